@@ -1,0 +1,153 @@
+"""`python3 -m tests [pytest arguments]`: run the tests in a virtual environment of their own.
+
+Only the standard library is needed to start: the first run makes the environment below `.cache/tests/` and installs the
+package's `test` extra into it; later runs find it by the hash of pyproject.toml and start at once. A changed
+pyproject.toml is a new environment, and the old one is removed once nobody runs in it.
+
+    python3 -m tests -k echo            pytest's own arguments
+    python3 -m tests --tool ruff check  any other tool of that environment
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache" / "tests"
+READY = "ready"  # written last into a finished environment: one that was interrupted does not have it
+
+
+def main(arguments: Sequence[str]) -> int:
+    if sys.version_info < (3, 10):
+        return complain(f"utpsocket needs Python 3.10 or later; this is {sys.version.split()[0]}")
+    if arguments[:1] == ["--tool"]:
+        if len(arguments) < 2:
+            return complain("--tool needs the name of a tool: python3 -m tests --tool ruff check")
+        module, *rest = arguments[1:]
+    else:
+        module, rest = "pytest", list(arguments)
+    environment = CACHE / environment_name()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    try:
+        with in_use(environment):
+            remove_superseded(environment)
+            return run([str(environment / "bin" / "python"), "-m", module, *rest])
+    except CannotPrepare as problem:
+        return complain(str(problem))
+
+
+class CannotPrepare(Exception):
+    """The environment could not be made; the text says what to do about it."""
+
+
+def environment_name() -> str:
+    """One environment per interpreter and content of pyproject.toml, so that two never share or overwrite one."""
+    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes())
+    wanted.update(f"{sys.version}\n{sys.base_exec_prefix}\n{ROOT}".encode())
+    return f"{interpreter_prefix()}{wanted.hexdigest()[:12]}"
+
+
+def interpreter_prefix() -> str:
+    return f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}-"
+
+
+@contextmanager
+def in_use(environment: Path) -> Iterator[None]:
+    """Hold `environment`, made first if need be: shared among runs, exclusive while it is being made or removed."""
+    with open(lock_of(environment), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        while not (environment / READY).exists():
+            # flock cannot go from shared to exclusive without letting go, so another run may have built it meanwhile.
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (environment / READY).exists():
+                build(environment)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+def lock_of(environment: Path) -> Path:
+    return environment.with_name(environment.name + ".lock")
+
+
+def build(environment: Path) -> None:
+    note(f"making the test environment {environment.relative_to(ROOT)} (once per pyproject.toml) ...")
+    shutil.rmtree(environment, ignore_errors=True)
+    made = captured([sys.executable, "-m", "venv", str(environment)])
+    if made.returncode:
+        raise CannotPrepare(
+            f"{sys.executable} cannot make a virtual environment:\n{indented(made.stdout)}\n"
+            "It needs the standard modules venv and ensurepip, which Debian and Ubuntu keep in a package of their own:\n"
+            "    apt-get install python3-venv"
+        )
+    python = str(environment / "bin" / "python")
+    installed = captured([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e", ".[test]"])
+    if installed.returncode:
+        raise CannotPrepare(
+            f"pip could not install the test dependencies:\n{indented(installed.stdout)}\n"
+            "They come from PyPI, so the first run needs the network (or a pip configured for a mirror)."
+        )
+    (environment / READY).touch()
+
+
+def remove_superseded(environment: Path) -> None:
+    """Remove this interpreter's environments for an earlier pyproject.toml, unless somebody runs in them."""
+    for other in CACHE.glob(f"{interpreter_prefix()}*.lock"):
+        if other == lock_of(environment):
+            continue
+        with open(other, "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            # The lock file stays: removed, two runs could each hold "the" lock on a file of the same name.
+            shutil.rmtree(other.with_suffix(""), ignore_errors=True)
+
+
+def run(command: Sequence[str]) -> int:
+    """Run `command` in the repository's root; Ctrl-C is the child's to handle, as the terminal tells it too."""
+    variables = {key: value for key, value in os.environ.items() if key not in ("PYTHONHOME", "PYTHONPATH")}
+    with subprocess.Popen(command, cwd=ROOT, env=variables) as child:
+        while True:
+            try:
+                return child.wait()
+            except KeyboardInterrupt:
+                continue
+
+
+def captured(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+
+
+def indented(text: str) -> str:
+    return "\n".join("    " + line for line in text.strip().splitlines())
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def complain(text: str) -> int:
+    note(f"python3 -m tests: {text}")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
