@@ -1,0 +1,46 @@
+"""A module over TCP: measured once per interpreter and machine, then kept in the user's cache.
+
+The key holds whatever changes the result: the interpreter's version, the kernel, and the code that measures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from compat.stdlib import child, modules, supervisor
+from compat.stdlib.supervisor import ModuleRun, TestRecord
+
+MEASURING_CODE: Final = (child, modules, supervisor)
+
+
+def cache_folder(version: str) -> Path:
+    """Where this interpreter's baselines live."""
+    digest = hashlib.sha256(f"{version}\n{platform.platform()}\n".encode())
+    for module in MEASURING_CODE:
+        digest.update(Path(module.__file__).read_bytes())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "utpsocket-compat" / f"stdlib-{version.split()[0]}-{digest.hexdigest()[:12]}"
+
+
+def load(folder: Path, module: str) -> ModuleRun | None:
+    """The module's kept baseline, or None."""
+    try:
+        kept = json.loads((folder / f"{module}.json").read_text())
+    except FileNotFoundError:
+        return None
+    kept["tests"] = {identity: TestRecord(**record) for identity, record in kept["tests"].items()}
+    return ModuleRun(**kept)
+
+
+def keep(folder: Path, run: ModuleRun) -> None:
+    """Write the module's baseline, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f"{run.module}.{os.getpid()}.draft"
+    draft.write_text(json.dumps(asdict(run)))
+    draft.replace(folder / f"{run.module}.json")

@@ -1,0 +1,253 @@
+"""One test module in the interpreter under test: private network, patch, import, run, look for what was left over.
+
+Started by supervisor.py as a script, once per module and again after each test that hung. It says what happens as JSON lines
+appended to the request's `events` file, so that nothing is lost when it has to be killed:
+
+    {"network": "private" | "shared"}                       before anything is imported
+    {"start": id, "at": s}                                  a test begins
+    {"end": id, "status": …, "seconds": s, "tcp": n, "utp": n, "why": text}      …and ends; n are sockets, uTP connections
+    {"skipped_module": reason}                              the module has nothing to say on this machine
+    {"finished": {"fds": {kind: n}, "threads": n, "udp_ports": n}, "utp": n}     what is left after the engine's shutdown
+
+Ids are the tests' own without `test.`, with `#2`, `#3`… when one occurs again. A test's status is its worst: hang, crash (both said by the
+supervisor), error, fail, skip, pass.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import importlib.util
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+import unittest
+from collections import Counter
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final
+
+from compat.stdlib import tally
+from compat.stdlib.private_network import enter_private_network
+
+DUMP_SIGNAL: Final = 50  # a real-time signal no test uses: the supervisor asks where a hung test stands
+SEVERITY: Final = ("pass", "skip", "fail", "error")
+WHY_BYTES: Final = 4000  # of a traceback, its end
+
+AF_INET, AF_INET6, SOCK_STREAM, SOCK_TYPE_MASK = 2, 10, 1, 0xF
+
+_perf_counter = time.perf_counter
+
+
+class Recorder(unittest.TestResult):
+    """Says each test's beginning and end, with the number of stream sockets the process made meanwhile."""
+
+    def __init__(self, events: str) -> None:
+        super().__init__()
+        self._events = events
+        self._seen: Counter[str] = Counter()
+        self._current: dict[str, Any] = {}
+        self._tcp_sockets = 0
+        sys.addaudithook(self._count_socket)
+
+    def say(self, **event: Any) -> None:
+        tally.append_line(self._events, json.dumps(event))
+
+    def startTest(self, test: unittest.TestCase) -> None:
+        super().startTest(test)
+        self._begin(test)
+
+    def stopTest(self, test: unittest.TestCase) -> None:
+        super().stopTest(test)
+        self._end()
+
+    def addSuccess(self, test: unittest.TestCase) -> None:
+        self._worsen(test, "pass", "")
+
+    def addError(self, test: unittest.TestCase, err: Any) -> None:
+        self._worsen(test, "error", err)
+
+    def addFailure(self, test: unittest.TestCase, err: Any) -> None:
+        self._worsen(test, "fail", err)
+
+    def addSkip(self, test: unittest.TestCase, reason: str) -> None:
+        self._worsen(test, "skip", reason)
+
+    def addExpectedFailure(self, test: unittest.TestCase, err: Any) -> None:
+        self._worsen(test, "pass", "")
+
+    def addUnexpectedSuccess(self, test: unittest.TestCase) -> None:
+        self._worsen(test, "fail", "unexpected success")
+
+    def addSubTest(self, test: unittest.TestCase, subtest: unittest.TestCase, err: Any) -> None:
+        if err is not None:
+            failed = issubclass(err[0], test.failureException)
+            self._worsen(test, "fail" if failed else "error", err)
+
+    def _begin(self, test: unittest.TestCase) -> None:
+        name = test_name(test)
+        self._seen[name] += 1
+        number = self._seen[name]
+        identity = name if number == 1 else f"{name}#{number}"
+        self._current = {"end": identity, "status": None, "why": "", "tcp": self._tcp_sockets, "seconds": 0.0}
+        self.say(start=identity)
+        self._current["seconds"] = _perf_counter()
+
+    def _end(self) -> None:
+        seconds = _perf_counter() - self._current["seconds"]
+        sockets = self._tcp_sockets - self._current["tcp"]
+        status = self._current["status"] or "pass"  # only expected failures of subtests say nothing
+        made = tally.connections_made()
+        self.say(**self._current | {"seconds": round(seconds, 4), "tcp": sockets, "status": status, "utp": made})
+        self._current = {}
+
+    def _worsen(self, test: unittest.TestCase, status: str, err: Any) -> None:
+        # A class's or module's fixture that fails or skips has no startTest of its own.
+        fixture = not self._current
+        if fixture:
+            self._begin(test)
+        before = self._current["status"]
+        if before is None or SEVERITY.index(status) > SEVERITY.index(before):
+            text = err if isinstance(err, str) else "".join(traceback.format_exception(*err))
+            self._current |= {"status": status, "why": text[-WHY_BYTES:]}
+        if fixture:
+            self._end()
+
+    def _count_socket(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "socket.__new__":
+            _, family, kind, _ = arguments
+            if family in (AF_INET, AF_INET6) and kind & SOCK_TYPE_MASK == SOCK_STREAM:
+                self._tcp_sockets += 1
+
+
+def test_name(test: Any) -> str:
+    """The test's id without `test.`: some modules are ours to instantiate and live at the top level."""
+    identity: str = test.id()
+    return identity.removeprefix("test.").replace("(test.", "(")
+
+
+def flatten(suite: Any) -> Iterator[Any]:
+    """The tests of a nested suite, in order."""
+    for item in suite:
+        if isinstance(item, unittest.TestSuite):
+            yield from flatten(item)
+        else:
+            yield item
+
+
+def chosen(suite: unittest.TestSuite, request: dict[str, Any]) -> unittest.TestSuite:
+    """What is to be run of `suite`: matching, not excluded, and not done by a process before this one."""
+    done = Counter(request["done"])
+    tests = unittest.TestSuite()
+    for test in flatten(suite):
+        name = test_name(test)
+        if done[name] > 0:
+            done[name] -= 1
+        elif any(fnmatchcase(name, pattern) for pattern in request["exclude"]):
+            continue
+        elif not request["match"] or any(fnmatchcase(name, pattern) for pattern in request["match"]):
+            tests.addTest(test)
+    return tests
+
+
+def load(name: str) -> unittest.TestSuite:
+    """The module's tests. A module that this machine cannot run raises SkipTest."""
+    full_name = f"test.{name}"
+    if importlib.util.find_spec(full_name) is None:
+        full_name = name  # the supervisor put it on the path
+    return unittest.defaultTestLoader.loadTestsFromModule(importlib.import_module(full_name))
+
+
+def patch() -> None:
+    """Put uTP in place of TCP, with the engine started: its thread is then part of what every test finds at its beginning."""
+    import utpsocket.engine
+    from utpsocket import monkey
+
+    monkey.patch_socket()
+    utpsocket.engine.engine()
+
+
+def shut_down() -> None:
+    """End the engine: what it leaves behind after that is a leak."""
+    import utpsocket.engine
+
+    utpsocket.engine.shutdown()
+
+
+def leftovers() -> dict[str, Any]:
+    """What this process still holds: descriptors by kind, threads, and the UDP ports of its network that belong to it."""
+    gc.collect()
+    fds = Path("/proc/self/fd")
+    if not fds.is_dir():
+        return {"fds": {}, "threads": threading.active_count(), "udp_ports": 0}
+    kinds: Counter[str] = Counter()
+    inodes = set()
+    for entry in fds.iterdir():
+        try:
+            target = os.readlink(entry)
+        except OSError:  # the directory's own
+            continue
+        kind, _, inode = target.partition(":[")
+        kinds[kind if inode else target.removeprefix("anon_inode:") if target.startswith("anon_inode") else "file"] += 1
+        if kind == "socket":
+            inodes.add(inode.rstrip("]"))
+    udp_ports = 0
+    for table in ("udp", "udp6"):
+        path = Path("/proc/self/net", table)
+        if path.exists():
+            udp_ports += sum(row.split()[9] in inodes for row in path.read_text().splitlines()[1:])
+    return {"fds": dict(kinds), "threads": len(os.listdir("/proc/self/task")), "udp_ports": udp_ports}
+
+
+def main(request: dict[str, Any]) -> None:
+    """Run the request: see supervisor.py, which writes it."""
+    network = "private" if request["private_network"] and enter_private_network() else "shared"
+    recorder = Recorder(request["events"])
+    recorder.say(network=network)
+    faulthandler.enable()
+    faulthandler.register(DUMP_SIGNAL, all_threads=True)
+
+    over_utp = request["transport"] == "utp" and not os.environ.get("COMPAT_STDLIB_STAND_IN")
+    if over_utp:
+        patch()
+        tally.report_at_exit_of_forks(request["tally"])
+
+    from test import support
+
+    support.use_resources = list(request["resources"][network])
+    try:
+        suite = chosen(load(request["module"]), request)
+    except unittest.SkipTest as reason:
+        recorder.say(skipped_module=str(reason))
+        suite = unittest.TestSuite()
+    suite.run(recorder)
+    made = tally.connections_made()
+    if over_utp:
+        shut_down()
+    recorder.say(finished=leftovers(), utp=made)
+
+
+def available_modules() -> list[str]:
+    """The test modules this interpreter ships, packages' submodules included."""
+    import test
+    from pkgutil import iter_modules
+
+    names = []
+    for module in iter_modules(test.__path__):
+        names.append(module.name)
+        if module.ispkg and module.name.startswith("test_"):
+            folders = [str(Path(folder, module.name)) for folder in test.__path__]
+            names += [f"{module.name}.{inner.name}" for inner in iter_modules(folders)]
+    return [name for name in names if name.rpartition(".")[2].startswith(("test_", "_test_"))]
+
+
+if __name__ == "__main__":
+    os.environ.pop("COMPAT_STDLIB_CHILD", None)
+    if sys.argv[1] == "--list":
+        print(json.dumps({"version": sys.version, "info": sys.version_info[:3], "modules": available_modules()}))
+    else:
+        main(json.loads(Path(sys.argv[1]).read_text()))

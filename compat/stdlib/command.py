@@ -1,0 +1,133 @@
+"""The command line of python3 -m compat stdlib."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final
+
+from compat.stdlib import baseline, report
+from compat.stdlib.modules import MODULES, QUICK, START_METHODS, select
+from compat.stdlib.supervisor import ROOT, ModuleRun, Task, run_module
+from compat.stdlib.verdict import Verdict, judge
+
+TCP_LIMIT_S: Final = 90.0  # per test; the longest that ends over TCP takes about a third of it
+UTP_LIMIT_S: Final = 30.0  # per test, on top of…
+UTP_LIMIT_RATIO: Final = 5.0  # …so many times what it took over TCP
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """The Python under test."""
+
+    path: str
+    version: str
+    info: tuple[int, ...]
+    modules: list[str]
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; 0 all as it should be, 1 something is not, 2 wrong usage."""
+    options = _parser().parse_args(argv)
+    try:
+        interpreter = _ask(options.python)
+    except (OSError, subprocess.CalledProcessError, ValueError) as failure:
+        print(f"{options.python} ships no test package, or does not run: {failure}", file=sys.stderr)
+        return 2
+    wanted = tuple(options.modules) or (QUICK if options.quick else MODULES)
+    names = select(wanted, interpreter.modules)
+    if not names:
+        print(f"{options.python} has none of: {' '.join(wanted)}", file=sys.stderr)
+        return 2
+
+    verdicts: dict[str, Verdict] = {}
+
+    def run(name: str) -> None:
+        verdict = _run_one(interpreter, name, options)
+        verdicts[name] = verdict
+        note = "ok" if verdict.good else f"{len(verdict.unexpected)} unexpected, {len(verdict.stale)} stale"
+        pace = f"{verdict.seconds:.0f} s, TCP {verdict.tcp_seconds:.0f} s"
+        print(f"[{len(verdicts)}/{len(names)}] {name}: {note} ({pace})", file=sys.stderr, flush=True)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(run, names))
+    ordered = [verdicts[name] for name in names]
+    print(report.as_text(ordered, causes=not options.brief), file=sys.stderr)
+    if options.json:
+        print(json.dumps(report.as_json(interpreter.version, ordered), indent=1))
+    if options.table:
+        report.write_table(options.table, report.as_markdown(interpreter.version, ordered))
+    return 0 if all(verdict.good for verdict in ordered) else 1
+
+
+def _run_one(interpreter: Interpreter, name: str, options: argparse.Namespace) -> Verdict:
+    match = tuple(options.match)
+    tcp = _over_tcp(interpreter, name, match, fresh=options.fresh)
+
+    def limit_s(identity: str) -> float:
+        known = tcp.tests.get(identity)
+        return UTP_LIMIT_S + UTP_LIMIT_RATIO * (known.seconds if known else 0.0)
+
+    task = Task(interpreter.path, name, "utp", match, limit_s)
+    runs = [run_module(task) for _ in range(options.runs)]
+    return judge(tcp, runs, interpreter.info, stand_in=bool(os.environ.get("COMPAT_STDLIB_STAND_IN")))
+
+
+def _over_tcp(interpreter: Interpreter, name: str, match: tuple[str, ...], *, fresh: bool) -> ModuleRun:
+    folder = baseline.cache_folder(interpreter.version)
+    kept = None if fresh else baseline.load(folder, name)
+    if kept and match:
+        kept.tests = {
+            identity: record
+            for identity, record in kept.tests.items()
+            if any(fnmatchcase(identity.partition("#")[0], pattern) for pattern in match)
+        }
+    if kept:
+        return kept
+    limit: Callable[[str], float] = lambda _: TCP_LIMIT_S  # noqa: E731 - one line beside its use
+    run = run_module(Task(interpreter.path, name, "tcp", match, limit))
+    if not match:
+        baseline.keep(folder, run)
+    return run
+
+
+def _ask(python: str) -> Interpreter:
+    answer = subprocess.run(
+        [python, "-m", "compat.stdlib.child", "--list"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    known: dict[str, Any] = json.loads(answer.stdout)
+    modules = list(known["modules"])
+    if "_test_multiprocessing" in modules:
+        modules += [name for name in START_METHODS if name not in modules]
+    return Interpreter(python, known["version"], tuple(known["info"]), modules)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python3 -m compat stdlib",
+        description="The interpreter's own test modules, unedited, over uTP beside TCP.",
+        epilog="Modules are names or globs: test_socket, 'test_urllib*', 'test_asyncio.*'. Without any: all that matter.",
+    )
+    parser.add_argument("modules", nargs="*", metavar="MODULE")
+    parser.add_argument("--quick", action="store_true", help="the subset for continuous integration")
+    parser.add_argument("--python", default=sys.executable, metavar="PATH", help="the interpreter under test")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="modules at a time (default 1: tests have time limits)")
+    parser.add_argument("--runs", type=int, default=1, metavar="N", help="runs over uTP; a test counts if it passes in every one")
+    parser.add_argument("--match", action="append", default=[], metavar="GLOB", help="only tests of such ids")
+    parser.add_argument("--fresh", action="store_true", help="measure TCP again instead of trusting the cache")
+    parser.add_argument("--brief", action="store_true", help="no causes of unexpected differences")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the markdown table there")
+    return parser
