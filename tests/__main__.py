@@ -85,7 +85,7 @@ def build(environment: Path) -> None:
     if made.returncode:
         raise CannotPrepare(
             f"{sys.executable} cannot make a virtual environment:\n{indented(made.stdout)}\n"
-            "It needs the standard modules venv and ensurepip, which Debian and Ubuntu keep in a package of their own:\n"
+            "It needs the standard modules venv and ensurepip, which on Debian and Ubuntu are a package of their own:\n"
             "    apt-get install python3-venv"
         )
     python = str(environment / "bin" / "python")

@@ -1,0 +1,46 @@
+"""The commands of `python3 -m utpsocket`, one module each, imported when it is called and not before.
+
+A command's module has `configure(parser)`, which adds its arguments, and `run(arguments)`, which returns the exit
+status: 0 all as it should be, 1 something failed, 2 wrong usage. With --json a command prints one JSON object on stdout
+and nothing else there; progress and notes go to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+COMMANDS: Final = {
+    "demo": "download a file with http.client from http.server in another process, both over uTP",
+}
+
+INTERRUPTED: Final = 128 + signal.SIGINT  # what a shell reports for a program that Ctrl-C ended
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that `argv` names (default: the process's own arguments) and return its exit status."""
+    program = "utpsocket" if os.path.basename(sys.argv[0]) == "utpsocket" else "python3 -m utpsocket"
+    chooser = argparse.ArgumentParser(
+        prog=program,
+        description="Commands around utpsocket, a socket.socket whose bytes travel over uTP (BEP 29).",
+        epilog="\n".join(["commands:", *(f"  {name:<10}{about}" for name, about in COMMANDS.items())]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    chooser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="one of those below")
+    chooser.add_argument("arguments", metavar="...", nargs=argparse.REMAINDER, help="COMMAND --help lists them")
+    chosen = chooser.parse_args(argv)
+
+    module = importlib.import_module(f"{__name__}.{chosen.command}")
+    parser = argparse.ArgumentParser(prog=f"{program} {chosen.command}", description=COMMANDS[chosen.command])
+    module.configure(parser)
+    try:
+        status: int = module.run(parser.parse_args(chosen.arguments))
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return status
