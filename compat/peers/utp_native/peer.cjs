@@ -230,6 +230,7 @@ const CLIENT = {
   async abort (stream, header) {
     await stream.putSeeded(header.bytes, header.seed)
     await stream.line()
+    if (header.aborter === 'acceptor') await stream.putCounted(Buffer.from('!'))
     await stream.takeAll()
   },
   async endless (stream, header) {

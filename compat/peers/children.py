@@ -1,0 +1,144 @@
+"""Processes that a case starts, and that never outlive it.
+
+Every child prints JSON lines and ends when its standard input does: if this process is killed, the kernel closes the
+pipe and the children go by themselves. In the ordinary case `Children.__exit__` ends them by their process id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+REPOSITORY: Final = Path(__file__).resolve().parents[2]
+STOP_SECONDS: Final = 5.0
+_END: Final = {"end of output": True}
+
+
+class ChildFailed(Exception):
+    """A child said nothing, said it failed, or ended early. The text is fit for a report's `cause`."""
+
+
+class Child:
+    """A running process whose JSON lines can be waited for."""
+
+    def __init__(self, name: str, command: list[str], *, environment: dict[str, str] | None = None) -> None:
+        self.name = name
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read after the process has ended
+        self._messages: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._seen: list[dict[str, Any]] = []
+        # A session of its own: Ctrl-C reaches the runner alone, which ends its children and says so once.
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, name=f"{name} output", daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            try:
+                message = json.loads(line)
+            except ValueError:
+                message = {"text": line.decode(errors="replace").rstrip()}
+            self._messages.put(message if isinstance(message, dict) else {"text": message})
+        self._messages.put(_END)
+
+    def expect(self, key: str, *, deadline: float) -> Any:
+        """The value of the first message with this key. Raises ChildFailed at the deadline (time.monotonic())."""
+        for message in self._seen:
+            if key in message:
+                return message[key]
+        while True:
+            try:
+                message = self._messages.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise ChildFailed(f"{self.name}: no {key!r} in time{self._last_words()}") from None
+            if message is _END:
+                self._messages.put(_END)
+                self.process.wait()
+                raise ChildFailed(
+                    f"{self.name}: ended ({self.process.returncode}) without {key!r}{self._last_words()}"
+                )
+            self._seen.append(message)
+            if key in message:
+                return message[key]
+
+    def wait(self, *, deadline: float) -> int:
+        """Its exit status. Raises ChildFailed at the deadline."""
+        try:
+            return self.process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise ChildFailed(f"{self.name}: does not end{self._last_words()}") from None
+
+    def finish(self) -> None:
+        """Close its standard input: the sign to end."""
+        if self.process.stdin and not self.process.stdin.closed:
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """End it, gently if it listens. Harmless when it has ended."""
+        self.finish()
+        try:
+            self.process.wait(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._reader.join(timeout=STOP_SECONDS)
+        if self.process.stdout:
+            self.process.stdout.close()
+        self._errors.close()
+
+    def errors(self) -> str:
+        """The end of what it wrote to standard error."""
+        if self._errors.closed:
+            return ""
+        size = os.fstat(self._errors.fileno()).st_size
+        return os.pread(self._errors.fileno(), 2000, max(0, size - 2000)).decode(errors="replace").strip()
+
+    def _last_words(self) -> str:
+        lines = self.errors().splitlines()
+        return f" ({lines[-1]})" if lines else ""
+
+
+class Children:
+    """Starts processes; ends all of them when the `with` block is left, however it is left."""
+
+    def __init__(self) -> None:
+        self._children: list[Child] = []
+
+    def start(self, name: str, command: list[str], *, environment: dict[str, str] | None = None) -> Child:
+        child = Child(name, command, environment=environment)
+        self._children.append(child)
+        return child
+
+    def __enter__(self) -> Children:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for child in self._children:
+            if error is not None and child.process.poll() is None:
+                child.process.kill()
+            child.finish()
+        for child in self._children:
+            child.stop()
