@@ -104,7 +104,9 @@ def run_fetch(arguments: argparse.Namespace) -> int:
 def run_serve(arguments: argparse.Namespace) -> int:
     """Serve until Ctrl-C, SIGTERM, or, with --until-eof, the end of stdin."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.ExitStack() as stack:
+    if arguments.until_eof:
+        threading.Thread(target=terminate_at_eof, daemon=True).start()
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="utpsocket-demo-")))
         served = make_file(directory, arguments.size)
         try:
@@ -122,18 +124,16 @@ def run_serve(arguments: argparse.Namespace) -> int:
                 f"on the other machine: python3 -m utpsocket demo fetch HOST {server.server_port}",
                 flush=True,
             )
-        if arguments.until_eof:
-            threading.Thread(target=shut_down_at_eof, args=(server,), daemon=True).start()
-        with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever(poll_interval=0.05)
+        server.serve_forever()
     return 0
 
 
-def shut_down_at_eof(server: Server) -> None:
-    """Wait for stdin's end, then stop `server`. Reads the descriptor: a Python file would be locked at exit."""
+def terminate_at_eof() -> None:
+    """Wait for stdin's end, then end this process as SIGTERM does, even while it is still making its file."""
+    # Reads the descriptor: the lock of a Python file would be held when the interpreter exits.
     while os.read(0, 1):
         pass
-    server.shutdown()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class ServerFailed(Exception):

@@ -136,7 +136,7 @@ def read_and_hash(
     """
     digest = hashlib.sha256()
     done_bytes = 0
-    while done_bytes < size_bytes:
+    while True:
         filled = 0
         wanted = min(len(turn), size_bytes - done_bytes)
         while filled < wanted:
@@ -148,8 +148,10 @@ def read_and_hash(
         watch.stop()
         digest.update(turn[:filled])
         done_bytes += filled
-        if done_bytes < size_bytes:
-            watch.start()
+        if done_bytes == size_bytes:
+            break
+        watch.start()
+    response.close()  # http.client does it with the last byte read, but an empty body has none
     return digest.digest()
 
 

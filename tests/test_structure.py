@@ -1,0 +1,256 @@
+"""The tree keeps to DESIGN.md §1 and STYLE.md: what may import what, how large a file is, what things are called.
+
+Every rule is a function from parsed files to complaints, so that each also has a test that it does complain.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "utpsocket"
+
+# What cannot touch the world: no socket, clock, thread, file or randomness is within reach of these.
+PURE_MODULES = frozenset(
+    {
+        "__future__",
+        "array",
+        "bisect",
+        "collections",
+        "dataclasses",
+        "enum",
+        "itertools",
+        "math",
+        "struct",
+        "typing",
+    }
+)
+# Third-party names that one module may import, each the extra of its name.
+EXTRAS = {"green.py": {"gevent"}}
+
+LARGEST_FILE_LINES = 600
+FORBIDDEN_FILES = frozenset({"utils.py", "util.py", "common.py", "constants.py", "helpers.py", "misc.py"})
+FORBIDDEN_PREFIXES = ("get_", "do_", "process_")
+FORBIDDEN_SUFFIXES = ("Manager", "Helper")
+PURE_ROOMS = ("protocol", "engine")  # the rooms whose names are all ours
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parsed file; `path` is relative to the package, with slashes."""
+
+    path: str
+    text: str
+
+    @property
+    def room(self) -> str:
+        return self.path.split("/")[0] if "/" in self.path else ""
+
+    @property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text, self.path)
+
+    @property
+    def package(self) -> str:
+        """The dotted package that a relative import in this file starts from."""
+        return ".".join([PACKAGE, *self.path.split("/")[:-1]])
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module; for `from m import n` also `m.n`, which may be a module too."""
+
+    line: int
+    name: str
+    at_module_level: bool
+
+    @property
+    def top(self) -> str:
+        return self.name.split(".")[0]
+
+
+def sources() -> list[Source]:
+    package = ROOT / PACKAGE
+    return [
+        Source(path.relative_to(package).as_posix(), path.read_text(encoding="utf-8"))
+        for path in sorted(package.rglob("*.py"))
+    ]
+
+
+def imports(source: Source) -> Iterator[Import]:
+    """Every import, in functions and under TYPE_CHECKING too: a type that is needed is a dependency as well."""
+    tree = source.tree
+    function_nodes = {
+        id(inner)
+        for outer in ast.walk(tree)
+        if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for inner in ast.walk(outer)
+    }
+    for node in ast.walk(tree):
+        level = id(node) not in function_nodes
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(node.lineno, alias.name, level)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                package = source.package.split(".")
+                module = ".".join([*package[: len(package) - node.level + 1], *filter(None, [module])])
+            for alias in node.names:
+                yield Import(node.lineno, f"{module}.{alias.name}", level)
+
+
+def impure_protocol(source: Source) -> Iterator[str]:
+    if source.room != "protocol":
+        return
+    for imported in imports(source):
+        ours = imported.name.startswith(f"{PACKAGE}.protocol")
+        pure = imported.top in PURE_MODULES or imported.name.startswith("collections.")
+        if not ours and not pure:
+            yield f"{source.path}:{imported.line}: protocol/ imports {imported.name}"
+
+
+def engine_looking_up(source: Source) -> Iterator[str]:
+    if source.room != "engine":
+        return
+    for imported in imports(source):
+        below = imported.name.startswith((f"{PACKAGE}.protocol", f"{PACKAGE}.engine"))
+        if imported.top == PACKAGE and not below:
+            yield f"{source.path}:{imported.line}: engine/ imports {imported.name}, which is what users touch"
+
+
+def third_party(source: Source) -> Iterator[str]:
+    allowed = sys.stdlib_module_names | {PACKAGE} | EXTRAS.get(source.path, set())
+    for imported in imports(source):
+        if imported.at_module_level and imported.top not in allowed:
+            yield f"{source.path}:{imported.line}: the library imports {imported.top}"
+
+
+def vague_file_name(source: Source) -> Iterator[str]:
+    name = source.path.rsplit("/", 1)[-1]
+    if name in FORBIDDEN_FILES:
+        yield f"{source.path}: {name} names no idea; a constant lives beside its one user"
+
+
+def too_long(source: Source) -> Iterator[str]:
+    lines = source.text.count("\n")
+    if lines > LARGEST_FILE_LINES:
+        yield f"{source.path}: {lines} lines; an idea in it is missing a module"
+
+
+def no_introduction(source: Source) -> Iterator[str]:
+    if not source.text.strip():
+        if not source.path.endswith("__init__.py"):
+            yield f"{source.path}: empty"
+        return
+    if not ast.get_docstring(source.tree):
+        yield f"{source.path}: no module docstring"
+    if not any(imported.name == "__future__.annotations" for imported in imports(source)):
+        yield f"{source.path}: no `from __future__ import annotations`"
+
+
+def vague_names(source: Source) -> Iterator[str]:
+    if source.room not in PURE_ROOMS:
+        return
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if node.name.lstrip("_").startswith(FORBIDDEN_PREFIXES):
+                yield f"{source.path}:{node.lineno}: {node.name}() says nothing with its first word"
+        elif isinstance(node, ast.ClassDef):
+            if node.name.endswith(FORBIDDEN_SUFFIXES) or re.match(r"_*Utp[A-Z]", node.name):
+                yield f"{source.path}:{node.lineno}: class {node.name} is not named by what it is"
+
+
+RULES: list[Callable[[Source], Iterator[str]]] = [
+    impure_protocol,
+    engine_looking_up,
+    third_party,
+    vague_file_name,
+    too_long,
+    no_introduction,
+    vague_names,
+]
+
+INTRODUCED = '"""A module."""\n\nfrom __future__ import annotations\n\n'
+
+# A file that each rule must complain about, and how often: a rule that never fires proves nothing.
+OFFENDERS = [
+    (
+        impure_protocol,
+        "protocol/x.py",
+        "import time\nimport random\nfrom . import packet\nfrom collections import abc\n",
+        2,
+    ),
+    (impure_protocol, "protocol/x.py", "def f():\n    import socket\n", 1),
+    (impure_protocol, "protocol/congestion/x.py", "from ..packet import y\nfrom ...engine import loop\n", 1),
+    (impure_protocol, "protocol/x.py", "from .. import shim\nfrom utpsocket import stats\n", 2),
+    (engine_looking_up, "engine/x.py", "from ..shim import socket\nfrom . import udp\nimport socket\n", 1),
+    (engine_looking_up, "engine/x.py", "from utpsocket import stats\nfrom utpsocket.protocol import Run\n", 1),
+    (third_party, "cli/x.py", "import rich\nfrom tqdm import tqdm\nimport utpsocket\n", 2),
+    (third_party, "green.py", "import gevent\nimport greenlet\n", 1),
+    (third_party, "shim.py", "def f():\n    import gevent\n", 0),
+    (vague_file_name, "engine/utils.py", "", 1),
+    (too_long, "shim.py", "x = 1\n" * (LARGEST_FILE_LINES + 1), 1),
+    (no_introduction, "shim.py", "x = 1\n", 2),
+    (no_introduction, "shim.py", "", 1),
+    (no_introduction, "cli/__init__.py", "", 0),
+    (no_introduction, "shim.py", INTRODUCED, 0),
+    (
+        vague_names,
+        "engine/x.py",
+        "class A:\n    def get_b(self): ...\n    def _do_c(self): ...\n    def target(self): ...\n",
+        2,
+    ),
+    (vague_names, "protocol/x.py", "class PortManager: ...\nclass UtpPort: ...\nclass Port: ...\n", 2),
+    (vague_names, "shim.py", "def get_inheritable(): ...\n", 0),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_tree_keeps_to(rule: Callable[[Source], Iterator[str]]) -> None:
+    files = sources()
+    assert files
+    assert [complaint for source in files for complaint in rule(source)] == []
+
+
+@pytest.mark.parametrize(("rule", "path", "text", "complaints"), OFFENDERS)
+def test_the_rule_sees(rule: Callable[[Source], Iterator[str]], path: str, text: str, complaints: int) -> None:
+    assert len(list(rule(Source(path, text)))) == complaints
+
+
+def test_every_rule_has_an_offender() -> None:
+    assert {rule for rule, _, _, complaints in OFFENDERS if complaints} == set(RULES)
+
+
+def test_tests_examples_and_compat_are_short_enough_to_read() -> None:
+    files = [
+        Source(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
+        for folder in ("tests", "examples", "compat")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    ]
+    assert files
+    assert [complaint for source in files for complaint in too_long(source)] == []
+
+
+def test_the_core_can_be_imported_without_the_world() -> None:
+    """What the imports say, seen at run time: the core alone pulls in nothing that can open a socket or a thread."""
+    program = (
+        "import sys, types\n"
+        f"package = types.ModuleType('{PACKAGE}'); package.__path__ = ['{PACKAGE}']\n"
+        f"sys.modules['{PACKAGE}'] = package\n"
+        "before = set(sys.modules)\n"
+        f"import {PACKAGE}.protocol\n"
+        "print(*sorted({'socket', '_socket', 'select', 'ssl', 'random', 'threading'} & (set(sys.modules) - before)))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (ran.returncode, ran.stdout.split(), ran.stderr) == (0, [], "")
