@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Final
 
 from compat.stdlib import child, modules, supervisor
-from compat.stdlib.supervisor import ModuleRun, TestRecord
+from compat.stdlib.supervisor import ModuleRun, Outcome
 
-MEASURING_CODE: Final = (child, modules, supervisor)
+MEASURING_CODE: Final = tuple(str(module.__file__) for module in (child, modules, supervisor))
 
 
 def cache_folder(version: str) -> Path:
     """Where this interpreter's baselines live."""
     digest = hashlib.sha256(f"{version}\n{platform.platform()}\n".encode())
-    for module in MEASURING_CODE:
-        digest.update(Path(module.__file__).read_bytes())
+    for path in MEASURING_CODE:
+        digest.update(Path(path).read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "utpsocket-compat" / f"stdlib-{version.split()[0]}-{digest.hexdigest()[:12]}"
 
@@ -34,7 +34,7 @@ def load(folder: Path, module: str) -> ModuleRun | None:
         kept = json.loads((folder / f"{module}.json").read_text())
     except FileNotFoundError:
         return None
-    kept["tests"] = {identity: TestRecord(**record) for identity, record in kept["tests"].items()}
+    kept["tests"] = {identity: Outcome(**record) for identity, record in kept["tests"].items()}
     return ModuleRun(**kept)
 
 

@@ -1,16 +1,16 @@
 """One test module in the interpreter under test: private network, patch, import, run, look for what was left over.
 
-Started by supervisor.py as a script, once per module and again after each test that hung. It says what happens as JSON lines
+Started by supervisor.py, once per module and again after each test that hung. It says what happens as JSON lines
 appended to the request's `events` file, so that nothing is lost when it has to be killed:
 
-    {"network": "private" | "shared"}                       before anything is imported
-    {"start": id, "at": s}                                  a test begins
-    {"end": id, "status": …, "seconds": s, "tcp": n, "utp": n, "why": text}      …and ends; n are sockets, uTP connections
-    {"skipped_module": reason}                              the module has nothing to say on this machine
-    {"finished": {"fds": {kind: n}, "threads": n, "udp_ports": n}, "utp": n}     what is left after the engine's shutdown
+    {"network": "private" | "shared"}      before anything is imported
+    {"start": id}                          a test begins
+    {"end": id, "status": …, "seconds": s, "tcp": sockets, "utp": connections so far, "why": text}     …and ends
+    {"skipped_module": reason}             the module has nothing to say on this machine
+    {"finished": {"fds": {kind: n}, "threads": n, "udp_ports": n}, "utp": connections}     after the engine's shutdown
 
-Ids are the tests' own without `test.`, with `#2`, `#3`… when one occurs again. A test's status is its worst: hang, crash (both said by the
-supervisor), error, fail, skip, pass.
+Ids are the tests' own without `test.`, with `#2`, `#3`… when one occurs again. A test's status is its worst: error,
+fail, skip, pass; hang and crash are the supervisor's to say.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def load(name: str) -> unittest.TestSuite:
 
 
 def patch() -> None:
-    """Put uTP in place of TCP, with the engine started: its thread is then part of what every test finds at its beginning."""
+    """Put uTP in place of TCP, with the engine started: every test then finds its thread when it begins."""
     import utpsocket.engine
     from utpsocket import monkey
 
@@ -179,7 +179,7 @@ def shut_down() -> None:
 
 
 def leftovers() -> dict[str, Any]:
-    """What this process still holds: descriptors by kind, threads, and the UDP ports of its network that belong to it."""
+    """What this process still holds: descriptors by kind, threads, and UDP ports."""
     gc.collect()
     fds = Path("/proc/self/fd")
     if not fds.is_dir():
@@ -232,16 +232,18 @@ def main(request: dict[str, Any]) -> None:
 
 
 def available_modules() -> list[str]:
-    """The test modules this interpreter ships, packages' submodules included."""
-    import test
+    """The test modules this interpreter ships; of a package, its submodules instead of itself."""
     from pkgutil import iter_modules
+
+    import test
 
     names = []
     for module in iter_modules(test.__path__):
-        names.append(module.name)
-        if module.ispkg and module.name.startswith("test_"):
+        if module.ispkg:
             folders = [str(Path(folder, module.name)) for folder in test.__path__]
             names += [f"{module.name}.{inner.name}" for inner in iter_modules(folders)]
+        else:
+            names.append(module.name)
     return [name for name in names if name.rpartition(".")[2].startswith(("test_", "_test_"))]
 
 

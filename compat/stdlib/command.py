@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from compat.stdlib import baseline, report
-from compat.stdlib.modules import MODULES, QUICK, START_METHODS, select
+from compat.stdlib.modules import MODULES, QUICK, START_METHOD_MODULE, START_METHODS, select
 from compat.stdlib.supervisor import ROOT, ModuleRun, Task, run_module
 from compat.stdlib.verdict import Verdict, judge
 
@@ -32,6 +32,7 @@ class Interpreter:
     version: str
     info: tuple[int, ...]
     modules: list[str]
+    sources: dict[str, str]  # of modules it does not ship
 
 
 def main(argv: list[str]) -> int:
@@ -76,7 +77,7 @@ def _run_one(interpreter: Interpreter, name: str, options: argparse.Namespace) -
         known = tcp.tests.get(identity)
         return UTP_LIMIT_S + UTP_LIMIT_RATIO * (known.seconds if known else 0.0)
 
-    task = Task(interpreter.path, name, "utp", match, limit_s)
+    task = Task(interpreter.path, name, "utp", match, limit_s, interpreter.sources.get(name, ""))
     runs = [run_module(task) for _ in range(options.runs)]
     return judge(tcp, runs, interpreter.info, stand_in=bool(os.environ.get("COMPAT_STDLIB_STAND_IN")))
 
@@ -93,7 +94,7 @@ def _over_tcp(interpreter: Interpreter, name: str, match: tuple[str, ...], *, fr
     if kept:
         return kept
     limit: Callable[[str], float] = lambda _: TCP_LIMIT_S  # noqa: E731 - one line beside its use
-    run = run_module(Task(interpreter.path, name, "tcp", match, limit))
+    run = run_module(Task(interpreter.path, name, "tcp", match, limit, interpreter.sources.get(name, "")))
     if not match:
         baseline.keep(folder, run)
     return run
@@ -109,23 +110,29 @@ def _ask(python: str) -> Interpreter:
     )
     known: dict[str, Any] = json.loads(answer.stdout)
     modules = list(known["modules"])
+    sources = {}
     if "_test_multiprocessing" in modules:
-        modules += [name for name in START_METHODS if name not in modules]
-    return Interpreter(python, known["version"], tuple(known["info"]), modules)
+        missing = [name for name in START_METHODS if not select((name,), modules)]
+        sources = {name: START_METHOD_MODULE.format(method=START_METHODS[name]) for name in missing}
+    return Interpreter(python, known["version"], tuple(known["info"]), [*modules, *sources], sources)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python3 -m compat stdlib",
         description="The interpreter's own test modules, unedited, over uTP beside TCP.",
-        epilog="Modules are names or globs: test_socket, 'test_urllib*', 'test_asyncio.*'. Without any: all that matter.",
+        epilog="Modules are names or globs: test_socket, 'test_urllib*', 'test_asyncio.*'. Without: all that matter.",
     )
     parser.add_argument("modules", nargs="*", metavar="MODULE")
     parser.add_argument("--quick", action="store_true", help="the subset for continuous integration")
     parser.add_argument("--python", default=sys.executable, metavar="PATH", help="the interpreter under test")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="modules at a time (default 1: tests have time limits)")
-    parser.add_argument("--runs", type=int, default=1, metavar="N", help="runs over uTP; a test counts if it passes in every one")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="modules at a time (default 1: tests have time limits)"
+    )
+    parser.add_argument(
+        "--runs", type=int, default=1, metavar="N", help="runs over uTP; a test counts if it passes in every one"
+    )
     parser.add_argument("--match", action="append", default=[], metavar="GLOB", help="only tests of such ids")
     parser.add_argument("--fresh", action="store_true", help="measure TCP again instead of trusting the cache")
     parser.add_argument("--brief", action="store_true", help="no causes of unexpected differences")

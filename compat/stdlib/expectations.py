@@ -1,6 +1,7 @@
 """The tests that pass over TCP and cannot pass over uTP, each with the reason in the protocol or the platform.
 
-A listed test that passes is an error (stale), unless `sometimes` says that it is a race. What is missing work does not belong here.
+A listed test that passes is an error (stale), unless `sometimes` says that it is a race. What is missing work does not
+belong here.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ EXPECTED: Final = (
     Expectation("test_ftplib.TestFTPClass.test_abort", NO_URGENT_DATA),
     Expectation(
         "test_asyncio.test_sock_lowlevel.EPollEventLoopTests.test_sock_client_connect_racing",
-        "a socket whose connect() failed gets a fresh AF_UNIX socket under its number, which epoll forgets (POSIX: unspecified)",
+        "connect() after a failed one puts a fresh AF_UNIX socket under the number: epoll forgets it",
     ),
     Expectation(
         "test_epoll.TestEPoll.test_control_and_wait",
-        "expects what both ends sent in the first epoll_wait: kernel TCP delivers within send(), the engine's thread a moment later",
+        "expects both ends' data in the first epoll_wait: kernel TCP delivers within send(), a thread a moment later",
     ),
 )
 

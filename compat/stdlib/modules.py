@@ -1,7 +1,7 @@
 """Which of the interpreter's test modules are run, and what has to be left out of them.
 
-A name is the module's, without the leading `test.`. A trailing `*` takes every module of that beginning. What the interpreter
-does not have is passed over: the list spans several versions.
+A name is the module's, without the leading `test.`, or a glob; a package's name takes its submodules. What the
+interpreter does not have is passed over: the list spans several versions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MODULES: Final = (
     "test_poll",
     "test_epoll",
     "test_ssl",
-    "test_asyncio.*",
+    "test_asyncio",
     "test_asyncore",
     "test_asynchat",
     "test_httplib",
@@ -46,7 +46,6 @@ MODULES: Final = (
     "test_signal",
     "test_subprocess",
     "test_concurrent_futures",
-    "test_concurrent_futures.*",
     "test_multiprocessing_fork",
     "test_multiprocessing_forkserver",
     "test_multiprocessing_spawn",
@@ -115,5 +114,7 @@ def select(patterns: tuple[str, ...], available: list[str]) -> list[str]:
         name = pattern.removeprefix("test.")
         if name.startswith("asyncio."):
             name = f"test_{name}"
-        chosen |= dict.fromkeys(module for module in available if fnmatchcase(module, name))
+        chosen |= dict.fromkeys(
+            module for module in available if fnmatchcase(module, name) or fnmatchcase(module, f"{name}.*")
+        )
     return list(chosen)

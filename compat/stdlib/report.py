@@ -8,7 +8,20 @@ from typing import Any, Final
 
 from compat.stdlib.verdict import Verdict
 
-HEADINGS: Final = ("module", "tests", "TCP", "same", "relevant", "exp.", "UNEXP.", "stale", "slow", "uTP conn.", "s", "TCP s")
+HEADINGS: Final = (
+    "module",
+    "tests",
+    "TCP",
+    "same",
+    "relevant",
+    "exp.",
+    "UNEXP.",
+    "stale",
+    "slow",
+    "uTP conn.",
+    "s",
+    "TCP s",
+)
 WHY_LINES: Final = 6  # of each unexpected difference's cause
 TABLE_BEGIN: Final = "<!-- compat stdlib: begin -->"
 TABLE_END: Final = "<!-- compat stdlib: end -->"
@@ -68,17 +81,16 @@ def as_text(verdicts: list[Verdict], *, causes: bool) -> str:
 
 def as_markdown(version: str, verdicts: list[Verdict]) -> str:
     """The table for the manual. No times and no counts of connections: it changes only when a result does."""
+    feature = ".".join(version.split(".")[:2])
     lines = [
-        f"CPython {'.'.join(version.split()[0].split('.')[:2])}: tests that pass over TCP, and of these over uTP."
-        " *Relevant* tests make internet stream sockets.",
+        f"CPython {feature}: tests passing over TCP, and the same over uTP. Relevant ones make internet stream sockets.",
         "",
         "| module | pass over TCP | same over uTP | relevant | same | expected differences |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     shown = [verdict for verdict in verdicts if verdict.relevant]
     rest = [verdict for verdict in verdicts if verdict.over_tcp and not verdict.relevant]
-    for verdict in shown:
-        lines.append(_markdown_row(verdict.name, [verdict]))
+    lines += [_markdown_row(verdict.name, [verdict]) for verdict in shown]
     if rest:
         lines.append(_markdown_row(f"{len(rest)} modules without relevant tests", rest))
     lines.append(_markdown_row("**sum**", verdicts))

@@ -1,7 +1,8 @@
 """One module over one transport: start child.py, listen, end what hangs, resume after it.
 
-A child that says nothing for as long as its current test may take is asked where it stands (its threads' stacks become the test's
-cause), ended with its whole process group, and followed by another that leaves out what was done. The same after a crash.
+A child that says nothing for as long as its current test may take is asked where it stands (its threads' stacks become
+the test's cause), ended with its whole process group, and followed by another that leaves out what was done. The same
+after a crash.
 """
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ from compat.stdlib.modules import (
     NETWORK_MEANS_LOOPBACK,
     RESOURCES,
     RESOURCES_IN_PRIVATE_NETWORK,
-    START_METHOD_MODULE,
-    START_METHODS,
 )
 
 ROOT: Final = Path(__file__).resolve().parents[2]  # what holds compat/ and utpsocket/
@@ -39,7 +38,7 @@ LOG_TAIL_BYTES: Final = 6000
 
 
 @dataclass(frozen=True)
-class TestRecord:
+class Outcome:
     """What one test did over one transport."""
 
     status: str  # pass, skip, fail, error, hang, crash
@@ -54,7 +53,7 @@ class ModuleRun:
     """What one module did over one transport."""
 
     module: str
-    tests: dict[str, TestRecord] = field(default_factory=dict)
+    tests: dict[str, Outcome] = field(default_factory=dict)
     skipped: str = ""
     seconds: float = 0.0
     network: str = ""
@@ -72,6 +71,7 @@ class Task:
     transport: str  # tcp, utp
     match: tuple[str, ...]
     limit_s: Callable[[str], float]
+    source: str = ""  # of a module the interpreter does not ship
 
 
 def run_module(task: Task) -> ModuleRun:
@@ -111,9 +111,8 @@ class _Attempt:
         work.mkdir()
         modules = folder / "modules"
         modules.mkdir()
-        if task.module in START_METHODS:
-            source = START_METHOD_MODULE.format(method=START_METHODS[task.module])
-            (modules / f"{task.module}.py").write_text(source)
+        if task.source:
+            (modules / f"{task.module}.py").write_text(task.source)
         (folder / "request").write_text(json.dumps(self._request()))
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -134,19 +133,19 @@ class _Attempt:
             while self._process.poll() is None:
                 self._listen()
                 if time.monotonic() > self._deadline():
-                    self._end_hung()
-                    break
+                    self._give_up()
+                    return self._over
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(POLL_S)
             self._listen()
+            if not self._over:
+                self._record_lost("crash", f"exit status {self._process.returncode}\n{self._log_tail()}")
+            return self._over
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)  # the process, or children it left behind
             self._process.wait()
-        if not self._over:
-            self._record_lost("crash", f"exit status {self._process.returncode}\n{self._log_tail()}")
-        self._run.utp_connections += self._made + tally.total(self._tally)
-        return self._over
+            self._run.utp_connections += self._made + tally.total(self._tally)
 
     def _request(self) -> dict[str, Any]:
         network = self._task.module in NETWORK_MEANS_LOOPBACK
@@ -200,11 +199,14 @@ class _Attempt:
         if "start" in event:
             self._current = (event["start"], time.monotonic())
         elif "end" in event:
-            identity = self._identity(event["end"])
+            self._current = None
+            fixture = " (" in event["end"]  # setUpClass (module.Class): said again by every process that resumes
+            identity = event["end"] if fixture else self._identity(event["end"])
             made = event["utp"] - self._made
             self._made = event["utp"]
-            self._run.tests[identity] = TestRecord(event["status"], event["seconds"], event["tcp"], made, event["why"])
-            self._count_done(identity)
+            self._run.tests[identity] = Outcome(event["status"], event["seconds"], event["tcp"], made, event["why"])
+            if not fixture:
+                self._count_done(identity)
         elif "network" in event:
             self._run.network = event["network"]
         elif "skipped_module" in event:
@@ -227,9 +229,8 @@ class _Attempt:
     def _count_done(self, identity: str) -> None:
         self.done.append(identity)
         self.gained += 1
-        self._current = None
 
-    def _end_hung(self) -> None:
+    def _give_up(self) -> None:
         if self._over:
             self._run.troubles.append(f"did not exit within {EXIT_LIMIT_S:.0f} s of its last test")
             return
@@ -246,7 +247,8 @@ class _Attempt:
             return
         said, begun_at = self._current
         identity = self._identity(said)
-        self._run.tests[identity] = TestRecord(status, round(time.monotonic() - begun_at, 3), 0, 0, why)
+        self._run.tests[identity] = Outcome(status, round(time.monotonic() - begun_at, 3), 0, 0, why)
+        self._current = None
         self._count_done(identity)
 
     def _log_tail(self) -> str:

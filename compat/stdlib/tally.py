@@ -20,7 +20,7 @@ def connections_made() -> int:
     from utpsocket.stats import engine_stats
 
     stats = engine_stats()
-    return stats.connections_initiated + stats.connections_accepted
+    return int(stats.connections_initiated + stats.connections_accepted)
 
 
 def append_line(path: str, line: str) -> None:

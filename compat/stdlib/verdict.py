@@ -1,7 +1,7 @@
 """A module over TCP beside the same module over uTP: what is the same, and what is not.
 
-Only what passes over TCP counts: over_tcp = same + expected + unexpected. `same` means passed in every run over uTP. Relevant tests are
-those that made an internet stream socket over TCP; the others show that the patch harms nothing.
+Only what passes over TCP counts: over_tcp = same + expected + unexpected. `same` means passed in every run over uTP.
+Relevant tests are those that made an internet stream socket over TCP; the others show that the patch harms nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from compat.stdlib.expectations import EXPECTED, SLOWER, expectation
-from compat.stdlib.supervisor import ModuleRun, TestRecord
+from compat.stdlib.supervisor import ModuleRun, Outcome
 
 SLOW_RATIO: Final = 3.0  # issue's bound: no test slower than three times TCP…
 SLOW_S: Final = 1.0  # …and below this difference a ratio is noise
@@ -71,7 +71,7 @@ def judge(tcp: ModuleRun, runs: list[ModuleRun], version: tuple[int, ...], *, st
 
 
 def _judge_test(
-    verdict: Verdict, identity: str, tcp: TestRecord, found: list[TestRecord | None], version: tuple[int, ...]
+    verdict: Verdict, identity: str, tcp: Outcome, found: list[Outcome | None], version: tuple[int, ...]
 ) -> None:
     statuses = [record.status if record else "missing" for record in found]
     entry = expectation(EXPECTED, identity, version)
@@ -95,9 +95,7 @@ def _judge_test(
         verdict.unexpected[identity] = f"{'/'.join(statuses)}, over TCP {tcp.status}\n{why}"
 
 
-def _judge_pace(
-    verdict: Verdict, identity: str, tcp: TestRecord, found: list[TestRecord], version: tuple[int, ...]
-) -> None:
+def _judge_pace(verdict: Verdict, identity: str, tcp: Outcome, found: list[Outcome], version: tuple[int, ...]) -> None:
     fastest = min(record.seconds for record in found)
     slow = fastest > SLOW_RATIO * tcp.seconds and fastest - tcp.seconds > SLOW_S
     if slow and not expectation(SLOWER, identity, version):

@@ -1,7 +1,7 @@
 """What the processes started by a test inherit: the patch, as soon as they import `socket`, and the tally.
 
-Found through PYTHONPATH by every Python that a test starts (multiprocessing's spawn and forkserver, subprocess). It costs nothing to
-those which never import `socket`.
+Found through PYTHONPATH by every Python that a test starts (multiprocessing's spawn and forkserver, subprocess). It
+costs nothing to those which never import `socket`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ if os.environ.get("COMPAT_STDLIB_TALLY") and "COMPAT_STDLIB_CHILD" not in os.env
             import importlib.util
 
             spec = importlib.util.find_spec(name)
+            assert spec is not None
+            assert spec.loader is not None
             load = spec.loader.exec_module
 
             def exec_module(module):  # type: ignore[no-untyped-def]
                 load(module)
                 _patch()
 
-            spec.loader.exec_module = exec_module
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
             return spec
 
     def _patch() -> None:
