@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(TEST_LIMIT_S))
         if not hasattr(item, "callspec") or item.callspec.params.get("net") != "utp":
             continue
-        parameters = "-".join(part for part in item.callspec.id.split("-") if part != "utp")
+        parameters = "-".join(part for part in item.callspec.id.split("-") if part != "over_utp")
         for key in (f"{item.path.name}::{item.originalname}", f"{item.path.name}::{item.originalname}[{parameters}]"):
             if key in EXPECTED_OVER_UTP:
                 item.add_marker(pytest.mark.xfail(reason=EXPECTED_OVER_UTP[key], strict=True))
@@ -59,7 +59,7 @@ def engine_running() -> dict[str, bool]:
     return {}
 
 
-@pytest.fixture(params=list(MODULES))
+@pytest.fixture(params=list(MODULES), ids=[f"over_{name}" for name in MODULES])
 def net(request: pytest.FixtureRequest, engine_running: dict[str, bool]) -> Iterator[Net]:
     """Stdlib TCP, then utpsocket. After a test that passed, no fd and no thread may be left of it."""
     network = Net(request.param)

@@ -1,0 +1,427 @@
+"""Half-close, close, reset, linger, and who keeps a connection open."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import socket
+import struct
+import time
+import warnings
+
+import pytest
+
+from .network import PATIENCE_S, RESET_ON_CLOSE, Net, eventually, raises_errno, readable, receive_all, receive_exactly
+
+
+# -- half-close -----------------------------------------------------------------------------------------------
+
+
+def test_half_close_in_one_direction_then_the_other(net: Net) -> None:
+    client, server = net.pair()
+    client.sendall(b"question")
+    client.shutdown(socket.SHUT_WR)
+    assert receive_all(server) == b"question"
+    server.sendall(b"answer" * 50_000)
+    server.shutdown(socket.SHUT_WR)
+    assert receive_all(client) == b"answer" * 50_000
+
+
+def test_half_close_by_the_server_first(net: Net) -> None:
+    client, server = net.pair()
+    server.sendall(b"hello")
+    server.shutdown(socket.SHUT_WR)
+    assert receive_all(client) == b"hello"
+    client.sendall(b"thanks")
+    client.close()
+    assert receive_all(server) == b"thanks"
+
+
+def test_half_close_at_the_same_time(net: Net) -> None:
+    client, server = net.pair()
+    client.sendall(b"up")
+    server.sendall(b"down")
+    client.shutdown(socket.SHUT_WR)
+    server.shutdown(socket.SHUT_WR)
+    assert (receive_all(client), receive_all(server)) == (b"down", b"up")
+
+
+def test_fin_comes_after_all_the_data(net: Net) -> None:
+    client, server = net.pair()
+    payload = os.urandom(2 << 20)
+    sender = net.spawn(lambda: (client.sendall(payload), client.shutdown(socket.SHUT_WR)))
+    assert receive_all(server) == payload
+    sender.result()
+
+
+def test_sending_after_shut_wr(net: Net) -> None:
+    client, _ = net.pair()
+    client.shutdown(socket.SHUT_WR)
+    for send in (client.send, client.sendall):
+        with raises_errno(errno.EPIPE):
+            send(b"x")
+    with raises_errno(errno.EPIPE):
+        client.sendmsg([b"x"])
+
+
+def test_receiving_after_shut_rd(net: Net) -> None:
+    client, server = net.pair()
+    client.shutdown(socket.SHUT_RD)
+    assert client.recv(10) == b""
+    client.sendall(b"writing goes on")
+    assert receive_exactly(server, 15) == b"writing goes on"
+
+
+def test_shut_rd_keeps_what_had_arrived(net: Net) -> None:
+    client, server = net.pair()
+    server.sendall(b"abc")
+    readable(client)
+    client.shutdown(socket.SHUT_RD)
+    assert client.recv(10) == b"abc"
+    assert client.recv(10) == b""
+
+
+def test_the_peer_may_go_on_sending_after_shut_rd(net: Net) -> None:
+    client, server = net.pair()
+    client.shutdown(socket.SHUT_RD)
+    server.sendall(b"nobody reads this")
+    client.sendall(b"ok")
+    assert receive_exactly(server, 2) == b"ok"
+
+
+def test_shutdown_both(net: Net) -> None:
+    client, server = net.pair()
+    client.sendall(b"last words")
+    client.shutdown(socket.SHUT_RDWR)
+    assert receive_all(server) == b"last words"
+    assert client.recv(1) == b""
+    with raises_errno(errno.EPIPE):
+        client.send(b"x")
+
+
+def test_shutdown_twice(net: Net) -> None:
+    client, _ = net.pair()
+    client.shutdown(socket.SHUT_WR)
+    client.shutdown(socket.SHUT_WR)
+    client.shutdown(socket.SHUT_RD)
+
+
+@pytest.mark.parametrize("how", [socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR])
+def test_shutdown_of_a_connection_the_peer_reset(net: Net, how: int) -> None:
+    client, server = net.pair()
+    net.reset(server)
+    readable(client)
+    with raises_errno(errno.ENOTCONN):
+        client.shutdown(how)
+
+
+def test_shutdown_when_both_sides_have_closed(net: Net) -> None:
+    client, server = net.pair()
+    client.shutdown(socket.SHUT_WR)
+    assert server.recv(1) == b""
+    server.close()
+    assert client.recv(1) == b""
+
+    def shutdown() -> int:
+        try:
+            client.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            return error.errno or 0
+        return 0
+
+    assert eventually(shutdown, errno.ENOTCONN) == errno.ENOTCONN
+
+
+# -- close ----------------------------------------------------------------------------------------------------
+
+
+def test_peer_reads_everything_then_end_of_file(net: Net) -> None:
+    client, server = net.pair()
+    client.sendall(b"x" * 100_000)
+    client.close()
+    assert receive_all(server) == b"x" * 100_000
+    assert server.recv(1) == b""
+
+
+def test_close_delivers_in_the_background(net: Net) -> None:
+    """close() returns at once although the peer has not read a byte yet, and nothing is lost."""
+    client, server = net.pair()
+    payload = os.urandom(200_000)
+    client.sendall(payload)
+    began = time.monotonic()
+    client.close()
+    assert time.monotonic() - began < 1
+    assert receive_all(server) == payload
+
+
+def test_close_with_unread_data_resets_the_peer(net: Net) -> None:
+    client, server = net.pair()
+    client.sendall(b"never read")
+    readable(server)
+    server.close()
+    with raises_errno(errno.ECONNRESET):
+        client.recv(10)
+    assert client.recv(10) == b""
+
+
+def test_data_for_a_closed_socket_resets_the_sender(net: Net) -> None:
+    client, server = net.pair()
+    server.close()
+    assert client.recv(1) == b""
+    client.send(b"nobody there")
+
+    def send() -> int:
+        try:
+            client.send(b"x")
+        except OSError as error:
+            return error.errno or 0
+        return 0
+
+    assert eventually(send, errno.EPIPE) == errno.EPIPE
+
+
+def test_last_bytes_before_closing_with_unread_data_may_be_read_or_reset(net: Net) -> None:
+    client, server = net.pair()
+    client.sendall(b"unread")
+    readable(server)
+    server.sendall(b"goodbye")
+    readable(client)
+    server.close()
+    assert client.recv(100) == b"goodbye"
+    with raises_errno(errno.ECONNRESET):
+        client.recv(100)
+
+
+def test_close_is_idempotent_and_final(net: Net) -> None:
+    client, _ = net.pair()
+    client.close()
+    client.close()
+    assert client.fileno() == -1
+    for call in (lambda: client.recv(1), lambda: client.send(b"x"), client.getpeername, client.getsockname):
+        with raises_errno(errno.EBADF):
+            call()
+    assert "[closed]" in repr(client)
+
+
+def test_module_close_closes_the_fd(net: Net) -> None:
+    client, server = net.pair()
+    net.module.close(client.detach())
+    assert server.recv(1) == b""
+
+
+def test_os_close_closes_the_connection(net: Net) -> None:
+    client, server = net.pair()
+    os.close(client.detach())
+    assert server.recv(1) == b""
+
+
+def test_with_statement_closes(net: Net) -> None:
+    client, server = net.pair()
+    with client as entered:
+        assert entered is client
+        client.sendall(b"x")
+    assert client.fileno() == -1
+    assert receive_all(server) == b"x"
+
+
+def test_with_statement_closes_after_an_error(net: Net) -> None:
+    client, server = net.pair()
+    with pytest.raises(ZeroDivisionError), client:
+        1 / 0  # noqa: B018
+    assert server.recv(1) == b""
+
+
+def test_unclosed_socket_warns_with_the_words_of_the_stdlib(net: Net) -> None:
+    listener = net.listener()
+    client = net.module.socket(socket.AF_INET, socket.SOCK_STREAM)
+    client.connect(listener.getsockname())
+    server = net.accept(listener)
+    described = repr(client)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del client
+        gc.collect()
+    assert [(str(each.message), each.category) for each in caught] == [(f"unclosed {described}", ResourceWarning)]
+    assert server.recv(1) == b""
+
+
+def test_closed_socket_does_not_warn(net: Net) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        closed, detached, fresh = *net.pair(), net.fresh()
+        closed.close()
+        fresh.close()
+        os.close(detached.detach())
+        net.close()  # lets go of them
+        del closed, detached, fresh
+        gc.collect()
+    assert [str(each.message) for each in caught] == []
+
+
+def test_close_of_a_fresh_a_bound_and_a_listening_socket(net: Net) -> None:
+    fresh, bound, listener = net.fresh(), net.fresh(), net.listener()
+    bound.bind(("127.0.0.1", 0))
+    for sock in (fresh, bound, listener):
+        sock.close()
+        assert sock.fileno() == -1
+
+
+# -- copies ---------------------------------------------------------------------------------------------------
+
+
+def test_duplicate_keeps_the_connection_open(net: Net) -> None:
+    client, server = net.pair()
+    copy = net.own(client.dup())
+    client.close()
+    server.settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        server.recv(1)
+    copy.sendall(b"from the copy")
+    server.settimeout(PATIENCE_S)
+    assert receive_exactly(server, 13) == b"from the copy"
+    copy.close()
+    assert server.recv(1) == b""
+
+
+def test_raw_duplicate_keeps_the_connection_open(net: Net) -> None:
+    client, server = net.pair()
+    copy = os.dup(client.fileno())
+    client.close()
+    os.write(copy, b"raw")
+    assert receive_exactly(server, 3) == b"raw"
+    os.close(copy)
+    assert server.recv(1) == b""
+
+
+def test_duplicate_of_a_listener_goes_on_listening(net: Net) -> None:
+    listener = net.listener()
+    address = listener.getsockname()
+    copy = net.own(listener.dup())
+    listener.close()
+    client = net.fresh()
+    client.connect(address)
+    assert net.accept(copy).getpeername() == client.getsockname()
+    copy.close()
+    assert net.fresh().connect_ex(address) == errno.ECONNREFUSED
+
+
+def test_shutdown_reaches_all_copies(net: Net) -> None:
+    client, server = net.pair()
+    copy = net.own(client.dup())
+    copy.shutdown(socket.SHUT_WR)
+    assert server.recv(1) == b""
+    with raises_errno(errno.EPIPE):
+        client.send(b"x")
+
+
+def test_detach_leaves_the_connection_alone(net: Net) -> None:
+    client, server = net.pair()
+    fd = client.detach()
+    assert client.fileno() == -1
+    client.close()
+    os.write(fd, b"alive")
+    assert receive_exactly(server, 5) == b"alive"
+    again = net.own(net.module.socket(fileno=fd))
+    again.sendall(b"again")
+    assert receive_exactly(server, 5) == b"again"
+
+
+def test_replacing_the_fd_closes_the_connection(net: Net) -> None:
+    """dup2 over the fd is a close too: the kernel counts, not the object."""
+    client, server = net.pair()
+    with open(os.devnull) as null:
+        os.dup2(null.fileno(), client.fileno())
+    assert server.recv(1) == b""
+    os.close(client.detach())
+
+
+# -- linger ---------------------------------------------------------------------------------------------------
+
+
+def test_linger_zero_resets(net: Net) -> None:
+    client, server = net.pair()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    client.close()
+    with raises_errno(errno.ECONNRESET):
+        server.recv(1)
+
+
+def test_linger_zero_throws_away_what_was_not_sent(net: Net) -> None:
+    client, server = net.pair()
+    client.setblocking(False)
+    try:
+        while True:
+            client.send(bytes(1 << 16))
+    except BlockingIOError:
+        pass
+    net.reset(client)
+    with raises_errno(errno.ECONNRESET):
+        while server.recv(1 << 16):
+            pass
+
+
+def test_linger_off_is_an_ordinary_close(net: Net) -> None:
+    client, server = net.pair()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
+    client.sendall(b"x")
+    client.close()
+    assert receive_all(server) == b"x"
+
+
+def test_linger_time_waits_for_delivery(net: Net) -> None:
+    client, server = net.pair()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 5))
+    client.sendall(b"x" * 1000)
+    began = time.monotonic()
+    client.close()
+    assert time.monotonic() - began < 2
+    server.setblocking(False)
+    assert eventually(lambda: len(server.recv(2000, socket.MSG_PEEK)), 1000) == 1000
+    assert receive_exactly(server, 1000) == b"x" * 1000
+
+
+def test_linger_time_ends(net: Net) -> None:
+    """Nobody reads: close() gives up after the time it was given."""
+    client, server = net.pair()
+    client.setblocking(False)
+    quiet_since = time.monotonic()
+    while time.monotonic() - quiet_since < 0.1:
+        try:
+            client.send(bytes(1 << 16))
+            quiet_since = time.monotonic()
+        except BlockingIOError:
+            time.sleep(0.005)
+    client.setblocking(True)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1))
+    began = time.monotonic()
+    client.close()
+    assert 0.7 < time.monotonic() - began < 3
+    server.close()
+
+
+# -- listeners ------------------------------------------------------------------------------------------------
+
+
+def test_closing_a_listener_leaves_its_connections_alone(net: Net) -> None:
+    client, server = net.pair()  # pair() closes its listener
+    client.sendall(b"ping")
+    assert server.recv(10) == b"ping"
+
+
+def test_closing_a_listener_resets_what_was_not_accepted(net: Net) -> None:
+    listener = net.listener()
+    client = net.fresh()
+    client.connect(listener.getsockname())
+    listener.close()
+    with raises_errno(errno.ECONNRESET):
+        client.recv(1)
+
+
+def test_shutdown_of_a_listener_ends_listening(net: Net) -> None:
+    listener = net.listener()
+    address = listener.getsockname()
+    listener.shutdown(socket.SHUT_RDWR)
+    with raises_errno(errno.EINVAL):
+        listener.accept()
+    assert net.fresh().connect_ex(address) == errno.ECONNREFUSED

@@ -1,0 +1,453 @@
+"""Connecting: blocking, with a timeout, non-blocking; refused and silent peers; twice; bound first."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import select
+import socket
+import time
+
+import pytest
+
+from .network import OUT, PATIENCE_S, Net, eventually_polls, raises_errno, readable
+
+needs_ipv6 = pytest.mark.skipif(not socket.has_ipv6, reason="this interpreter has no IPv6")
+FAMILIES = [socket.AF_INET, pytest.param(socket.AF_INET6, marks=needs_ipv6)]
+
+
+def so_error(sock: object) -> int:
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("timeout", [None, PATIENCE_S], ids=["blocking", "timeout"])
+def test_connect_and_talk(net: Net, family: int, timeout: float | None) -> None:
+    listener = net.listener(family)
+    client = net.fresh(family, timeout=timeout)
+    assert client.connect(listener.getsockname()) is None
+    server = net.accept(listener)
+    assert client.getpeername() == listener.getsockname() == server.getsockname()
+    assert server.getpeername() == client.getsockname()
+    client.sendall(b"ping")
+    assert server.recv(10) == b"ping"
+    server.sendall(b"pong")
+    assert client.recv(10) == b"pong"
+
+
+def test_accept_returns_the_address_that_getpeername_gives(net: Net) -> None:
+    listener = net.listener()
+    client = net.fresh()
+    client.connect(listener.getsockname())
+    server, address = listener.accept()
+    net.own(server)
+    assert address == server.getpeername() == client.getsockname()
+
+
+def test_connect_ex_gives_zero(net: Net) -> None:
+    assert net.fresh().connect_ex(net.listener().getsockname()) == 0
+
+
+def test_connections_are_accepted_in_the_order_they_were_made(net: Net) -> None:
+    listener = net.listener()
+    clients = [net.fresh() for _ in range(20)]
+    for client in clients:
+        client.connect(listener.getsockname())
+    assert [net.accept(listener).getpeername() for _ in clients] == [client.getsockname() for client in clients]
+
+
+def test_data_sent_before_accept_is_there(net: Net) -> None:
+    listener = net.listener()
+    client = net.fresh()
+    client.connect(listener.getsockname())
+    client.sendall(b"early")
+    client.shutdown(socket.SHUT_WR)
+    server = net.accept(listener)
+    assert server.recv(10) == b"early"
+    assert server.recv(10) == b""
+
+
+def test_connection_closed_before_accept_is_still_accepted(net: Net) -> None:
+    listener = net.listener()
+    client = net.fresh()
+    client.connect(listener.getsockname())
+    address = client.getsockname()
+    client.sendall(b"left already")
+    client.close()
+    server, peer = listener.accept()
+    net.own(server)
+    assert peer == address
+    assert server.recv(100) == b"left already"
+    assert server.recv(100) == b""
+
+
+# -- non-blocking ---------------------------------------------------------------------------------------------
+
+
+def test_nonblocking_connect_select_so_error(net: Net) -> None:
+    listener = net.listener()
+    client = net.fresh()
+    client.setblocking(False)
+    assert client.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+    assert select.select([], [client], [], PATIENCE_S)[1] == [client]
+    assert so_error(client) == 0
+    assert client.getpeername() == listener.getsockname()
+    assert client.send(b"x") == 1
+    assert net.accept(listener).recv(1) == b"x"
+
+
+def test_nonblocking_connect_raises_einprogress(net: Net) -> None:
+    client = net.fresh()
+    client.setblocking(False)
+    with raises_errno(errno.EINPROGRESS):
+        client.connect(net.silent_address())
+
+
+def test_connect_again_once_connected(net: Net) -> None:
+    """Linux: the first connect after a non-blocking one tells that it worked, the next says EISCONN."""
+    listener = net.listener()
+    client = net.fresh()
+    client.setblocking(False)
+    client.connect_ex(listener.getsockname())
+    assert select.select([], [client], [], PATIENCE_S)[1]
+    assert [client.connect_ex(listener.getsockname()) for _ in range(3)] == [0, errno.EISCONN, errno.EISCONN]
+    with raises_errno(errno.EISCONN):
+        client.connect(listener.getsockname())
+    assert client.send(b"x") == 1
+
+
+def test_connect_again_after_a_blocking_connect(net: Net) -> None:
+    listener = net.listener()
+    client = net.fresh()
+    client.connect(listener.getsockname())
+    assert client.connect_ex(listener.getsockname()) == errno.EISCONN
+
+
+def test_accepted_socket_is_connected(net: Net) -> None:
+    _, server = net.pair()
+    assert server.connect_ex(server.getpeername()) == errno.EISCONN
+
+
+def test_connect_again_while_connecting(net: Net) -> None:
+    address = net.silent_address()
+    client = net.fresh()
+    client.setblocking(False)
+    assert [client.connect_ex(address) for _ in range(3)] == [errno.EINPROGRESS, errno.EALREADY, errno.EALREADY]
+    with raises_errno(errno.EALREADY):
+        client.connect(address)
+
+
+def test_nonblocking_refused(net: Net) -> None:
+    address = net.refused_address()
+    client = net.fresh()
+    client.setblocking(False)
+    if client.connect_ex(address) == errno.EINPROGRESS:
+        assert select.select([], [client], [], PATIENCE_S)[1]
+        assert so_error(client) == errno.ECONNREFUSED
+
+
+def test_connect_ex_tells_why_a_nonblocking_connect_failed(net: Net) -> None:
+    address = net.refused_address()
+    client = net.fresh()
+    client.setblocking(False)
+    assert client.connect_ex(address) == errno.EINPROGRESS
+    assert select.select([], [client], [], PATIENCE_S)[1]
+    assert client.connect_ex(address) == errno.ECONNREFUSED
+
+
+def test_close_while_connecting(net: Net) -> None:
+    client = net.fresh()
+    client.setblocking(False)
+    client.connect_ex(net.silent_address())
+    client.close()
+    assert client.fileno() == -1
+
+
+def test_many_at_once(net: Net) -> None:
+    listener = net.listener()
+    clients = [net.fresh() for _ in range(40)]
+    for client in clients:
+        client.setblocking(False)
+        assert client.connect_ex(listener.getsockname()) in (0, errno.EINPROGRESS)
+    servers = {}
+    for _ in clients:
+        server = net.accept(listener)
+        servers[server.getpeername()] = server
+    for client in clients:
+        assert eventually_polls(client, OUT) == "OUT"
+        assert so_error(client) == 0
+    assert set(servers) == {client.getsockname() for client in clients}
+
+
+# -- refused, silent ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("timeout", [None, PATIENCE_S], ids=["blocking", "timeout"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_refused_at_once(net: Net, family: int, timeout: float | None) -> None:
+    client = net.fresh(family, timeout=timeout)
+    began = time.monotonic()
+    with pytest.raises(ConnectionRefusedError, match=r"^\[Errno 111\] Connection refused$"):
+        client.connect(net.refused_address(family))
+    assert time.monotonic() - began < 1
+
+
+def test_refused_connect_ex(net: Net) -> None:
+    assert net.fresh().connect_ex(net.refused_address()) == errno.ECONNREFUSED
+
+
+def test_refused_socket_may_try_again(net: Net) -> None:
+    """POSIX leaves it open; on Linux the same socket connects once somebody listens."""
+    client = net.fresh()
+    with pytest.raises(ConnectionRefusedError):
+        client.connect(net.refused_address())
+    listener = net.listener()
+    client.connect(listener.getsockname())
+    client.sendall(b"second try")
+    assert net.accept(listener).recv(100) == b"second try"
+
+
+def test_silent_peer_times_out(net: Net) -> None:
+    address = net.silent_address()
+    client = net.fresh(timeout=0.1)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match="^timed out$"):
+        client.connect(address)
+    assert 0.09 <= time.monotonic() - began < 2
+
+
+def test_connect_ex_to_a_silent_peer(net: Net) -> None:
+    assert net.fresh(timeout=0.1).connect_ex(net.silent_address()) == errno.EAGAIN
+
+
+def test_after_a_timed_out_connect_the_attempt_goes_on(net: Net) -> None:
+    address = net.silent_address()
+    client = net.fresh(timeout=0.05)
+    with pytest.raises(TimeoutError):
+        client.connect(address)
+    assert client.connect_ex(address) in (errno.EALREADY, errno.EAGAIN)
+
+
+def test_closed_listener_refuses(net: Net) -> None:
+    listener = net.listener()
+    address = listener.getsockname()
+    listener.close()
+    assert net.fresh().connect_ex(address) == errno.ECONNREFUSED
+
+
+def test_bound_socket_that_does_not_listen_refuses(net: Net) -> None:
+    bound = net.fresh()
+    bound.bind(("127.0.0.1", 0))
+    assert net.fresh().connect_ex(bound.getsockname()) == errno.ECONNREFUSED
+
+
+def test_listener_cannot_connect(net: Net) -> None:
+    listener = net.listener()
+    assert listener.connect_ex(net.listener().getsockname()) == errno.EISCONN
+
+
+def test_connected_socket_cannot_listen(net: Net) -> None:
+    client, server = net.pair()
+    for sock in (client, server):
+        with raises_errno(errno.EINVAL):
+            sock.listen()
+
+
+def test_only_a_listener_accepts(net: Net) -> None:
+    client, _ = net.pair()
+    for sock in (net.fresh(), client):
+        with raises_errno(errno.EINVAL):
+            sock.accept()
+
+
+# -- bound first ----------------------------------------------------------------------------------------------
+
+
+def test_bind_then_connect_uses_that_port(net: Net) -> None:
+    listener = net.listener()
+    client = net.fresh()
+    client.bind(("127.0.0.1", 0))
+    address = client.getsockname()
+    client.connect(listener.getsockname())
+    assert client.getsockname() == address
+    assert net.accept(listener).getpeername() == address
+
+
+def test_bind_to_any_then_connect_shows_the_real_address(net: Net) -> None:
+    listener = net.listener()
+    client = net.fresh()
+    client.bind(("", 0))
+    host, port = client.getsockname()
+    assert host == "0.0.0.0"
+    client.connect(listener.getsockname())
+    assert client.getsockname() == ("127.0.0.1", port)
+
+
+def test_listener_on_any_accepts_with_the_real_address(net: Net) -> None:
+    listener = net.listener(host="0.0.0.0")
+    assert listener.getsockname()[0] == "0.0.0.0"
+    client = net.fresh()
+    client.connect(("127.0.0.1", listener.getsockname()[1]))
+    server = net.accept(listener)
+    assert server.getsockname() == ("127.0.0.1", listener.getsockname()[1]) == client.getpeername()
+
+
+def test_connect_to_any_means_this_machine(net: Net) -> None:
+    listener = net.listener()
+    client = net.fresh()
+    client.connect(("0.0.0.0", listener.getsockname()[1]))
+    assert client.getpeername() == listener.getsockname()
+
+
+def test_listen_without_bind_takes_a_port(net: Net) -> None:
+    listener = net.fresh()
+    listener.listen()
+    host, port = listener.getsockname()
+    assert host == "0.0.0.0" and port
+    client = net.fresh()
+    client.connect(("127.0.0.1", port))
+    assert net.accept(listener).getpeername() == client.getsockname()
+
+
+def test_listen_twice_changes_the_backlog_only(net: Net) -> None:
+    listener = net.listener(backlog=1)
+    address = listener.getsockname()
+    listener.listen(50)
+    listener.listen()
+    assert listener.getsockname() == address
+    net.fresh().connect(address)
+    readable(listener)
+
+
+def test_host_name(net: Net) -> None:
+    listener = net.listener()
+    client = net.fresh()
+    client.connect(("localhost", listener.getsockname()[1]))
+    assert client.getpeername() == listener.getsockname()
+
+
+# -- create_connection ----------------------------------------------------------------------------------------
+
+
+def test_create_connection(net: Net) -> None:
+    listener = net.listener()
+    with net.module.create_connection(listener.getsockname(), timeout=3) as client:
+        assert isinstance(client, net.module.socket)
+        assert client.gettimeout() == 3
+        assert client.getpeername() == listener.getsockname()
+        net.accept(listener)
+
+
+def test_create_connection_without_timeout_takes_the_default(net: Net) -> None:
+    listener = net.listener()
+    with net.module.create_connection(listener.getsockname()) as client:
+        assert client.gettimeout() is None
+
+
+def test_create_connection_source_address(net: Net) -> None:
+    listener = net.listener()
+    with net.module.create_connection(listener.getsockname(), source_address=("127.0.0.2", 0)) as client:
+        assert client.getsockname()[0] == "127.0.0.2"
+        assert net.accept(listener).getpeername() == client.getsockname()
+
+
+def test_create_connection_by_name_finds_the_family_that_answers(net: Net) -> None:
+    listener = net.listener()
+    with net.module.create_connection(("localhost", listener.getsockname()[1]), timeout=PATIENCE_S) as client:
+        assert client.family == socket.AF_INET
+
+
+def test_create_connection_refused(net: Net) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        net.module.create_connection(net.refused_address())
+
+
+def test_create_connection_times_out(net: Net) -> None:
+    with pytest.raises(TimeoutError, match="^timed out$"):
+        net.module.create_connection(net.silent_address(), timeout=0.1)
+
+
+def test_create_connection_all_errors(net: Net) -> None:
+    try:
+        net.module.create_connection(("localhost", net.refused_address()[1]), timeout=PATIENCE_S, all_errors=True)
+    except TypeError:
+        assert not hasattr(__import__("builtins"), "ExceptionGroup"), "3.11 and later take all_errors"
+    except Exception as error:
+        assert type(error).__name__ == "ExceptionGroup"
+        assert str(error).startswith("create_connection failed")
+        assert {type(each) for each in error.exceptions} == {ConnectionRefusedError}
+    else:
+        raise AssertionError("connected to a closed port")
+
+
+# -- create_server, both families ------------------------------------------------------------------------------
+
+
+def test_create_server(net: Net) -> None:
+    with net.module.create_server(("127.0.0.1", 0)) as server:
+        assert isinstance(server, net.module.socket)
+        client = net.fresh()
+        client.connect(server.getsockname())
+        assert net.accept(server).getpeername() == client.getsockname()
+
+
+@needs_ipv6
+def test_create_server_ipv6_does_not_answer_ipv4(net: Net) -> None:
+    with net.module.create_server(("::", 0), family=socket.AF_INET6) as server:
+        port = server.getsockname()[1]
+        net.fresh(socket.AF_INET6).connect(("::1", port))
+        net.accept(server)
+        assert net.fresh().connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+
+
+@needs_ipv6
+def test_create_server_dualstack(net: Net) -> None:
+    assert net.module.has_dualstack_ipv6() is True
+    with net.module.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+        port = server.getsockname()[1]
+        assert server.getsockname() == ("::", port, 0, 0)
+        four, six = net.fresh(), net.fresh(socket.AF_INET6)
+        four.connect(("127.0.0.1", port))
+        peer = net.accept(server)
+        assert peer.family == socket.AF_INET6
+        assert peer.getpeername() == ("::ffff:127.0.0.1", four.getsockname()[1], 0, 0)
+        assert peer.getsockname() == ("::ffff:127.0.0.1", port, 0, 0)
+        six.connect(("::1", port))
+        assert net.accept(server).getpeername() == six.getsockname()
+
+
+@needs_ipv6
+def test_ipv6_socket_connects_to_a_mapped_address(net: Net) -> None:
+    listener = net.listener()
+    client = net.fresh(socket.AF_INET6)
+    client.connect(("::ffff:127.0.0.1", listener.getsockname()[1]))
+    assert client.getpeername() == ("::ffff:127.0.0.1", listener.getsockname()[1], 0, 0)
+    assert net.accept(listener).getpeername() == ("127.0.0.1", client.getsockname()[1])
+
+
+@needs_ipv6
+def test_create_connection_ipv6(net: Net) -> None:
+    listener = net.listener(socket.AF_INET6)
+    with net.module.create_connection(listener.getsockname()[:2]) as client:
+        assert client.family == socket.AF_INET6
+        assert client.getpeername() == listener.getsockname()
+        assert len(client.getpeername()) == 4
+
+
+@needs_ipv6
+def test_ipv4_and_ipv6_share_a_port_number(net: Net) -> None:
+    six = net.fresh(socket.AF_INET6)
+    six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    six.bind(("::1", 0))
+    six.listen()
+    with contextlib.ExitStack() as stack:
+        four = stack.enter_context(net.module.socket())
+        try:
+            four.bind(("127.0.0.1", six.getsockname()[1]))
+        except OSError as error:  # somebody else's: the kernel chose the port for IPv6 only
+            pytest.skip(f"port taken meanwhile: {error}")
+        four.listen()
+        net.fresh().connect(four.getsockname())
+        net.accept(four)
+        net.fresh(socket.AF_INET6).connect(six.getsockname())
+        net.accept(six)

@@ -1,0 +1,200 @@
+"""Who may bind which port, and when it is free again."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+import pytest
+
+from .network import Net, raises_errno, receive_exactly
+
+
+def option(sock: object, name: int, value: int = 1) -> object:
+    sock.setsockopt(socket.SOL_SOCKET, name, value)
+    return sock
+
+
+def test_bound_port_shows(net: Net) -> None:
+    sock = net.fresh()
+    assert sock.getsockname() == ("0.0.0.0", 0)
+    sock.bind(("127.0.0.1", 0))
+    host, port = sock.getsockname()
+    assert host == "127.0.0.1"
+    assert 0 < port < 65536
+
+
+def test_kernel_chosen_ports_differ(net: Net) -> None:
+    socks = [net.fresh() for _ in range(20)]
+    for sock in socks:
+        sock.bind(("127.0.0.1", 0))
+    assert len({sock.getsockname() for sock in socks}) == 20
+
+
+def test_same_port_twice(net: Net) -> None:
+    first, second = net.fresh(), net.fresh()
+    first.bind(("127.0.0.1", 0))
+    with raises_errno(errno.EADDRINUSE):
+        second.bind(first.getsockname())
+    with pytest.raises(OSError, match=r"^\[Errno 98\] Address already in use$"):
+        second.bind(first.getsockname())
+
+
+def test_same_port_as_a_listener(net: Net) -> None:
+    listener = net.listener()
+    with raises_errno(errno.EADDRINUSE):
+        net.fresh().bind(listener.getsockname())
+
+
+def test_reuseaddr_does_not_help_against_a_listener(net: Net) -> None:
+    listener = option(net.fresh(), socket.SO_REUSEADDR)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    second = option(net.fresh(), socket.SO_REUSEADDR)
+    with raises_errno(errno.EADDRINUSE):
+        second.bind(listener.getsockname())
+
+
+def test_reuseaddr_on_both_lets_both_bind_but_one_listen(net: Net) -> None:
+    first, second = (option(net.fresh(), socket.SO_REUSEADDR) for _ in range(2))
+    first.bind(("127.0.0.1", 0))
+    second.bind(first.getsockname())
+    first.listen()
+    with raises_errno(errno.EADDRINUSE):
+        second.listen()
+
+
+def test_reuseaddr_on_one_only(net: Net) -> None:
+    first, second = net.fresh(), option(net.fresh(), socket.SO_REUSEADDR)
+    first.bind(("127.0.0.1", 0))
+    with raises_errno(errno.EADDRINUSE):
+        second.bind(first.getsockname())
+
+
+def test_any_address_collides_with_each_address(net: Net) -> None:
+    listener = net.listener()
+    with raises_errno(errno.EADDRINUSE):
+        net.fresh().bind(("0.0.0.0", listener.getsockname()[1]))
+
+
+def test_two_addresses_of_this_machine_share_a_port_number(net: Net) -> None:
+    first = net.listener()
+    second = net.fresh()
+    second.bind(("127.0.0.2", first.getsockname()[1]))
+    second.listen()
+    client = net.fresh()
+    client.connect(second.getsockname())
+    assert net.accept(second).getpeername() == client.getsockname()
+
+
+def test_reuseport_shares_a_listening_port(net: Net) -> None:
+    listeners = [option(net.fresh(), socket.SO_REUSEPORT) for _ in range(2)]
+    listeners[0].bind(("127.0.0.1", 0))
+    listeners[1].bind(listeners[0].getsockname())
+    for listener in listeners:
+        listener.listen()
+        listener.setblocking(False)
+    clients = [net.fresh() for _ in range(10)]
+    for client in clients:
+        client.connect(listeners[0].getsockname())
+    accepted = set()
+    import select
+
+    while len(accepted) < len(clients):
+        ready = select.select(listeners, [], [], 5)[0]
+        assert ready, f"{len(accepted)} of {len(clients)} accepted"
+        accepted |= {net.accept(listener).getpeername() for listener in ready}
+    assert accepted == {client.getsockname() for client in clients}
+
+
+def test_reuseport_needs_both(net: Net) -> None:
+    first, second = net.fresh(), option(net.fresh(), socket.SO_REUSEPORT)
+    first.bind(("127.0.0.1", 0))
+    with raises_errno(errno.EADDRINUSE):
+        second.bind(first.getsockname())
+
+
+def test_port_is_free_as_soon_as_a_bound_socket_closes(net: Net) -> None:
+    first = net.fresh()
+    first.bind(("127.0.0.1", 0))
+    address = first.getsockname()
+    first.close()
+    net.fresh().bind(address)
+
+
+def test_port_is_free_as_soon_as_a_listener_closes(net: Net) -> None:
+    address = None
+    for _ in range(20):
+        listener = net.fresh()
+        listener.bind(address or ("127.0.0.1", 0))
+        listener.listen()
+        address = listener.getsockname()
+        listener.close()
+
+
+def test_server_restarts_on_its_port_with_connections_still_open(net: Net) -> None:
+    first = net.module.create_server(("127.0.0.1", 0))
+    address = first.getsockname()
+    client = net.fresh()
+    client.connect(address)
+    old = net.accept(first)
+    first.close()
+    second = net.own(net.module.create_server(address))
+    newcomer = net.fresh()
+    newcomer.connect(address)
+    new = net.accept(second)
+    client.sendall(b"old")
+    newcomer.sendall(b"new")
+    assert (receive_exactly(old, 3), receive_exactly(new, 3)) == (b"old", b"new")
+
+
+def test_server_restarts_on_its_port_after_serving(net: Net) -> None:
+    address = ("127.0.0.1", 0)
+    for _ in range(5):
+        with net.module.create_server(address) as listener:
+            address = listener.getsockname()
+            client = net.fresh()
+            client.connect(address)
+            server = net.accept(listener)
+            server.close()
+            assert client.recv(1) == b""
+            client.close()
+
+
+def test_client_port_is_taken_while_it_is_connected(net: Net) -> None:
+    client, _ = net.pair()
+    with raises_errno(errno.EADDRINUSE):
+        net.fresh().bind(client.getsockname())
+
+
+def test_failed_bind_leaves_the_socket_usable(net: Net) -> None:
+    taken = net.listener()
+    sock = net.fresh()
+    with raises_errno(errno.EADDRINUSE):
+        sock.bind(taken.getsockname())
+    sock.bind(("127.0.0.1", 0))
+    sock.listen()
+    client = net.fresh()
+    client.connect(sock.getsockname())
+    assert net.accept(sock).getpeername() == client.getsockname()
+
+
+def test_reuseaddr_lets_a_node_dial_from_the_port_it_listens_on_elsewhere(net: Net) -> None:
+    """Two outgoing connections from one bound port to two peers."""
+    targets = [net.listener(), net.listener()]
+    first, second = (option(net.fresh(), socket.SO_REUSEADDR) for _ in range(2))
+    first.bind(("127.0.0.1", 0))
+    first.connect(targets[0].getsockname())
+    second.bind(first.getsockname())
+    second.connect(targets[1].getsockname())
+    assert {net.accept(target).getpeername() for target in targets} == {first.getsockname()}
+
+
+def test_same_four_addresses_twice(net: Net) -> None:
+    target = net.listener()
+    first, second = (option(net.fresh(), socket.SO_REUSEADDR) for _ in range(2))
+    first.bind(("127.0.0.1", 0))
+    second.bind(first.getsockname())
+    first.connect(target.getsockname())
+    with raises_errno(errno.EADDRNOTAVAIL):
+        second.connect(target.getsockname())
