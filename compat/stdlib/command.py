@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 from compat.stdlib import baseline, report
 from compat.stdlib.modules import MODULES, QUICK, START_METHOD_MODULE, START_METHODS, select
-from compat.stdlib.supervisor import ROOT, ModuleRun, Task, run_module
+from compat.stdlib.supervisor import ROOT, STOP, ModuleRun, Task, run_module
 from compat.stdlib.verdict import Verdict, judge
 
 TCP_LIMIT_S: Final = 90.0  # per test; the longest that ends over TCP takes about a third of it
@@ -58,8 +59,14 @@ def main(argv: list[str]) -> int:
         pace = f"{verdict.seconds:.0f} s, TCP {verdict.tcp_seconds:.0f} s"
         print(f"[{len(verdicts)}/{len(names)}] {name}: {note} ({pace})", file=sys.stderr, flush=True)
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(run, names))
+        try:
+            list(pool.map(run, names))
+        except BaseException:
+            STOP.set()  # no process under test outlives this one
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     ordered = [verdicts[name] for name in names]
     print(report.as_text(ordered, causes=not options.brief), file=sys.stderr)
     if options.json:

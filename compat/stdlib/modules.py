@@ -57,7 +57,6 @@ QUICK: Final = (
     "test_socketserver",
     "test_timeout",
     "test_select",
-    "test_poll",
     "test_epoll",
     "test_ssl",
     "test_asyncio.test_events",

@@ -83,7 +83,7 @@ def as_markdown(version: str, verdicts: list[Verdict]) -> str:
     """The table for the manual. No times and no counts of connections: it changes only when a result does."""
     feature = ".".join(version.split(".")[:2])
     lines = [
-        f"CPython {feature}: tests passing over TCP, and the same over uTP. Relevant ones make internet stream sockets.",
+        f"CPython {feature}: tests passing over TCP, and these over uTP. Relevant ones use internet stream sockets.",
         "",
         "| module | pass over TCP | same over uTP | relevant | same | expected differences |",
         "|---|--:|--:|--:|--:|--:|",

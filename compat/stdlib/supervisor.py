@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -35,6 +36,8 @@ EXIT_LIMIT_S: Final = 20.0  # after `finished`: exit handlers
 DUMP_S: Final = 0.5  # for the stacks of a hung process to reach its log
 RESTARTS: Final = 12  # per module: when so many tests hang, the rest is left unknown
 LOG_TAIL_BYTES: Final = 6000
+
+STOP: Final = threading.Event()  # set when the whole command is to end: every run gives up at once
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def run_module(task: Task) -> ModuleRun:
         done: list[str] = []
         for restart in range(RESTARTS + 1):
             attempt = _Attempt(task, run, Path(folder, str(restart)), done)
-            if attempt.finished() or attempt.gained == 0:
+            if attempt.finished() or attempt.gained == 0 or STOP.is_set():
                 break
             done = attempt.done
         else:
@@ -132,7 +135,7 @@ class _Attempt:
         try:
             while self._process.poll() is None:
                 self._listen()
-                if time.monotonic() > self._deadline():
+                if STOP.is_set() or time.monotonic() > self._deadline():
                     self._give_up()
                     return self._over
                 with suppress(subprocess.TimeoutExpired):
