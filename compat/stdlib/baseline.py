@@ -13,15 +13,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from compat.stdlib import child, modules, supervisor
+from compat.stdlib import child, modules, private_network
 from compat.stdlib.supervisor import ModuleRun, Outcome
 
-MEASURING_CODE: Final = tuple(str(module.__file__) for module in (child, modules, supervisor))
+MEASURING_CODE: Final = tuple(str(module.__file__) for module in (child, private_network))
+WHAT_IS_MEASURED: Final = repr((modules.EXCLUDED, modules.RESOURCES_IN_PRIVATE_NETWORK, modules.NETWORK_MEANS_LOOPBACK))
 
 
 def cache_folder(version: str) -> Path:
     """Where this interpreter's baselines live."""
-    digest = hashlib.sha256(f"{version}\n{platform.platform()}\n".encode())
+    digest = hashlib.sha256(f"{version}\n{platform.platform()}\n{WHAT_IS_MEASURED}\n".encode())
     for path in MEASURING_CODE:
         digest.update(Path(path).read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -162,22 +162,6 @@ def load(name: str) -> unittest.TestSuite:
     return unittest.defaultTestLoader.loadTestsFromModule(importlib.import_module(full_name))
 
 
-def patch() -> None:
-    """Put uTP in place of TCP, with the engine started: every test then finds its thread when it begins."""
-    import utpsocket.engine
-    from utpsocket import monkey
-
-    monkey.patch_socket()
-    utpsocket.engine.engine()
-
-
-def shut_down() -> None:
-    """End the engine: what it leaves behind after that is a leak."""
-    import utpsocket.engine
-
-    utpsocket.engine.shutdown()
-
-
 def leftovers() -> dict[str, Any]:
     """What this process still holds: descriptors by kind, threads, and UDP ports."""
     gc.collect()
@@ -213,6 +197,8 @@ def main(request: dict[str, Any]) -> None:
 
     over_utp = request["transport"] == "utp" and not os.environ.get("COMPAT_STDLIB_STAND_IN")
     if over_utp:
+        from compat.stdlib.over_utp import patch, shut_down
+
         patch()
         tally.report_at_exit_of_forks(request["tally"])
 

@@ -59,12 +59,12 @@ def main(argv: list[str]) -> int:
         pace = f"{verdict.seconds:.0f} s, TCP {verdict.tcp_seconds:.0f} s"
         print(f"[{len(verdicts)}/{len(names)}] {name}: {note} ({pace})", file=sys.stderr, flush=True)
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an ended CI job leaves no process under test behind
     with ThreadPoolExecutor(options.jobs) as pool:
         try:
             list(pool.map(run, names))
         except BaseException:
-            STOP.set()  # no process under test outlives this one
+            STOP.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     ordered = [verdicts[name] for name in names]
