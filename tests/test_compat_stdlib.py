@@ -206,11 +206,17 @@ def test_a_kept_baseline_comes_back_equal(tmp_path: Path) -> None:
 def test_the_table_replaces_what_is_between_the_markers(tmp_path: Path) -> None:
     manual = tmp_path / "README.md"
     verdict = Verdict("test_x", over_tcp=3, same=2, relevant=2, relevant_same=1, expected={"test_x.T.test": "because"})
-    report.write_table(manual, report.as_markdown("3.11.7 (main)", [verdict]))
-    manual.write_text(f"before\n{manual.read_text()}after\n")
-    report.write_table(manual, "new\n")
-    assert manual.read_text() == f"before\n{report.TABLE_BEGIN}\nnew\n{report.TABLE_END}\nafter\n"
     table = report.as_markdown("3.11.7 (main)", [verdict])
+    manual.write_text("before\n")
+    report.write_table(manual, "3.11.7 (main)", table)
+    report.write_table(manual, "3.13.0 (main)", "other\n")
+    assert table in manual.read_text()
+    report.write_table(manual, "3.11.7 (main)", "new\n")
+    assert manual.read_text() == (
+        "before\n"
+        "<!-- compat stdlib 3.11: begin -->\nnew\n<!-- compat stdlib 3.11: end -->\n"
+        "<!-- compat stdlib 3.13: begin -->\nother\n<!-- compat stdlib 3.13: end -->\n"
+    )
     assert "| test_x | 3 | 2 | 2 | 1 | 1 |" in table
     assert "* because: `test_x.T.test`" in table
 

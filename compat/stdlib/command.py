@@ -63,16 +63,17 @@ def main(argv: list[str]) -> int:
     with ThreadPoolExecutor(options.jobs) as pool:
         try:
             list(pool.map(run, names))
-        except BaseException:
+        except KeyboardInterrupt:
             STOP.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            pool.shutdown(cancel_futures=True)
+            print("interrupted", file=sys.stderr)
+            return 1
     ordered = [verdicts[name] for name in names]
     print(report.as_text(ordered, causes=not options.brief), file=sys.stderr)
     if options.json:
         print(json.dumps(report.as_json(interpreter.version, ordered), indent=1))
     if options.table:
-        report.write_table(options.table, report.as_markdown(interpreter.version, ordered))
+        report.write_table(options.table, interpreter.version, report.as_markdown(interpreter.version, ordered))
     return 0 if all(verdict.good for verdict in ordered) else 1
 
 

@@ -23,8 +23,7 @@ HEADINGS: Final = (
     "TCP s",
 )
 WHY_LINES: Final = 6  # of each unexpected difference's cause
-TABLE_BEGIN: Final = "<!-- compat stdlib: begin -->"
-TABLE_END: Final = "<!-- compat stdlib: end -->"
+TABLE_MARKERS: Final = ("<!-- compat stdlib {feature}: begin -->", "<!-- compat stdlib {feature}: end -->")
 
 
 def as_json(version: str, verdicts: list[Verdict]) -> dict[str, Any]:
@@ -81,7 +80,7 @@ def as_text(verdicts: list[Verdict], *, causes: bool) -> str:
 
 def as_markdown(version: str, verdicts: list[Verdict]) -> str:
     """The table for the manual. No times and no counts of connections: it changes only when a result does."""
-    feature = ".".join(version.split(".")[:2])
+    feature = feature_version(version)
     lines = [
         f"CPython {feature}: tests passing over TCP, and these over uTP. Relevant ones use internet stream sockets.",
         "",
@@ -104,12 +103,18 @@ def as_markdown(version: str, verdicts: list[Verdict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_table(path: Path, table: str) -> None:
-    """Put the markdown between the markers of an existing file; without markers it becomes the file."""
+def write_table(path: Path, version: str, table: str) -> None:
+    """Put the markdown between this interpreter's markers in the file; without them, at its end."""
     text = path.read_text() if path.exists() else ""
-    marked = re.compile(f"{re.escape(TABLE_BEGIN)}.*?{re.escape(TABLE_END)}", re.DOTALL)
-    block = f"{TABLE_BEGIN}\n{table}{TABLE_END}"
-    path.write_text(marked.sub(lambda _: block, text, count=1) if marked.search(text) else f"{block}\n")
+    begin, end = (marker.format(feature=feature_version(version)) for marker in TABLE_MARKERS)
+    marked = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    block = f"{begin}\n{table}{end}"
+    path.write_text(marked.sub(lambda _: block, text, count=1) if marked.search(text) else f"{text}{block}\n")
+
+
+def feature_version(version: str) -> str:
+    """`3.11` of `3.11.7 (main, …)`."""
+    return ".".join(version.split(".")[:2])
 
 
 def _row(verdict: Verdict) -> tuple[str, ...]:
