@@ -103,7 +103,7 @@ def _over_tcp(interpreter: Interpreter, name: str, match: tuple[str, ...], *, fr
         return kept
     limit: Callable[[str], float] = lambda _: TCP_LIMIT_S  # noqa: E731 - one line beside its use
     run = run_module(Task(interpreter.path, name, "tcp", match, limit, interpreter.sources.get(name, "")))
-    if not match:
+    if not match and not run.troubles and not STOP.is_set():
         baseline.keep(folder, run)
     return run
 
