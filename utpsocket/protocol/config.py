@@ -1,0 +1,51 @@
+"""Tuning, and the memory that the connections of one thread share.
+
+Separate because both outlive any connection: a Config is what socket options and environment variables become, a
+Workspace is scratch that would be waste to keep per connection (DESIGN.md §4, PERFORMANCE.md trick 9).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from utpsocket.protocol.congestion import CONTROLLERS
+from utpsocket.protocol.packet import HEADER_BYTES, HeaderColumns
+from utpsocket.protocol.pathmtu import CEILING_IPV4_BYTES, START_IPV4_BYTES, PathMtu
+from utpsocket.protocol.sendbuffer import BlockPool, SendBuffer
+from utpsocket.protocol.sendhalf import SendHalf
+
+
+class Workspace:
+    """Scratch memory for every connection of one thread; a Transmit borrows from it."""
+
+    __slots__ = ("blocks", "headers")
+
+    def __init__(self) -> None:
+        self.blocks = BlockPool()
+        self.headers = HeaderColumns()
+
+
+@dataclass(slots=True)
+class Config:
+    """What a connection is told at birth. Datagrams are UDP payload."""
+
+    start_datagram_bytes: int = START_IPV4_BYTES
+    # Used until a larger size has been proven.
+    max_datagram_bytes: int = CEILING_IPV4_BYTES
+    # Never sent beyond, whatever the path carries: UTP_MAX_MTU.
+    receive_buffer_bytes: int = 4 << 20
+    # Most bytes held for the application, and so the window advertised: SO_RCVBUF.
+    send_buffer_bytes: int = 4 << 20
+    # Most bytes accepted from the application and not acked: SO_SNDBUF.
+    congestion: str = "ledbat"
+    # A name of CONTROLLERS: UTP_CONGESTION.
+
+    def new_send_half(self, workspace: Workspace, first_seq: int) -> SendHalf:
+        """The sending half of a connection so configured."""
+        mtu = PathMtu(self.start_datagram_bytes, self.max_datagram_bytes)
+        return SendHalf(
+            first_seq,
+            SendBuffer(workspace.blocks, self.send_buffer_bytes),
+            CONTROLLERS[self.congestion](mtu.size - HEADER_BYTES),
+            mtu,
+        )

@@ -1,0 +1,174 @@
+"""LEDBAT: fill what others leave, and step back when the path's queues grow.
+
+Separate from recovery because it never asks what is lost, only that something was. The window follows the queueing
+delay of our packets, measured by the peer's clock as one-way delay above the lowest seen: its offset cancels out.
+
+As deployed (PROTOCOL.md §11) and not as the RFC writes it where they differ: the gain is libutp's, the base is the
+minimum of thirteen one-minute minima, slow start doubles every round trip (libtorrent; libutp adds one packet, which
+takes minutes on long paths) and ends at three quarters of the target.
+
+Sources: RFC 6817 §2.4.2, §3.4; BEP 29 "congestion control".
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+TARGET_DELAY_US: Final = 100_000  # queueing delay LEDBAT steers to. RFC 6817 §2.5; libutp's default
+MAX_GAIN_BYTES: Final = 3_000  # most growth or shrinkage per round trip: libutp MAX_CWND_INCREASE_BYTES_PER_RTT
+INITIAL_PACKETS: Final = 10  # RFC 6928
+MIN_PACKETS: Final = 2  # RFC 6817 MIN_CWND
+_BASE_MINUTES: Final = 13  # libutp DELAY_BASE_HISTORY
+_MINUTE_US: Final = 60_000_000
+_CURRENT_SAMPLES: Final = 3  # libutp CUR_DELAY_SIZE
+_HALF_CLOCK: Final = 0x80000000
+_CLOCK: Final = 0xFFFFFFFF
+_MAX_DRIFT_US: Final = 200_000  # per _DRIFT_PERIOD_US; a peer whose clock runs faster than that games us (libutp)
+_DRIFT_PERIOD_US: Final = 5_000_000
+
+
+class _BaseDelay:
+    """The lowest one-way delay of the last minutes, on a 32-bit clock that wraps."""
+
+    __slots__ = ("_minima", "_minute_ends_at", "value_us")
+
+    def __init__(self) -> None:
+        self._minima: deque[int] = deque(maxlen=_BASE_MINUTES)
+        self._minute_ends_at = 0
+        self.value_us = -1  # -1: no sample yet
+
+    def add(self, delay_us: int, *, now: int) -> int:
+        """Take a sample; returns its height above the base, 0 for a new base."""
+        minima = self._minima
+        if not minima:
+            minima.append(delay_us)
+            self._minute_ends_at = now + _MINUTE_US
+            self.value_us = delay_us
+            return 0
+        if now >= self._minute_ends_at:
+            self._minute_ends_at = now + _MINUTE_US
+            minima.append(delay_us)
+            self._recompute()
+        elif (delay_us - minima[-1]) & _CLOCK >= _HALF_CLOCK:
+            minima[-1] = delay_us
+        above_us = (delay_us - self.value_us) & _CLOCK
+        if above_us >= _HALF_CLOCK:
+            self.value_us = delay_us
+            return 0
+        return above_us
+
+    def _recompute(self) -> None:
+        lowest = self._minima[0]
+        for delay_us in self._minima:
+            if (delay_us - lowest) & _CLOCK >= _HALF_CLOCK:
+                lowest = delay_us
+        self.value_us = lowest
+
+    def shift(self, by_us: int) -> None:
+        """The clocks drifted apart by this much."""
+        self._minima = deque(((delay_us + by_us) & _CLOCK for delay_us in self._minima), maxlen=_BASE_MINUTES)
+        self.value_us = (self.value_us + by_us) & _CLOCK
+
+
+class Ledbat:
+    """The default controller."""
+
+    __slots__ = (
+        "_base",
+        "_current_us",
+        "_drift_ends_at",
+        "_drift_us",
+        "_peer_base",
+        "_penalty_us",
+        "_segment_bytes",
+        "_slow_start_bytes",
+        "is_slow_start",
+        "window_bytes",
+    )
+
+    def __init__(self, segment_bytes: int) -> None:
+        self._segment_bytes = segment_bytes
+        self.window_bytes = INITIAL_PACKETS * segment_bytes
+        self.is_slow_start = True
+        self._slow_start_bytes = 0  # slow start after a timeout ends at this window; 0: no such bound yet
+        self._base = _BaseDelay()
+        self._peer_base = _BaseDelay()
+        self._current_us: deque[int] = deque(maxlen=_CURRENT_SAMPLES)
+        self._drift_us = 0
+        self._drift_ends_at = 0
+        self._penalty_us = 0
+
+    @property
+    def queueing_delay_us(self) -> int:
+        """The least of the last samples above the base, or 0."""
+        return min(self._current_us) + self._penalty_us if self._current_us else 0
+
+    def on_delay(self, delay_us: int, *, now: int) -> None:
+        """See Controller.on_delay. A jump of half the clock is a crafted or broken sample and starts a new base."""
+        self._current_us.append(min(self._base.add(delay_us, now=now), _HALF_CLOCK >> 1))
+
+    def on_peer_delay(self, delay_us: int, *, now: int) -> None:
+        """See Controller.on_peer_delay.
+
+        When the peer's base falls, its clock runs ahead of ours, so our packets seem ever later to it: our base
+        is raised by as much (libutp). One that runs off faster than clocks do is charged for it.
+        """
+        before_us = self._peer_base.value_us
+        self._peer_base.add(delay_us, now=now)
+        if before_us < 0:
+            self._drift_ends_at = now + _DRIFT_PERIOD_US
+            return
+        fall_us = (before_us - self._peer_base.value_us) & _CLOCK
+        if 0 < fall_us < _HALF_CLOCK and fall_us <= 10_000 and self._base.value_us >= 0:
+            self._base.shift(fall_us)
+            self._drift_us += fall_us
+        if now >= self._drift_ends_at:
+            self._drift_ends_at = now + _DRIFT_PERIOD_US
+            self._penalty_us = max(0, self._drift_us - _MAX_DRIFT_US) // 7
+            self._drift_us = 0
+
+    def on_ack(self, acked_bytes: int, *, in_flight_bytes: int, is_limited: bool, rtt_us: int, now: int) -> None:
+        """See Controller.on_ack. RFC 6817 §2.4.2."""
+        queueing_us = self.queueing_delay_us
+        if rtt_us and queueing_us > rtt_us:
+            queueing_us = rtt_us  # a queue cannot take longer than the whole round trip
+        window = self.window_bytes
+        if self.is_slow_start:
+            if queueing_us >= TARGET_DELAY_US * 3 // 4:
+                # This queue was made by what was under way one round trip ago: half the window, which has doubled
+                # since. That much filled the path, so that much is where steering begins.
+                self.is_slow_start = False
+                self._slow_start_bytes = 0
+                self.window_bytes = max(window // 2, self._least())
+                return
+            if is_limited:
+                self.window_bytes = window + acked_bytes
+                if self._slow_start_bytes and self.window_bytes >= self._slow_start_bytes:
+                    self.is_slow_start = False
+            return
+        off_target_us = TARGET_DELAY_US - queueing_us
+        if off_target_us > 0 and not is_limited:
+            return
+        off_target_us = max(off_target_us, -TARGET_DELAY_US)
+        gain_bytes = MAX_GAIN_BYTES * min(acked_bytes, window) * off_target_us // (TARGET_DELAY_US * max(window, acked_bytes))
+        self.window_bytes = max(window + gain_bytes, self._least())
+
+    def on_loss(self, *, now: int) -> None:
+        """See Controller.on_loss. RFC 6817 §2.4.2: at most half, once per round trip."""
+        self.is_slow_start = False
+        self.window_bytes = max(self.window_bytes // 2, self._least())
+
+    def on_timeout(self, *, now: int) -> None:
+        """See Controller.on_timeout. RFC 6817 §2.4.2; slow start again up to half of what was, as TCP (RFC 5681)."""
+        self._slow_start_bytes = max(self.window_bytes // 2, 2 * self._least())
+        self.is_slow_start = True
+        self.window_bytes = self._segment_bytes
+
+    def on_segment_size(self, segment_bytes: int) -> None:
+        """See Controller.on_segment_size."""
+        self._segment_bytes = segment_bytes
+        self.window_bytes = max(self.window_bytes, segment_bytes)
+
+    def _least(self) -> int:
+        return MIN_PACKETS * self._segment_bytes

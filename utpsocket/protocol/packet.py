@@ -1,0 +1,308 @@
+"""The wire: BEP 29's header, its extensions, selective acks, 16-bit sequence numbers, and whole runs of packets.
+
+Separate because it is the only room that knows bytes on the wire: everything above it speaks of unbounded
+sequence numbers and of segments. Nothing here raises on any input from the network: what cannot be read is None.
+
+Read this first: `decode()` is the specification of what a datagram means. `Run.is_clean()` and
+`HeaderColumns.fill()` are shortcuts for many equal packets at once and mean exactly the same.
+
+Sources: BEP 29 "header format", "extension", "selective ack"; PROTOCOL.md §1, §5.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from enum import IntEnum
+from typing import Final
+
+HEADER_BYTES: Final = 20  # BEP 29 "header format"
+VERSION: Final = 1
+EXTENSION_SACK: Final = 1
+MAX_SACK_BYTES: Final = 252  # the largest multiple of 4 that the one-byte length of an extension can say
+MAX_RUN_PACKETS: Final = 64  # the kernel's UDP_MAX_SEGMENTS before 6.9: one GSO send or GRO receive holds no more
+
+_HEADER: Final = struct.Struct(">BBHIIIHH")
+_SEQ_MASK: Final = 0xFFFF
+
+
+class PacketType(IntEnum):
+    """BEP 29 "type": the upper four bits of a packet's first byte."""
+
+    DATA = 0
+    FIN = 1
+    STATE = 2
+    RESET = 3
+    SYN = 4
+
+
+class Packet:
+    """One packet as read from the wire; `payload` and `sack` are views of the datagram it came in."""
+
+    __slots__ = (
+        "ack16",
+        "connection_id",
+        "difference_us",
+        "payload",
+        "sack",
+        "seq16",
+        "timestamp_us",
+        "type",
+        "window_bytes",
+    )
+
+    def __init__(
+        self,
+        type: int,
+        connection_id: int,
+        timestamp_us: int,
+        difference_us: int,
+        window_bytes: int,
+        seq16: int,
+        ack16: int,
+        sack: memoryview | None,
+        payload: memoryview,
+    ) -> None:
+        self.type = type
+        self.connection_id = connection_id
+        self.timestamp_us = timestamp_us
+        self.difference_us = difference_us
+        self.window_bytes = window_bytes
+        self.seq16 = seq16
+        self.ack16 = ack16
+        self.sack = sack
+        self.payload = payload
+
+
+def decode(datagram: memoryview) -> Packet | None:
+    """The packet a datagram holds, or None when it is not uTP: too short, another version, a type of five or
+    more, or an extension chain that runs past its end. PROTOCOL.md §1: such a datagram has no side effect.
+    """
+    length = len(datagram)
+    if length < HEADER_BYTES:
+        return None
+    first, extension, connection_id, timestamp, difference, window, seq16, ack16 = _HEADER.unpack_from(datagram)
+    if first & 0x0F != VERSION or first >> 4 > PacketType.SYN:
+        return None
+    sack = None
+    start = HEADER_BYTES
+    while extension:
+        if start + 2 > length:
+            return None
+        following, size = datagram[start], datagram[start + 1]
+        start += 2
+        if start + size > length:
+            return None
+        if extension == EXTENSION_SACK:
+            sack = datagram[start : start + size]
+        extension = following
+        start += size
+    return Packet(
+        first >> 4, connection_id, timestamp, difference, window, seq16, ack16, sack, datagram[start:length]
+    )
+
+
+def encode(
+    type: int,
+    connection_id: int,
+    *,
+    timestamp_us: int,
+    difference_us: int,
+    window_bytes: int,
+    seq: int,
+    ack: int,
+    sack: bytes = b"",
+) -> bytes:
+    """A packet without payload, or the header of one with. `seq` and `ack` may be unbounded: the wire takes
+    their lowest 16 bits, and the lowest 32 of the times. BEP 29 "header format".
+    """
+    header = _HEADER.pack(
+        type << 4 | VERSION,
+        EXTENSION_SACK if sack else 0,
+        connection_id,
+        timestamp_us & 0xFFFFFFFF,
+        difference_us & 0xFFFFFFFF,
+        min(window_bytes, 0xFFFFFFFF),
+        seq & _SEQ_MASK,
+        ack & _SEQ_MASK,
+    )
+    if not sack:
+        return header
+    return header + bytes((0, len(sack))) + sack
+
+
+def unwrap(seq16: int, near: int) -> int:
+    """The unbounded sequence number closest to `near` whose lowest 16 bits are `seq16`."""
+    return near + ((seq16 - near + 0x8000) & _SEQ_MASK) - 0x8000
+
+
+def sack_ranges(sack: memoryview, ack: int) -> list[tuple[int, int]]:
+    """The half-open ranges of sequence numbers that a selective ack says arrived, ascending.
+
+    Bit 0 of byte 0, the least significant, stands for ack + 2: ack + 1 is missing, or it would have been
+    acked. BEP 29 "selective ack".
+    """
+    bits = int.from_bytes(sack, "little")
+    ranges = []
+    seq = ack + 2
+    while bits:
+        gap = (bits & -bits).bit_length() - 1
+        bits >>= gap
+        length = (~bits & (bits + 1)).bit_length() - 1
+        bits >>= length
+        ranges.append((seq + gap, seq + gap + length))
+        seq += gap + length
+    return ranges
+
+
+def sack_bytes(bits: int) -> bytes:
+    """A selective ack's bitmask from an integer whose bit 0 stands for ack + 2. A multiple of four bytes (BEP 29),
+    cut at MAX_SACK_BYTES; empty when no bit is set.
+    """
+    length = min((bits.bit_length() + 31) // 32 * 4, MAX_SACK_BYTES)
+    return (bits & ((1 << length * 8) - 1)).to_bytes(length, "little")
+
+
+def _big_endian_sequence_numbers() -> array[int]:
+    """Every 16-bit number in order as it stands on the wire, and once more the first ones: a run may wrap."""
+    numbers = array("H", range(0x10000))
+    numbers.extend(range(MAX_RUN_PACKETS * 2))
+    if struct.pack("=H", 1) != struct.pack(">H", 1):
+        numbers.byteswap()
+    return numbers
+
+
+_SEQ_COLUMN: Final = memoryview(_big_endian_sequence_numbers())
+_SEQ_COLUMN_BYTES: Final = _SEQ_COLUMN.tobytes()
+
+
+class HeaderColumns:
+    """Scratch for the headers of one transmit, written a column at a time instead of a packet at a time."""
+
+    __slots__ = ("_bytes", "_seq_column", "views")
+
+    def __init__(self) -> None:
+        self._bytes = memoryview(bytearray(HEADER_BYTES * MAX_RUN_PACKETS))
+        self._seq_column = self._bytes.cast("H")[8 :: HEADER_BYTES // 2]
+        self.views = [self._bytes[i : i + HEADER_BYTES] for i in range(0, len(self._bytes), HEADER_BYTES)]
+
+    def fill(self, header: bytes, seq: int, count: int) -> list[memoryview]:
+        """`count` copies of `header` with consecutive sequence numbers from `seq`; valid until the next fill."""
+        self._bytes[: HEADER_BYTES * count] = header * count
+        seq16 = seq & _SEQ_MASK
+        self._seq_column[:count] = _SEQ_COLUMN[seq16 : seq16 + count]
+        return self.views[:count]
+
+
+class Run:
+    """Datagrams of one sender that arrived together, back to back: what one recvmsg gave.
+
+    data     whole datagrams, all of `stride` bytes but the last, which may be shorter
+    stride   bytes per datagram
+    addr     the sender's address, as the socket module writes it
+    local    the address it was sent to where the kernel told (wildcard ports), else None
+    """
+
+    __slots__ = ("_uniform", "addr", "data", "local", "stride")
+
+    def __init__(self, data: memoryview, stride: int, addr: object, local: object = None) -> None:
+        self.data = data
+        self.stride = stride
+        self.addr = addr
+        self.local = local
+        self._uniform: bool | None = None
+
+    @property
+    def count(self) -> int:
+        """How many datagrams the run holds; at least one unless data is empty."""
+        return -(-len(self.data) // self.stride)
+
+    def datagrams(self) -> list[memoryview]:
+        """The datagrams one by one."""
+        return [self.data[i : i + self.stride] for i in range(0, len(self.data), self.stride)]
+
+    def is_uniform(self) -> bool:
+        """Whether all headers agree in type, version, extension and connection id, so that one look tells
+        whose they are. False may also mean "not looked at": a stride that does not divide into words.
+        """
+        uniform = self._uniform
+        if uniform is None:
+            count = self.count
+            if count == 1:
+                uniform = len(self.data) >= HEADER_BYTES
+            elif self.stride % 8 or len(self.data) - (count - 1) * self.stride < HEADER_BYTES:
+                uniform = False
+            else:
+                words = self.data[: len(self.data) & ~7].cast("I")[0 :: self.stride // 4]
+                uniform = words.tobytes() == bytes(self.data[0:4]) * count
+            self._uniform = uniform
+        return uniform
+
+    def is_clean(self) -> bool:
+        """Whether this is two or more DATA packets without extensions whose headers differ in nothing but
+        consecutive sequence numbers. Then the first header and `count` say all there is to say.
+        """
+        data = self.data
+        count = self.count
+        if count < 2 or data[0] != VERSION or data[1] or not self.is_uniform():
+            return False
+        stride = self.stride
+        halves = data[: len(data) & ~1].cast("H")
+        seq16 = data[16] << 8 | data[17]
+        if halves[8 :: stride // 2].tobytes() != _SEQ_COLUMN_BYTES[2 * seq16 : 2 * (seq16 + count)]:
+            return False
+        if halves[9 :: stride // 2].tobytes() != bytes(data[18:20]) * count:
+            return False
+        longs = data[: len(data) & ~7].cast("Q")
+        return (
+            longs[0 :: stride // 8].tobytes() == bytes(data[0:8]) * count
+            and longs[1 :: stride // 8].tobytes() == bytes(data[8:16]) * count
+        )
+
+    def payloads(self) -> list[memoryview]:
+        """The payloads of a clean run."""
+        data = self.data
+        stride = self.stride
+        last = len(data) - len(data) % stride
+        payloads = [data[i + HEADER_BYTES : i + stride] for i in range(0, last, stride)]
+        if last < len(data):
+            payloads.append(data[last + HEADER_BYTES :])
+        return payloads
+
+
+class Transmit:
+    """Datagrams on their way out: what one sendmsg takes. Borrowed: valid until the next call on its connection.
+
+    addr           where to, as the socket module writes it
+    segment        bytes of each datagram but the last, which may be shorter
+    buffers        their bytes in order; a datagram may be cut into several buffers
+    count          how many datagrams
+    may_fragment   whether IP may fragment them (don't-fragment off): sizes this path has not proven
+    is_probe       whether this is a path MTU probe: EMSGSIZE is then its result, not an error
+    """
+
+    __slots__ = ("addr", "buffers", "count", "is_probe", "may_fragment", "segment")
+
+    def __init__(
+        self,
+        addr: object,
+        buffers: list[memoryview] | list[bytes] | list[memoryview | bytes],
+        *,
+        segment: int = 0,
+        count: int = 1,
+        may_fragment: bool = False,
+        is_probe: bool = False,
+    ) -> None:
+        self.addr = addr
+        self.buffers = buffers
+        self.segment = segment
+        self.count = count
+        self.may_fragment = may_fragment
+        self.is_probe = is_probe
+
+    def datagrams(self) -> list[bytes]:
+        """The datagrams one by one, copied: the way of senders that cannot send them all at once."""
+        whole = b"".join(self.buffers)
+        if self.count == 1:
+            return [whole]
+        return [whole[i : i + self.segment] for i in range(0, len(whole), self.segment)]

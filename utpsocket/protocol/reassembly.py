@@ -1,0 +1,159 @@
+"""Bytes that arrived: in order and waiting for the application, or ahead of a hole and held.
+
+Separate because it is pure bookkeeping over sequence numbers and memory. In-order payloads stay views of the
+datagrams they came in until delivered() copies what was left over; only packets ahead of a hole are copied at once,
+since their receive buffer is about to be reused.
+
+The held packets' bitmask is the selective ack itself: bit 0 stands for next_seq + 1, which is ack + 2.
+
+Sources: BEP 29 "selective ack"; PROTOCOL.md §4, §7.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+MAX_HELD_PACKETS: Final = 8_192  # bounds what a flood of tiny packets ahead of a hole can cost
+_OVERDRAFT_BYTES: Final = 4_096  # an in-order packet that overlaps the window's edge fills the hole others wait for
+
+
+class Offer(Enum):
+    """What became of a packet."""
+
+    IN_ORDER = "in order"
+    HELD = "ahead of a hole"
+    DUPLICATE = "seen before"
+    BEYOND = "outside of the window"
+
+
+class Reassembly:
+    """The incoming byte stream. `next_seq` is the first sequence number not yet received in order."""
+
+    __slots__ = (
+        "_held",
+        "_mask",
+        "_ready",
+        "capacity_bytes",
+        "delivered_bytes",
+        "fin_seq",
+        "held_bytes",
+        "is_finished",
+        "next_seq",
+        "ready_bytes",
+    )
+
+    def __init__(self, next_seq: int, capacity_bytes: int) -> None:
+        self.next_seq = next_seq
+        self.capacity_bytes = capacity_bytes
+        self.fin_seq: int | None = None
+        self.is_finished = False  # the FIN is next in order and consumed; ready bytes may still wait
+        self.ready_bytes = 0
+        self.held_bytes = 0
+        self.delivered_bytes = 0
+        self._ready: list[memoryview] = []
+        self._held: dict[int, bytes] = {}
+        self._mask = 0
+
+    @property
+    def window_bytes(self) -> int:
+        """Free receive buffer, held bytes subtracted: what may be advertised. PROTOCOL.md §7."""
+        return max(0, self.capacity_bytes - self.ready_bytes - self.held_bytes)
+
+    @property
+    def has_held(self) -> bool:
+        """Whether packets wait behind a hole: acks then carry a selective ack."""
+        return self._mask != 0
+
+    @property
+    def sack_bits(self) -> int:
+        """Bit 0 stands for ack + 2. BEP 29 "selective ack"."""
+        return self._mask
+
+    def append_run(self, count: int, payloads: list[memoryview], total_bytes: int) -> None:
+        """`count` packets arrived exactly in order with nothing held: the caller has checked."""
+        self.next_seq += count
+        self._ready += payloads
+        self.ready_bytes += total_bytes
+
+    def offer(self, seq: int, payload: memoryview, *, is_fin: bool) -> Offer:
+        """One packet arrived, in whatever order."""
+        ahead = seq - self.next_seq
+        if ahead < 0 or (ahead and self._mask >> (ahead - 1) & 1):
+            return Offer.DUPLICATE
+        if self.is_finished or (self.fin_seq is not None and (seq > self.fin_seq or is_fin)):
+            return Offer.BEYOND
+        size = len(payload)
+        if not ahead:
+            if size > self.window_bytes + _OVERDRAFT_BYTES:
+                return Offer.BEYOND
+            if is_fin:
+                if self._mask:
+                    return Offer.BEYOND  # data after a FIN is nobody's
+                self.fin_seq = seq
+            self._accept(payload)
+            self._fill()
+            return Offer.IN_ORDER
+        if ahead > MAX_HELD_PACKETS or size > self.window_bytes:
+            return Offer.BEYOND
+        if is_fin:
+            if self._mask >> ahead:
+                return Offer.BEYOND
+            self.fin_seq = seq
+        self._held[seq] = bytes(payload)
+        self.held_bytes += size
+        self._mask |= 1 << (ahead - 1)
+        return Offer.HELD
+
+    def _accept(self, payload: memoryview) -> None:
+        if self.next_seq == self.fin_seq:
+            self.is_finished = True
+        self.next_seq += 1
+        if payload:
+            self._ready.append(payload)
+            self.ready_bytes += len(payload)
+
+    def _fill(self) -> None:
+        """After next_seq moved by one: bit 0 is now the next packet itself."""
+        while self._mask & 1:
+            payload = self._held.pop(self.next_seq)
+            self.held_bytes -= len(payload)
+            self._mask >>= 1
+            self._accept(memoryview(payload))
+        self._mask >>= 1
+
+    def ready(self) -> list[memoryview]:
+        """What may be delivered now, in order. Then call delivered()."""
+        return self._ready
+
+    def delivered(self, count: int) -> None:
+        """The application took the first `count` bytes. The rest is copied: views are borrowed no longer."""
+        self.ready_bytes -= count
+        self.delivered_bytes += count
+        if not self.ready_bytes:
+            self._ready = []
+            return
+        left = self._ready
+        taken = 0
+        while count >= len(left[taken]):
+            count -= len(left[taken])
+            taken += 1
+        rest = left[taken:]
+        rest[0] = rest[0][count:]
+        self._ready = [piece if isinstance(piece.obj, bytes) else memoryview(bytes(piece)) for piece in rest]
+
+    def clear(self) -> None:
+        """Forget all content: nobody will read it."""
+        self._ready = []
+        self._held.clear()
+        self._mask = 0
+        self.ready_bytes = 0
+        self.held_bytes = 0
+
+    def _check(self) -> None:
+        """Invariants, for tests and the simulator."""
+        assert self.ready_bytes == sum(map(len, self._ready))
+        assert self.held_bytes == sum(map(len, self._held.values()))
+        assert self._mask == sum(1 << (seq - self.next_seq - 1) for seq in self._held)
+        assert self.held_bytes + self.ready_bytes <= self.capacity_bytes + _OVERDRAFT_BYTES
+        assert len(self._held) <= MAX_HELD_PACKETS

@@ -1,0 +1,154 @@
+"""The receiving half: what arrived, which acknowledgement is due, and the window we advertise.
+
+It answers the connection's question "must an ack leave, and when?" Facts: acks are one per drained batch because
+the engine handles a whole batch before it asks (DESIGN.md §2). At once for whatever tells the sender news it waits
+for: a packet ahead of a hole, a filled hole, a duplicate, a FIN, two packets or more. A lone packet's ack waits a
+little, since the answer to it carries the ack for free.
+
+Sources: PROTOCOL.md §7, §8, §12; RFC 9293 §3.8.6.2.2 (silly windows), RFC 5681 §4.2 (when to ack).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from utpsocket.protocol.packet import MAX_SACK_BYTES, sack_bytes
+from utpsocket.protocol.reassembly import Offer, Reassembly
+from utpsocket.protocol.recovery import MAX_ACK_DELAY_US
+
+NEVER: Final = 1 << 62
+_ACK_EVERY_PACKETS: Final = 2  # RFC 5681 §4.2
+_UPDATE_BYTES: Final = 2 * 1_452  # two segments: RFC 9293 §3.8.6.2.2's "Fr * RCV.BUFF" for large buffers
+_NO_SAMPLE: Final = 0
+_HELLO_PACKETS: Final = (16, 256, 4_096)
+
+
+class ReceiveHalf:
+    """Everything about the direction from the peer to us. All times µs."""
+
+    __slots__ = (
+        "_advertised_bytes",
+        "_ack_count",
+        "ack_at",
+        "beyond_packets",
+        "difference_us",
+        "duplicate_packets",
+        "is_discarding",
+        "is_started",
+        "reassembly",
+        "received_bytes",
+        "received_packets",
+        "unacked_packets",
+    )
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.reassembly = Reassembly(0, capacity_bytes)
+        self.is_started = False  # whether the peer's first sequence number is known
+        self.is_discarding = False  # the application will never read again
+        self.ack_at = NEVER
+        self.difference_us = _NO_SAMPLE  # PROTOCOL.md §6: frozen at receipt
+        self.unacked_packets = 0
+        self._advertised_bytes = capacity_bytes
+        self._ack_count = 0
+        self.received_packets = 0
+        self.received_bytes = 0
+        self.duplicate_packets = 0
+        self.beyond_packets = 0
+
+    @property
+    def ack(self) -> int:
+        """The last sequence number received in order: ack_nr before wrapping."""
+        return self.reassembly.next_seq - 1
+
+    @property
+    def window_bytes(self) -> int:
+        """What to advertise now."""
+        return self.reassembly.window_bytes
+
+    def start(self, next_seq: int) -> None:
+        """The peer's first sequence number is known."""
+        self.reassembly.next_seq = next_seq
+        self.is_started = True
+
+    def on_run(self, count: int, payloads: list[memoryview], total_bytes: int, *, now: int) -> None:
+        """A clean run arrived exactly in order; the same as `count` calls of on_packet()."""
+        self.received_packets += count
+        self.received_bytes += total_bytes
+        self.reassembly.append_run(count, payloads, total_bytes)
+        self._in_order(count, now=now)
+
+    def on_packet(self, seq: int, payload: memoryview, *, is_fin: bool, now: int) -> Offer:
+        """A DATA or FIN packet arrived."""
+        reassembly = self.reassembly
+        had_held = reassembly.has_held
+        offer = reassembly.offer(seq, payload, is_fin=is_fin)
+        if offer is Offer.DUPLICATE:
+            self.duplicate_packets += 1
+            self.ack_at = now
+            return offer
+        if offer is Offer.BEYOND:
+            self.beyond_packets += 1
+            self.ack_at = now
+            return offer
+        self.received_packets += 1
+        self.received_bytes += len(payload)
+        if offer is Offer.HELD or had_held or is_fin:
+            self.unacked_packets += 1
+            self.ack_at = now
+        else:
+            self._in_order(1, now=now)
+        return offer
+
+    def _in_order(self, count: int, *, now: int) -> None:
+        self.unacked_packets += count
+        if self.unacked_packets >= _ACK_EVERY_PACKETS:
+            self.ack_at = now
+        elif self.ack_at == NEVER:
+            self.ack_at = now + MAX_ACK_DELAY_US
+
+    def delivered(self, count: int, *, now: int) -> None:
+        """The application took `count` bytes. A window that was all but closed and opened is said at once; one
+        that grew by half the buffer too, or a sender that saw little would go on in small steps.
+        """
+        reassembly = self.reassembly
+        reassembly.delivered(count)
+        advertised, window = self._advertised_bytes, reassembly.window_bytes
+        grown = window - advertised
+        half = reassembly.capacity_bytes // 2
+        if grown >= half or (advertised < _UPDATE_BYTES and grown >= min(half, _UPDATE_BYTES)):
+            self.ack_at = now
+
+    def sack(self) -> bytes:
+        """The selective ack to put on a STATE, empty when there is nothing ahead of a hole.
+
+        Once in a while all zeros in full length: harmless to every implementation, and it proves to one like
+        ourselves that this receiver can hold as many packets as it has room for (PROTOCOL.md §7: "between peers
+        that prove larger, more").
+        """
+        bits = self.reassembly.sack_bits
+        if bits:
+            return sack_bytes(bits)
+        for packets in _HELLO_PACKETS:
+            if self._ack_count < packets <= self.received_packets:
+                return bytes(MAX_SACK_BYTES)
+        return b""
+
+    def on_ack_sent(self) -> None:
+        """A packet with our current ack and window leaves."""
+        self.ack_at = NEVER
+        self.unacked_packets = 0
+        self._advertised_bytes = self.reassembly.window_bytes
+
+    def on_state_sent(self) -> None:
+        """That packet was a bare STATE, with our sack()."""
+        self._ack_count = self.received_packets
+
+    def discard(self) -> None:
+        """The application will never read again."""
+        self.is_discarding = True
+        self.reassembly.clear()
+
+    def _check(self) -> None:
+        """Invariants, for tests and the simulator."""
+        self.reassembly._check()
+        assert self.unacked_packets == 0 or self.ack_at != NEVER

@@ -1,0 +1,134 @@
+"""RTT, retransmission timeout, and when a packet counts as lost.
+
+Separate because it is judgement over numbers: it holds no packet and sends none. The connection's send half tells
+it what each ack newly covered and asks it about each flight.
+
+Facts, then the decisions. A burst leaves in one instant, so "sent later" is (time, sequence number). A later
+packet's arrival is evidence of loss: three of them are proof where the path has never reordered (BEP 29 and every
+implementation: PROTOCOL.md §9); where it has, only time is, as RACK does it. A retransmission is judged by time
+alone, since its sequence number says nothing about when it left. A lost tail has no later packet to speak for it:
+after two round trips a probe draws the ack that says so.
+
+Sources: RFC 6298 (RTO), RFC 8985 (RACK-TLP), RFC 6675 (three SACKed packets), BEP 29 "packet loss".
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from utpsocket.protocol.flights import Acknowledged, Flight
+
+MIN_RTO_US: Final = 200_000  # as Linux; libutp has 1 s, libtorrent 500 ms, librqbit 200 ms
+MAX_RTO_US: Final = 60_000_000  # RFC 6298 (2.5)
+INITIAL_RTO_US: Final = 1_000_000  # RFC 6298 (2.1)
+DUPLICATE_THRESHOLD: Final = 3  # BEP 29 "packet loss"; RFC 6675 DupThresh
+MAX_ACK_DELAY_US: Final = 10_000  # ours, receivehalf.py; a tail probe waits as much longer for a lone packet
+_GRANULARITY_US: Final = 1_000  # epoll's timeout
+_MAX_REORDER_STEPS: Final = 16  # RFC 8985 §6.2 step 4: the window never exceeds one SRTT anyway
+
+
+class Recovery:
+    """Judges loss and keeps time. All times µs."""
+
+    __slots__ = (
+        "backoff",
+        "has_reordered",
+        "latest_rtt_us",
+        "min_rtt_us",
+        "rack_rtt_us",
+        "rack_sent_us",
+        "rack_seq",
+        "reorder_steps",
+        "rtt_var_us",
+        "srtt_us",
+    )
+
+    def __init__(self) -> None:
+        self.srtt_us = 0  # 0: no sample yet
+        self.rtt_var_us = 0
+        self.min_rtt_us = 0
+        self.latest_rtt_us = 0
+        self.backoff = 0  # consecutive timeouts
+        self.rack_sent_us = -1
+        self.rack_seq = -1
+        self.rack_rtt_us = 0
+        self.has_reordered = False
+        self.reorder_steps = 1
+
+    # ── time ──
+
+    @property
+    def rto_us(self) -> int:
+        """Retransmission timeout with its backoff. RFC 6298 §2, §5.5."""
+        base = INITIAL_RTO_US
+        if self.srtt_us:
+            base = max(MIN_RTO_US, self.srtt_us + max(_GRANULARITY_US, 4 * self.rtt_var_us))
+        return min(MAX_RTO_US, base << self.backoff)
+
+    def on_rtt(self, rtt_us: int) -> None:
+        """A round trip of a packet sent once only (Karn's rule is the caller's). RFC 6298 §2."""
+        rtt_us = max(1, rtt_us)
+        self.latest_rtt_us = rtt_us
+        if not self.srtt_us:
+            self.srtt_us = rtt_us
+            self.rtt_var_us = rtt_us // 2
+            self.min_rtt_us = rtt_us
+            return
+        self.rtt_var_us += (abs(self.srtt_us - rtt_us) - self.rtt_var_us) // 4
+        self.srtt_us = max(1, self.srtt_us + (rtt_us - self.srtt_us) // 8)
+        if rtt_us < self.min_rtt_us:
+            self.min_rtt_us = rtt_us
+
+    def on_timeout(self) -> None:
+        """A retransmission timeout ran out."""
+        self.backoff += 1
+
+    def on_progress(self) -> None:
+        """Something new was acknowledged."""
+        self.backoff = 0
+
+    def probe_timeout_us(self, packets: int) -> int:
+        """How long after the last packet left a tail-loss probe leaves. RFC 8985 §7.2."""
+        if not self.srtt_us:
+            return INITIAL_RTO_US
+        wait_us = 2 * self.srtt_us + (MAX_ACK_DELAY_US if packets == 1 else 0)
+        return max(wait_us + _GRANULARITY_US, 2 * _GRANULARITY_US)
+
+    # ── loss ──
+
+    def on_delivered(self, acknowledged: Acknowledged, *, now: int) -> None:
+        """An ack newly covered packets. RFC 8985 §6.2 steps 1 to 4."""
+        if acknowledged.clean_sent_us >= 0:
+            self.on_rtt(now - acknowledged.clean_sent_us)
+        if acknowledged.refilled_seq >= 0:
+            self.has_reordered = True
+        rtt_us = now - acknowledged.sent_us
+        if acknowledged.sends > 1 and rtt_us < self.min_rtt_us:
+            # The ack came too soon to be the retransmission's: the original had arrived, so patience was too short.
+            self.has_reordered = True
+            self.reorder_steps = min(_MAX_REORDER_STEPS, self.reorder_steps + 1)
+            return
+        if (acknowledged.sent_us, acknowledged.seq) > (self.rack_sent_us, self.rack_seq):
+            self.rack_sent_us = acknowledged.sent_us
+            self.rack_seq = acknowledged.seq
+            self.rack_rtt_us = rtt_us
+
+    @property
+    def reorder_window_us(self) -> int:
+        """How much later than a later packet one may still arrive. RFC 8985 §6.2 step 4."""
+        return min(self.srtt_us, self.reorder_steps * max(_GRANULARITY_US, self.min_rtt_us // 4))
+
+    def lost_at(self, flight: Flight, sacked_above: int) -> int | None:
+        """When a flight in flight counts as lost: a time, perhaps in the past, or None while nothing sent later
+        has arrived.
+        """
+        if not self.has_reordered and flight.sends == 1 and sacked_above >= DUPLICATE_THRESHOLD:
+            return 0
+        if (flight.sent_us, flight.end_seq - 1) >= (self.rack_sent_us, self.rack_seq):
+            return None
+        return flight.sent_us + self.rack_rtt_us + self.reorder_window_us
+
+    def _check(self) -> None:
+        """Invariants, for tests and the simulator."""
+        assert self.srtt_us >= 0 and self.rtt_var_us >= 0
+        assert MIN_RTO_US <= self.rto_us <= MAX_RTO_US

@@ -1,0 +1,130 @@
+"""Bytes the application wrote and the peer has not acked yet, at absolute offsets of the stream.
+
+Separate because it knows no protocol: a chain of equal blocks from a pool that many connections share, so that
+an idle connection holds no buffer at all. Which bytes were sent in which packets is flights.py's.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+BLOCK_BYTES: Final = 65_536  # what one read of the application's socket takes: PERFORMANCE.md, engine-wide pool
+_POOLED_BLOCKS: Final = 256  # 16 MiB kept for reuse; beyond that the memory goes back
+
+
+class BlockPool:
+    """Blocks for every connection of one thread."""
+
+    __slots__ = ("_free",)
+
+    def __init__(self) -> None:
+        self._free: list[memoryview] = []
+
+    def acquire(self) -> memoryview:
+        """A writable block of BLOCK_BYTES, its content undefined."""
+        return self._free.pop() if self._free else memoryview(bytearray(BLOCK_BYTES))
+
+    def release(self, block: memoryview) -> None:
+        """Give a block back; no view of it may be used afterwards."""
+        if len(self._free) < _POOLED_BLOCKS:
+            self._free.append(block)
+
+
+class SendBuffer:
+    """A window [acked_offset, end_offset) of the outgoing byte stream."""
+
+    __slots__ = ("_base_offset", "_blocks", "_pool", "acked_offset", "capacity_bytes", "end_offset")
+
+    def __init__(self, pool: BlockPool, capacity_bytes: int) -> None:
+        self._pool = pool
+        self._blocks: list[memoryview] = []
+        self._base_offset = 0
+        self.acked_offset = 0
+        self.end_offset = 0
+        self.capacity_bytes = capacity_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """How much more may be written now."""
+        return max(0, self.capacity_bytes - (self.end_offset - self.acked_offset))
+
+    def free_span(self) -> memoryview:
+        """Contiguous memory for the next bytes; empty when the buffer is full. Then call commit()."""
+        free_bytes = self.free_bytes
+        if not free_bytes:
+            return memoryview(b"")
+        used = self.end_offset - self._base_offset
+        if used == len(self._blocks) * BLOCK_BYTES:
+            self._blocks.append(self._pool.acquire())
+        start = used % BLOCK_BYTES
+        return self._blocks[-1][start : min(BLOCK_BYTES, start + free_bytes)]
+
+    def commit(self, count: int) -> None:
+        """`count` bytes were written at the front of free_span()."""
+        self.end_offset += count
+        if self.end_offset == self.acked_offset:
+            self._release_all()
+
+    def release(self, offset: int) -> None:
+        """The peer has everything before `offset`."""
+        self.acked_offset = offset
+        if offset == self.end_offset:
+            self._release_all()
+            return
+        while offset >= self._base_offset + BLOCK_BYTES:
+            self._pool.release(self._blocks.pop(0))
+            self._base_offset += BLOCK_BYTES
+
+    def _release_all(self) -> None:
+        for block in self._blocks:
+            self._pool.release(block)
+        self._blocks.clear()
+        self._base_offset = self.end_offset
+
+    def clear(self) -> None:
+        """Forget everything: the connection is over."""
+        self.acked_offset = self.end_offset
+        self._release_all()
+
+    def interleave(
+        self, headers: list[memoryview], offset: int, segment_bytes: int, total_bytes: int
+    ) -> list[memoryview]:
+        """[h0, p0, h1, p1, …]: each header followed by its segment of the bytes from `offset` on.
+
+        A segment that lies across two blocks comes as two buffers. Views: valid until release().
+        """
+        buffers: list[memoryview] = []
+        end = offset + total_bytes - self._base_offset
+        position = offset - self._base_offset
+        while position < end:
+            block = self._blocks[position // BLOCK_BYTES]
+            start = position % BLOCK_BYTES
+            stop = start + end - position
+            if stop <= BLOCK_BYTES:
+                count = -(-(stop - start) // segment_bytes)
+            else:
+                stop = BLOCK_BYTES
+                count = (stop - start) // segment_bytes
+            if count:
+                last = start + (count - 1) * segment_bytes
+                part = headers[:count] * 2
+                part[0::2] = headers[:count]
+                part[1::2] = [block[i : i + segment_bytes] for i in range(start, last + 1, segment_bytes)]
+                part[-1] = block[last : min(stop, last + segment_bytes)]
+                buffers += part
+                headers = headers[count:]
+                position += count * segment_bytes
+            else:
+                size = min(segment_bytes, end - position)
+                following = self._blocks[position // BLOCK_BYTES + 1]
+                buffers += [headers[0], block[start:], following[: size - (BLOCK_BYTES - start)]]
+                headers = headers[1:]
+                position += size
+        return buffers
+
+    def _check(self) -> None:
+        """Invariants, for tests and the simulator."""
+        assert self.acked_offset <= self.end_offset
+        assert self._base_offset <= self.acked_offset
+        assert len(self._blocks) * BLOCK_BYTES >= self.end_offset - self._base_offset
+        assert self._blocks or self.acked_offset == self.end_offset

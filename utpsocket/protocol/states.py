@@ -1,0 +1,49 @@
+"""BEP 29's connection states as data: which trigger leads from which state to which.
+
+Few on purpose. How far each direction of the stream has got belongs to the half that carries it (sendhalf.py,
+receivehalf.py); here stands only whether there is a connection. BEP 29's own diagram is wrong about the
+SYN-ACK's sequence number (PROTOCOL.md §2) and silent about most of the rest.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+
+class State(Enum):
+    """Whether there is a connection."""
+
+    IDLE = "idle"
+    SYN_SENT = "syn_sent"
+    SYN_RECEIVED = "syn_received"
+    CONNECTED = "connected"
+    TIME_WAIT = "time_wait"
+    CLOSED = "closed"
+
+
+class Trigger(Enum):
+    """What can happen to a connection."""
+
+    CONNECT = "the application called connect"
+    SYN = "a SYN arrived"
+    PROVEN = "the peer acked a number only it could know"
+    BOTH_FINISHED = "both FINs are acked, and the peer may not know it"
+    ENDED = "nothing more can come or go"
+    FAILED = "reset, refused, given up or aborted"
+
+
+TRANSITIONS: Final[dict[tuple[State, Trigger], State]] = {
+    (State.IDLE, Trigger.CONNECT): State.SYN_SENT,
+    (State.IDLE, Trigger.SYN): State.SYN_RECEIVED,
+    (State.IDLE, Trigger.FAILED): State.CLOSED,
+    (State.SYN_SENT, Trigger.PROVEN): State.CONNECTED,
+    (State.SYN_SENT, Trigger.FAILED): State.CLOSED,
+    (State.SYN_RECEIVED, Trigger.PROVEN): State.CONNECTED,
+    (State.SYN_RECEIVED, Trigger.FAILED): State.CLOSED,
+    (State.CONNECTED, Trigger.BOTH_FINISHED): State.TIME_WAIT,
+    (State.CONNECTED, Trigger.ENDED): State.CLOSED,
+    (State.CONNECTED, Trigger.FAILED): State.CLOSED,
+    (State.TIME_WAIT, Trigger.ENDED): State.CLOSED,
+    (State.TIME_WAIT, Trigger.FAILED): State.CLOSED,
+}
