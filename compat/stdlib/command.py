@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -101,8 +100,8 @@ def _over_tcp(interpreter: Interpreter, name: str, match: tuple[str, ...], *, fr
         }
     if kept:
         return kept
-    limit: Callable[[str], float] = lambda _: TCP_LIMIT_S  # noqa: E731 - one line beside its use
-    run = run_module(Task(interpreter.path, name, "tcp", match, limit, interpreter.sources.get(name, "")))
+    source = interpreter.sources.get(name, "")
+    run = run_module(Task(interpreter.path, name, "tcp", match, lambda _: TCP_LIMIT_S, source))
     if not match and not run.troubles and not STOP.is_set():
         baseline.keep(folder, run)
     return run
