@@ -31,7 +31,7 @@ def facts(sock: Any) -> dict[str, object]:
         "proto": sock.proto,
         "timeout": sock.gettimeout(),
         "blocking": sock.getblocking(),
-        "inheritable": sock.get_inheritable(),
+        "inheritable": outcome(sock.get_inheritable),
         "names": names,
         "repr": re.sub(r"fd=\d+|\b\d{4,5}\b", "#", re.sub(r"^<[\w.]+", "<", repr(sock))),
     }
@@ -58,7 +58,7 @@ def states(net: Net, family: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, pytest.param(socket.AF_INET6, marks=needs_ipv6)])
-def test_every_state_looks_as_over_tcp(net: Net, family: int) -> None:
+def test_every_state_looks_the_same(net: Net, family: int) -> None:
     reference = Net("tcp")
     try:
         expected = {state: facts(sock) for state, sock in states(reference, family).items()}

@@ -1,0 +1,371 @@
+"""Forked children: they serve inherited connections, accept, dial, and the last copy closed is the end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+from typing import Any
+
+import pytest
+
+from .network import PATIENCE_S, Net, fork, raises_errno, receive_all, receive_exactly, wait_child
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+
+
+class Gate:
+    """Lets a child wait for a word of its parent, or the reverse, without sockets."""
+
+    def __init__(self) -> None:
+        self.reading, self.writing = os.pipe()
+
+    def open(self, count: int = 1) -> None:
+        os.write(self.writing, b"." * count)
+
+    def wait(self) -> None:
+        assert select.select([self.reading], [], [], PATIENCE_S)[0], "nobody opened the gate"
+        os.read(self.reading, 1)
+
+    def close(self) -> None:
+        os.close(self.reading)
+        os.close(self.writing)
+
+
+def no_end_of_file(sock: Any, wait_s: float = 0.1) -> bool:
+    return not select.select([sock], [], [], wait_s)[0]
+
+
+def test_child_serves_an_inherited_connection(net: Net) -> None:
+    client, server = net.pair()
+
+    def serve() -> None:
+        while data := server.recv(100_000):
+            server.sendall(data.upper())
+        server.close()
+
+    pid = fork(serve)
+    server.close()
+    client.sendall(b"shout")
+    assert receive_exactly(client, 5) == b"SHOUT"
+    payload = b"many bytes " * 20_000
+    task = net.spawn(receive_exactly, client, len(payload))
+    client.sendall(payload)
+    assert task.result() == payload.upper()
+    client.shutdown(socket.SHUT_WR)
+    assert client.recv(1) == b""
+    assert wait_child(pid) == 0
+
+
+def test_child_knows_the_names(net: Net) -> None:
+    client, server = net.pair()
+    expected = (client.getsockname(), client.getpeername(), repr(client))
+
+    def check() -> None:
+        assert (client.getsockname(), client.getpeername(), repr(client)) == expected
+        adopted = net.module.socket(fileno=os.dup(client.fileno()))
+        assert (adopted.getsockname(), adopted.getpeername()) == expected[:2]
+        assert adopted.family == socket.AF_INET
+
+    assert wait_child(fork(check)) == 0
+
+
+def test_end_of_file_comes_exactly_when_the_last_copy_closes(net: Net) -> None:
+    client, server = net.pair()
+    gate, done = net.own(Gate()), net.own(Gate())
+
+    def hold() -> None:
+        gate.wait()
+        client.sendall(b"from the child")
+        done.open()
+        gate.wait()
+        client.close()
+        done.open()
+        gate.wait()
+
+    pid = fork(hold)
+    client.close()
+    assert no_end_of_file(server)
+    gate.open()
+    done.wait()
+    assert receive_exactly(server, 14) == b"from the child"
+    assert no_end_of_file(server)
+    gate.open()
+    done.wait()
+    assert server.recv(1) == b""  # the child lives on, but has closed
+    gate.open()
+    assert wait_child(pid) == 0
+
+
+def test_end_of_file_comes_when_the_child_that_holds_the_last_copy_exits(net: Net) -> None:
+    client, server = net.pair()
+    gate = net.own(Gate())
+    pid = fork(gate.wait)
+    client.close()
+    assert no_end_of_file(server)
+    gate.open()
+    assert wait_child(pid) == 0
+    assert server.recv(1) == b""
+
+
+def test_shutdown_in_the_child_reaches_the_parent(net: Net) -> None:
+    client, server = net.pair()
+    assert wait_child(fork(lambda: client.shutdown(socket.SHUT_WR))) == 0
+    assert server.recv(1) == b""
+    with raises_errno(errno.EPIPE):
+        client.send(b"x")
+
+
+def test_exit_of_an_idle_child_disturbs_nothing(net: Net) -> None:
+    client, server = net.pair()
+    listener = net.listener()
+    assert wait_child(fork(lambda: None)) == 0
+    client.sendall(b"undisturbed")
+    assert receive_exactly(server, 11) == b"undisturbed"
+    late = net.fresh()
+    late.connect(listener.getsockname())
+    assert net.accept(listener).getpeername() == late.getsockname()
+    client.close()
+    assert server.recv(1) == b""
+
+
+def test_closing_in_the_child_leaves_the_parent_alone(net: Net) -> None:
+    client, server = net.pair()
+    listener = net.listener()
+
+    def close_all() -> None:
+        for sock in (client, server, listener):
+            sock.close()
+
+    assert wait_child(fork(close_all)) == 0
+    client.sendall(b"x")
+    assert server.recv(1) == b"x"
+    net.fresh().connect(listener.getsockname())
+    net.accept(listener)
+
+
+def test_child_that_holds_nothing_does_not_keep_the_peer_open(net: Net) -> None:
+    """The engine's own fds must not live on in a child: they would hide the end of file."""
+    gate = net.own(Gate())
+    client, server = net.pair()
+
+    def close_both_and_stay() -> None:
+        client.close()
+        server.close()
+        gate.wait()
+
+    pid = fork(close_both_and_stay)
+    client.close()
+    assert server.recv(1) == b""
+    gate.open()
+    assert wait_child(pid) == 0
+
+
+def test_port_is_free_although_a_child_lives(net: Net) -> None:
+    gate = net.own(Gate())
+    listener = net.listener()
+    address = listener.getsockname()
+
+    def close_and_stay() -> None:
+        listener.close()
+        gate.open()
+        stay.wait()
+
+    stay = net.own(Gate())
+    pid = fork(close_and_stay)
+    gate.wait()
+    listener.close()
+    again = net.fresh()
+    again.bind(address)
+    again.listen()
+    stay.open()
+    assert wait_child(pid) == 0
+
+
+# -- listening ------------------------------------------------------------------------------------------------
+
+
+def serve_one(listener: Any) -> None:
+    sock, peer = listener.accept()
+    with sock:
+        assert sock.getpeername() == peer
+        assert sock.getsockname() == listener.getsockname()
+        sock.sendall(b"%d" % os.getpid())
+        assert sock.recv(100) == b""
+
+
+def test_prefork_four_workers_accept_from_one_listener(net: Net) -> None:
+    listener = net.listener()
+
+    def work() -> None:
+        for _ in range(5):
+            serve_one(listener)
+
+    workers = [fork(work) for _ in range(4)]
+    served = []
+    for _ in range(20):
+        with net.module.create_connection(listener.getsockname(), timeout=PATIENCE_S) as client:
+            served.append(int(client.recv(100)))
+    assert set(served) == set(workers)
+    assert [wait_child(worker) for worker in workers] == [0] * 4
+
+
+def test_worker_that_waits_in_select(net: Net) -> None:
+    listener = net.listener()
+    listener.setblocking(False)
+
+    def work() -> None:
+        assert select.select([listener], [], [], PATIENCE_S)[0]
+        serve_one(listener)
+
+    pid = fork(work)
+    with net.module.create_connection(listener.getsockname(), timeout=PATIENCE_S) as client:
+        assert int(client.recv(100)) == pid
+    assert wait_child(pid) == 0
+
+
+def test_parent_closes_the_listener_and_the_child_goes_on_accepting(net: Net) -> None:
+    listener = net.listener()
+    address = listener.getsockname()
+    pid = fork(lambda: serve_one(listener))
+    listener.close()
+    with net.module.create_connection(address, timeout=PATIENCE_S) as client:
+        assert int(client.recv(100)) == pid
+    assert wait_child(pid) == 0
+    assert net.fresh().connect_ex(address) == errno.ECONNREFUSED
+
+
+def test_connection_accepted_in_the_child_ends_with_it(net: Net) -> None:
+    listener = net.listener()
+
+    def accept_and_leave() -> None:
+        sock, _ = listener.accept()
+        sock.sendall(b"bye")
+        os._exit(0)
+
+    pid = fork(accept_and_leave)
+    client = net.fresh()
+    client.connect(listener.getsockname())
+    assert receive_all(client) == b"bye"
+    assert wait_child(pid) == 0
+
+
+# -- the child's own sockets ----------------------------------------------------------------------------------
+
+
+def test_child_opens_its_own_connection(net: Net) -> None:
+    listener = net.listener()
+
+    def dial() -> None:
+        with net.module.create_connection(listener.getsockname(), timeout=PATIENCE_S) as sock:
+            sock.sendall(b"child calling")
+            assert sock.recv(100) == b"parent here"
+
+    pid = fork(dial)
+    server = net.accept(listener)
+    assert receive_exactly(server, 13) == b"child calling"
+    server.sendall(b"parent here")
+    assert server.recv(1) == b""
+    assert wait_child(pid) == 0
+
+
+def test_child_listens_and_the_parent_dials(net: Net) -> None:
+    reading, writing = os.pipe()
+    try:
+
+        def serve() -> None:
+            with net.module.create_server(("127.0.0.1", 0)) as listener:
+                os.write(writing, b"%d" % listener.getsockname()[1])
+                serve_one(listener)
+
+        pid = fork(serve)
+        with net.module.create_connection(("127.0.0.1", int(os.read(reading, 10))), timeout=PATIENCE_S) as client:
+            assert int(client.recv(100)) == pid
+        assert wait_child(pid) == 0
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_child_uses_inherited_and_own_sockets_together(net: Net) -> None:
+    client, server = net.pair()
+    listener = net.listener()
+
+    def relay() -> None:
+        with net.module.create_connection(listener.getsockname(), timeout=PATIENCE_S) as onward:
+            onward.sendall(receive_exactly(server, 7))
+            server.sendall(receive_exactly(onward, 6))
+            assert onward.recv(1) == b""
+
+    pid = fork(relay)
+    target = net.accept(listener)
+    client.sendall(b"request")
+    assert receive_exactly(target, 7) == b"request"
+    target.sendall(b"answer")
+    assert receive_exactly(client, 6) == b"answer"
+    target.close()
+    assert wait_child(pid) == 0
+
+
+def test_grandchild(net: Net) -> None:
+    listener = net.listener()
+
+    def child() -> None:
+        def grandchild() -> None:
+            with net.module.create_connection(listener.getsockname(), timeout=PATIENCE_S) as sock:
+                sock.sendall(b"grandchild")
+                assert sock.recv(1) == b""
+
+        with net.module.create_connection(listener.getsockname(), timeout=PATIENCE_S) as sock:
+            sock.sendall(b"child")
+            assert sock.recv(1) == b""
+            assert wait_child(fork(grandchild)) == 0
+
+    pid = fork(child)
+    words = []
+    for _ in range(2):
+        server = net.accept(listener)
+        words.append(server.recv(100))
+        server.close()
+    assert words == [b"child", b"grandchild"]
+    assert wait_child(pid) == 0
+
+
+def test_child_closes_its_own_connection_and_leaves_at_once(net: Net) -> None:
+    """As forking servers' children do, but over a connection of the child's own."""
+    listener = net.listener()
+
+    def send_and_leave() -> None:
+        sock = net.module.create_connection(listener.getsockname(), timeout=PATIENCE_S)
+        sock.sendall(b"x" * 100_000)
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(1) == b""  # the peer has read everything
+        sock.close()
+
+    pid = fork(send_and_leave)
+    server = net.accept(listener)
+    assert len(receive_all(server)) == 100_000
+    server.close()
+    assert wait_child(pid) == 0
+
+
+def test_many_forks_leave_the_parent_working(net: Net) -> None:
+    client, server = net.pair()
+    for round_number in range(8):
+        assert wait_child(fork(lambda: client.sendall(b"c"))) == 0
+        assert server.recv(1) == b"c"
+        client.sendall(b"%d" % round_number)
+        assert server.recv(1) == b"%d" % round_number
+
+
+def test_fork_while_data_is_flowing(net: Net) -> None:
+    client, server = net.pair()
+    payload = os.urandom(3 << 20)
+    sender = net.spawn(lambda: (client.sendall(payload), client.close()))
+    received = bytearray(receive_exactly(server, 100_000))
+    pid = fork(lambda: None)
+    received += receive_all(server)
+    sender.result()
+    assert received == payload
+    assert wait_child(pid) == 0
