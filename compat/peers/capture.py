@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -43,7 +44,9 @@ def ip_packet(source: Address, target: Address, payload: bytes) -> bytes:
     udp = struct.pack(">HHHH", source[1], target[1], 8 + len(payload), 0) + payload
     if ":" in source[0]:
         header = struct.pack(">IHBB", 6 << 28, len(udp), socket.IPPROTO_UDP, 64)
-        return header + socket.inet_pton(socket.AF_INET6, source[0]) + socket.inet_pton(socket.AF_INET6, target[0]) + udp
+        return (
+            header + socket.inet_pton(socket.AF_INET6, source[0]) + socket.inet_pton(socket.AF_INET6, target[0]) + udp
+        )
     header = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0x4000, 64, socket.IPPROTO_UDP, 0)
     return header + socket.inet_aton(source[0]) + socket.inet_aton(target[0]) + udp
 
@@ -79,3 +82,20 @@ def sacked(ack: int, bits: bytes) -> list[int]:
     return [
         (ack + 2 + 8 * index + bit) & 0xFFFF for index, byte in enumerate(bits) for bit in range(8) if byte >> bit & 1
     ]
+
+
+def read_pcap(path: Path) -> Iterator[tuple[Address, Address, bytes]]:
+    """(source, target, payload) of every datagram in a file that PcapWriter wrote."""
+    data = path.read_bytes()
+    offset = 24
+    while offset + 16 <= len(data):
+        (length,) = struct.unpack_from("<I", data, offset + 8)
+        packet = data[offset + 16 : offset + 16 + length]
+        offset += 16 + length
+        if packet[0] >> 4 == 6:
+            family, addresses, udp_at = socket.AF_INET6, (packet[8:24], packet[24:40]), 40
+        else:
+            family, addresses, udp_at = socket.AF_INET, (packet[12:16], packet[16:20]), 20
+        source_port, target_port = struct.unpack_from(">HH", packet, udp_at)
+        source, target = (socket.inet_ntop(family, address) for address in addresses)
+        yield (source, source_port), (target, target_port), packet[udp_at + 8 :]

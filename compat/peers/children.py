@@ -27,12 +27,47 @@ class ChildFailed(Exception):
     """A child said nothing, said it failed, or ended early. The text is fit for a report's `cause`."""
 
 
+class _Living:
+    """Every child of this process, so that one call ends all of them whatever thread started them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._children: set[Child] = set()
+        self._closed = False
+
+    def add(self, child: Child) -> None:
+        with self._lock:
+            self._children.add(child)
+            closed = self._closed
+        if closed:
+            child.process.kill()
+
+    def discard(self, child: Child) -> None:
+        with self._lock:
+            self._children.discard(child)
+
+    def end_all(self) -> None:
+        with self._lock:
+            self._closed = True
+            children = list(self._children)
+        for child in children:
+            child.process.kill()
+
+
+_living = _Living()
+
+
+def end_all() -> None:
+    """Kill every child, and every later one at its start: the run is being given up. Callable from any thread."""
+    _living.end_all()
+
+
 class Child:
     """A running process whose JSON lines can be waited for."""
 
     def __init__(self, name: str, command: list[str], *, environment: dict[str, str] | None = None) -> None:
         self.name = name
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read after the process has ended
+        self._errors = tempfile.TemporaryFile()
         self._messages: queue.Queue[dict[str, Any]] = queue.Queue()
         self._seen: list[dict[str, Any]] = []
         # A session of its own: Ctrl-C reaches the runner alone, which ends its children and says so once.
@@ -45,6 +80,7 @@ class Child:
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
             start_new_session=True,
         )
+        _living.add(self)
         self._reader = threading.Thread(target=self._read, name=f"{name} output", daemon=True)
         self._reader.start()
 
@@ -71,9 +107,7 @@ class Child:
             if message is _END:
                 self._messages.put(_END)
                 self.process.wait()
-                raise ChildFailed(
-                    f"{self.name}: ended ({self.process.returncode}) without {key!r}{self._last_words()}"
-                )
+                raise ChildFailed(f"{self.name}: ended ({self.process.returncode}) without {key!r}{self._last_words()}")
             self._seen.append(message)
             if key in message:
                 return message[key]
@@ -106,6 +140,7 @@ class Child:
         if self.process.stdout:
             self.process.stdout.close()
         self._errors.close()
+        _living.discard(self)
 
     def errors(self) -> str:
         """The end of what it wrote to standard error."""

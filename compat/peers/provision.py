@@ -135,9 +135,7 @@ def _apt_install(packages: list[str], wanted: str) -> None:
         raise Unavailable(advice)
 
 
-def _run(
-    command: list[str], what: str, *, cwd: Path | None = None, environment: dict[str, str] | None = None
-) -> None:
+def _run(command: list[str], what: str, *, cwd: Path | None = None, environment: dict[str, str] | None = None) -> None:
     try:
         done = subprocess.run(
             command,

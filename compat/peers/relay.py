@@ -33,7 +33,9 @@ SO_RCVBUFFORCE: Final = getattr(socket, "SO_RCVBUFFORCE", 33)  # Linux; missing 
 class _Direction:
     """One way through the relay for one client: where from, where to, and which lane."""
 
-    def __init__(self, label: str, lane: Lane, out: socket.socket, target: Address | None, ends: tuple[Address, Address]):
+    def __init__(
+        self, label: str, lane: Lane, out: socket.socket, target: Address | None, ends: tuple[Address, Address]
+    ):
         self.label = label
         self.lane = lane
         self.out = out
@@ -249,7 +251,9 @@ def arguments_for(impairment: Impairment) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="compat.peers.relay", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="compat.peers.relay", description=__doc__.splitlines()[0] if __doc__ else None
+    )
     parser.add_argument("--server", required=True, metavar="HOST:PORT")
     parser.add_argument("--loss", type=float, default=0.0, help="share, 0..1")
     parser.add_argument("--duplicate", type=float, default=0.0, help="share, 0..1")

@@ -1,0 +1,114 @@
+"""A libtorrent session that speaks uTP and nothing else; runs in the virtual environment that has libtorrent.
+
+    PYTHON libtorrent_session.py seed TORRENT FOLDER
+    PYTHON libtorrent_session.py leech TORRENT FOLDER HOST PORT
+
+A seed prints `{"port": …}` and serves; a leech dials the one peer it is told of. Both print a `{"peer": …}` for each
+peer after its handshake, and at last `{"report": {finished, downloaded, uploaded, peers: [{address, client, utp}],
+seconds, error}}`: a leech when it has all pieces, either when standard input ends. Nothing of this project is
+imported: it is the other side.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import sys
+import time
+from typing import Any
+
+import libtorrent as lt
+
+UTP_SOCKET = 1 << 17  # peer_info::utp_socket; the Python binding has no name for it
+LOOK_SECONDS = 0.05
+
+
+def say(message: dict[str, Any]) -> None:
+    print(json.dumps(message), flush=True)
+
+
+def session(*, tcp: bool) -> Any:
+    """`tcp` turns the transports round, to see that the uTP flag means something."""
+    return lt.session(
+        {
+            "listen_interfaces": "127.0.0.1:0",
+            "enable_outgoing_tcp": tcp,
+            "enable_incoming_tcp": tcp,
+            "enable_outgoing_utp": not tcp,
+            "enable_incoming_utp": not tcp,
+            "enable_dht": False,
+            "enable_lsd": False,
+            "enable_upnp": False,
+            "enable_natpmp": False,
+            "out_enc_policy": 2,
+            "in_enc_policy": 2,
+            "allow_multiple_connections_per_ip": True,
+            "mixed_mode_algorithm": 0,
+            "alert_mask": lt.alert.category_t.status_notification | lt.alert.category_t.error_notification,
+        }
+    )
+
+
+def listening_port(running: Any, wanted: str) -> int:
+    """The port of the wanted kind of socket, from the alert that announces it."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        running.wait_for_alert(100)
+        for alert in running.pop_alerts():
+            if isinstance(alert, lt.listen_succeeded_alert) and wanted in str(alert.socket_type).lower():
+                return int(alert.port)
+    raise SystemExit(f"libtorrent does not listen on {wanted}")
+
+
+def watch(torrent: Any, *, until_finished: bool) -> dict[str, Any]:
+    """Look at the peers until the end; the report on all that were seen."""
+    started = time.monotonic()
+    peers: dict[str, dict[str, Any]] = {}
+    while True:
+        for peer in torrent.get_peer_info():
+            if peer.flags & (peer.connecting | peer.handshake):
+                continue
+            address = f"{peer.ip[0]}:{peer.ip[1]}"
+            client = peer.client.decode(errors="replace") if isinstance(peer.client, bytes) else peer.client
+            if address not in peers:
+                peers[address] = {"address": address, "client": client, "utp": bool(peer.flags & UTP_SOCKET)}
+                say({"peer": peers[address]})
+        status = torrent.status()
+        if until_finished and status.is_seeding and peers:
+            break
+        if status.errc.value():
+            break
+        if select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
+            break
+    return {
+        "finished": bool(status.is_seeding),
+        "downloaded": status.total_payload_download,
+        "uploaded": status.total_payload_upload,
+        "peers": list(peers.values()),
+        "seconds": time.monotonic() - started,
+        "error": status.errc.message() if status.errc.value() else None,
+    }
+
+
+def main(arguments: list[str]) -> int:
+    tcp = "--tcp" in arguments
+    role, torrent_file, folder, *peer = [argument for argument in arguments if argument != "--tcp"]
+    running = session(tcp=tcp)
+    port = listening_port(running, "tcp" if tcp else "udp")
+    parameters = lt.add_torrent_params()
+    parameters.ti = lt.torrent_info(torrent_file)
+    parameters.save_path = folder
+    # Neither queued nor announced: it runs at once, and only with whom it is told.
+    parameters.flags &= ~(lt.torrent_flags.auto_managed | lt.torrent_flags.paused | lt.torrent_flags.duplicate_is_error)
+    torrent = running.add_torrent(parameters)
+    while role == "seed" and not torrent.status().is_seeding:
+        time.sleep(0.02)
+    say({"port": port})
+    if peer:
+        torrent.connect_peer((peer[0], int(peer[1])))
+    say({"report": watch(torrent, until_finished=role == "leech")})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
