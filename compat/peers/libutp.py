@@ -134,7 +134,7 @@ def _converse(case: Case, circumstances: Circumstances, deadline: float) -> floa
         for name, report in reports.items():
             if report["error"]:
                 raise CaseFailed(f"{name}: {_both(reports)}{road.story()}")
-        _same_bytes(reports)
+        check_same_bytes(reports)
         if not all(report["eof"] for report in reports.values()):
             raise CaseFailed(f"no clean end: {_both(reports)}")
         least = case.bytes * {"echo": 2, "half_close": 2, "half_close_reverse": 2, "idle": 4}.get(kind, 1)
@@ -201,7 +201,7 @@ def _reports(initiator: Child, acceptor: Child, road: Road, deadline: float) -> 
     return reports
 
 
-def _same_bytes(reports: dict[str, dict[str, Any]]) -> None:
+def check_same_bytes(reports: dict[str, dict[str, Any]]) -> None:
     for sender, receiver in (("initiator", "acceptor"), ("acceptor", "initiator")):
         sent, received = reports[sender]["sent"], reports[receiver]["received"]
         if sent != received:

@@ -51,7 +51,7 @@ def utp_native() -> Path:
         # The package ships its compiled binary; its install script would only try to compile one.
         _run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], "npm ci", cwd=folder)
 
-    return _built(f"utp-native-{UTP_NATIVE_VERSION}", pins, build) / "node_modules"
+    return built(f"utp-native-{UTP_NATIVE_VERSION}", pins, build) / "node_modules"
 
 
 def libtorrent() -> Path:
@@ -66,7 +66,7 @@ def libtorrent() -> Path:
         _run([*pip, requirement], f"pip install {requirement}", cwd=folder)
         _run([python, "-c", "import libtorrent"], "import libtorrent", cwd=folder)
 
-    return _built(f"libtorrent-{LIBTORRENT_VERSION}", pins, build) / "bin" / "python"
+    return built(f"libtorrent-{LIBTORRENT_VERSION}", pins, build) / "bin" / "python"
 
 
 def node() -> str:
@@ -85,7 +85,8 @@ def tshark() -> str:
     return found
 
 
-def _built(name: str, pins: list[bytes], build: Callable[[Path], None]) -> Path:
+def built(name: str, pins: list[bytes], build: Callable[[Path], None]) -> Path:
+    """The folder of what `build` made for these pins, now or in an earlier run."""
     digest = hashlib.sha256(b"\0".join(pins)).hexdigest()[:12]
     folder = cache_folder() / f"{name}-{digest}"
     marker = folder / ".complete"

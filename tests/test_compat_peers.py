@@ -1,0 +1,400 @@
+"""The bad road, the conversations and the runner of `compat peers`: none of these tests needs a foreign peer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from compat.peers import bittorrent, command, libutp, provision
+from compat.peers.bittorrent import Metainfo, ProtocolError, Wire, bdecode, bencode
+from compat.peers.capture import PcapWriter, describe, read_pcap, sacked
+from compat.peers.case import Case, CaseFailed, Circumstances, Row, run_case
+from compat.peers.children import ChildFailed, Children
+from compat.peers.impairment import Impairment, Lane
+from compat.peers.relay import Relay, arguments_for
+from compat.peers.stream import seeded_blocks
+
+SIZE = 1000
+
+
+def fates(impairment: Impairment, *, seed: int = 5, count: int = 2000, gap_us: int = 100) -> list[tuple[int, ...]]:
+    """How late each of `count` datagrams is delivered, `gap_us` apart."""
+    lane = Lane(impairment, seed=seed)
+    result = []
+    for number in range(count):
+        now = number * gap_us
+        times = lane.due_times(SIZE, now=now)
+        for _ in times:
+            lane.left(SIZE)
+        result.append(tuple(due_at - now for due_at in times))
+    return result
+
+
+class TestLane:
+    def test_clean_road_delivers_at_once(self):
+        assert set(fates(Impairment())) == {(0,)}
+
+    def test_same_seed_same_fates(self):
+        road = Impairment(loss=0.1, duplicate=0.1, reorder=0.1, jitter_us=50)
+        assert fates(road) == fates(road)
+        assert fates(road) != fates(road, seed=6)
+
+    def test_loss_is_about_its_share_and_independent_of_other_faults(self):
+        lost = [index for index, times in enumerate(fates(Impairment(loss=0.1))) if not times]
+        assert 150 < len(lost) < 250
+        others = fates(Impairment(loss=0.1, duplicate=0.2, reorder=0.2, delay_us=7, jitter_us=3))
+        assert [index for index, times in enumerate(others) if not times] == lost
+
+    def test_delay_and_jitter_keep_the_order(self):
+        lates = fates(Impairment(delay_us=20_000, jitter_us=5_000))
+        due = [index * 100 + late for index, (late,) in enumerate(lates)]
+        assert due == sorted(due)
+        assert min(late for (late,) in lates) >= 20_000
+        assert max(late for (late,) in lates) > 24_000
+
+    def test_reordered_datagrams_are_overtaken(self):
+        lates = fates(Impairment(reorder=0.05, reorder_us=1_000))
+        assert {late for (late,) in lates} == {0, 1_000}
+        assert 60 < sum(late == 1_000 for (late,) in lates) < 140
+
+    def test_duplicates_arrive_twice(self):
+        twice = [times for times in fates(Impairment(duplicate=0.05)) if len(times) == 2]
+        assert 60 < len(twice) < 140
+
+    def test_bottleneck_spaces_datagrams_and_its_queue_is_bounded(self):
+        lane = Lane(Impairment(rate_bytes_per_second=1_000_000, queue_bytes=10 * SIZE), seed=1)
+        due = [lane.due_times(SIZE, now=0) for _ in range(15)]
+        assert due == [(1000 * (number + 1),) for number in range(10)] + [()] * 5
+        assert lane.counters()["overflowed"] == 5
+        lane.left(SIZE)
+        assert lane.due_times(SIZE, now=1000) == ((11_000,))
+
+
+@pytest.fixture
+def relay_for(request: pytest.FixtureRequest):
+    """Start relays on threads of their own; all are stopped and closed at the end."""
+    running = []
+
+    def start(server: tuple[str, int], impairment: Impairment, **options: object) -> Relay:
+        relay = Relay(server, impairment, **options)
+        stop_read, stop_write = os.pipe()
+        thread = threading.Thread(target=relay.run, args=(stop_read,), name="relay under test")
+        thread.start()
+        running.append((relay, thread, stop_read, stop_write))
+        return relay
+
+    yield start
+    for relay, thread, stop_read, stop_write in running:
+        os.close(stop_write)
+        thread.join(5)
+        assert not thread.is_alive()
+        os.close(stop_read)
+        relay.close()
+
+
+def udp_socket() -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    sock.settimeout(5)
+    return sock
+
+
+class TestRelay:
+    def test_two_clients_are_two_addresses_to_the_server(self, relay_for):
+        with udp_socket() as server, udp_socket() as one, udp_socket() as two:
+            relay = relay_for(server.getsockname(), Impairment(delay_us=1_000))
+            for client, text in ((one, b"one"), (two, b"two")):
+                client.sendto(text, relay.address)
+            seen = dict(server.recvfrom(100) for _ in range(2))
+            assert set(seen) == {b"one", b"two"}
+            assert seen[b"one"] != seen[b"two"]
+            for text, address in seen.items():
+                server.sendto(b"to " + text, address)
+            assert one.recvfrom(100) == (b"to one", relay.address)
+            assert two.recvfrom(100) == (b"to two", relay.address)
+
+    def test_total_loss_passes_nothing_and_counts_it(self, relay_for):
+        with udp_socket() as server, udp_socket() as client:
+            relay = relay_for(server.getsockname(), Impairment(loss=1.0))
+            for _ in range(10):
+                client.sendto(b"x", relay.address)
+            deadline = time.monotonic() + 5
+            while relay.counters()["up"]["lost"] < 10 and time.monotonic() < deadline:
+                threading.Event().wait(0.005)
+            assert relay.counters()["up"] == {
+                "datagrams": 10,
+                "bytes": 10,
+                "lost": 10,
+                "overflowed": 0,
+                "duplicated": 0,
+                "held_back": 0,
+            }
+            server.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                server.recv(100)
+
+    def test_a_closed_server_port_is_silence_and_not_the_end(self, relay_for):
+        with udp_socket() as server, udp_socket() as client:
+            address = server.getsockname()
+            relay = relay_for(address, Impairment())
+            server.close()
+            client.sendto(b"lost", relay.address)
+            deadline = time.monotonic() + 5
+            while not relay.counters()["refused"] and time.monotonic() < deadline:
+                client.sendto(b"lost", relay.address)
+                threading.Event().wait(0.005)
+            assert relay.counters()["refused"]
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as reborn:
+                reborn.bind(address)
+                reborn.settimeout(5)
+                client.sendto(b"found", relay.address)
+                while (received := reborn.recv(100)) == b"lost":  # one of them may come late
+                    pass
+                assert received == b"found"
+
+    def test_captures_show_what_arrived_with_its_fate(self, relay_for, tmp_path):
+        syn = bytes.fromhex("4100000100000002000000030000000400050000")
+        pcap, trace = tmp_path / "road.pcap", tmp_path / "road.txt"
+        with udp_socket() as server, udp_socket() as client:
+            relay = relay_for(server.getsockname(), Impairment(duplicate=1.0), pcap=pcap, trace=trace)
+            client.sendto(syn, relay.address)
+            assert [server.recv(100) for _ in range(2)] == [syn, syn]
+            client_address, relay_address = client.getsockname(), relay.address
+            relay.close_captures()
+        assert list(read_pcap(pcap)) == [(client_address, relay_address, syn)]
+        assert trace.read_text().split(maxsplit=1)[1] == "-> SYN   id=1 seq=5 ack=0 wnd=4 t=2 d=3 len=0  TWICE\n"
+
+    def test_as_a_process_it_ends_with_its_standard_input(self):
+        road = Impairment(loss=0.25, duplicate=0.5, reorder=0.125, reorder_us=1, delay_us=2000, jitter_us=3000)
+        with Children() as children:
+            script = [sys.executable, "-m", "compat.peers.relay", "--server=127.0.0.1:9", *arguments_for(road)]
+            child = children.start("relay", script)
+            deadline = time.monotonic() + 20
+            assert child.expect("port", deadline=deadline) > 0
+            child.finish()
+            assert child.expect("relay", deadline=deadline)["clients"] == 0
+            assert child.wait(deadline=deadline) == 0
+
+
+class TestCapture:
+    def test_addresses_and_payload_survive_a_pcap(self, tmp_path):
+        written = [
+            (("127.0.0.1", 1), ("10.1.2.3", 65535), b""),
+            (("::1", 7000), ("2001:db8::2", 1), bytes(range(256))),
+        ]
+        writer = PcapWriter(tmp_path / "x.pcap")
+        for number, (source, target, payload) in enumerate(written):
+            writer.write(1_500_000 * number, source, target, payload)
+        writer.close()
+        assert list(read_pcap(tmp_path / "x.pcap")) == written
+
+    def test_sack_bits_start_two_after_the_ack_and_wrap(self):
+        assert sacked(10, b"\x01\x80") == [12, 27]
+        assert sacked(65534, b"\x03") == [0, 1]
+
+    @pytest.mark.parametrize(
+        ("datagram", "text"),
+        [
+            ("2101000100000002000000030000000400050006" + "000405000000" + "ff", "sack4=8,10 len=1"),
+            ("2102000100000002000000030000000400050006" + "00020102", "ext2=0102 len=0"),
+            ("2101000100000002000000030000000400050006" + "000905", "broken extension chain"),
+            ("2001000100000002000000030000000400050006", "not uTP"),
+            ("21", "not uTP"),
+        ],
+    )
+    def test_describe_reads_extensions_and_says_what_is_no_packet(self, datagram, text):
+        assert text in describe(bytes.fromhex(datagram))
+
+
+class TestChildren:
+    def test_none_outlives_the_block_whatever_it_does(self):
+        with Children() as children:
+            deaf = children.start("deaf", [sys.executable, "-c", "import time; print('{\"up\": 1}'); time.sleep(600)"])
+            deaf.expect("up", deadline=time.monotonic() + 20)
+            with pytest.raises(ChildFailed, match="deaf: no 'report' in time"):
+                deaf.expect("report", deadline=time.monotonic())
+            deaf.process.kill()
+        assert deaf.process.returncode is not None
+
+    def test_an_early_end_is_told_with_its_last_words(self):
+        with Children() as children:
+            child = children.start("short", [sys.executable, "-c", "raise SystemExit('no such road')"])
+            with pytest.raises(ChildFailed, match=r"short: ended \(1\) without 'port' \(no such road\)"):
+                child.expect("port", deadline=time.monotonic() + 20)
+
+
+@pytest.mark.parametrize("kind", ["upload", "download", "echo", "half_close", "half_close_reverse", "idle", "abort"])
+def test_conversations_over_tcp(kind):
+    """The conversations themselves, where the transport is above suspicion."""
+    size = 2_500_001  # neither a whole number of blocks nor of chunks
+    header = {"case": kind, "bytes": size, "seed": 3, "idle_seconds": 0, "aborter": "acceptor"}
+    settings = json.dumps({"module": "socket"})
+    script = [sys.executable, "-m", "compat.peers.stream"]
+    deadline = time.monotonic() + 40
+    with Children() as children:
+        acceptor = children.start("acceptor", [*script, "listen", settings])
+        port = str(acceptor.expect("port", deadline=deadline))
+        initiator = children.start("initiator", [*script, "connect", "127.0.0.1", port, json.dumps(header), settings])
+        ours, theirs = (child.expect("report", deadline=deadline) for child in (initiator, acceptor))
+        if kind == "abort":
+            assert theirs["error"] is None
+            assert ours["error"].startswith("ConnectionResetError")
+            return
+        assert (ours["error"], theirs["error"]) == (None, None)
+        assert (ours["eof"], theirs["eof"]) == (True, True)
+        libutp.check_same_bytes({"initiator": ours, "acceptor": theirs})
+        assert [child.wait(deadline=deadline) for child in (initiator, acceptor)] == [0, 0]
+        times = {"upload": 1, "download": 1, "idle": 4}.get(kind, 2)
+        assert ours["sent"]["bytes"] + theirs["sent"]["bytes"] == times * size
+
+
+def test_different_bytes_are_seen():
+    report = {"sent": {"bytes": 1, "sha256": "a"}, "received": {"bytes": 0, "sha256": ""}}
+    other = {"sent": {"bytes": 0, "sha256": ""}, "received": {"bytes": 1, "sha256": "b"}}
+    with pytest.raises(CaseFailed, match="initiator sent"):
+        libutp.check_same_bytes({"initiator": report, "acceptor": other})
+
+
+def test_seeded_blocks_differ_by_number_and_seed():
+    first = list(seeded_blocks(2_500_000, seed=1))
+    assert sum(map(len, first)) == 2_500_000
+    assert first[0][:8] != first[1][:8]
+    assert first[0] != next(seeded_blocks(1 << 20, seed=2))
+
+
+class TestBittorrent:
+    @pytest.fixture
+    def shared(self, tmp_path):
+        path = tmp_path / "file.bin"
+        path.write_bytes(b"".join(seeded_blocks(700_001, seed=4)))
+        return path, Metainfo.of_file(path, piece_length=64 << 10)
+
+    @pytest.mark.parametrize("value", [0, -5, b"", b"x" * 300, [], [1, [b"a"]], {b"a": {b"b": [1]}, b"c": 2}])
+    def test_bencode_round_trip(self, value):
+        assert bdecode(bencode(value)) == (value, len(bencode(value)))
+
+    @pytest.mark.parametrize("data", [b"", b"i5", b"9:short", b"l", b"x"])
+    def test_what_is_not_bencoded_is_an_error(self, data):
+        with pytest.raises(ValueError):
+            bdecode(data)
+
+    def test_torrent_file_round_trip(self, shared, tmp_path):
+        _, meta = shared
+        (tmp_path / "x.torrent").write_bytes(meta.torrent())
+        assert Metainfo.load(tmp_path / "x.torrent") == meta
+        assert sum(size for _, _, size in meta.blocks()) == meta.length
+
+    def exchange(self, path: Path, meta: Metainfo, out: Path) -> int:
+        near, far = socket.socketpair()
+        sent: list[int] = []
+
+        def seed() -> None:
+            with far, contextlib.suppress(OSError):  # a fetcher that is displeased leaves at once
+                sent.append(bittorrent.serve(Wire(far, meta.info_hash, we_dialled=False), meta, path))
+
+        thread = threading.Thread(target=seed, name="seed under test")
+        thread.start()
+        try:
+            with near:
+                near.settimeout(10)
+                bittorrent.fetch(Wire(near, meta.info_hash, we_dialled=True), meta, out)
+        finally:
+            thread.join(10)
+        return sent[0]
+
+    def test_every_piece_crosses(self, shared, tmp_path):
+        path, meta = shared
+        assert self.exchange(path, meta, tmp_path / "out.bin") == meta.length
+        assert (tmp_path / "out.bin").read_bytes() == path.read_bytes()
+
+    def test_a_false_piece_is_not_taken(self, shared, tmp_path):
+        path, meta = shared
+        data = bytearray(path.read_bytes())
+        data[200_000] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(ProtocolError, match="piece 3 does not have its hash"):
+            self.exchange(path, meta, tmp_path / "out.bin")
+
+    def test_another_torrents_handshake_is_refused(self, shared):
+        _, meta = shared
+        near, far = socket.socketpair()
+        with near, far:
+            far.sendall(bittorrent.PROTOCOL + bytes(48))
+            with pytest.raises(ProtocolError, match="not our handshake"):
+                Wire(near, meta.info_hash, we_dialled=True)
+
+
+class TestProvision:
+    @pytest.fixture(autouse=True)
+    def own_cache(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("UTPSOCKET_COMPAT_CACHE", str(tmp_path / "cache"))
+
+    def test_built_once_and_again_for_other_pins(self, capsys):
+        built: list[Path] = []
+        first = provision.built("peer-1", [b"a"], built.append)
+        assert provision.built("peer-1", [b"a"], built.append) == first
+        second = provision.built("peer-1", [b"b"], built.append)
+        assert built == [first, second]
+        assert first != second
+
+    def test_a_failed_build_leaves_nothing_to_be_taken_for_a_peer(self):
+        def fail(folder: Path) -> None:
+            (folder / "half").touch()
+            raise provision.Unavailable("no network")
+
+        with pytest.raises(provision.Unavailable, match="no network"):
+            provision.built("peer-1", [], fail)
+        done: list[Path] = []
+        folder = provision.built("peer-1", [], done.append)
+        assert done == [folder]
+        assert not (folder / "half").exists()
+
+
+class TestCommand:
+    @pytest.mark.parametrize(("text", "size"), [("10M", 10_000_000), ("1Mi", 1 << 20), ("64kB", 64_000), ("7", 7)])
+    def test_sizes(self, text, size):
+        assert command.parse_size(text) == size
+
+    @pytest.mark.parametrize("text", ["", "M", "-1M", "10X", "0"])
+    def test_what_is_no_size(self, text):
+        with pytest.raises(Exception, match="not a size"):
+            command.parse_size(text)
+
+    def test_unknown_peer_is_wrong_usage(self, capsys):
+        assert command.main(["nobody"]) == 2
+        assert "no such peer: nobody" in capsys.readouterr().err
+
+    def test_a_peer_that_cannot_be_set_up_is_a_skip_with_its_cause_and_no_success(self, monkeypatch, capsys):
+        def unavailable() -> str:
+            raise provision.Unavailable("node is not installed")
+
+        monkeypatch.setattr(libutp, "version", unavailable)
+        assert command.main(["utp-native", "--quick", "--only", "upload 10 MB", "--json"]) == 1
+        printed = capsys.readouterr()
+        rows = json.loads(printed.out)["peers"]
+        assert {row["role"] for row in rows} == {"initiator", "acceptor"}
+        assert {row["status"] for row in rows} == {"skip"}
+        assert {row["cause"] for row in rows} == {"cannot be set up: node is not installed"}
+        assert set(rows[0]) == {"name", "version", "case", "role", "status", "bytes", "seconds", "cause"}
+        assert f"{len(rows)} skipped" in printed.err
+
+    def test_a_failed_case_is_a_row_with_its_cause(self):
+        def fail(case: Case, circumstances: Circumstances, deadline: float) -> float:
+            raise CaseFailed("the files differ")
+
+        row = run_case(Case("peer", "title", "acceptor", 5, run=fail), "1.0", Circumstances())
+        assert row == Row("peer", "1.0", "title", "acceptor", "fail", 5, row.seconds, "the files differ")
+
+    def test_every_case_has_its_own_name(self):
+        for peer in command.PEERS.values():
+            for quick in (False, True):
+                names = [case.slug for case in peer.cases(quick=quick, size_bytes=None)]
+                assert len(names) == len(set(names))
