@@ -103,11 +103,12 @@ def run_fetch(arguments: argparse.Namespace) -> int:
 
 def run_serve(arguments: argparse.Namespace) -> int:
     """Serve until Ctrl-C, SIGTERM, or, with --until-eof, the end of stdin."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupts = Interrupts()
     if arguments.until_eof:
         threading.Thread(target=terminate_at_eof, daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="utpsocket-demo-")))
+        stack.enter_context(interrupts.allowed())
         served = make_file(directory, arguments.size)
         try:
             server = Server((arguments.host, arguments.port), transport_named(arguments.transport), served)
@@ -126,6 +127,35 @@ def run_serve(arguments: argparse.Namespace) -> int:
             )
         server.serve_forever()
     return 0
+
+
+class Interrupts:
+    """SIGINT and SIGTERM raise KeyboardInterrupt within `allowed()` only; one that comes before waits until then.
+
+    So neither the making nor the removal of a temporary directory is cut short.
+    """
+
+    def __init__(self) -> None:
+        """Take over both signals; call it in the main thread."""
+        self._allowed = self._pending = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, *signal_and_frame: object) -> None:
+        self._pending = True
+        if self._allowed:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def allowed(self) -> Iterator[None]:
+        """Let them interrupt what is done here."""
+        try:
+            self._allowed = True
+            if self._pending:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._allowed = False
 
 
 def terminate_at_eof() -> None:
