@@ -27,6 +27,7 @@ PURE_MODULES = frozenset(
         "collections",
         "dataclasses",
         "enum",
+        "errno",  # numbers and their names
         "itertools",
         "math",
         "struct",
