@@ -100,7 +100,7 @@ def _show(row: Row) -> None:
     if row.status == "pass" and row.bytes and row.seconds:
         rate = f"{row.bytes / row.seconds / 1e6:7.2f} MB/s"
     print(
-        f"{row.status:5}{row.name:11}{row.role:10}{row.case:66}{row.seconds:7.2f} s {rate}"
+        f"{row.status:5}{row.name:11}{row.role:10}{row.case:76}{row.seconds:7.2f} s {rate}"
         + (f"\n     {row.cause}" if row.cause else ""),
         file=sys.stderr,
         flush=True,
