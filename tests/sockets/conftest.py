@@ -127,7 +127,14 @@ def _settle() -> None:
 @pytest.fixture
 def patch_stdlib(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the stdlib's servers and clients the network's module for `socket`, as one replaced name would."""
-    for name in ("socketserver", "http.client", "http.server", "smtplib", "asyncio.base_events", "asyncio.selector_events"):
+    for name in (
+        "socketserver",
+        "http.client",
+        "http.server",
+        "smtplib",
+        "asyncio.base_events",
+        "asyncio.selector_events",
+    ):
         module = importlib.import_module(name)
         if "socket" in vars(module):
             monkeypatch.setattr(module, "socket", net.module)

@@ -33,7 +33,13 @@ PATIENCE_S = 5.0  # how long a state may take to come about; only a failing test
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-IN, OUT, ERR, HUP, RDHUP = select.POLLIN, select.POLLOUT, select.POLLERR, select.POLLHUP, getattr(select, "POLLRDHUP", 0)
+IN, OUT, ERR, HUP, RDHUP = (
+    select.POLLIN,
+    select.POLLOUT,
+    select.POLLERR,
+    select.POLLHUP,
+    getattr(select, "POLLRDHUP", 0),
+)
 
 
 class Task:

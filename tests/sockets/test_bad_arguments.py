@@ -44,7 +44,9 @@ CALLS: dict[str, Callable[[Any, Any], object]] = {
 }
 
 
-def compare(net: Net, operation: Operation, error: type[BaseException] | None = None, *, family: int = socket.AF_INET) -> None:
+def compare(
+    net: Net, operation: Operation, error: type[BaseException] | None = None, *, family: int = socket.AF_INET
+) -> None:
     with socket.socket(family, socket.SOCK_STREAM) as plain:
         expected = outcome(lambda: operation(plain))
     if error is not None:
@@ -189,7 +191,7 @@ OPERATIONS: list[tuple[str, Operation, type[BaseException] | None]] = [
     ("settimeout_huge", lambda s: s.settimeout(1e400), OverflowError),
     ("connect_two_arguments", lambda s: s.connect("127.0.0.1", 80), TypeError),
     ("bind_no_argument", lambda s: s.bind(), TypeError),
-    ("sendfile_text_mode", lambda s: s.sendfile(open(__file__)), ValueError),  # noqa: SIM115
+    ("sendfile_text_mode", lambda s: s.sendfile(open(__file__)), ValueError),
     ("makefile_bad_mode", lambda s: s.makefile("x"), ValueError),
     ("makefile_unbuffered_text", lambda s: s.makefile("r", buffering=0), ValueError),
     ("setsockopt_text", lambda s: s.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, "1"), TypeError),
@@ -201,7 +203,9 @@ OPERATIONS: list[tuple[str, Operation, type[BaseException] | None]] = [
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-@pytest.mark.parametrize(("operation", "error"), [case[1:] for case in OPERATIONS], ids=[case[0] for case in OPERATIONS])
+@pytest.mark.parametrize(
+    ("operation", "error"), [case[1:] for case in OPERATIONS], ids=[case[0] for case in OPERATIONS]
+)
 def test_on_a_fresh_socket(net: Net, operation: Operation, error: type[BaseException] | None) -> None:
     compare(net, operation, error)
 

@@ -426,7 +426,13 @@ def test_settimeout_and_setblocking_agree(net: Net) -> None:
     ):
         change()
         seen.append((sock.gettimeout(), sock.getblocking(), os.get_blocking(sock.fileno())))
-    assert seen == [(0.0, False, False), (None, True, True), (0.0, False, False), (3.0, True, False), (None, True, True)]
+    assert seen == [
+        (0.0, False, False),
+        (None, True, True),
+        (0.0, False, False),
+        (3.0, True, False),
+        (None, True, True),
+    ]
     with pytest.raises(ValueError, match="Timeout value out of range"):
         sock.settimeout(-1)
     with pytest.raises(TypeError):

@@ -14,7 +14,6 @@ import pytest
 
 from .network import PATIENCE_S, RESET_ON_CLOSE, Net, eventually, raises_errno, readable, receive_all, receive_exactly
 
-
 # -- half-close -----------------------------------------------------------------------------------------------
 
 

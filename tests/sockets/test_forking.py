@@ -59,7 +59,7 @@ def test_child_serves_an_inherited_connection(net: Net) -> None:
 
 
 def test_child_knows_the_names(net: Net) -> None:
-    client, server = net.pair()
+    client, _server = net.pair()
     expected = (client.getsockname(), client.getpeername(), repr(client))
 
     def check() -> None:

@@ -126,7 +126,7 @@ def test_fileno_stays_the_same_for_life(net: Net) -> None:
 
 def test_hash_equality_and_weak_reference(net: Net) -> None:
     sock, other = net.fresh(), net.fresh()
-    assert sock == sock and sock != other  # noqa: PLR0124
+    assert sock == sock and sock != other
     assert len({sock, other, sock}) == 2
     assert weakref.ref(sock)() is sock
 

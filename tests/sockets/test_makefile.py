@@ -37,7 +37,10 @@ def test_kind_of_file(net: Net, mode: str, options: dict, kind: type) -> None:
 
 def test_text_both_ways(net: Net) -> None:
     client, server = net.pair()
-    with client.makefile("rw", encoding="utf-8", newline="\n") as ours, server.makefile("rw", encoding="utf-8") as theirs:
+    with (
+        client.makefile("rw", encoding="utf-8", newline="\n") as ours,
+        server.makefile("rw", encoding="utf-8") as theirs,
+    ):
         ours.write("größer\nsecond\n")
         ours.flush()
         assert [theirs.readline(), theirs.readline()] == ["größer\n", "second\n"]
@@ -147,7 +150,7 @@ def test_timeout_inside_a_file(net: Net) -> None:
 
 
 def test_nonblocking_file_gives_none(net: Net) -> None:
-    client, server = net.pair()
+    client, _server = net.pair()
     client.setblocking(False)
     with client.makefile("rb", buffering=0) as file:
         assert file.read(1) is None

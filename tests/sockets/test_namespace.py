@@ -13,11 +13,25 @@ import pytest
 from .network import PATIENCE_S, Net, raises_errno
 
 # What may differ from the stdlib: it makes or looks at stream sockets.
-REPLACED = {"socket", "create_connection", "create_server", "fromfd", "has_dualstack_ipv6", "socketpair", "fromshare", "dup", "close"}
+REPLACED = {
+    "socket",
+    "create_connection",
+    "create_server",
+    "fromfd",
+    "has_dualstack_ipv6",
+    "socketpair",
+    "fromshare",
+    "dup",
+    "close",
+}
 
 
 def public(module: types.ModuleType) -> set[str]:
-    return {name for name in dir(module) if not name.startswith("_") and not isinstance(getattr(module, name), types.ModuleType)}
+    return {
+        name
+        for name in dir(module)
+        if not name.startswith("_") and not isinstance(getattr(module, name), types.ModuleType)
+    }
 
 
 def test_every_public_name_is_there(net: Net) -> None:

@@ -26,7 +26,9 @@ def named(*names: str) -> list[Any]:
 
 
 FIXED = named("SO_TYPE", "SO_DOMAIN", "SO_PROTOCOL", "SO_ERROR", "SO_ACCEPTCONN")
-SWITCHES = named("SO_KEEPALIVE", "SO_REUSEADDR", "SO_REUSEPORT", "SO_BROADCAST", "SO_DONTROUTE", "TCP_NODELAY", "TCP_CORK")
+SWITCHES = named(
+    "SO_KEEPALIVE", "SO_REUSEADDR", "SO_REUSEPORT", "SO_BROADCAST", "SO_DONTROUTE", "TCP_NODELAY", "TCP_CORK"
+)
 NUMBERS = [
     pytest.param(*param.values, value, id=str(param.id))
     for value, params in {
@@ -186,7 +188,9 @@ def test_bytes_form(net: Net) -> None:
         assert sock.getsockopt(SOL, socket.SO_ERROR, 4) == bytes(4)
 
 
-@pytest.mark.parametrize("option", named("SO_KEEPALIVE", "SO_TYPE", "SO_ERROR", "TCP_NODELAY", "SO_REUSEPORT", "IP_TTL"))
+@pytest.mark.parametrize(
+    "option", named("SO_KEEPALIVE", "SO_TYPE", "SO_ERROR", "TCP_NODELAY", "SO_REUSEPORT", "IP_TTL")
+)
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_length_of_the_answer(net: Net, option: tuple[int, int], size: int) -> None:
     with socket.socket() as plain:
@@ -194,7 +198,9 @@ def test_length_of_the_answer(net: Net, option: tuple[int, int], size: int) -> N
     assert outcome(lambda: net.fresh().getsockopt(*option, size)) == expected
 
 
-@pytest.mark.parametrize("option", named("SO_KEEPALIVE", "SO_LINGER", "TCP_NODELAY", "SO_REUSEPORT", "TCP_USER_TIMEOUT"))
+@pytest.mark.parametrize(
+    "option", named("SO_KEEPALIVE", "SO_LINGER", "TCP_NODELAY", "SO_REUSEPORT", "TCP_USER_TIMEOUT")
+)
 @pytest.mark.parametrize("value", [b"", b"\1", b"\1\0"], ids=len)
 def test_value_too_short(net: Net, option: tuple[int, int], value: bytes) -> None:
     with socket.socket() as plain:
@@ -262,7 +268,9 @@ def test_tcp_congestion(net: Net) -> None:
             sock.setsockopt(TCP, socket.TCP_CONGESTION, b"no such thing")
 
 
-@pytest.mark.parametrize("option", named("TCP_QUICKACK", "TCP_WINDOW_CLAMP", "TCP_DEFER_ACCEPT", "TCP_FASTOPEN", "IP_RECVTOS"))
+@pytest.mark.parametrize(
+    "option", named("TCP_QUICKACK", "TCP_WINDOW_CLAMP", "TCP_DEFER_ACCEPT", "TCP_FASTOPEN", "IP_RECVTOS")
+)
 def test_other_options_are_taken(net: Net, option: tuple[int, int]) -> None:
     sock = net.fresh()
     with socket.socket() as plain:
@@ -334,8 +342,14 @@ def test_bind_to_device(net: Net) -> None:
 
 
 INHERITED = [
-    *[pytest.param(each.values[0], 1, id=each.id) for each in named("SO_KEEPALIVE", "TCP_NODELAY", "SO_REUSEADDR", "SO_REUSEPORT")],
-    *[pytest.param(each.values[0], 40, id=each.id) for each in named("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "IP_TTL")],
+    *[
+        pytest.param(each.values[0], 1, id=each.id)
+        for each in named("SO_KEEPALIVE", "TCP_NODELAY", "SO_REUSEADDR", "SO_REUSEPORT")
+    ],
+    *[
+        pytest.param(each.values[0], 40, id=each.id)
+        for each in named("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "IP_TTL")
+    ],
     *[pytest.param(each.values[0], 900, id=each.id) for each in named("TCP_USER_TIMEOUT")],
     *[pytest.param(each.values[0], 30_000, id=each.id) for each in named("SO_RCVBUF", "SO_SNDBUF")],
 ]

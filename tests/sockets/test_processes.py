@@ -88,7 +88,7 @@ def test_fd_passed_to_another_process(net: Net) -> None:
         left.close()
         client.close()
         server.close()
-        data, fds, _, _ = net.module.recv_fds(right, 10, 1)
+        _data, fds, _, _ = net.module.recv_fds(right, 10, 1)
         sock = net.module.socket(fileno=fds[0])
         sock.sendall(repr(sock.getpeername()).encode())
         sock.close()
@@ -272,9 +272,18 @@ def test_a_server_that_answers_and_ends(net: Net) -> None:
 
 def test_exit_with_nobody_reading_does_not_hang_for_ever(net: Net) -> None:
     listener = net.listener()
-    script = SEND + "sock.setblocking(False)\ntry:\n  while True: sock.send(payload)\nexcept BlockingIOError: pass\nprint('leaving', flush=True)"
+    script = SEND + code("""
+        sock.setblocking(False)
+        try:
+            while True:
+                sock.send(payload)
+        except BlockingIOError:
+            print("leaving", flush=True)
+    """)
     env = {"UTPSOCKET_EXIT_FLUSH_S": "1", "PYTHONWARNINGS": "ignore"}
-    process = net.python(script, listener.getsockname()[1], 65536, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
+    process = net.python(
+        script, listener.getsockname()[1], 65536, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env
+    )
     server = net.accept(listener)
     assert process.stdout.readline() == b"leaving\n"
     assert process.wait(15) == 0

@@ -11,7 +11,20 @@ from typing import Any
 
 import pytest
 
-from .network import ERR, HUP, IN, OUT, RDHUP, Net, describe, eventually, eventually_polls, poll_mask, raises_errno, readable
+from .network import (
+    ERR,
+    HUP,
+    IN,
+    OUT,
+    RDHUP,
+    Net,
+    describe,
+    eventually,
+    eventually_polls,
+    poll_mask,
+    raises_errno,
+    readable,
+)
 
 DEAD = IN | OUT | ERR | HUP | RDHUP
 

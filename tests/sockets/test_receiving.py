@@ -50,7 +50,9 @@ def test_recv_into(net: Net) -> None:
     assert buffer == b"ab...cdef"
 
 
-@pytest.mark.parametrize("make", [lambda: array.array("I", [0, 0]), lambda: memoryview(bytearray(8))], ids=["array", "view"])
+@pytest.mark.parametrize(
+    "make", [lambda: array.array("I", [0, 0]), lambda: memoryview(bytearray(8))], ids=["array", "view"]
+)
 def test_recv_into_any_buffer(net: Net, make: object) -> None:
     sock = waiting(net, struct.pack("II", 7, 9))
     buffer = make()

@@ -28,7 +28,13 @@ def test_send_returns_the_count(net: Net) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"abcd", bytearray(b"abcd"), memoryview(b"abcd"), memoryview(b"aXbXcXdX")[::2].tobytes(), array.array("B", b"abcd")],
+    [
+        b"abcd",
+        bytearray(b"abcd"),
+        memoryview(b"abcd"),
+        memoryview(b"aXbXcXdX")[::2].tobytes(),
+        array.array("B", b"abcd"),
+    ],
     ids=["bytes", "bytearray", "view", "strided", "array"],
 )
 @pytest.mark.parametrize("call", ["send", "sendall"])
@@ -159,7 +165,10 @@ def test_many_connections_at_once(net: Net) -> None:
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sends=st.lists(st.integers(0, 9000), min_size=1, max_size=30), reads=st.lists(st.integers(1, 9000), min_size=1, max_size=8))
+@given(
+    sends=st.lists(st.integers(0, 9000), min_size=1, max_size=30),
+    reads=st.lists(st.integers(1, 9000), min_size=1, max_size=8),
+)
 def test_any_cut_of_sends_and_reads_gives_the_same_stream(net: Net, sends: list[int], reads: list[int]) -> None:
     client, server = net.pair()
     with client, server:
@@ -256,7 +265,9 @@ def test_splice_from_a_pipe(net: Net) -> None:
 def test_two_threads_write_whole_messages(net: Net) -> None:
     """sendall of small messages from several threads: all bytes arrive, each message in one piece."""
     client, server = net.pair()
-    writers = [net.spawn(lambda letter=letter: [client.sendall(letter * 100) for _ in range(50)]) for letter in (b"a", b"b")]
+    writers = [
+        net.spawn(lambda letter=letter: [client.sendall(letter * 100) for _ in range(50)]) for letter in (b"a", b"b")
+    ]
     received = receive_exactly(server, 10_000)
     for writer in writers:
         writer.result()
