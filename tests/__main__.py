@@ -16,9 +16,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "tests"
@@ -37,11 +37,11 @@ def main(arguments: Sequence[str]) -> int:
     environment = CACHE / environment_name()
     CACHE.mkdir(parents=True, exist_ok=True)
     try:
-        with in_use(environment):
-            remove_superseded(environment)
-            return run([str(environment / "bin" / "python"), "-m", module, *rest])
+        hold(environment)
     except CannotPrepare as problem:
         return complain(str(problem))
+    remove_superseded(environment)
+    become([str(environment / "bin" / "python"), "-m", module, *rest])
 
 
 class CannotPrepare(Exception):
@@ -59,19 +59,23 @@ def interpreter_prefix() -> str:
     return f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}-"
 
 
-@contextmanager
-def in_use(environment: Path) -> Iterator[None]:
-    """Hold `environment`, made first if need be: shared among runs, exclusive while it is being made or removed."""
-    with open(lock_of(environment), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        while not (environment / READY).exists():
-            # flock cannot go from shared to exclusive without letting go, so another run may have built it meanwhile.
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (environment / READY).exists():
+def hold(environment: Path) -> None:
+    """Lock `environment`, made first if need be: shared among runs, exclusive while it is being made or removed."""
+    # Left open and inheritable: the tool that this process becomes holds the lock until it ends.
+    lock = os.open(lock_of(environment), os.O_RDWR | os.O_CREAT, 0o644)
+    os.set_inheritable(lock, True)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    while not (environment / READY).exists():
+        # flock cannot go from shared to exclusive without letting go, so another run may have built it meanwhile.
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (environment / READY).exists():
+            try:
                 build(environment)
-            fcntl.flock(lock, fcntl.LOCK_SH)
-        yield
+            except BaseException:
+                os.close(lock)
+                raise
+        fcntl.flock(lock, fcntl.LOCK_SH)
 
 
 def lock_of(environment: Path) -> Path:
@@ -112,15 +116,13 @@ def remove_superseded(environment: Path) -> None:
             shutil.rmtree(other.with_suffix(""), ignore_errors=True)
 
 
-def run(command: Sequence[str]) -> int:
-    """Run `command` in the repository's root; Ctrl-C is the child's to handle, as the terminal tells it too."""
+def become(command: Sequence[str]) -> NoReturn:
+    """Replace this process by `command` in the repository's root, so that signals and its status are its own."""
+    os.chdir(ROOT)
     variables = {key: value for key, value in os.environ.items() if key not in ("PYTHONHOME", "PYTHONPATH")}
-    with subprocess.Popen(command, cwd=ROOT, env=variables) as child:
-        while True:
-            try:
-                return child.wait()
-            except KeyboardInterrupt:
-                continue
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(command[0], list(command), variables)
 
 
 def captured(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
