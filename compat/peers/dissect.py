@@ -125,6 +125,9 @@ def compare(capture: Path, relay_port: int, *, our_role: str) -> None:
 
 def _dissected(capture: Path, relay_port: int) -> list[dict[str, str]]:
     command = [provision.tshark(), "-n", "-r", str(capture), "-d", f"udp.port=={relay_port},bt-utp"]
+    # By default tshark takes no packet for uTP whose window is above 3.5 MiB: a guard against false positives that has
+    # no place where the port is known.
+    command += ["-o", "bt-utp.max_window_size:ffffffff"]
     # The payload is noise that some BitTorrent dissector might take for a message of its own.
     command += ["--disable-protocol", "bittorrent", "-T", "fields"]
     for field in FIELDS:

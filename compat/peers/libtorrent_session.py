@@ -21,6 +21,7 @@ import libtorrent as lt
 
 UTP_SOCKET = 1 << 17  # peer_info::utp_socket; the Python binding has no name for it
 LOOK_SECONDS = 0.05
+LEAVE_SECONDS = 5.0
 
 
 def say(message: dict[str, Any]) -> None:
@@ -107,7 +108,16 @@ def main(arguments: list[str]) -> int:
     if peer:
         torrent.connect_peer((peer[0], int(peer[1])))
     say({"report": watch(torrent, until_finished=role == "leech")})
+    leave(torrent)
     return 0
+
+
+def leave(torrent: Any) -> None:
+    """Close the peers' connections: a session that merely ends may not tell them."""
+    torrent.pause()
+    deadline = time.monotonic() + LEAVE_SECONDS
+    while torrent.get_peer_info() and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
 
 
 if __name__ == "__main__":
