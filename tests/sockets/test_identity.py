@@ -331,3 +331,10 @@ def test_getpeername_after_the_peer_has_gone(net: Net) -> None:
         client.recv(1)
     with raises_errno(errno.ENOTCONN):
         client.getpeername()
+
+
+def test_fds_are_small_numbers(net: Net) -> None:
+    """select() ends at 1,024: what serves the connections must not use up the numbers below it."""
+    before = net.fresh().fileno()
+    pairs = [net.pair() for _ in range(40)]
+    assert max(sock.fileno() for pair in pairs for sock in pair) <= before + 90

@@ -378,3 +378,62 @@ def test_sockets_in_a_subinterpreter_free_thread_or_finalizer_do_not_break_the_e
     process = net.python(script, stderr=subprocess.PIPE)
     assert process.wait(10) == 0
     assert process.stderr.read() == b""
+
+
+def test_a_program_that_closes_every_fd_can_start_anew(net: Net) -> None:
+    """As daemons do (os.closerange), without knowing whose fds they are."""
+    script = code("""
+        import os
+
+        def talk():
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                client = socket.create_connection(listener.getsockname(), timeout=5)
+                server, _ = listener.accept()
+                with client, server:
+                    client.sendall(b"x")
+                    assert server.recv(1) == b"x"
+
+        talk()
+        os.closerange(3, 4096)
+        talk()
+    """)
+    process = net.python(script)
+    assert process.wait(15) == 0
+
+
+def test_daemonizing_after_listen(net: Net) -> None:
+    script = code("""
+        import os
+        listener = socket.create_server(("127.0.0.1", 0))
+        print(listener.getsockname()[1], flush=True)
+        if os.fork():
+            os._exit(0)
+        listener.settimeout(5)
+        sock, _ = listener.accept()
+        sock.sendall(b"from the daemon")
+        sock.close()
+    """)
+    process = net.python(script, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={"PYTHONWARNINGS": "ignore"})
+    port = int(process.stdout.readline())
+    assert process.wait(10) == 0  # the process that called listen() is gone
+    with net.module.create_connection(("127.0.0.1", port), timeout=2) as client:
+        assert receive_all(client) == b"from the daemon"
+
+
+def test_daemonizing_before_listen(net: Net) -> None:
+    script = code("""
+        import os
+        socket.create_server(("127.0.0.1", 0)).close()
+        if os.fork():
+            os._exit(0)
+        listener = socket.create_server(("127.0.0.1", 0))
+        print(listener.getsockname()[1], flush=True)
+        listener.settimeout(5)
+        sock, _ = listener.accept()
+        sock.sendall(b"from the daemon")
+        sock.close()
+    """)
+    process = net.python(script, stdout=subprocess.PIPE, env={"PYTHONWARNINGS": "ignore"})
+    port = int(process.stdout.readline())
+    with net.module.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as client:
+        assert receive_all(client) == b"from the daemon"

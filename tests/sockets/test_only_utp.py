@@ -1,0 +1,77 @@
+"""What only a socket over uTP can be asked: that it is one, and that strangers stay out."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from .network import Net, fork, wait_child
+
+pytestmark = pytest.mark.parametrize("net", ["utp"], indirect=True)
+
+
+def raw(sock: object) -> socket.socket:
+    """The fd as the kernel sees it."""
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=os.dup(sock.fileno()))  # type: ignore[attr-defined]
+
+
+def test_the_fd_is_a_local_stream(net: Net) -> None:
+    for sock in (net.fresh(), *net.pair(), net.listener()):
+        with open(f"/proc/self/fdinfo/{sock.fileno()}") as info:
+            assert info.readable()
+        with raw(sock) as plain:
+            assert super(type(sock), plain).getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_UNIX
+
+
+def test_no_tcp_socket_is_involved(net: Net) -> None:
+    client, server = net.pair()
+    ports = {f":{sock.getsockname()[1]:04X} " for sock in (client, server)}
+    with open("/proc/net/udp") as udp, open("/proc/net/tcp") as tcp:
+        assert any(port in line for line in udp for port in ports)
+        assert not any(port in line for line in tcp for port in ports)
+
+
+def test_connections_are_counted(net: Net) -> None:
+    from utpsocket.stats import engine_stats
+
+    before = engine_stats()
+    client, server = net.pair()
+    after = engine_stats()
+    assert after.connections_initiated == before.connections_initiated + 1
+    assert after.connections_accepted == before.connections_accepted + 1
+    assert after.connections_open >= 2
+    client.sendall(b"x" * 1000)
+    assert len(server.recv(2000)) <= 1000
+    info = client.getsockopt(net.module.SOL_UTP, net.module.UTP_INFO)
+    assert info.sent_bytes >= 1000
+
+
+def test_a_strangers_connection_to_the_listener_is_dropped(net: Net) -> None:
+    """Any process may connect to an abstract name; accept() lets in what our engine sent only."""
+    listener = net.listener()
+    with raw(listener) as plain:
+        name = super(type(listener), plain).getsockname()
+
+    def intrude() -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger:
+            stranger.connect(name)
+            assert stranger.recv(1) == b""
+
+    pid = fork(intrude)
+    client = net.fresh()
+
+    def dial() -> None:
+        client.connect(listener.getsockname())
+        client.sendall(b"invited")
+
+    dialling = net.spawn(dial)
+    server = net.accept(listener)
+    dialling.result()
+    assert server.getpeername() == client.getsockname()
+    assert server.recv(10) == b"invited"
+    listener.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+    assert wait_child(pid) == 0
