@@ -29,13 +29,16 @@ def test_another_pyproject_is_another_environment(checkout: Path) -> None:
     assert runner.environment_name() != before
 
 
+def script(path: Path, *lines: str) -> str:
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+    return str(path)
+
+
 def test_without_venv_it_says_how_to_get_it(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = checkout / "python3"
-    broken.write_text("#!/bin/sh\necho 'No module named ensurepip'\nexit 1\n")
-    broken.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(broken))
+    monkeypatch.setattr(sys, "executable", script(checkout / "python3", "echo No module named ensurepip", "exit 1"))
     assert runner.main([]) == 2
     said = capsys.readouterr().err
     assert "No module named ensurepip" in said
@@ -45,20 +48,15 @@ def test_without_venv_it_says_how_to_get_it(
 def test_without_network_it_says_so_and_tries_again_next_time(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Nobody listens on port 9 of this machine; no configuration or cache may offer another way.
-    for name, value in {
-        "PIP_CONFIG_FILE": "/dev/null",
-        "PIP_EXTRA_INDEX_URL": "",
-        "PIP_FIND_LINKS": "",
-        "PIP_INDEX_URL": "http://127.0.0.1:9/",
-        "PIP_NO_CACHE_DIR": "1",
-        "PIP_RETRIES": "0",
-    }.items():
-        monkeypatch.setenv(name, value)
+    """`python3 -m venv DIRECTORY` makes an environment here whose pip reaches nobody."""
+    pip = script(checkout / "pip", "echo Could not find a version that satisfies the requirement hatchling", "exit 1")
+    venv = script(checkout / "python3", 'mkdir -p "$3/bin"', f'cp {pip} "$3/bin/python"')
+    monkeypatch.setattr(sys, "executable", venv)
     for _ in range(2):
         assert runner.main([]) == 2
         said = capsys.readouterr().err
         assert "making the test environment" in said
+        assert "satisfies the requirement hatchling" in said
         assert "the first run needs the network" in said
 
 
