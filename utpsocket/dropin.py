@@ -1,0 +1,42 @@
+"""The functions of the stdlib's `socket` module that make stream sockets, over uTP.
+
+Separate because it declares what is replaced. Each is the running interpreter's own function, its global name `socket`
+bound to our class: same code, same behaviour of this Python version, another transport. All else passes through.
+"""
+
+from __future__ import annotations
+
+import socket as stdlib
+from types import FunctionType
+from typing import Any, Final
+
+from utpsocket import shim
+
+REBOUND: Final = (
+    "create_connection",
+    "create_server",
+    "fromfd",
+    "fromshare",
+    "has_dualstack_ipv6",
+    "socketpair",
+)
+"""Names that stand for the stdlib's function with our class in it; those this interpreter lacks are left out."""
+
+
+def _rebind() -> dict[str, Any]:
+    space: dict[str, Any] = dict(vars(stdlib))
+    space["socket"] = shim.socket
+    for name in REBOUND:
+        function = getattr(stdlib, name, None)
+        if isinstance(function, FunctionType):
+            rebound = FunctionType(
+                function.__code__, space, name, function.__defaults__, function.__closure__
+            )
+            rebound.__kwdefaults__ = function.__kwdefaults__
+            rebound.__doc__ = function.__doc__
+            rebound.__module__ = "utpsocket"
+            space[name] = rebound
+    return {name: space[name] for name in REBOUND if name in space}
+
+
+REPLACEMENTS: Final = _rebind()

@@ -1,0 +1,136 @@
+"""engine(): the process's engine. Born on first use, forgotten after a fork, flushed at exit.
+
+The engine is one thread that owns every UDP port and the far end of every user's fd. Any thread may call what is here.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+import warnings
+from typing import Final
+
+from utpsocket.engine import verbs
+from utpsocket.engine.loop import Loop
+from utpsocket.engine.native import allocate_lock
+
+DEFAULT_FLUSH_SECONDS: Final = 5.0  # without any progress; UTPSOCKET_EXIT_FLUSH sets another, 0 turns the flush off
+_POLL_SECONDS: Final = 0.002
+
+_loop: Loop | None = None
+_birth = allocate_lock()
+_is_hooked = False
+
+
+def engine() -> Loop:
+    """The engine of this process, started if need be."""
+    global _loop
+    loop = _loop
+    if loop is not None and loop.is_alive:
+        _register_with_multiprocessing()
+        return loop
+    with _birth:
+        if _loop is None or not _loop.is_alive:
+            _hook()
+            _loop = Loop()
+        _register_with_multiprocessing()
+        return _loop
+
+
+def running_engine() -> Loop | None:
+    """The engine if there is one, never a new one."""
+    return _loop
+
+
+def _hook() -> None:
+    global _is_hooked
+    if not _is_hooked:
+        _is_hooked = True
+        os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+        atexit.register(flush)
+
+
+def _before_fork() -> None:
+    if _loop is not None:
+        _loop.fd_lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    if _loop is not None:
+        _loop.fd_lock.release()
+
+
+def _after_fork_in_child() -> None:
+    """Our copies of the engine's fds must go, or end of file and hang-up never come. SOCKETS.md §4."""
+    global _loop, _birth
+    loop, _loop = _loop, None
+    _birth = allocate_lock()
+    if loop is not None:
+        loop.abandon_in_child()
+
+
+_finalizer_pid = 0
+
+
+def _register_with_multiprocessing() -> None:
+    """multiprocessing's children leave through os._exit, past atexit; their own finalizers run, but those
+    registered before the child began are forgotten, so registration is per process.
+    """
+    global _finalizer_pid
+    pid = os.getpid()
+    util = sys.modules.get("multiprocessing.util")
+    process = sys.modules.get("multiprocessing.process")
+    if util is None or process is None or _finalizer_pid == pid:
+        return
+    if process.parent_process() is None:
+        return
+    _finalizer_pid = pid
+    util.Finalize(None, flush, exitpriority=-1000)
+
+
+def flush(seconds: float | None = None) -> int:
+    """Deliver what was written and end every connection with a FIN, as a kernel does after a process's end.
+
+    Waits as long as peers make progress and at most `seconds` without any; says in a warning what was lost.
+    Returns the bytes lost.
+    """
+    loop = _loop
+    if loop is None or loop.pid != os.getpid() or not loop.is_alive:
+        return 0
+    if seconds is None:
+        seconds = float(os.environ.get("UTPSOCKET_EXIT_FLUSH", DEFAULT_FLUSH_SECONDS))
+    if seconds <= 0:
+        return 0
+    loop.call(lambda: verbs.finish_all(loop))
+    last_acked = -1
+    deadline = 0.0
+    while True:
+        waiting, lost_bytes, acked_bytes = loop.call(lambda: verbs.unflushed(loop))
+        if not waiting:
+            return 0
+        now = time.monotonic()
+        if acked_bytes != last_acked:
+            last_acked, deadline = acked_bytes, now + seconds
+        elif now > deadline:
+            break
+        time.sleep(_POLL_SECONDS)
+    if lost_bytes:
+        warnings.warn(
+            f"utpsocket: {lost_bytes} bytes on {waiting} connections did not reach their peers before exit",
+            ResourceWarning,
+            stacklevel=2,
+        )
+    return int(lost_bytes)
+
+
+def shutdown() -> None:
+    """End this process's engine: flush, join its thread, close every fd. The next use starts a new one."""
+    global _loop
+    loop = _loop
+    if loop is None:
+        return
+    flush()
+    loop.stop()
+    _loop = None

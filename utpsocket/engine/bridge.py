@@ -1,0 +1,335 @@
+"""The pump between a Connection and the user's fd.
+
+Read this first. The user's fd is one end of an AF_UNIX stream pair, `end` is the other. What the user writes, we read;
+what we write, the user reads; the kernel does blocking, polling, dup and fork. So a uTP connection must be told to the
+kernel in its own terms (SOCKETS.md §1): a gate of filler while connecting, shutdown(SHUT_WR) for the peer's FIN, a
+close with an unread byte for its RESET. And the kernel tells us: end of file is the user's shutdown, a hang-up its
+last close, ECONNRESET a close that left bytes unread.
+
+Only the engine's thread calls.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as stdlib
+from fcntl import ioctl
+from struct import pack, unpack
+from termios import FIONREAD
+from typing import TYPE_CHECKING, Any, Final
+
+from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.native import poll
+from utpsocket.protocol import Connection, EventKind, State
+
+if TYPE_CHECKING:
+    from utpsocket.engine.endpoint import Endpoint
+
+EPOLLIN: Final = 0x001
+EPOLLOUT: Final = 0x004
+EPOLLERR: Final = 0x008
+EPOLLHUP: Final = 0x010
+EPOLLRDHUP: Final = 0x2000
+_MAX_IOVECS: Final = 1_024  # UIO_MAXIOV
+_EAGER_BYTES: Final = 512 << 10  # unsent beyond this is read only when the engine has nothing else to do
+_READ_BYTES: Final = 256 << 10  # most read from one user before others have their turn
+
+
+class Bridge:
+    """A connection and the engine's end of its pair.
+
+    connection   the core's
+    endpoint     where its datagrams go out
+    source       ancillary data for them (wildcard ports)
+    end          the engine's end of the pair; None before the hand-over to a listener and after its end
+    """
+
+    __slots__ = (
+        "_errored",
+        "_has_finished_input",
+        "_is_deaf",
+        "_is_hung_up",
+        "_is_rude",
+        "_sent_eof",
+        "accepted_at",
+        "connection",
+        "end",
+        "end_fd",
+        "endpoint",
+        "finish_when_drained",
+        "flush_waiters",
+        "heap_at",
+        "identity",
+        "is_gone",
+        "is_handed_over",
+        "is_lazy",
+        "is_readable",
+        "is_writable",
+        "source",
+        "wakes_at",
+    )
+
+    def __init__(self, connection: Connection, endpoint: Endpoint, identity: Identity, source: list[Any]) -> None:
+        self.connection = connection
+        self.endpoint = endpoint
+        self.identity = identity
+        self.source = source
+        self.end: Any = None
+        self.end_fd = -1
+        self.is_readable = False
+        self.is_writable = True
+        self.is_lazy = False
+        self.is_handed_over = False
+        self.is_gone = False
+        self.accepted_at = 0
+        self.wakes_at: int | None = None  # when the connection's time comes
+        self.heap_at: int | None = None  # when the loop's heap will say so
+        self.flush_waiters: list[Any] = []
+        self.finish_when_drained = False  # the process ends, and nobody will close the user's fd
+        self._has_finished_input = False  # the user's end of file has been read
+        self._sent_eof = False
+        self._is_deaf = False  # the user reads no more: what comes is dropped
+        self._is_hung_up = False
+        self._is_rude = False  # the user closed with bytes unread
+        self._errored: int | None = None  # how the connection ended, once it did
+
+    def attach(self, end: Any) -> None:
+        """The engine's end of the pair; takes ownership."""
+        self.end = end
+        self.end_fd = end.fileno()
+        self.is_readable = True
+
+    # ── the kernel speaks ──
+
+    def on_event(self, mask: int) -> None:
+        """Edges from epoll: remembered until the pump finds their end."""
+        if mask & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+            self.is_readable = True
+        if mask & EPOLLOUT:
+            self.is_writable = True
+        if mask & EPOLLHUP:
+            self._is_hung_up = True
+
+    def poll_end(self) -> None:
+        """Ask the kernel now what epoll would say later."""
+        poller = poll()
+        poller.register(self.end_fd, EPOLLIN | EPOLLRDHUP)
+        for _, mask in poller.poll(0):
+            self.on_event(mask)
+
+    def read_user(self, *, now: int, is_idle: bool) -> None:
+        """Move what the user wrote into the connection's send buffer, as far as it takes it."""
+        connection = self.connection
+        if self.end is None or connection.state not in (State.CONNECTED, State.SYN_RECEIVED):
+            self.is_readable = self.is_readable and self.end is not None
+            return
+        budget = _READ_BYTES
+        while self.is_readable:
+            if connection.send.unsent_bytes > _EAGER_BYTES and not is_idle:
+                self.is_lazy = True
+                return
+            if self._has_finished_input:
+                self._check_hang_up(now=now)
+                return
+            span = connection.free_span()
+            if not span:
+                return
+            try:
+                count = self.end.recv_into(span)
+            except BlockingIOError:
+                connection.commit(0)
+                self.is_readable = False
+                if self.finish_when_drained:
+                    connection.finish(now=now)
+                return
+            except OSError:
+                connection.commit(0)
+                self._is_rude = True  # ECONNRESET: the user closed with bytes unread; what it wrote still follows
+                continue
+            if not count:
+                connection.commit(0)
+                self._has_finished_input = True
+                if not self._is_rude:
+                    connection.finish(now=now)
+                continue
+            connection.commit(count, more=count == len(span))
+            budget -= count
+            if budget <= 0:
+                return
+
+    def _check_hang_up(self, *, now: int) -> None:
+        """After the user's end of file: a hang-up says that nobody holds the other end any more."""
+        self.is_readable = False
+        if not self._is_hung_up:
+            return
+        connection = self.connection
+        if self._is_rude:
+            connection.reset_after_flush(now=now)
+        linger = self.identity.settings.linger_seconds
+        if linger == 0:
+            connection.abort()
+        connection.discard(now=now)
+        self._close_end()
+
+    @property
+    def wants_read(self) -> bool:
+        """Whether read_user() would do something without a new event."""
+        if not self.is_readable or self.end is None:
+            return False
+        connection = self.connection
+        if connection.state not in (State.CONNECTED, State.SYN_RECEIVED):
+            return False
+        return self._has_finished_input or connection.send.buffer.free_bytes > 0
+
+    # ── the connection speaks ──
+
+    def handle_events(self) -> None:
+        """What became of the connection, told to the user's fd."""
+        connection = self.connection
+        while (event := connection.poll_event()) is not None:
+            if event.kind is EventKind.CONNECTED:
+                if connection.is_initiator:
+                    self._open_gate()
+            elif self._errored is None:
+                self._errored = event.errno
+
+    def _open_gate(self) -> None:
+        identity = self.identity
+        identity.role = Role.CONNECTED
+        remaining = identity.filler_bytes
+        try:
+            while remaining > 0:
+                remaining -= len(self.end.recv(remaining))
+        except OSError:
+            return
+
+    def deliver(self, *, now: int) -> None:
+        """Move what arrived in order to the user's end, as far as the kernel takes it."""
+        connection = self.connection
+        if self.end is None:
+            if self.is_handed_over or connection.state is State.CLOSED:
+                views = connection.poll_delivery()
+                if views:
+                    connection.delivered(sum(map(len, views)), now=now)
+            else:
+                connection.delivered(0, now=now)
+            return
+        while True:
+            views = connection.poll_delivery()
+            if not views:
+                break
+            if self._is_deaf:
+                connection.delivered(sum(map(len, views)), now=now)
+                break
+            if not self.is_writable:
+                connection.delivered(0, now=now)
+                return
+            try:
+                count = self.end.sendmsg(views if len(views) <= _MAX_IOVECS else views[:_MAX_IOVECS])
+            except BlockingIOError:
+                self.is_writable = False
+                connection.delivered(0, now=now)
+                return
+            except OSError as error:
+                if error.errno == errno.ECONNRESET:  # the user closed with bytes unread
+                    self._is_rude = True
+                    self.is_readable = True
+                    continue
+                self._is_deaf = True
+                continue
+            connection.delivered(count, now=now)
+        if connection.has_eof and not self._sent_eof:
+            self._sent_eof = True
+            try:
+                self.end.shutdown(stdlib.SHUT_WR)
+            except OSError:
+                self._is_deaf = True
+        if self._errored is not None:
+            self._tell_end()
+
+    def _tell_end(self) -> None:
+        """The connection is over and everything that came has been delivered: say it by the fd."""
+        error = self._errored or 0
+        identity = self.identity
+        if not identity.is_over:
+            identity.is_over = True
+            if error and identity.role is not Role.CONNECTED and self.connection.is_initiator:
+                identity.role = Role.FAILED
+            if error:
+                identity.is_reset = True
+                if not self._sent_eof or error != errno.ECONNRESET:
+                    identity.error = error
+        if error and not self._sent_eof:
+            self._leave_unread_byte()
+            self._close_end()
+        elif error or self._has_finished_input:
+            self._drain()
+            self._close_end()
+        elif self._sent_eof:
+            # Both FINs: what the user still writes would go nowhere, so its next send must fail with EPIPE.
+            try:
+                self.end.shutdown(stdlib.SHUT_RD)
+            except OSError:
+                pass
+
+    def _leave_unread_byte(self) -> None:
+        """The kernel answers a close over unread bytes with ECONNRESET at the other end: leave it some.
+
+        Where the user left none, write one as the user: through a duplicate of its fd, after making sure that the
+        number still means the same socket.
+        """
+        if unpack("=i", ioctl(self.end_fd, FIONREAD, pack("=i", 0)))[0]:
+            return
+        identity = self.identity
+        if identity.user_fd < 0:
+            return
+        try:
+            duplicate = os.dup(identity.user_fd)
+        except OSError:
+            return
+        try:
+            if os.fstat(duplicate).st_ino == identity.inode:
+                os.write(duplicate, b"!")
+        except OSError:
+            pass
+        finally:
+            os.close(duplicate)
+
+    def _drain(self) -> None:
+        try:
+            while self.end.recv(65_536):
+                pass
+        except OSError:
+            pass
+
+    def _close_end(self) -> None:
+        end, self.end = self.end, None
+        self.is_handed_over = True
+        self.is_readable = False
+        self.endpoint.loop.forget_fd(self.end_fd)
+        self.end_fd = -1
+        end.close()
+
+    # ── commands ──
+
+    def abandon(self) -> None:
+        """Nobody will ever accept this connection: reset it."""
+        self.connection.abort()
+        if self.end is not None:
+            self._close_end()
+        self.is_handed_over = True
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing is left to do: the loop may forget it."""
+        return self.connection.is_over and self.end is None
+
+    @property
+    def is_flushed(self) -> bool:
+        """Everything the user wrote has been acked, or never will be."""
+        if self.connection.state in (State.CLOSED, State.TIME_WAIT):
+            return True
+        if self.end is not None and self.is_readable:
+            return False
+        return self.connection.is_flushed

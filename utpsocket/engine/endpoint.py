@@ -1,0 +1,308 @@
+"""One bound UDP port: which connection is this run for, may this SYN come in, and who answers strays?
+
+A connection is found by (peer's address, our receiving id). RESETs may carry either of its two ids. A SYN goes to the
+listener, if there is one; whatever else is nobody's is answered by a RESET, rarely, and never in answer to a RESET.
+
+Only the engine's thread calls. Sources: BEP 29 "connection_id"; PROTOCOL.md §2, §4.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final
+
+from utpsocket.engine.bridge import Bridge
+from utpsocket.engine.identity import Identity, Role, Settings
+from utpsocket.engine.listener import Listener
+from utpsocket.engine.names import Address
+from utpsocket.engine.udp import IcmpError, Port
+from utpsocket.protocol import Config, Connection, PacketType, Run, State, Transmit
+from utpsocket.protocol.packet import decode, encode
+from utpsocket.protocol.pathmtu import CEILING_IPV4_BYTES, CEILING_IPV6_BYTES, START_IPV4_BYTES, START_IPV6_BYTES
+
+if TYPE_CHECKING:
+    from utpsocket.engine.loop import Loop
+
+_AF_INET6: Final = 10
+_DEFAULT_BUFFER_BYTES: Final = 4 << 20
+_LEAST_BUFFER_BYTES: Final = 4_096
+_RESETS_REMEMBERED: Final = 1_000  # libutp's RST_INFO table
+_RESET_AGAIN_US: Final = 10_000_000  # and its lifetime
+_RESETS_PER_SECOND: Final = 100
+_MAX_LONE_PORTS_WAITING: Final = 256  # private ports held only for a late FIN
+_RUNS_PER_TURN: Final = 8  # then other ports have theirs
+_system_random: Final = random.SystemRandom()
+
+
+class Endpoint:
+    """A port and its connections.
+
+    key        the loop's name for it
+    holders    the user's sockets bound to it or listening, by inode
+    """
+
+    __slots__ = (
+        "_resets",
+        "_resets_left",
+        "_resets_second",
+        "bridges",
+        "dropped_datagrams",
+        "holders",
+        "is_closed",
+        "is_private",
+        "is_readable",
+        "key",
+        "listener",
+        "loop",
+        "port",
+        "reuse",
+        "sent_resets",
+    )
+
+    def __init__(self, loop: Loop, key: int, port: Port, *, is_private: bool) -> None:
+        self.loop = loop
+        self.key = key
+        self.port = port
+        self.is_private = is_private  # of one connected socket that never called bind()
+        self.is_closed = False
+        self.is_readable = True
+        self.bridges: dict[tuple[object, int], Bridge] = {}
+        self.listener: Listener | None = None
+        self.holders: dict[int, Identity] = {}
+        self.reuse = False  # every socket bound here said SO_REUSEADDR
+        self.dropped_datagrams = 0
+        self.sent_resets = 0
+        self._resets: OrderedDict[tuple[object, int], int] = OrderedDict()
+        self._resets_second = 0
+        self._resets_left = 0
+
+    @property
+    def is_unused(self) -> bool:
+        """Nobody needs the port any more."""
+        return not self.bridges and not self.holders and self.listener is None
+
+    # ── connections ──
+
+    def _config(self, settings: Settings, addr: object) -> Config:
+        is_v4 = self.port.family != _AF_INET6 or (isinstance(addr, tuple) and addr[0].startswith("::ffff:"))
+        limit = self.loop.max_datagram_bytes or settings.max_datagram_bytes
+        # Half of what the kernel gave holds that much payload with its bookkeeping (PERFORMANCE.md, trick 7).
+        most = max(_LEAST_BUFFER_BYTES, self.port.receive_buffer_bytes // 2)
+        receive = settings.receive_buffer_bytes or _DEFAULT_BUFFER_BYTES
+        send = settings.send_buffer_bytes or _DEFAULT_BUFFER_BYTES
+        return Config(
+            start_datagram_bytes=START_IPV4_BYTES if is_v4 else START_IPV6_BYTES,
+            max_datagram_bytes=limit or (CEILING_IPV4_BYTES if is_v4 else CEILING_IPV6_BYTES),
+            receive_buffer_bytes=max(_LEAST_BUFFER_BYTES, min(receive, most)),
+            send_buffer_bytes=max(_LEAST_BUFFER_BYTES, send),
+            congestion=settings.congestion,
+        )
+
+    def _new_bridge(self, addr: object, recv_id: int, identity: Identity, source: list[Any]) -> Bridge:
+        connection = Connection(
+            self._config(identity.settings, addr),
+            self.loop.workspace,
+            addr,
+            recv_id=recv_id,
+            first_seq=_system_random.getrandbits(16),
+        )
+        bridge = Bridge(connection, self, identity, source)
+        self.bridges[addr, recv_id] = bridge
+        self.loop.bridges[identity.cookie] = bridge
+        apply_settings(bridge, now=self.loop.now)
+        return bridge
+
+    def dial(self, addr: Address, identity: Identity) -> Bridge:
+        """Open a connection from this port."""
+        while True:
+            recv_id = _system_random.getrandbits(16)
+            if not any((addr, recv_id + near & 0xFFFF) in self.bridges for near in (-1, 0, 1)):
+                break
+        bridge = self._new_bridge(addr, recv_id, identity, [])
+        bridge.connection.connect(now=self.loop.now)
+        self.loop.initiated += 1
+        return bridge
+
+    def forget(self, bridge: Bridge) -> None:
+        """The connection is over."""
+        connection = bridge.connection
+        self.bridges.pop((connection.addr, connection.recv_id), None)
+        if self.is_unused:
+            self.loop.close_endpoint(self)
+
+    # ── the world speaks ──
+
+    def receive(self, *, now: int) -> None:
+        """Take what the port has, bounded; runs go to their connections at once, answers leave later."""
+        port, loop = self.port, self.loop
+        for _ in range(_RUNS_PER_TURN):
+            buffer = loop.borrow_buffer()
+            run = port.receive(buffer)
+            if run is None:
+                self.is_readable = False
+                break
+            if run.data:
+                self.handle_run(run, now=now)
+        if port.errors:
+            self.handle_errors(now=now)
+
+    def handle_run(self, run: Run, *, now: int) -> None:
+        """Split by connection id and hand on. PERFORMANCE.md, trick 4: GRO may mix connections of one address."""
+        if run.is_uniform():
+            data = run.data
+            bridge = self.bridges.get((run.addr, data[2] << 8 | data[3]))
+            if bridge is not None:
+                bridge.connection.handle_run(run, now=now)
+                self.loop.touch(bridge)
+                return
+        for datagram in run.datagrams():
+            self._handle_datagram(Run(datagram, len(datagram), run.addr, run.local), now=now)
+
+    def _handle_datagram(self, run: Run, *, now: int) -> None:
+        packet = decode(run.data)
+        if packet is None:
+            self.dropped_datagrams += 1
+            return
+        addr, connection_id = run.addr, packet.connection_id
+        if packet.type == PacketType.SYN:
+            bridge = self.bridges.get((addr, connection_id + 1 & 0xFFFF))
+            if bridge is None or bridge.connection.is_initiator:
+                bridge = self._admit(run, connection_id + 1 & 0xFFFF, now=now)
+        else:
+            bridge = self.bridges.get((addr, connection_id))
+            if bridge is None and packet.type == PacketType.RESET:
+                for near in (-1, 1):
+                    other = self.bridges.get((addr, connection_id + near & 0xFFFF))
+                    if other is not None and other.connection.send_id == connection_id:
+                        bridge = other
+        if bridge is not None:
+            bridge.connection.handle_run(run, now=now)
+            self.loop.touch(bridge)
+        elif packet.type not in (PacketType.RESET, PacketType.SYN):
+            self._reset_stray(addr, connection_id, packet.seq16, packet.ack16, run.local, now=now)
+        else:
+            self.dropped_datagrams += 1
+
+    def _admit(self, run: Run, recv_id: int, *, now: int) -> Bridge | None:
+        listener = self.listener
+        addr = run.addr
+        if listener is None or (addr, recv_id) in self.bridges or not isinstance(addr, tuple):
+            return None
+        if not listener.admits(addr[0]):
+            return None
+        identity = Identity(listener.identity.family)
+        identity.cookie = _system_random.getrandbits(63)
+        identity.settings = listener.identity.settings.copy()
+        identity.options = dict(listener.identity.options)
+        identity.peer = addr
+        identity.role = Role.CONNECTING
+        identity.owner_pid = listener.identity.owner_pid
+        source: list[Any] = []
+        identity.local = self.port.local
+        if run.local is not None:
+            identity.local = (str(run.local), *self.port.local[1:])
+            source = self.port.source(str(run.local))
+        bridge = self._new_bridge(addr, recv_id, identity, source)
+        listener.on_syn(bridge, now=now)
+        self.loop.accepted += 1
+        self.loop.touch_listener(listener)
+        return bridge
+
+    def _reset_stray(self, addr: object, connection_id: int, seq16: int, ack16: int, local: object, *, now: int) -> None:
+        """PROTOCOL.md §4: id as received, ack = the offending seq, seq = what the sender expects; rate-limited."""
+        second = now // 1_000_000
+        if second != self._resets_second:
+            self._resets_second = second
+            self._resets_left = _RESETS_PER_SECOND
+        resets = self._resets
+        key = (addr, connection_id)
+        while resets and next(iter(resets.values())) <= now - _RESET_AGAIN_US:
+            resets.popitem(last=False)
+        if key in resets or not self._resets_left or len(resets) >= _RESETS_REMEMBERED:
+            return
+        resets[key] = now
+        self._resets_left -= 1
+        self.sent_resets += 1
+        datagram = encode(
+            PacketType.RESET,
+            connection_id,
+            timestamp_us=now,
+            difference_us=0,
+            window_bytes=0,
+            seq=ack16 + 1,
+            ack=seq16,
+        )
+        self.port.send(Transmit(addr, [datagram]), [] if local is None else self.port.source(str(local)))
+
+    def handle_errors(self, *, now: int) -> None:
+        """ICMP errors and failed sends: each to the connection whose packet it quotes."""
+        errors, self.port.errors = self.port.errors, []
+        for error in errors:
+            bridge, seq16 = self._quoted(error)
+            if bridge is None:
+                continue
+            bridge.connection.handle_icmp(
+                error.errno,
+                quoted_seq16=seq16,
+                mtu_bytes=error.mtu_bytes,
+                datagram_bytes=error.datagram_bytes,
+                now=now,
+            )
+            self.loop.touch(bridge)
+
+    def _quoted(self, error: IcmpError) -> tuple[Bridge | None, int | None]:
+        packet = decode(memoryview(error.quoted[:20]).toreadonly()) if len(error.quoted) >= 20 else None
+        if packet is None:
+            if self.is_private and self.bridges:
+                return next(iter(self.bridges.values())), None
+            return None, None
+        candidates = (packet.connection_id - 1, packet.connection_id + 1, packet.connection_id)
+        for recv_id in candidates:
+            bridge = self.bridges.get((error.addr, recv_id & 0xFFFF))
+            if bridge is None:
+                continue
+            sent_id = bridge.connection.recv_id if packet.type == PacketType.SYN else bridge.connection.send_id
+            if sent_id == packet.connection_id:
+                return bridge, packet.seq16
+        return None, None
+
+    # ── the connections speak ──
+
+    def transmit(self, bridge: Bridge, *, now: int) -> None:
+        """Put everything on the wire that may leave now."""
+        port, connection, source = self.port, bridge.connection, bridge.source
+        most = self.loop.max_segments
+        while not port.is_blocked:
+            transmit = connection.poll_transmit(now=now, max_segments=most)
+            if transmit is None:
+                break
+            port.send(transmit, source)
+        if port.errors:
+            self.handle_errors(now=now)
+
+    def drop_lingering(self) -> None:
+        """Too many private ports wait for a late FIN: give this one up."""
+        for bridge in list(self.bridges.values()):
+            if bridge.connection.state is State.TIME_WAIT:
+                bridge.connection.abort()
+                self.loop.touch(bridge)
+
+
+def apply_settings(bridge: Bridge, *, now: int) -> None:
+    """Socket options that a living connection follows."""
+    settings, connection = bridge.identity.settings, bridge.connection
+    connection.send.nodelay = settings.nodelay
+    connection.send.user_timeout_us = settings.user_timeout_ms * 1_000
+    if settings.keepalive:
+        idle_us = settings.keepalive_idle_seconds * 1_000_000
+        connection.keepalive(min(idle_us, 29_000_000) if idle_us else 29_000_000, now=now)
+    else:
+        connection.keepalive(0, now=now)
+    if settings.send_buffer_bytes:
+        connection.send.buffer.capacity_bytes = max(_LEAST_BUFFER_BYTES, settings.send_buffer_bytes)
+    if settings.receive_buffer_bytes:
+        most = max(_LEAST_BUFFER_BYTES, bridge.endpoint.port.receive_buffer_bytes // 2)
+        connection.receive.reassembly.capacity_bytes = max(
+            _LEAST_BUFFER_BYTES, min(settings.receive_buffer_bytes, most)
+        )

@@ -1,0 +1,114 @@
+"""What a user's socket is over uTP, whichever fd, dup or Python object stands for it.
+
+Separate because it is the one thing both sides of the door hold: the shim writes what the application asked for, the
+engine writes what became of it, and each attribute has one writer. Plain attributes, so that a process that holds the
+engine elsewhere could fill them from messages.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+from utpsocket.engine.names import Address
+
+
+class Role(Enum):
+    """What the application has made of its socket."""
+
+    FRESH = "fresh"
+    LISTENING = "listening"
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    FAILED = "failed"
+
+
+class Settings:
+    """Socket options that a connection is born with and that a listener passes on."""
+
+    __slots__ = (
+        "congestion",
+        "keepalive",
+        "keepalive_idle_seconds",
+        "linger_seconds",
+        "max_datagram_bytes",
+        "nodelay",
+        "receive_buffer_bytes",
+        "send_buffer_bytes",
+        "user_timeout_ms",
+    )
+
+    def __init__(self) -> None:
+        self.receive_buffer_bytes = 0  # 0: the default
+        self.send_buffer_bytes = 0
+        self.max_datagram_bytes = 0
+        self.nodelay = False
+        self.keepalive = False
+        self.keepalive_idle_seconds = 0
+        self.linger_seconds: int | None = None  # None: off; close() then returns at once
+        self.user_timeout_ms = 0
+        self.congestion = "ledbat"
+
+    def copy(self) -> Settings:
+        """The same settings for another connection."""
+        other = Settings()
+        for name in self.__slots__:
+            setattr(other, name, getattr(self, name))
+        return other
+
+
+class Identity:
+    """One uTP socket.
+
+    Written by the shim: family, proto, inode, user_fd, settings, is_gated, endpoint, owner_pid. Written by the engine: role once
+    connecting, error, local, peer, is_over.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "cookie",
+        "endpoint",
+        "error",
+        "family",
+        "filler_bytes",
+        "inode",
+        "is_gated",
+        "is_over",
+        "is_reset",
+        "local",
+        "options",
+        "owner_pid",
+        "peer",
+        "proto",
+        "role",
+        "send_buffer_bytes",
+        "settings",
+        "shut_down",
+        "user_fd",
+    )
+
+    def __init__(self, family: int, proto: int = 0) -> None:
+        self.family = family
+        self.proto = proto
+        self.cookie = 0
+        self.inode = 0
+        self.user_fd = -1
+        self.role = Role.FRESH
+        self.local: Address | None = None
+        self.peer: Address | None = None
+        self.endpoint = 0  # key of the engine's endpoint this socket is bound to, 0 for none
+        self.error = 0  # errno the connection ended with, until the application has been told
+        self.is_reset = False  # the peer (or an ICMP) ended it
+        self.is_over = False
+        self.is_gated = False  # the fd's send buffer is still shrunk: restore it from the user's side
+        self.filler_bytes = 0
+        self.send_buffer_bytes = 0
+        self.shut_down = 0  # bits: 1 reading, 2 writing
+        self.owner_pid = 0  # the process whose engine serves it
+        self.settings = Settings()
+        self.options: dict[tuple[int, int], Any] = {}
+
+    def take_error(self) -> int:
+        """The errno the connection ended with, once: like SO_ERROR."""
+        error, self.error = self.error, 0
+        return error

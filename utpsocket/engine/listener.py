@@ -1,0 +1,163 @@
+"""A listening socket: who may come in, and the hand-over to whoever accepts.
+
+The user's fd is a real listening AF_UNIX socket. For each incoming connection the engine connects to it from a socket
+whose name says who is who, so accept() is the kernel's in any process (SOCKETS.md §1). A connection is handed over when
+its initiator has proved its address, or, since libutp proves nothing before its first byte and some servers speak
+first, a moment after its SYN. Under a flood of SYNs only the proven come in.
+
+Only the engine's thread calls. Sources: PROTOCOL.md §3, §4.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from utpsocket.engine import names
+from utpsocket.engine.bridge import Bridge
+from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.native import Socket
+from utpsocket.protocol import State
+
+if TYPE_CHECKING:
+    from utpsocket.engine.endpoint import Endpoint
+
+_AF_UNIX: Final = 1
+_SOCK_STREAM: Final = 1
+_PROOF_WAIT_US: Final = 30_000  # a proof takes one round trip, and a greeting can wait this long
+_RETRY_US: Final = 2_000  # the kernel's queue is full: accept() makes no event we could wait for
+MAX_HALF_OPEN: Final = 1_024  # of one listener
+MAX_HALF_OPEN_PER_ADDRESS: Final = 256
+_CALM_HALF_OPEN: Final = 64  # beyond, unproven connections are not handed over
+
+
+class Listener:
+    """One listening socket of the application.
+
+    identity   the shim's; its settings are passed on to what it accepts
+    name       the abstract name the user's fd listens on
+    """
+
+    __slots__ = (
+        "_half_open",
+        "_half_open_by_host",
+        "_queue",
+        "_retry_at",
+        "backlog",
+        "endpoint",
+        "identity",
+        "is_closed",
+        "name",
+        "refused",
+    )
+
+    def __init__(self, endpoint: Endpoint, identity: Identity, name: bytes, backlog: int) -> None:
+        self.endpoint = endpoint
+        self.identity = identity
+        self.name = name
+        self.backlog = backlog
+        self.is_closed = False
+        self.refused = 0
+        self._queue: deque[Bridge] = deque()  # in order of arrival, not yet handed over
+        self._half_open = 0
+        self._half_open_by_host: dict[str, int] = {}
+        self._retry_at = 0
+
+    def admits(self, host: str) -> bool:
+        """Whether a SYN from this host may make a connection now."""
+        if (
+            self.is_closed
+            or self._half_open >= MAX_HALF_OPEN
+            or self._half_open_by_host.get(host, 0) >= MAX_HALF_OPEN_PER_ADDRESS
+            or len(self._queue) > self.backlog + MAX_HALF_OPEN
+        ):
+            self.refused += 1
+            return False
+        return True
+
+    def on_syn(self, bridge: Bridge, *, now: int) -> None:
+        """A connection was born of a SYN."""
+        host = bridge.connection.addr[0]  # type: ignore[index]  # the core passes addresses through as object
+        self._half_open += 1
+        self._half_open_by_host[host] = self._half_open_by_host.get(host, 0) + 1
+        bridge.accepted_at = now
+        self._queue.append(bridge)
+
+    def on_settled(self, bridge: Bridge) -> None:
+        """A half-open connection was proven, or ended."""
+        host = bridge.connection.addr[0]  # type: ignore[index]
+        self._half_open -= 1
+        left = self._half_open_by_host.get(host, 1) - 1
+        if left:
+            self._half_open_by_host[host] = left
+        else:
+            self._half_open_by_host.pop(host, None)
+
+    def hand_over(self, *, now: int) -> int | None:
+        """Give the application what is ready for it; returns when to be called again, or None."""
+        waiting: deque[Bridge] = deque()
+        next_at: int | None = None
+        queue = self._queue
+        while queue:
+            bridge = queue.popleft()
+            state = bridge.connection.state
+            if state is State.CLOSED:
+                bridge.is_handed_over = True
+                continue
+            if state is State.SYN_RECEIVED:
+                ready_at = bridge.accepted_at + _PROOF_WAIT_US
+                if self._half_open > _CALM_HALF_OPEN or now < ready_at:
+                    waiting.append(bridge)
+                    if self._half_open <= _CALM_HALF_OPEN:
+                        next_at = ready_at if next_at is None else min(next_at, ready_at)
+                    continue
+            error = self._offer(bridge)
+            if error in (errno.EAGAIN, errno.ENOBUFS, errno.EMFILE, errno.ENFILE):
+                waiting.append(bridge)
+                next_at = now + _RETRY_US
+                break
+            if error:
+                self.is_closed = True
+                bridge.abandon()
+                break
+        waiting.extend(queue)
+        self._queue = waiting
+        return next_at
+
+    def _offer(self, bridge: Bridge) -> int:
+        """Connect to the user's listening fd as this connection; the errno, 0 for success."""
+        identity = bridge.identity
+        try:
+            end = Socket(_AF_UNIX, _SOCK_STREAM, 0)
+        except OSError as error:
+            return error.errno or errno.EMFILE
+        try:
+            end.setblocking(False)
+            end = self.endpoint.loop.raise_fd(end)
+            assert identity.local is not None and identity.peer is not None
+            end.bind(names.encode(identity.cookie, identity.local, identity.peer))
+            if identity.settings.receive_buffer_bytes:
+                end.setsockopt(1, 7, identity.settings.receive_buffer_bytes)  # SOL_SOCKET, SO_SNDBUF: what the user reads
+            end.connect(self.name)
+        except OSError as error:
+            end.close()
+            return error.errno or errno.ECONNREFUSED
+        identity.role = Role.CONNECTED
+        bridge.attach(end)
+        bridge.is_handed_over = True
+        self.endpoint.loop.watch_bridge(bridge)
+        return 0
+
+    def close(self) -> list[Bridge]:
+        """The application's last copy is closed: what nobody accepted is reset. Returns those connections."""
+        self.is_closed = True
+        left = list(self._queue)
+        self._queue.clear()
+        for bridge in left:
+            bridge.abandon()
+        return left
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of this instant."""
+        return {"pending": len(self._queue), "half_open": self._half_open, "refused_syns": self.refused}

@@ -1,0 +1,423 @@
+"""The engine's thread: epoll, timers, and the one door through which other threads call in.
+
+One wake-up, always in this order: read the clock once · commands from other threads (as many as there were on entry) ·
+UDP ports that are readable, bounded · bridges that are readable · timers due · every connection touched: deliver,
+transmit until None, re-read its deadline · hand over incoming connections · sleep until the earliest deadline. One ack
+per batch falls out of that order, and a connect is complete before the accept that answers it.
+
+Everything here is called by the engine's thread alone, except post() and call(), which any thread may call.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from fcntl import F_DUPFD_CLOEXEC, fcntl
+from typing import Any, Final
+
+from utpsocket.engine import verbs
+from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Bridge
+from utpsocket.engine.endpoint import Endpoint
+from utpsocket.engine.listener import Listener
+from utpsocket.engine.native import Socket, allocate_lock, epoll, start_new_thread
+from utpsocket.engine.udp import Port
+from utpsocket.engine.watch import HoldersWatch
+from utpsocket.protocol import State, Workspace
+from utpsocket.protocol.packet import MAX_RUN_PACKETS
+
+_EPOLLET: Final = 1 << 31
+_BRIDGE_EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLHUP | EPOLLERR | _EPOLLET
+_PORT_EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLERR | _EPOLLET
+_HIGH_FD: Final = 1_024  # the engine's fds stay out of the numbers that select() can watch
+_BLOCKED_US: Final = 1_000  # ENOBUFS makes no event
+_MAX_EVENTS: Final = 256
+_RECHECK_US: Final = 1_000_000  # /proc is read this often while a listener lives on in other processes only
+
+
+class Loop:
+    """The thread and what it owns."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.workspace = Workspace()
+        self.max_datagram_bytes = int(os.environ.get("UTPSOCKET_MAX_MTU", "0"))
+        self.offload = os.environ.get("UTPSOCKET_OFFLOAD", "1") != "0"
+        self.max_segments = MAX_RUN_PACKETS
+        self.endpoints: dict[int, Endpoint] = {}
+        self.bridges: dict[int, Bridge] = {}
+        self.initiated = 0
+        self.accepted = 0
+        self.wakeups = 0
+        self.faults = 0
+        self.now = time.monotonic_ns() // 1_000
+        self.fd_lock = allocate_lock()  # held while fds come and go, so that a fork sees none half made
+        self._next_key = 1
+        self.holders_watch = HoldersWatch()
+        self._rechecks: set[tuple[int, int]] = set()
+        self._recheck_at = 0
+        self._epoll = epoll()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._wake_fd, EPOLLIN)
+        self._by_fd: dict[int, Endpoint | Bridge] = {}
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._heap: list[tuple[int, int, Bridge]] = []
+        self._heap_order = 0
+        self._touched: dict[Bridge, None] = {}
+        self._readable_endpoints: dict[Endpoint, None] = {}
+        self._readable_bridges: dict[Bridge, None] = {}
+        self._lazy_bridges: dict[Bridge, None] = {}
+        self._listeners: dict[Listener, int | None] = {}
+        self._borrowed: list[memoryview] = []
+        self._blocked: dict[Endpoint, None] = {}
+        self._is_stopping = False
+        self.is_alive = True
+        self._has_ended = allocate_lock()
+        self._has_ended.acquire()
+        start_new_thread(self._run, ())
+
+    # ── the door ──
+
+    def post(self, command: Callable[[], None]) -> None:
+        """Have the engine's thread call `command` soon. Any thread."""
+        self._inbox.append(command)
+        os.eventfd_write(self._wake_fd, 1)
+
+    def call(self, command: Callable[[], Any]) -> Any:
+        """Have the engine's thread call `command` and wait for what it returns or raises. Any other thread."""
+        answered = allocate_lock()
+        answered.acquire()
+        result: list[Any] = []
+
+        def run() -> None:
+            try:
+                result[:] = [command(), None]
+            except BaseException as error:
+                result[:] = [None, error]
+            answered.release()
+
+        self.post(run)
+        answered.acquire()
+        value, error = result
+        if error is not None:
+            raise error
+        return value
+
+    # ── the thread ──
+
+    def _run(self) -> None:
+        # Signals belong to the program's own threads: EINTR here, or SIGPIPE from a byte written as the user, would
+        # be seen by nobody who expects it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            while not self._is_stopping:
+                self._turn()
+        finally:
+            self.is_alive = False
+            self._close_all()
+            self._has_ended.release()
+
+    def _turn(self) -> None:
+        events = self._wait()
+        self.now = now = time.monotonic_ns() // 1_000
+        self.wakeups += 1
+        sources = [(self._by_fd.get(fd), mask) for fd, mask in events]  # before anything is closed and its fd reused
+        for _ in range(len(self._inbox)):
+            self._guard(self._inbox.popleft())
+        for source, mask in sources:
+            if type(source) is Endpoint:
+                if mask & (EPOLLIN | EPOLLERR):
+                    self._readable_endpoints[source] = None
+                if mask & EPOLLERR:
+                    source.port.read_errors()
+                    source.handle_errors(now=now)
+                if mask & EPOLLOUT:
+                    self._flush_port(source)
+            elif type(source) is Bridge:
+                source.on_event(mask)
+                if source.is_readable:
+                    self._readable_bridges[source] = None
+                if mask & EPOLLOUT:
+                    self._touched[source] = None
+        if self._readable_endpoints:
+            self._read_ports(now)
+        is_idle = not events
+        if self._readable_bridges or (is_idle and self._lazy_bridges):
+            self._read_bridges(now, is_idle)
+        for endpoint in list(self._blocked):
+            self._flush_port(endpoint)
+        self._fire_timers(now)
+        if self._rechecks and now >= self._recheck_at:
+            self._recheck_holders(now)
+        self._settle(now)
+
+    def _guard(self, command: Callable[[], None]) -> None:
+        try:
+            command()
+        except Exception:
+            self.faults += 1
+            sys.excepthook(*sys.exc_info())
+
+    def _wait(self) -> list[tuple[int, int]]:
+        timeout = -1.0
+        if self._readable_endpoints or self._readable_bridges or self._lazy_bridges or self._inbox:
+            timeout = 0
+        else:
+            at: int | None = self._heap[0][0] if self._heap else None
+            for when in self._listeners.values():
+                if when is not None and (at is None or when < at):
+                    at = when
+            if self._blocked:
+                at = self.now + _BLOCKED_US if at is None else min(at, self.now + _BLOCKED_US)
+            if self._rechecks:
+                at = self._recheck_at if at is None else min(at, self._recheck_at)
+            if at is not None:
+                timeout = max(0, at - time.monotonic_ns() // 1_000) / 1_000_000
+        events: list[tuple[int, int]] = self._epoll.poll(timeout, _MAX_EVENTS)
+        for index, (fd, _) in enumerate(events):
+            if fd == self._wake_fd:
+                del events[index]
+                os.eventfd_read(self._wake_fd)
+                break
+        return events
+
+    def _read_ports(self, now: int) -> None:
+        endpoints, self._readable_endpoints = self._readable_endpoints, {}
+        for endpoint in endpoints:
+            if endpoint.is_closed:
+                continue
+            endpoint.is_readable = True
+            endpoint.receive(now=now)
+            if endpoint.is_readable:
+                self._readable_endpoints[endpoint] = None
+
+    def _read_bridges(self, now: int, is_idle: bool) -> None:
+        bridges, self._readable_bridges = self._readable_bridges, {}
+        if is_idle:
+            bridges.update(self._lazy_bridges)
+            self._lazy_bridges = {}
+        for bridge in bridges:
+            bridge.is_lazy = False
+            bridge.read_user(now=now, is_idle=is_idle)
+            self._touched[bridge] = None
+            if bridge.is_lazy:
+                self._lazy_bridges[bridge] = None
+            elif bridge.wants_read:
+                self._readable_bridges[bridge] = None
+
+    def _fire_timers(self, now: int) -> None:
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            at, _, bridge = heapq.heappop(heap)
+            if bridge.heap_at != at:
+                continue
+            bridge.heap_at = None
+            wakes_at = bridge.wakes_at
+            if wakes_at is None or bridge.is_gone:
+                continue
+            if wakes_at <= now:
+                bridge.connection.handle_timeout(now=now)
+                self._touched[bridge] = None
+            else:
+                self._schedule(bridge, wakes_at)
+        for listener, when in self._listeners.items():
+            if when is not None and when <= now:
+                self._listeners[listener] = now
+
+    def _schedule(self, bridge: Bridge, at: int | None) -> None:
+        """PERFORMANCE.md §D: one heap entry per connection; a later deadline is only noted."""
+        bridge.wakes_at = at
+        if at is not None and (bridge.heap_at is None or at < bridge.heap_at):
+            bridge.heap_at = at
+            self._heap_order += 1
+            heapq.heappush(self._heap, (at, self._heap_order, bridge))
+
+    def _settle(self, now: int) -> None:
+        """Every connection touched says what it has to say; then incoming ones are handed over."""
+        while self._touched:
+            touched, self._touched = self._touched, {}
+            for bridge in touched:
+                if not bridge.is_gone:
+                    self._settle_one(bridge, now)
+            if self._listeners:
+                for listener, when in list(self._listeners.items()):
+                    if when is not None and when <= now:
+                        self._hand_over(listener, now)
+        if self._borrowed:
+            release = self.workspace.blocks.release
+            for buffer in self._borrowed:
+                release(buffer)
+            self._borrowed.clear()
+
+    def _settle_one(self, bridge: Bridge, now: int) -> None:
+        connection = bridge.connection
+        if bridge.accepted_at and connection.state is not State.SYN_RECEIVED:
+            bridge.accepted_at = 0
+            listener = bridge.endpoint.listener
+            if listener is not None:
+                listener.on_settled(bridge)
+                self._listeners[listener] = now
+        bridge.handle_events()
+        bridge.deliver(now=now)
+        if bridge.wants_read and not bridge.is_lazy:
+            self._readable_bridges[bridge] = None
+        bridge.endpoint.transmit(bridge, now=now)
+        if bridge.endpoint.port.is_blocked:
+            self._blocked[bridge.endpoint] = None
+        bridge.handle_events()
+        if bridge._errored is not None:
+            bridge.deliver(now=now)
+        if bridge.flush_waiters and bridge.is_flushed:
+            for waiter in bridge.flush_waiters:
+                waiter()
+            bridge.flush_waiters.clear()
+        if bridge.is_finished:
+            bridge.is_gone = True
+            self.bridges.pop(bridge.identity.cookie, None)
+            bridge.endpoint.forget(bridge)
+            return
+        self._schedule(bridge, connection.timeout_at())
+
+    def _hand_over(self, listener: Listener, now: int) -> None:
+        with self.fd_lock:
+            self._listeners[listener] = listener.hand_over(now=now)
+        if listener.is_closed:
+            self._listeners.pop(listener, None)
+            if listener.endpoint.listener is listener:
+                listener.endpoint.listener = None
+                for bridge in listener.close():
+                    self._touched[bridge] = None
+                if listener.endpoint.is_unused:
+                    self.close_endpoint(listener.endpoint)
+
+    def _flush_port(self, endpoint: Endpoint) -> None:
+        if endpoint.port.is_blocked and endpoint.port.flush():
+            self._blocked.pop(endpoint, None)
+            for bridge in endpoint.bridges.values():
+                self._touched[bridge] = None
+
+    # ── for the rest of this room ──
+
+    def touch(self, bridge: Bridge) -> None:
+        """Something happened to this connection: settle it before sleeping."""
+        self._touched[bridge] = None
+
+    def touch_listener(self, listener: Listener) -> None:
+        """A connection waits for the hand-over."""
+        if self._listeners.get(listener) is None:
+            self._listeners[listener] = self.now
+
+    def forget_listener(self, listener: Listener) -> None:
+        """It listens no more."""
+        self._listeners.pop(listener, None)
+
+    def wake_bridge(self, bridge: Bridge) -> None:
+        """Have the bridge look at its end again."""
+        self._touched[bridge] = None
+        if bridge.end is not None:
+            self._readable_bridges[bridge] = None
+
+    def settle_now(self, bridge: Bridge) -> None:
+        """Carry out what was just decided for this connection before the command is answered."""
+        if not bridge.is_gone:
+            self._settle_one(bridge, self.now)
+
+    def recheck_holder(self, key: int, inode: int) -> None:
+        """A socket was closed here but lives on elsewhere: look again now and then."""
+        self._rechecks.add((key, inode))
+        self._recheck_at = self.now + _RECHECK_US
+
+    def _recheck_holders(self, now: int) -> None:
+        rechecks, self._rechecks = self._rechecks, set()
+        for key, inode in rechecks:
+            verbs.release(self, key, inode)
+
+    def borrow_buffer(self) -> memoryview:
+        """64 KiB to receive into, until this turn's end."""
+        buffer = self.workspace.blocks.acquire()
+        self._borrowed.append(buffer)
+        return buffer
+
+    def raise_fd(self, sock: Any) -> Any:
+        """The same socket on a high fd number: select() can watch only low ones, and those are the user's."""
+        try:
+            high = fcntl(sock.fileno(), F_DUPFD_CLOEXEC, _HIGH_FD)
+        except OSError:
+            return sock
+        raised = Socket(fileno=high)
+        raised.setblocking(False)
+        sock.close()
+        return raised
+
+    def watch_bridge(self, bridge: Bridge) -> None:
+        """The bridge has its end: listen to it."""
+        self._by_fd[bridge.end_fd] = bridge
+        self._epoll.register(bridge.end_fd, _BRIDGE_EVENTS)
+        self._readable_bridges[bridge] = None
+        self._touched[bridge] = None
+
+    def forget_fd(self, fd: int) -> None:
+        """The fd is about to be closed."""
+        if self._by_fd.pop(fd, None) is not None:
+            try:
+                self._epoll.unregister(fd)
+            except OSError:
+                pass
+
+    def open_endpoint(self, sock: Any, *, is_private: bool) -> Endpoint:
+        """A UDP socket, bound or connected, becomes a port of ours."""
+        port = Port(self.raise_fd(sock), offload=self.offload)
+        endpoint = Endpoint(self, self._next_key, port, is_private=is_private)
+        self._next_key += 1
+        self.endpoints[endpoint.key] = endpoint
+        self._by_fd[port.fd] = endpoint
+        self._epoll.register(port.fd, _PORT_EVENTS)
+        self._readable_endpoints[endpoint] = None
+        return endpoint
+
+    def close_endpoint(self, endpoint: Endpoint) -> None:
+        """Nobody needs the port any more."""
+        if endpoint.is_closed:
+            return
+        endpoint.is_closed = True
+        self.endpoints.pop(endpoint.key, None)
+        self._readable_endpoints.pop(endpoint, None)
+        self._blocked.pop(endpoint, None)
+        self.forget_fd(endpoint.port.fd)
+        endpoint.port.close()
+
+    # ── endings ──
+
+    def stop(self) -> None:
+        """End the thread and close everything it owns. Any other thread."""
+        self._is_stopping = True
+        self.post(lambda: None)
+        self._has_ended.acquire()
+        self._has_ended.release()
+
+    def _close_all(self) -> None:
+        for bridge in list(self.bridges.values()):
+            if bridge.end is not None:
+                bridge.end.close()
+        for endpoint in list(self.endpoints.values()):
+            endpoint.port.close()
+        self.bridges.clear()
+        self.endpoints.clear()
+        self._epoll.close()
+        self.holders_watch.close()
+        os.close(self._wake_fd)
+
+    def abandon_in_child(self) -> None:
+        """After a fork, in the child: close our copies of the parent's fds and touch nothing else."""
+        for bridge in list(self.bridges.values()):
+            if bridge.end is not None:
+                bridge.end.close()
+        for endpoint in list(self.endpoints.values()):
+            endpoint.port.close()
+        self._epoll.close()
+        self.holders_watch.close()
+        os.close(self._wake_fd)

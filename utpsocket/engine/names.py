@@ -1,0 +1,69 @@
+"""The abstract AF_UNIX names that tell who is at the other end, in any process that holds the fd.
+
+Separate because both sides read them: the engine binds its end of a pair to such a name, and getpeername() on the
+user's end then gives it to a fork, an exec'ed child or `ss -x` alike (SOCKETS.md §1). Any thread may call.
+
+A listening socket's own name reads `utp:<cookie>:<engine's pid>:<local>|*`.
+
+A name reads `utp:<cookie>:<engine's pid>:<local>|<peer>`, with addresses as host,port[,flowinfo,scope].
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+_PREFIX: Final = b"\0utp:"
+_MAX_BYTES: Final = 107  # sun_path has 108
+
+Address = tuple[str, int] | tuple[str, int, int, int]
+"""As the socket module writes AF_INET and AF_INET6 addresses."""
+
+
+def encode(cookie: int, local: Address, peer: Address) -> bytes:
+    """The name of a pair's engine end."""
+    return _PREFIX + f"{cookie:x}:{os.getpid():x}:{_text(local)}|{_text(peer)}".encode()
+
+
+def encode_listener(cookie: int, local: Address) -> bytes:
+    """The name of a user's listening socket."""
+    return _PREFIX + f"{cookie:x}:{os.getpid():x}:{_text(local)}|*".encode()
+
+
+def decode_listener(name: object) -> tuple[int, int, Address] | None:
+    """(cookie, engine's pid, local) of a name made by encode_listener(), None for any other."""
+    if not isinstance(name, bytes) or not name.startswith(_PREFIX) or not name.endswith(b"|*"):
+        return None
+    try:
+        cookie, pid, addresses = name[len(_PREFIX) : -2].decode().split(":", 2)
+        return int(cookie, 16), int(pid, 16), _address(addresses)
+    except ValueError:
+        return None
+
+
+def decode(name: object) -> tuple[int, int, Address, Address] | None:
+    """(cookie, engine's pid, local, peer) of a name made by encode(), None for any other."""
+    if not isinstance(name, bytes) or not name.startswith(_PREFIX):
+        return None
+    try:
+        cookie, pid, addresses = name[len(_PREFIX) :].decode().split(":", 2)
+        local, peer = addresses.split("|")
+        return int(cookie, 16), int(pid, 16), _address(local), _address(peer)
+    except ValueError:
+        return None
+
+
+def _text(address: Address) -> str:
+    if len(address) == 4 and not (address[2] or address[3]):
+        return f"{address[0]},{address[1]:x},6"
+    return ",".join([address[0], *(f"{number:x}" for number in address[1:])])
+
+
+def _address(text: str) -> Address:
+    host, port, *rest = text.split(",")
+    if not rest:
+        return host, int(port, 16)
+    if rest == ["6"]:
+        return host, int(port, 16), 0, 0
+    flowinfo, scope = rest
+    return host, int(port, 16), int(flowinfo, 16), int(scope, 16)

@@ -1,0 +1,287 @@
+"""The kernel's UDP socket: runs in, runs out, don't-fragment, ICMP errors; and plain datagrams where it lacks those.
+
+Separate because it is the only place that knows what a kernel can do. UDP_SEGMENT sends a whole Transmit in one call
+and UDP_GRO receives a whole Run (PERFORMANCE.md, trick 1); a kernel or a path that refuses gets the same bytes in
+pieces, and is not asked again.
+
+Only the engine's thread calls. Sources: udp(7), ip(7) IP_RECVERR, IP_MTU_DISCOVER, IP_PKTINFO; PROTOCOL.md §10.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as stdlib
+import struct
+from typing import Any, Final
+
+from utpsocket.engine.names import Address
+from utpsocket.engine.native import Socket
+from utpsocket.protocol import Run, Transmit
+
+_UDP_SEGMENT: Final = 103  # linux/udp.h
+_UDP_GRO: Final = 104
+_IP_MTU_DISCOVER: Final = 10  # linux/in.h
+_IPV6_MTU_DISCOVER: Final = 23
+_PMTUDISC_DONT: Final = 0  # may be fragmented on the way
+_PMTUDISC_PROBE: Final = 3  # don't-fragment set, and the kernel's own idea of the path ignored
+_IP_RECVERR: Final = 11
+_IPV6_RECVERR: Final = 25
+_IP_PKTINFO: Final = 8
+_IPV6_RECVPKTINFO: Final = 49
+_IPV6_PKTINFO: Final = 50
+_MSG_ERRQUEUE: Final = 0x2000
+_SO_EE_ORIGIN_ICMP: Final = 2
+_SO_EE_ORIGIN_ICMP6: Final = 3
+_EXTENDED_ERROR: Final = struct.Struct("=IBBBBII")  # linux/errqueue.h struct sock_extended_err
+_ANCILLARY_BYTES: Final = stdlib.CMSG_SPACE(4) + stdlib.CMSG_SPACE(20)
+WANTED_BUFFER_BYTES: Final = 4 << 20  # PERFORMANCE.md trick 7: ask for 4 MiB, then look what was given
+_SOURCE_V4: Final = struct.Struct("=I4s4s")  # struct in_pktinfo
+_SOURCE_V6: Final = struct.Struct("=16sI")  # struct in6_pktinfo
+_SOFT_ERRORS: Final = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EPERM, errno.EACCES, errno.EINVAL)
+_OFFLOAD_REFUSED: Final = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
+
+
+class IcmpError:
+    """What an ICMP message, or the kernel itself, said about one datagram of ours."""
+
+    __slots__ = ("addr", "datagram_bytes", "errno", "mtu_bytes", "quoted")
+
+    def __init__(self, error: int, addr: object, quoted: bytes, mtu_bytes: int, datagram_bytes: int) -> None:
+        self.errno = error
+        self.addr = addr
+        self.quoted = quoted
+        self.mtu_bytes = mtu_bytes
+        self.datagram_bytes = datagram_bytes
+
+
+class Port:
+    """One UDP socket. Takes ownership of `sock`, which is bound or connected.
+
+    local           its own address as the kernel gives it
+    is_connected    to one peer: the kernel then filters strangers
+    errors          ICMP errors met while sending, for whoever owns the port to collect
+    """
+
+    __slots__ = (
+        "_ancillary_bytes",
+        "_has_gro",
+        "_has_gso",
+        "_may_fragment",
+        "_overhead",
+        "_pending",
+        "_segment_cmsg",
+        "errors",
+        "family",
+        "fd",
+        "is_connected",
+        "is_wildcard",
+        "local",
+        "peer",
+        "receive_buffer_bytes",
+        "received_datagrams",
+        "received_runs",
+        "sent_calls",
+        "sent_datagrams",
+        "sock",
+        "truncated_datagrams",
+    )
+
+    def __init__(self, sock: Any, *, offload: bool = True) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.family = sock.family
+        self.local: Address = sock.getsockname()
+        try:
+            self.peer = sock.getpeername()
+        except OSError:
+            self.peer = None
+        self.is_connected = self.peer is not None
+        self.is_wildcard = not self.is_connected and self.local[0] in ("0.0.0.0", "::")
+        self._overhead = 48 if self.family == stdlib.AF_INET6 else 28
+        self._pending: list[tuple[bytes, list[Any], object]] = []
+        self._may_fragment: bool | None = None
+        self._segment_cmsg: dict[int, list[Any]] = {}
+        self.errors: list[IcmpError] = []
+        self.sent_calls = self.sent_datagrams = 0
+        self.received_runs = self.received_datagrams = self.truncated_datagrams = 0
+        sock.setblocking(False)
+        self._has_gso = offload and self._option(stdlib.IPPROTO_UDP, _UDP_SEGMENT, 0)
+        self._has_gro = offload and self._option(stdlib.IPPROTO_UDP, _UDP_GRO, 1)
+        self._configure()
+        self._ancillary_bytes = _ANCILLARY_BYTES if self._has_gro or self.is_wildcard else 0
+
+    def _option(self, level: int, name: int, value: int) -> bool:
+        try:
+            self.sock.setsockopt(level, name, value)
+        except OSError:
+            return False
+        return True
+
+    def _configure(self) -> None:
+        wanted = int(os.environ.get("UTPSOCKET_UDP_BUFFER", WANTED_BUFFER_BYTES))
+        if wanted:
+            self._option(stdlib.SOL_SOCKET, stdlib.SO_RCVBUF, wanted)
+            self._option(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, wanted)
+        self.receive_buffer_bytes = self.sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_RCVBUF)
+        self._option(stdlib.IPPROTO_IP, _IP_RECVERR, 1)
+        if self.family == stdlib.AF_INET6:
+            self._option(stdlib.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+        if self.is_wildcard:
+            if self.family == stdlib.AF_INET6:
+                self._option(stdlib.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
+            else:
+                self._option(stdlib.IPPROTO_IP, _IP_PKTINFO, 1)
+
+    # ── in ──
+
+    def receive(self, buffer: memoryview) -> Run | None:
+        """The next run, in `buffer` (at least 64 KiB), or None when there is none. Errors go to `errors`."""
+        try:
+            size, ancillary, flags, addr = self.sock.recvmsg_into([buffer], self._ancillary_bytes)
+        except BlockingIOError:
+            return None
+        except OSError:
+            self.read_errors()
+            return self._empty(buffer)
+        if flags & stdlib.MSG_TRUNC or not size:
+            self.truncated_datagrams += 1
+            return self._empty(buffer)
+        stride = size
+        local = None
+        for level, kind, data in ancillary:
+            if kind == _UDP_GRO and level == stdlib.IPPROTO_UDP:
+                stride = int.from_bytes(data[:2], "little") if len(data) < 4 else _INT.unpack_from(data)[0]
+            elif kind == _IP_PKTINFO and level == stdlib.IPPROTO_IP:
+                local = stdlib.inet_ntop(stdlib.AF_INET, data[4:8])
+            elif kind == _IPV6_PKTINFO and level == stdlib.IPPROTO_IPV6:
+                local = stdlib.inet_ntop(stdlib.AF_INET6, data[:16])
+        self.received_runs += 1
+        self.received_datagrams += -(-size // stride) if stride != size else 1
+        return Run(buffer[:size], stride, addr, local)
+
+    def _empty(self, buffer: memoryview) -> Run:
+        """Something was read that is no datagram: ask again."""
+        return Run(buffer[:0], 1, None)
+
+    def read_errors(self) -> None:
+        """Move what the kernel's error queue holds to `errors`. ip(7) IP_RECVERR."""
+        while True:
+            try:
+                quoted, ancillary, _, addr = self.sock.recvmsg(64, 512, _MSG_ERRQUEUE)
+            except OSError:
+                return
+            for _, kind, data in ancillary:
+                if kind in (_IP_RECVERR, _IPV6_RECVERR) and len(data) >= _EXTENDED_ERROR.size:
+                    error, origin, _, _, _, info, _ = _EXTENDED_ERROR.unpack_from(data)
+                    mtu_bytes = max(0, info - self._overhead) if error == errno.EMSGSIZE else 0
+                    if origin in (_SO_EE_ORIGIN_ICMP, _SO_EE_ORIGIN_ICMP6) or error == errno.EMSGSIZE:
+                        self.errors.append(IcmpError(error, addr or self.peer, quoted, mtu_bytes, 0))
+
+    # ── out ──
+
+    def source(self, local_ip: str) -> list[Any]:
+        """Ancillary data that makes a wildcard port's datagrams leave from `local_ip`."""
+        if self.family == stdlib.AF_INET6:
+            packed = _SOURCE_V6.pack(stdlib.inet_pton(stdlib.AF_INET6, local_ip), 0)
+            return [(stdlib.IPPROTO_IPV6, _IPV6_PKTINFO, packed)]
+        packed = _SOURCE_V4.pack(0, stdlib.inet_pton(stdlib.AF_INET, local_ip), bytes(4))
+        return [(stdlib.IPPROTO_IP, _IP_PKTINFO, packed)]
+
+    @property
+    def is_blocked(self) -> bool:
+        """The kernel's send buffer is full: nothing may be sent until flush() says True."""
+        return bool(self._pending)
+
+    def send(self, transmit: Transmit, source: list[Any]) -> None:
+        """Put it on the wire, or keep a copy for flush() while the kernel takes no more: never lost here.
+
+        What the network says about it goes to `errors`.
+        """
+        count = transmit.count
+        self.sent_datagrams += count
+        if transmit.may_fragment is not self._may_fragment:
+            self._fragment(transmit.may_fragment)
+        addr = None if self.is_connected else transmit.addr
+        if count == 1:
+            self._send_one(transmit.buffers, source, addr, len(transmit.buffers))
+            return
+        if self._has_gso:
+            segment = transmit.segment
+            cmsg = self._segment_cmsg.get(segment)
+            if cmsg is None:
+                cmsg = [(stdlib.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("=H", segment))]
+                self._segment_cmsg[segment] = cmsg
+            error = self._sendmsg(transmit.buffers, cmsg + source if source else cmsg, addr)
+            if not error:
+                return
+            if error in (errno.EAGAIN, errno.ENOBUFS):
+                self._pending += [(datagram, source, addr) for datagram in transmit.datagrams()]
+                return
+            if error in _OFFLOAD_REFUSED:
+                self._has_gso = False
+            elif error != errno.EMSGSIZE:
+                self._failed(error, transmit.datagrams()[0], addr)
+                return
+        for datagram in transmit.datagrams():
+            self._send_one([datagram], source, addr, 1)
+
+    def _send_one(self, buffers: list[Any], source: list[Any], addr: object, pieces: int) -> None:
+        if self._pending:
+            self._pending.append((b"".join(buffers), source, addr))
+            return
+        error = self._sendmsg(buffers, source, addr)
+        if error in (errno.EAGAIN, errno.ENOBUFS):
+            self._pending.append((b"".join(buffers), source, addr))
+        elif error:
+            self._failed(error, b"".join(buffers) if pieces > 1 else bytes(buffers[0]), addr)
+
+    def _sendmsg(self, buffers: list[Any], ancillary: list[Any], addr: object) -> int:
+        """One system call; the errno, 0 for none. An error an earlier datagram met is collected and passed over."""
+        for _ in range(3):
+            self.sent_calls += 1
+            try:
+                if addr is None:
+                    self.sock.sendmsg(buffers, ancillary)
+                else:
+                    self.sock.sendmsg(buffers, ancillary, 0, addr)
+                return 0
+            except OSError as error:
+                code = error.errno or errno.EIO
+                if code not in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH):
+                    return code
+                known = len(self.errors)
+                self.read_errors()
+                if len(self.errors) == known and code != errno.ECONNREFUSED:
+                    return code
+        return 0  # three stale errors in a row: this datagram is as good as lost, and the errors tell why
+
+    def _failed(self, error: int, datagram: bytes, addr: object) -> None:
+        mtu_bytes = 0
+        self.errors.append(IcmpError(error, addr or self.peer, datagram[:64], mtu_bytes, len(datagram)))
+
+    def flush(self) -> bool:
+        """Send what was kept; True when the port takes new datagrams again."""
+        while self._pending:
+            datagram, source, addr = self._pending[0]
+            error = self._sendmsg([datagram], source, addr)
+            if error in (errno.EAGAIN, errno.ENOBUFS):
+                return False
+            del self._pending[0]
+            if error:
+                self._failed(error, datagram, addr)
+        return True
+
+    def _fragment(self, may_fragment: bool) -> None:
+        self._may_fragment = may_fragment
+        mode = _PMTUDISC_DONT if may_fragment else _PMTUDISC_PROBE
+        self._option(stdlib.IPPROTO_IP, _IP_MTU_DISCOVER, mode)
+        if self.family == stdlib.AF_INET6:
+            self._option(stdlib.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, mode)
+
+    def close(self) -> None:
+        """Give the port back to the kernel."""
+        self.sock.close()
+
+
+_INT: Final = struct.Struct("=i")

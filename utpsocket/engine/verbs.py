@@ -1,0 +1,178 @@
+"""What the shim may ask of the engine: small messages with addresses and fds, answered by a value or an OSError.
+
+Separate from loop.py because this is the door's vocabulary. Every function here runs on the engine's thread, through
+Loop.call() or Loop.post(); fds passed in are owned by the engine from then on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from utpsocket.engine.endpoint import Endpoint, apply_settings
+from utpsocket.engine.identity import Identity
+from utpsocket.engine.listener import Listener
+from utpsocket.engine.native import Socket
+from utpsocket.engine.names import Address
+from utpsocket.protocol import State
+
+if TYPE_CHECKING:
+    from utpsocket.engine.loop import Loop
+
+
+def _error(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
+
+
+def adopt_port(loop: Loop, udp_fd: int, identity: Identity, *, reuse: bool) -> int:
+    """A user's socket is bound: its UDP socket becomes a port. Returns the endpoint's key."""
+    with loop.fd_lock:
+        endpoint = loop.open_endpoint(Socket(fileno=udp_fd), is_private=False)
+    endpoint.holders[identity.inode] = identity
+    endpoint.reuse = reuse
+    return endpoint.key
+
+
+def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool) -> int:
+    """A user's socket wants an address that the kernel says is taken: by us, and willing to share?
+
+    SO_REUSEADDR is emulated, never given to the UDP socket, where it would let strangers take our datagrams. Raises
+    EADDRINUSE. Returns the endpoint's key.
+    """
+    for endpoint in loop.endpoints.values():
+        if endpoint.is_private or endpoint.port.local[:2] != local[:2]:
+            continue
+        for holder in list(endpoint.holders):
+            if not loop.holders_watch.is_open(holder):
+                _drop_holder(loop, endpoint, holder)
+        if endpoint.is_closed:
+            raise _error(errno.EAGAIN)  # it was held by nobody: free now
+        is_used = bool(endpoint.holders) or any(bridge.end is not None for bridge in endpoint.bridges.values())
+        if is_used and not (reuse and endpoint.reuse):
+            break
+        endpoint.holders[identity.inode] = identity
+        endpoint.reuse = reuse
+        return endpoint.key
+    raise _error(errno.EADDRINUSE)
+
+
+def listen(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int) -> None:
+    """The user's socket listens on the abstract `name`. Raises EADDRINUSE where another one listens at the port."""
+    endpoint = loop.endpoints[key]
+    listener = endpoint.listener
+    if listener is not None and listener.identity is identity:
+        listener.backlog = backlog
+        return
+    if listener is not None:
+        if loop.holders_watch.is_open(listener.identity.inode):
+            raise _error(errno.EADDRINUSE)
+        _drop_holder(loop, endpoint, listener.identity.inode, keep_open=True)
+    endpoint.listener = Listener(endpoint, identity, name, backlog)
+
+
+def dial_private(loop: Loop, udp_fd: int, identity: Identity, end_fd: int) -> None:
+    """Connect from a UDP socket of this connection's own, connected to the peer already."""
+    with loop.fd_lock:
+        endpoint = loop.open_endpoint(Socket(fileno=udp_fd), is_private=True)
+        _dial(loop, endpoint, endpoint.port.peer, identity, end_fd)
+
+
+def dial_from(loop: Loop, key: int, peer: Address, identity: Identity, end_fd: int) -> None:
+    """Connect from a bound port, beside whatever else it carries."""
+    endpoint = loop.endpoints[key]
+    with loop.fd_lock:
+        _dial(loop, endpoint, peer, identity, end_fd)
+    endpoint.holders.pop(identity.inode, None)
+
+
+def _dial(loop: Loop, endpoint: Endpoint, peer: Address, identity: Identity, end_fd: int) -> None:
+    end = Socket(fileno=end_fd)
+    end.setblocking(False)
+    bridge = endpoint.dial(peer, identity)
+    bridge.attach(loop.raise_fd(end))
+    bridge.is_handed_over = True
+    loop.watch_bridge(bridge)
+
+
+def release(loop: Loop, key: int, inode: int) -> None:
+    """A Python object over a bound or listening socket was closed; when it was the last copy anywhere, so is the
+    port, unless connections go on over it.
+    """
+    endpoint = loop.endpoints.get(key)
+    if endpoint is None or inode not in endpoint.holders:
+        return
+    if loop.holders_watch.is_open(inode):
+        loop.recheck_holder(key, inode)
+        return
+    _drop_holder(loop, endpoint, inode)
+
+
+def _drop_holder(loop: Loop, endpoint: Endpoint, inode: int, *, keep_open: bool = False) -> None:
+    endpoint.holders.pop(inode, None)
+    listener = endpoint.listener
+    if listener is not None and listener.identity.inode == inode:
+        endpoint.listener = None
+        loop.forget_listener(listener)
+        for bridge in listener.close():
+            loop.touch(bridge)
+            loop.settle_now(bridge)
+    if endpoint.is_unused and not keep_open:
+        loop.close_endpoint(endpoint)
+
+
+def look(loop: Loop, cookie: int) -> None:
+    """Take in whatever the user has done to this connection's fd by now, without waiting for epoll's turn."""
+    bridge = loop.bridges.get(cookie)
+    if bridge is not None and bridge.end is not None:
+        bridge.poll_end()
+        bridge.read_user(now=loop.now, is_idle=True)
+        loop.settle_now(bridge)
+
+
+def abort(loop: Loop, cookie: int) -> None:
+    """Linger of zero: reset the connection."""
+    bridge = loop.bridges.get(cookie)
+    if bridge is not None:
+        bridge.connection.abort(errno.ECONNRESET)
+        loop.settle_now(bridge)
+
+
+def when_flushed(loop: Loop, cookie: int, callback: Callable[[], None]) -> None:
+    """Call back, on the engine's thread, once everything the user wrote has been acked or never will be."""
+    bridge = loop.bridges.get(cookie)
+    if bridge is None or bridge.is_gone:
+        callback()
+        return
+    bridge.flush_waiters.append(callback)
+    bridge.is_readable = bridge.end is not None
+    loop.wake_bridge(bridge)
+
+
+def apply(loop: Loop, cookie: int) -> None:
+    """The user changed options of a living connection."""
+    bridge = loop.bridges.get(cookie)
+    if bridge is not None:
+        apply_settings(bridge, now=loop.now)
+        loop.touch(bridge)
+
+
+def finish_all(loop: Loop) -> None:
+    """The process ends: whatever users wrote is read, and our FIN follows it."""
+    for bridge in list(loop.bridges.values()):
+        bridge.finish_when_drained = True
+        bridge.is_readable = bridge.end is not None
+        loop.wake_bridge(bridge)
+
+
+def unflushed(loop: Loop) -> tuple[int, int, int]:
+    """(connections not flushed, bytes not acked, bytes acked so far): progress of an exit."""
+    waiting = lost_bytes = acked_bytes = 0
+    for bridge in loop.bridges.values():
+        connection = bridge.connection
+        acked_bytes += connection.send.buffer.acked_offset
+        if connection.state in (State.CONNECTED, State.SYN_RECEIVED) and not bridge.is_flushed:
+            waiting += 1
+            lost_bytes += connection.send.buffer.end_offset - connection.send.buffer.acked_offset
+    return waiting, lost_bytes, acked_bytes

@@ -1,0 +1,43 @@
+"""Which of the user's bound and listening sockets are still open, in any process.
+
+Separate because it is one trick: the last close of a listening AF_UNIX socket makes no event at the other side, for
+there is none. But an epoll registration ends exactly when the last copy of the fd is closed, in whatever process, and
+/proc shows the registrations (SOCKETS-EVIDENCE.md, T10). Without /proc, close() in this process is believed.
+
+watch() may be called by any thread, the rest by the engine's.
+"""
+
+from __future__ import annotations
+
+import os
+
+from utpsocket.engine.native import epoll
+
+
+class HoldersWatch:
+    """An epoll that nobody waits for."""
+
+    __slots__ = ("_epoll", "_path")
+
+    def __init__(self) -> None:
+        self._epoll = epoll()
+        self._path = f"/proc/self/fdinfo/{self._epoll.fileno()}"
+
+    def watch(self, fd: int) -> None:
+        """Remember the socket behind this fd of the user's."""
+        try:
+            self._epoll.register(fd, 0)
+        except FileExistsError:
+            pass
+
+    def is_open(self, inode: int) -> bool:
+        """Whether any copy of a watched socket is open anywhere."""
+        try:
+            with open(self._path, encoding="ascii") as registrations:
+                return any(f"ino:{inode:x} " in line for line in registrations)
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Nobody will ask again."""
+        self._epoll.close()
