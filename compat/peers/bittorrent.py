@@ -3,8 +3,9 @@
     python3 -m compat.peers.bittorrent fetch TORRENT FILE HOST PORT [MODULE]
     python3 -m compat.peers.bittorrent serve TORRENT FILE [MODULE]
 
-Written against the stdlib's socket interface; MODULE is `utpsocket` unless said. `serve` prints `{"port": …}` and
-serves one peer after another until standard input ends. `fetch` verifies each piece and prints `{"report": …}`.
+Written against the stdlib's socket interface; MODULE is `utpsocket` unless said. `serve` prints `{"port": …}`,
+serves one peer after another until standard input ends, and prints `{"served": bytes}` when one has it all.
+`fetch` verifies each piece and prints `{"report": …}`.
 Sources: BEP 3 (metainfo, handshake, messages). No extension, so fast (BEP 6) and extended (BEP 10) messages
 never come.
 """
@@ -20,7 +21,7 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -178,8 +179,11 @@ def fetch(wire: Wire, meta: Metainfo, out: Path) -> int:
     return len(meta.hashes)
 
 
-def serve(wire: Wire, meta: Metainfo, path: Path) -> int:
-    """Serve one peer from a complete file until it leaves. Returns the bytes of pieces that it was sent."""
+def serve(wire: Wire, meta: Metainfo, path: Path, on_complete: Callable[[int], None] | None = None) -> int:
+    """Serve one peer from a complete file until it leaves. Returns the bytes of pieces that it was sent.
+
+    `on_complete` is told once, when as many as the file holds were sent: a peer need not say goodbye.
+    """
     count = len(meta.hashes)
     bits = ((1 << count) - 1) << (8 * math.ceil(count / 8) - count)
     wire.send((BITFIELD, bits.to_bytes(math.ceil(count / 8), "big")))
@@ -196,6 +200,9 @@ def serve(wire: Wire, meta: Metainfo, path: Path) -> int:
                 file.seek(piece * meta.piece_length + offset)
                 wire.send((PIECE, body[:8] + file.read(size)))
                 sent += size
+                if on_complete and sent >= meta.length:
+                    on_complete(sent)
+                    on_complete = None
     return sent
 
 
@@ -244,8 +251,7 @@ def main(argv: list[str] | None = None) -> int:
                 sock.settimeout(SOCKET_TIMEOUT_S)
                 try:
                     wire = Wire(sock, meta.info_hash, we_dialled=False)
-                    sent = serve(wire, meta, Path(path))
-                    say({"served": sent, "peer_id": wire.peer_id[:8].decode(errors="replace")})
+                    serve(wire, meta, Path(path), lambda sent: say({"served": sent}))
                 except (OSError, ProtocolError) as error:
                     say({"failed": f"{type(error).__name__}: {error}"})
 
