@@ -230,6 +230,15 @@ class TestChildren:
             with pytest.raises(ChildFailed, match=r"short: ended \(1\) without 'port' \(no such road\)"):
                 child.expect("port", deadline=time.monotonic() + 20)
 
+    def test_what_a_child_wrote_is_told_with_the_failure(self):
+        script = "import sys, time; sys.stderr.write('bridge lost\\n'); print('{}', flush=True); time.sleep(600)"
+        with pytest.raises(CaseFailed) as caught, Children() as children:
+            child = children.start("side", [sys.executable, "-c", script])
+            while not child.last_words():
+                threading.Event().wait(0.01)
+            raise CaseFailed("the files differ")
+        assert caught.value.written == "; side wrote: bridge lost"
+
 
 @pytest.mark.parametrize("kind", ["upload", "download", "echo", "half_close", "half_close_reverse", "idle", "abort"])
 def test_conversations_over_tcp(kind):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from compat.peers import relay
-from compat.peers.children import Child, ChildFailed, Children
+from compat.peers.children import Child, ChildFailed, Children, Failed
 from compat.peers.impairment import Impairment
 
 LOOPBACK: Final = "127.0.0.1"
@@ -70,7 +70,7 @@ class Case:
         return "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in text)
 
 
-class CaseFailed(Exception):
+class CaseFailed(Failed):
     """The conversation ended, and not as it should."""
 
 
@@ -80,9 +80,9 @@ def run_case(case: Case, version: str, circumstances: Circumstances) -> Row:
     cause = None
     try:
         seconds = case.run(case, circumstances, started + case.seconds_allowed)
-    except (CaseFailed, ChildFailed, OSError) as error:
+    except (Failed, OSError) as error:
         seconds = time.monotonic() - started
-        cause = str(error) or type(error).__name__
+        cause = (str(error) or type(error).__name__) + getattr(error, "written", "")
     return Row(case.peer, version, case.title, case.role, "fail" if cause else "pass", case.bytes, seconds, cause)
 
 

@@ -23,8 +23,15 @@ STOP_SECONDS: Final = 5.0
 _END: Final = {"end of output": True}
 
 
-class ChildFailed(Exception):
-    """A child said nothing, said it failed, or ended early. The text is fit for a report's `cause`."""
+class Failed(Exception):
+    """A case went wrong. The text is fit for a report's `cause`."""
+
+    written = ""
+    """what its children had written to standard error when they were ended"""
+
+
+class ChildFailed(Failed):
+    """A child said nothing, said it failed, or ended early."""
 
 
 class _Living:
@@ -149,9 +156,14 @@ class Child:
         size = os.fstat(self._errors.fileno()).st_size
         return os.pread(self._errors.fileno(), 2000, max(0, size - 2000)).decode(errors="replace").strip()
 
+    def last_words(self) -> str:
+        """The last line of it."""
+        lines = [line for line in self.errors().splitlines() if line.strip()]
+        return lines[-1].strip() if lines else ""
+
     def _last_words(self) -> str:
-        lines = self.errors().splitlines()
-        return f" ({lines[-1]})" if lines else ""
+        words = self.last_words()
+        return f" ({words})" if words else ""
 
 
 class Children:
@@ -176,4 +188,6 @@ class Children:
                 child.process.kill()
             child.finish()
         for child in self._children:
+            if isinstance(error, Failed) and (words := child.last_words()) and words not in str(error):
+                error.written += f"; {child.name} wrote: {words}"
             child.stop()
