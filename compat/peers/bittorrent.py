@@ -1,7 +1,7 @@
 """The BitTorrent wire protocol, as much as it takes to fetch a torrent from a peer and to serve one.
 
     python3 -m compat.peers.bittorrent fetch TORRENT FILE HOST PORT [MODULE]
-    python3 -m compat.peers.bittorrent serve TORRENT FILE [MODULE]
+    python3 -m compat.peers.bittorrent serve TORRENT FILE HOST [MODULE]
 
 Written against the stdlib's socket interface; MODULE is `utpsocket` unless said. `serve` prints `{"port": …}`,
 serves one peer after another until standard input ends, and prints `{"served": bytes}` when one has it all.
@@ -242,8 +242,9 @@ def main(argv: list[str] | None = None) -> int:
     if role == "fetch":
         return _fetch_from((rest[0], int(rest[1])), meta, Path(path), rest[2] if len(rest) > 2 else "utpsocket")
     end_with_standard_input()
-    module = importlib.import_module(rest[0] if rest else "utpsocket")
-    with module.create_server(("127.0.0.1", 0)) as listener:
+    module = importlib.import_module(rest[1] if len(rest) > 1 else "utpsocket")
+    family = module.AF_INET6 if ":" in rest[0] else module.AF_INET
+    with module.create_server((rest[0], 0), family=family) as listener:
         say({"port": listener.getsockname()[1]})
         while True:
             sock, _ = listener.accept()

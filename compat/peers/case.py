@@ -16,6 +16,7 @@ from compat.peers.children import Child, ChildFailed, Children, Failed
 from compat.peers.impairment import Impairment
 
 LOOPBACK: Final = "127.0.0.1"
+LOOPBACK_IPV6: Final = "::1"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Case:
     """mostly sleeps (a delay, a loss, an idle minute), so others may run beside it"""
     kind: str = ""
     """for the runner of this peer"""
+    host: str = LOOPBACK
     has_control: bool = True
     """the peer can play our side too"""
 
@@ -101,7 +103,7 @@ class Road:
             sys.executable,
             "-m",
             "compat.peers.relay",
-            f"--server={LOOPBACK}:{server_port}",
+            f"--server={case.host}:{server_port}",
             *relay.arguments_for(case.impairment or Impairment()),
         ]
         if circumstances.keep:

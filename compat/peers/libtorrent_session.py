@@ -1,6 +1,6 @@
 """A libtorrent session that speaks uTP and nothing else; runs in the virtual environment that has libtorrent.
 
-    PYTHON libtorrent_session.py seed TORRENT FOLDER
+    PYTHON libtorrent_session.py seed TORRENT FOLDER HOST
     PYTHON libtorrent_session.py leech TORRENT FOLDER HOST PORT
 
 A seed prints `{"port": …}` and serves; a leech dials the one peer it is told of. Both print a `{"peer": …}` for each
@@ -28,11 +28,11 @@ def say(message: dict[str, Any]) -> None:
     print(json.dumps(message), flush=True)
 
 
-def session(*, tcp: bool) -> Any:
-    """`tcp` turns the transports round, to see that the uTP flag means something."""
+def session(host: str, *, tcp: bool) -> Any:
+    """At a loopback address. `tcp` turns the transports round, to see that the uTP flag means something."""
     return lt.session(
         {
-            "listen_interfaces": "127.0.0.1:0",
+            "listen_interfaces": f"[{host}]:0" if ":" in host else f"{host}:0",
             "enable_outgoing_tcp": tcp,
             "enable_incoming_tcp": tcp,
             "enable_outgoing_utp": not tcp,
@@ -93,9 +93,9 @@ def watch(torrent: Any, *, until_finished: bool) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> int:
     tcp = "--tcp" in arguments
-    role, torrent_file, folder, *peer = [argument for argument in arguments if argument != "--tcp"]
-    running = session(tcp=tcp)
-    port = listening_port(running, "tcp" if tcp else "udp")
+    role, torrent_file, folder, host, *port = [argument for argument in arguments if argument != "--tcp"]
+    running = session(host, tcp=tcp)
+    our_port = listening_port(running, "tcp" if tcp else "udp")
     parameters = lt.add_torrent_params()
     parameters.ti = lt.torrent_info(torrent_file)
     parameters.save_path = folder
@@ -104,9 +104,9 @@ def main(arguments: list[str]) -> int:
     torrent = running.add_torrent(parameters)
     while role == "seed" and not torrent.status().is_seeding:
         time.sleep(0.02)
-    say({"port": port})
-    if peer:
-        torrent.connect_peer((peer[0], int(peer[1])))
+    say({"port": our_port})
+    if port:
+        torrent.connect_peer((host, int(port[0])))
     say({"report": watch(torrent, until_finished=role == "leech")})
     leave(torrent)
     return 0

@@ -7,7 +7,9 @@ connected over, which must be uTP.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import socket
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any, Final
 
 from compat.peers import provision
 from compat.peers.bittorrent import Metainfo
-from compat.peers.case import LOOPBACK, Case, CaseFailed, Circumstances, Road, python_module, title
+from compat.peers.case import LOOPBACK_IPV6, Case, CaseFailed, Circumstances, Road, python_module, title
 from compat.peers.children import REPOSITORY, Child, Children
 from compat.peers.impairment import Impairment
 from compat.peers.libutp import HARSH, LOSSY, MB, SEED
@@ -34,7 +36,7 @@ def version() -> str:
 def cases(*, quick: bool, size_bytes: int | None) -> list[Case]:
     sizes = [size_bytes] if size_bytes else [1 * MB] if quick else [1 * MB, 10 * MB, 50 * MB]
     roads: list[Impairment | None] = [None, LOSSY] if quick else [None, LOSSY, HARSH]
-    return [
+    found = [
         Case(
             NAME,
             title(OURS[role], size, impairment),
@@ -49,6 +51,23 @@ def cases(*, quick: bool, size_bytes: int | None) -> list[Case]:
         for impairment in roads
         for role in ("initiator", "acceptor")
     ]
+    if _has_ipv6():
+        found += [
+            dataclasses.replace(case, title=f"{case.title}, IPv6", host=LOOPBACK_IPV6)
+            for case in found
+            if case.bytes == sizes[0] and case.impairment in (None, LOSSY)
+        ]
+    return found
+
+
+def _has_ipv6() -> bool:
+    """Whether this machine has ::1; Python may know of IPv6 where the kernel was told not to."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            sock.bind((LOOPBACK_IPV6, 0))
+    except OSError:
+        return False
+    return True
 
 
 def _exchange(case: Case, circumstances: Circumstances, deadline: float) -> float:
@@ -64,11 +83,13 @@ def _exchange(case: Case, circumstances: Circumstances, deadline: float) -> floa
         torrent.write_bytes(Metainfo.of_file(seeded).torrent())
 
         if ours == "acceptor":
-            seed = children.start("utpsocket seed", python_module("bittorrent", "serve", str(torrent), str(seeded)))
+            seed = children.start(
+                "utpsocket seed", python_module("bittorrent", "serve", str(torrent), str(seeded), case.host)
+            )
         else:
-            seed = _session(children, "seed", torrent, seeded.parent)
+            seed = _session(children, "seed", torrent, seeded.parent, case.host)
         road = Road(children, case, circumstances, seed.expect("port", deadline=deadline), deadline=deadline)
-        dial = [LOOPBACK, str(road.port)]
+        dial = [case.host, str(road.port)]
         if ours == "initiator":
             command = python_module("bittorrent", "fetch", str(torrent), str(leeched), *dial)
             leech = children.start("utpsocket leech", command)
