@@ -166,4 +166,4 @@ def report(connection: Connection) -> dict[str, Any]:
             return dict(answer)
     except (ValueError, AttributeError):
         pass
-    raise DownloadError(f"not a demo server: its report is {body[:60]!r}")
+    raise DownloadError(f"not a demo server: {response.status} {response.reason[:40]!r}, its report is {body[:40]!r}")
