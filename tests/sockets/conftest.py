@@ -37,11 +37,11 @@ def _names_a_test(key: str) -> bool:
     return test.partition("[")[0] in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent != HERE or not isinstance(item, pytest.Function):
             continue
-        if not any(item.iter_markers("timeout")):
+        if not any(item.iter_markers("timeout")) and config.getoption("timeout", None) is None:
             item.add_marker(pytest.mark.timeout(TEST_LIMIT_S))
         if not hasattr(item, "callspec") or item.callspec.params.get("net") != "utp":
             continue

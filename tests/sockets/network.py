@@ -10,6 +10,7 @@ kernel's choice.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import importlib
@@ -22,7 +23,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -207,6 +208,20 @@ def wait_child(pid: int, timeout_s: float = PATIENCE_S) -> int:
     os.kill(pid, 9)
     os.waitpid(pid, 0)
     raise AssertionError(f"child {pid} still ran after {timeout_s} s")
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run `main` in an event loop, and what it started for its connections to the end (Server.wait_closed() before
+    3.12 does not wait for them).
+    """
+
+    async def to_the_end() -> None:
+        await asyncio.wait_for(main, 15)
+        if handlers := asyncio.all_tasks() - {asyncio.current_task()}:
+            _, unfinished = await asyncio.wait(handlers, timeout=PATIENCE_S)
+            assert not unfinished, f"not told of the end: {unfinished}"
+
+    asyncio.run(to_the_end())
 
 
 # -- looking at sockets ---------------------------------------------------------------------------------------

@@ -8,18 +8,14 @@ import errno
 import os
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from .network import PATIENCE_S, Net, raises_errno
+from .network import PATIENCE_S, Net, raises_errno, run
 
 pytestmark = pytest.mark.usefixtures("patch_stdlib")
-
-
-def run(main: Coroutine[Any, Any, Any]) -> None:
-    asyncio.run(asyncio.wait_for(main, 15))
 
 
 async def finished(writer: asyncio.StreamWriter) -> None:

@@ -6,6 +6,7 @@ only its type is, so that a case that stopped raising shows.
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -48,12 +49,21 @@ def compare(
     net: Net, operation: Operation, error: type[BaseException] | None = None, *, family: int = socket.AF_INET
 ) -> None:
     with socket.socket(family, socket.SOCK_STREAM) as plain:
-        expected = outcome(lambda: operation(plain))
+        expected = in_essence(outcome(lambda: operation(plain)))
     if error is not None:
         assert expected[0] != "returned", "the case itself is wrong: TCP takes this"
         assert issubclass(error, BaseException) and expected[0] in {each.__name__ for each in _and_below(error)}
     sock = net.fresh(family)
-    assert outcome(lambda: operation(sock)) == expected
+    assert in_essence(outcome(lambda: operation(sock))) == expected
+
+
+def in_essence(told: tuple[str, object]) -> tuple[str, object]:
+    """Without the words for a wrong number of arguments: a method in Python counts them otherwise than one in C."""
+    return (
+        ("TypeError", "arguments")
+        if re.search(r"argument.* (given|missing)|missing .* argument", str(told[1]))
+        else told
+    )
 
 
 def _and_below(kind: type[BaseException]) -> list[type[BaseException]]:
@@ -211,8 +221,13 @@ def test_on_a_fresh_socket(net: Net, operation: Operation, error: type[BaseExcep
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-@pytest.mark.parametrize("operation", [case[1] for case in OPERATIONS], ids=[case[0] for case in OPERATIONS])
+@pytest.mark.parametrize(
+    "operation",
+    [case[1] for case in OPERATIONS if case[2] in (OSError, None)],
+    ids=[case[0] for case in OPERATIONS if case[2] in (OSError, None)],
+)
 def test_on_a_closed_socket(net: Net, operation: Operation) -> None:
+    """Only calls whose arguments are right: which of two mistakes is told first is nobody's business."""
     plain, sock = socket.socket(), net.fresh()
     plain.close()
     sock.close()
@@ -229,10 +244,10 @@ def test_on_a_connected_socket(net: Net, operation: Operation) -> None:
     """Only the calls whose arguments are wrong in themselves: the others are the rest of this suite."""
     reference = Net("tcp")
     try:
-        expected = outcome(lambda: operation(reference.pair()[0]))
+        expected = in_essence(outcome(lambda: operation(reference.pair()[0])))
     finally:
         reference.close()
-    seen = outcome(lambda: operation(net.pair()[0]))
+    seen = in_essence(outcome(lambda: operation(net.pair()[0])))
     if expected[0] == "returned":
         assert seen[0] == "returned"
     else:

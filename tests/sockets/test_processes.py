@@ -280,7 +280,7 @@ def test_exit_with_nobody_reading_does_not_hang_for_ever(net: Net) -> None:
         except BlockingIOError:
             print("leaving", flush=True)
     """)
-    env = {"UTPSOCKET_EXIT_FLUSH_S": "1", "PYTHONWARNINGS": "ignore"}
+    env = {"UTPSOCKET_EXIT_FLUSH": "1", "PYTHONWARNINGS": "ignore"}
     process = net.python(
         script, listener.getsockname()[1], 65536, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env
     )

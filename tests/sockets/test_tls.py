@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import trustme
 
-from .network import PATIENCE_S, Net, Task, outcome, raises_errno
+from .network import PATIENCE_S, Net, Task, outcome, raises_errno, run
 
 pytestmark = pytest.mark.usefixtures("patch_stdlib")
 
@@ -300,10 +300,6 @@ def test_detached_wrapped_socket(net: Net, tls: Contexts) -> None:
 
 
 # -- asyncio --------------------------------------------------------------------------------------------------
-
-
-def run(main: Any) -> None:
-    asyncio.run(asyncio.wait_for(main, 15))
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
