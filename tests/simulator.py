@@ -151,9 +151,8 @@ class Loss:
         assert burst is not None
         kept = []
         for datagram in burst.datagrams:
-            if self._passed in self._mask or (self.where is not None and self.where(datagram)):
-                burst.source.dropped(datagram)
-            elif self.probability and self._random() < self.probability:
+            is_chosen = self._passed in self._mask or (self.where is not None and self.where(datagram))
+            if is_chosen or (self.probability and self._random() < self.probability):
                 burst.source.dropped(datagram)
             else:
                 kept.append(datagram)
@@ -428,7 +427,11 @@ class Application:
         if connection.has_eof and self.eof_at < 0:
             self.eof_at = now
         may_finish = self.written == self.total and not self.hold_open
-        if may_finish and connection.state in (State.CONNECTED, State.SYN_RECEIVED) and (self.total or self.eof_at >= 0):
+        if (
+            may_finish
+            and connection.state in (State.CONNECTED, State.SYN_RECEIVED)
+            and (self.total or self.eof_at >= 0)
+        ):
             connection.finish(now=now)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,7 +101,7 @@ def test_sack_ranges_are_the_bits(ahead: set[int], ack: int) -> None:
     ranges = sack_ranges(memoryview(wire), ack)
     assert {seq for first, last in ranges for seq in range(first, last)} == {ack + seq for seq in ahead}
     assert all(first < last for first, last in ranges)
-    assert all(one[1] < other[0] for one, other in zip(ranges, ranges[1:], strict=False))
+    assert all(one[1] < other[0] for one, other in pairwise(ranges))
 
 
 @given(st.binary(max_size=40), uint16)
@@ -137,9 +138,7 @@ def test_a_run_is_clean_only_if_its_headers_differ_in_nothing_but_seq(
     sizes = [stride] * (count - 1) + [max(1, min(last, stride))]
     datagrams = []
     for index, size in enumerate(sizes):
-        header = encode(
-            PacketType.DATA, 9, timestamp_us=77, difference_us=2, window_bytes=3, seq=seq + index, ack=5
-        )
+        header = encode(PacketType.DATA, 9, timestamp_us=77, difference_us=2, window_bytes=3, seq=seq + index, ack=5)
         datagrams.append((header + bytes(52))[:size])
     joined = bytearray(b"".join(datagrams))
     for _ in range(data.draw(st.integers(0, 2))):

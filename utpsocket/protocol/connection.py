@@ -6,7 +6,8 @@ application speaks; `poll_*`, which give what is for the world. Times are intege
 poll_transmit() until None, then timeout_at(). The order matters to nobody but the ack: asked last, it covers all.
 
 Sequence numbers are unbounded integers here; their 16-bit form exists in packet.py only. What each direction is
-doing is its half's: receivehalf.py, sendhalf.py. Here: is there a connection, and is this packet a part of it?
+doing is its half's: receivehalf.py, sendhalf.py; what comes before is handshake.py's. Here: is there a connection,
+and is this packet a part of it?
 
 Sources: BEP 29; PROTOCOL.md §2 to §4, §12.
 """
@@ -15,12 +16,13 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Sequence
 from typing import Final
 
 from utpsocket.protocol.config import Config, Workspace
 from utpsocket.protocol.flights import Flight
+from utpsocket.protocol.handshake import Handshake
+from utpsocket.protocol.keepalive import Keepalive
 from utpsocket.protocol.packet import (
     HEADER_BYTES,
     MAX_SACK_BYTES,
@@ -34,66 +36,20 @@ from utpsocket.protocol.packet import (
     unwrap,
 )
 from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
-from utpsocket.protocol.sendhalf import PROVEN_REORDER_PACKETS, SendHalf
+from utpsocket.protocol.report import ConnectionStats, Event, EventKind, figures
+from utpsocket.protocol.sendhalf import SendHalf
 from utpsocket.protocol.states import TRANSITIONS, State, Trigger
 
-SYN_RTO_US: Final = 1_000_000  # PROTOCOL.md §9
-SYN_TRIES: Final = 5
-HALF_OPEN_US: Final = 20_000_000  # an acceptor waits this long for the proof that the initiator exists
-KEEPALIVE_US: Final = 29_000_000  # libutp's, and short enough for NATs
+__all__ = ["Connection", "ConnectionStats", "Event", "EventKind"]
+
 TIME_WAIT_US: Final = 600_000  # three of the shortest timeouts: long enough to re-ack a repeated FIN
 FIN_WAIT_US: Final = 60_000_000  # as Linux tcp_fin_timeout: nobody here reads, and the peer does not finish
 MUTE_FIN_TIMEOUTS: Final = 2  # libutp never acks a FIN that follows no data: PROTOCOL.md §3
 _ACK_SLACK: Final = 3  # PROTOCOL.md §4
-_STATE_REPEAT_US: Final = 100_000  # a repeated SYN is answered at most this often
-_NEW_DRAW_DISTANCE: Final = 1_024
+_UNSAID_WINDOW_BYTES: Final = 10_240  # libtorrent's and librqbit's SYNs say 0, and mean nothing by it
 _NO_SAMPLES: Final = (0, 0x7FFFFFFF)  # PROTOCOL.md §6
+_CONNECT_ERRORS: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM)
 _CLOCK: Final = 0xFFFFFFFF
-
-
-class EventKind(Enum):
-    """What poll_event() can say."""
-
-    CONNECTED = "the handshake is complete: for an acceptor, the initiator has proved its address"
-    CLOSED = "the connection is over; errno says why, 0 for an orderly end"
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something the application's side of the connection must know."""
-
-    kind: EventKind
-    errno: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionStats:
-    """A connection's figures at one instant. Bytes are payload unless the name says otherwise, times µs."""
-
-    state: str
-    peer: object
-    rtt_us: int
-    min_rtt_us: int
-    rto_us: int
-    queueing_delay_us: int
-    cwnd_bytes: int
-    peer_window_bytes: int
-    our_window_bytes: int
-    in_flight_bytes: int
-    packet_bytes: int
-    sent_packets: int
-    sent_bytes: int
-    acked_bytes: int
-    unsent_bytes: int
-    received_packets: int
-    received_bytes: int
-    delivered_bytes: int
-    retransmitted_packets: int
-    lost_packets: int
-    tail_probes: int
-    timeouts: int
-    duplicate_packets: int
-    dropped_packets: int
 
 
 class Connection:
@@ -103,6 +59,8 @@ class Connection:
     addr                the peer's address, returned untouched in every Transmit
     recv_id             connection id of what we receive, 16 bits from a CSPRNG (an acceptor: SYN's id + 1)
     first_seq           our first sequence number, 16 bits from a CSPRNG
+    spare_ids           an initiator's further recv_ids, should the first SYN's answer be lost (handshake.py). Whoever
+                        gives any hands over packets that carry any of `recv_ids`.
     """
 
     __slots__ = (
@@ -111,16 +69,10 @@ class Connection:
         "_delay_us",
         "_dropped",
         "_events",
+        "_handshake",
         "_heard_at",
-        "_keepalive_due",
-        "_keepalive_us",
-        "_next_keepalive_at",
+        "_keepalive",
         "_reset_after_flush",
-        "_reset_due",
-        "_state_repeated_at",
-        "_syn_at",
-        "_syn_seq",
-        "_syn_tries",
         "_time_wait_at",
         "_workspace",
         "addr",
@@ -134,7 +86,16 @@ class Connection:
         "state",
     )
 
-    def __init__(self, config: Config, workspace: Workspace, addr: object, *, recv_id: int, first_seq: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        workspace: Workspace,
+        addr: object,
+        *,
+        recv_id: int,
+        first_seq: int,
+        spare_ids: Sequence[int] = (),
+    ) -> None:
         self._config = config
         self._workspace = workspace
         self.addr = addr
@@ -146,16 +107,10 @@ class Connection:
         self.soft_errno = 0  # the last ICMP error that proves nothing: said only if the connection then times out
         self.receive = ReceiveHalf(config.receive_buffer_bytes)
         self.send: SendHalf = config.new_send_half(workspace, first_seq)
+        self._handshake = Handshake(recv_id, first_seq, spare_ids)
+        self._keepalive = Keepalive()
         self._events: deque[Event] = deque()
-        self._syn_seq = first_seq
-        self._syn_tries = 0
-        self._syn_at = NEVER  # when the SYN leaves (again); an acceptor: when waiting for the proof ends
-        self._state_repeated_at = -_STATE_REPEAT_US
-        self._reset_due: tuple[int, int] | None = None  # (seq, ack) of a RESET to send
         self._reset_after_flush = False
-        self._keepalive_us = 0
-        self._keepalive_due = False
-        self._next_keepalive_at = NEVER
         self._heard_at = 0
         self._closing_since = NEVER
         self._time_wait_at = NEVER
@@ -167,7 +122,12 @@ class Connection:
     @property
     def is_over(self) -> bool:
         """Closed, with nothing left to send: it may be forgotten."""
-        return self.state is State.CLOSED and self._reset_due is None
+        return self.state is State.CLOSED and not self._handshake.resets
+
+    @property
+    def recv_ids(self) -> tuple[int, ...]:
+        """Every id that packets for this connection may carry."""
+        return self._handshake.recv_ids
 
     @property
     def has_eof(self) -> bool:
@@ -183,33 +143,7 @@ class Connection:
 
     def stats(self) -> ConnectionStats:
         """Figures of this instant."""
-        send, receive = self.send, self.receive
-        return ConnectionStats(
-            state=self.state.value,
-            peer=self.addr,
-            rtt_us=send.recovery.srtt_us,
-            min_rtt_us=send.recovery.min_rtt_us,
-            rto_us=send.recovery.rto_us,
-            queueing_delay_us=send.controller.queueing_delay_us,
-            cwnd_bytes=send.controller.window_bytes,
-            peer_window_bytes=send.peer_window_bytes,
-            our_window_bytes=receive.window_bytes,
-            in_flight_bytes=send.flights.in_flight_bytes,
-            packet_bytes=send.mtu.size,
-            sent_packets=send.sent_packets,
-            sent_bytes=send.sent_offset,
-            acked_bytes=send.buffer.acked_offset,
-            unsent_bytes=send.unsent_bytes,
-            received_packets=receive.received_packets,
-            received_bytes=receive.received_bytes,
-            delivered_bytes=receive.reassembly.delivered_bytes,
-            retransmitted_packets=send.resent_packets,
-            lost_packets=send.lost_packets,
-            tail_probes=send.tail_probes,
-            timeouts=send.timeouts,
-            duplicate_packets=receive.duplicate_packets,
-            dropped_packets=self._dropped + receive.beyond_packets,
-        )
+        return figures(self.state.value, self.addr, self.send, self.receive, self._dropped)
 
     # ── the application speaks ──
 
@@ -218,8 +152,8 @@ class Connection:
         self._move(Trigger.CONNECT)
         self.is_initiator = True
         self.send_id = (self.recv_id + 1) & 0xFFFF
-        self.send.start(self._syn_seq + 1)  # the SYN consumes a sequence number, a STATE never does
-        self._syn_at = now
+        self.send.start(self._handshake.syn_seq + 1)  # the SYN consumes a sequence number, a STATE never does
+        self._handshake.start(now=now)
         self._heard_at = now
 
     def free_span(self) -> memoryview:
@@ -265,17 +199,13 @@ class Connection:
 
     def abort(self, error: int = 0) -> None:
         """Forget everything and tell the peer by RESET. `error` is what the application will see."""
-        if self.state in (State.CLOSED, State.IDLE):
-            self._close(error)
-            return
-        if self.state is not State.SYN_SENT:
-            self._reset_due = (self.send.flights.next_seq, self.receive.ack)
+        if self.state not in (State.CLOSED, State.IDLE, State.SYN_SENT):
+            self._handshake.resets.append((self.send_id, self.send.flights.next_seq, self.receive.ack))
         self._close(error)
 
     def keepalive(self, interval_us: int, *, now: int) -> None:
         """Send a packet whenever nothing was heard or said for this long; 0 turns it off. PROTOCOL.md §7."""
-        self._keepalive_us = interval_us
-        self._next_keepalive_at = now + interval_us if interval_us else NEVER
+        self._keepalive.every(interval_us, now=now)
 
     # ── the world speaks ──
 
@@ -308,12 +238,14 @@ class Connection:
             or reassembly.fin_seq is not None
             or receive.is_discarding
             or total_bytes > reassembly.window_bytes
-            or total_bytes < count
+            or len(run.data) % run.stride == HEADER_BYTES
+            or run.stride == HEADER_BYTES
             or packet.connection_id != self.recv_id
         ):
             return False
-        ack_next_seq = unwrap(packet.ack16, send.flights.una_seq) + 1
-        if not send.flights.una_seq - _ACK_SLACK <= ack_next_seq <= send.flights.next_seq:
+        flights = send.flights
+        ack_next_seq = unwrap(packet.ack16, flights.una_seq) + 1
+        if not flights.una_seq - _ACK_SLACK - flights.most_packets <= ack_next_seq <= flights.next_seq:
             return False
         self._heard(packet, now=now)
         send.on_ack(ack_next_seq, packet.window_bytes, [], self._delay_us, is_state=False, now=now)
@@ -327,38 +259,42 @@ class Connection:
         if packet.type == PacketType.SYN:
             self._handle_syn(packet, now=now)
             return
+        early: list[Packet] = []
         if state is State.SYN_SENT:
-            if not self._handle_answer(packet, now=now):
+            answer = self._handle_answer(packet, now=now)
+            if answer is None:
                 return
+            early = answer
         elif state in (State.IDLE, State.CLOSED):
             self._dropped += 1
             return
         send, receive = self.send, self.receive
         flights = send.flights
         ack_next_seq = unwrap(packet.ack16, flights.una_seq) + 1
-        slack = _ACK_SLACK if send.is_proven else 0
-        if not flights.una_seq - slack <= ack_next_seq <= flights.next_seq:
+        if packet.connection_id != self.recv_id and packet.type != PacketType.RESET:
+            if not self._handshake.is_abandoned(packet):
+                self._dropped += 1
+            return
+        if not self._is_believable(packet, ack_next_seq):
             self._dropped += 1
             return
         if packet.type == PacketType.RESET:
             self._handle_reset(ack_next_seq)
             return
-        if packet.connection_id != self.recv_id:
-            self._dropped += 1
-            return
         self._heard(packet, now=now)
         if not send.is_proven:
             send.is_proven = True
-            self._syn_at = NEVER
+            rtt_us = self._handshake.on_proven(packet, now=now)
+            if rtt_us:
+                send.recovery.on_rtt(rtt_us)
             self._move(Trigger.PROVEN)
             self._events.append(Event(EventKind.CONNECTED))
-        if packet.type == PacketType.STATE and self._is_new_answer(packet):
-            receive.start(unwrap(packet.seq16, receive.reassembly.next_seq))
-            receive.ack_at = now
+        if packet.type == PacketType.STATE and self.is_initiator and not receive.received_packets:
+            self._handle_repeated_answer(packet, now=now)
         ranges = []
         if packet.sack is not None:
             if len(packet.sack) >= MAX_SACK_BYTES:
-                send.peer_reorder_packets = PROVEN_REORDER_PACKETS
+                send.peer.on_long_sack()
             ranges = sack_ranges(packet.sack, ack_next_seq - 1) if ack_next_seq >= flights.una_seq else []
         send.on_ack(
             ack_next_seq,
@@ -377,6 +313,29 @@ class Connection:
                 receive.reassembly.delivered(receive.reassembly.ready_bytes)
         if send.is_finishing or receive.is_discarding:
             self._settle(now=now)
+        for packet in early:
+            self._handle_packet(packet, now=now)
+
+    def _is_believable(self, packet: Packet, ack_next_seq: int) -> bool:
+        """Whether the packet's ack is one that only our peer could know. PROTOCOL.md §4; RFC 5961 §5.2.
+
+        A STATE that is overtaken says nothing new, so it need not be let in far behind; DATA and FIN may have been
+        overtaken by as many acks as there were packets under way, and carry what must not be lost. A RESET may name
+        our STATE's number, which is one past our last packet.
+        """
+        flights = self.send.flights
+        behind, ahead = _ACK_SLACK, 0
+        if packet.type == PacketType.RESET:
+            if packet.connection_id not in (self.recv_id, self.send_id):
+                return False
+            if self.state is State.SYN_RECEIVED and packet.seq16 == self.receive.reassembly.next_seq & 0xFFFF:
+                return True  # the initiator gave up a SYN of its own, whose answer it never saw
+            ahead = 1
+        elif packet.type != PacketType.STATE:
+            behind += flights.most_packets
+        if not self.send.is_proven:
+            behind = 1  # a first keepalive: libutp's initiator may say nothing else
+        return flights.una_seq - behind <= ack_next_seq <= flights.next_seq + ahead
 
     def _heard(self, packet: Packet, *, now: int) -> None:
         """Time's part of an acceptable packet. PROTOCOL.md §6."""
@@ -393,67 +352,73 @@ class Connection:
             self.send_id = packet.connection_id
             self.receive.start(packet.seq16 + 1)
             self.send.is_proven = False
-            self.send.peer_window_bytes = packet.window_bytes or HEADER_BYTES * 512
+            self.send.peer.on_window(packet.window_bytes or _UNSAID_WINDOW_BYTES)
             self._move(Trigger.SYN)
-            self._syn_at = now + HALF_OPEN_US
+            self._handshake.on_syn(packet, now=now)
             self._heard_at = now
             if packet.timestamp_us:
                 self.receive.difference_us = (now - packet.timestamp_us) & _CLOCK
             self.receive.ack_at = now
-            self._state_repeated_at = now
         elif (
-            not self.is_initiator
-            and self.state in (State.SYN_RECEIVED, State.CONNECTED)
+            self.state is State.SYN_RECEIVED
             and packet.connection_id == self.send_id
-            and now - self._state_repeated_at >= _STATE_REPEAT_US
+            and self._handshake.is_repeated_syn(packet, now=now)
         ):
-            self._state_repeated_at = now
             self.receive.ack_at = now
         else:
             self._dropped += 1
 
-    def _handle_answer(self, packet: Packet, *, now: int) -> bool:
-        """The first packet that acks our SYN, of any type (PROTOCOL.md §2); False when it is not that."""
-        if packet.ack16 != self._syn_seq & 0xFFFF:
-            self._dropped += 1
-            return False
+    def _handle_answer(self, packet: Packet, *, now: int) -> list[Packet] | None:
+        """A packet while our SYN waits. The first answer connects, whatever its type (PROTOCOL.md §2), and gives
+        back what had overtaken it; None while there is no connection.
+        """
+        handshake = self._handshake
         if packet.type == PacketType.RESET:
-            self._close(errno.ECONNREFUSED)
-            return False
-        if packet.connection_id != self.recv_id:
+            if handshake.is_refusal(packet):
+                self._close(errno.ECONNREFUSED)
+            else:
+                self._dropped += 1
+            return None
+        if not handshake.is_for_us(packet):
             self._dropped += 1
-            return False
-        if self._syn_tries == 1:
-            self.send.recovery.on_rtt(now - (self._syn_at - SYN_RTO_US))
-        self._syn_at = NEVER
+            return None
+        if not handshake.is_beginning(packet, now=now):
+            return None
+        rtt_us, early = handshake.on_answered(packet, now=now)
+        if rtt_us:
+            self.send.recovery.on_rtt(rtt_us)
+        self.recv_id = handshake.recv_id
+        self.send_id = (self.recv_id + 1) & 0xFFFF
         self.receive.start(packet.seq16)
         self.receive.ack_at = now  # proves our address to the acceptor
         self._move(Trigger.PROVEN)
         self._events.append(Event(EventKind.CONNECTED))
-        return True
+        return early
 
-    def _is_new_answer(self, packet: Packet) -> bool:
-        """Whether this STATE is a second answer to our repeated SYN, which replaces the first: libtorrent then made
-        a second connection and forgot the first (PROTOCOL.md §2). A number near the first one is no new draw, only
-        the first answerer's STATE after DATA that is still on its way.
-        """
-        near = self.receive.reassembly.next_seq
-        return (
-            self.is_initiator
-            and self._syn_tries > 1
-            and self.receive.received_packets == 0
-            and packet.ack16 == self._syn_seq & 0xFFFF
-            and abs(unwrap(packet.seq16, near) - near) > _NEW_DRAW_DISTANCE
-        )
+    def _handle_repeated_answer(self, packet: Packet, *, now: int) -> None:
+        """A STATE before any DATA came: perhaps the acceptor has not heard from us and repeats its answer."""
+        reassembly = self.receive.reassembly
+        if self._handshake.is_second_answer(packet, reassembly.next_seq):
+            self.receive.start(unwrap(packet.seq16, reassembly.next_seq))
+            self.receive.ack_at = now
+        elif packet.ack16 == self._handshake.syn_seq & 0xFFFF and not self.send.sent_packets:
+            self.receive.ack_at = now
 
     def _handle_reset(self, ack_next_seq: int) -> None:
-        send = self.send
-        if self.state is State.TIME_WAIT or (send.fin_seq is not None and ack_next_seq > send.fin_seq):
+        """A believable RESET. One that acks our FIN is a clean close (PROTOCOL.md §4), unless somebody here still
+        waits for what the peer had to say.
+        """
+        send, receive = self.send, self.receive
+        has_acked_fin = send.fin_seq is not None and ack_next_seq > send.fin_seq
+        waits_for_more = not receive.is_discarding and not receive.reassembly.is_finished
+        if self.state is State.TIME_WAIT or (has_acked_fin and not waits_for_more):
             self._close(0)
         else:
             self._close(errno.ECONNRESET)
 
-    def handle_icmp(self, error: int, *, quoted_seq16: int | None, mtu_bytes: int, datagram_bytes: int, now: int) -> None:
+    def handle_icmp(
+        self, error: int, *, quoted_seq16: int | None, mtu_bytes: int, datagram_bytes: int, now: int
+    ) -> None:
         """A router or the kernel could not deliver a datagram of ours.
 
         error            errno of the message: ECONNREFUSED, EMSGSIZE, EHOSTUNREACH, …
@@ -463,20 +428,23 @@ class Connection:
         RFC 1122 §4.2.3.9: soft errors do not end a connection.
         """
         if self.state is State.SYN_SENT:
-            if error in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM):
+            is_ours = quoted_seq16 is None or quoted_seq16 == self._handshake.syn_seq & 0xFFFF
+            if is_ours and error in _CONNECT_ERRORS:
                 self._close(error)
             return
+        flights = self.send.flights
+        is_quoted = False
+        if quoted_seq16 is not None:
+            is_quoted = flights.una_seq - 1 <= unwrap(quoted_seq16, flights.next_seq) <= flights.next_seq
+            if not is_quoted:
+                return  # RFC 5927 §4: of a packet that is not under way
         if error == errno.EMSGSIZE:
             self.send.on_too_big(datagram_bytes or self.send.mtu.size, mtu_bytes, now=now)
             return
         if error != errno.ECONNREFUSED:
             self.soft_errno = error
             return
-        flights = self.send.flights
-        if quoted_seq16 is None or self.state in (State.CLOSED, State.IDLE):
-            return
-        seq = unwrap(quoted_seq16, flights.next_seq)
-        if flights.una_seq - 1 <= seq <= flights.next_seq:
+        if is_quoted and self.state not in (State.CLOSED, State.IDLE):
             # Nobody is at that port any more: what a TCP peer's kernel would say by RST.
             both_said_all = self.send.fin_seq is not None and self.receive.reassembly.is_finished
             self._close(0 if both_said_all or self.state is State.TIME_WAIT else errno.ECONNRESET)
@@ -484,13 +452,18 @@ class Connection:
     def handle_timeout(self, *, now: int) -> None:
         """Time has passed; call at timeout_at() or later."""
         state = self.state
+        handshake = self._handshake
         if state is State.SYN_SENT:
-            if now >= self._syn_at and self._syn_tries >= SYN_TRIES:
+            if now >= handshake.at and handshake.is_exhausted:
+                self._close(self.soft_errno or errno.ETIMEDOUT)
+            return
+        if state is State.SYN_RECEIVED:
+            if now >= handshake.at:
                 self._close(errno.ETIMEDOUT)
-            return
-        if state is State.SYN_RECEIVED and now >= self._syn_at:
-            self._close(errno.ETIMEDOUT)
-            return
+                return
+            if now >= handshake.answer_again_at:
+                handshake.repeat_answer(now=now)
+                self.receive.ack_at = now
         if state is State.TIME_WAIT:
             if now >= self._time_wait_at:
                 self._move(Trigger.ENDED)
@@ -514,23 +487,22 @@ class Connection:
         if self.receive.is_discarding and send.is_finished and now >= self._closing_since + FIN_WAIT_US:
             self.abort()
             return
-        if now >= self._next_keepalive_at:
-            quiet_until = self._heard_at + self._keepalive_us
-            self._next_keepalive_at = max(quiet_until, now + self._keepalive_us)
-            if now >= quiet_until:
-                self._keepalive_due = True
-                self.receive.ack_at = now
+        if self._keepalive.on_time(self._heard_at, now=now):
+            self.receive.ack_at = now
 
     def timeout_at(self) -> int | None:
         """When handle_timeout() and poll_transmit() want to be called next, or None. Read after poll_transmit()."""
-        if self.state is State.SYN_SENT:
-            return self._syn_at
-        if self.state is State.TIME_WAIT:
-            at = min(self._time_wait_at, self.receive.ack_at)
-        elif self.state in (State.CONNECTED, State.SYN_RECEIVED):
-            at = min(self.send.deadline(), self.receive.ack_at, self._next_keepalive_at, self._syn_at)
+        state = self.state
+        if state is State.CONNECTED:
+            at = min(self.send.deadline(), self.receive.ack_at, self._keepalive.next_at)
             if self.receive.is_discarding and self.send.is_finished:
                 at = min(at, self._closing_since + FIN_WAIT_US)
+        elif state is State.SYN_SENT:
+            at = self._handshake.at
+        elif state is State.SYN_RECEIVED:
+            at = min(self.send.deadline(), self.receive.ack_at, self._handshake.at, self._handshake.answer_again_at)
+        elif state is State.TIME_WAIT:
+            at = min(self._time_wait_at, self.receive.ack_at)
         else:
             return None
         return at if at < NEVER else None
@@ -556,7 +528,7 @@ class Connection:
         -> Transmit    its buffers alias the send buffer: valid until the next call on this connection
         Never raises. Sources: BEP 29 "packet sizes"; RFC 6817 §2.4.2.
         """
-        if self._reset_due is not None:
+        if self._handshake.resets:
             return self._transmit_reset(now=now)
         state = self.state
         if state is State.SYN_SENT:
@@ -588,8 +560,7 @@ class Connection:
         )
         if not receive.reassembly.has_held:
             receive.on_ack_sent()
-        if self._keepalive_us:
-            self._next_keepalive_at = now + self._keepalive_us
+        self._keepalive.on_data_sent(now=now)
         if is_fin:
             return Transmit(self.addr, [header])
         headers = self._workspace.headers.fill(header, flight.seq, flight.count)
@@ -600,65 +571,59 @@ class Connection:
             buffers,
             segment=size + HEADER_BYTES,
             count=flight.count,
-            may_fragment=not flight.is_probe and (size + HEADER_BYTES > send.mtu.size or not send.mtu.is_proven),
+            may_fragment=not flight.is_whole,
             is_probe=flight.is_probe,
         )
 
     def _transmit_state(self, *, now: int) -> Transmit:
         receive = self.receive
+        ack, sack, seq = receive.ack, b"", self.send.flights.next_seq
+        if self.state is State.SYN_RECEIVED:
+            # Repeated identically, whatever has been sent since: it says where our stream begins. PROTOCOL.md §2.
+            seq = self.send.flights.una_seq
+        else:
+            if self._keepalive.is_due and not receive.unacked_packets and not receive.reassembly.has_held:
+                ack -= 1  # one too low: no ack, only a sign of life (PROTOCOL.md §7)
+            sack = receive.sack()
+        self._keepalive.is_due = False
+        window_bytes = receive.window_bytes
         receive.on_ack_sent()
-        ack = receive.ack - self._keepalive_due  # one too low: no ack, only a sign of life (PROTOCOL.md §7)
-        self._keepalive_due = False
-        sack = receive.sack() if self.state is not State.SYN_RECEIVED else b""
         receive.on_state_sent()
-        return Transmit(
-            self.addr,
-            [
-                encode(
-                    PacketType.STATE,
-                    self.send_id,
-                    timestamp_us=now,
-                    difference_us=receive.difference_us,
-                    window_bytes=receive.window_bytes,
-                    seq=self.send.flights.next_seq,
-                    ack=ack,
-                    sack=sack,
-                )
-            ],
+        header = encode(
+            PacketType.STATE,
+            self.send_id,
+            timestamp_us=now,
+            difference_us=receive.difference_us,
+            window_bytes=window_bytes,
+            seq=seq,
+            ack=ack,
+            sack=sack,
         )
+        return Transmit(self.addr, [header])
 
     def _transmit_syn(self, *, now: int) -> Transmit | None:
-        if now < self._syn_at or self._syn_tries >= SYN_TRIES:
+        recv_id = self._handshake.next_syn(now=now)
+        if recv_id is None:
             return None
-        self._syn_at = now + (SYN_RTO_US << self._syn_tries)
-        self._syn_tries += 1
-        return Transmit(
-            self.addr,
-            [
-                encode(
-                    PacketType.SYN,
-                    self.recv_id,
-                    timestamp_us=now,
-                    difference_us=0,
-                    window_bytes=self.receive.window_bytes,
-                    seq=self._syn_seq,
-                    ack=0,
-                )
-            ],
+        self.recv_id = recv_id
+        self.send_id = (recv_id + 1) & 0xFFFF
+        header = encode(
+            PacketType.SYN,
+            recv_id,
+            timestamp_us=now,
+            difference_us=0,
+            window_bytes=self.receive.window_bytes,
+            seq=self._handshake.syn_seq,
+            ack=0,
         )
+        return Transmit(self.addr, [header])
 
     def _transmit_reset(self, *, now: int) -> Transmit:
-        assert self._reset_due is not None
-        seq, ack = self._reset_due
-        self._reset_due = None
-        return Transmit(
-            self.addr,
-            [
-                encode(
-                    PacketType.RESET, self.send_id, timestamp_us=now, difference_us=0, window_bytes=0, seq=seq, ack=ack
-                )
-            ],
+        connection_id, seq, ack = self._handshake.resets.popleft()
+        header = encode(
+            PacketType.RESET, connection_id, timestamp_us=now, difference_us=0, window_bytes=0, seq=seq, ack=ack
         )
+        return Transmit(self.addr, [header])
 
     # ── endings ──
 

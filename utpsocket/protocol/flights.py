@@ -35,9 +35,22 @@ class Flight:
     sends        how often they left
     is_small     whether the last packet is shorter than the packets of its time (Nagle)
     is_probe     whether this is a path MTU probe
+    is_whole     whether IP may not fragment them
     """
 
-    __slots__ = ("count", "fate", "is_probe", "is_small", "last_size", "offset", "sends", "sent_us", "seq", "size")
+    __slots__ = (
+        "count",
+        "fate",
+        "is_probe",
+        "is_small",
+        "is_whole",
+        "last_size",
+        "offset",
+        "sends",
+        "sent_us",
+        "seq",
+        "size",
+    )
 
     def __init__(self, seq: int, count: int, size: int, last_size: int, offset: int, sent_us: int) -> None:
         self.seq = seq
@@ -50,6 +63,7 @@ class Flight:
         self.fate = Fate.IN_FLIGHT
         self.is_small = False
         self.is_probe = False
+        self.is_whole = False
 
     @property
     def end_seq(self) -> int:
@@ -66,6 +80,7 @@ class Flight:
         front = Flight(self.seq, count, self.size, self.size, self.offset, self.sent_us)
         front.sends = self.sends
         front.fate = self.fate
+        front.is_whole = self.is_whole
         self.seq += count
         self.count -= count
         self.offset += count * self.size
@@ -120,6 +135,7 @@ class Flights:
         "in_flight_bytes",
         "lost_bytes",
         "lost_packets",
+        "most_packets",
         "next_seq",
         "queue",
         "sacked_bytes",
@@ -139,6 +155,7 @@ class Flights:
         self.sacked_packets = 0
         self.small_packets = 0
         self.highest_sacked_seq = -1
+        self.most_packets = 0  # that were ever under way at a time: how far behind an ack may truthfully be
 
     @property
     def packets(self) -> int:
@@ -155,6 +172,8 @@ class Flights:
         self.queue.append(flight)
         self.next_seq += flight.count
         self.in_flight_bytes += flight.total_bytes
+        if self.next_seq - self.una_seq > self.most_packets:
+            self.most_packets = self.next_seq - self.una_seq
         if flight.is_small:
             self.small_packets += 1
 
@@ -247,6 +266,16 @@ class Flights:
         self.lost_bytes += lost_bytes
         self.lost_packets += lost_packets
         return lost_packets
+
+    def forget_sacks(self) -> None:
+        """The peer has dropped what it had sacked: all of it is in flight again. RFC 2018 §8."""
+        for flight in self.queue:
+            if flight.fate is Fate.SACKED:
+                flight.fate = Fate.IN_FLIGHT
+        self.in_flight_bytes += self.sacked_bytes
+        self.sacked_bytes = 0
+        self.sacked_packets = 0
+        self.highest_sacked_seq = -1
 
     def first_lost(self) -> Flight | None:
         """The flight to send again first, or None."""

@@ -97,9 +97,7 @@ def decode(datagram: memoryview) -> Packet | None:
             sack = datagram[start : start + size]
         extension = following
         start += size
-    return Packet(
-        first >> 4, connection_id, timestamp, difference, window, seq16, ack16, sack, datagram[start:length]
-    )
+    return Packet(first >> 4, connection_id, timestamp, difference, window, seq16, ack16, sack, datagram[start:length])
 
 
 def encode(

@@ -16,6 +16,9 @@ from typing import Final
 
 MAX_HELD_PACKETS: Final = 8_192  # bounds what a flood of tiny packets ahead of a hole can cost
 _OVERDRAFT_BYTES: Final = 4_096  # an in-order packet that overlaps the window's edge fills the hole others wait for
+_SMALL_PIECE_BYTES: Final = (
+    16_384  # kept pieces are joined up to this, or tiny packets would cost far more than they hold
+)
 
 
 class Offer(Enum):
@@ -33,6 +36,7 @@ class Reassembly:
     __slots__ = (
         "_held",
         "_mask",
+        "_own_pieces",
         "_ready",
         "capacity_bytes",
         "delivered_bytes",
@@ -52,6 +56,7 @@ class Reassembly:
         self.held_bytes = 0
         self.delivered_bytes = 0
         self._ready: list[memoryview] = []
+        self._own_pieces = 0  # the first so many of _ready are copies of ours, the rest is borrowed
         self._held: dict[int, bytes] = {}
         self._mask = 0
 
@@ -81,29 +86,33 @@ class Reassembly:
         ahead = seq - self.next_seq
         if ahead < 0 or (ahead and self._mask >> (ahead - 1) & 1):
             return Offer.DUPLICATE
-        if self.is_finished or (self.fin_seq is not None and (seq > self.fin_seq or is_fin)):
+        if self.is_finished or (self.fin_seq is not None and (seq > self.fin_seq or (is_fin and seq != self.fin_seq))):
             return Offer.BEYOND
         size = len(payload)
         if not ahead:
-            if size > self.window_bytes + _OVERDRAFT_BYTES:
+            if self.ready_bytes + self.held_bytes + size > self.capacity_bytes + _OVERDRAFT_BYTES:
                 return Offer.BEYOND
             if is_fin:
-                if self._mask:
-                    return Offer.BEYOND  # data after a FIN is nobody's
-                self.fin_seq = seq
+                self._end_at(seq)
             self._accept(payload)
             self._fill()
             return Offer.IN_ORDER
         if ahead > MAX_HELD_PACKETS or size > self.window_bytes:
             return Offer.BEYOND
         if is_fin:
-            if self._mask >> ahead:
-                return Offer.BEYOND
-            self.fin_seq = seq
+            self._end_at(seq)
         self._held[seq] = bytes(payload)
         self.held_bytes += size
         self._mask |= 1 << (ahead - 1)
         return Offer.HELD
+
+    def _end_at(self, fin_seq: int) -> None:
+        """The stream ends here: what is held beyond is nobody's."""
+        self.fin_seq = fin_seq
+        if self._mask >> max(0, fin_seq - self.next_seq):
+            for seq in [seq for seq in self._held if seq > fin_seq]:
+                self.held_bytes -= len(self._held.pop(seq))
+            self._mask &= (1 << max(0, fin_seq - self.next_seq)) - 1
 
     def _accept(self, payload: memoryview) -> None:
         if self.next_seq == self.fin_seq:
@@ -132,23 +141,37 @@ class Reassembly:
         self.delivered_bytes += count
         if not self.ready_bytes:
             self._ready = []
+            self._own_pieces = 0
             return
         left = self._ready
         taken = 0
         while count >= len(left[taken]):
             count -= len(left[taken])
             taken += 1
-        rest = left[taken:]
-        rest[0] = rest[0][count:]
-        self._ready = [piece if isinstance(piece.obj, bytes) else memoryview(bytes(piece)) for piece in rest]
+        own = left[taken : self._own_pieces]
+        borrowed = left[max(taken, self._own_pieces) :]
+        if count:
+            if own:
+                own[0] = own[0][count:]
+            else:
+                borrowed[0] = borrowed[0][count:]
+        if borrowed:
+            if own and len(own[-1]) < _SMALL_PIECE_BYTES:
+                borrowed.insert(0, own.pop())
+            own.append(memoryview(b"".join(borrowed)))
+        self._ready = own
+        self._own_pieces = len(own)
 
     def clear(self) -> None:
         """Forget all content: nobody will read it."""
         self._ready = []
+        self._own_pieces = 0
         self._held.clear()
         self._mask = 0
         self.ready_bytes = 0
         self.held_bytes = 0
+        if not self.is_finished:
+            self.fin_seq = None  # a FIN that was held is forgotten with the rest, and comes again
 
     def _check(self) -> None:
         """Invariants, for tests and the simulator."""
@@ -157,3 +180,5 @@ class Reassembly:
         assert self._mask == sum(1 << (seq - self.next_seq - 1) for seq in self._held)
         assert self.held_bytes + self.ready_bytes <= self.capacity_bytes + _OVERDRAFT_BYTES
         assert len(self._held) <= MAX_HELD_PACKETS
+        assert self._own_pieces <= len(self._ready)
+        assert self._own_pieces <= 2 + 2 * self.capacity_bytes // _SMALL_PIECE_BYTES

@@ -19,6 +19,7 @@ from utpsocket.protocol.recovery import MAX_ACK_DELAY_US
 NEVER: Final = 1 << 62
 _ACK_EVERY_PACKETS: Final = 2  # RFC 5681 §4.2
 _UPDATE_BYTES: Final = 2 * 1_452  # two segments: RFC 9293 §3.8.6.2.2's "Fr * RCV.BUFF" for large buffers
+_SEGMENT_BYTES: Final = 1_452  # less room than this, or than half of a small buffer, is none: silly windows
 _NO_SAMPLE: Final = 0
 _HELLO_PACKETS: Final = (16, 256, 4_096)
 
@@ -62,8 +63,12 @@ class ReceiveHalf:
 
     @property
     def window_bytes(self) -> int:
-        """What to advertise now."""
-        return self.reassembly.window_bytes
+        """What to advertise now. RFC 9293 §3.8.6.2.2."""
+        reassembly = self.reassembly
+        window = reassembly.window_bytes
+        if window < _SEGMENT_BYTES and window < reassembly.capacity_bytes // 2:
+            return 0
+        return window
 
     def start(self, next_seq: int) -> None:
         """The peer's first sequence number is known."""
@@ -137,7 +142,7 @@ class ReceiveHalf:
         """A packet with our current ack and window leaves."""
         self.ack_at = NEVER
         self.unacked_packets = 0
-        self._advertised_bytes = self.reassembly.window_bytes
+        self._advertised_bytes = self.window_bytes
 
     def on_state_sent(self) -> None:
         """That packet was a bare STATE, with our sack()."""

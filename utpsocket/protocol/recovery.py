@@ -23,6 +23,7 @@ MAX_RTO_US: Final = 60_000_000  # RFC 6298 (2.5)
 INITIAL_RTO_US: Final = 1_000_000  # RFC 6298 (2.1)
 DUPLICATE_THRESHOLD: Final = 3  # BEP 29 "packet loss"; RFC 6675 DupThresh
 MAX_ACK_DELAY_US: Final = 10_000  # ours, receivehalf.py; a tail probe waits as much longer for a lone packet
+_FOREIGN_ACK_DELAY_US: Final = 100_000  # libutp's: a path without variance must not time out on it
 _GRANULARITY_US: Final = 1_000  # epoll's timeout
 _MAX_REORDER_STEPS: Final = 16  # RFC 8985 §6.2 step 4: the window never exceeds one SRTT anyway
 
@@ -62,8 +63,8 @@ class Recovery:
         """Retransmission timeout with its backoff. RFC 6298 §2, §5.5."""
         base = INITIAL_RTO_US
         if self.srtt_us:
-            base = max(MIN_RTO_US, self.srtt_us + max(_GRANULARITY_US, 4 * self.rtt_var_us))
-        return min(MAX_RTO_US, base << self.backoff)
+            base = max(MIN_RTO_US, self.srtt_us + max(_FOREIGN_ACK_DELAY_US, 4 * self.rtt_var_us))
+        return min(MAX_RTO_US, base << min(self.backoff, 16))
 
     def on_rtt(self, rtt_us: int) -> None:
         """A round trip of a packet sent once only (Karn's rule is the caller's). RFC 6298 §2."""
@@ -92,12 +93,14 @@ class Recovery:
         if not self.srtt_us:
             return INITIAL_RTO_US
         wait_us = 2 * self.srtt_us + (MAX_ACK_DELAY_US if packets == 1 else 0)
-        return max(wait_us + _GRANULARITY_US, 2 * _GRANULARITY_US)
+        return min(wait_us + 2 * _GRANULARITY_US, self.rto_us)
 
     # ── loss ──
 
-    def on_delivered(self, acknowledged: Acknowledged, *, now: int) -> None:
-        """An ack newly covered packets. RFC 8985 §6.2 steps 1 to 4."""
+    def on_delivered(self, acknowledged: Acknowledged, *, now: int) -> bool:
+        """An ack newly covered packets. RFC 8985 §6.2 steps 1 to 4. Returns whether it shows that a packet was
+        sent again for nothing.
+        """
         if acknowledged.clean_sent_us >= 0:
             self.on_rtt(now - acknowledged.clean_sent_us)
         if acknowledged.refilled_seq >= 0:
@@ -107,11 +110,12 @@ class Recovery:
             # The ack came too soon to be the retransmission's: the original had arrived, so patience was too short.
             self.has_reordered = True
             self.reorder_steps = min(_MAX_REORDER_STEPS, self.reorder_steps + 1)
-            return
+            return True
         if (acknowledged.sent_us, acknowledged.seq) > (self.rack_sent_us, self.rack_seq):
             self.rack_sent_us = acknowledged.sent_us
             self.rack_seq = acknowledged.seq
             self.rack_rtt_us = rtt_us
+        return False
 
     @property
     def reorder_window_us(self) -> int:

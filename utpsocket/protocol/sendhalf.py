@@ -18,35 +18,35 @@ from typing import Final
 
 from utpsocket.protocol.congestion import Controller
 from utpsocket.protocol.flights import Acknowledged, Fate, Flight, Flights
-from utpsocket.protocol.packet import HEADER_BYTES, MAX_RUN_PACKETS
+from utpsocket.protocol.pacing import Pacer
+from utpsocket.protocol.packet import HEADER_BYTES
 from utpsocket.protocol.pathmtu import PathMtu
+from utpsocket.protocol.peerlimits import PeerLimits
 from utpsocket.protocol.receivehalf import NEVER
 from utpsocket.protocol.recovery import DUPLICATE_THRESHOLD, Recovery
 from utpsocket.protocol.sendbuffer import SendBuffer
 
 MAX_TIMEOUTS: Final = 6  # consecutive retransmission timeouts before giving up: PROTOCOL.md §9
 MAX_PERSIST_US: Final = 15_000_000  # PROTOCOL.md §7: libutp probes a closed window once after 15 s
-FOREIGN_REORDER_PACKETS: Final = 900  # libtorrent holds about 950, libutp 1,024: PROTOCOL.md §7
-PROVEN_REORDER_PACKETS: Final = 8_000  # reassembly.MAX_HELD_PACKETS, less what is on its way
 _SMALL_PACKETS: Final = 4  # so a write, write, read exchange never waits for an ack, and a flood of bytes does
-_PACING_FROM_RTT_US: Final = 4_000  # below, a window is less than what the credit allows anyway
-_BURST_US: Final = 1_000  # DESIGN.md §4: "about 1 ms of the current rate"
-_CREDIT_US: Final = 4_000  # timers come up to a few ms late; what was due meanwhile may follow
-_MIN_BURST_PACKETS: Final = 2
 _BLACK_HOLE_TIMEOUTS: Final = 2
-_MAX_UNPROVEN_SENDS: Final = 3  # one packet, retransmitted at most twice: PROTOCOL.md §3
+_MAX_TRANSMIT_BYTES: Final = 65_507  # what one UDP send takes, segmented by the kernel or not
+# PROTOCOL.md §3: one packet, retransmitted at most twice, to an address that may be spoofed. So small that it and the
+# STATE before it are no more than three times the SYN, with IP's and UDP's 28 bytes: 48 + 48 + 48.
+_UNPROVEN_BYTES: Final = 48
+_MAX_UNPROVEN_SENDS: Final = 3
 
 
 class SendHalf:
     """Everything about the direction from us to the peer. All times µs."""
 
     __slots__ = (
+        "_burst_at",
         "_duplicate_acks",
         "_is_persisting",
         "_last_progress_at",
         "_last_sent_us",
         "_limited_at",
-        "_pace_at",
         "_paced_until",
         "_persist_due",
         "_recovery_seq",
@@ -66,8 +66,8 @@ class SendHalf:
         "lost_packets",
         "mtu",
         "nodelay",
-        "peer_reorder_packets",
-        "peer_window_bytes",
+        "pacer",
+        "peer",
         "recovery",
         "resent_packets",
         "sent_offset",
@@ -83,8 +83,8 @@ class SendHalf:
         self.recovery = Recovery()
         self.controller = controller
         self.mtu = mtu
-        self.peer_window_bytes = 0
-        self.peer_reorder_packets = FOREIGN_REORDER_PACKETS
+        self.pacer = Pacer()
+        self.peer = PeerLimits()
         self.sent_offset = 0
         self.has_more = False  # the application has written more than we have read: a short packet can wait for it
         self.nodelay = False
@@ -95,6 +95,7 @@ class SendHalf:
         self._duplicate_acks = 0
         self._recovery_seq = -1  # losses of packets sent before this one have been answered by a smaller window
         self._limited_at = -1
+        self._burst_at = -1  # when new data last left: what the window still holds may follow in the same instant
         self._last_sent_us = 0
         self._last_progress_at = 0
         self._rto_from_us = 0
@@ -106,7 +107,6 @@ class SendHalf:
         self._reorder_at = NEVER
         self._tail_probe_due = False
         self._tail_probed = False
-        self._pace_at = 0
         self.sent_packets = 0
         self.resent_packets = 0
         self.lost_packets = 0
@@ -148,7 +148,8 @@ class SendHalf:
         checked its range. `delay_us`: the peer's measurement, 0 for none. Returns whether it was news.
         """
         flights = self.flights
-        if self.peer_window_bytes < self.mtu.size:
+        peer = self.peer
+        if peer.window_bytes < self.mtu.size:
             self._silent_timeouts = 0  # it holds us back, so it lives
         acknowledged = Acknowledged()
         in_flight_bytes = flights.in_flight_bytes
@@ -156,34 +157,43 @@ class SendHalf:
             is_state
             and not sack_ranges
             and ack_next_seq == flights.una_seq
-            and window_bytes == self.peer_window_bytes
+            and window_bytes == peer.window_bytes
             and bool(flights.packets)
         )
         if ack_next_seq >= flights.una_seq:  # an older one was overtaken: its window is no news
-            self.peer_window_bytes = window_bytes
+            peer.on_window(window_bytes)
+        repaired_span = 0
         if ack_next_seq > flights.una_seq:
+            if flights.sacked_packets and flights.queue[0].sends > 1:
+                repaired_span = ack_next_seq - flights.una_seq
             flights.acknowledge(ack_next_seq, acknowledged)
             self._duplicate_acks = 0
             self._release()
         if sack_ranges:
             flights.sack(sack_ranges, acknowledged)
         if acknowledged.packets:
-            self._on_news(acknowledged, in_flight_bytes, delay_us, now=now)
+            lost = self._on_news(acknowledged, in_flight_bytes, delay_us, now=now)
+            if repaired_span and lost and not flights.sacked_packets:
+                peer.on_hole_repaired(repaired_span, lost)
         elif is_plain_duplicate:
             self._duplicate_acks += 1
             if self._duplicate_acks == DUPLICATE_THRESHOLD:
-                self._lose(lambda flight, above: 0 if flight.seq == flights.una_seq and flight.sends == 1 else None, now)
+                self._lose(
+                    lambda flight, above: 0 if flight.seq == flights.una_seq and flight.sends == 1 else None, now
+                )
         return acknowledged.packets > 0
 
-    def _on_news(self, acknowledged: Acknowledged, in_flight_bytes: int, delay_us: int, *, now: int) -> None:
+    def _on_news(self, acknowledged: Acknowledged, in_flight_bytes: int, delay_us: int, *, now: int) -> int:
+        """Something newly arrived. Returns how many packets that proves lost."""
         recovery = self.recovery
+        controller = self.controller
         recovery.on_progress()
         self._silent_timeouts = 0
-        recovery.on_delivered(acknowledged, now=now)
+        if recovery.on_delivered(acknowledged, now=now):
+            controller.on_needless(now=now)
         self._rto_from_us = now
         self._last_progress_at = now
         self._tail_probed = False
-        controller = self.controller
         if delay_us:
             controller.on_delay(delay_us, now=now)
         if acknowledged.total_bytes:
@@ -194,32 +204,26 @@ class SendHalf:
                 rtt_us=recovery.latest_rtt_us,
                 now=now,
             )
-        mtu = self.mtu
         if acknowledged.probe_bytes:
-            mtu.on_acked(acknowledged.probe_bytes + HEADER_BYTES)
-            controller.on_segment_size(mtu.size - HEADER_BYTES)
-        elif not mtu.is_proven and acknowledged.total_bytes >= mtu.size - HEADER_BYTES:
-            mtu.on_acked(mtu.size)
+            self.mtu.on_probe_acked(acknowledged.probe_bytes + HEADER_BYTES)
+            controller.on_segment_size(self.mtu.size - HEADER_BYTES)
         flights = self.flights
         self._reorder_at = NEVER
-        if flights.sacked_packets or (
-            flights.queue and flights.queue[0].sent_us < recovery.rack_sent_us and recovery.has_reordered
-        ):
-            self._detect_losses(now=now)
+        if flights.sacked_packets or (flights.queue and flights.queue[0].sent_us < recovery.rack_sent_us):
+            return self._detect_losses(now=now)
+        return 0
 
     def _release(self) -> None:
         """Free the bytes before the first packet that is not acked."""
         queue = self.flights.queue
         self.buffer.release(queue[0].offset if queue else self.sent_offset)
 
-    def _detect_losses(self, *, now: int) -> None:
+    def _detect_losses(self, *, now: int) -> int:
         self._reorder_at = NEVER
-        self._lose(self.recovery.lost_at, now)
+        return self._lose(self.recovery.lost_at, now)
 
-    def _lose(
-        self, lost_at: Callable[[Flight, int], int | None], now: int, *, is_congestion: bool = True
-    ) -> None:
-        """Mark lost what counts as lost by now; remember when the next one will."""
+    def _lose(self, lost_at: Callable[[Flight, int], int | None], now: int, *, is_congestion: bool = True) -> int:
+        """Mark lost what counts as lost by now; remember when the next one will. Returns how many packets."""
         reduces = False
         lost_probe = False
 
@@ -238,13 +242,15 @@ class SendHalf:
                 reduces = is_congestion
             return True
 
-        self.lost_packets += self.flights.lose(is_lost)
+        lost = self.flights.lose(is_lost)
+        self.lost_packets += lost
         if lost_probe:
             self.mtu.on_probe_lost(now=now)
         if reduces:
             self._recovery_seq = self.flights.next_seq
             self._resend_at_once = True
             self.controller.on_loss(now=now)
+        return lost
 
     # ── what time means ──
 
@@ -273,36 +279,47 @@ class SendHalf:
             self._detect_losses(now=now)
         if self.user_timeout_us and now >= self._last_progress_at + self.user_timeout_us:
             return False
-        if now >= self._rto_from_us + self._rto_us():
-            return self._on_retransmission_timeout(now=now)
-        if self._may_probe_tail() and now >= self._last_sent_us + self.recovery.probe_timeout_us(flights.packets):
+        is_out_of_time = now >= self._rto_from_us + self._rto_us()
+        if self._may_probe_tail() and (
+            is_out_of_time or now >= self._last_sent_us + self.recovery.probe_timeout_us(flights.packets)
+        ):
             self._tail_probe_due = self._tail_probed = True
+            self._rto_from_us = now  # RFC 8985 §7.3: the timeout counts from the probe
+        elif is_out_of_time:
+            return self._on_retransmission_timeout(now=now)
         return True
 
     def _on_retransmission_timeout(self, *, now: int) -> bool:
         flights = self.flights
+        recovery = self.recovery
         self._rto_from_us = now
+        if flights.queue[0].fate is Fate.SACKED:
+            flights.forget_sacks()  # the first packet not acked cannot have arrived, whatever was said
         if all(flight.is_probe or flight.fate is not Fate.IN_FLIGHT for flight in flights.queue):
             self._lose(lambda flight, _: 0, now)  # PROTOCOL.md §9: a lone MTU probe's timeout is not a loss
             return True
         self.timeouts += 1
         self._silent_timeouts += 1
-        self.recovery.on_timeout()
+        recovery.on_timeout()
         if self._silent_timeouts > MAX_TIMEOUTS and not self.user_timeout_us:
             return False
-        if self.peer_window_bytes >= self.mtu.size:
+        if self.peer.window_bytes >= self.mtu.size:
             # Behind a closed window the packet is a probe, and its silence says nothing about the path.
             self._recovery_seq = flights.next_seq
             self.controller.on_timeout(now=now)
-        if self.recovery.backoff >= _BLACK_HOLE_TIMEOUTS and flights.queue[0].size + HEADER_BYTES > self.mtu.floor:
+        if recovery.backoff >= _BLACK_HOLE_TIMEOUTS and flights.queue[0].size + HEADER_BYTES > self.mtu.floor:
             self.mtu.on_black_hole(now=now)
             self.controller.on_segment_size(self.mtu.size - HEADER_BYTES)
-        self._lose(lambda flight, _: 0, now)
+        # RFC 8985 §6.3: what left a moment ago may still arrive.
+        patience_us = recovery.srtt_us + recovery.reorder_window_us
+        first_seq = flights.una_seq
+        self._lose(lambda flight, _: 0 if flight.seq == first_seq else flight.sent_us + patience_us, now)
+        self._resend_at_once = True
         return True
 
     def _rto_us(self) -> int:
         rto_us = self.recovery.rto_us
-        return min(rto_us, MAX_PERSIST_US) if self.peer_window_bytes < self.mtu.size else rto_us
+        return min(rto_us, MAX_PERSIST_US) if self.peer.window_bytes < self.mtu.size else rto_us
 
     def _may_probe_tail(self) -> bool:
         flights = self.flights
@@ -326,57 +343,69 @@ class SendHalf:
             return self._resend(now=now, max_segments=max_segments)
         if self._tail_probe_due:
             return self._probe_tail(now=now)
-        unsent = self.buffer.end_offset - self.sent_offset
         if not self.is_proven and self.sent_packets:
             return None
+        unsent = self.buffer.end_offset - self.sent_offset
         if not unsent:
             return self._finish(now=now)
-        if not self.is_proven:
-            max_segments = 1
-        mtu = self.mtu
+        mtu, peer = self.mtu, self.peer
         size = mtu.size - HEADER_BYTES
-        peer_room = self.peer_window_bytes - flights.in_flight_bytes - flights.lost_bytes
-        room = max(self.controller.window_bytes, size) - flights.in_flight_bytes
-        smallest = min(size, unsent)
-        if peer_room < smallest and not flights.packets:
-            return self._probe_window(peer_room, smallest, now=now)
+        if not self.is_proven:
+            max_segments, size = 1, _UNPROVEN_BYTES
+        peer_room = peer.window_bytes - flights.in_flight_bytes - flights.lost_bytes
+        worthwhile = min(unsent, peer.worthwhile_bytes(size))
+        if peer_room < worthwhile and not flights.packets:
+            return self._probe_window(peer_room, worthwhile, now=now)
         self._is_persisting = False
-        if peer_room < room:
+        window = self.controller.window_bytes
+        room = max(window, size) - flights.in_flight_bytes
+        is_peer_limited = peer_room < room
+        if is_peer_limited:
             room = peer_room
         elif room < unsent:
             self._limited_at = now
-        if room < smallest:
+        room = min(room, (peer.reorder_packets - flights.packets) * size)
+        if room < worthwhile:
             return None
-        burst = self._burst_packets(size, now=now)
-        packets = min(max_segments, burst, self.peer_reorder_packets - flights.packets)
-        if packets <= 0:
+        burst = min(_MAX_TRANSMIT_BYTES // mtu.size, self._burst_packets(size, now=now))
+        if not burst:
             return None
-        full = unsent // size
-        if full >= packets or full * size > room:
-            count = min(packets, room // size)
-            last_size = size
-        else:
-            count = full
-            last_size = size
-            tail = unsent - full * size
-            if tail and full * size + tail <= room and self._may_send_small():
-                count += 1
-                last_size = tail
+        if self._burst_at != now:
+            if room < unsent and room < min(burst * size, window // 4) and flights.in_flight_bytes:
+                # Each ack would free room for as little as it acked, and so small bursts would stay small for ever:
+                # three quarters of the window are under way, so wait for a burst's worth (Linux: tcp_tso_win_divisor).
+                return None
+            self._burst_at = now
+        before_probe = mtu.packets_before_probe(now=now)
+        if not before_probe:
+            probe = mtu.probe_size() - HEADER_BYTES
+            if flights.packets and probe <= min(unsent, room):
+                return self._probe_mtu(probe, now=now)
+            before_probe = 1
+        most = min(burst, max_segments, before_probe)
+        full = min(unsent, room) // size
+        count, last_size = min(most, full), size
+        if full < most:
+            rest = unsent - full * size
+            if full * size + rest <= room:
+                if rest and self._may_send_small():
+                    count, last_size = full + 1, rest
+            elif is_peer_limited and not full:
+                count, last_size = 1, room  # a peer whose whole window is hardly a segment
         if not count:
             return None
-        probe_size = mtu.next_probe(now=now)
-        if probe_size and flights.packets and probe_size - HEADER_BYTES <= min(unsent, room):
-            count, size = 1, probe_size - HEADER_BYTES
-            last_size = size
-            mtu.on_probe_sent(probe_size)
-        else:
-            probe_size = 0
-            mtu.on_sent(count)
+        mtu.on_sent(count)
         flight = Flight(flights.next_seq, count, size, last_size, self.sent_offset, now)
-        if probe_size:
-            flight.is_probe = True
-        elif last_size < size:
-            flight.is_small = True
+        flight.is_small = last_size < size
+        flight.is_whole = mtu.size <= mtu.proven
+        self._add(flight, now=now)
+        return flight
+
+    def _probe_mtu(self, size: int, *, now: int) -> Flight:
+        """A packet larger than is proven, with data as any other. PROTOCOL.md §10."""
+        self.mtu.on_probe_sent(size + HEADER_BYTES)
+        flight = Flight(self.flights.next_seq, 1, size, size, self.sent_offset, now)
+        flight.is_probe = flight.is_whole = True
         self._add(flight, now=now)
         return flight
 
@@ -394,9 +423,7 @@ class SendHalf:
     def _on_sent(self, count: int, total_bytes: int, *, now: int) -> None:
         self._last_sent_us = now
         self.sent_packets += count
-        srtt_us = self.recovery.srtt_us
-        if srtt_us > _PACING_FROM_RTT_US:
-            self._pace_at = max(self._pace_at, now - _CREDIT_US) + total_bytes * srtt_us // self._paced_bytes()
+        self.pacer.on_sent(count, total_bytes, self._paced_bytes(), self.recovery.srtt_us, now=now)
 
     def _paced_bytes(self) -> int:
         """What pacing lets out in one round trip: more than the window, so that the window stays the limit."""
@@ -405,14 +432,11 @@ class SendHalf:
 
     def _burst_packets(self, size: int, *, now: int) -> int:
         """How many packets of `size` may leave at this instant; 0: not before _paced_until."""
-        srtt_us = self.recovery.srtt_us
-        if srtt_us <= _PACING_FROM_RTT_US:
-            return MAX_RUN_PACKETS
-        if now < self._pace_at:
-            self._paced_until = self._pace_at
+        packets = self.pacer.packets(size, self._paced_bytes(), self.recovery.srtt_us, now=now)
+        if not packets:
+            self._paced_until = self.pacer.ready_at
             self._limited_at = now
-            return 0
-        return max(_MIN_BURST_PACKETS, self._paced_bytes() * _BURST_US // (srtt_us * max(1, size)))
+        return packets
 
     def _may_send_small(self) -> bool:
         """Whether a packet shorter than full may leave. RFC 896, loosened: a few may be under way at a time."""
@@ -431,7 +455,7 @@ class SendHalf:
         self._add(flight, now=now)
         return flight
 
-    def _probe_window(self, peer_room: int, smallest: int, *, now: int) -> Flight | None:
+    def _probe_window(self, peer_room: int, worthwhile: int, *, now: int) -> Flight | None:
         """Nothing is under way and the peer's window is closed: wait, then try a little. RFC 9293 §3.8.6.1."""
         if not self._is_persisting:
             self._is_persisting = True
@@ -439,7 +463,7 @@ class SendHalf:
         if not self._persist_due:
             return None
         self._persist_due = self._is_persisting = False
-        size = max(1, min(peer_room, smallest))
+        size = max(1, min(peer_room, worthwhile))
         flight = Flight(self.flights.next_seq, 1, size, size, self.sent_offset, now)
         self._add(flight, now=now)
         return flight
@@ -451,7 +475,8 @@ class SendHalf:
         if not self.is_proven and flight.sends >= _MAX_UNPROVEN_SENDS:
             return None
         size = flight.size
-        count = min(flight.count, max_segments, self._burst_packets(size, now=now))
+        most = _MAX_TRANSMIT_BYTES // (size + HEADER_BYTES)
+        count = min(flight.count, max_segments, most, self._burst_packets(size, now=now))
         if not count:
             return None
         if size and not self._resend_at_once:
@@ -465,6 +490,7 @@ class SendHalf:
             count = 1
         self._resend_at_once = False
         flight = flights.resent(flight, count, now=now)
+        flight.is_whole = size + HEADER_BYTES <= self.mtu.proven
         self.resent_packets += count
         self._rto_from_us = now
         self._on_sent(count, flight.total_bytes, now=now)
@@ -477,6 +503,10 @@ class SendHalf:
         flight = flights.last_in_flight()
         if flight is None:
             return None
+        if flight.is_probe:
+            # It was silent for two round trips, and nothing else can tell why: its size is to blame.
+            flight.is_probe = flight.is_whole = False
+            self.mtu.on_probe_lost(now=now)
         flight.sent_us = now
         flight.sends += 1
         self.resent_packets += 1
@@ -490,7 +520,8 @@ class SendHalf:
         self.mtu.on_too_big(datagram_bytes, carries_bytes, now=now)
         self.controller.on_segment_size(self.mtu.size - HEADER_BYTES)
         limit = self.mtu.size - HEADER_BYTES
-        self._lose(lambda flight, _: 0 if flight.size > limit else None, now, is_congestion=False)
+        # What IP may fragment travels on; the rest is gone, and congestion had no part in it.
+        self._lose(lambda flight, _: 0 if flight.is_whole and flight.size > limit else None, now, is_congestion=False)
 
     def clear(self) -> None:
         """The connection is over."""

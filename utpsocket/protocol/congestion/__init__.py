@@ -42,6 +42,10 @@ class Controller(Protocol):
         """The retransmission timeout ran out."""
         ...
 
+    def on_needless(self, *, now: int) -> None:
+        """The last loss or timeout was none: what it did to the window may be undone, once."""
+        ...
+
     def on_segment_size(self, segment_bytes: int) -> None:
         """Full packets now carry this much payload."""
         ...

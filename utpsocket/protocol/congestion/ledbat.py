@@ -76,6 +76,7 @@ class Ledbat:
 
     __slots__ = (
         "_base",
+        "_before_cut",
         "_current_us",
         "_drift_ends_at",
         "_drift_us",
@@ -92,6 +93,7 @@ class Ledbat:
         self.window_bytes = INITIAL_PACKETS * segment_bytes
         self.is_slow_start = True
         self._slow_start_bytes = 0  # slow start after a timeout ends at this window; 0: no such bound yet
+        self._before_cut: tuple[int, bool, int] | None = None  # window, slow start and its bound
         self._base = _BaseDelay()
         self._peer_base = _BaseDelay()
         self._current_us: deque[int] = deque(maxlen=_CURRENT_SAMPLES)
@@ -151,19 +153,31 @@ class Ledbat:
         if off_target_us > 0 and not is_limited:
             return
         off_target_us = max(off_target_us, -TARGET_DELAY_US)
-        gain_bytes = MAX_GAIN_BYTES * min(acked_bytes, window) * off_target_us // (TARGET_DELAY_US * max(window, acked_bytes))
+        gain_bytes = (
+            MAX_GAIN_BYTES * min(acked_bytes, window) * off_target_us // (TARGET_DELAY_US * max(window, acked_bytes))
+        )
         self.window_bytes = max(window + gain_bytes, self._least())
 
     def on_loss(self, *, now: int) -> None:
         """See Controller.on_loss. RFC 6817 §2.4.2: at most half, once per round trip."""
+        self._before_cut = (self.window_bytes, self.is_slow_start, self._slow_start_bytes)
         self.is_slow_start = False
         self.window_bytes = max(self.window_bytes // 2, self._least())
 
     def on_timeout(self, *, now: int) -> None:
         """See Controller.on_timeout. RFC 6817 §2.4.2; slow start again up to half of what was, as TCP (RFC 5681)."""
-        self._slow_start_bytes = max(self.window_bytes // 2, 2 * self._least())
+        if self.window_bytes > self._segment_bytes:  # else the timeout before this one has said it all
+            self._before_cut = (self.window_bytes, self.is_slow_start, self._slow_start_bytes)
+            self._slow_start_bytes = max(self.window_bytes // 2, 2 * self._least())
         self.is_slow_start = True
         self.window_bytes = self._segment_bytes
+
+    def on_needless(self, *, now: int) -> None:
+        """See Controller.on_needless. RFC 3522 §3.2."""
+        if self._before_cut is not None:
+            window, self.is_slow_start, self._slow_start_bytes = self._before_cut
+            self.window_bytes = max(self.window_bytes, window)
+            self._before_cut = None
 
     def on_segment_size(self, segment_bytes: int) -> None:
         """See Controller.on_segment_size."""

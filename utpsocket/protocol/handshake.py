@@ -1,0 +1,209 @@
+"""How a connection comes about: SYNs and what may count as their answer, or the answer and its repetitions.
+
+Separate because nothing of it matters afterwards. It keeps time and ids and judges answers; it holds no stream.
+
+Read this first. Facts about the peers (PROTOCOL.md §2, §3): a SYN-ACK is a bare STATE whose seq_nr is the acceptor's
+next DATA. libutp does not answer a SYN it has seen, so a lost SYN-ACK is repaired only by a SYN with another id;
+libtorrent answers with a second connection; we and the JS utp answer alike. So a SYN is first repeated as it is, and
+if that stays without answer, soon after under a fresh id. Whichever answer comes first is taken; what the peer made of
+the other SYNs is told to go.
+
+A DATA that acks our SYN may have overtaken the STATE, or the STATE is lost; only the STATE says where the stream
+begins. So such DATA is held, and believed to be the beginning only when it comes again: what is sent again first is
+the oldest.
+
+BEP 29 "connection setup".
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+from utpsocket.protocol.packet import Packet, PacketType, unwrap
+from utpsocket.protocol.receivehalf import NEVER
+
+SYN_RTO_US: Final = 1_000_000  # PROTOCOL.md §9
+SYN_TRIES: Final = 5  # each one RTO later than the last, which doubles
+REKEY_AFTER_US: Final = 500_000  # after a repeated SYN: a lost SYN-ACK then costs 1.5 s, and twice the RTT is over
+HALF_OPEN_US: Final = 35_000_000  # longer than libutp's keepalive (29 s), the first word of a silent initiator
+ANSWER_REPEATS_US: Final = (1_000_000, 2_000_000)  # an initiator that fell silent may not have heard our answer
+REPEAT_AT_MOST_EVERY_US: Final = 100_000  # PROTOCOL.md §2: a repeated SYN's answer is rate-limited
+_NEW_DRAW_DISTANCE: Final = 1_024
+_HELD_PACKETS: Final = 8
+_COMES_AGAIN_US: Final = 100_000  # sooner it is the network that repeats, not the peer
+_RESETS_PER_ID: Final = 3
+
+
+class Handshake:
+    """The time before the first proof, on either side. Times µs.
+
+    at          when handle_timeout() or a SYN is due, NEVER when the handshake is over
+    recv_id     the id of our last SYN, or the acceptor's
+    resets      (connection_id, seq, ack) of RESETs that are due
+    """
+
+    __slots__ = (
+        "_answered_at",
+        "_held",
+        "_is_rekey_next",
+        "_next_try_at",
+        "_repeats",
+        "_resets_sent",
+        "_spare_ids",
+        "_syns",
+        "_tries",
+        "_used_ids",
+        "answer_again_at",
+        "at",
+        "peer_syn_seq16",
+        "recv_id",
+        "resets",
+        "syn_seq",
+    )
+
+    def __init__(self, recv_id: int, syn_seq: int, spare_ids: Sequence[int]) -> None:
+        self.recv_id = recv_id
+        self.syn_seq = syn_seq
+        self.peer_syn_seq16 = -1
+        self.at = NEVER
+        self.answer_again_at = NEVER
+        self.resets: deque[tuple[int, int, int]] = deque()
+        self._spare_ids = list(spare_ids)
+        self._used_ids: list[int] = []
+        self._resets_sent: dict[int, int] = {}
+        self._tries = 0
+        self._syns = 0
+        self._next_try_at = NEVER
+        self._is_rekey_next = False
+        self._repeats = iter(ANSWER_REPEATS_US)
+        self._answered_at = 0
+        self._held: dict[int, tuple[int, Packet]] = {}
+
+    @property
+    def recv_ids(self) -> tuple[int, ...]:
+        """Every id under which packets for this connection may come."""
+        return (self.recv_id, *(used for used in self._used_ids if used != self.recv_id), *self._spare_ids)
+
+    # ── initiator ──
+
+    def start(self, *, now: int) -> None:
+        """The first SYN is due."""
+        self.at = now
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Every try has been made: when `at` comes, nobody is there."""
+        return self._tries >= SYN_TRIES and not self._is_rekey_next
+
+    def next_syn(self, *, now: int) -> int | None:
+        """The id of a SYN that leaves now, or None."""
+        if now < self.at or self.is_exhausted:
+            return None
+        self._syns += 1
+        if self._is_rekey_next:
+            self._is_rekey_next = False
+            self.recv_id = self._spare_ids.pop(0)
+            self.at = self._next_try_at
+        else:
+            self._next_try_at = now + (SYN_RTO_US << self._tries)
+            self._tries += 1
+            self._is_rekey_next = self._tries > 1 and bool(self._spare_ids)
+            self.at = now + REKEY_AFTER_US if self._is_rekey_next else self._next_try_at
+        if self.recv_id not in self._used_ids:
+            self._used_ids.append(self.recv_id)
+        return self.recv_id
+
+    def is_for_us(self, packet: Packet) -> bool:
+        """Whether this answers a SYN of ours: only who saw it knows its seq."""
+        return packet.ack16 == self.syn_seq & 0xFFFF and packet.connection_id in self._used_ids
+
+    def is_refusal(self, packet: Packet) -> bool:
+        """A RESET that answers a SYN of ours, under either id of the connection that would have been."""
+        return packet.ack16 == self.syn_seq & 0xFFFF and any(
+            packet.connection_id in (used, (used + 1) & 0xFFFF) for used in self._used_ids
+        )
+
+    def is_beginning(self, packet: Packet, *, now: int) -> bool:
+        """Whether this packet, which is_for_us(), says where the peer's stream begins. If not, it is held."""
+        if packet.type == PacketType.STATE:
+            return True
+        seq16 = packet.seq16
+        known = self._held.get(seq16)
+        if known is None:
+            if len(self._held) < _HELD_PACKETS:
+                packet.payload = memoryview(bytes(packet.payload))  # the datagram's memory is borrowed
+                packet.sack = None
+                self._held[seq16] = now, packet
+            return False
+        is_oldest = all(unwrap(other, seq16) >= seq16 for other in self._held)
+        return is_oldest and now - known[0] >= _COMES_AGAIN_US
+
+    def on_answered(self, packet: Packet, *, now: int) -> tuple[int, list[Packet]]:
+        """The handshake is complete. Returns the round trip it took, 0 where that is ambiguous (Karn), and the
+        packets that were held.
+        """
+        rtt_us = now - (self._next_try_at - SYN_RTO_US) if self._syns == 1 else 0
+        self.recv_id = packet.connection_id
+        self.at = NEVER
+        self._spare_ids.clear()
+        for used in self._used_ids:
+            if used != self.recv_id:
+                self._resets_sent[used] = 1
+                self.resets.append(((used + 1) & 0xFFFF, self.syn_seq + 1, 0))
+        near = packet.seq16
+        held = sorted(self._held.values(), key=lambda entry: unwrap(entry[1].seq16, near))
+        self._held = {}
+        return rtt_us, [early for _, early in held if early.connection_id == self.recv_id]
+
+    def is_abandoned(self, packet: Packet) -> bool:
+        """Whether the packet is of a connection that one of our other SYNs made: it gets a RESET, a few times.
+        PROTOCOL.md §4.
+        """
+        sent = self._resets_sent.get(packet.connection_id)
+        if sent is None:
+            return False
+        if packet.type != PacketType.RESET and sent <= _RESETS_PER_ID:
+            self._resets_sent[packet.connection_id] = sent + 1
+            self.resets.append((packet.connection_id, packet.ack16 + 1, packet.seq16))
+        return True
+
+    def is_second_answer(self, packet: Packet, next_seq: int) -> bool:
+        """Whether this STATE is another answer to our repeated SYN, which replaces the first: libtorrent then made
+        a second connection and forgot the first (PROTOCOL.md §2). A number near the first one is no new draw, only
+        the first answerer's STATE after DATA that is still on its way. The caller knows that no DATA has come.
+        """
+        return (
+            self._syns > 1
+            and packet.ack16 == self.syn_seq & 0xFFFF
+            and abs(unwrap(packet.seq16, next_seq) - next_seq) > _NEW_DRAW_DISTANCE
+        )
+
+    # ── acceptor ──
+
+    def on_syn(self, packet: Packet, *, now: int) -> None:
+        """The SYN that made this connection: its answer is due now."""
+        self.peer_syn_seq16 = packet.seq16
+        self.at = now + HALF_OPEN_US
+        self._answered_at = now
+        self.repeat_answer(now=now)
+
+    def is_repeated_syn(self, packet: Packet, *, now: int) -> bool:
+        """Whether the same SYN came again, and long enough after its last answer."""
+        if packet.seq16 != self.peer_syn_seq16 or now - self._answered_at < REPEAT_AT_MOST_EVERY_US:
+            return False
+        self._answered_at = now
+        return True
+
+    def repeat_answer(self, *, now: int) -> None:
+        """The answer leaves now; arm its next repetition."""
+        wait_us = next(self._repeats, None)
+        self.answer_again_at = NEVER if wait_us is None else now + wait_us
+
+    def on_proven(self, packet: Packet, *, now: int) -> int:
+        """The initiator knows our number, so it is where it says. Returns the round trip, 0 where not known."""
+        was_answered_once = self.answer_again_at == self._answered_at + ANSWER_REPEATS_US[0]
+        self.at = self.answer_again_at = NEVER
+        # A STATE is what initiators of our kind send at once; DATA may have waited for its application.
+        return now - self._answered_at if was_answered_once and packet.type == PacketType.STATE else 0
