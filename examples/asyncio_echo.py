@@ -16,7 +16,6 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         writer.write(line)
         await writer.drain()
     writer.close()
-    await writer.wait_closed()
 
 
 async def say(address: tuple[str, int], words: str) -> str:
@@ -25,7 +24,8 @@ async def say(address: tuple[str, int], words: str) -> str:
     await asyncio.get_running_loop().sock_connect(sock, address)
     reader, writer = await asyncio.open_connection(sock=sock)
     writer.write(words.encode() + b"\n")
-    answer = await reader.readline()
+    writer.write_eof()  # we have said everything; the server closes when it has, too
+    answer = await reader.read()
     writer.close()
     await writer.wait_closed()
     return answer.decode().strip()
