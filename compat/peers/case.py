@@ -44,6 +44,8 @@ class Circumstances:
     """the peer plays both sides: what fails then is the peer, or this harness"""
     keep: Path | None = None
     """where captures and traces of every case go"""
+    seed: int = 1
+    """of the roads' faults"""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Road:
             "-m",
             "compat.peers.relay",
             f"--server={case.host}:{server_port}",
+            f"--seed={circumstances.seed}",
             *relay.arguments_for(case.impairment or Impairment()),
         ]
         if circumstances.keep:

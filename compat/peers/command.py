@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
         return 2
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)
-    circumstances = Circumstances(control=options.control, keep=options.keep)
+    circumstances = Circumstances(control=options.control, keep=options.keep, seed=options.seed)
     rows: list[Row] = []
     cases: list[tuple[Case, str]] = []
     for name in options.names or PEERS:
@@ -138,5 +138,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose title and role contain this")
     parser.add_argument("--list", action="store_true", help="name the cases and run none")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write a pcap and a packet trace of every case")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the roads' faults")
     parser.add_argument("--control", action="store_true", help="the peer plays both sides: a test of the test")
     return parser
