@@ -19,8 +19,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
+from utpsocket.protocol.acceptance import ACK_SLACK, is_believable, is_clean_close
 from utpsocket.protocol.config import Config, Workspace
-from utpsocket.protocol.flights import Flight
 from utpsocket.protocol.handshake import Handshake
 from utpsocket.protocol.keepalive import Keepalive
 from utpsocket.protocol.packet import (
@@ -31,13 +31,13 @@ from utpsocket.protocol.packet import (
     Run,
     Transmit,
     decode,
-    encode,
     sack_ranges,
     unwrap,
 )
 from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
 from utpsocket.protocol.report import ConnectionStats, Event, EventKind, figures
 from utpsocket.protocol.sendhalf import SendHalf
+from utpsocket.protocol.speech import Speech
 from utpsocket.protocol.states import TRANSITIONS, State, Trigger
 
 __all__ = ["Connection", "ConnectionStats", "Event", "EventKind"]
@@ -45,7 +45,6 @@ __all__ = ["Connection", "ConnectionStats", "Event", "EventKind"]
 TIME_WAIT_US: Final = 600_000  # three of the shortest timeouts: long enough to re-ack a repeated FIN
 FIN_WAIT_US: Final = 60_000_000  # as Linux tcp_fin_timeout: nobody here reads, and the peer does not finish
 MUTE_FIN_TIMEOUTS: Final = 2  # libutp never acks a FIN that follows no data: PROTOCOL.md §3
-_ACK_SLACK: Final = 3  # PROTOCOL.md §4
 _UNSAID_WINDOW_BYTES: Final = 10_240  # libtorrent's and librqbit's SYNs say 0, and mean nothing by it
 _NO_SAMPLES: Final = (0, 0x7FFFFFFF)  # PROTOCOL.md §6
 _CONNECT_ERRORS: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM)
@@ -65,7 +64,6 @@ class Connection:
 
     __slots__ = (
         "_closing_since",
-        "_config",
         "_delay_us",
         "_dropped",
         "_events",
@@ -73,8 +71,8 @@ class Connection:
         "_heard_at",
         "_keepalive",
         "_reset_after_flush",
+        "_speech",
         "_time_wait_at",
-        "_workspace",
         "addr",
         "errno",
         "is_initiator",
@@ -96,8 +94,6 @@ class Connection:
         first_seq: int,
         spare_ids: Sequence[int] = (),
     ) -> None:
-        self._config = config
-        self._workspace = workspace
         self.addr = addr
         self.recv_id = recv_id
         self.send_id = (recv_id - 1) & 0xFFFF
@@ -108,6 +104,7 @@ class Connection:
         self.receive = ReceiveHalf(config.receive_buffer_bytes)
         self.send: SendHalf = config.new_send_half(workspace, first_seq)
         self._handshake = Handshake(recv_id, first_seq, spare_ids)
+        self._speech = Speech(addr, workspace.headers, self.send, self.receive)
         self._keepalive = Keepalive()
         self._events: deque[Event] = deque()
         self._reset_after_flush = False
@@ -151,7 +148,7 @@ class Connection:
         """Open towards addr. CONNECTED or CLOSED follows as an event. BEP 29 "connection setup"."""
         self._move(Trigger.CONNECT)
         self.is_initiator = True
-        self.send_id = (self.recv_id + 1) & 0xFFFF
+        self._use_id(self.recv_id, (self.recv_id + 1) & 0xFFFF)
         self.send.start(self._handshake.syn_seq + 1)  # the SYN consumes a sequence number, a STATE never does
         self._handshake.start(now=now)
         self._heard_at = now
@@ -245,7 +242,7 @@ class Connection:
             return False
         flights = send.flights
         ack_next_seq = unwrap(packet.ack16, flights.una_seq) + 1
-        if not flights.una_seq - _ACK_SLACK - flights.most_packets <= ack_next_seq <= flights.next_seq:
+        if not flights.una_seq - ACK_SLACK - flights.most_packets <= ack_next_seq <= flights.next_seq:
             return False
         self._heard(packet, now=now)
         send.on_ack(ack_next_seq, packet.window_bytes, [], self._delay_us, is_state=False, now=now)
@@ -275,11 +272,11 @@ class Connection:
             if not self._handshake.is_abandoned(packet):
                 self._dropped += 1
             return
-        if not self._is_believable(packet, ack_next_seq):
-            self._dropped += 1
-            return
         if packet.type == PacketType.RESET:
-            self._handle_reset(ack_next_seq)
+            self._handle_reset(packet, ack_next_seq)
+            return
+        if not is_believable(packet.type, ack_next_seq, flights, is_proven=send.is_proven):
+            self._dropped += 1
             return
         self._heard(packet, now=now)
         if not send.is_proven:
@@ -316,27 +313,6 @@ class Connection:
         for packet in early:
             self._handle_packet(packet, now=now)
 
-    def _is_believable(self, packet: Packet, ack_next_seq: int) -> bool:
-        """Whether the packet's ack is one that only our peer could know. PROTOCOL.md §4; RFC 5961 §5.2.
-
-        A STATE that is overtaken says nothing new, so it need not be let in far behind; DATA and FIN may have been
-        overtaken by as many acks as there were packets under way, and carry what must not be lost. A RESET may name
-        our STATE's number, which is one past our last packet.
-        """
-        flights = self.send.flights
-        behind, ahead = _ACK_SLACK, 0
-        if packet.type == PacketType.RESET:
-            if packet.connection_id not in (self.recv_id, self.send_id):
-                return False
-            if self.state is State.SYN_RECEIVED and packet.seq16 == self.receive.reassembly.next_seq & 0xFFFF:
-                return True  # the initiator gave up a SYN of its own, whose answer it never saw
-            ahead = 1
-        elif packet.type != PacketType.STATE:
-            behind += flights.most_packets
-        if not self.send.is_proven:
-            behind = 1  # a first keepalive: libutp's initiator may say nothing else
-        return flights.una_seq - behind <= ack_next_seq <= flights.next_seq + ahead
-
     def _heard(self, packet: Packet, *, now: int) -> None:
         """Time's part of an acceptable packet. PROTOCOL.md §6."""
         self._heard_at = now
@@ -349,7 +325,7 @@ class Connection:
     def _handle_syn(self, packet: Packet, *, now: int) -> None:
         """A SYN opens, or repeats itself because our answer was lost: then it is answered identically."""
         if self.state is State.IDLE:
-            self.send_id = packet.connection_id
+            self._use_id(self.recv_id, packet.connection_id)
             self.receive.start(packet.seq16 + 1)
             self.send.is_proven = False
             self.send.peer.on_window(packet.window_bytes or _UNSAID_WINDOW_BYTES)
@@ -387,8 +363,7 @@ class Connection:
         rtt_us, early = handshake.on_answered(packet, now=now)
         if rtt_us:
             self.send.recovery.on_rtt(rtt_us)
-        self.recv_id = handshake.recv_id
-        self.send_id = (self.recv_id + 1) & 0xFFFF
+        self._use_id(packet.connection_id, (packet.connection_id + 1) & 0xFFFF)
         self.receive.start(packet.seq16)
         self.receive.ack_at = now  # proves our address to the acceptor
         self._move(Trigger.PROVEN)
@@ -404,17 +379,18 @@ class Connection:
         elif packet.ack16 == self._handshake.syn_seq & 0xFFFF and not self.send.sent_packets:
             self.receive.ack_at = now
 
-    def _handle_reset(self, ack_next_seq: int) -> None:
-        """A believable RESET. One that acks our FIN is a clean close (PROTOCOL.md §4), unless somebody here still
-        waits for what the peer had to say.
-        """
+    def _handle_reset(self, packet: Packet, ack_next_seq: int) -> None:
         send, receive = self.send, self.receive
-        has_acked_fin = send.fin_seq is not None and ack_next_seq > send.fin_seq
+        # An initiator gives up a SYN whose answer it never saw: it cannot know our number, only its own.
+        is_withdrawn = self.state is State.SYN_RECEIVED and packet.seq16 == receive.reassembly.next_seq & 0xFFFF
+        if packet.connection_id not in (self.recv_id, self.send_id) or not (
+            is_withdrawn or is_believable(packet.type, ack_next_seq, send.flights, is_proven=send.is_proven)
+        ):
+            self._dropped += 1
+            return
         waits_for_more = not receive.is_discarding and not receive.reassembly.is_finished
-        if self.state is State.TIME_WAIT or (has_acked_fin and not waits_for_more):
-            self._close(0)
-        else:
-            self._close(errno.ECONNRESET)
+        is_clean = is_clean_close(ack_next_seq, send.fin_seq, waits_for_more=waits_for_more)
+        self._close(0 if is_clean else errno.ECONNRESET)
 
     def handle_icmp(
         self, error: int, *, quoted_seq16: int | None, mtu_bytes: int, datagram_bytes: int, now: int
@@ -528,102 +504,41 @@ class Connection:
         -> Transmit    its buffers alias the send buffer: valid until the next call on this connection
         Never raises. Sources: BEP 29 "packet sizes"; RFC 6817 §2.4.2.
         """
-        if self._handshake.resets:
-            return self._transmit_reset(now=now)
+        speech, handshake = self._speech, self._handshake
+        if handshake.resets:
+            connection_id, seq, ack = handshake.resets.popleft()
+            return speech.reset(connection_id, seq, ack, now=now)
         state = self.state
         if state is State.SYN_SENT:
-            return self._transmit_syn(now=now)
+            recv_id = handshake.next_syn(now=now)
+            if recv_id is None:
+                return None
+            self._use_id(recv_id, (recv_id + 1) & 0xFFFF)
+            return speech.syn(recv_id, handshake.syn_seq, now=now)
         if state not in (State.CONNECTED, State.SYN_RECEIVED, State.TIME_WAIT):
             return None
         receive = self.receive
-        if receive.ack_at <= now and (receive.reassembly.has_held or state is State.SYN_RECEIVED):
-            return self._transmit_state(now=now)  # data cannot carry a selective ack, nor be a SYN's answer
+        if receive.ack_at <= now:
+            if state is State.SYN_RECEIVED:
+                return speech.answer(now=now)
+            if receive.reassembly.has_held:
+                return self._speak_state(now=now)  # data cannot carry a selective ack
         if state is not State.TIME_WAIT:
             flight = self.send.next_flight(now=now, max_segments=max_segments)
             if flight is not None:
-                return self._transmit_flight(flight, now=now)
+                self._keepalive.on_data_sent(now=now)
+                return speech.flight(flight, now=now)
         if receive.ack_at <= now:
-            return self._transmit_state(now=now)
+            return self._speak_state(now=now)
         return None
 
-    def _transmit_flight(self, flight: Flight, *, now: int) -> Transmit:
-        send, receive = self.send, self.receive
-        is_fin = flight.seq == send.fin_seq
-        header = encode(
-            PacketType.FIN if is_fin else PacketType.DATA,
-            self.send_id,
-            timestamp_us=now,
-            difference_us=receive.difference_us,
-            window_bytes=receive.window_bytes,
-            seq=flight.seq,
-            ack=receive.ack,
-        )
-        if not receive.reassembly.has_held:
-            receive.on_ack_sent()
-        self._keepalive.on_data_sent(now=now)
-        if is_fin:
-            return Transmit(self.addr, [header])
-        headers = self._workspace.headers.fill(header, flight.seq, flight.count)
-        size = flight.size if flight.count > 1 else flight.last_size
-        buffers = send.buffer.interleave(headers, flight.offset, size, flight.total_bytes)
-        return Transmit(
-            self.addr,
-            buffers,
-            segment=size + HEADER_BYTES,
-            count=flight.count,
-            may_fragment=not flight.is_whole,
-            is_probe=flight.is_probe,
-        )
+    def _speak_state(self, *, now: int) -> Transmit:
+        is_keepalive, self._keepalive.is_due = self._keepalive.is_due, False
+        return self._speech.state(is_keepalive=is_keepalive, now=now)
 
-    def _transmit_state(self, *, now: int) -> Transmit:
-        receive = self.receive
-        ack, sack, seq = receive.ack, b"", self.send.flights.next_seq
-        if self.state is State.SYN_RECEIVED:
-            # Repeated identically, whatever has been sent since: it says where our stream begins. PROTOCOL.md §2.
-            seq = self.send.flights.una_seq
-        else:
-            if self._keepalive.is_due and not receive.unacked_packets and not receive.reassembly.has_held:
-                ack -= 1  # one too low: no ack, only a sign of life (PROTOCOL.md §7)
-            sack = receive.sack()
-        self._keepalive.is_due = False
-        window_bytes = receive.window_bytes
-        receive.on_ack_sent()
-        receive.on_state_sent()
-        header = encode(
-            PacketType.STATE,
-            self.send_id,
-            timestamp_us=now,
-            difference_us=receive.difference_us,
-            window_bytes=window_bytes,
-            seq=seq,
-            ack=ack,
-            sack=sack,
-        )
-        return Transmit(self.addr, [header])
-
-    def _transmit_syn(self, *, now: int) -> Transmit | None:
-        recv_id = self._handshake.next_syn(now=now)
-        if recv_id is None:
-            return None
+    def _use_id(self, recv_id: int, send_id: int) -> None:
         self.recv_id = recv_id
-        self.send_id = (recv_id + 1) & 0xFFFF
-        header = encode(
-            PacketType.SYN,
-            recv_id,
-            timestamp_us=now,
-            difference_us=0,
-            window_bytes=self.receive.window_bytes,
-            seq=self._handshake.syn_seq,
-            ack=0,
-        )
-        return Transmit(self.addr, [header])
-
-    def _transmit_reset(self, *, now: int) -> Transmit:
-        connection_id, seq, ack = self._handshake.resets.popleft()
-        header = encode(
-            PacketType.RESET, connection_id, timestamp_us=now, difference_us=0, window_bytes=0, seq=seq, ack=ack
-        )
-        return Transmit(self.addr, [header])
+        self.send_id = self._speech.send_id = send_id
 
     # ── endings ──
 

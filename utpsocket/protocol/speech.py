@@ -1,0 +1,105 @@
+"""How our packets are written: which number and which ack stand in which header.
+
+Separate because it decides nothing: the connection says what leaves, and here is what it looks like. What we send is
+what every implementation takes (PROTOCOL.md §5): no extension but the selective ack, and that on STATE alone.
+
+BEP 29 "header format", "packet loss"; PROTOCOL.md §2, §5, §6.
+"""
+
+from __future__ import annotations
+
+from utpsocket.protocol.flights import Flight
+from utpsocket.protocol.packet import HEADER_BYTES, HeaderColumns, PacketType, Transmit, encode
+from utpsocket.protocol.receivehalf import ReceiveHalf
+from utpsocket.protocol.sendhalf import SendHalf
+
+
+class Speech:
+    """Writes the packets of one connection. After each call the transmit must leave: the ack in it counts as sent."""
+
+    __slots__ = ("_addr", "_columns", "_receive", "_send", "send_id")
+
+    def __init__(self, addr: object, columns: HeaderColumns, send: SendHalf, receive: ReceiveHalf) -> None:
+        self._addr = addr
+        self._columns = columns
+        self._send = send
+        self._receive = receive
+        self.send_id = 0
+
+    def flight(self, flight: Flight, *, now: int) -> Transmit:
+        """DATA, or our FIN."""
+        send, receive = self._send, self._receive
+        is_fin = flight.seq == send.fin_seq
+        header = encode(
+            PacketType.FIN if is_fin else PacketType.DATA,
+            self.send_id,
+            timestamp_us=now,
+            difference_us=receive.difference_us,
+            window_bytes=receive.window_bytes,
+            seq=flight.seq,
+            ack=receive.ack,
+        )
+        if not receive.reassembly.has_held:
+            receive.on_ack_sent()
+        if is_fin:
+            return Transmit(self._addr, [header])
+        headers = self._columns.fill(header, flight.seq, flight.count)
+        size = flight.size if flight.count > 1 else flight.last_size
+        buffers = send.buffer.interleave(headers, flight.offset, size, flight.total_bytes)
+        return Transmit(
+            self._addr,
+            buffers,
+            segment=size + HEADER_BYTES,
+            count=flight.count,
+            may_fragment=not flight.is_whole,
+            is_probe=flight.is_probe,
+        )
+
+    def answer(self, *, now: int) -> Transmit:
+        """The SYN's answer, repeated identically whatever has been sent since: it says where our stream begins."""
+        return self._state(self._send.flights.una_seq, self._receive.ack, b"", now=now)
+
+    def state(self, *, is_keepalive: bool, now: int) -> Transmit:
+        """An ack, selective where that is more; or a sign of life: its ack is one too low, so it means nothing."""
+        receive = self._receive
+        receive_ack = receive.ack
+        if is_keepalive and not receive.unacked_packets and not receive.reassembly.has_held:
+            receive_ack -= 1
+        return self._state(self._send.flights.next_seq, receive_ack, receive.sack(), now=now)
+
+    def _state(self, seq: int, ack: int, sack: bytes, *, now: int) -> Transmit:
+        receive = self._receive
+        header = encode(
+            PacketType.STATE,
+            self.send_id,
+            timestamp_us=now,
+            difference_us=receive.difference_us,
+            window_bytes=receive.window_bytes,
+            seq=seq,
+            ack=ack,
+            sack=sack,
+        )
+        receive.on_ack_sent()
+        receive.on_state_sent()
+        return Transmit(self._addr, [header])
+
+    def syn(self, recv_id: int, syn_seq: int, *, now: int) -> Transmit:
+        """A SYN; all later packets carry the id after its own."""
+        self.send_id = (recv_id + 1) & 0xFFFF
+        header = encode(
+            PacketType.SYN,
+            recv_id,
+            timestamp_us=now,
+            difference_us=0,
+            window_bytes=self._receive.window_bytes,
+            seq=syn_seq,
+            ack=0,
+        )
+        return Transmit(self._addr, [header])
+
+    def reset(self, connection_id: int, seq: int, ack: int, *, now: int) -> Transmit:
+        """A RESET. PROTOCOL.md §4."""
+        header = encode(
+            PacketType.RESET, connection_id, timestamp_us=now, difference_us=0, window_bytes=0, seq=seq, ack=ack
+        )
+        return Transmit(self._addr, [header])
