@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from utpsocket.protocol import Config, Connection, EventKind, PacketType, Run, State, Transmit, Workspace
-from utpsocket.protocol.packet import MAX_RUN_PACKETS, unwrap
+from utpsocket.protocol.packet import MAX_RUN_PACKETS, decode, encode, unwrap
 
 START_US = 1_000_000
 IP_UDP_BYTES = 28
@@ -485,6 +485,10 @@ class Host:
 
     def arrive(self, datagrams: list[bytes], *, now: int) -> None:
         """Hand datagrams over in runs: equal ones, the last of which may be shorter."""
+        if self.connection.is_over:
+            for datagram in datagrams:
+                self._reset_stray(datagram, now=now)
+            return
         start = 0
         count = len(datagrams)
         while start < count:
@@ -519,6 +523,22 @@ class Host:
             if deadline < self._alarm_at:
                 self._alarm_at = max(deadline, now)
                 self._simulator.later(self._alarm_at, self)
+
+    def _reset_stray(self, datagram: bytes, *, now: int) -> None:
+        """As an endpoint answers for connections it has forgotten. PROTOCOL.md §4."""
+        packet = decode(memoryview(datagram))
+        if packet is None or packet.type in (PacketType.SYN, PacketType.RESET):
+            return
+        reset = encode(
+            PacketType.RESET,
+            packet.connection_id,
+            timestamp_us=now,
+            difference_us=0,
+            window_bytes=0,
+            seq=packet.ack16 + 1,
+            ack=packet.seq16,
+        )
+        self.to_peer.put(Burst(self, self.peer, [reset], may_fragment=False), now=now)
 
     def _send(self, transmit: Transmit, *, now: int) -> None:
         datagrams = transmit.datagrams()

@@ -1,0 +1,69 @@
+"""What a connection is, as plain data that can be compared: two connections of equal state behave alike from here on.
+
+Cut where it must not matter: flights are listed packet by packet and bytes whole, in whatever pieces they are kept.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import Any
+
+from utpsocket.protocol import Connection
+from utpsocket.protocol.flights import Flight
+from utpsocket.protocol.packet import HeaderColumns, Packet
+from utpsocket.protocol.sendbuffer import BlockPool, SendBuffer
+
+# Scratch, counters of what was looked at how, and what only says how far a burst got within one instant.
+_NOT_STATE = {"_own_pieces", "_columns", "_pool"}
+
+
+def state_of(thing: Any) -> Any:
+    """`thing` as dicts, lists and plain values."""
+    if isinstance(thing, Connection):
+        return _slots(thing)
+    if isinstance(thing, SendBuffer):
+        unacked = thing.end_offset - thing.acked_offset
+        views = thing.interleave([memoryview(b"")], thing.acked_offset, max(1, unacked), unacked)
+        return {"acked": thing.acked_offset, "bytes": b"".join(map(bytes, views)), "capacity": thing.capacity_bytes}
+    if isinstance(thing, (HeaderColumns, BlockPool)):
+        return None
+    if isinstance(thing, memoryview):
+        return bytes(thing)
+    if isinstance(thing, Packet):
+        return _slots(thing)
+    if isinstance(thing, Enum) or thing is None or isinstance(thing, (int, str, bytes, float)):
+        return thing
+    if isinstance(thing, (list, tuple, deque)):
+        if thing and all(isinstance(item, Flight) for item in thing):
+            return [packet for flight in thing for packet in _packets(flight)]
+        if thing and all(isinstance(item, memoryview) for item in thing):
+            return b"".join(thing)
+        return [state_of(item) for item in thing]
+    if isinstance(thing, dict):
+        return {key: state_of(value) for key, value in thing.items()}
+    if hasattr(type(thing), "__slots__"):
+        return _slots(thing)
+    return repr(type(thing))
+
+
+def _slots(thing: Any) -> dict[str, Any]:
+    return {name: state_of(getattr(thing, name)) for name in sorted(type(thing).__slots__) if name not in _NOT_STATE}
+
+
+def _packets(flight: Flight) -> list[tuple[Any, ...]]:
+    sizes = [flight.size] * (flight.count - 1) + [flight.last_size]
+    return [
+        (
+            flight.seq + index,
+            size,
+            flight.offset + index * flight.size,
+            flight.sent_us,
+            flight.sends,
+            flight.fate,
+            flight.is_probe,
+            flight.is_whole,
+            flight.is_small and index == flight.count - 1,
+        )
+        for index, size in enumerate(sizes)
+    ]

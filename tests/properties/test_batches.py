@@ -1,0 +1,197 @@
+"""Batch invariance: how datagrams are cut into runs, and bursts into transmits, is invisible. DESIGN.md §4.
+
+One connection hears a script of datagrams as runs as long as they come, others the same in other pieces; after each
+instant all must be in equal state and have said the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.properties.states import state_of
+from utpsocket.protocol import Config, Connection, PacketType, Run, State, Workspace
+from utpsocket.protocol.packet import encode
+
+OUR_SEQ = 65_530
+PEER_SEQ = 65_520
+RECV_ID = 100
+ADDR = "peer"
+
+
+def connected(*, buffer_bytes: int = 200_000) -> Connection:
+    """An initiator whose SYN was just answered."""
+    config = Config(receive_buffer_bytes=buffer_bytes, send_buffer_bytes=1_000_000)
+    connection = Connection(config, Workspace(), ADDR, recv_id=RECV_ID, first_seq=OUR_SEQ)
+    connection.connect(now=1_000)
+    assert connection.poll_transmit(now=1_000, max_segments=1) is not None
+    answer = packet(PacketType.STATE, seq=PEER_SEQ, ack=OUR_SEQ)
+    connection.handle_run(Run(memoryview(answer), len(answer), ADDR), now=21_000)
+    assert connection.state is State.CONNECTED
+    connection.poll_event()
+    return connection
+
+
+def packet(
+    kind: PacketType, *, seq: int, ack: int, payload: bytes = b"", window: int = 100_000, sack: bytes = b"", at: int = 5
+) -> bytes:
+    header = encode(
+        kind, RECV_ID, timestamp_us=at, difference_us=7_000, window_bytes=window, seq=seq, ack=ack, sack=sack
+    )
+    return header + payload
+
+
+@dataclass
+class Instant:
+    """What arrives at one time, and what the application does then."""
+
+    after_us: int
+    datagrams: list[bytes]
+    written: int
+    read: float
+
+
+@st.composite
+def instants(draw: st.DrawFn) -> list[Instant]:
+    """A plausible peer: runs of DATA, some of it again, ahead of holes or with a FIN, acks of what may be there."""
+    size = draw(st.sampled_from([12, 20, 44, 60]))
+    seq = PEER_SEQ
+    result = []
+    for _ in range(draw(st.integers(1, 6))):
+        datagrams: list[bytes] = []
+        ack = OUR_SEQ + draw(st.integers(-2, 6))
+        stamp = draw(st.integers(0, 3)) * 50 + 5
+        for _ in range(draw(st.integers(1, 4))):
+            kind = draw(st.sampled_from(["run", "run", "again", "ahead", "short", "fin", "state", "other", "junk"]))
+            count = draw(st.integers(1, 9))
+            if kind in ("run", "short"):
+                for index in range(count):
+                    short = size // 2 if kind == "short" and index == count - 1 else size
+                    datagrams.append(
+                        packet(PacketType.DATA, seq=seq, ack=ack, payload=bytes([seq & 255]) * short, at=stamp)
+                    )
+                    seq += 1
+            elif kind == "again":
+                first = max(PEER_SEQ, seq - count)
+                datagrams += [
+                    packet(PacketType.DATA, seq=again, ack=ack, payload=bytes([again & 255]) * size, at=stamp)
+                    for again in range(first, seq)
+                ]
+            elif kind == "ahead":
+                datagrams += [
+                    packet(PacketType.DATA, seq=ahead, ack=ack, payload=bytes([ahead & 255]) * size, at=stamp)
+                    for ahead in range(seq + 1, seq + 1 + count)
+                ]
+            elif kind == "fin":
+                datagrams.append(packet(PacketType.FIN, seq=seq, ack=ack, at=stamp))
+            elif kind == "state":
+                sack = draw(st.sampled_from([b"", b"\x01\0\0\0", b"\x0d\0\0\0"]))
+                datagrams.append(packet(PacketType.STATE, seq=seq, ack=ack, at=stamp, sack=sack))
+            elif kind == "other":
+                datagrams.append(packet(PacketType.DATA, seq=seq, ack=ack, payload=b"o" * size, at=stamp, window=50))
+                seq += 1
+            else:
+                datagrams.append(bytes(size + 20))
+        result.append(
+            Instant(
+                draw(st.sampled_from([0, 1_000, 20_000, 400_000])),
+                datagrams,
+                draw(st.sampled_from([0, 0, 10, 3_000, 40_000])),
+                draw(st.sampled_from([0.0, 0.5, 1.0, 1.0])),
+            )
+        )
+    return result
+
+
+def runs(datagrams: list[bytes], longest: int) -> list[Run]:
+    """As a receiver with GRO cuts them: equal sizes, the last of a run may be shorter."""
+    cut: list[Run] = []
+    start = 0
+    while start < len(datagrams):
+        size = len(datagrams[start])
+        end = start + 1
+        while end < min(len(datagrams), start + longest) and len(datagrams[end]) == size:
+            end += 1
+        if end < min(len(datagrams), start + longest) and len(datagrams[end]) < size:
+            end += 1
+        cut.append(Run(memoryview(bytearray(b"".join(datagrams[start:end]))), size, ADDR))
+        start = end
+    return cut
+
+
+def live(connection: Connection, script: list[Instant], longest: int, max_segments: int) -> list[object]:
+    """Let a connection live through the script; returns all that it said and was."""
+    said: list[object] = []
+    now = 30_000
+    written = 0
+    for instant in script:
+        now += instant.after_us
+        deadline = connection.timeout_at()
+        if deadline is not None and deadline <= now:
+            connection.handle_timeout(now=now)
+        for run in runs(instant.datagrams, longest):
+            connection.handle_run(run, now=now)
+            connection._check()
+        while (event := connection.poll_event()) is not None:
+            said.append(event)
+        views = connection.poll_delivery()
+        ready = sum(map(len, views))
+        read = int(ready * instant.read)
+        said.append(b"".join(map(bytes, views))[:read])
+        connection.delivered(read, now=now)
+        left = instant.written
+        while left and (span := connection.free_span()):
+            piece = min(left, len(span))
+            span[:piece] = bytes((written + index) & 255 for index in range(piece))
+            connection.commit(piece)
+            written += piece
+            left -= piece
+        while (transmit := connection.poll_transmit(now=now, max_segments=max_segments)) is not None:
+            assert transmit.count <= max_segments
+            said += [(datagram, transmit.may_fragment, transmit.is_probe) for datagram in transmit.datagrams()]
+        connection._check()
+        said.append(connection.timeout_at())
+        said.append(state_of(connection))
+    return said
+
+
+@settings(max_examples=100)
+@given(instants(), st.integers(1, 7), st.sampled_from([2_000, 200_000]))
+def test_runs_may_be_cut_anywhere(script: list[Instant], longest: int, buffer_bytes: int) -> None:
+    whole = live(connected(buffer_bytes=buffer_bytes), script, 64, 64)
+    pieces = live(connected(buffer_bytes=buffer_bytes), script, longest, 64)
+    single = live(connected(buffer_bytes=buffer_bytes), script, 1, 64)
+    assert whole == pieces
+    assert whole == single
+
+
+@settings(max_examples=100)
+@given(instants(), st.integers(1, 9))
+def test_transmits_may_be_cut_anywhere(script: list[Instant], max_segments: int) -> None:
+    whole = live(connected(), script, 64, 64)
+    pieces = live(connected(), script, 64, max_segments)
+    assert whole == pieces
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.sampled_from([1_000, 20_000, 60_000]), st.integers(0, 100)), max_size=12), st.integers(1, 9)
+)
+def test_a_bulk_sender_sends_the_same_in_any_pieces(steps: list[tuple[int, int]], max_segments: int) -> None:
+    def run(most: int) -> list[object]:
+        connection = connected()
+        script = [Instant(0, [], 400_000, 1.0)]
+        sent = 0
+        for after_us, percent in steps:
+            # The peer acks a part of what one can expect to be under way by then.
+            sent += 40 * percent // 100
+            script.append(
+                Instant(
+                    after_us, [packet(PacketType.STATE, seq=PEER_SEQ, ack=OUR_SEQ + sent, window=900_000)], 60_000, 1.0
+                )
+            )
+        return live(connection, script, 64, most)
+
+    assert run(64) == run(max_segments)

@@ -1,0 +1,119 @@
+"""Flights against a dict with an entry per packet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utpsocket.protocol.flights import Acknowledged, Fate, Flight, Flights
+
+FIRST = 65_530
+
+
+@dataclass
+class Entry:
+    size: int
+    offset: int
+    sent_us: int
+    sends: int = 1
+    fate: Fate = Fate.IN_FLIGHT
+
+
+def expand(flights: Flights) -> dict[int, Entry]:
+    entries = {}
+    for flight in flights.queue:
+        for index in range(flight.count):
+            size = flight.last_size if index == flight.count - 1 else flight.size
+            entries[flight.seq + index] = Entry(
+                size, flight.offset + index * flight.size, flight.sent_us, flight.sends, flight.fate
+            )
+    return entries
+
+
+@given(st.data())
+def test_flights_are_a_dict_per_packet(data: st.DataObject) -> None:
+    flights, model = Flights(FIRST), dict[int, Entry]()
+    una = following = FIRST
+    offset = now = 0
+    for _ in range(data.draw(st.integers(1, 25))):
+        now += 10
+        step = data.draw(st.sampled_from(["add", "add", "ack", "sack", "sack", "lose", "resend", "tail", "renege"]))
+        if step == "add":
+            count = data.draw(st.integers(1, 9))
+            last = data.draw(st.integers(1, 10))
+            flight = Flight(following, count, 10, last, offset, now)
+            flight.is_small = last < 10
+            flights.add(flight)
+            for index in range(count):
+                size = last if index == count - 1 else 10
+                model[following + index] = Entry(size, offset + index * 10, now)
+            offset += flight.total_bytes
+            following += count
+        elif step == "ack":
+            to = data.draw(st.integers(una, following))
+            result = Acknowledged()
+            flights.acknowledge(to, result)
+            gone = [model.pop(seq) for seq in range(una, to)]
+            news = [entry for entry in gone if entry.fate is not Fate.SACKED]
+            assert result.packets == len(news)
+            assert result.total_bytes == sum(entry.size for entry in news)
+            assert result.sent_us == max((entry.sent_us for entry in news), default=-1)
+            clean = [entry.sent_us for entry in news if entry.sends == 1]
+            assert result.clean_sent_us == max(clean, default=-1)
+            una = to
+        elif step == "sack":
+            bits = data.draw(st.sets(st.integers(una + 1, following + 3), max_size=12))
+            ranges: list[tuple[int, int]] = []
+            for seq in sorted(bits):
+                if ranges and ranges[-1][1] == seq:
+                    ranges[-1] = (ranges[-1][0], seq + 1)
+                else:
+                    ranges.append((seq, seq + 1))
+            result = Acknowledged()
+            flights.sack(ranges, result)
+            fresh = [seq for seq in bits if seq in model and model[seq].fate is not Fate.SACKED]
+            assert result.packets == len(fresh)
+            assert result.total_bytes == sum(model[seq].size for seq in fresh)
+            for seq in fresh:
+                model[seq].fate = Fate.SACKED
+        elif step == "lose":
+            before = data.draw(st.integers(0, now))
+            least = data.draw(st.integers(0, 4))
+            lost = flights.lose(lambda flight, above: flight.sent_us <= before and above >= least)  # noqa: B023
+            sacked = sorted(seq for seq, entry in model.items() if entry.fate is Fate.SACKED)
+            expected = [
+                seq
+                for seq, entry in model.items()
+                if entry.fate is Fate.IN_FLIGHT
+                and entry.sent_us <= before
+                and sum(1 for other in sacked if other > seq) >= least
+            ]
+            assert lost == len(expected)
+            for seq in expected:
+                model[seq].fate = Fate.LOST
+        elif step == "resend":
+            flight_or_none = flights.first_lost()
+            lost_seqs = [seq for seq in sorted(model) if model[seq].fate is Fate.LOST]
+            assert (flight_or_none.seq if flight_or_none else None) == (lost_seqs[0] if lost_seqs else None)
+            if flight_or_none is not None:
+                count = data.draw(st.integers(1, flight_or_none.count))
+                sent = flights.resent(flight_or_none, count, now=now)
+                assert (sent.seq, sent.count) == (lost_seqs[0], count)
+                for seq in range(sent.seq, sent.end_seq):
+                    model[seq].fate, model[seq].sent_us = Fate.IN_FLIGHT, now
+                    model[seq].sends += 1
+        elif step == "tail":
+            tail = flights.last_in_flight()
+            is_in_flight = bool(model) and model[following - 1].fate is Fate.IN_FLIGHT
+            assert (tail is not None) == is_in_flight
+            if tail is not None:
+                assert (tail.seq, tail.count, tail.total_bytes) == (following - 1, 1, model[following - 1].size)
+        else:
+            flights.forget_sacks()
+            for entry in model.values():
+                if entry.fate is Fate.SACKED:
+                    entry.fate = Fate.IN_FLIGHT
+        flights._check()
+        assert expand(flights) == model
