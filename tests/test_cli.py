@@ -192,6 +192,18 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "utpsocket", *arguments]
 
 
+@contextlib.contextmanager
+def running(environment: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A command in a process of its own, which is ended in any case."""
+    with subprocess.Popen(
+        command(*arguments), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # does nothing to one that has ended and been waited for
+
+
 def run(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(*arguments), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=50, check=False
@@ -280,15 +292,8 @@ def test_demo_runs_from_anywhere_and_with_nothing_installed(tmp_path: Path, mark
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_serve_and_fetch_in_two_processes(transport: str, tmp_path: Path, marked: dict[str, str]) -> None:
     marked["TMPDIR"] = os.fspath(tmp_path)
-    with subprocess.Popen(
-        command(
-            "demo", "serve", "--host", "127.0.0.1", "--port", "0", "--transport", transport, "--size", "2M", "--json"
-        ),
-        cwd=ROOT,
-        env=marked,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as server:
+    arguments = ["demo", "serve", "--host", "127.0.0.1", "--port", "0", "--size", "2M", "--json"]
+    with running(marked, *arguments, "--transport", transport) as server:
         assert server.stdout is not None
         ready = json.loads(server.stdout.readline())
         for _ in range(2):
@@ -369,20 +374,12 @@ def test_a_server_that_is_no_demo_is_status_1(answer: bytes, capsys: pytest.Capt
     assert said.err.startswith(f"demo: 127.0.0.1 port {port} over tcp: ")
 
 
-def started(environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
-    """A command in a process of its own that has said its first word on stderr."""
-    process = subprocess.Popen(
-        command(*arguments), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    assert "serving" in process.stderr.readline()
-    return process
-
-
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_ctrl_c_ends_both_processes(transport: str, tmp_path: Path, marked: dict[str, str]) -> None:
     marked["TMPDIR"] = os.fspath(tmp_path)
-    with started(marked, "demo", "--size", "8G", "--transport", transport) as parent:
+    with running(marked, "demo", "--size", "8G", "--transport", transport) as parent:
+        assert parent.stderr is not None
+        assert "serving" in parent.stderr.readline()
         eventually(lambda: list(tmp_path.iterdir()) != [])  # the child is making its file
         parent.send_signal(signal.SIGINT)
         out, err = parent.communicate(timeout=20)
@@ -392,7 +389,7 @@ def test_ctrl_c_ends_both_processes(transport: str, tmp_path: Path, marked: dict
 
 def test_the_server_does_not_outlive_a_killed_parent(tmp_path: Path, marked: dict[str, str]) -> None:
     marked["TMPDIR"] = os.fspath(tmp_path)
-    with started(marked, "demo", "--size", "8G", "--transport", "tcp") as parent:
+    with running(marked, "demo", "--size", "8G", "--transport", "tcp") as parent:
         eventually(lambda: list(tmp_path.iterdir()) != [])
         parent.kill()
         parent.communicate(timeout=20)
