@@ -152,10 +152,12 @@ def test_a_failing_fixture_not_seen_over_tcp_is_unexpected() -> None:
     assert list(judge(tcp, [utp], VERSION, stand_in=True).unexpected) == ["setUpClass (test_x.T)"]
 
 
-def test_relevant_tests_without_a_utp_connection_are_a_trouble() -> None:
+def test_a_pass_over_tcp_by_accident_is_a_trouble() -> None:
     tcp = ModuleRun("test_x", {"test_x.T.test": PASSES})
-    assert judge(tcp, [tcp], VERSION, stand_in=False).troubles == ["not one uTP connection was made"]
+    connects_to_nobody = replace(tcp, tests={"test_x.T.test": replace(PASSES, tcp_sockets=0)})
+    assert len(judge(tcp, [tcp], VERSION, stand_in=False).troubles) == 1
     assert judge(tcp, [replace(tcp, utp_connections=2)], VERSION, stand_in=False).good
+    assert judge(tcp, [connects_to_nobody], VERSION, stand_in=False).good
 
 
 def test_what_is_left_over_beyond_tcp_is_reported() -> None:

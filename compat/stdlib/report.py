@@ -71,7 +71,12 @@ def as_text(verdicts: list[Verdict], *, causes: bool) -> str:
         lines += [f"{verdict.name}: {what}" for what in (*verdict.leftovers, *verdict.troubles)]
         lines += [f"STALE       {identity}: listed as different, but passes" for identity in verdict.stale]
         lines += [f"slow        {identity}: {how}" for identity, how in verdict.slow.items()]
+        missing = [identity for identity, why in verdict.unexpected.items() if why.startswith("missing")]
+        if missing:
+            lines.append(f"UNEXPECTED  {verdict.name}: {len(missing)} tests did not run, the first {missing[0]}")
         for identity, why in verdict.unexpected.items():
+            if identity in missing:
+                continue
             first, *rest = why.rstrip().splitlines()
             lines.append(f"UNEXPECTED  {identity}: {first}")
             lines += [f"            | {line}" for line in rest[-WHY_LINES:] if causes]

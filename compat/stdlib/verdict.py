@@ -65,8 +65,11 @@ def judge(tcp: ModuleRun, runs: list[ModuleRun], version: tuple[int, ...], *, st
         verdict.leftovers += _leftovers(tcp.leftovers, run.leftovers)
         if not tcp.troubles:
             verdict.troubles += run.troubles
-    if verdict.relevant and not verdict.utp_connections and not stand_in:
-        verdict.troubles.append("not one uTP connection was made")
+    # Some relevant modules connect to nobody; that their sockets were not the kernel's is then the proof.
+    if not verdict.utp_connections and verdict.kernel_tcp_sockets and not stand_in:
+        verdict.troubles.append(
+            f"no uTP connection, but {verdict.kernel_tcp_sockets} TCP sockets: the patch did nothing"
+        )
     return verdict
 
 
