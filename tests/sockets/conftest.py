@@ -9,13 +9,16 @@ import importlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from .expectations import EXPECTED_OVER_UTP
 from .network import MODULES, Net
+
+T = TypeVar("T")
 
 HERE = Path(__file__).parent
 TEST_LIMIT_S = 20
@@ -54,27 +57,49 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 # -- the network ----------------------------------------------------------------------------------------------
 
 
+class Warm:
+    """Networks whose engine runs. Its thread and its own fds are born on first use and stay: not a test's leak."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def up(self, name: str) -> None:
+        if name not in self.names:
+            self.names.add(name)
+            first = Net(name)
+            first.pair()
+            first.close()
+            _settle()
+
+
 @pytest.fixture(scope="session")
-def engine_running() -> dict[str, bool]:
-    return {}
+def warm() -> Warm:
+    return Warm()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_port_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """At a module's end no UDP port may be left. Not after each test: a connection that is over keeps its port for
+    some tenths of a second, as TCP's TIME_WAIT does, to answer a FIN that is repeated.
+    """
+    before = _udp_ports()
+    failed = request.session.testsfailed
+    yield
+    if request.session.testsfailed == failed:
+        left = _until_none(lambda: _udp_ports() - before)
+        assert left <= 0, f"{left} UDP ports left over after the module"
 
 
 @pytest.fixture(params=list(MODULES), ids=[f"over_{name}" for name in MODULES])
-def net(request: pytest.FixtureRequest, engine_running: dict[str, bool]) -> Iterator[Net]:
+def net(request: pytest.FixtureRequest, warm: Warm) -> Iterator[Net]:
     """Stdlib TCP, then utpsocket. After a test that passed, no fd and no thread may be left of it."""
     network = Net(request.param)
-    if not engine_running.get(request.param):
-        # The engine's thread and its own fds are born on first use and stay: not the first test's leak.
-        warm = Net(request.param)
-        warm.pair()
-        warm.close()
-        engine_running[request.param] = True
-        _settle()
+    warm.up(request.param)
     before = _resources()
     yield network
     network.close()
     if getattr(request.node, "passed", False):
-        left = _left_over(before)
+        left = _until_none(lambda: dict(_resources() - before))
         assert not left, f"left over after the test: {left}"
 
 
@@ -85,29 +110,51 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         item.passed = report.passed  # type: ignore[attr-defined]
 
 
-def _resources() -> collections.Counter[str]:
-    found: collections.Counter[str] = collections.Counter()
+# -- what is left ---------------------------------------------------------------------------------------------
+
+
+def _targets() -> Iterator[str]:
     for number in os.listdir("/proc/self/fd"):
         try:
-            target = os.readlink(f"/proc/self/fd/{number}")
-        except OSError:
+            yield os.readlink(f"/proc/self/fd/{number}")
+        except FileNotFoundError:  # the one that listed the directory
             continue
-        # Two sockets are told apart by fd number, not by inode: what counts is how many there are.
-        found["fd " + target.partition(":")[0]] += 1
+
+
+def _udp_inodes() -> set[str]:
+    inodes = set()
+    for table in ("/proc/net/udp", "/proc/net/udp6"):
+        if os.path.exists(table):
+            with open(table) as lines:
+                inodes |= {line.split()[9] for line in lines}
+    return inodes
+
+
+def _udp_ports() -> int:
+    inodes = _udp_inodes()
+    return sum(target[len("socket:[") : -1] in inodes for target in _targets())
+
+
+def _resources() -> collections.Counter[str]:
+    """How many fds of each kind there are, UDP ports apart, and which threads."""
+    udp = _udp_inodes()
+    found: collections.Counter[str] = collections.Counter()
+    for target in _targets():
+        kind, _, inode = target.partition(":")
+        if inode[1:-1] not in udp:
+            found["fd " + kind] += 1
     for thread in threading.enumerate():
         found[f"thread {thread.name}"] += 1
     return found
 
 
-def _left_over(before: collections.Counter[str]) -> dict[str, int]:
+def _until_none(look: Callable[[], T]) -> T:
+    """Look until nothing is seen or the time is over; what was seen last."""
     deadline = time.monotonic() + LEAK_LIMIT_S
-    collected = False
-    while left := dict(_resources() - before):
-        if not collected:
-            gc.collect()
-            collected = True
-        if time.monotonic() > deadline:
-            break
+    left = look()
+    if left:
+        gc.collect()
+    while (left := look()) and time.monotonic() < deadline:
         time.sleep(0.002)
     return left
 

@@ -19,6 +19,5 @@ EXPECTED_OVER_UTP: Final[dict[str, str]] = {
     "test_receiving.py::test_low_water_mark_is_kept_by_poll": NO_LOW_WATER_MARK,
     "test_readiness.py::test_poll_after_shut_wr_then_peer_reset": NO_BYTE_TO_LEAVE_UNREAD,
     "test_processes.py::test_sudden_death_delivers_what_the_kernel_had": DIES_WITH_THE_PROCESS,
-    "test_processes.py::test_the_peer_of_a_killed_process_is_told": DIES_WITH_THE_PROCESS,
     "test_processes.py::test_daemonizing_after_listen": DIES_WITH_THE_PROCESS + "; listen after the fork",
 }
