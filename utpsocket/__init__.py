@@ -10,11 +10,13 @@ import socket as _stdlib
 from socket import *  # noqa: F403  # a drop-in namespace: whatever this interpreter's module offers
 from typing import Any
 
+from utpsocket import tls as _tls
 from utpsocket.dropin import REPLACEMENTS as _REPLACEMENTS
 from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_MAX_MTU
 from utpsocket.shim import socket
 
 globals().update(_REPLACEMENTS)
+_tls.install()
 
 __version__ = "0.1.0"
 __all__ = [*_stdlib.__all__, "SOL_UTP", "UTP_CONGESTION", "UTP_INFO", "UTP_MAX_MTU", "socket"]  # noqa: PLE0604

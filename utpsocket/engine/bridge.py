@@ -121,6 +121,7 @@ class Bridge:
     def read_user(self, *, now: int, is_idle: bool) -> None:
         """Move what the user wrote into the connection's send buffer, as far as it takes it."""
         connection = self.connection
+        self.handle_events()  # a connection that stands since this wake-up opens its gate first: filler is no data
         if self.end is None or connection.state not in (State.CONNECTED, State.SYN_RECEIVED):
             self.is_readable = self.is_readable and self.end is not None
             return

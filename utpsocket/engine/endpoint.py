@@ -31,6 +31,7 @@ _RESETS_REMEMBERED: Final = 1_000  # libutp's RST_INFO table
 _RESET_AGAIN_US: Final = 10_000_000  # and its lifetime
 _RESETS_PER_SECOND: Final = 100
 _MAX_LONE_PORTS_WAITING: Final = 256  # private ports held only for a late FIN
+_IDS_PER_DIAL: Final = 4
 _RUNS_PER_TURN: Final = 8  # then other ports have theirs
 _system_random: Final = random.SystemRandom()
 
@@ -99,35 +100,48 @@ class Endpoint:
             congestion=settings.congestion,
         )
 
-    def _new_bridge(self, addr: object, recv_id: int, identity: Identity, source: list[Any]) -> Bridge:
+    def _new_bridge(
+        self, addr: object, recv_id: int, identity: Identity, source: list[Any], spare_ids: tuple[int, ...] = ()
+    ) -> Bridge:
         connection = Connection(
             self._config(identity.settings, addr),
             self.loop.workspace,
             addr,
             recv_id=recv_id,
             first_seq=_system_random.getrandbits(16),
+            spare_ids=spare_ids,
         )
         bridge = Bridge(connection, self, identity, source)
-        self.bridges[addr, recv_id] = bridge
+        for any_id in connection.recv_ids:
+            self.bridges[addr, any_id] = bridge
         self.loop.bridges[identity.cookie] = bridge
         apply_settings(bridge, now=self.loop.now)
         return bridge
 
     def dial(self, addr: Address, identity: Identity) -> Bridge:
         """Open a connection from this port."""
-        while True:
-            recv_id = _system_random.getrandbits(16)
-            if not any((addr, recv_id + near & 0xFFFF) in self.bridges for near in (-1, 0, 1)):
-                break
-        bridge = self._new_bridge(addr, recv_id, identity, [])
+        recv_id, *spare_ids = self._fresh_ids(addr)
+        bridge = self._new_bridge(addr, recv_id, identity, [], tuple(spare_ids))
         bridge.connection.connect(now=self.loop.now)
         self.loop.initiated += 1
         return bridge
 
+    def _fresh_ids(self, addr: Address) -> list[int]:
+        """Ids that no connection with this peer uses, nor its neighbours, nor each other's: a node may dial itself."""
+        ids: list[int] = []
+        while len(ids) < _IDS_PER_DIAL:
+            one = _system_random.getrandbits(16)
+            is_free = not any((addr, one + near & 0xFFFF) in self.bridges for near in (-1, 0, 1))
+            if is_free and all((one - other) & 0xFFFF not in (0, 1, 0xFFFF) for other in ids):
+                ids.append(one)
+        return ids
+
     def forget(self, bridge: Bridge) -> None:
         """The connection is over."""
         connection = bridge.connection
-        self.bridges.pop((connection.addr, connection.recv_id), None)
+        for any_id in connection.recv_ids:
+            if self.bridges.get((connection.addr, any_id)) is bridge:
+                del self.bridges[connection.addr, any_id]
         if self.is_unused:
             self.loop.close_endpoint(self)
 
