@@ -25,7 +25,6 @@ from utpsocket.protocol.handshake import Handshake
 from utpsocket.protocol.keepalive import Keepalive
 from utpsocket.protocol.packet import (
     HEADER_BYTES,
-    MAX_SACK_BYTES,
     Packet,
     PacketType,
     Run,
@@ -290,8 +289,7 @@ class Connection:
             self._handle_repeated_answer(packet, now=now)
         ranges = []
         if packet.sack is not None:
-            if len(packet.sack) >= MAX_SACK_BYTES:
-                send.peer.on_long_sack()
+            send.peer.on_sack(len(packet.sack))
             ranges = sack_ranges(packet.sack, ack_next_seq - 1) if ack_next_seq >= flights.una_seq else []
         send.on_ack(
             ack_next_seq,
@@ -570,7 +568,7 @@ class Connection:
     def _end(self, error: int) -> None:
         self.errno = error
         self.send.clear()
-        self.receive.ack_at = NEVER
+        self.receive.on_ack_sent()  # none will be
 
     def _move(self, trigger: Trigger) -> None:
         following = TRANSITIONS.get((self.state, trigger))

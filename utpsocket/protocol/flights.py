@@ -267,6 +267,14 @@ class Flights:
         self.lost_packets += lost_packets
         return lost_packets
 
+    def split_at(self, seq: int) -> None:
+        """Let no flight lie across this number, so that what is before it can be judged apart."""
+        for index, flight in enumerate(self.queue):
+            if flight.end_seq > seq:
+                if flight.seq < seq:
+                    self.queue.insert(index, flight.cut(seq - flight.seq))
+                return
+
     def forget_sacks(self) -> None:
         """The peer has dropped what it had sacked: all of it is in flight again. RFC 2018 §8."""
         for flight in self.queue:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from utpsocket.protocol.packet import MAX_SACK_BYTES
+
 FOREIGN_REORDER_PACKETS: Final = 900  # libtorrent holds about 950, libutp 1,024: PROTOCOL.md §7
 PROVEN_REORDER_PACKETS: Final = 8_000  # reassembly.MAX_HELD_PACKETS, less what is on its way
 _LEAST_REORDER_PACKETS: Final = 128  # half of the smallest buffer known, anacrolix' 256
@@ -22,14 +24,23 @@ class PeerLimits:
     window_bytes            as it last said
     largest_window_bytes    it ever said
     reorder_packets         most packets that may be under way: so far ahead of a hole they are kept
+    sack_packets            how far ahead of a hole its selective acks reach, as far as seen; 0: it sends none
     """
 
-    __slots__ = ("_stall_span", "is_reorder_proven", "largest_window_bytes", "reorder_packets", "window_bytes")
+    __slots__ = (
+        "_stall_span",
+        "is_reorder_proven",
+        "largest_window_bytes",
+        "reorder_packets",
+        "sack_packets",
+        "window_bytes",
+    )
 
     def __init__(self) -> None:
         self.window_bytes = 0
         self.largest_window_bytes = 0
         self.reorder_packets = FOREIGN_REORDER_PACKETS
+        self.sack_packets = 0
         self.is_reorder_proven = False
         self._stall_span = 0
 
@@ -44,11 +55,13 @@ class PeerLimits:
         half = self.largest_window_bytes // 2
         return segment_bytes if half >= segment_bytes else max(1, half)
 
-    def on_long_sack(self) -> None:
-        """A selective ack of full length: the peer is one that holds many."""
-        if not self.is_reorder_proven:
-            self.is_reorder_proven = True
-            self.reorder_packets = PROVEN_REORDER_PACKETS
+    def on_sack(self, sack_bytes: int) -> None:
+        """A selective ack of this length came. One of full length says that the peer is one that holds many."""
+        if sack_bytes * 8 > self.sack_packets:
+            self.sack_packets = sack_bytes * 8
+            if sack_bytes >= MAX_SACK_BYTES:
+                self.is_reorder_proven = True
+                self.reorder_packets = PROVEN_REORDER_PACKETS
 
     def on_hole_repaired(self, span: int, lost_packets: int) -> None:
         """A retransmission filled the hole, the ack jumped by `span` packets, and all that follow were lost.

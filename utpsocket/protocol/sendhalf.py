@@ -194,9 +194,14 @@ class SendHalf:
         self._rto_from_us = now
         self._last_progress_at = now
         self._tail_probed = False
+        flights = self.flights
+        lost = 0
+        self._reorder_at = NEVER
+        if flights.sacked_packets or (flights.queue and flights.queue[0].sent_us < recovery.rack_sent_us):
+            lost = self._detect_losses(now=now)
         if delay_us:
             controller.on_delay(delay_us, now=now)
-        if acknowledged.total_bytes:
+        if acknowledged.total_bytes and not lost:
             controller.on_ack(
                 acknowledged.total_bytes,
                 in_flight_bytes=in_flight_bytes,
@@ -207,11 +212,7 @@ class SendHalf:
         if acknowledged.probe_bytes:
             self.mtu.on_probe_acked(acknowledged.probe_bytes + HEADER_BYTES)
             controller.on_segment_size(self.mtu.size - HEADER_BYTES)
-        flights = self.flights
-        self._reorder_at = NEVER
-        if flights.sacked_packets or (flights.queue and flights.queue[0].sent_us < recovery.rack_sent_us):
-            return self._detect_losses(now=now)
-        return 0
+        return lost
 
     def _release(self) -> None:
         """Free the bytes before the first packet that is not acked."""
@@ -219,8 +220,16 @@ class SendHalf:
         self.buffer.release(queue[0].offset if queue else self.sent_offset)
 
     def _detect_losses(self, *, now: int) -> int:
+        """Ask about each flight of which a selective ack could have told. libutp's reach 30 packets beyond the hole,
+        and some peers send none: what lies further may have arrived, unsaid.
+        """
         self._reorder_at = NEVER
-        return self._lose(self.recovery.lost_at, now)
+        flights = self.flights
+        said_seq = max(flights.highest_sacked_seq, flights.una_seq + self.peer.sack_packets)
+        if said_seq + 1 < flights.next_seq:
+            flights.split_at(said_seq + 1)
+        lost_at = self.recovery.lost_at
+        return self._lose(lambda flight, above: lost_at(flight, above) if flight.seq <= said_seq else None, now)
 
     def _lose(self, lost_at: Callable[[Flight, int], int | None], now: int, *, is_congestion: bool = True) -> int:
         """Mark lost what counts as lost by now; remember when the next one will. Returns how many packets."""

@@ -1,0 +1,162 @@
+"""PROTOCOL.md §7: windows, closed windows, and peers that mistreat them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from tests.protocol.wire import RTT_US, Wire
+from utpsocket.protocol import Config, State
+
+
+def small(base: int, capacity: int) -> Wire:
+    return Wire.initiator(base, config=Config(receive_buffer_bytes=capacity))
+
+
+def test_the_window_is_what_is_free_with_held_bytes_subtracted(base: int) -> None:
+    wire = small(base, 100_000)
+    wire.hear("DATA seq=1 ack=0 len=1000", "DATA seq=3 ack=0 len=500")
+    wire.say()
+    assert wire.last_window == 98_500
+    wire.read_bytes()
+    wire.hear("DATA seq=4 ack=0 len=500")
+    wire.say()
+    assert wire.last_window == 99_000
+
+
+def test_a_peer_that_ignores_our_window_fills_no_memory(base: int) -> None:
+    wire = small(base, 10_000)
+    for number in range(1, 100):
+        wire.hear(f"DATA seq={number} ack=0 len=1400")
+    wire.say()
+    assert wire.last_window == 0
+    assert 10_000 <= len(wire.read_bytes()) <= 10_000 + 4_096
+    assert wire.connection.stats().dropped_packets > 80
+
+
+def test_tiny_packets_cost_no_more_than_they_hold(base: int) -> None:
+    wire = small(base, 50_000)
+    for number in range(1, 5_001):
+        wire.hear(f"DATA seq={number} ack=0 len=1")
+        wire.connection.delivered(0, now=wire.at)
+    assert len(wire.connection.poll_delivery()) <= 2
+    assert len(wire.read_bytes()) == 5_000
+
+
+def test_a_closed_window_that_opens_is_said_at_once(base: int) -> None:
+    wire = small(base, 14_000)
+    for number in range(1, 11):
+        wire.hear(f"DATA seq={number} ack=0 len=1400")
+    wire.say()
+    assert wire.last_window == 0
+    wire.read_bytes(1_000)
+    assert wire.say() == [], "a silly little window"
+    wire.read_bytes(1_000)
+    assert wire.say() == []
+    wire.read_bytes(1_000)
+    assert wire.say() == ["STATE seq=1 ack=10"]
+    assert wire.last_window == 3_000
+
+
+def test_a_small_buffer_says_half_of_it(base: int) -> None:
+    wire = small(base, 2_000)
+    wire.hear("DATA seq=1 ack=0 len=1900")
+    assert wire.wait(20_000) == ["30 STATE seq=1 ack=1"]
+    assert wire.last_window == 0
+    wire.read_bytes(900)
+    assert wire.say() == ["STATE seq=1 ack=1"]
+    assert wire.last_window == 1_000
+
+
+def test_a_window_that_grew_by_half_is_said(base: int) -> None:
+    wire = small(base, 100_000)
+    for number in range(1, 61):
+        wire.hear(f"DATA seq={number} ack=0 len=1000")
+    wire.say()
+    assert wire.last_window == 40_000
+    wire.read_bytes()
+    assert wire.say() == ["STATE seq=1 ack=60"]
+    assert wire.last_window == 100_000
+
+
+def test_a_closed_window_is_probed_with_backoff_up_to_15_seconds(base: int) -> None:
+    """RFC 9293 §3.8.6.1; starts at the RTO and never gives up while the peer lives."""
+    wire = Wire.initiator(base)
+    wire.hear("STATE seq=1 ack=0 wnd=0")
+    wire.say()
+    wire.write_bytes(5_000)
+    assert wire.say() == []
+    times = []
+    for _ in range(12):
+        said: list[str] = []
+        while not said:
+            said = wire.wait(50_000)
+        assert said[0].endswith("DATA seq=1 ack=0 len=1")
+        times.append(wire.now)
+        wire.hear("STATE seq=1 ack=0 wnd=0")
+    gaps = [after - before for before, after in pairwise(times)]
+    assert gaps[0] <= 500_000
+    assert all(after >= before for before, after in pairwise(gaps))
+    assert 14_900_000 <= gaps[-1] <= 15_100_000
+    assert wire.connection.stats().cwnd_bytes > 1_380, "a closed window is no congestion"
+    wire.hear("STATE seq=1 ack=1 wnd=100000")
+    assert wire.say()[0].startswith("DATA seq=2..")
+
+
+def test_a_dead_peer_with_a_closed_window_is_given_up(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.hear("STATE seq=1 ack=0 wnd=0")
+    wire.write_bytes(5_000)
+    wire.say()
+    wire.wait(200_000_000)
+    assert wire.state is State.CLOSED
+
+
+def test_a_window_hardly_larger_than_a_segment_is_used(base: int) -> None:
+    """RFC 9293 §3.8.6.2.1: half of the largest window ever seen is worth a packet."""
+    wire = Wire.initiator(base)
+    tiny = Wire(base)
+    tiny.connect()
+    tiny.say()
+    tiny.wait(RTT_US)
+    tiny.hear("STATE seq=1 ack=0 wnd=500")
+    tiny.say()
+    tiny.write_bytes(2_000)
+    assert tiny.say() == ["DATA seq=1 ack=0 len=500"]
+    tiny.hear("STATE seq=1 ack=1 wnd=500")
+    assert tiny.say() == ["DATA seq=2 ack=0 len=500"]
+    wire.hear("STATE seq=1 ack=0 wnd=500")
+    wire.say()
+    wire.write_bytes(2_000)
+    assert wire.say() == [], "a large buffer that is nearly full is waited for"
+
+
+def test_a_window_that_never_changes_is_believed_anew_with_each_ack(base: int) -> None:
+    """§7: some peers say a constant."""
+    wire = Wire.initiator(base)
+    wire.hear("STATE seq=1 ack=0 wnd=2760")
+    wire.write_bytes(13_800)
+    assert wire.say() == ["DATA seq=1..2 ack=0 len=1380"]
+    wire.wait(RTT_US)
+    wire.hear("STATE seq=1 ack=2 wnd=2760")
+    assert wire.say() == ["DATA seq=3..4 ack=0 len=1380"]
+
+
+def test_at_most_900_packets_are_under_way_to_a_foreign_peer(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.connection.send.controller.window_bytes = 10_000_000
+    wire.hear("STATE seq=1 ack=0 wnd=9000000")
+    wire.write_bytes(2_000_000)
+    wire.wait(RTT_US)
+    assert wire.connection.stats().sent_packets == 900
+    wire.hear("STATE seq=1 ack=0 wnd=9000000 sack=" + "00" * 252)
+    wire.say()
+    wire.wait(5_000)
+    assert wire.connection.stats().sent_packets > 1_000, "a selective ack of full length proves more"
+
+
+def test_we_prove_ourselves_in_the_same_way(base: int) -> None:
+    wire = Wire.initiator(base)
+    for number in range(1, 20):
+        wire.hear(f"DATA seq={number} ack=0 len=10")
+    (line,) = wire.say()
+    assert line == "STATE seq=1 ack=19 sack=" + "00" * 252

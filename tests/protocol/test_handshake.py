@@ -1,0 +1,309 @@
+"""PROTOCOL.md §2: ids, numbers, and what becomes of lost, repeated and overtaken parts of a handshake."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from tests.protocol.wire import RECV_ID, RTT_US, Wire
+from utpsocket.protocol import State
+
+
+def test_initiator_sends_one_bare_state_on_the_answer(base: int) -> None:
+    """§3: it proves our address to acceptors of our kind and harms nobody."""
+    wire = Wire(base)
+    wire.connect()
+    assert wire.say() == ["SYN seq=0 ack=0"]
+    assert int.from_bytes(wire.last[2:4], "big") == RECV_ID
+    assert wire.last_window == 4 << 20, "a SYN says our window"
+    wire.wait(RTT_US)
+    wire.hear("STATE seq=1 ack=0")
+    assert wire.events() == ["CONNECTED"]
+    assert wire.say() == ["STATE seq=1 ack=0"]
+    assert int.from_bytes(wire.last[2:4], "big") == RECV_ID + 1
+    assert wire.say() == []
+
+
+def test_state_never_consumes_a_number(base: int) -> None:
+    """§2: the SYN-ACK's seq is the acceptor's next DATA, so its DATA has the same one."""
+    wire = Wire.initiator(base)
+    wire.hear("DATA seq=1 ack=0 data=hello", "DATA seq=2 ack=0 data=,you")
+    assert wire.read_bytes() == b"hello,you"
+    assert wire.say() == ["STATE seq=1 ack=2"]
+    wire.write_bytes(10)
+    assert wire.say() == ["DATA seq=1 ack=2 len=10"]
+
+
+def test_acceptor_answers_with_a_bare_state_and_is_connected_by_proof(base: int) -> None:
+    wire = Wire.acceptor(base, is_proven=False)
+    assert wire.state is State.SYN_RECEIVED
+    assert wire.events() == []
+    assert int.from_bytes(wire.last[2:4], "big") == RECV_ID - 1
+    wire.wait(RTT_US)
+    wire.hear("DATA seq=1 ack=0 data=hi")
+    assert wire.events() == ["CONNECTED"]
+    assert wire.read_bytes() == b"hi"
+
+
+def test_the_round_trip_is_measured_by_the_handshake(base: int) -> None:
+    assert Wire.initiator(base).connection.stats().rtt_us == RTT_US
+    assert Wire.acceptor(base).connection.stats().rtt_us == RTT_US
+
+
+def test_a_repeated_syn_leaves_the_round_trip_unknown(base: int) -> None:
+    """Karn: nobody knows which one was answered."""
+    wire = Wire(base)
+    wire.connect()
+    wire.say()
+    assert wire.wait(1_100_000) == ["1000 SYN seq=0 ack=0"]
+    wire.hear("STATE seq=1 ack=0")
+    assert wire.connection.stats().rtt_us == 0
+
+
+def test_syn_is_repeated_and_given_up(base: int) -> None:
+    """§9: first after 1 s, doubled, five tries."""
+    wire = Wire(base)
+    wire.connect()
+    assert wire.say() == ["SYN seq=0 ack=0"]
+    times = [line.split()[0] for line in wire.wait(60_000_000)]
+    assert times == ["1000", "3000", "7000", "15000"]
+    assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
+    assert wire.connection.timeout_at() is None
+
+
+def test_a_lost_answer_of_a_silent_acceptor_costs_a_second_and_a_half(base: int) -> None:
+    """§2: libutp stays silent on a SYN it has seen; a fresh id gets a fresh answer, and the ghost is told to go."""
+    wire = Wire(base, spare_ids=(RECV_ID + 100, RECV_ID + 200))
+    assert wire.connection.recv_ids == (RECV_ID, RECV_ID + 100, RECV_ID + 200)
+    wire.connect()
+    assert wire.say() == ["SYN seq=0 ack=0"]
+    assert wire.wait(1_400_000) == ["1000 SYN seq=0 ack=0"]
+    assert wire.connection.recv_id == RECV_ID
+    assert wire.wait(200_000) == ["1500 SYN seq=0 ack=0"]
+    assert wire.connection.recv_id == RECV_ID + 100
+    wire.hear("STATE seq=500 ack=0")
+    assert wire.events() == ["CONNECTED"]
+    reset, state = wire.say()
+    assert reset.startswith("RESET seq=1 ") and reset.endswith(" id=+1")
+    assert state == "STATE seq=1 ack=499"
+    assert set(wire.connection.recv_ids) == {RECV_ID, RECV_ID + 100}
+    # Its late answer, or its keepalives, are answered by RESET: a few times.
+    for _ in range(5):
+        wire.hear("STATE seq=30 ack=0 id=-100")
+    assert wire.say() == ["RESET seq=1 ack=30 id=+0"] * 3
+    assert wire.state is State.CONNECTED
+
+
+def test_the_answer_of_an_earlier_syn_is_as_good(base: int) -> None:
+    """§2: whichever answer comes first is taken, what the other SYN made is told to go."""
+    wire = Wire(base, spare_ids=(RECV_ID + 100,))
+    wire.connect()
+    wire.say()
+    wire.wait(1_600_000)
+    assert wire.connection.recv_id == RECV_ID + 100
+    wire.hear("STATE seq=1 ack=0 id=-100")
+    assert wire.connection.recv_id == RECV_ID
+    said = wire.say()
+    assert said[0].startswith("RESET seq=1 ") and said[0].endswith(" id=+101")
+    assert said[1:] == ["STATE seq=1 ack=0"]
+    wire.hear("DATA seq=1 ack=0 data=ok")
+    assert wire.read_bytes() == b"ok"
+
+
+def test_without_spare_ids_the_same_syn_is_repeated(base: int) -> None:
+    wire = Wire(base)
+    wire.connect()
+    wire.say()
+    assert [line.split()[0] for line in wire.wait(4_000_000)] == ["1000", "3000"]
+    assert wire.connection.recv_id == RECV_ID
+
+
+def test_a_withdrawn_syn_ends_the_half_open_connection_it_made(base: int) -> None:
+    """The RESET of an initiator that never saw our answer cannot ack our number; it knows its own."""
+    wire = Wire.acceptor(base, is_proven=False)
+    wire.hear("RESET seq=1 ack=777 id=recv")
+    assert wire.events() == [f"CLOSED {errno.ECONNRESET}"]
+    blind = Wire.acceptor(base, is_proven=False)
+    blind.hear("RESET seq=3 ack=777 id=recv")
+    assert blind.state is State.SYN_RECEIVED
+
+
+def test_a_second_answer_with_another_number_replaces_the_first(base: int) -> None:
+    """§2: libtorrent then made a second connection and forgot the first."""
+    wire = Wire(base)
+    wire.connect()
+    wire.say()
+    wire.wait(1_100_000)
+    wire.hear("STATE seq=1 ack=0", "STATE seq=20001 ack=0")
+    assert wire.say()[-1] == "STATE seq=1 ack=20000"
+    wire.hear("DATA seq=20001 ack=0 data=second")
+    assert wire.read_bytes() == b"second"
+
+
+def test_a_second_answer_is_no_news_once_data_came_or_when_the_syn_was_not_repeated(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.hear("STATE seq=20001 ack=0", "DATA seq=1 ack=0 data=first")
+    assert wire.read_bytes() == b"first"
+    again = Wire(base)
+    again.connect()
+    again.say()
+    again.wait(1_100_000)
+    again.hear("STATE seq=1 ack=0", "DATA seq=1 ack=0 data=first", "STATE seq=20001 ack=0", "DATA seq=2 ack=0 data=+")
+    assert again.read_bytes() == b"first+"
+
+
+def test_a_state_after_data_on_its_way_is_no_second_answer(base: int) -> None:
+    wire = Wire(base)
+    wire.connect()
+    wire.say()
+    wire.wait(1_100_000)
+    wire.hear("STATE seq=1 ack=0", "STATE seq=12 ack=0", "DATA seq=1 ack=0 data=first")
+    assert wire.read_bytes() == b"first"
+
+
+def test_a_repeated_syn_is_answered_identically_but_not_at_any_rate(base: int) -> None:
+    """§2: the same STATE, even when DATA has gone out since, or the initiator would skip that DATA."""
+    wire = Wire.acceptor(base, is_proven=False)
+    wire.write_bytes(5)
+    assert wire.say() == ["DATA seq=1 ack=0 len=5"]
+    wire.hear("SYN seq=0")
+    assert wire.say() == [], "too soon after the answer"
+    wire.wait(150_000)
+    wire.hear("SYN seq=0", "SYN seq=0", "SYN seq=0")
+    assert wire.say() == ["STATE seq=1 ack=0"]
+
+
+def test_another_syn_under_the_same_id_is_dropped(base: int) -> None:
+    """Ids repeat (libutp's rand() is unseeded): a stranger's SYN must not disturb a connection."""
+    wire = Wire.acceptor(base)
+    wire.wait(1_000_000)
+    wire.hear("SYN seq=900")
+    assert wire.say() == []
+    assert wire.connection.stats().dropped_packets == 1
+
+
+def test_an_answer_may_be_repeated_to_draw_the_proof(base: int) -> None:
+    """A lost bare STATE must not leave both sides silent; at most twice, or it would amplify."""
+    wire = Wire.acceptor(base, is_proven=False)
+    assert wire.wait(30_000_000) == ["1000 STATE seq=1 ack=0", "3000 STATE seq=1 ack=0"]
+    initiator = Wire.initiator(base)
+    initiator.wait(1_000_000)
+    initiator.hear("STATE seq=1 ack=0")
+    assert initiator.say() == ["STATE seq=1 ack=0"]
+
+
+def test_a_half_open_connection_times_out(base: int) -> None:
+    """§3: libutp's never does, and 3,000 spoofed SYNs fill it."""
+    wire = Wire.acceptor(base, is_proven=False)
+    wire.wait(34_999_000)
+    assert wire.state is State.SYN_RECEIVED
+    wire.wait(2_000)
+    assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
+    assert wire.say() == []
+
+
+def test_a_silent_initiators_first_keepalive_is_proof_enough(base: int) -> None:
+    """§7: its ack is one too low, and still only who saw our number can say it."""
+    wire = Wire.acceptor(base, is_proven=False)
+    wire.wait(29_000_000)
+    wire.hear("STATE seq=1 ack=-1")
+    assert wire.events() == ["CONNECTED"]
+
+
+@pytest.mark.parametrize("first", ["STATE seq=1 ack=5", "STATE seq=1 ack=-1", "STATE seq=1 ack=0 id=+1", "SYN seq=4"])
+def test_only_an_ack_of_our_syn_under_our_id_answers_it(base: int, first: str) -> None:
+    wire = Wire(base)
+    wire.connect()
+    wire.say()
+    wire.hear(first)
+    assert wire.state is State.SYN_SENT
+    assert wire.say() == []
+    wire.hear("STATE seq=1 ack=0")
+    assert wire.state is State.CONNECTED
+
+
+def test_data_that_overtook_the_answer_waits_for_it(base: int) -> None:
+    """Only the STATE says where the stream begins: DATA 2 alone would hide DATA 1 for ever."""
+    wire = Wire(base)
+    wire.connect()
+    wire.say()
+    wire.hear("DATA seq=2 ack=0 data=two", "DATA seq=1 ack=0 data=one")
+    assert wire.state is State.SYN_SENT
+    wire.hear("STATE seq=1 ack=0")
+    assert wire.read_bytes() == b"onetwo"
+    assert wire.say() == ["STATE seq=1 ack=2"]
+
+
+def test_data_that_comes_again_is_an_answer(base: int) -> None:
+    """§2: any type that acks our SYN is accepted (libtorrent); what is sent again first is the oldest."""
+    wire = Wire(base)
+    wire.connect()
+    wire.say()
+    wire.hear("DATA seq=1 ack=0 data=one", "DATA seq=2 ack=0 data=two", "DATA seq=1 ack=0 data=one")
+    assert wire.state is State.SYN_SENT, "the network may have doubled it"
+    wire.wait(500_000)
+    wire.hear("DATA seq=1 ack=0 data=one")
+    assert wire.events() == ["CONNECTED"]
+    assert wire.read_bytes() == b"onetwo"
+
+
+def test_early_data_is_held_in_bounds(base: int) -> None:
+    wire = Wire(base)
+    wire.connect()
+    wire.say()
+    for number in range(1, 200):
+        wire.hear(f"DATA seq={number} ack=0 len=1000")
+    wire.hear("STATE seq=1 ack=0")
+    assert len(wire.read_bytes()) == 8_000
+
+
+def test_a_reset_refuses(base: int) -> None:
+    for words in ("id=recv", "id=send"):
+        wire = Wire(base)
+        wire.connect()
+        wire.say()
+        wire.hear(f"RESET seq=99 ack=0 {words}")
+        assert wire.events() == [f"CLOSED {errno.ECONNREFUSED}"]
+        assert wire.say() == []
+
+
+@pytest.mark.parametrize("blind", ["RESET seq=0 ack=1", "RESET seq=0 ack=-1", "RESET seq=0 ack=0 id=+7"])
+def test_a_guessed_reset_refuses_nothing(base: int, blind: str) -> None:
+    wire = Wire(base)
+    wire.connect()
+    wire.say()
+    wire.hear(blind)
+    assert wire.state is State.SYN_SENT
+
+
+def test_extension_2_on_the_answer_is_skipped(base: int) -> None:
+    """§5: Transmission's SYN-ACKs carry it."""
+    wire = Wire(base)
+    wire.connect()
+    wire.say()
+    wire.hear("STATE seq=1 ack=0 ext=2:0000000000000000")
+    assert wire.state is State.CONNECTED
+
+
+def test_a_syn_that_says_no_window_means_nothing_by_it(base: int) -> None:
+    """§2: libtorrent and librqbit send 0."""
+    wire = Wire(base)
+    wire.our_base = (base - 1) & 0xFFFF
+    wire.hear("SYN seq=0 wnd=0")
+    assert wire.say() == ["STATE seq=1 ack=0"]
+    wire.write_bytes(10)
+    assert wire.say() == ["DATA seq=1 ack=0 len=10"]
+
+
+def test_icmp_says_why_nobody_answers(base: int) -> None:
+    for error in (errno.ECONNREFUSED, errno.EHOSTUNREACH):
+        wire = Wire(base)
+        wire.connect()
+        wire.say()
+        wire.connection.handle_icmp(
+            error, quoted_seq16=(base + 1) & 0xFFFF, mtu_bytes=0, datagram_bytes=20, now=wire.at
+        )
+        assert wire.state is State.SYN_SENT, "it quotes something else"
+        wire.connection.handle_icmp(error, quoted_seq16=base, mtu_bytes=0, datagram_bytes=20, now=wire.at)
+        assert wire.events() == [f"CLOSED {error}"]

@@ -1,0 +1,209 @@
+"""PROTOCOL.md §9: what counts as lost, and when it leaves again."""
+
+from __future__ import annotations
+
+import errno
+from itertools import pairwise
+
+import pytest
+
+from tests.protocol.wire import RTT_US, Wire
+from tests.simulator import WRAP_SEQ, Application, Pair, Simulator, path
+from utpsocket.protocol import State
+
+
+def sender(base: int, packets: int) -> Wire:
+    """That many full packets are under way, one round trip ago."""
+    wire = Wire.initiator(base)
+    wire.write_bytes(packets * 1_380)
+    wire.say()
+    wire.wait(RTT_US)
+    assert wire.connection.stats().sent_packets == packets
+    wire.say()
+    return wire
+
+
+def texts(lines: list[str]) -> list[str]:
+    return [line.split(" ", 1)[1] for line in lines]
+
+
+def test_three_sacked_above_are_loss_and_two_are_not_yet(base: int) -> None:
+    wire = sender(base, 10)
+    wire.hear("STATE seq=1 ack=0 sack=03")
+    assert wire.say() == []
+    wire.hear("STATE seq=1 ack=0 sack=07")
+    assert wire.say() == ["DATA seq=1 ack=0 len=1380"]
+    assert wire.connection.stats().lost_packets == 1
+
+
+def test_each_packet_leaves_again_once_per_round(base: int) -> None:
+    wire = sender(base, 10)
+    wire.hear("STATE seq=1 ack=0 sack=07", "STATE seq=1 ack=0 sack=0f", "STATE seq=1 ack=0 sack=1f")
+    assert wire.say() == ["DATA seq=1 ack=0 len=1380"]
+    wire.hear("STATE seq=1 ack=0 sack=3f", "STATE seq=1 ack=0 sack=7f")
+    assert wire.say() == []
+
+
+def test_three_plain_duplicates_where_the_peer_sends_no_sack(base: int) -> None:
+    wire = sender(base, 10)
+    wire.hear("STATE seq=1 ack=1", "STATE seq=1 ack=1", "STATE seq=1 ack=1")
+    assert wire.say() == []
+    wire.hear("STATE seq=1 ack=1")
+    assert wire.say() == ["DATA seq=2 ack=0 len=1380"]
+
+
+def test_the_next_hole_follows_the_repaired_one_without_new_duplicates(base: int) -> None:
+    """NewReno's partial ack, by time: what left before a packet that was acked is lost. RFC 8985."""
+    wire = sender(base, 10)
+    wire.hear(*["STATE seq=1 ack=1"] * 4)
+    assert wire.say() == ["DATA seq=2 ack=0 len=1380"]
+    wire.wait(RTT_US)
+    wire.hear("STATE seq=1 ack=6")
+    assert [*wire.say(), *texts(wire.wait(10_000))] == ["DATA seq=7 ack=0 len=1380"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "STATE seq=1 ack=0 wnd=900000",  # a window update
+        "DATA seq=1 ack=0 len=9",  # data carries its ack anyway
+        "STATE seq=1 ack=-1",  # a keepalive, or overtaken
+        "STATE seq=1 ack=-2",
+    ],
+)
+def test_what_is_no_duplicate(base: int, line: str) -> None:
+    wire = sender(base, 10)
+    for number in range(8):
+        wire.hear(
+            line.replace("900000", str(900_000 - number)).replace("seq=1 ack=0 len", f"seq={number + 1} ack=0 len")
+        )
+    assert wire.connection.stats().lost_packets == 0
+
+
+def test_where_packets_were_reordered_only_time_is_loss(base: int) -> None:
+    """RACK: a packet that came late, not lost, teaches patience."""
+    wire = sender(base, 10)
+    wire.hear("STATE seq=1 ack=0 sack=01", "STATE seq=1 ack=2")
+    wire.hear("STATE seq=1 ack=2 sack=07")
+    assert wire.say() == [], "three above, but this path reorders"
+    said = wire.wait(10_000)
+    assert texts(said) == ["DATA seq=3 ack=0 len=1380"]
+    assert 1 <= float(said[0].split()[0]) - wire.now / 1000 + 10 <= 6, "a quarter of the round trip later"
+
+
+def test_one_congestion_cut_per_round_trip(base: int) -> None:
+    wire = sender(base, 10)
+    before = wire.connection.stats().cwnd_bytes
+    wire.hear("STATE seq=1 ack=0 sack=0e")
+    after = wire.connection.stats().cwnd_bytes
+    assert after == before // 2
+    wire.hear("STATE seq=1 ack=0 sack=fe", "STATE seq=1 ack=3 sack=0e")
+    assert wire.connection.stats().lost_packets == 2
+    assert wire.connection.stats().cwnd_bytes >= after
+
+
+def test_the_first_retransmission_does_not_wait_for_the_window(base: int) -> None:
+    wire = sender(base, 10)
+    wire.hear("STATE seq=1 ack=0 sack=07")
+    stats = wire.connection.stats()
+    assert stats.in_flight_bytes > stats.cwnd_bytes
+    assert wire.say() == ["DATA seq=1 ack=0 len=1380"]
+
+
+def test_a_silent_tail_is_probed_after_two_round_trips(base: int) -> None:
+    wire = sender(base, 4)
+    wire.hear("STATE seq=1 ack=3")
+    said = wire.wait(60_000)
+    assert texts(said) == ["DATA seq=4 ack=0 len=1380"]
+    assert wire.connection.stats().tail_probes == 1
+    assert wire.connection.stats().timeouts == 0
+
+
+@pytest.mark.parametrize("rtt_us", [20_000, 100_000, 350_000])
+@pytest.mark.parametrize("first_seq", [1, WRAP_SEQ])
+def test_a_lost_last_packet_costs_two_round_trips_and_50_ms(rtt_us: int, first_seq: int) -> None:
+    def arrival(mask: tuple[int, ...]) -> int:
+        simulator = Simulator(1)
+        pair = Pair(
+            simulator,
+            path(simulator, delay_us=rtt_us // 2, mask=mask),
+            path(simulator, delay_us=rtt_us // 2),
+            a=Application(1_380 * 8, writes=1, expects=2, hold_open=True),
+            b=Application(0, writes=2, expects=1, hold_open=True),
+            first_seq=first_seq,
+        )
+        pair.connect()
+        assert simulator.run(lambda: pair.b.application.received == 1_380 * 8)
+        return simulator.elapsed_us
+
+    last = 8  # SYN, DATA
+    assert arrival((last,)) - arrival(()) <= 2 * rtt_us + 50_000
+    assert arrival((last - 1, last)) - arrival(()) <= 3 * rtt_us + 50_000
+
+
+def test_the_timeout_is_doubled_and_ends_in_giving_up(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.write_bytes(100)
+    wire.say()
+    said = wire.wait(120_000_000)
+    times = [float(line.split()[0]) for line in said]
+    gaps = [round(after - before) for before, after in pairwise(times)]
+    assert gaps[:5] == [200, 400, 800, 1600, 3200]
+    assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
+    assert texts(said)[-1] == "RESET seq=2 ack=0"
+
+
+def test_a_user_timeout_replaces_the_count(base: int) -> None:
+    """TCP_USER_TIMEOUT."""
+    wire = Wire.initiator(base)
+    wire.connection.send.user_timeout_us = 2_000_000
+    wire.write_bytes(100)
+    wire.say()
+    wire.wait(1_990_000)
+    assert wire.state is State.CONNECTED
+    wire.wait(3_000_000)
+    assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
+
+
+def test_progress_ends_the_backoff(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.write_bytes(100)
+    wire.say()
+    wire.wait(2_000_000)
+    assert wire.connection.stats().rto_us > 400_000
+    wire.hear("STATE seq=1 ack=1")
+    assert wire.connection.stats().rto_us == 200_000
+
+
+def test_a_retransmitted_packet_measures_no_round_trip(base: int) -> None:
+    """Karn."""
+    wire = Wire.initiator(base)
+    before = wire.connection.stats().rtt_us
+    wire.write_bytes(100)
+    wire.say()
+    wire.wait(700_000)
+    wire.hear("STATE seq=1 ack=1")
+    assert wire.connection.stats().rtt_us == before
+
+
+def test_a_timeout_resends_the_first_and_believes_in_the_youngest(base: int) -> None:
+    """RFC 8985 §6.3: what left a moment ago may still arrive."""
+    wire = sender(base, 10)
+    wire.connection.handle_timeout(now=wire.at)
+    wire.wait(30_000)  # tail probe
+    wire.say()
+    said = wire.wait(250_000)
+    assert texts(said)[0] == "DATA seq=1 ack=0 len=1380"
+    assert wire.connection.stats().cwnd_bytes == 1_380
+
+
+def test_a_retransmission_that_was_needless_is_undone_once(base: int) -> None:
+    """RFC 3522: the ack came too soon to be the retransmission's."""
+    wire = sender(base, 10)
+    before = wire.connection.stats().cwnd_bytes
+    wire.hear("STATE seq=1 ack=0 sack=07")
+    assert wire.connection.stats().cwnd_bytes < before
+    assert wire.say() == ["DATA seq=1 ack=0 len=1380"]
+    wire.wait(1_000)
+    wire.hear("STATE seq=1 ack=4")
+    assert wire.connection.stats().cwnd_bytes >= before
