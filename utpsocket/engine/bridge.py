@@ -66,6 +66,7 @@ class Bridge:
         "is_lazy",
         "is_readable",
         "is_writable",
+        "recv_ids",
         "source",
         "wakes_at",
     )
@@ -75,6 +76,7 @@ class Bridge:
         self.endpoint = endpoint
         self.identity = identity
         self.source = source
+        self.recv_ids: tuple[int, ...] = ()
         self.end: Any = None
         self.end_fd = -1
         self.is_readable = False

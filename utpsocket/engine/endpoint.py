@@ -112,7 +112,8 @@ class Endpoint:
             spare_ids=spare_ids,
         )
         bridge = Bridge(connection, self, identity, source)
-        for any_id in connection.recv_ids:
+        bridge.recv_ids = connection.recv_ids  # the connection's own list shrinks once it has chosen
+        for any_id in bridge.recv_ids:
             self.bridges[addr, any_id] = bridge
         self.loop.bridges[identity.cookie] = bridge
         apply_settings(bridge, now=self.loop.now)
@@ -139,9 +140,8 @@ class Endpoint:
     def forget(self, bridge: Bridge) -> None:
         """The connection is over."""
         connection = bridge.connection
-        for any_id in connection.recv_ids:
-            if self.bridges.get((connection.addr, any_id)) is bridge:
-                del self.bridges[connection.addr, any_id]
+        for any_id in bridge.recv_ids:
+            self.bridges.pop((connection.addr, any_id), None)
         if self.is_unused:
             self.loop.close_endpoint(self)
 
