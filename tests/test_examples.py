@@ -46,6 +46,10 @@ OUTPUT = {
         "received intact",
         "uTP connections: 1",
     ],
+    "bittorrent": [
+        "12 pieces, intact",
+        "uTP connections: 1",
+    ],
 }
 
 
