@@ -31,7 +31,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
-from compat.stdlib import tally
+from compat.stdlib import over_utp, tally
 from compat.stdlib.private_network import enter_private_network
 
 DUMP_SIGNAL: Final = 50  # a real-time signal no test uses: the supervisor asks where a hung test stands
@@ -195,11 +195,9 @@ def main(request: dict[str, Any]) -> None:
     faulthandler.enable()
     faulthandler.register(DUMP_SIGNAL, all_threads=True)
 
-    over_utp = request["transport"] == "utp" and not os.environ.get("COMPAT_STDLIB_STAND_IN")
-    if over_utp:
-        from compat.stdlib.over_utp import patch, shut_down
-
-        patch()
+    is_over_utp = request["transport"] == "utp" and not os.environ.get("COMPAT_STDLIB_STAND_IN")
+    if is_over_utp:
+        over_utp.start()
         tally.report_at_exit_of_forks(request["tally"])
 
     from test import support
@@ -212,8 +210,8 @@ def main(request: dict[str, Any]) -> None:
         suite = unittest.TestSuite()
     suite.run(recorder)
     made = tally.connections_made()
-    if over_utp:
-        shut_down()
+    if is_over_utp:
+        over_utp.shut_down()
     recorder.say(finished=leftovers(), utp=made)
 
 

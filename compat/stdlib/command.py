@@ -56,7 +56,12 @@ def main(argv: list[str]) -> int:
         verdicts[name] = verdict
         note = "ok" if verdict.good else f"{len(verdict.unexpected)} unexpected, {len(verdict.stale)} stale"
         pace = f"{verdict.seconds:.0f} s, TCP {verdict.tcp_seconds:.0f} s"
-        print(f"[{len(verdicts)}/{len(names)}] {name}: {note} ({pace})", file=sys.stderr, flush=True)
+        print(
+            f"[{len(verdicts)}/{len(names)}] {name}: {note} ({pace})",
+            *verdict.unexpected,
+            sep="\n    ",
+            file=sys.stderr,
+        )
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # an ended CI job leaves no process under test behind
     with ThreadPoolExecutor(options.jobs) as pool:

@@ -32,10 +32,6 @@ EXPECTED: Final = (
     Expectation("test_asyncore.*.test_handle_expt", NO_URGENT_DATA),
     Expectation("test_ftplib.TestFTPClass.test_abort", NO_URGENT_DATA),
     Expectation(
-        "test_asyncio.test_sock_lowlevel.EPollEventLoopTests.test_sock_client_connect_racing",
-        "connect() after a failed one puts a fresh AF_UNIX socket under the number: epoll forgets it",
-    ),
-    Expectation(
         "test_epoll.TestEPoll.test_control_and_wait",
         "expects both ends' data in the first epoll_wait: kernel TCP delivers within send(), a thread a moment later",
     ),

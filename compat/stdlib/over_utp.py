@@ -4,11 +4,17 @@ from __future__ import annotations
 
 
 def patch() -> None:
-    """Put uTP in place of TCP, with the engine started: every test then finds its thread when it begins."""
-    import utpsocket.engine
+    """Put uTP in place of TCP."""
     from utpsocket import monkey
 
     monkey.patch_socket()
+
+
+def start() -> None:
+    """Patch, with the engine started: every test then finds its thread when it begins."""
+    patch()
+    import utpsocket.engine
+
     utpsocket.engine.engine()
 
 

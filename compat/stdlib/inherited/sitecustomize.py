@@ -35,10 +35,9 @@ if os.environ.get("COMPAT_STDLIB_TALLY") and "COMPAT_STDLIB_CHILD" not in os.env
     def _patch() -> None:
         import atexit
 
-        from compat.stdlib import tally
-        from utpsocket import monkey
+        from compat.stdlib import over_utp, tally
 
-        monkey.patch_socket()
+        over_utp.patch()
         path = os.environ["COMPAT_STDLIB_TALLY"]
         atexit.register(tally.report, path)
         tally.report_at_exit_of_forks(path)
