@@ -35,7 +35,18 @@ class PathMtu:
     floor     what every path is taken to carry
     """
 
-    __slots__ = ("_ceiling", "_failed", "_highest", "_packets", "_search_at", "floor", "probe", "proven", "size")
+    __slots__ = (
+        "_ceiling",
+        "_failed",
+        "_highest",
+        "_likely",
+        "_packets",
+        "_search_at",
+        "floor",
+        "probe",
+        "proven",
+        "size",
+    )
 
     def __init__(self, start_bytes: int, ceiling_bytes: int) -> None:
         self._ceiling = max(FLOOR_BYTES, ceiling_bytes) & ~7
@@ -43,6 +54,7 @@ class PathMtu:
         self.floor = self.proven = FLOOR_BYTES
         self.probe = 0
         self._highest = self._ceiling  # the largest size not known to be too large
+        self._likely = self.size  # a size worth trying before halving; 0: none
         self._failed = 0
         self._search_at = 0
         self._packets = 0
@@ -63,13 +75,15 @@ class PathMtu:
         return self._highest < self._ceiling and now >= self._search_at
 
     def probe_size(self) -> int:
-        """The size to probe now: the ceiling, which most paths carry; then the size in use; then by halves."""
+        """The size to probe now: the ceiling, which most paths carry; then where we began or what a router said; then
+        by halves.
+        """
         if self._highest - self.proven < _DONE_WITHIN_BYTES:
             self._highest = self._ceiling  # paths change: the search begins again
         if self._highest == self._ceiling:
             return self._ceiling
-        if self.proven < self.size:
-            return self.size
+        if self.proven < self._likely <= self._highest:
+            return self._likely
         return (self.proven + self._highest + 8) // 2 & ~7
 
     def on_probe_sent(self, size: int) -> None:
@@ -90,6 +104,8 @@ class PathMtu:
         if size:
             self._failed += 1
             if self._failed >= _MAX_PROBES:
+                if size == self._likely:
+                    self._likely = 0
                 self._lower(size - 8, now=now)
 
     def on_too_big(self, datagram_bytes: int, carries_bytes: int, *, now: int) -> None:
@@ -102,6 +118,7 @@ class PathMtu:
         limit = datagram_bytes - 8
         if self.floor <= carries_bytes < datagram_bytes:
             limit = carries_bytes
+            self._likely = limit & ~7
         if limit < self._highest:
             self._lower(limit, now=now)
 

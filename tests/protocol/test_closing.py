@@ -1,0 +1,202 @@
+"""PROTOCOL.md §12: FIN, half-close, RESET, and what lingers."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from tests.protocol.wire import RTT_US, Wire
+from utpsocket.protocol import State
+
+
+def test_fin_follows_all_data_and_consumes_a_number(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.write_bytes(1_480)
+    wire.finish()
+    assert wire.say() == ["DATA seq=1..2 ack=0 len=1380+100", "FIN seq=3 ack=0"]
+    wire.hear("STATE seq=1 ack=3")
+    assert wire.connection.is_flushed
+    assert wire.state is State.CONNECTED, "half-closed: the peer may still speak"
+    wire.hear("DATA seq=1 ack=3 data=answer")
+    assert wire.read_bytes() == b"answer"
+    wire.hear("FIN seq=2 ack=3")
+    assert wire.say() == ["STATE seq=4 ack=2"], "after our FIN, our STATEs carry its number plus one"
+    assert wire.connection.has_eof
+    assert wire.events() == ["CLOSED 0"]
+
+
+def test_the_peer_may_finish_first_and_still_listen(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.hear("FIN seq=1 ack=0")
+    assert wire.say() == ["STATE seq=1 ack=1"], "a FIN is acked at once"
+    assert wire.connection.has_eof
+    wire.write_bytes(100)
+    assert wire.say() == ["DATA seq=1 ack=1 len=100"]
+    wire.hear("STATE seq=2 ack=1")  # libutp: FIN's number plus one
+    wire.hear("STATE seq=1 ack=1")  # libtorrent: FIN's number
+    wire.finish()
+    assert wire.say() == ["FIN seq=2 ack=1"]
+    wire.hear("STATE seq=2 ack=2", "STATE seq=2 ack=2")
+    assert wire.events() == ["CLOSED 0"]
+
+
+def test_fin_is_repeated_until_acked(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.write_bytes(10)
+    wire.finish()
+    wire.say()
+    wire.hear("STATE seq=1 ack=1")
+    said = wire.wait(1_000_000)
+    assert len(said) >= 3
+    assert {line.split(" ", 1)[1] for line in said} == {"FIN seq=2 ack=0"}
+    wire.hear("STATE seq=1 ack=2")
+    assert wire.wait(5_000_000) == []
+
+
+def test_fin_ahead_of_data_is_kept_sacked_and_delivered_in_order(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.hear("FIN seq=3 ack=0", "DATA seq=2 ack=0 data=b")
+    assert wire.say() == ["STATE seq=1 ack=0 sack=03000000"]
+    assert not wire.connection.has_eof
+    wire.hear("DATA seq=1 ack=0 data=a")
+    assert not wire.connection.has_eof, "there is something left to read"
+    assert wire.read_bytes() == b"ab"
+    assert wire.connection.has_eof
+    assert wire.say() == ["STATE seq=1 ack=3"]
+
+
+def test_data_beyond_a_fin_is_nobodys(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.hear("DATA seq=5 ack=0 data=no", "FIN seq=2 ack=0", "DATA seq=3 ack=0 data=no", "DATA seq=1 ack=0 data=yes")
+    assert wire.read_bytes() == b"yes"
+    assert wire.connection.has_eof
+    wire.say()
+    wire.hear("DATA seq=3 ack=0 data=no", "FIN seq=4 ack=0")
+    assert wire.read_bytes() == b""
+
+
+def test_fin_with_payload_delivers_it(base: int) -> None:
+    """libutp does, libtorrent ignores it; we never send it."""
+    wire = Wire.initiator(base)
+    wire.hear("FIN seq=1 ack=0 data=last")
+    assert wire.read_bytes() == b"last"
+    assert wire.connection.has_eof
+
+
+def test_a_late_fin_is_acked_again_for_a_while(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.finish()
+    wire.say()
+    wire.hear("FIN seq=1 ack=1")
+    assert wire.say() == ["STATE seq=2 ack=1"]
+    assert wire.state is State.TIME_WAIT
+    wire.wait(400_000)
+    wire.hear("FIN seq=1 ack=1")
+    assert wire.say() == ["STATE seq=2 ack=1"]
+    wire.wait(1_000_000)
+    assert wire.state is State.CLOSED
+    assert wire.connection.errno == 0
+    assert wire.connection.is_over
+
+
+@pytest.mark.parametrize("ack", [1, 2])
+def test_a_reset_that_acks_our_fin_is_a_clean_close(base: int, ack: int) -> None:
+    """libutp answers late FINs of connections it has forgotten so; to our STATE it acks one more."""
+    wire = Wire.initiator(base)
+    wire.connection.discard(now=wire.at)
+    wire.finish()
+    assert wire.say() == ["FIN seq=1 ack=0"]
+    wire.hear(f"RESET seq=5 ack={ack}")
+    assert wire.events() == ["CLOSED 0"]
+
+
+def test_a_reset_is_no_clean_close_while_somebody_waits_for_an_answer(base: int) -> None:
+    """A request was written and half-closed; what would have been the answer is cut off."""
+    wire = Wire.initiator(base)
+    wire.write_bytes(10)
+    wire.finish()
+    wire.say()
+    wire.hear("STATE seq=1 ack=2", "DATA seq=1 ack=2 data=half", "RESET seq=2 ack=2")
+    assert wire.events() == [f"CLOSED {errno.ECONNRESET}"]
+    assert wire.read_bytes() == b"half", "what came before is still there"
+
+
+def test_a_reset_that_does_not_ack_our_fin_is_a_loss(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.write_bytes(10)
+    wire.connection.discard(now=wire.at)
+    wire.finish()
+    wire.say()
+    wire.hear("RESET seq=2 ack=1")
+    assert wire.events() == [f"CLOSED {errno.ECONNRESET}"]
+
+
+def test_a_fin_that_libutp_will_never_ack_is_given_up_quietly(base: int) -> None:
+    """§3: it ignores a FIN that no data came before. Two tries."""
+    wire = Wire.initiator(base)
+    wire.connection.discard(now=wire.at)
+    wire.finish()
+    assert wire.say() == ["FIN seq=1 ack=0"]
+    said = wire.wait(30_000_000)
+    assert 1 <= len(said) <= 3
+    assert wire.events() == ["CLOSED 0"]
+
+
+def test_data_for_nobody_is_answered_by_reset_after_what_we_wrote_has_arrived(base: int) -> None:
+    """As TCP after close(), but nothing written is lost by it."""
+    wire = Wire.initiator(base)
+    wire.write_bytes(10)
+    wire.connection.discard(now=wire.at)
+    wire.finish()
+    assert wire.say() == ["DATA seq=1 ack=0 len=10", "FIN seq=2 ack=0"]
+    wire.hear("DATA seq=1 ack=0 data=unwanted")
+    assert wire.state is State.CONNECTED
+    wire.hear("STATE seq=2 ack=1")
+    assert wire.say()[-1].startswith("RESET")
+    assert wire.connection.is_over
+
+
+def test_a_fin_held_when_reading_ended_still_counts(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.hear("FIN seq=2 ack=0")
+    wire.say()
+    wire.finish()
+    wire.say()
+    wire.connection.receive.discard()
+    wire.hear("DATA seq=1 ack=1", "FIN seq=2 ack=1")
+    assert wire.connection.receive.reassembly.is_finished
+
+
+def test_a_closed_half_open_peer_is_waited_for_a_minute(base: int) -> None:
+    """As Linux' tcp_fin_timeout: nobody reads here, and the peer never finishes."""
+    wire = Wire.initiator(base)
+    wire.write_bytes(10)
+    wire.connection.discard(now=wire.at)
+    wire.finish()
+    wire.say()
+    wire.hear("STATE seq=1 ack=2")
+    wire.wait(59_000_000)
+    assert wire.state is State.CONNECTED
+    assert [line.split()[1] for line in wire.wait(2_000_000)] == ["RESET"]
+    assert wire.connection.is_over
+
+
+def test_connect_then_close_before_the_answer(base: int) -> None:
+    wire = Wire(base)
+    wire.connect()
+    wire.write_bytes(10)
+    wire.finish()
+    assert wire.say() == ["SYN seq=0 ack=0"]
+    wire.wait(RTT_US)
+    wire.hear("STATE seq=1 ack=0")
+    assert wire.say() == ["DATA seq=1 ack=0 len=10", "FIN seq=2 ack=0"]
+
+
+def test_abort_before_the_answer_says_nothing(base: int) -> None:
+    wire = Wire(base)
+    wire.connect()
+    wire.say()
+    wire.connection.abort()
+    assert wire.say() == []
+    assert wire.connection.is_over

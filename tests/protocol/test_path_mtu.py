@@ -1,0 +1,202 @@
+"""PROTOCOL.md §10: how large a packet this path carries, and what a wrong guess costs."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from tests.protocol.wire import RTT_US, Wire
+from tests.simulator import WRAP_SEQ, Application, Delay, Mtu, Pair, Simulator, path
+from utpsocket.protocol import Config
+from utpsocket.protocol.pathmtu import FLOOR_BYTES, SEARCH_AGAIN_US, PathMtu
+
+
+def ack_everything(wire: Wire) -> None:
+    """The peer has all that was sent."""
+    wire.wait(RTT_US)
+    wire.hear(f"STATE seq=1 ack={wire.connection.send.flights.next_seq - 1 - wire.base}")
+    wire.say()
+
+
+def bulk(base: int, **options: int) -> Wire:
+    """An initiator with much to send, at the moment its first probe has left."""
+    wire = Wire.initiator(base, config=Config(**options))
+    wire.write_bytes(200_000)
+    wire.say()
+    for _ in range(4):
+        if any(transmit.is_probe for transmit in wire.transmits):
+            break
+        ack_everything(wire)
+    return wire
+
+
+def test_the_first_probe_is_the_ceiling_and_follows_sixteen_packets(base: int) -> None:
+    wire = bulk(base)
+    data = [transmit for transmit in wire.transmits if len(transmit.buffers[0]) > 20]
+    probe = next(index for index, transmit in enumerate(data) if transmit.is_probe)
+    assert sum(transmit.count for transmit in data[:probe]) == 16
+    assert [len(datagram) for datagram in data[probe].buffers] == [1_472]
+    assert not data[probe].may_fragment
+    assert all(transmit.may_fragment for transmit in data[:probe]), "unproven sizes may be fragmented"
+    ack_everything(wire)
+    assert wire.connection.stats().packet_bytes == 1_472
+    assert not wire.transmits[-1].may_fragment, "a proven size need not be"
+
+
+def test_a_probe_is_surrounded_by_other_packets(base: int) -> None:
+    """Its loss would tell nothing, and cost a timeout."""
+    wire = Wire.initiator(base)
+    for _ in range(40):
+        wire.write_bytes(1_380)
+        wire.say()
+        ack_everything(wire)
+    assert not any(transmit.is_probe for transmit in wire.transmits)
+
+
+def test_small_packets_prove_nothing(base: int) -> None:
+    wire = Wire.initiator(base)
+    for _ in range(40):
+        wire.write_bytes(700)
+        wire.say()
+        ack_everything(wire)
+    wire.write_bytes(1_380)
+    wire.say()
+    assert wire.transmits[-1].may_fragment
+
+
+def test_emsgsize_is_a_probes_result_and_its_data_leaves_at_once(base: int) -> None:
+    wire = bulk(base)
+    probe = next(transmit for transmit in wire.transmits if transmit.is_probe)
+    seq16 = int.from_bytes(probe.buffers[0][16:18], "big")
+    before = wire.connection.stats().cwnd_bytes
+    wire.connection.handle_icmp(errno.EMSGSIZE, quoted_seq16=seq16, mtu_bytes=1_420, datagram_bytes=1_472, now=wire.at)
+    said = wire.wait(5_000)
+    assert f"len={1_472 - 20}" in said[0], "its boundary is fixed: uTP does not re-segment"
+    again = next(transmit for transmit in wire.transmits[::-1] if len(transmit.buffers[0]) == 1_472)
+    assert again.may_fragment and not again.is_probe
+    assert wire.connection.stats().cwnd_bytes == before, "no congestion"
+    assert wire.connection.send.mtu.size == 1_400
+
+
+def test_icmp_that_quotes_nothing_of_ours_is_ignored(base: int) -> None:
+    """RFC 5927 §4, and RFC 1191 §6: no claim below the floor."""
+    wire = bulk(base)
+    for seq16, mtu in (((base + 30_000) & 0xFFFF, 600), ((base + 20) & 0xFFFF, 0)):
+        wire.connection.handle_icmp(errno.EMSGSIZE, quoted_seq16=seq16, mtu_bytes=mtu, datagram_bytes=500, now=wire.at)
+    assert wire.connection.send.mtu.size == 1_400
+
+
+@pytest.mark.parametrize("first_seq", [1, WRAP_SEQ])
+@pytest.mark.parametrize("tells", [False, True])
+@pytest.mark.parametrize("carries", [1_472, 1_430, 1_280, 900, 576])
+def test_the_search_ends_within_sixteen_bytes(carries: int, tells: bool, first_seq: int) -> None:
+    simulator = Simulator(3)
+
+    def direction() -> Mtu:
+        return Mtu(Delay(simulator, 5_000), carries, tells=tells)
+
+    there = direction()
+    pair = Pair(
+        simulator,
+        there,
+        direction(),
+        a=Application(3_000_000, writes=1, expects=2),
+        b=Application(0, writes=2, expects=1),
+        first_seq=first_seq,
+        config=Config(receive_buffer_bytes=40_000),  # many round trips, a probe in each
+    )
+    pair.finish()
+    stats = pair.a.connection.stats()
+    assert carries - 24 <= stats.packet_bytes <= carries
+    assert stats.timeouts == 0
+    assert stats.cwnd_bytes > 20_000, "lost probes are no congestion"
+    assert there.too_large <= 30
+
+
+def test_a_black_hole_is_found_and_left() -> None:
+    """The path begins to swallow large packets in silence: repeated timeouts of them alone."""
+    simulator = Simulator(4)
+    link = path(simulator, delay_us=5_000, rate_bits=30_000_000)
+    pair = Pair(
+        simulator,
+        link,
+        Delay(simulator, 5_000),
+        a=Application(6_000_000, writes=1, expects=2),
+        b=Application(0, writes=2, expects=1),
+    )
+    pair.connect()
+    simulator.run(lambda: pair.b.application.received > 1_000_000)
+    assert pair.a.connection.stats().packet_bytes == 1_472
+    pair.a.to_peer = Mtu(link, 1_200)
+    simulator.run(lambda: pair.is_over)
+    assert pair.b.application.received == 6_000_000
+    assert 1_176 <= pair.a.connection.stats().packet_bytes <= 1_200
+
+
+def test_a_lone_probes_silence_is_no_timeout(base: int) -> None:
+    """§9: an RTO whose only outstanding packet is an MTU probe is not a loss."""
+    wire = bulk(base)
+    probe = next(transmit for transmit in wire.transmits if transmit.is_probe)
+    seq = int.from_bytes(probe.buffers[0][16:18], "big")
+    before_probe = (seq - wire.base - 1) & 0xFFFF
+    ahead = wire.connection.send.flights.next_seq - 1 - wire.base - before_probe - 1
+    wire.wait(RTT_US)
+    if ahead:
+        bits = (1 << ahead) - 1
+        wire.hear(f"STATE seq=1 ack={before_probe} sack=" + bits.to_bytes((ahead + 31) // 32 * 4, "little").hex())
+    else:
+        wire.hear(f"STATE seq=1 ack={before_probe}")
+    cwnd = wire.connection.stats().cwnd_bytes
+    wire.wait(100_000)
+    assert wire.connection.stats().timeouts == 0
+    assert wire.connection.stats().cwnd_bytes >= cwnd
+
+
+class TestSizes:
+    """The search alone."""
+
+    def test_three_lost_probes_lower_the_ceiling(self) -> None:
+        mtu = PathMtu(1_400, 1_472)
+        for _ in range(3):
+            mtu.on_sent(16)
+            assert mtu.packets_before_probe(now=0) == 0
+            assert mtu.probe_size() == 1_472
+            mtu.on_probe_sent(1_472)
+            mtu.on_probe_lost(now=0)
+        mtu.on_sent(16)
+        assert mtu.probe_size() == 1_400, "then what is in use wants its proof"
+        mtu._check()
+
+    def test_the_search_begins_again_after_ten_minutes(self) -> None:
+        mtu = PathMtu(1_400, 1_472)
+        mtu.on_sent(16)
+        mtu.on_probe_sent(1_472)
+        mtu.on_too_big(1_472, 1_400, now=0)
+        mtu.on_probe_sent(1_400)
+        mtu.on_probe_acked(1_400)
+        mtu.on_sent(100)
+        assert mtu.packets_before_probe(now=SEARCH_AGAIN_US - 1) > 0
+        assert mtu.packets_before_probe(now=SEARCH_AGAIN_US) == 0
+        assert mtu.probe_size() == 1_472
+
+    def test_a_range_that_inverts_is_repaired(self) -> None:
+        """§4: libutp's HEAD aborts on one."""
+        mtu = PathMtu(1_400, 600)
+        assert mtu.size == 600
+        for claim in (0, 1, 20, 544, 599, 600, 601, 1_472, 70_000):
+            mtu.on_too_big(claim, 30, now=0)
+            mtu.on_too_big(claim, 70_000, now=0)
+            mtu.on_black_hole(now=0)
+            mtu.on_probe_acked(claim)
+            mtu._check()
+        assert mtu.size >= FLOOR_BYTES
+
+    def test_a_user_may_raise_the_ceiling(self) -> None:
+        """UTP_MAX_MTU."""
+        mtu = PathMtu(1_400, 65_507)
+        mtu.on_sent(16)
+        assert mtu.probe_size() == 65_504
+        mtu.on_probe_sent(65_504)
+        mtu.on_probe_acked(65_504)
+        assert mtu.size == 65_504
