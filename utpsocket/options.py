@@ -1,7 +1,9 @@
-"""Socket options: which go to the kernel's UDP socket, which to the AF_UNIX pair, and which the uTP engine means.
+"""Socket options: what the kernel thinks of them, and what uTP makes of them.
 
-Separate because it is a table. TCP's options are accepted and mapped where uTP has the thing, remembered where only the
-answer matters, and ENOPROTOOPT where Linux would say so. SOL_UTP is our own level, far from any protocol's number.
+Separate because it is a table. Which options a stream has, which values they take, what they read back and what they
+are at birth is known to the kernel's own TCP: each setsockopt() is first done to a real TCP socket that goes nowhere,
+so errors and answers are TCP's to the letter. Then uTP does what it has the thing for, the UDP port gets what belongs
+to IP, and the rest is remembered. SOL_UTP is our own level, far from any protocol's number.
 
 Sources: socket(7), tcp(7), ip(7), ipv6(7); PROTOCOL.md §7, §11; SOCKETS.md §2.
 """
@@ -17,6 +19,7 @@ from typing import Any, Final
 
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket
+from utpsocket.protocol.congestion import CONTROLLERS
 
 SOL_UTP: Final = 0x757470
 """The level of the options below ("utp" in ASCII)."""
@@ -27,59 +30,18 @@ UTP_MAX_MTU: Final = 2
 UTP_CONGESTION: Final = 3
 """Name of the congestion controller, as bytes, before connect() or listen(). Like TCP_CONGESTION."""
 
-_SOL_SOCKET: Final = stdlib.SOL_SOCKET
+_SOCKET: Final = stdlib.SOL_SOCKET
 _TCP: Final = stdlib.IPPROTO_TCP
 _INT: Final = struct.Struct("=i")
 _LINGER: Final = struct.Struct("=ii")
-_DEFAULT_SEGMENT_BYTES: Final = 1_380
-_TCP_DEFAULT_MSS: Final = 536
+_SEGMENT_BYTES: Final = 1_380
+_MIN_MTU: Final = 576
 _MAX_UDP_PAYLOAD: Final = 65_507
+_MAX_OPTION_BYTES: Final = 1_024  # CPython's limit for getsockopt's buflen
 
-_DEFAULTS: Final[dict[tuple[int, int], int]] = {
-    (_SOL_SOCKET, stdlib.SO_REUSEADDR): 0,
-    (_SOL_SOCKET, stdlib.SO_REUSEPORT): 0,
-    (_SOL_SOCKET, stdlib.SO_KEEPALIVE): 0,
-    (_SOL_SOCKET, stdlib.SO_BROADCAST): 0,
-    (_SOL_SOCKET, stdlib.SO_DONTROUTE): 0,
-    (_SOL_SOCKET, stdlib.SO_OOBINLINE): 0,
-    (_SOL_SOCKET, stdlib.SO_PRIORITY): 0,
-    (_SOL_SOCKET, stdlib.SO_MARK): 0,
-    (_TCP, stdlib.TCP_NODELAY): 0,
-    (_TCP, stdlib.TCP_CORK): 0,
-    (_TCP, stdlib.TCP_KEEPIDLE): 7_200,
-    (_TCP, stdlib.TCP_KEEPINTVL): 75,
-    (_TCP, stdlib.TCP_KEEPCNT): 9,
-    (_TCP, stdlib.TCP_SYNCNT): 6,
-    (_TCP, stdlib.TCP_LINGER2): 60,
-    (_TCP, stdlib.TCP_DEFER_ACCEPT): 0,
-    (_TCP, stdlib.TCP_WINDOW_CLAMP): 0,
-    (_TCP, stdlib.TCP_QUICKACK): 1,
-    (_TCP, stdlib.TCP_USER_TIMEOUT): 0,
-    (_TCP, stdlib.TCP_FASTOPEN): 0,
-    (_TCP, getattr(stdlib, "TCP_NOTSENT_LOWAT", 25)): 0,
-}
-"""Options that are remembered, with the value Linux's TCP has at birth."""
-
-_BOOLEANS: Final = {
-    (_SOL_SOCKET, stdlib.SO_REUSEADDR),
-    (_SOL_SOCKET, stdlib.SO_REUSEPORT),
-    (_SOL_SOCKET, stdlib.SO_KEEPALIVE),
-    (_SOL_SOCKET, stdlib.SO_BROADCAST),
-    (_SOL_SOCKET, stdlib.SO_DONTROUTE),
-    (_SOL_SOCKET, stdlib.SO_OOBINLINE),
-    (_TCP, stdlib.TCP_NODELAY),
-    (_TCP, stdlib.TCP_CORK),
-}
-_RANGES: Final = {
-    (_TCP, stdlib.TCP_KEEPIDLE): (1, 32_767),
-    (_TCP, stdlib.TCP_KEEPINTVL): (1, 32_767),
-    (_TCP, stdlib.TCP_KEEPCNT): (1, 127),
-    (_TCP, stdlib.TCP_SYNCNT): (1, 127),
-    (_TCP, stdlib.TCP_USER_TIMEOUT): (0, 1 << 31),
-}
 _UDP_LEVELS: Final = (stdlib.IPPROTO_IP, stdlib.IPPROTO_IPV6)
 _UDP_SOCKET_OPTIONS: Final = {
-    getattr(stdlib, "SO_BINDTODEVICE", 25),
+    stdlib.SO_BINDTODEVICE,
     stdlib.SO_MARK,
     stdlib.SO_PRIORITY,
     stdlib.SO_DONTROUTE,
@@ -90,12 +52,13 @@ _PAIR_OPTIONS: Final = {
     getattr(stdlib, "SO_SNDTIMEO", 21),
     stdlib.SO_RCVLOWAT,
     getattr(stdlib, "SO_PEEK_OFF", 42),
-    getattr(stdlib, "SO_TIMESTAMP", 29),
-    getattr(stdlib, "SO_INCOMING_CPU", 49),
     stdlib.SO_TYPE,
     stdlib.SO_ACCEPTCONN,
-    getattr(stdlib, "SO_PEERCRED", 17),
 }
+"""What the AF_UNIX pair does itself, for C code too."""
+
+_TCP_STATES: Final = {Role.CONNECTED: 1, Role.CONNECTING: 2, Role.LISTENING: 10}
+_TCP_CLOSED: Final = 7
 
 
 def _fail(code: int) -> OSError:
@@ -107,7 +70,7 @@ def udp_socket(identity: Identity) -> Any:
     udp = Socket(identity.family, stdlib.SOCK_DGRAM, 0)
     try:
         for (level, name), value in identity.options.items():
-            if level in _UDP_LEVELS or (level == _SOL_SOCKET and name in _UDP_SOCKET_OPTIONS and value):
+            if level in _UDP_LEVELS or (level == _SOCKET and name in _UDP_SOCKET_OPTIONS):
                 udp.setsockopt(level, name, value)
     except BaseException:
         udp.close()
@@ -115,81 +78,65 @@ def udp_socket(identity: Identity) -> Any:
     return udp
 
 
-def set_option(sock: Any, identity: Identity, level: int, name: int, value: Any) -> bool:
+def set_option(sock: Any, identity: Identity, level: int, name: int, value: Any, *optlen: Any) -> bool:
     """setsockopt() of a uTP socket. Returns whether a living connection's engine must hear of it.
 
-    Raises OSError with Linux's errno: ENOPROTOOPT for an option TCP does not know, EINVAL for a value out of range.
+    Raises what TCP's setsockopt() raises for this level, name and value.
     """
-    key = (level, name)
-    settings = identity.settings
     if level == SOL_UTP:
-        return _set_utp(identity, name, value)
-    if level == _SOL_SOCKET and name in _PAIR_OPTIONS:
-        Socket.setsockopt(sock, level, name, value)
+        _set_utp(identity, name, value)
         return False
-    if level in _UDP_LEVELS:
-        _check_udp(identity, level, name, value)
-        identity.options[key] = value
+    if level == _SOCKET and name in _PAIR_OPTIONS:
+        Socket.setsockopt(sock, level, name, value, *optlen)
         return False
-    if key == (_SOL_SOCKET, stdlib.SO_LINGER):
-        if not isinstance(value, (bytes, bytearray, memoryview)) or len(value) < _LINGER.size:
-            raise _fail(errno.EINVAL)
+    with closing(Socket(identity.family, stdlib.SOCK_STREAM, 0)) as judge:
+        judge.setsockopt(level, name, value, *optlen)
+        identity.options[level, name] = judge.getsockopt(level, name, _MAX_OPTION_BYTES)
+    return _apply(sock, identity, level, name)
+
+
+def _apply(sock: Any, identity: Identity, level: int, name: int) -> bool:
+    """Do what the option means to uTP; whether the engine must hear of it."""
+    settings = identity.settings
+    value = identity.options[level, name]
+    number = _INT.unpack_from(value)[0] if len(value) >= _INT.size else 0
+    if level == _SOCKET and name == stdlib.SO_LINGER:
         is_on, seconds = _LINGER.unpack_from(value)
         settings.linger_seconds = seconds if is_on else None
         return False
-    if key == (_TCP, stdlib.TCP_CONGESTION):
-        identity.options[key] = bytes(value).rstrip(b"\0")
-        return False
-    number = _integer(value)
-    if key == (_SOL_SOCKET, stdlib.SO_RCVBUF):
-        settings.receive_buffer_bytes = max(number, 1_152)
-        Socket.setsockopt(sock, level, name, number)
-        return True
-    if key == (_SOL_SOCKET, stdlib.SO_SNDBUF):
-        settings.send_buffer_bytes = max(number, 2_304)
-        if identity.is_gated and identity.role is Role.CONNECTING:
-            identity.send_buffer_bytes = number
-        else:
-            Socket.setsockopt(sock, level, name, number)
-        return True
-    if key == (_TCP, stdlib.TCP_MAXSEG):
-        if not 88 <= number <= 32_767:
-            raise _fail(errno.EINVAL)
-        identity.options[key] = number
-        return False
-    if key not in _DEFAULTS:
-        if level == _SOL_SOCKET:
-            _check_udp(identity, level, name, value)
-            identity.options[key] = value
-            return False
-        raise _fail(errno.ENOPROTOOPT)
-    if key in _RANGES and not _RANGES[key][0] <= number <= _RANGES[key][1]:
-        raise _fail(errno.EINVAL)
-    identity.options[key] = int(number != 0) if key in _BOOLEANS else number
-    return _apply(identity, key, number)
-
-
-def _apply(identity: Identity, key: tuple[int, int], number: int) -> bool:
-    settings = identity.settings
-    if key == (_TCP, stdlib.TCP_NODELAY):
-        settings.nodelay = number != 0
-    elif key == (_SOL_SOCKET, stdlib.SO_KEEPALIVE):
+    if level == _SOCKET and name == stdlib.SO_RCVBUF:
+        settings.receive_buffer_bytes = number
+    elif level == _SOCKET and name == stdlib.SO_SNDBUF:
+        settings.send_buffer_bytes = number
+        apply_send_buffer(sock, identity)
+    elif level == _SOCKET and name == stdlib.SO_KEEPALIVE:
         settings.keepalive = number != 0
-    elif key == (_TCP, stdlib.TCP_KEEPIDLE):
+    elif level == _TCP and name == stdlib.TCP_NODELAY:
+        settings.nodelay = number != 0
+    elif level == _TCP and name == stdlib.TCP_KEEPIDLE:
         settings.keepalive_idle_seconds = number
-    elif key == (_TCP, stdlib.TCP_USER_TIMEOUT):
+    elif level == _TCP and name == stdlib.TCP_USER_TIMEOUT:
         settings.user_timeout_ms = number
+    elif level == _TCP and name == stdlib.TCP_SYNCNT:
+        settings.syn_tries = number + 1  # the option counts retransmissions
     else:
         return False
     return True
 
 
-def _set_utp(identity: Identity, name: int, value: Any) -> bool:
-    from utpsocket.protocol.congestion import CONTROLLERS
+def apply_send_buffer(sock: Any, identity: Identity) -> None:
+    """SO_SNDBUF for the user's fd: now, or when the gate opens, which a larger buffer would do too early."""
+    half = identity.settings.send_buffer_bytes // 2  # the kernel doubles what it is given
+    if identity.is_gated:
+        identity.send_buffer_bytes = half
+    else:
+        Socket.setsockopt(sock, _SOCKET, stdlib.SO_SNDBUF, half)
 
+
+def _set_utp(identity: Identity, name: int, value: Any) -> None:
     if name == UTP_MAX_MTU:
-        number = _integer(value)
-        if number and not 576 <= number <= _MAX_UDP_PAYLOAD:
+        number = _INT.unpack(value)[0] if isinstance(value, (bytes, bytearray)) else int(value)
+        if number and not _MIN_MTU <= number <= _MAX_UDP_PAYLOAD:
             raise _fail(errno.EINVAL)
         identity.settings.max_datagram_bytes = number
     elif name == UTP_CONGESTION:
@@ -199,73 +146,38 @@ def _set_utp(identity: Identity, name: int, value: Any) -> bool:
         identity.settings.congestion = congestion
     else:
         raise _fail(errno.ENOPROTOOPT)
-    return False
 
 
-def get_option(sock: Any, identity: Identity, level: int, name: int, buflen: int) -> Any:
-    """getsockopt() of a uTP socket: an int, or bytes where `buflen` is given. Raises OSError with Linux's errno."""
-    if level == SOL_UTP and name == UTP_CONGESTION:
-        return identity.settings.congestion.encode()
-    if (level, name) == (_TCP, stdlib.TCP_CONGESTION):
-        return identity.options.get((level, name), b"ledbat")[:buflen] if buflen else 0
-    if (level, name) == (_TCP, stdlib.TCP_INFO):
-        return _tcp_info(identity)[:buflen] if buflen else 0
-    if (level, name) == (_SOL_SOCKET, stdlib.SO_LINGER):
-        seconds = identity.settings.linger_seconds
-        packed = _LINGER.pack(seconds is not None, seconds or 0)
-        return packed[:buflen] if buflen else int(seconds is not None)
-    if level == _SOL_SOCKET and name in _PAIR_OPTIONS:
-        return Socket.getsockopt(sock, level, name, buflen) if buflen else Socket.getsockopt(sock, level, name)
-    if level in _UDP_LEVELS:
-        with closing(udp_socket(identity)) as udp:
-            return udp.getsockopt(level, name, buflen) if buflen else udp.getsockopt(level, name)
-    number = _number(sock, identity, level, name)
-    return _INT.pack(number)[:buflen] if buflen else number
+def get_option(sock: Any, identity: Identity, level: int, name: int, *buflen: int) -> Any:
+    """getsockopt() of a uTP socket: an int, or bytes where `buflen` is given and not 0. Raises what TCP's raises."""
+    if level == _SOCKET and name in _PAIR_OPTIONS:
+        return Socket.getsockopt(sock, level, name, *buflen)
+    length = buflen[0] if buflen else 0
+    with closing(Socket(identity.family, stdlib.SOCK_STREAM, 0)) as judge:
+        if not 0 <= length <= _MAX_OPTION_BYTES:
+            return judge.getsockopt(level, name, length)  # raises with CPython's wording
+        value = _value(identity, level, name)
+        if value is None:
+            return judge.getsockopt(level, name, *buflen)
+    if length:
+        return value[:length]
+    if len(value) < _INT.size:
+        raise _fail(errno.EINVAL)
+    return _INT.unpack_from(value)[0]
 
 
-def _number(sock: Any, identity: Identity, level: int, name: int) -> int:
-    key = (level, name)
-    if key == (_SOL_SOCKET, stdlib.SO_DOMAIN):
-        return int(identity.family)
-    if key == (_SOL_SOCKET, stdlib.SO_PROTOCOL):
-        return int(stdlib.IPPROTO_TCP)
-    if key == (_SOL_SOCKET, stdlib.SO_SNDBUF) and identity.is_gated:
-        return identity.send_buffer_bytes * 2
-    if key in ((_SOL_SOCKET, stdlib.SO_RCVBUF), (_SOL_SOCKET, stdlib.SO_SNDBUF)):
-        return int(Socket.getsockopt(sock, level, name))
-    if key == (_TCP, stdlib.TCP_MAXSEG):
-        return _DEFAULT_SEGMENT_BYTES if identity.role is Role.CONNECTED else _TCP_DEFAULT_MSS
-    if key == (SOL_UTP, UTP_MAX_MTU):
-        return identity.settings.max_datagram_bytes
-    if key in identity.options and isinstance(identity.options[key], int):
-        return int(identity.options[key])
-    if key in _DEFAULTS:
-        return _DEFAULTS[key]
-    if level == _SOL_SOCKET:
-        return int(Socket.getsockopt(sock, level, name))
-    raise _fail(errno.ENOPROTOOPT if level in (_TCP, SOL_UTP) else errno.EOPNOTSUPP)
-
-
-def _tcp_info(identity: Identity) -> bytes:
-    """struct tcp_info's first bytes: tcpi_state alone has a meaning here. tcp(7)."""
-    established, syn_sent, listening, closed = 1, 2, 10, 7
-    states = {
-        Role.CONNECTED: closed if identity.is_over else established,
-        Role.CONNECTING: syn_sent,
-        Role.LISTENING: listening,
-    }
-    return bytes([states.get(identity.role, closed)]) + bytes(103)
-
-
-def _check_udp(identity: Identity, level: int, name: int, value: Any) -> None:
-    """Have the kernel judge the option, on a UDP socket that is thrown away."""
-    with closing(udp_socket(identity)) as udp:
-        udp.setsockopt(level, name, value)
-
-
-def _integer(value: Any) -> int:
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        if len(value) < _INT.size:
-            raise _fail(errno.EINVAL)
-        return int(_INT.unpack_from(value)[0])
-    return int(value)
+def _value(identity: Identity, level: int, name: int) -> bytes | None:
+    """What uTP itself knows of an option; None leaves the answer to a fresh TCP socket."""
+    if level == SOL_UTP:
+        if name == UTP_CONGESTION:
+            return identity.settings.congestion.encode()
+        if name == UTP_MAX_MTU:
+            return _INT.pack(identity.settings.max_datagram_bytes)
+        raise _fail(errno.ENOPROTOOPT)
+    if level == _TCP and name == stdlib.TCP_INFO:
+        state = _TCP_CLOSED if identity.is_over else _TCP_STATES.get(identity.role, _TCP_CLOSED)
+        return bytes([state]) + bytes(231)  # struct tcp_info: only the state has a meaning here
+    if level == _TCP and name == stdlib.TCP_MAXSEG and identity.role is Role.CONNECTED:
+        return _INT.pack(_SEGMENT_BYTES)
+    value = identity.options.get((level, name))
+    return value if value is None else bytes(value)

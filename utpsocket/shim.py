@@ -127,7 +127,9 @@ class socket(stdlib.socket):
             _plain_init(self, family, type, proto, None)
             return
         _plain_init(self, stdlib.AF_UNIX, kind, 0, None)
-        identity = Identity(int(wanted), int(number))
+        if number:
+            _plain_init(self, stdlib.AF_UNIX, kind, number, self.fileno())  # remembered; socket(2) would refuse it
+        identity = Identity(int(wanted))
         self._utp = identity
         _register(self, identity)
 
@@ -138,12 +140,6 @@ class socket(stdlib.socket):
         """Address family: AF_INET or AF_INET6 for a uTP socket."""
         identity = self._utp
         return _converted(Socket.family.__get__(self) if identity is None else identity.family, stdlib.AddressFamily)
-
-    @property
-    def proto(self) -> int:
-        """The protocol number given at birth; IPPROTO_TCP or 0 for a uTP socket, as for TCP."""
-        identity = self._utp
-        return int(Socket.proto.__get__(self)) if identity is None else identity.proto
 
     def getsockname(self) -> Any:
         """Our address: where the UDP port is bound."""
@@ -165,27 +161,27 @@ class socket(stdlib.socket):
             raise _fail(errno.ENOTCONN)
         return identity.peer
 
-    def getsockopt(self, level: int, optname: int, buflen: int = 0) -> Any:
+    def getsockopt(self, level: int, optname: int, /, *buflen: int) -> Any:
         """As socket.getsockopt(); see utpsocket.options for what each option means here."""
         identity = self._utp
         if identity is None:
-            return Socket.getsockopt(self, level, optname, buflen) if buflen else Socket.getsockopt(self, level, optname)
+            return Socket.getsockopt(self, level, optname, *buflen)
         _check_open(self)
-        if (level, optname) == (stdlib.SOL_SOCKET, stdlib.SO_ERROR):
+        if (level, optname) == (stdlib.SOL_SOCKET, stdlib.SO_ERROR) and (not buflen or 0 <= buflen[0] <= 1_024):
             error = _take_error(self, identity)
-            return error.to_bytes(4, sys.byteorder)[:buflen] if buflen else error
+            return error.to_bytes(4, sys.byteorder)[: buflen[0]] if buflen and buflen[0] else error
         if (level, optname) == (options.SOL_UTP, options.UTP_INFO):
             return connection_stats(identity)
-        return options.get_option(self, identity, level, optname, buflen)
+        return options.get_option(self, identity, level, optname, *buflen)
 
-    def setsockopt(self, level: int, optname: int, value: Any, optlen: int | None = None) -> None:
+    def setsockopt(self, level: int, optname: int, value: Any, /, *optlen: Any) -> None:
         """As socket.setsockopt(); see utpsocket.options for what each option means here."""
         identity = self._utp
-        if identity is None or optlen is not None:
-            Socket.setsockopt(self, level, optname, value, *(() if optlen is None else (optlen,)))
+        if identity is None:
+            Socket.setsockopt(self, level, optname, value, *optlen)
             return
         _check_open(self)
-        if options.set_option(self, identity, level, optname, value) and identity.cookie:
+        if options.set_option(self, identity, level, optname, value, *optlen) and identity.cookie:
             loop = running_engine()
             if loop is not None:
                 loop.post(lambda: verbs.apply(loop, identity.cookie))
@@ -225,23 +221,34 @@ class socket(stdlib.socket):
             loop.call(lambda: verbs.listen(loop, identity.endpoint, identity, name, max(1, backlog)))
             identity.role = Role.LISTENING
 
+    def _accept(self) -> tuple[int, Any]:
+        """_accept() -> (integer fd, address info): the next incoming connection's bare fd."""
+        identity = self._utp
+        while True:
+            fd, name = Socket._accept(self)
+            if identity is None:
+                return int(fd), name
+            raw = Socket(fileno=fd)
+            try:
+                found = names.decode(name)
+                if found is not None and pairing.comes_from(raw, identity.owner_pid):
+                    return int(raw.detach()), found[3]
+            finally:
+                raw.close()  # a stranger who found the listening name: anyone on this machine can connect to it
+
     def accept(self) -> tuple[Any, Any]:
         """accept() -> (socket object, address info): the next incoming connection."""
         identity = self._utp
         if identity is None:
             return _stdlib_accept(self)
-        while True:
-            fd, _ = Socket._accept(self)
-            made = socket if isinstance(self, socket) else stdlib.socket
-            sock = made(self.family, self.type, self.proto, fileno=fd)
-            accepted = sock._utp
-            if accepted is not None and accepted.peer is not None and pairing.comes_from(sock, identity.owner_pid):
-                break
-            sock.close()  # a stranger who found the listening name: anyone on this machine can connect to it
-        accepted.proto = identity.proto
+        fd, peer = socket._accept(self)
+        made = socket if isinstance(self, socket) else stdlib.socket
+        sock = made(self.family, self.type, self.proto, fileno=fd)
+        if identity.settings.send_buffer_bytes and sock._utp is not None:
+            options.apply_send_buffer(sock, sock._utp)
         if stdlib.getdefaulttimeout() is None and self.gettimeout():
             sock.setblocking(True)
-        return sock, accepted.peer
+        return sock, peer
 
     def connect(self, address: Any, /) -> None:
         """Connect to a uTP peer. Raises what TCP's connect would: ConnectionRefusedError, TimeoutError, …"""
@@ -285,6 +292,7 @@ class socket(stdlib.socket):
             if self._wait_writable(None if deadline is None else deadline - time.monotonic()):
                 code = _notice(self, identity)
                 if code not in _IN_PROGRESS:
+                    identity.is_told = True
                     return code
             elif deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError("timed out")
@@ -309,6 +317,10 @@ class socket(stdlib.socket):
         if identity.role is Role.FRESH or identity.role is Role.FAILED or identity.is_over:
             raise _fail(errno.ENOTCONN)
         Socket.shutdown(self, how)
+        if identity.role is Role.LISTENING and how != stdlib.SHUT_WR:
+            loop = running_engine()
+            if loop is not None and loop.pid == identity.owner_pid:
+                loop.call(lambda: verbs.stop_listening(loop, identity.endpoint, identity.inode))
 
     def _real_close(self, _ss: Any = Socket) -> None:
         identity = self._utp
@@ -346,7 +358,7 @@ class socket(stdlib.socket):
             data: bytes = Socket.recv(self, *args, **kwargs)
         except OSError as error:
             raise _receive_error(identity, error) from None
-        if not data and (identity.error or identity.role is Role.FAILED) and args[0]:
+        if not data and identity.error and args[0]:
             _raise_at_end(identity)
         return data
 
@@ -359,7 +371,7 @@ class socket(stdlib.socket):
             if identity is None:
                 raise
             raise _receive_error(identity, error) from None
-        if not count and identity is not None and (identity.error or identity.role is Role.FAILED) and len(args[0]):
+        if not count and identity is not None and identity.error and len(args[0]):
             _raise_at_end(identity)
         return count
 
@@ -472,8 +484,9 @@ def _adopt(sock: Any, family: int, type: int, proto: int, fileno: int) -> None:
                 sock._utp = identity
                 identity.user_fd = sock.fileno()
                 _kept.pop(identity.inode, None)
-                if proto not in (-1, 0):
-                    identity.proto = proto
+                number = stdlib.IPPROTO_TCP if proto == -1 else proto
+                if number:
+                    _plain_init(sock, stdlib.AF_UNIX, stdlib.SOCK_STREAM, number, fileno)
                 return
         if (family, type, proto) == (-1, -1, -1):
             return
@@ -532,7 +545,13 @@ def _connect(sock: Any, identity: Identity, address: Any) -> int:
     role = identity.role
     if role is Role.CONNECTING:
         code = _notice(sock, identity)
-        return errno.EALREADY if code == errno.EINPROGRESS else code
+        if code == errno.EINPROGRESS:
+            return errno.EALREADY
+        identity.is_told = True
+        return code
+    if role is Role.CONNECTED and not identity.is_told and not identity.is_over:
+        identity.is_told = True
+        return _notice(sock, identity)
     if role is Role.CONNECTED or role is Role.LISTENING:
         raise _fail(errno.EISCONN)
     if role is Role.FAILED:
@@ -570,7 +589,7 @@ def _renew(sock: Any, identity: Identity) -> None:
     _by_inode.pop(identity.inode, None)
     pairing.renew(sock)
     identity.role = Role.FRESH
-    identity.is_over = identity.is_reset = identity.is_gated = False
+    identity.is_over = identity.is_reset = identity.is_gated = identity.is_told = False
     if not identity.endpoint:
         identity.local = None
     identity.peer = None
@@ -652,8 +671,6 @@ def _raise_at_end(identity: Identity) -> None:
     code = identity.take_error()
     if code:
         raise _fail(code)
-    if identity.role is Role.FAILED:
-        raise _fail(errno.ENOTCONN)
 
 
 def _before_send(sock: Any, identity: Identity, flags: int) -> None:

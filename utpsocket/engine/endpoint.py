@@ -182,6 +182,11 @@ class Endpoint:
         if packet.type == PacketType.SYN:
             bridge = self.bridges.get((addr, connection_id + 1 & 0xFFFF))
             if bridge is None or bridge.connection.is_initiator:
+                if self.listener is None:
+                    # The one RESET in answer to a SYN, as small as the SYN: a port that is ours but listens no more
+                    # must refuse as TCP's does, where a closed one would by ICMP (SOCKETS.md §3).
+                    self._reset_stray(addr, connection_id, packet.seq16, packet.ack16, run.local, now=now)
+                    return
                 bridge = self._admit(run, connection_id + 1 & 0xFFFF, now=now)
         else:
             bridge = self.bridges.get((addr, connection_id))

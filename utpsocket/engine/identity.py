@@ -35,6 +35,7 @@ class Settings:
         "nodelay",
         "receive_buffer_bytes",
         "send_buffer_bytes",
+        "syn_tries",
         "user_timeout_ms",
     )
 
@@ -47,6 +48,7 @@ class Settings:
         self.keepalive_idle_seconds = 0
         self.linger_seconds: int | None = None  # None: off; close() then returns at once
         self.user_timeout_ms = 0
+        self.syn_tries = 0
         self.congestion = "ledbat"
 
     def copy(self) -> Settings:
@@ -60,7 +62,7 @@ class Settings:
 class Identity:
     """One uTP socket.
 
-    Written by the shim: family, proto, inode, user_fd, settings, is_gated, endpoint, owner_pid. Written by the engine: role once
+    Written by the shim: family, inode, user_fd, settings, is_gated, endpoint, owner_pid. Written by the engine: role once
     connecting, error, local, peer, is_over.
     """
 
@@ -73,13 +75,13 @@ class Identity:
         "filler_bytes",
         "inode",
         "is_gated",
+        "is_told",
         "is_over",
         "is_reset",
         "local",
         "options",
         "owner_pid",
         "peer",
-        "proto",
         "role",
         "send_buffer_bytes",
         "settings",
@@ -87,9 +89,8 @@ class Identity:
         "user_fd",
     )
 
-    def __init__(self, family: int, proto: int = 0) -> None:
+    def __init__(self, family: int) -> None:
         self.family = family
-        self.proto = proto
         self.cookie = 0
         self.inode = 0
         self.user_fd = -1
@@ -101,6 +102,7 @@ class Identity:
         self.is_reset = False  # the peer (or an ICMP) ended it
         self.is_over = False
         self.is_gated = False  # the fd's send buffer is still shrunk: restore it from the user's side
+        self.is_told = False  # connect() has said that the connection stands: Linux does so once
         self.filler_bytes = 0
         self.send_buffer_bytes = 0
         self.shut_down = 0  # bits: 1 reading, 2 writing

@@ -139,11 +139,11 @@ class Listener:
             end.bind(names.encode(identity.cookie, identity.local, identity.peer))
             if identity.settings.receive_buffer_bytes:
                 end.setsockopt(1, 7, identity.settings.receive_buffer_bytes)  # SOL_SOCKET, SO_SNDBUF: what the user reads
+            identity.role = Role.CONNECTED  # before connect(): accept() may return at once
             end.connect(self.name)
         except OSError as error:
             end.close()
             return error.errno or errno.ECONNREFUSED
-        identity.role = Role.CONNECTED
         bridge.attach(end)
         bridge.is_handed_over = True
         self.endpoint.loop.watch_bridge(bridge)

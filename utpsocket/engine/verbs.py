@@ -109,8 +109,21 @@ def release(loop: Loop, key: int, inode: int) -> None:
     _drop_holder(loop, endpoint, inode)
 
 
+def stop_listening(loop: Loop, key: int, inode: int) -> None:
+    """The user shut its listening socket down: it keeps the port and refuses."""
+    endpoint = loop.endpoints.get(key)
+    if endpoint is not None:
+        _close_listener(loop, endpoint, inode)
+
+
 def _drop_holder(loop: Loop, endpoint: Endpoint, inode: int, *, keep_open: bool = False) -> None:
     endpoint.holders.pop(inode, None)
+    _close_listener(loop, endpoint, inode)
+    if endpoint.is_unused and not keep_open:
+        loop.close_endpoint(endpoint)
+
+
+def _close_listener(loop: Loop, endpoint: Endpoint, inode: int) -> None:
     listener = endpoint.listener
     if listener is not None and listener.identity.inode == inode:
         endpoint.listener = None
@@ -118,8 +131,6 @@ def _drop_holder(loop: Loop, endpoint: Endpoint, inode: int, *, keep_open: bool 
         for bridge in listener.close():
             loop.touch(bridge)
             loop.settle_now(bridge)
-    if endpoint.is_unused and not keep_open:
-        loop.close_endpoint(endpoint)
 
 
 def look(loop: Loop, cookie: int) -> None:
