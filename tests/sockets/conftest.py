@@ -86,8 +86,8 @@ def no_port_left(request: pytest.FixtureRequest) -> Iterator[None]:
     failed = request.session.testsfailed
     yield
     if request.session.testsfailed == failed:
-        left = _until_none(lambda: _udp_ports() - before)
-        assert left <= 0, f"{left} UDP ports left over after the module"
+        left = _until_none(lambda: max(0, _udp_ports() - before))
+        assert not left, f"{left} UDP ports left over after the module"
 
 
 @pytest.fixture(params=list(MODULES), ids=[f"over_{name}" for name in MODULES])

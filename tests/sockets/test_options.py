@@ -55,7 +55,7 @@ def default_of(option: tuple[int, int], family: int = socket.AF_INET) -> object:
     FIXED
     + SWITCHES
     + [pytest.param(each.values[0], id=each.id) for each in NUMBERS]
-    + named("SO_SNDBUF", "TCP_MAXSEG", "TCP_DEFER_ACCEPT", "SO_RCVLOWAT"),
+    + named("TCP_MAXSEG", "TCP_DEFER_ACCEPT", "SO_RCVLOWAT"),
 )
 def test_defaults_are_those_of_tcp(net: Net, option: tuple[int, int]) -> None:
     assert outcome(lambda: net.fresh().getsockopt(*option)) == default_of(option)

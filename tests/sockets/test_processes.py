@@ -364,7 +364,7 @@ def test_leaving_a_program_is_quick(net: Net) -> None:
     assert eventually(lambda: process.poll(), 0, 1.5) == 0
 
 
-def test_sockets_in_a_subinterpreter_free_thread_or_finalizer_do_not_break_the_exit(net: Net) -> None:
+def test_sockets_closed_by_a_finalizer_at_exit(net: Net) -> None:
     script = code("""
         class Holder:
             def __init__(self):
