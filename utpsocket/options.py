@@ -89,6 +89,8 @@ def set_option(sock: Any, identity: Identity, level: int, name: int, value: Any,
     if level == _SOCKET and name in _PAIR_OPTIONS:
         Socket.setsockopt(sock, level, name, value, *optlen)
         return False
+    if (level, name) == (stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY) and identity.local is not None:
+        raise _fail(errno.EINVAL)  # it is the port's by now. ipv6(7)
     with closing(Socket(identity.family, stdlib.SOCK_STREAM, 0)) as judge:
         judge.setsockopt(level, name, value, *optlen)
         identity.options[level, name] = judge.getsockopt(level, name, _MAX_OPTION_BYTES)
@@ -117,8 +119,6 @@ def _apply(sock: Any, identity: Identity, level: int, name: int) -> bool:
         settings.keepalive_idle_seconds = number
     elif level == _TCP and name == stdlib.TCP_USER_TIMEOUT:
         settings.user_timeout_ms = number
-    elif level == _TCP and name == stdlib.TCP_SYNCNT:
-        settings.syn_tries = number + 1  # the option counts retransmissions
     else:
         return False
     return True

@@ -153,6 +153,9 @@ class Bridge:
             if not count:
                 connection.commit(0)
                 self._has_finished_input = True
+                self.poll_end()  # a close says end of file and hang-up at once, and with linger must not send a FIN
+                if self._is_hung_up and self.identity.settings.linger_seconds == 0:
+                    continue
                 if not self._is_rude:
                     connection.finish(now=now)
                 continue

@@ -123,7 +123,7 @@ class Endpoint:
         """Open a connection from this port."""
         recv_id, *spare_ids = self._fresh_ids(addr)
         bridge = self._new_bridge(addr, recv_id, identity, [], tuple(spare_ids))
-        bridge.connection.connect(now=self.loop.now)
+        bridge.connection.connect(now=self.loop.now, patience_us=identity.settings.user_timeout_ms * 1_000)
         self.loop.initiated += 1
         return bridge
 
@@ -216,6 +216,7 @@ class Endpoint:
         identity.options = dict(listener.identity.options)
         identity.peer = addr
         identity.role = Role.CONNECTING
+        identity.is_told = True
         identity.owner_pid = listener.identity.owner_pid
         source: list[Any] = []
         identity.local = self.port.local

@@ -35,7 +35,6 @@ class Settings:
         "nodelay",
         "receive_buffer_bytes",
         "send_buffer_bytes",
-        "syn_tries",
         "user_timeout_ms",
     )
 
@@ -48,7 +47,6 @@ class Settings:
         self.keepalive_idle_seconds = 0
         self.linger_seconds: int | None = None  # None: off; close() then returns at once
         self.user_timeout_ms = 0
-        self.syn_tries = 0
         self.congestion = "ledbat"
 
     def copy(self) -> Settings:

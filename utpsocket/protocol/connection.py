@@ -143,13 +143,18 @@ class Connection:
 
     # ── the application speaks ──
 
-    def connect(self, *, now: int) -> None:
-        """Open towards addr. CONNECTED or CLOSED follows as an event. BEP 29 "connection setup"."""
+    def connect(self, *, now: int, patience_us: int = 0) -> None:
+        """Open towards addr. CONNECTED or CLOSED follows as an event. BEP 29 "connection setup".
+
+        patience_us   give up with ETIMEDOUT after this long (TCP_USER_TIMEOUT); 0: when every SYN has been tried
+        """
         self._move(Trigger.CONNECT)
         self.is_initiator = True
         self._use_id(self.recv_id, (self.recv_id + 1) & 0xFFFF)
         self.send.start(self._handshake.syn_seq + 1)  # the SYN consumes a sequence number, a STATE never does
         self._handshake.start(now=now)
+        if patience_us:
+            self._handshake.give_up_at = now + patience_us
         self._heard_at = now
 
     def free_span(self) -> memoryview:
@@ -428,7 +433,7 @@ class Connection:
         state = self.state
         handshake = self._handshake
         if state is State.SYN_SENT:
-            if now >= handshake.at and handshake.is_exhausted:
+            if now >= handshake.give_up_at or (now >= handshake.at and handshake.is_exhausted):
                 self._close(self.soft_errno or errno.ETIMEDOUT)
             return
         if state is State.SYN_RECEIVED:
@@ -472,7 +477,7 @@ class Connection:
             if self.receive.is_discarding and self.send.is_finished:
                 at = min(at, self._closing_since + FIN_WAIT_US)
         elif state is State.SYN_SENT:
-            at = self._handshake.at
+            at = min(self._handshake.at, self._handshake.give_up_at)
         elif state is State.SYN_RECEIVED:
             at = min(self.send.deadline(), self.receive.ack_at, self._handshake.at, self._handshake.answer_again_at)
         elif state is State.TIME_WAIT:

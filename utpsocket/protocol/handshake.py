@@ -57,6 +57,7 @@ class Handshake:
         "_used_ids",
         "answer_again_at",
         "at",
+        "give_up_at",
         "peer_syn_seq16",
         "recv_id",
         "resets",
@@ -68,6 +69,7 @@ class Handshake:
         self.syn_seq = syn_seq
         self.peer_syn_seq16 = -1
         self.at = NEVER
+        self.give_up_at = NEVER
         self.answer_again_at = NEVER
         self.resets: deque[tuple[int, int, int]] = deque()
         self._spare_ids = list(spare_ids)
