@@ -89,7 +89,7 @@ def test_any_samples_leave_a_sane_window(samples: list[tuple[int, int, int]]) ->
         controller.on_delay(delay, now=now)
         controller.on_peer_delay(peer_delay, now=now)
         before = controller.window_bytes
-        controller.on_ack(10_000, in_flight_bytes=20_000, is_limited=True, rtt_us=step + 1, now=now)
+        controller.on_ack(10_000, in_flight_bytes=20_000, is_limited=True, rtt_us=step + 1, sent_us=now - 1, now=now)
         assert 2 * 1_380 <= controller.window_bytes <= before + 10_000
         assert 0 <= controller.queueing_delay_us < 2**32
 

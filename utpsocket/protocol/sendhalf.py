@@ -207,6 +207,7 @@ class SendHalf:
                 in_flight_bytes=in_flight_bytes,
                 is_limited=self._limited_at >= acknowledged.sent_us,
                 rtt_us=recovery.latest_rtt_us,
+                sent_us=acknowledged.sent_us,
                 now=now,
             )
         if acknowledged.probe_bytes:

@@ -30,8 +30,12 @@ class Controller(Protocol):
         """We measured a one-way delay of the peer's packets, which tells clock drift."""
         ...
 
-    def on_ack(self, acked_bytes: int, *, in_flight_bytes: int, is_limited: bool, rtt_us: int, now: int) -> None:
-        """`acked_bytes` newly arrived; `in_flight_bytes` were under way before; is_limited: the window was full."""
+    def on_ack(
+        self, acked_bytes: int, *, in_flight_bytes: int, is_limited: bool, rtt_us: int, sent_us: int, now: int
+    ) -> None:
+        """`acked_bytes` newly arrived; `in_flight_bytes` were under way before; is_limited: the window was full.
+        sent_us: when the newest of them left.
+        """
         ...
 
     def on_loss(self, *, now: int) -> None:

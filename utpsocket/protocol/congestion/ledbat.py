@@ -7,7 +7,11 @@ As deployed (PROTOCOL.md §11) and not as the RFC writes it where they differ: t
 minimum of thirteen one-minute minima, slow start doubles every round trip (libtorrent; libutp adds one packet, which
 takes minutes on long paths) and ends at three quarters of the target.
 
-Sources: RFC 6817 §2.4.2, §3.4; BEP 29 "congestion control".
+A queue is seen one round trip after it was caused, when the window has doubled again: on a long path that overshoots by
+more than its queues hold. So the first sign of a queue ends the doubling: the window goes back to what caused it and
+grows by a quarter per round trip from there, which overshoots by a quarter at most (RFC 9406 does the same by RTT).
+
+Sources: RFC 6817 §2.4.2, §3.4; RFC 9406 §4.2; BEP 29 "congestion control".
 """
 
 from __future__ import annotations
@@ -19,6 +23,9 @@ TARGET_DELAY_US: Final = 100_000  # queueing delay LEDBAT steers to. RFC 6817 §
 MAX_GAIN_BYTES: Final = 3_000  # most growth or shrinkage per round trip: libutp MAX_CWND_INCREASE_BYTES_PER_RTT
 INITIAL_PACKETS: Final = 10  # RFC 6928
 MIN_PACKETS: Final = 2  # RFC 6817 MIN_CWND
+_GENTLE_SHARE: Final = 4  # slow start grows by a quarter per round trip once it has seen a queue: RFC 9406 CSS
+_LEAST_QUEUE_US: Final = 4_000  # RFC 9406 MIN_RTT_THRESH: less is noise
+_MOST_QUEUE_US: Final = 16_000  # RFC 9406 MAX_RTT_THRESH
 _BASE_MINUTES: Final = 13  # libutp DELAY_BASE_HISTORY
 _MINUTE_US: Final = 60_000_000
 _CURRENT_SAMPLES: Final = 3  # libutp CUR_DELAY_SIZE
@@ -80,10 +87,12 @@ class Ledbat:
         "_current_us",
         "_drift_ends_at",
         "_drift_us",
+        "_is_gentle",
         "_peer_base",
         "_penalty_us",
         "_segment_bytes",
         "_slow_start_bytes",
+        "_slowed_at",
         "is_slow_start",
         "window_bytes",
     )
@@ -92,6 +101,8 @@ class Ledbat:
         self._segment_bytes = segment_bytes
         self.window_bytes = INITIAL_PACKETS * segment_bytes
         self.is_slow_start = True
+        self._is_gentle = False  # slow start has seen a queue
+        self._slowed_at = 0  # when it did
         self._slow_start_bytes = 0  # slow start after a timeout ends at this window; 0: no such bound yet
         self._before_cut: tuple[int, bool, int] | None = None  # window, slow start and its bound
         self._base = _BaseDelay()
@@ -130,24 +141,17 @@ class Ledbat:
             self._penalty_us = max(0, self._drift_us - _MAX_DRIFT_US) // 7
             self._drift_us = 0
 
-    def on_ack(self, acked_bytes: int, *, in_flight_bytes: int, is_limited: bool, rtt_us: int, now: int) -> None:
+    def on_ack(
+        self, acked_bytes: int, *, in_flight_bytes: int, is_limited: bool, rtt_us: int, sent_us: int, now: int
+    ) -> None:
         """See Controller.on_ack. RFC 6817 §2.4.2."""
         queueing_us = self.queueing_delay_us
         if rtt_us and queueing_us > rtt_us:
             queueing_us = rtt_us  # a queue cannot take longer than the whole round trip
         window = self.window_bytes
         if self.is_slow_start:
-            if queueing_us >= TARGET_DELAY_US * 3 // 4:
-                # This queue was made by what was under way one round trip ago: half the window, which has doubled
-                # since. That much filled the path, so that much is where steering begins.
-                self.is_slow_start = False
-                self._slow_start_bytes = 0
-                self.window_bytes = max(window // 2, self._least())
-                return
-            if is_limited:
-                self.window_bytes = window + acked_bytes
-                if self._slow_start_bytes and self.window_bytes >= self._slow_start_bytes:
-                    self.is_slow_start = False
+            if sent_us >= self._slowed_at:  # what left before says nothing about the window since
+                self._slow_start(acked_bytes, queueing_us, is_limited=is_limited, rtt_us=rtt_us, now=now)
             return
         off_target_us = TARGET_DELAY_US - queueing_us
         if off_target_us > 0 and not is_limited:
@@ -157,6 +161,25 @@ class Ledbat:
             MAX_GAIN_BYTES * min(acked_bytes, window) * off_target_us // (TARGET_DELAY_US * max(window, acked_bytes))
         )
         self.window_bytes = max(window + gain_bytes, self._least())
+
+    def _slow_start(self, acked_bytes: int, queueing_us: int, *, is_limited: bool, rtt_us: int, now: int) -> None:
+        """RFC 6817 leaves it open; see the module's docstring."""
+        window = self.window_bytes
+        is_full = len(self._current_us) == _CURRENT_SAMPLES
+        if queueing_us >= TARGET_DELAY_US * 3 // 4:
+            # What was under way one round trip ago made this queue, and filled the path: steering begins there.
+            self.is_slow_start = False
+            self._slow_start_bytes = 0
+            ago = window * _GENTLE_SHARE // (_GENTLE_SHARE + 1) if self._is_gentle else window // 2
+            self.window_bytes = max(ago, self._least())
+        elif is_full and not self._is_gentle and queueing_us >= min(max(_LEAST_QUEUE_US, rtt_us // 8), _MOST_QUEUE_US):
+            self._is_gentle = True
+            self._slowed_at = now
+            self.window_bytes = max(window // 2, self._least())
+        elif is_limited:
+            self.window_bytes = window + (acked_bytes // _GENTLE_SHARE if self._is_gentle else acked_bytes)
+            if self._slow_start_bytes and self.window_bytes >= self._slow_start_bytes:
+                self.is_slow_start = False
 
     def on_loss(self, *, now: int) -> None:
         """See Controller.on_loss. RFC 6817 §2.4.2: at most half, once per round trip."""
