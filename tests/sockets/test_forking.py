@@ -261,6 +261,7 @@ def test_child_opens_its_own_connection(net: Net) -> None:
         with net.module.create_connection(listener.getsockname(), timeout=PATIENCE_S) as sock:
             sock.sendall(b"child calling")
             assert receive_all(sock) == b"parent here"
+        net.flush()
 
     pid = fork(dial)
     server = net.accept(listener)
@@ -278,6 +279,7 @@ def test_child_listens_and_the_parent_dials(net: Net) -> None:
             with net.module.create_server(("127.0.0.1", 0)) as listener:
                 os.write(writing, b"%d" % listener.getsockname()[1])
                 serve_one(listener)
+            net.flush()
 
         pid = fork(serve)
         with net.module.create_connection(("127.0.0.1", int(os.read(reading, 10))), timeout=PATIENCE_S) as client:
@@ -297,6 +299,7 @@ def test_child_uses_inherited_and_own_sockets_together(net: Net) -> None:
             onward.sendall(receive_exactly(server, 7))
             server.sendall(receive_exactly(onward, 6))
             assert onward.recv(1) == b""
+        net.flush()
 
     pid = fork(relay)
     target = net.accept(listener)
@@ -316,11 +319,13 @@ def test_grandchild(net: Net) -> None:
             with net.module.create_connection(listener.getsockname(), timeout=PATIENCE_S) as sock:
                 sock.sendall(b"grandchild")
                 assert sock.recv(1) == b""
+            net.flush()
 
         with net.module.create_connection(listener.getsockname(), timeout=PATIENCE_S) as sock:
             sock.sendall(b"child")
             assert sock.recv(1) == b""
             assert wait_child(fork(grandchild)) == 0
+        net.flush()
 
     pid = fork(child)
     words = []
@@ -342,6 +347,7 @@ def test_child_closes_its_own_connection_and_leaves_at_once(net: Net) -> None:
         sock.shutdown(socket.SHUT_WR)
         assert sock.recv(1) == b""  # the peer has read everything
         sock.close()
+        net.flush()
 
     pid = fork(send_and_leave)
     server = net.accept(listener)
