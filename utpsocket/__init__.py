@@ -10,6 +10,7 @@ import socket as _stdlib
 from socket import *  # noqa: F403  # a drop-in namespace: whatever this interpreter's module offers
 from typing import Any
 
+from utpsocket import passing as _passing
 from utpsocket import tls as _tls
 from utpsocket.dropin import REPLACEMENTS as _REPLACEMENTS
 from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_MAX_MTU
@@ -17,9 +18,10 @@ from utpsocket.shim import socket
 
 globals().update(_REPLACEMENTS)
 _tls.install()
+_passing.install()
 
 __version__ = "0.1.0"
-__all__ = [*_stdlib.__all__, "SOL_UTP", "UTP_CONGESTION", "UTP_INFO", "UTP_MAX_MTU", "socket"]  # noqa: PLE0604
+__all__ = [*_stdlib.__all__, "SOL_UTP", "UTP_CONGESTION", "UTP_INFO", "UTP_MAX_MTU", "socket"]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,9 +29,7 @@ def _rebind() -> dict[str, Any]:
     for name in REBOUND:
         function = getattr(stdlib, name, None)
         if isinstance(function, FunctionType):
-            rebound = FunctionType(
-                function.__code__, space, name, function.__defaults__, function.__closure__
-            )
+            rebound = FunctionType(function.__code__, space, name, function.__defaults__, function.__closure__)
             rebound.__kwdefaults__ = function.__kwdefaults__
             rebound.__doc__ = function.__doc__
             rebound.__module__ = "utpsocket"

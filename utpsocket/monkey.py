@@ -25,8 +25,17 @@ from utpsocket import shim
 from utpsocket.engine import engine
 
 _MISSING: Final = object()
-_NOT_METHODS: Final = {"__module__", "__doc__", "__slots__", "__dict__", "__weakref__", "__annotations__", "_utp",
-                       "__static_attributes__", "__firstlineno__"}
+_NOT_METHODS: Final = {
+    "__module__",
+    "__doc__",
+    "__slots__",
+    "__dict__",
+    "__weakref__",
+    "__annotations__",
+    "_utp",
+    "__static_attributes__",
+    "__firstlineno__",
+}
 _saved: dict[str, Any] = {}
 _identities: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 

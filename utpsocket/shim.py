@@ -12,97 +12,26 @@ of the stdlib class's own. Any thread may call. Sources: CPython's Lib/socket.py
 from __future__ import annotations
 
 import errno
-import os
-import secrets
 import socket as stdlib
 import sys
 import time
 from contextlib import closing
 from typing import Any, Final
-from weakref import WeakValueDictionary
 
-from utpsocket import options, pairing
+from utpsocket import lifecycle, options, pairing, registry
 from utpsocket.engine import engine, names, running_engine, verbs
 from utpsocket.engine.identity import Identity, Role
-from utpsocket.engine.names import Address
-from utpsocket.engine.native import Socket, allocate_lock, poll
+from utpsocket.engine.native import Socket, poll
 
 _STREAM_FAMILIES: Final = (stdlib.AF_INET, stdlib.AF_INET6)
 _TYPE_FLAGS: Final = getattr(stdlib, "SOCK_NONBLOCK", 0) | getattr(stdlib, "SOCK_CLOEXEC", 0)
 _POLLOUT: Final = 0x004
-_POLLERR_OR_HUP: Final = 0x018
-_UNBOUND: Final = {stdlib.AF_INET: ("0.0.0.0", 0), stdlib.AF_INET6: ("::", 0, 0, 0)}
-_IN_PROGRESS: Final = (errno.EINPROGRESS, errno.EALREADY)
-
-_by_inode: WeakValueDictionary[int, Identity] = WeakValueDictionary()
-_kept: dict[int, Identity] = {}  # of fds that were detached: no Python object stands for them any more
-
-
-def _fail(code: int) -> OSError:
-    return OSError(code, os.strerror(code))
 
 
 def _is_stream(family: Any, type: Any, proto: Any) -> bool:
     return (
-        family in _STREAM_FAMILIES
-        and (type & ~_TYPE_FLAGS) == stdlib.SOCK_STREAM
-        and proto in (0, stdlib.IPPROTO_TCP)
+        family in _STREAM_FAMILIES and (type & ~_TYPE_FLAGS) == stdlib.SOCK_STREAM and proto in (0, stdlib.IPPROTO_TCP)
     )
-
-
-def _register(sock: Any, identity: Identity) -> None:
-    fd = sock.fileno()
-    identity.user_fd = fd
-    identity.inode = os.fstat(fd).st_ino
-    _by_inode[identity.inode] = identity
-
-
-def identity_of_fd(sock: Any) -> Identity | None:
-    """The uTP identity behind a Python socket over an AF_UNIX fd, None for a genuine AF_UNIX socket.
-
-    First by inode, which survives dup and detach; then by the names in the kernel, which survive fork, exec and
-    SCM_RIGHTS.
-    """
-    try:
-        inode = os.fstat(sock.fileno()).st_ino
-    except OSError:
-        return None
-    identity = _by_inode.get(inode)
-    if identity is not None:
-        return identity
-    identity = _identity_from_names(sock)
-    if identity is not None:
-        _register(sock, identity)
-    return identity
-
-
-def _identity_from_names(sock: Any) -> Identity | None:
-    try:
-        found = names.decode(Socket.getpeername(sock))
-    except OSError:
-        found = None
-    if found is not None:
-        cookie, pid, local, peer = found
-        loop = running_engine()
-        if loop is not None and loop.pid == pid and cookie in loop.bridges:
-            return loop.bridges[cookie].identity
-        identity = Identity(_family_of(local))
-        identity.cookie, identity.owner_pid = cookie, pid
-        identity.local, identity.peer = local, peer
-        identity.role = Role.CONNECTED
-        return identity
-    listening = names.decode_listener(Socket.getsockname(sock))
-    if listening is not None:
-        cookie, pid, local = listening
-        identity = Identity(_family_of(local))
-        identity.cookie, identity.owner_pid, identity.local = cookie, pid, local
-        identity.role = Role.LISTENING
-        return identity
-    return None
-
-
-def _family_of(address: Address) -> int:
-    return int(stdlib.AF_INET6 if len(address) == 4 else stdlib.AF_INET)
 
 
 class socket(stdlib.socket):
@@ -131,7 +60,7 @@ class socket(stdlib.socket):
             _plain_init(self, stdlib.AF_UNIX, kind, number, self.fileno())  # remembered; socket(2) would refuse it
         identity = Identity(int(wanted))
         self._utp = identity
-        _register(self, identity)
+        registry.register(self, identity)
 
     # ── identity ──
 
@@ -139,26 +68,28 @@ class socket(stdlib.socket):
     def family(self) -> stdlib.AddressFamily:
         """Address family: AF_INET or AF_INET6 for a uTP socket."""
         identity = self._utp
-        return _converted(Socket.family.__get__(self) if identity is None else identity.family, stdlib.AddressFamily)
+        number = Socket.family.__get__(self) if identity is None else identity.family
+        family: stdlib.AddressFamily = _converted(number, stdlib.AddressFamily)
+        return family
 
     def getsockname(self) -> Any:
         """Our address: where the UDP port is bound."""
         identity = self._utp
         if identity is None:
             return Socket.getsockname(self)
-        _check_open(self)
-        return identity.local or _UNBOUND[stdlib.AddressFamily(identity.family)]
+        lifecycle.check_open(self)
+        return identity.local or lifecycle.UNBOUND[identity.family]
 
     def getpeername(self) -> Any:
         """The peer's address. Raises ENOTCONN where there is no connection (any more)."""
         identity = self._utp
         if identity is None:
             return Socket.getpeername(self)
-        _check_open(self)
+        lifecycle.check_open(self)
         if identity.role is Role.CONNECTING:
-            _notice(self, identity)
+            lifecycle.notice(self, identity)
         if identity.role is not Role.CONNECTED or identity.is_over:
-            raise _fail(errno.ENOTCONN)
+            raise lifecycle.fail(errno.ENOTCONN)
         return identity.peer
 
     def getsockopt(self, level: int, optname: int, /, *buflen: int) -> Any:
@@ -166,9 +97,9 @@ class socket(stdlib.socket):
         identity = self._utp
         if identity is None:
             return Socket.getsockopt(self, level, optname, *buflen)
-        _check_open(self)
+        lifecycle.check_open(self)
         if (level, optname) == (stdlib.SOL_SOCKET, stdlib.SO_ERROR) and (not buflen or 0 <= buflen[0] <= 1_024):
-            error = _take_error(self, identity)
+            error = lifecycle.take_error(self, identity)
             return error.to_bytes(4, sys.byteorder)[: buflen[0]] if buflen and buflen[0] else error
         if (level, optname) == (options.SOL_UTP, options.UTP_INFO):
             return connection_stats(identity)
@@ -180,11 +111,11 @@ class socket(stdlib.socket):
         if identity is None:
             Socket.setsockopt(self, level, optname, value, *optlen)
             return
-        _check_open(self)
+        lifecycle.check_open(self)
         if options.set_option(self, identity, level, optname, value, *optlen) and identity.cookie:
             loop = running_engine()
             if loop is not None:
-                loop.post(lambda: verbs.apply(loop, identity.cookie))
+                loop.post(verbs.apply, identity.cookie)
 
     # ── lifecycle ──
 
@@ -194,10 +125,10 @@ class socket(stdlib.socket):
         if identity is None:
             Socket.bind(self, address)
             return
-        _check_open(self)
+        lifecycle.check_open(self)
         if identity.endpoint or identity.role is not Role.FRESH:
-            raise _fail(errno.EINVAL)
-        _bind(self, identity, address)
+            raise lifecycle.fail(errno.EINVAL)
+        lifecycle.bind(self, identity, address)
 
     def listen(self, backlog: int = 128, /) -> None:
         """Accept uTP connections at the bound port, or at a port of the kernel's choice."""
@@ -205,20 +136,20 @@ class socket(stdlib.socket):
         if identity is None:
             Socket.listen(self, backlog)
             return
-        _check_open(self)
+        lifecycle.check_open(self)
         if identity.role is Role.LISTENING:
             Socket.listen(self, backlog)
         elif identity.role is not Role.FRESH:
-            raise _fail(errno.EINVAL)
+            raise lifecycle.fail(errno.EINVAL)
         else:
             if not identity.endpoint:
-                _bind(self, identity, ("", 0))
+                lifecycle.bind(self, identity, ("", 0))
             assert identity.local is not None
             name = names.encode_listener(identity.cookie, identity.local)
             Socket.bind(self, name)
             Socket.listen(self, backlog)
             loop = engine()
-            loop.call(lambda: verbs.listen(loop, identity.endpoint, identity, name, max(1, backlog)))
+            loop.call(verbs.listen, identity.endpoint, identity, name, max(1, backlog))
             identity.role = Role.LISTENING
 
     def _accept(self) -> tuple[int, Any]:
@@ -256,13 +187,13 @@ class socket(stdlib.socket):
         if identity is None:
             Socket.connect(self, address)
             return
-        code = _connect(self, identity, address)
-        if code in _IN_PROGRESS:
+        code = lifecycle.connect(self, identity, address)
+        if code in lifecycle.IN_PROGRESS:
             if self.gettimeout() == 0:
-                raise _fail(code)
+                raise lifecycle.fail(code)
             code = self._wait_connected(identity)
         if code:
-            raise _fail(code)
+            raise lifecycle.fail(code)
 
     def connect_ex(self, address: Any, /) -> int:
         """connect(), with errors of the connection returned as an errno instead of raised."""
@@ -270,14 +201,14 @@ class socket(stdlib.socket):
         if identity is None:
             return int(Socket.connect_ex(self, address))
         try:
-            code = _connect(self, identity, address)
+            code = lifecycle.connect(self, identity, address)
         except stdlib.gaierror:
             raise
         except OSError as error:
             if error.errno is None:
                 raise
             return error.errno
-        if code in _IN_PROGRESS and self.gettimeout() != 0:
+        if code in lifecycle.IN_PROGRESS and self.gettimeout() != 0:
             try:
                 code = self._wait_connected(identity)
             except TimeoutError:
@@ -290,8 +221,8 @@ class socket(stdlib.socket):
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if self._wait_writable(None if deadline is None else deadline - time.monotonic()):
-                code = _notice(self, identity)
-                if code not in _IN_PROGRESS:
+                code = lifecycle.notice(self, identity)
+                if code not in lifecycle.IN_PROGRESS:
                     identity.is_told = True
                     return code
             elif deadline is not None and time.monotonic() >= deadline:
@@ -311,16 +242,16 @@ class socket(stdlib.socket):
         if identity is None:
             Socket.shutdown(self, how)
             return
-        _check_open(self)
+        lifecycle.check_open(self)
         if how not in (stdlib.SHUT_RD, stdlib.SHUT_WR, stdlib.SHUT_RDWR):
-            raise _fail(errno.EINVAL)
+            raise lifecycle.fail(errno.EINVAL)
         if identity.role is Role.FRESH or identity.role is Role.FAILED or identity.is_over:
-            raise _fail(errno.ENOTCONN)
+            raise lifecycle.fail(errno.ENOTCONN)
         Socket.shutdown(self, how)
         if identity.role is Role.LISTENING and how != stdlib.SHUT_WR:
             loop = running_engine()
             if loop is not None and loop.pid == identity.owner_pid:
-                loop.call(lambda: verbs.stop_listening(loop, identity.endpoint, identity.inode))
+                loop.call(verbs.stop_listening, identity.endpoint, identity.inode)
 
     def _real_close(self, _ss: Any = Socket) -> None:
         identity = self._utp
@@ -330,14 +261,14 @@ class socket(stdlib.socket):
         try:
             Socket.close(self)
         finally:
-            _after_close(identity)
+            lifecycle.after_close(identity)
 
     def detach(self) -> int:
         """Close the socket object without closing the fd, which is returned."""
         identity = self._utp
         self._closed = True
         if identity is not None and self.fileno() >= 0:
-            _kept[identity.inode] = identity
+            registry.keep(identity)
         return int(Socket.detach(self))
 
     def __del__(self) -> None:
@@ -345,7 +276,7 @@ class socket(stdlib.socket):
         was_open = identity is not None and self.fileno() >= 0
         Socket.__del__(self)
         if identity is not None and was_open and self.fileno() < 0 and not sys.is_finalizing():
-            _after_close(identity, wait=False)
+            lifecycle.after_close(identity, wait=False)
 
     # ── data ──
 
@@ -479,11 +410,11 @@ def _adopt(sock: Any, family: int, type: int, proto: int, fileno: int) -> None:
         # end. Only the kernel knows what the fd is, so it is asked first.
         _plain_init(sock, -1, -1, -1, fileno)
         if Socket.family.__get__(sock) == stdlib.AF_UNIX:
-            identity = identity_of_fd(sock)
+            identity = registry.identity_of_fd(sock)
             if identity is not None:
                 sock._utp = identity
                 identity.user_fd = sock.fileno()
-                _kept.pop(identity.inode, None)
+                registry.take_back(identity)
                 number = stdlib.IPPROTO_TCP if proto == -1 else proto
                 if number:
                     _plain_init(sock, stdlib.AF_UNIX, stdlib.SOCK_STREAM, number, fileno)
@@ -493,176 +424,12 @@ def _adopt(sock: Any, family: int, type: int, proto: int, fileno: int) -> None:
     _plain_init(sock, family, type, proto, fileno)
 
 
-def _check_open(sock: Any) -> None:
-    if sock.fileno() < 0:
-        raise _fail(errno.EBADF)
-
-
-def _bind(sock: Any, identity: Identity, address: Any) -> None:
-    """The kernel judges the address on a UDP socket, which then becomes the engine's port."""
-    loop = engine()
-    reuse = bool(identity.options.get((stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR)))
-    for _ in range(3):
-        udp = options.udp_socket(identity)
-        try:
-            try:
-                udp.bind(address)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-                local = _resolved(identity, address)
-                try:
-                    key = loop.call(lambda: verbs.share_port(loop, local, identity, reuse=reuse))
-                except BlockingIOError:
-                    continue
-                identity.local = local
-            else:
-                identity.local = udp.getsockname()
-                fd = udp.detach()
-                key = loop.call(lambda: verbs.adopt_port(loop, fd, identity, reuse=reuse))
-        finally:
-            udp.close()
-        loop.holders_watch.watch(sock.fileno())
-        identity.endpoint = key
-        identity.cookie = secrets.randbits(63)
-        identity.owner_pid = loop.pid
-        return
-    raise _fail(errno.EADDRINUSE)
-
-
-def _resolved(identity: Identity, address: Any) -> Address:
-    """The numeric form of an address that bind() has understood."""
-    host, port = address[0], address[1]
-    if not host:
-        return _UNBOUND[stdlib.AddressFamily(identity.family)][:1] + (port, *address[2:])  # type: ignore[return-value]
-    found: Any = stdlib.getaddrinfo(host, port, identity.family, stdlib.SOCK_DGRAM)[0][4]
-    return found  # type: ignore[no-any-return]
-
-
-def _connect(sock: Any, identity: Identity, address: Any) -> int:
-    """Begin to connect, or say how the attempt under way stands: EINPROGRESS, EALREADY, an errno, or 0."""
-    _check_open(sock)
-    role = identity.role
-    if role is Role.CONNECTING:
-        code = _notice(sock, identity)
-        if code == errno.EINPROGRESS:
-            return errno.EALREADY
-        identity.is_told = True
-        return code
-    if role is Role.CONNECTED and not identity.is_told and not identity.is_over:
-        identity.is_told = True
-        return _notice(sock, identity)
-    if role is Role.CONNECTED or role is Role.LISTENING:
-        raise _fail(errno.EISCONN)
-    if role is Role.FAILED:
-        error = identity.take_error()
-        _renew(sock, identity)
-        if error:
-            return error
-    loop = engine()
-    with closing(options.udp_socket(identity)) as udp:
-        udp.connect(address)
-        peer, local = udp.getpeername(), udp.getsockname()
-        if not peer[1]:
-            return errno.ECONNREFUSED
-        if identity.endpoint:
-            bound = identity.local
-            assert bound is not None
-            identity.local = (local[0], *bound[1:]) if bound[0] in ("0.0.0.0", "::") else bound
-        else:
-            identity.local = local
-        identity.peer = peer
-        identity.cookie = secrets.randbits(63)
-        identity.owner_pid = loop.pid
-        end_fd = pairing.pair(sock, identity)
-        identity.role = Role.CONNECTING
-        if identity.endpoint:
-            loop.post(lambda: verbs.dial_from(loop, identity.endpoint, peer, identity, end_fd))
-        else:
-            udp_fd = udp.detach()
-            loop.post(lambda: verbs.dial_private(loop, udp_fd, identity, end_fd))
-    return errno.EINPROGRESS
-
-
-def _renew(sock: Any, identity: Identity) -> None:
-    """After a failed attempt: a fresh fd under the same number."""
-    _by_inode.pop(identity.inode, None)
-    pairing.renew(sock)
-    identity.role = Role.FRESH
-    identity.is_over = identity.is_reset = identity.is_gated = identity.is_told = False
-    if not identity.endpoint:
-        identity.local = None
-    identity.peer = None
-    _register(sock, identity)
-
-
-def _notice(sock: Any, identity: Identity) -> int:
-    """What has become of a connection attempt: EINPROGRESS, 0, or its errno, which is then told once."""
-    if identity.owner_pid != os.getpid():
-        # Forked while connecting: the parent's engine tells the kernel, not us.
-        poller = poll()
-        poller.register(sock.fileno(), _POLLOUT)
-        for _, mask in poller.poll(0):
-            if mask & _POLLERR_OR_HUP:
-                identity.role, identity.error = Role.FAILED, errno.ECONNREFUSED
-            else:
-                identity.role = Role.CONNECTED
-    if identity.role is Role.CONNECTED:
-        if identity.is_gated:
-            pairing.open_gate(sock, identity)
-        return 0
-    if identity.role is Role.FAILED:
-        error = identity.take_error()
-        if error:
-            Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_ERROR)
-        return error or errno.ECONNABORTED
-    return errno.EINPROGRESS
-
-
-def _take_error(sock: Any, identity: Identity) -> int:
-    """SO_ERROR: the errno of what went wrong, once."""
-    if identity.role is Role.CONNECTING:
-        code = _notice(sock, identity)
-        return 0 if code == errno.EINPROGRESS else code
-    if identity.is_gated:
-        pairing.open_gate(sock, identity)
-    kernels = int(Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_ERROR))
-    return identity.take_error() or kernels
-
-
-def _after_close(identity: Identity, *, wait: bool = True) -> None:
-    """The engine hears of a close that the kernel cannot tell it: of a bound or listening socket, or with linger."""
-    loop = running_engine()
-    if loop is None or loop.pid != os.getpid() or not loop.is_alive:
-        return
-    if identity.role in (Role.FRESH, Role.LISTENING):
-        if identity.endpoint:
-            _tell(loop, lambda: verbs.release(loop, identity.endpoint, identity.inode), wait=wait)
-        return
-    seconds = identity.settings.linger_seconds
-    if seconds is None or not wait:
-        return
-    loop.call(lambda: verbs.look(loop, identity.cookie))
-    if seconds:
-        flushed = allocate_lock()
-        flushed.acquire()
-        loop.post(lambda: verbs.when_flushed(loop, identity.cookie, flushed.release))
-        flushed.acquire(True, seconds)
-
-
-def _tell(loop: Any, command: Any, *, wait: bool) -> None:
-    if wait:
-        loop.call(command)  # the port must be free when close() returns: the next bind may want it
-    else:
-        loop.post(command)
-
-
 def _receive_error(identity: Identity, error: OSError) -> OSError:
     """What TCP's recv would say where AF_UNIX's says this."""
     if error.errno in (errno.EINVAL, errno.ENOTCONN) and identity.role in (Role.FRESH, Role.LISTENING):
-        return _fail(errno.ENOTCONN)
+        return lifecycle.fail(errno.ENOTCONN)
     if error.errno == errno.ECONNRESET:
-        return _fail(identity.take_error() or errno.ECONNRESET)
+        return lifecycle.fail(identity.take_error() or errno.ECONNRESET)
     return error
 
 
@@ -670,25 +437,25 @@ def _raise_at_end(identity: Identity) -> None:
     """The stream ended for a reason that the kernel could not tell."""
     code = identity.take_error()
     if code:
-        raise _fail(code)
+        raise lifecycle.fail(code)
 
 
 def _before_send(sock: Any, identity: Identity, flags: int) -> None:
     if identity.is_gated and identity.role is Role.CONNECTED:
         pairing.open_gate(sock, identity)
     if flags & stdlib.MSG_OOB:
-        raise _fail(errno.EOPNOTSUPP)
+        raise lifecycle.fail(errno.EOPNOTSUPP)
 
 
 def _send_error(sock: Any, identity: Identity, error: OSError) -> OSError:
     """What TCP's send would say where AF_UNIX's says this."""
     if error.errno == errno.ENOTCONN:
-        return _fail(errno.EPIPE)
+        return lifecycle.fail(errno.EPIPE)
     if error.errno in (errno.EPIPE, errno.ECONNRESET):
         code = identity.take_error()
         if code:
             Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_ERROR)
-            return _fail(errno.ECONNRESET if code == errno.EPIPE else code)
+            return lifecycle.fail(errno.ECONNRESET if code == errno.EPIPE else code)
     return error
 
 
@@ -707,5 +474,5 @@ def connection_stats(identity: Identity) -> Any:
     loop = running_engine()
     bridge = None if loop is None else loop.bridges.get(identity.cookie)
     if loop is None or bridge is None:
-        raise _fail(errno.ENOTCONN)
-    return loop.call(bridge.connection.stats)
+        raise lifecycle.fail(errno.ENOTCONN)
+    return loop.call(lambda _: bridge.connection.stats())

@@ -51,7 +51,7 @@ def engine_stats() -> EngineStats:
     loop = running_engine()
     if loop is None or not loop.is_alive:
         return EngineStats()
-    snapshot: EngineStats = loop.call(lambda: _snapshot(loop))
+    snapshot: EngineStats = loop.call(_snapshot)
     return snapshot
 
 

@@ -48,7 +48,9 @@ def _hook() -> None:
     global _is_hooked
     if not _is_hooked:
         _is_hooked = True
-        os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+        os.register_at_fork(
+            before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+        )
         atexit.register(flush)
 
 
@@ -103,11 +105,11 @@ def flush(seconds: float | None = None) -> int:
         seconds = float(os.environ.get("UTPSOCKET_EXIT_FLUSH", DEFAULT_FLUSH_SECONDS))
     if seconds <= 0:
         return 0
-    loop.call(lambda: verbs.finish_all(loop))
+    loop.call(verbs.finish_all)
     last_acked = -1
     deadline = 0.0
     while True:
-        waiting, lost_bytes, acked_bytes = loop.call(lambda: verbs.unflushed(loop))
+        waiting, lost_bytes, acked_bytes = loop.call(verbs.unflushed)
         if not waiting:
             return 0
         now = time.monotonic()

@@ -229,7 +229,9 @@ class Endpoint:
         self.loop.touch_listener(listener)
         return bridge
 
-    def _reset_stray(self, addr: object, connection_id: int, seq16: int, ack16: int, local: object, *, now: int) -> None:
+    def _reset_stray(
+        self, addr: object, connection_id: int, seq16: int, ack16: int, local: object, *, now: int
+    ) -> None:
         """PROTOCOL.md §4: id as received, ack = the offending seq, seq = what the sender expects; rate-limited."""
         second = now // 1_000_000
         if second != self._resets_second:

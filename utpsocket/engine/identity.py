@@ -60,8 +60,8 @@ class Settings:
 class Identity:
     """One uTP socket.
 
-    Written by the shim: family, inode, user_fd, settings, is_gated, endpoint, owner_pid. Written by the engine: role once
-    connecting, error, local, peer, is_over.
+    Written by the shim: family, inode, user_fd, settings, is_gated, is_told, endpoint, owner_pid. By the engine:
+    role once connecting, error, is_over; local and peer of what a listener accepts.
     """
 
     __slots__ = (

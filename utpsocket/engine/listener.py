@@ -11,6 +11,7 @@ Only the engine's thread calls. Sources: PROTOCOL.md §3, §4.
 from __future__ import annotations
 
 import errno
+import socket as stdlib
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,8 +24,6 @@ from utpsocket.protocol import State
 if TYPE_CHECKING:
     from utpsocket.engine.endpoint import Endpoint
 
-_AF_UNIX: Final = 1
-_SOCK_STREAM: Final = 1
 _PROOF_WAIT_US: Final = 30_000  # a proof takes one round trip, and a greeting can wait this long
 _RETRY_US: Final = 2_000  # the kernel's queue is full: accept() makes no event we could wait for
 MAX_HALF_OPEN: Final = 1_024  # of one listener
@@ -129,7 +128,7 @@ class Listener:
         """Connect to the user's listening fd as this connection; the errno, 0 for success."""
         identity = bridge.identity
         try:
-            end = Socket(_AF_UNIX, _SOCK_STREAM, 0)
+            end = Socket(stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0)
         except OSError as error:
             return error.errno or errno.EMFILE
         try:
@@ -138,7 +137,9 @@ class Listener:
             assert identity.local is not None and identity.peer is not None
             end.bind(names.encode(identity.cookie, identity.local, identity.peer))
             if identity.settings.receive_buffer_bytes:
-                end.setsockopt(1, 7, identity.settings.receive_buffer_bytes)  # SOL_SOCKET, SO_SNDBUF: what the user reads
+                end.setsockopt(
+                    1, 7, identity.settings.receive_buffer_bytes
+                )  # SOL_SOCKET, SO_SNDBUF: what the user reads
             identity.role = Role.CONNECTED  # before connect(): accept() may return at once
             end.connect(self.name)
         except OSError as error:

@@ -39,6 +39,26 @@ _MAX_EVENTS: Final = 256
 _RECHECK_US: Final = 1_000_000  # /proc is read this often while a listener lives on in other processes only
 
 
+class _Answer:
+    """What a verb returned or raised, for the thread that waits for it."""
+
+    __slots__ = ("_error", "_given", "_value")
+
+    def __init__(self) -> None:
+        self._given = allocate_lock()
+        self._given.acquire()
+
+    def give(self, value: Any, error: BaseException | None) -> None:
+        self._value, self._error = value, error
+        self._given.release()
+
+    def wait(self) -> Any:
+        self._given.acquire()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
 class Loop:
     """The thread and what it owns."""
 
@@ -64,7 +84,7 @@ class Loop:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, EPOLLIN)
         self._by_fd: dict[int, Endpoint | Bridge] = {}
-        self._inbox: deque[Callable[[], None]] = deque()
+        self._inbox: deque[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], _Answer | None]] = deque()
         self._heap: list[tuple[int, int, Bridge]] = []
         self._heap_order = 0
         self._touched: dict[Bridge, None] = {}
@@ -82,30 +102,17 @@ class Loop:
 
     # ── the door ──
 
-    def post(self, command: Callable[[], None]) -> None:
-        """Have the engine's thread call `command` soon. Any thread."""
-        self._inbox.append(command)
+    def post(self, verb: Callable[..., object], *arguments: Any) -> None:
+        """Have the engine's thread carry out a verb soon. Any thread."""
+        self._inbox.append((verb, arguments, {}, None))
         os.eventfd_write(self._wake_fd, 1)
 
-    def call(self, command: Callable[[], Any]) -> Any:
-        """Have the engine's thread call `command` and wait for what it returns or raises. Any other thread."""
-        answered = allocate_lock()
-        answered.acquire()
-        result: list[Any] = []
-
-        def run() -> None:
-            try:
-                result[:] = [command(), None]
-            except BaseException as error:
-                result[:] = [None, error]
-            answered.release()
-
-        self.post(run)
-        answered.acquire()
-        value, error = result
-        if error is not None:
-            raise error
-        return value
+    def call(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Have the engine's thread carry out a verb; wait for what it returns or raises. Any other thread."""
+        answer = _Answer()
+        self._inbox.append((verb, arguments, named, answer))
+        os.eventfd_write(self._wake_fd, 1)
+        return answer.wait()
 
     # ── the thread ──
 
@@ -127,7 +134,7 @@ class Loop:
         self.wakeups += 1
         sources = [(self._by_fd.get(fd), mask) for fd, mask in events]  # before anything is closed and its fd reused
         for _ in range(len(self._inbox)):
-            self._guard(self._inbox.popleft())
+            self._carry_out(*self._inbox.popleft())
         for source, mask in sources:
             if type(source) is Endpoint:
                 if mask & (EPOLLIN | EPOLLERR):
@@ -155,12 +162,24 @@ class Loop:
             self._recheck_holders(now)
         self._settle(now)
 
-    def _guard(self, command: Callable[[], None]) -> None:
+    def _carry_out(
+        self, verb: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any], answer: _Answer | None
+    ) -> None:
         try:
-            command()
-        except Exception:
-            self.faults += 1
-            sys.excepthook(*sys.exc_info())
+            value = verb(self, *arguments, **named)
+        except Exception as error:
+            if answer is None:
+                self._fault()
+            else:
+                answer.give(None, error)
+        else:
+            if answer is not None:
+                answer.give(value, None)
+
+    def _fault(self) -> None:
+        """A defect of ours must not end the thread that everybody else's connections live on."""
+        self.faults += 1
+        sys.excepthook(*sys.exc_info())
 
     def _wait(self) -> list[tuple[int, int]]:
         timeout = -1.0
@@ -242,7 +261,11 @@ class Loop:
             touched, self._touched = self._touched, {}
             for bridge in touched:
                 if not bridge.is_gone:
-                    self._settle_one(bridge, now)
+                    try:
+                        self._settle_one(bridge, now)
+                    except Exception:
+                        self._fault()
+                        self._drop(bridge)
             if self._listeners:
                 for listener, when in list(self._listeners.items()):
                     if when is not None and when <= now:
@@ -281,6 +304,16 @@ class Loop:
             bridge.endpoint.forget(bridge)
             return
         self._schedule(bridge, connection.timeout_at())
+
+    def _drop(self, bridge: Bridge) -> None:
+        """After a fault: this connection is lost, and only this one."""
+        bridge.is_gone = True
+        self.bridges.pop(bridge.identity.cookie, None)
+        if bridge.end is not None:
+            self.forget_fd(bridge.end_fd)
+            bridge.end.close()
+            bridge.end = None
+        bridge.endpoint.forget(bridge)
 
     def _hand_over(self, listener: Listener, now: int) -> None:
         with self.fd_lock:
@@ -395,7 +428,7 @@ class Loop:
     def stop(self) -> None:
         """End the thread and close everything it owns. Any other thread."""
         self._is_stopping = True
-        self.post(lambda: None)
+        self.post(lambda loop: None)
         self._has_ended.acquire()
         self._has_ended.release()
 

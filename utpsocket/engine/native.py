@@ -26,7 +26,7 @@ def original(module: str, name: str) -> Any:
     return getattr(_MODULES[module], name)
 
 
-Socket = _socket.socket
+Socket: Any = _socket.socket
 """The C class below socket.socket, which nobody patches."""
 
 start_new_thread = original("_thread", "start_new_thread")

@@ -16,7 +16,6 @@ import struct
 from typing import Any, Final
 
 from utpsocket.engine.names import Address
-from utpsocket.engine.native import Socket
 from utpsocket.protocol import Run, Transmit
 
 _UDP_SEGMENT: Final = 103  # linux/udp.h

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from utpsocket.engine.endpoint import Endpoint, apply_settings
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.listener import Listener
-from utpsocket.engine.native import Socket
 from utpsocket.engine.names import Address
+from utpsocket.engine.native import Socket
 from utpsocket.protocol import State
 
 if TYPE_CHECKING:

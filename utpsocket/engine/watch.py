@@ -9,8 +9,6 @@ watch() may be called by any thread, the rest by the engine's.
 
 from __future__ import annotations
 
-import os
-
 from utpsocket.engine.native import epoll
 
 

@@ -1,0 +1,190 @@
+"""What bind(), connect() and close() do to a uTP socket: the conversation with the engine.
+
+Separate from shim.py because the class only says which interface a socket has. Each function takes the Python socket
+and its identity. Any thread may call. Sources: SOCKETS.md §1, §3; connect(2), socket(7) SO_LINGER.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import socket as stdlib
+from contextlib import closing
+from typing import Any, Final
+
+from utpsocket import options, pairing, registry
+from utpsocket.engine import engine, running_engine, verbs
+from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.names import Address
+from utpsocket.engine.native import Socket, allocate_lock, poll
+
+_POLLOUT: Final = 0x004
+_POLLERR_OR_HUP: Final = 0x018
+UNBOUND: Final[dict[int, Address]] = {stdlib.AF_INET: ("0.0.0.0", 0), stdlib.AF_INET6: ("::", 0, 0, 0)}
+IN_PROGRESS: Final = (errno.EINPROGRESS, errno.EALREADY)
+
+
+def fail(code: int) -> OSError:
+    """The OSError subclass of an errno, worded as the kernel's."""
+    return OSError(code, os.strerror(code))
+
+
+def check_open(sock: Any) -> None:
+    """Raise EBADF for a closed socket."""
+    if sock.fileno() < 0:
+        raise fail(errno.EBADF)
+
+
+def bind(sock: Any, identity: Identity, address: Any) -> None:
+    """The kernel judges the address on a UDP socket, which then becomes the engine's port."""
+    loop = engine()
+    reuse = bool(identity.options.get((stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR)))
+    for _ in range(3):
+        udp = options.udp_socket(identity)
+        try:
+            try:
+                udp.bind(address)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                local = _resolved(identity, address)
+                try:
+                    key = loop.call(verbs.share_port, local, identity, reuse=reuse)
+                except BlockingIOError:
+                    continue
+                identity.local = local
+            else:
+                identity.local = udp.getsockname()
+                fd = udp.detach()
+                key = loop.call(verbs.adopt_port, fd, identity, reuse=reuse)
+        finally:
+            udp.close()
+        loop.holders_watch.watch(sock.fileno())
+        identity.endpoint = key
+        identity.cookie = secrets.randbits(63)
+        identity.owner_pid = loop.pid
+        return
+    raise fail(errno.EADDRINUSE)
+
+
+def _resolved(identity: Identity, address: Any) -> Address:
+    """The numeric form of an address that bind() has understood."""
+    host, port = address[0], address[1]
+    if not host:
+        unbound = UNBOUND[identity.family]
+        return (unbound[0], port) if len(unbound) == 2 else (unbound[0], port, 0, 0)
+    found: Any = stdlib.getaddrinfo(host, port, identity.family, stdlib.SOCK_DGRAM)[0][4]
+    return found  # type: ignore[no-any-return]
+
+
+def connect(sock: Any, identity: Identity, address: Any) -> int:
+    """Begin to connect, or say how the attempt under way stands: EINPROGRESS, EALREADY, an errno, or 0."""
+    check_open(sock)
+    role = identity.role
+    if role is Role.CONNECTING:
+        code = notice(sock, identity)
+        if code == errno.EINPROGRESS:
+            return errno.EALREADY
+        identity.is_told = True
+        return code
+    if role is Role.CONNECTED and not identity.is_told and not identity.is_over:
+        identity.is_told = True
+        return notice(sock, identity)
+    if role is Role.CONNECTED or role is Role.LISTENING:
+        raise fail(errno.EISCONN)
+    if role is Role.FAILED:
+        error = identity.take_error()
+        _renew(sock, identity)
+        if error:
+            return error
+    loop = engine()
+    with closing(options.udp_socket(identity)) as udp:
+        udp.connect(address)
+        peer, local = udp.getpeername(), udp.getsockname()
+        if not peer[1]:
+            return errno.ECONNREFUSED
+        if identity.endpoint:
+            bound = identity.local
+            assert bound is not None
+            identity.local = (local[0], *bound[1:]) if bound[0] in ("0.0.0.0", "::") else bound
+        else:
+            identity.local = local
+        identity.peer = peer
+        identity.cookie = secrets.randbits(63)
+        identity.owner_pid = loop.pid
+        end_fd = pairing.pair(sock, identity)
+        identity.role = Role.CONNECTING
+        if identity.endpoint:
+            loop.post(verbs.dial_from, identity.endpoint, peer, identity, end_fd)
+        else:
+            udp_fd = udp.detach()
+            loop.post(verbs.dial_private, udp_fd, identity, end_fd)
+    return errno.EINPROGRESS
+
+
+def _renew(sock: Any, identity: Identity) -> None:
+    """After a failed attempt: a fresh fd under the same number."""
+    registry.forget(identity)
+    pairing.renew(sock)
+    identity.role = Role.FRESH
+    identity.is_over = identity.is_reset = identity.is_gated = identity.is_told = False
+    if not identity.endpoint:
+        identity.local = None
+    identity.peer = None
+    registry.register(sock, identity)
+
+
+def notice(sock: Any, identity: Identity) -> int:
+    """What has become of a connection attempt: EINPROGRESS, 0, or its errno, which is then told once."""
+    if identity.owner_pid != os.getpid():
+        # Forked while connecting: the parent's engine tells the kernel, not us.
+        poller = poll()
+        poller.register(sock.fileno(), _POLLOUT)
+        for _, mask in poller.poll(0):
+            if mask & _POLLERR_OR_HUP:
+                identity.role, identity.error = Role.FAILED, errno.ECONNREFUSED
+            else:
+                identity.role = Role.CONNECTED
+    if identity.role is Role.CONNECTED:
+        if identity.is_gated:
+            pairing.open_gate(sock, identity)
+        return 0
+    if identity.role is Role.FAILED:
+        error = identity.take_error()
+        if error:
+            Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_ERROR)
+        return error or errno.ECONNABORTED
+    return errno.EINPROGRESS
+
+
+def take_error(sock: Any, identity: Identity) -> int:
+    """SO_ERROR: the errno of what went wrong, once."""
+    if identity.role is Role.CONNECTING:
+        code = notice(sock, identity)
+        return 0 if code == errno.EINPROGRESS else code
+    if identity.is_gated:
+        pairing.open_gate(sock, identity)
+    kernels = int(Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_ERROR))
+    return identity.take_error() or kernels
+
+
+def after_close(identity: Identity, *, wait: bool = True) -> None:
+    """The engine hears of a close that the kernel cannot tell it: of a bound or listening socket, or with linger."""
+    loop = running_engine()
+    if loop is None or loop.pid != os.getpid() or not loop.is_alive:
+        return
+    if identity.role in (Role.FRESH, Role.LISTENING):
+        if identity.endpoint:
+            # The port must be free when close() returns: the next bind may want it.
+            (loop.call if wait else loop.post)(verbs.release, identity.endpoint, identity.inode)
+        return
+    seconds = identity.settings.linger_seconds
+    if seconds is None or not wait:
+        return
+    loop.call(verbs.look, identity.cookie)
+    if seconds:
+        flushed = allocate_lock()
+        flushed.acquire()
+        loop.post(verbs.when_flushed, identity.cookie, flushed.release)
+        flushed.acquire(True, seconds)

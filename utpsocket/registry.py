@@ -1,0 +1,91 @@
+"""Which uTP socket an fd is: by inode in this process, by the names in the kernel in any.
+
+Separate because Python objects come and go over one fd (dup, detach, fork, SCM_RIGHTS) and the identity stays. Any
+thread may call. Sources: SOCKETS.md §1 "Identity survives everywhere".
+"""
+
+from __future__ import annotations
+
+import os
+import socket as stdlib
+from typing import Any
+from weakref import WeakValueDictionary
+
+from utpsocket.engine import names, running_engine
+from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.names import Address
+from utpsocket.engine.native import Socket
+
+_by_inode: WeakValueDictionary[int, Identity] = WeakValueDictionary()
+_kept: dict[int, Identity] = {}  # of fds that were detached: no Python object stands for them any more
+
+
+def register(sock: Any, identity: Identity) -> None:
+    """This fd is that socket from now on."""
+    fd = sock.fileno()
+    identity.user_fd = fd
+    identity.inode = os.fstat(fd).st_ino
+    _by_inode[identity.inode] = identity
+
+
+def identity_of_fd(sock: Any) -> Identity | None:
+    """The uTP identity behind a Python socket over an AF_UNIX fd, None for a genuine AF_UNIX socket.
+
+    First by inode, which survives dup and detach; then by the names in the kernel, which survive fork, exec and
+    SCM_RIGHTS.
+    """
+    try:
+        inode = os.fstat(sock.fileno()).st_ino
+    except OSError:
+        return None
+    identity = _by_inode.get(inode)
+    if identity is not None:
+        return identity
+    identity = _identity_from_names(sock)
+    if identity is not None:
+        register(sock, identity)
+    return identity
+
+
+def _identity_from_names(sock: Any) -> Identity | None:
+    try:
+        found = names.decode(Socket.getpeername(sock))
+    except OSError:
+        found = None
+    if found is not None:
+        cookie, pid, local, peer = found
+        loop = running_engine()
+        if loop is not None and loop.pid == pid and cookie in loop.bridges:
+            return loop.bridges[cookie].identity
+        identity = Identity(_family_of(local))
+        identity.cookie, identity.owner_pid = cookie, pid
+        identity.local, identity.peer = local, peer
+        identity.role = Role.CONNECTED
+        return identity
+    listening = names.decode_listener(Socket.getsockname(sock))
+    if listening is not None:
+        cookie, pid, local = listening
+        identity = Identity(_family_of(local))
+        identity.cookie, identity.owner_pid, identity.local = cookie, pid, local
+        identity.role = Role.LISTENING
+        return identity
+    return None
+
+
+def _family_of(address: Address) -> int:
+    return int(stdlib.AF_INET6 if len(address) == 4 else stdlib.AF_INET)
+
+
+def forget(identity: Identity) -> None:
+    """The fd behind this identity is about to become another."""
+    _by_inode.pop(identity.inode, None)
+
+
+def keep(identity: Identity) -> None:
+    """Its last Python object lets go of the fd, which lives on."""
+    _kept[identity.inode] = identity
+
+
+def take_back(identity: Identity) -> None:
+    """A Python object stands for its fd again."""
+    _kept.pop(identity.inode, None)
