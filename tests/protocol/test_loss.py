@@ -75,7 +75,7 @@ def test_what_is_no_duplicate(base: int, line: str) -> None:
     wire = sender(base, 10)
     for number in range(8):
         wire.hear(
-            line.replace("900000", str(900_000 - number)).replace("seq=1 ack=0 len", f"seq={number + 1} ack=0 len")
+            line.replace("900000", str(2_000_000 + number)).replace("seq=1 ack=0 len", f"seq={number + 1} ack=0 len")
         )
     assert wire.connection.stats().lost_packets == 0
 

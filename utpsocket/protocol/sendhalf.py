@@ -157,7 +157,7 @@ class SendHalf:
             is_state
             and not sack_ranges
             and ack_next_seq == flights.una_seq
-            and window_bytes == peer.window_bytes
+            and window_bytes <= peer.window_bytes  # less: what it held ahead of the hole takes its room
             and bool(flights.packets)
         )
         if ack_next_seq >= flights.una_seq:  # an older one was overtaken: its window is no news
@@ -178,9 +178,8 @@ class SendHalf:
         elif is_plain_duplicate:
             self._duplicate_acks += 1
             if self._duplicate_acks == DUPLICATE_THRESHOLD:
-                self._lose(
-                    lambda flight, above: 0 if flight.seq == flights.una_seq and flight.sends == 1 else None, now
-                )
+                flights.split_at(flights.una_seq + 1)
+                self._lose(lambda flight, _: 0 if flight.seq == flights.una_seq and flight.sends == 1 else None, now)
         return acknowledged.packets > 0
 
     def _on_news(self, acknowledged: Acknowledged, in_flight_bytes: int, delay_us: int, *, now: int) -> int:

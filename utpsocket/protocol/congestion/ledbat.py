@@ -87,6 +87,7 @@ class Ledbat:
         "_current_us",
         "_drift_ends_at",
         "_drift_us",
+        "_gain_rest",
         "_is_gentle",
         "_peer_base",
         "_penalty_us",
@@ -111,6 +112,7 @@ class Ledbat:
         self._drift_us = 0
         self._drift_ends_at = 0
         self._penalty_us = 0
+        self._gain_rest = 0
 
     @property
     def queueing_delay_us(self) -> int:
@@ -157,8 +159,11 @@ class Ledbat:
         if off_target_us > 0 and not is_limited:
             return
         off_target_us = max(off_target_us, -TARGET_DELAY_US)
-        gain_bytes = (
-            MAX_GAIN_BYTES * min(acked_bytes, window) * off_target_us // (TARGET_DELAY_US * max(window, acked_bytes))
+        # The share of this ack in a round trip's gain, with the rest of the division kept: many small acks must not
+        # round it away, or upwards for one flow and downwards for its neighbour.
+        most = TARGET_DELAY_US * max(window, acked_bytes)
+        gain_bytes, self._gain_rest = divmod(
+            MAX_GAIN_BYTES * min(acked_bytes, window) * off_target_us + self._gain_rest, most
         )
         self.window_bytes = max(window + gain_bytes, self._least())
 
