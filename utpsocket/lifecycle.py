@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 import socket as stdlib
+import sys
 from contextlib import closing
 from typing import Any, Final
 
@@ -172,7 +173,7 @@ def take_error(sock: Any, identity: Identity) -> int:
 def after_close(identity: Identity, *, wait: bool = True) -> None:
     """The engine hears of a close that the kernel cannot tell it: of a bound or listening socket, or with linger."""
     loop = running_engine()
-    if loop is None or loop.pid != os.getpid() or not loop.is_alive:
+    if loop is None or loop.pid != os.getpid() or not loop.is_alive or sys.is_finalizing():
         return
     if identity.role in (Role.FRESH, Role.LISTENING):
         if identity.endpoint:

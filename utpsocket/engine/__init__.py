@@ -22,18 +22,21 @@ _POLL_SECONDS: Final = 0.002
 _loop: Loop | None = None
 _birth = allocate_lock()
 _is_hooked = False
+_robbed: list[Loop] = []  # engines whose fds the program closed: their objects must not close those numbers again
 
 
 def engine() -> Loop:
     """The engine of this process, started if need be."""
     global _loop
     loop = _loop
-    if loop is not None and loop.is_alive:
+    if loop is not None and loop.is_alive and loop.has_its_fds():
         _register_with_multiprocessing()
         return loop
     with _birth:
         if _loop is None or not _loop.is_alive:
             _hook()
+            if _loop is not None:
+                _robbed.append(_loop)
             _loop = Loop()
         _register_with_multiprocessing()
         return _loop
@@ -99,7 +102,7 @@ def flush(seconds: float | None = None) -> int:
     Returns the bytes lost.
     """
     loop = _loop
-    if loop is None or loop.pid != os.getpid() or not loop.is_alive:
+    if loop is None or loop.pid != os.getpid() or not loop.is_alive or not loop.has_its_fds():
         return 0
     if seconds is None:
         seconds = float(os.environ.get("UTPSOCKET_EXIT_FLUSH", DEFAULT_FLUSH_SECONDS))

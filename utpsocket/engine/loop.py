@@ -82,6 +82,7 @@ class Loop:
         self._recheck_at = 0
         self._epoll = epoll()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake_file = os.fstat(self._wake_fd)
         self._epoll.register(self._wake_fd, EPOLLIN)
         self._by_fd: dict[int, Endpoint | Bridge] = {}
         self._inbox: deque[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], _Answer | None]] = deque()
@@ -95,6 +96,7 @@ class Loop:
         self._borrowed: list[memoryview] = []
         self._blocked: dict[Endpoint, None] = {}
         self._is_stopping = False
+        self._is_robbed = False
         self.is_alive = True
         self._has_ended = allocate_lock()
         self._has_ended.acquire()
@@ -109,6 +111,8 @@ class Loop:
 
     def call(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Have the engine's thread carry out a verb; wait for what it returns or raises. Any other thread."""
+        if sys.is_finalizing():
+            raise RuntimeError("the interpreter is ending, and the engine's thread with it")
         answer = _Answer()
         self._inbox.append((verb, arguments, named, answer))
         os.eventfd_write(self._wake_fd, 1)
@@ -123,13 +127,33 @@ class Loop:
         try:
             while not self._is_stopping:
                 self._turn()
+            if not self._is_robbed:
+                self._close_all()
         finally:
             self.is_alive = False
-            self._close_all()
             self._has_ended.release()
+
+    def has_its_fds(self) -> bool:
+        """False when the program has closed every fd it did not know (os.closerange, as daemons do). Any thread.
+
+        The thread then never touches an fd again: the numbers may be somebody else's by now.
+        """
+        try:
+            found = os.fstat(self._wake_fd)
+        except OSError:
+            found = None
+        if found is not None and (found.st_dev, found.st_ino) == (self._wake_file.st_dev, self._wake_file.st_ino):
+            return True
+        self.is_alive = False
+        self._is_stopping = True
+        self._is_robbed = True
+        self._let_go()
+        return False
 
     def _turn(self) -> None:
         events = self._wait()
+        if self._is_robbed:
+            return
         self.now = now = time.monotonic_ns() // 1_000
         self.wakeups += 1
         sources = [(self._by_fd.get(fd), mask) for fd, mask in events]  # before anything is closed and its fd reused
@@ -443,6 +467,14 @@ class Loop:
         self._epoll.close()
         self.holders_watch.close()
         os.close(self._wake_fd)
+
+    def _let_go(self) -> None:
+        """Forget every fd without closing it."""
+        for bridge in list(self.bridges.values()):
+            if bridge.end is not None:
+                bridge.end.detach()
+        for endpoint in list(self.endpoints.values()):
+            endpoint.port.sock.detach()
 
     def abandon_in_child(self) -> None:
         """After a fork, in the child: close our copies of the parent's fds and touch nothing else."""
