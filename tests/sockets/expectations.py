@@ -17,8 +17,6 @@ SHARES_ITS_PORT = (
     "sockets of one process that say SO_REUSEADDR share a port, so that a node can listen and dial from one"
 )
 HAS_CONNECTION_IDS = "connection ids tell two connections between the same addresses apart"
-SHARED_PORTS = "sockets that say SO_REUSEADDR share a port, a listener's too, so that a node can dial from it (NAT)"
-CONNECTION_IDS = "uTP tells connections apart by their ids: the same two addresses may have several"
 
 EXPECTED_OVER_UTP: Final[dict[str, str]] = {
     "test_receiving.py::test_urgent_data": NO_URGENT_DATA,
@@ -26,8 +24,6 @@ EXPECTED_OVER_UTP: Final[dict[str, str]] = {
     "test_readiness.py::test_poll_after_shut_wr_then_peer_reset": NO_BYTE_TO_LEAVE_UNREAD,
     "test_ports.py::test_reuseaddr_does_not_help_against_a_listener": SHARES_ITS_PORT,
     "test_ports.py::test_same_four_addresses_twice": HAS_CONNECTION_IDS,
-    "test_ports.py::test_reuseaddr_does_not_help_against_a_listener": SHARED_PORTS,
-    "test_ports.py::test_same_four_addresses_twice": CONNECTION_IDS,
     "test_processes.py::test_sudden_death_delivers_what_the_kernel_had": DIES_WITH_THE_PROCESS,
     "test_processes.py::test_daemonizing_after_listen": DIES_WITH_THE_PROCESS + "; listen after the fork",
 }
