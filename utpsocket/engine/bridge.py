@@ -108,10 +108,14 @@ class Bridge:
         """Edges from epoll: remembered until the pump finds their end."""
         if mask & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
             self.is_readable = True
-        if mask & EPOLLOUT:
+        if mask & EPOLLOUT and not self.is_writable:
             self.is_writable = True
+            self.endpoint.loop.watch_room(self, wanted=False)
         if mask & EPOLLHUP:
             self._is_hung_up = True
+            if self.connection.state is State.SYN_SENT:
+                self.connection.abort()  # closed while connecting: as TCP, not a word more
+                self._close_end()
 
     def poll_end(self) -> None:
         """Ask the kernel now what epoll would say later."""
@@ -236,6 +240,7 @@ class Bridge:
             except BlockingIOError:
                 self.is_writable = False
                 connection.delivered(0, now=now)
+                self.endpoint.loop.watch_room(self, wanted=True)
                 return
             except OSError as error:
                 if error.errno == errno.ECONNRESET:  # the user closed with bytes unread
@@ -288,19 +293,9 @@ class Bridge:
         if unpack("=i", ioctl(self.end_fd, FIONREAD, pack("=i", 0)))[0]:
             return
         identity = self.identity
-        if identity.user_fd < 0:
-            return
-        try:
-            duplicate = os.dup(identity.user_fd)
-        except OSError:
-            return
-        try:
-            if os.fstat(duplicate).st_ino == identity.inode:
-                os.write(duplicate, b"!")
-        except OSError:
-            pass
-        finally:
-            os.close(duplicate)
+        if not _write_as_user(identity.user_fd, identity.inode):
+            # The number is another socket's by now; a dup may live on under one nobody told us.
+            _write_as_user(_fd_of(identity.inode), identity.inode)
 
     def _drain(self) -> None:
         try:
@@ -339,3 +334,37 @@ class Bridge:
         if self.end is not None and self.is_readable:
             return False
         return self.connection.is_flushed
+
+
+def _write_as_user(fd: int, inode: int) -> bool:
+    """Write one byte into the socket `inode`, if `fd` still means it."""
+    if fd < 0:
+        return False
+    try:
+        duplicate = os.dup(fd)
+    except OSError:
+        return False
+    try:
+        if os.fstat(duplicate).st_ino != inode:
+            return False
+        os.write(duplicate, b"!")
+    except OSError:
+        pass  # the user has shut down writing: only the recorded errno can tell it
+    finally:
+        os.close(duplicate)
+    return True
+
+
+def _fd_of(inode: int) -> int:
+    """An fd of this process that means the socket `inode`, or -1."""
+    wanted = f"socket:[{inode}]"
+    try:
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                if os.readlink(f"/proc/self/fd/{name}") == wanted:
+                    return int(name)
+            except OSError:
+                continue
+    except OSError:
+        pass
+    return -1

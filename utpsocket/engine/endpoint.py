@@ -30,7 +30,6 @@ _LEAST_BUFFER_BYTES: Final = 4_096
 _RESETS_REMEMBERED: Final = 1_000  # libutp's RST_INFO table
 _RESET_AGAIN_US: Final = 10_000_000  # and its lifetime
 _RESETS_PER_SECOND: Final = 100
-_MAX_LONE_PORTS_WAITING: Final = 256  # private ports held only for a late FIN
 _IDS_PER_DIAL: Final = 4
 _RUNS_PER_TURN: Final = 8  # then other ports have theirs
 _system_random: Final = random.SystemRandom()

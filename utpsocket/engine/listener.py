@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _PROOF_WAIT_US: Final = 30_000  # a proof takes one round trip, and a greeting can wait this long
 _RETRY_US: Final = 2_000  # the kernel's queue is full: accept() makes no event we could wait for
-MAX_HALF_OPEN: Final = 1_024  # of one listener
-MAX_HALF_OPEN_PER_ADDRESS: Final = 256
+MAX_HALF_OPEN: Final = 4_096  # of one listener
+MAX_HALF_OPEN_PER_ADDRESS: Final = 1_024
 _CALM_HALF_OPEN: Final = 64  # beyond, unproven connections are not handed over
 
 
@@ -69,7 +69,7 @@ class Listener:
             self.is_closed
             or self._half_open >= MAX_HALF_OPEN
             or self._half_open_by_host.get(host, 0) >= MAX_HALF_OPEN_PER_ADDRESS
-            or len(self._queue) > self.backlog + MAX_HALF_OPEN
+            or len(self._queue) - self._half_open > self.backlog
         ):
             self.refused += 1
             return False

@@ -24,18 +24,19 @@ from utpsocket.engine import verbs
 from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Bridge
 from utpsocket.engine.endpoint import Endpoint
 from utpsocket.engine.listener import Listener
-from utpsocket.engine.native import Socket, allocate_lock, epoll, start_new_thread
+from utpsocket.engine.native import Socket, allocate_lock, epoll, get_ident, start_new_thread
 from utpsocket.engine.udp import Port
 from utpsocket.engine.watch import HoldersWatch
 from utpsocket.protocol import State, Workspace
 from utpsocket.protocol.packet import MAX_RUN_PACKETS
 
 _EPOLLET: Final = 1 << 31
-_BRIDGE_EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLHUP | EPOLLERR | _EPOLLET
+_BRIDGE_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | _EPOLLET
 _PORT_EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLERR | _EPOLLET
 _HIGH_FD: Final = 1_024  # the engine's fds stay out of the numbers that select() can watch
 _BLOCKED_US: Final = 1_000  # ENOBUFS makes no event
 _MAX_EVENTS: Final = 256
+_MAX_WAITING_PORTS: Final = 256
 _RECHECK_US: Final = 1_000_000  # /proc is read this often while a listener lives on in other processes only
 
 
@@ -95,6 +96,8 @@ class Loop:
         self._listeners: dict[Listener, int | None] = {}
         self._borrowed: list[memoryview] = []
         self._blocked: dict[Endpoint, None] = {}
+        self._thread_id = 0
+        self._waiting_ports: dict[Endpoint, None] = {}  # of no use but for a late FIN, oldest first
         self._is_stopping = False
         self._is_robbed = False
         self.is_alive = True
@@ -113,6 +116,10 @@ class Loop:
         """Have the engine's thread carry out a verb; wait for what it returns or raises. Any other thread."""
         if sys.is_finalizing():
             raise RuntimeError("the interpreter is ending, and the engine's thread with it")
+        if get_ident() == self._thread_id:
+            # A user's finalizer, run by the garbage collector on this very thread: it cannot wait for itself.
+            self.post(lambda loop: verb(loop, *arguments, **named))
+            return None
         answer = _Answer()
         self._inbox.append((verb, arguments, named, answer))
         os.eventfd_write(self._wake_fd, 1)
@@ -123,6 +130,7 @@ class Loop:
     def _run(self) -> None:
         # Signals belong to the program's own threads: EINTR here, or SIGPIPE from a byte written as the user, would
         # be seen by nobody who expects it.
+        self._thread_id = get_ident()
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             while not self._is_stopping:
@@ -172,7 +180,7 @@ class Loop:
                 source.on_event(mask)
                 if source.is_readable:
                     self._readable_bridges[source] = None
-                if mask & EPOLLOUT:
+                if mask & EPOLLOUT or source.end is None:
                     self._touched[source] = None
         if self._readable_endpoints:
             self._read_ports(now)
@@ -327,7 +335,17 @@ class Loop:
             self.bridges.pop(bridge.identity.cookie, None)
             bridge.endpoint.forget(bridge)
             return
+        if connection.state is State.TIME_WAIT and bridge.endpoint.is_private and bridge.end is None:
+            self._keep_waiting(bridge.endpoint)
         self._schedule(bridge, connection.timeout_at())
+
+    def _keep_waiting(self, endpoint: Endpoint) -> None:
+        """A private port is kept for a late FIN of the peer's, but not more than so many of them: each costs an fd."""
+        self._waiting_ports[endpoint] = None
+        if len(self._waiting_ports) > _MAX_WAITING_PORTS:
+            oldest = next(iter(self._waiting_ports))
+            del self._waiting_ports[oldest]
+            oldest.drop_lingering()
 
     def _drop(self, bridge: Bridge) -> None:
         """After a fault: this connection is lost, and only this one."""
@@ -417,6 +435,10 @@ class Loop:
         self._readable_bridges[bridge] = None
         self._touched[bridge] = None
 
+    def watch_room(self, bridge: Bridge, *, wanted: bool) -> None:
+        """Whether to be told when the user has read. Not always: every recv() of the user's would wake us."""
+        self._epoll.modify(bridge.end_fd, _BRIDGE_EVENTS | EPOLLOUT if wanted else _BRIDGE_EVENTS)
+
     def forget_fd(self, fd: int) -> None:
         """The fd is about to be closed."""
         if self._by_fd.pop(fd, None) is not None:
@@ -443,6 +465,7 @@ class Loop:
         endpoint.is_closed = True
         self.endpoints.pop(endpoint.key, None)
         self._readable_endpoints.pop(endpoint, None)
+        self._waiting_ports.pop(endpoint, None)
         self._blocked.pop(endpoint, None)
         self.forget_fd(endpoint.port.fd)
         endpoint.port.close()

@@ -30,6 +30,7 @@ Socket: Any = _socket.socket
 """The C class below socket.socket, which nobody patches."""
 
 start_new_thread = original("_thread", "start_new_thread")
+get_ident = original("_thread", "get_ident")
 allocate_lock = original("_thread", "allocate_lock")
 epoll = original("select", "epoll")
 poll = original("select", "poll")

@@ -175,7 +175,7 @@ class Connection:
         self.receive.delivered(count, now=now)
 
     def finish(self, *, now: int) -> None:
-        """Nothing more will be written: our FIN follows the last byte. Idempotent. BEP 29 "ST_FIN"."""
+        """Nothing more will be written: our FIN follows the last byte. Idempotent. BEP 29 "type"."""
         if not self.send.is_finishing:
             self.send.is_finishing = True
             self.send.has_more = False
@@ -317,7 +317,7 @@ class Connection:
             self._handle_packet(packet, now=now)
 
     def _heard(self, packet: Packet, *, now: int) -> None:
-        """Time's part of an acceptable packet. PROTOCOL.md §6."""
+        """Time's part of an acceptable packet. BEP 29 "timestamp_difference_microseconds"; PROTOCOL.md §6."""
         self._heard_at = now
         self._delay_us = 0 if packet.difference_us in _NO_SAMPLES else packet.difference_us
         if packet.timestamp_us:

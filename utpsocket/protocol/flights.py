@@ -7,7 +7,8 @@ few dozen objects; a partial ack, a SACK or a loss cuts a flight in two and neve
 Read this first: the queue covers every packet in [una_seq, next_seq) exactly once, in order. Each flight is in
 flight, sacked (arrived, not yet acked) or lost (to be sent again).
 
-Sources: RFC 6675 §2 (scoreboard, pipe); BEP 29 "selective ack".
+Sources: RFC 6675 §2 (scoreboard, pipe); BEP 29 "selective ack", and "overview": packets are
+numbered, not bytes, so what was sent once is sent again in the same pieces.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ A DATA that acks our SYN may have overtaken the STATE, or the STATE is lost; onl
 begins. So such DATA is held, and believed to be the beginning only when it comes again: what is sent again first is
 the oldest.
 
-BEP 29 "connection setup".
+BEP 29 "connection_id", "connection setup" (whose diagram is wrong about the SYN-ACK's number: PROTOCOL.md §2).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from enum import IntEnum
 from typing import Final
 
 HEADER_BYTES: Final = 20  # BEP 29 "header format"
-VERSION: Final = 1
+VERSION: Final = 1  # BEP 29 "version"
 EXTENSION_SACK: Final = 1
 MAX_SACK_BYTES: Final = 252  # the largest multiple of 4 that the one-byte length of an extension can say
 MAX_RUN_PACKETS: Final = 64  # the kernel's UDP_MAX_SEGMENTS before 6.9: one GSO send or GRO receive holds no more
@@ -112,7 +112,7 @@ def encode(
     sack: bytes = b"",
 ) -> bytes:
     """A packet without payload, or the header of one with. `seq` and `ack` may be unbounded: the wire takes
-    their lowest 16 bits, and the lowest 32 of the times. BEP 29 "header format".
+    their lowest 16 bits, and the lowest 32 of the times. BEP 29 "header format", "timestamp_microseconds".
     """
     header = _HEADER.pack(
         type << 4 | VERSION,
@@ -130,7 +130,7 @@ def encode(
 
 
 def unwrap(seq16: int, near: int) -> int:
-    """The unbounded sequence number closest to `near` whose lowest 16 bits are `seq16`."""
+    """The unbounded sequence number closest to `near` whose lowest 16 bits are `seq16`. BEP 29 "seq_nr"."""
     return near + ((seq16 - near + 0x8000) & _SEQ_MASK) - 0x8000
 
 

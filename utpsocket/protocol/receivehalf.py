@@ -58,12 +58,12 @@ class ReceiveHalf:
 
     @property
     def ack(self) -> int:
-        """The last sequence number received in order: ack_nr before wrapping."""
+        """The last sequence number received in order. BEP 29 "ack_nr"."""
         return self.reassembly.next_seq - 1
 
     @property
     def window_bytes(self) -> int:
-        """What to advertise now. RFC 9293 §3.8.6.2.2."""
+        """What to advertise now. BEP 29 "wnd_size"; RFC 9293 §3.8.6.2.2."""
         reassembly = self.reassembly
         window = reassembly.window_bytes
         if window < _SEGMENT_BYTES and window < reassembly.capacity_bytes // 2:

@@ -60,7 +60,7 @@ class Recovery:
 
     @property
     def rto_us(self) -> int:
-        """Retransmission timeout with its backoff. RFC 6298 §2, §5.5."""
+        """Retransmission timeout with its backoff. BEP 29 "timeouts", RFC 6298 §2, §5.5."""
         base = INITIAL_RTO_US
         if self.srtt_us:
             base = max(MIN_RTO_US, self.srtt_us + max(_FOREIGN_ACK_DELAY_US, 4 * self.rtt_var_us))

@@ -11,7 +11,7 @@ A queue is seen one round trip after it was caused, when the window has doubled 
 more than its queues hold. So the first sign of a queue ends the doubling: the window goes back to what caused it and
 grows by a quarter per round trip from there, which overshoots by a quarter at most (RFC 9406 does the same by RTT).
 
-Sources: RFC 6817 §2.4.2, §3.4; RFC 9406 §4.2; BEP 29 "congestion control".
+Sources: RFC 6817 §2.4.2, §3.1.1, appendix A.2 (clock skew); RFC 9406 §4.2; BEP 29 "congestion control".
 """
 
 from __future__ import annotations
