@@ -21,6 +21,7 @@ _OVERDRAFT_BYTES = 4_096
 _STEPS = 400
 _TIMES_US = (0, 1, 500, 1_000, 10_000, 30_000, 200_000, 1_000_000, 16_000_000, 70_000_000, 700_000_000)
 _NEAR = (0, 0, 0, 1, 1, 2, 3, 5, 17, 40, 300, 2_016, 8_192, 8_193, 30_000, 32_768, 65_535, 65_534, 65_533, 65_500)
+_KINDS = (0,) * 20 + (2,) * 24 + (1,) * 2 + (4, 3)  # DATA, STATE, FIN, SYN, RESET
 _WINDOWS = (0, 1, 100, 1_452, 5_000, 1_000_000, 0xFFFFFFFF)
 _STAMPS = (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 _SIZES = (0, 1, 1, 20, 100, 1_380, 1_380, 1_452, 9_000)
@@ -151,7 +152,7 @@ def _hostile(tape: Tape, kind: int) -> int:
             subject.write(bytes(tape.word() % 5_000))
         elif what == 11:
             subject.read(tape.word(), now=now)
-        elif what == 12:
+        elif what == 12 and tape.byte() % 8 == 0:
             _call(tape, connection, now=now)
         elif what == 13:
             deadline = connection.timeout_at()
@@ -206,7 +207,7 @@ def _packet(
 def _drawn_header(tape: Tape, connection: Connection, kind: int, sack: bytes) -> tuple[bytes, int]:
     flights, reassembly = connection.send.flights, connection.receive.reassembly
     ids = (connection.recv_id, connection.recv_id, connection.recv_id, connection.send_id, 200, 99, tape.byte())
-    seq = reassembly.next_seq + tape.of(_NEAR)
+    seq = reassembly.next_seq + (tape.of(_NEAR) if tape.byte() % 2 else 0)
     base = (flights.una_seq - 1, flights.una_seq - 1, flights.next_seq - 1, flights.next_seq)[tape.byte() % 4]
     header = _packet(
         kind,
@@ -215,14 +216,14 @@ def _drawn_header(tape: Tape, connection: Connection, kind: int, sack: bytes) ->
         tape.of(_STAMPS) + tape.byte(),
         tape.of(_WINDOWS),
         seq,
-        base + (tape.of(_NEAR) if tape.byte() % 2 else 0),
+        base + (tape.of(_NEAR) if tape.byte() % 4 == 0 else 0),
         sack,
     )
     return header, seq
 
 
 def _drawn_packet(tape: Tape, connection: Connection) -> bytes:
-    kind = (0, 0, 0, 2, 2, 1, 4, 3)[tape.byte() % 8]
+    kind = _KINDS[tape.byte() % len(_KINDS)]
     sack = tape.raw(tape.of((0, 0, 1, 2, 4, 8, 252))) if tape.byte() % 3 == 0 else b""
     header, _ = _drawn_header(tape, connection, kind, sack)
     return header + bytes(tape.of(_SIZES)) if kind < 2 else header
@@ -261,9 +262,13 @@ def _honest(tape: Tape) -> int:
             # Up to 40 of what is on its way to this side arrive, from anywhere in the queue.
             at, count = tape.byte() % len(here), 1 + tape.byte() % 40
             arriving, here[at : at + count] = here[at : at + count], []
-            for datagram in arriving:
-                subject.connection.handle_run(Run(memoryview(bytearray(datagram)), len(datagram), ""), now=now)
-                packets += 1
+            packets += len(arriving)
+            while arriving:
+                size = len(arriving[0])
+                same = next((index for index, other in enumerate(arriving) if len(other) != size), len(arriving))
+                run = bytearray(b"".join(arriving[:same]))
+                subject.connection.handle_run(Run(memoryview(run), size, ""), now=now)
+                del arriving[:same]
         elif what == 5 and here:
             del here[tape.byte() % len(here)]
         elif what == 6 and here:
