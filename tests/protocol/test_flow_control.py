@@ -57,6 +57,20 @@ def test_a_closed_window_that_opens_is_said_at_once(base: int) -> None:
     assert wire.last_window == 3_000
 
 
+def test_an_opened_window_is_said_again_until_data_comes(base: int) -> None:
+    """Only libutp and we probe a closed window: a lost update would leave the others waiting for ever."""
+    wire = small(base, 14_000)
+    for number in range(1, 11):
+        wire.hear(f"DATA seq={number} ack=0 len=1400")
+    wire.say()
+    wire.read_bytes()
+    assert wire.say() == ["STATE seq=1 ack=10"]
+    assert [line.split()[0] for line in wire.wait(5_000_000)] == ["1020", "3020"]
+    wire.hear("DATA seq=11 ack=0 len=1400", "DATA seq=12 ack=0 len=1400")
+    wire.say()
+    assert wire.wait(100_000_000) == []
+
+
 def test_a_small_buffer_says_half_of_it(base: int) -> None:
     wire = small(base, 2_000)
     wire.hear("DATA seq=1 ack=0 len=1900")

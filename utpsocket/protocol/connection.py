@@ -466,6 +466,7 @@ class Connection:
         if self.receive.is_discarding and send.is_finished and now >= self._closing_since + FIN_WAIT_US:
             self.abort()
             return
+        self.receive.on_time(now=now)
         if self._keepalive.on_time(self._heard_at, now=now):
             self.receive.ack_at = now
 
@@ -473,7 +474,8 @@ class Connection:
         """When handle_timeout() and poll_transmit() want to be called next, or None. Read after poll_transmit()."""
         state = self.state
         if state is State.CONNECTED:
-            at = min(self.send.deadline(), self.receive.ack_at, self._keepalive.next_at)
+            receive = self.receive
+            at = min(self.send.deadline(), receive.ack_at, receive.update_again_at, self._keepalive.next_at)
             if self.receive.is_discarding and self.send.is_finished:
                 at = min(at, self._closing_since + FIN_WAIT_US)
         elif state is State.SYN_SENT:

@@ -20,6 +20,8 @@ NEVER: Final = 1 << 62
 _ACK_EVERY_PACKETS: Final = 2  # RFC 5681 §4.2
 _UPDATE_BYTES: Final = 2 * 1_452  # two segments: RFC 9293 §3.8.6.2.2's "Fr * RCV.BUFF" for large buffers
 _SEGMENT_BYTES: Final = 1_452  # less room than this, or than half of a small buffer, is none: silly windows
+_UPDATE_AGAIN_US: Final = 1_000_000  # then doubled: a lost update would hang a sender that never probes
+_UPDATES: Final = 5
 _NO_SAMPLE: Final = 0
 _HELLO_PACKETS: Final = (16, 256, 4_096)
 
@@ -30,6 +32,7 @@ class ReceiveHalf:
     __slots__ = (
         "_advertised_bytes",
         "_ack_count",
+        "_updates_left",
         "ack_at",
         "beyond_packets",
         "difference_us",
@@ -40,6 +43,7 @@ class ReceiveHalf:
         "received_bytes",
         "received_packets",
         "unacked_packets",
+        "update_again_at",
     )
 
     def __init__(self, capacity_bytes: int) -> None:
@@ -51,6 +55,8 @@ class ReceiveHalf:
         self.unacked_packets = 0
         self._advertised_bytes = capacity_bytes
         self._ack_count = 0
+        self.update_again_at = NEVER  # when a window that opened is said once more, unless data has come
+        self._updates_left = 0
         self.received_packets = 0
         self.received_bytes = 0
         self.duplicate_packets = 0
@@ -79,6 +85,7 @@ class ReceiveHalf:
         """A clean run arrived exactly in order; the same as `count` calls of on_packet()."""
         self.received_packets += count
         self.received_bytes += total_bytes
+        self.update_again_at = NEVER
         self.reassembly.append_run(count, payloads, total_bytes)
         self._in_order(count, now=now)
 
@@ -97,6 +104,7 @@ class ReceiveHalf:
             return offer
         self.received_packets += 1
         self.received_bytes += len(payload)
+        self.update_again_at = NEVER
         if offer is Offer.HELD or had_held or is_fin:
             self.unacked_packets += 1
             self.ack_at = now
@@ -120,8 +128,20 @@ class ReceiveHalf:
         advertised, window = self._advertised_bytes, reassembly.window_bytes
         grown = window - advertised
         half = reassembly.capacity_bytes // 2
-        if grown >= half or (advertised < _UPDATE_BYTES and grown >= min(half, _UPDATE_BYTES)):
+        was_closed = advertised < _UPDATE_BYTES and grown >= min(half, _UPDATE_BYTES)
+        if grown >= half or was_closed:
             self.ack_at = now
+        if was_closed:
+            self._updates_left = _UPDATES
+            self.update_again_at = now + _UPDATE_AGAIN_US
+
+    def on_time(self, *, now: int) -> None:
+        """It may be time to say again that the window is open. PROTOCOL.md §7: "two stuck peers would hang"."""
+        if now >= self.update_again_at:
+            self.ack_at = now
+            self._updates_left -= 1
+            wait_us = _UPDATE_AGAIN_US << (_UPDATES - self._updates_left)
+            self.update_again_at = now + wait_us if self._updates_left else NEVER
 
     def sack(self) -> bytes:
         """The selective ack to put on a STATE, empty when there is nothing ahead of a hole.
@@ -151,6 +171,7 @@ class ReceiveHalf:
     def discard(self) -> None:
         """The application will never read again."""
         self.is_discarding = True
+        self.update_again_at = NEVER
         self.reassembly.clear()
 
     def _check(self) -> None:

@@ -198,6 +198,7 @@ class Ledbat:
             self._before_cut = (self.window_bytes, self.is_slow_start, self._slow_start_bytes)
             self._slow_start_bytes = max(self.window_bytes // 2, 2 * self._least())
         self.is_slow_start = True
+        self._is_gentle = False
         self.window_bytes = self._segment_bytes
 
     def on_needless(self, *, now: int) -> None:
