@@ -79,10 +79,12 @@ def _resolved(identity: Identity, address: Any) -> Address:
     return found  # type: ignore[no-any-return]
 
 
-def connect(sock: Any, identity: Identity, address: Any) -> int:
-    """Begin to connect, or say how the attempt under way stands: EINPROGRESS, EALREADY, an errno, or 0."""
-    check_open(sock)
-    role = identity.role
+def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> int:
+    """Begin to connect, or say how the attempt under way stands: EINPROGRESS, EALREADY, an errno, or 0.
+
+    `quietly` words bad addresses as connect_ex() does.
+    """
+    role = identity.role if sock.fileno() >= 0 else Role.FRESH
     if role is Role.CONNECTING:
         code = notice(sock, identity)
         if code == errno.EINPROGRESS:
@@ -93,7 +95,7 @@ def connect(sock: Any, identity: Identity, address: Any) -> int:
         identity.is_told = True
         return notice(sock, identity)
     if role is Role.CONNECTED or role is Role.LISTENING:
-        raise fail(errno.EISCONN)
+        return errno.EISCONN
     if role is Role.FAILED:
         error = identity.take_error()
         _renew(sock, identity)
@@ -101,9 +103,13 @@ def connect(sock: Any, identity: Identity, address: Any) -> int:
             return error
     loop = engine()
     with closing(options.udp_socket(identity)) as udp:
-        udp.connect(address)
-        peer, local = udp.getpeername(), udp.getsockname()
-        if not peer[1]:
+        code = udp.connect_ex(address) if quietly else udp.connect(address)
+        if code:
+            return int(code)
+        check_open(sock)
+        try:
+            peer, local = udp.getpeername(), udp.getsockname()
+        except OSError:  # port 0, to which UDP can "connect"
             return errno.ECONNREFUSED
         if identity.endpoint:
             bound = identity.local

@@ -37,7 +37,7 @@ _LINGER: Final = struct.Struct("=ii")
 _SEGMENT_BYTES: Final = 1_380
 _MIN_MTU: Final = 576
 _MAX_UDP_PAYLOAD: Final = 65_507
-_MAX_OPTION_BYTES: Final = 1_024  # CPython's limit for getsockopt's buflen
+MAX_OPTION_BYTES: Final = 1_024  # CPython's limit for getsockopt's buflen
 
 _UDP_LEVELS: Final = (stdlib.IPPROTO_IP, stdlib.IPPROTO_IPV6)
 _UDP_SOCKET_OPTIONS: Final = {
@@ -93,7 +93,7 @@ def set_option(sock: Any, identity: Identity, level: int, name: int, value: Any,
         raise _fail(errno.EINVAL)  # it is the port's by now. ipv6(7)
     with closing(Socket(identity.family, stdlib.SOCK_STREAM, 0)) as judge:
         judge.setsockopt(level, name, value, *optlen)
-        identity.options[level, name] = judge.getsockopt(level, name, _MAX_OPTION_BYTES)
+        identity.options[level, name] = judge.getsockopt(level, name, MAX_OPTION_BYTES)
     return _apply(sock, identity, level, name)
 
 
@@ -154,8 +154,6 @@ def get_option(sock: Any, identity: Identity, level: int, name: int, *buflen: in
         return Socket.getsockopt(sock, level, name, *buflen)
     length = buflen[0] if buflen else 0
     with closing(Socket(identity.family, stdlib.SOCK_STREAM, 0)) as judge:
-        if not 0 <= length <= _MAX_OPTION_BYTES:
-            return judge.getsockopt(level, name, length)  # raises with CPython's wording
         value = _value(identity, level, name)
         if value is None:
             return judge.getsockopt(level, name, *buflen)

@@ -25,6 +25,8 @@ from utpsocket.engine.native import Socket, poll
 
 _STREAM_FAMILIES: Final = (stdlib.AF_INET, stdlib.AF_INET6)
 _TYPE_FLAGS: Final = getattr(stdlib, "SOCK_NONBLOCK", 0) | getattr(stdlib, "SOCK_CLOEXEC", 0)
+_INT_MAX: Final = 2**31 - 1
+_TOO_LARGE: Final = bytes(65_536)  # for a datagram: the kernel looks at the address, then refuses
 _POLLOUT: Final = 0x004
 
 
@@ -97,8 +99,10 @@ class socket(stdlib.socket):
         identity = self._utp
         if identity is None:
             return Socket.getsockopt(self, level, optname, *buflen)
+        if buflen and not 0 <= buflen[0] <= options.MAX_OPTION_BYTES:
+            return Socket.getsockopt(self, level, optname, *buflen)  # raises with CPython's wording
         lifecycle.check_open(self)
-        if (level, optname) == (stdlib.SOL_SOCKET, stdlib.SO_ERROR) and (not buflen or 0 <= buflen[0] <= 1_024):
+        if (level, optname) == (stdlib.SOL_SOCKET, stdlib.SO_ERROR):
             error = lifecycle.take_error(self, identity)
             return error.to_bytes(4, sys.byteorder)[: buflen[0]] if buflen and buflen[0] else error
         if (level, optname) == (options.SOL_UTP, options.UTP_INFO):
@@ -130,12 +134,14 @@ class socket(stdlib.socket):
             raise lifecycle.fail(errno.EINVAL)
         lifecycle.bind(self, identity, address)
 
-    def listen(self, backlog: int = 128, /) -> None:
+    def listen(self, backlog: Any = 128, /) -> None:
         """Accept uTP connections at the bound port, or at a port of the kernel's choice."""
         identity = self._utp
         if identity is None:
             Socket.listen(self, backlog)
             return
+        if not isinstance(backlog, int) or not -_INT_MAX <= backlog <= _INT_MAX:
+            Socket.listen(self, backlog)  # raises with CPython's wording
         lifecycle.check_open(self)
         if identity.role is Role.LISTENING:
             Socket.listen(self, backlog)
@@ -187,7 +193,7 @@ class socket(stdlib.socket):
         if identity is None:
             Socket.connect(self, address)
             return
-        code = lifecycle.connect(self, identity, address)
+        code = lifecycle.connect(self, identity, address, quietly=False)
         if code in lifecycle.IN_PROGRESS:
             if self.gettimeout() == 0:
                 raise lifecycle.fail(code)
@@ -200,14 +206,7 @@ class socket(stdlib.socket):
         identity = self._utp
         if identity is None:
             return int(Socket.connect_ex(self, address))
-        try:
-            code = lifecycle.connect(self, identity, address)
-        except stdlib.gaierror:
-            raise
-        except OSError as error:
-            if error.errno is None:
-                raise
-            return error.errno
+        code = lifecycle.connect(self, identity, address, quietly=True)
         if code in lifecycle.IN_PROGRESS and self.gettimeout() != 0:
             try:
                 code = self._wait_connected(identity)
@@ -236,12 +235,14 @@ class socket(stdlib.socket):
         poller.register(self.fileno(), _POLLOUT)
         return bool(poller.poll(None if timeout is None else max(0, timeout) * 1_000))
 
-    def shutdown(self, how: int, /) -> None:
+    def shutdown(self, how: Any, /) -> None:
         """Shut down one or both halves: SHUT_WR sends our FIN after everything written."""
         identity = self._utp
         if identity is None:
             Socket.shutdown(self, how)
             return
+        if not isinstance(how, int):
+            Socket.shutdown(self, how)  # raises with CPython's wording
         lifecycle.check_open(self)
         if how not in (stdlib.SHUT_RD, stdlib.SHUT_WR, stdlib.SHUT_RDWR):
             raise lifecycle.fail(errno.EINVAL)
@@ -308,17 +309,33 @@ class socket(stdlib.socket):
 
     def recvfrom(self, *args: Any, **kwargs: Any) -> tuple[bytes, Any]:
         """As socket.recvfrom(): for a stream the address is None."""
-        if self._utp is None:
-            result: tuple[bytes, Any] = Socket.recvfrom(self, *args, **kwargs)
-            return result
-        return socket.recv(self, *args, **kwargs), None
+        identity = self._utp
+        try:
+            data, address = Socket.recvfrom(self, *args, **kwargs)
+        except OSError as error:
+            if identity is None:
+                raise
+            raise _receive_error(identity, error) from None
+        if identity is None:
+            return data, address
+        if not data and identity.error and args[0]:
+            _raise_at_end(identity)
+        return data, None
 
     def recvfrom_into(self, *args: Any, **kwargs: Any) -> tuple[int, Any]:
         """As socket.recvfrom_into(): for a stream the address is None."""
-        if self._utp is None:
-            result: tuple[int, Any] = Socket.recvfrom_into(self, *args, **kwargs)
-            return result
-        return socket.recv_into(self, *args, **kwargs), None
+        identity = self._utp
+        try:
+            count, address = Socket.recvfrom_into(self, *args, **kwargs)
+        except OSError as error:
+            if identity is None:
+                raise
+            raise _receive_error(identity, error) from None
+        if identity is None:
+            return count, address
+        if not count and identity.error and len(args[0]):
+            _raise_at_end(identity)
+        return count, None
 
     def recvmsg(self, *args: Any, **kwargs: Any) -> tuple[bytes, list[Any], int, Any]:
         """As socket.recvmsg(): for a stream the address is None, and uTP has no ancillary data."""
@@ -375,9 +392,12 @@ class socket(stdlib.socket):
         """As socket.sendto(): a stream checks the address and ignores it, as TCP does."""
         if self._utp is None:
             return int(Socket.sendto(self, data, *args))
-        if not 1 <= len(args) <= 2:
-            with closing(Socket(stdlib.AF_INET, stdlib.SOCK_DGRAM)) as udp:
-                return int(udp.sendto(data, *args))  # raises with the stdlib's wording
+        with closing(Socket(self.family, stdlib.SOCK_DGRAM)) as judge:
+            try:
+                judge.sendto(_TOO_LARGE if 1 <= len(args) <= 2 else data, *args)
+            except OSError as error:
+                if error.errno != errno.EMSGSIZE:  # that is, but for its size it would have gone
+                    raise
         flags = args[0] if len(args) == 2 else 0
         return socket.send(self, data, flags)
 
@@ -443,7 +463,7 @@ def _raise_at_end(identity: Identity) -> None:
 def _before_send(sock: Any, identity: Identity, flags: int) -> None:
     if identity.is_gated and identity.role is Role.CONNECTED:
         pairing.open_gate(sock, identity)
-    if flags & stdlib.MSG_OOB:
+    if isinstance(flags, int) and flags & stdlib.MSG_OOB:
         raise lifecycle.fail(errno.EOPNOTSUPP)
 
 
