@@ -21,8 +21,8 @@ import os, socket, threading, unittest
 
 class Troubled(unittest.TestCase):
     def test_a_makes_two_sockets(self):
-        with socket.socket(), socket.socket(socket.AF_INET, socket.SOCK_STREAM):
-            pass
+        with socket.socket(), socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+            sock.bind(("127.0.0.1", 0))
         socket.socket(socket.AF_UNIX).close()
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
 
@@ -54,7 +54,7 @@ class BrokenFixture(unittest.TestCase):
     def test_never_runs(self):
         pass
 """
-PASSES = Outcome("pass", 0.1, 2, 0)
+PASSES = Outcome("pass", 0.1, 2, 0, tcp_calls=2)
 FAILS = Outcome("fail", 0.1, 2, 0, "AssertionError")
 VERSION = (3, 11, 7)
 
@@ -73,7 +73,8 @@ def test_hung_and_crashed_tests_are_recorded_and_the_rest_still_runs() -> None:
         "test_g_runs_last": "pass",
     }
     records = {identity.rpartition(".")[2]: record for identity, record in run.tests.items()}
-    assert records["test_a_makes_two_sockets"].tcp_sockets == 2
+    first = records["test_a_makes_two_sockets"]
+    assert (first.tcp_sockets, first.tcp_calls) == (2, 1)
     assert "test_c_hangs" in records["test_c_hangs"].why
     assert "exit status 3" in records["test_e_crashes"].why
     assert run.troubles == []
@@ -154,7 +155,7 @@ def test_a_failing_fixture_not_seen_over_tcp_is_unexpected() -> None:
 
 def test_a_pass_over_tcp_by_accident_is_a_trouble() -> None:
     tcp = ModuleRun("test_x", {"test_x.T.test": PASSES})
-    connects_to_nobody = replace(tcp, tests={"test_x.T.test": replace(PASSES, tcp_sockets=0)})
+    connects_to_nobody = replace(tcp, tests={"test_x.T.test": replace(PASSES, tcp_calls=0)})
     assert len(judge(tcp, [tcp], VERSION, stand_in=False).troubles) == 1
     assert judge(tcp, [replace(tcp, utp_connections=2)], VERSION, stand_in=False).good
     assert judge(tcp, [connects_to_nobody], VERSION, stand_in=False).good

@@ -5,7 +5,8 @@ appended to the request's `events` file, so that nothing is lost when it has to 
 
     {"network": "private" | "shared"}      before anything is imported
     {"start": id}                          a test begins
-    {"end": id, "status": …, "seconds": s, "tcp": sockets, "utp": connections so far, "why": text}     …and ends
+    {"end": id, "status": …, "seconds": s, "why": text, …    …and ends, with what the process did meanwhile:
+     "tcp": kernel stream sockets made, "tcp_calls": bind and connect on such, "utp": uTP connections since its start}
     {"skipped_module": reason}             the module has nothing to say on this machine
     {"finished": {"fds": {kind: n}, "threads": n, "udp_ports": n}, "utp": connections}     after the engine's shutdown
 
@@ -15,6 +16,7 @@ fail, skip, pass; hang and crash are the supervisor's to say.
 
 from __future__ import annotations
 
+import _socket
 import faulthandler
 import gc
 import importlib.util
@@ -52,7 +54,8 @@ class Recorder(unittest.TestResult):
         self._seen: Counter[str] = Counter()
         self._current: dict[str, Any] = {}
         self._tcp_sockets = 0
-        sys.addaudithook(self._count_socket)
+        self._tcp_calls = 0
+        sys.addaudithook(self._count)
 
     def say(self, **event: Any) -> None:
         tally.append_line(self._events, json.dumps(event))
@@ -93,16 +96,21 @@ class Recorder(unittest.TestResult):
         self._seen[name] += 1
         number = self._seen[name]
         identity = name if number == 1 else f"{name}#{number}"
-        self._current = {"end": identity, "status": None, "why": "", "tcp": self._tcp_sockets, "seconds": 0.0}
+        self._current = {"end": identity, "status": None, "why": "", "seconds": 0.0}
+        self._current |= {"tcp": self._tcp_sockets, "tcp_calls": self._tcp_calls}
         self.say(start=identity)
         self._current["seconds"] = _perf_counter()
 
     def _end(self) -> None:
         seconds = _perf_counter() - self._current["seconds"]
-        sockets = self._tcp_sockets - self._current["tcp"]
-        status = self._current["status"] or "pass"  # only expected failures of subtests say nothing
-        made = tally.connections_made()
-        self.say(**self._current | {"seconds": round(seconds, 4), "tcp": sockets, "status": status, "utp": made})
+        ended = {
+            "seconds": round(seconds, 4),
+            "status": self._current["status"] or "pass",  # only expected failures of subtests say nothing
+            "tcp": self._tcp_sockets - self._current["tcp"],
+            "tcp_calls": self._tcp_calls - self._current["tcp_calls"],
+            "utp": tally.connections_made(),
+        }
+        self.say(**self._current | ended)
         self._current = {}
 
     def _worsen(self, test: unittest.TestCase, status: str, err: Any) -> None:
@@ -117,11 +125,20 @@ class Recorder(unittest.TestResult):
         if fixture:
             self._end()
 
-    def _count_socket(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def _count(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "socket.__new__":
             _, family, kind, _ = arguments
-            if family in (AF_INET, AF_INET6) and kind & SOCK_TYPE_MASK == SOCK_STREAM:
-                self._tcp_sockets += 1
+            self._tcp_sockets += is_tcp(family, kind)
+        elif event in ("socket.bind", "socket.connect"):
+            # What the kernel has, whatever a subclass says it is.
+            sock = arguments[0]
+            kernel = _socket.socket
+            self._tcp_calls += is_tcp(kernel.family.__get__(sock), kernel.type.__get__(sock))
+
+
+def is_tcp(family: int, kind: int) -> bool:
+    """Whether a socket of the kernel's is an internet stream."""
+    return family in (AF_INET, AF_INET6) and kind & SOCK_TYPE_MASK == SOCK_STREAM
 
 
 def test_name(test: Any) -> str:

@@ -43,7 +43,7 @@ def as_json(version: str, verdicts: list[Verdict]) -> dict[str, Any]:
                 "tcp_seconds": verdict.tcp_seconds,
                 "relevant": verdict.relevant,
                 "relevant_same": verdict.relevant_same,
-                "kernel_tcp_sockets": verdict.kernel_tcp_sockets,
+                "kernel_tcp_calls": verdict.kernel_tcp_calls,
                 "leftovers": verdict.leftovers,
                 "troubles": verdict.troubles,
             }

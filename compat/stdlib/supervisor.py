@@ -49,6 +49,7 @@ class Outcome:
     tcp_sockets: int  # AF_INET and AF_INET6 stream sockets of the kernel's own, made while it ran
     utp_connections: int
     why: str = ""
+    tcp_calls: int = 0  # bind() and connect() on such sockets
 
 
 @dataclass
@@ -207,7 +208,9 @@ class _Attempt:
             identity = event["end"] if fixture else self._identity(event["end"])
             made = event["utp"] - self._made
             self._made = event["utp"]
-            self._run.tests[identity] = Outcome(event["status"], event["seconds"], event["tcp"], made, event["why"])
+            self._run.tests[identity] = Outcome(
+                event["status"], event["seconds"], event["tcp"], made, event["why"], event["tcp_calls"]
+            )
             if not fixture:
                 self._count_done(identity)
         elif "network" in event:

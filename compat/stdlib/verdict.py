@@ -36,7 +36,7 @@ class Verdict:
     leftovers: list[str] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
     utp_connections: int = 0
-    kernel_tcp_sockets: int = 0  # made while the patch was in place
+    kernel_tcp_calls: int = 0  # bind() and connect() on TCP sockets while the patch was in place
     seconds: float = 0.0
     tcp_seconds: float = 0.0
 
@@ -53,7 +53,7 @@ def judge(tcp: ModuleRun, runs: list[ModuleRun], version: tuple[int, ...], *, st
     """
     verdict = Verdict(tcp.module, tcp.skipped, len(tcp.tests))
     verdict.utp_connections = sum(run.utp_connections for run in runs)
-    verdict.kernel_tcp_sockets = sum(record.tcp_sockets for run in runs for record in run.tests.values())
+    verdict.kernel_tcp_calls = sum(record.tcp_calls for run in runs for record in run.tests.values())
     verdict.seconds = round(sum(run.seconds for run in runs), 1)
     verdict.tcp_seconds = round(tcp.seconds, 1)
     for identity, record in tcp.tests.items():
@@ -65,11 +65,10 @@ def judge(tcp: ModuleRun, runs: list[ModuleRun], version: tuple[int, ...], *, st
         verdict.leftovers += _leftovers(tcp.leftovers, run.leftovers)
         if not tcp.troubles:
             verdict.troubles += run.troubles
-    # Some relevant modules connect to nobody; that their sockets were not the kernel's is then the proof.
-    if not verdict.utp_connections and verdict.kernel_tcp_sockets and not stand_in:
-        verdict.troubles.append(
-            f"no uTP connection, but {verdict.kernel_tcp_sockets} TCP sockets: the patch did nothing"
-        )
+    # Some relevant modules connect to nobody; that nothing was done with TCP is then the proof.
+    if not verdict.utp_connections and verdict.kernel_tcp_calls and not stand_in:
+        calls = verdict.kernel_tcp_calls
+        verdict.troubles.append(f"no uTP connection, but {calls} times bind or connect over TCP: the patch did nothing")
     return verdict
 
 
