@@ -48,7 +48,8 @@ def state_of(thing: Any) -> Any:
 
 
 def _slots(thing: Any) -> dict[str, Any]:
-    return {name: state_of(getattr(thing, name)) for name in sorted(type(thing).__slots__) if name not in _NOT_STATE}
+    names = {name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())}
+    return {name: state_of(getattr(thing, name)) for name in sorted(names - _NOT_STATE)}
 
 
 def _packets(flight: Flight) -> list[tuple[Any, ...]]:

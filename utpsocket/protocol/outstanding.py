@@ -1,0 +1,305 @@
+"""What is under way to the peer, and what acks, losses and time mean for it.
+
+Separate from the rest of the sending half (sendhalf.py) because it sends nothing: it keeps the books of what has left
+and says what must leave again. It joins the pieces that never call each other: bytes (sendbuffer.py), packets under way
+(flights.py), judgement of loss (recovery.py), the congestion window (congestion/), the packet size (pathmtu.py) and
+what the peer can take (peerlimits.py).
+
+Sources: BEP 29 "packet loss", "timeouts"; RFC 6675 §5 (recovery with a pipe), RFC 8985 §7 (tail-loss probe),
+RFC 9293 §3.8.6.1 (zero-window probes); PROTOCOL.md §7, §9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from utpsocket.protocol.congestion import Controller
+from utpsocket.protocol.flights import Acknowledged, Fate, Flight, Flights
+from utpsocket.protocol.packet import HEADER_BYTES
+from utpsocket.protocol.pathmtu import PathMtu
+from utpsocket.protocol.peerlimits import PeerLimits
+from utpsocket.protocol.receivehalf import NEVER
+from utpsocket.protocol.recovery import DUPLICATE_THRESHOLD, Recovery
+from utpsocket.protocol.sendbuffer import SendBuffer
+
+MAX_TIMEOUTS: Final = 6  # consecutive retransmission timeouts before giving up: PROTOCOL.md §9
+MAX_PERSIST_US: Final = 15_000_000  # PROTOCOL.md §7: libutp probes a closed window once after 15 s
+_BLACK_HOLE_TIMEOUTS: Final = 2
+
+
+class Outstanding:
+    """What has left and is not acked. All times µs."""
+
+    __slots__ = (
+        "_duplicate_acks",
+        "_is_persisting",
+        "_last_progress_at",
+        "_last_sent_us",
+        "_limited_at",
+        "_paced_until",
+        "_persist_due",
+        "_recovery_seq",
+        "_reorder_at",
+        "_resend_at_once",
+        "_rto_from_us",
+        "_silent_timeouts",
+        "_tail_probe_due",
+        "_tail_probed",
+        "buffer",
+        "controller",
+        "flights",
+        "is_proven",
+        "lost_packets",
+        "mtu",
+        "peer",
+        "recovery",
+        "sent_offset",
+        "timeouts",
+        "user_timeout_us",
+    )
+
+    def __init__(self, first_seq: int, buffer: SendBuffer, controller: Controller, mtu: PathMtu) -> None:
+        self.buffer = buffer
+        self.flights = Flights(first_seq)
+        self.recovery = Recovery()
+        self.controller = controller
+        self.mtu = mtu
+        self.peer = PeerLimits()
+        self.sent_offset = 0
+        self.is_proven = True  # False: an address that may be spoofed. PROTOCOL.md §3
+        self.user_timeout_us = 0  # TCP_USER_TIMEOUT; 0: MAX_TIMEOUTS decides
+        self._duplicate_acks = 0
+        self._recovery_seq = -1  # losses of packets sent before this one have been answered by a smaller window
+        self._limited_at = -1  # when the window last held something back
+        self._last_sent_us = 0
+        self._last_progress_at = 0
+        self._rto_from_us = 0
+        self._silent_timeouts = 0
+        self._resend_at_once = False  # the first retransmission of a recovery does not wait for the window
+        self._is_persisting = False  # nothing under way, the peer's window closed
+        self._persist_due = False
+        self._paced_until = NEVER
+        self._reorder_at = NEVER
+        self._tail_probe_due = False
+        self._tail_probed = False
+        self.lost_packets = 0
+        self.timeouts = 0
+
+    # ── what an ack means ──
+
+    def on_ack(
+        self,
+        ack_next_seq: int,
+        window_bytes: int,
+        sack_ranges: list[tuple[int, int]],
+        delay_us: int,
+        *,
+        is_state: bool,
+        now: int,
+    ) -> bool:
+        """An acceptable ack arrived: all before `ack_next_seq` and in `sack_ranges` is there. The caller has
+        checked its range. `delay_us`: the peer's measurement, 0 for none. Returns whether it was news.
+        """
+        flights = self.flights
+        peer = self.peer
+        if peer.window_bytes < self.mtu.size:
+            self._silent_timeouts = 0  # it holds us back, so it lives
+        acknowledged = Acknowledged()
+        in_flight_bytes = flights.in_flight_bytes
+        is_plain_duplicate = (
+            is_state
+            and not sack_ranges
+            and ack_next_seq == flights.una_seq
+            and window_bytes <= peer.window_bytes  # less: what it held ahead of the hole takes its room
+            and bool(flights.packets)
+        )
+        if ack_next_seq >= flights.una_seq:  # an older one was overtaken: its window is no news
+            peer.on_window(window_bytes)
+        repaired_span = 0
+        if ack_next_seq > flights.una_seq:
+            if flights.sacked_packets and flights.queue[0].sends > 1:
+                repaired_span = ack_next_seq - flights.una_seq
+            flights.acknowledge(ack_next_seq, acknowledged)
+            self._duplicate_acks = 0
+            self._release()
+        if sack_ranges:
+            flights.sack(sack_ranges, acknowledged)
+        if acknowledged.packets:
+            lost = self._on_news(acknowledged, in_flight_bytes, delay_us, now=now)
+            if repaired_span and lost and not flights.sacked_packets:
+                peer.on_hole_repaired(repaired_span, lost)
+        elif is_plain_duplicate:
+            self._duplicate_acks += 1
+            if self._duplicate_acks == DUPLICATE_THRESHOLD:
+                flights.split_at(flights.una_seq + 1)
+                self._lose(lambda flight, _: 0 if flight.seq == flights.una_seq and flight.sends == 1 else None, now)
+        return acknowledged.packets > 0
+
+    def _on_news(self, acknowledged: Acknowledged, in_flight_bytes: int, delay_us: int, *, now: int) -> int:
+        """Something newly arrived. Returns how many packets that proves lost."""
+        recovery = self.recovery
+        controller = self.controller
+        recovery.on_progress()
+        self._silent_timeouts = 0
+        if recovery.on_delivered(acknowledged, now=now):
+            controller.on_needless(now=now)
+        self._rto_from_us = now
+        self._last_progress_at = now
+        self._tail_probed = False
+        flights = self.flights
+        lost = 0
+        self._reorder_at = NEVER
+        if flights.sacked_packets or (flights.queue and flights.queue[0].sent_us < recovery.rack_sent_us):
+            lost = self._detect_losses(now=now)
+        if delay_us:
+            controller.on_delay(delay_us, now=now)
+        if acknowledged.total_bytes and not lost:
+            controller.on_ack(
+                acknowledged.total_bytes,
+                in_flight_bytes=in_flight_bytes,
+                is_limited=self._limited_at >= acknowledged.sent_us,
+                rtt_us=recovery.latest_rtt_us,
+                sent_us=acknowledged.sent_us,
+                now=now,
+            )
+        if acknowledged.probe_bytes:
+            self.mtu.on_probe_acked(acknowledged.probe_bytes + HEADER_BYTES)
+            controller.on_segment_size(self.mtu.size - HEADER_BYTES)
+        return lost
+
+    def _release(self) -> None:
+        """Free the bytes before the first packet that is not acked."""
+        queue = self.flights.queue
+        self.buffer.release(queue[0].offset if queue else self.sent_offset)
+
+    def _detect_losses(self, *, now: int) -> int:
+        """Ask about each flight of which a selective ack could have told. libutp's reach 30 packets beyond the hole,
+        and some peers send none: what lies further may have arrived, unsaid.
+        """
+        self._reorder_at = NEVER
+        flights = self.flights
+        said_seq = max(flights.highest_sacked_seq, flights.una_seq + self.peer.sack_packets)
+        if said_seq + 1 < flights.next_seq:
+            flights.split_at(said_seq + 1)
+        lost_at = self.recovery.lost_at
+        return self._lose(lambda flight, above: lost_at(flight, above) if flight.seq <= said_seq else None, now)
+
+    def _lose(self, lost_at: Callable[[Flight, int], int | None], now: int, *, is_congestion: bool = True) -> int:
+        """Mark lost what counts as lost by now; remember when the next one will. Returns how many packets."""
+        reduces = False
+        lost_probe = False
+
+        def is_lost(flight: Flight, sacked_above: int) -> bool:
+            nonlocal reduces, lost_probe
+            at = lost_at(flight, sacked_above)
+            if at is None:
+                return False
+            if at > now:
+                self._reorder_at = min(self._reorder_at, at)
+                return False
+            if flight.is_probe:
+                flight.is_probe = False
+                lost_probe = True
+            elif flight.seq >= self._recovery_seq:
+                reduces = is_congestion
+            return True
+
+        lost = self.flights.lose(is_lost)
+        self.lost_packets += lost
+        if lost_probe:
+            self.mtu.on_probe_lost(now=now)
+        if reduces:
+            self._recovery_seq = self.flights.next_seq
+            self._resend_at_once = True
+            self.controller.on_loss(now=now)
+        return lost
+
+    # ── what time means ──
+
+    def deadline(self) -> int:
+        """When on_timeout() wants to be called, or NEVER."""
+        flights = self.flights
+        at = self._paced_until
+        if flights.packets:
+            at = min(at, self._rto_from_us + self._rto_us(), self._reorder_at)
+            if self._may_probe_tail():
+                at = min(at, self._last_sent_us + self.recovery.probe_timeout_us(flights.packets))
+        elif self._is_persisting:
+            at = min(at, self._rto_from_us + self._rto_us())
+        return at
+
+    def on_timeout(self, *, now: int) -> bool:
+        """Time passed; whatever is due by now happens. False: the peer is given up (ETIMEDOUT)."""
+        flights = self.flights
+        if not flights.packets:
+            if self._is_persisting and now >= self._rto_from_us + self._rto_us():
+                self._persist_due = True
+                self._rto_from_us = now
+                self.recovery.on_timeout()
+            return True
+        if now >= self._reorder_at:
+            self._detect_losses(now=now)
+        if self.user_timeout_us and now >= self._last_progress_at + self.user_timeout_us:
+            return False
+        is_out_of_time = now >= self._rto_from_us + self._rto_us()
+        if self._may_probe_tail() and (
+            is_out_of_time or now >= self._last_sent_us + self.recovery.probe_timeout_us(flights.packets)
+        ):
+            self._tail_probe_due = self._tail_probed = True
+            self._rto_from_us = now  # RFC 8985 §7.3: the timeout counts from the probe
+        elif is_out_of_time:
+            return self._on_retransmission_timeout(now=now)
+        return True
+
+    def _on_retransmission_timeout(self, *, now: int) -> bool:
+        flights = self.flights
+        recovery = self.recovery
+        self._rto_from_us = now
+        if flights.queue[0].fate is Fate.SACKED:
+            flights.forget_sacks()  # the first packet not acked cannot have arrived, whatever was said
+        if all(flight.is_probe or flight.fate is not Fate.IN_FLIGHT for flight in flights.queue):
+            self._lose(lambda flight, _: 0, now)  # PROTOCOL.md §9: a lone MTU probe's timeout is not a loss
+            return True
+        self.timeouts += 1
+        self._silent_timeouts += 1
+        recovery.on_timeout()
+        if self._silent_timeouts > MAX_TIMEOUTS and not self.user_timeout_us:
+            return False
+        if self.peer.window_bytes >= self.mtu.size:
+            # Behind a closed window the packet is a probe, and its silence says nothing about the path.
+            self._recovery_seq = flights.next_seq
+            self.controller.on_timeout(now=now)
+        if recovery.backoff >= _BLACK_HOLE_TIMEOUTS and flights.queue[0].size + HEADER_BYTES > self.mtu.floor:
+            self.mtu.on_black_hole(now=now)
+            self.controller.on_segment_size(self.mtu.size - HEADER_BYTES)
+        # RFC 8985 §6.3: what left a moment ago may still arrive.
+        patience_us = recovery.srtt_us + recovery.reorder_window_us
+        first_seq = flights.una_seq
+        self._lose(lambda flight, _: 0 if flight.seq == first_seq else flight.sent_us + patience_us, now)
+        self._resend_at_once = True
+        return True
+
+    def _rto_us(self) -> int:
+        rto_us = self.recovery.rto_us
+        return min(rto_us, MAX_PERSIST_US) if self.peer.window_bytes < self.mtu.size else rto_us
+
+    def _may_probe_tail(self) -> bool:
+        flights = self.flights
+        return (
+            not self._tail_probed
+            and self.is_proven
+            and flights.packets > 0
+            and self.recovery.srtt_us > 0
+            and not self.recovery.backoff
+            and not flights.lost_packets
+            and not flights.sacked_packets
+        )
+
+    def on_too_big(self, datagram_bytes: int, carries_bytes: int, *, now: int) -> None:
+        """A datagram of this size does not pass (EMSGSIZE, ICMP); see PathMtu.on_too_big()."""
+        self.mtu.on_too_big(datagram_bytes, carries_bytes, now=now)
+        self.controller.on_segment_size(self.mtu.size - HEADER_BYTES)
+        limit = self.mtu.size - HEADER_BYTES
+        # What IP may fragment travels on; the rest is gone, and congestion had no part in it.
+        self._lose(lambda flight, _: 0 if flight.is_whole and flight.size > limit else None, now, is_congestion=False)
