@@ -106,6 +106,8 @@ class Bridge:
 
     def on_event(self, mask: int) -> None:
         """Edges from epoll: remembered until the pump finds their end."""
+        if self.end is None:
+            return  # closed by a command of this same wake-up
         if mask & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
             self.is_readable = True
         if mask & EPOLLOUT and not self.is_writable:

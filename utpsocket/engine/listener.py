@@ -119,6 +119,7 @@ class Listener:
             if error:
                 self.is_closed = True
                 bridge.abandon()
+                self.endpoint.loop.touch(bridge)
                 break
         waiting.extend(queue)
         self._queue = waiting

@@ -134,7 +134,12 @@ class Loop:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             while not self._is_stopping:
-                self._turn()
+                try:
+                    self._turn()
+                except Exception:
+                    if self._is_robbed or not self.has_its_fds():
+                        return
+                    self._fault()
             if not self._is_robbed:
                 self._close_all()
         finally:

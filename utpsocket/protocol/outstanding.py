@@ -224,7 +224,7 @@ class Outstanding:
         if flights.packets:
             at = min(at, self._rto_from_us + self._rto_us(), self._reorder_at)
             if self._may_probe_tail():
-                at = min(at, self._last_sent_us + self.recovery.probe_timeout_us(flights.packets))
+                at = min(at, self._last_sent_us + self.recovery.probe_timeout_us())
         elif self._is_persisting:
             at = min(at, self._rto_from_us + self._rto_us())
         return at
@@ -243,9 +243,7 @@ class Outstanding:
         if self.user_timeout_us and now >= self._last_progress_at + self.user_timeout_us:
             return False
         is_out_of_time = now >= self._rto_from_us + self._rto_us()
-        if self._may_probe_tail() and (
-            is_out_of_time or now >= self._last_sent_us + self.recovery.probe_timeout_us(flights.packets)
-        ):
+        if self._may_probe_tail() and (is_out_of_time or now >= self._last_sent_us + self.recovery.probe_timeout_us()):
             self._tail_probe_due = self._tail_probed = True
             self._rto_from_us = now  # RFC 8985 §7.3: the timeout counts from the probe
         elif is_out_of_time:

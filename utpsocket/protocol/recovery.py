@@ -22,9 +22,10 @@ MIN_RTO_US: Final = 200_000  # as Linux; libutp has 1 s, libtorrent 500 ms, libr
 MAX_RTO_US: Final = 60_000_000  # RFC 6298 (2.5)
 INITIAL_RTO_US: Final = 1_000_000  # RFC 6298 (2.1)
 DUPLICATE_THRESHOLD: Final = 3  # BEP 29 "packet loss"; RFC 6675 DupThresh
-MAX_ACK_DELAY_US: Final = 10_000  # ours, receivehalf.py; a tail probe waits as much longer for a lone packet
+MAX_ACK_DELAY_US: Final = 10_000  # ours, receivehalf.py; a tail probe waits as much longer
 _FOREIGN_ACK_DELAY_US: Final = 100_000  # libutp's: a path without variance must not time out on it
 _GRANULARITY_US: Final = 1_000  # epoll's timeout
+_MOST_PATIENCE_US: Final = 30_000  # a lost last packet costs two round trips and 50 ms, no more
 _MAX_REORDER_STEPS: Final = 16  # RFC 8985 §6.2 step 4: the window never exceeds one SRTT anyway
 
 
@@ -88,12 +89,14 @@ class Recovery:
         """Something new was acknowledged."""
         self.backoff = 0
 
-    def probe_timeout_us(self, packets: int) -> int:
-        """How long after the last packet left a tail-loss probe leaves. RFC 8985 §7.2."""
+    def probe_timeout_us(self) -> int:
+        """How long after the last packet left a tail-loss probe leaves. RFC 8985 §7.2: two round trips and what the
+        peer may wait before it acks; here also what the round trips vary by, or a busy machine would be probed.
+        """
         if not self.srtt_us:
             return INITIAL_RTO_US
-        wait_us = 2 * self.srtt_us + (MAX_ACK_DELAY_US if packets == 1 else 0)
-        return min(wait_us + 2 * _GRANULARITY_US, self.rto_us)
+        patience_us = min(max(_GRANULARITY_US, 2 * self.rtt_var_us), _MOST_PATIENCE_US)
+        return min(2 * self.srtt_us + MAX_ACK_DELAY_US + patience_us, self.rto_us)
 
     # ── loss ──
 
