@@ -12,7 +12,7 @@ import pytest
 from compat import __main__ as compat
 from compat.stdlib import baseline, modules, report
 from compat.stdlib.command import main
-from compat.stdlib.expectations import Expectation
+from compat.stdlib.expectations import Expectation, explains
 from compat.stdlib.supervisor import ModuleRun, Outcome, Task, run_module
 from compat.stdlib.verdict import Verdict, judge
 
@@ -179,6 +179,12 @@ def test_slow_is_three_times_tcp_and_a_second_more(seconds: float, slow: bool) -
     tcp = ModuleRun("test_x", {"test_x.T.test": PASSES})
     utp = ModuleRun("test_x", {"test_x.T.test": replace(PASSES, seconds=seconds)})
     assert bool(judge(tcp, [utp], VERSION, stand_in=True).slow) == slow
+
+
+def test_a_slow_test_is_explained_up_to_a_bound() -> None:
+    assert explains("test_ssl.ThreadedTests.test_x", VERSION, 1.1)
+    assert not explains("test_ssl.ThreadedTests.test_x", VERSION, 2.1)
+    assert not explains("test_x.T.test_x", VERSION, 1.1)
 
 
 def test_an_expectation_holds_for_its_versions() -> None:

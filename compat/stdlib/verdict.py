@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from compat.stdlib.expectations import EXPECTED, SLOWER, expectation
+from compat.stdlib.expectations import expectation, explains
 from compat.stdlib.supervisor import ModuleRun, Outcome
 
 SLOW_RATIO: Final = 3.0  # issue's bound: no test slower than three times TCP…
@@ -76,7 +76,7 @@ def _judge_test(
     verdict: Verdict, identity: str, tcp: Outcome, found: list[Outcome | None], version: tuple[int, ...]
 ) -> None:
     statuses = [record.status if record else "missing" for record in found]
-    entry = expectation(EXPECTED, identity, version)
+    entry = expectation(identity, version)
     passes = all(status == "pass" for status in statuses)
     if tcp.status == "pass":
         verdict.over_tcp += 1
@@ -100,7 +100,7 @@ def _judge_test(
 def _judge_pace(verdict: Verdict, identity: str, tcp: Outcome, found: list[Outcome], version: tuple[int, ...]) -> None:
     fastest = min(record.seconds for record in found)
     slow = fastest > SLOW_RATIO * tcp.seconds and fastest - tcp.seconds > SLOW_S
-    if slow and not expectation(SLOWER, identity, version):
+    if slow and not explains(identity, version, fastest - tcp.seconds):
         verdict.slow[identity] = f"{tcp.seconds:.2f} s over TCP, {fastest:.2f} s over uTP"
 
 
