@@ -223,6 +223,8 @@ class Outstanding:
         at = self._paced_until
         if flights.packets:
             at = min(at, self._rto_from_us + self._rto_us(), self._reorder_at)
+            if self.user_timeout_us:
+                at = min(at, self._last_progress_at + self.user_timeout_us)
             if self._may_probe_tail():
                 at = min(at, self._last_sent_us + self.recovery.probe_timeout_us())
         elif self._is_persisting:
