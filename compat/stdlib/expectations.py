@@ -58,7 +58,7 @@ SLOWER: Final = (
     ),
     Slower(
         "test_asyncio.test_streams.StreamTests.test_drain_raises",
-        "four-byte writes fill an AF_UNIX socket before any other thread of the process runs; asyncio then gathers 64 KiB"
+        "four-byte writes fill an AF_UNIX socket before any other thread runs; asyncio then gathers 64 KB"
         " of them, counting all again at each write, before it looks at the socket",
         since=(3, 12),
     ),
