@@ -241,11 +241,9 @@ class socket(stdlib.socket):
         if identity is None:
             Socket.shutdown(self, how)
             return
-        if not isinstance(how, int):
-            Socket.shutdown(self, how)  # raises with CPython's wording
-        lifecycle.check_open(self)
         if how not in (stdlib.SHUT_RD, stdlib.SHUT_WR, stdlib.SHUT_RDWR):
-            raise lifecycle.fail(errno.EINVAL)
+            Socket.shutdown(self, how)  # raises with CPython's and the kernel's wording
+        lifecycle.check_open(self)
         if identity.role is Role.FRESH or identity.role is Role.FAILED or identity.is_over:
             raise lifecycle.fail(errno.ENOTCONN)
         Socket.shutdown(self, how)
@@ -392,12 +390,7 @@ class socket(stdlib.socket):
         """As socket.sendto(): a stream checks the address and ignores it, as TCP does."""
         if self._utp is None:
             return int(Socket.sendto(self, data, *args))
-        with closing(Socket(self.family, stdlib.SOCK_DGRAM)) as judge:
-            try:
-                judge.sendto(_TOO_LARGE if 1 <= len(args) <= 2 else data, *args)
-            except OSError as error:
-                if error.errno != errno.EMSGSIZE:  # that is, but for its size it would have gone
-                    raise
+        _check_address(self.family, "sendto", _TOO_LARGE if 1 <= len(args) <= 2 else data, *args)
         flags = args[0] if len(args) == 2 else 0
         return socket.send(self, data, flags)
 
@@ -409,6 +402,8 @@ class socket(stdlib.socket):
         if ancdata != () and ancdata != []:
             ancdata = list(ancdata) if hasattr(ancdata, "__iter__") else ancdata
             _check_ancillary(ancdata)
+        if address is not None:
+            _check_address(self.family, "sendmsg", [_TOO_LARGE], (), 0, address)
         _before_send(self, identity, flags)
         try:
             return int(Socket.sendmsg(self, buffers, (), flags))
@@ -477,6 +472,18 @@ def _send_error(sock: Any, identity: Identity, error: OSError) -> OSError:
             Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_ERROR)
             return lifecycle.fail(errno.ECONNRESET if code == errno.EPIPE else code)
     return error
+
+
+def _check_address(family: int, method: str, *args: Any) -> None:
+    """Raise what this method raises for a malformed address: the C class judges, on a UDP socket and a datagram too
+    large to go anywhere.
+    """
+    with closing(Socket(family, stdlib.SOCK_DGRAM)) as judge:
+        try:
+            getattr(judge, method)(*args)
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE:
+                raise
 
 
 def _check_ancillary(ancdata: Any) -> None:

@@ -61,6 +61,7 @@ class Bridge:
         "flush_waiters",
         "heap_at",
         "identity",
+        "is_gated",
         "is_gone",
         "is_handed_over",
         "is_lazy",
@@ -84,6 +85,7 @@ class Bridge:
         self.is_lazy = False
         self.is_handed_over = False
         self.is_gone = False
+        self.is_gated = False  # the user's fd is held unwritable: what is at our end is filler
         self.accepted_at = 0
         self.wakes_at: int | None = None  # when the connection's time comes
         self.heap_at: int | None = None  # when the loop's heap will say so
@@ -129,8 +131,7 @@ class Bridge:
     def read_user(self, *, now: int, is_idle: bool) -> None:
         """Move what the user wrote into the connection's send buffer, as far as it takes it."""
         connection = self.connection
-        self.handle_events()  # a connection that stands since this wake-up opens its gate first: filler is no data
-        if self.end is None or connection.state not in (State.CONNECTED, State.SYN_RECEIVED):
+        if self.is_gated or self.end is None or connection.state not in (State.CONNECTED, State.SYN_RECEIVED):
             self.is_readable = self.is_readable and self.end is not None
             return
         budget = _READ_BYTES
@@ -187,7 +188,7 @@ class Bridge:
     @property
     def wants_read(self) -> bool:
         """Whether read_user() would do something without a new event."""
-        if not self.is_readable or self.end is None:
+        if not self.is_readable or self.is_gated or self.end is None:
             return False
         connection = self.connection
         if connection.state not in (State.CONNECTED, State.SYN_RECEIVED):
@@ -202,11 +203,15 @@ class Bridge:
         while (event := connection.poll_event()) is not None:
             if event.kind is EventKind.CONNECTED:
                 if connection.is_initiator:
-                    self._open_gate()
+                    self.endpoint.loop.hold_gate(self)
             elif self._errored is None:
                 self._errored = event.errno
 
-    def _open_gate(self) -> None:
+    def open_gate(self) -> None:
+        """The connection stands: drain the filler, and the user's fd is writable."""
+        self.is_gated = False
+        if self.end is None:
+            return
         identity = self.identity
         identity.role = Role.CONNECTED
         remaining = identity.filler_bytes

@@ -97,6 +97,7 @@ class Loop:
         self._borrowed: list[memoryview] = []
         self._blocked: dict[Endpoint, None] = {}
         self._thread_id = 0
+        self._gates: list[Bridge] = []
         self._waiting_ports: dict[Endpoint, None] = {}  # of no use but for a late FIN, oldest first
         self._is_stopping = False
         self._is_robbed = False
@@ -220,7 +221,7 @@ class Loop:
 
     def _wait(self) -> list[tuple[int, int]]:
         timeout = -1.0
-        if self._readable_endpoints or self._readable_bridges or self._lazy_bridges or self._inbox:
+        if self._readable_endpoints or self._readable_bridges or self._lazy_bridges or self._inbox or self._gates:
             timeout = 0
         else:
             at: int | None = self._heap[0][0] if self._heap else None
@@ -293,20 +294,27 @@ class Loop:
             heapq.heappush(self._heap, (at, self._heap_order, bridge))
 
     def _settle(self, now: int) -> None:
-        """Every connection touched says what it has to say; then incoming ones are handed over."""
-        while self._touched:
-            touched, self._touched = self._touched, {}
-            for bridge in touched:
-                if not bridge.is_gone:
-                    try:
-                        self._settle_one(bridge, now)
-                    except Exception:
-                        self._fault()
-                        self._drop(bridge)
-            if self._listeners:
-                for listener, when in list(self._listeners.items()):
-                    if when is not None and when <= now:
-                        self._hand_over(listener, now)
+        """Every connection touched says what it has to say; connects complete; incoming ones are handed over."""
+        gates, self._gates = self._gates, []
+        while True:
+            while self._touched:
+                touched, self._touched = self._touched, {}
+                for bridge in touched:
+                    if not bridge.is_gone:
+                        try:
+                            self._settle_one(bridge, now)
+                        except Exception:
+                            self._fault()
+                            self._drop(bridge)
+            for bridge in gates:
+                bridge.open_gate()
+                self._readable_bridges[bridge] = None
+            gates = []
+            for listener, when in list(self._listeners.items()):
+                if when is not None and when <= now:
+                    self._hand_over(listener, now)
+            if not self._touched:
+                break
         if self._borrowed:
             release = self.workspace.blocks.release
             for buffer in self._borrowed:
@@ -415,6 +423,12 @@ class Loop:
         rechecks, self._rechecks = self._rechecks, set()
         for key, inode in rechecks:
             verbs.release(self, key, inode)
+
+    def hold_gate(self, bridge: Bridge) -> None:
+        """A connect is complete at the end of the next turn, when the acceptor, if it is in this process, has heard of
+        it too: over TCP's loopback the connection is there to be accepted before connect() returns.
+        """
+        self._gates.append(bridge)
 
     def borrow_buffer(self) -> memoryview:
         """64 KiB to receive into, until this turn's end."""

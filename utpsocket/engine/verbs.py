@@ -92,7 +92,7 @@ def _dial(loop: Loop, endpoint: Endpoint, peer: Address, identity: Identity, end
     end.setblocking(False)
     bridge = endpoint.dial(peer, identity)
     bridge.attach(loop.raise_fd(end))
-    bridge.is_handed_over = True
+    bridge.is_handed_over = bridge.is_gated = True
     loop.watch_bridge(bridge)
 
 
