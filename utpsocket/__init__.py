@@ -13,6 +13,7 @@ from typing import Any
 from utpsocket import passing as _passing
 from utpsocket import tls as _tls
 from utpsocket.dropin import REPLACEMENTS as _REPLACEMENTS
+from utpsocket.dropin import incoming
 from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_MAX_MTU
 from utpsocket.shim import socket
 
@@ -21,7 +22,7 @@ _tls.install()
 _passing.install()
 
 __version__ = "0.1.0"
-__all__ = [*_stdlib.__all__, "SOL_UTP", "UTP_CONGESTION", "UTP_INFO", "UTP_MAX_MTU", "socket"]
+__all__ = [*_stdlib.__all__, "SOL_UTP", "UTP_CONGESTION", "UTP_INFO", "UTP_MAX_MTU", "incoming", "socket"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,9 @@ bound to our class: same code, same behaviour of this Python version, another tr
 
 from __future__ import annotations
 
+import errno
 import socket as stdlib
+from collections.abc import Iterator
 from types import FunctionType
 from typing import Any, Final
 
@@ -21,6 +23,21 @@ REBOUND: Final = (
     "socketpair",
 )
 """Names that stand for the stdlib's function with our class in it; those this interpreter lacks are left out."""
+
+
+def incoming(listener: Any) -> Iterator[tuple[Any, Any]]:
+    """Incoming connections one by one: `for conn, addr in incoming(listener): …`.
+
+    Blocks as accept() does, and so raises what it raises on a timeout or a non-blocking listener. Ends when the
+    listener is closed, or shut down, even while this waits (as accept() does, it does not notice a close meanwhile).
+    """
+    while listener.fileno() >= 0:
+        try:
+            yield listener.accept()
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EBADF):
+                raise
+            return
 
 
 def _rebind() -> dict[str, Any]:

@@ -73,3 +73,31 @@ def test_a_strangers_connection_to_the_listener_is_dropped(net: Net) -> None:
     with pytest.raises(BlockingIOError):
         listener.accept()
     assert wait_child(pid) == 0
+
+
+def test_incoming_connections_as_an_iterator(net: Net) -> None:
+    import utpsocket
+
+    listener = net.listener()
+    clients = [net.own(utpsocket.create_connection(listener.getsockname())) for _ in range(3)]
+    seen = []
+    for conn, addr in utpsocket.incoming(listener):
+        net.own(conn)
+        assert conn.getpeername() == addr
+        seen.append(addr)
+        if len(seen) == len(clients):
+            listener.shutdown(socket.SHUT_RDWR)
+    assert seen == [client.getsockname() for client in clients]
+
+
+def test_a_socket_dropped_unclosed_sends_fin(net: Net) -> None:
+    import utpsocket
+
+    listener = net.listener()
+    client = utpsocket.create_connection(listener.getsockname())
+    server = net.accept(listener)
+    client.sendall(b"last words")
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        del client
+    assert server.recv(100) == b"last words"
+    assert server.recv(100) == b""

@@ -19,6 +19,7 @@ from struct import pack, unpack
 from termios import FIONREAD
 from typing import TYPE_CHECKING, Any, Final
 
+from utpsocket.engine import native
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import poll
 from utpsocket.protocol import Connection, EventKind, State
@@ -59,6 +60,7 @@ class Bridge:
         "endpoint",
         "finish_when_drained",
         "flush_waiters",
+        "gate_until",
         "heap_at",
         "identity",
         "is_gated",
@@ -85,6 +87,7 @@ class Bridge:
         self.is_lazy = False
         self.is_handed_over = False
         self.is_gone = False
+        self.gate_until = 0
         self.is_gated = False  # the user's fd is held unwritable: what is at our end is filler
         self.accepted_at = 0
         self.wakes_at: int | None = None  # when the connection's time comes
@@ -215,11 +218,12 @@ class Bridge:
         identity = self.identity
         identity.role = Role.CONNECTED
         remaining = identity.filler_bytes
-        try:
-            while remaining > 0:
-                remaining -= len(self.end.recv(remaining))
-        except OSError:
-            return
+        while remaining > 0:
+            # Keeping the GIL: whoever waits for this fd must not run before the accept that belongs to it is there.
+            count = native.recv_keeping_gil(self.end_fd, remaining)
+            if count <= 0:
+                return
+            remaining -= count
 
     def deliver(self, *, now: int) -> None:
         """Move what arrived in order to the user's end, as far as the kernel takes it."""

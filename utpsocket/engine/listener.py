@@ -41,6 +41,7 @@ class Listener:
     __slots__ = (
         "_half_open",
         "_half_open_by_host",
+        "_prepared",
         "_queue",
         "_retry_at",
         "backlog",
@@ -59,6 +60,7 @@ class Listener:
         self.is_closed = False
         self.refused = 0
         self._queue: deque[Bridge] = deque()  # in order of arrival, not yet handed over
+        self._prepared: deque[tuple[Bridge, Any]] = deque()  # with the engine's end of their pair
         self._half_open = 0
         self._half_open_by_host: dict[str, int] = {}
         self._retry_at = 0
@@ -69,7 +71,7 @@ class Listener:
             self.is_closed
             or self._half_open >= MAX_HALF_OPEN
             or self._half_open_by_host.get(host, 0) >= MAX_HALF_OPEN_PER_ADDRESS
-            or len(self._queue) - self._half_open > self.backlog
+            or len(self._queue) + len(self._prepared) - self._half_open > self.backlog
         ):
             self.refused += 1
             return False
@@ -93,8 +95,11 @@ class Listener:
         else:
             self._half_open_by_host.pop(host, None)
 
-    def hand_over(self, *, now: int) -> int | None:
-        """Give the application what is ready for it; returns when to be called again, or None."""
+    def prepare(self, *, now: int) -> int | None:
+        """Make the engine's ends for what is ready to be handed over; returns when to be called again, or None.
+
+        Apart from hand_over(), so that nothing slow lies between a connect that completes and its accept.
+        """
         waiting: deque[Bridge] = deque()
         next_at: int | None = None
         queue = self._queue
@@ -111,50 +116,60 @@ class Listener:
                     if self._half_open <= _CALM_HALF_OPEN:
                         next_at = ready_at if next_at is None else min(next_at, ready_at)
                     continue
-            error = self._offer(bridge)
-            if error in (errno.EAGAIN, errno.ENOBUFS, errno.EMFILE, errno.ENFILE):
+            end = self._new_end(bridge)
+            if end is None:
                 waiting.append(bridge)
                 next_at = now + _RETRY_US
                 break
-            if error:
-                self.is_closed = True
-                bridge.abandon()
-                self.endpoint.loop.touch(bridge)
-                break
+            self._prepared.append((bridge, end))
         waiting.extend(queue)
         self._queue = waiting
         return next_at
 
-    def _offer(self, bridge: Bridge) -> int:
-        """Connect to the user's listening fd as this connection; the errno, 0 for success."""
+    def hand_over(self, *, now: int) -> int | None:
+        """Give the application what was prepared; returns when to try again, or None."""
+        while self._prepared:
+            bridge, end = self._prepared[0]
+            bridge.identity.role = Role.CONNECTED  # before connect(): accept() may return at once
+            try:
+                end.connect(self.name)
+            except OSError as error:
+                if error.errno == errno.EAGAIN:
+                    return now + _RETRY_US
+                self._prepared.popleft()
+                self.is_closed = True
+                end.close()
+                bridge.abandon()
+                self.endpoint.loop.touch(bridge)
+                return None
+            self._prepared.popleft()
+            bridge.attach(end)
+            bridge.is_handed_over = True
+            self.endpoint.loop.watch_bridge(bridge)
+        return None
+
+    def _new_end(self, bridge: Bridge) -> Any:
+        """The engine's end of a pair to be, named; None when the process has no fd left."""
         identity = bridge.identity
+        assert identity.local is not None and identity.peer is not None
         try:
-            end = Socket(stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0)
-        except OSError as error:
-            return error.errno or errno.EMFILE
-        try:
-            end.setblocking(False)
-            end = self.endpoint.loop.raise_fd(end)
-            assert identity.local is not None and identity.peer is not None
-            end.bind(names.encode(identity.cookie, identity.local, identity.peer))
-            if identity.settings.receive_buffer_bytes:
-                end.setsockopt(
-                    1, 7, identity.settings.receive_buffer_bytes
-                )  # SOL_SOCKET, SO_SNDBUF: what the user reads
-            identity.role = Role.CONNECTED  # before connect(): accept() may return at once
-            end.connect(self.name)
-        except OSError as error:
-            end.close()
-            return error.errno or errno.ECONNREFUSED
-        bridge.attach(end)
-        bridge.is_handed_over = True
-        self.endpoint.loop.watch_bridge(bridge)
-        return 0
+            end = self.endpoint.loop.raise_fd(Socket(stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0))
+        except OSError:
+            return None
+        end.setblocking(False)
+        end.bind(names.encode(identity.cookie, identity.local, identity.peer))
+        if identity.settings.receive_buffer_bytes:
+            # What the user may receive is what we may send. The kernel doubles what it is given.
+            end.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, identity.settings.receive_buffer_bytes // 2)
+        return end
 
     def close(self) -> list[Bridge]:
         """The application's last copy is closed: what nobody accepted is reset. Returns those connections."""
         self.is_closed = True
-        left = list(self._queue)
+        for _, end in self._prepared:
+            end.close()
+        left = [bridge for bridge, _ in self._prepared] + list(self._queue)
+        self._prepared.clear()
         self._queue.clear()
         for bridge in left:
             bridge.abandon()
@@ -162,4 +177,8 @@ class Listener:
 
     def stats(self) -> dict[str, Any]:
         """Figures of this instant."""
-        return {"pending": len(self._queue), "half_open": self._half_open, "refused_syns": self.refused}
+        return {
+            "pending": len(self._queue) + len(self._prepared),
+            "half_open": self._half_open,
+            "refused_syns": self.refused,
+        }

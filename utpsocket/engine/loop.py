@@ -37,6 +37,7 @@ _HIGH_FD: Final = 1_024  # the engine's fds stay out of the numbers that select(
 _BLOCKED_US: Final = 1_000  # ENOBUFS makes no event
 _MAX_EVENTS: Final = 256
 _MAX_WAITING_PORTS: Final = 256
+_GATE_US: Final = 2_000  # loopback takes a fraction of it
 _RECHECK_US: Final = 1_000_000  # /proc is read this often while a listener lives on in other processes only
 
 
@@ -295,7 +296,7 @@ class Loop:
 
     def _settle(self, now: int) -> None:
         """Every connection touched says what it has to say; connects complete; incoming ones are handed over."""
-        gates, self._gates = self._gates, []
+        held, self._gates = self._gates, []
         while True:
             while self._touched:
                 touched, self._touched = self._touched, {}
@@ -306,13 +307,20 @@ class Loop:
                         except Exception:
                             self._fault()
                             self._drop(bridge)
-            for bridge in gates:
-                bridge.open_gate()
-                self._readable_bridges[bridge] = None
-            gates = []
-            for listener, when in list(self._listeners.items()):
-                if when is not None and when <= now:
-                    self._hand_over(listener, now)
+            due = [listener for listener, when in self._listeners.items() if when is not None and when <= now]
+            if due:
+                with self.fd_lock:
+                    for listener in due:
+                        self._listeners[listener] = listener.prepare(now=now)
+            for bridge in held:
+                if now < bridge.gate_until and self._is_half_known(bridge):
+                    self._gates.append(bridge)
+                else:
+                    bridge.open_gate()
+                    self._readable_bridges[bridge] = None
+            held = []
+            for listener in due:
+                self._hand_over(listener, now)
             if not self._touched:
                 break
         if self._borrowed:
@@ -371,8 +379,9 @@ class Loop:
         bridge.endpoint.forget(bridge)
 
     def _hand_over(self, listener: Listener, now: int) -> None:
-        with self.fd_lock:
-            self._listeners[listener] = listener.hand_over(now=now)
+        again_at = listener.hand_over(now=now)
+        if again_at is not None:
+            self._listeners[listener] = again_at
         if listener.is_closed:
             self._listeners.pop(listener, None)
             if listener.endpoint.listener is listener:
@@ -425,10 +434,22 @@ class Loop:
             verbs.release(self, key, inode)
 
     def hold_gate(self, bridge: Bridge) -> None:
-        """A connect is complete at the end of the next turn, when the acceptor, if it is in this process, has heard of
+        """A connect is complete at the end of a later turn, when the acceptor, if it is in this process, has heard of
         it too: over TCP's loopback the connection is there to be accepted before connect() returns.
         """
+        bridge.gate_until = self.now + _GATE_US
         self._gates.append(bridge)
+
+    def _is_half_known(self, bridge: Bridge) -> bool:
+        """Whether the other side of this connection is in this process and has not had its proof yet."""
+        connection, local, peer = bridge.connection, bridge.identity.local, bridge.identity.peer
+        assert local is not None and peer is not None
+        for listener in self._listeners:
+            if listener.endpoint.port.local[1] == peer[1]:
+                acceptor = listener.endpoint.bridges.get((local, connection.send_id))
+                if acceptor is not None:
+                    return acceptor.connection.state is State.SYN_RECEIVED
+        return False
 
     def borrow_buffer(self) -> memoryview:
         """64 KiB to receive into, until this turn's end."""

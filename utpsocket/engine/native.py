@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _socket
 import _thread
+import ctypes
 import select
 import sys
 from typing import Any
@@ -34,3 +35,14 @@ get_ident = original("_thread", "get_ident")
 allocate_lock = original("_thread", "allocate_lock")
 epoll = original("select", "epoll")
 poll = original("select", "poll")
+
+_libc = ctypes.PyDLL(None)
+_libc.recv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.recv.restype = ctypes.c_ssize_t
+_MSG_DONTWAIT = 0x40
+
+
+def recv_keeping_gil(fd: int, count: int) -> int:
+    """Receive and drop up to `count` bytes without giving other threads a turn; how many, 0 or less for none."""
+    buffer = ctypes.create_string_buffer(count)
+    return int(_libc.recv(fd, buffer, count, _MSG_DONTWAIT))
