@@ -184,6 +184,7 @@ class Bridge:
             connection.reset_after_flush(now=now)
         linger = self.identity.settings.linger_seconds
         if linger == 0:
+            self.endpoint.transmit(self, now=now)  # what TCP would have sent before the close
             connection.abort()
         connection.discard(now=now)
         self._close_end()
