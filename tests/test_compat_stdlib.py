@@ -161,6 +161,11 @@ def test_a_pass_over_tcp_by_accident_is_a_trouble() -> None:
     assert judge(tcp, [connects_to_nobody], VERSION, stand_in=False).good
 
 
+def test_a_baseline_in_trouble_is_a_trouble() -> None:
+    tcp = ModuleRun("test_x", {"test_x.T.test": PASSES}, troubles=["crash"])
+    assert judge(tcp, [replace(tcp, troubles=[])], VERSION, stand_in=True).troubles == ["over TCP: crash"]
+
+
 def test_what_is_left_over_beyond_tcp_is_reported() -> None:
     left = {"fds": {"file": 3, "socket": 1}, "threads": 1, "udp_ports": 0}
     more = {"fds": {"file": 9, "socket": 3, "[eventfd]": 1}, "threads": 2, "udp_ports": 2}

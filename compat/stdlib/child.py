@@ -66,7 +66,8 @@ class Recorder(unittest.TestResult):
 
     def stopTest(self, test: unittest.TestCase) -> None:
         super().stopTest(test)
-        self._end()
+        if self._current:  # 3.12.1 stops tests of a skipped class without having started them
+            self._end()
 
     def addSuccess(self, test: unittest.TestCase) -> None:
         self._worsen(test, "pass", "")

@@ -63,8 +63,8 @@ def judge(tcp: ModuleRun, runs: list[ModuleRun], version: tuple[int, ...], *, st
             if identity not in tcp.tests and record.status not in OK_STATUSES:
                 verdict.unexpected[identity] = f"{record.status}, not seen over TCP\n{record.why}"
         verdict.leftovers += _leftovers(tcp.leftovers, run.leftovers)
-        if not tcp.troubles:
-            verdict.troubles += run.troubles
+        verdict.troubles += run.troubles
+    verdict.troubles += [f"over TCP: {trouble}" for trouble in tcp.troubles]
     # Some relevant modules connect to nobody; that nothing was done with TCP is then the proof.
     if not verdict.utp_connections and verdict.kernel_tcp_calls and not stand_in:
         calls = verdict.kernel_tcp_calls
