@@ -165,6 +165,13 @@ def notice(sock: Any, identity: Identity) -> int:
     return errno.EINPROGRESS
 
 
+def catch_up(identity: Identity) -> None:
+    """Have the engine take in what has arrived: a peer's reset just before must be known to who asks now."""
+    loop = running_engine()
+    if loop is not None and loop.is_alive and loop.pid == identity.owner_pid == os.getpid() and not sys.is_finalizing():
+        loop.call(verbs.catch_up, identity.cookie)
+
+
 def take_error(sock: Any, identity: Identity) -> int:
     """SO_ERROR: the errno of what went wrong, once."""
     if identity.role is Role.CONNECTING:

@@ -90,6 +90,8 @@ class socket(stdlib.socket):
         lifecycle.check_open(self)
         if identity.role is Role.CONNECTING:
             lifecycle.notice(self, identity)
+        elif identity.role is Role.CONNECTED and not identity.is_over:
+            lifecycle.catch_up(identity)
         if identity.role is not Role.CONNECTED or identity.is_over:
             raise lifecycle.fail(errno.ENOTCONN)
         return identity.peer
