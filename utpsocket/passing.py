@@ -23,5 +23,6 @@ def _reduce(sock: shim.socket) -> tuple[Any, tuple[Any]]:
 
 
 def install() -> None:
-    """Tell multiprocessing. Idempotent."""
-    reduction.register(shim.socket, _reduce)
+    """Tell multiprocessing. Idempotent. A module patched while it is being imported registers its own class later."""
+    if hasattr(reduction, "register"):
+        reduction.register(shim.socket, _reduce)

@@ -52,6 +52,7 @@ class Bridge:
         "_is_deaf",
         "_is_hung_up",
         "_is_rude",
+        "_refuses_sends",
         "_sent_eof",
         "accepted_at",
         "connection",
@@ -99,6 +100,7 @@ class Bridge:
         self._is_deaf = False  # the user reads no more: what comes is dropped
         self._is_hung_up = False
         self._is_rude = False  # the user closed with bytes unread
+        self._refuses_sends = False
         self._errored: int | None = None  # how the connection ended, once it did
 
     def attach(self, end: Any) -> None:
@@ -147,6 +149,8 @@ class Bridge:
                 return
             span = connection.free_span()
             if not span:
+                if self._is_hung_up:
+                    self._hang_up_early(now=now)
                 return
             try:
                 count = self.end.recv_into(span)
@@ -173,6 +177,16 @@ class Bridge:
             budget -= count
             if budget <= 0:
                 return
+
+    def _hang_up_early(self, *, now: int) -> None:
+        """Nobody holds the other end, but what was written is not all read yet: the peer takes too little. Whether
+        anything was left unread is all there is to know, and the peer may be waiting for just that.
+        """
+        if self.end.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR):
+            self._is_rude = True
+        if self._is_rude:
+            self.connection.reset_after_flush(now=now)
+        self.connection.discard(now=now)
 
     def _check_hang_up(self, *, now: int) -> None:
         """After the user's end of file: a hang-up says that nobody holds the other end any more."""
@@ -246,6 +260,7 @@ class Bridge:
                 break
             if not self.is_writable:
                 connection.delivered(0, now=now)
+                self._refuse_sends()
                 return
             try:
                 count = self.end.sendmsg(views if len(views) <= _MAX_IOVECS else views[:_MAX_IOVECS])
@@ -253,6 +268,7 @@ class Bridge:
                 self.is_writable = False
                 connection.delivered(0, now=now)
                 self.endpoint.loop.watch_room(self, wanted=True)
+                self._refuse_sends()
                 return
             except OSError as error:
                 if error.errno == errno.ECONNRESET:  # the user closed with bytes unread
@@ -271,6 +287,18 @@ class Bridge:
         if self._errored is not None:
             self._tell_end()
 
+    def _refuse_sends(self) -> None:
+        """If the connection broke, a blocked send must fail now, though the user has still to read what came before."""
+        if not self._errored or self._refuses_sends or self._sent_eof:
+            return
+        self._refuses_sends = True
+        self.identity.error = self._errored
+        self._leave_unread_byte()
+        try:
+            self.end.shutdown(stdlib.SHUT_RD)
+        except OSError:
+            pass
+
     def _tell_end(self) -> None:
         """The connection is over and everything that came has been delivered: say it by the fd."""
         error = self._errored or 0
@@ -281,7 +309,7 @@ class Bridge:
                 identity.role = Role.FAILED
             if error:
                 identity.is_reset = True
-                if not self._sent_eof or error != errno.ECONNRESET:
+                if not self._refuses_sends and (not self._sent_eof or error != errno.ECONNRESET):
                     identity.error = error
         if error and not self._sent_eof:
             self._leave_unread_byte()

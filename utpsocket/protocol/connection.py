@@ -43,6 +43,7 @@ __all__ = ["Connection", "ConnectionStats", "Event", "EventKind"]
 
 TIME_WAIT_US: Final = 600_000  # three of the shortest timeouts: long enough to re-ack a repeated FIN
 FIN_WAIT_US: Final = 60_000_000  # as Linux tcp_fin_timeout: nobody here reads, and the peer does not finish
+RUDE_FLUSH_US: Final = 1_000_000  # TCP resets at once; our last bytes get this long to arrive before
 MUTE_FIN_TIMEOUTS: Final = 2  # libutp never acks a FIN that follows no data: PROTOCOL.md §3
 _UNSAID_WINDOW_BYTES: Final = 10_240  # libtorrent's and librqbit's SYNs say 0, and mean nothing by it
 _NO_SAMPLES: Final = (0, 0x7FFFFFFF)  # PROTOCOL.md §6
@@ -463,7 +464,9 @@ class Connection:
         ):
             self._close(0)
             return
-        if self.receive.is_discarding and send.is_finished and now >= self._closing_since + FIN_WAIT_US:
+        if self.receive.is_discarding and now >= self._closing_since + (
+            RUDE_FLUSH_US if self._reset_after_flush else FIN_WAIT_US if send.is_finished else NEVER
+        ):
             self.abort()
             return
         self.receive.on_time(now=now)
@@ -476,7 +479,9 @@ class Connection:
         if state is State.CONNECTED:
             receive = self.receive
             at = min(self.send.deadline(), receive.ack_at, receive.update_again_at, self._keepalive.next_at)
-            if self.receive.is_discarding and self.send.is_finished:
+            if self.receive.is_discarding and self._reset_after_flush:
+                at = min(at, self._closing_since + RUDE_FLUSH_US)
+            elif self.receive.is_discarding and self.send.is_finished:
                 at = min(at, self._closing_since + FIN_WAIT_US)
         elif state is State.SYN_SENT:
             at = min(self._handshake.at, self._handshake.give_up_at)
@@ -552,7 +557,8 @@ class Connection:
         if self.state is not State.CONNECTED:
             return
         send = self.send
-        if self._reset_after_flush and send.is_idle:
+        if self._reset_after_flush and (send.is_idle or send.is_held_back):
+            # A peer that takes nothing may itself be waiting for us to read, which nobody will.
             self.abort()
             return
         if not (send.is_finished and self.receive.reassembly.is_finished):

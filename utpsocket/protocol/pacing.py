@@ -13,7 +13,9 @@ from typing import Final
 
 from utpsocket.protocol.packet import MAX_RUN_PACKETS
 
-_FROM_RTT_US: Final = 4_000  # below, a window is less than what the credit allows anyway
+# Of the least round trip seen. Below, the credit allows much of a window anyway; and a busy machine's loopback looks
+# like 4 ms, where bursts of two packets would keep it busy for ever.
+PACED_FROM_RTT_US: Final = 10_000
 _BURST_US: Final = 1_000  # DESIGN.md §4
 _CREDIT_US: Final = 4_000  # timers come up to a few ms late; what was due meanwhile may follow
 _MIN_BURST_PACKETS: Final = 2
@@ -35,7 +37,7 @@ class Pacer:
         """How many packets of `size` may leave now, when `round_bytes` leave in each round trip; 0: wait for
         ready_at.
         """
-        if rtt_us <= _FROM_RTT_US:
+        if rtt_us <= PACED_FROM_RTT_US:
             return MAX_RUN_PACKETS
         if now != self._instant_us:
             self._begin(now)
@@ -45,7 +47,7 @@ class Pacer:
 
     def on_sent(self, count: int, total_bytes: int, round_bytes: int, rtt_us: int, *, now: int) -> None:
         """`count` packets left."""
-        if rtt_us <= _FROM_RTT_US:
+        if rtt_us <= PACED_FROM_RTT_US:
             return
         if now != self._instant_us:
             self._begin(now)
