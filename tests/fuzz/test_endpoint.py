@@ -1,0 +1,113 @@
+"""An endpoint with a listener under programs of datagrams and time: nothing raised, everything bounded."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utpsocket.engine.endpoint import Endpoint
+from utpsocket.engine.identity import Identity
+from utpsocket.engine.listener import MAX_HALF_OPEN_PER_ADDRESS, Listener
+from utpsocket.engine.udp import IcmpError
+from utpsocket.protocol import PacketType, Run, Transmit, Workspace
+from utpsocket.protocol.packet import encode
+
+RESETS_PER_SECOND = 100
+
+
+class SilentPort:
+    """A port without a kernel: what would have been sent is kept."""
+
+    family = socket.AF_INET
+    local = ("127.0.0.1", 7_000)
+    peer = None
+    is_blocked = False
+    receive_buffer_bytes = 1 << 20
+
+    def __init__(self) -> None:
+        self.errors: list[IcmpError] = []
+        self.sent: list[Transmit] = []
+
+    def send(self, transmit: Transmit, source: list[Any]) -> None:
+        assert transmit.count >= 1 and not source
+        self.sent.append(transmit)
+
+
+class SilentLoop:
+    """A loop without a thread."""
+
+    max_datagram_bytes = 0
+    max_segments = 64
+
+    def __init__(self) -> None:
+        self.workspace = Workspace()
+        self.now = 1_000_000
+        self.bridges: dict[int, Any] = {}
+        self.initiated = self.accepted = 0
+        self.touched: dict[Any, None] = {}
+
+    def touch(self, bridge: Any) -> None:
+        self.touched[bridge] = None
+
+    def touch_listener(self, listener: Listener) -> None:
+        assert not listener.is_closed
+
+    def close_endpoint(self, endpoint: Endpoint) -> None:
+        raise AssertionError("a listening endpoint is in use")
+
+
+addresses = st.sampled_from([("192.0.2.1", 1), ("192.0.2.1", 2), ("192.0.2.2", 1)])
+near = st.integers(0, 3) | st.integers(0, 0xFFFF)
+packets = st.builds(
+    lambda type, id, seq, ack, window, difference, sack, payload: (
+        encode(type, id, timestamp_us=1, difference_us=difference, window_bytes=window, seq=seq, ack=ack, sack=sack)
+        + payload
+    ),
+    st.sampled_from(list(PacketType)),
+    near,
+    near,
+    near,
+    st.sampled_from([0, 1, 1 << 20, 0xFFFFFFFF]),
+    st.sampled_from([0, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]),
+    st.sampled_from([b"", b"\1\0\0\0", b"\xff" * 252]),
+    st.binary(max_size=40),
+)
+datagrams = packets | st.binary(max_size=60)
+arrivals = st.tuples(st.just("run"), addresses, st.lists(datagrams, min_size=1, max_size=4))
+icmp = st.tuples(st.just("icmp"), addresses, packets, st.sampled_from([90, 111, 113]), st.integers(0, 70_000))
+pauses = st.tuples(st.just("pause"), st.sampled_from([0, 1_000, 100_000, 2_000_000, 60_000_000]))
+
+
+@settings(max_examples=300)
+@given(st.lists(arrivals | icmp | pauses, max_size=40))
+def test_any_program_is_survived(program: list[tuple[Any, ...]]) -> None:
+    loop, port = SilentLoop(), SilentPort()
+    endpoint = Endpoint(loop, 1, port, is_private=False)  # type: ignore[arg-type]
+    endpoint.listener = Listener(endpoint, Identity(socket.AF_INET), b"", 4)
+    for step in program:
+        if step[0] == "pause":
+            loop.now += step[1]
+        elif step[0] == "icmp":
+            port.errors.append(IcmpError(step[3], step[1], step[2], step[4], step[4]))
+            endpoint.handle_errors(now=loop.now)
+        else:
+            data = memoryview(b"".join(step[2]))
+            if data:
+                stride = max(1, len(step[2][0]))
+                endpoint.handle_run(Run(data, stride, step[1]), now=loop.now)
+        for bridge in set(endpoint.bridges.values()):
+            at = bridge.connection.timeout_at()
+            if at is not None and at <= loop.now:
+                bridge.connection.handle_timeout(now=loop.now)
+            bridge.connection.delivered(0, now=loop.now)
+            endpoint.transmit(bridge, now=loop.now)
+            bridge.connection._check()
+        assert len(endpoint.bridges) <= 3 * MAX_HALF_OPEN_PER_ADDRESS
+        assert len(endpoint.bridges) <= loop.accepted
+    seconds = (loop.now - 1_000_000) // 1_000_000 + 1
+    assert endpoint.sent_resets <= RESETS_PER_SECOND * seconds
+    for transmit in port.sent:
+        assert sum(map(len, transmit.datagrams())) <= 65_507
