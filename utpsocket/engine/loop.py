@@ -24,7 +24,8 @@ from utpsocket.engine import verbs
 from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Bridge
 from utpsocket.engine.endpoint import Endpoint
 from utpsocket.engine.listener import Listener
-from utpsocket.engine.native import Socket, allocate_lock, epoll, get_ident, start_new_thread
+from utpsocket.engine.native import Socket, allocate_lock, get_ident, start_new_thread
+from utpsocket.engine.poller import WakeUp, new_poller
 from utpsocket.engine.udp import Port
 from utpsocket.engine.watch import HoldersWatch
 from utpsocket.protocol import State, Workspace
@@ -82,8 +83,9 @@ class Loop:
         self.holders_watch = HoldersWatch()
         self._rechecks: set[tuple[int, int]] = set()
         self._recheck_at = 0
-        self._epoll = epoll()
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll = new_poller()
+        self._wake_up = WakeUp()
+        self._wake_fd = self._wake_up.fd
         self._wake_file = os.fstat(self._wake_fd)
         self._epoll.register(self._wake_fd, EPOLLIN)
         self._by_fd: dict[int, Endpoint | Bridge] = {}
@@ -112,7 +114,7 @@ class Loop:
     def post(self, verb: Callable[..., object], *arguments: Any) -> None:
         """Have the engine's thread carry out a verb soon. Any thread."""
         self._inbox.append((verb, arguments, {}, None))
-        os.eventfd_write(self._wake_fd, 1)
+        self._wake_up.pull()
 
     def call(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Have the engine's thread carry out a verb; wait for what it returns or raises. Any other thread."""
@@ -124,7 +126,7 @@ class Loop:
             return None
         answer = _Answer()
         self._inbox.append((verb, arguments, named, answer))
-        os.eventfd_write(self._wake_fd, 1)
+        self._wake_up.pull()
         return answer.wait()
 
     # ── the thread ──
@@ -239,7 +241,7 @@ class Loop:
         for index, (fd, _) in enumerate(events):
             if fd == self._wake_fd:
                 del events[index]
-                os.eventfd_read(self._wake_fd)
+                self._wake_up.reset()
                 break
         return events
 
@@ -529,7 +531,7 @@ class Loop:
         self.endpoints.clear()
         self._epoll.close()
         self.holders_watch.close()
-        os.close(self._wake_fd)
+        self._wake_up.close()
 
     def _let_go(self) -> None:
         """Forget every fd without closing it."""
@@ -548,4 +550,4 @@ class Loop:
             endpoint.port.close()
         self._epoll.close()
         self.holders_watch.close()
-        os.close(self._wake_fd)
+        self._wake_up.close()

@@ -33,7 +33,7 @@ Socket: Any = _socket.socket
 start_new_thread = original("_thread", "start_new_thread")
 get_ident = original("_thread", "get_ident")
 allocate_lock = original("_thread", "allocate_lock")
-epoll = original("select", "epoll")
+epoll = original("select", "epoll") if hasattr(select, "epoll") else None
 poll = original("select", "poll")
 
 _libc = ctypes.PyDLL(None)

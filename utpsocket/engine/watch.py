@@ -18,11 +18,13 @@ class HoldersWatch:
     __slots__ = ("_epoll", "_path")
 
     def __init__(self) -> None:
-        self._epoll = epoll()
-        self._path = f"/proc/self/fdinfo/{self._epoll.fileno()}"
+        self._epoll = None if epoll is None else epoll()
+        self._path = "" if self._epoll is None else f"/proc/self/fdinfo/{self._epoll.fileno()}"
 
     def watch(self, fd: int) -> None:
         """Remember the socket behind this fd of the user's."""
+        if self._epoll is None:
+            return
         try:
             self._epoll.register(fd, 0)
         except FileExistsError:
@@ -38,4 +40,5 @@ class HoldersWatch:
 
     def close(self) -> None:
         """Nobody will ask again."""
-        self._epoll.close()
+        if self._epoll is not None:
+            self._epoll.close()

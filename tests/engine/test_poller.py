@@ -1,0 +1,76 @@
+"""The engine on poll() instead of epoll: the same conversations."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from utpsocket.engine.poller import LevelPoller, WakeUp
+
+TALK = """
+import hashlib, threading, utpsocket
+listener = utpsocket.create_server(("127.0.0.1", 0))
+payload = bytes(range(256)) * 40_000
+def echo():
+    conn, _ = listener.accept()
+    with conn:
+        while data := conn.recv(1 << 16):
+            conn.sendall(data)
+thread = threading.Thread(target=echo)
+thread.start()
+client = utpsocket.create_connection(listener.getsockname())
+def send():
+    client.sendall(payload)
+    client.shutdown(utpsocket.SHUT_WR)
+sender = threading.Thread(target=send)
+sender.start()
+received = bytearray()
+while data := client.recv(1 << 16):
+    received += data
+assert received == payload
+sender.join()
+thread.join()
+client.close()
+listener.close()
+from utpsocket.engine import running_engine, shutdown
+print(type(running_engine()._epoll).__name__)
+shutdown()
+"""
+
+
+@pytest.mark.parametrize(("poller", "name"), [("poll", "LevelPoller"), ("", "epoll")])
+def test_a_conversation(poller: str, name: str) -> None:
+    environment = {**os.environ, "UTPSOCKET_POLLER": poller}
+    done = subprocess.run([sys.executable, "-c", TALK], env=environment, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{name}\n", "")
+
+
+def test_what_was_told_sleeps_a_little_and_is_told_again() -> None:
+    left, right = socket.socketpair()
+    poller = LevelPoller()
+    poller.register(left.fileno(), 1)
+    assert poller.poll(0, 10) == []
+    right.send(b"x")
+    assert poller.poll(1, 10) == [(left.fileno(), 1)]
+    assert poller.poll(0, 10) == []
+    assert poller.poll(1, 10) == [(left.fileno(), 1)]
+    poller.unregister(left.fileno())
+    assert poller.poll(0, 10) == []
+    left.close()
+    right.close()
+
+
+def test_a_wake_up_is_seen_once() -> None:
+    wake_up = WakeUp()
+    poller = LevelPoller()
+    poller.register(wake_up.fd, 1)
+    wake_up.pull()
+    wake_up.pull()
+    assert poller.poll(1, 10) == [(wake_up.fd, 1)]
+    wake_up.reset()
+    assert poller.poll(0.01, 10) == []
+    wake_up.close()

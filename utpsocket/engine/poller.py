@@ -1,0 +1,111 @@
+"""epoll where the system has it, and the part of it that the engine uses, made of poll(), where it has not.
+
+Separate because the loop speaks epoll: edges, remembered by who asked for them. poll() tells levels, so whatever was
+told sleeps for a millisecond before it is looked at again: long enough that a full buffer does not keep the thread
+spinning, short enough for a fallback.
+
+Only the engine's thread calls poll(); the rest as epoll's. Sources: epoll(7), poll(2).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from typing import Any, Final
+
+from utpsocket.engine import native
+
+_SLEEP_SECONDS: Final = 0.001
+_ONE: Final = struct.pack("=Q", 1)  # what an eventfd is written
+_LEVEL_EVENTS: Final = 0x201F  # EPOLLIN, PRI, OUT, ERR, HUP, RDHUP: poll()'s numbers are the same
+
+
+class LevelPoller:
+    """select.epoll's interface over select.poll."""
+
+    def __init__(self) -> None:
+        self._poll = native.poll()
+        self._events: dict[int, int] = {}
+        self._asleep: dict[int, float] = {}  # fd: when to look again
+
+    def register(self, fd: int, events: int) -> None:
+        """As epoll.register()."""
+        if fd in self._events:
+            raise FileExistsError(fd)
+        self.modify(fd, events)
+
+    def modify(self, fd: int, events: int) -> None:
+        """As epoll.modify(): wakes the fd."""
+        self._events[fd] = events & _LEVEL_EVENTS
+        self._asleep.pop(fd, None)
+        self._poll.register(fd, self._events[fd])
+
+    def unregister(self, fd: int) -> None:
+        """As epoll.unregister()."""
+        del self._events[fd]
+        if self._asleep.pop(fd, None) is None:
+            self._poll.unregister(fd)
+
+    def poll(self, timeout: float, limit: int) -> list[tuple[int, int]]:
+        """As epoll.poll(): `timeout` in seconds, negative for ever; at most `limit` events."""
+        until = time.monotonic() + timeout if timeout >= 0 else float("inf")
+        while True:
+            now = time.monotonic()
+            for fd, at in list(self._asleep.items()):
+                if at <= now:
+                    del self._asleep[fd]
+                    self._poll.register(fd, self._events[fd])
+            wait = min(until - now, _SLEEP_SECONDS) if self._asleep else until - now
+            found: list[tuple[int, int]] = self._poll.poll(None if wait == float("inf") else max(0.0, wait) * 1_000)
+            if found or time.monotonic() >= until:
+                break
+        for fd, _ in found[:limit]:
+            self._poll.unregister(fd)
+            self._asleep[fd] = time.monotonic() + _SLEEP_SECONDS
+        return found[:limit]
+
+    def close(self) -> None:
+        """As epoll.close()."""
+        self._events.clear()
+
+
+class WakeUp:
+    """What other threads pull to end the engine's sleep: an eventfd, or a pipe where there is none."""
+
+    __slots__ = ("_write_fd", "fd")
+
+    def __init__(self) -> None:
+        if hasattr(os, "eventfd"):
+            self.fd = self._write_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        else:
+            self.fd, self._write_fd = os.pipe()
+            os.set_blocking(self.fd, False)
+            os.set_blocking(self._write_fd, False)
+
+    def pull(self) -> None:
+        """Wake the engine. Any thread."""
+        try:
+            os.write(self._write_fd, _ONE if self.fd == self._write_fd else b"\0")
+        except BlockingIOError:
+            pass  # the pipe is full of wake-ups that nobody has read yet
+
+    def reset(self) -> None:
+        """The engine is awake."""
+        try:
+            os.read(self.fd, 4_096)
+        except BlockingIOError:
+            pass
+
+    def close(self) -> None:
+        """Nobody will wake it any more."""
+        os.close(self.fd)
+        if self._write_fd != self.fd:
+            os.close(self._write_fd)
+
+
+def new_poller() -> Any:
+    """epoll; or its stand-in where there is none, or where UTPSOCKET_POLLER=poll asks for it."""
+    if native.epoll is None or os.environ.get("UTPSOCKET_POLLER") == "poll":
+        return LevelPoller()
+    return native.epoll()
