@@ -83,7 +83,6 @@ class Identity:
         "role",
         "send_buffer_bytes",
         "settings",
-        "shut_down",
         "user_fd",
     )
 
@@ -103,7 +102,6 @@ class Identity:
         self.is_told = False  # connect() has said that the connection stands: Linux does so once
         self.filler_bytes = 0
         self.send_buffer_bytes = 0
-        self.shut_down = 0  # bits: 1 reading, 2 writing
         self.owner_pid = 0  # the process whose engine serves it
         self.settings = Settings()
         self.options: dict[tuple[int, int], Any] = {}

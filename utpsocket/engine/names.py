@@ -10,7 +10,9 @@ A name reads `utp:<cookie>:<engine's pid>:<local>|<peer>`, with addresses as hos
 
 from __future__ import annotations
 
+import base64
 import os
+import socket
 from typing import Final
 
 _PREFIX: Final = b"\0utp:"
@@ -22,7 +24,11 @@ Address = tuple[str, int] | tuple[str, int, int, int]
 
 def encode(cookie: int, local: Address, peer: Address) -> bytes:
     """The name of a pair's engine end."""
-    return _PREFIX + f"{cookie:x}:{os.getpid():x}:{_text(local)}|{_text(peer)}".encode()
+    who = f"{cookie:x}:{os.getpid():x}:"
+    name = _PREFIX + f"{who}{_text(local)}|{_text(peer)}".encode()
+    if len(name) > _MAX_BYTES:
+        name = _PREFIX + f"{who}{_text(_short(local))}|{_text(_short(peer))}".encode()
+    return name
 
 
 def encode_listener(cookie: int, local: Address) -> bytes:
@@ -59,8 +65,18 @@ def _text(address: Address) -> str:
     return ",".join([address[0], *(f"{number:x}" for number in address[1:])])
 
 
+def _short(address: Address) -> Address:
+    """The same with an IPv6 host in base 64 behind "=": two of full length do not fit as text."""
+    host, percent, scope = address[0].partition("%")
+    packed = base64.urlsafe_b64encode(socket.inet_pton(socket.AF_INET6, host)).decode().rstrip("=")
+    return ("=" + packed + percent + scope, *address[1:])
+
+
 def _address(text: str) -> Address:
     host, port, *rest = text.split(",")
+    if host.startswith("="):
+        packed, percent, scope = host[1:].partition("%")
+        host = socket.inet_ntop(socket.AF_INET6, base64.urlsafe_b64decode(packed + "==")) + percent + scope
     if not rest:
         return host, int(port, 16)
     if rest == ["6"]:

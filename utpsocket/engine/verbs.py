@@ -150,14 +150,6 @@ def catch_up(loop: Loop, cookie: int) -> None:
         loop.settle_now(bridge)
 
 
-def abort(loop: Loop, cookie: int) -> None:
-    """Linger of zero: reset the connection."""
-    bridge = loop.bridges.get(cookie)
-    if bridge is not None:
-        bridge.connection.abort(errno.ECONNRESET)
-        loop.settle_now(bridge)
-
-
 def when_flushed(loop: Loop, cookie: int, callback: Callable[[], None]) -> None:
     """Call back, on the engine's thread, once everything the user wrote has been acked or never will be."""
     bridge = loop.bridges.get(cookie)
