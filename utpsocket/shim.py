@@ -15,10 +15,9 @@ import errno
 import socket as stdlib
 import sys
 import time
-from contextlib import closing
 from typing import Any, Final
 
-from utpsocket import lifecycle, options, pairing, registry
+from utpsocket import lifecycle, options, pairing, registry, wording
 from utpsocket.engine import engine, names, running_engine, verbs
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, poll
@@ -26,7 +25,6 @@ from utpsocket.engine.native import Socket, poll
 _STREAM_FAMILIES: Final = (stdlib.AF_INET, stdlib.AF_INET6)
 _TYPE_FLAGS: Final = getattr(stdlib, "SOCK_NONBLOCK", 0) | getattr(stdlib, "SOCK_CLOEXEC", 0)
 _INT_MAX: Final = 2**31 - 1
-_TOO_LARGE: Final = bytes(65_536)  # for a datagram: the kernel looks at the address, then refuses
 _POLLOUT: Final = 0x004
 
 
@@ -289,9 +287,9 @@ class socket(stdlib.socket):
         try:
             data: bytes = Socket.recv(self, *args, **kwargs)
         except OSError as error:
-            raise _receive_error(identity, error) from None
+            raise wording.receive_error(identity, error) from None
         if not data and identity.error and args[0]:
-            _raise_at_end(identity)
+            wording.raise_at_end(identity)
         return data
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
@@ -302,9 +300,9 @@ class socket(stdlib.socket):
         except OSError as error:
             if identity is None:
                 raise
-            raise _receive_error(identity, error) from None
+            raise wording.receive_error(identity, error) from None
         if not count and identity is not None and identity.error and len(args[0]):
-            _raise_at_end(identity)
+            wording.raise_at_end(identity)
         return count
 
     def recvfrom(self, *args: Any, **kwargs: Any) -> tuple[bytes, Any]:
@@ -315,11 +313,11 @@ class socket(stdlib.socket):
         except OSError as error:
             if identity is None:
                 raise
-            raise _receive_error(identity, error) from None
+            raise wording.receive_error(identity, error) from None
         if identity is None:
             return data, address
         if not data and identity.error and args[0]:
-            _raise_at_end(identity)
+            wording.raise_at_end(identity)
         return data, None
 
     def recvfrom_into(self, *args: Any, **kwargs: Any) -> tuple[int, Any]:
@@ -330,11 +328,11 @@ class socket(stdlib.socket):
         except OSError as error:
             if identity is None:
                 raise
-            raise _receive_error(identity, error) from None
+            raise wording.receive_error(identity, error) from None
         if identity is None:
             return count, address
         if not count and identity.error and len(args[0]):
-            _raise_at_end(identity)
+            wording.raise_at_end(identity)
         return count, None
 
     def recvmsg(self, *args: Any, **kwargs: Any) -> tuple[bytes, list[Any], int, Any]:
@@ -345,11 +343,11 @@ class socket(stdlib.socket):
         except OSError as error:
             if identity is None:
                 raise
-            raise _receive_error(identity, error) from None
+            raise wording.receive_error(identity, error) from None
         if identity is None:
             return data, ancillary, flags, address
         if not data and identity.error and args[0]:
-            _raise_at_end(identity)
+            wording.raise_at_end(identity)
         return data, [], flags, None
 
     def recvmsg_into(self, *args: Any, **kwargs: Any) -> tuple[int, list[Any], int, Any]:
@@ -360,7 +358,7 @@ class socket(stdlib.socket):
         except OSError as error:
             if identity is None:
                 raise
-            raise _receive_error(identity, error) from None
+            raise wording.receive_error(identity, error) from None
         if identity is None:
             return count, ancillary, flags, address
         return count, [], flags, None
@@ -370,11 +368,11 @@ class socket(stdlib.socket):
         identity = self._utp
         if identity is None:
             return int(Socket.send(self, data, flags))
-        _before_send(self, identity, flags)
+        wording.before_send(self, identity, flags)
         try:
             return int(Socket.send(self, data, flags))
         except OSError as error:
-            raise _send_error(self, identity, error) from None
+            raise wording.send_error(self, identity, error) from None
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
         """As socket.sendall()."""
@@ -382,17 +380,17 @@ class socket(stdlib.socket):
         if identity is None:
             Socket.sendall(self, data, flags)
             return
-        _before_send(self, identity, flags)
+        wording.before_send(self, identity, flags)
         try:
             Socket.sendall(self, data, flags)
         except OSError as error:
-            raise _send_error(self, identity, error) from None
+            raise wording.send_error(self, identity, error) from None
 
     def sendto(self, data: Any, *args: Any) -> int:
         """As socket.sendto(): a stream checks the address and ignores it, as TCP does."""
         if self._utp is None:
             return int(Socket.sendto(self, data, *args))
-        _check_address(self.family, "sendto", _TOO_LARGE if 1 <= len(args) <= 2 else data, *args)
+        wording.check_address(self.family, "sendto", wording.TOO_LARGE if 1 <= len(args) <= 2 else data, *args)
         flags = args[0] if len(args) == 2 else 0
         return socket.send(self, data, flags)
 
@@ -403,14 +401,14 @@ class socket(stdlib.socket):
             return int(Socket.sendmsg(self, buffers, ancdata, flags, *(() if address is None else (address,))))
         if ancdata != () and ancdata != []:
             ancdata = list(ancdata) if hasattr(ancdata, "__iter__") else ancdata
-            _check_ancillary(ancdata)
+            wording.check_ancillary(ancdata)
         if address is not None:
-            _check_address(self.family, "sendmsg", [_TOO_LARGE], (), 0, address)
-        _before_send(self, identity, flags)
+            wording.check_address(self.family, "sendmsg", [wording.TOO_LARGE], (), 0, address)
+        wording.before_send(self, identity, flags)
         try:
             return int(Socket.sendmsg(self, buffers, (), flags))
         except OSError as error:
-            raise _send_error(self, identity, error) from None
+            raise wording.send_error(self, identity, error) from None
 
 
 # ── what the methods share: functions, so that they serve the stdlib class patched in place as well ──
@@ -439,63 +437,6 @@ def _adopt(sock: Any, family: int, type: int, proto: int, fileno: int) -> None:
         if (family, type, proto) == (-1, -1, -1):
             return
     _plain_init(sock, family, type, proto, fileno)
-
-
-def _receive_error(identity: Identity, error: OSError) -> OSError:
-    """What TCP's recv would say where AF_UNIX's says this."""
-    if error.errno in (errno.EINVAL, errno.ENOTCONN) and identity.role in (Role.FRESH, Role.LISTENING):
-        return lifecycle.fail(errno.ENOTCONN)
-    if error.errno == errno.ECONNRESET:
-        return lifecycle.fail(identity.take_error() or errno.ECONNRESET)
-    return error
-
-
-def _raise_at_end(identity: Identity) -> None:
-    """The stream ended for a reason that the kernel could not tell."""
-    code = identity.take_error()
-    if code:
-        raise lifecycle.fail(code)
-
-
-def _before_send(sock: Any, identity: Identity, flags: int) -> None:
-    if identity.is_gated and identity.role is Role.CONNECTED:
-        pairing.open_gate(sock, identity)
-    if isinstance(flags, int) and flags & stdlib.MSG_OOB:
-        raise lifecycle.fail(errno.EOPNOTSUPP)
-
-
-def _send_error(sock: Any, identity: Identity, error: OSError) -> OSError:
-    """What TCP's send would say where AF_UNIX's says this."""
-    if error.errno == errno.ENOTCONN:
-        return lifecycle.fail(errno.EPIPE)
-    if error.errno in (errno.EPIPE, errno.ECONNRESET):
-        code = identity.take_error()
-        if code:
-            Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_ERROR)
-            return lifecycle.fail(errno.ECONNRESET if code == errno.EPIPE else code)
-    return error
-
-
-def _check_address(family: int, method: str, *args: Any) -> None:
-    """Raise what this method raises for a malformed address: the C class judges, on a UDP socket and a datagram too
-    large to go anywhere.
-    """
-    with closing(Socket(family, stdlib.SOCK_DGRAM)) as judge:
-        try:
-            getattr(judge, method)(*args)
-        except OSError as error:
-            if error.errno != errno.EMSGSIZE:
-                raise
-
-
-def _check_ancillary(ancdata: Any) -> None:
-    """Raise what sendmsg() raises for malformed ancillary data: the C class judges, on a socket that goes nowhere."""
-    with closing(Socket(stdlib.AF_UNIX, stdlib.SOCK_DGRAM)) as judge:
-        try:
-            judge.sendmsg([], ancdata)
-        except OSError as error:
-            if error.errno not in (errno.ENOTCONN, errno.EDESTADDRREQ, errno.EINVAL):
-                raise
 
 
 def connection_stats(identity: Identity) -> Any:

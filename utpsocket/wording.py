@@ -1,0 +1,77 @@
+"""What TCP would have said where AF_UNIX says something else: errnos of the data path, and arguments it would refuse.
+
+Separate from shim.py because it knows two kernels' manners and nothing of the class. Any thread may call. Sources:
+SOCKETS.md §2; SOCKETS-EVIDENCE.md 1b; tcp(7), unix(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import socket as stdlib
+from contextlib import closing
+from typing import Any, Final
+
+from utpsocket import lifecycle, pairing
+from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.native import Socket
+
+TOO_LARGE: Final = bytes(65_536)
+"""For a datagram: the kernel looks at the address, then refuses."""
+
+
+def receive_error(identity: Identity, error: OSError) -> OSError:
+    """What TCP's recv would say where AF_UNIX's says this."""
+    if error.errno in (errno.EINVAL, errno.ENOTCONN) and identity.role in (Role.FRESH, Role.LISTENING):
+        return lifecycle.fail(errno.ENOTCONN)
+    if error.errno == errno.ECONNRESET:
+        return lifecycle.fail(identity.take_error() or errno.ECONNRESET)
+    return error
+
+
+def raise_at_end(identity: Identity) -> None:
+    """The stream ended for a reason that the kernel could not tell."""
+    code = identity.take_error()
+    if code:
+        raise lifecycle.fail(code)
+
+
+def before_send(sock: Any, identity: Identity, flags: int) -> None:
+    """Open the gate that a connect left closed; refuse urgent data, of which uTP has none."""
+    if identity.is_gated and identity.role is Role.CONNECTED:
+        pairing.open_gate(sock, identity)
+    if isinstance(flags, int) and flags & stdlib.MSG_OOB:
+        raise lifecycle.fail(errno.EOPNOTSUPP)
+
+
+def send_error(sock: Any, identity: Identity, error: OSError) -> OSError:
+    """What TCP's send would say where AF_UNIX's says this."""
+    if error.errno == errno.ENOTCONN:
+        return lifecycle.fail(errno.EPIPE)
+    if error.errno in (errno.EPIPE, errno.ECONNRESET):
+        code = identity.take_error()
+        if code:
+            Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_ERROR)
+            return lifecycle.fail(errno.ECONNRESET if code == errno.EPIPE else code)
+    return error
+
+
+def check_address(family: int, method: str, *args: Any) -> None:
+    """Raise what this method raises for a malformed address: the C class judges, on a UDP socket and a datagram too
+    large to go anywhere.
+    """
+    with closing(Socket(family, stdlib.SOCK_DGRAM)) as judge:
+        try:
+            getattr(judge, method)(*args)
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE:
+                raise
+
+
+def check_ancillary(ancdata: Any) -> None:
+    """Raise what sendmsg() raises for malformed ancillary data: the C class judges, on a socket that goes nowhere."""
+    with closing(Socket(stdlib.AF_UNIX, stdlib.SOCK_DGRAM)) as judge:
+        try:
+            judge.sendmsg([], ancdata)
+        except OSError as error:
+            if error.errno not in (errno.ENOTCONN, errno.EDESTADDRREQ, errno.EINVAL):
+                raise
