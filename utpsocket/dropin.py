@@ -13,6 +13,7 @@ from types import FunctionType
 from typing import Any, Final
 
 from utpsocket import shim
+from utpsocket.engine.native import original
 
 REBOUND: Final = (
     "create_connection",
@@ -44,7 +45,10 @@ def _rebind() -> dict[str, Any]:
     space: dict[str, Any] = dict(vars(stdlib))
     space["socket"] = shim.socket
     for name in REBOUND:
-        function = getattr(stdlib, name, None)
+        try:
+            function = original("socket", name)
+        except AttributeError:
+            continue
         if isinstance(function, FunctionType):
             rebound = FunctionType(function.__code__, space, name, function.__defaults__, function.__closure__)
             rebound.__kwdefaults__ = function.__kwdefaults__

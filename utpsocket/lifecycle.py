@@ -11,6 +11,7 @@ import os
 import secrets
 import socket as stdlib
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any, Final
 
@@ -183,22 +184,25 @@ def take_error(sock: Any, identity: Identity) -> int:
     return identity.take_error() or kernels
 
 
-def after_close(identity: Identity, *, wait: bool = True) -> None:
-    """The engine hears of a close that the kernel cannot tell it: of a bound or listening socket, or with linger."""
+def after_close(identity: Identity, acquire: Callable[[Any, float], object] | None) -> None:
+    """The engine hears of a close that the kernel cannot tell it: of a bound or listening socket, or with linger.
+
+    acquire    waits for a lock, for at most so many seconds (SO_LINGER's); None: wait for nothing
+    """
     loop = running_engine()
     if loop is None or loop.pid != os.getpid() or not loop.is_alive or sys.is_finalizing():
         return
     if identity.role in (Role.FRESH, Role.LISTENING):
         if identity.endpoint:
             # The port must be free when close() returns: the next bind may want it.
-            (loop.call if wait else loop.post)(verbs.release, identity.endpoint, identity.inode)
+            (loop.call if acquire else loop.post)(verbs.release, identity.endpoint, identity.inode)
         return
     seconds = identity.settings.linger_seconds
-    if seconds is None or not wait:
+    if seconds is None or acquire is None:
         return
     loop.call(verbs.look, identity.cookie)
     if seconds:
         flushed = allocate_lock()
         flushed.acquire()
         loop.post(verbs.when_flushed, identity.cookie, flushed.release)
-        flushed.acquire(True, seconds)
+        acquire(flushed, seconds)

@@ -15,7 +15,6 @@ Sources: SOCKETS.md §5, §8; gevent.monkey, whose names are kept where they mea
 
 from __future__ import annotations
 
-import socket as stdlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -23,6 +22,7 @@ from weakref import WeakKeyDictionary
 
 from utpsocket import shim
 from utpsocket.engine import engine
+from utpsocket.engine.native import StdlibSocket
 
 _MISSING: Final = object()
 _NOT_METHODS: Final = {
@@ -65,7 +65,7 @@ def patch_socket() -> None:
     """
     if _saved:
         return
-    cls: Any = stdlib.socket
+    cls: Any = StdlibSocket
     _saved["_utp"] = _MISSING
     cls._utp = _IdentityAttribute()
     for name, member in vars(shim.socket).items():
@@ -79,7 +79,7 @@ def unpatch() -> None:
     """Restore the class. uTP sockets made meanwhile keep working: their class becomes utpsocket.socket's kin."""
     if not _saved:
         return
-    cls: Any = stdlib.socket
+    cls: Any = StdlibSocket
     for name, member in _saved.items():
         if member is _MISSING:
             delattr(cls, name)
@@ -96,7 +96,7 @@ def is_patched() -> bool:
 def get_original(name: str) -> Any:
     """What the class socket.socket had under this name before it was patched."""
     member = _saved.get(name, _MISSING)
-    return getattr(stdlib.socket, name) if member is _MISSING else member
+    return getattr(StdlibSocket, name) if member is _MISSING else member
 
 
 @contextmanager

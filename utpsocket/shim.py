@@ -20,7 +20,7 @@ from typing import Any, Final
 from utpsocket import lifecycle, options, pairing, registry, wording
 from utpsocket.engine import engine, names, running_engine, verbs
 from utpsocket.engine.identity import Identity, Role
-from utpsocket.engine.native import Socket, poll
+from utpsocket.engine.native import Socket, StdlibSocket, poll
 
 _STREAM_FAMILIES: Final = (stdlib.AF_INET, stdlib.AF_INET6)
 _TYPE_FLAGS: Final = getattr(stdlib, "SOCK_NONBLOCK", 0) | getattr(stdlib, "SOCK_CLOEXEC", 0)
@@ -34,7 +34,7 @@ def _is_stream(family: Any, type: Any, proto: Any) -> bool:
     )
 
 
-class socket(stdlib.socket):
+class socket(StdlibSocket):
     """socket(family=AF_INET, type=SOCK_STREAM, proto=0, fileno=None) -> socket object
 
     The stdlib's socket.socket, except that AF_INET and AF_INET6 streams speak uTP (BEP 29) instead of TCP.
@@ -169,6 +169,8 @@ class socket(stdlib.socket):
             try:
                 found = names.decode(name)
                 if found is not None and pairing.comes_from(raw, identity.owner_pid):
+                    if identity.settings.send_buffer_bytes:
+                        options.apply_send_buffer(raw, identity)
                     return int(raw.detach()), found[3]
             finally:
                 raw.close()  # a stranger who found the listening name: anyone on this machine can connect to it
@@ -179,10 +181,8 @@ class socket(stdlib.socket):
         if identity is None:
             return _stdlib_accept(self)
         fd, peer = socket._accept(self)
-        made = socket if isinstance(self, socket) else stdlib.socket
+        made = socket if isinstance(self, socket) else StdlibSocket
         sock = made(self.family, self.type, self.proto, fileno=fd)
-        if identity.settings.send_buffer_bytes and sock._utp is not None:
-            options.apply_send_buffer(sock, sock._utp)
         if stdlib.getdefaulttimeout() is None and self.gettimeout():
             sock.setblocking(True)
         return sock, peer
@@ -252,6 +252,10 @@ class socket(stdlib.socket):
             if loop is not None and loop.pid == identity.owner_pid:
                 loop.call(verbs.stop_listening, identity.endpoint, identity.inode)
 
+    def _acquire(self, lock: Any, seconds: float) -> None:
+        """Block until the lock is released or `seconds` pass. Green threads wait in their own way here too."""
+        lock.acquire(True, seconds)
+
     def _real_close(self, _ss: Any = Socket) -> None:
         identity = self._utp
         if identity is None:
@@ -260,7 +264,7 @@ class socket(stdlib.socket):
         try:
             Socket.close(self)
         finally:
-            lifecycle.after_close(identity)
+            lifecycle.after_close(identity, self._acquire)
 
     def detach(self) -> int:
         """Close the socket object without closing the fd, which is returned."""
@@ -275,7 +279,7 @@ class socket(stdlib.socket):
         was_open = identity is not None and self.fileno() >= 0
         Socket.__del__(self)
         if identity is not None and was_open and self.fileno() < 0 and not sys.is_finalizing():
-            lifecycle.after_close(identity, wait=False)
+            lifecycle.after_close(identity, None)
 
     # ── data ──
 
@@ -414,8 +418,8 @@ class socket(stdlib.socket):
 # ── what the methods share: functions, so that they serve the stdlib class patched in place as well ──
 
 _converted: Final = stdlib._intenum_converter  # type: ignore[attr-defined]  # what the stdlib's property uses
-_plain_init: Final = stdlib.socket.__init__
-_stdlib_accept: Final = stdlib.socket.accept
+_plain_init: Final = StdlibSocket.__init__
+_stdlib_accept: Final = StdlibSocket.accept
 
 
 def _adopt(sock: Any, family: int, type: int, proto: int, fileno: int) -> None:

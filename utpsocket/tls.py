@@ -11,11 +11,26 @@ Sources: CPython's Lib/ssl.py, SSLContext.sslsocket_class; SOCKETS.md §5.
 from __future__ import annotations
 
 import ssl
+from typing import TYPE_CHECKING, Any
 
 from utpsocket import shim
+from utpsocket.engine.native import StdlibSocket, class_made_by
+
+_SSLContext: Any = next(made for made in ssl.SSLContext.__mro__ if made.__module__ == "ssl")
+
+if TYPE_CHECKING:
+    from ssl import SSLSocket as _SSLSocket
+else:
+    _SSLSocket = class_made_by(ssl, "SSLSocket", StdlibSocket)
+    if _SSLSocket is None:
+
+        class _SSLSocket(StdlibSocket):
+            """gevent patched before anybody imported ssl: ssl's class stands on gevent's socket, not the stdlib's."""
+
+            __slots__ = ()
 
 
-class SSLSocket(ssl.SSLSocket, shim.socket):  # type: ignore[misc]  # both redefine the stdlib socket's methods
+class SSLSocket(_SSLSocket, shim.socket):  # type: ignore[misc]  # both redefine the stdlib socket's methods
     """ssl.SSLSocket over a utpsocket.socket (or over any other). Made by SSLContext.wrap_socket()."""
 
     __slots__ = ()
@@ -23,11 +38,11 @@ class SSLSocket(ssl.SSLSocket, shim.socket):  # type: ignore[misc]  # both redef
 
 def install() -> None:
     """Have SSLContext.wrap_socket() make our SSLSocket. Idempotent."""
-    if ssl.SSLContext.sslsocket_class is ssl.SSLSocket:
-        ssl.SSLContext.sslsocket_class = SSLSocket
+    if _SSLContext.sslsocket_class is _SSLSocket:
+        _SSLContext.sslsocket_class = SSLSocket
 
 
 def uninstall() -> None:
     """Have SSLContext.wrap_socket() make the stdlib's SSLSocket again."""
-    if ssl.SSLContext.sslsocket_class is SSLSocket:
-        ssl.SSLContext.sslsocket_class = ssl.SSLSocket
+    if _SSLContext.sslsocket_class is SSLSocket:
+        _SSLContext.sslsocket_class = _SSLSocket

@@ -14,7 +14,7 @@ from typing import Final
 
 from utpsocket.engine import verbs
 from utpsocket.engine.loop import Loop
-from utpsocket.engine.native import allocate_lock
+from utpsocket.engine.native import allocate_lock, sleep
 
 DEFAULT_FLUSH_SECONDS: Final = 5.0  # without any progress; UTPSOCKET_EXIT_FLUSH sets another, 0 turns the flush off
 _POLL_SECONDS: Final = 0.002
@@ -120,7 +120,7 @@ def flush(seconds: float | None = None) -> int:
             last_acked, deadline = acked_bytes, now + seconds
         elif now > deadline:
             break
-        time.sleep(_POLL_SECONDS)
+        sleep(_POLL_SECONDS)
     if lost_bytes:
         warnings.warn(
             f"utpsocket: {lost_bytes} bytes on {waiting} connections did not reach their peers before exit",

@@ -1,4 +1,4 @@
-"""The interpreter's own threads and polling, whatever gevent or eventlet put in their place.
+"""The interpreter's own threads, polling and classes, whatever gevent or eventlet put in their place.
 
 Separate because the engine must stay on a real operating-system thread in any order of patching (SOCKETS.md §5):
 every module of this room takes what blocks from here. Any thread may import it.
@@ -10,30 +10,59 @@ import _socket
 import _thread
 import ctypes
 import select
+import socket
 import sys
-from typing import Any
+import time
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
 
-_MODULES = {"_thread": _thread, "select": select}
+_MODULES = {"_thread": _thread, "select": select, "socket": socket, "time": time}
 
 
 def original(module: str, name: str) -> Any:
-    """The attribute as CPython made it: gevent's and eventlet's records first, since they replace it in place."""
-    gevent_monkey = sys.modules.get("gevent.monkey")
-    if gevent_monkey is not None:
-        return gevent_monkey.get_original(module, name)
-    eventlet_patcher = sys.modules.get("eventlet.patcher")
-    if eventlet_patcher is not None:
-        return getattr(eventlet_patcher.original(module), name)
-    return getattr(_MODULES[module], name)
+    """The attribute as CPython made it: gevent's and eventlet's records first, since they replace it in place.
+
+    Raises AttributeError where this interpreter has no such name.
+    """
+    get_original = getattr(sys.modules.get("gevent.monkey"), "get_original", None)  # absent while it is being imported
+    if get_original is not None:
+        return get_original(module, name)
+    eventlets = getattr(sys.modules.get("eventlet.patcher"), "original", None)
+    return getattr(eventlets(module) if eventlets is not None else _MODULES[module], name)
+
+
+def class_made_by(module: Any, name: str, base: type[Any]) -> Any:
+    """The class of that name below `base` that a stdlib module made itself, whatever stands under the name by now;
+    None where there is none.
+
+    eventlet imports stdlib modules a second time: the copy's functions have other globals.
+    """
+    for made in base.__subclasses__():
+        if made.__module__ == module.__name__ and made.__name__ == name:
+            if any(
+                type(member) is FunctionType and member.__globals__ is vars(module) for member in vars(made).values()
+            ):
+                return made
+    return None
 
 
 Socket: Any = _socket.socket
 """The C class below socket.socket, which nobody patches."""
 
+if TYPE_CHECKING:
+    StdlibSocket = socket.socket
+else:
+    StdlibSocket = class_made_by(socket, "socket", Socket)
+    """The stdlib's class socket.socket, under whose name gevent and eventlet put theirs."""
+
 start_new_thread = original("_thread", "start_new_thread")
 get_ident = original("_thread", "get_ident")
 allocate_lock = original("_thread", "allocate_lock")
-epoll = original("select", "epoll") if hasattr(select, "epoll") else None
+sleep = original("time", "sleep")
+try:
+    epoll = original("select", "epoll")  # gevent and eventlet delete it from the module
+except AttributeError:
+    epoll = None
 poll = original("select", "poll")
 
 _libc = ctypes.PyDLL(None)
