@@ -17,6 +17,7 @@ from typing import Final
 
 COMMANDS: Final = {
     "demo": "download a file with http.client from http.server in another process, both over uTP",
+    "perf": "how fast bytes go from one process or machine to another, and what it costs",
 }
 
 INTERRUPTED: Final = 128 + signal.SIGINT  # what a shell reports for a program that Ctrl-C ended

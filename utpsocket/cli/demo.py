@@ -14,24 +14,21 @@ import argparse
 import contextlib
 import http.client
 import json
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+from utpsocket.cli.child import Interrupts, ServerFailed, server_process, terminate_at_eof
 from utpsocket.cli.demo_download import Download, DownloadError, download
 from utpsocket.cli.demo_server import Server, make_file
 from utpsocket.cli.progress import Progress
 from utpsocket.cli.quantities import read_size, show_rate, show_size, show_time
 
 LOOPBACK: Final = "127.0.0.1"
-CHILD_ENDS_SECONDS: Final = 10  # a server that was told to end and takes longer is killed
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -88,12 +85,18 @@ def run_both(arguments: argparse.Namespace) -> int:
     """Serve in a child process and download in this one."""
     note(f"serving {show_size(arguments.size)} over {arguments.transport} from a child process ...")
     try:
-        with server_process(arguments) as port:
+        with server_process(*serve_command(arguments)) as port:
             status = fetch_and_show(LOOPBACK, port, arguments)
     except ServerFailed as failure:
         note(f"demo: {failure}")
         return 1
     return status
+
+
+def serve_command(arguments: argparse.Namespace) -> list[str]:
+    """The child's command line."""
+    options = ["--host", LOOPBACK, "--port", "0", "--size", str(arguments.size), "--transport", arguments.transport]
+    return ["demo", "serve", "--until-eof", "--json", *options]
 
 
 def run_fetch(arguments: argparse.Namespace) -> int:
@@ -127,87 +130,6 @@ def run_serve(arguments: argparse.Namespace) -> int:
             )
         server.serve_forever()
     return 0
-
-
-class Interrupts:
-    """SIGINT and SIGTERM raise KeyboardInterrupt within `allowed()` only; one that comes before waits until then.
-
-    So neither the making nor the removal of a temporary directory is cut short.
-    """
-
-    def __init__(self) -> None:
-        """Take over both signals; call it in the main thread."""
-        self._allowed = self._pending = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
-
-    def _handle(self, *signal_and_frame: object) -> None:
-        self._pending = True
-        if self._allowed:
-            raise KeyboardInterrupt
-
-    @contextlib.contextmanager
-    def allowed(self) -> Iterator[None]:
-        """Let them interrupt what is done here."""
-        try:
-            self._allowed = True
-            if self._pending:
-                raise KeyboardInterrupt
-            yield
-        finally:
-            self._allowed = False
-
-
-def terminate_at_eof() -> None:
-    """Wait for stdin's end, then end this process as SIGTERM does, even while it is still making its file."""
-    # Reads the descriptor: the lock of a Python file would be held when the interpreter exits.
-    while os.read(0, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-class ServerFailed(Exception):
-    """The child process could not serve, or did not end as it should."""
-
-
-@contextlib.contextmanager
-def server_process(arguments: argparse.Namespace) -> Iterator[int]:
-    """`demo serve` in a child process; its port. The child has ended when this is left."""
-    command = [sys.executable, "-m", "utpsocket", "demo", "serve", "--until-eof", "--json"]
-    command += ["--host", LOOPBACK, "--port", "0"]
-    command += ["--size", str(arguments.size), "--transport", arguments.transport]
-    # The child must find this package wherever this process found it: a bare checkout is in no one's site-packages.
-    package_parent = str(Path(__file__).resolve().parents[2])
-    search_path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))
-    # A session of its own: Ctrl-C goes to this process only, and the child ends when its stdin does.
-    child = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": search_path},
-        start_new_session=True,
-    )
-    assert child.stdin is not None
-    assert child.stdout is not None
-    try:
-        ready = child.stdout.readline()
-        if not ready:
-            raise ServerFailed("the server did not start")
-        yield json.loads(ready)["port"]
-    finally:
-        child.stdin.close()
-        try:
-            child.wait(CHILD_ENDS_SECONDS)
-        except BaseException as error:
-            # Too slow, or Ctrl-C once more: nothing may be left behind.
-            child.kill()
-            child.wait()
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-        finally:
-            child.stdout.close()
-    if child.returncode:
-        raise ServerFailed(f"the server ended with status {child.returncode}")
 
 
 def fetch_and_show(host: str, port: int, arguments: argparse.Namespace) -> int:
