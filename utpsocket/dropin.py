@@ -41,21 +41,22 @@ def incoming(listener: Any) -> Iterator[tuple[Any, Any]]:
             return
 
 
-def _rebind() -> dict[str, Any]:
+def rebound(cls: Any) -> dict[str, Any]:
+    """The stdlib's functions of the names in REBOUND, around this class of sockets."""
     space: dict[str, Any] = dict(vars(stdlib))
-    space["socket"] = shim.socket
+    space["socket"] = cls
     for name in REBOUND:
         try:
             function = original("socket", name)
         except AttributeError:
             continue
         if isinstance(function, FunctionType):
-            rebound = FunctionType(function.__code__, space, name, function.__defaults__, function.__closure__)
-            rebound.__kwdefaults__ = function.__kwdefaults__
-            rebound.__doc__ = function.__doc__
-            rebound.__module__ = "utpsocket"
-            space[name] = rebound
+            twin = FunctionType(function.__code__, space, name, function.__defaults__, function.__closure__)
+            twin.__kwdefaults__ = function.__kwdefaults__
+            twin.__doc__ = function.__doc__
+            twin.__module__ = "utpsocket"
+            space[name] = twin
     return {name: space[name] for name in REBOUND if name in space}
 
 
-REPLACEMENTS: Final = _rebind()
+REPLACEMENTS: Final = rebound(shim.socket)

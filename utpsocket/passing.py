@@ -18,8 +18,30 @@ def _rebuild(duplicate: Any) -> shim.socket:
     return shim.socket(fileno=duplicate.detach())
 
 
-def _reduce(sock: shim.socket) -> tuple[Any, tuple[Any]]:
+def _reduce(sock: Any) -> tuple[Any, tuple[Any]]:
     return _rebuild, (reduction.DupFd(sock.fileno()),)
+
+
+def _reduce_patched(sock: Any) -> tuple[Any, tuple[Any, ...]]:
+    if sock._utp is None:
+        reduced: tuple[Any, tuple[Any, ...]] = _stdlib_reduce(sock)
+        return reduced
+    return _reduce(sock)
+
+
+_stdlib_reduce: Any = getattr(reduction, "_reduce_socket", None)
+
+
+def teach(cls: Any) -> None:
+    """Tell multiprocessing of a class, not shim.socket's kin, whose sockets may be uTP's."""
+    if hasattr(reduction, "register"):
+        reduction.register(cls, _reduce_patched)
+
+
+def unteach(cls: Any) -> None:
+    """The stdlib's class is only the stdlib's again."""
+    if hasattr(reduction, "register"):
+        reduction.register(cls, _stdlib_reduce)
 
 
 def install() -> None:

@@ -21,6 +21,7 @@ from utpsocket import lifecycle, options, pairing, registry, wording
 from utpsocket.engine import engine, names, running_engine, verbs
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, StdlibSocket, poll
+from utpsocket.routes import Routes
 
 _STREAM_FAMILIES: Final = (stdlib.AF_INET, stdlib.AF_INET6)
 _TYPE_FLAGS: Final = getattr(stdlib, "SOCK_NONBLOCK", 0) | getattr(stdlib, "SOCK_CLOEXEC", 0)
@@ -43,6 +44,7 @@ class socket(StdlibSocket):
     __slots__ = ("_utp",)
 
     _utp: Identity | None
+    _routes: Routes | None = None  # rules of a patch, for classes that stand for the patched one
 
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
         self._utp = None
@@ -59,6 +61,7 @@ class socket(StdlibSocket):
         if number:
             _plain_init(self, stdlib.AF_UNIX, kind, number, self.fileno())  # remembered; socket(2) would refuse it
         identity = Identity(int(wanted))
+        identity.routes = self._routes
         self._utp = identity
         registry.register(self, identity)
 
@@ -181,7 +184,8 @@ class socket(StdlibSocket):
         if identity is None:
             return _stdlib_accept(self)
         fd, peer = socket._accept(self)
-        made = socket if isinstance(self, socket) else StdlibSocket
+        is_patched = hasattr(StdlibSocket, "_utp")
+        made: Any = StdlibSocket if is_patched and not isinstance(self, socket) else socket
         sock = made(self.family, self.type, self.proto, fileno=fd)
         if stdlib.getdefaulttimeout() is None and self.gettimeout():
             sock.setblocking(True)

@@ -36,6 +36,11 @@ class SSLSocket(_SSLSocket, shim.socket):  # type: ignore[misc]  # both redefine
     __slots__ = ()
 
 
+def is_installed() -> bool:
+    """Whether SSLContext.wrap_socket() makes our SSLSocket."""
+    return bool(_SSLContext.sslsocket_class is SSLSocket)
+
+
 def install() -> None:
     """Have SSLContext.wrap_socket() make our SSLSocket. Idempotent."""
     if _SSLContext.sslsocket_class is _SSLSocket:

@@ -60,8 +60,8 @@ class Settings:
 class Identity:
     """One uTP socket.
 
-    Written by the shim: family, inode, user_fd, settings, is_gated, is_told, endpoint, owner_pid. By the engine:
-    role once connecting, error, is_over; local and peer of what a listener accepts.
+    Written by the shim: family, inode, user_fd, settings, routes, is_gated, is_told, endpoint, owner_pid. By the
+    engine: role once connecting, error, is_over, transport; local and peer of what a listener accepts.
     """
 
     __slots__ = (
@@ -81,8 +81,10 @@ class Identity:
         "owner_pid",
         "peer",
         "role",
+        "routes",
         "send_buffer_bytes",
         "settings",
+        "transport",
         "user_fd",
     )
 
@@ -105,6 +107,8 @@ class Identity:
         self.owner_pid = 0  # the process whose engine serves it
         self.settings = Settings()
         self.options: dict[tuple[int, int], Any] = {}
+        self.routes: Any = None  # utpsocket.routes.Routes: which connections are uTP's; None: all
+        self.transport = "utp"  # what carries the connection: "tcp" after a fallback
 
     def take_error(self) -> int:
         """The errno the connection ended with, once: like SO_ERROR."""
