@@ -75,6 +75,8 @@ def _parse(text: str) -> _Entry:
         network = _network(host.strip("[]"))
         if network is not None:
             return _Entry(network=network, port=port)
+    if "/" in host or host.startswith("["):
+        raise ValueError(f"not a network: {text!r}")
     if host in ("*", ""):
         return _Entry(port=port)
     return _Entry(name=host.removeprefix("*").lstrip(".").rstrip("."), port=port)

@@ -42,6 +42,11 @@ class EngineStats:
     ports_open: int = 0
     wakeups: int = 0
     faults: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    sent_packets: int = 0
+    received_packets: int = 0
+    retransmitted_packets: int = 0
     ports: tuple[PortStats, ...] = ()
     connections: tuple[ConnectionStats, ...] = ()
 
@@ -56,6 +61,10 @@ def engine_stats() -> EngineStats:
 
 
 def _snapshot(loop: Loop) -> EngineStats:
+    connections = tuple(bridge.connection.stats() for bridge in loop.bridges.values())
+    totals = loop.totals.copy()
+    for connection in connections:
+        totals.add(connection)
     return EngineStats(
         connections_initiated=loop.initiated,
         connections_accepted=loop.accepted,
@@ -63,6 +72,11 @@ def _snapshot(loop: Loop) -> EngineStats:
         ports_open=len(loop.endpoints),
         wakeups=loop.wakeups,
         faults=loop.faults,
+        sent_bytes=totals.sent_bytes,
+        received_bytes=totals.delivered_bytes,
+        sent_packets=totals.sent_packets,
+        received_packets=totals.received_packets,
+        retransmitted_packets=totals.retransmitted_packets,
         ports=tuple(
             PortStats(
                 local=endpoint.port.local,
@@ -79,5 +93,5 @@ def _snapshot(loop: Loop) -> EngineStats:
             )
             for endpoint in loop.endpoints.values()
         ),
-        connections=tuple(bridge.connection.stats() for bridge in loop.bridges.values()),
+        connections=connections,
     )

@@ -17,6 +17,7 @@ from typing import Final
 
 COMMANDS: Final = {
     "demo": "download a file with http.client from http.server in another process, both over uTP",
+    "run": "a Python program, unmodified, with uTP in place of TCP",
     "perf": "how fast bytes go from one process or machine to another, and what it costs",
 }
 

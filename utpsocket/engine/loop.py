@@ -26,6 +26,7 @@ from utpsocket.engine.endpoint import Endpoint
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.native import Socket, allocate_lock, get_ident, start_new_thread
 from utpsocket.engine.poller import WakeUp, new_poller
+from utpsocket.engine.totals import Totals
 from utpsocket.engine.udp import Port
 from utpsocket.engine.watch import HoldersWatch
 from utpsocket.protocol import State, Workspace
@@ -77,6 +78,7 @@ class Loop:
         self.accepted = 0
         self.wakeups = 0
         self.faults = 0
+        self.totals = Totals()  # of connections that are over
         self.now = time.monotonic_ns() // 1_000
         self.fd_lock = allocate_lock()  # held while fds come and go, so that a fork sees none half made
         self._next_key = 1
@@ -355,6 +357,7 @@ class Loop:
             bridge.flush_waiters.clear()
         if bridge.is_finished:
             bridge.is_gone = True
+            self.totals.add(connection.stats())
             self.bridges.pop(bridge.identity.cookie, None)
             bridge.endpoint.forget(bridge)
             return

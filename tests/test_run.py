@@ -1,0 +1,211 @@
+"""`python3 -m utpsocket run`: Python's own in everything but the transport, for what it runs and what that starts."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from utpsocket import monkey
+
+ROOT = Path(__file__).resolve().parent.parent
+WAIT_S = 30
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("UTPSOCKET_")}
+ENVIRONMENT["PYTHONPATH"] = str(ROOT)
+
+
+def finish(*command: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=cwd,
+        env={**ENVIRONMENT, **variables},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+
+
+def run(*arguments: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    return finish("-m", "utpsocket", "run", *arguments, cwd=cwd, **variables)
+
+
+def script(folder: Path, source: str) -> str:
+    path = folder / "script.py"
+    path.write_text(source)
+    return str(path)
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "utpsocket", "run", *arguments],
+        env={**ENVIRONMENT, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+SEEN_BY_A_PROGRAM = """
+import sys
+print(__name__, __file__ if '__file__' in globals() else None, __package__, __spec__ and __spec__.name)
+print(sys.argv, sys.path, sys.flags.optimize, sys.warnoptions, sys.modules['__main__'].__dict__ is globals())
+print('sitecustomize' in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("how", ["script", "module", "code", "folder"])
+def test_a_program_sees_what_it_sees_without(how: str, tmp_path: Path) -> None:
+    path = script(tmp_path, SEEN_BY_A_PROGRAM)
+    (tmp_path / "__main__.py").write_text(SEEN_BY_A_PROGRAM)
+    program = {
+        "script": [path],
+        "module": ["-m", "script"],
+        "code": ["-c", SEEN_BY_A_PROGRAM],
+        "folder": [str(tmp_path)],
+    }[how]
+    for flags in ([], ["-O", "-W", "default"]):
+        plain = finish(*flags, *program, "one", "-m", "--only", "two", cwd=tmp_path)
+        ours = finish(*flags, "-m", "utpsocket", "run", *program, "one", "-m", "--only", "two", cwd=tmp_path)
+        assert plain.returncode == 0
+        assert (ours.returncode, ours.stderr) == (0, "")
+        assert ours.stdout.splitlines()[:2] == plain.stdout.splitlines()[:2]
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import sys; sys.exit(7)", "import sys; sys.exit('a last word')", "1 / 0", "import os; os._exit(3)", "x = ", ""],
+)
+def test_endings_are_pythons(source: str, tmp_path: Path) -> None:
+    path = script(tmp_path, f"import socket\n{source}\n")
+    plain, ours = finish(path), run(path)
+    assert (ours.returncode, ours.stdout, ours.stderr) == (plain.returncode, plain.stdout, plain.stderr)
+
+
+@pytest.mark.parametrize("missing", [["no_such_file.py"], ["-m", "no_such_module"]])
+def test_what_cannot_be_run(missing: list[str]) -> None:
+    plain, ours = finish(*missing), run(*missing)
+    assert (ours.returncode, ours.stderr) == (plain.returncode, plain.stderr)
+
+
+def test_a_sitecustomize_of_the_programs_own_is_run(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import builtins; builtins.theirs = __file__")
+    ran = run("-c", "print(theirs)", PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, f"{tmp_path}/sitecustomize.py\n", "")
+
+
+TRANSPORT = "import socket; from utpsocket import monkey; s = socket.socket(); print(monkey.transport(s)); s.close()"
+
+
+def test_the_program_and_what_it_starts_are_patched(tmp_path: Path) -> None:
+    path = script(
+        tmp_path,
+        f"""
+import multiprocessing, os, subprocess, sys
+def ask():
+    {TRANSPORT.replace("print(", "return (").replace("; s.close()", "")}
+def tell(queue):
+    queue.put(ask())
+if __name__ == '__main__':
+    print(ask(), flush=True)
+    for method in ('spawn', 'forkserver', 'fork'):
+        context = multiprocessing.get_context(method)
+        queue = context.Queue()
+        child = context.Process(target=tell, args=(queue,))
+        child.start()
+        print(method, queue.get(timeout=20), flush=True)
+        child.join()
+    subprocess.run([sys.executable, '-c', {TRANSPORT!r}], check=True)
+    pid = os.fork()
+    if not pid:
+        print('forked', ask(), flush=True)
+        os._exit(0)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+""",
+    )
+    ran = run(path, PYTHONWARNINGS="ignore")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.splitlines() == ["utp", "spawn utp", "forkserver utp", "fork utp", "utp", "forked utp"]
+
+
+def test_child_interpreters_are_not_patched_without_run() -> None:
+    ran = finish("-c", TRANSPORT)
+    assert ran.stdout == "tcp\n"
+
+
+def test_an_interpreter_that_needs_no_socket_loads_nothing() -> None:
+    ran = run("-c", "import sys; print(sorted(name for name in sys.modules if 'socket' in name))")
+    assert (ran.stdout, ran.stderr) == ("[]\n", "")
+
+
+def test_pip_answers() -> None:
+    ran = finish("-m", "pip", "--version")
+    if ran.returncode:
+        pytest.skip("this interpreter has no pip")
+    assert run("-m", "pip", "--version").stdout == ran.stdout
+
+
+def test_the_stdlibs_web_server_serves_until_interrupted(tmp_path: Path) -> None:
+    (tmp_path / "page").write_text("over uTP")
+    with started("--stats", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(tmp_path)) as server:
+        assert server.stdout is not None
+        found = re.match(r"Serving HTTP on 127.0.0.1 port (\d+) ", server.stdout.readline())
+        assert found
+        with monkey.patched():
+            connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=WAIT_S)
+            connection.request("GET", "/page")
+            assert connection.getresponse().read() == b"over uTP"
+            connection.close()
+        server.send_signal(signal.SIGINT)
+        output, errors = server.communicate(timeout=WAIT_S)
+    assert (server.returncode, output) == (0, "\nKeyboard interrupt received, exiting.\n")
+    table = errors[errors.index("utpsocket: process") :].splitlines()
+    assert table[0] == f"utpsocket: process {server.pid}"
+    assert table[1] == "  connections  0 opened, 1 accepted, 0 open" or table[1].endswith(" 1 open")
+    assert re.match(r"  sent +\d+ bytes, \d+ packets, \d+ again", table[2])
+
+
+def test_an_interrupt_ends_it_as_it_ends_python() -> None:
+    with started("-c", "import socket\nprint('ready')\nsocket.create_server(('127.0.0.1', 0)).accept()") as waiting:
+        assert waiting.stdout is not None
+        assert waiting.stdout.readline() == "ready\n"
+        waiting.send_signal(signal.SIGINT)
+        _, errors = waiting.communicate(timeout=WAIT_S)
+    assert waiting.returncode == -signal.SIGINT
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+
+
+@pytest.mark.parametrize(
+    "wrong", [[], ["-m"], ["--only", "10.0.0.0/33", "-c", ""], ["--listen", "tcp", "-c", ""], ["--fallback", "x"]]
+)
+def test_wrong_usage(wrong: list[str]) -> None:
+    ran = run(*wrong)
+    assert ran.returncode == 2
+    assert ran.stdout == ""
+    assert "run: " in ran.stderr
+
+
+def test_isolated_interpreters_are_refused() -> None:
+    ran = finish(
+        "-E",
+        "-c",
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from utpsocket.cli import main; "
+        "sys.exit(main(['run', '-c', '']))",
+    )
+    assert ran.returncode == 2
+    assert "cannot be patched from outside" in ran.stderr

@@ -1,0 +1,33 @@
+"""Figures of connections that are over, so that totals do not end with them.
+
+Only the engine's thread calls.
+"""
+
+from __future__ import annotations
+
+from utpsocket.protocol import ConnectionStats
+
+
+class Totals:
+    """Sums over connections. Bytes are payload."""
+
+    __slots__ = ("delivered_bytes", "received_packets", "retransmitted_packets", "sent_bytes", "sent_packets")
+
+    def __init__(self) -> None:
+        self.sent_packets = 0
+        self.sent_bytes = 0
+        self.received_packets = 0
+        self.delivered_bytes = 0
+        self.retransmitted_packets = 0
+
+    def add(self, stats: ConnectionStats) -> None:
+        """Count a connection's figures in."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(stats, name))
+
+    def copy(self) -> Totals:
+        """The same sums, to go on from."""
+        other = Totals()
+        for name in self.__slots__:
+            setattr(other, name, getattr(self, name))
+        return other

@@ -1,0 +1,38 @@
+"""The table that UTPSOCKET_STATS prints on stderr when a process ends.
+
+Separate because only `python3 -m utpsocket run --stats` asks for it. A process that made no connection prints none,
+but for the one that `run` itself started, whose number is the variable's value.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+
+from utpsocket.stats import EngineStats, engine_stats
+
+
+def register() -> None:
+    """Print the table when this process ends, after everything written has been flushed."""
+    atexit.register(_print)
+
+
+def _print() -> None:
+    stats = engine_stats()
+    is_asked = os.environ.get("UTPSOCKET_STATS") == str(os.getpid())
+    if not is_asked and not stats.connections_initiated and not stats.connections_accepted:
+        return
+    print("\n".join([f"utpsocket: process {os.getpid()}", *table(stats)]), file=sys.stderr, flush=True)
+
+
+def table(stats: EngineStats) -> list[str]:
+    """An engine's figures, a line each."""
+    opened, accepted = stats.connections_initiated, stats.connections_accepted
+    again = stats.retransmitted_packets
+    share = again / (stats.sent_packets or 1)
+    return [
+        f"  connections  {opened:,} opened, {accepted:,} accepted, {stats.connections_open:,} open",
+        f"  sent         {stats.sent_bytes:,} bytes, {stats.sent_packets:,} packets, {again:,} again ({share:.2%})",
+        f"  received     {stats.received_bytes:,} bytes, {stats.received_packets:,} packets",
+    ]
