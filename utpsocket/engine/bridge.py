@@ -387,7 +387,7 @@ def _write_as_user(fd: int, inode: int) -> bool:
     try:
         if os.fstat(duplicate).st_ino != inode:
             return False
-        os.write(duplicate, b"!")
+        native.write(duplicate, b"!")
     except OSError:
         pass  # the user has shut down writing: only the recorded errno can tell it
     finally:

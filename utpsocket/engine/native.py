@@ -9,6 +9,7 @@ from __future__ import annotations
 import _socket
 import _thread
 import ctypes
+import posix
 import select
 import socket
 import sys
@@ -58,6 +59,7 @@ else:
 start_new_thread = original("_thread", "start_new_thread")
 get_ident = original("_thread", "get_ident")
 allocate_lock = original("_thread", "allocate_lock")
+read, write = posix.read, posix.write  # below os, where eventlet puts its own
 sleep = original("time", "sleep")
 try:
     epoll = original("select", "epoll")  # gevent and eventlet delete it from the module

@@ -86,14 +86,14 @@ class WakeUp:
     def pull(self) -> None:
         """Wake the engine. Any thread."""
         try:
-            os.write(self._write_fd, _ONE if self.fd == self._write_fd else b"\0")
+            native.write(self._write_fd, _ONE if self.fd == self._write_fd else b"\0")
         except BlockingIOError:
             pass  # the pipe is full of wake-ups that nobody has read yet
 
     def reset(self) -> None:
         """The engine is awake."""
         try:
-            os.read(self.fd, 4_096)
+            native.read(self.fd, 4_096)
         except BlockingIOError:
             pass
 

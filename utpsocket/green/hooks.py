@@ -1,0 +1,134 @@
+"""gevent and eventlet over uTP: the one class that each makes all its sockets of.
+
+Separate from the socket because hooking must do without the libraries being there, now or ever: hook_all() hooks what
+is imported and looks out for what will be. Idempotent, and reversible: unhook_…() puts their own class back.
+
+Call from any thread, as gevent.monkey.patch_all(): early. Sources: SOCKETS.md §5.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, Final
+
+from utpsocket.green.inside import EventletInside, GeventInside
+
+_GEVENT: Final = "gevent._socket3"  # where gevent.socket.socket is made
+_GEVENT_SSL: Final = "gevent.ssl"
+_EVENTLET: Final = "eventlet.greenio.base"
+
+_NEEDS_SSL: Final = "utpsocket.green.cooperative"  # whose sockets must be able to speak TLS, hook or no hook
+
+_saved: dict[str, Any] = {}  # by module: the class that was in place
+
+
+def hook_gevent() -> None:
+    """gevent's sockets speak uTP from now on: the AF_INET and AF_INET6 streams among them. Imports gevent.socket."""
+    if _GEVENT in _saved:
+        return
+    __import__(_GEVENT)
+    module = sys.modules[_GEVENT]
+    _saved[_GEVENT] = module.socket._gevent_sock_class
+    module.socket._gevent_sock_class = GeventInside
+    adapt_gevent_ssl(GeventInside)
+
+
+def unhook_gevent() -> None:
+    """gevent's sockets are its own again; those made meanwhile go on over uTP. Idempotent."""
+    before = _saved.pop(_GEVENT, None)
+    if before is not None:
+        sys.modules[_GEVENT].socket._gevent_sock_class = before
+        if _NEEDS_SSL not in sys.modules:
+            adapt_gevent_ssl(before)
+
+
+def hook_eventlet() -> None:
+    """eventlet's sockets speak uTP from now on: the AF_INET and AF_INET6 streams among them. Imports eventlet."""
+    if _EVENTLET in _saved:
+        return
+    __import__(_EVENTLET)
+    module: Any = sys.modules[_EVENTLET]
+    _saved[_EVENTLET] = module._original_socket
+    module._original_socket = EventletInside
+
+
+def unhook_eventlet() -> None:
+    """eventlet's sockets are its own again; those made meanwhile go on over uTP. Idempotent."""
+    before = _saved.pop(_EVENTLET, None)
+    if before is not None:
+        module: Any = sys.modules[_EVENTLET]
+        module._original_socket = before
+
+
+_HOOKS: Final[dict[str, Callable[[], None]]] = {_GEVENT: hook_gevent, _EVENTLET: hook_eventlet}
+
+
+def hook_all() -> None:
+    """Hook gevent and eventlet: now if they are imported, else as soon as they will be."""
+    if _lookout not in sys.meta_path:
+        sys.meta_path.insert(0, _lookout)
+    _lookout.hook_imported()
+
+
+def unhook_all() -> None:
+    """Unhook both, and look out no more."""
+    if _lookout in sys.meta_path:
+        sys.meta_path.remove(_lookout)
+    unhook_gevent()
+    unhook_eventlet()
+
+
+def adapt_gevent_ssl(base: Any) -> None:
+    """Have gevent.ssl's sockets stand on `base`: gevent reads the attribute once, when gevent.ssl is imported."""
+    module: Any = sys.modules.get(_GEVENT_SSL)
+    if module is None or not hasattr(module, "_contextawaresock"):
+        return
+
+    class _contextawaresock(base):  # type: ignore[misc]  # chosen at run time
+        __slots__ = ("_sslsock",)
+
+        def __init__(self, family: int, type: int, proto: int, fileno: int | None, sslsocket_wref: Any) -> None:
+            super().__init__(family, type, proto, fileno)
+            self._sslsock = sslsocket_wref
+
+    module._contextawaresock = _contextawaresock
+
+
+class _Lookout:
+    """An import finder that finds nothing: it lets gevent and eventlet be imported as ever, then hooks them."""
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """As the other finders find it, with the hook behind its execution."""
+        self.hook_imported()
+        if name not in _HOOKS:
+            return None
+        for finder in sys.meta_path:
+            spec = finder.find_spec(name, path, target) if finder is not self else None
+            if spec is not None:
+                self._follow(spec)
+                return spec
+        return None
+
+    def hook_imported(self) -> None:
+        """Hook what is imported, and not still being imported: that was begun before anybody looked out."""
+        for name, hook in _HOOKS.items():
+            spec = getattr(sys.modules.get(name), "__spec__", None)
+            if spec is not None and not getattr(spec, "_initializing", False):
+                hook()
+
+    def _follow(self, spec: ModuleSpec) -> None:
+        loader: Any = spec.loader
+        execute = loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            if self in sys.meta_path:  # nobody has unhooked meanwhile
+                _HOOKS[spec.name]()
+
+        loader.exec_module = exec_module
+
+
+_lookout: Final[Any] = _Lookout()

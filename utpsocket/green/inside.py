@@ -1,0 +1,105 @@
+"""What stands inside a gevent or an eventlet socket: a utpsocket.socket that never blocks the hub.
+
+Separate because it imports neither: a hook may be set while they are being imported. Both libraries wrap a
+non-blocking socket and wait for its fd by themselves, so nearly everything is the fd's doing (DESIGN.md §5). What can
+still block is close() with SO_LINGER. Calls into the engine do block, for the 50 to 100 µs that its thread needs.
+
+Called by the hub's thread. Sources: gevent's _socket3.py, eventlet's greenio/base.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from utpsocket import shim
+from utpsocket.engine.identity import Role
+from utpsocket.engine.native import Socket
+
+_FIRST_SLEEP_SECONDS: Final = 0.001
+_LONGEST_SLEEP_SECONDS: Final = 0.02
+
+
+class GeventInside(shim.socket):
+    """Inside a gevent.socket.socket, whose class attribute `_gevent_sock_class` names it."""
+
+    __slots__ = ()
+
+    def connect(self, address: Any, /) -> None:
+        """As utpsocket.socket.connect(): it never waits, since gevent has made the fd non-blocking."""
+        is_second = self._has_failed
+        try:
+            shim.socket.connect(self, address)
+        finally:
+            if is_second:
+                self._watch_anew()
+
+    def connect_ex(self, address: Any, /) -> int:
+        """As connect(), with errors of the connection returned."""
+        is_second = self._has_failed
+        code = shim.socket.connect_ex(self, address)
+        if is_second:
+            self._watch_anew()
+        return code
+
+    @property
+    def _has_failed(self) -> bool:
+        return self._utp is not None and self._utp.role is Role.FAILED
+
+    def _watch_anew(self) -> None:
+        """A second attempt has put a fresh socket under the fd's number, and epoll forgot the old one. gevent's loop
+        asks epoll for an fd again when a watcher is new.
+        """
+        from gevent import get_hub
+
+        watcher = get_hub().loop.io(self.fileno(), 1)
+        watcher.start(int)
+        watcher.stop()
+        watcher.close()
+
+    def _acquire(self, lock: Any, seconds: float) -> None:
+        import gevent
+
+        if gevent.getcurrent() is not gevent.get_hub():  # which cannot wait, and the engine delivers all the same
+            _acquire_sleeping(lock, seconds, gevent.sleep)
+
+    def __repr__(self) -> str:
+        """As the C class, in whose words gevent's socket puts its own name."""
+        return (
+            f"<socket object, fd={self.fileno()}, family={int(self.family)}, "
+            f"type={int(Socket.type.__get__(self))}, proto={self.proto}>"
+        )
+
+
+class EventletInside(shim.socket):
+    """Inside an eventlet GreenSocket, as its `fd`."""
+
+    __slots__ = ()
+
+    def accept(self) -> tuple[Any, Any]:
+        """accept() -> (socket object, address info): the next incoming connection, of this class too."""
+        if self._utp is None:
+            return shim.socket.accept(self)
+        fd, peer = self._accept()
+        return type(self)(self.family, self.type, self.proto, fileno=fd), peer
+
+    def _acquire(self, lock: Any, seconds: float) -> None:
+        import eventlet
+        from greenlet import getcurrent
+
+        if getcurrent() is not eventlet.hubs.get_hub().greenlet:
+            _acquire_sleeping(lock, seconds, eventlet.sleep)
+
+
+def _acquire_sleeping(lock: Any, seconds: float, sleep: Callable[[float], object]) -> None:
+    """Wait for a native lock by looking at it, more and more rarely.
+
+    The engine would have to wake a hub from another thread, for which the two libraries have nothing in common; and
+    SO_LINGER with a time is rare.
+    """
+    deadline = time.monotonic() + seconds
+    pause_seconds = _FIRST_SLEEP_SECONDS
+    while not lock.acquire(False) and time.monotonic() < deadline:
+        sleep(pause_seconds)
+        pause_seconds = min(2 * pause_seconds, _LONGEST_SLEEP_SECONDS)
