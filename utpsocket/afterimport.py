@@ -27,6 +27,9 @@ class AfterImport:
         """Watch what is imported from now on."""
         if self not in sys.meta_path:
             sys.meta_path.insert(0, self)
+            for name in self.calls:
+                if is_being_imported(name):
+                    self._follow(sys.modules[name].__spec__)
 
     def remove(self) -> None:
         """Watch no more."""
@@ -50,11 +53,32 @@ class AfterImport:
         def exec_module(module: Any) -> None:
             loader.exec_module = load
             load(module)
-            call = self.calls.pop(name, None)
-            if not self.calls:
-                self.remove()
-            if call is not None:
-                call()
+            self._call(name)
 
         loader.exec_module = exec_module
         return spec
+
+    def _call(self, name: str) -> None:
+        call = self.calls.pop(name, None) if self in sys.meta_path else None
+        if not self.calls:
+            self.remove()
+        if call is not None:
+            call()
+
+    def _follow(self, spec: Any) -> None:
+        """Call back at the end of an import that is under way: importlib takes a mark off the module's spec then."""
+
+        class _Followed(ModuleSpec):
+            def __setattr__(followed, name: str, value: Any) -> None:
+                super().__setattr__(name, value)
+                if name == "_initializing" and not value:
+                    spec.__class__ = ModuleSpec
+                    self._call(spec.name)
+
+        spec.__class__ = _Followed
+
+
+def is_being_imported(name: str) -> bool:
+    """Whether the module's import has begun and not ended."""
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return bool(getattr(spec, "_initializing", False))

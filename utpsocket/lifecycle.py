@@ -184,7 +184,12 @@ def take_error(sock: Any, identity: Identity) -> int:
     return identity.take_error() or kernels
 
 
-def after_close(identity: Identity, acquire: Callable[[Any, float], object] | None) -> None:
+def block(lock: Any, seconds: float) -> None:
+    """Wait for a lock to be released, for at most so many seconds."""
+    lock.acquire(True, seconds)
+
+
+def after_close(identity: Identity, acquire: Callable[[Any, float], object] | None = block) -> None:
     """The engine hears of a close that the kernel cannot tell it: of a bound or listening socket, or with linger.
 
     acquire    waits for a lock, for at most so many seconds (SO_LINGER's); None: wait for nothing

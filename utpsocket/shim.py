@@ -258,7 +258,7 @@ class socket(StdlibSocket):
 
     def _acquire(self, lock: Any, seconds: float) -> None:
         """Block until the lock is released or `seconds` pass. Green threads wait in their own way here too."""
-        lock.acquire(True, seconds)
+        lifecycle.block(lock, seconds)
 
     def _real_close(self, _ss: Any = Socket) -> None:
         identity = self._utp

@@ -10,9 +10,10 @@ Two ways, of which a program needs one:
     from utpsocket.green import socket      # or a cooperative socket beside gevent's own, which stay TCP's;
     import utpsocket.green as socket        # all of gevent.socket, with uTP where utpsocket has it
 
-utpsocket.monkey.patch_all() hooks both by itself, when they are imported, in whatever order patching is done. A
-hook changes what new sockets are; those that exist go on as they are, also after unhook_gevent() and
-unhook_eventlet(). gevent.server.StreamServer makes its connections with gevent's own class, so a server needs the hook.
+utpsocket.monkey.patch_all() hooks both by itself, when they are imported, in whatever order patching is done, and
+its rules (only=, fallback=, ...) hold for what it hooks. A hook changes what new sockets are; those that exist go on as
+they are, also after unhook_gevent() and unhook_eventlet(). gevent.server.StreamServer makes its connections with
+gevent's own class, so a server needs the hook.
 
 What differs from TCP: close() with SO_LINGER and a time waits in the greenlet that closes, while TCP's blocks the hub;
 where gevent closes in the hub itself (another greenlet was waiting on the socket) it does not wait at all.
@@ -27,9 +28,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from utpsocket.green.hooks import hook_all, hook_eventlet, hook_gevent, unhook_all, unhook_eventlet, unhook_gevent
+from utpsocket.green.hooks import hook_eventlet, hook_gevent, unhook_eventlet, unhook_gevent
 
-__all__ = ["hook_all", "hook_eventlet", "hook_gevent", "unhook_all", "unhook_eventlet", "unhook_gevent"]
+__all__ = ["hook_eventlet", "hook_gevent", "unhook_eventlet", "unhook_gevent"]
 
 
 def __getattr__(name: str) -> Any:

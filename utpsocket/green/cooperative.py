@@ -36,6 +36,14 @@ def _over_utp(function: Any) -> Any:
     return rebound
 
 
+class _Inside(GeventInside):
+    """Whoever asks for this socket by name gets uTP, whatever rules a patch has."""
+
+    __slots__ = ()
+
+    _routes = None
+
+
 class socket(gevents.socket):  # type: ignore[misc]  # gevent ships few types
     """socket(family=AF_INET, type=SOCK_STREAM, proto=0, fileno=None) -> socket object
 
@@ -45,7 +53,7 @@ class socket(gevents.socket):  # type: ignore[misc]  # gevent ships few types
 
     __slots__ = ()
 
-    _gevent_sock_class = GeventInside
+    _gevent_sock_class = _Inside
 
     def accept(self) -> tuple[Any, Any]:
         """accept() -> (socket object, address info): the next incoming connection."""

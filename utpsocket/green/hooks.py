@@ -1,7 +1,6 @@
 """gevent and eventlet over uTP: the one class that each makes all its sockets of.
 
-Separate from the socket because hooking must do without the libraries being there, now or ever: hook_all() hooks what
-is imported and looks out for what will be. Idempotent, and reversible: unhook_…() puts their own class back.
+Separate from the socket because a hook may be set while gevent is being imported. Each is idempotent and reversible.
 
 Call from any thread, as gevent.monkey.patch_all(): early. Sources: SOCKETS.md §5.
 """
@@ -9,9 +8,6 @@ Call from any thread, as gevent.monkey.patch_all(): early. Sources: SOCKETS.md �
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any, Final
 
 from utpsocket.green.inside import EventletInside, GeventInside
@@ -63,24 +59,6 @@ def unhook_eventlet() -> None:
         module._original_socket = before
 
 
-_HOOKS: Final[dict[str, Callable[[], None]]] = {_GEVENT: hook_gevent, _EVENTLET: hook_eventlet}
-
-
-def hook_all() -> None:
-    """Hook gevent and eventlet: now if they are imported, else as soon as they will be."""
-    if _lookout not in sys.meta_path:
-        sys.meta_path.insert(0, _lookout)
-    _lookout.hook_imported()
-
-
-def unhook_all() -> None:
-    """Unhook both, and look out no more."""
-    if _lookout in sys.meta_path:
-        sys.meta_path.remove(_lookout)
-    unhook_gevent()
-    unhook_eventlet()
-
-
 def adapt_gevent_ssl(base: Any) -> None:
     """Have gevent.ssl's sockets stand on `base`: gevent reads the attribute once, when gevent.ssl is imported."""
     module: Any = sys.modules.get(_GEVENT_SSL)
@@ -95,40 +73,3 @@ def adapt_gevent_ssl(base: Any) -> None:
             self._sslsock = sslsocket_wref
 
     module._contextawaresock = _contextawaresock
-
-
-class _Lookout:
-    """An import finder that finds nothing: it lets gevent and eventlet be imported as ever, then hooks them."""
-
-    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """As the other finders find it, with the hook behind its execution."""
-        self.hook_imported()
-        if name not in _HOOKS:
-            return None
-        for finder in sys.meta_path:
-            spec = finder.find_spec(name, path, target) if finder is not self else None
-            if spec is not None:
-                self._follow(spec)
-                return spec
-        return None
-
-    def hook_imported(self) -> None:
-        """Hook what is imported, and not still being imported: that was begun before anybody looked out."""
-        for name, hook in _HOOKS.items():
-            spec = getattr(sys.modules.get(name), "__spec__", None)
-            if spec is not None and not getattr(spec, "_initializing", False):
-                hook()
-
-    def _follow(self, spec: ModuleSpec) -> None:
-        loader: Any = spec.loader
-        execute = loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            execute(module)
-            if self in sys.meta_path:  # nobody has unhooked meanwhile
-                _HOOKS[spec.name]()
-
-        loader.exec_module = exec_module
-
-
-_lookout: Final[Any] = _Lookout()

@@ -15,42 +15,54 @@ from typing import Any, Final
 
 from utpsocket import shim
 from utpsocket.engine.identity import Role
-from utpsocket.engine.native import Socket
+from utpsocket.engine.native import Socket, StdlibSocket
+from utpsocket.routes import Routes
 
 _FIRST_SLEEP_SECONDS: Final = 0.001
 _LONGEST_SLEEP_SECONDS: Final = 0.02
 
 
-class GeventInside(shim.socket):
+class _Inside(shim.socket):
+    """What the two have in common."""
+
+    __slots__ = ()
+
+    @property
+    def _routes(self) -> Routes | None:  # type: ignore[override]
+        """The rules of utpsocket.monkey, when it patched."""
+        return getattr(StdlibSocket, "_routes", None)
+
+
+class GeventInside(_Inside):
     """Inside a gevent.socket.socket, whose class attribute `_gevent_sock_class` names it."""
 
     __slots__ = ()
 
     def connect(self, address: Any, /) -> None:
         """As utpsocket.socket.connect(): it never waits, since gevent has made the fd non-blocking."""
-        is_second = self._has_failed
+        before = self._state
         try:
             shim.socket.connect(self, address)
         finally:
-            if is_second:
-                self._watch_anew()
+            self._watch_anew(before)
 
     def connect_ex(self, address: Any, /) -> int:
         """As connect(), with errors of the connection returned."""
-        is_second = self._has_failed
+        before = self._state
         code = shim.socket.connect_ex(self, address)
-        if is_second:
-            self._watch_anew()
+        self._watch_anew(before)
         return code
 
     @property
-    def _has_failed(self) -> bool:
-        return self._utp is not None and self._utp.role is Role.FAILED
+    def _state(self) -> Role | None:
+        return None if self._utp is None else self._utp.role
 
-    def _watch_anew(self) -> None:
-        """A second attempt has put a fresh socket under the fd's number, and epoll forgot the old one. gevent's loop
-        asks epoll for an fd again when a watcher is new.
+    def _watch_anew(self, before: Role | None) -> None:
+        """A second attempt, and one that the rules send to TCP, puts a fresh socket under the fd's number, and epoll
+        forgets the old one. gevent's loop asks epoll for an fd again when a watcher is new.
         """
+        if before is not Role.FAILED and (self._utp is None) is (before is None):
+            return
         from gevent import get_hub
 
         watcher = get_hub().loop.io(self.fileno(), 1)
@@ -72,7 +84,7 @@ class GeventInside(shim.socket):
         )
 
 
-class EventletInside(shim.socket):
+class EventletInside(_Inside):
     """Inside an eventlet GreenSocket, as its `fd`."""
 
     __slots__ = ()

@@ -18,11 +18,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from utpsocket.afterimport import AfterImport
+from utpsocket.afterimport import AfterImport, is_being_imported
 
 HOOKS: Final = {
-    "gevent.socket": ("utpsocket.green", "patch_gevent", "unpatch_gevent"),
-    "eventlet.greenio.base": ("utpsocket.green", "patch_eventlet", "unpatch_eventlet"),
+    "gevent.socket": ("utpsocket.green", "hook_gevent", "unhook_gevent"),
+    "eventlet.greenio.base": ("utpsocket.green", "hook_eventlet", "unhook_eventlet"),
     "uvloop": ("utpsocket.loops", "install_uvloop", "uninstall_uvloop"),
 }
 """Module that bypasses the patch: our module, its function that hooks, its function that unhooks. No arguments."""
@@ -38,7 +38,7 @@ def apply() -> None:
         return
     later: dict[str, Callable[[], object]] = {}
     for name in HOOKS:
-        if name in sys.modules:
+        if name in sys.modules and not is_being_imported(name):
             _hook(name)
         else:
             later[name] = partial(_hook, name)
