@@ -14,7 +14,6 @@ uvloop is optional: it is imported here only when the program asks for a loop. A
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from typing import Any
 
@@ -38,55 +37,26 @@ def loop_class() -> Any:
 
 
 def install_uvloop() -> None:
-    """From now on uvloop's loops, those that run already too, make what the class socket.socket makes.
+    """From now on uvloop's loops, those that run already too, make what the class socket.socket makes. Idempotent.
 
-    At once where uvloop has been imported, otherwise when it is. Idempotent.
+    utpsocket.monkey calls this as soon as uvloop has been imported. Raises ImportError where there is no uvloop.
     """
-    if "uvloop" in sys.modules:
-        _change(sys.modules["uvloop"].Loop)
-    elif _AfterImport not in map(type, sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport())
+    from utpsocket.libuv import Methods
+
+    cls = importlib.import_module("uvloop").Loop
+    for name in _method_names():
+        setattr(cls, name, vars(Methods)[name])
 
 
 def uninstall_uvloop() -> None:
     """Take back install_uvloop(). Transports made meanwhile keep working."""
-    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder) is not _AfterImport]
     cls = getattr(sys.modules.get("uvloop"), "Loop", None)
     if cls is not None and "_utp_class" in vars(cls):
         for name in _method_names():
             delattr(cls, name)
 
 
-def _change(cls: Any) -> None:
-    from utpsocket.libuv import Methods
-
-    for name in _method_names():
-        setattr(cls, name, vars(Methods)[name])
-
-
 def _method_names() -> list[str]:
     from utpsocket.libuv import Methods
 
     return [name for name in vars(Methods) if not name.startswith("__")]
-
-
-class _AfterImport:
-    """A finder that lets uvloop be imported as ever, then changes its loop."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Asked for every import, of interest for one."""
-        if name != "uvloop":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            sys.meta_path.insert(0, self)
-            return None
-        load = spec.loader.exec_module
-
-        def exec_module(module: Any) -> None:
-            load(module)
-            _change(module.Loop)
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec

@@ -52,7 +52,7 @@ class Bare:
         if self.sock.fileno() >= 0:
             self.sock.detach()
             registry.take_back(identity)
-            lifecycle.after_close(identity)
+            lifecycle.after_close(identity, self.sock._acquire)
 
     detach = close
 

@@ -36,11 +36,7 @@ def patched_for(net: Net) -> Iterator[None]:
         yield
         return
     with utpsocket.monkey.patched():
-        loops.install_uvloop()
-        try:
-            yield
-        finally:
-            loops.uninstall_uvloop()
+        yield
 
 
 def run_over(net: Net, main: Main, *, connections: int) -> None:
@@ -56,6 +52,8 @@ def run_over(net: Net, main: Main, *, connections: int) -> None:
 
 def run(main: Main, make_loop: Callable[[], Any] | None = None) -> None:
     loop = (make_loop or uvloop.new_event_loop)()
+    faults: list[Any] = []
+    loop.set_exception_handler(lambda _, context: faults.append(context))
     try:
         loop.run_until_complete(asyncio.wait_for(main(), 15))
         if left := asyncio.all_tasks(loop):
@@ -64,6 +62,7 @@ def run(main: Main, make_loop: Callable[[], Any] | None = None) -> None:
         loop.run_until_complete(asyncio.sleep(0))
     finally:
         loop.close()
+    assert faults == []
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -474,18 +473,14 @@ def test_a_stranger_who_finds_the_listening_name_is_turned_away() -> None:
             await loop.shutdown_default_executor()
 
     with utpsocket.monkey.patched():
-        loops.install_uvloop()
-        try:
-            run(main)
-        finally:
-            loops.uninstall_uvloop()
+        run(main)
     assert met == []
 
 
 def test_uvloop_imported_after_the_patch_is_changed_as_well() -> None:
     program = (
-        "import utpsocket.monkey, utpsocket.loops, sys\n"
-        "utpsocket.monkey.patch_all(); utpsocket.loops.install_uvloop(); utpsocket.loops.install_uvloop()\n"
+        "import utpsocket.monkey\n"
+        "utpsocket.monkey.patch_all()\n"
         "import uvloop, asyncio\n"
         "async def main():\n"
         "    server = await asyncio.start_server(lambda r, w: w.close(), '127.0.0.1', 0)\n"
