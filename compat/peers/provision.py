@@ -56,17 +56,22 @@ def utp_native() -> Path:
 
 def libtorrent() -> Path:
     """A Python interpreter that can `import libtorrent`, in a virtual environment of its own."""
-    pins = [LIBTORRENT_VERSION.encode(), sys.version.encode(), sys.executable.encode()]
-    requirement = f"libtorrent=={LIBTORRENT_VERSION}"
+    return environment_with("libtorrent", LIBTORRENT_VERSION)
+
+
+def environment_with(name: str, version: str) -> Path:
+    """A Python interpreter that can import this package of PyPI, in a virtual environment of its own."""
+    pins = [version.encode(), sys.version.encode(), sys.executable.encode()]
+    requirement = f"{name}=={version}"
 
     def build(folder: Path) -> None:
         _run([sys.executable, "-m", "venv", str(folder)], "python -m venv", cwd=folder)
         python = str(folder / "bin" / "python")
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"]
         _run([*pip, requirement], f"pip install {requirement}", cwd=folder)
-        _run([python, "-c", "import libtorrent"], "import libtorrent", cwd=folder)
+        _run([python, "-c", f"import {name}"], f"import {name}", cwd=folder)
 
-    return built(f"libtorrent-{LIBTORRENT_VERSION}", pins, build) / "bin" / "python"
+    return built(f"{name}-{version}", pins, build) / "bin" / "python"
 
 
 def node() -> str:

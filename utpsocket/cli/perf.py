@@ -36,7 +36,7 @@ from utpsocket.cli.perf_server import (
     read_line,
     write_line,
 )
-from utpsocket.cli.perf_streams import Limit, NotWhatWasSent, receive_all, send_all
+from utpsocket.cli.perf_streams import Limit, NotWhatWasSent, Update, receive_all, send_all
 from utpsocket.cli.progress import Progress
 from utpsocket.cli.quantities import read_size, show_rate, show_time
 
@@ -196,11 +196,12 @@ def measure_and_show(host: str, port: int, arguments: argparse.Namespace) -> int
     try:
         with contextlib.ExitStack() as stack:
 
-            def begin() -> Callable[[int], None]:
+            def begin() -> Update:
                 if total_bytes is None:
                     note(f"perf: sending for {arguments.seconds:g} s ...")
-                    return lambda done_bytes: None
-                return stack.enter_context(Progress(total_bytes)).update
+                    return lambda counts: None
+                progress = stack.enter_context(Progress(total_bytes))
+                return lambda counts: progress.update(sum(counts))
 
             result = measure(host, port, plan, arguments.transport, begin)
     except (OSError, PerfError, NotWhatWasSent) as error:
@@ -210,12 +211,10 @@ def measure_and_show(host: str, port: int, arguments: argparse.Namespace) -> int
     return 0
 
 
-def measure(
-    host: str, port: int, plan: Plan, transport_name: str, begin: Callable[[], Callable[[int], None]]
-) -> Measurement:
+def measure(host: str, port: int, plan: Plan, transport_name: str, begin: Callable[[], Update]) -> Measurement:
     """Carry out `plan` against the server at this address.
 
-    begin   is called when the bytes are about to flow; what it returns is told how many have
+    begin   is called when the bytes are about to flow; what it returns is told how many have on each stream
     Raises OSError, PerfError, NotWhatWasSent.
     """
     transport = transport_named(transport_name)
@@ -240,7 +239,7 @@ def measure(
 
 
 def _transfer(
-    control: Any, answers: Any, streams: list[Any], plan: Plan, transport: ModuleType, update: Callable[[int], None]
+    control: Any, answers: Any, streams: list[Any], plan: Plan, transport: ModuleType, update: Update
 ) -> Measurement:
     started_cpu, started = time.process_time(), time.monotonic()
     write_line(control, {"go": True})

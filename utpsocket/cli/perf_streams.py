@@ -11,7 +11,7 @@ import random
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +21,7 @@ PATTERN: Final = (
     random.Random(29).randbytes(PATTERN_BYTES) * 2
 )  # twice, so that a slice may begin anywhere in the first
 CALL_BYTES: Final = 256 << 10  # given to one send, asked of one receive; below PATTERN_BYTES
+Update = Callable[[Sequence[int]], None]  # told now and then how many bytes each stream has carried so far
 STALL_SECONDS: Final = 30.0  # several streams, and none of them moves
 
 
@@ -42,11 +43,8 @@ class Limit:
         return self.total_bytes // parallel + (index < self.total_bytes % parallel)
 
 
-def send_all(streams: list[socket.socket], limit: Limit, update: Callable[[int], None]) -> list[int]:
-    """Send on every stream until the limit, then end it (FIN); the bytes sent on each.
-
-    update   is told now and then how many bytes have been sent in all
-    """
+def send_all(streams: list[socket.socket], limit: Limit, update: Update) -> list[int]:
+    """Send on every stream until the limit, then end it (FIN); the bytes sent on each."""
     shares = [limit.share(index, len(streams)) for index in range(len(streams))]
     deadline = None if limit.seconds is None else time.monotonic() + limit.seconds
     if len(streams) == 1:
@@ -54,14 +52,14 @@ def send_all(streams: list[socket.socket], limit: Limit, update: Callable[[int],
     return _send_many(streams, shares, deadline, update)
 
 
-def receive_all(streams: list[socket.socket], update: Callable[[int], None]) -> list[int]:
+def receive_all(streams: list[socket.socket], update: Update) -> list[int]:
     """Receive until every stream has ended; the bytes of each. Raises NotWhatWasSent."""
     if len(streams) == 1:
         return [_receive_one(streams[0], update)]
     return _receive_many(streams, update)
 
 
-def _send_one(stream: socket.socket, share: int | None, deadline: float | None, update: Callable[[int], None]) -> int:
+def _send_one(stream: socket.socket, share: int | None, deadline: float | None, update: Update) -> int:
     pattern = memoryview(PATTERN)
     done_bytes = 0
     while share is None or done_bytes < share:
@@ -69,25 +67,25 @@ def _send_one(stream: socket.socket, share: int | None, deadline: float | None, 
         start = done_bytes % PATTERN_BYTES
         stream.sendall(pattern[start : start + count])
         done_bytes += count
-        update(done_bytes)
+        update((done_bytes,))
         if deadline is not None and time.monotonic() >= deadline:
             break
     stream.shutdown(socket.SHUT_WR)
     return done_bytes
 
 
-def _receive_one(stream: socket.socket, update: Callable[[int], None]) -> int:
+def _receive_one(stream: socket.socket, update: Update) -> int:
     view = memoryview(bytearray(CALL_BYTES))
     done_bytes = 0
     while count := stream.recv_into(view):
         _check(view[:count], done_bytes)
         done_bytes += count
-        update(done_bytes)
+        update((done_bytes,))
     return done_bytes
 
 
 def _send_many(
-    streams: list[socket.socket], shares: list[int | None], deadline: float | None, update: Callable[[int], None]
+    streams: list[socket.socket], shares: list[int | None], deadline: float | None, update: Update
 ) -> list[int]:
     pattern = memoryview(PATTERN)
     sent = [0] * len(streams)
@@ -110,11 +108,11 @@ def _send_many(
                 if sent[index] == share or (deadline is not None and time.monotonic() >= deadline):
                     selector.unregister(stream)
                     stream.shutdown(socket.SHUT_WR)
-            update(sum(sent))
+            update(sent)
     return sent
 
 
-def _receive_many(streams: list[socket.socket], update: Callable[[int], None]) -> list[int]:
+def _receive_many(streams: list[socket.socket], update: Update) -> list[int]:
     view = memoryview(bytearray(CALL_BYTES))
     received = [0] * len(streams)
     with selectors.DefaultSelector() as selector:
@@ -133,7 +131,7 @@ def _receive_many(streams: list[socket.socket], update: Callable[[int], None]) -
                     continue
                 _check(view[:count], received[index])
                 received[index] += count
-            update(sum(received))
+            update(received)
     return received
 
 

@@ -1,0 +1,249 @@
+"""What is measured: each case's name, its unit, who takes part, and how one sample of it is taken."""
+
+from __future__ import annotations
+
+import functools
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from compat.bench.pair import pair
+from compat.bench.sample import Sample
+from compat.peers.bittorrent import Metainfo
+from compat.peers.children import Failed
+from compat.peers.stream import seeded_blocks
+
+OURS: Final = ("utpsocket", "tcp")
+MB_PER_SECOND: Final = "MB/s"
+QUIC_BYTES_PER_SECOND: Final = 16_000_000  # what it is given for each second of a measurement: about what it carries
+TORRENT_BYTES_PER_SECOND: Final = 192_000_000
+MEMORY_FOLDER: Final = Path("/dev/shm")  # libtorrent's files must not measure a disk
+IDLE_CONNECTIONS: Final = 1_000
+SETTLE_SECONDS: Final = 0.2  # the kernel frees in the background what the opening left
+SPARE_FDS: Final = 100
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison.
+
+    take        (subject, seconds) -> one sample. Raises compat.peers.children.Failed.
+    reference   the row whose median ours is also compared with, beside TCP's: it is measured in the same rounds
+    """
+
+    name: str
+    unit: str
+    about: str
+    subjects: tuple[str, ...]
+    take: Callable[[str, float], Sample]
+    reference: tuple[str, str] | None = None
+
+
+def transfer(
+    subject: str,
+    seconds: float,
+    *,
+    listener: str = "",
+    ours_only: dict[str, str] | None = None,
+    kind: str = "bulk",
+    **settings: Any,
+) -> Sample:
+    """Bytes from the dialer to the listener, or both ways; every byte counted where it arrived.
+
+    listener    who receives; the subject itself unless said
+    ours_only   environment of both processes, of utpsocket's: for others it means nothing
+    """
+    if subject == "libtorrent":
+        return torrent(seconds)
+    settings |= {"kind": kind, "seconds": seconds, "bytes": int(QUIC_BYTES_PER_SECOND * seconds)}
+    environment = ours_only if subject == "utpsocket" else None
+    with pair(listener or subject, subject, settings, environment=environment) as both:
+        received, sent = both.measure_until_received() if subject == "aioquic" else both.measure()
+    if kind == "both":
+        if (received["bytes"], sent["bytes"]) != (sent["sent"], received["sent"]):
+            raise Failed(f"not what was sent arrived: {received}, {sent}")
+        total_bytes = received["bytes"] + sent["bytes"]
+    else:
+        total_bytes = received["bytes"]
+        if total_bytes != sent.get("bytes", total_bytes):
+            raise Failed(f"{sent['bytes']} bytes were sent, {total_bytes} arrived")
+    more = {name: received[name] for name in ("jain",) if name in received and settings.get("parallel", 1) > 1}
+    if subject == "utpsocket" and "timeouts" in sent:
+        more["timeouts"] = sent["timeouts"]
+    # The busy thread's own CPU time is nobody's cost of a transfer.
+    cpu_seconds = None if settings.get("hog") else (received["cpu_seconds"] + sent["cpu_seconds"]) * 1e9 / total_bytes
+    return Sample(total_bytes / elapsed(received, sent) / 1e6, cpu_seconds, more)
+
+
+def elapsed(*reports: dict[str, Any]) -> float:
+    """From the first start to the last end: both processes read the same clock."""
+    return float(max(report["ended"] for report in reports) - min(report["started"] for report in reports))
+
+
+def torrent(seconds: float) -> Sample:
+    """A file from a seed to a leech."""
+    size_bytes = int(TORRENT_BYTES_PER_SECOND * seconds)
+    with tempfile.TemporaryDirectory(dir=MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else None) as name:
+        folder = Path(name)
+        seeded = folder / "seed" / "file.bin"
+        seeded.parent.mkdir()
+        with seeded.open("wb") as file:
+            file.writelines(seeded_blocks(size_bytes, seed=1))
+        metainfo = folder / "file.torrent"
+        metainfo.write_bytes(Metainfo.of_file(seeded).torrent())
+        settings = {"torrent": str(metainfo), "folder": str(folder / "leech"), "seconds": seconds}
+        seed = {"folder": str(seeded.parent)}
+        with pair("libtorrent", "libtorrent", settings, listener_settings=seed) as both:
+            served, fetched = both.measure_until_dialed()
+    if fetched["bytes"] != size_bytes:
+        raise Failed(f"{fetched['bytes']} of {size_bytes} bytes arrived")
+    cpu_seconds = (served["cpu_seconds"] + fetched["cpu_seconds"]) * 1e9 / size_bytes
+    return Sample(size_bytes / elapsed(fetched) / 1e6, cpu_seconds)
+
+
+def pingpong(subject: str, seconds: float, *, size: int) -> Sample:
+    """A message there and back, one at a time."""
+    with pair(subject, subject, {"kind": "pingpong", "seconds": seconds, "size": size}) as both:
+        _, dialed = both.measure()
+    return Sample(dialed["count"] / elapsed(dialed), None, {name: dialed[name] for name in ("p50_us", "p99_us")})
+
+
+def setup(subject: str, seconds: float) -> Sample:
+    """Connect, one byte there and back, close; one after another."""
+    with pair(subject, subject, {"kind": "setup", "seconds": seconds}) as both:
+        _, dialed = both.measure_until_dialed()
+    return Sample(dialed["count"] / elapsed(dialed))
+
+
+def idle(subject: str, seconds: float, *, connections: int) -> Sample:
+    """What a connection costs that does nothing: per end, resident memory of both processes and slab of the kernel."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    room = 1 << 30 if limit == resource.RLIM_INFINITY else limit - SPARE_FDS
+    connections = min(connections, room // 2)
+    dialers = -(-connections * 3 // room)  # a dialer's end may have a UDP port of its own
+    settings = {"kind": "idle", "seconds": 6.0, "parallel": connections // dialers}
+    listener_settings = {"parallel": connections // dialers * dialers}
+    with pair(subject, subject, settings, listener_settings=listener_settings, dialers=dialers) as all_of_them:
+        before = kernel_slab_bytes()
+        all_of_them.tell("go")
+        for child in (all_of_them.listener, *all_of_them.dialers):
+            all_of_them.expect(child, "opened")
+        time.sleep(SETTLE_SECONDS)
+        slab_bytes = kernel_slab_bytes() - before
+        all_of_them.tell("stop")
+        accepted = all_of_them.expect(all_of_them.listener, "report")
+        dialed = [all_of_them.expect(child, "report") for child in all_of_them.dialers]
+    count = listener_settings["parallel"]
+    resident_bytes = accepted["rss"] + sum(report["rss"] for report in dialed)
+    return Sample(
+        (resident_bytes + slab_bytes) / (2 * count),
+        None,
+        {
+            "connections": count,
+            "resident_bytes_listener": accepted["rss"] / count,
+            "resident_bytes_dialer": sum(report["rss"] for report in dialed) / count,
+            "slab_bytes": slab_bytes / (2 * count),
+            "fds_listener": accepted["fds"] / count,
+            "fds_dialer": sum(report["fds"] for report in dialed) / count,
+            "opened_per_second": count / elapsed(accepted, *dialed),
+        },
+    )
+
+
+def kernel_slab_bytes() -> int:
+    """What the kernel's own objects take, on the whole machine."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("Slab:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _parallel(count: int) -> Case:
+    return Case(
+        f"parallel_{count}",
+        MB_PER_SECOND,
+        f"bulk on {count:,} connections at once, all together" if count > 1 else "bulk on one, to compare with many",
+        OURS,
+        functools.partial(transfer, parallel=count),
+        reference=None if count == 1 else ("parallel_1", "utpsocket"),
+    )
+
+
+ALL: Final = (
+    Case(
+        "bulk",
+        MB_PER_SECOND,
+        "one connection, one way, 256 KiB at a time",
+        ("utpsocket", "tcp", "utp-native", "libtorrent", "aioquic"),
+        transfer,
+    ),
+    Case(
+        "bulk_both", MB_PER_SECOND, "one connection, both ways at once", OURS, functools.partial(transfer, kind="both")
+    ),
+    Case(
+        "pingpong_1",
+        "round trips/s",
+        "1 byte there and back",
+        ("utpsocket", "tcp", "utp-native", "aioquic"),
+        functools.partial(pingpong, size=1),
+    ),
+    Case(
+        "pingpong_1k",
+        "round trips/s",
+        "1,024 bytes there and back",
+        ("utpsocket", "tcp", "utp-native", "aioquic"),
+        functools.partial(pingpong, size=1024),
+    ),
+    Case("setup", "connections/s", "connect, 1 byte there and back, close", OURS, setup),
+    *(_parallel(count) for count in (1, 10, 100, 1000)),
+    Case(
+        "idle",
+        "B",
+        "memory of an idle connection's end, Python's and the kernel's",
+        OURS,
+        functools.partial(idle, connections=IDLE_CONNECTIONS),
+    ),
+    Case(
+        "idle_10000",
+        "B",
+        "the same with 10,000 connections in the listener's process",
+        OURS,
+        functools.partial(idle, connections=10_000),
+    ),
+    Case(
+        "no_offload",
+        MB_PER_SECOND,
+        "bulk without GSO and GRO",
+        OURS,
+        functools.partial(transfer, ours_only={"UTPSOCKET_OFFLOAD": "0"}),
+    ),
+    Case(
+        "stock_buffer",
+        MB_PER_SECOND,
+        "bulk with the UDP buffer that the system gives unasked",
+        ("utpsocket",),
+        functools.partial(transfer, ours_only={"UTPSOCKET_UDP_BUFFER": "0"}),
+        reference=("bulk", "utpsocket"),
+    ),
+    Case(
+        "hog",
+        MB_PER_SECOND,
+        "bulk with a busy Python thread in the sender's process",
+        OURS,
+        functools.partial(transfer, hog=True),
+    ),
+    Case(
+        "to_libutp",
+        MB_PER_SECOND,
+        "bulk to a libutp receiver",
+        ("utpsocket", "utp-native"),
+        functools.partial(transfer, listener="utp-native"),
+        reference=("to_libutp", "utp-native"),
+    ),
+)
+BY_NAME: Final = {case.name: case for case in ALL}
+QUICK: Final = ("bulk", "pingpong_1", "setup")

@@ -1,0 +1,103 @@
+"""The command: which cases and subjects, how many rounds, and what is printed at the end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Final, NoReturn
+
+from compat.bench import cases, chart, goals, rounds, subjects, table
+from compat.peers import children, provision
+
+DEFAULT_ROUNDS: Final = 5
+DEFAULT_SECONDS: Final = 1.0
+QUICK_ROUNDS: Final = 2
+QUICK_SECONDS: Final = 0.3
+
+
+def main(argv: list[str]) -> int:
+    options = _parser().parse_args(argv)
+    unknown = [name for name in options.cases if name not in cases.BY_NAME]
+    unknown += [name for name in options.subjects or () if name not in subjects.SUBJECTS]
+    if unknown:
+        there = f"cases: {', '.join(cases.BY_NAME)}; subjects: {', '.join(subjects.SUBJECTS)}"
+        print(f"no such case or subject: {', '.join(unknown)} ({there})", file=sys.stderr)
+        return 2
+    if options.list:
+        for case in cases.ALL:
+            print(f"{case.name:15}{case.about} ({case.unit}): {', '.join(case.subjects)}", file=sys.stderr)
+        return 0
+    names = options.cases or (cases.QUICK if options.quick else tuple(cases.BY_NAME))
+    wanted = options.subjects or (rounds.QUICK_SUBJECTS if options.quick else subjects.SUBJECTS)
+    count = options.rounds or (QUICK_ROUNDS if options.quick else DEFAULT_ROUNDS)
+    seconds = options.seconds or (QUICK_SECONDS if options.quick else DEFAULT_SECONDS)
+
+    machine = table.machine()
+    rows = rounds.planned(names, wanted)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        rounds.prepare(rows)
+        rounds.run(rows, count=count, seconds=seconds)
+    except KeyboardInterrupt:
+        children.end_all()
+        print("interrupted", file=sys.stderr)
+        return 1
+    status = 0 if rows and all(row.samples and not row.causes for row in rows) else 1
+
+    text = table.markdown(rows, machine, count)
+    if options.table:
+        options.table.write_text(text, encoding="utf-8")
+    if options.chart:
+        try:
+            chart.draw(rows, machine, options.chart)
+        except (chart.ChartFailed, provision.Unavailable) as error:
+            print(f"no chart: {error}", file=sys.stderr)
+            status = 1
+    if options.json:
+        found = [row.json(table.ratio_to_tcp(row, rows)) for row in rows]
+        print(json.dumps({"machine": machine, "rows": found}))
+    people = sys.stderr if options.json else sys.stdout
+    print(text, file=people)
+    if options.goals:
+        print(goals.table(rows), file=people)
+    return status
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python3 -m compat bench",
+        description="How fast and at what cost, side by side with kernel TCP and with others, alternating, in one run.",
+        epilog="Exit status 0: every measurement was taken. How fast anything was does not matter to it.",
+    )
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(cases.BY_NAME)}; all unless said")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    parser.add_argument("--rounds", type=_positive(int), metavar="N", help=f"default: {DEFAULT_ROUNDS}")
+    parser.add_argument("--seconds", type=_positive(float), metavar="S", help="of each measurement (default: 1)")
+    parser.add_argument("--subjects", nargs="+", metavar="NAME", help=f"of {', '.join(subjects.SUBJECTS)}")
+    parser.add_argument("--quick", action="store_true", help="a few cases against TCP only, in half a minute")
+    parser.add_argument("--goals", action="store_true", help="print the project's goals and what this run obtained")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the result there, in Markdown")
+    parser.add_argument("--chart", type=Path, metavar="FILE.svg", help="draw it there")
+    parser.add_argument("--list", action="store_true", help="name the cases and measure none")
+    return parser
+
+
+def _positive(kind: type[int | float]) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        found = kind(text)
+        if found <= 0:
+            raise ValueError(text)
+        return found
+
+    return number  # argparse says "invalid number value"

@@ -1,0 +1,108 @@
+"""The result as a Markdown table, for a terminal and for README."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compat.bench import cases
+from compat.bench.sample import Row, ratio
+from compat.peers.children import REPOSITORY
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "cpu": _cpu_model(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _commit() -> str:
+    """The commit that was measured, with a + where the library's files differ from it; "" outside of a clone."""
+    git = ["git", "-C", str(REPOSITORY)]
+    try:
+        name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "--", "utpsocket"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return name.strip() + ("+" if changes.strip() else "")
+
+
+def ratio_to_tcp(row: Row, rows: Sequence[Row]) -> float | None:
+    """This row's median over TCP's in the same case."""
+    for other in rows:
+        if (other.case, other.subject) == (row.case, "tcp"):
+            return ratio(row, other)
+    return None
+
+
+def markdown(rows: Sequence[Row], machine: dict[str, Any], rounds: int) -> str:
+    """One line per row that has a figure or a cause."""
+    lines = [
+        "| case | | median | range | vs TCP | CPU s/GB | |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
+    previous = ""
+    for row in rows:
+        about = "" if row.case == previous else f"`{row.case}`: {cases.BY_NAME[row.case].about}"
+        previous = row.case
+        if row.median is None:
+            lines.append(f"| {about} | {row.subject} | – | | | | {row.causes[0] if row.causes else ''} |")
+            continue
+        values = [sample.value for sample in row.samples]
+        share = None if row.subject == "tcp" else ratio_to_tcp(row, rows)
+        cells = [
+            about,
+            row.subject,
+            f"{_number(row.median)} {row.unit}",
+            f"{_number(min(values))}–{_number(max(values))}",
+            "" if share is None else f"{share:.3g}",
+            "" if row.cpu_seconds_per_gb is None else f"{row.cpu_seconds_per_gb:.2f}",
+            _remarks(row),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    where = f"{machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}, CPython {machine['python']}"
+    lines += ["", f"Medians of {rounds} alternating rounds at commit {machine['commit'] or 'unknown'}; {where}."]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _remarks(row: Row) -> str:
+    """The further figures that say something at a glance."""
+    told = []
+    jain, p50_us, timeouts = row.more("jain"), row.more("p50_us"), row.more("timeouts")
+    if jain is not None:
+        told.append(f"Jain {jain:.3f}")
+    if p50_us is not None:
+        told.append(f"p50 {p50_us:.0f} µs")
+    if timeouts:
+        told.append(f"{timeouts:.0f} timeouts")
+    if row.case.startswith("idle") and row.samples:
+        told.append(
+            f"{row.more('connections'):,.0f} connections; fds {row.more('fds_listener'):.2g} and "
+            f"{row.more('fds_dialer'):.2g} (dialer)"
+        )
+    if row.causes:
+        told.append(f"{len(row.causes)} of {len(row.causes) + len(row.samples)} failed: {row.causes[0]}")
+    return ", ".join(told)
