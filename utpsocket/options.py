@@ -117,6 +117,10 @@ def _apply(sock: Any, identity: Identity, level: int, name: int) -> bool:
         settings.nodelay = number != 0
     elif level == _TCP and name == stdlib.TCP_KEEPIDLE:
         settings.keepalive_idle_seconds = number
+    elif level == _TCP and name == stdlib.TCP_KEEPINTVL:
+        settings.keepalive_interval_seconds = number
+    elif level == _TCP and name == stdlib.TCP_KEEPCNT:
+        settings.keepalive_count = number
     elif level == _TCP and name == stdlib.TCP_USER_TIMEOUT:
         settings.user_timeout_ms = number
     else:

@@ -1,8 +1,11 @@
-"""PROTOCOL.md §7: a sign of life that means nothing else."""
+"""PROTOCOL.md §7: a sign of life that means nothing else, and the question whether a silent peer still lives."""
 
 from __future__ import annotations
 
+import errno
+
 from tests.protocol.wire import Wire
+from utpsocket.protocol.keepalive import Probing
 
 EVERY_US = 29_000_000
 
@@ -53,3 +56,124 @@ def test_a_peers_keepalive_means_nothing_to_the_sender(base: int) -> None:
         wire.hear("STATE seq=1 ack=-1")
     assert wire.connection.stats().lost_packets == 0
     assert wire.say() == []
+
+
+IDLE_US, INTERVAL_US, COUNT = 10_000_000, 2_000_000, 3
+PROBING = Probing(IDLE_US, INTERVAL_US, COUNT)
+
+
+def questions(said: list[str]) -> list[str]:
+    return [line for line in said if "DATA" in line]
+
+
+def test_a_dead_peer_is_asked_so_often_and_then_given_up(base: int) -> None:
+    """tcp(7): TCP_KEEPIDLE of silence, TCP_KEEPCNT questions, TCP_KEEPINTVL apart; then ETIMEDOUT, and a RESET."""
+    wire = Wire.initiator(base)
+    start_ms = wire.now // 1_000
+    wire.connection.keepalive(0, PROBING, now=wire.at)
+    assert wire.wait(60_000_000) == [
+        f"{start_ms + 10_000} DATA seq=0 ack=0 len=1",
+        f"{start_ms + 12_000} DATA seq=0 ack=0 len=1",
+        f"{start_ms + 14_000} DATA seq=0 ack=0 len=1",
+        f"{start_ms + 16_000} RESET seq=1 ack=0",
+    ]
+    assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
+    assert wire.connection.timeout_at() is None
+
+
+def test_a_question_carries_the_number_of_what_was_acked_last(base: int) -> None:
+    """So it is old to the peer, whose ack of it says nothing new: our next byte is not that packet's."""
+    wire = Wire.initiator(base)
+    wire.connection.keepalive(0, PROBING, now=wire.at)
+    wire.write_bytes(5)
+    assert wire.say() == ["DATA seq=1 ack=0 len=5"]
+    wire.hear("STATE seq=1 ack=1")
+    (question,) = questions(wire.wait(11_000_000))
+    assert question.endswith("DATA seq=1 ack=0 len=1")
+    wire.hear("STATE seq=1 ack=1")
+    wire.write_bytes(7)
+    assert wire.say() == ["DATA seq=2 ack=0 len=7"]
+    assert wire.connection.stats().sent_bytes == 12
+    assert wire.connection.stats().retransmitted_packets == 0
+
+
+def test_an_answer_starts_the_count_and_the_silence_anew(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.connection.keepalive(0, PROBING, now=wire.at)
+    for _ in range(10):
+        assert len(wire.wait(14_500_000)) == COUNT, "one more and it would be over"
+        wire.hear("STATE seq=1 ack=0")
+        wire.say()
+    assert wire.events() == []
+    assert wire.wait(IDLE_US - 1) == []
+    assert len(wire.wait(1)) == 1
+
+
+def test_whatever_the_peer_says_is_life(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.connection.keepalive(0, PROBING, now=wire.at)
+    for _ in range(5):
+        assert wire.wait(9_000_000) == []
+        wire.hear("STATE seq=1 ack=-1")
+
+
+def test_bytes_under_way_ask_by_themselves(base: int) -> None:
+    """As TCP: while something waits for its ack there is no question, and its number is never a question's."""
+    wire = Wire.initiator(base)
+    wire.connection.keepalive(0, Probing(1_000_000, 1_000_000, 1), now=wire.at)
+    wire.write_bytes(5)
+    said = wire.say() + wire.wait(15_000_000)
+    assert len(said) > 2
+    assert all(line.endswith("DATA seq=1 ack=0 len=5") for line in said)
+
+
+def test_a_question_that_is_due_yields_to_bytes_of_the_same_instant(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.connection.keepalive(0, PROBING, now=wire.at)
+    wire.wait(IDLE_US - 1)
+    wire.now += 1
+    wire.connection.handle_timeout(now=wire.at)
+    wire.write_bytes(5)
+    assert wire.say() == ["DATA seq=1 ack=0 len=5"]
+
+
+def test_a_user_timeout_takes_the_place_of_the_count(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.connection.keepalive(0, Probing(IDLE_US, INTERVAL_US, COUNT, patience_us=11_000_000), now=wire.at)
+    assert len(questions(wire.wait(IDLE_US + INTERVAL_US))) == 1
+    assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
+
+
+def test_without_questions_silence_is_no_reason_to_end(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.connection.keepalive(0, None, now=wire.at)
+    assert wire.wait(86_400_000_000) == []
+    assert wire.events() == []
+
+
+def test_an_acceptor_that_never_spoke_asks_with_the_number_before_its_first(base: int) -> None:
+    wire = Wire.acceptor(base)
+    wire.connection.keepalive(0, PROBING, now=wire.at)
+    assert [line.split(" ", 1)[1] for line in questions(wire.wait(11_000_000))] == ["DATA seq=0 ack=0 len=1"]
+
+
+def test_we_answer_a_question_and_read_nothing_from_it(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.hear("DATA seq=1 ack=0 data=hello")
+    wire.wait(20_000)
+    assert wire.read_bytes() == b"hello"
+    for _ in range(3):
+        wire.wait(10_000_000)
+        wire.hear("DATA seq=1 ack=0 len=1")
+        assert wire.say() == ["STATE seq=1 ack=1"]
+    assert wire.read_bytes() == b""
+
+
+def test_after_our_fin_the_question_is_its_number(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.connection.keepalive(0, PROBING, now=wire.at)
+    wire.finish()
+    assert wire.say() == ["FIN seq=1 ack=0"]
+    wire.hear("STATE seq=1 ack=1")
+    (question,) = questions(wire.wait(11_000_000))
+    assert question.endswith("DATA seq=1 ack=0 len=1")

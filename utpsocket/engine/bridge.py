@@ -122,7 +122,7 @@ class Bridge:
             self.endpoint.loop.watch_room(self, wanted=False)
         if mask & EPOLLHUP:
             self._is_hung_up = True
-            if self.connection.state is State.SYN_SENT:
+            if self.connection.state in (State.SYN_SENT, State.SYN_RECEIVED) and self.is_gated:
                 self.connection.abort()  # closed while connecting: as TCP, not a word more
                 self._close_end()
 
@@ -220,7 +220,7 @@ class Bridge:
         connection = self.connection
         while (event := connection.poll_event()) is not None:
             if event.kind is EventKind.CONNECTED:
-                if connection.is_initiator:
+                if self.is_gated:
                     self.endpoint.loop.hold_gate(self)
             elif self._errored is None:
                 self._errored = event.errno
@@ -305,7 +305,7 @@ class Bridge:
         identity = self.identity
         if not identity.is_over:
             identity.is_over = True
-            if error and identity.role is not Role.CONNECTED and self.connection.is_initiator:
+            if error and self.is_gated:
                 identity.role = Role.FAILED
             if error:
                 identity.is_reset = True

@@ -18,7 +18,8 @@ from utpsocket.engine.listener import Listener
 from utpsocket.engine.names import Address
 from utpsocket.engine.udp import IcmpError, Port
 from utpsocket.protocol import Config, Connection, PacketType, Run, State, Transmit
-from utpsocket.protocol.packet import decode, encode
+from utpsocket.protocol.keepalive import SIGN_OF_LIFE_US, Probing
+from utpsocket.protocol.packet import Packet, decode, encode
 from utpsocket.protocol.pathmtu import CEILING_IPV4_BYTES, CEILING_IPV6_BYTES, START_IPV4_BYTES, START_IPV6_BYTES
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Endpoint:
     """
 
     __slots__ = (
+        "_dials",
         "_resets",
         "_resets_left",
         "_resets_second",
@@ -73,6 +75,7 @@ class Endpoint:
         self.reuse = False  # every socket bound here said SO_REUSEADDR
         self.dropped_datagrams = 0
         self.sent_resets = 0
+        self._dials: dict[object, Bridge] = {}  # by address: the last one, until it is over
         self._resets: OrderedDict[tuple[object, int], int] = OrderedDict()
         self._resets_second = 0
         self._resets_left = 0
@@ -122,6 +125,7 @@ class Endpoint:
         """Open a connection from this port."""
         recv_id, *spare_ids = self._fresh_ids(addr)
         bridge = self._new_bridge(addr, recv_id, identity, [], tuple(spare_ids))
+        self._dials[addr] = bridge
         bridge.connection.connect(now=self.loop.now, patience_us=identity.settings.user_timeout_ms * 1_000)
         self.loop.initiated += 1
         return bridge
@@ -141,6 +145,8 @@ class Endpoint:
         connection = bridge.connection
         for any_id in bridge.recv_ids:
             self.bridges.pop((connection.addr, any_id), None)
+        if self._dials.get(connection.addr) is bridge:
+            del self._dials[connection.addr]
         if self.is_unused:
             self.loop.close_endpoint(self)
 
@@ -181,6 +187,8 @@ class Endpoint:
         if packet.type == PacketType.SYN:
             bridge = self.bridges.get((addr, connection_id + 1 & 0xFFFF))
             if bridge is None or bridge.connection.is_initiator:
+                if self.listener is None and self._handle_crossing(run.addr, packet, now=now):
+                    return
                 if self.listener is None:
                     # The one RESET in answer to a SYN, as small as the SYN: a port that is ours but listens no more
                     # must refuse as TCP's does, where a closed one would by ICMP (SOCKETS.md §3).
@@ -201,6 +209,26 @@ class Endpoint:
             self._reset_stray(addr, connection_id, packet.seq16, packet.ack16, run.local, now=now)
         else:
             self.dropped_datagrams += 1
+
+    def _handle_crossing(self, addr: object, packet: Packet, *, now: int) -> bool:
+        """A SYN from somebody whom we dial in this moment: simultaneous open (handshake.py). False: it is none.
+
+        Only where nobody listens: a listener gets a connection of its own out of every SYN, as at other
+        implementations, and then there are two. And only at a port that somebody chose, and so can tell others: at
+        another one such a SYN is a forger's, who would make us wait for a proof that never comes.
+        """
+        recv_id = packet.connection_id + 1 & 0xFFFF
+        bridge = self._dials.get(addr)
+        if bridge is None or self.is_private or self.bridges.get((addr, recv_id), bridge) is not bridge:
+            return False
+        connection = bridge.connection
+        if not connection.handle_crossing(packet, now=now):
+            return False
+        if connection.recv_id not in bridge.recv_ids:
+            bridge.recv_ids = (*bridge.recv_ids, connection.recv_id)
+            self.bridges[addr, connection.recv_id] = bridge
+        self.loop.touch(bridge)
+        return True
 
     def _admit(self, run: Run, recv_id: int, *, now: int) -> Bridge | None:
         listener = self.listener
@@ -316,8 +344,14 @@ def apply_settings(bridge: Bridge, *, now: int) -> None:
     connection.send.nodelay = settings.nodelay
     connection.send.user_timeout_us = settings.user_timeout_ms * 1_000
     if settings.keepalive:
-        idle_us = settings.keepalive_idle_seconds * 1_000_000
-        connection.keepalive(min(idle_us, 29_000_000) if idle_us else 29_000_000, now=now)
+        probing = Probing(
+            settings.keepalive_idle_seconds * 1_000_000,
+            settings.keepalive_interval_seconds * 1_000_000,
+            settings.keepalive_count,
+            settings.user_timeout_ms * 1_000,
+        )
+        # NATs forget sooner than TCP_KEEPIDLE's two hours, so the sign of life never waits for that.
+        connection.keepalive(min(probing.idle_us, SIGN_OF_LIFE_US), probing, now=now)
     else:
         connection.keepalive(0, now=now)
     if settings.send_buffer_bytes:

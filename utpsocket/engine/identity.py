@@ -29,7 +29,9 @@ class Settings:
     __slots__ = (
         "congestion",
         "keepalive",
+        "keepalive_count",
         "keepalive_idle_seconds",
+        "keepalive_interval_seconds",
         "linger_seconds",
         "max_datagram_bytes",
         "nodelay",
@@ -44,7 +46,9 @@ class Settings:
         self.max_datagram_bytes = 0
         self.nodelay = False
         self.keepalive = False
-        self.keepalive_idle_seconds = 0
+        self.keepalive_idle_seconds = 7_200  # tcp(7): tcp_keepalive_time, _intvl, _probes
+        self.keepalive_interval_seconds = 75
+        self.keepalive_count = 9
         self.linger_seconds: int | None = None  # None: off; close() then returns at once
         self.user_timeout_ms = 0
         self.congestion = "ledbat"

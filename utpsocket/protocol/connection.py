@@ -20,19 +20,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from utpsocket.protocol.acceptance import ACK_SLACK, is_believable, is_clean_close
+from utpsocket.protocol.closing import Closing
 from utpsocket.protocol.config import Config, Workspace
 from utpsocket.protocol.handshake import Handshake
-from utpsocket.protocol.keepalive import Keepalive
-from utpsocket.protocol.packet import (
-    HEADER_BYTES,
-    Packet,
-    PacketType,
-    Run,
-    Transmit,
-    decode,
-    sack_ranges,
-    unwrap,
-)
+from utpsocket.protocol.keepalive import Keepalive, Probing
+from utpsocket.protocol.packet import HEADER_BYTES, Packet, PacketType, Run, Transmit, decode, sack_ranges, unwrap
 from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
 from utpsocket.protocol.report import ConnectionStats, Event, EventKind, figures
 from utpsocket.protocol.sendhalf import SendHalf
@@ -41,10 +33,6 @@ from utpsocket.protocol.states import TRANSITIONS, State, Trigger
 
 __all__ = ["Connection", "ConnectionStats", "Event", "EventKind"]
 
-TIME_WAIT_US: Final = 600_000  # three of the shortest timeouts: long enough to re-ack a repeated FIN
-FIN_WAIT_US: Final = 60_000_000  # as Linux tcp_fin_timeout: nobody here reads, and the peer does not finish
-RUDE_FLUSH_US: Final = 1_000_000  # TCP resets at once; our last bytes get this long to arrive before
-MUTE_FIN_TIMEOUTS: Final = 2  # libutp never acks a FIN that follows no data: PROTOCOL.md §3
 _UNSAID_WINDOW_BYTES: Final = 10_240  # libtorrent's and librqbit's SYNs say 0, and mean nothing by it
 _NO_SAMPLES: Final = (0, 0x7FFFFFFF)  # PROTOCOL.md §6
 _CONNECT_ERRORS: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM)
@@ -63,16 +51,14 @@ class Connection:
     """
 
     __slots__ = (
-        "_closing_since",
+        "_closing",
         "_delay_us",
         "_dropped",
         "_events",
         "_handshake",
         "_heard_at",
         "_keepalive",
-        "_reset_after_flush",
         "_speech",
-        "_time_wait_at",
         "addr",
         "errno",
         "is_initiator",
@@ -106,11 +92,9 @@ class Connection:
         self._handshake = Handshake(recv_id, first_seq, spare_ids)
         self._speech = Speech(addr, workspace.headers, self.send, self.receive)
         self._keepalive = Keepalive()
+        self._closing = Closing(self.send, self.receive)
         self._events: deque[Event] = deque()
-        self._reset_after_flush = False
         self._heard_at = 0
-        self._closing_since = NEVER
-        self._time_wait_at = NEVER
         self._delay_us = 0
         self._dropped = 0
 
@@ -180,7 +164,7 @@ class Connection:
         if not self.send.is_finishing:
             self.send.is_finishing = True
             self.send.has_more = False
-            self._closing_since = now
+            self._closing.since = now
             self._settle(now=now)
 
     def discard(self, *, now: int) -> None:
@@ -189,14 +173,14 @@ class Connection:
         """
         if not self.receive.is_discarding:
             if self.receive.reassembly.ready_bytes or self.receive.reassembly.has_held:
-                self._reset_after_flush = True
+                self._closing.reset_after_flush = True
             self.receive.discard()
-            self._closing_since = now
+            self._closing.since = now
             self._settle(now=now)
 
     def reset_after_flush(self, *, now: int) -> None:
         """End with a RESET instead of a FIN once everything written is acked: the application left bytes unread."""
-        self._reset_after_flush = True
+        self._closing.reset_after_flush = True
         self._settle(now=now)
 
     def abort(self, error: int = 0) -> None:
@@ -205,9 +189,11 @@ class Connection:
             self._handshake.resets.append((self.send_id, self.send.flights.next_seq, self.receive.ack))
         self._close(error)
 
-    def keepalive(self, interval_us: int, *, now: int) -> None:
-        """Send a packet whenever nothing was heard or said for this long; 0 turns it off. PROTOCOL.md §7."""
-        self._keepalive.every(interval_us, now=now)
+    def keepalive(self, interval_us: int, probing: Probing | None = None, *, now: int) -> None:
+        """Send a packet whenever nothing was heard or said for this long, 0 turns it off; and ask a silent peer
+        whether it lives, until ETIMEDOUT. PROTOCOL.md §7.
+        """
+        self._keepalive.every(interval_us, probing, now=now)
 
     # ── the world speaks ──
 
@@ -308,7 +294,7 @@ class Connection:
         if packet.type in (PacketType.DATA, PacketType.FIN):
             seq = unwrap(packet.seq16, receive.reassembly.next_seq)
             if receive.is_discarding and seq >= receive.reassembly.next_seq and packet.payload:
-                self._reset_after_flush = True
+                self._closing.reset_after_flush = True
             receive.on_packet(seq, packet.payload, is_fin=packet.type == PacketType.FIN, now=now)
             if receive.is_discarding:
                 receive.reassembly.delivered(receive.reassembly.ready_bytes)
@@ -347,6 +333,24 @@ class Connection:
             self.receive.ack_at = now
         else:
             self._dropped += 1
+
+    def handle_crossing(self, packet: Packet, *, now: int) -> bool:
+        """A SYN of the very peer that we dial, where nobody listens: simultaneous open (handshake.py).
+        -> bool    False: it has to do with something else
+        """
+        handshake = self._handshake
+        if self.state is State.SYN_RECEIVED and packet.seq16 == handshake.peer_syn_seq16:
+            self._handle_syn(packet, now=now)
+            return True
+        # The same number: we dial ourselves. Once in 65,536 it is chance, and both sides are refused.
+        if self.state is not State.SYN_SENT or packet.seq16 == handshake.syn_seq & 0xFFFF:
+            return False
+        if handshake.yields_to(packet):
+            self.is_initiator = False
+            self.recv_id = (packet.connection_id + 1) & 0xFFFF
+            self._move(Trigger.CROSSED)
+            self._handle_syn(packet, now=now)
+        return True
 
     def _handle_answer(self, packet: Packet, *, now: int) -> list[Packet] | None:
         """A packet while our SYN waits. The first answer connects, whatever its type (PROTOCOL.md §2), and gives
@@ -445,7 +449,7 @@ class Connection:
                 handshake.repeat_answer(now=now)
                 self.receive.ack_at = now
         if state is State.TIME_WAIT:
-            if now >= self._time_wait_at:
+            if now >= self._closing.time_wait_at:
                 self._move(Trigger.ENDED)
                 self._end(0)
             return
@@ -455,23 +459,19 @@ class Connection:
         if not send.on_timeout(now=now):
             self.abort(self.soft_errno or errno.ETIMEDOUT)
             return
-        if (
-            send.recovery.backoff >= MUTE_FIN_TIMEOUTS
-            and self.is_initiator
-            and send.fin_seq is not None
-            and not send.sent_offset
-            and self.receive.is_discarding
-        ):
+        if self.is_initiator and self._closing.is_unheard():
             self._close(0)
             return
-        if self.receive.is_discarding and now >= self._closing_since + (
-            RUDE_FLUSH_US if self._reset_after_flush else FIN_WAIT_US if send.is_finished else NEVER
-        ):
+        if now >= self._closing.give_up_at():
             self.abort()
             return
         self.receive.on_time(now=now)
-        if self._keepalive.on_time(self._heard_at, now=now):
-            self.receive.ack_at = now
+        if state is State.CONNECTED and now >= self._keepalive.next_at:
+            is_idle = send.is_idle and send.is_all_acked
+            if self._keepalive.on_time(self._heard_at, is_idle=is_idle, now=now):
+                self.receive.ack_at = now
+            if self._keepalive.is_peer_dead:
+                self.abort(self.soft_errno or errno.ETIMEDOUT)
 
     def timeout_at(self) -> int | None:
         """When handle_timeout() and poll_transmit() want to be called next, or None. Read after poll_transmit()."""
@@ -479,16 +479,13 @@ class Connection:
         if state is State.CONNECTED:
             receive = self.receive
             at = min(self.send.deadline(), receive.ack_at, receive.update_again_at, self._keepalive.next_at)
-            if self.receive.is_discarding and self._reset_after_flush:
-                at = min(at, self._closing_since + RUDE_FLUSH_US)
-            elif self.receive.is_discarding and self.send.is_finished:
-                at = min(at, self._closing_since + FIN_WAIT_US)
+            at = min(at, self._closing.give_up_at())
         elif state is State.SYN_SENT:
             at = min(self._handshake.at, self._handshake.give_up_at)
         elif state is State.SYN_RECEIVED:
             at = min(self.send.deadline(), self.receive.ack_at, self._handshake.at, self._handshake.answer_again_at)
         elif state is State.TIME_WAIT:
-            at = min(self._time_wait_at, self.receive.ack_at)
+            at = min(self._closing.time_wait_at, self.receive.ack_at)
         else:
             return None
         return at if at < NEVER else None
@@ -538,6 +535,10 @@ class Connection:
             if flight is not None:
                 self._keepalive.on_data_sent(now=now)
                 return speech.flight(flight, now=now)
+        if self._keepalive.is_probe_due:
+            self._keepalive.is_probe_due = False
+            if self.send.is_all_acked:  # else the question's number would be that of bytes on their way
+                return speech.question(now=now)
         if receive.ack_at <= now:
             return self._speak_state(now=now)
         return None
@@ -557,14 +558,14 @@ class Connection:
         if self.state is not State.CONNECTED:
             return
         send = self.send
-        if self._reset_after_flush and (send.is_idle or send.is_held_back):
+        if self._closing.reset_after_flush and (send.is_idle or send.is_held_back):
             # A peer that takes nothing may itself be waiting for us to read, which nobody will.
             self.abort()
             return
         if not (send.is_finished and self.receive.reassembly.is_finished):
             return
         self._move(Trigger.BOTH_FINISHED)
-        self._time_wait_at = now + max(TIME_WAIT_US, 3 * send.recovery.rto_us // 2)
+        self._closing.start_time_wait(now=now)
         self._events.append(Event(EventKind.CLOSED))
 
     def _close(self, error: int) -> None:

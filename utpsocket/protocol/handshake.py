@@ -12,6 +12,9 @@ A DATA that acks our SYN may have overtaken the STATE, or the STATE is lost; onl
 begins. So such DATA is held, and believed to be the beginning only when it comes again: what is sent again first is
 the oldest.
 
+Simultaneous open: where both sides dial and neither listens, the two SYNs cross. The one with the higher number stays,
+and who sent the other one answers it as an acceptor does: one connection, and both have called connect().
+
 BEP 29 "connection_id", "connection setup" (whose diagram is wrong about the SYN-ACK's number: PROTOCOL.md §2).
 """
 
@@ -182,12 +185,18 @@ class Handshake:
             and abs(unwrap(packet.seq16, next_seq) - next_seq) > _NEW_DRAW_DISTANCE
         )
 
+    def yields_to(self, packet: Packet) -> bool:
+        """Two SYNs have crossed, and the connection is to be the peer's: it drew the higher number. Both sides see
+        the same two numbers, whatever is lost; the ids would not do, since a SYN may be repeated under another one.
+        """
+        return packet.seq16 > self.syn_seq & 0xFFFF
+
     # ── acceptor ──
 
     def on_syn(self, packet: Packet, *, now: int) -> None:
         """The SYN that made this connection: its answer is due now."""
         self.peer_syn_seq16 = packet.seq16
-        self.at = now + HALF_OPEN_US
+        self.at = min(now + HALF_OPEN_US, self.give_up_at)
         self._answered_at = now
         self.repeat_answer(now=now)
 

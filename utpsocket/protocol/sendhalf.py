@@ -77,6 +77,11 @@ class SendHalf(Outstanding):
         """Everything written is acked."""
         return self.buffer.acked_offset == self.buffer.end_offset
 
+    @property
+    def is_all_acked(self) -> bool:
+        """Every packet sent is acked, a FIN too."""
+        return self.flights.una_seq == self.flights.next_seq
+
     def start(self, first_seq: int) -> None:
         """Our first DATA will have this sequence number; nothing has been sent."""
         self.flights = Flights(first_seq)

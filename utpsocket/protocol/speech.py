@@ -8,10 +8,14 @@ BEP 29 "header format", "packet loss"; PROTOCOL.md §2, §5, §6.
 
 from __future__ import annotations
 
+from typing import Final
+
 from utpsocket.protocol.flights import Flight
 from utpsocket.protocol.packet import HEADER_BYTES, HeaderColumns, PacketType, Transmit, encode
 from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.sendhalf import SendHalf
+
+_QUESTION: Final = b"\0"  # its place in the stream is taken: nobody ever reads it
 
 
 class Speech:
@@ -66,6 +70,22 @@ class Speech:
         if is_keepalive and not receive.unacked_packets and not receive.reassembly.has_held:
             receive_ack -= 1
         return self._state(self._send.flights.next_seq, receive_ack, receive.sack(), now=now)
+
+    def question(self, *, now: int) -> Transmit:
+        """DATA that the peer has acked before, so that it acks again if it lives (keepalive.py)."""
+        receive = self._receive
+        header = encode(
+            PacketType.DATA,
+            self.send_id,
+            timestamp_us=now,
+            difference_us=receive.difference_us,
+            window_bytes=receive.window_bytes,
+            seq=self._send.flights.next_seq - 1,
+            ack=receive.ack,
+        )
+        if not receive.reassembly.has_held:
+            receive.on_ack_sent()
+        return Transmit(self._addr, [header, _QUESTION])
 
     def _state(self, seq: int, ack: int, sack: bytes, *, now: int) -> Transmit:
         receive = self._receive

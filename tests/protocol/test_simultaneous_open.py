@@ -1,0 +1,99 @@
+"""PROTOCOL.md §14: two SYNs cross and neither side listens. One connection, to whoever drew the higher number."""
+
+from __future__ import annotations
+
+import errno
+
+from tests.protocol.wire import RECV_ID, Wire
+from utpsocket.protocol import State
+from utpsocket.protocol.packet import decode
+
+
+def dialling(base: int) -> Wire:
+    """Our SYN is out; the peer's numbers are relative to it too, so that a line says which is higher."""
+    wire = Wire(base)
+    wire.peer_base = base
+    wire.connect()
+    assert wire.say() == ["SYN seq=0 ack=0"]
+    return wire
+
+
+def cross(wire: Wire, line: str) -> bool:
+    """The peer's SYN, as the endpoint hands it over where nobody listens."""
+    packet = decode(memoryview(wire.write(line)))
+    assert packet is not None
+    is_taken = wire.connection.handle_crossing(packet, now=wire.at)
+    wire.connection._check()
+    return is_taken
+
+
+def test_the_lower_number_answers_as_an_acceptor() -> None:
+    wire = dialling(20_000)
+    cross(wire, "SYN seq=1 id=500")
+    assert wire.state is State.SYN_RECEIVED
+    assert wire.connection.recv_id == RECV_ID + 501
+    assert wire.say() == ["STATE seq=1 ack=1"]
+    wire.hear("STATE seq=2 ack=0")
+    assert wire.events() == ["CONNECTED"]
+    assert wire.state is State.CONNECTED
+    wire.write_bytes(5)
+    assert wire.say() == ["DATA seq=1 ack=1 len=5"]
+    wire.hear("DATA seq=2 ack=1 data=hello")
+    assert wire.read_bytes() == b"hello"
+
+
+def test_the_higher_number_waits_for_its_answer() -> None:
+    wire = dialling(20_000)
+    cross(wire, "SYN seq=-1 id=500")
+    assert wire.state is State.SYN_SENT
+    assert wire.say() == []
+    wire.hear("STATE seq=0 ack=0")
+    assert wire.events() == ["CONNECTED"]
+    assert wire.say() == ["STATE seq=1 ack=-1"]
+
+
+def test_the_comparison_is_the_same_on_both_sides_across_the_wrap() -> None:
+    """No modular arithmetic: of 65,535 and 0 the first is higher, to both."""
+    high, low = dialling(65_535), dialling(0)
+    cross(high, "SYN seq=1 id=500")
+    cross(low, "SYN seq=-1 id=500")
+    assert (high.state, low.state) == (State.SYN_SENT, State.SYN_RECEIVED)
+
+
+def test_an_answer_that_was_lost_is_said_again_and_no_other_syn_is_let_in() -> None:
+    wire = dialling(20_000)
+    cross(wire, "SYN seq=1 id=500")
+    wire.say()
+    assert len(wire.wait(1_100_000)) == 1
+    cross(wire, "SYN seq=1 id=900")  # the same peer, which has begun again under another id
+    assert wire.connection.recv_id == RECV_ID + 501
+    wire.hear("STATE seq=2 ack=0")
+    assert wire.events() == ["CONNECTED"]
+
+
+def test_who_never_proves_itself_is_given_up() -> None:
+    wire = dialling(20_000)
+    cross(wire, "SYN seq=1 id=500")
+    wire.say()
+    wire.wait(40_000_000)
+    assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
+
+
+def test_a_connect_has_no_more_patience_for_it_than_otherwise() -> None:
+    wire = Wire(20_000)
+    wire.connection.connect(now=wire.at, patience_us=2_000_000)
+    wire.say()
+    cross(wire, f"SYN seq={1 - 7} id=500")
+    assert wire.state is State.SYN_RECEIVED
+    wire.wait(2_000_000)
+    assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
+
+
+def test_what_does_not_cross_is_left_to_others() -> None:
+    wire = dialling(20_000)
+    assert not cross(wire, "SYN seq=0 id=500"), "our own, or a draw"
+    assert cross(wire, "SYN seq=1 id=500")
+    assert not cross(wire, "SYN seq=2 id=900"), "another dialling of the same peer's"
+    wire.hear("STATE seq=2 ack=0")
+    assert not cross(wire, "SYN seq=1 id=500"), "settled"
+    assert wire.state is State.CONNECTED

@@ -1,0 +1,59 @@
+"""How long an end may take: the clocks of a connection that somebody has closed.
+
+Separate because it is about time alone. That both directions have ended is the halves' to know, what follows from it
+the connection's to do.
+
+Sources: PROTOCOL.md §3, §12; tcp(7) tcp_fin_timeout.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
+from utpsocket.protocol.sendhalf import SendHalf
+
+TIME_WAIT_US: Final = 600_000  # three of the shortest timeouts: long enough to re-ack a repeated FIN
+FIN_WAIT_US: Final = 60_000_000  # as Linux tcp_fin_timeout: nobody here reads, and the peer does not finish
+RUDE_FLUSH_US: Final = 1_000_000  # TCP resets at once; our last bytes get this long to arrive before
+MUTE_FIN_TIMEOUTS: Final = 2  # libutp never acks a FIN that follows no data: PROTOCOL.md §3
+
+
+class Closing:
+    """Times µs.
+
+    since               when the application last said an end of something
+    time_wait_at        when late FINs need no answer any more
+    reset_after_flush   a RESET follows what was written, in place of a FIN
+    """
+
+    __slots__ = ("_receive", "_send", "reset_after_flush", "since", "time_wait_at")
+
+    def __init__(self, send: SendHalf, receive: ReceiveHalf) -> None:
+        self._send = send
+        self._receive = receive
+        self.since = NEVER
+        self.time_wait_at = NEVER
+        self.reset_after_flush = False
+
+    def start_time_wait(self, *, now: int) -> None:
+        """Both FINs are acked, and the peer may not know it."""
+        self.time_wait_at = now + max(TIME_WAIT_US, 3 * self._send.recovery.rto_us // 2)
+
+    def give_up_at(self) -> int:
+        """When what is left of a connection that nobody reads is aborted; NEVER while somebody does."""
+        if not self._receive.is_discarding:
+            return NEVER
+        if self.reset_after_flush:
+            return self.since + RUDE_FLUSH_US
+        return self.since + FIN_WAIT_US if self._send.is_finished else NEVER
+
+    def is_unheard(self) -> bool:
+        """Whether an initiator's FIN that follows no data, as here, should count as heard: libutp never says so."""
+        send = self._send
+        return (
+            send.recovery.backoff >= MUTE_FIN_TIMEOUTS
+            and send.fin_seq is not None
+            and not send.sent_offset
+            and self._receive.is_discarding
+        )
