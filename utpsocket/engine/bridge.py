@@ -12,14 +12,11 @@ Only the engine's thread calls.
 from __future__ import annotations
 
 import errno
-import os
 import socket as stdlib
-from fcntl import ioctl
-from struct import pack, unpack
-from termios import FIONREAD
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine import native
+from utpsocket.engine.farewell import leave_unread_byte
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import poll
 from utpsocket.protocol import Connection, EventKind, State
@@ -293,7 +290,7 @@ class Bridge:
             return
         self._refuses_sends = True
         self.identity.error = self._errored
-        self._leave_unread_byte()
+        leave_unread_byte(self.end_fd, self.identity)
         try:
             self.end.shutdown(stdlib.SHUT_RD)
         except OSError:
@@ -312,7 +309,7 @@ class Bridge:
                 if not self._refuses_sends and (not self._sent_eof or error != errno.ECONNRESET):
                     identity.error = error
         if error and not self._sent_eof:
-            self._leave_unread_byte()
+            leave_unread_byte(self.end_fd, self.identity)
             self._close_end()
         elif error or self._has_finished_input:
             self._drain()
@@ -323,19 +320,6 @@ class Bridge:
                 self.end.shutdown(stdlib.SHUT_RD)
             except OSError:
                 pass
-
-    def _leave_unread_byte(self) -> None:
-        """The kernel answers a close over unread bytes with ECONNRESET at the other end: leave it some.
-
-        Where the user left none, write one as the user: through a duplicate of its fd, after making sure that the
-        number still means the same socket.
-        """
-        if unpack("=i", ioctl(self.end_fd, FIONREAD, pack("=i", 0)))[0]:
-            return
-        identity = self.identity
-        if not _write_as_user(identity.user_fd, identity.inode):
-            # The number is another socket's by now; a dup may live on under one nobody told us.
-            _write_as_user(_fd_of(identity.inode), identity.inode)
 
     def _drain(self) -> None:
         try:
@@ -374,37 +358,3 @@ class Bridge:
         if self.end is not None and self.is_readable:
             return False
         return self.connection.is_flushed
-
-
-def _write_as_user(fd: int, inode: int) -> bool:
-    """Write one byte into the socket `inode`, if `fd` still means it."""
-    if fd < 0:
-        return False
-    try:
-        duplicate = os.dup(fd)
-    except OSError:
-        return False
-    try:
-        if os.fstat(duplicate).st_ino != inode:
-            return False
-        native.write(duplicate, b"!")
-    except OSError:
-        pass  # the user has shut down writing: only the recorded errno can tell it
-    finally:
-        os.close(duplicate)
-    return True
-
-
-def _fd_of(inode: int) -> int:
-    """An fd of this process that means the socket `inode`, or -1."""
-    wanted = f"socket:[{inode}]"
-    try:
-        for name in os.listdir("/proc/self/fd"):
-            try:
-                if os.readlink(f"/proc/self/fd/{name}") == wanted:
-                    return int(name)
-            except OSError:
-                continue
-    except OSError:
-        pass
-    return -1
