@@ -123,11 +123,13 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
         identity.owner_pid = loop.pid
         end_fd = pairing.pair(sock, identity)
         identity.role = Role.CONNECTING
+        routes = identity.routes
+        fallback_us = int(routes.fallback_seconds * 1_000_000) if routes is not None and routes.fallback else -1
         if identity.endpoint:
-            loop.post(verbs.dial_from, identity.endpoint, peer, identity, end_fd)
+            loop.post(verbs.dial_from, identity.endpoint, peer, identity, end_fd, fallback_us)
         else:
             udp_fd = udp.detach()
-            loop.post(verbs.dial_private, udp_fd, identity, end_fd)
+            loop.post(verbs.dial_private, udp_fd, identity, end_fd, fallback_us)
     return errno.EINPROGRESS
 
 
@@ -136,6 +138,7 @@ def _renew(sock: Any, identity: Identity) -> None:
     registry.forget(identity)
     pairing.renew(sock)
     identity.role = Role.FRESH
+    identity.transport = "utp"
     identity.is_over = identity.is_reset = identity.is_gated = identity.is_told = False
     if not identity.endpoint:
         identity.local = None
@@ -194,6 +197,9 @@ def after_close(identity: Identity, acquire: Callable[[Any, float], object] | No
 
     acquire    waits for a lock, for at most so many seconds (SO_LINGER's); None: wait for nothing
     """
+    if identity.twin is not None:
+        identity.twin.close()
+        identity.twin = None
     loop = running_engine()
     if loop is None or loop.pid != os.getpid() or not loop.is_alive or sys.is_finalizing():
         return

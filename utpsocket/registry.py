@@ -55,8 +55,9 @@ def _identity_from_names(sock: Any) -> Identity | None:
     if found is not None:
         cookie, pid, local, peer = found
         loop = running_engine()
-        if loop is not None and loop.pid == pid and cookie in loop.bridges:
-            return loop.bridges[cookie].identity
+        served = loop.identity_of(cookie) if loop is not None and loop.pid == pid else None
+        if served is not None:
+            return served
         identity = Identity(_family_of(local))
         identity.cookie, identity.owner_pid = cookie, pid
         identity.local, identity.peer = local, peer

@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any, Final
 
-from utpsocket import lifecycle, options, pairing, registry, wording
+from utpsocket import exchange, lifecycle, options, pairing, registry, wording
 from utpsocket.engine import engine, names, running_engine, verbs
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, StdlibSocket, poll
@@ -133,9 +133,9 @@ class socket(StdlibSocket):
             Socket.bind(self, address)
             return
         lifecycle.check_open(self)
-        if identity.endpoint or identity.role is not Role.FRESH:
+        if identity.endpoint or identity.twin is not None or identity.role is not Role.FRESH:
             raise lifecycle.fail(errno.EINVAL)
-        lifecycle.bind(self, identity, address)
+        (lifecycle if identity.routes is None else exchange).bind(self, identity, address)
 
     def listen(self, backlog: Any = 128, /) -> None:
         """Accept uTP connections at the bound port, or at a port of the kernel's choice."""
@@ -151,14 +151,19 @@ class socket(StdlibSocket):
         elif identity.role is not Role.FRESH:
             raise lifecycle.fail(errno.EINVAL)
         else:
-            if not identity.endpoint:
-                lifecycle.bind(self, identity, ("", 0))
+            if not identity.endpoint and identity.twin is None:
+                socket.bind(self, ("", 0))
+            if exchange.listens_over_tcp(self, identity):
+                Socket.listen(self, backlog)
+                return
             assert identity.local is not None
             name = names.encode_listener(identity.cookie, identity.local)
             Socket.bind(self, name)
             Socket.listen(self, backlog)
             loop = engine()
-            loop.call(verbs.listen, identity.endpoint, identity, name, max(1, backlog))
+            twin, identity.twin = identity.twin, None
+            tcp_fd = -1 if twin is None else twin.detach()
+            loop.call(verbs.listen, identity.endpoint, identity, name, max(1, backlog), tcp_fd)
             identity.role = Role.LISTENING
 
     def _accept(self) -> tuple[int, Any]:
@@ -197,6 +202,9 @@ class socket(StdlibSocket):
         if identity is None:
             Socket.connect(self, address)
             return
+        if identity.routes is not None and exchange.connects_over_tcp(self, identity, address):
+            Socket.connect(self, address)
+            return
         code = lifecycle.connect(self, identity, address, quietly=False)
         if code in lifecycle.IN_PROGRESS:
             if self.gettimeout() == 0:
@@ -209,6 +217,8 @@ class socket(StdlibSocket):
         """connect(), with errors of the connection returned as an errno instead of raised."""
         identity = self._utp
         if identity is None:
+            return int(Socket.connect_ex(self, address))
+        if identity.routes is not None and exchange.connects_over_tcp(self, identity, address):
             return int(Socket.connect_ex(self, address))
         code = lifecycle.connect(self, identity, address, quietly=True)
         if code in lifecycle.IN_PROGRESS and self.gettimeout() != 0:

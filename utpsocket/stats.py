@@ -42,6 +42,8 @@ class EngineStats:
     ports_open: int = 0
     wakeups: int = 0
     faults: int = 0
+    tcp_initiated: int = 0
+    tcp_accepted: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
     sent_packets: int = 0
@@ -72,6 +74,8 @@ def _snapshot(loop: Loop) -> EngineStats:
         ports_open=len(loop.endpoints),
         wakeups=loop.wakeups,
         faults=loop.faults,
+        tcp_initiated=loop.tcp_initiated,
+        tcp_accepted=loop.tcp_accepted,
         sent_bytes=totals.sent_bytes,
         received_bytes=totals.delivered_bytes,
         sent_packets=totals.sent_packets,

@@ -23,6 +23,7 @@ from utpsocket.protocol import Connection, EventKind, State
 
 if TYPE_CHECKING:
     from utpsocket.engine.endpoint import Endpoint
+    from utpsocket.engine.fallback import Attempt
 
 EPOLLIN: Final = 0x001
 EPOLLOUT: Final = 0x004
@@ -68,6 +69,7 @@ class Bridge:
         "is_readable",
         "is_writable",
         "recv_ids",
+        "rival",
         "source",
         "wakes_at",
     )
@@ -90,6 +92,7 @@ class Bridge:
         self.accepted_at = 0
         self.wakes_at: int | None = None  # when the connection's time comes
         self.heap_at: int | None = None  # when the loop's heap will say so
+        self.rival: Attempt | None = None  # a connect that may go over TCP as well
         self.flush_waiters: list[Any] = []
         self.finish_when_drained = False  # the process ends, and nobody will close the user's fd
         self._has_finished_input = False  # the user's end of file has been read
@@ -217,10 +220,12 @@ class Bridge:
         connection = self.connection
         while (event := connection.poll_event()) is not None:
             if event.kind is EventKind.CONNECTED:
+                if self.rival is not None:
+                    self.rival.on_connected()
                 if self.is_gated:
                     self.endpoint.loop.hold_gate(self)
             elif self._errored is None:
-                self._errored = event.errno
+                self._errored = event.errno if self.rival is None else self.rival.takes_over(event.errno)
 
     def open_gate(self) -> None:
         """The connection stands: drain the filler, and the user's fd is writable."""
@@ -229,13 +234,7 @@ class Bridge:
             return
         identity = self.identity
         identity.role = Role.CONNECTED
-        remaining = identity.filler_bytes
-        while remaining > 0:
-            # Keeping the GIL: whoever waits for this fd must not run before the accept that belongs to it is there.
-            count = native.recv_keeping_gil(self.end_fd, remaining)
-            if count <= 0:
-                return
-            remaining -= count
+        drain_filler(self.end_fd, identity.filler_bytes)
 
     def deliver(self, *, now: int) -> None:
         """Move what arrived in order to the user's end, as far as the kernel takes it."""
@@ -329,12 +328,18 @@ class Bridge:
             pass
 
     def _close_end(self) -> None:
+        self.give_end().close()
+        if self.rival is not None:
+            self.rival.on_closed()
+
+    def give_end(self) -> Any:
+        """Our end of the pair, which is no business of this bridge's any more."""
         end, self.end = self.end, None
         self.is_handed_over = True
         self.is_readable = False
         self.endpoint.loop.forget_fd(self.end_fd)
         self.end_fd = -1
-        end.close()
+        return end
 
     # ── commands ──
 
@@ -358,3 +363,15 @@ class Bridge:
         if self.end is not None and self.is_readable:
             return False
         return self.connection.is_flushed
+
+
+def drain_filler(end_fd: int, remaining_bytes: int) -> None:
+    """Open the gate: with the filler read, the user's fd is writable.
+
+    Keeping the GIL: whoever waits for this fd must not run before the accept that belongs to it is there.
+    """
+    while remaining_bytes > 0:
+        count = native.recv_keeping_gil(end_fd, remaining_bytes)
+        if count <= 0:
+            return
+        remaining_bytes -= count

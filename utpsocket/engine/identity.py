@@ -89,6 +89,7 @@ class Identity:
         "send_buffer_bytes",
         "settings",
         "transport",
+        "twin",
         "user_fd",
     )
 
@@ -112,6 +113,7 @@ class Identity:
         self.settings = Settings()
         self.options: dict[tuple[int, int], Any] = {}
         self.routes: Any = None  # utpsocket.routes.Routes: which connections are uTP's; None: all
+        self.twin: Any = None  # a TCP socket bound to our address, until it is known which of the two is wanted
         self.transport = "utp"  # what carries the connection: "tcp" after a fallback
 
     def take_error(self) -> int:

@@ -22,6 +22,7 @@ from utpsocket.engine.native import Socket
 from utpsocket.protocol import State
 
 if TYPE_CHECKING:
+    from utpsocket.engine.door import Door
     from utpsocket.engine.endpoint import Endpoint
 
 _PROOF_WAIT_US: Final = 30_000  # a proof takes one round trip, and a greeting can wait this long
@@ -45,6 +46,7 @@ class Listener:
         "_queue",
         "_retry_at",
         "backlog",
+        "door",
         "endpoint",
         "identity",
         "is_closed",
@@ -58,6 +60,7 @@ class Listener:
         self.name = name
         self.backlog = backlog
         self.is_closed = False
+        self.door: Door | None = None  # a listener of both: its TCP half
         self.refused = 0
         self._queue: deque[Bridge] = deque()  # in order of arrival, not yet handed over
         self._prepared: deque[tuple[Bridge, Any]] = deque()  # with the engine's end of their pair
@@ -116,7 +119,7 @@ class Listener:
                     if self._half_open <= _CALM_HALF_OPEN:
                         next_at = ready_at if next_at is None else min(next_at, ready_at)
                     continue
-            end = self._new_end(bridge)
+            end = self.new_end(bridge.identity)
             if end is None:
                 waiting.append(bridge)
                 next_at = now + _RETRY_US
@@ -148,9 +151,8 @@ class Listener:
             self.endpoint.loop.watch_bridge(bridge)
         return None
 
-    def _new_end(self, bridge: Bridge) -> Any:
+    def new_end(self, identity: Identity) -> Any:
         """The engine's end of a pair to be, named; None when the process has no fd left."""
-        identity = bridge.identity
         assert identity.local is not None and identity.peer is not None
         try:
             end = self.endpoint.loop.raise_fd(Socket(stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0))
@@ -166,6 +168,8 @@ class Listener:
     def close(self) -> list[Bridge]:
         """The application's last copy is closed: what nobody accepted is reset. Returns those connections."""
         self.is_closed = True
+        if self.door is not None:
+            self.door.close()
         for _, end in self._prepared:
             end.close()
         left = [bridge for bridge, _ in self._prepared] + list(self._queue)

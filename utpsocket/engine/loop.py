@@ -21,11 +21,15 @@ from fcntl import F_DUPFD_CLOEXEC, fcntl
 from typing import Any, Final
 
 from utpsocket.engine import verbs
+from utpsocket.engine.answer import Answer
 from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Bridge
 from utpsocket.engine.endpoint import Endpoint
+from utpsocket.engine.fallback import Attempt
+from utpsocket.engine.identity import Identity
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.native import Socket, allocate_lock, get_ident, start_new_thread
 from utpsocket.engine.poller import WakeUp, new_poller
+from utpsocket.engine.relay import Relay
 from utpsocket.engine.totals import Totals
 from utpsocket.engine.udp import Port
 from utpsocket.engine.watch import HoldersWatch
@@ -43,26 +47,6 @@ _GATE_US: Final = 2_000  # loopback takes a fraction of it
 _RECHECK_US: Final = 1_000_000  # /proc is read this often while a listener lives on in other processes only
 
 
-class _Answer:
-    """What a verb returned or raised, for the thread that waits for it."""
-
-    __slots__ = ("_error", "_given", "_value")
-
-    def __init__(self) -> None:
-        self._given = allocate_lock()
-        self._given.acquire()
-
-    def give(self, value: Any, error: BaseException | None) -> None:
-        self._value, self._error = value, error
-        self._given.release()
-
-    def wait(self) -> Any:
-        self._given.acquire()
-        if self._error is not None:
-            raise self._error
-        return self._value
-
-
 class Loop:
     """The thread and what it owns."""
 
@@ -74,6 +58,9 @@ class Loop:
         self.max_segments = MAX_RUN_PACKETS
         self.endpoints: dict[int, Endpoint] = {}
         self.bridges: dict[int, Bridge] = {}
+        self.relays: dict[int, Relay | Attempt] = {}  # connections that TCP carries, or may yet
+        self.tcp_initiated = 0
+        self.tcp_accepted = 0
         self.initiated = 0
         self.accepted = 0
         self.wakeups = 0
@@ -90,8 +77,9 @@ class Loop:
         self._wake_fd = self._wake_up.fd
         self._wake_file = os.fstat(self._wake_fd)
         self._epoll.register(self._wake_fd, EPOLLIN)
-        self._by_fd: dict[int, Endpoint | Bridge] = {}
-        self._inbox: deque[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], _Answer | None]] = deque()
+        self._by_fd: dict[int, Any] = {}  # Endpoint, Bridge, or whatever has on_event()
+        self._alarms: list[tuple[int, int, Callable[[], None]]] = []
+        self._inbox: deque[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Answer | None]] = deque()
         self._heap: list[tuple[int, int, Bridge]] = []
         self._heap_order = 0
         self._touched: dict[Bridge, None] = {}
@@ -126,7 +114,7 @@ class Loop:
             # A user's finalizer, run by the garbage collector on this very thread: it cannot wait for itself.
             self.post(lambda loop: verb(loop, *arguments, **named))
             return None
-        answer = _Answer()
+        answer = Answer()
         self._inbox.append((verb, arguments, named, answer))
         self._wake_up.pull()
         return answer.wait()
@@ -193,6 +181,8 @@ class Loop:
                     self._readable_bridges[source] = None
                 if mask & EPOLLOUT or source.end is None:
                     self._touched[source] = None
+            elif source is not None:
+                self._guard(source.on_event, mask)
         if self._readable_endpoints:
             self._read_ports(now)
         is_idle = not events
@@ -206,7 +196,7 @@ class Loop:
         self._settle(now)
 
     def _carry_out(
-        self, verb: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any], answer: _Answer | None
+        self, verb: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any], answer: Answer | None
     ) -> None:
         try:
             value = verb(self, *arguments, **named)
@@ -219,6 +209,12 @@ class Loop:
             if answer is not None:
                 answer.give(value, None)
 
+    def _guard(self, call: Callable[..., None], *arguments: Any) -> None:
+        try:
+            call(*arguments)
+        except Exception:
+            self._fault()
+
     def _fault(self) -> None:
         """A defect of ours must not end the thread that everybody else's connections live on."""
         self.faults += 1
@@ -230,6 +226,8 @@ class Loop:
             timeout = 0
         else:
             at: int | None = self._heap[0][0] if self._heap else None
+            if self._alarms and (at is None or self._alarms[0][0] < at):
+                at = self._alarms[0][0]
             for when in self._listeners.values():
                 if when is not None and (at is None or when < at):
                     at = when
@@ -286,6 +284,8 @@ class Loop:
                 self._touched[bridge] = None
             else:
                 self._schedule(bridge, wakes_at)
+        while self._alarms and self._alarms[0][0] <= now:
+            self._guard(heapq.heappop(self._alarms)[2])
         for listener, when in self._listeners.items():
             if when is not None and when <= now:
                 self._listeners[listener] = now
@@ -484,6 +484,20 @@ class Loop:
         """Whether to be told when the user has read. Not always: every recv() of the user's would wake us."""
         self._epoll.modify(bridge.end_fd, _BRIDGE_EVENTS | EPOLLOUT if wanted else _BRIDGE_EVENTS)
 
+    def call_at(self, at: int, call: Callable[[], None]) -> None:
+        """Call once, at this time or soon after."""
+        self._heap_order += 1
+        heapq.heappush(self._alarms, (at, self._heap_order, call))
+
+    def watch(self, fd: int, events: int, watcher: Any) -> None:
+        """Have epoll's events of an fd told to `watcher.on_event(mask)`."""
+        self._by_fd[fd] = watcher
+        self._epoll.register(fd, events)
+
+    def rewatch(self, fd: int, events: int) -> None:
+        """Have epoll look at a watched fd anew: what it has said already it says again."""
+        self._epoll.modify(fd, events)
+
     def forget_fd(self, fd: int) -> None:
         """The fd is about to be closed."""
         if self._by_fd.pop(fd, None) is not None:
@@ -528,19 +542,35 @@ class Loop:
         for bridge in list(self.bridges.values()):
             if bridge.end is not None:
                 bridge.end.close()
+        for other in self._others():
+            other.close_fds()
         for endpoint in list(self.endpoints.values()):
             endpoint.port.close()
+        self.relays.clear()
         self.bridges.clear()
         self.endpoints.clear()
         self._epoll.close()
         self.holders_watch.close()
         self._wake_up.close()
 
+    def _others(self) -> list[Any]:
+        """Whatever has fds beside bridges and ports."""
+        listeners = [endpoint.listener for endpoint in list(self.endpoints.values())]
+        doors = [listener.door for listener in listeners if listener is not None and listener.door is not None]
+        return [*self.relays.values(), *doors]
+
+    def identity_of(self, cookie: int) -> Identity | None:
+        """Who has this cookie, if this engine serves it. Any thread."""
+        found = self.bridges.get(cookie) or self.relays.get(cookie)
+        return None if found is None else found.identity
+
     def _let_go(self) -> None:
         """Forget every fd without closing it."""
         for bridge in list(self.bridges.values()):
             if bridge.end is not None:
                 bridge.end.detach()
+        for other in self._others():
+            other.let_go()
         for endpoint in list(self.endpoints.values()):
             endpoint.port.sock.detach()
 
@@ -549,6 +579,8 @@ class Loop:
         for bridge in list(self.bridges.values()):
             if bridge.end is not None:
                 bridge.end.close()
+        for other in self._others():
+            other.close_fds()
         for endpoint in list(self.endpoints.values()):
             endpoint.port.close()
         self._epoll.close()

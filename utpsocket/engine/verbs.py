@@ -11,7 +11,9 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from utpsocket.engine.door import Door
 from utpsocket.engine.endpoint import Endpoint, apply_settings
+from utpsocket.engine.fallback import Attempt
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.names import Address
@@ -58,8 +60,11 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool) -
     raise _error(errno.EADDRINUSE)
 
 
-def listen(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int) -> None:
-    """The user's socket listens on the abstract `name`. Raises EADDRINUSE where another one listens at the port."""
+def listen(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, tcp_fd: int = -1) -> None:
+    """The user's socket listens on the abstract `name`, and accepts TCP too where `tcp_fd` is a bound TCP socket.
+
+    Raises EADDRINUSE where another one listens at the port.
+    """
     endpoint = loop.endpoints[key]
     listener = endpoint.listener
     if listener is not None and listener.identity is identity:
@@ -70,30 +75,38 @@ def listen(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int) 
             raise _error(errno.EADDRINUSE)
         _drop_holder(loop, endpoint, listener.identity.inode, keep_open=True)
     endpoint.listener = Listener(endpoint, identity, name, backlog)
+    if tcp_fd >= 0:
+        with loop.fd_lock:
+            endpoint.listener.door = Door(loop, endpoint.listener, tcp_fd)
 
 
-def dial_private(loop: Loop, udp_fd: int, identity: Identity, end_fd: int) -> None:
-    """Connect from a UDP socket of this connection's own, connected to the peer already."""
+def dial_private(loop: Loop, udp_fd: int, identity: Identity, end_fd: int, fallback_us: int = -1) -> None:
+    """Connect from a UDP socket of this connection's own, connected to the peer already.
+
+    fallback_us   when to try TCP as well; negative: never
+    """
     with loop.fd_lock:
         endpoint = loop.open_endpoint(Socket(fileno=udp_fd), is_private=True)
-        _dial(loop, endpoint, endpoint.port.peer, identity, end_fd)
+        _dial(loop, endpoint, endpoint.port.peer, identity, end_fd, fallback_us)
 
 
-def dial_from(loop: Loop, key: int, peer: Address, identity: Identity, end_fd: int) -> None:
+def dial_from(loop: Loop, key: int, peer: Address, identity: Identity, end_fd: int, fallback_us: int = -1) -> None:
     """Connect from a bound port, beside whatever else it carries."""
     endpoint = loop.endpoints[key]
     with loop.fd_lock:
-        _dial(loop, endpoint, peer, identity, end_fd)
+        _dial(loop, endpoint, peer, identity, end_fd, fallback_us)
     endpoint.holders.pop(identity.inode, None)
 
 
-def _dial(loop: Loop, endpoint: Endpoint, peer: Address, identity: Identity, end_fd: int) -> None:
+def _dial(loop: Loop, endpoint: Endpoint, peer: Address, identity: Identity, end_fd: int, fallback_us: int) -> None:
     end = Socket(fileno=end_fd)
     end.setblocking(False)
     bridge = endpoint.dial(peer, identity)
     bridge.attach(loop.raise_fd(end))
     bridge.is_handed_over = bridge.is_gated = True
     loop.watch_bridge(bridge)
+    if fallback_us >= 0:
+        Attempt(loop, bridge, fallback_us)
 
 
 def release(loop: Loop, key: int, inode: int) -> None:
@@ -140,6 +153,9 @@ def look(loop: Loop, cookie: int) -> None:
         bridge.poll_end()
         bridge.read_user(now=loop.now, is_idle=True)
         loop.settle_now(bridge)
+    relay = loop.relays.get(cookie)
+    if relay is not None:
+        relay.look()
 
 
 def catch_up(loop: Loop, cookie: int) -> None:
@@ -148,10 +164,17 @@ def catch_up(loop: Loop, cookie: int) -> None:
     if bridge is not None:
         bridge.endpoint.receive(now=loop.now)
         loop.settle_now(bridge)
+    relay = loop.relays.get(cookie)
+    if relay is not None:
+        relay.look()
 
 
 def when_flushed(loop: Loop, cookie: int, callback: Callable[[], None]) -> None:
     """Call back, on the engine's thread, once everything the user wrote has been acked or never will be."""
+    relay = loop.relays.get(cookie)
+    if relay is not None:
+        relay.when_flushed(callback)
+        return
     bridge = loop.bridges.get(cookie)
     if bridge is None or bridge.is_gone:
         callback()
@@ -167,6 +190,9 @@ def apply(loop: Loop, cookie: int) -> None:
     if bridge is not None:
         apply_settings(bridge, now=loop.now)
         loop.touch(bridge)
+    relay = loop.relays.get(cookie)
+    if relay is not None:
+        relay.apply_options()
 
 
 def finish_all(loop: Loop) -> None:
@@ -175,6 +201,8 @@ def finish_all(loop: Loop) -> None:
         bridge.finish_when_drained = True
         bridge.is_readable = bridge.end is not None
         loop.wake_bridge(bridge)
+    for relay in list(loop.relays.values()):
+        relay.finish()
 
 
 def unflushed(loop: Loop) -> tuple[int, int, int]:
@@ -186,4 +214,9 @@ def unflushed(loop: Loop) -> tuple[int, int, int]:
         if connection.state in (State.CONNECTED, State.SYN_RECEIVED) and not bridge.is_flushed:
             waiting += 1
             lost_bytes += connection.send.buffer.end_offset - connection.send.buffer.acked_offset
+    for relay in loop.relays.values():
+        acked_bytes += relay.moved_bytes
+        if not relay.is_flushed:
+            waiting += 1
+            lost_bytes += relay.unflushed_bytes
     return waiting, lost_bytes, acked_bytes

@@ -1,0 +1,127 @@
+"""The TCP half of a listener of both: what it accepts goes to the same accept() as uTP's connections.
+
+Separate from listener.py because the kernel does the handshakes and the backlog here; only the hand-over is ours.
+Only the engine's thread calls. Sources: SOCKETS.md §1, §8; listen(2), accept(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from typing import TYPE_CHECKING, Final
+
+from utpsocket.engine.bridge import EPOLLIN
+from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.native import Socket
+from utpsocket.engine.relay import Relay
+
+if TYPE_CHECKING:
+    from utpsocket.engine.listener import Listener
+    from utpsocket.engine.loop import Loop
+
+_EVENTS: Final = EPOLLIN | 1 << 31  # EPOLLET
+_RETRY_US: Final = 2_000  # the kernel's queue is full: accept() makes no event we could wait for
+_NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_ACCEPTS_PER_TURN: Final = 64
+_system_random: Final = random.SystemRandom()
+
+
+class Door:
+    """A listening TCP socket at the port of a listener.
+
+    listener   the uTP half, whose backlog and settings hold
+    tcp_fd     of a bound TCP socket, ours from now on
+    """
+
+    __slots__ = ("_listener", "_loop", "_tcp", "_waiting")
+
+    def __init__(self, loop: Loop, listener: Listener, tcp_fd: int) -> None:
+        self._loop = loop
+        self._listener = listener
+        self._tcp = loop.raise_fd(Socket(fileno=tcp_fd))
+        self._tcp.setblocking(False)
+        self._tcp.listen(listener.backlog)
+        self._waiting: Relay | None = None  # accepted, and no room at the user's fd
+        loop.watch(self._tcp.fileno(), _EVENTS, self)
+
+    def on_event(self, mask: int) -> None:
+        """Somebody knocks."""
+        self._let_in()
+
+    def _let_in(self) -> None:
+        for _ in range(_ACCEPTS_PER_TURN):
+            if self._tcp is None:
+                return
+            try:
+                if self._waiting is None:
+                    with self._loop.fd_lock:
+                        self._waiting = self._accept()
+                if not self._hand_over(self._waiting):
+                    break
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    continue  # one who has gone again
+                break
+        self._loop.call_at(self._loop.now + _RETRY_US, self._let_in)
+
+    def _accept(self) -> Relay:
+        listening = self._listener.identity
+        fd, peer = self._tcp._accept()
+        tcp = self._loop.raise_fd(Socket(fileno=fd))
+        tcp.setblocking(False)
+        identity = Identity(listening.family)
+        identity.cookie = _system_random.getrandbits(63)
+        identity.settings = listening.settings.copy()
+        identity.options = dict(listening.options)
+        identity.local, identity.peer = tcp.getsockname(), peer
+        identity.is_told = True
+        identity.owner_pid = self._loop.pid
+        identity.transport = "tcp"
+        return Relay(self._loop, identity, None, tcp)
+
+    def _hand_over(self, relay: Relay) -> bool:
+        """Give the application a connection; False when its queue is full."""
+        if relay.end is None:
+            relay.end = self._listener.new_end(relay.identity)
+            if relay.end is None:
+                return False
+        relay.identity.role = Role.CONNECTED  # before connect(): accept() may return at once
+        self._loop.relays[relay.identity.cookie] = relay
+        try:
+            relay.end.connect(self._listener.name)
+        except BlockingIOError:
+            return False
+        except OSError:  # nobody listens any more
+            self.close()
+            return True
+        self._waiting = None
+        self._loop.tcp_accepted += 1
+        relay.start()
+        return True
+
+    def close(self) -> None:
+        """The listener listens no more: what nobody accepted is reset."""
+        if self._tcp is None:
+            return
+        self._loop.forget_fd(self._tcp.fileno())
+        self._tcp.close()
+        self._tcp = None
+        if self._waiting is not None:
+            self._waiting.abort()
+            self._waiting = None
+
+    def close_fds(self) -> None:
+        """After a fork, in the child: close our copies and touch nothing else."""
+        if self._waiting is not None:
+            self._waiting.close_fds()
+        if self._tcp is not None:
+            self._tcp.close()
+
+    def let_go(self) -> None:
+        """Forget the fds, whose numbers are somebody else's by now."""
+        if self._waiting is not None:
+            self._waiting.let_go()
+        if self._tcp is not None:
+            self._tcp.detach()

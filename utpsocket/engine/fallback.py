@@ -1,0 +1,210 @@
+"""TCP beside uTP: the second attempt of a connect that may go over either.
+
+Happy Eyeballs with two transports to one address: uTP has a moment for itself; when it is refused, or nobody has
+answered by then, TCP is tried too, while uTP may still answer. Who stands first has the connection, and the other's
+attempt is dropped. The user's fd is connecting all the while, its gate closed: blocking, with a timeout or in
+somebody's epoll, it sees one attempt.
+
+Only the engine's thread calls. Sources: RFC 8305 §5; connect(2) on EINPROGRESS.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket as stdlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLLRDHUP, Bridge, drain_filler
+from utpsocket.engine.farewell import leave_unread_byte
+from utpsocket.engine.identity import Role
+from utpsocket.engine.relay import Relay
+from utpsocket.engine.tcp import tcp_socket
+
+if TYPE_CHECKING:
+    from utpsocket.engine.loop import Loop
+
+_EDGE: Final = 1 << 31  # EPOLLET
+
+
+class Attempt:
+    """One connect's try at TCP.
+
+    bridge     of the attempt over uTP; it holds the engine's end until that has failed
+    wait_us    how long uTP has for itself
+    """
+
+    __slots__ = ("_bridge", "_end", "_errno", "_is_over", "_loop", "_tcp", "identity")
+
+    def __init__(self, loop: Loop, bridge: Bridge, wait_us: int) -> None:
+        self._loop = loop
+        self._bridge: Bridge | None = bridge
+        self.identity = bridge.identity
+        self._end: Any = None  # once uTP has failed
+        self._tcp: Any = None  # while connecting
+        self._errno = 0  # how TCP failed
+        self._is_over = False
+        bridge.rival = self
+        loop.call_at(loop.now + wait_us, self._begin)
+
+    # ── the attempt over uTP speaks ──
+
+    def on_connected(self) -> None:
+        """uTP was first."""
+        self._end_attempt()
+
+    def on_closed(self) -> None:
+        """The user closed its fd while connecting."""
+        self._end_attempt()
+
+    def takes_over(self, code: int) -> int:
+        """uTP failed with this errno: 0 if TCP goes on with the user's fd, else what connect() must say."""
+        bridge = self._bridge
+        if self._is_over or bridge is None:
+            return code
+        if self._errno:
+            self._end_attempt()
+            return self._errno
+        self._loop.relays[self.identity.cookie] = self
+        self._bridge = None
+        self._end = bridge.give_end()
+        self._loop.watch(self._end.fileno(), EPOLLRDHUP | EPOLLHUP | _EDGE, _Hearing(self))
+        self._begin()
+        return 0
+
+    # ── the attempt over TCP ──
+
+    def _begin(self) -> None:
+        if self._is_over or self._tcp is not None or self._errno:
+            return
+        identity = self.identity
+        with self._loop.fd_lock:
+            try:
+                self._tcp = tcp = self._loop.raise_fd(tcp_socket(identity))
+            except OSError as error:
+                self._fail(error.errno or errno.EMFILE)
+                return
+        tcp.setblocking(False)
+        self._bind(tcp)
+        code = tcp.connect_ex(identity.peer)
+        if code in (0, errno.EINPROGRESS):
+            self._loop.watch(tcp.fileno(), EPOLLOUT | EPOLLERR | EPOLLHUP | _EDGE, self)
+        else:
+            self._fail(code)
+
+    def _bind(self, tcp: Any) -> None:
+        """The address that the names in the kernel speak of, port number and all, if TCP has it free."""
+        local = self.identity.local
+        assert local is not None
+        for address in (local, (local[0], 0, *local[2:])) if self.identity.endpoint else (local,):
+            try:
+                tcp.bind(address)
+                return
+            except OSError:
+                continue  # then the kernel chooses
+
+    def on_event(self, mask: int) -> None:
+        """TCP stands, or has failed."""
+        tcp = self._tcp
+        if self._is_over or tcp is None:
+            return
+        code = tcp.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
+        if code:
+            self._fail(code)
+            return
+        if mask & EPOLLHUP:
+            return  # not connected yet: the kernel says so of a fresh socket
+        self._win()
+
+    def _win(self) -> None:
+        tcp, bridge, identity = self._tcp, self._bridge, self.identity
+        self._loop.forget_fd(tcp.fileno())
+        if bridge is not None:
+            bridge.rival = None
+            end = bridge.give_end()
+            bridge.connection.abort()
+            self._loop.touch(bridge)
+        else:
+            end = self._end
+            self._loop.forget_fd(end.fileno())
+        self._is_over = True
+        self._tcp = self._end = None
+        identity.transport = "tcp"
+        identity.local = tcp.getsockname()
+        identity.role = Role.CONNECTED
+        self._loop.relays[identity.cookie] = relay = Relay(self._loop, identity, end, tcp)
+        self._loop.tcp_initiated += 1
+        drain_filler(end.fileno(), identity.filler_bytes)
+        relay.start()
+
+    def _fail(self, code: int) -> None:
+        """TCP failed. If uTP has too, that is what connect() says."""
+        self._errno = code
+        tcp, self._tcp = self._tcp, None
+        if tcp is not None:
+            self._loop.forget_fd(tcp.fileno())
+            tcp.close()
+        if self._end is None:
+            return
+        identity, end = self.identity, self._end
+        identity.role = Role.FAILED
+        identity.error = code
+        identity.is_over = identity.is_reset = True
+        leave_unread_byte(end.fileno(), identity)
+        self._end_attempt()
+
+    def _end_attempt(self) -> None:
+        self._is_over = True
+        if self._bridge is not None:
+            self._bridge.rival = None
+        if self._loop.relays.get(self.identity.cookie) is self:
+            del self._loop.relays[self.identity.cookie]
+        for sock in (self._tcp, self._end):
+            if sock is not None:
+                self._loop.forget_fd(sock.fileno())
+                sock.close()
+        self._tcp = self._end = None
+
+    # ── what is asked of a relay ──
+
+    is_flushed = True
+    unflushed_bytes = 0
+    moved_bytes = 0
+
+    def when_flushed(self, callback: Callable[[], None]) -> None:
+        """Nothing has been written yet that could be delivered."""
+        callback()
+
+    def apply_options(self) -> None:
+        """The socket is made with them."""
+
+    def finish(self) -> None:
+        """The process ends, and the attempt with it."""
+
+    def look(self) -> None:
+        """Nothing arrives before the connection stands."""
+
+    def close_fds(self) -> None:
+        """After a fork, in the child: close our copies and touch nothing else."""
+        for sock in (self._tcp, self._end):
+            if sock is not None:
+                sock.close()
+
+    def let_go(self) -> None:
+        """Forget the fds, whose numbers are somebody else's by now."""
+        for sock in (self._tcp, self._end):
+            if sock is not None:
+                sock.detach()
+
+
+class _Hearing:
+    """The user's fd, while only TCP is tried: closed, or still there?"""
+
+    __slots__ = ("_attempt",)
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+
+    def on_event(self, mask: int) -> None:
+        if mask & EPOLLHUP:
+            self._attempt.on_closed()
