@@ -1,0 +1,448 @@
+"""fallback="tcp" and listen="both": a connection over whichever of the two there is, behind the same kind of fd."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from utpsocket import SOL_UTP, UTP_INFO, monkey, shim, stats
+
+from .network import (
+    ERR,
+    HUP,
+    IN,
+    OUT,
+    RDHUP,
+    RESET_ON_CLOSE,
+    describe,
+    eventually_polls,
+    fork,
+    raises_errno,
+    receive_all,
+    wait_child,
+)
+
+DELAY_S = 0.05
+MODES = ["blocking", "timeout", "non-blocking"]
+
+
+@pytest.fixture(params=["refused", "silent"])
+def tcp_listener(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
+    """A TCP listener whose UDP port refuses, or swallows everything."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        if request.param == "refused":
+            yield listener
+            return
+        with socket.socket(type=socket.SOCK_DGRAM) as mute:
+            mute.bind(listener.getsockname())
+            yield listener
+
+
+@pytest.fixture
+def falling_back() -> Iterator[None]:
+    with monkey.patched(fallback="tcp", fallback_delay=DELAY_S):
+        yield
+
+
+def connected(mode: str, address: Any, family: int = socket.AF_INET) -> socket.socket:
+    client = socket.socket(family)
+    if mode == "non-blocking":
+        client.setblocking(False)
+        code = client.connect_ex(address)
+        if code == errno.EINPROGRESS:
+            with select.epoll() as poller:  # registered before the connection stands, as event loops do
+                poller.register(client.fileno(), select.EPOLLOUT | select.EPOLLET)
+                assert poller.poll(5)
+            code = client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        client.setblocking(True)
+        if code:
+            client.close()
+            raise OSError(code, os.strerror(code))
+    else:
+        client.settimeout(5 if mode == "timeout" else None)
+        try:
+            client.connect(address)
+        except OSError:
+            client.close()
+            raise
+    return client
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_where_nobody_speaks_utp_it_is_tcp(mode: str, tcp_listener: socket.socket, falling_back: None) -> None:
+    before = stats.engine_stats()
+    client = connected(mode, tcp_listener.getsockname())
+    server, peer = tcp_listener.accept()
+    with client, server:
+        assert monkey.transport(client) == "tcp"
+        assert peer == client.getsockname()
+        assert client.getpeername() == tcp_listener.getsockname() == server.getsockname()
+        with raises_errno(errno.ENOTCONN):
+            client.getsockopt(SOL_UTP, UTP_INFO)
+        client.sendall(b"question")
+        assert server.recv(100) == b"question"
+        server.sendall(b"answer")
+        assert client.recv(100) == b"answer"
+        client.shutdown(socket.SHUT_WR)
+        assert server.recv(1) == b""
+        server.sendall(b"after the FIN")
+        assert client.recv(100) == b"after the FIN"
+        server.close()
+        assert client.recv(1) == b""
+    assert stats.engine_stats().tcp_initiated == before.tcp_initiated + 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_where_somebody_speaks_utp_it_is_utp(mode: str, falling_back: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with connected(mode, listener.getsockname()) as client:
+            server, _ = listener.accept()
+            with server:
+                assert monkey.transport(client) == monkey.transport(server) == "utp"
+                server.sendall(b"x")
+                assert client.recv(1) == b"x"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_where_nobody_listens_at_all_it_is_refused(mode: str, falling_back: None) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = probe.getsockname()
+    with raises_errno(errno.ECONNREFUSED):
+        connected(mode, address)
+
+
+def test_utp_has_its_moment_first(falling_back: None) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as mute:
+        mute.bind(("127.0.0.1", 0))
+        with monkey.get_original("socket", "create_server")(mute.getsockname()) as listener:
+            started = time.monotonic()
+            with socket.create_connection(listener.getsockname()) as client:
+                assert monkey.transport(client) == "tcp"
+            assert time.monotonic() - started >= DELAY_S
+            listener.accept()[0].close()
+
+
+def test_a_uTP_answer_after_tcps_refusal_still_counts(falling_back: None) -> None:
+    """TCP is refused, uTP has not answered yet: whoever answers has the connection."""
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        with socket.socket(type=socket.SOCK_DGRAM) as relay, socket.socket() as client:
+            relay.bind(("127.0.0.1", 0))
+            client.setblocking(False)
+            assert client.connect_ex(relay.getsockname()) == errno.EINPROGRESS
+            syn, origin = relay.recvfrom(2_000)
+            with socket.socket() as probe:  # TCP's turn comes, and is refused
+                assert not select.select([], [client], [], 4 * DELAY_S)[1]
+                assert probe.fileno() >= 0
+            relay.sendto(syn, target.getsockname())
+            answer, _ = relay.recvfrom(2_000)
+            relay.sendto(answer, origin)
+            assert select.select([], [client], [], 5)[1]
+            assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+            assert monkey.transport(client) == "utp"
+
+
+def test_closed_while_connecting(falling_back: None) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as mute:
+        mute.bind(("127.0.0.1", 0))
+        with monkey.get_original("socket", "create_server")(mute.getsockname()) as listener:
+            client = socket.socket()
+            client.setblocking(False)
+            assert client.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+            client.close()
+            listener.settimeout(2 * DELAY_S)
+            with pytest.raises(TimeoutError):
+                listener.accept()
+
+
+def test_bound_to_a_port(tcp_listener: socket.socket, falling_back: None) -> None:
+    with socket.socket() as client:
+        client.bind(("127.0.0.1", 0))
+        bound = client.getsockname()
+        client.connect(tcp_listener.getsockname())
+        server, peer = tcp_listener.accept()
+        server.close()
+        assert peer == client.getsockname() == bound
+
+
+def test_options_come_along(tcp_listener: socket.socket, falling_back: None) -> None:
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.connect(tcp_listener.getsockname())
+        server, _ = tcp_listener.accept()
+        assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        client.close()
+        with server, raises_errno(errno.ECONNRESET):
+            server.recv(1)
+
+
+def test_a_second_attempt_after_a_refusal(falling_back: None) -> None:
+    with monkey.get_original("socket", "socket")() as probe, socket.socket() as client:
+        probe.bind(("127.0.0.1", 0))
+        with raises_errno(errno.ECONNREFUSED):
+            client.connect(probe.getsockname())
+        probe.listen()
+        client.connect(probe.getsockname())
+        assert monkey.transport(client) == "tcp"
+        probe.accept()[0].close()
+
+
+def test_ipv6(falling_back: None) -> None:
+    with monkey.get_original("socket", "create_server")(("::1", 0), family=socket.AF_INET6) as listener:
+        with connected("blocking", listener.getsockname(), socket.AF_INET6) as client:
+            server, peer = listener.accept()
+            server.close()
+            assert peer == client.getsockname()
+            assert client.recv(1) == b""
+
+
+# -- the relay ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def relayed(falling_back: None) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """-> (a connection of ours over TCP, its kernel TCP peer)"""
+    original = monkey.get_original("socket", "create_server")
+    with original(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        server, _ = listener.accept()
+        with server:
+            client.settimeout(5)
+            server.settimeout(5)
+            yield client, server
+
+
+def test_megabytes_both_ways_at_once(relayed: tuple[socket.socket, socket.socket]) -> None:
+    data = {sock: os.urandom(1 << 20) * 8 for sock in relayed}
+    received: dict[socket.socket, bytes] = {}
+
+    def send(sock: socket.socket) -> None:
+        sock.sendall(data[sock])
+        sock.shutdown(socket.SHUT_WR)
+
+    def receive(sock: socket.socket) -> None:
+        received[sock] = receive_all(sock)
+
+    threads = [threading.Thread(target=what, args=(sock,)) for sock in relayed for what in (send, receive)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    ours, theirs = relayed
+    assert received[ours] == data[theirs]
+    assert received[theirs] == data[ours]
+
+
+def test_a_reader_that_waits_holds_the_writer_back(relayed: tuple[socket.socket, socket.socket]) -> None:
+    for sender, receiver in (relayed, relayed[::-1]):
+        sender.setblocking(False)
+        sent = 0
+        while select.select([], [sender], [], 0.2)[1]:
+            sent += sender.send(bytes(1 << 16))
+        assert sent < 64 << 20
+        left = sent
+        while left:
+            left -= len(receiver.recv(1 << 18))
+        sender.settimeout(5)
+
+
+def test_many_small_writes_before_a_read(relayed: tuple[socket.socket, socket.socket]) -> None:
+    client, server = relayed
+    for _ in range(5_000):
+        client.send(b"x")
+    client.shutdown(socket.SHUT_WR)
+    assert receive_all(server) == b"x" * 5_000
+
+
+def test_a_reset_from_there(relayed: tuple[socket.socket, socket.socket]) -> None:
+    client, server = relayed
+    server.sendall(b"last words")
+    assert select.select([client], [], [], 5)[0]
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    server.close()
+    assert eventually_polls(client, IN | OUT | ERR | HUP | RDHUP) == describe(IN | OUT | ERR | HUP | RDHUP)
+    assert client.recv(100) == b"last words"
+    with raises_errno(errno.ECONNRESET):
+        client.recv(1)
+    with raises_errno(errno.ENOTCONN):
+        client.getpeername()
+
+
+def test_a_reset_wakes_a_blocked_recv(relayed: tuple[socket.socket, socket.socket]) -> None:
+    client, server = relayed
+    timer = threading.Timer(0.05, server.close)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    timer.start()
+    with raises_errno(errno.ECONNRESET):
+        client.recv(1)
+    timer.join()
+
+
+def test_writing_to_a_peer_that_has_gone(relayed: tuple[socket.socket, socket.socket]) -> None:
+    client, server = relayed
+    server.close()
+    assert client.recv(1) == b""
+    with raises_errno(errno.EPIPE, errno.ECONNRESET):
+        for _ in range(500):
+            client.send(b"nobody reads this")
+            time.sleep(0.002)
+
+
+def test_close_with_bytes_unread_resets(relayed: tuple[socket.socket, socket.socket]) -> None:
+    client, server = relayed
+    server.sendall(b"unread")
+    assert select.select([client], [], [], 5)[0]
+    client.close()
+    with raises_errno(errno.ECONNRESET):
+        server.recv(1)
+
+
+def test_close_delivers_what_was_written(relayed: tuple[socket.socket, socket.socket]) -> None:
+    client, server = relayed
+    data = os.urandom(3 << 20)
+    reader: list[bytes] = []
+    thread = threading.Thread(target=lambda: reader.append(receive_all(server)))
+    thread.start()
+    client.sendall(data)
+    client.close()
+    thread.join(10)
+    assert reader == [data]
+
+
+def test_a_forked_child_goes_on(relayed: tuple[socket.socket, socket.socket]) -> None:
+    client, server = relayed
+
+    def child() -> None:
+        assert client.getpeername() == server.getsockname()
+        client.sendall(b"from the child")
+
+    pid = fork(child)
+    client.close()
+    assert receive_all(server) == b"from the child"
+    assert wait_child(pid) == 0
+
+
+def test_detached_and_taken_up_again(relayed: tuple[socket.socket, socket.socket]) -> None:
+    client, server = relayed
+    with socket.socket(fileno=client.detach()) as again:
+        assert monkey.transport(again) == "tcp"
+        assert again.getpeername() == server.getsockname()
+        again.sendall(b"x")
+        assert server.recv(1) == b"x"
+
+
+# -- listeners of both ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def both() -> Iterator[None]:
+    with monkey.patched(listen="both"):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("host", "family"), [("127.0.0.1", socket.AF_INET), ("", socket.AF_INET), ("::1", socket.AF_INET6)]
+)
+def test_one_port_number_for_both(host: str, family: int, both: None) -> None:
+    over_tcp = monkey.get_original("socket", "create_connection")
+    with socket.create_server((host, 0), family=family) as listener:
+        port = listener.getsockname()[1]
+        target = (host or "127.0.0.1", port)
+        for connect, transport in ((over_tcp, "tcp"), (socket.create_connection, "utp"), (over_tcp, "tcp")):
+            with connect(target) as client:
+                assert select.select([listener], [], [], 5)[0]
+                server, peer = listener.accept()
+                with server:
+                    assert monkey.transport(server) == monkey.transport(client) == transport
+                    assert peer == server.getpeername() == client.getsockname()
+                    assert server.getsockname() == client.getpeername()
+                    client.sendall(b"question")
+                    assert server.recv(100) == b"question"
+                    server.sendall(b"answer")
+                    assert client.recv(100) == b"answer"
+                    client.shutdown(socket.SHUT_WR)
+                    assert server.recv(1) == b""
+
+
+def test_both_ports_are_free_after_close(both: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        with raises_errno(errno.EADDRINUSE):
+            socket.create_server(address).close()
+    for transport in ("tcp", "utp"):
+        connect = monkey.get_original("socket", "create_connection") if transport == "tcp" else socket.create_connection
+        with raises_errno(errno.ECONNREFUSED):
+            connect(address)
+    socket.create_server(address).close()
+    with monkey.get_original("socket", "create_server")(address):
+        pass
+
+
+def test_bound_and_closed_without_listening(both: None) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = bound.getsockname()
+    with monkey.get_original("socket", "create_server")(address):
+        pass
+
+
+def test_a_full_backlog_keeps_the_rest_waiting(both: None) -> None:
+    over_tcp = monkey.get_original("socket", "create_connection")
+    with socket.create_server(("127.0.0.1", 0), backlog=2) as listener:
+        clients = [over_tcp(listener.getsockname()) for _ in range(4)]
+        peers = set()
+        for _ in clients:
+            server, peer = listener.accept()
+            server.close()
+            peers.add(peer)
+        assert peers == {client.getsockname() for client in clients}
+        for client in clients:
+            assert client.recv(1) == b""
+            client.close()
+
+
+def test_nobody_accepts_and_the_listener_closes(both: None) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    with monkey.get_original("socket", "create_connection")(listener.getsockname()) as client:
+        client.settimeout(5)
+        listener.close()
+        try:
+            assert client.recv(1) == b""  # it had been handed over
+        except ConnectionResetError:
+            pass
+
+
+def test_a_forked_worker_accepts_both(both: None) -> None:
+    over_tcp = monkey.get_original("socket", "create_connection")
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+
+    def worker() -> None:
+        for _ in range(2):
+            server, peer = listener.accept()
+            server.sendall(repr(peer).encode())
+            server.close()
+
+    with listener:
+        pid = fork(worker)
+        for connect in (over_tcp, socket.create_connection):
+            with connect(address) as client:
+                assert receive_all(client) == repr(client.getsockname()).encode()
+        assert wait_child(pid) == 0
+
+
+def test_both_and_fallback_by_the_class_alone() -> None:
+    """The rules are the patched class's: utpsocket.socket knows none."""
+    with monkey.patched(listen="both", fallback="tcp"), shim.socket() as plain:
+        plain.bind(("127.0.0.1", 0))
+        plain.listen()
+        with raises_errno(errno.ECONNREFUSED):
+            monkey.get_original("socket", "create_connection")(plain.getsockname())
