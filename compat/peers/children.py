@@ -72,7 +72,9 @@ def end_all() -> None:
 class Child:
     """A running process whose JSON lines can be waited for."""
 
-    def __init__(self, name: str, command: list[str], *, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, name: str, command: list[str], *, environment: dict[str, str] | None = None, cwd: Path = REPOSITORY
+    ) -> None:
         self.name = name
         self._errors = tempfile.TemporaryFile()
         self._messages: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -83,7 +85,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            cwd=REPOSITORY,
+            cwd=cwd,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
             start_new_session=True,
         )
@@ -172,8 +174,10 @@ class Children:
     def __init__(self) -> None:
         self._children: list[Child] = []
 
-    def start(self, name: str, command: list[str], *, environment: dict[str, str] | None = None) -> Child:
-        child = Child(name, command, environment=environment)
+    def start(
+        self, name: str, command: list[str], *, environment: dict[str, str] | None = None, cwd: Path = REPOSITORY
+    ) -> Child:
+        child = Child(name, command, environment=environment, cwd=cwd)
         self._children.append(child)
         return child
 

@@ -49,7 +49,7 @@ def utp_native() -> Path:
         for name in ("package.json", "package-lock.json"):
             shutil.copy(PINS / name, folder / name)
         # The package ships its compiled binary; its install script would only try to compile one.
-        _run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], "npm ci", cwd=folder)
+        run_quietly([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], "npm ci", cwd=folder)
 
     return built(f"utp-native-{UTP_NATIVE_VERSION}", pins, build) / "node_modules"
 
@@ -65,11 +65,11 @@ def environment_with(name: str, version: str) -> Path:
     requirement = f"{name}=={version}"
 
     def build(folder: Path) -> None:
-        _run([sys.executable, "-m", "venv", str(folder)], "python -m venv", cwd=folder)
+        run_quietly([sys.executable, "-m", "venv", str(folder)], "python -m venv", cwd=folder)
         python = str(folder / "bin" / "python")
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"]
-        _run([*pip, requirement], f"pip install {requirement}", cwd=folder)
-        _run([python, "-c", f"import {name}"], f"import {name}", cwd=folder)
+        run_quietly([*pip, requirement], f"pip install {requirement}", cwd=folder)
+        run_quietly([python, "-c", f"import {name}"], f"import {name}", cwd=folder)
 
     return built(f"{name}-{version}", pins, build) / "bin" / "python"
 
@@ -97,7 +97,7 @@ def built(name: str, pins: list[bytes], build: Callable[[Path], None]) -> Path:
     marker = folder / ".complete"
     if marker.exists():
         return folder
-    with _lock(name):
+    with locked(name):
         if marker.exists():
             return folder
         # A virtual environment holds its own path, so it is built where it stays; the marker makes it usable.
@@ -114,7 +114,7 @@ def built(name: str, pins: list[bytes], build: Callable[[Path], None]) -> Path:
 
 
 @contextlib.contextmanager
-def _lock(name: str) -> Iterator[None]:
+def locked(name: str) -> Iterator[None]:
     cache_folder().mkdir(parents=True, exist_ok=True)
     with (cache_folder() / f"{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -126,22 +126,22 @@ def _apt_install(packages: list[str], wanted: str) -> None:
     advice = f"{wanted} is not installed (on Debian: apt-get install {' '.join(packages)})"
     if shutil.which("apt-get") is None or os.geteuid() != 0:
         raise Unavailable(advice)
-    with _lock("apt"):
+    with locked("apt"):
         if shutil.which(wanted):
             return
         print(f"installing {' '.join(packages)} with apt-get", file=sys.stderr, flush=True)
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
         try:
-            _run(install, "apt-get install", environment=environment)
+            run_quietly(install, "apt-get install", environment=environment)
         except Unavailable:  # an old or empty package list
-            _run(["apt-get", "update", "-qq"], "apt-get update", environment=environment)
-            _run(install, "apt-get install", environment=environment)
+            run_quietly(["apt-get", "update", "-qq"], "apt-get update", environment=environment)
+            run_quietly(install, "apt-get install", environment=environment)
     if shutil.which(wanted) is None:
         raise Unavailable(advice)
 
 
-def _run(command: list[str], what: str, *, cwd: Path | None = None, environment: dict[str, str] | None = None) -> None:
+def run_quietly(command: list[str], what: str, *, cwd: Path | None = None, environment: dict[str, str] | None = None) -> None:
     try:
         done = subprocess.run(
             command,

@@ -1,0 +1,76 @@
+"""gunicorn: a master that listens and forks workers which accept, in each of its ways to work, and reloaded."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from compat.programs.scenario import Ready, Scenario
+from compat.programs.web import HOST, answer, exercise, wsgi
+
+WORKER_HEADER = "X-Worker"
+
+
+def serve(ready: Ready, **settings: Any) -> None:
+    from gunicorn.app.base import BaseApplication
+
+    class Application(BaseApplication):
+        def load_config(self) -> None:
+            options = {"bind": f"{HOST}:0", "workers": 2, "loglevel": "warning", "control_socket_disable": True}
+            for name, value in (options | settings).items():
+                if name in self.cfg.settings:
+                    self.cfg.set(name, value)
+            self.cfg.set("when_ready", lambda arbiter: ready(arbiter.LISTENERS[0].sock.getsockname()[1]))
+
+        def load(self) -> Any:
+            return named_by_worker
+
+    Application().run()
+
+
+def named_by_worker(environ: dict[str, Any], start_response: Any) -> Any:
+    """The common application; /worker tells the processes, /reload has the master start new ones."""
+    import os
+    import signal
+
+    if environ["PATH_INFO"] not in ("/worker", "/reload"):
+        return wsgi(environ, start_response)
+    if environ["PATH_INFO"] == "/reload":
+        os.kill(os.getppid(), signal.SIGHUP)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str(os.getpid()).encode()]
+
+
+def reload(port: int) -> None:
+    """Requests go on while the workers are exchanged, and new processes answer after it."""
+    import http.client
+    import time
+
+    def worker(path: str) -> int:
+        connection = http.client.HTTPConnection(HOST, port, timeout=20)
+        try:
+            status, body = answer(connection, "GET", path)
+            assert status == 200
+            return int(body)
+        finally:
+            connection.close()
+
+    before = {worker("/worker") for _ in range(10)} | {worker("/reload")}
+    deadline = time.monotonic() + 20
+    while worker("/worker") in before:
+        assert time.monotonic() < deadline, "the old workers still answer"
+        time.sleep(0.05)
+    exercise(port)
+
+
+SCENARIOS = [
+    Scenario("gunicorn-sync", ("gunicorn",), serve, exercise, connections=7, quick=True),
+    Scenario(
+        "gunicorn-gthread",
+        ("gunicorn",),
+        functools.partial(serve, worker_class="gthread", threads=4),
+        exercise,
+        connections=7,
+    ),
+    Scenario("gunicorn-reload", ("gunicorn",), serve, reload, connections=12),
+]
