@@ -141,7 +141,9 @@ def _apt_install(packages: list[str], wanted: str) -> None:
         raise Unavailable(advice)
 
 
-def run_quietly(command: list[str], what: str, *, cwd: Path | None = None, environment: dict[str, str] | None = None) -> None:
+def run_quietly(
+    command: list[str], what: str, *, cwd: Path | None = None, environment: dict[str, str] | None = None
+) -> None:
     try:
         done = subprocess.run(
             command,

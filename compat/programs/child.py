@@ -1,9 +1,9 @@
 """A process under test: `python -m compat.programs.child MODULE NAME server|client [PORT]`.
 
-It is put over uTP before it imports anything else, plays one side of a scenario, and speaks JSON lines with the runner on
-what was its standard output: `port` once a server can be reached; `report` with its connection counts, a server's when
-the runner asks for it by a line, a client's when it is through; `failed` with the cause. What programs print goes to
-standard error. Its standard input closed is the end.
+It is put over uTP before it imports anything else, plays one side of a scenario, and speaks JSON lines with the runner
+on what was its standard output: `port` once a server can be reached; `report` with its connection counts, a server's
+when the runner asks for it by a line, a client's when it is through; `failed` with the cause. What programs print goes
+to standard error. Its standard input closed is the end.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from compat.peers import children, provision as peers_provision
+from compat.peers import children
+from compat.peers.provision import Unavailable
 from compat.programs import provision
 from compat.programs.runner import Row, run_scenario
 from compat.programs.scenario import Scenario, every_scenario
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 1
-    except peers_provision.Unavailable as error:
+    except Unavailable as error:
         print(f"no environment for the programs: {error}", file=sys.stderr)
         return 1
     counts = {status: sum(row.status == status for row in rows) for status in ("pass", "fail", "skip")}
@@ -55,8 +56,8 @@ def as_markdown(rows: list[Row]) -> str:
     lines = [
         "# Programs over uTP",
         "",
-        f"{passed} of {len(rows)} scenarios passed. Both sides of each are the programs' own, unmodified, and over uTP;",
-        "the counts are uTP connections accepted. Written by `python3 -m compat programs --table FILE`.",
+        f"{passed} of {len(rows)} scenarios passed. Both sides of each are the programs' own, unmodified, and over",
+        "uTP; the counts are uTP connections accepted. Written by `python3 -m compat programs --table FILE`.",
         "",
         "| scenario | version | status | connections | cause |",
         "|---|---|---|---|---|",
@@ -77,7 +78,7 @@ def _run(chosen: list[Scenario], jobs: int) -> list[Row]:
         _show(row)
         return row
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    previous = signal.signal(signal.SIGTERM, _interrupt)  # an ended CI job leaves no program behind
     with ThreadPoolExecutor(jobs) as pool:
         try:
             return list(pool.map(run, chosen))
@@ -85,6 +86,8 @@ def _run(chosen: list[Scenario], jobs: int) -> list[Row]:
             pool.shutdown(wait=False, cancel_futures=True)
             children.end_all()
             raise
+        finally:
+            signal.signal(signal.SIGTERM, previous)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -104,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python3 -m compat programs",
         description="Programs that were never written for uTP, each a small scenario with both sides over it.",
-        epilog="Exit status 0: everything passed. A program that cannot be installed is a skip with its cause, no pass.",
+        epilog="Exit status 0: everything passed. A program that cannot be installed is a skip with its cause.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="scenarios; all unless said")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")

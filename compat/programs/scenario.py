@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 Ready = Callable[[int], None]
@@ -43,7 +43,7 @@ class Scenario:
 
     limit_s: float = DEFAULT_LIMIT_S
     module: str = ""
-    """the file in scenarios/ it comes from; filled in when the table is made"""
+    """where it is defined; filled in when the table is made"""
 
 
 def every_scenario() -> dict[str, Scenario]:
@@ -52,7 +52,7 @@ def every_scenario() -> dict[str, Scenario]:
 
     table: dict[str, Scenario] = {}
     for found in pkgutil.iter_modules(scenarios.__path__):
-        for scenario in scenarios_of(found.name):
+        for scenario in scenarios_of(f"{scenarios.__name__}.{found.name}"):
             if scenario.name in table:
                 raise ValueError(f"two scenarios are called {scenario.name}")
             table[scenario.name] = scenario
@@ -60,6 +60,5 @@ def every_scenario() -> dict[str, Scenario]:
 
 
 def scenarios_of(module: str) -> list[Scenario]:
-    """Those of one file in scenarios/."""
-    loaded = importlib.import_module(f"compat.programs.scenarios.{module}")
-    return [Scenario(**{**vars(scenario), "module": module}) for scenario in loaded.SCENARIOS]
+    """Those of one module."""
+    return [replace(scenario, module=module) for scenario in importlib.import_module(module).SCENARIOS]

@@ -62,6 +62,14 @@ SCENARIOS = [
         connections=7,
     ),
     Scenario(
+        "uvicorn-uvloop",
+        ("uvicorn", "uvloop", "httptools"),
+        functools.partial(serve_uvicorn, loop="uvloop", http="httptools"),
+        exercise,
+        connections=7,
+        quick=True,
+    ),
+    Scenario(
         "hypercorn", ("hypercorn",), functools.partial(serve_hypercorn, backend="asyncio"), exercise, connections=7
     ),
     Scenario(

@@ -55,7 +55,6 @@ def use_redis_asyncio(port: int) -> None:
 def serve_mysql(ready: Ready) -> None:
     from mysql_mimic import MysqlServer, Session
 
-
     class Numbers(Session):
         async def query(self, expression: Any, sql: str, attrs: Any) -> Any:
             if "fail" in sql:

@@ -186,9 +186,7 @@ def serve_starlette(ready: Ready) -> None:
                 else:
                     files[field] = digest(await value.read())
         uploads = int(request.cookies.get("uploads", 0)) + 1
-        answer = JSONResponse(
-            {"name": request.path_params["name"], "files": files, "form": form, "uploads": uploads}
-        )
+        answer = JSONResponse({"name": request.path_params["name"], "files": files, "form": form, "uploads": uploads})
         answer.set_cookie("uploads", str(uploads))
         return answer
 

@@ -252,7 +252,9 @@ def ask_for_http2(port: int) -> None:
 
     async def main() -> None:
         context: ssl.SSLContext = certificate.client_context()
-        async with httpx.AsyncClient(base_url=f"https://{HOST}:{port}", timeout=20, verify=context, http2=True) as client:
+        async with httpx.AsyncClient(
+            base_url=f"https://{HOST}:{port}", timeout=20, verify=context, http2=True
+        ) as client:
             answers = await asyncio.gather(*(client.get(f"/hello?{number}") for number in range(20)))
             assert {answer.http_version for answer in answers} == {"HTTP/2"}
             assert [answer.text for answer in answers] == [f"hello {number} from {HOST}" for number in range(20)]

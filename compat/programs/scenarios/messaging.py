@@ -58,7 +58,7 @@ def publish_with_paho(port: int) -> None:
     writer = client("writer")
     for number in range(MESSAGES):
         writer.publish(f"noise/{number}", noise(3_000, number), qos=number % 3).wait_for_publish(15)
-    got = {topic: payload for topic, payload in (heard.get(timeout=15) for _ in range(MESSAGES))}
+    got = dict(heard.get(timeout=15) for _ in range(MESSAGES))
     assert got == {f"noise/{number}": noise(3_000, number) for number in range(MESSAGES)}
     writer._sock_close()  # a writer that dies without a word
     assert heard.get(timeout=15) == ("left/writer", b"gone")
@@ -89,7 +89,7 @@ class Nats(socketserver.StreamRequestHandler):
                     known = [
                         each
                         for subject, those in self.subscriptions.items()
-                        if subject == line[1] or subject.endswith(b"*") and line[1].startswith(subject[:-1])
+                        if subject == line[1] or (subject.endswith(b"*") and line[1].startswith(subject[:-1]))
                         for each in those
                     ]
                 for connection, number in known:

@@ -120,7 +120,9 @@ def use_modbus(port: int) -> None:
 
     with ModbusTcpClient(HOST, port=port, timeout=10) as client:
         for start in range(0, 100, 10):
-            assert client.read_holding_registers(start, count=10).registers == [7 * each for each in range(start, start + 10)]
+            assert client.read_holding_registers(start, count=10).registers == [
+                7 * each for each in range(start, start + 10)
+            ]
         client.write_registers(5, [1, 2, 3])
         assert client.read_holding_registers(4, count=5).registers == [28, 1, 2, 3, 56]
 
@@ -252,7 +254,9 @@ def go_through_socks(port: int) -> None:
     sock.close()
     proxies = {"http": f"socks5h://{HOST}:{port}"}
     with requests.Session() as session:
-        assert session.get(f"http://{HOST}:{web_port}/stream", proxies=proxies, timeout=20).content == b"".join(STREAMED)
+        assert session.get(f"http://{HOST}:{web_port}/stream", proxies=proxies, timeout=20).content == b"".join(
+            STREAMED
+        )
 
 
 def serve_proxy_and_web(ready: Ready) -> None:

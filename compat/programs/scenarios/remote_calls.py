@@ -1,4 +1,4 @@
-"""Remote procedure calls: RPyC, Pyro5, tinyrpc, thriftpy2, JSON-RPC, gRPC in pure Python, Dask's scheduler and workers."""
+"""Calls across: RPyC, Pyro5, tinyrpc, thriftpy2, JSON-RPC, gRPC in pure Python, Dask's scheduler and workers."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ def serve_tinyrpc(ready: Ready) -> None:
 
     def app(environ, start_response):  # type: ignore[no-untyped-def]
         asked = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
-        RPCServer(CallbackServerTransport(lambda: asked, answers.append), JSONRPCProtocol(), dispatcher).receive_one_message()
+        RPCServer(
+            CallbackServerTransport(lambda: asked, answers.append), JSONRPCProtocol(), dispatcher
+        ).receive_one_message()
         start_response("200 OK", [("Content-Type", "application/json")])
         return [answers.pop()]
 

@@ -44,7 +44,7 @@ def serve_paramiko(ready: Ready) -> None:
 
         def run(self, channel: Any, command: bytes) -> None:
             with channel:
-                # Whatever the command: what is written before the client's last word overtakes the answer to its request.
+                # Whatever the command: what is written before that can overtake the answer to the client's request.
                 with channel.makefile("rb") as fed:
                     fed_digest = digest(fed.read())
                 channel.sendall(fed_digest.encode() if command == b"digest" else b"ran " + command + b"\n")
@@ -57,7 +57,9 @@ def serve_paramiko(ready: Ready) -> None:
             except OSError as error:
                 return paramiko.SFTPServer.convert_errno(error.errno)
             handle = paramiko.SFTPHandle(flags)
-            handle.readfile = handle.writefile = os.fdopen(fd, "r+b" if flags & os.O_RDWR else "wb" if flags & 1 else "rb")
+            handle.readfile = handle.writefile = os.fdopen(
+                fd, "r+b" if flags & os.O_RDWR else "wb" if flags & 1 else "rb"
+            )
             return handle
 
         def stat(self, path: str) -> Any:
