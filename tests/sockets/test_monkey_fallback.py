@@ -446,3 +446,20 @@ def test_both_and_fallback_by_the_class_alone() -> None:
         plain.listen()
         with raises_errno(errno.ECONNREFUSED):
             monkey.get_original("socket", "create_connection")(plain.getsockname())
+
+
+def test_one_of_two_that_share_a_port_listens(both: None) -> None:
+    """A listen() that fails leaves nothing behind, and the port goes on."""
+    with socket.socket() as first, socket.socket() as second:
+        for sock in (first, second):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        first.bind(("127.0.0.1", 0))
+        second.bind(first.getsockname())
+        first.listen()
+        fds = set(os.listdir("/proc/self/fd"))
+        with raises_errno(errno.EADDRINUSE):
+            second.listen()
+        assert set(os.listdir("/proc/self/fd")) < fds
+        for connect in (monkey.get_original("socket", "create_connection"), socket.create_connection):
+            with connect(first.getsockname()):
+                first.accept()[0].close()

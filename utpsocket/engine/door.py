@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.bridge import EPOLLIN
 from utpsocket.engine.identity import Identity, Role
@@ -30,23 +30,25 @@ class Door:
     """A listening TCP socket at the port of a listener.
 
     listener   the uTP half, whose backlog and settings hold
-    tcp_fd     of a bound TCP socket, ours from now on
+    tcp        a bound TCP socket, ours from now on
     """
 
     __slots__ = ("_listener", "_loop", "_tcp", "_waiting")
 
-    def __init__(self, loop: Loop, listener: Listener, tcp_fd: int) -> None:
+    def __init__(self, loop: Loop, listener: Listener, tcp: Any) -> None:
         self._loop = loop
         self._listener = listener
-        self._tcp = loop.raise_fd(Socket(fileno=tcp_fd))
-        self._tcp.setblocking(False)
-        self._tcp.listen(listener.backlog)
+        tcp.listen(listener.backlog)
+        tcp.setblocking(False)
+        self._tcp = loop.raise_fd(tcp)
         self._waiting: Relay | None = None  # accepted, and no room at the user's fd
         loop.watch(self._tcp.fileno(), _EVENTS, self)
 
     def on_event(self, mask: int) -> None:
-        """Somebody knocks."""
-        self._let_in()
+        """Somebody knocks. Let in at the end of this turn: if the knock is this process's own, its connect() stands
+        by then.
+        """
+        self._loop.call_at(self._loop.now, self._let_in)
 
     def _let_in(self) -> None:
         for _ in range(_ACCEPTS_PER_TURN):

@@ -6,8 +6,8 @@ what is left is two flows of bytes, their two ends of file, and one error.
 
 An end of file of the user's is shutdown(SHUT_WR) on TCP; its last close is a close, with a RESET if it left bytes
 unread or asked for it with SO_LINGER. TCP's end of file is shutdown(SHUT_WR) on our end; an error comes after
-everything received before it. Edge-triggered: an event is remembered until EAGAIN answers it; a flow that has had its
-turn asks epoll again.
+everything received before it. A close that lingers waits until the kernel has the bytes, not the peer. Edge-triggered:
+an event is remembered until EAGAIN answers it; a flow that has had its turn asks epoll again.
 
 Only the engine's thread calls. Sources: SOCKETS.md §1; SOCKETS-EVIDENCE.md 1b.
 """
@@ -178,6 +178,7 @@ class Relay:
 
     def _pump_from_user(self) -> bool:
         flow = self._from_user
+        had_ended = flow.has_ended
         while True:
             try:
                 more = flow.pump(self.end, self.tcp)
@@ -185,6 +186,8 @@ class Relay:
                 self._is_rude = True
                 continue
             break
+        if flow.has_ended and not had_ended:
+            self._look_for_hang_up()  # a close says both at once, and one that resets must not send a FIN
         if flow.is_stopped and not self._error:
             # TCP takes no more: why, it says once, and what arrived before is still to be delivered.
             self._error = self.tcp.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR) or errno.EPIPE
@@ -290,11 +293,12 @@ class Relay:
         """Take in whatever both sides have done by now, without waiting for epoll's turn."""
         for flow in (self._from_user, self._from_peer):
             flow.is_readable = flow.is_writable = True
-        if not self.is_over and self.end is not None:
-            poller = poll()
-            poller.register(self.end.fileno(), EPOLLRDHUP)
-            self.is_hung_up = self.is_hung_up or any(mask & EPOLLHUP for _, mask in poller.poll(0))
         self.pump()
+
+    def _look_for_hang_up(self) -> None:
+        poller = poll()
+        poller.register(self.end.fileno(), EPOLLRDHUP)
+        self.is_hung_up = self.is_hung_up or any(mask & EPOLLHUP for _, mask in poller.poll(0))
 
     @property
     def is_flushed(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utpsocket.engine.door import Door
 from utpsocket.engine.endpoint import Endpoint, apply_settings
@@ -65,7 +65,16 @@ def listen(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, 
 
     Raises EADDRINUSE where another one listens at the port.
     """
-    endpoint = loop.endpoints[key]
+    tcp = Socket(fileno=tcp_fd) if tcp_fd >= 0 else None
+    try:
+        _listen(loop, loop.endpoints[key], identity, name, backlog, tcp)
+    except BaseException:
+        if tcp is not None:
+            tcp.close()
+        raise
+
+
+def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, backlog: int, tcp: Any) -> None:
     listener = endpoint.listener
     if listener is not None and listener.identity is identity:
         listener.backlog = backlog
@@ -74,10 +83,11 @@ def listen(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, 
         if loop.holders_watch.is_open(listener.identity.inode):
             raise _error(errno.EADDRINUSE)
         _drop_holder(loop, endpoint, listener.identity.inode, keep_open=True)
-    endpoint.listener = Listener(endpoint, identity, name, backlog)
-    if tcp_fd >= 0:
+    listener = Listener(endpoint, identity, name, backlog)
+    if tcp is not None:
         with loop.fd_lock:
-            endpoint.listener.door = Door(loop, endpoint.listener, tcp_fd)
+            listener.door = Door(loop, listener, tcp)
+    endpoint.listener = listener
 
 
 def dial_private(loop: Loop, udp_fd: int, identity: Identity, end_fd: int, fallback_us: int = -1) -> None:
