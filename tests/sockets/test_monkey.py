@@ -265,6 +265,41 @@ def test_a_module_without_sockets_cannot_be_wrapped() -> None:
         monkey.wrap_module(module_that("import os"))
 
 
+@pytest.mark.parametrize("order", ["gevent first", "gevent last"])
+def test_no_trace_is_left_of_it_in_gevent_either(order: str) -> None:
+    pytest.importorskip("gevent")
+    python(f"""
+import warnings
+warnings.simplefilter('ignore')  # gevent's own word about ssl having been imported before it
+import gc, socket, ssl, sys
+import utpsocket.monkey
+import gevent.monkey, gevent.socket
+original = socket.socket
+def look():
+    gc.collect()
+    return [dict(vars(original)), dict(vars(ssl.SSLContext)), dict(vars(gevent.socket.socket)), list(sys.meta_path)]
+if {order == "gevent first"}:
+    gevent.monkey.patch_all()
+before = look()
+utpsocket.monkey.patch_all()
+if {order == "gevent last"}:
+    gevent.monkey.patch_all()
+listener = socket.create_server(('127.0.0.1', 0))
+client = gevent.spawn(socket.create_connection, listener.getsockname()).get(timeout=5)
+server, _ = listener.accept()
+assert original in [getattr(socket, 'socket'), utpsocket.engine.native.StdlibSocket]
+utpsocket.monkey.unpatch()
+assert '_utp' not in vars(original)
+assert look()[0] == before[0] and look()[2:] == before[2:]
+client.sendall(b'goes on')
+assert server.recv(10) == b'goes on'
+for sock in (client, server, listener):
+    sock.close()
+with socket.create_server(('127.0.0.1', 0)) as listener:
+    assert utpsocket.monkey.transport(listener._sock) == 'tcp'
+""")
+
+
 def test_what_cannot_be_hooked_is_warned_of(tmp_path: os.PathLike[str]) -> None:
     """A library past the patch, here a stand-in of its name, is met when it comes, before and after."""
     (tmp_path / "uvloop.py").write_text("")  # type: ignore[operator]

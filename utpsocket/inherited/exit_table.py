@@ -21,18 +21,19 @@ def register() -> None:
 def _print() -> None:
     stats = engine_stats()
     is_asked = os.environ.get("UTPSOCKET_STATS") == str(os.getpid())
-    if not is_asked and not stats.connections_initiated and not stats.connections_accepted:
+    if not is_asked and not stats.connections_initiated and not stats.connections_accepted and not stats.tcp_accepted:
         return
     print("\n".join([f"utpsocket: process {os.getpid()}", *table(stats)]), file=sys.stderr, flush=True)
 
 
 def table(stats: EngineStats) -> list[str]:
     """An engine's figures, a line each."""
-    opened, accepted = stats.connections_initiated, stats.connections_accepted
+    opened, accepted = stats.connections_initiated - stats.tcp_initiated, stats.connections_accepted
     again = stats.retransmitted_packets
     share = again / (stats.sent_packets or 1)
     return [
-        f"  connections  {opened:,} opened, {accepted:,} accepted, {stats.connections_open:,} open",
+        f"  over uTP     {opened:,} opened, {accepted:,} accepted, {stats.connections_open:,} open",
+        f"  over TCP     {stats.tcp_initiated:,} opened, {stats.tcp_accepted:,} accepted",
         f"  sent         {stats.sent_bytes:,} bytes, {stats.sent_packets:,} packets, {again:,} again ({share:.2%})",
         f"  received     {stats.received_bytes:,} bytes, {stats.received_packets:,} packets",
     ]
