@@ -111,6 +111,21 @@ old.close()
 """)
 
 
+def test_children_are_patched_when_asked_for() -> None:
+    python("""
+import multiprocessing, os, subprocess, sys
+before = dict(os.environ)
+import utpsocket.monkey
+ask = "import socket; print('_utp' in vars(socket.socket), socket.socket._routes.exclude.entries[0].name)"
+for _ in range(2):
+    utpsocket.monkey.patch_all(children=True, exclude=['a.example', '10.0.0.0/8'])
+ran = subprocess.run([sys.executable, '-c', ask], capture_output=True, text=True)
+assert (ran.stdout, ran.stderr) == ('True a.example\\n', ''), ran
+utpsocket.monkey.unpatch()
+assert dict(os.environ) == before
+""")
+
+
 def test_other_sockets_stay_what_they_are(patch: None) -> None:
     left, right = socket.socketpair()
     with left, right:
@@ -296,7 +311,7 @@ assert server.recv(10) == b'goes on'
 for sock in (client, server, listener):
     sock.close()
 with socket.create_server(('127.0.0.1', 0)) as listener:
-    assert utpsocket.monkey.transport(listener._sock) == 'tcp'
+    assert utpsocket.monkey.transport(listener) == 'tcp'
 """)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import select
@@ -27,6 +28,7 @@ from .network import (
     fork,
     raises_errno,
     receive_all,
+    run,
     wait_child,
 )
 
@@ -337,6 +339,66 @@ def test_detached_and_taken_up_again(relayed: tuple[socket.socket, socket.socket
         assert again.getpeername() == server.getsockname()
         again.sendall(b"x")
         assert server.recv(1) == b"x"
+
+
+# -- event loops ----------------------------------------------------------------------------------------------
+
+
+RULES: list[tuple[dict[str, str], str, str]] = [  # the rules, how a client of theirs gets there, and a plain one
+    ({"exclude": "127.0.0.1"}, "tcp", "tcp"),
+    ({"listen": "both"}, "utp", "tcp"),
+    ({"listen": "both", "only": "10.0.0.0/8"}, "tcp", "tcp"),
+]
+
+
+@pytest.mark.parametrize(("rules", "ours", "plain"), RULES)
+def test_asyncio_serves_by_the_rules(rules: dict[str, str], ours: str, plain: str) -> None:
+    seen: list[str | None] = []
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(monkey.transport(writer.get_extra_info("socket")._sock))
+        assert writer.get_extra_info("peername")[0] == "127.0.0.1"
+        writer.write(await reader.read())
+        writer.write_eof()
+        writer.close()
+        await writer.wait_closed()
+
+    async def main() -> None:
+        server = await asyncio.start_server(echo, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        over_tcp = monkey.get_original("socket", "create_connection")
+        async with server:
+            for client in (None, over_tcp(address)):
+                made = asyncio.open_connection(sock=client) if client else asyncio.open_connection(*address)
+                reader, writer = await made
+                writer.write(b"x" * 200_000)
+                writer.write_eof()
+                assert await reader.read() == b"x" * 200_000
+                writer.close()
+                await writer.wait_closed()
+
+    with monkey.patched(**rules):
+        run(main())
+    assert seen == [ours, plain]
+
+
+def test_asyncio_falls_back(tcp_listener: socket.socket, falling_back: None) -> None:
+    async def main() -> None:
+        reader, writer = await asyncio.open_connection(*tcp_listener.getsockname())
+        server, peer = tcp_listener.accept()
+        with server:
+            assert writer.get_extra_info("sockname") == peer
+            assert monkey.transport(writer.get_extra_info("socket")._sock) == "tcp"
+            server.sendall(b"x" * 10)
+            assert await reader.readexactly(10) == b"x" * 10
+            writer.write(b"y")
+            await writer.drain()
+            assert server.recv(1) == b"y"
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+
+    run(main())
 
 
 # -- listeners of both ------------------------------------------------------------------------------------------

@@ -16,18 +16,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Final
 
 from utpsocket import inherited
 from utpsocket.routes import make_routes
-
-_VARIABLES: Final = {
-    "only": "UTPSOCKET_ONLY",
-    "exclude": "UTPSOCKET_EXCEPT",
-    "fallback": "UTPSOCKET_FALLBACK",
-    "fallback_delay": "UTPSOCKET_FALLBACK_DELAY",
-    "listen": "UTPSOCKET_LISTEN",
-}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -58,15 +49,14 @@ def run(arguments: argparse.Namespace) -> int:
     command = _command(arguments)
     if command is None:
         return _refuse("what shall be run? A script, -m module or -c code")
-    rules = {name: getattr(arguments, name) for name in _VARIABLES}
+    rules = {name: getattr(arguments, name) for name in inherited.VARIABLES}
     try:
         make_routes(**rules)
     except ValueError as error:
         return _refuse(str(error))
     if sys.flags.ignore_environment or sys.flags.no_site:
         return _refuse("an interpreter started with -E, -I or -S cannot be patched from outside: call patch_all()")
-    environment = {**os.environ, **inherited.environment()}
-    environment.update({_VARIABLES[name]: str(rule) for name, rule in rules.items() if rule is not None})
+    environment = {**os.environ, **inherited.environment(rules)}
     if arguments.stats:
         environment["UTPSOCKET_STATS"] = str(os.getpid())  # which exec keeps
     sys.stdout.flush()

@@ -10,13 +10,51 @@ Sources: CPython's Doc/library/site.rst; SOCKETS-EVIDENCE.md §4.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 FOLDER: Final = str(Path(__file__).resolve().parent)
+VARIABLES: Final = {
+    "only": "UTPSOCKET_ONLY",
+    "exclude": "UTPSOCKET_EXCEPT",
+    "fallback": "UTPSOCKET_FALLBACK",
+    "fallback_delay": "UTPSOCKET_FALLBACK_DELAY",
+    "listen": "UTPSOCKET_LISTEN",
+}
+"""The rules that a variable can say, and which. A function (`where`) stays behind."""
 
 
-def environment() -> dict[str, str]:
-    """The variables that make a child interpreter patch itself; merge them into its environment."""
+def environment(rules: Mapping[str, Any]) -> dict[str, str]:
+    """The variables that make a child interpreter patch itself; merge them into its environment.
+
+    rules   as patch_all() takes them; one that is None leaves its variable as it is
+    """
     before = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry and entry != FOLDER]
-    return {"UTPSOCKET_PATCH": "1", "PYTHONPATH": os.pathsep.join([FOLDER, *before])}
+    made = {"UTPSOCKET_PATCH": "1", "PYTHONPATH": os.pathsep.join([FOLDER, *before])}
+    for name, variable in VARIABLES.items():
+        rule = rules.get(name)
+        if rule is not None:
+            is_list = isinstance(rule, Iterable) and not isinstance(rule, str)
+            made[variable] = ",".join(rule) if is_list else str(rule)
+    return made
+
+
+_before: dict[str, str | None] = {}
+
+
+def bequeath(rules: Mapping[str, Any]) -> None:
+    """Put the variables into this process's environment, from which its children have theirs."""
+    for name, value in environment(rules).items():
+        _before.setdefault(name, os.environ.get(name))
+        os.environ[name] = value
+
+
+def revoke() -> None:
+    """Undo bequeath()."""
+    for name, value in _before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    _before.clear()

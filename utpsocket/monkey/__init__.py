@@ -55,10 +55,16 @@ a RuntimeWarning says so when they cannot be.
 Out of reach
 ------------
 * Programs that connect in C: libpq, mysqlclient, gRPC, libcurl's own connect.
-* Processes of another program. Child interpreters (multiprocessing's spawn and forkserver, subprocess) are reached
-  when the program was started by `python3 -m utpsocket run`, which sets UTPSOCKET_PATCH=1 and a PYTHONPATH for them;
-  forked children are patched as their parent is.
+* Processes of other programs.
 * Sockets that connected before the patch.
+
+Child processes
+---------------
+A forked child is patched as its parent is. Child interpreters (multiprocessing's spawn and forkserver, subprocess
+running sys.executable) patch themselves when they find UTPSOCKET_PATCH=1, this package's folder `inherited` on
+PYTHONPATH, and the rules in the variables above: `python3 -m utpsocket run` starts a program in such an environment,
+and patch_all(children=True) makes this process's own one, for what it starts from then on. A `where` cannot be
+inherited.
 
 Sources: SOCKETS.md §5, §8; gevent.monkey, whose names are kept where they mean the same.
 """
@@ -72,7 +78,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from utpsocket import dropin, tls
+from utpsocket import dropin, inherited, tls
 from utpsocket.engine import engine
 from utpsocket.engine.native import Socket, original
 from utpsocket.monkey import bypasses, inplace, lookups, wrapping
@@ -106,10 +112,17 @@ def patch_all(
     fallback: str | None = None,
     fallback_delay: float | None = None,
     listen: str | None = None,
+    children: bool = False,
 ) -> None:
     """Patch all there is to patch: socket and ssl."""
     patch_socket(
-        where=where, only=only, exclude=exclude, fallback=fallback, fallback_delay=fallback_delay, listen=listen
+        where=where,
+        only=only,
+        exclude=exclude,
+        fallback=fallback,
+        fallback_delay=fallback_delay,
+        listen=listen,
+        children=children,
     )
     patch_ssl()
 
@@ -122,22 +135,24 @@ def patch_socket(
     fallback: str | None = None,
     fallback_delay: float | None = None,
     listen: str | None = None,
+    children: bool = False,
 ) -> None:
     """Change the class socket.socket in place: its AF_INET and AF_INET6 streams speak uTP from now on. Idempotent.
 
     Starts the engine, since no thread can be started while the interpreter ends. Raises ValueError for a rule that
     cannot be read, and changes nothing then.
     """
-    _patch(
-        {
-            "where": where,
-            "only": only,
-            "exclude": exclude,
-            "fallback": fallback,
-            "fallback_delay": fallback_delay,
-            "listen": listen,
-        }
-    )
+    rules = {
+        "where": where,
+        "only": only,
+        "exclude": exclude,
+        "fallback": fallback,
+        "fallback_delay": fallback_delay,
+        "listen": listen,
+    }
+    _patch(rules)
+    if children:
+        inherited.bequeath(rules)
     engine()
 
 
@@ -185,6 +200,7 @@ def unpatch() -> None:
     global _had_ssl
     bypasses.restore()
     inplace.restore()
+    inherited.revoke()
     _follow(None)
     if _had_ssl is False:
         tls.uninstall()
@@ -246,12 +262,13 @@ def wrap_module(module: ModuleType | str, **rules: Any) -> Wrapped:
 
 def transport(sock: Any) -> str | None:
     """What carries this socket's connection: "utp", "tcp", or None for a socket of another kind."""
-    identity = getattr(sock, "_utp", None)
+    inner = getattr(sock, "_sock", None) or getattr(sock, "fd", sock)  # gevent's and eventlet's sockets hold another
+    identity = getattr(inner, "_utp", None)
     if identity is not None:
         carried: str = identity.transport
         return carried
     try:
-        protocol = Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_PROTOCOL)
+        protocol = Socket.getsockopt(inner, stdlib.SOL_SOCKET, stdlib.SO_PROTOCOL)
     except (OSError, TypeError):
         return None
     return "tcp" if protocol == stdlib.IPPROTO_TCP else None
