@@ -356,7 +356,7 @@ def test_asyncio_serves_by_the_rules(rules: dict[str, str], ours: str, plain: st
     seen: list[str | None] = []
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        seen.append(monkey.transport(writer.get_extra_info("socket")._sock))
+        seen.append(monkey.transport(writer.get_extra_info("socket")))
         assert writer.get_extra_info("peername")[0] == "127.0.0.1"
         writer.write(await reader.read())
         writer.write_eof()
@@ -368,9 +368,9 @@ def test_asyncio_serves_by_the_rules(rules: dict[str, str], ours: str, plain: st
         address = server.sockets[0].getsockname()
         over_tcp = monkey.get_original("socket", "create_connection")
         async with server:
-            for client in (None, over_tcp(address)):
-                made = asyncio.open_connection(sock=client) if client else asyncio.open_connection(*address)
-                reader, writer = await made
+            for is_plain in (False, True):
+                where: Any = {"sock": over_tcp(address)} if is_plain else {"host": address[0], "port": address[1]}
+                reader, writer = await asyncio.open_connection(**where)
                 writer.write(b"x" * 200_000)
                 writer.write_eof()
                 assert await reader.read() == b"x" * 200_000
@@ -388,7 +388,7 @@ def test_asyncio_falls_back(tcp_listener: socket.socket, falling_back: None) -> 
         server, peer = tcp_listener.accept()
         with server:
             assert writer.get_extra_info("sockname") == peer
-            assert monkey.transport(writer.get_extra_info("socket")._sock) == "tcp"
+            assert monkey.transport(writer.get_extra_info("socket")) == "tcp"
             server.sendall(b"x" * 10)
             assert await reader.readexactly(10) == b"x" * 10
             writer.write(b"y")

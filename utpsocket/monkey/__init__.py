@@ -262,7 +262,7 @@ def wrap_module(module: ModuleType | str, **rules: Any) -> Wrapped:
 
 def transport(sock: Any) -> str | None:
     """What carries this socket's connection: "utp", "tcp", or None for a socket of another kind."""
-    inner = getattr(sock, "_sock", None) or getattr(sock, "fd", sock)  # gevent's and eventlet's sockets hold another
+    inner = getattr(sock, "_sock", None) or getattr(sock, "fd", sock)  # gevent's, eventlet's and asyncio's hold another
     identity = getattr(inner, "_utp", None)
     if identity is not None:
         carried: str = identity.transport
