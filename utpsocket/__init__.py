@@ -11,14 +11,14 @@ from socket import *  # noqa: F403  # a drop-in namespace: whatever this interpr
 from typing import Any
 
 from utpsocket import passing as _passing
-from utpsocket import tls as _tls
+from utpsocket import teachssl as _teachssl
 from utpsocket.dropin import REPLACEMENTS as _REPLACEMENTS
 from utpsocket.dropin import incoming
 from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_MAX_MTU
 from utpsocket.shim import socket
 
 globals().update(_REPLACEMENTS)
-_tls.install()
+_teachssl.install()
 _passing.install()
 
 __version__ = "0.1.0"

@@ -78,7 +78,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from utpsocket import dropin, inherited, tls
+from utpsocket import dropin, inherited, teachssl
 from utpsocket.engine import engine
 from utpsocket.engine.native import Socket, original
 from utpsocket.monkey import bypasses, inplace, lookups, wrapping
@@ -191,8 +191,8 @@ def patch_ssl() -> None:
     """Have SSLContext.wrap_socket() know uTP sockets. Idempotent; `import utpsocket` does so already."""
     global _had_ssl
     if _had_ssl is None:
-        _had_ssl = tls.is_installed()
-        tls.install()
+        _had_ssl = teachssl.is_installed()
+        teachssl.install()
 
 
 def unpatch() -> None:
@@ -203,7 +203,7 @@ def unpatch() -> None:
     inherited.revoke()
     _follow(None)
     if _had_ssl is False:
-        tls.uninstall()
+        teachssl.uninstall()
     _had_ssl = None
 
 
