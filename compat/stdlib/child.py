@@ -29,6 +29,7 @@ import traceback
 import unittest
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
@@ -174,9 +175,10 @@ def chosen(suite: unittest.TestSuite, request: dict[str, Any]) -> unittest.TestS
 
 def load(name: str) -> unittest.TestSuite:
     """The module's tests. A module that this machine cannot run raises SkipTest."""
-    full_name = f"test.{name}"
-    if importlib.util.find_spec(full_name) is None:
-        full_name = name  # the supervisor put it on the path
+    full_name = name  # another package's, or the supervisor put it on the path
+    with suppress(ModuleNotFoundError):
+        if importlib.util.find_spec(f"test.{name}") is not None:
+            full_name = f"test.{name}"
     return unittest.defaultTestLoader.loadTestsFromModule(importlib.import_module(full_name))
 
 
@@ -218,9 +220,10 @@ def main(request: dict[str, Any]) -> None:
         over_utp.start()
         tally.report_at_exit_of_forks(request["tally"])
 
-    from test import support
+    with suppress(ImportError):  # an interpreter may come without its tests; other packages' are run all the same
+        from test import support
 
-    support.use_resources = list(request["resources"][network])
+        support.use_resources = list(request["resources"][network])
     try:
         suite = chosen(load(request["module"]), request)
     except unittest.SkipTest as reason:

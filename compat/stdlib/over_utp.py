@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 def patch() -> None:
-    """Put uTP in place of TCP."""
+    """Put uTP in place of TCP. The engine, a thread, starts when the first socket needs it."""
     from utpsocket import monkey
 
-    monkey.patch_socket()
+    monkey.patch_from_environment()
 
 
 def start() -> None:

@@ -76,6 +76,7 @@ class Task:
     match: tuple[str, ...]
     limit_s: Callable[[str], float]
     source: str = ""  # of a module the interpreter does not ship
+    exclude: tuple[str, ...] = tuple(EXCLUDED)  # globs of tests that are not run
 
 
 def run_module(task: Task) -> ModuleRun:
@@ -160,7 +161,7 @@ class _Attempt:
             "tally": str(self._tally),
             "done": [identity.partition("#")[0] for identity in self.done],
             "match": self._task.match,
-            "exclude": list(EXCLUDED),
+            "exclude": self._task.exclude,
             "private_network": True,
             "resources": {
                 "private": RESOURCES_IN_PRIVATE_NETWORK,

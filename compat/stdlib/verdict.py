@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from compat.stdlib.expectations import expectation, explains
+from compat.stdlib.expectations import EXPECTED, Expectation, expectation, explains
 from compat.stdlib.supervisor import ModuleRun, Outcome
 
 SLOW_RATIO: Final = 3.0  # issue's bound: no test slower than three times TCP…
@@ -46,7 +46,14 @@ class Verdict:
         return not (self.unexpected or self.stale or self.leftovers or self.troubles)
 
 
-def judge(tcp: ModuleRun, runs: list[ModuleRun], version: tuple[int, ...], *, stand_in: bool) -> Verdict:
+def judge(
+    tcp: ModuleRun,
+    runs: list[ModuleRun],
+    version: tuple[int, ...],
+    *,
+    stand_in: bool,
+    expected: tuple[Expectation, ...] = EXPECTED,
+) -> Verdict:
     """Compare one baseline with one or more runs over uTP.
 
     stand_in    the "uTP" runs went over TCP, to try the machinery: no uTP connections are asked for
@@ -57,7 +64,7 @@ def judge(tcp: ModuleRun, runs: list[ModuleRun], version: tuple[int, ...], *, st
     verdict.seconds = round(sum(run.seconds for run in runs), 1)
     verdict.tcp_seconds = round(tcp.seconds, 1)
     for identity, record in tcp.tests.items():
-        _judge_test(verdict, identity, record, [run.tests.get(identity) for run in runs], version)
+        _judge_test(verdict, identity, record, [run.tests.get(identity) for run in runs], version, expected)
     for run in runs:
         for identity, record in run.tests.items():
             if identity not in tcp.tests and record.status not in OK_STATUSES:
@@ -73,10 +80,15 @@ def judge(tcp: ModuleRun, runs: list[ModuleRun], version: tuple[int, ...], *, st
 
 
 def _judge_test(
-    verdict: Verdict, identity: str, tcp: Outcome, found: list[Outcome | None], version: tuple[int, ...]
+    verdict: Verdict,
+    identity: str,
+    tcp: Outcome,
+    found: list[Outcome | None],
+    version: tuple[int, ...],
+    expected: tuple[Expectation, ...],
 ) -> None:
     statuses = [record.status if record else "missing" for record in found]
-    entry = expectation(identity, version)
+    entry = expectation(identity, version, expected)
     passes = all(status == "pass" for status in statuses)
     if tcp.status == "pass":
         verdict.over_tcp += 1

@@ -1,0 +1,143 @@
+"""The command line of python3 -m compat gevent."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from compat.gevent.expectations import EXPECTED
+from compat.gevent.modules import EXCLUDED, MODULES, PACKAGE, QUICK, select
+from compat.peers.provision import Unavailable, environment_with
+from compat.stdlib import baseline, report
+from compat.stdlib.supervisor import STOP, ModuleRun, Task, run_module
+from compat.stdlib.verdict import Verdict, judge
+
+GEVENT_VERSION: Final = "26.9.0"
+TCP_LIMIT_S: Final = 60.0  # per test; gevent's own tests give up after a few seconds
+UTP_LIMIT_S: Final = 30.0  # per test, on top of…
+UTP_LIMIT_RATIO: Final = 5.0  # …so many times what it took over TCP
+
+_QUESTION: Final = """\
+import gevent, gevent.tests, json, pkgutil, sys
+names = [module.name for module in pkgutil.iter_modules(gevent.tests.__path__) if module.name.startswith("test_")]
+print(json.dumps([sys.version, sys.version_info[:3], gevent.__version__, names]))
+"""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The interpreter under test and the gevent in it."""
+
+    path: str
+    version: str
+    info: tuple[int, ...]
+    gevent_version: str
+    modules: list[str]
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; 0 all as it should be, 1 something is not, 2 wrong usage."""
+    options = _parser().parse_args(argv)
+    try:
+        subject = _ask(str(environment_with("gevent", GEVENT_VERSION)))
+    except (OSError, subprocess.CalledProcessError, ValueError, Unavailable) as failure:
+        print(f"gevent {GEVENT_VERSION} cannot be had: {failure}", file=sys.stderr)
+        return 2
+    wanted = tuple(options.files) or (QUICK if options.quick else MODULES)
+    names = select(wanted, subject.modules)
+    if not names:
+        print(f"gevent {subject.gevent_version} has none of: {' '.join(wanted)}", file=sys.stderr)
+        return 2
+
+    verdicts: dict[str, Verdict] = {}
+
+    def run(name: str) -> None:
+        verdicts[name] = verdict = _run_one(subject, name, options)
+        note = "ok" if verdict.good else f"{len(verdict.unexpected)} unexpected, {len(verdict.stale)} stale"
+        pace = f"{verdict.seconds:.0f} s, TCP {verdict.tcp_seconds:.0f} s"
+        print(f"[{len(verdicts)}/{len(names)}] {name}: {note} ({pace})", file=sys.stderr)
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an ended CI job leaves no process under test behind
+    with ThreadPoolExecutor(options.jobs) as pool:
+        try:
+            list(pool.map(run, names))
+        except KeyboardInterrupt:
+            STOP.set()
+            pool.shutdown(cancel_futures=True)
+            print("interrupted", file=sys.stderr)
+            return 1
+    ordered = [verdicts[name] for name in names]
+    print(report.as_text(ordered, causes=not options.brief), file=sys.stderr)
+    if options.json:
+        answer = report.as_json(subject.version, ordered)
+        print(json.dumps({**answer, "gevent": subject.gevent_version}, indent=1))
+    return 0 if all(verdict.good for verdict in ordered) else 1
+
+
+def _run_one(subject: Subject, name: str, options: argparse.Namespace) -> Verdict:
+    match = tuple(options.match)
+    tcp = _over_tcp(subject, name, match, fresh=options.fresh)
+
+    def limit_s(identity: str) -> float:
+        known = tcp.tests.get(identity)
+        return UTP_LIMIT_S + UTP_LIMIT_RATIO * (known.seconds if known else 0.0)
+
+    task = Task(subject.path, f"{PACKAGE}.{name}", "utp", match, limit_s, exclude=tuple(EXCLUDED))
+    runs = [run_module(task) for _ in range(options.runs)]
+    is_stand_in = bool(os.environ.get("COMPAT_STDLIB_STAND_IN"))
+    verdict = judge(tcp, runs, subject.info, stand_in=is_stand_in, expected=EXPECTED)
+    verdict.name = name
+    return verdict
+
+
+def _over_tcp(subject: Subject, name: str, match: tuple[str, ...], *, fresh: bool) -> ModuleRun:
+    full_name = f"{PACKAGE}.{name}"
+    folder = _cache_folder(subject)
+    kept = None if fresh or match else baseline.load(folder, full_name)
+    if kept:
+        return kept
+    task = Task(subject.path, full_name, "tcp", match, lambda _: TCP_LIMIT_S, exclude=tuple(EXCLUDED))
+    run = run_module(task)
+    if not match and not run.troubles and not STOP.is_set():
+        baseline.keep(folder, run)
+    return run
+
+
+def _cache_folder(subject: Subject) -> Path:
+    return baseline.cache_folder(f"{subject.version} gevent {subject.gevent_version} {_digest()}")
+
+
+def _digest() -> str:
+    return hashlib.sha256(repr(EXCLUDED).encode()).hexdigest()
+
+
+def _ask(python: str) -> Subject:
+    answer = subprocess.run([python, "-c", _QUESTION], capture_output=True, check=True, text=True)
+    known: list[Any] = json.loads(answer.stdout)
+    return Subject(python, known[0], tuple(known[1]), known[2], known[3])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python3 -m compat gevent",
+        description="gevent's own test modules, unedited, over uTP beside TCP.",
+        epilog="Files are names or globs: test__socket, 'test__server*'. Without: all that matter.",
+    )
+    parser.add_argument("files", nargs="*", metavar="FILE")
+    parser.add_argument("--quick", action="store_true", help="the subset for continuous integration")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="modules at a time")
+    parser.add_argument("--runs", type=int, default=1, metavar="N", help="runs over uTP; a test must pass in each")
+    parser.add_argument("--match", action="append", default=[], metavar="GLOB", help="only tests of such ids")
+    parser.add_argument("--fresh", action="store_true", help="measure TCP again instead of trusting the cache")
+    parser.add_argument("--brief", action="store_true", help="no causes of unexpected differences")
+    return parser
