@@ -19,7 +19,7 @@ from compat.peers.stream import seeded_blocks
 
 OURS: Final = ("utpsocket", "tcp")
 MB_PER_SECOND: Final = "MB/s"
-QUIC_BYTES_PER_SECOND: Final = 16_000_000  # what it is given for each second of a measurement: about what it carries
+QUIC_BYTES_PER_SECOND: Final = 8_000_000  # what it is given for each second of a measurement: about what it carries
 TORRENT_BYTES_PER_SECOND: Final = 192_000_000
 MEMORY_FOLDER: Final = Path("/dev/shm")  # libtorrent's files must not measure a disk
 IDLE_CONNECTIONS: Final = 1_000
@@ -102,7 +102,7 @@ def torrent(seconds: float) -> Sample:
     if fetched["bytes"] != size_bytes:
         raise Failed(f"{fetched['bytes']} of {size_bytes} bytes arrived")
     cpu_seconds = (served["cpu_seconds"] + fetched["cpu_seconds"]) * 1e9 / size_bytes
-    return Sample(size_bytes / elapsed(fetched) / 1e6, cpu_seconds)
+    return Sample((size_bytes - fetched["earlier_bytes"]) / elapsed(fetched) / 1e6, cpu_seconds)
 
 
 def pingpong(subject: str, seconds: float, *, size: int) -> Sample:

@@ -188,7 +188,8 @@ class Server:
             if plan.reverse:
                 counts = send_all(streams, plan.limit, lambda _: None)
                 for stream in streams:
-                    stream.recv(1)  # the client ends its direction when it has everything
+                    stream.settimeout(OPEN_SECONDS)
+                    stream.recv(1)  # the client closes when it has everything
             else:
                 counts = receive_all(streams, lambda _: None)
         except (OSError, NotWhatWasSent) as error:

@@ -1,0 +1,246 @@
+"""The form of what `compat bench` prints, its arithmetic and its rounds. Never how fast anything is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compat.bench import cases, chart, command, goals, rounds, subjects, table
+from compat.bench.cases import Case
+from compat.bench.sample import Row, Sample, ratio
+from compat.bench.stream_side import jain
+from compat.peers import provision
+from compat.peers.children import ChildFailed
+
+ROOT = Path(__file__).resolve().parent.parent
+ROW_KEYS = ["case", "subject", "median", "min", "max", "unit", "ratio_to_tcp", "cpu_seconds_per_gb", "rounds", "causes"]
+
+
+def row(case: str, subject: str, *values: float, cpu: float | None = None, **more: float) -> Row:
+    return Row(case, subject, "MB/s", [Sample(value, cpu, more) for value in values])
+
+
+def test_the_quick_run(tmp_path: Path) -> None:
+    """The command as a user gives it, every process of it included."""
+    options = [
+        "--quick",
+        "--rounds",
+        "2",
+        "--seconds",
+        "0.1",
+        "--json",
+        "--goals",
+        "--table",
+        str(tmp_path / "table.md"),
+    ]
+    ran = subprocess.run(
+        [sys.executable, "-m", "compat", "bench", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    result = json.loads(ran.stdout)
+    assert list(result) == ["machine", "rows"]
+    assert {"cpus", "kernel", "python", "commit"} <= result["machine"].keys()
+    measured = [(found["case"], found["subject"]) for found in result["rows"]]
+    assert measured == [(case, subject) for case in cases.QUICK for subject in rounds.QUICK_SUBJECTS]
+    for found in result["rows"]:
+        assert list(found)[: len(ROW_KEYS)] == ROW_KEYS
+        assert found["rounds"] == 2
+        assert found["causes"] == []
+        assert 0 < found["min"] <= found["median"] <= found["max"]
+        assert found["ratio_to_tcp"] > 0
+        assert (found["cpu_seconds_per_gb"] is not None) == (found["case"] == "bulk")
+    written = (tmp_path / "table.md").read_text()
+    assert written.count("| utpsocket |") == len(cases.QUICK)
+    assert "| bulk vs kernel TCP | ≥ 0.4 |" in ran.stderr
+    assert "round 2 of 2" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("case", "subject"),
+    [
+        ("bulk_both", "utpsocket"),
+        ("parallel_10", "utpsocket"),
+        ("parallel_10", "tcp"),
+        ("no_offload", "utpsocket"),
+        ("hog", "tcp"),
+    ],
+)
+def test_one_sample_of_a_transfer(case: str, subject: str) -> None:
+    sample = cases.BY_NAME[case].take(subject, 0.1)
+    assert sample.value > 0
+    assert (sample.cpu_seconds_per_gb is None) == (case == "hog")
+    assert ("jain" in sample.more) == case.startswith("parallel")
+    assert ("timeouts" in sample.more) == (subject == "utpsocket" and case != "bulk_both")
+
+
+@pytest.mark.parametrize(("subject", "fds"), [("utpsocket", (2.0, 3.0)), ("tcp", (1.0, 1.0))])
+def test_idle_connections_are_counted_in_both_processes(subject: str, fds: tuple[float, float]) -> None:
+    sample = cases.idle(subject, 0.1, connections=20)
+    assert sample.more["connections"] == 20
+    assert (sample.more["fds_listener"], sample.more["fds_dialer"]) <= fds
+
+
+def test_a_side_that_fails_is_a_cause_and_no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(subjects.MODULES, "tcp", "no_such_module")
+    broken = row("bulk", "tcp")
+    rounds.run([broken], count=1, seconds=0.1)
+    assert broken.samples == []
+    assert "no_such_module" in broken.causes[0]
+
+
+def taking(monkeypatch: pytest.MonkeyPatch, values: dict[tuple[str, str], float | str]) -> list[tuple[str, str]]:
+    """Cases that take nothing but these values, and fail for a text; the order in which they were asked."""
+    asked: list[tuple[str, str]] = []
+
+    def take(name: str) -> Any:
+        def answer(subject: str, seconds: float) -> Sample:
+            asked.append((name, subject))
+            value = values[name, subject]
+            if isinstance(value, str):
+                raise ChildFailed(value)
+            return Sample(value)
+
+        return answer
+
+    for name in {name for name, _ in values}:
+        case = cases.BY_NAME[name]
+        changed = Case(name, case.unit, case.about, case.subjects, take(name), case.reference)
+        monkeypatch.setitem(cases.BY_NAME, name, changed)
+    monkeypatch.setattr(subjects, "prepare", lambda subject: None)
+    return asked
+
+
+def test_every_other_round_is_reversed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = taking(monkeypatch, {("bulk", "utpsocket"): 2.0, ("bulk", "tcp"): 4.0})
+    rows = rounds.planned(["bulk"], ["utpsocket", "tcp"])
+    rounds.run(rows, count=3, seconds=1)
+    assert [subject for _, subject in asked] == ["utpsocket", "tcp", "tcp", "utpsocket", "utpsocket", "tcp"]
+    assert [len(found.samples) for found in rows] == [3, 3]
+
+
+def test_what_ours_is_compared_with_is_measured_too() -> None:
+    planned = [(found.case, found.subject) for found in rounds.planned(["stock_buffer"], ["utpsocket", "tcp"])]
+    assert planned == [("bulk", "utpsocket"), ("stock_buffer", "utpsocket")]
+    planned = [(found.case, found.subject) for found in rounds.planned(["to_libutp"], ["utpsocket"])]
+    assert planned == [("to_libutp", "utpsocket"), ("to_libutp", "utp-native")]
+    assert [found.subject for found in rounds.planned(["bulk"], ["tcp"])] == ["tcp"]
+
+
+def test_a_failed_measurement_is_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    taking(monkeypatch, {("bulk", "utpsocket"): 2.0, ("bulk", "tcp"): "it fell over"})
+    assert command.main(["bulk", "--subjects", "utpsocket", "tcp", "--rounds", "1", "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(found["median"], found["causes"]) for found in rows] == [(2.0, []), (None, ["it fell over"])]
+
+
+def test_a_peer_that_cannot_be_set_up_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable(subject: str) -> None:
+        if subject == "aioquic":
+            raise provision.Unavailable("no network")
+
+    taking(monkeypatch, {("bulk", "utpsocket"): 2.0, ("bulk", "aioquic"): 1.0})
+    monkeypatch.setattr(subjects, "prepare", unavailable)
+    rows = rounds.planned(["bulk"], ["utpsocket", "aioquic"])
+    rounds.prepare(rows)
+    rounds.run(rows, count=1, seconds=1)
+    assert [(found.median, found.causes) for found in rows] == [(2.0, []), (None, ["cannot be set up: no network"])]
+
+
+@pytest.mark.parametrize("arguments", [["flying"], ["bulk", "--subjects", "pigeon"]])
+def test_an_unknown_name_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(arguments) == 2
+    assert "to_libutp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--rounds", "0"], ["--seconds", "-1"], ["--rounds", "x"]])
+def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        command.main(arguments)
+    assert exit_.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_the_list_names_every_case(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == list(cases.BY_NAME)
+
+
+def test_ratios_are_of_medians() -> None:
+    rows = [row("bulk", "utpsocket", 1, 2, 9), row("bulk", "tcp", 3, 4, 5), row("setup", "tcp", 1)]
+    assert table.ratio_to_tcp(rows[0], rows) == 0.5
+    assert table.ratio_to_tcp(row("idle", "utpsocket", 1), rows) is None
+    assert ratio(rows[0], None) is None
+    assert ratio(row("bulk", "tcp"), rows[0]) is None
+    assert rows[0].json(0.5)["ratio_to_tcp"] == 0.5
+
+
+def test_further_figures_are_medians_but_timeouts_add_up() -> None:
+    found = Row(
+        "bulk", "utpsocket", "MB/s", [Sample(1, 2.0, {"jain": 0.5, "timeouts": 1}), Sample(1, 4.0, {"timeouts": 2})]
+    )
+    assert (found.more("jain"), found.more("timeouts"), found.more("p50_us")) == (0.5, 3, None)
+    assert found.cpu_seconds_per_gb == 3.0
+
+
+@pytest.mark.parametrize(("shares", "index"), [([5, 5, 5], 1.0), ([1, 0, 0, 0], 0.25), ([0, 0], 0.0)])
+def test_jain(shares: list[int], index: float) -> None:
+    assert jain(shares) == pytest.approx(index)
+
+
+def test_goals_are_met_missed_or_not_measured() -> None:
+    rows = [
+        row("bulk", "utpsocket", 41, cpu=1.7),
+        row("bulk", "tcp", 100),
+        row("bulk", "aioquic", 1),
+        row("stock_buffer", "utpsocket", 40, timeouts=1),
+        row("parallel_1", "utpsocket", 50),
+        row("parallel_1000", "utpsocket", 40, jain=0.95),
+        row("hog", "utpsocket", 10),
+        row("hog", "tcp", 5),
+    ]
+    lines = {line.split("|")[1].strip(): line for line in goals.table(rows).splitlines()}
+    assert len(lines) == len(goals.ALL) + 2
+    assert "| ≥ 0.4 | 0.41 | met |" in lines["bulk vs kernel TCP"]
+    assert "| ≤ 1.6 | 1.7 | **not met** |" in lines["bulk, CPU s/GB, both sides together"]
+    assert "| 41 | met |" in lines["bulk vs aioquic"]
+    assert "not measured" in lines["bulk vs libtorrent"]
+    assert "| 0.976 | met |" in lines["stock UDP buffer vs 4 MB"]
+    assert "| 1 | **not met** |" in lines["stock UDP buffer, timeouts"]
+    assert "| 0.8 | met |" in lines["1,000 connections together vs one"]
+    assert "| 0.95 | met |" in lines["1,000 connections, Jain index"]
+    assert "| 2 | met |" in lines["CPU hog in the sender's process vs TCP with one"]
+
+
+def test_the_table_shows_what_failed() -> None:
+    rows = [row("bulk", "utpsocket", 1, 3, cpu=1.5, timeouts=2), row("bulk", "tcp", 4), row("bulk", "aioquic")]
+    rows[2].causes.append("cannot be set up: no network")
+    machine = {"cpu": "abacus", "cpus": 2, "kernel": "6", "python": "3.11", "commit": "abc"}
+    lines = table.markdown(rows, machine, 2).splitlines()
+    assert lines[2].endswith("| utpsocket | 2 MB/s | 1–3 | 0.5 | 1.50 | 4 timeouts |")
+    assert lines[3].endswith("| tcp | 4 MB/s | 4–4 |  |  |  |")
+    assert lines[4].endswith("| aioquic | – | | | | cannot be set up: no network |")
+    assert lines[-1] == "Medians of 2 alternating rounds at commit abc; abacus, 2 CPUs, Linux 6, CPython 3.11."
+
+
+def test_a_chart_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(chart.ChartFailed, match="measured"):
+        chart.draw([row("idle", "tcp", 1)], {"cpu": "abacus", "cpus": 2}, tmp_path / "chart.svg")
+
+
+def test_every_goal_and_reference_is_a_row_that_exists() -> None:
+    measurable = {(case.name, subject) for case in cases.ALL for subject in case.subjects}
+    assert {case.reference for case in cases.ALL if case.reference} <= measurable
+    everything = [
+        row(case, subject, 1, cpu=1, jain=1, timeouts=0, fds_listener=2, fds_dialer=2) for case, subject in measurable
+    ]
+    assert "not measured" not in goals.table(everything)
