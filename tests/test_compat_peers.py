@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from compat.peers import bittorrent, command, libutp, provision
+from compat.peers import bittorrent, command, libutp, provision, swarm
 from compat.peers.bittorrent import Metainfo, ProtocolError, Wire, bdecode, bencode
 from compat.peers.capture import PcapWriter, describe, read_pcap, sacked
 from compat.peers.case import Case, CaseFailed, Circumstances, Row, run_case
@@ -341,6 +341,34 @@ class TestBittorrent:
                 Wire(near, meta.info_hash, we_dialled=True)
 
 
+@pytest.mark.parametrize("act", ["half_close", "reset", "stay"])
+def test_what_is_done_to_a_seed_over_tcp(act, tmp_path):
+    """The conversations with libtorrent, where both sides and the transport are above suspicion."""
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"".join(seeded_blocks(700_001, seed=4)))
+    torrent = tmp_path / "x.torrent"
+    torrent.write_bytes(Metainfo.of_file(path).torrent())
+    script = [sys.executable, "-m", "compat.peers.bittorrent"]
+    settings = {"module": "socket", "act": act, "keepalive": [10, 4, 3]}
+    deadline = time.monotonic() + 40
+    with Children() as children:
+        arguments = [str(torrent), str(path), "listen", "127.0.0.1", '{"module": "socket"}']
+        seed = children.start("seed", [*script, "serve", *arguments])
+        dial = ["dial", "127.0.0.1", str(seed.expect("port", deadline=deadline)), json.dumps(settings)]
+        leech = children.start("leech", [*script, "fetch", str(torrent), str(tmp_path / "out.bin"), *dial])
+        leech.expect("waiting", deadline=deadline)
+        if act == "stay":
+            seed.kill()
+        leech.tell({"go": True})
+        report = leech.expect("report", deadline=deadline)
+        assert report["error"] is None
+        assert report["ended"] == (None if act == "reset" else "eof")
+        assert report["pieces"] == (1 if act == "stay" else 3)
+        if act == "reset":
+            assert seed.expect("failed", deadline=deadline).startswith("ConnectionResetError")
+            assert seed.expect("served", deadline=deadline) == 700_001
+
+
 class TestProvision:
     @pytest.fixture(autouse=True)
     def own_cache(self, monkeypatch, tmp_path):
@@ -394,6 +422,55 @@ class TestCommand:
         assert {row["cause"] for row in rows} == {"cannot be set up: node is not installed"}
         assert set(rows[0]) == {"name", "version", "case", "role", "status", "bytes", "seconds", "cause"}
         assert f"{len(rows)} skipped" in printed.err
+
+    def test_a_peer_whose_installation_fails_has_failed(self, monkeypatch, capsys):
+        def fails() -> str:
+            raise provision.InstallFailed("npm ci failed: no such registry")
+
+        monkeypatch.setattr(libutp, "version", fails)
+        assert command.main(["utp-native", "--quick", "--only", "upload 10 MB", "--json"]) == 1
+        rows = json.loads(capsys.readouterr().out)["peers"]
+        assert {row["status"] for row in rows} == {"fail"}
+        assert {row["cause"] for row in rows} == {"cannot be set up: npm ci failed: no such registry"}
+
+    def test_a_command_that_fails_is_a_failed_installation(self):
+        with pytest.raises(provision.InstallFailed, match="false failed: 1"):
+            provision.run_quietly(["false"], "false")
+        with pytest.raises(provision.InstallFailed, match="nowhere: "):
+            provision.run_quietly(["/nowhere/at/all"], "nowhere")
+
+    def test_a_run_prints_one_object_and_says_by_its_status_whether_all_passed(self, monkeypatch, capsys):
+        results = {"initiator": None, "acceptor": "the files differ"}
+
+        def run(case: Case, circumstances: Circumstances, deadline: float) -> float:
+            if results[case.role]:
+                raise CaseFailed(results[case.role])
+            return 0.5
+
+        cases = [Case("utp-native", "chat", role, 7, run=run, waits=True) for role in results]
+        monkeypatch.setattr(libutp, "version", lambda: "1.0")
+        monkeypatch.setattr(libutp, "cases", lambda *, quick, size_bytes: cases)
+        assert command.main(["utp-native", "--json"]) == 1
+        passed, failed = json.loads(capsys.readouterr().out)["peers"]
+        assert list(passed) == ["name", "version", "case", "role", "status", "bytes", "seconds", "cause"]
+        assert list(passed.values()) == ["utp-native", "1.0", "chat", "initiator", "pass", 7, 0.5, None]
+        assert (failed["role"], failed["status"], failed["cause"]) == ("acceptor", "fail", "the files differ")
+        assert command.main(["utp-native", "--json", "--only", "initiator"]) == 0
+        assert len(json.loads(capsys.readouterr().out)["peers"]) == 1
+
+    def test_what_a_peer_has_no_words_for_is_listed_with_its_reason(self, capsys):
+        assert command.main(["libtorrent", "--list"]) == 0
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert len(swarm.UNSAID) >= 3
+        for what, why in swarm.UNSAID.items():
+            assert f"{what}: {why}" in printed.err
+
+    def test_libtorrent_seeds_and_leeches_dial_and_are_dialled(self):
+        cases = swarm.cases(quick=False, size_bytes=None)
+        for what in ("fetch from a seed", "serve a leech"):
+            for size in ("1 MB", "50 MB"):
+                assert {case.role for case in cases if case.title == f"{what} {size}"} == {"initiator", "acceptor"}
 
     def test_a_failed_case_is_a_row_with_its_cause(self):
         def fail(case: Case, circumstances: Circumstances, deadline: float) -> float:

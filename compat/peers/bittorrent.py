@@ -1,11 +1,20 @@
 """The BitTorrent wire protocol, as much as it takes to fetch a torrent from a peer and to serve one.
 
-    python3 -m compat.peers.bittorrent fetch TORRENT FILE HOST PORT [MODULE]
-    python3 -m compat.peers.bittorrent serve TORRENT FILE HOST [MODULE]
+    python3 -m compat.peers.bittorrent fetch|serve TORRENT FILE dial HOST PORT [SETTINGS]
+    python3 -m compat.peers.bittorrent fetch|serve TORRENT FILE listen HOST [SETTINGS]
 
-Written against the stdlib's socket interface; MODULE is `utpsocket` unless said. `serve` prints `{"port": …}`,
-serves one peer after another until standard input ends, and prints `{"served": bytes}` when one has it all.
-`fetch` verifies each piece and prints `{"report": …}`.
+Written against the stdlib's socket interface. SETTINGS are JSON: `module` ("utpsocket" unless said), `keepalive`
+(TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT), `idle_seconds`, and `act`, which says what is done:
+
+    transfer     all pieces, fetched or served. The default.
+    half_close   fetch: all pieces, then we end our direction and wait for the peer's end
+    reset        fetch: one piece, a reset; then a second connection, and all pieces
+    stay         fetch: one piece, then wait for what the peer does
+    idle         some of it, silence for idle_seconds, the rest
+
+What listens prints `{"port": …}`. `fetch` verifies each piece, prints `{"report": …}` and stays connected until
+standard input ends: the other side is asked about us meanwhile. `serve` prints `{"served": bytes}` when a peer has it
+all, and goes on: a listener with the next peer. `{"waiting": true}` says that a line on standard input is waited for.
 Sources: BEP 3 (metainfo, handshake, messages). No extension, so fast (BEP 6) and extended (BEP 10) messages
 never come.
 """
@@ -16,8 +25,10 @@ import contextlib
 import hashlib
 import importlib
 import itertools
+import json
 import math
 import os
+import select
 import struct
 import sys
 import time
@@ -26,7 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from compat.peers.stream import end_with_standard_input, say
+from compat.peers.stream import end_with_standard_input, say, set_keepalive
 
 PROTOCOL: Final = b"\x13BitTorrent protocol"
 BLOCK_BYTES: Final = 16 << 10  # what everybody requests; larger requests are refused (BEP 3)
@@ -100,6 +111,7 @@ class Wire:
     def __init__(self, sock: Any, info_hash: bytes, *, we_dialled: bool) -> None:
         self._sock = sock
         self._buffer = bytearray()
+        self.is_unchoked = False  # by the peer
         self.peer_id = b""
         hello = PROTOCOL + bytes(8) + info_hash + b"-US0001-" + os.urandom(12)
         if we_dialled:
@@ -127,6 +139,34 @@ class Wire:
                 body = self._exactly(length)
                 return body[0], body[1:]
 
+    def half_close(self) -> None:
+        """We have said everything."""
+        self._sock.shutdown(1)  # SHUT_WR everywhere
+
+    def abort(self, module: Any) -> None:
+        """Reset the connection."""
+        self._sock.setsockopt(module.SOL_SOCKET, module.SO_LINGER, struct.pack("ii", 1, 0))
+        self._sock.close()
+
+    def end(self) -> str:
+        """How the stream ends: "eof", or the name of the error."""
+        try:
+            while self.receive() is not None:
+                pass
+        except OSError as error:
+            return type(error).__name__
+        return "eof"
+
+    def receive_for(self, seconds: float) -> Iterator[tuple[int, bytes]]:
+        """The messages of the next so many seconds. Raises EOFError at the end of the stream."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self._buffer or select.select([self._sock], [], [], left)[0]:
+                message = self.receive()
+                if message is None:
+                    raise EOFError("the peer left while nothing was said")
+                yield message
+
     def _exactly(self, count: int) -> bytes:
         while len(self._buffer) < count:
             data = self._sock.recv(256 << 10)
@@ -138,17 +178,18 @@ class Wire:
         return data
 
 
-def fetch(wire: Wire, meta: Metainfo, out: Path) -> int:
-    """Download everything to `out`. Returns the number of verified pieces."""
-    todo = meta.blocks()
-    left = len(meta.hashes)
+def fetch(wire: Wire, meta: Metainfo, out: Path, pieces: range | None = None) -> int:
+    """Download these pieces, or all, to `out`. Returns the number of verified pieces."""
+    wanted = range(len(meta.hashes)) if pieces is None else pieces
+    todo = (block for block in meta.blocks() if block[0] in wanted)
+    left = len(wanted)
     waiting = 0
-    unchoked = False
-    pieces: dict[int, tuple[bytearray, int]] = {}
-    wire.send((INTERESTED, b""))
-    with out.open("wb") as file:
+    partial: dict[int, tuple[bytearray, int]] = {}
+    if not wire.is_unchoked:
+        wire.send((INTERESTED, b""))
+    with out.open("r+b" if out.exists() else "wb") as file:
         while left:
-            if unchoked and waiting <= REQUESTS_AHEAD // 2:
+            if wire.is_unchoked and waiting <= REQUESTS_AHEAD // 2:
                 blocks = itertools.islice(todo, REQUESTS_AHEAD - waiting)
                 requests = [(REQUEST, struct.pack(">III", *block)) for block in blocks]
                 waiting += len(requests)
@@ -156,33 +197,41 @@ def fetch(wire: Wire, meta: Metainfo, out: Path) -> int:
                     wire.send(*requests)
             message = wire.receive()
             if message is None:
-                raise EOFError(f"the peer left with {left} of {len(meta.hashes)} pieces to go")
+                raise EOFError(f"the peer left with {left} of {len(wanted)} pieces to go")
             kind, body = message
             if kind == UNCHOKE:
-                unchoked = True
+                wire.is_unchoked = True
             elif kind == CHOKE:
                 raise ProtocolError("choked by the only peer")
             elif kind == PIECE:
                 piece, offset = struct.unpack_from(">II", body)
-                data, got = pieces.pop(piece, (bytearray(meta.size_of(piece)), 0))
+                data, got = partial.pop(piece, (bytearray(meta.size_of(piece)), 0))
                 data[offset : offset + len(body) - 8] = body[8:]
                 waiting -= 1
                 got += len(body) - 8
                 if got < len(data):
-                    pieces[piece] = (data, got)
+                    partial[piece] = (data, got)
                     continue
                 if hashlib.sha1(data).digest() != meta.hashes[piece]:
                     raise ProtocolError(f"piece {piece} does not have its hash")
                 file.seek(piece * meta.piece_length)
                 file.write(data)
                 left -= 1
-    return len(meta.hashes)
+    return len(wanted)
 
 
-def serve(wire: Wire, meta: Metainfo, path: Path, on_complete: Callable[[int], None] | None = None) -> int:
+def serve(
+    wire: Wire,
+    meta: Metainfo,
+    path: Path,
+    on_complete: Callable[[int], None] | None = None,
+    *,
+    pause_seconds: float = 0,
+) -> int:
     """Serve one peer from a complete file until it leaves. Returns the bytes of pieces that it was sent.
 
-    `on_complete` is told once, when as many as the file holds were sent: a peer need not say goodbye.
+    `on_complete` is told once, when as many as the file holds were sent: a peer need not say goodbye. Half-way the
+    peer is choked for `pause_seconds`, in which nothing is said.
     """
     count = len(meta.hashes)
     bits = ((1 << count) - 1) << (8 * math.ceil(count / 8) - count)
@@ -200,6 +249,12 @@ def serve(wire: Wire, meta: Metainfo, path: Path, on_complete: Callable[[int], N
                 file.seek(piece * meta.piece_length + offset)
                 wire.send((PIECE, body[:8] + file.read(size)))
                 sent += size
+                if pause_seconds and sent >= meta.length // 2:
+                    wire.send((CHOKE, b""))  # it forgets its requests by that, and so do we
+                    for _ in wire.receive_for(pause_seconds):
+                        pass
+                    pause_seconds = 0
+                    wire.send((UNCHOKE, b""))
                 if on_complete and sent >= meta.length:
                     on_complete(sent)
                     on_complete = None
@@ -236,45 +291,108 @@ def bdecode(data: bytes, at: int = 0) -> tuple[Any, int]:
     return data[colon + 1 : end], end
 
 
-def main(argv: list[str] | None = None) -> int:
-    role, torrent, path, *rest = sys.argv[1:] if argv is None else argv
-    meta = Metainfo.load(Path(torrent))
-    if role == "fetch":
-        return _fetch_from((rest[0], int(rest[1])), meta, Path(path), rest[2] if len(rest) > 2 else "utpsocket")
-    end_with_standard_input()
-    module = importlib.import_module(rest[1] if len(rest) > 1 else "utpsocket")
-    family = module.AF_INET6 if ":" in rest[0] else module.AF_INET
-    with module.create_server((rest[0], 0), family=family) as listener:
-        say({"port": listener.getsockname()[1]})
-        while True:
-            sock, _ = listener.accept()
-            with sock, contextlib.suppress(EOFError):
-                sock.settimeout(SOCKET_TIMEOUT_S)
-                try:
-                    wire = Wire(sock, meta.info_hash, we_dialled=False)
-                    serve(wire, meta, Path(path), lambda sent: say({"served": sent}))
-                except (OSError, ProtocolError) as error:
-                    say({"failed": f"{type(error).__name__}: {error}"})
+def wait_for_the_runner() -> None:
+    """Until it says a line, having looked at the other side."""
+    say({"waiting": True})
+    os.read(0, 4096)
 
 
-def _fetch_from(address: tuple[str, int], meta: Metainfo, out: Path, module_name: str) -> int:
-    """Fetch, report, and stay connected until standard input ends: the seed is asked about us meanwhile."""
-    started = time.monotonic()
-    report: dict[str, Any] = {"error": None}
-    module = importlib.import_module(module_name)
-    try:
-        with module.create_connection(address, timeout=SOCKET_TIMEOUT_S) as sock:
-            wire = Wire(sock, meta.info_hash, we_dialled=True)
-            report["pieces"] = fetch(wire, meta, out)
+class Side:
+    """We, towards one libtorrent: where connections come from, and what is done with them."""
+
+    def __init__(self, meta: Metainfo, path: Path, way: str, address: tuple[str, int], settings: dict[str, Any]):
+        self.meta, self.path, self.settings = meta, path, settings
+        self._module = importlib.import_module(settings.get("module", "utpsocket"))
+        self._address = address
+        self._listener: Any = None
+        if way == "listen":
+            family = self._module.AF_INET6 if ":" in address[0] else self._module.AF_INET
+            self._listener = self._module.create_server(address, family=family)
+            say({"port": self._listener.getsockname()[1]})
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[Wire]:
+        """The next one: dialled or accepted, and past its handshake."""
+        if self._listener is None:
+            sock = self._module.create_connection(self._address, timeout=SOCKET_TIMEOUT_S)
+        else:
+            sock, _ = self._listener.accept()
+        with sock:
+            sock.settimeout(SOCKET_TIMEOUT_S)
+            set_keepalive(self._module, sock, self.settings)
+            yield Wire(sock, self.meta.info_hash, we_dialled=self._listener is None)
+
+    def fetch(self) -> dict[str, Any]:
+        """What the settings say; returns what is to be reported."""
+        act = self.settings.get("act", "transfer")
+        count = len(self.meta.hashes)
+        report: dict[str, Any] = {"error": None, "ended": None}
+        if act == "reset":
+            with self.connection() as wire:
+                fetch(wire, self.meta, self.path, range(1))
+                wait_for_the_runner()
+                wire.abort(self._module)
+        with self.connection() as wire:
             report["peer_id"] = wire.peer_id[:8].decode(errors="replace")
+            started = time.monotonic()
+            if act == "stay":
+                report["pieces"] = fetch(wire, self.meta, self.path, range(1))
+                wait_for_the_runner()
+                report["ended"] = wire.end()
+            elif act == "idle":
+                report["pieces"] = fetch(wire, self.meta, self.path, range(1))
+                for _ in wire.receive_for(self.settings["idle_seconds"]):
+                    pass
+                report["pieces"] += fetch(wire, self.meta, self.path, range(1, count))
+            else:
+                report["pieces"] = fetch(wire, self.meta, self.path)
+            if act == "half_close":
+                wait_for_the_runner()
+                wire.half_close()
+                report["ended"] = wire.end()
             say({"report": {**report, "seconds": time.monotonic() - started}})
             while os.read(0, 4096):
                 pass
-            return 0
+        return report
+
+    def serve(self) -> None:
+        """One peer after another."""
+        pause_seconds = self.settings["idle_seconds"] if self.settings.get("act") == "idle" else 0
+        while True:
+            try:
+                with self.connection() as wire:
+                    serve(
+                        wire,
+                        self.meta,
+                        self.path,
+                        lambda sent: say({"served": sent}),
+                        pause_seconds=pause_seconds,
+                    )
+                say({"left": True})
+            except (EOFError, OSError, ProtocolError) as error:
+                say({"failed": f"{type(error).__name__}: {error}"})
+            if self._listener is None:
+                return
+
+
+def main(argv: list[str] | None = None) -> int:
+    role, torrent, path, way, host, *rest = sys.argv[1:] if argv is None else argv
+    port = int(rest.pop(0)) if way == "dial" else 0
+    settings = json.loads(rest[0]) if rest else {}
+    meta = Metainfo.load(Path(torrent))
+    if role == "serve":
+        end_with_standard_input()
+        Side(meta, Path(path), way, (host, port), settings).serve()
+        while True:
+            time.sleep(60)  # standard input's end is ours
+    started = time.monotonic()
+    try:
+        Side(meta, Path(path), way, (host, port), settings).fetch()
     except Exception as error:
-        report["error"] = f"{type(error).__name__}: {error}"
-    say({"report": {**report, "seconds": time.monotonic() - started}})
-    return 1
+        failed = f"{type(error).__name__}: {error}"
+        say({"report": {"error": failed, "ended": None, "seconds": time.monotonic() - started}})
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

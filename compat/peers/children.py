@@ -128,6 +128,21 @@ class Child:
         except subprocess.TimeoutExpired:
             raise ChildFailed(f"{self.name}: does not end{self._last_words()}") from None
 
+    def story(self) -> str:
+        """For a cause: everything it has said so far."""
+        with contextlib.suppress(queue.Empty):
+            while (message := self._messages.get_nowait()) is not _END:
+                self._seen.append(message)
+            self._messages.put(_END)
+        return f"{self.name} said {self._seen}"
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """A line of JSON to its standard input; nothing happens when it has ended."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+            self.process.stdin.flush()
+
     def finish(self) -> None:
         """Close its standard input: the sign to end."""
         if self.process.stdin and not self.process.stdin.closed:

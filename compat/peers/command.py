@@ -16,7 +16,7 @@ from compat.peers import children, dissect, libutp, provision, swarm
 from compat.peers.case import Case, Circumstances, Row, run_case
 
 PEERS: Final[dict[str, ModuleType]] = {peer.NAME: peer for peer in (libutp, swarm, dissect)}
-WAITING_CASES: Final = 6  # run at once: they sleep most of the time
+WAITING_CASES: Final = 20  # run at once: they sleep most of the time
 SUFFIXES: Final = {"K": 1000, "M": 1000**2, "G": 1000**3, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 
 
@@ -29,27 +29,18 @@ def main(argv: list[str]) -> int:
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)
     circumstances = Circumstances(control=options.control, keep=options.keep, seed=options.seed)
-    rows: list[Row] = []
-    cases: list[tuple[Case, str]] = []
-    for name in options.names or PEERS:
-        chosen = [
+    chosen = {
+        name: [
             case
             for case in PEERS[name].cases(quick=options.quick, size_bytes=options.size)
             if options.only in f"{case.title} {case.role}" and (case.has_control or not options.control)
         ]
-        if options.list:
-            print("\n".join(f"{name:12}{case.role:12}{case.title}" for case in chosen), file=sys.stderr)
-            continue
-        try:
-            version = PEERS[name].version()
-        except provision.Unavailable as error:
-            rows += [
-                Row(name, "", case.title, case.role, "skip", 0, 0.0, f"cannot be set up: {error}") for case in chosen
-            ]
-            continue
-        cases += [(case, version) for case in chosen]
+        for name in dict.fromkeys(options.names or PEERS)
+    }
     if options.list:
+        _list(chosen)
         return 0
+    rows, cases = _set_up(chosen)
     for row in rows:
         _show(row)
     try:
@@ -63,8 +54,39 @@ def main(argv: list[str]) -> int:
     return 0 if all(row.status == "pass" for row in rows) else 1
 
 
+def _list(chosen: dict[str, list[Case]]) -> None:
+    for name, cases in chosen.items():
+        for case in cases:
+            print(f"{name:12}{case.role:12}{case.title}", file=sys.stderr)
+        for what, why in getattr(PEERS[name], "UNSAID", {}).items():
+            print(f"{name:12}{'no case':12}{what}: {why}", file=sys.stderr)
+
+
+def _set_up(chosen: dict[str, list[Case]]) -> tuple[list[Row], list[tuple[Case, str]]]:
+    """Every peer that has cases, side by side: rows of those that cannot be, and what is to be run."""
+    names = [name for name, cases in chosen.items() if cases]
+    rows: list[Row] = []
+    cases: list[tuple[Case, str]] = []
+    with ThreadPoolExecutor(len(PEERS)) as pool:
+        versions = {name: pool.submit(PEERS[name].version) for name in names}
+    for name in names:
+        try:
+            version = versions[name].result()
+        except provision.Unavailable as error:
+            status = "fail" if isinstance(error, provision.InstallFailed) else "skip"
+            rows += [
+                Row(name, "", case.title, case.role, status, 0, 0.0, f"cannot be set up: {error}")
+                for case in chosen[name]
+            ]
+            continue
+        cases += [(case, version) for case in chosen[name]]
+    return rows, cases
+
+
 def _run(cases: list[tuple[Case, str]], circumstances: Circumstances) -> list[Row]:
-    """All rows, in the cases' order. Cases that wait share the time; the others run one after another beside them."""
+    """All rows, in the cases' order. Cases that wait share the time, those that may take longest first; the others,
+    which would disturb each other, run one after another beside them.
+    """
     previous = signal.getsignal(signal.SIGTERM)
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread:
@@ -72,9 +94,10 @@ def _run(cases: list[tuple[Case, str]], circumstances: Circumstances) -> list[Ro
     waiting, busy = ThreadPoolExecutor(WAITING_CASES), ThreadPoolExecutor(1)
     rows: dict[Future[Row], Row] = {}
     try:
-        futures = [
-            (waiting if case.waits else busy).submit(run_case, case, version, circumstances) for case, version in cases
-        ]
+        started: dict[int, Future[Row]] = {}
+        for index, (case, version) in sorted(enumerate(cases), key=lambda item: -item[1][0].seconds_allowed):
+            started[index] = (waiting if case.waits else busy).submit(run_case, case, version, circumstances)
+        futures = [started[index] for index in range(len(cases))]
         for future in as_completed(futures):
             rows[future] = future.result()
             _show(rows[future])
@@ -129,11 +152,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python3 -m compat peers",
         description="Bytes exchanged with other uTP implementations, in both roles, on good roads and bad ones.",
-        epilog="Exit status 0: everything passed. A peer that cannot be set up is a skip with its cause, and no pass.",
+        epilog="Exit status 0: everything passed. A peer that nothing here could install is a skip with its cause, "
+        "and no pass; one whose installation fails has failed.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PEERS)}; all unless said")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-    parser.add_argument("--quick", action="store_true", help="the cases that CI runs, in a few minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer cases, in about a minute")
     parser.add_argument("--size", type=parse_size, metavar="10M", help="of each transfer, instead of 1, 10 and 50 MB")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose title and role contain this")
     parser.add_argument("--list", action="store_true", help="name the cases and run none")

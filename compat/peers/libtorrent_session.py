@@ -1,17 +1,18 @@
 """A libtorrent session that speaks uTP and nothing else; runs in the virtual environment that has libtorrent.
 
-    PYTHON libtorrent_session.py seed TORRENT FOLDER HOST
-    PYTHON libtorrent_session.py leech TORRENT FOLDER HOST PORT
+    PYTHON libtorrent_session.py seed|leech TORRENT FOLDER HOST [PORT]
 
-A seed prints `{"port": …}` and serves; a leech dials the one peer it is told of. Both print a `{"peer": …}` for each
-peer after its handshake, and at last `{"report": {finished, downloaded, uploaded, peers: [{address, client, utp}],
-seconds, error}}`: a leech when it has all pieces, either when standard input ends. Nothing of this project is
-imported: it is the other side.
+It listens, prints `{"port": …}`, and dials the one peer it is told of, if any. It prints a `{"peer": …}` for each
+peer after its handshake, `{"gone": address}` for each that is there no more, and at last `{"report": {finished,
+downloaded, uploaded, peers: [{address, client, utp}], seconds, error}}`: a leech when it has all pieces, either when
+standard input ends. A line of JSON there says what is to be done before: `{"connect": [HOST, PORT]}`, or
+`{"pause": true}`, upon which it closes its connections. Nothing of this project is imported: it is the other side.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import select
 import sys
 import time
@@ -48,6 +49,10 @@ def session(host: str, *, tcp: bool) -> Any:
             # that is every third download of 50 MB.
             "utp_num_resends": 20,
             "mixed_mode_algorithm": 0,
+            # Seeds leave each other: a leech that had everything at once was then gone before anybody looked.
+            "close_redundant_connections": False,
+            # Told to dial again, it does so at once.
+            "min_reconnect_time": 1,
             "alert_mask": lt.alert.category_t.status_notification | lt.alert.category_t.error_notification,
         }
     )
@@ -64,26 +69,45 @@ def listening_port(running: Any, wanted: str) -> int:
     raise SystemExit(f"libtorrent does not listen on {wanted}")
 
 
+def obey(torrent: Any, line: bytes) -> None:
+    order = json.loads(line)
+    if "connect" in order:
+        torrent.connect_peer(tuple(order["connect"]))
+    if order.get("pause"):
+        torrent.pause()
+
+
 def watch(torrent: Any, *, until_finished: bool) -> dict[str, Any]:
     """Look at the peers until the end; the report on all that were seen."""
     started = time.monotonic()
     peers: dict[str, dict[str, Any]] = {}
+    present: set[str] = set()
+    orders = b""
     while True:
+        absent, present = present, set()
         for peer in torrent.get_peer_info():
             if peer.flags & (peer.connecting | peer.handshake):
                 continue
             address = f"{peer.ip[0]}:{peer.ip[1]}"
             client = peer.client.decode(errors="replace") if isinstance(peer.client, bytes) else peer.client
+            present.add(address)
             if address not in peers:
                 peers[address] = {"address": address, "client": client, "utp": bool(peer.flags & UTP_SOCKET)}
                 say({"peer": peers[address]})
+        for address in absent - present:
+            say({"gone": address})
         status = torrent.status()
         if until_finished and status.is_seeding and peers:
             break
         if status.errc.value():
             break
-        if select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
-            break
+        if select.select([0], [], [], LOOK_SECONDS)[0]:
+            data = os.read(0, 4096)
+            if not data:
+                break
+            *lines, orders = (orders + data).split(b"\n")
+            for line in lines:
+                obey(torrent, line)
     return {
         "finished": bool(status.is_seeding),
         "downloaded": status.total_payload_download,

@@ -6,6 +6,9 @@ each side's received bytes are the other's sent bytes, by count and by sha256.
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -29,9 +32,13 @@ MB: Final = 1_000_000
 SEED: Final = 20
 LOSSY: Final = Impairment(loss=0.02, delay_us=20_000)
 HARSH: Final = Impairment(loss=0.01, delay_us=20_000, jitter_us=5_000, reorder=0.05, reorder_us=6_000, duplicate=0.01)
+IDLE_KEEPALIVE: Final = (10, 4, 3)  # TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT: given up after 22 s of silence
+BRIEF_KEEPALIVE: Final = (3, 1, 3)
+ACKED_SECONDS: Final = 0.5  # until the last ack is in, which node may send later than it speaks: else it is a timeout
 IDLE_SECONDS: Final = 60  # two of libutp's keepalives (29 s)
 RESETS: Final = ("UTP_ECONNRESET", "ConnectionResetError")
 RESET_SECONDS: Final = 20.0  # within which a sender must learn that its peer was started anew
+_BRIEF: Final = {"keepalive": BRIEF_KEEPALIVE}
 SMALL_BUFFERS: Final = {"receive_buffer_bytes": 32 << 10, "send_buffer_bytes": 32 << 10}
 
 
@@ -44,7 +51,7 @@ def version() -> str:
 def cases(*, quick: bool, size_bytes: int | None) -> list[Case]:
     """In the order they are to be started, the longest first; `size_bytes` replaces the sizes of the transfers."""
     sizes = [size_bytes] if size_bytes else [1 * MB, 10 * MB] if quick else [1 * MB, 10 * MB, 50 * MB]
-    found: list[Case] = _both_roles(_idle)
+    found: list[Case] = _both_roles(_idle) + _both_roles(_vanish)
     for size in reversed(sizes):
         for road in [LOSSY] if quick else [LOSSY, HARSH]:
             for kind in ("upload", "download"):
@@ -90,6 +97,11 @@ def _idle(role: str) -> Case:
     return Case(NAME, name, role, 64_000, run=_converse, kind="idle", waits=True, seconds_allowed=allowed)
 
 
+def _vanish(role: str) -> Case:
+    name = "peer stopped while idle"
+    return Case(NAME, name, role, 64_000, run=_stop, kind="vanish", waits=True, has_control=False)
+
+
 def _reset_by_us(role: str) -> Case:
     # libutp's interface has no way to reset on purpose.
     return Case(NAME, "reset by us", role, 64_000, run=_abort, kind="abort", seconds_allowed=30, has_control=False)
@@ -124,6 +136,9 @@ def start_side(
 def _converse(case: Case, circumstances: Circumstances, deadline: float) -> float:
     kind = case.kind.removesuffix("_small_buffers")
     settings: dict[str, Any] = SMALL_BUFFERS if kind != case.kind else {}
+    if kind == "idle":
+        # Its own sign of life comes after 29 s: were our questions not answered, it would count as dead before.
+        settings = {"keepalive": IDLE_KEEPALIVE}
     header = {"case": kind, "bytes": case.bytes, "seed": SEED, "idle_seconds": IDLE_SECONDS}
     with Children() as children:
         acceptor = start_side(children, case, "acceptor", circumstances, ["listen"], settings)
@@ -161,6 +176,30 @@ def _abort(case: Case, circumstances: Circumstances, deadline: float) -> float:
         if not str(reports[peers_role]["error"]).startswith(RESETS):
             raise CaseFailed(f"the peer saw {reports[peers_role]['error']!r} instead of a reset{road.story()}")
         return float(reports["initiator"]["seconds"])
+
+
+def _stop(case: Case, circumstances: Circumstances, deadline: float) -> float:
+    """The peer's process is stopped: its port is still there, so no ICMP comes. Keepalive ends the connection."""
+    header = header_text({"case": "vanish", "bytes": case.bytes, "seed": SEED})
+    with Children() as children:
+        sides = {"acceptor": start_side(children, case, "acceptor", circumstances, ["listen"], _BRIEF)}
+        port = sides["acceptor"].expect("port", deadline=deadline)
+        dial = ["connect", LOOPBACK, str(port), header]
+        sides["initiator"] = start_side(children, case, "initiator", circumstances, dial, _BRIEF)
+        sides["initiator"].expect("waiting", deadline=deadline)
+        time.sleep(ACKED_SECONDS)
+        ours = sides.pop(case.role)
+        (peer,) = sides.values()
+        peer.process.send_signal(signal.SIGSTOP)
+        started = time.monotonic()
+        report = ours.expect("report", deadline=deadline)
+        peer.kill()
+        if os.strerror(errno.ETIMEDOUT) not in str(report["error"]):
+            raise CaseFailed(f"we saw {report['error']!r} instead of a peer that does not answer")
+        seconds = time.monotonic() - started
+        if seconds < BRIEF_KEEPALIVE[0]:
+            raise CaseFailed(f"the connection ended after {seconds:.1f} s, before the first question")
+        return seconds
 
 
 def _restart(case: Case, circumstances: Circumstances, deadline: float) -> float:

@@ -28,6 +28,10 @@ class Unavailable(Exception):
     """A peer cannot be set up here; the text says why and what would help."""
 
 
+class InstallFailed(Unavailable):
+    """It should have been possible: something else is wrong here, and must be seen."""
+
+
 def cache_folder() -> Path:
     named = os.environ.get("UTPSOCKET_COMPAT_CACHE")
     if named:
@@ -134,11 +138,11 @@ def _apt_install(packages: list[str], wanted: str) -> None:
         install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
         try:
             run_quietly(install, "apt-get install", environment=environment)
-        except Unavailable:  # an old or empty package list
+        except InstallFailed:  # an old or empty package list
             run_quietly(["apt-get", "update", "-qq"], "apt-get update", environment=environment)
             run_quietly(install, "apt-get install", environment=environment)
     if shutil.which(wanted) is None:
-        raise Unavailable(advice)
+        raise InstallFailed(advice)
 
 
 def run_quietly(
@@ -156,9 +160,9 @@ def run_quietly(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise Unavailable(f"{what}: not done after {INSTALL_SECONDS} s") from None
+        raise InstallFailed(f"{what}: not done after {INSTALL_SECONDS} s") from None
     except OSError as error:
-        raise Unavailable(f"{what}: {error}") from None
+        raise InstallFailed(f"{what}: {error}") from None
     if done.returncode:
         lines = done.stdout.decode(errors="replace").strip().splitlines()
-        raise Unavailable(f"{what} failed: {lines[-1] if lines else done.returncode}")
+        raise InstallFailed(f"{what} failed: {lines[-1] if lines else done.returncode}")

@@ -4,7 +4,8 @@
     python3 -m compat.peers.stream connect HOST PORT HEADER [SETTINGS]
 
 HEADER and SETTINGS are JSON. Settings: `module` ("utpsocket", the default, or "socket": the same over TCP, to try the
-conversations themselves), `port` to listen on, `receive_buffer_bytes`, `send_buffer_bytes`. utp_native/peer.cjs is
+conversations themselves), `port` to listen on, `receive_buffer_bytes`, `send_buffer_bytes`, `keepalive`
+(TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT). utp_native/peer.cjs is
 this file's twin over libutp. Each prints JSON lines: `{"port": …}` when it listens, events on the way, and at last
 `{"report": {sent {bytes, sha256}, received {bytes, sha256}, eof, error, seconds, …}}`. It ends when standard input
 does, so none survives whoever started it.
@@ -18,6 +19,7 @@ The initiator speaks first (libutp's acceptor cannot), a line of JSON: `{"case",
     half_close_reverse  acceptor sends and ends; initiator, having seen the end, sends as much and ends
     idle                some bytes each way, silence for idle_seconds, the same again; both end
     abort               some bytes, a line "ready" in answer; then the side named `aborter` resets the connection
+    vanish              some bytes each way; then both wait for what never comes, and one of them is stopped
     endless             initiator sends until it is stopped by an error: somebody kills the acceptor
 """
 
@@ -182,6 +184,11 @@ class Acceptor:
         else:
             self.stream.take_all()
 
+    def vanish(self) -> None:
+        self.stream.take(self.bytes)
+        self.stream.put_seeded(self.bytes, seed=self.seed)
+        self.stream.take_all()
+
     def endless(self) -> None:
         self.stream.take_all()
 
@@ -256,6 +263,12 @@ class Initiator:
             self.stream.put(b"!")
             self.stream.take_all()
 
+    def vanish(self) -> None:
+        self.stream.put_seeded(self.bytes, seed=self.seed)
+        self.stream.take(self.bytes)
+        say({"waiting": True})
+        self.stream.take_all()
+
     def endless(self) -> None:
         self.stream.put_seeded(self.bytes, seed=self.seed)
         self.stream.take_all()
@@ -279,7 +292,7 @@ def listen(settings: dict[str, Any]) -> int:
         say({"event": "header", "case": header["case"]})
         getattr(Acceptor(stream, header, module), header["case"])()
 
-    return _converse(stream, conversation, module, started)
+    return _converse(stream, conversation, module, settings, started)
 
 
 def connect(address: tuple[str, int], header: dict[str, Any], settings: dict[str, Any]) -> int:
@@ -296,15 +309,17 @@ def connect(address: tuple[str, int], header: dict[str, Any], settings: dict[str
         stream.put_line(header)
         getattr(Initiator(stream, header, module), header["case"])()
 
-    return _converse(stream, conversation, module, started)
+    return _converse(stream, conversation, module, settings, started)
 
 
-def _converse(stream: Stream, conversation: Callable[[], None], module: Any, started: float) -> int:
+def _converse(
+    stream: Stream, conversation: Callable[[], None], module: Any, settings: dict[str, Any], started: float
+) -> int:
     error = None
     with stream.sock:
         try:
             stream.sock.settimeout(SOCKET_TIMEOUT_S)
-            stream.sock.setsockopt(module.SOL_SOCKET, module.SO_KEEPALIVE, 1)
+            set_keepalive(module, stream.sock, settings)
             conversation()
         except Exception as caught:
             error = type(caught).__name__ + (f": {caught}" if str(caught) else "")
@@ -319,6 +334,14 @@ def _converse(stream: Stream, conversation: Callable[[], None], module: Any, sta
     }
     say({"report": report})
     return 1 if error else 0
+
+
+def set_keepalive(module: Any, sock: Any, settings: dict[str, Any]) -> None:
+    """SO_KEEPALIVE always; when a silent peer is asked, and how often, where the settings say."""
+    if settings.get("keepalive"):
+        for name, value in zip(("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT"), settings["keepalive"], strict=True):
+            sock.setsockopt(module.IPPROTO_TCP, getattr(module, name), value)
+    sock.setsockopt(module.SOL_SOCKET, module.SO_KEEPALIVE, 1)
 
 
 def _connection_stats(module: Any, sock: Any) -> dict[str, Any] | None:

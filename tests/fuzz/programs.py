@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 
 from utpsocket.protocol import Config, Connection, Run, State, Workspace
+from utpsocket.protocol.keepalive import Probing
 from utpsocket.protocol.packet import encode
 
 RECEIVE_BYTES = 20_000
@@ -175,7 +176,8 @@ def _call(tape: Tape, connection: Connection, *, now: int) -> None:
     elif what == 5:
         connection.abort()
     elif what == 6:
-        connection.keepalive(tape.of((0, 1_000_000, 29_000_000)), now=now)
+        probing = (None, Probing(1_000_000, 500_000, 3), Probing(30_000_000, 1, 1, patience_us=1))[tape.byte() % 3]
+        connection.keepalive(tape.of((0, 1_000_000, 29_000_000)), probing, now=now)
     elif what == 7:
         connection.reset_after_flush(now=now)
     else:

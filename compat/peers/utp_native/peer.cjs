@@ -183,6 +183,11 @@ const SERVER = {
     await stream.putLine({ ready: true })
     await stream.takeAll()
   },
+  async vanish (stream, header) {
+    await stream.take(header.bytes)
+    await stream.putSeeded(header.bytes, header.seed)
+    await stream.takeAll()
+  },
   async endless (stream) {
     await stream.takeAll()
   }
@@ -231,6 +236,12 @@ const CLIENT = {
     await stream.putSeeded(header.bytes, header.seed)
     await stream.line()
     if (header.aborter === 'acceptor') await stream.putCounted(Buffer.from('!'))
+    await stream.takeAll()
+  },
+  async vanish (stream, header) {
+    await stream.putSeeded(header.bytes, header.seed)
+    await stream.take(header.bytes)
+    say({ waiting: true })
     await stream.takeAll()
   },
   async endless (stream, header) {
