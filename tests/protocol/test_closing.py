@@ -157,6 +157,19 @@ def test_data_for_nobody_is_answered_by_reset_after_what_we_wrote_has_arrived(ba
     assert wire.connection.is_over
 
 
+def test_data_for_nobody_fills_the_window_meanwhile(base: int) -> None:
+    """Or a fast sender gets rid of everything before it learns that nobody reads."""
+    wire = Wire.initiator(base)
+    wire.write_bytes(10)
+    wire.connection.discard(now=wire.at)
+    wire.finish()
+    wire.say()
+    before_bytes = wire.last_window
+    wire.hear("DATA seq=1 ack=0 data=unwanted")
+    wire.wait(200_000)
+    assert wire.last_window == before_bytes - len("unwanted")
+
+
 def test_a_fin_held_when_reading_ended_still_counts(base: int) -> None:
     wire = Wire.initiator(base)
     wire.hear("FIN seq=2 ack=0")

@@ -399,6 +399,17 @@ def test_linger_time_ends(net: Net) -> None:
     server.close()
 
 
+def test_a_send_after_the_peers_close_fails_however_fast_it_is_refilled(net: Net) -> None:
+    """The kernel is writing when the reset comes, and must not be read to the end of what it has."""
+    client, server = net.pair()
+    client.sendall(b"?")
+    assert server.recv(10) == b"?"
+    server.close()
+    assert client.recv(10) == b""
+    with raises_errno(errno.EPIPE, errno.ECONNRESET):
+        client.sendall(bytes(256 << 20))
+
+
 # -- listeners ------------------------------------------------------------------------------------------------
 
 

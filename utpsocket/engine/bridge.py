@@ -321,7 +321,9 @@ class Bridge:
                 pass
 
     def _drain(self) -> None:
+        """Leave nothing unread that would make the close a reset; nor let a user who is writing right now go on."""
         try:
+            self.end.shutdown(stdlib.SHUT_RD)
             while self.end.recv(65_536):
                 pass
         except OSError:

@@ -295,9 +295,9 @@ class Connection:
             seq = unwrap(packet.seq16, receive.reassembly.next_seq)
             if receive.is_discarding and seq >= receive.reassembly.next_seq and packet.payload:
                 self._closing.reset_after_flush = True
+            # What nobody will read keeps filling the window: its sender must not get rid of more than that until our
+            # RESET, which waits for what we wrote, has told it.
             receive.on_packet(seq, packet.payload, is_fin=packet.type == PacketType.FIN, now=now)
-            if receive.is_discarding:
-                receive.reassembly.delivered(receive.reassembly.ready_bytes)
         if send.is_finishing or receive.is_discarding:
             self._settle(now=now)
         for packet in early:
