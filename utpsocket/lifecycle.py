@@ -18,6 +18,7 @@ from typing import Any, Final
 from utpsocket import options, pairing, registry
 from utpsocket.engine import engine, running_engine, verbs
 from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.loop import Loop
 from utpsocket.engine.names import Address
 from utpsocket.engine.native import Socket, allocate_lock, poll
 
@@ -171,9 +172,24 @@ def notice(sock: Any, identity: Identity) -> int:
 
 def catch_up(identity: Identity) -> None:
     """Have the engine take in what has arrived: a peer's reset just before must be known to who asks now."""
-    loop = running_engine()
-    if loop is not None and loop.is_alive and loop.pid == identity.owner_pid == os.getpid() and not sys.is_finalizing():
+    loop = _own_engine(identity)
+    if loop is not None:
         loop.call(verbs.catch_up, identity.cookie)
+
+
+def apply_options(identity: Identity, *, at_once: bool) -> None:
+    """Have the engine follow changed options of a living connection: before this returns, or soon."""
+    loop = _own_engine(identity)
+    if loop is not None:
+        (loop.call if at_once else loop.post)(verbs.apply, identity.cookie)
+
+
+def _own_engine(identity: Identity) -> Loop | None:
+    """The engine that serves this socket, if it is this process's and can answer."""
+    loop = running_engine()
+    if loop is None or not loop.is_alive or not loop.pid == identity.owner_pid == os.getpid() or sys.is_finalizing():
+        return None
+    return loop
 
 
 def take_error(sock: Any, identity: Identity) -> int:

@@ -120,9 +120,9 @@ class socket(StdlibSocket):
             return
         lifecycle.check_open(self)
         if options.set_option(self, identity, level, optname, value, *optlen) and identity.cookie:
-            loop = running_engine()
-            if loop is not None:
-                loop.post(verbs.apply, identity.cookie)
+            # A smaller buffer holds for the next send already; the rest may take its time.
+            at_once = level == stdlib.SOL_SOCKET and optname in (stdlib.SO_SNDBUF, stdlib.SO_RCVBUF)
+            lifecycle.apply_options(identity, at_once=at_once)
 
     # ── lifecycle ──
 

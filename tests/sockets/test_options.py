@@ -175,6 +175,26 @@ def test_small_receive_buffer_holds_the_sender_back(net: Net) -> None:
     assert len(receive_all(server)) == sent
 
 
+def test_a_smaller_send_buffer_holds_for_the_next_send(net: Net) -> None:
+    """Of a connection that is just being made: several times, since the engine may be busy with it."""
+    for _ in range(10):
+        listener = net.fresh()
+        listener.setsockopt(SOL, socket.SO_RCVBUF, 8192)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        client = net.fresh()
+        client.connect(listener.getsockname())
+        client.setblocking(False)
+        client.setsockopt(SOL, socket.SO_SNDBUF, 8192)
+        sent = 0
+        with pytest.raises(BlockingIOError):
+            while sent < 8 << 20:
+                sent += client.send(bytes(4096))
+        assert sent < 1 << 17
+        client.close()
+        listener.close()
+
+
 # -- forms ----------------------------------------------------------------------------------------------------
 
 
