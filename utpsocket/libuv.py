@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from utpsocket import exchange
 from utpsocket.transports import Bare, Introduction, Server, Transport
 
 _TLS_TIMES: Final = ("ssl_handshake_timeout", "ssl_shutdown_timeout")
@@ -107,7 +108,7 @@ class Methods:
         try:
             while socks:
                 one = socks.pop(0)
-                if not _is_utp(one):
+                if not _is_utp(one) or exchange.listens_over_tcp(one, one._utp):
                     part = base.create_server(
                         self, protocol_factory, sock=one, backlog=backlog, start_serving=False, **named
                     )

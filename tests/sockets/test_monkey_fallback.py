@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import select
@@ -126,11 +127,15 @@ def test_utp_has_its_moment_first(falling_back: None) -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as mute:
         mute.bind(("127.0.0.1", 0))
         with monkey.get_original("socket", "create_server")(mute.getsockname()) as listener:
-            started = time.monotonic()
-            with socket.create_connection(listener.getsockname()) as client:
-                assert monkey.transport(client) == "tcp"
-            assert time.monotonic() - started >= DELAY_S
-            listener.accept()[0].close()
+            took = []
+            for _ in range(2):
+                started = time.monotonic()
+                with socket.create_connection(listener.getsockname()) as client:
+                    assert monkey.transport(client) == "tcp"
+                took.append(time.monotonic() - started)
+                listener.accept()[0].close()
+            assert took[0] >= DELAY_S
+            assert took[1] < took[0], "a destination that was silent a moment ago need not be waited for again"
 
 
 def test_a_uTP_answer_after_tcps_refusal_still_counts(falling_back: None) -> None:
@@ -351,9 +356,11 @@ RULES: list[tuple[dict[str, str], str, str]] = [  # the rules, how a client of t
 ]
 
 
+@pytest.mark.parametrize("library", ["asyncio", "uvloop"])
 @pytest.mark.parametrize(("rules", "ours", "plain"), RULES)
-def test_asyncio_serves_by_the_rules(rules: dict[str, str], ours: str, plain: str) -> None:
+def test_an_event_loop_serves_by_the_rules(library: str, rules: dict[str, str], ours: str, plain: str) -> None:
     seen: list[str | None] = []
+    new_event_loop = pytest.importorskip(library).new_event_loop
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         seen.append(monkey.transport(writer.get_extra_info("socket")))
@@ -377,9 +384,13 @@ def test_asyncio_serves_by_the_rules(rules: dict[str, str], ours: str, plain: st
                 writer.close()
                 await writer.wait_closed()
 
-    with monkey.patched(**rules):
-        run(main())
-    assert seen == [ours, plain]
+    with monkey.patched(**rules), contextlib.closing(new_event_loop()) as loop:
+        before = stats.engine_stats().connections_accepted
+        loop.run_until_complete(asyncio.wait_for(main(), 15))
+        accepted = stats.engine_stats().connections_accepted - before
+    assert accepted == [ours, plain].count("utp")
+    if library == "asyncio":  # uvloop's transports show sockets of their own making
+        assert seen == [ours, plain]
 
 
 def test_asyncio_falls_back(tcp_listener: socket.socket, falling_back: None) -> None:

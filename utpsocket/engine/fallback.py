@@ -2,8 +2,9 @@
 
 Happy Eyeballs with two transports to one address: uTP has a moment for itself; when it is refused, or nobody has
 answered by then, TCP is tried too, while uTP may still answer. Who stands first has the connection, and the other's
-attempt is dropped. The user's fd is connecting all the while, its gate closed: blocking, with a timeout or in
-somebody's epoll, it sees one attempt.
+attempt is dropped. Where TCP stood while uTP was silent, the next attempts do not wait for a while: a path that
+swallows UDP costs its delay once and not for every connection. The user's fd is connecting all the while, its gate
+closed: blocking, with a timeout or in somebody's epoll, it sees one attempt.
 
 Only the engine's thread calls. Sources: RFC 8305 §5; connect(2) on EINPROGRESS.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import socket as stdlib
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +27,32 @@ if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
 
 _EDGE: Final = 1 << 31  # EPOLLET
+_SILENCE_US: Final = 60_000_000  # for how long a destination silent to uTP is believed to be so. RFC 6555 §4.2: 10 min
+_SILENT_REMEMBERED: Final = 1_024
+
+
+class Silences:
+    """Destinations where TCP answered and uTP did not."""
+
+    __slots__ = ("_until",)
+
+    def __init__(self) -> None:
+        self._until: OrderedDict[Any, int] = OrderedDict()
+
+    def note(self, address: Any, *, now: int) -> None:
+        """TCP stood there while uTP had no answer yet."""
+        self._until[address] = now + _SILENCE_US
+        self._until.move_to_end(address)
+        if len(self._until) > _SILENT_REMEMBERED:
+            self._until.popitem(last=False)
+
+    def forget(self, address: Any) -> None:
+        """uTP has answered there."""
+        self._until.pop(address, None)
+
+    def holds(self, address: Any, *, now: int) -> bool:
+        """Whether uTP is likely to be silent there now."""
+        return self._until.get(address, 0) > now
 
 
 class Attempt:
@@ -45,12 +73,14 @@ class Attempt:
         self._errno = 0  # how TCP failed
         self._is_over = False
         bridge.rival = self
-        loop.call_at(loop.now + wait_us, self._begin)
+        is_silent = loop.silences.holds(self.identity.peer, now=loop.now)
+        loop.call_at(loop.now + (0 if is_silent else wait_us), self._begin)
 
     # ── the attempt over uTP speaks ──
 
     def on_connected(self) -> None:
         """uTP was first."""
+        self._loop.silences.forget(self.identity.peer)
         self._end_attempt()
 
     def on_closed(self) -> None:
@@ -120,6 +150,7 @@ class Attempt:
         tcp, bridge, identity = self._tcp, self._bridge, self.identity
         self._loop.forget_fd(tcp.fileno())
         if bridge is not None:
+            self._loop.silences.note(identity.peer, now=self._loop.now)
             bridge.rival = None
             end = bridge.give_end()
             bridge.connection.abort()

@@ -24,7 +24,7 @@ from utpsocket.engine import verbs
 from utpsocket.engine.answer import Answer
 from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Bridge
 from utpsocket.engine.endpoint import Endpoint
-from utpsocket.engine.fallback import Attempt
+from utpsocket.engine.fallback import Attempt, Silences
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.native import Socket, allocate_lock, get_ident, start_new_thread
@@ -59,6 +59,7 @@ class Loop:
         self.endpoints: dict[int, Endpoint] = {}
         self.bridges: dict[int, Bridge] = {}
         self.relays: dict[int, Relay | Attempt] = {}  # connections that TCP carries, or may yet
+        self.silences = Silences()
         self.tcp_initiated = 0
         self.tcp_accepted = 0
         self.initiated = 0

@@ -12,7 +12,8 @@ connected before stays on TCP.
     patch_all()               patch_socket() and patch_ssl()
     patch_socket()            the class
     patch_ssl()               SSLContext.wrap_socket() for uTP sockets
-    unpatch()                 everything as it was; uTP sockets that live go on, listeners accept
+    unpatch()                 everything as it was; uTP sockets that live go on, listeners accept. A module that was
+                              wrapped stays so until its undo()
     with patched(): …         patched inside, as before outside
     wrap_module(module)       one module's names for socket and its class, nobody else's; .undo()
     is_patched()              whether it is
@@ -34,7 +35,8 @@ keeps them. What is not given is read from the environment.
     fallback="tcp"                        UTPSOCKET_FALLBACK   a connect that finds no uTP listener goes on over TCP:
                                           at once when it is refused, after fallback_delay (0.3 s,
                                           UTPSOCKET_FALLBACK_DELAY) when nobody answers; whoever answers first then
-                                          has it, as in Happy Eyeballs (RFC 8305)
+                                          has it, as in Happy Eyeballs (RFC 8305). A destination that was silent to
+                                          uTP is tried over both at once for the next minute
     listen="both"                         UTPSOCKET_LISTEN     listeners accept uTP and TCP at the same port number
 
 The lists are in NO_PROXY's grammar (utpsocket.routes) and hold for listeners too, compared with the address they bind:
