@@ -119,7 +119,8 @@ class socket(StdlibSocket):
             Socket.setsockopt(self, level, optname, value, *optlen)
             return
         lifecycle.check_open(self)
-        if options.set_option(self, identity, level, optname, value, *optlen) and identity.cookie:
+        must_hear = options.set_option(self, identity, level, optname, value, *optlen)
+        if identity.cookie and (must_hear or identity.transport == "tcp"):
             # A smaller buffer holds for the next send already; the rest may take its time.
             at_once = level == stdlib.SOL_SOCKET and optname in (stdlib.SO_SNDBUF, stdlib.SO_RCVBUF)
             lifecycle.apply_options(identity, at_once=at_once)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from utpsocket import SOL_UTP, UTP_INFO, monkey, shim, stats
+from utpsocket.engine import running_engine
 
 from .network import (
     ERR,
@@ -25,6 +26,7 @@ from .network import (
     RDHUP,
     RESET_ON_CLOSE,
     describe,
+    eventually,
     eventually_polls,
     fork,
     raises_errno,
@@ -322,6 +324,17 @@ def test_close_delivers_what_was_written(relayed: tuple[socket.socket, socket.so
     client.close()
     thread.join(10)
     assert reader == [data]
+
+
+def test_options_reach_a_living_connection(relayed: tuple[socket.socket, socket.socket]) -> None:
+    client, _ = relayed
+    loop = running_engine()
+    assert loop is not None
+    [carried] = [relay.tcp for relay in loop.relays.values() if relay.identity.local == client.getsockname()]
+    for option in (socket.TCP_NODELAY, socket.TCP_KEEPINTVL):
+        client.setsockopt(socket.IPPROTO_TCP, option, 7)
+        expected = client.getsockopt(socket.IPPROTO_TCP, option)
+        assert eventually(lambda option=option: carried.getsockopt(socket.IPPROTO_TCP, option), expected) == expected
 
 
 def test_a_forked_child_goes_on(relayed: tuple[socket.socket, socket.socket]) -> None:

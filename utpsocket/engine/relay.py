@@ -182,7 +182,8 @@ class Relay:
         while True:
             try:
                 more = flow.pump(self.end, self.tcp)
-            except OSError:  # ECONNRESET: the user closed with bytes unread; what it wrote still follows
+            except OSError:  # ECONNRESET, once: the user closed with bytes unread; what it wrote still follows
+                flow.has_ended = self._is_rude
                 self._is_rude = True
                 continue
             break
