@@ -52,6 +52,11 @@ def test_a_failure_has_its_cause(environment: Environment, name: str, cause: str
     assert cause in row.cause
 
 
+def test_the_control_goes_over_tcp(environment: Environment) -> None:
+    row = run_scenario(TROUBLED["good"], environment, control=True)
+    assert (row.status, row.utp_connections) == ("pass", 0)
+
+
 def test_what_a_server_forked_ends_with_it(
     environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

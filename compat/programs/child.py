@@ -29,7 +29,7 @@ def main() -> None:
     from compat.programs.scenario import scenarios_of
 
     (scenario,) = (each for each in scenarios_of(module) if each.name == name)
-    if scenario.patched:
+    if scenario.patched and not os.environ.get("COMPAT_PROGRAMS_CONTROL"):
         import utpsocket.monkey
 
         utpsocket.monkey.patch_all()

@@ -28,13 +28,14 @@ def main(argv: list[str]) -> int:
     chosen = [
         scenario
         for scenario in table.values()
-        if (scenario.name in options.names if options.names else scenario.quick or not options.quick)
+        if (scenario.patched or not options.control)
+        and (scenario.name in options.names if options.names else scenario.quick or not options.quick)
     ]
     if options.list:
         print("\n".join(f"{each.name:24}{' '.join(each.packages)}" for each in chosen), file=sys.stderr)
         return 0
     try:
-        rows = _run(chosen, options.jobs)
+        rows = _run(chosen, options.jobs, control=options.control)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 1
@@ -68,13 +69,13 @@ def as_markdown(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _run(chosen: list[Scenario], jobs: int) -> list[Row]:
+def _run(chosen: list[Scenario], jobs: int, *, control: bool) -> list[Row]:
     """All rows, in the table's order, each shown as it comes."""
     environment = provision.environment()
     environment.install({package for scenario in chosen for package in scenario.packages})
 
     def run(scenario: Scenario) -> Row:
-        row = run_scenario(scenario, environment)
+        row = run_scenario(scenario, environment, control=control)
         _show(row)
         return row
 
@@ -113,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     parser.add_argument("--quick", action="store_true", help="those that CI runs")
     parser.add_argument("--list", action="store_true", help="name the scenarios and run none")
+    parser.add_argument("--control", action="store_true", help="both sides over TCP: a test of the scenarios")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="scenarios at a time (default 2)")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the results there as a markdown table")
     return parser

@@ -40,8 +40,8 @@ class Row:
         return asdict(self)
 
 
-def run_scenario(scenario: Scenario, environment: Environment) -> Row:
-    """Play it; never raises for what the program does."""
+def run_scenario(scenario: Scenario, environment: Environment, *, control: bool = False) -> Row:
+    """Play it; never raises for what the program does. As a control, over TCP: a test of the scenario itself."""
     version = version_of(scenario, environment)
     unavailable = [environment.missing[each] for each in scenario.packages if each in environment.missing]
     if unavailable:
@@ -51,7 +51,9 @@ def run_scenario(scenario: Scenario, environment: Environment) -> Row:
     cause = ""
     try:
         with tempfile.TemporaryDirectory(prefix="compat-programs-", ignore_cleanup_errors=True) as folder:
-            connections = _play(scenario, environment.python, folder, deadline=began + scenario.limit_s)
+            connections = _play(
+                scenario, environment.python, folder, deadline=began + scenario.limit_s, control=control
+            )
     except Failed as failure:
         cause = f"{failure}{failure.written}"
     return Row(
@@ -65,13 +67,13 @@ def version_of(scenario: Scenario, environment: Environment) -> str:
     return environment.versions().get(normal(scenario.packages[0]), "")
 
 
-def _play(scenario: Scenario, python: str, folder: str, *, deadline: float) -> int:
+def _play(scenario: Scenario, python: str, folder: str, *, deadline: float, control: bool) -> int:
     """Both sides from start to end; how many connections uTP carried. Raises Failed with the cause."""
     with Children() as children:
-        server = _start(children, scenario, python, folder, "server")
+        server = _start(children, scenario, python, folder, "server", control=control)
         try:
             port = server.expect("port", deadline=deadline)
-            client = _start(children, scenario, python, folder, "client", str(port))
+            client = _start(children, scenario, python, folder, "client", str(port), control=control)
             try:
                 of_client = client.expect("report", deadline=deadline)
                 of_server = _ask_report(server)
@@ -86,7 +88,7 @@ def _play(scenario: Scenario, python: str, folder: str, *, deadline: float) -> i
             _end_with_its_children(server)
         if status != 0:
             raise ChildFailed(f"client: exit status {status}")
-        return judge(scenario, of_client, of_server)
+        return 0 if control else judge(scenario, of_client, of_server)
 
 
 def judge(scenario: Scenario, of_client: dict[str, int], of_server: dict[str, int]) -> int:
@@ -105,10 +107,14 @@ def judge(scenario: Scenario, of_client: dict[str, int], of_server: dict[str, in
     return accepted
 
 
-def _start(children: Children, scenario: Scenario, python: str, folder: str, role: str, *arguments: str) -> Child:
+def _start(
+    children: Children, scenario: Scenario, python: str, folder: str, role: str, *arguments: str, control: bool
+) -> Child:
     command = [python, "-m", "compat.programs.child", scenario.module, scenario.name, role, *arguments]
     environment = {name: "" for name in NOT_INHERITED if name in os.environ}
     environment |= {"PYTHONPATH": str(REPOSITORY), "PYTHONFAULTHANDLER": "1", "HOME": folder}
+    if control:
+        environment["COMPAT_PROGRAMS_CONTROL"] = "1"
     return children.start(role, command, environment=environment, cwd=Path(folder))
 
 
