@@ -18,6 +18,9 @@ from utpsocket.engine.native import Socket
 TOO_LARGE: Final = bytes(65_536)
 """For a datagram: the kernel looks at the address, then refuses."""
 
+_REMEMBERED_CALLS: Final = 64
+_well_formed: set[str] = set()  # calls whose address the C class has found no fault with
+
 
 def receive_error(identity: Identity, error: OSError) -> OSError:
     """What TCP's recv would say where AF_UNIX's says this."""
@@ -57,14 +60,20 @@ def send_error(sock: Any, identity: Identity, error: OSError) -> OSError:
 
 def check_address(family: int, method: str, *args: Any) -> None:
     """Raise what this method raises for a malformed address: the C class judges, on a UDP socket and a datagram too
-    large to go anywhere.
+    large to go anywhere. Once: programs that use sendto() on a stream do so with one address again and again.
     """
+    call = repr((family, method, args[1:]))
+    if call in _well_formed:
+        return
     with closing(Socket(family, stdlib.SOCK_DGRAM)) as judge:
         try:
             getattr(judge, method)(*args)
         except OSError as error:
             if error.errno != errno.EMSGSIZE:
                 raise
+            if len(_well_formed) >= _REMEMBERED_CALLS:
+                _well_formed.clear()
+            _well_formed.add(call)
 
 
 def check_ancillary(ancdata: Any) -> None:
