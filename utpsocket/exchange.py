@@ -2,8 +2,9 @@
 
 Separate because it is the only place where a socket changes its kind. Rules speak of addresses, and an address is known
 only at bind(), listen() or connect(), when the user's fd has been an AF_UNIX socket for a while: so a kernel TCP socket
-takes its place under the same number (dup2), with the options, the timeout and the flags it had, and the Python object
-is a plain stdlib socket from then on. What cannot come along: an epoll registration of the fd, and duplicates of it.
+takes its place under the same number, with the options, the timeout, the flags and the epoll registrations it had
+(replacement.py), and the Python object is a plain stdlib socket from then on. What cannot come along: duplicates of the
+fd.
 
 A bound socket may still connect or listen, for which the rules may differ. So bind() at an address whose listeners
 are TCP's binds a TCP socket aside, the *twin*, and listen() or connect() decide. A listener of both has a twin too.
@@ -18,7 +19,7 @@ import os
 import socket as stdlib
 from typing import Any, Final
 
-from utpsocket import lifecycle, registry
+from utpsocket import lifecycle, registry, replacement
 from utpsocket.engine import running_engine, verbs
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket
@@ -108,9 +109,10 @@ def become_tcp(sock: Any, identity: Identity) -> None:
         if identity.endpoint and not tcp.getsockname()[1]:
             tcp.bind(identity.local)
         timeout, is_blocking = Socket.gettimeout(sock), os.get_blocking(fd)
-        os.dup2(tcp.fileno(), fd, inheritable=os.get_inheritable(fd))
-    finally:
+    except BaseException:
         tcp.close()
+        raise
+    replacement.put(tcp, fd)
     proto = Socket.proto.__get__(sock)
     registry.forget(identity)
     sock._utp = None

@@ -15,6 +15,7 @@ import socket as stdlib
 import struct
 from typing import Any, Final
 
+from utpsocket import replacement
 from utpsocket.engine import names
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.native import Socket
@@ -65,12 +66,7 @@ def comes_from(sock: Any, pid: int) -> bool:
 
 
 def renew(sock: Any) -> None:
-    """Put a fresh AF_UNIX socket in the place of the user's fd, number and flags unchanged: TCP can connect again
-    after a failed attempt, AF_UNIX cannot.
+    """Put a fresh AF_UNIX socket in the place of the user's fd: TCP can connect again after a failed attempt, AF_UNIX
+    cannot.
     """
-    fd = sock.fileno()
-    is_blocking = os.get_blocking(fd)
-    fresh = Socket(stdlib.AF_UNIX, stdlib.SOCK_STREAM)
-    os.dup2(fresh.fileno(), fd, inheritable=os.get_inheritable(fd))
-    os.set_blocking(fd, is_blocking)
-    fresh.close()
+    replacement.put(Socket(stdlib.AF_UNIX, stdlib.SOCK_STREAM), sock.fileno())

@@ -177,6 +177,26 @@ def test_it_stays_non_blocking(tcp_listener: socket.socket) -> None:
         tcp_listener.accept()[0].close()
 
 
+@pytest.mark.parametrize("edge", [0, select.EPOLLET], ids=["level", "edge"])
+def test_who_polled_it_before_still_does(tcp_listener: socket.socket, edge: int) -> None:
+    events = select.EPOLLIN | select.EPOLLOUT | edge
+    with monkey.patched(exclude="127.0.0.1"), select.epoll() as first, select.epoll() as second:
+        with socket.socket() as client, socket.socket() as bystander:
+            client.setblocking(False)
+            for poller in (first, second):
+                poller.register(client, events)
+                poller.register(bystander, 0)
+            assert client.connect_ex(tcp_listener.getsockname()) in (0, errno.EINPROGRESS)
+            server, _ = tcp_listener.accept()
+            with server:
+                server.sendall(b"x")
+                assert select.select([client], [], [], 5)[0]
+                for poller in (first, second):
+                    assert dict(poller.poll(5))[client.fileno()] & events == select.EPOLLIN | select.EPOLLOUT
+                    poller.modify(client, select.EPOLLIN)
+                    poller.unregister(client)
+
+
 def test_a_file_made_before_lives_on(tcp_listener: socket.socket) -> None:
     with monkey.patched(exclude="127.0.0.1"):
         client = socket.socket()

@@ -21,6 +21,11 @@ class HoldersWatch:
         self._epoll = None if epoll is None else epoll()
         self._path = "" if self._epoll is None else f"/proc/self/fdinfo/{self._epoll.fileno()}"
 
+    @property
+    def fd(self) -> int:
+        """The epoll's own; -1 where there is none."""
+        return -1 if self._epoll is None else int(self._epoll.fileno())
+
     def watch(self, fd: int) -> None:
         """Remember the socket behind this fd of the user's."""
         if self._epoll is None:

@@ -44,9 +44,8 @@ The lists are in NO_PROXY's grammar (utpsocket.routes) and hold for listeners to
 socket.getaddrinfo() or gethostbyname(), which are wrapped for that while such a rule is in force.
 
 A socket that the rules send to TCP becomes one in connect() or listen(): a kernel TCP socket takes the place of the
-user's fd, under the same number, with the options, the timeout and the flags it had; it is a plain stdlib socket from
-then on. What cannot come along: an epoll object or selector that the fd was registered with before connect() (asyncio,
-trio, Twisted and Tornado register afterwards) and duplicates made before.
+user's fd, under the same number, with the options, the timeout and the flags it had, registered with the epolls it was
+registered with; it is a plain stdlib socket from then on. What cannot come along: duplicates made before.
 
 A connection that fell back to TCP, or that a listener of both accepted over TCP, is carried by the engine behind the
 same kind of fd as uTP's: epoll registrations, dup() and fork() are as over uTP. Its UTP_INFO is ENOTCONN.
