@@ -40,11 +40,6 @@ EXPECTED: Final = (
     Expectation("test_asyncore.*.test_handle_expt", NO_URGENT_DATA),
     Expectation("test_ftplib.TestFTPClass.test_abort", NO_URGENT_DATA),
     Expectation(
-        "test_asyncio.test_sock_lowlevel.EPollEventLoopTests.test_sock_client_connect_racing",
-        "connect() after a failed one puts a fresh AF_UNIX socket under the number: epoll forgets it",
-        sometimes=True,
-    ),
-    Expectation(
         "test_asyncio.test_ssl.TestSSL.test_remote_shutdown_receives_trailing_data*",
         "gh-115514: an asyncio transport of 3.12, and of 3.13 at first, loses what is still buffered when it is closed",
         since=(3, 12),
