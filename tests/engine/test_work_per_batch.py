@@ -1,0 +1,257 @@
+"""Work counted, not timed: what belongs to a batch is done once per batch, so a regression shows without a clock.
+
+Both ends live in this process and share its engine. Where a figure depends on how the kernel takes turns, the bound is
+about three times what is usual; work done per packet (about 690 in each MB) exceeds it many times over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import utpsocket as socket
+from tests.protocol.wire import RTT_US, Wire
+from utpsocket.engine import engine
+from utpsocket.engine.loop import Loop
+from utpsocket.protocol.sendhalf import SendHalf
+from utpsocket.stats import EngineStats, PortStats, engine_stats
+
+pytestmark = pytest.mark.usefixtures("leaves_nothing_behind")
+
+MB = 1_000_000
+WARM_UP_BYTES = 8 * MB  # past slow start, and past the search for the path's packet size
+BULK_BYTES = 32 * MB
+CALL_BYTES = 256 << 10
+BATCH_BYTES = 64 << 10
+SHORT_RTT_US = 1_000
+
+
+class Work:
+    """What the engine and a pair's two ports had done at one instant; a difference is what was done in between."""
+
+    def __init__(self, sender_port: int, receiver_port: int) -> None:
+        stats: EngineStats = engine_stats()
+        ports: dict[int, PortStats] = {port.local[1]: port for port in stats.ports}  # type: ignore[index]
+        self.sender, self.receiver = ports[sender_port], ports[receiver_port]
+        self.figures = {
+            "wakeups": stats.wakeups,
+            "sends": self.sender.sent_calls,
+            "packets": self.sender.sent_datagrams,
+            "acks": self.receiver.sent_calls,
+            "runs": self.receiver.received_runs,
+            "ack runs": self.sender.received_runs,
+        }
+
+    def since(self, before: Work) -> dict[str, int]:
+        return {name: value - before.figures[name] for name, value in self.figures.items()}
+
+
+class Pair:
+    """A connection's two ends."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.sender = socket.create_connection(listener.getsockname())
+            self.receiver, _ = listener.accept()
+        for end in (self.sender, self.receiver):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._ports = self.sender.getsockname()[1], self.receiver.getsockname()[1]
+
+    def work(self) -> Work:
+        return Work(*self._ports)
+
+    def transfer(self, size_bytes: int) -> None:
+        """Bytes from the sender to the receiver, as a program would move them."""
+
+        def send() -> None:
+            block = bytes(CALL_BYTES)
+            for start in range(0, size_bytes, CALL_BYTES):
+                self.sender.sendall(block[: size_bytes - start])
+
+        sending = threading.Thread(target=send)
+        sending.start()
+        self.receive(size_bytes)
+        sending.join()
+
+    def receive(self, size_bytes: int) -> None:
+        memory = bytearray(CALL_BYTES)
+        while size_bytes:
+            count = self.receiver.recv_into(memory, min(size_bytes, CALL_BYTES))
+            assert count
+            size_bytes -= count
+
+    def close(self) -> None:
+        self.sender.close()
+        self.receiver.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    with contextlib.closing(Pair()) as made:
+        made.transfer(WARM_UP_BYTES)
+        yield made
+
+
+@contextlib.contextmanager
+def engine_held() -> Iterator[None]:
+    """The engine takes no turn meanwhile: it then finds everything at once, however the threads are scheduled."""
+    is_held, may_go = threading.Event(), threading.Event()
+
+    def hold(loop: Loop) -> None:
+        is_held.set()
+        may_go.wait()
+
+    engine().post(hold)
+    is_held.wait()
+    try:
+        yield
+    finally:
+        may_go.set()
+
+
+class Counted:
+    """Stands for a socket and counts its calls by name."""
+
+    def __init__(self, counted: Any, calls: Counter[str]) -> None:
+        self._counted, self._calls = counted, calls
+
+    def __getattr__(self, name: str) -> Any:
+        self._calls[name] += 1
+        return getattr(self._counted, name)
+
+
+def test_64_kb_leave_in_two_sends_and_are_acked_once(pair: Pair) -> None:
+    for _ in range(3):
+        before = pair.work()
+        with engine_held():
+            pair.sender.sendall(bytes(BATCH_BYTES))
+        pair.receive(BATCH_BYTES)
+        done = pair.work().since(before)
+        assert done["packets"] >= BATCH_BYTES // 1_472
+        assert done["sends"] <= 2
+        assert done["runs"] <= 2
+        assert done["acks"] <= 2
+        assert done["wakeups"] <= 8
+
+
+def test_a_bulk_transfer_works_by_the_batch(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    digested = 0
+    on_ack = SendHalf.on_ack
+
+    def counted_on_ack(self: SendHalf, *arguments: Any, **named: Any) -> None:
+        nonlocal digested
+        digested += 1
+        on_ack(self, *arguments, **named)
+
+    calls: Counter[str] = Counter()
+
+    def count_calls(loop: Loop) -> None:
+        for bridge in loop.bridges.values():
+            bridge.end = Counted(bridge.end, calls)
+
+    monkeypatch.setattr(SendHalf, "on_ack", counted_on_ack)
+    engine().call(count_calls)
+    before = pair.work()
+    pair.transfer(BULK_BYTES)
+    done = pair.work().since(before)
+
+    per_mb = {name: count * MB / BULK_BYTES for name, count in done.items()}
+    assert per_mb["packets"] > 600, "larger packets than a path carries: the bounds below would prove nothing"
+    assert per_mb["sends"] < 50
+    assert per_mb["runs"] < 50
+    assert per_mb["wakeups"] < 25
+    assert digested * MB / BULK_BYTES < 75
+    # Never an ack for each run, let alone for each packet: one for all that one wake-up found.
+    assert done["acks"] <= done["runs"]
+    assert done["acks"] <= done["wakeups"] + 1
+    assert calls, "the bridges reach their ends by another way: count there"
+    assert sum(calls.values()) * MB / BULK_BYTES < 75
+
+
+def test_a_run_of_acks_leads_to_one_look_at_what_may_leave(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:
+    """However many datagrams one wake-up brings for a connection, it is asked once what it has to say."""
+    asked: list[int] = []
+    settle_one = Loop._settle_one
+
+    def counted(self: Loop, bridge: Any, now: int) -> None:
+        asked.append(id(bridge))
+        settle_one(self, bridge, now)
+
+    monkeypatch.setattr(Loop, "_settle_one", counted)
+    before = pair.work()
+    pair.transfer(BULK_BYTES)
+    done = pair.work().since(before)
+    assert asked
+    # Two ends. What a delivery makes room for, or a command asks for, may be settled in the same wake-up once more.
+    assert len(asked) <= 3 * done["wakeups"]
+
+
+def test_a_batch_is_one_flight_and_one_ack_ends_it() -> None:
+    """The retransmission queue grows by the burst, never by the packet; and shrinks by the burst."""
+    wire = Wire.initiator(4_000)
+    send = wire.connection.send
+    packets = 0
+    for _ in range(8):  # the window opens, on a path too short to be paced
+        wire.transmits.clear()
+        wire.write_bytes(40_000)
+        wire.say()
+        packets = send.flights.next_seq - send.flights.una_seq
+        assert 1 <= len(send.flights.queue) <= len(wire.transmits)
+        wire.wait(SHORT_RTT_US)
+        wire.hear(f"STATE seq=1 ack={send.flights.next_seq - 4_001}")
+        assert not send.flights.queue
+    assert packets >= 20 * len(wire.transmits)
+
+
+def test_a_run_of_acks_ends_what_the_last_of_them_covers() -> None:
+    wire = Wire.initiator(4_000)
+    wire.write_bytes(5_000)
+    wire.say()
+    packets = wire.connection.send.flights.next_seq - wire.connection.send.flights.una_seq
+    wire.wait(RTT_US)
+    wire.hear_run(*(f"STATE seq=1 ack={ack}" for ack in range(1, packets + 1)))
+    assert not wire.connection.send.flights.queue
+    assert wire.say() == []
+
+
+def test_a_question_and_its_answer_are_two_datagrams(pair: Pair) -> None:
+    """Each carries the ack of what it answers."""
+    trips = 50
+    before = pair.work()
+    for _ in range(trips):
+        pair.sender.sendall(b"?")
+        assert pair.receiver.recv(1) == b"?"
+        pair.receiver.sendall(b"!")
+        assert pair.sender.recv(1) == b"!"
+    done = pair.work().since(before)
+    assert trips <= done["sends"] <= 1.5 * trips
+    assert trips <= done["acks"] <= 1.5 * trips
+    assert done["wakeups"] <= 10 * trips
+
+
+def test_an_idle_connection_holds_no_batch_buffer() -> None:
+    """What a connection sent and received lies in buffers that all connections share, and none keeps one."""
+    pairs = 32
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(Pair()))  # whatever is there once
+        tracemalloc.start()
+        stack.callback(tracemalloc.stop)
+        before = traced_bytes()
+        for _ in range(pairs):
+            made = stack.enter_context(contextlib.closing(Pair()))
+            made.transfer(1_000)
+            made.sender, made.receiver = made.receiver, made.sender
+            made.transfer(1_000)
+        assert (traced_bytes() - before) / pairs < BATCH_BYTES * 3 // 4
+
+
+def traced_bytes() -> int:
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
