@@ -112,7 +112,7 @@ def become_tcp(sock: Any, identity: Identity) -> None:
     except BaseException:
         tcp.close()
         raise
-    replacement.put(tcp, fd)
+    replacement.put(tcp, sock)
     proto = Socket.proto.__get__(sock)
     registry.forget(identity)
     sock._utp = None

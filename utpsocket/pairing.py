@@ -69,4 +69,4 @@ def renew(sock: Any) -> None:
     """Put a fresh AF_UNIX socket in the place of the user's fd: TCP can connect again after a failed attempt, AF_UNIX
     cannot.
     """
-    replacement.put(Socket(stdlib.AF_UNIX, stdlib.SOCK_STREAM), sock.fileno())
+    replacement.put(Socket(stdlib.AF_UNIX, stdlib.SOCK_STREAM), sock)

@@ -3,8 +3,8 @@
 Separate because dup2() alone loses what belongs to the open file and not to the number: the blocking mode, and every
 epoll registration. An event loop may have registered a socket before it connects, or between two attempts, and TCP's
 would still be registered. So the registrations are read from /proc and made again, with the same events and the same
-data, libev's generation numbers included. Looked for only where event loops keep their sockets, non-blocking, and their
-epoll: among the first fds.
+data, libev's generation numbers included. Looked for only as event loops keep things, the socket non-blocking and the
+epoll among the first fds; that costs 2 µs for each socket registered there.
 
 Any thread may call. Sources: dup(2); epoll(7), questions 1 and 6; proc(5) on fdinfo of epoll.
 """
@@ -14,11 +14,13 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import struct
 from collections.abc import Iterator
 from typing import Any, Final
 
 from utpsocket.engine import running_engine
+from utpsocket.engine.native import Socket
 
 _EPOLL_CTL_ADD: Final = 1
 _FIRST_FDS: Final = 128
@@ -27,10 +29,13 @@ _EVENT: Final = struct.Struct("=IQ" if platform.machine() == "x86_64" else "@IQ"
 _libc: Final = ctypes.CDLL(None)
 
 
-def put(fresh: Any, fd: int) -> None:
-    """Have `fd` mean this socket, inheritable, blocking and registered with epolls as it was. Closes `fresh`."""
+def put(fresh: Any, sock: Any) -> None:
+    """Have the fd of `sock` mean `fresh`, inheritable, blocking and registered with epolls as it was. Closes `fresh`,
+    and leaves what the Python object knows of itself to the caller.
+    """
+    fd = sock.fileno()
     is_blocking = os.get_blocking(fd)
-    registrations = [] if is_blocking else list(_registrations(fd))
+    registrations = list(_registrations(fd)) if Socket.gettimeout(sock) == 0 else []
     try:
         os.dup2(fresh.fileno(), fd, inheritable=os.get_inheritable(fd))
     finally:
@@ -44,15 +49,14 @@ def _registrations(fd: int) -> Iterator[tuple[int, int, int]]:
     """(epoll's fd, events, data) of this number's socket in each epoll of the program's."""
     loop = running_engine()
     ours = -1 if loop is None else loop.holders_watch.fd
-    inode = f"ino:{os.fstat(fd).st_ino:x}"
+    line = re.compile(rb"^tfd: +%d events: +(\w+) data: +(\w+) .*ino:%x " % (fd, os.fstat(fd).st_ino), re.MULTILINE)
     for epoll_fd in range(_FIRST_FDS):
         try:
             if epoll_fd == ours or os.readlink(f"/proc/self/fd/{epoll_fd}") != _EVENTPOLL:
                 continue
-            with open(f"/proc/self/fdinfo/{epoll_fd}", encoding="ascii") as lines:
-                for line in lines:
-                    fields = line.split()  # tfd: FD events: HEX data: HEX pos:… ino:HEX sdev:…
-                    if fields[:2] == ["tfd:", str(fd)] and inode in fields:
-                        yield epoll_fd, int(fields[3], 16), int(fields[5], 16)
+            with open(f"/proc/self/fdinfo/{epoll_fd}", "rb") as file:
+                found = line.search(file.read())
+            if found is not None:
+                yield epoll_fd, int(found[1], 16), int(found[2], 16)
         except OSError:
             continue
