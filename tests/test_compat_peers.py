@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import struct
 import sys
 import threading
 import time
@@ -331,6 +332,17 @@ class TestBittorrent:
         path.write_bytes(data)
         with pytest.raises(ProtocolError, match="piece 3 does not have its hash"):
             self.exchange(path, meta, tmp_path / "out.bin")
+
+    def test_a_silence_ends_on_time_though_keepalives_come(self, shared):
+        _, meta = shared
+        near, far = socket.socketpair()
+        with near, far:
+            near.settimeout(10)
+            far.sendall(bittorrent.PROTOCOL + bytes(8) + meta.info_hash + bytes(20) + bytes(4) + bytes(4))
+            wire = Wire(near, meta.info_hash, we_dialled=True)
+            assert list(wire.receive_for(0.05)) == [(bittorrent.KEEPALIVE, b"")] * 2
+            far.sendall(bytes(4) + struct.pack(">IB", 1, bittorrent.UNCHOKE))
+            assert wire.receive() == (bittorrent.UNCHOKE, b"")
 
     def test_another_torrents_handshake_is_refused(self, shared):
         _, meta = shared

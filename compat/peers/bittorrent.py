@@ -10,7 +10,7 @@ Written against the stdlib's socket interface. SETTINGS are JSON: `module` ("utp
     half_close   fetch: all pieces, then we end our direction and wait for the peer's end
     reset        fetch: one piece, a reset; then a second connection, and all pieces
     stay         fetch: one piece, then wait for what the peer does
-    idle         some of it, silence for idle_seconds, the rest
+    idle         a piece (of a fetch) or the first words (of a serve), silence for idle_seconds, all the rest
 
 What listens prints `{"port": …}`. `fetch` verifies each piece, prints `{"report": …}` and stays connected until
 standard input ends: the other side is asked about us meanwhile. `serve` prints `{"served": bytes}` when a peer has it
@@ -45,6 +45,7 @@ MAX_MESSAGE_BYTES: Final = 1 << 20
 REQUESTS_AHEAD: Final = 128  # 2 MiB asked for and not yet there
 SOCKET_TIMEOUT_S: Final = 60.0  # without a byte moving
 CHOKE, UNCHOKE, INTERESTED, NOT_INTERESTED, HAVE, BITFIELD, REQUEST, PIECE, CANCEL = range(9)
+KEEPALIVE: Final = -1  # a message without even a kind
 
 
 class ProtocolError(Exception):
@@ -128,16 +129,21 @@ class Wire:
 
     def receive(self) -> tuple[int, bytes] | None:
         """The next message, keepalives left out; None at the end of the stream."""
-        while True:
-            try:
-                (length,) = struct.unpack(">I", self._exactly(4))
-            except EOFError:
-                return None
-            if length > MAX_MESSAGE_BYTES:
-                raise ProtocolError(f"a message of {length} bytes")
-            if length:
-                body = self._exactly(length)
-                return body[0], body[1:]
+        message = self._next()
+        while message is not None and message[0] == KEEPALIVE:
+            message = self._next()
+        return message
+
+    def _next(self) -> tuple[int, bytes] | None:
+        """The next message, be it a keepalive; None at the end of the stream."""
+        try:
+            (length,) = struct.unpack(">I", self._exactly(4))
+        except EOFError:
+            return None
+        if length > MAX_MESSAGE_BYTES:
+            raise ProtocolError(f"a message of {length} bytes")
+        body = self._exactly(length)
+        return (body[0], body[1:]) if body else (KEEPALIVE, b"")
 
     def half_close(self) -> None:
         """We have said everything."""
@@ -158,11 +164,11 @@ class Wire:
         return "eof"
 
     def receive_for(self, seconds: float) -> Iterator[tuple[int, bytes]]:
-        """The messages of the next so many seconds. Raises EOFError at the end of the stream."""
+        """The messages of the next so many seconds, keepalives too. Raises EOFError at the end of the stream."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             if self._buffer or select.select([self._sock], [], [], left)[0]:
-                message = self.receive()
+                message = self._next()  # not receive(), which would wait for more than a keepalive
                 if message is None:
                     raise EOFError("the peer left while nothing was said")
                 yield message
@@ -230,8 +236,8 @@ def serve(
 ) -> int:
     """Serve one peer from a complete file until it leaves. Returns the bytes of pieces that it was sent.
 
-    `on_complete` is told once, when as many as the file holds were sent: a peer need not say goodbye. Half-way the
-    peer is choked for `pause_seconds`, in which nothing is said.
+    `on_complete` is told once, when as many as the file holds were sent: a peer need not say goodbye. For
+    `pause_seconds` after it has said that it is interested nothing is said.
     """
     count = len(meta.hashes)
     bits = ((1 << count) - 1) << (8 * math.ceil(count / 8) - count)
@@ -241,6 +247,8 @@ def serve(
         while (message := wire.receive()) is not None:
             kind, body = message
             if kind == INTERESTED:
+                for _ in wire.receive_for(pause_seconds):
+                    pass
                 wire.send((UNCHOKE, b""))
             elif kind == REQUEST:
                 piece, offset, size = struct.unpack(">III", body)
@@ -249,12 +257,6 @@ def serve(
                 file.seek(piece * meta.piece_length + offset)
                 wire.send((PIECE, body[:8] + file.read(size)))
                 sent += size
-                if pause_seconds and sent >= meta.length // 2:
-                    wire.send((CHOKE, b""))  # it forgets its requests by that, and so do we
-                    for _ in wire.receive_for(pause_seconds):
-                        pass
-                    pause_seconds = 0
-                    wire.send((UNCHOKE, b""))
                 if on_complete and sent >= meta.length:
                     on_complete(sent)
                     on_complete = None

@@ -16,7 +16,7 @@ from compat.peers import children, dissect, libutp, provision, swarm
 from compat.peers.case import Case, Circumstances, Row, run_case
 
 PEERS: Final[dict[str, ModuleType]] = {peer.NAME: peer for peer in (libutp, swarm, dissect)}
-WAITING_CASES: Final = 20  # run at once: they sleep most of the time
+WAITING_CASES: Final = 14  # run at once: they sleep most of the time
 SUFFIXES: Final = {"K": 1000, "M": 1000**2, "G": 1000**3, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 
 

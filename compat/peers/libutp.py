@@ -86,7 +86,7 @@ def _transfers(kind: str, size: int, impairment: Impairment | None = None) -> li
             kind=kind,
             impairment=impairment,
             waits=impairment is not None,
-            seconds_allowed=60 + (8.0 if impairment else 1.0) * size / MB,
+            seconds_allowed=60 + (8.0 if impairment else 3.0) * size / MB,
         )
 
     return _both_roles(transfer)

@@ -81,7 +81,7 @@ def _transfer(role: str, kind: str, size: int, impairment: Impairment | None) ->
         kind=kind,
         impairment=impairment,
         waits=impairment is not None,
-        seconds_allowed=60 + (8.0 if impairment else 1.0) * size / MB,
+        seconds_allowed=60 + (8.0 if impairment else 3.0) * size / MB,
     )
 
 
