@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
 from compat import __main__ as compat
-from compat.stdlib import baseline, modules, report
+from compat.stdlib import baseline, modules, report, table
 from compat.stdlib.command import main
-from compat.stdlib.expectations import Expectation, explains
+from compat.stdlib.expectations import EXPECTED, Expectation, expectation, explanation
 from compat.stdlib.supervisor import ModuleRun, Outcome, Task, run_module
 from compat.stdlib.verdict import Verdict, judge
 
@@ -179,17 +180,66 @@ def test_what_is_left_over_beyond_tcp_is_reported() -> None:
     ]
 
 
-@pytest.mark.parametrize(("seconds", "slow"), [(0.3, False), (1.0, False), (1.2, True)])
-def test_slow_is_three_times_tcp_and_a_second_more(seconds: float, slow: bool) -> None:
+def test_what_the_engine_still_holds_is_reported() -> None:
+    """Unless as many sockets stay open over TCP as well."""
+    tcp = ModuleRun("test_x", {"test_x.T.test": PASSES}, leftovers={"fds": {}, "threads": 1, "udp_ports": 0})
+    held = tcp.leftovers | {"utp": {"connections": 2, "ports": 1}}
+    assert judge(tcp, [replace(tcp, leftovers=held)], VERSION, stand_in=True).leftovers == [
+        "2 uTP connections left over, 0 over TCP",
+        "1 uTP ports left over, 0 over TCP",
+    ]
+    open_too = replace(tcp, leftovers=tcp.leftovers | {"fds": {"socket": 2}})
+    assert judge(open_too, [replace(tcp, leftovers=held)], VERSION, stand_in=True).good
+
+
+LEAKING = """
+import os, socket, unittest
+
+class T(unittest.TestCase):
+    def test_leaks(self):
+        global kept
+        listener = socket.create_server(("127.0.0.1", 0))
+        client = socket.create_connection(listener.getsockname())
+        kept = listener, client, listener.accept()[0], os.dup(client.fileno())
+
+    def test_does_not(self):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            with socket.create_connection(listener.getsockname()), listener.accept()[0]:
+                pass
+"""
+
+
+@pytest.mark.parametrize(("name", "leaks"), [("leaks", True), ("does_not", False)])
+def test_sockets_left_open_over_utp_are_seen(name: str, leaks: bool) -> None:
+    run = run_module(task("test_leaking", LEAKING, match=(f"*test_{name}",), transport="utp"))
+    assert [record.status for record in run.tests.values()] == ["pass"]
+    assert run.utp_connections == 2
+    tcp = replace(run, leftovers={"fds": {}, "threads": 1, "udp_ports": 0})
+    found = judge(tcp, [run], VERSION, stand_in=False).leftovers
+    held = ["2 uTP connections left over, 0 over TCP", "2 uTP ports left over, 0 over TCP"]
+    assert found == (["4 socket left over, 0 over TCP", *held] if leaks else [])
+
+
+@pytest.mark.parametrize(("seconds", "slow"), [(0.3, False), (0.5, False), (0.6, True)])
+def test_slow_is_three_times_tcp_and_half_a_second(seconds: float, slow: bool) -> None:
     tcp = ModuleRun("test_x", {"test_x.T.test": PASSES})
     utp = ModuleRun("test_x", {"test_x.T.test": replace(PASSES, seconds=seconds)})
-    assert bool(judge(tcp, [utp], VERSION, stand_in=True).slow) == slow
+    verdict = judge(tcp, [utp], VERSION, stand_in=True)
+    assert verdict.slow_without_reason == (["test_x.T.test"] if slow else [])
+    assert list(verdict.slow.values()) == (["0.10 s over TCP, 0.60 s over uTP: no reason is stated"] if slow else [])
+    assert verdict.good
 
 
 def test_a_slow_test_is_explained_up_to_a_bound() -> None:
-    assert explains("test_ssl.ThreadedTests.test_x", VERSION, 1.1)
-    assert not explains("test_ssl.ThreadedTests.test_x", VERSION, 2.1)
-    assert not explains("test_x.T.test_x", VERSION, 1.1)
+    reason = explanation("test_ssl.ThreadedTests.test_x", VERSION, 1.1)
+    assert reason is not None and "stop flag" in reason
+    assert explanation("test_ssl.ThreadedTests.test_x", VERSION, 2.1) is None
+    assert explanation("test_x.T.test_x", VERSION, 1.1) is None
+    tcp = ModuleRun("test_ssl", {"test_ssl.ThreadedTests.test_x": PASSES})
+    utp = ModuleRun("test_ssl", {"test_ssl.ThreadedTests.test_x": replace(PASSES, seconds=1.2)})
+    verdict = judge(tcp, [utp], VERSION, stand_in=True)
+    assert verdict.slow == {"test_ssl.ThreadedTests.test_x": f"0.10 s over TCP, 1.20 s over uTP: {reason}"}
+    assert verdict.slow_without_reason == []
 
 
 def test_an_expectation_holds_for_its_versions() -> None:
@@ -217,22 +267,65 @@ def test_a_kept_baseline_comes_back_equal(tmp_path: Path) -> None:
     assert baseline.load(tmp_path / "cache", "test_x") == run
 
 
-def test_the_table_replaces_what_is_between_the_markers(tmp_path: Path) -> None:
-    manual = tmp_path / "README.md"
-    verdict = Verdict("test_x", over_tcp=3, same=2, relevant=2, relevant_same=1, expected={"test_x.T.test": "because"})
-    table = report.as_markdown("3.11.7 (main)", [verdict])
+def found(*verdicts: Verdict) -> table.Table:
+    return table.seen(report.as_json("3.11.7 (main)", list(verdicts)))
+
+
+DIFFERS = Verdict(
+    "test_x", over_tcp=3, same=2, relevant=2, relevant_same=1, expected={"test_x.T.test": "because"}, runs=3
+)
+SAME = Verdict("test_y", over_tcp=5, same=5, slow={"test_y.T.test": "1 s: so what"}, runs=1)
+
+
+def test_the_table_stands_between_its_interpreters_markers(tmp_path: Path) -> None:
+    manual = tmp_path / "RESULTS.md"
     manual.write_text("before\n")
-    report.write_table(manual, "3.11.7 (main)", table)
-    report.write_table(manual, "3.13.0 (main)", "other\n")
-    assert table in manual.read_text()
-    report.write_table(manual, "3.11.7 (main)", "new\n")
-    assert manual.read_text() == (
-        "before\n"
-        "<!-- compat stdlib 3.11: begin -->\nnew\n<!-- compat stdlib 3.11: end -->\n"
-        "<!-- compat stdlib 3.13: begin -->\nother\n<!-- compat stdlib 3.13: end -->\n"
-    )
-    assert "| test_x | 3 | 2 | 2 | 1 | 1 |" in table
-    assert "* because: `test_x.T.test`" in table
+    for feature in ("3.11", "3.13", "3.11"):
+        table.write(manual, feature, found(DIFFERS, SAME))
+    text = manual.read_text()
+    assert text.startswith("before\n\n<!-- compat stdlib 3.11: begin -->\n")
+    assert text.count("compat stdlib 3.11: begin") == text.count("compat stdlib 3.13: end") == 1
+    assert "| `test_x` | 3 | 2 | 2 | 1 | 1 | 3 |" in text
+    assert "| **sum** | 8 | 7 | 2 | 1 | 1 | |" in text
+    assert "* `test_x.T.test`: because" in text
+
+
+def test_a_table_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    written = found(DIFFERS, SAME)
+    table.write(tmp_path / "RESULTS.md", "3.11", written)
+    assert table.read(tmp_path / "RESULTS.md", "3.11") == written
+    assert table.read(tmp_path / "RESULTS.md", "3.12") is None
+    assert table.read(tmp_path / "none.md", "3.11") is None
+
+
+def test_a_run_replaces_the_rows_of_its_modules_only() -> None:
+    again = replace(DIFFERS, same=3, relevant_same=2, expected={})
+    updated = found(DIFFERS, SAME).updated(found(again))
+    assert updated.rows == found(again, SAME).rows
+    assert updated.expected == {}
+    assert updated.slow == {"test_y.T.test": "1 s: so what"}
+
+
+def test_the_table_must_know_what_was_seen() -> None:
+    written = found(DIFFERS)
+    assert table.disagreements(written, found(DIFFERS)) == []
+    assert table.disagreements(written, found(replace(DIFFERS, over_tcp=2, expected={}))) == []  # a race, another patch
+    assert table.disagreements(written, found(SAME)) == ["test_y is not in the table"]
+    other = replace(DIFFERS, expected={"test_x.T.other": "because"})
+    assert table.disagreements(written, found(other)) == ["test_x.T.other differs, which the table does not say"]
+
+
+def test_the_table_in_the_tree_lists_what_is_expected() -> None:
+    """Each difference that the tables tell of is one of expectations.py, and every such entry is told of somewhere."""
+    results = Path(modules.__file__).with_name("RESULTS.md")
+    told: set[str] = set()
+    for minor in range(10, 20):
+        written = table.read(results, f"3.{minor}") or table.Table()
+        assert [test for test in written.expected if expectation(test, (3, minor)) is None] == []
+        told |= set(written.expected)
+    steady = [entry for entry in EXPECTED if not entry.sometimes]
+    assert steady
+    assert [entry.tests for entry in steady if not any(fnmatchcase(test, entry.tests) for test in told)] == []
 
 
 def test_the_command_prints_one_json_object(
@@ -267,5 +360,7 @@ def test_an_unknown_module_and_a_command_that_is_not_there_are_wrong_usage(
     assert "not there yet" in capfd.readouterr().err
 
 
-def task(module: str, source: str, *, match: tuple[str, ...] = (), limit_s: float = 20.0) -> Task:
-    return Task(sys.executable, module, "tcp", match, lambda _: limit_s, source)
+def task(
+    module: str, source: str, *, match: tuple[str, ...] = (), limit_s: float = 20.0, transport: str = "tcp"
+) -> Task:
+    return Task(sys.executable, module, transport, match, lambda _: limit_s, source)

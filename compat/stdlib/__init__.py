@@ -7,7 +7,8 @@ The walk of one module:
     supervisor.py starts child.py, listens to its events, ends what hangs, resumes after it
     child.py      in the interpreter under test: private network, patch, import the module, run, look for leftovers
     verdict.py    over TCP beside over uTP: the same, an expected difference, an unexpected one, a stale expectation
-    report.py     the table on stderr, the JSON on stdout, the markdown for the manual
+    report.py     the table on stderr, the JSON on stdout
+    table.py      the markdown table of RESULTS.md: rows replaced by runs, compared by CI
 
 modules.py says what is run and expectations.py which differences are the protocol's or the platform's fault, and why.
 """

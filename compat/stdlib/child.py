@@ -8,7 +8,8 @@ appended to the request's `events` file, so that nothing is lost when it has to 
     {"end": id, "status": …, "seconds": s, "why": text, …    …and ends, with what the process did meanwhile:
      "tcp": kernel stream sockets made, "tcp_calls": bind and connect on such, "utp": uTP connections since its start}
     {"skipped_module": reason}             the module has nothing to say on this machine
-    {"finished": {"fds": {kind: n}, "threads": n, "udp_ports": n}, "utp": connections}     after the engine's shutdown
+    {"finished": {"fds": {kind: n}, "threads": n, "udp_ports": n,
+                  "utp": {"connections": n, "ports": n}}, "utp": connections}  held by the engine, then after its end
 
 Ids are the tests' own without `test.`, with `#2`, `#3`… when one occurs again. A test's status is its worst: error,
 fail, skip, pass; hang and crash are the supervisor's to say.
@@ -231,9 +232,12 @@ def main(request: dict[str, Any]) -> None:
         suite = unittest.TestSuite()
     suite.run(recorder)
     made = tally.connections_made()
+    held: dict[str, Any] = {}
     if is_over_utp:
+        gc.collect()
+        held["utp"] = over_utp.left_over()
         over_utp.shut_down()
-    recorder.say(finished=leftovers(), utp=made)
+    recorder.say(finished=leftovers() | held, utp=made)
 
 
 def available_modules() -> list[str]:

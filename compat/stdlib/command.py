@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
-from compat.stdlib import baseline, report
+from compat.stdlib import baseline, report, table
 from compat.stdlib.modules import MODULES, QUICK, START_METHOD_MODULE, START_METHODS, select
 from compat.stdlib.supervisor import ROOT, STOP, ModuleRun, Task, run_module
 from compat.stdlib.verdict import Verdict, judge
@@ -74,11 +74,24 @@ def main(argv: list[str]) -> int:
             return 1
     ordered = [verdicts[name] for name in names]
     print(report.as_text(ordered, causes=not options.brief), file=sys.stderr)
+    found = report.as_json(interpreter.version, ordered)
     if options.json:
-        print(json.dumps(report.as_json(interpreter.version, ordered), indent=1))
+        print(json.dumps(found, indent=1))
+    unknown = _compare_with_table(options.check_table, found) if options.check_table else []
+    print(*unknown, sep="\n", end="\n" if unknown else "", file=sys.stderr)
     if options.table:
-        report.write_table(options.table, interpreter.version, report.as_markdown(interpreter.version, ordered))
-    return 0 if all(verdict.good for verdict in ordered) else 1
+        feature = table.feature_version(interpreter.version)
+        written = table.read(options.table, feature) or table.Table()
+        table.write(options.table, feature, written.updated(table.seen(found)))
+    return 0 if all(verdict.good for verdict in ordered) and not unknown else 1
+
+
+def _compare_with_table(path: Path, found: dict[str, Any]) -> list[str]:
+    feature = table.feature_version(found["python"])
+    written = table.read(path, feature)
+    if written is None:
+        return [f"{path} has no table of CPython {feature}"]
+    return [f"{path}: {line}" for line in table.disagreements(written, table.seen(found))]
 
 
 def _run_one(interpreter: Interpreter, name: str, options: argparse.Namespace) -> Verdict:
@@ -148,5 +161,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--match", action="append", default=[], metavar="GLOB", help="only tests of such ids")
     parser.add_argument("--fresh", action="store_true", help="measure TCP again instead of trusting the cache")
     parser.add_argument("--brief", action="store_true", help="no causes of unexpected differences")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="write the markdown table there")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write these modules' rows of the table there")
+    parser.add_argument(
+        "--check-table", type=Path, metavar="FILE", help="fail if the table does not know what was seen"
+    )
     return parser

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from typing import Final
+
+PATIENCE_S: Final = 3.0  # TIME_WAIT takes 0.6 s
+
 
 def patch() -> None:
     """Put uTP in place of TCP. The engine, a thread, starts when the first socket needs it."""
@@ -16,6 +21,18 @@ def start() -> None:
     import utpsocket.engine
 
     utpsocket.engine.engine()
+
+
+def left_over() -> dict[str, int]:
+    """The engine's connections and ports, once what is closed has had its time to end: FINs, TIME_WAIT."""
+    from utpsocket.stats import engine_stats
+
+    deadline = time.monotonic() + PATIENCE_S
+    while (stats := engine_stats()).connections_open or stats.ports_open:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    return {"connections": stats.connections_open, "ports": stats.ports_open}
 
 
 def shut_down() -> None:

@@ -1,0 +1,124 @@
+"""The markdown table of RESULTS.md: one section per interpreter, written by runs and checked by CI.
+
+Separate because it outlives a run: a run of some modules replaces their rows and keeps the others', and CI asks whether
+what it has seen agrees with what is written. Counts of tests differ between releases and machines and times between
+any two runs, so only names are compared: which modules there are, and which tests are different.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+MARKERS: Final = ("<!-- compat stdlib {feature}: begin -->", "<!-- compat stdlib {feature}: end -->")
+COLUMNS: Final = ("over_tcp", "same", "relevant", "relevant_same", "expected", "runs")
+HEADINGS: Final = ("pass over TCP", "same over uTP", "relevant", "same", "expected differences", "runs")
+INTRODUCTION: Final = (
+    "CPython {feature}: tests passing over TCP, and these over uTP in every run. Relevant are those that make internet"
+    " stream sockets."
+)
+DIFFERENCES: Final = "Expected differences"
+SLOWER: Final = "Slower than three times TCP, in the runs above"
+
+
+@dataclass
+class Table:
+    """One interpreter's section. The keys of `rows` are modules, of the others ids of tests."""
+
+    rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    expected: dict[str, str] = field(default_factory=dict)
+    slow: dict[str, str] = field(default_factory=dict)
+
+    def updated(self, newer: Table) -> Table:
+        """This table with what `newer` says about its modules."""
+
+        def kept(tests: dict[str, str]) -> dict[str, str]:
+            return {test: why for test, why in tests.items() if module_of(test, newer.rows) is None}
+
+        return Table(self.rows | newer.rows, kept(self.expected) | newer.expected, kept(self.slow) | newer.slow)
+
+
+def seen(found: dict[str, Any]) -> Table:
+    """What a run has found, from the object it prints as JSON."""
+    rows = {module["name"]: tuple(module.get(name, 1) for name in COLUMNS) for module in found["modules"]}
+    return Table({name: row for name, row in rows.items() if row[0]}, dict(found["expected"]), dict(found["slow"]))
+
+
+def disagreements(written: Table, found: Table) -> list[str]:
+    """What a run has found that the written table does not know."""
+    lines = [f"{name} is not in the table" for name in found.rows if name not in written.rows]
+    return lines + [
+        f"{test} differs, which the table does not say" for test in found.expected.keys() - written.expected
+    ]
+
+
+def module_of(test: str, modules: dict[str, Any]) -> str | None:
+    """Which of `modules` this test's id belongs to."""
+    return next((name for name in modules if test.startswith(f"{name}.") or f"({name}." in test), None)
+
+
+def render(feature: str, table: Table) -> str:
+    """The section's text."""
+    rows = dict(sorted(table.rows.items()))
+    relevant = {name: row for name, row in rows.items() if row[2]}
+    rest = {name: row for name, row in rows.items() if not row[2]}
+    lines = [
+        INTRODUCTION.format(feature=feature),
+        "",
+        f"| module | {' | '.join(HEADINGS)} |",
+        f"|---|{'--:|' * len(HEADINGS)}",
+        *(f"| `{name}` | {' | '.join(map(str, row))} |" for name, row in relevant.items()),
+        *(f"| `{name}` | {' | '.join(map(str, row))} |" for name, row in rest.items()),
+        f"| **sum** | {' | '.join(str(sum(column)) for column in list(zip(*rows.values(), strict=True))[:-1])} | |",
+    ]
+    for title, tests in ((DIFFERENCES, table.expected), (SLOWER, table.slow)):
+        if tests:
+            lines += ["", f"{title}:", "", *(f"* `{test}`: {why}" for test, why in sorted(tests.items()))]
+    return "\n".join(lines) + "\n"
+
+
+def parse(text: str) -> Table:
+    """The table that render() wrote."""
+    table = Table()
+    tests: dict[str, str] = {}
+    for line in text.splitlines():
+        row = re.match(r"\| `([\w.]+)` \|(.*)\|$", line)
+        listed = re.match(r"\* `(.+?)`: (.*)$", line)
+        if row:
+            table.rows[row[1]] = tuple(map(int, row[2].split("|")))
+        elif listed:
+            tests[listed[1]] = listed[2]
+        elif line == f"{DIFFERENCES}:":
+            tests = table.expected
+        elif line == f"{SLOWER}:":
+            tests = table.slow
+    return table
+
+
+def read(path: Path, feature: str) -> Table | None:
+    """This interpreter's table in the file, None where it has none."""
+    found = _section(feature).search(path.read_text() if path.exists() else "")
+    return parse(found[0]) if found else None
+
+
+def write(path: Path, feature: str, table: Table) -> None:
+    """Put the table between this interpreter's markers in the file; without them, at its end."""
+    text = path.read_text() if path.exists() else ""
+    begin, end = (marker.format(feature=feature) for marker in MARKERS)
+    block = f"{begin}\n{render(feature, table)}{end}"
+    if _section(feature).search(text):
+        path.write_text(_section(feature).sub(lambda _: block, text, count=1))
+    else:
+        path.write_text(f"{text}\n{block}\n" if text else f"{block}\n")
+
+
+def feature_version(version: str) -> str:
+    """`3.11` of `3.11.7 (main, …)`."""
+    return ".".join(version.split(".")[:2])
+
+
+def _section(feature: str) -> re.Pattern[str]:
+    begin, end = (re.escape(marker.format(feature=feature)) for marker in MARKERS)
+    return re.compile(f"{begin}.*?{end}", re.DOTALL)
