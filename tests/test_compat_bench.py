@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,7 +12,6 @@ from typing import Any
 import pytest
 
 from compat.bench import cases, chart, command, goals, rounds, subjects, table
-from compat.bench.cases import Case
 from compat.bench.sample import Row, Sample, ratio
 from compat.bench.stream_side import jain
 from compat.peers import provision
@@ -114,8 +114,7 @@ def taking(monkeypatch: pytest.MonkeyPatch, values: dict[tuple[str, str], float 
 
     for name in {name for name, _ in values}:
         case = cases.BY_NAME[name]
-        changed = Case(name, case.unit, case.about, case.subjects, take(name), case.reference)
-        monkeypatch.setitem(cases.BY_NAME, name, changed)
+        monkeypatch.setitem(cases.BY_NAME, name, dataclasses.replace(case, take=take(name)))
     monkeypatch.setattr(subjects, "prepare", lambda subject: None)
     return asked
 
@@ -126,6 +125,13 @@ def test_every_other_round_is_reversed(monkeypatch: pytest.MonkeyPatch) -> None:
     rounds.run(rows, count=3, seconds=1)
     assert [subject for _, subject in asked] == ["utpsocket", "tcp", "tcp", "utpsocket", "utpsocket", "tcp"]
     assert [len(found.samples) for found in rows] == [3, 3]
+
+
+def test_a_long_case_has_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = taking(monkeypatch, {("idle", "tcp"): 2.0, ("bulk", "tcp"): 4.0})
+    monkeypatch.setitem(cases.BY_NAME, "idle", dataclasses.replace(cases.BY_NAME["idle"], most_rounds=1))
+    rounds.run(rounds.planned(["idle", "bulk"], ["tcp"]), count=3, seconds=1)
+    assert [name for name, _ in asked] == ["bulk", "idle", "bulk", "bulk"]
 
 
 def test_what_ours_is_compared_with_is_measured_too() -> None:
