@@ -39,6 +39,16 @@ DELAY_S = 0.05
 MODES = ["blocking", "timeout", "non-blocking"]
 
 
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """No defect was met on the engine's thread, and no TCP connection is left with it."""
+    before = stats.engine_stats().faults
+    yield
+    loop = running_engine()
+    assert stats.engine_stats().faults == before
+    assert loop is None or eventually(lambda: len(loop.relays), 0) == 0
+
+
 @pytest.fixture(params=["refused", "silent"])
 def tcp_listener(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
     """A TCP listener whose UDP port refuses, or swallows everything."""
