@@ -25,10 +25,9 @@ def ports(*, offload: bool) -> tuple[Port, Port]:
 
 def transmit(count: int, segment: int = 1_400, last: int = 1_400) -> Transmit:
     sizes = [segment] * (count - 1) + [last]
-    buffers: list[memoryview | bytes] = []
-    for number, size in enumerate(sizes):
-        buffers += [bytes([number]) * 20, memoryview(bytes([number]) * (size - 20))]
-    return Transmit(None, buffers, segment=segment, count=count)
+    return Transmit(
+        None, b"".join(bytes([number]) * size for number, size in enumerate(sizes)), segment=segment, count=count
+    )
 
 
 @pytest.mark.parametrize("offload", [True, False])

@@ -11,11 +11,11 @@ from typing import Any
 
 from utpsocket.protocol import Connection
 from utpsocket.protocol.flights import Flight
-from utpsocket.protocol.packet import HeaderColumns, Packet
+from utpsocket.protocol.packet import Packet
 from utpsocket.protocol.sendbuffer import BlockPool, SendBuffer
 
 # Scratch, counters of what was looked at how, and what only says how far a burst got within one instant.
-_NOT_STATE = {"_own_pieces", "_columns", "_pool"}
+_NOT_STATE = {"_own_pieces", "_pool"}
 
 
 def state_of(thing: Any) -> Any:
@@ -24,9 +24,9 @@ def state_of(thing: Any) -> Any:
         return _slots(thing)
     if isinstance(thing, SendBuffer):
         unacked = thing.end_offset - thing.acked_offset
-        views = thing.interleave([memoryview(b"")], thing.acked_offset, max(1, unacked), unacked)
+        views = thing.segments(thing.acked_offset, max(1, unacked), unacked)
         return {"acked": thing.acked_offset, "bytes": b"".join(map(bytes, views)), "capacity": thing.capacity_bytes}
-    if isinstance(thing, (HeaderColumns, BlockPool)):
+    if isinstance(thing, BlockPool):
         return None
     if isinstance(thing, memoryview):
         return bytes(thing)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from utpsocket.protocol.packet import (
     HEADER_BYTES,
     MAX_RUN_PACKETS,
-    HeaderColumns,
     PacketType,
     Run,
+    compose,
     decode,
     encode,
     sack_bytes,
@@ -110,13 +110,14 @@ def test_sack_of_any_length(sack: bytes, ack: int) -> None:
     assert {seq for first, last in sack_ranges(memoryview(sack), ack) for seq in range(first, last)} == expected
 
 
-@given(uint16, st.integers(1, MAX_RUN_PACKETS), uint16)
-def test_header_columns_are_encode_for_each(seq: int, count: int, ack: int) -> None:
+@given(uint16, st.integers(1, MAX_RUN_PACKETS), uint16, st.integers(1, 60), st.integers(1, 60))
+def test_composed_packets_are_encode_and_payload_for_each(seq: int, count: int, ack: int, size: int, last: int) -> None:
     def header(at: int) -> bytes:
         return encode(PacketType.DATA, 9, timestamp_us=1, difference_us=2, window_bytes=3, seq=at, ack=ack)
 
-    columns = HeaderColumns().fill(header(seq), seq, count)
-    assert [bytes(view) for view in columns] == [header(seq + index) for index in range(count)]
+    payloads = [bytes([index % 251]) * (size if index < count - 1 else min(last, size)) for index in range(count)]
+    datagrams = compose(header(seq), seq, [memoryview(payload) for payload in payloads])
+    assert datagrams == b"".join(header(seq + index) + payload for index, payload in enumerate(payloads))
 
 
 def _headers_differ_in_seq_alone(datagrams: list[bytes]) -> bool:

@@ -33,10 +33,10 @@ def bulk(base: int, **options: int) -> Wire:
 
 def test_the_first_probe_is_the_ceiling_and_follows_sixteen_packets(base: int) -> None:
     wire = bulk(base)
-    data = [transmit for transmit in wire.transmits if len(transmit.buffers[0]) > 20]
+    data = [transmit for transmit in wire.transmits if len(transmit.data) > 20]
     probe = next(index for index, transmit in enumerate(data) if transmit.is_probe)
     assert sum(transmit.count for transmit in data[:probe]) == 16
-    assert [len(datagram) for datagram in data[probe].buffers] == [1_472]
+    assert [len(datagram) for datagram in data[probe].datagrams()] == [1_472]
     assert not data[probe].may_fragment
     assert all(transmit.may_fragment for transmit in data[:probe]), "unproven sizes may be fragmented"
     ack_everything(wire)
@@ -68,12 +68,12 @@ def test_small_packets_prove_nothing(base: int) -> None:
 def test_emsgsize_is_a_probes_result_and_its_data_leaves_at_once(base: int) -> None:
     wire = bulk(base)
     probe = next(transmit for transmit in wire.transmits if transmit.is_probe)
-    seq16 = int.from_bytes(probe.buffers[0][16:18], "big")
+    seq16 = int.from_bytes(probe.data[16:18], "big")
     before = wire.connection.stats().cwnd_bytes
     wire.connection.handle_icmp(errno.EMSGSIZE, quoted_seq16=seq16, mtu_bytes=1_420, datagram_bytes=1_472, now=wire.at)
     said = wire.wait(5_000)
     assert f"len={1_472 - 20}" in said[0], "its boundary is fixed: uTP does not re-segment"
-    again = next(transmit for transmit in wire.transmits[::-1] if len(transmit.buffers[0]) == 1_472)
+    again = next(transmit for transmit in wire.transmits[::-1] if len(transmit.data) == 1_472)
     assert again.may_fragment and not again.is_probe
     assert wire.connection.stats().cwnd_bytes == before, "no congestion"
     assert wire.connection.send.mtu.size == 1_400
@@ -138,7 +138,7 @@ def test_a_lone_probes_silence_is_no_timeout(base: int) -> None:
     """§9: an RTO whose only outstanding packet is an MTU probe is not a loss."""
     wire = bulk(base)
     probe = next(transmit for transmit in wire.transmits if transmit.is_probe)
-    seq = int.from_bytes(probe.buffers[0][16:18], "big")
+    seq = int.from_bytes(probe.data[16:18], "big")
     before_probe = (seq - wire.base - 1) & 0xFFFF
     ahead = wire.connection.send.flights.next_seq - 1 - wire.base - before_probe - 1
     wire.wait(RTT_US)

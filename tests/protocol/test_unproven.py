@@ -13,7 +13,7 @@ def test_one_small_packet_retransmitted_twice(base: int) -> None:
     wire.write_bytes(5_000)
     wire.finish()
     assert wire.say() == ["DATA seq=1 ack=0 len=48"]
-    at_once = sum(len(transmit.buffers[0]) + ON_THE_WIRE for transmit in wire.transmits)
+    at_once = sum(len(transmit.data) + ON_THE_WIRE for transmit in wire.transmits)
     assert at_once <= 3 * (20 + ON_THE_WIRE), "no more than three times what a SYN takes"
     said = [line.split(" ", 1)[1] for line in wire.wait(34_000_000)]
     assert said.count("DATA seq=1 ack=0 len=48") == 2

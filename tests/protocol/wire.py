@@ -169,7 +169,7 @@ class Wire:
     def read(self, transmit: Transmit) -> str:
         """A transmit as a line: seq=1..3 for several packets, len= of all but the last and of the last if shorter."""
         datagrams = transmit.datagrams()
-        self.transmits.append(Transmit("peer", datagrams, segment=transmit.segment, count=transmit.count))
+        self.transmits.append(Transmit("peer", b"".join(datagrams), segment=transmit.segment, count=transmit.count))
         self.transmits[-1].may_fragment, self.transmits[-1].is_probe = transmit.may_fragment, transmit.is_probe
         packet = decode(memoryview(datagrams[0]))
         assert packet is not None

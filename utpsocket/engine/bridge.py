@@ -50,6 +50,7 @@ class Bridge:
         "_is_deaf",
         "_is_hung_up",
         "_is_rude",
+        "_may_have_ended",
         "_refuses_sends",
         "_sent_eof",
         "accepted_at",
@@ -99,6 +100,7 @@ class Bridge:
         self._sent_eof = False
         self._is_deaf = False  # the user reads no more: what comes is dropped
         self._is_hung_up = False
+        self._may_have_ended = False  # the kernel has said so: what is read may be followed by the end of file
         self._is_rude = False  # the user closed with bytes unread
         self._refuses_sends = False
         self._errored: int | None = None  # how the connection ended, once it did
@@ -117,6 +119,8 @@ class Bridge:
             return  # closed by a command of this same wake-up
         if mask & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
             self.is_readable = True
+            if mask & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+                self._may_have_ended = True
         if mask & EPOLLOUT and not self.is_writable:
             self.is_writable = True
             self.endpoint.loop.watch_room(self, wanted=False)
@@ -140,6 +144,7 @@ class Bridge:
             self.is_readable = self.is_readable and self.end is not None
             return
         budget = _READ_BYTES
+        is_flowing = False
         while self.is_readable:
             if connection.send.unsent_bytes > _EAGER_BYTES and not is_idle:
                 self.is_lazy = True
@@ -152,13 +157,17 @@ class Bridge:
                 if self._is_hung_up:
                     self._hang_up_early(now=now)
                 return
+            expected = len(span)
             try:
-                count = self.end.recv_into(span)
+                if is_flowing:
+                    spans = connection.free_spans(budget)
+                    expected = sum(map(len, spans))
+                    count = self.end.recvmsg_into(spans)[0]
+                else:
+                    count = self.end.recv_into(span)
             except BlockingIOError:
                 connection.commit(0)
-                self.is_readable = False
-                if self.finish_when_drained:
-                    connection.finish(now=now)
+                self._on_drained(now=now)
                 return
             except OSError:
                 connection.commit(0)
@@ -173,10 +182,19 @@ class Bridge:
                 if not self._is_rude:
                     connection.finish(now=now)
                 continue
-            connection.commit(count, more=count == len(span))
+            is_flowing = count == expected
+            connection.commit(count, more=is_flowing)
+            if not is_flowing and not self._may_have_ended:
+                self._on_drained(now=now)  # what comes next makes a new edge: no need to ask the kernel again
+                return
             budget -= count
             if budget <= 0:
                 return
+
+    def _on_drained(self, *, now: int) -> None:
+        self.is_readable = False
+        if self.finish_when_drained:
+            self.connection.finish(now=now)
 
     def _hang_up_early(self, *, now: int) -> None:
         """Nobody holds the other end, but what was written is not all read yet: the peer takes too little. Whether

@@ -154,21 +154,32 @@ class Endpoint:
 
     def receive(self, *, now: int) -> None:
         """Take what the port has, bounded; runs go to their connections at once, answers leave later."""
-        port, loop = self.port, self.loop
+        port, arena = self.port, self.loop.arena
+        before: Run | None = None  # not handled yet: what follows may belong to the same flight
         for _ in range(_RUNS_PER_TURN):
-            buffer = loop.borrow_buffer()
-            run = port.receive(buffer)
+            run = port.receive(arena.room())
             if run is None:
                 self.is_readable = False
                 break
-            if run.data:
-                self.handle_run(run, now=now)
+            if not run.data:
+                continue
+            arena.take(len(run.data))
+            if before is not None:
+                if run.continues(before):
+                    data = arena.last(len(before.data) + len(run.data))
+                    if data is not None:
+                        before = Run(data, run.stride, run.addr, run.local)
+                        continue
+                self.handle_run(before, now=now)
+            before = run
+        if before is not None:
+            self.handle_run(before, now=now)
         if port.errors:
             self.handle_errors(now=now)
 
     def handle_run(self, run: Run, *, now: int) -> None:
         """Split by connection id and hand on. PERFORMANCE.md, trick 4: GRO may mix connections of one address."""
-        if run.is_uniform():
+        if run.is_clean() or run.is_uniform():
             data = run.data
             bridge = self.bridges.get((run.addr, data[2] << 8 | data[3]))
             if bridge is not None:
@@ -282,7 +293,7 @@ class Endpoint:
             seq=ack16 + 1,
             ack=seq16,
         )
-        self.port.send(Transmit(addr, [datagram]), [] if local is None else self.port.source(str(local)))
+        self.port.send(Transmit(addr, datagram), [] if local is None else self.port.source(str(local)))
 
     def handle_errors(self, *, now: int) -> None:
         """ICMP errors and failed sends: each to the connection whose packet it quotes."""

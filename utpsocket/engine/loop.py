@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from utpsocket.engine import verbs
 from utpsocket.engine.answer import Answer
+from utpsocket.engine.arena import Arena
 from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Bridge
 from utpsocket.engine.endpoint import Endpoint
 from utpsocket.engine.fallback import Attempt, Silences
@@ -88,7 +89,7 @@ class Loop:
         self._readable_bridges: dict[Bridge, None] = {}
         self._lazy_bridges: dict[Bridge, None] = {}
         self._listeners: dict[Listener, int | None] = {}
-        self._borrowed: list[memoryview] = []
+        self.arena = Arena()
         self._blocked: dict[Endpoint, None] = {}
         self._thread_id = 0
         self._gates: list[Bridge] = []
@@ -328,11 +329,7 @@ class Loop:
                 self._hand_over(listener, now)
             if not self._touched:
                 break
-        if self._borrowed:
-            release = self.workspace.blocks.release
-            for buffer in self._borrowed:
-                release(buffer)
-            self._borrowed.clear()
+        self.arena.reset()
 
     def _settle_one(self, bridge: Bridge, now: int) -> None:
         connection = bridge.connection
@@ -456,12 +453,6 @@ class Loop:
                 if acceptor is not None:
                     return acceptor.connection.state is State.SYN_RECEIVED
         return False
-
-    def borrow_buffer(self) -> memoryview:
-        """64 KiB to receive into, until this turn's end."""
-        buffer = self.workspace.blocks.acquire()
-        self._borrowed.append(buffer)
-        return buffer
 
     def raise_fd(self, sock: Any) -> Any:
         """The same socket on a high fd number: select() can watch only low ones, and those are the user's."""

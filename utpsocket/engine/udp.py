@@ -37,6 +37,9 @@ _ANCILLARY_BYTES: Final = stdlib.CMSG_SPACE(4) + stdlib.CMSG_SPACE(20)
 WANTED_BUFFER_BYTES: Final = 4 << 20  # PERFORMANCE.md trick 7: ask for 4 MiB, then look what was given
 _SOURCE_V4: Final = struct.Struct("=I4s4s")  # struct in_pktinfo
 _SOURCE_V6: Final = struct.Struct("=16sI")  # struct in6_pktinfo
+_MAX_SEGMENTS: Final = 64  # UDP_MAX_SEGMENTS before 6.9
+_MAX_SEND_BYTES: Final = 65_507  # an IPv4 datagram's most, segmented or not
+_MSG_TRUNC: Final = int(stdlib.MSG_TRUNC)  # an IntFlag's & costs two microseconds
 _OFFLOAD_REFUSED: Final = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
 
 
@@ -97,7 +100,7 @@ class Port:
         self.is_connected = self.peer is not None
         self.is_wildcard = not self.is_connected and self.local[0] in ("0.0.0.0", "::")
         self._overhead = 48 if self.family == stdlib.AF_INET6 else 28
-        self._pending: list[tuple[bytes, list[Any], object]] = []
+        self._pending: list[tuple[bytes | bytearray, list[Any], object]] = []
         self._may_fragment: bool | None = None
         self._segment_cmsg: dict[int, list[Any]] = {}
         self.errors: list[IcmpError] = []
@@ -142,7 +145,7 @@ class Port:
         except OSError:
             self.read_errors()
             return self._empty(buffer)
-        if flags & stdlib.MSG_TRUNC or not size:
+        if flags & _MSG_TRUNC or not size:
             self.truncated_datagrams += 1
             return self._empty(buffer)
         stride = size
@@ -202,47 +205,57 @@ class Port:
             self._fragment(transmit.may_fragment)
         addr = None if self.is_connected else transmit.addr
         if count == 1:
-            self._send_one(transmit.buffers, source, addr, len(transmit.buffers))
+            self._send_one(transmit.data, source, addr)
             return
+        sent = 0
         if self._has_gso:
             segment = transmit.segment
             cmsg = self._segment_cmsg.get(segment)
             if cmsg is None:
                 cmsg = [(stdlib.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("=H", segment))]
                 self._segment_cmsg[segment] = cmsg
-            error = self._sendmsg(transmit.buffers, cmsg + source if source else cmsg, addr)
-            if not error:
+            ancillary = cmsg + source if source else cmsg
+            most = min(_MAX_SEGMENTS, _MAX_SEND_BYTES // segment)
+            while sent < count:
+                piece: bytes | bytearray | memoryview = transmit.data
+                if count > most:
+                    piece = memoryview(transmit.data)[sent * segment : (sent + most) * segment]
+                error = self._sendmsg(piece, ancillary, addr)
+                if error:
+                    break
+                sent += most
+            if sent >= count:
                 return
             if error in (errno.EAGAIN, errno.ENOBUFS):
-                self._pending += [(datagram, source, addr) for datagram in transmit.datagrams()]
+                self._pending += [(datagram, source, addr) for datagram in transmit.datagrams()[sent:]]
                 return
             if error in _OFFLOAD_REFUSED:
                 self._has_gso = False
             elif error != errno.EMSGSIZE:
-                self._failed(error, transmit.datagrams()[0], addr)
+                self._failed(error, transmit.datagrams()[sent], addr)
                 return
-        for datagram in transmit.datagrams():
-            self._send_one([datagram], source, addr, 1)
+        for datagram in transmit.datagrams()[sent:]:
+            self._send_one(datagram, source, addr)
 
-    def _send_one(self, buffers: list[Any], source: list[Any], addr: object, pieces: int) -> None:
+    def _send_one(self, datagram: bytes | bytearray, source: list[Any], addr: object) -> None:
         if self._pending:
-            self._pending.append((b"".join(buffers), source, addr))
+            self._pending.append((datagram, source, addr))
             return
-        error = self._sendmsg(buffers, source, addr)
+        error = self._sendmsg(datagram, source, addr)
         if error in (errno.EAGAIN, errno.ENOBUFS):
-            self._pending.append((b"".join(buffers), source, addr))
+            self._pending.append((datagram, source, addr))
         elif error:
-            self._failed(error, b"".join(buffers) if pieces > 1 else bytes(buffers[0]), addr)
+            self._failed(error, datagram, addr)
 
-    def _sendmsg(self, buffers: list[Any], ancillary: list[Any], addr: object) -> int:
+    def _sendmsg(self, data: bytes | bytearray | memoryview, ancillary: list[Any], addr: object) -> int:
         """One system call; the errno, 0 for none. An error an earlier datagram met is collected and passed over."""
         for _ in range(3):
             self.sent_calls += 1
             try:
                 if addr is None:
-                    self.sock.sendmsg(buffers, ancillary)
+                    self.sock.sendmsg((data,), ancillary)
                 else:
-                    self.sock.sendmsg(buffers, ancillary, 0, addr)
+                    self.sock.sendmsg((data,), ancillary, 0, addr)
                 return 0
             except OSError as error:
                 code = error.errno or errno.EIO
@@ -254,15 +267,15 @@ class Port:
                     return code
         return 0  # three stale errors in a row: this datagram is as good as lost, and the errors tell why
 
-    def _failed(self, error: int, datagram: bytes, addr: object) -> None:
+    def _failed(self, error: int, datagram: bytes | bytearray, addr: object) -> None:
         mtu_bytes = 0
-        self.errors.append(IcmpError(error, addr or self.peer, datagram[:64], mtu_bytes, len(datagram)))
+        self.errors.append(IcmpError(error, addr or self.peer, bytes(datagram[:64]), mtu_bytes, len(datagram)))
 
     def flush(self) -> bool:
         """Send what was kept; True when the port takes new datagrams again."""
         while self._pending:
             datagram, source, addr = self._pending[0]
-            error = self._sendmsg([datagram], source, addr)
+            error = self._sendmsg(datagram, source, addr)
             if error in (errno.EAGAIN, errno.ENOBUFS):
                 return False
             del self._pending[0]

@@ -9,20 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from utpsocket.protocol.congestion import CONTROLLERS
-from utpsocket.protocol.packet import HEADER_BYTES, HeaderColumns
+from utpsocket.protocol.packet import HEADER_BYTES
 from utpsocket.protocol.pathmtu import CEILING_IPV4_BYTES, START_IPV4_BYTES, PathMtu
 from utpsocket.protocol.sendbuffer import BlockPool, SendBuffer
 from utpsocket.protocol.sendhalf import SendHalf
 
 
 class Workspace:
-    """Scratch memory for every connection of one thread; a Transmit borrows from it."""
+    """Memory for every connection of one thread."""
 
-    __slots__ = ("blocks", "headers")
+    __slots__ = ("blocks",)
 
     def __init__(self) -> None:
         self.blocks = BlockPool()
-        self.headers = HeaderColumns()
 
 
 @dataclass(slots=True)

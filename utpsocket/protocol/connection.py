@@ -19,12 +19,13 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from utpsocket.protocol.acceptance import ACK_SLACK, is_believable, is_clean_close
+from utpsocket.protocol import cleanrun
+from utpsocket.protocol.acceptance import is_believable, is_clean_close
 from utpsocket.protocol.closing import Closing
 from utpsocket.protocol.config import Config, Workspace
 from utpsocket.protocol.handshake import Handshake
 from utpsocket.protocol.keepalive import Keepalive, Probing
-from utpsocket.protocol.packet import HEADER_BYTES, Packet, PacketType, Run, Transmit, decode, sack_ranges, unwrap
+from utpsocket.protocol.packet import Packet, PacketType, Run, Transmit, decode, sack_ranges, unwrap
 from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
 from utpsocket.protocol.report import ConnectionStats, Event, EventKind, figures
 from utpsocket.protocol.sendhalf import SendHalf
@@ -52,7 +53,6 @@ class Connection:
 
     __slots__ = (
         "_closing",
-        "_delay_us",
         "_dropped",
         "_events",
         "_handshake",
@@ -90,12 +90,11 @@ class Connection:
         self.receive = ReceiveHalf(config.receive_buffer_bytes)
         self.send: SendHalf = config.new_send_half(workspace, first_seq)
         self._handshake = Handshake(recv_id, first_seq, spare_ids)
-        self._speech = Speech(addr, workspace.headers, self.send, self.receive)
+        self._speech = Speech(addr, self.send, self.receive)
         self._keepalive = Keepalive()
         self._closing = Closing(self.send, self.receive)
         self._events: deque[Event] = deque()
         self._heard_at = 0
-        self._delay_us = 0
         self._dropped = 0
 
     # ── getters ──
@@ -148,6 +147,12 @@ class Connection:
             return memoryview(b"")
         return self.send.buffer.free_span()
 
+    def free_spans(self, most_bytes: int) -> list[memoryview]:
+        """free_span() and memory that follows it, for a writer who expects to fill it; empty likewise."""
+        if self.send.is_finishing or self.state in (State.CLOSED, State.TIME_WAIT):
+            return []
+        return self.send.buffer.free_spans(most_bytes)
+
     def commit(self, count: int, *, more: bool = False) -> None:
         """`count` bytes were written at the front of free_span(). `more`: the application has written further bytes
         that follow at once, so a short packet may wait; end with a commit(0).
@@ -165,7 +170,7 @@ class Connection:
             self.send.is_finishing = True
             self.send.has_more = False
             self._closing.since = now
-            self._settle(now=now)
+            self.settle(now=now)
 
     def discard(self, *, now: int) -> None:
         """Nobody will read any more. Bytes that come from now on are answered by a RESET, as TCP does, but only
@@ -176,12 +181,12 @@ class Connection:
                 self._closing.reset_after_flush = True
             self.receive.discard()
             self._closing.since = now
-            self._settle(now=now)
+            self.settle(now=now)
 
     def reset_after_flush(self, *, now: int) -> None:
         """End with a RESET instead of a FIN once everything written is acked: the application left bytes unread."""
         self._closing.reset_after_flush = True
-        self._settle(now=now)
+        self.settle(now=now)
 
     def abort(self, error: int = 0) -> None:
         """Forget everything and tell the peer by RESET. `error` is what the application will see."""
@@ -202,7 +207,7 @@ class Connection:
 
         A run of any other shape than a clean one is the sum of its packets; a clean one is too, only faster.
         """
-        if self.state is State.CONNECTED and run.is_clean() and self._handle_clean(run, now=now):
+        if self.state is State.CONNECTED and run.is_clean() and cleanrun.handle(self, run, now=now):
             return
         for datagram in run.datagrams():
             packet = decode(datagram)
@@ -210,37 +215,6 @@ class Connection:
                 self._dropped += 1
             else:
                 self._handle_packet(packet, now=now)
-
-    def _handle_clean(self, run: Run, *, now: int) -> bool:
-        """The run as a whole, where nothing about it is special; False: it must be looked at packet by packet."""
-        packet = decode(run.data[: run.stride])
-        assert packet is not None
-        receive, send = self.receive, self.send
-        reassembly = receive.reassembly
-        seq = unwrap(packet.seq16, reassembly.next_seq)
-        count = run.count
-        total_bytes = len(run.data) - HEADER_BYTES * count
-        if (
-            seq != reassembly.next_seq
-            or reassembly.has_held
-            or reassembly.fin_seq is not None
-            or receive.is_discarding
-            or total_bytes > reassembly.window_bytes
-            or len(run.data) % run.stride == HEADER_BYTES
-            or run.stride == HEADER_BYTES
-            or packet.connection_id != self.recv_id
-        ):
-            return False
-        flights = send.flights
-        ack_next_seq = unwrap(packet.ack16, flights.una_seq) + 1
-        if not flights.una_seq - ACK_SLACK - flights.most_packets <= ack_next_seq <= flights.next_seq:
-            return False
-        self._heard(packet, now=now)
-        send.on_ack(ack_next_seq, packet.window_bytes, [], self._delay_us, is_state=False, now=now)
-        receive.on_run(count, run.payloads(), total_bytes, now=now)
-        if send.is_finishing:
-            self._settle(now=now)
-        return True
 
     def _handle_packet(self, packet: Packet, *, now: int) -> None:
         state = self.state
@@ -269,7 +243,7 @@ class Connection:
         if not is_believable(packet.type, ack_next_seq, flights, is_proven=send.is_proven):
             self._dropped += 1
             return
-        self._heard(packet, now=now)
+        delay_us = self.heard(packet.timestamp_us, packet.difference_us, now=now)
         if not send.is_proven:
             send.is_proven = True
             rtt_us = self._handshake.on_proven(packet, now=now)
@@ -287,7 +261,7 @@ class Connection:
             ack_next_seq,
             packet.window_bytes,
             ranges,
-            self._delay_us,
+            delay_us,
             is_state=packet.type == PacketType.STATE,
             now=now,
         )
@@ -299,18 +273,20 @@ class Connection:
             # RESET, which waits for what we wrote, has told it.
             receive.on_packet(seq, packet.payload, is_fin=packet.type == PacketType.FIN, now=now)
         if send.is_finishing or receive.is_discarding:
-            self._settle(now=now)
+            self.settle(now=now)
         for packet in early:
             self._handle_packet(packet, now=now)
 
-    def _heard(self, packet: Packet, *, now: int) -> None:
-        """Time's part of an acceptable packet. BEP 29 "timestamp_difference_microseconds"; PROTOCOL.md §6."""
+    def heard(self, timestamp_us: int, difference_us: int, *, now: int) -> int:
+        """Time's part of an acceptable packet. Returns the delay that the peer measured, 0 for none. BEP 29
+        "timestamp_difference_microseconds"; PROTOCOL.md §6.
+        """
         self._heard_at = now
-        self._delay_us = 0 if packet.difference_us in _NO_SAMPLES else packet.difference_us
-        if packet.timestamp_us:
-            difference_us = (now - packet.timestamp_us) & _CLOCK
-            self.receive.difference_us = difference_us
-            self.send.controller.on_peer_delay(difference_us, now=now)
+        if timestamp_us:
+            delay_us = (now - timestamp_us) & _CLOCK
+            self.receive.difference_us = delay_us
+            self.send.controller.on_peer_delay(delay_us, now=now)
+        return 0 if difference_us in _NO_SAMPLES else difference_us
 
     def _handle_syn(self, packet: Packet, *, now: int) -> None:
         """A SYN opens, or repeats itself because our answer was lost: then it is answered identically."""
@@ -507,7 +483,7 @@ class Connection:
         a closed window or a pacing gap is a later deadline, not an error.
 
         now            µs, monotonic, never less than in an earlier call
-        max_segments   1..64; 1 turns batching off
+        max_segments   1..MAX_RUN_PACKETS; 1 turns batching off
         -> Transmit    its buffers alias the send buffer: valid until the next call on this connection
         Never raises. Sources: BEP 29 "packet sizes"; RFC 6817 §2.4.2.
         """
@@ -553,7 +529,7 @@ class Connection:
 
     # ── endings ──
 
-    def _settle(self, *, now: int) -> None:
+    def settle(self, *, now: int) -> None:
         """Both directions may be done, or what was to be flushed before a RESET is."""
         if self.state is not State.CONNECTED:
             return

@@ -4,7 +4,7 @@ Separate because it is the only room that knows bytes on the wire: everything ab
 sequence numbers and of segments. Nothing here raises on any input from the network: what cannot be read is None.
 
 Read this first: `decode()` is the specification of what a datagram means. `Run.is_clean()` and
-`HeaderColumns.fill()` are shortcuts for many equal packets at once and mean exactly the same.
+`compose()` are shortcuts for many equal packets at once and mean exactly the same.
 
 Sources: BEP 29 "header format", "extension", "selective ack"; PROTOCOL.md §1, §5.
 """
@@ -20,9 +20,11 @@ HEADER_BYTES: Final = 20  # BEP 29 "header format"
 VERSION: Final = 1  # BEP 29 "version"
 EXTENSION_SACK: Final = 1
 MAX_SACK_BYTES: Final = 252  # the largest multiple of 4 that the one-byte length of an extension can say
-MAX_RUN_PACKETS: Final = 64  # the kernel's UDP_MAX_SEGMENTS before 6.9: one GSO send or GRO receive holds no more
+MAX_RUN_PACKETS: Final = 256  # four of the kernel's largest batches: what is done once per run costs a quarter
 
 _HEADER: Final = struct.Struct(">BBHIIIHH")
+HEADER_FIELDS: Final = struct.Struct(">2xHIIIHH")  # from the connection id on: the first header of a clean run
+_SEQ: Final = struct.Struct(">H")
 _SEQ_MASK: Final = 0xFFFF
 
 
@@ -164,7 +166,7 @@ def sack_bytes(bits: int) -> bytes:
 def _big_endian_sequence_numbers() -> array[int]:
     """Every 16-bit number in order as it stands on the wire, and once more the first ones: a run may wrap."""
     numbers = array("H", range(0x10000))
-    numbers.extend(range(MAX_RUN_PACKETS * 2))
+    numbers.extend(range(MAX_RUN_PACKETS))
     if struct.pack("=H", 1) != struct.pack(">H", 1):
         numbers.byteswap()
     return numbers
@@ -174,22 +176,24 @@ _SEQ_COLUMN: Final = memoryview(_big_endian_sequence_numbers())
 _SEQ_COLUMN_BYTES: Final = _SEQ_COLUMN.tobytes()
 
 
-class HeaderColumns:
-    """Scratch for the headers of one transmit, written a column at a time instead of a packet at a time."""
-
-    __slots__ = ("_bytes", "_seq_column", "views")
-
-    def __init__(self) -> None:
-        self._bytes = memoryview(bytearray(HEADER_BYTES * MAX_RUN_PACKETS))
-        self._seq_column = self._bytes.cast("H")[8 :: HEADER_BYTES // 2]
-        self.views = [self._bytes[i : i + HEADER_BYTES] for i in range(0, len(self._bytes), HEADER_BYTES)]
-
-    def fill(self, header: bytes, seq: int, count: int) -> list[memoryview]:
-        """`count` copies of `header` with consecutive sequence numbers from `seq`; valid until the next fill."""
-        self._bytes[: HEADER_BYTES * count] = header * count
+def compose(header: bytes, seq: int, payloads: list[memoryview]) -> bytearray:
+    """DATA packets back to back: each payload behind a copy of `header`, with consecutive sequence numbers from `seq`
+    on. All payloads but the last are of one size. What encode() and a payload give for each, written a column at a
+    time.
+    """
+    datagrams = bytearray(header).join([b"", *payloads])
+    count = len(payloads)
+    if count == 1:
+        return datagrams
+    stride = HEADER_BYTES + len(payloads[0])
+    if stride % 2:
+        for index in range(count):
+            _SEQ.pack_into(datagrams, index * stride + 16, (seq + index) & _SEQ_MASK)
+    else:
         seq16 = seq & _SEQ_MASK
-        self._seq_column[:count] = _SEQ_COLUMN[seq16 : seq16 + count]
-        return self.views[:count]
+        halves = memoryview(datagrams)[: len(datagrams) & ~1].cast("H")
+        halves[8 :: stride // 2][:count] = _SEQ_COLUMN[seq16 : seq16 + count]
+    return datagrams
 
 
 class Run:
@@ -201,7 +205,7 @@ class Run:
     local    the address it was sent to where the kernel told (wildcard ports), else None
     """
 
-    __slots__ = ("_uniform", "addr", "data", "local", "stride")
+    __slots__ = ("_clean", "_uniform", "addr", "data", "local", "stride")
 
     def __init__(self, data: memoryview, stride: int, addr: object, local: object = None) -> None:
         self.data = data
@@ -209,6 +213,23 @@ class Run:
         self.addr = addr
         self.local = local
         self._uniform: bool | None = None
+        self._clean: bool | None = None
+
+    def continues(self, previous: Run) -> bool:
+        """Whether this run looks like more of the same flight: then both together may be one run, if its memory
+        follows. Only likely: is_clean() of the whole decides.
+        """
+        before, data = previous.data, self.data
+        length, stride = len(before), self.stride
+        if stride != previous.stride or length % stride or len(data) < HEADER_BYTES or self.addr != previous.addr:
+            return False
+        count = length // stride
+        return (
+            data[:16] == before[:16]
+            and (data[16] << 8 | data[17]) == ((before[16] << 8 | before[17]) + count) & _SEQ_MASK
+            and count - (-len(data) // stride) <= MAX_RUN_PACKETS
+            and self.local == previous.local
+        )
 
     @property
     def count(self) -> int:
@@ -240,22 +261,31 @@ class Run:
         """Whether this is two or more DATA packets without extensions whose headers differ in nothing but
         consecutive sequence numbers. Then the first header and `count` say all there is to say.
         """
+        clean = self._clean
+        if clean is None:
+            clean = self._clean = self._looks_clean()
+        return clean
+
+    def _looks_clean(self) -> bool:
         data = self.data
-        count = self.count
-        if count < 2 or data[0] != VERSION or data[1] or not self.is_uniform():
+        length, stride = len(data), self.stride
+        if length <= stride or data[0] != VERSION or data[1] or stride % 8:
             return False
-        stride = self.stride
-        halves = data[: len(data) & ~1].cast("H")
-        seq16 = data[16] << 8 | data[17]
+        count = -(-length // stride)
+        if length - (count - 1) * stride < HEADER_BYTES or count > MAX_RUN_PACKETS:
+            return False
+        header = data[:HEADER_BYTES].tobytes()
+        longs = data[: length & ~7].cast("Q")
+        if longs[0 :: stride // 8].tobytes() != header[:8] * count:
+            return False
+        self._uniform = True
+        if longs[1 :: stride // 8].tobytes() != header[8:16] * count:
+            return False
+        halves = data[: length & ~1].cast("H")
+        seq16 = header[16] << 8 | header[17]
         if halves[8 :: stride // 2].tobytes() != _SEQ_COLUMN_BYTES[2 * seq16 : 2 * (seq16 + count)]:
             return False
-        if halves[9 :: stride // 2].tobytes() != bytes(data[18:20]) * count:
-            return False
-        longs = data[: len(data) & ~7].cast("Q")
-        return (
-            longs[0 :: stride // 8].tobytes() == bytes(data[0:8]) * count
-            and longs[1 :: stride // 8].tobytes() == bytes(data[8:16]) * count
-        )
+        return halves[9 :: stride // 2].tobytes() == header[18:] * count
 
     def payloads(self) -> list[memoryview]:
         """The payloads of a clean run."""
@@ -269,22 +299,22 @@ class Run:
 
 
 class Transmit:
-    """Datagrams on their way out: what one sendmsg takes. Borrowed: valid until the next call on its connection.
+    """Datagrams on their way out, back to back.
 
     addr           where to, as the socket module writes it
+    data           their bytes
     segment        bytes of each datagram but the last, which may be shorter
-    buffers        their bytes in order; a datagram may be cut into several buffers
     count          how many datagrams
     may_fragment   whether IP may fragment them (don't-fragment off): sizes this path has not proven
     is_probe       whether this is a path MTU probe: EMSGSIZE is then its result, not an error
     """
 
-    __slots__ = ("addr", "buffers", "count", "is_probe", "may_fragment", "segment")
+    __slots__ = ("addr", "count", "data", "is_probe", "may_fragment", "segment")
 
     def __init__(
         self,
         addr: object,
-        buffers: list[memoryview] | list[bytes] | list[memoryview | bytes],
+        data: bytes | bytearray,
         *,
         segment: int = 0,
         count: int = 1,
@@ -292,7 +322,7 @@ class Transmit:
         is_probe: bool = False,
     ) -> None:
         self.addr = addr
-        self.buffers = buffers
+        self.data = data
         self.segment = segment
         self.count = count
         self.may_fragment = may_fragment
@@ -300,7 +330,7 @@ class Transmit:
 
     def datagrams(self) -> list[bytes]:
         """The datagrams one by one, copied: the way of senders that cannot send them all at once."""
-        whole = b"".join(self.buffers)
+        whole = bytes(self.data)
         if self.count == 1:
             return [whole]
         return [whole[i : i + self.segment] for i in range(0, len(whole), self.segment)]

@@ -59,11 +59,28 @@ class SendBuffer:
         start = used % BLOCK_BYTES
         return self._blocks[-1][start : min(BLOCK_BYTES, start + free_bytes)]
 
+    def free_spans(self, most_bytes: int) -> list[memoryview]:
+        """The same for many bytes at once: free_span() and memory that follows it, `most_bytes` or somewhat more.
+        Whatever commit() leaves over is given back by it.
+        """
+        spans = [self.free_span()]
+        left = min(most_bytes, self.free_bytes) - len(spans[0])
+        while left > 0:
+            block = self._pool.acquire()
+            self._blocks.append(block)
+            spans.append(block[: min(left, BLOCK_BYTES)])
+            left -= BLOCK_BYTES
+        return spans
+
     def commit(self, count: int) -> None:
         """`count` bytes were written at the front of free_span()."""
-        self.end_offset += count
-        if self.end_offset == self.acked_offset:
+        self.end_offset = end_offset = self.end_offset + count
+        if end_offset == self.acked_offset:
             self._release_all()
+        elif len(self._blocks) > 1:
+            used = end_offset - self._base_offset
+            while used <= (len(self._blocks) - 1) * BLOCK_BYTES:
+                self._pool.release(self._blocks.pop())
 
     def release(self, offset: int) -> None:
         """The peer has everything before `offset`."""
@@ -86,41 +103,33 @@ class SendBuffer:
         self.acked_offset = self.end_offset
         self._release_all()
 
-    def interleave(
-        self, headers: list[memoryview], offset: int, segment_bytes: int, total_bytes: int
-    ) -> list[memoryview]:
-        """[h0, p0, h1, p1, …]: each header followed by its segment of the bytes from `offset` on.
-
-        A segment that lies across two blocks comes as two buffers. Views: valid until release().
+    def segments(self, offset: int, segment_bytes: int, total_bytes: int) -> list[memoryview]:
+        """The bytes from `offset` on in pieces of `segment_bytes`, the last one perhaps shorter. Views: valid until
+        release(); but a piece that lies across two blocks is a copy.
         """
-        buffers: list[memoryview] = []
+        segments: list[memoryview] = []
         end = offset + total_bytes - self._base_offset
         position = offset - self._base_offset
         while position < end:
             block = self._blocks[position // BLOCK_BYTES]
             start = position % BLOCK_BYTES
-            stop = start + end - position
-            if stop <= BLOCK_BYTES:
-                count = -(-(stop - start) // segment_bytes)
-            else:
-                stop = BLOCK_BYTES
-                count = (stop - start) // segment_bytes
-            if count:
-                last = start + (count - 1) * segment_bytes
-                part = headers[:count] * 2
-                part[0::2] = headers[:count]
-                part[1::2] = [block[i : i + segment_bytes] for i in range(start, last + 1, segment_bytes)]
-                part[-1] = block[last : min(stop, last + segment_bytes)]
-                buffers += part
-                headers = headers[count:]
-                position += count * segment_bytes
-            else:
-                size = min(segment_bytes, end - position)
+            stop = min(BLOCK_BYTES, start + end - position)
+            whole = (stop - start) // segment_bytes * segment_bytes
+            segments += [block[i : i + segment_bytes] for i in range(start, start + whole, segment_bytes)]
+            position += whole
+            size = min(segment_bytes, end - position)
+            if not size:
+                break
+            start += whole
+            if start + size <= BLOCK_BYTES:
+                segments.append(block[start : start + size])
+            elif start < BLOCK_BYTES:
                 following = self._blocks[position // BLOCK_BYTES + 1]
-                buffers += [headers[0], block[start:], following[: size - (BLOCK_BYTES - start)]]
-                headers = headers[1:]
-                position += size
-        return buffers
+                segments.append(memoryview(b"".join((block[start:], following[: start + size - BLOCK_BYTES]))))
+            else:
+                continue
+            position += size
+        return segments
 
     def _check(self) -> None:
         """Invariants, for tests and the simulator."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from utpsocket.protocol.flights import Flight
-from utpsocket.protocol.packet import HEADER_BYTES, HeaderColumns, PacketType, Transmit, encode
+from utpsocket.protocol.packet import HEADER_BYTES, PacketType, Transmit, compose, encode
 from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.sendhalf import SendHalf
 
@@ -21,11 +21,10 @@ _QUESTION: Final = b"\0"  # its place in the stream is taken: nobody ever reads 
 class Speech:
     """Writes the packets of one connection. After each call the transmit must leave: the ack in it counts as sent."""
 
-    __slots__ = ("_addr", "_columns", "_receive", "_send", "send_id")
+    __slots__ = ("_addr", "_receive", "_send", "send_id")
 
-    def __init__(self, addr: object, columns: HeaderColumns, send: SendHalf, receive: ReceiveHalf) -> None:
+    def __init__(self, addr: object, send: SendHalf, receive: ReceiveHalf) -> None:
         self._addr = addr
-        self._columns = columns
         self._send = send
         self._receive = receive
         self.send_id = 0
@@ -46,13 +45,11 @@ class Speech:
         if not receive.reassembly.has_held:
             receive.on_ack_sent()
         if is_fin:
-            return Transmit(self._addr, [header])
-        headers = self._columns.fill(header, flight.seq, flight.count)
+            return Transmit(self._addr, header)
         size = flight.size if flight.count > 1 else flight.last_size
-        buffers = send.buffer.interleave(headers, flight.offset, size, flight.total_bytes)
         return Transmit(
             self._addr,
-            buffers,
+            compose(header, flight.seq, send.buffer.segments(flight.offset, size, flight.total_bytes)),
             segment=size + HEADER_BYTES,
             count=flight.count,
             may_fragment=not flight.is_whole,
@@ -101,7 +98,7 @@ class Speech:
         )
         receive.on_ack_sent()
         receive.on_state_sent()
-        return Transmit(self._addr, [header])
+        return Transmit(self._addr, header)
 
     def syn(self, recv_id: int, syn_seq: int, *, now: int) -> Transmit:
         """A SYN; all later packets carry the id after its own."""
@@ -115,11 +112,11 @@ class Speech:
             seq=syn_seq,
             ack=0,
         )
-        return Transmit(self._addr, [header])
+        return Transmit(self._addr, header)
 
     def reset(self, connection_id: int, seq: int, ack: int, *, now: int) -> Transmit:
         """A RESET. PROTOCOL.md §4."""
         header = encode(
             PacketType.RESET, connection_id, timestamp_us=now, difference_us=0, window_bytes=0, seq=seq, ack=ack
         )
-        return Transmit(self._addr, [header])
+        return Transmit(self._addr, header)

@@ -1,0 +1,49 @@
+"""Memory to receive into: taken piece by piece, given back all at once at the end of a turn.
+
+Separate because it is the one buffer that all ports share. Runs are laid down one behind the other, so that what the
+kernel gave in several pieces of one flight lies together and may be handled as one run; a thousand ports with a small
+packet each take a thousand small packets' room.
+
+Only the engine's thread calls.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+ROOM_BYTES: Final = 65_536  # the most that one receive gives
+_CHUNK_BYTES: Final = 1 << 20
+
+
+class Arena:
+    """Views given out are valid until reset()."""
+
+    __slots__ = ("_chunk", "_full", "_used")
+
+    def __init__(self) -> None:
+        self._chunk = memoryview(bytearray(_CHUNK_BYTES))
+        self._full: list[memoryview] = []
+        self._used = 0
+
+    def room(self) -> memoryview:
+        """At least ROOM_BYTES, behind what was taken last if there is room. Then call take()."""
+        if self._used > _CHUNK_BYTES - ROOM_BYTES:
+            self._full.append(self._chunk)
+            self._chunk = memoryview(bytearray(_CHUNK_BYTES))
+            self._used = 0
+        return self._chunk[self._used :]
+
+    def take(self, count: int) -> None:
+        """The first `count` bytes of room() are in use."""
+        self._used += count
+
+    def last(self, count: int) -> memoryview | None:
+        """The `count` bytes taken last, or None where they do not lie together."""
+        if count > self._used:
+            return None
+        return self._chunk[self._used - count : self._used]
+
+    def reset(self) -> None:
+        """Nothing taken is in use any more."""
+        self._used = 0
+        self._full.clear()

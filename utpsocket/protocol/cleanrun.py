@@ -1,0 +1,50 @@
+"""A whole run of DATA packets at once, where nothing about it is special.
+
+The shortcut that most bytes take. It decides nothing: what it does is what Connection does with each of the packets
+(tests/properties/test_batches.py), and wherever anything is out of the ordinary it declines.
+
+Sources: DESIGN.md §4 ("the slow path is the specification").
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from utpsocket.protocol.acceptance import ACK_SLACK
+from utpsocket.protocol.packet import HEADER_BYTES, HEADER_FIELDS, Run, unwrap
+
+if TYPE_CHECKING:
+    from utpsocket.protocol.connection import Connection
+
+
+def handle(connection: Connection, run: Run, *, now: int) -> bool:
+    """Take a clean run of a connected peer; False: nothing was done, look at it packet by packet."""
+    data = run.data
+    connection_id, timestamp_us, difference_us, window_bytes, seq16, ack16 = HEADER_FIELDS.unpack_from(data)
+    receive, send = connection.receive, connection.send
+    reassembly = receive.reassembly
+    count = run.count
+    total_bytes = len(data) - HEADER_BYTES * count
+    if (
+        seq16 != reassembly.next_seq & 0xFFFF
+        or reassembly.has_held
+        or reassembly.fin_seq is not None
+        or receive.is_discarding
+        or total_bytes > reassembly.window_bytes
+        or len(data) % run.stride == HEADER_BYTES
+        or run.stride == HEADER_BYTES
+        or connection_id != connection.recv_id
+    ):
+        return False
+    flights = send.flights
+    una_seq = flights.una_seq
+    ack_next_seq = unwrap(ack16, una_seq) + 1
+    if not una_seq - ACK_SLACK - flights.most_packets <= ack_next_seq <= flights.next_seq:
+        return False
+    delay_us = connection.heard(timestamp_us, difference_us, now=now)
+    if flights.queue or ack_next_seq != una_seq or window_bytes != send.peer.window_bytes:
+        send.on_ack(ack_next_seq, window_bytes, [], delay_us, is_state=False, now=now)
+    receive.on_run(count, run.payloads(), total_bytes, now=now)
+    if send.is_finishing:
+        connection.settle(now=now)
+    return True
