@@ -11,24 +11,26 @@ from __future__ import annotations
 
 from typing import Final
 
+from utpsocket.protocol.packet import HEADER_BYTES
+
 ROOM_BYTES: Final = 65_536  # the most that one receive gives
 _CHUNK_BYTES: Final = 1 << 20
+_STRIDES_KEPT: Final = 4
 
 
 class Arena:
     """Views given out are valid until reset()."""
 
-    __slots__ = ("_chunk", "_full", "_used")
+    __slots__ = ("_chunk", "_first", "_payloads", "_used")
 
     def __init__(self) -> None:
-        self._chunk = memoryview(bytearray(_CHUNK_BYTES))
-        self._full: list[memoryview] = []
+        self._first = self._chunk = memoryview(bytearray(_CHUNK_BYTES))
+        self._payloads: dict[int, list[memoryview]] = {}  # by stride, of the first chunk laid out with it
         self._used = 0
 
     def room(self) -> memoryview:
         """At least ROOM_BYTES, behind what was taken last if there is room. Then call take()."""
         if self._used > _CHUNK_BYTES - ROOM_BYTES:
-            self._full.append(self._chunk)
             self._chunk = memoryview(bytearray(_CHUNK_BYTES))
             self._used = 0
         return self._chunk[self._used :]
@@ -36,6 +38,22 @@ class Arena:
     def take(self, count: int) -> None:
         """The first `count` bytes of room() are in use."""
         self._used += count
+
+    def slots(self, count: int, stride: int) -> list[memoryview] | None:
+        """The payloads of the full datagrams in the `count` bytes taken last, made in an earlier turn: slicing anew
+        costs more than anything else that is done with them. None where they are not at hand.
+        """
+        start = self._used - count
+        if self._chunk is not self._first or start < 0 or start % stride:
+            return None
+        payloads = self._payloads.get(stride)
+        if payloads is None:
+            if len(self._payloads) >= _STRIDES_KEPT:
+                self._payloads.clear()
+            whole = range(0, _CHUNK_BYTES - stride + 1, stride)
+            payloads = self._payloads[stride] = [self._first[at + HEADER_BYTES : at + stride] for at in whole]
+        first = start // stride
+        return payloads[first : first + count // stride]
 
     def last(self, count: int) -> memoryview | None:
         """The `count` bytes taken last, or None where they do not lie together."""
@@ -46,4 +64,4 @@ class Arena:
     def reset(self) -> None:
         """Nothing taken is in use any more."""
         self._used = 0
-        self._full.clear()
+        self._chunk = self._first

@@ -32,6 +32,7 @@ EPOLLHUP: Final = 0x010
 EPOLLRDHUP: Final = 0x2000
 _MAX_IOVECS: Final = 1_024  # UIO_MAXIOV
 _EAGER_BYTES: Final = 512 << 10  # unsent beyond this is read only when the engine has nothing else to do
+_PAIR_BYTES: Final = 1 << 20  # what the user has not read yet: less than a turn brings would be copied again
 _READ_BYTES: Final = 256 << 10  # most read from one user before others have their turn
 
 
@@ -110,6 +111,8 @@ class Bridge:
         self.end = end
         self.end_fd = end.fileno()
         self.is_readable = True
+        if not self.identity.settings.receive_buffer_bytes:
+            end.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, _PAIR_BYTES)
 
     # ── the kernel speaks ──
 

@@ -165,13 +165,14 @@ class Endpoint:
                 continue
             arena.take(len(run.data))
             if before is not None:
-                if run.continues(before):
-                    data = arena.last(len(before.data) + len(run.data))
-                    if data is not None:
-                        before = Run(data, run.stride, run.addr, run.local)
-                        continue
-                self.handle_run(before, now=now)
+                data = arena.last(len(before.data) + len(run.data)) if run.continues(before) else None
+                if data is not None:
+                    run = Run(data, run.stride, run.addr, run.local)
+                else:
+                    self.handle_run(before, now=now)
             before = run
+            if len(run.data) > run.stride:
+                run.slots = arena.slots(len(run.data), run.stride)
         if before is not None:
             self.handle_run(before, now=now)
         if port.errors:

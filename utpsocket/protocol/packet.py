@@ -203,9 +203,10 @@ class Run:
     stride   bytes per datagram
     addr     the sender's address, as the socket module writes it
     local    the address it was sent to where the kernel told (wildcard ports), else None
+    slots    views of the payloads of full datagrams, where whoever owns the memory has them at hand
     """
 
-    __slots__ = ("_clean", "_uniform", "addr", "data", "local", "stride")
+    __slots__ = ("_clean", "_uniform", "addr", "data", "local", "slots", "stride")
 
     def __init__(self, data: memoryview, stride: int, addr: object, local: object = None) -> None:
         self.data = data
@@ -214,6 +215,7 @@ class Run:
         self.local = local
         self._uniform: bool | None = None
         self._clean: bool | None = None
+        self.slots: list[memoryview] | None = None
 
     def continues(self, previous: Run) -> bool:
         """Whether this run looks like more of the same flight: then both together may be one run, if its memory
@@ -292,7 +294,7 @@ class Run:
         data = self.data
         stride = self.stride
         last = len(data) - len(data) % stride
-        payloads = [data[i + HEADER_BYTES : i + stride] for i in range(0, last, stride)]
+        payloads = self.slots or [data[i + HEADER_BYTES : i + stride] for i in range(0, last, stride)]
         if last < len(data):
             payloads.append(data[last + HEADER_BYTES :])
         return payloads
