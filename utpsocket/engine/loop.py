@@ -39,7 +39,7 @@ from utpsocket.protocol.packet import MAX_RUN_PACKETS
 
 _EPOLLET: Final = 1 << 31
 _BRIDGE_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | _EPOLLET
-_PORT_EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLERR | _EPOLLET
+_PORT_EVENTS: Final = EPOLLIN | EPOLLERR | _EPOLLET
 _HIGH_FD: Final = 1_024  # the engine's fds stay out of the numbers that select() can watch
 _BLOCKED_US: Final = 1_000  # ENOBUFS makes no event
 _MAX_EVENTS: Final = 256
@@ -344,8 +344,10 @@ class Loop:
         if bridge.wants_read and not bridge.is_lazy:
             self._readable_bridges[bridge] = None
         bridge.endpoint.transmit(bridge, now=now)
-        if bridge.endpoint.port.is_blocked:
+        if bridge.endpoint.port.is_blocked and bridge.endpoint not in self._blocked:
             self._blocked[bridge.endpoint] = None
+            # Not always: every datagram that has left would wake us.
+            self._epoll.modify(bridge.endpoint.port.fd, _PORT_EVENTS | EPOLLOUT)
         bridge.handle_events()
         if bridge._errored is not None:
             bridge.deliver(now=now)
@@ -396,7 +398,9 @@ class Loop:
 
     def _flush_port(self, endpoint: Endpoint) -> None:
         if endpoint.port.is_blocked and endpoint.port.flush():
-            self._blocked.pop(endpoint, None)
+            if endpoint in self._blocked:
+                del self._blocked[endpoint]
+                self._epoll.modify(endpoint.port.fd, _PORT_EVENTS)
             for bridge in endpoint.bridges.values():
                 self._touched[bridge] = None
 
