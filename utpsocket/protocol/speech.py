@@ -82,7 +82,7 @@ class Speech:
         )
         if not receive.reassembly.has_held:
             receive.on_ack_sent()
-        return Transmit(self._addr, [header, _QUESTION])
+        return Transmit(self._addr, header + _QUESTION)
 
     def _state(self, seq: int, ack: int, sack: bytes, *, now: int) -> Transmit:
         receive = self._receive
