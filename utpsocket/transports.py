@@ -43,8 +43,11 @@ class Bare:
         self.sock.setblocking(flag)
 
     def getsockname(self) -> Any:
-        """The abstract name, which nobody has to unlink."""
-        return Socket.getsockname(self.sock)
+        """The abstract name, which nobody has to unlink; a socket that does not listen yet has none, but will.
+
+        uvloop looks at the first byte when it is on Python 3.13 or later, where asyncio unlinks what is no such name.
+        """
+        return Socket.getsockname(self.sock) or b"\0"
 
     def close(self) -> None:
         """libuv has closed the fd."""

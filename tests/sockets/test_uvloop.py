@@ -17,6 +17,7 @@ import trustme
 import utpsocket.monkey
 from utpsocket import loops
 from utpsocket.stats import engine_stats
+from utpsocket.transports import Bare
 
 from .network import REPOSITORY, Net, eventually, receive_all
 
@@ -492,6 +493,13 @@ def test_uvloop_imported_after_the_patch_is_changed_as_well() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
     assert (ran.stdout, ran.stderr) == ("1 1\n", "")
+
+
+def test_a_socket_that_is_going_to_listen_has_a_name_that_nobody_unlinks() -> None:
+    """What uvloop does with it on Python 3.13 and later, whatever the Python here."""
+    with utpsocket.socket() as sock:
+        name = Bare(sock).getsockname()
+    assert name[0] in (0, "\0")
 
 
 def test_no_identity_is_kept_of_what_is_closed() -> None:

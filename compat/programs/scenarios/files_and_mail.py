@@ -16,14 +16,14 @@ USER, PASSWORD = "user", "of the scenario"
 
 
 def serve_ftp(ready: Ready, *, tls: bool = False) -> None:
+    from pyftpdlib import handlers
     from pyftpdlib.authorizers import DummyAuthorizer
-    from pyftpdlib.handlers import FTPHandler, TLS_FTPHandler
     from pyftpdlib.servers import FTPServer
 
     Path("share").mkdir()
     authorizer = DummyAuthorizer()
     authorizer.add_user(USER, PASSWORD, "share", perm="elradfmwMT")
-    handler = TLS_FTPHandler if tls else FTPHandler
+    handler = handlers.TLS_FTPHandler if tls else handlers.FTPHandler
     handler.authorizer = authorizer
     if tls:
         certificate.issue()
