@@ -9,13 +9,15 @@ Called by the hub's thread. Sources: gevent's _socket3.py, eventlet's greenio/ba
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from utpsocket import shim
+from utpsocket import lifecycle, shim
 from utpsocket.engine.identity import Role
 from utpsocket.engine.native import Socket, StdlibSocket
+from utpsocket.green.turns import turn_of
 from utpsocket.routes import Routes
 
 _FIRST_SLEEP_SECONDS: Final = 0.001
@@ -47,11 +49,29 @@ class GeventInside(_Inside):
             self._watch_anew(before)
 
     def connect_ex(self, address: Any, /) -> int:
-        """As connect(), with errors of the connection returned."""
+        """As connect(), with errors of the connection returned. gevent calls this when the caller may wait."""
+        import gevent
+
+        hub = gevent.get_hub()
+        if self._utp is not None and gevent.getcurrent() is not hub:
+            turn = turn_of(hub)
+            while turn.is_over():
+                gevent.sleep(0)
         before = self._state
         code = shim.socket.connect_ex(self, address)
         self._watch_anew(before)
         return code
+
+    def _accept(self) -> tuple[int, Any]:
+        """_accept() -> (integer fd, address info). EAGAIN when this turn of the hub has accepted enough: gevent, which
+        accepts until then, comes back when it has seen to the rest.
+        """
+        if self._utp is not None:
+            from gevent import get_hub
+
+            if turn_of(get_hub()).is_over():
+                raise lifecycle.fail(errno.EAGAIN)
+        return shim.socket._accept(self)
 
     @property
     def _state(self) -> Role | None:
