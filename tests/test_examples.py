@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import trustme
+
+from compat.peers import bittorrent, provision
+from compat.peers.children import Children
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,6 +91,29 @@ def test_https_with_a_certificate_of_ones_own(tmp_path: Path) -> None:
     # The client trusts what is in the same file, so the authority's certificate goes along.
     pem.write_bytes(issued.private_key_and_cert_chain_pem.bytes() + authority.cert_pem.bytes())
     assert_printed("https", run_example("https", str(pem)))
+
+
+@pytest.mark.timeout(240)  # the client is installed when it is not there yet
+def test_bittorrent_from_a_real_client(tmp_path: Path) -> None:
+    """A libtorrent seed that speaks uTP alone; the torrent's own hashes say that the pieces are right."""
+    try:
+        python = provision.libtorrent()
+    except provision.Unavailable as reason:
+        pytest.skip(f"libtorrent cannot be set up: {reason}")
+    original = tmp_path / "original.bin"
+    original.write_bytes(random.Random(5).randbytes(1_000_000))
+    torrent = tmp_path / "original.torrent"
+    torrent.write_bytes(bittorrent.Metainfo.of_file(original).torrent())
+    session = ROOT / "compat" / "peers" / "libtorrent_session.py"
+    with Children() as children:
+        seed = children.start("seed", [str(python), str(session), "seed", str(torrent), str(tmp_path), "127.0.0.1"])
+        port = seed.expect("port", deadline=time.monotonic() + 30)
+        lines = run_example("bittorrent", str(torrent), str(tmp_path / "copy.bin"), "127.0.0.1", str(port))
+        peer = seed.expect("peer", deadline=time.monotonic() + 10)
+    assert lines[1:] == ["uTP connections: 1"]
+    assert re.fullmatch(r"[1-9]\d* pieces", lines[0])
+    assert peer["utp"]
+    assert (tmp_path / "copy.bin").read_bytes() == original.read_bytes()
 
 
 def test_no_example_is_left_out() -> None:
