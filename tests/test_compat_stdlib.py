@@ -313,6 +313,7 @@ def test_the_table_must_know_what_was_seen() -> None:
     assert table.disagreements(written, found(SAME)) == ["test_y is not in the table"]
     other = replace(DIFFERS, expected={"test_x.T.other": "because"})
     assert table.disagreements(written, found(other)) == ["test_x.T.other differs, which the table does not say"]
+    assert table.disagreements(written, found(other), {"test_x.T.other"}) == []
 
 
 def test_the_table_in_the_tree_lists_what_is_expected() -> None:

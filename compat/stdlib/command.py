@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from compat.stdlib import baseline, report, table
+from compat.stdlib.expectations import expectation
 from compat.stdlib.modules import MODULES, QUICK, START_METHOD_MODULE, START_METHODS, select
 from compat.stdlib.supervisor import ROOT, STOP, ModuleRun, Task, run_module
 from compat.stdlib.verdict import Verdict, judge
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> int:
     found = report.as_json(interpreter.version, ordered)
     if options.json:
         print(json.dumps(found, indent=1))
-    unknown = _compare_with_table(options.check_table, found) if options.check_table else []
+    unknown = _compare_with_table(options.check_table, found, interpreter.info) if options.check_table else []
     print(*unknown, sep="\n", end="\n" if unknown else "", file=sys.stderr)
     if options.table:
         feature = table.feature_version(interpreter.version)
@@ -86,12 +87,13 @@ def main(argv: list[str]) -> int:
     return 0 if all(verdict.good for verdict in ordered) and not unknown else 1
 
 
-def _compare_with_table(path: Path, found: dict[str, Any]) -> list[str]:
+def _compare_with_table(path: Path, found: dict[str, Any], version: tuple[int, ...]) -> list[str]:
     feature = table.feature_version(found["python"])
     written = table.read(path, feature)
     if written is None:
         return [f"{path} has no table of CPython {feature}"]
-    return [f"{path}: {line}" for line in table.disagreements(written, table.seen(found))]
+    races = {test for test in found["expected"] if (entry := expectation(test, version)) and entry.sometimes}
+    return [f"{path}: {line}" for line in table.disagreements(written, table.seen(found), races)]
 
 
 def _run_one(interpreter: Interpreter, name: str, options: argparse.Namespace) -> Verdict:

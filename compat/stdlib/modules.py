@@ -51,8 +51,8 @@ MODULES: Final = (
     "test_multiprocessing_spawn",
 )
 
-# Every module that makes internet stream sockets and takes less than a minute, and the short ones about what a socket is
-# used with. The longest first, so that two at a time end together: about five minutes on two cores, both sides.
+# Every module that makes internet stream sockets and takes less than a minute, and the short ones about what a socket
+# is used with. The longest first, so that two at a time end together: about five minutes on two cores, both sides.
 QUICK: Final = (
     "test_socket",
     "test_imaplib",

@@ -46,12 +46,11 @@ def seen(found: dict[str, Any]) -> Table:
     return Table({name: row for name, row in rows.items() if row[0]}, dict(found["expected"]), dict(found["slow"]))
 
 
-def disagreements(written: Table, found: Table) -> list[str]:
-    """What a run has found that the written table does not know."""
+def disagreements(written: Table, found: Table, races: set[str] | frozenset[str] = frozenset()) -> list[str]:
+    """What a run has found that the written table does not know; of `races` it need not."""
     lines = [f"{name} is not in the table" for name in found.rows if name not in written.rows]
-    return lines + [
-        f"{test} differs, which the table does not say" for test in found.expected.keys() - written.expected
-    ]
+    unknown = found.expected.keys() - written.expected.keys() - races
+    return lines + [f"{test} differs, which the table does not say" for test in sorted(unknown)]
 
 
 def module_of(test: str, modules: dict[str, Any]) -> str | None:
