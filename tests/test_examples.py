@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Python 3.12 and later say so of every fork in a process that has an engine; utpsocket's fork handlers are for that.
 FORK_WARNING = "This process:DeprecationWarning"
 
+CHATTERS = {"Ada", "Grace", "Edsger", "Barbara"}
+
 # What each prints, line by line, as regular expressions.
 OUTPUT = {
     "echo": [
@@ -50,6 +52,13 @@ OUTPUT = {
         *([r" *\d+% sent, round trip \d+\.\d ms, of which \d+\.\d ms in queues; window [\d,]+ bytes"] * 8),
         "received intact",
         "uTP connections: 1",
+    ],
+    "gevent_chat": [
+        *(
+            rf"{name} heard {', '.join(f'{other}: hello from {other}' for other in sorted(CHATTERS - {name}))}"
+            for name in ["Ada", "Grace", "Edsger", "Barbara"]
+        ),
+        "uTP connections: 4",
     ],
     "bittorrent": [
         "12 pieces, intact",

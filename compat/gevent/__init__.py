@@ -5,7 +5,7 @@ the user's cache; the same module in a process where utpsocket.monkey came first
 test by test. modules.py says what is run and expectations.py which differences are the protocol's fault.
 
     command.py    the command line, and one module's walk through baseline, runs and verdict
-    fetches.py    `--fetches N`: that many greenlets fetch 100 KB each while another one ticks; is it ever late?
+    fetches.py    a thousand greenlets fetch 100 KB each while another one ticks: is it ever late?
 """
 
 from __future__ import annotations

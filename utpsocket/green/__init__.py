@@ -26,6 +26,7 @@ _socketcommon.py; eventlet's greenio/base.py.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from utpsocket.green.hooks import hook_eventlet, hook_gevent, unhook_eventlet, unhook_gevent
@@ -37,6 +38,4 @@ def __getattr__(name: str) -> Any:
     """The cooperative names: ours, else gevent.socket's."""
     if name.startswith("__"):
         raise AttributeError(name)
-    from utpsocket.green import cooperative
-
-    return getattr(cooperative, name)
+    return getattr(importlib.import_module("utpsocket.green.cooperative"), name)
