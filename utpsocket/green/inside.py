@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from utpsocket import lifecycle, shim
-from utpsocket.engine.identity import Role
 from utpsocket.engine.native import Socket, StdlibSocket
 from utpsocket.green.turns import turn_of
 from utpsocket.routes import Routes
@@ -40,16 +39,8 @@ class GeventInside(_Inside):
 
     __slots__ = ()
 
-    def connect(self, address: Any, /) -> None:
-        """As utpsocket.socket.connect(): it never waits, since gevent has made the fd non-blocking."""
-        before = self._state
-        try:
-            shim.socket.connect(self, address)
-        finally:
-            self._watch_anew(before)
-
     def connect_ex(self, address: Any, /) -> int:
-        """As connect(), with errors of the connection returned. gevent calls this when the caller may wait."""
+        """As utpsocket.socket.connect_ex(). gevent calls it where the caller may wait, and connect() where not."""
         import gevent
 
         hub = gevent.get_hub()
@@ -57,10 +48,7 @@ class GeventInside(_Inside):
             turn = turn_of(hub)
             while turn.is_over():
                 gevent.sleep(0)
-        before = self._state
-        code = shim.socket.connect_ex(self, address)
-        self._watch_anew(before)
-        return code
+        return shim.socket.connect_ex(self, address)
 
     def _accept(self) -> tuple[int, Any]:
         """_accept() -> (integer fd, address info). EAGAIN when this turn of the hub has accepted enough: gevent, which
@@ -72,23 +60,6 @@ class GeventInside(_Inside):
             if turn_of(get_hub()).is_over():
                 raise lifecycle.fail(errno.EAGAIN)
         return shim.socket._accept(self)
-
-    @property
-    def _state(self) -> Role | None:
-        return None if self._utp is None else self._utp.role
-
-    def _watch_anew(self, before: Role | None) -> None:
-        """A second attempt, and one that the rules send to TCP, puts a fresh socket under the fd's number, and epoll
-        forgets the old one. gevent's loop asks epoll for an fd again when a watcher is new.
-        """
-        if before is not Role.FAILED and (self._utp is None) is (before is None):
-            return
-        from gevent import get_hub
-
-        watcher = get_hub().loop.io(self.fileno(), 1)
-        watcher.start(int)
-        watcher.stop()
-        watcher.close()
 
     def _acquire(self, lock: Any, seconds: float) -> None:
         import gevent
