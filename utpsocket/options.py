@@ -17,6 +17,7 @@ import struct
 from contextlib import closing
 from typing import Any, Final
 
+from utpsocket import pairing
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket
 from utpsocket.protocol.congestion import CONTROLLERS
@@ -130,7 +131,8 @@ def _apply(sock: Any, identity: Identity, level: int, name: int) -> bool:
 
 def apply_send_buffer(sock: Any, identity: Identity) -> None:
     """SO_SNDBUF for the user's fd: now, or when the gate opens, which a larger buffer would do too early."""
-    half = identity.settings.send_buffer_bytes // 2  # the kernel doubles what it is given
+    # The kernel doubles what it is given.
+    half = identity.settings.send_buffer_bytes // 2 or pairing.USER_BUFFER_BYTES
     if identity.is_gated:
         identity.send_buffer_bytes = half
     else:

@@ -20,6 +20,8 @@ from utpsocket.engine import names
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.native import Socket
 
+# What a program writes ahead of the engine: with little of it, a thread that keeps the GIL busy stalls the writer too.
+USER_BUFFER_BYTES: Final = 1 << 20
 _FILLER: Final = bytes(8_192)  # more than the smallest send buffer takes
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
@@ -37,7 +39,10 @@ def pair(sock: Any, identity: Identity) -> int:
         door.setblocking(False)
         door.bind(name)
         door.listen(1)
-        identity.send_buffer_bytes = Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF) // 2
+        if identity.settings.send_buffer_bytes:
+            identity.send_buffer_bytes = Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF) // 2
+        else:
+            identity.send_buffer_bytes = USER_BUFFER_BYTES
         Socket.setsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, 0)
         Socket.connect(sock, name)
         identity.filler_bytes = Socket.send(sock, _FILLER, stdlib.MSG_DONTWAIT)

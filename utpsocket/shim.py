@@ -178,8 +178,7 @@ class socket(StdlibSocket):
             try:
                 found = names.decode(name)
                 if found is not None and pairing.comes_from(raw, identity.owner_pid):
-                    if identity.settings.send_buffer_bytes:
-                        options.apply_send_buffer(raw, identity)
+                    options.apply_send_buffer(raw, identity)
                     return int(raw.detach()), found[3]
             finally:
                 raw.close()  # a stranger who found the listening name: anyone on this machine can connect to it

@@ -254,8 +254,7 @@ class Introduction(asyncio.Protocol):
             identity: Identity | None = sock._utp
             if identity is None or not pairing.comes_from(sock, self._owner_pid):
                 return None
-            if identity.settings.send_buffer_bytes:
-                options.apply_send_buffer(sock, identity)
+            options.apply_send_buffer(sock, identity)
             return identity
         finally:
             sock.detach()

@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from utpsocket.engine.syscalls import PlainDatagrams
 from utpsocket.engine.udp import Port
 from utpsocket.protocol import Transmit
 
@@ -75,7 +76,7 @@ def test_a_kernel_that_refuses_offload_is_asked_once() -> None:
             return getattr(self.sock, name)
 
     refusing = Refusing(sender.sock)
-    sender.sock = refusing
+    sender._calls = PlainDatagrams(refusing, 0, sender.peer)
     for _ in range(3):
         sender.send(transmit(4), [])
     assert refusing.refusals == 1
@@ -106,7 +107,7 @@ def test_a_full_kernel_keeps_datagrams_for_later() -> None:
             return getattr(self.sock, name)
 
     full = Full(sender.sock)
-    sender.sock = full
+    sender._calls = PlainDatagrams(full, 0, sender.peer)
     sent = transmit(3)
     sender.send(sent, [])
     assert sender.is_blocked

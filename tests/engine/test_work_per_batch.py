@@ -154,7 +154,7 @@ def test_a_bulk_transfer_works_by_the_batch(pair: Pair, monkeypatch: pytest.Monk
 
     def count_calls(loop: Loop) -> None:
         for bridge in loop.bridges.values():
-            bridge.end = Counted(bridge.end, calls)
+            bridge._stream = Counted(bridge._stream, calls)
 
     monkeypatch.setattr(SendHalf, "on_ack", counted_on_ack)
     engine().call(count_calls)

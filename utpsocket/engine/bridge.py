@@ -19,6 +19,7 @@ from utpsocket.engine import native
 from utpsocket.engine.farewell import leave_unread_byte
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import poll
+from utpsocket.engine.syscalls import Stream
 from utpsocket.protocol import Connection, EventKind, State
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ EPOLLOUT: Final = 0x004
 EPOLLERR: Final = 0x008
 EPOLLHUP: Final = 0x010
 EPOLLRDHUP: Final = 0x2000
-_MAX_IOVECS: Final = 1_024  # UIO_MAXIOV
 _EAGER_BYTES: Final = 512 << 10  # unsent beyond this is read only when the engine has nothing else to do
 _PAIR_BYTES: Final = 1 << 20  # what the user has not read yet: less than a turn brings would be copied again
 _READ_BYTES: Final = 256 << 10  # most read from one user before others have their turn
@@ -52,6 +52,7 @@ class Bridge:
         "_is_hung_up",
         "_is_rude",
         "_may_have_ended",
+        "_stream",
         "_refuses_sends",
         "_sent_eof",
         "accepted_at",
@@ -83,6 +84,7 @@ class Bridge:
         self.source = source
         self.recv_ids: tuple[int, ...] = ()
         self.end: Any = None
+        self._stream: Any = None
         self.end_fd = -1
         self.is_readable = False
         self.is_writable = True
@@ -110,6 +112,7 @@ class Bridge:
         """The engine's end of the pair; takes ownership."""
         self.end = end
         self.end_fd = end.fileno()
+        self._stream = Stream(end)
         self.is_readable = True
         if not self.identity.settings.receive_buffer_bytes:
             end.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, _PAIR_BYTES)
@@ -160,20 +163,13 @@ class Bridge:
                 if self._is_hung_up:
                     self._hang_up_early(now=now)
                 return
-            expected = len(span)
-            try:
-                if is_flowing:
-                    spans = connection.free_spans(budget)
-                    expected = sum(map(len, spans))
-                    count = self.end.recvmsg_into(spans)[0]
-                else:
-                    count = self.end.recv_into(span)
-            except BlockingIOError:
+            spans = connection.free_spans(budget) if is_flowing else [span]
+            count = self._stream.receive(spans)
+            if count < 0:
                 connection.commit(0)
-                self._on_drained(now=now)
-                return
-            except OSError:
-                connection.commit(0)
+                if count == -errno.EAGAIN:
+                    self._on_drained(now=now)
+                    return
                 self._is_rude = True  # ECONNRESET: the user closed with bytes unread; what it wrote still follows
                 continue
             if not count:
@@ -185,7 +181,7 @@ class Bridge:
                 if not self._is_rude:
                     connection.finish(now=now)
                 continue
-            is_flowing = count == expected
+            is_flowing = count == sum(map(len, spans))
             connection.commit(count, more=is_flowing)
             if not is_flowing and not self._may_have_ended:
                 self._on_drained(now=now)  # what comes next makes a new edge: no need to ask the kernel again
@@ -279,22 +275,20 @@ class Bridge:
                 connection.delivered(0, now=now)
                 self._refuse_sends()
                 return
-            try:
-                count = self.end.sendmsg(views if len(views) <= _MAX_IOVECS else views[:_MAX_IOVECS])
-            except BlockingIOError:
+            count = self._stream.send(views)
+            if count >= 0:
+                connection.delivered(count, now=now)
+            elif count == -errno.EAGAIN:
                 self.is_writable = False
                 connection.delivered(0, now=now)
                 self.endpoint.loop.watch_room(self, wanted=True)
                 self._refuse_sends()
                 return
-            except OSError as error:
-                if error.errno == errno.ECONNRESET:  # the user closed with bytes unread
-                    self._is_rude = True
-                    self.is_readable = True
-                    continue
+            elif count == -errno.ECONNRESET:  # the user closed with bytes unread
+                self._is_rude = True
+                self.is_readable = True
+            else:
                 self._is_deaf = True
-                continue
-            connection.delivered(count, now=now)
         if connection.has_eof and not self._sent_eof:
             self._sent_eof = True
             try:

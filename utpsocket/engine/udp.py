@@ -16,6 +16,7 @@ import struct
 from typing import Any, Final
 
 from utpsocket.engine.names import Address
+from utpsocket.engine.syscalls import Datagrams
 from utpsocket.protocol import Run, Transmit
 
 _UDP_SEGMENT: Final = 103  # linux/udp.h
@@ -40,6 +41,7 @@ _SOURCE_V6: Final = struct.Struct("=16sI")  # struct in6_pktinfo
 _MAX_SEGMENTS: Final = 64  # UDP_MAX_SEGMENTS before 6.9
 _MAX_SEND_BYTES: Final = 65_507  # an IPv4 datagram's most, segmented or not
 _MSG_TRUNC: Final = int(stdlib.MSG_TRUNC)  # an IntFlag's & costs two microseconds
+_STALE: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH)  # met by an earlier datagram
 _OFFLOAD_REFUSED: Final = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
 
 
@@ -65,7 +67,7 @@ class Port:
     """
 
     __slots__ = (
-        "_ancillary_bytes",
+        "_calls",
         "_has_gro",
         "_has_gso",
         "_may_fragment",
@@ -110,7 +112,8 @@ class Port:
         self._has_gso = offload and self._option(stdlib.IPPROTO_UDP, _UDP_SEGMENT, 0)
         self._has_gro = offload and self._option(stdlib.IPPROTO_UDP, _UDP_GRO, 1)
         self._configure()
-        self._ancillary_bytes = _ANCILLARY_BYTES if self._has_gro or self.is_wildcard else 0
+        ancillary_bytes = _ANCILLARY_BYTES if self._has_gro or self.is_wildcard else 0
+        self._calls = Datagrams(sock, ancillary_bytes, self.peer)
 
     def _option(self, level: int, name: int, value: int) -> bool:
         try:
@@ -138,11 +141,10 @@ class Port:
 
     def receive(self, buffer: memoryview) -> Run | None:
         """The next run, in `buffer` (at least 64 KiB), or None when there is none. Errors go to `errors`."""
-        try:
-            size, ancillary, flags, addr = self.sock.recvmsg_into([buffer], self._ancillary_bytes)
-        except BlockingIOError:
-            return None
-        except OSError:
+        size, ancillary, flags, addr = self._calls.receive(buffer)
+        if size < 0:
+            if size == -errno.EAGAIN:
+                return None
             self.read_errors()
             return self._empty(buffer)
         if flags & _MSG_TRUNC or not size:
@@ -217,10 +219,8 @@ class Port:
             ancillary = cmsg + source if source else cmsg
             most = min(_MAX_SEGMENTS, _MAX_SEND_BYTES // segment)
             while sent < count:
-                piece: bytes | bytearray | memoryview = transmit.data
-                if count > most:
-                    piece = memoryview(transmit.data)[sent * segment : (sent + most) * segment]
-                error = self._sendmsg(piece, ancillary, addr)
+                stop = min((sent + most) * segment, len(transmit.data))
+                error = self._sendmsg(transmit.data, sent * segment, stop, ancillary, addr)
                 if error:
                     break
                 sent += most
@@ -241,30 +241,23 @@ class Port:
         if self._pending:
             self._pending.append((datagram, source, addr))
             return
-        error = self._sendmsg(datagram, source, addr)
+        error = self._sendmsg(datagram, 0, len(datagram), source, addr)
         if error in (errno.EAGAIN, errno.ENOBUFS):
             self._pending.append((datagram, source, addr))
         elif error:
             self._failed(error, datagram, addr)
 
-    def _sendmsg(self, data: bytes | bytearray | memoryview, ancillary: list[Any], addr: object) -> int:
+    def _sendmsg(self, data: bytes | bytearray, start: int, stop: int, ancillary: list[Any], addr: object) -> int:
         """One system call; the errno, 0 for none. An error an earlier datagram met is collected and passed over."""
         for _ in range(3):
             self.sent_calls += 1
-            try:
-                if addr is None:
-                    self.sock.sendmsg((data,), ancillary)
-                else:
-                    self.sock.sendmsg((data,), ancillary, 0, addr)
-                return 0
-            except OSError as error:
-                code = error.errno or errno.EIO
-                if code not in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH):
-                    return code
-                known = len(self.errors)
-                self.read_errors()
-                if len(self.errors) == known and code != errno.ECONNREFUSED:
-                    return code
+            code: int = self._calls.send(data, start, stop, ancillary, addr)
+            if code not in _STALE:
+                return code
+            known = len(self.errors)
+            self.read_errors()
+            if len(self.errors) == known and code != errno.ECONNREFUSED:
+                return code
         return 0  # three stale errors in a row: this datagram is as good as lost, and the errors tell why
 
     def _failed(self, error: int, datagram: bytes | bytearray, addr: object) -> None:
@@ -275,7 +268,7 @@ class Port:
         """Send what was kept; True when the port takes new datagrams again."""
         while self._pending:
             datagram, source, addr = self._pending[0]
-            error = self._sendmsg(datagram, source, addr)
+            error = self._sendmsg(datagram, 0, len(datagram), source, addr)
             if error in (errno.EAGAIN, errno.ENOBUFS):
                 return False
             del self._pending[0]

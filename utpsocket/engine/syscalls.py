@@ -1,0 +1,289 @@
+"""The system calls that every byte passes through: without letting go of the GIL where ctypes can make them.
+
+Separate because of what it costs to let go. The socket module does so around every call, and an engine that wants the
+GIL back stands in line behind the program's own threads: up to one switch interval, 5 ms, per call. These calls never
+block, so nothing is won by letting go, and a thread that computes slows the engine down once per wake-up instead of
+three times per batch (PERFORMANCE.md §C). Elsewhere, or with UTPSOCKET_KEEP_GIL=0, the socket module's own calls do the
+same. Both kinds return a negative errno where the socket module would raise.
+
+Only the engine's thread calls. Sources: recvmsg(2), sendmsg(2), cmsg(3), Doc/library/ctypes.rst (PyDLL).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket as stdlib
+import struct
+import sys
+from typing import Any, Final
+
+_MSG_DONTWAIT: Final = 0x40
+_MSG_NOSIGNAL: Final = 0x4000
+_MAX_IOVECS: Final = 1_024  # UIO_MAXIOV
+_JOINED: Final = 256  # buffers: joining a run's costs no more than the kernel's walk over them
+_LARGE_BYTES: Final = 65_536  # a buffer that is not worth joining with what follows
+_NAME_BYTES: Final = 128  # sizeof(struct sockaddr_storage)
+_CONTROL_BYTES: Final = 256
+_MOST_NAMES: Final = 4_096
+_CMSG: Final = struct.Struct("@Nii")
+_IPV4: Final = struct.Struct("=H2s4s8x")
+_IPV6: Final = struct.Struct("=H2s4s16sI")
+
+Ancillary = list[tuple[int, int, bytes]]
+Received = tuple[int, Any, int, Any]  # size or negative errno, ancillary data, flags, address
+
+
+class PlainStream:
+    """Our end of a pair, through the socket module. Does not own it."""
+
+    __slots__ = ("_sock",)
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+
+    def receive(self, spans: list[memoryview]) -> int:
+        """Read into `spans`, one after the other; how many bytes, 0 at the end of file, or a negative errno."""
+        try:
+            if len(spans) == 1:
+                return int(self._sock.recv_into(spans[0]))
+            return int(self._sock.recvmsg_into(spans)[0])
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+
+    def send(self, views: list[memoryview]) -> int:
+        """Write as much of `views` as there is room for; how many bytes, or a negative errno."""
+        try:
+            return int(self._sock.sendmsg(views if len(views) <= _MAX_IOVECS else views[:_MAX_IOVECS]))
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+
+
+class PlainDatagrams:
+    """A UDP socket, through the socket module. Does not own it."""
+
+    __slots__ = ("_ancillary_bytes", "_sock")
+
+    def __init__(self, sock: Any, ancillary_bytes: int, peer: Any) -> None:
+        self._sock = sock
+        self._ancillary_bytes = ancillary_bytes
+
+    def receive(self, room: memoryview) -> Received:
+        """As socket.recvmsg_into(), with a negative errno for the size where that raises."""
+        try:
+            received: Received = self._sock.recvmsg_into((room,), self._ancillary_bytes)
+            return received
+        except OSError as error:
+            return -(error.errno or errno.EIO), (), 0, None
+
+    def send(self, data: bytes | bytearray, start: int, stop: int, ancillary: Ancillary, addr: Any) -> int:
+        """Send data[start:stop]; 0 or the errno."""
+        piece: Any = data if stop - start == len(data) else memoryview(data)[start:stop]
+        try:
+            if addr is None:
+                self._sock.sendmsg((piece,), ancillary)
+            else:
+                self._sock.sendmsg((piece,), ancillary, 0, addr)
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class _Msghdr(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("namelen", ctypes.c_uint32),
+        ("iov", ctypes.c_void_p),
+        ("iovlen", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("controllen", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    )
+
+
+def _keeps_gil() -> bool:
+    """Whether the calls can be made that way here: Linux's 64-bit layout of msghdr, and a GIL to keep."""
+    if sys.platform != "linux" or ctypes.sizeof(ctypes.c_void_p) != 8:
+        return False
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        return False
+    return os.environ.get("UTPSOCKET_KEEP_GIL", "1") != "0"
+
+
+_libc = ctypes.PyDLL(None, use_errno=True)
+_c_char = ctypes.c_char
+_addressof = ctypes.addressof
+_get_errno = ctypes.get_errno
+_recv, _send, _recvmsg, _sendmsg = _libc.recv, _libc.send, _libc.recvmsg, _libc.sendmsg
+for _call in (_recv, _send):
+    _call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    _call.restype = ctypes.c_ssize_t
+for _call in (_recvmsg, _sendmsg):
+    _call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+    _call.restype = ctypes.c_ssize_t
+_bytes_address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyBytes_AsString", ctypes.pythonapi))
+_bytearray_address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyByteArray_AsString", ctypes.pythonapi))
+
+
+def _address(data: bytes | bytearray) -> int:
+    at: int = _bytes_address(data) if type(data) is bytes else _bytearray_address(data)
+    return at
+
+
+class KeepingStream:
+    """As PlainStream, with the GIL kept."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, sock: Any) -> None:
+        self._fd = sock.fileno()
+
+    def receive(self, spans: list[memoryview]) -> int:
+        """See PlainStream.receive()."""
+        total = 0
+        for span in spans:
+            length = len(span)
+            count = _recv(self._fd, _addressof(_c_char.from_buffer(span)), length, _MSG_DONTWAIT)
+            if count < 0:
+                return total or -_get_errno()
+            total += count
+            if count < length:
+                break
+        return total
+
+    def send(self, views: list[memoryview]) -> int:
+        """See PlainStream.send()."""
+        first = views[0]
+        if len(views) == 1 or len(first) >= _LARGE_BYTES:
+            if first.readonly:
+                data: bytes = (
+                    first.obj if isinstance(first.obj, bytes) and first.nbytes == len(first.obj) else bytes(first)
+                )
+                count = _send(self._fd, _bytes_address(data), len(data), _MSG_DONTWAIT | _MSG_NOSIGNAL)
+            else:
+                at = _addressof(_c_char.from_buffer(first))
+                count = _send(self._fd, at, len(first), _MSG_DONTWAIT | _MSG_NOSIGNAL)
+        else:
+            data = b"".join(views if len(views) <= _JOINED else views[:_JOINED])
+            count = _send(self._fd, _bytes_address(data), len(data), _MSG_DONTWAIT | _MSG_NOSIGNAL)
+        return int(count) if count >= 0 else -_get_errno()
+
+
+class KeepingDatagrams:
+    """As PlainDatagrams, with the GIL kept."""
+
+    __slots__ = ("_ancillary_bytes", "_controls", "_fd", "_names", "_peer")
+
+    def __init__(self, sock: Any, ancillary_bytes: int, peer: Any) -> None:
+        self._fd = sock.fileno()
+        self._ancillary_bytes = min(ancillary_bytes, _CONTROL_BYTES)
+        self._peer = peer
+        self._names: dict[Any, Any] = {}  # addresses as Python writes them, by those of the kernel and the reverse
+        self._controls: dict[tuple[tuple[int, int, bytes], ...], Any] = {}
+
+    def receive(self, room: memoryview) -> Received:
+        """See PlainDatagrams.receive()."""
+        _in_iovec.base = _addressof(_c_char.from_buffer(room))
+        _in_iovec.length = len(room)
+        _in_header.namelen = 0 if self._peer is not None else _NAME_BYTES
+        _in_header.controllen = self._ancillary_bytes
+        size = _recvmsg(self._fd, _in_header_at, _MSG_DONTWAIT)
+        if size < 0:
+            return -_get_errno(), (), 0, None
+        addr = self._peer
+        if addr is None:
+            name = _in_name.raw[: _in_header.namelen]
+            addr = self._names.get(name) or self._learn(name)
+        length = _in_header.controllen
+        ancillary: list[tuple[int, int, bytes]] = []
+        if length:
+            raw = _in_control.raw
+            at = 0
+            while at + _CMSG.size <= length:
+                whole, level, kind = _CMSG.unpack_from(raw, at)
+                ancillary.append((level, kind, raw[at + _CMSG.size : at + whole]))
+                at += whole + 7 & ~7
+        return size, ancillary, _in_header.flags, addr
+
+    def _learn(self, name: bytes) -> Any:
+        """An address as the socket module writes it."""
+        family = int.from_bytes(name[:2], sys.byteorder)
+        addr: Any
+        if family == stdlib.AF_INET:
+            _, port, host = _IPV4.unpack_from(name)
+            addr = (stdlib.inet_ntop(stdlib.AF_INET, host), int.from_bytes(port, "big"))
+        else:
+            _, port, flow, host, scope = _IPV6.unpack_from(name)
+            text = stdlib.inet_ntop(stdlib.AF_INET6, host)
+            addr = (text, int.from_bytes(port, "big"), int.from_bytes(flow, "big"), scope)
+        if len(self._names) >= _MOST_NAMES:
+            self._names.clear()
+        self._names[name] = addr
+        return addr
+
+    def _name(self, addr: Any) -> Any:
+        """An address as the kernel reads it."""
+        port = int(addr[1]).to_bytes(2, "big")
+        if len(addr) == 2:
+            name = _IPV4.pack(stdlib.AF_INET, port, stdlib.inet_pton(stdlib.AF_INET, addr[0]))
+        else:
+            host = stdlib.inet_pton(stdlib.AF_INET6, addr[0].partition("%")[0])
+            name = _IPV6.pack(stdlib.AF_INET6, port, int(addr[2]).to_bytes(4, "big"), host, addr[3])
+        kept = ctypes.create_string_buffer(name, len(name))
+        if len(self._names) >= _MOST_NAMES:
+            self._names.clear()
+        self._names[addr] = kept
+        return kept
+
+    def _control(self, ancillary: Ancillary) -> Any:
+        key = tuple(ancillary)
+        control = self._controls.get(key)
+        if control is None:
+            raw = b"".join(
+                (_CMSG.pack(_CMSG.size + len(data), level, kind) + data).ljust((_CMSG.size + len(data) + 7) & ~7, b"\0")
+                for level, kind, data in ancillary
+            )
+            if len(self._controls) >= _MOST_NAMES:
+                self._controls.clear()
+            control = self._controls[key] = ctypes.create_string_buffer(raw, len(raw))
+        return control
+
+    def send(self, data: bytes | bytearray, start: int, stop: int, ancillary: Ancillary, addr: Any) -> int:
+        """See PlainDatagrams.send()."""
+        if addr is None and not ancillary:
+            count = _send(self._fd, _address(data) + start, stop - start, _MSG_DONTWAIT | _MSG_NOSIGNAL)
+            return 0 if count >= 0 else _get_errno()
+        _out_iovec.base = _address(data) + start
+        _out_iovec.length = stop - start
+        if addr is None:
+            _out_header.name = None
+            _out_header.namelen = 0
+        else:
+            name = self._names.get(addr) or self._name(addr)
+            _out_header.name = _addressof(name)
+            _out_header.namelen = len(name)
+        if ancillary:
+            control = self._control(ancillary)
+            _out_header.control = _addressof(control)
+            _out_header.controllen = len(control)
+        else:
+            _out_header.control = None
+            _out_header.controllen = 0
+        return 0 if _sendmsg(self._fd, _out_header_at, _MSG_DONTWAIT | _MSG_NOSIGNAL) >= 0 else _get_errno()
+
+
+# One of each will do: a call that keeps the GIL is over before another thread can make one.
+_in_name = ctypes.create_string_buffer(_NAME_BYTES)
+_in_control = ctypes.create_string_buffer(_CONTROL_BYTES)
+_in_iovec, _out_iovec = _Iovec(), _Iovec()
+_in_header = _Msghdr(_addressof(_in_name), 0, _addressof(_in_iovec), 1, _addressof(_in_control), 0, 0)
+_out_header = _Msghdr(None, 0, _addressof(_out_iovec), 1, None, 0, 0)
+_in_header_at, _out_header_at = _addressof(_in_header), _addressof(_out_header)
+
+Stream: Any = KeepingStream if _keeps_gil() else PlainStream
+Datagrams: Any = KeepingDatagrams if _keeps_gil() else PlainDatagrams
