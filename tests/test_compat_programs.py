@@ -78,21 +78,22 @@ def test_what_cannot_be_installed_is_a_skip(environment: Environment) -> None:
 class TestProvision:
     def test_one_package_that_fails_costs_no_other(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("UTPSOCKET_COMPAT_CACHE", str(tmp_path))
-        asked: list[list[str]] = []
+        asked: list[tuple[list[str], bool]] = []
 
-        def pip(self: Environment, packages: list[str]) -> None:
-            asked.append(packages)
+        def pip(self: Environment, packages: list[str], *, pinned: bool) -> None:
+            asked.append((packages, pinned))
             if "bad" in packages:
                 raise Unavailable("no bad today")
 
         monkeypatch.setattr(Environment, "_pip", pip)
         made = Environment(tmp_path)
         made.install({"one", "bad", "two"})
-        assert asked == [["bad", "one", "two"], ["bad"], ["one"], ["two"]]
+        together = ["bad", "one", "two"]
+        assert asked == [(together, True), (together, False), (["bad"], False), (["one"], False), (["two"], False)]
         assert made.missing == {"bad": "no bad today"}
-        again = Environment(tmp_path)
-        again.install({"one", "two"})
-        assert asked[4:] == []
+        del asked[:]
+        Environment(tmp_path).install({"one", "two"})
+        assert asked == []
 
     def test_names_of_packages_are_compared_as_pip_does(self) -> None:
         assert provision.normal("Zope.Interface") == provision.normal("zope_interface") == "zope-interface"

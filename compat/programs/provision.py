@@ -34,16 +34,24 @@ class Environment:
             if not wanted:
                 return
             print(f"installing {' '.join(wanted)} beside {self.python}", file=sys.stderr, flush=True)
-            try:
-                self._pip(wanted)
-            except Unavailable:
+            if not self._install_together(wanted):
                 for package in wanted:
                     try:
-                        self._pip([package])
+                        self._pip([package], pinned=False)
                     except Unavailable as error:
                         self.missing[package] = str(error)
             installed = self._installed() | set(wanted) - set(self.missing)
             self._record.write_text(json.dumps(sorted(installed)))
+
+    def _install_together(self, packages: list[str]) -> bool:
+        """At the pinned versions or, where this Python has not all of those, at any."""
+        for pinned in (True, False):
+            try:
+                self._pip(packages, pinned=pinned)
+            except Unavailable:
+                continue
+            return True
+        return False
 
     def versions(self) -> dict[str, str]:
         """Of all that is installed, by the name pip knows it by in lower case."""
@@ -57,9 +65,9 @@ class Environment:
     def _installed(self) -> set[str]:
         return set(json.loads(self._record.read_text())) if self._record.exists() else set()
 
-    def _pip(self, packages: list[str]) -> None:
+    def _pip(self, packages: list[str], *, pinned: bool) -> None:
         pip = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--prefer-binary"]
-        environment = {**os.environ, "PIP_CONSTRAINT": str(PINS)}
+        environment = {**os.environ, **({"PIP_CONSTRAINT": str(PINS)} if pinned else {})}
         run_quietly([*pip, *packages], f"pip install {' '.join(packages)}", environment=environment)
 
 
