@@ -287,3 +287,11 @@ def test_writes_after_the_peer_reset_do_not_kill_the_process(net: Net) -> None:
         return False
 
     assert eventually(write, True)
+
+
+def test_a_peer_that_reads_nothing_holds_up_ten_mebibytes(net: Net) -> None:
+    """CPython's own tests of sendfile() take them for more than all buffers on the way."""
+    client, _server = net.pair()
+    client.settimeout(1)
+    with pytest.raises(TimeoutError):
+        client.sendall(bytes(10 << 20))

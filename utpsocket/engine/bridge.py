@@ -32,7 +32,9 @@ EPOLLERR: Final = 0x008
 EPOLLHUP: Final = 0x010
 EPOLLRDHUP: Final = 0x2000
 _EAGER_BYTES: Final = 512 << 10  # unsent beyond this is read only when the engine has nothing else to do
-_PAIR_BYTES: Final = 1 << 20  # what the user has not read yet: less than a turn brings would be copied again
+# What the user has not read yet: less than a turn brings would be copied again. The kernel doubles it, and all buffers
+# of a connection together must hold less than the 10 MiB that programs take for more than any socket's.
+_PAIR_BYTES: Final = 512 << 10
 _READ_BYTES: Final = 256 << 10  # most read from one user before others have their turn
 
 
