@@ -121,7 +121,18 @@ def runs(datagrams: list[bytes], longest: int) -> list[Run]:
     return cut
 
 
-def live(connection: Connection, script: list[Instant], longest: int, max_segments: int) -> list[object]:
+class PlainRun(Run):
+    """A run that takes no shortcut: the specification."""
+
+    __slots__ = ()
+
+    def is_clean(self) -> bool:
+        return False
+
+
+def live(
+    connection: Connection, script: list[Instant], longest: int, max_segments: int, kind: type[Run] = Run
+) -> list[object]:
     """Let a connection live through the script; returns all that it said and was."""
     said: list[object] = []
     now = 30_000
@@ -132,7 +143,7 @@ def live(connection: Connection, script: list[Instant], longest: int, max_segmen
         if deadline is not None and deadline <= now:
             connection.handle_timeout(now=now)
         for run in runs(instant.datagrams, longest):
-            connection.handle_run(run, now=now)
+            connection.handle_run(kind(run.data, run.stride, run.addr), now=now)
             connection._check()
         while (event := connection.poll_event()) is not None:
             said.append(event)
@@ -163,8 +174,10 @@ def test_runs_may_be_cut_anywhere(script: list[Instant], longest: int, buffer_by
     whole = live(connected(buffer_bytes=buffer_bytes), script, 64, 64)
     pieces = live(connected(buffer_bytes=buffer_bytes), script, longest, 64)
     single = live(connected(buffer_bytes=buffer_bytes), script, 1, 64)
+    plain = live(connected(buffer_bytes=buffer_bytes), script, 1, 64, PlainRun)
     assert whole == pieces
     assert whole == single
+    assert whole == plain
 
 
 @settings(max_examples=100)

@@ -260,8 +260,8 @@ class Run:
         return uniform
 
     def is_clean(self) -> bool:
-        """Whether this is two or more DATA packets without extensions whose headers differ in nothing but
-        consecutive sequence numbers. Then the first header and `count` say all there is to say.
+        """Whether these are DATA packets without extensions whose headers differ in nothing but consecutive
+        sequence numbers. Then the first header and `count` say all there is to say. One alone has a payload.
         """
         clean = self._clean
         if clean is None:
@@ -271,7 +271,11 @@ class Run:
     def _looks_clean(self) -> bool:
         data = self.data
         length, stride = len(data), self.stride
-        if length <= stride or data[0] != VERSION or data[1] or stride % 8:
+        if length <= HEADER_BYTES or data[0] != VERSION or data[1]:
+            return False
+        if length <= stride:
+            return True
+        if stride % 8:
             return False
         count = -(-length // stride)
         if length - (count - 1) * stride < HEADER_BYTES or count > MAX_RUN_PACKETS:

@@ -179,23 +179,23 @@ class SendHalf(Outstanding):
     def _on_sent(self, count: int, total_bytes: int, *, now: int) -> None:
         self._last_sent_us = now
         self.sent_packets += count
-        self.pacer.on_sent(count, total_bytes, self._paced_bytes(), self._paced_rtt_us(), now=now)
+        if self.recovery.min_rtt_us > PACED_FROM_RTT_US:
+            self.pacer.on_sent(count, total_bytes, self._paced_bytes(), self.recovery.srtt_us, now=now)
 
     def _paced_bytes(self) -> int:
         """What pacing lets out in one round trip: more than the window, so that the window stays the limit."""
         window = self.controller.window_bytes
         return 2 * window if self.controller.is_slow_start else window + window // 4
 
-    def _paced_rtt_us(self) -> int:
-        """The round trip a window is spread over; 0 on a path so short that only queues, perhaps our own, make it
-        long: there small bursts would cost more than they spare.
-        """
-        recovery = self.recovery
-        return recovery.srtt_us if recovery.min_rtt_us > PACED_FROM_RTT_US else 0
-
     def _burst_packets(self, size: int, *, now: int) -> int:
-        """How many packets of `size` may leave at this instant; 0: not before _paced_until."""
-        packets = self.pacer.packets(size, self._paced_bytes(), self._paced_rtt_us(), now=now)
+        """How many packets of `size` may leave at this instant; 0: not before _paced_until.
+
+        A path so short that only queues, perhaps our own, make it long is not paced: there small bursts would cost
+        more than they spare.
+        """
+        if self.recovery.min_rtt_us <= PACED_FROM_RTT_US:
+            return MAX_RUN_PACKETS
+        packets = self.pacer.packets(size, self._paced_bytes(), self.recovery.srtt_us, now=now)
         if not packets:
             self._paced_until = self.pacer.ready_at
             self._limited_at = now
