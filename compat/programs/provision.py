@@ -1,8 +1,8 @@
 """The environment with the programs in it: one virtual environment, made once and added to when scenarios ask for more.
 
 It lies in the cache folder of compat.peers.provision and carries a digest of pins.txt in its name: other versions,
-other environment. What is asked for is installed in one go; when that fails, package by package, so that one which
-cannot be had costs its own scenarios and no others.
+other environment. What is asked for is installed in one go, at other versions where this Python has not the pinned
+ones; when that fails too, package by package, so that one which cannot be had costs its own scenarios and no others.
 """
 
 from __future__ import annotations
