@@ -128,7 +128,7 @@ def _leftovers(tcp: dict[str, Any], utp: dict[str, Any]) -> list[str]:
         return []  # the process was ended by force: its troubles say so
     pairs = [(kind, tcp["fds"].get(kind, 0), utp["fds"].get(kind, 0)) for kind in WATCHED_FDS]
     pairs += [("threads", tcp["threads"], utp["threads"]), ("UDP ports", tcp["udp_ports"], utp["udp_ports"])]
-    # The engine's own view, before it was ended: whoever keeps a socket open keeps a connection and a port, and those of
-    # its peer in the same process, which was closed and waits for a FIN.
+    # The engine's own view, before it was ended: whoever keeps a socket open keeps a connection and a port, and those
+    # of its peer in the same process, which was closed and waits for a FIN.
     pairs += [(f"uTP {kind}", 2 * tcp["fds"].get("socket", 0), now) for kind, now in utp.get("utp", {}).items()]
     return [f"{now} {kind} left over, {before} over TCP" for kind, before, now in pairs if now > before]
