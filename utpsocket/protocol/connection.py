@@ -15,7 +15,6 @@ Sources: BEP 29; PROTOCOL.md §2 to §4, §12.
 from __future__ import annotations
 
 import errno
-from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -93,7 +92,7 @@ class Connection:
         self._speech = Speech(addr, self.send, self.receive)
         self._keepalive = Keepalive()
         self._closing = Closing(self.send, self.receive)
-        self._events: deque[Event] = deque()
+        self._events: list[Event] = []  # few, and an idle connection must be small: no deques
         self._heard_at = 0
         self._dropped = 0
 
@@ -470,7 +469,7 @@ class Connection:
 
     def poll_event(self) -> Event | None:
         """The next event, or None."""
-        return self._events.popleft() if self._events else None
+        return self._events.pop(0) if self._events else None
 
     def poll_delivery(self) -> list[memoryview]:
         """Bytes for the application, in order, maybe none. Views, borrowed: say delivered() before anything else."""
@@ -489,7 +488,7 @@ class Connection:
         """
         speech, handshake = self._speech, self._handshake
         if handshake.resets:
-            connection_id, seq, ack = handshake.resets.popleft()
+            connection_id, seq, ack = handshake.resets.pop(0)
             return speech.reset(connection_id, seq, ack, now=now)
         state = self.state
         if state is State.SYN_SENT:

@@ -20,7 +20,6 @@ BEP 29 "connection_id", "connection setup" (whose diagram is wrong about the SYN
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -74,7 +73,7 @@ class Handshake:
         self.at = NEVER
         self.give_up_at = NEVER
         self.answer_again_at = NEVER
-        self.resets: deque[tuple[int, int, int]] = deque()
+        self.resets: list[tuple[int, int, int]] = []
         self._spare_ids = list(spare_ids)
         self._used_ids: list[int] = []
         self._resets_sent: dict[int, int] = {}

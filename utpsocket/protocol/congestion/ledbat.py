@@ -16,7 +16,6 @@ Sources: RFC 6817 §2.4.2, §3.1.1, appendix A.2 (clock skew); RFC 9406 §4.2; B
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
 TARGET_DELAY_US: Final = 100_000  # queueing delay LEDBAT steers to. RFC 6817 §2.5; libutp's default
@@ -41,7 +40,7 @@ class _BaseDelay:
     __slots__ = ("_minima", "_minute_ends_at", "value_us")
 
     def __init__(self) -> None:
-        self._minima: deque[int] = deque(maxlen=_BASE_MINUTES)
+        self._minima: list[int] = []
         self._minute_ends_at = 0
         self.value_us = -1  # -1: no sample yet
 
@@ -56,6 +55,7 @@ class _BaseDelay:
         if now >= self._minute_ends_at:
             self._minute_ends_at = now + _MINUTE_US
             minima.append(delay_us)
+            del minima[:-_BASE_MINUTES]
             self._recompute()
         elif (delay_us - minima[-1]) & _CLOCK >= _HALF_CLOCK:
             minima[-1] = delay_us
@@ -74,7 +74,7 @@ class _BaseDelay:
 
     def shift(self, by_us: int) -> None:
         """The clocks drifted apart by this much."""
-        self._minima = deque(((delay_us + by_us) & _CLOCK for delay_us in self._minima), maxlen=_BASE_MINUTES)
+        self._minima = [(delay_us + by_us) & _CLOCK for delay_us in self._minima]
         self.value_us = (self.value_us + by_us) & _CLOCK
 
 
@@ -108,7 +108,7 @@ class Ledbat:
         self._before_cut: tuple[int, bool, int] | None = None  # window, slow start and its bound
         self._base = _BaseDelay()
         self._peer_base = _BaseDelay()
-        self._current_us: deque[int] = deque(maxlen=_CURRENT_SAMPLES)
+        self._current_us: list[int] = []
         self._drift_us = 0
         self._drift_ends_at = 0
         self._penalty_us = 0
@@ -122,6 +122,8 @@ class Ledbat:
     def on_delay(self, delay_us: int, *, now: int) -> None:
         """See Controller.on_delay. A jump of half the clock is a crafted or broken sample and starts a new base."""
         self._current_us.append(min(self._base.add(delay_us, now=now), _HALF_CLOCK >> 1))
+        if len(self._current_us) > _CURRENT_SAMPLES:
+            del self._current_us[0]
 
     def on_peer_delay(self, delay_us: int, *, now: int) -> None:
         """See Controller.on_peer_delay.
