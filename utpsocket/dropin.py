@@ -15,6 +15,7 @@ from typing import Any, Final
 from utpsocket import shim
 from utpsocket.engine.native import original
 
+_MARKER: Final = "_GLOBAL_DEFAULT_TIMEOUT"
 REBOUND: Final = (
     "create_connection",
     "create_server",
@@ -51,7 +52,10 @@ def rebound(cls: Any) -> dict[str, Any]:
         except AttributeError:
             continue
         if isinstance(function, FunctionType):
-            twin = FunctionType(function.__code__, space, name, function.__defaults__, function.__closure__)
+            # eventlet's originals are of a second copy of the module, whose marker for "no timeout given" is another.
+            markers = {id(function.__globals__.get(_MARKER)): space[_MARKER]}
+            defaults = tuple(markers.get(id(value), value) for value in function.__defaults__ or ())
+            twin = FunctionType(function.__code__, space, name, defaults, function.__closure__)
             twin.__kwdefaults__ = function.__kwdefaults__
             twin.__doc__ = function.__doc__
             twin.__module__ = "utpsocket"

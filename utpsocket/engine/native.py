@@ -28,8 +28,10 @@ def original(module: str, name: str) -> Any:
     get_original = getattr(sys.modules.get("gevent.monkey"), "get_original", None)  # absent while it is being imported
     if get_original is not None:
         return get_original(module, name)
-    eventlets = getattr(sys.modules.get("eventlet.patcher"), "original", None)
-    return getattr(eventlets(module) if eventlets is not None else _MODULES[module], name)
+    patcher = sys.modules.get("eventlet.patcher")
+    if module.lstrip("_") in getattr(patcher, "already_patched", ()):
+        return getattr(patcher.original(module), name)  # type: ignore[union-attr]
+    return getattr(_MODULES[module], name)
 
 
 def class_made_by(module: Any, name: str, base: type[Any]) -> Any:
