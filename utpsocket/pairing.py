@@ -21,7 +21,7 @@ from utpsocket.engine.identity import Identity
 from utpsocket.engine.native import Socket
 
 # What a program writes ahead of the engine: with little of it, a thread that keeps the GIL busy stalls the writer too.
-USER_BUFFER_BYTES: Final = 1 << 20
+USER_BUFFER_BYTES: Final = 256 << 10
 _FILLER: Final = bytes(8_192)  # more than the smallest send buffer takes
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 

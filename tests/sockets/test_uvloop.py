@@ -256,6 +256,9 @@ def test_start_tls(net: Net) -> None:
         assert await reader.readline() == b"STARTTLS\n"
         writer.write(b"go\n")
         await secure(reader, writer, server_context, server_side=True)
+        writer.write(
+            b"secure\n"
+        )  # not before its reader knows the new transport may it be flooded: it would pause the old
         await answer(reader, writer)
 
     async def main() -> None:
@@ -265,6 +268,7 @@ def test_start_tls(net: Net) -> None:
             writer.write(b"STARTTLS\n")
             assert await reader.readline() == b"go\n"
             await secure(reader, writer, client_context, server_hostname="localhost")
+            assert await reader.readline() == b"secure\n"
             assert ends(writer)[1] == address
             await ask(reader, writer)
 
