@@ -43,8 +43,9 @@ class Listener:
         "_half_open",
         "_half_open_by_host",
         "_prepared",
-        "_queue",
+        "_ready",
         "_retry_at",
+        "_unproven",
         "backlog",
         "door",
         "endpoint",
@@ -62,7 +63,8 @@ class Listener:
         self.is_closed = False
         self.door: Door | None = None  # a listener of both: its TCP half
         self.refused = 0
-        self._queue: deque[Bridge] = deque()  # in order of arrival, not yet handed over
+        self._unproven: dict[Bridge, None] = {}  # in order of arrival; looked at from its old end only
+        self._ready: deque[Bridge] = deque()  # to be handed over
         self._prepared: deque[tuple[Bridge, Any]] = deque()  # with the engine's end of their pair
         self._half_open = 0
         self._half_open_by_host: dict[str, int] = {}
@@ -74,7 +76,7 @@ class Listener:
             self.is_closed
             or self._half_open >= MAX_HALF_OPEN
             or self._half_open_by_host.get(host, 0) >= MAX_HALF_OPEN_PER_ADDRESS
-            or len(self._queue) + len(self._prepared) - self._half_open > self.backlog
+            or len(self._ready) + len(self._prepared) > self.backlog
         ):
             self.refused += 1
             return False
@@ -86,7 +88,7 @@ class Listener:
         self._half_open += 1
         self._half_open_by_host[host] = self._half_open_by_host.get(host, 0) + 1
         bridge.accepted_at = now
-        self._queue.append(bridge)
+        self._unproven[bridge] = None
 
     def on_settled(self, bridge: Bridge) -> None:
         """A half-open connection was proven, or ended."""
@@ -97,36 +99,37 @@ class Listener:
             self._half_open_by_host[host] = left
         else:
             self._half_open_by_host.pop(host, None)
+        if bridge in self._unproven:
+            del self._unproven[bridge]
+            if bridge.connection.state is State.CLOSED:
+                bridge.is_handed_over = True
+            else:
+                self._ready.append(bridge)
 
     def prepare(self, *, now: int) -> int | None:
         """Make the engine's ends for what is ready to be handed over; returns when to be called again, or None.
 
         Apart from hand_over(), so that nothing slow lies between a connect that completes and its accept.
         """
-        waiting: deque[Bridge] = deque()
         next_at: int | None = None
-        queue = self._queue
-        while queue:
-            bridge = queue.popleft()
-            state = bridge.connection.state
-            if state is State.CLOSED:
-                bridge.is_handed_over = True
-                continue
-            if state is State.SYN_RECEIVED:
-                ready_at = bridge.accepted_at + _PROOF_WAIT_US
-                if self._half_open > _CALM_HALF_OPEN or now < ready_at:
-                    waiting.append(bridge)
-                    if self._half_open <= _CALM_HALF_OPEN:
-                        next_at = ready_at if next_at is None else min(next_at, ready_at)
-                    continue
-            end = self.new_end(bridge.identity)
-            if end is None:
-                waiting.append(bridge)
-                next_at = now + _RETRY_US
+        while self._unproven and self._half_open <= _CALM_HALF_OPEN:
+            bridge = next(iter(self._unproven))
+            if now < bridge.accepted_at + _PROOF_WAIT_US:
+                next_at = bridge.accepted_at + _PROOF_WAIT_US
                 break
-            self._prepared.append((bridge, end))
-        waiting.extend(queue)
-        self._queue = waiting
+            del self._unproven[bridge]
+            self._ready.append(bridge)
+        ready = self._ready
+        while ready:
+            bridge = ready[0]
+            if bridge.connection.state is State.CLOSED:
+                bridge.is_handed_over = True
+            else:
+                end = self.new_end(bridge.identity)
+                if end is None:
+                    return now + _RETRY_US
+                self._prepared.append((bridge, end))
+            ready.popleft()
         return next_at
 
     def hand_over(self, *, now: int) -> int | None:
@@ -172,9 +175,10 @@ class Listener:
             self.door.close()
         for _, end in self._prepared:
             end.close()
-        left = [bridge for bridge, _ in self._prepared] + list(self._queue)
+        left = [bridge for bridge, _ in self._prepared] + [*self._ready, *self._unproven]
         self._prepared.clear()
-        self._queue.clear()
+        self._ready.clear()
+        self._unproven.clear()
         for bridge in left:
             bridge.abandon()
         return left
@@ -182,7 +186,7 @@ class Listener:
     def stats(self) -> dict[str, Any]:
         """Figures of this instant."""
         return {
-            "pending": len(self._queue) + len(self._prepared),
+            "pending": len(self._ready) + len(self._unproven) + len(self._prepared),
             "half_open": self._half_open,
             "refused_syns": self.refused,
         }
