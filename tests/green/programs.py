@@ -173,8 +173,10 @@ def cooperative(order: str) -> dict[str, Any]:
     big = bytes(20_000_000)  # more than anybody buffers: sendall() has to wait
     with ticking(gevent.sleep, gevent.spawn) as ticks:
         sending = gevent.spawn(client.sendall, big)
-        gevent.sleep(0.02)
-        answer["sendall_waits"] = not sending.dead and len(ticks) > 1
+        with gevent.Timeout(10):
+            while len(ticks) < 3:
+                gevent.sleep(0.001)
+        answer["sendall_waits"] = not sending.dead
         got_bytes = 0
         while got_bytes < len(big):
             got_bytes += len(connection.recv(1 << 20))
