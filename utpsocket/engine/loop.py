@@ -20,7 +20,7 @@ from collections.abc import Callable
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from typing import Any, Final
 
-from utpsocket.engine import verbs
+from utpsocket.engine import courtesy, verbs
 from utpsocket.engine.answer import Answer
 from utpsocket.engine.arena import Arena
 from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Bridge
@@ -163,6 +163,13 @@ class Loop:
         events = self._wait()
         if self._is_robbed:
             return
+        courtesy.begin()
+        try:
+            self._work(events)
+        finally:
+            courtesy.end()
+
+    def _work(self, events: list[tuple[int, int]]) -> None:
         self.now = now = time.monotonic_ns() // 1_000
         self.wakeups += 1
         sources = [(self._by_fd.get(fd), mask) for fd, mask in events]  # before anything is closed and its fd reused
@@ -572,6 +579,7 @@ class Loop:
 
     def abandon_in_child(self) -> None:
         """After a fork, in the child: close our copies of the parent's fds and touch nothing else."""
+        courtesy.end()
         for bridge in list(self.bridges.values()):
             if bridge.end is not None:
                 bridge.end.close()

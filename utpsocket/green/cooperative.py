@@ -14,6 +14,7 @@ from typing import Any, Final
 import gevent.socket as gevents
 import gevent.ssl  # noqa: F401  # its sockets must be able to stand on ours before it wraps one
 
+from utpsocket.engine import courtesy
 from utpsocket.engine.native import original
 from utpsocket.green.hooks import adapt_gevent_ssl
 from utpsocket.green.inside import GeventInside
@@ -67,6 +68,7 @@ for _name in (*GEVENTS, *STDLIBS):
     _REBOUND[_name] = _over_utp(getattr(gevents, _name) if _name in GEVENTS else original("socket", _name))
 globals().update(_REBOUND)
 adapt_gevent_ssl(GeventInside)
+courtesy.ask(__name__)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any, Final
 
+from utpsocket.engine import courtesy
 from utpsocket.green.inside import EventletInside, GeventInside
 
 _GEVENT: Final = "gevent._socket3"  # where gevent.socket.socket is made
@@ -29,6 +30,7 @@ def hook_gevent() -> None:
     module = sys.modules[_GEVENT]
     _saved[_GEVENT] = module.socket._gevent_sock_class
     module.socket._gevent_sock_class = GeventInside
+    courtesy.ask(_GEVENT)
     adapt_gevent_ssl(GeventInside)
 
 
@@ -36,6 +38,7 @@ def unhook_gevent() -> None:
     """gevent's sockets are its own again; those made meanwhile go on over uTP. Idempotent."""
     before = _saved.pop(_GEVENT, None)
     if before is not None:
+        courtesy.withdraw(_GEVENT)
         sys.modules[_GEVENT].socket._gevent_sock_class = before
         if _NEEDS_SSL not in sys.modules:
             adapt_gevent_ssl(before)
@@ -49,12 +52,14 @@ def hook_eventlet() -> None:
     module: Any = sys.modules[_EVENTLET]
     _saved[_EVENTLET] = module._original_socket
     module._original_socket = EventletInside
+    courtesy.ask(_EVENTLET)
 
 
 def unhook_eventlet() -> None:
     """eventlet's sockets are its own again; those made meanwhile go on over uTP. Idempotent."""
     before = _saved.pop(_EVENTLET, None)
     if before is not None:
+        courtesy.withdraw(_EVENTLET)
         module: Any = sys.modules[_EVENTLET]
         module._original_socket = before
 

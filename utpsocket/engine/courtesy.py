@@ -1,0 +1,51 @@
+"""How soon the program's threads may have the interpreter's lock back while the engine works.
+
+The engine's calls keep the GIL (syscalls.py), so a thread that lets go of it, as every socket call of the program's
+does, gets it back when it has asked for one switch interval, 5 ms. Fifty such calls in a row, a hub's with fifty
+sockets that are ready, are a quarter of a second, though the hub itself computes for a few milliseconds. Where
+somebody must never be late, the engine therefore works under a shorter interval: it is the process's, so it is set
+when a turn's work begins and set back when it ends, before the engine sleeps.
+
+ask() and withdraw() may be called by any thread, the rest by the engine's. Sources: CPython's Python/ceval_gil.c,
+take_gil(), which reads the interval anew for each time it waits; sys.setswitchinterval().
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+# A thread that gave the GIL away gets it back in about twice this. Each exchange costs some 20 µs of it.
+SWITCH_SECONDS: Final = 0.0002
+
+_askers: set[str] = set()
+_usual_seconds = 0.0  # what begin() found; 0 between turns
+
+
+def ask(asker: str) -> None:
+    """Have the engine give way soon, until every asker has withdrawn."""
+    _askers.add(asker)
+
+
+def withdraw(asker: str) -> None:
+    """This asker does not need it any more. Idempotent."""
+    _askers.discard(asker)
+
+
+def begin() -> None:
+    """A turn's work begins."""
+    global _usual_seconds
+    if _askers:
+        usual_seconds = sys.getswitchinterval()
+        if usual_seconds > SWITCH_SECONDS:
+            _usual_seconds = usual_seconds
+            sys.setswitchinterval(SWITCH_SECONDS)
+
+
+def end() -> None:
+    """A turn's work has ended; or, in a forked child, will never end. What the program has set meanwhile stays."""
+    global _usual_seconds
+    if _usual_seconds:
+        if sys.getswitchinterval() <= SWITCH_SECONDS:
+            sys.setswitchinterval(_usual_seconds)
+        _usual_seconds = 0.0
