@@ -2,7 +2,9 @@
 
 Separate because it acts at the other end of an exec. The environment holds UTPSOCKET_PATCH=1, the rules, and this
 folder on PYTHONPATH, where every Python finds sitecustomize.py at its start (multiprocessing's spawn and forkserver,
-subprocess running sys.executable). Interpreters started with -E, -I or -S look at none of it.
+subprocess running sys.executable). Interpreters of an environment into which the package was installed need no
+PYTHONPATH: they read utpsocket.pth, which the wheel puts beside the package. -S looks at neither, -E and -I at the
+latter alone.
 
 Sources: CPython's Doc/library/site.rst; SOCKETS-EVIDENCE.md §4.
 """

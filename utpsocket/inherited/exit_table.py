@@ -14,7 +14,8 @@ from utpsocket.stats import EngineStats, engine_stats
 
 
 def register() -> None:
-    """Print the table when this process ends, after everything written has been flushed."""
+    """Print the table when this process ends, after everything written has been flushed. Idempotent."""
+    atexit.unregister(_print)
     atexit.register(_print)
 
 

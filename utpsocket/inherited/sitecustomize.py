@@ -1,6 +1,7 @@
-"""Found by every Python on whose PYTHONPATH this folder is: patches `socket` when it is imported, if UTPSOCKET_PATCH=1.
+"""Run by every Python at its start: patches `socket` when it is imported, if UTPSOCKET_PATCH=1.
 
-It takes its own folder off sys.path and runs the sitecustomize that it hides, so that the program finds both as they
+Found where the package is installed by utpsocket.pth beside it, elsewhere on a PYTHONPATH that has this folder. It
+takes its own folder off sys.path and runs the sitecustomize that it hides, so that the program finds both as they
 would have been. It costs next to nothing to an interpreter that never imports `socket`: the package is loaded only
 then, and by its place on disk, since the program's sys.path need not lead there.
 """

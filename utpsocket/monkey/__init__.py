@@ -62,8 +62,9 @@ Out of reach
 Child processes
 ---------------
 A forked child is patched as its parent is. Child interpreters (multiprocessing's spawn and forkserver, subprocess
-running sys.executable) patch themselves when they find UTPSOCKET_PATCH=1, this package's folder `inherited` on
-PYTHONPATH, and the rules in the variables above: `python3 -m utpsocket run` starts a program in such an environment,
+running sys.executable) patch themselves when they find UTPSOCKET_PATCH=1 and the rules in the variables above. Where
+utpsocket is installed, that is all: `UTPSOCKET_PATCH=1 python3 script.py`. Where it is only on the path, PYTHONPATH
+must have this package's folder `inherited` too: `python3 -m utpsocket run` starts a program in such an environment,
 and patch_all(children=True) makes this process's own one, for what it starts from then on. A `where` cannot be
 inherited.
 
