@@ -58,6 +58,7 @@ class Bridge:
         "_refuses_sends",
         "_sent_eof",
         "accepted_at",
+        "active_epoch",
         "connection",
         "end",
         "end_fd",
@@ -96,6 +97,7 @@ class Bridge:
         self.gate_until = 0
         self.is_gated = False  # the user's fd is held unwritable: what is at our end is filler
         self.accepted_at = 0
+        self.active_epoch = 0  # shares.py
         self.wakes_at: int | None = None  # when the connection's time comes
         self.heap_at: int | None = None  # when the loop's heap will say so
         self.rival: Attempt | None = None  # a connect that may go over TCP as well

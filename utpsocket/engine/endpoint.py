@@ -16,6 +16,7 @@ from utpsocket.engine.bridge import Bridge
 from utpsocket.engine.identity import Identity, Role, Settings
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.names import Address
+from utpsocket.engine.shares import Shares
 from utpsocket.engine.udp import IcmpError, Port
 from utpsocket.protocol import Config, Connection, PacketType, Run, State, Transmit
 from utpsocket.protocol.keepalive import SIGN_OF_LIFE_US, Probing
@@ -32,6 +33,7 @@ _RESETS_REMEMBERED: Final = 1_000  # libutp's RST_INFO table
 _RESET_AGAIN_US: Final = 10_000_000  # and its lifetime
 _RESETS_PER_SECOND: Final = 100
 _IDS_PER_DIAL: Final = 4
+_BULK_BYTES: Final = 512  # datagrams of this size fill buffers
 _RUNS_PER_TURN: Final = 8  # then other ports have theirs
 _system_random: Final = random.SystemRandom()
 
@@ -60,6 +62,7 @@ class Endpoint:
         "port",
         "reuse",
         "sent_resets",
+        "shares",
     )
 
     def __init__(self, loop: Loop, key: int, port: Port, *, is_private: bool) -> None:
@@ -75,6 +78,8 @@ class Endpoint:
         self.reuse = False  # every socket bound here said SO_REUSEADDR
         self.dropped_datagrams = 0
         self.sent_resets = 0
+        # Half of what the kernel gave holds that much payload with its bookkeeping (PERFORMANCE.md, trick 7).
+        self.shares = Shares(max(_LEAST_BUFFER_BYTES, port.receive_buffer_bytes // 2))
         self._dials: dict[object, Bridge] = {}  # by address: the last one, until it is over
         self._resets: OrderedDict[tuple[object, int], int] = OrderedDict()
         self._resets_second = 0
@@ -90,8 +95,7 @@ class Endpoint:
     def _config(self, settings: Settings, addr: object) -> Config:
         is_v4 = self.port.family != _AF_INET6 or (isinstance(addr, tuple) and addr[0].startswith("::ffff:"))
         limit = self.loop.max_datagram_bytes or settings.max_datagram_bytes
-        # Half of what the kernel gave holds that much payload with its bookkeeping (PERFORMANCE.md, trick 7).
-        most = max(_LEAST_BUFFER_BYTES, self.port.receive_buffer_bytes // 2)
+        most = self.shares.budget_bytes
         receive = settings.receive_buffer_bytes or _DEFAULT_BUFFER_BYTES
         send = settings.send_buffer_bytes or _DEFAULT_BUFFER_BYTES
         return Config(
@@ -114,6 +118,8 @@ class Endpoint:
             spare_ids=spare_ids,
         )
         bridge = Bridge(connection, self, identity, source)
+        if not self.is_private:
+            connection.receive.share_bytes = self.shares.at_first(len(self.bridges))
         bridge.recv_ids = connection.recv_ids  # the connection's own list shrinks once it has chosen
         for any_id in bridge.recv_ids:
             self.bridges[addr, any_id] = bridge
@@ -185,6 +191,8 @@ class Endpoint:
             bridge = self.bridges.get((run.addr, data[2] << 8 | data[3]))
             if bridge is not None:
                 bridge.connection.handle_run(run, now=now)
+                if run.stride >= _BULK_BYTES and not self.is_private:
+                    self.shares.on_data(bridge, now=now)
                 self.loop.touch(bridge)
                 return
         for datagram in run.datagrams():
@@ -369,7 +377,7 @@ def apply_settings(bridge: Bridge, *, now: int) -> None:
     if settings.send_buffer_bytes:
         connection.send.buffer.capacity_bytes = max(_LEAST_BUFFER_BYTES, settings.send_buffer_bytes)
     if settings.receive_buffer_bytes:
-        most = max(_LEAST_BUFFER_BYTES, bridge.endpoint.port.receive_buffer_bytes // 2)
+        most = bridge.endpoint.shares.budget_bytes
         connection.receive.reassembly.capacity_bytes = max(
             _LEAST_BUFFER_BYTES, min(settings.receive_buffer_bytes, most)
         )

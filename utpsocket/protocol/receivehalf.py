@@ -42,6 +42,7 @@ class ReceiveHalf:
         "reassembly",
         "received_bytes",
         "received_packets",
+        "share_bytes",
         "unacked_packets",
         "update_again_at",
     )
@@ -52,6 +53,7 @@ class ReceiveHalf:
         self.is_discarding = False  # the application will never read again
         self.ack_at = NEVER
         self.difference_us = _NO_SAMPLE  # PROTOCOL.md §6: frozen at receipt
+        self.share_bytes = capacity_bytes  # of memory shared with other connections: no more is advertised
         self.unacked_packets = 0
         self._advertised_bytes = capacity_bytes
         self._ack_count = 0
@@ -74,7 +76,7 @@ class ReceiveHalf:
         window = reassembly.window_bytes
         if window < _SEGMENT_BYTES and window < reassembly.capacity_bytes // 2:
             return 0
-        return window
+        return min(window, self.share_bytes)
 
     def start(self, next_seq: int) -> None:
         """The peer's first sequence number is known."""
@@ -125,9 +127,9 @@ class ReceiveHalf:
         """
         reassembly = self.reassembly
         reassembly.delivered(count)
-        advertised, window = self._advertised_bytes, reassembly.window_bytes
+        advertised, window = self._advertised_bytes, min(reassembly.window_bytes, self.share_bytes)
         grown = window - advertised
-        half = reassembly.capacity_bytes // 2
+        half = min(reassembly.capacity_bytes, self.share_bytes) // 2
         was_closed = advertised < _UPDATE_BYTES and grown >= min(half, _UPDATE_BYTES)
         if grown >= half or was_closed:
             self.ack_at = now
