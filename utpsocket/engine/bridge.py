@@ -48,7 +48,6 @@ class Bridge:
     """
 
     __slots__ = (
-        "_errored",
         "_has_finished_input",
         "_is_deaf",
         "_is_hung_up",
@@ -63,6 +62,7 @@ class Bridge:
         "end",
         "end_fd",
         "endpoint",
+        "errored",
         "finish_when_drained",
         "flush_waiters",
         "gate_until",
@@ -110,7 +110,7 @@ class Bridge:
         self._may_have_ended = False  # the kernel has said so: what is read may be followed by the end of file
         self._is_rude = False  # the user closed with bytes unread
         self._refuses_sends = False
-        self._errored: int | None = None  # how the connection ended, once it did
+        self.errored: int | None = None  # how the connection ended, once it did
 
     def attach(self, end: Any) -> None:
         """The engine's end of the pair; takes ownership."""
@@ -185,7 +185,7 @@ class Bridge:
                 if not self._is_rude:
                     connection.finish(now=now)
                 continue
-            is_flowing = count == sum(map(len, spans))
+            is_flowing = count >= len(span) and count == sum(map(len, spans))
             connection.commit(count, more=is_flowing)
             if not is_flowing and not self._may_have_ended:
                 self._on_drained(now=now)  # what comes next makes a new edge: no need to ask the kernel again
@@ -245,8 +245,8 @@ class Bridge:
                     self.rival.on_connected()
                 if self.is_gated:
                     self.endpoint.loop.hold_gate(self)
-            elif self._errored is None:
-                self._errored = event.errno if self.rival is None else self.rival.takes_over(event.errno)
+            elif self.errored is None:
+                self.errored = event.errno if self.rival is None else self.rival.takes_over(event.errno)
 
     def open_gate(self) -> None:
         """The connection stands: drain the filler, and the user's fd is writable."""
@@ -282,6 +282,8 @@ class Bridge:
             count = self._stream.send(views)
             if count >= 0:
                 connection.delivered(count, now=now)
+                if not connection.receive.reassembly.ready_bytes:
+                    break
             elif count == -errno.EAGAIN:
                 self.is_writable = False
                 connection.delivered(0, now=now)
@@ -299,15 +301,15 @@ class Bridge:
                 self.end.shutdown(stdlib.SHUT_WR)
             except OSError:
                 self._is_deaf = True
-        if self._errored is not None:
+        if self.errored is not None:
             self._tell_end()
 
     def _refuse_sends(self) -> None:
         """If the connection broke, a blocked send must fail now, though the user has still to read what came before."""
-        if not self._errored or self._refuses_sends or self._sent_eof:
+        if not self.errored or self._refuses_sends or self._sent_eof:
             return
         self._refuses_sends = True
-        self.identity.error = self._errored
+        self.identity.error = self.errored
         leave_unread_byte(self.end_fd, self.identity)
         try:
             self.end.shutdown(stdlib.SHUT_RD)
@@ -316,7 +318,7 @@ class Bridge:
 
     def _tell_end(self) -> None:
         """The connection is over and everything that came has been delivered: say it by the fd."""
-        error = self._errored or 0
+        error = self.errored or 0
         identity = self.identity
         if not identity.is_over:
             identity.is_over = True

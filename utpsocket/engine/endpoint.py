@@ -34,6 +34,7 @@ _RESET_AGAIN_US: Final = 10_000_000  # and its lifetime
 _RESETS_PER_SECOND: Final = 100
 _IDS_PER_DIAL: Final = 4
 _BULK_BYTES: Final = 512  # datagrams of this size fill buffers
+_EXPECTED_RUNS: Final = 16
 _RUNS_PER_TURN: Final = 8  # then other ports have theirs
 _system_random: Final = random.SystemRandom()
 
@@ -47,6 +48,7 @@ class Endpoint:
 
     __slots__ = (
         "_dials",
+        "_expected_runs",
         "_resets",
         "_resets_left",
         "_resets_second",
@@ -82,6 +84,7 @@ class Endpoint:
         self.shares = Shares(max(_LEAST_BUFFER_BYTES, port.receive_buffer_bytes // 2))
         self._dials: dict[object, Bridge] = {}  # by address: the last one, until it is over
         self._resets: OrderedDict[tuple[object, int], int] = OrderedDict()
+        self._expected_runs = 0  # so many turns more it is worth asking for a second run at once
         self._resets_second = 0
         self._resets_left = 0
 
@@ -162,7 +165,14 @@ class Endpoint:
         """Take what the port has, bounded; runs go to their connections at once, answers leave later."""
         port, arena = self.port, self.loop.arena
         before: Run | None = None  # not handled yet: what follows may belong to the same flight
-        for _ in range(_RUNS_PER_TURN):
+        runs = 0
+        for runs in range(_RUNS_PER_TURN):
+            if runs == 1 and not self._expected_runs and len(before.data if before else b"") < _BULK_BYTES:
+                # Most likely there is no more, and to be told so costs as much as a datagram. epoll tells levels here,
+                # but not while the port is blocked.
+                if not port.pending:
+                    self.is_readable = False
+                    break
             run = port.receive(arena.room())
             if run is None:
                 self.is_readable = False
@@ -179,6 +189,10 @@ class Endpoint:
             before = run
             if len(run.data) > run.stride:
                 run.slots = arena.slots(len(run.data), run.stride)
+        if runs > 1:
+            self._expected_runs = _EXPECTED_RUNS
+        elif self._expected_runs:
+            self._expected_runs -= 1
         if before is not None:
             self.handle_run(before, now=now)
         if port.errors:
@@ -342,7 +356,7 @@ class Endpoint:
         """Put everything on the wire that may leave now."""
         port, connection, source = self.port, bridge.connection, bridge.source
         most = self.loop.max_segments
-        while not port.is_blocked:
+        while not port.pending:
             transmit = connection.poll_transmit(now=now, max_segments=most)
             if transmit is None:
                 break

@@ -10,7 +10,6 @@ Everything here is called by the engine's thread alone, except post() and call()
 
 from __future__ import annotations
 
-import heapq
 import os
 import signal
 import sys
@@ -31,6 +30,7 @@ from utpsocket.engine.listener import Listener
 from utpsocket.engine.native import Socket, allocate_lock, get_ident, start_new_thread
 from utpsocket.engine.poller import WakeUp, new_poller
 from utpsocket.engine.relay import Relay
+from utpsocket.engine.timers import Timers
 from utpsocket.engine.totals import Totals
 from utpsocket.engine.udp import Port
 from utpsocket.engine.watch import HoldersWatch
@@ -39,7 +39,7 @@ from utpsocket.protocol.packet import MAX_RUN_PACKETS
 
 _EPOLLET: Final = 1 << 31
 _BRIDGE_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | _EPOLLET
-_PORT_EVENTS: Final = EPOLLIN | EPOLLERR | _EPOLLET
+_PORT_EVENTS: Final = EPOLLIN | EPOLLERR  # not edges: a port need not be read until it says that it is empty
 _HIGH_FD: Final = 1_024  # the engine's fds stay out of the numbers that select() can watch
 _BLOCKED_US: Final = 1_000  # ENOBUFS makes no event
 _MAX_EVENTS: Final = 256
@@ -80,10 +80,8 @@ class Loop:
         self._wake_file = os.fstat(self._wake_fd)
         self._epoll.register(self._wake_fd, EPOLLIN)
         self._by_fd: dict[int, Any] = {}  # Endpoint, Bridge, or whatever has on_event()
-        self._alarms: list[tuple[int, int, Callable[[], None]]] = []
         self._inbox: deque[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Answer | None]] = deque()
-        self._heap: list[tuple[int, int, Bridge]] = []
-        self._heap_order = 0
+        self.timers = Timers()
         self._touched: dict[Bridge, None] = {}
         self._readable_endpoints: dict[Endpoint, None] = {}
         self._readable_bridges: dict[Bridge, None] = {}
@@ -93,6 +91,7 @@ class Loop:
         self._blocked: dict[Endpoint, None] = {}
         self._thread_id = 0
         self._gates: list[Bridge] = []
+        self._late: list[Bridge] = []
         self._waiting_ports: dict[Endpoint, None] = {}  # of no use but for a late FIN, oldest first
         self._is_stopping = False
         self._is_robbed = False
@@ -173,8 +172,9 @@ class Loop:
         self.now = now = time.monotonic_ns() // 1_000
         self.wakeups += 1
         sources = [(self._by_fd.get(fd), mask) for fd, mask in events]  # before anything is closed and its fd reused
-        for _ in range(len(self._inbox)):
-            self._carry_out(*self._inbox.popleft())
+        if self._inbox:
+            for _ in range(len(self._inbox)):
+                self._carry_out(*self._inbox.popleft())
         for source, mask in sources:
             if type(source) is Endpoint:
                 if mask & (EPOLLIN | EPOLLERR):
@@ -197,8 +197,9 @@ class Loop:
         is_idle = not events
         if self._readable_bridges or (is_idle and self._lazy_bridges):
             self._read_bridges(now, is_idle)
-        for endpoint in list(self._blocked):
-            self._flush_port(endpoint)
+        if self._blocked:
+            for endpoint in list(self._blocked):
+                self._flush_port(endpoint)
         self._fire_timers(now)
         if self._rechecks and now >= self._recheck_at:
             self._recheck_holders(now)
@@ -234,9 +235,7 @@ class Loop:
         if self._readable_endpoints or self._readable_bridges or self._lazy_bridges or self._inbox or self._gates:
             timeout = 0
         else:
-            at: int | None = self._heap[0][0] if self._heap else None
-            if self._alarms and (at is None or self._alarms[0][0] < at):
-                at = self._alarms[0][0]
+            at = self.timers.next_at
             for when in self._listeners.values():
                 if when is not None and (at is None or when < at):
                     at = when
@@ -279,33 +278,14 @@ class Loop:
                 self._readable_bridges[bridge] = None
 
     def _fire_timers(self, now: int) -> None:
-        heap = self._heap
-        while heap and heap[0][0] <= now:
-            at, _, bridge = heapq.heappop(heap)
-            if bridge.heap_at != at:
-                continue
-            bridge.heap_at = None
-            wakes_at = bridge.wakes_at
-            if wakes_at is None or bridge.is_gone:
-                continue
-            if wakes_at <= now:
-                bridge.connection.handle_timeout(now=now)
-                self._touched[bridge] = None
-            else:
-                self._schedule(bridge, wakes_at)
-        while self._alarms and self._alarms[0][0] <= now:
-            self._guard(heapq.heappop(self._alarms)[2])
+        for bridge in self.timers.due_bridges(now):
+            bridge.connection.handle_timeout(now=now)
+            self._touched[bridge] = None
+        for call in self.timers.due_calls(now):
+            self._guard(call)
         for listener, when in self._listeners.items():
             if when is not None and when <= now:
                 self._listeners[listener] = now
-
-    def _schedule(self, bridge: Bridge, at: int | None) -> None:
-        """PERFORMANCE.md §D: one heap entry per connection; a later deadline is only noted."""
-        bridge.wakes_at = at
-        if at is not None and (bridge.heap_at is None or at < bridge.heap_at):
-            bridge.heap_at = at
-            self._heap_order += 1
-            heapq.heappush(self._heap, (at, self._heap_order, bridge))
 
     def _settle(self, now: int) -> None:
         """Every connection touched says what it has to say; connects complete; incoming ones are handed over."""
@@ -320,7 +300,9 @@ class Loop:
                         except Exception:
                             self._fault()
                             self._drop(bridge)
-            due = [listener for listener, when in self._listeners.items() if when is not None and when <= now]
+            due: list[Listener] = []
+            if self._listeners:
+                due = [listener for listener, when in self._listeners.items() if when is not None and when <= now]
             if due:
                 with self.fd_lock:
                     for listener in due:
@@ -334,9 +316,26 @@ class Loop:
             held = []
             for listener in due:
                 self._hand_over(listener, now)
+            if not self._touched and self._late:
+                self._deliver_late(now)
             if not self._touched:
                 break
         self.arena.reset()
+
+    def _deliver_late(self, now: int) -> None:
+        """What arrived and asks for no answer of ours is handed over last: the user's thread, which wants the GIL as
+        soon as it has its bytes, then gets it at once.
+        """
+        late, self._late = self._late, []
+        for bridge in late:
+            try:
+                bridge.deliver(now=now)
+            except Exception:
+                self._fault()
+                self._drop(bridge)
+                continue
+            if bridge.connection.receive.ack_at <= now:
+                self._touched[bridge] = None
 
     def _settle_one(self, bridge: Bridge, now: int) -> None:
         connection = bridge.connection
@@ -346,31 +345,40 @@ class Loop:
             if listener is not None:
                 listener.on_settled(bridge)
                 self._listeners[listener] = now
-        bridge.handle_events()
-        bridge.deliver(now=now)
-        if bridge.wants_read and not bridge.is_lazy:
+        if connection.events:
+            bridge.handle_events()
+        receive = connection.receive
+        reassembly = receive.reassembly
+        if reassembly.ready_bytes and not reassembly.is_finished and receive.ack_at > now:
+            self._late.append(bridge)
+        elif reassembly.ready_bytes or reassembly.is_finished or bridge.errored is not None:
+            bridge.deliver(now=now)
+        if bridge.is_readable and not bridge.is_lazy and bridge.wants_read:
             self._readable_bridges[bridge] = None
-        bridge.endpoint.transmit(bridge, now=now)
-        if bridge.endpoint.port.is_blocked and bridge.endpoint not in self._blocked:
-            self._blocked[bridge.endpoint] = None
-            # Not always: every datagram that has left would wake us.
-            self._epoll.modify(bridge.endpoint.port.fd, _PORT_EVENTS | EPOLLOUT)
-        bridge.handle_events()
-        if bridge._errored is not None:
+        endpoint = bridge.endpoint
+        endpoint.transmit(bridge, now=now)
+        if endpoint.port.pending and endpoint not in self._blocked:
+            self._blocked[endpoint] = None
+            # Not always: every datagram that has left would wake us. An edge: ENOBUFS comes from elsewhere than the
+            # socket, which goes on calling itself writable.
+            self._epoll.modify(endpoint.port.fd, _PORT_EVENTS | EPOLLOUT | _EPOLLET)
+        if connection.events:
+            bridge.handle_events()
+        if bridge.errored is not None:
             bridge.deliver(now=now)
         if bridge.flush_waiters and bridge.is_flushed:
             for waiter in bridge.flush_waiters:
                 waiter()
             bridge.flush_waiters.clear()
-        if bridge.is_finished:
+        if bridge.end is None and bridge.is_finished:
             bridge.is_gone = True
             self.totals.add(connection.stats())
             self.bridges.pop(bridge.identity.cookie, None)
             bridge.endpoint.forget(bridge)
             return
-        if connection.state is State.TIME_WAIT and bridge.endpoint.is_private and bridge.end is None:
-            self._keep_waiting(bridge.endpoint)
-        self._schedule(bridge, connection.timeout_at())
+        if connection.state is State.TIME_WAIT and endpoint.is_private and bridge.end is None:
+            self._keep_waiting(endpoint)
+        self.timers.schedule(bridge, connection.timeout_at())
 
     def _keep_waiting(self, endpoint: Endpoint) -> None:
         """A private port is kept for a late FIN of the peer's, but not more than so many of them: each costs an fd."""
@@ -436,6 +444,8 @@ class Loop:
         """Carry out what was just decided for this connection before the command is answered."""
         if not bridge.is_gone:
             self._settle_one(bridge, self.now)
+            if self._late:
+                self._deliver_late(self.now)
 
     def recheck_holder(self, key: int, inode: int) -> None:
         """A socket was closed here but lives on elsewhere: look again now and then."""
@@ -489,8 +499,7 @@ class Loop:
 
     def call_at(self, at: int, call: Callable[[], None]) -> None:
         """Call once, at this time or soon after."""
-        self._heap_order += 1
-        heapq.heappush(self._alarms, (at, self._heap_order, call))
+        self.timers.call_at(at, call)
 
     def watch(self, fd: int, events: int, watcher: Any) -> None:
         """Have epoll's events of an fd told to `watcher.on_event(mask)`."""

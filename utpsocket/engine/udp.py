@@ -64,6 +64,7 @@ class Port:
     local           its own address as the kernel gives it
     is_connected    to one peer: the kernel then filters strangers
     errors          ICMP errors met while sending, for whoever owns the port to collect
+    pending         datagrams that the kernel would not take yet
     """
 
     __slots__ = (
@@ -72,7 +73,6 @@ class Port:
         "_has_gso",
         "_may_fragment",
         "_overhead",
-        "_pending",
         "_segment_cmsg",
         "errors",
         "family",
@@ -81,6 +81,7 @@ class Port:
         "is_wildcard",
         "local",
         "peer",
+        "pending",
         "receive_buffer_bytes",
         "received_datagrams",
         "received_runs",
@@ -102,7 +103,7 @@ class Port:
         self.is_connected = self.peer is not None
         self.is_wildcard = not self.is_connected and self.local[0] in ("0.0.0.0", "::")
         self._overhead = 48 if self.family == stdlib.AF_INET6 else 28
-        self._pending: list[tuple[bytes | bytearray, list[Any], object]] = []
+        self.pending: list[tuple[bytes | bytearray, list[Any], object]] = []
         self._may_fragment: bool | None = None
         self._segment_cmsg: dict[int, list[Any]] = {}
         self.errors: list[IcmpError] = []
@@ -194,7 +195,7 @@ class Port:
     @property
     def is_blocked(self) -> bool:
         """The kernel's send buffer is full: nothing may be sent until flush() says True."""
-        return bool(self._pending)
+        return bool(self.pending)
 
     def send(self, transmit: Transmit, source: list[Any]) -> None:
         """Put it on the wire, or keep a copy for flush() while the kernel takes no more: never lost here.
@@ -227,7 +228,7 @@ class Port:
             if sent >= count:
                 return
             if error in (errno.EAGAIN, errno.ENOBUFS):
-                self._pending += [(datagram, source, addr) for datagram in transmit.datagrams()[sent:]]
+                self.pending += [(datagram, source, addr) for datagram in transmit.datagrams()[sent:]]
                 return
             if error in _OFFLOAD_REFUSED:
                 self._has_gso = False
@@ -238,12 +239,12 @@ class Port:
             self._send_one(datagram, source, addr)
 
     def _send_one(self, datagram: bytes | bytearray, source: list[Any], addr: object) -> None:
-        if self._pending:
-            self._pending.append((datagram, source, addr))
+        if self.pending:
+            self.pending.append((datagram, source, addr))
             return
         error = self._sendmsg(datagram, 0, len(datagram), source, addr)
         if error in (errno.EAGAIN, errno.ENOBUFS):
-            self._pending.append((datagram, source, addr))
+            self.pending.append((datagram, source, addr))
         elif error:
             self._failed(error, datagram, addr)
 
@@ -266,12 +267,12 @@ class Port:
 
     def flush(self) -> bool:
         """Send what was kept; True when the port takes new datagrams again."""
-        while self._pending:
-            datagram, source, addr = self._pending[0]
+        while self.pending:
+            datagram, source, addr = self.pending[0]
             error = self._sendmsg(datagram, 0, len(datagram), source, addr)
             if error in (errno.EAGAIN, errno.ENOBUFS):
                 return False
-            del self._pending[0]
+            del self.pending[0]
             if error:
                 self._failed(error, datagram, addr)
         return True

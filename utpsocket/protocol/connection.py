@@ -46,6 +46,7 @@ class Connection:
     addr                the peer's address, returned untouched in every Transmit
     recv_id             connection id of what we receive, 16 bits from a CSPRNG (an acceptor: SYN's id + 1)
     first_seq           our first sequence number, 16 bits from a CSPRNG
+    events              what has become of it and poll_event() has not told yet
     spare_ids           an initiator's further recv_ids, should the first SYN's answer be lost (handshake.py). Whoever
                         gives any hands over packets that carry any of `recv_ids`.
     """
@@ -53,13 +54,13 @@ class Connection:
     __slots__ = (
         "_closing",
         "_dropped",
-        "_events",
         "_handshake",
         "_heard_at",
         "_keepalive",
         "_speech",
         "addr",
         "errno",
+        "events",
         "is_initiator",
         "receive",
         "recv_id",
@@ -92,7 +93,7 @@ class Connection:
         self._speech = Speech(addr, self.send, self.receive)
         self._keepalive = Keepalive()
         self._closing = Closing(self.send, self.receive)
-        self._events: list[Event] = []  # few, and an idle connection must be small: no deques
+        self.events: list[Event] = []  # few, and an idle connection must be small: no deques
         self._heard_at = 0
         self._dropped = 0
 
@@ -249,7 +250,7 @@ class Connection:
             if rtt_us:
                 send.recovery.on_rtt(rtt_us)
             self._move(Trigger.PROVEN)
-            self._events.append(Event(EventKind.CONNECTED))
+            self.events.append(Event(EventKind.CONNECTED))
         if packet.type == PacketType.STATE and self.is_initiator and not receive.received_packets:
             self._handle_repeated_answer(packet, now=now)
         ranges = []
@@ -350,7 +351,7 @@ class Connection:
         self.receive.start(packet.seq16)
         self.receive.ack_at = now  # proves our address to the acceptor
         self._move(Trigger.PROVEN)
-        self._events.append(Event(EventKind.CONNECTED))
+        self.events.append(Event(EventKind.CONNECTED))
         return early
 
     def _handle_repeated_answer(self, packet: Packet, *, now: int) -> None:
@@ -453,8 +454,12 @@ class Connection:
         state = self.state
         if state is State.CONNECTED:
             receive = self.receive
-            at = min(self.send.deadline(), receive.ack_at, receive.update_again_at, self._keepalive.next_at)
-            at = min(at, self._closing.give_up_at())
+            at = self.send.deadline()
+            for other_at in (receive.ack_at, receive.update_again_at, self._keepalive.next_at):
+                if other_at < at:
+                    at = other_at
+            if receive.is_discarding:
+                at = min(at, self._closing.give_up_at())
         elif state is State.SYN_SENT:
             at = min(self._handshake.at, self._handshake.give_up_at)
         elif state is State.SYN_RECEIVED:
@@ -469,7 +474,7 @@ class Connection:
 
     def poll_event(self) -> Event | None:
         """The next event, or None."""
-        return self._events.pop(0) if self._events else None
+        return self.events.pop(0) if self.events else None
 
     def poll_delivery(self) -> list[memoryview]:
         """Bytes for the application, in order, maybe none. Views, borrowed: say delivered() before anything else."""
@@ -541,7 +546,7 @@ class Connection:
             return
         self._move(Trigger.BOTH_FINISHED)
         self._closing.start_time_wait(now=now)
-        self._events.append(Event(EventKind.CLOSED))
+        self.events.append(Event(EventKind.CLOSED))
 
     def _close(self, error: int) -> None:
         """The connection is over for a reason that is not both FINs."""
@@ -551,13 +556,13 @@ class Connection:
                 self._end(0)
             return
         self._move(Trigger.FAILED)
-        self._events.append(Event(EventKind.CLOSED, error))
+        self.events.append(Event(EventKind.CLOSED, error))
         self._end(error)
 
     def _end(self, error: int) -> None:
         self.errno = error
         self.send.clear()
-        self.receive.on_ack_sent()  # none will be
+        self.receive.on_ack_sent(0)  # none will be
 
     def _move(self, trigger: Trigger) -> None:
         following = TRANSITIONS.get((self.state, trigger))

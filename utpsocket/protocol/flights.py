@@ -31,6 +31,7 @@ class Flight:
 
     seq          of the first packet; `count` packets
     size         bytes of payload of each but the last, which has `last_size`
+    total_bytes  payload of all packets together
     offset       of the first byte in the stream
     sent_us      when they last left
     sends        how often they left
@@ -51,6 +52,7 @@ class Flight:
         "sent_us",
         "seq",
         "size",
+        "total_bytes",
     )
 
     def __init__(self, seq: int, count: int, size: int, last_size: int, offset: int, sent_us: int) -> None:
@@ -58,6 +60,7 @@ class Flight:
         self.count = count
         self.size = size
         self.last_size = last_size
+        self.total_bytes = (count - 1) * size + last_size
         self.offset = offset
         self.sent_us = sent_us
         self.sends = 1
@@ -71,11 +74,6 @@ class Flight:
         """One past the last packet."""
         return self.seq + self.count
 
-    @property
-    def total_bytes(self) -> int:
-        """Payload of all packets together."""
-        return (self.count - 1) * self.size + self.last_size
-
     def cut(self, count: int) -> Flight:
         """Cut off and return the first `count` packets (fewer than all); self keeps the rest."""
         front = Flight(self.seq, count, self.size, self.size, self.offset, self.sent_us)
@@ -84,7 +82,8 @@ class Flight:
         front.is_whole = self.is_whole
         self.seq += count
         self.count -= count
-        self.offset += count * self.size
+        self.offset += front.total_bytes
+        self.total_bytes -= front.total_bytes
         return front
 
     def __repr__(self) -> str:
@@ -327,6 +326,7 @@ class Flights:
         packets = dict.fromkeys(Fate, 0)
         for flight in self.queue:
             assert flight.seq == seq and flight.count > 0
+            assert flight.total_bytes == (flight.count - 1) * flight.size + flight.last_size
             seq = flight.end_seq
             sums[flight.fate] += flight.total_bytes
             packets[flight.fate] += flight.count

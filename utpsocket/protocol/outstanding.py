@@ -219,14 +219,19 @@ class Outstanding:
 
     def deadline(self) -> int:
         """When on_timeout() wants to be called, or NEVER."""
-        flights = self.flights
         at = self._paced_until
-        if flights.packets:
-            at = min(at, self._rto_from_us + self._rto_us(), self._reorder_at)
+        if self.flights.queue:
+            other_at = self._rto_from_us + self._rto_us()
+            if other_at < at:
+                at = other_at
+            if self._reorder_at < at:
+                at = self._reorder_at
             if self.user_timeout_us:
                 at = min(at, self._last_progress_at + self.user_timeout_us)
             if self._may_probe_tail():
-                at = min(at, self._last_sent_us + self.recovery.probe_timeout_us())
+                other_at = self._last_sent_us + self.recovery.probe_timeout_us
+                if other_at < at:
+                    at = other_at
         elif self._is_persisting:
             at = min(at, self._rto_from_us + self._rto_us())
         return at
@@ -245,7 +250,7 @@ class Outstanding:
         if self.user_timeout_us and now >= self._last_progress_at + self.user_timeout_us:
             return False
         is_out_of_time = now >= self._rto_from_us + self._rto_us()
-        if self._may_probe_tail() and (is_out_of_time or now >= self._last_sent_us + self.recovery.probe_timeout_us()):
+        if self._may_probe_tail() and (is_out_of_time or now >= self._last_sent_us + self.recovery.probe_timeout_us):
             self._tail_probe_due = self._tail_probed = True
             self._rto_from_us = now  # RFC 8985 §7.3: the timeout counts from the probe
         elif is_out_of_time:
@@ -289,7 +294,7 @@ class Outstanding:
         return (
             not self._tail_probed
             and self.is_proven
-            and flights.packets > 0
+            and bool(flights.queue)
             and self.recovery.srtt_us > 0
             and not self.recovery.backoff
             and not flights.lost_packets

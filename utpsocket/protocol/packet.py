@@ -176,15 +176,15 @@ _SEQ_COLUMN: Final = memoryview(_big_endian_sequence_numbers())
 _SEQ_COLUMN_BYTES: Final = _SEQ_COLUMN.tobytes()
 
 
-def compose(header: bytes, seq: int, payloads: list[memoryview]) -> bytearray:
+def compose(header: bytes, seq: int, payloads: list[memoryview]) -> bytes | bytearray:
     """DATA packets back to back: each payload behind a copy of `header`, with consecutive sequence numbers from `seq`
     on. All payloads but the last are of one size. What encode() and a payload give for each, written a column at a
     time.
     """
-    datagrams = bytearray(header).join([b"", *payloads])
     count = len(payloads)
     if count == 1:
-        return datagrams
+        return b"".join((header, payloads[0]))
+    datagrams = bytearray(header).join([b"", *payloads])
     stride = HEADER_BYTES + len(payloads[0])
     if stride % 2:
         for index in range(count):

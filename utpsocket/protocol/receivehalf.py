@@ -160,11 +160,11 @@ class ReceiveHalf:
                 return bytes(MAX_SACK_BYTES)
         return b""
 
-    def on_ack_sent(self) -> None:
-        """A packet with our current ack and window leaves."""
+    def on_ack_sent(self, window_bytes: int) -> None:
+        """A packet with our current ack and this window leaves."""
         self.ack_at = NEVER
         self.unacked_packets = 0
-        self._advertised_bytes = self.window_bytes
+        self._advertised_bytes = window_bytes
 
     def on_state_sent(self) -> None:
         """That packet was a bare STATE, with our sack()."""

@@ -30,17 +30,25 @@ _MAX_REORDER_STEPS: Final = 16  # RFC 8985 §6.2 step 4: the window never exceed
 
 
 class Recovery:
-    """Judges loss and keeps time. All times µs."""
+    """Judges loss and keeps time. All times µs.
+
+    rto_us             retransmission timeout with its backoff. BEP 29 "timeouts", RFC 6298 §2, §5.5
+    probe_timeout_us   how long after the last packet left a tail-loss probe leaves. RFC 8985 §7.2: two round trips and
+                       what the peer may wait before it acks; here also what the round trips vary by, or a busy machine
+                       would be probed
+    """
 
     __slots__ = (
         "backoff",
         "has_reordered",
         "latest_rtt_us",
         "min_rtt_us",
+        "probe_timeout_us",
         "rack_rtt_us",
         "rack_sent_us",
         "rack_seq",
         "reorder_steps",
+        "rto_us",
         "rtt_var_us",
         "srtt_us",
     )
@@ -56,16 +64,19 @@ class Recovery:
         self.rack_rtt_us = 0
         self.has_reordered = False
         self.reorder_steps = 1
+        self.rto_us = self.probe_timeout_us = INITIAL_RTO_US
 
     # ── time ──
 
-    @property
-    def rto_us(self) -> int:
-        """Retransmission timeout with its backoff. BEP 29 "timeouts", RFC 6298 §2, §5.5."""
+    def _on_news(self) -> None:
+        """The round trips or the backoff are others: so are the timeouts. They are asked for more often than that."""
         base = INITIAL_RTO_US
         if self.srtt_us:
             base = max(MIN_RTO_US, self.srtt_us + max(_FOREIGN_ACK_DELAY_US, 4 * self.rtt_var_us))
-        return min(MAX_RTO_US, base << min(self.backoff, 16))
+        self.rto_us = rto_us = min(MAX_RTO_US, base << min(self.backoff, 16))
+        if self.srtt_us:
+            patience_us = min(max(_GRANULARITY_US, 2 * self.rtt_var_us), _MOST_PATIENCE_US)
+            self.probe_timeout_us = min(2 * self.srtt_us + MAX_ACK_DELAY_US + patience_us, rto_us)
 
     def on_rtt(self, rtt_us: int) -> None:
         """A round trip of a packet sent once only (Karn's rule is the caller's). RFC 6298 §2."""
@@ -75,28 +86,24 @@ class Recovery:
             self.srtt_us = rtt_us
             self.rtt_var_us = rtt_us // 2
             self.min_rtt_us = rtt_us
+            self._on_news()
             return
         self.rtt_var_us += (abs(self.srtt_us - rtt_us) - self.rtt_var_us) // 4
         self.srtt_us = max(1, self.srtt_us + (rtt_us - self.srtt_us) // 8)
         if rtt_us < self.min_rtt_us:
             self.min_rtt_us = rtt_us
+        self._on_news()
 
     def on_timeout(self) -> None:
         """A retransmission timeout ran out."""
         self.backoff += 1
+        self._on_news()
 
     def on_progress(self) -> None:
         """Something new was acknowledged."""
-        self.backoff = 0
-
-    def probe_timeout_us(self) -> int:
-        """How long after the last packet left a tail-loss probe leaves. RFC 8985 §7.2: two round trips and what the
-        peer may wait before it acks; here also what the round trips vary by, or a busy machine would be probed.
-        """
-        if not self.srtt_us:
-            return INITIAL_RTO_US
-        patience_us = min(max(_GRANULARITY_US, 2 * self.rtt_var_us), _MOST_PATIENCE_US)
-        return min(2 * self.srtt_us + MAX_ACK_DELAY_US + patience_us, self.rto_us)
+        if self.backoff:
+            self.backoff = 0
+            self._on_news()
 
     # ── loss ──
 

@@ -107,6 +107,9 @@ class SendBuffer:
         """The bytes from `offset` on in pieces of `segment_bytes`, the last one perhaps shorter. Views: valid until
         release(); but a piece that lies across two blocks is a copy.
         """
+        start = offset - self._base_offset
+        if 0 < total_bytes <= segment_bytes and start + total_bytes <= BLOCK_BYTES:
+            return [self._blocks[0][start : start + total_bytes]]
         segments: list[memoryview] = []
         end = offset + total_bytes - self._base_offset
         position = offset - self._base_offset

@@ -132,13 +132,15 @@ class SendHalf(Outstanding):
                 # three quarters of the window are under way, so wait for a burst's worth (Linux: tcp_tso_win_divisor).
                 return None
             self._burst_at = now
-        before_probe = mtu.packets_before_probe(now=now)
-        if not before_probe:
-            probe = mtu.probe_size() - HEADER_BYTES
-            if flights.packets and probe <= min(unsent, room):
-                return self._probe_mtu(probe, now=now)
-            before_probe = 1
-        most = min(burst, max_segments, before_probe)
+        most = min(max_segments, burst)
+        if unsent > size:  # a probe is full, and larger
+            before_probe = mtu.packets_before_probe(now=now)
+            if not before_probe:
+                probe = mtu.probe_size() - HEADER_BYTES
+                if flights.packets and probe <= min(unsent, room):
+                    return self._probe_mtu(probe, now=now)
+                before_probe = 1
+            most = min(most, before_probe)
         full = min(unsent, room) // size
         count, last_size = min(most, full), size
         if full < most:

@@ -32,18 +32,19 @@ class Speech:
     def flight(self, flight: Flight, *, now: int) -> Transmit:
         """DATA, or our FIN."""
         send, receive = self._send, self._receive
+        window_bytes = receive.window_bytes
         is_fin = flight.seq == send.fin_seq
         header = encode(
             PacketType.FIN if is_fin else PacketType.DATA,
             self.send_id,
             timestamp_us=now,
             difference_us=receive.difference_us,
-            window_bytes=receive.window_bytes,
+            window_bytes=window_bytes,
             seq=flight.seq,
             ack=receive.ack,
         )
         if not receive.reassembly.has_held:
-            receive.on_ack_sent()
+            receive.on_ack_sent(window_bytes)
         if is_fin:
             return Transmit(self._addr, header)
         size = flight.size if flight.count > 1 else flight.last_size
@@ -71,32 +72,34 @@ class Speech:
     def question(self, *, now: int) -> Transmit:
         """DATA that the peer has acked before, so that it acks again if it lives (keepalive.py)."""
         receive = self._receive
+        window_bytes = receive.window_bytes
         header = encode(
             PacketType.DATA,
             self.send_id,
             timestamp_us=now,
             difference_us=receive.difference_us,
-            window_bytes=receive.window_bytes,
+            window_bytes=window_bytes,
             seq=self._send.flights.next_seq - 1,
             ack=receive.ack,
         )
         if not receive.reassembly.has_held:
-            receive.on_ack_sent()
+            receive.on_ack_sent(window_bytes)
         return Transmit(self._addr, header + _QUESTION)
 
     def _state(self, seq: int, ack: int, sack: bytes, *, now: int) -> Transmit:
         receive = self._receive
+        window_bytes = receive.window_bytes
         header = encode(
             PacketType.STATE,
             self.send_id,
             timestamp_us=now,
             difference_us=receive.difference_us,
-            window_bytes=receive.window_bytes,
+            window_bytes=window_bytes,
             seq=seq,
             ack=ack,
             sack=sack,
         )
-        receive.on_ack_sent()
+        receive.on_ack_sent(window_bytes)
         receive.on_state_sent()
         return Transmit(self._addr, header)
 

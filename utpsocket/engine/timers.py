@@ -1,0 +1,73 @@
+"""When the engine has to wake up by itself: the connections' deadlines, and calls at a time.
+
+Separate because it is a structure and no policy. PERFORMANCE.md §D: one heap entry per connection. A later deadline is
+only noted; when the old one comes, the connection is put back.
+
+Only the engine's thread calls. Times µs.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from utpsocket.engine.bridge import Bridge
+
+
+class Timers:
+    """Of one engine."""
+
+    __slots__ = ("_alarms", "_heap", "_order")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, Bridge]] = []
+        self._alarms: list[tuple[int, int, Callable[[], None]]] = []
+        self._order = 0  # of two at the same time, the one that came first
+
+    @property
+    def next_at(self) -> int | None:
+        """When something may be due, or None."""
+        at = self._heap[0][0] if self._heap else None
+        if self._alarms and (at is None or self._alarms[0][0] < at):
+            at = self._alarms[0][0]
+        return at
+
+    def schedule(self, bridge: Bridge, at: int | None) -> None:
+        """The connection's time comes at `at`, whatever was said before; None: never."""
+        bridge.wakes_at = at
+        if at is not None and (bridge.heap_at is None or at < bridge.heap_at):
+            bridge.heap_at = at
+            self._order += 1
+            heapq.heappush(self._heap, (at, self._order, bridge))
+
+    def call_at(self, at: int, call: Callable[[], None]) -> None:
+        """Have `call` among due_calls() at this time or soon after."""
+        self._order += 1
+        heapq.heappush(self._alarms, (at, self._order, call))
+
+    def due_bridges(self, now: int) -> list[Bridge]:
+        """The connections whose time has come; each is told once."""
+        due: list[Bridge] = []
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            at, _, bridge = heapq.heappop(heap)
+            if bridge.heap_at != at:
+                continue
+            bridge.heap_at = None
+            wakes_at = bridge.wakes_at
+            if wakes_at is None or bridge.is_gone:
+                continue
+            if wakes_at <= now:
+                due.append(bridge)
+            else:
+                self.schedule(bridge, wakes_at)
+        return due
+
+    def due_calls(self, now: int) -> list[Callable[[], None]]:
+        """The calls whose time has come."""
+        due: list[Callable[[], None]] = []
+        while self._alarms and self._alarms[0][0] <= now:
+            due.append(heapq.heappop(self._alarms)[2])
+        return due
