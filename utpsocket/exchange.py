@@ -120,5 +120,5 @@ def become_tcp(sock: Any, identity: Identity) -> None:
     Socket.settimeout(sock, timeout)
     os.set_blocking(fd, is_blocking)
     loop = running_engine()
-    if identity.endpoint and loop is not None and loop.pid == os.getpid():
+    if identity.endpoint and loop is not None and loop.caller_pid == os.getpid():
         loop.call(verbs.release, identity.endpoint, identity.inode)

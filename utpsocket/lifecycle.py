@@ -16,11 +16,12 @@ from contextlib import closing
 from typing import Any, Final
 
 from utpsocket import options, pairing, registry
-from utpsocket.engine import engine, running_engine, verbs
+from utpsocket.engine import engine, running_engine, serving_pid, verbs
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.names import Address
 from utpsocket.engine.native import Socket, allocate_lock, poll
+from utpsocket.engine.remote import RemoteLoop
 
 _POLLOUT: Final = 0x004
 _POLLERR_OR_HUP: Final = 0x018
@@ -149,7 +150,7 @@ def _renew(sock: Any, identity: Identity) -> None:
 
 def notice(sock: Any, identity: Identity) -> int:
     """What has become of a connection attempt: EINPROGRESS, 0, or its errno, which is then told once."""
-    if identity.owner_pid != os.getpid():
+    if identity.owner_pid != serving_pid():
         # Forked while connecting: the parent's engine tells the kernel, not us.
         poller = poll()
         poller.register(sock.fileno(), _POLLOUT)
@@ -177,19 +178,21 @@ def catch_up(identity: Identity) -> None:
         loop.call(verbs.catch_up, identity.cookie)
 
 
-def apply_options(identity: Identity, *, at_once: bool) -> None:
-    """Have the engine follow changed options of a living connection: before this returns, or soon."""
+def apply_options(identity: Identity, *, at_once: bool, to_living: bool) -> None:
+    """Tell the engine of changed options; have a living connection follow them, before this returns or soon."""
     loop = _own_engine(identity)
     if loop is not None:
-        (loop.call if at_once else loop.post)(verbs.apply, identity.cookie)
+        loop.learn(identity)
+        if to_living:
+            (loop.call if at_once else loop.post)(verbs.apply, identity.cookie)
 
 
-def _own_engine(identity: Identity) -> Loop | None:
+def _own_engine(identity: Identity) -> Loop | RemoteLoop | None:
     """The engine that serves this socket, if it is this process's and can answer."""
     loop = running_engine()
-    if loop is None or not loop.is_alive or not loop.pid == identity.owner_pid == os.getpid() or sys.is_finalizing():
+    if loop is None or not loop.is_alive or loop.caller_pid != os.getpid() or sys.is_finalizing():
         return None
-    return loop
+    return loop if loop.pid == identity.owner_pid else None
 
 
 def take_error(sock: Any, identity: Identity) -> int:
@@ -217,7 +220,7 @@ def after_close(identity: Identity, acquire: Callable[[Any, float], object] | No
         identity.twin.close()
         identity.twin = None
     loop = running_engine()
-    if loop is None or loop.pid != os.getpid() or not loop.is_alive or sys.is_finalizing():
+    if loop is None or loop.caller_pid != os.getpid() or not loop.is_alive or sys.is_finalizing():
         return
     if identity.role in (Role.FRESH, Role.LISTENING):
         if identity.endpoint:

@@ -33,7 +33,7 @@ def pair(sock: Any, identity: Identity) -> int:
     what getpeername() says of the raw fd.
     """
     assert identity.local is not None and identity.peer is not None
-    name = names.encode(identity.cookie, identity.local, identity.peer)
+    name = names.encode(identity.cookie, identity.local, identity.peer, identity.owner_pid)
     door = Socket(stdlib.AF_UNIX, stdlib.SOCK_STREAM)
     try:
         door.setblocking(False)

@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any, Final
 
-from utpsocket import exchange, lifecycle, options, pairing, registry, wording
+from utpsocket import exchange, lifecycle, options, pairing, registry, stats, wording
 from utpsocket.engine import engine, names, running_engine, verbs
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, StdlibSocket, poll
@@ -109,7 +109,7 @@ class socket(StdlibSocket):
             error = lifecycle.take_error(self, identity)
             return error.to_bytes(4, sys.byteorder)[: buflen[0]] if buflen and buflen[0] else error
         if (level, optname) == (options.SOL_UTP, options.UTP_INFO):
-            return connection_stats(identity)
+            return stats.connection_stats(identity.cookie)
         return options.get_option(self, identity, level, optname, *buflen)
 
     def setsockopt(self, level: int, optname: int, value: Any, /, *optlen: Any) -> None:
@@ -120,10 +120,10 @@ class socket(StdlibSocket):
             return
         lifecycle.check_open(self)
         must_hear = options.set_option(self, identity, level, optname, value, *optlen)
-        if identity.cookie and (must_hear or identity.transport == "tcp"):
+        if identity.cookie:
             # A smaller buffer holds for the next send already; the rest may take its time.
             at_once = level == stdlib.SOL_SOCKET and optname in (stdlib.SO_SNDBUF, stdlib.SO_RCVBUF)
-            lifecycle.apply_options(identity, at_once=at_once)
+            lifecycle.apply_options(identity, at_once=at_once, to_living=must_hear or identity.transport == "tcp")
 
     # ── lifecycle ──
 
@@ -158,7 +158,7 @@ class socket(StdlibSocket):
                 Socket.listen(self, backlog)
                 return
             assert identity.local is not None
-            name = names.encode_listener(identity.cookie, identity.local)
+            name = names.encode_listener(identity.cookie, identity.local, identity.owner_pid)
             Socket.bind(self, name)
             Socket.listen(self, backlog)
             loop = engine()
@@ -455,12 +455,3 @@ def _adopt(sock: Any, family: int, type: int, proto: int, fileno: int) -> None:
         if (family, type, proto) == (-1, -1, -1):
             return
     _plain_init(sock, family, type, proto, fileno)
-
-
-def connection_stats(identity: Identity) -> Any:
-    """ConnectionStats of the connection behind a socket; raises ENOTCONN when there is none in this process."""
-    loop = running_engine()
-    bridge = None if loop is None else loop.bridges.get(identity.cookie)
-    if loop is None or bridge is None:
-        raise lifecycle.fail(errno.ENOTCONN)
-    return loop.call(lambda _: bridge.connection.stats())

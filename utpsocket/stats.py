@@ -6,10 +6,11 @@ thread, so its figures belong together.
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass
 
-from utpsocket.engine import running_engine
-from utpsocket.engine.loop import Loop
+from utpsocket.engine import running_engine, verbs
 from utpsocket.protocol import ConnectionStats
 
 __all__ = ["ConnectionStats", "EngineStats", "PortStats", "engine_stats"]
@@ -44,6 +45,7 @@ class EngineStats:
     faults: int = 0
     tcp_initiated: int = 0
     tcp_accepted: int = 0
+    tcp_open: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
     sent_packets: int = 0
@@ -58,44 +60,15 @@ def engine_stats() -> EngineStats:
     loop = running_engine()
     if loop is None or not loop.is_alive:
         return EngineStats()
-    snapshot: EngineStats = loop.call(_snapshot)
-    return snapshot
+    figures = loop.call(verbs.figures)
+    figures["ports"] = tuple(PortStats(**port) for port in figures["ports"])
+    figures["connections"] = tuple(ConnectionStats(*fields) for fields in figures["connections"])
+    return EngineStats(**figures)
 
 
-def _snapshot(loop: Loop) -> EngineStats:
-    connections = tuple(bridge.connection.stats() for bridge in loop.bridges.values())
-    totals = loop.totals.copy()
-    for connection in connections:
-        totals.add(connection)
-    return EngineStats(
-        connections_initiated=loop.initiated,
-        connections_accepted=loop.accepted,
-        connections_open=len(loop.bridges),
-        ports_open=len(loop.endpoints),
-        wakeups=loop.wakeups,
-        faults=loop.faults,
-        tcp_initiated=loop.tcp_initiated,
-        tcp_accepted=loop.tcp_accepted,
-        sent_bytes=totals.sent_bytes,
-        received_bytes=totals.delivered_bytes,
-        sent_packets=totals.sent_packets,
-        received_packets=totals.received_packets,
-        retransmitted_packets=totals.retransmitted_packets,
-        ports=tuple(
-            PortStats(
-                local=endpoint.port.local,
-                connections=len(endpoint.bridges),
-                is_listening=endpoint.listener is not None,
-                sent_datagrams=endpoint.port.sent_datagrams,
-                sent_calls=endpoint.port.sent_calls,
-                received_datagrams=endpoint.port.received_datagrams,
-                received_runs=endpoint.port.received_runs,
-                dropped_datagrams=endpoint.dropped_datagrams,
-                truncated_datagrams=endpoint.port.truncated_datagrams,
-                sent_resets=endpoint.sent_resets,
-                receive_buffer_bytes=endpoint.port.receive_buffer_bytes,
-            )
-            for endpoint in loop.endpoints.values()
-        ),
-        connections=connections,
-    )
+def connection_stats(cookie: int) -> ConnectionStats:
+    """The figures of the connection with this cookie. Raises ENOTCONN when this process's engine has none such."""
+    loop = running_engine()
+    if loop is None or not loop.is_alive:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+    return ConnectionStats(*loop.call(verbs.connection_figures, cookie))

@@ -21,11 +21,11 @@ FULL = "1111:2222:3333:4444:5555:6666:7777:8888"
 )
 def test_addresses_survive(address: names.Address) -> None:
     for other in (address, (FULL, 65_535, 0, 0)):
-        name = names.encode((1 << 63) - 1, address, other)
+        name = names.encode((1 << 63) - 1, address, other, (1 << 22) - 1)
         assert len(name) <= 107
         found = names.decode(name)
         assert found is not None
-        assert found[0] == (1 << 63) - 1
+        assert found[:2] == ((1 << 63) - 1, (1 << 22) - 1)
         assert found[2:] == (address, other)
 
 

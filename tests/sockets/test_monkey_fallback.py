@@ -17,6 +17,7 @@ import pytest
 
 from utpsocket import SOL_UTP, UTP_INFO, monkey, shim, stats
 from utpsocket.engine import running_engine
+from utpsocket.engine.loop import Loop
 
 from .network import (
     ERR,
@@ -44,9 +45,8 @@ def nothing_left() -> Iterator[None]:
     """No defect was met on the engine's thread, and no TCP connection is left with it."""
     before = stats.engine_stats().faults
     yield
-    loop = running_engine()
     assert stats.engine_stats().faults == before
-    assert loop is None or eventually(lambda: len(loop.relays), 0) == 0
+    assert eventually(lambda: stats.engine_stats().tcp_open, 0) == 0
 
 
 @pytest.fixture(params=["refused", "silent"])
@@ -339,7 +339,8 @@ def test_close_delivers_what_was_written(relayed: tuple[socket.socket, socket.so
 def test_options_reach_a_living_connection(relayed: tuple[socket.socket, socket.socket]) -> None:
     client, _ = relayed
     loop = running_engine()
-    assert loop is not None
+    if not isinstance(loop, Loop):
+        pytest.skip("the TCP socket is in the engine's own process")
     [carried] = [relay.tcp for relay in loop.relays.values() if relay.identity.local == client.getsockname()]
     for option in (socket.TCP_NODELAY, socket.TCP_KEEPINTVL):
         client.setsockopt(socket.IPPROTO_TCP, option, 7)

@@ -1,6 +1,7 @@
 """engine(): the process's engine. Born on first use, forgotten after a fork, flushed at exit.
 
-The engine is one thread that owns every UDP port and the far end of every user's fd. Any thread may call what is here.
+The engine is one thread that owns every UDP port and the far end of every user's fd: a thread of this process, or of
+one of its own where UTPSOCKET_ENGINE=process asks for it (remote.py). Any thread may call what is here.
 """
 
 from __future__ import annotations
@@ -8,24 +9,24 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import time
 import warnings
 from typing import Final
 
-from utpsocket.engine import verbs
+from utpsocket.engine import exitflush
 from utpsocket.engine.loop import Loop
-from utpsocket.engine.native import allocate_lock, sleep
+from utpsocket.engine.native import allocate_lock
+from utpsocket.engine.remote import RemoteLoop
 
-DEFAULT_FLUSH_SECONDS: Final = 5.0  # without any progress; UTPSOCKET_EXIT_FLUSH sets another, 0 turns the flush off
-_POLL_SECONDS: Final = 0.002
-
-_loop: Loop | None = None
+_loop: Loop | RemoteLoop | None = None
 _birth = allocate_lock()
+_KINDS: Final[dict[str, type[Loop | RemoteLoop]]] = {"thread": Loop, "process": RemoteLoop}
 _is_hooked = False
-_robbed: list[Loop] = []  # engines whose fds the program closed: their objects must not close those numbers again
+_robbed: list[
+    Loop | RemoteLoop
+] = []  # engines whose fds the program closed: their objects must not close those numbers again
 
 
-def engine() -> Loop:
+def engine() -> Loop | RemoteLoop:
     """The engine of this process, started if need be."""
     global _loop
     loop = _loop
@@ -37,14 +38,19 @@ def engine() -> Loop:
             _hook()
             if _loop is not None:
                 _robbed.append(_loop)
-            _loop = Loop()
+            _loop = _KINDS[os.environ.get("UTPSOCKET_ENGINE") or "thread"]()
         _register_with_multiprocessing()
         return _loop
 
 
-def running_engine() -> Loop | None:
+def running_engine() -> Loop | RemoteLoop | None:
     """The engine if there is one, never a new one."""
     return _loop
+
+
+def serving_pid() -> int:
+    """The process in which this one's engine runs, or would."""
+    return os.getpid() if _loop is None else _loop.pid
 
 
 def _hook() -> None:
@@ -102,32 +108,16 @@ def flush(seconds: float | None = None) -> int:
     Returns the bytes lost.
     """
     loop = _loop
-    if loop is None or loop.pid != os.getpid() or not loop.is_alive or not loop.has_its_fds():
+    if loop is None or loop.caller_pid != os.getpid() or not loop.is_alive or not loop.has_its_fds():
         return 0
-    if seconds is None:
-        seconds = float(os.environ.get("UTPSOCKET_EXIT_FLUSH", DEFAULT_FLUSH_SECONDS))
-    if seconds <= 0:
-        return 0
-    loop.call(verbs.finish_all)
-    last_acked = -1
-    deadline = 0.0
-    while True:
-        waiting, lost_bytes, acked_bytes = loop.call(verbs.unflushed)
-        if not waiting:
-            return 0
-        now = time.monotonic()
-        if acked_bytes != last_acked:
-            last_acked, deadline = acked_bytes, now + seconds
-        elif now > deadline:
-            break
-        sleep(_POLL_SECONDS)
+    waiting, lost_bytes = exitflush.flush(loop, seconds)
     if lost_bytes:
         warnings.warn(
             f"utpsocket: {lost_bytes} bytes on {waiting} connections did not reach their peers before exit",
             ResourceWarning,
             stacklevel=2,
         )
-    return int(lost_bytes)
+    return lost_bytes
 
 
 def shutdown() -> None:

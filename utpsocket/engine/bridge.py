@@ -16,7 +16,7 @@ import socket as stdlib
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine import native
-from utpsocket.engine.farewell import leave_unread_byte
+from utpsocket.engine.farewell import leave_unread_byte, refuse_sends
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import poll
 from utpsocket.engine.syscalls import Stream
@@ -310,11 +310,7 @@ class Bridge:
             return
         self._refuses_sends = True
         self.identity.error = self.errored
-        leave_unread_byte(self.end_fd, self.identity)
-        try:
-            self.end.shutdown(stdlib.SHUT_RD)
-        except OSError:
-            pass
+        refuse_sends(self.end, self.identity)
 
     def _tell_end(self) -> None:
         """The connection is over and everything that came has been delivered: say it by the fd."""
@@ -322,12 +318,12 @@ class Bridge:
         identity = self.identity
         if not identity.is_over:
             identity.is_over = True
-            if error and self.is_gated:
-                identity.role = Role.FAILED
             if error:
                 identity.is_reset = True
                 if not self._refuses_sends and (not self._sent_eof or error != errno.ECONNRESET):
                     identity.error = error
+                if self.is_gated:
+                    identity.role = Role.FAILED  # last: who sees this looks for the error
         if error and not self._sent_eof:
             leave_unread_byte(self.end_fd, self.identity)
             self._close_end()
@@ -372,6 +368,11 @@ class Bridge:
         if self.end is not None:
             self._close_end()
         self.is_handed_over = True
+
+    @property
+    def is_held(self) -> bool:
+        """Whether any process has the user's fd open."""
+        return self.end is not None and not self._is_hung_up
 
     @property
     def is_finished(self) -> bool:

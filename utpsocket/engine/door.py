@@ -11,7 +11,7 @@ import random
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.bridge import EPOLLIN
-from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.identity import Role
 from utpsocket.engine.native import Socket
 from utpsocket.engine.relay import Relay
 
@@ -73,7 +73,7 @@ class Door:
         fd, peer = self._tcp._accept()
         tcp = self._loop.raise_fd(Socket(fileno=fd))
         tcp.setblocking(False)
-        identity = Identity(listening.family)
+        identity = type(listening)(listening.family)
         identity.cookie = _system_random.getrandbits(63)
         identity.settings = listening.settings.copy()
         identity.options = dict(listening.options)

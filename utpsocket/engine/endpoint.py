@@ -271,7 +271,7 @@ class Endpoint:
             return None
         if not listener.admits(addr[0]):
             return None
-        identity = Identity(listener.identity.family)
+        identity = type(listener.identity)(listener.identity.family)
         identity.cookie = _system_random.getrandbits(63)
         identity.settings = listener.identity.settings.copy()
         identity.options = dict(listener.identity.options)

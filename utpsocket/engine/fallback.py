@@ -178,9 +178,9 @@ class Attempt:
         if self._end is None:
             return
         identity, end = self.identity, self._end
-        identity.role = Role.FAILED
-        identity.error = code
         identity.is_over = identity.is_reset = True
+        identity.error = code
+        identity.role = Role.FAILED  # last: who sees this looks for the error
         leave_unread_byte(end.fileno(), identity)
         self._end_attempt()
 
@@ -198,6 +198,7 @@ class Attempt:
 
     # ── what is asked of a relay ──
 
+    is_held = False
     is_flushed = True
     unflushed_bytes = 0
     moved_bytes = 0

@@ -7,12 +7,19 @@ ECONNRESET at the other end. Only the engine's thread calls. Sources: unix(7); S
 from __future__ import annotations
 
 import os
+import socket as stdlib
+from collections.abc import Callable
 from fcntl import ioctl
 from struct import pack, unpack
 from termios import FIONREAD
+from typing import Any
 
 from utpsocket.engine import native
 from utpsocket.engine.identity import Identity
+
+deputy: Callable[[int, Identity, bool], None] | None = None
+"""Where the user is another process, who does there what can be done only there: leave the byte at this end, perhaps
+deafen it, and close a copy of it, which keeps the end open until then."""
 
 
 def leave_unread_byte(end_fd: int, identity: Identity) -> None:
@@ -21,8 +28,37 @@ def leave_unread_byte(end_fd: int, identity: Identity) -> None:
     Where the user left none, write one as the user: through a duplicate of its fd, after making sure that the
     number still means the same socket.
     """
-    if unpack("=i", ioctl(end_fd, FIONREAD, pack("=i", 0)))[0]:
+    if _has_unread_byte(end_fd):
         return
+    if deputy is not None:
+        deputy(end_fd, identity, False)
+    else:
+        write_as_user(identity)
+
+
+def refuse_sends(end: Any, identity: Identity) -> None:
+    """Leave a byte unread and read no more: a send of the user's fails from now on, while it has still to receive."""
+    if deputy is not None and not _has_unread_byte(end.fileno()):
+        deputy(end.fileno(), identity, True)
+        return
+    leave_unread_byte(end.fileno(), identity)
+    deafen(end)
+
+
+def deafen(end: Any) -> None:
+    """Read no more of what the user writes."""
+    try:
+        end.shutdown(stdlib.SHUT_RD)
+    except OSError:
+        pass
+
+
+def _has_unread_byte(end_fd: int) -> bool:
+    return bool(unpack("=i", ioctl(end_fd, FIONREAD, pack("=i", 0)))[0])
+
+
+def write_as_user(identity: Identity) -> None:
+    """Write one byte into the user's fd. In the user's process."""
     if not _write_as_user(identity.user_fd, identity.inode):
         # The number is another socket's by now; a dup may live on under one nobody told us.
         _write_as_user(_fd_of(identity.inode), identity.inode)
@@ -36,14 +72,16 @@ def _write_as_user(fd: int, inode: int) -> bool:
         duplicate = os.dup(fd)
     except OSError:
         return False
+    if os.fstat(duplicate).st_ino != inode:
+        os.close(duplicate)
+        return False
+    user = native.Socket(fileno=duplicate)
     try:
-        if os.fstat(duplicate).st_ino != inode:
-            return False
-        native.write(duplicate, b"!")
+        user.send(b"!", stdlib.MSG_DONTWAIT | stdlib.MSG_NOSIGNAL)
     except OSError:
         pass  # the user has shut down writing: only the recorded errno can tell it
     finally:
-        os.close(duplicate)
+        user.close()
     return True
 
 

@@ -162,7 +162,7 @@ class Listener:
         except OSError:
             return None
         end.setblocking(False)
-        end.bind(names.encode(identity.cookie, identity.local, identity.peer))
+        end.bind(names.encode(identity.cookie, identity.local, identity.peer, self.endpoint.loop.pid))
         if identity.settings.receive_buffer_bytes:
             # What the user may receive is what we may send. The kernel doubles what it is given.
             end.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, identity.settings.receive_buffer_bytes // 2)

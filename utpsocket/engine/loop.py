@@ -52,7 +52,7 @@ class Loop:
     """The thread and what it owns."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
+        self.pid = self.caller_pid = os.getpid()  # whose the engine is, and who may call it
         self.workspace = Workspace()
         self.max_datagram_bytes = int(os.environ.get("UTPSOCKET_MAX_MTU", "0"))
         self.offload = os.environ.get("UTPSOCKET_OFFLOAD", "1") != "0"
@@ -119,6 +119,9 @@ class Loop:
         self._inbox.append((verb, arguments, named, answer))
         self._wake_up.pull()
         return answer.wait()
+
+    def learn(self, identity: Identity) -> None:
+        """The application has changed what the engine knows of a socket: here both hold the same object. Any thread."""
 
     # ── the thread ──
 

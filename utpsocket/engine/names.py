@@ -11,7 +11,6 @@ A name reads `utp:<cookie>:<engine's pid>:<local>|<peer>`, with addresses as hos
 from __future__ import annotations
 
 import base64
-import os
 import socket
 from typing import Final
 
@@ -22,18 +21,18 @@ Address = tuple[str, int] | tuple[str, int, int, int]
 """As the socket module writes AF_INET and AF_INET6 addresses."""
 
 
-def encode(cookie: int, local: Address, peer: Address) -> bytes:
-    """The name of a pair's engine end."""
-    who = f"{cookie:x}:{os.getpid():x}:"
+def encode(cookie: int, local: Address, peer: Address, pid: int) -> bytes:
+    """The name of a pair's engine end; `pid`: of the engine's process."""
+    who = f"{cookie:x}:{pid:x}:"
     name = _PREFIX + f"{who}{_text(local)}|{_text(peer)}".encode()
     if len(name) > _MAX_BYTES:
         name = _PREFIX + f"{who}{_text(_short(local))}|{_text(_short(peer))}".encode()
     return name
 
 
-def encode_listener(cookie: int, local: Address) -> bytes:
-    """The name of a user's listening socket."""
-    return _PREFIX + f"{cookie:x}:{os.getpid():x}:{_text(local)}|*".encode()
+def encode_listener(cookie: int, local: Address, pid: int) -> bytes:
+    """The name of a user's listening socket; `pid`: of the engine's process."""
+    return _PREFIX + f"{cookie:x}:{pid:x}:{_text(local)}|*".encode()
 
 
 def decode_listener(name: object) -> tuple[int, int, Address] | None:

@@ -61,6 +61,7 @@ else:
 start_new_thread = original("_thread", "start_new_thread")
 get_ident = original("_thread", "get_ident")
 allocate_lock = original("_thread", "allocate_lock")
+new_reentrant_lock = original("_thread", "RLock")
 read, write = posix.read, posix.write  # below os, where eventlet puts its own
 sleep = original("time", "sleep")
 try:

@@ -302,6 +302,11 @@ class Relay:
         self.is_hung_up = self.is_hung_up or any(mask & EPOLLHUP for _, mask in poller.poll(0))
 
     @property
+    def is_held(self) -> bool:
+        """Whether any process has the user's fd open."""
+        return self.end is not None and not self.is_hung_up
+
+    @property
     def is_flushed(self) -> bool:
         """Everything the user wrote is with the kernel, which delivers it whatever becomes of this process."""
         flow = self._from_user

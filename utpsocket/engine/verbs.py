@@ -18,7 +18,7 @@ from utpsocket.engine.identity import Identity
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.names import Address
 from utpsocket.engine.native import Socket
-from utpsocket.protocol import State
+from utpsocket.protocol import ConnectionStats, State
 
 if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
@@ -230,3 +230,64 @@ def unflushed(loop: Loop) -> tuple[int, int, int]:
             waiting += 1
             lost_bytes += relay.unflushed_bytes
     return waiting, lost_bytes, acked_bytes
+
+
+def is_held(loop: Loop) -> bool:
+    """Whether any process has a socket open that this engine serves."""
+    if any(bridge.is_held for bridge in loop.bridges.values()) or any(relay.is_held for relay in loop.relays.values()):
+        return True
+    holders = [inode for endpoint in loop.endpoints.values() for inode in endpoint.holders]
+    return any(loop.holders_watch.is_open(inode) for inode in holders)
+
+
+def connection_figures(loop: Loop, cookie: int) -> tuple[Any, ...]:
+    """The fields of this connection's ConnectionStats. Raises ENOTCONN."""
+    bridge = loop.bridges.get(cookie)
+    if bridge is None:
+        raise _error(errno.ENOTCONN)
+    return _figures(bridge.connection.stats())
+
+
+def _figures(stats: ConnectionStats) -> tuple[Any, ...]:
+    return tuple(getattr(stats, name) for name in ConnectionStats.__slots__)
+
+
+def figures(loop: Loop) -> dict[str, Any]:
+    """The engine's figures of this instant, as plain values: totals by name, ports by name, connections' fields."""
+    connections = [bridge.connection.stats() for bridge in loop.bridges.values()]
+    totals = loop.totals.copy()
+    for connection in connections:
+        totals.add(connection)
+    return {
+        "connections_initiated": loop.initiated,
+        "connections_accepted": loop.accepted,
+        "connections_open": len(loop.bridges),
+        "ports_open": len(loop.endpoints),
+        "wakeups": loop.wakeups,
+        "faults": loop.faults,
+        "tcp_initiated": loop.tcp_initiated,
+        "tcp_accepted": loop.tcp_accepted,
+        "tcp_open": len(loop.relays),
+        "sent_bytes": totals.sent_bytes,
+        "received_bytes": totals.delivered_bytes,
+        "sent_packets": totals.sent_packets,
+        "received_packets": totals.received_packets,
+        "retransmitted_packets": totals.retransmitted_packets,
+        "ports": [
+            {
+                "local": endpoint.port.local,
+                "connections": len(endpoint.bridges),
+                "is_listening": endpoint.listener is not None,
+                "sent_datagrams": endpoint.port.sent_datagrams,
+                "sent_calls": endpoint.port.sent_calls,
+                "received_datagrams": endpoint.port.received_datagrams,
+                "received_runs": endpoint.port.received_runs,
+                "dropped_datagrams": endpoint.dropped_datagrams,
+                "truncated_datagrams": endpoint.port.truncated_datagrams,
+                "sent_resets": endpoint.sent_resets,
+                "receive_buffer_bytes": endpoint.port.receive_buffer_bytes,
+            }
+            for endpoint in loop.endpoints.values()
+        ],
+        "connections": [_figures(connection) for connection in connections],
+    }

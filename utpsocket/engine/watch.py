@@ -17,14 +17,15 @@ class HoldersWatch:
 
     __slots__ = ("_epoll", "_path")
 
-    def __init__(self) -> None:
-        self._epoll = None if epoll is None else epoll()
+    def __init__(self, fd: int = -1) -> None:
+        """`fd`: of an epoll that another process fills."""
+        self._epoll = None if epoll is None else epoll() if fd < 0 else epoll.fromfd(fd)
         self._path = "" if self._epoll is None else f"/proc/self/fdinfo/{self._epoll.fileno()}"
 
     @property
     def fd(self) -> int:
         """The epoll's own; -1 where there is none."""
-        return -1 if self._epoll is None else int(self._epoll.fileno())
+        return -1 if self._epoll is None or self._epoll.closed else int(self._epoll.fileno())
 
     def watch(self, fd: int) -> None:
         """Remember the socket behind this fd of the user's."""

@@ -1,0 +1,250 @@
+"""The engine's own process: the unchanged loop, and an application at the other end of a wire.
+
+Read remote.py and wire.py first: this is their other side. It lives until its application does not, and then for as
+long as another process has one of its sockets open, as a kernel would serve them. Then it delivers what was written, as
+at any exit, and ends. A death that asks nobody, by os._exit() or SIGKILL, is the same here.
+
+The requests are read on the engine's own thread, like any other event; main() waits on the process's first one.
+Sources: DESIGN.md §5; unix(7).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, Final
+from weakref import WeakValueDictionary
+
+from utpsocket.engine import farewell, verbs, wire
+from utpsocket.engine.bridge import EPOLLIN, EPOLLOUT
+from utpsocket.engine.exitflush import flush
+from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.loop import Loop
+from utpsocket.engine.native import Socket, allocate_lock, sleep
+from utpsocket.engine.watch import HoldersWatch
+
+_REQUESTS_PER_TURN: Final = 64
+_ORPHANS_SECONDS: Final = 0.05  # between looks whether another process still has sockets of a dead application's
+_MAX_BACKLOG: Final = 65_536  # notices that an application has not taken in: of ends that it does not ask about
+
+
+def main(control_fd: int) -> None:
+    """Serve the application at the other end of this fd, and end the process."""
+    _close_others(control_fd)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    os.chdir("/")
+    control = Socket(fileno=control_fd)
+    begin = wire.receive(control)
+    if begin is not None:
+        notices_fd, *holders_fds = begin[1]
+        loop = Loop()
+        if holders_fds:
+            loop.holders_watch.close()
+            loop.holders_watch = HoldersWatch(holders_fds[0])
+        service = Service(loop, control, Socket(fileno=notices_fd))
+        loop.call(lambda _: service.begin())
+        if service.wait():
+            while loop.call(verbs.is_held):
+                sleep(_ORPHANS_SECONDS)
+            flush(loop)
+        loop.stop()
+    os._exit(0)
+
+
+def _close_others(kept_fd: int) -> None:
+    """What was inheritable in the application is none of the engine's business."""
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else map(str, range(_most_fds())):
+        if int(name) > 2 and int(name) != kept_fd:
+            try:
+                os.close(int(name))
+            except OSError:
+                pass
+
+
+def _most_fds() -> int:
+    return min(65_536, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+class Outbox:
+    """Messages to the application, which may be slow to take them: it must not hold the engine up."""
+
+    __slots__ = ("_backlog", "_loop", "_sock")
+
+    def __init__(self, loop: Loop, sock: Any) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._backlog: deque[object] = deque(maxlen=_MAX_BACKLOG)
+        sock.setblocking(False)
+
+    def put(self, message: object) -> None:
+        """Send now, or as soon as there is room. The engine's thread."""
+        if self._backlog:
+            self._backlog.append(message)
+        elif not self.put_now(message):
+            self._backlog.append(message)
+            self._loop.watch(self._sock.fileno(), EPOLLOUT, self)
+
+    def put_now(self, message: object, fds: tuple[int, ...] = ()) -> bool:
+        """Send now; False where there is no room."""
+        if self._backlog:
+            return False
+        try:
+            wire.send(self._sock, message, fds)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # nobody is there any more
+        return True
+
+    def on_event(self, mask: int) -> None:
+        """There is room again."""
+        backlog, self._backlog = self._backlog, deque(maxlen=_MAX_BACKLOG)
+        while backlog and self.put_now(backlog[0]):
+            backlog.popleft()
+        self._backlog = backlog
+        if not backlog:
+            self._loop.forget_fd(self._sock.fileno())
+
+
+class ServedIdentity(Identity):
+    """An identity whose shim is in the application's process, which hears of everything written here."""
+
+    __slots__ = ("is_known",)
+
+    notices: ClassVar[Outbox]
+
+    def __init__(self, family: int) -> None:
+        self.is_known = False  # a listener's, until the application is about to accept it
+        super().__init__(family)
+
+    def on_written(self, name: str, value: Any) -> None:
+        """Tell the application, before anything is done to its fd."""
+        if self.is_known:
+            self.notices.put((self.cookie, name, value.value if name == "role" else value))
+        elif value is Role.CONNECTED:
+            self.is_known = True
+            self.notices.put((self.cookie, wire.BORN, (self.transport, wire.identity_form(self))))
+
+    def __del__(self) -> None:
+        if self.is_known:
+            self.notices.put((self.cookie, wire.GONE, None))
+
+
+def _told(name: str) -> Any:
+    slot = getattr(Identity, name)
+
+    def write(self: ServedIdentity, value: Any) -> None:
+        slot.__set__(self, value)
+        self.on_written(name, value)
+
+    return property(slot.__get__, write)
+
+
+for _name in wire.WRITTEN_BY_ENGINE:
+    setattr(ServedIdentity, _name, _told(_name))
+
+
+class Service:
+    """Carries out what the application asks for. Everything but wait() is the engine's thread's."""
+
+    __slots__ = ("_by_inode", "_control", "_has_ended", "_loop", "_must_flush", "_outbox")
+
+    def __init__(self, loop: Loop, control: Any, notices: Any) -> None:
+        self._loop = loop
+        self._control = control
+        self._outbox = Outbox(loop, Socket(fileno=os.dup(control.fileno())))  # its own number, for epoll
+        self._by_inode: WeakValueDictionary[int, ServedIdentity] = WeakValueDictionary()
+        self._must_flush = True
+        self._has_ended = allocate_lock()
+        self._has_ended.acquire()
+        control.setblocking(False)
+        ServedIdentity.notices = Outbox(loop, notices)
+        farewell.deputy = self._delegate
+
+    def begin(self) -> None:
+        """Listen to the application."""
+        self._loop.watch(self._control.fileno(), EPOLLIN, self)
+
+    def wait(self) -> bool:
+        """Block until the application is gone; whether what it wrote must still be delivered."""
+        self._has_ended.acquire()
+        return self._must_flush
+
+    def on_event(self, mask: int) -> None:
+        """Requests have come, or their end."""
+        for _ in range(_REQUESTS_PER_TURN):
+            try:
+                message = wire.receive(self._control)
+            except BlockingIOError:
+                return
+            except OSError:
+                message = None
+            if message is None:
+                self._end()
+                return
+            self._serve(*message)
+
+    def _serve(self, request: Any, fds: list[int]) -> None:
+        serial, name, arguments, named = request
+        if name == wire.LEARN:
+            self._identity(arguments[0])
+        elif name == wire.STOP:
+            self._must_flush = False
+            self._end()
+        else:
+            try:
+                answer = self._carry_out(wire.VERBS[name], arguments, named, fds), 0, ""
+            except OSError as error:
+                answer = None, error.errno or 0, error.strerror or str(error)
+            except Exception as error:
+                if not serial:
+                    raise  # the loop's own report of a fault
+                answer = None, 0, repr(error)
+            if serial:
+                self._answer(serial, answer)
+
+    def _carry_out(
+        self, verb: Callable[..., Any], arguments: list[Any], named: dict[str, Any], fds: list[int]
+    ) -> object:
+        left = iter(fds)
+        real: list[Any] = []
+        for name, value in zip(wire.parameters(verb), arguments, strict=False):
+            if name == "identity":
+                real.append(self._identity(value))
+            elif name == "callback":
+                real.append(partial(self._answer, value, (None, 0, "")))
+            elif name.endswith("_fd") and value >= 0:
+                real.append(next(left))
+            else:
+                real.append(value)
+        return verb(self._loop, *real, **named)
+
+    def _identity(self, form: tuple[Any, ...]) -> ServedIdentity:
+        """The identity that the shim speaks of, as it is now."""
+        plain = form[0]
+        identity = self._loop.identity_of(plain["cookie"]) or self._by_inode.get(plain["inode"])
+        if not isinstance(identity, ServedIdentity):
+            identity = ServedIdentity(plain["family"])
+            self._by_inode[plain["inode"]] = identity
+        identity.is_known = False  # what the shim writes is no news to it
+        wire.fill(identity, form)
+        identity.owner_pid = self._loop.pid
+        identity.is_known = True
+        return identity
+
+    def _answer(self, serial: int, answer: tuple[Any, int, str]) -> None:
+        for part, has_more in wire.parts(answer):
+            self._outbox.put((serial, part, has_more))
+
+    def _delegate(self, end_fd: int, identity: Identity, then_deafen: bool) -> None:
+        """farewell.py: the application's process writes as the user, and closes the last copy of our end."""
+        self._outbox.put_now((wire.FAREWELL, identity.cookie, then_deafen), (end_fd,))
+
+    def _end(self) -> None:
+        self._loop.forget_fd(self._control.fileno())
+        if self._has_ended.locked():
+            self._has_ended.release()

@@ -1,0 +1,363 @@
+"""An engine in a process of its own, as the application sees it: UTPSOCKET_ENGINE=process.
+
+Read engine/__init__.py and loop.py first. In the thread of an application's process the engine shares the GIL with it:
+every system call gives the GIL away, and a thread that computes keeps it for a switch interval (5 ms) before the engine
+has it back (PERFORMANCE.md §C). In a process of its own nothing of the application's can hold the engine up. The pairs,
+their gates and names are the same; what differs is how the two speak, and who hears what:
+
+    requests    verbs with plain arguments, and fds, over a socket pair (wire.py)
+    answers     read by a thread here that sleeps otherwise, and given to whoever asked
+    farewells   a byte left unread makes the kernel say ECONNRESET, and only this process can write it (farewell.py):
+                that thread does, and closes the copy of the engine's end that came with the wish
+    notices     what the engine writes into an identity, before it tells the user's fd. Nobody waits for them: they are
+                taken in when the shim reads the identity, so whoever was woken by its fd finds them there
+
+Free-threaded CPython has no GIL that a computing thread could hold: there the thread starves only where the machine has
+fewer cores than busy threads, which is the kernel's to share out, and this module is of use only to keep the engine's
+work off the application's process. It relies on no GIL: shared are deques, dicts of whole operations, and a lock.
+
+Any thread may call what is here. Sources: SOCKETS.md §1, §4; posix_spawn(3), setsid(2), unix(7).
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import itertools
+import marshal
+import os
+import posix
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable
+from fcntl import F_DUPFD_CLOEXEC, fcntl
+from functools import partial
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+from utpsocket.engine import farewell, wire
+from utpsocket.engine.answer import Answer
+from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.native import Socket, allocate_lock, get_ident, new_reentrant_lock, start_new_thread
+from utpsocket.engine.watch import HoldersWatch
+
+_HIGH_FD: Final = 1_024  # out of the numbers that select() can watch
+_CONTROL_FD: Final = 3  # of the new process
+_NOTICE_BYTES: Final = 32 << 10
+_BOOT: Final = f"""
+import os, sys
+if os.fork():
+    os._exit(0)
+os.setsid()
+os.write({_CONTROL_FD}, b"%d" % os.getpid())
+sys.modules["utpsocket"] = package = type(os)("utpsocket")
+package.__path__ = [sys.argv[1]]
+from utpsocket.engine.process import main
+main({_CONTROL_FD})
+"""
+"""The engine is nobody's child, so that a program that waits for its children never meets it, and of a session of its
+own, so that no terminal's signal does. The package's own __init__ would import what users touch."""
+
+_remote: RemoteLoop | None = None  # this process's, whose notices the identities below are waiting for
+
+
+class RemoteIdentity(Identity):
+    """An identity that an engine in another process writes into: reading it takes in the notices that have come."""
+
+    __slots__ = ()
+
+
+def _noticed(name: str) -> Any:
+    slot = getattr(Identity, name)
+
+    def read(self: RemoteIdentity) -> Any:
+        if _remote is not None:
+            _remote.take_notices()
+        return slot.__get__(self)
+
+    return property(read, slot.__set__)
+
+
+for _name in wire.WRITTEN_BY_ENGINE:
+    setattr(RemoteIdentity, _name, _noticed(_name))
+
+
+class _Callback:
+    """In the place of an Answer: something to be called."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+
+    def give(self, value: Any, error: BaseException | None) -> None:
+        self._call()
+
+
+class RemoteLoop:
+    """What of Loop the application's side uses, spoken over the wire. Raises OSError where no process can be had."""
+
+    def __init__(self) -> None:
+        self.caller_pid = os.getpid()
+        self.fd_lock = allocate_lock()
+        self.holders_watch = HoldersWatch()
+        self.is_alive = True
+        self._serials = itertools.count(1)
+        self._answers: dict[int, Answer | _Callback] = {}
+        self._served: dict[int, Identity] = {}  # by cookie: the engine will say when it is done with it
+        self._known: WeakValueDictionary[int, Identity] = WeakValueDictionary()  # whatever it ever spoke of
+        self._pending: deque[bytes] = deque()
+        self._taking = new_reentrant_lock()
+        self._helper_id = 0
+        self._is_stopping = False
+        self._has_ended = allocate_lock()
+        self._has_ended.acquire()
+        self._control, control = _socket_pair()
+        self._notices, notices = _socket_pair()
+        try:
+            self.pid = _spawn(self._control, control)
+            wire.send(self._control, None, [notices.fileno(), *self._holders_fds()])
+        except BaseException:
+            self._close()
+            raise
+        finally:
+            control.close()
+            notices.close()
+        self._control_file = os.fstat(self._control.fileno())
+        self._next_notice = partial(self._notices.recv, _NOTICE_BYTES, _socket.MSG_DONTWAIT)
+        global _remote
+        _remote = self
+        start_new_thread(self._run, ())
+
+    def _holders_fds(self) -> list[int]:
+        return [self.holders_watch.fd] if self.holders_watch.fd >= 0 else []
+
+    # ── the door ──
+
+    def post(self, verb: Callable[..., object], *arguments: Any) -> None:
+        """Have the engine carry out a verb soon."""
+        self._request(0, verb, arguments, {})
+
+    def call(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Have the engine carry out a verb; wait for what it returns or raises."""
+        if sys.is_finalizing():
+            raise RuntimeError("the interpreter is ending, and the thread that would take the answer with it")
+        if get_ident() == self._helper_id:
+            # A user's finalizer, run by the garbage collector on this very thread: it cannot wait for itself.
+            self.post(verb, *arguments)
+            return None
+        answer, serial = Answer(), next(self._serials)
+        self._answers[serial] = answer
+        self._request(serial, verb, arguments, named)
+        return answer.wait()
+
+    def learn(self, identity: Identity) -> None:
+        """The application has changed what the engine knows of a socket."""
+        self._send((0, wire.LEARN, [wire.identity_form(identity)], {}), [])
+
+    def _request(
+        self, serial: int, verb: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> None:
+        plain: list[Any] = []
+        fds: list[int] = []
+        for name, value in zip(wire.parameters(verb), arguments, strict=False):
+            if name == "identity":
+                plain.append(wire.identity_form(self._introduced(value, is_dialed=verb.__name__.startswith("dial"))))
+            elif name == "callback":
+                plain.append(next(self._serials))
+                self._answers[plain[-1]] = _Callback(value)
+            else:
+                plain.append(value)
+                if name.endswith("_fd") and value >= 0:
+                    fds.append(value)
+        try:
+            self._send((serial, verb.__name__, plain, named), fds)
+        finally:
+            wire.close_all(fds)
+
+    def _introduced(self, identity: Identity, *, is_dialed: bool) -> Identity:
+        identity.__class__ = RemoteIdentity  # same slots: from now on somebody else writes half of them
+        if is_dialed:
+            self._served[identity.cookie] = self._known[identity.cookie] = identity
+        return identity
+
+    def _send(self, request: object, fds: list[int]) -> None:
+        try:
+            wire.send(self._control, request, fds)
+        except OSError:
+            self._on_end()
+
+    # ── what the engine says ──
+
+    def take_notices(self) -> None:
+        """Write into identities what the engine has told of them by now."""
+        with self._taking:
+            try:
+                # One call in C for all of them: a signal's handler that raises must not lose any.
+                self._pending.extend(iter(self._next_notice, b""))
+            except OSError:
+                pass  # no more of them
+            pending = self._pending
+            while pending:
+                self._take(*marshal.loads(pending.popleft()))
+
+    def _take(self, cookie: int, name: str, value: Any) -> None:
+        if name == wire.BORN:
+            transport, form = value
+            identity: Identity = RemoteIdentity(form[0]["family"])
+            wire.fill(identity, form)
+            identity.role = Role.CONNECTED
+            identity.transport = transport
+            identity.is_told = True
+            identity.owner_pid = self.pid
+            self._served[cookie] = self._known[cookie] = identity
+        elif name == wire.GONE:
+            self._served.pop(cookie, None)
+        else:
+            known = self._known.get(cookie)
+            if known is not None and known.cookie == cookie:
+                setattr(known, name, Role(value) if name == "role" else value)
+
+    def identity_of(self, cookie: int) -> Identity | None:
+        """Who has this cookie, if this engine serves it."""
+        self.take_notices()
+        return self._served.get(cookie)
+
+    def _run(self) -> None:
+        """Answers and farewells, in a thread of their own."""
+        self._helper_id = get_ident()
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        received: dict[int, list[bytes]] = {}
+        try:
+            while (message := self._next_message()) is not None:
+                (serial, *rest), fds = message
+                if serial == wire.FAREWELL:
+                    self._bid_farewell(fds, *rest)
+                    continue
+                part, has_more = rest
+                received.setdefault(serial, []).append(part)
+                if not has_more:
+                    self._give(serial, *wire.whole(received.pop(serial)))
+        finally:
+            self._on_end()
+            if self.has_its_fds():
+                self._close()
+            self._has_ended.release()
+
+    def _next_message(self) -> tuple[Any, list[int]] | None:
+        try:
+            return wire.receive(self._control)
+        except OSError:
+            return None
+
+    def _give(self, serial: int, value: Any, code: int, text: str) -> None:
+        answer = self._answers.pop(serial, None)
+        if answer is not None:
+            answer.give(value, (OSError(code, text) if code else RuntimeError(text)) if text else None)
+
+    def _bid_farewell(self, fds: list[int], cookie: int, then_deafen: bool) -> None:
+        """A connection broke. The copy of the engine's end is the last: closed over an unread byte it says so."""
+        with self.fd_lock:
+            self.take_notices()
+            identity = self._known.get(cookie)
+            for fd in fds:
+                end = Socket(fileno=fd)
+                if identity is not None:
+                    farewell.write_as_user(identity)
+                if then_deafen:
+                    farewell.deafen(end)
+                end.close()
+
+    # ── endings ──
+
+    def has_its_fds(self) -> bool:
+        """False when the program has closed every fd it did not know (os.closerange, as daemons do)."""
+        try:
+            found = os.fstat(self._control.fileno())
+        except OSError:
+            found = None
+        if found is not None and os.path.samestat(found, self._control_file):
+            return True
+        self.is_alive = False
+        for sock in (self._control, self._notices):
+            sock.detach()
+        return False
+
+    def stop(self) -> None:
+        """End the engine's process, once it has closed everything it owns."""
+        self._is_stopping = True
+        self._send((0, wire.STOP, [], {}), [])
+        self._has_ended.acquire()
+        self._has_ended.release()
+        self._close()
+
+    def abandon_in_child(self) -> None:
+        """After a fork, in the child: close our copies of the parent's fds and touch nothing else."""
+        self._close()
+
+    def _on_end(self) -> None:
+        """The engine's process is gone, and with it every connection: whoever waits must hear of it."""
+        self.is_alive = False
+        self.take_notices()
+        served, self._served = self._served, {}
+        for identity in list(served.values()):
+            if identity.role is Role.CONNECTING or not (identity.is_over or self._is_stopping):
+                identity.error = errno.ECONNRESET
+                identity.is_over = identity.is_reset = True
+            if identity.role is Role.CONNECTING:
+                identity.role = Role.FAILED
+        while self._answers:
+            _, answer = self._answers.popitem()
+            answer.give(None, OSError(errno.ECONNABORTED, "the engine's process has ended"))
+
+    def _close(self) -> None:
+        global _remote
+        if _remote is self:
+            _remote = None
+        for sock in (self._control, self._notices):
+            sock.close()
+        self.holders_watch.close()
+
+
+def _socket_pair() -> tuple[Any, Any]:
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, wire.TYPE)
+    return _raised(ours), _raised(theirs)
+
+
+def _raised(sock: Any) -> Any:
+    try:
+        high = fcntl(sock.fileno(), F_DUPFD_CLOEXEC, _HIGH_FD)
+    except OSError:
+        return sock
+    sock.close()
+    return Socket(fileno=high)
+
+
+def _spawn(ours: Any, theirs: Any) -> int:
+    """Start the engine's process with one end of the control pair; returns its pid."""
+    if not sys.executable:
+        raise OSError(errno.ENOENT, "UTPSOCKET_ENGINE=process needs sys.executable, and there is none")
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    command = [sys.executable, "-I", "-S", "-B", "-c", _BOOT, package, f"utpsocket engine of {os.getpid()}"]
+    starter = posix.posix_spawn(  # below os and subprocess, where gevent puts its own
+        sys.executable,
+        command,
+        os.environ,
+        file_actions=[
+            (posix.POSIX_SPAWN_DUP2, theirs.fileno(), _CONTROL_FD),
+            (posix.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (posix.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+        ],
+        setsigmask=[],
+        setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
+    )
+    theirs.close()
+    try:
+        posix.waitpid(starter, 0)
+    except ChildProcessError:
+        pass  # the program has waited for it, or wants none of its children waited for
+    hello = ours.recv(64)
+    if not hello:
+        raise OSError(errno.ECHILD, "the engine's process did not start")
+    return int(hello)
