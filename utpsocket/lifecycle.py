@@ -182,7 +182,8 @@ def apply_options(identity: Identity, *, at_once: bool, to_living: bool) -> None
     """Tell the engine of changed options; have a living connection follow them, before this returns or soon."""
     loop = _own_engine(identity)
     if loop is not None:
-        loop.learn(identity)
+        if isinstance(loop, RemoteLoop):
+            loop.learn(identity)
         if to_living:
             (loop.call if at_once else loop.post)(verbs.apply, identity.cookie)
 

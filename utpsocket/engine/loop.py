@@ -120,9 +120,6 @@ class Loop:
         self._wake_up.pull()
         return answer.wait()
 
-    def learn(self, identity: Identity) -> None:
-        """The application has changed what the engine knows of a socket: here both hold the same object. Any thread."""
-
     # ── the thread ──
 
     def _run(self) -> None:
