@@ -35,6 +35,16 @@ class SSLSocket(_SSLSocket, shim.socket):  # type: ignore[misc]  # both redefine
 
     __slots__ = ()
 
+    @classmethod
+    def _create(cls, sock: Any, *args: Any, **kwargs: Any) -> Any:
+        """What wrap_socket() calls. eventlet turns what it gets into a class of its own, which is the stdlib's kin: so
+        its sockets, and what is not uTP's, get the stdlib's.
+        """
+        made_by: Any = super()
+        if cls is SSLSocket and (getattr(sock, "_utp", None) is None or getattr(sock, "_wants_stdlib_ssl", False)):
+            made_by = _SSLSocket
+        return made_by._create(sock, *args, **kwargs)
+
 
 def is_installed() -> bool:
     """Whether SSLContext.wrap_socket() makes our SSLSocket."""

@@ -284,6 +284,58 @@ def secure(order: str) -> dict[str, Any]:
     return {**answer, "utp": utp_connections()}
 
 
+def eventlets_secure(order: str) -> dict[str, Any]:
+    """TLS under eventlet: its own ways of wrapping, a megabyte each way, addresses, a timeout and the orderly end."""
+    patch(order)
+    import eventlet
+    from eventlet.green import ssl
+
+    import utpsocket  # noqa: F401  # without the patch too: it must not stand in eventlet's way
+    from utpsocket import monkey
+
+    pem = sys.stdin.readline().strip()
+    listener = eventlet.wrap_ssl(eventlet.listen(LOOPBACK), certfile=pem, keyfile=pem, server_side=True)
+    address = listener.getsockname()
+    seen: list[Any] = []
+    size = 1_000_000
+
+    def serve() -> None:
+        connection, peer = listener.accept()
+        seen.append(peer == connection.getpeername())
+        connection.sendall(connection.recv(100).upper())
+        got_bytes = 0
+        while got_bytes < size:
+            got_bytes += len(connection.recv(65_536))
+        connection.sendall(bytes(size))
+        connection.unwrap().close()
+
+    serving = eventlet.spawn(serve)
+    context = ssl.create_default_context(cafile=pem)
+    with ticking(eventlet.sleep, eventlet.spawn) as ticks:
+        sock = context.wrap_socket(eventlet.connect(address), server_hostname="localhost")
+        sock.sendall(b"whispered")
+        answer: dict[str, Any] = {"heard": sock.recv(100) == b"WHISPERED"}
+        sock.sendall(bytes(size))
+        got_bytes = 0
+        while got_bytes < size:
+            got_bytes += len(sock.recv(65_536))
+        answer["peer"] = sock.getpeername() == address
+        answer["transport"] = monkey.transport(sock)
+        sock.unwrap().close()
+        serving.wait()
+    answer["ticked"] = bool(ticks)
+    answer["seen"] = seen
+    silent = eventlet.listen(LOOPBACK)
+    raw = eventlet.connect(silent.getsockname())
+    raw.settimeout(0.01)
+    try:
+        context.wrap_socket(raw, server_hostname="localhost")
+    except TimeoutError:
+        answer["timeout"] = True
+    answer["utp"] = utp_connections()
+    return answer
+
+
 def ruled(order: str) -> dict[str, Any]:
     """utpsocket.monkey's rules hold for gevent's sockets: one listener is excluded, and goes over TCP."""
     import socket as stdlib
@@ -315,7 +367,7 @@ def ruled(order: str) -> dict[str, Any]:
 
 
 PROGRAMS: dict[str, Callable[[str], dict[str, Any]]] = {
-    program.__name__: program for program in (web, eventlets, cooperative, lingering, secure, ruled)
+    program.__name__: program for program in (web, eventlets, eventlets_secure, cooperative, lingering, secure, ruled)
 }
 
 if __name__ == "__main__":

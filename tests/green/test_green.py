@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -30,6 +31,12 @@ def run(program: str, order: str, stdin: str = "") -> dict[str, Any]:
     return answer
 
 
+def skip_without_eventlet() -> None:
+    """Imported in this process, eventlet would warn of every fork that a later test makes."""
+    if importlib.util.find_spec("eventlet") is None:
+        pytest.skip("no eventlet")
+
+
 @pytest.mark.parametrize("order", ["ug", "gu", "usg", "sgu", "gsu"])
 def test_gevent_in_any_order_of_patching(order: str) -> None:
     fetched = {"whole": 8, "utp": 8, "ticked": True, "engine": NATIVE}
@@ -38,7 +45,7 @@ def test_gevent_in_any_order_of_patching(order: str) -> None:
 
 @pytest.mark.parametrize("order", ["ue", "eu", "seu"])
 def test_eventlet_in_any_order_of_patching(order: str) -> None:
-    pytest.importorskip("eventlet")
+    skip_without_eventlet()
     answer = run("eventlets", order)
     assert answer == {
         "whole": 8,
@@ -65,12 +72,33 @@ def test_lingering_does_not_block_the_hub(order: str) -> None:
     assert run("lingering", order) == {"waited": True, "ticked_meanwhile": True, "utp": 1}
 
 
-@pytest.mark.parametrize("order", ["g", "-", "s"])
-def test_tls(order: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A key, its certificate for localhost, and who signed it."""
     authority = trustme.CA()
-    pem = tmp_path / "localhost.pem"
+    path = tmp_path_factory.mktemp("certificate") / "localhost.pem"
     issued = authority.issue_cert("localhost")
-    pem.write_bytes(issued.private_key_and_cert_chain_pem.bytes() + authority.cert_pem.bytes())
+    path.write_bytes(issued.private_key_and_cert_chain_pem.bytes() + authority.cert_pem.bytes())
+    return path
+
+
+@pytest.mark.parametrize("order", ["ue", "eu", "sue", "use", "e"])
+def test_tls_under_eventlet(order: str, pem: Path) -> None:
+    skip_without_eventlet()
+    is_patched = "u" in order
+    assert run("eventlets_secure", order, f"{pem}\n") == {
+        "heard": True,
+        "peer": True,
+        "transport": "utp" if is_patched else "tcp",
+        "ticked": True,
+        "seen": [True],
+        "timeout": True,
+        "utp": 2 if is_patched else 0,
+    }
+
+
+@pytest.mark.parametrize("order", ["g", "-", "s"])
+def test_tls(order: str, pem: Path) -> None:
     assert run("secure", order, f"{pem}\n") == {"heard": True, "addresses": True, "utp": 1}
 
 

@@ -6,8 +6,8 @@ sockets that are ready, are a quarter of a second, though the hub itself compute
 somebody must never be late, the engine therefore works under a shorter interval: it is the process's, so it is set
 when a turn's work begins and set back when it ends, before the engine sleeps.
 
-ask() and withdraw() may be called by any thread, the rest by the engine's. Sources: CPython's Python/ceval_gil.c,
-take_gil(), which reads the interval anew for each time it waits; sys.setswitchinterval().
+ask() and withdraw() may be called by any thread, begin() and end() by the engine's. Sources: sys.setswitchinterval();
+CPython's Python/ceval_gil.c, take_gil(), which reads the interval anew for each time it waits.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ def ask(asker: str) -> None:
 
 
 def withdraw(asker: str) -> None:
-    """This asker does not need it any more. Idempotent."""
+    """This asker does not need it any more. Idempotent. After the last one the interval is the program's at once."""
     _askers.discard(asker)
+    if not _askers:
+        end()
 
 
 def begin() -> None:

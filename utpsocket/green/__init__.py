@@ -23,6 +23,8 @@ What differs from TCP: close() with SO_LINGER and a time waits in the greenlet t
 where gevent closes in the hub itself (another greenlet was waiting on the socket) it does not wait at all.
 
 Out of reach: `utpsocket.socket` in a greenlet blocks the hub as any socket that gevent does not know; use this one.
+TLS under eventlet by the hook alone: eventlet's SSL sockets are the stdlib's kin and would tell AF_UNIX names for
+addresses, so it takes utpsocket.monkey.patch_all().
 
 The names that need gevent are loaded when they are asked for. Sources: SOCKETS.md §5; gevent's _socket3.py and
 _socketcommon.py; eventlet's greenio/base.py.

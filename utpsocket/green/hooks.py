@@ -19,7 +19,7 @@ _EVENTLET: Final = "eventlet.greenio.base"
 
 _NEEDS_SSL: Final = "utpsocket.green.cooperative"  # whose sockets must be able to speak TLS, hook or no hook
 
-_saved: dict[str, Any] = {}  # by module: the class that was in place
+_saved: dict[str, Any] = {}  # by module: the class that was in place; gevent.ssl's for good
 
 
 def hook_gevent() -> None:
@@ -68,6 +68,10 @@ def adapt_gevent_ssl(base: Any) -> None:
     """Have gevent.ssl's sockets stand on `base`: gevent reads the attribute once, when gevent.ssl is imported."""
     module: Any = sys.modules.get(_GEVENT_SSL)
     if module is None or not hasattr(module, "_contextawaresock"):
+        return
+    gevents_own = _saved.setdefault(_GEVENT_SSL, module._contextawaresock)
+    if base in gevents_own.__bases__:
+        module._contextawaresock = gevents_own
         return
 
     class _contextawaresock(base):  # type: ignore[misc]  # chosen at run time

@@ -80,6 +80,8 @@ class EventletInside(_Inside):
 
     __slots__ = ()
 
+    _wants_stdlib_ssl = True
+
     def accept(self) -> tuple[Any, Any]:
         """accept() -> (socket object, address info): the next incoming connection, of this class too."""
         if self._utp is None:

@@ -264,7 +264,12 @@ def wrap_module(module: ModuleType | str, **rules: Any) -> Wrapped:
 
 def transport(sock: Any) -> str | None:
     """What carries this socket's connection: "utp", "tcp", or None for a socket of another kind."""
-    inner = getattr(sock, "_sock", None) or getattr(sock, "fd", sock)  # gevent's, eventlet's and asyncio's hold another
+    held = (
+        sock,
+        getattr(sock, "_sock", None),
+        getattr(sock, "fd", None),
+    )  # gevent's, asyncio's, eventlet's hold another
+    inner = next((each for each in held if isinstance(each, Socket)), sock)
     identity = getattr(inner, "_utp", None)
     if identity is not None:
         carried: str = identity.transport
