@@ -61,10 +61,8 @@ class Loop:
         self.bridges: dict[int, Bridge] = {}
         self.relays: dict[int, Relay | Attempt] = {}  # connections that TCP carries, or may yet
         self.silences = Silences()
-        self.tcp_initiated = 0
-        self.tcp_accepted = 0
-        self.initiated = 0
-        self.accepted = 0
+        self.tcp_initiated = self.tcp_accepted = 0
+        self.initiated = self.accepted = 0
         self.wakeups = 0
         self.faults = 0
         self.totals = Totals()  # of connections that are over
