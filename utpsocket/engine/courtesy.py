@@ -6,14 +6,15 @@ sockets that are ready, are a quarter of a second, though the hub itself compute
 somebody must never be late, the engine therefore works under a shorter interval: it is the process's, so it is set
 when a turn's work begins and set back when it ends, before the engine sleeps.
 
-ask() and withdraw() may be called by any thread, begin() and end() by the engine's. Sources: sys.setswitchinterval();
+ask() and withdraw() may be called by any thread, the rest by the engine's. Sources: sys.setswitchinterval();
 CPython's Python/ceval_gil.c, take_gil(), which reads the interval anew for each time it waits.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 # A thread that gave the GIL away gets it back in about twice this. Each exchange costs some 20 µs of it.
 SWITCH_SECONDS: Final = 0.0002
@@ -31,6 +32,15 @@ def withdraw(asker: str) -> None:
     """This asker does not need it any more. Idempotent. After the last one the interval is the program's at once."""
     _askers.discard(asker)
     if not _askers:
+        end()
+
+
+def during(work: Callable[[Any], None], argument: Any) -> None:
+    """Do a turn's work, under the short interval where somebody asked for it."""
+    begin()
+    try:
+        work(argument)
+    finally:
         end()
 
 

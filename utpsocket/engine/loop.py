@@ -158,13 +158,8 @@ class Loop:
 
     def _turn(self) -> None:
         events = self._wait()
-        if self._is_robbed:
-            return
-        courtesy.begin()
-        try:
-            self._work(events)
-        finally:
-            courtesy.end()
+        if not self._is_robbed:
+            courtesy.during(self._work, events)
 
     def _work(self, events: list[tuple[int, int]]) -> None:
         self.now = now = time.monotonic_ns() // 1_000
