@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from utpsocket.engine import native
 from utpsocket.engine.farewell import leave_unread_byte, refuse_sends
 from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.lanes import GRANT_BYTES
 from utpsocket.engine.native import poll
 from utpsocket.engine.syscalls import Stream
 from utpsocket.protocol import Connection, EventKind, State
@@ -25,6 +26,7 @@ from utpsocket.protocol import Connection, EventKind, State
 if TYPE_CHECKING:
     from utpsocket.engine.endpoint import Endpoint
     from utpsocket.engine.fallback import Attempt
+    from utpsocket.engine.lanes import Lane
 
 EPOLLIN: Final = 0x001
 EPOLLOUT: Final = 0x004
@@ -74,6 +76,10 @@ class Bridge:
         "is_lazy",
         "is_readable",
         "is_writable",
+        "lane",
+        "lane_flight_bytes",
+        "lane_grant_bytes",
+        "lane_offset",
         "recv_ids",
         "rival",
         "source",
@@ -101,6 +107,10 @@ class Bridge:
         self.wakes_at: int | None = None  # when the connection's time comes
         self.heap_at: int | None = None  # when the loop's heap will say so
         self.rival: Attempt | None = None  # a connect that may go over TCP as well
+        self.lane: Lane | None = None  # what follows is lanes.py's
+        self.lane_flight_bytes = 0  # under way, as last counted
+        self.lane_grant_bytes = 0  # may leave from lane_offset on
+        self.lane_offset = 0
         self.flush_waiters: list[Any] = []
         self.finish_when_drained = False  # the process ends, and nobody will close the user's fd
         self._has_finished_input = False  # the user's end of file has been read
@@ -156,9 +166,12 @@ class Bridge:
         budget = _READ_BYTES
         is_flowing = False
         while self.is_readable:
-            if connection.send.unsent_bytes > _EAGER_BYTES and not is_idle:
+            unsent_bytes = connection.send.unsent_bytes
+            if unsent_bytes > _EAGER_BYTES and not is_idle:
                 self.is_lazy = True
                 return
+            if unsent_bytes >= GRANT_BYTES and connection.send.is_held:
+                return  # enough for its next turn
             if self._has_finished_input:
                 self._check_hang_up(now=now)
                 return
@@ -232,7 +245,10 @@ class Bridge:
         connection = self.connection
         if connection.state not in (State.CONNECTED, State.SYN_RECEIVED):
             return False
-        return self._has_finished_input or connection.send.buffer.free_bytes > 0
+        if self._has_finished_input:
+            return True
+        send = connection.send
+        return send.buffer.free_bytes > 0 and not (send.is_held and send.unsent_bytes >= GRANT_BYTES)
 
     # ── the connection speaks ──
 

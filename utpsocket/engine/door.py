@@ -11,6 +11,7 @@ import random
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.bridge import EPOLLIN
+from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Role
 from utpsocket.engine.native import Socket
 from utpsocket.engine.relay import Relay
@@ -40,7 +41,7 @@ class Door:
         self._listener = listener
         tcp.listen(listener.backlog)
         tcp.setblocking(False)
-        self._tcp = loop.raise_fd(tcp)
+        self._tcp = raise_fd(tcp)
         self._waiting: Relay | None = None  # accepted, and no room at the user's fd
         loop.watch(self._tcp.fileno(), _EVENTS, self)
 
@@ -71,7 +72,7 @@ class Door:
     def _accept(self) -> Relay:
         listening = self._listener.identity
         fd, peer = self._tcp._accept()
-        tcp = self._loop.raise_fd(Socket(fileno=fd))
+        tcp = raise_fd(Socket(fileno=fd))
         tcp.setblocking(False)
         identity = type(listening)(listening.family)
         identity.cookie = _system_random.getrandbits(63)

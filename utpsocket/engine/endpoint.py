@@ -134,6 +134,7 @@ class Endpoint:
         """Open a connection from this port."""
         recv_id, *spare_ids = self._fresh_ids(addr)
         bridge = self._new_bridge(addr, recv_id, identity, [], tuple(spare_ids))
+        self.loop.lanes.join(bridge)
         self._dials[addr] = bridge
         bridge.connection.connect(now=self.loop.now, patience_us=identity.settings.user_timeout_ms * 1_000)
         self.loop.initiated += 1
@@ -156,6 +157,9 @@ class Endpoint:
             self.bridges.pop((connection.addr, any_id), None)
         if self._dials.get(connection.addr) is bridge:
             del self._dials[connection.addr]
+        following = self.loop.lanes.leave(bridge)
+        if following is not None:
+            self.loop.touch(following)
         if self.is_unused:
             self.loop.close_endpoint(self)
 
@@ -356,7 +360,10 @@ class Endpoint:
         """Put everything on the wire that may leave now."""
         port, connection, source = self.port, bridge.connection, bridge.source
         most = self.loop.max_segments
+        lane = bridge.lane if bridge.lane is not None and bridge.lane.is_ordered else None
         while not port.pending:
+            if lane is not None:
+                most = min(lane.packets(bridge), self.loop.max_segments)
             transmit = connection.poll_transmit(now=now, max_segments=most)
             if transmit is None:
                 break

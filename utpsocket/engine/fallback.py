@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLLRDHUP, Bridge, drain_filler
 from utpsocket.engine.farewell import leave_unread_byte
+from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Role
 from utpsocket.engine.relay import Relay
 from utpsocket.engine.tcp import tcp_socket
@@ -110,7 +111,7 @@ class Attempt:
         identity = self.identity
         with self._loop.fd_lock:
             try:
-                self._tcp = tcp = self._loop.raise_fd(tcp_socket(identity))
+                self._tcp = tcp = raise_fd(tcp_socket(identity))
             except OSError as error:
                 self._fail(error.errno or errno.EMFILE)
                 return

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine import names
 from utpsocket.engine.bridge import Bridge
+from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket
 from utpsocket.protocol import State
@@ -158,7 +159,7 @@ class Listener:
         """The engine's end of a pair to be, named; None when the process has no fd left."""
         assert identity.local is not None and identity.peer is not None
         try:
-            end = self.endpoint.loop.raise_fd(Socket(stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0))
+            end = raise_fd(Socket(stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0))
         except OSError:
             return None
         end.setblocking(False)

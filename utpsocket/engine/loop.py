@@ -16,7 +16,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from fcntl import F_DUPFD_CLOEXEC, fcntl
 from typing import Any, Final
 
 from utpsocket.engine import courtesy, verbs
@@ -25,9 +24,11 @@ from utpsocket.engine.arena import Arena
 from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Bridge
 from utpsocket.engine.endpoint import Endpoint
 from utpsocket.engine.fallback import Attempt, Silences
+from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity
+from utpsocket.engine.lanes import Lanes
 from utpsocket.engine.listener import Listener
-from utpsocket.engine.native import Socket, allocate_lock, get_ident, start_new_thread
+from utpsocket.engine.native import allocate_lock, get_ident, start_new_thread
 from utpsocket.engine.poller import WakeUp, new_poller
 from utpsocket.engine.relay import Relay
 from utpsocket.engine.timers import Timers
@@ -40,7 +41,6 @@ from utpsocket.protocol.packet import MAX_RUN_PACKETS
 _EPOLLET: Final = 1 << 31
 _BRIDGE_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | _EPOLLET
 _PORT_EVENTS: Final = EPOLLIN | EPOLLERR  # not edges: a port need not be read until it says that it is empty
-_HIGH_FD: Final = 1_024  # the engine's fds stay out of the numbers that select() can watch
 _BLOCKED_US: Final = 1_000  # ENOBUFS makes no event
 _MAX_EVENTS: Final = 256
 _MAX_WAITING_PORTS: Final = 256
@@ -86,6 +86,7 @@ class Loop:
         self._lazy_bridges: dict[Bridge, None] = {}
         self._listeners: dict[Listener, int | None] = {}
         self.arena = Arena()
+        self.lanes = Lanes()
         self._blocked: dict[Endpoint, None] = {}
         self._thread_id = 0
         self._gates: list[Bridge] = []
@@ -350,6 +351,9 @@ class Loop:
             self._readable_bridges[bridge] = None
         endpoint = bridge.endpoint
         endpoint.transmit(bridge, now=now)
+        lane = bridge.lane
+        if lane is not None:
+            self._touched.update(dict.fromkeys(lane.after_transmit(bridge)))
         if endpoint.port.pending and endpoint not in self._blocked:
             self._blocked[endpoint] = None
             # Not always: every datagram that has left would wake us. An edge: ENOBUFS comes from elsewhere than the
@@ -468,17 +472,6 @@ class Loop:
                     return acceptor.connection.state is State.SYN_RECEIVED
         return False
 
-    def raise_fd(self, sock: Any) -> Any:
-        """The same socket on a high fd number: select() can watch only low ones, and those are the user's."""
-        try:
-            high = fcntl(sock.fileno(), F_DUPFD_CLOEXEC, _HIGH_FD)
-        except OSError:
-            return sock
-        raised = Socket(fileno=high)
-        raised.setblocking(False)
-        sock.close()
-        return raised
-
     def watch_bridge(self, bridge: Bridge) -> None:
         """The bridge has its end: listen to it."""
         self._by_fd[bridge.end_fd] = bridge
@@ -513,7 +506,7 @@ class Loop:
 
     def open_endpoint(self, sock: Any, *, is_private: bool) -> Endpoint:
         """A UDP socket, bound or connected, becomes a port of ours."""
-        port = Port(self.raise_fd(sock), offload=self.offload)
+        port = Port(raise_fd(sock), offload=self.offload)
         endpoint = Endpoint(self, self._next_key, port, is_private=is_private)
         self._next_key += 1
         self.endpoints[endpoint.key] = endpoint

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from utpsocket.engine.bridge import Bridge
 
 _EPOCH_US: Final = 50_000  # who moved data in this or the last one is active
-_LEAST_BYTES: Final = 16 << 10  # less costs more turns than it saves losses
+_LEAST_BYTES: Final = 64 << 10  # less costs more turns than it saves losses
 
 
 class Shares:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from utpsocket.engine.door import Door
 from utpsocket.engine.endpoint import Endpoint, apply_settings
 from utpsocket.engine.fallback import Attempt
+from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.names import Address
@@ -112,7 +113,7 @@ def _dial(loop: Loop, endpoint: Endpoint, peer: Address, identity: Identity, end
     end = Socket(fileno=end_fd)
     end.setblocking(False)
     bridge = endpoint.dial(peer, identity)
-    bridge.attach(loop.raise_fd(end))
+    bridge.attach(raise_fd(end))
     bridge.is_handed_over = bridge.is_gated = True
     loop.watch_bridge(bridge)
     if fallback_us >= 0:

@@ -40,6 +40,7 @@ class SendHalf(Outstanding):
         "fin_seq",
         "has_more",
         "is_finishing",
+        "is_held",
         "nodelay",
         "pacer",
         "resent_packets",
@@ -53,6 +54,7 @@ class SendHalf(Outstanding):
         self.has_more = False  # the application has written more than we have read: a short packet can wait for it
         self.nodelay = False
         self.is_finishing = False
+        self.is_held = False  # somebody else decides when new data may leave
         self.fin_seq: int | None = None
         self._burst_at = -1  # when new data last left: what the window still holds may follow in the same instant
         self.sent_packets = 0
@@ -103,6 +105,8 @@ class SendHalf(Outstanding):
         unsent = self.buffer.end_offset - self.sent_offset
         if not unsent:
             return self._finish(now=now)
+        if self.is_held:
+            return None
         mtu, peer = self.mtu, self.peer
         size = mtu.size - HEADER_BYTES
         if not self.is_proven:

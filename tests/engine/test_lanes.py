@@ -1,0 +1,167 @@
+"""Many connections to one peer's port: who may send, and that nobody waits for ever."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import threading
+from typing import Any
+
+import utpsocket
+from utpsocket.engine import running_engine
+from utpsocket.engine.lanes import GRANT_BYTES, Lanes
+
+MEMBERS = 20  # more than go without order
+MTU_BYTES = 1_400
+
+
+class FakeSend:
+    """What lanes.py looks at of a sending half."""
+
+    def __init__(self) -> None:
+        self.flights = self
+        self.peer = self
+        self.mtu = self
+        self.size = MTU_BYTES
+        self.largest_window_bytes = 4 << 20
+        self.in_flight_bytes = 0
+        self.sent_offset = 0
+        self.unsent_bytes = 0
+        self.is_held = False
+
+    @property
+    def queue(self) -> bool:
+        return self.in_flight_bytes > 0
+
+
+class FakeBridge:
+    def __init__(self) -> None:
+        self.connection: Any = self
+        self.addr = ("192.0.2.1", 4_242)
+        self.send = FakeSend()
+        self.lane: Any = None
+        self.lane_offset = self.lane_grant_bytes = self.lane_flight_bytes = 0
+
+    def transmit(self) -> list[FakeBridge]:
+        """As Endpoint.transmit() and Loop: sends all it may, then the lane counts."""
+        send = self.send
+        while True:
+            packets = self.lane.packets(self)
+            if send.is_held or not send.unsent_bytes:
+                break
+            count = min(packets * MTU_BYTES, send.unsent_bytes)
+            send.sent_offset += count
+            send.in_flight_bytes += count
+            send.unsent_bytes -= count
+        granted: list[FakeBridge] = self.lane.after_transmit(self)
+        return granted
+
+    def ack(self) -> None:
+        self.send.in_flight_bytes = 0
+
+
+def run(touched: list[FakeBridge]) -> None:
+    while touched:
+        touched += touched.pop(0).transmit()
+
+
+def lane_of(members: int) -> tuple[Lanes, list[FakeBridge]]:
+    lanes = Lanes()
+    bridges = [FakeBridge() for _ in range(members)]
+    for bridge in bridges:
+        lanes.join(bridge)  # type: ignore[arg-type]
+    return lanes, bridges
+
+
+def test_a_few_go_without_order() -> None:
+    _, bridges = lane_of(3)
+    assert not bridges[0].lane.is_ordered
+
+
+def test_grants_are_of_a_burst_and_go_round() -> None:
+    _, bridges = lane_of(MEMBERS)
+    for bridge in bridges:
+        bridge.send.unsent_bytes = 4 * GRANT_BYTES
+    run(list(bridges))
+    started = [bridge for bridge in bridges if bridge.send.sent_offset]
+    assert 0 < len(started) < MEMBERS
+    burst = -(-GRANT_BYTES // MTU_BYTES) * MTU_BYTES
+    assert {bridge.send.sent_offset for bridge in started} == {burst}
+    assert started == bridges[: len(started)]
+    turns = 0
+    while any(bridge.send.unsent_bytes for bridge in bridges):
+        in_flight = [bridge for bridge in bridges if bridge.send.in_flight_bytes]
+        assert in_flight, "everybody waits, and nobody would wake them"
+        in_flight[0].ack()
+        run([in_flight[0]])
+        sent = [bridge.send.sent_offset for bridge in bridges]
+        assert max(sent) - min(sent) <= 2 * burst
+        turns += 1
+    assert turns >= MEMBERS
+
+
+def test_a_short_message_does_not_wait() -> None:
+    _, bridges = lane_of(MEMBERS)
+    for bridge in bridges[1:]:
+        bridge.send.unsent_bytes = 4 * GRANT_BYTES
+    run(bridges[1:])
+    bridges[0].send.unsent_bytes = 100
+    run([bridges[0]])
+    assert bridges[0].send.sent_offset == 100
+
+
+def test_who_leaves_makes_room() -> None:
+    lanes, bridges = lane_of(MEMBERS)
+    for bridge in bridges:
+        bridge.send.unsent_bytes = 4 * GRANT_BYTES
+    run(list(bridges))
+    first = bridges[0]
+    waiting = [bridge for bridge in bridges if not bridge.send.sent_offset]
+    following = lanes.leave(first)  # type: ignore[arg-type]
+    assert following is not None and following in waiting
+    run([following])  # type: ignore[list-item]
+    assert waiting[0].send.sent_offset
+
+
+def test_the_last_member_takes_the_lane_with_it() -> None:
+    lanes, bridges = lane_of(2)
+    for bridge in bridges:
+        lanes.leave(bridge)  # type: ignore[arg-type]
+    assert not lanes._lanes
+
+
+def test_many_transfers_at_once_arrive_whole() -> None:
+    payload = os.urandom(1 << 18) * 2
+    count = 40
+    wanted = hashlib.sha256(payload).digest()
+    digests: list[bytes] = []
+
+    def receive(conn: socket.socket) -> None:
+        digest = hashlib.sha256()
+        while data := conn.recv(1 << 16):
+            digest.update(data)
+        digests.append(digest.digest())
+        conn.close()
+
+    with utpsocket.create_server(("127.0.0.1", 0), backlog=count) as listener:
+        clients = [utpsocket.create_connection(listener.getsockname()) for _ in range(count)]
+        conns = [listener.accept()[0] for _ in range(count)]
+        senders = [threading.Thread(target=client.sendall, args=(payload,)) for client in clients]
+        for sender in senders:
+            sender.start()
+        receivers = [threading.Thread(target=receive, args=(conn,)) for conn in conns[1:]]
+        for receiver in receivers:
+            receiver.start()
+        conns[0].close()  # this one's transfer ends in the middle, and the others go on
+        for index, sender in enumerate(senders):
+            if index:
+                sender.join()
+        for client in clients:
+            client.close()
+        for receiver in receivers:
+            receiver.join()
+        senders[0].join()
+    assert digests == [wanted] * (count - 1)
+    loop = running_engine()
+    assert loop is not None and loop.faults == 0

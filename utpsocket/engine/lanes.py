@@ -1,0 +1,123 @@
+"""Connections to one peer's port take turns.
+
+Separate because no connection knows of the others. They all end at one UDP socket, whose buffer holds about what it
+advertises to one of them; and each turn of the engine's, and of the peer's, costs about the same whether it moves two
+packets or two hundred. A thousand connections that share the way packet by packet therefore lose most of it, while
+as many that go one after the other, a good burst each, are as fast as one. So beyond a few connections new data waits
+for a grant: of so many bytes, first come first served, as long as less is under way than the peer's buffer holds.
+Acks, retransmissions, FINs and short messages never wait.
+
+Only the engine's thread calls.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from utpsocket.engine.bridge import Bridge
+
+GRANT_BYTES: Final = 64 << 10
+_FEW: Final = 16  # connections that need no order
+_NOBODY: Final[list[Bridge]] = []
+_MOST_BYTES: Final = 512 << 10  # under way together; short bursts take several times their payload of a socket buffer
+
+
+class Lanes:
+    """Of one engine, by the address dialled."""
+
+    __slots__ = ("_lanes",)
+
+    def __init__(self) -> None:
+        self._lanes: dict[object, Lane] = {}
+
+    def join(self, bridge: Bridge) -> None:
+        """This connection dials."""
+        addr = bridge.connection.addr
+        lane = self._lanes.get(addr)
+        if lane is None:
+            lane = self._lanes[addr] = Lane()
+        lane.members += 1
+        bridge.lane = lane
+
+    def leave(self, bridge: Bridge) -> Bridge | None:
+        """It is over, if it ever dialled. Returns a connection that may have waited for that and has to be touched."""
+        lane, bridge.lane = bridge.lane, None
+        if lane is None:
+            return None
+        following = lane.leave(bridge)
+        if not lane.members:
+            del self._lanes[bridge.connection.addr]
+        return following
+
+
+class Lane:
+    """Of one peer's address.
+
+    members   connections that dialled it and are not over
+    """
+
+    __slots__ = ("_in_flight_bytes", "_most_bytes", "_waiting", "members")
+
+    def __init__(self) -> None:
+        self.members = 0
+        self._in_flight_bytes = 0
+        self._most_bytes = 0
+        self._waiting: dict[Bridge, None] = {}
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether there are so many that they must ask packets()."""
+        return self.members > _FEW
+
+    def packets(self, bridge: Bridge) -> int:
+        """How many packets of new data this connection may send now; while it may send none, it is held. Ask before
+        each burst.
+        """
+        connection = bridge.connection
+        send = connection.send
+        self._count(bridge)
+        if send.peer.largest_window_bytes > self._most_bytes:
+            self._most_bytes = min(_MOST_BYTES, send.peer.largest_window_bytes)
+        left_bytes = bridge.lane_offset + bridge.lane_grant_bytes - send.sent_offset
+        if left_bytes > 0:
+            return -(-left_bytes // send.mtu.size)
+        # A short message that follows nothing takes no place worth waiting for.
+        send.is_held = bool(send.flights.queue) or send.unsent_bytes > send.mtu.size
+        if send.is_held and send.unsent_bytes:
+            self._waiting[bridge] = None
+        return 1  # what is to be sent again
+
+    def after_transmit(self, bridge: Bridge) -> list[Bridge]:
+        """Count what has left; returns the connections that may send now, and have to be touched."""
+        if not (self.is_ordered or self._waiting):
+            return _NOBODY
+        self._count(bridge)
+        granted: list[Bridge] = []
+        while self._waiting and (self._in_flight_bytes < self._most_bytes or not self.is_ordered):
+            following = next(iter(self._waiting))
+            del self._waiting[following]
+            send = following.connection.send
+            send.is_held = False
+            following.lane_offset = send.sent_offset
+            following.lane_grant_bytes = GRANT_BYTES
+            # Until it has sent, what it may send counts; if it cannot, its peer's window being closed, nothing does.
+            expected_bytes = min(GRANT_BYTES, send.unsent_bytes)
+            following.lane_flight_bytes += expected_bytes
+            self._in_flight_bytes += expected_bytes
+            granted.append(following)
+        return granted
+
+    def leave(self, bridge: Bridge) -> Bridge | None:
+        """The connection is over. Returns the first that waits."""
+        self.members -= 1
+        bridge.connection.send.is_held = False
+        self._in_flight_bytes -= bridge.lane_flight_bytes
+        bridge.lane_flight_bytes = 0
+        self._waiting.pop(bridge, None)
+        return next(iter(self._waiting), None)
+
+    def _count(self, bridge: Bridge) -> None:
+        in_flight_bytes = bridge.connection.send.flights.in_flight_bytes
+        self._in_flight_bytes += in_flight_bytes - bridge.lane_flight_bytes
+        bridge.lane_flight_bytes = in_flight_bytes
