@@ -23,7 +23,9 @@ from utpsocket.engine.names import Address
 from utpsocket.engine.native import Socket, allocate_lock, poll
 from utpsocket.engine.remote import RemoteLoop
 
+_POLLIN: Final = 0x001
 _POLLOUT: Final = 0x004
+_POLLRDHUP: Final = 0x2000
 _POLLERR_OR_HUP: Final = 0x018
 UNBOUND: Final[dict[int, Address]] = {stdlib.AF_INET: ("0.0.0.0", 0), stdlib.AF_INET6: ("::", 0, 0, 0)}
 IN_PROGRESS: Final = (errno.EINPROGRESS, errno.EALREADY)
@@ -106,14 +108,19 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
             return error
     loop = engine()
     with closing(options.udp_socket(identity)) as udp:
-        code = udp.connect_ex(address) if quietly else udp.connect(address)
+        try:
+            code = udp.connect_ex(address) if quietly else udp.connect(address)
+        except PermissionError:
+            return errno.ENETUNREACH  # a broadcast address: UDP wants SO_BROADCAST, TCP has no way there
         if code:
-            return int(code)
+            return errno.ENETUNREACH if code == errno.EACCES else int(code)
         check_open(sock)
         try:
             peer, local = udp.getpeername(), udp.getsockname()
         except OSError:  # port 0, to which UDP can "connect"
             return errno.ECONNREFUSED
+        if _is_multicast(identity.family, peer[0]):
+            return errno.ENETUNREACH
         if identity.endpoint:
             bound = identity.local
             assert bound is not None
@@ -133,6 +140,11 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
             udp_fd = udp.detach()
             loop.post(verbs.dial_private, udp_fd, identity, end_fd, fallback_us)
     return errno.EINPROGRESS
+
+
+def _is_multicast(family: int, host: str) -> bool:
+    first = stdlib.inet_pton(family, host.partition("%")[0])[0]
+    return first >> 4 == 0xE if family == stdlib.AF_INET else first == 0xFF
 
 
 def _renew(sock: Any, identity: Identity) -> None:
@@ -176,6 +188,35 @@ def catch_up(identity: Identity) -> None:
     loop = _own_engine(identity)
     if loop is not None:
         loop.call(verbs.catch_up, identity.cookie)
+
+
+def accept(sock: Any) -> tuple[int, Any]:
+    """accept4(2) of a listening AF_UNIX socket, which after shutdown() says EAGAIN for ever to whoever does not block,
+    while poll() says that there is something: EINVAL, as TCP's.
+    """
+    timeout = sock.gettimeout()
+    if timeout and _wait_readable(sock, timeout) & _POLLRDHUP:
+        raise fail(errno.EINVAL)
+    try:
+        fd, name = Socket._accept(sock)
+    except BlockingIOError:
+        if _wait_readable(sock, 0) & _POLLRDHUP:
+            raise fail(errno.EINVAL) from None
+        raise
+    return int(fd), name
+
+
+def _wait_readable(sock: Any, seconds: float) -> int:
+    poller = poll()
+    poller.register(sock.fileno(), _POLLIN | _POLLRDHUP)
+    found = poller.poll(seconds * 1_000)
+    return int(found[0][1]) if found else 0
+
+
+def give_up_connecting(identity: Identity) -> bool:
+    """End the connection attempt, as shutdown() of whatever half does to TCP's. False: it has ended by itself."""
+    loop = _own_engine(identity)
+    return loop is not None and bool(loop.call(verbs.give_up, identity.cookie))
 
 
 def apply_options(identity: Identity, *, at_once: bool, to_living: bool) -> None:

@@ -89,6 +89,7 @@ def set_option(sock: Any, identity: Identity, level: int, name: int, value: Any,
         return False
     if level == _SOCKET and name in _PAIR_OPTIONS:
         Socket.setsockopt(sock, level, name, value, *optlen)
+        identity.options[level, name] = Socket.getsockopt(sock, level, name, MAX_OPTION_BYTES)  # for inherit()
         return False
     if (level, name) == (stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY) and identity.local is not None:
         raise _fail(errno.EINVAL)  # it is the port's by now. ipv6(7)
@@ -127,6 +128,14 @@ def _apply(sock: Any, identity: Identity, level: int, name: int) -> bool:
     else:
         return False
     return True
+
+
+def inherit(raw: Any, identity: Identity) -> None:
+    """Give an accepted fd what its listener was told and the kernel does not pass on from one AF_UNIX fd to another."""
+    apply_send_buffer(raw, identity)
+    for (level, name), value in identity.options.items():
+        if level == _SOCKET and name in _PAIR_OPTIONS:
+            Socket.setsockopt(raw, level, name, value)
 
 
 def apply_send_buffer(sock: Any, identity: Identity) -> None:

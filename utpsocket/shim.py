@@ -31,7 +31,11 @@ _POLLOUT: Final = 0x004
 
 def _is_stream(family: Any, type: Any, proto: Any) -> bool:
     return (
-        family in _STREAM_FAMILIES and (type & ~_TYPE_FLAGS) == stdlib.SOCK_STREAM and proto in (0, stdlib.IPPROTO_TCP)
+        isinstance(family, int)
+        and isinstance(proto, int)
+        and family in _STREAM_FAMILIES
+        and (type & ~_TYPE_FLAGS) == stdlib.SOCK_STREAM
+        and proto in (0, stdlib.IPPROTO_TCP)
     )
 
 
@@ -170,15 +174,16 @@ class socket(StdlibSocket):
     def _accept(self) -> tuple[int, Any]:
         """_accept() -> (integer fd, address info): the next incoming connection's bare fd."""
         identity = self._utp
-        while True:
+        if identity is None:
             fd, name = Socket._accept(self)
-            if identity is None:
-                return int(fd), name
+            return int(fd), name
+        while True:
+            fd, name = lifecycle.accept(self)
             raw = Socket(fileno=fd)
             try:
                 found = names.decode(name)
                 if found is not None and pairing.comes_from(raw, identity.owner_pid):
-                    options.apply_send_buffer(raw, identity)
+                    options.inherit(raw, identity)
                     return int(raw.detach()), found[3]
             finally:
                 raw.close()  # a stranger who found the listening name: anyone on this machine can connect to it
@@ -207,7 +212,7 @@ class socket(StdlibSocket):
             return
         code = lifecycle.connect(self, identity, address, quietly=False)
         if code in lifecycle.IN_PROGRESS:
-            if self.gettimeout() == 0:
+            if not self._waits(code):
                 raise lifecycle.fail(code)
             code = self._wait_connected(identity)
         if code:
@@ -220,13 +225,20 @@ class socket(StdlibSocket):
             return int(Socket.connect_ex(self, address))
         if identity.routes is not None and exchange.connects_over_tcp(self, identity, address):
             return int(Socket.connect_ex(self, address))
+        if self.fileno() < 0:
+            return errno.EBADF
         code = lifecycle.connect(self, identity, address, quietly=True)
-        if code in lifecycle.IN_PROGRESS and self.gettimeout() != 0:
+        if code in lifecycle.IN_PROGRESS and self._waits(code):
             try:
                 code = self._wait_connected(identity)
             except TimeoutError:
                 return errno.EAGAIN
         return code
+
+    def _waits(self, code: int) -> bool:
+        """Whether connect() waits for the end of the attempt: of one under way already only without a timeout."""
+        timeout: float | None = self.gettimeout()
+        return timeout is None or (timeout > 0 and code != errno.EALREADY)
 
     def _wait_connected(self, identity: Identity) -> int:
         """Block until the connection attempt ends or the timeout runs out; the errno it ended with."""
@@ -245,6 +257,7 @@ class socket(StdlibSocket):
         """Block until the fd is writable or in error; False when `timeout` seconds pass. A flavour of this class for
         green threads waits in its own way.
         """
+        lifecycle.check_open(self)
         poller = poll()
         poller.register(self.fileno(), _POLLOUT)
         return bool(poller.poll(None if timeout is None else max(0, timeout) * 1_000))
@@ -260,6 +273,8 @@ class socket(StdlibSocket):
         lifecycle.check_open(self)
         if identity.role is Role.FRESH or identity.role is Role.FAILED or identity.is_over:
             raise lifecycle.fail(errno.ENOTCONN)
+        if identity.role is Role.CONNECTING and lifecycle.give_up_connecting(identity):
+            return
         Socket.shutdown(self, how)
         if identity.role is Role.LISTENING and how != stdlib.SHUT_WR:
             loop = running_engine()
@@ -306,7 +321,7 @@ class socket(StdlibSocket):
             data: bytes = Socket.recv(self, *args, **kwargs)
         except OSError as error:
             raise wording.receive_error(identity, error) from None
-        if not data and identity.error and args[0]:
+        if not data and args[0]:
             wording.raise_at_end(identity)
         return data
 
@@ -319,7 +334,7 @@ class socket(StdlibSocket):
             if identity is None:
                 raise
             raise wording.receive_error(identity, error) from None
-        if not count and identity is not None and identity.error and len(args[0]):
+        if not count and identity is not None and _asks_for_bytes(args, kwargs):
             wording.raise_at_end(identity)
         return count
 
@@ -334,7 +349,7 @@ class socket(StdlibSocket):
             raise wording.receive_error(identity, error) from None
         if identity is None:
             return data, address
-        if not data and identity.error and args[0]:
+        if not data and args[0]:
             wording.raise_at_end(identity)
         return data, None
 
@@ -349,13 +364,15 @@ class socket(StdlibSocket):
             raise wording.receive_error(identity, error) from None
         if identity is None:
             return count, address
-        if not count and identity.error and len(args[0]):
+        if not count and _asks_for_bytes(args, kwargs):
             wording.raise_at_end(identity)
         return count, None
 
     def recvmsg(self, *args: Any, **kwargs: Any) -> tuple[bytes, list[Any], int, Any]:
         """As socket.recvmsg(): for a stream the address is None, and uTP has no ancillary data."""
         identity = self._utp
+        if identity is not None and len(args) == 3:
+            wording.refuse_error_queue(args[2])
         try:
             data, ancillary, flags, address = Socket.recvmsg(self, *args, **kwargs)
         except OSError as error:
@@ -364,13 +381,15 @@ class socket(StdlibSocket):
             raise wording.receive_error(identity, error) from None
         if identity is None:
             return data, ancillary, flags, address
-        if not data and identity.error and args[0]:
+        if not data and args[0]:
             wording.raise_at_end(identity)
         return data, [], flags, None
 
     def recvmsg_into(self, *args: Any, **kwargs: Any) -> tuple[int, list[Any], int, Any]:
         """As socket.recvmsg_into(): for a stream the address is None, and uTP has no ancillary data."""
         identity = self._utp
+        if identity is not None and len(args) == 3:
+            wording.refuse_error_queue(args[2])
         try:
             count, ancillary, flags, address = Socket.recvmsg_into(self, *args, **kwargs)
         except OSError as error:
@@ -379,6 +398,8 @@ class socket(StdlibSocket):
             raise wording.receive_error(identity, error) from None
         if identity is None:
             return count, ancillary, flags, address
+        if not count and any(map(len, args[0])):
+            wording.raise_at_end(identity)
         return count, [], flags, None
 
     def send(self, data: Any, flags: int = 0, /) -> int:
@@ -419,7 +440,7 @@ class socket(StdlibSocket):
             return int(Socket.sendmsg(self, buffers, ancdata, flags, *(() if address is None else (address,))))
         if ancdata != () and ancdata != []:
             ancdata = list(ancdata) if hasattr(ancdata, "__iter__") else ancdata
-            wording.check_ancillary(ancdata)
+            wording.check_ancillary(identity, ancdata)
         if address is not None:
             wording.check_address(self.family, "sendmsg", [wording.TOO_LARGE], (), 0, address)
         wording.before_send(self, identity, flags)
@@ -434,6 +455,11 @@ class socket(StdlibSocket):
 _converted: Final = stdlib._intenum_converter  # type: ignore[attr-defined]  # what the stdlib's property uses
 _plain_init: Final = StdlibSocket.__init__
 _stdlib_accept: Final = StdlibSocket.accept
+
+
+def _asks_for_bytes(args: Any, kwargs: Any) -> bool:
+    """Whether recv_into()'s or recvfrom_into()'s buffer has room: no bytes are then the end of the stream."""
+    return bool(len(args[0] if args else kwargs["buffer"]))
 
 
 def _adopt(sock: Any, family: int, type: int, proto: int, fileno: int) -> None:

@@ -19,6 +19,7 @@ TOO_LARGE: Final = bytes(65_536)
 """For a datagram: the kernel looks at the address, then refuses."""
 
 _REMEMBERED_CALLS: Final = 64
+_ANCILLARY: Final = (1, 2, 36, 37, 61, 65)  # SCM_RIGHTS, _CREDENTIALS, SO_MARK, _TIMESTAMPING, TXTIME: as TCP, ignored
 _well_formed: set[str] = set()  # calls whose address the C class has found no fault with
 
 
@@ -32,10 +33,18 @@ def receive_error(identity: Identity, error: OSError) -> OSError:
 
 
 def raise_at_end(identity: Identity) -> None:
-    """The stream ended for a reason that the kernel could not tell."""
+    """The stream ended for a reason that the kernel could not tell, or there never was one and connect() said so."""
     code = identity.take_error()
+    if not code and identity.role is Role.FAILED and identity.is_told:
+        code = errno.ENOTCONN
     if code:
         raise lifecycle.fail(code)
+
+
+def refuse_error_queue(flags: int) -> None:
+    """MSG_ERRQUEUE asks for what uTP has not: nothing is there, which TCP says at once, and AF_UNIX would wait for."""
+    if isinstance(flags, int) and flags & getattr(stdlib, "MSG_ERRQUEUE", 0):
+        raise lifecycle.fail(errno.EAGAIN)
 
 
 def before_send(sock: Any, identity: Identity, flags: int) -> None:
@@ -76,7 +85,7 @@ def check_address(family: int, method: str, *args: Any) -> None:
             _well_formed.add(call)
 
 
-def check_ancillary(ancdata: Any) -> None:
+def check_ancillary(identity: Identity, ancdata: Any) -> None:
     """Raise what sendmsg() raises for malformed ancillary data: the C class judges, on a socket that goes nowhere."""
     with closing(Socket(stdlib.AF_UNIX, stdlib.SOCK_DGRAM)) as judge:
         try:
@@ -84,3 +93,6 @@ def check_ancillary(ancdata: Any) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTCONN, errno.EDESTADDRREQ, errno.EINVAL):
                 raise
+    is_strange = any(level == stdlib.SOL_SOCKET and kind not in _ANCILLARY for level, kind, _ in ancdata)
+    if is_strange and identity.role is Role.CONNECTED:
+        raise lifecycle.fail(errno.EINVAL)

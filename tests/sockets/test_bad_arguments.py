@@ -185,6 +185,8 @@ OPERATIONS: list[tuple[str, Operation, type[BaseException] | None]] = [
     ("sendmsg_not_iterable", lambda s: s.sendmsg(3), TypeError),
     ("sendmsg_bad_ancillary", lambda s: s.sendmsg([b"x"], [object()]), TypeError),
     ("sendmsg_short_ancillary", lambda s: s.sendmsg([b"x"], [(1, 2)]), TypeError),
+    ("sendmsg_unknown_ancillary", lambda s: s.sendmsg([b"x"], [(socket.SOL_SOCKET, 99, b"data")]), OSError),
+    ("sendmsg_ancillary_of_others", lambda s: s.sendmsg([b"x"], [(99, 99, b"data")]), OSError),
     ("sendmsg_bad_flags", lambda s: s.sendmsg([b"x"], [], "flags"), TypeError),
     ("shutdown_unconnected_rd", lambda s: s.shutdown(socket.SHUT_RD), OSError),
     ("shutdown_unconnected_wr", lambda s: s.shutdown(socket.SHUT_WR), OSError),
@@ -236,8 +238,8 @@ def test_on_a_closed_socket(net: Net, operation: Operation) -> None:
 
 @pytest.mark.parametrize(
     "operation",
-    [case[1] for case in OPERATIONS if case[2] is not OSError or case[0].startswith("getsockopt")],
-    ids=[case[0] for case in OPERATIONS if case[2] is not OSError or case[0].startswith("getsockopt")],
+    [case[1] for case in OPERATIONS if case[2] is not OSError or case[0].startswith(("getsockopt", "sendmsg"))],
+    ids=[case[0] for case in OPERATIONS if case[2] is not OSError or case[0].startswith(("getsockopt", "sendmsg"))],
 )
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_on_a_connected_socket(net: Net, operation: Operation) -> None:
@@ -259,3 +261,10 @@ def test_unknown_families_and_types_are_refused_as_by_the_stdlib(net: Net) -> No
         expected = outcome(lambda arguments=arguments: socket.socket(*arguments))
         assert expected[0] == "OSError"
         assert outcome(lambda arguments=arguments: net.module.socket(*arguments)) == expected
+
+
+@pytest.mark.parametrize("arguments", [(2.0,), (2, 1.0), (2, 1, 0.0), ("2",), (None,)])
+def test_numbers_of_a_family_and_type_are_integers(net: Net, arguments: tuple[object, ...]) -> None:
+    expected = outcome(lambda: socket.socket(*arguments))
+    assert expected[0] == "TypeError"
+    assert outcome(lambda: net.module.socket(*arguments)) == expected

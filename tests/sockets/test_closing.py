@@ -13,7 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from .network import PATIENCE_S, RESET_ON_CLOSE, Net, eventually, raises_errno, readable, receive_all, receive_exactly
+from .network import (
+    PATIENCE_S,
+    RESET_ON_CLOSE,
+    Net,
+    eventually,
+    outcome,
+    raises_errno,
+    readable,
+    receive_all,
+    receive_exactly,
+)
 
 # -- half-close -----------------------------------------------------------------------------------------------
 
@@ -114,6 +124,24 @@ def test_shutdown_of_a_connection_the_peer_reset(net: Net, how: int) -> None:
     readable(client)
     with raises_errno(errno.ENOTCONN):
         client.shutdown(how)
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_names_end_with_both_halves(net: Net, first: str) -> None:
+    """Whoever ends first, and although both fds are open still: the connection is over, for both sides."""
+    client, server = net.pair()
+    one, other = (client, server) if first == "client" else (server, client)
+    one.shutdown(socket.SHUT_WR)
+    assert other.recv(1) == b""
+    other.shutdown(socket.SHUT_WR)
+    assert one.recv(1) == b""
+    for sock in (one, other):
+        assert eventually(lambda sock=sock: outcome(sock.getpeername)[0], "OSError") == "OSError"
+        with raises_errno(errno.ENOTCONN):
+            sock.getpeername()
+        with raises_errno(errno.ENOTCONN):
+            sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(1) == b""
 
 
 def test_shutdown_when_both_sides_have_closed(net: Net) -> None:
@@ -438,6 +466,30 @@ def test_closing_a_listener_resets_what_was_not_accepted(net: Net) -> None:
         with raises_errno(errno.ECONNRESET):
             client.recv(1)
         client.close()
+
+
+@pytest.mark.parametrize("timeout", [0, 5.0])
+@pytest.mark.parametrize("how", [socket.SHUT_RD, socket.SHUT_RDWR])
+def test_accept_of_a_listener_that_was_shut_down(net: Net, how: int, timeout: float) -> None:
+    """EINVAL at once, or a server's loop would spin: poll() says for ever that there is something."""
+    listener = net.listener()
+    listener.settimeout(timeout)
+    listener.shutdown(how)
+    began = time.monotonic()
+    for _ in range(2):
+        with raises_errno(errno.EINVAL):
+            listener.accept()
+    assert time.monotonic() - began < 2
+
+
+def test_accept_with_a_timeout_is_woken_by_shutdown(net: Net) -> None:
+    listener = net.listener()
+    listener.settimeout(5)
+    waiting = net.spawn(listener.accept)
+    time.sleep(0.05)  # until it waits, most likely: the other order is the case above
+    listener.shutdown(socket.SHUT_RDWR)
+    with raises_errno(errno.EINVAL):
+        waiting.result(2)
 
 
 def test_shutdown_of_a_listener_ends_listening(net: Net) -> None:

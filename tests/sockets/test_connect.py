@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from .network import OUT, PATIENCE_S, Net, eventually_polls, raises_errno, readable
+from .network import ERR, HUP, OUT, PATIENCE_S, Net, eventually_polls, poll_mask, raises_errno, readable
 
 needs_ipv6 = pytest.mark.skipif(not socket.has_ipv6, reason="this interpreter has no IPv6")
 FAMILIES = [socket.AF_INET, pytest.param(socket.AF_INET6, marks=needs_ipv6)]
@@ -226,6 +226,75 @@ def test_after_a_timed_out_connect_the_attempt_goes_on(net: Net) -> None:
     with pytest.raises(TimeoutError):
         client.connect(address)
     assert client.connect_ex(address) in (errno.EALREADY, errno.EAGAIN)
+
+
+@pytest.mark.parametrize("timeout", [0, 5.0])
+def test_connect_again_does_not_wait_twice(net: Net, timeout: float) -> None:
+    """With a timeout as without blocking: Linux says that the attempt is under way."""
+    address = net.silent_address()
+    client = net.fresh(timeout=0)
+    assert client.connect_ex(address) == errno.EINPROGRESS
+    client.settimeout(timeout)
+    began = time.monotonic()
+    assert client.connect_ex(address) == errno.EALREADY
+    with raises_errno(errno.EALREADY):
+        client.connect(address)
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("how", [socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR])
+def test_shutdown_while_connecting_gives_up(net: Net, how: int) -> None:
+    client = net.fresh(timeout=0)
+    assert client.connect_ex(net.silent_address()) == errno.EINPROGRESS
+    client.shutdown(how)
+    assert poll_mask(client) & (OUT | ERR | HUP) == OUT | ERR | HUP
+    with raises_errno(errno.ECONNRESET):
+        client.recv(1)
+    listener = net.listener()
+    client.settimeout(5)
+    client.connect(listener.getsockname())
+    client.sendall(b"another attempt")
+    assert net.accept(listener).recv(100) == b"another attempt"
+
+
+def test_close_in_another_thread_while_connecting(net: Net) -> None:
+    client = net.fresh(timeout=0.3)
+    attempt = net.spawn(client.connect, net.silent_address())
+    time.sleep(0.05)  # until it waits, most likely: before that the same is raised
+    client.close()
+    with raises_errno(errno.EBADF):
+        attempt.result()
+
+
+def test_connect_ex_of_a_closed_socket(net: Net) -> None:
+    client = net.fresh()
+    client.close()
+    assert client.connect_ex(net.refused_address()) == errno.EBADF
+
+
+@pytest.mark.parametrize("call", ["recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into"])
+def test_a_connect_that_failed_leaves_nothing_to_receive_from(net: Net, call: str) -> None:
+    client = net.fresh()
+    assert client.connect_ex(net.refused_address()) == errno.ECONNREFUSED
+    argument: object = 10
+    if call.endswith("_into"):
+        argument = [bytearray(10)] if call == "recvmsg_into" else bytearray(10)
+    with raises_errno(errno.ENOTCONN):
+        getattr(client, call)(argument)
+
+
+@pytest.mark.parametrize("host", ["255.255.255.255", "224.0.0.1", "239.1.2.3"])
+def test_nobody_is_at_the_address_of_many(net: Net, host: str) -> None:
+    with raises_errno(errno.ENETUNREACH):
+        net.fresh().connect((host, 9))
+    assert net.fresh().connect_ex((host, 9)) == errno.ENETUNREACH
+
+
+def test_a_bound_socket_that_dials_itself_is_not_kept_waiting(net: Net) -> None:
+    """TCP connects it to itself, which uTP cannot; what matters is that it hears of it."""
+    client = net.fresh(timeout=5)
+    client.bind(("127.0.0.1", 0))
+    assert client.connect_ex(client.getsockname()) in (0, errno.ECONNREFUSED)
 
 
 def test_closed_listener_refuses(net: Net) -> None:

@@ -387,6 +387,24 @@ def test_accepted_sockets_inherit(net: Net, option: tuple[int, int], value: int)
     assert accepted.getsockopt(*option) in (value, 2 * value)
 
 
+@pytest.mark.parametrize("option", named("SO_RCVTIMEO", "SO_SNDTIMEO") or [(SOL, 20), (SOL, 21)])
+def test_accepted_sockets_inherit_kernel_timeouts(net: Net, option: tuple[int, int]) -> None:
+    listener = net.listener()
+    listener.setsockopt(*option, struct.pack("ll", 3, 0))
+    client = net.fresh()
+    client.connect(listener.getsockname())
+    assert net.accept(listener).getsockopt(*option, 16) == struct.pack("ll", 3, 0)
+    assert client.getsockopt(*option, 16) == bytes(16)
+
+
+def test_accepted_sockets_inherit_low_water_mark(net: Net) -> None:
+    listener = net.listener()
+    listener.setsockopt(SOL, socket.SO_RCVLOWAT, 3)
+    client = net.fresh()
+    client.connect(listener.getsockname())
+    assert net.accept(listener).getsockopt(SOL, socket.SO_RCVLOWAT) == 3
+
+
 def test_accepted_sockets_inherit_linger(net: Net) -> None:
     listener = net.listener()
     listener.setsockopt(SOL, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -136,6 +136,15 @@ def test_dontwait(net: Net) -> None:
     assert client.gettimeout() is None
 
 
+def test_error_queue_is_empty(net: Net) -> None:
+    """MSG_ERRQUEUE never waits, not even on a blocking socket."""
+    client, _ = net.pair()
+    with raises_errno(errno.EAGAIN):
+        client.recvmsg(1, 100, socket.MSG_ERRQUEUE)
+    with raises_errno(errno.EAGAIN):
+        client.recvmsg_into([bytearray(1)], 100, socket.MSG_ERRQUEUE)
+
+
 def test_os_read_and_readv(net: Net) -> None:
     sock = waiting(net, b"abcdef")
     assert os.read(sock.fileno(), 2) == b"ab"

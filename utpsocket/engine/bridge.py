@@ -283,6 +283,8 @@ class Bridge:
                     connection.delivered(sum(map(len, views)), now=now)
             else:
                 connection.delivered(0, now=now)
+            if connection.state is State.TIME_WAIT:
+                self.identity.is_over = True  # both FINs are acked, which they were not when the user said its own
             return
         while True:
             views = connection.poll_delivery()

@@ -157,6 +157,16 @@ def _close_listener(loop: Loop, endpoint: Endpoint, inode: int) -> None:
             loop.settle_now(bridge)
 
 
+def give_up(loop: Loop, cookie: int) -> bool:
+    """The user shut a connecting socket down: the attempt is over, as if reset. False: it is no attempt any more."""
+    bridge = loop.bridges.get(cookie)
+    if bridge is None or bridge.rival is not None or bridge.connection.state is not State.SYN_SENT:
+        return False
+    bridge.connection.abort(errno.ECONNRESET)
+    loop.settle_now(bridge)
+    return True
+
+
 def look(loop: Loop, cookie: int) -> None:
     """Take in whatever the user has done to this connection's fd by now, without waiting for epoll's turn."""
     bridge = loop.bridges.get(cookie)

@@ -307,6 +307,8 @@ class Connection:
             and self._handshake.is_repeated_syn(packet, now=now)
         ):
             self.receive.ack_at = now
+        elif self.state is State.SYN_SENT and self._handshake.is_own_syn(packet):
+            self._close(errno.ECONNREFUSED)  # whoever is there, it is not somebody who listens
         else:
             self._dropped += 1
 

@@ -123,6 +123,10 @@ class Handshake:
         """Whether this answers a SYN of ours: only who saw it knows its seq."""
         return packet.ack16 == self.syn_seq & 0xFFFF and packet.connection_id in self._used_ids
 
+    def is_own_syn(self, packet: Packet) -> bool:
+        """Whether a SYN is ours come back: we dial ourselves. TCP would call that a simultaneous open."""
+        return packet.seq16 == self.syn_seq & 0xFFFF and packet.connection_id in self._used_ids
+
     def is_refusal(self, packet: Packet) -> bool:
         """A RESET that answers a SYN of ours, under either id of the connection that would have been."""
         return packet.ack16 == self.syn_seq & 0xFFFF and any(
