@@ -38,9 +38,16 @@ def engine() -> Loop | RemoteLoop:
             _hook()
             if _loop is not None:
                 _robbed.append(_loop)
-            _loop = _KINDS[os.environ.get("UTPSOCKET_ENGINE") or "thread"]()
+            _loop = _kind()()
         _register_with_multiprocessing()
         return _loop
+
+
+def _kind() -> type[Loop | RemoteLoop]:
+    wanted = os.environ.get("UTPSOCKET_ENGINE") or "thread"
+    if wanted not in _KINDS:
+        raise ValueError(f"UTPSOCKET_ENGINE is {wanted!r}, not {' or '.join(map(repr, _KINDS))}")
+    return _KINDS[wanted]
 
 
 def running_engine() -> Loop | RemoteLoop | None:

@@ -14,6 +14,7 @@ import os
 import resource
 from collections import deque
 from collections.abc import Callable
+from fcntl import F_DUPFD_CLOEXEC, fcntl
 from functools import partial
 from typing import Any, ClassVar, Final
 from weakref import WeakValueDictionary
@@ -28,6 +29,7 @@ from utpsocket.engine.watch import HoldersWatch
 
 _REQUESTS_PER_TURN: Final = 64
 _ORPHANS_SECONDS: Final = 0.05  # between looks whether another process still has sockets of a dead application's
+_HIGHEST_FD: Final = 16_384  # the kernel keeps a table as long
 _MAX_BACKLOG: Final = 65_536  # notices that an application has not taken in: of ends that it does not ask about
 
 
@@ -41,18 +43,40 @@ def main(control_fd: int) -> None:
     begin = wire.receive(control)
     if begin is not None:
         notices_fd, *holders_fds = begin[1]
+        notices = _closed_first(notices_fd)
         loop = Loop()
         if holders_fds:
             loop.holders_watch.close()
             loop.holders_watch = HoldersWatch(holders_fds[0])
-        service = Service(loop, control, Socket(fileno=notices_fd))
+        service = Service(loop, control, notices)
         loop.call(lambda _: service.begin())
         if service.wait():
+            _let_go_of_stderr()
             while loop.call(verbs.is_held):
                 sleep(_ORPHANS_SECONDS)
             flush(loop)
         loop.stop()
     os._exit(0)
+
+
+def _let_go_of_stderr() -> None:
+    """Whoever reads what the program says must find its end when it ends, not when its last packet is acked."""
+    null_fd = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null_fd, 2)
+    os.close(null_fd)
+
+
+def _closed_first(fd: int) -> Any:
+    """The same socket under a number higher than any other's: should the engine be killed, the kernel closes the
+    highest first, so that the application hears of it before it finds the end of its streams.
+    """
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        high_fd = fcntl(fd, F_DUPFD_CLOEXEC, min(most, _HIGHEST_FD) - 1)
+    except OSError:
+        return Socket(fileno=fd)
+    os.close(fd)
+    return Socket(fileno=high_fd)
 
 
 def _close_others(kept_fd: int) -> None:

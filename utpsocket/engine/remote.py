@@ -191,16 +191,24 @@ class RemoteLoop:
     # ── what the engine says ──
 
     def take_notices(self) -> None:
-        """Write into identities what the engine has told of them by now."""
+        """Write into identities what the engine has told of them by now, be it with its last breath."""
+        if not self._take_all():
+            self._on_end()
+
+    def _take_all(self) -> bool:
+        """Whether there may be more to come."""
         with self._taking:
+            has_ended = False
             try:
                 # One call in C for all of them: a signal's handler that raises must not lose any.
                 self._pending.extend(iter(self._next_notice, b""))
+                has_ended = True
             except OSError:
-                pass  # no more of them
+                pass  # no more of them now
             pending = self._pending
             while pending:
                 self._take(*marshal.loads(pending.popleft()))
+            return not has_ended
 
     def _take(self, cookie: int, name: str, value: Any) -> None:
         if name == wire.BORN:
@@ -299,7 +307,7 @@ class RemoteLoop:
     def _on_end(self) -> None:
         """The engine's process is gone, and with it every connection: whoever waits must hear of it."""
         self.is_alive = False
-        self.take_notices()
+        self._take_all()
         served, self._served = self._served, {}
         for identity in list(served.values()):
             if identity.role is Role.CONNECTING or not (identity.is_over or self._is_stopping):
@@ -307,9 +315,8 @@ class RemoteLoop:
                 identity.is_over = identity.is_reset = True
             if identity.role is Role.CONNECTING:
                 identity.role = Role.FAILED
-        while self._answers:
-            _, answer = self._answers.popitem()
-            answer.give(None, OSError(errno.ECONNABORTED, "the engine's process has ended"))
+        for serial in list(self._answers):
+            self._give(serial, None, errno.ECONNABORTED, "the engine's process has ended")
 
     def _close(self) -> None:
         global _remote

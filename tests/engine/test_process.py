@@ -1,0 +1,312 @@
+"""The engine in a process of its own: the essentials of tests/sockets, and what only such an engine can do wrong.
+
+Each conversation runs in a fresh interpreter, which says at its end which engine it had; no process may be left.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from utpsocket.engine import wire
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+WAIT_S = 30
+PRELUDE = """
+import errno, os, signal, struct, sys, threading, time
+import utpsocket
+from utpsocket import stats
+from utpsocket.engine import engine, running_engine
+
+def pair():
+    with utpsocket.create_server(("127.0.0.1", 0)) as listener:
+        client = utpsocket.create_connection(listener.getsockname(), timeout=10)
+        server, _ = listener.accept()
+    client.settimeout(10)
+    server.settimeout(10)
+    return client, server
+
+def receive_all(sock):
+    return b"".join(iter(lambda: sock.recv(1 << 16), b""))
+
+def errno_of(call, *arguments):
+    try:
+        call(*arguments)
+    except OSError as error:
+        return errno.errorcode.get(error.errno, type(error).__name__)
+    return None
+
+def until(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+print(engine().pid, flush=True)
+assert engine().pid != os.getpid()
+"""
+PASSED = "as it should be\n"
+
+
+def talk(script: str, *, code: int = 0, **variables: str) -> str:
+    """Run a script whose engine is a process; what it says after its engine's pid. No process may be left."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "UTPSOCKET_ENGINE": "process", **variables}
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    pid, _, said = done.stdout.partition("\n")
+    assert (done.returncode, done.stderr) == (code, "")
+    assert has_ended(int(pid))
+    return said
+
+
+def has_ended(pid: int) -> bool:
+    """Whether the process ends within the time limit: gone, or waited for by nobody."""
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.002)
+    return False
+
+
+CONVERSATIONS = {
+    "echo": """
+client, server = pair()
+payload = bytes(range(256)) * 8_000
+def echo():
+    while data := server.recv(1 << 16):
+        server.sendall(data)
+    server.close()
+thread = threading.Thread(target=echo)
+thread.start()
+def send():
+    client.sendall(payload)
+    client.shutdown(utpsocket.SHUT_WR)
+sender = threading.Thread(target=send)
+sender.start()
+assert receive_all(client) == payload
+sender.join()
+thread.join()
+""",
+    "half_close": """
+client, server = pair()
+client.shutdown(utpsocket.SHUT_WR)
+assert server.recv(1) == b""
+server.sendall(b"still here")
+server.close()
+assert receive_all(client) == b"still here"
+assert errno_of(client.send, b"x") == "EPIPE"
+""",
+    "names_and_figures": """
+client, server = pair()
+assert client.getpeername() == server.getsockname()
+assert server.getpeername() == client.getsockname()
+assert client.getsockopt(utpsocket.SOL_UTP, utpsocket.UTP_INFO).state == "connected"
+found = stats.engine_stats()
+assert (found.connections_initiated, found.connections_accepted, found.faults) == (1, 1, 0)
+assert len(found.connections) == 2 and found.ports
+again = utpsocket.socket(fileno=os.dup(server.fileno()))
+assert again.getpeername() == client.getsockname()
+""",
+    "reset": """
+client, server = pair()
+client.sendall(b"unread")
+assert server.recv(1, utpsocket.MSG_PEEK)
+server.close()
+assert errno_of(client.recv, 1) == "ECONNRESET"
+assert errno_of(client.getpeername) == "ENOTCONN"
+""",
+    "reset_told_to_c_code": """
+client, server = pair()
+server.setsockopt(utpsocket.SOL_SOCKET, utpsocket.SO_LINGER, struct.pack("ii", 1, 0))
+server.close()
+client.setblocking(True)
+assert errno_of(os.read, client.fileno(), 1) == "ECONNRESET"
+""",
+    "reset_behind_bytes_not_yet_read": """
+client, server = pair()
+client.setsockopt(utpsocket.SOL_SOCKET, utpsocket.SO_RCVBUF, 8192)
+server.setsockopt(utpsocket.SOL_SOCKET, utpsocket.SO_LINGER, struct.pack("ii", 1, 0))
+server.setblocking(False)
+until(lambda: errno_of(server.send, bytes(8192)) == "EAGAIN")
+server.close()
+def read_to_the_end():
+    while client.recv(1 << 16):
+        pass
+until(lambda: errno_of(client.send, b"x") in ("ECONNRESET", "EPIPE"))
+""",
+    "refused": """
+with utpsocket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = free.getsockname()
+sock = utpsocket.socket()
+assert errno_of(sock.connect, address) == "ECONNREFUSED"
+sock.setblocking(False)
+assert sock.connect_ex(address) == errno.EINPROGRESS
+sock.settimeout(10)
+until(lambda: sock.getsockopt(utpsocket.SOL_SOCKET, utpsocket.SO_ERROR) == errno.ECONNREFUSED)
+""",
+    "timeout": """
+with utpsocket.socket(type=utpsocket.SOCK_DGRAM) as mute:
+    mute.bind(("127.0.0.1", 0))
+    sock = utpsocket.socket()
+    sock.settimeout(0.05)
+    assert errno_of(sock.connect, mute.getsockname()) == "TimeoutError"
+    patient = utpsocket.socket()
+    patient.setsockopt(utpsocket.IPPROTO_TCP, utpsocket.TCP_USER_TIMEOUT, 100)
+    assert errno_of(patient.connect, mute.getsockname()) == "ETIMEDOUT"
+""",
+    "address_in_use_until_the_last_copy_is_closed": """
+listener = utpsocket.create_server(("127.0.0.1", 0), reuse_port=False)
+address = listener.getsockname()
+other = utpsocket.socket()
+assert errno_of(other.bind, address) == "EADDRINUSE"
+listener.close()
+other.bind(address)
+""",
+    "linger": """
+client, server = pair()
+client.setsockopt(utpsocket.SOL_SOCKET, utpsocket.SO_LINGER, struct.pack("ii", 1, 5))
+client.sendall(b"m" * 100_000)
+client.close()
+assert len(receive_all(server)) == 100_000
+""",
+    "fork": """
+client, server = pair()
+parents_engine = engine().pid
+if not os.fork():
+    server.close()
+    client.sendall(b"inherited")
+    own = pair()
+    assert engine().pid not in (os.getpid(), parents_engine)
+    own[0].sendall(b"x")
+    assert own[1].recv(1) == b"x"
+    client.close()
+    os._exit(0)
+client.close()
+assert receive_all(server) == b"inherited"
+assert os.wait()[1] == 0
+""",
+    "accept_in_a_forked_worker": """
+listener = utpsocket.create_server(("127.0.0.1", 0))
+if not os.fork():
+    sock, peer = listener.accept()
+    sock.sendall(repr(peer).encode())
+    sock.close()
+    os._exit(0)
+client = utpsocket.create_connection(listener.getsockname(), timeout=10)
+assert receive_all(client).decode() == repr(client.getsockname())
+assert os.wait()[1] == 0
+""",
+    "no_child_of_the_programs": """
+pair()
+assert errno_of(os.wait) == "ECHILD"
+""",
+    "a_busy_thread": """
+client, server = pair()
+def burn():
+    while True:
+        pass
+threading.Thread(target=burn, daemon=True).start()
+def send():
+    client.sendall(b"m" * 1_000_000)
+    client.close()
+threading.Thread(target=send).start()
+assert len(receive_all(server)) == 1_000_000
+""",
+    "shutdown_and_another_engine": """
+from utpsocket.engine import shutdown
+client, server = pair()
+client.close()
+assert server.recv(1) == b""
+server.close()
+before = running_engine()
+shutdown()
+assert running_engine() is None and not before.is_alive
+pair()
+assert running_engine().pid != before.pid
+""",
+    "the_engine_is_killed": """
+client, server = pair()
+with utpsocket.socket(type=utpsocket.SOCK_DGRAM) as mute:
+    mute.bind(("127.0.0.1", 0))
+    connecting = utpsocket.socket()
+    connecting.setblocking(False)
+    assert connecting.connect_ex(mute.getsockname()) == errno.EINPROGRESS
+    before = running_engine()
+    os.kill(before.pid, signal.SIGKILL)
+    assert errno_of(client.recv, 1) == "ECONNRESET"
+    connecting.settimeout(10)
+    assert errno_of(connecting.connect, mute.getsockname()) in ("ECONNRESET", "EALREADY", "ECONNABORTED")
+until(lambda: not before.is_alive)
+client, server = pair()
+client.sendall(b"x")
+assert server.recv(1) == b"x"
+""",
+}
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_a_conversation(name: str) -> None:
+    assert talk(CONVERSATIONS[name] + f"\nprint({PASSED!r}, end='')") == PASSED
+
+
+ENDINGS = {
+    "at_its_end": ("", 0),
+    "os._exit": ("os._exit(0)", 0),
+    "SIGKILL": ("os.kill(os.getpid(), signal.SIGKILL)", -9),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_what_was_written_arrives_however_the_program_ends(ending: str) -> None:
+    """The reader takes nothing before the writer has gone."""
+    import utpsocket
+
+    last, code = ENDINGS[ending]
+    with utpsocket.create_server(("127.0.0.1", 0)) as listener:
+        host, port = listener.getsockname()
+        script = f"""
+sock = utpsocket.create_connection(({host!r}, {port}))
+sock.sendall(b"m" * 100_000)
+"""
+        talk(script + last, code=code)
+        server, _ = listener.accept()
+        with server:
+            server.settimeout(WAIT_S)
+            assert len(b"".join(iter(lambda: server.recv(1 << 16), b""))) == 100_000
+
+
+def test_a_kind_of_engine_that_there_is_not() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import utpsocket; utpsocket.create_server(('127.0.0.1', 0))"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "UTPSOCKET_ENGINE": "fibre"},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    assert "ValueError: UTPSOCKET_ENGINE is 'fibre', not 'thread' or 'process'" in done.stderr
+
+
+def test_what_an_argument_is_its_name_says() -> None:
+    """A verb whose parameters are called otherwise would travel as plain values, which fds and identities are not."""
+    assert {name: wire.parameters(verb) for name, verb in wire.VERBS.items() if name.startswith("dial")} == {
+        "dial_private": ("udp_fd", "identity", "end_fd", "fallback_us"),
+        "dial_from": ("key", "peer", "identity", "end_fd", "fallback_us"),
+    }
