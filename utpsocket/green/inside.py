@@ -3,6 +3,7 @@
 Separate because it imports neither: a hook may be set while they are being imported. Both libraries wrap a
 non-blocking socket and wait for its fd by themselves, so nearly everything is the fd's doing (DESIGN.md §5). What can
 still block is close() with SO_LINGER. Calls into the engine do block, for the 50 to 100 µs that its thread needs.
+recv and send keep the interpreter's lock (brief.py); whatever they meet but bytes is left to the class below.
 
 Called by the hub's thread. Sources: gevent's _socket3.py, eventlet's greenio/base.py.
 """
@@ -14,13 +15,15 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from utpsocket import lifecycle, shim
+from utpsocket import lifecycle, shim, wording
 from utpsocket.engine.native import Socket, StdlibSocket
+from utpsocket.green import brief
 from utpsocket.green.turns import turn_of
 from utpsocket.routes import Routes
 
 _FIRST_SLEEP_SECONDS: Final = 0.001
 _LONGEST_SLEEP_SECONDS: Final = 0.02
+_MOST_BYTES: Final = 1 << 20  # asked for at once, beyond which two copies are worse than a wait
 
 
 class _Inside(shim.socket):
@@ -32,6 +35,47 @@ class _Inside(shim.socket):
     def _routes(self) -> Routes | None:  # type: ignore[override]
         """The rules of utpsocket.monkey, when it patched."""
         return getattr(StdlibSocket, "_routes", None)
+
+    def _is_brief(self) -> bool:
+        """Whether the next call may be brief.py's: it is uTP's, and does not block."""
+        return brief.IS_POSSIBLE and self._utp is not None and self.gettimeout() == 0
+
+    def recv(self, *args: Any, **kwargs: Any) -> bytes:
+        """As socket.recv()."""
+        if len(args) == 1 and not kwargs and type(args[0]) is int and 0 < args[0] <= _MOST_BYTES and self._is_brief():
+            room = bytearray(args[0])
+            with memoryview(room) as view:
+                count = brief.receive_into(self.fileno(), view)
+            if count > 0:
+                return bytes(room) if count == len(room) else bytes(memoryview(room)[:count])
+            if count == -errno.EAGAIN:
+                raise lifecycle.fail(errno.EAGAIN)
+        return shim.socket.recv(self, *args, **kwargs)
+
+    def recv_into(self, *args: Any, **kwargs: Any) -> int:
+        """As socket.recv_into()."""
+        if args and not any(args[1:]) and not kwargs and self._is_brief():
+            with memoryview(args[0]) as view:
+                count = -errno.EINVAL
+                if view.nbytes and view.contiguous and not view.readonly:
+                    count = brief.receive_into(self.fileno(), view)
+            if count > 0:
+                return count
+            if count == -errno.EAGAIN:
+                raise lifecycle.fail(errno.EAGAIN)
+        return shim.socket.recv_into(self, *args, **kwargs)
+
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        """As socket.send()."""
+        if not flags and isinstance(data, (bytes, bytearray, memoryview)) and len(data) and self._is_brief():
+            assert self._utp is not None
+            wording.before_send(self, self._utp, 0)
+            count = brief.send(self.fileno(), data)
+            if count > 0:
+                return count
+            if count == -errno.EAGAIN:
+                raise lifecycle.fail(errno.EAGAIN)
+        return shim.socket.send(self, data, flags)
 
 
 class GeventInside(_Inside):

@@ -14,7 +14,7 @@ import time
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-BURST_SECONDS: Final = 0.005  # as the interpreter's own switch interval
+BURST_SECONDS: Final = 0.002  # some ten connects; a hub is late by a few of such pieces
 
 
 class Turn:
