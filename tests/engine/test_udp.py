@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
+from typing import Any
 
 import pytest
 
+from utpsocket.engine import udp
+from utpsocket.engine.arena import Arena
 from utpsocket.engine.syscalls import PlainDatagrams
 from utpsocket.engine.udp import Port
-from utpsocket.protocol import Transmit
-
-BUFFER = memoryview(bytearray(1 << 16))
+from utpsocket.protocol import Run, Transmit
 
 
 def ports(*, offload: bool) -> tuple[Port, Port]:
@@ -22,6 +24,27 @@ def ports(*, offload: bool) -> tuple[Port, Port]:
     sender.connect(receiver.getsockname())
     raw = [socket.SocketType(fileno=sock.detach()) for sock in (sender, receiver)]
     return Port(raw[0], offload=offload), Port(raw[1], offload=offload)
+
+
+def drain(port: Port) -> list[Run]:
+    """All runs that wait, received as the endpoint does."""
+    arena = Arena()
+    runs = []
+    while True:
+        if port.is_gathering:
+            runs += port.receive_many(arena)
+            if port.is_drained:
+                return runs
+        else:
+            run = port.receive(arena.room())
+            if run is None:
+                return runs
+            arena.take(len(run.data))
+            runs.append(run)
+
+
+def content(runs: list[Run]) -> list[bytes]:
+    return [bytes(datagram) for run in runs for datagram in run.datagrams()]
 
 
 def transmit(count: int, segment: int = 1_400, last: int = 1_400) -> Transmit:
@@ -37,13 +60,11 @@ def test_what_is_sent_arrives_in_runs(offload: bool, count: int, last: int) -> N
     sender, receiver = ports(offload=offload)
     sent = transmit(count, last=last)
     sender.send(sent, [])
-    received: list[bytes] = []
-    while (run := receiver.receive(BUFFER)) is not None:
-        received += [bytes(datagram) for datagram in run.datagrams()]
-    assert received == sent.datagrams()
-    assert sender.sent_calls == (1 if offload else count)
-    if offload:
-        assert receiver.received_runs == 1
+    runs = drain(receiver)
+    assert content(runs) == sent.datagrams()
+    assert len(runs) == receiver.received_runs == 1
+    assert receiver.received_datagrams == count
+    assert sender.sent_calls == (1 if offload or sender._calls.can_send_many else count)
     sender.close()
     receiver.close()
 
@@ -80,10 +101,7 @@ def test_a_kernel_that_refuses_offload_is_asked_once() -> None:
     for _ in range(3):
         sender.send(transmit(4), [])
     assert refusing.refusals == 1
-    count = 0
-    while (run := receiver.receive(BUFFER)) is not None:
-        count += run.count
-    assert count == 12
+    assert sum(run.count for run in drain(receiver)) == 12
     sender.close()
     receiver.close()
 
@@ -115,12 +133,145 @@ def test_a_full_kernel_keeps_datagrams_for_later() -> None:
     full.is_full = False
     assert sender.flush()
     assert not sender.is_blocked
-    received = []
-    while (run := receiver.receive(BUFFER)) is not None:
-        received += [bytes(datagram) for datagram in run.datagrams()]
-    assert received == sent.datagrams()
+    assert content(drain(receiver)) == sent.datagrams()
     sender.close()
     receiver.close()
+
+
+@pytest.fixture(params=["one by one", "many at once"])
+def plain_or_many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without calls for many datagrams."""
+    if request.param == "one by one":
+        monkeypatch.setattr(udp, "Datagrams", PlainDatagrams)
+
+
+@pytest.mark.usefixtures("plain_or_many")
+@pytest.mark.parametrize("offload", [True, False])
+def test_datagrams_of_other_senders_and_lengths_are_runs_of_their_own(offload: bool) -> None:
+    with contextlib.ExitStack() as stack:
+        raw = socket.SocketType(socket.AF_INET, socket.SOCK_DGRAM)
+        raw.bind(("", 0))  # a wildcard port: the kernel says where each was sent to
+        receiver = Port(raw, offload=offload)
+        stack.callback(receiver.close)
+        one, other = (stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(2))
+        script = [(one, 1_400)] * 3 + [(one, 30), (one, 1_400), (other, 1_400), (other, 1_400), (one, 0), (one, 1_472)]
+        script += [(other, 1_472), (other, 9_000), (other, 60_000), (other, 1_200), (other, 1_300)]
+        if offload:
+            script = [(one, 1_400)] * 2 + script
+        sent = [(sender, bytes([index]) * size) for index, (sender, size) in enumerate(script)]
+        for sender, data in sent:
+            sender.sendto(data, ("127.0.0.1", raw.getsockname()[1]))
+        runs = drain(receiver)
+        assert content(runs) == [data for _, data in sent if data]
+        assert receiver.truncated_datagrams == 1
+        assert {run.local for run in runs} == {"127.0.0.1"}
+        ports = {one.getsockname()[1], other.getsockname()[1]}
+        assert {run.addr for run in runs} == {("127.0.0.1", port) for port in ports}
+        came_from = [run.addr[1] for run in runs for _ in range(run.count)]  # type: ignore[index]
+        assert came_from == [sender.getsockname()[1] for sender, data in sent if data]
+        # The first two tell a port with GRO that they come one by one.
+        expected = [4, 1, 2, 1, 1, 1, 1, 1, 1]
+        assert [run.count for run in runs] == ([1, 1, *expected] if offload else expected)
+
+
+@pytest.mark.usefixtures("plain_or_many")
+def test_what_was_too_long_for_a_slot_gets_longer_slots() -> None:
+    sender, receiver = ports(offload=False)
+    for expected in (5, 1):
+        sent = transmit(5, segment=8_000, last=8_000)
+        sender.send(sent, [])
+        runs = drain(receiver)
+        assert content(runs) == sent.datagrams()
+        assert len(runs) == expected
+    sender.close()
+    receiver.close()
+
+
+def test_a_port_with_gro_finds_out_how_datagrams_come() -> None:
+    """Merged ones, as long as they come merged; else one by one, and many of those at once."""
+    plain, receiver = ports(offload=False)
+    receiver.close()
+    merging, receiver = ports(offload=True)
+    plain.sock.connect(receiver.local)
+    assert not receiver.is_gathering
+    for _ in range(3):
+        plain.send(transmit(40), [])
+        runs = drain(receiver)
+        assert content(runs) == transmit(40).datagrams()
+        assert len(runs) <= 3  # two alone, then all
+        assert receiver.is_gathering
+        merging.send(transmit(40), [])
+        runs = drain(receiver)
+        assert content(runs) == transmit(40).datagrams()
+        assert [run.count for run in runs] == [40]
+        assert not receiver.is_gathering
+        plain.send(transmit(1), [])
+        merging.send(transmit(40), [])
+        plain.send(transmit(1), [])
+        assert content(drain(receiver)) == transmit(1).datagrams() + transmit(40).datagrams() + transmit(1).datagrams()
+        assert not receiver.is_gathering
+    for port in (plain, merging, receiver):
+        port.close()
+
+
+def test_a_kernel_that_takes_a_part_keeps_the_rest_for_later() -> None:
+    sender, receiver = ports(offload=False)
+    taken = iter([5, 0, 0, 3])
+
+    class Narrow:
+        """The port's calls, with little room."""
+
+        can_send_many = True
+
+        def __init__(self, calls: Any) -> None:
+            self.calls = calls
+            self.is_full = False
+
+        def send_many(self, data: bytes, start: int, segment: int, ancillary: Any, addr: Any) -> int:
+            count = next(taken, 0)
+            for index in range(count):
+                at = start + index * segment
+                assert self.calls.send(data, at, min(at + segment, len(data)), ancillary, addr) == 0
+            self.is_full = not count
+            return count or -errno.EAGAIN
+
+        def send(self, *arguments: Any) -> int:
+            return errno.EAGAIN if self.is_full else self.calls.send(*arguments)
+
+    narrow = sender._calls = Narrow(sender._calls)
+    sent = transmit(12, last=300)
+    sender.send(sent, [])
+    assert sender.is_blocked
+    assert sum(run.count for run in drain(receiver)) == 5
+    sender.send(transmit(2), [])  # behind what waits
+    assert not sender.flush()
+    narrow.is_full = False
+    assert sender.flush()
+    assert not sender.is_blocked
+    assert content(drain(receiver)) == sent.datagrams()[5:] + transmit(2).datagrams()
+    sender.close()
+    receiver.close()
+
+
+def test_one_that_is_too_long_fails_alone() -> None:
+    """EMSGSIZE is a result of that datagram, not of those behind it."""
+    sender, receiver = ports(offload=False)
+    whole = Transmit(None, bytes(65_508 + 10), segment=65_508, count=2)
+    sender.send(whole, [])
+    assert [(error.errno, error.datagram_bytes) for error in sender.errors] == [(errno.EMSGSIZE, 65_508)]
+    assert content(drain(receiver)) == [bytes(10)]
+    sender.close()
+    receiver.close()
+
+
+def test_many_to_nobody_are_icmp_errors_and_not_lost_in_silence() -> None:
+    sender, receiver = ports(offload=False)
+    receiver.close()
+    sender.send(transmit(5), [])
+    sender.read_errors()
+    assert {error.errno for error in sender.errors} == {errno.ECONNREFUSED}
+    assert not sender.is_blocked
+    sender.close()
 
 
 def test_nobody_there_is_an_icmp_error() -> None:

@@ -19,6 +19,7 @@ OUR_SEQ = 65_530
 PEER_SEQ = 65_520
 RECV_ID = 100
 ADDR = "peer"
+STAMPS = st.sampled_from([5, 6, 55, 300, 301, 9_000, 0, 0xFFFFFFFF, 0x90000000])
 
 
 def connected(*, buffer_bytes: int = 200_000) -> Connection:
@@ -56,7 +57,7 @@ class Instant:
 @st.composite
 def instants(draw: st.DrawFn) -> list[Instant]:
     """A plausible peer: runs of DATA, some of it again, ahead of holes or with a FIN, acks of what may be there."""
-    size = draw(st.sampled_from([12, 20, 44, 60]))
+    size = draw(st.sampled_from([12, 20, 44, 60, 62]))
     seq = PEER_SEQ
     result = []
     for _ in range(draw(st.integers(1, 6))):
@@ -64,13 +65,18 @@ def instants(draw: st.DrawFn) -> list[Instant]:
         ack = OUR_SEQ + draw(st.integers(-2, 6))
         stamp = draw(st.integers(0, 3)) * 50 + 5
         for _ in range(draw(st.integers(1, 4))):
-            kind = draw(st.sampled_from(["run", "run", "again", "ahead", "short", "fin", "state", "other", "junk"]))
+            kind = draw(
+                st.sampled_from(["run", "run", "stamped", "again", "ahead", "short", "fin", "state", "other", "junk"])
+            )
             count = draw(st.integers(1, 9))
-            if kind in ("run", "short"):
+            if kind in ("run", "short", "stamped"):
+                stamps = (
+                    draw(st.lists(STAMPS, min_size=count, max_size=count)) if kind == "stamped" else [stamp] * count
+                )
                 for index in range(count):
                     short = size // 2 if kind == "short" and index == count - 1 else size
                     datagrams.append(
-                        packet(PacketType.DATA, seq=seq, ack=ack, payload=bytes([seq & 255]) * short, at=stamp)
+                        packet(PacketType.DATA, seq=seq, ack=ack, payload=bytes([seq & 255]) * short, at=stamps[index])
                     )
                     seq += 1
             elif kind == "again":
@@ -105,8 +111,10 @@ def instants(draw: st.DrawFn) -> list[Instant]:
     return result
 
 
-def runs(datagrams: list[bytes], longest: int) -> list[Run]:
-    """As a receiver with GRO cuts them: equal sizes, the last of a run may be shorter."""
+def runs(datagrams: list[bytes], longest: int, gap_bytes: int = 0) -> list[Run]:
+    """As a receiver cuts them: equal sizes, the last of a run may be shorter. With GRO they lie back to back, without
+    at even distances, so that something else lies between.
+    """
     cut: list[Run] = []
     start = 0
     while start < len(datagrams):
@@ -116,7 +124,8 @@ def runs(datagrams: list[bytes], longest: int) -> list[Run]:
             end += 1
         if end < min(len(datagrams), start + longest) and len(datagrams[end]) < size:
             end += 1
-        cut.append(Run(memoryview(bytearray(b"".join(datagrams[start:end]))), size, ADDR))
+        data = bytearray((b"~" * gap_bytes).join(datagrams[start:end]))
+        cut.append(Run(memoryview(data), size + gap_bytes, ADDR, None, size))
         start = end
     return cut
 
@@ -131,7 +140,12 @@ class PlainRun(Run):
 
 
 def live(
-    connection: Connection, script: list[Instant], longest: int, max_segments: int, kind: type[Run] = Run
+    connection: Connection,
+    script: list[Instant],
+    longest: int,
+    max_segments: int,
+    kind: type[Run] = Run,
+    gap_bytes: int = 0,
 ) -> list[object]:
     """Let a connection live through the script; returns all that it said and was."""
     said: list[object] = []
@@ -142,8 +156,8 @@ def live(
         deadline = connection.timeout_at()
         if deadline is not None and deadline <= now:
             connection.handle_timeout(now=now)
-        for run in runs(instant.datagrams, longest):
-            connection.handle_run(kind(run.data, run.stride, run.addr), now=now)
+        for run in runs(instant.datagrams, longest, gap_bytes):
+            connection.handle_run(kind(run.data, run.stride, run.addr, run.local, run.size), now=now)
             connection._check()
         while (event := connection.poll_event()) is not None:
             said.append(event)
@@ -169,13 +183,15 @@ def live(
 
 
 @settings(max_examples=100)
-@given(instants(), st.integers(1, 7), st.sampled_from([2_000, 200_000]))
-def test_runs_may_be_cut_anywhere(script: list[Instant], longest: int, buffer_bytes: int) -> None:
+@given(instants(), st.integers(1, 7), st.sampled_from([2_000, 200_000]), st.sampled_from([2, 4, 6, 8, 56]))
+def test_runs_may_be_cut_anywhere(script: list[Instant], longest: int, buffer_bytes: int, gap_bytes: int) -> None:
     whole = live(connected(buffer_bytes=buffer_bytes), script, 64, 64)
     pieces = live(connected(buffer_bytes=buffer_bytes), script, longest, 64)
     single = live(connected(buffer_bytes=buffer_bytes), script, 1, 64)
     plain = live(connected(buffer_bytes=buffer_bytes), script, 1, 64, PlainRun)
+    spaced = live(connected(buffer_bytes=buffer_bytes), script, 64, 64, Run, gap_bytes)
     assert whole == pieces
+    assert whole == spaced
     assert whole == single
     assert whole == plain
 

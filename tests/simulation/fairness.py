@@ -39,6 +39,9 @@ class Reno:
     def on_peer_delay(self, delay_us: int, *, now: int) -> None:
         pass
 
+    def is_news(self, delay_us: int) -> bool:
+        return False
+
     def on_ack(
         self, acked_bytes: int, *, in_flight_bytes: int, is_limited: bool, rtt_us: int, sent_us: int, now: int
     ) -> None:

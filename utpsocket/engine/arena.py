@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from utpsocket.protocol.packet import HEADER_BYTES
+from utpsocket.protocol.packet import HEADER_BYTES, Run
 
 ROOM_BYTES: Final = 65_536  # the most that one receive gives
 _CHUNK_BYTES: Final = 1 << 20
@@ -25,11 +25,16 @@ class Arena:
 
     def __init__(self) -> None:
         self._first = self._chunk = memoryview(bytearray(_CHUNK_BYTES))
-        self._payloads: dict[int, list[memoryview]] = {}  # by stride, of the first chunk laid out with it
+        self._payloads: dict[
+            tuple[int, int], list[memoryview]
+        ] = {}  # by stride and size, of the first chunk laid out so
         self._used = 0
 
-    def room(self) -> memoryview:
-        """At least ROOM_BYTES, behind what was taken last if there is room. Then call take()."""
+    def room(self, stride: int = 1) -> memoryview:
+        """At least ROOM_BYTES, behind what was taken last if there is room, from a multiple of `stride` on. Then call
+        take().
+        """
+        self._used += -self._used % stride
         if self._used > _CHUNK_BYTES - ROOM_BYTES:
             self._chunk = memoryview(bytearray(_CHUNK_BYTES))
             self._used = 0
@@ -39,21 +44,22 @@ class Arena:
         """The first `count` bytes of room() are in use."""
         self._used += count
 
-    def slots(self, count: int, stride: int) -> list[memoryview] | None:
-        """The payloads of the full datagrams in the `count` bytes taken last, made in an earlier turn: slicing anew
-        costs more than anything else that is done with them. None where they are not at hand.
+    def slots(self, run: Run, start: int) -> list[memoryview] | None:
+        """The payloads of the run's full datagrams, which begin at room()[start], made in an earlier turn: slicing
+        anew costs more than anything else that is done with them. None where they are not at hand.
         """
-        start = self._used - count
+        stride, size = run.stride, run.size
+        start += self._used
         if self._chunk is not self._first or start < 0 or start % stride:
             return None
-        payloads = self._payloads.get(stride)
+        payloads = self._payloads.get((stride, size))
         if payloads is None:
             if len(self._payloads) >= _STRIDES_KEPT:
                 self._payloads.clear()
             whole = range(0, _CHUNK_BYTES - stride + 1, stride)
-            payloads = self._payloads[stride] = [self._first[at + HEADER_BYTES : at + stride] for at in whole]
+            payloads = self._payloads[stride, size] = [self._first[at + HEADER_BYTES : at + size] for at in whole]
         first = start // stride
-        return payloads[first : first + count // stride]
+        return payloads[first : first + (len(run.data) + stride - size) // stride]
 
     def last(self, count: int) -> memoryview | None:
         """The `count` bytes taken last, or None where they do not lie together."""

@@ -36,6 +36,7 @@ _IDS_PER_DIAL: Final = 4
 _BULK_BYTES: Final = 512  # datagrams of this size fill buffers
 _EXPECTED_RUNS: Final = 16
 _RUNS_PER_TURN: Final = 8  # then other ports have theirs
+_DATAGRAMS_PER_TURN: Final = 512  # likewise, where they come one by one
 _system_random: Final = random.SystemRandom()
 
 
@@ -169,8 +170,16 @@ class Endpoint:
         """Take what the port has, bounded; runs go to their connections at once, answers leave later."""
         port, arena = self.port, self.loop.arena
         before: Run | None = None  # not handled yet: what follows may belong to the same flight
-        runs = 0
+        runs = datagrams = 0
         for runs in range(_RUNS_PER_TURN):
+            if port.is_gathering:
+                if before is not None:
+                    self.handle_run(before, now=now)
+                    before = None
+                datagrams += self._receive_many(now=now)
+                if not self.is_readable or datagrams >= _DATAGRAMS_PER_TURN:
+                    break
+                continue
             if runs == 1 and not self._expected_runs and len(before.data if before else b"") < _BULK_BYTES:
                 # Most likely there is no more, and to be told so costs as much as a datagram. epoll tells levels here,
                 # but not while the port is blocked.
@@ -192,7 +201,7 @@ class Endpoint:
                     self.handle_run(before, now=now)
             before = run
             if len(run.data) > run.stride:
-                run.slots = arena.slots(len(run.data), run.stride)
+                run.slots = arena.slots(run, -len(run.data))
         if runs > 1:
             self._expected_runs = _EXPECTED_RUNS
         elif self._expected_runs:
@@ -202,6 +211,16 @@ class Endpoint:
         if port.errors:
             self.handle_errors(now=now)
 
+    def _receive_many(self, *, now: int) -> int:
+        """Take what came one by one; how many there were."""
+        port = self.port
+        count = 0
+        for run in port.receive_many(self.loop.arena):
+            count += run.count
+            self.handle_run(run, now=now)
+        self.is_readable = not port.is_drained
+        return count
+
     def handle_run(self, run: Run, *, now: int) -> None:
         """Split by connection id and hand on. PERFORMANCE.md, trick 4: GRO may mix connections of one address."""
         if run.is_clean() or run.is_uniform():
@@ -209,7 +228,7 @@ class Endpoint:
             bridge = self.bridges.get((run.addr, data[2] << 8 | data[3]))
             if bridge is not None:
                 bridge.connection.handle_run(run, now=now)
-                if run.stride >= _BULK_BYTES and not self.is_private:
+                if run.size >= _BULK_BYTES and not self.is_private:
                     self.shares.on_data(bridge, now=now)
                 self.loop.touch(bridge)
                 return

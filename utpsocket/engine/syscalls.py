@@ -17,7 +17,9 @@ import os
 import socket as stdlib
 import struct
 import sys
-from typing import Any, Final
+from typing import Any, ClassVar, Final
+
+from utpsocket.engine.gather import CONTROL_BYTES, NAME_BYTES, ROOM_BYTES, Inbound, Outbound
 
 _MSG_DONTWAIT: Final = 0x40
 _MSG_NOSIGNAL: Final = 0x4000
@@ -30,9 +32,13 @@ _MOST_NAMES: Final = 4_096
 _CMSG: Final = struct.Struct("@Nii")
 _IPV4: Final = struct.Struct("=H2s4s8x")
 _IPV6: Final = struct.Struct("=H2s4s16sI")
+_plain_overflow: Final = memoryview(bytearray(ROOM_BYTES))
 
 Ancillary = list[tuple[int, int, bytes]]
 Received = tuple[int, Any, int, Any]  # size or negative errno, ancillary data, flags, address
+Group = tuple[int, int, int, int, Any, Any]
+"""Equal datagrams of one sender, in slots that follow each other: the first's index, how many, the size of each but the
+last, the last's; their ancillary data and address."""
 
 
 class PlainStream:
@@ -63,11 +69,13 @@ class PlainStream:
 class PlainDatagrams:
     """A UDP socket, through the socket module. Does not own it."""
 
-    __slots__ = ("_ancillary_bytes", "_sock")
+    __slots__ = ("_ancillary_bytes", "_overflow", "_sock")
+    can_send_many: ClassVar = False
 
     def __init__(self, sock: Any, ancillary_bytes: int, peer: Any) -> None:
         self._sock = sock
         self._ancillary_bytes = ancillary_bytes
+        self._overflow: dict[int, bytes] = {}
 
     def receive(self, room: memoryview) -> Received:
         """As socket.recvmsg_into(), with a negative errno for the size where that raises."""
@@ -76,6 +84,32 @@ class PlainDatagrams:
             return received
         except OSError as error:
             return -(error.errno or errno.EIO), (), 0, None
+
+    def receive_many(self, room: memoryview, stride: int, most: int) -> int | list[Group]:
+        """Receive up to `most` datagrams into slots of `stride` bytes, and say what they are; or a negative errno.
+        See overflow() for what is longer than a slot.
+        """
+        groups: list[Group] = []
+        self._overflow.clear()
+        for index in range(most):
+            spans = room[index * stride : (index + 1) * stride], _plain_overflow
+            try:
+                size, ancillary, _, addr = self._sock.recvmsg_into(spans, self._ancillary_bytes)
+            except OSError as error:
+                return groups or -(error.errno or errno.EIO)
+            if size > stride:
+                self._overflow[index] = bytes(_plain_overflow[: size - stride])
+            if groups:
+                first, count, usual, last, told, came_from = groups[-1]
+                if 0 < size <= usual == last and addr == came_from and ancillary == told:
+                    groups[-1] = first, count + 1, usual, size, told, came_from
+                    continue
+            groups.append((index, 1, size, size, ancillary, addr))
+        return groups
+
+    def overflow(self, index: int, count: int) -> bytes:
+        """What the slot had no room for: the last `count` bytes of a datagram that receive_many() just received."""
+        return self._overflow[index]
 
     def send(self, data: bytes | bytearray, start: int, stop: int, ancillary: Ancillary, addr: Any) -> int:
         """Send data[start:stop]; 0 or the errno."""
@@ -178,6 +212,7 @@ class KeepingDatagrams:
     """As PlainDatagrams, with the GIL kept."""
 
     __slots__ = ("_ancillary_bytes", "_controls", "_fd", "_names", "_peer")
+    can_send_many: ClassVar = True
 
     def __init__(self, sock: Any, ancillary_bytes: int, peer: Any) -> None:
         self._fd = sock.fileno()
@@ -200,15 +235,31 @@ class KeepingDatagrams:
             name = _in_name.raw[: _in_header.namelen]
             addr = self._names.get(name) or self._learn(name)
         length = _in_header.controllen
-        ancillary: list[tuple[int, int, bytes]] = []
-        if length:
-            raw = _in_control.raw
-            at = 0
-            while at + _CMSG.size <= length:
-                whole, level, kind = _CMSG.unpack_from(raw, at)
-                ancillary.append((level, kind, raw[at + _CMSG.size : at + whole]))
-                at += whole + 7 & ~7
-        return size, ancillary, _in_header.flags, addr
+        return size, _parsed(_in_control.raw[:length]) if length else (), _in_header.flags, addr
+
+    def receive_many(self, room: memoryview, stride: int, most: int) -> int | list[Group]:
+        """See PlainDatagrams.receive_many()."""
+        room_at = _addressof(_c_char.from_buffer(room))
+        name_bytes = 0 if self._peer is not None else NAME_BYTES
+        count = _inbound.receive(self._fd, room_at, stride, most, name_bytes, min(self._ancillary_bytes, CONTROL_BYTES))
+        if count < 0:
+            return -_get_errno()
+        names, peer = self._names, self._peer
+        return [
+            (
+                first,
+                count,
+                size,
+                last,
+                _parsed(control) if control else (),
+                peer if peer is not None else names.get(name) or self._learn(name),
+            )
+            for first, count, size, last, name, control in _inbound.groups(count)
+        ]
+
+    def overflow(self, index: int, count: int) -> memoryview:
+        """See PlainDatagrams.overflow()."""
+        return _inbound.overflow(index, count)
 
     def _learn(self, name: bytes) -> Any:
         """An address as the socket module writes it."""
@@ -276,6 +327,35 @@ class KeepingDatagrams:
             _out_header.controllen = 0
         return 0 if _sendmsg(self._fd, _out_header_at, _MSG_DONTWAIT | _MSG_NOSIGNAL) >= 0 else _get_errno()
 
+    def send_many(self, data: bytes | bytearray, start: int, segment: int, ancillary: Ancillary, addr: Any) -> int:
+        """Send what follows data[:start], a datagram for each `segment` bytes; how many left, or the first one's
+        negative errno.
+        """
+        name: Any = b"" if addr is None else self._names.get(addr) or self._name(addr)
+        control: Any = self._control(ancillary) if ancillary else b""
+        count = _outbound.send(
+            self._fd,
+            _address(data) + start,
+            len(data) - start,
+            segment,
+            _addressof(name) if name else 0,
+            len(name),
+            _addressof(control) if control else 0,
+            len(control),
+        )
+        return count if count >= 0 else -_get_errno()
+
+
+def _parsed(control: bytes) -> Ancillary:
+    """Ancillary data as the socket module gives it."""
+    ancillary: Ancillary = []
+    at = 0
+    while at + _CMSG.size <= len(control):
+        whole, level, kind = _CMSG.unpack_from(control, at)
+        ancillary.append((level, kind, control[at + _CMSG.size : at + whole]))
+        at += whole + 7 & ~7
+    return ancillary
+
 
 # One of each will do: a call that keeps the GIL is over before another thread can make one.
 _in_name = ctypes.create_string_buffer(_NAME_BYTES)
@@ -284,6 +364,8 @@ _in_iovec, _out_iovec = _Iovec(), _Iovec()
 _in_header = _Msghdr(_addressof(_in_name), 0, _addressof(_in_iovec), 1, _addressof(_in_control), 0, 0)
 _out_header = _Msghdr(None, 0, _addressof(_out_iovec), 1, None, 0, 0)
 _in_header_at, _out_header_at = _addressof(_in_header), _addressof(_out_header)
+if _keeps_gil():
+    _inbound, _outbound = Inbound(_libc.recvmmsg), Outbound(_libc.sendmmsg)
 
 Stream: Any = KeepingStream if _keeps_gil() else PlainStream
 Datagrams: Any = KeepingDatagrams if _keeps_gil() else PlainDatagrams

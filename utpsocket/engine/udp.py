@@ -15,6 +15,8 @@ import socket as stdlib
 import struct
 from typing import Any, Final
 
+from utpsocket.engine.arena import ROOM_BYTES, Arena
+from utpsocket.engine.gather import MOST_IN
 from utpsocket.engine.names import Address
 from utpsocket.engine.syscalls import Datagrams
 from utpsocket.protocol import Run, Transmit
@@ -40,6 +42,10 @@ _SOURCE_V4: Final = struct.Struct("=I4s4s")  # struct in_pktinfo
 _SOURCE_V6: Final = struct.Struct("=16sI")  # struct in6_pktinfo
 _MAX_SEGMENTS: Final = 64  # UDP_MAX_SEGMENTS before 6.9
 _MAX_SEND_BYTES: Final = 65_507  # an IPv4 datagram's most, segmented or not
+_SLOT_BYTES: Final = 1_472  # what an Ethernet's packet carries; a path that proves larger ones gets larger slots
+_MOST_GRO_SLOTS: Final = 64  # each may turn out to hold 64 KiB after all
+_LARGE_BYTES: Final = 1_000
+_LONE_IN_A_ROW: Final = 2
 _MSG_TRUNC: Final = int(stdlib.MSG_TRUNC)  # an IntFlag's & costs two microseconds
 _STALE: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH)  # met by an earlier datagram
 _OFFLOAD_REFUSED: Final = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
@@ -63,6 +69,8 @@ class Port:
 
     local           its own address as the kernel gives it
     is_connected    to one peer: the kernel then filters strangers
+    is_gathering    datagrams come one by one, so use receive_many() instead of receive()
+    is_drained      nothing was left after the last receive_many()
     errors          ICMP errors met while sending, for whoever owns the port to collect
     pending         datagrams that the kernel would not take yet
     """
@@ -71,13 +79,17 @@ class Port:
         "_calls",
         "_has_gro",
         "_has_gso",
+        "_lone",
         "_may_fragment",
         "_overhead",
         "_segment_cmsg",
+        "_slot_bytes",
         "errors",
         "family",
         "fd",
         "is_connected",
+        "is_drained",
+        "is_gathering",
         "is_wildcard",
         "local",
         "peer",
@@ -112,6 +124,10 @@ class Port:
         sock.setblocking(False)
         self._has_gso = offload and self._option(stdlib.IPPROTO_UDP, _UDP_SEGMENT, 0)
         self._has_gro = offload and self._option(stdlib.IPPROTO_UDP, _UDP_GRO, 1)
+        self.is_gathering = not self._has_gro
+        self.is_drained = False
+        self._lone = 0
+        self._slot_bytes = _SLOT_BYTES
         self._configure()
         ancillary_bytes = _ANCILLARY_BYTES if self._has_gro or self.is_wildcard else 0
         self._calls = Datagrams(sock, ancillary_bytes, self.peer)
@@ -145,14 +161,25 @@ class Port:
         size, ancillary, flags, addr = self._calls.receive(buffer)
         if size < 0:
             if size == -errno.EAGAIN:
+                self._lone = 0
                 return None
             self.read_errors()
             return self._empty(buffer)
         if flags & _MSG_TRUNC or not size:
             self.truncated_datagrams += 1
             return self._empty(buffer)
-        stride = size
-        local = None
+        stride, local = self._told(ancillary, size)
+        if self._has_gro:
+            # What is not merged comes from a peer without offload, or is small and rare: two in a row tell which.
+            self._lone = self._lone + 1 if stride == size >= _LARGE_BYTES else 0
+            self.is_gathering = self._lone >= _LONE_IN_A_ROW
+        self.received_runs += 1
+        self.received_datagrams += -(-size // stride) if stride != size else 1
+        return Run(buffer[:size], stride, addr, local)
+
+    def _told(self, ancillary: Any, size: int) -> tuple[int, str | None]:
+        """From ancillary data: the size of each datagram in what was received, and the address it was sent to."""
+        stride, local = size, None
         for level, kind, data in ancillary:
             if kind == _UDP_GRO and level == stdlib.IPPROTO_UDP:
                 stride = int.from_bytes(data[:2], "little") if len(data) < 4 else _INT.unpack_from(data)[0]
@@ -160,9 +187,59 @@ class Port:
                 local = stdlib.inet_ntop(stdlib.AF_INET, data[4:8])
             elif kind == _IPV6_PKTINFO and level == stdlib.IPPROTO_IPV6:
                 local = stdlib.inet_ntop(stdlib.AF_INET6, data[:16])
-        self.received_runs += 1
-        self.received_datagrams += -(-size // stride) if stride != size else 1
-        return Run(buffer[:size], stride, addr, local)
+        return stride, local
+
+    def receive_many(self, arena: Arena) -> list[Run]:
+        """What waits, up to a turn's worth, each datagram in a slot of its own; then look at is_drained. Errors go to
+        `errors`. Memory is taken from the arena.
+        """
+        stride = self._slot_bytes
+        room = arena.room(stride)
+        most = min(_MOST_GRO_SLOTS if self._has_gro else MOST_IN, len(room) // stride)
+        groups = self._calls.receive_many(room, stride, most)
+        if isinstance(groups, int):
+            self.is_drained = groups == -errno.EAGAIN
+            if not self.is_drained:
+                self.read_errors()
+            return []
+        runs = []
+        longest = 0
+        for first, count, size, last, ancillary, addr in groups:
+            longest = max(longest, size)
+            gso_size, local = self._told(ancillary, 0) if ancillary else (0, None)
+            if gso_size or size > stride:
+                for index in range(first, first + count):
+                    whole = last if index == first + count - 1 else size
+                    runs.append(Run(self._joined(room, index, whole), gso_size or whole, addr, local))
+                if gso_size:
+                    self.is_gathering = False
+            elif size:
+                run = Run(room[first * stride : (first + count - 1) * stride + last], stride, addr, local, size)
+                if count > 1:
+                    run.slots = arena.slots(run, first * stride)
+                runs.append(run)
+            else:
+                self.truncated_datagrams += 1
+        received = first + count
+        arena.take(received * stride)
+        # Fewer than there was room for: the queue was empty. An error that cut it short comes with an event of its own.
+        self.is_drained = received < most
+        if self._has_gro and (received == 1 or not self.is_gathering):
+            self.is_gathering = False
+            self._lone = 0
+        elif longest > stride:
+            self._slot_bytes = min(longest + 7 & ~7, ROOM_BYTES)
+        self.received_runs += len(runs)
+        self.received_datagrams += sum(run.count for run in runs)
+        return runs
+
+    def _joined(self, room: memoryview, index: int, size: int) -> memoryview:
+        """A datagram, or several merged into one, that may be longer than its slot."""
+        stride = self._slot_bytes
+        slot = room[index * stride : index * stride + min(size, stride)]
+        if size <= stride:
+            return slot
+        return memoryview(bytearray(b"".join((slot, self._calls.overflow(index, size - stride)))))
 
     def _empty(self, buffer: memoryview) -> Run:
         """Something was read that is no datagram: ask again."""
@@ -235,8 +312,25 @@ class Port:
             elif error != errno.EMSGSIZE:
                 self._failed(error, transmit.datagrams()[sent], addr)
                 return
-        for datagram in transmit.datagrams()[sent:]:
-            self._send_one(datagram, source, addr)
+        if self._calls.can_send_many:
+            self._send_many(transmit, sent, source, addr)
+        else:
+            for datagram in transmit.datagrams()[sent:]:
+                self._send_one(datagram, source, addr)
+
+    def _send_many(self, transmit: Transmit, sent: int, source: list[Any], addr: object) -> None:
+        """All but the first `sent` datagrams, in as few calls as it takes."""
+        data, segment = transmit.data, transmit.segment
+        while sent < transmit.count:
+            count = 0
+            if not self.pending:
+                self.sent_calls += 1
+                count = self._calls.send_many(data, sent * segment, segment, source, addr)
+            if count <= 0:
+                # The next one failed, and alone it fares as any other.
+                self._send_one(bytes(data[sent * segment : (sent + 1) * segment]), source, addr)
+                count = 1
+            sent += count
 
     def _send_one(self, datagram: bytes | bytearray, source: list[Any], addr: object) -> None:
         if self.pending:

@@ -24,15 +24,16 @@ def handle(connection: Connection, run: Run, *, now: int) -> bool:
     receive, send = connection.receive, connection.send
     reassembly = receive.reassembly
     count = run.count
-    total_bytes = len(data) - HEADER_BYTES * count
+    last_bytes = run.last_bytes
+    total_bytes = (count - 1) * run.size + last_bytes - HEADER_BYTES * count
     if (
         seq16 != reassembly.next_seq & 0xFFFF
         or reassembly.has_held
         or reassembly.fin_seq is not None
         or receive.is_discarding
         or total_bytes > reassembly.window_bytes
-        or len(data) % run.stride == HEADER_BYTES
-        or run.stride == HEADER_BYTES
+        or last_bytes == HEADER_BYTES
+        or run.size == HEADER_BYTES
         or connection_id != connection.recv_id
     ):
         return False
@@ -42,6 +43,9 @@ def handle(connection: Connection, run: Run, *, now: int) -> bool:
     if not una_seq - ACK_SLACK - flights.most_packets <= ack_next_seq <= flights.next_seq:
         return False
     delay_us = connection.heard(timestamp_us, difference_us, now=now)
+    timestamps = run.timestamps()
+    if timestamps is not None:
+        connection.heard_more(timestamps, now=now)
     if flights.queue or ack_next_seq != una_seq or window_bytes != send.peer.window_bytes:
         send.on_ack(ack_next_seq, window_bytes, [], delay_us, is_state=False, now=now)
     receive.on_run(count, run.payloads(), total_bytes, now=now)

@@ -15,6 +15,7 @@ Sources: BEP 29; PROTOCOL.md §2 to §4, §12.
 from __future__ import annotations
 
 import errno
+from array import array
 from collections.abc import Sequence
 from typing import Final
 
@@ -287,6 +288,14 @@ class Connection:
             self.receive.difference_us = delay_us
             self.send.controller.on_peer_delay(delay_us, now=now)
         return 0 if difference_us in _NO_SAMPLES else difference_us
+
+    def heard_more(self, timestamps: array[int], *, now: int) -> None:
+        """The first of these times has been heard; the others were sent behind it."""
+        self.receive.difference_us = (now - timestamps[-1]) & _CLOCK
+        controller, newest = self.send.controller, max(timestamps)
+        if newest - min(timestamps) > _CLOCK >> 3 or controller.is_news((now - newest) & _CLOCK):
+            for timestamp_us in timestamps[1:]:
+                controller.on_peer_delay((now - timestamp_us) & _CLOCK, now=now)
 
     def _handle_syn(self, packet: Packet, *, now: int) -> None:
         """A SYN opens, or repeats itself because our answer was lost: then it is answered identically."""

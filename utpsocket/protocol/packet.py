@@ -197,22 +197,25 @@ def compose(header: bytes, seq: int, payloads: list[memoryview]) -> bytes | byte
 
 
 class Run:
-    """Datagrams of one sender that arrived together, back to back: what one recvmsg gave.
+    """Datagrams of one sender that arrived together, one behind the other: what one recvmsg gave, or one recvmmsg.
 
-    data     whole datagrams, all of `stride` bytes but the last, which may be shorter
-    stride   bytes per datagram
+    data     whole datagrams, one every `stride` bytes
+    stride   from the start of one datagram to the start of the next
     addr     the sender's address, as the socket module writes it
     local    the address it was sent to where the kernel told (wildcard ports), else None
+    size     bytes of each datagram but the last, which may be shorter and ends the data; what is left of each stride
+             is nobody's. Unless said: `stride`, and they lie back to back
     slots    views of the payloads of full datagrams, where whoever owns the memory has them at hand
     """
 
-    __slots__ = ("_clean", "_uniform", "addr", "data", "local", "slots", "stride")
+    __slots__ = ("_clean", "_uniform", "addr", "data", "local", "size", "slots", "stride")
 
-    def __init__(self, data: memoryview, stride: int, addr: object, local: object = None) -> None:
+    def __init__(self, data: memoryview, stride: int, addr: object, local: object = None, size: int = 0) -> None:
         self.data = data
         self.stride = stride
         self.addr = addr
         self.local = local
+        self.size = size or stride
         self._uniform: bool | None = None
         self._clean: bool | None = None
         self.slots: list[memoryview] | None = None
@@ -227,7 +230,8 @@ class Run:
             return False
         count = length // stride
         return (
-            data[:16] == before[:16]
+            data[:4] == before[:4]
+            and data[8:16] == before[8:16]
             and (data[16] << 8 | data[17]) == ((before[16] << 8 | before[17]) + count) & _SEQ_MASK
             and count - (-len(data) // stride) <= MAX_RUN_PACKETS
             and self.local == previous.local
@@ -238,9 +242,14 @@ class Run:
         """How many datagrams the run holds; at least one unless data is empty."""
         return -(-len(self.data) // self.stride)
 
+    @property
+    def last_bytes(self) -> int:
+        """The size of the last datagram."""
+        return (len(self.data) - 1) % self.stride + 1
+
     def datagrams(self) -> list[memoryview]:
         """The datagrams one by one."""
-        return [self.data[i : i + self.stride] for i in range(0, len(self.data), self.stride)]
+        return [self.data[i : i + self.size] for i in range(0, len(self.data), self.stride)]
 
     def is_uniform(self) -> bool:
         """Whether all headers agree in type, version, extension and connection id, so that one look tells
@@ -261,7 +270,8 @@ class Run:
 
     def is_clean(self) -> bool:
         """Whether these are DATA packets without extensions whose headers differ in nothing but consecutive
-        sequence numbers. Then the first header and `count` say all there is to say. One alone has a payload.
+        sequence numbers and the times they were sent at. Then the first header, `count` and timestamps() say all
+        there is to say. One alone has a payload.
         """
         clean = self._clean
         if clean is None:
@@ -281,9 +291,13 @@ class Run:
         if length - (count - 1) * stride < HEADER_BYTES or count > MAX_RUN_PACKETS:
             return False
         header = data[:HEADER_BYTES].tobytes()
-        longs = data[: length & ~7].cast("Q")
+        words = data[: length & ~7]
+        longs = words.cast("Q")
         if longs[0 :: stride // 8].tobytes() != header[:8] * count:
-            return False
+            if words.cast("I")[0 :: stride // 4].tobytes() != header[:4] * count:
+                return False
+            if 0 in words.cast("I")[1 :: stride // 4]:  # no time: not all can be treated alike
+                return False
         self._uniform = True
         if longs[1 :: stride // 8].tobytes() != header[8:16] * count:
             return False
@@ -293,14 +307,27 @@ class Run:
             return False
         return halves[9 :: stride // 2].tobytes() == header[18:] * count
 
+    def timestamps(self) -> array[int] | None:
+        """When each packet of a clean run was sent, by the sender's clock; None: all at once, as the first one says."""
+        stride = self.stride
+        if len(self.data) <= stride:
+            return None
+        words = self.data[: len(self.data) & ~3].cast("I")
+        column = words[1 :: stride // 4].tobytes()
+        if column == column[:4] * (len(column) // 4):
+            return None
+        stamps = array("I", column)
+        if struct.pack("=H", 1) != struct.pack(">H", 1):
+            stamps.byteswap()
+        return stamps
+
     def payloads(self) -> list[memoryview]:
         """The payloads of a clean run."""
-        data = self.data
-        stride = self.stride
-        last = len(data) - len(data) % stride
-        payloads = self.slots or [data[i + HEADER_BYTES : i + stride] for i in range(0, last, stride)]
-        if last < len(data):
-            payloads.append(data[last + HEADER_BYTES :])
+        data, stride, size = self.data, self.stride, self.size
+        full = len(data) // stride if size == stride else (len(data) + stride - size) // stride
+        payloads = self.slots or [data[i + HEADER_BYTES : i + size] for i in range(0, full * stride, stride)]
+        if full * stride < len(data):
+            payloads.append(data[full * stride + HEADER_BYTES :])
         return payloads
 
 

@@ -30,6 +30,12 @@ class Controller(Protocol):
         """We measured a one-way delay of the peer's packets, which tells clock drift."""
         ...
 
+    def is_news(self, delay_us: int) -> bool:
+        """Whether on_peer_delay() would learn anything from this delay, or one up to an eighth of the clock longer, at
+        the time of its last call. May say yes without need.
+        """
+        ...
+
     def on_ack(
         self, acked_bytes: int, *, in_flight_bytes: int, is_limited: bool, rtt_us: int, sent_us: int, now: int
     ) -> None:

@@ -65,6 +65,12 @@ class _BaseDelay:
             return 0
         return above_us
 
+    def is_news(self, delay_us: int) -> bool:
+        """Whether add() of it would change anything before the minute ends. May say yes without need."""
+        lowest = self._minima[-1] if self._minima else delay_us
+        quarter = _HALF_CLOCK >> 1  # so that what is a little longer is no jump of half the clock either
+        return (delay_us - lowest) & _CLOCK >= quarter or (delay_us - self.value_us) & _CLOCK >= quarter
+
     def _recompute(self) -> None:
         lowest = self._minima[0]
         for delay_us in self._minima:
@@ -144,6 +150,10 @@ class Ledbat:
             self._drift_ends_at = now + _DRIFT_PERIOD_US
             self._penalty_us = max(0, self._drift_us - _MAX_DRIFT_US) // 7
             self._drift_us = 0
+
+    def is_news(self, delay_us: int) -> bool:
+        """See Controller.is_news."""
+        return self._peer_base.is_news(delay_us)
 
     def on_ack(
         self, acked_bytes: int, *, in_flight_bytes: int, is_limited: bool, rtt_us: int, sent_us: int, now: int
