@@ -26,6 +26,7 @@ class SilentPort:
     peer = None
     is_blocked = False
     receive_buffer_bytes = 1 << 20
+    pending = ()
 
     def __init__(self) -> None:
         self.errors: list[IcmpError] = []
