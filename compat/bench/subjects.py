@@ -13,8 +13,9 @@ from compat.peers.children import Child, Children
 
 AIOQUIC_VERSION: Final = "1.7.2"
 HERE: Final = Path(__file__).resolve().parent
-MODULES: Final = {"utpsocket": "utpsocket", "tcp": "socket"}
-SUBJECTS: Final = ("utpsocket", "tcp", "aioquic", "libtorrent", "utp-native")
+IN_A_PROCESS: Final = "utpsocket-process"  # the engine in a process of its own
+MODULES: Final = {"utpsocket": "utpsocket", IN_A_PROCESS: "utpsocket", "tcp": "socket"}
+SUBJECTS: Final = ("utpsocket", IN_A_PROCESS, "tcp", "aioquic", "libtorrent", "utp-native")
 
 
 def prepare(subject: str) -> None:
@@ -36,6 +37,7 @@ def start(
     if subject in MODULES:
         command = [sys.executable, "-m", "compat.bench.stream_side"]
         settings = {**settings, "module": MODULES[subject]}
+        variables["UTPSOCKET_ENGINE"] = "process" if subject == IN_A_PROCESS else "thread"
     elif subject in ("aioquic", "libtorrent"):
         if subject == "aioquic":
             command = [str(provision.environment_with("aioquic", AIOQUIC_VERSION)), str(HERE / "quic_side.py")]

@@ -186,6 +186,14 @@ client.sendall(b"m" * 100_000)
 client.close()
 assert len(receive_all(server)) == 100_000
 """,
+    "flushed_twice": """
+from utpsocket.engine import flush
+client, server = pair()
+client.sendall(b"m" * 100_000)
+assert flush(60) == 0
+assert flush(60) == 0
+assert len(receive_all(server)) == 100_000
+""",
     "fork": """
 client, server = pair()
 parents_engine = engine().pid

@@ -402,7 +402,7 @@ class Bridge:
         """Everything the user wrote has been acked, or never will be."""
         if self.connection.state in (State.CLOSED, State.TIME_WAIT):
             return True
-        if self.end is not None and self.is_readable:
+        if self.end is not None and self.is_readable and not self.connection.send.is_finishing:
             return False
         return self.connection.is_flushed
 
