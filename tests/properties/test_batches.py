@@ -138,6 +138,9 @@ class PlainRun(Run):
     def is_clean(self) -> bool:
         return False
 
+    def is_bare_ack(self) -> bool:
+        return False
+
 
 def live(
     connection: Connection,

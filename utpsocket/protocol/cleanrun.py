@@ -1,7 +1,7 @@
-"""A whole run of DATA packets at once, where nothing about it is special.
+"""A whole run of DATA packets at once, or a bare ack, where nothing about it is special.
 
-The shortcut that most bytes take. It decides nothing: what it does is what Connection does with each of the packets
-(tests/properties/test_batches.py), and wherever anything is out of the ordinary it declines.
+The shortcuts that most packets take. They decide nothing: what they do is what Connection does with each of the packets
+(tests/properties/test_batches.py), and wherever anything is out of the ordinary they decline.
 
 Sources: DESIGN.md §4 ("the slow path is the specification").
 """
@@ -50,5 +50,25 @@ def handle(connection: Connection, run: Run, *, now: int) -> bool:
         send.on_ack(ack_next_seq, window_bytes, [], delay_us, is_state=False, now=now)
     receive.on_run(count, run.payloads(), total_bytes, now=now)
     if send.is_finishing:
+        connection.settle(now=now)
+    return True
+
+
+def handle_ack(connection: Connection, run: Run, *, now: int) -> bool:
+    """Take a lone STATE without extension from a connected peer; False as above."""
+    connection_id, timestamp_us, difference_us, window_bytes, _, ack16 = HEADER_FIELDS.unpack_from(run.data)
+    receive, send = connection.receive, connection.send
+    flights = send.flights
+    una_seq = flights.una_seq
+    ack_next_seq = unwrap(ack16, una_seq) + 1
+    if (
+        connection_id != connection.recv_id
+        or not una_seq - ACK_SLACK <= ack_next_seq <= flights.next_seq
+        or not receive.received_packets  # it may be a repeated answer to our SYN
+    ):
+        return False
+    delay_us = connection.heard(timestamp_us, difference_us, now=now)
+    send.on_ack(ack_next_seq, window_bytes, [], delay_us, is_state=True, now=now)
+    if send.is_finishing or receive.is_discarding:
         connection.settle(now=now)
     return True

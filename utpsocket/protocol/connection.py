@@ -208,8 +208,12 @@ class Connection:
 
         A run of any other shape than a clean one is the sum of its packets; a clean one is too, only faster.
         """
-        if self.state is State.CONNECTED and run.is_clean() and cleanrun.handle(self, run, now=now):
-            return
+        if self.state is State.CONNECTED:
+            if run.is_clean():
+                if cleanrun.handle(self, run, now=now):
+                    return
+            elif run.is_bare_ack() and cleanrun.handle_ack(self, run, now=now):
+                return
         for datagram in run.datagrams():
             packet = decode(datagram)
             if packet is None:

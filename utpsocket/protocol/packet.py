@@ -172,6 +172,7 @@ def _big_endian_sequence_numbers() -> array[int]:
     return numbers
 
 
+_STATE: Final = PacketType.STATE << 4 | VERSION
 _SEQ_COLUMN: Final = memoryview(_big_endian_sequence_numbers())
 _SEQ_COLUMN_BYTES: Final = _SEQ_COLUMN.tobytes()
 
@@ -277,6 +278,11 @@ class Run:
         if clean is None:
             clean = self._clean = self._looks_clean()
         return clean
+
+    def is_bare_ack(self) -> bool:
+        """Whether this is one STATE without extension."""
+        data = self.data
+        return len(data) == HEADER_BYTES and data[0] == _STATE and not data[1]
 
     def _looks_clean(self) -> bool:
         data = self.data
