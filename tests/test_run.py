@@ -149,6 +149,22 @@ def test_child_interpreters_are_not_patched_without_run() -> None:
     assert ran.stdout == "tcp\n"
 
 
+@pytest.mark.parametrize(
+    ("call", "variable", "expected"), [("", "1", "utp"), ("", "0", "tcp"), ("children=True", "0", "utp")]
+)
+def test_a_program_that_patches_itself_may_have_its_children_do_so(call: str, variable: str, expected: str) -> None:
+    program = f"""
+import subprocess, sys
+from utpsocket import monkey
+monkey.patch_all({call})
+command = [sys.executable, '-c', {TRANSPORT!r}]
+subprocess.run(command, check=True)
+monkey.unpatch()
+"""
+    ran = finish("-c", program, UTPSOCKET_PATCH=variable)
+    assert (ran.stdout, ran.stderr) == (f"{expected}\n", "")
+
+
 def test_an_interpreter_that_needs_no_socket_loads_nothing() -> None:
     ran = run("-c", "import sys; print(sorted(name for name in sys.modules if 'socket' in name))")
     assert (ran.stdout, ran.stderr) == ("[]\n", "")

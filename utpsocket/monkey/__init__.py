@@ -65,8 +65,8 @@ A forked child is patched as its parent is. Child interpreters (multiprocessing'
 running sys.executable) patch themselves when they find UTPSOCKET_PATCH=1 and the rules in the variables above. Where
 utpsocket is installed, that is all: `UTPSOCKET_PATCH=1 python3 script.py`. Where it is only on the path, PYTHONPATH
 must have this package's folder `inherited` too: `python3 -m utpsocket run` starts a program in such an environment,
-and patch_all(children=True) makes this process's own one, for what it starts from then on. A `where` cannot be
-inherited.
+and patch_all(children=True), or UTPSOCKET_PATCH=1 when it is called, makes this process's own one, for what it starts
+from then on. A `where` cannot be inherited.
 
 Sources: SOCKETS.md §5, §8; gevent.monkey, whose names are kept where they mean the same.
 """
@@ -74,6 +74,7 @@ Sources: SOCKETS.md §5, §8; gevent.monkey, whose names are kept where they mea
 from __future__ import annotations
 
 import importlib
+import os
 import socket as stdlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -114,7 +115,7 @@ def patch_all(
     fallback: str | None = None,
     fallback_delay: float | None = None,
     listen: str | None = None,
-    children: bool = False,
+    children: bool | None = None,
 ) -> None:
     """Patch all there is to patch: socket and ssl."""
     patch_socket(
@@ -137,12 +138,14 @@ def patch_socket(
     fallback: str | None = None,
     fallback_delay: float | None = None,
     listen: str | None = None,
-    children: bool = False,
+    children: bool | None = None,
 ) -> None:
     """Change the class socket.socket in place: its AF_INET and AF_INET6 streams speak uTP from now on. Idempotent.
 
     Starts the engine, since no thread can be started while the interpreter ends. Raises ValueError for a rule that
     cannot be read, and changes nothing then.
+
+    children   whether child interpreters patch themselves too; None: as UTPSOCKET_PATCH says
     """
     rules = {
         "where": where,
@@ -153,7 +156,7 @@ def patch_socket(
         "listen": listen,
     }
     _patch(rules)
-    if children:
+    if os.environ.get("UTPSOCKET_PATCH") == "1" if children is None else children:
         inherited.bequeath(rules)
     engine()
 

@@ -45,6 +45,57 @@ def serve_hypercorn(ready: Ready, backend: str) -> None:
         asyncio.run(hypercorn.asyncio.serve(asgi, config, shutdown_trigger=asyncio.Event().wait))
 
 
+def serve_daphne(ready: Ready) -> None:
+    from daphne.server import Server
+    from twisted.internet import reactor
+
+    server: Any = Server(asgi, endpoints=[f"tcp:port=0:interface={HOST}"], signal_handlers=False)
+    listened = server.listen_success
+
+    def announce(port: Any) -> None:
+        listened(port)
+        ready(port.getHost().port)
+
+    server.listen_success = announce
+    assert reactor
+    server.run()
+
+
+def serve_sanic(ready: Ready) -> None:
+    """One process, on the loop of its own that it makes (uvloop); the common application, written for it."""
+    import sanic
+    from sanic.response import text
+
+    from compat.programs.web import STREAMED, digest
+
+    sanic.Sanic.start_method = "fork"
+    app: Any = sanic.Sanic("common", configure_logging=False)
+
+    @app.get("/hello")
+    async def hello(request: Any) -> Any:
+        return text(f"hello {request.query_string} from {request.ip}")
+
+    @app.post("/digest")
+    async def posted(request: Any) -> Any:
+        return text(digest(request.body))
+
+    @app.get("/stream")
+    async def stream(request: Any) -> None:
+        answer = await request.respond(content_type="application/octet-stream")
+        for block in STREAMED:
+            await answer.send(block)
+        await answer.eof()
+
+    async def main() -> None:
+        server = await app.create_server(host=HOST, port=0, return_asyncio_server=True)
+        await server.startup()
+        await server.start_serving()
+        ready(server.server.sockets[0].getsockname()[1])
+        await asyncio.Event().wait()
+
+    asyncio.run(main())
+
+
 SCENARIOS = [
     Scenario(
         "uvicorn",
@@ -79,4 +130,6 @@ SCENARIOS = [
         exercise,
         connections=7,
     ),
+    Scenario("daphne", ("daphne",), serve_daphne, exercise, connections=7),
+    Scenario("sanic", ("sanic",), serve_sanic, exercise, connections=7),
 ]

@@ -8,6 +8,7 @@ from typing import Any
 from compat.programs import certificate
 from compat.programs.scenario import Ready, Scenario
 from compat.programs.scenarios import gunicorn_workers
+from compat.programs.scenarios.web_sockets import talk_with_websocket_client
 from compat.programs.web import HOST, digest, exercise, noise, wsgi
 
 GREENLETS = 100
@@ -137,6 +138,44 @@ def ask_with_eventlet(port: int) -> None:
 
 
 GEVENT = ("gevent",)
+
+
+def serve_green_websocket(ready: Ready) -> None:
+    import gevent.monkey
+
+    gevent.monkey.patch_all()
+    from gevent.pywsgi import WSGIServer
+    from geventwebsocket.handler import WebSocketHandler
+
+    def application(environ: Any, start_response: Any) -> Any:
+        channel = environ["wsgi.websocket"]
+        while (message := channel.receive()) is not None:
+            channel.send(message[::-1])
+        return []
+
+    server = WSGIServer((HOST, 0), application, log=None, handler_class=WebSocketHandler)
+    server.start()
+    ready(server.server_port)
+    server.serve_forever()
+
+
+def fetch_with_geventhttpclient(port: int) -> None:
+    import gevent
+    from geventhttpclient import HTTPClient
+
+    client = HTTPClient(HOST, port, concurrency=10, connection_timeout=15, network_timeout=15)
+
+    def one(number: int) -> bool:
+        answer = client.post("/digest", noise(30_000, number))
+        whole: bool = answer.read() == digest(noise(30_000, number)).encode()
+        return whole
+
+    asked = [gevent.spawn(one, number) for number in range(60)]
+    gevent.joinall(asked, timeout=25, raise_error=True)
+    assert all(each.value for each in asked)
+    client.close()
+
+
 SCENARIOS = [
     Scenario(
         "gevent-pywsgi", GEVENT, functools.partial(serve_pywsgi, monkey=False), exercise, connections=7, quick=True
@@ -164,4 +203,17 @@ SCENARIOS = [
         connections=7,
     ),
     Scenario("eventlet", ("eventlet",), serve_eventlet, ask_with_eventlet, connections=40),
+    Scenario(
+        "gevent-websocket",
+        ("gevent-websocket", "gevent", "websocket-client"),
+        serve_green_websocket,
+        talk_with_websocket_client,
+    ),
+    Scenario(
+        "geventhttpclient",
+        ("geventhttpclient", "gevent"),
+        functools.partial(serve_pywsgi, monkey=True),
+        fetch_with_geventhttpclient,
+        connections=2,
+    ),
 ]

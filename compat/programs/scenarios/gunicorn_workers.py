@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from compat.programs.scenario import Ready, Scenario
-from compat.programs.web import HOST, answer, exercise, wsgi
+from compat.programs.web import HOST, answer, asgi, exercise, wsgi
 
 WORKER_HEADER = "X-Worker"
 
@@ -23,7 +23,7 @@ def serve(ready: Ready, **settings: Any) -> None:
             self.cfg.set("when_ready", lambda arbiter: ready(arbiter.LISTENERS[0].sock.getsockname()[1]))
 
         def load(self) -> Any:
-            return named_by_worker
+            return asgi if "uvicorn" in str(self.cfg.worker_class_str).lower() else named_by_worker
 
     Application().run()
 
@@ -70,6 +70,20 @@ SCENARIOS = [
         ("gunicorn",),
         functools.partial(serve, worker_class="gthread", threads=4),
         exercise,
+        connections=7,
+    ),
+    Scenario(
+        "gunicorn-uvicorn",
+        ("gunicorn", "uvicorn-worker"),
+        functools.partial(serve, worker_class="uvicorn_worker.UvicornH11Worker"),
+        exercise,
+        connections=7,
+    ),
+    Scenario(
+        "gunicorn-tornado",
+        ("gunicorn", "tornado"),
+        functools.partial(serve, worker_class="tornado"),
+        functools.partial(exercise, chunked=False),
         connections=7,
     ),
     Scenario("gunicorn-reload", ("gunicorn",), serve, reload, connections=12),

@@ -1,9 +1,10 @@
-"""WebSockets: websockets in threads and in asyncio, websocket-client, simple-websocket, Socket.IO."""
+"""WebSockets: websockets in threads and in asyncio, websocket-client, simple-websocket, Socket.IO and more."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 from compat.programs.scenario import Ready, Scenario
 from compat.programs.web import HOST, noise
@@ -154,6 +155,124 @@ def use_socketio(port: int) -> None:
             assert client.transport == transports[-1]
 
 
+def serve_autobahn(ready: Ready) -> None:
+    from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+    from twisted.internet import reactor
+
+    class Reverse(WebSocketServerProtocol):  # type: ignore[misc]  # autobahn ships no types
+        def onMessage(self, payload: bytes, isBinary: bool) -> None:
+            self.sendMessage(payload[::-1], isBinary)
+
+    factory = WebSocketServerFactory()
+    factory.protocol = Reverse
+    ready(reactor.listenTCP(0, factory, interface=HOST).getHost().port)  # type: ignore[attr-defined]
+    reactor.run()  # type: ignore[attr-defined]
+
+
+def talk_with_autobahn(port: int) -> None:
+    """Its asyncio half against its Twisted half."""
+    from autobahn.asyncio.websocket import WebSocketClientFactory, WebSocketClientProtocol
+
+    left = list(MESSAGES)
+
+    class Talk(WebSocketClientProtocol):  # type: ignore[misc]
+        def onOpen(self) -> None:
+            self.sendMessage(left[0], isBinary=True)
+
+        def onMessage(self, payload: bytes, isBinary: bool) -> None:
+            assert payload == left.pop(0)[::-1]
+            if left:
+                self.sendMessage(left[0], isBinary=True)
+            else:
+                self.sendClose()
+
+        def onClose(self, wasClean: bool, code: int, reason: str) -> None:
+            closed.set_result(wasClean)
+
+    async def main() -> None:
+        nonlocal closed
+        closed = asyncio.get_running_loop().create_future()
+        factory = WebSocketClientFactory(f"ws://{HOST}:{port}")
+        factory.protocol = Talk
+        await asyncio.get_running_loop().create_connection(factory, HOST, port)
+        assert await asyncio.wait_for(closed, 20)
+
+    closed: asyncio.Future[bool]
+    asyncio.run(main())
+    assert not left
+
+
+def serve_with_trio(ready: Ready) -> None:
+    import trio
+    from trio_websocket import ConnectionClosed, WebSocketServer
+
+    async def reverse(request: Any) -> None:
+        channel = await request.accept()
+        try:
+            while True:
+                await channel.send_message((await channel.get_message())[::-1])
+        except ConnectionClosed:
+            pass
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            listeners = await trio.open_tcp_listeners(0, host=HOST)
+            server = WebSocketServer(reverse, listeners, max_message_size=1_000_000)
+            nursery.start_soon(server.run)
+            ready(listeners[0].socket.getsockname()[1])
+
+    trio.run(main)
+
+
+def talk_with_trio(port: int) -> None:
+    import trio
+    from trio_websocket import open_websocket_url
+
+    async def talk() -> None:
+        async with open_websocket_url(f"ws://{HOST}:{port}", max_message_size=1_000_000) as channel:
+            for message in MESSAGES:
+                await channel.send_message(message)
+                assert await channel.get_message() == message[::-1]
+
+    async def main() -> None:
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                for _ in range(4):
+                    nursery.start_soon(talk)
+
+    trio.run(main)
+
+
+def serve_bokeh(ready: Ready) -> None:
+    from bokeh.application import Application
+    from bokeh.application.handlers.function import FunctionHandler
+    from bokeh.models import ColumnDataSource
+    from bokeh.server.server import Server
+
+    def fill(document: Any) -> None:
+        document.add_root(ColumnDataSource(name="source", data={"x": list(range(1_000))}))
+
+    server = Server({"/": Application(FunctionHandler(fill))}, address=HOST, port=0)
+    server.start()
+    ready(server.port)
+    server.io_loop.start()
+
+
+def use_bokeh(port: int) -> None:
+    """A session pulled over a WebSocket, a change pushed, and the page."""
+    import urllib.request
+
+    from bokeh.client import pull_session
+
+    with pull_session(url=f"http://{HOST}:{port}/") as session:
+        source = session.document.get_model_by_name("source")
+        assert source.data["x"] == list(range(1_000))
+        source.data = {"x": [1, 2, 3]}
+        session.force_roundtrip()
+    with urllib.request.urlopen(f"http://{HOST}:{port}/", timeout=15) as page:
+        assert b"bokeh" in page.read()
+
+
 SCENARIOS = [
     Scenario("websockets-threads", ("websockets",), serve_with_threads, talk_with_threads, connections=5, quick=True),
     Scenario("websockets-asyncio", ("websockets",), serve_with_asyncio, chat_with_asyncio, connections=8, quick=True),
@@ -166,4 +285,7 @@ SCENARIOS = [
         use_socketio,
         connections=3,
     ),
+    Scenario("autobahn", ("autobahn", "twisted"), serve_autobahn, talk_with_autobahn),
+    Scenario("trio-websocket", ("trio-websocket",), serve_with_trio, talk_with_trio, connections=4),
+    Scenario("bokeh", ("bokeh",), serve_bokeh, use_bokeh, connections=2),
 ]
