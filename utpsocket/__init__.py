@@ -14,7 +14,7 @@ from utpsocket import passing as _passing
 from utpsocket import teachssl as _teachssl
 from utpsocket.dropin import REPLACEMENTS as _REPLACEMENTS
 from utpsocket.dropin import incoming
-from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_MAX_MTU
+from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_MAX_MTU, UTP_SHARE_PORT
 from utpsocket.shim import socket
 
 globals().update(_REPLACEMENTS)
@@ -22,7 +22,16 @@ _teachssl.install()
 _passing.install()
 
 __version__ = "0.1.0"
-__all__ = [*_stdlib.__all__, "SOL_UTP", "UTP_CONGESTION", "UTP_INFO", "UTP_MAX_MTU", "incoming", "socket"]
+__all__ = [
+    *_stdlib.__all__,
+    "SOL_UTP",
+    "UTP_CONGESTION",
+    "UTP_INFO",
+    "UTP_MAX_MTU",
+    "UTP_SHARE_PORT",
+    "incoming",
+    "socket",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -45,7 +45,8 @@ def check_open(sock: Any) -> None:
 def bind(sock: Any, identity: Identity, address: Any) -> None:
     """The kernel judges the address on a UDP socket, which then becomes the engine's port."""
     loop = engine()
-    reuse = bool(identity.options.get((stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR)))
+    reuse = any(identity.options.get((stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR), b""))
+    shares = identity.settings.shares_port
     for _ in range(3):
         udp = options.udp_socket(identity)
         try:
@@ -56,14 +57,14 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
                     raise
                 local = _resolved(identity, address)
                 try:
-                    key = loop.call(verbs.share_port, local, identity, reuse=reuse)
+                    key = loop.call(verbs.share_port, local, identity, reuse=reuse, shares=shares)
                 except BlockingIOError:
                     continue
                 identity.local = local
             else:
                 identity.local = udp.getsockname()
                 fd = udp.detach()
-                key = loop.call(verbs.adopt_port, fd, identity, reuse=reuse)
+                key = loop.call(verbs.adopt_port, fd, identity, reuse=reuse, shares=shares)
         finally:
             udp.close()
         loop.holders_watch.watch(sock.fileno())

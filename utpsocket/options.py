@@ -31,6 +31,12 @@ UTP_MAX_MTU: Final = 2
 UTP_CONGESTION: Final = 3
 """Name of the congestion controller, as bytes, before connect() or listen(). Like TCP_CONGESTION."""
 
+UTP_SHARE_PORT: Final = 4
+"""Before bind(): sockets of one process that all say so share a port, even with a listener: a node dials from where it
+listens. TCP takes SO_REUSEPORT for that, by which the kernel would spread a port's datagrams over several sockets.
+"""
+
+_BIND_ADDRESS_NO_PORT: Final = (stdlib.IPPROTO_IP, 24)  # of linux/in.h: a UDP port must be there when bind() returns
 _SOCKET: Final = stdlib.SOL_SOCKET
 _TCP: Final = stdlib.IPPROTO_TCP
 _INT: Final = struct.Struct("=i")
@@ -71,6 +77,8 @@ def udp_socket(identity: Identity) -> Any:
     udp = Socket(identity.family, stdlib.SOCK_DGRAM, 0)
     try:
         for (level, name), value in identity.options.items():
+            if (level, name) == _BIND_ADDRESS_NO_PORT:
+                continue
             if level in _UDP_LEVELS or (level == _SOCKET and name in _UDP_SOCKET_OPTIONS):
                 udp.setsockopt(level, name, value)
     except BaseException:
@@ -159,6 +167,8 @@ def _set_utp(identity: Identity, name: int, value: Any) -> None:
         if congestion not in CONTROLLERS:
             raise _fail(errno.ENOENT)  # as TCP_CONGESTION says
         identity.settings.congestion = congestion
+    elif name == UTP_SHARE_PORT:
+        identity.settings.shares_port = bool(value)
     else:
         raise _fail(errno.ENOPROTOOPT)
 
@@ -186,6 +196,8 @@ def _value(identity: Identity, level: int, name: int) -> bytes | None:
             return identity.settings.congestion.encode()
         if name == UTP_MAX_MTU:
             return _INT.pack(identity.settings.max_datagram_bytes)
+        if name == UTP_SHARE_PORT:
+            return _INT.pack(identity.settings.shares_port)
         raise _fail(errno.ENOPROTOOPT)
     if level == _TCP and name == stdlib.TCP_INFO:
         state = _TCP_CLOSED if identity.is_over else _TCP_STATES.get(identity.role, _TCP_CLOSED)

@@ -171,11 +171,11 @@ def test_where_one_listens_too_there_are_two_connections(switch: Switch) -> None
     pairs = []
     for side in (0, 1):
         listener = utpsocket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(utpsocket.SOL_UTP, utpsocket.UTP_SHARE_PORT, 1)
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         dialler = utpsocket.socket()
-        dialler.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        dialler.setsockopt(utpsocket.SOL_UTP, utpsocket.UTP_SHARE_PORT, 1)
         dialler.bind(listener.getsockname())
         dialler.setblocking(False)
         assert dialler.connect_ex(switch.addresses[side]) == errno.EINPROGRESS

@@ -13,16 +13,12 @@ DIES_WITH_THE_PROCESS = "the engine is a thread: what it has not sent when the p
 NO_BYTE_TO_LEAVE_UNREAD = (
     "after shutdown(SHUT_WR) nothing can be written as the user, so the kernel says end of file, not reset"
 )
-SHARES_ITS_PORT = (
-    "sockets of one process that say SO_REUSEADDR share a port, so that a node can listen and dial from one"
-)
 HAS_CONNECTION_IDS = "connection ids tell two connections between the same addresses apart"
 
 EXPECTED_OVER_UTP: dict[str, str] = {
     "test_receiving.py::test_urgent_data": NO_URGENT_DATA,
     "test_receiving.py::test_low_water_mark_is_kept_by_poll": NO_LOW_WATER_MARK,
     "test_readiness.py::test_poll_after_shut_wr_then_peer_reset": NO_BYTE_TO_LEAVE_UNREAD,
-    "test_ports.py::test_reuseaddr_does_not_help_against_a_listener": SHARES_ITS_PORT,
     "test_ports.py::test_same_four_addresses_twice": HAS_CONNECTION_IDS,
 }
 if os.environ.get("UTPSOCKET_ENGINE") != "process":

@@ -190,6 +190,25 @@ def test_reuseaddr_lets_a_node_dial_from_the_port_it_listens_on_elsewhere(net: N
     assert {net.accept(target).getpeername() for target in targets} == {first.getsockname()}
 
 
+def test_reuseaddr_switched_off_again(net: Net) -> None:
+    first, second = (option(option(net.fresh(), socket.SO_REUSEADDR), socket.SO_REUSEADDR, 0) for _ in range(2))
+    first.bind(("127.0.0.1", 0))
+    with raises_errno(errno.EADDRINUSE):
+        second.bind(first.getsockname())
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_an_address_without_a_port_gets_one_by_connecting(net: Net, host: str) -> None:
+    """IP_BIND_ADDRESS_NO_PORT, which trio and others set before they bind and connect."""
+    target, client = net.listener(), net.fresh()
+    client.setsockopt(socket.IPPROTO_IP, 24, 1)
+    client.bind((host, 0))
+    client.connect(target.getsockname())
+    server = net.accept(target)
+    assert server.getpeername() == client.getsockname()
+    assert client.getsockname()[1]
+
+
 def test_same_four_addresses_twice(net: Net) -> None:
     target = net.listener()
     first, second = (option(net.fresh(), socket.SO_REUSEADDR) for _ in range(2))

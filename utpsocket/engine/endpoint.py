@@ -57,6 +57,7 @@ class Endpoint:
         "dropped_datagrams",
         "holders",
         "is_closed",
+        "is_for_sharing",
         "is_private",
         "is_readable",
         "key",
@@ -79,6 +80,7 @@ class Endpoint:
         self.listener: Listener | None = None
         self.holders: dict[int, Identity] = {}
         self.reuse = False  # every socket bound here said SO_REUSEADDR
+        self.is_for_sharing = False  # every one said UTP_SHARE_PORT
         self.dropped_datagrams = 0
         self.sent_resets = 0
         # Half of what the kernel gave holds that much payload with its bookkeeping (PERFORMANCE.md, trick 7).

@@ -37,6 +37,7 @@ class Settings:
         "nodelay",
         "receive_buffer_bytes",
         "send_buffer_bytes",
+        "shares_port",
         "user_timeout_ms",
     )
 
@@ -44,6 +45,7 @@ class Settings:
         self.receive_buffer_bytes = 0  # 0: the default
         self.send_buffer_bytes = 0
         self.max_datagram_bytes = 0
+        self.shares_port = False
         self.nodelay = False
         self.keepalive = False
         self.keepalive_idle_seconds = 7_200  # tcp(7): tcp_keepalive_time, _intvl, _probes

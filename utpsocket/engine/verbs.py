@@ -29,20 +29,20 @@ def _error(code: int) -> OSError:
     return OSError(code, os.strerror(code))
 
 
-def adopt_port(loop: Loop, udp_fd: int, identity: Identity, *, reuse: bool) -> int:
+def adopt_port(loop: Loop, udp_fd: int, identity: Identity, *, reuse: bool, shares: bool) -> int:
     """A user's socket is bound: its UDP socket becomes a port. Returns the endpoint's key."""
     with loop.fd_lock:
         endpoint = loop.open_endpoint(Socket(fileno=udp_fd), is_private=False)
     endpoint.holders[identity.inode] = identity
-    endpoint.reuse = reuse
+    endpoint.reuse, endpoint.is_for_sharing = reuse, shares
     return endpoint.key
 
 
-def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool) -> int:
+def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, shares: bool) -> int:
     """A user's socket wants an address that the kernel says is taken: by us, and willing to share?
 
-    SO_REUSEADDR is emulated, never given to the UDP socket, where it would let strangers take our datagrams. Raises
-    EADDRINUSE. Returns the endpoint's key.
+    SO_REUSEADDR is emulated, never given to the UDP socket, where it would let strangers take our datagrams. As over
+    TCP it does not help beside a listener; UTP_SHARE_PORT does. Raises EADDRINUSE. Returns the endpoint's key.
     """
     for endpoint in loop.endpoints.values():
         if endpoint.is_private or endpoint.port.local[:2] != local[:2]:
@@ -53,10 +53,11 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool) -
         if endpoint.is_closed:
             raise _error(errno.EAGAIN)  # it was held by nobody: free now
         is_used = bool(endpoint.holders) or any(bridge.end is not None for bridge in endpoint.bridges.values())
-        if is_used and not (reuse and endpoint.reuse):
+        is_shared = shares and endpoint.is_for_sharing
+        if not is_shared and (endpoint.listener is not None or (is_used and not (reuse and endpoint.reuse))):
             break
         endpoint.holders[identity.inode] = identity
-        endpoint.reuse = reuse
+        endpoint.reuse, endpoint.is_for_sharing = reuse, shares
         return endpoint.key
     raise _error(errno.EADDRINUSE)
 
