@@ -253,6 +253,7 @@ def test_a_kernel_that_takes_a_part_keeps_the_rest_for_later() -> None:
     receiver.close()
 
 
+@pytest.mark.usefixtures("plain_or_many")
 def test_one_that_is_too_long_fails_alone() -> None:
     """EMSGSIZE is a result of that datagram, not of those behind it."""
     sender, receiver = ports(offload=False)

@@ -18,8 +18,9 @@ import pytest
 
 import utpsocket as socket
 from tests.protocol.wire import RTT_US, Wire
-from utpsocket.engine import engine
+from utpsocket.engine import engine, syscalls
 from utpsocket.engine.loop import Loop
+from utpsocket.protocol import Connection
 from utpsocket.protocol.sendhalf import SendHalf
 from utpsocket.stats import EngineStats, PortStats, engine_stats
 
@@ -173,6 +174,58 @@ def test_a_bulk_transfer_works_by_the_batch(pair: Pair, monkeypatch: pytest.Monk
     assert done["acks"] <= done["wakeups"] + 1
     assert calls, "the bridges reach their ends by another way: count there"
     assert sum(calls.values()) * MB / BULK_BYTES < 75
+
+
+@pytest.fixture
+def gathered_pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+    """A pair whose ports have neither GSO nor GRO."""
+    if not syscalls._keeps_gil():
+        pytest.skip("no calls for many datagrams here")
+    monkeypatch.setattr(engine(), "offload", False)
+    with contextlib.closing(Pair()) as made:
+        made.transfer(WARM_UP_BYTES)
+        yield made
+
+
+def test_without_offload_64_kb_leave_in_two_calls_and_are_acked_once(gathered_pair: Pair) -> None:
+    pair = gathered_pair
+    for _ in range(3):
+        before = pair.work()
+        with engine_held():
+            pair.sender.sendall(bytes(BATCH_BYTES))
+        pair.receive(BATCH_BYTES)
+        done = pair.work().since(before)
+        assert done["packets"] >= BATCH_BYTES // 1_472
+        assert done["sends"] <= 2
+        assert done["runs"] <= 2
+        assert done["acks"] <= 2
+        assert done["wakeups"] <= 8
+
+
+def test_without_offload_a_bulk_transfer_works_by_the_batch(
+    gathered_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packet_by_packet = 0
+    handle_packet = Connection._handle_packet
+
+    def counted(self: Connection, *arguments: Any, **named: Any) -> None:
+        nonlocal packet_by_packet
+        packet_by_packet += 1
+        handle_packet(self, *arguments, **named)
+
+    monkeypatch.setattr(Connection, "_handle_packet", counted)
+    before = gathered_pair.work()
+    gathered_pair.transfer(BULK_BYTES)
+    done = gathered_pair.work().since(before)
+
+    per_mb = {name: count * MB / BULK_BYTES for name, count in done.items()}
+    assert per_mb["packets"] > 600, "larger packets than a path carries: the bounds below would prove nothing"
+    assert per_mb["sends"] < 50
+    assert per_mb["runs"] < 50
+    assert per_mb["wakeups"] < 25
+    assert packet_by_packet * MB / BULK_BYTES < 75  # the acks, and few others
+    assert done["acks"] <= done["runs"]
+    assert done["acks"] <= done["wakeups"] + 1
 
 
 def test_a_run_of_acks_leads_to_one_look_at_what_may_leave(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:

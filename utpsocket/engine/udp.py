@@ -356,6 +356,9 @@ class Port:
         return 0  # three stale errors in a row: this datagram is as good as lost, and the errors tell why
 
     def _failed(self, error: int, datagram: bytes | bytearray, addr: object) -> None:
+        if error == errno.EMSGSIZE:
+            # With IP_RECVERR the kernel would say so once more, of the next datagram, whatever its size.
+            self.sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
         mtu_bytes = 0
         self.errors.append(IcmpError(error, addr or self.peer, bytes(datagram[:64]), mtu_bytes, len(datagram)))
 
