@@ -196,8 +196,12 @@ def accept(sock: Any) -> tuple[int, Any]:
     while poll() says that there is something: EINVAL, as TCP's.
     """
     timeout = sock.gettimeout()
-    if timeout and _wait_readable(sock, timeout) & _POLLRDHUP:
-        raise fail(errno.EINVAL)
+    if timeout:
+        mask = _wait_readable(sock, timeout)
+        if not mask:
+            raise TimeoutError("timed out")
+        if mask & _POLLRDHUP:
+            raise fail(errno.EINVAL)
     try:
         fd, name = Socket._accept(sock)
     except BlockingIOError:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
+from pathlib import Path
 from typing import Final
 
 PATIENCE_S: Final = 3.0  # TIME_WAIT takes 0.6 s
+THREAD_PATIENCE_S: Final = 1.0
 
 
 def patch() -> None:
@@ -40,3 +44,8 @@ def shut_down() -> None:
     import utpsocket.engine
 
     utpsocket.engine.shutdown()
+    # Its thread has done its last; the kernel may take a moment to strike it off the list.
+    tasks = Path("/proc/self/task")
+    deadline = time.monotonic() + THREAD_PATIENCE_S
+    while tasks.is_dir() and len(os.listdir(tasks)) > threading.active_count() and time.monotonic() < deadline:
+        time.sleep(0.002)
