@@ -160,8 +160,9 @@ def live(
         if deadline is not None and deadline <= now:
             connection.handle_timeout(now=now)
         for run in runs(instant.datagrams, longest, gap_bytes):
-            connection.handle_run(kind(run.data, run.stride, run.addr, run.local, run.size), now=now)
-            connection._check()
+            for part in run.parts() if gap_bytes else [run]:
+                connection.handle_run(kind(part.data, part.stride, part.addr, part.local, part.size), now=now)
+                connection._check()
         while (event := connection.poll_event()) is not None:
             said.append(event)
         views = connection.poll_delivery()

@@ -219,7 +219,8 @@ class Endpoint:
         count = 0
         for run in port.receive_many(self.loop.arena):
             count += run.count
-            self.handle_run(run, now=now)
+            for part in run.parts():
+                self.handle_run(part, now=now)
         self.is_readable = not port.is_drained
         return count
 

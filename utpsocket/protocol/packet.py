@@ -248,6 +248,31 @@ class Run:
         """The size of the last datagram."""
         return (len(self.data) - 1) % self.stride + 1
 
+    def parts(self) -> list[Run]:
+        """The same datagrams in runs that may be clean: cut where a sender's delay, window or connection changed, as
+        they do between two of its bursts. This run alone where it is in order, or odd.
+        """
+        data, stride = self.data, self.stride
+        length = len(data)
+        if length <= 2 * stride or stride % 8 or self.last_bytes < HEADER_BYTES:
+            return [self]
+        longs = data[: length & ~7].cast("Q")[1 :: stride // 8].tolist()
+        if longs.count(longs[0]) == len(longs):
+            return [self]
+        starts = [index for index in range(1, len(longs)) if longs[index] != longs[index - 1]]
+        if len(starts) > len(longs) // 4:
+            return [self]
+        parts = []
+        for start, stop in zip([0, *starts], [*starts, len(longs)], strict=True):
+            end = length if stop == len(longs) else (stop - 1) * stride + self.size
+            part = Run(data[start * stride : end], stride, self.addr, self.local, self.size)
+            if stop - start == 1:
+                part.stride = part.size = len(part.data)
+            elif self.slots is not None:
+                part.slots = self.slots[start:stop]
+            parts.append(part)
+        return parts
+
     def datagrams(self) -> list[memoryview]:
         """The datagrams one by one."""
         return [self.data[i : i + self.size] for i in range(0, len(self.data), self.stride)]
