@@ -149,7 +149,7 @@ def inherit(raw: Any, identity: Identity) -> None:
 def apply_send_buffer(sock: Any, identity: Identity) -> None:
     """SO_SNDBUF for the user's fd: now, or when the gate opens, which a larger buffer would do too early."""
     # The kernel doubles what it is given.
-    half = identity.settings.send_buffer_bytes // 2 or pairing.USER_BUFFER_BYTES
+    half = identity.settings.send_buffer_bytes // 2 or pairing.user_buffer_bytes(identity)
     if identity.is_gated:
         identity.send_buffer_bytes = half
     else:

@@ -21,7 +21,9 @@ from utpsocket.engine.identity import Identity
 from utpsocket.engine.native import Socket
 
 # What a program writes ahead of the engine: with little of it, a thread that keeps the GIL busy stalls the writer too.
-USER_BUFFER_BYTES: Final = 256 << 10
+_USER_BUFFER_BYTES: Final = 256 << 10
+# An engine in its own process never waits for that thread, only the writer does: more per wait then, as with TCP.
+_FAR_BUFFER_BYTES: Final = 512 << 10
 _FILLER: Final = bytes(8_192)  # more than the smallest send buffer takes
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
@@ -42,7 +44,7 @@ def pair(sock: Any, identity: Identity) -> int:
         if identity.settings.send_buffer_bytes:
             identity.send_buffer_bytes = Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF) // 2
         else:
-            identity.send_buffer_bytes = USER_BUFFER_BYTES
+            identity.send_buffer_bytes = user_buffer_bytes(identity)
         Socket.setsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, 0)
         Socket.connect(sock, name)
         identity.filler_bytes = Socket.send(sock, _FILLER, stdlib.MSG_DONTWAIT)
@@ -55,6 +57,11 @@ def pair(sock: Any, identity: Identity) -> int:
             end.close()  # a stranger who found the name: anyone on this machine can connect to it
     finally:
         door.close()
+
+
+def user_buffer_bytes(identity: Identity) -> int:
+    """What setsockopt(SO_SNDBUF) is given for the fd of a user who asked for nothing."""
+    return _USER_BUFFER_BYTES if identity.owner_pid == os.getpid() else _FAR_BUFFER_BYTES
 
 
 def open_gate(sock: Any, identity: Identity) -> None:
