@@ -56,6 +56,7 @@ PASSED = "as it should be\n"
 def talk(script: str, *, code: int = 0, **variables: str) -> str:
     """Run a script whose engine is a process; what it says after its engine's pid. No process may be left."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "UTPSOCKET_ENGINE": "process", **variables}
+    environment["PYTHONWARNINGS"] = "ignore::DeprecationWarning"  # 3.12 and later warn of any fork beside a thread
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + script],
         env=environment,
