@@ -174,3 +174,28 @@ def test_we_prove_ourselves_in_the_same_way(base: int) -> None:
         wire.hear(f"DATA seq={number} ack=0 len=10")
     (line,) = wire.say()
     assert line == "STATE seq=1 ack=19 sack=" + "00" * 252
+
+
+def test_a_probe_that_is_taken_opens_nothing(base: int) -> None:
+    """A peer that says 0 and takes the probe's byte all the same is asked ever more seldom, like any other."""
+    wire = Wire.initiator(base)
+    wire.hear("STATE seq=1 ack=0 wnd=0")
+    wire.say()
+    wire.write_bytes(5_000)
+    assert wire.say() == []
+    times = []
+    for probe in range(1, 13):
+        said: list[str] = []
+        while not said:
+            said = wire.wait(50_000)
+        assert said[0].endswith(f"DATA seq={probe} ack=0 len=1")
+        times.append(wire.now)
+        wire.wait(RTT_US)
+        wire.hear(f"STATE seq=1 ack={probe} wnd=0")
+        assert wire.say() == []
+    gaps = [after - before for before, after in pairwise(times)]
+    assert all(after >= before for before, after in pairwise(gaps))
+    assert 14_900_000 <= gaps[-1] <= 15_200_000
+    wire.hear("STATE seq=1 ack=12 wnd=100000")
+    assert wire.say()[0].startswith("DATA seq=13..")
+    assert wire.connection.send.recovery.rto_us < 500_000, "nor does what follows wait so long when it is lost"

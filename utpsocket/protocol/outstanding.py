@@ -103,7 +103,8 @@ class Outstanding:
         """
         flights = self.flights
         peer = self.peer
-        if peer.window_bytes < self.mtu.size:
+        was_closed = peer.window_bytes < self.mtu.size
+        if was_closed:
             self._silent_timeouts = 0  # it holds us back, so it lives
         acknowledged = Acknowledged()
         in_flight_bytes = flights.in_flight_bytes
@@ -116,6 +117,8 @@ class Outstanding:
         )
         if ack_next_seq >= flights.una_seq:  # an older one was overtaken: its window is no news
             peer.on_window(window_bytes)
+            if was_closed and window_bytes >= self.mtu.size:
+                self.recovery.on_progress()
         repaired_span = 0
         if ack_next_seq > flights.una_seq:
             if flights.sacked_packets and flights.queue[0].sends > 1:
@@ -140,7 +143,8 @@ class Outstanding:
         """Something newly arrived. Returns how many packets that proves lost."""
         recovery = self.recovery
         controller = self.controller
-        recovery.on_progress()
+        if not self._is_window_closed:
+            recovery.on_progress()
         self._silent_timeouts = 0
         if recovery.on_delivered(acknowledged, now=now):
             controller.on_needless(now=now)
@@ -167,6 +171,14 @@ class Outstanding:
             self.mtu.on_probe_acked(acknowledged.probe_bytes + HEADER_BYTES)
             controller.on_segment_size(self.mtu.size - HEADER_BYTES)
         return lost
+
+    @property
+    def _is_window_closed(self) -> bool:
+        """The peer has no room worth filling. That it takes the byte of a probe all the same is no reason to send the
+        next one sooner: RFC 9293 §3.8.6.1 backs off until the window opens.
+        """
+        peer, segment_bytes = self.peer, self.mtu.size - HEADER_BYTES
+        return peer.window_bytes < segment_bytes and peer.window_bytes < peer.worthwhile_bytes(segment_bytes)
 
     def _release(self) -> None:
         """Free the bytes before the first packet that is not acked."""
