@@ -94,10 +94,28 @@ def test_a_late_fin_is_acked_again_for_a_while(base: int) -> None:
     wire.wait(400_000)
     wire.hear("FIN seq=1 ack=1")
     assert wire.say() == ["STATE seq=2 ack=1"]
-    wire.wait(1_000_000)
+    wire.wait(4_000_000)
     assert wire.state is State.CLOSED
     assert wire.connection.errno == 0
     assert wire.connection.is_over
+
+
+def test_while_the_peer_repeats_itself_it_is_waited_for(base: int) -> None:
+    """Its timeout doubles; forgotten, we would answer DATA by a RESET that looks as if bytes had been lost."""
+    wire = Wire.initiator(base)
+    wire.hear("DATA seq=1 ack=0 data=last")
+    wire.read_bytes()
+    wire.finish()
+    wire.say()
+    wire.hear("FIN seq=2 ack=1")
+    wire.say()
+    for wait_us in (200_000, 400_000, 800_000, 1_600_000):
+        wire.wait(wait_us)
+        wire.hear("DATA seq=1 ack=1 data=last")
+        assert wire.say() == ["STATE seq=2 ack=2"]
+    wire.wait(10_000_000)
+    assert wire.connection.is_over
+    assert wire.connection.errno == 0
 
 
 @pytest.mark.parametrize("ack", [1, 2])

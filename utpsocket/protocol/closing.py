@@ -14,6 +14,8 @@ from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
 from utpsocket.protocol.sendhalf import SendHalf
 
 TIME_WAIT_US: Final = 600_000  # three of the shortest timeouts: long enough to re-ack a repeated FIN
+MOST_TIME_WAIT_US: Final = 60_000_000  # as Linux: however often the peer repeats itself
+_TROUBLED_WAITS: Final = 5  # where packets are known to be lost, the peer's timeout may have been doubled three times
 FIN_WAIT_US: Final = 60_000_000  # as Linux tcp_fin_timeout: nobody here reads, and the peer does not finish
 RUDE_FLUSH_US: Final = 1_000_000  # TCP resets at once; our last bytes get this long to arrive before
 MUTE_FIN_TIMEOUTS: Final = 2  # libutp never acks a FIN that follows no data: PROTOCOL.md §3
@@ -27,18 +29,27 @@ class Closing:
     reset_after_flush   a RESET follows what was written, in place of a FIN
     """
 
-    __slots__ = ("_receive", "_send", "reset_after_flush", "since", "time_wait_at")
+    __slots__ = ("_finished_at", "_receive", "_send", "reset_after_flush", "since", "time_wait_at")
 
     def __init__(self, send: SendHalf, receive: ReceiveHalf) -> None:
         self._send = send
         self._receive = receive
         self.since = NEVER
         self.time_wait_at = NEVER
+        self._finished_at = NEVER
         self.reset_after_flush = False
 
     def start_time_wait(self, *, now: int) -> None:
-        """Both FINs are acked, and the peer may not know it."""
-        self.time_wait_at = now + max(TIME_WAIT_US, 3 * self._send.recovery.rto_us // 2)
+        """Both FINs are acked, and the peer may not know it. Also when it proves that it does not: what it repeats after
+        this time is answered by a RESET, which looks like a loss to it.
+        """
+        if self.time_wait_at == NEVER:
+            self._finished_at = now
+        wait_us = max(TIME_WAIT_US, 3 * self._send.recovery.rto_us // 2)
+        if self._send.resent_packets or self._receive.duplicate_packets:
+            # Its timeouts double, so the next repetition comes after as long as all before it together, and once more.
+            wait_us = max(wait_us * _TROUBLED_WAITS, 3 * (now - self._finished_at))
+        self.time_wait_at = min(now + wait_us, self._finished_at + MOST_TIME_WAIT_US)
 
     def give_up_at(self) -> int:
         """When what is left of a connection that nobody reads is aborted; NEVER while somebody does."""

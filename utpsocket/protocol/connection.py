@@ -277,6 +277,8 @@ class Connection:
             # What nobody will read keeps filling the window: its sender must not get rid of more than that until our
             # RESET, which waits for what we wrote, has told it.
             receive.on_packet(seq, packet.payload, is_fin=packet.type == PacketType.FIN, now=now)
+            if state is State.TIME_WAIT:
+                self._closing.start_time_wait(now=now)
         if send.is_finishing or receive.is_discarding:
             self.settle(now=now)
         for packet in early:
