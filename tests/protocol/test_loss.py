@@ -207,3 +207,16 @@ def test_a_retransmission_that_was_needless_is_undone_once(base: int) -> None:
     wire.wait(1_000)
     wire.hear("STATE seq=1 ack=4")
     assert wire.connection.stats().cwnd_bytes >= before
+
+
+def test_what_waited_behind_a_hole_measures_no_round_trip(base: int) -> None:
+    """Its selective ack was lost; half a minute later one ack covers both, drawn by the hole's retransmission."""
+    wire = Wire.initiator(base)
+    before = wire.connection.stats().rtt_us
+    wire.write_bytes(3_000)
+    wire.say()
+    wire.wait(20_000_000)
+    wire.hear("STATE seq=1 ack=3")
+    wire.say()
+    assert wire.connection.stats().rtt_us == before
+    assert wire.connection.send.recovery.rto_us < 500_000

@@ -95,12 +95,11 @@ class Acknowledged:
 
     packets, total_bytes   newly acked or sacked
     sent_us, seq, sends    of the packet among them that was sent last, -1 when there is none
-    clean_sent_us          the latest sending time of those sent once only (Karn), -1 when there is none
     refilled_seq           the lowest packet, sent once only, that arrived after a later one; -1 when none
     probe_bytes            payload of a path MTU probe among them, else 0
     """
 
-    __slots__ = ("clean_sent_us", "packets", "probe_bytes", "refilled_seq", "sends", "sent_us", "seq", "total_bytes")
+    __slots__ = ("packets", "probe_bytes", "refilled_seq", "sends", "sent_us", "seq", "total_bytes")
 
     def __init__(self) -> None:
         self.packets = 0
@@ -108,7 +107,6 @@ class Acknowledged:
         self.sent_us = -1
         self.seq = -1
         self.sends = 0
-        self.clean_sent_us = -1
         self.refilled_seq = -1
         self.probe_bytes = 0
 
@@ -118,10 +116,8 @@ class Acknowledged:
         last_seq = flight.seq + flight.count - 1
         if (flight.sent_us, last_seq) > (self.sent_us, self.seq):
             self.sent_us, self.seq, self.sends = flight.sent_us, last_seq, flight.sends
-        if flight.sends == 1:
-            if flight.sent_us > self.clean_sent_us:
-                self.clean_sent_us = flight.sent_us
-            if last_seq < highest_seq and (self.refilled_seq < 0 or flight.seq < self.refilled_seq):
+        if flight.sends == 1 and last_seq < highest_seq:
+            if self.refilled_seq < 0 or flight.seq < self.refilled_seq:
                 self.refilled_seq = flight.seq
         if flight.is_probe:
             self.probe_bytes = flight.size

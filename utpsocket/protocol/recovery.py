@@ -111,8 +111,10 @@ class Recovery:
         """An ack newly covered packets. RFC 8985 §6.2 steps 1 to 4. Returns whether it shows that a packet was
         sent again for nothing.
         """
-        if acknowledged.clean_sent_us >= 0:
-            self.on_rtt(now - acknowledged.clean_sent_us)
+        if acknowledged.sends == 1:
+            # Where a retransmission left later, it drew the ack: what had waited behind the hole was not on its way
+            # for so long, and one such sample would make the next timeout minutes.
+            self.on_rtt(now - acknowledged.sent_us)
         if acknowledged.refilled_seq >= 0:
             self.has_reordered = True
         rtt_us = now - acknowledged.sent_us
