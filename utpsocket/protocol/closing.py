@@ -40,8 +40,8 @@ class Closing:
         self.reset_after_flush = False
 
     def start_time_wait(self, *, now: int) -> None:
-        """Both FINs are acked, and the peer may not know it. Also when it proves that it does not: what it repeats after
-        this time is answered by a RESET, which looks like a loss to it.
+        """Both FINs are acked, and the peer may not know it. Also when it proves that it does not: what it repeats
+        after this time is answered by a RESET, which looks like a loss to it.
         """
         if self.time_wait_at == NEVER:
             self._finished_at = now
