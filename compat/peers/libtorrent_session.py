@@ -53,7 +53,9 @@ def session(host: str, *, tcp: bool) -> Any:
             "close_redundant_connections": False,
             # Told to dial again, it does so at once.
             "min_reconnect_time": 1,
-            "alert_mask": lt.alert.category_t.status_notification | lt.alert.category_t.error_notification,
+            "alert_mask": lt.alert.category_t.status_notification
+            | lt.alert.category_t.error_notification
+            | lt.alert.category_t.connect_notification,
         }
     )
 
@@ -77,7 +79,22 @@ def obey(torrent: Any, line: bytes) -> None:
         torrent.pause()
 
 
-def watch(torrent: Any, *, until_finished: bool) -> dict[str, Any]:
+def client_name(client: bytes | str) -> str:
+    return client.decode(errors="replace") if isinstance(client, bytes) else client
+
+
+def came_and_went(running: Any) -> list[dict[str, Any]]:
+    """Peers that closed after their handshake, as the alerts tell: one that took all it wanted between two looks too."""
+    left = []
+    for alert in running.pop_alerts():
+        if isinstance(alert, lt.peer_disconnected_alert) and any(alert.pid.to_bytes()):
+            is_utp = alert.socket_type == lt.socket_type_t.utp
+            address = f"{alert.endpoint[0]}:{alert.endpoint[1]}"
+            left.append({"address": address, "client": client_name(lt.identify_client(alert.pid)), "utp": is_utp})
+    return left
+
+
+def watch(running: Any, torrent: Any, *, until_finished: bool) -> dict[str, Any]:
     """Look at the peers until the end; the report on all that were seen."""
     started = time.monotonic()
     peers: dict[str, dict[str, Any]] = {}
@@ -89,11 +106,16 @@ def watch(torrent: Any, *, until_finished: bool) -> dict[str, Any]:
             if peer.flags & (peer.connecting | peer.handshake):
                 continue
             address = f"{peer.ip[0]}:{peer.ip[1]}"
-            client = peer.client.decode(errors="replace") if isinstance(peer.client, bytes) else peer.client
             present.add(address)
             if address not in peers:
-                peers[address] = {"address": address, "client": client, "utp": bool(peer.flags & UTP_SOCKET)}
+                is_utp = bool(peer.flags & UTP_SOCKET)
+                peers[address] = {"address": address, "client": client_name(peer.client), "utp": is_utp}
                 say({"peer": peers[address]})
+        for seen in came_and_went(running):
+            if seen["address"] not in peers:
+                peers[seen["address"]] = seen
+                say({"peer": seen})
+                absent.add(seen["address"])
         for address in absent - present:
             say({"gone": address})
         status = torrent.status()
@@ -134,7 +156,7 @@ def main(arguments: list[str]) -> int:
     say({"port": our_port})
     if port:
         torrent.connect_peer((host, int(port[0])))
-    say({"report": watch(torrent, until_finished=role == "leech")})
+    say({"report": watch(running, torrent, until_finished=role == "leech")})
     leave(torrent)
     return 0
 
