@@ -84,7 +84,7 @@ def client_name(client: bytes | str) -> str:
 
 
 def came_and_went(running: Any) -> list[dict[str, Any]]:
-    """Peers that closed after their handshake, as the alerts tell: one that took all it wanted between two looks too."""
+    """Peers that closed after their handshake, by the alerts: one that took all it wanted between two looks too."""
     left = []
     for alert in running.pop_alerts():
         if isinstance(alert, lt.peer_disconnected_alert) and any(alert.pid.to_bytes()):
