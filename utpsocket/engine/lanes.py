@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from utpsocket.protocol.packet import HEADER_BYTES
+
 if TYPE_CHECKING:
     from utpsocket.engine.bridge import Bridge
 
-GRANT_BYTES: Final = 64 << 10
+GRANT_BYTES: Final = 128 << 10  # at most: no more than a connection of many is promised, see shares.py
 _FEW: Final = 16  # connections that need no order
 _NOBODY: Final[list[Bridge]] = []
 _MOST_BYTES: Final = 512 << 10  # under way together; short bursts take several times their payload of a socket buffer
@@ -81,7 +83,7 @@ class Lane:
             self._most_bytes = min(_MOST_BYTES, send.peer.largest_window_bytes)
         left_bytes = bridge.lane_offset + bridge.lane_grant_bytes - send.sent_offset
         if left_bytes > 0:
-            return -(-left_bytes // send.mtu.size)
+            return -(-left_bytes // (send.mtu.size - HEADER_BYTES))
         # A short message that follows nothing takes no place worth waiting for.
         send.is_held = bool(send.flights.queue) or send.unsent_bytes > send.mtu.size
         if send.is_held and send.unsent_bytes:
@@ -100,7 +102,8 @@ class Lane:
             send = following.connection.send
             send.is_held = False
             following.lane_offset = send.sent_offset
-            following.lane_grant_bytes = GRANT_BYTES
+            payload_bytes = send.mtu.size - HEADER_BYTES
+            following.lane_grant_bytes = GRANT_BYTES // payload_bytes * payload_bytes  # no packet for the rest alone
             # Until it has sent, what it may send counts; if it cannot, its peer's window being closed, nothing does.
             expected_bytes = min(GRANT_BYTES, send.unsent_bytes)
             following.lane_flight_bytes += expected_bytes

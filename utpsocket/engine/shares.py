@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _EPOCH_US: Final = 50_000  # who moved data in this or the last one is active
 _LEAST_BYTES: Final = 64 << 10  # less costs more turns than it saves losses
+_MANY_LEAST_BYTES: Final = 128 << 10  # of a large buffer, where connections take turns: a turn's worth
 
 
 class Shares:
@@ -25,17 +26,18 @@ class Shares:
     budget_bytes   what all promises together should not exceed
     """
 
-    __slots__ = ("_active", "_active_before", "_ends_at", "_epoch", "budget_bytes")
+    __slots__ = ("_active", "_active_before", "_ends_at", "_epoch", "_least_bytes", "budget_bytes")
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
+        self._least_bytes = max(_LEAST_BYTES, min(_MANY_LEAST_BYTES, budget_bytes // 8))
         self._epoch = 1
         self._ends_at = 0
         self._active = self._active_before = 0
 
     def at_first(self, connections: int) -> int:
         """What a connection that has moved nothing may promise, in bytes, with `connections` on this port."""
-        return max(_LEAST_BYTES, self.budget_bytes // max(1, connections))
+        return max(self._least_bytes, self.budget_bytes // max(1, connections))
 
     def on_data(self, bridge: Bridge, *, now: int) -> None:
         """Data came for this connection: its part is that of an active one."""
@@ -48,4 +50,4 @@ class Shares:
             bridge.active_epoch = self._epoch
             self._active += 1
         active = max(self._active, self._active_before)
-        bridge.connection.receive.share_bytes = max(_LEAST_BYTES, self.budget_bytes // active)
+        bridge.connection.receive.share_bytes = max(self._least_bytes, self.budget_bytes // active)
