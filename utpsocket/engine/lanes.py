@@ -14,15 +14,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from utpsocket.protocol.packet import HEADER_BYTES
+from utpsocket.protocol.packet import HEADER_BYTES, packets_per_send
 
 if TYPE_CHECKING:
     from utpsocket.engine.bridge import Bridge
 
 GRANT_BYTES: Final = 128 << 10  # at most: no more than a connection of many is promised, see shares.py
+_SENDS: Final = 2  # system calls that a grant fills, with no packet left for a third
 _FEW: Final = 16  # connections that need no order
 _NOBODY: Final[list[Bridge]] = []
-_MOST_BYTES: Final = 512 << 10  # under way together; short bursts take several times their payload of a socket buffer
+_MOST_BYTES: Final = 3 << 18  # under way together; short bursts take several times their payload of a socket buffer
 
 
 class Lanes:
@@ -102,10 +103,14 @@ class Lane:
             send = following.connection.send
             send.is_held = False
             following.lane_offset = send.sent_offset
-            payload_bytes = send.mtu.size - HEADER_BYTES
-            following.lane_grant_bytes = GRANT_BYTES // payload_bytes * payload_bytes  # no packet for the rest alone
+            # What it cannot send now, its window being small yet, it must ask for again: many that grow at once would
+            # exceed all bounds with what they were granted before.
+            size = send.mtu.size
+            window_bytes = min(send.controller.window_bytes, send.peer.window_bytes) - send.flights.in_flight_bytes
+            packets = min(_SENDS * packets_per_send(size), max(1, window_bytes // (size - HEADER_BYTES)))
+            following.lane_grant_bytes = packets * (size - HEADER_BYTES)
             # Until it has sent, what it may send counts; if it cannot, its peer's window being closed, nothing does.
-            expected_bytes = min(GRANT_BYTES, send.unsent_bytes)
+            expected_bytes = min(following.lane_grant_bytes, send.unsent_bytes)
             following.lane_flight_bytes += expected_bytes
             self._in_flight_bytes += expected_bytes
             granted.append(following)

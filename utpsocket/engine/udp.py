@@ -20,6 +20,7 @@ from utpsocket.engine.gather import MOST_IN
 from utpsocket.engine.names import Address
 from utpsocket.engine.syscalls import Datagrams
 from utpsocket.protocol import Run, Transmit
+from utpsocket.protocol.packet import packets_per_send
 
 _UDP_SEGMENT: Final = 103  # linux/udp.h
 _UDP_GRO: Final = 104
@@ -40,8 +41,6 @@ _ANCILLARY_BYTES: Final = stdlib.CMSG_SPACE(4) + stdlib.CMSG_SPACE(20)
 WANTED_BUFFER_BYTES: Final = 4 << 20  # PERFORMANCE.md trick 7: ask for 4 MiB, then look what was given
 _SOURCE_V4: Final = struct.Struct("=I4s4s")  # struct in_pktinfo
 _SOURCE_V6: Final = struct.Struct("=16sI")  # struct in6_pktinfo
-_MAX_SEGMENTS: Final = 64  # UDP_MAX_SEGMENTS before 6.9
-_MAX_SEND_BYTES: Final = 65_507  # an IPv4 datagram's most, segmented or not
 _SLOT_BYTES: Final = 1_472  # what an Ethernet's packet carries; a path that proves larger ones gets larger slots
 _MOST_GRO_SLOTS: Final = 64  # each may turn out to hold 64 KiB after all
 _LARGE_BYTES: Final = 1_000
@@ -295,7 +294,7 @@ class Port:
                 cmsg = [(stdlib.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("=H", segment))]
                 self._segment_cmsg[segment] = cmsg
             ancillary = cmsg + source if source else cmsg
-            most = min(_MAX_SEGMENTS, _MAX_SEND_BYTES // segment)
+            most = packets_per_send(segment)
             while sent < count:
                 stop = min((sent + most) * segment, len(transmit.data))
                 error = self._sendmsg(transmit.data, sent * segment, stop, ancillary, addr)

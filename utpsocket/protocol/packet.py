@@ -20,6 +20,8 @@ HEADER_BYTES: Final = 20  # BEP 29 "header format"
 VERSION: Final = 1  # BEP 29 "version"
 EXTENSION_SACK: Final = 1
 MAX_SACK_BYTES: Final = 252  # the largest multiple of 4 that the one-byte length of an extension can say
+MAX_SEND_BYTES: Final = 65_507  # what one UDP send takes, segmented by the kernel or not
+MAX_SEND_PACKETS: Final = 64  # and so many segments: UDP_MAX_SEGMENTS before 6.9
 MAX_RUN_PACKETS: Final = 256  # four of the kernel's largest batches: what is done once per run costs a quarter
 
 _HEADER: Final = struct.Struct(">BBHIIIHH")
@@ -74,6 +76,11 @@ class Packet:
         self.ack16 = ack16
         self.sack = sack
         self.payload = payload
+
+
+def packets_per_send(size: int) -> int:
+    """How many datagrams of `size` bytes one UDP send takes."""
+    return min(MAX_SEND_PACKETS, MAX_SEND_BYTES // size)
 
 
 def decode(datagram: memoryview) -> Packet | None:

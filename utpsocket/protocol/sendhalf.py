@@ -17,15 +17,13 @@ from utpsocket.protocol.congestion import Controller
 from utpsocket.protocol.flights import Flight, Flights
 from utpsocket.protocol.outstanding import Outstanding
 from utpsocket.protocol.pacing import PACED_FROM_RTT_US, Pacer
-from utpsocket.protocol.packet import HEADER_BYTES, MAX_RUN_PACKETS
+from utpsocket.protocol.packet import HEADER_BYTES, MAX_RUN_PACKETS, MAX_SEND_BYTES, MAX_SEND_PACKETS, packets_per_send
 from utpsocket.protocol.pathmtu import PathMtu
 from utpsocket.protocol.receivehalf import NEVER
 from utpsocket.protocol.sendbuffer import SendBuffer
 
 _SMALL_PACKETS: Final = 4  # so a write, write, read exchange never waits for an ack, and a flood of bytes does
-_MAX_SEND_BYTES: Final = 65_507  # what one UDP send takes, segmented by the kernel or not
-_MAX_SEND_PACKETS: Final = 64  # and so many segments: UDP_MAX_SEGMENTS before 6.9
-_SENDS_PER_BURST: Final = MAX_RUN_PACKETS // _MAX_SEND_PACKETS
+_SENDS_PER_BURST: Final = MAX_RUN_PACKETS // MAX_SEND_PACKETS
 # PROTOCOL.md §3: one packet, retransmitted at most twice, to an address that may be spoofed. So small that it and the
 # STATE before it are no more than three times the SYN, with IP's and UDP's 28 bytes: 48 + 48 + 48.
 _UNPROVEN_BYTES: Final = 48
@@ -126,7 +124,7 @@ class SendHalf(Outstanding):
         room = min(room, (peer.reorder_packets - flights.packets) * size)
         if room < worthwhile:
             return None
-        whole = _SENDS_PER_BURST * min(_MAX_SEND_PACKETS, _MAX_SEND_BYTES // mtu.size)
+        whole = _SENDS_PER_BURST * packets_per_send(mtu.size)
         burst = min(whole, self._burst_packets(size, now=now))
         if not burst:
             return None
@@ -244,7 +242,7 @@ class SendHalf(Outstanding):
         if not self.is_proven and flight.sends >= _MAX_UNPROVEN_SENDS:
             return None
         size = flight.size
-        most = _MAX_SEND_BYTES // (size + HEADER_BYTES)
+        most = MAX_SEND_BYTES // (size + HEADER_BYTES)
         count = min(flight.count, max_segments, most, self._burst_packets(size, now=now))
         if not count:
             return None
