@@ -35,6 +35,8 @@ _RESETS_PER_SECOND: Final = 100
 _IDS_PER_DIAL: Final = 4
 _BULK_BYTES: Final = 512  # datagrams of this size fill buffers
 _EXPECTED_RUNS: Final = 16
+_MANY_LONE_TURNS: Final = 8
+_FLOODED_AFTER_US: Final = 250_000  # a thousand who dial at the same moment take half as long
 _RUNS_PER_TURN: Final = 8  # then other ports have theirs
 _DATAGRAMS_PER_TURN: Final = 512  # likewise, where they come one by one
 _system_random: Final = random.SystemRandom()
@@ -48,8 +50,11 @@ class Endpoint:
     """
 
     __slots__ = (
+        "_behind_since",
         "_dials",
         "_expected_runs",
+        "_lone_turn",
+        "_lone_turns",
         "_resets",
         "_resets_left",
         "_resets_second",
@@ -88,6 +93,8 @@ class Endpoint:
         self._dials: dict[object, Bridge] = {}  # by address: the last one, until it is over
         self._resets: OrderedDict[tuple[object, int], int] = OrderedDict()
         self._expected_runs = 0  # so many turns more it is worth asking for a second run at once
+        self._lone_turn = self._lone_turns = 0  # the last of so many turns on end that each found a lone small one
+        self._behind_since = 0  # since when there was always more than a turn takes; 0: there is not
         self._resets_second = 0
         self._resets_left = 0
 
@@ -187,6 +194,7 @@ class Endpoint:
                 # but not while the port is blocked.
                 if not port.pending:
                     self.is_readable = False
+                    self._count_lone()
                     break
             run = port.receive(arena.room())
             if run is None:
@@ -212,6 +220,18 @@ class Endpoint:
             self.handle_run(before, now=now)
         if port.errors:
             self.handle_errors(now=now)
+        if not self.is_readable:
+            self._behind_since = 0
+        elif not self._behind_since:
+            self._behind_since = now
+
+    def _count_lone(self) -> None:
+        """Small ones that come turn after turn, a flood of SYNs say, are worth asking for more at once."""
+        turn = self.loop.wakeups
+        self._lone_turns = self._lone_turns + 1 if turn == self._lone_turn + 1 else 0
+        self._lone_turn = turn
+        if self._lone_turns >= _MANY_LONE_TURNS:
+            self._expected_runs = _EXPECTED_RUNS
 
     def _receive_many(self, *, now: int) -> int:
         """Take what came one by one; how many there were."""
@@ -295,7 +315,8 @@ class Endpoint:
         addr = run.addr
         if listener is None or (addr, recv_id) in self.bridges or not isinstance(addr, tuple):
             return None
-        if not listener.admits(addr[0]):
+        is_flooded = self._behind_since > 0 and now - self._behind_since > _FLOODED_AFTER_US
+        if not listener.admits(addr[0], is_flooded=is_flooded):
             return None
         identity = type(listener.identity)(listener.identity.family)
         identity.cookie = _system_random.getrandbits(63)

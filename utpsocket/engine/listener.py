@@ -71,10 +71,13 @@ class Listener:
         self._half_open_by_host: dict[str, int] = {}
         self._retry_at = 0
 
-    def admits(self, host: str) -> bool:
-        """Whether a SYN from this host may make a connection now."""
+    def admits(self, host: str, *, is_flooded: bool) -> bool:
+        """Whether a SYN from this host may make a connection now. While its port is flooded only a few at a time may:
+        what arrives for connections that are established is lost meanwhile. An honest one asks again.
+        """
         if (
             self.is_closed
+            or (is_flooded and self._half_open >= _CALM_HALF_OPEN)
             or self._half_open >= MAX_HALF_OPEN
             or self._half_open_by_host.get(host, 0) >= MAX_HALF_OPEN_PER_ADDRESS
             or len(self._ready) + len(self._prepared) > self.backlog
@@ -137,6 +140,10 @@ class Listener:
         """Give the application what was prepared; returns when to try again, or None."""
         while self._prepared:
             bridge, end = self._prepared[0]
+            if bridge.is_gone:  # it ended while the application's queue was full
+                self._prepared.popleft()
+                end.close()
+                continue
             bridge.identity.role = Role.CONNECTED  # before connect(): accept() may return at once
             try:
                 end.connect(self.name)
@@ -184,10 +191,25 @@ class Listener:
             bridge.abandon()
         return left
 
+    def close_fds(self) -> None:
+        """The engine ends, or was never this process's: close what the listener holds and tell nobody."""
+        if self.door is not None:
+            self.door.close_fds()
+        for _, end in self._prepared:
+            end.close()
+
+    def let_go(self) -> None:
+        """Forget every fd without closing it."""
+        if self.door is not None:
+            self.door.let_go()
+        for _, end in self._prepared:
+            end.detach()
+
     def stats(self) -> dict[str, Any]:
         """Figures of this instant."""
         return {
             "pending": len(self._ready) + len(self._unproven) + len(self._prepared),
+            "prepared": len(self._prepared),
             "half_open": self._half_open,
             "refused_syns": self.refused,
         }

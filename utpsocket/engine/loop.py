@@ -554,8 +554,7 @@ class Loop:
     def _others(self) -> list[Any]:
         """Whatever has fds beside bridges and ports."""
         listeners = [endpoint.listener for endpoint in list(self.endpoints.values())]
-        doors = [listener.door for listener in listeners if listener is not None and listener.door is not None]
-        return [*self.relays.values(), *doors]
+        return [*self.relays.values(), *(listener for listener in listeners if listener is not None)]
 
     def identity_of(self, cookie: int) -> Identity | None:
         """Who has this cookie, if this engine serves it. Any thread."""
