@@ -11,9 +11,11 @@ from typing import Any
 import utpsocket
 from utpsocket.engine import running_engine
 from utpsocket.engine.lanes import GRANT_BYTES, Lanes
+from utpsocket.protocol.packet import HEADER_BYTES, packets_per_send
 
 MEMBERS = 20  # more than go without order
 MTU_BYTES = 1_400
+PAYLOAD_BYTES = MTU_BYTES - HEADER_BYTES
 
 
 class FakeSend:
@@ -23,7 +25,9 @@ class FakeSend:
         self.flights = self
         self.peer = self
         self.mtu = self
+        self.controller = self
         self.size = MTU_BYTES
+        self.window_bytes = 4 << 20
         self.largest_window_bytes = 4 << 20
         self.in_flight_bytes = 0
         self.sent_offset = 0
@@ -50,7 +54,7 @@ class FakeBridge:
             packets = self.lane.packets(self)
             if send.is_held or not send.unsent_bytes:
                 break
-            count = min(packets * MTU_BYTES, send.unsent_bytes)
+            count = min(packets * PAYLOAD_BYTES, send.unsent_bytes)
             send.sent_offset += count
             send.in_flight_bytes += count
             send.unsent_bytes -= count
@@ -86,7 +90,7 @@ def test_grants_are_of_a_burst_and_go_round() -> None:
     run(list(bridges))
     started = [bridge for bridge in bridges if bridge.send.sent_offset]
     assert 0 < len(started) < MEMBERS
-    burst = -(-GRANT_BYTES // MTU_BYTES) * MTU_BYTES
+    burst = 2 * packets_per_send(MTU_BYTES) * PAYLOAD_BYTES
     assert {bridge.send.sent_offset for bridge in started} == {burst}
     assert started == bridges[: len(started)]
     turns = 0
@@ -99,6 +103,16 @@ def test_grants_are_of_a_burst_and_go_round() -> None:
         assert max(sent) - min(sent) <= 2 * burst
         turns += 1
     assert turns >= MEMBERS
+
+
+def test_a_grant_is_no_more_than_the_window_lets_out() -> None:
+    """Or else many that grow at once would use, all together, what they were granted one by one."""
+    _, bridges = lane_of(MEMBERS)
+    for bridge in bridges:
+        bridge.send.unsent_bytes = 4 * GRANT_BYTES
+        bridge.send.window_bytes = 10 * PAYLOAD_BYTES
+    run(list(bridges))
+    assert [bridge.send.sent_offset for bridge in bridges] == [10 * PAYLOAD_BYTES] * MEMBERS
 
 
 def test_a_short_message_does_not_wait() -> None:

@@ -23,7 +23,7 @@ GRANT_BYTES: Final = 128 << 10  # at most: no more than a connection of many is 
 _SENDS: Final = 2  # system calls that a grant fills, with no packet left for a third
 _FEW: Final = 16  # connections that need no order
 _NOBODY: Final[list[Bridge]] = []
-_MOST_BYTES: Final = 3 << 18  # under way together; short bursts take several times their payload of a socket buffer
+_MOST_BYTES: Final = 5 << 17  # under way together; short bursts take several times their payload of a socket buffer
 
 
 class Lanes:
@@ -101,12 +101,14 @@ class Lane:
             following = next(iter(self._waiting))
             del self._waiting[following]
             send = following.connection.send
+            size = send.mtu.size
+            window_bytes = min(send.controller.window_bytes, send.peer.window_bytes) - send.flights.in_flight_bytes
+            if window_bytes < size and send.flights.in_flight_bytes:
+                continue  # its next ack will have it ask again
             send.is_held = False
             following.lane_offset = send.sent_offset
             # What it cannot send now, its window being small yet, it must ask for again: many that grow at once would
             # exceed all bounds with what they were granted before.
-            size = send.mtu.size
-            window_bytes = min(send.controller.window_bytes, send.peer.window_bytes) - send.flights.in_flight_bytes
             packets = min(_SENDS * packets_per_send(size), max(1, window_bytes // (size - HEADER_BYTES)))
             following.lane_grant_bytes = packets * (size - HEADER_BYTES)
             # Until it has sent, what it may send counts; if it cannot, its peer's window being closed, nothing does.
