@@ -37,7 +37,6 @@ _EAGER_BYTES: Final = 512 << 10  # unsent beyond this is read only when the engi
 # What the user has not read yet: less than a turn brings would be copied again. The kernel doubles it, and all buffers
 # of a connection together must hold less than the 10 MiB that programs take for more than any socket's.
 _PAIR_BYTES: Final = 512 << 10
-_READ_BYTES: Final = 256 << 10  # most read from one user before others have their turn
 
 
 class Bridge:
@@ -163,7 +162,9 @@ class Bridge:
         if self.is_gated or self.end is None or connection.state not in (State.CONNECTED, State.SYN_RECEIVED):
             self.is_readable = self.is_readable and self.end is not None
             return
-        budget = _READ_BYTES
+        # Whole bursts: the few packets of a rest would cost two engines' turns as well.
+        burst_bytes = connection.send.burst_bytes
+        budget = burst_bytes - connection.send.unsent_bytes % burst_bytes
         is_flowing = False
         while self.is_readable:
             unsent_bytes = connection.send.unsent_bytes

@@ -65,6 +65,12 @@ class SendHalf(Outstanding):
         return self.buffer.end_offset - self.sent_offset
 
     @property
+    def burst_bytes(self) -> int:
+        """What the most packets of whole system calls carry, that may leave as one flight."""
+        size = self.mtu.size
+        return _SENDS_PER_BURST * packets_per_send(size) * (size - HEADER_BYTES)
+
+    @property
     def is_finished(self) -> bool:
         """Our FIN is acked, and so everything before it."""
         return self.fin_seq is not None and self.flights.una_seq > self.fin_seq
