@@ -88,8 +88,7 @@ class Endpoint:
         self.is_for_sharing = False  # every one said UTP_SHARE_PORT
         self.dropped_datagrams = 0
         self.sent_resets = 0
-        # Half of what the kernel gave holds that much payload with its bookkeeping (PERFORMANCE.md, trick 7).
-        self.shares = Shares(max(_LEAST_BUFFER_BYTES, port.receive_buffer_bytes // 2))
+        self.shares = Shares(max(2 * _LEAST_BUFFER_BYTES, port.receive_buffer_bytes))
         self._dials: dict[object, Bridge] = {}  # by address: the last one, until it is over
         self._resets: OrderedDict[tuple[object, int], int] = OrderedDict()
         self._expected_runs = 0  # so many turns more it is worth asking for a second run at once
@@ -108,7 +107,7 @@ class Endpoint:
     def _config(self, settings: Settings, addr: object) -> Config:
         is_v4 = self.port.family != _AF_INET6 or (isinstance(addr, tuple) and addr[0].startswith("::ffff:"))
         limit = self.loop.max_datagram_bytes or settings.max_datagram_bytes
-        most = self.shares.budget_bytes
+        most = self.shares.alone_bytes
         receive = settings.receive_buffer_bytes or _DEFAULT_BUFFER_BYTES
         send = settings.send_buffer_bytes or _DEFAULT_BUFFER_BYTES
         return Config(
@@ -131,8 +130,7 @@ class Endpoint:
             spare_ids=spare_ids,
         )
         bridge = Bridge(connection, self, identity, source)
-        if not self.is_private:
-            connection.receive.share_bytes = self.shares.at_first(len(self.bridges))
+        connection.receive.share_bytes = self.shares.at_first(len(self.bridges))
         bridge.recv_ids = connection.recv_ids  # the connection's own list shrinks once it has chosen
         for any_id in bridge.recv_ids:
             self.bridges[addr, any_id] = bridge
@@ -251,8 +249,8 @@ class Endpoint:
             bridge = self.bridges.get((run.addr, data[2] << 8 | data[3]))
             if bridge is not None:
                 bridge.connection.handle_run(run, now=now)
-                if run.size >= _BULK_BYTES and not self.is_private:
-                    self.shares.on_data(bridge, now=now)
+                if run.size >= _BULK_BYTES:
+                    self.shares.on_data(bridge, len(run.data), now=now)
                 self.loop.touch(bridge)
                 return
         for datagram in run.datagrams():
@@ -441,7 +439,7 @@ def apply_settings(bridge: Bridge, *, now: int) -> None:
     if settings.send_buffer_bytes:
         connection.send.buffer.capacity_bytes = max(_LEAST_BUFFER_BYTES, settings.send_buffer_bytes)
     if settings.receive_buffer_bytes:
-        most = bridge.endpoint.shares.budget_bytes
+        most = bridge.endpoint.shares.alone_bytes
         connection.receive.reassembly.capacity_bytes = max(
             _LEAST_BUFFER_BYTES, min(settings.receive_buffer_bytes, most)
         )

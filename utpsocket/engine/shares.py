@@ -18,18 +18,34 @@ if TYPE_CHECKING:
 _EPOCH_US: Final = 50_000  # who moved data in this or the last one is active
 _LEAST_BYTES: Final = 64 << 10  # less costs more turns than it saves losses
 _MANY_LEAST_BYTES: Final = 128 << 10  # of a large buffer, where connections take turns: a turn's worth
+_MERGED_BYTES: Final = 32 << 10
+_SURE_RUNS: Final = 8  # in a row
 
 
 class Shares:
     """Of one port.
 
-    budget_bytes   what all promises together should not exceed
+    budget_bytes   what all promises together should not exceed: half of the buffer holds that much payload with its
+                   bookkeeping (PERFORMANCE.md, trick 7)
+    alone_bytes    what a single one may promise whose peer sends in large merged datagrams: those take hardly more than
+                   their payload
     """
 
-    __slots__ = ("_active", "_active_before", "_ends_at", "_epoch", "_least_bytes", "budget_bytes")
+    __slots__ = (
+        "_active",
+        "_active_before",
+        "_ends_at",
+        "_epoch",
+        "_least_bytes",
+        "_merged_runs",
+        "alone_bytes",
+        "budget_bytes",
+    )
 
-    def __init__(self, budget_bytes: int) -> None:
-        self.budget_bytes = budget_bytes
+    def __init__(self, buffer_bytes: int) -> None:
+        self.budget_bytes = budget_bytes = buffer_bytes // 2
+        self.alone_bytes = buffer_bytes * 9 // 10
+        self._merged_runs = 0
         self._least_bytes = max(_LEAST_BYTES, min(_MANY_LEAST_BYTES, budget_bytes // 8))
         self._epoch = 1
         self._ends_at = 0
@@ -39,8 +55,9 @@ class Shares:
         """What a connection that has moved nothing may promise, in bytes, with `connections` on this port."""
         return max(self._least_bytes, self.budget_bytes // max(1, connections))
 
-    def on_data(self, bridge: Bridge, *, now: int) -> None:
-        """Data came for this connection: its part is that of an active one."""
+    def on_data(self, bridge: Bridge, size: int, *, now: int) -> None:
+        """A run of `size` bytes came for this connection: its part is that of an active one."""
+        self._merged_runs = min(_SURE_RUNS, self._merged_runs + 1) if size >= _MERGED_BYTES else 0
         if now >= self._ends_at:
             self._active_before = self._active if now < self._ends_at + _EPOCH_US else 0
             self._active = 0
@@ -50,4 +67,8 @@ class Shares:
             bridge.active_epoch = self._epoch
             self._active += 1
         active = max(self._active, self._active_before)
-        bridge.connection.receive.share_bytes = max(self._least_bytes, self.budget_bytes // active)
+        if active == 1 and self._merged_runs == _SURE_RUNS:
+            share_bytes = self.alone_bytes
+        else:
+            share_bytes = self.budget_bytes // active
+        bridge.connection.receive.share_bytes = max(self._least_bytes, share_bytes)
