@@ -18,6 +18,8 @@ from utpsocket.engine.native import Socket
 TOO_LARGE: Final = bytes(65_536)
 """For a datagram: the kernel looks at the address, then refuses."""
 
+_MSG_OOB: Final = int(stdlib.MSG_OOB)  # an IntFlag's & costs more than the rest of a send()
+_MSG_ERRQUEUE: Final = int(getattr(stdlib, "MSG_ERRQUEUE", 0))
 _REMEMBERED_CALLS: Final = 64
 _ANCILLARY: Final = (1, 2, 36, 37, 61, 65)  # SCM_RIGHTS, _CREDENTIALS, SO_MARK, _TIMESTAMPING, TXTIME: as TCP, ignored
 _well_formed: set[str] = set()  # calls whose address the C class has found no fault with
@@ -43,7 +45,7 @@ def raise_at_end(identity: Identity) -> None:
 
 def refuse_error_queue(flags: int) -> None:
     """MSG_ERRQUEUE asks for what uTP has not: nothing is there, which TCP says at once, and AF_UNIX would wait for."""
-    if isinstance(flags, int) and flags & getattr(stdlib, "MSG_ERRQUEUE", 0):
+    if flags and isinstance(flags, int) and flags & _MSG_ERRQUEUE:
         raise lifecycle.fail(errno.EAGAIN)
 
 
@@ -51,7 +53,7 @@ def before_send(sock: Any, identity: Identity, flags: int) -> None:
     """Open the gate that a connect left closed; refuse urgent data, of which uTP has none."""
     if identity.is_gated and identity.role is Role.CONNECTED:
         pairing.open_gate(sock, identity)
-    if isinstance(flags, int) and flags & stdlib.MSG_OOB:
+    if flags and isinstance(flags, int) and flags & _MSG_OOB:
         raise lifecycle.fail(errno.EOPNOTSUPP)
 
 
