@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 import utpsocket
-from utpsocket.engine import running_engine
+from utpsocket.engine import running_engine, shutdown
 from utpsocket.engine.listener import MAX_HALF_OPEN
-from utpsocket.protocol.packet import PacketType, decode, encode
+from utpsocket.protocol.packet import Packet, PacketType, decode, encode
 from utpsocket.stats import engine_stats
 
 ROOT = Path(__file__).parents[2]
@@ -147,6 +147,26 @@ def test_what_ends_while_the_queue_of_accept_is_full_is_never_handed_over_alive(
                 conn.settimeout(5)
                 with contextlib.suppress(ConnectionResetError):
                     assert conn.recv(1) == b""
+
+
+def test_the_last_ack_is_said_again_at_exit() -> None:
+    """Nobody is there to answer a repeated FIN when the process has ended."""
+    with utpsocket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        udp.connect(listener.getsockname())
+        udp.send(packet(PacketType.SYN, 10, seq=1, ack=0))
+        conn, _ = listener.accept()
+        conn.close()
+        fin = next(found for found in map(decoded, answers(udp)) if found.type == PacketType.FIN)
+        udp.send(packet(PacketType.FIN, 11, seq=2, ack=fin.seq16))
+        assert [(last.type, last.ack16) for last in map(decoded, answers(udp))] == [(PacketType.STATE, 2)]
+        shutdown()
+        assert [(last.type, last.ack16) for last in map(decoded, answers(udp))] == [(PacketType.STATE, 2)] * 2
+
+
+def decoded(datagram: bytes) -> Packet:
+    found = decode(memoryview(datagram))
+    assert found is not None
+    return found
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

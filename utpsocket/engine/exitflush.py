@@ -35,6 +35,7 @@ def flush(loop: Loop | RemoteLoop, seconds: float | None = None) -> tuple[int, i
     while True:
         waiting, lost_bytes, acked_bytes = loop.call(verbs.unflushed)
         if not waiting:
+            loop.call(verbs.repeat_last_acks)
             return 0, 0
         now = time.monotonic()
         if acked_bytes != last_acked:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.door import Door
 from utpsocket.engine.endpoint import Endpoint, apply_settings
@@ -23,6 +23,8 @@ from utpsocket.protocol import ConnectionStats, State
 
 if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
+
+_LAST_ACKS: Final = 2  # beside the first
 
 
 def _error(code: int) -> OSError:
@@ -242,6 +244,18 @@ def unflushed(loop: Loop) -> tuple[int, int, int]:
             waiting += 1
             lost_bytes += relay.unflushed_bytes
     return waiting, lost_bytes, acked_bytes
+
+
+def repeat_last_acks(loop: Loop) -> None:
+    """The process ends, and TIME_WAIT with it: nobody will answer a FIN that a peer repeats because our ack of it was
+    lost, so the ack is said twice more.
+    """
+    for bridge in list(loop.bridges.values()):
+        connection = bridge.connection
+        if connection.state is State.TIME_WAIT and not bridge.is_gone:
+            for _ in range(_LAST_ACKS):
+                connection.receive.ack_at = loop.now
+                bridge.endpoint.transmit(bridge, now=loop.now)
 
 
 def is_held(loop: Loop) -> bool:
