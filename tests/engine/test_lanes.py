@@ -145,6 +145,24 @@ def test_the_last_member_takes_the_lane_with_it() -> None:
     assert not lanes._lanes
 
 
+def test_who_was_held_while_there_were_many_may_send_when_there_are_few() -> None:
+    """Its last ack came when the others had gone: nobody else wakes it."""
+    with (
+        utpsocket.create_server(("127.0.0.1", 0)) as listener,
+        utpsocket.create_connection(listener.getsockname()) as client,
+        listener.accept()[0] as conn,
+    ):
+        loop = running_engine()
+        assert loop is not None
+        (bridge,) = (bridge for bridge in loop.bridges.values() if bridge.lane is not None)
+        bridge.connection.send.is_held = True
+        conn.settimeout(10)
+        client.sendall(bytes(5_000))
+        received = 0
+        while received < 5_000:
+            received += len(conn.recv(5_000))
+
+
 def test_many_transfers_at_once_arrive_whole() -> None:
     payload = os.urandom(1 << 18) * 2
     count = 40

@@ -401,7 +401,11 @@ class Endpoint:
         """Put everything on the wire that may leave now."""
         port, connection, source = self.port, bridge.connection, bridge.source
         most = self.loop.max_segments
-        lane = bridge.lane if bridge.lane is not None and bridge.lane.is_ordered else None
+        lane = bridge.lane
+        if lane is not None and not lane.is_ordered:
+            # Who was held when there were more, with nothing to send and so not waiting, is woken by nobody else.
+            lane = None
+            connection.send.is_held = False
         while not port.pending:
             if lane is not None:
                 most = min(lane.packets(bridge), self.loop.max_segments)
