@@ -343,8 +343,11 @@ class Side:
                 report["ended"] = wire.end()
             elif act == "idle":
                 report["pieces"] = fetch(wire, self.meta, self.path, range(1))
-                for _ in wire.receive_for(self.settings["idle_seconds"]):
-                    pass
+                # A libtorrent seed leaves who is interested and has asked for nothing for a minute.
+                wire.send((NOT_INTERESTED, b""))
+                for kind, _ in wire.receive_for(self.settings["idle_seconds"]):
+                    wire.is_unchoked = wire.is_unchoked if kind not in (CHOKE, UNCHOKE) else kind == UNCHOKE
+                wire.send((INTERESTED, b""))
                 report["pieces"] += fetch(wire, self.meta, self.path, range(1, count))
             else:
                 report["pieces"] = fetch(wire, self.meta, self.path)

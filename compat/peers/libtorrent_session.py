@@ -90,7 +90,7 @@ def came_and_went(running: Any) -> list[dict[str, Any]]:
         if isinstance(alert, lt.peer_disconnected_alert) and any(alert.pid.to_bytes()):
             is_utp = alert.socket_type == lt.socket_type_t.utp
             address = f"{alert.endpoint[0]}:{alert.endpoint[1]}"
-            left.append({"address": address, "client": client_name(lt.identify_client(alert.pid)), "utp": is_utp})
+            left.append({"address": address, "client": client_name(alert.pid.to_bytes()[:8]), "utp": is_utp})
     return left
 
 
