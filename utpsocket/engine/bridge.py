@@ -12,6 +12,7 @@ Only the engine's thread calls.
 from __future__ import annotations
 
 import errno
+import os
 import socket as stdlib
 from typing import TYPE_CHECKING, Any, Final
 
@@ -188,7 +189,9 @@ class Bridge:
                 if count == -errno.EAGAIN:
                     self._on_drained(now=now)
                     return
-                self._is_rude = True  # ECONNRESET: the user closed with bytes unread; what it wrote still follows
+                if count != -errno.ECONNRESET:
+                    raise OSError(-count, os.strerror(-count))  # EBADF: the program has closed every fd that it found
+                self._is_rude = True  # the user closed with bytes unread; what it wrote still follows
                 continue
             if not count:
                 connection.commit(0)

@@ -28,8 +28,8 @@ from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.lanes import Lanes
 from utpsocket.engine.listener import Listener
-from utpsocket.engine.native import allocate_lock, get_ident, start_new_thread
-from utpsocket.engine.poller import WakeUp, new_poller
+from utpsocket.engine.native import allocate_lock, get_ident, sleep, start_new_thread
+from utpsocket.engine.poller import WakeUp, new_poller, occupy
 from utpsocket.engine.relay import Relay
 from utpsocket.engine.timers import Timers
 from utpsocket.engine.totals import Totals
@@ -45,6 +45,8 @@ _BLOCKED_US: Final = 1_000  # ENOBUFS makes no event
 _MAX_EVENTS: Final = 256
 _MAX_WAITING_PORTS: Final = 256
 _GATE_US: Final = 2_000  # loopback takes a fraction of it
+_REST_CHECKS: Final = 2_000
+_REST_CHECK_SECONDS: Final = 0.000_5
 _RECHECK_US: Final = 1_000_000  # /proc is read this often while a listener lives on in other processes only
 
 
@@ -94,6 +96,7 @@ class Loop:
         self._waiting_ports: dict[Endpoint, None] = {}  # of no use but for a late FIN, oldest first
         self._is_stopping = False
         self._is_robbed = False
+        self._is_at_rest = False  # in the poller, where no fd number is in the thread's hands, or over
         self.is_alive = True
         self._has_ended = allocate_lock()
         self._has_ended.acquire()
@@ -138,6 +141,7 @@ class Loop:
                 self._close_all()
         finally:
             self.is_alive = False
+            self._is_at_rest = True
             self._has_ended.release()
 
     def has_its_fds(self) -> bool:
@@ -151,11 +155,21 @@ class Loop:
             found = None
         if found is not None and (found.st_dev, found.st_ino) == (self._wake_file.st_dev, self._wake_file.st_ino):
             return True
-        self.is_alive = False
         self._is_stopping = True
         self._is_robbed = True
         self._let_go()
+        if get_ident() != self._thread_id:
+            self._await_rest()
+            occupy(self._epoll)
+        self.is_alive = False
         return False
+
+    def _await_rest(self) -> None:
+        """Until the thread uses no fd: the next engine's may get the same numbers, and it would read their events."""
+        for _ in range(_REST_CHECKS):
+            if self._is_at_rest:
+                return
+            sleep(_REST_CHECK_SECONDS)
 
     def _turn(self) -> None:
         events = self._wait()
@@ -239,7 +253,11 @@ class Loop:
                 at = self._recheck_at if at is None else min(at, self._recheck_at)
             if at is not None:
                 timeout = max(0, at - time.monotonic_ns() // 1_000) / 1_000_000
+        self._is_at_rest = True
+        if self._is_robbed:  # asked after the line above: _await_rest may have trusted it
+            return []
         events: list[tuple[int, int]] = self._epoll.poll(timeout, _MAX_EVENTS)
+        self._is_at_rest = False
         for index, (fd, _) in enumerate(events):
             if fd == self._wake_fd:
                 del events[index]

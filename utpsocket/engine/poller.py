@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import struct
 import time
+from fcntl import F_DUPFD_CLOEXEC, fcntl
 from typing import Any, Final
 
 from utpsocket.engine import native
@@ -19,6 +20,7 @@ from utpsocket.engine import native
 _SLEEP_SECONDS: Final = 0.001
 _ONE: Final = struct.pack("=Q", 1)  # what an eventfd is written
 _LEVEL_EVENTS: Final = 0x201F  # EPOLLIN, PRI, OUT, ERR, HUP, RDHUP: poll()'s numbers are the same
+_occupants: list[Any] = []
 
 
 class LevelPoller:
@@ -109,3 +111,21 @@ def new_poller() -> Any:
     if native.epoll is None or os.environ.get("UTPSOCKET_POLLER") == "poll":
         return LevelPoller()
     return native.epoll()
+
+
+def occupy(robbed: Any) -> None:
+    """Put an epoll of nothing at the number of one that somebody else closed, if the number is free.
+
+    A thread that was about to sleep on it may still do so, and would take the events of the next with that number.
+    """
+    if native.epoll is None or not isinstance(robbed, native.epoll):
+        return
+    number = robbed.fileno()
+    empty = native.epoll()
+    if empty.fileno() == number:
+        _occupants.append(empty)
+        return
+    found = fcntl(empty.fileno(), F_DUPFD_CLOEXEC, number)
+    if found != number:
+        os.close(found)
+    empty.close()

@@ -47,6 +47,7 @@ _LARGE_BYTES: Final = 1_000
 _LONE_IN_A_ROW: Final = 2
 _MSG_TRUNC: Final = int(stdlib.MSG_TRUNC)  # an IntFlag's & costs two microseconds
 _STALE: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH)  # met by an earlier datagram
+_ROBBED: Final = (errno.EBADF, errno.ENOTSOCK)  # the program has closed every fd that it found
 _OFFLOAD_REFUSED: Final = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
 
 
@@ -162,7 +163,7 @@ class Port:
             if size == -errno.EAGAIN:
                 self._lone = 0
                 return None
-            self.read_errors()
+            self._look_at(-size)
             return self._empty(buffer)
         if flags & _MSG_TRUNC or not size:
             self.truncated_datagrams += 1
@@ -199,7 +200,7 @@ class Port:
         if isinstance(groups, int):
             self.is_drained = groups == -errno.EAGAIN
             if not self.is_drained:
-                self.read_errors()
+                self._look_at(-groups)
             return []
         runs = []
         longest = 0
@@ -243,6 +244,12 @@ class Port:
     def _empty(self, buffer: memoryview) -> Run:
         """Something was read that is no datagram: ask again."""
         return Run(buffer[:0], 1, None)
+
+    def _look_at(self, error: int) -> None:
+        """A call that receives said this: an error of an earlier datagram's, unless the fd is not ours any more."""
+        if error in _ROBBED:
+            raise OSError(error, os.strerror(error))
+        self.read_errors()
 
     def read_errors(self) -> None:
         """Move what the kernel's error queue holds to `errors`. ip(7) IP_RECVERR."""
