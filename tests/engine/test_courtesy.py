@@ -81,3 +81,20 @@ def test_a_child_forked_in_the_middle_of_a_turn_has_the_usual_interval(usual_sec
     finally:
         courtesy.end()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_turn_ends_while_the_last_asker_withdraws(usual_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would set the interval back: the second found 0 to set, which is refused."""
+    courtesy._usual_seconds = usual_seconds
+    sys.setswitchinterval(SWITCH_SECONDS)
+
+    def interval_seen_as_another_thread_ends_it() -> float:
+        seen = real()
+        monkeypatch.setattr(sys, "getswitchinterval", real)
+        courtesy.end()
+        return seen
+
+    real = sys.getswitchinterval
+    monkeypatch.setattr(sys, "getswitchinterval", interval_seen_as_another_thread_ends_it)
+    courtesy.end()
+    assert real() == usual_seconds

@@ -182,9 +182,21 @@ def test_closed_while_connecting(falling_back: None) -> None:
                 listener.accept()
 
 
-def test_bound_to_a_port(tcp_listener: socket.socket, falling_back: None) -> None:
-    with socket.socket() as client:
+def bound_where_tcp_is_free() -> socket.socket:
+    """A client at a port number that no TCP socket of another test has: the kernel chooses among UDP's only."""
+    while True:
+        client = socket.socket()
         client.bind(("127.0.0.1", 0))
+        with monkey.get_original("socket", "socket")() as probe:
+            try:
+                probe.bind(client.getsockname())
+                return client
+            except OSError:
+                client.close()
+
+
+def test_bound_to_a_port(tcp_listener: socket.socket, falling_back: None) -> None:
+    with bound_where_tcp_is_free() as client:
         bound = client.getsockname()
         client.connect(tcp_listener.getsockname())
         server, peer = tcp_listener.accept()

@@ -57,7 +57,6 @@ def begin() -> None:
 def end() -> None:
     """A turn's work has ended; or, in a forked child, will never end. What the program has set meanwhile stays."""
     global _usual_seconds
-    if _usual_seconds:
-        if sys.getswitchinterval() <= SWITCH_SECONDS:
-            sys.setswitchinterval(_usual_seconds)
-        _usual_seconds = 0.0
+    usual_seconds, _usual_seconds = _usual_seconds, 0.0  # at once: withdraw() may be here in another thread
+    if usual_seconds and sys.getswitchinterval() <= SWITCH_SECONDS:
+        sys.setswitchinterval(usual_seconds)

@@ -159,17 +159,13 @@ class Loop:
         self._is_robbed = True
         self._let_go()
         if get_ident() != self._thread_id:
-            self._await_rest()
+            for _ in range(_REST_CHECKS):  # the next engine's fds may get the same numbers
+                if self._is_at_rest:
+                    break
+                sleep(_REST_CHECK_SECONDS)
             occupy(self._epoll)
         self.is_alive = False
         return False
-
-    def _await_rest(self) -> None:
-        """Until the thread uses no fd: the next engine's may get the same numbers, and it would read their events."""
-        for _ in range(_REST_CHECKS):
-            if self._is_at_rest:
-                return
-            sleep(_REST_CHECK_SECONDS)
 
     def _turn(self) -> None:
         events = self._wait()
@@ -254,7 +250,7 @@ class Loop:
             if at is not None:
                 timeout = max(0, at - time.monotonic_ns() // 1_000) / 1_000_000
         self._is_at_rest = True
-        if self._is_robbed:  # asked after the line above: _await_rest may have trusted it
+        if self._is_robbed:  # asked after the line above: has_its_fds may have trusted it
             return []
         events: list[tuple[int, int]] = self._epoll.poll(timeout, _MAX_EVENTS)
         self._is_at_rest = False
