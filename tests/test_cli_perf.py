@@ -44,7 +44,9 @@ def test_loopback_prints_one_json_object(
         assert figures["packet_bytes"] > 0
         assert figures["retransmitted_packets"] >= 0
         if transport == "utp":
-            assert figures["acked_bytes"] >= figures["bytes"]  # and the line that names the stream
+            # The report comes by another connection: acks may be behind it.
+            assert figures["sent_bytes"] >= figures["bytes"]
+            assert 0 < figures["acked_bytes"] <= figures["sent_bytes"]
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
