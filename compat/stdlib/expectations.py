@@ -54,6 +54,12 @@ EXPECTED: Final = (
         sometimes=True,
     ),
     Expectation(
+        "test_socket.*.testWriteNonBlocking",
+        "fills every buffer with eleven writes, or skips itself: 4 MiB at each end, emptied by the engine meanwhile,"
+        " take about one time in a hundred more than that",
+        sometimes=True,
+    ),
+    Expectation(
         "test_epoll.TestEPoll.test_control_and_wait",
         "expects both ends' data in the first epoll_wait: kernel TCP delivers within send(), a thread a moment later",
     ),
