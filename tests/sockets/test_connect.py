@@ -48,6 +48,28 @@ def test_connect_ex_gives_zero(net: Net) -> None:
     assert net.fresh().connect_ex(net.listener().getsockname()) == 0
 
 
+def test_what_connect_made_is_there_to_be_accepted(net: Net) -> None:
+    """An acceptor in the same process need not wait: Twisted's own tests, for one, do not."""
+    listener = net.listener()
+    listener.setblocking(False)
+    for _ in range(50):
+        client = net.fresh()
+        client.connect(listener.getsockname())
+        server, address = listener.accept()
+        assert net.own(server).getpeername() == address == client.getsockname()
+
+
+def test_who_was_accepted_may_send(net: Net) -> None:
+    """The other way round: when accept() returns, the connect that did not wait is complete."""
+    listener = net.listener()
+    for _ in range(50):
+        client = net.fresh(timeout=0)
+        assert client.connect_ex(listener.getsockname()) in (0, errno.EINPROGRESS)
+        server = net.accept(listener)
+        assert client.send(b"at once") == 7
+        assert server.recv(7) == b"at once"
+
+
 def test_connections_are_accepted_in_the_order_they_were_made(net: Net) -> None:
     listener = net.listener()
     clients = [net.fresh() for _ in range(20)]

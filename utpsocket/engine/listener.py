@@ -19,7 +19,7 @@ from utpsocket.engine import names
 from utpsocket.engine.bridge import Bridge
 from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity, Role
-from utpsocket.engine.native import Socket
+from utpsocket.engine.native import Socket, connect_keeping_gil
 from utpsocket.protocol import State
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Listener:
     __slots__ = (
         "_half_open",
         "_half_open_by_host",
+        "_handed",
         "_prepared",
         "_ready",
         "_retry_at",
@@ -67,6 +68,7 @@ class Listener:
         self._unproven: dict[Bridge, None] = {}  # in order of arrival; looked at from its old end only
         self._ready: deque[Bridge] = deque()  # to be handed over
         self._prepared: deque[tuple[Bridge, Any]] = deque()  # with the engine's end of their pair
+        self._handed: list[Bridge] = []  # not watched yet
         self._half_open = 0
         self._half_open_by_host: dict[str, int] = {}
         self._retry_at = 0
@@ -137,30 +139,34 @@ class Listener:
         return next_at
 
     def hand_over(self, *, now: int) -> int | None:
-        """Give the application what was prepared; returns when to try again, or None."""
+        """Give the application what was prepared, then watch_handed(); returns when to try again, or None."""
         while self._prepared:
             bridge, end = self._prepared[0]
             if bridge.is_gone:  # it ended while the application's queue was full
                 self._prepared.popleft()
                 end.close()
                 continue
-            bridge.identity.role = Role.CONNECTED  # before connect(): accept() may return at once
-            try:
-                end.connect(self.name)
-            except OSError as error:
-                if error.errno == errno.EAGAIN:
-                    return now + _RETRY_US
-                self._prepared.popleft()
+            bridge.identity.role = Role.CONNECTED  # before connect: accept() may return at once
+            error = connect_keeping_gil(end.fileno(), self.name)
+            if error == errno.EAGAIN:
+                return now + _RETRY_US
+            self._prepared.popleft()
+            if error:
                 self.is_closed = True
                 end.close()
                 bridge.abandon()
                 self.endpoint.loop.touch(bridge)
                 return None
-            self._prepared.popleft()
             bridge.attach(end)
             bridge.is_handed_over = True
-            self.endpoint.loop.watch_bridge(bridge)
+            self._handed.append(bridge)
         return None
+
+    def watch_handed(self) -> None:
+        """Listen to what was handed over. Apart from hand_over(), since epoll gives the GIL away."""
+        handed, self._handed = self._handed, []
+        for bridge in handed:
+            self.endpoint.loop.watch_bridge(bridge)
 
     def new_end(self, identity: Identity) -> Any:
         """The engine's end of a pair to be, named; None when the process has no fd left."""

@@ -3,7 +3,7 @@
 One wake-up, always in this order: read the clock once · commands from other threads (as many as there were on entry) ·
 UDP ports that are readable, bounded · bridges that are readable · timers due · every connection touched: deliver,
 transmit until None, re-read its deadline · hand over incoming connections · sleep until the earliest deadline. One ack
-per batch falls out of that order, and a connect is complete before the accept that answers it.
+per batch falls out of that order, and a connect comes to light together with the accept that answers it.
 
 Everything here is called by the engine's thread alone, except post() and call(), which any thread may call.
 """
@@ -296,7 +296,7 @@ class Loop:
                 self._listeners[listener] = now
 
     def _settle(self, now: int) -> None:
-        """Every connection touched says what it has to say; connects complete; incoming ones are handed over."""
+        """All that were touched speak; what came in is handed over, connects complete, and no thread sees one alone."""
         held, self._gates = self._gates, []
         while True:
             while self._touched:
@@ -308,13 +308,13 @@ class Loop:
                         except Exception:
                             self._fault()
                             self._drop(bridge)
-            due: list[Listener] = []
-            if self._listeners:
-                due = [listener for listener, when in self._listeners.items() if when is not None and when <= now]
+            due = [listener for listener, when in self._listeners.items() if when is not None and when <= now]
             if due:
                 with self.fd_lock:
                     for listener in due:
                         self._listeners[listener] = listener.prepare(now=now)
+            for listener in due:
+                self._hand_over(listener, now)
             for bridge in held:
                 if now < bridge.gate_until and self._is_half_known(bridge):
                     self._gates.append(bridge)
@@ -323,7 +323,7 @@ class Loop:
                     self._readable_bridges[bridge] = None
             held = []
             for listener in due:
-                self._hand_over(listener, now)
+                listener.watch_handed()
             if not self._touched and self._late:
                 self._deliver_late(now)
             if not self._touched:

@@ -70,9 +70,10 @@ except AttributeError:
     epoll = None
 poll = original("select", "poll")
 
-_libc = ctypes.PyDLL(None)
+_libc = ctypes.PyDLL(None, use_errno=True)
 _libc.recv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.recv.restype = ctypes.c_ssize_t
+_libc.connect.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _MSG_DONTWAIT = 0x40
 
 
@@ -80,3 +81,11 @@ def recv_keeping_gil(fd: int, count: int) -> int:
     """Receive and drop up to `count` bytes without giving other threads a turn; how many, 0 or less for none."""
     buffer = ctypes.create_string_buffer(count)
     return int(_libc.recv(fd, buffer, count, _MSG_DONTWAIT))
+
+
+def connect_keeping_gil(fd: int, name: bytes) -> int:
+    """Connect an AF_UNIX socket that does not block to an abstract name, without giving other threads a turn; the
+    errno, or 0. unix(7).
+    """
+    address = int(socket.AF_UNIX).to_bytes(2, sys.byteorder) + name
+    return ctypes.get_errno() if _libc.connect(fd, address, len(address)) else 0
