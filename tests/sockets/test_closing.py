@@ -499,3 +499,24 @@ def test_shutdown_of_a_listener_ends_listening(net: Net) -> None:
     with raises_errno(errno.EINVAL):
         listener.accept()
     assert net.fresh().connect_ex(address) == errno.ECONNREFUSED
+
+
+def test_what_was_closed_leaves_nothing_to_the_collector(net: Net) -> None:
+    """Tornado's tests, for one, hunt for references that go round in circles."""
+
+    def exchange() -> None:
+        with net.listener() as listener, net.fresh() as client:
+            client.connect(listener.getsockname())
+            with net.accept(listener) as server:
+                client.sendall(b"a few words")
+                assert receive_exactly(server, 11) == b"a few words"
+            assert client.recv(1) == b""
+
+    exchange()
+    gc.collect()
+    gc.disable()
+    try:
+        exchange()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

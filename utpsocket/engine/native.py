@@ -75,12 +75,12 @@ _libc.recv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_
 _libc.recv.restype = ctypes.c_ssize_t
 _libc.connect.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _MSG_DONTWAIT = 0x40
+_dropped = ctypes.create_string_buffer(1 << 16)
 
 
 def recv_keeping_gil(fd: int, count: int) -> int:
     """Receive and drop up to `count` bytes without giving other threads a turn; how many, 0 or less for none."""
-    buffer = ctypes.create_string_buffer(count)
-    return int(_libc.recv(fd, buffer, count, _MSG_DONTWAIT))
+    return int(_libc.recv(fd, _dropped, min(count, len(_dropped)), _MSG_DONTWAIT))
 
 
 def connect_keeping_gil(fd: int, name: bytes) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import socket as stdlib
 import struct
@@ -164,6 +165,12 @@ _bytes_address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyBytes_
 _bytearray_address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyByteArray_AsString", ctypes.pythonapi))
 
 
+@functools.cache
+def _array_type(length: int) -> Any:
+    """Made once: such a type takes long to make, and refers to itself, so that each would be left to the collector."""
+    return ctypes.c_char * length
+
+
 def _address(data: bytes | bytearray) -> int:
     at: int = _bytes_address(data) if type(data) is bytes else _bytearray_address(data)
     return at
@@ -285,7 +292,7 @@ class KeepingDatagrams:
         else:
             host = stdlib.inet_pton(stdlib.AF_INET6, addr[0].partition("%")[0])
             name = _IPV6.pack(stdlib.AF_INET6, port, int(addr[2]).to_bytes(4, "big"), host, addr[3])
-        kept = ctypes.create_string_buffer(name, len(name))
+        kept = _array_type(len(name)).from_buffer_copy(name)
         if len(self._names) >= _MOST_NAMES:
             self._names.clear()
         self._names[addr] = kept
@@ -301,7 +308,7 @@ class KeepingDatagrams:
             )
             if len(self._controls) >= _MOST_NAMES:
                 self._controls.clear()
-            control = self._controls[key] = ctypes.create_string_buffer(raw, len(raw))
+            control = self._controls[key] = _array_type(len(raw)).from_buffer_copy(raw)
         return control
 
     def send(self, data: bytes | bytearray, start: int, stop: int, ancillary: Ancillary, addr: Any) -> int:
