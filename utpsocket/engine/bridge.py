@@ -276,6 +276,9 @@ class Bridge:
         identity = self.identity
         identity.role = Role.CONNECTED
         drain_filler(self.end_fd, identity.filler_bytes)
+        self.is_readable = self._may_have_ended or self.finish_when_drained  # what is written from now on makes an edge
+        if self.is_readable:
+            self.endpoint.loop.wake_bridge(self)
 
     def deliver(self, *, now: int) -> None:
         """Move what arrived in order to the user's end, as far as the kernel takes it."""

@@ -165,11 +165,15 @@ class Endpoint:
             self.bridges.pop((connection.addr, any_id), None)
         if self._dials.get(connection.addr) is bridge:
             del self._dials[connection.addr]
+        self.leave_lane(bridge)
+        if self.is_unused:
+            self.loop.close_endpoint(self)
+
+    def leave_lane(self, bridge: Bridge) -> None:
+        """It has no more data to send. Idempotent."""
         following = self.loop.lanes.leave(bridge)
         if following is not None:
             self.loop.touch(following)
-        if self.is_unused:
-            self.loop.close_endpoint(self)
 
     # ── the world speaks ──
 

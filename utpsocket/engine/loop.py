@@ -297,7 +297,6 @@ class Loop:
 
     def _settle(self, now: int) -> None:
         """All that were touched speak; what came in is handed over, connects complete, and no thread sees one alone."""
-        held, self._gates = self._gates, []
         while True:
             while self._touched:
                 touched, self._touched = self._touched, {}
@@ -315,13 +314,12 @@ class Loop:
                         self._listeners[listener] = listener.prepare(now=now)
             for listener in due:
                 self._hand_over(listener, now)
-            for bridge in held:
+            gates, self._gates = self._gates, []
+            for bridge in gates:
                 if now < bridge.gate_until and self._is_half_known(bridge):
                     self._gates.append(bridge)
                 else:
                     bridge.open_gate()
-                    self._readable_bridges[bridge] = None
-            held = []
             for listener in due:
                 listener.watch_handed()
             if not self._touched and self._late:
@@ -365,9 +363,8 @@ class Loop:
             self._readable_bridges[bridge] = None
         endpoint = bridge.endpoint
         endpoint.transmit(bridge, now=now)
-        lane = bridge.lane
-        if lane is not None:
-            self._touched.update(dict.fromkeys(lane.after_transmit(bridge)))
+        if bridge.lane is not None:
+            self._touched.update(dict.fromkeys(bridge.lane.after_transmit(bridge)))
         if endpoint.port.pending and endpoint not in self._blocked:
             self._blocked[endpoint] = None
             # Not always: every datagram that has left would wake us. An edge: ENOBUFS comes from elsewhere than the
@@ -387,8 +384,10 @@ class Loop:
             self.bridges.pop(bridge.identity.cookie, None)
             bridge.endpoint.forget(bridge)
             return
-        if connection.state is State.TIME_WAIT and endpoint.is_private and bridge.end is None:
-            self._keep_waiting(endpoint)
+        if connection.state is State.TIME_WAIT and bridge.end is None:
+            endpoint.leave_lane(bridge)
+            if endpoint.is_private:
+                self._keep_waiting(endpoint)
         self.timers.schedule(bridge, connection.timeout_at())
 
     def _keep_waiting(self, endpoint: Endpoint) -> None:
@@ -469,8 +468,8 @@ class Loop:
             verbs.release(self, key, inode)
 
     def hold_gate(self, bridge: Bridge) -> None:
-        """A connect is complete at the end of a later turn, when the acceptor, if it is in this process, has heard of
-        it too: over TCP's loopback the connection is there to be accepted before connect() returns.
+        """A connect is complete at the end of this turn, or, if its acceptor is in this process, of the one in which
+        that has heard of it too: over TCP's loopback the connection can be accepted before connect() returns.
         """
         bridge.gate_until = self.now + _GATE_US
         self._gates.append(bridge)
