@@ -13,4 +13,10 @@ EXPECTED: Final = (
         " moment later",
         sometimes=True,
     ),
+    Expectation(
+        "gevent.tests.test__backdoor.Test*",
+        "test_multi's: of its ten greenlets the second that fails is heard of when the next test waits",
+        sometimes=True,
+        cause="in connect\n    self._close(conn)",  # of test_multi's own function
+    ),
 )
