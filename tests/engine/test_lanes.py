@@ -197,3 +197,22 @@ def test_many_transfers_at_once_arrive_whole() -> None:
     assert digests == [wanted] * (count - 1)
     loop = running_engine()
     assert loop is not None and loop.faults == 0
+
+
+def test_what_is_left_of_a_grant_when_packets_have_grown_makes_no_packet_of_its_own() -> None:
+    _, bridges = lane_of(MEMBERS)
+    send = bridges[0].send
+    send.window_bytes = 10 * PAYLOAD_BYTES
+    send.unsent_bytes = 4 * GRANT_BYTES
+    lane = bridges[0].lane
+    assert lane.packets(bridges[0]) == 1 and send.is_held
+    assert lane.after_transmit(bridges[0]) == [bridges[0]]
+    send.sent_offset += 9 * PAYLOAD_BYTES
+    send.unsent_bytes -= 9 * PAYLOAD_BYTES
+    send.size += 8
+    assert not send.is_held
+    lane.packets(bridges[0])
+    assert send.is_held, "one full packet is more than was granted"
+    send.is_held = False
+    send.unsent_bytes = PAYLOAD_BYTES
+    assert lane.packets(bridges[0]) == 1 and not send.is_held, "the last one is not"

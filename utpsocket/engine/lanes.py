@@ -40,7 +40,7 @@ class Lanes:
         lane = self._lanes.get(addr)
         if lane is None:
             lane = self._lanes[addr] = Lane()
-        lane.members += 1
+        lane.join()
         bridge.lane = lane
 
     def leave(self, bridge: Bridge) -> Bridge | None:
@@ -57,34 +57,39 @@ class Lanes:
 class Lane:
     """Of one peer's address.
 
-    members   connections that dialled it and are not over
+    members      connections that dialled it and are not over
+    is_ordered   there are so many that they must ask packets()
     """
 
-    __slots__ = ("_in_flight_bytes", "_most_bytes", "_waiting", "members")
+    __slots__ = ("_in_flight_bytes", "_most_bytes", "_waiting", "is_ordered", "members")
 
     def __init__(self) -> None:
         self.members = 0
+        self.is_ordered = False
         self._in_flight_bytes = 0
         self._most_bytes = 0
         self._waiting: dict[Bridge, None] = {}
 
-    @property
-    def is_ordered(self) -> bool:
-        """Whether there are so many that they must ask packets()."""
-        return self.members > _FEW
+    def join(self) -> None:
+        """One more dials."""
+        self.members += 1
+        self.is_ordered = self.members > _FEW
 
     def packets(self, bridge: Bridge) -> int:
         """How many packets of new data this connection may send now; while it may send none, it is held. Ask before
         each burst.
         """
-        connection = bridge.connection
-        send = connection.send
-        self._count(bridge)
+        send = bridge.connection.send
         if send.peer.largest_window_bytes > self._most_bytes:
             self._most_bytes = min(_MOST_BYTES, send.peer.largest_window_bytes)
         left_bytes = bridge.lane_offset + bridge.lane_grant_bytes - send.sent_offset
         if left_bytes > 0:
-            return -(-left_bytes // (send.mtu.size - HEADER_BYTES))
+            packets = left_bytes // (send.mtu.size - HEADER_BYTES)
+            if packets:
+                return packets
+            # Less than a packet, since packets have grown: enough for the last one, else not worth one of its own.
+            if send.unsent_bytes <= left_bytes:
+                return 1
         # A short message that follows nothing takes no place worth waiting for.
         send.is_held = bool(send.flights.queue) or send.unsent_bytes > send.mtu.size
         if send.is_held and send.unsent_bytes:
@@ -121,6 +126,7 @@ class Lane:
     def leave(self, bridge: Bridge) -> Bridge | None:
         """The connection is over. Returns the first that waits."""
         self.members -= 1
+        self.is_ordered = self.members > _FEW
         bridge.connection.send.is_held = False
         self._in_flight_bytes -= bridge.lane_flight_bytes
         bridge.lane_flight_bytes = 0
