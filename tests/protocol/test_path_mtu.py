@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import pytest
 
 from tests.protocol.wire import RTT_US, Wire
 from tests.simulator import WRAP_SEQ, Application, Delay, Mtu, Pair, Simulator, path
 from utpsocket.protocol import Config
-from utpsocket.protocol.pathmtu import FLOOR_BYTES, SEARCH_AGAIN_US, PathMtu
+from utpsocket.protocol.pathmtu import FLOOR_BYTES, SEARCH_AGAIN_US, KnownPath, PathMtu
 
 
 def ack_everything(wire: Wire) -> None:
@@ -19,7 +20,7 @@ def ack_everything(wire: Wire) -> None:
     wire.say()
 
 
-def bulk(base: int, **options: int) -> Wire:
+def bulk(base: int, **options: Any) -> Wire:
     """An initiator with much to send, at the moment its first probe has left."""
     wire = Wire.initiator(base, config=Config(**options))
     wire.write_bytes(200_000)
@@ -200,3 +201,41 @@ class TestSizes:
         mtu.on_probe_sent(65_504)
         mtu.on_probe_acked(65_504)
         assert mtu.size == 65_504
+
+
+def test_what_one_connection_has_proven_another_to_the_same_host_uses(base: int) -> None:
+    """RFC 8899 §3 (10)."""
+    known = KnownPath()
+    late = Wire.initiator(base, config=Config(known_path=known))
+    first = bulk(base, known_path=known)
+    ack_everything(first)
+    assert known.proven == first.connection.stats().packet_bytes == 1_472
+    late.write_bytes(200_000)
+    late.say()
+    assert len(late.transmits[-1].datagrams()[0]) == 1_400, "nobody asks before there is an ack"
+    ack_everything(late)
+    assert len(late.transmits[-1].datagrams()[0]) == 1_472
+    assert not late.transmits[-1].may_fragment
+    for _ in range(4):
+        ack_everything(late)
+    assert not any(transmit.is_probe for transmit in late.transmits)
+    assert Wire.initiator(base, config=Config(known_path=known)).connection.stats().packet_bytes == 1_472
+
+
+def test_what_is_known_binds_nobody_who_found_out_otherwise() -> None:
+    known = KnownPath()
+    known.proven = 1_472
+    assert PathMtu(1_400, 1_440, known).size == 1_400, "this one may not send so much"
+    mtu, other = PathMtu(1_400, 1_472, known), PathMtu(1_400, 1_472, known)
+    assert mtu.size == other.size == 1_472
+    mtu.on_black_hole(now=1)
+    assert (mtu.size, known.proven) == (FLOOR_BYTES, 0)
+    assert other.size == 1_472, "its own packets will tell it"
+    known.proven = 1_472
+    mtu.adopt()
+    assert mtu.size == FLOOR_BYTES, "no second time"
+    mtu.on_probe_sent(1_000)
+    mtu.on_probe_acked(1_000)
+    assert known.proven == 1_472, "a smaller size says nothing about a larger one"
+    for checked in (mtu, other):
+        checked._check()

@@ -116,6 +116,7 @@ class Endpoint:
             receive_buffer_bytes=max(_LEAST_BUFFER_BYTES, min(receive, most)),
             send_buffer_bytes=max(_LEAST_BUFFER_BYTES, send),
             congestion=settings.congestion,
+            known_path=self.loop.paths.to(addr[0]) if isinstance(addr, tuple) else None,
         )
 
     def _new_bridge(
@@ -404,15 +405,19 @@ class Endpoint:
     def transmit(self, bridge: Bridge, *, now: int) -> None:
         """Put everything on the wire that may leave now."""
         port, connection, source = self.port, bridge.connection, bridge.source
+        send = connection.send
         most = self.loop.max_segments
         lane = bridge.lane
         if lane is not None and not lane.is_ordered:
             # Who was held when there were more, with nothing to send and so not waiting, is woken by nobody else.
             lane = None
-            connection.send.is_held = False
+            send.is_held = False
+        sent_offset = send.sent_offset
         while not port.pending:
             if lane is not None:
                 most = min(lane.packets(bridge), self.loop.max_segments)
+                if send.is_held and send.unsent_bytes and send.sent_offset != sent_offset:
+                    break  # what never waits has left before new data did
             transmit = connection.poll_transmit(now=now, max_segments=most)
             if transmit is None:
                 break

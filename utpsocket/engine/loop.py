@@ -29,6 +29,7 @@ from utpsocket.engine.identity import Identity
 from utpsocket.engine.lanes import Lanes
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.native import allocate_lock, get_ident, sleep, start_new_thread
+from utpsocket.engine.paths import Paths
 from utpsocket.engine.poller import WakeUp, new_poller, occupy
 from utpsocket.engine.relay import Relay
 from utpsocket.engine.timers import Timers
@@ -65,8 +66,7 @@ class Loop:
         self.silences = Silences()
         self.tcp_initiated = self.tcp_accepted = 0
         self.initiated = self.accepted = 0
-        self.wakeups = 0
-        self.faults = 0
+        self.wakeups = self.faults = 0
         self.totals = Totals()  # of connections that are over
         self.now = time.monotonic_ns() // 1_000
         self.fd_lock = allocate_lock()  # held while fds come and go, so that a fork sees none half made
@@ -89,13 +89,13 @@ class Loop:
         self._listeners: dict[Listener, int | None] = {}
         self.arena = Arena()
         self.lanes = Lanes()
+        self.paths = Paths()
         self._blocked: dict[Endpoint, None] = {}
         self._thread_id = 0
         self._gates: list[Bridge] = []
         self._late: list[Bridge] = []
         self._waiting_ports: dict[Endpoint, None] = {}  # of no use but for a late FIN, oldest first
-        self._is_stopping = False
-        self._is_robbed = False
+        self._is_stopping = self._is_robbed = False
         self._is_at_rest = False  # in the poller, where no fd number is in the thread's hands, or over
         self.is_alive = True
         self._has_ended = allocate_lock()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from utpsocket.protocol.congestion import CONTROLLERS
 from utpsocket.protocol.packet import HEADER_BYTES
-from utpsocket.protocol.pathmtu import CEILING_IPV4_BYTES, START_IPV4_BYTES, PathMtu
+from utpsocket.protocol.pathmtu import CEILING_IPV4_BYTES, START_IPV4_BYTES, KnownPath, PathMtu
 from utpsocket.protocol.sendbuffer import BlockPool, SendBuffer
 from utpsocket.protocol.sendhalf import SendHalf
 
@@ -38,10 +38,12 @@ class Config:
     # Most bytes accepted from the application and not acked: SO_SNDBUF.
     congestion: str = "ledbat"
     # A name of CONTROLLERS: UTP_CONGESTION.
+    known_path: KnownPath | None = None
+    # What other connections to the same host have learned of the path.
 
     def new_send_half(self, workspace: Workspace, first_seq: int) -> SendHalf:
         """The sending half of a connection so configured."""
-        mtu = PathMtu(self.start_datagram_bytes, self.max_datagram_bytes)
+        mtu = PathMtu(self.start_datagram_bytes, self.max_datagram_bytes, self.known_path)
         return SendHalf(
             first_seq,
             SendBuffer(workspace.blocks, self.send_buffer_bytes),

@@ -26,6 +26,18 @@ _WAIT_FOR_PACKETS: Final = 16  # a probe travels surrounded by other packets, or
 _NO_PROBE_SOON: Final = 1 << 30
 
 
+class KnownPath:
+    """What the connections to one host have found out together. RFC 8899 §3 (10): a size proven is told to all.
+
+    proven   the largest that travelled unfragmentable, 0: none yet
+    """
+
+    __slots__ = ("__weakref__", "proven")
+
+    def __init__(self) -> None:
+        self.proven = 0
+
+
 class PathMtu:
     """The datagram size in use, and the search for a larger one.
 
@@ -33,6 +45,7 @@ class PathMtu:
     proven    the largest that is known to travel unfragmentable
     probe     bytes of the probe under way, 0 when none is
     floor     what every path is taken to carry
+    known     what other connections have proven; adopt() takes it
     """
 
     __slots__ = (
@@ -43,12 +56,14 @@ class PathMtu:
         "_packets",
         "_search_at",
         "floor",
+        "known",
         "probe",
         "proven",
         "size",
     )
 
-    def __init__(self, start_bytes: int, ceiling_bytes: int) -> None:
+    def __init__(self, start_bytes: int, ceiling_bytes: int, known: KnownPath | None = None) -> None:
+        self.known = known or KnownPath()
         self._ceiling = max(FLOOR_BYTES, ceiling_bytes) & ~7
         self.size = max(FLOOR_BYTES, min(start_bytes & ~7, self._ceiling))
         self.floor = self.proven = FLOOR_BYTES
@@ -58,6 +73,12 @@ class PathMtu:
         self._failed = 0
         self._search_at = 0
         self._packets = 0
+        self.adopt()
+
+    def adopt(self) -> None:
+        """Use what another connection has proven, unless this one has found out otherwise."""
+        if self.size <= self.known.proven <= self._highest:
+            self.proven = self.size = self.known.proven
 
     def on_sent(self, packets: int) -> None:
         """Ordinary full packets left."""
@@ -97,6 +118,7 @@ class PathMtu:
         self._failed = 0
         if size > self.proven and size <= self._highest:
             self.proven = self.size = size
+            self.known.proven = max(size, self.known.proven)
 
     def on_probe_lost(self, *, now: int) -> None:
         """The probe under way did not arrive, perhaps for another reason than its size."""
@@ -132,6 +154,8 @@ class PathMtu:
     def _lower(self, highest: int, *, now: int) -> None:
         self._failed = 0
         self._highest = max(self.floor, highest & ~7)
+        if self.known.proven > self._highest:
+            self.known.proven = 0
         self._search_at = now + SEARCH_AGAIN_US
         if self.proven > self._highest:
             self.proven = self.floor
