@@ -8,6 +8,8 @@ import socket
 import threading
 from typing import Any
 
+import pytest
+
 import utpsocket
 from utpsocket.engine import running_engine
 from utpsocket.engine.lanes import GRANT_BYTES, Lanes
@@ -26,6 +28,9 @@ class FakeSend:
         self.peer = self
         self.mtu = self
         self.controller = self
+        self.recovery = self
+        self.min_rtt_us = 100
+        self.lost_packets = 0
         self.size = MTU_BYTES
         self.window_bytes = 4 << 20
         self.largest_window_bytes = 4 << 20
@@ -33,6 +38,9 @@ class FakeSend:
         self.sent_offset = 0
         self.unsent_bytes = 0
         self.is_held = False
+
+    def on_known_window(self, window_bytes: int) -> None:
+        self.window_bytes = max(self.window_bytes, window_bytes)
 
     @property
     def queue(self) -> bool:
@@ -45,7 +53,7 @@ class FakeBridge:
         self.addr = ("192.0.2.1", 4_242)
         self.send = FakeSend()
         self.lane: Any = None
-        self.lane_offset = self.lane_grant_bytes = self.lane_flight_bytes = 0
+        self.lane_offset = self.lane_grant_bytes = self.lane_flight_bytes = self.lane_lost_packets = 0
 
     def transmit(self) -> list[FakeBridge]:
         """As Endpoint.transmit() and Loop: sends all it may, then the lane counts."""
@@ -216,3 +224,34 @@ def test_what_is_left_of_a_grant_when_packets_have_grown_makes_no_packet_of_its_
     send.is_held = False
     send.unsent_bytes = PAYLOAD_BYTES
     assert lane.packets(bridges[0]) == 1 and not send.is_held, "the last one is not"
+
+
+@pytest.mark.parametrize("min_rtt_us", [100, 50_000])
+def test_a_window_that_lost_nothing_is_the_next_ones_too_on_a_short_path(min_rtt_us: int) -> None:
+    _, bridges = lane_of(MEMBERS)
+    small = 10 * PAYLOAD_BYTES
+    for bridge in bridges:
+        bridge.send.min_rtt_us = min_rtt_us
+        bridge.send.unsent_bytes = 4 * GRANT_BYTES
+        bridge.send.window_bytes = small
+    shown, following, lossy, last = bridges[:4]
+    shown.send.window_bytes = 40 * PAYLOAD_BYTES
+    run([shown, following])
+    sent = 40 * PAYLOAD_BYTES if min_rtt_us == 100 else small
+    assert [bridge.send.sent_offset for bridge in (shown, following)] == [40 * PAYLOAD_BYTES, sent]
+    lossy.send.lost_packets = 1
+    run([lossy, last])
+    assert [bridge.send.sent_offset for bridge in (lossy, last)] == [small, small], "a loss ends it"
+
+
+def test_a_turn_is_not_spent_on_what_little_window_is_left() -> None:
+    _, bridges = lane_of(MEMBERS)
+    send = bridges[0].send
+    send.window_bytes = 100 * PAYLOAD_BYTES
+    send.unsent_bytes = 4 * GRANT_BYTES
+    send.in_flight_bytes = 90 * PAYLOAD_BYTES
+    run([bridges[0]])
+    assert not send.sent_offset
+    bridges[0].ack()
+    run([bridges[0]])
+    assert send.sent_offset

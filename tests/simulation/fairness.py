@@ -59,6 +59,9 @@ class Reno:
     def on_needless(self, *, now: int) -> None:
         pass
 
+    def on_known_window(self, window_bytes: int) -> None:
+        pass
+
     def on_segment_size(self, segment_bytes: int) -> None:
         self._segment_bytes = segment_bytes
 

@@ -79,6 +79,7 @@ class Bridge:
         "lane",
         "lane_flight_bytes",
         "lane_grant_bytes",
+        "lane_lost_packets",
         "lane_offset",
         "recv_ids",
         "rival",
@@ -110,6 +111,7 @@ class Bridge:
         self.lane: Lane | None = None  # what follows is lanes.py's
         self.lane_flight_bytes = 0  # under way, as last counted
         self.lane_grant_bytes = 0  # may leave from lane_offset on
+        self.lane_lost_packets = 0  # as last seen
         self.lane_offset = 0
         self.flush_waiters: list[Any] = []
         self.finish_when_drained = False  # the process ends, and nobody will close the user's fd

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from utpsocket.protocol.pacing import PACED_FROM_RTT_US
 from utpsocket.protocol.packet import HEADER_BYTES, packets_per_send
 
 if TYPE_CHECKING:
     from utpsocket.engine.bridge import Bridge
+    from utpsocket.protocol.sendhalf import SendHalf
 
 GRANT_BYTES: Final = 128 << 10  # at most: no more than a connection of many is promised, see shares.py
 _SENDS: Final = 2  # system calls that a grant fills, with no packet left for a third
@@ -61,13 +63,14 @@ class Lane:
     is_ordered   there are so many that they must ask packets()
     """
 
-    __slots__ = ("_in_flight_bytes", "_most_bytes", "_waiting", "is_ordered", "members")
+    __slots__ = ("_in_flight_bytes", "_most_bytes", "_shown_bytes", "_waiting", "is_ordered", "members")
 
     def __init__(self) -> None:
         self.members = 0
         self.is_ordered = False
         self._in_flight_bytes = 0
         self._most_bytes = 0
+        self._shown_bytes = 0  # the window that a member has shown to be harmless
         self._waiting: dict[Bridge, None] = {}
 
     def join(self) -> None:
@@ -107,9 +110,10 @@ class Lane:
             del self._waiting[following]
             send = following.connection.send
             size = send.mtu.size
+            self._share_window(following, send)
             window_bytes = min(send.controller.window_bytes, send.peer.window_bytes) - send.flights.in_flight_bytes
-            if window_bytes < size and send.flights.in_flight_bytes:
-                continue  # its next ack will have it ask again
+            if window_bytes < min(GRANT_BYTES // 2, send.unsent_bytes) and send.flights.in_flight_bytes:
+                continue  # not worth a turn; its next ack will have it ask again
             send.is_held = False
             following.lane_offset = send.sent_offset
             # What it cannot send now, its window being small yet, it must ask for again: many that grow at once would
@@ -122,6 +126,19 @@ class Lane:
             self._in_flight_bytes += expected_bytes
             granted.append(following)
         return granted
+
+    def _share_window(self, bridge: Bridge, send: SendHalf) -> None:
+        """What one had under way in its turn and lost nothing, the next may have in its: as much is under way together
+        as before. On short paths, where there is nothing between the two but their own queues.
+        """
+        controller = send.controller
+        if send.lost_packets != bridge.lane_lost_packets:
+            bridge.lane_lost_packets = send.lost_packets
+            self._shown_bytes = 0
+        elif controller.window_bytes >= self._shown_bytes:
+            self._shown_bytes = min(controller.window_bytes, GRANT_BYTES)
+        elif 0 < send.recovery.min_rtt_us <= PACED_FROM_RTT_US:
+            controller.on_known_window(self._shown_bytes)
 
     def leave(self, bridge: Bridge) -> Bridge | None:
         """The connection is over. Returns the first that waits."""

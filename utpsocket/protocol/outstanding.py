@@ -167,13 +167,9 @@ class Outstanding:
                 sent_us=acknowledged.sent_us,
                 now=now,
             )
-        mtu = self.mtu
         if acknowledged.probe_bytes:
-            mtu.on_probe_acked(acknowledged.probe_bytes + HEADER_BYTES)
-            controller.on_segment_size(mtu.size - HEADER_BYTES)
-        elif mtu.known.proven > mtu.proven:
-            mtu.adopt()
-            controller.on_segment_size(mtu.size - HEADER_BYTES)
+            self.mtu.on_probe_acked(acknowledged.probe_bytes + HEADER_BYTES)
+            controller.on_segment_size(self.mtu.size - HEADER_BYTES)
         return lost
 
     @property

@@ -112,6 +112,9 @@ class SendHalf(Outstanding):
         if self.is_held:
             return None
         mtu, peer = self.mtu, self.peer
+        if mtu.known.proven > mtu.proven:
+            mtu.adopt()
+            self.controller.on_segment_size(mtu.size - HEADER_BYTES)
         size = mtu.size - HEADER_BYTES
         if not self.is_proven:
             max_segments, size = 1, _UNPROVEN_BYTES

@@ -56,6 +56,12 @@ class Controller(Protocol):
         """The last loss or timeout was none: what it did to the window may be undone, once."""
         ...
 
+    def on_known_window(self, window_bytes: int) -> None:
+        """Another connection on the same path has had this window and lost nothing: slow start may begin there. RFC
+        9040 §5.
+        """
+        ...
+
     def on_segment_size(self, segment_bytes: int) -> None:
         """Full packets now carry this much payload."""
         ...

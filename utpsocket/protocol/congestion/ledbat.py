@@ -220,6 +220,11 @@ class Ledbat:
             self.window_bytes = max(self.window_bytes, window)
             self._before_cut = None
 
+    def on_known_window(self, window_bytes: int) -> None:
+        """See Controller.on_known_window. Who has met a queue or a timeout knows better."""
+        if self.is_slow_start and not self._is_gentle and not self._slow_start_bytes:
+            self.window_bytes = max(self.window_bytes, window_bytes)
+
     def on_segment_size(self, segment_bytes: int) -> None:
         """See Controller.on_segment_size."""
         self._segment_bytes = segment_bytes
