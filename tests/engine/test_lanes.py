@@ -255,3 +255,17 @@ def test_a_turn_is_not_spent_on_what_little_window_is_left() -> None:
     bridges[0].ack()
     run([bridges[0]])
     assert send.sent_offset
+
+
+def test_a_grant_is_of_what_is_there_and_no_more() -> None:
+    """Or else a thousand that each kept the rest of one could use them all at the same moment."""
+    _, bridges = lane_of(MEMBERS)
+    for bridge in bridges:
+        bridge.send.unsent_bytes = 20 * PAYLOAD_BYTES
+        run([bridge])
+        bridge.ack()
+    for bridge in bridges:
+        bridge.send.unsent_bytes = 20 * PAYLOAD_BYTES
+        bridge.transmit()
+    in_flight_bytes = sum(bridge.send.in_flight_bytes for bridge in bridges)
+    assert in_flight_bytes == 0, "each asks, and is woken when it is its turn"
