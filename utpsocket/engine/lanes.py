@@ -119,8 +119,8 @@ class Lane:
             # What it cannot send now, its window being small yet, it must ask for again: many that grow at once would
             # exceed all bounds with what they were granted before.
             packets = min(_SENDS * packets_per_send(size), max(1, window_bytes // (size - HEADER_BYTES)))
-            # What is written later has to ask again: a thousand that each kept the rest of a grant could use them all at
-            # the same moment. If this one cannot send, its peer's window being closed, nothing counts.
+            # What is written later has to ask again: a thousand that each kept the rest of a grant could use them all
+            # at the same moment. If this one cannot send, its peer's window being closed, nothing counts.
             following.lane_grant_bytes = expected_bytes = min(packets * (size - HEADER_BYTES), send.unsent_bytes)
             following.lane_flight_bytes += expected_bytes
             self._in_flight_bytes += expected_bytes
