@@ -269,3 +269,15 @@ def test_a_grant_is_of_what_is_there_and_no_more() -> None:
         bridge.transmit()
     in_flight_bytes = sum(bridge.send.in_flight_bytes for bridge in bridges)
     assert in_flight_bytes == 0, "each asks, and is woken when it is its turn"
+
+
+def test_a_little_rest_goes_with_the_burst_before_it() -> None:
+    _, bridges = lane_of(MEMBERS)
+    burst = 2 * packets_per_send(MTU_BYTES)
+    for rest, first in ((0, burst), (5, burst + 5), (burst // 2, burst)):
+        bridge = bridges.pop()
+        bridge.send.unsent_bytes = (burst + rest) * PAYLOAD_BYTES
+        assert bridge.transmit() == [bridge]
+        bridge.transmit()
+        assert bridge.send.sent_offset == first * PAYLOAD_BYTES
+        bridge.ack()

@@ -23,6 +23,7 @@ from utpsocket.engine.lanes import GRANT_BYTES
 from utpsocket.engine.native import poll
 from utpsocket.engine.syscalls import Stream
 from utpsocket.protocol import Connection, EventKind, State
+from utpsocket.protocol.sendbuffer import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from utpsocket.engine.endpoint import Endpoint
@@ -174,7 +175,7 @@ class Bridge:
             if unsent_bytes > _EAGER_BYTES and not is_idle:
                 self.is_lazy = True
                 return
-            if unsent_bytes >= GRANT_BYTES and connection.send.is_held:
+            if unsent_bytes >= GRANT_BYTES and connection.send.is_held and not is_flowing:
                 return  # enough for its next turn
             if self._has_finished_input:
                 self._check_hang_up(now=now)
@@ -210,7 +211,8 @@ class Bridge:
                 self._on_drained(now=now)  # what comes next makes a new edge: no need to ask the kernel again
                 return
             budget -= count
-            if budget <= 0:
+            # Who waits for a turn is asked once more: what it wrote may end here, in a packet that need not wait then.
+            if budget <= (-BLOCK_BYTES if is_flowing and connection.send.is_held else 0):
                 return
 
     def _on_drained(self, *, now: int) -> None:

@@ -87,12 +87,11 @@ class Lane:
             self._most_bytes = min(_MOST_BYTES, send.peer.largest_window_bytes)
         left_bytes = bridge.lane_offset + bridge.lane_grant_bytes - send.sent_offset
         if left_bytes > 0:
-            packets = left_bytes // (send.mtu.size - HEADER_BYTES)
-            if packets:
-                return packets
-            # Less than a packet, since packets have grown: enough for the last one, else not worth one of its own.
+            payload_bytes = send.mtu.size - HEADER_BYTES
             if send.unsent_bytes <= left_bytes:
-                return 1
+                return -(-left_bytes // payload_bytes)
+            if left_bytes >= payload_bytes:  # packets may have grown, and what is left makes none of its own
+                return left_bytes // payload_bytes
         # A short message that follows nothing takes no place worth waiting for.
         send.is_held = bool(send.flights.queue) or send.unsent_bytes > send.mtu.size
         if send.is_held and send.unsent_bytes:
@@ -118,10 +117,14 @@ class Lane:
             following.lane_offset = send.sent_offset
             # What it cannot send now, its window being small yet, it must ask for again: many that grow at once would
             # exceed all bounds with what they were granted before.
-            packets = min(_SENDS * packets_per_send(size), max(1, window_bytes // (size - HEADER_BYTES)))
+            payload_bytes = size - HEADER_BYTES
+            packets = _SENDS * packets_per_send(size)
+            if send.unsent_bytes <= packets * payload_bytes * 9 // 8:
+                packets += packets // 8  # a little rest is not worth a turn of its own
+            packets = min(packets, max(1, window_bytes // payload_bytes))
             # What is written later has to ask again: a thousand that each kept the rest of a grant could use them all
             # at the same moment. If this one cannot send, its peer's window being closed, nothing counts.
-            following.lane_grant_bytes = expected_bytes = min(packets * (size - HEADER_BYTES), send.unsent_bytes)
+            following.lane_grant_bytes = expected_bytes = min(packets * payload_bytes, send.unsent_bytes)
             following.lane_flight_bytes += expected_bytes
             self._in_flight_bytes += expected_bytes
             granted.append(following)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _EPOCH_US: Final = 50_000  # who moved data in this or the last one is active
 _LEAST_BYTES: Final = 64 << 10  # less costs more turns than it saves losses
-_MANY_LEAST_BYTES: Final = 128 << 10  # of a large buffer, where connections take turns: a turn's worth
+_MANY_LEAST_BYTES: Final = 144 << 10  # of a large buffer, where connections take turns: the most that one is granted
 _MERGED_BYTES: Final = 32 << 10
 _SURE_RUNS: Final = 8  # in a row
 
