@@ -110,8 +110,9 @@ class Lane:
             send = following.connection.send
             size = send.mtu.size
             self._share_window(following, send)
-            window_bytes = min(send.controller.window_bytes, send.peer.window_bytes) - send.flights.in_flight_bytes
-            if window_bytes < min(GRANT_BYTES // 2, send.unsent_bytes) and send.flights.in_flight_bytes:
+            whole_bytes = min(send.controller.window_bytes, send.peer.window_bytes)
+            window_bytes = whole_bytes - send.flights.in_flight_bytes
+            if window_bytes < min(GRANT_BYTES // 2, whole_bytes // 2, send.unsent_bytes) and send.flights.queue:
                 continue  # not worth a turn; its next ack will have it ask again
             send.is_held = False
             following.lane_offset = send.sent_offset
