@@ -203,7 +203,7 @@ class TestSizes:
         assert mtu.size == 65_504
 
 
-def test_what_one_connection_has_proven_another_to_the_same_host_uses(base: int) -> None:
+def test_what_one_connection_has_proven_another_to_the_same_peer_uses(base: int) -> None:
     """RFC 8899 §3 (10)."""
     known = KnownPath()
     late = Wire.initiator(base, config=Config(known_path=known))

@@ -116,14 +116,16 @@ class Endpoint:
             receive_buffer_bytes=max(_LEAST_BUFFER_BYTES, min(receive, most)),
             send_buffer_bytes=max(_LEAST_BUFFER_BYTES, send),
             congestion=settings.congestion,
-            known_path=self.loop.paths.to(addr[0]) if isinstance(addr, tuple) else None,
         )
 
     def _new_bridge(
         self, addr: object, recv_id: int, identity: Identity, source: list[Any], spare_ids: tuple[int, ...] = ()
     ) -> Bridge:
+        config = self._config(identity.settings, addr)
+        if spare_ids:
+            config.known_path = self.loop.paths.to(addr)  # an acceptor's peers have a port each, and little in common
         connection = Connection(
-            self._config(identity.settings, addr),
+            config,
             self.loop.workspace,
             addr,
             recv_id=recv_id,

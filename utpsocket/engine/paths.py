@@ -1,6 +1,7 @@
-"""What the connections to one host share: how large a datagram its path has carried.
+"""What the connections to one peer's port share: how large a datagram has reached it.
 
-Separate because it outlives any port: a dialer has one of its own. Kept while a connection to the host lives.
+Separate because it outlives any port of ours: a dialer has one of its own. Kept while a connection to the peer lives.
+Not by host: behind one address there may be another program, whose buffer cuts large datagrams off.
 
 Only the engine's thread calls. Source: RFC 8899 §3 (10).
 """
@@ -13,16 +14,16 @@ from utpsocket.protocol.pathmtu import KnownPath
 
 
 class Paths:
-    """Of one engine, by the peer's IP address."""
+    """Of one engine, by the peer's address."""
 
     __slots__ = ("_known",)
 
     def __init__(self) -> None:
-        self._known: WeakValueDictionary[str, KnownPath] = WeakValueDictionary()
+        self._known: WeakValueDictionary[object, KnownPath] = WeakValueDictionary()
 
-    def to(self, host: str) -> KnownPath:
-        """What is known of the path to this host; for a new connection's Config."""
-        known = self._known.get(host)
+    def to(self, addr: object) -> KnownPath:
+        """What is known of the path to this peer; for a new connection's Config."""
+        known = self._known.get(addr)
         if known is None:
-            known = self._known[host] = KnownPath()
+            known = self._known[addr] = KnownPath()
         return known

@@ -39,7 +39,7 @@ class Config:
     congestion: str = "ledbat"
     # A name of CONTROLLERS: UTP_CONGESTION.
     known_path: KnownPath | None = None
-    # What other connections to the same host have learned of the path.
+    # What other connections to the same peer have learned of the path.
 
     def new_send_half(self, workspace: Workspace, first_seq: int) -> SendHalf:
         """The sending half of a connection so configured."""

@@ -27,7 +27,7 @@ _NO_PROBE_SOON: Final = 1 << 30
 
 
 class KnownPath:
-    """What the connections to one host have found out together. RFC 8899 §3 (10): a size proven is told to all.
+    """What the connections to one peer have found out together. RFC 8899 §3 (10): a size proven is told to all.
 
     proven   the largest that travelled unfragmentable, 0: none yet
     """
@@ -45,7 +45,7 @@ class PathMtu:
     proven    the largest that is known to travel unfragmentable
     probe     bytes of the probe under way, 0 when none is
     floor     what every path is taken to carry
-    known     what other connections have proven; adopt() takes it
+    known     what other connections have proven, for adopt(); None where there are none
     """
 
     __slots__ = (
@@ -63,7 +63,7 @@ class PathMtu:
     )
 
     def __init__(self, start_bytes: int, ceiling_bytes: int, known: KnownPath | None = None) -> None:
-        self.known = known or KnownPath()
+        self.known = known
         self._ceiling = max(FLOOR_BYTES, ceiling_bytes) & ~7
         self.size = max(FLOOR_BYTES, min(start_bytes & ~7, self._ceiling))
         self.floor = self.proven = FLOOR_BYTES
@@ -75,10 +75,13 @@ class PathMtu:
         self._packets = 0
         self.adopt()
 
-    def adopt(self) -> None:
-        """Use what another connection has proven, unless this one has found out otherwise."""
-        if self.size <= self.known.proven <= self._highest:
-            self.proven = self.size = self.known.proven
+    def adopt(self) -> bool:
+        """Use what another connection has proven, unless this one has found out otherwise. True: size is another."""
+        known = self.known
+        if known is None or known.proven <= self.proven or not self.size <= known.proven <= self._highest:
+            return False
+        self.proven = self.size = known.proven
+        return True
 
     def on_sent(self, packets: int) -> None:
         """Ordinary full packets left."""
@@ -118,7 +121,8 @@ class PathMtu:
         self._failed = 0
         if size > self.proven and size <= self._highest:
             self.proven = self.size = size
-            self.known.proven = max(size, self.known.proven)
+            if self.known is not None:
+                self.known.proven = max(size, self.known.proven)
 
     def on_probe_lost(self, *, now: int) -> None:
         """The probe under way did not arrive, perhaps for another reason than its size."""
@@ -154,7 +158,7 @@ class PathMtu:
     def _lower(self, highest: int, *, now: int) -> None:
         self._failed = 0
         self._highest = max(self.floor, highest & ~7)
-        if self.known.proven > self._highest:
+        if self.known is not None and self.known.proven > self._highest:
             self.known.proven = 0
         self._search_at = now + SEARCH_AGAIN_US
         if self.proven > self._highest:

@@ -112,8 +112,7 @@ class SendHalf(Outstanding):
         if self.is_held:
             return None
         mtu, peer = self.mtu, self.peer
-        if mtu.known.proven > mtu.proven:
-            mtu.adopt()
+        if mtu.known is not None and mtu.known.proven > mtu.proven and mtu.adopt():
             self.controller.on_segment_size(mtu.size - HEADER_BYTES)
         size = mtu.size - HEADER_BYTES
         if not self.is_proven:
