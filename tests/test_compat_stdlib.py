@@ -130,12 +130,20 @@ def test_a_listed_test_that_passes_is_stale() -> None:
     assert not verdict.good
 
 
-@pytest.mark.parametrize("why", ["in connect", "in accept"])
-def test_a_failure_of_another_cause_is_unexpected(why: str) -> None:
+@pytest.mark.parametrize(
+    ("status", "why", "good"),
+    [
+        ("fail", "Traceback: in connect", True),
+        ("fail", "Traceback: in accept", False),
+        ("skip", "in connect", False),
+        (None, "", False),  # not run at all
+    ],
+)
+def test_a_failure_of_another_cause_is_unexpected(status: str | None, why: str, good: bool) -> None:
     entry = Expectation("test_x.T.*", "its neighbour's failure, told late", sometimes=True, cause="in connect")
     tcp = ModuleRun("test_x", {"test_x.T.test": PASSES})
-    utp = ModuleRun("test_x", {"test_x.T.test": replace(FAILS, why=f"Traceback: {why}")})
-    assert judge(tcp, [utp, tcp], VERSION, stand_in=True, expected=(entry,)).good == (why == entry.cause)
+    utp = ModuleRun("test_x", {"test_x.T.test": replace(FAILS, status=status, why=why)} if status else {})
+    assert judge(tcp, [utp, tcp], VERSION, stand_in=True, expected=(entry,)).good == good
 
 
 @pytest.mark.parametrize(

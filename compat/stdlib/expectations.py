@@ -21,7 +21,7 @@ class Expectation:
     since: tuple[int, int] = (3, 0)  # of the interpreters it holds for
     before: tuple[int, int] = (4, 0)
     sometimes: bool = False  # a race: it may pass as well
-    cause: str = ""  # in every failure's report, or it is another failure than this one
+    cause: str = ""  # in every failure's report, or it is another failure; a skip or a test not run has none
 
     def covers(self, identity: str, version: tuple[int, ...]) -> bool:
         """Whether this entry is about the test, under an interpreter of this version."""
