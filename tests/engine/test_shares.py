@@ -49,4 +49,4 @@ def test_those_that_move_data_share() -> None:
 def test_nobody_is_promised_less_than_is_worth_a_turn() -> None:
     shares = Shares(STOCK_BYTES)
     assert shares.at_first(1_000) == 64 << 10
-    assert Shares(8 << 20).at_first(1_000) == GRANT_BYTES * 9 // 8
+    assert Shares(8 << 20).at_first(1_000) == GRANT_BYTES

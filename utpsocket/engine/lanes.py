@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from utpsocket.engine.bridge import Bridge
     from utpsocket.protocol.sendhalf import SendHalf
 
-GRANT_BYTES: Final = 128 << 10  # at most: no more than a connection of many is promised, see shares.py
-_SENDS: Final = 2  # system calls that a grant fills, with no packet left for a third
+GRANT_BYTES: Final = 144 << 10  # at most, a rest included; as much is a connection of many promised, see shares.py
+_SENDS: Final = 2  # system calls that a grant fills, with no packet left for a third…
+_REST_SHARE: Final = 8  # …but for the end of what there is, up to an eighth: not worth a turn of its own
 _FEW: Final = 16  # connections that need no order
 _NOBODY: Final[list[Bridge]] = []
 _MOST_BYTES: Final = 5 << 17  # under way together; short bursts take several times their payload of a socket buffer
@@ -120,8 +121,9 @@ class Lane:
             # exceed all bounds with what they were granted before.
             payload_bytes = size - HEADER_BYTES
             packets = _SENDS * packets_per_send(size)
-            if send.unsent_bytes <= packets * payload_bytes * 9 // 8:
-                packets += packets // 8  # a little rest is not worth a turn of its own
+            with_rest = packets + packets // _REST_SHARE
+            if send.unsent_bytes <= with_rest * payload_bytes:
+                packets = with_rest
             packets = min(packets, max(1, window_bytes // payload_bytes))
             # What is written later has to ask again: a thousand that each kept the rest of a grant could use them all
             # at the same moment. If this one cannot send, its peer's window being closed, nothing counts.

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from utpsocket.engine.lanes import GRANT_BYTES
+
 if TYPE_CHECKING:
     from utpsocket.engine.bridge import Bridge
 
 _EPOCH_US: Final = 50_000  # who moved data in this or the last one is active
 _LEAST_BYTES: Final = 64 << 10  # less costs more turns than it saves losses
-_MANY_LEAST_BYTES: Final = 144 << 10  # of a large buffer, where connections take turns: the most that one is granted
 _MERGED_BYTES: Final = 32 << 10
 _SURE_RUNS: Final = 8  # in a row
 
@@ -46,7 +47,7 @@ class Shares:
         self.budget_bytes = budget_bytes = buffer_bytes // 2
         self.alone_bytes = buffer_bytes * 9 // 10
         self._merged_runs = 0
-        self._least_bytes = max(_LEAST_BYTES, min(_MANY_LEAST_BYTES, budget_bytes // 8))
+        self._least_bytes = max(_LEAST_BYTES, min(GRANT_BYTES, budget_bytes // 8))
         self._epoch = 1
         self._ends_at = 0
         self._active = self._active_before = 0
