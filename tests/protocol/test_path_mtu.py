@@ -204,7 +204,7 @@ class TestSizes:
 
 
 def test_what_one_connection_has_proven_another_to_the_same_peer_uses(base: int) -> None:
-    """RFC 8899 §3 (10)."""
+    """RFC 8899 §3 (9)."""
     known = KnownPath()
     late = Wire.initiator(base, config=Config(known_path=known))
     first = bulk(base, known_path=known)

@@ -3,7 +3,7 @@
 Separate because it outlives any port of ours: a dialer has one of its own. Kept while a connection to the peer lives.
 Not by host: behind one address there may be another program, whose buffer cuts large datagrams off.
 
-Only the engine's thread calls. Source: RFC 8899 §3 (10).
+Only the engine's thread calls. Source: RFC 8899 §3 (9).
 """
 
 from __future__ import annotations

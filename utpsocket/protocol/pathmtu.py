@@ -27,7 +27,7 @@ _NO_PROBE_SOON: Final = 1 << 30
 
 
 class KnownPath:
-    """What the connections to one peer have found out together. RFC 8899 §3 (10): a size proven is told to all.
+    """What the connections to one peer have found out together. RFC 8899 §3 (9): a size proven is told to all.
 
     proven   the largest that travelled unfragmentable, 0: none yet
     """

@@ -58,7 +58,7 @@ class Controller(Protocol):
 
     def on_known_window(self, window_bytes: int) -> None:
         """Another connection on the same path has had this window and lost nothing: slow start may begin there. RFC
-        9040 §5.
+        9040 "Ensemble Sharing".
         """
         ...
 
