@@ -268,7 +268,7 @@ class Bridge:
                 if self.rival is not None:
                     self.rival.on_connected()
                 if self.is_gated:
-                    self.endpoint.loop.hold_gate(self)
+                    self.endpoint.loop.gates.hold(self, now=self.endpoint.loop.now)
             elif self.errored is None:
                 self.errored = event.errno if self.rival is None else self.rival.takes_over(event.errno)
 

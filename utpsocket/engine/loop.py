@@ -24,6 +24,7 @@ from utpsocket.engine.arena import Arena
 from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Bridge
 from utpsocket.engine.endpoint import Endpoint
 from utpsocket.engine.fallback import Attempt, Silences
+from utpsocket.engine.gates import Gates
 from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.lanes import Lanes
@@ -45,7 +46,6 @@ _PORT_EVENTS: Final = EPOLLIN | EPOLLERR  # not edges: a port need not be read u
 _BLOCKED_US: Final = 1_000  # ENOBUFS makes no event
 _MAX_EVENTS: Final = 256
 _MAX_WAITING_PORTS: Final = 256
-_GATE_US: Final = 2_000  # loopback takes a fraction of it
 _REST_CHECKS: Final = 2_000
 _REST_CHECK_SECONDS: Final = 0.000_5
 _RECHECK_US: Final = 1_000_000  # /proc is read this often while a listener lives on in other processes only
@@ -90,9 +90,9 @@ class Loop:
         self.arena = Arena()
         self.lanes = Lanes()
         self.paths = Paths()
+        self.gates = Gates()
         self._blocked: dict[Endpoint, None] = {}
         self._thread_id = 0
-        self._gates: list[Bridge] = []
         self._late: list[Bridge] = []
         self._waiting_ports: dict[Endpoint, None] = {}  # of no use but for a late FIN, oldest first
         self._is_stopping = self._is_robbed = False
@@ -236,7 +236,7 @@ class Loop:
 
     def _wait(self) -> list[tuple[int, int]]:
         timeout = -1.0
-        if self._readable_endpoints or self._readable_bridges or self._lazy_bridges or self._inbox or self._gates:
+        if self._readable_endpoints or self._readable_bridges or self._lazy_bridges or self._inbox or self.gates:
             timeout = 0
         else:
             at = self.timers.next_at
@@ -314,12 +314,8 @@ class Loop:
                         self._listeners[listener] = listener.prepare(now=now)
             for listener in due:
                 self._hand_over(listener, now)
-            gates, self._gates = self._gates, []
-            for bridge in gates:
-                if now < bridge.gate_until and self._is_half_known(bridge):
-                    self._gates.append(bridge)
-                else:
-                    bridge.open_gate()
+            if self.gates:
+                self.gates.open_due(self._listeners, now=now)
             for listener in due:
                 listener.watch_handed()
             if not self._touched and self._late:
@@ -466,24 +462,6 @@ class Loop:
         rechecks, self._rechecks = self._rechecks, set()
         for key, inode in rechecks:
             verbs.release(self, key, inode)
-
-    def hold_gate(self, bridge: Bridge) -> None:
-        """A connect is complete at the end of this turn, or, if its acceptor is in this process, of the one in which
-        that has heard of it too: over TCP's loopback the connection can be accepted before connect() returns.
-        """
-        bridge.gate_until = self.now + _GATE_US
-        self._gates.append(bridge)
-
-    def _is_half_known(self, bridge: Bridge) -> bool:
-        """Whether the other side of this connection is in this process and has not had its proof yet."""
-        connection, local, peer = bridge.connection, bridge.identity.local, bridge.identity.peer
-        assert local is not None and peer is not None
-        for listener in self._listeners:
-            if listener.endpoint.port.local[1] == peer[1]:
-                acceptor = listener.endpoint.bridges.get((local, connection.send_id))
-                if acceptor is not None:
-                    return acceptor.connection.state is State.SYN_RECEIVED
-        return False
 
     def watch_bridge(self, bridge: Bridge) -> None:
         """The bridge has its end: listen to it."""
