@@ -528,6 +528,12 @@ class Loop:
         self._has_ended.release()
 
     def _close_all(self) -> None:
+        self._close_fds()
+        self.relays.clear()
+        self.bridges.clear()
+        self.endpoints.clear()
+
+    def _close_fds(self) -> None:
         for bridge in list(self.bridges.values()):
             if bridge.end is not None:
                 bridge.end.close()
@@ -535,9 +541,6 @@ class Loop:
             other.close_fds()
         for endpoint in list(self.endpoints.values()):
             endpoint.port.close()
-        self.relays.clear()
-        self.bridges.clear()
-        self.endpoints.clear()
         self._epoll.close()
         self.holders_watch.close()
         self._wake_up.close()
@@ -565,13 +568,4 @@ class Loop:
     def abandon_in_child(self) -> None:
         """After a fork, in the child: close our copies of the parent's fds and touch nothing else."""
         courtesy.end()
-        for bridge in list(self.bridges.values()):
-            if bridge.end is not None:
-                bridge.end.close()
-        for other in self._others():
-            other.close_fds()
-        for endpoint in list(self.endpoints.values()):
-            endpoint.port.close()
-        self._epoll.close()
-        self.holders_watch.close()
-        self._wake_up.close()
+        self._close_fds()
