@@ -10,7 +10,8 @@ import pytest
 from tests.protocol.wire import RTT_US, Wire
 from tests.simulator import WRAP_SEQ, Application, Delay, Mtu, Pair, Simulator, path
 from utpsocket.protocol import Config
-from utpsocket.protocol.pathmtu import FLOOR_BYTES, SEARCH_AGAIN_US, KnownPath, PathMtu
+from utpsocket.protocol.packet import LEAST_PADDING_BYTES, MAX_PADDING_BYTES, decode, encode, pad
+from utpsocket.protocol.pathmtu import FLOOR_BYTES, FLOOR_IPV6_BYTES, SEARCH_AGAIN_US, KnownPath, PathMtu
 
 
 def ack_everything(wire: Wire) -> None:
@@ -73,9 +74,10 @@ def test_emsgsize_is_a_probes_result_and_its_data_leaves_at_once(base: int) -> N
     before = wire.connection.stats().cwnd_bytes
     wire.connection.handle_icmp(errno.EMSGSIZE, quoted_seq16=seq16, mtu_bytes=1_420, datagram_bytes=1_472, now=wire.at)
     said = wire.wait(5_000)
-    assert f"len={1_472 - 20}" in said[0], "its boundary is fixed: uTP does not re-segment"
-    again = next(transmit for transmit in wire.transmits[::-1] if len(transmit.data) == 1_472)
-    assert again.may_fragment and not again.is_probe
+    seq = (seq16 - base) & 0xFFFF
+    assert f"DATA seq={seq} ack=0 len={1_400 - 20}" in said[0], "the same payload, without the padding"
+    again = next(transmit for transmit in wire.transmits[::-1] if transmit.data[16:18] == probe.data[16:18])
+    assert not again.is_probe and again.data[20:] == probe.data[-len(again.data) + 20 :]
     assert wire.connection.stats().cwnd_bytes == before, "no congestion"
     assert wire.connection.send.mtu.size == 1_400
 
@@ -113,6 +115,80 @@ def test_the_search_ends_within_sixteen_bytes(carries: int, tells: bool, first_s
     assert stats.timeouts == 0
     assert stats.cwnd_bytes > 20_000, "lost probes are no congestion"
     assert there.too_large <= 30
+
+
+@pytest.mark.parametrize("first_seq", [1, WRAP_SEQ])
+@pytest.mark.parametrize("tells", [False, True])
+@pytest.mark.parametrize("carries", [1_472, 1_464, 1_372, 1_232, 972, 548])
+def test_where_fragments_are_dropped_nothing_is_stuck_for_its_size(carries: int, tells: bool, first_seq: int) -> None:
+    """RFC 8900 §3. What is too large for the path and sent once could never be sent again."""
+    simulator = Simulator(3)
+
+    def direction() -> Mtu:
+        return Mtu(Delay(simulator, 5_000), carries, tells=tells, fragments=False)
+
+    there = direction()
+    pair = Pair(
+        simulator,
+        there,
+        direction(),
+        a=Application(1_000_000, writes=1, expects=2),
+        b=Application(0, writes=2, expects=1),
+        first_seq=first_seq,
+        config=Config(start_datagram_bytes=FLOOR_BYTES, receive_buffer_bytes=40_000),
+    )
+    pair.finish()
+    stats = pair.a.connection.stats()
+    assert carries - 24 <= stats.packet_bytes <= carries
+    assert stats.timeouts == 0
+    assert there.too_large <= 30 and stats.cwnd_bytes > 20_000
+    assert pair.a.spurious == 0
+
+
+def test_full_size_is_reached_within_a_few_round_trips(base: int) -> None:
+    """A start at the floor costs no more than that, and the first flight has as many bytes as it ever had."""
+    wire = Wire.initiator(base, config=Config(start_datagram_bytes=FLOOR_BYTES))
+    wire.write_bytes(200_000)
+    assert wire.connection.stats().cwnd_bytes == 13_800
+    wire.say()
+    assert not any(transmit.is_probe for transmit in wire.transmits), "the peer may be one that takes it for data"
+    for _ in range(4):
+        ack_everything(wire)
+    assert [len(transmit.data) for transmit in wire.transmits if transmit.is_probe] == [1_232, 1_400, 1_472]
+    assert wire.connection.stats().packet_bytes == 1_472
+
+
+def test_a_peer_that_tells_no_delay_is_sent_no_extension(base: int) -> None:
+    """PROTOCOL.md §5: the JS utp takes extensions of DATA for payload; §6: and never measures a delay."""
+    wire = Wire.initiator(base, config=Config(start_datagram_bytes=FLOOR_BYTES))
+    wire.write_bytes(200_000)
+    wire.say()
+    for _ in range(6):
+        wire.wait(RTT_US)
+        wire.hear(f"STATE seq=1 ack={wire.connection.send.flights.next_seq - 1 - wire.base} diff=0")
+        wire.say()
+    assert not any(transmit.is_probe for transmit in wire.transmits)
+
+
+@pytest.mark.parametrize(
+    "padding", [LEAST_PADDING_BYTES, 13, 266, 267, 268, 269, 524, 525, 526, 1_000, MAX_PADDING_BYTES]
+)
+def test_padding_means_nothing(padding: int) -> None:
+    header = encode(0, 5, timestamp_us=1, difference_us=2, window_bytes=3, seq=4, ack=6)
+    datagram = pad(header, padding) + b"payload"
+    assert len(datagram) == 20 + padding + 7
+    assert datagram[1] == 2, "libutp drops a packet whose first extension is 3 or more"
+    packet = decode(memoryview(datagram))
+    assert packet is not None and bytes(packet.payload) == b"payload" and packet.sack is None
+
+
+def test_every_ipv6_link_carries_the_floor() -> None:
+    mtu = PathMtu(FLOOR_IPV6_BYTES, 1_448, floor_bytes=FLOOR_IPV6_BYTES)
+    assert mtu.size == 1_232
+    assert not mtu.on_too_big(1_232, 600, now=0), "RFC 8200 §5"
+    mtu.on_black_hole(now=0)
+    assert mtu.size == 1_232
+    mtu._check()
 
 
 def test_a_black_hole_is_found_and_left() -> None:
@@ -196,11 +272,19 @@ class TestSizes:
     def test_a_user_may_raise_the_ceiling(self) -> None:
         """UTP_MAX_MTU."""
         mtu = PathMtu(1_400, 65_507)
+        steps = 0
+        while mtu.size < 65_504:
+            steps += 1
+            mtu.on_sent(16)
+            assert not mtu.packets_before_probe(now=0)
+            size = mtu.probe_size()
+            assert mtu.size < size <= mtu.size + MAX_PADDING_BYTES, "as far as padding reaches"
+            mtu.on_probe_sent(size)
+            mtu.on_probe_acked(size)
+            assert mtu.size == size
+        assert steps == 50
         mtu.on_sent(16)
-        assert mtu.probe_size() == 65_504
-        mtu.on_probe_sent(65_504)
-        mtu.on_probe_acked(65_504)
-        assert mtu.size == 65_504
+        assert mtu.packets_before_probe(now=0)
 
 
 def test_what_one_connection_has_proven_another_to_the_same_peer_uses(base: int) -> None:

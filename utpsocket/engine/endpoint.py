@@ -21,7 +21,13 @@ from utpsocket.engine.udp import IcmpError, Port
 from utpsocket.protocol import Config, Connection, PacketType, Run, State, Transmit
 from utpsocket.protocol.keepalive import SIGN_OF_LIFE_US, Probing
 from utpsocket.protocol.packet import Packet, decode, encode
-from utpsocket.protocol.pathmtu import CEILING_IPV4_BYTES, CEILING_IPV6_BYTES, START_IPV4_BYTES, START_IPV6_BYTES
+from utpsocket.protocol.pathmtu import (
+    CEILING_IPV4_BYTES,
+    CEILING_IPV6_BYTES,
+    FLOOR_BYTES,
+    FLOOR_IPV6_BYTES,
+    START_IPV4_BYTES,
+)
 
 if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
@@ -106,12 +112,15 @@ class Endpoint:
 
     def _config(self, settings: Settings, addr: object) -> Config:
         is_v4 = self.port.family != _AF_INET6 or (isinstance(addr, tuple) and addr[0].startswith("::ffff:"))
+        least = FLOOR_BYTES if is_v4 else FLOOR_IPV6_BYTES
+        is_this_machine = is_v4 and isinstance(addr, tuple) and addr[0].removeprefix("::ffff:").startswith("127.")
         limit = self.loop.max_datagram_bytes or settings.max_datagram_bytes
         most = self.shares.alone_bytes
         receive = settings.receive_buffer_bytes or _DEFAULT_BUFFER_BYTES
         send = settings.send_buffer_bytes or _DEFAULT_BUFFER_BYTES
         return Config(
-            start_datagram_bytes=START_IPV4_BYTES if is_v4 else START_IPV6_BYTES,
+            start_datagram_bytes=START_IPV4_BYTES if is_this_machine else least,
+            least_datagram_bytes=least,
             max_datagram_bytes=limit or (CEILING_IPV4_BYTES if is_v4 else CEILING_IPV6_BYTES),
             receive_buffer_bytes=max(_LEAST_BUFFER_BYTES, min(receive, most)),
             send_buffer_bytes=max(_LEAST_BUFFER_BYTES, send),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from utpsocket.protocol.congestion import CONTROLLERS
 from utpsocket.protocol.packet import HEADER_BYTES
-from utpsocket.protocol.pathmtu import CEILING_IPV4_BYTES, START_IPV4_BYTES, KnownPath, PathMtu
+from utpsocket.protocol.pathmtu import CEILING_IPV4_BYTES, FLOOR_BYTES, START_IPV4_BYTES, KnownPath, PathMtu
 from utpsocket.protocol.sendbuffer import BlockPool, SendBuffer
 from utpsocket.protocol.sendhalf import SendHalf
 
@@ -32,6 +32,8 @@ class Config:
     # Used until a larger size has been proven.
     max_datagram_bytes: int = CEILING_IPV4_BYTES
     # Never sent beyond, whatever the path carries: UTP_MAX_MTU.
+    least_datagram_bytes: int = FLOOR_BYTES
+    # What every path is taken to carry.
     receive_buffer_bytes: int = 4 << 20
     # Most bytes held for the application, and so the window advertised: SO_RCVBUF.
     send_buffer_bytes: int = 4 << 20
@@ -43,7 +45,9 @@ class Config:
 
     def new_send_half(self, workspace: Workspace, first_seq: int) -> SendHalf:
         """The sending half of a connection so configured."""
-        mtu = PathMtu(self.start_datagram_bytes, self.max_datagram_bytes, self.known_path)
+        mtu = PathMtu(
+            self.start_datagram_bytes, self.max_datagram_bytes, self.known_path, floor_bytes=self.least_datagram_bytes
+        )
         return SendHalf(
             first_seq,
             SendBuffer(workspace.blocks, self.send_buffer_bytes),

@@ -416,7 +416,7 @@ class Connection:
             if not is_quoted:
                 return  # RFC 5927 §4: of a packet that is not under way
         if error == errno.EMSGSIZE:
-            self.send.on_too_big(datagram_bytes or self.send.mtu.size, mtu_bytes, now=now)
+            self.send.on_too_big(datagram_bytes, mtu_bytes, now=now)
             return
         if error != errno.ECONNREFUSED:
             self.soft_errno = error

@@ -36,18 +36,18 @@ class Flight:
     sent_us      when they last left
     sends        how often they left
     is_small     whether the last packet is shorter than the packets of its time (Nagle)
-    is_probe     whether this is a path MTU probe
+    probe_bytes  size of the datagram where this is a path MTU probe, which is padded; else 0
     is_whole     whether IP may not fragment them
     """
 
     __slots__ = (
         "count",
         "fate",
-        "is_probe",
         "is_small",
         "is_whole",
         "last_size",
         "offset",
+        "probe_bytes",
         "sends",
         "sent_us",
         "seq",
@@ -66,7 +66,7 @@ class Flight:
         self.sends = 1
         self.fate = Fate.IN_FLIGHT
         self.is_small = False
-        self.is_probe = False
+        self.probe_bytes = 0
         self.is_whole = False
 
     @property
@@ -96,7 +96,7 @@ class Acknowledged:
     packets, total_bytes   newly acked or sacked
     sent_us, seq, sends    of the packet among them that was sent last, -1 when there is none
     refilled_seq           the lowest packet, sent once only, that arrived after a later one; -1 when none
-    probe_bytes            payload of a path MTU probe among them, else 0
+    probe_bytes            datagram bytes of a path MTU probe among them, else 0
     """
 
     __slots__ = ("packets", "probe_bytes", "refilled_seq", "sends", "sent_us", "seq", "total_bytes")
@@ -119,8 +119,8 @@ class Acknowledged:
         if flight.sends == 1 and last_seq < highest_seq:
             if self.refilled_seq < 0 or flight.seq < self.refilled_seq:
                 self.refilled_seq = flight.seq
-        if flight.is_probe:
-            self.probe_bytes = flight.size
+        if flight.probe_bytes:
+            self.probe_bytes = flight.probe_bytes
 
 
 class Flights:

@@ -157,6 +157,7 @@ class Outstanding:
         if flights.sacked_packets or (flights.queue and flights.queue[0].sent_us < recovery.rack_sent_us):
             lost = self._detect_losses(now=now)
         if delay_us:
+            self.peer.tells_delay = True
             controller.on_delay(delay_us, now=now)
         if acknowledged.total_bytes and not lost:
             controller.on_ack(
@@ -168,7 +169,7 @@ class Outstanding:
                 now=now,
             )
         if acknowledged.probe_bytes:
-            self.mtu.on_probe_acked(acknowledged.probe_bytes + HEADER_BYTES)
+            self.mtu.on_probe_acked(acknowledged.probe_bytes)
             controller.on_segment_size(self.mtu.size - HEADER_BYTES)
         return lost
 
@@ -210,8 +211,8 @@ class Outstanding:
             if at > now:
                 self._reorder_at = min(self._reorder_at, at)
                 return False
-            if flight.is_probe:
-                flight.is_probe = False
+            if flight.probe_bytes:
+                flight.probe_bytes = 0
                 lost_probe = True
             elif flight.seq >= self._recovery_seq:
                 reduces = is_congestion
@@ -275,7 +276,7 @@ class Outstanding:
         self._rto_from_us = now
         if flights.queue[0].fate is Fate.SACKED:
             flights.forget_sacks()  # the first packet not acked cannot have arrived, whatever was said
-        if all(flight.is_probe or flight.fate is not Fate.IN_FLIGHT for flight in flights.queue):
+        if all(flight.probe_bytes or flight.fate is not Fate.IN_FLIGHT for flight in flights.queue):
             self._lose(lambda flight, _: 0, now)  # PROTOCOL.md §9: a lone MTU probe's timeout is not a loss
             return True
         self.timeouts += 1
@@ -315,8 +316,14 @@ class Outstanding:
 
     def on_too_big(self, datagram_bytes: int, carries_bytes: int, *, now: int) -> None:
         """A datagram of this size does not pass (EMSGSIZE, ICMP); see PathMtu.on_too_big()."""
-        self.mtu.on_too_big(datagram_bytes, carries_bytes, now=now)
-        self.controller.on_segment_size(self.mtu.size - HEADER_BYTES)
-        limit = self.mtu.size - HEADER_BYTES
-        # What IP may fragment travels on; the rest is gone, and congestion had no part in it.
-        self._lose(lambda flight, _: 0 if flight.is_whole and flight.size > limit else None, now, is_congestion=False)
+        mtu = self.mtu
+        if not mtu.on_too_big(datagram_bytes or max(mtu.size, mtu.probe), carries_bytes, now=now):
+            return
+        self.controller.on_segment_size(mtu.size - HEADER_BYTES)
+        limit, highest = mtu.size - HEADER_BYTES, mtu.highest
+
+        def is_gone(flight: Flight, _: int) -> int | None:
+            # What IP may fragment travels on; the rest is gone, and congestion had no part in it.
+            return 0 if flight.is_whole and (flight.size > limit or flight.probe_bytes > highest) else None
+
+        self._lose(is_gone, now, is_congestion=False)

@@ -19,6 +19,12 @@ from typing import Final
 HEADER_BYTES: Final = 20  # BEP 29 "header format"
 VERSION: Final = 1  # BEP 29 "version"
 EXTENSION_SACK: Final = 1
+MAX_EXTENSIONS: Final = 8  # links of a chain that are read. Foreign packets have one or two, our padding six at most
+_EXTENSION_BITS: Final = 2  # obsolete, eight bytes that mean nothing: the first link of padding, see pad()
+_EXTENSION_PADDING: Final = 127  # a number that nobody else uses
+_MAX_PADDING_LINKS: Final = 5
+LEAST_PADDING_BYTES: Final = 12
+MAX_PADDING_BYTES: Final = 10 + 257 * _MAX_PADDING_LINKS
 MAX_SACK_BYTES: Final = 252  # the largest multiple of 4 that the one-byte length of an extension can say
 MAX_SEND_BYTES: Final = 65_507  # what one UDP send takes, segmented by the kernel or not
 MAX_SEND_PACKETS: Final = 64  # and so many segments: UDP_MAX_SEGMENTS before 6.9
@@ -85,7 +91,8 @@ def packets_per_send(size: int) -> int:
 
 def decode(datagram: memoryview) -> Packet | None:
     """The packet a datagram holds, or None when it is not uTP: too short, another version, a type of five or
-    more, or an extension chain that runs past its end. PROTOCOL.md §1: such a datagram has no side effect.
+    more, or an extension chain that runs past its end or has no end in sight. PROTOCOL.md §1: such a datagram has no
+    side effect.
     """
     length = len(datagram)
     if length < HEADER_BYTES:
@@ -95,8 +102,10 @@ def decode(datagram: memoryview) -> Packet | None:
         return None
     sack = None
     start = HEADER_BYTES
+    links = 0
     while extension:
-        if start + 2 > length:
+        links += 1
+        if links > MAX_EXTENSIONS or start + 2 > length:
             return None
         following, size = datagram[start], datagram[start + 1]
         start += 2
@@ -136,6 +145,21 @@ def encode(
     if not sack:
         return header
     return header + bytes((0, len(sack))) + sack
+
+
+def pad(header: bytes, padding_bytes: int) -> bytes:
+    """`header`, which has no extension, with extensions that mean nothing and take LEAST_PADDING_BYTES to
+    MAX_PADDING_BYTES. PROTOCOL.md §5: unknown extensions are skipped by their length, but libutp drops a packet whose
+    first one is unknown, so the first is one that everybody knows and nobody heeds.
+    """
+    rest = padding_bytes - 10
+    links = -(-rest // 257)
+    chain = [header[:1], bytes((_EXTENSION_BITS,)), header[2:], bytes((_EXTENSION_PADDING, 8)), bytes(8)]
+    for link in range(links):
+        size = rest // (links - link)
+        rest -= size
+        chain.append(bytes((_EXTENSION_PADDING if rest else 0, size - 2)) + bytes(size - 2))
+    return b"".join(chain)
 
 
 def unwrap(seq16: int, near: int) -> int:

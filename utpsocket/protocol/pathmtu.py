@@ -7,16 +7,23 @@ column at a time (PERFORMANCE.md, trick 4).
 Read this first. Only a datagram that IP must not fragment proves its size by arriving: `proven` grows by probes alone.
 Until then packets of the starting size travel fragmentable, so that any path carries them.
 
-Sources: RFC 4821 and RFC 8899 (search by probe packets), BEP 29 "packet sizes", PROTOCOL.md §10.
+A packet's boundary is fixed once it is sent: uTP does not re-segment. Many paths drop fragments (RFC 8900 §3), so what
+left in a packet too large for such a path would be stuck there. Hence the starting size is one that every path
+carries, and a probe is a packet of the proven size with padding: if it is lost, its data leaves without. Where
+the first hop is the whole path, the start may be larger.
+
+Sources: RFC 4821 and RFC 8899 (search by padded probe packets), BEP 29 "packet sizes", PROTOCOL.md §10.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+from utpsocket.protocol.packet import MAX_PADDING_BYTES
+
 FLOOR_BYTES: Final = 544  # BEP 29 / libtorrent's 548, down to a multiple of eight
-START_IPV4_BYTES: Final = 1_400  # libutp's ceiling is 1,402
-START_IPV6_BYTES: Final = 1_232  # 1,280, the least every IPv6 link carries, less 48 of headers
+START_IPV4_BYTES: Final = 1_400  # where the path is this machine; libutp's ceiling is 1,402
+FLOOR_IPV6_BYTES: Final = 1_232  # 1,280, the least every IPv6 link carries, less 48 of headers
 CEILING_IPV4_BYTES: Final = 1_472  # Ethernet's 1,500 less 28 of headers; foreign receive buffers may hold no more
 CEILING_IPV6_BYTES: Final = 1_448  # 1,452, down to a multiple of eight
 SEARCH_AGAIN_US: Final = 600_000_000  # ten minutes: RFC 8899 PMTU_RAISE_TIMER
@@ -24,6 +31,7 @@ _DONE_WITHIN_BYTES: Final = 16  # PROTOCOL.md §10
 _MAX_PROBES: Final = 3  # RFC 8899 MAX_PROBES
 _WAIT_FOR_PACKETS: Final = 16  # a probe travels surrounded by other packets, or its loss would tell nothing
 _NO_PROBE_SOON: Final = 1 << 30
+_LADDER: Final = (FLOOR_IPV6_BYTES, START_IPV4_BYTES)  # sizes worth a try before the ceiling: most tunnels carry them
 
 
 class KnownPath:
@@ -45,30 +53,33 @@ class PathMtu:
     proven    the largest that is known to travel unfragmentable
     probe     bytes of the probe under way, 0 when none is
     floor     what every path is taken to carry
+    highest   the largest size not known to be too large
     known     what other connections have proven, for adopt(); None where there are none
     """
 
     __slots__ = (
         "_ceiling",
         "_failed",
-        "_highest",
         "_likely",
         "_packets",
         "_search_at",
         "floor",
+        "highest",
         "known",
         "probe",
         "proven",
         "size",
     )
 
-    def __init__(self, start_bytes: int, ceiling_bytes: int, known: KnownPath | None = None) -> None:
+    def __init__(
+        self, start_bytes: int, ceiling_bytes: int, known: KnownPath | None = None, *, floor_bytes: int = FLOOR_BYTES
+    ) -> None:
         self.known = known
         self._ceiling = max(FLOOR_BYTES, ceiling_bytes) & ~7
-        self.size = max(FLOOR_BYTES, min(start_bytes & ~7, self._ceiling))
-        self.floor = self.proven = FLOOR_BYTES
+        self.floor = self.proven = min(floor_bytes & ~7, self._ceiling)
+        self.size = max(self.floor, min(start_bytes & ~7, self._ceiling))
         self.probe = 0
-        self._highest = self._ceiling  # the largest size not known to be too large
+        self.highest = self._ceiling
         self._likely = self.size  # a size worth trying before halving; 0: none
         self._failed = 0
         self._search_at = 0
@@ -78,10 +89,16 @@ class PathMtu:
     def adopt(self) -> bool:
         """Use what another connection has proven, unless this one has found out otherwise. True: size is another."""
         known = self.known
-        if known is None or known.proven <= self.proven or not self.size <= known.proven <= self._highest:
+        if known is None or known.proven <= self.proven or not self.size <= known.proven <= self.highest:
             return False
         self.proven = self.size = known.proven
         return True
+
+    def is_proven(self, datagram_bytes: int) -> bool:
+        """Whether IP need not fragment a datagram of this size. What every path carries may be fragmented all the
+        same: it does no harm, and there are stranger paths.
+        """
+        return self.floor < datagram_bytes <= self.proven
 
     def on_sent(self, packets: int) -> None:
         """Ordinary full packets left."""
@@ -94,21 +111,28 @@ class PathMtu:
         return max(0, _WAIT_FOR_PACKETS - self._packets)
 
     def _wanted(self, *, now: int) -> bool:
-        if self._highest - self.proven >= _DONE_WITHIN_BYTES:
+        if self.highest - self.proven >= _DONE_WITHIN_BYTES:
             return True
-        return self._highest < self._ceiling and now >= self._search_at
+        return self.highest < self._ceiling and now >= self._search_at
 
     def probe_size(self) -> int:
-        """The size to probe now: the ceiling, which most paths carry; then where we began or what a router said; then
-        by halves.
+        """The size to probe now: what tunnels carry, then the ceiling, which most paths carry; or where we began or
+        what a router said; then by halves. No more than padding can add.
         """
-        if self._highest - self.proven < _DONE_WITHIN_BYTES:
-            self._highest = self._ceiling  # paths change: the search begins again
-        if self._highest == self._ceiling:
+        return min(self._next_size(), self.size + MAX_PADDING_BYTES & ~7)
+
+    def _next_size(self) -> int:
+        if self.highest - self.proven < _DONE_WITHIN_BYTES:
+            self.highest = self._ceiling  # paths change: the search begins again
+        if self.size <= self.proven:
+            for step in _LADDER:
+                if self.proven < step < self.highest:
+                    return step
+        if self.highest == self._ceiling:
             return self._ceiling
-        if self.proven < self._likely <= self._highest:
+        if self.proven < self._likely <= self.highest:
             return self._likely
-        return (self.proven + self._highest + 8) // 2 & ~7
+        return (self.proven + self.highest + 8) // 2 & ~7
 
     def on_probe_sent(self, size: int) -> None:
         """A probe of `size` left."""
@@ -119,7 +143,7 @@ class PathMtu:
         """A probe of this size arrived."""
         self.probe = 0
         self._failed = 0
-        if size > self.proven and size <= self._highest:
+        if size > self.proven and size <= self.highest:
             self.proven = self.size = size
             if self.known is not None:
                 self.known.proven = max(size, self.known.proven)
@@ -134,19 +158,22 @@ class PathMtu:
                     self._likely = 0
                 self._lower(size - 8, now=now)
 
-    def on_too_big(self, datagram_bytes: int, carries_bytes: int, *, now: int) -> None:
+    def on_too_big(self, datagram_bytes: int, carries_bytes: int, *, now: int) -> bool:
         """The kernel or a router says a datagram of this size does not pass; one of `carries_bytes` does (0:
-        it did not say). RFC 1191 §6: a claim below the floor is ignored.
+        it did not say). RFC 1191 §6: a claim below the floor is ignored. Returns whether it was news.
         """
         if datagram_bytes <= self.floor or datagram_bytes > self._ceiling:
-            return
-        self.probe = 0
+            return False
         limit = datagram_bytes - 8
         if self.floor <= carries_bytes < datagram_bytes:
             limit = carries_bytes
             self._likely = limit & ~7
-        if limit < self._highest:
-            self._lower(limit, now=now)
+        if limit >= self.highest:
+            return False
+        if self.probe > limit:
+            self.probe = 0
+        self._lower(limit, now=now)
+        return True
 
     def on_black_hole(self, *, now: int) -> None:
         """Packets of the size in use vanish, again and again. RFC 8899 §4.3."""
@@ -157,15 +184,15 @@ class PathMtu:
 
     def _lower(self, highest: int, *, now: int) -> None:
         self._failed = 0
-        self._highest = max(self.floor, highest & ~7)
-        if self.known is not None and self.known.proven > self._highest:
+        self.highest = max(self.floor, highest & ~7)
+        if self.known is not None and self.known.proven > self.highest:
             self.known.proven = 0
         self._search_at = now + SEARCH_AGAIN_US
-        if self.proven > self._highest:
+        if self.proven > self.highest:
             self.proven = self.floor
-        self.size = min(self.size, self._highest)
+        self.size = min(self.size, self.highest)
 
     def _check(self) -> None:
         """Invariants, for tests and the simulator."""
-        assert self.floor <= self.proven <= self.size <= self._highest <= self._ceiling
-        assert self.size % 8 == 0 and self._highest % 8 == 0
+        assert self.floor <= self.proven <= self.size <= self.highest <= self._ceiling
+        assert self.size % 8 == 0 and self.highest % 8 == 0

@@ -25,6 +25,8 @@ class PeerLimits:
     largest_window_bytes    it ever said
     reorder_packets         most packets that may be under way: so far ahead of a hole they are kept
     sack_packets            how far ahead of a hole its selective acks reach, as far as seen; 0: it sends none
+    tells_delay             it has told a timestamp difference. The one implementation that takes extensions of DATA for
+                            payload never does (JS utp: PROTOCOL.md §5, §6)
     """
 
     __slots__ = (
@@ -33,6 +35,7 @@ class PeerLimits:
         "largest_window_bytes",
         "reorder_packets",
         "sack_packets",
+        "tells_delay",
         "window_bytes",
     )
 
@@ -41,6 +44,7 @@ class PeerLimits:
         self.largest_window_bytes = 0
         self.reorder_packets = FOREIGN_REORDER_PACKETS
         self.sack_packets = 0
+        self.tells_delay = False
         self.is_reorder_proven = False
         self._stall_span = 0
 

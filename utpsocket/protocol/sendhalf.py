@@ -17,7 +17,14 @@ from utpsocket.protocol.congestion import Controller
 from utpsocket.protocol.flights import Flight, Flights
 from utpsocket.protocol.outstanding import Outstanding
 from utpsocket.protocol.pacing import PACED_FROM_RTT_US, Pacer
-from utpsocket.protocol.packet import HEADER_BYTES, MAX_RUN_PACKETS, MAX_SEND_BYTES, MAX_SEND_PACKETS, packets_per_send
+from utpsocket.protocol.packet import (
+    HEADER_BYTES,
+    LEAST_PADDING_BYTES,
+    MAX_RUN_PACKETS,
+    MAX_SEND_BYTES,
+    MAX_SEND_PACKETS,
+    packets_per_send,
+)
 from utpsocket.protocol.pathmtu import PathMtu
 from utpsocket.protocol.receivehalf import NEVER
 from utpsocket.protocol.sendbuffer import SendBuffer
@@ -143,12 +150,11 @@ class SendHalf(Outstanding):
                 return None
             self._burst_at = now
         most = min(max_segments, burst)
-        if unsent > size:  # a probe is full, and larger
+        if unsent > size and peer.tells_delay and self.is_proven:  # a probe is full, and something follows it
             before_probe = mtu.packets_before_probe(now=now)
             if not before_probe:
-                probe = mtu.probe_size() - HEADER_BYTES
-                if flights.packets and probe <= min(unsent, room):
-                    return self._probe_mtu(probe, now=now)
+                if size <= room:
+                    return self._probe_mtu(size, now=now)
                 before_probe = 1
             most = min(most, before_probe)
         full = min(unsent, room) // size
@@ -165,15 +171,20 @@ class SendHalf(Outstanding):
         mtu.on_sent(count)
         flight = Flight(flights.next_seq, count, size, last_size, self.sent_offset, now)
         flight.is_small = last_size < size
-        flight.is_whole = mtu.size <= mtu.proven
+        flight.is_whole = mtu.is_proven(mtu.size)
         self._add(flight, now=now)
         return flight
 
     def _probe_mtu(self, size: int, *, now: int) -> Flight:
-        """A packet larger than is proven, with data as any other. PROTOCOL.md §10."""
-        self.mtu.on_probe_sent(size + HEADER_BYTES)
+        """A packet padded to more than is proven: should it not pass, its data fits without the padding. PROTOCOL.md
+        §10: uTP does not re-segment, so data that left in a large packet would be stuck with it.
+        """
+        probe_bytes = self.mtu.probe_size()
+        self.mtu.on_probe_sent(probe_bytes)
+        size = min(size, probe_bytes - HEADER_BYTES - LEAST_PADDING_BYTES)
         flight = Flight(self.flights.next_seq, 1, size, size, self.sent_offset, now)
-        flight.is_probe = flight.is_whole = True
+        flight.probe_bytes = probe_bytes
+        flight.is_whole = True
         self._add(flight, now=now)
         return flight
 
@@ -265,7 +276,7 @@ class SendHalf(Outstanding):
             count = 1
         self._resend_at_once = False
         flight = flights.resent(flight, count, now=now)
-        flight.is_whole = size + HEADER_BYTES <= self.mtu.proven
+        flight.is_whole = self.mtu.is_proven(size + HEADER_BYTES)
         self.resent_packets += count
         self._rto_from_us = now
         self._on_sent(count, flight.total_bytes, now=now)
@@ -278,9 +289,10 @@ class SendHalf(Outstanding):
         flight = flights.last_in_flight()
         if flight is None:
             return None
-        if flight.is_probe:
+        if flight.probe_bytes:
             # It was silent for two round trips, and nothing else can tell why: its size is to blame.
-            flight.is_probe = flight.is_whole = False
+            flight.probe_bytes = 0
+            flight.is_whole = self.mtu.is_proven(flight.size + HEADER_BYTES)
             self.mtu.on_probe_lost(now=now)
         flight.sent_us = now
         flight.sends += 1

@@ -1,7 +1,8 @@
 """How our packets are written: which number and which ack stand in which header.
 
 Separate because it decides nothing: the connection says what leaves, and here is what it looks like. What we send is
-what every implementation takes (PROTOCOL.md §5): no extension but the selective ack, and that on STATE alone.
+what every implementation takes (PROTOCOL.md §5): no extension but the selective ack, and that on STATE alone; and
+padding on a path MTU probe.
 
 BEP 29 "header format", "packet loss"; PROTOCOL.md §2, §5, §6.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from utpsocket.protocol.flights import Flight
-from utpsocket.protocol.packet import HEADER_BYTES, PacketType, Transmit, compose, encode
+from utpsocket.protocol.packet import HEADER_BYTES, PacketType, Transmit, compose, encode, pad
 from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.sendhalf import SendHalf
 
@@ -48,13 +49,15 @@ class Speech:
         if is_fin:
             return Transmit(self._addr, header)
         size = flight.size if flight.count > 1 else flight.last_size
+        if flight.probe_bytes:
+            header = pad(header, flight.probe_bytes - HEADER_BYTES - size)
         return Transmit(
             self._addr,
             compose(header, flight.seq, send.buffer.segments(flight.offset, size, flight.total_bytes)),
-            segment=size + HEADER_BYTES,
+            segment=size + len(header),
             count=flight.count,
             may_fragment=not flight.is_whole,
-            is_probe=flight.is_probe,
+            is_probe=flight.probe_bytes > 0,
         )
 
     def answer(self, *, now: int) -> Transmit:

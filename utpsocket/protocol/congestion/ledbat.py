@@ -21,6 +21,7 @@ from typing import Final
 TARGET_DELAY_US: Final = 100_000  # queueing delay LEDBAT steers to. RFC 6817 §2.5; libutp's default
 MAX_GAIN_BYTES: Final = 3_000  # most growth or shrinkage per round trip: libutp MAX_CWND_INCREASE_BYTES_PER_RTT
 INITIAL_PACKETS: Final = 10  # RFC 6928
+_INITIAL_BYTES: Final = 13_800  # as many in packets of less than their full size, which soon is proven
 MIN_PACKETS: Final = 2  # RFC 6817 MIN_CWND
 _GENTLE_SHARE: Final = 4  # slow start grows by a quarter per round trip once it has seen a queue: RFC 9406 CSS
 _LEAST_QUEUE_US: Final = 4_000  # RFC 9406 MIN_RTT_THRESH: less is noise
@@ -106,7 +107,7 @@ class Ledbat:
 
     def __init__(self, segment_bytes: int) -> None:
         self._segment_bytes = segment_bytes
-        self.window_bytes = INITIAL_PACKETS * segment_bytes
+        self.window_bytes = max(INITIAL_PACKETS * segment_bytes, _INITIAL_BYTES)
         self.is_slow_start = True
         self._is_gentle = False  # slow start has seen a queue
         self._slowed_at = 0  # when it did
