@@ -23,6 +23,12 @@ COMMANDS: Final = {
 
 def main(argv: list[str] | None = None) -> int:
     """Hand the arguments after the command's name to its package and return its exit status."""
+    if sys.version_info < (3, 10):
+        print(
+            f"python3 -m compat: utpsocket needs Python 3.10 or later; this is {sys.version.split()[0]}",
+            file=sys.stderr,
+        )
+        return 2
     lines = "\n".join(f"  {name:10}{what}" for name, what in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="python3 -m compat",

@@ -4,8 +4,14 @@ Only the standard library is needed to start: the first run makes the environmen
 package's `test` extra into it; later runs find it by the hash of pyproject.toml and start at once. A changed
 pyproject.toml is a new environment, and the old one is removed once nobody runs in it.
 
-    python3 -m tests -k echo            pytest's own arguments
+    python3 -m tests                    the whole suite: 5 to 10 minutes
+    python3 -m tests --quick            a part of it that takes a minute
+    python3 -m tests -k echo            pytest's own arguments: python3 -m tests --tool pytest --help
     python3 -m tests --tool ruff check  any other tool of that environment
+    python3 -m tests.machines --help    a part of the suite without IPv6, as another user, with few file descriptors ...
+
+The first run takes half a minute longer and needs the package index (PyPI, or a mirror that pip is configured for).
+Where a test needs what this machine lacks (IPv6, root, a program) it is skipped, and the last lines say why.
 """
 
 from __future__ import annotations
@@ -22,18 +28,35 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "tests"
+# Each layer of the library once, without what takes its time: the simulations, the fuzzing, programs that are started.
+QUICK = (
+    "tests/protocol",
+    "tests/engine/test_endpoint.py",
+    "tests/engine/test_udp.py",
+    "tests/sockets/test_connect.py",
+    "tests/sockets/test_sending.py",
+    "tests/sockets/test_receiving.py",
+    "tests/sockets/test_closing.py",
+    "tests/sockets/test_monkey.py",
+    "tests/test_structure.py",
+)
 READY = "ready"  # written last into a finished environment: one that was interrupted does not have it
 
 
 def main(arguments: Sequence[str]) -> int:
     if sys.version_info < (3, 10):
         return complain(f"utpsocket needs Python 3.10 or later; this is {sys.version.split()[0]}")
+    if list(arguments) in (["-h"], ["--help"]):
+        print(__doc__)
+        return 0
     if arguments[:1] == ["--tool"]:
         if len(arguments) < 2:
             return complain("--tool needs the name of a tool: python3 -m tests --tool ruff check")
         module, *rest = arguments[1:]
     else:
-        module, rest = "pytest", list(arguments)
+        # pytest would take it for an option of its own that is not there, and say so after the environment was made.
+        quick = [*QUICK] if "--quick" in arguments else []
+        module, rest = "pytest", [argument for argument in arguments if argument != "--quick"] + quick
     environment = CACHE / environment_name()
     CACHE.mkdir(parents=True, exist_ok=True)
     try:

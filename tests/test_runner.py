@@ -5,6 +5,9 @@ That it runs the tests needs no test: it is running this one.
 
 from __future__ import annotations
 
+import ast
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,7 +53,7 @@ def test_without_network_it_says_so_and_tries_again_next_time(
 ) -> None:
     """`python3 -m venv DIRECTORY` makes an environment here whose pip reaches nobody."""
     pip = script(checkout / "pip", "echo Could not find a version that satisfies the requirement hatchling", "exit 1")
-    venv = script(checkout / "python3", 'mkdir -p "$3/bin"', f'cp {pip} "$3/bin/python"')
+    venv = script(checkout / "python3", 'mkdir -p "$3/bin"', f'cp {shlex.quote(pip)} "$3/bin/python"')
     monkeypatch.setattr(sys, "executable", venv)
     for _ in range(2):
         assert runner.main([]) == 2
@@ -63,3 +66,61 @@ def test_without_network_it_says_so_and_tries_again_next_time(
 def test_a_tool_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert runner.main(["--tool"]) == 2
     assert "--tool ruff check" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_says_how_long_it_takes_and_what_it_needs(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert runner.main([option]) == 0
+    said = capsys.readouterr().out
+    assert "10 minutes" in said
+    assert "package index" in said
+    assert "--quick" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "run"),
+    [
+        ([], ["-m", "pytest"]),
+        (["--quick", "-x"], ["-m", "pytest", "-x", *runner.QUICK]),
+        (["--tool", "ruff", "--quick"], ["-m", "ruff", "--quick"]),
+    ],
+)
+def test_what_is_run(given: list[str], run: list[str], monkeypatch: pytest.MonkeyPatch, checkout: Path) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(runner, "hold", lambda environment: None)
+    monkeypatch.setattr(runner, "become", commands.append)
+    runner.main(given)
+    assert [command[1:] for command in commands] == [run]
+
+
+# -- an older Python ----------------------------------------------------------------------------------------------
+
+OLDER = "import runpy, sys; sys.version_info = (3, 9, 18); sys.version = '3.9.18 (main)'; "
+SENTENCE = "utpsocket needs Python 3.10 or later; this is 3.9.18"
+
+
+@pytest.mark.parametrize("path", ["tests/__main__.py", "compat/__main__.py", "utpsocket/__init__.py"])
+def test_an_older_python_can_read_what_it_is_given_first(path: str) -> None:
+    ast.parse((runner.ROOT / path).read_text(encoding="utf-8"), feature_version=(3, 7))
+
+
+@pytest.mark.parametrize("module", ["tests", "utpsocket", "compat"])
+def test_an_older_python_gets_a_sentence(module: str) -> None:
+    """What `python3 -m` does with the name of a package, told that it is Python 3.9."""
+    ran = subprocess.run(
+        [sys.executable, "-c", f"{OLDER}runpy._run_module_as_main({module!r})"],
+        cwd=runner.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode
+    assert SENTENCE in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_importing_it_in_an_older_python_says_what_it_needs() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", f"{OLDER}import utpsocket"], cwd=runner.ROOT, capture_output=True, text=True, check=False
+    )
+    assert ran.stderr.splitlines()[-1] == f"ImportError: {SENTENCE}"

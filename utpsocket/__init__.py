@@ -7,8 +7,14 @@ what makes stream sockets speak uTP, and all else is the stdlib's own.
 from __future__ import annotations
 
 import socket as _stdlib
+import sys as _sys
 from socket import *  # noqa: F403  # a drop-in namespace: whatever this interpreter's module offers
 from typing import Any
+
+# Before anything of ours is imported, which an older Python could not even read. The name is for runpy: of an
+# ImportError in the very package that it was asked for, `python3 -m utpsocket` makes one line without a traceback.
+if _sys.version_info < (3, 10):
+    raise ImportError(f"utpsocket needs Python 3.10 or later; this is {_sys.version.split()[0]}", name="utpsocket")
 
 from utpsocket import passing as _passing
 from utpsocket import teachssl as _teachssl
