@@ -24,6 +24,8 @@ from utpsocket import stats
 class Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext) -> None:
         self.tls = tls
+        # The first address of the name is the one that a client tries first; on many machines it is ::1.
+        self.address_family, _, _, _, address = utpsocket.getaddrinfo(*address, type=utpsocket.SOCK_STREAM)[0]
         super().__init__(address, handler, bind_and_activate=False)
         self.socket.close()
         self.socket = utpsocket.socket(self.address_family, self.socket_type)
