@@ -82,7 +82,7 @@ def over_a_path() -> Iterator[Transfer]:
     """
     names = {role: f"utp{os.getpid()}{role}" for role in ("client", "router", "server")}
     if IP is None or os.geteuid() != 0:
-        pytest.skip("network namespaces need root and iproute2")
+        pytest.skip("needs root and iproute2: network namespaces")
     made = []
 
     def inside(role: str, *command: str) -> list[str]:

@@ -12,6 +12,8 @@ import pytest
 from utpsocket.engine import syscalls
 from utpsocket.engine.syscalls import KeepingDatagrams, KeepingStream, PlainDatagrams, PlainStream
 
+from ..requirements import IPV6
+
 pytestmark = pytest.mark.skipif(not syscalls._keeps_gil(), reason="needs 64-bit Linux and a GIL")
 ROOM = 200
 
@@ -80,7 +82,7 @@ def test_a_full_stream_takes_no_more(stream: tuple[Any, socket.socket]) -> None:
 
 
 @pytest.mark.parametrize("kind", [PlainDatagrams, KeepingDatagrams])
-@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+@pytest.mark.parametrize("family", [socket.AF_INET, IPV6])
 @pytest.mark.parametrize("is_connected", [True, False])
 def test_datagrams(kind: Any, family: int, is_connected: bool) -> None:
     with socket.socket(family, socket.SOCK_DGRAM) as left, socket.socket(family, socket.SOCK_DGRAM) as right:

@@ -123,11 +123,17 @@ class Net:
     # -- addresses ----------------------------------------------------------------------------------------
 
     def refused_address(self, family: int = socket.AF_INET) -> Any:
-        """An address of this machine where nobody listens."""
-        kind = socket.SOCK_STREAM if self.name == "tcp" else socket.SOCK_DGRAM
-        with socket.socket(family, kind) as probe:
-            probe.bind((loopback(family), 0))
-            return probe.getsockname()
+        """An address of this machine where nobody listens until the test ends: its port is held by a TCP socket that
+        does not listen, or by a UDP socket that is connected to itself and so takes nothing from others.
+        """
+        if self.name == "tcp":
+            holder = self.own(socket.socket(family))
+            holder.bind((loopback(family), 0))
+        else:
+            holder = self.own(socket.socket(family, socket.SOCK_DGRAM))
+            holder.bind((loopback(family), 0))
+            holder.connect(holder.getsockname())
+        return holder.getsockname()
 
     def silent_address(self) -> Any:
         """An address that swallows every attempt to connect, until the test ends."""
@@ -168,6 +174,14 @@ class Net:
 
 def loopback(family: int) -> str:
     return "::1" if family == socket.AF_INET6 else "127.0.0.1"
+
+
+def own_loopback() -> str:
+    """A loopback address of this process alone. A port that was closed there stays free, while one of 127.0.0.1 may be
+    given to any client on the machine; and a number that is free for UDP is free for TCP.
+    """
+    pid = os.getpid()
+    return f"127.{1 + pid // 65536 % 254}.{pid // 256 % 256}.{1 + pid % 256 % 254}"
 
 
 def end_process(process: subprocess.Popen[bytes]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ..requirements import has_ipv6
 from .network import PATIENCE_S, Net, raises_errno, run
 
 pytestmark = pytest.mark.usefixtures("patch_stdlib")
@@ -150,7 +151,7 @@ def test_port_in_use(net: Net) -> None:
 
 def test_serving_both_families_of_one_name(net: Net) -> None:
     async def main() -> None:
-        server = await asyncio.start_server(echo, ["127.0.0.1", "::1"] if socket.has_ipv6 else ["127.0.0.1"], 0)
+        server = await asyncio.start_server(echo, ["127.0.0.1", "::1"] if has_ipv6() else ["127.0.0.1"], 0)
         for listening in server.sockets:
             reader, writer = await asyncio.open_connection(*listening.getsockname()[:2])
             writer.write(b"hello")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ..requirements import requires_ipv6_sockets
 from .network import Net, outcome
 
 Operation = Callable[[Any], object]
@@ -76,7 +77,7 @@ def test_bad_ipv4_address(net: Net, call: str, address: object, error: type[Base
     compare(net, lambda sock: CALLS[call](sock, address), error)
 
 
-@pytest.mark.skipif(not socket.has_ipv6, reason="this interpreter has no IPv6")
+@requires_ipv6_sockets
 @pytest.mark.parametrize(
     ("address", "error"),
     [

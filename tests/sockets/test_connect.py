@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import select
 import socket
@@ -10,10 +9,10 @@ import time
 
 import pytest
 
+from ..requirements import IPV6, localhost_families, requires_ipv6
 from .network import ERR, HUP, OUT, PATIENCE_S, Net, eventually_polls, poll_mask, raises_errno, readable
 
-needs_ipv6 = pytest.mark.skipif(not socket.has_ipv6, reason="this interpreter has no IPv6")
-FAMILIES = [socket.AF_INET, pytest.param(socket.AF_INET6, marks=needs_ipv6)]
+FAMILIES = [socket.AF_INET, IPV6]
 
 
 def so_error(sock: object) -> int:
@@ -411,8 +410,9 @@ def test_listen_twice_changes_the_backlog_only(net: Net) -> None:
 
 
 def test_host_name(net: Net) -> None:
-    listener = net.listener()
-    client = net.fresh()
+    family = localhost_families()[0]
+    listener = net.listener(family)
+    client = net.fresh(family)
     client.connect(("localhost", listener.getsockname()[1]))
     assert client.getpeername() == listener.getsockname()
 
@@ -443,9 +443,11 @@ def test_create_connection_source_address(net: Net) -> None:
 
 
 def test_create_connection_by_name_finds_the_family_that_answers(net: Net) -> None:
-    listener = net.listener()
+    """Of a listener for one of the name's addresses, which need not be the first: that would be refused."""
+    family = localhost_families()[-1]
+    listener = net.listener(family)
     with net.module.create_connection(("localhost", listener.getsockname()[1]), timeout=PATIENCE_S) as client:
-        assert client.family == socket.AF_INET
+        assert client.family == family
 
 
 def test_create_connection_refused(net: Net) -> None:
@@ -482,7 +484,7 @@ def test_create_server(net: Net) -> None:
         assert net.accept(server).getpeername() == client.getsockname()
 
 
-@needs_ipv6
+@requires_ipv6
 def test_create_server_ipv6_does_not_answer_ipv4(net: Net) -> None:
     with net.module.create_server(("::", 0), family=socket.AF_INET6) as server:
         port = server.getsockname()[1]
@@ -491,7 +493,7 @@ def test_create_server_ipv6_does_not_answer_ipv4(net: Net) -> None:
         assert net.fresh().connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
 
 
-@needs_ipv6
+@requires_ipv6
 def test_create_server_dualstack(net: Net) -> None:
     assert net.module.has_dualstack_ipv6() is True
     with net.module.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
@@ -507,7 +509,7 @@ def test_create_server_dualstack(net: Net) -> None:
         assert net.accept(server).getpeername() == six.getsockname()
 
 
-@needs_ipv6
+@requires_ipv6
 def test_ipv6_socket_connects_to_a_mapped_address(net: Net) -> None:
     listener = net.listener()
     client = net.fresh(socket.AF_INET6)
@@ -516,7 +518,7 @@ def test_ipv6_socket_connects_to_a_mapped_address(net: Net) -> None:
     assert net.accept(listener).getpeername() == ("127.0.0.1", client.getsockname()[1])
 
 
-@needs_ipv6
+@requires_ipv6
 def test_create_connection_ipv6(net: Net) -> None:
     listener = net.listener(socket.AF_INET6)
     with net.module.create_connection(listener.getsockname()[:2]) as client:
@@ -525,20 +527,18 @@ def test_create_connection_ipv6(net: Net) -> None:
         assert len(client.getpeername()) == 4
 
 
-@needs_ipv6
+@requires_ipv6
 def test_ipv4_and_ipv6_share_a_port_number(net: Net) -> None:
-    six = net.fresh(socket.AF_INET6)
-    six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    six.bind(("::1", 0))
-    six.listen()
-    with contextlib.ExitStack() as stack:
-        four = stack.enter_context(net.module.socket())
+    while True:
+        four, six = net.fresh(), net.fresh(socket.AF_INET6)
+        six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        six.bind(("::1", 0))
         try:
             four.bind(("127.0.0.1", six.getsockname()[1]))
+            break
         except OSError as error:  # somebody else's: the kernel chose the port for IPv6 only
-            pytest.skip(f"port taken meanwhile: {error}")
-        four.listen()
-        net.fresh().connect(four.getsockname())
-        net.accept(four)
-        net.fresh(socket.AF_INET6).connect(six.getsockname())
-        net.accept(six)
+            assert error.errno == errno.EADDRINUSE
+    for listener in (four, six):
+        listener.listen()
+        net.fresh(listener.family).connect(listener.getsockname())
+        net.accept(listener)

@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from .network import PATIENCE_S, Net, eventually, fork, raises_errno, receive_all, receive_exactly, wait_child
+from .network import (
+    PATIENCE_S,
+    Net,
+    eventually,
+    fork,
+    own_loopback,
+    raises_errno,
+    receive_all,
+    receive_exactly,
+    wait_child,
+)
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
 
@@ -183,7 +193,7 @@ def test_reset_reaches_the_parent_although_an_idle_child_lives(net: Net) -> None
 
 def test_port_is_free_although_a_child_lives(net: Net) -> None:
     gate = net.own(Gate())
-    listener = net.listener()
+    listener = net.listener(host=own_loopback())
     address = listener.getsockname()
 
     def close_and_stay() -> None:

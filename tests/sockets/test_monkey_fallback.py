@@ -19,6 +19,7 @@ from utpsocket import SOL_UTP, UTP_INFO, monkey, shim, stats
 from utpsocket.engine import running_engine
 from utpsocket.engine.loop import Loop
 
+from ..requirements import requires_ipv6
 from .network import (
     ERR,
     HUP,
@@ -30,6 +31,7 @@ from .network import (
     eventually,
     eventually_polls,
     fork,
+    own_loopback,
     raises_errno,
     receive_all,
     run,
@@ -49,16 +51,32 @@ def nothing_left() -> Iterator[None]:
     assert eventually(lambda: stats.engine_stats().tcp_open, 0) == 0
 
 
+@contextlib.contextmanager
+def one_number() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A UDP and a TCP socket of the kernel's at one port number, which is free for both: it is chosen for TCP, and
+    another one is tried when somebody has it for UDP. The UDP socket swallows what comes; connected to itself it takes
+    nothing, and whoever sends there is refused.
+    """
+    while True:
+        with socket.socket(type=socket.SOCK_DGRAM) as udp, monkey.get_original("socket", "socket")() as tcp:
+            tcp.bind(("127.0.0.1", 0))
+            try:
+                udp.bind(tcp.getsockname())
+            except OSError as error:
+                assert error.errno == errno.EADDRINUSE
+                continue
+            yield udp, tcp
+            return
+
+
 @pytest.fixture(params=["refused", "silent"])
 def tcp_listener(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
     """A TCP listener whose UDP port refuses, or swallows everything."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with one_number() as (mute, listener):
+        listener.listen()
         if request.param == "refused":
-            yield listener
-            return
-        with socket.socket(type=socket.SOCK_DGRAM) as mute:
-            mute.bind(listener.getsockname())
-            yield listener
+            mute.connect(mute.getsockname())
+        yield listener
 
 
 @pytest.fixture
@@ -128,26 +146,24 @@ def test_where_somebody_speaks_utp_it_is_utp(mode: str, falling_back: None) -> N
 
 @pytest.mark.parametrize("mode", MODES)
 def test_where_nobody_listens_at_all_it_is_refused(mode: str, falling_back: None) -> None:
-    with socket.socket(type=socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = probe.getsockname()
-    with raises_errno(errno.ECONNREFUSED):
-        connected(mode, address)
+    with one_number() as (udp, _):
+        udp.connect(udp.getsockname())
+        with raises_errno(errno.ECONNREFUSED):
+            connected(mode, udp.getsockname())
 
 
 def test_utp_has_its_moment_first(falling_back: None) -> None:
-    with socket.socket(type=socket.SOCK_DGRAM) as mute:
-        mute.bind(("127.0.0.1", 0))
-        with monkey.get_original("socket", "create_server")(mute.getsockname()) as listener:
-            took = []
-            for _ in range(2):
-                started = time.monotonic()
-                with socket.create_connection(listener.getsockname()) as client:
-                    assert monkey.transport(client) == "tcp"
-                took.append(time.monotonic() - started)
-                listener.accept()[0].close()
-            assert took[0] >= DELAY_S
-            assert took[1] < took[0], "a destination that was silent a moment ago need not be waited for again"
+    with one_number() as (_, listener):
+        listener.listen()
+        took = []
+        for _ in range(2):
+            started = time.monotonic()
+            with socket.create_connection(listener.getsockname()) as client:
+                assert monkey.transport(client) == "tcp"
+            took.append(time.monotonic() - started)
+            listener.accept()[0].close()
+        assert took[0] >= DELAY_S
+        assert took[1] < took[0], "a destination that was silent a moment ago need not be waited for again"
 
 
 def test_a_uTP_answer_after_tcps_refusal_still_counts(falling_back: None) -> None:
@@ -170,23 +186,22 @@ def test_a_uTP_answer_after_tcps_refusal_still_counts(falling_back: None) -> Non
 
 
 def test_closed_while_connecting(falling_back: None) -> None:
-    with socket.socket(type=socket.SOCK_DGRAM) as mute:
-        mute.bind(("127.0.0.1", 0))
-        with monkey.get_original("socket", "create_server")(mute.getsockname()) as listener:
-            client = socket.socket()
-            client.setblocking(False)
-            assert client.connect_ex(listener.getsockname()) == errno.EINPROGRESS
-            client.close()
-            listener.settimeout(2 * DELAY_S)
-            with pytest.raises(TimeoutError):
-                listener.accept()
+    with one_number() as (_, listener):
+        listener.listen()
+        client = socket.socket()
+        client.setblocking(False)
+        assert client.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+        client.close()
+        listener.settimeout(2 * DELAY_S)
+        with pytest.raises(TimeoutError):
+            listener.accept()
 
 
 def bound_where_tcp_is_free() -> socket.socket:
-    """A client at a port number that no TCP socket of another test has: the kernel chooses among UDP's only."""
+    """A client at a port number that no TCP socket has, and gets none: the kernel chooses among UDP's only."""
     while True:
         client = socket.socket()
-        client.bind(("127.0.0.1", 0))
+        client.bind((own_loopback(), 0))
         with monkey.get_original("socket", "socket")() as probe:
             try:
                 probe.bind(client.getsockname())
@@ -227,6 +242,7 @@ def test_a_second_attempt_after_a_refusal(falling_back: None) -> None:
         probe.accept()[0].close()
 
 
+@requires_ipv6
 def test_ipv6(falling_back: None) -> None:
     with monkey.get_original("socket", "create_server")(("::1", 0), family=socket.AF_INET6) as listener:
         with connected("blocking", listener.getsockname(), socket.AF_INET6) as client:
@@ -352,7 +368,7 @@ def test_options_reach_a_living_connection(relayed: tuple[socket.socket, socket.
     client, _ = relayed
     loop = running_engine()
     if not isinstance(loop, Loop):
-        pytest.skip("the TCP socket is in the engine's own process")
+        pytest.skip("needs the engine in this process: the TCP socket is there")
     [carried] = [relay.tcp for relay in loop.relays.values() if relay.identity.local == client.getsockname()]
     for option in (socket.TCP_NODELAY, socket.TCP_KEEPINTVL):
         client.setsockopt(socket.IPPROTO_TCP, option, 7)
@@ -458,7 +474,8 @@ def both() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("host", "family"), [("127.0.0.1", socket.AF_INET), ("", socket.AF_INET), ("::1", socket.AF_INET6)]
+    ("host", "family"),
+    [("127.0.0.1", socket.AF_INET), ("", socket.AF_INET), pytest.param("::1", socket.AF_INET6, marks=requires_ipv6)],
 )
 def test_one_port_number_for_both(host: str, family: int, both: None) -> None:
     over_tcp = monkey.get_original("socket", "create_connection")
@@ -482,7 +499,7 @@ def test_one_port_number_for_both(host: str, family: int, both: None) -> None:
 
 
 def test_both_ports_are_free_after_close(both: None) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server((own_loopback(), 0)) as listener:
         address = listener.getsockname()
         with raises_errno(errno.EADDRINUSE):
             socket.create_server(address).close()
@@ -497,7 +514,7 @@ def test_both_ports_are_free_after_close(both: None) -> None:
 
 def test_bound_and_closed_without_listening(both: None) -> None:
     with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
+        bound.bind((own_loopback(), 0))
         address = bound.getsockname()
     with monkey.get_original("socket", "create_server")(address):
         pass

@@ -16,6 +16,7 @@ import pytest
 from utpsocket import monkey, routes
 from utpsocket.routes import Hosts, make_routes
 
+from ..requirements import localhost_families
 from .network import raises_errno
 
 TIMED = struct.pack("ll", 7, 0)
@@ -258,10 +259,12 @@ def test_tls_over_what_became_tcp(tcp_listener: socket.socket) -> None:
                 client.do_handshake()
 
 
-def test_host_names_count_by_what_was_looked_up(tcp_listener: socket.socket) -> None:
-    host, port = "localhost", tcp_listener.getsockname()[1]
-    with monkey.patched(exclude="localhost"):
-        with socket.create_connection((host, port)) as client:  # which connects to a number
+def test_host_names_count_by_what_was_looked_up() -> None:
+    family = localhost_families()[-1]
+    address = ("::1" if family == socket.AF_INET6 else "127.0.0.1", 0)
+    with socket.create_server(address, family=family) as tcp_listener, monkey.patched(exclude="localhost"):
+        port = tcp_listener.getsockname()[1]
+        with socket.create_connection(("localhost", port)) as client:  # which connects to a number
             assert monkey.transport(client) == "tcp"
         tcp_listener.accept()[0].close()
         assert routes.make_routes(exclude="other.example").are_utp(2, ("127.0.0.1", port), "connect")  # type: ignore[union-attr]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from ..requirements import requires_ipv6
 from .network import Net, eventually, outcome, raises_errno, receive_all
 
 SOL, TCP, IP = socket.SOL_SOCKET, socket.IPPROTO_TCP, socket.IPPROTO_IP
-needs_ipv6 = pytest.mark.skipif(not socket.has_ipv6, reason="this interpreter has no IPv6")
 
 
 def named(*names: str) -> list[Any]:
@@ -320,7 +320,7 @@ def test_keepalive_of_a_living_peer_disturbs_nothing(net: Net) -> None:
     assert client.recv(10) == b"alive"
 
 
-@needs_ipv6
+@requires_ipv6
 def test_ipv6_options(net: Net) -> None:
     sock = net.fresh(socket.AF_INET6)
     v6only = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
@@ -336,7 +336,6 @@ def test_ipv6_options(net: Net) -> None:
         sock.setsockopt(*v6only, 1)
 
 
-@needs_ipv6
 def test_ipv6_options_on_ipv4(net: Net) -> None:
     with socket.socket() as plain:
         expected = outcome(lambda: plain.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1))

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from .network import Net, raises_errno, receive_exactly
+from .network import Net, own_loopback, raises_errno, receive_exactly
 
 
 def option(sock: object, name: int, value: int = 1) -> object:
@@ -80,7 +80,7 @@ def test_any_address_collides_with_each_address(net: Net) -> None:
 def test_two_addresses_of_this_machine_share_a_port_number(net: Net) -> None:
     first = net.listener()
     second = net.fresh()
-    second.bind(("127.0.0.2", first.getsockname()[1]))
+    second.bind((own_loopback(), first.getsockname()[1]))
     second.listen()
     client = net.fresh()
     client.connect(second.getsockname())
@@ -116,7 +116,7 @@ def test_reuseport_needs_both(net: Net) -> None:
 
 def test_port_is_free_as_soon_as_a_bound_socket_closes(net: Net) -> None:
     first = net.fresh()
-    first.bind(("127.0.0.1", 0))
+    first.bind((own_loopback(), 0))
     address = first.getsockname()
     first.close()
     net.fresh().bind(address)
@@ -126,14 +126,14 @@ def test_port_is_free_as_soon_as_a_listener_closes(net: Net) -> None:
     address = None
     for _ in range(20):
         listener = net.fresh()
-        listener.bind(address or ("127.0.0.1", 0))
+        listener.bind(address or (own_loopback(), 0))
         listener.listen()
         address = listener.getsockname()
         listener.close()
 
 
 def test_server_restarts_on_its_port_with_connections_still_open(net: Net) -> None:
-    first = net.module.create_server(("127.0.0.1", 0))
+    first = net.module.create_server((own_loopback(), 0))
     address = first.getsockname()
     client = net.fresh()
     client.connect(address)
@@ -149,7 +149,7 @@ def test_server_restarts_on_its_port_with_connections_still_open(net: Net) -> No
 
 
 def test_server_restarts_on_its_port_after_serving(net: Net) -> None:
-    address = ("127.0.0.1", 0)
+    address = (own_loopback(), 0)
     for _ in range(5):
         with net.module.create_server(address) as listener:
             address = listener.getsockname()

@@ -250,7 +250,7 @@ def test_os_sendfile(net: Net, content: bytes) -> None:
 
 def test_splice_from_a_pipe(net: Net) -> None:
     if not hasattr(os, "splice"):
-        pytest.skip("os.splice is 3.10, Linux")
+        pytest.skip("needs os.splice: Python 3.10 and Linux")
     client, server = net.pair()
     reading, writing = os.pipe()
     try:

@@ -10,6 +10,7 @@ import select
 import socket
 import ssl
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -211,12 +212,25 @@ def test_orderly_end_of_the_session(net: Net, tls: Contexts) -> None:
     assert plain_server.recv(100) == b"plain again"
 
 
+def over_tcp(told: Callable[[Net], tuple[str, object]]) -> tuple[str, object]:
+    reference = Net("tcp")
+    try:
+        return told(reference)
+    finally:
+        reference.close()
+
+
 def test_truncation_is_told(net: Net, tls: Contexts) -> None:
-    """The peer's connection ends without TLS' own goodbye."""
-    client, server = wrapped(net, tls, suppress_ragged_eofs=False)
-    server.close()
-    with pytest.raises(ssl.SSLEOFError):
-        client.recv(10)
+    """The peer's connection ends without TLS' own goodbye: for some versions of OpenSSL and Python an end of file."""
+
+    def told(network: Net) -> tuple[str, object]:
+        client, server = wrapped(network, tls, suppress_ragged_eofs=False)
+        server.close()
+        return outcome(lambda: client.recv(10))
+
+    expected = over_tcp(told)
+    assert told(net) == expected
+    assert expected[0] == "SSLEOFError" or expected == ("returned", b"")
 
 
 def test_truncation_is_an_end_of_file_by_default(net: Net, tls: Contexts) -> None:
@@ -230,16 +244,12 @@ def test_truncation_is_an_end_of_file_by_default(net: Net, tls: Contexts) -> Non
 def test_reset_during_the_session(net: Net, tls: Contexts) -> None:
     """What recv makes of it (an error, or an end of file) depends on the versions of OpenSSL and Python."""
 
-    def told(network: Net) -> object:
+    def told(network: Net) -> tuple[str, object]:
         client, server = wrapped(network, tls)
         network.reset(server)
         return outcome(lambda: client.recv(10))
 
-    reference = Net("tcp")
-    try:
-        expected = told(reference)
-    finally:
-        reference.close()
+    expected = over_tcp(told)
     assert told(net) == expected
     assert expected in [
         ("returned", b""),

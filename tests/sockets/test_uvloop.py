@@ -19,6 +19,7 @@ from utpsocket import loops
 from utpsocket.stats import engine_stats
 from utpsocket.transports import Bare
 
+from ..requirements import requires_ipv6
 from .network import REPOSITORY, Net, eventually, receive_all
 
 uvloop = pytest.importorskip("uvloop")
@@ -163,6 +164,7 @@ def ends(writer: asyncio.StreamWriter) -> tuple[Any, Any]:
     return writer.get_extra_info("sockname"), writer.get_extra_info("peername")
 
 
+@requires_ipv6
 def test_one_server_on_both_families(net: Net) -> None:
     async def main() -> None:
         async with serving(host=["127.0.0.1", "::1"]) as server:
