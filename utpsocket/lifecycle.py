@@ -77,7 +77,7 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
 
 def _resolved(identity: Identity, address: Any) -> Address:
     """The numeric form of an address that bind() has understood."""
-    host, port = address[0], address[1]
+    host, port = address[0], int(address[1])
     if not host:
         unbound = UNBOUND[identity.family]
         return (unbound[0], port) if len(unbound) == 2 else (unbound[0], port, 0, 0)

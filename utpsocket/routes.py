@@ -23,6 +23,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
+from weakref import ref
 
 Where = Callable[[int, Any, str], object]
 """where(family, address, role) -> whether uTP carries it; role is "connect" or "listen"."""
@@ -158,6 +159,7 @@ class Routes:
 
 
 _AF_INET6: Final = 10
+_wheres: list[tuple[ref[Routes], Where]] = []
 
 
 def make_routes(
@@ -175,7 +177,7 @@ def make_routes(
         raise ValueError(f"listen must be 'utp' or 'both', not {listen!r}")
     if where is None and not only and not exclude and fallback is None and listen in (None, "utp"):
         return None
-    return Routes(
+    routes = Routes(
         where=where,
         only=Hosts(only) if only else None,
         exclude=Hosts(exclude) if exclude else None,
@@ -183,6 +185,12 @@ def make_routes(
         fallback_seconds=DEFAULT_FALLBACK_SECONDS if fallback_delay is None else max(0.0, fallback_delay),
         listen="both" if listen == "both" else "utp",
     )
+    if where is not None:
+        # The engine may hold the last socket of a patch that is undone, and whatever `where` is must not end on its
+        # thread: so it ends here, when the next one is made.
+        _wheres[:] = [kept for kept in _wheres if kept[0]() is not None]
+        _wheres.append((ref(routes), where))
+    return routes
 
 
 def from_environment() -> dict[str, Any]:

@@ -168,7 +168,7 @@ class socket(StdlibSocket):
             loop = engine()
             twin, identity.twin = identity.twin, None
             tcp_fd = -1 if twin is None else twin.detach()
-            loop.call(verbs.listen, identity.endpoint, identity, name, max(1, backlog), tcp_fd)
+            loop.call(verbs.listen, identity.endpoint, identity, name, max(1, int(backlog)), tcp_fd)
             identity.role = Role.LISTENING
 
     def _accept(self) -> tuple[int, Any]:

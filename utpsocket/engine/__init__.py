@@ -12,7 +12,7 @@ import sys
 import warnings
 from typing import Final
 
-from utpsocket.engine import exitflush
+from utpsocket.engine import exitflush, reports
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.native import allocate_lock
 from utpsocket.engine.remote import RemoteLoop
@@ -85,6 +85,7 @@ def _after_fork_in_child() -> None:
     global _loop, _birth
     loop, _loop = _loop, None
     _birth = allocate_lock()
+    reports.forget()
     if loop is not None:
         loop.abandon_in_child()
 
@@ -118,6 +119,7 @@ def flush(seconds: float | None = None) -> int:
     if loop is None or loop.caller_pid != os.getpid() or not loop.is_alive or not loop.has_its_fds():
         return 0
     waiting, lost_bytes = exitflush.flush(loop, seconds)
+    reports.finish()  # a fault just before the exit is told all the same
     if lost_bytes:
         warnings.warn(
             f"utpsocket: {lost_bytes} bytes on {waiting} connections did not reach their peers before exit",

@@ -21,12 +21,22 @@ class Answer:
 
     def give(self, value: Any, error: BaseException | None) -> None:
         """Answer, once. The engine's thread."""
-        self._value, self._error = value, error
+        self._value, self._error = value, None if error is None else error.with_traceback(None)
         self._given.release()
 
     def wait(self) -> Any:
         """Block until answered; return or raise what was given. The thread that asked."""
         self._given.acquire()
         if self._error is not None:
-            raise self._error
+            raise _anew(self._error)
         return self._value
+
+
+def _anew(error: BaseException) -> BaseException:
+    """The same exception without a reference to it in the engine's thread, nor from it into that: what is raised takes
+    the program's frames along, and whoever lets go of it last lets go of all that is in them.
+    """
+    try:
+        return type(error)(*error.args)
+    except Exception:
+        return error

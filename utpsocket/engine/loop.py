@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from utpsocket.engine import courtesy, verbs
+from utpsocket.engine import collector, courtesy, reports, verbs
 from utpsocket.engine.answer import Answer
 from utpsocket.engine.arena import Arena
 from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Bridge
@@ -31,7 +31,7 @@ from utpsocket.engine.lanes import Lanes
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.native import allocate_lock, get_ident, sleep, start_new_thread
 from utpsocket.engine.paths import Paths
-from utpsocket.engine.poller import WakeUp, new_poller, occupy
+from utpsocket.engine.poller import WakeUp, new_poller, new_sleep, occupy
 from utpsocket.engine.relay import Relay
 from utpsocket.engine.timers import Timers
 from utpsocket.engine.totals import Totals
@@ -74,7 +74,9 @@ class Loop:
         self.holders_watch = HoldersWatch()
         self._rechecks: set[tuple[int, int]] = set()
         self._recheck_at = 0
+        self._hold = collector.Hold()
         self._epoll = new_poller()
+        self._sleep = new_sleep(self._epoll, self._hold, _MAX_EVENTS)
         self._wake_up = WakeUp()
         self._wake_fd = self._wake_up.fd
         self._wake_file = os.fstat(self._wake_fd)
@@ -100,7 +102,12 @@ class Loop:
         self.is_alive = True
         self._has_ended = allocate_lock()
         self._has_ended.acquire()
-        start_new_thread(self._run, ())
+        self._hold.begin()
+        try:
+            start_new_thread(self._run, ())
+        except BaseException:
+            self._hold.end()
+            raise
 
     # ── the door ──
 
@@ -114,7 +121,7 @@ class Loop:
         if sys.is_finalizing():
             raise RuntimeError("the interpreter is ending, and the engine's thread with it")
         if get_ident() == self._thread_id:
-            # A user's finalizer, run by the garbage collector on this very thread: it cannot wait for itself.
+            # An audit hook, the one thing of the program's that runs on this thread: it cannot wait for itself.
             self.post(lambda loop: verb(loop, *arguments, **named))
             return None
         answer = Answer()
@@ -128,6 +135,7 @@ class Loop:
         # Signals belong to the program's own threads: EINTR here, or SIGPIPE from a byte written as the user, would
         # be seen by nobody who expects it.
         self._thread_id = get_ident()
+        self._hold.enter()
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             while not self._is_stopping:
@@ -142,6 +150,7 @@ class Loop:
         finally:
             self.is_alive = False
             self._is_at_rest = True
+            self._hold.end()
             self._has_ended.release()
 
     def has_its_fds(self) -> bool:
@@ -232,7 +241,9 @@ class Loop:
     def _fault(self) -> None:
         """A defect of ours must not end the thread that everybody else's connections live on."""
         self.faults += 1
-        sys.excepthook(*sys.exc_info())
+        error = sys.exc_info()[1]
+        if error is not None:
+            reports.report(error)
 
     def _wait(self) -> list[tuple[int, int]]:
         timeout = -1.0
@@ -252,7 +263,7 @@ class Loop:
         self._is_at_rest = True
         if self._is_robbed:  # asked after the line above: has_its_fds may have trusted it
             return []
-        events: list[tuple[int, int]] = self._epoll.poll(timeout, _MAX_EVENTS)
+        events: list[tuple[int, int]] = self._sleep.poll(timeout, _MAX_EVENTS)
         self._is_at_rest = False
         for index, (fd, _) in enumerate(events):
             if fd == self._wake_fd:
@@ -568,4 +579,5 @@ class Loop:
     def abandon_in_child(self) -> None:
         """After a fork, in the child: close our copies of the parent's fds and touch nothing else."""
         courtesy.end()
+        collector.end_in_child()
         self._close_fds()

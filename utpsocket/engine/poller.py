@@ -1,4 +1,5 @@
-"""epoll where the system has it, and the part of it that the engine uses, made of poll(), where it has not.
+"""epoll where the system has it, and the part of it that the engine uses, made of poll(), where it has not; and the
+sleep in either, during which the collector is the program's (collector.py).
 
 Separate because the loop speaks epoll: edges, remembered by who asked for them. poll() tells levels, so whatever was
 told sleeps for a millisecond before it is looked at again: long enough that a full buffer does not keep the thread
@@ -9,18 +10,28 @@ Only the engine's thread calls poll(); the rest as epoll's. Sources: epoll(7), p
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import math
 import os
+import platform
 import struct
 import time
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from typing import Any, Final
 
 from utpsocket.engine import native
+from utpsocket.engine.collector import Hold
 
 _SLEEP_SECONDS: Final = 0.001
 _ONE: Final = struct.pack("=Q", 1)  # what an eventfd is written
 _LEVEL_EVENTS: Final = 0x201F  # EPOLLIN, PRI, OUT, ERR, HUP, RDHUP: poll()'s numbers are the same
+_LONGEST_MS: Final = 0x7FFFFFFF
+# struct epoll_event as (events, fd): packed on x86-64 only. epoll_ctl(2), linux/eventpoll.h
+_EVENT: Final = struct.Struct("=Ii4x" if platform.machine() in ("x86_64", "AMD64") else "=I4xi4x")
+_POLLFD: Final = struct.Struct("=ihh")
 _occupants: list[Any] = []
+_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class LevelPoller:
@@ -30,6 +41,7 @@ class LevelPoller:
         self._poll = native.poll()
         self._events: dict[int, int] = {}
         self._asleep: dict[int, float] = {}  # fd: when to look again
+        self.hold: Hold | None = None  # of the thread that polls, if it is ours
 
     def register(self, fd: int, events: int) -> None:
         """As epoll.register()."""
@@ -59,6 +71,10 @@ class LevelPoller:
                     del self._asleep[fd]
                     self._poll.register(fd, self._events[fd])
             wait = min(until - now, _SLEEP_SECONDS) if self._asleep else until - now
+            if self.hold is not None:
+                levels = [(fd, events) for fd, events in self._events.items() if fd not in self._asleep]
+                sleep_until_ready(self.hold, levels, -1.0 if wait == float("inf") else max(0.0, wait))
+                wait = 0.0
             found: list[tuple[int, int]] = self._poll.poll(None if wait == float("inf") else max(0.0, wait) * 1_000)
             if found or time.monotonic() >= until:
                 break
@@ -70,6 +86,42 @@ class LevelPoller:
     def close(self) -> None:
         """As epoll.close()."""
         self._events.clear()
+
+
+class EpollSleep:
+    """epoll.poll() of our thread."""
+
+    __slots__ = ("_buffer", "_epoll_fd", "_events", "_hold", "_limit")
+
+    def __init__(self, epoll: Any, hold: Hold, limit: int) -> None:
+        self._epoll_fd = epoll.fileno()
+        self._hold = hold
+        self._limit = limit
+        self._buffer = ctypes.create_string_buffer(_EVENT.size * limit)
+        self._events = ctypes.byref(self._buffer)
+
+    def poll(self, timeout: float, limit: int) -> list[tuple[int, int]]:
+        """As epoll.poll(), for at most as many events as were said when this was made."""
+        count = self._hold.sleep(
+            _libc.epoll_wait, (self._epoll_fd, self._events, min(limit, self._limit), _ms(timeout))
+        )
+        if count > 0:
+            return [(fd, mask) for mask, fd in _EVENT.iter_unpack(memoryview(self._buffer)[: count * _EVENT.size])]
+        if count < 0 and ctypes.get_errno() != errno.EINTR:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return []
+
+
+def _ms(timeout: float) -> int:
+    return -1 if timeout < 0 else min(_LONGEST_MS, math.ceil(timeout * 1_000))
+
+
+def sleep_until_ready(hold: Hold, fds: list[tuple[int, int]], timeout: float) -> None:
+    """Sleep until poll() would say something of one of these (fd, events), or `timeout` seconds; negative: for ever. It
+    may be for nothing.
+    """
+    levels = ctypes.create_string_buffer(b"".join(_POLLFD.pack(fd, events, 0) for fd, events in fds))
+    hold.sleep(_libc.poll, (ctypes.byref(levels), len(fds), _ms(timeout)))
 
 
 class WakeUp:
@@ -104,6 +156,14 @@ class WakeUp:
         os.close(self.fd)
         if self._write_fd != self.fd:
             os.close(self._write_fd)
+
+
+def new_sleep(poller: Any, hold: Hold, limit: int) -> Any:
+    """What the thread of this hold polls such a poller with."""
+    if isinstance(poller, LevelPoller):
+        poller.hold = hold
+        return poller
+    return EpollSleep(poller, hold, limit)
 
 
 def new_poller() -> Any:

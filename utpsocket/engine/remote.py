@@ -36,12 +36,15 @@ from functools import partial
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-from utpsocket.engine import farewell, wire
+from utpsocket.engine import collector, farewell, wire
 from utpsocket.engine.answer import Answer
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, allocate_lock, get_ident, new_reentrant_lock, start_new_thread
+from utpsocket.engine.poller import sleep_until_ready
 from utpsocket.engine.watch import HoldersWatch
 
+_POLLIN: Final = 0x001
+_END_SECONDS: Final = 1.0  # for a thread that takes notices: it may itself wait for an answer that will not come
 _HIGH_FD: Final = 1_024  # out of the numbers that select() can watch
 _CONTROL_FD: Final = 3  # of the new process
 _NOTICE_BYTES: Final = 32 << 10
@@ -109,10 +112,12 @@ class RemoteLoop:
         self._known: WeakValueDictionary[int, Identity] = WeakValueDictionary()  # whatever it ever spoke of
         self._pending: deque[bytes] = deque()
         self._taking = new_reentrant_lock()
+        self._farewells: deque[tuple[list[int], int, bool]] = deque()
         self._helper_id = 0
         self._is_stopping = False
         self._has_ended = allocate_lock()
         self._has_ended.acquire()
+        self._hold = collector.Hold()
         self._control, control = _socket_pair()
         self._notices, notices = _socket_pair()
         try:
@@ -128,7 +133,12 @@ class RemoteLoop:
         self._next_notice = partial(self._notices.recv, _NOTICE_BYTES, _socket.MSG_DONTWAIT)
         global _remote
         _remote = self
-        start_new_thread(self._run, ())
+        self._hold.begin()
+        try:
+            start_new_thread(self._run, ())
+        except BaseException:
+            self._hold.end()
+            raise
 
     def _holders_fds(self) -> list[int]:
         return [self.holders_watch.fd] if self.holders_watch.fd >= 0 else []
@@ -144,7 +154,7 @@ class RemoteLoop:
         if sys.is_finalizing():
             raise RuntimeError("the interpreter is ending, and the thread that would take the answer with it")
         if get_ident() == self._helper_id:
-            # A user's finalizer, run by the garbage collector on this very thread: it cannot wait for itself.
+            # An audit hook, the one thing of the program's that runs on this thread: it cannot wait for itself.
             self.post(verb, *arguments)
             return None
         answer, serial = Answer(), next(self._serials)
@@ -195,9 +205,11 @@ class RemoteLoop:
         if not self._take_all():
             self._on_end()
 
-    def _take_all(self) -> bool:
+    def _take_all(self, seconds: float = -1.0) -> bool:
         """Whether there may be more to come."""
-        with self._taking:
+        if not self._taking.acquire(True, seconds):
+            return True
+        try:
             has_ended = False
             try:
                 # One call in C for all of them: a signal's handler that raises must not lose any.
@@ -209,6 +221,8 @@ class RemoteLoop:
             while pending:
                 self._take(*marshal.loads(pending.popleft()))
             return not has_ended
+        finally:
+            self._taking.release()
 
     def _take(self, cookie: int, name: str, value: Any) -> None:
         if name == wire.BORN:
@@ -235,13 +249,16 @@ class RemoteLoop:
     def _run(self) -> None:
         """Answers and farewells, in a thread of their own."""
         self._helper_id = get_ident()
+        self._hold.enter()
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         received: dict[int, list[bytes]] = {}
         try:
             while (message := self._next_message()) is not None:
                 (serial, *rest), fds = message
                 if serial == wire.FAREWELL:
-                    self._bid_farewell(fds, *rest)
+                    self._farewells.append((fds, *rest))
+                    if not self._bid_farewells(wait=False):
+                        self._bid_farewells_aside()
                     continue
                 part, has_more = rest
                 received.setdefault(serial, []).append(part)
@@ -251,10 +268,12 @@ class RemoteLoop:
             self._on_end()
             if self.has_its_fds():
                 self._close()
+            self._hold.end()
             self._has_ended.release()
 
     def _next_message(self) -> tuple[Any, list[int]] | None:
         try:
+            sleep_until_ready(self._hold, [(self._control.fileno(), _POLLIN)], -1.0)
             return wire.receive(self._control)
         except OSError:
             return None
@@ -264,18 +283,41 @@ class RemoteLoop:
         if answer is not None:
             answer.give(value, (OSError(code, text) if code else RuntimeError(text)) if text else None)
 
+    def _bid_farewells_aside(self) -> None:
+        """Whoever has the lock may be waiting for the very answer that comes next."""
+        try:
+            start_new_thread(self._bid_farewells, ())
+        except Exception:
+            pass  # no thread to be had: with the next farewell
+
+    def _bid_farewells(self, *, wait: bool = True) -> bool:
+        """Connections broke. The copy of the engine's end is the last: closed over an unread byte it says so. False:
+        somebody has a lock that is needed, and need not be waited for.
+        """
+        if not self.fd_lock.acquire(wait):
+            return False
+        try:
+            if not self._taking.acquire(wait):
+                return False
+            try:
+                self.take_notices()
+                while self._farewells:
+                    self._bid_farewell(*self._farewells.popleft())
+            finally:
+                self._taking.release()
+        finally:
+            self.fd_lock.release()
+        return True
+
     def _bid_farewell(self, fds: list[int], cookie: int, then_deafen: bool) -> None:
-        """A connection broke. The copy of the engine's end is the last: closed over an unread byte it says so."""
-        with self.fd_lock:
-            self.take_notices()
-            identity = self._known.get(cookie)
-            for fd in fds:
-                end = Socket(fileno=fd)
-                if identity is not None:
-                    farewell.write_as_user(identity)
-                if then_deafen:
-                    farewell.deafen(end)
-                end.close()
+        identity = self._known.get(cookie)
+        for fd in fds:
+            end = Socket(fileno=fd)
+            if identity is not None:
+                farewell.write_as_user(identity)
+            if then_deafen:
+                farewell.deafen(end)
+            end.close()
 
     # ── endings ──
 
@@ -302,12 +344,13 @@ class RemoteLoop:
 
     def abandon_in_child(self) -> None:
         """After a fork, in the child: close our copies of the parent's fds and touch nothing else."""
+        collector.end_in_child()
         self._close()
 
     def _on_end(self) -> None:
         """The engine's process is gone, and with it every connection: whoever waits must hear of it."""
         self.is_alive = False
-        self._take_all()
+        self._take_all(_END_SECONDS)
         served, self._served = self._served, {}
         for identity in list(served.values()):
             if identity.role is Role.CONNECTING or not (identity.is_over or self._is_stopping):
