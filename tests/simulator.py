@@ -289,6 +289,11 @@ class Host:
         packet = decode(memoryview(datagram))
         if packet is None or packet.type in (PacketType.SYN, PacketType.RESET):
             return
+        remains = self.connection.remains()
+        answer = None if remains is None else remains.answer(packet, now=now)
+        if answer is not None:
+            self.to_peer.put(Burst(self, self.peer, [answer], may_fragment=False), now=now)
+            return
         reset = encode(
             PacketType.RESET,
             packet.connection_id,

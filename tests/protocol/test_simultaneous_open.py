@@ -64,18 +64,42 @@ def test_an_answer_that_was_lost_is_said_again_and_no_other_syn_is_let_in() -> N
     wire = dialling(20_000)
     cross(wire, "SYN seq=1 id=500")
     wire.say()
-    assert len(wire.wait(1_100_000)) == 1
-    cross(wire, "SYN seq=1 id=900")  # the same peer, which has begun again under another id
-    assert wire.connection.recv_id == RECV_ID + 501
+    wire.wait(1_000_000)
+    cross(wire, "SYN seq=1 id=-1")
+    assert wire.say() == ["STATE seq=1 ack=1"]
+    wire.wait(500_000)
+    cross(wire, "SYN seq=1 id=399")  # the same peer, which has begun again under another id
+    assert wire.say() == ["STATE seq=1 ack=1"]
+    assert not cross(wire, "SYN seq=2 id=5")
     wire.hear("STATE seq=2 ack=0")
     assert wire.events() == ["CONNECTED"]
+    assert wire.connection.recv_id == RECV_ID + 901
+
+
+def test_of_two_answers_the_peer_takes_either() -> None:
+    for taken, other in ((501, 901), (901, 501)):
+        for is_told in (True, False):
+            wire = dialling(20_000)
+            cross(wire, "SYN seq=1 id=500")
+            wire.say()
+            wire.wait(500_000)
+            cross(wire, "SYN seq=1 id=399")
+            wire.say()
+            assert wire.connection.recv_id == RECV_ID + 901
+            if is_told:  # what became of its other SYN is told to go
+                wire.hear(f"RESET seq=2 ack=999 id={other - 901}")
+            wire.hear(f"STATE seq=2 ack=0 id={RECV_ID + taken - wire.connection.recv_id}")
+            assert wire.events() == ["CONNECTED"]
+            assert wire.connection.recv_id == RECV_ID + taken
+            wire.hear("DATA seq=2 ack=0 data=hello")
+            assert wire.read_bytes() == b"hello"
 
 
 def test_who_never_proves_itself_is_given_up() -> None:
     wire = dialling(20_000)
     cross(wire, "SYN seq=1 id=500")
     wire.say()
-    wire.wait(40_000_000)
+    wire.wait(64_000_000)
     assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import struct
 
-from utpsocket.protocol import Config, Connection, EventKind, PacketType, Run, State, Transmit, Workspace
+from utpsocket.protocol import NEVER, Config, Connection, EventKind, PacketType, Run, State, Transmit, Workspace
 from utpsocket.protocol.packet import decode, unwrap
 
 RECV_ID = 4_000
@@ -43,8 +43,10 @@ class Wire:
     # ── beginnings ──
 
     @classmethod
-    def initiator(cls, base: int, **options: object) -> Wire:
-        """SYN is out and answered, after one round trip."""
+    def initiator(cls, base: int, *, is_known: bool = True, **options: object) -> Wire:
+        """SYN is out and answered, after one round trip; and the acceptor, unless told otherwise, has somehow shown
+        that it knows that.
+        """
         wire = cls(base, **options)  # type: ignore[arg-type]
         wire.connect()
         assert wire.say() == ["SYN seq=0 ack=0"]
@@ -52,6 +54,8 @@ class Wire:
         wire.hear("STATE seq=1 ack=0")
         assert wire.say() == ["STATE seq=1 ack=0"]
         assert wire.events() == ["CONNECTED"]
+        if is_known:
+            wire.connection._handshake.proof_at = NEVER
         return wire
 
     @classmethod

@@ -19,6 +19,7 @@ from utpsocket.engine.names import Address
 from utpsocket.engine.shares import Shares
 from utpsocket.engine.udp import IcmpError, Port
 from utpsocket.protocol import Config, Connection, PacketType, Run, State, Transmit
+from utpsocket.protocol.closing import Remains
 from utpsocket.protocol.keepalive import SIGN_OF_LIFE_US, Probing
 from utpsocket.protocol.packet import Packet, decode, encode
 from utpsocket.protocol.pathmtu import (
@@ -38,6 +39,8 @@ _LEAST_BUFFER_BYTES: Final = 4_096
 _RESETS_REMEMBERED: Final = 1_000  # libutp's RST_INFO table
 _RESET_AGAIN_US: Final = 10_000_000  # and its lifetime
 _RESETS_PER_SECOND: Final = 100
+_REMAINS_REMEMBERED: Final = 8_192  # of connections that ended in order; some 300 bytes each
+_REMAINS_US: Final = 60_000_000  # as long as Linux' TIME_WAIT
 _IDS_PER_DIAL: Final = 4
 _BULK_BYTES: Final = 512  # datagrams of this size fill buffers
 _EXPECTED_RUNS: Final = 16
@@ -61,6 +64,7 @@ class Endpoint:
         "_expected_runs",
         "_lone_turn",
         "_lone_turns",
+        "_remains",
         "_resets",
         "_resets_left",
         "_resets_second",
@@ -97,6 +101,7 @@ class Endpoint:
         self.shares = Shares(max(2 * _LEAST_BUFFER_BYTES, port.receive_buffer_bytes))
         self._dials: dict[object, Bridge] = {}  # by address: the last one, until it is over
         self._resets: OrderedDict[tuple[object, int], int] = OrderedDict()
+        self._remains: OrderedDict[tuple[object, int], tuple[int, Remains]] = OrderedDict()
         self._expected_runs = 0  # so many turns more it is worth asking for a second run at once
         self._lone_turn = self._lone_turns = 0  # the last of so many turns on end that each found a lone small one
         self._behind_since = 0  # since when there was always more than a turn takes; 0: there is not
@@ -177,6 +182,12 @@ class Endpoint:
             self.bridges.pop((connection.addr, any_id), None)
         if self._dials.get(connection.addr) is bridge:
             del self._dials[connection.addr]
+        if not self.is_private and (remains := connection.remains()) is not None:
+            key = connection.addr, connection.recv_id
+            self._remains.pop(key, None)
+            self._remains[key] = self.loop.now, remains
+            while len(self._remains) > _REMAINS_REMEMBERED:
+                self._remains.popitem(last=False)
         self.leave_lane(bridge)
         if self.is_unused:
             self.loop.close_endpoint(self)
@@ -300,6 +311,13 @@ class Endpoint:
             bridge.connection.handle_run(run, now=now)
             self.loop.touch(bridge)
         elif packet.type not in (PacketType.RESET, PacketType.SYN):
+            ended_at, remains = self._remains.get((addr, connection_id), (0, None))
+            if remains is not None and now < ended_at + _REMAINS_US:
+                answer = remains.answer(packet, now=now)
+                if answer is not None:
+                    local = run.local
+                    self.port.send(Transmit(addr, answer), [] if local is None else self.port.source(str(local)))
+                    return
             self._reset_stray(addr, connection_id, packet.seq16, packet.ack16, run.local, now=now)
         else:
             self.dropped_datagrams += 1

@@ -33,8 +33,8 @@ def is_believable(type: int, ack_next_seq: int, flights: Flights, *, is_proven: 
     return flights.una_seq - behind <= ack_next_seq <= flights.next_seq + ahead
 
 
-def is_clean_close(ack_next_seq: int, fin_seq: int | None, *, waits_for_more: bool) -> bool:
-    """Whether a RESET is the answer of somebody who is done to our FIN, and no loss: it acks the FIN, and nobody here
-    still waits for what the peer had to say.
+def is_clean_close(ack_next_seq: int, fin_seq: int | None, *, is_all_acked: bool, waits_for_more: bool) -> bool:
+    """Whether a RESET is the answer of somebody who is done to our FIN, and no loss: it acks the FIN, or everything
+    before the FIN was acked, and nobody here still waits for what the peer had to say.
     """
-    return fin_seq is not None and ack_next_seq > fin_seq and not waits_for_more
+    return fin_seq is not None and (is_all_acked or ack_next_seq > fin_seq) and not waits_for_more

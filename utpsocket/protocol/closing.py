@@ -8,8 +8,10 @@ Sources: PROTOCOL.md §3, §12; tcp(7) tcp_fin_timeout.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
+from utpsocket.protocol.packet import Packet, PacketType, encode
 from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
 from utpsocket.protocol.sendhalf import SendHalf
 
@@ -18,7 +20,33 @@ MOST_TIME_WAIT_US: Final = 60_000_000  # as Linux: however often the peer repeat
 _TROUBLED_WAITS: Final = 5  # where packets are known to be lost, the peer's timeout may have been doubled three times
 FIN_WAIT_US: Final = 60_000_000  # as Linux tcp_fin_timeout: nobody here reads, and the peer does not finish
 RUDE_FLUSH_US: Final = 1_000_000  # TCP resets at once; our last bytes get this long to arrive before
-MUTE_FIN_TIMEOUTS: Final = 2  # libutp never acks a FIN that follows no data: PROTOCOL.md §3
+MUTE_FIN_US: Final = 31_000_000  # a FIN that follows no data, and that perhaps will never be acked, is repeated so long
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What is kept of a connection that ended in order, for as long as TIME_WAIT lasts elsewhere: enough to ack again
+    what the peer repeats because our last acks were lost. A RESET in answer to its data would look like a loss.
+    """
+
+    send_id: int
+    seq: int
+    ack: int
+
+    def answer(self, packet: Packet, *, now: int) -> bytes | None:
+        """The ack of a packet that came before, None for any other."""
+        is_old = (self.ack - packet.seq16) & 0xFFFF < 0x8000
+        if packet.type not in (PacketType.DATA, PacketType.FIN) or not is_old:
+            return None
+        return encode(
+            PacketType.STATE,
+            self.send_id,
+            timestamp_us=now,
+            difference_us=(now - packet.timestamp_us) & 0xFFFFFFFF if packet.timestamp_us else 0,
+            window_bytes=0,
+            seq=self.seq,
+            ack=self.ack,
+        )
 
 
 class Closing:
@@ -59,12 +87,13 @@ class Closing:
             return self.since + RUDE_FLUSH_US
         return self.since + FIN_WAIT_US if self._send.is_finished else NEVER
 
-    def is_unheard(self) -> bool:
-        """Whether an initiator's FIN that follows no data, as here, should count as heard: libutp never says so."""
+    def is_unheard(self, *, now: int) -> bool:
+        """Whether an initiator's FIN that follows no data, as here, should count as heard: some never say so."""
         send = self._send
         return (
-            send.recovery.backoff >= MUTE_FIN_TIMEOUTS
+            now >= self.since + MUTE_FIN_US
             and send.fin_seq is not None
+            and not send.is_finished
             and not send.sent_offset
             and self._receive.is_discarding
         )

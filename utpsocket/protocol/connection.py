@@ -21,20 +21,21 @@ from typing import Final
 
 from utpsocket.protocol import cleanrun
 from utpsocket.protocol.acceptance import is_believable, is_clean_close
-from utpsocket.protocol.closing import Closing
+from utpsocket.protocol.closing import Closing, Remains
 from utpsocket.protocol.config import Config, Workspace
 from utpsocket.protocol.handshake import Handshake
 from utpsocket.protocol.keepalive import Keepalive, Probing
-from utpsocket.protocol.packet import Packet, PacketType, Run, Transmit, decode, sack_ranges, unwrap
+from utpsocket.protocol.packet import HEADER_BYTES, Packet, PacketType, Run, Transmit, decode, sack_ranges, unwrap
 from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
 from utpsocket.protocol.report import ConnectionStats, Event, EventKind, figures
-from utpsocket.protocol.sendhalf import SendHalf
+from utpsocket.protocol.sendhalf import EMPTY_PACKET_BYTES, SendHalf
 from utpsocket.protocol.speech import Speech
 from utpsocket.protocol.states import TRANSITIONS, State, Trigger
 
 __all__ = ["Connection", "ConnectionStats", "Event", "EventKind"]
 
 _UNSAID_WINDOW_BYTES: Final = 10_240  # libtorrent's and librqbit's SYNs say 0, and mean nothing by it
+UNPROVEN_CREDIT_BYTES: Final = 3 * EMPTY_PACKET_BYTES  # that a SYN pays for: RFC 9000 §8.1
 _NO_SAMPLES: Final = (0, 0x7FFFFFFF)  # PROTOCOL.md §6
 _CONNECT_ERRORS: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM)
 _CLOCK: Final = 0xFFFFFFFF
@@ -122,6 +123,12 @@ class Connection:
             return True
         return self.send.is_finished if self.send.is_finishing else self.send.is_idle
 
+    def remains(self) -> Remains | None:
+        """What whoever forgets the connection should remember for a minute, None if it did not end in order."""
+        if self.errno or not self.receive.reassembly.is_finished or self._closing.time_wait_at == NEVER:
+            return None
+        return Remains(self.send_id, self.send.flights.next_seq & 0xFFFF, self.receive.ack & 0xFFFF)
+
     def stats(self) -> ConnectionStats:
         """Figures of this instant."""
         return figures(self.state.value, self.addr, self.send, self.receive, self._dropped)
@@ -191,7 +198,8 @@ class Connection:
 
     def abort(self, error: int = 0) -> None:
         """Forget everything and tell the peer by RESET. `error` is what the application will see."""
-        if self.state not in (State.CLOSED, State.IDLE, State.SYN_SENT):
+        is_too_dear = self.state is State.SYN_RECEIVED and self.send.credit_bytes < EMPTY_PACKET_BYTES
+        if self.state not in (State.CLOSED, State.IDLE, State.SYN_SENT) and not is_too_dear:
             self._handshake.resets.append((self.send_id, self.send.flights.next_seq, self.receive.ack))
         self._close(error)
 
@@ -239,9 +247,12 @@ class Connection:
         flights = send.flights
         ack_next_seq = unwrap(packet.ack16, flights.una_seq) + 1
         if packet.connection_id != self.recv_id and packet.type != PacketType.RESET:
-            if not self._handshake.is_abandoned(packet):
-                self._dropped += 1
-            return
+            if send.is_proven or packet.connection_id not in self._handshake.answered_ids:
+                if not self._handshake.is_abandoned(packet):
+                    self._dropped += 1
+                return
+            if is_believable(packet.type, ack_next_seq, flights, is_proven=False):
+                self._use_id(packet.connection_id, (packet.connection_id - 1) & 0xFFFF)  # of all answers it took this
         if packet.type == PacketType.RESET:
             self._handle_reset(packet, ack_next_seq)
             return
@@ -254,6 +265,8 @@ class Connection:
             rtt_us = self._handshake.on_proven(packet, now=now)
             if rtt_us:
                 send.recovery.on_rtt(rtt_us)
+            if send.timeouts:
+                send.on_proven_late()
             self._move(Trigger.PROVEN)
             self.events.append(Event(EventKind.CONNECTED))
         if packet.type == PacketType.STATE and self.is_initiator and not receive.received_packets:
@@ -313,15 +326,15 @@ class Connection:
             self._move(Trigger.SYN)
             self._handshake.on_syn(packet, now=now)
             self._heard_at = now
-            if packet.timestamp_us:
-                self.receive.difference_us = (now - packet.timestamp_us) & _CLOCK
+            # The answer tells no time difference, as libutp's tells none: libktorrent takes a true one for the delay
+            # of a packet it has sent, and on the first loss waits for as long as our clocks are apart.
+            self.send.credit_bytes = UNPROVEN_CREDIT_BYTES
             self.receive.ack_at = now
-        elif (
-            self.state is State.SYN_RECEIVED
-            and packet.connection_id == self.send_id
-            and self._handshake.is_repeated_syn(packet, now=now)
-        ):
-            self.receive.ack_at = now
+        elif self.state is State.SYN_RECEIVED and self._handshake.peer_syn_seq16 == packet.seq16:
+            self.send.credit_bytes += UNPROVEN_CREDIT_BYTES
+            if self._handshake.is_repeated_syn(packet, now=now):
+                self._use_id((packet.connection_id + 1) & 0xFFFF, packet.connection_id)
+                self.receive.ack_at = now
         elif self.state is State.SYN_SENT and self._handshake.is_own_syn(packet):
             self._close(errno.ECONNREFUSED)  # whoever is there, it is not somebody who listens
         else:
@@ -364,6 +377,8 @@ class Connection:
         rtt_us, early = handshake.on_answered(packet, now=now)
         if rtt_us:
             self.send.recovery.on_rtt(rtt_us)
+        self.send.opens_with_data = handshake.answers_like_libutp
+        handshake.prove(self.send.recovery.rto_us, now=now)
         self._use_id(packet.connection_id, (packet.connection_id + 1) & 0xFFFF)
         self.receive.start(packet.seq16)
         self.receive.ack_at = now  # proves our address to the acceptor
@@ -384,13 +399,16 @@ class Connection:
         send, receive = self.send, self.receive
         # An initiator gives up a SYN whose answer it never saw: it cannot know our number, only its own.
         is_withdrawn = self.state is State.SYN_RECEIVED and packet.seq16 == receive.reassembly.next_seq & 0xFFFF
+        if is_withdrawn and (other_id := self._handshake.withdraw(packet.connection_id)) is not None:
+            self._use_id(other_id, (other_id - 1) & 0xFFFF)
+            return
         if packet.connection_id not in (self.recv_id, self.send_id) or not (
             is_withdrawn or is_believable(packet.type, ack_next_seq, send.flights, is_proven=send.is_proven)
         ):
             self._dropped += 1
             return
         waits_for_more = not receive.is_discarding and not receive.reassembly.is_finished
-        is_clean = is_clean_close(ack_next_seq, send.fin_seq, waits_for_more=waits_for_more)
+        is_clean = is_clean_close(ack_next_seq, send.fin_seq, is_all_acked=send.is_idle, waits_for_more=waits_for_more)
         self._close(0 if is_clean else errno.ECONNRESET)
 
     def handle_icmp(
@@ -438,9 +456,6 @@ class Connection:
             if now >= handshake.at:
                 self._close(errno.ETIMEDOUT)
                 return
-            if now >= handshake.answer_again_at:
-                handshake.repeat_answer(now=now)
-                self.receive.ack_at = now
         if state is State.TIME_WAIT:
             if now >= self._closing.time_wait_at:
                 self._move(Trigger.ENDED)
@@ -452,13 +467,15 @@ class Connection:
         if not send.on_timeout(now=now):
             self.abort(self.soft_errno or errno.ETIMEDOUT)
             return
-        if self.is_initiator and self._closing.is_unheard():
+        if self.is_initiator and self._closing.is_unheard(now=now):
             self._close(0)
             return
         if now >= self._closing.give_up_at():
             self.abort()
             return
         self.receive.on_time(now=now)
+        if now >= handshake.proof_at:
+            self._prove_again(now=now)
         if state is State.CONNECTED and now >= self._keepalive.next_at:
             is_idle = send.is_idle and send.is_all_acked
             if self._keepalive.on_time(self._heard_at, is_idle=is_idle, now=now):
@@ -466,13 +483,27 @@ class Connection:
             if self._keepalive.is_peer_dead:
                 self.abort(self.soft_errno or errno.ETIMEDOUT)
 
+    def _prove_again(self, *, now: int) -> None:
+        """Nothing has told yet that the acceptor knows us. What it acks, and a second packet, leave it only then."""
+        send, handshake = self.send, self._handshake
+        is_known = send.flights.una_seq > handshake.syn_seq + 1 or self.receive.received_packets > 1
+        if is_known or send.sent_packets:  # what is under way proves as much, and is repeated
+            handshake.proof_at = NEVER
+        elif send.opens_with_data:
+            handshake.proof_at = NEVER
+            send.is_opening = True
+        else:
+            handshake.prove(send.recovery.rto_us, now=now)
+            self.receive.ack_at = now
+
     def timeout_at(self) -> int | None:
         """When handle_timeout() and poll_transmit() want to be called next, or None. Read after poll_transmit()."""
         state = self.state
         if state is State.CONNECTED:
             receive = self.receive
             at = self.send.deadline()
-            for other_at in (receive.ack_at, receive.update_again_at, self._keepalive.next_at):
+            proof_at, alive_at = self._handshake.proof_at, self._keepalive.next_at
+            for other_at in (receive.ack_at, receive.update_again_at, alive_at, proof_at):
                 if other_at < at:
                     at = other_at
             if receive.is_discarding:
@@ -480,7 +511,7 @@ class Connection:
         elif state is State.SYN_SENT:
             at = min(self._handshake.at, self._handshake.give_up_at)
         elif state is State.SYN_RECEIVED:
-            at = min(self.send.deadline(), self.receive.ack_at, self._handshake.at, self._handshake.answer_again_at)
+            at = min(self.send.deadline(), self.receive.ack_at, self._handshake.at)
         elif state is State.TIME_WAIT:
             at = min(self._closing.time_wait_at, self.receive.ack_at)
         else:
@@ -519,12 +550,12 @@ class Connection:
                 return None
             self._use_id(recv_id, (recv_id + 1) & 0xFFFF)
             return speech.syn(recv_id, handshake.syn_seq, now=now)
-        if state not in (State.CONNECTED, State.SYN_RECEIVED, State.TIME_WAIT):
+        if state is State.SYN_RECEIVED:
+            return self._speak_unproven(now=now)
+        if state not in (State.CONNECTED, State.TIME_WAIT):
             return None
         receive = self.receive
         if receive.ack_at <= now:
-            if state is State.SYN_RECEIVED:
-                return speech.answer(now=now)
             if receive.reassembly.has_held:
                 return self._speak_state(now=now)  # data cannot carry a selective ack
         if state is not State.TIME_WAIT:
@@ -539,6 +570,23 @@ class Connection:
         if receive.ack_at <= now:
             return self._speak_state(now=now)
         return None
+
+    def _speak_unproven(self, *, now: int) -> Transmit | None:
+        """The answer to a SYN and a greeting, as far as the SYN's sender has paid for it. PROTOCOL.md §3."""
+        send, receive = self.send, self.receive
+        transmit = None
+        if receive.ack_at <= now:
+            if send.credit_bytes >= EMPTY_PACKET_BYTES:
+                transmit = self._speech.answer(now=now)
+            else:
+                receive.ack_at = NEVER
+        if transmit is None:
+            flight = send.next_flight(now=now, max_segments=1)
+            if flight is None:
+                return None
+            transmit = self._speech.flight(flight, now=now)
+        send.credit_bytes -= EMPTY_PACKET_BYTES - HEADER_BYTES + len(transmit.data)
+        return transmit
 
     def _speak_state(self, *, now: int) -> Transmit:
         is_keepalive, self._keepalive.is_due = self._keepalive.is_due, False

@@ -8,6 +8,15 @@ libtorrent answers with a second connection; we and the JS utp answer alike. So 
 if that stays without answer, soon after under a fresh id. Whichever answer comes first is taken; what the peer made of
 the other SYNs is told to go.
 
+The initiator's word that it has the answer is a bare STATE, which nobody acks, so it may be lost unnoticed: an acceptor
+that speaks first would wait for it for ever. It is repeated until something comes that only an acceptor sends who has
+it. To libutp's family (answers_like_libutp) the repetition is an empty DATA: their acceptors say and end nothing
+before a first DATA, and they ack it, so that it is repeated no longer than needed. Others drop an empty DATA, and would
+wait for its number for ever (librqbit): they hear the bare STATE again, with doubled waits as Linux's SYN-ACKs.
+
+The acceptor repeats nothing by its own clock. What it may send to an address that may be spoofed is three times what
+came from there (RFC 9000 §8.1), and that is the answer and a greeting; each SYN that is repeated pays as much again.
+
 A DATA that acks our SYN may have overtaken the STATE, or the STATE is lost; only the STATE says where the stream
 begins. So such DATA is held, and believed to be the beginning only when it comes again: what is sent again first is
 the oldest.
@@ -27,15 +36,16 @@ from utpsocket.protocol.packet import Packet, PacketType, unwrap
 from utpsocket.protocol.receivehalf import NEVER
 
 SYN_RTO_US: Final = 1_000_000  # PROTOCOL.md §9
-SYN_TRIES: Final = 5  # each one RTO later than the last, which doubles
+SYN_TRIES: Final = 6  # each one RTO later than the last, which doubles: the last leaves after 31 s
 REKEY_AFTER_US: Final = 500_000  # after a repeated SYN: a lost SYN-ACK then costs 1.5 s, and twice the RTT is over
-HALF_OPEN_US: Final = 35_000_000  # longer than libutp's keepalive (29 s), the first word of a silent initiator
-ANSWER_REPEATS_US: Final = (1_000_000, 2_000_000)  # an initiator that fell silent may not have heard our answer
+HALF_OPEN_US: Final = 63_000_000  # as Linux with tcp_synack_retries 5; libutp's first word may take its 29 s
+PROOFS: Final = 7  # the last one after a minute, to be told by a RESET if the acceptor has given up
 REPEAT_AT_MOST_EVERY_US: Final = 100_000  # PROTOCOL.md §2: a repeated SYN's answer is rate-limited
 _NEW_DRAW_DISTANCE: Final = 1_024
 _HELD_PACKETS: Final = 8
 _COMES_AGAIN_US: Final = 100_000  # sooner it is the network that repeats, not the peer
 _RESETS_PER_ID: Final = 3
+_MOST_ANSWERED_IDS: Final = 8
 
 
 class Handshake:
@@ -44,23 +54,29 @@ class Handshake:
     at          when handle_timeout() or a SYN is due, NEVER when the handshake is over
     recv_id     the id of our last SYN, or the acceptor's
     resets      (connection_id, seq, ack) of RESETs that are due
+    proof_at    when an initiator's proof must be repeated, unless the acceptor shows that it has it
+    answered_ids   an acceptor's recv_ids: of a SYN, and of its repetitions under fresh ids
+    answers_like_libutp   the answer told no time difference, as none of libutp's family does
     """
 
     __slots__ = (
         "_answered_at",
+        "_answers",
         "_held",
         "_is_rekey_next",
         "_next_try_at",
-        "_repeats",
+        "_proofs",
         "_resets_sent",
         "_spare_ids",
         "_syns",
         "_tries",
         "_used_ids",
-        "answer_again_at",
+        "answered_ids",
+        "answers_like_libutp",
         "at",
         "give_up_at",
         "peer_syn_seq16",
+        "proof_at",
         "recv_id",
         "resets",
         "syn_seq",
@@ -72,7 +88,9 @@ class Handshake:
         self.peer_syn_seq16 = -1
         self.at = NEVER
         self.give_up_at = NEVER
-        self.answer_again_at = NEVER
+        self.proof_at = NEVER
+        self.answered_ids: list[int] = []
+        self.answers_like_libutp = False
         self.resets: list[tuple[int, int, int]] = []
         self._spare_ids = list(spare_ids)
         self._used_ids: list[int] = []
@@ -81,7 +99,8 @@ class Handshake:
         self._syns = 0
         self._next_try_at = NEVER
         self._is_rekey_next = False
-        self._repeats = iter(ANSWER_REPEATS_US)
+        self._proofs = 0
+        self._answers = 0
         self._answered_at = 0
         self._held: dict[int, tuple[int, Packet]] = {}
 
@@ -155,6 +174,7 @@ class Handshake:
         rtt_us = now - (self._next_try_at - SYN_RTO_US) if self._syns == 1 else 0
         self.recv_id = packet.connection_id
         self.at = NEVER
+        self.answers_like_libutp = packet.type == PacketType.STATE and not packet.difference_us
         self._spare_ids.clear()
         for used in self._used_ids:
             if used != self.recv_id:
@@ -164,6 +184,11 @@ class Handshake:
         held = sorted(self._held.values(), key=lambda entry: unwrap(entry[1].seq16, near))
         self._held = {}
         return rtt_us, [early for _, early in held if early.connection_id == self.recv_id]
+
+    def prove(self, rto_us: int, *, now: int) -> None:
+        """The proof leaves now. Arm its next repetition; rto_us: how long until a first one may be missed."""
+        self.proof_at = now + (rto_us << self._proofs) if self._proofs < PROOFS else NEVER
+        self._proofs += 1
 
     def is_abandoned(self, packet: Packet) -> bool:
         """Whether the packet is of a connection that one of our other SYNs made: it gets a RESET, a few times.
@@ -201,23 +226,33 @@ class Handshake:
         self.peer_syn_seq16 = packet.seq16
         self.at = min(now + HALF_OPEN_US, self.give_up_at)
         self._answered_at = now
-        self.repeat_answer(now=now)
+        self._answers = 1
+        self.answered_ids.append((packet.connection_id + 1) & 0xFFFF)
 
     def is_repeated_syn(self, packet: Packet, *, now: int) -> bool:
-        """Whether the same SYN came again, and long enough after its last answer."""
+        """Whether the same SYN came again, perhaps under a fresh id, and long enough after its last answer."""
         if packet.seq16 != self.peer_syn_seq16 or now - self._answered_at < REPEAT_AT_MOST_EVERY_US:
             return False
+        recv_id = (packet.connection_id + 1) & 0xFFFF
+        if recv_id not in self.answered_ids:
+            if len(self.answered_ids) >= _MOST_ANSWERED_IDS:
+                return False
+            self.answered_ids.append(recv_id)
         self._answered_at = now
+        self._answers += 1
+        self.at = min(now + HALF_OPEN_US, self.give_up_at)
         return True
 
-    def repeat_answer(self, *, now: int) -> None:
-        """The answer leaves now; arm its next repetition."""
-        wait_us = next(self._repeats, None)
-        self.answer_again_at = NEVER if wait_us is None else now + wait_us
+    def withdraw(self, id: int) -> int | None:
+        """The initiator took the answer to another of its SYNs, or none: the recv_id that is left of those answered."""
+        self.answered_ids = [recv_id for recv_id in self.answered_ids if id not in (recv_id, (recv_id - 1) & 0xFFFF)]
+        return self.answered_ids[-1] if self.answered_ids else None
 
     def on_proven(self, packet: Packet, *, now: int) -> int:
         """The initiator knows our number, so it is where it says. Returns the round trip, 0 where not known."""
-        was_answered_once = self.answer_again_at == self._answered_at + ANSWER_REPEATS_US[0]
-        self.at = self.answer_again_at = NEVER
-        # A STATE is what initiators of our kind send at once; DATA may have waited for its application.
-        return now - self._answered_at if was_answered_once and packet.type == PacketType.STATE else 0
+        self.at = NEVER
+        elapsed_us = now - self._answered_at
+        # A STATE is what initiators of our kind send at once; DATA may have waited for its application, and what comes
+        # after a second may be a repetition.
+        is_first = self._answers == 1 and packet.type == PacketType.STATE and elapsed_us < SYN_RTO_US
+        return elapsed_us if is_first else 0

@@ -24,6 +24,7 @@ from utpsocket.protocol.recovery import DUPLICATE_THRESHOLD, Recovery
 from utpsocket.protocol.sendbuffer import SendBuffer
 
 MAX_TIMEOUTS: Final = 6  # consecutive retransmission timeouts before giving up: PROTOCOL.md §9
+_GIVE_UP_US: Final = 60_000_000  # and not before: on a short path six of them are over in 13 s, many an outage is not
 MAX_PERSIST_US: Final = 15_000_000  # PROTOCOL.md §7: libutp probes a closed window once after 15 s
 _BLACK_HOLE_TIMEOUTS: Final = 2
 
@@ -85,6 +86,12 @@ class Outstanding:
         self._tail_probed = False
         self.lost_packets = 0
         self.timeouts = 0
+
+    def on_proven_late(self) -> None:
+        """Until now packets might go unheard and unrepeated: no busy path did that, nor does it say how long it is."""
+        self.recovery.on_progress()
+        for flight in self.flights.queue:
+            flight.sends += 1  # Karn: who knows which copy of what was acked when
 
     # ── what an ack means ──
 
@@ -282,7 +289,8 @@ class Outstanding:
         self.timeouts += 1
         self._silent_timeouts += 1
         recovery.on_timeout()
-        if self._silent_timeouts > MAX_TIMEOUTS and not self.user_timeout_us:
+        is_hopeless = self._silent_timeouts > MAX_TIMEOUTS and now - self._last_progress_at >= _GIVE_UP_US
+        if is_hopeless and not self.user_timeout_us:
             return False
         if self.peer.window_bytes >= self.mtu.size:
             # Behind a closed window the packet is a probe, and its silence says nothing about the path.

@@ -31,10 +31,12 @@ from utpsocket.protocol.sendbuffer import SendBuffer
 
 _SMALL_PACKETS: Final = 4  # so a write, write, read exchange never waits for an ack, and a flood of bytes does
 _SENDS_PER_BURST: Final = MAX_RUN_PACKETS // MAX_SEND_PACKETS
-# PROTOCOL.md §3: one packet, retransmitted at most twice, to an address that may be spoofed. So small that it and the
-# STATE before it are no more than three times the SYN, with IP's and UDP's 28 bytes: 48 + 48 + 48.
+# A packet without payload, with IPv4's and UDP's headers. IPv6's are larger, but not by more than a SYN's are, and not
+# more than three packets leave for one.
+EMPTY_PACKET_BYTES: Final = HEADER_BYTES + 28
+# PROTOCOL.md §3: one packet to an address that may be spoofed, so small that it and the STATE before it are no more
+# than three times the SYN: 48 + 48 + 48.
 _UNPROVEN_BYTES: Final = 48
-_MAX_UNPROVEN_SENDS: Final = 3
 
 
 class SendHalf(Outstanding):
@@ -42,11 +44,14 @@ class SendHalf(Outstanding):
 
     __slots__ = (
         "_burst_at",
+        "credit_bytes",
         "fin_seq",
         "has_more",
         "is_finishing",
         "is_held",
+        "is_opening",
         "nodelay",
+        "opens_with_data",
         "pacer",
         "resent_packets",
         "sent_packets",
@@ -59,6 +64,9 @@ class SendHalf(Outstanding):
         self.has_more = False  # the application has written more than we have read: a short packet can wait for it
         self.nodelay = False
         self.is_finishing = False
+        self.credit_bytes = 0  # of IP packets that may leave before the address is proven
+        self.opens_with_data = False  # the peer may hear nothing, not even a FIN, before a first DATA, be it empty
+        self.is_opening = False  # there is nothing to send, and that DATA must leave
         self.is_held = False  # somebody else decides when new data may leave
         self.fin_seq: int | None = None
         self._burst_at = -1  # when new data last left: what the window still holds may follow in the same instant
@@ -115,7 +123,7 @@ class SendHalf(Outstanding):
             return None
         unsent = self.buffer.end_offset - self.sent_offset
         if not unsent:
-            return self._finish(now=now)
+            return self._finish(now=now) if self.is_finishing or self.is_opening else None
         if self.is_held:
             return None
         mtu, peer = self.mtu, self.peer
@@ -123,7 +131,9 @@ class SendHalf(Outstanding):
             self.controller.on_segment_size(mtu.size - HEADER_BYTES)
         size = mtu.size - HEADER_BYTES
         if not self.is_proven:
-            max_segments, size = 1, _UNPROVEN_BYTES
+            max_segments, size = 1, min(_UNPROVEN_BYTES, self.credit_bytes - EMPTY_PACKET_BYTES)
+            if size <= 0:
+                return None
         peer_room = peer.window_bytes - flights.in_flight_bytes - flights.lost_bytes
         worthwhile = min(unsent, peer.worthwhile_bytes(size))
         if peer_room < worthwhile and not flights.packets:
@@ -233,8 +243,16 @@ class SendHalf(Outstanding):
         return self.nodelay or self.flights.small_packets < _SMALL_PACKETS
 
     def _finish(self, *, now: int) -> Flight | None:
-        """Our FIN, once everything before it has been sent."""
+        """Our FIN, once everything before it has been sent; before it, or alone, an empty DATA where one is needed."""
+        is_opening = (self.is_opening or self.opens_with_data) and not self.sent_packets
+        self.is_opening = False
+        if is_opening:
+            flight = Flight(self.flights.next_seq, 1, 0, 0, self.sent_offset, now)
+            self._add(flight, now=now)
+            return flight
         if not self.is_finishing or self.fin_seq is not None:
+            return None
+        if not self.is_proven and self.credit_bytes < EMPTY_PACKET_BYTES:
             return None
         self.fin_seq = self.flights.next_seq
         flight = Flight(self.fin_seq, 1, 0, 0, self.sent_offset, now)
@@ -258,9 +276,9 @@ class SendHalf(Outstanding):
         flights = self.flights
         flight = flights.first_lost()
         assert flight is not None
-        if not self.is_proven and flight.sends >= _MAX_UNPROVEN_SENDS:
-            return None
         size = flight.size
+        if not self.is_proven and self.credit_bytes < EMPTY_PACKET_BYTES + flight.last_size:
+            return None
         most = MAX_SEND_BYTES // (size + HEADER_BYTES)
         count = min(flight.count, max_segments, most, self._burst_packets(size, now=now))
         if not count:

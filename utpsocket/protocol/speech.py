@@ -46,7 +46,7 @@ class Speech:
         )
         if not receive.reassembly.has_held:
             receive.on_ack_sent(window_bytes)
-        if is_fin:
+        if not flight.total_bytes:
             return Transmit(self._addr, header)
         size = flight.size if flight.count > 1 else flight.last_size
         if flight.probe_bytes:
