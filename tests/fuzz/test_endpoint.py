@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from utpsocket.engine.endpoint import Endpoint
 from utpsocket.engine.identity import Identity
-from utpsocket.engine.listener import MAX_HALF_OPEN_PER_ADDRESS, Listener
+from utpsocket.engine.listener import MAX_HALF_OPEN, Listener
 from utpsocket.engine.udp import IcmpError
 from utpsocket.protocol import PacketType, Run, Transmit, Workspace
 from utpsocket.protocol.packet import encode
@@ -55,6 +55,9 @@ class SilentLoop:
 
     def touch_listener(self, listener: Listener) -> None:
         assert not listener.is_closed
+
+    def call_at(self, at: int, call: Any) -> None:
+        assert at > self.now
 
     def close_endpoint(self, endpoint: Endpoint) -> None:
         raise AssertionError("a listening endpoint is in use")
@@ -106,7 +109,7 @@ def test_any_program_is_survived(program: list[tuple[Any, ...]]) -> None:
             bridge.connection.delivered(0, now=loop.now)
             endpoint.transmit(bridge, now=loop.now)
             bridge.connection._check()
-        assert len(endpoint.bridges) <= 3 * MAX_HALF_OPEN_PER_ADDRESS
+        assert len(endpoint.bridges) <= 3 * MAX_HALF_OPEN
         assert len(endpoint.bridges) <= loop.accepted
     seconds = (loop.now - 1_000_000) // 1_000_000 + 1
     assert endpoint.sent_resets <= RESETS_PER_SECOND * seconds

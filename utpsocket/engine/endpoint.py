@@ -17,11 +17,13 @@ from utpsocket.engine.identity import Identity, Role, Settings
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.names import Address
 from utpsocket.engine.shares import Shares
+from utpsocket.engine.syncache import syn_of
+from utpsocket.engine.syscalls import packed_name
 from utpsocket.engine.udp import IcmpError, Port
 from utpsocket.protocol import Config, Connection, PacketType, Run, State, Transmit
 from utpsocket.protocol.closing import Remains
 from utpsocket.protocol.keepalive import SIGN_OF_LIFE_US, Probing
-from utpsocket.protocol.packet import Packet, decode, encode
+from utpsocket.protocol.packet import HEADER_BYTES, Packet, decode, encode
 from utpsocket.protocol.pathmtu import (
     CEILING_IPV4_BYTES,
     CEILING_IPV6_BYTES,
@@ -29,6 +31,7 @@ from utpsocket.protocol.pathmtu import (
     FLOOR_IPV6_BYTES,
     START_IPV4_BYTES,
 )
+from utpsocket.protocol.receivehalf import NEVER
 
 if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
@@ -45,7 +48,6 @@ _IDS_PER_DIAL: Final = 4
 _BULK_BYTES: Final = 512  # datagrams of this size fill buffers
 _EXPECTED_RUNS: Final = 16
 _MANY_LONE_TURNS: Final = 8
-_FLOODED_AFTER_US: Final = 250_000  # a thousand who dial at the same moment take half as long
 _RUNS_PER_TURN: Final = 8  # then other ports have theirs
 _DATAGRAMS_PER_TURN: Final = 512  # likewise, where they come one by one
 _system_random: Final = random.SystemRandom()
@@ -59,9 +61,9 @@ class Endpoint:
     """
 
     __slots__ = (
-        "_behind_since",
         "_dials",
         "_expected_runs",
+        "_is_cache_watched",
         "_lone_turn",
         "_lone_turns",
         "_remains",
@@ -99,12 +101,12 @@ class Endpoint:
         self.dropped_datagrams = 0
         self.sent_resets = 0
         self.shares = Shares(max(2 * _LEAST_BUFFER_BYTES, port.receive_buffer_bytes))
+        self._is_cache_watched = False
         self._dials: dict[object, Bridge] = {}  # by address: the last one, until it is over
         self._resets: OrderedDict[tuple[object, int], int] = OrderedDict()
         self._remains: OrderedDict[tuple[object, int], tuple[int, Remains]] = OrderedDict()
         self._expected_runs = 0  # so many turns more it is worth asking for a second run at once
         self._lone_turn = self._lone_turns = 0  # the last of so many turns on end that each found a lone small one
-        self._behind_since = 0  # since when there was always more than a turn takes; 0: there is not
         self._resets_second = 0
         self._resets_left = 0
 
@@ -133,7 +135,13 @@ class Endpoint:
         )
 
     def _new_bridge(
-        self, addr: object, recv_id: int, identity: Identity, source: list[Any], spare_ids: tuple[int, ...] = ()
+        self,
+        addr: object,
+        recv_id: int,
+        identity: Identity,
+        source: list[Any],
+        spare_ids: tuple[int, ...] = (),
+        first_seq: int = -1,
     ) -> Bridge:
         config = self._config(identity.settings, addr)
         if spare_ids:
@@ -143,7 +151,7 @@ class Endpoint:
             self.loop.workspace,
             addr,
             recv_id=recv_id,
-            first_seq=_system_random.getrandbits(16),
+            first_seq=first_seq if first_seq >= 0 else _system_random.getrandbits(16),
             spare_ids=spare_ids,
         )
         bridge = Bridge(connection, self, identity, source)
@@ -245,10 +253,6 @@ class Endpoint:
             self.handle_run(before, now=now)
         if port.errors:
             self.handle_errors(now=now)
-        if not self.is_readable:
-            self._behind_since = 0
-        elif not self._behind_since:
-            self._behind_since = now
 
     def _count_lone(self) -> None:
         """Small ones that come turn after turn, a flood of SYNs say, are worth asking for more at once."""
@@ -299,7 +303,13 @@ class Endpoint:
                     # must refuse as TCP's does, where a closed one would by ICMP (SOCKETS.md §3).
                     self._reset_stray(addr, connection_id, packet.seq16, packet.ack16, run.local, now=now)
                     return
-                bridge = self._admit(run, connection_id + 1 & 0xFFFF, now=now)
+                if self.listener.is_full or (addr, connection_id + 1 & 0xFFFF) in self.bridges:
+                    self.listener.refused += 1
+                elif self._is_cached(run, connection_id) or self.listener.is_crowded(now=now):
+                    self._answer_unkept(run, now=now)
+                    return
+                else:
+                    bridge = self._admit(run, connection_id + 1 & 0xFFFF, now=now)
         else:
             bridge = self.bridges.get((addr, connection_id))
             if bridge is None and packet.type == PacketType.RESET:
@@ -307,6 +317,12 @@ class Endpoint:
                     other = self.bridges.get((addr, connection_id + near & 0xFFFF))
                     if other is not None and other.connection.send_id == connection_id:
                         bridge = other
+            elif bridge is None and self.listener is not None:
+                if self._is_cached(run, connection_id - 1 & 0xFFFF):
+                    bridge = self._admit_proven(packet, run, now=now)
+                    if bridge is None:
+                        self.dropped_datagrams += 1
+                        return
         if bridge is not None:
             bridge.connection.handle_run(run, now=now)
             self.loop.touch(bridge)
@@ -342,32 +358,92 @@ class Endpoint:
         self.loop.touch(bridge)
         return True
 
-    def _admit(self, run: Run, recv_id: int, *, now: int) -> Bridge | None:
-        listener = self.listener
-        addr = run.addr
-        if listener is None or (addr, recv_id) in self.bridges or not isinstance(addr, tuple):
-            return None
-        is_flooded = self._behind_since > 0 and now - self._behind_since > _FLOODED_AFTER_US
-        if not listener.admits(addr[0], is_flooded=is_flooded):
-            return None
+    def _admit(self, run: Run, recv_id: int, first_seq: int = -1, *, now: int) -> Bridge | None:
+        listener, addr = self.listener, run.addr
+        assert listener is not None
         identity = type(listener.identity)(listener.identity.family)
         identity.cookie = _system_random.getrandbits(63)
         identity.settings = listener.identity.settings.copy()
         identity.options = dict(listener.identity.options)
-        identity.peer = addr
+        identity.peer = addr  # type: ignore[assignment]  # the core passes addresses through as object
         identity.role = Role.CONNECTING
         identity.is_told = True
         identity.owner_pid = listener.identity.owner_pid
-        source: list[Any] = []
         identity.local = self.port.local
         if run.local is not None:
             identity.local = (str(run.local), *self.port.local[1:])
-            source = self.port.source(str(run.local))
-        bridge = self._new_bridge(addr, recv_id, identity, source)
+        bridge = self._new_bridge(addr, recv_id, identity, self._source(run), first_seq=first_seq)
         listener.on_syn(bridge, now=now)
         self.loop.accepted += 1
         self.loop.touch_listener(listener)
         return bridge
+
+    def _source(self, run: Run) -> list[Any]:
+        """Ancillary data for an answer to what came to run.local."""
+        return [] if run.local is None else self.port.source(str(run.local))
+
+    def _answer_unkept(self, run: Run, *, now: int) -> None:
+        """Answer a SYN that makes no connection before its sender has proved that it is where it says."""
+        listener = self.listener
+        assert listener is not None
+        names, heads = [packed_name(run.addr)], [bytes(run.data[:HEADER_BYTES])]
+        answer = listener.cache.answer(names, heads, self._window_bytes(listener), now=now)
+        self._watch_cache(listener)
+        if not self.port.pending:
+            self.port.send(Transmit(run.addr, answer), self._source(run))
+
+    def _window_bytes(self, listener: Listener) -> int:
+        """What a new connection of the listener's would advertise."""
+        receive_bytes = listener.identity.settings.receive_buffer_bytes or _DEFAULT_BUFFER_BYTES
+        return min(max(_LEAST_BUFFER_BYTES, receive_bytes), self.shares.at_first(len(self.bridges)))
+
+    def _is_cached(self, run: Run, syn_id: int) -> bool:
+        cache = self.listener.cache if self.listener is not None else None
+        return cache is not None and cache.rotates_at > 0 and cache.knows(packed_name(run.addr), syn_id)
+
+    def _admit_proven(self, packet: Packet, run: Run, *, now: int) -> Bridge | None:
+        """The connection of a SYN that was answered from the cache, if this packet proves that the answer arrived."""
+        listener = self.listener
+        assert listener is not None
+        name, syn_id = packed_name(run.addr), packet.connection_id - 1 & 0xFFFF
+        numbers = listener.cache.proven(name, syn_id, packet.ack16)
+        if numbers is None:
+            return None
+        if listener.is_full:
+            listener.refused += 1
+            return None
+        syn_seq16, our_seq16 = numbers
+        bridge = self._admit(run, packet.connection_id, our_seq16, now=now)
+        if bridge is not None:
+            listener.cache.use(name, syn_id)
+            syn = memoryview(syn_of(syn_id, syn_seq16, packet.window_bytes))
+            bridge.connection.handle_run(Run(syn, len(syn), run.addr, run.local), now=now)
+            bridge.connection.receive.ack_at = NEVER  # it is answered
+        return bridge
+
+    def demote(self, bridge: Bridge, *, now: int) -> None:
+        """Make a half-open connection that nobody has seen yet an entry of the cache again."""
+        listener, connection = self.listener, bridge.connection
+        if listener is not None:
+            syn_seq, our_seq = connection.receive.ack, connection.send.flights.una_seq
+            name = packed_name(connection.addr)
+            listener.cache.keep(name, connection.send_id, syn_seq & 0xFFFF, our_seq & 0xFFFF, now=now)
+            self._watch_cache(listener)
+        connection.forget()
+        self.loop.touch(bridge)
+
+    def _watch_cache(self, listener: Listener) -> None:
+        if not self._is_cache_watched:
+            self._is_cache_watched = True
+            self.loop.call_at(listener.cache.rotates_at, self._on_cache_time)
+
+    def _on_cache_time(self) -> None:
+        self._is_cache_watched = False
+        listener = self.listener
+        if listener is not None and not self.is_closed:
+            listener.cache.on_time(now=self.loop.now)
+            if listener.cache.rotates_at:
+                self._watch_cache(listener)
 
     def _reset_stray(
         self, addr: object, connection_id: int, seq16: int, ack16: int, local: object, *, now: int

@@ -3,7 +3,8 @@
 The user's fd is a real listening AF_UNIX socket. For each incoming connection the engine connects to it from a socket
 whose name says who is who, so accept() is the kernel's in any process (SOCKETS.md §1). A connection is handed over when
 its initiator has proved its address, or, since libutp proves nothing before its first byte and some servers speak
-first, a moment after its SYN. Under a flood of SYNs only the proven come in.
+first, a moment after its SYN. When many are unproven, SYNs make no connections until they are (syncache.py), and those
+that wait for it go there, too: nobody can take the place of those who answer.
 
 Only the engine's thread calls. Sources: PROTOCOL.md §3, §4.
 """
@@ -20,6 +21,7 @@ from utpsocket.engine.bridge import Bridge
 from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, connect_keeping_gil
+from utpsocket.engine.syncache import SynCache
 from utpsocket.protocol import State
 
 if TYPE_CHECKING:
@@ -28,27 +30,30 @@ if TYPE_CHECKING:
 
 _PROOF_WAIT_US: Final = 30_000  # a proof takes one round trip, and a greeting can wait this long
 _RETRY_US: Final = 2_000  # the kernel's queue is full: accept() makes no event we could wait for
-MAX_HALF_OPEN: Final = 4_096  # of one listener
-MAX_HALF_OPEN_PER_ADDRESS: Final = 1_024
+MAX_HALF_OPEN: Final = 256  # connections of one listener that are unproven; beyond, SYNs go to its cache
 _CALM_HALF_OPEN: Final = 64  # beyond, unproven connections are not handed over
+_CROWDED_US: Final = 1_000_000  # for so long after; and on, while more than the calm number come in that time
 
 
 class Listener:
     """One listening socket of the application.
 
     identity   the shim's; its settings are passed on to what it accepts
+    cache      SYNs that are answered and no connection yet
     name       the abstract name the user's fd listens on
     """
 
     __slots__ = (
+        "_crowded_syns",
+        "_crowded_until",
         "_half_open",
-        "_half_open_by_host",
         "_handed",
         "_prepared",
         "_ready",
         "_retry_at",
         "_unproven",
         "backlog",
+        "cache",
         "door",
         "endpoint",
         "identity",
@@ -70,41 +75,37 @@ class Listener:
         self._prepared: deque[tuple[Bridge, Any]] = deque()  # with the engine's end of their pair
         self._handed: list[Bridge] = []  # not watched yet
         self._half_open = 0
-        self._half_open_by_host: dict[str, int] = {}
         self._retry_at = 0
+        self.cache = SynCache()
+        self._crowded_until = -_CROWDED_US
+        self._crowded_syns = 0  # that went to the cache since it was last looked whether there are still many
 
-    def admits(self, host: str, *, is_flooded: bool) -> bool:
-        """Whether a SYN from this host may make a connection now. While its port is flooded only a few at a time may:
-        what arrives for connections that are established is lost meanwhile. An honest one asks again.
-        """
-        if (
-            self.is_closed
-            or (is_flooded and self._half_open >= _CALM_HALF_OPEN)
-            or self._half_open >= MAX_HALF_OPEN
-            or self._half_open_by_host.get(host, 0) >= MAX_HALF_OPEN_PER_ADDRESS
-            or len(self._ready) + len(self._prepared) > self.backlog
-        ):
-            self.refused += 1
-            return False
+    @property
+    def is_full(self) -> bool:
+        """Nobody may come in: as many wait for accept() as may."""
+        return self.is_closed or len(self._ready) + len(self._prepared) > self.backlog
+
+    def is_crowded(self, syns: int = 1, *, now: int) -> bool:
+        """Whether so many SYNs must go to the cache instead of becoming connections at once."""
+        if self._half_open < MAX_HALF_OPEN and now >= self._crowded_until:
+            if self._crowded_syns <= _CALM_HALF_OPEN or now >= self._crowded_until + _CROWDED_US:
+                self._crowded_syns = 0
+                return False
+        if now >= self._crowded_until:
+            self._crowded_until = now + _CROWDED_US
+            self._crowded_syns = 0
+        self._crowded_syns += syns
         return True
 
     def on_syn(self, bridge: Bridge, *, now: int) -> None:
         """A connection was born of a SYN."""
-        host = bridge.connection.addr[0]  # type: ignore[index]  # the core passes addresses through as object
         self._half_open += 1
-        self._half_open_by_host[host] = self._half_open_by_host.get(host, 0) + 1
         bridge.accepted_at = now
         self._unproven[bridge] = None
 
     def on_settled(self, bridge: Bridge) -> None:
         """A half-open connection was proven, or ended."""
-        host = bridge.connection.addr[0]  # type: ignore[index]
         self._half_open -= 1
-        left = self._half_open_by_host.get(host, 1) - 1
-        if left:
-            self._half_open_by_host[host] = left
-        else:
-            self._half_open_by_host.pop(host, None)
         if bridge in self._unproven:
             del self._unproven[bridge]
             if bridge.connection.state is State.CLOSED:
@@ -118,13 +119,16 @@ class Listener:
         Apart from hand_over(), so that nothing slow lies between a connect that completes and its accept.
         """
         next_at: int | None = None
-        while self._unproven and self._half_open <= _CALM_HALF_OPEN:
+        is_crowded = now < self._crowded_until + _CROWDED_US
+        while self._unproven and self._half_open <= _CALM_HALF_OPEN and not is_crowded:
             bridge = next(iter(self._unproven))
             if now < bridge.accepted_at + _PROOF_WAIT_US:
                 next_at = bridge.accepted_at + _PROOF_WAIT_US
                 break
             del self._unproven[bridge]
             self._ready.append(bridge)
+        if self._unproven and is_crowded:
+            next_at = self._demote(now=now)
         ready = self._ready
         while ready:
             bridge = ready[0]
@@ -137,6 +141,14 @@ class Listener:
                 self._prepared.append((bridge, end))
             ready.popleft()
         return next_at
+
+    def _demote(self, *, now: int) -> int:
+        """Have the cache keep what has been unproven for long; returns when to look again."""
+        for bridge in list(self._unproven):
+            if now < bridge.accepted_at + _CROWDED_US:
+                return bridge.accepted_at + _CROWDED_US
+            self.endpoint.demote(bridge, now=now)
+        return now + _CROWDED_US
 
     def hand_over(self, *, now: int) -> int | None:
         """Give the application what was prepared, then watch_handed(); returns when to try again, or None."""
@@ -185,6 +197,7 @@ class Listener:
     def close(self) -> list[Bridge]:
         """The application's last copy is closed: what nobody accepted is reset. Returns those connections."""
         self.is_closed = True
+        self.cache.clear()
         if self.door is not None:
             self.door.close()
         for _, end in self._prepared:
@@ -217,5 +230,6 @@ class Listener:
             "pending": len(self._ready) + len(self._unproven) + len(self._prepared),
             "prepared": len(self._prepared),
             "half_open": self._half_open,
+            "cached_syns": len(self.cache),
             "refused_syns": self.refused,
         }

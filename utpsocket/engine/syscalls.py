@@ -286,12 +286,7 @@ class KeepingDatagrams:
 
     def _name(self, addr: Any) -> Any:
         """An address as the kernel reads it."""
-        port = int(addr[1]).to_bytes(2, "big")
-        if len(addr) == 2:
-            name = _IPV4.pack(stdlib.AF_INET, port, stdlib.inet_pton(stdlib.AF_INET, addr[0]))
-        else:
-            host = stdlib.inet_pton(stdlib.AF_INET6, addr[0].partition("%")[0])
-            name = _IPV6.pack(stdlib.AF_INET6, port, int(addr[2]).to_bytes(4, "big"), host, addr[3])
+        name = packed_name(addr)
         kept = _array_type(len(name)).from_buffer_copy(name)
         if len(self._names) >= _MOST_NAMES:
             self._names.clear()
@@ -351,6 +346,15 @@ class KeepingDatagrams:
             len(control),
         )
         return count if count >= 0 else -_get_errno()
+
+
+def packed_name(addr: Any) -> bytes:
+    """An address as the kernel writes it, struct sockaddr_in or sockaddr_in6."""
+    port = int(addr[1]).to_bytes(2, "big")
+    if len(addr) == 2:
+        return _IPV4.pack(stdlib.AF_INET, port, stdlib.inet_pton(stdlib.AF_INET, addr[0]))
+    host = stdlib.inet_pton(stdlib.AF_INET6, addr[0].partition("%")[0])
+    return _IPV6.pack(stdlib.AF_INET6, port, int(addr[2]).to_bytes(4, "big"), host, addr[3])
 
 
 def _parsed(control: bytes) -> Ancillary:

@@ -203,6 +203,10 @@ class Connection:
             self._handshake.resets.append((self.send_id, self.send.flights.next_seq, self.receive.ack))
         self._close(error)
 
+    def forget(self) -> None:
+        """End a half-open connection without a word: whoever calls keeps what it takes to make it again."""
+        self._close(errno.ETIMEDOUT)
+
     def keepalive(self, interval_us: int, probing: Probing | None = None, *, now: int) -> None:
         """Send a packet whenever nothing was heard or said for this long, 0 turns it off; and ask a silent peer
         whether it lives, until ETIMEDOUT. PROTOCOL.md §7.
