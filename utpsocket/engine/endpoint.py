@@ -13,6 +13,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.bridge import Bridge
+from utpsocket.engine.flood import Flood
 from utpsocket.engine.identity import Identity, Role, Settings
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.names import Address
@@ -71,6 +72,7 @@ class Endpoint:
         "_resets_left",
         "_resets_second",
         "bridges",
+        "flood",
         "dropped_datagrams",
         "holders",
         "is_closed",
@@ -102,6 +104,7 @@ class Endpoint:
         self.sent_resets = 0
         self.shares = Shares(max(2 * _LEAST_BUFFER_BYTES, port.receive_buffer_bytes))
         self._is_cache_watched = False
+        self.flood = Flood(self)
         self._dials: dict[object, Bridge] = {}  # by address: the last one, until it is over
         self._resets: OrderedDict[tuple[object, int], int] = OrderedDict()
         self._remains: OrderedDict[tuple[object, int], tuple[int, Remains]] = OrderedDict()
@@ -159,6 +162,7 @@ class Endpoint:
         bridge.recv_ids = connection.recv_ids  # the connection's own list shrinks once it has chosen
         for any_id in bridge.recv_ids:
             self.bridges[addr, any_id] = bridge
+        self.flood.on_connections_changed()
         self.loop.bridges[identity.cookie] = bridge
         apply_settings(bridge, now=self.loop.now)
         return bridge
@@ -188,6 +192,7 @@ class Endpoint:
         connection = bridge.connection
         for any_id in bridge.recv_ids:
             self.bridges.pop((connection.addr, any_id), None)
+        self.flood.on_connections_changed()
         if self._dials.get(connection.addr) is bridge:
             del self._dials[connection.addr]
         if not self.is_private and (remains := connection.remains()) is not None:
@@ -211,6 +216,12 @@ class Endpoint:
     def receive(self, *, now: int) -> None:
         """Take what the port has, bounded; runs go to their connections at once, answers leave later."""
         port, arena = self.port, self.loop.arena
+        if self.flood.is_on and port.can_sift:
+            self.flood.receive(now=now)
+            if port.errors:
+                self.handle_errors(now=now)
+            return
+        noise = self.flood.noise
         before: Run | None = None  # not handled yet: what follows may belong to the same flight
         runs = datagrams = 0
         for runs in range(_RUNS_PER_TURN):
@@ -253,6 +264,8 @@ class Endpoint:
             self.handle_run(before, now=now)
         if port.errors:
             self.handle_errors(now=now)
+        if self.flood.noise != noise:
+            self.flood.look(now=now)
 
     def _count_lone(self) -> None:
         """Small ones that come turn after turn, a flood of SYNs say, are worth asking for more at once."""
@@ -284,12 +297,17 @@ class Endpoint:
                     self.shares.on_data(bridge, len(run.data), now=now)
                 self.loop.touch(bridge)
                 return
+        if self.flood.is_on and len(run.data) > run.size:
+            self.flood.take_merged(run, now=now)
+            return
         for datagram in run.datagrams():
-            self._handle_datagram(Run(datagram, len(datagram), run.addr, run.local), now=now)
+            self.handle_datagram(Run(datagram, len(datagram), run.addr, run.local), now=now)
 
-    def _handle_datagram(self, run: Run, *, now: int) -> None:
+    def handle_datagram(self, run: Run, *, now: int) -> None:
+        """One datagram, alone in its run."""
         packet = decode(run.data)
         if packet is None:
+            self.flood.noise += 1
             self.dropped_datagrams += 1
             return
         addr, connection_id = run.addr, packet.connection_id
@@ -305,6 +323,7 @@ class Endpoint:
                     return
                 if self.listener.is_full or (addr, connection_id + 1 & 0xFFFF) in self.bridges:
                     self.listener.refused += 1
+                    self.flood.noise += 1
                 elif self._is_cached(run, connection_id) or self.listener.is_crowded(now=now):
                     self._answer_unkept(run, now=now)
                     return
@@ -355,6 +374,7 @@ class Endpoint:
         if connection.recv_id not in bridge.recv_ids:
             bridge.recv_ids = (*bridge.recv_ids, connection.recv_id)
             self.bridges[addr, connection.recv_id] = bridge
+            self.flood.on_connections_changed()
         self.loop.touch(bridge)
         return True
 
@@ -372,25 +392,34 @@ class Endpoint:
         identity.local = self.port.local
         if run.local is not None:
             identity.local = (str(run.local), *self.port.local[1:])
-        bridge = self._new_bridge(addr, recv_id, identity, self._source(run), first_seq=first_seq)
+        bridge = self._new_bridge(addr, recv_id, identity, self.source(run), first_seq=first_seq)
         listener.on_syn(bridge, now=now)
         self.loop.accepted += 1
         self.loop.touch_listener(listener)
         return bridge
 
-    def _source(self, run: Run) -> list[Any]:
+    def source(self, run: Run) -> list[Any]:
         """Ancillary data for an answer to what came to run.local."""
         return [] if run.local is None else self.port.source(str(run.local))
 
     def _answer_unkept(self, run: Run, *, now: int) -> None:
         """Answer a SYN that makes no connection before its sender has proved that it is where it says."""
+        self.flood.noise += 1
+        answer = self.cached_answers([packed_name(run.addr)], [bytes(run.data[:HEADER_BYTES])], now=now)
+        if not self.port.pending:
+            self.port.send(Transmit(run.addr, answer), self.source(run))
+
+    def cached_answers(self, names: list[bytes], heads: list[bytes], *, now: int) -> bytearray:
+        """Put SYNs, their headers, of these senders into the cache; returns the answers one behind the other."""
         listener = self.listener
         assert listener is not None
-        names, heads = [packed_name(run.addr)], [bytes(run.data[:HEADER_BYTES])]
-        answer = listener.cache.answer(names, heads, self._window_bytes(listener), now=now)
+        answers = listener.cache.answer(names, heads, self._window_bytes(listener), now=now)
         self._watch_cache(listener)
-        if not self.port.pending:
-            self.port.send(Transmit(run.addr, answer), self._source(run))
+        return answers
+
+    def dialed_names(self) -> set[bytes]:
+        """Whom we dial from this port, as the kernel writes it."""
+        return {packed_name(addr) for addr in self._dials}
 
     def _window_bytes(self, listener: Listener) -> int:
         """What a new connection of the listener's would advertise."""
@@ -449,6 +478,7 @@ class Endpoint:
         self, addr: object, connection_id: int, seq16: int, ack16: int, local: object, *, now: int
     ) -> None:
         """PROTOCOL.md §4: id as received, ack = the offending seq, seq = what the sender expects; rate-limited."""
+        self.flood.noise += 1
         second = now // 1_000_000
         if second != self._resets_second:
             self._resets_second = second

@@ -12,11 +12,12 @@ Only the engine's thread calls. Sources: recvmmsg(2), sendmmsg(2); PERFORMANCE.m
 from __future__ import annotations
 
 import ctypes
+import errno
 import struct
 from array import array
 from typing import Any, Final
 
-from utpsocket.protocol.packet import MAX_RUN_PACKETS
+from utpsocket.protocol.packet import HEADER_BYTES, MAX_RUN_PACKETS, SYN_BYTE
 
 MOST_IN: Final = MAX_RUN_PACKETS  # what becomes one run if it is one
 MOST_OUT: Final = 64  # no Transmit is longer
@@ -30,6 +31,10 @@ _IOVEC: Final = struct.Struct("@QQ")
 _NAMELEN: Final = struct.Struct("@8xI")
 _CONTROLLEN: Final = struct.Struct("@40xQ")
 _SIZE_WORD: Final = 14  # of a header's sixteen: msg_len
+_CONTROL_WORD: Final = 5  # of its eight long ones: msg_controllen
+_NAMELEN_AT: Final = 8
+_PKTINFO_INTERFACE_AT: Final = {32: 16, 40: 32}  # by the size of the ancillary data: in_pktinfo, in6_pktinfo
+_MOST_REFUSED: Final = 8
 _LAYOUTS_KEPT: Final = 64
 _MSG_DONTWAIT: Final = 0x40
 _MSG_NOSIGNAL: Final = 0x4000
@@ -50,6 +55,7 @@ class Inbound:
         "_address",
         "_bases",
         "_control_at",
+        "_control_sizes",
         "_headers",
         "_iovecs",
         "_layout",
@@ -80,6 +86,7 @@ class Inbound:
         self._records, self._headers = memoryview(records), memoryview(headers)
         self._iovecs = _address(iovecs)
         self._sizes = self._headers.cast("I")[_SIZE_WORD::16]
+        self._control_sizes = self._headers.cast("Q")[_CONTROL_WORD::8]
         words = memoryview(iovecs).cast("Q")
         self._slot_bases, self._slot_bytes = words[0::4], words[1::4]
         self._bases: dict[tuple[int, int, int], array[int]] = {}  # where slots are, by first address, stride and count
@@ -136,19 +143,18 @@ class Inbound:
         self._used = max(0, count)
         return count
 
-    def groups(self, count: int) -> list[Raw]:
-        """What the `count` datagrams received last are."""
+    def groups(self, count: int, first: int = 0) -> list[Raw]:
+        """What the datagrams received last are, those from `first` to `count`."""
         sizes = self._sizes[:count].tolist()
         name_bytes, control_bytes, _ = self._layout
         has_records = bool(name_bytes or control_bytes)
         records = self._records[: count * _RECORD_BYTES].tobytes() if has_records else b""
-        size, last = sizes[0], sizes[-1]
-        is_even = 0 < last <= size and sizes[:-1] == [size] * (count - 1)
-        if is_even and (not records or records == records[:_RECORD_BYTES] * count):
-            return [self._group(0, count, size, last, records)]
+        size, last = sizes[first], sizes[-1]
+        is_even = 0 < last <= size and sizes[first:-1] == [size] * (count - first - 1)
+        if is_even and (not records or self._are_alike(records, first, count)):
+            return [self._group(first, count - first, size, last, records)]
         groups = []
-        first = 0
-        for index in range(1, count + 1):
+        for index in range(first + 1, count + 1):
             at = index * _RECORD_BYTES
             if (
                 index == count
@@ -160,6 +166,62 @@ class Inbound:
                 groups.append(self._group(first, index - first, sizes[first], sizes[index - 1], records))
                 first = index
         return groups
+
+    @staticmethod
+    def _are_alike(records: bytes, first: int, count: int) -> bool:
+        start, stop = first * _RECORD_BYTES, count * _RECORD_BYTES
+        return records[start:stop] == records[start : start + _RECORD_BYTES] * (count - first)
+
+    def noise(
+        self, count: int, room: memoryview, stride: int, ids: set[int], plain_control_bytes: int
+    ) -> tuple[list[int], list[int]]:
+        """Of the datagrams received last, the indices of those that no established connection can want: SYNs, and
+        what carries none of these ids. What the kernel has merged, or is longer than a slot, is not looked at.
+
+        ids                   in the byte order of the wire, read in the machine's
+        plain_control_bytes   of ancillary data that comes with every datagram; one that was merged has more
+        """
+        sizes = self._sizes[:count].tolist()
+        firsts = room[: count * stride : stride].tobytes()
+        carried = room[: count * stride].cast("H")[1 :: stride // 2].tolist()
+        controls = self._control_sizes[:count].tolist() if self._layout[1] else ()
+        syns: list[int] = []
+        others: list[int] = []
+        for index in range(count):
+            size = sizes[index]
+            if not size or size > stride or (controls and controls[index] != plain_control_bytes):
+                continue
+            if size < HEADER_BYTES:
+                others.append(index)
+            elif carried[index] not in ids:
+                (syns if firsts[index] == SYN_BYTE else others).append(index)
+        return syns, others
+
+    def names(self, indices: list[int]) -> list[bytes]:
+        """Who sent these, as the kernel writes it."""
+        records, size = self._records, self._headers[_NAMELEN_AT]
+        return [records[index * _RECORD_BYTES : index * _RECORD_BYTES + size].tobytes() for index in indices]
+
+    def answer(self, answers: Answers, fd: int, indices: list[int], data: bytearray) -> int:
+        """Send one of the equal pieces of `data` to the sender of each of these; how many left."""
+        records_at = self._control_at - NAME_BYTES
+        control_bytes = 0
+        if self._layout[1] and indices:
+            control_bytes = self._control_sizes[indices[0]]
+            self._clear_interfaces(control_bytes)
+        places = array("Q", [records_at + index * _RECORD_BYTES for index in indices])
+        return answers.send(
+            fd, places, self._headers[_NAMELEN_AT], NAME_BYTES if control_bytes else 0, control_bytes, data
+        )
+
+    def _clear_interfaces(self, control_bytes: int) -> None:
+        """Ancillary data that told where a datagram arrived shall say where its answer comes from, but not which
+        interface it leaves by: that is the routes' business.
+        """
+        at = _PKTINFO_INTERFACE_AT.get(control_bytes)
+        if at is not None:
+            words = self._records.cast("I")[(NAME_BYTES + at) // 4 :: _RECORD_BYTES // 4]
+            words[:] = array("I", [0]) * len(words)
 
     def _group(self, first: int, count: int, size: int, last: int, records: bytes) -> Raw:
         if not records:
@@ -173,6 +235,61 @@ class Inbound:
     def overflow(self, index: int, count: int) -> memoryview:
         """The `count` bytes of a datagram that its slot had no room for."""
         return memoryview(self._overflow)[index * ROOM_BYTES : index * ROOM_BYTES + count]
+
+
+class Answers:
+    """The memory of sendmmsg for small answers of one size to many senders."""
+
+    __slots__ = ("_address", "_columns", "_data", "_iovecs", "_memory", "_sendmmsg")
+
+    def __init__(self, sendmmsg: Any) -> None:
+        sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
+        self._sendmmsg = sendmmsg
+        self._data = bytearray(MOST_IN * HEADER_BYTES)
+        data_at = _address(self._data)
+        self._iovecs = bytearray(
+            b"".join(_IOVEC.pack(data_at + at, HEADER_BYTES) for at in range(0, len(self._data), 20))
+        )
+        iovecs_at = _address(self._iovecs)
+        self._memory = bytearray(
+            b"".join(_HEADER.pack(0, 0, iovecs_at + 16 * index, 1, 0, 0, 0, 0) for index in range(MOST_IN))
+        )
+        self._address = _address(self._memory)
+        words = memoryview(self._memory).cast("Q")
+        self._columns = words[0::8], words[1::8], words[4::8], words[5::8]
+
+    def send(
+        self, fd: int, names: array[int], name_bytes: int, control_offset: int, control_bytes: int, data: bytearray
+    ) -> int:
+        """Send 20 bytes of `data` to each of `names`; how many left. What the kernel refuses is passed over, and when
+        its buffer is full the rest is dropped: whoever waits for one of these asks again.
+
+        names            addresses in memory
+        control_offset   from a name to the ancillary data of its answer
+        """
+        count = len(names)
+        self._data[: len(data)] = data
+        name_column, name_sizes, controls, control_sizes = self._columns
+        name_column[:count] = names
+        name_sizes[:count] = array("Q", [name_bytes]) * count
+        controls[:count] = (
+            array("Q", [name + control_offset for name in names]) if control_bytes else array("Q", [0]) * count
+        )
+        control_sizes[:count] = array("Q", [control_bytes]) * count
+        done = sent = refused = 0
+        while done < count and refused < _MOST_REFUSED:
+            left: int = self._sendmmsg(
+                fd, self._address + done * _HEADER_BYTES, count - done, _MSG_DONTWAIT | _MSG_NOSIGNAL
+            )
+            if left > 0:
+                done += left
+                sent += left
+            else:
+                if ctypes.get_errno() in (errno.EAGAIN, errno.ENOBUFS):
+                    break
+                done += 1
+                refused += 1
+        return sent
 
 
 class Outbound:

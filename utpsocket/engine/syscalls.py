@@ -20,7 +20,7 @@ import struct
 import sys
 from typing import Any, ClassVar, Final
 
-from utpsocket.engine.gather import CONTROL_BYTES, NAME_BYTES, ROOM_BYTES, Inbound, Outbound
+from utpsocket.engine.gather import CONTROL_BYTES, NAME_BYTES, ROOM_BYTES, Answers, Inbound, Outbound
 
 _MSG_DONTWAIT: Final = 0x40
 _MSG_NOSIGNAL: Final = 0x4000
@@ -72,6 +72,7 @@ class PlainDatagrams:
 
     __slots__ = ("_ancillary_bytes", "_overflow", "_sock")
     can_send_many: ClassVar = False
+    can_sift: ClassVar = False
 
     def __init__(self, sock: Any, ancillary_bytes: int, peer: Any) -> None:
         self._sock = sock
@@ -220,6 +221,7 @@ class KeepingDatagrams:
 
     __slots__ = ("_ancillary_bytes", "_controls", "_fd", "_names", "_peer")
     can_send_many: ClassVar = True
+    can_sift: ClassVar = True
 
     def __init__(self, sock: Any, ancillary_bytes: int, peer: Any) -> None:
         self._fd = sock.fileno()
@@ -251,6 +253,9 @@ class KeepingDatagrams:
         count = _inbound.receive(self._fd, room_at, stride, most, name_bytes, min(self._ancillary_bytes, CONTROL_BYTES))
         if count < 0:
             return -_get_errno()
+        return self._groups(0, count)
+
+    def _groups(self, start: int, stop: int) -> list[Group]:
         names, peer = self._names, self._peer
         return [
             (
@@ -261,8 +266,46 @@ class KeepingDatagrams:
                 _parsed(control) if control else (),
                 peer if peer is not None else names.get(name) or self._learn(name),
             )
-            for first, count, size, last, name, control in _inbound.groups(count)
+            for first, count, size, last, name, control in _inbound.groups(stop, start)
         ]
+
+    def receive_sifted(
+        self, room: memoryview, stride: int, most: int, ids: set[int], plain_control_bytes: int
+    ) -> int | tuple[int, list[Group], list[int], list[int]]:
+        """As receive_many(), but what no established connection can want is only named: how many were received, the
+        groups of the others, and the indices of SYNs and of the rest. See Inbound.noise().
+        """
+        room_at = _addressof(_c_char.from_buffer(room))
+        control_bytes = min(self._ancillary_bytes, CONTROL_BYTES)
+        count = _inbound.receive(self._fd, room_at, stride, most, NAME_BYTES, control_bytes)
+        if count < 0:
+            return -_get_errno()
+        syns, others = _inbound.noise(count, room, stride, ids, plain_control_bytes)
+        if not syns and not others:
+            return count, self._groups(0, count), syns, others
+        groups: list[Group] = []
+        noisy = {*syns, *others}
+        start = -1
+        for index in range(count + 1):
+            if index == count or index in noisy:
+                if start >= 0:
+                    groups += self._groups(start, index)
+                    start = -1
+            elif start < 0:
+                start = index
+        return count, groups, syns, others
+
+    def names(self, indices: list[int]) -> list[bytes]:
+        """Who sent these of what was just received, as the kernel writes it."""
+        return _inbound.names(indices)
+
+    def group(self, index: int) -> Group:
+        """One of what was just received."""
+        return self._groups(index, index + 1)[0]
+
+    def answer(self, indices: list[int], data: bytearray) -> int:
+        """Send each piece of 20 bytes to the sender of one of these that were just received; how many left."""
+        return _inbound.answer(_answers, self._fd, indices, data)
 
     def overflow(self, index: int, count: int) -> memoryview:
         """See PlainDatagrams.overflow()."""
@@ -377,6 +420,7 @@ _out_header = _Msghdr(None, 0, _addressof(_out_iovec), 1, None, 0, 0)
 _in_header_at, _out_header_at = _addressof(_in_header), _addressof(_out_header)
 if _keeps_gil():
     _inbound, _outbound = Inbound(_libc.recvmmsg), Outbound(_libc.sendmmsg)
+    _answers = Answers(_libc.sendmmsg)
 
 Stream: Any = KeepingStream if _keeps_gil() else PlainStream
 Datagrams: Any = KeepingDatagrams if _keeps_gil() else PlainDatagrams

@@ -20,7 +20,7 @@ from utpsocket.engine.gather import MOST_IN
 from utpsocket.engine.names import Address
 from utpsocket.engine.syscalls import Datagrams
 from utpsocket.protocol import Run, Transmit
-from utpsocket.protocol.packet import packets_per_send
+from utpsocket.protocol.packet import HEADER_BYTES, packets_per_send
 
 _UDP_SEGMENT: Final = 103  # linux/udp.h
 _UDP_GRO: Final = 104
@@ -43,6 +43,7 @@ _SOURCE_V4: Final = struct.Struct("=I4s4s")  # struct in_pktinfo
 _SOURCE_V6: Final = struct.Struct("=16sI")  # struct in6_pktinfo
 _SLOT_BYTES: Final = 1_472  # what an Ethernet's packet carries; a path that proves larger ones gets larger slots
 _MOST_GRO_SLOTS: Final = 64  # each may turn out to hold 64 KiB after all
+_MOST_SIFTED_SLOTS: Final = 128
 _LARGE_BYTES: Final = 1_000
 _LONE_IN_A_ROW: Final = 2
 _MSG_TRUNC: Final = int(stdlib.MSG_TRUNC)  # an IntFlag's & costs two microseconds
@@ -64,6 +65,45 @@ class IcmpError:
         self.datagram_bytes = datagram_bytes
 
 
+class Noise:
+    """Datagrams that no established connection can want, where they lie: valid until any port receives again.
+
+    syns, others   their indices
+    """
+
+    __slots__ = ("_port", "_room", "others", "syns")
+
+    def __init__(self, port: Port, room: memoryview, syns: list[int], others: list[int]) -> None:
+        self._port = port
+        self._room = room
+        self.syns = syns
+        self.others = others
+
+    def names(self, indices: list[int]) -> list[bytes]:
+        """Who sent these, as the kernel writes it."""
+        names: list[bytes] = self._port._calls.names(indices)
+        return names
+
+    def heads(self, indices: list[int]) -> list[bytes]:
+        """The headers of these; of a shorter datagram, what happened to be behind it, too."""
+        room, stride = self._room, self._port._slot_bytes
+        return [room[index * stride : index * stride + HEADER_BYTES].tobytes() for index in indices]
+
+    def run(self, index: int) -> Run:
+        """One of them as a run."""
+        port = self._port
+        _, _, size, _, ancillary, addr = port._calls.group(index)
+        _, local = port._told(ancillary, 0) if ancillary else (0, None)
+        start = index * port._slot_bytes
+        return Run(self._room[start : start + size], size, addr, local)
+
+    def answer(self, indices: list[int], data: bytearray) -> None:
+        """Send each piece of 20 bytes to the sender of one of these."""
+        port = self._port
+        port.sent_calls += 1
+        port.sent_datagrams += port._calls.answer(indices, data)
+
+
 class Port:
     """One UDP socket. Takes ownership of `sock`, which is bound or connected.
 
@@ -82,6 +122,7 @@ class Port:
         "_lone",
         "_may_fragment",
         "_overhead",
+        "_plain_control_bytes",
         "_segment_cmsg",
         "_slot_bytes",
         "errors",
@@ -130,6 +171,8 @@ class Port:
         self._slot_bytes = _SLOT_BYTES
         self._configure()
         ancillary_bytes = _ANCILLARY_BYTES if self._has_gro or self.is_wildcard else 0
+        pktinfo_bytes = _SOURCE_V6.size if self.family == stdlib.AF_INET6 else _SOURCE_V4.size
+        self._plain_control_bytes = stdlib.CMSG_SPACE(pktinfo_bytes) if self.is_wildcard else 0
         self._calls = Datagrams(sock, ancillary_bytes, self.peer)
 
     def _option(self, level: int, name: int, value: int) -> bool:
@@ -202,8 +245,45 @@ class Port:
             if not self.is_drained:
                 self._look_at(-groups)
             return []
+        runs, longest, is_merged = self._runs(groups, room, arena)
+        received = groups[-1][0] + groups[-1][1]
+        arena.take(received * stride)
+        # Fewer than there was room for: the queue was empty. An error that cut it short comes with an event of its own.
+        self.is_drained = received < most
+        if is_merged or (self._has_gro and received == 1):
+            self.is_gathering = False
+            self._lone = 0
+        elif longest > stride:
+            self._slot_bytes = min(longest + 7 & ~7, ROOM_BYTES)
+        return runs
+
+    def receive_sifted(self, arena: Arena, ids: set[int]) -> tuple[list[Run], Noise]:
+        """As receive_many(), for a port that is flooded: what no established connection can want is kept apart, and
+        no more is done with it than to look at its first bytes. Only where can_sift.
+
+        ids   of established connections, in the byte order of the wire read in the machine's
+        """
+        stride = self._slot_bytes
+        room = arena.room(stride)
+        most = min(_MOST_SIFTED_SLOTS, len(room) // stride)
+        found = self._calls.receive_sifted(room, stride, most, ids, self._plain_control_bytes)
+        if isinstance(found, int):
+            self.is_drained = found == -errno.EAGAIN
+            if not self.is_drained:
+                self._look_at(-found)
+            return [], Noise(self, room, [], [])
+        received, groups, syns, others = found
+        runs, _, _ = self._runs(groups, room, arena)
+        arena.take(received * stride)
+        self.is_drained = received < most
+        return runs, Noise(self, room, syns, others)
+
+    def _runs(self, groups: list[Any], room: memoryview, arena: Arena) -> tuple[list[Run], int, bool]:
+        """What was received into slots; the longest datagram, and whether the kernel has merged any."""
+        stride = self._slot_bytes
         runs = []
         longest = 0
+        is_merged = False
         for first, count, size, last, ancillary, addr in groups:
             longest = max(longest, size)
             gso_size, local = self._told(ancillary, 0) if ancillary else (0, None)
@@ -212,7 +292,7 @@ class Port:
                     whole = last if index == first + count - 1 else size
                     runs.append(Run(self._joined(room, index, whole), gso_size or whole, addr, local))
                 if gso_size:
-                    self.is_gathering = False
+                    is_merged = True
             elif size:
                 run = Run(room[first * stride : (first + count - 1) * stride + last], stride, addr, local, size)
                 if count > 1:
@@ -220,18 +300,20 @@ class Port:
                 runs.append(run)
             else:
                 self.truncated_datagrams += 1
-        received = first + count
-        arena.take(received * stride)
-        # Fewer than there was room for: the queue was empty. An error that cut it short comes with an event of its own.
-        self.is_drained = received < most
-        if self._has_gro and (received == 1 or not self.is_gathering):
-            self.is_gathering = False
-            self._lone = 0
-        elif longest > stride:
-            self._slot_bytes = min(longest + 7 & ~7, ROOM_BYTES)
         self.received_runs += len(runs)
         self.received_datagrams += sum(run.count for run in runs)
-        return runs
+        return runs, longest, is_merged
+
+    @property
+    def can_sift(self) -> bool:
+        """Whether receive_sifted() works here."""
+        return bool(self._calls.can_sift) and not self.is_connected
+
+    def tell_icmp(self, *, wanted: bool) -> None:
+        """Whether to be told of ICMP errors. Under a flood with false addresses each answer may make one."""
+        self._option(stdlib.IPPROTO_IP, _IP_RECVERR, int(wanted))
+        if self.family == stdlib.AF_INET6:
+            self._option(stdlib.IPPROTO_IPV6, _IPV6_RECVERR, int(wanted))
 
     def _joined(self, room: memoryview, index: int, size: int) -> memoryview:
         """A datagram, or several merged into one, that may be longer than its slot."""

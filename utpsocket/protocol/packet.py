@@ -204,6 +204,7 @@ def _big_endian_sequence_numbers() -> array[int]:
 
 
 _STATE: Final = PacketType.STATE << 4 | VERSION
+SYN_BYTE: Final = PacketType.SYN << 4 | VERSION  # a SYN's first
 _SEQ_COLUMN: Final = memoryview(_big_endian_sequence_numbers())
 _SEQ_COLUMN_BYTES: Final = _SEQ_COLUMN.tobytes()
 
