@@ -24,6 +24,7 @@ PURE_MODULES = frozenset(
         "__future__",
         "array",
         "bisect",
+        "heapq",
         "collections",
         "dataclasses",
         "enum",

@@ -14,8 +14,9 @@ from utpsocket.protocol.flights import Flight
 from utpsocket.protocol.packet import Packet
 from utpsocket.protocol.sendbuffer import BlockPool, SendBuffer
 
-# Scratch, counters of what was looked at how, and what only says how far a burst got within one instant.
-_NOT_STATE = {"_own_pieces", "_pool"}
+# Scratch, counters of what was looked at how, what only says how far a burst got within one instant, and where to find
+# a flight.
+_NOT_STATE = {"_own_pieces", "_pool", "_again", "_judged_seq", "_lost_seqs", "_starts"}
 
 
 def state_of(thing: Any) -> Any:

@@ -21,6 +21,10 @@ class Entry:
     fate: Fate = Fate.IN_FLIGHT
 
 
+def numbers(flights: list[Flight]) -> list[int]:
+    return [seq for flight in flights for seq in range(flight.seq, flight.end_seq)]
+
+
 def expand(flights: Flights) -> dict[int, Entry]:
     entries = {}
     for flight in flights.queue:
@@ -39,7 +43,24 @@ def test_flights_are_a_dict_per_packet(data: st.DataObject) -> None:
     offset = now = 0
     for _ in range(data.draw(st.integers(1, 25))):
         now += 10
-        step = data.draw(st.sampled_from(["add", "add", "ack", "sack", "sack", "lose", "resend", "tail", "renege"]))
+        step = data.draw(
+            st.sampled_from(
+                [
+                    "add",
+                    "add",
+                    "ack",
+                    "sack",
+                    "sack",
+                    "lose",
+                    "overdue",
+                    "overdue",
+                    "resend",
+                    "resend",
+                    "tail",
+                    "renege",
+                ]
+            )
+        )
         if step == "add":
             count = data.draw(st.integers(1, 9))
             last = data.draw(st.integers(1, 10))
@@ -63,14 +84,8 @@ def test_flights_are_a_dict_per_packet(data: st.DataObject) -> None:
             una = to
         elif step == "sack":
             bits = data.draw(st.sets(st.integers(una + 1, following + 3), max_size=12))
-            ranges: list[tuple[int, int]] = []
-            for seq in sorted(bits):
-                if ranges and ranges[-1][1] == seq:
-                    ranges[-1] = (ranges[-1][0], seq + 1)
-                else:
-                    ranges.append((seq, seq + 1))
             result = Acknowledged()
-            flights.sack(ranges, result)
+            flights.sack(una + 1, sum(1 << (seq - una - 1) for seq in bits), result)
             fresh = [seq for seq in bits if seq in model and model[seq].fate is not Fate.SACKED]
             assert result.packets == len(fresh)
             assert result.total_bytes == sum(model[seq].size for seq in fresh)
@@ -78,17 +93,39 @@ def test_flights_are_a_dict_per_packet(data: st.DataObject) -> None:
                 model[seq].fate = Fate.SACKED
         elif step == "lose":
             before = data.draw(st.integers(0, now))
-            least = data.draw(st.integers(0, 4))
-            lost = flights.lose(lambda flight, above: flight.sent_us <= before and above >= least)  # noqa: B023
-            sacked = sorted(seq for seq, entry in model.items() if entry.fate is Fate.SACKED)
-            expected = [
-                seq
+            flown = {seq: entry for seq, entry in model.items() if entry.fate is Fate.IN_FLIGHT}
+            expected = [seq for seq, entry in flown.items() if entry.sent_us <= before]
+            lost, next_at = flights.lose(lambda flight: flight.sent_us + now - before, now=now)  # noqa: B023
+            assert numbers(lost) == expected
+            later = [entry.sent_us for entry in flown.values() if entry.sent_us > before]
+            assert next_at == (min(later) + now - before if later else None)
+            for seq in expected:
+                model[seq].fate = Fate.LOST
+        elif step == "overdue":
+            # As Recovery.lost_at(): what three sacked ones are above, or what left so long before the newest arrival.
+            newest = max(
+                ((entry.sent_us, seq) for seq, entry in model.items() if entry.fate is Fate.SACKED), default=(-1, -1)
+            )
+            patience, counts = data.draw(st.sampled_from([0, 10, 30])), data.draw(st.booleans())
+            said = data.draw(st.integers(una, following + 1))
+
+            def lost_at(sent_us: int, last_seq: int, sends: int, above: int) -> int | None:
+                if counts and sends == 1 and above >= 3:  # noqa: B023
+                    return 0
+                return None if (sent_us, last_seq) >= newest else sent_us + patience  # noqa: B023
+
+            sacked = [seq for seq, entry in model.items() if entry.fate is Fate.SACKED]
+            times = {
+                seq: lost_at(entry.sent_us, seq, entry.sends, sum(1 for other in sacked if other > seq))
                 for seq, entry in model.items()
-                if entry.fate is Fate.IN_FLIGHT
-                and entry.sent_us <= before
-                and sum(1 for other in sacked if other > seq) >= least
-            ]
-            assert lost == len(expected)
+                if entry.fate is Fate.IN_FLIGHT and seq <= said
+            }
+            expected = [seq for seq, at in times.items() if at is not None and at <= now]
+            lost, next_at = flights.lose_overdue(
+                lambda flight, last_seq, above: lost_at(flight.sent_us, last_seq, flight.sends, above), said, now=now
+            )
+            assert sorted(numbers(lost)) == expected
+            assert next_at == min((at for at in times.values() if at is not None and at > now), default=None)
             for seq in expected:
                 model[seq].fate = Fate.LOST
         elif step == "resend":

@@ -209,6 +209,49 @@ def test_a_retransmission_that_was_needless_is_undone_once(base: int) -> None:
     assert wire.connection.stats().cwnd_bytes >= before
 
 
+def test_an_early_ack_proves_nothing_where_the_peer_has_heard_the_retransmission(base: int) -> None:
+    """A peer that acks once for all that waited in its socket's buffer takes longer than the path does."""
+    wire = sender(base, 10)
+    before = wire.connection.stats().cwnd_bytes
+    wire.hear("STATE seq=1 ack=0 sack=07")
+    assert wire.say() == ["DATA seq=1 ack=0 len=1380"]
+    resent_at = wire.at
+    wire.wait(1_000)
+    wire.hear(f"STATE seq=1 ack=4 ts={resent_at + 700 & 0xFFFFFFFF} diff=700")
+    assert wire.connection.stats().cwnd_bytes < before
+    assert not wire.connection.send.recovery.has_reordered
+
+
+def test_an_empty_sack_says_that_all_it_reaches_is_missing(base: int) -> None:
+    """libutp's reach 30 packets beyond the hole, and it sends one only when it holds something: which lies further."""
+    wire = sender(base, 10)
+    wire.connection.send.controller.window_bytes = 200_000
+    wire.write_bytes(60 * 1_380)
+    wire.say()
+    wire.wait(RTT_US)
+    wire.hear("STATE seq=1 ack=10")
+    before = wire.connection.stats().cwnd_bytes
+    wire.hear("STATE seq=1 ack=10 sack=00000000")
+    stats = wire.connection.stats()
+    assert stats.lost_packets == 31 and stats.cwnd_bytes == before // 2
+    wire.hear("STATE seq=1 ack=10 sack=00000000")
+    assert wire.connection.stats().lost_packets == 31, "said twice, it is no more"
+    said = [*wire.say(), *texts(wire.wait(RTT_US // 2))]
+    assert said[0].startswith("DATA seq=11") and wire.connection.stats().retransmitted_packets == 31
+
+
+@pytest.mark.parametrize(("sack", "packets"), [("00" * 252, 60), ("00000000", 30), ("", 60)])
+def test_other_empty_sacks_say_nothing(base: int, sack: str, packets: int) -> None:
+    """Ours of full length only shows how many packets we hold; where nothing lies beyond its reach, it held nothing."""
+    wire = sender(base, 10)
+    wire.connection.send.controller.window_bytes = 200_000
+    wire.write_bytes(packets * 1_380)
+    wire.say()
+    wire.wait(RTT_US)
+    wire.hear("STATE seq=1 ack=10", f"STATE seq=1 ack=10 sack={sack}")
+    assert wire.connection.stats().lost_packets == 0
+
+
 def test_what_waited_behind_a_hole_measures_no_round_trip(base: int) -> None:
     """Its selective ack was lost; half a minute later one ack covers both, drawn by the hole's retransmission."""
     wire = Wire.initiator(base)

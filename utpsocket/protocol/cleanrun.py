@@ -47,7 +47,8 @@ def handle(connection: Connection, run: Run, *, now: int) -> bool:
     if timestamps is not None:
         connection.heard_more(timestamps, now=now)
     if flights.queue or ack_next_seq != una_seq or window_bytes != send.peer.window_bytes:
-        send.on_ack(ack_next_seq, window_bytes, [], delay_us, is_state=False, now=now)
+        echo_us = (timestamp_us - delay_us) & 0xFFFFFFFF if delay_us else -1
+        send.on_ack(ack_next_seq, window_bytes, None, delay_us, echo_us, is_state=False, now=now)
     receive.on_run(count, run.payloads(), total_bytes, now=now)
     if send.is_finishing:
         connection.settle(now=now)
@@ -68,7 +69,8 @@ def handle_ack(connection: Connection, run: Run, *, now: int) -> bool:
     ):
         return False
     delay_us = connection.heard(timestamp_us, difference_us, now=now)
-    send.on_ack(ack_next_seq, window_bytes, [], delay_us, is_state=True, now=now)
+    echo_us = (timestamp_us - delay_us) & 0xFFFFFFFF if delay_us else -1
+    send.on_ack(ack_next_seq, window_bytes, None, delay_us, echo_us, is_state=True, now=now)
     if send.is_finishing or receive.is_discarding:
         connection.settle(now=now)
     return True

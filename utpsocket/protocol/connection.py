@@ -25,7 +25,7 @@ from utpsocket.protocol.closing import Closing, Remains
 from utpsocket.protocol.config import Config, Workspace
 from utpsocket.protocol.handshake import Handshake
 from utpsocket.protocol.keepalive import Keepalive, Probing
-from utpsocket.protocol.packet import HEADER_BYTES, Packet, PacketType, Run, Transmit, decode, sack_ranges, unwrap
+from utpsocket.protocol.packet import HEADER_BYTES, Packet, PacketType, Run, Transmit, decode, unwrap
 from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
 from utpsocket.protocol.report import ConnectionStats, Event, EventKind, figures
 from utpsocket.protocol.sendhalf import EMPTY_PACKET_BYTES, SendHalf
@@ -275,15 +275,12 @@ class Connection:
             self.events.append(Event(EventKind.CONNECTED))
         if packet.type == PacketType.STATE and self.is_initiator and not receive.received_packets:
             self._handle_repeated_answer(packet, now=now)
-        ranges = []
-        if packet.sack is not None:
-            send.peer.on_sack(len(packet.sack))
-            ranges = sack_ranges(packet.sack, ack_next_seq - 1) if ack_next_seq >= flights.una_seq else []
         send.on_ack(
             ack_next_seq,
             packet.window_bytes,
-            ranges,
+            packet.sack,
             delay_us,
+            (packet.timestamp_us - delay_us) & _CLOCK if delay_us else -1,
             is_state=packet.type == PacketType.STATE,
             now=now,
         )

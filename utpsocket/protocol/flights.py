@@ -13,9 +13,16 @@ numbered, not bytes, so what was sent once is sent again in the same pieces.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
+from heapq import heappop, heappush
+from typing import Final
+
+MAX_NEWLY_SACKED_RANGES: Final = 32  # that one ack is believed: what it costs is bounded, whatever it says
+MAX_LOST_FLIGHTS: Final = 32  # that are found at once, likewise; the rest a moment later
+_MOST_PASSED_OVER: Final = 64
 
 
 class Fate(Enum):
@@ -124,9 +131,21 @@ class Acknowledged:
 
 
 class Flights:
-    """Everything sent and not acked, in order."""
+    """Everything sent and not acked, in order.
+
+    Whatever a peer says, it costs what it says that is new: a packet is sacked once, lost once per sending and sent
+    again once per loss, and each of these finds its flight by halves. What was said before is told by one comparison of
+    bit masks.
+
+    queue          the flights in order of sequence numbers
+    sacked_mask    bit 0 stands for una_seq: the packets that are sacked
+    """
 
     __slots__ = (
+        "_again",
+        "_judged_seq",
+        "_lost_seqs",
+        "_starts",
         "highest_sacked_seq",
         "in_flight_bytes",
         "lost_bytes",
@@ -135,18 +154,26 @@ class Flights:
         "next_seq",
         "queue",
         "sacked_bytes",
+        "sacked_mask",
         "sacked_packets",
         "small_packets",
         "una_seq",
     )
 
     def __init__(self, next_seq: int) -> None:
-        self.queue: deque[Flight] = deque()
+        self.queue: list[Flight] = []
+        self._starts: list[int] = []  # their first numbers
+        # In flight is, by the time it left: what was sent once, in the order of the queue from _judged_seq on; and what
+        # was sent again, in the order of _again: (seq, end_seq, sent_us), stale where a flight has left once more.
+        self._judged_seq = next_seq
+        self._again: deque[tuple[int, int, int]] = deque()
+        self._lost_seqs: list[int] = []  # a heap of every lost flight's first number, and of stale ones
         self.una_seq = next_seq
         self.next_seq = next_seq
         self.in_flight_bytes = 0
         self.lost_bytes = 0
         self.lost_packets = 0
+        self.sacked_mask = 0
         self.sacked_bytes = 0
         self.sacked_packets = 0
         self.small_packets = 0
@@ -166,6 +193,7 @@ class Flights:
     def add(self, flight: Flight) -> None:
         """A new flight left; its first packet is next_seq."""
         self.queue.append(flight)
+        self._starts.append(flight.seq)
         self.next_seq += flight.count
         self.in_flight_bytes += flight.total_bytes
         if self.next_seq - self.una_seq > self.most_packets:
@@ -173,18 +201,34 @@ class Flights:
         if flight.is_small:
             self.small_packets += 1
 
+    def _index(self, seq: int) -> int:
+        """Where the flight is that this number, which lies in [una_seq, next_seq), belongs to."""
+        return bisect_right(self._starts, seq) - 1
+
+    def find(self, seq: int) -> Flight:
+        """The flight of this number, which lies in [una_seq, next_seq)."""
+        return self.queue[self._index(seq)]
+
+    def _cut(self, index: int, count: int) -> Flight:
+        """Cut the flight at this place in two: the first `count` packets, fewer than all, stay there."""
+        flight = self.queue[index]
+        front = flight.cut(count)
+        self.queue.insert(index, front)
+        self._starts.insert(index + 1, flight.seq)
+        if flight.fate is Fate.LOST:
+            heappush(self._lost_seqs, flight.seq)
+        return front
+
     def acknowledge(self, ack_next_seq: int, result: Acknowledged) -> None:
         """The peer has everything before `ack_next_seq`, which lies in [una_seq, next_seq]."""
         queue = self.queue
         highest = max(self.highest_sacked_seq, self.una_seq - 1)
-        while queue and queue[0].seq < ack_next_seq:
-            flight = queue[0]
-            if flight.end_seq > ack_next_seq:
-                flight = flight.cut(ack_next_seq - flight.seq)
-            else:
-                queue.popleft()
-                if flight.is_small:
-                    self.small_packets -= 1
+        last = bisect_left(self._starts, ack_next_seq)
+        if last and queue[last - 1].end_seq > ack_next_seq:
+            self._cut(last - 1, ack_next_seq - queue[last - 1].seq)
+        for flight in queue[:last]:
+            if flight.is_small:
+                self.small_packets -= 1
             if flight.fate is Fate.SACKED:
                 self.sacked_bytes -= flight.total_bytes
                 self.sacked_packets -= flight.count
@@ -195,37 +239,46 @@ class Flights:
             else:
                 self.in_flight_bytes -= flight.total_bytes
             result._add(flight, highest)
+        del queue[:last], self._starts[:last]
+        self.sacked_mask >>= ack_next_seq - self.una_seq
         self.una_seq = ack_next_seq
+        while self._again and self._again[0][1] <= ack_next_seq:
+            self._again.popleft()
 
-    def sack(self, ranges: list[tuple[int, int]], result: Acknowledged) -> None:
-        """The peer has the packets of `ranges` (half-open, ascending, all above una_seq) as well.
+    def sack(self, first_seq: int, bits: int, result: Acknowledged) -> None:
+        """The peer has these packets as well: bit 0 stands for first_seq, which is above una_seq.
 
-        What lies outside of [una_seq, next_seq) was never sent and is passed over.
+        What lies beyond next_seq was never sent and is passed over. Of many holes that are news at once the lowest are
+        taken: the peer says the others again.
         """
-        if not ranges:
+        una_seq = self.una_seq
+        sent = (1 << (self.next_seq - una_seq)) - 1
+        news = bits << (first_seq - una_seq) & sent & ~self.sacked_mask
+        if not news:
             return
-        queue = self.queue
-        end_seq = min(ranges[-1][1], self.next_seq)
-        seen: list[Flight] = []
-        position = 0
         before_highest = self.highest_sacked_seq
-        while queue and queue[0].seq < end_seq:
-            flight = queue.popleft()
-            while position < len(ranges) and ranges[position][1] <= flight.seq:
-                position += 1
-            if position == len(ranges):
-                queue.appendleft(flight)
+        digits = bin(news)[:1:-1]  # the lowest first: str.find() is the quickest way from one to the next
+        last = 0
+        for _ in range(MAX_NEWLY_SACKED_RANGES):
+            first = digits.find("1", last)
+            if first < 0:
                 break
-            first, last = ranges[position]
-            if flight.fate is Fate.SACKED or flight.end_seq <= first:
-                seen.append(flight)
-                continue
-            if flight.seq < first:
-                seen.append(flight.cut(first - flight.seq))
-            if flight.end_seq > last:
-                rest = flight
-                flight = flight.cut(last - flight.seq)
-                queue.appendleft(rest)
+            last = digits.find("0", first)
+            if last < 0:
+                last = len(digits)
+            self._sack(una_seq + first, una_seq + last, before_highest, result)
+        self.sacked_mask |= news & ((1 << last) - 1)
+
+    def _sack(self, seq: int, end_seq: int, before_highest: int, result: Acknowledged) -> None:
+        queue = self.queue
+        index = self._index(seq)
+        if queue[index].seq < seq:
+            self._cut(index, seq - queue[index].seq)
+            index += 1
+        while index < len(queue) and queue[index].seq < end_seq:
+            flight = queue[index]
+            if flight.end_seq > end_seq:
+                flight = self._cut(index, end_seq - flight.seq)
             elif flight.is_small:
                 flight.is_small = False
                 self.small_packets -= 1
@@ -239,62 +292,135 @@ class Flights:
             self.sacked_packets += flight.count
             flight.fate = Fate.SACKED
             result._add(flight, before_highest)
-            self.highest_sacked_seq = max(self.highest_sacked_seq, flight.end_seq - 1)
-            seen.append(flight)
-        queue.extendleft(reversed(seen))
+            index += 1
+        if end_seq - 1 > self.highest_sacked_seq:
+            self.highest_sacked_seq = end_seq - 1
 
-    def lose(self, is_lost: Callable[[Flight, int], bool]) -> int:
-        """Mark lost every flight in flight of which `is_lost(flight, sacked_above)` says so.
+    def _lose(self, flight: Flight) -> None:
+        if not self.lost_packets:
+            self._lost_seqs.clear()
+        flight.fate = Fate.LOST
+        self.in_flight_bytes -= flight.total_bytes
+        self.lost_bytes += flight.total_bytes
+        self.lost_packets += flight.count
+        heappush(self._lost_seqs, flight.seq)
 
-        sacked_above is how many packets above the flight are sacked. Returns the packets newly lost.
+    def lose(self, lost_at: Callable[[Flight], int | None], *, now: int) -> tuple[list[Flight], int | None]:
+        """Ask about every flight in flight when it counts as lost, None for never; it is, if that is by now. Returns
+        what was lost, and when the next one will be. Looks at the whole queue: not for every ack.
         """
-        lost_bytes = 0
-        lost_packets = 0
-        sacked_above = self.sacked_packets
+        lost = []
+        next_at: int | None = None
         for flight in self.queue:
-            if flight.fate is Fate.SACKED:
-                sacked_above -= flight.count
-            elif flight.fate is Fate.IN_FLIGHT and is_lost(flight, sacked_above):
-                flight.fate = Fate.LOST
-                lost_bytes += flight.total_bytes
-                lost_packets += flight.count
-        self.in_flight_bytes -= lost_bytes
-        self.lost_bytes += lost_bytes
-        self.lost_packets += lost_packets
-        return lost_packets
+            if flight.fate is Fate.IN_FLIGHT:
+                at = lost_at(flight)
+                if at is not None and at <= now:
+                    self._lose(flight)
+                    lost.append(flight)
+                elif at is not None and (next_at is None or at < next_at):
+                    next_at = at
+        return lost, next_at
 
-    def split_at(self, seq: int) -> None:
-        """Let no flight lie across this number, so that what is before it can be judged apart."""
-        for index, flight in enumerate(self.queue):
-            if flight.end_seq > seq:
-                if flight.seq < seq:
-                    self.queue.insert(index, flight.cut(seq - flight.seq))
-                return
+    def lose_first(self) -> list[Flight]:
+        """The first packet is lost, if it has left once only. Returns what was lost."""
+        if self.queue[0].count > 1:
+            self._cut(0, 1)
+        first = self.queue[0]
+        if first.fate is not Fate.IN_FLIGHT or first.sends > 1:
+            return []
+        self._lose(first)
+        return [first]
+
+    def lose_overdue(self, lost_at: LostAt, said_seq: int, *, now: int) -> tuple[list[Flight], int | None]:
+        """The same for a judge that goes by time: what left later is lost later. So the oldest are asked, until one is
+        not lost. None is lost beyond said_seq. Where there is more to ask about, the next one is lost now.
+        """
+        lost: list[Flight] = []
+        queue = self.queue
+        next_at: int | None = None
+        index = bisect_left(self._starts, self._judged_seq)
+        while index < len(queue) and (flight := queue[index]).seq <= said_seq:
+            if flight.fate is Fate.IN_FLIGHT and flight.sends == 1:
+                if len(lost) >= MAX_LOST_FLIGHTS:
+                    next_at = now
+                    break
+                at = self._overdue_at(flight, said_seq, lost_at)
+                if at is None or at > now:
+                    next_at = at
+                    break
+                if flight.end_seq - 1 > said_seq:
+                    flight = self._cut(index, said_seq + 1 - flight.seq)
+                self._lose(flight)
+                lost.append(flight)
+            index += 1
+        self._judged_seq = self._starts[index] if index < len(queue) else self.next_seq
+        at = self._lose_again(lost_at, said_seq, lost, now=now) if self._again else None
+        return lost, at if next_at is None or (at is not None and at < next_at) else next_at
+
+    def _lose_again(self, lost_at: LostAt, said_seq: int, lost: list[Flight], *, now: int) -> int | None:
+        """The part of lose_overdue() for what was sent again."""
+        queue, again = self.queue, self._again
+        beyond: list[tuple[int, int, int]] = []  # said_seq: too early to ask about, and no reason not to ask on
+        while again and len(beyond) < _MOST_PASSED_OVER:
+            seq, end_seq, sent_us = again.popleft()
+            seq = max(seq, self.una_seq)
+            index = self._index(seq) if seq < end_seq else len(queue)
+            while index < len(queue) and (flight := queue[index]).seq < end_seq:
+                if flight.fate is Fate.IN_FLIGHT and flight.sends > 1 and flight.sent_us == sent_us:
+                    if flight.seq > said_seq:
+                        beyond.append((flight.seq, end_seq, sent_us))
+                        break
+                    at = now + 1 if len(lost) >= 2 * MAX_LOST_FLIGHTS else self._overdue_at(flight, said_seq, lost_at)
+                    if at is None or at > now:
+                        again.appendleft((flight.seq, end_seq, sent_us))
+                        again.extendleft(reversed(beyond))
+                        return at
+                    if flight.end_seq - 1 > said_seq:
+                        flight = self._cut(index, said_seq + 1 - flight.seq)
+                    self._lose(flight)
+                    lost.append(flight)
+                index += 1
+        again.extendleft(reversed(beyond))
+        return None
+
+    def _overdue_at(self, flight: Flight, said_seq: int, lost_at: LostAt) -> int | None:
+        last_seq = min(flight.end_seq - 1, said_seq)
+        above = 0 if flight.sends > 1 else (self.sacked_mask >> (flight.end_seq - self.una_seq)).bit_count()
+        return lost_at(flight, last_seq, above)
 
     def forget_sacks(self) -> None:
         """The peer has dropped what it had sacked: all of it is in flight again. RFC 2018 §8."""
         for flight in self.queue:
             if flight.fate is Fate.SACKED:
                 flight.fate = Fate.IN_FLIGHT
+                if flight.sends > 1:
+                    self._again.append((flight.seq, flight.end_seq, flight.sent_us))
+        self._again = deque(sorted(self._again, key=lambda entry: (entry[2], entry[0])))
+        self._judged_seq = self.una_seq
         self.in_flight_bytes += self.sacked_bytes
+        self.sacked_mask = 0
         self.sacked_bytes = 0
         self.sacked_packets = 0
         self.highest_sacked_seq = -1
 
     def first_lost(self) -> Flight | None:
         """The flight to send again first, or None."""
-        if self.lost_packets:
-            for flight in self.queue:
-                if flight.fate is Fate.LOST:
+        seqs = self._lost_seqs
+        while seqs:
+            seq = seqs[0]
+            if self.una_seq <= seq < self.next_seq:
+                flight = self.queue[self._index(seq)]
+                if flight.fate is Fate.LOST and flight.seq == seq:
                     return flight
+            heappop(seqs)
         return None
 
     def resent(self, flight: Flight, count: int, *, now: int) -> Flight:
-        """The first `count` packets of a lost flight leave again; returns the flight that stands for them."""
+        """The first `count` packets of a lost flight, or of the last one, leave again; returns the flight that stands
+        for them.
+        """
         if count < flight.count:
-            index = self.queue.index(flight)
-            flight = flight.cut(count)
-            self.queue.insert(index, flight)
+            flight = self._cut(self._index(flight.seq), count)
         if flight.fate is Fate.LOST:
             self.lost_bytes -= flight.total_bytes
             self.lost_packets -= flight.count
@@ -302,6 +428,7 @@ class Flights:
             flight.fate = Fate.IN_FLIGHT
         flight.sent_us = now
         flight.sends += 1
+        self._again.append((flight.seq, flight.end_seq, now))
         return flight
 
     def last_in_flight(self) -> Flight | None:
@@ -310,9 +437,8 @@ class Flights:
             return None
         flight = self.queue[-1]
         if flight.count > 1:
-            front = flight.cut(flight.count - 1)
+            self._cut(len(self.queue) - 1, flight.count - 1)
             flight.size = flight.last_size
-            self.queue.insert(len(self.queue) - 1, front)
         return flight
 
     def _check(self) -> None:
@@ -320,15 +446,32 @@ class Flights:
         seq = self.una_seq
         sums = dict.fromkeys(Fate, 0)
         packets = dict.fromkeys(Fate, 0)
+        mask = 0
         for flight in self.queue:
             assert flight.seq == seq and flight.count > 0
             assert flight.total_bytes == (flight.count - 1) * flight.size + flight.last_size
             seq = flight.end_seq
             sums[flight.fate] += flight.total_bytes
             packets[flight.fate] += flight.count
+            if flight.fate is Fate.SACKED:
+                mask |= ((1 << flight.count) - 1) << (flight.seq - self.una_seq)
+            elif flight.fate is Fate.LOST:
+                assert flight.seq in self._lost_seqs
+            elif flight.sends == 1:
+                assert flight.seq >= self._judged_seq
+            else:
+                assert any(
+                    first <= flight.seq and flight.end_seq <= end and sent_us == flight.sent_us
+                    for first, end, sent_us in self._again
+                )
         assert seq == self.next_seq
+        assert self._starts == [flight.seq for flight in self.queue]
+        assert mask == self.sacked_mask
         assert sums[Fate.IN_FLIGHT] == self.in_flight_bytes
         assert sums[Fate.LOST] == self.lost_bytes
         assert sums[Fate.SACKED] == self.sacked_bytes
         assert packets[Fate.SACKED] == self.sacked_packets and packets[Fate.LOST] == self.lost_packets
         assert self.small_packets == sum(1 for flight in self.queue if flight.is_small)
+
+
+LostAt = Callable[[Flight, int, int], "int | None"]

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Final
 
 from utpsocket.protocol.congestion import Controller
-from utpsocket.protocol.flights import Acknowledged, Fate, Flight, Flights
-from utpsocket.protocol.packet import HEADER_BYTES
+from utpsocket.protocol.flights import Acknowledged, Fate, Flight, Flights, LostAt
+from utpsocket.protocol.packet import HEADER_BYTES, MAX_SACK_BYTES
 from utpsocket.protocol.pathmtu import PathMtu
 from utpsocket.protocol.peerlimits import PeerLimits
 from utpsocket.protocol.receivehalf import NEVER
@@ -99,17 +99,26 @@ class Outstanding:
         self,
         ack_next_seq: int,
         window_bytes: int,
-        sack_ranges: list[tuple[int, int]],
+        sack: memoryview | None,
         delay_us: int,
+        echo_us: int,
         *,
         is_state: bool,
         now: int,
     ) -> bool:
-        """An acceptable ack arrived: all before `ack_next_seq` and in `sack_ranges` is there. The caller has
-        checked its range. `delay_us`: the peer's measurement, 0 for none. Returns whether it was news.
+        """An acceptable ack arrived: all before `ack_next_seq` and in `sack` is there. The caller has checked its
+        range. Returns whether it was news.
+
+        delay_us   the peer's measurement, 0 for none
+        echo_us    see Recovery.on_delivered()
         """
         flights = self.flights
         peer = self.peer
+        sacked_bits = 0
+        if sack is not None:
+            peer.on_sack(len(sack))
+            if ack_next_seq >= flights.una_seq:
+                sacked_bits = int.from_bytes(sack, "little")
         was_closed = peer.window_bytes < self.mtu.size
         if was_closed:
             self._silent_timeouts = 0  # it holds us back, so it lives
@@ -117,7 +126,7 @@ class Outstanding:
         in_flight_bytes = flights.in_flight_bytes
         is_plain_duplicate = (
             is_state
-            and not sack_ranges
+            and not sacked_bits
             and ack_next_seq == flights.una_seq
             and window_bytes <= peer.window_bytes  # less: what it held ahead of the hole takes its room
             and bool(flights.packets)
@@ -133,27 +142,50 @@ class Outstanding:
             flights.acknowledge(ack_next_seq, acknowledged)
             self._duplicate_acks = 0
             self._release()
-        if sack_ranges:
-            flights.sack(sack_ranges, acknowledged)
+        if sacked_bits:
+            flights.sack(ack_next_seq + 1, sacked_bits, acknowledged)
+        elif sack and self._is_hole_wider(len(sack), ack_next_seq, now=now):
+            is_plain_duplicate = False
         if acknowledged.packets:
-            lost = self._on_news(acknowledged, in_flight_bytes, delay_us, now=now)
+            lost = self._on_news(acknowledged, in_flight_bytes, delay_us, echo_us, now=now)
             if repaired_span and lost and not flights.sacked_packets:
                 peer.on_hole_repaired(repaired_span, lost)
         elif is_plain_duplicate:
             self._duplicate_acks += 1
             if self._duplicate_acks == DUPLICATE_THRESHOLD:
-                flights.split_at(flights.una_seq + 1)
-                self._lose(lambda flight, _: 0 if flight.seq == flights.una_seq and flight.sends == 1 else None, now)
+                self._on_lost(flights.lose_first(), now=now)
         return acknowledged.packets > 0
 
-    def _on_news(self, acknowledged: Acknowledged, in_flight_bytes: int, delay_us: int, *, now: int) -> int:
+    def _is_hole_wider(self, sack_bytes: int, ack_next_seq: int, *, now: int) -> bool:
+        """Whether this is a selective ack without any bit of a peer that holds a packet, or it would not send one, but
+        beyond its reach. So what it reaches is lost, or where the path reorders it is when its time has come. Ours of
+        full length mean something else (ReceiveHalf.sack).
+        """
+        flights = self.flights
+        recovery = self.recovery
+        reach_seq = ack_next_seq + self.peer.sack_packets
+        if sack_bytes >= MAX_SACK_BYTES or ack_next_seq != flights.una_seq or reach_seq + 1 >= flights.next_seq:
+            return False
+        beyond = flights.find(reach_seq + 1)
+        if beyond.sends == 1:
+            recovery.on_later_arrival(beyond.sent_us, reach_seq + 1, now=now)
+
+        def lost_at(flight: Flight, last_seq: int, above: int) -> int | None:
+            return recovery.lost_at(flight, last_seq, DUPLICATE_THRESHOLD if last_seq <= reach_seq else above)
+
+        self._lose_overdue(lost_at, max(flights.highest_sacked_seq, reach_seq), now)
+        return True
+
+    def _on_news(
+        self, acknowledged: Acknowledged, in_flight_bytes: int, delay_us: int, echo_us: int, *, now: int
+    ) -> int:
         """Something newly arrived. Returns how many packets that proves lost."""
         recovery = self.recovery
         controller = self.controller
         if not self._is_window_closed:
             recovery.on_progress()
         self._silent_timeouts = 0
-        if recovery.on_delivered(acknowledged, now=now):
+        if recovery.on_delivered(acknowledged, echo_us, now=now):
             controller.on_needless(now=now)
         self._rto_from_us = now
         self._last_progress_at = now
@@ -197,35 +229,34 @@ class Outstanding:
         """Ask about each flight of which a selective ack could have told. libutp's reach 30 packets beyond the hole,
         and some peers send none: what lies further may have arrived, unsaid.
         """
-        self._reorder_at = NEVER
         flights = self.flights
         said_seq = max(flights.highest_sacked_seq, flights.una_seq + self.peer.sack_packets)
-        if said_seq + 1 < flights.next_seq:
-            flights.split_at(said_seq + 1)
-        lost_at = self.recovery.lost_at
-        return self._lose(lambda flight, above: lost_at(flight, above) if flight.seq <= said_seq else None, now)
+        return self._lose_overdue(self.recovery.lost_at, said_seq, now)
 
-    def _lose(self, lost_at: Callable[[Flight, int], int | None], now: int, *, is_congestion: bool = True) -> int:
+    def _lose_overdue(self, lost_at: LostAt, said_seq: int, now: int) -> int:
+        lost, next_at = self.flights.lose_overdue(lost_at, said_seq, now=now)
+        self._reorder_at = NEVER if next_at is None else next_at
+        return self._on_lost(lost, now=now) if lost else 0
+
+    def _lose(self, lost_at: Callable[[Flight], int | None], now: int, *, is_congestion: bool = True) -> int:
         """Mark lost what counts as lost by now; remember when the next one will. Returns how many packets."""
+        lost, next_at = self.flights.lose(lost_at, now=now)
+        if next_at is not None and next_at < self._reorder_at:
+            self._reorder_at = next_at
+        return self._on_lost(lost, now=now, is_congestion=is_congestion)
+
+    def _on_lost(self, flights: list[Flight], *, now: int, is_congestion: bool = True) -> int:
+        """These count as lost now. Returns how many packets."""
         reduces = False
         lost_probe = False
-
-        def is_lost(flight: Flight, sacked_above: int) -> bool:
-            nonlocal reduces, lost_probe
-            at = lost_at(flight, sacked_above)
-            if at is None:
-                return False
-            if at > now:
-                self._reorder_at = min(self._reorder_at, at)
-                return False
+        lost = 0
+        for flight in flights:
+            lost += flight.count
             if flight.probe_bytes:
                 flight.probe_bytes = 0
                 lost_probe = True
             elif flight.seq >= self._recovery_seq:
                 reduces = is_congestion
-            return True
-
-        lost = self.flights.lose(is_lost)
         self.lost_packets += lost
         if lost_probe:
             self.mtu.on_probe_lost(now=now)
@@ -284,7 +315,7 @@ class Outstanding:
         if flights.queue[0].fate is Fate.SACKED:
             flights.forget_sacks()  # the first packet not acked cannot have arrived, whatever was said
         if all(flight.probe_bytes or flight.fate is not Fate.IN_FLIGHT for flight in flights.queue):
-            self._lose(lambda flight, _: 0, now)  # PROTOCOL.md §9: a lone MTU probe's timeout is not a loss
+            self._lose(lambda flight: 0, now)  # PROTOCOL.md §9: a lone MTU probe's timeout is not a loss
             return True
         self.timeouts += 1
         self._silent_timeouts += 1
@@ -302,7 +333,7 @@ class Outstanding:
         # RFC 8985 §6.3: what left a moment ago may still arrive.
         patience_us = recovery.srtt_us + recovery.reorder_window_us
         first_seq = flights.una_seq
-        self._lose(lambda flight, _: 0 if flight.seq == first_seq else flight.sent_us + patience_us, now)
+        self._lose(lambda flight: 0 if flight.seq == first_seq else flight.sent_us + patience_us, now)
         self._resend_at_once = True
         return True
 
@@ -330,7 +361,7 @@ class Outstanding:
         self.controller.on_segment_size(mtu.size - HEADER_BYTES)
         limit, highest = mtu.size - HEADER_BYTES, mtu.highest
 
-        def is_gone(flight: Flight, _: int) -> int | None:
+        def is_gone(flight: Flight) -> int | None:
             # What IP may fragment travels on; the rest is gone, and congestion had no part in it.
             return 0 if flight.is_whole and (flight.size > limit or flight.probe_bytes > highest) else None
 

@@ -167,25 +167,6 @@ def unwrap(seq16: int, near: int) -> int:
     return near + ((seq16 - near + 0x8000) & _SEQ_MASK) - 0x8000
 
 
-def sack_ranges(sack: memoryview, ack: int) -> list[tuple[int, int]]:
-    """The half-open ranges of sequence numbers that a selective ack says arrived, ascending.
-
-    Bit 0 of byte 0, the least significant, stands for ack + 2: ack + 1 is missing, or it would have been
-    acked. BEP 29 "selective ack".
-    """
-    bits = int.from_bytes(sack, "little")
-    ranges = []
-    seq = ack + 2
-    while bits:
-        gap = (bits & -bits).bit_length() - 1
-        bits >>= gap
-        length = (~bits & (bits + 1)).bit_length() - 1
-        bits >>= length
-        ranges.append((seq + gap, seq + gap + length))
-        seq += gap + length
-    return ranges
-
-
 def sack_bytes(bits: int) -> bytes:
     """A selective ack's bitmask from an integer whose bit 0 stands for ack + 2. A multiple of four bytes (BEP 29),
     cut at MAX_SACK_BYTES; empty when no bit is set.

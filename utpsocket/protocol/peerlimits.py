@@ -15,6 +15,8 @@ from utpsocket.protocol.packet import MAX_SACK_BYTES
 FOREIGN_REORDER_PACKETS: Final = 900  # libtorrent holds about 950, libutp 1,024: PROTOCOL.md §7
 PROVEN_REORDER_PACKETS: Final = 8_000  # reassembly.MAX_HELD_PACKETS, less what is on its way
 _LEAST_REORDER_PACKETS: Final = 128  # half of the smallest buffer known, anacrolix' 256
+_LIBUTP_SACK_BYTES: Final = 4
+_LIBUTP_SACK_PACKETS: Final = 30  # its last two bits are never set
 _STALL_PACKETS: Final = 32  # so many lost in one piece behind a repaired hole are no accident, if it happens again
 
 
@@ -61,8 +63,9 @@ class PeerLimits:
 
     def on_sack(self, sack_bytes: int) -> None:
         """A selective ack of this length came. One of full length says that the peer is one that holds many."""
-        if sack_bytes * 8 > self.sack_packets:
-            self.sack_packets = sack_bytes * 8
+        packets = _LIBUTP_SACK_PACKETS if sack_bytes == _LIBUTP_SACK_BYTES else sack_bytes * 8
+        if packets > self.sack_packets:
+            self.sack_packets = packets
             if sack_bytes >= MAX_SACK_BYTES:
                 self.is_reorder_proven = True
                 self.reorder_packets = PROVEN_REORDER_PACKETS

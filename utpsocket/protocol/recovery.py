@@ -26,6 +26,8 @@ MAX_ACK_DELAY_US: Final = 10_000  # ours, receivehalf.py; a tail probe waits as 
 _FOREIGN_ACK_DELAY_US: Final = 100_000  # libutp's: a path without variance must not time out on it
 _GRANULARITY_US: Final = 1_000  # epoll's timeout
 _MOST_PATIENCE_US: Final = 30_000  # a lost last packet costs two round trips and 50 ms, no more
+_CLOCK: Final = 0xFFFFFFFF
+_HALF_CLOCK: Final = 0x80000000
 _MAX_REORDER_STEPS: Final = 16  # RFC 8985 §6.2 step 4: the window never exceeds one SRTT anyway
 
 
@@ -107,9 +109,11 @@ class Recovery:
 
     # ── loss ──
 
-    def on_delivered(self, acknowledged: Acknowledged, *, now: int) -> bool:
+    def on_delivered(self, acknowledged: Acknowledged, echo_us: int, *, now: int) -> bool:
         """An ack newly covered packets. RFC 8985 §6.2 steps 1 to 4. Returns whether it shows that a packet was
         sent again for nothing.
+
+        echo_us   the peer's last packet had arrived when this one of ours had left, or earlier: 32 bits, -1 if unknown
         """
         if acknowledged.sends == 1:
             # Where a retransmission left later, it drew the ack: what had waited behind the hole was not on its way
@@ -118,11 +122,17 @@ class Recovery:
         if acknowledged.refilled_seq >= 0:
             self.has_reordered = True
         rtt_us = now - acknowledged.sent_us
-        if acknowledged.sends > 1 and rtt_us < self.min_rtt_us:
-            # The ack came too soon to be the retransmission's: the original had arrived, so patience was too short.
-            self.has_reordered = True
-            self.reorder_steps = min(_MAX_REORDER_STEPS, self.reorder_steps + 1)
-            return True
+        if acknowledged.sends > 1:
+            if echo_us >= 0 and (echo_us - acknowledged.sent_us) & _CLOCK >= _HALF_CLOCK:
+                # Whatever the peer has heard left before the retransmission: the original had arrived, so patience was
+                # too short. RFC 3522 §3.2.
+                self.has_reordered = True
+                self.reorder_steps = min(_MAX_REORDER_STEPS, self.reorder_steps + 1)
+                return True
+            if rtt_us < self.min_rtt_us:
+                # RFC 8985 §6.2 step 2: perhaps the original's. No proof of it: a peer that acks once for all that has
+                # waited in its socket's buffer takes longer than the path does.
+                return False
         if (acknowledged.sent_us, acknowledged.seq) > (self.rack_sent_us, self.rack_seq):
             self.rack_sent_us = acknowledged.sent_us
             self.rack_seq = acknowledged.seq
@@ -134,13 +144,18 @@ class Recovery:
         """How much later than a later packet one may still arrive. RFC 8985 §6.2 step 4."""
         return min(self.srtt_us, self.reorder_steps * max(_GRANULARITY_US, self.min_rtt_us // 4))
 
-    def lost_at(self, flight: Flight, sacked_above: int) -> int | None:
-        """When a flight in flight counts as lost: a time, perhaps in the past, or None while nothing sent later
-        has arrived.
+    def on_later_arrival(self, sent_us: int, seq: int, *, now: int) -> None:
+        """A packet has arrived that left no earlier than this one; which it was, nobody says."""
+        if (sent_us, seq) > (self.rack_sent_us, self.rack_seq):
+            self.rack_sent_us, self.rack_seq, self.rack_rtt_us = sent_us, seq, now - sent_us
+
+    def lost_at(self, flight: Flight, last_seq: int, sacked_above: int) -> int | None:
+        """When a flight in flight, up to its packet last_seq, counts as lost: a time, perhaps in the past, or None
+        while nothing sent later has arrived.
         """
         if not self.has_reordered and flight.sends == 1 and sacked_above >= DUPLICATE_THRESHOLD:
             return 0
-        if (flight.sent_us, flight.end_seq - 1) >= (self.rack_sent_us, self.rack_seq):
+        if (flight.sent_us, last_seq) >= (self.rack_sent_us, self.rack_seq):
             return None
         return flight.sent_us + self.rack_rtt_us + self.reorder_window_us
 

@@ -312,8 +312,7 @@ class SendHalf(Outstanding):
             flight.probe_bytes = 0
             flight.is_whole = self.mtu.is_proven(flight.size + HEADER_BYTES)
             self.mtu.on_probe_lost(now=now)
-        flight.sent_us = now
-        flight.sends += 1
+        flights.resent(flight, 1, now=now)
         self.resent_packets += 1
         self.tail_probes += 1
         self._rto_from_us = now
