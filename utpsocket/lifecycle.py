@@ -12,21 +12,21 @@ import secrets
 import socket as stdlib
 import sys
 from collections.abc import Callable
-from contextlib import closing
 from typing import Any, Final
 
 from utpsocket import options, pairing, registry
-from utpsocket.engine import engine, running_engine, serving_pid, verbs
+from utpsocket.engine import engine, names, running_engine, serving_pid, verbs
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.names import Address
-from utpsocket.engine.native import Socket, allocate_lock, poll
+from utpsocket.engine.native import Socket, accepted, allocate_lock, poll
 from utpsocket.engine.remote import RemoteLoop
 
 _POLLIN: Final = 0x001
 _POLLOUT: Final = 0x004
 _POLLRDHUP: Final = 0x2000
 _POLLERR_OR_HUP: Final = 0x018
+_BY: Final = verbs.CLAIM[0]
 UNBOUND: Final[dict[int, Address]] = {stdlib.AF_INET: ("0.0.0.0", 0), stdlib.AF_INET6: ("::", 0, 0, 0)}
 IN_PROGRESS: Final = (errno.EINPROGRESS, errno.EALREADY)
 
@@ -44,34 +44,45 @@ def check_open(sock: Any) -> None:
 
 def bind(sock: Any, identity: Identity, address: Any) -> None:
     """The kernel judges the address on a UDP socket, which then becomes the engine's port."""
+    settle(sock, identity)
     loop = engine()
+    try:
+        key, local = _take_port(loop, identity, address)
+        loop.holders_watch.watch(sock.fileno())
+        identity.local = identity.bound = local
+        identity.cookie = secrets.randbits(63)
+        identity.owner_pid = loop.pid
+        identity.endpoint = key  # last: from here on the socket is bound
+    except OSError:
+        raise  # nothing was bound
+    except BaseException:
+        identity.endpoint = 0
+        identity.local = identity.bound = None
+        if loop.is_alive:
+            loop.call(verbs.unhold, identity.inode)
+        raise
+
+
+def _take_port(loop: Loop | RemoteLoop, identity: Identity, address: Any) -> tuple[int, Address]:
+    """The key of the engine's endpoint at this address, and the address as the kernel gives it."""
     reuse = any(identity.options.get((stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR), b""))
     shares = identity.settings.shares_port
     for _ in range(3):
         udp = options.udp_socket(identity)
         try:
-            try:
-                udp.bind(address)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-                local = _resolved(identity, address)
-                try:
-                    key = loop.call(verbs.share_port, local, identity, reuse=reuse, shares=shares)
-                except BlockingIOError:
-                    continue
-                identity.local = local
-            else:
-                identity.local = udp.getsockname()
-                fd = udp.detach()
-                key = loop.call(verbs.adopt_port, fd, identity, reuse=reuse, shares=shares)
-        finally:
+            udp.bind(address)
+            local: Address = udp.getsockname()
+        except BaseException as error:
             udp.close()
-        loop.holders_watch.watch(sock.fileno())
-        identity.endpoint = key
-        identity.cookie = secrets.randbits(63)
-        identity.owner_pid = loop.pid
-        return
+            if not isinstance(error, OSError) or error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return loop.call(verbs.adopt_port, udp, identity, reuse=reuse, shares=shares), local
+        local = _resolved(identity, address)
+        try:
+            return loop.call(verbs.share_port, local, identity, reuse=reuse, shares=shares), local
+        except BlockingIOError:
+            continue
     raise fail(errno.EADDRINUSE)
 
 
@@ -107,40 +118,98 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
         _renew(sock, identity)
         if error:
             return error
+    settle(sock, identity)
     loop = engine()
-    with closing(options.udp_socket(identity)) as udp:
-        try:
-            code = udp.connect_ex(address) if quietly else udp.connect(address)
-        except PermissionError:
-            return errno.ENETUNREACH  # a broadcast address: UDP wants SO_BROADCAST, TCP has no way there
-        if code:
-            return errno.ENETUNREACH if code == errno.EACCES else int(code)
+    udp = options.udp_socket(identity)
+    try:
+        code = _aim(udp, identity, address, quietly=quietly)
         check_open(sock)
-        try:
-            peer, local = udp.getpeername(), udp.getsockname()
-        except OSError:  # port 0, to which UDP can "connect"
-            return errno.ECONNREFUSED
-        if _is_multicast(identity.family, peer[0]):
-            return errno.ENETUNREACH
-        if identity.endpoint:
-            bound = identity.local
-            assert bound is not None
-            identity.local = (local[0], *bound[1:]) if bound[0] in ("0.0.0.0", "::") else bound
-        else:
-            identity.local = local
-        identity.peer = peer
-        identity.cookie = secrets.randbits(63)
-        identity.owner_pid = loop.pid
-        end_fd = pairing.pair(sock, identity)
-        identity.role = Role.CONNECTING
+    except BaseException:
+        udp.close()
+        raise
+    if code:
+        udp.close()
+        return code
+    _dial(sock, identity, loop, udp)
+    return errno.EINPROGRESS
+
+
+def _aim(udp: Any, identity: Identity, address: Any, *, quietly: bool) -> int:
+    """Connect the UDP socket to the peer: 0, or the errno for which TCP's connect() fails at once."""
+    try:
+        code = udp.connect_ex(address) if quietly else udp.connect(address)
+    except PermissionError:
+        return errno.ENETUNREACH  # a broadcast address: UDP wants SO_BROADCAST, TCP has no way there
+    if code:
+        return errno.ENETUNREACH if code == errno.EACCES else int(code)
+    try:
+        peer = udp.getpeername()
+    except OSError:  # port 0, to which UDP can "connect"
+        return errno.ECONNREFUSED
+    return errno.ENETUNREACH if _is_multicast(identity.family, peer[0]) else 0
+
+
+def _dial(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any) -> None:
+    """Pair the user's fd with the engine and have it dial; `udp`, connected to the peer, is the engine's from now on.
+
+    A signal's handler may raise between any two lines. Before the engine has begun, the socket is then fresh again;
+    afterwards it is connecting, as TCP's is. The claim decides which of the two it is.
+    """
+    claim: dict[str, str] = {}
+    try:
+        identity.claim = claim
+        peer, local = udp.getpeername(), udp.getsockname()
+        bound = identity.bound
+        if bound is not None:
+            local = (local[0], *bound[1:]) if bound[0] in ("0.0.0.0", "::") else bound
+        identity.local, identity.peer, identity.owner_pid = local, peer, loop.pid
+        end = pairing.pair(sock, identity)
         routes = identity.routes
         fallback_us = int(routes.fallback_seconds * 1_000_000) if routes is not None and routes.fallback else -1
+        identity.role = Role.CONNECTING
         if identity.endpoint:
-            loop.post(verbs.dial_from, identity.endpoint, peer, identity, end_fd, fallback_us)
+            udp.close()
+            loop.post(verbs.dial_from, identity.endpoint, peer, identity, end, fallback_us, claim)
         else:
-            udp_fd = udp.detach()
-            loop.post(verbs.dial_private, udp_fd, identity, end_fd, fallback_us)
-    return errno.EINPROGRESS
+            loop.post(verbs.dial_private, udp, identity, end, fallback_us, claim)
+        identity.claim = None
+    except BaseException:
+        settle(sock, identity)
+        raise
+
+
+def listen(sock: Any, identity: Identity, backlog: int) -> None:
+    """Listen at the bound port: the user's fd in the kernel, the engine for uTP, and for TCP where a twin is bound."""
+    settle(sock, identity)
+    assert identity.local is not None
+    loop = engine()
+    try:
+        identity.claim = {_BY: "caller"}
+        name = names.encode_listener(identity.cookie, identity.local, identity.owner_pid)
+        Socket.bind(sock, name)
+        Socket.listen(sock, backlog)
+        loop.call(verbs.listen, identity.endpoint, identity, name, max(1, backlog), identity.twin)
+        identity.twin = None
+        identity.role = Role.LISTENING
+        identity.claim = None
+    except BaseException:
+        if identity.role is not Role.LISTENING:
+            settle(sock, identity)
+        identity.claim = None
+        raise
+
+
+def settle(sock: Any, identity: Identity) -> None:
+    """If the last connect() or listen() was interrupted: it is under way if the engine has begun, or never was.
+
+    Called by who was interrupted, and at the next call too, since that may be interrupted as well.
+    """
+    claim = identity.claim
+    if claim is None:
+        return
+    if claim.setdefault(_BY, "caller") == "caller":
+        _renew(sock, identity)
+    identity.claim = None
 
 
 def _is_multicast(family: int, host: str) -> bool:
@@ -149,16 +218,35 @@ def _is_multicast(family: int, host: str) -> bool:
 
 
 def _renew(sock: Any, identity: Identity) -> None:
-    """After a failed attempt: a fresh fd under the same number."""
+    """A fresh fd under the same number: after a failed attempt, and after one that was taken back.
+
+    Whoever interrupts this leaves a socket with a claim, or one that has failed: the next call does it again.
+    """
+    if identity.claim is None:
+        identity.claim = {_BY: "caller"}
+    inode = identity.inode
     registry.forget(identity)
     pairing.renew(sock)
-    identity.role = Role.FRESH
+    registry.register(sock, identity)
     identity.transport = "utp"
     identity.is_over = identity.is_reset = identity.is_gated = identity.is_told = False
-    if not identity.endpoint:
-        identity.local = None
-    identity.peer = None
-    registry.register(sock, identity)
+    identity.error = 0
+    identity.local, identity.peer = identity.bound, None
+    identity.cookie = secrets.randbits(63) if identity.endpoint else 0  # the engine may still speak of the old one
+    if identity.endpoint:
+        _hold_again(sock, identity, inode)
+    identity.role = Role.FRESH
+    identity.claim = None
+
+
+def _hold_again(sock: Any, identity: Identity, inode: int) -> None:
+    """The port of a bound socket goes on being its own: a connection that ended may have given it up."""
+    loop = engine()
+    loop.holders_watch.watch(sock.fileno())
+    if loop.pid != identity.owner_pid or not loop.call(verbs.hold_again, identity.endpoint, inode, identity):
+        bound, identity.endpoint = identity.bound, 0
+        identity.claim = None
+        bind(sock, identity, bound)
 
 
 def notice(sock: Any, identity: Identity) -> int:
@@ -191,7 +279,19 @@ def catch_up(identity: Identity) -> None:
         loop.call(verbs.catch_up, identity.cookie)
 
 
-def accept(sock: Any) -> tuple[int, Any]:
+def accept(sock: Any, identity: Identity, made: Any) -> Any:
+    """The next incoming connection: `made`, a socket object without an fd, then has one. Returns the peer's address."""
+    while True:
+        _accept_any(sock, made)
+        name = Socket.getpeername(made)
+        found = names.decode(name)
+        if found is not None and names.maker(made)[0] == identity.owner_pid and names.is_ours(name, None):
+            options.inherit(made, identity)
+            return found[3]
+        Socket.close(made)  # a stranger who found the listening name: anyone on this machine can connect to it
+
+
+def _accept_any(sock: Any, made: Any) -> None:
     """accept4(2) of a listening AF_UNIX socket, which after shutdown() says EAGAIN for ever to whoever does not block,
     while poll() says that there is something: EINVAL, as TCP's.
     """
@@ -203,12 +303,11 @@ def accept(sock: Any) -> tuple[int, Any]:
         if mask & _POLLRDHUP:
             raise fail(errno.EINVAL)
     try:
-        fd, name = Socket._accept(sock)
+        accepted(sock, made)
     except BlockingIOError:
         if _wait_readable(sock, 0) & _POLLRDHUP:
             raise fail(errno.EINVAL) from None
         raise
-    return int(fd), name
 
 
 def _wait_readable(sock: Any, seconds: float) -> int:

@@ -10,53 +10,69 @@ Any thread may call. Sources: unix(7), socket(7).
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import socket as stdlib
-import struct
 from typing import Any, Final
 
 from utpsocket import replacement
 from utpsocket.engine import names
 from utpsocket.engine.identity import Identity
-from utpsocket.engine.native import Socket
+from utpsocket.engine.native import Socket, accepted, connect_at_once
 
 # What a program writes ahead of the engine: with little of it, a thread that keeps the GIL busy stalls the writer too.
 _USER_BUFFER_BYTES: Final = 256 << 10
 # An engine in its own process never waits for that thread, only the writer does: more per wait then, as with TCP.
 _FAR_BUFFER_BYTES: Final = 512 << 10
+_TRIES: Final = 1_000
+_DOOR_BACKLOG: Final = 16
 _FILLER: Final = bytes(8_192)  # more than the smallest send buffer takes
-_CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 
-def pair(sock: Any, identity: Identity) -> int:
-    """Connect the user's fresh fd to a new engine's end, gate closed; returns the end's fd.
+def pair(sock: Any, identity: Identity) -> Any:
+    """Connect the user's fresh fd to a new engine's end, gate closed; returns the end.
 
     Through a private, momentary listening socket, so that the same fd goes from fresh to connecting. Its name becomes
-    what getpeername() says of the raw fd.
+    what getpeername() says of the raw fd. Others can find the name and connect to it too: they are hung up on, and
+    where they fill the queue the next one has another name. Raises EAGAIN if that happens a thousand times.
     """
     assert identity.local is not None and identity.peer is not None
-    name = names.encode(identity.cookie, identity.local, identity.peer, identity.owner_pid)
-    door = Socket(stdlib.AF_UNIX, stdlib.SOCK_STREAM)
-    try:
-        door.setblocking(False)
-        door.bind(name)
-        door.listen(1)
-        if identity.settings.send_buffer_bytes:
-            identity.send_buffer_bytes = Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF) // 2
-        else:
-            identity.send_buffer_bytes = user_buffer_bytes(identity)
-        Socket.setsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, 0)
-        Socket.connect(sock, name)
-        identity.filler_bytes = Socket.send(sock, _FILLER, stdlib.MSG_DONTWAIT)
-        identity.is_gated = True
-        while True:
-            end_fd, _ = door._accept()
-            end = Socket(fileno=end_fd)
-            if comes_from(end, os.getpid()):
-                return int(end.detach())
-            end.close()  # a stranger who found the name: anyone on this machine can connect to it
-    finally:
-        door.close()
+    if identity.settings.send_buffer_bytes:
+        identity.send_buffer_bytes = Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF) // 2
+    else:
+        identity.send_buffer_bytes = user_buffer_bytes(identity)
+    Socket.setsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, 0)
+    fd = sock.fileno()
+    for _ in range(_TRIES):
+        identity.cookie = secrets.randbits(63)
+        door = Socket(stdlib.AF_UNIX, stdlib.SOCK_STREAM)
+        try:
+            end = _pair_at(door, fd, names.encode(identity.cookie, identity.local, identity.peer, identity.owner_pid))
+        finally:
+            door.close()
+        if end is not None:
+            identity.filler_bytes = Socket.send(sock, _FILLER, stdlib.MSG_DONTWAIT)
+            identity.is_gated = True
+            return end
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+def _pair_at(door: Any, fd: int, name: bytes) -> Any:
+    """The engine's end of the fd's pair, made at that name; None where others are in the way."""
+    door.setblocking(False)
+    door.bind(name)
+    door.listen(_DOOR_BACKLOG)
+    code = connect_at_once(fd, name)
+    if code == errno.EAGAIN:
+        return None
+    if code:
+        raise OSError(code, os.strerror(code))
+    while True:
+        end = accepted(door)
+        if names.maker(end)[0] == os.getpid():  # no matter as which user: a program may change that at any time
+            return end
+        end.close()
 
 
 def user_buffer_bytes(identity: Identity) -> int:
@@ -66,15 +82,8 @@ def user_buffer_bytes(identity: Identity) -> int:
 
 def open_gate(sock: Any, identity: Identity) -> None:
     """Give the user's fd its send buffer back, once the connection stands."""
-    identity.is_gated = False
     Socket.setsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, identity.send_buffer_bytes)
-
-
-def comes_from(sock: Any, pid: int) -> bool:
-    """Whether the other end of this AF_UNIX connection was made by that process of this user. unix(7) SO_PEERCRED."""
-    credentials = Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_PEERCRED, _CREDENTIALS.size)
-    peer_pid, peer_uid, _ = _CREDENTIALS.unpack(credentials)
-    return bool(peer_pid == pid and peer_uid == os.getuid())
+    identity.is_gated = False  # last: whoever interrupts this leaves it to be done again
 
 
 def renew(sock: Any) -> None:

@@ -49,10 +49,11 @@ def identity_of_fd(sock: Any) -> Identity | None:
 
 def _identity_from_names(sock: Any) -> Identity | None:
     try:
-        found = names.decode(Socket.getpeername(sock))
+        name = Socket.getpeername(sock)
     except OSError:
-        found = None
-    if found is not None:
+        name = None
+    found = names.decode(name)
+    if found is not None and names.is_ours(name, names.maker(sock)[1]):
         cookie, pid, local, peer = found
         loop = running_engine()
         served = loop.identity_of(cookie) if loop is not None and loop.pid == pid else None
@@ -63,8 +64,9 @@ def _identity_from_names(sock: Any) -> Identity | None:
         identity.local, identity.peer = local, peer
         identity.role = Role.CONNECTED
         return identity
-    listening = names.decode_listener(Socket.getsockname(sock))
-    if listening is not None:
+    name = Socket.getsockname(sock)
+    listening = names.decode_listener(name)
+    if listening is not None and names.is_ours(name, names.maker(sock)[1]):
         cookie, pid, local = listening
         identity = Identity(_family_of(local))
         identity.cookie, identity.owner_pid, identity.local = cookie, pid, local

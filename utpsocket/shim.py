@@ -17,8 +17,8 @@ import sys
 import time
 from typing import Any, Final
 
-from utpsocket import exchange, lifecycle, options, pairing, registry, stats, wording
-from utpsocket.engine import engine, names, running_engine, verbs
+from utpsocket import exchange, lifecycle, options, registry, stats, wording
+from utpsocket.engine import running_engine, verbs
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, StdlibSocket, poll
 from utpsocket.routes import Routes
@@ -161,15 +161,7 @@ class socket(StdlibSocket):
             if exchange.listens_over_tcp(self, identity):
                 Socket.listen(self, backlog)
                 return
-            assert identity.local is not None
-            name = names.encode_listener(identity.cookie, identity.local, identity.owner_pid)
-            Socket.bind(self, name)
-            Socket.listen(self, backlog)
-            loop = engine()
-            twin, identity.twin = identity.twin, None
-            tcp_fd = -1 if twin is None else twin.detach()
-            loop.call(verbs.listen, identity.endpoint, identity, name, max(1, int(backlog)), tcp_fd)
-            identity.role = Role.LISTENING
+            lifecycle.listen(self, identity, int(backlog))
 
     def _accept(self) -> tuple[int, Any]:
         """_accept() -> (integer fd, address info): the next incoming connection's bare fd."""
@@ -177,26 +169,20 @@ class socket(StdlibSocket):
         if identity is None:
             fd, name = Socket._accept(self)
             return int(fd), name
-        while True:
-            fd, name = lifecycle.accept(self)
-            raw = Socket(fileno=fd)
-            try:
-                found = names.decode(name)
-                if found is not None and pairing.comes_from(raw, identity.owner_pid):
-                    options.inherit(raw, identity)
-                    return int(raw.detach()), found[3]
-            finally:
-                raw.close()  # a stranger who found the listening name: anyone on this machine can connect to it
+        raw = Socket.__new__(Socket)
+        peer = lifecycle.accept(self, identity, raw)
+        return int(raw.detach()), peer
 
     def accept(self) -> tuple[Any, Any]:
         """accept() -> (socket object, address info): the next incoming connection."""
         identity = self._utp
         if identity is None:
             return _stdlib_accept(self)
-        fd, peer = socket._accept(self)
         is_patched = hasattr(StdlibSocket, "_utp")
         made: Any = StdlibSocket if is_patched and not isinstance(self, socket) else socket
-        sock = made(self.family, self.type, self.proto, fileno=fd)
+        sock = made.__new__(made)  # owns the fd from its first moment
+        peer = lifecycle.accept(self, identity, sock)
+        made.__init__(sock, self.family, self.type, self.proto, fileno=sock.fileno())
         if stdlib.getdefaulttimeout() is None and self.gettimeout():
             sock.setblocking(True)
         return sock, peer
@@ -292,8 +278,10 @@ class socket(StdlibSocket):
             return
         try:
             Socket.close(self)
-        finally:
             lifecycle.after_close(identity, self._acquire)
+        except BaseException:
+            lifecycle.after_close(identity, None)  # interrupted; said twice it does no harm
+            raise
 
     def detach(self) -> int:
         """Close the socket object without closing the fd, which is returned."""

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from utpsocket import lifecycle, options, pairing, registry
+from utpsocket import lifecycle, options, registry
+from utpsocket.engine import names
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket
 
@@ -252,7 +253,7 @@ class Introduction(asyncio.Protocol):
         sock = self._made(fileno=fd)
         try:
             identity: Identity | None = sock._utp
-            if identity is None or not pairing.comes_from(sock, self._owner_pid):
+            if identity is None or names.maker(sock)[0] != self._owner_pid:
                 return None
             options.apply_send_buffer(sock, identity)
             return identity

@@ -316,6 +316,6 @@ def test_a_kind_of_engine_that_there_is_not() -> None:
 def test_what_an_argument_is_its_name_says() -> None:
     """A verb whose parameters are called otherwise would travel as plain values, which fds and identities are not."""
     assert {name: wire.parameters(verb) for name, verb in wire.VERBS.items() if name.startswith("dial")} == {
-        "dial_private": ("udp_fd", "identity", "end_fd", "fallback_us"),
-        "dial_from": ("key", "peer", "identity", "end_fd", "fallback_us"),
+        "dial_private": ("udp_sock", "identity", "end_sock", "fallback_us", "claim"),
+        "dial_from": ("key", "peer", "identity", "end_sock", "fallback_us", "claim"),
     }

@@ -14,11 +14,10 @@ from typing import Final
 
 from utpsocket.engine import exitflush, reports
 from utpsocket.engine.loop import Loop
-from utpsocket.engine.native import allocate_lock
 from utpsocket.engine.remote import RemoteLoop
 
 _loop: Loop | RemoteLoop | None = None
-_birth = allocate_lock()
+_first: dict[str, Loop | RemoteLoop] = {}  # the successor of no engine, as Loop.successor is of that one
 _KINDS: Final[dict[str, type[Loop | RemoteLoop]]] = {"thread": Loop, "process": RemoteLoop}
 _is_hooked = False
 _robbed: list[
@@ -28,19 +27,31 @@ _robbed: list[
 
 def engine() -> Loop | RemoteLoop:
     """The engine of this process, started if need be."""
-    global _loop
     loop = _loop
-    if loop is not None and loop.is_alive and loop.has_its_fds():
-        _register_with_multiprocessing()
-        return loop
-    with _birth:
-        if _loop is None or not _loop.is_alive:
-            _hook()
-            if _loop is not None:
-                _robbed.append(_loop)
-            _loop = _kind()()
-        _register_with_multiprocessing()
-        return _loop
+    if loop is None or not (loop.is_alive and loop.has_its_fds()):
+        loop = _succeed(loop)
+    loop.start()
+    _register_with_multiprocessing()
+    return loop
+
+
+def _succeed(gone: Loop | RemoteLoop | None) -> Loop | RemoteLoop:
+    """The engine in the place of one that is gone. Several threads may come here at once: the first one's stands.
+
+    Without a lock, which a signal's handler that raises could leave locked: what is made has no thread yet, and
+    dropped, it closes what it has.
+    """
+    global _loop
+    _hook()
+    place = _first if gone is None else gone.successor
+    made = _kind()()
+    loop = place.setdefault("", made)
+    if loop is not made:
+        made.discard()
+    if gone is not None:
+        _robbed.append(gone)
+    _loop = loop
+    return loop
 
 
 def _kind() -> type[Loop | RemoteLoop]:
@@ -63,11 +74,11 @@ def serving_pid() -> int:
 def _hook() -> None:
     global _is_hooked
     if not _is_hooked:
-        _is_hooked = True
         os.register_at_fork(
             before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
         )
         atexit.register(flush)
+        _is_hooked = True  # last: a hook too many does no harm
 
 
 def _before_fork() -> None:
@@ -82,9 +93,8 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     """Our copies of the engine's fds must go, or end of file and hang-up never come. SOCKETS.md §4."""
-    global _loop, _birth
-    loop, _loop = _loop, None
-    _birth = allocate_lock()
+    global _loop, _first
+    loop, _loop, _first = _loop, None, {}
     reports.forget()
     if loop is not None:
         loop.abandon_in_child()
@@ -131,10 +141,10 @@ def flush(seconds: float | None = None) -> int:
 
 def shutdown() -> None:
     """End this process's engine: flush, join its thread, close every fd. The next use starts a new one."""
-    global _loop
+    global _loop, _first
     loop = _loop
     if loop is None:
         return
     flush()
     loop.stop()
-    _loop = None
+    _loop, _first = None, {}

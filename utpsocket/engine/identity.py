@@ -66,12 +66,14 @@ class Settings:
 class Identity:
     """One uTP socket.
 
-    Written by the shim: family, inode, user_fd, settings, routes, is_gated, is_told, endpoint, owner_pid. By the
-    engine: role once connecting, error, is_over, transport; local and peer of what a listener accepts.
+    Written by the shim: family, inode, user_fd, settings, routes, is_gated, is_told, endpoint, owner_pid, bound, claim.
+    By the engine: role once connecting, error, is_over, transport; local and peer of what a listener accepts.
     """
 
     __slots__ = (
         "__weakref__",
+        "bound",
+        "claim",
         "cookie",
         "endpoint",
         "error",
@@ -102,6 +104,8 @@ class Identity:
         self.user_fd = -1
         self.role = Role.FRESH
         self.local: Address | None = None
+        self.bound: Address | None = None  # `local` as bind() left it
+        self.claim: dict[str, str] | None = None  # of a connect() or listen() that has not come to its end
         self.peer: Address | None = None
         self.endpoint = 0  # key of the engine's endpoint this socket is bound to, 0 for none
         self.error = 0  # errno the connection ended with, until the application has been told

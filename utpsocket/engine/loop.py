@@ -16,6 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from utpsocket.engine import collector, courtesy, reports, verbs
@@ -29,7 +30,7 @@ from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.lanes import Lanes
 from utpsocket.engine.listener import Listener
-from utpsocket.engine.native import allocate_lock, get_ident, sleep, start_new_thread
+from utpsocket.engine.native import allocate_lock, get_ident, in_one_step, sleep, start_new_thread
 from utpsocket.engine.paths import Paths
 from utpsocket.engine.poller import WakeUp, new_poller, new_sleep, occupy
 from utpsocket.engine.relay import Relay
@@ -100,21 +101,38 @@ class Loop:
         self._is_stopping = self._is_robbed = False
         self._is_at_rest = False  # in the poller, where no fd number is in the thread's hands, or over
         self.is_alive = True
+        self.successor: dict[str, Any] = {}  # the engine that took this one's place, once it was gone
         self._has_ended = allocate_lock()
         self._has_ended.acquire()
-        self._hold.begin()
-        try:
-            start_new_thread(self._run, ())
-        except BaseException:
-            self._hold.end()
-            raise
+        self._starting = allocate_lock()
+
+    def start(self) -> None:
+        """Start the thread, once. Any thread, and again after an exception has interrupted it."""
+        if not self._starting.locked():
+            self._hold.begin()
+            try:
+                start_new_thread(self._run, ())
+            except BaseException:
+                self._hold.end()
+                raise
+
+    def discard(self) -> None:
+        """Never started, and not wanted."""
+        self._close_fds()
 
     # ── the door ──
 
     def post(self, verb: Callable[..., object], *arguments: Any) -> None:
         """Have the engine's thread carry out a verb soon. Any thread."""
-        self._inbox.append((verb, arguments, {}, None))
-        self._wake_up.pull()
+        self._send(verb, arguments, {}, None)
+
+    def _send(
+        self, verb: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any], answer: Answer | None
+    ) -> None:
+        try:
+            in_one_step(partial(self._inbox.append, (verb, arguments, named, answer)), self._wake_up.pull)
+        except BlockingIOError:
+            pass  # it has been woken often enough
 
     def call(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Have the engine's thread carry out a verb; wait for what it returns or raises. Any other thread."""
@@ -125,8 +143,7 @@ class Loop:
             self.post(lambda loop: verb(loop, *arguments, **named))
             return None
         answer = Answer()
-        self._inbox.append((verb, arguments, named, answer))
-        self._wake_up.pull()
+        self._send(verb, arguments, named, answer)
         return answer.wait()
 
     # ── the thread ──
@@ -134,6 +151,8 @@ class Loop:
     def _run(self) -> None:
         # Signals belong to the program's own threads: EINTR here, or SIGPIPE from a byte written as the user, would
         # be seen by nobody who expects it.
+        if not self._starting.acquire(False):
+            return  # another call of start() has done it
         self._thread_id = get_ident()
         self._hold.enter()
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

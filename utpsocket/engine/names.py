@@ -3,19 +3,24 @@
 Separate because both sides read them: the engine binds its end of a pair to such a name, and getpeername() on the
 user's end then gives it to a fork, an exec'ed child or `ss -x` alike (SOCKETS.md §1). Any thread may call.
 
-A listening socket's own name reads `utp:<cookie>:<engine's pid>:<local>|*`.
-
-A name reads `utp:<cookie>:<engine's pid>:<local>|<peer>`, with addresses as host,port[,flowinfo,scope].
+A name reads `utp:<cookie>:<engine's pid>:<local>|<peer>#<tag>`, with addresses as host,port[,flowinfo,scope]. A
+listening socket's own name has `*` for the peer. Anybody can make such a name; the tag proves that we did (secret.py).
 """
 
 from __future__ import annotations
 
 import base64
+import os
 import socket
-from typing import Final
+import struct
+from typing import Any, Final
+
+from utpsocket.engine import secret
+from utpsocket.engine.native import Socket
 
 _PREFIX: Final = b"\0utp:"
-_MAX_BYTES: Final = 107  # sun_path has 108
+_MAX_BYTES: Final = 107 - 1 - secret.TAG_BYTES  # sun_path has 108
+_CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 Address = tuple[str, int] | tuple[str, int, int, int]
 """As the socket module writes AF_INET and AF_INET6 addresses."""
@@ -27,20 +32,45 @@ def encode(cookie: int, local: Address, peer: Address, pid: int) -> bytes:
     name = _PREFIX + f"{who}{_text(local)}|{_text(peer)}".encode()
     if len(name) > _MAX_BYTES:
         name = _PREFIX + f"{who}{_text(_short(local))}|{_text(_short(peer))}".encode()
-    return name
+    return _tagged(name)
 
 
 def encode_listener(cookie: int, local: Address, pid: int) -> bytes:
     """The name of a user's listening socket; `pid`: of the engine's process."""
-    return _PREFIX + f"{cookie:x}:{pid:x}:{_text(local)}|*".encode()
+    return _tagged(_PREFIX + f"{cookie:x}:{pid:x}:{_text(local)}|*".encode())
+
+
+def _tagged(name: bytes) -> bytes:
+    return name + b"#" + secret.tag(name, os.geteuid())
+
+
+def maker(sock: Any) -> tuple[int, int]:
+    """(process id, effective user id) of whoever connected or listened at the other end of this AF_UNIX connection,
+    then; of a listening socket, at this one. unix(7) SO_PEERCRED.
+    """
+    credentials = Socket.getsockopt(sock, socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(credentials)
+    return pid, uid
+
+
+def is_ours(name: Any, uid: int | None) -> bool:
+    """Whether we made a name that decode() or decode_listener() understands.
+
+    uid    of whoever bound it, as the kernel tells; None where it has told already that one of our processes did
+    """
+    made, _, proof = name.rpartition(b"#")
+    return secret.is_known_proof(proof, made) if uid is None else secret.is_proof(proof, made, uid)
 
 
 def decode_listener(name: object) -> tuple[int, int, Address] | None:
     """(cookie, engine's pid, local) of a name made by encode_listener(), None for any other."""
-    if not isinstance(name, bytes) or not name.startswith(_PREFIX) or not name.endswith(b"|*"):
+    if not isinstance(name, bytes) or not name.startswith(_PREFIX):
+        return None
+    text, _, _ = name[len(_PREFIX) :].rpartition(b"#")
+    if not text.endswith(b"|*"):
         return None
     try:
-        cookie, pid, addresses = name[len(_PREFIX) : -2].decode().split(":", 2)
+        cookie, pid, addresses = text[:-2].decode().split(":", 2)
         return int(cookie, 16), int(pid, 16), _address(addresses)
     except ValueError:
         return None
@@ -51,7 +81,7 @@ def decode(name: object) -> tuple[int, int, Address, Address] | None:
     if not isinstance(name, bytes) or not name.startswith(_PREFIX):
         return None
     try:
-        cookie, pid, addresses = name[len(_PREFIX) :].decode().split(":", 2)
+        cookie, pid, addresses = name[len(_PREFIX) :].rpartition(b"#")[0].decode().split(":", 2)
         local, peer = addresses.split("|")
         return int(cookie, 16), int(pid, 16), _address(local), _address(peer)
     except ValueError:

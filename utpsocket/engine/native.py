@@ -9,11 +9,16 @@ from __future__ import annotations
 import _socket
 import _thread
 import ctypes
+import os
 import posix
 import select
 import socket
 import sys
 import time
+from collections.abc import Callable
+from fcntl import F_GETFL, F_SETFL, fcntl
+from functools import partial
+from operator import itemgetter
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +80,7 @@ _libc.recv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_
 _libc.recv.restype = ctypes.c_ssize_t
 _libc.connect.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _MSG_DONTWAIT = 0x40
+_O_NONBLOCK = os.O_NONBLOCK
 _dropped = ctypes.create_string_buffer(1 << 16)
 
 
@@ -89,3 +95,40 @@ def connect_keeping_gil(fd: int, name: bytes) -> int:
     """
     address = int(socket.AF_UNIX).to_bytes(2, sys.byteorder) + name
     return ctypes.get_errno() if _libc.connect(fd, address, len(address)) else 0
+
+
+_call: Any = partial.__call__
+_first: Any = itemgetter(0)
+
+
+def in_one_step(*calls: Callable[[], Any]) -> list[Any]:
+    """What these calls return, made one after the other in C: no signal's handler runs between two of them, as it may
+    between any two lines, and an exception of one leaves out the rest. The calls must be partial() of functions in C.
+    """
+    return list(map(_call, calls))
+
+
+def connect_at_once(fd: int, name: bytes) -> int:
+    """Connect an AF_UNIX socket, which may block, to an abstract name without waiting for room in the listener's queue;
+    the errno, or 0. unix(7).
+    """
+    address = int(socket.AF_UNIX).to_bytes(2, sys.byteorder) + name
+    connect = partial(_libc.connect, fd, address, len(address))
+    flags = fcntl(fd, F_GETFL)
+    if flags & _O_NONBLOCK:
+        return ctypes.get_errno() if connect() else 0
+    _, failed, _ = in_one_step(
+        partial(fcntl, fd, F_SETFL, flags | _O_NONBLOCK), connect, partial(fcntl, fd, F_SETFL, flags)
+    )
+    return ctypes.get_errno() if failed else 0
+
+
+def accepted(listener: Any, made: Any = None) -> Any:
+    """The next connection of a listening AF_UNIX socket as an object that owns its fd, without a moment in which only
+    a number stands for it; `made`, a socket object without an fd, if it is given.
+    """
+    if made is None:
+        made = Socket.__new__(Socket)
+    fds = map(_first, iter(partial(Socket._accept, listener), None))
+    next(map(partial(Socket.__init__, made, socket.AF_UNIX, socket.SOCK_STREAM, 0), fds))
+    return made

@@ -18,6 +18,8 @@ import platform
 import struct
 import time
 from fcntl import F_DUPFD_CLOEXEC, fcntl
+from functools import partial
+from io import FileIO
 from typing import Any, Final
 
 from utpsocket.engine import native
@@ -125,24 +127,28 @@ def sleep_until_ready(hold: Hold, fds: list[tuple[int, int]], timeout: float) ->
 
 
 class WakeUp:
-    """What other threads pull to end the engine's sleep: an eventfd, or a pipe where there is none."""
+    """What other threads pull to end the engine's sleep: an eventfd, or a pipe where there is none.
 
-    __slots__ = ("_write_fd", "fd")
+    pull   wakes the engine: any thread. A partial() of a function in C, for native.in_one_step(); it raises
+           BlockingIOError where the pipe is full of wake-ups that nobody has read yet
+    """
+
+    __slots__ = ("_owners", "fd", "pull")
 
     def __init__(self) -> None:
+        # Objects own the fds from their first moment: an exception between two lines leaks none.
         if hasattr(os, "eventfd"):
-            self.fd = self._write_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            fds: Any = iter(partial(os.eventfd, 0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), None)
+            self._owners = [next(map(partial(FileIO, mode="r+"), fds))]
+            word = _ONE
         else:
-            self.fd, self._write_fd = os.pipe()
-            os.set_blocking(self.fd, False)
-            os.set_blocking(self._write_fd, False)
-
-    def pull(self) -> None:
-        """Wake the engine. Any thread."""
-        try:
-            native.write(self._write_fd, _ONE if self.fd == self._write_fd else b"\0")
-        except BlockingIOError:
-            pass  # the pipe is full of wake-ups that nobody has read yet
+            reader, writer = os.pipe()
+            self._owners = [FileIO(reader, "r"), FileIO(writer, "w")]
+            for fd in (reader, writer):
+                os.set_blocking(fd, False)
+            word = b"\0"
+        self.fd = self._owners[0].fileno()
+        self.pull = partial(native.write, self._owners[-1].fileno(), word)
 
     def reset(self) -> None:
         """The engine is awake."""
@@ -153,9 +159,8 @@ class WakeUp:
 
     def close(self) -> None:
         """Nobody will wake it any more."""
-        os.close(self.fd)
-        if self._write_fd != self.fd:
-            os.close(self._write_fd)
+        for owner in self._owners:
+            owner.close()
 
 
 def new_sleep(poller: Any, hold: Hold, limit: int) -> Any:

@@ -48,6 +48,7 @@ def main(control_fd: int) -> None:
         if holders_fds:
             loop.holders_watch.close()
             loop.holders_watch = HoldersWatch(holders_fds[0])
+        loop.start()
         service = Service(loop, control, notices)
         loop.call(lambda _: service.begin())
         if service.wait():
@@ -241,8 +242,8 @@ class Service:
                 real.append(self._identity(value))
             elif name == "callback":
                 real.append(partial(self._answer, value, (None, 0, "")))
-            elif name.endswith("_fd") and value >= 0:
-                real.append(next(left))
+            elif name.endswith("_sock") and value is not None:
+                real.append(Socket(fileno=next(left)))
             else:
                 real.append(value)
         return verb(self._loop, *real, **named)

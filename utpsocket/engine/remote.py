@@ -36,7 +36,7 @@ from functools import partial
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-from utpsocket.engine import collector, farewell, wire
+from utpsocket.engine import collector, farewell, secret, verbs, wire
 from utpsocket.engine.answer import Answer
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, allocate_lock, get_ident, new_reentrant_lock, start_new_thread
@@ -106,6 +106,7 @@ class RemoteLoop:
         self.fd_lock = allocate_lock()
         self.holders_watch = HoldersWatch()
         self.is_alive = True
+        self.successor: dict[str, Any] = {}  # the engine that took this one's place, once it was gone
         self._serials = itertools.count(1)
         self._answers: dict[int, Answer | _Callback] = {}
         self._served: dict[int, Identity] = {}  # by cookie: the engine will say when it is done with it
@@ -131,14 +132,23 @@ class RemoteLoop:
             notices.close()
         self._control_file = os.fstat(self._control.fileno())
         self._next_notice = partial(self._notices.recv, _NOTICE_BYTES, _socket.MSG_DONTWAIT)
+        self._starting = allocate_lock()
+
+    def start(self) -> None:
+        """Start the thread that listens to the engine, once. Any thread, and again after an exception."""
         global _remote
-        _remote = self
-        self._hold.begin()
-        try:
-            start_new_thread(self._run, ())
-        except BaseException:
-            self._hold.end()
-            raise
+        if not self._starting.locked():
+            _remote = self
+            self._hold.begin()
+            try:
+                start_new_thread(self._run, ())
+            except BaseException:
+                self._hold.end()
+                raise
+
+    def discard(self) -> None:
+        """Never started, and not wanted: the process ends with its control socket."""
+        self._close()
 
     def _holders_fds(self) -> list[int]:
         return [self.holders_watch.fd] if self.holders_watch.fd >= 0 else []
@@ -170,21 +180,25 @@ class RemoteLoop:
         self, serial: int, verb: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
     ) -> None:
         plain: list[Any] = []
-        fds: list[int] = []
+        socks: list[Any] = []
+        sent = None
         for name, value in zip(wire.parameters(verb), arguments, strict=False):
             if name == "identity":
                 plain.append(wire.identity_form(self._introduced(value, is_dialed=verb.__name__.startswith("dial"))))
             elif name == "callback":
                 plain.append(next(self._serials))
                 self._answers[plain[-1]] = _Callback(value)
+            elif name.endswith("_sock") and value is not None:
+                plain.append(True)
+                socks.append(value)
+            elif name == "claim":
+                plain.append(None)
+                sent = partial(value.setdefault, *verbs.CLAIM)
             else:
                 plain.append(value)
-                if name.endswith("_fd") and value >= 0:
-                    fds.append(value)
-        try:
-            self._send((serial, verb.__name__, plain, named), fds)
-        finally:
-            wire.close_all(fds)
+        self._send((serial, verb.__name__, plain, named), [sock.fileno() for sock in socks], sent)
+        for sock in socks:
+            sock.close()
 
     def _introduced(self, identity: Identity, *, is_dialed: bool) -> Identity:
         identity.__class__ = RemoteIdentity  # same slots: from now on somebody else writes half of them
@@ -192,9 +206,9 @@ class RemoteLoop:
             self._served[identity.cookie] = self._known[identity.cookie] = identity
         return identity
 
-    def _send(self, request: object, fds: list[int]) -> None:
+    def _send(self, request: object, fds: list[int], sent: Callable[[], Any] | None = None) -> None:
         try:
-            wire.send(self._control, request, fds)
+            wire.send(self._control, request, fds, sent)
         except OSError:
             self._on_end()
 
@@ -248,6 +262,8 @@ class RemoteLoop:
 
     def _run(self) -> None:
         """Answers and farewells, in a thread of their own."""
+        if not self._starting.acquire(False):
+            return  # another call of start() has done it
         self._helper_id = get_ident()
         self._hold.enter()
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -393,7 +409,7 @@ def _spawn(ours: Any, theirs: Any) -> int:
     starter = posix.posix_spawn(  # below os and subprocess, where gevent puts its own
         sys.executable,
         command,
-        os.environ,
+        {**os.environ, secret.VARIABLE: secret.text()},
         file_actions=[
             (posix.POSIX_SPAWN_DUP2, theirs.fileno(), _CONTROL_FD),
             (posix.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from utpsocket.engine.door import Door
 from utpsocket.engine.endpoint import Endpoint, apply_settings
@@ -18,7 +18,6 @@ from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.names import Address
-from utpsocket.engine.native import Socket
 from utpsocket.protocol import ConnectionStats, State
 
 if TYPE_CHECKING:
@@ -31,10 +30,10 @@ def _error(code: int) -> OSError:
     return OSError(code, os.strerror(code))
 
 
-def adopt_port(loop: Loop, udp_fd: int, identity: Identity, *, reuse: bool, shares: bool) -> int:
+def adopt_port(loop: Loop, udp_sock: Any, identity: Identity, *, reuse: bool, shares: bool) -> int:
     """A user's socket is bound: its UDP socket becomes a port. Returns the endpoint's key."""
     with loop.fd_lock:
-        endpoint = loop.open_endpoint(Socket(fileno=udp_fd), is_private=False)
+        endpoint = loop.open_endpoint(udp_sock, is_private=False)
     endpoint.holders[identity.inode] = identity
     endpoint.reuse, endpoint.is_for_sharing = reuse, shares
     return endpoint.key
@@ -64,17 +63,35 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, s
     raise _error(errno.EADDRINUSE)
 
 
-def listen(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, tcp_fd: int = -1) -> None:
-    """The user's socket listens on the abstract `name`, and accepts TCP too where `tcp_fd` is a bound TCP socket.
+def hold_again(loop: Loop, key: int, inode: int, identity: Identity) -> bool:
+    """The fd of a bound socket, until now `inode`, is another one, which does not listen. False: the port is gone."""
+    endpoint = loop.endpoints.get(key)
+    if endpoint is None:
+        return False
+    endpoint.holders[identity.inode] = identity
+    for holder in list(endpoint.holders):
+        if holder != identity.inode and (holder == inode or not loop.holders_watch.is_open(holder)):
+            _drop_holder(loop, endpoint, holder)
+    return True
+
+
+def unhold(loop: Loop, inode: int) -> None:
+    """bind() did not come to its end: whatever port is held for this socket is not wanted."""
+    for endpoint in list(loop.endpoints.values()):
+        if inode in endpoint.holders:
+            _drop_holder(loop, endpoint, inode)
+
+
+def listen(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, tcp_sock: Any = None) -> None:
+    """The user's socket listens on the abstract `name`, and accepts TCP too where there is a bound TCP socket.
 
     Raises EADDRINUSE where another one listens at the port.
     """
-    tcp = Socket(fileno=tcp_fd) if tcp_fd >= 0 else None
     try:
-        _listen(loop, loop.endpoints[key], identity, name, backlog, tcp)
+        _listen(loop, loop.endpoints[key], identity, name, backlog, tcp_sock)
     except BaseException:
-        if tcp is not None:
-            tcp.close()
+        if tcp_sock is not None:
+            tcp_sock.close()
         raise
 
 
@@ -94,26 +111,53 @@ def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, bac
     endpoint.listener = listener
 
 
-def dial_private(loop: Loop, udp_fd: int, identity: Identity, end_fd: int, fallback_us: int = -1) -> None:
+Claim: TypeAlias = "dict[str, str] | None"
+"""Of a connect() that is posted while a signal's handler may raise: who writes its name first, the engine that begins
+to dial or the caller who takes it back, has decided. None: nobody will take it back.
+"""
+CLAIM: Final = ("by", "engine")
+
+
+def dial_private(
+    loop: Loop, udp_sock: Any, identity: Identity, end_sock: Any, fallback_us: int = -1, claim: Claim = None
+) -> None:
     """Connect from a UDP socket of this connection's own, connected to the peer already.
 
     fallback_us   when to try TCP as well; negative: never
     """
+    if _is_taken_back(claim):
+        udp_sock.close()
+        end_sock.close()
+        return
     with loop.fd_lock:
-        endpoint = loop.open_endpoint(Socket(fileno=udp_fd), is_private=True)
-        _dial(loop, endpoint, endpoint.port.peer, identity, end_fd, fallback_us)
+        endpoint = loop.open_endpoint(udp_sock, is_private=True)
+        _dial(loop, endpoint, endpoint.port.peer, identity, end_sock, fallback_us)
 
 
-def dial_from(loop: Loop, key: int, peer: Address, identity: Identity, end_fd: int, fallback_us: int = -1) -> None:
+def dial_from(
+    loop: Loop,
+    key: int,
+    peer: Address,
+    identity: Identity,
+    end_sock: Any,
+    fallback_us: int = -1,
+    claim: Claim = None,
+) -> None:
     """Connect from a bound port, beside whatever else it carries."""
+    if _is_taken_back(claim):
+        end_sock.close()
+        return
     endpoint = loop.endpoints[key]
     with loop.fd_lock:
-        _dial(loop, endpoint, peer, identity, end_fd, fallback_us)
+        _dial(loop, endpoint, peer, identity, end_sock, fallback_us)
     endpoint.holders.pop(identity.inode, None)
 
 
-def _dial(loop: Loop, endpoint: Endpoint, peer: Address, identity: Identity, end_fd: int, fallback_us: int) -> None:
-    end = Socket(fileno=end_fd)
+def _is_taken_back(claim: Claim) -> bool:
+    return claim is not None and claim.setdefault(*CLAIM) != CLAIM[1]
+
+
+def _dial(loop: Loop, endpoint: Endpoint, peer: Address, identity: Identity, end: Any, fallback_us: int) -> None:
     end.setblocking(False)
     bridge = endpoint.dial(peer, identity)
     bridge.attach(raise_fd(end))

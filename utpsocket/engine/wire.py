@@ -3,8 +3,8 @@
 Separate because both sides must agree on it. A request is one message (serial, verb, arguments, named arguments), with
 the verb of verbs.py by its name; an answer carries the serial back; a notice says what the engine has written into an
 identity. What an argument is, the verb's own parameter names say: an `identity` travels as what the shim has written
-into it, an `…_fd` beside the message, a `callback` as the serial of the answer that calls it. Everything else is a
-plain value, as are the answers.
+into it, a `…_sock` as an fd beside the message, a `callback` as the serial of the answer that calls it, a `claim` not
+at all: it is the engine's once the message is sent. Everything else is a plain value, as are the answers.
 
 marshal, and never pickle: a message can name a verb and no other code. The socket pairs are private and inherited, and
 both ends run this same file.
@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import array
 import marshal
-import os
 import socket as stdlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FunctionType
 from typing import Any, Final
 
 from utpsocket.engine import verbs
 from utpsocket.engine.identity import Identity, Settings
+from utpsocket.engine.native import in_one_step
 
 TYPE: Final = getattr(stdlib, "SOCK_SEQPACKET", 0)  # whole messages, so that senders need no lock and readers no state
 MAX_MESSAGE_BYTES: Final = 64 << 10  # of a request; an answer that is longer comes in parts
@@ -83,11 +84,18 @@ def fill(identity: Identity, form: tuple[Any, ...]) -> None:
     identity.options = options
 
 
-def send(sock: Any, message: Any, fds: list[int] | tuple[int, ...] = ()) -> None:
-    """One message, with duplicates of these fds. Raises BlockingIOError where a non-blocking socket is full."""
+def send(sock: Any, message: Any, fds: list[int] | tuple[int, ...] = (), sent: Callable[[], Any] | None = None) -> None:
+    """One message, with duplicates of these fds. Raises BlockingIOError where a non-blocking socket is full.
+
+    sent   a partial() of a function in C, called in one step with the sending
+    """
     data = marshal.dumps(message)
     ancillary = [(stdlib.SOL_SOCKET, stdlib.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([data], ancillary, stdlib.MSG_NOSIGNAL)
+    send_it = partial(sock.sendmsg, [data], ancillary, stdlib.MSG_NOSIGNAL)
+    if sent is None:
+        send_it()
+    else:
+        in_one_step(send_it, sent)
 
 
 def receive(sock: Any) -> tuple[Any, list[int]] | None:
@@ -113,9 +121,3 @@ def parts(message: Any) -> Iterator[tuple[bytes, bool]]:
 def whole(received: list[bytes]) -> Any:
     """The answer whose parts these are."""
     return marshal.loads(b"".join(received))
-
-
-def close_all(fds: list[int]) -> None:
-    """Nobody wants what came with a message."""
-    for fd in fds:
-        os.close(fd)
