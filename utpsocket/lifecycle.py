@@ -374,7 +374,11 @@ def after_close(identity: Identity, acquire: Callable[[Any, float], object] | No
             (loop.call if acquire else loop.post)(verbs.release, identity.endpoint, identity.inode)
         return
     seconds = identity.settings.linger_seconds
-    if seconds is None or acquire is None:
+    if seconds is None:
+        return
+    if acquire is None:
+        if not seconds:
+            loop.post(verbs.look, identity.cookie)
         return
     loop.call(verbs.look, identity.cookie)
     if seconds:

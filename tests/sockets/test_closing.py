@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import select
 import socket
 import struct
 import time
@@ -387,6 +388,27 @@ def test_linger_zero_throws_away_what_was_not_sent(net: Net) -> None:
     with raises_errno(errno.ECONNRESET):
         while server.recv(1 << 16):
             pass
+
+
+@pytest.mark.parametrize("is_dropped", [False, True])
+def test_linger_zero_resets_after_both_halves_were_shut_down(net: Net, is_dropped: bool) -> None:
+    """A connection that only waits for the peer's end is reset too, closed or left to the collector."""
+    with net.module.create_server(("127.0.0.1", 0)) as listener:
+        client = net.module.create_connection(listener.getsockname())
+        server = net.accept(listener)
+    client.shutdown(socket.SHUT_RDWR)
+    assert receive_all(server) == b""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    poller = select.poll()
+    poller.register(server.fileno(), 0)
+    assert not poller.poll(100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        if not is_dropped:
+            client.close()
+        del client
+        gc.collect()
+    assert [mask & select.POLLHUP for _, mask in poller.poll(PATIENCE_S * 1_000)] == [select.POLLHUP]
 
 
 def test_linger_off_is_an_ordinary_close(net: Net) -> None:

@@ -221,6 +221,11 @@ def look(loop: Loop, cookie: int) -> None:
         bridge.poll_end()
         bridge.read_user(now=loop.now, is_idle=True)
         loop.settle_now(bridge)
+    elif bridge is not None and bridge.identity.settings.linger_seconds == 0:
+        # After shutdown(SHUT_RDWR), which the kernel tells our end as it tells the last close.
+        if bridge.connection.state in (State.CONNECTED, State.SYN_RECEIVED):
+            bridge.connection.abort()
+            loop.settle_now(bridge)
     relay = loop.relays.get(cookie)
     if relay is not None:
         relay.look()
