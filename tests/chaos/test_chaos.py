@@ -1,0 +1,122 @@
+"""The chaos runs keep their promises: a seed is a run, the oracle notices, and a few runs find nothing wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.chaos.__main__ import play_all
+from tests.chaos.oracle import Evidence, judge
+from tests.chaos.plan import Connection, Direction, Listener, Path, Plan, Side, draw
+from tests.chaos.run import ROOT
+from tests.chaos.streams import Stream
+
+
+def test_a_seed_is_a_run() -> None:
+    assert draw(7) == draw(7)
+    assert draw(7) != draw(8)
+
+
+def test_no_plan_waits_for_itself() -> None:
+    for seed in range(500):
+        for one in draw(seed).connections:
+            starts, ends = (one.client.starts, one.server.starts), (one.client.ending, one.server.ending)
+            assert starts != ("eof", "eof")
+            assert not set(ends) <= {"close", "rdwr"}
+            if one.server.starts == "eof":
+                assert one.client.starts == "now" and one.client.ending in ("fin", "drop", "linger")
+            if one.client.starts == "eof":
+                assert one.server.ending in ("fin", "drop", "linger")
+
+
+def test_a_wrong_byte_is_noticed_and_where_it_belongs() -> None:
+    stream = Stream(1, 0, "c2s")
+    right = bytes(stream.piece(1_000, 5_000))
+    assert stream.fault(1_000, right) is None
+    assert stream.fault(1_001, right) == "wrong bytes at offset 1001; they are from offset 1000 of the same block"
+    assert "offset 3000" in str(stream.fault(1_000, right[:2_000] + right[2_001:]))
+
+
+CLIENT = {"sent": 10, "wrote_all": True, "received": 20, "end": "eof", "end_at": 5.0, "finish_at": 3.0}
+SERVER = {"sent": 20, "wrote_all": True, "received": 10, "end": "eof", "end_at": 4.0, "finish_at": 4.5}
+NOTHING = {
+    "connection": 0,
+    "attempt": 0,
+    "connect_error": "",
+    "connect_at": 1.0,
+    "closed_at": 6.0,
+    "write_error": "",
+    "write_error_at": 0.0,
+    "read_error": "",
+    "break_at": 0.0,
+    "abandoned_at": 0.0,
+    "fault": "",
+}
+
+
+class OneFlow:
+    syns = 1
+    cut_at = None
+
+
+class CalmRelay:
+    flows = [OneFlow()]
+    began_at = 0.0
+
+
+def verdict(client: dict[str, object], server: dict[str, object]) -> list[str]:
+    side, other = Side(chunks=[10]), Side(chunks=[20])
+    one = Connection(0, 0, "blocking", 1, False, False, side, other)
+    path = Path(1, Direction(), Direction(), [], [], [], False, False)
+    plan = Plan(1, "IPv4", "thread", "thread", [Listener(1, "blocking", 0, False)], [one], path)
+    held = {"connections": 0, "ports": 0, "fds": 5, "threads": 2, "faults": 0}
+    rest = {"faults": [], "held": held, "baseline": held, "threads_alive": 0}
+    ends = [{"outcomes": [{**NOTHING, **outcome}], **rest} for outcome in (client, server)]
+    return judge(Evidence(plan, *ends, CalmRelay(), []))  # type: ignore[arg-type]
+
+
+def test_the_oracle_accepts_what_is_right() -> None:
+    assert verdict(CLIENT, SERVER) == []
+
+
+@pytest.mark.parametrize(
+    ("client", "server", "words"),
+    [
+        ({}, {"received": 9}, "end of file after 9 of 10"),
+        ({}, {"received": 11}, "read 11, but only 10 were sent"),
+        ({}, {"end_at": 2.0}, "an end of file that nobody had said"),
+        ({"finish_at": 0.0}, {}, "an end of file that nobody had said"),
+        ({}, {"end": "error", "read_error": "ECONNRESET"}, "recv(): ECONNRESET for no reason"),
+        ({"break_at": 5.5}, {"end": "error", "read_error": "ECONNRESET"}, "recv(): ECONNRESET for no reason"),
+        ({"sent": 8, "wrote_all": False}, {"received": 8}, "sent 8 of 10"),
+        ({"write_error": "EPIPE", "write_error_at": 2.0}, {}, "send(): EPIPE for no reason"),
+        ({}, {"end": ""}, "ended ''"),
+        ({"connect_error": "ECONNREFUSED"}, {}, "connect(): ECONNREFUSED"),
+    ],
+)
+def test_the_oracle_notices(client: dict[str, object], server: dict[str, object], words: str) -> None:
+    assert words in "; ".join(verdict({**CLIENT, **client}, {**SERVER, **server}))
+
+
+def test_the_oracle_takes_a_reason() -> None:
+    assert verdict({**CLIENT, "break_at": 3.5}, {**SERVER, "end": "error", "read_error": "ECONNRESET"}) == []
+
+
+@pytest.mark.timeout(300)
+def test_a_few_runs() -> None:
+    seeds = (5, 7, 11, 12, 13, 17)  # short ones
+    tally = play_all(iter(seeds), jobs=3, until=time.monotonic() + 200, verbose=False, quiet=True)
+    assert [(failure.seed, failure.causes) for failure in tally.failures] == []
+    assert tally.runs == len(seeds) and tally.bytes
+
+
+@pytest.mark.timeout(120)
+def test_the_command_prints_one_object() -> None:
+    command = [sys.executable, "-m", "tests.chaos", "--runs", "1", "--seed", "13", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["runs"], found["failures"]) == (0, 1, [])
