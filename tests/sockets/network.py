@@ -30,7 +30,9 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 MODULES = {"tcp": "socket", "utp": "utpsocket"}
-PATIENCE_S = 5.0  # how long a state may take to come about; only a failing test waits this long
+PATIENCE_S = 15.0  # how long a state may take to come about; only a failing test waits this long
+AT_ONCE_S = 10.0  # what need not wait takes less, on the busiest machine too: the test lets it wait for much longer
+LONG_S = 60.0  # that much longer
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 REPOSITORY = Path(__file__).resolve().parents[2]
 

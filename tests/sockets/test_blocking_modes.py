@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from .network import IN, OUT, PATIENCE_S, Net, eventually, poll_mask, raises_errno, readable
+from .network import AT_ONCE_S, IN, OUT, PATIENCE_S, Net, eventually, poll_mask, raises_errno, readable
 
 SHORT_S = 0.05
 
@@ -56,7 +56,7 @@ def test_receiving_times_out(net: Net, call: str) -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="^timed out$"):
         getattr(client, call)(argument)
-    assert SHORT_S * 0.9 <= time.monotonic() - began < 2
+    assert SHORT_S * 0.9 <= time.monotonic() - began < AT_ONCE_S
 
 
 def test_sending_times_out(net: Net, full: tuple) -> None:
@@ -69,12 +69,16 @@ def test_sending_times_out(net: Net, full: tuple) -> None:
 
 
 def test_accept_times_out(net: Net) -> None:
+    """And does not wait twice: a busy machine may let it wait longer now and then, but not every time."""
     listener = net.listener()
     listener.settimeout(0.5)
-    began = time.monotonic()
-    with pytest.raises(TimeoutError, match="^timed out$"):
-        listener.accept()
-    assert 0.45 <= time.monotonic() - began < 0.95  # not twice the time
+    took_s = []
+    while not took_s or (min(took_s) >= 0.95 and len(took_s) < 10):
+        began = time.monotonic()
+        with pytest.raises(TimeoutError, match="^timed out$"):
+            listener.accept()
+        took_s.append(time.monotonic() - began)
+    assert 0.45 <= min(took_s) < 0.95
 
 
 def test_timeout_does_not_disturb_the_stream(net: Net) -> None:

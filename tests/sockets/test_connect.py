@@ -10,7 +10,19 @@ import time
 import pytest
 
 from ..requirements import IPV6, localhost_families, requires_ipv6
-from .network import ERR, HUP, OUT, PATIENCE_S, Net, eventually_polls, poll_mask, raises_errno, readable
+from .network import (
+    AT_ONCE_S,
+    ERR,
+    HUP,
+    LONG_S,
+    OUT,
+    PATIENCE_S,
+    Net,
+    eventually_polls,
+    poll_mask,
+    raises_errno,
+    readable,
+)
 
 FAMILIES = [socket.AF_INET, IPV6]
 
@@ -55,7 +67,8 @@ def test_what_connect_made_is_there_to_be_accepted(net: Net) -> None:
         client = net.fresh()
         client.connect(listener.getsockname())
         server, address = listener.accept()
-        assert net.own(server).getpeername() == address == client.getsockname()
+        with client, server:
+            assert server.getpeername() == address == client.getsockname()
 
 
 def test_who_was_accepted_may_send(net: Net) -> None:
@@ -65,8 +78,9 @@ def test_who_was_accepted_may_send(net: Net) -> None:
         client = net.fresh(timeout=0)
         assert client.connect_ex(listener.getsockname()) in (0, errno.EINPROGRESS)
         server = net.accept(listener)
-        assert client.send(b"at once") == 7
-        assert server.recv(7) == b"at once"
+        with client, server:
+            assert client.send(b"at once") == 7
+            assert server.recv(7) == b"at once"
 
 
 def test_connections_are_accepted_in_the_order_they_were_made(net: Net) -> None:
@@ -186,7 +200,7 @@ def test_close_while_connecting(net: Net) -> None:
 
 def test_many_at_once(net: Net) -> None:
     listener = net.listener()
-    clients = [net.fresh() for _ in range(40)]
+    clients = [net.fresh() for _ in range(30)]  # five fds each, of 256 on some machines
     for client in clients:
         client.setblocking(False)
         assert client.connect_ex(listener.getsockname()) in (0, errno.EINPROGRESS)
@@ -210,7 +224,7 @@ def test_refused_at_once(net: Net, family: int, timeout: float | None) -> None:
     began = time.monotonic()
     with pytest.raises(ConnectionRefusedError, match=r"^\[Errno 111\] Connection refused$"):
         client.connect(net.refused_address(family))
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < AT_ONCE_S  # a SYN is repeated for half a minute
 
 
 def test_refused_connect_ex(net: Net) -> None:
@@ -234,7 +248,7 @@ def test_silent_peer_times_out(net: Net) -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="^timed out$"):
         client.connect(address)
-    assert 0.09 <= time.monotonic() - began < 2
+    assert 0.09 <= time.monotonic() - began < AT_ONCE_S
 
 
 def test_connect_ex_to_a_silent_peer(net: Net) -> None:
@@ -249,7 +263,7 @@ def test_after_a_timed_out_connect_the_attempt_goes_on(net: Net) -> None:
     assert client.connect_ex(address) in (errno.EALREADY, errno.EAGAIN)
 
 
-@pytest.mark.parametrize("timeout", [0, 5.0])
+@pytest.mark.parametrize("timeout", [0, LONG_S])
 def test_connect_again_does_not_wait_twice(net: Net, timeout: float) -> None:
     """With a timeout as without blocking: Linux says that the attempt is under way."""
     address = net.silent_address()
@@ -260,7 +274,7 @@ def test_connect_again_does_not_wait_twice(net: Net, timeout: float) -> None:
     assert client.connect_ex(address) == errno.EALREADY
     with raises_errno(errno.EALREADY):
         client.connect(address)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < AT_ONCE_S
 
 
 @pytest.mark.parametrize("how", [socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR])
