@@ -1,0 +1,162 @@
+"""One fault at each call that the engine's thread makes: MemoryError everywhere, errnos at each system call, and the
+exceptions that nobody expects (SystemExit, KeyboardInterrupt) in turns.
+
+Separate from worker.py, in which they are injected, because that process may end badly: this one starts another, and
+says which point it was. A point reads `engine:<file>:<line>:<what is called>#<occurrence>:<error>`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.faults.injector import errors_for, is_error
+from tests.faults.report import Failure, Report
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "engine"
+_QUICK_POINTS = 120
+_SEED = 1
+_START_S = 90
+_POINT_S = 120
+_RECORDED_ROUNDS = 3
+_WORKERS = int(os.environ.get("FAULT_WORKERS", "2"))
+
+
+class Worker:
+    """A process to inject in."""
+
+    def __init__(self) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("UTPSOCKET_")}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if os.environ.get("FAULT_STDERR") else subprocess.DEVNULL,
+            cwd=ROOT,
+            env=environment,
+            text=True,
+        )
+        self._lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+        self.answer(_START_S)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put("")
+
+    def answer(self, seconds: float) -> Any:
+        """The next answer. Raises RuntimeError where none comes."""
+        try:
+            line = self._lines.get(timeout=seconds)
+        except queue.Empty:
+            raise RuntimeError("the process hangs") from None
+        if not line:
+            raise RuntimeError(f"the process ended with status {self._process.wait()}")
+        return json.loads(line)
+
+    def ask(self, question: Any, seconds: float) -> Any:
+        assert self._process.stdin is not None
+        try:
+            print(json.dumps(question), file=self._process.stdin, flush=True)
+        except OSError:
+            pass  # it has ended, and answer() says so
+        return self.answer(seconds)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            try:
+                pipe.close()
+            except OSError:
+                pass
+
+
+def points(*, quick: bool) -> list[str]:
+    worker = Worker()
+    try:
+        sites = worker.ask({"record": _RECORDED_ROUNDS}, _POINT_S)["sites"]
+    finally:
+        worker.close()
+    found = []
+    for number, (path, line, name, kind, count) in enumerate(sites):
+        usual = max(1, count // _RECORDED_ROUNDS // 2)  # in the middle of things
+        for turn, error in enumerate(errors_for(kind, number)):
+            occurrence = 1 if turn % 2 == 0 else usual
+            found.append(f"{NAME}:{path}:{line}:{name}#{occurrence}:{error}")
+    if quick:
+        found = random.Random(_SEED).sample(found, min(_QUICK_POINTS, len(found)))
+    return found
+
+
+def parsed(point: str) -> dict[str, Any]:
+    _, path, line, rest = point.split(":", 3)
+    called, _, error = rest.rpartition(":")
+    name, _, occurrence = called.rpartition("#")
+    if not is_error(error):
+        raise ValueError(f"{error} is no exception and no errno that this tool knows")
+    return {"site": (path, int(line), name), "occurrence": int(occurrence), "error": error}
+
+
+def inject(points: Sequence[str]) -> Report:
+    report = Report()
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for point in points:
+        waiting.put(point)
+    lock = threading.Lock()
+
+    def work() -> None:
+        for point, answer in _answers(waiting):
+            with lock:
+                report.points += 1
+                report.injected += bool(answer.get("has_fired"))
+                if answer["wrong"]:
+                    cause = "; ".join(answer["wrong"])
+                    report.failures.append(Failure(point, point.rpartition(":")[2], cause))
+                    print(f"{point}: {cause}", file=sys.stderr, flush=True)
+                elif os.environ.get("FAULT_VERBOSE"):
+                    print(f"{point}: {answer}", file=sys.stderr, flush=True)
+                if report.points % 100 == 0:
+                    print(f"{report.points} of {len(points)}", file=sys.stderr, flush=True)
+
+    threads = [threading.Thread(target=work) for _ in range(min(_WORKERS, len(points)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return report
+
+
+def _answers(waiting: queue.SimpleQueue[str]) -> Iterator[tuple[str, Any]]:
+    worker: Worker | None = None
+    try:
+        while True:
+            try:
+                point = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                if worker is None:
+                    worker = Worker()
+                answer = worker.ask(parsed(point), _POINT_S)
+            except RuntimeError as problem:
+                answer = {"wrong": [str(problem)], "is_lost": True, "has_fired": True}
+            yield point, answer
+            if answer.get("is_lost") and worker is not None:
+                worker.close()  # the next point must not pay for this one
+                worker = None
+    finally:
+        if worker is not None:
+            worker.close()

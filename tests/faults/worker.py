@@ -1,0 +1,539 @@
+"""The process in which faults are injected: an engine, twenty connections that nothing may happen to, and a play.
+
+Speaks JSON lines with engine.py. `{"record": rounds}` answers with the sites; `{"point": …}` with what went wrong.
+After each fault: nobody hangs; every connection but one still carries bytes, both ways; no end of file comes before
+its bytes; the thread is the same; and what was closed leaves no fd.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import faulthandler
+import gc
+import json
+import os
+import select
+import socket as stdlib
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import utpsocket
+from tests.faults.injector import Injector
+from utpsocket import stats
+from utpsocket.engine import running_engine
+from utpsocket.routes import Routes
+
+INNOCENTS = 20
+PATIENCE_S = 12.0  # the machine may be busy; a connection that lost its wake-up waits for ever
+SETTLE_S = 8.0
+PAUSE_S = 0.03
+BULK_BYTES = 300_000
+LOCAL = ("127.0.0.1", 0)
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class FallingBack(utpsocket.socket):
+    _routes = Routes(fallback="tcp", fallback_seconds=0.02)
+
+
+class OfBoth(utpsocket.socket):
+    _routes = Routes(listen="both")
+
+
+class Wrong(Exception):
+    """Something that must never happen."""
+
+
+def made(kind: type[utpsocket.socket] = utpsocket.socket) -> utpsocket.socket:
+    sock = kind()
+    sock.settimeout(PATIENCE_S)
+    return sock
+
+
+@contextlib.contextmanager
+def closing_all() -> Iterator[list[Any]]:
+    opened: list[Any] = []
+    try:
+        yield opened
+    finally:
+        for sock in opened:
+            with contextlib.suppress(OSError):
+                sock.close()
+
+
+def pair(opened: list[Any], client: utpsocket.socket | None = None) -> tuple[Any, Any]:
+    listener = made()
+    opened.append(listener)
+    listener.bind(LOCAL)
+    listener.listen(8)
+    return accepted(opened, listener, client or made())
+
+
+def accepted(opened: list[Any], listener: Any, client: Any) -> tuple[Any, Any]:
+    opened.append(client)
+    client.connect(listener.getsockname())
+    server, _ = listener.accept()
+    server.settimeout(PATIENCE_S)
+    opened.append(server)
+    return client, server
+
+
+def carry(sender: Any, receiver: Any, count: int) -> None:
+    """Send so many bytes and end; the receiver must see all of them before an end of file, or an errno."""
+    payload = memoryview(os.urandom(1024) * (count // 1024 + 1))[:count]
+    got = bytearray()
+    error: list[OSError] = []
+
+    def send() -> None:
+        try:
+            sender.sendall(payload)
+            sender.shutdown(stdlib.SHUT_WR)
+        except OSError as problem:
+            error.append(problem)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        while data := receiver.recv(65_536):
+            got += data
+    finally:
+        thread.join()
+    if bytes(got) != payload[: len(got)]:
+        raise Wrong("bytes arrived that were never sent, or in another order")
+    if len(got) != count and not error:
+        raise Wrong(f"a false end of file: {len(got)} of {count} bytes, and the sender knows nothing")
+    if len(got) != count:
+        raise Wrong(f"a false end of file: {len(got)} of {count} bytes; the sender was told {error[0]!r}")
+    if error:
+        raise error[0]
+
+
+# ── the play: each scene is one connection, or one socket, and may end in an OSError ──
+
+
+def scene_bulk(opened: list[Any]) -> None:
+    client, server = pair(opened)
+    carry(client, server, BULK_BYTES)
+    carry(server, client, 20_000)
+
+
+def scene_bound(opened: list[Any]) -> None:
+    client = made()
+    client.bind(LOCAL)
+    client, server = pair(opened, client)
+    client.setsockopt(stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY, 1)
+    carry(server, client, 5_000)
+    server.close()
+    client.getpeername()
+
+
+def scene_reset(opened: list[Any]) -> None:
+    client, server = pair(opened)
+    client.sendall(b"x" * 1_000)
+    client.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, RESET_ON_CLOSE)
+    client.close()
+    try:
+        while server.recv(1_000):
+            pass
+    except ConnectionResetError:
+        return
+    raise Wrong("a reset was told as an end of file")
+
+
+def scene_unread(opened: list[Any]) -> None:
+    """A close that leaves bytes unread resets."""
+    client, server = pair(opened)
+    server.sendall(b"x" * 10_000)
+    client.recv(1)
+    client.close()
+    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        server.recv(1)
+        server.send(b"y")
+
+
+def scene_refused(opened: list[Any]) -> None:
+    with stdlib.socket(type=stdlib.SOCK_DGRAM) as udp:
+        udp.bind(LOCAL)
+        nobody = udp.getsockname()
+    client = made()
+    opened.append(client)
+    try:
+        client.connect(nobody)
+    except ConnectionRefusedError:
+        return
+    raise Wrong("connected to nobody")
+
+
+def scene_nonblocking(opened: list[Any]) -> None:
+    listener = made()
+    opened.append(listener)
+    listener.bind(LOCAL)
+    listener.listen(8)
+    client = utpsocket.socket()
+    opened.append(client)
+    client.setblocking(False)
+    code = client.connect_ex(listener.getsockname())
+    if code not in (0, errno.EINPROGRESS):
+        raise OSError(code, os.strerror(code))
+    poller = select.poll()
+    poller.register(client, select.POLLOUT)
+    if not poller.poll(PATIENCE_S * 1_000):
+        raise TimeoutError("a connect that does not block never ends")
+    code = client.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
+    if code:
+        raise OSError(code, os.strerror(code))
+    client.settimeout(PATIENCE_S)
+    server, _ = listener.accept()
+    opened.append(server)
+    server.settimeout(PATIENCE_S)
+    carry(client, server, 10)
+
+
+def scene_lingering(opened: list[Any]) -> None:
+    client, server = pair(opened)
+    client.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, struct.pack("ii", 1, 5))
+    client.sendall(b"x" * 50_000)
+    reader = threading.Thread(target=lambda: drained(server))
+    reader.start()
+    client.close()
+    reader.join()
+
+
+def drained(sock: Any) -> None:
+    with contextlib.suppress(OSError):
+        while sock.recv(65_536):
+            pass
+
+
+def scene_backlog(opened: list[Any]) -> None:
+    """Several at once, some of them never accepted."""
+    listener = made()
+    opened.append(listener)
+    listener.bind(LOCAL)
+    listener.listen(8)
+    for _ in range(3):
+        client = made()
+        opened.append(client)
+        client.connect(listener.getsockname())
+        client.send(b"hello")
+    server, _ = listener.accept()
+    opened.append(server)
+    server.settimeout(PATIENCE_S)
+    server.recv(5)
+    listener.shutdown(stdlib.SHUT_RD)
+
+
+def scene_fallback(opened: list[Any]) -> None:
+    with stdlib.create_server(LOCAL) as listener:
+        listener.settimeout(PATIENCE_S)
+        client = made(FallingBack)
+        opened.append(client)
+        client.connect(listener.getsockname())
+        server, _ = listener.accept()
+        opened.append(server)
+        server.settimeout(PATIENCE_S)
+        carry(client, server, BULK_BYTES)
+        carry(server, client, 50_000)
+
+
+def scene_both(opened: list[Any]) -> None:
+    listener = made(OfBoth)
+    opened.append(listener)
+    listener.bind(LOCAL)
+    listener.listen(8)
+    client = stdlib.socket()
+    client.settimeout(PATIENCE_S)
+    client, server = accepted(opened, listener, client)
+    carry(client, server, 50_000)
+    server.send(b"x")
+    server.close()
+    drained(client)
+
+
+SCENES: list[Callable[[list[Any]], None]] = [
+    scene_bulk,
+    scene_bound,
+    scene_reset,
+    scene_unread,
+    scene_refused,
+    scene_nonblocking,
+    scene_lingering,
+    scene_backlog,
+    scene_fallback,
+    scene_both,
+]
+
+
+class Play:
+    """All scenes, one after the other in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.victims: list[str] = []
+        self.wrong: list[str] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        for scene in SCENES:
+            try:
+                with closing_all() as opened:
+                    scene(opened)
+            except TimeoutError as problem:
+                self.wrong.append(f"{scene.__name__} waits for ever: {problem!r}")
+            except OSError as problem:
+                self.victims.append(f"{scene.__name__}: {problem!r}")
+            except Wrong as problem:
+                self.wrong.append(f"{scene.__name__}: {problem}")
+            except BaseException as problem:
+                self.wrong.append(f"{scene.__name__} was told {problem!r}, which is no OSError")
+
+    def ended(self, seconds: float) -> bool:
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+
+class Innocent:
+    """A connection that echoes a few bytes, again and again."""
+
+    def __init__(self, listener: Any) -> None:
+        self.opened: list[Any] = []
+        self.client, self.server = accepted(self.opened, listener, made())
+        for sock in (self.client, self.server):
+            sock.setblocking(False)
+        self.rounds = 0
+        self.sent_at = 0.0
+        self.next_at = 0.0
+        self.error: str | None = None
+        self._awaited = 0
+
+    def close(self) -> None:
+        for sock in self.opened:
+            with contextlib.suppress(OSError):
+                sock.close()
+
+    def speak(self, now: float) -> None:
+        size = 10 if self.rounds % 8 else 9_000
+        self._awaited = self.client.send(b"m" * size)
+        self.sent_at = now
+
+    def on_server(self) -> None:
+        data = self.server.recv(65_536)
+        if not data:
+            raise Wrong("a false end of file")
+        self.server.send(data)
+
+    def on_client(self, now: float) -> None:
+        data = self.client.recv(65_536)
+        if not data:
+            raise Wrong("a false end of file")
+        self._awaited -= len(data)
+        if not self._awaited:
+            self.rounds += 1
+            self.sent_at = 0.0
+            self.next_at = now + PAUSE_S
+
+
+class Innocents:
+    """All of them, and the thread that has them speak."""
+
+    def __init__(self) -> None:
+        self.listener = made()
+        self.listener.bind(LOCAL)
+        self.listener.listen(64)
+        self.lock = threading.Lock()
+        self.all = [Innocent(self.listener) for _ in range(INNOCENTS)]
+        self.wrong: list[str] = []
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            with self.lock:
+                now = time.monotonic()
+                poller = select.poll()
+                by_fd: dict[int, tuple[Innocent, bool]] = {}
+                for one in self.all:
+                    if one.error is None:
+                        if not one.sent_at and now >= one.next_at:
+                            self._guard(one, lambda one=one: one.speak(now))  # type: ignore[misc]
+                        by_fd[one.server.fileno()] = one, True
+                        by_fd[one.client.fileno()] = one, False
+                for fd in by_fd:
+                    poller.register(fd, select.POLLIN)
+                for fd, _ in poller.poll(5):
+                    one, is_server = by_fd[fd]
+                    if one.error is None:
+                        now = time.monotonic()
+                        self._guard(one, one.on_server if is_server else lambda one=one: one.on_client(now))  # type: ignore[misc]
+            time.sleep(0.001)
+
+    def _guard(self, one: Innocent, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except BlockingIOError:
+            pass
+        except OSError as problem:
+            one.error = repr(problem)
+        except Wrong as problem:
+            one.error = str(problem)
+            self.wrong.append(f"innocent: {problem}")
+
+    def heal(self) -> list[str]:
+        """What broke; and new ones in their place."""
+        with self.lock:
+            broken = [one for one in self.all if one.error is not None]
+            for one in broken:
+                # Both ends must be told: the other one waits for nothing.
+                self.wrong += told(one)
+                one.close()
+                self.all.remove(one)
+        fresh = []
+        for _ in broken:
+            try:
+                fresh.append(Innocent(self.listener))
+            except OSError as problem:
+                self.wrong.append(f"no new connection after the fault: {problem!r}")
+        with self.lock:
+            self.all += fresh
+        return [f"innocent: {one.error}" for one in broken]
+
+    def stuck(self, seconds: float) -> str:
+        """Wait until each has completed a round trip that began after this; "" or who did not."""
+        with self.lock:
+            # The one under way counts only for those that were not waiting.
+            goals = {one: one.rounds + (2 if one.sent_at else 1) for one in self.all if one.error is None}
+        deadline = time.monotonic() + seconds
+        while True:
+            left = [one for one, goal in goals.items() if one.error is None and one.rounds < goal]
+            if not left:
+                return ""
+            if time.monotonic() > deadline:
+                return f"{len(left)} of {len(goals)} innocent connections wait for ever"
+            time.sleep(0.002)
+
+
+def told(one: Innocent) -> list[str]:
+    for name, sock in (("client", one.client), ("server", one.server)):
+        sock.settimeout(PATIENCE_S)
+        try:
+            while sock.recv(65_536):
+                pass
+            if one.error != "a false end of file":
+                return [f"innocent: the {name}'s end was told a false end of file ({one.error})"]
+        except TimeoutError:
+            return [f"innocent: the {name}'s end was told nothing ({one.error})"]
+        except OSError:
+            pass
+    return []
+
+
+def fds() -> tuple[int, int]:
+    """(fds that are no UDP ports, UDP ports)"""
+    inodes = set()
+    with open("/proc/net/udp") as lines:
+        inodes = {line.split()[9] for line in lines}
+    ports = others = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        if target[len("socket:[") : -1] in inodes:
+            ports += 1
+        else:
+            others += 1
+    return others, ports
+
+
+class Stage:
+    """What stays from point to point."""
+
+    def __init__(self) -> None:
+        self.innocents = Innocents()
+        self.injector = Injector()
+        self.loop: Any = running_engine()
+        play = Play()
+        if not play.ended(60) or play.victims or play.wrong:
+            raise SystemExit(f"the play fails without any fault: {play.victims} {play.wrong}")
+        self.fds = self._settled(None)
+
+    def _settled(self, wanted: tuple[int, int] | None) -> tuple[int, int]:
+        """How many fds there are once there are no more than wanted, or no fewer to come."""
+        deadline = time.monotonic() + SETTLE_S
+        least, calm = fds(), 0
+        while time.monotonic() < deadline:
+            if wanted is not None and least[0] <= wanted[0] and least[1] <= wanted[1]:
+                break
+            if wanted is None and calm > 100:
+                break
+            time.sleep(0.01)
+            found = fds()
+            calm = calm + 1 if found >= least else 0
+            least = min(least[0], found[0]), min(least[1], found[1])
+        return least
+
+    def record(self, rounds: int) -> list[Any]:
+        self.injector.record(self.loop)
+        for _ in range(rounds):
+            Play().ended(60)
+        self.injector.disarm(self.loop)
+        return [(*site, self.injector.kinds[site], count) for site, count in sorted(self.injector.seen.items())]
+
+    def inject(self, site: Any, occurrence: int, error: str) -> dict[str, Any]:
+        loop, innocents = self.loop, self.innocents
+        wrong: list[str] = []
+        innocents.wrong.clear()
+        self.injector.arm(loop, tuple(site), occurrence, error)
+        play = Play()
+        if not play.ended(4 * PATIENCE_S):
+            return {"has_fired": self.injector.has_fired, "wrong": ["the play hangs", *play.wrong], "is_lost": True}
+        has_fired = self.injector.has_fired
+        stuck = innocents.stuck(PATIENCE_S)
+        if stuck:
+            wrong.append(stuck)
+        if not loop.is_alive or running_engine() is not loop:
+            return {"has_fired": has_fired, "wrong": [*wrong, "the engine's thread ended"], "is_lost": True}
+        self.injector.disarm(loop)
+        victims = play.victims + innocents.heal()
+        wrong += play.wrong + innocents.wrong
+        if len(victims) > 1:
+            wrong.append(f"{len(victims)} connections paid for one fault: {victims}")
+        if len(innocents.all) == INNOCENTS:
+            left = self._settled(self.fds)
+            if left[0] > self.fds[0] or left[1] > self.fds[1]:
+                gc.collect()
+                left = self._settled(self.fds)
+            if left[0] > self.fds[0] or left[1] > self.fds[1]:
+                wrong.append(f"fds leaked: {left[0] - self.fds[0]} and {left[1] - self.fds[1]} UDP ports")
+        return {
+            "has_fired": has_fired,
+            "wrong": wrong,
+            "victims": victims,
+            "faults": stats.engine_stats().faults,
+            "is_lost": bool(wrong),
+        }
+
+
+def main() -> None:
+    faulthandler.enable()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    threading.excepthook = lambda _: None
+    stage = Stage()
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if "record" in asked:
+            answer: Any = {"sites": stage.record(asked["record"])}
+        else:
+            answer = stage.inject(asked["site"], asked["occurrence"], asked["error"])
+        print(json.dumps(answer), file=answers, flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
