@@ -260,6 +260,10 @@ def notice(sock: Any, identity: Identity) -> int:
                 identity.role, identity.error = Role.FAILED, errno.ECONNREFUSED
             else:
                 identity.role = Role.CONNECTED
+    elif identity.role is Role.CONNECTING and _is_hung_up(sock) and identity.role is Role.CONNECTING:
+        # Whoever ends an attempt writes down how before it closes its end. This one had no time to: the engine has
+        # ended, or the program has closed all the fds that it found.
+        identity.role, identity.error = Role.FAILED, errno.ECONNABORTED
     if identity.role is Role.CONNECTED:
         if identity.is_gated:
             pairing.open_gate(sock, identity)
@@ -270,6 +274,15 @@ def notice(sock: Any, identity: Identity) -> int:
             Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_ERROR)
         return error or errno.ECONNABORTED
     return errno.EINPROGRESS
+
+
+def _is_hung_up(sock: Any) -> bool:
+    fd = sock.fileno()
+    if fd < 0:
+        return False  # closed by another thread
+    poller = poll()
+    poller.register(fd, 0)
+    return bool(poller.poll(0))
 
 
 def catch_up(identity: Identity) -> None:

@@ -236,7 +236,8 @@ class socket(StdlibSocket):
                 if code not in lifecycle.IN_PROGRESS:
                     identity.is_told = True
                     return code
-            elif deadline is not None and time.monotonic() >= deadline:
+            if deadline is not None and time.monotonic() >= deadline:
+                lifecycle.check_open(self)  # poll() returns at the deadline where another thread has closed it
                 raise TimeoutError("timed out")
 
     def _wait_writable(self, timeout: float | None) -> bool:

@@ -309,6 +309,7 @@ class Innocent:
         self.sent_at = 0.0
         self.next_at = 0.0
         self.error: str | None = None
+        self.told = ""  # which of the ends was
         self._awaited = 0
 
     def close(self) -> None:
@@ -327,7 +328,7 @@ class Innocent:
             raise Wrong("a false end of file")
         self.server.send(data)
 
-    def on_client(self, now: float) -> None:
+    def on_client(self) -> None:
         data = self.client.recv(65_536)
         if not data:
             raise Wrong("a false end of file")
@@ -335,7 +336,7 @@ class Innocent:
         if not self._awaited:
             self.rounds += 1
             self.sent_at = 0.0
-            self.next_at = now + PAUSE_S
+            self.next_at = time.monotonic() + PAUSE_S
 
 
 class Innocents:
@@ -359,7 +360,7 @@ class Innocents:
                 for one in self.all:
                     if one.error is None:
                         if not one.sent_at and now >= one.next_at:
-                            self._guard(one, lambda one=one: one.speak(now))  # type: ignore[misc]
+                            self._guard(one, one.speak, now)
                         by_fd[one.server.fileno()] = one, True
                         by_fd[one.client.fileno()] = one, False
                 for fd in by_fd:
@@ -367,19 +368,18 @@ class Innocents:
                 for fd, _ in poller.poll(5):
                     one, is_server = by_fd[fd]
                     if one.error is None:
-                        now = time.monotonic()
-                        self._guard(one, one.on_server if is_server else lambda one=one: one.on_client(now))  # type: ignore[misc]
+                        self._guard(one, one.on_server if is_server else one.on_client)
             time.sleep(0.001)
 
-    def _guard(self, one: Innocent, call: Callable[[], None]) -> None:
+    def _guard(self, one: Innocent, call: Callable[..., None], *arguments: Any) -> None:
         try:
-            call()
+            call(*arguments)
         except BlockingIOError:
             pass
         except OSError as problem:
-            one.error = repr(problem)
+            one.error, one.told = repr(problem), "server" if call == one.on_server else "client"
         except Wrong as problem:
-            one.error = str(problem)
+            one.error, one.told = str(problem), "server" if call == one.on_server else "client"
             self.wrong.append(f"innocent: {problem}")
 
     def heal(self) -> list[str]:
@@ -387,7 +387,7 @@ class Innocents:
         with self.lock:
             broken = [one for one in self.all if one.error is not None]
             for one in broken:
-                # Both ends must be told: the other one waits for nothing.
+                # Both ends must be told, and each of them once.
                 self.wrong += told(one)
                 one.close()
                 self.all.remove(one)
@@ -418,6 +418,8 @@ class Innocents:
 
 def told(one: Innocent) -> list[str]:
     for name, sock in (("client", one.client), ("server", one.server)):
+        if name == one.told:
+            continue
         sock.settimeout(PATIENCE_S)
         try:
             while sock.recv(65_536):

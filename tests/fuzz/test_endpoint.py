@@ -112,6 +112,6 @@ def test_any_program_is_survived(program: list[tuple[Any, ...]]) -> None:
         assert len(endpoint.bridges) <= 3 * MAX_HALF_OPEN
         assert len(endpoint.bridges) <= loop.accepted
     seconds = (loop.now - 1_000_000) // 1_000_000 + 1
-    assert endpoint.sent_resets <= RESETS_PER_SECOND * seconds
+    assert endpoint.resets.sent <= RESETS_PER_SECOND * seconds
     for transmit in port.sent:
         assert sum(map(len, transmit.datagrams())) <= 65_507

@@ -12,7 +12,7 @@ import sys
 import warnings
 from typing import Final
 
-from utpsocket.engine import exitflush, reports
+from utpsocket.engine import environment, exitflush, reports
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.remote import RemoteLoop
 
@@ -43,6 +43,7 @@ def _succeed(gone: Loop | RemoteLoop | None) -> Loop | RemoteLoop:
     """
     global _loop
     _hook()
+    environment.check()
     place = _first if gone is None else gone.successor
     made = _kind()()
     loop = place.setdefault("", made)

@@ -1,13 +1,23 @@
-"""The answer to a call through the engine's door.
+"""A call through the engine's door, and the answer to it.
 
-Separate from loop.py because it is the one thing that two threads wait at.
+Separate from loop.py because it is the one thing that two threads share: the one that asks makes it, the engine's
+carries it out, and whatever becomes of the engine it is answered once.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import errno
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from utpsocket.engine.native import allocate_lock
+from utpsocket.engine import faults, verbs
+from utpsocket.engine.native import Socket, allocate_lock, in_one_step
+
+if TYPE_CHECKING:
+    from utpsocket.engine.loop import Loop
+    from utpsocket.engine.poller import WakeUp
 
 
 class Answer:
@@ -16,13 +26,16 @@ class Answer:
     __slots__ = ("_error", "_given", "_value")
 
     def __init__(self) -> None:
+        self._error: BaseException | None = None
+        self._value: Any = None
         self._given = allocate_lock()
         self._given.acquire()
 
     def give(self, value: Any, error: BaseException | None) -> None:
-        """Answer, once. The engine's thread."""
-        self._value, self._error = value, None if error is None else error.with_traceback(None)
-        self._given.release()
+        """Answer. Only the first one counts."""
+        if self._given.locked():
+            self._value, self._error = value, None if error is None else error.with_traceback(None)
+            self._given.release()
 
     def wait(self) -> Any:
         """Block until answered; return or raise what was given. The thread that asked."""
@@ -40,3 +53,97 @@ def _anew(error: BaseException) -> BaseException:
         return type(error)(*error.args)
     except Exception:
         return error
+
+
+class Command:
+    """A verb of verbs.py and its arguments.
+
+    arguments   sockets among them are the engine's from now on: each is closed once, by whoever has it when something
+                fails
+    answer      None: nobody waits
+    """
+
+    __slots__ = ("_is_done", "_value", "answer", "arguments", "loop", "named", "verb")
+
+    def __init__(
+        self,
+        loop: Loop,
+        verb: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        named: dict[str, Any],
+        answer: Any,
+    ) -> None:
+        self.loop = loop
+        self.verb = verb
+        self.arguments = arguments
+        self.named = named
+        self.answer = answer
+        self._is_done = False
+        self._value: Any = None
+
+    def carry_out(self) -> None:
+        """Do it and answer. An OSError is an answer; whatever else is raised is the loop's to contain."""
+        try:
+            self._value = self.verb(self.loop, *self.arguments, **self.named)
+        except OSError as error:
+            self.refuse(error)
+        else:
+            self._is_done = True
+            if self.answer is not None:
+                self.answer.give(self._value, None)
+
+    def refuse(self, error: BaseException) -> None:
+        """It was not carried out, or not to its end: undo what was, and tell whoever asked. Idempotent."""
+        if self._is_done:
+            error_told = None
+        else:
+            error_told = faults.told(error)
+            undo = verbs.UNDO.get(self.verb)
+            if undo is not None:
+                undo(self.loop, error_told.errno or 0, *self.arguments)
+            for argument in self.arguments:
+                if isinstance(argument, Socket):
+                    argument.close()
+        if self.answer is not None:
+            self.answer.give(self._value, error_told)
+
+    def fail(self, error: BaseException) -> None:
+        """See faults.py."""
+        self.refuse(error)
+
+
+class Inbox:
+    """Commands on their way to the engine's thread."""
+
+    __slots__ = ("_commands", "_has_ended", "_wake_up")
+
+    def __init__(self, wake_up: WakeUp) -> None:
+        self._commands: deque[Command] = deque()
+        self._wake_up = wake_up
+        self._has_ended = False
+
+    def __len__(self) -> int:
+        return len(self._commands)
+
+    def put(self, command: Command) -> None:
+        """Hand over. Any thread."""
+        try:
+            in_one_step(partial(self._commands.append, command), self._wake_up.pull)
+        except OSError:
+            pass  # it has been woken often enough, or sleeps no more
+        if self._has_ended:  # asked again: either we see that the thread has ended, or it sees the command
+            self.end()
+
+    def take(self) -> Command:
+        """The oldest. The engine's thread."""
+        return self._commands.popleft()
+
+    def end(self) -> None:
+        """The engine's thread has ended, and nobody else answers what is left. Any thread."""
+        self._has_ended = True
+        while True:
+            try:
+                command = self._commands.popleft()
+            except IndexError:
+                return
+            command.refuse(OSError(errno.ECONNABORTED, "the engine has ended"))

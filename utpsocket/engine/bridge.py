@@ -14,10 +14,12 @@ from __future__ import annotations
 import errno
 import os
 import socket as stdlib
+from ctypes import get_errno
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine import native
-from utpsocket.engine.farewell import leave_unread_byte, refuse_sends
+from utpsocket.engine.farewell import close_end, record, refuse_sends
+from utpsocket.engine.faults import NO_ROOM, RETRY_US, TRANSIENT, errno_of
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.lanes import GRANT_BYTES
 from utpsocket.engine.native import poll
@@ -51,10 +53,14 @@ class Bridge:
     """
 
     __slots__ = (
+        "_filler_bytes",
         "_has_finished_input",
+        "_has_said_reset",
         "_is_deaf",
         "_is_hung_up",
+        "_is_retrying",
         "_is_rude",
+        "_is_told",
         "_may_have_ended",
         "_stream",
         "_refuses_sends",
@@ -116,10 +122,14 @@ class Bridge:
         self.lane_offset = 0
         self.flush_waiters: list[Any] = []
         self.finish_when_drained = False  # the process ends, and nobody will close the user's fd
+        self._filler_bytes = -1  # of the gate's, left to drain; -1: all
+        self._has_said_reset = False  # after a fault
+        self._is_retrying = False  # a call that the kernel had no memory for is made again soon
         self._has_finished_input = False  # the user's end of file has been read
         self._sent_eof = False
         self._is_deaf = False  # the user reads no more: what comes is dropped
         self._is_hung_up = False
+        self._is_told = False  # the kernel has said that there is something, and it has not been read yet
         self._may_have_ended = False  # the kernel has said so: what is read may be followed by the end of file
         self._is_rude = False  # the user closed with bytes unread
         self._refuses_sends = False
@@ -141,7 +151,7 @@ class Bridge:
         if self.end is None:
             return  # closed by a command of this same wake-up
         if mask & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
-            self.is_readable = True
+            self.is_readable = self._is_told = True
             if mask & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
                 self._may_have_ended = True
         if mask & EPOLLOUT and not self.is_writable:
@@ -190,12 +200,19 @@ class Bridge:
             if count < 0:
                 connection.commit(0)
                 if count == -errno.EAGAIN:
+                    if self._is_told:
+                        self._is_told = False
+                        self.endpoint.loop.watch_room(self, wanted=not self.is_writable)  # then let it say so again
                     self._on_drained(now=now)
+                    return
+                if -count in TRANSIENT:
+                    self._try_again_soon()
                     return
                 if count != -errno.ECONNRESET:
                     raise OSError(-count, os.strerror(-count))  # EBADF: the program has closed every fd that it found
                 self._is_rude = True  # the user closed with bytes unread; what it wrote still follows
                 continue
+            self._is_told = False
             if not count:
                 connection.commit(0)
                 self._has_finished_input = True
@@ -214,6 +231,19 @@ class Bridge:
             # Who waits for a turn is asked once more: what it wrote may end here, in a packet that need not wait then.
             if budget <= (-BLOCK_BYTES if is_flowing and connection.send.is_held else 0):
                 return
+
+    def _try_again_soon(self) -> None:
+        """The kernel had no memory, say, for a call at our end: that makes no event, and says nothing of the user."""
+        if not self._is_retrying:
+            self._is_retrying = True
+            loop = self.endpoint.loop
+            loop.call_at(loop.now + RETRY_US, self._try_again)
+
+    def _try_again(self) -> None:
+        self._is_retrying = False
+        if not self.is_gone:
+            self.is_readable = self.end is not None
+            self.endpoint.loop.wake_bridge(self)
 
     def _on_drained(self, *, now: int) -> None:
         self.is_readable = False
@@ -248,7 +278,7 @@ class Bridge:
     @property
     def wants_read(self) -> bool:
         """Whether read_user() would do something without a new event."""
-        if not self.is_readable or self.is_gated or self.end is None:
+        if not self.is_readable or self.is_gated or self.end is None or self._is_retrying:
             return False
         connection = self.connection
         if connection.state not in (State.CONNECTED, State.SYN_RECEIVED):
@@ -272,17 +302,23 @@ class Bridge:
             elif self.errored is None:
                 self.errored = event.errno if self.rival is None else self.rival.takes_over(event.errno)
 
-    def open_gate(self) -> None:
-        """The connection stands: drain the filler, and the user's fd is writable."""
-        self.is_gated = False
+    def open_gate(self) -> bool:
+        """The connection stands: drain the filler, and the user's fd is writable. False: not all of it; ask again."""
         if self.end is None:
-            return
+            self.is_gated = False
+            return True
         identity = self.identity
         identity.role = Role.CONNECTED
-        drain_filler(self.end_fd, identity.filler_bytes)
+        if self._filler_bytes < 0:
+            self._filler_bytes = identity.filler_bytes
+        self._filler_bytes = drain_filler(self.end_fd, self._filler_bytes)
+        if self._filler_bytes:
+            return False
+        self.is_gated = False
         self.is_readable = self._may_have_ended or self.finish_when_drained  # what is written from now on makes an edge
         if self.is_readable:
             self.endpoint.loop.wake_bridge(self)
+        return True
 
     def deliver(self, *, now: int) -> None:
         """Move what arrived in order to the user's end, as far as the kernel takes it."""
@@ -322,14 +358,23 @@ class Bridge:
             elif count == -errno.ECONNRESET:  # the user closed with bytes unread
                 self._is_rude = True
                 self.is_readable = True
-            else:
+            elif -count in TRANSIENT:
+                connection.delivered(0, now=now)
+                self._try_again_soon()
+                return
+            elif count == -errno.EPIPE:  # the user reads no more
                 self._is_deaf = True
+            else:
+                raise OSError(-count, os.strerror(-count))
         if connection.has_eof and not self._sent_eof:
-            self._sent_eof = True
             try:
                 self.end.shutdown(stdlib.SHUT_WR)
-            except OSError:
+            except OSError as error:
+                if error.errno in TRANSIENT:
+                    self._try_again_soon()
+                    return
                 self._is_deaf = True
+            self._sent_eof = True
         if self.errored is not None:
             self._tell_end()
 
@@ -345,17 +390,13 @@ class Bridge:
         """The connection is over and everything that came has been delivered: say it by the fd."""
         error = self.errored or 0
         identity = self.identity
-        if not identity.is_over:
+        if error and not self._refuses_sends and (not self._sent_eof or error != errno.ECONNRESET):
+            record(identity, error, was_connecting=self.is_gated)
+        elif not identity.is_over:
             identity.is_over = True
-            if error:
-                identity.is_reset = True
-                if not self._refuses_sends and (not self._sent_eof or error != errno.ECONNRESET):
-                    identity.error = error
-                if self.is_gated:
-                    identity.role = Role.FAILED  # last: who sees this looks for the error
+            identity.is_reset = bool(error)
         if error and not self._sent_eof:
-            leave_unread_byte(self.end_fd, self.identity)
-            self._close_end()
+            self._close_end(error)
         elif error or self._has_finished_input:
             self._drain()
             self._close_end()
@@ -375,19 +416,62 @@ class Bridge:
         except OSError:
             pass
 
-    def _close_end(self) -> None:
-        self.give_end().close()
+    def _close_end(self, code: int = 0) -> None:
+        """Close our end; without an errno only where the user has its end of file, or nobody holds its fd."""
+        if not (code or self._sent_eof or self._is_hung_up):
+            code = errno.ECONNABORTED
+        # Closed while epoll still knows it: should that fail, it is ours to close again.
+        end, fd = self.end, self.end_fd
+        self.endpoint.loop.forget_fd(fd)
+        close_end(end, self.identity, code)
+        self.give_end()
         if self.rival is not None:
             self.rival.on_closed()
 
     def give_end(self) -> Any:
         """Our end of the pair, which is no business of this bridge's any more."""
+        self.endpoint.loop.forget_fd(self.end_fd)
         end, self.end = self.end, None
         self.is_handed_over = True
         self.is_readable = False
-        self.endpoint.loop.forget_fd(self.end_fd)
         self.end_fd = -1
         return end
+
+    # ── faults.py ──
+
+    def believe_nothing(self) -> None:
+        """After a fault somewhere: ask the kernel, and the timers, anew."""
+        self.heap_at = None
+        self.is_lazy = False
+        self.is_readable = self.end is not None
+
+    def fail(self, error: BaseException) -> None:
+        """A defect was met in the work for this connection."""
+        self.give_up(errno_of(error) if self.is_gated else errno.ECONNABORTED)
+
+    def give_up(self, code: int) -> None:
+        """End here: the peer is told by a RESET, the user by this errno, and nothing is left of it. May be called
+        again where it has failed itself.
+        """
+        self.is_gone = True  # whoever remembers it passes over it
+        loop = self.endpoint.loop
+        rival = self.rival
+        if rival is not None and self.end is not None:
+            code = rival.takes_over(code)  # TCP may still have the user's fd
+        self.rival = None
+        if not self._has_said_reset:
+            reset = self.endpoint.resets.of(self.connection, now=loop.now)
+            if reset is not None:
+                self.endpoint.port.send(reset, self.source)
+            self._has_said_reset = True
+        if self.end is not None:
+            self._close_end(code)
+        listener = self.endpoint.listener
+        if listener is not None:
+            listener.forget(self)
+        loop.forget_bridge(self)
+        while self.flush_waiters:
+            self.flush_waiters.pop()()
 
     # ── commands ──
 
@@ -395,13 +479,18 @@ class Bridge:
         """Nobody will ever accept this connection: reset it."""
         self.connection.abort()
         if self.end is not None:
-            self._close_end()
+            self._close_end(errno.ECONNRESET)
         self.is_handed_over = True
 
     @property
     def is_held(self) -> bool:
         """Whether any process has the user's fd open."""
         return self.end is not None and not self._is_hung_up
+
+    @property
+    def is_silent(self) -> bool:
+        """Neither the user nor the peer waits for a word more."""
+        return self.end is None and (self.is_handed_over or self.connection.is_over)
 
     @property
     def is_finished(self) -> bool:
@@ -418,13 +507,17 @@ class Bridge:
         return self.connection.is_flushed
 
 
-def drain_filler(end_fd: int, remaining_bytes: int) -> None:
-    """Open the gate: with the filler read, the user's fd is writable.
+def drain_filler(end_fd: int, remaining_bytes: int) -> int:
+    """Open the gate: with the filler read, the user's fd is writable. Returns how much is still there: all of it goes
+    before a byte of the user's is taken for its own, so ask again soon.
 
     Keeping the GIL: whoever waits for this fd must not run before the accept that belongs to it is there.
     """
     while remaining_bytes > 0:
         count = native.recv_keeping_gil(end_fd, remaining_bytes)
+        if count < 0 and get_errno() in NO_ROOM:
+            return remaining_bytes
         if count <= 0:
-            return
+            return 0  # the user has closed it
         remaining_bytes -= count
+    return 0

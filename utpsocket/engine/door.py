@@ -7,10 +7,12 @@ Only the engine's thread calls. Sources: SOCKETS.md §1, §8; listen(2), accept(
 from __future__ import annotations
 
 import errno
+import os
 import random
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.bridge import EPOLLIN
+from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Role
 from utpsocket.engine.native import Socket
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 _EVENTS: Final = EPOLLIN | 1 << 31  # EPOLLET
 _RETRY_US: Final = 2_000  # the kernel's queue is full: accept() makes no event we could wait for
-_NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_NO_FD: Final = (errno.EMFILE, errno.ENFILE)
 _ACCEPTS_PER_TURN: Final = 64
 _system_random: Final = random.SystemRandom()
 
@@ -64,15 +66,27 @@ class Door:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno not in _NO_ROOM:
+                if error.errno not in _NO_FD and error.errno not in NO_ROOM:
                     continue  # one who has gone again
                 break
         self._loop.call_at(self._loop.now + _RETRY_US, self._let_in)
 
+    def fail(self, error: BaseException) -> None:
+        """See faults.py: one who knocked is refused, and the door stays."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and not waiting.is_over:
+            waiting.fail(error)
+        if self._tcp is not None:
+            self._loop.call_at(self._loop.now + _RETRY_US, self._let_in)
+
     def _accept(self) -> Relay:
         listening = self._listener.identity
         fd, peer = self._tcp._accept()
-        tcp = raise_fd(Socket(fileno=fd))
+        try:
+            tcp = raise_fd(Socket(fileno=fd))
+        except BaseException:
+            os.close(fd)
+            raise
         tcp.setblocking(False)
         identity = type(listening)(listening.family)
         identity.cookie = _system_random.getrandbits(63)
@@ -94,14 +108,16 @@ class Door:
         self._loop.relays[relay.identity.cookie] = relay
         try:
             relay.end.connect(self._listener.name)
-        except BlockingIOError:
-            return False
-        except OSError:  # nobody listens any more
-            self.close()
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                return False
+            self.close()  # nobody listens any more
             return True
-        self._waiting = None
         self._loop.tcp_accepted += 1
+        self._waiting = None
+        self._loop.owner = relay
         relay.start()
+        self._loop.owner = self
         return True
 
     def close(self) -> None:

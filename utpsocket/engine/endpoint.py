@@ -17,6 +17,7 @@ from utpsocket.engine.flood import Flood
 from utpsocket.engine.identity import Identity, Role, Settings
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.names import Address
+from utpsocket.engine.resets import Resets
 from utpsocket.engine.shares import Shares
 from utpsocket.engine.syncache import syn_of
 from utpsocket.engine.syscalls import packed_name
@@ -24,7 +25,7 @@ from utpsocket.engine.udp import IcmpError, Port
 from utpsocket.protocol import Config, Connection, PacketType, Run, State, Transmit
 from utpsocket.protocol.closing import Remains
 from utpsocket.protocol.keepalive import SIGN_OF_LIFE_US, Probing
-from utpsocket.protocol.packet import HEADER_BYTES, Packet, decode, encode
+from utpsocket.protocol.packet import HEADER_BYTES, Packet, decode
 from utpsocket.protocol.pathmtu import (
     CEILING_IPV4_BYTES,
     CEILING_IPV6_BYTES,
@@ -40,15 +41,13 @@ if TYPE_CHECKING:
 _AF_INET6: Final = 10
 _DEFAULT_BUFFER_BYTES: Final = 4 << 20
 _LEAST_BUFFER_BYTES: Final = 4_096
-_RESETS_REMEMBERED: Final = 1_000  # libutp's RST_INFO table
-_RESET_AGAIN_US: Final = 10_000_000  # and its lifetime
-_RESETS_PER_SECOND: Final = 100
 _REMAINS_REMEMBERED: Final = 8_192  # of connections that ended in order; some 300 bytes each
 _REMAINS_US: Final = 60_000_000  # as long as Linux' TIME_WAIT
 _IDS_PER_DIAL: Final = 4
 _BULK_BYTES: Final = 512  # datagrams of this size fill buffers
 _EXPECTED_RUNS: Final = 16
 _MANY_LONE_TURNS: Final = 8
+_FAULTS_BORNE: Final = 20  # on end: a datagram that does this is met once, a port that does again and again
 _RUNS_PER_TURN: Final = 8  # then other ports have theirs
 _DATAGRAMS_PER_TURN: Final = 512  # likewise, where they come one by one
 _system_random: Final = random.SystemRandom()
@@ -68,12 +67,10 @@ class Endpoint:
         "_lone_turn",
         "_lone_turns",
         "_remains",
-        "_resets",
-        "_resets_left",
-        "_resets_second",
         "bridges",
         "flood",
         "dropped_datagrams",
+        "faults",
         "holders",
         "is_closed",
         "is_for_sharing",
@@ -83,8 +80,8 @@ class Endpoint:
         "listener",
         "loop",
         "port",
+        "resets",
         "reuse",
-        "sent_resets",
         "shares",
     )
 
@@ -101,17 +98,15 @@ class Endpoint:
         self.reuse = False  # every socket bound here said SO_REUSEADDR
         self.is_for_sharing = False  # every one said UTP_SHARE_PORT
         self.dropped_datagrams = 0
-        self.sent_resets = 0
+        self.faults = 0  # since it last received without any
         self.shares = Shares(max(2 * _LEAST_BUFFER_BYTES, port.receive_buffer_bytes))
         self._is_cache_watched = False
         self.flood = Flood(self)
         self._dials: dict[object, Bridge] = {}  # by address: the last one, until it is over
-        self._resets: OrderedDict[tuple[object, int], int] = OrderedDict()
+        self.resets = Resets()
         self._remains: OrderedDict[tuple[object, int], tuple[int, Remains]] = OrderedDict()
         self._expected_runs = 0  # so many turns more it is worth asking for a second run at once
         self._lone_turn = self._lone_turns = 0  # the last of so many turns on end that each found a lone small one
-        self._resets_second = 0
-        self._resets_left = 0
 
     @property
     def is_unused(self) -> bool:
@@ -158,6 +153,8 @@ class Endpoint:
             spare_ids=spare_ids,
         )
         bridge = Bridge(connection, self, identity, source)
+        if not spare_ids:
+            self.loop.owner = bridge  # nobody else waits for what a SYN makes
         connection.receive.share_bytes = self.shares.at_first(len(self.bridges))
         bridge.recv_ids = connection.recv_ids  # the connection's own list shrinks once it has chosen
         for any_id in bridge.recv_ids:
@@ -264,6 +261,7 @@ class Endpoint:
             self.handle_run(before, now=now)
         if port.errors:
             self.handle_errors(now=now)
+        self.faults = 0
         if self.flood.noise != noise:
             self.flood.look(now=now)
 
@@ -292,7 +290,9 @@ class Endpoint:
             data = run.data
             bridge = self.bridges.get((run.addr, data[2] << 8 | data[3]))
             if bridge is not None:
+                self.loop.owner = bridge
                 bridge.connection.handle_run(run, now=now)
+                self.loop.owner = self
                 if run.size >= _BULK_BYTES:
                     self.shares.on_data(bridge, len(run.data), now=now)
                 self.loop.touch(bridge)
@@ -319,7 +319,7 @@ class Endpoint:
                 if self.listener is None:
                     # The one RESET in answer to a SYN, as small as the SYN: a port that is ours but listens no more
                     # must refuse as TCP's does, where a closed one would by ICMP (SOCKETS.md §3).
-                    self._reset_stray(addr, connection_id, packet.seq16, packet.ack16, run.local, now=now)
+                    self._reset_stray(packet, run, now=now)
                     return
                 if self.listener.is_full or (addr, connection_id + 1 & 0xFFFF) in self.bridges:
                     self.listener.refused += 1
@@ -343,8 +343,10 @@ class Endpoint:
                         self.dropped_datagrams += 1
                         return
         if bridge is not None:
+            self.loop.owner = bridge
             bridge.connection.handle_run(run, now=now)
             self.loop.touch(bridge)
+            self.loop.owner = self
         elif packet.type not in (PacketType.RESET, PacketType.SYN):
             ended_at, remains = self._remains.get((addr, connection_id), (0, None))
             if remains is not None and now < ended_at + _REMAINS_US:
@@ -353,7 +355,7 @@ class Endpoint:
                     local = run.local
                     self.port.send(Transmit(addr, answer), [] if local is None else self.port.source(str(local)))
                     return
-            self._reset_stray(addr, connection_id, packet.seq16, packet.ack16, run.local, now=now)
+            self._reset_stray(packet, run, now=now)
         else:
             self.dropped_datagrams += 1
 
@@ -369,7 +371,10 @@ class Endpoint:
         if bridge is None or self.is_private or self.bridges.get((addr, recv_id), bridge) is not bridge:
             return False
         connection = bridge.connection
-        if not connection.handle_crossing(packet, now=now):
+        self.loop.owner = bridge
+        is_crossing = connection.handle_crossing(packet, now=now)
+        self.loop.owner = self
+        if not is_crossing:
             return False
         if connection.recv_id not in bridge.recv_ids:
             bridge.recv_ids = (*bridge.recv_ids, connection.recv_id)
@@ -396,6 +401,7 @@ class Endpoint:
         listener.on_syn(bridge, now=now)
         self.loop.accepted += 1
         self.loop.touch_listener(listener)
+        self.loop.owner = self
         return bridge
 
     def source(self, run: Run) -> list[Any]:
@@ -474,42 +480,37 @@ class Endpoint:
             if listener.cache.rotates_at:
                 self._watch_cache(listener)
 
-    def _reset_stray(
-        self, addr: object, connection_id: int, seq16: int, ack16: int, local: object, *, now: int
-    ) -> None:
-        """PROTOCOL.md §4: id as received, ack = the offending seq, seq = what the sender expects; rate-limited."""
+    def _reset_stray(self, packet: Packet, run: Run, *, now: int) -> None:
         self.flood.noise += 1
-        second = now // 1_000_000
-        if second != self._resets_second:
-            self._resets_second = second
-            self._resets_left = _RESETS_PER_SECOND
-        resets = self._resets
-        key = (addr, connection_id)
-        while resets and next(iter(resets.values())) <= now - _RESET_AGAIN_US:
-            resets.popitem(last=False)
-        if key in resets or not self._resets_left or len(resets) >= _RESETS_REMEMBERED:
+        reset = self.resets.to_stray(run.addr, packet, now=now)
+        if reset is not None:
+            self.port.send(reset, self.source(run))
+
+    def fail(self, error: BaseException) -> None:
+        """See faults.py: what was being received is lost, as a packet may be. Where nothing else is met any more, the
+        port ends with its connections.
+        """
+        self.faults += 1
+        if self.faults <= _FAULTS_BORNE:
             return
-        resets[key] = now
-        self._resets_left -= 1
-        self.sent_resets += 1
-        datagram = encode(
-            PacketType.RESET,
-            connection_id,
-            timestamp_us=now,
-            difference_us=0,
-            window_bytes=0,
-            seq=ack16 + 1,
-            ack=seq16,
-        )
-        self.port.send(Transmit(addr, datagram), [] if local is None else self.port.source(str(local)))
+        if self.listener is not None:
+            self.listener.give_up()
+        for bridge in list(self.bridges.values()):
+            bridge.fail(error)
+        self.holders.clear()
+        self.loop.close_endpoint(self)
 
     def handle_errors(self, *, now: int) -> None:
         """ICMP errors and failed sends: each to the connection whose packet it quotes."""
-        errors, self.port.errors = self.port.errors, []
-        for error in errors:
+        loop = self.loop
+        owner = loop.owner
+        errors = self.port.errors
+        while errors:
+            error = errors.pop(0)
             bridge, seq16 = self._quoted(error)
             if bridge is None:
                 continue
+            loop.owner = bridge
             bridge.connection.handle_icmp(
                 error.errno,
                 quoted_seq16=seq16,
@@ -517,7 +518,8 @@ class Endpoint:
                 datagram_bytes=error.datagram_bytes,
                 now=now,
             )
-            self.loop.touch(bridge)
+            loop.touch(bridge)
+            loop.owner = owner
 
     def _quoted(self, error: IcmpError) -> tuple[Bridge | None, int | None]:
         packet = decode(memoryview(error.quoted[:20]).toreadonly()) if len(error.quoted) >= 20 else None

@@ -18,7 +18,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLLRDHUP, Bridge, drain_filler
-from utpsocket.engine.farewell import leave_unread_byte
+from utpsocket.engine.farewell import close_end, record
+from utpsocket.engine.faults import RETRY_US, errno_of
 from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Role
 from utpsocket.engine.relay import Relay
@@ -63,7 +64,7 @@ class Attempt:
     wait_us    how long uTP has for itself
     """
 
-    __slots__ = ("_bridge", "_end", "_errno", "_is_over", "_loop", "_tcp", "identity")
+    __slots__ = ("_bridge", "_end", "_errno", "_filler_bytes", "_is_over", "_loop", "_relay", "_tcp", "identity")
 
     def __init__(self, loop: Loop, bridge: Bridge, wait_us: int) -> None:
         self._loop = loop
@@ -72,6 +73,8 @@ class Attempt:
         self._end: Any = None  # once uTP has failed
         self._tcp: Any = None  # while connecting
         self._errno = 0  # how TCP failed
+        self._filler_bytes = 0  # of the gate's, left to drain
+        self._relay: Relay | None = None  # once TCP stands
         self._is_over = False
         bridge.rival = self
         is_silent = loop.silences.holds(self.identity.peer, now=loop.now)
@@ -96,11 +99,11 @@ class Attempt:
         if self._errno:
             self._end_attempt()
             return self._errno
-        self._loop.relays[self.identity.cookie] = self
-        self._bridge = None
-        self._end = bridge.give_end()
+        self._take_end(bridge)
         self._loop.watch(self._end.fileno(), EPOLLRDHUP | EPOLLHUP | _EDGE, _Hearing(self))
+        self._loop.owner, owner = self, self._loop.owner
         self._begin()
+        self._loop.owner = owner
         return 0
 
     # ── the attempt over TCP ──
@@ -148,54 +151,79 @@ class Attempt:
         self._win()
 
     def _win(self) -> None:
-        tcp, bridge, identity = self._tcp, self._bridge, self.identity
-        self._loop.forget_fd(tcp.fileno())
+        tcp, bridge, identity, loop = self._tcp, self._bridge, self.identity, self._loop
         if bridge is not None:
-            self._loop.silences.note(identity.peer, now=self._loop.now)
-            bridge.rival = None
-            end = bridge.give_end()
+            loop.silences.note(identity.peer, now=loop.now)
+            self._take_end(bridge)
             bridge.connection.abort()
-            self._loop.touch(bridge)
-        else:
-            end = self._end
-            self._loop.forget_fd(end.fileno())
-        self._is_over = True
-        self._tcp = self._end = None
+            loop.touch(bridge)
+        loop.forget_fd(tcp.fileno())
+        loop.forget_fd(self._end.fileno())
         identity.transport = "tcp"
         identity.local = tcp.getsockname()
+        self._filler_bytes = identity.filler_bytes
+        relay = Relay(loop, identity, self._end, tcp)
+        self._is_over = True
+        self._tcp = self._end = None
+        loop.owner = self._relay = loop.relays[identity.cookie] = relay
+        loop.tcp_initiated += 1
         identity.role = Role.CONNECTED
-        self._loop.relays[identity.cookie] = relay = Relay(self._loop, identity, end, tcp)
-        self._loop.tcp_initiated += 1
-        drain_filler(end.fileno(), identity.filler_bytes)
-        relay.start()
+        self._open_gate()
+
+    def _take_end(self, bridge: Bridge) -> None:
+        """The user's fd is TCP's alone from now on."""
+        self._loop.relays[self.identity.cookie] = self
+        end = bridge.give_end()
+        self._end, self._bridge, bridge.rival = end, None, None
+
+    def _open_gate(self) -> None:
+        relay = self._relay
+        if relay is None or relay.is_over:
+            return
+        self._filler_bytes = drain_filler(relay.end.fileno(), self._filler_bytes)
+        if self._filler_bytes:
+            self._loop.call_at(self._loop.now + RETRY_US, self._open_gate)
+        else:
+            self._loop.owner = relay
+            relay.start()
+
+    def fail(self, error: BaseException) -> None:
+        """See faults.py: TCP is not tried any more; uTP may still be."""
+        if self._relay is not None:
+            self._relay.fail(error)
+        elif not self._is_over:
+            self._fail(errno_of(error))
 
     def _fail(self, code: int) -> None:
         """TCP failed. If uTP has too, that is what connect() says."""
         self._errno = code
-        tcp, self._tcp = self._tcp, None
-        if tcp is not None:
-            self._loop.forget_fd(tcp.fileno())
-            tcp.close()
+        self._close_tcp()
         if self._end is None:
             return
-        identity, end = self.identity, self._end
-        identity.is_over = identity.is_reset = True
-        identity.error = code
-        identity.role = Role.FAILED  # last: who sees this looks for the error
-        leave_unread_byte(end.fileno(), identity)
+        self._loop.forget_fd(self._end.fileno())
+        record(self.identity, code, was_connecting=True)
+        close_end(self._end, self.identity, code)
+        self._end = None
         self._end_attempt()
 
+    def _close_tcp(self) -> None:
+        if self._tcp is not None:
+            self._loop.forget_fd(self._tcp.fileno())
+            self._tcp.close()
+            self._tcp = None
+
     def _end_attempt(self) -> None:
+        """TCP is out of it: uTP was first, or the user has closed its fd."""
         self._is_over = True
         if self._bridge is not None:
             self._bridge.rival = None
         if self._loop.relays.get(self.identity.cookie) is self:
             del self._loop.relays[self.identity.cookie]
-        for sock in (self._tcp, self._end):
-            if sock is not None:
-                self._loop.forget_fd(sock.fileno())
-                sock.close()
-        self._tcp = self._end = None
+        self._close_tcp()
+        if self._end is not None:
+            self._loop.forget_fd(self._end.fileno())
+            close_end(self._end, self.identity, 0)
+            self._end = None
 
     # ── what is asked of a relay ──
 
@@ -241,3 +269,7 @@ class _Hearing:
     def on_event(self, mask: int) -> None:
         if mask & EPOLLHUP:
             self._attempt.on_closed()
+
+    def fail(self, error: BaseException) -> None:
+        """See faults.py."""
+        self._attempt.fail(error)

@@ -15,11 +15,35 @@ from termios import FIONREAD
 from typing import Any
 
 from utpsocket.engine import native
-from utpsocket.engine.identity import Identity
+from utpsocket.engine.identity import Identity, Role
 
 deputy: Callable[[int, Identity, bool], None] | None = None
 """Where the user is another process, who does there what can be done only there: leave the byte at this end, perhaps
 deafen it, and close a copy of it, which keeps the end open until then."""
+
+
+def record(identity: Identity, code: int, *, was_connecting: bool) -> None:
+    """Write down how the connection ended, for Python's calls: before the kernel says anything by the fd."""
+    if not identity.is_over:
+        identity.is_over = identity.is_reset = True
+        identity.error = code
+        if was_connecting:
+            identity.role = Role.FAILED  # last: who sees this looks for the error
+
+
+def close_end(end: Any, identity: Identity, code: int) -> None:
+    """Close the engine's end of a user's pair. Nothing else does, but for an engine in a forked child.
+
+    code   the errno that the connection ended with. 0 only where the user has nothing more to learn: it has been told
+           of the peer's end of file after everything before it, or nobody holds its fd any more
+    """
+    if code and end.fileno() >= 0:
+        record(identity, code, was_connecting=identity.role is Role.CONNECTING)
+        try:
+            leave_unread_byte(end.fileno(), identity)
+        except OSError:
+            pass  # no fd for it, say: Python's calls find the errno all the same
+    end.close()
 
 
 def leave_unread_byte(end_fd: int, identity: Identity) -> None:
@@ -72,17 +96,35 @@ def _write_as_user(fd: int, inode: int) -> bool:
         duplicate = os.dup(fd)
     except OSError:
         return False
-    if os.fstat(duplicate).st_ino != inode:
-        os.close(duplicate)
-        return False
     user = native.Socket(fileno=duplicate)
     try:
+        if os.fstat(duplicate).st_ino != inode:
+            return False
         user.send(b"!", stdlib.MSG_DONTWAIT | stdlib.MSG_NOSIGNAL)
     except OSError:
         pass  # the user has shut down writing: only the recorded errno can tell it
     finally:
         user.close()
     return True
+
+
+def shut_down_as_user(identity: Identity) -> None:
+    """Shut down the user's listening fd, so that nobody waits in accept() for what will never come: it says EINVAL."""
+    for fd in (identity.user_fd, _fd_of(identity.inode)):
+        try:
+            duplicate = os.dup(fd) if fd >= 0 else -1
+        except OSError:
+            continue
+        if duplicate >= 0:
+            user = native.Socket(fileno=duplicate)
+            try:
+                if os.fstat(duplicate).st_ino == identity.inode:
+                    user.shutdown(stdlib.SHUT_RDWR)
+                    return
+            except OSError:
+                pass
+            finally:
+                user.close()
 
 
 def _fd_of(inode: int) -> int:

@@ -17,6 +17,7 @@ from utpsocket.protocol import State
 if TYPE_CHECKING:
     from utpsocket.engine.bridge import Bridge
     from utpsocket.engine.listener import Listener
+    from utpsocket.engine.loop import Loop
 
 _PATIENCE_US: Final = 2_000  # loopback takes a fraction of it
 
@@ -27,7 +28,7 @@ class Gates:
     __slots__ = ("_held",)
 
     def __init__(self) -> None:
-        self._held: list[Bridge] = []
+        self._held: dict[Bridge, None] = {}
 
     def __bool__(self) -> bool:
         return bool(self._held)
@@ -35,16 +36,18 @@ class Gates:
     def hold(self, bridge: Bridge, *, now: int) -> None:
         """This connect is complete. open_due() says so to the user."""
         bridge.gate_until = now + _PATIENCE_US
-        self._held.append(bridge)
+        self._held[bridge] = None
 
-    def open_due(self, listeners: Iterable[Listener], *, now: int) -> None:
+    def open_due(self, listeners: Iterable[Listener], loop: Loop, *, now: int) -> None:
         """Open every gate whose acceptor, if it is one of these listeners', has its proof, or took too long."""
-        held, self._held = self._held, []
-        for bridge in held:
-            if now < bridge.gate_until and _is_half_known(bridge, listeners):
-                self._held.append(bridge)
-            else:
-                bridge.open_gate()
+        for bridge in list(self._held):
+            loop.owner = bridge
+            if not bridge.is_gone:
+                if now < bridge.gate_until and _is_half_known(bridge, listeners):
+                    continue
+                if not bridge.open_gate():
+                    continue
+            del self._held[bridge]
 
 
 def _is_half_known(bridge: Bridge, listeners: Iterable[Listener]) -> bool:

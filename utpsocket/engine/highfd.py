@@ -5,6 +5,7 @@ Separate because every part of the engine that opens a socket needs it. Sources:
 
 from __future__ import annotations
 
+import os
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from typing import Any, Final
 
@@ -19,7 +20,11 @@ def raise_fd(sock: Any) -> Any:
         high = fcntl(sock.fileno(), F_DUPFD_CLOEXEC, _HIGH_FD)
     except OSError:
         return sock
-    raised = Socket(fileno=high)
+    try:
+        raised = Socket(fileno=high)
+    except BaseException:
+        os.close(high)
+        raise
     raised.setblocking(False)
     sock.close()
     return raised

@@ -11,13 +11,13 @@ Only the engine's thread calls. Sources: PROTOCOL.md §3, §4.
 
 from __future__ import annotations
 
-import errno
 import socket as stdlib
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from utpsocket.engine import names
+from utpsocket.engine import farewell, names
 from utpsocket.engine.bridge import Bridge
+from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, connect_keeping_gil
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _PROOF_WAIT_US: Final = 30_000  # a proof takes one round trip, and a greeting can wait this long
 _RETRY_US: Final = 2_000  # the kernel's queue is full: accept() makes no event we could wait for
+_FAULTS_BORNE: Final = 20
 MAX_HALF_OPEN: Final = 256  # connections of one listener that are unproven; beyond, SYNs go to its cache
 _CALM_HALF_OPEN: Final = 64  # beyond, unproven connections are not handed over
 _CROWDED_US: Final = 1_000_000  # for so long after; and on, while more than the calm number come in that time
@@ -46,6 +47,7 @@ class Listener:
     __slots__ = (
         "_crowded_syns",
         "_crowded_until",
+        "_faults",
         "_half_open",
         "_handed",
         "_prepared",
@@ -74,6 +76,7 @@ class Listener:
         self._ready: deque[Bridge] = deque()  # to be handed over
         self._prepared: deque[tuple[Bridge, Any]] = deque()  # with the engine's end of their pair
         self._handed: list[Bridge] = []  # not watched yet
+        self._faults = 0
         self._half_open = 0
         self._retry_at = 0
         self.cache = SynCache()
@@ -130,9 +133,10 @@ class Listener:
         if self._unproven and is_crowded:
             next_at = self._demote(now=now)
         ready = self._ready
+        loop = self.endpoint.loop
         while ready:
-            bridge = ready[0]
-            if bridge.connection.state is State.CLOSED:
+            loop.owner = bridge = ready[0]
+            if bridge.is_gone or bridge.connection.state is State.CLOSED:
                 bridge.is_handed_over = True
             else:
                 end = self.new_end(bridge.identity)
@@ -140,6 +144,7 @@ class Listener:
                     return now + _RETRY_US
                 self._prepared.append((bridge, end))
             ready.popleft()
+        loop.owner = self
         return next_at
 
     def _demote(self, *, now: int) -> int:
@@ -152,43 +157,53 @@ class Listener:
 
     def hand_over(self, *, now: int) -> int | None:
         """Give the application what was prepared, then watch_handed(); returns when to try again, or None."""
+        loop = self.endpoint.loop
         while self._prepared:
-            bridge, end = self._prepared[0]
+            loop.owner = bridge = self._prepared[0][0]
+            end = self._prepared[0][1]
             if bridge.is_gone:  # it ended while the application's queue was full
                 self._prepared.popleft()
                 end.close()
                 continue
             bridge.identity.role = Role.CONNECTED  # before connect: accept() may return at once
             error = connect_keeping_gil(end.fileno(), self.name)
-            if error == errno.EAGAIN:
+            if error in NO_ROOM:
+                loop.owner = self
                 return now + _RETRY_US
-            self._prepared.popleft()
             if error:
                 self.is_closed = True
+                self._prepared.popleft()
                 end.close()
                 bridge.abandon()
-                self.endpoint.loop.touch(bridge)
+                loop.touch(bridge)
                 return None
-            bridge.attach(end)
             bridge.is_handed_over = True
+            bridge.attach(end)
+            self._prepared.popleft()
             self._handed.append(bridge)
+        loop.owner = self
         return None
 
     def watch_handed(self) -> None:
         """Listen to what was handed over. Apart from hand_over(), since epoll gives the GIL away."""
-        handed, self._handed = self._handed, []
-        for bridge in handed:
-            self.endpoint.loop.watch_bridge(bridge)
+        loop = self.endpoint.loop
+        while self._handed:
+            loop.owner = bridge = self._handed.pop()
+            if bridge.end is not None:
+                loop.watch_bridge(bridge)
 
     def new_end(self, identity: Identity) -> Any:
         """The engine's end of a pair to be, named; None when the process has no fd left."""
         assert identity.local is not None and identity.peer is not None
+        end: Any = None
         try:
             end = raise_fd(Socket(stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0))
+            end.setblocking(False)
+            end.bind(names.encode(identity.cookie, identity.local, identity.peer, self.endpoint.loop.pid))
         except OSError:
+            if end is not None:
+                end.close()
             return None
-        end.setblocking(False)
-        end.bind(names.encode(identity.cookie, identity.local, identity.peer, self.endpoint.loop.pid))
         if identity.settings.receive_buffer_bytes:
             # What the user may receive is what we may send. The kernel doubles what it is given.
             end.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, identity.settings.receive_buffer_bytes // 2)
@@ -207,8 +222,38 @@ class Listener:
         self._ready.clear()
         self._unproven.clear()
         for bridge in left:
-            bridge.abandon()
+            if not bridge.is_gone:
+                bridge.abandon()
         return left
+
+    def forget(self, bridge: Bridge) -> None:
+        """This incoming connection has ended by a fault, wherever on its way to the application it was."""
+        if bridge.accepted_at:
+            self.on_settled(bridge)
+            bridge.accepted_at = 0
+        self._unproven.pop(bridge, None)
+        if bridge in self._ready:
+            self._ready.remove(bridge)
+        for prepared in list(self._prepared):
+            if prepared[0] is bridge:
+                prepared[1].close()
+                self._prepared.remove(prepared)
+
+    def fail(self, error: BaseException) -> None:
+        """See faults.py: what was about to be done is done again. Met again and again, it ends the listener."""
+        self._faults += 1
+        if self._faults > _FAULTS_BORNE or not self.endpoint.loop.is_alive:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Listen no more, and tell the application, whose accept() would wait for ever."""
+        loop = self.endpoint.loop
+        for bridge in self.close():
+            loop.touch(bridge)
+        loop.forget_listener(self)
+        if self.endpoint.listener is self:
+            self.endpoint.listener = None
+        farewell.shut_down_as_user(self.identity)
 
     def close_fds(self) -> None:
         """The engine ends, or was never this process's: close what the listener holds and tell nobody."""

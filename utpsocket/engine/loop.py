@@ -1,5 +1,7 @@
 """The engine's thread: epoll, timers, and the one door through which other threads call in.
 
+Whatever is done is done for an owner, and an exception costs that owner only: read faults.py for the rule.
+
 One wake-up, always in this order: read the clock once · commands from other threads (as many as there were on entry) ·
 UDP ports that are readable, bounded · bridges that are readable · timers due · every connection touched: deliver,
 transmit until None, re-read its deadline · hand over incoming connections · sleep until the earliest deadline. One ack
@@ -11,33 +13,33 @@ Everything here is called by the engine's thread alone, except post() and call()
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
-from utpsocket.engine import collector, courtesy, reports, verbs
-from utpsocket.engine.answer import Answer
+from utpsocket.engine import collector, courtesy, environment, reports, verbs
+from utpsocket.engine.answer import Answer, Command, Inbox
 from utpsocket.engine.arena import Arena
 from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Bridge
 from utpsocket.engine.endpoint import Endpoint
 from utpsocket.engine.fallback import Attempt, Silences
+from utpsocket.engine.faults import Containment, carefully
 from utpsocket.engine.gates import Gates
 from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.lanes import Lanes
 from utpsocket.engine.listener import Listener
-from utpsocket.engine.native import allocate_lock, get_ident, in_one_step, sleep, start_new_thread
+from utpsocket.engine.native import allocate_lock, get_ident, sleep, start_new_thread
 from utpsocket.engine.paths import Paths
-from utpsocket.engine.poller import WakeUp, new_poller, new_sleep, occupy
+from utpsocket.engine.poller import WakeUp, Watches, new_poller, new_sleep, occupy
 from utpsocket.engine.relay import Relay
 from utpsocket.engine.timers import Timers
 from utpsocket.engine.totals import Totals
-from utpsocket.engine.udp import Port
-from utpsocket.engine.watch import HoldersWatch
+from utpsocket.engine.udp import WANTED_BUFFER_BYTES, Port
+from utpsocket.engine.watch import HoldersWatch, Rechecks
 from utpsocket.protocol import State, Workspace
 from utpsocket.protocol.packet import MAX_RUN_PACKETS
 
@@ -49,7 +51,8 @@ _MAX_EVENTS: Final = 256
 _MAX_WAITING_PORTS: Final = 256
 _REST_CHECKS: Final = 2_000
 _REST_CHECK_SECONDS: Final = 0.000_5
-_RECHECK_US: Final = 1_000_000  # /proc is read this often while a listener lives on in other processes only
+
+_system_random: Final = random.SystemRandom()
 
 
 class Loop:
@@ -58,7 +61,8 @@ class Loop:
     def __init__(self) -> None:
         self.pid = self.caller_pid = os.getpid()  # whose the engine is, and who may call it
         self.workspace = Workspace()
-        self.max_datagram_bytes = int(os.environ.get("UTPSOCKET_MAX_MTU", "0"))
+        self.max_datagram_bytes = environment.size("UTPSOCKET_MAX_MTU", 0)
+        self.udp_buffer_bytes = environment.size("UTPSOCKET_UDP_BUFFER", WANTED_BUFFER_BYTES)
         self.offload = os.environ.get("UTPSOCKET_OFFLOAD", "1") != "0"
         self.max_segments = MAX_RUN_PACKETS
         self.endpoints: dict[int, Endpoint] = {}
@@ -71,10 +75,9 @@ class Loop:
         self.totals = Totals()  # of connections that are over
         self.now = time.monotonic_ns() // 1_000
         self.fd_lock = allocate_lock()  # held while fds come and go, so that a fork sees none half made
-        self._next_key = 1
+        self._next_key = _system_random.getrandbits(48) + 1  # no key of an engine before this one means a port of ours
         self.holders_watch = HoldersWatch()
-        self._rechecks: set[tuple[int, int]] = set()
-        self._recheck_at = 0
+        self._rechecks = Rechecks()
         self._hold = collector.Hold()
         self._epoll = new_poller()
         self._sleep = new_sleep(self._epoll, self._hold, _MAX_EVENTS)
@@ -82,9 +85,14 @@ class Loop:
         self._wake_fd = self._wake_up.fd
         self._wake_file = os.fstat(self._wake_fd)
         self._epoll.register(self._wake_fd, EPOLLIN)
-        self._by_fd: dict[int, Any] = {}  # Endpoint, Bridge, or whatever has on_event()
-        self._inbox: deque[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Answer | None]] = deque()
+        self._watches = watches = Watches(self._epoll)
+        self.watch, self.rewatch, self.forget_fd = watches.watch, watches.rewatch, watches.forget_fd
+        self._inbox = Inbox(self._wake_up)
+        self.owner: Any = None  # for whom the thread works just now
+        self._containment = Containment()
+        self._met: BaseException | None = None  # what came out of that work, and is not contained yet
         self.timers = Timers()
+        self.call_at = self.timers.call_at
         self._touched: dict[Bridge, None] = {}
         self._readable_endpoints: dict[Endpoint, None] = {}
         self._readable_bridges: dict[Bridge, None] = {}
@@ -124,15 +132,7 @@ class Loop:
 
     def post(self, verb: Callable[..., object], *arguments: Any) -> None:
         """Have the engine's thread carry out a verb soon. Any thread."""
-        self._send(verb, arguments, {}, None)
-
-    def _send(
-        self, verb: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any], answer: Answer | None
-    ) -> None:
-        try:
-            in_one_step(partial(self._inbox.append, (verb, arguments, named, answer)), self._wake_up.pull)
-        except BlockingIOError:
-            pass  # it has been woken often enough
+        self._inbox.put(Command(self, verb, arguments, {}, None))
 
     def call(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Have the engine's thread carry out a verb; wait for what it returns or raises. Any other thread."""
@@ -143,34 +143,65 @@ class Loop:
             self.post(lambda loop: verb(loop, *arguments, **named))
             return None
         answer = Answer()
-        self._send(verb, arguments, named, answer)
+        self._inbox.put(Command(self, verb, arguments, named, answer))
         return answer.wait()
 
     # ── the thread ──
 
     def _run(self) -> None:
-        # Signals belong to the program's own threads: EINTR here, or SIGPIPE from a byte written as the user, would
-        # be seen by nobody who expects it.
         if not self._starting.acquire(False):
             return  # another call of start() has done it
         self._thread_id = get_ident()
-        self._hold.enter()
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
+            self._hold.enter()
             while not self._is_stopping:
                 try:
-                    self._turn()
-                except Exception:
-                    if self._is_robbed or not self.has_its_fds():
-                        return
-                    self._fault()
-            if not self._is_robbed:
-                self._close_all()
+                    self._turns()
+                except BaseException as error:
+                    self._met = error  # and nothing more: here, whatever fails ends the thread
         finally:
-            self.is_alive = False
-            self._is_at_rest = True
-            self._hold.end()
-            self._has_ended.release()
+            self._end()
+
+    def _turns(self) -> None:
+        # Signals belong to the program's own threads: EINTR here, or SIGPIPE from a byte written as the user, would
+        # be seen by nobody who expects it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        while not self._is_stopping:
+            if self._met is not None:
+                self._contain(self._met)
+            else:
+                self._turn()
+
+    def _contain(self, error: BaseException) -> None:
+        """What came out of the last turn's work costs its owner, see faults.py. Called again if it fails itself."""
+        if self._is_robbed or not self.has_its_fds():
+            return
+        self._containment.begin()
+        self._fault(error)
+        if not self._containment.cost(self.owner, error):
+            self._is_stopping = True  # everybody is told by _end()
+            return
+        self._ask_anew()
+        self.owner = self._met = None
+        self._containment.end()
+
+    def _ask_anew(self) -> None:
+        """Nothing that was remembered of readiness is believed: events may have been dropped, and loops left half way
+        through what they had taken. epoll says again what it has said, and every connection has its turn.
+        """
+        self._watches.ask_anew()
+        self._late = []
+        self.timers.forget_bridges()
+        for bridge in list(self.bridges.values()):
+            bridge.believe_nothing()
+            self.wake_bridge(bridge)
+        for endpoint in list(self.endpoints.values()):
+            self._readable_endpoints[endpoint] = None
+            if endpoint.port.pending:
+                self._blocked[endpoint] = None
+            if endpoint.listener is not None and not endpoint.listener.is_closed:
+                self._listeners[endpoint.listener] = self.now
+        self.close_unused()
 
     def has_its_fds(self) -> bool:
         """False when the program has closed every fd it did not know (os.closerange, as daemons do). Any thread.
@@ -196,18 +227,23 @@ class Loop:
         return False
 
     def _turn(self) -> None:
+        self.owner = None
         events = self._wait()
         if not self._is_robbed:
             courtesy.during(self._work, events)
+            self._containment.in_row = 0
 
     def _work(self, events: list[tuple[int, int]]) -> None:
         self.now = now = time.monotonic_ns() // 1_000
         self.wakeups += 1
-        sources = [(self._by_fd.get(fd), mask) for fd, mask in events]  # before anything is closed and its fd reused
+        by_fd = self._watches.by_fd  # Endpoint, Bridge, or whatever has on_event()
+        sources = [(by_fd.get(fd), mask) for fd, mask in events]  # before anything is closed and its fd reused
         if self._inbox:
             for _ in range(len(self._inbox)):
-                self._carry_out(*self._inbox.popleft())
+                self.owner = command = self._inbox.take()
+                command.carry_out()
         for source, mask in sources:
+            self.owner = source
             if type(source) is Endpoint:
                 if mask & (EPOLLIN | EPOLLERR):
                     self._readable_endpoints[source] = None
@@ -223,7 +259,7 @@ class Loop:
                 if mask & EPOLLOUT or source.end is None:
                     self._touched[source] = None
             elif source is not None:
-                self._guard(source.on_event, mask)
+                source.on_event(mask)
         if self._readable_endpoints:
             self._read_ports(now)
         is_idle = not events
@@ -231,38 +267,19 @@ class Loop:
             self._read_bridges(now, is_idle)
         if self._blocked:
             for endpoint in list(self._blocked):
+                self.owner = endpoint
                 self._flush_port(endpoint)
         self._fire_timers(now)
-        if self._rechecks and now >= self._recheck_at:
-            self._recheck_holders(now)
+        self.owner = None
+        for key, inode in self._rechecks.due(now):
+            if verbs.release(self, key, inode):
+                self._rechecks.forget(key, inode)
         self._settle(now)
 
-    def _carry_out(
-        self, verb: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any], answer: Answer | None
-    ) -> None:
-        try:
-            value = verb(self, *arguments, **named)
-        except Exception as error:
-            if answer is None:
-                self._fault()
-            else:
-                answer.give(None, error)
-        else:
-            if answer is not None:
-                answer.give(value, None)
-
-    def _guard(self, call: Callable[..., None], *arguments: Any) -> None:
-        try:
-            call(*arguments)
-        except Exception:
-            self._fault()
-
-    def _fault(self) -> None:
-        """A defect of ours must not end the thread that everybody else's connections live on."""
+    def _fault(self, error: BaseException) -> None:
+        """Count it, and tell of it whoever looks after the program."""
         self.faults += 1
-        error = sys.exc_info()[1]
-        if error is not None:
-            reports.report(error)
+        reports.report(error)
 
     def _wait(self) -> list[tuple[int, int]]:
         timeout = -1.0
@@ -275,8 +292,8 @@ class Loop:
                     at = when
             if self._blocked:
                 at = self.now + _BLOCKED_US if at is None else min(at, self.now + _BLOCKED_US)
-            if self._rechecks:
-                at = self._recheck_at if at is None else min(at, self._recheck_at)
+            if self._rechecks.at is not None:
+                at = self._rechecks.at if at is None else min(at, self._rechecks.at)
             if at is not None:
                 timeout = max(0, at - time.monotonic_ns() // 1_000) / 1_000_000
         self._is_at_rest = True
@@ -296,6 +313,7 @@ class Loop:
         for endpoint in endpoints:
             if endpoint.is_closed:
                 continue
+            self.owner = endpoint
             endpoint.is_readable = True
             endpoint.receive(now=now)
             if endpoint.is_readable:
@@ -307,6 +325,7 @@ class Loop:
             bridges.update(self._lazy_bridges)
             self._lazy_bridges = {}
         for bridge in bridges:
+            self.owner = bridge
             bridge.is_lazy = False
             bridge.read_user(now=now, is_idle=is_idle)
             self._touched[bridge] = None
@@ -317,10 +336,12 @@ class Loop:
 
     def _fire_timers(self, now: int) -> None:
         for bridge in self.timers.due_bridges(now):
+            self.owner = bridge
             bridge.connection.handle_timeout(now=now)
             self._touched[bridge] = None
-        for call in self.timers.due_calls(now):
-            self._guard(call)
+        while (call := self.timers.due_call(now)) is not None:
+            self.owner = getattr(call, "__self__", None)
+            call()
         for listener, when in self._listeners.items():
             if when is not None and when <= now:
                 self._listeners[listener] = now
@@ -332,20 +353,20 @@ class Loop:
                 touched, self._touched = self._touched, {}
                 for bridge in touched:
                     if not bridge.is_gone:
-                        try:
-                            self._settle_one(bridge, now)
-                        except Exception:
-                            self._fault()
-                            self._drop(bridge)
+                        self.owner = bridge
+                        self._settle_one(bridge, now)
+                self.owner = None
             due = [listener for listener, when in self._listeners.items() if when is not None and when <= now]
             if due:
                 with self.fd_lock:
                     for listener in due:
+                        self.owner = listener
                         self._listeners[listener] = listener.prepare(now=now)
             for listener in due:
+                self.owner = listener
                 self._hand_over(listener, now)
             if self.gates:
-                self.gates.open_due(self._listeners, now=now)
+                self.gates.open_due(self._listeners, self, now=now)
             for listener in due:
                 listener.watch_handed()
             if not self._touched and self._late:
@@ -360,12 +381,10 @@ class Loop:
         """
         late, self._late = self._late, []
         for bridge in late:
-            try:
-                bridge.deliver(now=now)
-            except Exception:
-                self._fault()
-                self._drop(bridge)
+            if bridge.is_gone:
                 continue
+            self.owner = bridge
+            bridge.deliver(now=now)
             if bridge.connection.receive.ack_at <= now:
                 self._touched[bridge] = None
 
@@ -395,20 +414,18 @@ class Loop:
             self._blocked[endpoint] = None
             # Not always: every datagram that has left would wake us. An edge: ENOBUFS comes from elsewhere than the
             # socket, which goes on calling itself writable.
-            self._epoll.modify(endpoint.port.fd, _PORT_EVENTS | EPOLLOUT | _EPOLLET)
+            self.rewatch(endpoint.port.fd, _PORT_EVENTS | EPOLLOUT | _EPOLLET)
         if connection.events:
             bridge.handle_events()
         if bridge.errored is not None:
             bridge.deliver(now=now)
         if bridge.flush_waiters and bridge.is_flushed:
-            for waiter in bridge.flush_waiters:
-                waiter()
-            bridge.flush_waiters.clear()
+            while bridge.flush_waiters:
+                bridge.flush_waiters.pop()()
         if bridge.end is None and bridge.is_finished:
             bridge.is_gone = True
             self.totals.add(connection.stats())
-            self.bridges.pop(bridge.identity.cookie, None)
-            bridge.endpoint.forget(bridge)
+            self.forget_bridge(bridge)
             return
         if connection.state is State.TIME_WAIT and bridge.end is None:
             endpoint.leave_lane(bridge)
@@ -424,34 +441,20 @@ class Loop:
             del self._waiting_ports[oldest]
             oldest.drop_lingering()
 
-    def _drop(self, bridge: Bridge) -> None:
-        """After a fault: this connection is lost, and only this one."""
-        bridge.is_gone = True
-        self.bridges.pop(bridge.identity.cookie, None)
-        if bridge.end is not None:
-            self.forget_fd(bridge.end_fd)
-            bridge.end.close()
-            bridge.end = None
-        bridge.endpoint.forget(bridge)
-
     def _hand_over(self, listener: Listener, now: int) -> None:
         again_at = listener.hand_over(now=now)
         if again_at is not None:
             self._listeners[listener] = again_at
         if listener.is_closed:
-            self._listeners.pop(listener, None)
-            if listener.endpoint.listener is listener:
-                listener.endpoint.listener = None
-                for bridge in listener.close():
-                    self._touched[bridge] = None
-                if listener.endpoint.is_unused:
-                    self.close_endpoint(listener.endpoint)
+            listener.give_up()
+            if listener.endpoint.is_unused:
+                self.close_endpoint(listener.endpoint)
 
     def _flush_port(self, endpoint: Endpoint) -> None:
         if endpoint.port.is_blocked and endpoint.port.flush():
             if endpoint in self._blocked:
                 del self._blocked[endpoint]
-                self._epoll.modify(endpoint.port.fd, _PORT_EVENTS)
+                self.rewatch(endpoint.port.fd, _PORT_EVENTS)
             for bridge in endpoint.bridges.values():
                 self._touched[bridge] = None
 
@@ -485,68 +488,55 @@ class Loop:
 
     def recheck_holder(self, key: int, inode: int) -> None:
         """A socket was closed here but lives on elsewhere: look again now and then."""
-        self._rechecks.add((key, inode))
-        self._recheck_at = self.now + _RECHECK_US
-
-    def _recheck_holders(self, now: int) -> None:
-        rechecks, self._rechecks = self._rechecks, set()
-        for key, inode in rechecks:
-            verbs.release(self, key, inode)
+        self._rechecks.add(key, inode, now=self.now)
 
     def watch_bridge(self, bridge: Bridge) -> None:
         """The bridge has its end: listen to it."""
-        self._by_fd[bridge.end_fd] = bridge
-        self._epoll.register(bridge.end_fd, _BRIDGE_EVENTS)
+        self.watch(bridge.end_fd, _BRIDGE_EVENTS, bridge)
         self._readable_bridges[bridge] = None
         self._touched[bridge] = None
 
     def watch_room(self, bridge: Bridge, *, wanted: bool) -> None:
         """Whether to be told when the user has read. Not always: every recv() of the user's would wake us."""
-        self._epoll.modify(bridge.end_fd, _BRIDGE_EVENTS | EPOLLOUT if wanted else _BRIDGE_EVENTS)
+        self.rewatch(bridge.end_fd, _BRIDGE_EVENTS | EPOLLOUT if wanted else _BRIDGE_EVENTS)
 
-    def call_at(self, at: int, call: Callable[[], None]) -> None:
-        """Call once, at this time or soon after."""
-        self.timers.call_at(at, call)
-
-    def watch(self, fd: int, events: int, watcher: Any) -> None:
-        """Have epoll's events of an fd told to `watcher.on_event(mask)`."""
-        self._by_fd[fd] = watcher
-        self._epoll.register(fd, events)
-
-    def rewatch(self, fd: int, events: int) -> None:
-        """Have epoll look at a watched fd anew: what it has said already it says again."""
-        self._epoll.modify(fd, events)
-
-    def forget_fd(self, fd: int) -> None:
-        """The fd is about to be closed."""
-        if self._by_fd.pop(fd, None) is not None:
-            try:
-                self._epoll.unregister(fd)
-            except OSError:
-                pass
+    def forget_bridge(self, bridge: Bridge) -> None:
+        """The connection is over, and nobody asks for it any more."""
+        self.bridges.pop(bridge.identity.cookie, None)
+        bridge.endpoint.forget(bridge)
 
     def open_endpoint(self, sock: Any, *, is_private: bool) -> Endpoint:
         """A UDP socket, bound or connected, becomes a port of ours."""
-        port = Port(raise_fd(sock), offload=self.offload)
-        endpoint = Endpoint(self, self._next_key, port, is_private=is_private)
+        raised = raise_fd(sock)
+        try:
+            port = Port(raised, offload=self.offload, buffer_bytes=self.udp_buffer_bytes)
+            endpoint = Endpoint(self, self._next_key, port, is_private=is_private)
+        except BaseException:
+            raised.close()
+            raise
         self._next_key += 1
         self.endpoints[endpoint.key] = endpoint
-        self._by_fd[port.fd] = endpoint
-        self._epoll.register(port.fd, _PORT_EVENTS)
+        self.watch(port.fd, _PORT_EVENTS, endpoint)
         self._readable_endpoints[endpoint] = None
         return endpoint
+
+    def close_unused(self) -> None:
+        """Close the ports that nobody needs: of commands that failed half way."""
+        for endpoint in list(self.endpoints.values()):
+            if endpoint.is_unused:
+                self.close_endpoint(endpoint)
 
     def close_endpoint(self, endpoint: Endpoint) -> None:
         """Nobody needs the port any more."""
         if endpoint.is_closed:
             return
-        endpoint.is_closed = True
-        self.endpoints.pop(endpoint.key, None)
         self._readable_endpoints.pop(endpoint, None)
         self._waiting_ports.pop(endpoint, None)
         self._blocked.pop(endpoint, None)
         self.forget_fd(endpoint.port.fd)
         endpoint.port.close()
+        endpoint.is_closed = True
+        self.endpoints.pop(endpoint.key, None)
 
     # ── endings ──
 
@@ -557,11 +547,19 @@ class Loop:
         self._has_ended.acquire()
         self._has_ended.release()
 
-    def _close_all(self) -> None:
-        self._close_fds()
-        self.relays.clear()
-        self.bridges.clear()
-        self.endpoints.clear()
+    def _end(self) -> None:
+        """The thread's last act, whatever ended it: every socket that it served is told, and every caller."""
+        self.is_alive = False
+        if not self._is_robbed:
+            ended = RuntimeError("the engine has ended")
+            for served in [*self._others(), *self.bridges.values()]:
+                if type(served) is not Bridge or not served.is_silent:
+                    carefully(served.fail, ended)
+            carefully(self._close_fds)
+        self._is_at_rest = True
+        for last in (self.relays.clear, self.bridges.clear, self.endpoints.clear, self._inbox.end, self._hold.end):
+            carefully(last)
+        self._has_ended.release()
 
     def _close_fds(self) -> None:
         for bridge in list(self.bridges.values()):

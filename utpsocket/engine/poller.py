@@ -171,6 +171,46 @@ def new_sleep(poller: Any, hold: Hold, limit: int) -> Any:
     return EpollSleep(poller, hold, limit)
 
 
+class Watches:
+    """What epoll tells of which fd, and to whom."""
+
+    __slots__ = ("_epoll", "_events", "by_fd")
+
+    def __init__(self, epoll: Any) -> None:
+        self._epoll = epoll
+        self._events: dict[int, int] = {}
+        self.by_fd: dict[int, Any] = {}
+
+    def watch(self, fd: int, events: int, watcher: Any) -> None:
+        """Have epoll's events of an fd told to `watcher.on_event(mask)`."""
+        self.by_fd[fd] = watcher
+        self._events[fd] = events
+        self._epoll.register(fd, events)
+
+    def rewatch(self, fd: int, events: int) -> None:
+        """Have epoll look at a watched fd anew: what it has said already it says again."""
+        self._events[fd] = events
+        self._epoll.modify(fd, events)
+
+    def forget_fd(self, fd: int) -> None:
+        """The fd is about to be closed."""
+        if fd in self.by_fd:
+            try:
+                self._epoll.unregister(fd)
+            except OSError:
+                pass
+            del self.by_fd[fd]
+            del self._events[fd]
+
+    def ask_anew(self) -> None:
+        """Have epoll say again whatever it has said, edges too."""
+        for fd, events in list(self._events.items()):
+            try:
+                self._epoll.modify(fd, events)
+            except FileNotFoundError:
+                self._epoll.register(fd, events)
+
+
 def new_poller() -> Any:
     """epoll; or its stand-in where there is none, or where UTPSOCKET_POLLER=poll asks for it."""
     if native.epoll is None or os.environ.get("UTPSOCKET_POLLER") == "poll":

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Final
 from weakref import WeakValueDictionary
 
 from utpsocket.engine import farewell, verbs, wire
+from utpsocket.engine.answer import Command
 from utpsocket.engine.bridge import EPOLLIN, EPOLLOUT
 from utpsocket.engine.exitflush import flush
 from utpsocket.engine.identity import Identity, Role
@@ -173,6 +174,23 @@ for _name in wire.WRITTEN_BY_ENGINE:
     setattr(ServedIdentity, _name, _told(_name))
 
 
+class _Reply:
+    """In the place of an Answer: the one who asked is in another process."""
+
+    __slots__ = ("_serial", "_service")
+
+    def __init__(self, service: Service, serial: int) -> None:
+        self._service = service
+        self._serial = serial
+
+    def give(self, value: Any, error: BaseException | None) -> None:
+        serial, self._serial = self._serial, 0
+        if serial:
+            code = error.errno or 0 if isinstance(error, OSError) else 0
+            text = (getattr(error, "strerror", None) or repr(error)) if error is not None else ""
+            self._service.answer(serial, (value, code, text))
+
+
 class Service:
     """Carries out what the application asks for. Everything but wait() is the engine's thread's."""
 
@@ -221,32 +239,28 @@ class Service:
             self._must_flush = False
             self._end()
         else:
-            try:
-                answer = self._carry_out(wire.VERBS[name], arguments, named, fds), 0, ""
-            except OSError as error:
-                answer = None, error.errno or 0, error.strerror or str(error)
-            except Exception as error:
-                if not serial:
-                    raise  # the loop's own report of a fault
-                answer = None, 0, repr(error)
-            if serial:
-                self._answer(serial, answer)
+            answer = _Reply(self, serial) if serial else None
+            command = Command(self._loop, *self._plain(wire.VERBS[name], arguments, fds), named, answer)
+            self._loop.owner = command
+            command.carry_out()
+            self._loop.owner = self
 
-    def _carry_out(
-        self, verb: Callable[..., Any], arguments: list[Any], named: dict[str, Any], fds: list[int]
-    ) -> object:
+    def _plain(
+        self, verb: Callable[..., Any], arguments: list[Any], fds: list[int]
+    ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """The verb's arguments as the application meant them."""
         left = iter(fds)
         real: list[Any] = []
         for name, value in zip(wire.parameters(verb), arguments, strict=False):
             if name == "identity":
                 real.append(self._identity(value))
             elif name == "callback":
-                real.append(partial(self._answer, value, (None, 0, "")))
+                real.append(partial(self.answer, value, (None, 0, "")))
             elif name.endswith("_sock") and value is not None:
                 real.append(Socket(fileno=next(left)))
             else:
                 real.append(value)
-        return verb(self._loop, *real, **named)
+        return verb, tuple(real)
 
     def _identity(self, form: tuple[Any, ...]) -> ServedIdentity:
         """The identity that the shim speaks of, as it is now."""
@@ -261,7 +275,7 @@ class Service:
         identity.is_known = True
         return identity
 
-    def _answer(self, serial: int, answer: tuple[Any, int, str]) -> None:
+    def answer(self, serial: int, answer: tuple[Any, int, str]) -> None:
         for part, has_more in wire.parts(answer):
             self._outbox.put((serial, part, has_more))
 

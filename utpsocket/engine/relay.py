@@ -21,7 +21,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
-from utpsocket.engine.farewell import leave_unread_byte
+from utpsocket.engine.farewell import close_end
+from utpsocket.engine.faults import RETRY_US, TRANSIENT
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.native import poll
 from utpsocket.engine.tcp import apply_options
@@ -38,7 +39,7 @@ _scratch: Final = memoryview(bytearray(256 << 10))  # one thread reads into it, 
 class _Flow:
     """One direction: bytes read from one socket and written to the other, with what the other did not take yet."""
 
-    __slots__ = ("has_ended", "is_readable", "is_stopped", "is_writable", "moved_bytes", "pending")
+    __slots__ = ("has_ended", "is_readable", "is_stopped", "is_writable", "moved_bytes", "must_retry", "pending")
 
     def __init__(self) -> None:
         self.pending = memoryview(b"")
@@ -46,6 +47,7 @@ class _Flow:
         self.is_stopped = False  # the sink takes no more: what comes is dropped
         self.is_readable = True
         self.is_writable = True
+        self.must_retry = False  # a call failed for a reason that makes no event
         self.moved_bytes = 0
 
     def pump(self, source: Any, sink: Any) -> bool:
@@ -60,6 +62,11 @@ class _Flow:
                 count = source.recv_into(_scratch)
             except BlockingIOError:
                 self.is_readable = False
+                return False
+            except OSError as error:
+                if error.errno not in TRANSIENT:
+                    raise
+                self.must_retry = True
                 return False
             if not count:
                 self.has_ended = True
@@ -85,7 +92,10 @@ class _Flow:
                 except BlockingIOError:
                     self.is_writable = False
                     return False
-                except OSError:
+                except OSError as error:
+                    if error.errno in TRANSIENT:
+                        self.must_retry = True
+                        return False
                     self.is_stopped = True
         return True
 
@@ -111,6 +121,10 @@ class _Watcher:
         elif mask & EPOLLERR:
             self._relay.has_erred = True
         self._relay.pump()
+
+    def fail(self, error: BaseException) -> None:
+        """See faults.py."""
+        self._relay.fail(error)
 
 
 class Relay:
@@ -175,6 +189,10 @@ class Relay:
             self._loop.rewatch(self.tcp.fileno(), _EVENTS)
         if not self.is_over:
             self._settle()
+        user, peer = self._from_user, self._from_peer
+        if (user.must_retry or peer.must_retry) and not self.is_over:
+            user.must_retry = peer.must_retry = False
+            self._loop.call_at(self._loop.now + RETRY_US, self.pump)
 
     def _pump_from_user(self) -> bool:
         flow = self._from_user
@@ -212,11 +230,9 @@ class Relay:
                 self._close(reset=self._is_rude or self.identity.settings.linger_seconds == 0)
                 return
             if not self._has_shut_down:
-                self._has_shut_down = True
-                self._try_shutdown(self.tcp)
+                self._has_shut_down = self._try_shutdown(self.tcp)
         elif self._finish_when_drained and not user.is_readable and not user.pending and not self._has_shut_down:
-            self._has_shut_down = True
-            self._try_shutdown(self.tcp)
+            self._has_shut_down = self._try_shutdown(self.tcp)
         if peer.has_ended and not peer.pending:
             if self.has_erred and not self._error:
                 self._error = self.tcp.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
@@ -224,57 +240,68 @@ class Relay:
                 self._tell_error()
                 return
             if not self._has_said_eof:
-                self._has_said_eof = True
-                self._try_shutdown(self.end)
-            if user.has_ended and not user.pending:
+                self._has_said_eof = self._try_shutdown(self.end)
+            if user.has_ended and not user.pending and self._has_said_eof:
                 self._close(reset=False)
                 return
         if self.flush_waiters and self.is_flushed:
             self._release_waiters()
 
-    def _try_shutdown(self, sock: Any) -> None:
+    def _try_shutdown(self, sock: Any) -> bool:
+        """Say that no more comes; False: not now."""
         try:
             sock.shutdown(stdlib.SHUT_WR)
-        except OSError:
-            pass  # the other side has gone already, and is about to say so
+        except OSError as error:
+            if error.errno in TRANSIENT:
+                self._from_user.must_retry = True
+                return False
+            # else the other side has gone already, and is about to say so
+        return True
 
     def _tell_error(self) -> None:
         """The connection broke and everything that came before has been delivered: say it by the fd."""
-        identity, error = self.identity, self._error
-        identity.is_over = identity.is_reset = True
+        error = self._error
         # A RESET after the peer's FIN: readers see end of file and writers EPIPE, as over TCP.
         if not self._has_said_eof or error not in (errno.ECONNRESET, errno.EPIPE):
-            identity.error = error
-            leave_unread_byte(self.end.fileno(), identity)
-        else:
-            while self._from_user.is_readable and not self._from_user.has_ended:
-                self._pump_from_user()
+            self._close(reset=False, code=error)
+            return
+        self.identity.is_over = self.identity.is_reset = True
+        while self._from_user.is_readable and not self._from_user.has_ended and not self._from_user.must_retry:
+            self._pump_from_user()
         self._close(reset=False)
 
-    def _close(self, *, reset: bool) -> None:
-        self.identity.is_over = True
-        self._loop.relays.pop(self.identity.cookie, None)
+    def _close(self, *, reset: bool, code: int = 0) -> None:
+        """Close both; the user's without an errno only where it has its end of file, or nobody holds it."""
+        if not (code or self._has_said_eof or self.is_hung_up):
+            code = errno.ECONNABORTED
         tcp, end = self.tcp, self.end
-        self.tcp = self.end = None
         if end is not None:
             self._loop.forget_fd(end.fileno())
-            end.close()
-        self._loop.forget_fd(tcp.fileno())
-        if reset:
-            tcp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, _LINGER_ZERO)
-        tcp.close()
+            close_end(end, self.identity, code)
+            self.end = None
+        self.identity.is_over = True
+        if tcp is not None:
+            self._loop.forget_fd(tcp.fileno())
+            if reset:
+                tcp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, _LINGER_ZERO)
+            tcp.close()
+            self.tcp = None
+        self._loop.relays.pop(self.identity.cookie, None)
         self._release_waiters()
 
     def _release_waiters(self) -> None:
-        for waiter in self.flush_waiters:
-            waiter()
-        self.flush_waiters.clear()
+        while self.flush_waiters:
+            self.flush_waiters.pop()()
+
+    def fail(self, error: BaseException) -> None:
+        """See faults.py: both sides are reset."""
+        self._close(reset=True, code=errno.ECONNABORTED)
 
     # ── commands ──
 
     def abort(self) -> None:
         """Nobody will ever have this connection: reset it."""
-        self._close(reset=True)
+        self._close(reset=True, code=errno.ECONNRESET)
 
     def when_flushed(self, callback: Callable[[], None]) -> None:
         """Call back once everything the user wrote is with the kernel, or never will be."""

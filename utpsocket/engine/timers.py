@@ -43,7 +43,7 @@ class Timers:
             heapq.heappush(self._heap, (at, self._order, bridge))
 
     def call_at(self, at: int, call: Callable[[], None]) -> None:
-        """Have `call` among due_calls() at this time or soon after."""
+        """Have due_call() give `call` at this time or soon after."""
         self._order += 1
         heapq.heappush(self._alarms, (at, self._order, call))
 
@@ -65,9 +65,12 @@ class Timers:
                 self.schedule(bridge, wakes_at)
         return due
 
-    def due_calls(self, now: int) -> list[Callable[[], None]]:
-        """The calls whose time has come."""
-        due: list[Callable[[], None]] = []
-        while self._alarms and self._alarms[0][0] <= now:
-            due.append(heapq.heappop(self._alarms)[2])
-        return due
+    def due_call(self, now: int) -> Callable[[], None] | None:
+        """The next call whose time has come, or None. One by one: what fails must not take others with it."""
+        if self._alarms and self._alarms[0][0] <= now:
+            return heapq.heappop(self._alarms)[2]
+        return None
+
+    def forget_bridges(self) -> None:
+        """Every connection will be scheduled anew."""
+        self._heap.clear()

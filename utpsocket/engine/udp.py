@@ -16,6 +16,7 @@ import struct
 from typing import Any, Final
 
 from utpsocket.engine.arena import ROOM_BYTES, Arena
+from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.gather import MOST_IN
 from utpsocket.engine.names import Address
 from utpsocket.engine.syscalls import Datagrams
@@ -39,6 +40,7 @@ _SO_EE_ORIGIN_ICMP6: Final = 3
 _EXTENDED_ERROR: Final = struct.Struct("=IBBBBII")  # linux/errqueue.h struct sock_extended_err
 _ANCILLARY_BYTES: Final = stdlib.CMSG_SPACE(4) + stdlib.CMSG_SPACE(20)
 WANTED_BUFFER_BYTES: Final = 4 << 20  # PERFORMANCE.md trick 7: ask for 4 MiB, then look what was given
+_INT_MAX: Final = 2**31 - 1
 _SOURCE_V4: Final = struct.Struct("=I4s4s")  # struct in_pktinfo
 _SOURCE_V6: Final = struct.Struct("=16sI")  # struct in6_pktinfo
 _SLOT_BYTES: Final = 1_472  # what an Ethernet's packet carries; a path that proves larger ones gets larger slots
@@ -144,7 +146,7 @@ class Port:
         "truncated_datagrams",
     )
 
-    def __init__(self, sock: Any, *, offload: bool = True) -> None:
+    def __init__(self, sock: Any, *, offload: bool = True, buffer_bytes: int = WANTED_BUFFER_BYTES) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.family = sock.family
@@ -169,7 +171,7 @@ class Port:
         self.is_drained = False
         self._lone = 0
         self._slot_bytes = _SLOT_BYTES
-        self._configure()
+        self._configure(buffer_bytes)
         ancillary_bytes = _ANCILLARY_BYTES if self._has_gro or self.is_wildcard else 0
         pktinfo_bytes = _SOURCE_V6.size if self.family == stdlib.AF_INET6 else _SOURCE_V4.size
         self._plain_control_bytes = stdlib.CMSG_SPACE(pktinfo_bytes) if self.is_wildcard else 0
@@ -182,9 +184,9 @@ class Port:
             return False
         return True
 
-    def _configure(self) -> None:
-        wanted = int(os.environ.get("UTPSOCKET_UDP_BUFFER", WANTED_BUFFER_BYTES))
-        if wanted:
+    def _configure(self, buffer_bytes: int) -> None:
+        if buffer_bytes:
+            wanted = min(buffer_bytes, _INT_MAX)
             self._option(stdlib.SOL_SOCKET, stdlib.SO_RCVBUF, wanted)
             self._option(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, wanted)
         self.receive_buffer_bytes = self.sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_RCVBUF)
@@ -392,7 +394,7 @@ class Port:
                 sent += most
             if sent >= count:
                 return
-            if error in (errno.EAGAIN, errno.ENOBUFS):
+            if error in NO_ROOM:
                 self.pending += [(datagram, source, addr) for datagram in transmit.datagrams()[sent:]]
                 return
             if error in _OFFLOAD_REFUSED:
@@ -425,7 +427,7 @@ class Port:
             self.pending.append((datagram, source, addr))
             return
         error = self._sendmsg(datagram, 0, len(datagram), source, addr)
-        if error in (errno.EAGAIN, errno.ENOBUFS):
+        if error in NO_ROOM:
             self.pending.append((datagram, source, addr))
         elif error:
             self._failed(error, datagram, addr)
@@ -455,7 +457,7 @@ class Port:
         while self.pending:
             datagram, source, addr = self.pending[0]
             error = self._sendmsg(datagram, 0, len(datagram), source, addr)
-            if error in (errno.EAGAIN, errno.ENOBUFS):
+            if error in NO_ROOM:
                 return False
             del self.pending[0]
             if error:

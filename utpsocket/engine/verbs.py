@@ -11,11 +11,12 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from utpsocket.engine import farewell
 from utpsocket.engine.door import Door
 from utpsocket.engine.endpoint import Endpoint, apply_settings
 from utpsocket.engine.fallback import Attempt
 from utpsocket.engine.highfd import raise_fd
-from utpsocket.engine.identity import Identity
+from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.names import Address
 from utpsocket.protocol import ConnectionStats, State
@@ -87,12 +88,7 @@ def listen(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, 
 
     Raises EADDRINUSE where another one listens at the port.
     """
-    try:
-        _listen(loop, loop.endpoints[key], identity, name, backlog, tcp_sock)
-    except BaseException:
-        if tcp_sock is not None:
-            tcp_sock.close()
-        raise
+    _listen(loop, _endpoint(loop, key), identity, name, backlog, tcp_sock)
 
 
 def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, backlog: int, tcp: Any) -> None:
@@ -147,7 +143,7 @@ def dial_from(
     if _is_taken_back(claim):
         end_sock.close()
         return
-    endpoint = loop.endpoints[key]
+    endpoint = _endpoint(loop, key)
     with loop.fd_lock:
         _dial(loop, endpoint, peer, identity, end_sock, fallback_us)
     endpoint.holders.pop(identity.inode, None)
@@ -160,24 +156,59 @@ def _is_taken_back(claim: Claim) -> bool:
 def _dial(loop: Loop, endpoint: Endpoint, peer: Address, identity: Identity, end: Any, fallback_us: int) -> None:
     end.setblocking(False)
     bridge = endpoint.dial(peer, identity)
-    bridge.attach(raise_fd(end))
     bridge.is_handed_over = bridge.is_gated = True
+    bridge.attach(raise_fd(end))
     loop.watch_bridge(bridge)
     if fallback_us >= 0:
         Attempt(loop, bridge, fallback_us)
 
 
-def release(loop: Loop, key: int, inode: int) -> None:
+def _undo_dial(loop: Loop, code: int, *arguments: Any) -> None:
+    """The attempt ends before it has begun: its socket is told this errno."""
+    identity = next(argument for argument in arguments if isinstance(argument, Identity))
+    bridge = loop.bridges.get(identity.cookie)
+    if bridge is not None:
+        bridge.give_up(code)
+    farewell.record(identity, code, was_connecting=True)
+    end_sock = arguments[3 if isinstance(arguments[0], int) else 2]
+    if end_sock.fileno() >= 0:
+        farewell.close_end(end_sock, identity, code)
+    loop.close_unused()
+
+
+def _undo_bind(loop: Loop, code: int, *arguments: Any) -> None:
+    """The user's socket is not bound: what was made for it goes."""
+    identity = next(argument for argument in arguments if isinstance(argument, Identity))
+    unhold(loop, identity.inode)
+    loop.close_unused()
+
+
+def _undo_listen(loop: Loop, code: int, key: int, identity: Identity, *_: Any) -> None:
+    """It does not listen: it is bound, as before."""
+    endpoint = loop.endpoints.get(key)
+    if endpoint is not None and identity.role is not Role.LISTENING:
+        _close_listener(loop, endpoint, identity.inode)
+
+
+def _endpoint(loop: Loop, key: int) -> Endpoint:
+    endpoint = loop.endpoints.get(key)
+    if endpoint is None:
+        raise _error(errno.ENETDOWN)  # of an engine that has ended, or closed by it
+    return endpoint
+
+
+def release(loop: Loop, key: int, inode: int) -> bool:
     """A Python object over a bound or listening socket was closed; when it was the last copy anywhere, so is the
-    port, unless connections go on over it.
+    port, unless connections go on over it. False: another copy lives, and is looked after.
     """
     endpoint = loop.endpoints.get(key)
     if endpoint is None or inode not in endpoint.holders:
-        return
+        return True
     if loop.holders_watch.is_open(inode):
         loop.recheck_holder(key, inode)
-        return
+        return False
     _drop_holder(loop, endpoint, inode)
+    return True
 
 
 def stop_listening(loop: Loop, key: int, inode: int) -> None:
@@ -359,10 +390,20 @@ def figures(loop: Loop) -> dict[str, Any]:
                 "received_runs": endpoint.port.received_runs,
                 "dropped_datagrams": endpoint.dropped_datagrams,
                 "truncated_datagrams": endpoint.port.truncated_datagrams,
-                "sent_resets": endpoint.sent_resets,
+                "sent_resets": endpoint.resets.sent,
                 "receive_buffer_bytes": endpoint.port.receive_buffer_bytes,
             }
             for endpoint in loop.endpoints.values()
         ],
         "connections": [_figures(connection) for connection in connections],
     }
+
+
+UNDO: Final[dict[Callable[..., Any], Callable[..., None]]] = {
+    adopt_port: _undo_bind,
+    share_port: _undo_bind,
+    listen: _undo_listen,
+    dial_private: _undo_dial,
+    dial_from: _undo_dial,
+}
+"""What has to be done where one of these has failed: called with the loop, an errno, and the same arguments."""

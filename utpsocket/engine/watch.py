@@ -9,7 +9,11 @@ watch() may be called by any thread, the rest by the engine's.
 
 from __future__ import annotations
 
+from typing import Final
+
 from utpsocket.engine.native import epoll
+
+_RECHECK_US: Final = 1_000_000  # /proc is read this often while a listener lives on in other processes only
 
 
 class HoldersWatch:
@@ -48,3 +52,31 @@ class HoldersWatch:
         """Nobody will ask again."""
         if self._epoll is not None:
             self._epoll.close()
+
+
+class Rechecks:
+    """Sockets that were closed here and live on elsewhere, by the port's key and their inode."""
+
+    __slots__ = ("_waiting", "at")
+
+    def __init__(self) -> None:
+        self._waiting: set[tuple[int, int]] = set()
+        self.at: int | None = None  # when to look again
+
+    def add(self, key: int, inode: int, *, now: int) -> None:
+        """Look at this one now and then."""
+        self._waiting.add((key, inode))
+        self.at = now + _RECHECK_US
+
+    def due(self, now: int) -> list[tuple[int, int]]:
+        """Those to look at now; forget() what needs no further look."""
+        if self.at is None or now < self.at:
+            return []
+        self.at = now + _RECHECK_US
+        return list(self._waiting)
+
+    def forget(self, key: int, inode: int) -> None:
+        """It is closed everywhere."""
+        self._waiting.discard((key, inode))
+        if not self._waiting:
+            self.at = None
