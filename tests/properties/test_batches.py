@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.properties.states import state_of
-from utpsocket.protocol import Config, Connection, PacketType, Run, State, Workspace
+from utpsocket.protocol import Config, Connection, PacketType, Run, State, Workspace, paws
 from utpsocket.protocol.packet import encode
 
 OUR_SEQ = 65_530
@@ -187,8 +188,22 @@ def live(
 
 
 @settings(max_examples=100)
-@given(instants(), st.integers(1, 7), st.sampled_from([2_000, 200_000]), st.sampled_from([2, 4, 6, 8, 56]))
-def test_runs_may_be_cut_anywhere(script: list[Instant], longest: int, buffer_bytes: int, gap_bytes: int) -> None:
+@given(
+    instants(),
+    st.integers(1, 7),
+    st.sampled_from([2_000, 200_000]),
+    st.sampled_from([2, 4, 6, 8, 56]),
+    st.sampled_from([10, 16, paws.MARK_PACKETS]),
+)
+def test_runs_may_be_cut_anywhere(
+    script: list[Instant], longest: int, buffer_bytes: int, gap_bytes: int, mark_packets: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paws, "MARK_PACKETS", mark_packets)  # no script has tens of thousands of packets
+        cut_anywhere(script, longest, buffer_bytes, gap_bytes)
+
+
+def cut_anywhere(script: list[Instant], longest: int, buffer_bytes: int, gap_bytes: int) -> None:
     whole = live(connected(buffer_bytes=buffer_bytes), script, 64, 64)
     pieces = live(connected(buffer_bytes=buffer_bytes), script, longest, 64)
     single = live(connected(buffer_bytes=buffer_bytes), script, 1, 64)

@@ -22,7 +22,7 @@ def handle(connection: Connection, run: Run, *, now: int) -> bool:
     data = run.data
     connection_id, timestamp_us, difference_us, window_bytes, seq16, ack16 = HEADER_FIELDS.unpack_from(data)
     receive, send = connection.receive, connection.send
-    reassembly = receive.reassembly
+    reassembly, paws = receive.reassembly, receive.paws
     count = run.count
     last_bytes = run.last_bytes
     total_bytes = (count - 1) * run.size + last_bytes - HEADER_BYTES * count
@@ -42,8 +42,12 @@ def handle(connection: Connection, run: Run, *, now: int) -> bool:
     ack_next_seq = unwrap(ack16, una_seq) + 1
     if not una_seq - ACK_SLACK - flights.most_packets <= ack_next_seq <= flights.next_seq:
         return False
+    timestamps, next_seq = run.timestamps(), reassembly.next_seq
+    if paws.is_armed or next_seq + count >= paws.mark_seq:
+        if not paws.admits(next_seq, count, timestamp_us, timestamps):
+            return False
+        paws.on_run(next_seq, count, timestamp_us, timestamps, now=now)
     delay_us = connection.heard(timestamp_us, difference_us, now=now)
-    timestamps = run.timestamps()
     if timestamps is not None:
         connection.heard_more(timestamps, now=now)
     if flights.queue or ack_next_seq != una_seq or window_bytes != send.peer.window_bytes:

@@ -26,6 +26,7 @@ from utpsocket.protocol.config import Config, Workspace
 from utpsocket.protocol.handshake import Handshake
 from utpsocket.protocol.keepalive import Keepalive, Probing
 from utpsocket.protocol.packet import HEADER_BYTES, Packet, PacketType, Run, Transmit, decode, unwrap
+from utpsocket.protocol.reassembly import Offer
 from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
 from utpsocket.protocol.report import ConnectionStats, Event, EventKind, figures
 from utpsocket.protocol.sendhalf import EMPTY_PACKET_BYTES, SendHalf
@@ -263,6 +264,11 @@ class Connection:
         if not is_believable(packet.type, ack_next_seq, flights, is_proven=send.is_proven):
             self._dropped += 1
             return
+        seq = -1
+        if packet.type in (PacketType.DATA, PacketType.FIN):
+            seq = unwrap(packet.seq16, receive.reassembly.next_seq)
+            if receive.refuses(seq, packet.timestamp_us, now=now):
+                return
         delay_us = self.heard(packet.timestamp_us, packet.difference_us, now=now)
         if not send.is_proven:
             send.is_proven = True
@@ -285,12 +291,13 @@ class Connection:
             now=now,
         )
         if packet.type in (PacketType.DATA, PacketType.FIN):
-            seq = unwrap(packet.seq16, receive.reassembly.next_seq)
             if receive.is_discarding and seq >= receive.reassembly.next_seq and packet.payload:
                 self._closing.reset_after_flush = True
             # What nobody will read keeps filling the window: its sender must not get rid of more than that until our
             # RESET, which waits for what we wrote, has told it.
-            receive.on_packet(seq, packet.payload, is_fin=packet.type == PacketType.FIN, now=now)
+            offer = receive.on_packet(seq, packet.payload, is_fin=packet.type == PacketType.FIN, now=now)
+            if offer is Offer.IN_ORDER:
+                receive.paws.on_in_order(receive.reassembly.next_seq, packet.timestamp_us, now=now)
             if state is State.TIME_WAIT:
                 self._closing.start_time_wait(now=now)
         if send.is_finishing or receive.is_discarding:

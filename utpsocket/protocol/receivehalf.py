@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Final
 
 from utpsocket.protocol.packet import MAX_SACK_BYTES, sack_bytes
+from utpsocket.protocol.paws import Paws
 from utpsocket.protocol.reassembly import Offer, Reassembly
 from utpsocket.protocol.recovery import MAX_ACK_DELAY_US
 
@@ -39,6 +40,7 @@ class ReceiveHalf:
         "duplicate_packets",
         "is_discarding",
         "is_started",
+        "paws",
         "reassembly",
         "received_bytes",
         "received_packets",
@@ -49,6 +51,7 @@ class ReceiveHalf:
 
     def __init__(self, capacity_bytes: int) -> None:
         self.reassembly = Reassembly(0, capacity_bytes)
+        self.paws = Paws()
         self.is_started = False  # whether the peer's first sequence number is known
         self.is_discarding = False  # the application will never read again
         self.ack_at = NEVER
@@ -81,7 +84,15 @@ class ReceiveHalf:
     def start(self, next_seq: int) -> None:
         """The peer's first sequence number is known."""
         self.reassembly.next_seq = next_seq
+        self.paws.start(next_seq)
         self.is_started = True
+
+    def refuses(self, seq: int, timestamp_us: int, *, now: int) -> bool:
+        """Whether a DATA or FIN packet that would be new is of another age, when the 16 bits meant another number."""
+        if seq < self.reassembly.next_seq or not self.paws.refuses(timestamp_us, now=now):
+            return False
+        self.ack_at = now
+        return True
 
     def on_run(self, count: int, payloads: list[memoryview], total_bytes: int, *, now: int) -> None:
         """A clean run arrived exactly in order; the same as `count` calls of on_packet()."""

@@ -55,6 +55,7 @@ class ConnectionStats:
     timeouts: int
     duplicate_packets: int
     dropped_packets: int
+    late_packets: int
 
 
 def figures(state: str, peer: object, send: SendHalf, receive: ReceiveHalf, dropped: int) -> ConnectionStats:
@@ -84,4 +85,5 @@ def figures(state: str, peer: object, send: SendHalf, receive: ReceiveHalf, drop
         timeouts=send.timeouts,
         duplicate_packets=receive.duplicate_packets,
         dropped_packets=dropped + receive.beyond_packets,
+        late_packets=receive.paws.refused_packets,
     )
