@@ -283,3 +283,52 @@ def path(
     if loss or mask or where:
         node = Loss(simulator, node, loss, mask=mask, where=where)
     return node
+
+
+class SocketBuffer:
+    """A receiver's socket buffer of so many datagrams, which it empties every so often: what overflows is lost, what
+    was in it arrives, and is acked, together.
+    """
+
+    def __init__(self, simulator: Simulator, then: Node, datagrams: int, *, every_us: int) -> None:
+        self._simulator = simulator
+        self._then = then
+        self.capacity = datagrams
+        self.every_us = every_us
+        self._held: list[bytes] = []
+        self._of: Burst | None = None
+
+    def put(self, burst: Burst | None, *, now: int) -> None:
+        if burst is None:
+            held, self._held = self._held, []
+            assert self._of is not None
+            self._then.put(self._of.of(held), now=now)
+            return
+        if not self._held:
+            self._simulator.later(now + self.every_us, self)
+        room = self.capacity - len(self._held)
+        self._of = burst
+        self._held += burst.datagrams[:room]
+        for datagram in burst.datagrams[room:]:
+            burst.source.dropped(datagram)
+
+
+class ShortSacks:
+    """Makes selective acks those of libutp: 30 packets in four bytes, whatever lies beyond, and none where nothing is
+    held.
+    """
+
+    def __init__(self, then: Node) -> None:
+        self._then = then
+
+    def put(self, burst: Burst | None, *, now: int) -> None:
+        assert burst is not None
+        self._then.put(burst.of([self._short(datagram) for datagram in burst.datagrams]), now=now)
+
+    def _short(self, datagram: bytes) -> bytes:
+        if datagram[1] != 1 or datagram[20]:
+            return datagram
+        bits = int.from_bytes(datagram[22:], "little")
+        if not bits:
+            return datagram[:1] + b"\0" + datagram[2:20]
+        return datagram[:20] + b"\0\4" + (bits & (1 << 30) - 1).to_bytes(4, "little")

@@ -41,6 +41,7 @@ class Flight:
     total_bytes  payload of all packets together
     offset       of the first byte in the stream
     sent_us      when they last left
+    sent_before_bytes  payload of all packets, old and new, that left before them
     sends        how often they left
     is_small     whether the last packet is shorter than the packets of its time (Nagle)
     probe_bytes  size of the datagram where this is a path MTU probe, which is padded; else 0
@@ -56,6 +57,7 @@ class Flight:
         "offset",
         "probe_bytes",
         "sends",
+        "sent_before_bytes",
         "sent_us",
         "seq",
         "size",
@@ -71,6 +73,7 @@ class Flight:
         self.offset = offset
         self.sent_us = sent_us
         self.sends = 1
+        self.sent_before_bytes = 0
         self.fate = Fate.IN_FLIGHT
         self.is_small = False
         self.probe_bytes = 0
@@ -85,6 +88,8 @@ class Flight:
         """Cut off and return the first `count` packets (fewer than all); self keeps the rest."""
         front = Flight(self.seq, count, self.size, self.size, self.offset, self.sent_us)
         front.sends = self.sends
+        front.sent_before_bytes = self.sent_before_bytes
+        self.sent_before_bytes += front.total_bytes
         front.fate = self.fate
         front.is_whole = self.is_whole
         self.seq += count
@@ -102,11 +107,21 @@ class Acknowledged:
 
     packets, total_bytes   newly acked or sacked
     sent_us, seq, sends    of the packet among them that was sent last, -1 when there is none
+    sent_through_bytes     what had ever left up to that packet
     refilled_seq           the lowest packet, sent once only, that arrived after a later one; -1 when none
     probe_bytes            datagram bytes of a path MTU probe among them, else 0
     """
 
-    __slots__ = ("packets", "probe_bytes", "refilled_seq", "sends", "sent_us", "seq", "total_bytes")
+    __slots__ = (
+        "packets",
+        "probe_bytes",
+        "refilled_seq",
+        "sends",
+        "sent_through_bytes",
+        "sent_us",
+        "seq",
+        "total_bytes",
+    )
 
     def __init__(self) -> None:
         self.packets = 0
@@ -114,6 +129,7 @@ class Acknowledged:
         self.sent_us = -1
         self.seq = -1
         self.sends = 0
+        self.sent_through_bytes = 0
         self.refilled_seq = -1
         self.probe_bytes = 0
 
@@ -123,6 +139,7 @@ class Acknowledged:
         last_seq = flight.seq + flight.count - 1
         if (flight.sent_us, last_seq) > (self.sent_us, self.seq):
             self.sent_us, self.seq, self.sends = flight.sent_us, last_seq, flight.sends
+            self.sent_through_bytes = flight.sent_before_bytes + flight.total_bytes
         if flight.sends == 1 and last_seq < highest_seq:
             if self.refilled_seq < 0 or flight.seq < self.refilled_seq:
                 self.refilled_seq = flight.seq
@@ -139,6 +156,7 @@ class Flights:
 
     queue          the flights in order of sequence numbers
     sacked_mask    bit 0 stands for una_seq: the packets that are sacked
+    sent_bytes     payload of all packets that ever left, the same ones again counted again
     """
 
     __slots__ = (
@@ -156,6 +174,7 @@ class Flights:
         "sacked_bytes",
         "sacked_mask",
         "sacked_packets",
+        "sent_bytes",
         "small_packets",
         "una_seq",
     )
@@ -170,6 +189,7 @@ class Flights:
         self._lost_seqs: list[int] = []  # a heap of every lost flight's first number, and of stale ones
         self.una_seq = next_seq
         self.next_seq = next_seq
+        self.sent_bytes = 0
         self.in_flight_bytes = 0
         self.lost_bytes = 0
         self.lost_packets = 0
@@ -195,6 +215,8 @@ class Flights:
         self.queue.append(flight)
         self._starts.append(flight.seq)
         self.next_seq += flight.count
+        flight.sent_before_bytes = self.sent_bytes
+        self.sent_bytes += flight.total_bytes
         self.in_flight_bytes += flight.total_bytes
         if self.next_seq - self.una_seq > self.most_packets:
             self.most_packets = self.next_seq - self.una_seq
@@ -428,6 +450,8 @@ class Flights:
             flight.fate = Fate.IN_FLIGHT
         flight.sent_us = now
         flight.sends += 1
+        flight.sent_before_bytes = self.sent_bytes
+        self.sent_bytes += flight.total_bytes
         self._again.append((flight.seq, flight.end_seq, now))
         return flight
 

@@ -34,6 +34,7 @@ class Outstanding:
 
     __slots__ = (
         "_duplicate_acks",
+        "_is_all_said",
         "_is_persisting",
         "_last_progress_at",
         "_last_sent_us",
@@ -71,6 +72,7 @@ class Outstanding:
         self.is_proven = True  # False: an address that may be spoofed. PROTOCOL.md §3
         self.user_timeout_us = 0  # TCP_USER_TIMEOUT; 0: MAX_TIMEOUTS decides
         self._duplicate_acks = 0
+        self._is_all_said = False  # by the last ack: what it does not say has not arrived
         self._recovery_seq = -1  # losses of packets sent before this one have been answered by a smaller window
         self._limited_at = -1  # when the window last held something back
         self._last_sent_us = 0
@@ -114,6 +116,8 @@ class Outstanding:
         """
         flights = self.flights
         peer = self.peer
+        # A peer that sends selective acks holds nothing ahead of a hole when it sends none.
+        self._is_all_said = is_state and sack is None and peer.sack_packets > 0
         sacked_bits = 0
         if sack is not None:
             peer.on_sack(len(sack))
@@ -231,6 +235,8 @@ class Outstanding:
         """
         flights = self.flights
         said_seq = max(flights.highest_sacked_seq, flights.una_seq + self.peer.sack_packets)
+        if self._is_all_said:
+            said_seq = flights.next_seq - 1
         return self._lose_overdue(self.recovery.lost_at, said_seq, now)
 
     def _lose_overdue(self, lost_at: LostAt, said_seq: int, now: int) -> int:

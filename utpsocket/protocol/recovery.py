@@ -47,6 +47,7 @@ class Recovery:
         "min_rtt_us",
         "probe_timeout_us",
         "rack_rtt_us",
+        "rack_sent_through_bytes",
         "rack_sent_us",
         "rack_seq",
         "reorder_steps",
@@ -64,6 +65,7 @@ class Recovery:
         self.rack_sent_us = -1
         self.rack_seq = -1
         self.rack_rtt_us = 0
+        self.rack_sent_through_bytes = 0
         self.has_reordered = False
         self.reorder_steps = 1
         self.rto_us = self.probe_timeout_us = INITIAL_RTO_US
@@ -129,13 +131,14 @@ class Recovery:
                 self.has_reordered = True
                 self.reorder_steps = min(_MAX_REORDER_STEPS, self.reorder_steps + 1)
                 return True
-            if rtt_us < self.min_rtt_us:
+            if echo_us < 0 and rtt_us < self.min_rtt_us:
                 # RFC 8985 §6.2 step 2: perhaps the original's. No proof of it: a peer that acks once for all that has
                 # waited in its socket's buffer takes longer than the path does.
                 return False
         if (acknowledged.sent_us, acknowledged.seq) > (self.rack_sent_us, self.rack_seq):
             self.rack_sent_us = acknowledged.sent_us
             self.rack_seq = acknowledged.seq
+            self.rack_sent_through_bytes = acknowledged.sent_through_bytes
             self.rack_rtt_us = rtt_us
         return False
 

@@ -284,10 +284,14 @@ class SendHalf(Outstanding):
         if not count:
             return None
         if size and not self._resend_at_once:
-            fit = (self.controller.window_bytes - flights.in_flight_bytes) // size
+            # What left before a packet that has arrived is not on its way any more, even where a peer's selective acks
+            # reach so short that nobody knows what became of it; the path keeps the order, or nearly.
+            since = flights.sent_bytes - self.recovery.rack_sent_through_bytes
+            on_its_way = min(flights.in_flight_bytes, since)
+            fit = (self.controller.window_bytes - on_its_way) // size
             if fit < count:
                 self._limited_at = now
-            count = min(count, max(fit, 0 if flights.in_flight_bytes else 1))
+            count = min(count, max(fit, 0 if on_its_way else 1))
             if not count:
                 return None
         elif size:
