@@ -37,7 +37,7 @@ EPOLLOUT: Final = 0x004
 EPOLLERR: Final = 0x008
 EPOLLHUP: Final = 0x010
 EPOLLRDHUP: Final = 0x2000
-_EAGER_BYTES: Final = 512 << 10  # unsent beyond this is read only when the engine has nothing else to do
+_EAGER_BYTES: Final = 512 << 10  # unsent beyond this can wait: it would only leave the cache before it is sent
 # What the user has not read yet: less than a turn brings would be copied again. The kernel doubles it, and all buffers
 # of a connection together must hold less than the 10 MiB that programs take for more than any socket's.
 _PAIR_BYTES: Final = 512 << 10
@@ -170,8 +170,10 @@ class Bridge:
         for _, mask in poller.poll(0):
             self.on_event(mask)
 
-    def read_user(self, *, now: int, is_idle: bool) -> None:
-        """Move what the user wrote into the connection's send buffer, as far as it takes it."""
+    def read_user(self, *, now: int, is_due: bool) -> None:
+        """Move what the user wrote into the connection's send buffer, as far as it takes it; more than is
+        enough for now only if that `is_due`.
+        """
         connection = self.connection
         if self.is_gated or self.end is None or connection.state not in (State.CONNECTED, State.SYN_RECEIVED):
             self.is_readable = self.is_readable and self.end is not None
@@ -182,7 +184,7 @@ class Bridge:
         is_flowing = False
         while self.is_readable:
             unsent_bytes = connection.send.unsent_bytes
-            if unsent_bytes > _EAGER_BYTES and not is_idle:
+            if unsent_bytes > _EAGER_BYTES and not is_due:
                 self.is_lazy = True
                 return
             if unsent_bytes >= GRANT_BYTES and connection.send.is_held and not is_flowing:
@@ -274,6 +276,11 @@ class Bridge:
             connection.abort()
         connection.discard(now=now)
         self._close_end()
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether there is so much to send that reading on can wait."""
+        return self.connection.send.unsent_bytes > _EAGER_BYTES
 
     @property
     def wants_read(self) -> bool:

@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, Final
 
 from utpsocket.engine import collector, courtesy, environment, reports, verbs
@@ -49,6 +50,7 @@ _PORT_EVENTS: Final = EPOLLIN | EPOLLERR  # not edges: a port need not be read u
 _BLOCKED_US: Final = 1_000  # ENOBUFS makes no event
 _MAX_EVENTS: Final = 256
 _MAX_WAITING_PORTS: Final = 256
+_LAZY_US: Final = 10_000  # then one burst: far slower than any user writes, so that what is read stays in the cache
 _REST_CHECKS: Final = 2_000
 _REST_CHECK_SECONDS: Final = 0.000_5
 
@@ -96,7 +98,7 @@ class Loop:
         self._touched: dict[Bridge, None] = {}
         self._readable_endpoints: dict[Endpoint, None] = {}
         self._readable_bridges: dict[Bridge, None] = {}
-        self._lazy_bridges: dict[Bridge, None] = {}
+        self._lazy_bridges: dict[Bridge, int] = {}  # and when each is read all the same, the first of them soonest
         self._listeners: dict[Listener, int | None] = {}
         self.arena = Arena()
         self.lanes = Lanes()
@@ -262,9 +264,10 @@ class Loop:
                 source.on_event(mask)
         if self._readable_endpoints:
             self._read_ports(now)
-        is_idle = not events
-        if self._readable_bridges or (is_idle and self._lazy_bridges):
-            self._read_bridges(now, is_idle)
+        if self._lazy_bridges:
+            self._read_lazy_bridges(now, is_idle=not events)
+        if self._readable_bridges:
+            self._read_bridges(now)
         if self._blocked:
             for endpoint in list(self._blocked):
                 self.owner = endpoint
@@ -319,20 +322,29 @@ class Loop:
             if endpoint.is_readable:
                 self._readable_endpoints[endpoint] = None
 
-    def _read_bridges(self, now: int, is_idle: bool) -> None:
+    def _read_bridges(self, now: int) -> None:
         bridges, self._readable_bridges = self._readable_bridges, {}
-        if is_idle:
-            bridges.update(self._lazy_bridges)
-            self._lazy_bridges = {}
         for bridge in bridges:
-            self.owner = bridge
-            bridge.is_lazy = False
-            bridge.read_user(now=now, is_idle=is_idle)
-            self._touched[bridge] = None
-            if bridge.is_lazy:
-                self._lazy_bridges[bridge] = None
-            elif bridge.wants_read:
-                self._readable_bridges[bridge] = None
+            self._read_bridge(bridge, now, is_due=False)
+
+    def _read_lazy_bridges(self, now: int, *, is_idle: bool) -> None:
+        """Those that have enough to send for now: when there is nothing else to do, and each after a while in any case,
+        since its user may write on, or wait to, before it reads what its peer waits to be rid of.
+        """
+        lazy = self._lazy_bridges
+        for bridge in list(lazy) if is_idle else [bridge for bridge in islice(lazy, 1) if lazy[bridge] <= now]:
+            del lazy[bridge]
+            self._read_bridge(bridge, now, is_due=True)
+
+    def _read_bridge(self, bridge: Bridge, now: int, *, is_due: bool) -> None:
+        self.owner = bridge
+        bridge.is_lazy = False
+        bridge.read_user(now=now, is_due=is_due)
+        self._touched[bridge] = None
+        if bridge.is_lazy:
+            self._lazy_bridges.setdefault(bridge, now + _LAZY_US)
+        elif bridge.wants_read:
+            self._readable_bridges[bridge] = None
 
     def _fire_timers(self, now: int) -> None:
         for bridge in self.timers.due_bridges(now):
@@ -408,6 +420,10 @@ class Loop:
             self._readable_bridges[bridge] = None
         endpoint = bridge.endpoint
         endpoint.transmit(bridge, now=now)
+        if bridge.is_lazy and not bridge.has_enough:
+            bridge.is_lazy = False
+            self._lazy_bridges.pop(bridge, None)
+            self._readable_bridges[bridge] = None
         if bridge.lane is not None:
             self._touched.update(dict.fromkeys(bridge.lane.after_transmit(bridge)))
         if endpoint.port.pending and endpoint not in self._blocked:

@@ -250,7 +250,7 @@ def look(loop: Loop, cookie: int) -> None:
     bridge = loop.bridges.get(cookie)
     if bridge is not None and bridge.end is not None:
         bridge.poll_end()
-        bridge.read_user(now=loop.now, is_idle=True)
+        bridge.read_user(now=loop.now, is_due=True)
         loop.settle_now(bridge)
     elif bridge is not None and bridge.identity.settings.linger_seconds == 0:
         # After shutdown(SHUT_RDWR), which the kernel tells our end as it tells the last close.
