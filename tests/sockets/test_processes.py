@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -288,6 +289,43 @@ def test_exit_with_nobody_reading_does_not_hang_for_ever(net: Net) -> None:
     assert process.stdout.readline() == b"leaving\n"
     assert process.wait(15) == 0
     assert server.recv(1)
+
+
+def test_exit_with_a_slow_reader_does_not_last_as_long_as_it_reads(net: Net) -> None:
+    """Each byte that is acked is progress. The kernel's TCP goes on without the process; ours gives up and says so."""
+    listener = net.fresh()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    script = SEND + code("""
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        sock.sendall(payload)
+        print("leaving", flush=True)
+    """)
+    env = {"UTPSOCKET_EXIT_TIMEOUT": "2", "PYTHONWARNINGS": "ignore"}
+    process = net.python(script, listener.getsockname()[1], 500 * 1024, stdout=subprocess.PIPE, env=env)
+    server = net.accept(listener)
+    assert process.stdout.readline() == b"leaving\n"
+    received = 0
+    while process.poll() is None:
+        received += len(server.recv(1_024))  # at 10 kB/s, the rest takes the better part of a minute
+        time.sleep(0.1)
+        assert received < 300 * 1024, "the process is still there"
+    assert process.returncode == 0
+    if net.module is not socket:
+        with pytest.raises(ConnectionResetError):
+            while server.recv(1 << 16):
+                pass
+
+
+@pytest.mark.parametrize("total", ["nonsense", "nan", "inf"])
+def test_a_strange_limit_of_the_exit_loses_nothing(net: Net, total: str) -> None:
+    listener = net.listener()
+    env = {"UTPSOCKET_EXIT_TIMEOUT": total, "UTPSOCKET_EXIT_FLUSH": total}
+    process = net.python(SEND + "sock.sendall(payload)", listener.getsockname()[1], 102_400, env=env)
+    server = net.accept(listener)
+    assert len(receive_all(server)) == 102_400
+    assert process.wait(10) == 0
 
 
 @pytest.mark.parametrize("ending", ["os._exit(0)", "os.kill(os.getpid(), 15)", "os.kill(os.getpid(), 9)", "os.abort()"])

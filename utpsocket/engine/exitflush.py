@@ -6,6 +6,7 @@ application. Any thread but the engine's may call.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from typing import TYPE_CHECKING, Final
@@ -18,28 +19,43 @@ if TYPE_CHECKING:
     from utpsocket.engine.remote import RemoteLoop
 
 DEFAULT_FLUSH_SECONDS: Final = 5.0  # without any progress; UTPSOCKET_EXIT_FLUSH sets another, 0 turns the flush off
+DEFAULT_TOTAL_SECONDS: Final = 30.0  # however much progress there is; UTPSOCKET_EXIT_TIMEOUT sets another
 _POLL_SECONDS: Final = 0.002
 
 
 def flush(loop: Loop | RemoteLoop, seconds: float | None = None) -> tuple[int, int]:
-    """End every connection with a FIN after what was written, and wait as long as peers make progress and at most
-    `seconds` without any. Returns (connections not flushed, bytes lost).
+    """End every connection with a FIN after what was written, and wait as long as peers make progress: at most
+    `seconds` without any, and at most UTPSOCKET_EXIT_TIMEOUT altogether, or a peer that acks a packet now and then
+    could keep the process for as long as it likes. What has not arrived by then is reset, so that no peer waits for it.
+    Returns (connections not flushed, bytes lost).
     """
     if seconds is None:
-        seconds = float(os.environ.get("UTPSOCKET_EXIT_FLUSH", DEFAULT_FLUSH_SECONDS))
+        seconds = _setting("UTPSOCKET_EXIT_FLUSH", DEFAULT_FLUSH_SECONDS)
     if seconds <= 0:
         return 0, 0
+    ends_at = time.monotonic() + _setting("UTPSOCKET_EXIT_TIMEOUT", DEFAULT_TOTAL_SECONDS)
     loop.call(verbs.finish_all)
     last_acked = -1
     deadline = 0.0
     while True:
         waiting, lost_bytes, acked_bytes = loop.call(verbs.unflushed)
         if not waiting:
-            loop.call(verbs.repeat_last_acks)
-            return 0, 0
+            break
         now = time.monotonic()
         if acked_bytes != last_acked:
-            last_acked, deadline = acked_bytes, now + seconds
-        elif now > deadline:
-            return waiting, lost_bytes
+            last_acked, deadline = acked_bytes, min(ends_at, now + seconds)
+        if now > deadline:
+            loop.call(verbs.abort_unflushed)
+            break
         sleep(_POLL_SECONDS)
+    loop.call(verbs.repeat_last_acks)
+    return waiting, lost_bytes
+
+
+def _setting(name: str, default: float) -> float:
+    """Seconds from the environment; what is no number is the default, for an exit is too late to raise."""
+    try:
+        seconds = float(os.environ.get(name, default))
+    except ValueError:
+        return default
+    return default if math.isnan(seconds) else seconds

@@ -326,6 +326,14 @@ def unflushed(loop: Loop) -> tuple[int, int, int]:
     return waiting, lost_bytes, acked_bytes
 
 
+def abort_unflushed(loop: Loop) -> None:
+    """The process ends and waits no longer: peers of what is not acked hear a RESET instead of nothing."""
+    for bridge in list(loop.bridges.values()):
+        if not bridge.is_gone and not bridge.is_flushed:
+            bridge.connection.abort()
+            loop.touch(bridge)
+
+
 def repeat_last_acks(loop: Loop) -> None:
     """The process ends, and TIME_WAIT with it: nobody will answer a FIN that a peer repeats because our ack of it was
     lost, so the ack is said twice more.
