@@ -20,7 +20,7 @@ from typing import Any, Final
 from utpsocket import exchange, lifecycle, options, registry, stats, wording
 from utpsocket.engine import running_engine, verbs
 from utpsocket.engine.identity import Identity, Role
-from utpsocket.engine.native import Socket, StdlibSocket, poll
+from utpsocket.engine.native import Socket, StdlibSocket, duplicated, poll
 from utpsocket.routes import Routes
 
 _STREAM_FAMILIES: Final = (stdlib.AF_INET, stdlib.AF_INET6)
@@ -284,6 +284,17 @@ class socket(StdlibSocket):
             lifecycle.after_close(identity, None)  # interrupted; said twice it does no harm
             raise
 
+    def dup(self) -> Any:
+        """dup() -> socket object: a duplicate of the fd, which is not inheritable, for the same connection."""
+        if self._utp is None:
+            return _stdlib_dup(self)
+        made: Any = type(self)
+        sock = made.__new__(made)  # owns the fd from its first moment
+        duplicated(self.fileno(), sock)
+        sock.__init__(self.family, self.type, self.proto, fileno=sock.fileno())
+        sock.settimeout(self.gettimeout())
+        return sock
+
     def detach(self) -> int:
         """Close the socket object without closing the fd, which is returned."""
         identity = self._utp
@@ -444,6 +455,7 @@ class socket(StdlibSocket):
 _converted: Final = stdlib._intenum_converter  # type: ignore[attr-defined]  # what the stdlib's property uses
 _plain_init: Final = StdlibSocket.__init__
 _stdlib_accept: Final = StdlibSocket.accept
+_stdlib_dup: Final = StdlibSocket.dup
 
 
 def _asks_for_bytes(args: Any, kwargs: Any) -> bool:

@@ -127,8 +127,16 @@ def accepted(listener: Any, made: Any = None) -> Any:
     """The next connection of a listening AF_UNIX socket as an object that owns its fd, without a moment in which only
     a number stands for it; `made`, a socket object without an fd, if it is given.
     """
+    return _owning(map(_first, iter(partial(Socket._accept, listener), None)), made)
+
+
+def duplicated(fd: int, made: Any = None) -> Any:
+    """A duplicate of an AF_UNIX socket's fd, owned as accepted() says."""
+    return _owning(map(_socket.dup, (fd,)), made)
+
+
+def _owning(fds: Any, made: Any) -> Any:
     if made is None:
         made = Socket.__new__(Socket)
-    fds = map(_first, iter(partial(Socket._accept, listener), None))
     next(map(partial(Socket.__init__, made, socket.AF_UNIX, socket.SOCK_STREAM, 0), fds))
     return made

@@ -70,6 +70,7 @@ def hold_again(loop: Loop, key: int, inode: int, identity: Identity) -> bool:
     if endpoint is None:
         return False
     endpoint.holders[identity.inode] = identity
+    _close_listener(loop, endpoint, identity.inode)
     for holder in list(endpoint.holders):
         if holder != identity.inode and (holder == inode or not loop.holders_watch.is_open(holder)):
             _drop_holder(loop, endpoint, holder)

@@ -1,0 +1,625 @@
+"""Exceptions in the thread that calls: KeyboardInterrupt at each line and instruction, and what is true afterwards.
+
+A signal's handler may raise between any two lines of Python, those of `finally` and `except` included. sys.settrace()
+stands for it here: it raises at the n-th line (or instruction, which comes closer to what a signal does within a line,
+and is beside the truth between two lines) that runs within utpsocket/ during a call, for each n that there is.
+TCP's calls have no such lines: they do their work or they do not, and so must ours.
+
+A point is named callers:CALL:line:N or callers:CALL:opcode:N. What must hold after each:
+
+    the socket is as it was, or did what it was asked for, or failed with an errno; it says the same of itself in every
+    way; the call made once more works, or says what TCP says
+    after its close no fd, UDP port or connection of the engine's is left, and its address can be bound
+
+Lines that run in other threads (the engine's) are not counted: exceptions of signals' handlers come to the main thread
+alone. tests.faults.engine has those of the engine's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import socket as stdlib
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import utpsocket
+from tests.faults.report import Failure, Report
+from utpsocket import engine
+
+PACKAGE = str(Path(utpsocket.__file__).parent)
+MOST_LINES = 5_000
+PATIENCE_S = 3.0
+LEAK_S = 8.0  # a port is kept for a moment after its connection's end
+SOME_OF = 7  # --quick takes each so many-th line
+TOGETHER = 40  # points between two looks at what is left over
+LOCALHOST = ("127.0.0.1", 0)
+
+
+class Injection:
+    """Raises KeyboardInterrupt at the n-th line, or instruction, within the package; n = 0 only counts."""
+
+    def __init__(self, number: int, *, with_opcodes: bool = False) -> None:
+        self.number = number
+        self.with_opcodes = with_opcodes
+        self.lines = 0
+        self.at = ""
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        before = sys.gettrace()
+        sys.settrace(self._on_call)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+
+    def _on_call(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = self.with_opcodes
+        return self._on_line
+
+    def _on_line(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event in ("line", "opcode"):
+            self.lines += 1
+            if self.lines == self.number:
+                sys.settrace(None)
+                self.at = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
+                raise KeyboardInterrupt
+        return self._on_line
+
+
+# ── the calls: each prepares sockets, makes the call, and says what must be true afterwards ──
+
+
+class Case:
+    """One call on sockets of its own. `prepare` comes before the injection, `call` is what is interrupted."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.owned: list[Any] = []
+        self.before: Any = None
+
+    def own(self, sock: Any) -> Any:
+        self.owned.append(sock)
+        return sock
+
+    def listener(self) -> Any:
+        listener = self.own(self.module.socket())
+        listener.bind(LOCALHOST)
+        listener.listen()
+        return listener
+
+    def prepare(self) -> None:
+        raise NotImplementedError
+
+    def call(self) -> None:
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise AssertionError, or whatever a program would meet."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        for sock in self.owned:
+            sock.close()
+
+
+def address_is_free(module: Any, address: Any) -> None:
+    with module.socket() as sock:
+        sock.bind(address)
+
+
+def talk(client: Any, server: Any) -> None:
+    client.settimeout(PATIENCE_S)
+    server.settimeout(PATIENCE_S)
+    client.sendall(b"question")
+    assert server.recv(100) == b"question"
+    server.sendall(b"answer")
+    assert client.recv(100) == b"answer"
+
+
+class Bind(Case):
+    def prepare(self) -> None:
+        self.sock = self.own(self.module.socket())
+        with self.module.socket() as other:
+            other.bind(LOCALHOST)
+            self.address = other.getsockname()
+
+    def call(self) -> None:
+        self.sock.bind(self.address)
+
+    def check(self) -> None:
+        name = self.sock.getsockname()
+        if name[1]:
+            assert name == self.address
+            try:
+                self.sock.bind(self.address)
+            except OSError as error:
+                assert error.errno == errno.EINVAL, error
+            else:
+                raise AssertionError("bound twice")
+        else:
+            self.sock.bind(self.address)
+        self.sock.listen()
+        self.sock.settimeout(PATIENCE_S)
+        client = self.own(self.module.socket())
+        client.settimeout(PATIENCE_S)
+        client.connect(self.address)
+        talk(client, self.own(self.sock.accept()[0]))
+
+    def close(self) -> None:
+        super().close()
+        if self.module is utpsocket:  # TCP has TIME_WAIT
+            until(lambda: outcome(lambda: address_is_free(self.module, self.address)) is None)
+
+
+class Listen(Case):
+    is_bound = True
+
+    def prepare(self) -> None:
+        self.sock = self.own(self.module.socket())
+        if self.is_bound:
+            self.sock.bind(LOCALHOST)
+        self.name = self.sock.getsockname()
+
+    def call(self) -> None:
+        self.sock.listen(7)
+
+    def check(self) -> None:
+        self.sock.settimeout(PATIENCE_S)
+        if self.is_bound:
+            assert self.sock.getsockname() == self.name
+        if not self.sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ACCEPTCONN):
+            assert outcome(self.sock.accept) == errno.EINVAL
+            if self.is_bound:
+                client = self.own(self.module.socket())
+                client.settimeout(PATIENCE_S)
+                assert outcome(lambda: client.connect(self.name)) == errno.ECONNREFUSED
+        self.sock.listen(7)
+        client = self.own(self.module.socket())
+        client.settimeout(PATIENCE_S)
+        client.connect(self.sock.getsockname())
+        talk(client, self.own(self.sock.accept()[0]))
+
+
+class ListenUnbound(Listen):
+    is_bound = False
+
+
+class Connect(Case):
+    is_bound = False
+    timeout: float | None = PATIENCE_S
+
+    def prepare(self) -> None:
+        self.target = self.listener()
+        self.target.settimeout(PATIENCE_S)
+        self.sock = self.own(self.module.socket())
+        self.sock.settimeout(self.timeout)
+        if self.is_bound:
+            self.sock.bind(LOCALHOST)
+        self.name = self.sock.getsockname()
+
+    def call(self) -> None:
+        self.sock.connect(self.target.getsockname())
+
+    def check(self) -> None:
+        if self.is_bound:
+            assert self.sock.getsockname()[1] == self.name[1]
+        assert self.sock.gettimeout() == self.timeout
+        self.sock.settimeout(PATIENCE_S)
+        address = self.target.getsockname()
+        code = self.sock.connect_ex(address)
+        until(lambda: self.sock.connect_ex(address) == errno.EISCONN)
+        assert code in (0, errno.EISCONN, errno.EALREADY), errno.errorcode.get(code, code)
+        assert self.sock.getpeername() == address
+        while True:  # an attempt that was given up may have come as far as this
+            server = self.own(self.target.accept()[0])
+            if outcome(server.getpeername) is None and server.getpeername() == self.sock.getsockname():
+                break
+        talk(self.sock, server)
+
+
+class ConnectBound(Connect):
+    is_bound = True
+
+
+class ConnectAtOnce(Connect):
+    timeout = 0.0
+
+    def call(self) -> None:
+        code = self.sock.connect_ex(self.target.getsockname())
+        assert code == errno.EINPROGRESS, code
+
+
+class ConnectAgain(Connect):
+    """After an attempt that was refused."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        with self.module.socket() as other:
+            other.bind(LOCALHOST)
+            nobody = other.getsockname()
+        assert self.sock.connect_ex(nobody) == errno.ECONNREFUSED
+
+
+class ConnectRefused(Case):
+    def prepare(self) -> None:
+        self.sock = self.own(self.module.socket())
+        self.sock.settimeout(PATIENCE_S)
+        with self.module.socket() as other:
+            other.bind(LOCALHOST)
+            self.address = other.getsockname()
+
+    def call(self) -> None:
+        assert self.sock.connect_ex(self.address) == errno.ECONNREFUSED
+
+    def check(self) -> None:
+        codes: list[int] = []
+        until(lambda: codes.append(self.sock.connect_ex(self.address)) or codes[-1] != errno.EALREADY)
+        codes.append(self.sock.connect_ex(self.address))
+        assert errno.ECONNREFUSED in codes, codes
+        assert set(codes) <= {errno.ECONNREFUSED, errno.ECONNABORTED, errno.EALREADY}, codes
+
+
+class Accept(Case):
+    def prepare(self) -> None:
+        self.target = self.listener()
+        self.target.settimeout(PATIENCE_S)
+        self.client = self.own(self.module.socket())
+        self.client.settimeout(PATIENCE_S)
+        self.client.connect(self.target.getsockname())
+
+    def call(self) -> None:
+        self.own(self.target.accept()[0])
+
+    def check(self) -> None:
+        """The connection is still to be accepted, or it was lost, and is then closed."""
+        gc.collect()
+        self.target.settimeout(0.05)
+        if len(self.owned) == 2 and outcome(lambda: self.own(self.target.accept()[0])) is not None:
+            assert self.client.recv(1) == b""
+            self.client.close()
+            self.target.settimeout(PATIENCE_S)
+            self.client = self.own(self.module.socket())
+            self.client.settimeout(PATIENCE_S)
+            self.client.connect(self.target.getsockname())
+            self.own(self.target.accept()[0])
+        talk(self.client, self.owned[-1])
+
+
+class Pair(Case):
+    def prepare(self) -> None:
+        self.target = self.listener()
+        self.client = self.own(self.module.socket())
+        self.client.settimeout(PATIENCE_S)
+        self.client.connect(self.target.getsockname())
+        self.server = self.own(self.target.accept()[0])
+
+
+class Close(Pair):
+    def call(self) -> None:
+        self.client.close()
+
+    def check(self) -> None:
+        self.client.close()
+        assert self.client.fileno() == -1
+        self.server.settimeout(PATIENCE_S)
+        assert self.server.recv(1) == b""
+
+
+class CloseListener(Case):
+    def prepare(self) -> None:
+        self.target = self.listener()
+        self.address = self.target.getsockname()
+
+    def call(self) -> None:
+        self.target.close()
+
+    def check(self) -> None:
+        self.target.close()
+        assert self.target.fileno() == -1
+        sock = self.own(self.module.socket())
+        sock.settimeout(PATIENCE_S)
+        assert outcome(lambda: sock.connect(self.address)) == errno.ECONNREFUSED
+        sock.close()
+        address_is_free(self.module, self.address)
+
+
+class Shutdown(Pair):
+    def call(self) -> None:
+        self.client.shutdown(stdlib.SHUT_WR)
+
+    def check(self) -> None:
+        self.client.shutdown(stdlib.SHUT_WR)
+        self.server.settimeout(PATIENCE_S)
+        assert self.server.recv(1) == b""
+        self.server.sendall(b"answer")
+        assert self.client.recv(100) == b"answer"
+
+
+class ShutdownListener(Case):
+    def prepare(self) -> None:
+        self.target = self.listener()
+        self.target.settimeout(PATIENCE_S)
+
+    def call(self) -> None:
+        self.target.shutdown(stdlib.SHUT_RDWR)
+
+    def check(self) -> None:
+        outcome(lambda: self.target.shutdown(stdlib.SHUT_RDWR))
+        assert outcome(self.target.accept) == errno.EINVAL
+
+
+class SetOption(Pair):
+    def call(self) -> None:
+        self.client.setsockopt(stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY, 1)
+
+    def check(self) -> None:
+        self.client.setsockopt(stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY, 1)
+        assert self.client.getsockopt(stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY)
+        talk(self.client, self.server)
+
+
+class SetBuffer(Pair):
+    def call(self) -> None:
+        self.client.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, 65_536)
+
+    def check(self) -> None:
+        self.client.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, 65_536)
+        talk(self.client, self.server)
+
+
+class Names(Pair):
+    def call(self) -> None:
+        self.client.getpeername()
+        self.client.getsockname()
+        self.client.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
+
+    def check(self) -> None:
+        assert self.client.getpeername() == self.target.getsockname()
+        talk(self.client, self.server)
+
+
+class Duplicate(Pair):
+    def call(self) -> None:
+        self.own(self.client.dup())
+
+    def check(self) -> None:
+        talk(self.client, self.server)
+        talk(self.own(self.client.dup()), self.server)
+
+
+class MakeFile(Pair):
+    def call(self) -> None:
+        self.own(self.client.makefile("rwb"))
+
+    def check(self) -> None:
+        talk(self.client, self.server)
+
+
+class Detach(Pair):
+    def prepare(self) -> None:
+        super().prepare()
+        self.number = self.client.fileno()
+
+    def call(self) -> None:
+        self.client.detach()
+
+    def check(self) -> None:
+        talk(self.own(self.module.socket(fileno=self.number)), self.server)
+        self.client.detach()
+
+
+class Talk(Pair):
+    def call(self) -> None:
+        self.client.send(b"x")
+        self.server.recv(1)
+
+    def check(self) -> None:
+        """Bytes that a call took are lost with what it would have returned, as TCP's are."""
+        self.client.shutdown(stdlib.SHUT_WR)
+        self.server.settimeout(PATIENCE_S)
+        assert self.server.recv(10) in (b"", b"x")
+        self.server.sendall(b"answer")
+        assert self.client.recv(100) == b"answer"
+
+
+class CreateConnection(Case):
+    def prepare(self) -> None:
+        self.target = self.listener()
+        self.target.settimeout(PATIENCE_S)
+
+    def call(self) -> None:
+        self.own(self.module.create_connection(self.target.getsockname(), PATIENCE_S))
+
+    def check(self) -> None:
+        client = self.own(self.module.create_connection(self.target.getsockname(), PATIENCE_S))
+        while True:
+            server = self.own(self.target.accept()[0])
+            if outcome(server.getpeername) is None and server.getpeername() == client.getsockname():
+                break
+        talk(client, server)
+
+
+class CreateServer(Case):
+    def prepare(self) -> None:
+        with self.module.socket() as other:
+            other.bind(LOCALHOST)
+            self.address = other.getsockname()
+
+    def call(self) -> None:
+        self.own(self.module.create_server(self.address))
+
+    def check(self) -> None:
+        if not self.owned:
+            gc.collect()
+            until(lambda: outcome(lambda: self.own(self.module.create_server(self.address))) is None)
+        client = self.own(self.module.create_connection(self.address, PATIENCE_S))
+        talk(client, self.own(self.owned[0].accept()[0]))
+
+
+class Start(Bind):
+    """The first use of a socket makes the engine."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        engine.shutdown()
+        self.threads = threads()
+
+    def check(self) -> None:
+        super().check()
+        assert threads() <= self.threads + 1, "more than one engine's thread"
+
+
+CASES: dict[str, type[Case]] = {
+    "start": Start,
+    "bind": Bind,
+    "listen": Listen,
+    "listen_unbound": ListenUnbound,
+    "connect": Connect,
+    "connect_bound": ConnectBound,
+    "connect_at_once": ConnectAtOnce,
+    "connect_again": ConnectAgain,
+    "connect_refused": ConnectRefused,
+    "accept": Accept,
+    "close": Close,
+    "close_listener": CloseListener,
+    "shutdown": Shutdown,
+    "shutdown_listener": ShutdownListener,
+    "setsockopt": SetOption,
+    "setsockopt_buffer": SetBuffer,
+    "names": Names,
+    "dup": Duplicate,
+    "makefile": MakeFile,
+    "detach": Detach,
+    "talk": Talk,
+    "create_connection": CreateConnection,
+    "create_server": CreateServer,
+}
+
+
+# ── one point ──
+
+
+def outcome(call: Callable[[], object]) -> int | str | None:
+    """None, or the errno or the name of what was raised."""
+    try:
+        call()
+    except OSError as error:
+        return error.errno or type(error).__name__
+    return None
+
+
+def until(is_so: Callable[[], object]) -> None:
+    """Wait for something that other threads bring about."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < deadline, "not so after a while"
+        time.sleep(0.002)
+
+
+def threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def warm_up() -> None:
+    """What is made once in a process: the engine, and what it keeps."""
+    for case in (Connect, Accept):
+        run_once(case, utpsocket, 0)
+
+
+def run_once(case_class: type[Case], module: Any, number: int, *, with_opcodes: bool = False) -> tuple[Injection, str]:
+    """What came of one injection: the injection, and what was wrong."""
+    injection = Injection(number, with_opcodes=with_opcodes)
+    case = case_class(module)
+    wrong = ""
+    try:
+        case.prepare()
+        try:
+            with injection.active():
+                case.call()
+        except KeyboardInterrupt:
+            pass
+        case.check()
+    except BaseException as error:
+        wrong = f"{injection.at}: {type(error).__name__}: {error}"
+    finally:
+        try:
+            case.close()
+        except BaseException as error:
+            wrong = wrong or f"{injection.at}: {type(error).__name__} in close(): {error}"
+    return injection, wrong
+
+
+def left_over(before: int) -> int:
+    """How many fds more there are than before, once what is on its way out is gone."""
+    deadline = time.monotonic() + LEAK_S
+    while (left := fds() - before) > 0 and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.005)
+    return max(0, left)
+
+
+def count(name: str, *, with_opcodes: bool, module: Any = utpsocket) -> int:
+    """How many lines, or lines and instructions, there are in this call."""
+    injection, wrong = run_once(CASES[name], module, 0, with_opcodes=with_opcodes)
+    if wrong:
+        raise RuntimeError(f"{name} fails without any injection: {wrong}")
+    return min(injection.lines, MOST_LINES)
+
+
+def points(*, quick: bool) -> list[str]:
+    """One for each line of each call, or, unless `quick`, for each instruction as well."""
+    warm_up()
+    kinds = {"line": False} if quick else {"line": False, "opcode": True}
+    return [
+        f"callers:{name}:{kind}:{number}"
+        for name in CASES
+        for kind, with_opcodes in kinds.items()
+        for number in range(1, count(name, with_opcodes=with_opcodes) + 1, SOME_OF if quick else 1)
+    ]
+
+
+def inject(points: Sequence[str]) -> Report:
+    """Raise at each of these points, one after the other."""
+    report = Report()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of what an interrupted call had made
+        warm_up()
+        for start in range(0, len(points), TOGETHER):
+            report.add(_inject(points[start : start + TOGETHER]))
+    return report
+
+
+def _inject(points: Sequence[str]) -> Report:
+    """A few points, and whether they leave anything; if so, one by one."""
+    report = Report()
+    before = fds()
+    for point in points:
+        _, name, kind, number = point.split(":")
+        injection, wrong = run_once(CASES[name], utpsocket, int(number), with_opcodes=kind == "opcode")
+        report.points += 1
+        report.injected += bool(injection.at)
+        if wrong:
+            report.failures.append(Failure(point, "KeyboardInterrupt", wrong))
+    if left := left_over(before):
+        if len(points) == 1:
+            report.failures.append(Failure(points[0], "KeyboardInterrupt", f"{left} fds left over"))
+        else:
+            report = Report()
+            for point in points:
+                report.add(_inject([point]))
+    return report

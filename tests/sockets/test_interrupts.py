@@ -1,0 +1,66 @@
+"""A signal's handler that raises, at any line of any call: `python3 -m tests.faults callers` tries them all."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.faults import callers
+
+from .network import Net
+
+ONE_OF = 5
+
+
+@pytest.mark.parametrize("name", callers.CASES)
+def test_an_exception_at_some_lines(name: str) -> None:
+    callers.warm_up()
+    first, last = 1 + len(name) % ONE_OF, callers.count(name, with_opcodes=False)
+    report = callers.inject([f"callers:{name}:line:{number}" for number in range(first, last + 1, ONE_OF)])
+    assert not report.failures
+    assert last < ONE_OF or report.injected
+
+
+class Stop(Exception):
+    """What the handler raises."""
+
+
+@pytest.fixture
+def ring() -> Iterator[Any]:
+    """Send this thread a signal, whose handler raises, after so many seconds."""
+
+    def on_signal(number: int, frame: object) -> None:
+        raise Stop
+
+    before = signal.signal(signal.SIGUSR1, on_signal)
+    main = threading.get_ident()
+    timers = []
+
+    def later(seconds: float) -> None:
+        timers.append(threading.Timer(seconds, signal.pthread_kill, (main, signal.SIGUSR1)))
+        timers[-1].start()
+
+    yield later
+    for timer in timers:
+        timer.join()
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_signal_ends_the_calls_that_wait(net: Net, ring: Any) -> None:
+    """connect() goes on without its caller; accept() and recv() have taken nothing."""
+    listener = net.listener()
+    ring(0.1)
+    with pytest.raises(Stop):
+        listener.accept()
+    client = net.fresh()
+    client.connect(listener.getsockname())
+    server = net.accept(listener)
+    ring(0.1)
+    with pytest.raises(Stop):
+        server.recv(1)
+    client.sendall(b"x")
+    assert server.recv(1) == b"x"
