@@ -101,7 +101,7 @@ class Endpoint:
         self.faults = 0  # since it last received without any
         self.shares = Shares(max(2 * _LEAST_BUFFER_BYTES, port.receive_buffer_bytes))
         self._is_cache_watched = False
-        self.flood = Flood(self)
+        self.flood = Flood()
         self._dials: dict[object, Bridge] = {}  # by address: the last one, until it is over
         self.resets = Resets()
         self._remains: OrderedDict[tuple[object, int], tuple[int, Remains]] = OrderedDict()
@@ -214,7 +214,7 @@ class Endpoint:
         """Take what the port has, bounded; runs go to their connections at once, answers leave later."""
         port, arena = self.port, self.loop.arena
         if self.flood.is_on and port.can_sift:
-            self.flood.receive(now=now)
+            self.flood.receive(self, now=now)
             if port.errors:
                 self.handle_errors(now=now)
             return
@@ -263,7 +263,7 @@ class Endpoint:
             self.handle_errors(now=now)
         self.faults = 0
         if self.flood.noise != noise:
-            self.flood.look(now=now)
+            self.flood.look(self, now=now)
 
     def _count_lone(self) -> None:
         """Small ones that come turn after turn, a flood of SYNs say, are worth asking for more at once."""
@@ -298,7 +298,7 @@ class Endpoint:
                 self.loop.touch(bridge)
                 return
         if self.flood.is_on and len(run.data) > run.size:
-            self.flood.take_merged(run, now=now)
+            self.flood.take_merged(self, run, now=now)
             return
         for datagram in run.datagrams():
             self.handle_datagram(Run(datagram, len(datagram), run.addr, run.local), now=now)

@@ -33,16 +33,15 @@ _STRAYS_PER_BATCH: Final = 4  # that are looked at more closely, and perhaps ans
 
 
 class Flood:
-    """Of one port.
+    """Of one port. It does not keep the endpoint, which keeps it: a closed one is no work for the collector.
 
     noise   useless datagrams, ever
     is_on   whether it is flooded
     """
 
-    __slots__ = ("_endpoint", "_ids", "_noise_before", "_since", "is_on", "noise")
+    __slots__ = ("_ids", "_noise_before", "_since", "is_on", "noise")
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
+    def __init__(self) -> None:
         self.noise = 0
         self.is_on = False
         self._since = 0
@@ -53,7 +52,7 @@ class Flood:
         """The port has other connections than before."""
         self._ids = None
 
-    def look(self, *, now: int) -> None:
+    def look(self, endpoint: Endpoint, *, now: int) -> None:
         """After a port was read: is this a flood?"""
         if self.is_on:
             return
@@ -63,17 +62,16 @@ class Flood:
         elif self.noise - self._noise_before > _NOISE_PER_WINDOW:
             self.is_on = True
             self._noise_before = self.noise
-            self._endpoint.port.tell_icmp(wanted=False)
-            self._endpoint.loop.call_at(now + _LOOK_AGAIN_US, self._look_again)
+            endpoint.port.tell_icmp(wanted=False)
+            endpoint.loop.call_at(now + _LOOK_AGAIN_US, lambda: self._look_again(endpoint))
 
-    def _look_again(self) -> None:
-        endpoint = self._endpoint
+    def _look_again(self, endpoint: Endpoint) -> None:
         if endpoint.is_closed:
             return
         now = endpoint.loop.now
         if self.noise - self._noise_before > _NOISE_AT_THE_END:
             self._noise_before = self.noise
-            endpoint.loop.call_at(now + _LOOK_AGAIN_US, self._look_again)
+            endpoint.loop.call_at(now + _LOOK_AGAIN_US, lambda: self._look_again(endpoint))
             return
         self.is_on = False
         self._since = now
@@ -81,38 +79,33 @@ class Flood:
         self._ids = None
         endpoint.port.tell_icmp(wanted=True)
 
-    @property
-    def _wanted_ids(self) -> set[int]:
+    def _wanted_ids(self, endpoint: Endpoint) -> set[int]:
         """What packets of connections may carry: their ids, and their neighbours in a RESET."""
         ids = self._ids
         if ids is None:
-            ids = self._ids = {
-                htons(recv_id + near & 0xFFFF) for _, recv_id in self._endpoint.bridges for near in (-1, 0, 1)
-            }
+            ids = self._ids = {htons(recv_id + near & 0xFFFF) for _, recv_id in endpoint.bridges for near in (-1, 0, 1)}
         return ids
 
-    def receive(self, *, now: int) -> None:
+    def receive(self, endpoint: Endpoint, *, now: int) -> None:
         """Take what the port has, bounded."""
-        endpoint = self._endpoint
         port = endpoint.port
         datagrams = 0
         while datagrams < _DATAGRAMS_PER_ITERATION:
-            runs, noise = port.receive_sifted(endpoint.loop.arena, self._wanted_ids)
+            runs, noise = port.receive_sifted(endpoint.loop.arena, self._wanted_ids(endpoint))
             for run in runs:
                 datagrams += run.count
                 for part in run.parts():
                     endpoint.handle_run(part, now=now)
             if noise.others:
-                self._take_strays(noise, now=now)
+                self._take_strays(endpoint, noise, now=now)
             if noise.syns:
-                self._take_syns(noise, now=now)
+                self._take_syns(endpoint, noise, now=now)
             datagrams += len(noise.syns) + len(noise.others)
             if port.is_drained or not (runs or noise.syns or noise.others):
                 endpoint.is_readable = not port.is_drained
                 return
 
-    def _take_strays(self, noise: Noise, *, now: int) -> None:
-        endpoint = self._endpoint
+    def _take_strays(self, endpoint: Endpoint, noise: Noise, *, now: int) -> None:
         cache = endpoint.listener.cache if endpoint.listener is not None else None
         left = _STRAYS_PER_BATCH
         indices = noise.others
@@ -134,8 +127,7 @@ class Flood:
         self.noise += dropped
         endpoint.dropped_datagrams += dropped
 
-    def _take_syns(self, noise: Noise, *, now: int) -> None:
-        endpoint = self._endpoint
+    def _take_syns(self, endpoint: Endpoint, noise: Noise, *, now: int) -> None:
         indices = noise.syns
         listener = endpoint.listener
         if listener is None:
@@ -164,9 +156,8 @@ class Flood:
             if not endpoint.port.pending:
                 noise.answer(indices, answers)
 
-    def take_merged(self, run: Run, *, now: int) -> None:
+    def take_merged(self, endpoint: Endpoint, run: Run, *, now: int) -> None:
         """Datagrams of one sender that the kernel has merged, and that are not all of one connection."""
-        endpoint = self._endpoint
         addr = run.addr
         listener = endpoint.listener
         name = packed_name(addr)
@@ -186,7 +177,7 @@ class Flood:
                 ):
                     syns.append(head)
                     continue
-                if htons(carried) not in self._wanted_ids and (
+                if htons(carried) not in self._wanted_ids(endpoint) and (
                     cache is None or not cache.knows(name, carried - 1 & 0xFFFF)
                 ):
                     if not left:
