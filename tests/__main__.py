@@ -74,12 +74,13 @@ class CannotPrepare(Exception):
 def environment_name() -> str:
     """One environment per interpreter and content of pyproject.toml, so that two never share or overwrite one."""
     wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes())
-    wanted.update(f"{sys.version}\n{sys.base_exec_prefix}\n{ROOT}".encode())
     return f"{interpreter_prefix()}{wanted.hexdigest()[:12]}"
 
 
 def interpreter_prefix() -> str:
-    return f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}-"
+    """Two interpreters of one version, the distribution's and another, keep their environments both."""
+    which = hashlib.sha256(f"{sys.version}\n{sys.base_exec_prefix}\n{ROOT}".encode()).hexdigest()[:6]
+    return f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}-{which}-"
 
 
 def hold(environment: Path) -> None:

@@ -32,6 +32,28 @@ def test_another_pyproject_is_another_environment(checkout: Path) -> None:
     assert runner.environment_name() != before
 
 
+def test_another_interpreter_of_the_version_keeps_its_environment(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner.CACHE.mkdir(parents=True)
+    distributions = runner.CACHE / runner.environment_name()
+    distributions.mkdir()
+    runner.lock_of(distributions).touch()
+    monkeypatch.setattr(sys, "base_exec_prefix", "/opt/another")
+    runner.remove_superseded(runner.CACHE / runner.environment_name())
+    assert distributions.exists()
+
+
+def test_an_earlier_environment_of_this_interpreter_is_removed(checkout: Path) -> None:
+    runner.CACHE.mkdir(parents=True)
+    earlier = runner.CACHE / runner.environment_name()
+    earlier.mkdir()
+    runner.lock_of(earlier).touch()
+    (checkout / "pyproject.toml").write_text('[project]\nname = "nothing"\nversion = "2"\n')
+    runner.remove_superseded(runner.CACHE / runner.environment_name())
+    assert not earlier.exists()
+
+
 def script(path: Path, *lines: str) -> str:
     path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
     path.chmod(0o755)
