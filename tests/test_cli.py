@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -102,6 +103,19 @@ def test_what_is_no_quantity_is_refused_with_an_example(read: Callable[[str], in
 )
 def test_quantities_are_shown_with_three_digits(shown: str, text: str) -> None:
     assert shown == text
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1", "koi8-r"])
+def test_what_is_shown_can_be_written_on_any_terminal(encoding: str) -> None:
+    shown = quantities.printable(f"round trip {quantities.show_time(72)}", encoding)
+    assert shown.encode(encoding).decode(encoding) in ("round trip 72 us", "round trip 72 µs")
+    assert ("µ" in shown) == (encoding in ("utf-8", "latin-1"))
+
+
+def test_a_table_on_a_terminal_that_knows_ascii_only(marked: dict[str, str]) -> None:
+    ran = run("demo", "--size", "1M", environment={**marked, "PYTHONIOENCODING": "ascii"})
+    assert ran.returncode == 0, ran.stderr
+    assert re.search(r"\d (us|ms)", ran.stdout)
 
 
 class Terminal(io.StringIO):

@@ -47,7 +47,9 @@ def output_of(python: Path, *command: str, **variables: str) -> str:
 
 
 def test_the_wheel_has_the_file_beside_the_package() -> None:
-    assert re.search(rf'force-include\]\n"{PTH}" = "utpsocket.pth"\n', (ROOT / "pyproject.toml").read_text())
+    assert re.search(
+        rf'force-include\]\n"{PTH}" = "utpsocket.pth"\n', (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    )
 
 
 @pytest.mark.parametrize("flags", [[], ["-E"], ["-I"]])

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     if options.json:
         print(json.dumps({"programs": [row.json() for row in rows]}))
     if options.table:
-        options.table.write_text(as_markdown(rows))
+        options.table.write_text(as_markdown(rows), encoding="utf-8")
     return 0 if all(row.status == "pass" for row in rows) else 1
 
 

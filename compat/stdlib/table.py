@@ -98,19 +98,19 @@ def parse(text: str) -> Table:
 
 def read(path: Path, feature: str) -> Table | None:
     """This interpreter's table in the file, None where it has none."""
-    found = _section(feature).search(path.read_text() if path.exists() else "")
+    found = _section(feature).search(path.read_text(encoding="utf-8") if path.exists() else "")
     return parse(found[0]) if found else None
 
 
 def write(path: Path, feature: str, table: Table) -> None:
     """Put the table between this interpreter's markers in the file; without them, at its end."""
-    text = path.read_text() if path.exists() else ""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
     begin, end = (marker.format(feature=feature) for marker in MARKERS)
     block = f"{begin}\n{render(feature, table)}{end}"
     if _section(feature).search(text):
-        path.write_text(_section(feature).sub(lambda _: block, text, count=1))
+        path.write_text(_section(feature).sub(lambda _: block, text, count=1), encoding="utf-8")
     else:
-        path.write_text(f"{text}\n{block}\n" if text else f"{block}\n")
+        path.write_text(f"{text}\n{block}\n" if text else f"{block}\n", encoding="utf-8")
 
 
 def feature_version(version: str) -> str:

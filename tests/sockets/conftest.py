@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _names_a_test(key: str) -> bool:
     file, _, test = key.partition("::")
-    tree = ast.parse((HERE / file).read_text()) if (HERE / file).exists() else ast.Module([], [])
+    tree = ast.parse((HERE / file).read_text(encoding="utf-8")) if (HERE / file).exists() else ast.Module([], [])
     return test.partition("[")[0] in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 

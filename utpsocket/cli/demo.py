@@ -26,7 +26,7 @@ from utpsocket.cli.child import Interrupts, ServerFailed, server_process, termin
 from utpsocket.cli.demo_download import Download, DownloadError, download
 from utpsocket.cli.demo_server import Server, make_file
 from utpsocket.cli.progress import Progress
-from utpsocket.cli.quantities import read_size, show_rate, show_size, show_time
+from utpsocket.cli.quantities import printable, read_size, show_rate, show_size, show_time
 
 LOOPBACK: Final = "127.0.0.1"
 
@@ -146,7 +146,8 @@ def fetch_and_show(host: str, port: int, arguments: argparse.Namespace) -> int:
     except (OSError, http.client.HTTPException, DownloadError) as error:
         note(f"demo: {host} port {port} over {arguments.transport}: {error or type(error).__name__}")
         return 1
-    print(json.dumps(as_json(result)) if arguments.json else as_table(result, arguments.transport), flush=True)
+    shown = json.dumps(as_json(result)) if arguments.json else as_table(result, arguments.transport)
+    print(printable(shown, sys.stdout.encoding), flush=True)
     if not result.sha256_ok:
         note("demo: what arrived is not what was sent")
     return 0 if result.sha256_ok else 1

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import sys
 import threading
 import time
 import uuid
@@ -38,7 +39,7 @@ from utpsocket.cli.perf_server import (
 )
 from utpsocket.cli.perf_streams import Limit, NotWhatWasSent, Update, receive_all, send_all
 from utpsocket.cli.progress import Progress
-from utpsocket.cli.quantities import read_size, show_rate, show_time
+from utpsocket.cli.quantities import printable, read_size, show_rate, show_time
 
 DEFAULT_BYTES: Final = 1_000_000_000
 DEFAULT_PORT: Final = 5_201  # iperf3's
@@ -207,7 +208,8 @@ def measure_and_show(host: str, port: int, arguments: argparse.Namespace) -> int
     except (OSError, PerfError, NotWhatWasSent) as error:
         note(f"perf: {host} port {port} over {arguments.transport}: {error or type(error).__name__}")
         return 1
-    print(json.dumps(as_json(result)) if arguments.json else as_table(result), flush=True)
+    shown = json.dumps(as_json(result)) if arguments.json else as_table(result)
+    print(printable(shown, sys.stdout.encoding), flush=True)
     return 0
 
 

@@ -60,6 +60,15 @@ def show_time(time_us: float) -> str:
     return f"{time_us:.0f} µs"
 
 
+def printable(text: str, encoding: str | None) -> str:
+    """The same where `encoding` has every character of it; elsewhere "us" for "µs"."""
+    try:
+        text.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        return text.replace("µs", "us")
+    return text
+
+
 def show_clock(seconds: float) -> str:
     """Seconds as 0:07, 12:34 or 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
