@@ -165,14 +165,33 @@ def test_a_user_timeout_replaces_the_count(base: int) -> None:
     assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
 
 
-def test_progress_ends_the_backoff(base: int) -> None:
+def test_a_measured_round_trip_ends_the_backoff(base: int) -> None:
+    """RFC 6298 §5, Karn and Partridge: an ack of what was sent again says that the path lives, not how long."""
     wire = Wire.initiator(base)
     wire.write_bytes(100)
     wire.say()
     wire.wait(2_000_000)
-    assert wire.connection.stats().rto_us > 400_000
+    grown_us = wire.connection.stats().rto_us
+    assert grown_us > 400_000
     wire.hear("STATE seq=1 ack=1")
+    assert wire.connection.stats().rto_us == min(grown_us, 3_000_000)
+    wire.write_bytes(100)
+    wire.say()
+    wire.hear("STATE seq=1 ack=2")
     assert wire.connection.stats().rto_us == 200_000
+
+
+def test_round_trips_that_outgrow_the_timeout_are_measured_in_the_end(base: int) -> None:
+    """A queue has grown while the connection was idle: all acks come, and each after more than the timeout."""
+    wire = Wire.initiator(base)
+    timeouts = []
+    for number in range(1, 13):
+        wire.write_bytes(100)
+        wire.say()
+        wire.wait(500_000)
+        wire.hear(f"STATE seq=1 ack={number}")
+        timeouts.append(wire.connection.stats().timeouts)
+    assert 0 < timeouts[0] <= timeouts[-1] == timeouts[2]
 
 
 def test_a_retransmitted_packet_measures_no_round_trip(base: int) -> None:
@@ -262,4 +281,7 @@ def test_what_waited_behind_a_hole_measures_no_round_trip(base: int) -> None:
     wire.hear("STATE seq=1 ack=3")
     wire.say()
     assert wire.connection.stats().rtt_us == before
+    wire.write_bytes(100)
+    wire.say()
+    wire.hear("STATE seq=1 ack=4")
     assert wire.connection.send.recovery.rto_us < 500_000
