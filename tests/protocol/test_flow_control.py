@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from itertools import pairwise
+
+import pytest
 
 from tests.protocol.wire import RTT_US, Wire
 from utpsocket.protocol import Config, State
@@ -114,6 +117,47 @@ def test_a_closed_window_is_probed_with_backoff_up_to_15_seconds(base: int) -> N
     assert wire.connection.stats().cwnd_bytes > 1_380, "a closed window is no congestion"
     wire.hear("STATE seq=1 ack=1 wnd=100000")
     assert wire.say()[0].startswith("DATA seq=2..")
+
+
+@pytest.mark.parametrize("takes", [False, True])
+def test_a_user_timeout_counts_a_closed_window(base: int, *, takes: bool) -> None:
+    """TCP_USER_TIMEOUT, as Linux since 5.11: whatever the peer answers to probes, and whether it takes their byte."""
+    wire = Wire.initiator(base)
+    wire.connection.send.user_timeout_us = 4_000_000
+    wire.hear("STATE seq=1 ack=0 wnd=0")
+    wire.write_bytes(5_000)
+    wire.say()
+    began = wire.now
+    taken = 0
+    while wire.state is State.CONNECTED:
+        if wire.wait(50_000):
+            taken += takes
+            wire.hear(f"STATE seq=1 ack={taken} wnd=0")
+            wire.say()
+    assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
+    assert wire.now - began <= 4_100_000
+
+
+def test_a_window_that_opens_now_and_then_is_within_the_user_timeout(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.connection.send.user_timeout_us = 4_000_000
+    wire.hear("STATE seq=1 ack=0 wnd=0")
+    wire.write_bytes(100_000)
+    wire.say()
+    acked = 0
+    for _ in range(5):
+        closed_at = wire.now
+        while wire.now < closed_at + 3_000_000:
+            if wire.wait(50_000):
+                acked += 1
+                wire.hear(f"STATE seq=1 ack={acked} wnd=0")
+                wire.say()
+        wire.hear(f"STATE seq=1 ack={acked} wnd=1500")
+        assert len(wire.say()) == 1
+        acked += 1
+        wire.hear(f"STATE seq=1 ack={acked} wnd=0")
+        wire.say()
+    assert wire.state is State.CONNECTED
 
 
 def test_a_dead_peer_with_a_closed_window_is_given_up(base: int) -> None:

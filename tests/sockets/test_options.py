@@ -443,3 +443,14 @@ def test_options_are_seen_by_duplicates(net: Net) -> None:
     assert copy.getsockopt(TCP, socket.TCP_NODELAY) == 1
     copy.setsockopt(TCP, socket.TCP_NODELAY, 0)
     assert client.getsockopt(TCP, socket.TCP_NODELAY) == 0
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="of Linux")
+def test_user_timeout_counts_a_reader_that_does_not_read(net: Net) -> None:
+    """The peer lives and answers every probe of its closed window."""
+    client, _server = net.pair()
+    client.setsockopt(TCP, socket.TCP_USER_TIMEOUT, 1_000)
+    client.settimeout(60)
+    with raises_errno(errno.ETIMEDOUT):
+        while True:
+            client.send(bytes(1 << 16))

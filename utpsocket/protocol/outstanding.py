@@ -35,6 +35,7 @@ class Outstanding:
     __slots__ = (
         "_duplicate_acks",
         "_is_all_said",
+        "_closed_since",
         "_is_persisting",
         "_last_progress_at",
         "_last_sent_us",
@@ -82,6 +83,7 @@ class Outstanding:
         self._resend_at_once = False  # the first retransmission of a recovery does not wait for the window
         self._is_persisting = False  # nothing under way, the peer's window closed
         self._persist_due = False
+        self._closed_since = NEVER  # nothing but the peer's closed window has held data back since then
         self._paced_until = NEVER
         self._reorder_at = NEVER
         self._tail_probe_due = False
@@ -138,7 +140,9 @@ class Outstanding:
         if ack_next_seq >= flights.una_seq:  # an older one was overtaken: its window is no news
             peer.on_window(window_bytes)
             if was_closed and window_bytes >= self.mtu.size:
-                self.recovery.on_progress()
+                self.recovery.on_window_open()
+            if self._closed_since != NEVER and not self._is_window_closed:
+                self._closed_since = NEVER
         repaired_span = 0
         if ack_next_seq > flights.una_seq:
             if flights.sacked_packets and flights.queue[0].sends > 1:
@@ -291,11 +295,15 @@ class Outstanding:
                     at = other_at
         elif self._is_persisting:
             at = min(at, self._rto_from_us + self._rto_us())
+        if self.user_timeout_us and self._closed_since != NEVER:
+            at = min(at, self._closed_since + self.user_timeout_us)
         return at
 
     def on_timeout(self, *, now: int) -> bool:
         """Time passed; whatever is due by now happens. False: the peer is given up (ETIMEDOUT)."""
         flights = self.flights
+        if self.user_timeout_us and now >= self._closed_since + self.user_timeout_us:
+            return False  # as Linux since 5.11, tcp_probe_timer(): though the peer answers each probe
         if not flights.packets:
             if self._is_persisting and now >= self._rto_from_us + self._rto_us():
                 self._persist_due = True
@@ -354,7 +362,7 @@ class Outstanding:
             and self.is_proven
             and bool(flights.queue)
             and self.recovery.srtt_us > 0
-            and not self.recovery.backoff
+            and not self.recovery.unmeasured
             and not flights.lost_packets
             and not flights.sacked_packets
         )

@@ -123,6 +123,7 @@ class SendHalf(Outstanding):
             return None
         unsent = self.buffer.end_offset - self.sent_offset
         if not unsent:
+            self._closed_since = NEVER
             return self._finish(now=now) if self.is_finishing or self.is_opening else None
         if self.is_held:
             return None
@@ -264,6 +265,7 @@ class SendHalf(Outstanding):
         if not self._is_persisting:
             self._is_persisting = True
             self._rto_from_us = now
+            self._closed_since = min(self._closed_since, now)
         if not self._persist_due:
             return None
         self._persist_due = self._is_persisting = False
@@ -328,7 +330,7 @@ class SendHalf(Outstanding):
         self.flights = Flights(self.flights.next_seq)
         self.buffer.clear()
         self.sent_offset = self.buffer.end_offset
-        self._paced_until = self._reorder_at = NEVER
+        self._paced_until = self._reorder_at = self._closed_since = NEVER
         self._is_persisting = False
 
     def _check(self) -> None:
