@@ -28,6 +28,7 @@ MOST_SECONDS: Final = 30.0
 _STORE: Final = 8_192  # datagrams made beforehand
 _BATCH: Final = 32  # per sendmmsg
 _UDP_SEGMENT: Final = 103
+_IP_PKTINFO: Final = 8
 _HEADER: Final = struct.Struct(">BBHIIIHH")
 _TYPES: Final = {"syn": 4, "syn_payload": 4, "same_syn": 4, "data": 0, "state": 2, "reset": 3}
 
@@ -92,6 +93,17 @@ def flood(
     for index in range(_STORE):
         messages[index].iov = ctypes.pointer(iovecs[index])
         messages[index].iovlen = 1
+    spoofed = []
+    if not sources:  # each datagram from an address of its own, by IP_PKTINFO
+        sources = 1
+        for index in range(_STORE):
+            source = bytes((127, draw.randrange(1, 255), draw.randrange(256), draw.randrange(1, 255)))
+            data = struct.pack("@Nii", 28, socket.IPPROTO_IP, _IP_PKTINFO) + struct.pack(
+                "=I4s4s4x", 0, source, bytes(4)
+            )
+            spoofed.append(ctypes.create_string_buffer(data, len(data)))
+            messages[index].control = ctypes.addressof(spoofed[-1])
+            messages[index].controllen = len(data)
     at = ctypes.addressof(messages)
     merged_data = [b"".join(store[index : index + _BATCH]) for index in range(0, _STORE, _BATCH)]
     segment = [(socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("=H", len(store[0])))]
@@ -151,7 +163,7 @@ def main() -> int:
     parser.add_argument("--kind", choices=KINDS, default="syn")
     parser.add_argument("--rate", type=int, default=20_000)
     parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--sources", type=int, default=64)
+    parser.add_argument("--sources", type=int, default=64, help="0: a new address for each datagram, of 8,192")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--merged", action="store_true", help="batches that the kernel hands over as one (UDP_SEGMENT)")
     given = parser.parse_args()

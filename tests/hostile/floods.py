@@ -71,6 +71,8 @@ def register() -> None:
     for name, rate, least in (("20k", 20_000, 0.5), ("90k", 90_000, 0.2)):
         case(Case(f"flood_{name}", least, "ratio", lambda rate=rate: kept(rate), at_least=True))
         case(Case(f"flood_{name}_one_source", least, "ratio", lambda rate=rate: kept(rate, sources=1), at_least=True))
+        case(Case(f"flood_{name}_spoofed", least, "ratio", lambda rate=rate: kept(rate, sources=0), at_least=True))
+        case(Case(f"flood_{name}_spoofed_visit", 3.0, "s", lambda rate=rate: slowest_visit(rate, sources=0)))
         case(Case(f"flood_{name}_merged", least, "ratio", lambda rate=rate: kept(rate, merged=True), at_least=True))
         case(Case(f"flood_{name}_visit", 3.0, "s", lambda rate=rate: slowest_visit(rate)))
         case(Case(f"flood_{name}_merged_visit", 3.0, "s", lambda rate=rate: slowest_visit(rate, merged=True)))

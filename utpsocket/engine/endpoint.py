@@ -313,6 +313,8 @@ class Endpoint:
         addr, connection_id = run.addr, packet.connection_id
         if packet.type == PacketType.SYN:
             bridge = self.bridges.get((addr, connection_id + 1 & 0xFFFF))
+            if bridge is not None:
+                self.flood.noise += 1
             if bridge is None or bridge.connection.is_initiator:
                 if self.listener is None and self._handle_crossing(run.addr, packet, now=now):
                     return
@@ -357,6 +359,7 @@ class Endpoint:
                     return
             self._reset_stray(packet, run, now=now)
         else:
+            self.flood.noise += 1
             self.dropped_datagrams += 1
 
     def _handle_crossing(self, addr: object, packet: Packet, *, now: int) -> bool:

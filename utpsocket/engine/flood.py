@@ -5,6 +5,10 @@ When many come, the port is read in batches that are sifted before any object is
 packets of established connections, then those that may prove a SYN, then SYNs, which are answered together. ICMP
 errors are not asked for meanwhile: an answer to a false address may make one each.
 
+The kernel drops what it can tell (sieve.py), and most SYNs of a source that sends many. When the port is behind all the
+same, it lets fewer of all SYNs through, until established connections get what they are sent; and so with strays, of
+which more than a few thousand a second serve nobody.
+
 Everything means the same as outside a flood, but for two things: of strays only a few are answered, and SYNs where
 nobody listens likewise.
 
@@ -13,9 +17,11 @@ Only the engine's thread calls.
 
 from __future__ import annotations
 
+import os
 from socket import htons
 from typing import TYPE_CHECKING, Final
 
+from utpsocket.engine.sieve import EVERY, SOURCES, Heavy, source_hash
 from utpsocket.engine.syscalls import packed_name
 from utpsocket.protocol import Run, Transmit
 from utpsocket.protocol.packet import HEADER_BYTES, SYN_BYTE, decode
@@ -26,20 +32,48 @@ if TYPE_CHECKING:
 
 _WINDOW_US: Final = 100_000
 _NOISE_PER_WINDOW: Final = 200  # more is a flood: 2,000 a second cost a tenth of the thread
-_LOOK_AGAIN_US: Final = 500_000
-_NOISE_AT_THE_END: Final = 250  # in that time: fewer, and it is over
+_NOISE_WHEN_BEHIND: Final = 50  # a thread that gets little of the processor sees no more, and the rest waits
+_TICK_US: Final = 100_000
+_TICKS_TO_THE_END: Final = 5  # so many on end that were quiet, and it is over
+_QUIET_NOISE: Final = 50  # in one tick
+_STRAYS_PER_TICK: Final = 500
+_LEAST_PART: Final = EVERY >> 10
+_HEAVY_SYNS: Final = 6  # of one source in one tick: sixty a second, or more where only a part is looked at
+_HEAVY_MEANS: Final = 5  # and so many times as many as of all sources in the mean: chance does not do that
+_HEAVY_PART: Final = EVERY >> 7
+_HEAVY_TICKS: Final = 20  # so long: then it is looked at again
+_SYNS_BESIDE_DATA: Final = 256  # that are answered in an iteration in which connections have been heard
+_LOOKED_AT: Final = 32  # of a batch, for heavy sources
 _DATAGRAMS_PER_ITERATION: Final = 512
 _STRAYS_PER_BATCH: Final = 4  # that are looked at more closely, and perhaps answered by a RESET
 
 
 class Flood:
-    """Of one port. It does not keep the endpoint, which keeps it: a closed one is no work for the collector.
+    """Of one port.
 
     noise   useless datagrams, ever
     is_on   whether it is flooded
     """
 
-    __slots__ = ("_ids", "_noise_before", "_since", "is_on", "noise")
+    __slots__ = (
+        "_dropped_before",
+        "_heavy",
+        "_ids",
+        "_iterations",
+        "_iterations_behind",
+        "_multiplier",
+        "_noise_before",
+        "_quiet_ticks",
+        "_since",
+        "_sources",
+        "_strays",
+        "_strays_of_every",
+        "_sieve",
+        "_syns_of_every",
+        "_ticks",
+        "is_on",
+        "noise",
+    )
 
     def __init__(self) -> None:
         self.noise = 0
@@ -47,6 +81,15 @@ class Flood:
         self._since = 0
         self._noise_before = 0
         self._ids: set[int] | None = None
+        self._sieve: tuple[frozenset[int], int, int, Heavy] | None = None  # what the kernel was told
+        self._multiplier = 1
+        self._sources: dict[int, int] = {}  # SYNs by the hash of their source, in this tick
+        self._heavy: dict[int, int] = {}  # heavy sources: until which tick
+        self._ticks = 0
+        self._syns_of_every = self._strays_of_every = EVERY
+        self._dropped_before = 0
+        self._quiet_ticks = 0
+        self._iterations = self._iterations_behind = self._strays = 0  # in this tick
 
     def on_connections_changed(self) -> None:
         """The port has other connections than before."""
@@ -56,28 +99,75 @@ class Flood:
         """After a port was read: is this a flood?"""
         if self.is_on:
             return
-        if now - self._since > _WINDOW_US:
+        noise, is_window_over = self.noise - self._noise_before, now - self._since > _WINDOW_US
+        if noise > _NOISE_PER_WINDOW or (is_window_over and noise > _NOISE_WHEN_BEHIND and endpoint.is_readable):
+            self._start(endpoint, now=now)
+        elif is_window_over:
             self._since = now
             self._noise_before = self.noise
-        elif self.noise - self._noise_before > _NOISE_PER_WINDOW:
-            self.is_on = True
-            self._noise_before = self.noise
-            endpoint.port.tell_icmp(wanted=False)
-            endpoint.loop.call_at(now + _LOOK_AGAIN_US, lambda: self._look_again(endpoint))
 
-    def _look_again(self, endpoint: Endpoint) -> None:
+    def _start(self, endpoint: Endpoint, *, now: int) -> None:
+        port = endpoint.port
+        self.is_on = True
+        self._noise_before = self.noise
+        self._quiet_ticks = self._iterations = self._iterations_behind = self._strays = 0
+        self._syns_of_every = self._strays_of_every = EVERY
+        self._multiplier = int.from_bytes(os.urandom(4), "big") | 1
+        self._sources = {}
+        self._heavy = {}
+        port.tell_icmp(wanted=False)
+        self._dropped_before = port.kernel_drops
+        self._set_sieve(endpoint)
+        endpoint.loop.call_at(now + _TICK_US, lambda: self._tick(endpoint))
+
+    def _tick(self, endpoint: Endpoint) -> None:
         if endpoint.is_closed:
             return
-        now = endpoint.loop.now
-        if self.noise - self._noise_before > _NOISE_AT_THE_END:
-            self._noise_before = self.noise
-            endpoint.loop.call_at(now + _LOOK_AGAIN_US, lambda: self._look_again(endpoint))
+        port = endpoint.port
+        dropped = port.kernel_drops
+        noise = self.noise - self._noise_before + (dropped - self._dropped_before & 0xFFFFFFFF)
+        self._noise_before, self._dropped_before = self.noise, dropped
+        self._quiet_ticks = self._quiet_ticks + 1 if noise < _QUIET_NOISE else 0
+        if self._quiet_ticks >= _TICKS_TO_THE_END:
+            self.is_on = False
+            self._since = endpoint.loop.now
+            self._ids = self._sieve = None
+            self._sources = {}
+            self._heavy = {}
+            port.detach_sieve()
+            port.tell_icmp(wanted=True)
             return
-        self.is_on = False
-        self._since = now
-        self._noise_before = self.noise
-        self._ids = None
-        endpoint.port.tell_icmp(wanted=True)
+        self._ticks = ticks = self._ticks + 1
+        known = len(self._heavy)
+        self._heavy = {source: until for source, until in self._heavy.items() if until > ticks}
+        least = max(_HEAVY_SYNS, _HEAVY_MEANS * sum(self._sources.values()) / SOURCES)
+        heavy = [source for source, count in self._sources.items() if count >= least]
+        self._sources = {}
+        self._heavy.update(dict.fromkeys(heavy, ticks + _HEAVY_TICKS))
+        if len(self._heavy) > known:
+            pass  # that may be enough
+        elif self._iterations_behind * 2 > self._iterations:
+            self._syns_of_every = max(_LEAST_PART, self._syns_of_every // 2)
+        elif not self._iterations_behind:
+            self._syns_of_every = min(EVERY, self._syns_of_every * 9 // 8)
+        if self._strays > _STRAYS_PER_TICK:
+            self._strays_of_every = max(_LEAST_PART, self._strays_of_every * _STRAYS_PER_TICK // self._strays)
+        else:
+            self._strays_of_every = min(EVERY, self._strays_of_every * 5 // 4)
+        self._iterations = self._iterations_behind = self._strays = 0
+        self._set_sieve(endpoint)
+        endpoint.loop.call_at(endpoint.loop.now + _TICK_US, lambda: self._tick(endpoint))
+
+    def _set_sieve(self, endpoint: Endpoint) -> None:
+        """Have the kernel drop what is wanted now, if that is not what it does."""
+        ids = frozenset(recv_id + near & 0xFFFF for _, recv_id in endpoint.bridges for near in (-1, 0, 1))
+        # Where nobody listens, SYNs are strays.
+        syns = self._syns_of_every if endpoint.listener is not None else self._strays_of_every
+        heavy = Heavy(self._multiplier, frozenset(self._heavy), _HEAVY_PART)
+        wanted = ids, syns, self._strays_of_every, heavy
+        if wanted != self._sieve:
+            self._sieve = wanted
+            endpoint.port.attach_sieve(*wanted)
 
     def _wanted_ids(self, endpoint: Endpoint) -> set[int]:
         """What packets of connections may carry: their ids, and their neighbours in a RESET."""
@@ -89,7 +179,8 @@ class Flood:
     def receive(self, endpoint: Endpoint, *, now: int) -> None:
         """Take what the port has, bounded."""
         port = endpoint.port
-        datagrams = 0
+        datagrams = syns = heard = 0
+        self._iterations += 1
         while datagrams < _DATAGRAMS_PER_ITERATION:
             runs, noise = port.receive_sifted(endpoint.loop.arena, self._wanted_ids(endpoint))
             for run in runs:
@@ -98,17 +189,24 @@ class Flood:
                     endpoint.handle_run(part, now=now)
             if noise.others:
                 self._take_strays(endpoint, noise, now=now)
-            if noise.syns:
+            heard += len(runs)
+            syns += len(noise.syns)
+            if heard and syns > _SYNS_BESIDE_DATA:
+                self.noise += len(noise.syns)
+                endpoint.dropped_datagrams += len(noise.syns)
+            elif noise.syns:
                 self._take_syns(endpoint, noise, now=now)
             datagrams += len(noise.syns) + len(noise.others)
             if port.is_drained or not (runs or noise.syns or noise.others):
                 endpoint.is_readable = not port.is_drained
                 return
+        self._iterations_behind += 1
 
     def _take_strays(self, endpoint: Endpoint, noise: Noise, *, now: int) -> None:
         cache = endpoint.listener.cache if endpoint.listener is not None else None
         left = _STRAYS_PER_BATCH
         indices = noise.others
+        self._strays += len(indices)
         if cache is not None and cache.rotates_at:
             names, heads = noise.names(indices), noise.heads(indices)
             for index, name, head in zip(indices, names, heads, strict=True):
@@ -121,17 +219,30 @@ class Flood:
                     self.noise += 1
                     endpoint.dropped_datagrams += 1
             return
-        for index in indices[:left]:
+        self._take_few(endpoint, indices, noise, now=now)
+
+    def _take_few(self, endpoint: Endpoint, indices: list[int], noise: Noise, *, now: int) -> None:
+        for index in indices[:_STRAYS_PER_BATCH]:
             endpoint.handle_run(noise.run(index), now=now)
-        dropped = len(indices[left:])
+        dropped = len(indices[_STRAYS_PER_BATCH:])
         self.noise += dropped
         endpoint.dropped_datagrams += dropped
 
     def _take_syns(self, endpoint: Endpoint, noise: Noise, *, now: int) -> None:
         indices = noise.syns
+        heads = noise.heads(indices)
+        # Of a connection that there is: repeated because its answer was lost, or by somebody who repeats all he can.
+        known = [htons(head[2] << 8 | head[3]) in self._wanted_ids(endpoint) for head in heads]
+        if True in known:
+            self._take_few(
+                endpoint, [index for index, is_known in zip(indices, known, strict=True) if is_known], noise, now=now
+            )
+            indices = [index for index, is_known in zip(indices, known, strict=True) if not is_known]
+            heads = [head for head, is_known in zip(heads, known, strict=True) if not is_known]
         listener = endpoint.listener
         if listener is None:
             dials = endpoint.dialed_names()
+            self._strays += len(indices)
             left = _STRAYS_PER_BATCH
             for index, name in zip(indices, noise.names(indices), strict=True):
                 if left or name in dials:
@@ -148,13 +259,20 @@ class Flood:
                 endpoint.handle_run(noise.run(index), now=now)
         else:
             self.noise += len(indices)
-            heads = noise.heads(indices)
             if any(head[1] for head in heads):  # an extension: whether it is whole must be looked at
                 indices = [index for index in indices if decode(noise.run(index).data) is not None]
                 heads = noise.heads(indices)
-            answers = endpoint.cached_answers(noise.names(indices), heads, now=now)
+            names = noise.names(indices)
+            self._count_sources(names)
+            answers = endpoint.cached_answers(names, heads, now=now)
             if not endpoint.port.pending:
                 noise.answer(indices, answers)
+
+    def _count_sources(self, names: list[bytes]) -> None:
+        sources, multiplier = self._sources, self._multiplier
+        for name in names[:_LOOKED_AT]:
+            source = source_hash(name, multiplier)
+            sources[source] = sources.get(source, 0) + 1
 
     def take_merged(self, endpoint: Endpoint, run: Run, *, now: int) -> None:
         """Datagrams of one sender that the kernel has merged, and that are not all of one connection."""
@@ -169,17 +287,11 @@ class Flood:
                 head = datagram[:HEADER_BYTES].tobytes()
                 carried = head[2] << 8 | head[3]
                 is_syn = head[0] == SYN_BYTE
-                if (
-                    is_syn
-                    and not head[1]
-                    and listener is not None
-                    and (addr, carried + 1 & 0xFFFF) not in endpoint.bridges
-                ):
+                is_known = htons(carried) in self._wanted_ids(endpoint)
+                if is_syn and not head[1] and listener is not None and not is_known:
                     syns.append(head)
                     continue
-                if htons(carried) not in self._wanted_ids(endpoint) and (
-                    cache is None or not cache.knows(name, carried - 1 & 0xFFFF)
-                ):
+                if is_syn or not (is_known or (cache is not None and cache.knows(name, carried - 1 & 0xFFFF))):
                     if not left:
                         self.noise += 1
                         endpoint.dropped_datagrams += 1
@@ -193,6 +305,8 @@ class Flood:
             self.noise += len(syns)
         elif listener.is_crowded(len(syns), now=now):
             self.noise += len(syns)
+            source = source_hash(name, self._multiplier)
+            self._sources[source] = self._sources.get(source, 0) + len(syns)
             answers = endpoint.cached_answers([name] * len(syns), syns, now=now)
             if not endpoint.port.pending:
                 transmit = Transmit(addr, answers, segment=HEADER_BYTES, count=len(syns))

@@ -193,8 +193,10 @@ class Inbound:
                 continue
             if size < HEADER_BYTES:
                 others.append(index)
+            elif firsts[index] == SYN_BYTE:
+                syns.append(index)
             elif carried[index] not in ids:
-                (syns if firsts[index] == SYN_BYTE else others).append(index)
+                others.append(index)
         return syns, others
 
     def names(self, indices: list[int]) -> list[bytes]:

@@ -13,8 +13,10 @@ import errno
 import os
 import socket as stdlib
 import struct
+from collections.abc import Iterable
 from typing import Any, Final
 
+from utpsocket.engine import sieve
 from utpsocket.engine.arena import ROOM_BYTES, Arena
 from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.gather import MOST_IN
@@ -45,6 +47,9 @@ _SOURCE_V4: Final = struct.Struct("=I4s4s")  # struct in_pktinfo
 _SOURCE_V6: Final = struct.Struct("=16sI")  # struct in6_pktinfo
 _SLOT_BYTES: Final = 1_472  # what an Ethernet's packet carries; a path that proves larger ones gets larger slots
 _MOST_GRO_SLOTS: Final = 64  # each may turn out to hold 64 KiB after all
+_SO_MEMINFO: Final = 55  # linux/sock_diag.h: SK_MEMINFO_VARS words, of which SK_MEMINFO_DROPS
+_MEMINFO_WORDS: Final = 9
+_MEMINFO_DROPS: Final = 8
 _MOST_SIFTED_SLOTS: Final = 128
 _LARGE_BYTES: Final = 1_000
 _LONE_IN_A_ROW: Final = 2
@@ -316,6 +321,26 @@ class Port:
         self._option(stdlib.IPPROTO_IP, _IP_RECVERR, int(wanted))
         if self.family == stdlib.AF_INET6:
             self._option(stdlib.IPPROTO_IPV6, _IPV6_RECVERR, int(wanted))
+
+    def attach_sieve(self, ids: Iterable[int], syns_of_every: int, strays_of_every: int, heavy: sieve.Heavy) -> None:
+        """Have the kernel drop datagrams before they are queued, as sieve.attach() says; nothing where it cannot."""
+        if not sieve.attach(self.sock, ids, syns_of_every, strays_of_every, heavy):
+            sieve.attach(self.sock, None, syns_of_every, strays_of_every, heavy)
+
+    def detach_sieve(self) -> None:
+        """Let everything through again."""
+        sieve.detach(self.sock)
+
+    @property
+    def kernel_drops(self) -> int:
+        """How many datagrams the kernel has dropped, by the sieve or for want of room, modulo 2³²."""
+        try:
+            figures = self.sock.getsockopt(stdlib.SOL_SOCKET, _SO_MEMINFO, 4 * _MEMINFO_WORDS)
+        except OSError:
+            return 0
+        return (
+            _INT.unpack_from(figures, 4 * _MEMINFO_DROPS)[0] & 0xFFFFFFFF if len(figures) == 4 * _MEMINFO_WORDS else 0
+        )
 
     def _joined(self, room: memoryview, index: int, size: int) -> memoryview:
         """A datagram, or several merged into one, that may be longer than its slot."""
