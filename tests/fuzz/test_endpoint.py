@@ -49,6 +49,7 @@ class SilentLoop:
         self.bridges: dict[int, Any] = {}
         self.initiated = self.accepted = 0
         self.touched: dict[Any, None] = {}
+        self.owner: Any = None
 
     def touch(self, bridge: Any) -> None:
         self.touched[bridge] = None
