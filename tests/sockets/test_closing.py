@@ -392,6 +392,26 @@ def test_linger_zero_throws_away_what_was_not_sent(net: Net) -> None:
             pass
 
 
+@pytest.mark.parametrize("size", [0, 5_000])
+def test_what_was_reset_before_it_was_accepted_has_no_end_of_file(net: Net, size: int) -> None:
+    from utpsocket.stats import engine_stats
+
+    others = engine_stats().connections_open
+    listener = net.listener()
+    client = net.fresh()
+    client.connect(listener.getsockname())
+    client.sendall(bytes(size))
+    poller = select.poll()
+    poller.register(listener.fileno(), select.POLLIN)
+    assert poller.poll(PATIENCE_S * 1_000)
+    net.reset(client)
+    assert eventually(lambda: engine_stats().connections_open <= others, True)
+    server = net.accept(listener)
+    with raises_errno(errno.ECONNRESET):
+        while server.recv(10_000):
+            pass
+
+
 @pytest.mark.parametrize("is_dropped", [False, True])
 def test_linger_zero_resets_after_both_halves_were_shut_down(net: Net, is_dropped: bool) -> None:
     """A connection that only waits for the peer's end is reset too, closed or left to the collector."""

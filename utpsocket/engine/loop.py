@@ -17,6 +17,7 @@ import random
 import signal
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import islice
 from typing import Any, Final
@@ -51,6 +52,7 @@ _BLOCKED_US: Final = 1_000  # ENOBUFS makes no event
 _MAX_EVENTS: Final = 256
 _MAX_WAITING_PORTS: Final = 256
 _LAZY_US: Final = 10_000  # then one burst: far slower than any user writes, so that what is read stays in the cache
+_MOST_RESET_UNACCEPTED: Final = 1_024
 _REST_CHECKS: Final = 2_000
 _REST_CHECK_SECONDS: Final = 0.000_5
 
@@ -69,6 +71,7 @@ class Loop:
         self.max_segments = MAX_RUN_PACKETS
         self.endpoints: dict[int, Endpoint] = {}
         self.bridges: dict[int, Bridge] = {}
+        self._reset_unaccepted: OrderedDict[int, Identity] = OrderedDict()
         self.relays: dict[int, Relay | Attempt] = {}  # connections that TCP carries, or may yet
         self.silences = Silences()
         self.tcp_initiated = self.tcp_accepted = 0
@@ -518,7 +521,13 @@ class Loop:
 
     def forget_bridge(self, bridge: Bridge) -> None:
         """The connection is over, and nobody asks for it any more."""
-        self.bridges.pop(bridge.identity.cookie, None)
+        identity = bridge.identity
+        if identity.error and identity.user_fd < 0:
+            # Still in the kernel's queue of accepts: there only the recorded errno can say that this is no end of file.
+            self._reset_unaccepted[identity.cookie] = identity
+            if len(self._reset_unaccepted) > _MOST_RESET_UNACCEPTED:
+                self._reset_unaccepted.popitem(last=False)
+        self.bridges.pop(identity.cookie, None)
         bridge.endpoint.forget(bridge)
 
     def open_endpoint(self, sock: Any, *, is_private: bool) -> Endpoint:
@@ -595,9 +604,9 @@ class Loop:
         return [*self.relays.values(), *(listener for listener in listeners if listener is not None)]
 
     def identity_of(self, cookie: int) -> Identity | None:
-        """Who has this cookie, if this engine serves it. Any thread."""
+        """Who has this cookie, if this engine serves it, or was reset before it was accepted. Any thread."""
         found = self.bridges.get(cookie) or self.relays.get(cookie)
-        return None if found is None else found.identity
+        return self._reset_unaccepted.pop(cookie, None) if found is None else found.identity
 
     def _let_go(self) -> None:
         """Forget every fd without closing it."""

@@ -29,7 +29,7 @@ import os
 import posix
 import signal
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from functools import partial
@@ -45,6 +45,7 @@ from utpsocket.engine.watch import HoldersWatch
 
 _POLLIN: Final = 0x001
 _END_SECONDS: Final = 1.0  # for a thread that takes notices: it may itself wait for an answer that will not come
+_MOST_RESET_UNACCEPTED: Final = 1_024
 _HIGH_FD: Final = 1_024  # out of the numbers that select() can watch
 _CONTROL_FD: Final = 3  # of the new process
 _NOTICE_BYTES: Final = 32 << 10
@@ -111,6 +112,7 @@ class RemoteLoop:
         self._answers: dict[int, Answer | _Callback] = {}
         self._served: dict[int, Identity] = {}  # by cookie: the engine will say when it is done with it
         self._known: WeakValueDictionary[int, Identity] = WeakValueDictionary()  # whatever it ever spoke of
+        self._reset_unaccepted: OrderedDict[int, Identity] = OrderedDict()
         self._pending: deque[bytes] = deque()
         self._taking = new_reentrant_lock()
         self._farewells: deque[tuple[list[int], int, bool]] = deque()
@@ -249,16 +251,20 @@ class RemoteLoop:
             identity.owner_pid = self.pid
             self._served[cookie] = self._known[cookie] = identity
         elif name == wire.GONE:
-            self._served.pop(cookie, None)
+            gone = self._served.pop(cookie, None)
+            if gone is not None and gone.error and gone.user_fd < 0:
+                self._reset_unaccepted[cookie] = gone
+                if len(self._reset_unaccepted) > _MOST_RESET_UNACCEPTED:
+                    self._reset_unaccepted.popitem(last=False)
         else:
             known = self._known.get(cookie)
             if known is not None and known.cookie == cookie:
                 setattr(known, name, Role(value) if name == "role" else value)
 
     def identity_of(self, cookie: int) -> Identity | None:
-        """Who has this cookie, if this engine serves it."""
+        """Who has this cookie, if this engine serves it, or was reset before it was accepted."""
         self.take_notices()
-        return self._served.get(cookie)
+        return self._served.get(cookie) or self._reset_unaccepted.pop(cookie, None)
 
     def _run(self) -> None:
         """Answers and farewells, in a thread of their own."""
