@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from tests.protocol.wire import RTT_US, Wire
-from utpsocket.protocol import State
+from utpsocket.protocol import Config, State
 
 
 def test_fin_follows_all_data_and_consumes_a_number(base: int) -> None:
@@ -51,7 +51,7 @@ def test_fin_is_repeated_until_acked(base: int) -> None:
     assert len(said) >= 3
     assert {line.split(" ", 1)[1] for line in said} == {"FIN seq=2 ack=0"}
     wire.hear("STATE seq=1 ack=2")
-    assert wire.wait(5_000_000) == []
+    assert wire.wait(4_900_000) == []
 
 
 def test_fin_ahead_of_data_is_kept_sacked_and_delivered_in_order(base: int) -> None:
@@ -195,7 +195,7 @@ def test_data_for_nobody_is_answered_by_reset_after_what_we_wrote_has_arrived(ba
 
 def test_data_for_nobody_fills_the_window_meanwhile(base: int) -> None:
     """Or a fast sender gets rid of everything before it learns that nobody reads."""
-    wire = Wire.initiator(base)
+    wire = Wire.initiator(base, config=Config(receive_buffer_bytes=1 << 20))
     wire.write_bytes(10)
     wire.connection.discard(now=wire.at)
     wire.finish()

@@ -84,7 +84,7 @@ def test_a_server_that_greets_first_reaches_an_initiator_that_never_speaks(base:
 
 def test_a_guessed_ack_proves_nothing(base: int) -> None:
     wire = Wire.acceptor(base, is_proven=False)
-    for ack in (-2, -3, 1, 2, 100, -30_000):
+    for ack in (-2, -3, 2, 3, 100, -30_000):
         wire.hear(f"DATA seq=1 ack={ack} data=spoof")
     assert wire.state is State.SYN_RECEIVED
     assert wire.say() == []

@@ -19,6 +19,9 @@ TIME_WAIT_US: Final = 600_000  # three of the shortest timeouts: long enough to 
 MOST_TIME_WAIT_US: Final = 60_000_000  # as Linux: however often the peer repeats itself
 _TROUBLED_WAITS: Final = 5  # where packets are known to be lost, the peer's timeout may have been doubled three times
 FIN_WAIT_US: Final = 60_000_000  # as Linux tcp_fin_timeout: nobody here reads, and the peer does not finish
+ASK_AFTER_US: Final = 5_000_000  # of silence after our FIN was acked, then doubled
+_MOST_ASK_US: Final = 160_000_000
+_ASK_COUNT: Final = 9  # without an answer, some 15 minutes: as long as Linux repeats a packet (tcp_retries2)
 RUDE_FLUSH_US: Final = 1_000_000  # TCP resets at once; our last bytes get this long to arrive before
 MUTE_FIN_US: Final = 31_000_000  # a FIN that follows no data, and that perhaps will never be acked, is repeated so long
 
@@ -54,10 +57,22 @@ class Closing:
 
     since               when the application last said an end of something
     time_wait_at        when late FINs need no answer any more
+    ask_at              when a peer that has our FIN and is silent is to be asked whether it is there
     reset_after_flush   a RESET follows what was written, in place of a FIN
     """
 
-    __slots__ = ("_finished_at", "_receive", "_send", "reset_after_flush", "since", "time_wait_at")
+    __slots__ = (
+        "_asked",
+        "_asked_at",
+        "_finished_at",
+        "_receive",
+        "_send",
+        "_unanswered",
+        "ask_at",
+        "reset_after_flush",
+        "since",
+        "time_wait_at",
+    )
 
     def __init__(self, send: SendHalf, receive: ReceiveHalf) -> None:
         self._send = send
@@ -65,6 +80,10 @@ class Closing:
         self.since = NEVER
         self.time_wait_at = NEVER
         self._finished_at = NEVER
+        self.ask_at = NEVER
+        self._asked = 0
+        self._asked_at = 0
+        self._unanswered = 0
         self.reset_after_flush = False
 
     def start_time_wait(self, *, now: int) -> None:
@@ -78,6 +97,37 @@ class Closing:
             # Its timeouts double, so the next repetition comes after as long as all before it together, and once more.
             wait_us = max(wait_us * _TROUBLED_WAITS, 3 * (now - self._finished_at))
         self.time_wait_at = min(now + wait_us, self._finished_at + MOST_TIME_WAIT_US)
+
+    def watch_half_closed(self, *, now: int) -> None:
+        """Our FIN may be acked and the peer's be missing, for which somebody waits. Transmission 3.00, ethereum/utp and
+        rust-utp forget a connection with the FIN they have acked, and never send theirs: they must be asked.
+        """
+        if self.ask_at == NEVER and self._is_half_closed:
+            self.ask_at = now + ASK_AFTER_US
+
+    @property
+    def _is_half_closed(self) -> bool:
+        receive = self._receive
+        return self._send.is_finished and not receive.reassembly.is_finished and not receive.is_discarding
+
+    def must_ask(self, heard_at: int, *, now: int) -> bool | None:
+        """At ask_at: whether to ask the peer now; None: it was asked often enough, and is not there."""
+        if not self._is_half_closed:
+            self.ask_at = NEVER
+            return False
+        wait_us = min(ASK_AFTER_US << self._asked, _MOST_ASK_US)
+        if heard_at > now - wait_us:
+            self.ask_at = heard_at + wait_us
+            return False
+        if heard_at >= self._asked_at:
+            self._unanswered = 0
+        if self._unanswered >= _ASK_COUNT:
+            return None
+        self._asked = min(self._asked + 1, 8)
+        self._unanswered += 1
+        self._asked_at = now
+        self.ask_at = now + min(ASK_AFTER_US << self._asked, _MOST_ASK_US)
+        return True
 
     def give_up_at(self) -> int:
         """When what is left of a connection that nobody reads is aborted; NEVER while somebody does."""

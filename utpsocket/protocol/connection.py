@@ -259,8 +259,13 @@ class Connection:
             if is_believable(packet.type, ack_next_seq, flights, is_proven=False):
                 self._use_id(packet.connection_id, (packet.connection_id - 1) & 0xFFFF)  # of all answers it took this
         if packet.type == PacketType.RESET:
-            self._handle_reset(packet, ack_next_seq)
+            self._handle_reset(packet, ack_next_seq, now=now)
             return
+        if not send.is_proven and not send.sent_packets and ack_next_seq == flights.next_seq + 1:
+            # In BEP 29's diagram the answer to a SYN has a number of its own, and the first DATA acks it: rust-utp, and
+            # the first implementation of all. To such a peer our stream begins with the number that follows.
+            send.start(ack_next_seq)
+            flights = send.flights
         if not is_believable(packet.type, ack_next_seq, flights, is_proven=send.is_proven):
             self._dropped += 1
             return
@@ -403,16 +408,18 @@ class Connection:
         elif packet.ack16 == self._handshake.syn_seq & 0xFFFF and not self.send.sent_packets:
             self.receive.ack_at = now
 
-    def _handle_reset(self, packet: Packet, ack_next_seq: int) -> None:
+    def _handle_reset(self, packet: Packet, ack_next_seq: int, *, now: int) -> None:
         send, receive = self.send, self.receive
         # An initiator gives up a SYN whose answer it never saw: it cannot know our number, only its own.
         is_withdrawn = self.state is State.SYN_RECEIVED and packet.seq16 == receive.reassembly.next_seq & 0xFFFF
         if is_withdrawn and (other_id := self._handshake.withdraw(packet.connection_id)) is not None:
             self._use_id(other_id, (other_id - 1) & 0xFFFF)
             return
-        if packet.connection_id not in (self.recv_id, self.send_id) or not (
-            is_withdrawn or is_believable(packet.type, ack_next_seq, send.flights, is_proven=send.is_proven)
-        ):
+        is_known = packet.connection_id in (self.recv_id, self.send_id)
+        is_believed = is_withdrawn or is_believable(packet.type, ack_next_seq, send.flights, is_proven=send.is_proven)
+        if is_known and not is_believed and self.state is State.CONNECTED:
+            is_believed = self._keepalive.is_gone(self._heard_at, send.recovery.srtt_us, now=now)
+        if not is_known or not is_believed:
             self._dropped += 1
             return
         waits_for_more = not receive.is_discarding and not receive.reassembly.is_finished
@@ -482,6 +489,13 @@ class Connection:
             self.abort()
             return
         self.receive.on_time(now=now)
+        if now >= self._closing.ask_at:
+            must_ask = self._closing.must_ask(self._heard_at, now=now)
+            if must_ask is None:
+                self.abort(self.soft_errno or errno.ETIMEDOUT)
+                return
+            if must_ask:
+                self._keepalive.is_probe_due = True
         if now >= handshake.proof_at:
             self._prove_again(now=now)
         if state is State.CONNECTED and now >= self._keepalive.next_at:
@@ -508,14 +522,16 @@ class Connection:
         """When handle_timeout() and poll_transmit() want to be called next, or None. Read after poll_transmit()."""
         state = self.state
         if state is State.CONNECTED:
-            receive = self.receive
-            at = self.send.deadline()
+            send, receive = self.send, self.receive
+            at = send.deadline()
             proof_at, alive_at = self._handshake.proof_at, self._keepalive.next_at
             for other_at in (receive.ack_at, receive.update_again_at, alive_at, proof_at):
                 if other_at < at:
                     at = other_at
             if receive.is_discarding:
                 at = min(at, self._closing.give_up_at())
+            elif send.fin_seq is not None:
+                at = min(at, self._closing.ask_at)
         elif state is State.SYN_SENT:
             at = min(self._handshake.at, self._handshake.give_up_at)
         elif state is State.SYN_RECEIVED:
@@ -616,6 +632,7 @@ class Connection:
             self.abort()
             return
         if not (send.is_finished and self.receive.reassembly.is_finished):
+            self._closing.watch_half_closed(now=now)
             return
         self._move(Trigger.BOTH_FINISHED)
         self._closing.start_time_wait(now=now)

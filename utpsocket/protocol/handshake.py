@@ -62,6 +62,7 @@ class Handshake:
     __slots__ = (
         "_answered_at",
         "_answers",
+        "_doubtful_syns",
         "_held",
         "_is_rekey_next",
         "_next_try_at",
@@ -97,6 +98,7 @@ class Handshake:
         self._resets_sent: dict[int, int] = {}
         self._tries = 0
         self._syns = 0
+        self._doubtful_syns = 0
         self._next_try_at = NEVER
         self._is_rekey_next = False
         self._proofs = 0
@@ -147,10 +149,15 @@ class Handshake:
         return packet.seq16 == self.syn_seq & 0xFFFF and packet.connection_id in self._used_ids
 
     def is_refusal(self, packet: Packet) -> bool:
-        """A RESET that answers a SYN of ours, under either id of the connection that would have been."""
-        return packet.ack16 == self.syn_seq & 0xFFFF and any(
-            packet.connection_id in (used, (used + 1) & 0xFFFF) for used in self._used_ids
-        )
+        """A RESET that answers a SYN of ours, under either id of the connection that would have been. One that acks
+        nothing, as ethereum/utp's, must come in answer to two SYNs: whoever guesses an id has to guess it again.
+        """
+        if not any(packet.connection_id in (used, (used + 1) & 0xFFFF) for used in self._used_ids):
+            return False
+        if packet.ack16 != self.syn_seq & 0xFFFF and self._doubtful_syns != self._syns:
+            is_second, self._doubtful_syns = self._doubtful_syns > 0, self._syns
+            return is_second
+        return packet.ack16 == self.syn_seq & 0xFFFF
 
     def is_beginning(self, packet: Packet, *, now: int) -> bool:
         """Whether this packet, which is_for_us(), says where the peer's stream begins. If not, it is held."""

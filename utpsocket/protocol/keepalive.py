@@ -16,6 +16,7 @@ from typing import Final
 
 from utpsocket.protocol.receivehalf import NEVER
 
+DOUBT_US: Final = 500_000  # a RESET that proves nothing is believed if the peer says nothing for so long
 SIGN_OF_LIFE_US: Final = 29_000_000  # libutp's, below the 30 s after which the first NATs forget: PROTOCOL.md §7
 
 
@@ -43,7 +44,9 @@ class Keepalive:
     """
 
     __slots__ = (
+        "_ask_again_at",
         "_asked_at",
+        "_doubted_at",
         "_interval_us",
         "_probe_at",
         "_probing",
@@ -61,13 +64,15 @@ class Keepalive:
         self._probe_at = NEVER
         self._asked_at = 0
         self._unanswered = 0
+        self._doubted_at = -NEVER
+        self._ask_again_at = NEVER
         self.is_due = False
         self.is_probe_due = False
         self.is_peer_dead = False
 
     @property
     def next_at(self) -> int:
-        return min(self._sign_at, self._probe_at)
+        return min(self._sign_at, self._probe_at, self._ask_again_at)
 
     def every(self, interval_us: int, probing: Probing | None, *, now: int) -> None:
         """A sign of life whenever nothing was heard or said for this long, 0 for none; and questions, or none."""
@@ -88,6 +93,9 @@ class Keepalive:
 
         is_idle   nothing is under way or waits to be: otherwise retransmission finds out about the peer
         """
+        if now >= self._ask_again_at:
+            self._ask_again_at = NEVER
+            self.is_probe_due = self.is_probe_due or heard_at < self._doubted_at
         if now >= self._probe_at:
             self._ask(heard_at, is_idle=is_idle, now=now)
         if now < self._sign_at:
@@ -96,6 +104,21 @@ class Keepalive:
         self.is_due = now >= quiet_until
         self._sign_at = now + self._interval_us if self.is_due else quiet_until
         return self.is_due
+
+    def is_gone(self, heard_at: int, rtt_us: int, *, now: int) -> bool:
+        """A RESET came with an id that is right and an ack that is not: ethereum/utp's ack nothing, but so do those of
+        whoever guesses the 16 bits of an id. As RFC 5961 §3.2 does, the peer is asked. If it lives it answers, and
+        whoever sent that RESET has said nothing; if it does not, it answers the question by another RESET, and that
+        one, when there has been time enough for an answer, is believed.
+        """
+        wait_us = DOUBT_US + 2 * rtt_us
+        if heard_at < self._doubted_at:
+            return now - self._doubted_at >= wait_us
+        if now - self._doubted_at >= wait_us:
+            self._doubted_at = now
+            self._ask_again_at = now + wait_us
+            self.is_probe_due = True
+        return False
 
     def _ask(self, heard_at: int, *, is_idle: bool, now: int) -> None:
         probing = self._probing

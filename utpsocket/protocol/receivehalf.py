@@ -24,6 +24,9 @@ _SEGMENT_BYTES: Final = 1_452  # less room than this, or than half of a small bu
 _UPDATE_AGAIN_US: Final = 1_000_000  # then doubled: a lost update would hang a sender that never probes
 _UPDATES: Final = 5
 _NO_SAMPLE: Final = 0
+# Wireshark takes a packet that advertises more for none of uTP's. Only what receives much can need more.
+MODEST_WINDOW_BYTES: Final = 0x380000
+_MUCH_BYTES: Final = 16 << 20
 _HELLO_PACKETS: Final = (16, 256, 4_096)
 
 
@@ -79,7 +82,13 @@ class ReceiveHalf:
         window = reassembly.window_bytes
         if window < _SEGMENT_BYTES and window < reassembly.capacity_bytes // 2:
             return 0
-        return min(window, self.share_bytes)
+        return self._bounded(window)
+
+    def _bounded(self, window: int) -> int:
+        window = min(window, self.share_bytes)
+        if window > MODEST_WINDOW_BYTES and self.received_bytes < _MUCH_BYTES:
+            return MODEST_WINDOW_BYTES
+        return window
 
     def start(self, next_seq: int) -> None:
         """The peer's first sequence number is known."""
@@ -138,7 +147,7 @@ class ReceiveHalf:
         """
         reassembly = self.reassembly
         reassembly.delivered(count)
-        advertised, window = self._advertised_bytes, min(reassembly.window_bytes, self.share_bytes)
+        advertised, window = self._advertised_bytes, self._bounded(reassembly.window_bytes)
         grown = window - advertised
         half = min(reassembly.capacity_bytes, self.share_bytes) // 2
         was_closed = advertised < _UPDATE_BYTES and grown >= min(half, _UPDATE_BYTES)
