@@ -77,10 +77,25 @@ def pair(opened: list[Any], client: utpsocket.socket | None = None) -> tuple[Any
 def accepted(opened: list[Any], listener: Any, client: Any) -> tuple[Any, Any]:
     opened.append(client)
     client.connect(listener.getsockname())
-    server, _ = listener.accept()
-    server.settimeout(PATIENCE_S)
+    server = accept(listener, client)
     opened.append(server)
     return client, server
+
+
+def accept(listener: Any, client: Any) -> Any:
+    """The connection of this client; or the client's error, where it was reset before anybody could accept it."""
+    poller = select.poll()
+    poller.register(listener, select.POLLIN)
+    poller.register(client, select.POLLIN)
+    deadline = time.monotonic() + PATIENCE_S
+    while found := poller.poll(max(0, deadline - time.monotonic()) * 1_000):
+        if any(fd == listener.fileno() for fd, _ in found):
+            server, _ = listener.accept()
+            server.settimeout(PATIENCE_S)
+            return server
+        if not client.recv(1):
+            raise Wrong("a false end of file instead of a connection")
+    raise TimeoutError("a connection that stands is never accepted")
 
 
 def carry(sender: Any, receiver: Any, count: int) -> None:
@@ -188,9 +203,8 @@ def scene_nonblocking(opened: list[Any]) -> None:
     if code:
         raise OSError(code, os.strerror(code))
     client.settimeout(PATIENCE_S)
-    server, _ = listener.accept()
+    server = accept(listener, client)
     opened.append(server)
-    server.settimeout(PATIENCE_S)
     carry(client, server, 10)
 
 
@@ -221,9 +235,8 @@ def scene_backlog(opened: list[Any]) -> None:
         opened.append(client)
         client.connect(listener.getsockname())
         client.send(b"hello")
-    server, _ = listener.accept()
+    server = accept(listener, client)
     opened.append(server)
-    server.settimeout(PATIENCE_S)
     server.recv(5)
     listener.shutdown(stdlib.SHUT_RD)
 
@@ -234,9 +247,8 @@ def scene_fallback(opened: list[Any]) -> None:
         client = made(FallingBack)
         opened.append(client)
         client.connect(listener.getsockname())
-        server, _ = listener.accept()
+        server = accept(listener, client)
         opened.append(server)
-        server.settimeout(PATIENCE_S)
         carry(client, server, BULK_BYTES)
         carry(server, client, 50_000)
 

@@ -94,9 +94,14 @@ class Command:
 
     def refuse(self, error: BaseException) -> None:
         """It was not carried out, or not to its end: undo what was, and tell whoever asked. Idempotent."""
-        if self._is_done:
-            error_told = None
-        else:
+        error_told: OSError | None = None
+        if not self._is_done and self.verb in verbs.REPEATABLE and not isinstance(error, OSError):
+            try:
+                self._value = self.verb(self.loop, *self.arguments, **self.named)
+                self._is_done = True
+            except BaseException as again:
+                error = again
+        if not self._is_done:
             error_told = faults.told(error)
             undo = verbs.UNDO.get(self.verb)
             if undo is not None:

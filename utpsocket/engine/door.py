@@ -122,11 +122,10 @@ class Door:
 
     def close(self) -> None:
         """The listener listens no more: what nobody accepted is reset."""
-        if self._tcp is None:
-            return
-        self._loop.forget_fd(self._tcp.fileno())
-        self._tcp.close()
-        self._tcp = None
+        if self._tcp is not None:
+            self._loop.forget_fd(self._tcp.fileno())
+            self._tcp.close()
+            self._tcp = None
         if self._waiting is not None:
             self._waiting.abort()
             self._waiting = None

@@ -85,11 +85,11 @@ class Attempt:
     def on_connected(self) -> None:
         """uTP was first."""
         self._loop.silences.forget(self.identity.peer)
-        self._end_attempt()
+        self.withdraw()
 
     def on_closed(self) -> None:
         """The user closed its fd while connecting."""
-        self._end_attempt()
+        self.withdraw()
 
     def takes_over(self, code: int) -> int:
         """uTP failed with this errno: 0 if TCP goes on with the user's fd, else what connect() must say."""
@@ -97,7 +97,7 @@ class Attempt:
         if self._is_over or bridge is None:
             return code
         if self._errno:
-            self._end_attempt()
+            self.withdraw()
             return self._errno
         self._take_end(bridge)
         self._loop.watch(self._end.fileno(), EPOLLRDHUP | EPOLLHUP | _EDGE, _Hearing(self))
@@ -204,7 +204,7 @@ class Attempt:
         record(self.identity, code, was_connecting=True)
         close_end(self._end, self.identity, code)
         self._end = None
-        self._end_attempt()
+        self.withdraw()
 
     def _close_tcp(self) -> None:
         if self._tcp is not None:
@@ -212,7 +212,7 @@ class Attempt:
             self._tcp.close()
             self._tcp = None
 
-    def _end_attempt(self) -> None:
+    def withdraw(self) -> None:
         """TCP is out of it: uTP was first, or the user has closed its fd."""
         self._is_over = True
         if self._bridge is not None:

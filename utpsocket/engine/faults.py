@@ -3,7 +3,7 @@
 Separate because every part of this room needs the same words. The rule: whatever is done on the engine's thread is done
 for an owner (a connection, a port, a listener, a command, a relay, an attempt), which Loop.owner names while it is
 done. An exception that comes out of it, whichever, costs that owner and nobody else: Loop calls owner.fail(errno), then
-believes nothing that it remembered of readiness and asks epoll anew. fail() may be called again after it has failed
+believes nothing that it remembered of readiness and asks epoll anew. fail() is called again after it has failed
 itself half way.
 
 Only the engine's thread calls. Sources: errno(3), unix(7).
@@ -26,11 +26,10 @@ NO_ROOM: Final = TRANSIENT | {errno.EAGAIN}
 
 RETRY_US: Final = 1_000  # until a call that failed in this way is made again
 
-_CAREFUL_TRIES: Final = 3
+_CAREFUL_TRIES: Final = 3  # an owner that cannot even be closed is left as it is
 _AT_ONCE: Final = 3  # faults that the thread does not rest after
 _REST_SECONDS: Final = 0.001  # whatever it is, it must not take the processor from all others
 _MOST_IN_ROW: Final = 1_000  # then something is wrong that costing owners does not mend
-_TRIES_TO_FAIL: Final = 3  # an owner that cannot even be closed is left as it is
 _MOST_TRIES: Final = 10
 _TOLD: Final = TRANSIENT | {errno.EMFILE, errno.ENFILE, errno.ENOSPC}
 
@@ -71,15 +70,16 @@ class Containment:
         self._tries += 1
         self.in_row += 1
 
-    def cost(self, owner: Any, error: BaseException) -> bool:
-        """Have the owner pay. False: there is no hope for the thread."""
+    def cost(self, owners: set[Any], error: BaseException) -> bool:
+        """Have the owners pay. False: there is no hope for the thread."""
         if self._tries > _MOST_TRIES or self.in_row > _MOST_IN_ROW:
             return False
         if self.in_row > _AT_ONCE:
             sleep(_REST_SECONDS)
-        fail = getattr(owner, "fail", None)
-        if fail is not None and self._tries <= _TRIES_TO_FAIL:
-            fail(error)
+        for owner in owners:
+            fail = getattr(owner, "fail", None)
+            if fail is not None:
+                carefully(fail, error)
         return True
 
     def end(self) -> None:

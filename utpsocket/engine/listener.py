@@ -215,15 +215,15 @@ class Listener:
         self.cache.clear()
         if self.door is not None:
             self.door.close()
+        left = [bridge for bridge, _ in self._prepared] + [*self._ready, *self._unproven]
         for _, end in self._prepared:
             end.close()
-        left = [bridge for bridge, _ in self._prepared] + [*self._ready, *self._unproven]
-        self._prepared.clear()
-        self._ready.clear()
-        self._unproven.clear()
         for bridge in left:
             if not bridge.is_gone:
                 bridge.abandon()
+        self._prepared.clear()  # last: should any of this fail, it is all done again
+        self._ready.clear()
+        self._unproven.clear()
         return left
 
     def forget(self, bridge: Bridge) -> None:

@@ -82,7 +82,7 @@ class Loop:
         self.fd_lock = allocate_lock()  # held while fds come and go, so that a fork sees none half made
         self._next_key = _system_random.getrandbits(48) + 1  # no key of an engine before this one means a port of ours
         self.holders_watch = HoldersWatch()
-        self._rechecks = Rechecks()
+        self.rechecks = Rechecks()
         self._hold = collector.Hold()
         self._epoll = new_poller()
         self._sleep = new_sleep(self._epoll, self._hold, _MAX_EVENTS)
@@ -94,6 +94,7 @@ class Loop:
         self.watch, self.rewatch, self.forget_fd = watches.watch, watches.rewatch, watches.forget_fd
         self._inbox = Inbox(self._wake_up)
         self.owner: Any = None  # for whom the thread works just now
+        self._command: Command | None = None  # which it carries out, whoever the owner is
         self._containment = Containment()
         self._met: BaseException | None = None  # what came out of that work, and is not contained yet
         self.timers = Timers()
@@ -182,12 +183,13 @@ class Loop:
         if self._is_robbed or not self.has_its_fds():
             return
         self._containment.begin()
-        self._fault(error)
-        if not self._containment.cost(self.owner, error):
+        self.faults += 1
+        reports.report(error)
+        if not self._containment.cost({self.owner, self._command}, error):
             self._is_stopping = True  # everybody is told by _end()
             return
         self._ask_anew()
-        self.owner = self._met = None
+        self.owner = self._command = self._met = None
         self._containment.end()
 
     def _ask_anew(self) -> None:
@@ -245,8 +247,7 @@ class Loop:
         sources = [(by_fd.get(fd), mask) for fd, mask in events]  # before anything is closed and its fd reused
         if self._inbox:
             for _ in range(len(self._inbox)):
-                self.owner = command = self._inbox.take()
-                command.carry_out()
+                self.carry_out(self._inbox.take())
         for source, mask in sources:
             self.owner = source
             if type(source) is Endpoint:
@@ -277,15 +278,16 @@ class Loop:
                 self._flush_port(endpoint)
         self._fire_timers(now)
         self.owner = None
-        for key, inode in self._rechecks.due(now):
+        for key, inode in self.rechecks.due(now):
             if verbs.release(self, key, inode):
-                self._rechecks.forget(key, inode)
+                self.rechecks.forget(key, inode)
         self._settle(now)
 
-    def _fault(self, error: BaseException) -> None:
-        """Count it, and tell of it whoever looks after the program."""
-        self.faults += 1
-        reports.report(error)
+    def carry_out(self, command: Command) -> None:
+        """Do what was asked for. Whoever the work turns out to be for, it is answered."""
+        self.owner = self._command = command
+        command.carry_out()
+        self._command = None
 
     def _wait(self) -> list[tuple[int, int]]:
         timeout = -1.0
@@ -298,8 +300,8 @@ class Loop:
                     at = when
             if self._blocked:
                 at = self.now + _BLOCKED_US if at is None else min(at, self.now + _BLOCKED_US)
-            if self._rechecks.at is not None:
-                at = self._rechecks.at if at is None else min(at, self._rechecks.at)
+            if self.rechecks.at is not None:
+                at = self.rechecks.at if at is None else min(at, self.rechecks.at)
             if at is not None:
                 timeout = max(0, at - time.monotonic_ns() // 1_000) / 1_000_000
         self._is_at_rest = True
@@ -504,10 +506,6 @@ class Loop:
             self._settle_one(bridge, self.now)
             if self._late:
                 self._deliver_late(self.now)
-
-    def recheck_holder(self, key: int, inode: int) -> None:
-        """A socket was closed here but lives on elsewhere: look again now and then."""
-        self._rechecks.add(key, inode, now=self.now)
 
     def watch_bridge(self, bridge: Bridge) -> None:
         """The bridge has its end: listen to it."""

@@ -241,8 +241,7 @@ class Service:
         else:
             answer = _Reply(self, serial) if serial else None
             command = Command(self._loop, *self._plain(wire.VERBS[name], arguments, fds), named, answer)
-            self._loop.owner = command
-            command.carry_out()
+            self._loop.carry_out(command)
             self._loop.owner = self
 
     def _plain(

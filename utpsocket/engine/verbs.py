@@ -169,11 +169,14 @@ def _undo_dial(loop: Loop, code: int, *arguments: Any) -> None:
     identity = next(argument for argument in arguments if isinstance(argument, Identity))
     bridge = loop.bridges.get(identity.cookie)
     if bridge is not None:
+        if bridge.rival is not None:
+            bridge.rival.withdraw()
         bridge.give_up(code)
     farewell.record(identity, code, was_connecting=True)
     end_sock = arguments[3 if isinstance(arguments[0], int) else 2]
     if end_sock.fileno() >= 0:
         farewell.close_end(end_sock, identity, code)
+    unhold(loop, identity.inode)
     loop.close_unused()
 
 
@@ -191,6 +194,15 @@ def _undo_listen(loop: Loop, code: int, key: int, identity: Identity, *_: Any) -
         _close_listener(loop, endpoint, identity.inode)
 
 
+def _undo_half(loop: Loop, code: int, cookie: int, *_: Any) -> None:
+    """What was asked for is half done, and nobody knows which half: the connection ends."""
+    bridge, relay = loop.bridges.get(cookie), loop.relays.get(cookie)
+    if bridge is not None:
+        bridge.give_up(errno.ECONNABORTED)
+    if relay is not None:
+        relay.fail(_error(code))
+
+
 def _endpoint(loop: Loop, key: int) -> Endpoint:
     endpoint = loop.endpoints.get(key)
     if endpoint is None:
@@ -206,7 +218,7 @@ def release(loop: Loop, key: int, inode: int) -> bool:
     if endpoint is None or inode not in endpoint.holders:
         return True
     if loop.holders_watch.is_open(inode):
-        loop.recheck_holder(key, inode)
+        loop.rechecks.add(key, inode, now=loop.now)
         return False
     _drop_holder(loop, endpoint, inode)
     return True
@@ -229,9 +241,10 @@ def _drop_holder(loop: Loop, endpoint: Endpoint, inode: int, *, keep_open: bool 
 def _close_listener(loop: Loop, endpoint: Endpoint, inode: int) -> None:
     listener = endpoint.listener
     if listener is not None and listener.identity.inode == inode:
+        left = listener.close()
         endpoint.listener = None
         loop.forget_listener(listener)
-        for bridge in listener.close():
+        for bridge in left:
             loop.touch(bridge)
             loop.settle_now(bridge)
 
@@ -414,5 +427,15 @@ UNDO: Final[dict[Callable[..., Any], Callable[..., None]]] = {
     listen: _undo_listen,
     dial_private: _undo_dial,
     dial_from: _undo_dial,
+    give_up: _undo_half,
+    look: _undo_half,
+    catch_up: _undo_half,
+    when_flushed: _undo_half,
+    apply: _undo_half,
 }
 """What has to be done where one of these has failed: called with the loop, an errno, and the same arguments."""
+
+REPEATABLE: Final[frozenset[Callable[..., Any]]] = frozenset(
+    {release, stop_listening, unhold, finish_all, unflushed, repeat_last_acks, is_held, connection_figures, figures}
+)
+"""What is simply done again where it has failed half way, as close() and its like must not fail."""
