@@ -444,6 +444,17 @@ class Bridge:
         self.end_fd = -1
         return end
 
+    def close_fds(self) -> None:
+        """After a fork, in the child: close our copy and touch nothing else."""
+        if self.end is not None:
+            self.end.close()
+
+    def let_go(self) -> None:
+        """Forget the fd, whose number is somebody else's by now: nobody will ever serve the user's."""
+        if self.end is not None:
+            self.end.detach()
+            record(self.identity, errno.ECONNABORTED, was_connecting=self.is_gated)
+
     # ── faults.py ──
 
     def believe_nothing(self) -> None:
@@ -477,6 +488,10 @@ class Bridge:
         if listener is not None:
             listener.forget(self)
         loop.forget_bridge(self)
+        self.release_waiters()
+
+    def release_waiters(self) -> None:
+        """What the user wrote is acked, or never will be."""
         while self.flush_waiters:
             self.flush_waiters.pop()()
 

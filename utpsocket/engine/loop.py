@@ -278,9 +278,7 @@ class Loop:
                 self._flush_port(endpoint)
         self._fire_timers(now)
         self.owner = None
-        for key, inode in self.rechecks.due(now):
-            if verbs.release(self, key, inode):
-                self.rechecks.forget(key, inode)
+        verbs.recheck(self)
         self._settle(now)
 
     def carry_out(self, command: Command) -> None:
@@ -294,14 +292,9 @@ class Loop:
         if self._readable_endpoints or self._readable_bridges or self._lazy_bridges or self._inbox or self.gates:
             timeout = 0
         else:
-            at = self.timers.next_at
-            for when in self._listeners.values():
-                if when is not None and (at is None or when < at):
-                    at = when
-            if self._blocked:
-                at = self.now + _BLOCKED_US if at is None else min(at, self.now + _BLOCKED_US)
-            if self.rechecks.at is not None:
-                at = self.rechecks.at if at is None else min(at, self.rechecks.at)
+            blocked_at = self.now + _BLOCKED_US if self._blocked else None
+            times = (self.timers.next_at, self.rechecks.at, blocked_at, *self._listeners.values())
+            at = min((at for at in times if at is not None), default=None)
             if at is not None:
                 timeout = max(0, at - time.monotonic_ns() // 1_000) / 1_000_000
         self._is_at_rest = True
@@ -441,8 +434,7 @@ class Loop:
         if bridge.errored is not None:
             bridge.deliver(now=now)
         if bridge.flush_waiters and bridge.is_flushed:
-            while bridge.flush_waiters:
-                bridge.flush_waiters.pop()()
+            bridge.release_waiters()
         if bridge.end is None and bridge.is_finished:
             bridge.is_gone = True
             self.totals.add(connection.stats())
@@ -585,16 +577,15 @@ class Loop:
         self._has_ended.release()
 
     def _close_fds(self) -> None:
-        for bridge in list(self.bridges.values()):
-            if bridge.end is not None:
-                bridge.end.close()
-        for other in self._others():
-            other.close_fds()
-        for endpoint in list(self.endpoints.values()):
-            endpoint.port.close()
+        for owner in self._fd_owners():
+            owner.close_fds()
         self._epoll.close()
         self.holders_watch.close()
         self._wake_up.close()
+
+    def _fd_owners(self) -> list[Any]:
+        ports = [endpoint.port for endpoint in list(self.endpoints.values())]
+        return [*list(self.bridges.values()), *self._others(), *ports]
 
     def _others(self) -> list[Any]:
         """Whatever has fds beside bridges and ports."""
@@ -608,13 +599,8 @@ class Loop:
 
     def _let_go(self) -> None:
         """Forget every fd without closing it."""
-        for bridge in list(self.bridges.values()):
-            if bridge.end is not None:
-                bridge.end.detach()
-        for other in self._others():
-            other.let_go()
-        for endpoint in list(self.endpoints.values()):
-            endpoint.port.sock.detach()
+        for owner in self._fd_owners():
+            owner.let_go()
 
     def abandon_in_child(self) -> None:
         """After a fork, in the child: close our copies of the parent's fds and touch nothing else."""

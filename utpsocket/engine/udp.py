@@ -500,5 +500,11 @@ class Port:
         """Give the port back to the kernel."""
         self.sock.close()
 
+    close_fds = close
+
+    def let_go(self) -> None:
+        """Forget the fd, whose number is somebody else's by now."""
+        self.sock.detach()
+
 
 _INT: Final = struct.Struct("=i")

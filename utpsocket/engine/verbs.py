@@ -224,6 +224,13 @@ def release(loop: Loop, key: int, inode: int) -> bool:
     return True
 
 
+def recheck(loop: Loop) -> None:
+    """Look again at the sockets that were closed here and live on elsewhere, if it is time to."""
+    for key, inode in loop.rechecks.due(loop.now):
+        if release(loop, key, inode):
+            loop.rechecks.forget(key, inode)
+
+
 def stop_listening(loop: Loop, key: int, inode: int) -> None:
     """The user shut its listening socket down: it keeps the port and refuses."""
     endpoint = loop.endpoints.get(key)
