@@ -20,11 +20,12 @@ def raise_fd(sock: Any) -> Any:
         high = fcntl(sock.fileno(), F_DUPFD_CLOEXEC, _HIGH_FD)
     except OSError:
         return sock
+    raised: Any = None
     try:
         raised = Socket(fileno=high)
+        raised.setblocking(False)
     except BaseException:
-        os.close(high)
+        os.close(high if raised is None else raised.detach())
         raise
-    raised.setblocking(False)
     sock.close()
     return raised

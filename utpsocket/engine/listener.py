@@ -177,9 +177,10 @@ class Listener:
                 bridge.abandon()
                 loop.touch(bridge)
                 return None
+            bridge.end = end  # at once: it is the user's connection now, and has to be closed in the one way
             bridge.is_handed_over = True
-            bridge.attach(end)
             self._prepared.popleft()
+            bridge.attach(end)
             self._handed.append(bridge)
         loop.owner = self
         return None
@@ -236,7 +237,8 @@ class Listener:
             self._ready.remove(bridge)
         for prepared in list(self._prepared):
             if prepared[0] is bridge:
-                prepared[1].close()
+                if bridge.end is not prepared[1]:
+                    prepared[1].close()
                 self._prepared.remove(prepared)
 
     def fail(self, error: BaseException) -> None:

@@ -158,7 +158,8 @@ def _dial(loop: Loop, endpoint: Endpoint, peer: Address, identity: Identity, end
     end.setblocking(False)
     bridge = endpoint.dial(peer, identity)
     bridge.is_handed_over = bridge.is_gated = True
-    bridge.attach(raise_fd(end))
+    bridge.end = raise_fd(end)  # at once: it is nobody else's, and has to be closed in the one way
+    bridge.attach(bridge.end)
     loop.watch_bridge(bridge)
     if fallback_us >= 0:
         Attempt(loop, bridge, fallback_us)

@@ -1,0 +1,217 @@
+"""A fault costs its owner and nobody else, and whoever waits is told: engine/faults.py. The tool that tries every call
+is tests/faults; here is a sample of it, and what it cannot say of itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import utpsocket
+from tests.faults import engine as faults
+from utpsocket.engine import reports, running_engine, shutdown
+from utpsocket.engine.bridge import Bridge
+from utpsocket.engine.endpoint import Endpoint
+from utpsocket.engine.loop import Loop
+from utpsocket.protocol import Connection
+
+pytestmark = pytest.mark.usefixtures("leaves_nothing_behind")
+PATIENCE_S = 20
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException]]:
+    """What the engine says that it met, instead of telling sys.excepthook."""
+    found: list[BaseException] = []
+    monkeypatch.setattr(reports, "report", found.append)
+    yield found
+    shutdown()
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, error: BaseException, times: int = 1) -> None:
+    """Have a method raise for so many calls."""
+    original: Callable[..., Any] = getattr(owner, name)
+    left = [error] * times
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        if left:
+            raise left.pop()
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+def pair() -> tuple[Any, Any]:
+    with utpsocket.create_server(("127.0.0.1", 0)) as listener:
+        client = utpsocket.create_connection(listener.getsockname(), timeout=PATIENCE_S)
+        server, _ = listener.accept()
+        server.settimeout(PATIENCE_S)
+        return client, server
+
+
+def closed(*socks: Any) -> None:
+    for sock in socks:
+        sock.close()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), SystemExit(3), KeyboardInterrupt(), RuntimeError("a defect")])
+def test_a_fault_costs_one_connection(
+    error: BaseException, reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [pair() for _ in range(6)]
+    failing(monkeypatch, Connection, "poll_delivery", error)
+    told = []
+    for client, _ in pairs:
+        client.send(b"hello")
+    for client, server in pairs:
+        try:
+            assert server.recv(5) == b"hello"
+        except OSError as problem:
+            told.append(problem.errno)
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+    assert told == [errno.ECONNABORTED]
+    assert reported == [error]
+    for sockets in pairs:
+        closed(*sockets)
+
+
+@pytest.mark.parametrize("code", [errno.EINTR, errno.ENOBUFS, errno.ENOMEM])
+def test_no_memory_in_the_kernel_is_no_end_of_file(
+    code: int, reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each call on the pair in turn: both ways, several times on end."""
+    client, server = pair()
+    loop = running_engine()
+    assert isinstance(loop, Loop)
+    left = dict.fromkeys(("send", "receive"), 3)
+    for bridge in loop.bridges.values():
+        bridge._stream = Forgetful(bridge._stream, code, left)
+    payload = bytes(range(256)) * 8_000
+    sender = threading.Thread(target=lambda: (client.sendall(payload), client.shutdown(socket.SHUT_WR)))
+    sender.start()
+    got = b"".join(iter(lambda: server.recv(65_536), b""))
+    sender.join()
+    assert (got == payload, left, reported) == (True, {"send": 0, "receive": 0}, [])
+    closed(client, server)
+
+
+class Forgetful:
+    """A bridge's stream whose calls fail now and then."""
+
+    def __init__(self, stream: Any, code: int, left: dict[str, int]) -> None:
+        self._stream = stream
+        self._code = code
+        self._left = left
+        self._calls = 0
+
+    def _call(self, name: str, views: list[memoryview]) -> int:
+        self._calls += 1
+        if self._left[name] and self._calls % 3:
+            self._left[name] -= 1
+            return -self._code
+        return int(getattr(self._stream, name)(views))
+
+    def send(self, views: list[memoryview]) -> int:
+        return self._call("send", views)
+
+    def receive(self, spans: list[memoryview]) -> int:
+        return self._call("receive", spans)
+
+
+@pytest.mark.parametrize("timeout", [PATIENCE_S, None])
+@pytest.mark.parametrize(
+    ("owner", "name"), [(Loop, "open_endpoint"), (Endpoint, "dial"), (Bridge, "attach"), (Loop, "watch_bridge")]
+)
+def test_a_connect_whose_command_fails_is_told(
+    owner: Any, name: str, timeout: float | None, reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with utpsocket.create_server(("127.0.0.1", 0)) as listener:
+        failing(monkeypatch, owner, name, MemoryError())
+        with utpsocket.socket() as client:
+            client.settimeout(timeout)
+            with pytest.raises(OSError, match="Cannot allocate") as told:
+                client.connect(listener.getsockname())
+            assert told.value.errno == errno.ENOMEM
+            client.connect(listener.getsockname())  # as after any attempt that failed
+            listener.settimeout(PATIENCE_S)
+            server, _ = listener.accept()
+            server.close()
+
+
+def test_a_bind_that_fails_is_told_and_leaves_no_port(
+    reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with utpsocket.socket() as sock:
+        failing(monkeypatch, Loop, "open_endpoint", SystemExit(1))
+        with pytest.raises(ConnectionAbortedError):
+            sock.bind(("127.0.0.1", 0))
+        sock.bind(("127.0.0.1", 0))
+        loop = running_engine()
+        assert isinstance(loop, Loop)
+        assert len(loop.endpoints) == 1
+
+
+def test_if_the_thread_ends_everybody_is_told(reported: list[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    client, server = pair()
+    listener = utpsocket.create_server(("127.0.0.1", 0))
+    connecting = utpsocket.socket()
+    connecting.setblocking(False)
+    with socket.socket(type=socket.SOCK_DGRAM) as mute:
+        mute.bind(("127.0.0.1", 0))
+        assert connecting.connect_ex(mute.getsockname()) == errno.EINPROGRESS
+        loop = running_engine()
+        assert isinstance(loop, Loop)
+        failing(monkeypatch, loop, "_ask_anew", MemoryError(), times=100)
+        with pytest.raises(OSError, match="Software caused"):
+            loop.call(_fail)
+        for sock in (client, server):
+            with pytest.raises(ConnectionAbortedError):
+                sock.recv(1)
+        assert select.select([], [connecting], [], PATIENCE_S)[1]
+        assert connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNABORTED
+        with pytest.raises(OSError, match="Invalid argument"):
+            listener.accept()
+    assert not loop.is_alive
+    with pytest.raises(OSError, match="the engine has ended"):
+        loop.call(lambda _: None)
+    closed(client, server, listener, connecting)
+    closed(*pair())  # by another engine
+    assert running_engine() is not loop
+
+
+def _fail(loop: Loop) -> None:
+    raise RuntimeError("a defect")
+
+
+@pytest.mark.parametrize("text", ["4M", "4Mi", "4194304", "0"])
+def test_a_udp_buffer_is_a_size(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UTPSOCKET_UDP_BUFFER", text)
+    closed(*pair())
+
+
+@pytest.mark.parametrize("name", ["UTPSOCKET_UDP_BUFFER", "UTPSOCKET_MAX_MTU"])
+@pytest.mark.parametrize("engine", ["thread", "process"])
+def test_a_size_that_is_none_is_an_error_of_the_first_call(
+    name: str, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutdown()
+    monkeypatch.setenv("UTPSOCKET_ENGINE", engine)
+    monkeypatch.setenv(name, "4 apples")
+    with utpsocket.socket() as sock, pytest.raises(ValueError, match=f"{name} is '4 apples'"):
+        sock.connect(("127.0.0.1", 9))
+
+
+def test_a_fault_at_some_calls_of_the_engine_costs_one_connection() -> None:
+    """A handful of tests.faults' points: one for each kind of owner."""
+    wanted = ("Bridge.deliver", "Endpoint.receive", "Listener.hand_over", "Door._hand_over", "Relay.pump", "_dial")
+    found = faults.points(quick=False)
+    chosen = [next(point for point in found if f":{name}#" in point) for name in wanted]
+    report = faults.inject(chosen)
+    assert (report.points, report.failures) == (len(wanted), [])
