@@ -57,6 +57,61 @@ def test_a_reset_is_never_answered() -> None:
         assert answers(udp) == []
 
 
+def wait_until_all_ended() -> None:
+    deadline = time.monotonic() + 30
+    while engine_stats().connections_open:
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.05)
+
+
+@pytest.mark.parametrize("says", [b"", b"hi", b"x" * 5_000])
+def test_one_syn_is_answered_by_three_times_as_much_and_no_more(says: bytes) -> None:
+    """Its sender may be somebody else's address. The server speaks first, and closes."""
+    with utpsocket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        listener.settimeout(30)
+        udp.connect(listener.getsockname())
+        udp.send(packet(PacketType.SYN, 77, seq=1_000, ack=0))
+        server, _ = listener.accept()
+        server.sendall(says)
+        server.close()
+        heard = answers(udp, 4.0)  # longer than the first repetitions of whatever is repeated
+        assert heard
+        assert sum(len(datagram) + 28 for datagram in heard) <= 3 * (20 + 28)
+        udp.send(packet(PacketType.RESET, 78, seq=1_001, ack=0))  # the SYN is withdrawn
+        wait_until_all_ended()
+
+
+def test_what_is_repeated_after_an_orderly_end_is_acked_again() -> None:
+    """Our last ack may have been lost, and a RESET would look to the peer as if its data were."""
+    with utpsocket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        listener.settimeout(30)
+        udp.connect(listener.getsockname())
+        udp.send(packet(PacketType.SYN, 77, seq=1_000, ack=0))
+        syn_ack = decode(memoryview(udp.recv(100)))
+        assert syn_ack is not None
+        our_seq = syn_ack.seq16
+        udp.send(packet(PacketType.DATA, 78, seq=1_001, ack=our_seq - 1 & 0xFFFF) + b"last words")
+        udp.send(packet(PacketType.FIN, 78, seq=1_002, ack=our_seq - 1 & 0xFFFF))
+        server, _ = listener.accept()
+        assert server.recv(100) == b"last words"
+        assert server.recv(100) == b""
+        server.close()
+        while (fin := decode(memoryview(udp.recv(100)))) is not None and fin.type != PacketType.FIN:
+            pass
+        assert fin is not None
+        udp.send(packet(PacketType.STATE, 78, seq=1_003, ack=fin.seq16))
+        wait_until_all_ended()  # and TIME_WAIT is over
+        answers(udp)
+        udp.send(packet(PacketType.DATA, 78, seq=1_001, ack=our_seq - 1 & 0xFFFF) + b"last words")
+        (again,) = map(decode, map(memoryview, answers(udp)))
+        assert again is not None
+        assert (again.type, again.connection_id, again.ack16) == (PacketType.STATE, 77, 1_002)
+        udp.send(packet(PacketType.DATA, 78, seq=1_003, ack=fin.seq16) + b"what never was")
+        (reset,) = map(decode, map(memoryview, answers(udp)))
+        assert reset is not None
+        assert reset.type == PacketType.RESET
+
+
 def test_what_is_not_utp_is_counted_and_nothing_else() -> None:
     with utpsocket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as udp:
         udp.connect(listener.getsockname())

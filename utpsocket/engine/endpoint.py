@@ -33,7 +33,7 @@ from utpsocket.protocol.pathmtu import (
     FLOOR_IPV6_BYTES,
     START_IPV4_BYTES,
 )
-from utpsocket.protocol.receivehalf import NEVER
+from utpsocket.protocol.receivehalf import MODEST_WINDOW_BYTES, NEVER
 
 if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
@@ -354,8 +354,7 @@ class Endpoint:
             if remains is not None and now < ended_at + _REMAINS_US:
                 answer = remains.answer(packet, now=now)
                 if answer is not None:
-                    local = run.local
-                    self.port.send(Transmit(addr, answer), [] if local is None else self.port.source(str(local)))
+                    self.port.send(Transmit(addr, answer), self.source(run))
                     return
             self._reset_stray(packet, run, now=now)
         else:
@@ -433,7 +432,8 @@ class Endpoint:
     def _window_bytes(self, listener: Listener) -> int:
         """What a new connection of the listener's would advertise."""
         receive_bytes = listener.identity.settings.receive_buffer_bytes or _DEFAULT_BUFFER_BYTES
-        return min(max(_LEAST_BUFFER_BYTES, receive_bytes), self.shares.at_first(len(self.bridges)))
+        bytes_at_first = min(self.shares.at_first(len(self.bridges)), MODEST_WINDOW_BYTES)
+        return min(max(_LEAST_BUFFER_BYTES, receive_bytes), bytes_at_first)
 
     def _is_cached(self, run: Run, syn_id: int) -> bool:
         cache = self.listener.cache if self.listener is not None else None
