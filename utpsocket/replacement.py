@@ -48,11 +48,11 @@ def put(fresh: Any, sock: Any) -> None:
 def _registrations(fd: int) -> Iterator[tuple[int, int, int]]:
     """(epoll's fd, events, data) of this number's socket in each epoll of the program's."""
     loop = running_engine()
-    ours = -1 if loop is None else loop.holders_watch.fd
+    ours = [] if loop is None else loop.holders_watch.fds
     line = re.compile(rb"^tfd: +%d events: +(\w+) data: +(\w+) .*ino:%x " % (fd, os.fstat(fd).st_ino), re.MULTILINE)
     for epoll_fd in range(_FIRST_FDS):
         try:
-            if epoll_fd == ours or os.readlink(f"/proc/self/fd/{epoll_fd}") != _EVENTPOLL:
+            if epoll_fd in ours or os.readlink(f"/proc/self/fd/{epoll_fd}") != _EVENTPOLL:
                 continue
             with open(f"/proc/self/fdinfo/{epoll_fd}", "rb") as file:
                 found = line.search(file.read())

@@ -70,6 +70,7 @@ class Loop:
         self.offload = os.environ.get("UTPSOCKET_OFFLOAD", "1") != "0"
         self.max_segments = MAX_RUN_PACKETS
         self.endpoints: dict[int, Endpoint] = {}
+        self.bound: dict[int, dict[Endpoint, None]] = {}  # those that a user has bound, by port number
         self.bridges: dict[int, Bridge] = {}
         self._reset_unaccepted: OrderedDict[int, Identity] = OrderedDict()
         self.relays: dict[int, Relay | Attempt] = {}  # connections that TCP carries, or may yet
@@ -531,6 +532,8 @@ class Loop:
             raise
         self._next_key += 1
         self.endpoints[endpoint.key] = endpoint
+        if not is_private:
+            self.bound.setdefault(port.local[1], {})[endpoint] = None
         self.watch(port.fd, _PORT_EVENTS, endpoint)
         self._readable_endpoints[endpoint] = None
         return endpoint
@@ -552,6 +555,11 @@ class Loop:
         endpoint.port.close()
         endpoint.is_closed = True
         self.endpoints.pop(endpoint.key, None)
+        number = endpoint.port.local[1]
+        at_number = self.bound.get(number, {})
+        at_number.pop(endpoint, None)
+        if not at_number:
+            self.bound.pop(number, None)
 
     # ── endings ──
 

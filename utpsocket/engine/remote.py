@@ -105,7 +105,7 @@ class RemoteLoop:
     def __init__(self) -> None:
         self.caller_pid = os.getpid()
         self.fd_lock = allocate_lock()
-        self.holders_watch = HoldersWatch()
+        self.holders_watch = HoldersWatch(is_shared=True)
         self.is_alive = True
         self.successor: dict[str, Any] = {}  # the engine that took this one's place, once it was gone
         self._serials = itertools.count(1)
@@ -153,7 +153,7 @@ class RemoteLoop:
         self._close()
 
     def _holders_fds(self) -> list[int]:
-        return [self.holders_watch.fd] if self.holders_watch.fd >= 0 else []
+        return self.holders_watch.fds
 
     # ── the door ──
 

@@ -46,8 +46,8 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, s
     SO_REUSEADDR is emulated, never given to the UDP socket, where it would let strangers take our datagrams. As over
     TCP it does not help beside a listener; UTP_SHARE_PORT does. Raises EADDRINUSE. Returns the endpoint's key.
     """
-    for endpoint in loop.endpoints.values():
-        if endpoint.is_private or endpoint.port.local[:2] != local[:2]:
+    for endpoint in list(loop.bound.get(local[1], ())):
+        if endpoint.port.local[:2] != local[:2]:
             continue
         for holder in list(endpoint.holders):
             if not loop.holders_watch.is_open(holder):
@@ -186,6 +186,13 @@ def _undo_bind(loop: Loop, code: int, *arguments: Any) -> None:
     identity = next(argument for argument in arguments if isinstance(argument, Identity))
     unhold(loop, identity.inode)
     loop.close_unused()
+
+
+def _undo_share(loop: Loop, code: int, local: Address, identity: Identity) -> None:
+    """As _undo_bind(), where no port was made."""
+    for endpoint in list(loop.bound.get(local[1], ())):
+        if identity.inode in endpoint.holders:
+            _drop_holder(loop, endpoint, identity.inode)
 
 
 def _undo_listen(loop: Loop, code: int, key: int, identity: Identity, *_: Any) -> None:
@@ -431,7 +438,7 @@ def figures(loop: Loop) -> dict[str, Any]:
 
 UNDO: Final[dict[Callable[..., Any], Callable[..., None]]] = {
     adopt_port: _undo_bind,
-    share_port: _undo_bind,
+    share_port: _undo_share,
     listen: _undo_listen,
     dial_private: _undo_dial,
     dial_from: _undo_dial,

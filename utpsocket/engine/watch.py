@@ -9,49 +9,99 @@ watch() may be called by any thread, the rest by the engine's.
 
 from __future__ import annotations
 
-from typing import Final
+import os
+from fcntl import F_DUPFD_CLOEXEC, fcntl
+from typing import Any, Final
 
 from utpsocket.engine.native import epoll
 
+_SOCKETS_PER_EPOLL: Final = 32
+_HIGH_FD: Final = 1_024
 _RECHECK_US: Final = 1_000_000  # /proc is read this often while a listener lives on in other processes only
 
 
 class HoldersWatch:
-    """An epoll that nobody waits for."""
+    """Epolls that nobody waits for. /proc shows one as a whole, so each has a few sockets only: then a look costs the
+    same however many there are.
+    """
 
-    __slots__ = ("_epoll", "_path")
+    __slots__ = ("_epolls", "_is_anothers", "_registered", "_roomy", "_where")
 
-    def __init__(self, fd: int = -1) -> None:
-        """`fd`: of an epoll that another process fills."""
-        self._epoll = None if epoll is None else epoll() if fd < 0 else epoll.fromfd(fd)
-        self._path = "" if self._epoll is None else f"/proc/self/fdinfo/{self._epoll.fileno()}"
+    def __init__(self, fd: int = -1, *, is_shared: bool = False) -> None:
+        """`fd`: of an epoll that another process fills. `is_shared`: that one, which must be the only one."""
+        self._is_anothers = fd >= 0 or is_shared
+        self._epolls: list[Any] = [] if epoll is None else [epoll() if fd < 0 else epoll.fromfd(fd)]
+        self._registered: dict[int, int] = {}  # by epoll's fd: how many sockets it has
+        self._roomy = self._epolls[:]  # the last is filled
+        self._where: dict[int, Any] = {}  # by inode
 
     @property
-    def fd(self) -> int:
-        """The epoll's own; -1 where there is none."""
-        return -1 if self._epoll is None or self._epoll.closed else int(self._epoll.fileno())
+    def fds(self) -> list[int]:
+        """The epolls' own."""
+        return [int(each.fileno()) for each in self._epolls if not each.closed]
 
     def watch(self, fd: int) -> None:
         """Remember the socket behind this fd of the user's."""
-        if self._epoll is None:
+        if not self._epolls:
             return
+        inode = os.fstat(fd).st_ino
+        found = self._where.get(inode)
+        if found is None:
+            found = self._where[inode] = self._with_room()
+            number = found.fileno()
+            self._registered[number] = self._registered.get(number, 0) + 1
         try:
-            self._epoll.register(fd, 0)
+            found.register(fd, 0)
         except FileExistsError:
             pass
 
+    def _with_room(self) -> Any:
+        while not self._is_anothers:
+            if not self._roomy:
+                try:
+                    self._roomy.append(_new_epoll())
+                except OSError:
+                    break  # no fd left: slower is better than not at all
+                self._epolls.append(self._roomy[-1])
+            if self._registered.get(self._roomy[-1].fileno(), 0) < _SOCKETS_PER_EPOLL:
+                return self._roomy[-1]
+            self._roomy.pop()
+        return self._epolls[-1]
+
     def is_open(self, inode: int) -> bool:
         """Whether any copy of a watched socket is open anywhere."""
-        try:
-            with open(self._path, encoding="ascii") as registrations:
-                return any(f"ino:{inode:x} " in line for line in registrations)
-        except OSError:
-            return False
+        found = self._where.get(inode)
+        wanted = f"ino:{inode:x} "
+        for each in self._epolls if found is None else (found,):
+            try:
+                with open(f"/proc/self/fdinfo/{each.fileno()}", encoding="ascii") as registrations:
+                    if any(wanted in line for line in registrations):
+                        return True
+            except OSError:
+                continue
+        if found is not None:
+            del self._where[inode]
+            number = found.fileno()
+            self._registered[number] -= 1
+            if self._registered[number] == _SOCKETS_PER_EPOLL - 1:
+                self._roomy.insert(0, found)
+        return False
 
     def close(self) -> None:
         """Nobody will ask again."""
-        if self._epoll is not None:
-            self._epoll.close()
+        for each in self._epolls:
+            each.close()
+
+
+def _new_epoll() -> Any:
+    """On a high number, where there is one: low ones are for what select() watches."""
+    low = epoll()
+    try:
+        high = epoll.fromfd(fcntl(low.fileno(), F_DUPFD_CLOEXEC, _HIGH_FD))
+    except OSError:
+        return low
+    low.close()
+    return high
 
 
 class Rechecks:

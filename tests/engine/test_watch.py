@@ -1,0 +1,125 @@
+"""Which sockets are still open somewhere, at a cost that does not grow with their number."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import utpsocket
+from utpsocket.engine import engine, watch
+from utpsocket.engine.loop import Loop
+from utpsocket.engine.watch import HoldersWatch
+
+pytestmark = [
+    pytest.mark.usefixtures("leaves_nothing_behind"),
+    pytest.mark.skipif(not os.path.isdir("/proc/self/fdinfo"), reason="epoll's registrations are read from /proc"),
+]
+
+MANY = 200
+
+
+class Watched:
+    """Sockets, and what watches them."""
+
+    def __init__(self) -> None:
+        self.watch = HoldersWatch()
+        self.sockets: list[socket.socket] = []
+
+    def add(self, count: int) -> None:
+        for _ in range(count):
+            self.sockets.append(socket.socket(socket.AF_UNIX))
+            self.watch.watch(self.sockets[-1].fileno())
+
+    def inodes(self) -> list[int]:
+        return [os.fstat(each.fileno()).st_ino for each in self.sockets]
+
+    def close(self) -> list[int]:
+        """All are closed; what their inodes were."""
+        inodes = self.inodes()
+        for each in self.sockets:
+            each.close()
+        self.sockets = []
+        return inodes
+
+
+@pytest.fixture
+def watched() -> Iterator[Watched]:
+    made = Watched()
+    yield made
+    made.close()
+    made.watch.close()
+
+
+def lines_of(fd: int) -> int:
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as registrations:
+        return sum("tfd:" in line for line in registrations)
+
+
+def test_a_look_reads_a_few_lines_however_many_there_are(watched: Watched) -> None:
+    watched.add(MANY)
+    assert all(map(watched.watch.is_open, watched.inodes()))
+    counts = [lines_of(fd) for fd in watched.watch.fds]
+    assert sum(counts) == MANY
+    assert max(counts) <= watch._SOCKETS_PER_EPOLL
+    assert not any(map(watched.watch.is_open, watched.close()))
+
+
+def test_room_is_used_again(watched: Watched) -> None:
+    watched.add(MANY)
+    epolls = len(watched.watch.fds)
+    for _ in range(3):
+        assert not any(map(watched.watch.is_open, watched.close()))
+        watched.add(MANY)
+        assert all(map(watched.watch.is_open, watched.inodes()))
+    assert len(watched.watch.fds) == epolls
+
+
+def test_a_copy_counts(watched: Watched) -> None:
+    watched.add(1)
+    (copy,) = [each.dup() for each in watched.sockets]
+    (inode,) = watched.close()
+    assert watched.watch.is_open(inode)
+    copy.close()
+    assert not watched.watch.is_open(inode)
+
+
+def test_without_a_free_fd_it_goes_on_with_what_it_has(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left() -> Any:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(watch, "_new_epoll", none_left)
+    watched.add(MANY)
+    assert all(map(watched.watch.is_open, watched.inodes()))
+    assert not any(map(watched.watch.is_open, watched.close()))
+
+
+def test_another_processs_epoll_is_asked_as_a_whole(watched: Watched) -> None:
+    """UTPSOCKET_ENGINE=process: the application registers, the engine looks."""
+    shared = HoldersWatch(is_shared=True)
+    watched.watch.close()
+    watched.watch = shared
+    watched.add(MANY)
+    (fd,) = shared.fds
+    elsewhere = HoldersWatch(os.dup(fd))
+    assert all(map(elsewhere.is_open, watched.inodes()))
+    assert not any(map(elsewhere.is_open, watched.close()))
+    elsewhere.close()
+
+
+def test_an_address_in_use_is_found_by_its_number() -> None:
+    with utpsocket.socket() as first, utpsocket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        loop = engine()
+        assert isinstance(loop, Loop)
+        assert [len(at_number) for at_number in loop.bound.values()] == [1]
+        with pytest.raises(OSError, match="in use"):
+            second.bind(first.getsockname())
+        number = first.getsockname()[1]
+    with utpsocket.socket() as again:
+        again.bind(("127.0.0.1", number))
+        assert list(loop.bound) == [number]
+    assert not loop.bound
