@@ -27,6 +27,8 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from utpsocket.engine.loop import Loop
+
 T = TypeVar("T")
 
 MODULES = {"tcp": "socket", "utp": "utpsocket"}
@@ -269,6 +271,32 @@ def eventually(look: Callable[[], T], expected: object, timeout_s: float = PATIE
 
 def eventually_polls(sock: Any, mask: int) -> str:
     return eventually(lambda: describe(poll_mask(sock)), describe(mask))
+
+
+def fill(sock: Any) -> int:
+    """Send until the socket takes no more: how much that was."""
+    sent = 0
+    while True:
+        try:
+            sent += sock.send(bytes(65536))
+        except (BlockingIOError, TimeoutError):
+            return sent
+
+
+def fill_for_good(sock: Any) -> int:
+    """Fill, until nothing has moved on for a while, in which the engine had its turn twenty times: a busy machine may
+    leave it without one for longer than that.
+    """
+    engine = importlib.import_module("utpsocket.engine").running_engine()
+    sent, calm_since, turns = fill(sock), time.monotonic(), 0
+    while time.monotonic() - calm_since < 0.25 or turns < 20:  # TCP may delay an acknowledgement for 0.2 s
+        if isinstance(engine, Loop):
+            engine.call(lambda loop: None)
+        turns += 1
+        if more := fill(sock):
+            sent, calm_since, turns = sent + more, time.monotonic(), 0
+        select.select([], [sock], [], 0.01)
+    return sent
 
 
 def readable(*socks: Any, timeout_s: float = PATIENCE_S) -> None:

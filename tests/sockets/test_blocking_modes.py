@@ -12,29 +12,20 @@ import time
 
 import pytest
 
-from .network import AT_ONCE_S, IN, OUT, PATIENCE_S, Net, eventually, poll_mask, raises_errno, readable
+from .network import (
+    AT_ONCE_S,
+    IN,
+    OUT,
+    PATIENCE_S,
+    Net,
+    eventually,
+    fill_for_good,
+    poll_mask,
+    raises_errno,
+    readable,
+)
 
 SHORT_S = 0.05
-
-
-def fill(sock: object) -> int:
-    """Send until the socket takes no more."""
-    sent = 0
-    while True:
-        try:
-            sent += sock.send(bytes(65536))  # type: ignore[attr-defined]
-        except (BlockingIOError, TimeoutError):
-            return sent
-
-
-def fill_for_good(sock: object) -> int:
-    """Fill, until nothing has moved on for a while."""
-    sent, calm_since = fill(sock), time.monotonic()
-    while time.monotonic() - calm_since < 0.1:
-        if more := fill(sock):
-            sent, calm_since = sent + more, time.monotonic()
-        select.select([], [sock], [], 0.02)
-    return sent
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from .network import (
     RESET_ON_CLOSE,
     Net,
     eventually,
+    fill_for_good,
     outcome,
     raises_errno,
     readable,
@@ -457,13 +458,7 @@ def test_linger_time_ends(net: Net) -> None:
     """Nobody reads: close() gives up after the time it was given."""
     client, server = net.pair()
     client.setblocking(False)
-    quiet_since = time.monotonic()
-    while time.monotonic() - quiet_since < 0.1:
-        try:
-            client.send(bytes(1 << 16))
-            quiet_since = time.monotonic()
-        except BlockingIOError:
-            time.sleep(0.005)
+    fill_for_good(client)
     client.setblocking(True)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1))
     began = time.monotonic()
