@@ -194,3 +194,20 @@ def test_a_path_that_drops_fragments(over_a_path: Transfer, is_v6: bool, mtu: in
     assert figures["same"]
     assert figures["packet_bytes"] <= mtu - (48 if is_v6 else 28)
     assert figures["timeouts"] == 0
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("router_speaks", [True, False], ids=["router speaks", "silent router"])
+@pytest.mark.parametrize(("is_v6", "mtu"), [(False, 1_400), (False, 576), (True, 1_280)])
+def test_a_path_that_becomes_narrower(over_a_path: Transfer, is_v6: bool, mtu: int, router_speaks: bool) -> None:
+    """What is on its way is then too large for it, and fragments are dropped."""
+    figures = over_a_path(
+        1_500,
+        shrinks_to=mtu,
+        router_speaks=router_speaks,
+        total_bytes=1_000_000,
+        is_v6=is_v6,
+        drops_fragments=True,
+    )
+    assert figures["same"]
+    assert figures["packet_bytes"] <= mtu - (48 if is_v6 else 28)

@@ -12,6 +12,7 @@ from tests.simulator import WRAP_SEQ, Application, Delay, Mtu, Pair, Simulator, 
 from utpsocket.protocol import Config
 from utpsocket.protocol.packet import LEAST_PADDING_BYTES, MAX_PADDING_BYTES, decode, encode, pad
 from utpsocket.protocol.pathmtu import FLOOR_BYTES, FLOOR_IPV6_BYTES, SEARCH_AGAIN_US, KnownPath, PathMtu
+from utpsocket.protocol.pieces import Assembly, in_pieces
 
 
 def ack_everything(wire: Wire) -> None:
@@ -209,6 +210,93 @@ def test_a_black_hole_is_found_and_left() -> None:
     simulator.run(lambda: pair.is_over)
     assert pair.b.application.received == 6_000_000
     assert 1_176 <= pair.a.connection.stats().packet_bytes <= 1_200
+
+
+@pytest.mark.parametrize("first_seq", [1, WRAP_SEQ])
+@pytest.mark.parametrize("tells", [False, True])
+@pytest.mark.parametrize("carries", [1_464, 1_372, 972, 548])
+def test_what_left_before_the_path_became_narrower_arrives_in_pieces(carries: int, tells: bool, first_seq: int) -> None:
+    """Its boundaries are fixed, the path carries no such packet, and drops fragments."""
+    simulator = Simulator(4)
+    link = path(simulator, delay_us=5_000, rate_bits=30_000_000)
+    pair = Pair(
+        simulator,
+        link,
+        Delay(simulator, 5_000),
+        a=Application(3_000_000, writes=1, expects=2),
+        b=Application(0, writes=2, expects=1),
+        first_seq=first_seq,
+    )
+    pair.connect()
+    simulator.run(lambda: pair.b.application.received > 1_000_000)
+    assert pair.a.connection.stats().packet_bytes == 1_472
+    narrowed_at = simulator.now
+    pair.a.to_peer = Mtu(link, carries, tells=tells, fragments=False)
+    assert simulator.run(lambda: pair.b.application.received > 1_500_000)
+    assert simulator.now - narrowed_at < 3_500_000, "as long as TCP takes to find a black hole, and less than giving up"
+    assert simulator.run(lambda: pair.is_over)
+    assert pair.b.application.received == 3_000_000
+    assert carries - 24 <= pair.a.connection.stats().packet_bytes <= carries
+
+
+@pytest.mark.parametrize("datagram_bytes", [544, 1_232, 1_472])
+@pytest.mark.parametrize("size", [1, 248, 249, 250, 498, 499, 1_380, 1_452, 9_000])
+def test_pieces_are_the_packet(size: int, datagram_bytes: int) -> None:
+    payload = bytes(index * 7 & 0xFF for index in range(size))
+    header = encode(2, 5, timestamp_us=1, difference_us=2, window_bytes=3, seq=4, ack=6)
+    data, segment, count = in_pieces(header, 65_540, payload, datagram_bytes)
+    datagrams = [data[start : start + segment] for start in range(0, len(data), segment)]
+    assert len(datagrams) == count and max(map(len, datagrams)) <= datagram_bytes
+    assembly = Assembly()
+    links = []
+    for datagram in datagrams:
+        assert datagram[:1] + datagram[2:20] == header[:1] + header[2:20] and datagram[1] == 2
+        packet = decode(memoryview(datagram))
+        assert packet is not None and packet.pieces is not None and not packet.payload
+        links += packet.pieces
+    whole = [assembly.add(link, 65_530, 10_000) for link in links[1:] + links[:2]]  # in any order, and twice
+    assert next(joined for joined in whole if joined is not None) == (65_540, payload)
+    assert assembly.add(links[0], 65_541, 10_000) == (65_540, b""), "long here: it wants an ack"
+    assert Assembly().add(links[0], 65_530, size - 1) is None, "more than there is room for"
+
+
+def test_pieces_that_are_none_are_passed_over(base: int) -> None:
+    wire = Wire.initiator(base)
+    for link in (
+        "",
+        "0001",
+        "000100000001",
+        "00010000000261",
+        "0001000100026161",
+        "000100f900016161",
+        "00010000000061",
+    ):
+        wire.hear(f"STATE seq=1 ack=0 ext=126:{link}")
+    for seq in range(40):
+        wire.hear(f"STATE seq=1 ack=0 ext=126:{(wire.peer_base + 1 + seq) & 0xFFFF:04x}0000ffff" + "61" * 249)
+    assert wire.read_bytes() == b""
+    first = (wire.peer_base + 1) & 0xFFFF
+    wire.hear(f"STATE seq=1 ack=0 ext=126:{first:04x}0000000568656c6c6f")
+    assert wire.read_bytes() == b"hello"
+    assert wire.say() == ["STATE seq=1 ack=1"]
+    wire.hear(f"STATE seq=1 ack=0 ext=126:{first:04x}0000000568656c6c6f")
+    assert wire.say() == ["STATE seq=1 ack=1"], "a duplicate is acked again"
+
+
+def test_the_packet_itself_leaves_with_its_pieces(base: int) -> None:
+    """The peer may be another implementation, and IP's fragments may pass after all."""
+    wire = bulk(base)
+    ack_everything(wire)
+    wire.write_bytes(3_000)
+    wire.say()
+    sent = len(wire.transmits)
+    wire.wait(20_000_000)
+    again = wire.transmits[sent:]
+    assert {len(transmit.data) for transmit in again if transmit.data[0] >> 4 == 0} >= {1_472}
+    pieces = [transmit for transmit in again if transmit.data[0] >> 4 == 2]
+    assert pieces and all(len(datagram) <= FLOOR_BYTES for transmit in pieces for datagram in transmit.datagrams())
+    kinds = "".join(str(transmit.data[0] >> 4) for transmit in again)
+    assert "02" in kinds and "22" not in kinds
 
 
 def test_a_lone_probes_silence_is_no_timeout(base: int) -> None:

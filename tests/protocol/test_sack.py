@@ -94,4 +94,4 @@ def test_a_receiver_that_forgets_what_it_sacked_gets_it_again(base: int) -> None
     said = [line.split(" ", 1)[1] for line in wire.wait(3_000_000)]
     assert said[0] == "DATA seq=2 ack=0 len=1380"
     wire.hear("STATE seq=1 ack=2")
-    assert wire.say() == ["DATA seq=3 ack=0 len=1380"]
+    assert wire.say()[0] == "DATA seq=3 ack=0 len=1380"  # and its pieces: after two timeouts its size may be to blame

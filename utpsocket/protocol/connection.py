@@ -26,6 +26,7 @@ from utpsocket.protocol.config import Config, Workspace
 from utpsocket.protocol.handshake import Handshake
 from utpsocket.protocol.keepalive import Keepalive, Probing
 from utpsocket.protocol.packet import HEADER_BYTES, Packet, PacketType, Run, Transmit, decode, unwrap
+from utpsocket.protocol.pieces import Assembly
 from utpsocket.protocol.reassembly import Offer
 from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
 from utpsocket.protocol.report import ConnectionStats, Event, EventKind, figures
@@ -55,6 +56,7 @@ class Connection:
     """
 
     __slots__ = (
+        "_assembly",
         "_closing",
         "_dropped",
         "_handshake",
@@ -95,6 +97,7 @@ class Connection:
         self._handshake = Handshake(recv_id, first_seq, spare_ids)
         self._speech = Speech(addr, self.send, self.receive)
         self._keepalive = Keepalive()
+        self._assembly: Assembly | None = None
         self._closing = Closing(self.send, self.receive)
         self.events: list[Event] = []  # few, and an idle connection must be small: no deques
         self._heard_at = 0
@@ -292,9 +295,11 @@ class Connection:
             packet.sack,
             delay_us,
             (packet.timestamp_us - delay_us) & _CLOCK if delay_us else -1,
-            is_state=packet.type == PacketType.STATE,
+            is_state=packet.type == PacketType.STATE and packet.pieces is None,
             now=now,
         )
+        if packet.pieces is not None and packet.type == PacketType.STATE:
+            self._join(packet.pieces, packet.timestamp_us, now=now)
         if packet.type in (PacketType.DATA, PacketType.FIN):
             if receive.is_discarding and seq >= receive.reassembly.next_seq and packet.payload:
                 self._closing.reset_after_flush = True
@@ -309,6 +314,20 @@ class Connection:
             self.settle(now=now)
         for packet in early:
             self._handle_packet(packet, now=now)
+
+    def _join(self, pieces: list[memoryview], timestamp_us: int, *, now: int) -> None:
+        """Pieces of packets that were too large for the path: what is complete counts as any packet."""
+        receive = self.receive
+        reassembly = receive.reassembly
+        if self._assembly is None:
+            self._assembly = Assembly()
+        for piece in pieces:
+            joined = self._assembly.add(piece, reassembly.next_seq, reassembly.window_bytes)
+            if joined is None or receive.refuses(joined[0], timestamp_us, now=now):
+                continue
+            if receive.is_discarding and joined[0] >= reassembly.next_seq:
+                self._closing.reset_after_flush = True
+            receive.on_packet(joined[0], memoryview(joined[1]), is_fin=False, now=now)
 
     def heard(self, timestamp_us: int, difference_us: int, *, now: int) -> int:
         """Time's part of an acceptable packet. Returns the delay that the peer measured, 0 for none. BEP 29
@@ -583,6 +602,8 @@ class Connection:
             if receive.reassembly.has_held:
                 return self._speak_state(now=now)  # data cannot carry a selective ack
         if state is not State.TIME_WAIT:
+            if self.send.in_pieces is not None and (flight := self.send.poll_pieces()) is not None:
+                return speech.pieces(flight, now=now)
             flight = self.send.next_flight(now=now, max_segments=max_segments)
             if flight is not None:
                 self._keepalive.on_data_sent(now=now)

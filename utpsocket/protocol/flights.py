@@ -84,6 +84,11 @@ class Flight:
         """One past the last packet."""
         return self.seq + self.count
 
+    @property
+    def largest(self) -> int:
+        """Bytes of payload of the largest packet."""
+        return self.size if self.count > 1 else self.last_size
+
     def cut(self, count: int) -> Flight:
         """Cut off and return the first `count` packets (fewer than all); self keeps the rest."""
         front = Flight(self.seq, count, self.size, self.size, self.offset, self.sent_us)

@@ -33,6 +33,7 @@ class Outstanding:
     """What has left and is not acked. All times µs."""
 
     __slots__ = (
+        "_drops_fragments",
         "_duplicate_acks",
         "_is_all_said",
         "_closed_since",
@@ -73,6 +74,7 @@ class Outstanding:
         self.is_proven = True  # False: an address that may be spoofed. PROTOCOL.md §3
         self.user_timeout_us = 0  # TCP_USER_TIMEOUT; 0: MAX_TIMEOUTS decides
         self._duplicate_acks = 0
+        self._drops_fragments = False  # the path does: what is too large for it leaves in pieces too
         self._is_all_said = False  # by the last ack: what it does not say has not arrived
         self._recovery_seq = -1  # losses of packets sent before this one have been answered by a smaller window
         self._limited_at = -1  # when the window last held something back
@@ -267,6 +269,8 @@ class Outstanding:
                 lost_probe = True
             elif flight.seq >= self._recovery_seq:
                 reduces = is_congestion
+            if flight.sends > 1 and not flight.is_whole and flight.largest + HEADER_BYTES > self.mtu.size:
+                self._drops_fragments = True  # perhaps
         self.lost_packets += lost
         if lost_probe:
             self.mtu.on_probe_lost(now=now)
@@ -341,8 +345,11 @@ class Outstanding:
             # Behind a closed window the packet is a probe, and its silence says nothing about the path.
             self._recovery_seq = flights.next_seq
             self.controller.on_timeout(now=now)
-        if recovery.backoff >= _BLACK_HOLE_TIMEOUTS and flights.queue[0].size + HEADER_BYTES > self.mtu.floor:
+        if recovery.backoff >= _BLACK_HOLE_TIMEOUTS and (
+            self.mtu.floor < flights.queue[0].largest + HEADER_BYTES <= self.mtu.size
+        ):
             self.mtu.on_black_hole(now=now)
+            self._drops_fragments = True  # perhaps
             self.controller.on_segment_size(self.mtu.size - HEADER_BYTES)
         # RFC 8985 §6.3: what left a moment ago may still arrive.
         patience_us = recovery.srtt_us + recovery.reorder_window_us
@@ -377,6 +384,6 @@ class Outstanding:
 
         def is_gone(flight: Flight) -> int | None:
             # What IP may fragment travels on; the rest is gone, and congestion had no part in it.
-            return 0 if flight.is_whole and (flight.size > limit or flight.probe_bytes > highest) else None
+            return 0 if flight.is_whole and (flight.largest > limit or flight.probe_bytes > highest) else None
 
         self._lose(is_gone, now, is_congestion=False)

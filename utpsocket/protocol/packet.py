@@ -20,8 +20,9 @@ HEADER_BYTES: Final = 20  # BEP 29 "header format"
 VERSION: Final = 1  # BEP 29 "version"
 EXTENSION_SACK: Final = 1
 MAX_EXTENSIONS: Final = 8  # links of a chain that are read. Foreign packets have one or two, our padding six at most
-_EXTENSION_BITS: Final = 2  # obsolete, eight bytes that mean nothing: the first link of padding, see pad()
-_EXTENSION_PADDING: Final = 127  # a number that nobody else uses
+EXTENSION_PIECE: Final = 126  # pieces.py; a number that nobody else uses, as the next
+_EXTENSION_BITS: Final = 2  # obsolete, eight bytes that mean nothing: see with_known_extension()
+_EXTENSION_PADDING: Final = 127
 _MAX_PADDING_LINKS: Final = 5
 LEAST_PADDING_BYTES: Final = 12
 MAX_PADDING_BYTES: Final = 10 + 257 * _MAX_PADDING_LINKS
@@ -47,13 +48,14 @@ class PacketType(IntEnum):
 
 
 class Packet:
-    """One packet as read from the wire; `payload` and `sack` are views of the datagram it came in."""
+    """One packet as read from the wire; `payload`, `sack` and `pieces` are views of the datagram it came in."""
 
     __slots__ = (
         "ack16",
         "connection_id",
         "difference_us",
         "payload",
+        "pieces",
         "sack",
         "seq16",
         "timestamp_us",
@@ -71,6 +73,7 @@ class Packet:
         seq16: int,
         ack16: int,
         sack: memoryview | None,
+        pieces: list[memoryview] | None,
         payload: memoryview,
     ) -> None:
         self.type = type
@@ -81,6 +84,7 @@ class Packet:
         self.seq16 = seq16
         self.ack16 = ack16
         self.sack = sack
+        self.pieces = pieces
         self.payload = payload
 
 
@@ -100,7 +104,7 @@ def decode(datagram: memoryview) -> Packet | None:
     first, extension, connection_id, timestamp, difference, window, seq16, ack16 = _HEADER.unpack_from(datagram)
     if first & 0x0F != VERSION or first >> 4 > PacketType.SYN:
         return None
-    sack = None
+    sack = pieces = None
     start = HEADER_BYTES
     links = 0
     while extension:
@@ -113,9 +117,12 @@ def decode(datagram: memoryview) -> Packet | None:
             return None
         if extension == EXTENSION_SACK:
             sack = datagram[start : start + size]
+        elif extension == EXTENSION_PIECE:
+            pieces = [*(pieces or ()), datagram[start : start + size]]
         extension = following
         start += size
-    return Packet(first >> 4, connection_id, timestamp, difference, window, seq16, ack16, sack, datagram[start:length])
+    payload = datagram[start:length]
+    return Packet(first >> 4, connection_id, timestamp, difference, window, seq16, ack16, sack, pieces, payload)
 
 
 def encode(
@@ -147,14 +154,20 @@ def encode(
     return header + bytes((0, len(sack))) + sack
 
 
+def with_known_extension(header: bytes, following: int) -> bytes:
+    """`header`, which has no extension, with one of ten bytes that everybody knows and nobody heeds, to be followed by
+    one that nobody knows. PROTOCOL.md §5: those are skipped by their length, but libutp drops what begins with one.
+    """
+    return b"".join((header[:1], bytes((_EXTENSION_BITS,)), header[2:], bytes((following, 8)), bytes(8)))
+
+
 def pad(header: bytes, padding_bytes: int) -> bytes:
     """`header`, which has no extension, with extensions that mean nothing and take LEAST_PADDING_BYTES to
-    MAX_PADDING_BYTES. PROTOCOL.md §5: unknown extensions are skipped by their length, but libutp drops a packet whose
-    first one is unknown, so the first is one that everybody knows and nobody heeds.
+    MAX_PADDING_BYTES.
     """
     rest = padding_bytes - 10
     links = -(-rest // 257)
-    chain = [header[:1], bytes((_EXTENSION_BITS,)), header[2:], bytes((_EXTENSION_PADDING, 8)), bytes(8)]
+    chain = [with_known_extension(header, _EXTENSION_PADDING)]
     for link in range(links):
         size = rest // (links - link)
         rest -= size

@@ -46,6 +46,7 @@ class SendHalf(Outstanding):
         "_burst_at",
         "credit_bytes",
         "fin_seq",
+        "in_pieces",
         "has_more",
         "is_finishing",
         "is_held",
@@ -69,6 +70,7 @@ class SendHalf(Outstanding):
         self.is_opening = False  # there is nothing to send, and that DATA must leave
         self.is_held = False  # somebody else decides when new data may leave
         self.fin_seq: int | None = None
+        self.in_pieces: Flight | None = None  # see poll_pieces()
         self._burst_at = -1  # when new data last left: what the window still holds may follow in the same instant
         self.sent_packets = 0
         self.resent_packets = 0
@@ -299,12 +301,25 @@ class SendHalf(Outstanding):
         elif size:
             count = 1
         self._resend_at_once = False
+        if self._drops_fragments and flight.largest + HEADER_BYTES > self.mtu.size:
+            count = 1
         flight = flights.resent(flight, count, now=now)
+        self._add_pieces(flight)
         flight.is_whole = self.mtu.is_proven(size + HEADER_BYTES)
         self.resent_packets += count
         self._rto_from_us = now
         self._on_sent(count, flight.total_bytes, now=now)
         return flight
+
+    def _add_pieces(self, flight: Flight) -> None:
+        """If this packet, which first left when the path was wider, may not pass but in pieces, they follow it."""
+        if self._drops_fragments and flight.largest + HEADER_BYTES > self.mtu.size:
+            self.in_pieces = flight
+
+    def poll_pieces(self) -> Flight | None:
+        """The packet, left just now, whose pieces are to leave as well (pieces.py), or None."""
+        flight, self.in_pieces = self.in_pieces, None
+        return flight if flight is not None and flight.seq >= self.flights.una_seq else None
 
     def _probe_tail(self, *, now: int) -> Flight | None:
         """The last packet again, so that its ack tells whether the tail arrived. RFC 8985 §7.3."""
@@ -319,6 +334,7 @@ class SendHalf(Outstanding):
             flight.is_whole = self.mtu.is_proven(flight.size + HEADER_BYTES)
             self.mtu.on_probe_lost(now=now)
         flights.resent(flight, 1, now=now)
+        self._add_pieces(flight)
         self.resent_packets += 1
         self.tail_probes += 1
         self._rto_from_us = now
@@ -332,6 +348,7 @@ class SendHalf(Outstanding):
         self.sent_offset = self.buffer.end_offset
         self._paced_until = self._reorder_at = self._closed_since = NEVER
         self._is_persisting = False
+        self.in_pieces = None
 
     def _check(self) -> None:
         """Invariants, for tests and the simulator."""

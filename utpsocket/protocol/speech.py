@@ -2,7 +2,7 @@
 
 Separate because it decides nothing: the connection says what leaves, and here is what it looks like. What we send is
 what every implementation takes (PROTOCOL.md §5): no extension but the selective ack, and that on STATE alone; and
-padding on a path MTU probe.
+padding on a path MTU probe, and pieces.
 
 BEP 29 "header format", "packet loss"; PROTOCOL.md §2, §5, §6.
 """
@@ -13,6 +13,7 @@ from typing import Final
 
 from utpsocket.protocol.flights import Flight
 from utpsocket.protocol.packet import HEADER_BYTES, PacketType, Transmit, compose, encode, pad
+from utpsocket.protocol.pieces import in_pieces
 from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.sendhalf import SendHalf
 
@@ -59,6 +60,22 @@ class Speech:
             may_fragment=not flight.is_whole,
             is_probe=flight.probe_bytes > 0,
         )
+
+    def pieces(self, flight: Flight, *, now: int) -> Transmit:
+        """A packet too large for the path, in pieces."""
+        send, receive = self._send, self._receive
+        header = encode(
+            PacketType.STATE,
+            self.send_id,
+            timestamp_us=now,
+            difference_us=receive.difference_us,
+            window_bytes=receive.window_bytes,
+            seq=send.flights.next_seq,
+            ack=receive.ack,
+        )
+        payload = b"".join(send.buffer.segments(flight.offset, flight.last_size, flight.total_bytes))
+        data, segment, count = in_pieces(header, flight.seq, payload, send.mtu.floor)
+        return Transmit(self._addr, data, segment=segment, count=count, may_fragment=True)
 
     def answer(self, *, now: int) -> Transmit:
         """The SYN's answer, repeated identically whatever has been sent since: it says where our stream begins."""

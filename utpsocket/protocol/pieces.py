@@ -1,0 +1,87 @@
+"""A packet that has become too large for its path, sent in pieces.
+
+A packet's boundary is fixed once it is sent: uTP does not re-segment. When a path becomes narrower under packets that
+are on their way, only IP's fragments can carry them, and where those are dropped (RFC 8900 §3) nothing can: the
+connection would be stuck with them. So the payload then travels in extensions of STATE packets, which every
+implementation takes for an ack and whose unknown extensions it skips; ours puts it together. Nobody has to be asked
+whether he can: the packet itself leaves before its pieces, for IP to fragment.
+
+A link holds: the packet's sequence number, where in its payload the piece begins, how long the payload is (16 bits
+each), and the bytes. Sources: BEP 29 "extension"; PROTOCOL.md §5, §10.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from utpsocket.protocol.packet import EXTENSION_PIECE, HEADER_BYTES, MAX_EXTENSIONS, unwrap, with_known_extension
+
+_HEAD: Final = struct.Struct(">HHH")
+PIECE_BYTES: Final = 249  # what the one-byte length of an extension leaves
+_LINK_BYTES: Final = 2 + _HEAD.size + PIECE_BYTES
+_FIRST_LINK_BYTES: Final = 10
+_MOST_PARTIAL: Final = 8  # packets that are being put together: they are sent one behind the other
+
+
+def in_pieces(header: bytes, seq: int, payload: bytes, datagram_bytes: int) -> tuple[bytes, int, int]:
+    """The datagrams that carry this payload, back to back; the size of all but the last, and how many they are.
+
+    header           of a STATE without extensions
+    datagram_bytes   as large as they may be
+    """
+    room = (datagram_bytes - HEADER_BYTES - _FIRST_LINK_BYTES) // _LINK_BYTES
+    most = max(1, min(MAX_EXTENSIONS - 1, room))
+    total = len(payload)
+    offsets = range(0, total, PIECE_BYTES)
+    start = with_known_extension(header, EXTENSION_PIECE)
+    datagrams = []
+    for first in range(0, len(offsets), most):
+        links = [start]
+        group = offsets[first : first + most]
+        for offset in group:
+            piece = payload[offset : offset + PIECE_BYTES]
+            following = 0 if offset == group[-1] else EXTENSION_PIECE
+            links.append(bytes((following, _HEAD.size + len(piece))) + _HEAD.pack(seq & 0xFFFF, offset, total) + piece)
+        datagrams.append(b"".join(links))
+    return b"".join(datagrams), len(datagrams[0]), len(datagrams)
+
+
+class Assembly:
+    """Packets that are being put together from their pieces."""
+
+    __slots__ = ("_partial",)
+
+    def __init__(self) -> None:
+        self._partial: dict[int, tuple[bytearray, set[int]]] = {}  # payload, and offsets of the pieces that are there
+
+    def add(self, link: memoryview, next_seq: int, most_bytes: int) -> tuple[int, bytes] | None:
+        """A piece arrived. -> sequence number and payload of the packet that it completes, or was of one long here.
+
+        next_seq     of what is not received in order yet
+        most_bytes   that a payload may have
+        """
+        if len(link) <= _HEAD.size:
+            return None
+        seq16, offset, total = _HEAD.unpack_from(link)
+        seq, piece = unwrap(seq16, next_seq), link[_HEAD.size :]
+        if offset % PIECE_BYTES or len(piece) != min(PIECE_BYTES, total - offset):
+            return None
+        if seq < next_seq:
+            return seq, b""
+        if total > most_bytes:
+            return None
+        partial = self._partial.get(seq)
+        if partial is None or len(partial[0]) != total:
+            for old in [old for old in self._partial if old < next_seq]:
+                del self._partial[old]
+            if len(self._partial) >= _MOST_PARTIAL:
+                del self._partial[max(self._partial)]
+            partial = self._partial[seq] = bytearray(total), set()
+        payload, there = partial
+        payload[offset : offset + len(piece)] = piece
+        there.add(offset)
+        if len(there) * PIECE_BYTES < total:
+            return None
+        del self._partial[seq]
+        return seq, bytes(payload)
