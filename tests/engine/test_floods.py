@@ -147,10 +147,21 @@ def test_a_guess_makes_no_connection_and_no_reset() -> None:
     site = Site()
     site.crowd()
     answer = site.answered(500, 20)
-    for wrong in (0, 1, 100, -3):
+    for wrong in (1, 2, 100, -3):
         site.hear(HONEST, PacketType.DATA, 501, seq=21, ack=answer.seq16 + wrong & 0xFFFF, data=b"x")
     assert site.bridge(HONEST, 501) is None
     assert site.settle() == []
+
+
+def test_who_reads_bep_29s_diagram_comes_in_too() -> None:
+    """rust-utp's first DATA acks the answer's own number, and waits for the one behind it."""
+    site = Site()
+    site.crowd()
+    answer = site.answered(500, 20)
+    site.hear(HONEST, PacketType.DATA, 501, seq=21, ack=answer.seq16, data=b"x")
+    bridge = site.bridge(HONEST, 501)
+    assert bridge is not None
+    assert bridge.connection.send.flights.next_seq & 0xFFFF == answer.seq16 + 1 & 0xFFFF
 
 
 def test_while_the_backlog_is_full_nobody_comes_in_and_later_he_does() -> None:

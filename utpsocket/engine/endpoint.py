@@ -196,7 +196,8 @@ class Endpoint:
             key = connection.addr, connection.recv_id
             self._remains.pop(key, None)
             self._remains[key] = self.loop.now, remains
-            while len(self._remains) > _REMAINS_REMEMBERED:
+            oldest_at = self.loop.now - _REMAINS_US
+            while len(self._remains) > _REMAINS_REMEMBERED or next(iter(self._remains.values()))[0] < oldest_at:
                 self._remains.popitem(last=False)
         self.leave_lane(bridge)
         if self.is_unused:

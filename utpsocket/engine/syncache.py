@@ -85,7 +85,8 @@ class SynCache:
         if entry is None or entry[4:]:
             return None
         our_seq16 = entry[2] << 8 | entry[3]
-        if not 0 < (our_seq16 - ack16) & 0xFFFF <= _ACK_SLACK:
+        # Our number itself is acked by who reads BEP 29's diagram (connection.py).
+        if not 0 <= (our_seq16 - ack16) & 0xFFFF <= _ACK_SLACK:
             return None
         return entry[0] << 8 | entry[1], our_seq16
 
