@@ -55,11 +55,7 @@ class Hold:
         """From now on nothing is collected of itself. Whoever starts the thread calls, so that its first steps are
         covered.
         """
-        was_enabled = _is_enabled()
-        _disable()
         _take(self, _get_threshold())
-        if was_enabled:
-            _enable()
 
     def enter(self) -> None:
         """The thread has started."""

@@ -124,11 +124,12 @@ class Loop:
     def start(self) -> None:
         """Start the thread, once. Any thread, and again after an exception has interrupted it."""
         if not self._starting.locked():
-            self._hold.begin()
             try:
+                self._hold.begin()
                 start_new_thread(self._run, ())
             except BaseException:
-                self._hold.end()
+                if not self._starting.locked():
+                    self._hold.end()
                 raise
 
     def discard(self) -> None:

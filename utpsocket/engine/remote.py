@@ -141,8 +141,8 @@ class RemoteLoop:
         global _remote
         if not self._starting.locked():
             _remote = self
-            self._hold.begin()
             try:
+                self._hold.begin()
                 start_new_thread(self._run, ())
             except BaseException:
                 self._hold.end()
