@@ -43,7 +43,9 @@ def judge(evidence: Evidence) -> list[str]:
             for outcome in end["outcomes"]
             if outcome["fault"]
         ]
-        _judge_left(role, end, causes)
+        # What repeats itself into a NAT's silence does so until its timeouts are over: minutes, as over TCP.
+        if not (evidence.plan.path.forgets_silently and end["held"]["connections"]):
+            _judge_left(role, end, causes)
     for number, connection in enumerate(evidence.plan.connections):
         known = len(causes)
         _judge_connection(evidence, number, connection)

@@ -29,7 +29,6 @@ from tests.chaos.streams import HEADER, MAGIC, Stream
 from utpsocket import stats
 from utpsocket.engine import running_engine
 
-_DRAIN_SECONDS: Final = 75.0  # TIME_WAIT after repeated FINs, and FIN_WAIT where a NAT has cut the connection off
 _ACCEPT_SECONDS: Final = 0.2
 
 
@@ -333,12 +332,12 @@ class Party:
             half.abandon(command["connections"])
             return {}
         if name == "finish":
-            return self.finish(half)
+            return self.finish(half, command["drain_seconds"])
         if name == "dump":
             return self.dump(half)
         raise ValueError(name)
 
-    def finish(self, half: Half) -> dict[str, Any]:
+    def finish(self, half: Half, drain_seconds: float) -> dict[str, Any]:
         half.is_finishing = True
         half.abandon(None)
         until = time.monotonic() + 10
@@ -350,7 +349,7 @@ class Party:
         half.threads.clear()
         self.half = None
         began = time.monotonic()
-        held = self.drain(_DRAIN_SECONDS)
+        held = self.drain(drain_seconds)
         answer.update(held=held, baseline=self.baseline, drained_in=time.monotonic() - began, threads_alive=alive)
         if held["connections"]:
             answer["left"] = [asdict(one) for one in stats.engine_stats().connections]

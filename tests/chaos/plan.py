@@ -118,6 +118,11 @@ class Path:
     is_batching: bool
 
     @property
+    def forgets_silently(self) -> bool:
+        """Whether an end may never hear that its connection was cut off, but by its own timeouts."""
+        return bool(self.rebinds) and not self.rebind_tells
+
+    @property
     def longest_outage(self) -> float:
         return sum(outage.seconds for outage in self.outages)
 
@@ -196,6 +201,8 @@ def _connection(dice: random.Random, listener: int, server_first: bool, amount: 
     if client.ending in ENDS_AFTER_PEERS and server.ending in ENDS_AFTER_PEERS:
         server.ending = "fin"
     for side, peer in ((client, server), (server, client)):
+        if side.starts == "first" and side.call == "all":
+            side.call = "plain"  # its first byte would come only with many others
         side.stop_after = None
         if side.ending in BREAKS_OFF:
             side.stop_after = int(peer.total * dice.choice((0, dice.random(), 1)))
@@ -320,6 +327,11 @@ def _narrow(dice: random.Random, path: Path) -> None:
         one.queue_bytes = dice.choice((5_000, 50_000, 500_000))
 
 
+def _small(dice: random.Random, path: Path) -> None:
+    for one in _either(dice, path):
+        one.mtu_bytes = dice.choice((548, 1_000, 1_252, 1_400))
+
+
 def _junk(dice: random.Random, path: Path) -> None:
     for one in _either(dice, path):
         one.garbage = dice.choice((0, 0.02, 0.2))
@@ -342,4 +354,5 @@ _ILLS: Final = (
     _rebind,
     _narrow,
     _junk,
+    _small,
 )

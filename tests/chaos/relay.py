@@ -42,6 +42,8 @@ class Flow:
     resets: dict[str, list[float]] = field(default_factory=lambda: {"to_server": [], "to_client": []})
     lost_resets: dict[str, int] = field(default_factory=lambda: {"to_server": 0, "to_client": 0})
     syns: int = 0
+    pending: int = 0
+    is_closing: bool = False
 
 
 class Relay:
@@ -65,6 +67,7 @@ class Relay:
         self._rebinds = sorted(plan.path.rebinds)
         self._outages = [(outage, outage.at if outage.after_type < 0 else None) for outage in plan.path.outages]
         self._old: list[Any] = []
+        self._closing: list[Flow] = []
         self.fronts = []
         for i, server in enumerate(servers):
             front = self._socket()
@@ -115,7 +118,9 @@ class Relay:
             except ConnectionError:
                 continue
             except BlockingIOError:
-                break
+                if kind == "front":
+                    self._hear_icmp(what)  # not before: what the client sent first goes first
+                return
             size = next((int.from_bytes(raw[:4], "little") for _, k, raw in ancillary if k == _UDP_GRO), len(data))
             flow = self._flow(what, sender, now) if kind == "front" else what
             if kind == "outer" and sender[:2] != flow.server[:2]:
@@ -123,11 +128,11 @@ class Relay:
             way = "to_server" if kind == "front" else "to_client"
             for at in range(0, len(data), size or 1):
                 self._handle(flow, way, data[at : at + size], now)
-        if kind == "front":
-            self._pass_on_icmp(what, now)
 
-    def _pass_on_icmp(self, front: Any, now: float) -> None:
-        """A client's port is closed: from now on the server is told so by its outer port, which is closed too."""
+    def _hear_icmp(self, front: Any) -> None:
+        """A client's port is closed: once all is sent that it said, its outer port is closed too, which tells the
+        server the same.
+        """
         number, sock, _ = front
         while True:
             try:
@@ -136,11 +141,15 @@ class Relay:
                 return
             flow = self._by_client.pop((number, client), None)
             if flow is not None:
-                self.poller.unregister(flow.outer.fileno())
-                self._by_fd.pop(flow.outer.fileno(), None)
-                flow.outer.close()
-                if self.traces:
-                    self.trace.append(f"{now - self.began_at:.4f} flow {flow.number}: the client's port is closed")
+                flow.is_closing = True
+                self._closing.append(flow)
+
+    def _close_outer(self, flow: Flow, now: float) -> None:
+        self.poller.unregister(flow.outer.fileno())
+        self._by_fd.pop(flow.outer.fileno(), None)
+        flow.outer.close()
+        if self.traces:
+            self.trace.append(f"{now - self.began_at:.4f} flow {flow.number}: the client's port is closed")
 
     def _flow(self, front: Any, client: Any, now: float) -> Flow:
         number, sock, server = front
@@ -175,6 +184,7 @@ class Relay:
         for at, what in due:
             self._order += 1
             heapq.heappush(self._heap, (at, self._order, flow, way, what))
+            flow.pending += 1
 
     def _judge(self, flow: Flow, way: str, kind: int, data: bytes, now: float) -> tuple[str, list[tuple[float, bytes]]]:
         dice = flow.dice[way]
@@ -236,6 +246,7 @@ class Relay:
         to: tuple[Flow, str] | None = None
         while self._heap and self._heap[0][0] <= now:
             _, _, flow, way, data = heapq.heappop(self._heap)
+            flow.pending -= 1
             if to is not None and (to != (flow, way) or not self._fits(batch, data)):
                 self._send(*to, batch, now)
                 batch = []
@@ -243,6 +254,9 @@ class Relay:
             batch.append(data)
         if to is not None:
             self._send(*to, batch, now)
+        for flow in [flow for flow in self._closing if not flow.pending]:
+            self._closing.remove(flow)
+            self._close_outer(flow, now)
 
     def _fits(self, batch: list[bytes], data: bytes) -> bool:
         size = len(batch[0])

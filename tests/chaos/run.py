@@ -24,6 +24,8 @@ ROOT: Final = Path(__file__).resolve().parent.parent.parent
 _STATUS_EVERY: Final = 0.25
 _PATIENCE: Final = 15.0  # without any progress on a path that is good again, beside twice its longest outage
 _PATIENCE_FOR_EXCUSED: Final = 1.5  # where the plan explains why an end may hear nothing more
+_DRAIN_SECONDS: Final = 75.0  # TIME_WAIT after repeated FINs, and FIN_WAIT where a NAT has cut the connection off
+_DRAIN_SECONDS_EXCUSED: Final = 3.0
 _ANSWER_SECONDS: Final = 120.0
 _MOST_RUNS: Final = 60  # of one process
 
@@ -37,6 +39,7 @@ class Result:
     seconds: float = 0.0
     causes: list[str] = field(default_factory=list)
     phantoms: int = 0
+    leaves_connections: bool = False
     details: list[str] = field(default_factory=list)
 
 
@@ -232,7 +235,9 @@ class Run:
             addresses = relay.addresses
             self._ask(self.client, command="begin", role="client", addresses=addresses, **common)
             self._watch()
-            ends = self._ask_both(((self.client, {"command": "finish"}), (self.server, {"command": "finish"})))
+            seconds = _DRAIN_SECONDS_EXCUSED if plan.path.forgets_silently else _DRAIN_SECONDS
+            finish = {"command": "finish", "drain_seconds": seconds}
+            ends = self._ask_both(((self.client, finish), (self.server, finish)))
         finally:
             relay.close()
         evidence = Evidence(plan, ends[0], ends[1], relay, self.hangs)
@@ -243,6 +248,7 @@ class Run:
                 causes.append(f"{role}: stderr: {party.noise.decode(errors='replace')[-1_500:]}")
         result = Result(plan.seed, evidence.total_bytes(), time.monotonic() - began, causes, evidence.phantoms)
         result.details = evidence.details
+        result.leaves_connections = any(end["held"]["connections"] for end in ends)
         if self.verbose:
             result.details += [
                 json.dumps(fields, indent=1),
@@ -329,7 +335,7 @@ def run_seed(seed: int, parties: Parties, *, verbose: bool = False) -> Result:
             party.kill()
         return Result(seed, causes=[f"{type(error).__name__}: {error}"])
     for party in taken:
-        if result.causes:
+        if result.causes or result.leaves_connections:
             party.kill()
         else:
             parties.give_back(party)
