@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from utpsocket import options, pairing, registry
 from utpsocket.engine import engine, names, running_engine, serving_pid, verbs
+from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.names import Address
@@ -68,7 +69,7 @@ def _take_port(loop: Loop | RemoteLoop, identity: Identity, address: Any) -> tup
     reuse = any(identity.options.get((stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR), b""))
     shares = identity.settings.shares_port
     for _ in range(3):
-        udp = options.udp_socket(identity)
+        udp = raise_fd(options.udp_socket(identity))
         try:
             udp.bind(address)
             local: Address = udp.getsockname()
@@ -120,7 +121,7 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
             return error
     settle(sock, identity)
     loop = engine()
-    udp = options.udp_socket(identity)
+    udp = raise_fd(options.udp_socket(identity))
     try:
         code = _aim(udp, identity, address, quietly=quietly)
         check_open(sock)

@@ -15,9 +15,11 @@ import os
 import socket as stdlib
 import struct
 from contextlib import closing
+from functools import partial
 from typing import Any, Final
 
 from utpsocket import pairing
+from utpsocket.engine.highfd import with_room
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket
 from utpsocket.protocol.congestion import CONTROLLERS
@@ -74,7 +76,7 @@ def _fail(code: int) -> OSError:
 
 def udp_socket(identity: Identity) -> Any:
     """A UDP socket with the options this uTP socket was given: for a probe, a bind, a connection."""
-    udp = Socket(identity.family, stdlib.SOCK_DGRAM, 0)
+    udp = with_room(partial(Socket, identity.family, stdlib.SOCK_DGRAM, 0))
     try:
         for (level, name), value in identity.options.items():
             if (level, name) == _BIND_ADDRESS_NO_PORT:
@@ -101,7 +103,7 @@ def set_option(sock: Any, identity: Identity, level: int, name: int, value: Any,
         return False
     if (level, name) == (stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY) and identity.local is not None:
         raise _fail(errno.EINVAL)  # it is the port's by now. ipv6(7)
-    with closing(Socket(identity.family, stdlib.SOCK_STREAM, 0)) as judge:
+    with closing(with_room(partial(Socket, identity.family, stdlib.SOCK_STREAM, 0))) as judge:
         judge.setsockopt(level, name, value, *optlen)
         identity.options[level, name] = judge.getsockopt(level, name, MAX_OPTION_BYTES)
     return _apply(sock, identity, level, name)
@@ -178,7 +180,7 @@ def get_option(sock: Any, identity: Identity, level: int, name: int, *buflen: in
     if level == _SOCKET and name in _PAIR_OPTIONS:
         return Socket.getsockopt(sock, level, name, *buflen)
     length = buflen[0] if buflen else 0
-    with closing(Socket(identity.family, stdlib.SOCK_STREAM, 0)) as judge:
+    with closing(with_room(partial(Socket, identity.family, stdlib.SOCK_STREAM, 0))) as judge:
         value = _value(identity, level, name)
         if value is None:
             return judge.getsockopt(level, name, *buflen)

@@ -14,10 +14,12 @@ import errno
 import os
 import secrets
 import socket as stdlib
+from functools import partial
 from typing import Any, Final
 
 from utpsocket import replacement
 from utpsocket.engine import names
+from utpsocket.engine.highfd import raise_fd, with_room
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.native import Socket, accepted, connect_at_once
 
@@ -25,6 +27,7 @@ from utpsocket.engine.native import Socket, accepted, connect_at_once
 _USER_BUFFER_BYTES: Final = 256 << 10
 # An engine in its own process never waits for that thread, only the writer does: more per wait then, as with TCP.
 _FAR_BUFFER_BYTES: Final = 512 << 10
+_unix_stream: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM)
 _TRIES: Final = 1_000
 _DOOR_BACKLOG: Final = 16
 _FILLER: Final = bytes(8_192)  # more than the smallest send buffer takes
@@ -46,7 +49,7 @@ def pair(sock: Any, identity: Identity) -> Any:
     fd = sock.fileno()
     for _ in range(_TRIES):
         identity.cookie = secrets.randbits(63)
-        door = Socket(stdlib.AF_UNIX, stdlib.SOCK_STREAM)
+        door = with_room(_unix_stream)
         try:
             end = _pair_at(door, fd, names.encode(identity.cookie, identity.local, identity.peer, identity.owner_pid))
         finally:
@@ -69,9 +72,9 @@ def _pair_at(door: Any, fd: int, name: bytes) -> Any:
     if code:
         raise OSError(code, os.strerror(code))
     while True:
-        end = accepted(door)
+        end = with_room(partial(accepted, door))
         if names.maker(end)[0] == os.getpid():  # no matter as which user: a program may change that at any time
-            return end
+            return raise_fd(end)
         end.close()
 
 
@@ -90,4 +93,4 @@ def renew(sock: Any) -> None:
     """Put a fresh AF_UNIX socket in the place of the user's fd: TCP can connect again after a failed attempt, AF_UNIX
     cannot.
     """
-    replacement.put(Socket(stdlib.AF_UNIX, stdlib.SOCK_STREAM), sock)
+    replacement.put(with_room(_unix_stream), sock)

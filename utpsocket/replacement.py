@@ -12,14 +12,17 @@ Any thread may call. Sources: dup(2); epoll(7), questions 1 and 6; proc(5) on fd
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import platform
 import re
 import struct
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final
 
 from utpsocket.engine import running_engine
+from utpsocket.engine.highfd import give_back, with_room
 from utpsocket.engine.native import Socket
 
 _EPOLL_CTL_ADD: Final = 1
@@ -54,8 +57,9 @@ def _registrations(fd: int) -> Iterator[tuple[int, int, int]]:
         try:
             if epoll_fd in ours or os.readlink(f"/proc/self/fd/{epoll_fd}") != _EVENTPOLL:
                 continue
-            with open(f"/proc/self/fdinfo/{epoll_fd}", "rb") as file:
-                found = line.search(file.read())
+            with with_room(partial(io.FileIO, f"/proc/self/fdinfo/{epoll_fd}")) as file:
+                found = line.search(file.readall())
+            give_back()
             if found is not None:
                 yield epoll_fd, int(found[1], 16), int(found[2], 16)
         except OSError:

@@ -18,7 +18,7 @@ import time
 from typing import Any, Final
 
 from utpsocket import exchange, lifecycle, options, registry, stats, wording
-from utpsocket.engine import running_engine, verbs
+from utpsocket.engine import highfd, running_engine, verbs
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, StdlibSocket, duplicated, poll
 from utpsocket.routes import Routes
@@ -64,6 +64,8 @@ class socket(StdlibSocket):
         _plain_init(self, stdlib.AF_UNIX, kind, 0, None)
         if number:
             _plain_init(self, stdlib.AF_UNIX, kind, number, self.fileno())  # remembered; socket(2) would refuse it
+        if not highfd.is_prepared():
+            highfd.prepare()
         identity = Identity(int(wanted))
         identity.routes = self._routes
         self._utp = identity

@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import socket as stdlib
 from contextlib import closing
+from functools import partial
 from typing import Any, Final
 
 from utpsocket import lifecycle, pairing
+from utpsocket.engine.highfd import with_room
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket
 
@@ -76,7 +78,7 @@ def check_address(family: int, method: str, *args: Any) -> None:
     call = repr((family, method, args[1:]))
     if call in _well_formed:
         return
-    with closing(Socket(family, stdlib.SOCK_DGRAM)) as judge:
+    with closing(with_room(partial(Socket, family, stdlib.SOCK_DGRAM))) as judge:
         try:
             getattr(judge, method)(*args)
         except OSError as error:
@@ -89,7 +91,7 @@ def check_address(family: int, method: str, *args: Any) -> None:
 
 def check_ancillary(identity: Identity, ancdata: Any) -> None:
     """Raise what sendmsg() raises for malformed ancillary data: the C class judges, on a socket that goes nowhere."""
-    with closing(Socket(stdlib.AF_UNIX, stdlib.SOCK_DGRAM)) as judge:
+    with closing(with_room(partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_DGRAM))) as judge:
         try:
             judge.sendmsg([], ancdata)
         except OSError as error:

@@ -10,9 +10,10 @@ import atexit
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Final
 
-from utpsocket.engine import environment, exitflush, reports
+from utpsocket.engine import environment, exitflush, highfd, reports
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.remote import RemoteLoop
 
@@ -45,7 +46,9 @@ def _succeed(gone: Loop | RemoteLoop | None) -> Loop | RemoteLoop:
     _hook()
     environment.check()
     place = _first if gone is None else gone.successor
-    made = _kind()()
+    highfd.prepare()
+    kind: Callable[[], Loop | RemoteLoop] = _kind()
+    made = highfd.with_room(kind)
     loop = place.setdefault("", made)
     if loop is not made:
         made.discard()
@@ -97,6 +100,7 @@ def _after_fork_in_child() -> None:
     global _loop, _first
     loop, _loop, _first = _loop, None, {}
     reports.forget()
+    highfd.forget_in_child()
     if loop is not None:
         loop.abandon_in_child()
 
@@ -149,3 +153,4 @@ def shutdown() -> None:
     flush()
     loop.stop()
     _loop, _first = None, {}
+    highfd.release()

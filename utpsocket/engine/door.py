@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.bridge import EPOLLIN
 from utpsocket.engine.faults import NO_ROOM
-from utpsocket.engine.highfd import raise_fd
+from utpsocket.engine.highfd import give_back, raise_fd, with_room
 from utpsocket.engine.identity import Role
 from utpsocket.engine.native import Socket
 from utpsocket.engine.relay import Relay
@@ -81,12 +81,14 @@ class Door:
 
     def _accept(self) -> Relay:
         listening = self._listener.identity
-        fd, peer = self._tcp._accept()
+        fd, peer = with_room(self._tcp._accept)
         try:
             tcp = raise_fd(Socket(fileno=fd))
         except BaseException:
             os.close(fd)
             raise
+        finally:
+            give_back()
         tcp.setblocking(False)
         identity = type(listening)(listening.family)
         identity.cookie = _system_random.getrandbits(63)

@@ -10,11 +10,13 @@ import os
 import socket as stdlib
 from collections.abc import Callable
 from fcntl import ioctl
+from functools import partial
 from struct import pack, unpack
 from termios import FIONREAD
 from typing import Any
 
 from utpsocket.engine import native
+from utpsocket.engine.highfd import give_back, with_room
 from utpsocket.engine.identity import Identity, Role
 
 deputy: Callable[[int, Identity, bool], None] | None = None
@@ -93,45 +95,53 @@ def _write_as_user(fd: int, inode: int) -> bool:
     if fd < 0:
         return False
     try:
-        duplicate = os.dup(fd)
+        if os.fstat(fd).st_ino != inode:
+            return False
+        user = _duplicate(fd)
     except OSError:
         return False
-    user = native.Socket(fileno=duplicate)
     try:
-        if os.fstat(duplicate).st_ino != inode:
+        if os.fstat(user.fileno()).st_ino != inode:  # the number has come to mean another meanwhile
             return False
         user.send(b"!", stdlib.MSG_DONTWAIT | stdlib.MSG_NOSIGNAL)
     except OSError:
         pass  # the user has shut down writing: only the recorded errno can tell it
     finally:
         user.close()
+        give_back()
     return True
+
+
+def _duplicate(fd: int) -> Any:
+    """A socket object over a duplicate, even if the program has used up its fds."""
+    return native.Socket(fileno=with_room(partial(os.dup, fd)))
 
 
 def shut_down_as_user(identity: Identity) -> None:
     """Shut down the user's listening fd, so that nobody waits in accept() for what will never come: it says EINVAL."""
     for fd in (identity.user_fd, _fd_of(identity.inode)):
         try:
-            duplicate = os.dup(fd) if fd >= 0 else -1
+            if fd < 0 or os.fstat(fd).st_ino != identity.inode:
+                continue
+            user = _duplicate(fd)
         except OSError:
             continue
-        if duplicate >= 0:
-            user = native.Socket(fileno=duplicate)
-            try:
-                if os.fstat(duplicate).st_ino == identity.inode:
-                    user.shutdown(stdlib.SHUT_RDWR)
-                    return
-            except OSError:
-                pass
-            finally:
-                user.close()
+        try:
+            if os.fstat(user.fileno()).st_ino == identity.inode:
+                user.shutdown(stdlib.SHUT_RDWR)
+                return
+        except OSError:
+            pass
+        finally:
+            user.close()
+            give_back()
 
 
 def _fd_of(inode: int) -> int:
     """An fd of this process that means the socket `inode`, or -1."""
     wanted = f"socket:[{inode}]"
     try:
-        for name in os.listdir("/proc/self/fd"):
+        for name in with_room(partial(os.listdir, "/proc/self/fd")):
             try:
                 if os.readlink(f"/proc/self/fd/{name}") == wanted:
                     return int(name)

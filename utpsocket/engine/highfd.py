@@ -1,31 +1,302 @@
-"""The engine's fds keep out of the numbers that select() can watch: those are the user's.
+"""The engine's fds: out of the numbers that select() can watch, and there when the program has used up its own.
 
-Separate because every part of the engine that opens a socket needs it. Sources: select(2) FD_SETSIZE, fcntl(2).
+Separate because every part of the engine that opens a socket needs it. TCP's connect() needs no fd, and its accept()
+one; ours need a UDP socket, the engine's ends of pairs, and some for a moment. So a few fds are kept open in advance,
+duplicates of one socket that does nothing:
+
+    raise_fd()    puts a socket under the number of a kept fd, in one step (dup2), so that the program's low number is
+                  free again, and the program has as many left as with TCP
+    with_room()   opens something when no number is left, after closing a kept fd
+    close()       of a raised socket leaves a kept fd under its number, until there are enough again
+
+New ones are made only while the program is far from its limit. Where none can be used, because the limit was lowered
+below their numbers or they have been used up, the limit is raised for the moment of the call, if the hard limit, or
+root's rights, allow it.
+
+A signal's handler may raise between any two lines: so at every moment an object owns each fd.
+
+Any thread may call. Sources: select(2) FD_SETSIZE; dup(2), fcntl(2); getrlimit(2) RLIMIT_NOFILE.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import resource
+import socket as stdlib
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from fcntl import F_DUPFD_CLOEXEC, fcntl
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
-from utpsocket.engine.native import Socket
+from utpsocket.engine.native import Socket, allocate_lock
 
+_T = TypeVar("_T")
 _HIGH_FD: Final = 1_024  # FD_SETSIZE
+_KEPT: Final = 32  # two for each of eight connects, one for each of eight accepts, and some for a moment
+_FAR: Final = 64  # numbers above the lowest free one that must be free before more are kept
+_LOCK_SECONDS: Final = 1.0
+
+
+class HighSocket(Socket):  # type: ignore[misc]  # native's is Any
+    """A socket under one of the engine's own numbers."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Closes it, and keeps the number if there are too few."""
+        model = _model
+        if len(_kept) < _KEPT and model is not None and self.fileno() >= 0 and _is_kept(model):
+            try:
+                os.dup2(model.fileno(), self.fileno(), inheritable=False)
+            except OSError:
+                pass  # the limit is lower than the number by now
+            else:
+                _kept.append(_owner(iter(self.detach, -1)))
+                return
+        Socket.close(self)
+
+
+_kept: deque[HighSocket] = deque()
+_model: HighSocket | None = None  # what the kept fds are duplicates of
+_model_file: tuple[int, int] = (0, 0)
+_owed = 0  # kept fds that were closed for something else than a socket
+_raising = allocate_lock()
+_new: Final = partial(HighSocket, stdlib.AF_UNIX, stdlib.SOCK_DGRAM, 0)
+
+
+def _owner(fds: Iterable[int]) -> HighSocket:
+    """The object that owns the first of these fds, from the moment on in which it comes to be."""
+    return next(map(_new, fds))
+
+
+def _duplicate(fd: int, floor: int) -> HighSocket:
+    return _owner(map(partial(fcntl, fd, F_DUPFD_CLOEXEC), (floor,)))
+
+
+def _limit() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 30 if soft == resource.RLIM_INFINITY else soft
+
+
+def is_prepared() -> bool:
+    """Whether prepare() has been called."""
+    return _model is not None
+
+
+def prepare() -> None:
+    """Keep fds, if the program is far from its limit: before it may have used them up."""
+    global _model, _model_file
+    gone = _model
+    if gone is not None:
+        if _is_kept(gone):
+            return
+        gone.detach()  # the program has closed every fd that it found: the numbers are somebody else's
+        while _kept:
+            _kept.pop().detach()
+    try:
+        ctypes.CDLL("libgcc_s.so.1")  # glibc opens it at a thread's end, and aborts where it has no fd for that
+    except OSError:
+        pass
+    try:
+        model = Socket(stdlib.AF_UNIX, stdlib.SOCK_DGRAM)
+    except OSError:
+        return
+    with closing(model):
+        found = os.fstat(model.fileno())
+        try:
+            high = _duplicate(model.fileno(), _floor(model.fileno()))
+        except OSError:
+            return
+        _model_file = found.st_dev, found.st_ino
+        _model = high
+        _keep_more(high, model.fileno())
+
+
+def release() -> None:
+    """Keep nothing. The next engine, or socket, prepares anew."""
+    global _model
+    model, _model = _model, None
+    for sock in (*_kept, *filter(None, (model,))):
+        if _is_kept(sock):
+            Socket.close(sock)
+        else:
+            sock.detach()
+    _kept.clear()
+
+
+def _floor(lowest_fd: int) -> int:
+    """Where kept fds begin while this is the lowest free number: none are, where the limit is near."""
+    return _HIGH_FD if _limit() >= _HIGH_FD + 4 * _KEPT else lowest_fd + _FAR
+
+
+def _keep_more(model: HighSocket, lowest_fd: int) -> None:
+    floor = _floor(lowest_fd)
+    try:
+        while len(_kept) < _KEPT:
+            _kept.append(_duplicate(model.fileno(), floor))
+    except OSError:
+        pass
+
+
+def _is_kept(sock: HighSocket) -> bool:
+    """Whether its number still means what we keep."""
+    try:
+        found = os.fstat(sock.fileno())
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == _model_file
+
+
+def _take_kept() -> HighSocket | None:
+    """A kept fd, which is the caller's now."""
+    while _kept:
+        try:
+            kept = _kept.pop()
+        except IndexError:
+            break  # another thread was first
+        if _is_kept(kept):
+            return kept
+        kept.detach()
+    return None
 
 
 def raise_fd(sock: Any) -> Any:
     """The same socket on a high fd number, non-blocking; itself where the process may have no such number."""
-    try:
-        high = fcntl(sock.fileno(), F_DUPFD_CLOEXEC, _HIGH_FD)
-    except OSError:
+    if isinstance(sock, HighSocket):
         return sock
-    raised: Any = None
+    fd = sock.fileno()
+    raised = _raised(fd)
+    if raised is None:
+        sock.setblocking(False)
+        return sock
     try:
-        raised = Socket(fileno=high)
         raised.setblocking(False)
     except BaseException:
-        os.close(high if raised is None else raised.detach())
+        Socket.close(raised)
         raise
     sock.close()
+    model = _model
+    if model is not None and len(_kept) < _KEPT and _is_kept(model):
+        _keep_more(model, fd)
     return raised
+
+
+def _raised(fd: int) -> HighSocket | None:
+    raised = _take_kept()
+    if raised is None:
+        try:
+            raised = _duplicate(fd, _HIGH_FD)
+        except OSError:
+            return None
+    elif not _put(fd, raised):
+        _kept.appendleft(raised)
+        return None
+    try:
+        raised.__init__(fileno=raised.fileno())  # type: ignore[misc]  # it is of another family now
+    except BaseException:
+        Socket.close(raised)
+        raise
+    return raised
+
+
+def _put(fd: int, kept: HighSocket) -> bool:
+    """Put an open file under the number of a kept one. False: the limit is lower by now."""
+    put = partial(os.dup2, fd, kept.fileno(), False)
+    try:
+        try:
+            put()
+        except OSError:
+            _beyond_limit(put, kept.fileno() + 1)
+    except OSError:
+        return False
+    except BaseException:
+        Socket.close(kept)
+        raise
+    return True
+
+
+def with_room(make: Callable[[], _T]) -> _T:
+    """make(), which opens one fd, and leaves none where it fails; if there is no number left, with a kept one's help.
+    A socket is then given as one that does not block.
+    """
+    try:
+        return make()
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    global _owed
+    limit = _limit()
+    for _ in range(_KEPT):
+        kept = _take_kept()
+        if kept is None:
+            break
+        if kept.fileno() >= limit:
+            _kept.appendleft(kept)
+            continue
+        Socket.close(kept)
+        try:
+            made = make()
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            continue  # another thread has taken the number
+        if not isinstance(made, Socket):
+            _owed += 1
+            return made
+        return _raised_already(made)  # type: ignore[no-any-return]
+    beyond: Any = _beyond_limit(make, limit + 1)
+    return _raised_already(beyond) if isinstance(beyond, Socket) else beyond  # type: ignore[no-any-return]
+
+
+def _raised_already(made: Any) -> Any:
+    raised = _owner(iter(made.detach, -1))
+    raised.__init__(fileno=raised.fileno())  # type: ignore[misc]  # it is of another family
+    raised.setblocking(False)
+    return raised
+
+
+def give_back() -> None:
+    """What with_room() opened, and is no socket, has been closed."""
+    global _owed
+    model = _model
+    while _owed > 0 and model is not None and _is_kept(model):
+        _owed -= 1
+        try:
+            _kept.append(_duplicate(model.fileno(), 0))
+        except OSError:
+            return
+
+
+def _beyond_limit(call: Callable[[], _T], least: int) -> _T:
+    """call() with a soft limit of at least so many. Raises EMFILE where we may not have it."""
+    if not _raising.acquire(True, _LOCK_SECONDS):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    try:
+        soft, hard = before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft == resource.RLIM_INFINITY:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        wanted = max(least, soft + _KEPT)
+        if hard != resource.RLIM_INFINITY:
+            hard = max(hard, wanted)  # which only root may do
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
+        try:
+            return call()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    finally:
+        _raising.release()
+
+
+def forget_in_child() -> None:
+    """After a fork, in the child, whose copies of what is kept are its own: a lock may be held by a thread that is not
+    there.
+    """
+    global _raising
+    _raising = allocate_lock()

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import socket as stdlib
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine import farewell, names
 from utpsocket.engine.bridge import Bridge
 from utpsocket.engine.faults import NO_ROOM
-from utpsocket.engine.highfd import raise_fd
+from utpsocket.engine.highfd import raise_fd, with_room
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, connect_keeping_gil
 from utpsocket.engine.syncache import SynCache
@@ -198,7 +199,7 @@ class Listener:
         assert identity.local is not None and identity.peer is not None
         end: Any = None
         try:
-            end = raise_fd(Socket(stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0))
+            end = raise_fd(with_room(partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0)))
             end.setblocking(False)
             end.bind(names.encode(identity.cookie, identity.local, identity.peer, self.endpoint.loop.pid))
         except OSError:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import socket as stdlib
 import struct
+from functools import partial
 from typing import Any, Final
 
+from utpsocket.engine.highfd import with_room
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.native import Socket
 
@@ -19,7 +21,7 @@ _INT: Final = struct.Struct("=i")
 
 def tcp_socket(identity: Identity) -> Any:
     """A kernel TCP socket with the options that this uTP socket was given."""
-    tcp = Socket(identity.family, stdlib.SOCK_STREAM, 0)
+    tcp = with_room(partial(Socket, identity.family, stdlib.SOCK_STREAM, 0))
     apply_options(tcp, identity)
     return tcp
 

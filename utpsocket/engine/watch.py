@@ -9,10 +9,13 @@ watch() may be called by any thread, the rest by the engine's.
 
 from __future__ import annotations
 
+import errno
 import os
 from fcntl import F_DUPFD_CLOEXEC, fcntl
+from functools import partial
 from typing import Any, Final
 
+from utpsocket.engine.highfd import give_back, with_room
 from utpsocket.engine.native import epoll
 
 _SOCKETS_PER_EPOLL: Final = 32
@@ -74,11 +77,15 @@ class HoldersWatch:
         wanted = f"ino:{inode:x} "
         for each in self._epolls if found is None else (found,):
             try:
-                with open(f"/proc/self/fdinfo/{each.fileno()}", encoding="ascii") as registrations:
+                path = f"/proc/self/fdinfo/{each.fileno()}"
+                with with_room(partial(open, path, encoding="ascii")) as registrations:
                     if any(wanted in line for line in registrations):
                         return True
-            except OSError:
-                continue
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    return True  # nobody can tell now: whoever asks will ask again
+            finally:
+                give_back()
         if found is not None:
             del self._where[inode]
             number = found.fileno()
