@@ -197,7 +197,8 @@ INTERPRETER = [
     "tests/green",
     "tests/test_compat_stdlib.py",
 ]
-FDS = ["tests/engine", *in_sockets("connect", "event_loops", "forking", "identity", "monkey_fallback", "readiness")]
+ENGINE = [f"tests/engine/test_{name}.py" for name in ("process", "programs_code", "syscalls", "udp", "work_per_batch")]
+FDS = [*ENGINE, *in_sockets("connect", "event_loops", "forking", "identity", "monkey_fallback", "readiness")]
 TEXT = [
     *COMMANDS,
     "tests/test_examples.py",
@@ -231,9 +232,7 @@ MACHINES = {
     "c-locale": Machine("LC_ALL=C, and ASCII is the interpreter's encoding", TEXT, c_locale),
     "proxy": Machine("an http proxy is in the environment", WEB, proxy),
     "one-processor": Machine("one processor", THREADS, one_processor),
-    "random-order": Machine(
-        "modules and tests in a random order (--seed)", ["tests/sockets", "tests/engine"], random_order
-    ),
+    "random-order": Machine("modules and tests in a random order (--seed)", ["tests/sockets", *ENGINE], random_order),
 }
 
 
