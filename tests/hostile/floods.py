@@ -66,6 +66,18 @@ def aftermath(rate: int) -> Measured:
     return Measured(used, f"{after['wakeups'] - before['wakeups']} wake-ups, {after['rss_bytes'] >> 20} MiB resident")
 
 
+def deaf(rate: int) -> Measured:
+    """What part of a processor a flood costs a server that never accepts and whose backlog is full."""
+    with serving(backlog=4, accepts=False) as server:
+        with flooding(server.address, rate=rate, seconds=20, sources=0):
+            time.sleep(1.0)
+            before, started = server.figures(), time.monotonic()
+            time.sleep(_SECONDS)
+            after, now = server.figures(), time.monotonic()
+    used = (after["cpu_seconds"] - before["cpu_seconds"]) / (now - started)
+    return Measured(used, f"{after['connections']} connections, {after['rss_bytes'] >> 20} MiB resident")
+
+
 def register() -> None:
     """Make the cases known."""
     for name, rate, least in (("20k", 20_000, 0.5), ("90k", 90_000, 0.2)):
@@ -80,4 +92,5 @@ def register() -> None:
         case(Case(f"flood_{kind}", 0.2, "ratio", lambda kind=kind: kept(90_000, kind=kind), at_least=True))
         case(Case(f"flood_{kind}_visit", 3.0, "s", lambda kind=kind: slowest_visit(90_000, kind=kind)))
     case(Case("flood_ipv6", 0.2, "ratio", lambda: kept(90_000, host="::1"), at_least=True))
+    case(Case("flood_backlog_full", 0.5, "s/s", lambda: deaf(90_000)))
     case(Case("flood_aftermath", 0.1, "s/s", lambda: aftermath(90_000)))

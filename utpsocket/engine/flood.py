@@ -33,15 +33,17 @@ if TYPE_CHECKING:
 _WINDOW_US: Final = 100_000
 _NOISE_PER_WINDOW: Final = 200  # more is a flood: 2,000 a second cost a tenth of the thread
 _NOISE_WHEN_BEHIND: Final = 50  # a thread that gets little of the processor sees no more, and the rest waits
-_TICK_US: Final = 100_000
-_TICKS_TO_THE_END: Final = 5  # so many on end that were quiet, and it is over
-_QUIET_NOISE: Final = 50  # in one tick
-_STRAYS_PER_TICK: Final = 500
+_TICK_US: Final = 50_000
+_TICKS_TO_THE_END: Final = 10  # so many on end that were quiet, and it is over
+_QUIET_NOISE: Final = 25  # in one tick
+_STRAYS_PER_TICK: Final = 250
+_MANY_RUNS: Final = 4  # of connections, in one tick: worth keeping SYNs out for, which are all as good otherwise
+_BUSY_TICKS: Final = 100  # so long after such a tick: a connection that is starved is not heard
 _LEAST_PART: Final = EVERY >> 10
-_HEAVY_SYNS: Final = 6  # of one source in one tick: sixty a second, or more where only a part is looked at
+_HEAVY_SYNS: Final = 6  # of one source in one tick: 120 a second, or more where only a part is looked at
 _HEAVY_MEANS: Final = 5  # and so many times as many as of all sources in the mean: chance does not do that
 _HEAVY_PART: Final = EVERY >> 7
-_HEAVY_TICKS: Final = 20  # so long: then it is looked at again
+_HASHED_TICKS: Final = 40  # with one multiplier
 _SYNS_BESIDE_DATA: Final = 256  # that are answered in an iteration in which connections have been heard
 _LOOKED_AT: Final = 32  # of a batch, for heavy sources
 _DATAGRAMS_PER_ITERATION: Final = 512
@@ -56,14 +58,18 @@ class Flood:
     """
 
     __slots__ = (
+        "_busy_until",
         "_dropped_before",
+        "_heard",
         "_heavy",
         "_ids",
         "_iterations",
         "_iterations_behind",
         "_multiplier",
+        "_names",
         "_noise_before",
         "_quiet_ticks",
+        "_seen",
         "_since",
         "_sources",
         "_strays",
@@ -84,12 +90,14 @@ class Flood:
         self._sieve: tuple[frozenset[int], int, int, Heavy] | None = None  # what the kernel was told
         self._multiplier = 1
         self._sources: dict[int, int] = {}  # SYNs by the hash of their source, in this tick
-        self._heavy: dict[int, int] = {}  # heavy sources: until which tick
-        self._ticks = 0
+        self._names: dict[int, bytes] = {}  # one of each hash
+        self._heavy: dict[int, bytes] = {}  # heavy sources' hashes and names
+        self._seen: set[int] = set()  # hashes, since the multiplier was drawn
+        self._ticks = self._busy_until = 0
         self._syns_of_every = self._strays_of_every = EVERY
         self._dropped_before = 0
         self._quiet_ticks = 0
-        self._iterations = self._iterations_behind = self._strays = 0  # in this tick
+        self._iterations = self._iterations_behind = self._strays = self._heard = 0  # in this tick
 
     def on_connections_changed(self) -> None:
         """The port has other connections than before."""
@@ -112,13 +120,19 @@ class Flood:
         self._noise_before = self.noise
         self._quiet_ticks = self._iterations = self._iterations_behind = self._strays = 0
         self._syns_of_every = self._strays_of_every = EVERY
-        self._multiplier = int.from_bytes(os.urandom(4), "big") | 1
-        self._sources = {}
-        self._heavy = {}
+        self._draw_multiplier()
+        self._busy_until = self._ticks + _BUSY_TICKS
         port.tell_icmp(wanted=False)
         self._dropped_before = port.kernel_drops
         self._set_sieve(endpoint)
         endpoint.loop.call_at(now + _TICK_US, lambda: self._tick(endpoint))
+
+    def _draw_multiplier(self) -> None:
+        self._multiplier = int.from_bytes(os.urandom(4), "big") | 1
+        self._sources = {}
+        self._names = {}
+        self._heavy = {}
+        self._seen = set()
 
     def _tick(self, endpoint: Endpoint) -> None:
         if endpoint.is_closed:
@@ -132,19 +146,29 @@ class Flood:
             self.is_on = False
             self._since = endpoint.loop.now
             self._ids = self._sieve = None
-            self._sources = {}
-            self._heavy = {}
+            self._draw_multiplier()
             port.detach_sieve()
             port.tell_icmp(wanted=True)
             return
         self._ticks = ticks = self._ticks + 1
         known = len(self._heavy)
-        self._heavy = {source: until for source, until in self._heavy.items() if until > ticks}
         least = max(_HEAVY_SYNS, _HEAVY_MEANS * sum(self._sources.values()) / SOURCES)
         heavy = [source for source, count in self._sources.items() if count >= least]
+        self._seen.update(self._sources)
+        self._heavy.update((source, self._names[source]) for source in heavy)
         self._sources = {}
-        self._heavy.update(dict.fromkeys(heavy, ticks + _HEAVY_TICKS))
-        if len(self._heavy) > known:
+        self._names = {}
+        if not ticks % _HASHED_TICKS:
+            # Who shares a hash with a heavy source does so for a while only; one that is heavy no more is let go.
+            heavy_names = [name for source, name in self._heavy.items() if source in self._seen]
+            self._draw_multiplier()
+            self._heavy = {source_hash(name, self._multiplier): name for name in heavy_names}
+            known = len(self._heavy)
+        if self._heard >= _MANY_RUNS:
+            self._busy_until = ticks + _BUSY_TICKS
+        if ticks >= self._busy_until:
+            self._syns_of_every = min(EVERY, self._syns_of_every * 2)
+        elif len(self._heavy) > known:
             pass  # that may be enough
         elif self._iterations_behind * 2 > self._iterations:
             self._syns_of_every = max(_LEAST_PART, self._syns_of_every // 2)
@@ -154,7 +178,7 @@ class Flood:
             self._strays_of_every = max(_LEAST_PART, self._strays_of_every * _STRAYS_PER_TICK // self._strays)
         else:
             self._strays_of_every = min(EVERY, self._strays_of_every * 5 // 4)
-        self._iterations = self._iterations_behind = self._strays = 0
+        self._iterations = self._iterations_behind = self._strays = self._heard = 0
         self._set_sieve(endpoint)
         endpoint.loop.call_at(endpoint.loop.now + _TICK_US, lambda: self._tick(endpoint))
 
@@ -190,6 +214,7 @@ class Flood:
             if noise.others:
                 self._take_strays(endpoint, noise, now=now)
             heard += len(runs)
+            self._heard += len(runs)
             syns += len(noise.syns)
             if heard and syns > _SYNS_BESIDE_DATA:
                 self.noise += len(noise.syns)
@@ -269,10 +294,11 @@ class Flood:
                 noise.answer(indices, answers)
 
     def _count_sources(self, names: list[bytes]) -> None:
-        sources, multiplier = self._sources, self._multiplier
+        sources, known_names, multiplier = self._sources, self._names, self._multiplier
         for name in names[:_LOOKED_AT]:
             source = source_hash(name, multiplier)
             sources[source] = sources.get(source, 0) + 1
+            known_names[source] = name
 
     def take_merged(self, endpoint: Endpoint, run: Run, *, now: int) -> None:
         """Datagrams of one sender that the kernel has merged, and that are not all of one connection."""
@@ -307,6 +333,7 @@ class Flood:
             self.noise += len(syns)
             source = source_hash(name, self._multiplier)
             self._sources[source] = self._sources.get(source, 0) + len(syns)
+            self._names[source] = name
             answers = endpoint.cached_answers([name] * len(syns), syns, now=now)
             if not endpoint.port.pending:
                 transmit = Transmit(addr, answers, segment=HEADER_BYTES, count=len(syns))

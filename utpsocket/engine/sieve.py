@@ -4,7 +4,7 @@ Separate because it is written in another language. The program sees a datagram 
 takes no room in the receive buffer, wakes nobody and costs a fraction of a microsecond. It drops what is not uTP (too
 short, another version or type) and RESETs of no connection here; of SYNs, and of what carries no id known here, it lets
 a part through, drawn at random, since a first packet of an initiator's may be among them. Of sources that send many
-SYNs it lets a small part through: a source is known by a hash of its address and port, 10 bits.
+SYNs it lets a small part through: a source is known by a hash of its address and port, 12 bits.
 
 Offsets count from the UDP header, which is where a filter of a UDP socket begins.
 
@@ -42,7 +42,7 @@ _SHIFT_RIGHT: Final = 0x74
 _XOR_X: Final = 0xAC  # BPF_ALU | BPF_XOR | BPF_X
 _TO_X: Final = 0x07  # BPF_MISC | BPF_TAX
 _NETWORK: Final = 0xFFF00000  # SKF_NET_OFF: counts from the IP header
-_SOURCE_BITS: Final = 10
+_SOURCE_BITS: Final = 12
 SOURCES: Final = 1 << _SOURCE_BITS  # hashes
 _RANDOM: Final = 0xFFFFF000 + 56  # SKF_AD_OFF + SKF_AD_RANDOM
 _ALL: Final = 0xFFFFFFFF
@@ -60,7 +60,7 @@ _PASS: Final = (_RETURN, 0, 0, _ALL)
 class Heavy(NamedTuple):
     """Sources that send many SYNs.
 
-    multiplier   of the hash, odd: drawn for each flood, so that nobody can choose whose neighbour he is
+    multiplier   of the hash, odd: drawn anew now and then, so that nobody can choose whose neighbour he is
     sources      their hashes, see source_hash()
     of_every     so many SYNs of 2³² from these are let through
     """
