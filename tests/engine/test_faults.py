@@ -206,6 +206,8 @@ def test_a_size_that_is_none_is_an_error_of_the_first_call(
     monkeypatch.setenv(name, "4 apples")
     with utpsocket.socket() as sock, pytest.raises(ValueError, match=f"{name} is '4 apples'"):
         sock.connect(("127.0.0.1", 9))
+    monkeypatch.undo()
+    closed(*pair())
 
 
 def test_a_fault_at_some_calls_of_the_engine_costs_one_connection() -> None:

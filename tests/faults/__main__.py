@@ -37,7 +37,10 @@ def chosen(family_points: Sequence[str], name: str, cases: Sequence[str]) -> lis
     """The points that the cases name."""
     if not cases or name in cases:
         return list(family_points)
-    return [point for point in family_points if any(point.startswith(case) for case in cases)]
+    found = [point for point in family_points if any(point.startswith(case) for case in cases)]
+    # Named in full, a point need not be among those that were found this time.
+    whole = [case for case in cases if case.startswith(f"{name}:") and "#" in case and case not in found]
+    return found + whole
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -95,7 +95,7 @@ class Command:
     def refuse(self, error: BaseException) -> None:
         """It was not carried out, or not to its end: undo what was, and tell whoever asked. Idempotent."""
         error_told: OSError | None = None
-        if not self._is_done and self.verb in verbs.REPEATABLE and not isinstance(error, OSError):
+        if not self._is_done and self.verb in verbs.REPEATABLE:
             try:
                 self._value = self.verb(self.loop, *self.arguments, **self.named)
                 self._is_done = True

@@ -554,13 +554,13 @@ class Loop:
         self._blocked.pop(endpoint, None)
         self.forget_fd(endpoint.port.fd)
         endpoint.port.close()
-        endpoint.is_closed = True
-        self.endpoints.pop(endpoint.key, None)
         number = endpoint.port.local[1]
         at_number = self.bound.get(number, {})
         at_number.pop(endpoint, None)
         if not at_number:
             self.bound.pop(number, None)
+        self.endpoints.pop(endpoint.key, None)
+        endpoint.is_closed = True  # last: should any of this fail, it is all done again
 
     # ── endings ──
 
