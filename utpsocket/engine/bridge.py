@@ -68,6 +68,7 @@ class Bridge:
         "accepted_at",
         "active_epoch",
         "connection",
+        "cookie",
         "end",
         "end_fd",
         "endpoint",
@@ -98,6 +99,7 @@ class Bridge:
         self.connection = connection
         self.endpoint = endpoint
         self.identity = identity
+        self.cookie = identity.cookie  # which the identity changes if the program connects its socket again
         self.source = source
         self.recv_ids: tuple[int, ...] = ()
         self.end: Any = None

@@ -64,12 +64,24 @@ class Attempt:
     wait_us    how long uTP has for itself
     """
 
-    __slots__ = ("_bridge", "_end", "_errno", "_filler_bytes", "_is_over", "_loop", "_relay", "_tcp", "identity")
+    __slots__ = (
+        "_bridge",
+        "_cookie",
+        "_end",
+        "_errno",
+        "_filler_bytes",
+        "_is_over",
+        "_loop",
+        "_relay",
+        "_tcp",
+        "identity",
+    )
 
     def __init__(self, loop: Loop, bridge: Bridge, wait_us: int) -> None:
         self._loop = loop
         self._bridge: Bridge | None = bridge
         self.identity = bridge.identity
+        self._cookie = bridge.cookie
         self._end: Any = None  # once uTP has failed
         self._tcp: Any = None  # while connecting
         self._errno = 0  # how TCP failed
@@ -172,7 +184,7 @@ class Attempt:
 
     def _take_end(self, bridge: Bridge) -> None:
         """The user's fd is TCP's alone from now on."""
-        self._loop.relays[self.identity.cookie] = self
+        self._loop.relays[self._cookie] = self
         end = bridge.give_end()
         self._end, self._bridge, bridge.rival = end, None, None
 
@@ -217,8 +229,8 @@ class Attempt:
         self._is_over = True
         if self._bridge is not None:
             self._bridge.rival = None
-        if self._loop.relays.get(self.identity.cookie) is self:
-            del self._loop.relays[self.identity.cookie]
+        if self._loop.relays.get(self._cookie) is self:
+            del self._loop.relays[self._cookie]
         self._close_tcp()
         if self._end is not None:
             self._loop.forget_fd(self._end.fileno())

@@ -519,7 +519,7 @@ class Loop:
             self._reset_unaccepted[identity.cookie] = identity
             if len(self._reset_unaccepted) > _MOST_RESET_UNACCEPTED:
                 self._reset_unaccepted.popitem(last=False)
-        self.bridges.pop(identity.cookie, None)
+        self.bridges.pop(bridge.cookie, None)
         bridge.endpoint.forget(bridge)
 
     def open_endpoint(self, sock: Any, *, is_private: bool) -> Endpoint:
