@@ -44,7 +44,7 @@ def judge(evidence: Evidence) -> list[str]:
             if outcome["fault"]
         ]
         # What repeats itself into a NAT's silence does so until its timeouts are over: minutes, as over TCP.
-        if not (evidence.plan.path.forgets_silently and end["held"]["connections"]):
+        if not (evidence.plan.path.forgets and end["held"]["connections"]):
             _judge_left(role, end, causes)
     for number, connection in enumerate(evidence.plan.connections):
         known = len(causes)

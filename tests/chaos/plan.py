@@ -118,9 +118,9 @@ class Path:
     is_batching: bool
 
     @property
-    def forgets_silently(self) -> bool:
+    def forgets(self) -> bool:
         """Whether an end may never hear that its connection was cut off, but by its own timeouts."""
-        return bool(self.rebinds) and not self.rebind_tells
+        return bool(self.rebinds)
 
     @property
     def longest_outage(self) -> float:

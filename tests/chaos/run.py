@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.chaos.oracle import Evidence, judge
-from tests.chaos.plan import KINDS, Plan, draw
+from tests.chaos.plan import BREAKS_OFF, KINDS, Connection, Plan, draw
 from tests.chaos.relay import Relay
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
@@ -25,7 +25,7 @@ _STATUS_EVERY: Final = 0.25
 _PATIENCE: Final = 15.0  # without any progress on a path that is good again, beside twice its longest outage
 _PATIENCE_FOR_EXCUSED: Final = 1.5  # where the plan explains why an end may hear nothing more
 _DRAIN_SECONDS: Final = 75.0  # TIME_WAIT after repeated FINs, and FIN_WAIT where a NAT has cut the connection off
-_DRAIN_SECONDS_EXCUSED: Final = 3.0
+_DRAIN_SECONDS_EXCUSED: Final = 10.0
 _ANSWER_SECONDS: Final = 120.0
 _MOST_RUNS: Final = 60  # of one process
 
@@ -235,7 +235,7 @@ class Run:
             addresses = relay.addresses
             self._ask(self.client, command="begin", role="client", addresses=addresses, **common)
             self._watch()
-            seconds = _DRAIN_SECONDS_EXCUSED if plan.path.forgets_silently else _DRAIN_SECONDS
+            seconds = _DRAIN_SECONDS_EXCUSED if plan.path.forgets else _DRAIN_SECONDS
             finish = {"command": "finish", "drain_seconds": seconds}
             ends = self._ask_both(((self.client, finish), (self.server, finish)))
         finally:
@@ -276,7 +276,8 @@ class Run:
                 client_done_at = client_done_at or now
                 waits = [entry for entry in server["stuck"] if entry[0] >= 0]
                 unheard = self._unheard(server)
-                if not waits and (not unheard or now - max(client_done_at, moved_at) > 1.0):
+                settled = now - max(client_done_at, moved_at)
+                if not waits and (not unheard or settled > (patience if self._must_be_heard(unheard) else 1.0)):
                     return
             still = now - moved_at
             if still > patience:
@@ -286,10 +287,14 @@ class Run:
                 self._abandon_excused(client, server)
             self._turn(_STATUS_EVERY)
 
-    def _unheard(self, server: Any) -> bool:
-        """Whether a connection is still to reach the server's program."""
+    def _unheard(self, server: Any) -> list[Connection]:
+        """Connections that the server's program has not got to know."""
         known = {entry[0] for entry in server["stuck"]} | set(server["closed"])
-        return any(i not in known for i, one in enumerate(self.plan.connections) if not one.is_mute)
+        return [one for i, one in enumerate(self.plan.connections) if not one.is_mute and i not in known]
+
+    def _must_be_heard(self, unheard: list[Connection]) -> bool:
+        """Whether one of these was not broken off, so that its first bytes must come in the end."""
+        return not self.plan.path.forgets and any(one.client.ending not in BREAKS_OFF for one in unheard)
 
     def _abandon_excused(self, client: Any, server: Any) -> None:
         """Give up what a NAT has cut off, and who waits for a word that a lost RESET would have been."""
@@ -305,7 +310,8 @@ class Run:
             is_lost = is_alone and breaks_off and any(sum(flow.lost_resets.values()) for flow in relay.flows)
             if number in stuck_client | stuck_server and (is_cut or is_lost):
                 excused.append(number)
-        if any(number < 0 for number in stuck_server) and not stuck_client:
+        is_nameless = any(number < 0 for number in stuck_server)
+        if is_nameless and not stuck_client and not self._must_be_heard(self._unheard(server)):
             excused.append(-1)  # an acceptor of nothing: the oracle counts those
         if excused:
             self.excuses_used += excused
