@@ -149,6 +149,7 @@ def shutdown() -> None:
     global _loop, _first
     loop = _loop
     if loop is None:
+        highfd.release()  # a socket prepares, an engine or none
         return
     flush()
     loop.stop()
