@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import socket as stdlib
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.bridge import EPOLLIN
@@ -16,7 +17,7 @@ from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.highfd import give_back, raise_fd, with_room
 from utpsocket.engine.identity import Role
 from utpsocket.engine.native import Socket
-from utpsocket.engine.relay import Relay
+from utpsocket.engine.relay import LINGER_ZERO, Relay
 
 if TYPE_CHECKING:
     from utpsocket.engine.listener import Listener
@@ -80,7 +81,6 @@ class Door:
             self._loop.call_at(self._loop.now + _RETRY_US, self._let_in)
 
     def _accept(self) -> Relay:
-        listening = self._listener.identity
         fd, peer = with_room(self._tcp._accept)
         try:
             tcp = raise_fd(Socket(fileno=fd))
@@ -89,6 +89,15 @@ class Door:
             raise
         finally:
             give_back()
+        try:
+            return self._relay(tcp, peer)
+        except BaseException:
+            tcp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, LINGER_ZERO)  # no end of file, but a RESET
+            tcp.close()
+            raise
+
+    def _relay(self, tcp: Any, peer: Any) -> Relay:
+        listening = self._listener.identity
         tcp.setblocking(False)
         identity = type(listening)(listening.family)
         identity.cookie = _system_random.getrandbits(63)

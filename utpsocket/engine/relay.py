@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLHUP | EPOLLERR | 1 << 31  # EPOLLET
 _TURN_BYTES: Final = 1 << 20  # moved one way before others have their turn
-_LINGER_ZERO: Final = struct.pack("=ii", 1, 0)
+LINGER_ZERO: Final = struct.pack("=ii", 1, 0)
 _scratch: Final = memoryview(bytearray(256 << 10))  # one thread reads into it, and empties it before the next does
 
 
@@ -283,7 +283,7 @@ class Relay:
         if tcp is not None:
             self._loop.forget_fd(tcp.fileno())
             if reset:
-                tcp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, _LINGER_ZERO)
+                tcp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, LINGER_ZERO)
             tcp.close()
             self.tcp = None
         self._loop.relays.pop(self.identity.cookie, None)
