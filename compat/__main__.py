@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "peers": "bytes exchanged with other uTP implementations",
     "programs": "programs that were never written for uTP, both sides over it",
     "gevent": "gevent's own tests over uTP beside TCP",
+    "fuzz": "random sequences of socket calls over uTP beside TCP",
     "bench": "how fast, against TCP and others",
 }
 
