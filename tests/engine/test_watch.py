@@ -91,7 +91,7 @@ def test_without_a_free_fd_it_goes_on_with_what_it_has(watched: Watched, monkeyp
     def none_left() -> Any:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(watch, "_new_epoll", none_left)
+    monkeypatch.setattr(watch, "new_epoll", none_left)
     watched.add(MANY)
     assert all(map(watched.watch.is_open, watched.inodes()))
     assert not any(map(watched.watch.is_open, watched.close()))

@@ -233,6 +233,45 @@ def test_everything_arrives_although_the_program_ends_at_once(net: Net, ending: 
     assert process.wait(10) == 0
 
 
+def test_last_words_of_a_callback_registered_before_the_first_socket(net: Net) -> None:
+    listener = net.listener()
+    script = code("""
+        import atexit, sys
+        atexit.register(lambda: conn.sendall(b"goodbye"))
+        conn = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+        conn.sendall(b"hello, ")
+    """)
+    process = net.python(script, listener.getsockname()[1])
+    assert receive_all(net.accept(listener)) == b"hello, goodbye"
+    assert process.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"UTPSOCKET_POLLER": "poll"}, {"UTPSOCKET_ENGINE": "process"}], ids=str)
+def test_standard_streams_that_come_later_are_the_programs(net: Net, settings: dict[str, str]) -> None:
+    """A daemon is started without fds 0 to 2, uses sockets, and then puts its log under those numbers."""
+    listener = net.listener()
+    script = code("""
+        import fcntl, os, sys
+        os.closerange(0, 3)
+        with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as low:  # itself, it is on 0
+            conn = socket.socket(fileno=fcntl.fcntl(low.fileno(), fcntl.F_DUPFD_CLOEXEC, 10))
+        log = fcntl.fcntl(os.open(os.devnull, os.O_RDWR), fcntl.F_DUPFD_CLOEXEC, 10)
+        for fd in range(3):
+            os.dup2(log, fd)
+        with conn:
+            conn.sendall(conn.recv(100))
+        with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as another:
+            another.sendall(another.recv(100))
+    """)
+    process = net.python(script, listener.getsockname()[1], env=settings)
+    for _ in range(2):
+        conn = net.accept(listener)
+        conn.settimeout(PATIENCE_S)
+        conn.sendall(b"still there?")
+        assert receive_all(conn) == b"still there?"
+    assert process.wait(PATIENCE_S) == 0
+
+
 def test_ten_megabytes_close_exit(net: Net) -> None:
     listener = net.listener()
     process = net.python(SEND + ENDINGS["close"], listener.getsockname()[1], 10 * MEBIBYTE)

@@ -81,7 +81,6 @@ def _hook() -> None:
         os.register_at_fork(
             before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
         )
-        atexit.register(flush)
         _is_hooked = True  # last: a hook too many does no harm
 
 
@@ -142,6 +141,11 @@ def flush(seconds: float | None = None) -> int:
             stacklevel=2,
         )
     return lost_bytes
+
+
+# Now, and not with the first socket: what is registered first is called last, and so whatever the program registers from
+# here on may still send. Kernel TCP goes on even longer.
+atexit.register(flush)
 
 
 def shutdown() -> None:

@@ -32,10 +32,11 @@ from fcntl import F_DUPFD_CLOEXEC, fcntl
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from utpsocket.engine.native import Socket, allocate_lock
+from utpsocket.engine.native import Socket, allocate_lock, epoll
 
 _T = TypeVar("_T")
 _HIGH_FD: Final = 1_024  # FD_SETSIZE
+_AFTER_STREAMS: Final = 3  # 0 to 2 are the standard streams', also where the program was started without them
 _KEPT: Final = 32  # two for each of eight connects, one for each of eight accepts, and some for a moment
 _FAR: Final = 64  # numbers above the lowest free one that must be free before more are kept
 _LOCK_SECONDS: Final = 1.0
@@ -162,6 +163,22 @@ def _take_kept() -> HighSocket | None:
             return kept
         kept.detach()
     return None
+
+
+def raised_duplicate(fd: int) -> Iterable[int]:
+    """A duplicate, on a number that no program takes for its own: out of select()'s range where the limit allows that,
+    and never a standard stream's, under which a daemon puts its log. Made when it is asked for, so that an object may
+    own it from its first moment.
+    """
+    floor = _HIGH_FD if _limit() >= _HIGH_FD + 4 * _KEPT else _AFTER_STREAMS
+    return map(partial(fcntl, fd, F_DUPFD_CLOEXEC), (floor,))
+
+
+def new_epoll() -> Any:
+    """An epoll on a raised number."""
+    assert epoll is not None
+    with epoll() as low:
+        return next(map(epoll.fromfd, raised_duplicate(low.fileno())))
 
 
 def raise_fd(sock: Any) -> Any:

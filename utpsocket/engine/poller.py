@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from utpsocket.engine import native
 from utpsocket.engine.collector import Hold
+from utpsocket.engine.highfd import new_epoll, raised_duplicate
 
 _SLEEP_SECONDS: Final = 0.001
 _ONE: Final = struct.pack("=Q", 1)  # what an eventfd is written
@@ -139,13 +140,19 @@ class WakeUp:
         # Objects own the fds from their first moment: an exception between two lines leaks none.
         if hasattr(os, "eventfd"):
             fds: Any = iter(partial(os.eventfd, 0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), None)
-            self._owners = [next(map(partial(FileIO, mode="r+"), fds))]
+            own = partial(FileIO, mode="r+")
+            with next(map(own, fds)) as low:
+                self._owners = [next(map(own, raised_duplicate(low.fileno())))]
             word = _ONE
         else:
             reader, writer = os.pipe()
-            self._owners = [FileIO(reader, "r"), FileIO(writer, "w")]
-            for fd in (reader, writer):
-                os.set_blocking(fd, False)
+            with FileIO(reader, "r") as low, FileIO(writer, "w") as low_writer:
+                self._owners = [
+                    FileIO(next(iter(raised_duplicate(low.fileno()))), "r"),
+                    FileIO(next(iter(raised_duplicate(low_writer.fileno()))), "w"),
+                ]
+            for owner in self._owners:
+                os.set_blocking(owner.fileno(), False)
             word = b"\0"
         self.fd = self._owners[0].fileno()
         self.pull = partial(native.write, self._owners[-1].fileno(), word)
@@ -215,7 +222,7 @@ def new_poller() -> Any:
     """epoll; or its stand-in where there is none, or where UTPSOCKET_POLLER=poll asks for it."""
     if native.epoll is None or os.environ.get("UTPSOCKET_POLLER") == "poll":
         return LevelPoller()
-    return native.epoll()
+    return new_epoll()
 
 
 def occupy(robbed: Any) -> None:

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import errno
 import os
-from fcntl import F_DUPFD_CLOEXEC, fcntl
 from functools import partial
 from typing import Any, Final
 
-from utpsocket.engine.highfd import give_back, with_room
+from utpsocket.engine.highfd import give_back, new_epoll, with_room
 from utpsocket.engine.native import epoll
 
 _SOCKETS_PER_EPOLL: Final = 32
-_HIGH_FD: Final = 1_024
 _RECHECK_US: Final = 1_000_000  # /proc is read this often while a listener lives on in other processes only
 
 
@@ -33,7 +31,7 @@ class HoldersWatch:
     def __init__(self, fd: int = -1, *, is_shared: bool = False) -> None:
         """`fd`: of an epoll that another process fills. `is_shared`: that one, which must be the only one."""
         self._is_anothers = fd >= 0 or is_shared
-        self._epolls: list[Any] = [] if epoll is None else [epoll() if fd < 0 else epoll.fromfd(fd)]
+        self._epolls: list[Any] = [] if epoll is None else [new_epoll() if fd < 0 else epoll.fromfd(fd)]
         self._registered: dict[int, int] = {}  # by epoll's fd: how many sockets it has
         self._roomy = self._epolls[:]  # the last is filled
         self._where: dict[int, Any] = {}  # by inode
@@ -62,7 +60,7 @@ class HoldersWatch:
         while not self._is_anothers:
             if not self._roomy:
                 try:
-                    self._roomy.append(_new_epoll())
+                    self._roomy.append(new_epoll())
                 except OSError:
                     break  # no fd left: slower is better than not at all
                 self._epolls.append(self._roomy[-1])
@@ -98,17 +96,6 @@ class HoldersWatch:
         """Nobody will ask again."""
         for each in self._epolls:
             each.close()
-
-
-def _new_epoll() -> Any:
-    """On a high number, where there is one: low ones are for what select() watches."""
-    low = epoll()
-    try:
-        high = epoll.fromfd(fcntl(low.fileno(), F_DUPFD_CLOEXEC, _HIGH_FD))
-    except OSError:
-        return low
-    low.close()
-    return high
 
 
 class Rechecks:
