@@ -143,7 +143,7 @@ def flush(seconds: float | None = None) -> int:
     return lost_bytes
 
 
-# Now, and not with the first socket: what is registered first is called last, and so whatever the program registers from
+# Now, and not with the first socket: what is registered first is called last, so whatever the program registers from
 # here on may still send. Kernel TCP goes on even longer.
 atexit.register(flush)
 
