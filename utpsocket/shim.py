@@ -215,7 +215,12 @@ class socket(StdlibSocket):
             return int(Socket.connect_ex(self, address))
         if self.fileno() < 0:
             return errno.EBADF
-        code = lifecycle.connect(self, identity, address, quietly=True)
+        try:
+            code = lifecycle.connect(self, identity, address, quietly=True)
+        except OSError as error:
+            if isinstance(error, stdlib.gaierror) or error.errno is None:
+                raise
+            return error.errno
         if code in lifecycle.IN_PROGRESS and self._waits(code):
             try:
                 code = self._wait_connected(identity)

@@ -15,7 +15,8 @@ import pytest
 
 import utpsocket
 from tests.faults import engine as faults
-from utpsocket.engine import reports, running_engine, shutdown
+from utpsocket.engine import flush, remote, reports, running_engine, shutdown
+from utpsocket.engine import loop as loop_module
 from utpsocket.engine.bridge import Bridge
 from utpsocket.engine.endpoint import Endpoint
 from utpsocket.engine.loop import Loop
@@ -188,6 +189,31 @@ def test_if_the_thread_ends_everybody_is_told(reported: list[BaseException], mon
 
 def _fail(loop: Loop) -> None:
     raise RuntimeError("a defect")
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_without_a_thread_there_is_an_errno_and_an_end(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No call, nor the program's exit, may wait for an engine that never came to be."""
+    shutdown()
+    monkeypatch.setenv("UTPSOCKET_ENGINE", kind)
+
+    def no_thread(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    for module in (loop_module, remote):
+        monkeypatch.setattr(module, "start_new_thread", no_thread)
+    with utpsocket.socket() as sock:
+        for _ in range(2):
+            with pytest.raises(OSError, match="Cannot allocate"):
+                sock.connect(("127.0.0.1", 9))
+            assert sock.connect_ex(("127.0.0.1", 9)) == errno.ENOMEM
+            with pytest.raises(OSError, match="Cannot allocate"):
+                sock.bind(("127.0.0.1", 0))
+        assert running_engine() is None
+        assert flush() == 0
+    shutdown()
+    monkeypatch.undo()
+    closed(*pair())
 
 
 @pytest.mark.parametrize("text", ["4M", "4Mi", "4194304", "0"])

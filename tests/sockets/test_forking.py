@@ -6,12 +6,17 @@ import errno
 import os
 import select
 import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from .network import (
+    MODULES,
     PATIENCE_S,
+    REPOSITORY,
     Net,
     eventually,
     fork,
@@ -404,3 +409,55 @@ def test_fork_while_data_is_flowing(net: Net) -> None:
     sender.result()
     assert received == payload
     assert wait_child(pid) == 0
+
+
+HOOK = """
+import os, sys, threading
+hooks = []
+os.register_at_fork(before=lambda: [hook() for hook in hooks])  # registered before ours, and so called after it
+sys.path.insert(0, {path!r})
+import {module} as module
+
+listener = module.create_server(("127.0.0.1", 0))
+
+def serve():
+    while True:
+        conn, _ = listener.accept()
+        conn.sendall(conn.recv(1))
+        conn.close()
+
+def talk():
+    with module.create_connection(listener.getsockname(), timeout=20) as sock:
+        sock.sendall(b"x")
+        print(sock.recv(1), flush=True)
+
+def fork():
+    pid = os.fork()
+    os.waitpid(pid, 0) if pid else os._exit(0)
+
+threading.Thread(target=serve, daemon=True).start()
+talk()
+hooks.append(talk)
+threads = [threading.Thread(target=fork) for _ in range(2)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+talk()
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("engine", ["thread", "process"])
+@pytest.mark.parametrize("name", MODULES)
+def test_what_the_program_does_just_before_a_fork_may_need_the_network(name: str, engine: str, tmp_path: Path) -> None:
+    """os.register_at_fork(before=…), two threads at once."""
+    script = tmp_path / "hook.py"
+    script.write_text(HOOK.format(path=str(REPOSITORY), module=MODULES[name]))
+    done = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "UTPSOCKET_ENGINE": engine},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("b'x'\n" * 4, "")

@@ -7,6 +7,7 @@ one of its own where UTPSOCKET_ENGINE=process asks for it (remote.py). Any threa
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import sys
 import warnings
@@ -27,11 +28,14 @@ _robbed: list[
 
 
 def engine() -> Loop | RemoteLoop:
-    """The engine of this process, started if need be."""
+    """The engine of this process, started if need be. Raises ENOMEM where it cannot be."""
     loop = _loop
     if loop is None or not (loop.is_alive and loop.has_its_fds()):
         loop = _succeed(loop)
-    loop.start()
+    try:
+        loop.start()
+    except RuntimeError as error:  # no thread to be had: one of the things that a kernel may be short of
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
     _register_with_multiprocessing()
     return loop
 
@@ -66,8 +70,8 @@ def _kind() -> type[Loop | RemoteLoop]:
 
 
 def running_engine() -> Loop | RemoteLoop | None:
-    """The engine if there is one, never a new one."""
-    return _loop
+    """The engine if there is one that answers, never a new one."""
+    return _loop if _loop is not None and _loop.has_started else None
 
 
 def serving_pid() -> int:
@@ -90,7 +94,7 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_parent() -> None:
-    if _loop is not None:
+    if _loop is not None:  # perhaps since a hook of the program's, or another engine by now
         _loop.fd_lock.release()
 
 
@@ -129,7 +133,7 @@ def flush(seconds: float | None = None) -> int:
     Waits as long as peers make progress and at most `seconds` without any; says in a warning what was lost.
     Returns the bytes lost.
     """
-    loop = _loop
+    loop = running_engine()
     if loop is None or loop.caller_pid != os.getpid() or not loop.is_alive or not loop.has_its_fds():
         return 0
     waiting, lost_bytes = exitflush.flush(loop, seconds)
@@ -155,7 +159,10 @@ def shutdown() -> None:
     if loop is None:
         highfd.release()  # a socket prepares, an engine or none
         return
-    flush()
-    loop.stop()
+    if loop.has_started:
+        flush()
+        loop.stop()
+    else:
+        loop.discard()
     _loop, _first = None, {}
     highfd.release()

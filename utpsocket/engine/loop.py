@@ -29,6 +29,7 @@ from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL
 from utpsocket.engine.endpoint import Endpoint
 from utpsocket.engine.fallback import Attempt, Silences
 from utpsocket.engine.faults import Containment, carefully
+from utpsocket.engine.forklock import ForkLock
 from utpsocket.engine.gates import Gates
 from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity
@@ -80,7 +81,7 @@ class Loop:
         self.wakeups = self.faults = 0
         self.totals = Totals()  # of connections that are over
         self.now = time.monotonic_ns() // 1_000
-        self.fd_lock = allocate_lock()  # held while fds come and go, so that a fork sees none half made
+        self.fd_lock = ForkLock()
         self._next_key = _system_random.getrandbits(48) + 1  # no key of an engine before this one means a port of ours
         self.holders_watch = HoldersWatch()
         self.rechecks = Rechecks()
@@ -120,6 +121,7 @@ class Loop:
         self._has_ended = allocate_lock()
         self._has_ended.acquire()
         self._starting = allocate_lock()
+        self._is_begun = False  # start() has returned
 
     def start(self) -> None:
         """Start the thread, once. Any thread, and again after an exception has interrupted it."""
@@ -127,10 +129,16 @@ class Loop:
             try:
                 self._hold.begin()
                 start_new_thread(self._run, ())
+                self._is_begun = True
             except BaseException:
                 if not self._starting.locked():
                     self._hold.end()
                 raise
+
+    @property
+    def has_started(self) -> bool:
+        """Whether there is, or was, a thread that answers. Any thread."""
+        return self._is_begun or self._starting.locked()
 
     def discard(self) -> None:
         """Never started, and not wanted."""

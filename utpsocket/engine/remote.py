@@ -38,6 +38,7 @@ from weakref import WeakValueDictionary
 
 from utpsocket.engine import collector, farewell, secret, verbs, wire
 from utpsocket.engine.answer import Answer
+from utpsocket.engine.forklock import ForkLock
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, allocate_lock, get_ident, new_reentrant_lock, start_new_thread
 from utpsocket.engine.poller import sleep_until_ready
@@ -104,7 +105,7 @@ class RemoteLoop:
 
     def __init__(self) -> None:
         self.caller_pid = os.getpid()
-        self.fd_lock = allocate_lock()
+        self.fd_lock = ForkLock()
         self.holders_watch = HoldersWatch(is_shared=True)
         self.is_alive = True
         self.successor: dict[str, Any] = {}  # the engine that took this one's place, once it was gone
@@ -135,6 +136,7 @@ class RemoteLoop:
         self._control_file = os.fstat(self._control.fileno())
         self._next_notice = partial(self._notices.recv, _NOTICE_BYTES, _socket.MSG_DONTWAIT)
         self._starting = allocate_lock()
+        self._is_begun = False  # start() has returned
 
     def start(self) -> None:
         """Start the thread that listens to the engine, once. Any thread, and again after an exception."""
@@ -144,9 +146,15 @@ class RemoteLoop:
             try:
                 self._hold.begin()
                 start_new_thread(self._run, ())
+                self._is_begun = True
             except BaseException:
                 self._hold.end()
                 raise
+
+    @property
+    def has_started(self) -> bool:
+        """Whether there is, or was, a thread that takes the answers. Any thread."""
+        return self._is_begun or self._starting.locked()
 
     def discard(self) -> None:
         """Never started, and not wanted: the process ends with its control socket."""
@@ -316,7 +324,7 @@ class RemoteLoop:
         """Connections broke. The copy of the engine's end is the last: closed over an unread byte it says so. False:
         somebody has a lock that is needed, and need not be waited for.
         """
-        if not self.fd_lock.acquire(wait):
+        if not self.fd_lock.acquire(wait=wait) and not wait:
             return False
         try:
             if not self._taking.acquire(wait):
