@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -74,3 +75,35 @@ def test_a_wake_up_is_seen_once() -> None:
     wake_up.reset()
     assert poller.poll(0.01, 10) == []
     wake_up.close()
+
+
+def test_what_failed_half_way_is_done_again() -> None:
+    """poll()'s register() has failed when the sleeper was to be woken; then its owner closes it."""
+    left, right = socket.socketpair()
+    right.send(b"x")
+    poller = LevelPoller()
+    poller.register(left.fileno(), 1)
+    assert poller.poll(1, 10) == [(left.fileno(), 1)]
+    real, poller._poll = poller._poll, Failing(poller._poll)
+    with pytest.raises(MemoryError):
+        poller.poll(1, 10)
+    with pytest.raises(MemoryError):
+        poller.modify(left.fileno(), 1)
+    poller._poll = real
+    poller.unregister(left.fileno())
+    poller.register(left.fileno(), 1)
+    assert poller.poll(1, 10) == [(left.fileno(), 1)]
+    poller.unregister(left.fileno())
+    assert poller.poll(0, 10) == []
+    left.close()
+    right.close()
+
+
+class Failing:
+    """A poll object that has no memory left to register anything."""
+
+    def __init__(self, poller: Any) -> None:
+        self.unregister, self.poll = poller.unregister, poller.poll
+
+    def register(self, *_: object) -> None:
+        raise MemoryError

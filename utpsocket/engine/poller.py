@@ -59,10 +59,13 @@ class LevelPoller:
         self._poll.register(fd, self._events[fd])
 
     def unregister(self, fd: int) -> None:
-        """As epoll.unregister()."""
-        del self._events[fd]
-        if self._asleep.pop(fd, None) is None:
+        """As epoll.unregister(); and done again where it, or register(), has failed half way."""
+        try:
             self._poll.unregister(fd)
+        except KeyError:
+            pass  # asleep
+        self._asleep.pop(fd, None)
+        self._events.pop(fd, None)
 
     def poll(self, timeout: float, limit: int) -> list[tuple[int, int]]:
         """As epoll.poll(): `timeout` in seconds, negative for ever; at most `limit` events."""
@@ -71,8 +74,8 @@ class LevelPoller:
             now = time.monotonic()
             for fd, at in list(self._asleep.items()):
                 if at <= now:
-                    del self._asleep[fd]
                     self._poll.register(fd, self._events[fd])
+                    del self._asleep[fd]
             wait = min(until - now, _SLEEP_SECONDS) if self._asleep else until - now
             if self.hold is not None:
                 levels = [(fd, events) for fd, events in self._events.items() if fd not in self._asleep]
