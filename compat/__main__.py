@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "stdlib": "the interpreter's own test modules, unedited, over uTP beside TCP",
     "peers": "bytes exchanged with other uTP implementations",
     "programs": "programs that were never written for uTP, both sides over it",
+    "suites": "libraries' own test suites, unedited, over uTP beside TCP",
     "gevent": "gevent's own tests over uTP beside TCP",
     "fuzz": "random sequences of socket calls over uTP beside TCP",
     "bench": "how fast, against TCP and others",

@@ -47,11 +47,10 @@ AF_INET, AF_INET6, SOCK_STREAM, SOCK_TYPE_MASK = 2, 10, 1, 0xF
 _perf_counter = time.perf_counter
 
 
-class Recorder(unittest.TestResult):
+class Journal:
     """Says each test's beginning and end, with the number of stream sockets the process made meanwhile."""
 
     def __init__(self, events: str) -> None:
-        super().__init__()
         self._events = events
         self._seen: Counter[str] = Counter()
         self._current: dict[str, Any] = {}
@@ -62,14 +61,67 @@ class Recorder(unittest.TestResult):
     def say(self, **event: Any) -> None:
         tally.append_line(self._events, json.dumps(event))
 
+    def begin(self, name: str) -> None:
+        """A test begins."""
+        self._seen[name] += 1
+        number = self._seen[name]
+        identity = name if number == 1 else f"{name}#{number}"
+        self._current = {"end": identity, "status": None, "why": "", "seconds": 0.0}
+        self._current |= {"tcp": self._tcp_sockets, "tcp_calls": self._tcp_calls}
+        self.say(start=identity)
+        self._current["seconds"] = _perf_counter()
+
+    def end(self) -> None:
+        """The test that began has ended. Does nothing when none has begun."""
+        if not self._current:
+            return
+        seconds = _perf_counter() - self._current["seconds"]
+        ended = {
+            "seconds": round(seconds, 4),
+            "status": self._current["status"] or "pass",  # only expected failures of subtests say nothing
+            "tcp": self._tcp_sockets - self._current["tcp"],
+            "tcp_calls": self._tcp_calls - self._current["tcp_calls"],
+            "utp": tally.connections_made(),
+        }
+        self.say(**self._current | ended)
+        self._current = {}
+
+    def note(self, name: str, status: str, text: str) -> None:
+        """A result of the test that began or, when none has, of a fixture outside of tests."""
+        fixture = not self._current
+        if fixture:
+            self.begin(name)
+        before = self._current["status"]
+        if before is None or SEVERITY.index(status) > SEVERITY.index(before):
+            self._current |= {"status": status, "why": text[-WHY_BYTES:]}
+        if fixture:
+            self.end()
+
+    def _count(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "socket.__new__":
+            _, family, kind, _ = arguments
+            self._tcp_sockets += is_tcp(family, kind)
+        elif event in ("socket.bind", "socket.connect"):
+            # What the kernel has, whatever a subclass says it is.
+            sock = arguments[0]
+            kernel = _socket.socket
+            self._tcp_calls += is_tcp(kernel.family.__get__(sock), kernel.type.__get__(sock))
+
+
+class Recorder(unittest.TestResult):
+    """unittest's results, written in a journal."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__()
+        self._journal = journal
+
     def startTest(self, test: unittest.TestCase) -> None:
         super().startTest(test)
-        self._begin(test)
+        self._journal.begin(test_name(test))
 
     def stopTest(self, test: unittest.TestCase) -> None:
         super().stopTest(test)
-        if self._current:  # 3.12.1 stops tests of a skipped class without having started them
-            self._end()
+        self._journal.end()  # 3.12.1 stops tests of a skipped class without having started them
 
     def addSuccess(self, test: unittest.TestCase) -> None:
         self._worsen(test, "pass", "")
@@ -94,49 +146,10 @@ class Recorder(unittest.TestResult):
             failed = issubclass(err[0], test.failureException)
             self._worsen(test, "fail" if failed else "error", err)
 
-    def _begin(self, test: unittest.TestCase) -> None:
-        name = test_name(test)
-        self._seen[name] += 1
-        number = self._seen[name]
-        identity = name if number == 1 else f"{name}#{number}"
-        self._current = {"end": identity, "status": None, "why": "", "seconds": 0.0}
-        self._current |= {"tcp": self._tcp_sockets, "tcp_calls": self._tcp_calls}
-        self.say(start=identity)
-        self._current["seconds"] = _perf_counter()
-
-    def _end(self) -> None:
-        seconds = _perf_counter() - self._current["seconds"]
-        ended = {
-            "seconds": round(seconds, 4),
-            "status": self._current["status"] or "pass",  # only expected failures of subtests say nothing
-            "tcp": self._tcp_sockets - self._current["tcp"],
-            "tcp_calls": self._tcp_calls - self._current["tcp_calls"],
-            "utp": tally.connections_made(),
-        }
-        self.say(**self._current | ended)
-        self._current = {}
-
     def _worsen(self, test: unittest.TestCase, status: str, err: Any) -> None:
         # A class's or module's fixture that fails or skips has no startTest of its own.
-        fixture = not self._current
-        if fixture:
-            self._begin(test)
-        before = self._current["status"]
-        if before is None or SEVERITY.index(status) > SEVERITY.index(before):
-            text = err if isinstance(err, str) else "".join(traceback.format_exception(*err))
-            self._current |= {"status": status, "why": text[-WHY_BYTES:]}
-        if fixture:
-            self._end()
-
-    def _count(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "socket.__new__":
-            _, family, kind, _ = arguments
-            self._tcp_sockets += is_tcp(family, kind)
-        elif event in ("socket.bind", "socket.connect"):
-            # What the kernel has, whatever a subclass says it is.
-            sock = arguments[0]
-            kernel = _socket.socket
-            self._tcp_calls += is_tcp(kernel.family.__get__(sock), kernel.type.__get__(sock))
+        text = err if isinstance(err, str) else "".join(traceback.format_exception(*err))
+        self._journal.note(test_name(test), status, text)
 
 
 def is_tcp(family: int, kind: int) -> bool:
@@ -159,19 +172,28 @@ def flatten(suite: Any) -> Iterator[Any]:
             yield item
 
 
+class Choice:
+    """What is to be run: matching, not excluded, and not done by a process before this one."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self._request = request
+        self._done = Counter(request["done"])
+
+    def takes(self, name: str) -> bool:
+        """Whether this test is run. To be asked once about each, in their order."""
+        if self._done[name] > 0:
+            self._done[name] -= 1
+            return False
+        if any(fnmatchcase(name, pattern) for pattern in self._request["exclude"]):
+            return False
+        match = self._request["match"]
+        return not match or any(fnmatchcase(name, pattern) for pattern in match)
+
+
 def chosen(suite: unittest.TestSuite, request: dict[str, Any]) -> unittest.TestSuite:
-    """What is to be run of `suite`: matching, not excluded, and not done by a process before this one."""
-    done = Counter(request["done"])
-    tests = unittest.TestSuite()
-    for test in flatten(suite):
-        name = test_name(test)
-        if done[name] > 0:
-            done[name] -= 1
-        elif any(fnmatchcase(name, pattern) for pattern in request["exclude"]):
-            continue
-        elif not request["match"] or any(fnmatchcase(name, pattern) for pattern in request["match"]):
-            tests.addTest(test)
-    return tests
+    """What is to be run of `suite`."""
+    choice = Choice(request)
+    return unittest.TestSuite(test for test in flatten(suite) if choice.takes(test_name(test)))
 
 
 def load(name: str) -> unittest.TestSuite:
@@ -217,19 +239,43 @@ def _gevent_pool_threads() -> int:
     return pool.size if pool is not None else 0
 
 
-def main(request: dict[str, Any]) -> None:
-    """Run the request: see supervisor.py, which writes it."""
-    network = "private" if request["private_network"] and enter_private_network() else "shared"
-    recorder = Recorder(request["events"])
-    recorder.say(network=network)
-    faulthandler.enable()
-    faulthandler.register(DUMP_SIGNAL, all_threads=True)
+def is_over_utp(request: dict[str, Any]) -> bool:
+    """Whether uTP is to be in place of TCP in this process."""
+    return bool(request["transport"] == "utp" and not os.environ.get("COMPAT_STDLIB_STAND_IN"))
 
-    is_over_utp = request["transport"] == "utp" and not os.environ.get("COMPAT_STDLIB_STAND_IN")
-    if is_over_utp:
+
+def begin(request: dict[str, Any]) -> tuple[Journal, str]:
+    """Before any test is imported: the network, what is asked of a hung process, the patch.
+
+    -> the journal, and whether the network is "private" or "shared"
+    """
+    network = "private" if request["private_network"] and enter_private_network() else "shared"
+    journal = Journal(request["events"])
+    journal.say(network=network)
+    # A copy of stderr: tests and their runners put other files in its place.
+    log = os.fdopen(os.dup(2), "w")
+    faulthandler.enable(log)
+    faulthandler.register(DUMP_SIGNAL, log, all_threads=True)
+    if is_over_utp(request):
         over_utp.start()
         tally.report_at_exit_of_forks(request["tally"])
+    return journal, network
 
+
+def finish(request: dict[str, Any], journal: Journal) -> None:
+    """After the last test: say what was left over."""
+    made = tally.connections_made()
+    held: dict[str, Any] = {}
+    if is_over_utp(request):
+        gc.collect()
+        held["utp"] = over_utp.left_over()
+        over_utp.shut_down()
+    journal.say(finished=leftovers() | held, utp=made)
+
+
+def main(request: dict[str, Any]) -> None:
+    """Run the request: see supervisor.py, which writes it."""
+    journal, network = begin(request)
     with suppress(ImportError):  # an interpreter may come without its tests; other packages' are run all the same
         from test import support
 
@@ -237,16 +283,10 @@ def main(request: dict[str, Any]) -> None:
     try:
         suite = chosen(load(request["module"]), request)
     except unittest.SkipTest as reason:
-        recorder.say(skipped_module=str(reason))
+        journal.say(skipped_module=str(reason))
         suite = unittest.TestSuite()
-    suite.run(recorder)
-    made = tally.connections_made()
-    held: dict[str, Any] = {}
-    if is_over_utp:
-        gc.collect()
-        held["utp"] = over_utp.left_over()
-        over_utp.shut_down()
-    recorder.say(finished=leftovers() | held, utp=made)
+    suite.run(Recorder(journal))
+    finish(request, journal)
 
 
 def available_modules() -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -77,6 +78,10 @@ class Task:
     limit_s: Callable[[str], float]
     source: str = ""  # of a module the interpreter does not ship
     exclude: tuple[str, ...] = tuple(EXCLUDED)  # globs of tests that are not run
+    child: str = "compat.stdlib.child"  # the module that runs them
+    files: Path | None = None  # a folder, of which the process gets a copy to work in
+    arguments: tuple[str, ...] = ()  # for the child
+    begin_limit_s: float = FIXTURE_LIMIT_S
 
 
 def run_module(task: Task) -> ModuleRun:
@@ -113,7 +118,12 @@ class _Attempt:
         self._log = folder / "log"
         self._tally = folder / "tally"
         work = folder / "work"
-        work.mkdir()
+        if task.files:
+            shutil.copytree(task.files, work, symlinks=True)
+        else:
+            work.mkdir()
+        temporary = folder / "tmp" if task.files else work
+        temporary.mkdir(exist_ok=True)
         modules = folder / "modules"
         modules.mkdir()
         if task.source:
@@ -121,9 +131,9 @@ class _Attempt:
         (folder / "request").write_text(json.dumps(self._request()))
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [task.python, "-m", "compat.stdlib.child", str(folder / "request")],
+                [task.python, "-m", task.child, str(folder / "request")],
                 cwd=work,
-                env=self._environment(work, modules),
+                env=self._environment(temporary, modules),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -162,6 +172,7 @@ class _Attempt:
             "done": [identity.partition("#")[0] for identity in self.done],
             "match": self._task.match,
             "exclude": self._task.exclude,
+            "arguments": self._task.arguments,
             "private_network": True,
             "resources": {
                 "private": RESOURCES_IN_PRIVATE_NETWORK,
@@ -169,7 +180,7 @@ class _Attempt:
             },
         }
 
-    def _environment(self, work: Path, modules: Path) -> dict[str, str]:
+    def _environment(self, temporary: Path, modules: Path) -> dict[str, str]:
         kept = {
             name: value
             for name, value in os.environ.items()
@@ -177,7 +188,7 @@ class _Attempt:
         }
         inherited = Path(__file__).with_name("inherited")
         kept["PYTHONPATH"] = os.pathsep.join(map(str, (inherited, ROOT, modules)))
-        kept["TMPDIR"] = str(work)
+        kept["TMPDIR"] = str(temporary)
         kept["COMPAT_STDLIB_CHILD"] = "1"
         if self._task.transport == "utp" and not kept.get("COMPAT_STDLIB_STAND_IN"):
             kept["COMPAT_STDLIB_TALLY"] = str(self._tally)
@@ -186,7 +197,7 @@ class _Attempt:
     def _deadline(self) -> float:
         if self._over:
             return self._heard_at + EXIT_LIMIT_S
-        return self._heard_at + (self._task.limit_s(self._current[0]) if self._current else FIXTURE_LIMIT_S)
+        return self._heard_at + (self._task.limit_s(self._current[0]) if self._current else self._task.begin_limit_s)
 
     def _listen(self) -> None:
         if not self._events.exists():

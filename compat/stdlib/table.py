@@ -12,12 +12,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-MARKERS: Final = ("<!-- compat stdlib {feature}: begin -->", "<!-- compat stdlib {feature}: end -->")
-COLUMNS: Final = ("over_tcp", "same", "relevant", "relevant_same", "expected", "runs")
-HEADINGS: Final = ("pass over TCP", "same over uTP", "relevant", "same", "expected differences", "runs")
-INTRODUCTION: Final = (
-    "CPython {feature}: tests passing over TCP, and these over uTP in every run. Relevant are those that make internet"
-    " stream sockets."
+
+@dataclass(frozen=True)
+class Layout:
+    """What differs between the tables of several commands."""
+
+    markers: tuple[str, str]
+    introduction: str
+    first: str
+    """the heading above the rows' names"""
+
+    columns: tuple[str, ...]
+    """keys of the rows in the object that the command prints as JSON; the last one is not summed"""
+
+    headings: tuple[str, ...]
+
+
+STDLIB: Final = Layout(
+    markers=("<!-- compat stdlib {feature}: begin -->", "<!-- compat stdlib {feature}: end -->"),
+    introduction=(
+        "CPython {feature}: tests passing over TCP, and these over uTP in every run. Relevant are those that make"
+        " internet stream sockets."
+    ),
+    first="module",
+    columns=("over_tcp", "same", "relevant", "relevant_same", "expected", "runs"),
+    headings=("pass over TCP", "same over uTP", "relevant", "same", "expected differences", "runs"),
 )
 DIFFERENCES: Final = "Expected differences"
 SLOWER: Final = "Slower than three times TCP, in the runs above"
@@ -27,7 +46,7 @@ SLOWER: Final = "Slower than three times TCP, in the runs above"
 class Table:
     """One interpreter's section. The keys of `rows` are modules, of the others ids of tests."""
 
-    rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    rows: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
     expected: dict[str, str] = field(default_factory=dict)
     slow: dict[str, str] = field(default_factory=dict)
 
@@ -40,10 +59,13 @@ class Table:
         return Table(self.rows | newer.rows, kept(self.expected) | newer.expected, kept(self.slow) | newer.slow)
 
 
-def seen(found: dict[str, Any]) -> Table:
+def seen(found: dict[str, Any], layout: Layout = STDLIB) -> Table:
     """What a run has found, from the object it prints as JSON."""
-    rows = {module["name"]: tuple(module.get(name, 1) for name in COLUMNS) for module in found["modules"]}
-    return Table({name: row for name, row in rows.items() if row[0]}, dict(found["expected"]), dict(found["slow"]))
+    rows = {module["name"]: tuple(module.get(name, 1) for name in layout.columns) for module in found["modules"]}
+    passing = layout.columns.index("over_tcp")
+    return Table(
+        {name: row for name, row in rows.items() if row[passing]}, dict(found["expected"]), dict(found["slow"])
+    )
 
 
 def disagreements(written: Table, found: Table, races: set[str] | frozenset[str] = frozenset()) -> list[str]:
@@ -58,19 +80,20 @@ def module_of(test: str, modules: dict[str, Any]) -> str | None:
     return next((name for name in modules if test.startswith(f"{name}.") or f"({name}." in test), None)
 
 
-def render(feature: str, table: Table) -> str:
+def render(feature: str, table: Table, layout: Layout = STDLIB) -> str:
     """The section's text."""
     rows = dict(sorted(table.rows.items()))
-    relevant = {name: row for name, row in rows.items() if row[2]}
-    rest = {name: row for name, row in rows.items() if not row[2]}
+    counts = layout.columns.index("relevant")
+    relevant = {name: row for name, row in rows.items() if row[counts]}
+    rest = {name: row for name, row in rows.items() if not row[counts]}
     lines = [
-        INTRODUCTION.format(feature=feature),
+        layout.introduction.format(feature=feature),
         "",
-        f"| module | {' | '.join(HEADINGS)} |",
-        f"|---|{'--:|' * len(HEADINGS)}",
+        f"| {layout.first} | {' | '.join(layout.headings)} |",
+        f"|---|{'--:|' * len(layout.headings)}",
         *(f"| `{name}` | {' | '.join(map(str, row))} |" for name, row in relevant.items()),
         *(f"| `{name}` | {' | '.join(map(str, row))} |" for name, row in rest.items()),
-        f"| **sum** | {' | '.join(str(sum(column)) for column in list(zip(*rows.values(), strict=True))[:-1])} | |",
+        f"| **sum** | {' | '.join(map(_sum, list(zip(*rows.values(), strict=True))[:-1]))} | |",
     ]
     for title, tests in ((DIFFERENCES, table.expected), (SLOWER, table.slow)):
         if tests:
@@ -86,7 +109,7 @@ def parse(text: str) -> Table:
         row = re.match(r"\| `([\w.]+)` \|(.*)\|$", line)
         listed = re.match(r"\* `(.+?)`: (.*)$", line)
         if row:
-            table.rows[row[1]] = tuple(map(int, row[2].split("|")))
+            table.rows[row[1]] = tuple(map(_cell, row[2].split("|")))
         elif listed:
             tests[listed[1]] = listed[2]
         elif line == f"{DIFFERENCES}:":
@@ -96,19 +119,19 @@ def parse(text: str) -> Table:
     return table
 
 
-def read(path: Path, feature: str) -> Table | None:
+def read(path: Path, feature: str, layout: Layout = STDLIB) -> Table | None:
     """This interpreter's table in the file, None where it has none."""
-    found = _section(feature).search(path.read_text(encoding="utf-8") if path.exists() else "")
+    found = _section(feature, layout).search(path.read_text(encoding="utf-8") if path.exists() else "")
     return parse(found[0]) if found else None
 
 
-def write(path: Path, feature: str, table: Table) -> None:
+def write(path: Path, feature: str, table: Table, layout: Layout = STDLIB) -> None:
     """Put the table between this interpreter's markers in the file; without them, at its end."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    begin, end = (marker.format(feature=feature) for marker in MARKERS)
-    block = f"{begin}\n{render(feature, table)}{end}"
-    if _section(feature).search(text):
-        path.write_text(_section(feature).sub(lambda _: block, text, count=1), encoding="utf-8")
+    begin, end = (marker.format(feature=feature) for marker in layout.markers)
+    block = f"{begin}\n{render(feature, table, layout)}{end}"
+    if _section(feature, layout).search(text):
+        path.write_text(_section(feature, layout).sub(lambda _: block, text, count=1), encoding="utf-8")
     else:
         path.write_text(f"{text}\n{block}\n" if text else f"{block}\n", encoding="utf-8")
 
@@ -118,6 +141,15 @@ def feature_version(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def _section(feature: str) -> re.Pattern[str]:
-    begin, end = (re.escape(marker.format(feature=feature)) for marker in MARKERS)
+def _sum(column: tuple[int | str, ...]) -> str:
+    return str(sum(cell for cell in column if isinstance(cell, int))) if isinstance(column[0], int) else ""
+
+
+def _cell(text: str) -> int | str:
+    text = text.strip()
+    return int(text) if text.isdigit() else text
+
+
+def _section(feature: str, layout: Layout) -> re.Pattern[str]:
+    begin, end = (re.escape(marker.format(feature=feature)) for marker in layout.markers)
     return re.compile(f"{begin}.*?{end}", re.DOTALL)

@@ -1,0 +1,191 @@
+"""The runner of libraries' own suites, tried on small ones of ours: both sides go over TCP here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from compat.peers.provision import InstallFailed
+from compat.stdlib import table
+from compat.stdlib.supervisor import ModuleRun
+from compat.suites import child, command
+from compat.suites.libraries import LIBRARIES, QUICK, Library, select
+from compat.suites.provision import PINS, Provided
+
+TESTS = """
+import os, socket, threading, unittest
+from pathlib import Path
+import pytest
+
+def test_a_makes_sockets():
+    with socket.socket(), socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+
+@pytest.mark.parametrize("word", ["one # two", "three (four)"])
+def test_b_has_parameters(word):
+    assert word
+
+class TestC(unittest.TestCase):
+    def test_fails(self):
+        self.fail("on both sides")
+
+def test_d_is_skipped():
+    pytest.skip("no reason")
+
+@pytest.mark.xfail
+def test_e_fails_as_it_should():
+    assert False
+
+@pytest.fixture
+def broken():
+    raise OSError("no fixture")
+
+def test_f_has_a_broken_fixture(broken):
+    pass
+
+def test_g_crashes():
+    os._exit(3)
+
+def test_h_comes_after():
+    assert Path("tests/data.txt").read_text() == "data"
+"""
+
+LOADED = """
+import os
+from pathlib import Path
+
+RUNS = Path(os.environ["SUITES_TEST_RUNS"])
+ran = []
+
+def test_before():
+    ran.append(1)
+    RUNS.write_text(RUNS.read_text() + ".")
+
+def test_differs_under_load():
+    assert not ran or RUNS.read_text() == "."  # the second run of the whole is the one over uTP
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    monkeypatch.setenv("COMPAT_STDLIB_STAND_IN", "1")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    (tmp_path / "files" / "tests").mkdir(parents=True)
+    (tmp_path / "files" / "tests" / "data.txt").write_text("data")
+    library = Library("mylib", "1.0", (), ("tests",))
+    provided = Provided(sys.executable, tmp_path / "files")
+
+    def write(text: str) -> None:
+        (tmp_path / "files" / "tests" / "test_it.py").write_text(text)
+
+    def walk() -> command._Walk:
+        return command._Walk(library, provided, argparse.Namespace(match=[], runs=1))
+
+    return SimpleNamespace(library=library, provided=provided, write=write, walk=walk, folder=tmp_path)
+
+
+def test_pytests_outcomes_are_recorded_and_a_crash_ends_one_test_only(suite: SimpleNamespace) -> None:
+    suite.write(TESTS)
+    verdict = suite.walk()
+    (run,), _ = verdict._alternately((), 1)
+    assert {name.removeprefix("mylib.test_it."): outcome.status for name, outcome in run.tests.items()} == {
+        "test_a_makes_sockets": "pass",
+        "test_b_has_parameters[one_%23_two]": "pass",
+        "test_b_has_parameters[three_(four)]": "pass",
+        "TestC.test_fails": "fail",
+        "test_d_is_skipped": "skip",
+        "test_e_fails_as_it_should": "pass",
+        "test_f_has_a_broken_fixture": "error",
+        "test_g_crashes": "crash",
+        "test_h_comes_after": "pass",
+    }
+    assert run.tests["mylib.test_it.test_a_makes_sockets"].tcp_sockets == 2
+    assert "no fixture" in run.tests["mylib.test_it.test_f_has_a_broken_fixture"].why
+    assert run.troubles == []
+    assert [path.name for path in suite.provided.files.rglob("*") if path.is_file()].count("test_it.py") == 1
+    assert not list(suite.provided.files.rglob("__pycache__")), "the process works in a copy"
+
+
+def test_a_suite_that_cannot_be_collected_is_not_a_difference(suite: SimpleNamespace) -> None:
+    suite.write("import nothing_of_that_name")
+    verdict = suite.walk().verdict()
+    assert (verdict.over_tcp, verdict.unexpected) == (0, {})
+
+
+def test_what_differs_under_load_only_counts_as_it_is_alone(
+    suite: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = suite.folder / "runs"
+    runs.write_text("")
+    monkeypatch.setattr(command, "ALONE_ROUNDS", 1)
+    monkeypatch.setenv("SUITES_TEST_RUNS", str(runs))
+    suite.write(LOADED)
+    walk = suite.walk()
+    verdict = walk.verdict()
+    assert (verdict.over_tcp, verdict.same, verdict.unexpected) == (2, 2, {})
+    assert list(walk.only_under_load) == ["mylib.test_it.test_differs_under_load"]
+    assert walk.only_under_load["mylib.test_it.test_differs_under_load"].startswith("fail, over TCP pass")
+
+
+def test_what_fails_over_tcp_in_one_round_does_not_count() -> None:
+    passes = command.Outcome("pass", 0.1, 1, 0)
+    hangs = command.Outcome("hang", 9.0, 0, 0)
+    worst = command._worst_of([ModuleRun("mylib", {"a": passes, "b": hangs}), ModuleRun("mylib", {"a": hangs})])
+    assert {name: outcome.status for name, outcome in worst.tests.items()} == {"a": "hang", "b": "hang"}
+
+
+@pytest.mark.parametrize(
+    ("library", "node", "module", "name"),
+    [
+        ("tornado", "../x/tornado/test/w_test.py::T::test_it", "tornado.test.w_test", "tornado.test.w_test.T.test_it"),
+        ("aiohttp", "tests/test_run.py::test_it[a::b/c]", "tests.test_run", "aiohttp.test_run.test_it[a::b/c]"),
+        ("aiohttp", "tests/test_run.py::test_it", "test_run", "aiohttp.test_run.test_it"),
+        ("urllib3", "test/a/test_b.py::T::test_it", "test.a.test_b", "urllib3.a.test_b.T.test_it"),
+        ("mylib", "tests/notes.txt::notes.txt", "", "mylib.notes.txt.notes.txt"),
+    ],
+)  # fmt: skip
+def test_ids_begin_with_the_librarys_name(library: str, node: str, module: str, name: str) -> None:
+    assert child.test_name(library, node, module) == name
+
+
+def test_the_json_and_the_table_name_the_version(
+    suite: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite.write("def test_it(): pass")
+    monkeypatch.setattr(command, "select", lambda patterns: [suite.library])
+    monkeypatch.setattr(command, "provide", lambda library: suite.provided)
+    results = suite.folder / "RESULTS.md"
+    assert command.main(["mylib", "--json", "--table", str(results)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    keys = {"name", "version", "tests", "over_tcp", "same", "expected", "unexpected", "utp_connections", "seconds"}
+    assert keys <= set(found["suites"][0])
+    assert found["unexpected"] == []
+    text = results.read_text()
+    assert "| `mylib` | 1.0 | 1 | 1 |" in text
+    written = table.read(results, table.feature_version(sys.version), command.LAYOUT)
+    assert written is not None
+    assert written.rows["mylib"][:3] == ("1.0", 1, 1)
+
+
+def test_a_library_that_cannot_be_had_is_said_and_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def provide(library: Library) -> Provided:
+        raise InstallFailed("no package index")
+
+    monkeypatch.setattr(command, "provide", provide)
+    assert command.main(["tornado", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["unavailable"] == {"tornado": "no package index"}
+    assert command.main(["nothing_of_that_name"]) == 2
+
+
+def test_every_library_is_pinned_and_the_quick_ones_exist() -> None:
+    assert [library.name for library in select(QUICK)] == list(QUICK)
+    for library in LIBRARIES:
+        pins = (PINS / f"{library.name}.txt").read_text().splitlines()
+        assert f"{library.name}=={library.version}" in pins
