@@ -5,15 +5,21 @@ Each conversation runs in a fresh interpreter, which says at its end which engin
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import subprocess
 import sys
 import time
+from _thread import get_ident
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
-from utpsocket.engine import wire
+from utpsocket.engine import engine, farewell, process, reports, running_engine, shutdown, wire
+from utpsocket.engine.loop import Loop
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WAIT_S = 30
@@ -319,3 +325,127 @@ def test_what_an_argument_is_its_name_says() -> None:
         "dial_private": ("udp_sock", "identity", "end_sock", "fallback_us", "claim"),
         "dial_from": ("key", "peer", "identity", "end_sock", "fallback_us", "claim"),
     }
+
+
+NO_MEMORY = """
+import functools
+from utpsocket.engine import wire
+
+def failing(name, error, every):
+    original, count = getattr(wire, name), 0
+    def call(*arguments):
+        nonlocal count
+        count += 1
+        if count % every == 0:
+            raise error
+        return original(*arguments)
+    setattr(wire, name, call)
+
+loop = engine()
+failing("read", MemoryError(), 2)  # what the engine answers, in the thread that takes it
+failing("receive_raw", OSError(errno.ENOBUFS, "no room"), 3)
+for _ in range(20):
+    client, server = pair()
+    client.sendall(b"hello")
+    assert server.recv(5) == b"hello"
+    client.setsockopt(1, 13, struct.pack("ii", 1, 0))
+    client.close()
+    assert errno_of(server.recv, 1) == "ECONNRESET"
+    server.close()
+client, server = pair()
+real = wire.send
+def send(*arguments):
+    raise OSError(errno.ENOBUFS, "no room")
+wire.send = send
+with utpsocket.socket() as sock:
+    sock.settimeout(10)
+    assert errno_of(sock.connect, server.getsockname()) == "ENOBUFS"
+    assert sock.connect_ex(server.getsockname()) == errno.ENOBUFS
+    wire.send = real
+    assert errno_of(sock.connect, server.getsockname()) == "ECONNREFUSED"
+client.sendall(b"still there")
+assert server.recv(20) == b"still there"
+assert running_engine() is loop and loop.is_alive
+print("as it should be")
+"""
+
+
+def test_no_memory_at_the_applications_side_costs_no_connection_and_no_answer() -> None:
+    assert talk(NO_MEMORY) == PASSED
+
+
+class Wire(NamedTuple):
+    """The application's end, and who is at the other."""
+
+    ours: Any
+    service: process.Service
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
+    """A service in this process."""
+    monkeypatch.setattr(farewell, "deputy", None)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    notices, _ = sockets = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(WAIT_S)
+    made: list[process.Service] = []
+
+    def begin(loop: Loop) -> None:
+        made.append(process.Service(loop, theirs, notices))
+        made[0].begin()
+
+    engine().call(begin)
+    yield Wire(ours, made[0])
+    ours.close()
+    made[0].wait()
+    shutdown()
+    made[0]._outbox._sock.close()
+    for sock in (theirs, *sockets):
+        sock.close()
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException, times: int) -> None:
+    original = getattr(wire, name)
+    left = [error] * times
+
+    def call(*arguments: Any) -> Any:
+        if left and get_ident() == running_engine()._thread_id:  # type: ignore[union-attr]
+            raise left.pop()
+        return original(*arguments)
+
+    monkeypatch.setattr(wire, name, call)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("read", MemoryError()),
+        ("read", SystemExit(3)),
+        ("parameters", MemoryError()),
+        ("receive_raw", OSError(errno.ENOMEM, "")),
+        ("send", OSError(errno.ENOBUFS, "")),
+        ("send", MemoryError()),
+        ("parts", MemoryError()),
+    ],
+)
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_no_memory_in_the_engines_process_costs_no_answer(
+    name: str, error: BaseException, times: int, service: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports, "report", lambda _: None)
+    failing(monkeypatch, name, error, times)
+    for serial in range(1, 4):
+        wire.send(service.ours, (serial, "connection_figures", [7], {}))
+        answer = wire.receive(service.ours)
+        assert answer is not None
+        (found, part, has_more), _ = answer
+        assert (found, has_more, wire.whole([part])[1]) == (serial, False, errno.ENOTCONN)
+
+
+def test_where_nothing_can_be_read_the_engine_ends(service: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "report", lambda _: None)
+    failing(monkeypatch, "read", MemoryError(), 1_000)
+    wire.send(service.ours, (1, "is_held", [], {}))
+    made = service.service
+    assert not made.wait()  # and nothing is flushed: the application lives, and is told
+    made._has_ended.release()

@@ -23,6 +23,7 @@ from utpsocket.engine import farewell, verbs, wire
 from utpsocket.engine.answer import Command
 from utpsocket.engine.bridge import EPOLLIN, EPOLLOUT
 from utpsocket.engine.exitflush import flush
+from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.native import Socket, allocate_lock, sleep
@@ -31,6 +32,7 @@ from utpsocket.engine.watch import HoldersWatch
 _REQUESTS_PER_TURN: Final = 64
 _ORPHANS_SECONDS: Final = 0.05  # between looks whether another process still has sockets of a dead application's
 _HIGHEST_FD: Final = 16_384  # the kernel keeps a table as long
+_MOST_TRIES: Final = 3
 _MAX_BACKLOG: Final = 65_536  # notices that an application has not taken in: of ends that it does not ask about
 
 
@@ -111,27 +113,25 @@ class Outbox:
         if self._backlog:
             self._backlog.append(message)
         elif not self.put_now(message):
-            self._backlog.append(message)
             self._loop.watch(self._sock.fileno(), EPOLLOUT, self)
+            self._backlog.append(message)
 
     def put_now(self, message: object, fds: tuple[int, ...] = ()) -> bool:
         """Send now; False where there is no room."""
-        if self._backlog:
-            return False
+        return not self._backlog and self._is_sent(message, fds)
+
+    def _is_sent(self, message: object, fds: tuple[int, ...] = ()) -> bool:
         try:
             wire.send(self._sock, message, fds)
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass  # nobody is there any more
+        except OSError as error:
+            return error.errno not in NO_ROOM  # else nobody is there any more
         return True
 
     def on_event(self, mask: int) -> None:
         """There is room again."""
-        backlog, self._backlog = self._backlog, deque(maxlen=_MAX_BACKLOG)
-        while backlog and self.put_now(backlog[0]):
+        backlog = self._backlog
+        while backlog and self._is_sent(backlog[0]):
             backlog.popleft()
-        self._backlog = backlog
         if not backlog:
             self._loop.forget_fd(self._sock.fileno())
 
@@ -184,17 +184,28 @@ class _Reply:
         self._serial = serial
 
     def give(self, value: Any, error: BaseException | None) -> None:
-        serial, self._serial = self._serial, 0
-        if serial:
+        if self._serial:
             code = error.errno or 0 if isinstance(error, OSError) else 0
             text = (getattr(error, "strerror", None) or repr(error)) if error is not None else ""
-            self._service.answer(serial, (value, code, text))
+            self._service.answer(self._serial, (value, code, text))
+            self._serial = 0  # last: should that fail, it is all done again
 
 
 class Service:
     """Carries out what the application asks for. Everything but wait() is the engine's thread's."""
 
-    __slots__ = ("_by_inode", "_control", "_has_ended", "_loop", "_must_flush", "_outbox")
+    __slots__ = (
+        "_by_inode",
+        "_control",
+        "_fds",
+        "_has_ended",
+        "_loop",
+        "_must_flush",
+        "_outbox",
+        "_request",
+        "_socks",
+        "_tries",
+    )
 
     def __init__(self, loop: Loop, control: Any, notices: Any) -> None:
         self._loop = loop
@@ -202,6 +213,10 @@ class Service:
         self._outbox = Outbox(loop, Socket(fileno=os.dup(control.fileno())))  # its own number, for epoll
         self._by_inode: WeakValueDictionary[int, ServedIdentity] = WeakValueDictionary()
         self._must_flush = True
+        self._request = b""  # as received; whoever asked waits for its answer, whatever fails here
+        self._fds: list[int] = []  # that came with it,
+        self._socks: list[Any] = []  # and become these
+        self._tries = 0
         self._has_ended = allocate_lock()
         self._has_ended.acquire()
         control.setblocking(False)
@@ -220,35 +235,53 @@ class Service:
     def on_event(self, mask: int) -> None:
         """Requests have come, or their end."""
         for _ in range(_REQUESTS_PER_TURN):
-            try:
-                message = wire.receive(self._control)
-            except BlockingIOError:
-                return
-            except OSError:
-                message = None
-            if message is None:
-                self._end()
-                return
-            self._serve(*message)
+            if not self._request:
+                try:
+                    self._request, self._fds = wire.receive_raw(self._control)
+                except OSError as error:
+                    if error.errno in NO_ROOM:
+                        return
+                if not self._request:
+                    self._end()
+                    return
+            self._serve()
 
-    def _serve(self, request: Any, fds: list[int]) -> None:
-        serial, name, arguments, named = request
+    def _serve(self) -> None:
+        while self._fds:
+            self._socks.append(Socket(fileno=self._fds[0]))
+            del self._fds[0]
+        serial, name, arguments, named = wire.read(self._request)
         if name == wire.LEARN:
             self._identity(arguments[0])
+            self._request = b""
         elif name == wire.STOP:
             self._must_flush = False
             self._end()
+            self._request = b""
         else:
             answer = _Reply(self, serial) if serial else None
-            command = Command(self._loop, *self._plain(wire.VERBS[name], arguments, fds), named, answer)
+            command = Command(self._loop, *self._plain(wire.VERBS[name], arguments), named, answer)
+            self._request, self._socks, self._tries = b"", [], 0
             self._loop.carry_out(command)
             self._loop.owner = self
 
-    def _plain(
-        self, verb: Callable[..., Any], arguments: list[Any], fds: list[int]
-    ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    def fail(self, error: BaseException) -> None:
+        """See faults.py: the request is read again. Where that is in vain the application would wait for ever, so the
+        engine ends, and everybody is told.
+        """
+        self._tries += 1
+        if self._tries > _MOST_TRIES:
+            self._must_flush = False
+            self._end()
+        else:
+            self._loop.call_at(self._loop.now, self._serve_again)
+
+    def _serve_again(self) -> None:
+        self.on_event(0)
+
+    def _plain(self, verb: Callable[..., Any], arguments: list[Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """The verb's arguments as the application meant them."""
-        left = iter(fds)
+        left = iter(self._socks)
         real: list[Any] = []
         for name, value in zip(wire.parameters(verb), arguments, strict=False):
             if name == "identity":
@@ -256,7 +289,7 @@ class Service:
             elif name == "callback":
                 real.append(partial(self.answer, value, (None, 0, "")))
             elif name.endswith("_sock") and value is not None:
-                real.append(Socket(fileno=next(left)))
+                real.append(next(left))
             else:
                 real.append(value)
         return verb, tuple(real)
@@ -275,7 +308,7 @@ class Service:
         return identity
 
     def answer(self, serial: int, answer: tuple[Any, int, str]) -> None:
-        for part, has_more in wire.parts(answer):
+        for part, has_more in list(wire.parts(answer)):
             self._outbox.put((serial, part, has_more))
 
     def _delegate(self, end_fd: int, identity: Identity, then_deafen: bool) -> None:

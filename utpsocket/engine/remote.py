@@ -38,15 +38,19 @@ from weakref import WeakValueDictionary
 
 from utpsocket.engine import collector, farewell, secret, verbs, wire
 from utpsocket.engine.answer import Answer
+from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.forklock import ForkLock
 from utpsocket.engine.identity import Identity, Role
-from utpsocket.engine.native import Socket, allocate_lock, get_ident, new_reentrant_lock, start_new_thread
+from utpsocket.engine.native import Socket, allocate_lock, get_ident, new_reentrant_lock, sleep, start_new_thread
 from utpsocket.engine.poller import sleep_until_ready
 from utpsocket.engine.watch import HoldersWatch
 
 _POLLIN: Final = 0x001
 _END_SECONDS: Final = 1.0  # for a thread that takes notices: it may itself wait for an answer that will not come
 _MOST_RESET_UNACCEPTED: Final = 1_024
+_ENDS: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ENOTSOCK)
+_MOST_TRIES: Final = 10
+_TRY_AGAIN_SECONDS: Final = 0.001
 _HIGH_FD: Final = 1_024  # out of the numbers that select() can watch
 _CONTROL_FD: Final = 3  # of the new process
 _NOTICE_BYTES: Final = 32 << 10
@@ -116,7 +120,12 @@ class RemoteLoop:
         self._reset_unaccepted: OrderedDict[int, Identity] = OrderedDict()
         self._pending: deque[bytes] = deque()
         self._taking = new_reentrant_lock()
-        self._farewells: deque[tuple[list[int], int, bool]] = deque()
+        self._farewells: deque[tuple[list[Any], int, bool]] = deque()
+        self._message = b""  # of the engine's, as received
+        self._message_fds: list[int] = []  # that came with it,
+        self._message_ends: list[Any] = []  # and become these
+        self._tries = 0
+        self._received: dict[int, list[bytes]] = {}  # parts of answers, by serial
         self._helper_id = 0
         self._is_stopping = False
         self._has_ended = allocate_lock()
@@ -179,7 +188,11 @@ class RemoteLoop:
             return None
         answer, serial = Answer(), next(self._serials)
         self._answers[serial] = answer
-        self._request(serial, verb, arguments, named)
+        try:
+            self._request(serial, verb, arguments, named)
+        except BaseException:
+            self._answers.pop(serial, None)
+            raise
         return answer.wait()
 
     def learn(self, identity: Identity) -> None:
@@ -206,9 +219,11 @@ class RemoteLoop:
                 sent = partial(value.setdefault, *verbs.CLAIM)
             else:
                 plain.append(value)
-        self._send((serial, verb.__name__, plain, named), [sock.fileno() for sock in socks], sent)
-        for sock in socks:
-            sock.close()
+        try:
+            self._send((serial, verb.__name__, plain, named), [sock.fileno() for sock in socks], sent)
+        finally:
+            for sock in socks:
+                sock.close()
 
     def _introduced(self, identity: Identity, *, is_dialed: bool) -> Identity:
         identity.__class__ = RemoteIdentity  # same slots: from now on somebody else writes half of them
@@ -219,7 +234,9 @@ class RemoteLoop:
     def _send(self, request: object, fds: list[int], sent: Callable[[], Any] | None = None) -> None:
         try:
             wire.send(self._control, request, fds, sent)
-        except OSError:
+        except OSError as error:
+            if error.errno not in _ENDS:
+                raise  # no memory for it, say: the engine lives, and has not heard of it
             self._on_end()
 
     # ── what the engine says ──
@@ -243,7 +260,10 @@ class RemoteLoop:
                 pass  # no more of them now
             pending = self._pending
             while pending:
-                self._take(*marshal.loads(pending.popleft()))
+                first = pending[0]
+                self._take(*marshal.loads(first))  # which may come here again, and take it once more
+                if pending and pending[0] is first:
+                    pending.popleft()  # last: a signal's handler may raise anywhere, and it is then taken again
             return not has_ended
         finally:
             self._taking.release()
@@ -281,19 +301,16 @@ class RemoteLoop:
         self._helper_id = get_ident()
         self._hold.enter()
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        received: dict[int, list[bytes]] = {}
         try:
-            while (message := self._next_message()) is not None:
-                (serial, *rest), fds = message
-                if serial == wire.FAREWELL:
-                    self._farewells.append((fds, *rest))
-                    if not self._bid_farewells(wait=False):
-                        self._bid_farewells_aside()
-                    continue
-                part, has_more = rest
-                received.setdefault(serial, []).append(part)
-                if not has_more:
-                    self._give(serial, *wire.whole(received.pop(serial)))
+            while self._tries < _MOST_TRIES:
+                try:
+                    self._listen()
+                except BaseException:  # no memory, say: what has been received is read again
+                    self._tries += 1
+                    sleep(_TRY_AGAIN_SECONDS)
+                    self._bid_farewells_aside()
+                else:
+                    break
         finally:
             self._on_end()
             if self.has_its_fds():
@@ -301,12 +318,40 @@ class RemoteLoop:
             self._hold.end()
             self._has_ended.release()
 
-    def _next_message(self) -> tuple[Any, list[int]] | None:
-        try:
-            sleep_until_ready(self._hold, [(self._control.fileno(), _POLLIN)], -1.0)
-            return wire.receive(self._control)
-        except OSError:
-            return None
+    def _listen(self) -> None:
+        """Until the engine ends."""
+        while True:
+            if not self._message:
+                sleep_until_ready(self._hold, [(self._control.fileno(), _POLLIN)], -1.0)
+                try:
+                    self._message, self._message_fds = wire.receive_raw(self._control)
+                except OSError as error:
+                    if error.errno in NO_ROOM:
+                        sleep(_TRY_AGAIN_SECONDS)
+                        continue
+                if not self._message:
+                    return
+            serial, *rest = wire.read(self._message)
+            if serial == wire.FAREWELL:
+                while self._message_fds:
+                    self._message_ends.append(Socket(fileno=self._message_fds[0]))
+                    del self._message_fds[0]
+                self._farewells.append((self._message_ends, *rest))
+                self._message, self._message_ends = b"", []
+                if not self._bid_farewells(wait=False):
+                    self._bid_farewells_aside()
+                self._tries = 0
+                continue
+            part, has_more = rest
+            received = [*self._received.get(serial, ()), part]
+            if has_more:
+                self._received[serial] = received
+                self._message = b""
+            else:
+                self._give(serial, *wire.whole(received))
+                self._message = b""  # last: should that fail, it is all done again
+                self._received.pop(serial, None)
+            self._tries = 0
 
     def _give(self, serial: int, value: Any, code: int, text: str) -> None:
         answer = self._answers.pop(serial, None)
@@ -332,17 +377,17 @@ class RemoteLoop:
             try:
                 self.take_notices()
                 while self._farewells:
-                    self._bid_farewell(*self._farewells.popleft())
+                    self._bid_farewell(*self._farewells[0])
+                    self._farewells.popleft()  # last: should that fail, it is all done again
             finally:
                 self._taking.release()
         finally:
             self.fd_lock.release()
         return True
 
-    def _bid_farewell(self, fds: list[int], cookie: int, then_deafen: bool) -> None:
+    def _bid_farewell(self, ends: list[Any], cookie: int, then_deafen: bool) -> None:
         identity = self._known.get(cookie)
-        for fd in fds:
-            end = Socket(fileno=fd)
+        for end in ends:
             if identity is not None:
                 farewell.write_as_user(identity)
             if then_deafen:

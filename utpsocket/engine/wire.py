@@ -100,14 +100,23 @@ def send(sock: Any, message: Any, fds: list[int] | tuple[int, ...] = (), sent: C
 
 def receive(sock: Any) -> tuple[Any, list[int]] | None:
     """The next message and its fds, which are the caller's now; None at the end."""
+    data, fds = receive_raw(sock)
+    return (marshal.loads(data), fds) if data else None
+
+
+def receive_raw(sock: Any) -> tuple[bytes, list[int]]:
+    """The same before anything is made of it, for read(): whoever fails to read it has it still. Empty at the end."""
     data, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE_BYTES, _ANCILLARY_BYTES, _CLOEXEC)
-    if not data:
-        return None
     fds = array.array("i")
     for level, kind, rights in ancillary:
         if (level, kind) == (stdlib.SOL_SOCKET, stdlib.SCM_RIGHTS):
             fds.frombytes(rights[: len(rights) - len(rights) % fds.itemsize])
-    return marshal.loads(data), list(fds)
+    return data, list(fds)
+
+
+def read(data: bytes) -> Any:
+    """The message that receive_raw() has received."""
+    return marshal.loads(data)
 
 
 def parts(message: Any) -> Iterator[tuple[bytes, bool]]:
