@@ -12,8 +12,10 @@ import pytest
 
 from compat.peers.provision import InstallFailed
 from compat.stdlib import table
+from compat.stdlib.expectations import expectation
 from compat.stdlib.supervisor import ModuleRun
 from compat.suites import child, command
+from compat.suites.expectations import EXPECTED
 from compat.suites.libraries import LIBRARIES, QUICK, Library, select
 from compat.suites.provision import PINS, Provided
 
@@ -53,6 +55,14 @@ def test_g_crashes():
 
 def test_h_comes_after():
     assert Path("tests/data.txt").read_text() == "data"
+"""
+
+KEEPS = """
+import socket
+
+def test_fails_with_an_open_socket():
+    sock = socket.socket()
+    assert sock is None
 """
 
 LOADED = """
@@ -117,6 +127,15 @@ def test_a_suite_that_cannot_be_collected_is_not_a_difference(suite: SimpleNames
     assert (verdict.over_tcp, verdict.unexpected) == (0, {})
 
 
+def test_what_a_failure_held_is_not_left_over(suite: SimpleNamespace) -> None:
+    suite.write(KEEPS)
+    (run,), _ = suite.walk()._alternately((), 1)
+    suite.write("def test_nothing(): pass")
+    (other,), _ = suite.walk()._alternately((), 1)
+    assert [outcome.status for outcome in run.tests.values()] == ["fail"]
+    assert run.leftovers["fds"].get("socket", 0) == other.leftovers["fds"].get("socket", 0)
+
+
 def test_what_differs_under_load_only_counts_as_it_is_alone(
     suite: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +189,24 @@ def test_the_json_and_the_table_name_the_version(
     written = table.read(results, table.feature_version(sys.version), command.LAYOUT)
     assert written is not None
     assert written.rows["mylib"][:3] == ("1.0", 1, 1)
+
+
+def test_a_part_of_a_suite_is_no_row_of_the_table(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["trio", "--match", "*socket*", "--table", str(tmp_path / "RESULTS.md")])
+    assert ended.value.code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_expected_difference_is_one_of_the_table() -> None:
+    """Each difference that the table tells of is one of expectations.py, and every such entry is told of."""
+    results = Path(command.__file__).with_name("RESULTS.md")
+    told: set[str] = set()
+    for minor in range(10, 20):
+        written = table.read(results, f"3.{minor}", command.LAYOUT) or table.Table()
+        assert [test for test in written.expected if expectation(test, (3, minor), EXPECTED) is None] == []
+        told |= set(written.expected)
+    assert [entry.tests for entry in EXPECTED if not any(entry.covers(test, (3, 11)) for test in told)] == []
 
 
 def test_a_library_that_cannot_be_had_is_said_and_fails(

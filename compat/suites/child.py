@@ -96,6 +96,8 @@ def main(request: dict[str, Any]) -> None:
     ended = pytest.main(arguments, plugins=[Reporter(request, journal)])
     if ended in (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED):
         sys.exit(f"pytest ended with {ended!r}")
+    for name in ("last_exc", "last_type", "last_value", "last_traceback"):
+        vars(sys).pop(name, None)  # pytest's last failure, with all that its frames held
     child.finish(request, journal)
 
 

@@ -51,7 +51,10 @@ LAYOUT: Final = table.Layout(
 
 def main(argv: list[str]) -> int:
     """Run the command; 0 all as it should be, 1 something is not, 2 wrong usage."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.table and options.match:
+        parser.error("--table wants whole suites, not those of --match")
     libraries = select(tuple(options.suites) or (QUICK if options.quick else ("*",)))
     if not libraries:
         print(f"no such suite; there are: {' '.join(library.name for library in LIBRARIES)}", file=sys.stderr)
@@ -89,7 +92,8 @@ def main(argv: list[str]) -> int:
     if options.table:
         feature = table.feature_version(found["python"])
         written = table.read(options.table, feature, LAYOUT) or table.Table()
-        seen = table.seen(found | {"modules": found["suites"]}, LAYOUT)
+        # Not which tests were slow: a suite is run once, and what else the machine did decides about single tests.
+        seen = table.seen(found | {"modules": found["suites"], "slow": {}}, LAYOUT)
         table.write(options.table, feature, written.updated(seen), LAYOUT)
     return 0 if verdicts and all(verdict.good for verdict in verdicts) and not unavailable else 1
 
