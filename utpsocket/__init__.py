@@ -20,7 +20,7 @@ from utpsocket import passing as _passing
 from utpsocket import teachssl as _teachssl
 from utpsocket.dropin import REPLACEMENTS as _REPLACEMENTS
 from utpsocket.dropin import incoming
-from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_MAX_MTU, UTP_SHARE_PORT
+from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_KEEPALIVE, UTP_MAX_MTU, UTP_SHARE_PORT
 from utpsocket.shim import socket
 
 globals().update(_REPLACEMENTS)
@@ -33,6 +33,7 @@ __all__ = [
     "SOL_UTP",
     "UTP_CONGESTION",
     "UTP_INFO",
+    "UTP_KEEPALIVE",
     "UTP_MAX_MTU",
     "UTP_SHARE_PORT",
     "incoming",

@@ -29,15 +29,21 @@ SOL_UTP: Final = 0x757470
 UTP_INFO: Final = 1
 """getsockopt only: a ConnectionStats of this instant (utpsocket.stats)."""
 UTP_MAX_MTU: Final = 2
-"""Bytes of UDP payload never exceeded, before connect() or listen(); 0: the default (1,472 or 1,448)."""
+"""Bytes of UDP payload never exceeded, before connect() or listen(), or EISCONN; 0: the default (1,472 or 1,448)."""
 UTP_CONGESTION: Final = 3
 """Name of the congestion controller, as bytes, before connect() or listen(). Like TCP_CONGESTION."""
 
 UTP_SHARE_PORT: Final = 4
-"""Before bind(): sockets of one process that all say so share a port, even with a listener: a node dials from where it
-listens. TCP takes SO_REUSEPORT for that, by which the kernel would spread a port's datagrams over several sockets.
+"""Before bind(), or EINVAL: sockets of one process that all say so share a port, even with a listener: a node dials
+from where it listens. TCP takes SO_REUSEPORT for that, by which the kernel would spread a port's datagrams over several
+sockets.
 """
 
+UTP_KEEPALIVE: Final = 5
+"""Seconds of saying nothing after which a sign of life leaves, 0 for none; 29 at birth. It keeps NATs' mappings open; a
+peer that has gone is noticed by what comes back (ICMP, RESET), or because it stays silent for ten times as long though
+it is asked. SO_KEEPALIVE with shorter times makes that sooner, and asks as well where this is 0.
+"""
 _BIND_ADDRESS_NO_PORT: Final = (stdlib.IPPROTO_IP, 24)  # of linux/in.h: a UDP port must be there when bind() returns
 _SOCKET: Final = stdlib.SOL_SOCKET
 _TCP: Final = stdlib.IPPROTO_TCP
@@ -46,6 +52,7 @@ _LINGER: Final = struct.Struct("=ii")
 _SEGMENT_BYTES: Final = 1_380
 _MIN_MTU: Final = 576
 _MAX_UDP_PAYLOAD: Final = 65_507
+_MOST_KEEPALIVE_SECONDS: Final = 32_767  # as TCP_KEEPIDLE
 MAX_OPTION_BYTES: Final = 1_024  # CPython's limit for getsockopt's buflen
 
 _UDP_LEVELS: Final = (stdlib.IPPROTO_IP, stdlib.IPPROTO_IPV6)
@@ -95,8 +102,7 @@ def set_option(sock: Any, identity: Identity, level: int, name: int, value: Any,
     Raises what TCP's setsockopt() raises for this level, name and value.
     """
     if level == SOL_UTP:
-        _set_utp(identity, name, value)
-        return False
+        return _set_utp(identity, name, value)
     if level == _SOCKET and name in _PAIR_OPTIONS:
         Socket.setsockopt(sock, level, name, value, *optlen)
         identity.options[level, name] = Socket.getsockopt(sock, level, name, MAX_OPTION_BYTES)  # for inherit()
@@ -158,21 +164,49 @@ def apply_send_buffer(sock: Any, identity: Identity) -> None:
         Socket.setsockopt(sock, _SOCKET, stdlib.SO_SNDBUF, half)
 
 
-def _set_utp(identity: Identity, name: int, value: Any) -> None:
+def _set_utp(identity: Identity, name: int, value: Any) -> bool:
+    """Whether a living connection's engine must hear of it. Raises with the reason where it would have no effect."""
+    settings = identity.settings
+    is_connected = identity.role in (Role.CONNECTING, Role.CONNECTED)
     if name == UTP_MAX_MTU:
-        number = _INT.unpack(value)[0] if isinstance(value, (bytes, bytearray)) else int(value)
+        number = _number(value)
         if number and not _MIN_MTU <= number <= _MAX_UDP_PAYLOAD:
-            raise _fail(errno.EINVAL)
-        identity.settings.max_datagram_bytes = number
+            raise OSError(errno.EINVAL, f"UTP_MAX_MTU is 0 or from {_MIN_MTU} to {_MAX_UDP_PAYLOAD}, not {number}")
+        if is_connected and number != settings.max_datagram_bytes:
+            raise OSError(errno.EISCONN, "UTP_MAX_MTU is set before connect() or listen()")
+        settings.max_datagram_bytes = number
     elif name == UTP_CONGESTION:
-        congestion = bytes(value).rstrip(b"\0").decode("ascii", "replace")
-        if congestion not in CONTROLLERS:
-            raise _fail(errno.ENOENT)  # as TCP_CONGESTION says
-        identity.settings.congestion = congestion
+        congestion = bytes(memoryview(_INT.pack(value) if isinstance(value, int) else value))
+        text = congestion.partition(b"\0")[0].decode("ascii", "replace")
+        if text not in CONTROLLERS:  # ENOENT: as TCP_CONGESTION says
+            raise OSError(errno.ENOENT, f"no congestion control is named {text!r}; there is {', '.join(CONTROLLERS)}")
+        if is_connected and text != settings.congestion:
+            raise OSError(errno.EISCONN, "UTP_CONGESTION is set before connect() or listen()")
+        settings.congestion = text
     elif name == UTP_SHARE_PORT:
-        identity.settings.shares_port = bool(value)
+        shares = _number(value) != 0
+        if shares != settings.shares_port and (identity.endpoint or identity.role is not Role.FRESH):
+            raise OSError(errno.EINVAL, "UTP_SHARE_PORT is set before bind()")
+        settings.shares_port = shares
+    elif name == UTP_KEEPALIVE:
+        seconds = _number(value)
+        if not 0 <= seconds <= _MOST_KEEPALIVE_SECONDS:
+            raise OSError(errno.EINVAL, f"UTP_KEEPALIVE is from 0 to {_MOST_KEEPALIVE_SECONDS} seconds, not {seconds}")
+        settings.sign_of_life_seconds = seconds
+        return True
     else:
         raise _fail(errno.ENOPROTOOPT)
+    return False
+
+
+def _number(value: Any) -> int:
+    """An option's int, in either of the forms that setsockopt() takes."""
+    if isinstance(value, int):
+        return int(value)
+    data = memoryview(value)
+    if data.nbytes < _INT.size:
+        raise _fail(errno.EINVAL)
+    return int(_INT.unpack_from(data)[0])
 
 
 def get_option(sock: Any, identity: Identity, level: int, name: int, *buflen: int) -> Any:
@@ -200,6 +234,8 @@ def _value(identity: Identity, level: int, name: int) -> bytes | None:
             return _INT.pack(identity.settings.max_datagram_bytes)
         if name == UTP_SHARE_PORT:
             return _INT.pack(identity.settings.shares_port)
+        if name == UTP_KEEPALIVE:
+            return _INT.pack(identity.settings.sign_of_life_seconds)
         raise _fail(errno.ENOPROTOOPT)
     if level == _TCP and name == stdlib.TCP_INFO:
         state = _TCP_CLOSED if identity.is_over else _TCP_STATES.get(identity.role, _TCP_CLOSED)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import select
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -218,3 +221,54 @@ def test_a_close_while_the_crossing_is_undecided_leaves_nothing(switch: Switch) 
         assert goodbye is not None and goodbye.type == PacketType.RESET
         sockets[winner].close()
     one.close()
+
+
+KILLED = """
+import sys, utpsocket
+client = utpsocket.create_connection(("127.0.0.1", int(sys.argv[1])))
+client.sendall(b"x")
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("shares", [False, True], ids=["its only connection", "others live"])
+def test_a_peer_that_is_killed_is_noticed_by_who_only_reads(shares: bool) -> None:
+    """Its kernel says so when our sign of life comes: after 29 s, or what the option says."""
+    with utpsocket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
+        assert listener.getsockopt(utpsocket.SOL_UTP, utpsocket.UTP_KEEPALIVE) == 29
+        listener.setsockopt(utpsocket.SOL_UTP, utpsocket.UTP_KEEPALIVE, 1)
+        port = str(listener.getsockname()[1])
+        if shares:
+            stack.enter_context(utpsocket.create_connection(listener.getsockname()))
+            stack.enter_context(listener.accept()[0])
+        process = subprocess.Popen([sys.executable, "-c", KILLED, port], stdin=subprocess.PIPE)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        stack.callback(process.stdin.close)
+        server = stack.enter_context(listener.accept()[0])
+        assert server.getsockopt(utpsocket.SOL_UTP, utpsocket.UTP_KEEPALIVE) == 1
+        server.settimeout(SECONDS)
+        assert server.recv(10) == b"x"
+        process.kill()
+        with pytest.raises(ConnectionResetError):
+            server.recv(10)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_sign_of_life_leaves_an_idle_connection_by_default(switch: Switch, side: int) -> None:
+    """Whichever end the socket is: seen on the wire, with a shorter interval set on the living connection."""
+    with utpsocket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(utpsocket.SOL_UTP, utpsocket.UTP_KEEPALIVE, 0)
+        client, server = connected(switch, listener)
+        with client, server:
+            client.setsockopt(utpsocket.SOL_UTP, utpsocket.UTP_KEEPALIVE, 0)
+            wait_until_acked(client, server)
+            switch.cut()
+            (client, server)[side].setsockopt(utpsocket.SOL_UTP, utpsocket.UTP_KEEPALIVE, 1)
+            sign = decode(memoryview(switch.take(side)))
+            assert sign is not None and sign.type == PacketType.STATE
+            question = decode(memoryview(switch.take(side)))  # the other one has given no sign for twice as long
+            assert question is not None and question.type == PacketType.DATA
+            for sock in (client, server):
+                sock.setsockopt(utpsocket.SOL_UTP, utpsocket.UTP_KEEPALIVE, 0)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0]))

@@ -9,6 +9,7 @@ import pytest
 
 from tests.protocol.wire import RTT_US, Wire
 from utpsocket.protocol import Config, State
+from utpsocket.protocol.outstanding import PATIENCE_US
 
 
 def small(base: int, capacity: int) -> Wire:
@@ -165,7 +166,9 @@ def test_a_dead_peer_with_a_closed_window_is_given_up(base: int) -> None:
     wire.hear("STATE seq=1 ack=0 wnd=0")
     wire.write_bytes(5_000)
     wire.say()
-    wire.wait(200_000_000)
+    wire.wait(PATIENCE_US)
+    assert wire.state is State.CONNECTED
+    wire.wait(60_000_000)
     assert wire.state is State.CLOSED
 
 

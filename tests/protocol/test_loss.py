@@ -10,6 +10,8 @@ import pytest
 from tests.protocol.wire import RTT_US, Wire
 from tests.simulator import WRAP_SEQ, Application, Pair, Simulator, path
 from utpsocket.protocol import State
+from utpsocket.protocol.outstanding import ORPHAN_PATIENCE_US, PATIENCE_US
+from utpsocket.protocol.recovery import MAX_RTO_US
 
 
 def sender(base: int, packets: int) -> Wire:
@@ -142,15 +144,31 @@ def test_a_lost_last_packet_costs_two_round_trips_and_50_ms(rtt_us: int, first_s
 
 
 def test_the_timeout_is_doubled_and_ends_in_giving_up(base: int) -> None:
+    """RFC 1122 §4.2.3.5: not before 100 s; here when Linux does."""
     wire = Wire.initiator(base)
     wire.write_bytes(100)
     wire.say()
-    said = wire.wait(120_000_000)
+    said = wire.wait(PATIENCE_US)
+    assert wire.events() == []
+    said += wire.wait(MAX_RTO_US)
     times = [float(line.split()[0]) for line in said]
     gaps = [round(after - before) for before, after in pairwise(times)]
     assert gaps[:5] == [200, 400, 800, 1600, 3200]
     assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
     assert texts(said)[-1] == "RESET seq=2 ack=0"
+
+
+def test_what_nobody_holds_any_more_is_given_up_sooner(base: int) -> None:
+    """RFC 1122's 100 s all the same: as Linux (tcp_orphan_retries), whose process may have ended long ago."""
+    wire = Wire.initiator(base)
+    wire.write_bytes(100)
+    wire.finish()
+    wire.connection.discard(now=wire.at)
+    wire.say()
+    wire.wait(ORPHAN_PATIENCE_US)
+    assert wire.state is State.CONNECTED
+    wire.wait(MAX_RTO_US)
+    assert wire.state is State.CLOSED
 
 
 def test_a_user_timeout_replaces_the_count(base: int) -> None:

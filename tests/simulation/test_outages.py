@@ -10,6 +10,7 @@ import pytest
 
 from tests.simulator import WRAP_SEQ, Application, Burst, Node, Pair, Simulator, path
 from utpsocket.protocol import Connection
+from utpsocket.protocol.recovery import MAX_RTO_US
 
 DELAY_US = 20_000
 SLACK_US = 4_000_000  # first repetitions where no round trip is known, and what is left to do then
@@ -72,3 +73,22 @@ def test_an_outage_is_survived(length_us: int, direction: str, conversation: str
         pair.finish(limit_us=600_000_000)
         said_at = max(a.last_received_at, a.eof_at, b.last_received_at, b.eof_at)
         assert said_at - simulator.start_us <= start_us + 2 * length_us + SLACK_US, f"outage from {start_us} µs"
+
+
+@pytest.mark.parametrize("direction", ["both", "there", "back"])
+@pytest.mark.parametrize("length_us", [35_000_000, 101_000_000, 600_000_000])
+def test_an_outage_of_minutes_with_data_under_way_is_survived(length_us: int, direction: str) -> None:
+    """RFC 1122 §4.2.3.5: 100 s; Linux, 15 minutes. A peer that is stopped is no other case."""
+    simulator = Simulator(length_us)
+    there, back = path(simulator, delay_us=DELAY_US), path(simulator, delay_us=DELAY_US)
+    first = simulator.start_us + 101_000
+    if direction != "back":
+        there = Outage(there, first, first + length_us)
+    if direction != "there":
+        back = Outage(back, first, first + length_us)
+    a, b = Application(3_000_000), Application(3_000_000, writes=2, expects=1)
+    pair = Pair(simulator, there, back, a=a, b=b)
+    pair.finish(limit_us=1_200_000_000)
+    said_at = max(a.last_received_at, a.eof_at, b.last_received_at, b.eof_at)
+    assert said_at > first + length_us, "nothing was under way"
+    assert said_at <= first + length_us + MAX_RTO_US + SLACK_US

@@ -24,7 +24,7 @@ from utpsocket.engine.syscalls import packed_name
 from utpsocket.engine.udp import IcmpError, Port
 from utpsocket.protocol import Config, Connection, PacketType, Run, State, Transmit
 from utpsocket.protocol.closing import Remains
-from utpsocket.protocol.keepalive import SIGN_OF_LIFE_US, Probing
+from utpsocket.protocol.keepalive import Probing, by_default
 from utpsocket.protocol.packet import HEADER_BYTES, Packet, decode
 from utpsocket.protocol.pathmtu import (
     CEILING_IPV4_BYTES,
@@ -579,17 +579,18 @@ def apply_settings(bridge: Bridge, *, now: int) -> None:
     settings, connection = bridge.identity.settings, bridge.connection
     connection.send.nodelay = settings.nodelay
     connection.send.user_timeout_us = settings.user_timeout_ms * 1_000
+    sign_us = settings.sign_of_life_seconds * 1_000_000
+    probing = by_default(sign_us) if sign_us else None
     if settings.keepalive:
-        probing = Probing(
+        asked = Probing(
             settings.keepalive_idle_seconds * 1_000_000,
             settings.keepalive_interval_seconds * 1_000_000,
             settings.keepalive_count,
             settings.user_timeout_ms * 1_000,
         )
-        # NATs forget sooner than TCP_KEEPIDLE's two hours, so the sign of life never waits for that.
-        connection.keepalive(min(probing.idle_us, SIGN_OF_LIFE_US), probing, now=now)
-    else:
-        connection.keepalive(0, now=now)
+        if probing is None or asked.ends_us < probing.ends_us:
+            probing = asked
+    connection.keepalive(sign_us, probing, now=now)
     if settings.send_buffer_bytes:
         connection.send.buffer.capacity_bytes = max(_LEAST_BUFFER_BYTES, settings.send_buffer_bytes)
     if settings.receive_buffer_bytes:

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any
 
 from utpsocket.engine.names import Address
+from utpsocket.protocol.keepalive import SIGN_OF_LIFE_SECONDS
 
 
 class Role(Enum):
@@ -38,6 +39,7 @@ class Settings:
         "receive_buffer_bytes",
         "send_buffer_bytes",
         "shares_port",
+        "sign_of_life_seconds",
         "user_timeout_ms",
     )
 
@@ -51,6 +53,7 @@ class Settings:
         self.keepalive_idle_seconds = 7_200  # tcp(7): tcp_keepalive_time, _intvl, _probes
         self.keepalive_interval_seconds = 75
         self.keepalive_count = 9
+        self.sign_of_life_seconds = SIGN_OF_LIFE_SECONDS  # 0: none
         self.linger_seconds: int | None = None  # None: off; close() then returns at once
         self.user_timeout_ms = 0
         self.congestion = "ledbat"

@@ -18,9 +18,9 @@ from utpsocket.engine import courtesy
 from utpsocket.engine.native import original
 from utpsocket.green.hooks import adapt_gevent_ssl
 from utpsocket.green.inside import GeventInside
-from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_MAX_MTU, UTP_SHARE_PORT
+from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_KEEPALIVE, UTP_MAX_MTU, UTP_SHARE_PORT
 
-__all__ = ["SOL_UTP", "UTP_CONGESTION", "UTP_INFO", "UTP_MAX_MTU", "UTP_SHARE_PORT", "socket"]
+__all__ = ["SOL_UTP", "UTP_CONGESTION", "UTP_INFO", "UTP_KEEPALIVE", "UTP_MAX_MTU", "UTP_SHARE_PORT", "socket"]
 
 GEVENTS: Final = ("create_connection", "fromfd", "socketpair")
 """Functions of gevent.socket that make a socket."""

@@ -25,6 +25,7 @@ from utpsocket.protocol.closing import Closing, Remains
 from utpsocket.protocol.config import Config, Workspace
 from utpsocket.protocol.handshake import Handshake
 from utpsocket.protocol.keepalive import Keepalive, Probing
+from utpsocket.protocol.outstanding import ORPHAN_PATIENCE_US
 from utpsocket.protocol.packet import HEADER_BYTES, Packet, PacketType, Run, Transmit, decode, unwrap
 from utpsocket.protocol.pieces import Assembly
 from utpsocket.protocol.reassembly import Offer
@@ -192,6 +193,7 @@ class Connection:
             if self.receive.reassembly.ready_bytes or self.receive.reassembly.has_held:
                 self._closing.reset_after_flush = True
             self.receive.discard()
+            self.send.patience_us = ORPHAN_PATIENCE_US
             self._closing.since = now
             self.settle(now=now)
 
@@ -212,8 +214,8 @@ class Connection:
         self._close(errno.ETIMEDOUT)
 
     def keepalive(self, interval_us: int, probing: Probing | None = None, *, now: int) -> None:
-        """Send a packet whenever nothing was heard or said for this long, 0 turns it off; and ask a silent peer
-        whether it lives, until ETIMEDOUT. PROTOCOL.md §7.
+        """Send a packet whenever nothing was said for this long, 0 turns it off; and ask a silent peer whether it
+        lives, until ETIMEDOUT. PROTOCOL.md §7.
         """
         self._keepalive.every(interval_us, probing, now=now)
 
@@ -606,11 +608,12 @@ class Connection:
                 return speech.pieces(flight, now=now)
             flight = self.send.next_flight(now=now, max_segments=max_segments)
             if flight is not None:
-                self._keepalive.on_data_sent(now=now)
+                self._keepalive.said_at = now
                 return speech.flight(flight, now=now)
         if self._keepalive.is_probe_due:
             self._keepalive.is_probe_due = False
             if self.send.is_all_acked:  # else the question's number would be that of bytes on their way
+                self._keepalive.said_at = now
                 return speech.question(now=now)
         if receive.ack_at <= now:
             return self._speak_state(now=now)
@@ -634,7 +637,9 @@ class Connection:
         return transmit
 
     def _speak_state(self, *, now: int) -> Transmit:
-        is_keepalive, self._keepalive.is_due = self._keepalive.is_due, False
+        keepalive = self._keepalive
+        is_keepalive = keepalive.is_due and keepalive.take_due(now=now)
+        keepalive.said_at = now
         return self._speech.state(is_keepalive=is_keepalive, now=now)
 
     def _use_id(self, recv_id: int, send_id: int) -> None:

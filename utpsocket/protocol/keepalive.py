@@ -1,12 +1,15 @@
 """Idle connections: a sign of life for the sake of NATs, and the question whether the peer still lives.
 
-Two clocks, because they ask for different packets. Facts: libutp's own sign of life is a STATE whose ack is one too
-low; it means nothing and nobody answers it. What every implementation answers is DATA whose number it has acked
-before: the ack of the first copy may have been lost. libutp, libtorrent, ourselves: seen. One byte of it, because
-librqbit drops DATA that is empty; the byte is never read, since its place in the stream was filled long ago. It is
-TCP's keepalive with its "garbage octet" (RFC 1122 §4.2.3.6).
+Two clocks, because they ask for different packets. A NAT may keep a mapping open only for what comes from inside (RFC
+4787 REQ-6), so a sign of life is due whenever we said nothing for a while, whatever we heard.
 
-Sources: libutp; PROTOCOL.md §7; RFC 1122 §4.2.3.6; tcp(7) TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_USER_TIMEOUT.
+Facts: libutp's own sign of life is a STATE whose ack is one too low; it means nothing and nobody answers it. What every
+implementation answers is DATA whose number it has acked before: the ack of the first copy may have been lost. libutp,
+libtorrent, ourselves: seen. One byte of it, because librqbit drops DATA that is empty; the byte is never read, since
+its place in the stream was filled long ago. It is TCP's keepalive with its "garbage octet" (RFC 1122 §4.2.3.6).
+
+Sources: libutp; PROTOCOL.md §7; RFC 1122 §4.2.3.6; RFC 4787 §4.3; tcp(7) TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT,
+TCP_USER_TIMEOUT.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ from typing import Final
 from utpsocket.protocol.receivehalf import NEVER
 
 DOUBT_US: Final = 500_000  # a RESET that proves nothing is believed if the peer says nothing for so long
-SIGN_OF_LIFE_US: Final = 29_000_000  # libutp's, below the 30 s after which the first NATs forget: PROTOCOL.md §7
+SIGN_OF_LIFE_SECONDS: Final = 29  # libutp's, below the 30 s after which the first NATs forget: PROTOCOL.md §7
+_SILENT_SIGNS: Final = 2  # a peer of libutp's family that says no word for so long may have gone
+_SILENT_QUESTIONS: Final = 9  # TCP_KEEPCNT
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,18 @@ class Probing:
     patience_us: int = 0
     # If not 0, it is silence of this length instead, after one question: TCP_USER_TIMEOUT.
 
+    @property
+    def ends_us(self) -> int:
+        """Of silence that end the connection."""
+        return max(self.idle_us, self.patience_us) if self.patience_us else self.idle_us + self.count * self.interval_us
+
+
+def by_default(interval_us: int) -> Probing:
+    """How a peer is asked that nobody wants asked in particular, while signs of life leave every so often: its own
+    would have come meanwhile. A path that is down for a few minutes is outlived.
+    """
+    return Probing(_SILENT_SIGNS * interval_us, interval_us, _SILENT_QUESTIONS)
+
 
 class Keepalive:
     """Times µs.
@@ -41,6 +58,7 @@ class Keepalive:
     is_due         whether the next STATE is to be a sign of life
     is_probe_due   whether a question must leave
     is_peer_dead   nothing came back
+    said_at        when something was last sent; whoever sends writes it
     """
 
     __slots__ = (
@@ -55,9 +73,13 @@ class Keepalive:
         "is_due",
         "is_peer_dead",
         "is_probe_due",
+        "next_at",
+        "said_at",
     )
 
     def __init__(self) -> None:
+        self.next_at = NEVER
+        self.said_at = 0
         self._interval_us = 0
         self._sign_at = NEVER
         self._probing: Probing | None = None
@@ -70,23 +92,23 @@ class Keepalive:
         self.is_probe_due = False
         self.is_peer_dead = False
 
-    @property
-    def next_at(self) -> int:
-        return min(self._sign_at, self._probe_at, self._ask_again_at)
-
     def every(self, interval_us: int, probing: Probing | None, *, now: int) -> None:
-        """A sign of life whenever nothing was heard or said for this long, 0 for none; and questions, or none."""
+        """A sign of life whenever nothing was said for this long, 0 for none; and questions, or none."""
+        if interval_us == self._interval_us and probing == self._probing:
+            return  # nor does it begin anew
         self._interval_us = interval_us
-        self._sign_at = now + interval_us if interval_us else NEVER
         self._probing = probing
-        self._probe_at = now if probing else NEVER  # then it is seen how long the peer has been silent
+        self._sign_at = self._probe_at = NEVER
+        if interval_us:
+            self._sign_at = max(now, (self.said_at or now) + interval_us)
+        if probing is not None:  # of what has been said before, it is seen then how long the peer has been silent
+            self._probe_at = now if self.said_at else now + probing.idle_us
         self._unanswered = 0
         self.is_probe_due = False
+        self._set_next()
 
-    def on_data_sent(self, *, now: int) -> None:
-        """Something else was said."""
-        if self._interval_us:
-            self._sign_at = now + self._interval_us
+    def _set_next(self) -> None:
+        self.next_at = min(self._sign_at, self._probe_at, self._ask_again_at)
 
     def on_time(self, heard_at: int, *, is_idle: bool, now: int) -> bool:
         """It may be time; returns whether a STATE must leave now.
@@ -98,12 +120,17 @@ class Keepalive:
             self.is_probe_due = self.is_probe_due or heard_at < self._doubted_at
         if now >= self._probe_at:
             self._ask(heard_at, is_idle=is_idle, now=now)
-        if now < self._sign_at:
-            return False
-        quiet_until = heard_at + self._interval_us
-        self.is_due = now >= quiet_until
-        self._sign_at = now + self._interval_us if self.is_due else quiet_until
-        return self.is_due
+        is_due = False
+        if now >= self._sign_at:
+            self.is_due = is_due = now >= self.said_at + self._interval_us
+            self._sign_at = (now if is_due else self.said_at) + self._interval_us
+        self._set_next()
+        return is_due
+
+    def take_due(self, *, now: int) -> bool:
+        """A STATE leaves: whether it is the sign of life that was due, and nothing else has been said since."""
+        self.is_due = False
+        return now >= self.said_at + self._interval_us
 
     def is_gone(self, heard_at: int, rtt_us: int, *, now: int) -> bool:
         """A RESET came with an id that is right and an ack that is not: ethereum/utp's ack nothing, but so do those of
@@ -117,6 +144,7 @@ class Keepalive:
         if now - self._doubted_at >= wait_us:
             self._doubted_at = now
             self._ask_again_at = now + wait_us
+            self._set_next()
             self.is_probe_due = True
         return False
 

@@ -24,7 +24,10 @@ from utpsocket.protocol.recovery import DUPLICATE_THRESHOLD, Recovery
 from utpsocket.protocol.sendbuffer import SendBuffer
 
 MAX_TIMEOUTS: Final = 6  # consecutive retransmission timeouts before giving up: PROTOCOL.md §9
-_GIVE_UP_US: Final = 60_000_000  # and not before: on a short path six of them are over in 13 s, many an outage is not
+# And not before so much time without progress, since on a short path six of them are over in 13 s: as long as Linux
+# repeats a packet (tcp_retries2 = 15; RFC 1122 §4.2.3.5 demands 100 s). A suspended peer, a path that is down.
+PATIENCE_US: Final = 924_000_000
+ORPHAN_PATIENCE_US: Final = 100_000_000  # where nobody here holds the connection any more: tcp_orphan_retries = 8
 MAX_PERSIST_US: Final = 15_000_000  # PROTOCOL.md §7: libutp probes a closed window once after 15 s
 _BLACK_HOLE_TIMEOUTS: Final = 2
 
@@ -56,6 +59,7 @@ class Outstanding:
         "is_proven",
         "lost_packets",
         "mtu",
+        "patience_us",
         "peer",
         "recovery",
         "sent_offset",
@@ -72,7 +76,8 @@ class Outstanding:
         self.peer = PeerLimits()
         self.sent_offset = 0
         self.is_proven = True  # False: an address that may be spoofed. PROTOCOL.md §3
-        self.user_timeout_us = 0  # TCP_USER_TIMEOUT; 0: MAX_TIMEOUTS decides
+        self.user_timeout_us = 0  # TCP_USER_TIMEOUT; 0: MAX_TIMEOUTS and patience_us decide
+        self.patience_us = PATIENCE_US
         self._duplicate_acks = 0
         self._drops_fragments = False  # the path does: what is too large for it leaves in pieces too
         self._is_all_said = False  # by the last ack: what it does not say has not arrived
@@ -338,7 +343,7 @@ class Outstanding:
         self.timeouts += 1
         self._silent_timeouts += 1
         recovery.on_timeout()
-        is_hopeless = self._silent_timeouts > MAX_TIMEOUTS and now - self._last_progress_at >= _GIVE_UP_US
+        is_hopeless = self._silent_timeouts > MAX_TIMEOUTS and now - self._last_progress_at >= self.patience_us
         if is_hopeless and not self.user_timeout_us:
             return False
         if self.peer.window_bytes >= self.mtu.size:
