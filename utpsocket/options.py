@@ -15,6 +15,7 @@ import os
 import socket as stdlib
 import struct
 from contextlib import closing
+from enum import Enum
 from functools import partial
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from utpsocket import pairing
 from utpsocket.engine.highfd import with_room
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket
+from utpsocket.engine.udp import PACKET_OPTIONS
 from utpsocket.protocol.congestion import CONTROLLERS
 
 SOL_UTP: Final = 0x757470
@@ -49,6 +51,8 @@ _SOCKET: Final = stdlib.SOL_SOCKET
 _TCP: Final = stdlib.IPPROTO_TCP
 _INT: Final = struct.Struct("=i")
 _LINGER: Final = struct.Struct("=ii")
+_TIMEVAL: Final = struct.Struct("@ll")
+_SO_SNDTIMEO: Final = getattr(stdlib, "SO_SNDTIMEO", 21)
 _SEGMENT_BYTES: Final = 1_380
 _MIN_MTU: Final = 576
 _MAX_UDP_PAYLOAD: Final = 65_507
@@ -65,13 +69,57 @@ _UDP_SOCKET_OPTIONS: Final = {
 }
 _PAIR_OPTIONS: Final = {
     getattr(stdlib, "SO_RCVTIMEO", 20),
-    getattr(stdlib, "SO_SNDTIMEO", 21),
+    _SO_SNDTIMEO,
     stdlib.SO_RCVLOWAT,
     getattr(stdlib, "SO_PEEK_OFF", 42),
     stdlib.SO_TYPE,
     stdlib.SO_ACCEPTCONN,
 }
 """What the AF_UNIX pair does itself, for C code too."""
+
+
+class Effect(Enum):
+    """What an option does to a uTP socket; each is set and read as TCP's, and refused where TCP refuses it."""
+
+    PAIR = "the kernel does it on the user's fd, for C code too"
+    UTP = "uTP does what TCP does, on a living connection from then on"
+    PACKETS = "in each packet from then on, on an accepted socket too"
+    PORT = "of the UDP port: before bind() or connect(); later only where the port is the connection's own"
+    BIRTH = "of the UDP port: before bind() or connect(), later without effect"
+    ANSWER = "only read"
+    NONE = "remembered, without effect"
+
+
+EFFECTS: Final[dict[Effect, str]] = {
+    Effect.PAIR: "SO_RCVTIMEO SO_SNDTIMEO SO_RCVLOWAT SO_PEEK_OFF",
+    Effect.UTP: """SO_KEEPALIVE SO_LINGER SO_RCVBUF SO_SNDBUF SO_REUSEADDR TCP_NODELAY TCP_KEEPIDLE TCP_KEEPINTVL
+        TCP_KEEPCNT TCP_USER_TIMEOUT TCP_SYNCNT UTP_KEEPALIVE UTP_MAX_MTU UTP_CONGESTION UTP_SHARE_PORT""",
+    Effect.PACKETS: "IP_TOS IP_TTL IPV6_TCLASS IPV6_UNICAST_HOPS",
+    Effect.PORT: "SO_PRIORITY SO_MARK SO_DONTROUTE",
+    Effect.BIRTH: """SO_BINDTODEVICE SO_REUSEPORT IPV6_V6ONLY IP_TRANSPARENT IP_FREEBIND IP_OPTIONS IP_UNICAST_IF
+        IP_LOCAL_PORT_RANGE IP_MULTICAST_IF IP_MULTICAST_LOOP IP_MULTICAST_TTL IP_ADD_MEMBERSHIP IP_DROP_MEMBERSHIP
+        IP_ADD_SOURCE_MEMBERSHIP IP_DROP_SOURCE_MEMBERSHIP IP_BLOCK_SOURCE IP_UNBLOCK_SOURCE IP_HDRINCL IP_RECVERR
+        IP_RECVOPTS IP_RETOPTS IP_RECVRETOPTS IP_RECVTOS IP_RECVTTL IP_PKTINFO IP_RECVORIGDSTADDR IPV6_DONTFRAG
+        IPV6_DSTOPTS IPV6_HOPLIMIT IPV6_HOPOPTS IPV6_JOIN_GROUP IPV6_LEAVE_GROUP IPV6_MULTICAST_HOPS IPV6_MULTICAST_IF
+        IPV6_MULTICAST_LOOP IPV6_NEXTHOP IPV6_PKTINFO IPV6_RECVDSTOPTS IPV6_RECVHOPLIMIT IPV6_RECVHOPOPTS
+        IPV6_RECVPATHMTU IPV6_RECVPKTINFO IPV6_RECVRTHDR IPV6_RECVTCLASS IPV6_RECVERR IPV6_RTHDR IPV6_RTHDRDSTOPTS
+        IPV6_CHECKSUM""",
+    Effect.ANSWER: """SO_ACCEPTCONN SO_DOMAIN SO_ERROR SO_PROTOCOL SO_TYPE SO_SNDLOWAT SO_PEERCRED SO_PEERSEC TCP_INFO
+        TCP_MAXSEG IPV6_PATHMTU UTP_INFO""",
+    # A UDP socket has nothing of the kind, or the engine has its own way (MTU, checksums, the pace of acks).
+    Effect.NONE: """SO_BROADCAST SO_DEBUG SO_OOBINLINE SO_INCOMING_CPU SO_PASSCRED SO_PASSSEC SO_PASSPIDFD
+        SO_BINDTOIFINDEX SO_ORIGINAL_DST SO_USELOOPBACK SO_SETFIB SO_EXCLUSIVEADDRUSE SO_RTABLE SO_USER_COOKIE
+        SO_HA_EMU SO_J1939_ERRQUEUE SO_J1939_FILTER SO_J1939_PROMISC SO_J1939_SEND_PRIO SO_VM_SOCKETS_BUFFER_MAX_SIZE
+        SO_VM_SOCKETS_BUFFER_MIN_SIZE SO_VM_SOCKETS_BUFFER_SIZE TCP_CONGESTION TCP_CORK TCP_DEFER_ACCEPT TCP_FASTOPEN
+        TCP_LINGER2 TCP_NOTSENT_LOWAT TCP_QUICKACK TCP_WINDOW_CLAMP TCP_MD5SIG TCP_MD5SIG_EXT TCP_THIN_LINEAR_TIMEOUTS
+        TCP_THIN_DUPACK TCP_REPAIR TCP_REPAIR_QUEUE TCP_QUEUE_SEQ TCP_REPAIR_OPTIONS TCP_TIMESTAMP TCP_CC_INFO
+        TCP_SAVE_SYN TCP_SAVED_SYN TCP_REPAIR_WINDOW TCP_FASTOPEN_CONNECT TCP_ULP TCP_FASTOPEN_KEY
+        TCP_FASTOPEN_NO_COOKIE TCP_ZEROCOPY_RECEIVE TCP_INQ TCP_TX_DELAY TCP_KEEPALIVE TCP_CONNECTION_INFO
+        IP_BIND_ADDRESS_NO_PORT""",
+}
+"""Every option by name, of whatever system CPython knows. What has no effect is no promise: TCP_MD5SIG signs nothing,
+IP_HDRINCL and the multicast ones mean nothing to a stream over TCP either.
+"""
 
 _TCP_STATES: Final = {Role.CONNECTED: 1, Role.CONNECTING: 2, Role.LISTENING: 10}
 _TCP_CLOSED: Final = 7
@@ -107,7 +155,8 @@ def set_option(sock: Any, identity: Identity, level: int, name: int, value: Any,
         Socket.setsockopt(sock, level, name, value, *optlen)
         identity.options[level, name] = Socket.getsockopt(sock, level, name, MAX_OPTION_BYTES)  # for inherit()
         return False
-    if (level, name) == (stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY) and identity.local is not None:
+    is_v6 = identity.family == stdlib.AF_INET6
+    if is_v6 and (level, name) == (stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY) and identity.local is not None:
         raise _fail(errno.EINVAL)  # it is the port's by now. ipv6(7)
     with closing(with_room(partial(Socket, identity.family, stdlib.SOCK_STREAM, 0))) as judge:
         judge.setsockopt(level, name, value, *optlen)
@@ -141,8 +190,10 @@ def _apply(sock: Any, identity: Identity, level: int, name: int) -> bool:
         settings.keepalive_count = number
     elif level == _TCP and name == stdlib.TCP_USER_TIMEOUT:
         settings.user_timeout_ms = number
+    elif level == _TCP and name == stdlib.TCP_SYNCNT:
+        settings.syn_retries = number
     else:
-        return False
+        return (level, name) in PACKET_OPTIONS
     return True
 
 
@@ -207,6 +258,13 @@ def _number(value: Any) -> int:
     if data.nbytes < _INT.size:
         raise _fail(errno.EINVAL)
     return int(_INT.unpack_from(data)[0])
+
+
+def connect_seconds(sock: Any) -> float | None:
+    """SO_SNDTIMEO: how long a connect() without a timeout waits, None for ever."""
+    value = Socket.getsockopt(sock, _SOCKET, _SO_SNDTIMEO, _TIMEVAL.size)
+    seconds, microseconds = _TIMEVAL.unpack(value)
+    return seconds + microseconds / 1_000_000 if seconds or microseconds else None
 
 
 def get_option(sock: Any, identity: Identity, level: int, name: int, *buflen: int) -> Any:

@@ -202,7 +202,7 @@ class socket(StdlibSocket):
         if code in lifecycle.IN_PROGRESS:
             if not self._waits(code):
                 raise lifecycle.fail(code)
-            code = self._wait_connected(identity)
+            code = self._wait_connected(identity, code)
         if code:
             raise lifecycle.fail(code)
 
@@ -223,7 +223,7 @@ class socket(StdlibSocket):
             return error.errno
         if code in lifecycle.IN_PROGRESS and self._waits(code):
             try:
-                code = self._wait_connected(identity)
+                code = self._wait_connected(identity, code)
             except TimeoutError:
                 return errno.EAGAIN
         return code
@@ -233,9 +233,14 @@ class socket(StdlibSocket):
         timeout: float | None = self.gettimeout()
         return timeout is None or (timeout > 0 and code != errno.EALREADY)
 
-    def _wait_connected(self, identity: Identity) -> int:
-        """Block until the connection attempt ends or the timeout runs out; the errno it ended with."""
+    def _wait_connected(self, identity: Identity, begun: int) -> int:
+        """Block until the connection attempt ends or the timeout runs out; the errno it ended with. Where SO_SNDTIMEO
+        runs out, it is what connect() began with, as connect(2) says.
+        """
         timeout = self.gettimeout()
+        is_kernels = timeout is None
+        if is_kernels:
+            timeout = options.connect_seconds(self)
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if self._wait_writable(None if deadline is None else deadline - time.monotonic()):
@@ -245,6 +250,8 @@ class socket(StdlibSocket):
                     return code
             if deadline is not None and time.monotonic() >= deadline:
                 lifecycle.check_open(self)  # poll() returns at the deadline where another thread has closed it
+                if is_kernels:
+                    return begun
                 raise TimeoutError("timed out")
 
     def _wait_writable(self, timeout: float | None) -> bool:

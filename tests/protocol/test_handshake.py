@@ -72,6 +72,20 @@ def test_syn_is_repeated_and_given_up(base: int) -> None:
     assert wire.connection.timeout_at() is None
 
 
+@pytest.mark.parametrize(("retries", "seconds"), [(1, 3), (2, 7), (7, 247), (127, 247 + 120 * 120)])
+def test_syns_are_repeated_as_often_as_is_said(base: int, retries: int, seconds: int) -> None:
+    """TCP_SYNCNT, with Linux's waits: doubled, up to two minutes."""
+    wire = Wire(base)
+    wire.connection.repeat_syn(retries)
+    wire.connect()
+    wire.say()
+    said = wire.wait(seconds * 1_000_000 - 1)
+    assert len(said) == retries
+    assert wire.events() == []
+    wire.wait(1)
+    assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
+
+
 def test_a_lost_answer_of_a_silent_acceptor_costs_a_second_and_a_half(base: int) -> None:
     """§2: libutp stays silent on a SYN it has seen; a fresh id gets a fresh answer, and the ghost is told to go."""
     wire = Wire(base, spare_ids=(RECV_ID + 100, RECV_ID + 200))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
@@ -110,3 +111,36 @@ def test_a_socket_dropped_unclosed_sends_fin(net: Net) -> None:
         del client
     assert server.recv(100) == b"last words"
     assert server.recv(100) == b""
+
+
+def test_options_of_our_own_work_or_say_why_not(net: Net) -> None:
+    module = net.module
+
+    def refusal(sock: socket.socket, name: str, value: object) -> tuple[int | None, str | None]:
+        before = sock.getsockopt(module.SOL_UTP, getattr(module, name), 16)
+        with pytest.raises(OSError) as caught:
+            sock.setsockopt(module.SOL_UTP, getattr(module, name), value)  # type: ignore[call-overload]
+        assert sock.getsockopt(module.SOL_UTP, getattr(module, name), 16) == before
+        return caught.value.errno, caught.value.strerror
+
+    bound = net.fresh()
+    bound.bind(("127.0.0.1", 0))
+    for sock in (bound, *net.pair(), net.listener()):
+        code, reason = refusal(sock, "UTP_SHARE_PORT", 1)
+        assert code == errno.EINVAL and reason == "UTP_SHARE_PORT is set before bind()"
+        sock.setsockopt(module.SOL_UTP, module.UTP_SHARE_PORT, 0)
+    for sock in net.pair():
+        code, reason = refusal(sock, "UTP_MAX_MTU", 1_000)
+        assert code == errno.EISCONN and reason == "UTP_MAX_MTU is set before connect() or listen()"
+    for sock in (net.fresh(), *net.pair()):
+        code, reason = refusal(sock, "UTP_CONGESTION", b"cubic")
+        assert code == errno.ENOENT and reason is not None and "'cubic'" in reason and "ledbat" in reason
+        sock.setsockopt(module.SOL_UTP, module.UTP_CONGESTION, b"ledbat\0")
+        assert refusal(sock, "UTP_CONGESTION", 5)[0] == errno.ENOENT
+        assert refusal(sock, "UTP_KEEPALIVE", -1)[0] == errno.EINVAL
+        assert refusal(sock, "UTP_KEEPALIVE", b"\1")[0] == errno.EINVAL
+        assert refusal(sock, "UTP_MAX_MTU", b"\1")[0] == errno.EINVAL
+        with pytest.raises(TypeError):
+            sock.setsockopt(module.SOL_UTP, module.UTP_CONGESTION, "ledbat")
+        with pytest.raises(TypeError):
+            sock.setsockopt(module.SOL_UTP, module.UTP_KEEPALIVE, None)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from utpsocket import options
+
 from ..requirements import requires_ipv6
 from .network import Net, eventually, outcome, raises_errno, receive_all
 
@@ -454,3 +456,64 @@ def test_user_timeout_counts_a_reader_that_does_not_read(net: Net) -> None:
     with raises_errno(errno.ETIMEDOUT):
         while True:
             client.send(bytes(1 << 16))
+
+
+# -- which have an effect -------------------------------------------------------------------------------------
+
+
+NO_OPTIONS = {"IP_DEFAULT_MULTICAST_LOOP", "IP_DEFAULT_MULTICAST_TTL", "IP_MAX_MEMBERSHIPS", "IPV6_RTHDR_TYPE_0"}
+LEVELS = {"SO": SOL, "TCP": TCP, "IP": IP, "IPV6": socket.IPPROTO_IPV6}
+
+
+def test_every_option_is_in_the_table() -> None:
+    listed = [name for names in options.EFFECTS.values() for name in names.split()]
+    assert len(listed) == len(set(listed))
+    known = [name for name in dir(socket) if name.partition("_")[0] in LEVELS and name.isupper()]
+    assert len(known) > 40
+    ours = [name for name in dir(options) if name.startswith("UTP_")]
+    assert {*known, *ours} - NO_OPTIONS <= set(listed)
+
+
+@pytest.mark.parametrize("effect", options.Effect)
+@pytest.mark.parametrize("state", ["fresh", "connected", "accepted"])
+def test_every_option_is_set_and_read_as_tcps(net: Net, effect: options.Effect, state: str) -> None:
+    """Whatever it does: the same errors, and what was set is what is read."""
+    sock = net.fresh() if state == "fresh" else net.pair()[state == "accepted"]
+    for name in options.EFFECTS[effect].split():
+        option = LEVELS.get(name.partition("_")[0]), getattr(socket, name, None)
+        if None in option or name in DIFFERENT.split():
+            continue
+        with socket.socket() as plain:
+            for value in (1, 5):
+                said = [outcome(lambda: one.setsockopt(*option, value)) for one in (plain, sock)]  # noqa: B023
+                read = [outcome(lambda: one.getsockopt(*option)) for one in (plain, sock)]  # noqa: B023
+                assert said[0] == said[1], name
+                assert said[0] != ("returned", None) or read[0] == read[1], name
+
+
+# Of the address family (the user's fd is AF_UNIX to the kernel), of a state, or needs what a test has not.
+DIFFERENT = """SO_ERROR SO_RCVTIMEO SO_SNDTIMEO SO_PEEK_OFF SO_PEERCRED SO_PEERSEC SO_PASSCRED SO_PASSSEC SO_ACCEPTCONN
+    TCP_INFO TCP_FASTOPEN TCP_CONGESTION TCP_ULP TCP_DEFER_ACCEPT SO_BINDTODEVICE SO_INCOMING_CPU TCP_QUICKACK
+    TCP_MAXSEG TCP_WINDOW_CLAMP IP_BIND_ADDRESS_NO_PORT SO_RCVLOWAT IP_TRANSPARENT SO_REUSEPORT"""
+
+
+def test_a_connect_without_a_timeout_heeds_that_of_the_kernel(net: Net) -> None:
+    """connect(2): SO_SNDTIMEO runs out as if the socket did not block, and the attempt goes on."""
+    address = net.silent_address()
+    client = net.fresh()
+    client.setsockopt(SOL, socket.SO_SNDTIMEO, struct.pack("ll", 0, 100_000))
+    with raises_errno(errno.EINPROGRESS):
+        client.connect(address)
+    with raises_errno(errno.EALREADY):
+        client.connect(address)
+    assert client.connect_ex(address) == errno.EALREADY
+    patient = net.fresh(timeout=0.1)  # which is Python's own, and goes before
+    patient.setsockopt(SOL, socket.SO_SNDTIMEO, struct.pack("ll", 30, 0))
+    with pytest.raises(TimeoutError):
+        patient.connect(address)
+
+
+def test_so_many_syns_are_repeated(net: Net) -> None:
+    client = net.fresh()
+    client.setsockopt(TCP, socket.TCP_SYNCNT, 1)
+    assert net.spawn(client.connect_ex, net.silent_address()).result(30) == errno.ETIMEDOUT

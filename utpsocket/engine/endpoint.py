@@ -21,7 +21,7 @@ from utpsocket.engine.resets import Resets
 from utpsocket.engine.shares import Shares
 from utpsocket.engine.syncache import syn_of
 from utpsocket.engine.syscalls import packed_name
-from utpsocket.engine.udp import IcmpError, Port
+from utpsocket.engine.udp import PACKET_OPTIONS, IcmpError, Port
 from utpsocket.protocol import Config, Connection, PacketType, Run, State, Transmit
 from utpsocket.protocol.closing import Remains
 from utpsocket.protocol.keepalive import Probing, by_default
@@ -50,6 +50,7 @@ _MANY_LONE_TURNS: Final = 8
 _FAULTS_BORNE: Final = 20  # on end: a datagram that does this is met once, a port that does again and again
 _RUNS_PER_TURN: Final = 8  # then other ports have theirs
 _DATAGRAMS_PER_TURN: Final = 512  # likewise, where they come one by one
+_PACKET_KINDS: Final = tuple(PACKET_OPTIONS.values())
 _system_random: Final = random.SystemRandom()
 
 
@@ -591,6 +592,9 @@ def apply_settings(bridge: Bridge, *, now: int) -> None:
         if probing is None or asked.ends_us < probing.ends_us:
             probing = asked
     connection.keepalive(sign_us, probing, now=now)
+    if settings.syn_retries:
+        connection.repeat_syn(settings.syn_retries)
+    apply_packet_options(bridge)
     if settings.send_buffer_bytes:
         connection.send.buffer.capacity_bytes = max(_LEAST_BUFFER_BYTES, settings.send_buffer_bytes)
     if settings.receive_buffer_bytes:
@@ -598,3 +602,21 @@ def apply_settings(bridge: Bridge, *, now: int) -> None:
         connection.receive.reassembly.capacity_bytes = max(
             _LEAST_BUFFER_BYTES, min(settings.receive_buffer_bytes, most)
         )
+
+
+def apply_packet_options(bridge: Bridge) -> None:
+    """Socket options that each packet carries: of a port that is this connection's alone, or else with each packet."""
+    options = bridge.identity.options
+    if options.keys().isdisjoint(PACKET_OPTIONS):
+        return
+    endpoint = bridge.endpoint
+    ancillary = []
+    for (level, name), kind in PACKET_OPTIONS.items():
+        value = options.get((level, name))
+        if value is None or endpoint.port.option(level, name) == value:
+            continue
+        if endpoint.is_private:
+            endpoint.port.set_option(level, name, value)
+        elif kind is not None:
+            ancillary.append((level, kind, bytes(value)))
+    bridge.source = [each for each in bridge.source if each[1] not in _PACKET_KINDS] + ancillary

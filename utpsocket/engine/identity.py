@@ -40,6 +40,7 @@ class Settings:
         "send_buffer_bytes",
         "shares_port",
         "sign_of_life_seconds",
+        "syn_retries",
         "user_timeout_ms",
     )
 
@@ -54,6 +55,7 @@ class Settings:
         self.keepalive_interval_seconds = 75
         self.keepalive_count = 9
         self.sign_of_life_seconds = SIGN_OF_LIFE_SECONDS  # 0: none
+        self.syn_retries = 0  # 0: the default
         self.linger_seconds: int | None = None  # None: off; close() then returns at once
         self.user_timeout_ms = 0
         self.congestion = "ledbat"

@@ -36,6 +36,16 @@ _IPV6_RECVERR: Final = 25
 _IP_PKTINFO: Final = 8
 _IPV6_RECVPKTINFO: Final = 49
 _IPV6_PKTINFO: Final = 50
+PACKET_OPTIONS: Final[dict[tuple[int, int], int | None]] = {
+    (stdlib.IPPROTO_IP, stdlib.IP_TOS): 1,
+    (stdlib.IPPROTO_IP, stdlib.IP_TTL): 2,
+    (stdlib.IPPROTO_IPV6, 67): 67,  # IPV6_TCLASS
+    (stdlib.IPPROTO_IPV6, 16): 52,  # IPV6_UNICAST_HOPS, IPV6_HOPLIMIT
+    (stdlib.SOL_SOCKET, 12): None,  # SO_PRIORITY
+    (stdlib.SOL_SOCKET, 36): None,  # SO_MARK
+    (stdlib.SOL_SOCKET, stdlib.SO_DONTROUTE): None,
+}
+"""What is said of each packet, and by which kind of ancillary data for one packet alone; None: for all of a port."""
 _MSG_ERRQUEUE: Final = 0x2000
 _SO_EE_ORIGIN_ICMP: Final = 2
 _SO_EE_ORIGIN_ICMP6: Final = 3
@@ -43,6 +53,7 @@ _EXTENDED_ERROR: Final = struct.Struct("=IBBBBII")  # linux/errqueue.h struct so
 _ANCILLARY_BYTES: Final = stdlib.CMSG_SPACE(4) + stdlib.CMSG_SPACE(20)
 WANTED_BUFFER_BYTES: Final = 4 << 20  # PERFORMANCE.md trick 7: ask for 4 MiB, then look what was given
 _INT_MAX: Final = 2**31 - 1
+_INT_BYTES: Final = 4
 _SOURCE_V4: Final = struct.Struct("=I4s4s")  # struct in_pktinfo
 _SOURCE_V6: Final = struct.Struct("=16sI")  # struct in6_pktinfo
 _SLOT_BYTES: Final = 1_472  # what an Ethernet's packet carries; a path that proves larger ones gets larger slots
@@ -375,6 +386,18 @@ class Port:
                         self.errors.append(IcmpError(error, addr or self.peer, quoted, mtu_bytes, 0))
 
     # ── out ──
+
+    def option(self, level: int, name: int) -> bytes:
+        """An option as the kernel has it, an int."""
+        value: bytes = self.sock.getsockopt(level, name, _INT_BYTES)
+        return value
+
+    def set_option(self, level: int, name: int, value: bytes) -> None:
+        """Set one that the kernel has found no fault with on another socket, nor does here but for lack of rights."""
+        try:
+            self.sock.setsockopt(level, name, value)
+        except PermissionError:
+            pass  # the program may have given them up
 
     def source(self, local_ip: str) -> list[Any]:
         """Ancillary data that makes a wildcard port's datagrams leave from `local_ip`."""

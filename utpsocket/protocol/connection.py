@@ -213,6 +213,10 @@ class Connection:
         """End a half-open connection without a word: whoever calls keeps what it takes to make it again."""
         self._close(errno.ETIMEDOUT)
 
+    def repeat_syn(self, times: int) -> None:
+        """How often a SYN is repeated before the connection attempt is given up: TCP_SYNCNT."""
+        self._handshake.syn_tries = times + 1
+
     def keepalive(self, interval_us: int, probing: Probing | None = None, *, now: int) -> None:
         """Send a packet whenever nothing was said for this long, 0 turns it off; and ask a silent peer whether it
         lives, until ETIMEDOUT. PROTOCOL.md §7.

@@ -36,7 +36,8 @@ from utpsocket.protocol.packet import Packet, PacketType, unwrap
 from utpsocket.protocol.receivehalf import NEVER
 
 SYN_RTO_US: Final = 1_000_000  # PROTOCOL.md §9
-SYN_TRIES: Final = 6  # each one RTO later than the last, which doubles: the last leaves after 31 s
+SYN_TRIES: Final = 6  # each one RTO later than the last, which doubles: the last leaves after 31 s; TCP_SYNCNT + 1
+_MOST_SYN_RTO_US: Final = 120_000_000  # as Linux (TCP_RTO_MAX)
 REKEY_AFTER_US: Final = 500_000  # after a repeated SYN: a lost SYN-ACK then costs 1.5 s, and twice the RTT is over
 HALF_OPEN_US: Final = 63_000_000  # as Linux with tcp_synack_retries 5; libutp's first word may take its 29 s
 PROOFS: Final = 7  # the last one after a minute, to be told by a RESET if the acceptor has given up
@@ -55,6 +56,7 @@ class Handshake:
     recv_id     the id of our last SYN, or the acceptor's
     resets      (connection_id, seq, ack) of RESETs that are due
     proof_at    when an initiator's proof must be repeated, unless the acceptor shows that it has it
+    syn_tries   how many SYNs leave, those under fresh ids not counted
     answered_ids   an acceptor's recv_ids: of a SYN, and of its repetitions under fresh ids
     answers_like_libutp   the answer told no time difference, as none of libutp's family does
     """
@@ -81,11 +83,13 @@ class Handshake:
         "recv_id",
         "resets",
         "syn_seq",
+        "syn_tries",
     )
 
     def __init__(self, recv_id: int, syn_seq: int, spare_ids: Sequence[int]) -> None:
         self.recv_id = recv_id
         self.syn_seq = syn_seq
+        self.syn_tries = SYN_TRIES
         self.peer_syn_seq16 = -1
         self.at = NEVER
         self.give_up_at = NEVER
@@ -120,7 +124,7 @@ class Handshake:
     @property
     def is_exhausted(self) -> bool:
         """Every try has been made: when `at` comes, nobody is there."""
-        return self._tries >= SYN_TRIES and not self._is_rekey_next
+        return self._tries >= self.syn_tries and not self._is_rekey_next
 
     def next_syn(self, *, now: int) -> int | None:
         """The id of a SYN that leaves now, or None."""
@@ -132,7 +136,7 @@ class Handshake:
             self.recv_id = self._spare_ids.pop(0)
             self.at = self._next_try_at
         else:
-            self._next_try_at = now + (SYN_RTO_US << self._tries)
+            self._next_try_at = now + min(SYN_RTO_US << self._tries, _MOST_SYN_RTO_US)
             self._tries += 1
             self._is_rekey_next = self._tries > 1 and bool(self._spare_ids)
             self.at = now + REKEY_AFTER_US if self._is_rekey_next else self._next_try_at
