@@ -90,7 +90,7 @@ LIBRARIES: Final = (
             "zlib_ng",
         ),
         ("tests", "-m", "not dev_mode and not autobahn and not internal", "--ignore-glob=*/test_benchmarks*"),
-        ("pytest.ini", "tests", "examples", "requirements"),
+        ("pytest.ini", "README.rst", "tests", "examples", "requirements"),
     ),
     Library(
         "paramiko",
