@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from utpsocket.engine import originals
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "utpsocket"
 
@@ -43,6 +45,12 @@ FORBIDDEN_FILES = frozenset({"utils.py", "util.py", "common.py", "constants.py",
 FORBIDDEN_PREFIXES = ("get_", "do_", "process_")
 FORBIDDEN_SUFFIXES = ("Manager", "Helper")
 PURE_ROOMS = ("protocol", "engine")  # the rooms whose names are all ours
+
+# What a program may replace functions of while sockets are in use: taken as copies, from engine/originals.py.
+REPLACEABLE = frozenset({*originals.COPIED, "builtins", "threading", "subprocess", "tempfile", "shutil", "queue"})
+# These patch the stdlib, import what is there by then, or are programs of their own: they need the modules themselves.
+NEED_THE_MODULES = ("protocol", "cli", "monkey", "green", "inherited")
+NEED_THE_MODULES_FILES = frozenset({"__init__.py", "dropin.py", "libuv.py", "engine/originals.py", "engine/native.py"})
 
 
 @dataclass(frozen=True)
@@ -171,6 +179,18 @@ def vague_names(source: Source) -> Iterator[str]:
                 yield f"{source.path}:{node.lineno}: class {node.name} is not named by what it is"
 
 
+def replaceable_names(source: Source) -> Iterator[str]:
+    if source.room in NEED_THE_MODULES or source.path in NEED_THE_MODULES_FILES:
+        return
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name in REPLACEABLE:
+                    yield f"{source.path}:{node.lineno}: looks names up in {alias.name} when they are used"
+        elif isinstance(node, ast.Name) and node.id in ("open", "print", "input"):
+            yield f"{source.path}:{node.lineno}: {node.id}() may be the program's by then"
+
+
 RULES: list[Callable[[Source], Iterator[str]]] = [
     impure_protocol,
     engine_looking_up,
@@ -179,6 +199,7 @@ RULES: list[Callable[[Source], Iterator[str]]] = [
     too_long,
     no_introduction,
     vague_names,
+    replaceable_names,
 ]
 
 INTRODUCED = '"""A module."""\n\nfrom __future__ import annotations\n\n'
@@ -213,6 +234,10 @@ OFFENDERS = [
     ),
     (vague_names, "protocol/x.py", "class PortManager: ...\nclass UtpPort: ...\nclass Port: ...\n", 2),
     (vague_names, "shim.py", "def get_inheritable(): ...\n", 0),
+    (replaceable_names, "engine/x.py", "import os\nimport socket as stdlib\nf = open('x')\n", 3),
+    (replaceable_names, "shim.py", "def f():\n    import threading\n", 1),
+    (replaceable_names, "shim.py", "from utpsocket.engine.originals import os\nfrom fcntl import fcntl\n", 0),
+    (replaceable_names, "green/x.py", "import os\n", 0),
 ]
 
 

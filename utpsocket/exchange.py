@@ -15,14 +15,14 @@ Any thread may call. Sources: SOCKETS-EVIDENCE.md §4; dup(2), socket(7).
 from __future__ import annotations
 
 import errno
-import os
-import socket as stdlib
 from typing import Any, Final
 
 from utpsocket import lifecycle, registry, replacement
 from utpsocket.engine import running_engine, verbs
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket
+from utpsocket.engine.originals import os
+from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.tcp import apply_options, tcp_socket
 
 _PAIR_TRIES: Final = 64  # to find a port number that is free for UDP and for TCP

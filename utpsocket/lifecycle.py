@@ -7,9 +7,6 @@ and its identity. Any thread may call. Sources: SOCKETS.md §1, §3; connect(2),
 from __future__ import annotations
 
 import errno
-import os
-import secrets
-import socket as stdlib
 import sys
 from collections.abc import Callable
 from typing import Any, Final
@@ -21,6 +18,8 @@ from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.names import Address
 from utpsocket.engine.native import Socket, accepted, allocate_lock, poll
+from utpsocket.engine.originals import _socket, os, secrets
+from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.remote import RemoteLoop
 
 _POLLIN: Final = 0x001
@@ -93,7 +92,7 @@ def _resolved(identity: Identity, address: Any) -> Address:
     if not host:
         unbound = UNBOUND[identity.family]
         return (unbound[0], port) if len(unbound) == 2 else (unbound[0], port, 0, 0)
-    found: Any = stdlib.getaddrinfo(host, port, identity.family, stdlib.SOCK_DGRAM)[0][4]
+    found: Any = _socket.getaddrinfo(host, port, identity.family, stdlib.SOCK_DGRAM)[0][4]
     return found  # type: ignore[no-any-return]
 
 

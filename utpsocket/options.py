@@ -11,9 +11,6 @@ Sources: socket(7), tcp(7), ip(7), ipv6(7); PROTOCOL.md §7, §11; SOCKETS.md §
 from __future__ import annotations
 
 import errno
-import os
-import socket as stdlib
-import struct
 from contextlib import closing
 from enum import Enum
 from functools import partial
@@ -23,6 +20,8 @@ from utpsocket import pairing
 from utpsocket.engine.highfd import with_room
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket
+from utpsocket.engine.originals import os, struct
+from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.udp import PACKET_OPTIONS
 from utpsocket.protocol.congestion import CONTROLLERS
 

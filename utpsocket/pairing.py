@@ -11,9 +11,6 @@ Any thread may call. Sources: unix(7), socket(7).
 from __future__ import annotations
 
 import errno
-import os
-import secrets
-import socket as stdlib
 from functools import partial
 from typing import Any, Final
 
@@ -22,6 +19,8 @@ from utpsocket.engine import names
 from utpsocket.engine.highfd import raise_fd, with_room
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.native import Socket, accepted, connect_at_once
+from utpsocket.engine.originals import os, secrets
+from utpsocket.engine.originals import socket as stdlib
 
 # What a program writes ahead of the engine: with little of it, a thread that keeps the GIL busy stalls the writer too.
 _USER_BUFFER_BYTES: Final = 256 << 10

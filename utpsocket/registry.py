@@ -6,8 +6,6 @@ thread may call. Sources: SOCKETS.md §1 "Identity survives everywhere".
 
 from __future__ import annotations
 
-import os
-import socket as stdlib
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -15,6 +13,8 @@ from utpsocket.engine import names, running_engine
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.names import Address
 from utpsocket.engine.native import Socket
+from utpsocket.engine.originals import os
+from utpsocket.engine.originals import socket as stdlib
 
 _by_inode: WeakValueDictionary[int, Identity] = WeakValueDictionary()
 _kept: dict[int, Identity] = {}  # of fds that were detached: no Python object stands for them any more

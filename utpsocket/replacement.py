@@ -11,12 +11,7 @@ Any thread may call. Sources: dup(2); epoll(7), questions 1 and 6; proc(5) on fd
 
 from __future__ import annotations
 
-import ctypes
-import io
-import os
-import platform
 import re
-import struct
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, Final
@@ -24,6 +19,7 @@ from typing import Any, Final
 from utpsocket.engine import running_engine
 from utpsocket.engine.highfd import give_back, with_room
 from utpsocket.engine.native import Socket
+from utpsocket.engine.originals import ctypes, io, os, platform, struct
 
 _EPOLL_CTL_ADD: Final = 1
 _FIRST_FDS: Final = 128

@@ -18,12 +18,13 @@ Any thread may call. Sources: curl(1) --noproxy; CPython's urllib.request.proxy_
 from __future__ import annotations
 
 import ipaddress
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 from weakref import ref
+
+from utpsocket.engine.originals import os
 
 Where = Callable[[int, Any, str], object]
 """where(family, address, role) -> whether uTP carries it; role is "connect" or "listen"."""

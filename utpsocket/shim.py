@@ -12,15 +12,15 @@ of the stdlib class's own. Any thread may call. Sources: CPython's Lib/socket.py
 from __future__ import annotations
 
 import errno
-import socket as stdlib
 import sys
-import time
 from typing import Any, Final
 
 from utpsocket import exchange, lifecycle, options, registry, stats, wording
 from utpsocket.engine import highfd, running_engine, verbs
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, StdlibSocket, duplicated, poll
+from utpsocket.engine.originals import socket as stdlib
+from utpsocket.engine.originals import time
 from utpsocket.routes import Routes
 
 _STREAM_FAMILIES: Final = (stdlib.AF_INET, stdlib.AF_INET6)

@@ -7,10 +7,10 @@ thread, so its figures belong together.
 from __future__ import annotations
 
 import errno
-import os
 from dataclasses import dataclass
 
 from utpsocket.engine import running_engine, verbs
+from utpsocket.engine.originals import os
 from utpsocket.protocol import ConnectionStats
 
 __all__ = ["ConnectionStats", "EngineStats", "PortStats", "engine_stats"]

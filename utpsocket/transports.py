@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
-import socket as stdlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +18,8 @@ from utpsocket import lifecycle, options, registry
 from utpsocket.engine import names
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket
+from utpsocket.engine.originals import os
+from utpsocket.engine.originals import socket as stdlib
 
 
 class Bare:

@@ -7,7 +7,6 @@ SOCKETS.md §2; SOCKETS-EVIDENCE.md 1b; tcp(7), unix(7).
 from __future__ import annotations
 
 import errno
-import socket as stdlib
 from contextlib import closing
 from functools import partial
 from typing import Any, Final
@@ -16,6 +15,7 @@ from utpsocket import lifecycle, pairing
 from utpsocket.engine.highfd import with_room
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket
+from utpsocket.engine.originals import socket as stdlib
 
 TOO_LARGE: Final = bytes(65_536)
 """For a datagram: the kernel looks at the address, then refuses."""

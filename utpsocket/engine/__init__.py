@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import errno
-import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Final
 
 from utpsocket.engine import environment, exitflush, highfd, reports
 from utpsocket.engine.loop import Loop
+from utpsocket.engine.originals import os
 from utpsocket.engine.remote import RemoteLoop
 
 _loop: Loop | RemoteLoop | None = None

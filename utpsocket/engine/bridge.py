@@ -12,8 +12,6 @@ Only the engine's thread calls.
 from __future__ import annotations
 
 import errno
-import os
-import socket as stdlib
 from ctypes import get_errno
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +21,8 @@ from utpsocket.engine.faults import NO_ROOM, RETRY_US, TRANSIENT, errno_of
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.lanes import GRANT_BYTES
 from utpsocket.engine.native import poll
+from utpsocket.engine.originals import os
+from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.syscalls import Stream
 from utpsocket.protocol import Connection, EventKind, State
 from utpsocket.protocol.sendbuffer import BLOCK_BYTES

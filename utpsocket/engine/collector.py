@@ -25,13 +25,14 @@ Python/gc.c, _PyObject_GC_Link(), _Py_RunGC(); Python/ceval_gil.c; Modules/_ctyp
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import operator
 import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
+
+from utpsocket.engine.originals import ctypes
 
 _OUT_OF_REACH: Final = 2_011_983_647  # fits a C int, and no program's own
 _NEVER: Final = (_OUT_OF_REACH, _OUT_OF_REACH, _OUT_OF_REACH)

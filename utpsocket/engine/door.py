@@ -7,9 +7,6 @@ Only the engine's thread calls. Sources: SOCKETS.md §1, §8; listen(2), accept(
 from __future__ import annotations
 
 import errno
-import os
-import random
-import socket as stdlib
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.bridge import EPOLLIN
@@ -17,6 +14,8 @@ from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.highfd import give_back, raise_fd, with_room
 from utpsocket.engine.identity import Role
 from utpsocket.engine.native import Socket
+from utpsocket.engine.originals import os, random
+from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.relay import LINGER_ZERO, Relay
 
 if TYPE_CHECKING:

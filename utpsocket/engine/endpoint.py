@@ -8,7 +8,6 @@ Only the engine's thread calls. Sources: BEP 29 "connection_id"; PROTOCOL.md §2
 
 from __future__ import annotations
 
-import random
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +16,7 @@ from utpsocket.engine.flood import Flood
 from utpsocket.engine.identity import Identity, Role, Settings
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.names import Address
+from utpsocket.engine.originals import random
 from utpsocket.engine.resets import Resets
 from utpsocket.engine.shares import Shares
 from utpsocket.engine.syncache import syn_of

@@ -6,9 +6,10 @@ thread. Any thread may call.
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Final
+
+from utpsocket.engine.originals import os
 
 _MULTIPLES: Final[dict[str, int]] = {
     "": 1,

@@ -7,12 +7,11 @@ application. Any thread but the engine's may call.
 from __future__ import annotations
 
 import math
-import os
-import time
 from typing import TYPE_CHECKING, Final
 
 from utpsocket.engine import verbs
 from utpsocket.engine.native import sleep
+from utpsocket.engine.originals import os, time
 
 if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop

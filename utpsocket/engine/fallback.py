@@ -12,7 +12,6 @@ Only the engine's thread calls. Sources: RFC 8305 §5; connect(2) on EINPROGRESS
 from __future__ import annotations
 
 import errno
-import socket as stdlib
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +21,7 @@ from utpsocket.engine.farewell import close_end, record
 from utpsocket.engine.faults import RETRY_US, errno_of
 from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Role
+from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.relay import Relay
 from utpsocket.engine.tcp import tcp_socket
 

@@ -6,8 +6,6 @@ ECONNRESET at the other end. Only the engine's thread calls. Sources: unix(7); S
 
 from __future__ import annotations
 
-import os
-import socket as stdlib
 from collections.abc import Callable
 from fcntl import ioctl
 from functools import partial
@@ -18,6 +16,8 @@ from typing import Any
 from utpsocket.engine import native
 from utpsocket.engine.highfd import give_back, with_room
 from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.originals import os
+from utpsocket.engine.originals import socket as stdlib
 
 deputy: Callable[[int, Identity, bool], None] | None = None
 """Where the user is another process, who does there what can be done only there: leave the byte at this end, perhaps

@@ -12,11 +12,11 @@ Only the engine's thread calls. Sources: errno(3), unix(7).
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable
 from typing import Any, Final
 
 from utpsocket.engine.native import sleep
+from utpsocket.engine.originals import os
 
 TRANSIENT: Final = frozenset({errno.EINTR, errno.ENOBUFS, errno.ENOMEM})
 """Errnos that say nothing about a socket: the same call may succeed in a moment. None of them makes an event."""

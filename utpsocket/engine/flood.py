@@ -17,10 +17,10 @@ Only the engine's thread calls.
 
 from __future__ import annotations
 
-import os
 from socket import htons
 from typing import TYPE_CHECKING, Final
 
+from utpsocket.engine.originals import os
 from utpsocket.engine.sieve import EVERY, SOURCES, Heavy, source_hash
 from utpsocket.engine.syscalls import packed_name
 from utpsocket.protocol import Run, Transmit

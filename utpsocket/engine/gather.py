@@ -11,12 +11,11 @@ Only the engine's thread calls. Sources: recvmmsg(2), sendmmsg(2); PERFORMANCE.m
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import struct
 from array import array
 from typing import Any, Final
 
+from utpsocket.engine.originals import ctypes, struct
 from utpsocket.protocol.packet import HEADER_BYTES, MAX_RUN_PACKETS, SYN_BYTE
 
 MOST_IN: Final = MAX_RUN_PACKETS  # what becomes one run if it is one

@@ -20,11 +20,7 @@ Any thread may call. Sources: select(2) FD_SETSIZE; dup(2), fcntl(2); getrlimit(
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import os
-import resource
-import socket as stdlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -33,6 +29,8 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from utpsocket.engine.native import Socket, allocate_lock, epoll
+from utpsocket.engine.originals import ctypes, os, resource
+from utpsocket.engine.originals import socket as stdlib
 
 _T = TypeVar("_T")
 _HIGH_FD: Final = 1_024  # FD_SETSIZE

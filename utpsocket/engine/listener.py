@@ -11,7 +11,6 @@ Only the engine's thread calls. Sources: PROTOCOL.md §3, §4.
 
 from __future__ import annotations
 
-import socket as stdlib
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +21,7 @@ from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.highfd import raise_fd, with_room
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, connect_keeping_gil
+from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.syncache import SynCache
 from utpsocket.protocol import State
 

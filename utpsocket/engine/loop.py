@@ -12,11 +12,7 @@ Everything here is called by the engine's thread alone, except post() and call()
 
 from __future__ import annotations
 
-import os
-import random
-import signal
 import sys
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import islice
@@ -36,6 +32,7 @@ from utpsocket.engine.identity import Identity
 from utpsocket.engine.lanes import Lanes
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.native import allocate_lock, get_ident, sleep, start_new_thread
+from utpsocket.engine.originals import os, random, signal, time
 from utpsocket.engine.paths import Paths
 from utpsocket.engine.poller import WakeUp, Watches, new_poller, new_sleep, occupy
 from utpsocket.engine.relay import Relay

@@ -10,13 +10,11 @@ listening socket's own name has `*` for the peer. Anybody can make such a name; 
 from __future__ import annotations
 
 import base64
-import os
-import socket
-import struct
 from typing import Any, Final
 
 from utpsocket.engine import secret
 from utpsocket.engine.native import Socket
+from utpsocket.engine.originals import os, socket, struct
 
 _PREFIX: Final = b"\0utp:"
 _MAX_BYTES: Final = 107 - 1 - secret.TAG_BYTES  # sun_path has 108

@@ -6,11 +6,7 @@ every module of this room takes what blocks from here. Any thread may import it.
 
 from __future__ import annotations
 
-import _socket
 import _thread
-import ctypes
-import os
-import posix
 import select
 import socket
 import sys
@@ -21,6 +17,8 @@ from functools import partial
 from operator import itemgetter
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
+
+from utpsocket.engine.originals import _socket, ctypes, os, posix
 
 _MODULES = {"_thread": _thread, "select": select, "socket": socket, "time": time}
 
@@ -81,6 +79,7 @@ _libc.recv.restype = ctypes.c_ssize_t
 _libc.connect.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _MSG_DONTWAIT = 0x40
 _O_NONBLOCK = os.O_NONBLOCK
+_AF_UNIX, _SOCK_STREAM = socket.AF_UNIX, socket.SOCK_STREAM
 _dropped = ctypes.create_string_buffer(1 << 16)
 
 
@@ -93,7 +92,7 @@ def connect_keeping_gil(fd: int, name: bytes) -> int:
     """Connect an AF_UNIX socket that does not block to an abstract name, without giving other threads a turn; the
     errno, or 0. unix(7).
     """
-    address = int(socket.AF_UNIX).to_bytes(2, sys.byteorder) + name
+    address = int(_AF_UNIX).to_bytes(2, sys.byteorder) + name
     return ctypes.get_errno() if _libc.connect(fd, address, len(address)) else 0
 
 
@@ -112,7 +111,7 @@ def connect_at_once(fd: int, name: bytes) -> int:
     """Connect an AF_UNIX socket, which may block, to an abstract name without waiting for room in the listener's queue;
     the errno, or 0. unix(7).
     """
-    address = int(socket.AF_UNIX).to_bytes(2, sys.byteorder) + name
+    address = int(_AF_UNIX).to_bytes(2, sys.byteorder) + name
     connect = partial(_libc.connect, fd, address, len(address))
     flags = fcntl(fd, F_GETFL)
     if flags & _O_NONBLOCK:
@@ -138,5 +137,5 @@ def duplicated(fd: int, made: Any = None) -> Any:
 def _owning(fds: Any, made: Any) -> Any:
     if made is None:
         made = Socket.__new__(Socket)
-    next(map(partial(Socket.__init__, made, socket.AF_UNIX, socket.SOCK_STREAM, 0), fds))
+    next(map(partial(Socket.__init__, made, _AF_UNIX, _SOCK_STREAM, 0), fds))
     return made

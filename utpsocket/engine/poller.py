@@ -10,13 +10,8 @@ Only the engine's thread calls poll(); the rest as epoll's. Sources: epoll(7), p
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import math
-import os
-import platform
-import struct
-import time
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from functools import partial
 from io import FileIO
@@ -25,6 +20,7 @@ from typing import Any, Final
 from utpsocket.engine import native
 from utpsocket.engine.collector import Hold
 from utpsocket.engine.highfd import new_epoll, raised_duplicate
+from utpsocket.engine.originals import ctypes, os, platform, struct, time
 
 _SLEEP_SECONDS: Final = 0.001
 _ONE: Final = struct.pack("=Q", 1)  # what an eventfd is written

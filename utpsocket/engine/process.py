@@ -10,8 +10,6 @@ Sources: DESIGN.md §5; unix(7).
 
 from __future__ import annotations
 
-import os
-import resource
 from collections import deque
 from collections.abc import Callable
 from fcntl import F_DUPFD_CLOEXEC, fcntl
@@ -27,6 +25,7 @@ from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.native import Socket, allocate_lock, sleep
+from utpsocket.engine.originals import os, resource
 from utpsocket.engine.watch import HoldersWatch
 
 _REQUESTS_PER_TURN: Final = 64

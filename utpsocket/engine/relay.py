@@ -15,8 +15,6 @@ Only the engine's thread calls. Sources: SOCKETS.md §1; SOCKETS-EVIDENCE.md 1b.
 from __future__ import annotations
 
 import errno
-import socket as stdlib
-import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +23,8 @@ from utpsocket.engine.farewell import close_end
 from utpsocket.engine.faults import RETRY_US, TRANSIENT
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.native import poll
+from utpsocket.engine.originals import socket as stdlib
+from utpsocket.engine.originals import struct
 from utpsocket.engine.tcp import apply_options
 
 if TYPE_CHECKING:

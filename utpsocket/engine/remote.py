@@ -21,13 +21,8 @@ Any thread may call what is here. Sources: SOCKETS.md §1, §4; posix_spawn(3), 
 
 from __future__ import annotations
 
-import _socket
 import errno
 import itertools
-import marshal
-import os
-import posix
-import signal
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -42,6 +37,7 @@ from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.forklock import ForkLock
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, allocate_lock, get_ident, new_reentrant_lock, sleep, start_new_thread
+from utpsocket.engine.originals import _socket, marshal, os, posix, signal
 from utpsocket.engine.poller import sleep_until_ready
 from utpsocket.engine.watch import HoldersWatch
 

@@ -9,12 +9,12 @@ Any thread may call.
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections import deque
 from typing import Final
 
 from utpsocket.engine.native import allocate_lock, start_new_thread
+from utpsocket.engine.originals import signal
 
 _MOST_REPORTS: Final = 64  # that wait: a hook that blocks must not make a fault that repeats eat the memory
 _FINISH_SECONDS: Final = 1.0  # for a hook that is at work already

@@ -19,10 +19,10 @@ Any thread may call. Sources: unix(7) SO_PEERCRED, "Abstract sockets"; RFC 7693 
 from __future__ import annotations
 
 import base64
-import hmac
-import os
 from hashlib import blake2s
 from typing import Final
+
+from utpsocket.engine.originals import hmac, os
 
 VARIABLE: Final = "UTPSOCKET_SECRET"
 TAG_BYTES: Final = 11  # as text

@@ -13,12 +13,11 @@ Only the engine's thread calls. Sources: socket(7) SO_ATTACH_FILTER; Linux, Docu
 
 from __future__ import annotations
 
-import ctypes
-import socket as stdlib
-import struct
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
+from utpsocket.engine.originals import ctypes, struct
+from utpsocket.engine.originals import socket as stdlib
 from utpsocket.protocol.packet import HEADER_BYTES, SYN_BYTE, VERSION, PacketType
 
 EVERY: Final = 1 << 32  # of so many

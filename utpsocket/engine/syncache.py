@@ -16,9 +16,9 @@ Only the engine's thread calls. Sources: PROTOCOL.md §2, §4; RFC 4987 §3.5 ("
 
 from __future__ import annotations
 
-import os
 from typing import Final
 
+from utpsocket.engine.originals import os
 from utpsocket.protocol.packet import PacketType, encode
 
 GENERATION_ENTRIES: Final = 32_768  # two of them: 12 MB at the most, and none of it in calm

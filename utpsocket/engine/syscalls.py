@@ -11,16 +11,14 @@ Only the engine's thread calls. Sources: recvmsg(2), sendmsg(2), cmsg(3), Doc/li
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import functools
-import os
-import socket as stdlib
-import struct
 import sys
 from typing import Any, ClassVar, Final
 
 from utpsocket.engine.gather import CONTROL_BYTES, NAME_BYTES, ROOM_BYTES, Answers, Inbound, Outbound
+from utpsocket.engine.originals import ctypes, os, struct
+from utpsocket.engine.originals import socket as stdlib
 
 _MSG_DONTWAIT: Final = 0x40
 _MSG_NOSIGNAL: Final = 0x4000

@@ -6,14 +6,14 @@ falls back to it. Any thread may call. Sources: SOCKETS.md §8; tcp(7), socket(7
 
 from __future__ import annotations
 
-import socket as stdlib
-import struct
 from functools import partial
 from typing import Any, Final
 
 from utpsocket.engine.highfd import with_room
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.native import Socket
+from utpsocket.engine.originals import socket as stdlib
+from utpsocket.engine.originals import struct
 
 _DOUBLED: Final = {(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF), (stdlib.SOL_SOCKET, stdlib.SO_RCVBUF)}
 _INT: Final = struct.Struct("=i")

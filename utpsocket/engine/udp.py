@@ -10,9 +10,6 @@ Only the engine's thread calls. Sources: udp(7), ip(7) IP_RECVERR, IP_MTU_DISCOV
 from __future__ import annotations
 
 import errno
-import os
-import socket as stdlib
-import struct
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -21,6 +18,8 @@ from utpsocket.engine.arena import ROOM_BYTES, Arena
 from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.gather import MOST_IN
 from utpsocket.engine.names import Address
+from utpsocket.engine.originals import os, struct
+from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.syscalls import Datagrams
 from utpsocket.protocol import Run, Transmit
 from utpsocket.protocol.packet import HEADER_BYTES, packets_per_send

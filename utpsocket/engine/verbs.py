@@ -7,7 +7,6 @@ Loop.call() or Loop.post(); fds passed in are owned by the engine from then on.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -19,6 +18,7 @@ from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.names import Address
+from utpsocket.engine.originals import os
 from utpsocket.protocol import ConnectionStats, State
 
 if TYPE_CHECKING:

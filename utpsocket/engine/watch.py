@@ -10,12 +10,12 @@ watch() may be called by any thread, the rest by the engine's.
 from __future__ import annotations
 
 import errno
-import os
 from functools import partial
 from typing import Any, Final
 
 from utpsocket.engine.highfd import give_back, new_epoll, with_room
 from utpsocket.engine.native import epoll
+from utpsocket.engine.originals import io, os
 
 _SOCKETS_PER_EPOLL: Final = 32
 _RECHECK_US: Final = 1_000_000  # /proc is read this often while a listener lives on in other processes only
@@ -72,12 +72,12 @@ class HoldersWatch:
     def is_open(self, inode: int) -> bool:
         """Whether any copy of a watched socket is open anywhere."""
         found = self._where.get(inode)
-        wanted = f"ino:{inode:x} "
+        wanted = b"ino:%x " % inode
         for each in self._epolls if found is None else (found,):
             try:
                 path = f"/proc/self/fdinfo/{each.fileno()}"
-                with with_room(partial(open, path, encoding="ascii")) as registrations:
-                    if any(wanted in line for line in registrations):
+                with with_room(partial(io.FileIO, path)) as registrations:
+                    if wanted in registrations.read():
                         return True
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE):

@@ -15,8 +15,6 @@ Any thread may call. Sources: unix(7) SCM_RIGHTS, SOCK_SEQPACKET; CPython's Doc/
 from __future__ import annotations
 
 import array
-import marshal
-import socket as stdlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import FunctionType
@@ -25,6 +23,8 @@ from typing import Any, Final
 from utpsocket.engine import verbs
 from utpsocket.engine.identity import Identity, Settings
 from utpsocket.engine.native import in_one_step
+from utpsocket.engine.originals import marshal
+from utpsocket.engine.originals import socket as stdlib
 
 TYPE: Final = getattr(stdlib, "SOCK_SEQPACKET", 0)  # whole messages, so that senders need no lock and readers no state
 MAX_MESSAGE_BYTES: Final = 64 << 10  # of a request; an answer that is longer comes in parts
