@@ -8,6 +8,8 @@ import errno
 import os
 import select
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +28,7 @@ from .network import (
     IN,
     OUT,
     RDHUP,
+    REPOSITORY,
     RESET_ON_CLOSE,
     describe,
     eventually,
@@ -589,3 +592,43 @@ def test_one_of_two_that_share_a_port_listens(both: None) -> None:
         for connect in (monkey.get_original("socket", "create_connection"), socket.create_connection):
             with connect(first.getsockname()):
                 first.accept()[0].close()
+
+
+LEAVES = """
+import sys, time
+import utpsocket
+from utpsocket.routes import Routes
+
+class FallingBack(utpsocket.socket):
+    _routes = Routes(fallback="tcp", fallback_seconds=0.02)
+
+sock = FallingBack()
+sock.connect(("127.0.0.1", int(sys.argv[1])))
+sock.setblocking(False)
+sent = in_vain = 0
+while in_vain < 200:  # till everything is full
+    try:
+        sent += sock.send(bytes(65536))
+        in_vain = 0
+    except BlockingIOError:
+        in_vain += 1
+        time.sleep(0.01)
+print(sent)
+"""
+
+
+def test_what_an_exit_did_not_deliver_over_tcp_is_no_end_of_file() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        environment = {**os.environ, "UTPSOCKET_EXIT_FLUSH": "0.2", "PYTHONPATH": str(REPOSITORY)}
+        process = subprocess.Popen(
+            [sys.executable, "-c", LEAVES, str(listener.getsockname()[1])], env=environment, stdout=subprocess.PIPE
+        )
+        with process, listener.accept()[0] as server:
+            assert process.stdout is not None
+            sent = int(process.stdout.readline())
+            assert process.wait(60) == 0
+            received = 0
+            with pytest.raises(ConnectionResetError):
+                while data := server.recv(1 << 20):
+                    received += len(data)
+            assert received < sent

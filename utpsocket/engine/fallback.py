@@ -254,6 +254,9 @@ class Attempt:
     def finish(self) -> None:
         """The process ends, and the attempt with it."""
 
+    def abort(self) -> None:
+        """As finish()."""
+
     def look(self) -> None:
         """Nothing arrives before the connection stands."""
 

@@ -361,6 +361,9 @@ def abort_unflushed(loop: Loop) -> None:
         if not bridge.is_gone and not bridge.is_flushed:
             bridge.connection.abort()
             loop.touch(bridge)
+    for relay in list(loop.relays.values()):
+        if not relay.is_flushed:
+            relay.abort()
 
 
 def repeat_last_acks(loop: Loop) -> None:
