@@ -18,11 +18,15 @@ from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from heapq import heappop, heappush
+from operator import attrgetter
 from typing import Final
 
 MAX_NEWLY_SACKED_RANGES: Final = 32  # that one ack is believed: what it costs is bounded, whatever it says
+MAX_NEWLY_SACKED_FLIGHTS: Final = 64  # likewise
 MAX_LOST_FLIGHTS: Final = 32  # that are found at once, likewise; the rest a moment later
 _MOST_PASSED_OVER: Final = 64
+_MANY_FLIGHTS: Final = 8  # acked at once: fewer are looked at one by one as quickly
+_is_small: Final = attrgetter("is_small")
 
 
 class Fate(Enum):
@@ -168,6 +172,7 @@ class Flights:
         "_again",
         "_judged_seq",
         "_lost_seqs",
+        "_probe_seq",
         "_starts",
         "highest_sacked_seq",
         "in_flight_bytes",
@@ -192,6 +197,7 @@ class Flights:
         self._judged_seq = next_seq
         self._again: deque[tuple[int, int, int]] = deque()
         self._lost_seqs: list[int] = []  # a heap of every lost flight's first number, and of stale ones
+        self._probe_seq = -1  # of the last path MTU probe
         self.una_seq = next_seq
         self.next_seq = next_seq
         self.sent_bytes = 0
@@ -227,6 +233,8 @@ class Flights:
             self.most_packets = self.next_seq - self.una_seq
         if flight.is_small:
             self.small_packets += 1
+        if flight.probe_bytes:
+            self._probe_seq = flight.seq
 
     def _index(self, seq: int) -> int:
         """Where the flight is that this number, which lies in [una_seq, next_seq), belongs to."""
@@ -253,7 +261,11 @@ class Flights:
         last = bisect_left(self._starts, ack_next_seq)
         if last and queue[last - 1].end_seq > ack_next_seq:
             self._cut(last - 1, ack_next_seq - queue[last - 1].seq)
-        for flight in queue[:last]:
+        gone = queue[:last]
+        if last > _MANY_FLIGHTS and not self.sacked_packets and not self.lost_packets and not self._again:
+            self._acknowledge_many(gone, ack_next_seq, result)
+            gone = []
+        for flight in gone:
             if flight.is_small:
                 self.small_packets -= 1
             if flight.fate is Fate.SACKED:
@@ -272,11 +284,26 @@ class Flights:
         while self._again and self._again[0][1] <= ack_next_seq:
             self._again.popleft()
 
+    def _acknowledge_many(self, gone: list[Flight], ack_next_seq: int, result: Acknowledged) -> None:
+        """That part of acknowledge() where all flights were sent alike and in their order: sums are differences."""
+        last = gone[-1]
+        result.packets = ack_next_seq - self.una_seq
+        result.total_bytes = last.offset + last.total_bytes - gone[0].offset
+        result.sent_us, result.seq, result.sends = last.sent_us, ack_next_seq - 1, last.sends
+        result.sent_through_bytes = last.sent_before_bytes + last.total_bytes
+        if self.una_seq <= self._probe_seq < ack_next_seq:
+            result.probe_bytes = self.find(self._probe_seq).probe_bytes
+        self.in_flight_bytes -= result.total_bytes
+        if ack_next_seq == self.next_seq:
+            self.small_packets = 0
+        elif self.small_packets:
+            self.small_packets -= sum(map(_is_small, gone))
+
     def sack(self, first_seq: int, bits: int, result: Acknowledged) -> None:
         """The peer has these packets as well: bit 0 stands for first_seq, which is above una_seq.
 
-        What lies beyond next_seq was never sent and is passed over. Of many holes that are news at once the lowest are
-        taken: the peer says the others again.
+        What lies beyond next_seq was never sent and is passed over. Of many holes or flights that are news at once the
+        lowest are taken: the peer says the others again.
         """
         una_seq = self.una_seq
         sent = (1 << (self.next_seq - una_seq)) - 1
@@ -286,6 +313,7 @@ class Flights:
         before_highest = self.highest_sacked_seq
         digits = bin(news)[:1:-1]  # the lowest first: str.find() is the quickest way from one to the next
         last = 0
+        left = MAX_NEWLY_SACKED_FLIGHTS
         for _ in range(MAX_NEWLY_SACKED_RANGES):
             first = digits.find("1", last)
             if first < 0:
@@ -293,16 +321,24 @@ class Flights:
             last = digits.find("0", first)
             if last < 0:
                 last = len(digits)
-            self._sack(una_seq + first, una_seq + last, before_highest, result)
+            taken, end_seq = self._sack(una_seq + first, una_seq + last, before_highest, left, result)
+            left -= taken
+            if not left:
+                last = end_seq - una_seq
+                break
         self.sacked_mask |= news & ((1 << last) - 1)
 
-    def _sack(self, seq: int, end_seq: int, before_highest: int, result: Acknowledged) -> None:
+    def _sack(
+        self, seq: int, end_seq: int, before_highest: int, most: int, result: Acknowledged
+    ) -> tuple[int, int]:
+        """The packets from seq to end_seq, but no more than `most` flights of them; how many, and where they end."""
         queue = self.queue
         index = self._index(seq)
         if queue[index].seq < seq:
             self._cut(index, seq - queue[index].seq)
             index += 1
-        while index < len(queue) and queue[index].seq < end_seq:
+        first = index
+        while index < len(queue) and queue[index].seq < end_seq and index - first < most:
             flight = queue[index]
             if flight.end_seq > end_seq:
                 flight = self._cut(index, end_seq - flight.seq)
@@ -320,8 +356,10 @@ class Flights:
             flight.fate = Fate.SACKED
             result._add(flight, before_highest)
             index += 1
+        end_seq = queue[index - 1].end_seq
         if end_seq - 1 > self.highest_sacked_seq:
             self.highest_sacked_seq = end_seq - 1
+        return index - first, end_seq
 
     def _lose(self, flight: Flight) -> None:
         if not self.lost_packets:
