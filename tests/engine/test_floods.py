@@ -11,6 +11,7 @@ from utpsocket.engine.endpoint import Endpoint
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.lanes import Lanes
 from utpsocket.engine.listener import MAX_HALF_OPEN, Listener
+from utpsocket.engine.sieve import EVERY
 from utpsocket.engine.syncache import GENERATION_ENTRIES, GENERATION_US
 from utpsocket.protocol import PacketType, Run, State
 from utpsocket.protocol.packet import Packet, decode, encode
@@ -106,6 +107,41 @@ def test_whoever_proves_where_he_is_comes_in_whatever_came_before() -> None:
     assert site.settle() == []
     site.hear(HONEST, PacketType.DATA, 501, seq=0, ack=answer.seq16 - 1, data=b"hello")
     assert bridge.connection.poll_delivery() == [b"hello"]
+
+
+class SiftingPort(SilentPort):
+    """One whose kernel is told what to drop."""
+
+    kernel_drops = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.syns_of_every: list[int] = []
+
+    def attach_sieve(self, ids: frozenset[int], syns: int, strays: int, heavy: object) -> None:
+        self.syns_of_every.append(syns)
+
+    def tell_icmp(self, *, wanted: bool) -> None:
+        pass
+
+
+def test_the_kernel_drops_the_syns_that_a_full_backlog_has_no_room_for() -> None:
+    """And takes them again in the twentieth of a second in which somebody accepts."""
+    site = Site(backlog=0)
+    site.port = site.endpoint.port = port = SiftingPort()  # type: ignore[assignment]
+    site.endpoint.flood._start(site.endpoint, now=site.loop.now)
+    site.hear(HONEST, PacketType.SYN, 500, seq=1)
+    site.hear(HONEST, PacketType.STATE, 501, seq=2, ack=site.settle()[0].seq16 - 1)
+    site.settle()
+    assert site.listener.is_full
+    site.endpoint.flood.noise += 1_000
+    site.loop.pass_time(site.loop.now + 50_000)
+    site.listener._ready.clear()  # accepted
+    site.endpoint.flood.noise += 1_000
+    site.loop.pass_time(site.loop.now + 50_000)
+    open_part, full_part, open_again = port.syns_of_every
+    assert open_part == open_again == EVERY
+    assert full_part <= EVERY // 1_000
 
 
 def test_data_is_a_proof_and_one_that_is_ahead_waits_for_what_is_missing() -> None:

@@ -185,8 +185,12 @@ class Flood:
     def _set_sieve(self, endpoint: Endpoint) -> None:
         """Have the kernel drop what is wanted now, if that is not what it does."""
         ids = frozenset(recv_id + near & 0xFFFF for _, recv_id in endpoint.bridges for near in (-1, 0, 1))
-        # Where nobody listens, SYNs are strays.
-        syns = self._syns_of_every if endpoint.listener is not None else self._strays_of_every
+        listener = endpoint.listener
+        syns = self._syns_of_every
+        if listener is None:
+            syns = self._strays_of_every  # where nobody listens they are that
+        elif listener.is_full:
+            syns = _LEAST_PART  # none could come in
         heavy = Heavy(self._multiplier, frozenset(self._heavy), _HEAVY_PART)
         wanted = ids, syns, self._strays_of_every, heavy
         if wanted != self._sieve:
