@@ -9,6 +9,7 @@ import pytest
 
 from tests.protocol.wire import RTT_US, Wire
 from utpsocket.protocol import Run
+from utpsocket.protocol.pieces import in_pieces
 
 TURN = 0x10000
 STEP_US = 10  # between packets: 65,536 of them take two thirds of a second
@@ -130,3 +131,102 @@ def test_whatever_the_peers_clock_tells_its_data_is_taken(name: str) -> None:
     wire.now += 5_000_000
     hear_many(wire, 16_001, TURN, CLOCKS[name])
     assert wire.connection.stats().late_packets == 0
+
+
+# ── acks ──
+
+
+def send_many(wire: Wire, count: int, told: Callable[[Wire], int] = clock) -> None:
+    """At least so many packets to the peer, who acks them by and by; all acks must be taken."""
+    flights = wire.connection.send.flights
+    end_seq = flights.next_seq + count
+    while flights.next_seq < end_seq:
+        under_way(wire)
+        wire.now += RUN * STEP_US
+        hear_ack(wire, flights.next_seq - 1, told(wire))
+        assert not flights.packets
+
+
+def under_way(wire: Wire) -> int:
+    """Some 60 packets leave; how many."""
+    wire.connection.send.controller.window_bytes = 1 << 30
+    wire.write_bytes(90_000)
+    while wire.connection.poll_transmit(now=wire.at, max_segments=64) is not None:
+        pass
+    return wire.connection.send.flights.packets
+
+
+def hear_ack(wire: Wire, seq: int, sent_us: int, kind: str = "STATE", more: str = "") -> None:
+    """The peer has our packet of this number and all before it."""
+    ack = seq - wire.our_base & 0xFFFF
+    packet = memoryview(wire.write(f"{kind} seq=2 ack={ack} ts={sent_us & 0xFFFFFFFF} {more}"))
+    wire.connection.handle_run(Run(packet, len(packet), "peer"), now=wire.at)
+
+
+def sender(base: int, **options: int) -> Wire:
+    wire = Wire.initiator(base, **options)
+    wire.connection.send.recovery.min_rtt_us = 1_000  # not paced
+    wire.hear("DATA seq=1 ack=0 data=data")  # from now on a lone STATE takes the short way
+    wire.say()
+    return wire
+
+
+@pytest.mark.parametrize("first_now", [10_000_000, (1 << 32) - 300_000])
+@pytest.mark.parametrize("late", ["STATE", "STATE sack=ffffffff", "DATA data=late"])
+def test_an_ack_a_turn_late_acks_nothing(base: int, first_now: int, late: str) -> None:
+    """It would free what is still on its way, and nobody could ever send it again."""
+    wire = sender(base, first_now=first_now)
+    sent_us = clock(wire) + 5
+    send_many(wire, TURN)
+    flights = wire.connection.send.flights
+    packets = under_way(wire)
+    kind, _, more = late.partition(" ")
+    hear_ack(wire, flights.una_seq + 40, sent_us, kind, more)
+    assert flights.packets == packets > 50 and not flights.sacked_packets
+    assert wire.connection.stats().late_packets == 1
+    hear_ack(wire, flights.next_seq - 1, clock(wire))
+    assert not flights.packets
+    send_many(wire, 20_000)
+
+
+@pytest.mark.parametrize("back_seconds", [1, 60, 2_000])
+def test_acks_by_a_clock_that_was_set_back_count_after_a_second(base: int, back_seconds: int) -> None:
+    wire = sender(base)
+    send_many(wire, 40_000)
+    flights = wire.connection.send.flights
+    under_way(wire)
+    offset_us = 0
+    while flights.packets:
+        hear_ack(wire, flights.next_seq - 1, clock(wire) - back_seconds * 1_000_000)
+        wire.now += 250_000
+        offset_us += 250_000
+    assert 250_000 < offset_us <= 1_250_000
+    send_many(wire, 40_000, lambda wire: clock(wire) - back_seconds * 1_000_000)
+
+
+@pytest.mark.parametrize("name", CLOCKS)
+def test_whatever_the_peers_clock_tells_its_acks_are_taken(name: str) -> None:
+    wire = sender(20_000)
+    send_many(wire, 16_000, CLOCKS[name])
+    wire.now += 5_000_000
+    send_many(wire, 40_000, CLOCKS[name])
+    assert wire.connection.stats().late_packets == 0
+
+
+def test_a_packet_in_pieces_moves_the_marks_as_any_other(base: int) -> None:
+    """What it fills may reach beyond where the next mark was to be, and the run that follows begins there."""
+    wire = Wire.initiator(base)
+    hear_many(wire, 1, 16_300)
+    assert wire.connection.receive.paws.mark_seq - wire.connection.receive.reassembly.next_seq == 84
+    for seq in range(16_302, 16_500):
+        wire.hear(f"DATA seq={seq} ack=0 data=held")
+    piece = wire.peer_base + 16_301 & 0xFFFF
+    header = wire.write("STATE seq=1 ack=0")
+    datagrams, _, count = in_pieces(header, piece, b"gaps", 1_000)
+    assert count == 1
+    wire.hear_bytes(datagrams)
+    assert wire.read_bytes() == b"gaps" + b"held" * 198
+    wire.say()
+    lines = [f"DATA seq={16_500 + index} ack=0 data=more ts={clock(wire) + index}" for index in range(8)]
+    wire.hear_run(*lines)
+    assert wire.read_bytes() == b"more" * 8

@@ -43,6 +43,10 @@ def handle(connection: Connection, run: Run, *, now: int) -> bool:
     if not una_seq - ACK_SLACK - flights.most_packets <= ack_next_seq <= flights.next_seq:
         return False
     timestamps, next_seq = run.timestamps(), reassembly.next_seq
+    ack_paws = send.paws
+    if ack_paws.is_armed or ack_next_seq >= ack_paws.mark_seq:
+        if ack_next_seq >= una_seq and not ack_paws.admits(ack_next_seq, 0, timestamp_us, timestamps):
+            return False
     if paws.is_armed or next_seq + count >= paws.mark_seq:
         if not paws.admits(next_seq, count, timestamp_us, timestamps):
             return False
@@ -53,6 +57,8 @@ def handle(connection: Connection, run: Run, *, now: int) -> bool:
     if flights.queue or ack_next_seq != una_seq or window_bytes != send.peer.window_bytes:
         echo_us = (timestamp_us - delay_us) & 0xFFFFFFFF if delay_us else -1
         send.on_ack(ack_next_seq, window_bytes, None, delay_us, echo_us, is_state=False, now=now)
+    if ack_paws.is_armed or ack_next_seq >= ack_paws.mark_seq:
+        ack_paws.on_acked(flights.una_seq, timestamp_us, now=now)
     receive.on_run(count, run.payloads(), total_bytes, now=now)
     if send.is_finishing:
         connection.settle(now=now)
@@ -72,9 +78,14 @@ def handle_ack(connection: Connection, run: Run, *, now: int) -> bool:
         or not receive.received_packets  # it may be a repeated answer to our SYN
     ):
         return False
+    paws = send.paws
+    if paws.is_armed and ack_next_seq >= una_seq and not paws.admits(ack_next_seq, 0, timestamp_us, None):
+        return False
     delay_us = connection.heard(timestamp_us, difference_us, now=now)
     echo_us = (timestamp_us - delay_us) & 0xFFFFFFFF if delay_us else -1
     send.on_ack(ack_next_seq, window_bytes, None, delay_us, echo_us, is_state=True, now=now)
+    if paws.is_armed or ack_next_seq >= paws.mark_seq:
+        paws.on_acked(flights.una_seq, timestamp_us, now=now)
     if send.is_finishing or receive.is_discarding:
         connection.settle(now=now)
     return True

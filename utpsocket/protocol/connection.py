@@ -278,6 +278,9 @@ class Connection:
         if not is_believable(packet.type, ack_next_seq, flights, is_proven=send.is_proven):
             self._dropped += 1
             return
+        paws = send.paws
+        if paws.is_armed and ack_next_seq >= flights.una_seq and paws.refuses(packet.timestamp_us, now=now):
+            return  # it acks what had that number 65,536 packets ago
         seq = -1
         if packet.type in (PacketType.DATA, PacketType.FIN):
             seq = unwrap(packet.seq16, receive.reassembly.next_seq)
@@ -304,6 +307,8 @@ class Connection:
             is_state=packet.type == PacketType.STATE and packet.pieces is None,
             now=now,
         )
+        if paws.is_armed or flights.una_seq >= paws.mark_seq:
+            paws.on_acked(flights.una_seq, packet.timestamp_us, now=now)
         if packet.pieces is not None and packet.type == PacketType.STATE:
             self._join(packet.pieces, packet.timestamp_us, now=now)
         if packet.type in (PacketType.DATA, PacketType.FIN):
@@ -333,7 +338,9 @@ class Connection:
                 continue
             if receive.is_discarding and joined[0] >= reassembly.next_seq:
                 self._closing.reset_after_flush = True
-            receive.on_packet(joined[0], memoryview(joined[1]), is_fin=False, now=now)
+            offer = receive.on_packet(joined[0], memoryview(joined[1]), is_fin=False, now=now)
+            if offer is Offer.IN_ORDER:
+                receive.paws.on_in_order(reassembly.next_seq, timestamp_us, now=now)
 
     def heard(self, timestamp_us: int, difference_us: int, *, now: int) -> int:
         """Time's part of an acceptable packet. Returns the delay that the peer measured, 0 for none. BEP 29

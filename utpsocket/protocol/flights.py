@@ -328,9 +328,7 @@ class Flights:
                 break
         self.sacked_mask |= news & ((1 << last) - 1)
 
-    def _sack(
-        self, seq: int, end_seq: int, before_highest: int, most: int, result: Acknowledged
-    ) -> tuple[int, int]:
+    def _sack(self, seq: int, end_seq: int, before_highest: int, most: int, result: Acknowledged) -> tuple[int, int]:
         """The packets from seq to end_seq, but no more than `most` flights of them; how many, and where they end."""
         queue = self.queue
         index = self._index(seq)

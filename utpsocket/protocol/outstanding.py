@@ -18,6 +18,7 @@ from utpsocket.protocol.congestion import Controller
 from utpsocket.protocol.flights import Acknowledged, Fate, Flight, Flights, LostAt
 from utpsocket.protocol.packet import HEADER_BYTES, MAX_SACK_BYTES
 from utpsocket.protocol.pathmtu import PathMtu
+from utpsocket.protocol.paws import Paws
 from utpsocket.protocol.peerlimits import PeerLimits
 from utpsocket.protocol.receivehalf import NEVER
 from utpsocket.protocol.recovery import DUPLICATE_THRESHOLD, Recovery
@@ -60,6 +61,7 @@ class Outstanding:
         "lost_packets",
         "mtu",
         "patience_us",
+        "paws",
         "peer",
         "recovery",
         "sent_offset",
@@ -73,6 +75,7 @@ class Outstanding:
         self.recovery = Recovery()
         self.controller = controller
         self.mtu = mtu
+        self.paws = Paws()  # of what the peer acks: an ack that is 65,536 packets late must not free what is on its way
         self.peer = PeerLimits()
         self.sent_offset = 0
         self.is_proven = True  # False: an address that may be spoofed. PROTOCOL.md §3

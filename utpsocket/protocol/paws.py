@@ -1,4 +1,4 @@
-"""Protection against wrapped sequence numbers: a datagram from 65,536 packets ago is refused by its age.
+"""Protection against wrapped sequence numbers: data or an ack from 65,536 packets ago is refused by its age.
 
 Separate because it judges by the peer's clock alone, and must never believe in it more than in the peer.
 
@@ -7,6 +7,10 @@ Facts. The 16 bits of a sequence number come again after 65,536 packets: 95 MB, 
 at most MAX_HELD_PACKETS ahead of the gap, so it was not sent before the packet so many before the gap had left; and
 what is a turn of the numbers too old was sent when the gap was 57,344 packets further back, or earlier. Any time
 between those two divides the ones from the others, whatever the speed of the path and however much it reorders.
+
+An ack can be late, too: of packets that are on their way now it would say that they have arrived, and whoever sent them
+would forget them. It names at most PROVEN_REORDER_PACKETS (peerlimits.py) beyond the first that is not acked, so the
+same holds for the time at which acks were sent.
 
 Decisions. The time is written down every MARK_PACKETS that came in order; what was sent before the last mark but one is
 dropped and acked (RFC 7323 §5.3 does so by the last packet's time, which here would refuse what a retransmission has
@@ -70,6 +74,13 @@ class Paws:
         """The gap is there now, and what moved it was sent at this time."""
         self._refused_since = -1
         if next_seq >= self.mark_seq:
+            self._mark(timestamp_us, now=now)
+
+    def on_acked(self, una_seq: int, timestamp_us: int, *, now: int) -> None:
+        """The same of acks: what was sent at this time has moved the first number not acked there, or left it there."""
+        self._refused_since = -1
+        if una_seq >= self.mark_seq:
+            self.mark_seq += (una_seq - self.mark_seq) // MARK_PACKETS * MARK_PACKETS
             self._mark(timestamp_us, now=now)
 
     def _mark(self, timestamp_us: int, *, now: int) -> None:

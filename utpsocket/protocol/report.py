@@ -85,5 +85,5 @@ def figures(state: str, peer: object, send: SendHalf, receive: ReceiveHalf, drop
         timeouts=send.timeouts,
         duplicate_packets=receive.duplicate_packets,
         dropped_packets=dropped + receive.beyond_packets,
-        late_packets=receive.paws.refused_packets,
+        late_packets=receive.paws.refused_packets + send.paws.refused_packets,
     )

@@ -110,6 +110,7 @@ class SendHalf(Outstanding):
     def start(self, first_seq: int) -> None:
         """Our first DATA will have this sequence number; nothing has been sent."""
         self.flights = Flights(first_seq)
+        self.paws.start(first_seq)
 
     # ── what may leave ──
 
