@@ -124,12 +124,13 @@ class Reassembly:
 
     def _fill(self) -> None:
         """After next_seq moved by one: bit 0 is now the next packet itself."""
-        while self._mask & 1:
-            payload = self._held.pop(self.next_seq)
+        mask, held = self._mask, self._held
+        count = (~mask & (mask + 1)).bit_length() - 1  # ones at its end
+        for _ in range(count):
+            payload = held.pop(self.next_seq)
             self.held_bytes -= len(payload)
-            self._mask >>= 1
             self._accept(memoryview(payload))
-        self._mask >>= 1
+        self._mask = mask >> (count + 1)
 
     def ready(self) -> list[memoryview]:
         """What may be delivered now, in order. Then call delivered()."""
