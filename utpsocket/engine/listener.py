@@ -6,6 +6,10 @@ its initiator has proved its address, or, since libutp proves nothing before its
 first, a moment after its SYN. When many are unproven, SYNs make no connections until they are (syncache.py), and those
 that wait for it go there, too: nobody can take the place of those who answer.
 
+Where many are unproven, an initiator of libutp's that waits for the server to speak hears nothing until it speaks
+itself, or until its first keepalive after 29 s, which both prove it. No program over libutp waits so, since its
+acceptors cannot speak first either; to ask each of them would be a second packet to every false address.
+
 Only the engine's thread calls. Sources: PROTOCOL.md §3, §4.
 """
 
