@@ -33,6 +33,7 @@ PURE_MODULES = frozenset(
         "errno",  # numbers and their names
         "itertools",
         "math",
+        "operator",
         "struct",
         "typing",
     }
