@@ -28,7 +28,6 @@ from utpsocket.protocol.keepalive import Keepalive, Probing
 from utpsocket.protocol.outstanding import ORPHAN_PATIENCE_US
 from utpsocket.protocol.packet import HEADER_BYTES, Packet, PacketType, Run, Transmit, decode, unwrap
 from utpsocket.protocol.pieces import Assembly
-from utpsocket.protocol.reassembly import Offer
 from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
 from utpsocket.protocol.report import ConnectionStats, Event, EventKind, figures
 from utpsocket.protocol.sendhalf import EMPTY_PACKET_BYTES, SendHalf
@@ -316,9 +315,8 @@ class Connection:
                 self._closing.reset_after_flush = True
             # What nobody will read keeps filling the window: its sender must not get rid of more than that until our
             # RESET, which waits for what we wrote, has told it.
-            offer = receive.on_packet(seq, packet.payload, is_fin=packet.type == PacketType.FIN, now=now)
-            if offer is Offer.IN_ORDER:
-                receive.paws.on_in_order(receive.reassembly.next_seq, packet.timestamp_us, now=now)
+            is_fin = packet.type == PacketType.FIN
+            receive.on_packet(seq, packet.payload, packet.timestamp_us, is_fin=is_fin, now=now)
             if state is State.TIME_WAIT:
                 self._closing.start_time_wait(now=now)
         if send.is_finishing or receive.is_discarding:
@@ -338,9 +336,7 @@ class Connection:
                 continue
             if receive.is_discarding and joined[0] >= reassembly.next_seq:
                 self._closing.reset_after_flush = True
-            offer = receive.on_packet(joined[0], memoryview(joined[1]), is_fin=False, now=now)
-            if offer is Offer.IN_ORDER:
-                receive.paws.on_in_order(reassembly.next_seq, timestamp_us, now=now)
+            receive.on_packet(joined[0], memoryview(joined[1]), timestamp_us, is_fin=False, now=now)
 
     def heard(self, timestamp_us: int, difference_us: int, *, now: int) -> int:
         """Time's part of an acceptable packet. Returns the delay that the peer measured, 0 for none. BEP 29

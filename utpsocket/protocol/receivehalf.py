@@ -111,7 +111,7 @@ class ReceiveHalf:
         self.reassembly.append_run(count, payloads, total_bytes)
         self._in_order(count, now=now)
 
-    def on_packet(self, seq: int, payload: memoryview, *, is_fin: bool, now: int) -> Offer:
+    def on_packet(self, seq: int, payload: memoryview, timestamp_us: int, *, is_fin: bool, now: int) -> None:
         """A DATA or FIN packet arrived."""
         reassembly = self.reassembly
         had_held = reassembly.has_held
@@ -119,11 +119,11 @@ class ReceiveHalf:
         if offer is Offer.DUPLICATE:
             self.duplicate_packets += 1
             self.ack_at = now
-            return offer
+            return
         if offer is Offer.BEYOND:
             self.beyond_packets += 1
             self.ack_at = now
-            return offer
+            return
         self.received_packets += 1
         self.received_bytes += len(payload)
         self.update_again_at = NEVER
@@ -132,7 +132,8 @@ class ReceiveHalf:
             self.ack_at = now
         else:
             self._in_order(1, now=now)
-        return offer
+        if offer is Offer.IN_ORDER:
+            self.paws.on_in_order(reassembly.next_seq, timestamp_us, now=now)
 
     def _in_order(self, count: int, *, now: int) -> None:
         self.unacked_packets += count
