@@ -58,6 +58,11 @@ class HighSocket(Socket):  # type: ignore[misc]  # native's is Any
                 return
         Socket.close(self)
 
+    def __del__(self, close: Callable[[Any], None] = Socket.close) -> None:
+        # As the C class does, but without its ResourceWarning: the program, which would be told, has nothing to close,
+        # and at exit what is kept in advance is simply there.
+        close(self)
+
 
 _kept: deque[HighSocket] = deque()
 _model: HighSocket | None = None  # what the kept fds are duplicates of
