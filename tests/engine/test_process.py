@@ -449,3 +449,22 @@ def test_where_nothing_can_be_read_the_engine_ends(service: Wire, monkeypatch: p
     made = service.service
     assert not made.wait()  # and nothing is flushed: the application lives, and is told
     made._has_ended.release()
+
+
+def test_a_reset_reaches_a_worker_that_was_forked_and_has_accepted() -> None:
+    script = """
+with utpsocket.create_server(("127.0.0.1", 0)) as listener:
+    pid = os.fork()
+    if not pid:
+        server, _ = listener.accept()
+        server.settimeout(10)
+        server.send(b"x")
+        told = errno_of(server.recv, 1), server.recv(1)
+        os._exit(0 if told == ("ECONNRESET", b"") else 1)
+    client = utpsocket.create_connection(listener.getsockname(), timeout=10)
+assert client.recv(1) == b"x"
+client.setsockopt(1, 13, struct.pack("ii", 1, 0))  # SO_LINGER
+client.close()
+assert os.waitpid(pid, 0)[1] == 0
+"""
+    assert talk(script + "print('as it should be')") == PASSED

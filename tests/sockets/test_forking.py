@@ -285,6 +285,86 @@ def test_connection_accepted_in_the_child_ends_with_it(net: Net) -> None:
     assert wait_child(pid) == 0
 
 
+@pytest.mark.parametrize("asks", ["recv", "SO_ERROR", "send"])
+def test_reset_reaches_the_worker_that_has_accepted(net: Net, asks: str) -> None:
+    listener = net.listener()
+    gate = net.own(Gate())
+
+    def work() -> None:
+        sock, _ = listener.accept()
+        sock.settimeout(PATIENCE_S)
+        assert receive_exactly(sock, 5) == b"hello"
+        sock.sendall(b"x")
+        if asks == "recv":
+            with raises_errno(errno.ECONNRESET):
+                sock.recv(100)
+        else:
+            assert select.select([sock], [], [], PATIENCE_S)[0]
+            if asks == "SO_ERROR":
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+            else:
+                with raises_errno(errno.ECONNRESET):
+                    sock.send(b"y")
+        assert [sock.recv(100), sock.recv_into(bytearray(9)), sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)] == [
+            b"",
+            0,
+            0,
+        ]
+        gate.wait()
+
+    pid = fork(work)
+    client = net.fresh(timeout=PATIENCE_S)
+    client.connect(listener.getsockname())
+    client.sendall(b"hello")
+    assert client.recv(1) == b"x"
+    net.reset(client)
+    gate.open()
+    assert wait_child(pid) == 0
+
+
+def test_reset_reaches_the_child_that_has_inherited_the_connection(net: Net) -> None:
+    client, server = net.pair()
+    gate, ready = net.own(Gate()), net.own(Gate())
+
+    def work() -> None:
+        client.close()
+        ready.open()
+        gate.wait()
+        with raises_errno(errno.ECONNRESET):
+            server.recv(100)
+        assert server.recv(100) == b""
+
+    pid = fork(work)
+    ready.wait()
+    server.close()
+    net.reset(client)
+    gate.open()
+    assert wait_child(pid) == 0
+
+
+def test_end_of_file_is_none_the_less_one_in_a_worker(net: Net) -> None:
+    """Also where another process has sent our FIN, so that the connection is over when the worker hears of its end."""
+    client, server = net.pair()
+    gate, ready = net.own(Gate()), net.own(Gate())
+
+    def work() -> None:
+        client.close()
+        ready.open()
+        gate.wait()
+        assert receive_all(server) == b"bye"
+        assert server.recv(100) == b""
+        assert server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+
+    pid = fork(work)
+    ready.wait()
+    server.shutdown(socket.SHUT_WR)
+    assert client.recv(1) == b""
+    client.sendall(b"bye")
+    client.close()
+    gate.open()
+    assert wait_child(pid) == 0
+
+
 # -- the child's own sockets ----------------------------------------------------------------------------------
 
 

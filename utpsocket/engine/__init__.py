@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from typing import Final
 
-from utpsocket.engine import environment, exitflush, highfd, reports
+from utpsocket.engine import environment, exitflush, highfd, outcomes, reports
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.originals import os
 from utpsocket.engine.remote import RemoteLoop
@@ -104,6 +104,7 @@ def _after_fork_in_child() -> None:
     loop, _loop, _first = _loop, None, {}
     reports.forget()
     highfd.forget_in_child()
+    outcomes.forget_in_child()
     if loop is not None:
         loop.abandon_in_child()
 

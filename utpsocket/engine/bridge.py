@@ -15,7 +15,7 @@ import errno
 from ctypes import get_errno
 from typing import TYPE_CHECKING, Any, Final
 
-from utpsocket.engine import native
+from utpsocket.engine import native, outcomes
 from utpsocket.engine.farewell import close_end, record, refuse_sends
 from utpsocket.engine.faults import NO_ROOM, RETRY_US, TRANSIENT, errno_of
 from utpsocket.engine.identity import Identity, Role
@@ -392,6 +392,7 @@ class Bridge:
         if not self.errored or self._refuses_sends or self._sent_eof:
             return
         self._refuses_sends = True
+        outcomes.write(self.cookie, self.errored)
         self.identity.error = self.errored
         refuse_sends(self.end, self.identity)
 

@@ -13,7 +13,7 @@ from struct import pack, unpack
 from termios import FIONREAD
 from typing import Any
 
-from utpsocket.engine import native
+from utpsocket.engine import native, outcomes
 from utpsocket.engine.highfd import give_back, with_room
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.originals import os
@@ -28,6 +28,7 @@ def record(identity: Identity, code: int, *, was_connecting: bool) -> None:
     """Write down how the connection ended, for Python's calls: before the kernel says anything by the fd."""
     if not identity.is_over:
         identity.is_over = identity.is_reset = True
+        outcomes.write(identity.cookie, code)
         identity.error = code
         if was_connecting:
             identity.role = Role.FAILED  # last: who sees this looks for the error

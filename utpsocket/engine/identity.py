@@ -10,6 +10,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
+from utpsocket.engine import outcomes
 from utpsocket.engine.names import Address
 from utpsocket.protocol.keepalive import SIGN_OF_LIFE_SECONDS
 
@@ -128,6 +129,6 @@ class Identity:
         self.transport = "utp"  # what carries the connection: "tcp" after a fallback
 
     def take_error(self) -> int:
-        """The errno the connection ended with, once: like SO_ERROR."""
+        """The errno the connection ended with, once, whichever process asks first: like SO_ERROR."""
         error, self.error = self.error, 0
-        return error
+        return outcomes.take(self.owner_pid, self.cookie) or error

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any, Final
 
-from utpsocket.engine import collector, courtesy, environment, reports, verbs
+from utpsocket.engine import collector, courtesy, environment, outcomes, reports, verbs
 from utpsocket.engine.answer import Answer, Command, Inbox
 from utpsocket.engine.arena import Arena
 from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Bridge
@@ -78,6 +78,7 @@ class Loop:
         self.wakeups = self.faults = 0
         self.totals = Totals()  # of connections that are over
         self.now = time.monotonic_ns() // 1_000
+        outcomes.begin(self.pid)
         self.fd_lock = ForkLock()
         self._next_key = _system_random.getrandbits(48) + 1  # no key of an engine before this one means a port of ours
         self.holders_watch = HoldersWatch()

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, ClassVar, Final
 from weakref import WeakValueDictionary
 
-from utpsocket.engine import farewell, verbs, wire
+from utpsocket.engine import farewell, outcomes, verbs, wire
 from utpsocket.engine.answer import Command
 from utpsocket.engine.bridge import EPOLLIN, EPOLLOUT
 from utpsocket.engine.exitflush import flush
@@ -44,7 +44,9 @@ def main(control_fd: int) -> None:
     control = Socket(fileno=control_fd)
     begin = wire.receive(control)
     if begin is not None:
-        notices_fd, *holders_fds = begin[1]
+        notices_fd, outcomes_fd, *holders_fds = begin[1]
+        outcomes.begin(os.getpid(), outcomes_fd)
+        os.close(outcomes_fd)
         notices = _closed_first(notices_fd)
         loop = Loop()
         if holders_fds:

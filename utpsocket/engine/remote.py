@@ -31,7 +31,7 @@ from functools import partial
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-from utpsocket.engine import collector, farewell, secret, verbs, wire
+from utpsocket.engine import collector, farewell, outcomes, secret, verbs, wire
 from utpsocket.engine.answer import Answer
 from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.forklock import ForkLock
@@ -131,7 +131,12 @@ class RemoteLoop:
         self._notices, notices = _socket_pair()
         try:
             self.pid = _spawn(self._control, control)
-            wire.send(self._control, None, [notices.fileno(), *self._holders_fds()])
+            outcomes_fd = outcomes.new_file()
+            try:
+                outcomes.begin(self.pid, outcomes_fd)
+                wire.send(self._control, None, [notices.fileno(), outcomes_fd, *self._holders_fds()])
+            finally:
+                os.close(outcomes_fd)
         except BaseException:
             self._close()
             raise

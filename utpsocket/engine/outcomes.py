@@ -1,0 +1,75 @@
+"""The errnos that connections ended with, where processes that were forked off can read them.
+
+Separate because three sides meet here: the engine writes, the process that it serves reads, and so does a worker that
+was forked and has accepted, or inherited, a connection. There the engine cannot make the kernel say ECONNRESET
+(farewell.py) without rights over the worker, and an end of file would be a lie. So each engine has a table in memory
+that its forks share, with a place for each connection by its cookie; a place is written before the user's fd is told,
+and emptied by the first who reads it, as SO_ERROR is. Two connections may want one place: then the later one has it.
+
+A program that was exec'ed, or was sent its fd, has no such table, and believes the kernel.
+
+Any thread may call. Sources: mmap(2) MAP_SHARED; memfd_create(2).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from struct import Struct
+from typing import Final
+
+_PLACES: Final = 1 << 14
+_PLACE: Final = Struct("=QII")  # cookie, errno, nothing
+_EMPTY: Final = _PLACE.pack(0, 0, 0)
+TABLE_BYTES: Final = _PLACES * _PLACE.size
+
+_tables: dict[int, mmap.mmap] = {}  # by the process id of the engine that writes it
+_serving_pid = 0  # of the engine that writes into this process's identities as well
+
+
+def begin(pid: int, fd: int = -1) -> None:
+    """An engine is about to serve this process, from here or, with the fd of a file of TABLE_BYTES, from that one."""
+    global _serving_pid
+    if pid not in _tables:
+        _tables[pid] = mmap.mmap(fd, TABLE_BYTES)
+    _serving_pid = pid
+
+
+def forget_in_child() -> None:
+    """After a fork, in the child: what the parent's engine says is read here from now on."""
+    global _serving_pid
+    _serving_pid = 0
+
+
+def new_file() -> int:
+    """An fd for a table that an engine in another process is to share. Raises OSError."""
+    fd = os.memfd_create("utpsocket-outcomes", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, TABLE_BYTES)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def write(cookie: int, code: int) -> None:
+    """The connection has ended with this errno. In the engine's process, before it writes so into the identity."""
+    table = _tables.get(os.getpid())
+    if table is not None and cookie:
+        start = cookie % _PLACES * _PLACE.size
+        table[start : start + _PLACE.size] = _PLACE.pack(cookie, code, 0)
+
+
+def take(pid: int, cookie: int) -> int:
+    """The errno that a connection of another process's engine ended with, once; 0: none that is known. Of this
+    process's engine it is only made known to all that it has been told.
+    """
+    table = _tables.get(pid)
+    if table is None or not cookie:
+        return 0
+    start = cookie % _PLACES * _PLACE.size
+    found, code, _ = _PLACE.unpack_from(table, start)
+    if found != cookie:
+        return 0
+    table[start : start + _PLACE.size] = _EMPTY
+    return int(code) if pid != _serving_pid else 0
