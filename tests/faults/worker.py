@@ -8,6 +8,7 @@ its bytes; the thread is the same; and what was closed leaves no fd.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import faulthandler
 import gc
@@ -31,6 +32,8 @@ from utpsocket.routes import Routes
 INNOCENTS = 20
 PATIENCE_S = 12.0  # the machine may be busy; a connection that lost its wake-up waits for ever
 SETTLE_S = 8.0
+MOST_KEPT_FDS = highfd._KEPT + 3  # and what they are duplicates of; two threads may add one at a time
+LIBC = ctypes.CDLL(None)
 PAUSE_S = 0.03
 BULK_BYTES = 300_000
 LOCAL = ("127.0.0.1", 0)
@@ -47,6 +50,14 @@ class OfBoth(utpsocket.socket):
 
 class Wrong(Exception):
     """Something that must never happen."""
+
+
+class Lost(Exception):
+    """Several connections of one scene, or one of several, with what each was told."""
+
+    def __init__(self, errors: list[OSError]) -> None:
+        super().__init__(*errors)
+        self.errors = errors
 
 
 def made(kind: type[utpsocket.socket] = utpsocket.socket) -> utpsocket.socket:
@@ -225,20 +236,69 @@ def drained(sock: Any) -> None:
 
 
 def scene_backlog(opened: list[Any]) -> None:
-    """Several at once, some of them never accepted."""
+    """Several at once, one of them never accepted: each of the others that is lost counts."""
     listener = made()
     opened.append(listener)
     listener.bind(LOCAL)
     listener.listen(8)
-    for _ in range(3):
+    lost: list[OSError] = []
+    waiting: dict[Any, Any] = {}
+    for _ in range(4):
         client = made()
         opened.append(client)
-        client.connect(listener.getsockname())
-        client.send(b"hello")
-    server = accept(listener, client)
-    opened.append(server)
-    server.recv(5)
+        try:
+            client.connect(listener.getsockname())
+            client.send(b"hello")
+            waiting[client.getsockname()] = client
+        except TimeoutError:
+            raise
+        except OSError as problem:
+            lost.append(problem)
+    pairs: list[tuple[Any, Any]] = []
+    deadline = time.monotonic() + PATIENCE_S
+    while len(waiting) > 1:
+        poller = select.poll()
+        for sock in (listener, *waiting.values()):
+            poller.register(sock, select.POLLIN)
+        ready = {fd for fd, _ in poller.poll(max(0, deadline - time.monotonic()) * 1_000)}
+        if not ready:
+            raise TimeoutError("a connection that stands is never accepted")
+        if listener.fileno() in ready:
+            server, name = listener.accept()
+            opened.append(server)
+            server.settimeout(PATIENCE_S)
+            if name in waiting:  # else its client has heard of its end before
+                pairs.append((waiting.pop(name), server))
+        for name, client in list(waiting.items()):
+            if client.fileno() in ready:
+                lost += losses(client.recv, 1)
+                del waiting[name]
+    for client, server in pairs:
+        lost += losses(hello, client, server)
     listener.shutdown(stdlib.SHUT_RD)
+    if lost:
+        raise Lost(lost)
+
+
+def hello(client: Any, server: Any) -> None:
+    """What was sent before the accept arrives, and an answer to it."""
+    if (found := server.recv(5)) != b"hello":
+        raise Wrong(f"a false end of file: {found!r} for a hello")
+    server.send(b"x")
+    if client.recv(1) != b"x":
+        raise Wrong("a false end of file for an answer")
+
+
+def losses(call: Callable[..., Any], *arguments: Any) -> list[OSError]:
+    """The errno that a connection was told, if it was."""
+    try:
+        if call(*arguments) == b"":
+            raise Wrong("a false end of file")
+    except TimeoutError:
+        raise
+    except OSError as problem:
+        return [problem]
+    return []
 
 
 def scene_fallback(opened: list[Any]) -> None:
@@ -299,6 +359,8 @@ class Play:
                 self.wrong.append(f"{scene.__name__} waits for ever: {problem!r}")
             except OSError as problem:
                 self.victims.append(f"{scene.__name__}: {problem!r}")
+            except Lost as problem:
+                self.victims += [f"{scene.__name__}: {error!r}" for error in problem.errors]
             except Wrong as problem:
                 self.wrong.append(f"{scene.__name__}: {problem}")
             except BaseException as problem:
@@ -446,21 +508,33 @@ def told(one: Innocent) -> list[str]:
 
 
 def fds() -> tuple[int, int]:
-    """(fds that are neither UDP ports nor kept in advance, UDP ports)"""
-    inodes = set()
-    with open("/proc/net/udp") as lines:
-        inodes = {line.split()[9] for line in lines}
-    ports = others = 0
+    """(fds that are no UDP ports, UDP ports), without those that the engine keeps in reserve: highfd.py has now more
+    and now fewer of them, all duplicates of one socket.
+
+    The kernel is asked for each fd what it is: a table of all ports, as /proc/net/udp is, may lack some while others
+    come and go.
+    """
+    kept_target = f"socket:[{highfd._model_file[1]}]"
+    ports = others = kept = 0
     for name in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:
             continue
-        if target[len("socket:[") : -1] in inodes:
+        if target == kept_target:
+            kept += 1
+        elif socket_type(int(name)) == stdlib.SOCK_DGRAM:
             ports += 1
         else:
             others += 1
-    return others - len(highfd._kept), ports
+    return others + max(0, kept - MOST_KEPT_FDS), ports
+
+
+def socket_type(fd: int) -> int:
+    """SO_TYPE of whatever this is, without an fd for it."""
+    value, size = ctypes.c_int(-1), ctypes.c_uint(4)
+    LIBC.getsockopt(fd, stdlib.SOL_SOCKET, stdlib.SO_TYPE, ctypes.byref(value), ctypes.byref(size))
+    return value.value
 
 
 class Stage:
