@@ -476,6 +476,22 @@ def both() -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize("size", [0, 5_000])
+def test_what_was_reset_over_tcp_before_it_was_accepted_has_no_end_of_file(size: int, both: None) -> None:
+    over_tcp = monkey.get_original("socket", "create_connection")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = over_tcp(listener.getsockname())
+        client.sendall(bytes(size))
+        assert select.select([listener], [], [], 5)[0]
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        client.close()
+        assert eventually(lambda: stats.engine_stats().tcp_open, 0) == 0
+        server, _ = listener.accept()
+        with server, raises_errno(errno.ECONNRESET):
+            while server.recv(10_000):
+                pass
+
+
 @pytest.mark.parametrize(
     ("host", "family"),
     [("127.0.0.1", socket.AF_INET), ("", socket.AF_INET), pytest.param("::1", socket.AF_INET6, marks=requires_ipv6)],

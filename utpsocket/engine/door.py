@@ -86,9 +86,8 @@ class Door:
         except BaseException:
             os.close(fd)
             raise
-        finally:
-            give_back()
         try:
+            give_back()
             return self._relay(tcp, peer)
         except BaseException:
             tcp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, LINGER_ZERO)  # no end of file, but a RESET

@@ -519,14 +519,21 @@ class Loop:
 
     def forget_bridge(self, bridge: Bridge) -> None:
         """The connection is over, and nobody asks for it any more."""
-        identity = bridge.identity
+        self._remember_unaccepted(bridge.identity)
+        self.bridges.pop(bridge.cookie, None)
+        bridge.endpoint.forget(bridge)
+
+    def forget_relay(self, relay: Relay) -> None:
+        """The same of a connection that TCP carried."""
+        self._remember_unaccepted(relay.identity)
+        self.relays.pop(relay.identity.cookie, None)
+
+    def _remember_unaccepted(self, identity: Identity) -> None:
         if identity.error and identity.user_fd < 0:
             # Still in the kernel's queue of accepts: there only the recorded errno can say that this is no end of file.
             self._reset_unaccepted[identity.cookie] = identity
             if len(self._reset_unaccepted) > _MOST_RESET_UNACCEPTED:
                 self._reset_unaccepted.popitem(last=False)
-        self.bridges.pop(bridge.cookie, None)
-        bridge.endpoint.forget(bridge)
 
     def open_endpoint(self, sock: Any, *, is_private: bool) -> Endpoint:
         """A UDP socket, bound or connected, becomes a port of ours."""

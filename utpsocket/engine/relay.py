@@ -286,7 +286,7 @@ class Relay:
                 tcp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, LINGER_ZERO)
             tcp.close()
             self.tcp = None
-        self._loop.relays.pop(self.identity.cookie, None)
+        self._loop.forget_relay(self)
         self._release_waiters()
 
     def _release_waiters(self) -> None:
