@@ -14,16 +14,17 @@ Any thread may call. Sources: mmap(2) MAP_SHARED; memfd_create(2).
 from __future__ import annotations
 
 import mmap
-import os
 from struct import Struct
 from typing import Final
+
+from utpsocket.engine.originals import ctypes, os
 
 _PLACES: Final = 1 << 14
 _PLACE: Final = Struct("=QII")  # cookie, errno, nothing
 _EMPTY: Final = _PLACE.pack(0, 0, 0)
 TABLE_BYTES: Final = _PLACES * _PLACE.size
 
-_tables: dict[int, mmap.mmap] = {}  # by the process id of the engine that writes it
+_tables: dict[int, memoryview] = {}  # by the process id of the engine that writes it
 _serving_pid = 0  # of the engine that writes into this process's identities as well
 
 
@@ -31,8 +32,19 @@ def begin(pid: int, fd: int = -1) -> None:
     """An engine is about to serve this process, from here or, with the fd of a file of TABLE_BYTES, from that one."""
     global _serving_pid
     if pid not in _tables:
-        _tables[pid] = mmap.mmap(fd, TABLE_BYTES)
+        _tables[pid] = memoryview(mmap.mmap(-1, TABLE_BYTES)) if fd < 0 else _mapped(fd)
     _serving_pid = pid
+
+
+def _mapped(fd: int) -> memoryview:
+    """The file's bytes. Not by class mmap, which keeps an fd of its own, one of the program's low numbers."""
+    map_file = ctypes.CDLL(None, use_errno=True).mmap
+    map_file.restype = ctypes.c_void_p
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    address = map_file(None, ctypes.c_size_t(TABLE_BYTES), protection, mmap.MAP_SHARED, fd, ctypes.c_long(0))
+    if address == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return memoryview((ctypes.c_char * TABLE_BYTES).from_address(address)).cast("B")
 
 
 def forget_in_child() -> None:
