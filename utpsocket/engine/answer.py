@@ -118,37 +118,33 @@ class Command:
 
 
 class Inbox:
-    """Commands on their way to the engine's thread."""
+    """Commands on their way to the engine's thread.
 
-    __slots__ = ("_commands", "_has_ended", "_wake_up")
+    commands   the oldest first; the engine's thread takes them from here
+    """
+
+    __slots__ = ("_has_ended", "_wake_up", "commands")
 
     def __init__(self, wake_up: WakeUp) -> None:
-        self._commands: deque[Command] = deque()
+        self.commands: deque[Command] = deque()
         self._wake_up = wake_up
         self._has_ended = False
-
-    def __len__(self) -> int:
-        return len(self._commands)
 
     def put(self, command: Command) -> None:
         """Hand over. Any thread."""
         try:
-            in_one_step(partial(self._commands.append, command), self._wake_up.pull)
+            in_one_step(partial(self.commands.append, command), self._wake_up.pull)
         except OSError:
             pass  # it has been woken often enough, or sleeps no more
         if self._has_ended:  # asked again: either we see that the thread has ended, or it sees the command
             self.end()
-
-    def take(self) -> Command:
-        """The oldest. The engine's thread."""
-        return self._commands.popleft()
 
     def end(self) -> None:
         """The engine's thread has ended, and nobody else answers what is left. Any thread."""
         self._has_ended = True
         while True:
             try:
-                command = self._commands.popleft()
+                command = self.commands.popleft()
             except IndexError:
                 return
             command.refuse(OSError(errno.ECONNABORTED, "the engine has ended"))

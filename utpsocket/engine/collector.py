@@ -78,7 +78,10 @@ class Hold:
         """wait(*arguments), during which the thresholds are the program's. `wait` is a function of ctypes.CDLL without
         argtypes, and the arguments are ints and byref() objects: so nothing is allocated for the call.
         """
-        thresholds = self._let_go()
+        global _programs
+        _holding.discard(self)  # as _let_go(), without a call: this is done in every turn
+        found = _get_threshold()
+        thresholds = _programs if found[0] == _OUT_OF_REACH and not _holding else found
         result: int
         if _IS_ANY_THREADS:
             steps = (partial(_set_threshold, *thresholds), partial(wait, *arguments), _get_threshold, _set_never)
@@ -89,7 +92,11 @@ class Hold:
             result = wait(*arguments)  # from here…
             was_enabled = _is_enabled()
             _disable()  # …to here nothing is allocated
-            _take(self, _get_threshold())
+            found = _get_threshold()  # from here on as _take(), without a call
+            _holding.add(self)
+            if found[0] != _OUT_OF_REACH:
+                _programs = found
+            _set_threshold(*_NEVER)
             if was_enabled:
                 _enable()
         if _CAN_BE_TRACED:

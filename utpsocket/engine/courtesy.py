@@ -37,6 +37,9 @@ def withdraw(asker: str) -> None:
 
 def during(work: Callable[[Any], None], argument: Any) -> None:
     """Do a turn's work, under the short interval where somebody asked for it."""
+    if not _askers:
+        work(argument)
+        return
     begin()
     try:
         work(argument)

@@ -23,31 +23,31 @@ _PATIENCE_US: Final = 2_000  # loopback takes a fraction of it
 
 
 class Gates:
-    """Of one engine. True while any is held."""
+    """Of one engine.
 
-    __slots__ = ("_held",)
+    held   connects that are complete and not said to be
+    """
+
+    __slots__ = ("held",)
 
     def __init__(self) -> None:
-        self._held: dict[Bridge, None] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._held)
+        self.held: dict[Bridge, None] = {}
 
     def hold(self, bridge: Bridge, *, now: int) -> None:
         """This connect is complete. open_due() says so to the user."""
         bridge.gate_until = now + _PATIENCE_US
-        self._held[bridge] = None
+        self.held[bridge] = None
 
     def open_due(self, listeners: Iterable[Listener], loop: Loop, *, now: int) -> None:
         """Open every gate whose acceptor, if it is one of these listeners', has its proof, or took too long."""
-        for bridge in list(self._held):
+        for bridge in list(self.held):
             loop.owner = bridge
             if not bridge.is_gone:
                 if now < bridge.gate_until and _is_half_known(bridge, listeners):
                     continue
                 if not bridge.open_gate():
                     continue
-            del self._held[bridge]
+            del self.held[bridge]
 
 
 def _is_half_known(bridge: Bridge, listeners: Iterable[Listener]) -> bool:

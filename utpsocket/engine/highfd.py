@@ -4,8 +4,8 @@ Separate because every part of the engine that opens a socket needs it. TCP's co
 one; ours need a UDP socket, the engine's ends of pairs, and some for a moment. So a few fds are kept open in advance,
 duplicates of one socket that does nothing:
 
-    raise_fd()    puts a socket under the number of a kept fd, in one step (dup2), so that the program's low number is
-                  free again, and the program has as many left as with TCP
+    raise_fd()    puts a socket under a high number, or where there is none under that of a kept fd, in one step (dup2),
+                  so that the program's low number is free again, and the program has as many left as with TCP
     with_room()   opens something when no number is left, after closing a kept fd
     close()       of a raised socket leaves a kept fd under its number, until there are enough again
 
@@ -189,7 +189,7 @@ def raise_fd(sock: Any) -> Any:
     if isinstance(sock, HighSocket):
         return sock
     fd = sock.fileno()
-    raised = _raised(fd)
+    raised = _raised(sock)
     if raised is None:
         sock.setblocking(False)
         return sock
@@ -205,15 +205,18 @@ def raise_fd(sock: Any) -> Any:
     return raised
 
 
-def _raised(fd: int) -> HighSocket | None:
+def _raised(sock: Any) -> HighSocket | None:
+    fd = sock.fileno()
+    try:
+        # What is known of it already is not asked of the kernel again.
+        own = partial(HighSocket, sock.family, sock.type, sock.proto)
+        return next(map(own, map(partial(fcntl, fd, F_DUPFD_CLOEXEC), (_HIGH_FD,))))
+    except OSError:
+        pass
     raised = _take_kept()
-    if raised is None:
-        try:
-            raised = _duplicate(fd, _HIGH_FD)
-        except OSError:
-            return None
-    elif not _put(fd, raised):
-        _kept.appendleft(raised)
+    if raised is None or not _put(fd, raised):
+        if raised is not None:
+            _kept.appendleft(raised)
         return None
     try:
         raised.__init__(fileno=raised.fileno())  # type: ignore[misc]  # it is of another family now

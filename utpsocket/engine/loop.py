@@ -253,9 +253,10 @@ class Loop:
         self.wakeups += 1
         by_fd = self._watches.by_fd  # Endpoint, Bridge, or whatever has on_event()
         sources = [(by_fd.get(fd), mask) for fd, mask in events]  # before anything is closed and its fd reused
-        if self._inbox:
-            for _ in range(len(self._inbox)):
-                self.carry_out(self._inbox.take())
+        commands = self._inbox.commands
+        if commands:
+            for _ in range(len(commands)):
+                self.carry_out(commands.popleft())
         for source, mask in sources:
             self.owner = source
             if type(source) is Endpoint:
@@ -284,9 +285,12 @@ class Loop:
             for endpoint in list(self._blocked):
                 self.owner = endpoint
                 self._flush_port(endpoint)
-        self._fire_timers(now)
+        due_at = self.timers.next_at
+        if due_at is not None and due_at <= now:
+            self._fire_timers(now)
         self.owner = None
-        verbs.recheck(self)
+        if self.rechecks.at is not None:
+            verbs.recheck(self)
         self._settle(now)
 
     def carry_out(self, command: Command) -> None:
@@ -297,14 +301,26 @@ class Loop:
 
     def _wait(self) -> list[tuple[int, int]]:
         timeout = -1.0
-        if self._readable_endpoints or self._readable_bridges or self._lazy_bridges or self._inbox or self.gates:
-            timeout = 0
+        if (
+            self._readable_endpoints
+            or self._readable_bridges
+            or self._lazy_bridges
+            or self._inbox.commands
+            or self.gates.held
+        ):
+            timeout = 0.0
         else:
-            blocked_at = self.now + _BLOCKED_US if self._blocked else None
-            times = (self.timers.next_at, self.rechecks.at, blocked_at, *self._listeners.values())
-            at = min((at for at in times if at is not None), default=None)
+            at = self.timers.next_at
+            if self.rechecks.at is not None and (at is None or self.rechecks.at < at):
+                at = self.rechecks.at
+            if self._blocked and (at is None or self.now + _BLOCKED_US < at):
+                at = self.now + _BLOCKED_US
+            for when in self._listeners.values():
+                if when is not None and (at is None or when < at):
+                    at = when
             if at is not None:
-                timeout = max(0, at - time.monotonic_ns() // 1_000) / 1_000_000
+                left_us = at - time.monotonic_ns() // 1_000
+                timeout = left_us / 1_000_000 if left_us > 0 else 0.0
         self._is_at_rest = True
         if self._is_robbed:  # asked after the line above: has_its_fds may have trusted it
             return []
@@ -360,9 +376,6 @@ class Loop:
         while (call := self.timers.due_call(now)) is not None:
             self.owner = getattr(call, "__self__", None)
             call()
-        for listener, when in self._listeners.items():
-            if when is not None and when <= now:
-                self._listeners[listener] = now
 
     def _settle(self, now: int) -> None:
         """All that were touched speak; what came in is handed over, connects complete, and no thread sees one alone."""
@@ -374,7 +387,10 @@ class Loop:
                         self.owner = bridge
                         self._settle_one(bridge, now)
                 self.owner = None
-            due = [listener for listener, when in self._listeners.items() if when is not None and when <= now]
+            due = []
+            for listener, when in self._listeners.items():
+                if when is not None and when <= now:
+                    due.append(listener)
             if due:
                 with self.fd_lock:
                     for listener in due:
@@ -383,7 +399,7 @@ class Loop:
             for listener in due:
                 self.owner = listener
                 self._hand_over(listener, now)
-            if self.gates:
+            if self.gates.held:
                 self.gates.open_due(self._listeners, self, now=now)
             for listener in due:
                 listener.watch_handed()

@@ -10,7 +10,6 @@ Only the engine's thread calls poll(); the rest as epoll's. Sources: epoll(7), p
 
 from __future__ import annotations
 
-import errno
 import math
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from functools import partial
@@ -26,11 +25,13 @@ _SLEEP_SECONDS: Final = 0.001
 _ONE: Final = struct.pack("=Q", 1)  # what an eventfd is written
 _LEVEL_EVENTS: Final = 0x201F  # EPOLLIN, PRI, OUT, ERR, HUP, RDHUP: poll()'s numbers are the same
 _LONGEST_MS: Final = 0x7FFFFFFF
+_LONGEST_SECONDS: Final = _LONGEST_MS // 1_000
 # struct epoll_event as (events, fd): packed on x86-64 only. epoll_ctl(2), linux/eventpoll.h
 _EVENT: Final = struct.Struct("=Ii4x" if platform.machine() in ("x86_64", "AMD64") else "=I4xi4x")
 _POLLFD: Final = struct.Struct("=ihh")
 _occupants: list[Any] = []
-_libc: Final = ctypes.CDLL(None, use_errno=True)
+_libc: Final = ctypes.CDLL(None)
+_epoll_wait: Final = getattr(_libc, "epoll_wait", None)
 
 
 class LevelPoller:
@@ -93,24 +94,28 @@ class LevelPoller:
 class EpollSleep:
     """epoll.poll() of our thread."""
 
-    __slots__ = ("_buffer", "_epoll_fd", "_events", "_hold", "_limit")
+    __slots__ = ("_buffer", "_epoll", "_epoll_fd", "_events", "_limit", "_sleep")
 
     def __init__(self, epoll: Any, hold: Hold, limit: int) -> None:
+        self._epoll = epoll
         self._epoll_fd = epoll.fileno()
-        self._hold = hold
+        self._sleep = hold.sleep
         self._limit = limit
         self._buffer = ctypes.create_string_buffer(_EVENT.size * limit)
         self._events = ctypes.byref(self._buffer)
 
     def poll(self, timeout: float, limit: int) -> list[tuple[int, int]]:
         """As epoll.poll(), for at most as many events as were said when this was made."""
-        count = self._hold.sleep(
-            _libc.epoll_wait, (self._epoll_fd, self._events, min(limit, self._limit), _ms(timeout))
-        )
-        if count > 0:
+        wait_ms = -1 if timeout < 0 else _LONGEST_MS if timeout > _LONGEST_SECONDS else math.ceil(timeout * 1_000)
+        most = min(self._limit, limit)
+        count = self._sleep(_epoll_wait, (self._epoll_fd, self._events, most, wait_ms))
+        if count == 1:
+            mask, fd = _EVENT.unpack_from(self._buffer)
+            return [(fd, mask)]
+        if count > 1:
             return [(fd, mask) for mask, fd in _EVENT.iter_unpack(memoryview(self._buffer)[: count * _EVENT.size])]
-        if count < 0 and ctypes.get_errno() != errno.EINTR:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        if count < 0:
+            return self._epoll.poll(0, most)  # type: ignore[no-any-return]  # raises why, but for EINTR
         return []
 
 
