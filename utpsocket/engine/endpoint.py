@@ -180,8 +180,11 @@ class Endpoint:
         ids: list[int] = []
         while len(ids) < _IDS_PER_DIAL:
             one = _system_random.getrandbits(16)
-            is_free = not any((addr, one + near & 0xFFFF) in self.bridges for near in (-1, 0, 1))
-            if is_free and all((one - other) & 0xFFFF not in (0, 1, 0xFFFF) for other in ids):
+            around = (one, one - 1 & 0xFFFF, one + 1 & 0xFFFF)
+            for near in around:
+                if (addr, near) in self.bridges or near in ids:
+                    break
+            else:
                 ids.append(one)
         return ids
 

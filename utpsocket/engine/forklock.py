@@ -41,7 +41,11 @@ class ForkLock:
             self._lock.release()
 
     def __enter__(self) -> None:
-        self.acquire()
+        if self._lock.acquire(True, _PATIENCE_SECONDS):
+            self._owners.add(get_ident())
 
     def __exit__(self, *_: object) -> None:
-        self.release()
+        me = get_ident()
+        if me in self._owners:
+            self._owners.discard(me)
+            self._lock.release()

@@ -447,7 +447,8 @@ class Loop:
             self._lazy_bridges.pop(bridge, None)
             self._readable_bridges[bridge] = None
         if bridge.lane is not None:
-            self._touched.update(dict.fromkeys(bridge.lane.after_transmit(bridge)))
+            for granted in bridge.lane.after_transmit(bridge):
+                self._touched[granted] = None
         if endpoint.port.pending and endpoint not in self._blocked:
             self._blocked[endpoint] = None
             # Not always: every datagram that has left would wake us. An edge: ENOBUFS comes from elsewhere than the

@@ -31,7 +31,7 @@ _EVENT: Final = struct.Struct("=Ii4x" if platform.machine() in ("x86_64", "AMD64
 _POLLFD: Final = struct.Struct("=ihh")
 _occupants: list[Any] = []
 _libc: Final = ctypes.CDLL(None)
-_epoll_wait: Final = getattr(_libc, "epoll_wait", None)
+_epoll_wait: Final[Any] = getattr(_libc, "epoll_wait", None)
 
 
 class LevelPoller:

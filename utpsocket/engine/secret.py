@@ -18,7 +18,7 @@ Any thread may call. Sources: unix(7) SO_PEERCRED, "Abstract sockets"; RFC 7693 
 
 from __future__ import annotations
 
-import base64
+from binascii import b2a_base64
 from hashlib import blake2s
 from typing import Final
 
@@ -28,6 +28,7 @@ VARIABLE: Final = "UTPSOCKET_SECRET"
 TAG_BYTES: Final = 11  # as text
 _KEY_BYTES: Final = 16
 _DIGEST_BYTES: Final = 8
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 
 
 def _key() -> bytes:
@@ -54,7 +55,7 @@ def text() -> str:
 def tag(name: bytes, uid: int) -> bytes:
     """The proof, TAG_BYTES of ASCII, that a process of this program and of that effective user made the name."""
     digest = blake2s(b"%d:%s" % (uid, name), key=_secret, digest_size=_DIGEST_BYTES).digest()
-    return base64.urlsafe_b64encode(digest)[:TAG_BYTES]
+    return b2a_base64(digest, newline=False).translate(_URL_SAFE)[:TAG_BYTES]
 
 
 def is_proof(proof: bytes, name: bytes, uid: int) -> bool:
@@ -66,4 +67,4 @@ def is_known_proof(proof: bytes, name: bytes) -> bool:
     """Whether this is the tag of that name for any user that is believed: where the kernel has said otherwise which
     process made it.
     """
-    return any(is_proof(proof, name, uid) for uid in {0, os.geteuid(), os.getuid(), _first_uid})
+    return any(hmac.compare_digest(proof, tag(name, uid)) for uid in {0, os.geteuid(), os.getuid(), _first_uid})

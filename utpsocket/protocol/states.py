@@ -14,6 +14,8 @@ from typing import Final
 class State(Enum):
     """Whether there is a connection."""
 
+    __hash__ = object.__hash__  # in C, where Enum's own is not: each is a key below
+
     IDLE = "idle"
     SYN_SENT = "syn_sent"
     SYN_RECEIVED = "syn_received"
@@ -24,6 +26,8 @@ class State(Enum):
 
 class Trigger(Enum):
     """What can happen to a connection."""
+
+    __hash__ = object.__hash__
 
     CONNECT = "the application called connect"
     SYN = "a SYN arrived"
