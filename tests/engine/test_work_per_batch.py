@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 import threading
 import tracemalloc
 from collections import Counter
@@ -18,8 +19,9 @@ import pytest
 
 import utpsocket as socket
 from tests.protocol.wire import RTT_US, Wire
-from utpsocket.engine import engine, syscalls
+from utpsocket.engine import collector, engine, highfd, syscalls
 from utpsocket.engine.loop import Loop
+from utpsocket.engine.native import Socket
 from utpsocket.protocol import Connection
 from utpsocket.protocol.sendhalf import SendHalf
 from utpsocket.stats import EngineStats, PortStats, engine_stats
@@ -287,6 +289,49 @@ def test_a_question_and_its_answer_are_two_datagrams(pair: Pair) -> None:
     assert trips <= done["sends"] <= 1.5 * trips
     assert trips <= done["acks"] <= 1.5 * trips
     assert done["wakeups"] <= 10 * trips
+
+
+class Calls:
+    """Calls of Python's and C's functions, counted where sys.setprofile() is given it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, frame: object, event: str, argument: object) -> None:
+        self.count += event in ("call", "c_call")
+
+
+@pytest.mark.skipif(collector._CAN_BE_TRACED, reason="the engine's thread takes a profile function off itself")
+def test_a_turn_in_which_nothing_happens_costs_few_calls(pair: Pair) -> None:
+    """A question and its answer are four turns. One of 63 calls cost a tenth of all round trips."""
+    turns = 200
+    loop, calls = engine(), Calls()
+    loop.call(lambda loop: sys.setprofile(calls))
+    try:
+        before, calls.count = engine_stats().wakeups, 0
+        for _ in range(turns):
+            loop.call(lambda loop: None)
+        done, made = engine_stats().wakeups - before, calls.count
+    finally:
+        loop.call(lambda loop: sys.setprofile(None))
+    assert done >= turns
+    assert made / done < 45
+
+
+def test_a_socket_is_raised_by_one_duplication_where_there_are_high_numbers(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kept fd is for when there are none: to take it and to make another would be five system calls more."""
+    if highfd._limit() < 2 * highfd._HIGH_FD:
+        pytest.skip("needs fds of high numbers")
+    taken: list[bool] = []
+    monkeypatch.setattr(highfd, "_take_kept", lambda: taken.append(True))
+    low = Socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with contextlib.closing(highfd.raise_fd(low)) as raised:
+        assert raised.fileno() >= highfd._HIGH_FD
+        assert (raised.family, raised.type, raised.proto) == (low.family, low.type, low.proto)
+        assert low.fileno() < 0
+        assert not taken
 
 
 def test_an_idle_connection_holds_no_batch_buffer() -> None:
