@@ -111,10 +111,16 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
     if role is Role.CONNECTED and not identity.is_told and not identity.is_over:
         identity.is_told = True
         return notice(sock, identity)
+    if role is Role.CONNECTED and not identity.is_told and identity.is_reset:
+        # connect() has never said that the connection stood: now it says how it ended, and may be called anew.
+        error = identity.take_error() or errno.ECONNABORTED
+        _renew(sock, identity)
+        return error
     if role is Role.CONNECTED or role is Role.LISTENING:
         return errno.EISCONN
     if role is Role.FAILED:
-        error = identity.take_error()
+        is_told = identity.is_told or identity.claim is not None  # of a renewal that was interrupted
+        error = identity.take_error() or (0 if is_told else errno.ECONNABORTED)
         _renew(sock, identity)
         if error:
             return error
@@ -239,6 +245,14 @@ def _renew(sock: Any, identity: Identity) -> None:
     identity.claim = None
 
 
+def become_fresh(sock: Any, identity: Identity) -> None:
+    """A listener that was shut down can listen or connect again, as TCP's; an AF_UNIX socket that has listened cannot.
+    What waits for accept() goes with the old fd. Duplicates of that stay behind: their accept() says EINVAL.
+    """
+    if identity.routes is None:
+        _renew(sock, identity)
+
+
 def _hold_again(sock: Any, identity: Identity, inode: int) -> None:
     """The port of a bound socket goes on being its own: a connection that ended may have given it up."""
     loop = engine()
@@ -308,6 +322,7 @@ def _accept_any(sock: Any, made: Any) -> None:
     """accept4(2) of a listening AF_UNIX socket, which after shutdown() says EAGAIN for ever to whoever does not block,
     while poll() says that there is something: EINVAL, as TCP's.
     """
+    check_open(sock)
     timeout = sock.gettimeout()
     if timeout:
         mask = _wait_readable(sock, timeout)
@@ -325,7 +340,10 @@ def _accept_any(sock: Any, made: Any) -> None:
 
 def _wait_readable(sock: Any, seconds: float) -> int:
     poller = poll()
-    poller.register(sock.fileno(), _POLLIN | _POLLRDHUP)
+    fd = sock.fileno()
+    if fd < 0:
+        raise fail(errno.EBADF)  # closed by another thread
+    poller.register(fd, _POLLIN | _POLLRDHUP)
     found = poller.poll(seconds * 1_000)
     return int(found[0][1]) if found else 0
 

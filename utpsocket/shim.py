@@ -139,8 +139,9 @@ class socket(StdlibSocket):
         if identity is None:
             Socket.bind(self, address)
             return
-        lifecycle.check_open(self)
-        if identity.endpoint or identity.twin is not None or identity.role is not Role.FRESH:
+        if self.fileno() < 0 or identity.endpoint or identity.twin is not None or identity.role is not Role.FRESH:
+            wording.check_bind(identity.family, address, is_open=self.fileno() >= 0)
+            lifecycle.check_open(self)
             raise lifecycle.fail(errno.EINVAL)
         (lifecycle if identity.routes is None else exchange).bind(self, identity, address)
 
@@ -246,7 +247,9 @@ class socket(StdlibSocket):
             if self._wait_writable(None if deadline is None else deadline - time.monotonic()):
                 code = lifecycle.notice(self, identity)
                 if code not in lifecycle.IN_PROGRESS:
-                    identity.is_told = True
+                    # Without a timeout the kernel's connect() has waited, and says how it ended. With one, CPython
+                    # waits and asks SO_ERROR: the kernel has still to say it.
+                    identity.is_told = timeout is None
                     return code
             if deadline is not None and time.monotonic() >= deadline:
                 lifecycle.check_open(self)  # poll() returns at the deadline where another thread has closed it
@@ -275,12 +278,16 @@ class socket(StdlibSocket):
         if identity.role is Role.FRESH or identity.role is Role.FAILED or identity.is_over:
             raise lifecycle.fail(errno.ENOTCONN)
         if identity.role is Role.CONNECTING and lifecycle.give_up_connecting(identity):
+            identity.is_told = True  # the kernel calls it unconnected: the next connect() is a new one
             return
         Socket.shutdown(self, how)
+        if identity.role is Role.CONNECTED:
+            identity.is_told = True  # shutdown() has looked whether the connection stands: connect() says EISCONN
         if identity.role is Role.LISTENING and how != stdlib.SHUT_WR:
             loop = running_engine()
             if loop is not None and loop.pid == identity.owner_pid:
                 loop.call(verbs.stop_listening, identity.endpoint, identity.inode)
+                lifecycle.become_fresh(self, identity)
 
     def _acquire(self, lock: Any, seconds: float) -> None:
         """Block until the lock is released or `seconds` pass. Green threads wait in their own way here too."""

@@ -89,6 +89,19 @@ def check_address(family: int, method: str, *args: Any) -> None:
             _well_formed.add(call)
 
 
+def check_bind(family: int, address: Any, *, is_open: bool) -> None:
+    """Raise what bind() finds wrong with an address before it looks at the socket, which cannot be bound. A UDP socket
+    that is bound already judges, in the same order: it cannot be bound again either.
+    """
+    with closing(Socket(family, stdlib.SOCK_DGRAM)) as judge:
+        judge.bind(("", 0))
+        try:
+            judge.bind(address)
+        except OSError:
+            if is_open:
+                raise
+
+
 def check_ancillary(identity: Identity, ancdata: Any) -> None:
     """Raise what sendmsg() raises for malformed ancillary data: the C class judges, on a socket that goes nowhere."""
     with closing(with_room(partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_DGRAM))) as judge:
