@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from tests.protocol.wire import RTT_US, Wire
+from tests.protocol.wire import RECV_ID, RTT_US, Wire
 from utpsocket.protocol import Config, State
 
 
@@ -242,10 +242,24 @@ def test_connect_then_close_before_the_answer(base: int) -> None:
     assert wire.say() == ["DATA seq=1 ack=0 len=10", "FIN seq=2 ack=0"]
 
 
-def test_abort_before_the_answer_says_nothing(base: int) -> None:
-    wire = Wire(base)
+def test_who_gives_up_before_the_answer_withdraws_every_syn(base: int) -> None:
+    """The acceptor may have answered, and would take a connection for real that nobody has."""
+    wire = Wire(base, spare_ids=(RECV_ID + 100, RECV_ID + 200))
     wire.connect()
     wire.say()
+    wire.wait(2_000_000)  # repeated, and again under a fresh id
+    wire.connection.abort()
+    assert not wire.connection.is_over
+    said = wire.say()
+    assert [line.split()[:2] for line in said] == [["RESET", "seq=1"]] * 2
+    ids = [transmit.data[2] << 8 | transmit.data[3] for transmit in wire.transmits[-2:]]
+    assert ids == [RECV_ID + 1, RECV_ID + 101]
+    assert wire.connection.is_over
+
+
+def test_who_gives_up_before_the_first_syn_has_left_says_nothing(base: int) -> None:
+    wire = Wire(base)
+    wire.connect()
     wire.connection.abort()
     assert wire.say() == []
     assert wire.connection.is_over

@@ -17,6 +17,7 @@ import re
 import struct
 
 from utpsocket.protocol import NEVER, Config, Connection, EventKind, PacketType, Run, State, Transmit, Workspace
+from utpsocket.protocol.handshake import PROVES_ITSELF
 from utpsocket.protocol.packet import decode, unwrap
 
 RECV_ID = 4_000
@@ -180,7 +181,8 @@ class Wire:
         first = unwrap((packet.seq16 - self.our_base) & 0xFFFF, 0)
         ack = unwrap((packet.ack16 - self.peer_base) & 0xFFFF, 0)
         if packet.type == PacketType.SYN:
-            ack = packet.ack16
+            assert packet.ack16 == PROVES_ITSELF  # and nothing else: 0 to whoever reads a trace
+            ack = 0
         kind = PacketType(packet.type).name
         seq = str(first) if transmit.count == 1 else f"{first}..{first + transmit.count - 1}"
         line = f"{kind} seq={seq} ack={ack}"

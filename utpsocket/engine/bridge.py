@@ -162,7 +162,7 @@ class Bridge:
         if mask & EPOLLHUP:
             self._is_hung_up = True
             if self.connection.state in (State.SYN_SENT, State.SYN_RECEIVED) and self.is_gated:
-                self.connection.abort()  # closed while connecting: as TCP, not a word more
+                self.connection.abort()  # closed while connecting
                 self._close_end()
 
     def poll_end(self) -> None:

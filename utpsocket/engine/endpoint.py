@@ -24,6 +24,7 @@ from utpsocket.engine.syscalls import packed_name
 from utpsocket.engine.udp import PACKET_OPTIONS, IcmpError, Port
 from utpsocket.protocol import Config, Connection, PacketType, Run, State, Transmit
 from utpsocket.protocol.closing import Remains
+from utpsocket.protocol.handshake import PROVES_ITSELF
 from utpsocket.protocol.keepalive import Probing, by_default
 from utpsocket.protocol.packet import HEADER_BYTES, Packet, decode
 from utpsocket.protocol.pathmtu import (
@@ -335,7 +336,8 @@ class Endpoint:
                     self._answer_unkept(run, now=now)
                     return
                 else:
-                    bridge = self._admit(run, connection_id + 1 & 0xFFFF, now=now)
+                    proves_itself = packet.ack16 == PROVES_ITSELF
+                    bridge = self._admit(run, connection_id + 1 & 0xFFFF, proves_itself=proves_itself, now=now)
         else:
             bridge = self.bridges.get((addr, connection_id))
             if bridge is None and packet.type == PacketType.RESET:
@@ -390,7 +392,9 @@ class Endpoint:
         self.loop.touch(bridge)
         return True
 
-    def _admit(self, run: Run, recv_id: int, first_seq: int = -1, *, now: int) -> Bridge | None:
+    def _admit(
+        self, run: Run, recv_id: int, first_seq: int = -1, *, proves_itself: bool = False, now: int
+    ) -> Bridge | None:
         listener, addr = self.listener, run.addr
         assert listener is not None
         identity = type(listener.identity)(listener.identity.family)
@@ -405,7 +409,7 @@ class Endpoint:
         if run.local is not None:
             identity.local = (str(run.local), *self.port.local[1:])
         bridge = self._new_bridge(addr, recv_id, identity, self.source(run), first_seq=first_seq)
-        listener.on_syn(bridge, now=now)
+        listener.on_syn(bridge, proves_itself=proves_itself, now=now)
         self.loop.accepted += 1
         self.loop.touch_listener(listener)
         self.loop.owner = self

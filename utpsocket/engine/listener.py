@@ -3,8 +3,9 @@
 The user's fd is a real listening AF_UNIX socket. For each incoming connection the engine connects to it from a socket
 whose name says who is who, so accept() is the kernel's in any process (SOCKETS.md §1). A connection is handed over when
 its initiator has proved its address, or, since libutp proves nothing before its first byte and some servers speak
-first, a moment after its SYN. When many are unproven, SYNs make no connections until they are (syncache.py), and those
-that wait for it go there, too: nobody can take the place of those who answer.
+first, a moment after its SYN; but never so where the SYN says that a proof follows (handshake.py). When many are
+unproven, SYNs make no connections until they are (syncache.py), and those that wait for it go there, too: nobody can
+take the place of those who answer.
 
 Where many are unproven, an initiator of libutp's that waits for the server to speak hears nothing until it speaks
 itself, or until its first keepalive after 29 s, which both prove it. No program over libutp waits so, since its
@@ -52,6 +53,7 @@ class Listener:
     __slots__ = (
         "_crowded_syns",
         "_crowded_until",
+        "_expected",
         "_faults",
         "_half_open",
         "_handed",
@@ -77,6 +79,7 @@ class Listener:
         self.is_closed = False
         self.door: Door | None = None  # a listener of both: its TCP half
         self.refused = 0
+        self._expected: dict[Bridge, None] = {}  # whose initiators prove themselves, in order of arrival
         self._unproven: dict[Bridge, None] = {}  # in order of arrival; looked at from its old end only
         self._ready: deque[Bridge] = deque()  # to be handed over
         self._prepared: deque[tuple[Bridge, Any]] = deque()  # with the engine's end of their pair
@@ -105,17 +108,21 @@ class Listener:
         self._crowded_syns += syns
         return True
 
-    def on_syn(self, bridge: Bridge, *, now: int) -> None:
-        """A connection was born of a SYN."""
+    def on_syn(self, bridge: Bridge, *, proves_itself: bool, now: int) -> None:
+        """A connection was born of a SYN, which may say that its proof follows in any case."""
         self._half_open += 1
         bridge.accepted_at = now
-        self._unproven[bridge] = None
+        if proves_itself:
+            self._expected[bridge] = None
+        else:
+            self._unproven[bridge] = None
 
     def on_settled(self, bridge: Bridge) -> None:
         """A half-open connection was proven, or ended."""
         self._half_open -= 1
-        if bridge in self._unproven:
-            del self._unproven[bridge]
+        if bridge in self._unproven or bridge in self._expected:
+            self._unproven.pop(bridge, None)
+            self._expected.pop(bridge, None)
             if bridge.connection.state is State.CLOSED:
                 bridge.is_handed_over = True
             else:
@@ -135,7 +142,7 @@ class Listener:
                 break
             del self._unproven[bridge]
             self._ready.append(bridge)
-        if self._unproven and is_crowded:
+        if is_crowded and (self._unproven or self._expected):
             next_at = self._demote(now=now)
         ready = self._ready
         loop = self.endpoint.loop
@@ -154,11 +161,14 @@ class Listener:
 
     def _demote(self, *, now: int) -> int:
         """Have the cache keep what has been unproven for long; returns when to look again."""
-        for bridge in list(self._unproven):
-            if now < bridge.accepted_at + _CROWDED_US:
-                return bridge.accepted_at + _CROWDED_US
-            self.endpoint.demote(bridge, now=now)
-        return now + _CROWDED_US
+        at = now + _CROWDED_US
+        for waiting in (self._unproven, self._expected):
+            for bridge in list(waiting):
+                if now < bridge.accepted_at + _CROWDED_US:
+                    at = min(at, bridge.accepted_at + _CROWDED_US)
+                    break
+                self.endpoint.demote(bridge, now=now)
+        return at
 
     def hand_over(self, *, now: int) -> int | None:
         """Give the application what was prepared, then watch_handed(); returns when to try again, or None."""
@@ -221,7 +231,7 @@ class Listener:
         self.cache.clear()
         if self.door is not None:
             self.door.close()
-        left = [bridge for bridge, _ in self._prepared] + [*self._ready, *self._unproven]
+        left = [bridge for bridge, _ in self._prepared] + [*self._ready, *self._unproven, *self._expected]
         for _, end in self._prepared:
             end.close()
         for bridge in left:
@@ -230,6 +240,7 @@ class Listener:
         self._prepared.clear()  # last: should any of this fail, it is all done again
         self._ready.clear()
         self._unproven.clear()
+        self._expected.clear()
         return left
 
     def forget(self, bridge: Bridge) -> None:
@@ -238,6 +249,7 @@ class Listener:
             self.on_settled(bridge)
             bridge.accepted_at = 0
         self._unproven.pop(bridge, None)
+        self._expected.pop(bridge, None)
         if bridge in self._ready:
             self._ready.remove(bridge)
         for prepared in list(self._prepared):

@@ -203,6 +203,8 @@ class Connection:
 
     def abort(self, error: int = 0) -> None:
         """Forget everything and tell the peer by RESET. `error` is what the application will see."""
+        if self.state is State.SYN_SENT:
+            self._handshake.withdraw_syns()
         is_too_dear = self.state is State.SYN_RECEIVED and self.send.credit_bytes < EMPTY_PACKET_BYTES
         if self.state not in (State.CLOSED, State.IDLE, State.SYN_SENT) and not is_too_dear:
             self._handshake.resets.append((self.send_id, self.send.flights.next_seq, self.receive.ack))
@@ -493,7 +495,7 @@ class Connection:
         handshake = self._handshake
         if state is State.SYN_SENT:
             if now >= handshake.give_up_at or (now >= handshake.at and handshake.is_exhausted):
-                self._close(self.soft_errno or errno.ETIMEDOUT)
+                self.abort(self.soft_errno or errno.ETIMEDOUT)
             return
         if state is State.SYN_RECEIVED:
             if now >= handshake.at:

@@ -21,6 +21,11 @@ A DATA that acks our SYN may have overtaken the STATE, or the STATE is lost; onl
 begins. So such DATA is held, and believed to be the beginning only when it comes again: what is sent again first is
 the oldest.
 
+An initiator of ours always proves itself, and its SYN says so by a mark: ack_nr, which means nothing in a SYN and which
+everybody else sets to 0 and nobody reads. An acceptor of ours then waits for the proof before anybody is told of the
+connection. So of all that one attempt's SYNs made there is never seen more than the one that it took, and nothing of an
+attempt that was given up. Who gives up says so by a RESET, to whatever acceptor.
+
 Simultaneous open: where both sides dial and neither listens, the two SYNs cross. The one with the higher number stays,
 and who sent the other one answers it as an acceptor does: one connection, and both have called connect().
 
@@ -42,6 +47,7 @@ REKEY_AFTER_US: Final = 500_000  # after a repeated SYN: a lost SYN-ACK then cos
 HALF_OPEN_US: Final = 63_000_000  # as Linux with tcp_synack_retries 5; libutp's first word may take its 29 s
 PROOFS: Final = 7  # the last one after a minute, to be told by a RESET if the acceptor has given up
 REPEAT_AT_MOST_EVERY_US: Final = 100_000  # PROTOCOL.md §2: a repeated SYN's answer is rate-limited
+PROVES_ITSELF: Final = 0x7550  # the mark
 _NEW_DRAW_DISTANCE: Final = 1_024
 _HELD_PACKETS: Final = 8
 _COMES_AGAIN_US: Final = 100_000  # sooner it is the network that repeats, not the peer
@@ -195,6 +201,12 @@ class Handshake:
         held = sorted(self._held.values(), key=lambda entry: unwrap(entry[1].seq16, near))
         self._held = {}
         return rtt_us, [early for _, early in held if early.connection_id == self.recv_id]
+
+    def withdraw_syns(self) -> None:
+        """The attempt is given up: whatever the peer made of our SYNs is told to go."""
+        for used in self._used_ids:
+            self.resets.append(((used + 1) & 0xFFFF, self.syn_seq + 1, 0))
+        self._used_ids.clear()
 
     def prove(self, rto_us: int, *, now: int) -> None:
         """The proof leaves now. Arm its next repetition; rto_us: how long until a first one may be missed."""

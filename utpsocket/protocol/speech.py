@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from utpsocket.protocol.flights import Flight
+from utpsocket.protocol.handshake import PROVES_ITSELF
 from utpsocket.protocol.packet import HEADER_BYTES, PacketType, Transmit, compose, encode, pad
 from utpsocket.protocol.pieces import in_pieces
 from utpsocket.protocol.receivehalf import ReceiveHalf
@@ -133,7 +134,7 @@ class Speech:
             difference_us=0,
             window_bytes=self._receive.window_bytes,
             seq=syn_seq,
-            ack=0,
+            ack=PROVES_ITSELF,
         )
         return Transmit(self._addr, header)
 
