@@ -17,6 +17,7 @@ from utpsocket.engine.identity import Identity, Role, Settings
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.names import Address
 from utpsocket.engine.originals import random
+from utpsocket.engine.peerports import PeerPorts
 from utpsocket.engine.resets import Resets
 from utpsocket.engine.shares import Shares
 from utpsocket.engine.syncache import syn_of
@@ -60,6 +61,7 @@ class Endpoint:
 
     key        the loop's name for it
     holders    the user's sockets bound to it or listening, by inode
+    peers      sockets of its peers', where processes share the port, else None
     """
 
     __slots__ = (
@@ -81,6 +83,7 @@ class Endpoint:
         "key",
         "listener",
         "loop",
+        "peers",
         "port",
         "resets",
         "reuse",
@@ -107,6 +110,7 @@ class Endpoint:
         self._dials: dict[object, Bridge] = {}  # by address: the last one, until it is over
         self.resets = Resets()
         self._remains: OrderedDict[tuple[object, int], tuple[int, Remains]] = OrderedDict()
+        self.peers: PeerPorts | None = None
         self._expected_runs = 0  # so many turns more it is worth asking for a second run at once
         self._lone_turn = self._lone_turns = 0  # the last of so many turns on end that each found a lone small one
 
@@ -172,6 +176,8 @@ class Endpoint:
         bridge = self._new_bridge(addr, recv_id, identity, [], tuple(spare_ids))
         self.loop.lanes.join(bridge)
         self._dials[addr] = bridge
+        if self.peers is not None:
+            self.peers.join(bridge, self.port.local[0])
         bridge.connection.connect(now=self.loop.now, patience_us=identity.settings.user_timeout_ms * 1_000)
         self.loop.initiated += 1
         return bridge
@@ -205,6 +211,8 @@ class Endpoint:
             while len(self._remains) > _REMAINS_REMEMBERED or next(iter(self._remains.values()))[0] < oldest_at:
                 self._remains.popitem(last=False)
         self.leave_lane(bridge)
+        if self.peers is not None:
+            self.peers.leave(bridge)
         if self.is_unused:
             self.loop.close_endpoint(self)
 
@@ -409,6 +417,9 @@ class Endpoint:
         if run.local is not None:
             identity.local = (str(run.local), *self.port.local[1:])
         bridge = self._new_bridge(addr, recv_id, identity, self.source(run), first_seq=first_seq)
+        if self.peers is not None:
+            with self.loop.fd_lock:
+                self.peers.join(bridge, identity.local[0])
         listener.on_syn(bridge, proves_itself=proves_itself, now=now)
         self.loop.accepted += 1
         self.loop.touch_listener(listener)
@@ -494,6 +505,8 @@ class Endpoint:
 
     def _reset_stray(self, packet: Packet, run: Run, *, now: int) -> None:
         self.flood.noise += 1
+        if self.peers is not None and not self.peers.may_reset(is_syn=packet.type == PacketType.SYN):
+            return
         reset = self.resets.to_stray(run.addr, packet, now=now)
         if reset is not None:
             self.port.send(reset, self.source(run))

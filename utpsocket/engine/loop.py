@@ -584,6 +584,8 @@ class Loop:
         self._blocked.pop(endpoint, None)
         self.forget_fd(endpoint.port.fd)
         endpoint.port.close()
+        if endpoint.peers is not None:
+            endpoint.peers.close()
         number = endpoint.port.local[1]
         at_number = self.bound.get(number, {})
         at_number.pop(endpoint, None)
@@ -624,6 +626,9 @@ class Loop:
 
     def _fd_owners(self) -> list[Any]:
         ports = [endpoint.port for endpoint in list(self.endpoints.values())]
+        for endpoint in list(self.endpoints.values()):
+            if endpoint.peers is not None:
+                ports += [peer.port for peer in list(endpoint.peers.by_addr.values())]
         return [*list(self.bridges.values()), *self._others(), *ports]
 
     def _others(self) -> list[Any]:

@@ -125,6 +125,7 @@ class Port:
     """One UDP socket. Takes ownership of `sock`, which is bound or connected.
 
     local           its own address as the kernel gives it
+    peer            to whom it is connected; may be given in the words of another family's sockets
     is_connected    to one peer: the kernel then filters strangers
     is_gathering    datagrams come one by one, so use receive_many() instead of receive()
     is_drained      nothing was left after the last receive_many()
@@ -161,13 +162,15 @@ class Port:
         "truncated_datagrams",
     )
 
-    def __init__(self, sock: Any, *, offload: bool = True, buffer_bytes: int = WANTED_BUFFER_BYTES) -> None:
+    def __init__(
+        self, sock: Any, *, offload: bool = True, buffer_bytes: int = WANTED_BUFFER_BYTES, peer: Any = None
+    ) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.family = sock.family
         self.local: Address = sock.getsockname()
         try:
-            self.peer = sock.getpeername()
+            self.peer = peer or sock.getpeername()
         except OSError:
             self.peer = None
         self.is_connected = self.peer is not None

@@ -19,6 +19,7 @@ from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.names import Address
 from utpsocket.engine.originals import os
+from utpsocket.engine.peerports import PeerPorts, is_shared
 from utpsocket.protocol import ConnectionStats, State
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def adopt_port(loop: Loop, udp_sock: Any, identity: Identity, *, reuse: bool, sh
     """A user's socket is bound: its UDP socket becomes a port. Returns the endpoint's key."""
     with loop.fd_lock:
         endpoint = loop.open_endpoint(udp_sock, is_private=False)
+        if is_shared(endpoint.port.sock):
+            endpoint.peers = PeerPorts(endpoint)
     endpoint.holders[identity.inode] = identity
     endpoint.reuse, endpoint.is_for_sharing = reuse, shares
     return endpoint.key
@@ -296,6 +299,8 @@ def catch_up(loop: Loop, cookie: int) -> None:
     bridge = loop.bridges.get(cookie)
     if bridge is not None:
         bridge.endpoint.receive(now=loop.now)
+        if bridge.endpoint.peers is not None:
+            bridge.endpoint.peers.receive(bridge.connection.addr)
         loop.settle_now(bridge)
     relay = loop.relays.get(cookie)
     if relay is not None:
