@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from utpsocket.engine.endpoint import Endpoint
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.listener import MAX_HALF_OPEN, Listener
+from utpsocket.engine.resets import PER_SECOND
 from utpsocket.engine.udp import IcmpError
 from utpsocket.protocol import PacketType, Run, Transmit, Workspace
 from utpsocket.protocol.packet import encode
-
-RESETS_PER_SECOND = 100
 
 
 class SilentPort:
@@ -113,6 +112,6 @@ def test_any_program_is_survived(program: list[tuple[Any, ...]]) -> None:
         assert len(endpoint.bridges) <= 3 * MAX_HALF_OPEN
         assert len(endpoint.bridges) <= loop.accepted
     seconds = (loop.now - 1_000_000) // 1_000_000 + 1
-    assert endpoint.resets.sent <= RESETS_PER_SECOND * seconds
+    assert endpoint.resets.sent <= PER_SECOND * seconds
     for transmit in port.sent:
         assert sum(map(len, transmit.datagrams())) <= 65_507

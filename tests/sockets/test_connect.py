@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from utpsocket.stats import engine_stats
+
 from ..requirements import IPV6, localhost_families, requires_ipv6
 from .network import (
     AT_ONCE_S,
@@ -345,6 +347,23 @@ def test_closed_listener_refuses(net: Net) -> None:
     address = listener.getsockname()
     listener.close()
     assert net.fresh().connect_ex(address) == errno.ECONNREFUSED
+
+
+def test_hundreds_are_refused_at_once(net: Net) -> None:
+    """And none has to ask twice."""
+    bound = net.fresh()
+    bound.bind(("127.0.0.1", 0))
+    socks = [net.fresh(timeout=0) for _ in range(300)]
+    for sock in socks:
+        sock.connect_ex(bound.getsockname())
+    for sock in socks:
+        assert select.select([], [sock], [], PATIENCE_S)[1]
+        assert so_error(sock) == errno.ECONNREFUSED
+    if net.name == "utp":
+        (port,) = [port for port in engine_stats().ports if port.local == bound.getsockname()]
+        assert port.received_datagrams < 2 * len(socks) - 150, "many SYNs were repeated"
+    for sock in socks:
+        sock.close()
 
 
 def test_bound_socket_that_does_not_listen_refuses(net: Net) -> None:

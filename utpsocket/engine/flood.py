@@ -270,16 +270,8 @@ class Flood:
             heads = [head for head, is_known in zip(heads, known, strict=True) if not is_known]
         listener = endpoint.listener
         if listener is None:
-            dials = endpoint.dialed_names()
             self._strays += len(indices)
-            left = _STRAYS_PER_BATCH
-            for index, name in zip(indices, noise.names(indices), strict=True):
-                if left or name in dials:
-                    left = max(0, left - 1)
-                    endpoint.handle_run(noise.run(index), now=now)
-                else:
-                    self.noise += 1
-                    endpoint.dropped_datagrams += 1
+            self._refuse(endpoint, indices, heads, noise, now=now)
         elif listener.is_full:
             listener.refused += len(indices)
             self.noise += len(indices)
@@ -296,6 +288,33 @@ class Flood:
             answers = endpoint.cached_answers(names, heads, now=now)
             if not endpoint.port.pending:
                 noise.answer(indices, answers)
+
+    def _refuse(self, endpoint: Endpoint, indices: list[int], heads: list[bytes], noise: Noise, *, now: int) -> None:
+        """SYNs where nobody listens; whether somebody dials their sender must be looked at."""
+        dials = endpoint.dialed_names()
+        names = noise.names(indices)
+        strangers = []
+        left = _STRAYS_PER_BATCH
+        for at, (index, name) in enumerate(zip(indices, names, strict=True)):
+            if name in dials:
+                endpoint.handle_run(noise.run(index), now=now)
+            elif not heads[at][1]:
+                strangers.append(at)
+            elif left:  # an extension: whether it is whole must be looked at, too
+                left -= 1
+                endpoint.handle_run(noise.run(index), now=now)
+            else:
+                self.noise += 1
+                endpoint.dropped_datagrams += 1
+        self.noise += len(strangers)
+        if endpoint.peers is not None and not endpoint.peers.may_reset(is_syn=True):
+            return
+        answered, resets = endpoint.resets.to_syns(
+            [indices[at] for at in strangers], [names[at] for at in strangers], [heads[at] for at in strangers], now=now
+        )
+        endpoint.dropped_datagrams += len(strangers) - len(answered)
+        if answered and not endpoint.port.pending:
+            noise.answer(answered, resets)
 
     def _count_sources(self, names: list[bytes]) -> None:
         sources, known_names, multiplier = self._sources, self._names, self._multiplier
