@@ -1,5 +1,5 @@
-"""Calls in an unusual order: short scripts, of which every result, and what poll() says of every socket after each line,
-is as over TCP. What is right is not written down here but seen beside it, over kernel TCP.
+"""Calls in an unusual order: short scripts, of which every result, and what poll() says of every socket after each
+line, is as over TCP. What is right is not written down here but seen beside it, over kernel TCP.
 """
 
 from __future__ import annotations

@@ -18,13 +18,14 @@ net/core/sock_reuseport.c (reuseport_has_conns); socket(7) SO_REUSEPORT.
 
 from __future__ import annotations
 
-import socket as stdlib
 from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.highfd import raise_fd, with_room
 from utpsocket.engine.native import Socket
+from utpsocket.engine.originals import io
+from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.udp import Port
 from utpsocket.protocol import Run
 
@@ -267,14 +268,14 @@ class PeerPorts:
 
     def _are_no_others(self) -> bool:
         """Whether nobody else is bound to the port just now. Where that cannot be told, somebody may be."""
-        number = f":{self._endpoint.port.local[1]:04X}"
-        bound: set[str] = set()
+        number = b":%04X" % self._endpoint.port.local[1]
+        bound: set[bytes] = set()
         for path in _TABLES:
             try:
-                with with_room(partial(open, path, encoding="ascii")) as table:
-                    for line in table:
+                with with_room(partial(io.FileIO, path)) as table:
+                    for line in table.readall().splitlines():
                         columns = line.split()
-                        if columns[_LOCAL].endswith(number) and columns[_REMOTE].endswith(":0000"):
+                        if columns[_LOCAL].endswith(number) and columns[_REMOTE].endswith(b":0000"):
                             bound.add(columns[_INODE])
             except OSError:
                 if path == _TABLES[0]:

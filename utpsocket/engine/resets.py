@@ -10,10 +10,10 @@ Only the engine's thread calls. Sources: PROTOCOL.md §4; libutp's RST_INFO tabl
 
 from __future__ import annotations
 
-import struct
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
+from utpsocket.engine.originals import struct
 from utpsocket.protocol import PacketType, Transmit
 from utpsocket.protocol.packet import Packet, encode
 from utpsocket.protocol.states import State

@@ -599,8 +599,7 @@ class Connection:
             return speech.reset(connection_id, seq, ack, now=now)
         state = self.state
         if state is State.SYN_SENT:
-            recv_id = handshake.next_syn(now=now)
-            if recv_id is None:
+            if (recv_id := handshake.next_syn(now=now)) is None:
                 return None
             self._use_id(recv_id, (recv_id + 1) & 0xFFFF)
             return speech.syn(recv_id, handshake.syn_seq, now=now)
@@ -609,9 +608,8 @@ class Connection:
         if state not in (State.CONNECTED, State.TIME_WAIT):
             return None
         receive = self.receive
-        if receive.ack_at <= now:
-            if receive.reassembly.has_held:
-                return self._speak_state(now=now)  # data cannot carry a selective ack
+        if receive.ack_at <= now and receive.reassembly.has_held:
+            return self._speak_state(now=now)  # data cannot carry a selective ack
         if state is not State.TIME_WAIT:
             if self.send.in_pieces is not None and (flight := self.send.poll_pieces()) is not None:
                 return speech.pieces(flight, now=now)
