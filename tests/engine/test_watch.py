@@ -78,6 +78,16 @@ def test_room_is_used_again(watched: Watched) -> None:
     assert len(watched.watch.fds) == epolls
 
 
+def test_what_nobody_asks_for_takes_no_room_for_ever(watched: Watched) -> None:
+    """Sockets that are bound, and then connect: the port is theirs no more, and nobody looks whether they are open."""
+    for _ in range(10):
+        watched.add(watch._SOCKETS_PER_EPOLL)
+        watched.close()
+    assert len(watched.watch.fds) == 1
+    watched.add(1)
+    assert all(map(watched.watch.is_open, watched.inodes()))
+
+
 def test_a_copy_counts(watched: Watched) -> None:
     watched.add(1)
     (copy,) = [each.dup() for each in watched.sockets]

@@ -32,7 +32,7 @@ class HoldersWatch:
         """`fd`: of an epoll that another process fills. `is_shared`: that one, which must be the only one."""
         self._is_anothers = fd >= 0 or is_shared
         self._epolls: list[Any] = [] if epoll is None else [new_epoll() if fd < 0 else epoll.fromfd(fd)]
-        self._registered: dict[int, int] = {}  # by epoll's fd: how many sockets it has
+        self._registered: dict[int, set[int]] = {}  # by epoll's fd: the inodes of its sockets
         self._roomy = self._epolls[:]  # the last is filled
         self._where: dict[int, Any] = {}  # by inode
 
@@ -49,8 +49,7 @@ class HoldersWatch:
         found = self._where.get(inode)
         if found is None:
             found = self._where[inode] = self._with_room()
-            number = found.fileno()
-            self._registered[number] = self._registered.get(number, 0) + 1
+            self._registered.setdefault(found.fileno(), set()).add(inode)
         try:
             found.register(fd, 0)
         except FileExistsError:
@@ -64,10 +63,33 @@ class HoldersWatch:
                 except OSError:
                     break  # no fd left: slower is better than not at all
                 self._epolls.append(self._roomy[-1])
-            if self._registered.get(self._roomy[-1].fileno(), 0) < _SOCKETS_PER_EPOLL:
-                return self._roomy[-1]
+            last = self._roomy[-1]
+            inodes = self._registered.get(last.fileno(), set())
+            if len(inodes) >= _SOCKETS_PER_EPOLL:
+                self._forget_closed(last, inodes)
+            if len(inodes) < _SOCKETS_PER_EPOLL:
+                return last
             self._roomy.pop()
         return self._epolls[-1]
+
+    def _forget_closed(self, full: Any, inodes: set[int]) -> None:
+        """Make room. Nobody asks for some of these sockets any more: those that were bound, and then connected."""
+        try:
+            listing = self._listing(full)
+        except OSError:
+            return
+        for inode in list(inodes):
+            if b"ino:%x " % inode not in listing:
+                inodes.discard(inode)
+                self._where.pop(inode, None)
+
+    def _listing(self, each: Any) -> bytes:
+        """What /proc says of an epoll's registrations. Raises OSError."""
+        try:
+            with with_room(partial(io.FileIO, f"/proc/self/fdinfo/{each.fileno()}")) as registrations:
+                return bytes(registrations.readall())
+        finally:
+            give_back()
 
     def is_open(self, inode: int) -> bool:
         """Whether any copy of a watched socket is open anywhere."""
@@ -75,20 +97,15 @@ class HoldersWatch:
         wanted = b"ino:%x " % inode
         for each in self._epolls if found is None else (found,):
             try:
-                path = f"/proc/self/fdinfo/{each.fileno()}"
-                with with_room(partial(io.FileIO, path)) as registrations:
-                    if wanted in registrations.read():
-                        return True
+                if wanted in self._listing(each):
+                    return True
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE):
                     return True  # nobody can tell now: whoever asks will ask again
-            finally:
-                give_back()
         if found is not None:
             del self._where[inode]
-            number = found.fileno()
-            self._registered[number] -= 1
-            if self._registered[number] == _SOCKETS_PER_EPOLL - 1:
+            self._registered[found.fileno()].discard(inode)
+            if found not in self._roomy:
                 self._roomy.insert(0, found)
         return False
 
