@@ -58,10 +58,9 @@ class HighSocket(Socket):  # type: ignore[misc]  # native's is Any
                 return
         Socket.close(self)
 
-    def __del__(self, close: Callable[[Any], None] = Socket.close) -> None:
-        # As the C class does, but without its ResourceWarning: the program, which would be told, has nothing to close,
-        # and at exit what is kept in advance is simply there.
-        close(self)
+    # As the C class's finalizer, but without its ResourceWarning: the program, which would be told, has nothing to
+    # close, and at exit what is kept in advance is simply there. In C, so that no signal's handler runs within it.
+    __del__ = Socket.close
 
 
 _kept: deque[HighSocket] = deque()
