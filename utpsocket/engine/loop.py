@@ -520,9 +520,11 @@ class Loop:
     def settle_now(self, bridge: Bridge) -> None:
         """Carry out what was just decided for this connection before the command is answered."""
         if not bridge.is_gone:
+            before, self.owner = self.owner, bridge  # the command pays as well
             self._settle_one(bridge, self.now)
             if self._late:
                 self._deliver_late(self.now)
+            self.owner = before
 
     def watch_bridge(self, bridge: Bridge) -> None:
         """The bridge has its end: listen to it."""
@@ -537,8 +539,8 @@ class Loop:
     def forget_bridge(self, bridge: Bridge) -> None:
         """The connection is over, and nobody asks for it any more."""
         self._remember_unaccepted(bridge.identity)
-        self.bridges.pop(bridge.cookie, None)
         bridge.endpoint.forget(bridge)
+        self.bridges.pop(bridge.cookie, None)  # last: should any of this fail, it can still be found, and is done again
 
     def forget_relay(self, relay: Relay) -> None:
         """The same of a connection that TCP carried."""
