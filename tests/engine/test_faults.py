@@ -4,9 +4,11 @@ is tests/faults; here is a sample of it, and what it cannot say of itself.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,15 +17,22 @@ import pytest
 
 import utpsocket
 from tests.faults import engine as faults
-from utpsocket.engine import flush, remote, reports, running_engine, shutdown
+from tests.sockets.network import eventually
+from utpsocket.engine import door, flush, remote, reports, running_engine, shutdown
 from utpsocket.engine import loop as loop_module
 from utpsocket.engine.bridge import Bridge
 from utpsocket.engine.endpoint import Endpoint
 from utpsocket.engine.loop import Loop
 from utpsocket.protocol import Connection
+from utpsocket.routes import Routes
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing_behind")
 PATIENCE_S = 20
+RESET_ON_CLOSE = struct.pack("=ii", 1, 0)
+
+
+class OfBoth(utpsocket.socket):
+    _routes = Routes(listen="both")
 
 
 @pytest.fixture
@@ -188,6 +197,43 @@ def test_if_the_thread_ends_everybody_is_told(reported: list[BaseException], mon
     closed(client, server, listener, connecting)
     closed(*pair())  # by another engine
     assert running_engine() is not loop
+
+
+def test_a_connection_whose_last_step_fails_leaves_no_port(
+    reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where that step is taken for a command, as a close that resets is."""
+    client, server = pair()
+    loop = running_engine()
+    assert isinstance(loop, Loop)
+    failing(monkeypatch, Endpoint, "forget", MemoryError())
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    with contextlib.suppress(OSError):
+        client.close()
+    assert client.fileno() == -1
+    closed(server)
+    assert eventually(lambda: len(loop.endpoints), 0) == 0
+    assert len(reported) == 1
+    assert not loop.bridges
+
+
+def test_who_cannot_be_let_in_over_tcp_is_reset(reported: list[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An end of file would say that there is nothing to read."""
+    with OfBoth() as listener, socket.socket() as refused, socket.socket() as client:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        failing(monkeypatch, door, "raise_fd", MemoryError())
+        for sock in (refused, client, listener):
+            sock.settimeout(PATIENCE_S)
+        refused.connect(listener.getsockname())
+        with pytest.raises(ConnectionResetError):
+            refused.recv(1)
+        client.connect(listener.getsockname())
+        server, _ = listener.accept()
+        server.send(b"x")
+        server.close()  # once it is let in its close is one like any other
+        assert client.recv(2) == b"x"
+        assert client.recv(2) == b""
 
 
 def _fail(loop: Loop) -> None:

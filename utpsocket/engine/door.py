@@ -16,7 +16,7 @@ from utpsocket.engine.identity import Role
 from utpsocket.engine.native import Socket
 from utpsocket.engine.originals import os, random
 from utpsocket.engine.originals import socket as stdlib
-from utpsocket.engine.relay import LINGER_ZERO, Relay
+from utpsocket.engine.relay import LINGER_ZERO, NO_LINGER, Relay
 
 if TYPE_CHECKING:
     from utpsocket.engine.listener import Listener
@@ -41,6 +41,8 @@ class Door:
     def __init__(self, loop: Loop, listener: Listener, tcp: Any) -> None:
         self._loop = loop
         self._listener = listener
+        # Whoever it accepts inherits this: one who fails before the hand-over is then reset, not told an end of file.
+        tcp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, LINGER_ZERO)
         tcp.listen(listener.backlog)
         tcp.setblocking(False)
         self._tcp = raise_fd(tcp)
@@ -82,15 +84,17 @@ class Door:
     def _accept(self) -> Relay:
         fd, peer = with_room(self._tcp._accept)
         try:
-            tcp = raise_fd(Socket(fileno=fd))
+            tcp = Socket(fileno=fd)
         except BaseException:
             os.close(fd)
             raise
         try:
+            tcp = raise_fd(tcp)
             give_back()
-            return self._relay(tcp, peer)
+            relay = self._relay(tcp, peer)
+            tcp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, NO_LINGER)
+            return relay
         except BaseException:
-            tcp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, LINGER_ZERO)  # no end of file, but a RESET
             tcp.close()
             raise
 

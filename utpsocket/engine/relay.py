@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLHUP | EPOLLERR | 1 << 31  # EPOLLET
 _TURN_BYTES: Final = 1 << 20  # moved one way before others have their turn
 LINGER_ZERO: Final = struct.pack("=ii", 1, 0)
+NO_LINGER: Final = struct.pack("=ii", 0, 0)
 _scratch: Final = memoryview(bytearray(256 << 10))  # one thread reads into it, and empties it before the next does
 
 
