@@ -47,7 +47,11 @@ class Door:
         tcp.setblocking(False)
         self._tcp = raise_fd(tcp)
         self._waiting: Relay | None = None  # accepted, and no room at the user's fd
-        loop.watch(self._tcp.fileno(), _EVENTS, self)
+        try:
+            loop.watch(self._tcp.fileno(), _EVENTS, self)
+        except BaseException:
+            self.close()
+            raise
 
     def on_event(self, mask: int) -> None:
         """Somebody knocks. Let in at the end of this turn: if the knock is this process's own, its connect() stands

@@ -108,6 +108,7 @@ def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, bac
     if tcp is not None:
         with loop.fd_lock:
             listener.door = Door(loop, listener, tcp)
+            endpoint.listener = listener  # at once: should the rest fail, what closes a listener finds its door
     endpoint.listener = listener
 
 
