@@ -48,7 +48,11 @@ def main(arguments: Sequence[str]) -> int:
         "python3 -m tests.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     how_many = parser.add_mutually_exclusive_group()
-    how_many.add_argument("--quick", action="store_true", help="a sample that takes about a minute")
+    how_many.add_argument(
+        "--quick",
+        action="store_true",
+        help="a sample by seed, of every file and every way to fail, that takes about two minutes",
+    )
     how_many.add_argument("--all", action="store_true", help="every point (the default)")
     parser.add_argument("--list", action="store_true", help="print the points' names and inject nothing")
     parser.add_argument("cases", nargs="*", metavar="CASE")

@@ -90,15 +90,27 @@ def points(*, quick: bool) -> list[str]:
         sites = worker.ask({"record": _RECORDED_ROUNDS}, _POINT_S)["sites"]
     finally:
         worker.close()
-    found = []
+    found: list[str] = []
+    classes: dict[str, tuple[str, str]] = {}  # what a point is like: its file, and the way in which it fails
     for number, (path, line, name, kind, count) in enumerate(sites):
         usual = max(1, count // _RECORDED_ROUNDS // 2)  # in the middle of things
         for turn, error in enumerate(errors_for(kind, number)):
             occurrence = 1 if turn % 2 == 0 else usual
             found.append(f"{NAME}:{path}:{line}:{name}#{occurrence}:{error}")
-    if quick:
-        found = random.Random(_SEED).sample(found, min(_QUICK_POINTS, len(found)))
-    return found
+            classes[found[-1]] = path, f"{kind} {error}"
+    return sample(classes, _QUICK_POINTS) if quick else found
+
+
+def sample(classes: dict[str, tuple[str, str]], count: int) -> list[str]:
+    """So many of the points by the seed's chance, among them one of each file, and one of each way to fail."""
+    shuffled = list(classes)
+    random.Random(_SEED).shuffle(shuffled)
+    met: set[str] = set()
+    first, others = [], []
+    for point in shuffled:
+        (others if met.issuperset(classes[point]) else first).append(point)
+        met.update(classes[point])
+    return [*first, *others][:count]
 
 
 def parsed(point: str) -> dict[str, Any]:
