@@ -323,7 +323,7 @@ def test_a_socket_is_raised_by_one_duplication_where_there_are_high_numbers(
 ) -> None:
     """A kept fd is for when there are none: to take it and to make another would be five system calls more."""
     if highfd._limit() < 2 * highfd._HIGH_FD:
-        pytest.skip("needs fds of high numbers")
+        pytest.skip("needs 2000 file descriptors, for numbers above those that select() can watch")
     taken: list[bool] = []
     monkeypatch.setattr(highfd, "_take_kept", lambda: taken.append(True))
     low = Socket(socket.AF_INET, socket.SOCK_DGRAM)
