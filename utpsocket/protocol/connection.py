@@ -468,8 +468,7 @@ class Connection:
         RFC 1122 §4.2.3.9: soft errors do not end a connection.
         """
         if self.state is State.SYN_SENT:
-            is_ours = quoted_seq16 is None or quoted_seq16 == self._handshake.syn_seq & 0xFFFF
-            if is_ours and error in _CONNECT_ERRORS:
+            if error in _CONNECT_ERRORS and quoted_seq16 in (None, self._handshake.syn_seq & 0xFFFF):
                 self._close(error)
             return
         flights = self.send.flights
@@ -491,16 +490,14 @@ class Connection:
 
     def handle_timeout(self, *, now: int) -> None:
         """Time has passed; call at timeout_at() or later."""
-        state = self.state
-        handshake = self._handshake
+        state, handshake = self.state, self._handshake
         if state is State.SYN_SENT:
             if now >= handshake.give_up_at or (now >= handshake.at and handshake.is_exhausted):
                 self.abort(self.soft_errno or errno.ETIMEDOUT)
             return
-        if state is State.SYN_RECEIVED:
-            if now >= handshake.at:
-                self._close(errno.ETIMEDOUT)
-                return
+        if state is State.SYN_RECEIVED and now >= handshake.at:
+            self._close(errno.ETIMEDOUT)
+            return
         if state is State.TIME_WAIT:
             if now >= self._closing.time_wait_at:
                 self._move(Trigger.ENDED)
@@ -509,6 +506,10 @@ class Connection:
         if state not in (State.CONNECTED, State.SYN_RECEIVED):
             return
         send = self.send
+        if send.has_unfinished_ack:
+            send.on_timeout(now=now)
+            self.settle(now=now)
+            return
         if not send.on_timeout(now=now):
             self.abort(self.soft_errno or errno.ETIMEDOUT)
             return
@@ -524,8 +525,7 @@ class Connection:
             if must_ask is None:
                 self.abort(self.soft_errno or errno.ETIMEDOUT)
                 return
-            if must_ask:
-                self._keepalive.is_probe_due = True
+            self._keepalive.is_probe_due |= must_ask
         if now >= handshake.proof_at:
             self._prove_again(now=now)
         if state is State.CONNECTED and now >= self._keepalive.next_at:

@@ -21,9 +21,12 @@ from heapq import heappop, heappush
 from operator import attrgetter
 from typing import Final
 
-MAX_NEWLY_SACKED_RANGES: Final = 32  # that one ack is believed: what it costs is bounded, whatever it says
-MAX_NEWLY_SACKED_FLIGHTS: Final = 64  # likewise
-MAX_LOST_FLIGHTS: Final = 32  # that are found at once, likewise; the rest a moment later
+MAX_ACKED_FLIGHTS: Final = 96  # that are taken off at once, the rest a moment later: what an ack costs is bounded
+MAX_ACKED_ALIKE: Final = 256  # likewise, of flights that were all sent once and in their order
+MAX_NEWLY_SACKED_RANGES: Final = 16  # that one ack is believed, likewise; the peer says the others again
+MAX_NEWLY_SACKED_FLIGHTS: Final = 48  # likewise
+MAX_LOST_FLIGHTS: Final = 16  # that are found at once, likewise; the rest a moment later
+_MAX_FORGOTTEN_FLIGHTS: Final = 128  # likewise
 _MOST_PASSED_OVER: Final = 64
 _MANY_FLIGHTS: Final = 8  # acked at once: fewer are looked at one by one as quickly
 _is_small: Final = attrgetter("is_small")
@@ -193,7 +196,7 @@ class Flights:
         self.queue: list[Flight] = []
         self._starts: list[int] = []  # their first numbers
         # In flight is, by the time it left: what was sent once, in the order of the queue from _judged_seq on; and what
-        # was sent again, in the order of _again: (seq, end_seq, sent_us), stale where a flight has left once more.
+        # was sent again, in the order of _again: (sent_us, seq, end_seq), stale where a flight has left once more.
         self._judged_seq = next_seq
         self._again: deque[tuple[int, int, int]] = deque()
         self._lost_seqs: list[int] = []  # a heap of every lost flight's first number, and of stale ones
@@ -255,14 +258,21 @@ class Flights:
         return front
 
     def acknowledge(self, ack_next_seq: int, result: Acknowledged) -> None:
-        """The peer has everything before `ack_next_seq`, which lies in [una_seq, next_seq]."""
+        """The peer has everything before `ack_next_seq`, which lies in [una_seq, next_seq]. Of very many flights only
+        the first are taken off: where una_seq is less afterwards, call again, with the same result.
+        """
         queue = self.queue
         highest = max(self.highest_sacked_seq, self.una_seq - 1)
         last = bisect_left(self._starts, ack_next_seq)
-        if last and queue[last - 1].end_seq > ack_next_seq:
+        is_alike = last > _MANY_FLIGHTS and not self.sacked_packets and not self.lost_packets and not self._again
+        most = MAX_ACKED_ALIKE if is_alike else MAX_ACKED_FLIGHTS
+        if last > most:
+            last = most
+            ack_next_seq = self._starts[last]
+        elif last and queue[last - 1].end_seq > ack_next_seq:
             self._cut(last - 1, ack_next_seq - queue[last - 1].seq)
         gone = queue[:last]
-        if last > _MANY_FLIGHTS and not self.sacked_packets and not self.lost_packets and not self._again:
+        if is_alike:
             self._acknowledge_many(gone, ack_next_seq, result)
             gone = []
         for flight in gone:
@@ -281,19 +291,22 @@ class Flights:
         del queue[:last], self._starts[:last]
         self.sacked_mask >>= ack_next_seq - self.una_seq
         self.una_seq = ack_next_seq
-        while self._again and self._again[0][1] <= ack_next_seq:
+        for _ in range(min(len(self._again), MAX_ACKED_FLIGHTS)):
+            if self._again[0][2] > ack_next_seq:
+                break
             self._again.popleft()
 
     def _acknowledge_many(self, gone: list[Flight], ack_next_seq: int, result: Acknowledged) -> None:
         """That part of acknowledge() where all flights were sent alike and in their order: sums are differences."""
         last = gone[-1]
-        result.packets = ack_next_seq - self.una_seq
-        result.total_bytes = last.offset + last.total_bytes - gone[0].offset
+        total_bytes = last.offset + last.total_bytes - gone[0].offset
+        result.packets += ack_next_seq - self.una_seq
+        result.total_bytes += total_bytes
         result.sent_us, result.seq, result.sends = last.sent_us, ack_next_seq - 1, last.sends
         result.sent_through_bytes = last.sent_before_bytes + last.total_bytes
         if self.una_seq <= self._probe_seq < ack_next_seq:
             result.probe_bytes = self.find(self._probe_seq).probe_bytes
-        self.in_flight_bytes -= result.total_bytes
+        self.in_flight_bytes -= total_bytes
         if ack_next_seq == self.next_seq:
             self.small_packets = 0
         elif self.small_packets:
@@ -394,6 +407,29 @@ class Flights:
         self._lose(first)
         return [first]
 
+    def lose_oldest(self) -> list[Flight]:
+        """The first flight is lost, if it is in flight. Returns what was lost."""
+        first = self.queue[0]
+        if first.fate is not Fate.IN_FLIGHT:
+            return []
+        self._lose(first)
+        return [first]
+
+    def lose_lone_probe(self) -> list[Flight] | None:
+        """If nothing is in flight but a path MTU probe, or nothing at all, that is lost. Returns what was; None: there
+        is more in flight.
+        """
+        in_flight = self.packets - self.sacked_packets - self.lost_packets
+        if in_flight > 1:
+            return None
+        if not in_flight:
+            return []
+        probe = self.find(self._probe_seq) if self.una_seq <= self._probe_seq < self.next_seq else None
+        if probe is None or not probe.probe_bytes or probe.fate is not Fate.IN_FLIGHT:
+            return None
+        self._lose(probe)
+        return [probe]
+
     def lose_overdue(self, lost_at: LostAt, said_seq: int, *, now: int) -> tuple[list[Flight], int | None]:
         """The same for a judge that goes by time: what left later is lost later. So the oldest are asked, until one is
         not lost. None is lost beyond said_seq. Where there is more to ask about, the next one is lost now.
@@ -425,17 +461,17 @@ class Flights:
         queue, again = self.queue, self._again
         beyond: list[tuple[int, int, int]] = []  # said_seq: too early to ask about, and no reason not to ask on
         while again and len(beyond) < _MOST_PASSED_OVER:
-            seq, end_seq, sent_us = again.popleft()
+            sent_us, seq, end_seq = again.popleft()
             seq = max(seq, self.una_seq)
             index = self._index(seq) if seq < end_seq else len(queue)
             while index < len(queue) and (flight := queue[index]).seq < end_seq:
                 if flight.fate is Fate.IN_FLIGHT and flight.sends > 1 and flight.sent_us == sent_us:
                     if flight.seq > said_seq:
-                        beyond.append((flight.seq, end_seq, sent_us))
+                        beyond.append((sent_us, flight.seq, end_seq))
                         break
                     at = now + 1 if len(lost) >= 2 * MAX_LOST_FLIGHTS else self._overdue_at(flight, said_seq, lost_at)
                     if at is None or at > now:
-                        again.appendleft((flight.seq, end_seq, sent_us))
+                        again.appendleft((sent_us, flight.seq, end_seq))
                         again.extendleft(reversed(beyond))
                         return at
                     if flight.end_seq - 1 > said_seq:
@@ -451,20 +487,29 @@ class Flights:
         above = 0 if flight.sends > 1 else (self.sacked_mask >> (flight.end_seq - self.una_seq)).bit_count()
         return lost_at(flight, last_seq, above)
 
-    def forget_sacks(self) -> None:
-        """The peer has dropped what it had sacked: all of it is in flight again. RFC 2018 §8."""
-        for flight in self.queue:
-            if flight.fate is Fate.SACKED:
-                flight.fate = Fate.IN_FLIGHT
-                if flight.sends > 1:
-                    self._again.append((flight.seq, flight.end_seq, flight.sent_us))
-        self._again = deque(sorted(self._again, key=lambda entry: (entry[2], entry[0])))
-        self._judged_seq = self.una_seq
-        self.in_flight_bytes += self.sacked_bytes
-        self.sacked_mask = 0
-        self.sacked_bytes = 0
-        self.sacked_packets = 0
+    def forget_sacks(self) -> bool:
+        """The peer has dropped what it had sacked: all of it is in flight again. RFC 2018 §8. False: not all yet, call
+        again.
+        """
+        una_seq, mask = self.una_seq, self.sacked_mask
+        if mask:
+            index = self._index(una_seq + (mask & -mask).bit_length() - 1)
+            for flight in self.queue[index : index + _MAX_FORGOTTEN_FLIGHTS]:
+                if flight.fate is Fate.SACKED:
+                    flight.fate = Fate.IN_FLIGHT
+                    self.sacked_bytes -= flight.total_bytes
+                    self.sacked_packets -= flight.count
+                    self.in_flight_bytes += flight.total_bytes
+                    if flight.sends > 1:
+                        self._again.append((flight.sent_us, flight.seq, flight.end_seq))
+                looked_at = flight.end_seq - una_seq
+            self.sacked_mask = mask >> looked_at << looked_at
+        self._judged_seq = una_seq
+        if self.sacked_mask:
+            return False
+        self._again = deque(sorted(self._again))
         self.highest_sacked_seq = -1
+        return True
 
     def first_lost(self) -> Flight | None:
         """The flight to send again first, or None."""
@@ -493,7 +538,7 @@ class Flights:
         flight.sends += 1
         flight.sent_before_bytes = self.sent_bytes
         self.sent_bytes += flight.total_bytes
-        self._again.append((flight.seq, flight.end_seq, now))
+        self._again.append((now, flight.seq, flight.end_seq))
         return flight
 
     def last_in_flight(self) -> Flight | None:
@@ -527,7 +572,7 @@ class Flights:
             else:
                 assert any(
                     first <= flight.seq and flight.end_seq <= end and sent_us == flight.sent_us
-                    for first, end, sent_us in self._again
+                    for sent_us, first, end in self._again
                 )
         assert seq == self.next_seq
         assert self._starts == [flight.seq for flight in self.queue]

@@ -33,6 +33,32 @@ MAX_PERSIST_US: Final = 15_000_000  # PROTOCOL.md §7: libutp probes a closed wi
 _BLACK_HOLE_TIMEOUTS: Final = 2
 
 
+class _Unfinished:
+    """An ack of more flights than are taken off at once (Flights.acknowledge): nothing is judged before all are."""
+
+    __slots__ = (
+        "ack_next_seq",
+        "acknowledged",
+        "delay_us",
+        "echo_us",
+        "in_flight_bytes",
+        "repaired_span",
+        "sacked_bits",
+    )
+
+    def __init__(self, acknowledged: Acknowledged, in_flight_bytes: int, repaired_span: int) -> None:
+        self.acknowledged = acknowledged
+        self.in_flight_bytes = in_flight_bytes
+        self.repaired_span = repaired_span
+        self.ack_next_seq = -1
+
+    def on_ack(self, ack_next_seq: int, sacked_bits: int, delay_us: int, echo_us: int) -> None:
+        """This ack, or a later one that takes its place."""
+        if ack_next_seq >= self.ack_next_seq:
+            self.ack_next_seq, self.sacked_bits = ack_next_seq, sacked_bits
+            self.delay_us, self.echo_us = delay_us, echo_us
+
+
 class Outstanding:
     """What has left and is not acked. All times µs."""
 
@@ -45,6 +71,8 @@ class Outstanding:
         "_last_progress_at",
         "_last_sent_us",
         "_limited_at",
+        "_lost_through_us",
+        "_is_forgetting",
         "_paced_until",
         "_persist_due",
         "_recovery_seq",
@@ -54,6 +82,7 @@ class Outstanding:
         "_silent_timeouts",
         "_tail_probe_due",
         "_tail_probed",
+        "_unfinished",
         "buffer",
         "controller",
         "flights",
@@ -98,8 +127,16 @@ class Outstanding:
         self._reorder_at = NEVER
         self._tail_probe_due = False
         self._tail_probed = False
+        self._lost_through_us = -1  # a timeout said that all that left by then is lost, and not all is marked yet
+        self._is_forgetting = False  # likewise: what was sacked is not
+        self._unfinished: _Unfinished | None = None
         self.lost_packets = 0
         self.timeouts = 0
+
+    @property
+    def has_unfinished_ack(self) -> bool:
+        """An ack of very many packets is being worked through; on_timeout() is due, and nothing may leave before."""
+        return self._unfinished is not None
 
     def on_proven_late(self) -> None:
         """Until now packets might go unheard and unrepeated: no busy path did that, nor does it say how long it is."""
@@ -153,6 +190,9 @@ class Outstanding:
                 self.recovery.on_window_open()
             if self._closed_since != NEVER and not self._is_window_closed:
                 self._closed_since = NEVER
+        if self._unfinished is not None:
+            self._unfinished.on_ack(ack_next_seq, sacked_bits, delay_us, echo_us)
+            return self._finish_ack(self._unfinished, now=now)
         repaired_span = 0
         if ack_next_seq > flights.una_seq:
             if flights.sacked_packets and flights.queue[0].sends > 1:
@@ -160,6 +200,10 @@ class Outstanding:
             flights.acknowledge(ack_next_seq, acknowledged)
             self._duplicate_acks = 0
             self._release()
+            if flights.una_seq < ack_next_seq:
+                self._unfinished = _Unfinished(acknowledged, in_flight_bytes, repaired_span)
+                self._unfinished.on_ack(ack_next_seq, sacked_bits, delay_us, echo_us)
+                return True
         if sacked_bits:
             flights.sack(ack_next_seq + 1, sacked_bits, acknowledged)
         elif sack and self._is_hole_wider(len(sack), ack_next_seq, now=now):
@@ -173,6 +217,23 @@ class Outstanding:
             if self._duplicate_acks == DUPLICATE_THRESHOLD:
                 self._on_lost(flights.lose_first(), now=now)
         return acknowledged.packets > 0
+
+    def _finish_ack(self, unfinished: _Unfinished, *, now: int) -> bool:
+        """Take off the next flights of an ack of many; with the last it is judged, as if it had come just now."""
+        flights, acknowledged = self.flights, unfinished.acknowledged
+        flights.acknowledge(unfinished.ack_next_seq, acknowledged)
+        self._release()
+        if flights.una_seq < unfinished.ack_next_seq:
+            return True
+        self._unfinished = None
+        if unfinished.sacked_bits:
+            flights.sack(unfinished.ack_next_seq + 1, unfinished.sacked_bits, acknowledged)
+        if acknowledged.packets:
+            span, before_bytes = unfinished.repaired_span, unfinished.in_flight_bytes
+            lost = self._on_news(acknowledged, before_bytes, unfinished.delay_us, unfinished.echo_us, now=now)
+            if span and lost and not flights.sacked_packets:
+                self.peer.on_hole_repaired(span, lost)
+        return True
 
     def _is_hole_wider(self, sack_bytes: int, ack_next_seq: int, *, now: int) -> bool:
         """Whether this is a selective ack without any bit of a peer that holds a packet, or it would not send one, but
@@ -211,7 +272,11 @@ class Outstanding:
         flights = self.flights
         lost = 0
         self._reorder_at = NEVER
-        if flights.sacked_packets or (flights.queue and flights.queue[0].sent_us < recovery.rack_sent_us):
+        if (
+            flights.sacked_packets
+            or (flights.queue and flights.queue[0].sent_us < recovery.rack_sent_us)
+            or self._lost_through_us >= 0
+        ):
             lost = self._detect_losses(now=now)
         if delay_us:
             self.peer.tells_delay = True
@@ -248,10 +313,27 @@ class Outstanding:
         and some peers send none: what lies further may have arrived, unsaid.
         """
         flights = self.flights
+        lost = 0
+        if self._lost_through_us >= 0:
+            lost = self._lose_timed_out(now=now)
+            if self._lost_through_us >= 0:
+                return lost
         said_seq = max(flights.highest_sacked_seq, flights.una_seq + self.peer.sack_packets)
         if self._is_all_said:
             said_seq = flights.next_seq - 1
-        return self._lose_overdue(self.recovery.lost_at, said_seq, now)
+        return lost + self._lose_overdue(self.recovery.lost_at, said_seq, now)
+
+    def _lose_timed_out(self, *, now: int) -> int:
+        """Mark lost what a timeout has said to be, or the next of it."""
+        through_us = self._lost_through_us
+
+        def lost_at(flight: Flight, last_seq: int, above: int) -> int | None:
+            return 0 if flight.sent_us <= through_us else None
+
+        lost = self._lose_overdue(lost_at, self.flights.next_seq - 1, now)
+        if self._reorder_at == NEVER:
+            self._lost_through_us = -1
+        return lost
 
     def _lose_overdue(self, lost_at: LostAt, said_seq: int, now: int) -> int:
         lost, next_at = self.flights.lose_overdue(lost_at, said_seq, now=now)
@@ -293,6 +375,8 @@ class Outstanding:
     def deadline(self) -> int:
         """When on_timeout() wants to be called, or NEVER."""
         at = self._paced_until
+        if self._unfinished is not None:
+            return self._last_progress_at  # at once
         if self.flights.queue:
             other_at = self._rto_from_us + self._rto_us()
             if other_at < at:
@@ -314,6 +398,9 @@ class Outstanding:
     def on_timeout(self, *, now: int) -> bool:
         """Time passed; whatever is due by now happens. False: the peer is given up (ETIMEDOUT)."""
         flights = self.flights
+        if self._unfinished is not None:
+            self._finish_ack(self._unfinished, now=now)
+            return True
         if self.user_timeout_us and now >= self._closed_since + self.user_timeout_us:
             return False  # as Linux since 5.11, tcp_probe_timer(): though the peer answers each probe
         if not flights.packets:
@@ -337,11 +424,15 @@ class Outstanding:
     def _on_retransmission_timeout(self, *, now: int) -> bool:
         flights = self.flights
         recovery = self.recovery
+        if self._is_forgetting or flights.queue[0].fate is Fate.SACKED:
+            # The first packet not acked cannot have arrived, whatever was said.
+            self._is_forgetting = not flights.forget_sacks()
+            if self._is_forgetting:
+                return True
         self._rto_from_us = now
-        if flights.queue[0].fate is Fate.SACKED:
-            flights.forget_sacks()  # the first packet not acked cannot have arrived, whatever was said
-        if all(flight.probe_bytes or flight.fate is not Fate.IN_FLIGHT for flight in flights.queue):
-            self._lose(lambda flight: 0, now)  # PROTOCOL.md §9: a lone MTU probe's timeout is not a loss
+        lost = flights.lose_lone_probe()
+        if lost is not None:
+            self._on_lost(lost, now=now)  # PROTOCOL.md §9: a lone MTU probe's timeout is not a loss
             return True
         self.timeouts += 1
         self._silent_timeouts += 1
@@ -360,9 +451,9 @@ class Outstanding:
             self._drops_fragments = True  # perhaps
             self.controller.on_segment_size(self.mtu.size - HEADER_BYTES)
         # RFC 8985 §6.3: what left a moment ago may still arrive.
-        patience_us = recovery.srtt_us + recovery.reorder_window_us
-        first_seq = flights.una_seq
-        self._lose(lambda flight: 0 if flight.seq == first_seq else flight.sent_us + patience_us, now)
+        self._on_lost(flights.lose_oldest(), now=now)
+        self._lost_through_us = now - recovery.srtt_us - recovery.reorder_window_us
+        self._lose_timed_out(now=now)
         self._resend_at_once = True
         return True
 

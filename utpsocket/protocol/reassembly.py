@@ -19,6 +19,7 @@ _OVERDRAFT_BYTES: Final = 4_096  # an in-order packet that overlaps the window's
 _SMALL_PIECE_BYTES: Final = (
     16_384  # kept pieces are joined up to this, or tiny packets would cost far more than they hold
 )
+_TINY_BYTES: Final = 256  # payloads that are smaller in the mean are joined: each by itself costs more than to copy it
 
 
 class Offer(Enum):
@@ -126,10 +127,17 @@ class Reassembly:
         """After next_seq moved by one: bit 0 is now the next packet itself."""
         mask, held = self._mask, self._held
         count = (~mask & (mask + 1)).bit_length() - 1  # ones at its end
-        for _ in range(count):
-            payload = held.pop(self.next_seq)
-            self.held_bytes -= len(payload)
-            self._accept(memoryview(payload))
+        if count:
+            payloads = list(map(held.pop, range(self.next_seq, self.next_seq + count)))
+            total_bytes = sum(map(len, payloads))
+            self.next_seq += count
+            if self.fin_seq is not None and self.next_seq > self.fin_seq:
+                self.is_finished = True
+            self.held_bytes -= total_bytes
+            self.ready_bytes += total_bytes
+            if total_bytes < count * _TINY_BYTES:
+                payloads = [b"".join(payloads)]
+            self._ready += [memoryview(payload) for payload in payloads if payload]
         self._mask = mask >> (count + 1)
 
     def ready(self) -> list[memoryview]:

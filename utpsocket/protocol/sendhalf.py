@@ -118,6 +118,8 @@ class SendHalf(Outstanding):
         """The next packets to put on the wire, already booked as sent, or None when nothing may leave now."""
         self._paced_until = NEVER
         flights = self.flights
+        if self._unfinished is not None:
+            return None  # what seems to be missing may be acked
         if flights.lost_packets:
             return self._resend(now=now, max_segments=max_segments)
         if self._tail_probe_due:
@@ -348,7 +350,9 @@ class SendHalf(Outstanding):
         self.buffer.clear()
         self.sent_offset = self.buffer.end_offset
         self._paced_until = self._reorder_at = self._closed_since = NEVER
-        self._is_persisting = False
+        self._is_persisting = self._is_forgetting = False
+        self._unfinished = None
+        self._lost_through_us = -1
         self.in_pieces = None
 
     def _check(self) -> None:
