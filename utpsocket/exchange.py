@@ -121,4 +121,4 @@ def become_tcp(sock: Any, identity: Identity) -> None:
     os.set_blocking(fd, is_blocking)
     loop = running_engine()
     if identity.endpoint and loop is not None and loop.caller_pid == os.getpid():
-        loop.call(verbs.release, identity.endpoint, identity.inode)
+        loop.perform(verbs.release, identity.endpoint, identity.inode)

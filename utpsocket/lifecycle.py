@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-from utpsocket import options, pairing, registry
+from utpsocket import options, pairing, registry, replacement
 from utpsocket.engine import engine, names, running_engine, serving_pid, verbs
 from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity, Role
@@ -26,6 +26,7 @@ _POLLIN: Final = 0x001
 _POLLOUT: Final = 0x004
 _POLLRDHUP: Final = 0x2000
 _POLLERR_OR_HUP: Final = 0x018
+_BIND_TRIES: Final = 100  # of an address that a port of ours, which the engine is about to close, still has
 _BY: Final = verbs.CLAIM[0]
 UNBOUND: Final[dict[int, Address]] = {stdlib.AF_INET: ("0.0.0.0", 0), stdlib.AF_INET6: ("::", 0, 0, 0)}
 IN_PROGRESS: Final = (errno.EINPROGRESS, errno.EALREADY)
@@ -59,7 +60,7 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
         identity.endpoint = 0
         identity.local = identity.bound = None
         if loop.is_alive:
-            loop.call(verbs.unhold, identity.inode)
+            loop.perform(verbs.unhold, identity.inode)
         raise
 
 
@@ -67,7 +68,7 @@ def _take_port(loop: Loop | RemoteLoop, identity: Identity, address: Any) -> tup
     """The key of the engine's endpoint at this address, and the address as the kernel gives it."""
     reuse = any(identity.options.get((stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR), b""))
     shares = identity.settings.shares_port
-    for _ in range(3):
+    for _ in range(_BIND_TRIES):
         udp = raise_fd(options.udp_socket(identity))
         try:
             udp.bind(address)
@@ -77,10 +78,10 @@ def _take_port(loop: Loop | RemoteLoop, identity: Identity, address: Any) -> tup
             if not isinstance(error, OSError) or error.errno != errno.EADDRINUSE:
                 raise
         else:
-            return loop.call(verbs.adopt_port, udp, identity, reuse=reuse, shares=shares), local
+            return loop.perform(verbs.adopt_port, udp, identity, reuse=reuse, shares=shares), local
         local = _resolved(identity, address)
         try:
-            return loop.call(verbs.share_port, local, identity, reuse=reuse, shares=shares), local
+            return loop.perform(verbs.share_port, local, identity, reuse=reuse, shares=shares), local
         except BlockingIOError:
             continue
     raise fail(errno.EADDRINUSE)
@@ -194,7 +195,7 @@ def listen(sock: Any, identity: Identity, backlog: int) -> None:
         name = names.encode_listener(identity.cookie, identity.local, identity.owner_pid)
         Socket.bind(sock, name)
         Socket.listen(sock, backlog)
-        loop.call(verbs.listen, identity.endpoint, identity, name, max(1, backlog), identity.twin)
+        loop.perform(verbs.listen, identity.endpoint, identity, name, max(1, backlog), identity.twin)
         identity.twin = None
         identity.role = Role.LISTENING
         identity.claim = None
@@ -257,7 +258,7 @@ def _hold_again(sock: Any, identity: Identity, inode: int) -> None:
     """The port of a bound socket goes on being its own: a connection that ended may have given it up."""
     loop = engine()
     loop.holders_watch.watch(sock.fileno())
-    if loop.pid != identity.owner_pid or not loop.call(verbs.hold_again, identity.endpoint, inode, identity):
+    if loop.pid != identity.owner_pid or not loop.perform(verbs.hold_again, identity.endpoint, inode, identity):
         bound, identity.endpoint = identity.bound, 0
         identity.claim = None
         bind(sock, identity, bound)
@@ -299,10 +300,12 @@ def _is_hung_up(sock: Any) -> bool:
     return bool(poller.poll(0))
 
 
-def catch_up(identity: Identity) -> None:
-    """Have the engine take in what has arrived: a peer's reset just before must be known to who asks now."""
+def catch_up(sock: Any, identity: Identity) -> None:
+    """Have the engine take in what has arrived: a peer's reset just before must be known to who asks now. A socket that
+    does not block is told what is known already, since nothing else can be had without waiting for the engine.
+    """
     loop = _own_engine(identity)
-    if loop is not None:
+    if loop is not None and sock.gettimeout() != 0:
         loop.call(verbs.catch_up, identity.cookie)
 
 
@@ -348,10 +351,45 @@ def _wait_readable(sock: Any, seconds: float) -> int:
     return int(found[0][1]) if found else 0
 
 
-def give_up_connecting(identity: Identity) -> bool:
+def stop_listening(sock: Any, identity: Identity) -> None:
+    """The listening fd was shut down: whoever comes is refused, and who has not been accepted is reset."""
+    loop = running_engine()
+    if loop is None or loop.pid != identity.owner_pid:
+        return
+    if sock.gettimeout() != 0:
+        loop.call(verbs.stop_listening, identity.endpoint, identity.inode)
+    elif isinstance(loop, Loop):
+        loop.perform(verbs.stop_listening, identity.endpoint, identity.inode)
+    else:
+        loop.post(verbs.stop_listening, identity.endpoint, identity.inode)
+    become_fresh(sock, identity)
+
+
+def give_up_connecting(sock: Any, identity: Identity) -> bool:
     """End the connection attempt, as shutdown() of whatever half does to TCP's. False: it has ended by itself."""
     loop = _own_engine(identity)
+    if isinstance(loop, Loop) and sock.gettimeout() == 0:
+        _give_up_at_once(sock, identity, loop)
+        return True
     return loop is not None and bool(loop.call(verbs.give_up, identity.cookie))
+
+
+def _give_up_at_once(sock: Any, identity: Identity, loop: Loop) -> None:
+    """As the engine would end it, by who cannot wait for the engine: the user's fd becomes one that was reset."""
+    loop.post(verbs.give_up_at_last, identity.cookie)
+    identity.is_gated = False
+    identity.is_over = identity.is_reset = True
+    identity.error = errno.ECONNRESET
+    identity.role = Role.FAILED
+    try:
+        fresh, end = _socket.socketpair(stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0)
+    except OSError:
+        return  # no fd left: then when the engine comes to it
+    fresh.send(b"!")
+    end.close()  # over an unread byte: ECONNRESET. unix(7)
+    registry.forget(identity)
+    replacement.put(fresh, sock)
+    registry.register(sock, identity)
 
 
 def apply_options(identity: Identity, *, at_once: bool, to_living: bool) -> None:
@@ -388,10 +426,13 @@ def block(lock: Any, seconds: float) -> None:
     lock.acquire(True, seconds)
 
 
-def after_close(identity: Identity, acquire: Callable[[Any, float], object] | None = block) -> None:
+def after_close(
+    identity: Identity, acquire: Callable[[Any, float], object] | None = block, *, is_blocking: bool = True
+) -> None:
     """The engine hears of a close that the kernel cannot tell it: of a bound or listening socket, or with linger.
 
-    acquire    waits for a lock, for at most so many seconds (SO_LINGER's); None: wait for nothing
+    acquire        waits for a lock, for at most so many seconds (SO_LINGER's); None: wait for nothing
+    is_blocking    the socket may wait for the engine: SO_LINGER holds for any
     """
     if identity.twin is not None:
         identity.twin.close()
@@ -402,12 +443,20 @@ def after_close(identity: Identity, acquire: Callable[[Any, float], object] | No
     if identity.role in (Role.FRESH, Role.LISTENING):
         if identity.endpoint:
             # The port must be free when close() returns: the next bind may want it.
-            (loop.call if acquire else loop.post)(verbs.release, identity.endpoint, identity.inode)
+            # Where connections that nobody has accepted must be reset first, that is the engine's.
+            if isinstance(loop, RemoteLoop) and not (acquire and is_blocking):
+                loop.post(verbs.release, identity.endpoint, identity.inode)
+                return
+            is_closed = loop.perform(verbs.release, identity.endpoint, identity.inode)
+            if is_closed and acquire and is_blocking and isinstance(loop, Loop):
+                endpoint = loop.endpoints.get(identity.endpoint)
+                if endpoint is not None and not endpoint.is_hushed and not endpoint.holders:
+                    loop.call(verbs.settled)
         return
     seconds = identity.settings.linger_seconds
     if seconds is None:
         return
-    if acquire is None:
+    if acquire is None or (not seconds and not is_blocking):
         if not seconds:
             loop.post(verbs.look, identity.cookie)
         return

@@ -16,7 +16,7 @@ import sys
 from typing import Any, Final
 
 from utpsocket import exchange, lifecycle, options, registry, stats, wording
-from utpsocket.engine import highfd, running_engine, verbs
+from utpsocket.engine import highfd
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, StdlibSocket, duplicated, poll
 from utpsocket.engine.originals import socket as stdlib
@@ -98,7 +98,7 @@ class socket(StdlibSocket):
         if identity.role is Role.CONNECTING:
             lifecycle.notice(self, identity)
         elif identity.role is Role.CONNECTED and not identity.is_over:
-            lifecycle.catch_up(identity)
+            lifecycle.catch_up(self, identity)
         if identity.role is not Role.CONNECTED or identity.is_over:
             raise lifecycle.fail(errno.ENOTCONN)
         return identity.peer
@@ -115,7 +115,7 @@ class socket(StdlibSocket):
             error = lifecycle.take_error(self, identity)
             return error.to_bytes(4, sys.byteorder)[: buflen[0]] if buflen and buflen[0] else error
         if (level, optname) == (options.SOL_UTP, options.UTP_INFO):
-            return stats.connection_stats(identity.cookie)
+            return stats.connection_stats(identity.cookie, waits=self.gettimeout() != 0)
         return options.get_option(self, identity, level, optname, *buflen)
 
     def setsockopt(self, level: int, optname: int, value: Any, /, *optlen: Any) -> None:
@@ -128,7 +128,11 @@ class socket(StdlibSocket):
         must_hear = options.set_option(self, identity, level, optname, value, *optlen)
         if identity.cookie:
             # A smaller buffer holds for the next send already; the rest may take its time.
-            at_once = level == stdlib.SOL_SOCKET and optname in (stdlib.SO_SNDBUF, stdlib.SO_RCVBUF)
+            at_once = (
+                self.gettimeout() != 0
+                and level == stdlib.SOL_SOCKET
+                and optname in (stdlib.SO_SNDBUF, stdlib.SO_RCVBUF)
+            )
             lifecycle.apply_options(identity, at_once=at_once, to_living=must_hear or identity.transport == "tcp")
 
     # ── lifecycle ──
@@ -277,17 +281,14 @@ class socket(StdlibSocket):
         lifecycle.check_open(self)
         if identity.role is Role.FRESH or identity.role is Role.FAILED or identity.is_over:
             raise lifecycle.fail(errno.ENOTCONN)
-        if identity.role is Role.CONNECTING and lifecycle.give_up_connecting(identity):
+        if identity.role is Role.CONNECTING and lifecycle.give_up_connecting(self, identity):
             identity.is_told = True  # the kernel calls it unconnected: the next connect() is a new one
             return
         Socket.shutdown(self, how)
         if identity.role is Role.CONNECTED:
             identity.is_told = True  # shutdown() has looked whether the connection stands: connect() says EISCONN
         if identity.role is Role.LISTENING and how != stdlib.SHUT_WR:
-            loop = running_engine()
-            if loop is not None and loop.pid == identity.owner_pid:
-                loop.call(verbs.stop_listening, identity.endpoint, identity.inode)
-                lifecycle.become_fresh(self, identity)
+            lifecycle.stop_listening(self, identity)
 
     def _acquire(self, lock: Any, seconds: float) -> None:
         """Block until the lock is released or `seconds` pass. Green threads wait in their own way here too."""
@@ -300,7 +301,7 @@ class socket(StdlibSocket):
             return
         try:
             Socket.close(self)
-            lifecycle.after_close(identity, self._acquire)
+            lifecycle.after_close(identity, self._acquire, is_blocking=self.gettimeout() != 0)
         except BaseException:
             lifecycle.after_close(identity, None)  # interrupted; said twice it does no harm
             raise

@@ -10,10 +10,13 @@ import errno
 from dataclasses import dataclass
 
 from utpsocket.engine import running_engine, verbs
+from utpsocket.engine.loop import Loop
 from utpsocket.engine.originals import os
 from utpsocket.protocol import ConnectionStats
 
 __all__ = ["ConnectionStats", "EngineStats", "PortStats", "engine_stats"]
+
+_TRIES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +69,18 @@ def engine_stats() -> EngineStats:
     return EngineStats(**figures)
 
 
-def connection_stats(cookie: int) -> ConnectionStats:
-    """The figures of the connection with this cookie. Raises ENOTCONN when this process's engine has none such."""
+def connection_stats(cookie: int, *, waits: bool = True) -> ConnectionStats:
+    """The figures of the connection with this cookie. Raises ENOTCONN when this process's engine has none such.
+
+    waits    for the engine's thread, so that the figures belong together; else each is as it happens to be now
+    """
     loop = running_engine()
     if loop is None or not loop.is_alive:
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+    if not waits and isinstance(loop, Loop):
+        for _ in range(_TRIES):
+            try:
+                return ConnectionStats(*verbs.connection_figures(loop, cookie))
+            except RuntimeError:
+                continue  # the engine's thread has changed what was being looked through
     return ConnectionStats(*loop.call(verbs.connection_figures, cookie))

@@ -40,6 +40,8 @@ from utpsocket.protocol.receivehalf import MODEST_WINDOW_BYTES, NEVER
 if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
 
+CLOSER: Final = "by"
+BY_ENGINE: Final = object()
 _AF_INET6: Final = 10
 _DEFAULT_BUFFER_BYTES: Final = 4 << 20
 _LEAST_BUFFER_BYTES: Final = 4_096
@@ -72,12 +74,14 @@ class Endpoint:
         "_lone_turns",
         "_remains",
         "bridges",
+        "closer",
         "flood",
         "dropped_datagrams",
         "faults",
         "holders",
         "is_closed",
         "is_for_sharing",
+        "is_hushed",
         "is_private",
         "is_readable",
         "key",
@@ -96,6 +100,8 @@ class Endpoint:
         self.port = port
         self.is_private = is_private  # of one connected socket that never called bind()
         self.is_closed = False
+        self.is_hushed = False  # a caller has freed its address already; there is an idle socket under its fd number
+        self.closer: dict[str, object] = {}  # who closes the port, under CLOSER; claim_closing() decides
         self.is_readable = True
         self.bridges: dict[tuple[object, int], Bridge] = {}
         self.listener: Listener | None = None
@@ -118,6 +124,17 @@ class Endpoint:
     def is_unused(self) -> bool:
         """Nobody needs the port any more."""
         return not self.bridges and not self.holders and self.listener is None
+
+    def claim_closing(self, claim: object) -> bool:
+        """Take the right to close the port, which one claim at a time has; False where another has it, or there are
+        holders. Any thread. Whoever adds a holder looks at `closer` afterwards, as this looks at the holders.
+        """
+        if self.closer.setdefault(CLOSER, claim) is not claim:
+            return False
+        if self.holders:
+            self.closer.clear()
+            return False
+        return True
 
     # ── connections ──
 
@@ -330,17 +347,18 @@ class Endpoint:
             if bridge is not None:
                 self.flood.noise += 1
             if bridge is None or bridge.connection.is_initiator:
-                if self.listener is None and self._handle_crossing(run.addr, packet, now=now):
+                listener = self.listener
+                if listener is None and self._handle_crossing(run.addr, packet, now=now):
                     return
-                if self.listener is None:
+                if listener is None or listener.is_withdrawn:
                     # The one RESET in answer to a SYN, as small as the SYN: a port that is ours but listens no more
                     # must refuse as TCP's does, where a closed one would by ICMP (SOCKETS.md §3).
                     self._reset_stray(packet, run, now=now)
                     return
-                if self.listener.is_full or (addr, connection_id + 1 & 0xFFFF) in self.bridges:
-                    self.listener.refused += 1
+                if listener.is_full or (addr, connection_id + 1 & 0xFFFF) in self.bridges:
+                    listener.refused += 1
                     self.flood.noise += 1
-                elif self._is_cached(run, connection_id) or self.listener.is_crowded(now=now):
+                elif self._is_cached(run, connection_id) or listener.is_crowded(now=now):
                     self._answer_unkept(run, now=now)
                     return
                 else:
@@ -516,8 +534,11 @@ class Endpoint:
         port ends with its connections.
         """
         self.faults += 1
-        if self.faults <= _FAULTS_BORNE:
-            return
+        if self.faults > _FAULTS_BORNE:
+            self.end(error)
+
+    def end(self, error: BaseException) -> None:
+        """The port ends, and its connections with it."""
         if self.listener is not None:
             self.listener.give_up()
         for bridge in list(self.bridges.values()):

@@ -114,6 +114,7 @@ def prepare() -> None:
             high = _duplicate(model.fileno(), _floor(model.fileno()))
         except OSError:
             return
+        high.setblocking(False)  # whoever finds it in the place of something else must not wait
         _model_file = found.st_dev, found.st_ino
         _model = high
         _keep_more(high, model.fileno())
@@ -202,6 +203,20 @@ def raise_fd(sock: Any) -> Any:
     if model is not None and len(_kept) < _KEPT and _is_kept(model):
         _keep_more(model, fd)
     return raised
+
+
+def idle_instead(sock: Any) -> bool:
+    """Close what is under the socket's number, in one step with putting an idle socket there: another thread may be
+    about to use the number. False: there is no idle one.
+    """
+    model = _model
+    if model is None or sock.fileno() < 0 or not _is_kept(model):
+        return False
+    try:
+        os.dup2(model.fileno(), sock.fileno(), inheritable=False)
+    except OSError:
+        return False  # the limit is lower than the number by now
+    return True
 
 
 def _raised(sock: Any) -> HighSocket | None:

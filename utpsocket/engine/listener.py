@@ -66,7 +66,9 @@ class Listener:
         "door",
         "endpoint",
         "identity",
+        "inode",
         "is_closed",
+        "is_withdrawn",
         "name",
         "refused",
     )
@@ -74,9 +76,11 @@ class Listener:
     def __init__(self, endpoint: Endpoint, identity: Identity, name: bytes, backlog: int) -> None:
         self.endpoint = endpoint
         self.identity = identity
+        self.inode = identity.inode  # as it is now: after an attempt that failed the socket has another
         self.name = name
         self.backlog = backlog
         self.is_closed = False
+        self.is_withdrawn = False  # the application listens no more; any thread may say so
         self.door: Door | None = None  # a listener of both: its TCP half
         self.refused = 0
         self._expected: dict[Bridge, None] = {}  # whose initiators prove themselves, in order of arrival
@@ -94,7 +98,7 @@ class Listener:
     @property
     def is_full(self) -> bool:
         """Nobody may come in: as many wait for accept() as may."""
-        return self.is_closed or len(self._ready) + len(self._prepared) > self.backlog
+        return self.is_closed or self.is_withdrawn or len(self._ready) + len(self._prepared) > self.backlog
 
     def is_crowded(self, syns: int = 1, *, now: int) -> bool:
         """Whether so many SYNs must go to the cache instead of becoming connections at once."""
@@ -272,7 +276,8 @@ class Listener:
         loop.forget_listener(self)
         if self.endpoint.listener is self:
             self.endpoint.listener = None
-        farewell.shut_down_as_user(self.identity)
+        if self.identity.inode == self.inode:
+            farewell.shut_down_as_user(self.identity)
 
     def close_fds(self) -> None:
         """The engine ends, or was never this process's: close what the listener holds and tell nobody."""

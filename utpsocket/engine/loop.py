@@ -15,19 +15,19 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
-from itertools import islice
+from itertools import count, islice
 from typing import Any, Final
 
 from utpsocket.engine import collector, courtesy, environment, outcomes, reports, verbs
 from utpsocket.engine.answer import Answer, Command, Inbox
 from utpsocket.engine.arena import Arena
 from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Bridge
-from utpsocket.engine.endpoint import Endpoint
+from utpsocket.engine.endpoint import BY_ENGINE, Endpoint
 from utpsocket.engine.fallback import Attempt, Silences
 from utpsocket.engine.faults import Containment, carefully
 from utpsocket.engine.forklock import ForkLock
 from utpsocket.engine.gates import Gates
-from utpsocket.engine.highfd import raise_fd
+from utpsocket.engine.highfd import idle_instead, raise_fd
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.lanes import Lanes
 from utpsocket.engine.listener import Listener
@@ -80,7 +80,8 @@ class Loop:
         self.now = time.monotonic_ns() // 1_000
         outcomes.begin(self.pid)
         self.fd_lock = ForkLock()
-        self._next_key = _system_random.getrandbits(48) + 1  # no key of an engine before this one means a port of ours
+        # No key of an engine before this one means a port of ours.
+        self._keys = count(_system_random.getrandbits(48) + 1)
         self.holders_watch = HoldersWatch()
         self.rechecks = Rechecks()
         self._hold = collector.Hold()
@@ -159,6 +160,17 @@ class Loop:
         answer = Answer()
         self._inbox.put(Command(self, verb, arguments, named, answer))
         return answer.wait()
+
+    def perform(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Carry out a verb of ports on the thread that calls, which then waits for nobody. Any thread."""
+        return verb(self, *arguments, **named)
+
+    def soon(self, verb: Callable[..., object], *arguments: Any) -> None:
+        """As post(); the engine's own thread does it at once. Any thread."""
+        if get_ident() == self._thread_id:
+            verb(self, *arguments)
+        else:
+            self.post(verb, *arguments)
 
     # ── the thread ──
 
@@ -336,7 +348,7 @@ class Loop:
     def _read_ports(self, now: int) -> None:
         endpoints, self._readable_endpoints = self._readable_endpoints, {}
         for endpoint in endpoints:
-            if endpoint.is_closed:
+            if endpoint.is_closed or endpoint.is_hushed:
                 continue
             self.owner = endpoint
             endpoint.is_readable = True
@@ -556,20 +568,46 @@ class Loop:
 
     def open_endpoint(self, sock: Any, *, is_private: bool) -> Endpoint:
         """A UDP socket, bound or connected, becomes a port of ours."""
+        endpoint = self.new_endpoint(sock, is_private=is_private)
+        self.publish(endpoint)
+        self.attend(endpoint)
+        return endpoint
+
+    def new_endpoint(self, sock: Any, *, is_private: bool) -> Endpoint:
+        """The port of a UDP socket: publish() it, then attend(). Any thread."""
         raised = raise_fd(sock)
         try:
             port = Port(raised, offload=self.offload, buffer_bytes=self.udp_buffer_bytes)
-            endpoint = Endpoint(self, self._next_key, port, is_private=is_private)
+            endpoint = Endpoint(self, next(self._keys), port, is_private=is_private)
         except BaseException:
             raised.close()
             raise
-        self._next_key += 1
-        self.endpoints[endpoint.key] = endpoint
-        if not is_private:
-            self.bound.setdefault(port.local[1], {})[endpoint] = None
-        self.watch(port.fd, _PORT_EVENTS, endpoint)
-        self._readable_endpoints[endpoint] = None
         return endpoint
+
+    def publish(self, endpoint: Endpoint) -> None:
+        """Others may find the port by its key and, if a user has bound it, by its number. Any thread."""
+        self.endpoints[endpoint.key] = endpoint
+        number = endpoint.port.local[1]
+        while not endpoint.is_private:
+            at_number = self.bound.setdefault(number, {})
+            at_number[endpoint] = None
+            if self.bound.get(number) is at_number:
+                break  # else it was empty, and another thread has thrown it away
+
+    def attend(self, endpoint: Endpoint) -> None:
+        """Listen to the port."""
+        self.watch(endpoint.port.fd, _PORT_EVENTS, endpoint)
+        self._readable_endpoints[endpoint] = None
+
+    def hush(self, endpoint: Endpoint) -> bool:
+        """Free the address of a port that the caller has claimed and nobody uses: its fd number stays, with an idle
+        socket under it, since the engine's thread may be about to use the number. False: it must do so. Any thread.
+        """
+        if not idle_instead(endpoint.port.sock):
+            return False
+        endpoint.is_hushed = True
+        self._forget_number(endpoint)
+        return True
 
     def close_unused(self) -> None:
         """Close the ports that nobody needs: of commands that failed half way."""
@@ -579,8 +617,11 @@ class Loop:
 
     def close_endpoint(self, endpoint: Endpoint) -> None:
         """Nobody needs the port any more."""
-        if endpoint.is_closed:
-            return
+        if not endpoint.is_closed and endpoint.claim_closing(BY_ENGINE):
+            self.close_claimed(endpoint)
+
+    def close_claimed(self, endpoint: Endpoint) -> None:
+        """As close_endpoint(), where the port is claimed."""
         self._readable_endpoints.pop(endpoint, None)
         self._waiting_ports.pop(endpoint, None)
         self._blocked.pop(endpoint, None)
@@ -588,13 +629,16 @@ class Loop:
         endpoint.port.close()
         if endpoint.peers is not None:
             endpoint.peers.close()
+        self._forget_number(endpoint)
+        self.endpoints.pop(endpoint.key, None)
+        endpoint.is_closed = True  # last: should any of this fail, it is all done again
+
+    def _forget_number(self, endpoint: Endpoint) -> None:
         number = endpoint.port.local[1]
         at_number = self.bound.get(number, {})
         at_number.pop(endpoint, None)
         if not at_number:
             self.bound.pop(number, None)
-        self.endpoints.pop(endpoint.key, None)
-        endpoint.is_closed = True  # last: should any of this fail, it is all done again
 
     # ── endings ──
 

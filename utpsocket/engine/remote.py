@@ -196,6 +196,10 @@ class RemoteLoop:
             raise
         return answer.wait()
 
+    def perform(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """As call(): what a thread of this process could do by itself, the engine's process must do."""
+        return self.call(verb, *arguments, **named)
+
     def learn(self, identity: Identity) -> None:
         """The application has changed what the engine knows of a socket."""
         self._send((0, wire.LEARN, [wire.identity_form(identity)], {}), [])

@@ -1,7 +1,10 @@
 """What the shim may ask of the engine: small messages with addresses and fds, answered by a value or an OSError.
 
-Separate from loop.py because this is the door's vocabulary. Every function here runs on the engine's thread, through
-Loop.call() or Loop.post(); fds passed in are owned by the engine from then on.
+Separate from loop.py because this is the door's vocabulary. The functions here run on the engine's thread, through
+Loop.call() or Loop.post(); fds passed in are owned by the engine from then on. Those of ports that the program's
+sockets are bound to run on the caller's thread instead, through Loop.perform(), so that bind(), listen() and close()
+wait for nobody: what they read and write are single operations of dicts, and what is the engine's alone they leave to
+it by Loop.soon(). No lock: a signal's handler that raises could leave it locked.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from utpsocket.engine import farewell
 from utpsocket.engine.door import Door
-from utpsocket.engine.endpoint import Endpoint, apply_settings
+from utpsocket.engine.endpoint import CLOSER, Endpoint, apply_settings
 from utpsocket.engine.fallback import Attempt
 from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity, Role
@@ -34,13 +37,28 @@ def _error(code: int) -> OSError:
 
 def adopt_port(loop: Loop, udp_sock: Any, identity: Identity, *, reuse: bool, shares: bool) -> int:
     """A user's socket is bound: its UDP socket becomes a port. Returns the endpoint's key."""
-    with loop.fd_lock:
-        endpoint = loop.open_endpoint(udp_sock, is_private=False)
-        if is_shared(endpoint.port.sock):
-            endpoint.peers = PeerPorts(endpoint)
+    endpoint = loop.new_endpoint(udp_sock, is_private=False)
+    if is_shared(endpoint.port.sock):
+        endpoint.peers = PeerPorts(endpoint)
     endpoint.holders[identity.inode] = identity
     endpoint.reuse, endpoint.is_for_sharing = reuse, shares
+    loop.publish(endpoint)
+    loop.soon(attend, endpoint.key)
     return endpoint.key
+
+
+def attend(loop: Loop, key: int) -> None:
+    """The engine listens to a port that a caller has opened."""
+    endpoint = loop.endpoints.get(key)
+    if endpoint is not None and not endpoint.is_hushed:
+        loop.attend(endpoint)
+
+
+def _undo_attend(loop: Loop, code: int, key: int) -> None:
+    """Nothing will ever come from this port: nobody must wait for that."""
+    endpoint = loop.endpoints.get(key)
+    if endpoint is not None:
+        endpoint.end(_error(code))
 
 
 def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, shares: bool) -> int:
@@ -55,25 +73,35 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, s
         for holder in list(endpoint.holders):
             if not loop.holders_watch.is_open(holder):
                 _drop_holder(loop, endpoint, holder)
-        if endpoint.is_closed:
-            raise _error(errno.EAGAIN)  # it was held by nobody: free now
-        is_used = bool(endpoint.holders) or any(bridge.end is not None for bridge in endpoint.bridges.values())
+        if endpoint.closer:
+            raise _error(errno.EAGAIN)  # it was held by nobody: free now, or in a moment
+        is_used = bool(endpoint.holders) or any(bridge.end is not None for bridge in list(endpoint.bridges.values()))
         is_shared = shares and endpoint.is_for_sharing
-        if not is_shared and (endpoint.listener is not None or (is_used and not (reuse and endpoint.reuse))):
+        is_listening = endpoint.listener is not None and not endpoint.listener.is_withdrawn
+        if not is_shared and (is_listening or (is_used and not (reuse and endpoint.reuse))):
             break
-        endpoint.holders[identity.inode] = identity
+        if not _hold(endpoint, identity):
+            raise _error(errno.EAGAIN)
         endpoint.reuse, endpoint.is_for_sharing = reuse, shares
         return endpoint.key
     raise _error(errno.EADDRINUSE)
 
 
+def _hold(endpoint: Endpoint, identity: Identity) -> bool:
+    """False: the port is being closed. Endpoint.claim_closing() looks for holders after it has claimed the port."""
+    endpoint.holders[identity.inode] = identity
+    if endpoint.closer:
+        endpoint.holders.pop(identity.inode, None)
+        return False
+    return True
+
+
 def hold_again(loop: Loop, key: int, inode: int, identity: Identity) -> bool:
     """The fd of a bound socket, until now `inode`, is another one, which does not listen. False: the port is gone."""
     endpoint = loop.endpoints.get(key)
-    if endpoint is None:
+    if endpoint is None or not _hold(endpoint, identity):
         return False
-    endpoint.holders[identity.inode] = identity
-    _close_listener(loop, endpoint, identity.inode)
+    _withdraw(loop, endpoint, inode)
     for holder in list(endpoint.holders):
         if holder != identity.inode and (holder == inode or not loop.holders_watch.is_open(holder)):
             _drop_holder(loop, endpoint, holder)
@@ -97,19 +125,30 @@ def listen(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, 
 
 def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, backlog: int, tcp: Any) -> None:
     listener = endpoint.listener
-    if listener is not None and listener.identity is identity:
-        listener.backlog = backlog
-        return
-    if listener is not None:
-        if loop.holders_watch.is_open(listener.identity.inode):
+    if listener is not None and not listener.is_withdrawn:
+        if listener.inode == identity.inode:
+            listener.backlog = backlog
+            return
+        if loop.holders_watch.is_open(listener.inode):
             raise _error(errno.EADDRINUSE)
-        _drop_holder(loop, endpoint, listener.identity.inode, keep_open=True)
-    listener = Listener(endpoint, identity, name, backlog)
+        endpoint.holders.pop(listener.inode, None)
+        _withdraw(loop, endpoint, listener.inode)
+    listener = endpoint.listener = Listener(endpoint, identity, name, backlog)
     if tcp is not None:
-        with loop.fd_lock:
-            listener.door = Door(loop, listener, tcp)
-            endpoint.listener = listener  # at once: should the rest fail, what closes a listener finds its door
-    endpoint.listener = listener
+        loop.soon(open_door, listener, tcp)
+
+
+def open_door(loop: Loop, listener: Listener, tcp_sock: Any) -> None:
+    """A listener accepts TCP as well."""
+    with loop.fd_lock:
+        listener.door = Door(loop, listener, tcp_sock)
+    if listener.is_closed:
+        listener.door.close()
+
+
+def _undo_open_door(loop: Loop, code: int, listener: Listener, *_: Any) -> None:
+    """Half of what was asked for: it listens no more."""
+    listener.give_up()
 
 
 Claim: TypeAlias = "dict[str, str] | None"
@@ -203,7 +242,7 @@ def _undo_listen(loop: Loop, code: int, key: int, identity: Identity, *_: Any) -
     """It does not listen: it is bound, as before."""
     endpoint = loop.endpoints.get(key)
     if endpoint is not None and identity.role is not Role.LISTENING:
-        _close_listener(loop, endpoint, identity.inode)
+        _withdraw(loop, endpoint, identity.inode)
 
 
 def _undo_half(loop: Loop, code: int, cookie: int, *_: Any) -> None:
@@ -229,11 +268,19 @@ def release(loop: Loop, key: int, inode: int) -> bool:
     endpoint = loop.endpoints.get(key)
     if endpoint is None:
         return True
+    if inode not in endpoint.holders and endpoint.closer:
+        loop.soon(finish_closing, key, endpoint.closer.get(CLOSER))  # it was interrupted
+        return True
     if loop.holders_watch.is_open(inode):
-        loop.rechecks.add(key, inode, now=loop.now)
+        loop.soon(look_again, key, inode)
         return False
     _drop_holder(loop, endpoint, inode)
     return True
+
+
+def look_again(loop: Loop, key: int, inode: int) -> None:
+    """Look now and then whether this socket, closed here, is still open elsewhere."""
+    loop.rechecks.add(key, inode, now=loop.now)
 
 
 def recheck(loop: Loop) -> None:
@@ -247,25 +294,65 @@ def stop_listening(loop: Loop, key: int, inode: int) -> None:
     """The user shut its listening socket down: it keeps the port and refuses."""
     endpoint = loop.endpoints.get(key)
     if endpoint is not None:
-        _close_listener(loop, endpoint, inode)
+        _withdraw(loop, endpoint, inode)
 
 
-def _drop_holder(loop: Loop, endpoint: Endpoint, inode: int, *, keep_open: bool = False) -> None:
-    endpoint.holders.pop(inode, None)
-    _close_listener(loop, endpoint, inode)
-    if endpoint.is_unused and not keep_open:
+def _drop_holder(loop: Loop, endpoint: Endpoint, inode: int) -> None:
+    """This socket needs the port no more. If nobody does, the port is free at once, its fd is closed soon."""
+    claim = object()
+    try:
+        _withdraw(loop, endpoint, inode)
+        endpoint.holders.pop(inode, None)
+        if not endpoint.bridges and endpoint.claim_closing(claim) and (endpoint.bridges or not loop.hush(endpoint)):
+            endpoint.closer.clear()
+    finally:
+        loop.soon(finish_closing, endpoint.key, claim)
+
+
+def finish_closing(loop: Loop, key: int, claim: object) -> None:
+    """Close a port that nobody needs any more. `claim`: of the caller who has freed it."""
+    endpoint = loop.endpoints.get(key)
+    if endpoint is None:
+        return
+    if claim is not None and endpoint.closer.get(CLOSER) is claim:
+        for bridge in list(endpoint.bridges.values()):  # a SYN that came in the very moment
+            bridge.abandon()
+            loop.touch(bridge)
+            loop.settle_now(bridge)
+        loop.close_claimed(endpoint)
+    elif endpoint.is_unused:
         loop.close_endpoint(endpoint)
 
 
-def _close_listener(loop: Loop, endpoint: Endpoint, inode: int) -> None:
+def _withdraw(loop: Loop, endpoint: Endpoint, inode: int) -> None:
+    """If this socket listens, it does not any more: whoever comes is refused from now on, who waits is reset soon."""
     listener = endpoint.listener
-    if listener is not None and listener.identity.inode == inode:
-        left = listener.close()
-        endpoint.listener = None
-        loop.forget_listener(listener)
-        for bridge in left:
-            loop.touch(bridge)
-            loop.settle_now(bridge)
+    if listener is not None and listener.inode == inode:
+        listener.is_withdrawn = True
+        loop.soon(end_listener, listener)
+
+
+def end_listener(loop: Loop, listener: Listener) -> None:
+    """Reset what nobody has accepted. Done again, it does nothing."""
+    left = listener.close()
+    if listener.endpoint.listener is listener:
+        listener.endpoint.listener = None
+    loop.forget_listener(listener)
+    for bridge in left:
+        loop.touch(bridge)
+        loop.settle_now(bridge)
+
+
+def settled(loop: Loop) -> None:
+    """Whatever was posted before this is done."""
+
+
+def give_up_at_last(loop: Loop, cookie: int) -> None:
+    """As give_up(), of a caller who has not waited: what has become of the attempt meanwhile came after its end."""
+    bridge = loop.bridges.get(cookie)
+    if not give_up(loop, cookie) and bridge is not None and bridge.rival is None and not bridge.is_gone:
+        bridge.connection.abort(errno.ECONNRESET)
+        loop.settle_now(bridge)
 
 
 def give_up(loop: Loop, cookie: int) -> bool:
@@ -388,7 +475,7 @@ def is_held(loop: Loop) -> bool:
     """Whether any process has a socket open that this engine serves."""
     if any(bridge.is_held for bridge in loop.bridges.values()) or any(relay.is_held for relay in loop.relays.values()):
         return True
-    holders = [inode for endpoint in loop.endpoints.values() for inode in endpoint.holders]
+    holders = [inode for endpoint in list(loop.endpoints.values()) for inode in list(endpoint.holders)]
     return any(loop.holders_watch.is_open(inode) for inode in holders)
 
 
@@ -439,7 +526,7 @@ def figures(loop: Loop) -> dict[str, Any]:
                 "sent_resets": endpoint.resets.sent,
                 "receive_buffer_bytes": endpoint.port.receive_buffer_bytes,
             }
-            for endpoint in loop.endpoints.values()
+            for endpoint in list(loop.endpoints.values())
         ],
         "connections": [_figures(connection) for connection in connections],
     }
@@ -448,10 +535,13 @@ def figures(loop: Loop) -> dict[str, Any]:
 UNDO: Final[dict[Callable[..., Any], Callable[..., None]]] = {
     adopt_port: _undo_bind,
     share_port: _undo_share,
+    attend: _undo_attend,
     listen: _undo_listen,
+    open_door: _undo_open_door,
     dial_private: _undo_dial,
     dial_from: _undo_dial,
     give_up: _undo_half,
+    give_up_at_last: _undo_half,
     look: _undo_half,
     catch_up: _undo_half,
     when_flushed: _undo_half,
@@ -460,6 +550,20 @@ UNDO: Final[dict[Callable[..., Any], Callable[..., None]]] = {
 """What has to be done where one of these has failed: called with the loop, an errno, and the same arguments."""
 
 REPEATABLE: Final[frozenset[Callable[..., Any]]] = frozenset(
-    {release, stop_listening, unhold, finish_all, unflushed, repeat_last_acks, is_held, connection_figures, figures}
+    {
+        release,
+        stop_listening,
+        unhold,
+        finish_closing,
+        end_listener,
+        look_again,
+        settled,
+        finish_all,
+        unflushed,
+        repeat_last_acks,
+        is_held,
+        connection_figures,
+        figures,
+    }
 )
 """What is simply done again where it has failed half way, as close() and its like must not fail."""
