@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from utpsocket.engine import farewell
+from utpsocket.engine.bridge import EPOLLHUP, Bridge
 from utpsocket.engine.door import Door
 from utpsocket.engine.endpoint import CLOSER, Endpoint, apply_settings
 from utpsocket.engine.fallback import Attempt
@@ -21,6 +22,7 @@ from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.names import Address
+from utpsocket.engine.native import poll
 from utpsocket.engine.originals import os
 from utpsocket.engine.peerports import PeerPorts, is_shared
 from utpsocket.protocol import ConnectionStats, State
@@ -75,7 +77,7 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, s
                 _drop_holder(loop, endpoint, holder)
         if endpoint.closer:
             raise _error(errno.EAGAIN)  # it was held by nobody: free now, or in a moment
-        is_used = bool(endpoint.holders) or any(bridge.end is not None for bridge in list(endpoint.bridges.values()))
+        is_used = bool(endpoint.holders) or any(map(_is_held, list(endpoint.bridges.values())))
         is_shared = shares and endpoint.is_for_sharing
         is_listening = endpoint.listener is not None and not endpoint.listener.is_withdrawn
         if not is_shared and (is_listening or (is_used and not (reuse and endpoint.reuse))):
@@ -85,6 +87,19 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, s
         endpoint.reuse, endpoint.is_for_sharing = reuse, shares
         return endpoint.key
     raise _error(errno.EADDRINUSE)
+
+
+def _is_held(bridge: Bridge) -> bool:
+    """Whether the user has this connection open: it may have hung up, and the engine not know it yet."""
+    end = bridge.end
+    if end is None:
+        return False
+    poller = poll()
+    try:
+        poller.register(end.fileno(), 0)
+        return not any(mask & EPOLLHUP for _, mask in poller.poll(0))
+    except (OSError, ValueError):
+        return False  # closed by now
 
 
 def _hold(endpoint: Endpoint, identity: Identity) -> bool:
@@ -133,6 +148,8 @@ def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, bac
             raise _error(errno.EADDRINUSE)
         endpoint.holders.pop(listener.inode, None)
         _withdraw(loop, endpoint, listener.inode)
+    if tcp is not None:
+        tcp.listen(backlog)  # whoever comes at once is let in when the door is there
     listener = endpoint.listener = Listener(endpoint, identity, name, backlog)
     if tcp is not None:
         loop.soon(open_door, listener, tcp)
@@ -142,7 +159,7 @@ def open_door(loop: Loop, listener: Listener, tcp_sock: Any) -> None:
     """A listener accepts TCP as well."""
     with loop.fd_lock:
         listener.door = Door(loop, listener, tcp_sock)
-    if listener.is_closed:
+    if listener.is_closed or listener.is_withdrawn:
         listener.door.close()
 
 
@@ -341,6 +358,10 @@ def end_listener(loop: Loop, listener: Listener) -> None:
     for bridge in left:
         loop.touch(bridge)
         loop.settle_now(bridge)
+    for bridge in list(listener.endpoint.bridges.values()):
+        if bridge.end is not None and bridge.identity.user_fd < 0:  # in the kernel's queue, which is gone
+            bridge.poll_end()
+            loop.settle_now(bridge)
 
 
 def settled(loop: Loop) -> None:

@@ -1,0 +1,247 @@
+"""No call on a socket that does not block waits for the engine's thread.
+
+The engine's thread is held still, and every call must return all the same: what waits for it would never return, so
+each test has a thread of its own for the calls, which says how far it has come. No clock is looked at.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket as stdlib
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+import utpsocket
+from utpsocket.engine import engine
+from utpsocket.engine.loop import Loop
+
+WAIT_S = 20
+LOCALHOST = ("127.0.0.1", 0)
+
+
+@contextmanager
+def held_engine() -> Iterator[list[str]]:
+    """The engine's thread does nothing while this lasts. Yields the names of the verbs that somebody called."""
+    loop = engine()
+    assert isinstance(loop, Loop)
+    is_held, may_go_on = threading.Event(), threading.Event()
+    called: list[str] = []
+    original = Loop.call
+
+    def noted(self: Loop, verb: Callable[..., object], *arguments: object, **named: object) -> object:
+        called.append(verb.__name__)
+        return original(self, verb, *arguments, **named)
+
+    def hold(_: Loop) -> None:
+        is_held.set()
+        may_go_on.wait(2 * WAIT_S)
+
+    loop.post(hold)
+    assert is_held.wait(WAIT_S)
+    Loop.call = noted  # type: ignore[assignment]
+    try:
+        yield called
+    finally:
+        Loop.call = original  # type: ignore[method-assign]
+        may_go_on.set()
+
+
+def run(calls: Callable[[list[str]], None]) -> None:
+    """Carry `calls` out while the engine stands still."""
+    done: list[str] = []
+    failed: list[BaseException] = []
+
+    def carry_out() -> None:
+        try:
+            calls(done)
+        except BaseException as error:
+            failed.append(error)
+
+    with held_engine() as called:
+        worker = threading.Thread(target=carry_out)
+        worker.start()
+        worker.join(WAIT_S)
+        is_stuck = worker.is_alive()
+    worker.join(WAIT_S)
+    assert not is_stuck, f"waits for the engine after {done}: {called}"
+    assert not failed, f"after {done}: {failed[0]!r}"
+    assert called == []
+
+
+def fresh() -> utpsocket.socket:
+    sock = utpsocket.socket()
+    sock.setblocking(False)
+    return sock
+
+
+@contextmanager
+def pair() -> Iterator[tuple[utpsocket.socket, utpsocket.socket, utpsocket.socket]]:
+    """A listener, and both ends of a connection, none of which blocks."""
+    listener = utpsocket.create_server(LOCALHOST)
+    client = utpsocket.create_connection(listener.getsockname())
+    server, _ = listener.accept()
+    for sock in (listener, client, server):
+        sock.setblocking(False)
+    with listener, client, server:
+        yield listener, client, server
+
+
+def test_calls_on_fresh_and_listening_sockets() -> None:
+    def calls(done: list[str]) -> None:
+        first, second = fresh(), fresh()
+        first.bind(LOCALHOST)
+        done.append("bind")
+        local = first.getsockname()
+        with pytest.raises(OSError) as refused:
+            second.bind(local)
+        assert refused.value.errno == errno.EADDRINUSE
+        done.append("bind in use")
+        first.listen(5)
+        first.listen(7)
+        done.append("listen")
+        with pytest.raises(BlockingIOError):
+            first.accept()
+        done.append("accept")
+        with pytest.raises(OSError):
+            first.getpeername()
+        first.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_RCVBUF, 65_536)
+        assert first.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR) == 0
+        first.shutdown(stdlib.SHUT_RD)
+        done.append("shutdown")
+        first.close()
+        done.append("close")
+        second.bind(local)
+        done.append("bind again")
+        second.close()
+        with stdlib.socket(stdlib.AF_INET, stdlib.SOCK_DGRAM) as another:
+            another.bind(local)
+        done.append("bind by somebody else")
+        third = fresh()
+        third.bind(LOCALHOST)
+        third.close()
+        unbound = fresh()
+        unbound.listen()
+        unbound.close()
+        done.append("listen without bind")
+
+    run(calls)
+
+
+def test_a_port_is_shared_by_the_rules_without_the_engine() -> None:
+    def calls(done: list[str]) -> None:
+        first, second, third = fresh(), fresh(), fresh()
+        for sock in (first, second):
+            sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, 1)
+        first.bind(LOCALHOST)
+        local = first.getsockname()
+        second.bind(local)
+        done.append("shared")
+        with pytest.raises(OSError) as refused:
+            third.bind(local)
+        assert refused.value.errno == errno.EADDRINUSE
+        first.listen()
+        with pytest.raises(OSError) as refused:
+            second.listen()
+        assert refused.value.errno == errno.EADDRINUSE
+        done.append("second listener refused")
+        first.close()
+        with pytest.raises(OSError) as refused:
+            third.bind(local)  # the second one's still
+        assert refused.value.errno == errno.EADDRINUSE
+        second.listen()
+        done.append("the port goes on")
+        second.close()
+        third.bind(local)
+        third.close()
+
+    run(calls)
+
+
+def test_calls_on_connecting_and_connected_sockets() -> None:
+    with pair() as (listener, client, server), utpsocket.socket() as waiting:
+        waiting.connect(listener.getsockname())  # for accept() below
+        waiting.setblocking(False)
+        silent = stdlib.socket(stdlib.AF_INET, stdlib.SOCK_DGRAM)
+        silent.bind(LOCALHOST)
+
+        def calls(done: list[str]) -> None:
+            assert server.getpeername() == client.getsockname()
+            done.append("getpeername")
+            assert client.getsockopt(utpsocket.SOL_UTP, utpsocket.UTP_INFO).state
+            done.append("UTP_INFO")
+            for name in (stdlib.SO_SNDBUF, stdlib.SO_RCVBUF, stdlib.SO_KEEPALIVE):
+                client.setsockopt(stdlib.SOL_SOCKET, name, 65_536)
+            client.setsockopt(stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY, 1)
+            done.append("setsockopt")
+            assert client.send(b"question") == 8
+            with pytest.raises(BlockingIOError):
+                server.recv(1)
+            done.append("send, recv")
+            new = fresh()
+            assert new.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+            assert new.connect_ex(listener.getsockname()) == errno.EALREADY
+            assert new.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR) == 0
+            done.append("connect")
+            new.close()
+            given_up = fresh()
+            assert given_up.connect_ex(silent.getsockname()) == errno.EINPROGRESS
+            given_up.shutdown(stdlib.SHUT_RDWR)
+            assert given_up.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR) == errno.ECONNRESET
+            done.append("shutdown")
+            assert given_up.connect_ex(silent.getsockname()) == errno.EINPROGRESS
+            given_up.close()
+            bound = fresh()
+            bound.bind(LOCALHOST)
+            assert bound.connect_ex(silent.getsockname()) == errno.EINPROGRESS
+            bound.close()
+            done.append("connect from a bound port")
+            hasty = fresh()
+            assert hasty.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+            hasty.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, struct.pack("ii", 1, 0))
+            hasty.close()
+            done.append("close with SO_LINGER of 0 s")
+            client.shutdown(stdlib.SHUT_WR)
+            client.close()
+            server.close()
+            listener.close()
+            done.append("close")
+
+        accepted = eventually_accepted(listener)
+        with silent, accepted:
+            run(calls)
+
+
+def eventually_accepted(listener: utpsocket.socket) -> utpsocket.socket:
+    """accept(), which the engine has been given the time for."""
+    listener.settimeout(WAIT_S)
+    sock, _ = listener.accept()
+    sock.setblocking(False)
+    listener.setblocking(False)
+    return sock
+
+
+def test_the_address_of_a_listener_with_connections_waiting_can_be_bound_again_at_once() -> None:
+    """They must be reset first, which is the engine's; the next socket shares the port until then."""
+    listener = utpsocket.create_server(LOCALHOST)
+    listener.setblocking(False)
+    local = listener.getsockname()
+    clients = [utpsocket.create_connection(local) for _ in range(3)]
+
+    def calls(done: list[str]) -> None:
+        listener.close()
+        again = fresh()
+        again.bind(local)
+        done.append("bind")
+        again.listen()
+        done.append("listen")
+        again.close()
+
+    run(calls)
+    for client in clients:
+        with client, pytest.raises(ConnectionResetError):
+            client.settimeout(WAIT_S)
+            client.recv(1)
