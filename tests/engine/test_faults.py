@@ -18,7 +18,7 @@ import pytest
 import utpsocket
 from tests.faults import engine as faults
 from tests.sockets.network import eventually
-from utpsocket.engine import door, flush, remote, reports, running_engine, shutdown
+from utpsocket.engine import door, flush, remote, reports, running_engine, shutdown, verbs
 from utpsocket.engine import loop as loop_module
 from utpsocket.engine.bridge import Bridge
 from utpsocket.engine.endpoint import Endpoint
@@ -162,13 +162,28 @@ def test_a_bind_that_fails_is_told_and_leaves_no_port(
     reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with utpsocket.socket() as sock:
-        failing(monkeypatch, Loop, "open_endpoint", SystemExit(1))
-        with pytest.raises(ConnectionAbortedError):
+        failing(monkeypatch, Loop, "publish", MemoryError())
+        with pytest.raises(MemoryError):  # on the program's own thread
             sock.bind(("127.0.0.1", 0))
         sock.bind(("127.0.0.1", 0))
         loop = running_engine()
         assert isinstance(loop, Loop)
         assert len(loop.endpoints) == 1
+
+
+def test_a_port_that_the_engine_cannot_attend_to_is_down(
+    reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with utpsocket.socket() as sock:
+        failing(monkeypatch, Loop, "attend", MemoryError())
+        sock.bind(("127.0.0.1", 0))
+        loop = running_engine()
+        assert isinstance(loop, Loop)
+        loop.call(verbs.settled)
+        with pytest.raises(OSError) as told:
+            sock.listen()
+        assert told.value.errno == errno.ENETDOWN
+        assert not loop.endpoints
 
 
 def test_if_the_thread_ends_everybody_is_told(reported: list[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:

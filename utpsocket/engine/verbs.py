@@ -40,12 +40,17 @@ def _error(code: int) -> OSError:
 def adopt_port(loop: Loop, udp_sock: Any, identity: Identity, *, reuse: bool, shares: bool) -> int:
     """A user's socket is bound: its UDP socket becomes a port. Returns the endpoint's key."""
     endpoint = loop.new_endpoint(udp_sock, is_private=False)
-    if is_shared(endpoint.port.sock):
-        endpoint.peers = PeerPorts(endpoint)
-    endpoint.holders[identity.inode] = identity
-    endpoint.reuse, endpoint.is_for_sharing = reuse, shares
-    loop.publish(endpoint)
-    loop.soon(attend, endpoint.key)
+    try:
+        if is_shared(endpoint.port.sock):
+            endpoint.peers = PeerPorts(endpoint)
+        endpoint.holders[identity.inode] = identity
+        endpoint.reuse, endpoint.is_for_sharing = reuse, shares
+        loop.publish(endpoint)
+        loop.soon(attend, endpoint.key)
+    except BaseException:
+        if endpoint.key not in loop.endpoints:
+            endpoint.port.close()
+        raise
     return endpoint.key
 
 
@@ -135,7 +140,12 @@ def listen(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, 
 
     Raises EADDRINUSE where another one listens at the port.
     """
-    _listen(loop, _endpoint(loop, key), identity, name, backlog, tcp_sock)
+    try:
+        _listen(loop, _endpoint(loop, key), identity, name, backlog, tcp_sock)
+    except BaseException:
+        if tcp_sock is not None:
+            tcp_sock.close()
+        raise
 
 
 def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, backlog: int, tcp: Any) -> None:
