@@ -450,8 +450,8 @@ def after_close(
             is_closed = loop.perform(verbs.release, identity.endpoint, identity.inode)
             if is_closed and acquire and is_blocking and isinstance(loop, Loop):
                 endpoint = loop.endpoints.get(identity.endpoint)
-                is_free = endpoint is None or (endpoint.is_hushed and identity.routes is None)
-                if endpoint is not None and not is_free and not endpoint.holders:
+                has_more = identity.routes is not None or (endpoint is not None and endpoint.peers is not None)
+                if endpoint is not None and (has_more or not endpoint.is_hushed) and not endpoint.holders:
                     loop.call(verbs.settled)
         return
     seconds = identity.settings.linger_seconds

@@ -431,8 +431,8 @@ class Bridge:
         if not (code or self._sent_eof or self._is_hung_up):
             code = errno.ECONNABORTED
         # Closed while epoll still knows it: should that fail, it is ours to close again.
-        end, fd = self.end, self.end_fd
-        self.endpoint.loop.forget_fd(fd)
+        end = self.end
+        self.endpoint.loop.forget_fd(end.fileno())
         close_end(end, self.identity, code)
         self.give_end()
         if self.rival is not None:
@@ -440,7 +440,7 @@ class Bridge:
 
     def give_end(self) -> Any:
         """Our end of the pair, which is no business of this bridge's any more."""
-        self.endpoint.loop.forget_fd(self.end_fd)
+        self.endpoint.loop.forget_fd(self.end.fileno())  # not its number, which may be another's where it is closed
         end, self.end = self.end, None
         self.is_handed_over = True
         self.is_readable = False

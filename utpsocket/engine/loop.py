@@ -7,11 +7,12 @@ UDP ports that are readable, bounded · bridges that are readable · timers due 
 transmit until None, re-read its deadline · hand over incoming connections · sleep until the earliest deadline. One ack
 per batch falls out of that order, and a connect comes to light together with the accept that answers it.
 
-Everything here is called by the engine's thread alone, except post() and call(), which any thread may call.
+Everything here is called by the engine's thread alone, except what says that any thread may call it.
 """
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -124,7 +125,7 @@ class Loop:
 
     def start(self) -> None:
         """Start the thread, once. Any thread, and again after an exception has interrupted it."""
-        if not self._starting.locked():
+        if not self.has_started:
             try:
                 self._hold.begin()
                 start_new_thread(self._run, ())
@@ -595,9 +596,18 @@ class Loop:
                 break  # else it was empty, and another thread has thrown it away
 
     def attend(self, endpoint: Endpoint) -> None:
-        """Listen to the port."""
-        self.watch(endpoint.port.fd, _PORT_EVENTS, endpoint)
-        self._readable_endpoints[endpoint] = None
+        """Listen to the port. Any thread."""
+        self.watch_from_anywhere(endpoint.port.fd, _PORT_EVENTS, endpoint)
+
+    def watch_from_anywhere(self, fd: int, events: int, watcher: Any) -> None:
+        """As watch(), of an fd that is not watched yet. Any thread; raises ECONNABORTED if the engine has ended."""
+        if self._watches.is_for_any_thread or get_ident() == self._thread_id:
+            try:
+                self.watch(fd, events, watcher)
+            except ValueError:
+                raise OSError(errno.ECONNABORTED, "the engine has ended") from None
+        else:
+            self.post(lambda loop: loop.watch(fd, events, watcher))
 
     def hush(self, endpoint: Endpoint) -> bool:
         """Free the address of a port that the caller has claimed and nobody uses: its fd number stays, with an idle
@@ -625,7 +635,7 @@ class Loop:
         self._readable_endpoints.pop(endpoint, None)
         self._waiting_ports.pop(endpoint, None)
         self._blocked.pop(endpoint, None)
-        self.forget_fd(endpoint.port.fd)
+        self.forget_fd(endpoint.port.sock.fileno())
         endpoint.port.close()
         if endpoint.peers is not None:
             endpoint.peers.close()

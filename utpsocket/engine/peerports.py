@@ -179,7 +179,7 @@ class PeerPorts:
         self._lingering.pop(addr, None)
         found = self.by_addr.pop(addr, None)
         if found is not None:
-            self._endpoint.loop.forget_fd(found.port.fd)
+            self._endpoint.loop.forget_fd(found.port.sock.fileno())
             found.port.close()
 
     def close(self) -> None:

@@ -183,12 +183,16 @@ def new_sleep(poller: Any, hold: Hold, limit: int) -> Any:
 
 
 class Watches:
-    """What epoll tells of which fd, and to whom."""
+    """What epoll tells of which fd, and to whom.
 
-    __slots__ = ("_epoll", "_events", "by_fd")
+    is_for_any_thread   watch() need not be called by the engine's thread: the kernel looks after a sleeping epoll
+    """
+
+    __slots__ = ("_epoll", "_events", "by_fd", "is_for_any_thread")
 
     def __init__(self, epoll: Any) -> None:
         self._epoll = epoll
+        self.is_for_any_thread = not isinstance(epoll, LevelPoller)
         self._events: dict[int, int] = {}
         self.by_fd: dict[int, Any] = {}
 
@@ -204,7 +208,7 @@ class Watches:
         self._epoll.modify(fd, events)
 
     def forget_fd(self, fd: int) -> None:
-        """The fd is about to be closed."""
+        """The fd is about to be closed, and this is the last moment to call: then any thread may have its number."""
         if fd in self.by_fd:
             try:
                 self._epoll.unregister(fd)

@@ -151,7 +151,7 @@ class RemoteLoop:
     def start(self) -> None:
         """Start the thread that listens to the engine, once. Any thread, and again after an exception."""
         global _remote
-        if not self._starting.locked():
+        if not self.has_started:
             _remote = self
             try:
                 self._hold.begin()

@@ -46,26 +46,14 @@ def adopt_port(loop: Loop, udp_sock: Any, identity: Identity, *, reuse: bool, sh
         endpoint.holders[identity.inode] = identity
         endpoint.reuse, endpoint.is_for_sharing = reuse, shares
         loop.publish(endpoint)
-        loop.soon(attend, endpoint.key)
+        loop.attend(endpoint)
     except BaseException:
-        if endpoint.key not in loop.endpoints:
+        if endpoint.key in loop.endpoints:
+            _drop_holder(loop, endpoint, identity.inode)
+        else:
             endpoint.port.close()
         raise
     return endpoint.key
-
-
-def attend(loop: Loop, key: int) -> None:
-    """The engine listens to a port that a caller has opened."""
-    endpoint = loop.endpoints.get(key)
-    if endpoint is not None and not endpoint.is_hushed:
-        loop.attend(endpoint)
-
-
-def _undo_attend(loop: Loop, code: int, key: int) -> None:
-    """Nothing will ever come from this port: nobody must wait for that."""
-    endpoint = loop.endpoints.get(key)
-    if endpoint is not None:
-        endpoint.end(_error(code))
 
 
 def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, shares: bool) -> int:
@@ -158,24 +146,10 @@ def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, bac
             raise _error(errno.EADDRINUSE)
         endpoint.holders.pop(listener.inode, None)
         _withdraw(loop, endpoint, listener.inode)
-    if tcp is not None:
-        tcp.listen(backlog)  # whoever comes at once is let in when the door is there
+    # At once: should the rest fail, what ends a listener finds it.
     listener = endpoint.listener = Listener(endpoint, identity, name, backlog)
     if tcp is not None:
-        loop.soon(open_door, listener, tcp)
-
-
-def open_door(loop: Loop, listener: Listener, tcp_sock: Any) -> None:
-    """A listener accepts TCP as well."""
-    with loop.fd_lock:
-        listener.door = Door(loop, listener, tcp_sock)
-    if listener.is_closed or listener.is_withdrawn:
-        listener.door.close()
-
-
-def _undo_open_door(loop: Loop, code: int, listener: Listener, *_: Any) -> None:
-    """Half of what was asked for: it listens no more."""
-    listener.give_up()
+        listener.door = Door(loop, listener, tcp)
 
 
 Claim: TypeAlias = "dict[str, str] | None"
@@ -566,9 +540,7 @@ def figures(loop: Loop) -> dict[str, Any]:
 UNDO: Final[dict[Callable[..., Any], Callable[..., None]]] = {
     adopt_port: _undo_bind,
     share_port: _undo_share,
-    attend: _undo_attend,
     listen: _undo_listen,
-    open_door: _undo_open_door,
     dial_private: _undo_dial,
     dial_from: _undo_dial,
     give_up: _undo_half,

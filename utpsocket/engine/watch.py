@@ -4,7 +4,7 @@ Separate because it is one trick: the last close of a listening AF_UNIX socket m
 there is none. But an epoll registration ends exactly when the last copy of the fd is closed, in whatever process, and
 /proc shows the registrations (SOCKETS-EVIDENCE.md, T10). Without /proc, close() in this process is believed.
 
-watch() may be called by any thread, the rest by the engine's.
+Any thread may call a HoldersWatch: what two may do at once are single operations of dicts, sets and lists.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ class HoldersWatch:
         inode = os.fstat(fd).st_ino
         found = self._where.get(inode)
         if found is None:
-            found = self._where[inode] = self._with_room()
+            found = self._with_room()
             self._registered.setdefault(found.fileno(), set()).add(inode)
+            self._where[inode] = found
         try:
             found.register(fd, 0)
         except FileExistsError:
@@ -57,19 +58,24 @@ class HoldersWatch:
 
     def _with_room(self) -> Any:
         while not self._is_anothers:
-            if not self._roomy:
+            roomy = self._roomy[-1:]
+            if not roomy:
                 try:
-                    self._roomy.append(new_epoll())
+                    roomy.append(new_epoll())
                 except OSError:
                     break  # no fd left: slower is better than not at all
-                self._epolls.append(self._roomy[-1])
-            last = self._roomy[-1]
+                self._epolls += roomy
+                self._roomy += roomy
+            last = roomy[0]
             inodes = self._registered.get(last.fileno(), set())
             if len(inodes) >= _SOCKETS_PER_EPOLL:
                 self._forget_closed(last, inodes)
             if len(inodes) < _SOCKETS_PER_EPOLL:
                 return last
-            self._roomy.pop()
+            try:
+                self._roomy.remove(last)
+            except ValueError:
+                pass  # another thread has
         return self._epolls[-1]
 
     def _forget_closed(self, full: Any, inodes: set[int]) -> None:
@@ -102,8 +108,9 @@ class HoldersWatch:
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE):
                     return True  # nobody can tell now: whoever asks will ask again
-        if found is not None:
-            del self._where[inode]
+            except ValueError:
+                return False  # closed: the engine has ended
+        if found is not None and self._where.pop(inode, None) is not None:
             self._registered[found.fileno()].discard(inode)
             if found not in self._roomy:
                 self._roomy.insert(0, found)
