@@ -228,8 +228,8 @@ def test_who_cannot_be_let_in_over_tcp_is_reset(reported: list[BaseException], m
         failing(monkeypatch, door, "raise_fd", MemoryError())
         for sock in (refused, client, listener):
             sock.settimeout(PATIENCE_S)
-        refused.connect(listener.getsockname())
-        with pytest.raises(ConnectionResetError):
+        with pytest.raises(ConnectionResetError):  # connect() says so itself where the reset is there first
+            refused.connect(listener.getsockname())
             refused.recv(1)
         client.connect(listener.getsockname())
         server, _ = listener.accept()
