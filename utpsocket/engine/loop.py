@@ -22,6 +22,7 @@ from typing import Any, Final
 from utpsocket.engine import collector, courtesy, environment, outcomes, reports, verbs
 from utpsocket.engine.answer import Answer, Command, Inbox
 from utpsocket.engine.arena import Arena
+from utpsocket.engine.bound import Bound
 from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Bridge
 from utpsocket.engine.endpoint import BY_ENGINE, Endpoint
 from utpsocket.engine.fallback import Attempt, Silences
@@ -69,7 +70,7 @@ class Loop:
         self.offload = os.environ.get("UTPSOCKET_OFFLOAD", "1") != "0"
         self.max_segments = MAX_RUN_PACKETS
         self.endpoints: dict[int, Endpoint] = {}
-        self.bound: dict[int, dict[Endpoint, None]] = {}  # those that a user has bound, by port number
+        self.bound = Bound()
         self.bridges: dict[int, Bridge] = {}
         self._reset_unaccepted: OrderedDict[int, Identity] = OrderedDict()
         self.relays: dict[int, Relay | Attempt] = {}  # connections that TCP carries, or may yet
@@ -588,12 +589,8 @@ class Loop:
     def publish(self, endpoint: Endpoint) -> None:
         """Others may find the port by its key and, if a user has bound it, by its number. Any thread."""
         self.endpoints[endpoint.key] = endpoint
-        number = endpoint.port.local[1]
-        while not endpoint.is_private:
-            at_number = self.bound.setdefault(number, {})
-            at_number[endpoint] = None
-            if self.bound.get(number) is at_number:
-                break  # else it was empty, and another thread has thrown it away
+        if not endpoint.is_private:
+            self.bound.add(endpoint)
 
     def attend(self, endpoint: Endpoint) -> None:
         """Listen to the port. Any thread."""
@@ -616,7 +613,7 @@ class Loop:
         if not idle_instead(endpoint.port.sock):
             return False
         endpoint.is_hushed = True
-        self._forget_number(endpoint)
+        self.bound.discard(endpoint)
         return True
 
     def close_unused(self) -> None:
@@ -639,16 +636,9 @@ class Loop:
         endpoint.port.close()
         if endpoint.peers is not None:
             endpoint.peers.close()
-        self._forget_number(endpoint)
+        self.bound.discard(endpoint)
         self.endpoints.pop(endpoint.key, None)
         endpoint.is_closed = True  # last: should any of this fail, it is all done again
-
-    def _forget_number(self, endpoint: Endpoint) -> None:
-        number = endpoint.port.local[1]
-        at_number = self.bound.get(number, {})
-        at_number.pop(endpoint, None)
-        if not at_number:
-            self.bound.pop(number, None)
 
     # ── endings ──
 
