@@ -38,6 +38,7 @@ class Model:
         st.one_of(
             st.tuples(st.just("packet"), st.integers(0, 30), st.integers(0, 20)),
             st.tuples(st.just("read"), st.integers(0, 60), st.just(0)),
+            st.tuples(st.just("resize"), st.integers(40, 400), st.just(0)),
         ),
         max_size=80,
     ),
@@ -59,6 +60,9 @@ def test_reassembly_is_the_naive_stream(steps: list[tuple[str, int, int]], capac
                 model.packets[seq] = payload
             assert (offer is Offer.IN_ORDER) == (offer is not Offer.DUPLICATE and seq < model.next_seq)
             taken = 0
+        elif what == "resize":
+            reassembly.resize(number)
+            taken = 0
         else:
             taken = min(number, reassembly.ready_bytes)
         model.delivered += b"".join(map(bytes, reassembly.ready()))[:taken]
@@ -78,6 +82,19 @@ def test_memory_stays_within_the_window(packets: list[tuple[int, int]]) -> None:
     for ahead, size in packets:
         reassembly.offer(reassembly.next_seq + ahead, memoryview(bytes(size)), is_fin=False)
         reassembly._check()
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 20_000))
+def test_what_was_promised_is_taken_however_small_the_buffer_becomes(missing: int, behind: int, capacity: int) -> None:
+    reassembly = Reassembly(FIRST, 1_000 * (missing + behind))
+    packets = [memoryview(bytes([number]) * 1_000) for number in range(missing + behind)]
+    for number in range(missing, missing + behind):
+        assert reassembly.offer(FIRST + number, packets[number], is_fin=False) is Offer.HELD
+    reassembly.resize(capacity)
+    for number in range(missing):
+        assert reassembly.offer(FIRST + number, packets[number], is_fin=False) is Offer.IN_ORDER
+        reassembly._check()
+    assert reassembly.ready_bytes == sum(map(len, packets))
 
 
 @given(st.permutations(range(8)), st.integers(0, 7), st.integers(0, 3))

@@ -46,6 +46,25 @@ def test_tiny_packets_cost_no_more_than_they_hold(base: int) -> None:
     assert len(wire.read_bytes()) == 5_000
 
 
+def test_a_hole_is_filled_though_the_buffer_has_become_smaller_than_what_is_held(base: int) -> None:
+    """What was promised is taken: were the hole refused, what is held behind it would keep the window closed."""
+    wire = small(base, 100_000)
+    wire.say()
+    wire.hear(*(f"DATA seq={number} ack=0 len=1000" for number in range(2, 31)))
+    wire.connection.receive.reassembly.resize(8_192)
+    wire.say()
+    assert wire.last_window == 0
+    wire.hear("DATA seq=1 ack=0 len=1000", "DATA seq=31 ack=0 len=1000")
+    assert len(wire.read_bytes()) == 31_000
+    wire.say()
+    assert wire.last_window == 8_192
+    wire.hear(*(f"DATA seq={number} ack=0 len=1000" for number in range(33, 101)))
+    wire.hear("DATA seq=32 ack=0 len=1000")
+    assert len(wire.read_bytes()) == 69_000, "up to the edge that was promised at first"
+    wire.hear(*(f"DATA seq={number} ack=0 len=1000" for number in range(101, 121)))
+    assert 8_192 <= len(wire.read_bytes()) <= 8_192 + 4_096, "and from there on what the small one takes"
+
+
 def test_a_closed_window_that_opens_is_said_at_once(base: int) -> None:
     wire = small(base, 14_000)
     for number in range(1, 11):

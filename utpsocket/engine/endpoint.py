@@ -640,9 +640,7 @@ def apply_settings(bridge: Bridge, *, now: int) -> None:
         connection.send.buffer.capacity_bytes = max(_LEAST_BUFFER_BYTES, settings.send_buffer_bytes)
     if settings.receive_buffer_bytes:
         most = bridge.endpoint.shares.alone_bytes
-        connection.receive.reassembly.capacity_bytes = max(
-            _LEAST_BUFFER_BYTES, min(settings.receive_buffer_bytes, most)
-        )
+        connection.receive.reassembly.resize(max(_LEAST_BUFFER_BYTES, min(settings.receive_buffer_bytes, most)))
 
 
 def apply_packet_options(bridge: Bridge) -> None:

@@ -333,7 +333,7 @@ class Connection:
         if self._assembly is None:
             self._assembly = Assembly()
         for piece in pieces:
-            joined = self._assembly.add(piece, reassembly.next_seq, reassembly.window_bytes)
+            joined = self._assembly.add(piece, reassembly.next_seq, reassembly.room_bytes)
             if joined is None or receive.refuses(joined[0], timestamp_us, now=now):
                 continue
             if receive.is_discarding and joined[0] >= reassembly.next_seq:

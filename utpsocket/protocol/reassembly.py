@@ -38,6 +38,7 @@ class Reassembly:
         "_held",
         "_mask",
         "_own_pieces",
+        "_promised_offset",
         "_ready",
         "capacity_bytes",
         "delivered_bytes",
@@ -51,6 +52,7 @@ class Reassembly:
     def __init__(self, next_seq: int, capacity_bytes: int) -> None:
         self.next_seq = next_seq
         self.capacity_bytes = capacity_bytes
+        self._promised_offset = 0  # in the stream, where the window may have ended before it became smaller
         self.fin_seq: int | None = None
         self.is_finished = False  # the FIN is next in order and consumed; ready bytes may still wait
         self.ready_bytes = 0
@@ -65,6 +67,24 @@ class Reassembly:
     def window_bytes(self) -> int:
         """Free receive buffer, held bytes subtracted: what may be advertised. PROTOCOL.md §7."""
         return max(0, self.capacity_bytes - self.ready_bytes - self.held_bytes)
+
+    @property
+    def room_bytes(self) -> int:
+        """What is taken at most of packets ahead of a hole: the window, or what is left of one that was promised."""
+        return max(0, self._limit_bytes - self.ready_bytes - self.held_bytes)
+
+    @property
+    def _limit_bytes(self) -> int:
+        return max(self.capacity_bytes, self._promised_offset - self.delivered_bytes)
+
+    def resize(self, capacity_bytes: int) -> None:
+        """Have another capacity from now on. What a larger one has promised is taken all the same: packets on their way
+        may leave a hole, and were it refused, what is held behind it would keep the window closed for ever. RFC 9293
+        §3.8.6: a receiver does not shrink its window.
+        """
+        if capacity_bytes < self.capacity_bytes:
+            self._promised_offset = max(self._promised_offset, self.delivered_bytes + self.capacity_bytes)
+        self.capacity_bytes = capacity_bytes
 
     @property
     def has_held(self) -> bool:
@@ -91,14 +111,14 @@ class Reassembly:
             return Offer.BEYOND
         size = len(payload)
         if not ahead:
-            if self.ready_bytes + self.held_bytes + size > self.capacity_bytes + _OVERDRAFT_BYTES:
+            if self.ready_bytes + self.held_bytes + size > self._limit_bytes + _OVERDRAFT_BYTES:
                 return Offer.BEYOND
             if is_fin:
                 self._end_at(seq)
             self._accept(payload)
             self._fill()
             return Offer.IN_ORDER
-        if ahead > MAX_HELD_PACKETS or size > self.window_bytes:
+        if ahead > MAX_HELD_PACKETS or size > self.room_bytes:
             return Offer.BEYOND
         if is_fin:
             self._end_at(seq)
@@ -187,7 +207,7 @@ class Reassembly:
         assert self.ready_bytes == sum(map(len, self._ready))
         assert self.held_bytes == sum(map(len, self._held.values()))
         assert self._mask == sum(1 << (seq - self.next_seq - 1) for seq in self._held)
-        assert self.held_bytes + self.ready_bytes <= self.capacity_bytes + _OVERDRAFT_BYTES
+        assert self.held_bytes + self.ready_bytes <= self._limit_bytes + _OVERDRAFT_BYTES
         assert len(self._held) <= MAX_HELD_PACKETS
         assert self._own_pieces <= len(self._ready)
-        assert self._own_pieces <= 2 + 2 * self.capacity_bytes // _SMALL_PIECE_BYTES
+        assert self._own_pieces <= 2 + 2 * self._limit_bytes // _SMALL_PIECE_BYTES
