@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tests.chaos.plan import BREAKS_OFF, Connection, Plan
-from tests.chaos.relay import Relay
+from tests.chaos.plan import DATA, FIN, STATE, Connection, Plan
+from tests.chaos.relay import Flow, Relay
 from tests.chaos.streams import HEADER
 
 _CLOCKS_AGREE: Final = 0.02  # the same clock, read before a call and after another
@@ -43,9 +43,7 @@ def judge(evidence: Evidence) -> list[str]:
             for outcome in end["outcomes"]
             if outcome["fault"]
         ]
-        # What repeats itself into a NAT's silence does so until its timeouts are over: minutes, as over TCP.
-        if not (evidence.plan.path.forgets and end["held"]["connections"]):
-            _judge_left(role, end, causes)
+        _judge_left(role, end, causes)
     for number, connection in enumerate(evidence.plan.connections):
         known = len(causes)
         _judge_connection(evidence, number, connection)
@@ -187,21 +185,40 @@ def _judge_direction(
 
 
 def _judge_ghosts(evidence: Evidence) -> None:
-    """accept() may give only what a client's connect() made or tried.
-
-    Known, and the documented exception: a SYN that reached the listener and came to nothing (its connect() gave up, it
-    was repeated under another id or arrived late) is handed over unproven, since libutp's initiators prove nothing.
+    """accept() may give only what a client's connect() made: its initiator has proved that it is there, and has said
+    who it is or has a reason to say nothing.
     """
-    nameless = [outcome for outcome in evidence.server["outcomes"] if outcome["connection"] < 0]
-    mutes = sum(connection.is_mute for connection in evidence.plan.connections)
-    broken = sum(
-        connection.client.ending in BREAKS_OFF and not connection.is_mute for connection in evidence.plan.connections
-    )
-    named = len(evidence.server["outcomes"]) - len(nameless)
-    syns = sum(flow.syns for flow in evidence.relay.flows)
-    if len(nameless) > syns - named:
-        evidence.causes.append(f"{len(nameless)} connections were accepted that no client made: {syns} SYNs came")
-    evidence.phantoms = max(0, len(nameless) - mutes - broken)
-    for outcome in nameless:
-        if outcome["received"]:
+    for flow in evidence.relay.flows:
+        mine = [outcome for outcome in evidence.client["outcomes"] if _is_at(outcome["local"], flow.client)]
+        theirs = [
+            outcome
+            for outcome in evidence.server["outcomes"]
+            if any(_is_at(outcome["peer"], outer) for outer in flow.outers)
+        ]
+        nameless = [outcome for outcome in theirs if outcome["connection"] < 0]
+        where = f"flow {flow.number}"
+        if len(theirs) > len(mine):
+            evidence.causes.append(f"{where}: {len(theirs)} connections were accepted of {len(mine)} that were tried")
+        if theirs and not any(flow.passed.get(("to_server", kind)) for kind in (DATA, FIN, STATE)):
+            evidence.causes.append(f"{where}: a connection was accepted though nobody proved to be there")
+        reasons = [outcome for outcome in mine if _may_be_nameless(evidence, flow, outcome)]
+        if len(nameless) > len(reasons):
+            evidence.causes.append(f"{where}: {len(nameless)} connections without a name, {len(reasons)} with a reason")
+        evidence.phantoms += sum(bool(outcome["connect_error"]) for outcome in reasons[: len(nameless)])
+    known = [outer for flow in evidence.relay.flows for outer in flow.outers]
+    for outcome in evidence.server["outcomes"]:
+        if not any(_is_at(outcome["peer"], outer) for outer in known):
+            evidence.causes.append(f"a connection was accepted from {outcome['peer']}, where nobody is")
+        if outcome["connection"] < 0 and outcome["received"]:
             evidence.causes.append(f"a connection without a name brought {outcome['received']} bytes")
+
+
+def _is_at(address: Any, other: Any) -> bool:
+    return bool(address) and tuple(address[:2]) == tuple(other[:2])
+
+
+def _may_be_nameless(evidence: Evidence, flow: Flow, outcome: dict[str, Any]) -> bool:
+    """Whether this attempt may have connected and its first bytes have been lost, or never said."""
+    connection = evidence.plan.connections[outcome["connection"]]
+    is_over = outcome["connect_error"] or outcome["break_at"] or outcome["abandoned_at"] or outcome["write_error"]
+    return connection.is_mute or bool(is_over) or flow.cut_at is not None

@@ -92,12 +92,13 @@ class Direction:
 
 @dataclass
 class Outage:
-    """Nothing passes in these directions from `at` on, or from when the first packet of `after_type` has passed."""
+    """Nothing passes in these directions from `at` on, or from when so many packets of `after_type` have passed."""
 
     at: float
     seconds: float
     directions: str
     after_type: int = -1
+    after_count: int = 1
 
 
 @dataclass

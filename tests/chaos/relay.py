@@ -2,18 +2,25 @@
 
 A *front* stands for one listener of the server's; each client address at a front is a *flow* with an outer port of its
 own, from which the server hears it. Decisions come from the run's seed, one generator per flow and direction.
+
+A NAT passes on what ICMP says. The relay can only say it itself, by a port that refuses: where the client's is closed
+the flow's outer port is made to, and where the server's is, the front. Such a socket is not closed but connected to
+itself: the kernel then refuses what anybody else sends there, and gives the number to nobody else.
 """
 
 from __future__ import annotations
 
+import errno
 import heapq
 import random
 import select
 import socket
+import sys
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tests.chaos.plan import RESET, SYN, Direction, Plan
+from tests.chaos.plan import RESET, Direction, Plan
 
 _UDP_SEGMENT: Final = 103
 _UDP_GRO: Final = 104
@@ -22,11 +29,17 @@ _RECVERR: Final = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (so
 _TRACED: Final = 20_000
 _NAMES: Final = ("DATA", "FIN", "STATE", "RESET", "SYN")
 _GARBAGE_MOST: Final = 60
+_REMEMBERED: Final = 40  # packets of each flow
 
 
 @dataclass(eq=False)
 class Flow:
-    """One client address at one front."""
+    """One client address at one front.
+
+    outers   addresses of its outer ports, first to last
+    passed   how many packets of each type were sent on, by direction
+    last     packets of late: when, which way, the header, bytes, what became of it
+    """
 
     front: Any
     server: Any
@@ -34,6 +47,9 @@ class Flow:
     outer: Any
     number: int
     began_at: float
+    outers: list[Any] = field(default_factory=list)
+    passed: dict[tuple[str, int], int] = field(default_factory=dict)
+    last: deque[Any] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     dice: dict[str, random.Random] = field(default_factory=dict)
     seen: dict[tuple[str, int], int] = field(default_factory=dict)
     bad_until: dict[str, float] = field(default_factory=dict)
@@ -41,7 +57,6 @@ class Flow:
     cut_at: float | None = None
     resets: dict[str, list[float]] = field(default_factory=lambda: {"to_server": [], "to_client": []})
     lost_resets: dict[str, int] = field(default_factory=lambda: {"to_server": 0, "to_client": 0})
-    syns: int = 0
     pending: int = 0
     is_closing: bool = False
 
@@ -57,7 +72,6 @@ class Relay:
         self.host = "127.0.0.1" if plan.family == "IPv4" else "::1"
         self.poller = select.poll()
         self.flows: list[Flow] = []
-        self.syns_to_server: dict[int, int] = {}
         self.trace: list[str] = []
         self.traces = traces
         self._by_client: dict[tuple[int, Any], Flow] = {}
@@ -66,12 +80,13 @@ class Relay:
         self._order = 0
         self._rebinds = sorted(plan.path.rebinds)
         self._outages = [(outage, outage.at if outage.after_type < 0 else None) for outage in plan.path.outages]
+        self._awaited = [outage.after_count for outage in plan.path.outages]
         self._old: list[Any] = []
-        self._closing: list[Flow] = []
+        self._closing: list[Flow] = []  # whose clients' ports are closed
+        self._closing_fronts: list[Any] = []  # whose servers' ports are
         self.fronts = []
         for i, server in enumerate(servers):
             front = self._socket()
-            front.setsockopt(*_RECVERR[self.family], 1)
             self.fronts.append(front)
             self._by_fd[front.fileno()] = ("front", (i, front, tuple(server)))
         self.addresses = [front.getsockname() for front in self.fronts]
@@ -81,18 +96,24 @@ class Relay:
         sock.bind((self.host, 0))
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        sock.setsockopt(*_RECVERR[self.family], 1)
         if self.path.is_batching:
             sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
         self.poller.register(sock.fileno(), select.POLLIN)
         return sock
 
-    def _retire(self, sock: Any) -> None:
-        self.poller.unregister(sock.fileno())
-        self._by_fd.pop(sock.fileno(), None)
-        if self.path.rebind_tells:
-            sock.close()  # what still goes there is answered by ICMP
-        else:
+    def _retire(self, sock: Any, *, tells: bool) -> None:
+        """Nothing is taken there any more; whoever sends to it is told so by ICMP, or not."""
+        if self._by_fd.pop(sock.fileno(), None) is not None:
+            self.poller.unregister(sock.fileno())
             self._old.append(sock)
+        if tells:
+            _refuse(sock)
+
+    def end_silence(self) -> None:
+        """A NAT that has forgotten a mapping in silence tells so from now on: nobody need wait for his timeouts."""
+        for sock in self._old:
+            _refuse(sock)
 
     def close(self) -> None:
         for sock in [*self.fronts, *(flow.outer for flow in self.flows), *self._old]:
@@ -118,8 +139,11 @@ class Relay:
             except ConnectionError:
                 continue
             except BlockingIOError:
+                # Not before: what was sent first goes first.
                 if kind == "front":
-                    self._hear_icmp(what)  # not before: what the client sent first goes first
+                    self._hear_clients(what)
+                else:
+                    self._hear_server(what)
                 return
             size = next((int.from_bytes(raw[:4], "little") for _, k, raw in ancillary if k == _UDP_GRO), len(data))
             flow = self._flow(what, sender, now) if kind == "front" else what
@@ -129,33 +153,41 @@ class Relay:
             for at in range(0, len(data), size or 1):
                 self._handle(flow, way, data[at : at + size], now)
 
-    def _hear_icmp(self, front: Any) -> None:
-        """A client's port is closed: once all is sent that it said, its outer port is closed too, which tells the
-        server the same.
-        """
+    def _hear_clients(self, front: Any) -> None:
+        """A client's port is closed: once all is sent that it said, its outer port tells the server the same."""
         number, sock, _ = front
-        while True:
-            try:
-                _, _, _, client = sock.recvmsg(1, 512, socket.MSG_ERRQUEUE)
-            except OSError:
-                return
+        while (client := _refused(sock)) is not None:
             flow = self._by_client.pop((number, client), None)
             if flow is not None:
                 flow.is_closing = True
                 self._closing.append(flow)
 
-    def _close_outer(self, flow: Flow, now: float) -> None:
-        self.poller.unregister(flow.outer.fileno())
-        self._by_fd.pop(flow.outer.fileno(), None)
-        flow.outer.close()
+    def _hear_server(self, flow: Flow) -> None:
+        """The server's port is closed: once all is sent that it said, the front tells every client the same."""
+        while (server := _refused(flow.outer)) is not None:
+            if server[:2] == flow.server[:2] and flow.front not in self._closing_fronts:
+                self._closing_fronts.append(flow.front)
+
+    def _refuse_closed(self, now: float) -> None:
+        for flow in [flow for flow in self._closing if not flow.pending]:
+            self._closing.remove(flow)
+            self._retire(flow.outer, tells=True)
+            self._remark(f"flow {flow.number}: the client's port is closed", now)
+        for front in list(self._closing_fronts):
+            if front.fileno() in self._by_fd and not any(flow.pending for flow in self.flows if flow.front is front):
+                self._retire(front, tells=True)
+                self._remark("the server's port is closed", now)
+
+    def _remark(self, text: str, now: float) -> None:
         if self.traces:
-            self.trace.append(f"{now - self.began_at:.4f} flow {flow.number}: the client's port is closed")
+            self.trace.append(f"{now - self.began_at:.4f} {text}")
 
     def _flow(self, front: Any, client: Any, now: float) -> Flow:
         number, sock, server = front
         flow = self._by_client.get((number, client))
         if flow is None:
             flow = Flow(sock, server, client, self._socket(), len(self.flows), now)
+            flow.outers.append(flow.outer.getsockname())
             for way in ("to_server", "to_client"):
                 flow.dice[way] = random.Random(f"{self.plan.seed}/{flow.number}/{way}")
             self._by_client[number, client] = flow
@@ -167,7 +199,8 @@ class Relay:
         is_out = False
         for i, (outage, at) in enumerate(self._outages):
             if at is None:
-                if kind == outage.after_type:
+                self._awaited[i] -= kind == outage.after_type
+                if not self._awaited[i]:
                     self._outages[i] = (outage, now - self.began_at + 1e-9)  # the next one is the first that is lost
                 continue
             if outage.directions in ("both", way) and at <= now - self.began_at < at + outage.seconds:
@@ -177,8 +210,10 @@ class Relay:
     def _handle(self, flow: Flow, way: str, data: bytes, now: float) -> None:
         kind = data[0] >> 4 if data else 15
         verdict, due = self._judge(flow, way, kind, data, now)
+        flow.last.append((now, way, data[:20], len(data), verdict))
         if self.traces and len(self.trace) < _TRACED:
-            self._note(flow, way, kind, data, now, verdict or [f"{(at - now) * 1e3:.0f}ms" for at, _ in due])
+            told = verdict or str([f"{(at - now) * 1e3:.0f}ms" for at, _ in due])
+            self.trace.append(self._note(flow, way, data[:20], len(data), now, told))
         if kind == RESET and verdict:
             flow.lost_resets[way] += 1
         for at, what in due:
@@ -254,9 +289,8 @@ class Relay:
             batch.append(data)
         if to is not None:
             self._send(*to, batch, now)
-        for flow in [flow for flow in self._closing if not flow.pending]:
-            self._closing.remove(flow)
-            self._close_outer(flow, now)
+        if self._closing or self._closing_fronts:
+            self._refuse_closed(now)
 
     def _fits(self, batch: list[bytes], data: bytes) -> bool:
         size = len(batch[0])
@@ -272,13 +306,12 @@ class Relay:
         sock, address = (flow.outer, flow.server) if way == "to_server" else (flow.front, flow.client)
         for data in batch:
             kind = data[0] >> 4 if len(data) >= 20 and data[0] & 0xF == 1 else 15
-            if kind == SYN and way == "to_server":
-                flow.syns += 1
-            elif kind == RESET:
+            flow.passed[way, kind] = flow.passed.get((way, kind), 0) + 1
+            if kind == RESET:
                 flow.resets[way].append(now)
         ancillary = [(_SOL_UDP, _UDP_SEGMENT, len(batch[0]).to_bytes(2, "little"))] if len(batch) > 1 else []
-        if sock.fileno() < 0:
-            return
+        if sock.fileno() not in self._by_fd:
+            return  # it refuses, as does whoever it was for
         for _ in range(2):  # the first may only say what became of another one
             try:
                 sock.sendmsg([b"".join(batch)], ancillary, 0, address)
@@ -290,24 +323,53 @@ class Relay:
 
     def _rebind(self, now: float) -> None:
         for flow in self.flows:
-            if flow.outer.fileno() < 0:
+            if flow.outer.fileno() not in self._by_fd:
                 continue
-            self._retire(flow.outer)
+            self._retire(flow.outer, tells=self.path.rebind_tells)
             flow.outer = self._socket()
+            flow.outers.append(flow.outer.getsockname())
             flow.cut_at = now
             self._by_fd[flow.outer.fileno()] = ("outer", flow)
-        if self.traces:
-            self.trace.append(f"{now - self.began_at:.4f} outer ports changed")
+        self._remark("outer ports changed", now)
 
-    def _note(self, flow: Flow, way: str, kind: int, data: bytes, now: float, verdict: Any) -> None:
+    def recent(self) -> list[str]:
+        """The last packets of each flow, and where it goes."""
+        lines = []
+        for flow in self.flows:
+            lines.append(f"flow {flow.number}: client {flow.client}, outer {flow.outers}, server {flow.server}")
+            lines += [self._note(flow, way, head, size, at, verdict) for at, way, head, size, verdict in flow.last]
+        return lines
+
+    def _note(self, flow: Flow, way: str, head: bytes, size: int, at: float, verdict: str) -> str:
+        kind = head[0] >> 4 if head else 15
         name = _NAMES[kind] if kind < len(_NAMES) else str(kind)
         numbers = ""
-        if len(data) >= 20:
+        if len(head) >= 20:
             numbers = " ".join(
-                f"{label}={int.from_bytes(data[at : at + 2], 'big')}"
-                for label, at in (("id", 2), ("seq", 16), ("ack", 18))
+                f"{label}={int.from_bytes(head[start : start + 2], 'big')}"
+                for label, start in (("id", 2), ("seq", 16), ("ack", 18))
             )
-            numbers += f" ext={data[1]} window={int.from_bytes(data[12:16], 'big')}"
-        self.trace.append(
-            f"{now - self.began_at:.4f} flow {flow.number} {way} {name} {numbers} payload={len(data) - 20} {verdict}"
-        )
+            numbers += f" ext={head[1]} window={int.from_bytes(head[12:16], 'big')}"
+        return f"{at - self.began_at:.4f} flow {flow.number} {way} {name} {numbers} payload={size - 20} {verdict}"
+
+
+def _refuse(sock: Any) -> None:
+    try:
+        sock.connect(sock.getsockname())
+    except OSError:
+        pass  # an error of an earlier datagram's
+    else:
+        return
+    sock.connect(sock.getsockname())
+
+
+def _refused(sock: Any) -> Any:
+    """To whom a datagram of this socket's could not be delivered, since nobody is there; None where no more is said."""
+    while True:
+        try:
+            _, ancillary, _, address = sock.recvmsg(1, 512, socket.MSG_ERRQUEUE)
+        except OSError:
+            return None
+        codes = [int.from_bytes(data[:4], sys.byteorder) for _, _, data in ancillary]  # sock_extended_err.ee_errno
+        if address and errno.ECONNREFUSED in codes:
+            return address

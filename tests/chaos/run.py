@@ -25,7 +25,6 @@ _STATUS_EVERY: Final = 0.25
 _PATIENCE: Final = 15.0  # without any progress on a path that is good again, beside twice its longest outage
 _PATIENCE_FOR_EXCUSED: Final = 1.5  # where the plan explains why an end may hear nothing more
 _DRAIN_SECONDS: Final = 75.0  # TIME_WAIT after repeated FINs, and FIN_WAIT where a NAT has cut the connection off
-_DRAIN_SECONDS_EXCUSED: Final = 10.0
 _ANSWER_SECONDS: Final = 120.0
 _MOST_RUNS: Final = 60  # of one process
 
@@ -169,7 +168,7 @@ class Run:
         self.poller = select.poll()
         self.hangs: list[str] = []
         self.excuses_used: list[int] = []
-        self.dumps: list[Any] = []
+        self.dumps: list[str] = []
 
     # ── the loop ──
 
@@ -235,8 +234,8 @@ class Run:
             addresses = relay.addresses
             self._ask(self.client, command="begin", role="client", addresses=addresses, **common)
             self._watch()
-            seconds = _DRAIN_SECONDS_EXCUSED if plan.path.forgets else _DRAIN_SECONDS
-            finish = {"command": "finish", "drain_seconds": seconds}
+            relay.end_silence()
+            finish = {"command": "finish", "drain_seconds": _DRAIN_SECONDS}
             ends = self._ask_both(((self.client, finish), (self.server, finish)))
         finally:
             relay.close()
@@ -248,13 +247,14 @@ class Run:
                 causes.append(f"{role}: stderr: {party.noise.decode(errors='replace')[-1_500:]}")
         result = Result(plan.seed, evidence.total_bytes(), time.monotonic() - began, causes, evidence.phantoms)
         result.details = evidence.details
+        if causes:
+            result.details += [*relay.recent(), *self.dumps]
         result.leaves_connections = any(end["held"]["connections"] for end in ends)
         if self.verbose:
             result.details += [
                 json.dumps(fields, indent=1),
                 *relay.trace,
                 *(json.dumps(outcome) for end in ends for outcome in end["outcomes"]),
-                *(json.dumps(dump, indent=1, default=str).replace("\\n", "\n") for dump in self.dumps),
             ]
         return result
 
@@ -324,13 +324,17 @@ class Run:
                 if number >= 0 or role == "client":
                     self.hangs.append(f"{role} of connection {number} hangs for {still:.0f} s: {doing}")
         self.hangs = self.hangs or [f"hangs for {still:.0f} s, nothing open"]
-        if self.verbose:
-            self.dumps = self._ask_both(((self.client, {"command": "dump"}), (self.server, {"command": "dump"})))
+        dumps = self._ask_both(((self.client, {"command": "dump"}), (self.server, {"command": "dump"})))
+        self.dumps += [json.dumps(dump, indent=1, default=str).replace("\\n", "\n") for dump in dumps]
 
 
 def run_seed(seed: int, parties: Parties, *, verbose: bool = False) -> Result:
     """Play one seed."""
-    plan = draw(seed)
+    return play(draw(seed), parties, verbose=verbose)
+
+
+def play(plan: Plan, parties: Parties, *, verbose: bool = False) -> Result:
+    """Play one plan."""
     taken: list[PartyProcess] = []
     try:
         taken.append(parties.take(plan.client_kind))
@@ -339,7 +343,7 @@ def run_seed(seed: int, parties: Parties, *, verbose: bool = False) -> Result:
     except Exception as error:
         for party in taken:
             party.kill()
-        return Result(seed, causes=[f"{type(error).__name__}: {error}"])
+        return Result(plan.seed, causes=[f"{type(error).__name__}: {error}"])
     for party in taken:
         if result.causes or result.leaves_connections:
             party.kill()

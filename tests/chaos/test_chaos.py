@@ -11,8 +11,8 @@ import pytest
 
 from tests.chaos.__main__ import play_all
 from tests.chaos.oracle import Evidence, judge
-from tests.chaos.plan import Connection, Direction, Listener, Path, Plan, Side, draw
-from tests.chaos.run import ROOT
+from tests.chaos.plan import DATA, FIN, SYN, Connection, Direction, Listener, Outage, Path, Plan, Side, draw
+from tests.chaos.run import ROOT, Parties, play
 from tests.chaos.streams import Stream
 
 
@@ -41,11 +41,21 @@ def test_a_wrong_byte_is_noticed_and_where_it_belongs() -> None:
     assert "offset 3000" in str(stream.fault(1_000, right[:2_000] + right[2_001:]))
 
 
+class OneFlow:
+    number = 0
+    client = ("127.0.0.1", 40_000)
+    outers = (("127.0.0.1", 50_000),)
+    passed = {("to_server", DATA): 1}
+    cut_at = None
+
+
 CLIENT = {"sent": 10, "wrote_all": True, "received": 20, "end": "eof", "end_at": 5.0, "finish_at": 3.0}
 SERVER = {"sent": 20, "wrote_all": True, "received": 10, "end": "eof", "end_at": 4.0, "finish_at": 4.5}
 NOTHING = {
     "connection": 0,
     "attempt": 0,
+    "local": OneFlow.client,
+    "peer": OneFlow.outers[0],
     "connect_error": "",
     "connect_at": 1.0,
     "closed_at": 6.0,
@@ -58,25 +68,25 @@ NOTHING = {
 }
 
 
-class OneFlow:
-    syns = 1
-    cut_at = None
-
-
 class CalmRelay:
     flows = [OneFlow()]
     began_at = 0.0
 
 
-def verdict(client: dict[str, object], server: dict[str, object]) -> list[str]:
-    side, other = Side(chunks=[10]), Side(chunks=[20])
-    one = Connection(0, 0, "blocking", 1, False, False, side, other)
+def plan_of(client: Side, server: Side, path: Path) -> Plan:
+    one = Connection(0, 0, "blocking", 1, False, False, client, server)
+    return Plan(1, "IPv4", "thread", "thread", [Listener(1, "blocking", 0, False)], [one], path)
+
+
+def verdict(client: dict[str, object], *servers: dict[str, object], flow: type[OneFlow] = OneFlow) -> list[str]:
     path = Path(1, Direction(), Direction(), [], [], [], False, False)
-    plan = Plan(1, "IPv4", "thread", "thread", [Listener(1, "blocking", 0, False)], [one], path)
+    plan = plan_of(Side(chunks=[10]), Side(chunks=[20]), path)
     held = {"connections": 0, "ports": 0, "fds": 5, "threads": 2, "faults": 0}
     rest = {"faults": [], "held": held, "baseline": held, "threads_alive": 0}
-    ends = [{"outcomes": [{**NOTHING, **outcome}], **rest} for outcome in (client, server)]
-    return judge(Evidence(plan, *ends, CalmRelay(), []))  # type: ignore[arg-type]
+    ends = [{"outcomes": [{**NOTHING, **outcome} for outcome in end], **rest} for end in ([client], servers)]
+    relay = CalmRelay()
+    relay.flows = [flow()]
+    return judge(Evidence(plan, *ends, relay, []))  # type: ignore[arg-type]
 
 
 def test_the_oracle_accepts_what_is_right() -> None:
@@ -106,10 +116,54 @@ def test_the_oracle_takes_a_reason() -> None:
     assert verdict({**CLIENT, "break_at": 3.5}, {**SERVER, "end": "error", "read_error": "ECONNRESET"}) == []
 
 
+GHOST = {"connection": -1, "received": 0, "end": "eof", "end_at": 4.0}
+GAVE_UP = {"connect_error": "TimeoutError"}
+
+
+class UnprovenFlow(OneFlow):
+    passed = {("to_server", SYN): 3}
+
+
+@pytest.mark.parametrize(
+    ("client", "servers", "flow", "words"),
+    [
+        (CLIENT, [SERVER, GHOST], OneFlow, "2 connections were accepted of 1"),
+        (CLIENT, [GHOST], OneFlow, "1 connections without a name, 0 with a reason"),
+        (GAVE_UP, [GHOST], OneFlow, ""),
+        (GAVE_UP, [GHOST], UnprovenFlow, "accepted though nobody proved"),
+        (GAVE_UP, [{**GHOST, "peer": ("127.0.0.1", 1)}], OneFlow, "where nobody is"),
+        (GAVE_UP, [{**GHOST, "received": 3}], OneFlow, "brought 3 bytes"),
+    ],
+)
+def test_the_oracle_knows_ghosts(
+    client: dict[str, object], servers: list[dict[str, object]], flow: type[OneFlow], words: str
+) -> None:
+    found = "; ".join(verdict(client, *servers, flow=flow))
+    assert words in found
+    assert words or not found
+
+
+def test_the_relay_passes_on_that_a_port_is_closed() -> None:
+    """The client's FIN arrives, and nothing more until the server has ended: then only ICMP can say that it is over.
+    A relay that swallows it leaves the client repeating its FIN for as long as an orphan may.
+    """
+    client = Side(chunks=[1_000], ending="close")
+    server = Side(chunks=[50], starts="first")
+    path = Path(3, Direction(), Direction(), [Outage(0, 2.5, "both", FIN, 2)], [], [], False, False)
+    parties = Parties()
+    try:
+        result = play(plan_of(client, server, path), parties)
+    finally:
+        parties.close()
+    assert (result.causes, result.bytes) == ([], 1_050)
+
+
 @pytest.mark.timeout(300)
 def test_a_few_runs() -> None:
     seeds = (5, 7, 11, 12, 13, 17)  # short ones
     tally = play_all(iter(seeds), jobs=3, until=time.monotonic() + 200, verbose=False, quiet=True)
+    for failure in tally.failures:
+        print("\n".join(failure.details))  # what pytest shows of a failure
     assert [(failure.seed, failure.causes) for failure in tally.failures] == []
     assert tally.runs == len(seeds) and tally.bytes
 
