@@ -11,6 +11,7 @@ import json
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -42,6 +43,9 @@ def play_all(seeds: Iterator[int], *, jobs: int, until: float, verbose: bool, qu
                 result = run_seed(seed, parties, verbose=verbose)
                 with lock:
                     note(result)
+        except BaseException as error:
+            with lock:
+                note(Result(-1, causes=["conductor: " + "".join(traceback.format_exception(error))]))
         finally:
             parties.close()
 
@@ -89,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
     else:
         seconds = time.monotonic() - began
         print(f"{tally.runs} runs in {seconds:.0f} s, {tally.bytes} bytes, {len(failures)} failed")
-        print(f"{tally.phantoms} connections were accepted whose connect() had given up or been repeated")
+        print(f"{tally.phantoms} connections stood when their connect() had just been given up")
         if failures:
             print("failed:", *(result.seed for result in failures))
     return 1 if failures else 0

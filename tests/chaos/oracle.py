@@ -15,6 +15,7 @@ from tests.chaos.relay import Flow, Relay
 from tests.chaos.streams import HEADER
 
 _CLOCKS_AGREE: Final = 0.02  # the same clock, read before a call and after another
+_CLOSE_NOTICED: Final = 0.1
 
 
 @dataclass
@@ -218,7 +219,13 @@ def _is_at(address: Any, other: Any) -> bool:
 
 
 def _may_be_nameless(evidence: Evidence, flow: Flow, outcome: dict[str, Any]) -> bool:
-    """Whether this attempt may have connected and its first bytes have been lost, or never said."""
-    connection = evidence.plan.connections[outcome["connection"]]
-    is_over = outcome["connect_error"] or outcome["break_at"] or outcome["abandoned_at"] or outcome["write_error"]
-    return connection.is_mute or bool(is_over) or flow.cut_at is not None
+    """Whether this attempt may have connected and its first bytes have been lost, or never said.
+
+    One that was given up may have connected in the meantime, as over TCP: if its SYN's answer came before the close.
+    """
+    if flow.cut_at is not None:
+        return True
+    if outcome["connect_error"]:
+        return bool(flow.answered_at < outcome["closed_at"] + _CLOSE_NOTICED)
+    is_over = outcome["break_at"] or outcome["abandoned_at"] or outcome["write_error"]
+    return evidence.plan.connections[outcome["connection"]].is_mute or bool(is_over)

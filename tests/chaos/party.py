@@ -5,6 +5,8 @@ status   how far it is
 abandon  give connections up
 finish   end the run: what is left behind?
 dump     everything that helps to understand a hang
+
+SIGUSR1 has it, or its engine's process, write on stderr where each of its threads is.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import gc
 import json
 import os
 import select
+import signal
 import socket as stdlib
 import sys
 import threading
@@ -27,7 +30,7 @@ from tests.chaos.plan import Connection, Listener, Side
 from tests.chaos.sides import End, Outcome, Progress, error_name, header, prepare_options, set_style
 from tests.chaos.streams import HEADER, MAGIC, Stream
 from utpsocket import stats
-from utpsocket.engine import running_engine
+from utpsocket.engine import remote, running_engine
 
 _ACCEPT_SECONDS: Final = 0.2
 
@@ -356,6 +359,9 @@ class Party:
         return answer
 
     def dump(self, half: Half) -> dict[str, Any]:
+        loop = running_engine()
+        if loop is not None and loop.pid != os.getpid():
+            os.kill(loop.pid, signal.SIGUSR1)
         frames = sys._current_frames()
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         return {
@@ -369,8 +375,13 @@ class Party:
         }
 
 
+_TELL: Final = "import faulthandler, signal\nfaulthandler.register(signal.SIGUSR1)\n"
+
+
 def main() -> None:
     faulthandler.enable()
+    exec(_TELL, {})
+    remote._BOOT = _TELL + remote._BOOT  # type: ignore[misc]
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints is noise on stderr, which fails the run
     party = Party()

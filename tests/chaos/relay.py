@@ -20,7 +20,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tests.chaos.plan import RESET, Direction, Plan
+from tests.chaos.plan import RESET, STATE, Direction, Plan
 
 _UDP_SEGMENT: Final = 103
 _UDP_GRO: Final = 104
@@ -55,6 +55,7 @@ class Flow:
     bad_until: dict[str, float] = field(default_factory=dict)
     free_at: dict[str, float] = field(default_factory=dict)
     cut_at: float | None = None
+    answered_at: float = float("inf")  # when the client was first told that its SYN had arrived
     resets: dict[str, list[float]] = field(default_factory=lambda: {"to_server": [], "to_client": []})
     lost_resets: dict[str, int] = field(default_factory=lambda: {"to_server": 0, "to_client": 0})
     pending: int = 0
@@ -309,6 +310,8 @@ class Relay:
             flow.passed[way, kind] = flow.passed.get((way, kind), 0) + 1
             if kind == RESET:
                 flow.resets[way].append(now)
+            elif kind == STATE and way == "to_client":
+                flow.answered_at = min(flow.answered_at, now)
         ancillary = [(_SOL_UDP, _UDP_SEGMENT, len(batch[0]).to_bytes(2, "little"))] if len(batch) > 1 else []
         if sock.fileno() not in self._by_fd:
             return  # it refuses, as does whoever it was for

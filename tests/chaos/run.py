@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,8 @@ _PATIENCE: Final = 15.0  # without any progress on a path that is good again, be
 _PATIENCE_FOR_EXCUSED: Final = 1.5  # where the plan explains why an end may hear nothing more
 _DRAIN_SECONDS: Final = 75.0  # TIME_WAIT after repeated FINs, and FIN_WAIT where a NAT has cut the connection off
 _ANSWER_SECONDS: Final = 120.0
+_STACKS_SECONDS: Final = 1.0  # until they are written
+_NOISE_MOST: Final = 6_000
 _MOST_RUNS: Final = 60  # of one process
 
 
@@ -95,6 +98,13 @@ class PartyProcess:
             pass
         *lines, self._partial = self._partial.split(b"\n")
         self.answers += [json.loads(line) for line in lines]
+
+    def stacks(self) -> str:
+        """Where its threads are, though it answers nothing."""
+        self.process.send_signal(signal.SIGUSR1)
+        time.sleep(_STACKS_SECONDS)
+        self.read()
+        return self.noise.decode(errors="replace")[-_NOISE_MOST:]
 
     def wait_ready(self) -> None:
         """Its first word says that it is ready."""
@@ -211,7 +221,10 @@ class Run:
                     if "exception" in answers[i]:
                         raise RuntimeError(f"{command['command']}: {answers[i]['exception']}")
             if time.monotonic() > until:
-                raise RuntimeError(f"no answer to {[command['command'] for _, command in commands]}")
+                raise RuntimeError(
+                    f"no answer to {[command['command'] for _, command in commands]}; "
+                    + "; ".join(party.stacks() for i, (party, _) in enumerate(commands) if i not in answers)
+                )
         return [answers[i] for i in range(len(commands))]
 
     def _register(self, poller: Any) -> None:
@@ -244,7 +257,7 @@ class Run:
         for role, party in (("client", self.client), ("server", self.server)):
             party.read()
             if party.noise:
-                causes.append(f"{role}: stderr: {party.noise.decode(errors='replace')[-1_500:]}")
+                causes.append(f"{role}: stderr: {party.noise.decode(errors='replace')[-_NOISE_MOST:]}")
         result = Result(plan.seed, evidence.total_bytes(), time.monotonic() - began, causes, evidence.phantoms)
         result.details = evidence.details
         if causes:

@@ -6,13 +6,16 @@ import json
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
+from tests.chaos import __main__, run
 from tests.chaos.__main__ import play_all
 from tests.chaos.oracle import Evidence, judge
 from tests.chaos.plan import DATA, FIN, SYN, Connection, Direction, Listener, Outage, Path, Plan, Side, draw
-from tests.chaos.run import ROOT, Parties, play
+from tests.chaos.relay import Flow, Relay
+from tests.chaos.run import ROOT, Parties
 from tests.chaos.streams import Stream
 
 
@@ -47,6 +50,7 @@ class OneFlow:
     outers = (("127.0.0.1", 50_000),)
     passed = {("to_server", DATA): 1}
     cut_at = None
+    answered_at = 2.0
 
 
 CLIENT = {"sent": 10, "wrote_all": True, "received": 20, "end": "eof", "end_at": 5.0, "finish_at": 3.0}
@@ -73,14 +77,16 @@ class CalmRelay:
     began_at = 0.0
 
 
+CALM = Path(1, Direction(), Direction(), [], [], [], False, False)
+
+
 def plan_of(client: Side, server: Side, path: Path) -> Plan:
     one = Connection(0, 0, "blocking", 1, False, False, client, server)
     return Plan(1, "IPv4", "thread", "thread", [Listener(1, "blocking", 0, False)], [one], path)
 
 
 def verdict(client: dict[str, object], *servers: dict[str, object], flow: type[OneFlow] = OneFlow) -> list[str]:
-    path = Path(1, Direction(), Direction(), [], [], [], False, False)
-    plan = plan_of(Side(chunks=[10]), Side(chunks=[20]), path)
+    plan = plan_of(Side(chunks=[10]), Side(chunks=[20]), CALM)
     held = {"connections": 0, "ports": 0, "fds": 5, "threads": 2, "faults": 0}
     rest = {"faults": [], "held": held, "baseline": held, "threads_alive": 0}
     ends = [{"outcomes": [{**NOTHING, **outcome} for outcome in end], **rest} for end in ([client], servers)]
@@ -124,12 +130,17 @@ class UnprovenFlow(OneFlow):
     passed = {("to_server", SYN): 3}
 
 
+class LateFlow(OneFlow):
+    answered_at = 7.0
+
+
 @pytest.mark.parametrize(
     ("client", "servers", "flow", "words"),
     [
         (CLIENT, [SERVER, GHOST], OneFlow, "2 connections were accepted of 1"),
         (CLIENT, [GHOST], OneFlow, "1 connections without a name, 0 with a reason"),
         (GAVE_UP, [GHOST], OneFlow, ""),
+        (GAVE_UP, [GHOST], LateFlow, "1 connections without a name, 0 with a reason"),
         (GAVE_UP, [GHOST], UnprovenFlow, "accepted though nobody proved"),
         (GAVE_UP, [{**GHOST, "peer": ("127.0.0.1", 1)}], OneFlow, "where nobody is"),
         (GAVE_UP, [{**GHOST, "received": 3}], OneFlow, "brought 3 bytes"),
@@ -152,10 +163,52 @@ def test_the_relay_passes_on_that_a_port_is_closed() -> None:
     path = Path(3, Direction(), Direction(), [Outage(0, 2.5, "both", FIN, 2)], [], [], False, False)
     parties = Parties()
     try:
-        result = play(plan_of(client, server, path), parties)
+        result = run.play(plan_of(client, server, path), parties)
     finally:
         parties.close()
     assert (result.causes, result.bytes) == ([], 1_050)
+
+
+def test_a_hang_explains_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was last on the wire, what both sides were doing, and where the threads of an engine's process are."""
+
+    def hold_back(relay: Relay, flow: Flow, way: str, kind: int, data: bytes, now: float) -> tuple[str, list[Any]]:
+        return ("held back", []) if (way, kind) == ("to_client", DATA) else ("", [(now, data)])
+
+    monkeypatch.setattr(run, "_PATIENCE", 2.0)
+    monkeypatch.setattr(Relay, "_judge", hold_back)
+    plan = plan_of(Side(chunks=[10]), Side(chunks=[10], starts="first"), CALM)
+    plan.server_kind = "process"
+    parties = Parties()
+    try:
+        result = run.play(plan, parties)
+    finally:
+        parties.close()
+    assert "client of connection 0 hangs" in result.causes[0]
+    assert "engine/loop.py" in result.causes[-1]
+    details = "\n".join(result.details)
+    assert "payload=10 held back" in details
+    assert '"connections_open": 1' in details
+
+
+@pytest.mark.parametrize("failure", [["recv(): wrong bytes"], RuntimeError("the conductor's own")])
+def test_the_command_fails_where_anything_did(
+    failure: list[str] | Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def play_badly(seed: int, parties: Parties, *, verbose: bool) -> run.Result:
+        if seed != 3:
+            return run.Result(seed, bytes=10)
+        if isinstance(failure, Exception):
+            raise failure
+        return run.Result(seed, causes=failure)
+
+    monkeypatch.setattr(__main__, "run_seed", play_badly)
+    assert __main__.main(["--runs", "2", "--seed", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"runs": 2, "bytes": 20, "failures": []}
+    assert __main__.main(["--runs", "3", "--seed", "1", "--jobs", "1", "--json"]) == 1
+    (failed,) = json.loads(capsys.readouterr().out)["failures"]
+    assert str(failure if isinstance(failure, Exception) else failure[0]) in failed["cause"]
+    assert __main__.main(["--runs", "3", "--seed", "1"]) == 1
 
 
 @pytest.mark.timeout(300)
