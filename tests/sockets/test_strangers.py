@@ -64,7 +64,7 @@ def test_a_tag_holds_for_its_name_only() -> None:
     name = names.encode(1, ("127.0.0.1", 16), ("127.0.0.1", 17), os.getpid())
     assert names.is_ours(name, os.geteuid())
     assert not names.is_ours(name, os.geteuid() + 1)
-    other = name.replace(b",11#", b",16#")
+    other = name.replace(b":17#", b":22#")
     assert other != name and names.decode(other) is not None
     assert not names.is_ours(other, os.geteuid())
 

@@ -3,8 +3,9 @@
 Separate because both sides read them: the engine binds its end of a pair to such a name, and getpeername() on the
 user's end then gives it to a fork, an exec'ed child or `ss -x` alike (SOCKETS.md §1). Any thread may call.
 
-A name reads `utp:<cookie>:<engine's pid>:<local>|<peer>#<tag>`, with addresses as host,port[,flowinfo,scope]. A
-listening socket's own name has `*` for the peer. Anybody can make such a name; the tag proves that we did (secret.py).
+A name reads `utp:<cookie>:<engine's pid>:<local>|<peer>#<tag>`, with addresses as 192.0.2.7:6881 and
+[fe80::1]:6881[%scope][/flowinfo]. A listening socket's own name has `*` for the peer. Anybody can make such a name; the
+tag proves that we did (secret.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from utpsocket.engine.native import Socket
 from utpsocket.engine.originals import os, socket, struct
 
 _PREFIX: Final = b"\0utp:"
-_MAX_BYTES: Final = 107 - 1 - secret.TAG_BYTES  # sun_path has 108
+_MAX_BYTES: Final = 108 - 1 - secret.TAG_BYTES  # of sun_path, without "#" and the tag
+_SHORT: Final = struct.Struct("!16sHI")
+_SCOPE_BYTES: Final = 4
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 Address = tuple[str, int] | tuple[str, int, int, int]
@@ -26,16 +29,16 @@ Address = tuple[str, int] | tuple[str, int, int, int]
 
 def encode(cookie: int, local: Address, peer: Address, pid: int) -> bytes:
     """The name of a pair's engine end; `pid`: of the engine's process."""
-    who = f"{cookie:x}:{pid:x}:"
+    who = f"{cookie:x}:{pid}:"
     name = _PREFIX + f"{who}{_text(local)}|{_text(peer)}".encode()
     if len(name) > _MAX_BYTES:
-        name = _PREFIX + f"{who}{_text(_short(local))}|{_text(_short(peer))}".encode()
+        name = _PREFIX + f"{who}{_short(local)}|{_short(peer)}".encode()
     return _tagged(name)
 
 
 def encode_listener(cookie: int, local: Address, pid: int) -> bytes:
     """The name of a user's listening socket; `pid`: of the engine's process."""
-    return _tagged(_PREFIX + f"{cookie:x}:{pid:x}:{_text(local)}|*".encode())
+    return _tagged(_PREFIX + f"{cookie:x}:{pid}:{_text(local)}|*".encode())
 
 
 def _tagged(name: bytes) -> bytes:
@@ -69,8 +72,8 @@ def decode_listener(name: object) -> tuple[int, int, Address] | None:
         return None
     try:
         cookie, pid, addresses = text[:-2].decode().split(":", 2)
-        return int(cookie, 16), int(pid, 16), _address(addresses)
-    except ValueError:
+        return int(cookie, 16), int(pid), _address(addresses)
+    except (ValueError, struct.error):
         return None
 
 
@@ -81,32 +84,37 @@ def decode(name: object) -> tuple[int, int, Address, Address] | None:
     try:
         cookie, pid, addresses = name[len(_PREFIX) :].rpartition(b"#")[0].decode().split(":", 2)
         local, peer = addresses.split("|")
-        return int(cookie, 16), int(pid, 16), _address(local), _address(peer)
-    except ValueError:
+        return int(cookie, 16), int(pid), _address(local), _address(peer)
+    except (ValueError, struct.error):
         return None
 
 
 def _text(address: Address) -> str:
-    if len(address) == 4 and not (address[2] or address[3]):
-        return f"{address[0]},{address[1]:x},6"
-    return ",".join([address[0], *(f"{number:x}" for number in address[1:])])
+    host, port, *rest = address
+    if not rest:
+        return f"{host}:{port}"
+    flowinfo, scope = rest
+    return f"[{host}]:{port}" + (f"%{scope}" if scope else "") + (f"/{flowinfo}" if flowinfo else "")
 
 
-def _short(address: Address) -> Address:
-    """The same with an IPv6 host in base 64 behind "=": two of full length do not fit as text."""
-    host, percent, scope = address[0].partition("%")
-    packed = base64.urlsafe_b64encode(socket.inet_pton(socket.AF_INET6, host)).decode().rstrip("=")
-    return ("=" + packed + percent + scope, *address[1:])
+def _short(address: Address) -> str:
+    """The same without flowinfo, in base 64 behind "=": two IPv6 addresses of full length do not fit as text."""
+    host, port, *rest = address
+    if not rest:
+        return _text(address)
+    packed = _SHORT.pack(socket.inet_pton(socket.AF_INET6, host), port, rest[1])
+    return "=" + base64.urlsafe_b64encode(packed if rest[1] else packed[:-_SCOPE_BYTES]).decode().rstrip("=")
 
 
 def _address(text: str) -> Address:
-    host, port, *rest = text.split(",")
-    if host.startswith("="):
-        packed, percent, scope = host[1:].partition("%")
-        host = socket.inet_ntop(socket.AF_INET6, base64.urlsafe_b64decode(packed + "==")) + percent + scope
-    if not rest:
-        return host, int(port, 16)
-    if rest == ["6"]:
-        return host, int(port, 16), 0, 0
-    flowinfo, scope = rest
-    return host, int(port, 16), int(flowinfo, 16), int(scope, 16)
+    if text.startswith("="):
+        packed = base64.urlsafe_b64decode(text[1:] + "==")
+        host, port, scope = _SHORT.unpack(packed if len(packed) == _SHORT.size else packed + bytes(_SCOPE_BYTES))
+        return socket.inet_ntop(socket.AF_INET6, host), port, 0, scope
+    if not text.startswith("["):
+        host, _, number = text.rpartition(":")
+        return host, int(number)
+    host, _, rest = text[1:].partition("]:")
+    rest, _, flowinfo = rest.partition("/")
+    number, _, scope = rest.partition("%")
+    return host, int(number), int(flowinfo or 0), int(scope or 0)
