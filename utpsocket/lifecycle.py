@@ -9,11 +9,13 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from typing import Any, Final
 
 from utpsocket import options, pairing, registry, replacement
 from utpsocket.engine import engine, names, running_engine, serving_pid, verbs
-from utpsocket.engine.highfd import raise_fd
+from utpsocket.engine.highfd import raise_fd, with_room
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.names import Address
@@ -28,6 +30,8 @@ _POLLRDHUP: Final = 0x2000
 _POLLERR_OR_HUP: Final = 0x018
 _BIND_TRIES: Final = 100  # of an address that a port of ours, which the engine is about to close, still has
 _BY: Final = verbs.CLAIM[0]
+_ANY_PORT: Final = 9  # nothing is sent
+_MAPPED: Final = bytes(10) + b"\xff\xff"
 UNBOUND: Final[dict[int, Address]] = {stdlib.AF_INET: ("0.0.0.0", 0), stdlib.AF_INET6: ("::", 0, 0, 0)}
 IN_PROGRESS: Final = (errno.EINPROGRESS, errno.EALREADY)
 
@@ -73,6 +77,8 @@ def _take_port(loop: Loop | RemoteLoop, identity: Identity, address: Any) -> tup
         try:
             udp.bind(address)
             local: Address = udp.getsockname()
+            if identity.family == stdlib.AF_INET6 and local[0].startswith("ff"):
+                raise fail(errno.EINVAL)  # as TCP's, though not for IPv4
         except BaseException as error:
             udp.close()
             if not isinstance(error, OSError) or error.errno != errno.EADDRINUSE:
@@ -129,7 +135,12 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
     loop = engine()
     udp = raise_fd(options.udp_socket(identity))
     try:
+        is_from_group = identity.bound is not None and _is_group(identity.family, identity.bound[0])
+        if identity.bound is not None and not is_from_group:
+            _have_source(udp, identity.bound)
         code = _aim(udp, identity, address, quietly=quietly)
+        if not code and is_from_group:
+            udp = _leave_group(udp, identity)
         check_open(sock)
     except BaseException:
         udp.close()
@@ -137,18 +148,27 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
     if code:
         udp.close()
         return code
-    _dial(sock, identity, loop, udp)
+    _dial(sock, identity, loop, udp, is_apart=is_from_group or not identity.endpoint)
     return errno.EINPROGRESS
 
 
 def _aim(udp: Any, identity: Identity, address: Any, *, quietly: bool) -> int:
     """Connect the UDP socket to the peer: 0, or the errno for which TCP's connect() fails at once."""
     try:
-        code = udp.connect_ex(address) if quietly else udp.connect(address)
-    except PermissionError:
-        return errno.ENETUNREACH  # a broadcast address: UDP wants SO_BROADCAST, TCP has no way there
+        code = int((udp.connect_ex if quietly else udp.connect)(address) or 0)
+    except OSError as error:
+        if isinstance(error, stdlib.gaierror) or error.errno is None:
+            raise
+        code = error.errno
+    if code == errno.EACCES:
+        # A broadcast address, for which UDP wants SO_BROADCAST and TCP has no way; or the system forbids it.
+        udp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_BROADCAST, 1)
+        return errno.ENETUNREACH if udp.connect_ex(address) != errno.EACCES else errno.EACCES
+    if code in (errno.EINVAL, errno.EAFNOSUPPORT) and identity.family == stdlib.AF_INET6:
+        # Of a multicast address without a scope, or from an IPv4 address, too, which TCP knows for one first.
+        return errno.ENETUNREACH if _is_multicast(identity.family, _resolved(identity, address)[0]) else code
     if code:
-        return errno.ENETUNREACH if code == errno.EACCES else int(code)
+        return code
     try:
         peer = udp.getpeername()
     except OSError:  # port 0, to which UDP can "connect"
@@ -156,8 +176,56 @@ def _aim(udp: Any, identity: Identity, address: Any, *, quietly: bool) -> int:
     return errno.ENETUNREACH if _is_multicast(identity.family, peer[0]) else 0
 
 
-def _dial(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any) -> None:
+def _have_source(udp: Any, bound: Address) -> None:
+    """Give the UDP socket the source of a bound socket's connection: the kernel judges the two addresses together, and
+    tells what follows of the one for the other.
+    """
+    if bound[0] not in ("0.0.0.0", "::"):
+        try:
+            udp.bind((bound[0], 0, *bound[2:]))
+        except OSError:
+            pass  # the address is this machine's no more
+
+
+def _is_group(family: int, host: str) -> bool:
+    """Whether this IPv4 address, to which a socket is bound, is a multicast or a broadcast one."""
+    if family != stdlib.AF_INET or host == "0.0.0.0":
+        return False
+    if _is_multicast(family, host) or host == "255.255.255.255":
+        return True
+    with closing(with_room(partial(Socket, family, stdlib.SOCK_DGRAM, 0))) as judge:
+        if judge.connect_ex((host, _ANY_PORT)) != errno.EACCES:
+            return False
+        judge.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_BROADCAST, 1)
+        return int(judge.connect_ex((host, _ANY_PORT))) != errno.EACCES
+
+
+def _leave_group(udp: Any, identity: Identity) -> Any:
+    """Of a socket bound to a multicast or broadcast address: TCP connects from the address that the route says, and the
+    same port. A UDP socket there, in the place of this one, which knows the route; at another port where that one is
+    taken, which TCP would share.
+    """
+    assert identity.bound is not None
+    own = raise_fd(options.udp_socket(identity))
+    try:
+        host = udp.getsockname()[0]
+        try:
+            own.bind((host, identity.bound[1]))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            own.bind((host, 0))
+        own.connect(udp.getpeername())
+    except BaseException:
+        own.close()
+        raise
+    udp.close()
+    return own
+
+
+def _dial(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any, *, is_apart: bool) -> None:
     """Pair the user's fd with the engine and have it dial; `udp`, connected to the peer, is the engine's from now on.
+    `is_apart`: it is what the connection gets, and not only what knows the addresses of one from the bound port.
 
     A signal's handler may raise between any two lines. Before the engine has begun, the socket is then fresh again;
     afterwards it is connecting, as TCP's is. The claim decides which of the two it is.
@@ -168,16 +236,18 @@ def _dial(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any) -> N
         peer, local = udp.getpeername(), udp.getsockname()
         bound = identity.bound
         if bound is not None:
-            local = (local[0], *bound[1:]) if bound[0] in ("0.0.0.0", "::") else bound
+            local = local if is_apart else (local[0], bound[1], *local[2:])
         identity.local, identity.peer, identity.owner_pid = local, peer, loop.pid
         end = pairing.pair(sock, identity)
         routes = identity.routes
         fallback_us = int(routes.fallback_seconds * 1_000_000) if routes is not None and routes.fallback else -1
         identity.role = Role.CONNECTING
-        if identity.endpoint:
+        if not is_apart:
             udp.close()
             loop.post(verbs.dial_from, identity.endpoint, peer, identity, end, fallback_us, claim)
         else:
+            if identity.endpoint:
+                loop.post(verbs.unhold, identity.inode)
             loop.post(verbs.dial_private, udp, identity, end, fallback_us, claim)
         identity.claim = None
     except BaseException:
@@ -220,8 +290,10 @@ def settle(sock: Any, identity: Identity) -> None:
 
 
 def _is_multicast(family: int, host: str) -> bool:
-    first = stdlib.inet_pton(family, host.partition("%")[0])[0]
-    return first >> 4 == 0xE if family == stdlib.AF_INET else first == 0xFF
+    packed = stdlib.inet_pton(family, host.partition("%")[0])
+    if family == stdlib.AF_INET6 and not packed.startswith(_MAPPED):
+        return packed[0] == 0xFF
+    return packed[-4] >> 4 == 0xE
 
 
 def _renew(sock: Any, identity: Identity) -> None:

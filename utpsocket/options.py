@@ -274,12 +274,25 @@ def get_option(sock: Any, identity: Identity, level: int, name: int, *buflen: in
     with closing(with_room(partial(Socket, identity.family, stdlib.SOCK_STREAM, 0))) as judge:
         value = _value(identity, level, name)
         if value is None:
+            if (level, name) == (_SOCKET, stdlib.SO_BINDTODEVICE):
+                _bind_to_scope(judge, identity)
             return judge.getsockopt(level, name, *buflen)
     if length:
         return value[:length]
     if len(value) < _INT.size:
         raise _fail(errno.EINVAL)
     return _INT.unpack_from(value)[0]
+
+
+def _bind_to_scope(judge: Any, identity: Identity) -> None:
+    """A TCP socket with a link-local address at either end is bound to that interface."""
+    for address in (identity.peer, identity.local):
+        if address is not None and len(address) == 4 and address[3]:
+            try:
+                judge.setsockopt(_SOCKET, stdlib.SO_BINDTODEVICE, stdlib.if_indextoname(address[3]).encode())
+            except OSError:
+                pass  # it is gone
+            return
 
 
 def _value(identity: Identity, level: int, name: int) -> bytes | None:

@@ -22,7 +22,7 @@ from utpsocket.engine.resets import Resets
 from utpsocket.engine.shares import Shares
 from utpsocket.engine.syncache import syn_of
 from utpsocket.engine.syscalls import packed_name
-from utpsocket.engine.udp import PACKET_OPTIONS, IcmpError, Port
+from utpsocket.engine.udp import PACKET_OPTIONS, IcmpError, Port, parted
 from utpsocket.protocol import Config, Connection, PacketType, Run, State, Transmit
 from utpsocket.protocol.closing import Remains
 from utpsocket.protocol.handshake import PROVES_ITSELF
@@ -433,11 +433,14 @@ class Endpoint:
         identity.owner_pid = listener.identity.owner_pid
         identity.local = self.port.local
         if run.local is not None:
-            identity.local = (str(run.local), *self.port.local[1:])
+            host, scope = parted(str(run.local))
+            identity.local = (host, *self.port.local[1:])
+            if scope and run.addr[3]:  # type: ignore[index]
+                identity.local = (host, self.port.local[1], 0, scope)  # beside a global peer Linux' TCP tells none
         bridge = self._new_bridge(addr, recv_id, identity, self.source(run), first_seq=first_seq)
         if self.peers is not None:
             with self.loop.fd_lock:
-                self.peers.join(bridge, identity.local[0])
+                self.peers.join(bridge, str(run.local or self.port.local[0]))
         listener.on_syn(bridge, proves_itself=proves_itself, now=now)
         self.loop.accepted += 1
         self.loop.touch_listener(listener)

@@ -26,7 +26,7 @@ from utpsocket.engine.highfd import raise_fd, with_room
 from utpsocket.engine.native import Socket
 from utpsocket.engine.originals import io
 from utpsocket.engine.originals import socket as stdlib
-from utpsocket.engine.udp import Port
+from utpsocket.engine.udp import Port, parted
 from utpsocket.protocol import Run
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class PeerPorts:
             member.close()
 
     def join(self, bridge: Bridge, host: str) -> None:
-        """A connection begins, whose packets come to the port at this address of ours."""
+        """A connection begins, whose packets come to the port at this address of ours (as Run.local tells it)."""
         addr: Any = bridge.connection.addr
         found = self.by_addr.get(addr)
         if found is None:
@@ -229,7 +229,9 @@ class PeerPorts:
             if is_mapped:
                 ours, theirs = (host.removeprefix(_MAPPED), port.local[1]), (addr[0].removeprefix(_MAPPED), addr[1])
             else:
-                ours, theirs = (prefix + host, port.local[1], *port.local[2:]), (prefix + addr[0], *addr[1:])
+                name, scope = parted(host)
+                ours = (prefix + name, port.local[1], 0, scope) if scope else (prefix + name, *port.local[1:])
+                theirs = (prefix + addr[0], *addr[1:])
             sock.bind(ours)
             sock.connect(theirs)
             while len(strangers) < _STRANGERS:

@@ -250,6 +250,8 @@ class Port:
                 local = stdlib.inet_ntop(stdlib.AF_INET, data[4:8])
             elif kind == _IPV6_PKTINFO and level == stdlib.IPPROTO_IPV6:
                 local = stdlib.inet_ntop(stdlib.AF_INET6, data[:16])
+                if data[0] == 0xFE and data[1] & 0xC0 == 0x80:  # link-local: many interfaces may have this address
+                    local = f"{local}%{_INT.unpack_from(data, 16)[0]}"
         return stride, local
 
     def receive_many(self, arena: Arena) -> list[Run]:
@@ -402,9 +404,10 @@ class Port:
             pass  # the program may have given them up
 
     def source(self, local_ip: str) -> list[Any]:
-        """Ancillary data that makes a wildcard port's datagrams leave from `local_ip`."""
+        """Ancillary data that makes a wildcard port's datagrams leave from `local_ip`, told as Run.local is."""
         if self.family == stdlib.AF_INET6:
-            packed = _SOURCE_V6.pack(stdlib.inet_pton(stdlib.AF_INET6, local_ip), 0)
+            host, scope = parted(local_ip)
+            packed = _SOURCE_V6.pack(stdlib.inet_pton(stdlib.AF_INET6, host), scope)
             return [(stdlib.IPPROTO_IPV6, _IPV6_PKTINFO, packed)]
         packed = _SOURCE_V4.pack(0, stdlib.inet_pton(stdlib.AF_INET, local_ip), bytes(4))
         return [(stdlib.IPPROTO_IP, _IP_PKTINFO, packed)]
@@ -533,3 +536,9 @@ class Port:
 
 
 _INT: Final = struct.Struct("=i")
+
+
+def parted(local_ip: str) -> tuple[str, int]:
+    """What Run.local says: the address, and the number of the interface where it is a link-local one, else 0."""
+    host, _, scope = local_ip.partition("%")
+    return host, int(scope or 0)
