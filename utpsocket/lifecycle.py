@@ -99,6 +99,8 @@ def _resolved(identity: Identity, address: Any) -> Address:
     if not host:
         unbound = UNBOUND[identity.family]
         return (unbound[0], port) if len(unbound) == 2 else (unbound[0], port, 0, 0)
+    if isinstance(host, str) and host.isascii():
+        host = host.encode()  # of a str getaddrinfo() makes IDNA, even of digits: modules that bind() does not need
     found: Any = _socket.getaddrinfo(host, port, identity.family, stdlib.SOCK_DGRAM)[0][4]
     return found  # type: ignore[no-any-return]
 

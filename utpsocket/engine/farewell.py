@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from fcntl import ioctl
 from functools import partial
+from stat import S_ISSOCK
 from struct import pack, unpack
 from termios import FIONREAD
-from typing import Any
+from typing import Any, Final
 
 from utpsocket.engine import native, outcomes
 from utpsocket.engine.highfd import give_back, with_room
@@ -19,6 +20,7 @@ from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.originals import os
 from utpsocket.engine.originals import socket as stdlib
 
+_MOST_FDS_TRIED: Final = 4_096
 deputy: Callable[[int, Identity, bool], None] | None = None
 """Where the user is another process, who does there what can be done only there: leave the byte at this end, perhaps
 deafen it, and close a copy of it, which keeps the end open until then."""
@@ -148,6 +150,12 @@ def _fd_of(inode: int) -> int:
                     return int(name)
             except OSError:
                 continue
-    except OSError:
-        pass
+    except OSError:  # no /proc
+        for number in range(_MOST_FDS_TRIED):
+            try:
+                found = os.fstat(number)
+                if found.st_ino == inode and S_ISSOCK(found.st_mode):
+                    return number
+            except OSError:
+                continue
     return -1

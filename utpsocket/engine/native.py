@@ -73,6 +73,12 @@ except AttributeError:
     epoll = None
 poll = original("select", "poll")
 
+try:
+    # glibc loads it when a thread ends, and aborts where it is not found: as after a chroot().
+    ctypes.CDLL("libgcc_s.so.1")
+except OSError:
+    pass
+
 _libc = ctypes.PyDLL(None, use_errno=True)
 _libc.recv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.recv.restype = ctypes.c_ssize_t

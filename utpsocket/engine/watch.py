@@ -2,7 +2,9 @@
 
 Separate because it is one trick: the last close of a listening AF_UNIX socket makes no event at the other side, for
 there is none. But an epoll registration ends exactly when the last copy of the fd is closed, in whatever process, and
-/proc shows the registrations (SOCKETS-EVIDENCE.md, T10). Without /proc, close() in this process is believed.
+/proc shows the registrations (SOCKETS-EVIDENCE.md, T10). Where /proc is not mounted, as in a chroot, or not
+this process's to read, the kernel is asked by netlink, which takes longer. Where it does not answer that either, a
+close() in this process is believed.
 
 Any thread may call a HoldersWatch: what two may do at once are single operations of dicts, sets and lists.
 """
@@ -10,15 +12,24 @@ Any thread may call a HoldersWatch: what two may do at once are single operation
 from __future__ import annotations
 
 import errno
+from contextlib import closing
 from functools import partial
 from typing import Any, Final
 
 from utpsocket.engine.highfd import give_back, new_epoll, with_room
-from utpsocket.engine.native import epoll
-from utpsocket.engine.originals import io, os
+from utpsocket.engine.native import Socket, epoll
+from utpsocket.engine.originals import io, os, struct
+from utpsocket.engine.originals import socket as stdlib
 
 _SOCKETS_PER_EPOLL: Final = 32
-_RECHECK_US: Final = 1_000_000  # /proc is read this often while a listener lives on in other processes only
+_NETLINK_SOCK_DIAG: Final = 4  # linux/netlink.h
+_NLM_F_REQUEST: Final = 1
+_SOCK_DIAG_BY_FAMILY: Final = 20  # linux/sock_diag.h
+_NETLINK_HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
+_DIAG_REQUEST: Final = struct.Struct("=BBHIIIII")  # linux/unix_diag.h struct unix_diag_req
+_ANY: Final = 0xFFFF_FFFF  # state, cookie
+_DIAG_BYTES: Final = 4_096
+_RECHECK_US: Final = 1_000_000  # the kernel is asked this often while a listener lives on in other processes only
 
 
 class HoldersWatch:
@@ -108,6 +119,8 @@ class HoldersWatch:
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE):
                     return True  # nobody can tell now: whoever asks will ask again
+                if _is_known(inode):
+                    return True
             except ValueError:
                 return False  # closed: the engine has ended
         if found is not None and self._where.pop(inode, None) is not None:
@@ -120,6 +133,20 @@ class HoldersWatch:
         """Nobody will ask again."""
         for each in self._epolls:
             each.close()
+
+
+def _is_known(inode: int) -> bool:
+    """Whether the kernel knows an AF_UNIX socket of that inode, in whatever process. sock_diag(7)"""
+    request = _DIAG_REQUEST.pack(stdlib.AF_UNIX, 0, 0, _ANY, inode, 0, _ANY, _ANY)
+    header = _NETLINK_HEADER.pack(_NETLINK_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0)
+    try:
+        with closing(with_room(partial(Socket, stdlib.AF_NETLINK, stdlib.SOCK_RAW, _NETLINK_SOCK_DIAG))) as kernel:
+            kernel.settimeout(0)
+            kernel.send(header + request)  # it answers before this returns
+            answer = kernel.recv(_DIAG_BYTES)
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    return bool(_NETLINK_HEADER.unpack_from(answer)[1] == _SOCK_DIAG_BY_FAMILY)  # else an error: ENOENT
 
 
 class Rechecks:
