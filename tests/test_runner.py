@@ -121,12 +121,14 @@ OLDER = "import runpy, sys; sys.version_info = (3, 9, 18); sys.version = '3.9.18
 SENTENCE = "utpsocket needs Python 3.10 or later; this is 3.9.18"
 
 
-@pytest.mark.parametrize("path", ["tests/__main__.py", "compat/__main__.py", "utpsocket/__init__.py"])
+@pytest.mark.parametrize(
+    "path", ["tests/__init__.py", "tests/__main__.py", "compat/__main__.py", "utpsocket/__init__.py"]
+)
 def test_an_older_python_can_read_what_it_is_given_first(path: str) -> None:
     ast.parse((runner.ROOT / path).read_text(encoding="utf-8"), feature_version=(3, 7))
 
 
-@pytest.mark.parametrize("module", ["tests", "utpsocket", "compat"])
+@pytest.mark.parametrize("module", ["tests", "tests.machines", "tests.chaos", "utpsocket", "compat"])
 def test_an_older_python_gets_a_sentence(module: str) -> None:
     """What `python3 -m` does with the name of a package, told that it is Python 3.9."""
     ran = subprocess.run(
@@ -146,3 +148,21 @@ def test_importing_it_in_an_older_python_says_what_it_needs() -> None:
         [sys.executable, "-c", f"{OLDER}import utpsocket"], cwd=runner.ROOT, capture_output=True, text=True, check=False
     )
     assert ran.stderr.splitlines()[-1] == f"ImportError: {SENTENCE}"
+
+
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        ("sys.platform = 'darwin'", "utpsocket needs Linux so far: darwin has no abstract AF_UNIX names, "),
+        ("sys.modules['_ctypes'] = None", "utpsocket needs ctypes: "),
+    ],
+)
+def test_importing_it_where_something_is_missing_says_what(lacking: str, said: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", f"import sys; {lacking}; import utpsocket"],
+        cwd=runner.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stderr.splitlines()[-1].startswith(f"ImportError: {said}")

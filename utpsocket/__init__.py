@@ -15,6 +15,16 @@ from typing import Any
 # ImportError in the very package that it was asked for, `python3 -m utpsocket` makes one line without a traceback.
 if _sys.version_info < (3, 10):
     raise ImportError(f"utpsocket needs Python 3.10 or later; this is {_sys.version.split()[0]}", name="utpsocket")
+if not _sys.platform.startswith(("linux", "android")):
+    raise ImportError(
+        f"utpsocket needs Linux so far: {_sys.platform} has no abstract AF_UNIX names, by which a file descriptor tells"
+        " in any process which uTP socket it is",
+        name="utpsocket",
+    )
+try:
+    import ctypes as _ctypes  # noqa: F401  # an interpreter may be built without it, or refuse it to its subinterpreters
+except ImportError as _error:
+    raise ImportError(f"utpsocket needs ctypes: {_error}", name="utpsocket") from None
 
 from utpsocket import passing as _passing
 from utpsocket import teachssl as _teachssl

@@ -253,7 +253,7 @@ def test_without_a_thread_there_is_an_errno_and_an_end(kind: str, monkeypatch: p
         raise RuntimeError("can't start new thread")
 
     for module in (loop_module, remote):
-        monkeypatch.setattr(module, "start_new_thread", no_thread)
+        monkeypatch.setattr(module, "start_thread", no_thread)
     with utpsocket.socket() as sock:
         for _ in range(2):
             with pytest.raises(OSError, match="Cannot allocate"):

@@ -327,7 +327,7 @@ def test_a_hook_that_blocks_holds_nobody_up_and_eats_no_memory(monkeypatch: pyte
 def test_a_fault_just_before_the_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     told = Told()
     monkeypatch.setattr(sys, "excepthook", told)
-    monkeypatch.setattr(reports, "start_new_thread", lambda *_: fail(engine()))  # no thread to be had
+    monkeypatch.setattr(reports, "start_thread", lambda *_: fail(engine()))  # no thread to be had
     loop = engine()
     loop.post(fail)
     loop.call(lambda loop: None)

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 import utpsocket
-
 from tests.namespaces import LEFT, LEFT_GLOBAL, LEFT_V4, RIGHT, run_in_a_network
 from tests.requirements import requires_ipv6
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,11 @@ def test_the_fd_is_a_local_stream(net: Net) -> None:
     for sock in (net.fresh(), *net.pair(), net.listener()):
         with raw(sock) as plain:
             assert plain.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_UNIX
+
+
+def test_the_engines_thread_has_a_name(net: Net) -> None:
+    net.pair()
+    assert "utpsocket\n" in [comm.read_text() for comm in Path("/proc/self/task").glob("*/comm")]
 
 
 def test_no_tcp_socket_is_involved(net: Net) -> None:

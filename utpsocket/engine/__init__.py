@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from typing import Final
 
-from utpsocket.engine import environment, exitflush, highfd, outcomes, reports
+from utpsocket.engine import environment, exitflush, highfd, native, outcomes, reports
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.originals import os
 from utpsocket.engine.remote import RemoteLoop
@@ -22,6 +22,7 @@ _loop: Loop | RemoteLoop | None = None
 _first: dict[str, Loop | RemoteLoop] = {}  # the successor of no engine, as Loop.successor is of that one
 _KINDS: Final[dict[str, type[Loop | RemoteLoop]]] = {"thread": Loop, "process": RemoteLoop}
 _is_hooked = False
+_is_over = False
 _robbed: list[
     Loop | RemoteLoop
 ] = []  # engines whose fds the program closed: their objects must not close those numbers again
@@ -29,12 +30,17 @@ _robbed: list[
 
 def engine() -> Loop | RemoteLoop:
     """The engine of this process, started if need be. Raises ENOMEM where it cannot be."""
+    if _is_over:
+        raise RuntimeError("the interpreter is ending, and the engine with it")
     loop = _loop
     if loop is None or not (loop.is_alive and loop.has_its_fds()):
         loop = _succeed(loop)
     try:
         loop.start()
-    except RuntimeError as error:  # no thread to be had: one of the things that a kernel may be short of
+    except RuntimeError as error:
+        if not native.is_main_interpreter():
+            raise OSError(errno.ENOTSUP, f"utpsocket needs a thread in this interpreter: {error}") from error
+        # No thread to be had: one of the things that a kernel may be short of.
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
     _register_with_multiprocessing()
     return loop
@@ -103,6 +109,7 @@ def _after_fork_in_child() -> None:
     global _loop, _first
     loop, _loop, _first = _loop, None, {}
     reports.forget()
+    native.forget_threads()
     highfd.forget_in_child()
     outcomes.forget_in_child()
     if loop is not None:
@@ -148,9 +155,19 @@ def flush(seconds: float | None = None) -> int:
     return lost_bytes
 
 
+def _at_exit() -> None:
+    """The end of the interpreter. One within the process must have no thread left, or the process is aborted."""
+    global _is_over
+    flush()
+    if not native.is_main_interpreter():
+        _is_over = True
+        shutdown()
+        native.join_threads()
+
+
 # Now, and not with the first socket: what is registered first is called last, so whatever the program registers from
 # here on may still send. Kernel TCP goes on even longer.
-atexit.register(flush)
+atexit.register(_at_exit)
 
 
 def shutdown() -> None:

@@ -33,7 +33,7 @@ from utpsocket.engine.highfd import idle_instead, raise_fd
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.lanes import Lanes
 from utpsocket.engine.listener import Listener
-from utpsocket.engine.native import allocate_lock, get_ident, sleep, start_new_thread
+from utpsocket.engine.native import allocate_lock, get_ident, sleep, start_thread
 from utpsocket.engine.originals import os, random, signal, time
 from utpsocket.engine.paths import Paths
 from utpsocket.engine.poller import WakeUp, Watches, new_poller, new_sleep, occupy
@@ -129,7 +129,7 @@ class Loop:
         if not self.has_started:
             try:
                 self._hold.begin()
-                start_new_thread(self._run, ())
+                start_thread(self._run, b"utpsocket")
                 self._is_begun = True
             except BaseException:
                 if not self._starting.locked():

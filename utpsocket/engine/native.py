@@ -11,6 +11,7 @@ import select
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from fcntl import F_GETFL, F_SETFL, fcntl
 from functools import partial
@@ -100,6 +101,60 @@ def connect_keeping_gil(fd: int, name: bytes) -> int:
     """
     address = int(_AF_UNIX).to_bytes(2, sys.byteorder) + name
     return ctypes.get_errno() if _libc.connect(fd, address, len(address)) else 0
+
+
+_PR_SET_NAME = 15
+_THREADS_REMEMBERED = 64
+try:
+    _start_joinable = original("_thread", "start_joinable_thread")  # 3.13
+except AttributeError:
+    _start_joinable = None
+    _set_sentinel = original("_thread", "_set_sentinel")
+_threads: deque[Callable[[], object]] = deque(maxlen=_THREADS_REMEMBERED)  # each waits for the end of one of ours
+
+
+def start_thread(run: Callable[[], object], name: bytes) -> None:
+    """Start a thread of ours; `name`: at most 15 bytes, which ps -L and top -H show. Raises RuntimeError where there
+    can be none.
+    """
+    begin = partial(_begin, run, name)
+    if _start_joinable is None:
+        start_new_thread(begin, ())
+    else:
+        _threads.append(_start_joinable(begin, daemon=True).join)
+
+
+def _begin(run: Callable[[], object], name: bytes) -> None:
+    try:
+        _libc.prctl(_PR_SET_NAME, name, 0, 0, 0)
+        if _start_joinable is None:
+            forgotten = _set_sentinel()  # released when the interpreter forgets the thread
+            forgotten.acquire()
+            _threads.append(forgotten.acquire)
+    except BaseException:
+        pass  # it can do without either
+    run()
+
+
+def join_threads() -> None:
+    """Wait until the interpreter has forgotten the threads of ours, all of which are at their end."""
+    while _threads:
+        _threads.popleft()()
+
+
+def forget_threads() -> None:
+    """After a fork, in the child: they are the parent's."""
+    _threads.clear()
+
+
+def is_main_interpreter() -> bool:
+    """Whether this is the process's interpreter and none within it, as a web server may have."""
+    try:
+        here, main = _libc.PyInterpreterState_Get, _libc.PyInterpreterState_Main
+    except AttributeError:  # its symbols are not among the global ones
+        return True
+    here.restype = main.restype = ctypes.c_void_p
+    return bool(here() == main())
 
 
 _call: Any = partial.__call__

@@ -36,7 +36,7 @@ from utpsocket.engine.answer import Answer
 from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.forklock import ForkLock
 from utpsocket.engine.identity import Identity, Role
-from utpsocket.engine.native import Socket, allocate_lock, get_ident, new_reentrant_lock, sleep, start_new_thread
+from utpsocket.engine.native import Socket, allocate_lock, get_ident, new_reentrant_lock, sleep, start_thread
 from utpsocket.engine.originals import _socket, marshal, os, posix, signal
 from utpsocket.engine.poller import sleep_until_ready
 from utpsocket.engine.watch import HoldersWatch
@@ -155,7 +155,7 @@ class RemoteLoop:
             _remote = self
             try:
                 self._hold.begin()
-                start_new_thread(self._run, ())
+                start_thread(self._run, b"utpsocket")
                 self._is_begun = True
             except BaseException:
                 self._hold.end()
@@ -366,7 +366,7 @@ class RemoteLoop:
     def _bid_farewells_aside(self) -> None:
         """Whoever has the lock may be waiting for the very answer that comes next."""
         try:
-            start_new_thread(self._bid_farewells, ())
+            start_thread(self._bid_farewells, b"utpsocket-resets")
         except Exception:
             pass  # no thread to be had: with the next farewell
 

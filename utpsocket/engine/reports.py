@@ -13,7 +13,7 @@ import sys
 from collections import deque
 from typing import Final
 
-from utpsocket.engine.native import allocate_lock, start_new_thread
+from utpsocket.engine.native import allocate_lock, start_thread
 from utpsocket.engine.originals import signal
 
 _MOST_REPORTS: Final = 64  # that wait: a hook that blocks must not make a fault that repeats eat the memory
@@ -33,7 +33,7 @@ def report(error: BaseException) -> None:
 def _start() -> None:
     if _busy.acquire(False):
         try:
-            start_new_thread(_run, ())
+            start_thread(_run, b"utpsocket-faults")
         except Exception:
             _busy.release()  # no thread to be had now: the next call tries again, or finish() does it
 
