@@ -271,6 +271,8 @@ def listen(sock: Any, identity: Identity, backlog: int) -> None:
         identity.twin = None
         identity.role = Role.LISTENING
         identity.claim = None
+        if isinstance(loop, RemoteLoop):
+            loop.listened.add(identity.local[1])
     except BaseException:
         if identity.role is not Role.LISTENING:
             settle(sock, identity)
@@ -363,6 +365,15 @@ def notice(sock: Any, identity: Identity) -> int:
             Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_ERROR)
         return error or errno.ECONNABORTED
     return errno.EINPROGRESS
+
+
+def meet_acceptor(identity: Identity) -> None:
+    """After connect() has waited: an acceptor of this process has the connection, too. An engine in a thread says both
+    in one step (gates.py); one in another process can but say the one right after the other.
+    """
+    loop = _own_engine(identity)
+    if isinstance(loop, RemoteLoop) and identity.peer is not None and identity.peer[1] in loop.listened:
+        loop.call(verbs.settled)
 
 
 def _is_hung_up(sock: Any) -> bool:

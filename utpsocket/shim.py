@@ -254,6 +254,8 @@ class socket(StdlibSocket):
                     # Without a timeout the kernel's connect() has waited, and says how it ended. With one, CPython
                     # waits and asks SO_ERROR: the kernel has still to say it.
                     identity.is_told = timeout is None
+                    if not code:
+                        lifecycle.meet_acceptor(identity)
                     return code
             if deadline is not None and time.monotonic() >= deadline:
                 lifecycle.check_open(self)  # poll() returns at the deadline where another thread has closed it

@@ -110,6 +110,22 @@ assert receive_all(client) == payload
 sender.join()
 thread.join()
 """,
+    "accepted_and_connected": """
+with utpsocket.create_server(("127.0.0.1", 0)) as listener:
+    for _ in range(100):
+        listener.settimeout(10)
+        with utpsocket.socket() as client:
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+            server, _ = listener.accept()
+            assert client.send(b"at once") == 7
+            server.close()
+        listener.setblocking(False)
+        with utpsocket.socket() as client:
+            client.connect(listener.getsockname())
+            server, _ = listener.accept()
+            server.close()
+""",
     "half_close": """
 client, server = pair()
 client.shutdown(utpsocket.SHUT_WR)

@@ -12,7 +12,9 @@ Only the engine's thread calls.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from ctypes import get_errno
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine import native, outcomes
@@ -75,7 +77,6 @@ class Bridge:
         "errored",
         "finish_when_drained",
         "flush_waiters",
-        "gate_until",
         "heap_at",
         "identity",
         "is_gated",
@@ -110,7 +111,6 @@ class Bridge:
         self.is_lazy = False
         self.is_handed_over = False
         self.is_gone = False
-        self.gate_until = 0
         self.is_gated = False  # the user's fd is held unwritable: what is at our end is filler
         self.accepted_at = 0
         self.active_epoch = 0  # shares.py
@@ -307,7 +307,7 @@ class Bridge:
                 if self.rival is not None:
                     self.rival.on_connected()
                 if self.is_gated:
-                    self.endpoint.loop.gates.hold(self, now=self.endpoint.loop.now)
+                    self.endpoint.loop.gates.hold(self)
             elif self.errored is None:
                 self.errored = event.errno if self.rival is None else self.rival.takes_over(event.errno)
 
@@ -328,6 +328,22 @@ class Bridge:
         if self.is_readable:
             self.endpoint.loop.wake_bridge(self)
         return True
+
+    def open_gate_with(self, accepts: Callable[[], int]) -> int:
+        """As open_gate(), and in one step with it the call of C by which the acceptor comes to light; what that
+        returns. open_gate() is still to be asked.
+        """
+        identity = self.identity
+        if self.end is None:
+            return accepts()
+        if self._filler_bytes < 0:
+            self._filler_bytes = identity.filler_bytes
+        is_connected = partial(setattr, identity, "role", Role.CONNECTED)
+        drains = native.receiving(self.end_fd, self._filler_bytes)
+        _, count, code = native.in_one_step(is_connected, drains, accepts)
+        if count > 0:
+            self._filler_bytes -= count
+        return int(code)
 
     def deliver(self, *, now: int) -> None:
         """Move what arrived in order to the user's end, as far as the kernel takes it."""
@@ -539,7 +555,7 @@ def drain_filler(end_fd: int, remaining_bytes: int) -> int:
     Keeping the GIL: whoever waits for this fd must not run before the accept that belongs to it is there.
     """
     while remaining_bytes > 0:
-        count = native.recv_keeping_gil(end_fd, remaining_bytes)
+        count = native.receiving(end_fd, remaining_bytes)()
         if count < 0 and get_errno() in NO_ROOM:
             return remaining_bytes
         if count <= 0:

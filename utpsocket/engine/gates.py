@@ -1,62 +1,89 @@
 """Connects that are complete and not said yet.
 
-Separate because it joins two connections that know nothing of each other: over TCP's loopback a connection can be
-accepted before connect() returns. So a connect comes to light at the end of its turn, or, if its acceptor is in this
-process, of the one in which that has heard of it too.
+Separate because it joins two connections that know nothing of each other. Over TCP's loopback what connect() has made
+can be accepted at once, and what accept() gives is connected at the other side too. So where a connect's acceptor is in
+this process, both come to light in one step: as the acceptor is handed over to its listener. Nothing hangs on a clock:
+an acceptor that has had no proof yet will have it, or end, and any other connect comes to light at the end of its turn.
+
+In one step means: without giving the GIL away. Whoever does without (C code, another process that the engine serves)
+finds the connect complete first, as TCP's initiator is.
 
 Only the engine's thread calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from utpsocket.engine.faults import RETRY_US
 from utpsocket.protocol import State
 
 if TYPE_CHECKING:
+    from utpsocket.engine.bound import Bound
     from utpsocket.engine.bridge import Bridge
-    from utpsocket.engine.listener import Listener
     from utpsocket.engine.loop import Loop
 
-_PATIENCE_US: Final = 2_000  # loopback takes a fraction of it
+_MAPPED = "::ffff:"
 
 
 class Gates:
     """Of one engine.
 
-    held   connects that are complete and not said to be
+    held       connects that are complete and not said to be
+    retry_at   when to ask again for one that the kernel had no memory for, or None
     """
 
-    __slots__ = ("held",)
+    __slots__ = ("_by_acceptor", "held", "retry_at")
 
     def __init__(self) -> None:
         self.held: dict[Bridge, None] = {}
+        self._by_acceptor: dict[object, Bridge] = {}
+        self.retry_at: int | None = None
 
-    def hold(self, bridge: Bridge, *, now: int) -> None:
-        """This connect is complete. open_due() says so to the user."""
-        bridge.gate_until = now + _PATIENCE_US
+    def hold(self, bridge: Bridge) -> None:
+        """This connect is complete. The hand-over of its acceptor says so to the user, or open_due()."""
         self.held[bridge] = None
+        local, peer = bridge.identity.local, bridge.identity.peer
+        assert local is not None and peer is not None
+        self._by_acceptor[_plain(local), bridge.connection.send_id, peer[1]] = bridge
 
-    def open_due(self, listeners: Iterable[Listener], loop: Loop, *, now: int) -> None:
-        """Open every gate whose acceptor, if it is one of these listeners', has its proof, or took too long."""
+    def initiator_of(self, acceptor: Bridge) -> Bridge | None:
+        """The connect that is to come to light with this acceptor's accept()."""
+        if not self.held:
+            return None
+        connection = acceptor.connection
+        key = _plain(connection.addr), connection.recv_id, acceptor.endpoint.port.local[1]
+        return self._by_acceptor.get(key)
+
+    def open_due(self, bound: Bound, loop: Loop, *, now: int) -> None:
+        """Open every gate but those whose acceptor is in this process and has had no proof yet."""
+        self.retry_at = None
+        self._by_acceptor.clear()
         for bridge in list(self.held):
             loop.owner = bridge
             if not bridge.is_gone:
-                if now < bridge.gate_until and _is_half_known(bridge, listeners):
+                if _is_half_known(bridge, bound):
+                    self.hold(bridge)
                     continue
                 if not bridge.open_gate():
+                    self.retry_at = now + RETRY_US
                     continue
             del self.held[bridge]
 
 
-def _is_half_known(bridge: Bridge, listeners: Iterable[Listener]) -> bool:
+def _plain(addr: object) -> object:
+    """An address as both sides write it: IPv4's also where one of them is an IPv6 socket."""
+    return (addr[0].removeprefix(_MAPPED), addr[1]) if isinstance(addr, tuple) else addr
+
+
+def _is_half_known(bridge: Bridge, bound: Bound) -> bool:
     """Whether the other side of this connection is in this process and has not had its proof yet."""
-    connection, local, peer = bridge.connection, bridge.identity.local, bridge.identity.peer
+    local, peer = bridge.identity.local, bridge.identity.peer
     assert local is not None and peer is not None
-    for listener in listeners:
-        if listener.endpoint.port.local[1] == peer[1]:
-            acceptor = listener.endpoint.bridges.get((local, connection.send_id))
-            if acceptor is not None:
+    mapped = (_MAPPED + local[0], local[1], 0, 0)
+    for endpoint in list(bound.get(peer[1], ())):
+        for addr in (local, mapped):
+            acceptor = endpoint.bridges.get((addr, bridge.connection.send_id))
+            if acceptor is not None and acceptor is not bridge and not acceptor.connection.is_initiator:
                 return acceptor.connection.state is State.SYN_RECEIVED
     return False

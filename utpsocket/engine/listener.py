@@ -17,6 +17,7 @@ Only the engine's thread calls. Sources: PROTOCOL.md §3, §4.
 from __future__ import annotations
 
 from collections import deque
+from ctypes import get_errno
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +26,7 @@ from utpsocket.engine.bridge import Bridge
 from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.highfd import raise_fd, with_room
 from utpsocket.engine.identity import Identity, Role
-from utpsocket.engine.native import Socket, connect_keeping_gil
+from utpsocket.engine.native import Socket, connecting
 from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.syncache import SynCache
 from utpsocket.protocol import State
@@ -185,7 +186,9 @@ class Listener:
                 end.close()
                 continue
             bridge.identity.role = Role.CONNECTED  # before connect: accept() may return at once
-            error = connect_keeping_gil(end.fileno(), self.name)
+            accepts = connecting(end.fileno(), self.name)
+            initiator = loop.gates.initiator_of(bridge)
+            error = get_errno() if (accepts() if initiator is None else initiator.open_gate_with(accepts)) else 0
             if error in NO_ROOM:
                 loop.owner = self
                 return now + _RETRY_US

@@ -315,16 +315,12 @@ class Loop:
 
     def _wait(self) -> list[tuple[int, int]]:
         timeout = -1.0
-        if (
-            self._readable_endpoints
-            or self._readable_bridges
-            or self._lazy_bridges
-            or self._inbox.commands
-            or self.gates.held
-        ):
+        if self._readable_endpoints or self._readable_bridges or self._lazy_bridges or self._inbox.commands:
             timeout = 0.0
         else:
             at = self.timers.next_at
+            if self.gates.retry_at is not None and (at is None or self.gates.retry_at < at):
+                at = self.gates.retry_at
             if self.rechecks.at is not None and (at is None or self.rechecks.at < at):
                 at = self.rechecks.at
             if self._blocked and (at is None or self.now + _BLOCKED_US < at):
@@ -414,7 +410,7 @@ class Loop:
                 self.owner = listener
                 self._hand_over(listener, now)
             if self.gates.held:
-                self.gates.open_due(self._listeners, self, now=now)
+                self.gates.open_due(self.bound, self, now=now)
             for listener in due:
                 listener.watch_handed()
             if not self._touched and self._late:

@@ -90,17 +90,19 @@ _AF_UNIX, _SOCK_STREAM = socket.AF_UNIX, socket.SOCK_STREAM
 _dropped = ctypes.create_string_buffer(1 << 16)
 
 
-def recv_keeping_gil(fd: int, count: int) -> int:
-    """Receive and drop up to `count` bytes without giving other threads a turn; how many, 0 or less for none."""
-    return int(_libc.recv(fd, _dropped, min(count, len(_dropped)), _MSG_DONTWAIT))
+def receiving(fd: int, count: int) -> Callable[[], int]:
+    """A call that receives and drops up to `count` bytes without giving other threads a turn, for in_one_step(); it
+    returns how many, 0 or less for none.
+    """
+    return partial(_libc.recv, fd, _dropped, min(count, len(_dropped)), _MSG_DONTWAIT)
 
 
-def connect_keeping_gil(fd: int, name: bytes) -> int:
-    """Connect an AF_UNIX socket that does not block to an abstract name, without giving other threads a turn; the
-    errno, or 0. unix(7).
+def connecting(fd: int, name: bytes) -> Callable[[], int]:
+    """A call that connects an AF_UNIX socket that does not block to an abstract name, without giving other threads a
+    turn, for in_one_step(); it returns -1 where it fails, and ctypes.get_errno() says why. unix(7).
     """
     address = int(_AF_UNIX).to_bytes(2, sys.byteorder) + name
-    return ctypes.get_errno() if _libc.connect(fd, address, len(address)) else 0
+    return partial(_libc.connect, fd, address, len(address))
 
 
 _PR_SET_NAME = 15

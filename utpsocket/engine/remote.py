@@ -108,6 +108,7 @@ class RemoteLoop:
         self.fd_lock = ForkLock()
         self.holders_watch = HoldersWatch(is_shared=True)
         self.is_alive = True
+        self.listened: set[int] = set()  # at these port numbers this process has listened
         self.successor: dict[str, Any] = {}  # the engine that took this one's place, once it was gone
         self._serials = itertools.count(1)
         self._answers: dict[int, Answer | _Callback] = {}
