@@ -398,12 +398,21 @@ def accept(sock: Any, identity: Identity, made: Any) -> Any:
     """The next incoming connection: `made`, a socket object without an fd, then has one. Returns the peer's address."""
     while True:
         _accept_any(sock, made)
+        if identity.is_full:
+            _tell_of_room(identity)
         name = Socket.getpeername(made)
         found = names.decode(name)
         if found is not None and names.maker(made)[0] == identity.owner_pid and names.is_ours(name, None):
             options.inherit(made, identity)
             return found[3]
         Socket.close(made)  # a stranger who found the listening name: anyone on this machine can connect to it
+
+
+def _tell_of_room(identity: Identity) -> None:
+    identity.is_full = False  # first: if the engine says so once more, the next accept() tells it again
+    loop = _own_engine(identity)
+    if loop is not None:
+        loop.post(verbs.make_room, identity.endpoint)
 
 
 def _accept_any(sock: Any, made: Any) -> None:

@@ -17,13 +17,13 @@ from utpsocket.engine.native import Socket
 from utpsocket.engine.originals import os, random
 from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.relay import LINGER_ZERO, NO_LINGER, Relay
+from utpsocket.engine.retries import Retries
 
 if TYPE_CHECKING:
     from utpsocket.engine.listener import Listener
     from utpsocket.engine.loop import Loop
 
 _EVENTS: Final = EPOLLIN | 1 << 31  # EPOLLET
-_RETRY_US: Final = 2_000  # the kernel's queue is full: accept() makes no event we could wait for
 _NO_FD: Final = (errno.EMFILE, errno.ENFILE)
 _ACCEPTS_PER_TURN: Final = 64
 _system_random: Final = random.SystemRandom()
@@ -36,7 +36,7 @@ class Door:
     tcp        a bound TCP socket, ours from now on
     """
 
-    __slots__ = ("_listener", "_loop", "_tcp", "_waiting")
+    __slots__ = ("_due_at", "_listener", "_loop", "_room", "_tcp", "_waiting")
 
     def __init__(self, loop: Loop, listener: Listener, tcp: Any) -> None:
         self._loop = loop
@@ -47,6 +47,8 @@ class Door:
         tcp.setblocking(False)
         self._tcp = raise_fd(tcp)
         self._waiting: Relay | None = None  # accepted, and no room at the user's fd
+        self._room = Retries()
+        self._due_at: int | None = None  # when _let_in() is to be called
         try:
             loop.watch_from_anywhere(self._tcp.fileno(), _EVENTS, self)
         except BaseException:
@@ -57,9 +59,22 @@ class Door:
         """Somebody knocks. Let in at the end of this turn: if the knock is this process's own, its connect() stands
         by then.
         """
-        self._loop.call_at(self._loop.now, self._let_in)
+        self._let_in_at(self._loop.now)
+
+    def on_room(self) -> None:
+        """The application has accepted."""
+        if self._waiting is not None:
+            self._let_in_at(self._loop.now)
+
+    def _let_in_at(self, at: int) -> None:
+        if self._due_at is None or at < self._due_at:
+            self._loop.call_at(at, self._let_in)
+            self._due_at = at
 
     def _let_in(self) -> None:
+        if self._due_at is None or self._loop.now < self._due_at:
+            return  # of a call that has been made earlier
+        self._due_at = None
         for _ in range(_ACCEPTS_PER_TURN):
             if self._tcp is None:
                 return
@@ -75,7 +90,10 @@ class Door:
                 if error.errno not in _NO_FD and error.errno not in NO_ROOM:
                     continue  # one who has gone again
                 break
-        self._loop.call_at(self._loop.now + _RETRY_US, self._let_in)
+        else:
+            self._let_in_at(self._loop.now + 1)  # others have their turn
+            return
+        self._let_in_at(self._room.next_at(now=self._loop.now))
 
     def fail(self, error: BaseException) -> None:
         """See faults.py: one who knocked is refused, and the door stays."""
@@ -83,7 +101,8 @@ class Door:
         if waiting is not None and not waiting.is_over:
             waiting.fail(error)
         if self._tcp is not None:
-            self._loop.call_at(self._loop.now + _RETRY_US, self._let_in)
+            self._due_at = None
+            self._let_in_at(self._room.next_at(now=self._loop.now))
 
     def _accept(self) -> Relay:
         fd, peer = with_room(self._tcp._accept)
@@ -123,15 +142,18 @@ class Door:
                 return False
         relay.identity.role = Role.CONNECTED  # before connect(): accept() may return at once
         self._loop.relays[relay.identity.cookie] = relay
-        try:
-            relay.end.connect(self._listener.name)
-        except OSError as error:
-            if error.errno in NO_ROOM:
-                return False
+        code = relay.end.connect_ex(self._listener.name)
+        if code == errno.EAGAIN and not self._listener.identity.is_full:
+            self._listener.identity.is_full = True  # from now on accept() tells us; it may have made room just before
+            code = relay.end.connect_ex(self._listener.name)
+        if code in NO_ROOM:
+            return False
+        if code:
             self.close()  # nobody listens any more
             return True
         self._loop.tcp_accepted += 1
         self._waiting = None
+        self._room.succeeded()
         self._loop.owner = relay
         relay.start()
         self._loop.owner = self

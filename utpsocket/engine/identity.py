@@ -73,7 +73,7 @@ class Identity:
     """One uTP socket.
 
     Written by the shim: family, inode, user_fd, settings, routes, is_gated, is_told, endpoint, owner_pid, bound, claim.
-    By the engine: role once connecting, error, is_over, transport; local and peer of what a listener accepts.
+    By the engine: role once connecting, error, is_over, transport, is_full; local and peer of what a listener accepts.
     """
 
     __slots__ = (
@@ -86,6 +86,7 @@ class Identity:
         "family",
         "filler_bytes",
         "inode",
+        "is_full",
         "is_gated",
         "is_told",
         "is_over",
@@ -117,6 +118,7 @@ class Identity:
         self.error = 0  # errno the connection ended with, until the application has been told
         self.is_reset = False  # the peer (or an ICMP) ended it
         self.is_over = False
+        self.is_full = False  # of a listener: connections wait for room in the kernel's queue, which accept() makes
         self.is_gated = False  # the fd's send buffer is still shrunk: restore it from the user's side
         self.is_told = False  # connect() has said that the connection stands: Linux does so once
         self.filler_bytes = 0

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from ctypes import get_errno
+from errno import EAGAIN
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +29,7 @@ from utpsocket.engine.highfd import raise_fd, with_room
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, connecting
 from utpsocket.engine.originals import socket as stdlib
+from utpsocket.engine.retries import Retries
 from utpsocket.engine.syncache import SynCache
 from utpsocket.protocol import State
 
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from utpsocket.engine.endpoint import Endpoint
 
 _PROOF_WAIT_US: Final = 30_000  # a proof takes one round trip, and a greeting can wait this long
-_RETRY_US: Final = 2_000  # the kernel's queue is full: accept() makes no event we could wait for
 _FAULTS_BORNE: Final = 20
 MAX_HALF_OPEN: Final = 256  # connections of one listener that are unproven; beyond, SYNs go to its cache
 _CALM_HALF_OPEN: Final = 64  # beyond, unproven connections are not handed over
@@ -60,7 +61,7 @@ class Listener:
         "_handed",
         "_prepared",
         "_ready",
-        "_retry_at",
+        "_room",
         "_unproven",
         "backlog",
         "cache",
@@ -91,7 +92,7 @@ class Listener:
         self._handed: list[Bridge] = []  # not watched yet
         self._faults = 0
         self._half_open = 0
-        self._retry_at = 0
+        self._room = Retries()
         self.cache = SynCache()
         self._crowded_until = -_CROWDED_US
         self._crowded_syns = 0  # that went to the cache since it was last looked whether there are still many
@@ -158,7 +159,7 @@ class Listener:
             else:
                 end = self.new_end(bridge.identity)
                 if end is None:
-                    return now + _RETRY_US
+                    return self._room.next_at(now=now)
                 self._prepared.append((bridge, end))
             ready.popleft()
         loop.owner = self
@@ -189,9 +190,12 @@ class Listener:
             accepts = connecting(end.fileno(), self.name)
             initiator = loop.gates.initiator_of(bridge)
             error = get_errno() if (accepts() if initiator is None else initiator.open_gate_with(accepts)) else 0
+            if error == EAGAIN and not self.identity.is_full:
+                self.identity.is_full = True  # from now on accept() tells us; it may have made room just before
+                continue
             if error in NO_ROOM:
                 loop.owner = self
-                return now + _RETRY_US
+                return self._room.next_at(now=now)
             if error:
                 self.is_closed = True
                 self._prepared.popleft()
@@ -204,8 +208,23 @@ class Listener:
             self._prepared.popleft()
             bridge.attach(end)
             self._handed.append(bridge)
+            self._room.succeeded()
         loop.owner = self
+        if self.identity.is_full:
+            self.identity.is_full = False
+        if not self._ready:
+            self._room.succeeded()
         return None
+
+    def is_worth_trying(self, *, now: int) -> bool:
+        """Whether what waits for room may be tried before its time, now that something has happened."""
+        return self._room.is_due(now=now)
+
+    def on_room(self) -> None:
+        """The application has accepted while connections waited for room."""
+        self._room.hurry()
+        if self.door is not None:
+            self.door.on_room()
 
     def watch_handed(self) -> None:
         """Listen to what was handed over. Apart from hand_over(), since epoll gives the GIL away."""

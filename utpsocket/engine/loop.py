@@ -399,7 +399,7 @@ class Loop:
                 self.owner = None
             due = []
             for listener, when in self._listeners.items():
-                if when is not None and when <= now:
+                if when is not None and (when <= now or listener.is_worth_trying(now=now)):
                     due.append(listener)
             if due:
                 with self.fd_lock:
@@ -492,7 +492,8 @@ class Loop:
     def _hand_over(self, listener: Listener, now: int) -> None:
         again_at = listener.hand_over(now=now)
         if again_at is not None:
-            self._listeners[listener] = again_at
+            at = self._listeners.get(listener)
+            self._listeners[listener] = again_at if at is None else min(at, again_at)
         if listener.is_closed:
             listener.give_up()
             if listener.endpoint.is_unused:

@@ -233,8 +233,10 @@ class RemoteLoop:
 
     def _introduced(self, identity: Identity, *, is_dialed: bool) -> Identity:
         identity.__class__ = RemoteIdentity  # same slots: from now on somebody else writes half of them
+        if identity.cookie:
+            self._known[identity.cookie] = identity
         if is_dialed:
-            self._served[identity.cookie] = self._known[identity.cookie] = identity
+            self._served[identity.cookie] = identity
         return identity
 
     def _send(self, request: object, fds: list[int], sent: Callable[[], Any] | None = None) -> None:

@@ -291,6 +291,13 @@ def recheck(loop: Loop) -> None:
             loop.rechecks.forget(key, inode)
 
 
+def make_room(loop: Loop, key: int) -> None:
+    """The application has accepted, and connections wait for room in the kernel's queue."""
+    endpoint = loop.endpoints.get(key)
+    if endpoint is not None and endpoint.listener is not None:
+        endpoint.listener.on_room()
+
+
 def stop_listening(loop: Loop, key: int, inode: int) -> None:
     """The user shut its listening socket down: it keeps the port and refuses."""
     endpoint = loop.endpoints.get(key)
@@ -555,6 +562,7 @@ UNDO: Final[dict[Callable[..., Any], Callable[..., None]]] = {
 REPEATABLE: Final[frozenset[Callable[..., Any]]] = frozenset(
     {
         release,
+        make_room,
         stop_listening,
         unhold,
         finish_closing,
