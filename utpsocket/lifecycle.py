@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final
 
 from utpsocket import options, pairing, registry, replacement
-from utpsocket.engine import engine, names, running_engine, serving_pid, verbs
+from utpsocket.engine import engine, farewell, names, running_engine, serving_pid, verbs
 from utpsocket.engine.highfd import raise_fd, with_room
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.loop import Loop
@@ -29,6 +29,7 @@ _POLLOUT: Final = 0x004
 _POLLRDHUP: Final = 0x2000
 _POLLERR_OR_HUP: Final = 0x018
 _BIND_TRIES: Final = 100  # of an address that a port of ours, which the engine is about to close, still has
+_BOTH_HALVES: Final = 3
 _BY: Final = verbs.CLAIM[0]
 _ANY_PORT: Final = 9  # nothing is sent
 _MAPPED: Final = bytes(10) + b"\xff\xff"
@@ -50,19 +51,25 @@ def check_open(sock: Any) -> None:
 def bind(sock: Any, identity: Identity, address: Any) -> None:
     """The kernel judges the address on a UDP socket, which then becomes the engine's port."""
     settle(sock, identity)
+    before = identity.local, identity.bound
     loop = engine()
     try:
         key, local = _take_port(loop, identity, address)
         loop.holders_watch.watch(sock.fileno())
         identity.local = identity.bound = local
-        identity.cookie = secrets.randbits(63)
+        identity.is_port_chosen = not int(address[1])
+        identity.is_port_new = identity.role is not Role.FRESH
+        if not identity.is_port_new:
+            identity.cookie = secrets.randbits(63)
         identity.owner_pid = loop.pid
         identity.endpoint = key  # last: from here on the socket is bound
-    except OSError:
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            identity.local = _left_of(identity.local, None)  # of what is closed; Linux forgets the address before
         raise  # nothing was bound
     except BaseException:
         identity.endpoint = 0
-        identity.local = identity.bound = None
+        identity.local, identity.bound = before
         if loop.is_alive:
             loop.perform(verbs.unhold, identity.inode)
         raise
@@ -111,6 +118,8 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
     `quietly` words bad addresses as connect_ex() does.
     """
     role = identity.role if sock.fileno() >= 0 else Role.FRESH
+    if identity.is_unusable and sock.fileno() >= 0:
+        return errno.EINVAL
     if role is Role.CONNECTING:
         code = notice(sock, identity)
         if code == errno.EINPROGRESS:
@@ -123,6 +132,7 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
     if role is Role.CONNECTED and not identity.is_told and identity.is_reset:
         # connect() has never said that the connection stood: now it says how it ended, and may be called anew.
         error = identity.take_error() or errno.ECONNABORTED
+        give_up_chosen_port(identity)
         _renew(sock, identity)
         return error
     if role is Role.CONNECTED or role is Role.LISTENING:
@@ -130,6 +140,7 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
     if role is Role.FAILED:
         is_told = identity.is_told or identity.claim is not None  # of a renewal that was interrupted
         error = identity.take_error() or (0 if is_told else errno.ECONNABORTED)
+        give_up_chosen_port(identity)
         _renew(sock, identity)
         if error:
             return error
@@ -147,6 +158,9 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
     except BaseException:
         udp.close()
         raise
+    if code == errno.ECONNREFUSED:
+        _dial_port_0(sock, identity, loop, udp)
+        return errno.EINPROGRESS
     if code:
         udp.close()
         return code
@@ -257,9 +271,49 @@ def _dial(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any, *, i
         raise
 
 
+def _dial_port_0(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any) -> None:
+    """An attempt that nobody can answer, and that UDP cannot even make: it begins, and is refused."""
+    try:
+        identity.claim = {_BY: "caller"}
+        local = udp.getsockname()
+        udp.close()
+        bound = identity.bound
+        if bound is not None and identity.endpoint:
+            local = (local[0], bound[1], *local[2:])
+        identity.local, identity.peer, identity.owner_pid = local, UNBOUND[identity.family], loop.pid
+        end = pairing.pair(sock, identity)
+        identity.role = Role.CONNECTING
+        farewell.close_end(end, identity, errno.ECONNREFUSED)
+        identity.claim = None
+    except BaseException:
+        udp.close()
+        settle(sock, identity)
+        raise
+
+
+def give_up_chosen_port(identity: Identity) -> None:
+    """A TCP socket that is closed, or listens no more, keeps the address that bind() was given, and the port only where
+    bind() was given one.
+    """
+    if not identity.is_port_chosen or identity.is_port_new or not identity.endpoint:
+        return
+    loop = _own_engine(identity)
+    if loop is not None:
+        loop.perform(verbs.give_up_port, identity.endpoint, identity.inode)
+    assert identity.bound is not None
+    host = identity.bound[0]
+    is_any = host == UNBOUND[identity.family][0]
+    identity.endpoint, identity.is_port_chosen = 0, False
+    identity.bound = None if is_any else (host, 0, *identity.bound[2:])
+
+
 def listen(sock: Any, identity: Identity, backlog: int) -> None:
     """Listen at the bound port: the user's fd in the kernel, the engine for uTP, and for TCP where a twin is bound."""
     settle(sock, identity)
+    halves = identity.shut_halves
+    if halves:
+        _renew(sock, identity)  # connect() to an AF_UNIX socket that was shut down is refused
+        identity.shut_halves = halves
     assert identity.local is not None
     loop = engine()
     try:
@@ -293,6 +347,54 @@ def settle(sock: Any, identity: Identity) -> None:
     identity.claim = None
 
 
+def about_to_shut_down(sock: Any, identity: Identity, how: int) -> None:
+    """The user's end of a connection is about to be shut down, which may look like a close to the engine."""
+    identity.shut_halves |= how + 1
+    is_reset_by_close = identity.settings.linger_seconds == 0 and identity.shut_halves & 2
+    loop = _own_engine(identity)
+    if (identity.shut_halves == _BOTH_HALVES or is_reset_by_close) and isinstance(loop, Loop):
+        loop.holders_watch.watch(sock.fileno())
+        identity.is_shut_down = True
+
+
+def received_after_all(identity: Identity, count: int, flags: int) -> bytes:
+    """What has come after shutdown(SHUT_RD), for which the kernel has no place: up to so many bytes."""
+    held = identity.held
+    if not held or not count:
+        return b""
+    if flags & stdlib.MSG_PEEK:
+        return b"".join(list(held))[:count]
+    taken: list[bytes] = []
+    while count:
+        try:
+            piece = held.popleft()
+        except IndexError:
+            break
+        taken.append(piece[:count])
+        if len(piece) > count:
+            held.appendleft(piece[count:])
+        count -= len(taken[-1])
+    loop = _own_engine(identity)
+    if loop is not None:
+        loop.post(verbs.hold_more, identity.cookie)
+    return b"".join(taken)
+
+
+def shut_down_unconnected(sock: Any, identity: Identity, how: int) -> None:
+    """shutdown() of what is not connected does what it says all the same: poll() and send() tell at once and go on so
+    when the socket is connected, and whatever it accepts is shut down as well. And between a connection's end and the
+    connect() that would tell it, a shutdown() leaves a socket that can do nothing more.
+    """
+    try:
+        Socket.shutdown(sock, how)
+    except OSError:
+        pass
+    if identity.role is Role.FRESH:
+        identity.shut_halves |= how + 1  # as the kernel counts them
+    elif not identity.is_told:
+        identity.is_unusable = True
+
+
 def _is_multicast(family: int, host: str) -> bool:
     packed = stdlib.inet_pton(family, host.partition("%")[0])
     if family == stdlib.AF_INET6 and not packed.startswith(_MAPPED):
@@ -307,14 +409,28 @@ def _renew(sock: Any, identity: Identity) -> None:
     """
     if identity.claim is None:
         identity.claim = {_BY: "caller"}
+    identity.is_port_new = False
     inode = identity.inode
+    fd = sock.fileno()
+    duplicates = [other for other in farewell.fds_of(inode) if other != fd] if identity.has_duplicates else []
     registry.forget(identity)
     pairing.renew(sock)
+    options.restore(sock, identity)
     registry.register(sock, identity)
+    for other in duplicates:
+        try:
+            os.dup2(fd, other, inheritable=os.get_inheritable(other))
+        except OSError:
+            continue  # closed by another thread
     identity.transport = "utp"
     identity.is_over = identity.is_reset = identity.is_gated = identity.is_told = False
+    identity.is_after_eof = False
+    identity.is_shut_down = False
+    identity.shut_halves = 0
+    identity.held = None
     identity.error = 0
-    identity.local, identity.peer = identity.bound, None
+    identity.local = _left_of(identity.local, identity.bound)
+    identity.peer = None
     identity.cookie = secrets.randbits(63) if identity.endpoint else 0  # the engine may still speak of the old one
     if identity.endpoint:
         _hold_again(sock, identity, inode)
@@ -322,11 +438,29 @@ def _renew(sock: Any, identity: Identity) -> None:
     identity.claim = None
 
 
+def _left_of(local: Address | None, bound: Address | None) -> Address | None:
+    """What getsockname() says of a socket that was closed, in TCP's sense: a port that it has no more is still told."""
+    if local is None or (bound is not None and bound[1]):
+        return bound
+    host = bound[0] if bound is not None else UNBOUND[stdlib.AF_INET6 if len(local) == 4 else stdlib.AF_INET][0]
+    return (host, local[1]) if len(local) == 2 else (host, local[1], 0, 0)
+
+
+def disconnect(sock: Any, identity: Identity) -> None:
+    """The kernel's own connect(), where it has waited for an attempt that failed, leaves a socket as before it."""
+    try:
+        give_up_chosen_port(identity)
+        _renew(sock, identity)
+    except OSError:
+        identity.claim = None  # no fd left, say: the next connect() does it
+
+
 def become_fresh(sock: Any, identity: Identity) -> None:
     """A listener that was shut down can listen or connect again, as TCP's; an AF_UNIX socket that has listened cannot.
-    What waits for accept() goes with the old fd. Duplicates of that stay behind: their accept() says EINVAL.
+    What waits for accept() goes with the old fd. Duplicates in other processes stay behind: their accept() says EINVAL.
     """
     if identity.routes is None:
+        give_up_chosen_port(identity)
         _renew(sock, identity)
 
 
@@ -351,7 +485,7 @@ def notice(sock: Any, identity: Identity) -> int:
                 identity.role, identity.error = Role.FAILED, errno.ECONNREFUSED
             else:
                 identity.role = Role.CONNECTED
-    elif identity.role is Role.CONNECTING and _is_hung_up(sock) and identity.role is Role.CONNECTING:
+    elif identity.role is Role.CONNECTING and _is_hung_up(sock, identity) and identity.role is Role.CONNECTING:
         # Whoever ends an attempt writes down how before it closes its end. This one had no time to: the engine has
         # ended, or the program has closed all the fds that it found.
         identity.role, identity.error = Role.FAILED, errno.ECONNABORTED
@@ -376,10 +510,10 @@ def meet_acceptor(identity: Identity) -> None:
         loop.call(verbs.settled)
 
 
-def _is_hung_up(sock: Any) -> bool:
+def _is_hung_up(sock: Any, identity: Identity) -> bool:
     fd = sock.fileno()
-    if fd < 0:
-        return False  # closed by another thread
+    if fd < 0 or identity.shut_halves == _BOTH_HALVES:
+        return False  # closed by another thread, or hung up since before it was connecting
     poller = poll()
     poller.register(fd, 0)
     return bool(poller.poll(0))
@@ -534,7 +668,7 @@ def after_close(
     loop = running_engine()
     if loop is None or loop.caller_pid != os.getpid() or not loop.is_alive or sys.is_finalizing():
         return
-    if identity.role in (Role.FRESH, Role.LISTENING):
+    if identity.role in (Role.FRESH, Role.LISTENING) or (identity.endpoint and identity.is_over):
         if identity.endpoint:
             # The port must be free when close() returns: the next bind may want it.
             # Where connections that nobody has accepted must be reset first, that is the engine's.
@@ -550,6 +684,8 @@ def after_close(
         return
     seconds = identity.settings.linger_seconds
     if seconds is None:
+        if identity.is_shut_down:
+            loop.post(verbs.look, identity.cookie)
         return
     if acquire is None or (not seconds and not is_blocking):
         if not seconds:

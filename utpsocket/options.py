@@ -199,6 +199,11 @@ def _apply(sock: Any, identity: Identity, level: int, name: int) -> bool:
 def inherit(raw: Any, identity: Identity) -> None:
     """Give an accepted fd what its listener was told and the kernel does not pass on from one AF_UNIX fd to another."""
     apply_send_buffer(raw, identity)
+    restore(raw, identity)
+
+
+def restore(raw: Any, identity: Identity) -> None:
+    """Give a new AF_UNIX fd what is the kernel's to do and was asked for before."""
     for (level, name), value in identity.options.items():
         if level == _SOCKET and name in _PAIR_OPTIONS:
             Socket.setsockopt(raw, level, name, value)

@@ -54,10 +54,18 @@ def pair(sock: Any, identity: Identity) -> Any:
         finally:
             door.close()
         if end is not None:
-            identity.filler_bytes = Socket.send(sock, _FILLER, stdlib.MSG_DONTWAIT)
+            identity.filler_bytes = _stuff(sock)
             identity.is_gated = True
             return end
     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+def _stuff(sock: Any) -> int:
+    """Fill the user's send buffer, the gate; how many bytes that took."""
+    try:
+        return int(Socket.send(sock, _FILLER, stdlib.MSG_DONTWAIT))
+    except BrokenPipeError:
+        return 0  # shut down before it was connected: it will never be said to be writable for what it may send
 
 
 def _pair_at(door: Any, fd: int, name: bytes) -> Any:

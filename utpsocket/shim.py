@@ -143,11 +143,18 @@ class socket(StdlibSocket):
         if identity is None:
             Socket.bind(self, address)
             return
-        if self.fileno() < 0 or identity.endpoint or identity.twin is not None or identity.role is not Role.FRESH:
+        if identity.role is Role.FAILED or (identity.role is Role.CONNECTED and identity.is_over):
+            lifecycle.give_up_chosen_port(identity)
+            is_unbound = not identity.endpoint  # and closed, in TCP's sense: it may be bound, and do nothing more
+        else:
+            is_unbound = identity.role is Role.FRESH and not identity.endpoint and identity.twin is None
+        if self.fileno() < 0 or not is_unbound:
             wording.check_bind(identity.family, address, is_open=self.fileno() >= 0)
             lifecycle.check_open(self)
             raise lifecycle.fail(errno.EINVAL)
-        (lifecycle if identity.routes is None else exchange).bind(self, identity, address)
+        (exchange if identity.routes is not None and identity.role is Role.FRESH else lifecycle).bind(
+            self, identity, address
+        )
 
     def listen(self, backlog: Any = 128, /) -> None:
         """Accept uTP connections at the bound port, or at a port of the kernel's choice."""
@@ -164,7 +171,7 @@ class socket(StdlibSocket):
             raise lifecycle.fail(errno.EINVAL)
         else:
             if not identity.endpoint and identity.twin is None:
-                socket.bind(self, ("", 0))
+                socket.bind(self, identity.bound or ("", 0))
             if exchange.listens_over_tcp(self, identity):
                 Socket.listen(self, backlog)
                 return
@@ -203,6 +210,8 @@ class socket(StdlibSocket):
         if identity.routes is not None and exchange.connects_over_tcp(self, identity, address):
             Socket.connect(self, address)
             return
+        if identity.role is not Role.FRESH or self.fileno() < 0:
+            self._check_connect(identity, "connect", address)
         code = lifecycle.connect(self, identity, address, quietly=False)
         if code in lifecycle.IN_PROGRESS:
             if not self._waits(code):
@@ -218,6 +227,8 @@ class socket(StdlibSocket):
             return int(Socket.connect_ex(self, address))
         if identity.routes is not None and exchange.connects_over_tcp(self, identity, address):
             return int(Socket.connect_ex(self, address))
+        if identity.role is not Role.FRESH or self.fileno() < 0:
+            self._check_connect(identity, "connect_ex", address)
         if self.fileno() < 0:
             return errno.EBADF
         try:
@@ -232,6 +243,13 @@ class socket(StdlibSocket):
             except TimeoutError:
                 return errno.EAGAIN
         return code
+
+    def _check_connect(self, identity: Identity, method: str, address: Any) -> None:
+        """The address is looked at first, even where the socket cannot connect; that it can be asked for the end of the
+        same attempt, as event loops do, costs nothing.
+        """
+        if identity.peer is None or address != identity.peer:
+            wording.check_connect(identity.family, method, address)
 
     def _waits(self, code: int) -> bool:
         """Whether connect() waits for the end of the attempt: of one under way already only without a timeout."""
@@ -253,9 +271,11 @@ class socket(StdlibSocket):
                 if code not in lifecycle.IN_PROGRESS:
                     # Without a timeout the kernel's connect() has waited, and says how it ended. With one, CPython
                     # waits and asks SO_ERROR: the kernel has still to say it.
-                    identity.is_told = timeout is None
+                    identity.is_told = is_kernels
                     if not code:
                         lifecycle.meet_acceptor(identity)
+                    elif is_kernels:
+                        lifecycle.disconnect(self, identity)
                     return code
             if deadline is not None and time.monotonic() >= deadline:
                 lifecycle.check_open(self)  # poll() returns at the deadline where another thread has closed it
@@ -282,10 +302,13 @@ class socket(StdlibSocket):
             Socket.shutdown(self, how)  # raises with CPython's and the kernel's wording
         lifecycle.check_open(self)
         if identity.role is Role.FRESH or identity.role is Role.FAILED or identity.is_over:
+            lifecycle.shut_down_unconnected(self, identity, int(how))
             raise lifecycle.fail(errno.ENOTCONN)
         if identity.role is Role.CONNECTING and lifecycle.give_up_connecting(self, identity):
             identity.is_told = True  # the kernel calls it unconnected: the next connect() is a new one
             return
+        if identity.role is Role.CONNECTED:
+            lifecycle.about_to_shut_down(self, identity, int(how))
         Socket.shutdown(self, how)
         if identity.role is Role.CONNECTED:
             identity.is_told = True  # shutdown() has looked whether the connection stands: connect() says EISCONN
@@ -312,6 +335,7 @@ class socket(StdlibSocket):
         """dup() -> socket object: a duplicate of the fd, which is not inheritable, for the same connection."""
         if self._utp is None:
             return _stdlib_dup(self)
+        self._utp.has_duplicates = True
         made: Any = type(self)
         sock = made.__new__(made)  # owns the fd from its first moment
         duplicated(self.fileno(), sock)
@@ -341,89 +365,126 @@ class socket(StdlibSocket):
         identity = self._utp
         if identity is None:
             return bytes(Socket.recv(self, *args, **kwargs))
+        if len(args) > 1 and args[0]:
+            wording.refuse_error_queue(self, args[1])
+        if identity.is_after_eof and wording.is_at_end(self, identity):
+            return b""
         try:
             data: bytes = Socket.recv(self, *args, **kwargs)
         except OSError as error:
+            if wording.is_end_of_file(identity, error):
+                return b""
             raise wording.receive_error(identity, error) from None
         if not data and args[0]:
-            wording.raise_at_end(identity)
+            return wording.at_end(identity, args[0], args[1] if len(args) > 1 else 0)
         return data
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
         """As socket.recv_into()."""
         identity = self._utp
+        if identity is not None and (kwargs or len(args) > 2) and _asks_for_bytes(args, kwargs):
+            wording.refuse_error_queue(self, args[2] if len(args) > 2 else kwargs.get("flags"))
+        if identity is not None and identity.is_after_eof and wording.is_at_end(self, identity):
+            return 0
         try:
             count: int = Socket.recv_into(self, *args, **kwargs)
         except OSError as error:
             if identity is None:
                 raise
+            if wording.is_end_of_file(identity, error):
+                return 0
             raise wording.receive_error(identity, error) from None
         if not count and identity is not None and _asks_for_bytes(args, kwargs):
-            wording.raise_at_end(identity)
+            return _copied_at_end(identity, args, kwargs)
         return count
 
     def recvfrom(self, *args: Any, **kwargs: Any) -> tuple[bytes, Any]:
         """As socket.recvfrom(): for a stream the address is None."""
         identity = self._utp
+        if identity is not None and len(args) > 1:
+            wording.refuse_error_queue(self, args[1])
+        if identity is not None and identity.is_after_eof and wording.is_at_end(self, identity):
+            return b"", None
         try:
             data, address = Socket.recvfrom(self, *args, **kwargs)
         except OSError as error:
             if identity is None:
                 raise
+            if wording.is_end_of_file(identity, error):
+                return b"", None
             raise wording.receive_error(identity, error) from None
         if identity is None:
             return data, address
         if not data and args[0]:
-            wording.raise_at_end(identity)
+            data = wording.at_end(identity, args[0], args[1] if len(args) > 1 else 0)
         return data, None
 
     def recvfrom_into(self, *args: Any, **kwargs: Any) -> tuple[int, Any]:
         """As socket.recvfrom_into(): for a stream the address is None."""
         identity = self._utp
+        if identity is not None and (kwargs or len(args) > 2):
+            wording.refuse_error_queue(self, args[2] if len(args) > 2 else kwargs.get("flags"))
+        if identity is not None and identity.is_after_eof and wording.is_at_end(self, identity):
+            return 0, None
         try:
             count, address = Socket.recvfrom_into(self, *args, **kwargs)
         except OSError as error:
             if identity is None:
                 raise
+            if wording.is_end_of_file(identity, error):
+                return 0, None
             raise wording.receive_error(identity, error) from None
         if identity is None:
             return count, address
         if not count and _asks_for_bytes(args, kwargs):
-            wording.raise_at_end(identity)
+            count = _copied_at_end(identity, args, kwargs)
         return count, None
 
     def recvmsg(self, *args: Any, **kwargs: Any) -> tuple[bytes, list[Any], int, Any]:
         """As socket.recvmsg(): for a stream the address is None, and uTP has no ancillary data."""
         identity = self._utp
-        if identity is not None and len(args) == 3:
-            wording.refuse_error_queue(args[2])
+        if identity is not None and len(args) > 2:
+            wording.refuse_error_queue(self, args[2])
+        if identity is not None and identity.is_after_eof and wording.is_at_end(self, identity):
+            return b"", [], 0, None
         try:
             data, ancillary, flags, address = Socket.recvmsg(self, *args, **kwargs)
         except OSError as error:
             if identity is None:
                 raise
+            if wording.is_end_of_file(identity, error):
+                return b"", [], 0, None
             raise wording.receive_error(identity, error) from None
         if identity is None:
             return data, ancillary, flags, address
         if not data and args[0]:
-            wording.raise_at_end(identity)
+            data = wording.at_end(identity, args[0], args[2] if len(args) > 2 else 0)
         return data, [], flags, None
 
     def recvmsg_into(self, *args: Any, **kwargs: Any) -> tuple[int, list[Any], int, Any]:
         """As socket.recvmsg_into(): for a stream the address is None, and uTP has no ancillary data."""
         identity = self._utp
-        if identity is not None and len(args) == 3:
-            wording.refuse_error_queue(args[2])
+        if identity is not None and len(args) > 2:
+            wording.refuse_error_queue(self, args[2])
+        if identity is not None and identity.is_after_eof and wording.is_at_end(self, identity):
+            return 0, [], 0, None
         try:
             count, ancillary, flags, address = Socket.recvmsg_into(self, *args, **kwargs)
         except OSError as error:
             if identity is None:
                 raise
+            if wording.is_end_of_file(identity, error):
+                return 0, [], 0, None
             raise wording.receive_error(identity, error) from None
         if identity is None:
             return count, ancillary, flags, address
         if not count and any(map(len, args[0])):
-            wording.raise_at_end(identity)
+            views = [memoryview(buffer).cast("B") for buffer in args[0]]
+            data = wording.at_end(identity, sum(map(len, views)), args[2] if len(args) > 2 else 0)
+            for view in views:
+                part = min(len(view), len(data) - count)
+                view[:part] = data[count : count + part]
+                count += part
         return count, [], flags, None
 
     def send(self, data: Any, flags: int = 0, /) -> int:
@@ -487,6 +548,15 @@ def _asks_for_bytes(args: Any, kwargs: Any) -> bool:
     return bool(len(args[0] if args else kwargs["buffer"]))
 
 
+def _copied_at_end(identity: Identity, args: Any, kwargs: Any) -> int:
+    """The end of the stream for recv_into() and recvfrom_into(), which may have something in it all the same."""
+    view = memoryview(args[0] if args else kwargs["buffer"]).cast("B")
+    count = (args[1] if len(args) > 1 else kwargs.get("nbytes", 0)) or len(view)
+    data = wording.at_end(identity, count, args[2] if len(args) > 2 else kwargs.get("flags", 0))
+    view[: len(data)] = data
+    return len(data)
+
+
 def _adopt(sock: Any, family: int, type: int, proto: int, fileno: int) -> None:
     """A socket object over an existing fd: uTP's if the kernel or our registry says so."""
     if family in (-1, stdlib.AF_UNIX, *_STREAM_FAMILIES):
@@ -497,6 +567,7 @@ def _adopt(sock: Any, family: int, type: int, proto: int, fileno: int) -> None:
             identity = registry.identity_of_fd(sock)
             if identity is not None:
                 sock._utp = identity
+                identity.has_duplicates |= identity.user_fd not in (-1, sock.fileno())
                 identity.user_fd = sock.fileno()
                 registry.take_back(identity)
                 number = stdlib.IPPROTO_TCP if proto == -1 else proto

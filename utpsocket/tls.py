@@ -35,6 +35,18 @@ class SSLSocket(_SSLSocket, shim.socket):  # type: ignore[misc]  # both redefine
 
     __slots__ = ()
 
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:
+        """As ssl.SSLSocket.read(). OpenSSL asks the kernel, which says ECONNRESET once where the peer's end of file was
+        followed by a reset: over TCP that is the end of file.
+        """
+        try:
+            return super().read(len, buffer)
+        except ConnectionResetError:
+            identity = self._utp
+            if identity is None or not identity.has_ended_after_eof:
+                raise
+            return super().read(len, buffer)
+
     @classmethod
     def _create(cls, sock: Any, *args: Any, **kwargs: Any) -> Any:
         """What wrap_socket() calls. eventlet turns what it gets into a class of its own, which is the stdlib's kin: so

@@ -12,9 +12,10 @@ from functools import partial
 from typing import Any, Final
 
 from utpsocket import lifecycle, pairing
+from utpsocket.engine import farewell
 from utpsocket.engine.highfd import with_room
 from utpsocket.engine.identity import Identity, Role
-from utpsocket.engine.native import Socket
+from utpsocket.engine.native import Socket, allocate_lock
 from utpsocket.engine.originals import socket as stdlib
 
 TOO_LARGE: Final = bytes(65_536)
@@ -27,8 +28,24 @@ _ANCILLARY: Final = (1, 2, 36, 37, 61, 65)  # SCM_RIGHTS, _CREDENTIALS, SO_MARK,
 _well_formed: set[str] = set()  # calls whose address the C class has found no fault with
 
 
+def is_at_end(sock: Any, identity: Identity) -> bool:
+    """Whether a connection that broke after the peer's end of file has nothing more to receive. The kernel, asked for
+    it, would say ECONNRESET instead, and forget what poll() and send() have still to tell.
+    """
+    return bool(identity.error) and sock.fileno() >= 0 and not farewell.unread_bytes(sock.fileno())
+
+
+def is_end_of_file(identity: Identity, error: OSError) -> bool:
+    """Whether TCP's recv would give nothing where AF_UNIX's says this."""
+    if error.errno == errno.ECONNRESET:
+        return identity.has_ended_after_eof
+    return (
+        error.errno in (errno.EINVAL, errno.ENOTCONN) and identity.role is Role.FRESH and identity.shut_halves & 1 > 0
+    )
+
+
 def receive_error(identity: Identity, error: OSError) -> OSError:
-    """What TCP's recv would say where AF_UNIX's says this."""
+    """What TCP's recv would say where AF_UNIX's says this, which is_end_of_file() is not."""
     if error.errno in (errno.EINVAL, errno.ENOTCONN) and identity.role in (Role.FRESH, Role.LISTENING):
         return lifecycle.fail(errno.ENOTCONN)
     if error.errno == errno.ECONNRESET:
@@ -36,19 +53,32 @@ def receive_error(identity: Identity, error: OSError) -> OSError:
     return error
 
 
-def raise_at_end(identity: Identity) -> None:
-    """The stream ended for a reason that the kernel could not tell, or there never was one and connect() said so."""
-    code = identity.take_error()
+def at_end(identity: Identity, count: int, flags: int) -> bytes:
+    """What is received at the end of the stream. Raises where it ended for a reason that the kernel could not tell, or
+    there never was one and connect() said so.
+    """
+    if identity.held:
+        return lifecycle.received_after_all(identity, count, flags)
+    code = 0 if identity.has_ended_after_eof else identity.take_error()
     if not code and identity.role is Role.FAILED and identity.is_told:
         code = errno.ENOTCONN
     if code:
         raise lifecycle.fail(code)
+    return b""
 
 
-def refuse_error_queue(flags: int) -> None:
-    """MSG_ERRQUEUE asks for what uTP has not: nothing is there, which TCP says at once, and AF_UNIX would wait for."""
-    if flags and isinstance(flags, int) and flags & _MSG_ERRQUEUE:
-        raise lifecycle.fail(errno.EAGAIN)
+def refuse_error_queue(sock: Any, flags: Any) -> None:
+    """MSG_ERRQUEUE asks for what uTP has not: nothing is there, which TCP says at once, of whatever socket; where there
+    is a timeout CPython asks again until it has passed. AF_UNIX would give what was received.
+    """
+    if flags and isinstance(flags, int) and flags & _MSG_ERRQUEUE and sock.fileno() >= 0:
+        seconds = sock.gettimeout()
+        if not seconds:
+            raise lifecycle.fail(errno.EAGAIN)
+        never_released = allocate_lock()
+        never_released.acquire()
+        sock._acquire(never_released, seconds)
+        raise TimeoutError("timed out")
 
 
 def before_send(sock: Any, identity: Identity, flags: int) -> None:
@@ -64,10 +94,11 @@ def send_error(sock: Any, identity: Identity, error: OSError) -> OSError:
     if error.errno == errno.ENOTCONN:
         return lifecycle.fail(errno.EPIPE)
     if error.errno in (errno.EPIPE, errno.ECONNRESET):
+        is_after_eof = identity.has_ended_after_eof
         code = identity.take_error()
         if code:
             Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_ERROR)
-            return lifecycle.fail(errno.ECONNRESET if code == errno.EPIPE else code)
+            return lifecycle.fail(errno.ECONNRESET if code == errno.EPIPE and not is_after_eof else code)
     return error
 
 
@@ -97,9 +128,24 @@ def check_bind(family: int, address: Any, *, is_open: bool) -> None:
         judge.bind(("", 0))
         try:
             judge.bind(address)
+        except stdlib.gaierror:
+            raise
         except OSError:
             if is_open:
                 raise
+
+
+def check_connect(family: int, method: str, address: Any) -> None:
+    """Raise what connect() or connect_ex() finds wrong with an address, or a host's name, before it looks at the
+    socket, which is not about to connect.
+    """
+    with closing(with_room(partial(Socket, family, stdlib.SOCK_DGRAM))) as judge:
+        try:
+            getattr(judge, method)(address)
+        except stdlib.gaierror:
+            raise
+        except OSError:
+            pass  # of connecting
 
 
 def check_ancillary(identity: Identity, ancdata: Any) -> None:

@@ -12,12 +12,13 @@ Only the engine's thread calls.
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import Callable
 from ctypes import get_errno
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from utpsocket.engine import native, outcomes
+from utpsocket.engine import farewell, native, outcomes
 from utpsocket.engine.farewell import close_end, record, refuse_sends
 from utpsocket.engine.faults import NO_ROOM, RETRY_US, TRANSIENT, errno_of
 from utpsocket.engine.identity import Identity, Role
@@ -43,6 +44,7 @@ _EAGER_BYTES: Final = 512 << 10  # unsent beyond this can wait: it would only le
 # What the user has not read yet: less than a turn brings would be copied again. The kernel doubles it, and all buffers
 # of a connection together must hold less than the 10 MiB that programs take for more than any socket's.
 _PAIR_BYTES: Final = 512 << 10
+_RECHECK_US: Final = 1_000_000  # whether a socket that was shut down is closed, where nobody says so
 
 
 class Bridge:
@@ -58,6 +60,7 @@ class Bridge:
         "_filler_bytes",
         "_has_finished_input",
         "_has_said_reset",
+        "_has_recheck",
         "_is_deaf",
         "_is_hung_up",
         "_is_retrying",
@@ -129,7 +132,8 @@ class Bridge:
         self._is_retrying = False  # a call that the kernel had no memory for is made again soon
         self._has_finished_input = False  # the user's end of file has been read
         self._sent_eof = False
-        self._is_deaf = False  # the user reads no more: what comes is dropped
+        self._has_recheck = False  # whether a socket that was shut down is closed will be asked again
+        self._is_deaf = False  # the kernel takes nothing more for the user: it is held, or dropped
         self._is_hung_up = False
         self._is_told = False  # the kernel has said that there is something, and it has not been read yet
         self._may_have_ended = False  # the kernel has said so: what is read may be followed by the end of file
@@ -145,6 +149,16 @@ class Bridge:
         self.is_readable = True
         if not self.identity.settings.receive_buffer_bytes:
             end.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, _PAIR_BYTES)
+
+    def shut_at_birth(self, halves: int, *, now: int) -> None:
+        """Whoever listens had shut its socket down before it listened: what it accepts is shut down as well."""
+        if halves & 1:
+            self.end.shutdown(stdlib.SHUT_WR)
+        if halves & 2:
+            self.end.shutdown(stdlib.SHUT_RD)
+            self._has_finished_input = True
+            self.connection.finish(now=now)
+            self.endpoint.loop.touch(self)
 
     # ── the kernel speaks ──
 
@@ -195,6 +209,11 @@ class Bridge:
                 self._check_hang_up(now=now)
                 return
             span = connection.free_span()
+            if not span and self._may_have_ended:
+                # The user writes no more, and whoever waits for room to do so must hear of it: there is room, and what
+                # it wants to write is refused. So all is taken that it wrote before, which is what the pair holds.
+                connection.send.buffer.make_room(max(1, farewell.unread_bytes(self.end_fd)))
+                span = connection.free_span()
             if not span:
                 if self._is_hung_up:
                     self._hang_up_early(now=now)
@@ -221,7 +240,7 @@ class Bridge:
                 connection.commit(0)
                 self._has_finished_input = True
                 self.poll_end()  # a close says end of file and hang-up at once, and with linger must not send a FIN
-                if self._is_hung_up and self.identity.settings.linger_seconds == 0:
+                if self._is_hung_up and self.identity.settings.linger_seconds == 0 and not self._is_shut_down():
                     continue
                 if not self._is_rude:
                     connection.finish(now=now)
@@ -258,11 +277,33 @@ class Bridge:
         """Nobody holds the other end, but what was written is not all read yet: the peer takes too little. Whether
         anything was left unread is all there is to know, and the peer may be waiting for just that.
         """
-        if self.end.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR):
-            self._is_rude = True
+        self._ask_if_rude()
         if self._is_rude:
             self.connection.reset_after_flush(now=now)
         self.connection.discard(now=now)
+
+    def _ask_if_rude(self) -> None:
+        """After a hang-up, where reading has not told: whether the user closed with bytes unread."""
+        if self.end.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR):
+            self._is_rude = True
+
+    def _recheck(self) -> None:
+        self._has_recheck = False
+        self.look_at_user(now=self.endpoint.loop.now)
+
+    def look_at_user(self, *, now: int) -> None:
+        """Take in whatever the user has done by now."""
+        if not self.is_gone and self.end is not None:
+            self.poll_end()
+            self.read_user(now=now, is_due=True)
+            self.endpoint.loop.touch(self)
+
+    def _is_shut_down(self) -> bool:
+        """Whether what looks like a last close is none: to the kernel our end has hung up as well where the user said
+        SHUT_RDWR, or SHUT_WR after the peer's end of file. Of the close itself nothing will tell then.
+        """
+        identity = self.identity
+        return identity.is_shut_down and self.endpoint.loop.holders_watch.is_open(identity.inode)
 
     def _check_hang_up(self, *, now: int) -> None:
         """After the user's end of file: a hang-up says that nobody holds the other end any more."""
@@ -270,7 +311,17 @@ class Bridge:
         if not self._is_hung_up:
             return
         connection = self.connection
-        if self._is_rude:
+        identity = self.identity
+        if self._is_shut_down():
+            self._is_hung_up = False
+            if not self._is_rude:
+                connection.finish(now=now)
+            if not self._has_recheck:
+                self._has_recheck = True
+                self.endpoint.loop.call_at(now + _RECHECK_US, self._recheck)
+            return
+        self._ask_if_rude()
+        if self._is_rude or identity.held:
             connection.reset_after_flush(now=now)
         linger = self.identity.settings.linger_seconds
         if linger == 0:
@@ -295,7 +346,9 @@ class Bridge:
         if self._has_finished_input:
             return True
         send = connection.send
-        return send.buffer.free_bytes > 0 and not (send.is_held and send.unsent_bytes >= GRANT_BYTES)
+        return (send.buffer.free_bytes > 0 or self._may_have_ended) and not (
+            send.is_held and send.unsent_bytes >= GRANT_BYTES
+        )
 
     # ── the connection speaks ──
 
@@ -363,7 +416,7 @@ class Bridge:
             if not views:
                 break
             if self._is_deaf:
-                connection.delivered(sum(map(len, views)), now=now)
+                self._hold(views, now=now)
                 break
             if not self.is_writable:
                 connection.delivered(0, now=now)
@@ -400,8 +453,32 @@ class Bridge:
                     return
                 self._is_deaf = True
             self._sent_eof = True
+        elif self._is_deaf and connection.receive.reassembly.is_finished:
+            self._sent_eof = True  # shutdown(SHUT_RD) was as good
         if self.errored is not None:
             self._tell_end()
+
+    def _hold(self, views: list[memoryview], *, now: int) -> None:
+        """Bytes for a user that has said that it receives no more. As with TCP they can be received all the same, and
+        what nobody receives fills the buffers; once nothing is sent either, they are answered by a reset.
+        """
+        connection = self.connection
+        count = sum(map(len, views))
+        if self._is_hung_up or self.identity.shut_halves & 1 == 0:
+            connection.delivered(count, now=now)  # nobody can
+            return
+        if self._has_finished_input:
+            connection.delivered(count, now=now)
+            connection.reset_after_flush(errno.ECONNRESET, now=now)
+            return
+        held = self.identity.held
+        if held is None:
+            held = self.identity.held = deque()
+        room_bytes = (self.identity.settings.receive_buffer_bytes or _PAIR_BYTES) - sum(map(len, list(held)))
+        data = b"".join(views)[: max(0, room_bytes)]
+        if data:
+            held.append(data)
+        connection.delivered(len(data), now=now)
 
     def _refuse_sends(self) -> None:
         """If the connection broke, a blocked send must fail now, though the user has still to read what came before."""
@@ -416,14 +493,18 @@ class Bridge:
         """The connection is over and everything that came has been delivered: say it by the fd."""
         error = self.errored or 0
         identity = self.identity
-        if error and not self._refuses_sends and (not self._sent_eof or error != errno.ECONNRESET):
-            record(identity, error, was_connecting=self.is_gated)
-        elif not identity.is_over:
+        is_quiet = error == errno.ECONNRESET and self._sent_eof and self._has_finished_input
+        if error and not is_quiet:
+            if error == errno.ECONNRESET and self._sent_eof:
+                error = errno.EPIPE  # to whoever still sends; a receiver has its end of file. As over TCP
+            if not self._refuses_sends:
+                record(identity, error, was_connecting=self.is_gated, is_after_eof=self._sent_eof)
+            self._close_end(error)
+            return
+        if not identity.is_over:
             identity.is_over = True
             identity.is_reset = bool(error)
-        if error and not self._sent_eof:
-            self._close_end(error)
-        elif error or self._has_finished_input:
+        if error or self._has_finished_input:
             self._drain()
             self._close_end()
         elif self._sent_eof:

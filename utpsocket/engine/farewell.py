@@ -6,7 +6,7 @@ ECONNRESET at the other end. Only the engine's thread calls. Sources: unix(7); S
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fcntl import ioctl
 from functools import partial
 from stat import S_ISSOCK
@@ -26,11 +26,15 @@ deputy: Callable[[int, Identity, bool], None] | None = None
 deafen it, and close a copy of it, which keeps the end open until then."""
 
 
-def record(identity: Identity, code: int, *, was_connecting: bool) -> None:
-    """Write down how the connection ended, for Python's calls: before the kernel says anything by the fd."""
+def record(identity: Identity, code: int, *, was_connecting: bool, is_after_eof: bool = False) -> None:
+    """Write down how the connection ended, for Python's calls: before the kernel says anything by the fd.
+
+    is_after_eof   the user has been told of the peer's end of file: that is what it receives, whatever came later
+    """
     if not identity.is_over:
+        identity.is_after_eof = is_after_eof
         identity.is_over = identity.is_reset = True
-        outcomes.write(identity.cookie, code)
+        outcomes.write(identity.cookie, code, is_after_eof=is_after_eof)
         identity.error = code
         if was_connecting:
             identity.role = Role.FAILED  # last: who sees this looks for the error
@@ -57,7 +61,7 @@ def leave_unread_byte(end_fd: int, identity: Identity) -> None:
     Where the user left none, write one as the user: through a duplicate of its fd, after making sure that the
     number still means the same socket.
     """
-    if _has_unread_byte(end_fd):
+    if unread_bytes(end_fd):
         return
     if deputy is not None:
         deputy(end_fd, identity, False)
@@ -67,7 +71,7 @@ def leave_unread_byte(end_fd: int, identity: Identity) -> None:
 
 def refuse_sends(end: Any, identity: Identity) -> None:
     """Leave a byte unread and read no more: a send of the user's fails from now on, while it has still to receive."""
-    if deputy is not None and not _has_unread_byte(end.fileno()):
+    if deputy is not None and not unread_bytes(end.fileno()):
         deputy(end.fileno(), identity, True)
         return
     leave_unread_byte(end.fileno(), identity)
@@ -82,8 +86,9 @@ def deafen(end: Any) -> None:
         pass
 
 
-def _has_unread_byte(end_fd: int) -> bool:
-    return bool(unpack("=i", ioctl(end_fd, FIONREAD, pack("=i", 0)))[0])
+def unread_bytes(fd: int) -> int:
+    """How much has come to this end of a pair and has not been read."""
+    return int(unpack("=i", ioctl(fd, FIONREAD, pack("=i", 0)))[0])
 
 
 def write_as_user(identity: Identity) -> None:
@@ -141,21 +146,26 @@ def shut_down_as_user(identity: Identity) -> None:
 
 
 def _fd_of(inode: int) -> int:
-    """An fd of this process that means the socket `inode`, or -1."""
+    return next(fds_of(inode), -1)
+
+
+def fds_of(inode: int) -> Iterator[int]:
+    """This process's fds that mean the socket `inode`. Any thread may call."""
     wanted = f"socket:[{inode}]"
     try:
-        for name in with_room(partial(os.listdir, "/proc/self/fd")):
-            try:
-                if os.readlink(f"/proc/self/fd/{name}") == wanted:
-                    return int(name)
-            except OSError:
-                continue
+        names = with_room(partial(os.listdir, "/proc/self/fd"))
     except OSError:  # no /proc
         for number in range(_MOST_FDS_TRIED):
             try:
                 found = os.fstat(number)
                 if found.st_ino == inode and S_ISSOCK(found.st_mode):
-                    return number
+                    yield number
             except OSError:
                 continue
-    return -1
+        return
+    for name in names:
+        try:
+            if os.readlink(f"/proc/self/fd/{name}") == wanted:
+                yield int(name)
+        except OSError:
+            continue

@@ -7,6 +7,7 @@ engine elsewhere could fill them from messages.
 
 from __future__ import annotations
 
+from collections import deque
 from enum import Enum
 from typing import Any
 
@@ -72,8 +73,9 @@ class Settings:
 class Identity:
     """One uTP socket.
 
-    Written by the shim: family, inode, user_fd, settings, routes, is_gated, is_told, endpoint, owner_pid, bound, claim.
-    By the engine: role once connecting, error, is_over, transport, is_full; local and peer of what a listener accepts.
+    Written by the shim: family, inode, has_duplicates, user_fd, settings, routes, is_gated, shut_halves, is_shut_down,
+    is_told, is_unusable, endpoint, owner_pid, bound, is_port_chosen, is_port_new, claim. By the engine: role once
+    connecting, error, is_over, is_after_eof, held, is_full, transport; local and peer of what a listener accepts.
     """
 
     __slots__ = (
@@ -85,12 +87,19 @@ class Identity:
         "error",
         "family",
         "filler_bytes",
+        "has_duplicates",
+        "held",
         "inode",
+        "is_after_eof",
         "is_full",
         "is_gated",
         "is_told",
         "is_over",
+        "is_port_chosen",
+        "is_port_new",
         "is_reset",
+        "is_shut_down",
+        "is_unusable",
         "local",
         "options",
         "owner_pid",
@@ -99,6 +108,7 @@ class Identity:
         "routes",
         "send_buffer_bytes",
         "settings",
+        "shut_halves",
         "transport",
         "twin",
         "user_fd",
@@ -108,18 +118,26 @@ class Identity:
         self.family = family
         self.cookie = 0
         self.inode = 0
+        self.has_duplicates = False  # other fds may mean the same socket
         self.user_fd = -1
         self.role = Role.FRESH
         self.local: Address | None = None
-        self.bound: Address | None = None  # `local` as bind() left it
+        self.bound: Address | None = None  # `local` as bind() left it; with port 0 once a chosen port is given up
+        self.is_port_chosen = False  # by the kernel: such a port goes when the connection ends
+        self.is_port_new = False  # bind() came after that end
         self.claim: dict[str, str] | None = None  # of a connect() or listen() that has not come to its end
         self.peer: Address | None = None
         self.endpoint = 0  # key of the engine's endpoint this socket is bound to, 0 for none
         self.error = 0  # errno the connection ended with, until the application has been told
         self.is_reset = False  # the peer (or an ICMP) ended it
         self.is_over = False
+        self.is_after_eof = False  # ... by an error, and the peer's end of file had been told before
         self.is_full = False  # of a listener: connections wait for room in the kernel's queue, which accept() makes
         self.is_gated = False  # the fd's send buffer is still shrunk: restore it from the user's side
+        self.shut_halves = 0  # by shutdown(): 1 it receives no more, 2 it sends no more
+        self.is_shut_down = False  # both, and whether it is closed is watched
+        self.held: deque[bytes] | None = None  # what has come after shutdown(SHUT_RD): it can be received all the same
+        self.is_unusable = False  # Linux lets such a socket neither connect nor listen again
         self.is_told = False  # connect() has said that the connection stands: Linux does so once
         self.filler_bytes = 0
         self.send_buffer_bytes = 0
@@ -129,6 +147,11 @@ class Identity:
         self.routes: Any = None  # utpsocket.routes.Routes: which connections are uTP's; None: all
         self.twin: Any = None  # a TCP socket bound to our address, until it is known which of the two is wanted
         self.transport = "utp"  # what carries the connection: "tcp" after a fallback
+
+    @property
+    def has_ended_after_eof(self) -> bool:
+        """is_after_eof, in whichever process."""
+        return self.is_after_eof or outcomes.is_after_eof(self.owner_pid, self.cookie)
 
     def take_error(self) -> int:
         """The errno the connection ended with, once, whichever process asks first: like SO_ERROR."""

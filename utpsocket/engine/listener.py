@@ -207,6 +207,8 @@ class Listener:
             bridge.is_handed_over = True
             self._prepared.popleft()
             bridge.attach(end)
+            if self.identity.shut_halves:
+                bridge.shut_at_birth(self.identity.shut_halves, now=now)
             self._handed.append(bridge)
             self._room.succeeded()
         loop.owner = self

@@ -20,7 +20,7 @@ from typing import Final
 from utpsocket.engine.originals import ctypes, os
 
 _PLACES: Final = 1 << 14
-_PLACE: Final = Struct("=QII")  # cookie, errno, nothing
+_PLACE: Final = Struct("=QII")  # cookie, errno, whether an end of file had come before
 _EMPTY: Final = _PLACE.pack(0, 0, 0)
 TABLE_BYTES: Final = _PLACES * _PLACE.size
 
@@ -64,12 +64,21 @@ def new_file() -> int:
     return fd
 
 
-def write(cookie: int, code: int) -> None:
+def write(cookie: int, code: int, *, is_after_eof: bool = False) -> None:
     """The connection has ended with this errno. In the engine's process, before it writes so into the identity."""
     table = _tables.get(os.getpid())
     if table is not None and cookie:
         start = cookie % _PLACES * _PLACE.size
-        table[start : start + _PLACE.size] = _PLACE.pack(cookie, code, 0)
+        table[start : start + _PLACE.size] = _PLACE.pack(cookie, code, is_after_eof)
+
+
+def is_after_eof(pid: int, cookie: int) -> bool:
+    """Whether a connection of that engine's ended by an error after the peer's end of file."""
+    table = _tables.get(pid)
+    if table is None or not cookie:
+        return False
+    found, _, after_eof = _PLACE.unpack_from(table, cookie % _PLACES * _PLACE.size)
+    return found == cookie and bool(after_eof)
 
 
 def take(pid: int, cookie: int) -> int:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
-from utpsocket.engine.farewell import close_end
+from utpsocket.engine.farewell import close_end, record
 from utpsocket.engine.faults import RETRY_US, TRANSIENT
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.native import poll
@@ -262,14 +262,11 @@ class Relay:
     def _tell_error(self) -> None:
         """The connection broke and everything that came before has been delivered: say it by the fd."""
         error = self._error
-        # A RESET after the peer's FIN: readers see end of file and writers EPIPE, as over TCP.
-        if not self._has_said_eof or error not in (errno.ECONNRESET, errno.EPIPE):
-            self._close(reset=False, code=error)
-            return
-        self.identity.is_over = self.identity.is_reset = True
-        while self._from_user.is_readable and not self._from_user.has_ended and not self._from_user.must_retry:
-            self._pump_from_user()
-        self._close(reset=False)
+        if self._has_said_eof:
+            if error == errno.ECONNRESET:
+                error = errno.EPIPE  # to whoever still sends; a receiver has its end of file
+            record(self.identity, error, was_connecting=False, is_after_eof=True)
+        self._close(reset=False, code=error)
 
     def _close(self, *, reset: bool, code: int = 0) -> None:
         """Close both; the user's without an errno only where it has its end of file, or nobody holds it."""

@@ -123,6 +123,17 @@ def unhold(loop: Loop, inode: int) -> None:
             _drop_holder(loop, endpoint, inode)
 
 
+def give_up_port(loop: Loop, key: int, inode: int) -> None:
+    """This socket holds the port no more, though it is open."""
+    endpoint = loop.endpoints.get(key)
+    if endpoint is None:
+        return
+    if inode not in endpoint.holders and endpoint.closer:
+        loop.soon(finish_closing, key, endpoint.closer.get(CLOSER))  # it was interrupted
+    else:
+        _drop_holder(loop, endpoint, inode)
+
+
 def listen(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, tcp_sock: Any = None) -> None:
     """The user's socket listens on the abstract `name`, and accepts TCP too where there is a bound TCP socket.
 
@@ -381,8 +392,7 @@ def look(loop: Loop, cookie: int) -> None:
     """Take in whatever the user has done to this connection's fd by now, without waiting for epoll's turn."""
     bridge = loop.bridges.get(cookie)
     if bridge is not None and bridge.end is not None:
-        bridge.poll_end()
-        bridge.read_user(now=loop.now, is_due=True)
+        bridge.look_at_user(now=loop.now)
         loop.settle_now(bridge)
     elif bridge is not None and bridge.identity.settings.linger_seconds == 0:
         # After shutdown(SHUT_RDWR), which the kernel tells our end as it tells the last close.
@@ -392,6 +402,13 @@ def look(loop: Loop, cookie: int) -> None:
     relay = loop.relays.get(cookie)
     if relay is not None:
         relay.look()
+
+
+def hold_more(loop: Loop, cookie: int) -> None:
+    """The user has received what was held for it."""
+    bridge = loop.bridges.get(cookie)
+    if bridge is not None:
+        loop.settle_now(bridge)
 
 
 def catch_up(loop: Loop, cookie: int) -> None:

@@ -33,7 +33,7 @@ STOP: Final = "stop"  # beside the verbs: end without a flush
 BORN: Final = "born"  # a notice: a listener's connection is about to be accepted
 GONE: Final = "gone"  # a notice: there will be no more of this cookie
 FAREWELL: Final = 0  # the serial of no answer, but of a wish: write a byte as the user (farewell.py)
-WRITTEN_BY_ENGINE: Final = ("role", "error", "is_over", "is_reset", "transport", "local", "is_full")
+WRITTEN_BY_ENGINE: Final = ("role", "error", "is_over", "is_reset", "is_after_eof", "transport", "local", "is_full")
 
 _MAX_FDS: Final = 4
 _ANCILLARY_BYTES: Final = stdlib.CMSG_SPACE(4 * _MAX_FDS)

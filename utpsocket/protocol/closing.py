@@ -59,6 +59,7 @@ class Closing:
     time_wait_at        when late FINs need no answer any more
     ask_at              when a peer that has our FIN and is silent is to be asked whether it is there
     reset_after_flush   a RESET follows what was written, in place of a FIN
+    reset_errno         what the application is told then, 0 where there is nobody to tell
     """
 
     __slots__ = (
@@ -70,6 +71,7 @@ class Closing:
         "_unanswered",
         "ask_at",
         "reset_after_flush",
+        "reset_errno",
         "since",
         "time_wait_at",
     )
@@ -85,6 +87,7 @@ class Closing:
         self._asked_at = 0
         self._unanswered = 0
         self.reset_after_flush = False
+        self.reset_errno = 0
 
     def start_time_wait(self, *, now: int) -> None:
         """Both FINs are acked, and the peer may not know it. Also when it proves that it does not: what it repeats

@@ -196,9 +196,9 @@ class Connection:
             self._closing.since = now
             self.settle(now=now)
 
-    def reset_after_flush(self, *, now: int) -> None:
-        """End with a RESET instead of a FIN once everything written is acked: the application left bytes unread."""
-        self._closing.reset_after_flush = True
+    def reset_after_flush(self, error: int = 0, *, now: int) -> None:
+        """End with a RESET, not a FIN, once all is acked: the application left bytes unread. `error`: what it sees."""
+        self._closing.reset_after_flush, self._closing.reset_errno = True, error
         self.settle(now=now)
 
     def abort(self, error: int = 0) -> None:
@@ -662,7 +662,7 @@ class Connection:
         send = self.send
         if self._closing.reset_after_flush and (send.is_idle or send.is_held_back):
             # A peer that takes nothing may itself be waiting for us to read, which nobody will.
-            self.abort()
+            self.abort(self._closing.reset_errno)
             return
         if not (send.is_finished and self.receive.reassembly.is_finished):
             self._closing.watch_half_closed(now=now)

@@ -48,6 +48,10 @@ class SendBuffer:
         """How much more may be written now."""
         return max(0, self.capacity_bytes - (self.end_offset - self.acked_offset))
 
+    def make_room(self, count: int) -> None:
+        """Have at least so many bytes free."""
+        self.capacity_bytes = max(self.capacity_bytes, self.end_offset - self.acked_offset + count)
+
     def free_span(self) -> memoryview:
         """Contiguous memory for the next bytes; empty when the buffer is full. Then call commit()."""
         free_bytes = self.free_bytes
