@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from compat import __main__ as compat
-from compat.fuzz.compare import Kind, compare, shorten
-from compat.fuzz.expected import EXPECTED, expectation
+from compat.fuzz import compare as comparing
+from compat.fuzz.compare import Kind, compare, examine, shorten
+from compat.fuzz.expected import EXPECTED, without_expected
 from compat.fuzz.machine import run
 from compat.fuzz.sequences import sequence
 
@@ -42,21 +43,32 @@ def test_what_differs_is_shortened_and_explained() -> None:
     lines, found = shorten(lines, found)
     assert lines == [PAIR[0], *PAIR[2:5], 'b.send(b"x", socket.MSG_OOB)']
     assert found.kind == Kind("send", "1", "raises OSError ENOTSUP")  # the same number as EOPNOTSUPP
-    entry = expectation(lines, found.kind)
-    assert entry is not None and "urgent" in entry.reason
-    assert expectation(PAIR, found.kind) is None
+    fewer = without_expected(lines, found.kind, found.line)
+    assert fewer is not None and "urgent" in fewer.reason
+    assert fewer.lines == lines[:-1]
+    assert without_expected(PAIR, found.kind, 5) is None
+
+
+def test_what_must_differ_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    urgent = [*PAIR, 'b.send(b"x", socket.MSG_OOB)', 'c.send(b"x")', "b.recv(5)"]
+    monkeypatch.setattr(comparing, "sequence", lambda seed, number: urgent)
+    finding = examine(1, 1)
+    assert finding.difference is None
+    assert finding.lines == [*PAIR, *urgent[-2:]]
+    assert len(finding.reasons) == 1
 
 
 def test_every_expectation_has_a_reason() -> None:
     assert all(entry.reason and entry.words for entry in EXPECTED)
 
 
+@pytest.mark.parametrize("holder", ["fork", "start"])
 @pytest.mark.parametrize("network", ["tcp", "utp"])
-def test_threads_and_forked_holders(network: str) -> None:
+def test_threads_and_other_holders(network: str, holder: str) -> None:
     lines = [
         *PAIR,
         'meanwhile("c.recv(5)", "b.send(b\'hello\')")',
-        "h1 = fork()",
+        f"h1 = {holder}()",
         "h1.do(\"b.send(b'from the child')\")",
         "c.recv(100)",
         "b.close()",

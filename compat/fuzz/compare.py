@@ -1,15 +1,17 @@
-"""One sequence over both networks: the first thing that differs."""
+"""One sequence over both networks: the first thing that differs, and what is left when all that must differ is gone."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from compat.fuzz.machine import Trace, run
+from compat.fuzz.sequences import sequence
 
 _SLOW_S: Final = 0.03
-_CALL: Final = re.compile(r"(?:^|[ (\"'])(?:[a-h]\.)?(\w+)\(")
+_CONFIRMATIONS: Final = 2
+_ASSIGNED: Final = re.compile(r"^\w+(, _)? = ")
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,29 @@ class Difference:
     line: int  # the index of the line at which it shows
 
 
+@dataclass
+class Finding:
+    """What became of one sequence.
+
+    lines     those that were left when what must differ had been taken out
+    reasons   of what was taken out
+    """
+
+    number: int
+    lines: list[str]
+    difference: Difference | None
+    reasons: list[str] = field(default_factory=list)
+
+
 def call_of(line: str) -> str:
     """The name of the method or helper that a line calls."""
-    _, _, expression = line.rpartition(" = ") if re.match(r"^\w+(, _)? = ", line) else ("", "", line)
+    _, _, expression = line.partition(" = ") if _ASSIGNED.match(line) else ("", "", line)
     found = re.match(r"(?:[a-h]\.)?([\w.]+)\(", expression)
     name = found[1] if found else expression
     if name == "meanwhile":
         inner = re.findall(r"[\"']\w\.(\w+)\(", expression)
         return f"meanwhile({', '.join(inner)})"
-    if name == "do":
+    if re.match(r"h\d\.do\(", expression):
         inner = re.findall(r"[\"']\w\.(\w+)\(", expression)
         return f"in a child: {', '.join(inner)}"
     if name == "getsockopt":
@@ -79,14 +95,35 @@ def compare(lines: list[str]) -> Difference | None:
 
 
 def compare_slowly(lines: list[str]) -> Difference | None:
-    """The same with long waits only."""
-    tcp = run(lines, "tcp", slowly=_SLOW_S)
-    found = first_difference(lines, tcp, run(lines, "utp", like=tcp, slowly=_SLOW_S))
-    if found is None:
-        return None
-    again = run(lines, "tcp", slowly=_SLOW_S)
-    unstable = first_difference(lines, tcp, again)
-    return None if unstable is not None and unstable.line <= found.line else found
+    """The same with long waits only; a difference is there every time, and TCP agrees with itself up to it."""
+    found: Difference | None = None
+    for _ in range(_CONFIRMATIONS):
+        tcp = run(lines, "tcp", slowly=_SLOW_S)
+        again = first_difference(lines, tcp, run(lines, "utp", like=tcp, slowly=_SLOW_S))
+        if again is None or (found is not None and again != found):
+            return None
+        found = again
+    assert found is not None
+    fewer = lines[: found.line + 1]
+    unstable = first_difference(fewer, tcp, run(fewer, "tcp", slowly=_SLOW_S))
+    return None if unstable is not None else found
+
+
+def examine(seed: int, number: int) -> Finding:
+    """Run one sequence. Where something differs that must, the lines that are the cause are taken out, so that the rest
+    is compared as well.
+    """
+    from compat.fuzz.expected import without_expected
+
+    lines = sequence(seed, number)
+    reasons: list[str] = []
+    while (found := compare(lines)) is not None:
+        fewer = without_expected(lines, found.kind, found.line)
+        if fewer is None:
+            break
+        lines = fewer.lines
+        reasons.append(fewer.reason)
+    return Finding(number, lines, found, reasons)
 
 
 def shorten(lines: list[str], found: Difference) -> tuple[list[str], Difference]:

@@ -8,6 +8,8 @@ import pickle
 import select
 import socket as stdlib
 import struct
+import subprocess
+import sys
 import termios
 import threading
 import time
@@ -18,6 +20,7 @@ RESET: Final = struct.pack("ii", 1, 0)  # for SO_LINGER: close() resets
 SLOTS: Final = ("a", "b", "c", "d", "e", "f")
 FLAGS: Final = {name: getattr(select, "POLL" + name) for name in ("IN", "PRI", "OUT", "ERR", "HUP", "RDHUP", "NVAL")}
 _ALL_EVENTS: Final = sum(FLAGS.values())
+_TIMEVAL: Final = struct.Struct("@ll")
 _HOLDER_LIMIT_S: Final = 20.0
 
 
@@ -75,49 +78,52 @@ class Names:
         self._seconds = seconds
         self._holders: list[Holder] = []
         self.scope: dict[str, Any] = dict.fromkeys(SLOTS)
+        self.scope |= values(module)
         self.scope |= {
-            "socket": module,
             "NOWHERE": nowhere,
             "T": seconds,
-            "RESET": RESET,
             "fill": self.fill,
             "drain": self.drain,
+            "patient": self.patient,
             "meanwhile": self.meanwhile,
             "fork": self.fork,
-            "polled": polled,
-            "epolled": epolled,
-            "selected": selected,
-            "unread": unread,
-            "unsent": unsent,
-            "select": select,
-            "os": os,
-            "struct": struct,
+            "start": self.start,
         }
 
     def fill(self, sock: Any) -> str:
         """Send until nothing more is taken, also after a while."""
+        timeout = sock.gettimeout()
+        sock.settimeout(0)
         refused = 0
         block = bytes(65_536)
-        while refused < 4:
-            try:
-                sock.send(block, stdlib.MSG_DONTWAIT)
-                refused = 0
-            except BlockingIOError:
-                refused += 1
-                self._settle()
+        try:
+            while refused < 4:
+                try:
+                    sock.send(block)
+                    refused = 0
+                except BlockingIOError:
+                    refused += 1
+                    self._settle()
+        finally:
+            sock.settimeout(timeout)
         return "full"
 
     def drain(self, sock: Any) -> str:
         """Receive until nothing more comes; what stopped it."""
+        timeout = sock.gettimeout()
+        sock.settimeout(0)
         nothing = 0
-        while nothing < 4:
-            try:
-                if not sock.recv(1 << 20, stdlib.MSG_DONTWAIT):
-                    return "end of file"
-                nothing = 0
-            except BlockingIOError:
-                nothing += 1
-                self._settle()
+        try:
+            while nothing < 4:
+                try:
+                    if not sock.recv(1 << 20):
+                        return "end of file"
+                    nothing = 0
+                except BlockingIOError:
+                    nothing += 1
+                    self._settle()
+        finally:
+            sock.settimeout(timeout)
         return "empty"
 
     def meanwhile(self, waits: str, then: str) -> Any:
@@ -130,9 +136,22 @@ class Names:
         thread.join(_HOLDER_LIMIT_S)
         return ("thread", plain(found[0]) if found else "hangs", "here", plain(here))
 
+    def patient(self, sock: Any) -> None:
+        """Have the socket block in the kernel, which gives up after a while."""
+        for option in (stdlib.SO_RCVTIMEO, stdlib.SO_SNDTIMEO):
+            sock.setsockopt(stdlib.SOL_SOCKET, option, _TIMEVAL.pack(0, int(self._seconds * 1_000_000)))
+        sock.settimeout(None)
+
     def fork(self) -> Holder:
         """A forked process that holds every socket, does what it is told, and dies."""
-        holder = Holder(self.scope)
+        return self._holder(forked)
+
+    def start(self) -> Holder:
+        """The same, but a program that was started and found the fds."""
+        return self._holder(started)
+
+    def _holder(self, make: Callable[[dict[str, Any], stdlib.socket], int]) -> Holder:
+        holder = Holder(self.scope, make)
         self._holders.append(holder)
         return holder
 
@@ -149,31 +168,69 @@ class Names:
                     pass
 
 
+def values(module: Any) -> dict[str, Any]:
+    """What a line may use in any process."""
+    return {
+        "socket": module,
+        "RESET": RESET,
+        "polled": polled,
+        "epolled": epolled,
+        "selected": selected,
+        "unread": unread,
+        "unsent": unsent,
+        "select": select,
+        "os": os,
+        "struct": struct,
+    }
+
+
+def forked(scope: dict[str, Any], control: stdlib.socket) -> int:
+    """A forked process that serves; its id."""
+    pid = os.fork()
+    if not pid:
+        try:
+            serve(control, scope)
+        finally:
+            os._exit(0)
+    return pid
+
+
+def started(scope: dict[str, Any], control: stdlib.socket) -> int:
+    """Another program that serves; its process's id."""
+    network = "tcp" if scope["socket"] is stdlib else "utp"
+    held, fds = [], [control.fileno()]
+    for name in SLOTS:
+        sock = scope[name]
+        if isinstance(sock, stdlib.socket) and sock.fileno() >= 0:
+            held.append(f"{name}={sock.fileno()}={sock.gettimeout()}")
+            fds.append(sock.fileno())
+    command = [sys.executable, "-S", "-B", "-m", "compat.fuzz.holder", network, str(control.fileno()), *held]
+    path = os.pathsep.join(filter(None, (os.getcwd(), *sys.path)))
+    process = subprocess.Popen(command, pass_fds=fds, env={**os.environ, "PYTHONPATH": path})
+    process.returncode = 0  # waited for by Holder.kill()
+    return process.pid
+
+
+def serve(control: stdlib.socket, scope: dict[str, Any]) -> None:
+    """Evaluate what comes, and answer with the result."""
+    control.settimeout(None)
+    control.send(b"ready")
+    while line := control.recv(65_536):
+        control.send(pickle.dumps(plain(evaluate(line.decode(), scope))))
+
+
 class Holder:
-    """A forked child with copies of all the sockets there were."""
+    """A process that has all the sockets there were."""
 
-    def __init__(self, scope: dict[str, Any]) -> None:
-        ours, theirs = stdlib.socketpair()
-        self.pid = os.fork()
-        if not self.pid:
-            status = 1
-            try:
-                ours.close()
-                self._serve(theirs, scope)
-                status = 0
-            finally:
-                os._exit(status)
-        theirs.close()
-        self._control = ours
-
-    @staticmethod
-    def _serve(control: stdlib.socket, scope: dict[str, Any]) -> None:
-        while line := control.recv(65_536):
-            control.send(pickle.dumps(plain(evaluate(line.decode(), scope))))
+    def __init__(self, scope: dict[str, Any], make: Callable[[dict[str, Any], stdlib.socket], int]) -> None:
+        self._control, theirs = stdlib.socketpair()
+        self._control.settimeout(_HOLDER_LIMIT_S)
+        with theirs:
+            self.pid = make(scope, theirs)
+        self._control.recv(65_536)
 
     def do(self, line: str) -> Any:
         """Have the child evaluate an expression; its result."""
-        self._control.settimeout(_HOLDER_LIMIT_S)
         self._control.send(line.encode())
         answer = self._control.recv(65_536)
         return pickle.loads(answer) if answer else "died"
@@ -200,7 +257,8 @@ def evaluate(line: str, scope: dict[str, Any]) -> Any:
     try:
         return eval(line, scope)
     except Exception as error:
-        return Raised(error)
+        error.__context__ = None  # whose frames, like its own, would keep sockets that the sequence drops
+        return Raised(error.with_traceback(None))
 
 
 def plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from compat.fuzz.prelude import SLOTS
 _FAMILIES: Final = (*("",) * 12, "socket.AF_INET6")
 _BACKLOGS: Final = ("", "1", "0", "5", "-1")
 _STRANGE_ADDRESSES: Final = (
-    '("203.0.113.7", 0)',
+    '("203.0.113.7", 0)',  # of nobody here: to bind to
     '("127.0.0.1",)',
     '("127.0.0.1", 70000)',
     '("::1", 0)',
@@ -26,6 +26,9 @@ _SEND_FLAGS: Final = (
     "",
     ", socket.MSG_DONTWAIT",
     ", socket.MSG_NOSIGNAL",
+    ", socket.MSG_EOR",
+    ", socket.MSG_DONTROUTE",
+    ", socket.MSG_CONFIRM",
     ", socket.MSG_MORE",
     ", socket.MSG_OOB",
 )
@@ -34,7 +37,6 @@ _RECEIVE_FLAGS: Final = (
     ", socket.MSG_PEEK",
     ", socket.MSG_DONTWAIT",
     ", socket.MSG_WAITALL",
-    ", socket.MSG_TRUNC | socket.MSG_PEEK",
     ", socket.MSG_OOB",
     ", socket.MSG_ERRQUEUE",
 )
@@ -51,6 +53,20 @@ _READ_OPTIONS: Final = (
     "socket.SOL_SOCKET, socket.SO_LINGER, 8",
     "socket.SOL_SOCKET, socket.SO_RCVLOWAT",
     "socket.SOL_SOCKET, socket.SO_OOBINLINE",
+    "socket.SOL_SOCKET, socket.SO_BROADCAST",
+    "socket.SOL_SOCKET, socket.SO_DONTROUTE",
+    "socket.SOL_SOCKET, socket.SO_PRIORITY",
+    "socket.SOL_SOCKET, socket.SO_REUSEPORT",
+    "socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16",
+    "socket.SOL_SOCKET, socket.SO_SNDTIMEO, 16",
+    "socket.SOL_SOCKET, 9999",
+    "socket.IPPROTO_TCP, socket.TCP_KEEPINTVL",
+    "socket.IPPROTO_TCP, socket.TCP_KEEPCNT",
+    "socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT",
+    "socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT",
+    "socket.IPPROTO_TCP, 9999",
+    "socket.IPPROTO_IPV6, socket.IPV6_V6ONLY",
+    "9999, 1",
     "socket.IPPROTO_TCP, socket.TCP_NODELAY",
     "socket.IPPROTO_TCP, socket.TCP_KEEPIDLE",
     "socket.IPPROTO_TCP, socket.TCP_SYNCNT",
@@ -68,6 +84,16 @@ _SET_OPTIONS: Final = (
     "socket.SOL_SOCKET, socket.SO_RCVBUF, 20000",
     "socket.IPPROTO_TCP, socket.TCP_NODELAY, 1",
     "socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30",
+    "socket.SOL_SOCKET, socket.SO_BROADCAST, 1",
+    "socket.SOL_SOCKET, socket.SO_PRIORITY, 3",
+    "socket.SOL_SOCKET, socket.SO_TYPE, 1",
+    'socket.SOL_SOCKET, socket.SO_KEEPALIVE, b""',
+    "socket.SOL_SOCKET, 9999, 1",
+    "socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 200",
+    "socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 9000",
+    "socket.IPPROTO_TCP, socket.TCP_SYNCNT, 3",
+    "socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1",
+    "9999, 1, 1",
     "socket.IPPROTO_IP, socket.IP_TOS, 8",
     "socket.IPPROTO_IP, socket.IP_TTL, 40",
 )
@@ -81,6 +107,7 @@ class Author:
         self._lines: list[str] = []
         self._holders = 0
         self._used: list[str] = []
+        self._same: dict[str, str] = {}  # a duplicate's name: that of the socket
 
     def sequence(self) -> list[str]:
         """5 to 30 lines, and a look at everything."""
@@ -104,6 +131,7 @@ class Author:
     def _new_name(self) -> str:
         free = [name for name in SLOTS if name not in self._used]
         name = free[0] if free and self._random.random() < 0.8 else self._random.choice(SLOTS)
+        self._same.pop(name, None)
         if name not in self._used:
             self._used.append(name)
         return name
@@ -149,19 +177,36 @@ class Author:
 
     def _connect(self) -> None:
         pick = self._random.random()
+        caller = self._some()
         if pick < 0.75:
-            address = f"{self._some()}.getsockname()"
+            target = self._some()
+            # By its own name, so that expected.py sees it.
+            target = caller if self._same.get(target, target) == self._same.get(caller, caller) else target
+            address = f"{target}.getsockname()"
         elif pick < 0.9:
             address = "NOWHERE"
         else:
-            address = self._random.choice(_STRANGE_ADDRESSES)
-        self._add(f"{self._some()}.{self._random.choice(('connect', 'connect', 'connect_ex'))}({address})")
+            address = self._random.choice(_STRANGE_ADDRESSES[1:])
+        self._add(f"{caller}.{self._random.choice(('connect', 'connect', 'connect_ex'))}({address})")
 
     def _accept(self) -> None:
         self._add(f"{self._new_name()}, _ = {self._some()}.accept()")
 
     def _timeout(self) -> None:
-        self._add(f"{self._some()}.settimeout({self._random.choice(('0', 'T'))})")
+        name = self._some()
+        self._add(
+            self._random.choice(
+                (
+                    f"{name}.settimeout(0)",
+                    f"{name}.settimeout(0)",
+                    f"{name}.settimeout(T)",
+                    f"{name}.settimeout(T)",
+                    f"{name}.setblocking(False)",
+                    f"patient({name})",
+                    f"patient({name})",
+                )
+            )
+        )
 
     def _send(self, name: str | None = None) -> None:
         name = name or self._some()
@@ -173,6 +218,8 @@ class Author:
                 f"send({data}{flags})",
                 f"sendall({data}{flags})",
                 f"sendmsg([{data}, b'!'])",
+                f"sendmsg([{data}], []{flags})",
+                "sendmsg([])",
                 f'sendto({data}, ("127.0.0.1", 9))',
             )
         )
@@ -188,7 +235,12 @@ class Author:
                 f"recv(0{flags})",
                 f"recvfrom(100{flags})",
                 f"recvmsg(100, 0{flags})",
-                "recv_into(bytearray(100))",
+                f"recv_into(bytearray(100), 5{flags})",
+                f"recvfrom_into(bytearray(100), 0{flags})",
+                f"recvmsg_into([bytearray(3), bytearray(3)], 0{flags})",
+                "recv_into(bytearray(100), 0, socket.MSG_TRUNC)",  # TCP leaves what the buffer held
+                "recv(-1)",
+                "recv_into(bytearray(0))",
             )
         )
         self._add(f"{self._some()}.{call}")
@@ -205,7 +257,9 @@ class Author:
         self._add(f"{name}.close()")
 
     def _duplicate(self) -> None:
-        self._add(f"{self._new_name()} = {self._some()}.dup()")
+        name, old = self._new_name(), self._some()
+        self._add(f"{name} = {old}.dup()")
+        self._same[name] = self._same.get(old, old)
 
     def _detach(self) -> None:
         old = self._some()
@@ -224,6 +278,9 @@ class Author:
                 (
                     f"{name}.getsockname()",
                     f"{name}.getpeername()",
+                    f"{name}.gettimeout()",
+                    f"{name}.getblocking()",
+                    f"({name}.family, {name}.type, {name}.proto)",
                     f"polled({name})",
                     f"epolled({name})",
                     f"selected({name})",
@@ -269,7 +326,7 @@ class Author:
         if not self._holders or self._random.random() < 0.15:
             if self._holders < 2:
                 self._holders += 1
-                self._add(f"h{self._holders} = fork()")
+                self._add(f"h{self._holders} = {self._random.choice(('fork', 'fork', 'start'))}()")
             return
         holder = f"h{self._random.randint(1, self._holders)}"
         if self._random.random() < 0.15:
