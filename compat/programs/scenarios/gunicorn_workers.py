@@ -29,16 +29,50 @@ def serve(ready: Ready, **settings: Any) -> None:
 
 
 def named_by_worker(environ: dict[str, Any], start_response: Any) -> Any:
-    """The common application; /worker tells the processes, /reload has the master start new ones."""
+    """The common application; /worker tells the processes, /user whose they are, /reload has new ones started."""
     import os
     import signal
 
-    if environ["PATH_INFO"] not in ("/worker", "/reload"):
+    if environ["PATH_INFO"] not in ("/worker", "/user", "/reload"):
         return wsgi(environ, start_response)
     if environ["PATH_INFO"] == "/reload":
         os.kill(os.getppid(), signal.SIGHUP)
     start_response("200 OK", [("Content-Type", "text/plain")])
-    return [str(os.getpid()).encode()]
+    return [str(os.getuid() if environ["PATH_INFO"] == "/user" else os.getpid()).encode()]
+
+
+def serve_unprivileged(ready: Ready, **settings: Any) -> None:
+    """As `gunicorn -u nobody -g nogroup`: the master listens as root, the workers accept as nobody."""
+    import os
+
+    if os.getuid() == 0:
+        settings |= {"user": "nobody", "group": _group_of_nobody()}
+    serve(ready, **settings)
+
+
+def _group_of_nobody() -> str:
+    """Debian says nogroup, others nobody."""
+    import grp
+    import pwd
+
+    return grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_name
+
+
+def hundred_requests(port: int) -> None:
+    """Each over a connection of its own, to workers that gave up what their master may."""
+    import http.client
+    import os
+    import pwd
+
+    expected = pwd.getpwnam("nobody").pw_uid if os.getuid() == 0 else os.getuid()
+    for number in range(100):
+        connection = http.client.HTTPConnection(HOST, port, timeout=20)
+        if number % 10:
+            wanted = f"hello {number} from 127.0.0.1".encode()
+            assert answer(connection, "GET", f"/hello?{number}") == (200, wanted)
+        else:
+            assert answer(connection, "GET", "/user") == (200, str(expected).encode())
+        connection.close()
 
 
 def reload(port: int) -> None:
@@ -87,4 +121,15 @@ SCENARIOS = [
         connections=7,
     ),
     Scenario("gunicorn-reload", ("gunicorn",), serve, reload, connections=12),
+    *(
+        Scenario(
+            f"gunicorn-unprivileged-{worker_class}",
+            ("gunicorn", "gevent") if worker_class == "gevent" else ("gunicorn",),
+            functools.partial(serve_unprivileged, worker_class=worker_class),
+            hundred_requests,
+            connections=100,
+            quick=worker_class == "gthread",
+        )
+        for worker_class in ("sync", "gthread", "gevent")
+    ),
 ]
