@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections import OrderedDict
 from collections.abc import Callable
 from itertools import count, islice
 from typing import Any, Final
@@ -41,6 +40,7 @@ from utpsocket.engine.relay import Relay
 from utpsocket.engine.timers import Timers
 from utpsocket.engine.totals import Totals
 from utpsocket.engine.udp import WANTED_BUFFER_BYTES, Port
+from utpsocket.engine.unaccepted import ResetUnaccepted
 from utpsocket.engine.watch import HoldersWatch, Rechecks
 from utpsocket.protocol import State, Workspace
 from utpsocket.protocol.packet import MAX_RUN_PACKETS
@@ -52,7 +52,6 @@ _BLOCKED_US: Final = 1_000  # ENOBUFS makes no event
 _MAX_EVENTS: Final = 256
 _MAX_WAITING_PORTS: Final = 256
 _LAZY_US: Final = 10_000  # then one burst: far slower than any user writes, so that what is read stays in the cache
-_MOST_RESET_UNACCEPTED: Final = 1_024
 _REST_CHECKS: Final = 2_000
 _REST_CHECK_SECONDS: Final = 0.000_5
 
@@ -72,7 +71,7 @@ class Loop:
         self.endpoints: dict[int, Endpoint] = {}
         self.bound = Bound()
         self.bridges: dict[int, Bridge] = {}
-        self._reset_unaccepted: OrderedDict[int, Identity] = OrderedDict()
+        self._reset_unaccepted = ResetUnaccepted()
         self.relays: dict[int, Relay | Attempt] = {}  # connections that TCP carries, or may yet
         self.silences = Silences()
         self.tcp_initiated = self.tcp_accepted = 0
@@ -549,21 +548,14 @@ class Loop:
 
     def forget_bridge(self, bridge: Bridge) -> None:
         """The connection is over, and nobody asks for it any more."""
-        self._remember_unaccepted(bridge.identity)
+        self._reset_unaccepted.remember(bridge.identity.cookie, bridge.identity)
         bridge.endpoint.forget(bridge)
         self.bridges.pop(bridge.cookie, None)  # last: should any of this fail, it can still be found, and is done again
 
     def forget_relay(self, relay: Relay) -> None:
         """The same of a connection that TCP carried."""
-        self._remember_unaccepted(relay.identity)
+        self._reset_unaccepted.remember(relay.identity.cookie, relay.identity)
         self.relays.pop(relay.identity.cookie, None)
-
-    def _remember_unaccepted(self, identity: Identity) -> None:
-        if identity.error and identity.user_fd < 0:
-            # Still in the kernel's queue of accepts: there only the recorded errno can say that this is no end of file.
-            self._reset_unaccepted[identity.cookie] = identity
-            if len(self._reset_unaccepted) > _MOST_RESET_UNACCEPTED:
-                self._reset_unaccepted.popitem(last=False)
 
     def open_endpoint(self, sock: Any, *, is_private: bool) -> Endpoint:
         """A UDP socket, bound or connected, becomes a port of ours."""

@@ -24,7 +24,7 @@ from __future__ import annotations
 import errno
 import itertools
 import sys
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from functools import partial
@@ -39,11 +39,11 @@ from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, allocate_lock, get_ident, new_reentrant_lock, sleep, start_thread
 from utpsocket.engine.originals import _socket, marshal, os, posix, signal
 from utpsocket.engine.poller import sleep_until_ready
+from utpsocket.engine.unaccepted import ResetUnaccepted
 from utpsocket.engine.watch import HoldersWatch
 
 _POLLIN: Final = 0x001
 _END_SECONDS: Final = 1.0  # for a thread that takes notices: it may itself wait for an answer that will not come
-_MOST_RESET_UNACCEPTED: Final = 1_024
 _ENDS: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ENOTSOCK)
 _MOST_TRIES: Final = 10
 _TRY_AGAIN_SECONDS: Final = 0.001
@@ -114,7 +114,7 @@ class RemoteLoop:
         self._answers: dict[int, Answer | _Callback] = {}
         self._served: dict[int, Identity] = {}  # by cookie: the engine will say when it is done with it
         self._known: WeakValueDictionary[int, Identity] = WeakValueDictionary()  # whatever it ever spoke of
-        self._reset_unaccepted: OrderedDict[int, Identity] = OrderedDict()
+        self._reset_unaccepted = ResetUnaccepted()
         self._pending: deque[bytes] = deque()
         self._taking = new_reentrant_lock()
         self._farewells: deque[tuple[list[Any], int, bool]] = deque()
@@ -288,10 +288,8 @@ class RemoteLoop:
             self._served[cookie] = self._known[cookie] = identity
         elif name == wire.GONE:
             gone = self._served.pop(cookie, None)
-            if gone is not None and gone.error and gone.user_fd < 0:
-                self._reset_unaccepted[cookie] = gone
-                if len(self._reset_unaccepted) > _MOST_RESET_UNACCEPTED:
-                    self._reset_unaccepted.popitem(last=False)
+            if gone is not None:
+                self._reset_unaccepted.remember(cookie, gone)
         else:
             known = self._known.get(cookie)
             if known is not None and known.cookie == cookie:
