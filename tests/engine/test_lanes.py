@@ -123,6 +123,33 @@ def test_a_grant_is_no_more_than_the_window_lets_out() -> None:
     assert [bridge.send.sent_offset for bridge in bridges] == [10 * PAYLOAD_BYTES] * MEMBERS
 
 
+def test_more_is_under_way_than_was_promised_to_one_while_nothing_is_lost() -> None:
+    """A receiver promises little before its program has read anything."""
+    _, bridges = lane_of(MEMBERS)
+    for bridge in bridges:
+        bridge.send.peer.largest_window_bytes = bridge.send.peer.window_bytes = 96 << 10
+        bridge.send.unsent_bytes = 4 * GRANT_BYTES
+    run(list(bridges))
+
+    def under_way() -> int:
+        return sum(bridge.send.in_flight_bytes for bridge in bridges)
+
+    def turns(count: int) -> None:
+        for _ in range(count):
+            in_flight = next(bridge for bridge in bridges if bridge.send.in_flight_bytes)
+            in_flight.ack()
+            in_flight.send.unsent_bytes += GRANT_BYTES
+            run([in_flight])
+
+    assert under_way() <= 3 * (96 << 10)
+    turns(60)
+    assert under_way() >= 4 * (96 << 10)
+    for bridge in bridges:
+        bridge.send.lost_packets += 1
+    turns(MEMBERS)
+    assert under_way() <= 3 * (96 << 10)
+
+
 def test_a_short_message_does_not_wait() -> None:
     _, bridges = lane_of(MEMBERS)
     for bridge in bridges[1:]:

@@ -4,7 +4,9 @@ Separate because no connection knows of the others. They all end at one UDP sock
 advertises to one of them; and each turn of the engine's, and of the peer's, costs about the same whether it moves two
 packets or two hundred. A thousand connections that share the way packet by packet therefore lose most of it, while
 as many that go one after the other, a good burst each, are as fast as one. So beyond a few connections new data waits
-for a grant: of so many bytes, first come first served, as long as less is under way than the peer's buffer holds.
+for a grant: of so many bytes, first come first served, as long as less is under way than the peer's buffer holds. That
+is what it has promised to one of them, and as much more as gets lost nowhere: a receiver promises little before its
+program has read anything.
 Acks, retransmissions, FINs and short messages never wait.
 
 Only the engine's thread calls.
@@ -26,6 +28,7 @@ _SENDS: Final = 2  # system calls that a grant fills, with no packet left for a 
 _REST_SHARE: Final = 8  # …but for the end of what there is, up to an eighth: not worth a turn of its own
 _FEW: Final = 16  # connections that need no order
 _NOBODY: Final[list[Bridge]] = []
+_MORE_BYTES: Final = GRANT_BYTES // 8  # under way together after each turn without a loss
 _MOST_BYTES: Final = 5 << 17  # under way together; short bursts take several times their payload of a socket buffer
 
 
@@ -64,13 +67,14 @@ class Lane:
     is_ordered   there are so many that they must ask packets()
     """
 
-    __slots__ = ("_in_flight_bytes", "_most_bytes", "_shown_bytes", "_waiting", "is_ordered", "members")
+    __slots__ = ("_in_flight_bytes", "_most_bytes", "_shown_bytes", "_sure_bytes", "_waiting", "is_ordered", "members")
 
     def __init__(self) -> None:
         self.members = 0
         self.is_ordered = False
         self._in_flight_bytes = 0
-        self._most_bytes = 0
+        self._sure_bytes = 0  # what the peer has promised to one of them, its buffer holds
+        self._most_bytes = 0  # and more, as long as nothing is lost
         self._shown_bytes = 0  # the window that a member has shown to be harmless
         self._waiting: dict[Bridge, None] = {}
 
@@ -84,8 +88,9 @@ class Lane:
         each burst.
         """
         send = bridge.connection.send
-        if send.peer.largest_window_bytes > self._most_bytes:
-            self._most_bytes = min(_MOST_BYTES, send.peer.largest_window_bytes)
+        if send.peer.largest_window_bytes > self._sure_bytes:
+            self._sure_bytes = min(_MOST_BYTES, send.peer.largest_window_bytes)
+            self._most_bytes = max(self._most_bytes, self._sure_bytes)
         left_bytes = bridge.lane_offset + bridge.lane_grant_bytes - send.sent_offset
         if left_bytes > 0:
             payload_bytes = send.mtu.size - HEADER_BYTES
@@ -141,7 +146,10 @@ class Lane:
         if send.lost_packets != bridge.lane_lost_packets:
             bridge.lane_lost_packets = send.lost_packets
             self._shown_bytes = 0
-        elif controller.window_bytes >= self._shown_bytes:
+            self._most_bytes = max(self._sure_bytes, self._most_bytes // 2)
+            return
+        self._most_bytes = min(_MOST_BYTES, self._most_bytes + _MORE_BYTES)
+        if controller.window_bytes >= self._shown_bytes:
             self._shown_bytes = min(controller.window_bytes, GRANT_BYTES)
         elif 0 < send.recovery.min_rtt_us <= PACED_FROM_RTT_US:
             controller.on_known_window(self._shown_bytes)
