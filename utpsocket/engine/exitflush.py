@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
     from utpsocket.engine.remote import RemoteLoop
 
-DEFAULT_FLUSH_SECONDS: Final = 5.0  # without any progress; UTPSOCKET_EXIT_FLUSH sets another, 0 turns the flush off
+# Without any progress, and without an answer; UTPSOCKET_EXIT_FLUSH sets another, 0 turns the flush off.
+DEFAULT_FLUSH_SECONDS: Final = 5.0
 DEFAULT_TOTAL_SECONDS: Final = 30.0  # however much progress there is; UTPSOCKET_EXIT_TIMEOUT sets another
 _POLL_SECONDS: Final = 0.002
 
@@ -25,9 +26,11 @@ _POLL_SECONDS: Final = 0.002
 def flush(loop: Loop | RemoteLoop, seconds: float | None = None) -> tuple[int, int]:
     """End every connection with a FIN after what was written, and wait as long as peers make progress: at most
     `seconds` without any, and at most UTPSOCKET_EXIT_TIMEOUT altogether, or a peer that acks a packet now and then
-    could keep the process for as long as it likes. What has not arrived by then is reset, so that no peer waits for it.
-    Returns (connections not flushed, bytes lost).
+    could keep the process for as long as it likes. A peer that answers and does not read is waited for as well, for it
+    may read yet and TCP's kernel would go on, unless somebody has said how long to wait without progress. What has not
+    arrived by then is reset, so that no peer waits for it. Returns (connections not flushed, bytes lost).
     """
+    waits_for_readers = seconds is None and "UTPSOCKET_EXIT_FLUSH" not in os.environ
     if seconds is None:
         seconds = _setting("UTPSOCKET_EXIT_FLUSH", DEFAULT_FLUSH_SECONDS)
     if seconds <= 0:
@@ -37,11 +40,11 @@ def flush(loop: Loop | RemoteLoop, seconds: float | None = None) -> tuple[int, i
     last_acked = -1
     deadline = 0.0
     while True:
-        waiting, lost_bytes, acked_bytes = loop.call(verbs.unflushed)
+        waiting, lost_bytes, acked_bytes, unread = loop.call(verbs.unflushed)
         if not waiting:
             break
         now = time.monotonic()
-        if acked_bytes != last_acked:
+        if acked_bytes != last_acked or (unread and waits_for_readers):
             last_acked, deadline = acked_bytes, min(ends_at, now + seconds)
         if now > deadline:
             loop.call(verbs.abort_unflushed)

@@ -460,21 +460,24 @@ def finish_all(loop: Loop) -> None:
         relay.finish()
 
 
-def unflushed(loop: Loop) -> tuple[int, int, int]:
-    """(connections not flushed, bytes not acked, bytes acked so far): progress of an exit."""
-    waiting = lost_bytes = acked_bytes = 0
+def unflushed(loop: Loop) -> tuple[int, int, int, int]:
+    """(connections not flushed, bytes not acked, bytes acked so far, connections whose peers live and do not read):
+    progress of an exit.
+    """
+    waiting = lost_bytes = acked_bytes = unread = 0
     for bridge in loop.bridges.values():
-        connection = bridge.connection
-        acked_bytes += connection.send.buffer.acked_offset
-        if connection.state in (State.CONNECTED, State.SYN_RECEIVED) and not bridge.is_flushed:
+        send = bridge.connection.send
+        acked_bytes += send.buffer.acked_offset
+        if bridge.connection.state in (State.CONNECTED, State.SYN_RECEIVED) and not bridge.is_flushed:
             waiting += 1
-            lost_bytes += connection.send.buffer.end_offset - connection.send.buffer.acked_offset
+            lost_bytes += send.buffer.end_offset - send.buffer.acked_offset
+            unread += send.waits_for_reader
     for relay in loop.relays.values():
         acked_bytes += relay.moved_bytes
         if not relay.is_flushed:
             waiting += 1
             lost_bytes += relay.unflushed_bytes
-    return waiting, lost_bytes, acked_bytes
+    return waiting, lost_bytes, acked_bytes, unread
 
 
 def abort_unflushed(loop: Loop) -> None:

@@ -31,6 +31,7 @@ PATIENCE_US: Final = 924_000_000
 ORPHAN_PATIENCE_US: Final = 100_000_000  # where nobody here holds the connection any more: tcp_orphan_retries = 8
 MAX_PERSIST_US: Final = 15_000_000  # PROTOCOL.md §7: libutp probes a closed window once after 15 s
 _BLACK_HOLE_TIMEOUTS: Final = 2
+_DOUBTFUL_TIMEOUTS: Final = 1  # on end: then a peer may live no more
 
 
 class _Unfinished:
@@ -302,6 +303,12 @@ class Outstanding:
         """
         peer, segment_bytes = self.peer, self.mtu.size - HEADER_BYTES
         return peer.window_bytes < segment_bytes and peer.window_bytes < peer.worthwhile_bytes(segment_bytes)
+
+    @property
+    def waits_for_reader(self) -> bool:
+        """Whether all that is missing is that the peer's program reads: it has closed its window, and answers."""
+        is_waiting = self.buffer.end_offset > self.buffer.acked_offset
+        return is_waiting and self._is_window_closed and self._silent_timeouts <= _DOUBTFUL_TIMEOUTS
 
     def _release(self) -> None:
         """Free the bytes before the first packet that is not acked."""
