@@ -559,3 +559,32 @@ def test_what_was_closed_leaves_nothing_to_the_collector(net: Net) -> None:
         assert gc.collect() == 0
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("size", [1, 6_000])
+def test_a_reset_after_the_end_of_file_is_no_error_of_what_came_before(net: Net, size: int) -> None:
+    """Though the program has not read it yet, nor room for all of it in its kernel's buffer."""
+    listener = net.fresh()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    client = net.fresh()
+    client.connect(listener.getsockname())
+    server = net.accept(listener)
+    client.sendall(b"m" * size)
+    client.shutdown(socket.SHUT_WR)
+    server.sendall(b"?")
+    assert receive_exactly(client, 1) == b"?"
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    client.close()
+
+    def sends() -> bool:
+        try:
+            server.send(b"x")
+        except BrokenPipeError:
+            return False
+        return True
+
+    assert not eventually(sends, False)
+    assert receive_all(server) == b"m" * size
+    assert server.recv(1) == b""

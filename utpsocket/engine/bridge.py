@@ -484,6 +484,9 @@ class Bridge:
         """If the connection broke, a blocked send must fail now, though the user has still to read what came before."""
         if not self.errored or self._refuses_sends or self._sent_eof:
             return
+        if self.errored == errno.ECONNRESET and self.connection.receive.reassembly.is_finished:
+            farewell.deafen(self.end)  # the user's end of file has come before the RESET, and a send says EPIPE
+            return
         self._refuses_sends = True
         outcomes.write(self.cookie, self.errored)
         self.identity.error = self.errored
