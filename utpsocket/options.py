@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from utpsocket import pairing
 from utpsocket.engine.highfd import with_room
-from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.identity import Identity, Role, half_buffer
 from utpsocket.engine.native import Socket
 from utpsocket.engine.originals import os, struct
 from utpsocket.engine.originals import socket as stdlib
@@ -211,8 +211,7 @@ def restore(raw: Any, identity: Identity) -> None:
 
 def apply_send_buffer(sock: Any, identity: Identity) -> None:
     """SO_SNDBUF for the user's fd: now, or when the gate opens, which a larger buffer would do too early."""
-    # The kernel doubles what it is given.
-    half = identity.settings.send_buffer_bytes // 2 or pairing.user_buffer_bytes(identity)
+    half = half_buffer(identity.settings.send_buffer_bytes) or pairing.user_buffer_bytes(identity)
     if identity.is_gated:
         identity.send_buffer_bytes = half
     else:

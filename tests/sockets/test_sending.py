@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .network import Net, eventually, raises_errno, receive_all, receive_exactly
+from .network import Net, eventually, fill_for_good, raises_errno, receive_all, receive_exactly
 
 
 def test_send_returns_the_count(net: Net) -> None:
@@ -295,3 +295,52 @@ def test_a_peer_that_reads_nothing_holds_up_ten_mebibytes(net: Net) -> None:
     client.settimeout(1)
     with pytest.raises(TimeoutError):
         client.sendall(bytes(10 << 20))
+
+
+# -- what a silent reader costs -------------------------------------------------------------------------------
+
+
+def held_bytes(net: Net, send_buffer: int, receive_buffer: int, *, read_before: int = 0) -> int:
+    """What send() takes in all while the peer, having read so much, reads nothing."""
+    with net.fresh() as listener, net.fresh() as client:
+        if receive_buffer:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if send_buffer:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        client.connect(listener.getsockname())
+        with net.accept(listener) as server:
+            if read_before:
+                reading = net.spawn(receive_exactly, server, read_before)
+                client.sendall(bytes(read_before))
+                reading.result(40)
+            client.setblocking(False)
+            held = fill_for_good(client)
+            client.settimeout(10)
+            reading = net.spawn(receive_all, server)
+            client.shutdown(socket.SHUT_WR)
+            assert len(reading.result(40)) == held
+    return held
+
+
+BUFFERS = [(0, 0), (65_536, 0), (65_536, 65_536), (0, 65_536), (4_096, 4_096), (0, 4_096), (4_096, 0)]
+
+
+@pytest.mark.parametrize(("send_buffer", "receive_buffer"), BUFFERS)
+@pytest.mark.parametrize("net", ["utp"], indirect=True)
+def test_a_silent_reader_costs_about_as_much_as_over_tcp(net: Net, send_buffer: int, receive_buffer: int) -> None:
+    reference = Net("tcp")
+    try:
+        over_tcp = held_bytes(reference, send_buffer, receive_buffer)
+    finally:
+        reference.close()
+    assert held_bytes(net, send_buffer, receive_buffer) <= 1.5 * over_tcp
+
+
+@pytest.mark.parametrize("net", ["utp"], indirect=True)
+def test_the_window_opens_as_the_program_reads(net: Net) -> None:
+    """Who has read much may be sent much: a path of long round trips needs it. TCP's opens as well, to anything between
+    a quarter and five times more.
+    """
+    assert held_bytes(net, 0, 0, read_before=16 << 20) >= 5 * held_bytes(net, 0, 0) // 4

@@ -26,6 +26,7 @@ from utpsocket.engine.lanes import GRANT_BYTES
 from utpsocket.engine.native import poll
 from utpsocket.engine.originals import os
 from utpsocket.engine.originals import socket as stdlib
+from utpsocket.engine.room import FIRST_WINDOW_BYTES, Room
 from utpsocket.engine.syscalls import Stream
 from utpsocket.protocol import Connection, EventKind, State
 from utpsocket.protocol.sendbuffer import BLOCK_BYTES
@@ -41,9 +42,6 @@ EPOLLERR: Final = 0x008
 EPOLLHUP: Final = 0x010
 EPOLLRDHUP: Final = 0x2000
 _EAGER_BYTES: Final = 512 << 10  # unsent beyond this can wait: it would only leave the cache before it is sent
-# What the user has not read yet: less than a turn brings would be copied again. The kernel doubles it, and all buffers
-# of a connection together must hold less than the 10 MiB that programs take for more than any socket's.
-_PAIR_BYTES: Final = 512 << 10
 _RECHECK_US: Final = 1_000_000  # whether a socket that was shut down is closed, where nobody says so
 
 
@@ -95,6 +93,7 @@ class Bridge:
         "lane_offset",
         "recv_ids",
         "rival",
+        "room",
         "source",
         "wakes_at",
     )
@@ -129,6 +128,7 @@ class Bridge:
         self.finish_when_drained = False  # the process ends, and nobody will close the user's fd
         self._filler_bytes = -1  # of the gate's, left to drain; -1: all
         self._has_said_reset = False  # after a fault
+        self.room = Room()
         self._is_retrying = False  # a call that the kernel had no memory for is made again soon
         self._has_finished_input = False  # the user's end of file has been read
         self._sent_eof = False
@@ -147,8 +147,7 @@ class Bridge:
         self.end_fd = end.fileno()
         self._stream = Stream(end)
         self.is_readable = True
-        if not self.identity.settings.receive_buffer_bytes:
-            end.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, _PAIR_BYTES)
+        self.room.begin(end, self.identity.settings.receive_buffer_bytes)
 
     def shut_at_birth(self, halves: int, *, now: int) -> None:
         """Whoever listens had shut its socket down before it listened: what it accepts is shut down as well."""
@@ -411,6 +410,7 @@ class Bridge:
             if connection.state is State.TIME_WAIT:
                 self.identity.is_over = True  # both FINs are acked, which they were not when the user said its own
             return
+        room = self.room
         while True:
             views = connection.poll_delivery()
             if not views:
@@ -424,6 +424,8 @@ class Bridge:
                 return
             count = self._stream.send(views)
             if count >= 0:
+                if room.is_growing:
+                    room.on_taken(count, self.end, connection.receive, self.endpoint.shares.alone_bytes, now=now)
                 connection.delivered(count, now=now)
                 if not connection.receive.reassembly.ready_bytes:
                     break
@@ -474,7 +476,9 @@ class Bridge:
         held = self.identity.held
         if held is None:
             held = self.identity.held = deque()
-        room_bytes = (self.identity.settings.receive_buffer_bytes or _PAIR_BYTES) - sum(map(len, list(held)))
+        room_bytes = (self.identity.settings.receive_buffer_bytes // 2 or FIRST_WINDOW_BYTES) - sum(
+            map(len, list(held))
+        )
         data = b"".join(views)[: max(0, room_bytes)]
         if data:
             held.append(data)

@@ -19,6 +19,7 @@ from utpsocket.engine.names import Address
 from utpsocket.engine.originals import random
 from utpsocket.engine.peerports import PeerPorts
 from utpsocket.engine.resets import Resets
+from utpsocket.engine.room import FIRST_WINDOW_BYTES
 from utpsocket.engine.shares import Shares
 from utpsocket.engine.syncache import syn_of
 from utpsocket.engine.syscalls import packed_name
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
 CLOSER: Final = "by"
 BY_ENGINE: Final = object()
 _AF_INET6: Final = 10
-_DEFAULT_BUFFER_BYTES: Final = 4 << 20
 _LEAST_BUFFER_BYTES: Final = 4_096
+_SEND_BYTES: Final = 3 << 20  # with the user's own buffer about what TCP takes for a peer that reads nothing
 _REMAINS_REMEMBERED: Final = 8_192  # of connections that ended in order; some 300 bytes each
 _REMAINS_US: Final = 60_000_000  # as long as Linux' TIME_WAIT
 _IDS_PER_DIAL: Final = 4
@@ -144,8 +145,8 @@ class Endpoint:
         is_this_machine = is_v4 and isinstance(addr, tuple) and addr[0].removeprefix("::ffff:").startswith("127.")
         limit = self.loop.max_datagram_bytes or settings.max_datagram_bytes
         most = self.shares.alone_bytes
-        receive = settings.receive_buffer_bytes or _DEFAULT_BUFFER_BYTES
-        send = settings.send_buffer_bytes or _DEFAULT_BUFFER_BYTES
+        receive = settings.receive_buffer_bytes // 2 or FIRST_WINDOW_BYTES
+        send = settings.send_buffer_bytes // 2 or _SEND_BYTES
         return Config(
             start_datagram_bytes=START_IPV4_BYTES if is_this_machine else least,
             least_datagram_bytes=least,
@@ -472,7 +473,7 @@ class Endpoint:
 
     def _window_bytes(self, listener: Listener) -> int:
         """What a new connection of the listener's would advertise."""
-        receive_bytes = listener.identity.settings.receive_buffer_bytes or _DEFAULT_BUFFER_BYTES
+        receive_bytes = listener.identity.settings.receive_buffer_bytes // 2 or FIRST_WINDOW_BYTES
         bytes_at_first = min(self.shares.at_first(len(self.bridges)), MODEST_WINDOW_BYTES)
         return min(max(_LEAST_BUFFER_BYTES, receive_bytes), bytes_at_first)
 
@@ -640,10 +641,12 @@ def apply_settings(bridge: Bridge, *, now: int) -> None:
         connection.repeat_syn(settings.syn_retries)
     apply_packet_options(bridge)
     if settings.send_buffer_bytes:
-        connection.send.buffer.capacity_bytes = max(_LEAST_BUFFER_BYTES, settings.send_buffer_bytes)
+        connection.send.buffer.capacity_bytes = max(_LEAST_BUFFER_BYTES, settings.send_buffer_bytes // 2)
     if settings.receive_buffer_bytes:
-        most = bridge.endpoint.shares.alone_bytes
-        connection.receive.reassembly.resize(max(_LEAST_BUFFER_BYTES, min(settings.receive_buffer_bytes, most)))
+        most = min(settings.receive_buffer_bytes // 2, bridge.endpoint.shares.alone_bytes)
+        connection.receive.reassembly.resize(max(_LEAST_BUFFER_BYTES, most))
+        if bridge.end is not None:
+            bridge.room.begin(bridge.end, settings.receive_buffer_bytes)
 
 
 def apply_packet_options(bridge: Bridge) -> None:

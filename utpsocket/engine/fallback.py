@@ -186,6 +186,7 @@ class Attempt:
         """The user's fd is TCP's alone from now on."""
         self._loop.relays[self._cookie] = self
         end = bridge.give_end()
+        bridge.room.widen(end)
         self._end, self._bridge, bridge.rival = end, None, None
 
     def _open_gate(self) -> None:

@@ -70,6 +70,13 @@ class Settings:
         return other
 
 
+def half_buffer(option_bytes: int) -> int:
+    """What setsockopt() is given for one of the two buffers that share SO_SNDBUF or SO_RCVBUF, as getsockopt() says it:
+    one is the kernel's, of the pair, which doubles what it is given; the other is uTP's, of half of option_bytes too.
+    """
+    return option_bytes // 4
+
+
 class Identity:
     """One uTP socket.
 

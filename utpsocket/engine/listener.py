@@ -26,7 +26,7 @@ from utpsocket.engine import farewell, names
 from utpsocket.engine.bridge import Bridge
 from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.highfd import raise_fd, with_room
-from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.identity import Identity, Role, half_buffer
 from utpsocket.engine.native import Socket, connecting
 from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.retries import Retries
@@ -250,7 +250,7 @@ class Listener:
             return None
         if identity.settings.receive_buffer_bytes:
             # What the user may receive is what we may send. The kernel doubles what it is given.
-            end.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, identity.settings.receive_buffer_bytes // 2)
+            end.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, half_buffer(identity.settings.receive_buffer_bytes))
         return end
 
     def close(self) -> list[Bridge]:

@@ -346,10 +346,10 @@ class Connection:
         """
         self._heard_at = now
         if timestamp_us:
-            delay_us = (now - timestamp_us) & _CLOCK
-            self.receive.difference_us = delay_us
+            self.receive.difference_us = delay_us = (now - timestamp_us) & _CLOCK
             self.send.controller.on_peer_delay(delay_us, now=now)
-        return 0 if difference_us in _NO_SAMPLES else difference_us
+        self.receive.told_us = told_us = 0 if difference_us in _NO_SAMPLES else difference_us
+        return told_us
 
     def heard_more(self, timestamps: array[int], *, now: int) -> None:
         """The first of these times has been heard; the others were sent behind it."""

@@ -24,6 +24,7 @@ _SEGMENT_BYTES: Final = 1_452  # less room than this, or than half of a small bu
 _UPDATE_AGAIN_US: Final = 1_000_000  # then doubled: a lost update would hang a sender that never probes
 _UPDATES: Final = 5
 _NO_SAMPLE: Final = 0
+_CLOCK: Final = 0xFFFFFFFF
 # Wireshark takes a packet that advertises more for none of uTP's. Only what receives much can need more.
 MODEST_WINDOW_BYTES: Final = 0x380000
 _MUCH_BYTES: Final = 16 << 20
@@ -48,6 +49,7 @@ class ReceiveHalf:
         "received_bytes",
         "received_packets",
         "share_bytes",
+        "told_us",
         "unacked_packets",
         "update_again_at",
     )
@@ -59,6 +61,7 @@ class ReceiveHalf:
         self.is_discarding = False  # the application will never read again
         self.ack_at = NEVER
         self.difference_us = _NO_SAMPLE  # PROTOCOL.md §6: frozen at receipt
+        self.told_us = _NO_SAMPLE  # what the peer measured the same way
         self.share_bytes = capacity_bytes  # of memory shared with other connections: no more is advertised
         self.unacked_packets = 0
         self._advertised_bytes = capacity_bytes
@@ -83,6 +86,11 @@ class ReceiveHalf:
         if window < _SEGMENT_BYTES and window < reassembly.capacity_bytes // 2:
             return 0
         return self._bounded(window)
+
+    @property
+    def round_trip_us(self) -> int:
+        """What the last packets of both sides took together: their clocks cancel out. 0 if unknown."""
+        return (self.difference_us + self.told_us) & _CLOCK if self.difference_us and self.told_us else 0
 
     def _bounded(self, window: int) -> int:
         window = min(window, self.share_bytes)
