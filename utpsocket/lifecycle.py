@@ -53,6 +53,7 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
     settle(sock, identity)
     before = identity.local, identity.bound
     loop = engine()
+    key = 0
     try:
         key, local = _take_port(loop, identity, address)
         loop.holders_watch.watch(sock.fileno())
@@ -63,11 +64,11 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
             identity.cookie = secrets.randbits(63)
         identity.owner_pid = loop.pid
         identity.endpoint = key  # last: from here on the socket is bound
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            identity.local = _left_of(identity.local, None)  # of what is closed; Linux forgets the address before
-        raise  # nothing was bound
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and not key:
+            if error.errno == errno.EADDRINUSE:
+                identity.local = _left_of(identity.local, None)  # of what is closed; Linux forgets the address before
+            raise  # nothing was bound
         identity.endpoint = 0
         identity.local, identity.bound = before
         if loop.is_alive:

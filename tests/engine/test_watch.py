@@ -107,17 +107,85 @@ def test_without_a_free_fd_it_goes_on_with_what_it_has(watched: Watched, monkeyp
     assert not any(map(watched.watch.is_open, watched.close()))
 
 
-def test_another_processs_epoll_is_asked_as_a_whole(watched: Watched) -> None:
+class Elsewhere:
     """UTPSOCKET_ENGINE=process: the application registers, the engine looks."""
-    shared = HoldersWatch(is_shared=True)
-    watched.watch.close()
-    watched.watch = shared
+
+    def __init__(self, watched: Watched) -> None:
+        watched.watch.close()
+        watched.watch = HoldersWatch(announce=self._told)
+        self.watch = HoldersWatch(os.dup(watched.watch.fds[0]))
+        self.messages = self.gone = 0
+
+    def _told(self, inode: int, index: int, gone: list[int], fds: list[int]) -> None:
+        self.messages += 1
+        self.gone += len(gone)
+        copies = [os.dup(fd) for fd in fds]
+        self.watch.learn(inode, index, gone, copies)
+        assert not copies, "each is in a place where it will be closed"
+
+
+@pytest.fixture
+def elsewhere(watched: Watched) -> Iterator[Elsewhere]:
+    made = Elsewhere(watched)
+    yield made
+    made.watch.close()
+
+
+def test_another_process_knows_where_to_look(watched: Watched, elsewhere: Elsewhere) -> None:
     watched.add(MANY)
-    (fd,) = shared.fds
-    elsewhere = HoldersWatch(os.dup(fd))
-    assert all(map(elsewhere.is_open, watched.inodes()))
-    assert not any(map(elsewhere.is_open, watched.close()))
-    elsewhere.close()
+    assert elsewhere.messages == MANY
+    assert max(lines_of(fd) for fd in elsewhere.watch.fds) <= watch._SOCKETS_PER_EPOLL
+    listings = 0
+    listing = HoldersWatch._listing
+
+    def counted(self: HoldersWatch, group: Any) -> bytes:
+        nonlocal listings
+        listings += 1
+        return listing(self, group)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HoldersWatch, "_listing", counted)
+        assert all(map(elsewhere.watch.is_open, watched.inodes()))
+        inodes = watched.close()
+        assert not any(map(elsewhere.watch.is_open, inodes))
+    assert listings == 2 * MANY
+
+
+def test_room_is_used_again_that_another_process_asks_about(watched: Watched, elsewhere: Elsewhere) -> None:
+    """Whoever registers is not told what is closed, and finds out when it needs room: a few looks for each 32."""
+    for _ in range(10):
+        watched.add(MANY)
+        inodes = watched.close()
+        assert not any(map(elsewhere.watch.is_open, inodes))
+    assert len(watched.watch.fds) <= 2 * MANY // watch._SOCKETS_PER_EPOLL
+    assert len(elsewhere.watch.fds) <= len(watched.watch.fds)
+    assert len(watched.watch._where) <= len(watched.watch.fds) * watch._SOCKETS_PER_EPOLL
+
+
+def test_what_another_process_need_not_remember_it_is_told(watched: Watched, elsewhere: Elsewhere) -> None:
+    """Sockets that are bound, and then connect: nobody ever asks for them."""
+    for _ in range(20):
+        watched.add(watch._SOCKETS_PER_EPOLL)
+        watched.close()
+    assert len(watched.watch.fds) == 1
+    assert len(elsewhere.watch._where) <= 3 * watch._SOCKETS_PER_EPOLL
+
+
+def test_what_could_not_be_told_is_told_the_next_time(watched: Watched) -> None:
+    told = []
+
+    def announce(inode: int, index: int, gone: list[int], fds: list[int]) -> None:
+        told.append((index, len(fds)))
+        if len(told) == watch._SOCKETS_PER_EPOLL + 1:
+            raise OSError(12, "Cannot allocate memory")
+
+    watched.watch.close()
+    watched.watch = HoldersWatch(announce=announce)
+    watched.add(watch._SOCKETS_PER_EPOLL)
+    with pytest.raises(OSError, match="memory"):
+        watched.add(1)
+    watched.watch.watch(watched.sockets[-1].fileno())
+    assert told == [(0, 0)] * watch._SOCKETS_PER_EPOLL + [(1, 1)] * 2
 
 
 def test_an_address_in_use_is_found_by_its_number() -> None:

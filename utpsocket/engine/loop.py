@@ -70,6 +70,7 @@ class Loop:
         self.max_segments = MAX_RUN_PACKETS
         self.endpoints: dict[int, Endpoint] = {}
         self.bound = Bound()
+        self._last_opened: Endpoint | None = None
         self.bridges: dict[int, Bridge] = {}
         self._reset_unaccepted = ResetUnaccepted()
         self.relays: dict[int, Relay | Attempt] = {}  # connections that TCP carries, or may yet
@@ -105,7 +106,7 @@ class Loop:
         self._readable_endpoints: dict[Endpoint, None] = {}
         self._readable_bridges: dict[Bridge, None] = {}
         self._lazy_bridges: dict[Bridge, int] = {}  # and when each is read all the same, the first of them soonest
-        self._listeners: dict[Listener, int | None] = {}
+        self._listeners: dict[Listener, int] = {}  # those with something to do, and when: no others
         self.arena = Arena()
         self.lanes = Lanes()
         self.paths = Paths()
@@ -229,7 +230,8 @@ class Loop:
                 self._blocked[endpoint] = None
             if endpoint.listener is not None and not endpoint.listener.is_closed:
                 self._listeners[endpoint.listener] = self.now
-        self.close_unused()
+        for endpoint in [each for each in list(self.endpoints.values()) if each.is_unused]:
+            self.close_endpoint(endpoint)
 
     def has_its_fds(self) -> bool:
         """False when the program has closed every fd it did not know (os.closerange, as daemons do). Any thread.
@@ -325,7 +327,7 @@ class Loop:
             if self._blocked and (at is None or self.now + _BLOCKED_US < at):
                 at = self.now + _BLOCKED_US
             for when in self._listeners.values():
-                if when is not None and (at is None or when < at):
+                if at is None or when < at:
                     at = when
             if at is not None:
                 left_us = at - time.monotonic_ns() // 1_000
@@ -396,15 +398,15 @@ class Loop:
                         self.owner = bridge
                         self._settle_one(bridge, now)
                 self.owner = None
-            due = []
-            for listener, when in self._listeners.items():
-                if when is not None and (when <= now or listener.is_worth_trying(now=now)):
-                    due.append(listener)
+            due = [one for one, when in self._listeners.items() if when <= now or one.is_worth_trying(now=now)]
             if due:
                 with self.fd_lock:
                     for listener in due:
                         self.owner = listener
-                        self._listeners[listener] = listener.prepare(now=now)
+                        again_at = listener.prepare(now=now)
+                        self._listeners.pop(listener, None)
+                        if again_at is not None:
+                            self._listeners[listener] = again_at
             for listener in due:
                 self.owner = listener
                 self._hand_over(listener, now)
@@ -514,8 +516,7 @@ class Loop:
 
     def touch_listener(self, listener: Listener) -> None:
         """A connection waits for the hand-over."""
-        if self._listeners.get(listener) is None:
-            self._listeners[listener] = self.now
+        self._listeners.setdefault(listener, self.now)
 
     def forget_listener(self, listener: Listener) -> None:
         """It listens no more."""
@@ -559,7 +560,7 @@ class Loop:
 
     def open_endpoint(self, sock: Any, *, is_private: bool) -> Endpoint:
         """A UDP socket, bound or connected, becomes a port of ours."""
-        endpoint = self.new_endpoint(sock, is_private=is_private)
+        endpoint = self._last_opened = self.new_endpoint(sock, is_private=is_private)
         self.publish(endpoint)
         self.attend(endpoint)
         return endpoint
@@ -605,11 +606,11 @@ class Loop:
         self.bound.discard(endpoint)
         return True
 
-    def close_unused(self) -> None:
-        """Close the ports that nobody needs: of commands that failed half way."""
-        for endpoint in list(self.endpoints.values()):
-            if endpoint.is_unused:
-                self.close_endpoint(endpoint)
+    def close_opened(self) -> None:
+        """A command has failed half way: close the port that it opened, if it did, and nobody needs it."""
+        opened, self._last_opened = self._last_opened, None
+        if opened is not None and opened.is_unused:
+            self.close_endpoint(opened)
 
     def close_endpoint(self, endpoint: Endpoint) -> None:
         """Nobody needs the port any more."""

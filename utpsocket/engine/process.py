@@ -248,10 +248,15 @@ class Service:
             self._serve()
 
     def _serve(self) -> None:
+        serial, name, arguments, named = wire.read(self._request)
+        if name == wire.WATCHED:
+            inode, index, gone = arguments
+            self._loop.holders_watch.learn(inode, index, gone, self._fds)
+            self._request = b""
+            return
         while self._fds:
             self._socks.append(Socket(fileno=self._fds[0]))
             del self._fds[0]
-        serial, name, arguments, named = wire.read(self._request)
         if name == wire.LEARN:
             self._identity(arguments[0])
             self._request = b""

@@ -106,7 +106,7 @@ class RemoteLoop:
     def __init__(self) -> None:
         self.caller_pid = os.getpid()
         self.fd_lock = ForkLock()
-        self.holders_watch = HoldersWatch(is_shared=True)
+        self.holders_watch = HoldersWatch(announce=self._announce)
         self.is_alive = True
         self.listened: set[int] = set()  # at these port numbers this process has listened
         self.successor: dict[str, Any] = {}  # the engine that took this one's place, once it was gone
@@ -204,6 +204,10 @@ class RemoteLoop:
     def learn(self, identity: Identity) -> None:
         """The application has changed what the engine knows of a socket."""
         self._send((0, wire.LEARN, [wire.identity_form(identity)], {}), [])
+
+    def _announce(self, inode: int, index: int, gone: list[int], fds: list[int]) -> None:
+        """Have the engine look for this socket among those of one epoll (watch.py)."""
+        self._send((0, wire.WATCHED, [inode, index, gone], {}), fds)
 
     def _request(
         self, serial: int, verb: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]

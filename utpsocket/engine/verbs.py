@@ -232,15 +232,16 @@ def _undo_dial(loop: Loop, code: int, *arguments: Any) -> None:
     end_sock = arguments[3 if isinstance(arguments[0], int) else 2]
     if end_sock.fileno() >= 0:
         farewell.close_end(end_sock, identity, code)
-    unhold(loop, identity.inode)
-    loop.close_unused()
+    endpoint = loop.endpoints.get(arguments[0]) if isinstance(arguments[0], int) else None
+    if endpoint is not None and identity.inode in endpoint.holders:
+        _drop_holder(loop, endpoint, identity.inode)
+    loop.close_opened()
 
 
 def _undo_bind(loop: Loop, code: int, *arguments: Any) -> None:
     """The user's socket is not bound: what was made for it goes."""
     identity = next(argument for argument in arguments if isinstance(argument, Identity))
     unhold(loop, identity.inode)
-    loop.close_unused()
 
 
 def _undo_share(loop: Loop, code: int, local: Address, identity: Identity) -> None:

@@ -12,8 +12,11 @@ Any thread may call a HoldersWatch: what two may do at once are single operation
 from __future__ import annotations
 
 import errno
+from collections import deque
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from itertools import count
 from typing import Any, Final
 
 from utpsocket.engine.highfd import give_back, new_epoll, with_room
@@ -22,6 +25,7 @@ from utpsocket.engine.originals import io, os, struct
 from utpsocket.engine.originals import socket as stdlib
 
 _SOCKETS_PER_EPOLL: Final = 32
+_LOOKS_FOR_ROOM: Final = 2  # at full epolls, before there is another one
 _NETLINK_SOCK_DIAG: Final = 4  # linux/netlink.h
 _NLM_F_REQUEST: Final = 1
 _SOCK_DIAG_BY_FAMILY: Final = 20  # linux/sock_diag.h
@@ -32,78 +36,139 @@ _DIAG_BYTES: Final = 4_096
 _RECHECK_US: Final = 1_000_000  # the kernel is asked this often while a listener lives on in other processes only
 
 
+Announce = Callable[[int, int, "list[int]", "list[int]"], None]
+"""Have another process learn() this."""
+
+
+class _Group:
+    """An epoll, and the inodes of the sockets in it."""
+
+    __slots__ = ("epoll", "index", "inodes", "is_announced", "is_full")
+
+    def __init__(self, made: Any, index: int) -> None:
+        self.epoll = made
+        self.index = index
+        self.inodes: set[int] = set()
+        self.is_full = False  # and so not among those that are filled
+        self.is_announced = not index
+
+
 class HoldersWatch:
     """Epolls that nobody waits for. /proc shows one as a whole, so each has a few sockets only: then a look costs the
     same however many there are.
+
+    Where the application registers and an engine in another process looks, each has one of these, over the same epolls:
+    the first is handed over at the start, each other one with the first socket that is in it.
     """
 
-    __slots__ = ("_epolls", "_is_anothers", "_registered", "_roomy", "_where")
+    __slots__ = ("_announce", "_full", "_gone", "_groups", "_indices", "_roomy", "_where")
 
-    def __init__(self, fd: int = -1, *, is_shared: bool = False) -> None:
-        """`fd`: of an epoll that another process fills. `is_shared`: that one, which must be the only one."""
-        self._is_anothers = fd >= 0 or is_shared
-        self._epolls: list[Any] = [] if epoll is None else [new_epoll() if fd < 0 else epoll.fromfd(fd)]
-        self._registered: dict[int, set[int]] = {}  # by epoll's fd: the inodes of its sockets
-        self._roomy = self._epolls[:]  # the last is filled
-        self._where: dict[int, Any] = {}  # by inode
+    def __init__(self, fd: int = -1, *, announce: Announce | None = None) -> None:
+        """`fd`: of the first epoll, that another process fills, and tells by learn(). `announce`: so does this one."""
+        self._announce = announce
+        self._groups: dict[int, _Group] = {}  # by index
+        self._indices = count()
+        if epoll is not None:
+            index = next(self._indices)
+            self._groups[index] = _Group(new_epoll() if fd < 0 else epoll.fromfd(fd), index)
+        self._roomy = list(self._groups.values())  # the last is filled
+        self._full: deque[_Group] = deque()  # those that were full when last looked at, and some that are no more
+        self._where: dict[int, _Group] = {}  # by inode
+        self._gone: list[int] = []  # inodes of closed ones that the other process may remember
 
     @property
     def fds(self) -> list[int]:
         """The epolls' own."""
-        return [int(each.fileno()) for each in self._epolls if not each.closed]
+        return [int(group.epoll.fileno()) for group in list(self._groups.values()) if not group.epoll.closed]
 
     def watch(self, fd: int) -> None:
         """Remember the socket behind this fd of the user's."""
-        if not self._epolls:
+        if not self._groups:
             return
         inode = os.fstat(fd).st_ino
-        found = self._where.get(inode)
-        if found is None:
-            found = self._with_room()
-            self._registered.setdefault(found.fileno(), set()).add(inode)
-            self._where[inode] = found
+        group = self._where.get(inode)
+        if group is None:
+            group = self._with_room()
+            if self._announce is not None:
+                gone = self._gone[:_SOCKETS_PER_EPOLL]
+                self._announce(inode, group.index, gone, [] if group.is_announced else [group.epoll.fileno()])
+                group.is_announced = True
+                self._gone = self._gone[len(gone) :]
+            group.inodes.add(inode)
+            self._where[inode] = group
         try:
-            found.register(fd, 0)
+            group.epoll.register(fd, 0)
         except FileExistsError:
             pass
 
-    def _with_room(self) -> Any:
-        while not self._is_anothers:
-            roomy = self._roomy[-1:]
-            if not roomy:
+    def learn(self, inode: int, index: int, gone: list[int], fds: list[int]) -> None:
+        """This one is in that epoll, whose fd comes with the first, and those nobody will ask for. What is taken of
+        the fds is taken out of the list.
+        """
+        while fds:
+            if index not in self._groups:
+                self._groups[index] = _Group(epoll.fromfd(fds[0]), index)
+            else:
+                os.close(fds[0])
+            del fds[0]
+        for other in gone:
+            self._where.pop(other, None)
+        if index in self._groups:
+            self._where[inode] = self._groups[index]
+
+    def _with_room(self) -> _Group:
+        looks = _LOOKS_FOR_ROOM
+        while True:
+            filled = self._roomy[-1:]
+            if not filled and looks and self._full:
+                # What was full for longest may have lost most.
+                looks -= 1
                 try:
-                    roomy.append(new_epoll())
+                    group = self._full.popleft()
+                except IndexError:
+                    continue  # another thread has taken it
+                if group.is_full and self._has_room(group):
+                    group.is_full = False
+                    self._roomy.append(group)
+                elif group.is_full:
+                    self._full.append(group)
+            elif not filled:
+                try:
+                    group = _Group(new_epoll(), next(self._indices))
                 except OSError:
-                    break  # no fd left: slower is better than not at all
-                self._epolls += roomy
-                self._roomy += roomy
-            last = roomy[0]
-            inodes = self._registered.get(last.fileno(), set())
-            if len(inodes) >= _SOCKETS_PER_EPOLL:
-                self._forget_closed(last, inodes)
-            if len(inodes) < _SOCKETS_PER_EPOLL:
-                return last
-            try:
-                self._roomy.remove(last)
-            except ValueError:
-                pass  # another thread has
-        return self._epolls[-1]
+                    return self._groups[0]  # no fd left: slower is better than not at all
+                self._groups[group.index] = group
+                self._roomy.append(group)
+            elif self._has_room(filled[0]):
+                return filled[0]
+            else:
+                filled[0].is_full = True
+                self._full.append(filled[0])
+                try:
+                    self._roomy.remove(filled[0])
+                except ValueError:
+                    pass  # another thread has
 
-    def _forget_closed(self, full: Any, inodes: set[int]) -> None:
-        """Make room. Nobody asks for some of these sockets any more: those that were bound, and then connected."""
+    def _has_room(self, group: _Group) -> bool:
+        """Nobody asks for some of its sockets any more: those that were bound, and then connected."""
+        if len(group.inodes) < _SOCKETS_PER_EPOLL:
+            return True
         try:
-            listing = self._listing(full)
+            listing = self._listing(group)
         except OSError:
-            return
-        for inode in list(inodes):
+            return False
+        for inode in list(group.inodes):
             if b"ino:%x " % inode not in listing:
-                inodes.discard(inode)
+                group.inodes.discard(inode)
                 self._where.pop(inode, None)
+                if self._announce is not None:
+                    self._gone.append(inode)
+        return len(group.inodes) < _SOCKETS_PER_EPOLL
 
-    def _listing(self, each: Any) -> bytes:
+    def _listing(self, group: _Group) -> bytes:
         """What /proc says of an epoll's registrations. Raises OSError."""
         try:
-            with with_room(partial(io.FileIO, f"/proc/self/fdinfo/{each.fileno()}")) as registrations:
+            with with_room(partial(io.FileIO, f"/proc/self/fdinfo/{group.epoll.fileno()}")) as registrations:
                 return bytes(registrations.readall())
         finally:
             give_back()
@@ -112,27 +177,29 @@ class HoldersWatch:
         """Whether any copy of a watched socket is open anywhere."""
         found = self._where.get(inode)
         wanted = b"ino:%x " % inode
-        for each in self._epolls if found is None else (found,):
+        for group in list(self._groups.values()) if found is None else (found,):
             try:
-                if wanted in self._listing(each):
+                if wanted in self._listing(group):
                     return True
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE):
                     return True  # nobody can tell now: whoever asks will ask again
                 if _is_known(inode):
                     return True
+                break  # the other epolls would say as little
             except ValueError:
                 return False  # closed: the engine has ended
         if found is not None and self._where.pop(inode, None) is not None:
-            self._registered[found.fileno()].discard(inode)
-            if found not in self._roomy:
+            found.inodes.discard(inode)
+            if found.is_full:
+                found.is_full = False
                 self._roomy.insert(0, found)
         return False
 
     def close(self) -> None:
         """Nobody will ask again."""
-        for each in self._epolls:
-            each.close()
+        for group in list(self._groups.values()):
+            group.epoll.close()
 
 
 def _is_known(inode: int) -> bool:

@@ -29,6 +29,7 @@ from utpsocket.engine.originals import socket as stdlib
 TYPE: Final = getattr(stdlib, "SOCK_SEQPACKET", 0)  # whole messages, so that senders need no lock and readers no state
 MAX_MESSAGE_BYTES: Final = 64 << 10  # of a request; an answer that is longer comes in parts
 LEARN: Final = "learn"  # beside the verbs: the identity has changed
+WATCHED: Final = "watched"  # beside the verbs: which epoll has a socket, which the application has registered there
 STOP: Final = "stop"  # beside the verbs: end without a flush
 BORN: Final = "born"  # a notice: a listener's connection is about to be accepted
 GONE: Final = "gone"  # a notice: there will be no more of this cookie
