@@ -9,7 +9,7 @@ import pytest
 
 from tests.protocol.wire import RTT_US, Wire
 from utpsocket.protocol import Config, State
-from utpsocket.protocol.outstanding import PATIENCE_US
+from utpsocket.protocol.outstanding import ORPHAN_CLOSED_US, ORPHAN_PATIENCE_US, PATIENCE_US
 
 
 def small(base: int, capacity: int) -> Wire:
@@ -178,6 +178,77 @@ def test_a_window_that_opens_now_and_then_is_within_the_user_timeout(base: int) 
         wire.hear(f"STATE seq=1 ack={acked} wnd=0")
         wire.say()
     assert wire.state is State.CONNECTED
+
+
+def closed_with_data_unsent(base: int, *, sent_bytes: int = 0) -> Wire:
+    """The application has written more than the peer takes, and closed."""
+    wire = Wire.initiator(base)
+    wire.hear(f"STATE seq=1 ack=0 wnd={sent_bytes}")
+    wire.write_bytes(50_000)
+    wire.say()
+    wire.connection.finish(now=wire.at)
+    wire.connection.discard(now=wire.at)
+    wire.say()
+    return wire
+
+
+@pytest.mark.parametrize("takes", [False, True])
+def test_what_was_closed_does_not_wait_for_a_closed_window_for_ever(base: int, *, takes: bool) -> None:
+    """As Linux's orphans: though the peer answers each probe, and though it takes the byte of it. It is told."""
+    wire = closed_with_data_unsent(base)
+    began, taken = wire.now, 0
+    said: list[str] = []
+    while wire.state is State.CONNECTED:
+        said = wire.wait(50_000)
+        if said and wire.state is State.CONNECTED:
+            taken += takes
+            wire.hear(f"STATE seq=1 ack={taken} wnd=0")
+            wire.say()
+    assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
+    assert "RESET" in said[-1]
+    assert ORPHAN_CLOSED_US <= wire.now - began < ORPHAN_CLOSED_US + 1_000_000
+
+
+@pytest.mark.parametrize("window", ["closes", "opens and closes"])
+def test_nor_for_what_is_under_way_behind_one(base: int, window: str) -> None:
+    """The window closed over packets that had left, or opens only to lure more of them: none is ever acked."""
+    wire = closed_with_data_unsent(base, sent_bytes=20_000)
+    assert wire.connection.send.flights.packets
+    began, answers = wire.now, 0
+    while wire.state is State.CONNECTED:
+        if wire.wait(50_000) and wire.state is State.CONNECTED:
+            answers += 1
+            is_open = window == "opens and closes" and answers % 2
+            wire.hear(f"STATE seq=1 ack=0 wnd={20_000 if is_open else 0}")
+            wire.say()
+        assert wire.now - began < 300_000_000
+    assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
+    assert wire.now - began >= ORPHAN_PATIENCE_US
+
+
+def test_what_is_closed_and_goes_on_slowly_arrives(base: int) -> None:
+    """A packet now and then is progress: it takes as long as it takes. And what is not closed waits for a day."""
+    wire = closed_with_data_unsent(base)
+    acked = 0
+    while wire.connection.send.unsent_bytes:
+        for _ in range(10):
+            wire.wait(9_000_000)
+            wire.hear(f"STATE seq=1 ack={wire.connection.send.flights.una_seq - wire.our_base - 1} wnd=0")
+            wire.say()
+        wire.hear(f"STATE seq=1 ack={acked} wnd=3000")
+        wire.say()
+        acked = wire.connection.send.flights.next_seq - wire.our_base - 1
+        wire.hear(f"STATE seq=1 ack={acked} wnd=0")
+        wire.say()
+        assert wire.state is State.CONNECTED
+    other = Wire.initiator(base)
+    other.hear("STATE seq=1 ack=0 wnd=0")
+    other.write_bytes(5_000)
+    for _ in range(24 * 360):
+        other.wait(10_000_000)
+        other.hear("STATE seq=1 ack=0 wnd=0")
+        other.say()
+    assert other.state is State.CONNECTED
 
 
 def test_a_dead_peer_with_a_closed_window_is_given_up(base: int) -> None:

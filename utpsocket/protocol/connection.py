@@ -25,7 +25,6 @@ from utpsocket.protocol.closing import Closing, Remains
 from utpsocket.protocol.config import Config, Workspace
 from utpsocket.protocol.handshake import Handshake
 from utpsocket.protocol.keepalive import Keepalive, Probing
-from utpsocket.protocol.outstanding import ORPHAN_PATIENCE_US
 from utpsocket.protocol.packet import HEADER_BYTES, Packet, PacketType, Run, Transmit, decode, unwrap
 from utpsocket.protocol.pieces import Assembly
 from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
@@ -192,7 +191,7 @@ class Connection:
             if self.receive.reassembly.ready_bytes or self.receive.reassembly.has_held:
                 self._closing.reset_after_flush = True
             self.receive.discard()
-            self.send.patience_us = ORPHAN_PATIENCE_US
+            self.send.orphan(now=now)
             self._closing.since = now
             self.settle(now=now)
 

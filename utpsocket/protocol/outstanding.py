@@ -28,7 +28,11 @@ MAX_TIMEOUTS: Final = 6  # consecutive retransmission timeouts before giving up:
 # And not before so much time without progress, since on a short path six of them are over in 13 s: as long as Linux
 # repeats a packet (tcp_retries2 = 15; RFC 1122 §4.2.3.5 demands 100 s). A suspended peer, a path that is down.
 PATIENCE_US: Final = 924_000_000
-ORPHAN_PATIENCE_US: Final = 100_000_000  # where nobody here holds the connection any more: tcp_orphan_retries = 8
+# Where nobody here holds the connection any more. Linux (tcp_orphan_retries(), tcp_probe_timer()) then gives up 100 s
+# after the last progress; and behind a closed window, whatever the peer answers, when the waits between the probes have
+# grown to two minutes, as after 204 s at its least timeout.
+ORPHAN_PATIENCE_US: Final = 100_000_000
+ORPHAN_CLOSED_US: Final = 205_000_000
 MAX_PERSIST_US: Final = 15_000_000  # PROTOCOL.md §7: libutp probes a closed window once after 15 s
 _BLACK_HOLE_TIMEOUTS: Final = 2
 _DOUBTFUL_TIMEOUTS: Final = 1  # on end: then a peer may live no more
@@ -73,6 +77,7 @@ class Outstanding:
         "_last_sent_us",
         "_limited_at",
         "_lost_through_us",
+        "_orphaned_at",
         "_is_forgetting",
         "_paced_until",
         "_persist_due",
@@ -123,6 +128,7 @@ class Outstanding:
         self._resend_at_once = False  # the first retransmission of a recovery does not wait for the window
         self._is_persisting = False  # nothing under way, the peer's window closed
         self._persist_due = False
+        self._orphaned_at = NEVER
         self._closed_since = NEVER  # nothing but the peer's closed window has held data back since then
         self._paced_until = NEVER
         self._reorder_at = NEVER
@@ -138,6 +144,11 @@ class Outstanding:
     def has_unfinished_ack(self) -> bool:
         """An ack of very many packets is being worked through; on_timeout() is due, and nothing may leave before."""
         return self._unfinished is not None
+
+    def orphan(self, *, now: int) -> None:
+        """Nobody here holds the connection any more, and what is left of it must end."""
+        self.patience_us = ORPHAN_PATIENCE_US
+        self._orphaned_at = now
 
     def on_proven_late(self) -> None:
         """Until now packets might go unheard and unrepeated: no busy path did that, nor does it say how long it is."""
@@ -174,7 +185,7 @@ class Outstanding:
             if ack_next_seq >= flights.una_seq:
                 sacked_bits = int.from_bytes(sack, "little")
         was_closed = peer.window_bytes < self.mtu.size
-        if was_closed:
+        if was_closed and self._orphaned_at == NEVER:
             self._silent_timeouts = 0  # it holds us back, so it lives
         acknowledged = Acknowledged()
         in_flight_bytes = flights.in_flight_bytes
@@ -398,8 +409,17 @@ class Outstanding:
                     at = other_at
         elif self._is_persisting:
             at = min(at, self._rto_from_us + self._rto_us())
-        if self.user_timeout_us and self._closed_since != NEVER:
-            at = min(at, self._closed_since + self.user_timeout_us)
+        if self._closed_since != NEVER:
+            at = min(at, self._closed_for_too_long_at())
+        return at
+
+    def _closed_for_too_long_at(self) -> int:
+        """When a window that is closed since _closed_since makes us give up, though the peer answers each probe."""
+        at = NEVER
+        if self.user_timeout_us:
+            at = self._closed_since + self.user_timeout_us  # as Linux since 5.11, tcp_probe_timer()
+        if self._orphaned_at != NEVER:
+            at = min(at, max(self._closed_since, self._orphaned_at) + ORPHAN_CLOSED_US)
         return at
 
     def on_timeout(self, *, now: int) -> bool:
@@ -408,8 +428,8 @@ class Outstanding:
         if self._unfinished is not None:
             self._finish_ack(self._unfinished, now=now)
             return True
-        if self.user_timeout_us and now >= self._closed_since + self.user_timeout_us:
-            return False  # as Linux since 5.11, tcp_probe_timer(): though the peer answers each probe
+        if self._closed_since != NEVER and now >= self._closed_for_too_long_at():
+            return False
         if not flights.packets:
             if self._is_persisting and now >= self._rto_from_us + self._rto_us():
                 self._persist_due = True
@@ -444,7 +464,10 @@ class Outstanding:
         self.timeouts += 1
         self._silent_timeouts += 1
         recovery.on_timeout()
-        is_hopeless = self._silent_timeouts > MAX_TIMEOUTS and now - self._last_progress_at >= self.patience_us
+        patience_us = self.patience_us
+        if self._orphaned_at != NEVER and self.peer.window_bytes < self.mtu.size:
+            patience_us = ORPHAN_CLOSED_US
+        is_hopeless = self._silent_timeouts > MAX_TIMEOUTS and now - self._last_progress_at >= patience_us
         if is_hopeless and not self.user_timeout_us:
             return False
         if self.peer.window_bytes >= self.mtu.size:
