@@ -12,7 +12,7 @@ import pytest
 from utpsocket.engine import sieve
 from utpsocket.engine.syscalls import packed_name
 from utpsocket.protocol import PacketType
-from utpsocket.protocol.packet import encode
+from utpsocket.protocol.packet import HEADER_BYTES, LARGE_SYN_BYTES, encode, pad
 
 HOSTS = ["127.0.0.1", "::1"]
 NOBODY = sieve.Heavy(1, frozenset(), 0)
@@ -88,6 +88,21 @@ def test_a_part_is_drawn(syns: int, strays: int) -> None:
         for type, part in ((PacketType.SYN, syns), (PacketType.DATA, strays)):
             found = len(passed(sender, receiver, [packet(type, 9)] * 1_000))
             assert abs(found / 1_000 - part / sieve.EVERY) < 0.1  # six standard deviations
+
+
+@pytest.mark.parametrize("large", [0, sieve.EVERY // 2, sieve.EVERY])
+def test_large_syns_are_another_part(large: int) -> None:
+    small_syn = packet(PacketType.SYN, 9)
+    large_syn = pad(small_syn, LARGE_SYN_BYTES - HEADER_BYTES)
+    with path("127.0.0.1") as (sender, receiver):
+        for syns in (0, sieve.EVERY):
+            assert sieve.attach(receiver, [1], syns, 0, NOBODY, large)
+            assert len(passed(sender, receiver, [small_syn, large_syn[:-1]] * 10)) == (20 if syns else 0)
+            found = len(passed(sender, receiver, [large_syn] * 1_000))
+            assert abs(found / 1_000 - large / sieve.EVERY) < 0.1
+        heavy = sieve.Heavy(1, frozenset({sieve.source_hash(packed_name(sender.getsockname()), 1)}), 0)
+        assert sieve.attach(receiver, [1], sieve.EVERY, 0, heavy, sieve.EVERY)
+        assert passed(sender, receiver, [small_syn, large_syn]) == []
 
 
 @pytest.mark.parametrize("host", HOSTS)

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from socket import htons
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ import pytest
 import utpsocket
 from utpsocket.engine import running_engine
 from utpsocket.engine.arena import Arena
+from utpsocket.engine.flood import Flood
+from utpsocket.engine.sieve import EVERY
 from utpsocket.engine.udp import Port
 from utpsocket.protocol import PacketType
 from utpsocket.protocol.packet import SYN_BYTE, encode
@@ -80,6 +83,67 @@ def test_what_the_kernel_merged_is_not_taken_apart_by_its_first_bytes() -> None:
             pytest.skip("no UDP_SEGMENT here")
         runs, noise = port.receive_sifted(Arena(), set())
         assert sum(run.count for run in runs) + len(noise.syns) == 10
+
+
+@pytest.mark.usefixtures("leaves_nothing_behind")
+def test_who_repeats_a_syn_comes_in_where_no_small_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 90,000 SYNs a second a port that is behind can look at one in a hundred, say: 97 of 100 honest initiators
+    would not be among them in three seconds. What repeats itself as a large one is.
+    """
+    monkeypatch.setattr(Flood, "_tick", lambda *_: None)
+    with utpsocket.create_server(("127.0.0.1", 0)) as listener:
+        loop = running_engine()
+        assert loop is not None
+        (endpoint,) = (one for one in loop.endpoints.values() if one.listener is not None)
+
+        def shut(loop: Any) -> None:
+            endpoint.flood._start(endpoint, now=loop.now)
+            endpoint.flood._syns_of_every = 0
+            endpoint.flood._set_sieve(endpoint)
+
+        loop.call(shut)
+        if not endpoint.port.can_sift:
+            pytest.skip("the kernel has no sieve here")
+        listener.settimeout(20)
+        with utpsocket.create_connection(listener.getsockname(), timeout=20) as client, listener.accept()[0] as server:
+            client.sendall(b"question")
+            assert server.recv(8) == b"question"
+        assert endpoint.port.kernel_drops == 1
+
+
+@pytest.mark.parametrize("is_busy", [True, False])
+def test_small_syns_are_kept_out_before_large_ones(monkeypatch: pytest.MonkeyPatch, is_busy: bool) -> None:
+    told: list[tuple[int, int]] = []
+
+    class Told:
+        kernel_drops = 0
+
+        def tell_icmp(self, *, wanted: bool) -> None: ...
+        def attach_sieve(self, ids: Any, syns: int, strays: int, heavy: Any, large: int) -> None:
+            told.append((syns, large))
+
+    class Somewhere:
+        port, listener, bridges, is_closed = Told(), SimpleNamespace(is_full=False), (), False
+        loop = SimpleNamespace(now=0, call_at=lambda at, call: None)
+
+    endpoint: Any = Somewhere()
+    flood = Flood()
+    flood._start(endpoint, now=0)
+    if not is_busy:
+        flood._ticks = flood._busy_until
+
+    def ticks(count: int, *, is_behind: bool) -> tuple[int, int]:
+        for _ in range(count):
+            flood._iterations, flood._iterations_behind = 10, 10 * is_behind
+            flood.noise += 1_000
+            flood._tick(endpoint)
+        return told[-1]
+
+    assert told[-1] == (EVERY, EVERY)
+    assert ticks(1, is_behind=True) == (EVERY // 2, EVERY)
+    assert ticks(9, is_behind=True) == (EVERY >> 10, EVERY)
+    assert ticks(1, is_behind=True) == (EVERY >> 10, EVERY // 2)
+    assert ticks(100, is_behind=False) == (EVERY, EVERY)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

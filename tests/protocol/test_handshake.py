@@ -7,7 +7,9 @@ import errno
 import pytest
 
 from tests.protocol.wire import RECV_ID, RTT_US, Wire
-from utpsocket.protocol import State
+from utpsocket.protocol import PacketType, State
+from utpsocket.protocol.handshake import SYN_TRIES
+from utpsocket.protocol.packet import HEADER_BYTES, LARGE_SYN_BYTES, decode
 
 
 def test_initiator_sends_one_bare_state_on_the_answer(base: int) -> None:
@@ -123,6 +125,31 @@ def test_the_answer_of_an_earlier_syn_is_as_good(base: int) -> None:
     assert said[1:] == ["STATE seq=1 ack=0"]
     wire.hear("DATA seq=1 ack=0 data=ok")
     assert wire.read_bytes() == b"ok"
+
+
+def test_a_syn_that_is_repeated_is_large_and_means_the_same(base: int) -> None:
+    """In a flood of small ones it comes in (flood.py). Under a fresh id it is small, for acceptors that take no
+    extensions and paths that take nothing large, and where there is no fresh id it is never large.
+    """
+    wire = Wire(base, spare_ids=(RECV_ID + 100,))
+    wire.connect()
+    assert wire.say() == ["SYN seq=0 ack=0"]
+    first = wire.last
+    assert wire.wait(1_400_000) == ["1000 SYN seq=0 ack=0"]
+    second, transmit = wire.last, wire.transmits[-1]
+    assert wire.wait(200_000) == ["1500 SYN seq=0 ack=0"]
+    assert (len(first), len(second), len(wire.last)) == (HEADER_BYTES, LARGE_SYN_BYTES, HEADER_BYTES)
+    assert transmit.may_fragment
+    packet = decode(memoryview(second))
+    assert packet is not None and not packet.payload and packet.sack is None
+    while wire.connection.state is State.SYN_SENT:
+        wire.wait(10_000_000)
+    sizes = [len(transmit.data) for transmit in wire.transmits if transmit.data[0] >> 4 == PacketType.SYN]
+    assert sizes == [HEADER_BYTES, LARGE_SYN_BYTES] + [HEADER_BYTES] * (SYN_TRIES - 1)
+    assert (first[0], first[2:4], first[16:]) == (second[0], second[2:4], second[16:HEADER_BYTES])
+    other = Wire(base)
+    other.hear_bytes(second)
+    assert other.connection.state is State.SYN_RECEIVED
 
 
 def test_without_spare_ids_the_same_syn_is_repeated(base: int) -> None:

@@ -6,8 +6,10 @@ packets of established connections, then those that may prove a SYN, then SYNs, 
 errors are not asked for meanwhile: an answer to a false address may make one each.
 
 The kernel drops what it can tell (sieve.py), and most SYNs of a source that sends many. When the port is behind all the
-same, it lets fewer of all SYNs through, until established connections get what they are sent; and so with strays, of
-which more than a few thousand a second serve nobody.
+same, it lets fewer SYNs through, until established connections get what they are sent and whoever proves itself is
+heard: small ones first, and large ones only where that is not enough. Our initiators repeat their SYN as a large one,
+so the second one comes in, unless the flood is of large ones; others' come in with a luck that is the same for each.
+And so with strays, of which more than a few thousand a second serve nobody.
 
 Everything means the same as outside a flood, but for two things: of strays only a few are answered, and SYNs where
 nobody listens likewise.
@@ -65,6 +67,7 @@ class Flood:
         "_ids",
         "_iterations",
         "_iterations_behind",
+        "_large_of_every",
         "_multiplier",
         "_names",
         "_noise_before",
@@ -87,14 +90,14 @@ class Flood:
         self._since = 0
         self._noise_before = 0
         self._ids: set[int] | None = None
-        self._sieve: tuple[frozenset[int], int, int, Heavy] | None = None  # what the kernel was told
+        self._sieve: tuple[frozenset[int], int, int, Heavy, int] | None = None  # what the kernel was told
         self._multiplier = 1
         self._sources: dict[int, int] = {}  # SYNs by the hash of their source, in this tick
         self._names: dict[int, bytes] = {}  # one of each hash
         self._heavy: dict[int, bytes] = {}  # heavy sources' hashes and names
         self._seen: set[int] = set()  # hashes, since the multiplier was drawn
         self._ticks = self._busy_until = 0
-        self._syns_of_every = self._strays_of_every = EVERY
+        self._syns_of_every = self._large_of_every = self._strays_of_every = EVERY
         self._dropped_before = 0
         self._quiet_ticks = 0
         self._iterations = self._iterations_behind = self._strays = self._heard = 0  # in this tick
@@ -119,7 +122,7 @@ class Flood:
         self.is_on = True
         self._noise_before = self.noise
         self._quiet_ticks = self._iterations = self._iterations_behind = self._strays = 0
-        self._syns_of_every = self._strays_of_every = EVERY
+        self._syns_of_every = self._large_of_every = self._strays_of_every = EVERY
         self._draw_multiplier()
         self._busy_until = self._ticks + _BUSY_TICKS
         port.tell_icmp(wanted=False)
@@ -166,14 +169,17 @@ class Flood:
             known = len(self._heavy)
         if self._heard >= _MANY_RUNS:
             self._busy_until = ticks + _BUSY_TICKS
-        if ticks >= self._busy_until:
-            self._syns_of_every = min(EVERY, self._syns_of_every * 2)
-        elif len(self._heavy) > known:
+        if len(self._heavy) > known:
             pass  # that may be enough
         elif self._iterations_behind * 2 > self._iterations:
-            self._syns_of_every = max(_LEAST_PART, self._syns_of_every // 2)
+            if self._syns_of_every > _LEAST_PART:
+                self._syns_of_every = max(_LEAST_PART, self._syns_of_every // 2)
+            else:
+                self._large_of_every = max(_LEAST_PART, self._large_of_every // 2)
         elif not self._iterations_behind:
-            self._syns_of_every = min(EVERY, self._syns_of_every * 9 // 8)
+            more = 16 if ticks >= self._busy_until else 9
+            self._syns_of_every = min(EVERY, self._syns_of_every * more // 8)
+            self._large_of_every = min(EVERY, self._large_of_every * more // 8)
         if self._strays > _STRAYS_PER_TICK:
             self._strays_of_every = max(_LEAST_PART, self._strays_of_every * _STRAYS_PER_TICK // self._strays)
         else:
@@ -186,13 +192,13 @@ class Flood:
         """Have the kernel drop what is wanted now, if that is not what it does."""
         ids = frozenset(recv_id + near & 0xFFFF for _, recv_id in endpoint.bridges for near in (-1, 0, 1))
         listener = endpoint.listener
-        syns = self._syns_of_every
+        syns, large = self._syns_of_every, self._large_of_every
         if listener is None:
-            syns = self._strays_of_every  # where nobody listens they are that
+            syns = large = self._strays_of_every  # where nobody listens they are that
         elif listener.is_full:
-            syns = _LEAST_PART  # none could come in
+            syns = large = _LEAST_PART  # none could come in
         heavy = Heavy(self._multiplier, frozenset(self._heavy), _HEAVY_PART)
-        wanted = ids, syns, self._strays_of_every, heavy
+        wanted = ids, syns, self._strays_of_every, heavy, large
         if wanted != self._sieve:
             self._sieve = wanted
             endpoint.port.attach_sieve(*wanted)
@@ -281,7 +287,11 @@ class Flood:
         else:
             self.noise += len(indices)
             if any(head[1] for head in heads):  # an extension: whether it is whole must be looked at
-                indices = [index for index in indices if decode(noise.run(index).data) is not None]
+                indices = [
+                    index
+                    for index, head in zip(indices, heads, strict=True)
+                    if not head[1] or decode(noise.run(index).data) is not None
+                ]
                 heads = noise.heads(indices)
             names = noise.names(indices)
             self._count_sources(names)

@@ -3,8 +3,9 @@
 Separate because it is written in another language. The program sees a datagram before it is queued, so what it drops
 takes no room in the receive buffer, wakes nobody and costs a fraction of a microsecond. It drops what is not uTP (too
 short, another version or type) and RESETs of no connection here; of SYNs, and of what carries no id known here, it lets
-a part through, drawn at random, since a first packet of an initiator's may be among them. Of sources that send many
-SYNs it lets a small part through: a source is known by a hash of its address and port, 12 bits.
+a part through, drawn at random, since a first packet of an initiator's may be among them. Another part of SYNs that are
+large: our initiators repeat theirs so. Of sources that send many SYNs it lets a small part through: a source is known
+by a hash of its address and port, 12 bits.
 
 Offsets count from the UDP header, which is where a filter of a UDP socket begins.
 
@@ -18,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from utpsocket.engine.originals import ctypes, struct
 from utpsocket.engine.originals import socket as stdlib
-from utpsocket.protocol.packet import HEADER_BYTES, SYN_BYTE, VERSION, PacketType
+from utpsocket.protocol.packet import HEADER_BYTES, LARGE_SYN_BYTES, SYN_BYTE, VERSION, PacketType
 
 EVERY: Final = 1 << 32  # of so many
 _SOCKADDR_IN_BYTES: Final = 16
@@ -69,14 +70,23 @@ class Heavy(NamedTuple):
     of_every: int
 
 
-def attach(sock: Any, ids: Iterable[int] | None, syns_of_every: int, strays_of_every: int, heavy: Heavy) -> bool:
+def attach(
+    sock: Any,
+    ids: Iterable[int] | None,
+    syns_of_every: int,
+    strays_of_every: int,
+    heavy: Heavy,
+    large_of_every: int = EVERY,
+) -> bool:
     """Have the kernel drop what the program says; False where it does not take it.
 
     ids              of connections here, as packets may carry them; None: any may be
     syns_of_every    so many SYNs of 2³² are let through
     strays_of_every  likewise, of packets with another id
+    large_of_every   likewise, of SYNs of LARGE_SYN_BYTES and more
     """
-    code = b"".join(_INSTRUCTION.pack(*one) for one in program(ids, syns_of_every, strays_of_every, heavy))
+    wanted = program(ids, syns_of_every, strays_of_every, heavy, large_of_every)
+    code = b"".join(_INSTRUCTION.pack(*one) for one in wanted)
     memory = ctypes.create_string_buffer(code, len(code))
     argument = _PROGRAM.pack(len(code) // _INSTRUCTION.size, ctypes.addressof(memory))
     try:
@@ -101,9 +111,18 @@ def detach(sock: Any) -> None:
         pass
 
 
-def program(ids: Iterable[int] | None, syns_of_every: int, strays_of_every: int, heavy: Heavy) -> list[Instruction]:
+def program(
+    ids: Iterable[int] | None, syns_of_every: int, strays_of_every: int, heavy: Heavy, large_of_every: int
+) -> list[Instruction]:
     """The program; see attach()."""
-    syn = [(_LOAD_WORD, 0, 0, _RANDOM), *_part(syns_of_every)]
+    large = [(_LOAD_WORD, 0, 0, _RANDOM), *_part(large_of_every)]
+    syn = [
+        (_LOAD_LENGTH, 0, 0, 0),
+        (_IF_GREATER_EQUAL, 0, len(large), _UDP_BYTES + LARGE_SYN_BYTES),
+        *large,
+        (_LOAD_WORD, 0, 0, _RANDOM),
+        *_part(syns_of_every),
+    ]
     if heavy.sources:
         found = [(_LOAD_WORD, 0, 0, _RANDOM), *_part(heavy.of_every)]
         search = _search(_ranges(heavy.sources)[:_MOST_RANGES])

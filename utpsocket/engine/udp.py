@@ -337,10 +337,10 @@ class Port:
         if self.family == stdlib.AF_INET6:
             self._option(stdlib.IPPROTO_IPV6, _IPV6_RECVERR, int(wanted))
 
-    def attach_sieve(self, ids: Iterable[int], syns_of_every: int, strays_of_every: int, heavy: sieve.Heavy) -> None:
+    def attach_sieve(self, ids: Iterable[int], *wanted: Any) -> None:
         """Have the kernel drop datagrams before they are queued, as sieve.attach() says; nothing where it cannot."""
-        if not sieve.attach(self.sock, ids, syns_of_every, strays_of_every, heavy):
-            sieve.attach(self.sock, None, syns_of_every, strays_of_every, heavy)
+        if not sieve.attach(self.sock, ids, *wanted):
+            sieve.attach(self.sock, None, *wanted)
 
     def detach_sieve(self) -> None:
         """Let everything through again."""
@@ -363,7 +363,7 @@ class Port:
         slot = room[index * stride : index * stride + min(size, stride)]
         if size <= stride:
             return slot
-        return memoryview(bytearray(b"".join((slot, self._calls.overflow(index, size - stride)))))
+        return memoryview(bytearray().join((slot, self._calls.overflow(index, size - stride))))
 
     def _empty(self, buffer: memoryview) -> Run:
         """Something was read that is no datagram: ask again."""

@@ -601,7 +601,7 @@ class Connection:
             if (recv_id := handshake.next_syn(now=now)) is None:
                 return None
             self._use_id(recv_id, (recv_id + 1) & 0xFFFF)
-            return speech.syn(recv_id, handshake.syn_seq, now=now)
+            return speech.syn(recv_id, handshake.syn_seq, is_large=handshake.is_large, now=now)
         if state is State.SYN_RECEIVED:
             return self._speak_unproven(now=now)
         if state not in (State.CONNECTED, State.TIME_WAIT):

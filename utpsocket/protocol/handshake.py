@@ -4,9 +4,9 @@ Separate because nothing of it matters afterwards. It keeps time and ids and jud
 
 Read this first. Facts about the peers (PROTOCOL.md §2, §3): a SYN-ACK is a bare STATE whose seq_nr is the acceptor's
 next DATA. libutp does not answer a SYN it has seen, so a lost SYN-ACK is repaired only by a SYN with another id;
-libtorrent answers with a second connection; we and the JS utp answer alike. So a SYN is first repeated as it is, and
-if that stays without answer, soon after under a fresh id. Whichever answer comes first is taken; what the peer made of
-the other SYNs is told to go.
+libtorrent answers with a second connection; we and the JS utp answer alike. So a SYN is first repeated as it is, only
+large (packet.py), and if that stays without answer, soon after under a fresh id. Whichever answer comes first is taken;
+what the peer made of the other SYNs is told to go.
 
 The initiator's word that it has the answer is a bare STATE, which nobody acks, so it may be lost unnoticed: an acceptor
 that speaks first would wait for it for ever. It is repeated until something comes that only an acceptor sends who has
@@ -63,6 +63,7 @@ class Handshake:
     resets      (connection_id, seq, ack) of RESETs that are due
     proof_at    when an initiator's proof must be repeated, unless the acceptor shows that it has it
     syn_tries   how many SYNs leave, those under fresh ids not counted
+    is_large    whether the SYN that left last is to be large: a repetition, and a small one follows under a fresh id
     answered_ids   an acceptor's recv_ids: of a SYN, and of its repetitions under fresh ids
     answers_like_libutp   the answer told no time difference, as none of libutp's family does
     """
@@ -84,6 +85,7 @@ class Handshake:
         "answers_like_libutp",
         "at",
         "give_up_at",
+        "is_large",
         "peer_syn_seq16",
         "proof_at",
         "recv_id",
@@ -111,6 +113,7 @@ class Handshake:
         self._doubtful_syns = 0
         self._next_try_at = NEVER
         self._is_rekey_next = False
+        self.is_large = False
         self._proofs = 0
         self._answers = 0
         self._answered_at = 0
@@ -136,6 +139,7 @@ class Handshake:
         """The id of a SYN that leaves now, or None."""
         if now < self.at or self.is_exhausted:
             return None
+        self.is_large = self._syns > 0 and not self._is_rekey_next and bool(self._spare_ids)
         self._syns += 1
         if self._is_rekey_next:
             self._is_rekey_next = False

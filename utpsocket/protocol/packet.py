@@ -26,6 +26,9 @@ _EXTENSION_PADDING: Final = 127
 _MAX_PADDING_LINKS: Final = 5
 LEAST_PADDING_BYTES: Final = 12
 MAX_PADDING_BYTES: Final = 10 + 257 * _MAX_PADDING_LINKS
+# A SYN that is repeated is padded to this (pad()). Where SYNs come in floods, a small one in many can be looked at; but
+# who sends large ones needs fifty times the bandwidth, so those are let through as long as they are few (flood.py).
+LARGE_SYN_BYTES: Final = 1_000
 MAX_SACK_BYTES: Final = 252  # the largest multiple of 4 that the one-byte length of an extension can say
 MAX_SEND_BYTES: Final = 65_507  # what one UDP send takes, segmented by the kernel or not
 MAX_SEND_PACKETS: Final = 64  # and so many segments: UDP_MAX_SEGMENTS before 6.9

@@ -13,7 +13,7 @@ from typing import Final
 
 from utpsocket.protocol.flights import Flight
 from utpsocket.protocol.handshake import PROVES_ITSELF
-from utpsocket.protocol.packet import HEADER_BYTES, PacketType, Transmit, compose, encode, pad
+from utpsocket.protocol.packet import HEADER_BYTES, LARGE_SYN_BYTES, PacketType, Transmit, compose, encode, pad
 from utpsocket.protocol.pieces import in_pieces
 from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.sendhalf import SendHalf
@@ -124,8 +124,8 @@ class Speech:
         receive.on_state_sent()
         return Transmit(self._addr, header)
 
-    def syn(self, recv_id: int, syn_seq: int, *, now: int) -> Transmit:
-        """A SYN; all later packets carry the id after its own."""
+    def syn(self, recv_id: int, syn_seq: int, *, is_large: bool = False, now: int) -> Transmit:
+        """A SYN; all later packets carry the id after its own. Large: see LARGE_SYN_BYTES."""
         self.send_id = (recv_id + 1) & 0xFFFF
         header = encode(
             PacketType.SYN,
@@ -136,6 +136,8 @@ class Speech:
             seq=syn_seq,
             ack=PROVES_ITSELF,
         )
+        if is_large:
+            return Transmit(self._addr, pad(header, LARGE_SYN_BYTES - HEADER_BYTES), may_fragment=True)
         return Transmit(self._addr, header)
 
     def reset(self, connection_id: int, seq: int, ack: int, *, now: int) -> Transmit:
