@@ -16,6 +16,8 @@ wait for its number for ever (librqbit): they hear the bare STATE again, with do
 
 The acceptor repeats nothing by its own clock. What it may send to an address that may be spoofed is three times what
 came from there (RFC 9000 §8.1), and that is the answer and a greeting; each SYN that is repeated pays as much again.
+So where the greeting is lost and the initiator, which has its answer, waits in silence, it is repeated only when that
+says its first word: a libutp's keepalive comes after 29 s, our initiators' proof at once and again and again.
 
 A DATA that acks our SYN may have overtaken the STATE, or the STATE is lost; only the STATE says where the stream
 begins. So such DATA is held, and believed to be the beginning only when it comes again: what is sent again first is

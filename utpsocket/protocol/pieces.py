@@ -6,6 +6,13 @@ connection would be stuck with them. So the payload then travels in extensions o
 implementation takes for an ack and whose unknown extensions it skips; ours puts it together. Nobody has to be asked
 whether he can: the packet itself leaves before its pieces, for IP to fragment.
 
+Towards other implementations there is no remedy: what is under way when a path becomes narrower and drops fragments
+never arrives, nor anything behind it, until the path is wide again or our patience ends. To send other, smaller packets
+under the same numbers, even where nothing beyond was acked, would be wrong as soon as one of the first kind still
+arrives, late or over another path: the receiver counts packets, takes of each number what comes first, and the stream
+would repeat or lack bytes without anybody noticing. What can be done is done before: pathmtu.py begins with a size that
+every path carries and tries larger ones with padding. libutp knows no more than to have IP fragment, either.
+
 A link holds: the packet's sequence number, where in its payload the piece begins, how long the payload is (16 bits
 each), and the bytes. Sources: BEP 29 "extension"; PROTOCOL.md §5, §10.
 """
