@@ -10,12 +10,13 @@ import json
 import math
 import sys
 
-from tests.hostile import floods
+from tests.hostile import acks, floods
 from tests.hostile.registry import CASES
 
 
 def main() -> int:
     floods.register()
+    acks.register()
     parser = argparse.ArgumentParser(prog="python3 -m tests.hostile", epilog="Cases: " + ", ".join(CASES))
     parser.add_argument("cases", nargs="*", metavar="CASE")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")

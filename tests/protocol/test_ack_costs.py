@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.hostile import acks
 from tests.protocol.wire import Wire
 from utpsocket.protocol import Config, Run
 from utpsocket.protocol.flights import MAX_NEWLY_SACKED_FLIGHTS, Acknowledged, Fate, Flight, Flights
@@ -378,3 +379,16 @@ def test_a_chain_of_extensions_is_read_for_a_few_links(base: int) -> None:
         datagram = bytes(header) + chain + b"x"
         assert (decode(memoryview(datagram)) is not None) == (links <= MAX_EXTENSIONS)
         assert lines_run(lambda datagram=datagram: decode(memoryview(datagram))) < 120
+
+
+@pytest.mark.parametrize("trace", [acks.timeouts, acks.reneging], ids=["timeouts", "reneging"])
+def test_time_and_broken_promises_in_turn(trace: Callable[[], acks.Victim], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was judged before the peer took its word back is not walked through as a whole to be judged again."""
+    lines: list[int] = []
+    step = acks.Victim._step
+    monkeypatch.setattr(
+        acks.Victim, "_step", lambda victim, action: lines.append(lines_run(lambda: step(victim, action)))
+    )
+    victim = trace()
+    assert max(lines) < NEWS_LINES
+    victim.connection._check()

@@ -27,6 +27,7 @@ MAX_NEWLY_SACKED_RANGES: Final = 16  # that one ack is believed, likewise; the p
 MAX_NEWLY_SACKED_FLIGHTS: Final = 48  # likewise
 MAX_LOST_FLIGHTS: Final = 16  # that are found at once, likewise; the rest a moment later
 _MAX_FORGOTTEN_FLIGHTS: Final = 128  # likewise
+_MAX_LOOKED_AT: Final = 256  # likewise, for what may be lost
 _MOST_PASSED_OVER: Final = 64
 _MANY_FLIGHTS: Final = 8  # acked at once: fewer are looked at one by one as quickly
 _is_small: Final = attrgetter("is_small")
@@ -438,7 +439,11 @@ class Flights:
         queue = self.queue
         next_at: int | None = None
         index = bisect_left(self._starts, self._judged_seq)
+        last = index + _MAX_LOOKED_AT
         while index < len(queue) and (flight := queue[index]).seq <= said_seq:
+            if index == last:
+                next_at = now
+                break
             if flight.fate is Fate.IN_FLIGHT and flight.sends == 1:
                 if len(lost) >= MAX_LOST_FLIGHTS:
                     next_at = now
@@ -453,7 +458,9 @@ class Flights:
                 lost.append(flight)
             index += 1
         self._judged_seq = self._starts[index] if index < len(queue) else self.next_seq
-        at = self._lose_again(lost_at, said_seq, lost, now=now) if self._again else None
+        if next_at == now or not self._again:
+            return lost, next_at
+        at = self._lose_again(lost_at, said_seq, lost, now=now)
         return lost, at if next_at is None or (at is not None and at < next_at) else next_at
 
     def _lose_again(self, lost_at: LostAt, said_seq: int, lost: list[Flight], *, now: int) -> int | None:
@@ -494,6 +501,7 @@ class Flights:
         una_seq, mask = self.una_seq, self.sacked_mask
         if mask:
             index = self._index(una_seq + (mask & -mask).bit_length() - 1)
+            self._judged_seq = min(self._judged_seq, self._starts[index])
             for flight in self.queue[index : index + _MAX_FORGOTTEN_FLIGHTS]:
                 if flight.fate is Fate.SACKED:
                     flight.fate = Fate.IN_FLIGHT
@@ -504,7 +512,6 @@ class Flights:
                         self._again.append((flight.sent_us, flight.seq, flight.end_seq))
                 looked_at = flight.end_seq - una_seq
             self.sacked_mask = mask >> looked_at << looked_at
-        self._judged_seq = una_seq
         if self.sacked_mask:
             return False
         self._again = deque(sorted(self._again))
