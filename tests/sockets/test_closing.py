@@ -225,6 +225,30 @@ def test_last_bytes_before_closing_with_unread_data_may_be_read_or_reset(net: Ne
         client.recv(100)
 
 
+@pytest.mark.parametrize("shuts_down", [False, True])
+@pytest.mark.parametrize("how", ["unread", "linger", "both"])
+def test_breaking_off_where_nobody_takes_what_was_written(net: Net, how: str, shuts_down: bool) -> None:
+    """All buffers are full, so much of it never left: it goes, the peer is reset at once, and nothing stays behind."""
+    listener, client = net.listener(), net.fresh()
+    for sock, option in ((listener, socket.SO_RCVBUF), (client, socket.SO_SNDBUF)):
+        sock.setsockopt(socket.SOL_SOCKET, option, 4_096)
+    client.connect(listener.getsockname())
+    server = net.accept(listener)
+    if how != "linger":
+        server.sendall(b"unread")
+        readable(client)
+    client.setblocking(False)
+    fill_for_good(client)
+    if shuts_down:
+        client.shutdown(socket.SHUT_RDWR)
+    if how != "unread":
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    client.close()
+    with raises_errno(errno.ECONNRESET):
+        receive_all(server)
+    server.close()
+
+
 def test_close_is_idempotent_and_final(net: Net) -> None:
     client, _ = net.pair()
     client.close()

@@ -277,6 +277,8 @@ class Bridge:
         anything was left unread is all there is to know, and the peer may be waiting for just that.
         """
         self._ask_if_rude()
+        if self.identity.settings.linger_seconds == 0:
+            self.connection.abort()
         if self._is_rude:
             self.connection.reset_after_flush(now=now)
         self.connection.discard(now=now)
@@ -511,7 +513,7 @@ class Bridge:
         if not identity.is_over:
             identity.is_over = True
             identity.is_reset = bool(error)
-        if error or self._has_finished_input:
+        if error or self._has_finished_input or self._is_hung_up:
             self._drain()
             self._close_end()
         elif self._sent_eof:
@@ -520,6 +522,9 @@ class Bridge:
                 self.end.shutdown(stdlib.SHUT_RD)
             except OSError:
                 pass
+        else:  # be it that nobody has the user's fd any more, and what was written to it is not even read
+            self._drain()
+            self._close_end()
 
     def _drain(self) -> None:
         """Leave nothing unread that would make the close a reset; nor let a user who is writing right now go on."""
