@@ -20,11 +20,24 @@ class Expected:
 
     words    a regular expression, searched in each line
     is_it    whether a kind is what the reason speaks of
+    after    a regular expression that an earlier line must match: {} is the first group of `words`
     """
 
     words: str
     reason: str
     is_it: Callable[[Kind], bool] = lambda kind: True
+    after: str = ""
+
+    def causes(self, lines: list[str]) -> list[int]:
+        """The numbers of the lines that this speaks of."""
+        found = []
+        for index, line in enumerate(lines):
+            match = re.search(self.words, line)
+            if match is not None:
+                before = self.after.format(*match.groups())
+                if not before or any(re.search(before, earlier) for earlier in lines[:index]):
+                    found.append(index)
+        return found
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,9 @@ class Fewer:
 
     lines: list[str]
     reason: str
+
+
+_AF_UNIX_SAYS: Final = ("raises OSError ENOTCONN", "raises OSError EINVAL", "raises TypeError")
 
 
 def _is_unread(kind: Kind) -> bool:
@@ -68,6 +84,18 @@ EXPECTED: Final = (
         r"(\w)\.connect(_ex)?\(\1\.getsockname",
         "a TCP socket may be connected to itself: both SYNs are the one. uTP's two directions have different ids",
         lambda kind: "connect" in kind.call,
+    ),
+    Expected(
+        r"h\d\.do\(\"(\w)\.shutdown",
+        "an AF_UNIX socket that has listened can do nothing else; whoever shuts it down has another one put in its "
+        "place, which cannot be done in other processes",
+        after=r"\b{}\.listen\(",
+    ),
+    Expected(
+        r"= start\(\)",
+        "a socket that is neither connected nor listening has no name in the kernel, so a program that was started "
+        "finds an AF_UNIX socket",
+        lambda kind: kind.call.startswith("in a child") and kind.utp.startswith(_AF_UNIX_SAYS),
     ),
     Expected(
         r"unsent\(",
@@ -108,7 +136,7 @@ def without_expected(lines: list[str], kind: Kind, line: int) -> Fewer | None:
     for entry in EXPECTED:
         if not entry.is_it(kind):
             continue
-        causes = [index for index, text in enumerate(lines) if re.search(entry.words, text)]
+        causes = entry.causes(lines)
         if causes and causes[0] <= line:
             return Fewer([text for index, text in enumerate(lines) if index not in causes], entry.reason)
     return None
