@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import utpsocket
 from tests.engine.test_faults import OfBoth
-from utpsocket.engine import engine
+from utpsocket.engine import engine, poller
+from utpsocket.engine.collector import Hold
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.retries import Retries
 
@@ -81,3 +84,120 @@ def test_accept_makes_room_for_the_next_one(kind: str, monkeypatch: pytest.Monke
         server, _ = crowd.listener.accept()
         server.close()
     crowd.close()
+
+
+# ── what goes on for long while nobody does anything ──
+
+
+def connection() -> tuple[Any, Any]:
+    with utpsocket.create_server(("127.0.0.1", 0)) as listener:
+        client = utpsocket.create_connection(listener.getsockname(), timeout=WAIT_S)
+        server, _ = listener.accept()
+    return client, server
+
+
+def fill(sock: Any) -> None:
+    """Send until nothing more is taken."""
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sock.send(bytes(1 << 16))
+            select.select([], [sock], [], 0.2)
+
+
+def connecting_to_silence() -> list[Any]:
+    silent = socket.socket(type=socket.SOCK_DGRAM)
+    silent.bind(("127.0.0.1", 0))
+    client = utpsocket.socket()
+    client.setblocking(False)
+    client.connect_ex(silent.getsockname())
+    return [silent, client]
+
+
+def connected() -> list[Any]:
+    return [sock for _ in range(20) for sock in connection()]
+
+
+def half_closed() -> list[Any]:
+    client, server = connection()
+    client.shutdown(socket.SHUT_WR)
+    assert server.recv(1) == b""
+    return [client, server]
+
+
+def closed_by_one_side() -> list[Any]:
+    client, server = connection()
+    client.close()
+    assert server.recv(1) == b""
+    return [server]
+
+
+def closed_by_one_side_and_not_read() -> list[Any]:
+    client, server = connection()
+    client.send(b"nobody reads this")
+    client.close()
+    select.select([server], [], [], WAIT_S)
+    return [server]
+
+
+def nobody_reads() -> list[Any]:
+    client, server = connection()
+    fill(client)
+    return [client, server]
+
+
+def listening() -> list[Any]:
+    return [utpsocket.create_server(("127.0.0.1", 0)), utpsocket.socket()]
+
+
+def relayed_and_nobody_reads() -> list[Any]:
+    listener = OfBoth()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+    client.connect(listener.getsockname())
+    listener.settimeout(WAIT_S)
+    server, _ = listener.accept()
+    fill(client)
+    return [listener, client, server]
+
+
+STATES: list[Callable[[], list[Any]]] = [
+    connecting_to_silence,
+    connected,
+    half_closed,
+    closed_by_one_side,
+    closed_by_one_side_and_not_read,
+    nobody_reads,
+    listening,
+    relayed_and_nobody_reads,
+]
+
+
+@pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
+@pytest.mark.parametrize("kind", ["epoll", "poll"])
+def test_while_nothing_happens_the_engine_sleeps(
+    kind: str, state: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "poll":
+        monkeypatch.setenv("UTPSOCKET_POLLER", "poll")
+    sleeps: list[float] = []
+    original = poller.sleep_until_ready
+
+    def sleep_until_ready(hold: Hold, fds: list[tuple[int, int]], timeout: float) -> None:
+        sleeps.append(timeout)
+        original(hold, fds, timeout)
+
+    monkeypatch.setattr(poller, "sleep_until_ready", sleep_until_ready)
+    socks = state()
+    assert isinstance(the_loop()._epoll, poller.LevelPoller) is (kind == "poll")
+    quiet = False
+    for _ in range(40):  # until what has been sent is acked, and the rest has settled
+        before = len(sleeps)
+        quiet = turns_while_nothing_happens() <= MOST_TURNS and len(sleeps) - before <= MOST_TURNS
+        if quiet:
+            break
+    assert quiet
+    for sock in socks:
+        sock.close()

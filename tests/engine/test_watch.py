@@ -12,7 +12,7 @@ import pytest
 import utpsocket
 from utpsocket.engine import engine, watch
 from utpsocket.engine.loop import Loop
-from utpsocket.engine.watch import HoldersWatch
+from utpsocket.engine.watch import HoldersWatch, Rechecks
 
 pytestmark = [
     pytest.mark.usefixtures("leaves_nothing_behind"),
@@ -201,3 +201,25 @@ def test_an_address_in_use_is_found_by_its_number() -> None:
         again.bind(("127.0.0.1", number))
         assert list(loop.bound) == [number]
     assert not loop.bound
+
+
+def test_what_lives_on_elsewhere_is_looked_at_ever_more_rarely_by_an_engine_that_sleeps() -> None:
+    second = 1_000_000
+    rechecks, now, looks = Rechecks(), 0, 0
+    rechecks.add(1, 2, now=now)
+    while now < 3_600 * second:
+        assert rechecks.at is not None
+        now = max(now + 1, rechecks.at)  # nothing else wakes it
+        if rechecks.due(now) == [(1, 2)]:
+            looks += 1
+            rechecks.add(1, 2, now=now)  # still open: that is no news
+    assert looks < 70
+    before = looks
+    for _ in range(1_000):  # awake for something else, again and again
+        now += second // 100
+        looks += len(rechecks.due(now))
+    assert looks - before in (9, 10)
+    rechecks.hurry()
+    assert rechecks.due(now) == [(1, 2)]
+    rechecks.forget(1, 2)
+    assert rechecks.at is None

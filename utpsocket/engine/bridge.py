@@ -178,6 +178,16 @@ class Bridge:
                 self.connection.abort()  # closed while connecting
                 self._close_end()
 
+    @property
+    def known_events(self) -> int:
+        """What need not be told again (poller.py)."""
+        known = EPOLLIN if self.is_readable or self._has_finished_input else 0
+        if self.is_writable:
+            known |= EPOLLOUT
+        if self._may_have_ended:
+            known |= EPOLLRDHUP
+        return known | EPOLLHUP if self._is_hung_up else known
+
     def poll_end(self) -> None:
         """Ask the kernel now what epoll would say later."""
         poller = poll()

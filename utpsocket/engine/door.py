@@ -55,6 +55,11 @@ class Door:
             self.close()
             raise
 
+    @property
+    def known_events(self) -> int:
+        """What need not be told again (poller.py)."""
+        return EPOLLIN if self._waiting is not None or self._due_at is not None else 0
+
     def on_event(self, mask: int) -> None:
         """Somebody knocks. Let in at the end of this turn: if the knock is this process's own, its connect() stands
         by then.

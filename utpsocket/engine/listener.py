@@ -198,6 +198,7 @@ class Listener:
                 return self._room.next_at(now=now)
             if error:
                 self.is_closed = True
+                loop.rechecks.hurry()
                 self._prepared.popleft()
                 end.close()
                 bridge.abandon()

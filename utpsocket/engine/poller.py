@@ -1,9 +1,10 @@
 """epoll where the system has it, and the part of it that the engine uses, made of poll(), where it has not; and the
 sleep in either, during which the collector is the program's (collector.py).
 
-Separate because the loop speaks epoll: edges, remembered by who asked for them. poll() tells levels, so whatever was
-told sleeps for a millisecond before it is looked at again: long enough that a full buffer does not keep the thread
-spinning, short enough for a fallback.
+Separate because the loop speaks epoll: edges, remembered by who asked for them. poll() tells levels, so it is not asked
+for what its watcher says that it remembers (`known_events`). What is told to a watcher that says nothing of the kind
+sleeps for a millisecond before it is looked at again: long enough that a full buffer does not keep the thread spinning,
+short enough for a fallback.
 
 Only the engine's thread calls poll(); the rest as epoll's. Sources: epoll(7), poll(2).
 """
@@ -11,6 +12,7 @@ Only the engine's thread calls poll(); the rest as epoll's. Sources: epoll(7), p
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from functools import partial
 from io import FileIO
@@ -23,6 +25,8 @@ from utpsocket.engine.originals import ctypes, os, platform, struct, time
 
 _SLEEP_SECONDS: Final = 0.001
 _ONE: Final = struct.pack("=Q", 1)  # what an eventfd is written
+_EPOLLHUP: Final = 0x010
+_UNASKED: Final = 0x018  # EPOLLERR, HUP: poll() says them in any case
 _LEVEL_EVENTS: Final = 0x201F  # EPOLLIN, PRI, OUT, ERR, HUP, RDHUP: poll()'s numbers are the same
 _LONGEST_MS: Final = 0x7FFFFFFF
 _LONGEST_SECONDS: Final = _LONGEST_MS // 1_000
@@ -35,11 +39,16 @@ _epoll_wait: Final[Any] = getattr(_libc, "epoll_wait", None)
 
 
 class LevelPoller:
-    """select.epoll's interface over select.poll."""
+    """select.epoll's interface over select.poll.
+
+    watchers   to whom what is told of an fd is told
+    """
 
     def __init__(self) -> None:
         self._poll = native.poll()
+        self.watchers: Mapping[int, Any] = {}
         self._events: dict[int, int] = {}
+        self._asked: dict[int, int] = {}  # of which poll() is asked what, now
         self._asleep: dict[int, float] = {}  # fd: when to look again
         self.hold: Hold | None = None  # of the thread that polls, if it is ours
 
@@ -53,7 +62,9 @@ class LevelPoller:
         """As epoll.modify(): wakes the fd."""
         self._events[fd] = events & _LEVEL_EVENTS
         self._asleep.pop(fd, None)
+        self._asked.pop(fd, None)
         self._poll.register(fd, self._events[fd])
+        self._asked[fd] = self._events[fd]
 
     def unregister(self, fd: int) -> None:
         """As epoll.unregister(); and done again where it, or register(), has failed half way."""
@@ -62,28 +73,40 @@ class LevelPoller:
         except KeyError:
             pass  # asleep
         self._asleep.pop(fd, None)
+        self._asked.pop(fd, None)
         self._events.pop(fd, None)
+
+    def _ask(self, now: float) -> None:
+        """Have poll() told of what each watcher does not know."""
+        for fd, at in list(self._asleep.items()):
+            if at <= now:
+                del self._asleep[fd]
+        for fd, events in self._events.items():
+            known = getattr(self.watchers.get(fd), "known_events", 0)
+            if fd in self._asleep or known & _EPOLLHUP:  # which poll() says whether it is asked or not
+                if self._asked.pop(fd, None) is not None:
+                    self._poll.unregister(fd)
+            elif self._asked.get(fd) != events & ~known:
+                self._poll.register(fd, events & ~known)
+                self._asked[fd] = events & ~known
 
     def poll(self, timeout: float, limit: int) -> list[tuple[int, int]]:
         """As epoll.poll(): `timeout` in seconds, negative for ever; at most `limit` events."""
         until = time.monotonic() + timeout if timeout >= 0 else float("inf")
         while True:
             now = time.monotonic()
-            for fd, at in list(self._asleep.items()):
-                if at <= now:
-                    self._poll.register(fd, self._events[fd])
-                    del self._asleep[fd]
+            self._ask(now)
             wait = min(until - now, _SLEEP_SECONDS) if self._asleep else until - now
             if self.hold is not None:
-                levels = [(fd, events) for fd, events in self._events.items() if fd not in self._asleep]
+                levels = list(self._asked.items())
                 sleep_until_ready(self.hold, levels, -1.0 if wait == float("inf") else max(0.0, wait))
                 wait = 0.0
             found: list[tuple[int, int]] = self._poll.poll(None if wait == float("inf") else max(0.0, wait) * 1_000)
             if found or time.monotonic() >= until:
                 break
-        for fd, _ in found[:limit]:
-            self._poll.unregister(fd)
-            self._asleep[fd] = time.monotonic() + _SLEEP_SECONDS
+        for fd, mask in found[:limit]:
+            if mask & _UNASKED or not hasattr(self.watchers.get(fd), "known_events"):
+                self._asleep[fd] = time.monotonic() + _SLEEP_SECONDS
         return found[:limit]
 
     def close(self) -> None:
@@ -195,6 +218,8 @@ class Watches:
         self.is_for_any_thread = not isinstance(epoll, LevelPoller)
         self._events: dict[int, int] = {}
         self.by_fd: dict[int, Any] = {}
+        if isinstance(epoll, LevelPoller):
+            epoll.watchers = self.by_fd
 
     def watch(self, fd: int, events: int, watcher: Any) -> None:
         """Have epoll's events of an fd told to `watcher.on_event(mask)`."""

@@ -29,7 +29,8 @@ from utpsocket.engine.originals import os, resource
 from utpsocket.engine.watch import HoldersWatch
 
 _REQUESTS_PER_TURN: Final = 64
-_ORPHANS_SECONDS: Final = 0.05  # between looks whether another process still has sockets of a dead application's
+_ORPHANS_SECONDS: Final = 0.05  # between looks whether another process still has sockets of a dead application's,
+_ORPHANS_MOST_SECONDS: Final = 2.0  # and after a while
 _HIGHEST_FD: Final = 16_384  # the kernel keeps a table as long
 _MOST_TRIES: Final = 3
 _MAX_BACKLOG: Final = 65_536  # notices that an application has not taken in: of ends that it does not ask about
@@ -57,8 +58,10 @@ def main(control_fd: int) -> None:
         loop.call(lambda _: service.begin())
         if service.wait():
             _let_go_of_stderr()
+            seconds = _ORPHANS_SECONDS
             while loop.call(verbs.is_held):
-                sleep(_ORPHANS_SECONDS)
+                sleep(seconds)
+                seconds = min(1.25 * seconds, _ORPHANS_MOST_SECONDS)
             flush(loop)
         loop.stop()
     os._exit(0)

@@ -104,15 +104,26 @@ class _Flow:
 class _Watcher:
     """What epoll's events of one of the two fds do."""
 
-    __slots__ = ("_incoming", "_outgoing", "_relay", "_is_users")
+    __slots__ = ("_has_hung_up", "_incoming", "_outgoing", "_relay", "_is_users")
 
     def __init__(self, relay: Relay, incoming: _Flow, outgoing: _Flow, *, is_users: bool) -> None:
         self._relay = relay
         self._incoming = incoming
         self._outgoing = outgoing
         self._is_users = is_users
+        self._has_hung_up = False
+
+    @property
+    def known_events(self) -> int:
+        """What need not be told again (poller.py)."""
+        incoming, outgoing = self._incoming, self._outgoing
+        known = EPOLLIN | EPOLLRDHUP if incoming.is_readable or incoming.has_ended else 0
+        if outgoing.is_writable or outgoing.is_stopped:
+            known |= EPOLLOUT
+        return known | EPOLLHUP if self._has_hung_up else known
 
     def on_event(self, mask: int) -> None:
+        self._has_hung_up = self._has_hung_up or bool(mask & EPOLLHUP)
         if mask & ~EPOLLOUT:
             self._incoming.is_readable = True
         if mask & (EPOLLOUT | EPOLLHUP | EPOLLERR):

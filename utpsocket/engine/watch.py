@@ -33,7 +33,8 @@ _NETLINK_HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
 _DIAG_REQUEST: Final = struct.Struct("=BBHIIIII")  # linux/unix_diag.h struct unix_diag_req
 _ANY: Final = 0xFFFF_FFFF  # state, cookie
 _DIAG_BYTES: Final = 4_096
-_RECHECK_US: Final = 1_000_000  # the kernel is asked this often while a listener lives on in other processes only
+_RECHECK_US: Final = 1_000_000  # the kernel is asked this often, while a listener lives on in others only, at most
+_RAREST_US: Final = 64_000_000  # and by an engine that nothing else wakes at least
 
 
 Announce = Callable[[int, int, "list[int]", "list[int]"], None]
@@ -217,24 +218,36 @@ def _is_known(inode: int) -> bool:
 
 
 class Rechecks:
-    """Sockets that were closed here and live on elsewhere, by the port's key and their inode."""
+    """Sockets that were closed here and live on elsewhere, by the port's key and their inode.
 
-    __slots__ = ("_waiting", "at")
+    at   when to look again at the latest: after as long again as they have lived on. Whoever holds them may die unseen,
+         but mostly with connections, whose end wakes the engine, and then it looks sooner
+    """
+
+    __slots__ = ("_may_at", "_since", "_waiting", "at")
 
     def __init__(self) -> None:
         self._waiting: set[tuple[int, int]] = set()
-        self.at: int | None = None  # when to look again
+        self._may_at = self._since = 0
+        self.at: int | None = None
 
     def add(self, key: int, inode: int, *, now: int) -> None:
         """Look at this one now and then."""
-        self._waiting.add((key, inode))
-        self.at = now + _RECHECK_US
+        if (key, inode) not in self._waiting:
+            self._waiting.add((key, inode))
+            self._since = now
+            self.at = self._may_at = now + _RECHECK_US
+
+    def hurry(self) -> None:
+        """One of them is closed, says the kernel: look at once."""
+        self._may_at = 0
 
     def due(self, now: int) -> list[tuple[int, int]]:
-        """Those to look at now; forget() what needs no further look."""
-        if self.at is None or now < self.at:
+        """Those to look at, now that the engine is awake; forget() what needs no further look."""
+        if self.at is None or now < self._may_at:
             return []
-        self.at = now + _RECHECK_US
+        self._may_at = now + _RECHECK_US
+        self.at = now + max(_RECHECK_US, min(now - self._since, _RAREST_US))
         return list(self._waiting)
 
     def forget(self, key: int, inode: int) -> None:
