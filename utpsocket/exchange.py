@@ -20,6 +20,7 @@ from typing import Any, Final
 from utpsocket import lifecycle, registry, replacement
 from utpsocket.engine import running_engine, verbs
 from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.loop import Loop
 from utpsocket.engine.native import Socket
 from utpsocket.engine.originals import os
 from utpsocket.engine.originals import socket as stdlib
@@ -121,4 +122,4 @@ def become_tcp(sock: Any, identity: Identity) -> None:
     os.set_blocking(fd, is_blocking)
     loop = running_engine()
     if identity.endpoint and loop is not None and loop.caller_pid == os.getpid():
-        loop.perform(verbs.release, identity.endpoint, identity.inode)
+        (loop.perform if isinstance(loop, Loop) else loop.post)(verbs.release, identity.endpoint, identity.inode)

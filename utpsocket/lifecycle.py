@@ -92,12 +92,17 @@ def _take_port(loop: Loop | RemoteLoop, identity: Identity, address: Any) -> tup
             if not isinstance(error, OSError) or error.errno != errno.EADDRINUSE:
                 raise
         else:
+            if isinstance(loop, RemoteLoop):
+                return loop.adopt_port(udp, identity, reuse=reuse, shares=shares), local
             return loop.perform(verbs.adopt_port, udp, identity, reuse=reuse, shares=shares), local
         local = _resolved(identity, address)
         try:
-            return loop.perform(verbs.share_port, local, identity, reuse=reuse, shares=shares), local
+            key = loop.perform(verbs.share_port, local, identity, reuse=reuse, shares=shares)
         except BlockingIOError:
             continue
+        if isinstance(loop, RemoteLoop):
+            loop.own_ports.discard(key)
+        return key, local
     raise fail(errno.EADDRINUSE)
 
 
@@ -322,7 +327,10 @@ def listen(sock: Any, identity: Identity, backlog: int) -> None:
         name = names.encode_listener(identity.cookie, identity.local, identity.owner_pid)
         Socket.bind(sock, name)
         Socket.listen(sock, backlog)
-        loop.perform(verbs.listen, identity.endpoint, identity, name, max(1, backlog), identity.twin)
+        if isinstance(loop, RemoteLoop) and identity.endpoint in loop.own_ports and sock.gettimeout() == 0:
+            loop.post(verbs.listen_soon, identity.endpoint, identity, name, max(1, backlog), identity.twin)
+        else:
+            loop.perform(verbs.listen, identity.endpoint, identity, name, max(1, backlog), identity.twin)
         identity.twin = None
         identity.role = Role.LISTENING
         identity.claim = None
@@ -532,7 +540,12 @@ def catch_up(sock: Any, identity: Identity) -> None:
 def accept(sock: Any, identity: Identity, made: Any) -> Any:
     """The next incoming connection: `made`, a socket object without an fd, then has one. Returns the peer's address."""
     while True:
-        _accept_any(sock, made)
+        try:
+            _accept_any(sock, made)
+        except BlockingIOError:
+            if identity.role is Role.FAILED:  # listen() has not waited for what has come of it
+                raise fail(identity.take_error() or errno.EINVAL) from None
+            raise
         if identity.is_full:
             _tell_of_room(identity)
         name = Socket.getpeername(made)
@@ -597,15 +610,17 @@ def stop_listening(sock: Any, identity: Identity) -> None:
 def give_up_connecting(sock: Any, identity: Identity) -> bool:
     """End the connection attempt, as shutdown() of whatever half does to TCP's. False: it has ended by itself."""
     loop = _own_engine(identity)
-    if isinstance(loop, Loop) and sock.gettimeout() == 0:
+    if loop is not None and sock.gettimeout() == 0:
         _give_up_at_once(sock, identity, loop)
         return True
     return loop is not None and bool(loop.call(verbs.give_up, identity.cookie))
 
 
-def _give_up_at_once(sock: Any, identity: Identity, loop: Loop) -> None:
+def _give_up_at_once(sock: Any, identity: Identity, loop: Loop | RemoteLoop) -> None:
     """As the engine would end it, by who cannot wait for the engine: the user's fd becomes one that was reset."""
     loop.post(verbs.give_up_at_last, identity.cookie)
+    if isinstance(loop, RemoteLoop):
+        identity.cookie = secrets.randbits(63)  # what the engine writes of the attempt is of no interest any more
     identity.is_gated = False
     identity.is_over = identity.is_reset = True
     identity.error = errno.ECONNRESET
@@ -673,6 +688,8 @@ def after_close(
         if identity.endpoint:
             # The port must be free when close() returns: the next bind may want it.
             # Where connections that nobody has accepted must be reset first, that is the engine's.
+            if isinstance(loop, RemoteLoop):
+                loop.own_ports.discard(identity.endpoint)
             if isinstance(loop, RemoteLoop) and not (acquire and is_blocking):
                 loop.post(verbs.release, identity.endpoint, identity.inode)
                 return

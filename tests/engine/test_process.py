@@ -126,6 +126,90 @@ with utpsocket.create_server(("127.0.0.1", 0)) as listener:
             server, _ = listener.accept()
             server.close()
 """,
+    "calls_that_do_not_wait": """
+listener = utpsocket.create_server(("127.0.0.1", 0))
+client, server = pair()
+waiting = utpsocket.create_connection(listener.getsockname())
+mute = __import__("socket").socket(type=utpsocket.SOCK_DGRAM)
+mute.bind(("127.0.0.1", 0))
+for sock in (listener, client, server):
+    sock.setblocking(False)
+pid = engine().pid
+os.kill(pid, signal.SIGSTOP)
+until(lambda: open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] == "T")
+done = []
+
+def fresh():
+    sock = utpsocket.socket()
+    sock.setblocking(False)
+    return sock
+
+def calls():
+    first, second = fresh(), fresh()
+    first.setsockopt(utpsocket.SOL_SOCKET, utpsocket.SO_REUSEADDR, 1)
+    first.bind(("127.0.0.1", 0))
+    done.append("bind")
+    first.listen(5)
+    first.listen(7)
+    done.append("listen")
+    assert errno_of(first.accept) == "EAGAIN"
+    first.close()
+    second.listen()
+    second.shutdown(utpsocket.SHUT_WR)
+    second.close()
+    done.append("close")
+    listener.accept()[0].close()
+    done.append("accept")
+    assert server.getpeername() == client.getsockname()
+    done.append("getpeername")
+    client.setsockopt(utpsocket.SOL_SOCKET, utpsocket.SO_SNDBUF, 65536)
+    client.setsockopt(utpsocket.IPPROTO_TCP, utpsocket.TCP_NODELAY, 1)
+    done.append("setsockopt")
+    assert client.send(b"question") == 8
+    assert errno_of(server.recv, 1) == "EAGAIN"
+    new = fresh()
+    assert new.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+    assert new.connect_ex(listener.getsockname()) == errno.EALREADY
+    new.close()
+    done.append("connect")
+    given_up = fresh()
+    given_up.connect_ex(mute.getsockname())
+    given_up.shutdown(utpsocket.SHUT_RDWR)
+    assert given_up.getsockopt(utpsocket.SOL_SOCKET, utpsocket.SO_ERROR) == errno.ECONNRESET
+    given_up.close()
+    done.append("shutdown")
+    client.shutdown(utpsocket.SHUT_WR)
+    client.close()
+    server.close()
+    listener.close()
+    done.append("all")
+
+caller = threading.Thread(target=calls)
+caller.start()
+caller.join(10)
+done_without = list(done)
+os.kill(pid, signal.SIGCONT)
+caller.join(10)
+assert done_without[-1:] == ["all"], done_without
+mute.close()
+waiting.close()
+again = utpsocket.create_server(("127.0.0.1", 0))
+client = utpsocket.create_connection(again.getsockname())
+server, _ = again.accept()
+client.sendall(b"x")
+assert server.recv(1) == b"x"
+""",
+    "listening_without_waiting": """
+listener = utpsocket.socket()
+listener.setblocking(False)
+listener.bind(("127.0.0.1", 0))
+listener.listen()
+client = utpsocket.create_connection(listener.getsockname(), timeout=10)
+listener.settimeout(10)
+server, _ = listener.accept()
+server.sendall(b"x")
+assert client.recv(1) == b"x"
+""",
     "half_close": """
 client, server = pair()
 client.shutdown(utpsocket.SHUT_WR)

@@ -37,18 +37,20 @@ from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.forklock import ForkLock
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, allocate_lock, get_ident, new_reentrant_lock, sleep, start_thread
-from utpsocket.engine.originals import _socket, marshal, os, posix, signal
+from utpsocket.engine.originals import _socket, marshal, os, posix, random, signal
 from utpsocket.engine.poller import sleep_until_ready
 from utpsocket.engine.unaccepted import ResetUnaccepted
 from utpsocket.engine.watch import HoldersWatch
 
 _POLLIN: Final = 0x001
+_KEY_BITS: Final = 60
 _END_SECONDS: Final = 1.0  # for a thread that takes notices: it may itself wait for an answer that will not come
 _ENDS: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ENOTSOCK)
 _MOST_TRIES: Final = 10
 _TRY_AGAIN_SECONDS: Final = 0.001
 _HIGH_FD: Final = 1_024  # out of the numbers that select() can watch
 _CONTROL_FD: Final = 3  # of the new process
+_system_random: Final = random.SystemRandom()
 _NOTICE_BYTES: Final = 32 << 10
 _BOOT: Final = f"""
 import os, sys
@@ -109,6 +111,7 @@ class RemoteLoop:
         self.holders_watch = HoldersWatch(announce=self._announce)
         self.is_alive = True
         self.listened: set[int] = set()  # at these port numbers this process has listened
+        self.own_ports: set[int] = set()  # keys of those that no two sockets have ever shared
         self.successor: dict[str, Any] = {}  # the engine that took this one's place, once it was gone
         self._serials = itertools.count(1)
         self._answers: dict[int, Answer | _Callback] = {}
@@ -200,6 +203,13 @@ class RemoteLoop:
     def perform(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """As call(): what a thread of this process could do by itself, the engine's process must do."""
         return self.call(verb, *arguments, **named)
+
+    def adopt_port(self, udp_sock: Any, identity: Identity, *, reuse: bool, shares: bool) -> int:
+        """As the verb, without waiting for the engine: the key is made up here."""
+        key = _system_random.getrandbits(_KEY_BITS) | 1 << _KEY_BITS  # not one of the engine's own
+        self.own_ports.add(key)
+        self.post(verbs.adopt_port_as, key, udp_sock, identity, reuse, shares)
+        return key
 
     def learn(self, identity: Identity) -> None:
         """The application has changed what the engine knows of a socket."""

@@ -37,9 +37,9 @@ def _error(code: int) -> OSError:
     return OSError(code, os.strerror(code))
 
 
-def adopt_port(loop: Loop, udp_sock: Any, identity: Identity, *, reuse: bool, shares: bool) -> int:
+def adopt_port(loop: Loop, udp_sock: Any, identity: Identity, *, reuse: bool, shares: bool, key: int = 0) -> int:
     """A user's socket is bound: its UDP socket becomes a port. Returns the endpoint's key."""
-    endpoint = loop.new_endpoint(udp_sock, is_private=False)
+    endpoint = loop.new_endpoint(udp_sock, is_private=False, key=key)
     try:
         if is_shared(endpoint.port.sock):
             endpoint.peers = PeerPorts(endpoint)
@@ -54,6 +54,11 @@ def adopt_port(loop: Loop, udp_sock: Any, identity: Identity, *, reuse: bool, sh
             endpoint.port.close()
         raise
     return endpoint.key
+
+
+def adopt_port_as(loop: Loop, key: int, udp_sock: Any, identity: Identity, reuse: bool, shares: bool) -> None:
+    """The same, of a caller who does not wait, and has made up a key."""
+    adopt_port(loop, udp_sock, identity, reuse=reuse, shares=shares, key=key)
 
 
 def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, shares: bool) -> int:
@@ -145,6 +150,11 @@ def listen(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, 
         if tcp_sock is not None:
             tcp_sock.close()
         raise
+
+
+def listen_soon(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, tcp_sock: Any = None) -> None:
+    """The same, of a caller who does not wait, and has the port for itself."""
+    listen(loop, key, identity, name, backlog, tcp_sock)
 
 
 def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, backlog: int, tcp: Any) -> None:
@@ -256,6 +266,15 @@ def _undo_listen(loop: Loop, code: int, key: int, identity: Identity, *_: Any) -
     endpoint = loop.endpoints.get(key)
     if endpoint is not None and identity.role is not Role.LISTENING:
         _withdraw(loop, endpoint, identity.inode)
+
+
+def _undo_listen_soon(loop: Loop, code: int, key: int, identity: Identity, *_: Any) -> None:
+    """It does not listen, and accept() says so."""
+    endpoint = loop.endpoints.get(key)
+    if endpoint is not None:
+        _withdraw(loop, endpoint, identity.inode)
+    identity.error = code
+    identity.role = Role.FAILED
 
 
 def _undo_half(loop: Loop, code: int, cookie: int, *_: Any) -> None:
@@ -567,8 +586,10 @@ def figures(loop: Loop) -> dict[str, Any]:
 
 UNDO: Final[dict[Callable[..., Any], Callable[..., None]]] = {
     adopt_port: _undo_bind,
+    adopt_port_as: _undo_bind,
     share_port: _undo_share,
     listen: _undo_listen,
+    listen_soon: _undo_listen_soon,
     dial_private: _undo_dial,
     dial_from: _undo_dial,
     give_up: _undo_half,
