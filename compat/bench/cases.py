@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from compat.bench.pair import pair
 from compat.bench.sample import Sample
+from compat.bench.stream_side import CALLS
 from compat.bench.subjects import IN_A_PROCESS
 from compat.peers.bittorrent import Metainfo
 from compat.peers.children import Failed
@@ -130,6 +131,17 @@ def setup(subject: str, seconds: float) -> Sample:
     return Sample(dialed["count"] / elapsed(dialed))
 
 
+def calls(subject: str, seconds: float, *, parallel: int) -> Sample:
+    """The slowest of the medians of bind, listen, connect, getpeername and accept, none of which may wait."""
+    with pair(subject, subject, {"kind": "calls", "seconds": seconds, "parallel": parallel}) as both:
+        _, dialed = both.measure()
+    return Sample(
+        max(dialed[f"{name}_us"] for name in CALLS),
+        None,
+        {name: value for name, value in dialed.items() if name.endswith("_us")},
+    )
+
+
 def idle(subject: str, seconds: float, *, connections: int) -> Sample:
     """What a connection costs that does nothing: per end, resident memory of both processes and slab of the kernel."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -210,6 +222,20 @@ ALL: Final = (
         functools.partial(pingpong, size=1024),
     ),
     Case("setup", "connections/s", "connect, 1 byte there and back, close", OURS, setup),
+    Case(
+        "nonblocking_calls",
+        "µs",
+        "bind, listen, connect, getpeername, accept: the slowest median",
+        ("utpsocket", IN_A_PROCESS, "tcp"),
+        functools.partial(calls, parallel=0),
+    ),
+    Case(
+        "nonblocking_calls_bulk",
+        "µs",
+        "the same in a process that sends on four connections",
+        ("utpsocket", IN_A_PROCESS, "tcp"),
+        functools.partial(calls, parallel=4),
+    ),
     *(_parallel(count) for count in (1, 10, 100, 1000)),
     Case(
         "idle",

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         return 2
     if options.list:
         for case in cases.ALL:
-            print(f"{case.name:15}{case.about} ({case.unit}): {', '.join(case.subjects)}", file=sys.stderr)
+            print(f"{case.name:24}{case.about} ({case.unit}): {', '.join(case.subjects)}", file=sys.stderr)
         return 0
     names = options.cases or (cases.QUICK if options.quick else tuple(cases.BY_NAME))
     wanted = options.subjects or (rounds.QUICK_SUBJECTS if options.quick else subjects.SUBJECTS)

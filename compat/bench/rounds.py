@@ -66,7 +66,7 @@ def _measure(row: Row, seconds: float) -> None:
     else:
         row.samples.append(sample)
         told = _told(sample, row.unit)
-    print(f"  {row.case:14}{row.subject:18}{told}   [{time.monotonic() - began:.1f} s]", file=sys.stderr, flush=True)
+    print(f"  {row.case:23}{row.subject:18}{told}   [{time.monotonic() - began:.1f} s]", file=sys.stderr, flush=True)
 
 
 def _told(sample: Sample, unit: str) -> str:

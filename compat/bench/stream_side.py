@@ -13,7 +13,9 @@ import contextlib
 import importlib
 import json
 import os
+import select
 import socket
+import statistics
 import sys
 import threading
 import time
@@ -27,6 +29,7 @@ from utpsocket.cli.perf_streams import Limit, receive_all, send_all
 
 LOOPBACK: Final = "127.0.0.1"
 BACKLOG: Final = 4_096
+CALLS: Final = ("bind", "listen", "connect", "getpeername", "accept")
 
 
 class Side:
@@ -169,6 +172,48 @@ def receive_exactly(stream: socket.socket, size: int) -> bytes:
     return data
 
 
+def calls_connect(side: Side) -> dict[str, Any]:
+    """How long each call on a socket that does not block takes, while other threads send on all connections."""
+    streams = [side.dial() for _ in range(side.parallel)]
+    listener = side.transport.create_server((LOOPBACK, 0))
+    listener.setblocking(False)
+    took_us: dict[str, list[float]] = {name: [] for name in CALLS}
+    watch = side.start()
+    sender = threading.Thread(target=send_all, args=(streams, Limit(None, side.seconds), lambda _: None))
+    if streams:
+        sender.start()
+    while time.monotonic() < watch.started + side.seconds:
+        nonblocking_calls(side.transport, listener, took_us)
+    if streams:
+        sender.join()
+    report = dict(watch.stop())
+    for name, each in took_us.items():
+        report[f"{name}_us"], report[f"{name}_worst_us"] = statistics.median(each), max(each)
+    return report
+
+
+def nonblocking_calls(transport: Any, listener: Any, took_us: dict[str, list[float]]) -> None:
+    """Each once."""
+
+    def timed(name: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        began = time.perf_counter()
+        result = call(*arguments)
+        took_us[name].append((time.perf_counter() - began) * 1e6)
+        return result
+
+    with transport.socket() as bound, transport.socket() as client:
+        bound.setblocking(False)
+        client.setblocking(False)
+        timed("bind", bound.bind, (LOOPBACK, 0))
+        timed("listen", bound.listen)
+        timed("connect", client.connect_ex, listener.getsockname())
+        select.select([listener], [], [])
+        server, _ = timed("accept", listener.accept)
+        with server:
+            server.setblocking(False)
+            timed("getpeername", server.getpeername)
+
+
 def setup_connect(side: Side) -> dict[str, Any]:
     watch = side.start()
     count = 0
@@ -237,6 +282,7 @@ KINDS: Final[dict[str, tuple[Callable[[Side], dict[str, Any]], Callable[[Side], 
     "both": (both_listen, both_connect),
     "pingpong": (pingpong_listen, pingpong_connect),
     "setup": (setup_listen, setup_connect),
+    "calls": (bulk_listen, calls_connect),
     "idle": (idle_listen, idle_connect),
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from compat.bench import cases
 from compat.bench.sample import Row, ratio
+from compat.bench.stream_side import CALLS
 from compat.peers.children import REPOSITORY
 
 
@@ -103,6 +104,9 @@ def _remarks(row: Row) -> str:
             f"{row.more('connections'):,.0f} connections; fds {row.more('fds_listener'):.2g} and "
             f"{row.more('fds_dialer'):.2g} (dialer)"
         )
+    if row.case.startswith("nonblocking_calls"):
+        figures = ((name, row.more(f"{name}_us") or 0, row.more(f"{name}_worst_us") or 0) for name in CALLS)
+        told += [f"{name} {_number(median)} (worst {_number(worst)})" for name, median, worst in figures]
     if row.causes:
         told.append(f"{len(row.causes)} of {len(row.causes) + len(row.samples)} failed: {row.causes[0]}")
     return ", ".join(told)
