@@ -6,6 +6,7 @@ each test has a thread of its own for the calls, which says how far it has come.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket as stdlib
 import struct
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 import pytest
 
 import utpsocket
+from utpsocket import monkey
 from utpsocket.engine import engine
 from utpsocket.engine.loop import Loop
 
@@ -245,3 +247,79 @@ def test_the_address_of_a_listener_with_connections_waiting_can_be_bound_again_a
         with client, pytest.raises(ConnectionResetError):
             client.settimeout(WAIT_S)
             client.recv(1)
+
+
+@contextmanager
+def no_wait_on(thread: int) -> Iterator[None]:
+    """Whatever of this thread waits for the engine fails: as blockbuster has it on the thread of an event loop."""
+    original = Loop.call
+
+    def guarded(self: Loop, verb: Callable[..., object], *arguments: object, **named: object) -> object:
+        if threading.get_ident() == thread:
+            raise AssertionError(f"waits for the engine: {verb.__name__}")
+        return original(self, verb, *arguments, **named)
+
+    Loop.call = guarded  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        Loop.call = original  # type: ignore[method-assign]
+
+
+async def talk_all_day(silent: tuple[str, int]) -> None:
+    """What servers and clients over asyncio call."""
+    loop = asyncio.get_running_loop()
+    peers = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peers.append(writer.get_extra_info("peername"))
+        writer.get_extra_info("socket").setsockopt(stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY, 1)
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    address = server.sockets[0].getsockname()
+    ours = []
+    for _ in range(3):
+        reader, writer = await asyncio.open_connection(*address)
+        ours.append(writer.get_extra_info("sockname"))
+        writer.write(bytes(1 << 20))
+        writer.write_eof()
+        assert len(await reader.read()) == 1 << 20
+        writer.close()
+        await writer.wait_closed()
+    assert sorted(peers) == sorted(ours)
+
+    with pytest.raises(OSError, match="in use"):
+        await asyncio.start_server(serve, *address, reuse_address=False)
+    server.close()
+    await server.wait_closed()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(*address)
+
+    with stdlib.socket() as listener, stdlib.socket() as client, stdlib.socket() as given_up:
+        for sock in (listener, client, given_up):
+            sock.setblocking(False)
+        listener.bind(LOCALHOST)
+        listener.listen()
+        listener.listen(3)
+        await loop.sock_connect(client, listener.getsockname())
+        accepted, _ = await loop.sock_accept(listener)
+        with accepted, accepted.dup() as copy:
+            assert copy.getpeername() == client.getsockname()
+            await loop.sock_sendall(client, b"question")
+            assert await loop.sock_recv(copy, 8) == b"question"
+            accepted.shutdown(stdlib.SHUT_WR)
+            assert await loop.sock_recv(client, 1) == b""
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(loop.sock_connect(given_up, silent), 0.05)
+
+
+def test_an_event_loop_never_waits_for_the_engine() -> None:
+    with stdlib.socket(stdlib.AF_INET, stdlib.SOCK_DGRAM) as silent:
+        silent.bind(LOCALHOST)
+        with monkey.patched(), no_wait_on(threading.get_ident()):
+            asyncio.run(talk_all_day(silent.getsockname()))
