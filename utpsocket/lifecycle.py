@@ -19,14 +19,12 @@ from utpsocket.engine.highfd import raise_fd, with_room
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.names import Address
-from utpsocket.engine.native import Socket, accepted, allocate_lock, poll
+from utpsocket.engine.native import Socket, allocate_lock, poll
 from utpsocket.engine.originals import _socket, os, secrets
 from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.remote import RemoteLoop
 
-_POLLIN: Final = 0x001
 _POLLOUT: Final = 0x004
-_POLLRDHUP: Final = 0x2000
 _POLLERR_OR_HUP: Final = 0x018
 _BIND_TRIES: Final = 100  # of an address that a port of ours, which the engine is about to close, still has
 _BOTH_HALVES: Final = 3
@@ -303,7 +301,7 @@ def give_up_chosen_port(identity: Identity) -> None:
     """
     if not identity.is_port_chosen or identity.is_port_new or not identity.endpoint:
         return
-    loop = _own_engine(identity)
+    loop = own_engine(identity)
     if loop is not None:
         loop.perform(verbs.give_up_port, identity.endpoint, identity.inode)
     assert identity.bound is not None
@@ -360,7 +358,7 @@ def about_to_shut_down(sock: Any, identity: Identity, how: int) -> None:
     """The user's end of a connection is about to be shut down, which may look like a close to the engine."""
     identity.shut_halves |= how + 1
     is_reset_by_close = identity.settings.linger_seconds == 0 and identity.shut_halves & 2
-    loop = _own_engine(identity)
+    loop = own_engine(identity)
     if (identity.shut_halves == _BOTH_HALVES or is_reset_by_close) and isinstance(loop, Loop):
         loop.holders_watch.watch(sock.fileno())
         identity.is_shut_down = True
@@ -383,7 +381,7 @@ def received_after_all(identity: Identity, count: int, flags: int) -> bytes:
         if len(piece) > count:
             held.appendleft(piece[count:])
         count -= len(taken[-1])
-    loop = _own_engine(identity)
+    loop = own_engine(identity)
     if loop is not None:
         loop.post(verbs.hold_more, identity.cookie)
     return b"".join(taken)
@@ -514,7 +512,7 @@ def meet_acceptor(identity: Identity) -> None:
     """After connect() has waited: an acceptor of this process has the connection, too. An engine in a thread says both
     in one step (gates.py); one in another process can but say the one right after the other.
     """
-    loop = _own_engine(identity)
+    loop = own_engine(identity)
     if isinstance(loop, RemoteLoop) and identity.peer is not None and identity.peer[1] in loop.listened:
         loop.call(verbs.settled)
 
@@ -532,65 +530,9 @@ def catch_up(sock: Any, identity: Identity) -> None:
     """Have the engine take in what has arrived: a peer's reset just before must be known to who asks now. A socket that
     does not block is told what is known already, since nothing else can be had without waiting for the engine.
     """
-    loop = _own_engine(identity)
+    loop = own_engine(identity)
     if loop is not None and sock.gettimeout() != 0:
         loop.call(verbs.catch_up, identity.cookie)
-
-
-def accept(sock: Any, identity: Identity, made: Any) -> Any:
-    """The next incoming connection: `made`, a socket object without an fd, then has one. Returns the peer's address."""
-    while True:
-        try:
-            _accept_any(sock, made)
-        except BlockingIOError:
-            if identity.role is Role.FAILED:  # listen() has not waited for what has come of it
-                raise fail(identity.take_error() or errno.EINVAL) from None
-            raise
-        if identity.is_full:
-            _tell_of_room(identity)
-        name = Socket.getpeername(made)
-        found = names.decode(name)
-        if found is not None and names.maker(made)[0] == identity.owner_pid and names.is_ours(name, None):
-            options.inherit(made, identity)
-            return found[3]
-        Socket.close(made)  # a stranger who found the listening name: anyone on this machine can connect to it
-
-
-def _tell_of_room(identity: Identity) -> None:
-    identity.is_full = False  # first: if the engine says so once more, the next accept() tells it again
-    loop = _own_engine(identity)
-    if loop is not None:
-        loop.post(verbs.make_room, identity.endpoint)
-
-
-def _accept_any(sock: Any, made: Any) -> None:
-    """accept4(2) of a listening AF_UNIX socket, which after shutdown() says EAGAIN for ever to whoever does not block,
-    while poll() says that there is something: EINVAL, as TCP's.
-    """
-    check_open(sock)
-    timeout = sock.gettimeout()
-    if timeout:
-        mask = _wait_readable(sock, timeout)
-        if not mask:
-            raise TimeoutError("timed out")
-        if mask & _POLLRDHUP:
-            raise fail(errno.EINVAL)
-    try:
-        accepted(sock, made)
-    except BlockingIOError:
-        if _wait_readable(sock, 0) & _POLLRDHUP:
-            raise fail(errno.EINVAL) from None
-        raise
-
-
-def _wait_readable(sock: Any, seconds: float) -> int:
-    poller = poll()
-    fd = sock.fileno()
-    if fd < 0:
-        raise fail(errno.EBADF)  # closed by another thread
-    poller.register(fd, _POLLIN | _POLLRDHUP)
-    found = poller.poll(seconds * 1_000)
-    return int(found[0][1]) if found else 0
 
 
 def stop_listening(sock: Any, identity: Identity) -> None:
@@ -609,7 +551,7 @@ def stop_listening(sock: Any, identity: Identity) -> None:
 
 def give_up_connecting(sock: Any, identity: Identity) -> bool:
     """End the connection attempt, as shutdown() of whatever half does to TCP's. False: it has ended by itself."""
-    loop = _own_engine(identity)
+    loop = own_engine(identity)
     if loop is not None and sock.gettimeout() == 0:
         _give_up_at_once(sock, identity, loop)
         return True
@@ -638,7 +580,7 @@ def _give_up_at_once(sock: Any, identity: Identity, loop: Loop | RemoteLoop) -> 
 
 def apply_options(identity: Identity, *, at_once: bool, to_living: bool) -> None:
     """Tell the engine of changed options; have a living connection follow them, before this returns or soon."""
-    loop = _own_engine(identity)
+    loop = own_engine(identity)
     if loop is not None:
         if isinstance(loop, RemoteLoop):
             loop.learn(identity)
@@ -646,7 +588,7 @@ def apply_options(identity: Identity, *, at_once: bool, to_living: bool) -> None
             (loop.call if at_once else loop.post)(verbs.apply, identity.cookie)
 
 
-def _own_engine(identity: Identity) -> Loop | RemoteLoop | None:
+def own_engine(identity: Identity) -> Loop | RemoteLoop | None:
     """The engine that serves this socket, if it is this process's and can answer."""
     loop = running_engine()
     if loop is None or not loop.is_alive or loop.caller_pid != os.getpid() or sys.is_finalizing():

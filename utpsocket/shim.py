@@ -15,7 +15,7 @@ import errno
 import sys
 from typing import Any, Final
 
-from utpsocket import exchange, lifecycle, options, registry, stats, wording
+from utpsocket import accepting, exchange, lifecycle, options, registry, stats, wording
 from utpsocket.engine import highfd
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, StdlibSocket, duplicated, poll
@@ -184,7 +184,7 @@ class socket(StdlibSocket):
             fd, name = Socket._accept(self)
             return int(fd), name
         raw = Socket.__new__(Socket)
-        peer = lifecycle.accept(self, identity, raw)
+        peer = accepting.accept(self, identity, raw)
         return int(raw.detach()), peer
 
     def accept(self) -> tuple[Any, Any]:
@@ -195,7 +195,7 @@ class socket(StdlibSocket):
         is_patched = hasattr(StdlibSocket, "_utp")
         made: Any = StdlibSocket if is_patched and not isinstance(self, socket) else socket
         sock = made.__new__(made)  # owns the fd from its first moment
-        peer = lifecycle.accept(self, identity, sock)
+        peer = accepting.accept(self, identity, sock)
         made.__init__(sock, self.family, self.type, self.proto, fileno=sock.fileno())
         if stdlib.getdefaulttimeout() is None and self.gettimeout():
             sock.setblocking(True)
