@@ -18,16 +18,18 @@ from utpsocket.protocol.packet import MAX_RUN_PACKETS
 PACED_FROM_RTT_US: Final = 10_000
 _BURST_US: Final = 1_000  # DESIGN.md §4
 _CREDIT_US: Final = 4_000  # timers come up to a few ms late; what was due meanwhile may follow
+_LATE_SHARE: Final = 2  # of a round trip at most: a thread that a busy machine leaves waiting comes later than that
 _MIN_BURST_PACKETS: Final = 2
 
 
 class Pacer:
     """The debt of what was sent, paid off by time. Times µs."""
 
-    __slots__ = ("_burst_left", "_instant_base", "_instant_bytes", "_instant_us", "ready_at")
+    __slots__ = ("_burst_left", "_credit_us", "_instant_base", "_instant_bytes", "_instant_us", "ready_at")
 
     def __init__(self) -> None:
         self.ready_at = 0  # when the next burst may leave
+        self._credit_us = _CREDIT_US
         self._instant_us = -1
         self._instant_base = 0
         self._instant_bytes = 0
@@ -45,6 +47,12 @@ class Pacer:
             self._burst_left = max(_MIN_BURST_PACKETS, round_bytes * _BURST_US // (rtt_us * max(1, size)))
         return self._burst_left
 
+    def on_late(self, late_us: int, rtt_us: int) -> None:
+        """Something was due so long ago, and nothing but this machine kept it waiting: the path's queues have had the
+        time to drain, so all that was due may leave now.
+        """
+        self._credit_us = max(_CREDIT_US, min(late_us, rtt_us // _LATE_SHARE))
+
     def on_sent(self, count: int, total_bytes: int, round_bytes: int, rtt_us: int, *, now: int) -> None:
         """`count` packets left."""
         if rtt_us <= PACED_FROM_RTT_US:
@@ -57,6 +65,7 @@ class Pacer:
 
     def _begin(self, now: int) -> None:
         self._instant_us = now
-        self._instant_base = max(self.ready_at, now - _CREDIT_US)
+        self._instant_base = max(self.ready_at, now - self._credit_us)
+        self._credit_us = _CREDIT_US
         self._instant_bytes = 0
         self._burst_left = 0

@@ -116,6 +116,8 @@ class SendHalf(Outstanding):
 
     def next_flight(self, *, now: int, max_segments: int) -> Flight | None:
         """The next packets to put on the wire, already booked as sent, or None when nothing may leave now."""
+        if self._paced_until < now:
+            self.pacer.on_late(now - self._paced_until, self.recovery.srtt_us)
         self._paced_until = NEVER
         flights = self.flights
         if self._unfinished is not None:
