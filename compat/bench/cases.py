@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from compat.bench.busy import BUSY_PER_CPU, as_many_as_usual, busy_processes
 from compat.bench.pair import pair
 from compat.bench.sample import Sample
 from compat.bench.stream_side import CALLS
@@ -54,18 +55,20 @@ def transfer(
     listener: str = "",
     ours_only: dict[str, str] | None = None,
     kind: str = "bulk",
+    busy: int = 0,
     **settings: Any,
 ) -> Sample:
     """Bytes from the dialer to the listener, or both ways; every byte counted where it arrived.
 
     listener    who receives; the subject itself unless said
     ours_only   environment of both processes, of utpsocket's: for others it means nothing
+    busy        so many processes compute beside the two
     """
     if subject == "libtorrent":
         return torrent(seconds)
     settings |= {"kind": kind, "seconds": seconds, "bytes": int(QUIC_BYTES_PER_SECOND * seconds)}
     environment = ours_only if subject == "utpsocket" else None
-    with pair(listener or subject, subject, settings, environment=environment) as both:
+    with pair(listener or subject, subject, settings, environment=environment) as both, busy_processes(busy):
         received, sent = both.measure_until_received() if subject == "aioquic" else both.measure()
     if kind == "both":
         if (received["bytes"], sent["bytes"]) != (sent["sent"], received["sent"]):
@@ -89,6 +92,11 @@ def long_transfer(subject: str, seconds: float, *, parallel: int) -> Sample:
     has what is its order then.
     """
     return transfer(subject, 3 * seconds, parallel=parallel)
+
+
+def busy_transfer(subject: str, seconds: float) -> Sample:
+    """Long enough for each of so many processes to have had its turn a few dozen times."""
+    return transfer(subject, 3 * seconds, busy=as_many_as_usual())
 
 
 def elapsed(*reports: dict[str, Any]) -> float:
@@ -273,6 +281,14 @@ ALL: Final = (
         "bulk with a busy Python thread in the sender's process",
         ("utpsocket", IN_A_PROCESS, "tcp"),
         functools.partial(transfer, hog=True),
+    ),
+    Case(
+        "bulk_busy",
+        MB_PER_SECOND,
+        f"bulk beside {BUSY_PER_CPU} busy processes for each CPU",
+        OURS,
+        busy_transfer,
+        reference=("bulk", "utpsocket"),
     ),
     Case(
         "to_libutp",

@@ -36,6 +36,13 @@ def _against(case: str, other: str, *, of: str = "", subject: str = "utpsocket")
     return lambda rows: ratio(rows.get((case, subject)), rows.get((of or case, other)))
 
 
+def _share_beside_busy(rows: Rows) -> float | None:
+    """What is left to us of bulk on a busy machine, over what is left to TCP."""
+    ours = ratio(rows.get(("bulk_busy", "utpsocket")), rows.get(("bulk", "utpsocket")))
+    tcps = ratio(rows.get(("bulk_busy", "tcp")), rows.get(("bulk", "tcp")))
+    return ours / tcps if ours is not None and tcps else None
+
+
 def _more(case: str, name: str) -> Callable[[Rows], float | None]:
     def figure(rows: Rows) -> float | None:
         row = rows.get((case, "utpsocket"))
@@ -67,6 +74,7 @@ ALL: Final = (
     Goal("ping-pong 1 B vs TCP", 0.4, None, _against("pingpong_1", "tcp")),
     Goal("ping-pong 1 KB vs TCP", 0.4, None, _against("pingpong_1k", "tcp")),
     Goal("connect + echo + close vs TCP", 0.4, None, _against("setup", "tcp")),
+    Goal("what a busy machine leaves of bulk vs what it leaves of TCP", 1, None, _share_beside_busy),
     Goal("1,000 connections together vs one", 0.6, None, _against("parallel_1000", "utpsocket", of="parallel_1")),
     Goal("1,000 connections, Jain index", 0.9, None, _more("parallel_1000", "jain")),
     Goal("idle connection's end, bytes", None, 9_000, _idle),
