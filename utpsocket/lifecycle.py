@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from typing import Any, Final
 
 from utpsocket import options, pairing, registry, replacement
-from utpsocket.engine import engine, farewell, names, running_engine, serving_pid, verbs
+from utpsocket.engine import engine, farewell, names, namespaces, running_engine, serving_pid, verbs
 from utpsocket.engine.highfd import raise_fd, with_room
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.loop import Loop
@@ -53,7 +53,7 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
     loop = engine()
     key = 0
     try:
-        key, local = _take_port(loop, identity, address)
+        key, local = _take_port(sock, loop, identity, address)
         loop.holders_watch.watch(sock.fileno())
         identity.local = identity.bound = local
         identity.is_port_chosen = not int(address[1])
@@ -74,12 +74,12 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
         raise
 
 
-def _take_port(loop: Loop | RemoteLoop, identity: Identity, address: Any) -> tuple[int, Address]:
+def _take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: Any) -> tuple[int, Address]:
     """The key of the engine's endpoint at this address, and the address as the kernel gives it."""
     reuse = any(identity.options.get((stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR), b""))
     shares = identity.settings.shares_port
     for _ in range(_BIND_TRIES):
-        udp = raise_fd(options.udp_socket(identity))
+        udp = raise_fd(namespaces.made_beside(sock, partial(options.udp_socket, identity)))
         try:
             udp.bind(address)
             local: Address = udp.getsockname()
@@ -95,7 +95,8 @@ def _take_port(loop: Loop | RemoteLoop, identity: Identity, address: Any) -> tup
             return loop.perform(verbs.adopt_port, udp, identity, reuse=reuse, shares=shares), local
         local = _resolved(identity, address)
         try:
-            key = loop.perform(verbs.share_port, local, identity, reuse=reuse, shares=shares)
+            named = {"reuse": reuse, "shares": shares, "namespace": namespaces.cookie(sock)}
+            key = loop.perform(verbs.share_port, local, identity, **named)
         except BlockingIOError:
             continue
         if isinstance(loop, RemoteLoop):
@@ -150,7 +151,7 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
             return error
     settle(sock, identity)
     loop = engine()
-    udp = raise_fd(options.udp_socket(identity))
+    udp = raise_fd(namespaces.made_beside(sock, partial(options.udp_socket, identity)))
     try:
         is_from_group = identity.bound is not None and _is_group(identity.family, identity.bound[0])
         if identity.bound is not None and not is_from_group:
@@ -201,10 +202,8 @@ def _have_source(udp: Any, bound: Address) -> None:
     tells what follows of the one for the other.
     """
     if bound[0] not in ("0.0.0.0", "::"):
-        try:
+        with suppress(OSError):  # the address is this machine's no more
             udp.bind((bound[0], 0, *bound[2:]))
-        except OSError:
-            pass  # the address is this machine's no more
 
 
 def _is_group(family: int, host: str) -> bool:
@@ -226,7 +225,7 @@ def _leave_group(udp: Any, identity: Identity) -> Any:
     taken, which TCP would share.
     """
     assert identity.bound is not None
-    own = raise_fd(options.udp_socket(identity))
+    own = raise_fd(namespaces.made_beside(udp, partial(options.udp_socket, identity)))
     try:
         host = udp.getsockname()[0]
         try:

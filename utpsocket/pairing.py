@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Final
 
 from utpsocket import replacement
-from utpsocket.engine import names
+from utpsocket.engine import names, namespaces
 from utpsocket.engine.highfd import raise_fd, with_room
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.native import Socket, accepted, connect_at_once
@@ -48,7 +48,7 @@ def pair(sock: Any, identity: Identity) -> Any:
     fd = sock.fileno()
     for _ in range(_TRIES):
         identity.cookie = secrets.randbits(63)
-        door = with_room(_unix_stream)
+        door = namespaces.made_beside(sock, partial(with_room, _unix_stream))
         try:
             end = _pair_at(door, fd, names.encode(identity.cookie, identity.local, identity.peer, identity.owner_pid))
         finally:
@@ -100,4 +100,4 @@ def renew(sock: Any) -> None:
     """Put a fresh AF_UNIX socket in the place of the user's fd: TCP can connect again after a failed attempt, AF_UNIX
     cannot.
     """
-    replacement.put(with_room(_unix_stream), sock)
+    replacement.put(namespaces.made_beside(sock, partial(with_room, _unix_stream)), sock)

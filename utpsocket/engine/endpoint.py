@@ -137,6 +137,11 @@ class Endpoint:
             return False
         return True
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the port is in another network namespace than the engine's thread."""
+        return self.port.namespace != self.loop.namespace
+
     # ── connections ──
 
     def _config(self, settings: Settings, addr: object) -> Config:

@@ -22,7 +22,7 @@ from errno import EAGAIN
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from utpsocket.engine import farewell, names
+from utpsocket.engine import farewell, names, namespaces
 from utpsocket.engine.bridge import Bridge
 from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.highfd import raise_fd, with_room
@@ -242,7 +242,10 @@ class Listener:
         assert identity.local is not None and identity.peer is not None
         end: Any = None
         try:
-            end = raise_fd(with_room(partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0)))
+            make = partial(with_room, partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0))
+            if self.endpoint.is_elsewhere:
+                make = partial(namespaces.beside, self.endpoint.port.sock, make)
+            end = raise_fd(make())
             end.setblocking(False)
             end.bind(names.encode(identity.cookie, identity.local, identity.peer, self.endpoint.loop.pid))
         except OSError:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from itertools import count, islice
 from typing import Any, Final
 
-from utpsocket.engine import collector, courtesy, environment, outcomes, reports, verbs
+from utpsocket.engine import collector, courtesy, environment, namespaces, outcomes, reports, verbs
 from utpsocket.engine.answer import Answer, Command, Inbox
 from utpsocket.engine.arena import Arena
 from utpsocket.engine.bound import Bound
@@ -128,6 +128,7 @@ class Loop:
         """Start the thread, once. Any thread, and again after an exception has interrupted it."""
         if not self.has_started:
             try:
+                self.namespace = namespaces.cookie_here()  # the thread's
                 self._hold.begin()
                 start_thread(self._run, b"utpsocket")
                 self._is_begun = True

@@ -22,6 +22,7 @@ from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from utpsocket.engine import namespaces
 from utpsocket.engine.highfd import raise_fd, with_room
 from utpsocket.engine.native import Socket
 from utpsocket.engine.originals import io
@@ -192,7 +193,10 @@ class PeerPorts:
         loop, port = endpoint.loop, endpoint.port
         strangers: list[tuple[bytes, Any]] = []
         try:
-            sock = raise_fd(with_room(partial(self._connected, addr, host, strangers)))
+            make = partial(with_room, partial(self._connected, addr, host, strangers))
+            if endpoint.is_elsewhere:
+                make = partial(namespaces.beside, port.sock, make)
+            sock = raise_fd(make())
         except OSError:
             self.works = False
             return None

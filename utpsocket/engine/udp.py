@@ -18,6 +18,7 @@ from utpsocket.engine.arena import ROOM_BYTES, Arena
 from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.gather import MOST_IN
 from utpsocket.engine.names import Address
+from utpsocket.engine.namespaces import cookie
 from utpsocket.engine.originals import os, struct
 from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.syscalls import Datagrams
@@ -125,6 +126,7 @@ class Port:
     """One UDP socket. Takes ownership of `sock`, which is bound or connected.
 
     local           its own address as the kernel gives it
+    namespace       the network namespace it is in, see namespaces.py
     peer            to whom it is connected; may be given in the words of another family's sockets
     is_connected    to one peer: the kernel then filters strangers
     is_gathering    datagrams come one by one, so use receive_many() instead of receive()
@@ -151,6 +153,7 @@ class Port:
         "is_gathering",
         "is_wildcard",
         "local",
+        "namespace",
         "peer",
         "pending",
         "receive_buffer_bytes",
@@ -168,6 +171,7 @@ class Port:
         self.sock = sock
         self.fd = sock.fileno()
         self.family = sock.family
+        self.namespace = cookie(sock)
         self.local: Address = sock.getsockname()
         try:
             self.peer = peer or sock.getpeername()

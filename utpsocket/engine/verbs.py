@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from utpsocket.engine import farewell
+from utpsocket.engine import farewell, namespaces
 from utpsocket.engine.bridge import EPOLLHUP, Bridge
 from utpsocket.engine.door import Door
 from utpsocket.engine.endpoint import CLOSER, Endpoint, apply_settings
@@ -22,8 +23,9 @@ from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.names import Address
-from utpsocket.engine.native import poll
+from utpsocket.engine.native import Socket, poll
 from utpsocket.engine.originals import os
+from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.peerports import PeerPorts, is_shared
 from utpsocket.protocol import ConnectionStats, State
 
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
 
 _LAST_ACKS: Final = 2  # beside the first
+
+
+_unix_socket: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0)
 
 
 def _error(code: int) -> OSError:
@@ -61,14 +66,14 @@ def adopt_port_as(loop: Loop, key: int, udp_sock: Any, identity: Identity, reuse
     adopt_port(loop, udp_sock, identity, reuse=reuse, shares=shares, key=key)
 
 
-def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, shares: bool) -> int:
+def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, shares: bool, namespace: int = 0) -> int:
     """A user's socket wants an address that the kernel says is taken: by us, and willing to share?
 
     SO_REUSEADDR is emulated, never given to the UDP socket, where it would let strangers take our datagrams. As over
     TCP it does not help beside a listener; UTP_SHARE_PORT does. Raises EADDRINUSE. Returns the endpoint's key.
     """
     for endpoint in list(loop.bound.get(local[1], ())):
-        if endpoint.port.local[:2] != local[:2]:
+        if endpoint.port.local[:2] != local[:2] or endpoint.port.namespace != namespace:
             continue
         for holder in list(endpoint.holders):
             if not loop.holders_watch.is_open(holder):
@@ -159,6 +164,8 @@ def listen_soon(loop: Loop, key: int, identity: Identity, name: bytes, backlog: 
 
 def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, backlog: int, tcp: Any) -> None:
     listener = endpoint.listener
+    if endpoint.is_elsewhere:
+        namespaces.beside(endpoint.port.sock, _unix_socket).close()  # or raise now that it will not work
     if listener is not None and not listener.is_withdrawn:
         if listener.inode == identity.inode:
             listener.backlog = backlog
