@@ -10,13 +10,14 @@ A loop's methods belong to its thread. Sources: uvloop 0.23, loop.pyx; SOCKETS.m
 
 from __future__ import annotations
 
+import os
 import socket as stdlib
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from utpsocket import exchange
-from utpsocket.transports import Bare, Introduction, Server, Transport
+from utpsocket.transports import Bare, Introduction, Server, Transport, with_our_transport
 
 _TLS_TIMES: Final = ("ssl_handshake_timeout", "ssl_shutdown_timeout")
 _ABOUT_ADDRESSES: Final = ("family", "proto", "flags", "local_addr")
@@ -126,6 +127,10 @@ class Methods:
             raise
         return server
 
+    def call_exception_handler(self: Any, context: dict[str, Any]) -> None:
+        """As asyncio's call_exception_handler()."""
+        _base().call_exception_handler(self, with_our_transport(context))
+
     async def start_tls(self: Any, transport: Any, protocol: Any, sslcontext: Any, **named: Any) -> Any:
         """As asyncio's start_tls()."""
         base = _base()
@@ -155,7 +160,7 @@ async def _connect(loop: Any, made: Any, host: Any, port: Any, named: dict[str, 
     local_addr = named.get("local_addr")
     found = await loop.getaddrinfo(host, port, **kind)
     ours = [None] if local_addr is None else await loop.getaddrinfo(*local_addr, **kind)
-    errors: list[OSError] = []
+    errors: list[tuple[int, str]] = []
     for family, type_, proto, _, address in found:
         for local in ours:
             if local is not None and local[0] != family:
@@ -169,15 +174,17 @@ async def _connect(loop: Any, made: Any, host: Any, port: Any, named: dict[str, 
                 return sock
             except OSError as error:
                 sock.close()
-                errors.append(error)
+                # Not the exception, which refers to this frame. And uvloop's words have no address.
+                code = error.errno or 0
+                errors.append((code, os.strerror(code) if code else str(error)))
             except BaseException:
                 sock.close()
                 raise
     if not errors:
         raise OSError(f"no matching local address with family among {found!r} found")
-    if all(str(error) == str(errors[0]) for error in errors):
-        raise errors[0]
-    raise OSError("Multiple exceptions: {}".format(", ".join(map(str, errors))))
+    if len(set(errors)) == 1:
+        raise OSError(*errors[0])
+    raise OSError("Multiple exceptions: {}".format(", ".join(f"[Errno {code}] {text}" for code, text in errors)))
 
 
 async def _bind(

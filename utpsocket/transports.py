@@ -13,6 +13,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakValueDictionary
 
 from utpsocket import lifecycle, options, registry
 from utpsocket.engine import names
@@ -138,9 +139,11 @@ class View:
             raise ValueError("setblocking(): transport sockets cannot be blocking")
 
     def __repr__(self) -> str:
-        peer = f", raddr={self._identity.peer}" if self._identity.peer else ""
-        family = self.family.name
-        return f"<utpsocket transport socket fd={self.fileno()}, family={family}, laddr={self.getsockname()}{peer}>"
+        words = [f"fd={self.fileno()}, family={self.family.name}, type={self.type.name}, proto={self.proto}"]
+        if self.fileno() >= 0:
+            words.append(f"laddr={self.getsockname()}")
+            words += [f"raddr={self._identity.peer}"] if self._identity.peer else []
+        return f"<utpsocket transport socket {', '.join(words)}>"
 
     @contextmanager
     def _borrowed(self) -> Iterator[Any]:
@@ -159,18 +162,33 @@ class View:
 class Transport(asyncio.Transport):
     """uvloop's transport with a uTP socket's addresses. The methods a busy program calls are uvloop's own."""
 
-    __slots__ = ("inner", "is_closing", "pause_reading", "resume_reading", "write", "writelines", "view")
+    __slots__ = (
+        "__weakref__",
+        "_has_told_socket",
+        "inner",
+        "is_closing",
+        "pause_reading",
+        "resume_reading",
+        "view",
+        "write",
+        "writelines",
+    )
 
     def __init__(self, inner: Any, view: View) -> None:
         super().__init__()
         self.inner = inner
         self.view = view
+        self._has_told_socket = False
+        _transports[id(inner)] = self
         for name in ("write", "writelines", "is_closing", "pause_reading", "resume_reading"):
             setattr(self, name, getattr(inner, name))
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """As of an asyncio transport over TCP."""
         if name == "socket":
+            if not self._has_told_socket and self.view.fileno() < 0:
+                return None  # as uvloop, which makes it when it is asked for
+            self._has_told_socket = True
             return self.view
         if name == "sockname":
             return self.view.getsockname()
@@ -222,7 +240,23 @@ class Transport(asyncio.Transport):
         return getattr(self.inner, name)  # what uvloop has beside asyncio's interface
 
     def __repr__(self) -> str:
-        return f"<utpsocket {self.inner!r}>"
+        return as_of_tcp(repr(self.inner))
+
+
+_transports: WeakValueDictionary[int, Transport] = WeakValueDictionary()  # by the id of uvloop's own, which each holds
+
+
+def as_of_tcp(text: str) -> str:
+    """What uvloop says of one of its transports, in the words that it has for TCP's."""
+    return text.replace("UnixTransport", "TCPTransport")
+
+
+def with_our_transport(context: dict[str, Any]) -> dict[str, Any]:
+    """What a loop's exception handler is told, with the program's transport in the place of uvloop's."""
+    found = _transports.get(id(context.get("transport")))
+    if found is None:
+        return context
+    return context | {"transport": found, "message": as_of_tcp(str(context.get("message")))}
 
 
 class Introduction(asyncio.Protocol):
@@ -246,6 +280,8 @@ class Introduction(asyncio.Protocol):
             transport.abort()  # a stranger who found the listening name: anyone on this machine can connect to it
             return
         self.transport = Transport(transport, View(bare, identity, self._made))
+        options.set_option(None, identity, stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY, 1)  # as uvloop over TCP
+        lifecycle.apply_options(identity, at_once=False, to_living=True)
         transport.set_protocol(self.protocol)
         self.protocol.connection_made(self.transport)
 
@@ -286,6 +322,9 @@ class Server(asyncio.AbstractServer):
             found = server.sockets
             views += found if sock is None else (View(one, sock._utp, self._made) for one in found)
         return tuple(views)
+
+    def __repr__(self) -> str:
+        return f"<Server sockets={list(self.sockets)!r}>"
 
     def get_loop(self) -> Any:
         """As asyncio's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import ssl
 import subprocess
@@ -309,6 +310,85 @@ def test_a_port_where_nobody_listens_refuses(net: Net) -> None:
 
     with patched_for(net):
         run(main)
+
+
+def test_a_refused_connect_leaves_nothing_to_the_garbage_collector(net: Net) -> None:
+    address = net.refused_address()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(ConnectionRefusedError):
+            await loop.create_connection(asyncio.Protocol, *address)
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            with pytest.raises(ConnectionRefusedError) as refused:
+                await loop.create_connection(asyncio.Protocol, *address)
+            assert str(refused.value) == "[Errno 111] Connection refused"
+            del refused
+            gc.collect()
+            assert [found for found in gc.garbage if isinstance(found, (OSError, socket.socket))] == []
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+
+    with patched_for(net):
+        run(main)
+
+
+class Noting(asyncio.Protocol):
+    """Keeps its transport, and raises when something comes."""
+
+    def __init__(self, ends: list[Noting]) -> None:
+        self.ended = asyncio.get_running_loop().create_future()
+        ends.append(self)
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        raise ValueError(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.ended.set_result(error)
+
+
+def test_transports_speak_of_themselves_as_tcps_do(net: Net) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        contexts: list[Any] = []
+        handler = loop.get_exception_handler()
+        loop.set_exception_handler(lambda _, context: contexts.append(context))
+        ends: list[Noting] = []
+        server = await loop.create_server(lambda: Noting(ends), "127.0.0.1", 0)
+        assert repr(server).startswith("<Server sockets=[<")
+        address = server.sockets[0].getsockname()
+        client, _ = await loop.create_connection(asyncio.Protocol, *address)
+        silent, protocol = await loop.create_connection(lambda: Noting([]), *address)
+        assert repr(client).startswith("<TCPTransport closed=False reading=True 0x")
+        sock = client.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        assert f"fd={sock.fileno()}, family=AF_INET, type=SOCK_STREAM, proto=0, laddr=" in repr(sock)
+        while len(ends) < 2:
+            await asyncio.sleep(0.001)
+        client.write(b"what it does not like")
+        silent.close()
+        await protocol.ended
+        assert silent.get_extra_info("socket") is None
+        client.close()
+        for end in ends:
+            await end.ended
+        loop.set_exception_handler(handler)
+        assert [context["message"] for context in contexts] == ["Fatal error on transport TCPTransport"]
+        assert contexts[0]["transport"] in [end.transport for end in ends]
+        assert repr(contexts[0]["transport"]).startswith("<TCPTransport closed=True")
+        for end in ends:
+            sock = end.transport.get_extra_info("socket")
+            assert sock is None or sock.fileno() == -1
+        server.close()
+        await server.wait_closed()
+
+    run_over(net, main, connections=2)
 
 
 def test_a_peers_reset_is_told(net: Net) -> None:
