@@ -7,6 +7,7 @@ bound to our class: same code, same behaviour of this Python version, another tr
 from __future__ import annotations
 
 import errno
+import os
 import socket as stdlib
 from collections.abc import Iterator
 from types import FunctionType
@@ -32,7 +33,17 @@ def incoming(listener: Any) -> Iterator[tuple[Any, Any]]:
 
     Blocks as accept() does, and so raises what it raises on a timeout or a non-blocking listener. Ends when the
     listener is closed, or shut down, even while this waits (as accept() does, it does not notice a close meanwhile).
+    Raises EBADF at once where it is closed already, and EINVAL where it does not listen.
     """
+    if not listener.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ACCEPTCONN):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return _incoming(listener)
+
+
+incoming.__module__ = "utpsocket"
+
+
+def _incoming(listener: Any) -> Iterator[tuple[Any, Any]]:
     while listener.fileno() >= 0:
         try:
             yield listener.accept()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from _warnings import warn
 from typing import Any, Final
 
 from utpsocket import accepting, exchange, lifecycle, options, registry, stats, wording
@@ -46,6 +47,7 @@ class socket(StdlibSocket):
     """
 
     __slots__ = ("_utp",)
+    __module__ = "utpsocket"  # where programs find it: repr(), pickle and help() say so
 
     _utp: Identity | None
     _routes: Routes | None = None  # rules of a patch, for classes that stand for the patched one
@@ -352,9 +354,18 @@ class socket(StdlibSocket):
         return int(Socket.detach(self))
 
     def __del__(self) -> None:
-        identity = self._utp if hasattr(self, "_utp") else None
-        was_open = identity is not None and self.fileno() >= 0
-        Socket.__del__(self)
+        is_made = hasattr(self, "_utp")
+        identity = self._utp if is_made else None
+        was_open = self.fileno() >= 0
+        try:
+            if was_open and is_made:
+                # Of the line that let go of it. The C finalizer's would be of the line that calls it, which is here.
+                warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+                Socket.close(self)
+        except BaseException:
+            pass  # where warnings are errors, the C finalizer has another one, which it tells sys.unraisablehook
+        finally:
+            Socket.__del__(self)
         if identity is not None and was_open and self.fileno() < 0 and not sys.is_finalizing():
             lifecycle.after_close(identity, None)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import re
 import select
 import socket
 import struct
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -612,3 +614,45 @@ def test_a_reset_after_the_end_of_file_is_no_error_of_what_came_before(net: Net,
     assert not eventually(sends, False)
     assert receive_all(server) == b"m" * size
     assert server.recv(1) == b""
+
+
+@pytest.mark.parametrize("made", ["fresh", "listener", "accepted"])
+def test_what_is_left_open_is_told_where_it_was_let_go(net: Net, made: str) -> None:
+    if made == "accepted":
+        listener = net.listener()
+        net.fresh().connect(listener.getsockname())
+        sock = listener.accept()[0]
+    else:
+        sock = net.module.socket()
+        if made == "listener":
+            sock.bind(("127.0.0.1", 0))
+            sock.listen()
+    name, fd = repr(sock), sock.fileno()
+    line = sys._getframe().f_lineno + 2
+    with pytest.warns(ResourceWarning) as told:
+        del sock
+    assert [(str(each.message), each.filename, each.lineno) for each in told] == [(f"unclosed {name}", __file__, line)]
+    with pytest.raises(OSError):
+        os.fstat(fd)
+
+
+def test_where_warnings_are_errors_what_is_left_open_is_closed_all_the_same(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda hook: told.append((repr(hook.exc_value), type(hook.object))))
+    sock = net.module.socket()
+    name, fd = repr(sock), sock.fileno()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del sock
+    assert told == [(f"ResourceWarning({f'unclosed {name}'!r})", net.module.socket)]
+    with pytest.raises(OSError):
+        os.fstat(fd)
+
+
+def test_what_is_left_open_at_the_end_of_the_program_is_told_too(net: Net) -> None:
+    code = "import warnings; warnings.simplefilter('always'); sock = socket.socket(); print(repr(sock), flush=True)"
+    process = net.python(code, stdout=-1, stderr=-1)
+    name, told = process.communicate(timeout=PATIENCE_S)
+    assert re.match(rf"<?sys>?:\d: ResourceWarning: unclosed {re.escape(name.decode().strip())}\n", told.decode())

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import socket
 from pathlib import Path
 
 import pytest
 
+import utpsocket
+
 from ..conftest import open_descriptors
-from .network import Net, fork, wait_child
+from .network import Net, fork, raises_errno, wait_child
 
 pytestmark = pytest.mark.parametrize("net", ["utp"], indirect=True)
 
@@ -92,8 +95,6 @@ def test_a_strangers_connection_to_the_listener_is_dropped(net: Net) -> None:
 
 
 def test_incoming_connections_as_an_iterator(net: Net) -> None:
-    import utpsocket
-
     listener = net.listener()
     clients = [net.own(utpsocket.create_connection(listener.getsockname())) for _ in range(3)]
     seen = []
@@ -104,6 +105,22 @@ def test_incoming_connections_as_an_iterator(net: Net) -> None:
         if len(seen) == len(clients):
             listener.shutdown(socket.SHUT_RDWR)
     assert seen == [client.getsockname() for client in clients]
+
+
+def test_incoming_connections_of_what_does_not_listen(net: Net) -> None:
+    listener, fresh = net.listener(), net.fresh()
+    listener.close()
+    with raises_errno(errno.EBADF):
+        utpsocket.incoming(listener)
+    with raises_errno(errno.EINVAL):
+        utpsocket.incoming(fresh)
+
+
+def test_the_class_and_its_functions_are_where_programs_find_them(net: Net) -> None:
+    for found in (utpsocket.socket, utpsocket.create_server, utpsocket.incoming):
+        assert found.__module__ == "utpsocket"
+        assert pickle.loads(pickle.dumps(found)) is found
+    assert repr(net.fresh()).startswith("<utpsocket.socket fd=")
 
 
 def test_a_socket_dropped_unclosed_sends_fin(net: Net) -> None:
