@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 from weakref import ref
 
-from utpsocket.engine.originals import os
+from utpsocket.engine import environment
 
 Where = Callable[[int, Any, str], object]
 """where(family, address, role) -> whether uTP carries it; role is "connect" or "listen"."""
@@ -198,11 +198,16 @@ def from_environment() -> dict[str, Any]:
     """The rules that UTPSOCKET_ONLY, UTPSOCKET_EXCEPT, UTPSOCKET_FALLBACK and UTPSOCKET_LISTEN say, as make_routes()
     takes them.
     """
-    seconds = os.environ.get("UTPSOCKET_FALLBACK_DELAY")
-    return {
-        "only": os.environ.get("UTPSOCKET_ONLY") or None,
-        "exclude": os.environ.get("UTPSOCKET_EXCEPT") or None,
-        "fallback": os.environ.get("UTPSOCKET_FALLBACK") or None,
-        "fallback_delay": float(seconds) if seconds else None,
-        "listen": os.environ.get("UTPSOCKET_LISTEN") or None,
+    rules = {
+        "only": environment.value("UTPSOCKET_ONLY", None),
+        "exclude": environment.value("UTPSOCKET_EXCEPT", None),
+        "fallback": environment.value("UTPSOCKET_FALLBACK", None),
+        "fallback_delay": environment.value("UTPSOCKET_FALLBACK_DELAY", None),
+        "listen": environment.value("UTPSOCKET_LISTEN", None),
     }
+    for name, variable in (("only", "UTPSOCKET_ONLY"), ("exclude", "UTPSOCKET_EXCEPT")):
+        try:
+            Hosts(rules[name] or "")
+        except ValueError as error:
+            raise ValueError(f"{variable} is {rules[name]!r}: {error}") from None
+    return rules

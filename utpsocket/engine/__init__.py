@@ -69,10 +69,7 @@ def _succeed(gone: Loop | RemoteLoop | None) -> Loop | RemoteLoop:
 
 
 def _kind() -> type[Loop | RemoteLoop]:
-    wanted = os.environ.get("UTPSOCKET_ENGINE") or "thread"
-    if wanted not in _KINDS:
-        raise ValueError(f"UTPSOCKET_ENGINE is {wanted!r}, not {' or '.join(map(repr, _KINDS))}")
-    return _KINDS[wanted]
+    return _KINDS[environment.value("UTPSOCKET_ENGINE", "thread")]
 
 
 def running_engine() -> Loop | RemoteLoop | None:

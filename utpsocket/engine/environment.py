@@ -1,35 +1,124 @@
-"""Sizes from the environment, read when an engine is made: whoever made it is told what is wrong with them.
+"""The environment variables: what each may say, and what it says.
 
-Separate because a value that cannot be read must be an error of the program's first call, and never one on the engine's
-thread. Any thread may call.
+Separate because a value that cannot be read must be an error of the program's first call, which names the variable
+and the value, and never one on the engine's thread or at the exit. Whatever reads one asks here. check() reads them all
+and warns of names that are none. inherited/sitecustomize.py alone reads one by itself: it runs before `socket` is
+loaded.
+
+Any thread may call.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Final
+import warnings
+from collections.abc import Callable
+from typing import Any, Final
 
 from utpsocket.engine.originals import os
 
+_PREFIX: Final = "UTPSOCKET_"
+_TOOLS: Final = ("UTPSOCKET_COMPAT_", "UTPSOCKET_TEST_")  # of what is beside the package
+_WORDS: Final[dict[str, bool]] = {
+    **dict.fromkeys(("1", "yes", "true", "on"), True),
+    **dict.fromkeys(("0", "no", "false", "off"), False),
+}
 _MULTIPLES: Final[dict[str, int]] = {
     "": 1,
-    **{letter: 1000**power for power, letter in enumerate("KMG", start=1)},
-    **{letter + "i": 1024**power for power, letter in enumerate("KMG", start=1)},
+    **{letter: 1000**power for power, letter in enumerate("kmg", start=1)},
+    **{letter + "i": 1024**power for power, letter in enumerate("kmg", start=1)},
 }
 
 
-def size(name: str, default: int) -> int:
-    """The variable's value in bytes: 4194304, 4M (powers of 1,000) or 4Mi (of 1,024). Raises ValueError, which names
-    both.
-    """
-    text = os.environ.get(name) or str(default)
-    found = re.fullmatch(r"([0-9]+)([KMG]i?|)", text.strip())
+class _Malformed(ValueError):
+    """The message says what it should be."""
+
+
+def _switch(text: str) -> bool:
+    try:
+        return _WORDS[text.lower()]
+    except KeyError:
+        raise _Malformed("1 or 0 (or yes, no, true, false, on, off)") from None
+
+
+def _switch_or_pid(text: str) -> bool:
+    return text != "0" if text.isdecimal() else _switch(text)
+
+
+def _size(text: str) -> int:
+    found = re.fullmatch(r"([0-9]+) ?([kmg]i?|)b?", text.lower())
     if found is None:
-        raise ValueError(f"{name} is {text!r}, not a size in bytes such as 4194304, 4M or 4Mi")
+        raise _Malformed("a size in bytes such as 4194304, 4M or 4Mi")
     return int(found[1]) * _MULTIPLES[found[2]]
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if math.isnan(seconds):
+        raise _Malformed("a number of seconds")
+    return seconds
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise _Malformed(" or ".join(map(repr, words)))
+        return text
+
+    return read
+
+
+_READERS: Final[dict[str, Callable[[str], Any]]] = {
+    "UTPSOCKET_ENGINE": _one_of("thread", "process"),
+    "UTPSOCKET_EXCEPT": str,
+    "UTPSOCKET_EXIT_FLUSH": _seconds,
+    "UTPSOCKET_EXIT_TIMEOUT": _seconds,
+    "UTPSOCKET_FALLBACK": _one_of("tcp"),
+    "UTPSOCKET_FALLBACK_DELAY": _seconds,
+    "UTPSOCKET_KEEP_GIL": _switch,
+    "UTPSOCKET_LISTEN": _one_of("utp", "both"),
+    "UTPSOCKET_MAX_MTU": _size,
+    "UTPSOCKET_OFFLOAD": _switch,
+    "UTPSOCKET_ONLY": str,
+    "UTPSOCKET_PATCH": _switch,
+    "UTPSOCKET_POLLER": _one_of("epoll", "poll"),
+    "UTPSOCKET_SECRET": str,
+    "UTPSOCKET_STATS": _switch_or_pid,
+    "UTPSOCKET_UDP_BUFFER": _size,
+}
+
+
+def value(name: str, default: Any) -> Any:
+    """What the variable says; `default` where it is not set, or empty. Raises ValueError, which names both."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        return _READERS[name](text)
+    except _Malformed as error:
+        raise ValueError(f"{name} is {text!r}, not {error}") from None
+
+
+def value_if_any(name: str, default: Any) -> Any:
+    """As value(), where it is too early or too late to raise: what cannot be read is the default. check() tells."""
+    try:
+        return value(name, default)
+    except ValueError:
+        return default
+
+
+_told: set[str] = set()
+
+
 def check() -> None:
-    """Read them all, where the engine is made in another process."""
-    for name in ("UTPSOCKET_MAX_MTU", "UTPSOCKET_UDP_BUFFER"):
-        size(name, 0)
+    """Read them all, before an engine is made. Raises ValueError; warns once of a name that is none."""
+    for name in _READERS:
+        value(name, None)
+    for name in os.environ:
+        if name.startswith(_PREFIX) and name not in _READERS and not name.startswith(_TOOLS) and name not in _told:
+            _told.add(name)
+            warnings.warn(f"{name} is no variable of utpsocket's", RuntimeWarning, stacklevel=2)

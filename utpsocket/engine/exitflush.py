@@ -6,12 +6,11 @@ application. Any thread but the engine's may call.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Final
 
-from utpsocket.engine import verbs
+from utpsocket.engine import environment, verbs
 from utpsocket.engine.native import sleep
-from utpsocket.engine.originals import os, time
+from utpsocket.engine.originals import time
 
 if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
@@ -30,12 +29,12 @@ def flush(loop: Loop | RemoteLoop, seconds: float | None = None) -> tuple[int, i
     may read yet and TCP's kernel would go on, unless somebody has said how long to wait without progress. What has not
     arrived by then is reset, so that no peer waits for it. Returns (connections not flushed, bytes lost).
     """
-    waits_for_readers = seconds is None and "UTPSOCKET_EXIT_FLUSH" not in os.environ
+    waits_for_readers = seconds is None and environment.value_if_any("UTPSOCKET_EXIT_FLUSH", None) is None
     if seconds is None:
-        seconds = _setting("UTPSOCKET_EXIT_FLUSH", DEFAULT_FLUSH_SECONDS)
+        seconds = environment.value_if_any("UTPSOCKET_EXIT_FLUSH", DEFAULT_FLUSH_SECONDS)
     if seconds <= 0:
         return 0, 0
-    ends_at = time.monotonic() + _setting("UTPSOCKET_EXIT_TIMEOUT", DEFAULT_TOTAL_SECONDS)
+    ends_at = time.monotonic() + environment.value_if_any("UTPSOCKET_EXIT_TIMEOUT", DEFAULT_TOTAL_SECONDS)
     loop.call(verbs.finish_all)
     last_acked = -1
     deadline = 0.0
@@ -52,12 +51,3 @@ def flush(loop: Loop | RemoteLoop, seconds: float | None = None) -> tuple[int, i
         sleep(_POLL_SECONDS)
     loop.call(verbs.repeat_last_acks)
     return waiting, lost_bytes
-
-
-def _setting(name: str, default: float) -> float:
-    """Seconds from the environment; what is no number is the default, for an exit is too late to raise."""
-    try:
-        seconds = float(os.environ.get(name, default))
-    except ValueError:
-        return default
-    return default if math.isnan(seconds) else seconds

@@ -64,9 +64,9 @@ class Loop:
     def __init__(self) -> None:
         self.pid = self.caller_pid = os.getpid()  # whose the engine is, and who may call it
         self.workspace = Workspace()
-        self.max_datagram_bytes = environment.size("UTPSOCKET_MAX_MTU", 0)
-        self.udp_buffer_bytes = environment.size("UTPSOCKET_UDP_BUFFER", WANTED_BUFFER_BYTES)
-        self.offload = os.environ.get("UTPSOCKET_OFFLOAD", "1") != "0"
+        self.max_datagram_bytes = environment.value("UTPSOCKET_MAX_MTU", 0)
+        self.udp_buffer_bytes = environment.value("UTPSOCKET_UDP_BUFFER", WANTED_BUFFER_BYTES)
+        self.offload = environment.value("UTPSOCKET_OFFLOAD", True)
         self.max_segments = MAX_RUN_PACKETS
         self.endpoints: dict[int, Endpoint] = {}
         self.bound = Bound()

@@ -18,7 +18,7 @@ from functools import partial
 from io import FileIO
 from typing import Any, Final
 
-from utpsocket.engine import native
+from utpsocket.engine import environment, native
 from utpsocket.engine.collector import Hold
 from utpsocket.engine.highfd import new_epoll, raised_duplicate
 from utpsocket.engine.originals import ctypes, os, platform, struct, time
@@ -253,7 +253,7 @@ class Watches:
 
 def new_poller() -> Any:
     """epoll; or its stand-in where there is none, or where UTPSOCKET_POLLER=poll asks for it."""
-    if native.epoll is None or os.environ.get("UTPSOCKET_POLLER") == "poll":
+    if native.epoll is None or environment.value_if_any("UTPSOCKET_POLLER", "epoll") == "poll":
         return LevelPoller()
     return new_epoll()
 

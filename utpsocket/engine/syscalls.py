@@ -16,8 +16,9 @@ import functools
 import sys
 from typing import Any, ClassVar, Final
 
+from utpsocket.engine import environment
 from utpsocket.engine.gather import CONTROL_BYTES, NAME_BYTES, ROOM_BYTES, Answers, Inbound, Outbound
-from utpsocket.engine.originals import ctypes, os, struct
+from utpsocket.engine.originals import ctypes, struct
 from utpsocket.engine.originals import socket as stdlib
 
 _MSG_DONTWAIT: Final = 0x40
@@ -146,7 +147,7 @@ def _keeps_gil() -> bool:
         return False
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         return False
-    return os.environ.get("UTPSOCKET_KEEP_GIL", "1") != "0"
+    return bool(environment.value_if_any("UTPSOCKET_KEEP_GIL", True))
 
 
 _libc = ctypes.PyDLL(None, use_errno=True)

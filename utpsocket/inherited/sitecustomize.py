@@ -1,4 +1,4 @@
-"""Run by every Python at its start: patches `socket` when it is imported, if UTPSOCKET_PATCH=1.
+"""Run by every Python at its start: patches `socket` when it is imported, if UTPSOCKET_PATCH asks for it.
 
 Found where the package is installed by utpsocket.pth beside it, elsewhere on a PYTHONPATH that has this folder. It
 takes its own folder off sys.path and runs the sitecustomize that it hides, so that the program finds both as they
@@ -16,6 +16,16 @@ from typing import Any
 
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
 _PACKAGE = os.path.dirname(_FOLDER)
+
+
+def _is_wanted() -> bool:
+    """What UTPSOCKET_PATCH says, in the words that utpsocket.engine.environment knows, which is not loaded yet."""
+    text = os.environ.get("UTPSOCKET_PATCH", "").strip()
+    is_wanted = text.lower() in ("1", "yes", "true", "on")
+    if not is_wanted and text.lower() not in ("", "0", "no", "false", "off") and sys.stderr is not None:
+        meant = "1 or 0 (or yes, no, true, false, on, off)"
+        print(f"utpsocket: UTPSOCKET_PATCH is {text!r}, not {meant}: nothing is patched", file=sys.stderr)
+    return is_wanted
 
 
 def _load(name: str, path: str, **where: Any) -> Any:
@@ -38,7 +48,9 @@ def _patch() -> None:
     from utpsocket import monkey
 
     monkey.patch_from_environment()
-    if os.environ.get("UTPSOCKET_STATS", "0") not in ("", "0"):
+    from utpsocket.engine import environment
+
+    if environment.value("UTPSOCKET_STATS", False):
         from utpsocket.inherited import exit_table
 
         exit_table.register()
@@ -53,7 +65,7 @@ def _run_the_hidden_one() -> None:
         spec.loader.exec_module(module)
 
 
-if os.environ.get("UTPSOCKET_PATCH") == "1":
+if _is_wanted():
     if "socket" in sys.modules:
         _patch()
     else:

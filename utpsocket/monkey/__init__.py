@@ -74,7 +74,6 @@ Sources: SOCKETS.md §5, §8; gevent.monkey, whose names are kept where they mea
 from __future__ import annotations
 
 import importlib
-import os
 import socket as stdlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -82,7 +81,7 @@ from types import ModuleType
 from typing import Any
 
 from utpsocket import dropin, inherited, teachssl
-from utpsocket.engine import engine
+from utpsocket.engine import engine, environment
 from utpsocket.engine.native import Socket, original
 from utpsocket.monkey import bypasses, inplace, lookups, wrapping
 from utpsocket.monkey.wrapping import Wrapped
@@ -156,7 +155,7 @@ def patch_socket(
         "listen": listen,
     }
     _patch(rules)
-    if os.environ.get("UTPSOCKET_PATCH") == "1" if children is None else children:
+    if environment.value("UTPSOCKET_PATCH", False) if children is None else children:
         inherited.bequeath(rules)
     engine()
 
