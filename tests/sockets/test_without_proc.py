@@ -183,7 +183,8 @@ def told(module: str, where: str) -> dict[str, object]:
             capture_output=True,
             text=True,
             timeout=60,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            # An engine of its own process needs an interpreter, which is not in an empty root directory.
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "UTPSOCKET_ENGINE": "thread"},
             check=False,
         )
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
