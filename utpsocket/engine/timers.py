@@ -1,7 +1,9 @@
 """When the engine has to wake up by itself: the connections' deadlines, and calls at a time.
 
 Separate because it is a structure and no policy. PERFORMANCE.md §D: one heap entry per connection. A later deadline is
-only noted; when the old one comes, the connection is put back.
+only noted; when the old one comes, the connection is put back. An earlier one makes another entry, and the old one means
+nothing; nor does that of a connection that is over. Such entries are thrown out when they are more than the others:
+a handshake may take half a minute, and what ended long before would be kept so long, and looked at by every collection.
 
 Only the engine's thread calls. Times µs.
 """
@@ -10,20 +12,23 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from utpsocket.engine.bridge import Bridge
+
+_FEW: Final = 64  # entries that are not worth a look
 
 
 class Timers:
     """Of one engine."""
 
-    __slots__ = ("_alarms", "_heap", "_order")
+    __slots__ = ("_alarms", "_heap", "_most", "_order")
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, Bridge]] = []
         self._alarms: list[tuple[int, int, Callable[[], None]]] = []
+        self._most = _FEW  # entries in the heap before those that mean nothing are thrown out
         self._order = 0  # of two at the same time, the one that came first
 
     @property
@@ -41,6 +46,19 @@ class Timers:
             bridge.heap_at = at
             self._order += 1
             heapq.heappush(self._heap, (at, self._order, bridge))
+            if len(self._heap) > self._most:
+                self._throw_out()
+
+    def _throw_out(self) -> None:
+        kept: dict[Bridge, tuple[int, int, Bridge]] = {}
+        for entry in self._heap:
+            at, _, bridge = entry
+            if bridge.heap_at == at and not bridge.is_gone:
+                kept[bridge] = entry
+        heap = list(kept.values())
+        heapq.heapify(heap)
+        self._heap = heap
+        self._most = 2 * len(heap) + _FEW
 
     def call_at(self, at: int, call: Callable[[], None]) -> None:
         """Have due_call() give `call` at this time or soon after."""

@@ -1,0 +1,60 @@
+"""Deadlines: each is told once, at its time, and whoever is over is not kept until it would have come."""
+
+from __future__ import annotations
+
+import random
+import weakref
+from typing import Any
+
+from utpsocket.engine.timers import Timers
+
+HANDSHAKE_US = 31_000_000
+TIME_WAIT_US = 600_000
+
+
+class Waiting:
+    """What Timers needs of a bridge."""
+
+    def __init__(self) -> None:
+        self.wakes_at: int | None = None
+        self.heap_at: int | None = None
+        self.is_gone = False
+
+
+def test_what_is_over_is_not_kept_until_its_old_deadlines() -> None:
+    """A connection that lived for a tenth of a second was kept for 31, for the handshake that might have failed."""
+    timers: Any = Timers()
+    kept = []
+    for number in range(1_000):
+        bridge = Waiting()
+        kept.append(weakref.ref(bridge))
+        timers.schedule(bridge, number + HANDSHAKE_US)
+        timers.schedule(bridge, number + TIME_WAIT_US)
+        bridge.is_gone = True
+    del bridge
+    assert sum(one() is not None for one in kept) < 200
+
+
+def test_who_waits_is_told_once_at_its_time_whoever_else_is_over() -> None:
+    chance = random.Random(1)
+    timers: Any = Timers()
+    waiting: dict[Waiting, int] = {}
+    now = 0
+    told = 0
+    for _ in range(5_000):
+        bridge = Waiting() if not waiting or chance.random() < 0.4 else chance.choice(list(waiting))
+        at = now + chance.choice((50, 5_000, 500_000))
+        timers.schedule(bridge, at)
+        waiting[bridge] = at
+        if chance.random() < 0.3:
+            over = chance.choice(list(waiting))
+            over.is_gone = True
+            del waiting[over]
+        now += chance.randrange(300)
+        due = timers.due_bridges(now)
+        assert sorted(map(id, due)) == sorted(id(bridge) for bridge, at in waiting.items() if at <= now)
+        told += len(due)
+        for bridge in due:
+            del waiting[bridge]
+    assert told > 500
+    assert len(timers._heap) <= 2 * len(waiting) + 64
