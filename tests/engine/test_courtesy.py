@@ -37,12 +37,12 @@ def settled_interval() -> float:
             seen.append(sys.getswitchinterval())
             return super().__len__() > 0
 
-    askers, courtesy._askers = courtesy._askers, Spy(courtesy._askers)
+    askers, courtesy.askers = courtesy.askers, Spy(courtesy.askers)
     try:
         interval_at_work()
         interval_at_work()
     finally:
-        courtesy._askers = askers
+        courtesy.askers = askers
     return max(seen)
 
 

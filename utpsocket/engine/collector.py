@@ -81,14 +81,15 @@ class Hold:
         global _programs
         _holding.discard(self)  # as _let_go(), without a call: this is done in every turn
         found = _get_threshold()
-        thresholds = _programs if found[0] == _OUT_OF_REACH and not _holding else found
+        if found[0] == _OUT_OF_REACH and not _holding:
+            found = _programs
         result: int
         if _IS_ANY_THREADS:
-            steps = (partial(_set_threshold, *thresholds), partial(wait, *arguments), _get_threshold, _set_never)
+            steps = (partial(_set_threshold, *found), partial(wait, *arguments), _get_threshold, _set_never)
             _, result, found, _ = map(_call, steps)
             _take(self, found)
         else:
-            _set_threshold(*thresholds)
+            _set_threshold(*found)
             result = wait(*arguments)  # from here…
             was_enabled = _is_enabled()
             _disable()  # …to here nothing is allocated
@@ -96,7 +97,7 @@ class Hold:
             _holding.add(self)
             if found[0] != _OUT_OF_REACH:
                 _programs = found
-            _set_threshold(*_NEVER)
+            _set_threshold(_OUT_OF_REACH, _OUT_OF_REACH, _OUT_OF_REACH)
             if was_enabled:
                 _enable()
         if _CAN_BE_TRACED:

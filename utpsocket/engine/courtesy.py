@@ -19,27 +19,24 @@ from typing import Any, Final
 # A thread that gave the GIL away gets it back in about twice this. Each exchange costs some 20 µs of it.
 SWITCH_SECONDS: Final = 0.0001
 
-_askers: set[str] = set()
+askers: set[str] = set()  # who wants the short interval; only ask() and withdraw() write it
 _usual_seconds = 0.0  # what begin() found; 0 between turns
 
 
 def ask(asker: str) -> None:
     """Have the engine give way soon, until every asker has withdrawn."""
-    _askers.add(asker)
+    askers.add(asker)
 
 
 def withdraw(asker: str) -> None:
     """This asker does not need it any more. Idempotent. After the last one the interval is the program's at once."""
-    _askers.discard(asker)
-    if not _askers:
+    askers.discard(asker)
+    if not askers:
         end()
 
 
 def during(work: Callable[[Any], None], argument: Any) -> None:
-    """Do a turn's work, under the short interval where somebody asked for it."""
-    if not _askers:
-        work(argument)
-        return
+    """Do a turn's work under the short interval; where nobody asks for it, it is not worth the call."""
     begin()
     try:
         work(argument)
@@ -50,7 +47,7 @@ def during(work: Callable[[Any], None], argument: Any) -> None:
 def begin() -> None:
     """A turn's work begins."""
     global _usual_seconds
-    if _askers:
+    if askers:
         usual_seconds = sys.getswitchinterval()
         if usual_seconds > SWITCH_SECONDS:
             _usual_seconds = usual_seconds

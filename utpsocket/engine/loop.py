@@ -35,7 +35,7 @@ from utpsocket.engine.listener import Listener
 from utpsocket.engine.native import allocate_lock, get_ident, sleep, start_thread
 from utpsocket.engine.originals import os, random, signal, time
 from utpsocket.engine.paths import Paths
-from utpsocket.engine.poller import WakeUp, Watches, new_poller, new_sleep, occupy
+from utpsocket.engine.poller import LONGEST_MS, WakeUp, Watches, new_poller, new_sleep, occupy
 from utpsocket.engine.relay import Relay
 from utpsocket.engine.timers import Timers
 from utpsocket.engine.totals import Totals
@@ -44,12 +44,12 @@ from utpsocket.engine.unaccepted import ResetUnaccepted
 from utpsocket.engine.watch import HoldersWatch, Rechecks
 from utpsocket.protocol import State, Workspace
 from utpsocket.protocol.packet import MAX_RUN_PACKETS
+from utpsocket.protocol.receivehalf import NEVER
 
 _EPOLLET: Final = 1 << 31
 _BRIDGE_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | _EPOLLET
 _PORT_EVENTS: Final = EPOLLIN | EPOLLERR  # not edges: a port need not be read until it says that it is empty
 _BLOCKED_US: Final = 1_000  # ENOBUFS makes no event
-_MAX_EVENTS: Final = 256
 _MAX_WAITING_PORTS: Final = 256
 _LAZY_US: Final = 10_000  # then one burst: far slower than any user writes, so that what is read stays in the cache
 _REST_CHECKS: Final = 2_000
@@ -88,10 +88,11 @@ class Loop:
         self.rechecks = Rechecks()
         self._hold = collector.Hold()
         self._epoll = new_poller()
-        self._sleep = new_sleep(self._epoll, self._hold, _MAX_EVENTS)
+        self._sleep = new_sleep(self._epoll, self._hold)
         self._wake_up = WakeUp()
         self._wake_fd = self._wake_up.fd
         self._wake_file = os.fstat(self._wake_fd)
+        self._wake_event = EPOLLIN, self._wake_fd
         self._epoll.register(self._wake_fd, EPOLLIN)
         self._watches = watches = Watches(self._epoll)
         self.watch, self.rewatch, self.forget_fd = watches.watch, watches.rewatch, watches.forget_fd
@@ -261,14 +262,17 @@ class Loop:
         self.owner = None
         events = self._wait()
         if not self._is_robbed:
-            courtesy.during(self._work, events)
+            if courtesy.askers:
+                courtesy.during(self._work, events)
+            else:
+                self._work(events)
             self._containment.in_row = 0
 
     def _work(self, events: list[tuple[int, int]]) -> None:
         self.now = now = time.monotonic_ns() // 1_000
         self.wakeups += 1
         by_fd = self._watches.by_fd  # Endpoint, Bridge, or whatever has on_event()
-        sources = [(by_fd.get(fd), mask) for fd, mask in events]  # before anything is closed and its fd reused
+        sources = [(by_fd.get(fd), mask) for mask, fd in events]  # before anything is closed and its fd reused
         commands = self._inbox.commands
         if commands:
             for _ in range(len(commands)):
@@ -301,8 +305,7 @@ class Loop:
             for endpoint in list(self._blocked):
                 self.owner = endpoint
                 self._flush_port(endpoint)
-        due_at = self.timers.next_at
-        if due_at is not None and due_at <= now:
+        if self.timers.next_at <= now:
             self._fire_timers(now)
         self.owner = None
         if self.rechecks.at is not None:
@@ -316,33 +319,32 @@ class Loop:
         self._command = None
 
     def _wait(self) -> list[tuple[int, int]]:
-        timeout = -1.0
         if self._readable_endpoints or self._readable_bridges or self._lazy_bridges or self._inbox.commands:
-            timeout = 0.0
+            most_ms = 0
         else:
             at = self.timers.next_at
-            if self.gates.retry_at is not None and (at is None or self.gates.retry_at < at):
+            if self.gates.retry_at is not None and self.gates.retry_at < at:
                 at = self.gates.retry_at
-            if self.rechecks.at is not None and (at is None or self.rechecks.at < at):
+            if self.rechecks.at is not None and self.rechecks.at < at:
                 at = self.rechecks.at
-            if self._blocked and (at is None or self.now + _BLOCKED_US < at):
+            if self._blocked and self.now + _BLOCKED_US < at:
                 at = self.now + _BLOCKED_US
             for when in self._listeners.values():
-                if at is None or when < at:
+                if when < at:
                     at = when
-            if at is not None:
+            if at == NEVER:
+                most_ms = -1
+            else:
                 left_us = at - time.monotonic_ns() // 1_000
-                timeout = left_us / 1_000_000 if left_us > 0 else 0.0
+                most_ms = min(-(-left_us // 1_000), LONGEST_MS) if left_us > 0 else 0
         self._is_at_rest = True
         if self._is_robbed:  # asked after the line above: has_its_fds may have trusted it
             return []
-        events: list[tuple[int, int]] = self._sleep.poll(timeout, _MAX_EVENTS)
+        events: list[tuple[int, int]] = self._sleep.wait(most_ms)
         self._is_at_rest = False
-        for index, (fd, _) in enumerate(events):
-            if fd == self._wake_fd:
-                del events[index]
-                self._wake_up.reset()
-                break
+        if self._wake_event in events:
+            events.remove(self._wake_event)
+            self._wake_up.reset()
         return events
 
     def _read_ports(self, now: int) -> None:
@@ -408,9 +410,9 @@ class Loop:
                         self._listeners.pop(listener, None)
                         if again_at is not None:
                             self._listeners[listener] = again_at
-            for listener in due:
-                self.owner = listener
-                self._hand_over(listener, now)
+                for listener in due:
+                    self.owner = listener
+                    self._hand_over(listener, now)
             if self.gates.held:
                 self.gates.open_due(self.bound, self, now=now)
             for listener in due:

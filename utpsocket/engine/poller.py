@@ -28,8 +28,8 @@ _ONE: Final = struct.pack("=Q", 1)  # what an eventfd is written
 _EPOLLHUP: Final = 0x010
 _UNASKED: Final = 0x018  # EPOLLERR, HUP: poll() says them in any case
 _LEVEL_EVENTS: Final = 0x201F  # EPOLLIN, PRI, OUT, ERR, HUP, RDHUP: poll()'s numbers are the same
-_LONGEST_MS: Final = 0x7FFFFFFF
-_LONGEST_SECONDS: Final = _LONGEST_MS // 1_000
+MOST_EVENTS: Final = 256  # that are told at once
+LONGEST_MS: Final = 0x7FFFFFFF
 # struct epoll_event as (events, fd): packed on x86-64 only. epoll_ctl(2), linux/eventpoll.h
 _EVENT: Final = struct.Struct("=Ii4x" if platform.machine() in ("x86_64", "AMD64") else "=I4xi4x")
 _POLLFD: Final = struct.Struct("=ihh")
@@ -109,41 +109,41 @@ class LevelPoller:
                 self._asleep[fd] = time.monotonic() + _SLEEP_SECONDS
         return found[:limit]
 
+    def wait(self, most_ms: int) -> list[tuple[int, int]]:
+        """See EpollSleep.wait()."""
+        return [(mask, fd) for fd, mask in self.poll(most_ms / 1_000, MOST_EVENTS)]
+
     def close(self) -> None:
         """As epoll.close()."""
         self._events.clear()
 
 
 class EpollSleep:
-    """epoll.poll() of our thread."""
+    """The sleep of our thread in an epoll."""
 
-    __slots__ = ("_buffer", "_epoll", "_epoll_fd", "_events", "_limit", "_sleep")
+    __slots__ = ("_buffer", "_epoll", "_epoll_fd", "_events", "_sleep")
 
-    def __init__(self, epoll: Any, hold: Hold, limit: int) -> None:
+    def __init__(self, epoll: Any, hold: Hold) -> None:
         self._epoll = epoll
         self._epoll_fd = epoll.fileno()
         self._sleep = hold.sleep
-        self._limit = limit
-        self._buffer = ctypes.create_string_buffer(_EVENT.size * limit)
+        self._buffer = ctypes.create_string_buffer(_EVENT.size * MOST_EVENTS)
         self._events = ctypes.byref(self._buffer)
 
-    def poll(self, timeout: float, limit: int) -> list[tuple[int, int]]:
-        """As epoll.poll(), for at most as many events as were said when this was made."""
-        wait_ms = -1 if timeout < 0 else _LONGEST_MS if timeout > _LONGEST_SECONDS else math.ceil(timeout * 1_000)
-        most = min(self._limit, limit)
-        count = self._sleep(_epoll_wait, (self._epoll_fd, self._events, most, wait_ms))
+    def wait(self, most_ms: int) -> list[tuple[int, int]]:
+        """What there is by now, or within so many ms, negative for ever, as (events, fd): up to MOST_EVENTS of them."""
+        count = self._sleep(_epoll_wait, (self._epoll_fd, self._events, MOST_EVENTS, most_ms))
         if count == 1:
-            mask, fd = _EVENT.unpack_from(self._buffer)
-            return [(fd, mask)]
+            return [_EVENT.unpack_from(self._buffer)]  # type: ignore[list-item]
         if count > 1:
-            return [(fd, mask) for mask, fd in _EVENT.iter_unpack(memoryview(self._buffer)[: count * _EVENT.size])]
+            return list(_EVENT.iter_unpack(memoryview(self._buffer)[: count * _EVENT.size]))  # type: ignore[arg-type]
         if count < 0:
-            return self._epoll.poll(0, most)  # type: ignore[no-any-return]  # raises why, but for EINTR
+            self._epoll.poll(0, 1)  # raises why, but for EINTR
         return []
 
 
 def _ms(timeout: float) -> int:
-    return -1 if timeout < 0 else min(_LONGEST_MS, math.ceil(timeout * 1_000))
+    return -1 if timeout < 0 else min(LONGEST_MS, math.ceil(timeout * 1_000))
 
 
 def sleep_until_ready(hold: Hold, fds: list[tuple[int, int]], timeout: float) -> None:
@@ -197,12 +197,12 @@ class WakeUp:
             owner.close()
 
 
-def new_sleep(poller: Any, hold: Hold, limit: int) -> Any:
+def new_sleep(poller: Any, hold: Hold) -> Any:
     """What the thread of this hold polls such a poller with."""
     if isinstance(poller, LevelPoller):
         poller.hold = hold
         return poller
-    return EpollSleep(poller, hold, limit)
+    return EpollSleep(poller, hold)
 
 
 class Watches:

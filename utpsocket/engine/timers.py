@@ -14,6 +14,8 @@ import heapq
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from utpsocket.protocol.receivehalf import NEVER
+
 if TYPE_CHECKING:
     from utpsocket.engine.bridge import Bridge
 
@@ -21,33 +23,34 @@ _FEW: Final = 64  # entries that are not worth a look
 
 
 class Timers:
-    """Of one engine."""
+    """Of one engine.
 
-    __slots__ = ("_alarms", "_heap", "_most", "_order")
+    next_at   when something may be due, NEVER for nothing. Perhaps too early, never too late: it is set before what it
+              stands for is kept, and found anew by the due_call() that has nothing to give.
+    """
+
+    __slots__ = ("_alarms", "_heap", "_most", "_order", "next_at")
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, Bridge]] = []
         self._alarms: list[tuple[int, int, Callable[[], None]]] = []
         self._most = _FEW  # entries in the heap before those that mean nothing are thrown out
         self._order = 0  # of two at the same time, the one that came first
-
-    @property
-    def next_at(self) -> int | None:
-        """When something may be due, or None."""
-        at = self._heap[0][0] if self._heap else None
-        if self._alarms and (at is None or self._alarms[0][0] < at):
-            at = self._alarms[0][0]
-        return at
+        self.next_at = NEVER
 
     def schedule(self, bridge: Bridge, at: int | None) -> None:
         """The connection's time comes at `at`, whatever was said before; None: never."""
         bridge.wakes_at = at
-        if at is not None and (bridge.heap_at is None or at < bridge.heap_at):
-            bridge.heap_at = at
-            self._order += 1
-            heapq.heappush(self._heap, (at, self._order, bridge))
-            if len(self._heap) > self._most:
-                self._throw_out()
+        if at is not None:
+            heap_at = bridge.heap_at
+            if heap_at is None or at < heap_at:
+                if at < self.next_at:
+                    self.next_at = at
+                bridge.heap_at = at
+                self._order += 1
+                heapq.heappush(self._heap, (at, self._order, bridge))
+                if len(self._heap) > self._most:
+                    self._throw_out()
 
     def _throw_out(self) -> None:
         kept: dict[Bridge, tuple[int, int, Bridge]] = {}
@@ -62,6 +65,8 @@ class Timers:
 
     def call_at(self, at: int, call: Callable[[], None]) -> None:
         """Have due_call() give `call` at this time or soon after."""
+        if at < self.next_at:
+            self.next_at = at
         self._order += 1
         heapq.heappush(self._alarms, (at, self._order, call))
 
@@ -81,12 +86,15 @@ class Timers:
                 due.append(bridge)
             else:
                 self.schedule(bridge, wakes_at)
+                heap = self._heap  # which may be another now
         return due
 
     def due_call(self, now: int) -> Callable[[], None] | None:
         """The next call whose time has come, or None. One by one: what fails must not take others with it."""
         if self._alarms and self._alarms[0][0] <= now:
             return heapq.heappop(self._alarms)[2]
+        at = self._heap[0][0] if self._heap else NEVER
+        self.next_at = min(at, self._alarms[0][0]) if self._alarms else at
         return None
 
     def forget_bridges(self) -> None:
