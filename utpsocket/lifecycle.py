@@ -577,14 +577,18 @@ def _give_up_at_once(sock: Any, identity: Identity, loop: Loop | RemoteLoop) -> 
     registry.register(sock, identity)
 
 
-def apply_options(identity: Identity, *, at_once: bool, to_living: bool) -> None:
-    """Tell the engine of changed options; have a living connection follow them, before this returns or soon."""
+def apply_options(identity: Identity, *, at_once: bool, to_living: bool, is_nodelay: bool) -> None:
+    """Tell the engine of changed options; have a living connection follow them, before this returns or soon; an option
+    that `is_nodelay` says only how what is written leaves.
+    """
     loop = own_engine(identity)
     if loop is not None:
         if isinstance(loop, RemoteLoop):
             loop.learn(identity)
-        if to_living:
-            (loop.call if at_once else loop.post)(verbs.apply, identity.cookie)
+        if at_once and to_living:
+            loop.call(verbs.apply, identity.cookie)
+        elif to_living:
+            loop.follow(identity.cookie, by_itself=not is_nodelay)
 
 
 def own_engine(identity: Identity) -> Loop | RemoteLoop | None:

@@ -120,6 +120,7 @@ EFFECTS: Final[dict[Effect, str]] = {
 IP_HDRINCL and the multicast ones mean nothing to a stream over TCP either.
 """
 
+_nodelay: dict[tuple[int, int], bytes] = {}  # what a TCP socket says, once asked: most connections set it
 _TCP_STATES: Final = {Role.CONNECTED: 1, Role.CONNECTING: 2, Role.LISTENING: 10}
 _TCP_CLOSED: Final = 7
 
@@ -157,9 +158,15 @@ def set_option(sock: Any, identity: Identity, level: int, name: int, value: Any,
     is_v6 = identity.family == stdlib.AF_INET6
     if is_v6 and (level, name) == (stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY) and identity.local is not None:
         raise _fail(errno.EINVAL)  # it is the port's by now. ipv6(7)
-    with closing(with_room(partial(Socket, identity.family, stdlib.SOCK_STREAM, 0))) as judge:
-        judge.setsockopt(level, name, value, *optlen)
-        identity.options[level, name] = judge.getsockopt(level, name, MAX_OPTION_BYTES)
+    is_flag = level == _TCP and name == stdlib.TCP_NODELAY and type(value) is int and not optlen
+    said = _nodelay.get((identity.family, value)) if is_flag else None
+    if said is None:
+        with closing(with_room(partial(Socket, identity.family, stdlib.SOCK_STREAM, 0))) as judge:
+            judge.setsockopt(level, name, value, *optlen)
+            said = judge.getsockopt(level, name, MAX_OPTION_BYTES)
+        if is_flag and value in (0, 1):
+            _nodelay[identity.family, value] = said
+    identity.options[level, name] = said
     return _apply(sock, identity, level, name)
 
 

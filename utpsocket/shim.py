@@ -135,7 +135,12 @@ class socket(StdlibSocket):
                 and level == stdlib.SOL_SOCKET
                 and optname in (stdlib.SO_SNDBUF, stdlib.SO_RCVBUF)
             )
-            lifecycle.apply_options(identity, at_once=at_once, to_living=must_hear or identity.transport == "tcp")
+            lifecycle.apply_options(
+                identity,
+                at_once=at_once,
+                to_living=must_hear or identity.transport == "tcp",
+                is_nodelay=level == stdlib.IPPROTO_TCP and optname == stdlib.TCP_NODELAY,
+            )
 
     # ── lifecycle ──
 

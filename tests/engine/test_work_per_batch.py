@@ -19,7 +19,8 @@ import pytest
 
 import utpsocket as socket
 from tests.protocol.wire import RTT_US, Wire
-from utpsocket.engine import collector, engine, highfd, syscalls
+from utpsocket.engine import collector, engine, highfd, syscalls, verbs
+from utpsocket.engine.answer import Command, Inbox
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.native import Socket
 from utpsocket.protocol import Connection
@@ -316,6 +317,42 @@ def test_a_turn_in_which_nothing_happens_costs_few_calls(pair: Pair) -> None:
         loop.call(lambda loop: sys.setprofile(None))
     assert done >= turns
     assert made / done < 45
+
+
+def test_nodelay_is_followed_without_waking_the_engine(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most programs set it on each connection: one turn in eight of a short one. What it changes is how the next write
+    leaves, and that wakes the engine up; but what is held back already must be looked at.
+    """
+    woken: list[object] = []
+    put = Inbox.put
+
+    def counted_put(self: Inbox, command: Command) -> None:
+        woken.append(command.verb)
+        put(self, command)
+
+    def nodelays(loop: Loop) -> list[bool]:
+        return [bridge.connection.send.nodelay for bridge in loop.bridges.values()]
+
+    def unsent_bytes(loop: Loop) -> int:
+        return sum(bridge.connection.send.unsent_bytes for bridge in loop.bridges.values())
+
+    assert engine().call(nodelays) == [True, True]
+    monkeypatch.setattr(Inbox, "put", counted_put)
+    for end in (pair.sender, pair.receiver):
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+    assert not woken
+    assert engine().call(nodelays) == [False, False]
+    for _ in range(100):  # but they are not heaped up
+        pair.sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+    assert verbs.apply in woken
+
+    pair.sender.setblocking(False)
+    while not engine().call(unsent_bytes):
+        with contextlib.suppress(BlockingIOError):
+            pair.sender.send(bytes(CALL_BYTES))
+    woken.clear()
+    pair.sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    assert woken == [verbs.apply]
 
 
 def test_a_socket_is_raised_by_one_duplication_where_there_are_high_numbers(

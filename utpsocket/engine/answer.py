@@ -10,7 +10,7 @@ import errno
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine import faults, verbs
 from utpsocket.engine.native import Socket, allocate_lock, in_one_step
@@ -18,6 +18,8 @@ from utpsocket.engine.native import Socket, allocate_lock, in_one_step
 if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
     from utpsocket.engine.poller import WakeUp
+
+_MOST_ASIDE: Final = 64  # commands for which the engine need not wake up
 
 
 class Answer:
@@ -129,6 +131,15 @@ class Inbox:
         self.commands: deque[Command] = deque()
         self._wake_up = wake_up
         self._has_ended = False
+
+    def put_aside(self, command: Command) -> None:
+        """Hand over, to be carried out when the engine's thread next wakes up, whatever for. Any thread."""
+        if len(self.commands) >= _MOST_ASIDE:
+            self.put(command)
+            return
+        self.commands.append(command)
+        if self._has_ended:
+            self.end()
 
     def put(self, command: Command) -> None:
         """Hand over. Any thread."""

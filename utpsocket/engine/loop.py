@@ -153,6 +153,16 @@ class Loop:
         """Have the engine's thread carry out a verb soon. Any thread."""
         self._inbox.put(Command(self, verb, arguments, {}, None))
 
+    def follow(self, cookie: int, *, by_itself: bool) -> None:
+        """Have the connection of this cookie follow its options soon; or, if they say nothing but how what is written
+        is sent, in time for what is written next, which wakes the engine up anyway. Any thread.
+        """
+        bridge = self.bridges.get(cookie)
+        if by_itself or bridge is None or cookie in self.relays or bridge.connection.send.unsent_bytes:
+            self.post(verbs.apply, cookie)
+        else:
+            self._inbox.put_aside(Command(self, verbs.apply, (cookie,), {}, None))
+
     def call(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Have the engine's thread carry out a verb; wait for what it returns or raises. Any other thread."""
         if sys.is_finalizing():

@@ -134,9 +134,9 @@ class EpollSleep:
         """What there is by now, or within so many ms, negative for ever, as (events, fd): up to MOST_EVENTS of them."""
         count = self._sleep(_epoll_wait, (self._epoll_fd, self._events, MOST_EVENTS, most_ms))
         if count == 1:
-            return [_EVENT.unpack_from(self._buffer)]  # type: ignore[list-item]
+            return [_EVENT.unpack_from(self._buffer)]
         if count > 1:
-            return list(_EVENT.iter_unpack(memoryview(self._buffer)[: count * _EVENT.size]))  # type: ignore[arg-type]
+            return list(_EVENT.iter_unpack(memoryview(self._buffer)[: count * _EVENT.size]))
         if count < 0:
             self._epoll.poll(0, 1)  # raises why, but for EINTR
         return []
