@@ -11,6 +11,7 @@ from typing import Any, Final
 from utpsocket import options
 from utpsocket.engine import names, verbs
 from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.names import Address
 from utpsocket.engine.native import Socket, accepted, poll
 from utpsocket.lifecycle import check_open, fail, own_engine
 
@@ -18,8 +19,8 @@ _POLLIN: Final = 0x001
 _POLLRDHUP: Final = 0x2000
 
 
-def accept(sock: Any, identity: Identity, made: Any) -> Any:
-    """The next incoming connection: `made`, a socket object without an fd, then has one. Returns the peer's address."""
+def accept(sock: Any, identity: Identity, made: Any) -> tuple[int, int, Address, Address]:
+    """The next incoming connection: `made`, a socket object without an fd, then has one. Returns what its name says."""
     while True:
         try:
             _accept_any(sock, made)
@@ -33,7 +34,7 @@ def accept(sock: Any, identity: Identity, made: Any) -> Any:
         found = names.decode(name)
         if found is not None and names.maker(made)[0] == identity.owner_pid and names.is_ours(name, None):
             options.inherit(made, identity)
-            return found[3]
+            return found
         Socket.close(made)  # a stranger who found the listening name: anyone on this machine can connect to it
 
 

@@ -28,6 +28,13 @@ def register(sock: Any, identity: Identity) -> None:
     _by_inode[identity.inode] = identity
 
 
+def introduce(sock: Any, found: tuple[int, int, Address, Address]) -> Identity:
+    """Who this fd is, which has been accepted, and whose name, which is ours, says this of it."""
+    identity = _identity(*found)
+    register(sock, identity)
+    return identity
+
+
 def identity_of_fd(sock: Any) -> Identity | None:
     """The uTP identity behind a Python socket over an AF_UNIX fd, None for a genuine AF_UNIX socket.
 
@@ -54,16 +61,7 @@ def _identity_from_names(sock: Any) -> Identity | None:
         name = None
     found = names.decode(name)
     if found is not None and names.is_ours(name, names.maker(sock)[1]):
-        cookie, pid, local, peer = found
-        loop = running_engine()
-        served = loop.identity_of(cookie) if loop is not None and loop.pid == pid else None
-        if served is not None:
-            return served
-        identity = Identity(_family_of(local))
-        identity.cookie, identity.owner_pid = cookie, pid
-        identity.local, identity.peer = local, peer
-        identity.role = Role.CONNECTED
-        return identity
+        return _identity(*found)
     name = Socket.getsockname(sock)
     listening = names.decode_listener(name)
     if listening is not None and names.is_ours(name, names.maker(sock)[1]):
@@ -73,6 +71,19 @@ def _identity_from_names(sock: Any) -> Identity | None:
         identity.role = Role.LISTENING
         return identity
     return None
+
+
+def _identity(cookie: int, pid: int, local: Address, peer: Address) -> Identity:
+    """What the engine calls by this cookie, or in another process the little that its name says."""
+    loop = running_engine()
+    served = loop.identity_of(cookie) if loop is not None and loop.pid == pid else None
+    if served is not None:
+        return served
+    identity = Identity(_family_of(local))
+    identity.cookie, identity.owner_pid = cookie, pid
+    identity.local, identity.peer = local, peer
+    identity.role = Role.CONNECTED
+    return identity
 
 
 def _family_of(address: Address) -> int:

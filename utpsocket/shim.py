@@ -191,7 +191,7 @@ class socket(StdlibSocket):
             fd, name = Socket._accept(self)
             return int(fd), name
         raw = Socket.__new__(Socket)
-        peer = accepting.accept(self, identity, raw)
+        *_, peer = accepting.accept(self, identity, raw)
         return int(raw.detach()), peer
 
     def accept(self) -> tuple[Any, Any]:
@@ -202,11 +202,13 @@ class socket(StdlibSocket):
         is_patched = hasattr(StdlibSocket, "_utp")
         made: Any = StdlibSocket if is_patched and not isinstance(self, socket) else socket
         sock = made.__new__(made)  # owns the fd from its first moment
-        peer = accepting.accept(self, identity, sock)
+        found = accepting.accept(self, identity, sock)
+        accepted = registry.introduce(sock, found)  # kept by this name until the socket has it
         made.__init__(sock, self.family, self.type, self.proto, fileno=sock.fileno())
         if stdlib.getdefaulttimeout() is None and self.gettimeout():
             sock.setblocking(True)
-        return sock, peer
+        del accepted
+        return sock, found[3]
 
     def connect(self, address: Any, /) -> None:
         """Connect to a uTP peer. Raises what TCP's connect would: ConnectionRefusedError, TimeoutError, …"""

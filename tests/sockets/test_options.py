@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from utpsocket import options
+from utpsocket.engine.identity import Settings
 
 from ..requirements import requires_ipv6
 from .network import Net, eventually, outcome, raises_errno, receive_all
@@ -517,3 +518,11 @@ def test_so_many_syns_are_repeated(net: Net) -> None:
     client = net.fresh()
     client.setsockopt(TCP, socket.TCP_SYNCNT, 1)
     assert net.spawn(client.connect_ex, net.silent_address()).result(30) == errno.ETIMEDOUT
+
+
+def test_a_connection_is_born_with_every_setting_of_its_listener() -> None:
+    settings = Settings()
+    for number, name in enumerate(Settings.__slots__):
+        setattr(settings, name, number)
+    copy = settings.copy()
+    assert [getattr(copy, name) for name in Settings.__slots__] == list(range(len(Settings.__slots__)))

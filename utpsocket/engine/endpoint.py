@@ -8,6 +8,7 @@ Only the engine's thread calls. Sources: BEP 29 "connection_id"; PROTOCOL.md §2
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +17,7 @@ from utpsocket.engine.flood import Flood
 from utpsocket.engine.identity import Identity, Role, Settings
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.names import Address
-from utpsocket.engine.originals import random
+from utpsocket.engine.originals import os, struct
 from utpsocket.engine.peerports import PeerPorts
 from utpsocket.engine.resets import Resets
 from utpsocket.engine.room import FIRST_WINDOW_BYTES
@@ -56,7 +57,8 @@ _FAULTS_BORNE: Final = 20  # on end: a datagram that does this is met once, a po
 _RUNS_PER_TURN: Final = 8  # then other ports have theirs
 _DATAGRAMS_PER_TURN: Final = 512  # likewise, where they come one by one
 _PACKET_KINDS: Final = tuple(PACKET_OPTIONS.values())
-_system_random: Final = random.SystemRandom()
+_FRESH: Final = struct.Struct("=4H")
+_by_default: Final = functools.lru_cache(16)(by_default)
 
 
 class Endpoint:
@@ -178,7 +180,7 @@ class Endpoint:
             self.loop.workspace,
             addr,
             recv_id=recv_id,
-            first_seq=first_seq if first_seq >= 0 else _system_random.getrandbits(16),
+            first_seq=first_seq if first_seq >= 0 else int.from_bytes(os.urandom(2), "big"),
             spare_ids=spare_ids,
         )
         bridge = Bridge(connection, self, identity, source)
@@ -207,16 +209,14 @@ class Endpoint:
 
     def _fresh_ids(self, addr: Address) -> list[int]:
         """Ids that no connection with this peer uses, nor its neighbours, nor each other's: a node may dial itself."""
+        bridges = self.bridges
         ids: list[int] = []
         while len(ids) < _IDS_PER_DIAL:
-            one = _system_random.getrandbits(16)
-            around = (one, one - 1 & 0xFFFF, one + 1 & 0xFFFF)
-            for near in around:
-                if (addr, near) in self.bridges or near in ids:
-                    break
-            else:
-                ids.append(one)
-        return ids
+            for one in _FRESH.unpack(os.urandom(_FRESH.size)):
+                around = {one, one - 1 & 0xFFFF, one + 1 & 0xFFFF}
+                if around.isdisjoint(ids) and not (bridges and any((addr, near) in bridges for near in around)):
+                    ids.append(one)
+        return ids[:_IDS_PER_DIAL]
 
     def forget(self, bridge: Bridge) -> None:
         """The connection is over."""
@@ -429,9 +429,8 @@ class Endpoint:
     ) -> Bridge | None:
         listener, addr = self.listener, run.addr
         assert listener is not None
-        identity = type(listener.identity)(listener.identity.family)
-        identity.cookie = _system_random.getrandbits(63)
-        identity.settings = listener.identity.settings.copy()
+        identity = type(listener.identity)(listener.identity.family, listener.identity.settings.copy())
+        identity.cookie = int.from_bytes(os.urandom(8), "big") >> 1
         identity.options = dict(listener.identity.options)
         identity.peer = addr  # type: ignore[assignment]  # the core passes addresses through as object
         identity.role = Role.CONNECTING
@@ -631,7 +630,7 @@ def apply_settings(bridge: Bridge, *, now: int) -> None:
     connection.send.nodelay = settings.nodelay
     connection.send.user_timeout_us = settings.user_timeout_ms * 1_000
     sign_us = settings.sign_of_life_seconds * 1_000_000
-    probing = by_default(sign_us) if sign_us else None
+    probing = _by_default(sign_us) if sign_us else None
     if settings.keepalive:
         asked = Probing(
             settings.keepalive_idle_seconds * 1_000_000,

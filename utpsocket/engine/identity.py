@@ -64,9 +64,21 @@ class Settings:
 
     def copy(self) -> Settings:
         """The same settings for another connection."""
-        other = Settings()
-        for name in self.__slots__:
-            setattr(other, name, getattr(self, name))
+        other = Settings.__new__(Settings)
+        other.receive_buffer_bytes = self.receive_buffer_bytes
+        other.send_buffer_bytes = self.send_buffer_bytes
+        other.max_datagram_bytes = self.max_datagram_bytes
+        other.shares_port = self.shares_port
+        other.nodelay = self.nodelay
+        other.keepalive = self.keepalive
+        other.keepalive_idle_seconds = self.keepalive_idle_seconds
+        other.keepalive_interval_seconds = self.keepalive_interval_seconds
+        other.keepalive_count = self.keepalive_count
+        other.sign_of_life_seconds = self.sign_of_life_seconds
+        other.syn_retries = self.syn_retries
+        other.linger_seconds = self.linger_seconds
+        other.user_timeout_ms = self.user_timeout_ms
+        other.congestion = self.congestion
         return other
 
 
@@ -121,7 +133,7 @@ class Identity:
         "user_fd",
     )
 
-    def __init__(self, family: int) -> None:
+    def __init__(self, family: int, settings: Settings | None = None) -> None:
         self.family = family
         self.cookie = 0
         self.inode = 0
@@ -149,7 +161,7 @@ class Identity:
         self.filler_bytes = 0
         self.send_buffer_bytes = 0
         self.owner_pid = 0  # the process whose engine serves it
-        self.settings = Settings()
+        self.settings = settings or Settings()
         self.options: dict[tuple[int, int], Any] = {}
         self.routes: Any = None  # utpsocket.routes.Routes: which connections are uTP's; None: all
         self.twin: Any = None  # a TCP socket bound to our address, until it is known which of the two is wanted

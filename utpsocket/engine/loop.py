@@ -486,7 +486,7 @@ class Loop:
             bridge.release_waiters()
         if bridge.end is None and bridge.is_finished:
             bridge.is_gone = True
-            self.totals.add(connection.stats())
+            self.totals.add(connection)
             self.forget_bridge(bridge)
             return
         if connection.state is State.TIME_WAIT and bridge.end is None:

@@ -22,7 +22,7 @@ from utpsocket.engine.answer import Command
 from utpsocket.engine.bridge import EPOLLIN, EPOLLOUT
 from utpsocket.engine.exitflush import flush
 from utpsocket.engine.faults import NO_ROOM
-from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.identity import Identity, Role, Settings
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.native import Socket, allocate_lock, sleep
 from utpsocket.engine.originals import os, resource
@@ -147,9 +147,9 @@ class ServedIdentity(Identity):
 
     notices: ClassVar[Outbox]
 
-    def __init__(self, family: int) -> None:
+    def __init__(self, family: int, settings: Settings | None = None) -> None:
         self.is_known = False  # a listener's, until the application is about to accept it
-        super().__init__(family)
+        super().__init__(family, settings)
 
     def on_written(self, name: str, value: Any) -> None:
         """Tell the application, before anything is done to its fd."""

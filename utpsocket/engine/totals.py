@@ -5,7 +5,7 @@ Only the engine's thread calls.
 
 from __future__ import annotations
 
-from utpsocket.protocol import ConnectionStats
+from utpsocket.protocol import Connection
 
 
 class Totals:
@@ -20,10 +20,14 @@ class Totals:
         self.delivered_bytes = 0
         self.retransmitted_packets = 0
 
-    def add(self, stats: ConnectionStats) -> None:
+    def add(self, connection: Connection) -> None:
         """Count a connection's figures in."""
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(stats, name))
+        send, receive = connection.send, connection.receive
+        self.sent_packets += send.sent_packets
+        self.sent_bytes += send.sent_offset
+        self.received_packets += receive.received_packets
+        self.delivered_bytes += receive.reassembly.delivered_bytes
+        self.retransmitted_packets += send.resent_packets
 
     def copy(self) -> Totals:
         """The same sums, to go on from."""

@@ -554,8 +554,8 @@ def figures(loop: Loop) -> dict[str, Any]:
     """The engine's figures of this instant, as plain values: totals by name, ports by name, connections' fields."""
     connections = [bridge.connection.stats() for bridge in loop.bridges.values()]
     totals = loop.totals.copy()
-    for connection in connections:
-        totals.add(connection)
+    for bridge in loop.bridges.values():
+        totals.add(bridge.connection)
     return {
         "connections_initiated": loop.initiated,
         "connections_accepted": loop.accepted,

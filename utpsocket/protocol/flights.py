@@ -215,6 +215,10 @@ class Flights:
         self.highest_sacked_seq = -1
         self.most_packets = 0  # that were ever under way at a time: how far behind an ack may truthfully be
 
+    def start(self, next_seq: int) -> None:
+        """Nothing has been sent, and this is what the first packet will be."""
+        self._judged_seq = self.una_seq = self.next_seq = next_seq
+
     @property
     def packets(self) -> int:
         """How many packets the queue covers."""

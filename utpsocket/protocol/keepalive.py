@@ -94,7 +94,7 @@ class Keepalive:
 
     def every(self, interval_us: int, probing: Probing | None, *, now: int) -> None:
         """A sign of life whenever nothing was said for this long, 0 for none; and questions, or none."""
-        if interval_us == self._interval_us and probing == self._probing:
+        if interval_us == self._interval_us and (probing is self._probing or probing == self._probing):
             return  # nor does it begin anew
         self._interval_us = interval_us
         self._probing = probing

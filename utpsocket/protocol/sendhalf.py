@@ -109,7 +109,7 @@ class SendHalf(Outstanding):
 
     def start(self, first_seq: int) -> None:
         """Our first DATA will have this sequence number; nothing has been sent."""
-        self.flights = Flights(first_seq)
+        self.flights.start(first_seq)
         self.paws.start(first_seq)
 
     # ── what may leave ──
@@ -348,7 +348,8 @@ class SendHalf(Outstanding):
 
     def clear(self) -> None:
         """The connection is over."""
-        self.flights = Flights(self.flights.next_seq)
+        if self.flights.queue:
+            self.flights = Flights(self.flights.next_seq)
         self.buffer.clear()
         self.sent_offset = self.buffer.end_offset
         self._paced_until = self._reorder_at = self._closed_since = NEVER
