@@ -28,8 +28,9 @@ from utpsocket.engine.originals import os
 from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.room import FIRST_WINDOW_BYTES, Room
 from utpsocket.engine.syscalls import Stream
-from utpsocket.protocol import Connection, EventKind, State
+from utpsocket.protocol import Connection, EventKind
 from utpsocket.protocol.sendbuffer import BLOCK_BYTES
+from utpsocket.protocol.states import CLOSED, CONNECTED, SYN_RECEIVED, SYN_SENT, TIME_WAIT
 
 if TYPE_CHECKING:
     from utpsocket.engine.endpoint import Endpoint
@@ -174,7 +175,7 @@ class Bridge:
             self.endpoint.loop.watch_room(self, wanted=False)
         if mask & EPOLLHUP:
             self._is_hung_up = True
-            if self.connection.state in (State.SYN_SENT, State.SYN_RECEIVED) and self.is_gated:
+            if self.connection.state in (SYN_SENT, SYN_RECEIVED) and self.is_gated:
                 self.connection.abort()  # closed while connecting
                 self._close_end()
 
@@ -200,7 +201,7 @@ class Bridge:
         enough for now only if that `is_due`.
         """
         connection = self.connection
-        if self.is_gated or self.end is None or connection.state not in (State.CONNECTED, State.SYN_RECEIVED):
+        if self.is_gated or self.end is None or connection.state not in (CONNECTED, SYN_RECEIVED):
             self.is_readable = self.is_readable and self.end is not None
             return
         # Whole bursts: the few packets of a rest would cost two engines' turns as well.
@@ -352,7 +353,7 @@ class Bridge:
         if not self.is_readable or self.is_gated or self.end is None or self._is_retrying:
             return False
         connection = self.connection
-        if connection.state not in (State.CONNECTED, State.SYN_RECEIVED):
+        if connection.state not in (CONNECTED, SYN_RECEIVED):
             return False
         if self._has_finished_input:
             return True
@@ -413,13 +414,13 @@ class Bridge:
         """Move what arrived in order to the user's end, as far as the kernel takes it."""
         connection = self.connection
         if self.end is None:
-            if self.is_handed_over or connection.state is State.CLOSED:
+            if self.is_handed_over or connection.state is CLOSED:
                 views = connection.poll_delivery()
                 if views:
                     connection.delivered(sum(map(len, views)), now=now)
             else:
                 connection.delivered(0, now=now)
-            if connection.state is State.TIME_WAIT:
+            if connection.state is TIME_WAIT:
                 self.identity.is_over = True  # both FINs are acked, which they were not when the user said its own
             return
         room = self.room
@@ -644,7 +645,7 @@ class Bridge:
     @property
     def is_flushed(self) -> bool:
         """Everything the user wrote has been acked, or never will be."""
-        if self.connection.state in (State.CLOSED, State.TIME_WAIT):
+        if self.connection.state in (CLOSED, TIME_WAIT):
             return True
         if self.end is not None and self.is_readable and not self.connection.send.is_finishing:
             return False

@@ -25,11 +25,11 @@ from utpsocket.engine.shares import Shares
 from utpsocket.engine.syncache import syn_of
 from utpsocket.engine.syscalls import packed_name
 from utpsocket.engine.udp import PACKET_OPTIONS, IcmpError, Port, parted
-from utpsocket.protocol import Config, Connection, PacketType, Run, State, Transmit
+from utpsocket.protocol import Config, Connection, Run, Transmit
 from utpsocket.protocol.closing import Remains
 from utpsocket.protocol.handshake import PROVES_ITSELF
 from utpsocket.protocol.keepalive import Probing, by_default
-from utpsocket.protocol.packet import HEADER_BYTES, Packet, decode
+from utpsocket.protocol.packet import HEADER_BYTES, RESET, SYN, Packet, decode
 from utpsocket.protocol.pathmtu import (
     CEILING_IPV4_BYTES,
     CEILING_IPV6_BYTES,
@@ -38,6 +38,7 @@ from utpsocket.protocol.pathmtu import (
     START_IPV4_BYTES,
 )
 from utpsocket.protocol.receivehalf import MODEST_WINDOW_BYTES, NEVER
+from utpsocket.protocol.states import TIME_WAIT
 
 if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
@@ -348,7 +349,7 @@ class Endpoint:
             self.dropped_datagrams += 1
             return
         addr, connection_id = run.addr, packet.connection_id
-        if packet.type == PacketType.SYN:
+        if packet.type == SYN:
             bridge = self.bridges.get((addr, connection_id + 1 & 0xFFFF))
             if bridge is not None:
                 self.flood.noise += 1
@@ -372,7 +373,7 @@ class Endpoint:
                     bridge = self._admit(run, connection_id + 1 & 0xFFFF, proves_itself=proves_itself, now=now)
         else:
             bridge = self.bridges.get((addr, connection_id))
-            if bridge is None and packet.type == PacketType.RESET:
+            if bridge is None and packet.type == RESET:
                 for near in (-1, 1):
                     other = self.bridges.get((addr, connection_id + near & 0xFFFF))
                     if other is not None and other.connection.send_id == connection_id:
@@ -388,7 +389,7 @@ class Endpoint:
             bridge.connection.handle_run(run, now=now)
             self.loop.touch(bridge)
             self.loop.owner = self
-        elif packet.type not in (PacketType.RESET, PacketType.SYN):
+        elif packet.type not in (RESET, SYN):
             ended_at, remains = self._remains.get((addr, connection_id), (0, None))
             if remains is not None and now < ended_at + _REMAINS_US:
                 answer = remains.answer(packet, now=now)
@@ -531,7 +532,7 @@ class Endpoint:
 
     def _reset_stray(self, packet: Packet, run: Run, *, now: int) -> None:
         self.flood.noise += 1
-        if self.peers is not None and not self.peers.may_reset(is_syn=packet.type == PacketType.SYN):
+        if self.peers is not None and not self.peers.may_reset(is_syn=packet.type == SYN):
             return
         reset = self.resets.to_stray(run.addr, packet, now=now)
         if reset is not None:
@@ -586,7 +587,7 @@ class Endpoint:
             bridge = self.bridges.get((error.addr, recv_id & 0xFFFF))
             if bridge is None:
                 continue
-            sent_id = bridge.connection.recv_id if packet.type == PacketType.SYN else bridge.connection.send_id
+            sent_id = bridge.connection.recv_id if packet.type == SYN else bridge.connection.send_id
             if sent_id == packet.connection_id:
                 return bridge, packet.seq16
         return None, None
@@ -619,7 +620,7 @@ class Endpoint:
     def drop_lingering(self) -> None:
         """Too many private ports wait for a late FIN: give this one up."""
         for bridge in list(self.bridges.values()):
-            if bridge.connection.state is State.TIME_WAIT:
+            if bridge.connection.state is TIME_WAIT:
                 bridge.connection.abort()
                 self.loop.touch(bridge)
 

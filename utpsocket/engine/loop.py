@@ -42,9 +42,10 @@ from utpsocket.engine.totals import Totals
 from utpsocket.engine.udp import WANTED_BUFFER_BYTES, Port
 from utpsocket.engine.unaccepted import ResetUnaccepted
 from utpsocket.engine.watch import HoldersWatch, Rechecks
-from utpsocket.protocol import State, Workspace
+from utpsocket.protocol import Workspace
 from utpsocket.protocol.packet import MAX_RUN_PACKETS
 from utpsocket.protocol.receivehalf import NEVER
+from utpsocket.protocol.states import SYN_RECEIVED, TIME_WAIT
 
 _EPOLLET: Final = 1 << 31
 _BRIDGE_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | _EPOLLET
@@ -448,7 +449,7 @@ class Loop:
 
     def _settle_one(self, bridge: Bridge, now: int) -> None:
         connection = bridge.connection
-        if bridge.accepted_at and connection.state is not State.SYN_RECEIVED:
+        if bridge.accepted_at and connection.state is not SYN_RECEIVED:
             bridge.accepted_at = 0
             listener = bridge.endpoint.listener
             if listener is not None:
@@ -489,7 +490,7 @@ class Loop:
             self.totals.add(connection)
             self.forget_bridge(bridge)
             return
-        if connection.state is State.TIME_WAIT and bridge.end is None:
+        if connection.state is TIME_WAIT and bridge.end is None:
             endpoint.leave_lane(bridge)
             if endpoint.is_private:
                 self._keep_waiting(endpoint)

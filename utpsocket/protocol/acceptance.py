@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from utpsocket.protocol.flights import Flights
-from utpsocket.protocol.packet import PacketType
+from utpsocket.protocol.packet import DATA, FIN, RESET
 
 ACK_SLACK: Final = 3  # libutp's ACK_NR_ALLOWED_WINDOW; PROTOCOL.md §4
 _UNPROVEN_SLACK: Final = 1  # a first keepalive: libutp's initiator may say nothing else
@@ -27,9 +27,9 @@ def is_believable(type: int, ack_next_seq: int, flights: Flights, *, is_proven: 
     behind = ACK_SLACK
     if not is_proven:
         behind = _UNPROVEN_SLACK
-    elif type == PacketType.DATA or type == PacketType.FIN:
+    elif type in (DATA, FIN):
         behind += flights.most_packets
-    ahead = 1 if type == PacketType.RESET else 0
+    ahead = 1 if type == RESET else 0
     return flights.una_seq - behind <= ack_next_seq <= flights.next_seq + ahead
 
 

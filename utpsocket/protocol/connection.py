@@ -25,13 +25,13 @@ from utpsocket.protocol.closing import Closing, Remains
 from utpsocket.protocol.config import Config, Workspace
 from utpsocket.protocol.handshake import Handshake
 from utpsocket.protocol.keepalive import Keepalive, Probing
-from utpsocket.protocol.packet import HEADER_BYTES, Packet, PacketType, Run, Transmit, decode, unwrap
+from utpsocket.protocol.packet import DATA, FIN, HEADER_BYTES, RESET, STATE, SYN, Packet, Run, Transmit, decode, unwrap
 from utpsocket.protocol.pieces import Assembly
 from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
 from utpsocket.protocol.report import ConnectionStats, Event, EventKind, figures
 from utpsocket.protocol.sendhalf import EMPTY_PACKET_BYTES, SendHalf
 from utpsocket.protocol.speech import Speech
-from utpsocket.protocol.states import TRANSITIONS, State, Trigger
+from utpsocket.protocol.states import CLOSED, CONNECTED, IDLE, SYN_RECEIVED, SYN_SENT, TIME_WAIT, TRANSITIONS, Trigger
 
 __all__ = ["Connection", "ConnectionStats", "Event", "EventKind"]
 
@@ -87,7 +87,7 @@ class Connection:
         self.addr = addr
         self.recv_id = recv_id
         self.send_id = (recv_id - 1) & 0xFFFF
-        self.state = State.IDLE
+        self.state = IDLE
         self.is_initiator = False
         self.errno = 0
         self.soft_errno = 0  # the last ICMP error that proves nothing: said only if the connection then times out
@@ -107,7 +107,7 @@ class Connection:
     @property
     def is_over(self) -> bool:
         """Closed, with nothing left to send: it may be forgotten."""
-        return self.state is State.CLOSED and not self._handshake.resets
+        return self.state is CLOSED and not self._handshake.resets
 
     @property
     def recv_ids(self) -> tuple[int, ...]:
@@ -122,7 +122,7 @@ class Connection:
     @property
     def is_flushed(self) -> bool:
         """Everything written, and our FIN if finish() was called, is acked; or there is no connection any more."""
-        if self.state in (State.CLOSED, State.TIME_WAIT):
+        if self.state in (CLOSED, TIME_WAIT):
             return True
         return self.send.is_finished if self.send.is_finishing else self.send.is_idle
 
@@ -154,13 +154,13 @@ class Connection:
 
     def free_span(self) -> memoryview:
         """Memory for the next bytes to send; empty when the send buffer is full or nothing may be written."""
-        if self.send.is_finishing or self.state in (State.CLOSED, State.TIME_WAIT):
+        if self.send.is_finishing or self.state in (CLOSED, TIME_WAIT):
             return memoryview(b"")
         return self.send.buffer.free_span()
 
     def free_spans(self, most_bytes: int) -> list[memoryview]:
         """free_span() and memory that follows it, for a writer who expects to fill it; empty likewise."""
-        if self.send.is_finishing or self.state in (State.CLOSED, State.TIME_WAIT):
+        if self.send.is_finishing or self.state in (CLOSED, TIME_WAIT):
             return []
         return self.send.buffer.free_spans(most_bytes)
 
@@ -202,10 +202,10 @@ class Connection:
 
     def abort(self, error: int = 0) -> None:
         """Forget everything and tell the peer by RESET. `error` is what the application will see."""
-        if self.state is State.SYN_SENT:
+        if self.state is SYN_SENT:
             self._handshake.withdraw_syns()
-        is_too_dear = self.state is State.SYN_RECEIVED and self.send.credit_bytes < EMPTY_PACKET_BYTES
-        if self.state not in (State.CLOSED, State.IDLE, State.SYN_SENT) and not is_too_dear:
+        is_too_dear = self.state is SYN_RECEIVED and self.send.credit_bytes < EMPTY_PACKET_BYTES
+        if self.state not in (CLOSED, IDLE, SYN_SENT) and not is_too_dear:
             self._handshake.resets.append((self.send_id, self.send.flights.next_seq, self.receive.ack))
         self._close(error)
 
@@ -230,7 +230,7 @@ class Connection:
 
         A run of any other shape than a clean one is the sum of its packets; a clean one is too, only faster.
         """
-        if self.state is State.CONNECTED:
+        if self.state is CONNECTED:
             if run.is_clean():
                 if cleanrun.handle(self, run, now=now):
                     return
@@ -245,29 +245,29 @@ class Connection:
 
     def _handle_packet(self, packet: Packet, *, now: int) -> None:
         state = self.state
-        if packet.type == PacketType.SYN:
+        if packet.type == SYN:
             self._handle_syn(packet, now=now)
             return
         early: list[Packet] = []
-        if state is State.SYN_SENT:
+        if state is SYN_SENT:
             answer = self._handle_answer(packet, now=now)
             if answer is None:
                 return
             early = answer
-        elif state in (State.IDLE, State.CLOSED):
+        elif state in (IDLE, CLOSED):
             self._dropped += 1
             return
         send, receive = self.send, self.receive
         flights = send.flights
         ack_next_seq = unwrap(packet.ack16, flights.una_seq) + 1
-        if packet.connection_id != self.recv_id and packet.type != PacketType.RESET:
+        if packet.connection_id != self.recv_id and packet.type != RESET:
             if send.is_proven or packet.connection_id not in self._handshake.answered_ids:
                 if not self._handshake.is_abandoned(packet):
                     self._dropped += 1
                 return
             if is_believable(packet.type, ack_next_seq, flights, is_proven=False):
                 self._use_id(packet.connection_id, (packet.connection_id - 1) & 0xFFFF)  # of all answers it took this
-        if packet.type == PacketType.RESET:
+        if packet.type == RESET:
             self._handle_reset(packet, ack_next_seq, now=now)
             return
         if not send.is_proven and not send.sent_packets and ack_next_seq == flights.next_seq + 1:
@@ -282,7 +282,7 @@ class Connection:
         if paws.is_armed and ack_next_seq >= flights.una_seq and paws.refuses(packet.timestamp_us, now=now):
             return  # it acks what had that number 65,536 packets ago
         seq = -1
-        if packet.type in (PacketType.DATA, PacketType.FIN):
+        if packet.type in (DATA, FIN):
             seq = unwrap(packet.seq16, receive.reassembly.next_seq)
             if receive.refuses(seq, packet.timestamp_us, now=now):
                 return
@@ -296,7 +296,7 @@ class Connection:
                 send.on_proven_late()
             self._move(Trigger.PROVEN)
             self.events.append(Event(EventKind.CONNECTED))
-        if packet.type == PacketType.STATE and self.is_initiator and not receive.received_packets:
+        if packet.type == STATE and self.is_initiator and not receive.received_packets:
             self._handle_repeated_answer(packet, now=now)
         send.on_ack(
             ack_next_seq,
@@ -304,21 +304,21 @@ class Connection:
             packet.sack,
             delay_us,
             (packet.timestamp_us - delay_us) & _CLOCK if delay_us else -1,
-            is_state=packet.type == PacketType.STATE and packet.pieces is None,
+            is_state=packet.type == STATE and packet.pieces is None,
             now=now,
         )
         if paws.is_armed or flights.una_seq >= paws.mark_seq:
             paws.on_acked(flights.una_seq, packet.timestamp_us, now=now)
-        if packet.pieces is not None and packet.type == PacketType.STATE:
+        if packet.pieces is not None and packet.type == STATE:
             self._join(packet.pieces, packet.timestamp_us, now=now)
-        if packet.type in (PacketType.DATA, PacketType.FIN):
+        if packet.type in (DATA, FIN):
             if receive.is_discarding and seq >= receive.reassembly.next_seq and packet.payload:
                 self._closing.reset_after_flush = True
             # What nobody will read keeps filling the window: its sender must not get rid of more than that until our
             # RESET, which waits for what we wrote, has told it.
-            is_fin = packet.type == PacketType.FIN
+            is_fin = packet.type == FIN
             receive.on_packet(seq, packet.payload, packet.timestamp_us, is_fin=is_fin, now=now)
-            if state is State.TIME_WAIT:
+            if state is TIME_WAIT:
                 self._closing.start_time_wait(now=now)
         if send.is_finishing or receive.is_discarding:
             self.settle(now=now)
@@ -360,7 +360,7 @@ class Connection:
 
     def _handle_syn(self, packet: Packet, *, now: int) -> None:
         """A SYN opens, or repeats itself because our answer was lost: then it is answered identically."""
-        if self.state is State.IDLE:
+        if self.state is IDLE:
             self._use_id(self.recv_id, packet.connection_id)
             self.receive.start(packet.seq16 + 1)
             self.send.is_proven = False
@@ -372,12 +372,12 @@ class Connection:
             # of a packet it has sent, and on the first loss waits for as long as our clocks are apart.
             self.send.credit_bytes = UNPROVEN_CREDIT_BYTES
             self.receive.ack_at = now
-        elif self.state is State.SYN_RECEIVED and self._handshake.peer_syn_seq16 == packet.seq16:
+        elif self.state is SYN_RECEIVED and self._handshake.peer_syn_seq16 == packet.seq16:
             self.send.credit_bytes += UNPROVEN_CREDIT_BYTES
             if self._handshake.is_repeated_syn(packet, now=now):
                 self._use_id((packet.connection_id + 1) & 0xFFFF, packet.connection_id)
                 self.receive.ack_at = now
-        elif self.state is State.SYN_SENT and self._handshake.is_own_syn(packet):
+        elif self.state is SYN_SENT and self._handshake.is_own_syn(packet):
             self._close(errno.ECONNREFUSED)  # whoever is there, it is not somebody who listens
         else:
             self._dropped += 1
@@ -387,11 +387,11 @@ class Connection:
         -> bool    False: it has to do with something else
         """
         handshake = self._handshake
-        if self.state is State.SYN_RECEIVED and packet.seq16 == handshake.peer_syn_seq16:
+        if self.state is SYN_RECEIVED and packet.seq16 == handshake.peer_syn_seq16:
             self._handle_syn(packet, now=now)
             return True
         # The same number: we dial ourselves. Once in 65,536 it is chance, and both sides are refused.
-        if self.state is not State.SYN_SENT or packet.seq16 == handshake.syn_seq & 0xFFFF:
+        if self.state is not SYN_SENT or packet.seq16 == handshake.syn_seq & 0xFFFF:
             return False
         if handshake.yields_to(packet):
             self.is_initiator = False
@@ -405,7 +405,7 @@ class Connection:
         back what had overtaken it; None while there is no connection.
         """
         handshake = self._handshake
-        if packet.type == PacketType.RESET:
+        if packet.type == RESET:
             if handshake.is_refusal(packet):
                 self._close(errno.ECONNREFUSED)
             else:
@@ -440,13 +440,13 @@ class Connection:
     def _handle_reset(self, packet: Packet, ack_next_seq: int, *, now: int) -> None:
         send, receive = self.send, self.receive
         # An initiator gives up a SYN whose answer it never saw: it cannot know our number, only its own.
-        is_withdrawn = self.state is State.SYN_RECEIVED and packet.seq16 == receive.reassembly.next_seq & 0xFFFF
+        is_withdrawn = self.state is SYN_RECEIVED and packet.seq16 == receive.reassembly.next_seq & 0xFFFF
         if is_withdrawn and (other_id := self._handshake.withdraw(packet.connection_id)) is not None:
             self._use_id(other_id, (other_id - 1) & 0xFFFF)
             return
         is_known = packet.connection_id in (self.recv_id, self.send_id)
         is_believed = is_withdrawn or is_believable(packet.type, ack_next_seq, send.flights, is_proven=send.is_proven)
-        if is_known and not is_believed and self.state is State.CONNECTED:
+        if is_known and not is_believed and self.state is CONNECTED:
             is_believed = self._keepalive.is_gone(self._heard_at, send.recovery.srtt_us, now=now)
         if not is_known or not is_believed:
             self._dropped += 1
@@ -466,7 +466,7 @@ class Connection:
         datagram_bytes   how large the datagram was, 0 if not known
         RFC 1122 §4.2.3.9: soft errors do not end a connection.
         """
-        if self.state is State.SYN_SENT:
+        if self.state is SYN_SENT:
             if error in _CONNECT_ERRORS and quoted_seq16 in (None, self._handshake.syn_seq & 0xFFFF):
                 self._close(error)
             return
@@ -482,27 +482,27 @@ class Connection:
         if error != errno.ECONNREFUSED:
             self.soft_errno = error
             return
-        if is_quoted and self.state not in (State.CLOSED, State.IDLE):
+        if is_quoted and self.state not in (CLOSED, IDLE):
             # Nobody is at that port any more: what a TCP peer's kernel would say by RST.
             both_said_all = self.send.fin_seq is not None and self.receive.reassembly.is_finished
-            self._close(0 if both_said_all or self.state is State.TIME_WAIT else errno.ECONNRESET)
+            self._close(0 if both_said_all or self.state is TIME_WAIT else errno.ECONNRESET)
 
     def handle_timeout(self, *, now: int) -> None:
         """Time has passed; call at timeout_at() or later."""
         state, handshake = self.state, self._handshake
-        if state is State.SYN_SENT:
+        if state is SYN_SENT:
             if now >= handshake.give_up_at or (now >= handshake.at and handshake.is_exhausted):
                 self.abort(self.soft_errno or errno.ETIMEDOUT)
             return
-        if state is State.SYN_RECEIVED and now >= handshake.at:
+        if state is SYN_RECEIVED and now >= handshake.at:
             self._close(errno.ETIMEDOUT)
             return
-        if state is State.TIME_WAIT:
+        if state is TIME_WAIT:
             if now >= self._closing.time_wait_at:
                 self._move(Trigger.ENDED)
                 self._end(0)
             return
-        if state not in (State.CONNECTED, State.SYN_RECEIVED):
+        if state not in (CONNECTED, SYN_RECEIVED):
             return
         send = self.send
         if send.has_unfinished_ack:
@@ -527,7 +527,7 @@ class Connection:
             self._keepalive.is_probe_due |= must_ask
         if now >= handshake.proof_at:
             self._prove_again(now=now)
-        if state is State.CONNECTED and now >= self._keepalive.next_at:
+        if state is CONNECTED and now >= self._keepalive.next_at:
             is_idle = send.is_idle and send.is_all_acked
             if self._keepalive.on_time(self._heard_at, is_idle=is_idle, now=now):
                 self.receive.ack_at = now
@@ -550,7 +550,7 @@ class Connection:
     def timeout_at(self) -> int | None:
         """When handle_timeout() and poll_transmit() want to be called next, or None. Read after poll_transmit()."""
         state = self.state
-        if state is State.CONNECTED:
+        if state is CONNECTED:
             send, receive = self.send, self.receive
             at = send.deadline()
             proof_at, alive_at = self._handshake.proof_at, self._keepalive.next_at
@@ -561,11 +561,11 @@ class Connection:
                 at = min(at, self._closing.give_up_at())
             elif send.fin_seq is not None:
                 at = min(at, self._closing.ask_at)
-        elif state is State.SYN_SENT:
+        elif state is SYN_SENT:
             at = min(self._handshake.at, self._handshake.give_up_at)
-        elif state is State.SYN_RECEIVED:
+        elif state is SYN_RECEIVED:
             at = min(self.send.deadline(), self.receive.ack_at, self._handshake.at)
-        elif state is State.TIME_WAIT:
+        elif state is TIME_WAIT:
             at = min(self._closing.time_wait_at, self.receive.ack_at)
         else:
             return None
@@ -596,20 +596,20 @@ class Connection:
         if handshake.resets:
             connection_id, seq, ack = handshake.resets.pop(0)
             return speech.reset(connection_id, seq, ack, now=now)
-        state = self.state
-        if state is State.SYN_SENT:
-            if (recv_id := handshake.next_syn(now=now)) is None:
+        state, receive = self.state, self.receive
+        if state is not CONNECTED:
+            if state is SYN_SENT:
+                if (recv_id := handshake.next_syn(now=now)) is None:
+                    return None
+                self._use_id(recv_id, (recv_id + 1) & 0xFFFF)
+                return speech.syn(recv_id, handshake.syn_seq, is_large=handshake.is_large, now=now)
+            if state is SYN_RECEIVED:
+                return self._speak_unproven(now=now)
+            if state is not TIME_WAIT:
                 return None
-            self._use_id(recv_id, (recv_id + 1) & 0xFFFF)
-            return speech.syn(recv_id, handshake.syn_seq, is_large=handshake.is_large, now=now)
-        if state is State.SYN_RECEIVED:
-            return self._speak_unproven(now=now)
-        if state not in (State.CONNECTED, State.TIME_WAIT):
-            return None
-        receive = self.receive
         if receive.ack_at <= now and receive.reassembly.has_held:
             return self._speak_state(now=now)  # data cannot carry a selective ack
-        if state is not State.TIME_WAIT:
+        if state is CONNECTED:
             if self.send.in_pieces is not None and (flight := self.send.poll_pieces()) is not None:
                 return speech.pieces(flight, now=now)
             flight = self.send.next_flight(now=now, max_segments=max_segments)
@@ -656,7 +656,7 @@ class Connection:
 
     def settle(self, *, now: int) -> None:
         """Both directions may be done, or what was to be flushed before a RESET is."""
-        if self.state is not State.CONNECTED:
+        if self.state is not CONNECTED:
             return
         send = self.send
         if self._closing.reset_after_flush and (send.is_idle or send.is_held_back):
@@ -672,8 +672,8 @@ class Connection:
 
     def _close(self, error: int) -> None:
         """The connection is over for a reason that is not both FINs."""
-        if self.state in (State.CLOSED, State.TIME_WAIT):
-            if self.state is State.TIME_WAIT:
+        if self.state in (CLOSED, TIME_WAIT):
+            if self.state is TIME_WAIT:
                 self._move(Trigger.FAILED)
                 self._end(0)
             return

@@ -93,7 +93,8 @@ class ReceiveHalf:
         return (self.difference_us + self.told_us) & _CLOCK if self.difference_us and self.told_us else 0
 
     def _bounded(self, window: int) -> int:
-        window = min(window, self.share_bytes)
+        if window > self.share_bytes:
+            window = self.share_bytes
         if window > MODEST_WINDOW_BYTES and self.received_bytes < _MUCH_BYTES:
             return MODEST_WINDOW_BYTES
         return window

@@ -13,7 +13,19 @@ from typing import Final
 
 from utpsocket.protocol.flights import Flight
 from utpsocket.protocol.handshake import PROVES_ITSELF
-from utpsocket.protocol.packet import HEADER_BYTES, LARGE_SYN_BYTES, PacketType, Transmit, compose, encode, pad
+from utpsocket.protocol.packet import (
+    DATA,
+    FIN,
+    HEADER_BYTES,
+    LARGE_SYN_BYTES,
+    RESET,
+    STATE,
+    SYN,
+    Transmit,
+    compose,
+    encode,
+    pad,
+)
 from utpsocket.protocol.pieces import in_pieces
 from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.sendhalf import SendHalf
@@ -38,7 +50,7 @@ class Speech:
         window_bytes = receive.window_bytes
         is_fin = flight.seq == send.fin_seq
         header = encode(
-            PacketType.FIN if is_fin else PacketType.DATA,
+            FIN if is_fin else DATA,
             self.send_id,
             timestamp_us=now,
             difference_us=receive.difference_us,
@@ -66,7 +78,7 @@ class Speech:
         """A packet too large for the path, in pieces."""
         send, receive = self._send, self._receive
         header = encode(
-            PacketType.STATE,
+            STATE,
             self.send_id,
             timestamp_us=now,
             difference_us=receive.difference_us,
@@ -95,7 +107,7 @@ class Speech:
         receive = self._receive
         window_bytes = receive.window_bytes
         header = encode(
-            PacketType.DATA,
+            DATA,
             self.send_id,
             timestamp_us=now,
             difference_us=receive.difference_us,
@@ -111,7 +123,7 @@ class Speech:
         receive = self._receive
         window_bytes = receive.window_bytes
         header = encode(
-            PacketType.STATE,
+            STATE,
             self.send_id,
             timestamp_us=now,
             difference_us=receive.difference_us,
@@ -128,7 +140,7 @@ class Speech:
         """A SYN; all later packets carry the id after its own. Large: see LARGE_SYN_BYTES."""
         self.send_id = (recv_id + 1) & 0xFFFF
         header = encode(
-            PacketType.SYN,
+            SYN,
             recv_id,
             timestamp_us=now,
             difference_us=0,
@@ -142,7 +154,5 @@ class Speech:
 
     def reset(self, connection_id: int, seq: int, ack: int, *, now: int) -> Transmit:
         """A RESET. PROTOCOL.md §4."""
-        header = encode(
-            PacketType.RESET, connection_id, timestamp_us=now, difference_us=0, window_bytes=0, seq=seq, ack=ack
-        )
+        header = encode(RESET, connection_id, timestamp_us=now, difference_us=0, window_bytes=0, seq=seq, ack=ack)
         return Transmit(self._addr, header)
