@@ -324,8 +324,8 @@ class Endpoint:
 
     def handle_run(self, run: Run, *, now: int) -> None:
         """Split by connection id and hand on. PERFORMANCE.md, trick 4: GRO may mix connections of one address."""
-        if run.is_clean() or run.is_uniform():
-            data = run.data
+        data = run.data
+        if HEADER_BYTES <= len(data) <= run.stride or run.is_clean() or run.is_uniform():
             bridge = self.bridges.get((run.addr, data[2] << 8 | data[3]))
             if bridge is not None:
                 self.loop.owner = bridge

@@ -162,7 +162,7 @@ class Loop:
         if by_itself or bridge is None or cookie in self.relays or bridge.connection.send.unsent_bytes:
             self.post(verbs.apply, cookie)
         else:
-            self._inbox.put_aside(Command(self, verbs.apply, (cookie,), {}, None))
+            self._inbox.put_aside(Command(self, verbs.follow_nodelay, (cookie,), {}, None))
 
     def call(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Have the engine's thread carry out a verb; wait for what it returns or raises. Any other thread."""

@@ -477,6 +477,17 @@ def apply(loop: Loop, cookie: int) -> None:
         relay.apply_options()
 
 
+def follow_nodelay(loop: Loop, cookie: int) -> None:
+    """The user changed how what is written leaves, while nothing waited to leave."""
+    bridge = loop.bridges.get(cookie)
+    if bridge is None:
+        return
+    send = bridge.connection.send
+    send.nodelay = bridge.identity.settings.nodelay
+    if send.unsent_bytes:
+        loop.touch(bridge)
+
+
 def finish_all(loop: Loop) -> None:
     """The process ends: whatever users wrote is read, and our FIN follows it."""
     for bridge in list(loop.bridges.values()):
@@ -618,6 +629,7 @@ REPEATABLE: Final[frozenset[Callable[..., Any]]] = frozenset(
         end_listener,
         look_again,
         settled,
+        follow_nodelay,
         finish_all,
         unflushed,
         repeat_last_acks,
