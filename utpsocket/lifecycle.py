@@ -587,8 +587,10 @@ def apply_options(identity: Identity, *, at_once: bool, to_living: bool, is_node
             loop.learn(identity)
         if at_once and to_living:
             loop.call(verbs.apply, identity.cookie)
+        elif to_living and is_nodelay and isinstance(loop, Loop) and verbs.holds_nothing(loop, identity.cookie):
+            loop.post_aside(verbs.follow_nodelay, identity.cookie)  # in time for the next write, which wakes the engine
         elif to_living:
-            loop.follow(identity.cookie, by_itself=not is_nodelay)
+            loop.post(verbs.apply, identity.cookie)
 
 
 def own_engine(identity: Identity) -> Loop | RemoteLoop | None:

@@ -35,7 +35,7 @@ from utpsocket.engine.listener import Listener
 from utpsocket.engine.native import allocate_lock, get_ident, sleep, start_thread
 from utpsocket.engine.originals import os, random, signal, time
 from utpsocket.engine.paths import Paths
-from utpsocket.engine.poller import LONGEST_MS, WakeUp, Watches, new_poller, new_sleep, occupy
+from utpsocket.engine.poller import WakeUp, Watches, new_poller, new_sleep, occupy
 from utpsocket.engine.relay import Relay
 from utpsocket.engine.timers import Timers
 from utpsocket.engine.totals import Totals
@@ -44,7 +44,6 @@ from utpsocket.engine.unaccepted import ResetUnaccepted
 from utpsocket.engine.watch import HoldersWatch, Rechecks
 from utpsocket.protocol import Workspace
 from utpsocket.protocol.packet import MAX_RUN_PACKETS
-from utpsocket.protocol.receivehalf import NEVER
 from utpsocket.protocol.states import SYN_RECEIVED, TIME_WAIT
 
 _EPOLLET: Final = 1 << 31
@@ -154,15 +153,9 @@ class Loop:
         """Have the engine's thread carry out a verb soon. Any thread."""
         self._inbox.put(Command(self, verb, arguments, {}, None))
 
-    def follow(self, cookie: int, *, by_itself: bool) -> None:
-        """Have the connection of this cookie follow its options soon; or, if they say nothing but how what is written
-        is sent, in time for what is written next, which wakes the engine up anyway. Any thread.
-        """
-        bridge = self.bridges.get(cookie)
-        if by_itself or bridge is None or cookie in self.relays or bridge.connection.send.unsent_bytes:
-            self.post(verbs.apply, cookie)
-        else:
-            self._inbox.put_aside(Command(self, verbs.follow_nodelay, (cookie,), {}, None))
+    def post_aside(self, verb: Callable[..., object], *arguments: Any) -> None:
+        """The same when it next wakes up, whatever for. Any thread."""
+        self._inbox.put_aside(Command(self, verb, arguments, {}, None))
 
     def call(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Have the engine's thread carry out a verb; wait for what it returns or raises. Any other thread."""
@@ -331,7 +324,7 @@ class Loop:
 
     def _wait(self) -> list[tuple[int, int]]:
         if self._readable_endpoints or self._readable_bridges or self._lazy_bridges or self._inbox.commands:
-            most_ms = 0
+            at = 0
         else:
             at = self.timers.next_at
             if self.gates.retry_at is not None and self.gates.retry_at < at:
@@ -343,15 +336,10 @@ class Loop:
             for when in self._listeners.values():
                 if when < at:
                     at = when
-            if at == NEVER:
-                most_ms = -1
-            else:
-                left_us = at - time.monotonic_ns() // 1_000
-                most_ms = min(-(-left_us // 1_000), LONGEST_MS) if left_us > 0 else 0
         self._is_at_rest = True
         if self._is_robbed:  # asked after the line above: has_its_fds may have trusted it
             return []
-        events: list[tuple[int, int]] = self._sleep.wait(most_ms)
+        events: list[tuple[int, int]] = self._sleep.wait(at)
         self._is_at_rest = False
         if self._wake_event in events:
             events.remove(self._wake_event)

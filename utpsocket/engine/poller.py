@@ -22,6 +22,7 @@ from utpsocket.engine import environment, native
 from utpsocket.engine.collector import Hold
 from utpsocket.engine.highfd import new_epoll, raised_duplicate
 from utpsocket.engine.originals import ctypes, os, platform, struct, time
+from utpsocket.protocol.receivehalf import NEVER
 
 _SLEEP_SECONDS: Final = 0.001
 _ONE: Final = struct.pack("=Q", 1)  # what an eventfd is written
@@ -29,7 +30,7 @@ _EPOLLHUP: Final = 0x010
 _UNASKED: Final = 0x018  # EPOLLERR, HUP: poll() says them in any case
 _LEVEL_EVENTS: Final = 0x201F  # EPOLLIN, PRI, OUT, ERR, HUP, RDHUP: poll()'s numbers are the same
 MOST_EVENTS: Final = 256  # that are told at once
-LONGEST_MS: Final = 0x7FFFFFFF
+_LONGEST_MS: Final = 0x7FFFFFFF
 # struct epoll_event as (events, fd): packed on x86-64 only. epoll_ctl(2), linux/eventpoll.h
 _EVENT: Final = struct.Struct("=Ii4x" if platform.machine() in ("x86_64", "AMD64") else "=I4xi4x")
 _POLLFD: Final = struct.Struct("=ihh")
@@ -109,9 +110,10 @@ class LevelPoller:
                 self._asleep[fd] = time.monotonic() + _SLEEP_SECONDS
         return found[:limit]
 
-    def wait(self, most_ms: int) -> list[tuple[int, int]]:
+    def wait(self, at: int) -> list[tuple[int, int]]:
         """See EpollSleep.wait()."""
-        return [(mask, fd) for fd, mask in self.poll(most_ms / 1_000, MOST_EVENTS)]
+        seconds = -1.0 if at == NEVER else max(0.0, at / 1_000_000 - time.monotonic())
+        return [(mask, fd) for fd, mask in self.poll(seconds, MOST_EVENTS)]
 
     def close(self) -> None:
         """As epoll.close()."""
@@ -130,8 +132,17 @@ class EpollSleep:
         self._buffer = ctypes.create_string_buffer(_EVENT.size * MOST_EVENTS)
         self._events = ctypes.byref(self._buffer)
 
-    def wait(self, most_ms: int) -> list[tuple[int, int]]:
-        """What there is by now, or within so many ms, negative for ever, as (events, fd): up to MOST_EVENTS of them."""
+    def wait(self, at: int) -> list[tuple[int, int]]:
+        """What there is by now, or until then, µs of the monotonic clock or NEVER, as (events, fd): up to MOST_EVENTS
+        of them.
+        """
+        most_ms = 0
+        if at == NEVER:
+            most_ms = -1
+        elif at:
+            left_us = at - time.monotonic_ns() // 1_000
+            if left_us > 0:
+                most_ms = min(-(-left_us // 1_000), _LONGEST_MS)
         count = self._sleep(_epoll_wait, (self._epoll_fd, self._events, MOST_EVENTS, most_ms))
         if count == 1:
             return [_EVENT.unpack_from(self._buffer)]
@@ -143,7 +154,7 @@ class EpollSleep:
 
 
 def _ms(timeout: float) -> int:
-    return -1 if timeout < 0 else min(LONGEST_MS, math.ceil(timeout * 1_000))
+    return -1 if timeout < 0 else min(_LONGEST_MS, math.ceil(timeout * 1_000))
 
 
 def sleep_until_ready(hold: Hold, fds: list[tuple[int, int]], timeout: float) -> None:

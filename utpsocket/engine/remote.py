@@ -183,10 +183,6 @@ class RemoteLoop:
         """Have the engine carry out a verb soon."""
         self._request(0, verb, arguments, {})
 
-    def follow(self, cookie: int, *, by_itself: bool) -> None:
-        """See Loop.follow(): here somebody else wakes the engine up, and nobody knows whether."""
-        self.post(verbs.apply, cookie)
-
     def call(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Have the engine carry out a verb; wait for what it returns or raises."""
         if sys.is_finalizing():

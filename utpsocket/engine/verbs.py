@@ -477,6 +477,12 @@ def apply(loop: Loop, cookie: int) -> None:
         relay.apply_options()
 
 
+def holds_nothing(loop: Loop, cookie: int) -> bool:
+    """Whether this is a connection of uTP's of which nothing waits to leave. Any thread."""
+    bridge = loop.bridges.get(cookie)
+    return bridge is not None and cookie not in loop.relays and not bridge.connection.send.unsent_bytes
+
+
 def follow_nodelay(loop: Loop, cookie: int) -> None:
     """The user changed how what is written leaves, while nothing waited to leave."""
     bridge = loop.bridges.get(cookie)
