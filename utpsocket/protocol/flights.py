@@ -41,6 +41,11 @@ class Fate(Enum):
     LOST = 2
 
 
+IN_FLIGHT: Final = Fate.IN_FLIGHT  # see states.py
+SACKED: Final = Fate.SACKED
+LOST: Final = Fate.LOST
+
+
 class Flight:
     """Consecutive packets of equal size sent together.
 
@@ -82,7 +87,7 @@ class Flight:
         self.sent_us = sent_us
         self.sends = 1
         self.sent_before_bytes = 0
-        self.fate = Fate.IN_FLIGHT
+        self.fate = IN_FLIGHT
         self.is_small = False
         self.probe_bytes = 0
         self.is_whole = False
@@ -258,7 +263,7 @@ class Flights:
         front = flight.cut(count)
         self.queue.insert(index, front)
         self._starts.insert(index + 1, flight.seq)
-        if flight.fate is Fate.LOST:
+        if flight.fate is LOST:
             heappush(self._lost_seqs, flight.seq)
         return front
 
@@ -283,11 +288,11 @@ class Flights:
         for flight in gone:
             if flight.is_small:
                 self.small_packets -= 1
-            if flight.fate is Fate.SACKED:
+            if flight.fate is SACKED:
                 self.sacked_bytes -= flight.total_bytes
                 self.sacked_packets -= flight.count
                 continue
-            if flight.fate is Fate.LOST:
+            if flight.fate is LOST:
                 self.lost_bytes -= flight.total_bytes
                 self.lost_packets -= flight.count
             else:
@@ -362,14 +367,14 @@ class Flights:
                 flight.is_small = False
                 self.small_packets -= 1
             total_bytes = flight.total_bytes
-            if flight.fate is Fate.LOST:
+            if flight.fate is LOST:
                 self.lost_bytes -= total_bytes
                 self.lost_packets -= flight.count
             else:
                 self.in_flight_bytes -= total_bytes
             self.sacked_bytes += total_bytes
             self.sacked_packets += flight.count
-            flight.fate = Fate.SACKED
+            flight.fate = SACKED
             result._add(flight, before_highest)
             index += 1
         end_seq = queue[index - 1].end_seq
@@ -380,7 +385,7 @@ class Flights:
     def _lose(self, flight: Flight) -> None:
         if not self.lost_packets:
             self._lost_seqs.clear()
-        flight.fate = Fate.LOST
+        flight.fate = LOST
         self.in_flight_bytes -= flight.total_bytes
         self.lost_bytes += flight.total_bytes
         self.lost_packets += flight.count
@@ -393,7 +398,7 @@ class Flights:
         lost = []
         next_at: int | None = None
         for flight in self.queue:
-            if flight.fate is Fate.IN_FLIGHT:
+            if flight.fate is IN_FLIGHT:
                 at = lost_at(flight)
                 if at is not None and at <= now:
                     self._lose(flight)
@@ -407,7 +412,7 @@ class Flights:
         if self.queue[0].count > 1:
             self._cut(0, 1)
         first = self.queue[0]
-        if first.fate is not Fate.IN_FLIGHT or first.sends > 1:
+        if first.fate is not IN_FLIGHT or first.sends > 1:
             return []
         self._lose(first)
         return [first]
@@ -415,7 +420,7 @@ class Flights:
     def lose_oldest(self) -> list[Flight]:
         """The first flight is lost, if it is in flight. Returns what was lost."""
         first = self.queue[0]
-        if first.fate is not Fate.IN_FLIGHT:
+        if first.fate is not IN_FLIGHT:
             return []
         self._lose(first)
         return [first]
@@ -430,7 +435,7 @@ class Flights:
         if not in_flight:
             return []
         probe = self.find(self._probe_seq) if self.una_seq <= self._probe_seq < self.next_seq else None
-        if probe is None or not probe.probe_bytes or probe.fate is not Fate.IN_FLIGHT:
+        if probe is None or not probe.probe_bytes or probe.fate is not IN_FLIGHT:
             return None
         self._lose(probe)
         return [probe]
@@ -448,7 +453,7 @@ class Flights:
             if index == last:
                 next_at = now
                 break
-            if flight.fate is Fate.IN_FLIGHT and flight.sends == 1:
+            if flight.fate is IN_FLIGHT and flight.sends == 1:
                 if len(lost) >= MAX_LOST_FLIGHTS:
                     next_at = now
                     break
@@ -476,7 +481,7 @@ class Flights:
             seq = max(seq, self.una_seq)
             index = self._index(seq) if seq < end_seq else len(queue)
             while index < len(queue) and (flight := queue[index]).seq < end_seq:
-                if flight.fate is Fate.IN_FLIGHT and flight.sends > 1 and flight.sent_us == sent_us:
+                if flight.fate is IN_FLIGHT and flight.sends > 1 and flight.sent_us == sent_us:
                     if flight.seq > said_seq:
                         beyond.append((sent_us, flight.seq, end_seq))
                         break
@@ -507,8 +512,8 @@ class Flights:
             index = self._index(una_seq + (mask & -mask).bit_length() - 1)
             self._judged_seq = min(self._judged_seq, self._starts[index])
             for flight in self.queue[index : index + _MAX_FORGOTTEN_FLIGHTS]:
-                if flight.fate is Fate.SACKED:
-                    flight.fate = Fate.IN_FLIGHT
+                if flight.fate is SACKED:
+                    flight.fate = IN_FLIGHT
                     self.sacked_bytes -= flight.total_bytes
                     self.sacked_packets -= flight.count
                     self.in_flight_bytes += flight.total_bytes
@@ -529,7 +534,7 @@ class Flights:
             seq = seqs[0]
             if self.una_seq <= seq < self.next_seq:
                 flight = self.queue[self._index(seq)]
-                if flight.fate is Fate.LOST and flight.seq == seq:
+                if flight.fate is LOST and flight.seq == seq:
                     return flight
             heappop(seqs)
         return None
@@ -540,11 +545,11 @@ class Flights:
         """
         if count < flight.count:
             flight = self._cut(self._index(flight.seq), count)
-        if flight.fate is Fate.LOST:
+        if flight.fate is LOST:
             self.lost_bytes -= flight.total_bytes
             self.lost_packets -= flight.count
             self.in_flight_bytes += flight.total_bytes
-            flight.fate = Fate.IN_FLIGHT
+            flight.fate = IN_FLIGHT
         flight.sent_us = now
         flight.sends += 1
         flight.sent_before_bytes = self.sent_bytes
@@ -554,7 +559,7 @@ class Flights:
 
     def last_in_flight(self) -> Flight | None:
         """The last packet of the queue as a flight of its own, or None when it is not in flight."""
-        if not self.queue or self.queue[-1].fate is not Fate.IN_FLIGHT:
+        if not self.queue or self.queue[-1].fate is not IN_FLIGHT:
             return None
         flight = self.queue[-1]
         if flight.count > 1:
@@ -574,9 +579,9 @@ class Flights:
             seq = flight.end_seq
             sums[flight.fate] += flight.total_bytes
             packets[flight.fate] += flight.count
-            if flight.fate is Fate.SACKED:
+            if flight.fate is SACKED:
                 mask |= ((1 << flight.count) - 1) << (flight.seq - self.una_seq)
-            elif flight.fate is Fate.LOST:
+            elif flight.fate is LOST:
                 assert flight.seq in self._lost_seqs
             elif flight.sends == 1:
                 assert flight.seq >= self._judged_seq
@@ -588,10 +593,10 @@ class Flights:
         assert seq == self.next_seq
         assert self._starts == [flight.seq for flight in self.queue]
         assert mask == self.sacked_mask
-        assert sums[Fate.IN_FLIGHT] == self.in_flight_bytes
-        assert sums[Fate.LOST] == self.lost_bytes
-        assert sums[Fate.SACKED] == self.sacked_bytes
-        assert packets[Fate.SACKED] == self.sacked_packets and packets[Fate.LOST] == self.lost_packets
+        assert sums[IN_FLIGHT] == self.in_flight_bytes
+        assert sums[LOST] == self.lost_bytes
+        assert sums[SACKED] == self.sacked_bytes
+        assert packets[SACKED] == self.sacked_packets and packets[LOST] == self.lost_packets
         assert self.small_packets == sum(1 for flight in self.queue if flight.is_small)
 
 

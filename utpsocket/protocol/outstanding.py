@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final
 
 from utpsocket.protocol.congestion import Controller
-from utpsocket.protocol.flights import Acknowledged, Fate, Flight, Flights, LostAt
+from utpsocket.protocol.flights import SACKED, Acknowledged, Flight, Flights, LostAt
 from utpsocket.protocol.packet import HEADER_BYTES, MAX_SACK_BYTES
 from utpsocket.protocol.pathmtu import PathMtu
 from utpsocket.protocol.paws import Paws
@@ -451,7 +451,7 @@ class Outstanding:
     def _on_retransmission_timeout(self, *, now: int) -> bool:
         flights = self.flights
         recovery = self.recovery
-        if self._is_forgetting or flights.queue[0].fate is Fate.SACKED:
+        if self._is_forgetting or flights.queue[0].fate is SACKED:
             # The first packet not acked cannot have arrived, whatever was said.
             self._is_forgetting = not flights.forget_sacks()
             if self._is_forgetting:

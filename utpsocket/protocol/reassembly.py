@@ -31,6 +31,12 @@ class Offer(Enum):
     BEYOND = "outside of the window"
 
 
+IN_ORDER: Final = Offer.IN_ORDER  # see states.py
+HELD: Final = Offer.HELD
+DUPLICATE: Final = Offer.DUPLICATE
+BEYOND: Final = Offer.BEYOND
+
+
 class Reassembly:
     """The incoming byte stream. `next_seq` is the first sequence number not yet received in order."""
 
@@ -106,26 +112,26 @@ class Reassembly:
         """One packet arrived, in whatever order."""
         ahead = seq - self.next_seq
         if ahead < 0 or (ahead and self._mask >> (ahead - 1) & 1):
-            return Offer.DUPLICATE
+            return DUPLICATE
         if self.is_finished or (self.fin_seq is not None and (seq > self.fin_seq or (is_fin and seq != self.fin_seq))):
-            return Offer.BEYOND
+            return BEYOND
         size = len(payload)
         if not ahead:
             if self.ready_bytes + self.held_bytes + size > self._limit_bytes + _OVERDRAFT_BYTES:
-                return Offer.BEYOND
+                return BEYOND
             if is_fin:
                 self._end_at(seq)
             self._accept(payload)
             self._fill()
-            return Offer.IN_ORDER
+            return IN_ORDER
         if ahead > MAX_HELD_PACKETS or size > self.room_bytes:
-            return Offer.BEYOND
+            return BEYOND
         if is_fin:
             self._end_at(seq)
         self._held[seq] = bytes(payload)
         self.held_bytes += size
         self._mask |= 1 << (ahead - 1)
-        return Offer.HELD
+        return HELD
 
     def _end_at(self, fin_seq: int) -> None:
         """The stream ends here: what is held beyond is nobody's."""

@@ -14,7 +14,7 @@ from typing import Final
 
 from utpsocket.protocol.packet import MAX_SACK_BYTES, sack_bytes
 from utpsocket.protocol.paws import Paws
-from utpsocket.protocol.reassembly import Offer, Reassembly
+from utpsocket.protocol.reassembly import BEYOND, DUPLICATE, HELD, IN_ORDER, Reassembly
 from utpsocket.protocol.recovery import MAX_ACK_DELAY_US
 
 NEVER: Final = 1 << 62
@@ -125,23 +125,23 @@ class ReceiveHalf:
         reassembly = self.reassembly
         had_held = reassembly.has_held
         offer = reassembly.offer(seq, payload, is_fin=is_fin)
-        if offer is Offer.DUPLICATE:
+        if offer is DUPLICATE:
             self.duplicate_packets += 1
             self.ack_at = now
             return
-        if offer is Offer.BEYOND:
+        if offer is BEYOND:
             self.beyond_packets += 1
             self.ack_at = now
             return
         self.received_packets += 1
         self.received_bytes += len(payload)
         self.update_again_at = NEVER
-        if offer is Offer.HELD or had_held or is_fin:
+        if offer is HELD or had_held or is_fin:
             self.unacked_packets += 1
             self.ack_at = now
         else:
             self._in_order(1, now=now)
-        if offer is Offer.IN_ORDER:
+        if offer is IN_ORDER:
             self.paws.on_in_order(reassembly.next_seq, timestamp_us, now=now)
 
     def _in_order(self, count: int, *, now: int) -> None:
