@@ -578,19 +578,13 @@ def _give_up_at_once(sock: Any, identity: Identity, loop: Loop | RemoteLoop) -> 
 
 
 def apply_options(identity: Identity, *, at_once: bool, to_living: bool, is_nodelay: bool) -> None:
-    """Tell the engine of changed options; have a living connection follow them, before this returns or soon; an option
-    that `is_nodelay` says only how what is written leaves.
-    """
+    """Tell the engine of changed options; have a living connection follow them, before this returns or soon."""
     loop = own_engine(identity)
     if loop is not None:
         if isinstance(loop, RemoteLoop):
             loop.learn(identity)
-        if at_once and to_living:
-            loop.call(verbs.apply, identity.cookie)
-        elif to_living and is_nodelay and isinstance(loop, Loop) and verbs.holds_nothing(loop, identity.cookie):
-            loop.post_aside(verbs.follow_nodelay, identity.cookie)  # in time for the next write, which wakes the engine
-        elif to_living:
-            loop.post(verbs.apply, identity.cookie)
+        if to_living:
+            loop.follow(identity.cookie, at_once=at_once, is_nodelay=is_nodelay)
 
 
 def own_engine(identity: Identity) -> Loop | RemoteLoop | None:

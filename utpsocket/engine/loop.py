@@ -153,9 +153,16 @@ class Loop:
         """Have the engine's thread carry out a verb soon. Any thread."""
         self._inbox.put(Command(self, verb, arguments, {}, None))
 
-    def post_aside(self, verb: Callable[..., object], *arguments: Any) -> None:
-        """The same when it next wakes up, whatever for. Any thread."""
-        self._inbox.put_aside(Command(self, verb, arguments, {}, None))
+    def follow(self, cookie: int, *, at_once: bool, is_nodelay: bool) -> None:
+        """Have a connection follow its options, before this returns or soon; one that says only how what is written
+        leaves, in time for what is written next, which wakes the engine up. Any thread.
+        """
+        if at_once:
+            self.call(verbs.apply, cookie)
+        elif is_nodelay and verbs.holds_nothing(self, cookie):
+            self._inbox.put_aside(Command(self, verbs.follow_nodelay, (cookie,), {}, None))
+        else:
+            self.post(verbs.apply, cookie)
 
     def call(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Have the engine's thread carry out a verb; wait for what it returns or raises. Any other thread."""
