@@ -385,7 +385,7 @@ class socket(StdlibSocket):
             return bytes(Socket.recv(self, *args, **kwargs))
         if len(args) > 1 and args[0]:
             wording.refuse_error_queue(self, args[1])
-        if identity.is_after_eof and wording.is_at_end(self, identity):
+        if identity.is_after_eof and args and args[0] >= 0 and wording.is_at_end(self, identity):
             return b""
         try:
             data: bytes = Socket.recv(self, *args, **kwargs)
@@ -421,7 +421,13 @@ class socket(StdlibSocket):
         identity = self._utp
         if identity is not None and len(args) > 1:
             wording.refuse_error_queue(self, args[1])
-        if identity is not None and identity.is_after_eof and wording.is_at_end(self, identity):
+        if (
+            identity is not None
+            and identity.is_after_eof
+            and args
+            and args[0] >= 0
+            and wording.is_at_end(self, identity)
+        ):
             return b"", None
         try:
             data, address = Socket.recvfrom(self, *args, **kwargs)
@@ -463,7 +469,13 @@ class socket(StdlibSocket):
         identity = self._utp
         if identity is not None and len(args) > 2:
             wording.refuse_error_queue(self, args[2])
-        if identity is not None and identity.is_after_eof and wording.is_at_end(self, identity):
+        if (
+            identity is not None
+            and identity.is_after_eof
+            and args
+            and args[0] >= 0
+            and wording.is_at_end(self, identity)
+        ):
             return b"", [], 0, None
         try:
             data, ancillary, flags, address = Socket.recvmsg(self, *args, **kwargs)
