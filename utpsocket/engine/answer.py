@@ -65,7 +65,7 @@ class Command:
     answer      None: nobody waits
     """
 
-    __slots__ = ("_is_done", "_value", "answer", "arguments", "loop", "named", "verb")
+    __slots__ = ("_is_done", "_is_refused", "_value", "answer", "arguments", "loop", "named", "verb")
 
     def __init__(
         self,
@@ -81,10 +81,13 @@ class Command:
         self.named = named
         self.answer = answer
         self._is_done = False
+        self._is_refused = False
         self._value: Any = None
 
     def carry_out(self) -> None:
         """Do it and answer. An OSError is an answer; whatever else is raised is the loop's to contain."""
+        if self._is_refused:
+            return  # by a fault that was met while it was still in the inbox
         try:
             self._value = self.verb(self.loop, *self.arguments, **self.named)
         except OSError as error:
@@ -96,6 +99,7 @@ class Command:
 
     def refuse(self, error: BaseException) -> None:
         """It was not carried out, or not to its end: undo what was, and tell whoever asked. Idempotent."""
+        self._is_refused = True
         error_told: OSError | None = None
         if not self._is_done and self.verb in verbs.REPEATABLE:
             try:

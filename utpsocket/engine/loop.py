@@ -98,7 +98,7 @@ class Loop:
         self.watch, self.rewatch, self.forget_fd = watches.watch, watches.rewatch, watches.forget_fd
         self._inbox = Inbox(self._wake_up)
         self.owner: Any = None  # for whom the thread works just now
-        self._command: Command | None = None  # which it carries out, whoever the owner is
+        self.command: Command | None = None  # which it carries out, or is about to, whoever the owner is
         self._containment = Containment()
         self._met: BaseException | None = None  # what came out of that work, and is not contained yet
         self.timers = Timers()
@@ -220,18 +220,21 @@ class Loop:
         self._containment.begin()
         self.faults += 1
         reports.report(error)
-        if not self._containment.cost({self.owner, self._command}, error):
+        if not self._containment.cost({self.owner, self.command}, error):
             self._is_stopping = True  # everybody is told by _end()
             return
-        self._ask_anew()
-        self.owner = self._command = self._met = None
+        for fd, watcher in self._ask_anew():
+            carefully(watcher.end_all if type(watcher) is Endpoint else watcher.fail, error)
+            self.forget_fd(fd)
+        self.owner = self.command = self._met = None
         self._containment.end()
 
-    def _ask_anew(self) -> None:
+    def _ask_anew(self) -> list[tuple[int, Any]]:
         """Nothing that was remembered of readiness is believed: events may have been dropped, and loops left half way
-        through what they had taken. epoll says again what it has said, and every connection has its turn.
+        through what they had taken. epoll says again what it has said, and every connection has its turn. Returns what
+        is watched and not open any more.
         """
-        self._watches.ask_anew()
+        lost = self._watches.ask_anew()
         self._late = []
         self.timers.forget_bridges()
         for bridge in list(self.bridges.values()):
@@ -245,6 +248,7 @@ class Loop:
                 self._listeners[endpoint.listener] = self.now
         for endpoint in [each for each in list(self.endpoints.values()) if each.is_unused]:
             self.close_endpoint(endpoint)
+        return lost
 
     def has_its_fds(self) -> bool:
         """False when the program has closed every fd it did not know (os.closerange, as daemons do). Any thread.
@@ -287,7 +291,9 @@ class Loop:
         commands = self._inbox.commands
         if commands:
             for _ in range(len(commands)):
-                self.carry_out(commands.popleft())
+                self.command = commands[0]  # while it is still there: from here on whoever asked is answered
+                commands.popleft()
+                self.carry_out()
         for source, mask in sources:
             self.owner = source
             if type(source) is Endpoint:
@@ -323,11 +329,12 @@ class Loop:
             verbs.recheck(self)
         self._settle(now)
 
-    def carry_out(self, command: Command) -> None:
-        """Do what was asked for. Whoever the work turns out to be for, it is answered."""
-        self.owner = self._command = command
-        command.carry_out()
-        self._command = None
+    def carry_out(self) -> None:
+        """Do what `command` asks for. Whoever the work turns out to be for, it is answered."""
+        self.owner = command = self.command
+        if command is not None:
+            command.carry_out()
+        self.command = None
 
     def _wait(self) -> list[tuple[int, int]]:
         if self._readable_endpoints or self._readable_bridges or self._lazy_bridges or self._inbox.commands:

@@ -270,8 +270,10 @@ class Service:
         else:
             answer = _Reply(self, serial) if serial else None
             command = Command(self._loop, *self._plain(wire.VERBS[name], arguments), named, answer)
-            self._request, self._socks, self._tries = b"", [], 0
-            self._loop.carry_out(command)
+            left: list[Any] = []
+            self._loop.command = command  # first: from here on whoever asked is answered
+            self._request, self._socks, self._tries = b"", left, 0
+            self._loop.carry_out()
             self._loop.owner = self
 
     def fail(self, error: BaseException) -> None:
