@@ -189,10 +189,10 @@ class Endpoint:
             self.loop.owner = bridge  # nobody else waits for what a SYN makes
         connection.receive.share_bytes = self.shares.at_first(len(self.bridges))
         bridge.recv_ids = connection.recv_ids  # the connection's own list shrinks once it has chosen
+        self.loop.bridges[identity.cookie] = bridge  # first: should the rest fail, it is found there and forgotten
         for any_id in bridge.recv_ids:
             self.bridges[addr, any_id] = bridge
         self.flood.on_connections_changed()
-        self.loop.bridges[identity.cookie] = bridge
         apply_settings(bridge, now=self.loop.now)
         return bridge
 
@@ -547,7 +547,7 @@ class Endpoint:
             self.end(error)
 
     def end(self, error: BaseException) -> None:
-        """The port ends, and its connections with it."""
+        """The port ends, and its connections with it. May be called again where it has failed itself."""
         if self.listener is not None:
             self.listener.give_up()
         for bridge in list(self.bridges.values()):

@@ -224,7 +224,8 @@ class Loop:
             self._is_stopping = True  # everybody is told by _end()
             return
         for fd, watcher in self._ask_anew():
-            carefully(watcher.end_all if type(watcher) is Endpoint else watcher.fail, error)
+            if watcher is not None:
+                carefully(watcher.end if type(watcher) is Endpoint else watcher.fail, error)
             self.forget_fd(fd)
         self.owner = self.command = self._met = None
         self._containment.end()

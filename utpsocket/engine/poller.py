@@ -11,6 +11,7 @@ Only the engine's thread calls poll(); the rest as epoll's. Sources: epoll(7), p
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Mapping
 from fcntl import F_DUPFD_CLOEXEC, fcntl
@@ -253,13 +254,21 @@ class Watches:
             del self.by_fd[fd]
             del self._events[fd]
 
-    def ask_anew(self) -> None:
-        """Have epoll say again whatever it has said, edges too."""
+    def ask_anew(self) -> list[tuple[int, Any]]:
+        """Have epoll say again whatever it has said, edges too. Returns the fds that are not open any more, of which
+        nothing will ever be said, and their watchers.
+        """
+        lost = []
         for fd, events in list(self._events.items()):
             try:
                 self._epoll.modify(fd, events)
             except FileNotFoundError:
                 self._epoll.register(fd, events)
+            except OSError as error:
+                if error.errno != errno.EBADF:
+                    raise
+                lost.append((fd, self.by_fd.get(fd)))
+        return lost
 
 
 def new_poller() -> Any:

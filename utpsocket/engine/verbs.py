@@ -293,6 +293,15 @@ def _undo_half(loop: Loop, code: int, cookie: int, *_: Any) -> None:
         relay.fail(_error(code))
 
 
+def _undo_when_flushed(loop: Loop, code: int, cookie: int, callback: Callable[[], None]) -> None:
+    """As _undo_half(), and nobody waits for it any more."""
+    _undo_half(loop, code, cookie)
+    try:
+        callback()
+    except RuntimeError:
+        pass  # it has been called
+
+
 def _endpoint(loop: Loop, key: int) -> Endpoint:
     endpoint = loop.endpoints.get(key)
     if endpoint is None:
@@ -620,7 +629,7 @@ UNDO: Final[dict[Callable[..., Any], Callable[..., None]]] = {
     give_up_at_last: _undo_half,
     look: _undo_half,
     catch_up: _undo_half,
-    when_flushed: _undo_half,
+    when_flushed: _undo_when_flushed,
     apply: _undo_half,
 }
 """What has to be done where one of these has failed: called with the loop, an errno, and the same arguments."""
@@ -629,6 +638,7 @@ REPEATABLE: Final[frozenset[Callable[..., Any]]] = frozenset(
     {
         release,
         make_room,
+        hold_again,
         stop_listening,
         unhold,
         finish_closing,
