@@ -20,32 +20,38 @@ _PATIENCE_SECONDS: Final = 0.5
 class ForkLock:
     """Held while fds come and go, by the engine's thread in a with statement, and by a thread that forks."""
 
-    __slots__ = ("_lock", "_owners")
+    __slots__ = ("_lock", "_owner")
 
     def __init__(self) -> None:
         self._lock = allocate_lock()
-        self._owners: set[int] = set()  # at most one, by its thread's identifier
+        self._owner: int = 0  # its thread's identifier; 0: none
 
     def acquire(self, *, wait: bool = True) -> bool:
         """Whether this thread has it now. One that forks, or the engine's."""
-        has_it = bool(self._lock.acquire(wait, _PATIENCE_SECONDS if wait else -1))
-        if has_it:
-            self._owners.add(get_ident())
-        return has_it
+        me = get_ident()
+        if self._owner == me:
+            return True  # a fault has kept it from being released
+        if self._lock.acquire(wait, _PATIENCE_SECONDS if wait else -1):
+            self._owner = me
+        elif wait and not self._owner:
+            self._owner = me  # and has kept whoever took it from saying so: it is nobody's
+        return bool(self._owner == me)
 
     def release(self) -> None:
         """Where this thread has it, it has it no more."""
         me = get_ident()
-        if me in self._owners:
-            self._owners.discard(me)
-            self._lock.release()
+        if self._owner == me:
+            self._owner = 0
+            try:
+                self._lock.release()
+            except RuntimeError:
+                pass  # it was believed to be nobody's, and has been released by who had it
+            except BaseException:
+                self._owner = me
+                raise
 
     def __enter__(self) -> None:
-        if self._lock.acquire(True, _PATIENCE_SECONDS):
-            self._owners.add(get_ident())
+        self.acquire()
 
     def __exit__(self, *_: object) -> None:
-        me = get_ident()
-        if me in self._owners:
-            self._owners.discard(me)
-            self._lock.release()
+        self.release()
