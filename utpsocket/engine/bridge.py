@@ -466,7 +466,9 @@ class Bridge:
                 if error.errno in TRANSIENT:
                     self._try_again_soon()
                     return
-                self._is_deaf = True
+                if error.errno != errno.ENOTCONN:
+                    raise
+                self._is_deaf = True  # nobody is there any more
             self._sent_eof = True
         elif self._is_deaf and connection.receive.reassembly.is_finished:
             self._sent_eof = True  # shutdown(SHUT_RD) was as good

@@ -56,7 +56,10 @@ class HighSocket(Socket):  # type: ignore[misc]  # native's is Any
             else:
                 _kept.append(_owner(iter(self.detach, -1)))
                 return
-        Socket.close(self)
+        try:
+            Socket.close(self)
+        except OSError:
+            pass  # it is closed all the same, whatever close(2) has to say of what was written
 
     # As the C class's finalizer, but without its ResourceWarning: the program, which would be told, has nothing to
     # close, and at exit what is kept in advance is simply there. In C, so that no signal's handler runs within it.

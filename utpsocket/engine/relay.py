@@ -23,8 +23,8 @@ from utpsocket.engine.farewell import close_end, record
 from utpsocket.engine.faults import RETRY_US, TRANSIENT
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.native import poll
+from utpsocket.engine.originals import os, struct
 from utpsocket.engine.originals import socket as stdlib
-from utpsocket.engine.originals import struct
 from utpsocket.engine.tcp import apply_options
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLHUP | EPOLLERR | 1 << 31  # EPOLLET
 _TURN_BYTES: Final = 1 << 20  # moved one way before others have their turn
+_READS_NO_MORE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 LINGER_ZERO: Final = struct.pack("=ii", 1, 0)
 NO_LINGER: Final = struct.pack("=ii", 0, 0)
 _scratch: Final = memoryview(bytearray(256 << 10))  # one thread reads into it, and empties it before the next does
@@ -40,14 +41,26 @@ _scratch: Final = memoryview(bytearray(256 << 10))  # one thread reads into it, 
 class _Flow:
     """One direction: bytes read from one socket and written to the other, with what the other did not take yet."""
 
-    __slots__ = ("has_ended", "is_readable", "is_stopped", "is_writable", "moved_bytes", "must_retry", "pending")
+    __slots__ = (
+        "has_ended",
+        "is_readable",
+        "is_stopped",
+        "is_writable",
+        "moved_bytes",
+        "must_ask",
+        "must_retry",
+        "pending",
+        "stop_errno",
+    )
 
     def __init__(self) -> None:
         self.pending = memoryview(b"")
         self.has_ended = False  # the source's end of file has been read
         self.is_stopped = False  # the sink takes no more: what comes is dropped
+        self.stop_errno = 0  # what it said then
         self.is_readable = True
         self.is_writable = True
+        self.must_ask = False  # the sink has no room: have epoll look once more, as TCP says so for want of memory too
         self.must_retry = False  # a call failed for a reason that makes no event
         self.moved_bytes = 0
 
@@ -92,12 +105,14 @@ class _Flow:
                     self.pending = self.pending[sink.send(self.pending) :]
                 except BlockingIOError:
                     self.is_writable = False
+                    self.must_ask = True
                     return False
                 except OSError as error:
                     if error.errno in TRANSIENT:
                         self.must_retry = True
                         return False
                     self.is_stopped = True
+                    self.stop_errno = error.errno or errno.EIO
         return True
 
 
@@ -202,6 +217,10 @@ class Relay:
         if not self.is_over:
             self._settle()
         user, peer = self._from_user, self._from_peer
+        for flow, sink in ((user, self.tcp), (peer, self.end)):
+            if flow.must_ask and not self.is_over:
+                flow.must_ask = False
+                self._loop.rewatch(sink.fileno(), _EVENTS)
         if (user.must_retry or peer.must_retry) and not self.is_over:
             user.must_retry = peer.must_retry = False
             self._loop.call_at(self._loop.now + RETRY_US, self.pump)
@@ -212,7 +231,10 @@ class Relay:
         while True:
             try:
                 more = flow.pump(self.end, self.tcp)
-            except OSError:  # ECONNRESET, once: the user closed with bytes unread; what it wrote still follows
+            except OSError as error:
+                if error.errno != errno.ECONNRESET:
+                    raise  # that says nothing of the user: whatever it is, it is no end of file
+                # Once: the user closed with bytes unread; what it wrote still follows.
                 flow.has_ended = self._is_rude
                 self._is_rude = True
                 continue
@@ -221,22 +243,29 @@ class Relay:
             self._look_for_hang_up()  # a close says both at once, and one that resets must not send a FIN
         if flow.is_stopped and not self._error:
             # TCP takes no more: why, it says once, and what arrived before is still to be delivered.
-            self._error = self.tcp.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR) or errno.EPIPE
+            pending = 0 if flow.stop_errno != errno.EPIPE else self.tcp.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
+            self._error = pending or flow.stop_errno
             self._from_peer.is_readable = True
         return more
 
     def _pump_from_peer(self) -> bool:
         flow = self._from_peer
         try:
-            return flow.pump(self.tcp, self.end)
+            more = flow.pump(self.tcp, self.end)
         except OSError as error:
             self._error = self._error or error.errno or errno.ECONNRESET
             flow.has_ended = True
             return False
+        if flow.is_stopped and flow.stop_errno not in _READS_NO_MORE:
+            raise OSError(flow.stop_errno, os.strerror(flow.stop_errno))  # what the user still waits for is lost
+        return more
 
     def _settle(self) -> None:
         """Ends of file, errors and closes, once the bytes before them are through."""
         user, peer = self._from_user, self._from_peer
+        if user.is_stopped and not (peer.is_readable or peer.pending or peer.must_retry):
+            self._tell_error()
+            return
         if user.has_ended and not user.pending:
             if self.is_hung_up:
                 self._close(reset=self._is_rude or self.identity.settings.linger_seconds == 0)
@@ -267,6 +296,8 @@ class Relay:
             if error.errno in TRANSIENT:
                 self._from_user.must_retry = True
                 return False
+            if error.errno != errno.ENOTCONN:
+                raise
             # else the other side has gone already, and is about to say so
         return True
 
@@ -283,6 +314,9 @@ class Relay:
         """Close both; the user's without an errno only where it has its end of file, or nobody holds it."""
         if not (code or self._has_said_eof or self.is_hung_up):
             code = errno.ECONNABORTED
+        user = self._from_user
+        if not user.has_ended or user.pending or user.is_stopped:
+            reset = True  # what the user wrote is not all with TCP: its peer must not take a FIN for the end of it
         tcp, end = self.tcp, self.end
         if end is not None:
             self._loop.forget_fd(end.fileno())
