@@ -32,6 +32,7 @@ _BY: Final = verbs.CLAIM[0]
 _ANY_PORT: Final = 9  # nothing is sent
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 UNBOUND: Final[dict[int, Address]] = {stdlib.AF_INET: ("0.0.0.0", 0), stdlib.AF_INET6: ("::", 0, 0, 0)}
+_UNHEARD: Final = ()  # what _tell() returns where it was in vain: false
 IN_PROGRESS: Final = (errno.EINPROGRESS, errno.EALREADY)
 
 
@@ -632,14 +633,14 @@ def after_close(
             if isinstance(loop, RemoteLoop):
                 loop.own_ports.discard(identity.endpoint)
             if isinstance(loop, RemoteLoop) and not (acquire and is_blocking):
-                loop.post(verbs.release, identity.endpoint, identity.inode)
+                _tell(loop.post, verbs.release, identity.endpoint, identity.inode)
                 return
-            is_closed = loop.perform(verbs.release, identity.endpoint, identity.inode)
+            is_closed = _tell(loop.perform, verbs.release, identity.endpoint, identity.inode)
             if is_closed and acquire and is_blocking and isinstance(loop, Loop):
                 endpoint = loop.endpoints.get(identity.endpoint)
                 has_more = identity.routes is not None or (endpoint is not None and endpoint.peers is not None)
                 if endpoint is not None and (has_more or not endpoint.is_hushed) and not endpoint.holders:
-                    loop.call(verbs.settled)
+                    _tell(loop.call, verbs.settled)
         return
     seconds = identity.settings.linger_seconds
     if seconds is None:
@@ -648,11 +649,22 @@ def after_close(
         return
     if acquire is None or (not seconds and not is_blocking):
         if not seconds:
-            loop.post(verbs.look, identity.cookie)
+            _tell(loop.post, verbs.look, identity.cookie)
         return
-    loop.call(verbs.look, identity.cookie)
+    _tell(loop.call, verbs.look, identity.cookie)
     if seconds:
         flushed = allocate_lock()
         flushed.acquire()
-        loop.post(verbs.when_flushed, identity.cookie, flushed.release)
-        acquire(flushed, seconds)
+        if _tell(loop.post, verbs.when_flushed, identity.cookie, flushed.release) is not _UNHEARD:
+            acquire(flushed, seconds)
+
+
+def _tell(tell: Callable[..., Any], verb: Callable[..., object], *arguments: Any) -> Any:
+    """Say it, and once more where there was no memory for it. close() itself cannot fail: the fd is closed."""
+    for _ in range(2):
+        try:
+            return tell(verb, *arguments)
+        except OSError as error:
+            if error.errno is None:
+                raise  # of a signal's handler
+    return _UNHEARD

@@ -226,7 +226,8 @@ class Loop:
         for fd, watcher in self._ask_anew():
             if watcher is not None:
                 carefully(watcher.end if type(watcher) is Endpoint else watcher.fail, error)
-            self.forget_fd(fd)
+            if self._watches.by_fd.get(fd) is watcher:  # and of nobody who has the number by now
+                self.forget_fd(fd)
         self.owner = self.command = self._met = None
         self._containment.end()
 
