@@ -4,12 +4,12 @@ is tests/faults; here is a sample of it, and what it cannot say of itself.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,12 +17,17 @@ import pytest
 
 import utpsocket
 from tests.faults import engine as faults
+from tests.faults import kernel
 from tests.sockets.network import eventually
 from utpsocket.engine import door, flush, remote, reports, running_engine, shutdown, verbs
 from utpsocket.engine import loop as loop_module
 from utpsocket.engine.bridge import Bridge
 from utpsocket.engine.endpoint import Endpoint
+from utpsocket.engine.flood import Flood
+from utpsocket.engine.forklock import ForkLock
+from utpsocket.engine.highfd import HighSocket
 from utpsocket.engine.loop import Loop
+from utpsocket.engine.relay import Relay
 from utpsocket.protocol import Connection
 from utpsocket.routes import Routes
 
@@ -33,6 +38,10 @@ RESET_ON_CLOSE = struct.pack("=ii", 1, 0)
 
 class OfBoth(utpsocket.socket):
     _routes = Routes(listen="both")
+
+
+class FallingBack(utpsocket.socket):
+    _routes = Routes(fallback="tcp", fallback_seconds=0.02)
 
 
 @pytest.fixture
@@ -211,8 +220,7 @@ def test_a_connection_whose_last_step_fails_leaves_no_port(
     assert isinstance(loop, Loop)
     failing(monkeypatch, Endpoint, "forget", MemoryError())
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-    with contextlib.suppress(OSError):
-        client.close()
+    client.close()  # which cannot fail
     assert client.fileno() == -1
     closed(server)
     assert eventually(lambda: len(loop.endpoints), 0) == 0
@@ -237,6 +245,108 @@ def test_who_cannot_be_let_in_over_tcp_is_reset(reported: list[BaseException], m
         server.close()  # once it is let in its close is one like any other
         assert client.recv(2) == b"x"
         assert client.recv(2) == b""
+
+
+@pytest.mark.parametrize("linger_seconds", [0, PATIENCE_S])
+@pytest.mark.parametrize("verb", ["look", "when_flushed"])
+def test_a_close_that_lingers_cannot_fail(
+    linger_seconds: int, verb: str, reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, server = pair()
+    failing(monkeypatch, Bridge, {"look": "poll_end", "when_flushed": "release_waiters"}[verb], MemoryError())
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, linger_seconds))
+    started_at = time.monotonic()
+    client.close()
+    assert client.fileno() == -1
+    assert time.monotonic() - started_at < PATIENCE_S / 2  # nor wait for who has gone
+    closed(server)
+
+
+def test_a_listeners_close_cannot_fail(reported: list[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = utpsocket.create_server(("127.0.0.1", 0))
+    loop = running_engine()
+    assert isinstance(loop, Loop)
+    failing(monkeypatch, verbs, "_drop_holder", MemoryError(), times=2)  # when it is said, and when it is said again
+    listener.close()
+    assert listener.fileno() == -1
+    assert eventually(lambda: len(loop.endpoints), 0) == 0
+
+
+@pytest.mark.parametrize("error", [MemoryError(), SystemExit(3)])
+def test_a_command_that_is_just_being_taken_is_answered(
+    error: BaseException, reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with utpsocket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        failing(monkeypatch, Loop, "carry_out", error)
+        with pytest.raises(OSError, match="Cannot allocate|Software caused"):
+            sock.listen()
+        sock.listen()
+
+
+def test_a_connection_that_is_half_made_leaves_nothing(
+    reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor a port that is closed while the engine still asks for it."""
+    with utpsocket.create_server(("127.0.0.1", 0)) as listener, utpsocket.socket() as client:
+        loop = running_engine()
+        assert isinstance(loop, Loop)
+        failing(monkeypatch, Flood, "on_connections_changed", MemoryError())
+        assert client.connect_ex(listener.getsockname()) == errno.ENOMEM
+        assert loop.is_alive
+        assert (len(loop.endpoints), len(loop.bridges)) == (1, 0)
+
+
+def test_a_port_that_was_taken_back_once_is_held_again(
+    reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bound socket whose connect() failed, and which is made anew for the next, at a port that others hold too."""
+    with utpsocket.socket() as sock, utpsocket.socket() as other:
+        with socket.socket(type=socket.SOCK_DGRAM) as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            address = nobody.getsockname()
+        for each in (sock, other):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", 0))
+        other.bind(sock.getsockname())
+        loop = running_engine()
+        assert isinstance(loop, Loop)
+        assert sock.connect_ex(address) == errno.ECONNREFUSED
+        failing(monkeypatch, verbs, "_close_listener", MemoryError())
+        assert sock.connect_ex(address) == errno.ECONNREFUSED
+    assert eventually(lambda: len(loop.endpoints), 0) == 0
+
+
+def test_a_fork_lock_that_a_fault_kept_is_nobodys() -> None:
+    """Else each connection to come would wait for it in vain, for half a second at a time."""
+    lock = ForkLock()
+    assert lock._lock.acquire(False)  # and whoever did was not to say so any more
+    assert lock.acquire()
+    lock.release()
+    assert lock.acquire(wait=False)
+    assert lock.acquire(wait=False)  # ours by a fault that kept us from releasing it
+    lock.release()
+    assert not lock._lock.locked()
+
+
+def test_what_tcp_did_not_take_ends_in_a_reset(reported: list[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a connection that fell back to TCP: a FIN would say that it was all."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, FallingBack() as client:
+        client.settimeout(PATIENCE_S)
+        client.connect(listener.getsockname())
+        server, _ = listener.accept()
+        server.settimeout(PATIENCE_S)
+        loop = running_engine()
+        assert isinstance(loop, Loop)
+        relay = next(each for each in loop.relays.values() if isinstance(each, Relay))
+        failing(monkeypatch, HighSocket, "send", OSError(errno.EIO, "injected"))
+        client.sendall(b"x" * 1_000)
+        with pytest.raises(ConnectionResetError):
+            server.recv(1)
+        with pytest.raises(OSError, match="Input/output"):
+            client.recv(1)
+        assert eventually(lambda: relay.is_over, True)
+        server.close()
 
 
 def _fail(loop: Loop) -> None:
@@ -293,5 +403,17 @@ def test_a_fault_at_some_calls_of_the_engine_costs_one_connection() -> None:
     wanted = ("Bridge.deliver", "Endpoint.receive", "Listener.hand_over", "Door._hand_over", "Relay.pump", "_dial")
     found = faults.points(quick=False)
     chosen = [next(point for point in found if f":{name}#" in point) for name in wanted]
-    report = faults.inject(chosen)
+    report = faults.inject(chosen, lambda *_: None)
+    assert (report.points, report.failures) == (len(wanted), [])
+
+
+def test_system_calls_that_fail_for_a_second() -> None:
+    """A handful of tests.faults' points: no route, no memory, none for the pair."""
+    wanted = [
+        "udp.send:second:ENETUNREACH",
+        "udp.send:second:EPERM",
+        "pair.send:second:ENOBUFS",
+        "epoll_ctl:once:ENOMEM",
+    ]
+    report = kernel.inject([f"kernel:{each}" for each in wanted], lambda *_: None)
     assert (report.points, report.failures) == (len(wanted), [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from utpsocket.engine.poller import LevelPoller, WakeUp
+from utpsocket.engine.poller import LevelPoller, WakeUp, Watches
 
 TALK = """
 import hashlib, threading, utpsocket
@@ -97,6 +98,24 @@ def test_what_failed_half_way_is_done_again() -> None:
     assert poller.poll(0, 10) == []
     left.close()
     right.close()
+
+
+def test_an_fd_that_was_closed_meanwhile_is_told_and_is_no_exception() -> None:
+    """Which would end the engine: it asks anew after a fault, and would meet it again each time."""
+    poller = select.epoll()
+    watches = Watches(poller)
+    pairs = [socket.socketpair() for _ in range(3)]
+    for each, _ in pairs:
+        watches.watch(each.fileno(), select.EPOLLIN, each)
+    gone, fd = pairs[1][0], pairs[1][0].fileno()
+    gone.close()
+    assert watches.ask_anew() == [(fd, gone)]
+    watches.forget_fd(fd)
+    assert watches.ask_anew() == []
+    poller.close()
+    for each in pairs:
+        for end in each:
+            end.close()
 
 
 class Failing:

@@ -1,5 +1,8 @@
 """python3 -m tests.faults [--quick | --all] [--list] [CASE…]: one exception or errno at each call, one after the other.
 
+    --engine process, --poller poll, --plain-calls    the same with UTPSOCKET_ENGINE, _POLLER and _KEEP_GIL=0
+    --journal FILE    what is done is written there, and is not done again: --all can be ended, and go on
+
 Prints one JSON object on stdout: `points, injected, failures: [{point, error, cause}]`; notes go to stderr. The status
 is 0 if nothing failed, 1 if something did, 2 for wrong usage.
 
@@ -7,6 +10,7 @@ CASE is a family (`engine`, `callers`), the beginning of points' names, or one p
 it. Without any, all families are tried.
 
     engine    exceptions and errnos on the engine's thread, with twenty connections that nothing may happen to
+    kernel    system calls of that thread that fail, the next of a kind or all for a second
     callers   exceptions at every line of connect(), bind(), accept() and others, in the thread that calls them
 """
 
@@ -16,13 +20,14 @@ import argparse
 import importlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import cast
 
-from tests.faults.report import Family, Report
+from tests.faults.report import Family, Journal, Report
 
-FAMILIES = ("engine", "callers")
+FAMILIES = ("engine", "kernel", "callers")
 
 
 def family(name: str) -> Family | None:
@@ -39,7 +44,7 @@ def chosen(family_points: Sequence[str], name: str, cases: Sequence[str]) -> lis
         return list(family_points)
     found = [point for point in family_points if any(point.startswith(case) for case in cases)]
     # Named in full, a point need not be among those that were found this time.
-    whole = [case for case in cases if case.startswith(f"{name}:") and "#" in case and case not in found]
+    whole = [case for case in cases if case.startswith(f"{name}:") and case.count(":") > 2 and case not in found]
     return found + whole
 
 
@@ -55,9 +60,22 @@ def main(arguments: Sequence[str]) -> int:
     )
     how_many.add_argument("--all", action="store_true", help="every point (the default)")
     parser.add_argument("--list", action="store_true", help="print the points' names and inject nothing")
+    parser.add_argument("--engine", choices=("thread", "process"), default="thread", help="where the engine is")
+    parser.add_argument("--poller", choices=("epoll", "poll"), default="epoll", help="what it waits with")
+    parser.add_argument("--plain-calls", action="store_true", help="the socket module's calls instead of ctypes'")
+    parser.add_argument(
+        "--journal", default="", metavar="FILE", help="what is done is written there, and not done again"
+    )
     parser.add_argument("cases", nargs="*", metavar="CASE")
     parsed = parser.parse_args(arguments)
+    # Before anything of utpsocket's is imported, and for the processes that are started.
+    for variable in [name for name in os.environ if name.startswith("UTPSOCKET_")]:
+        del os.environ[variable]
+    os.environ["UTPSOCKET_ENGINE"] = parsed.engine
+    os.environ["UTPSOCKET_POLLER"] = parsed.poller
+    os.environ["UTPSOCKET_KEEP_GIL"] = "0" if parsed.plain_calls else "1"
     report = Report()
+    journal = Journal(parsed.journal)
     found = 0
     for name in FAMILIES:
         if parsed.cases and not any(case.split(":")[0] == name for case in parsed.cases):
@@ -70,8 +88,10 @@ def main(arguments: Sequence[str]) -> int:
         if parsed.list:
             print(*points, sep="\n")
         elif points:
-            print(f"{name}: {len(points)} points", file=sys.stderr, flush=True)
-            report.add(module.inject(points))
+            left = journal.left(points, report)
+            print(f"{name}: {len(left)} points", file=sys.stderr, flush=True)
+            if left:
+                report.add(module.inject(left, journal.note))
     if not found:
         print(f"python3 -m tests.faults: no point is named {' or '.join(parsed.cases)}", file=sys.stderr)
         return 2

@@ -31,7 +31,7 @@ from types import FrameType
 from typing import Any
 
 import utpsocket
-from tests.faults.report import Failure, Report
+from tests.faults.report import Failure, Note, Report
 from utpsocket import engine
 from utpsocket.engine import highfd
 
@@ -597,14 +597,19 @@ def points(*, quick: bool) -> list[str]:
     ]
 
 
-def inject(points: Sequence[str]) -> Report:
+def inject(points: Sequence[str], note: Note) -> Report:
     """Raise at each of these points, one after the other."""
     report = Report()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # of what an interrupted call had made
         warm_up()
         for start in range(0, len(points), TOGETHER):
-            report.add(_inject(points[start : start + TOGETHER]))
+            group = points[start : start + TOGETHER]
+            found = _inject(group)
+            report.add(found)
+            causes = {failure.point: failure.cause for failure in found.failures}
+            for point in group:
+                note(point, True, causes.get(point, ""))
     return report
 
 

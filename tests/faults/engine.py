@@ -14,19 +14,19 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.faults.injector import errors_for, is_error
-from tests.faults.report import Failure, Report
+from tests.faults.report import Failure, Note, Report
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "engine"
 _QUICK_POINTS = 120
 _SEED = int(os.environ.get("FAULT_SEED", "1"))
 _START_S = 90
-_POINT_S = 120
+_POINT_S = 150
 _RECORDED_ROUNDS = 3
 _WORKERS = int(os.environ.get("FAULT_WORKERS", "2"))
 
@@ -35,14 +35,12 @@ class Worker:
     """A process to inject in."""
 
     def __init__(self) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("UTPSOCKET_")}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if os.environ.get("FAULT_STDERR") else subprocess.DEVNULL,
             cwd=ROOT,
-            env=environment,
             text=True,
         )
         self._lines: queue.Queue[str] = queue.Queue()
@@ -122,7 +120,12 @@ def parsed(point: str) -> dict[str, Any]:
     return {"site": (path, int(line), name), "occurrence": int(occurrence), "error": error}
 
 
-def inject(points: Sequence[str]) -> Report:
+def inject(points: Sequence[str], note: Note) -> Report:
+    return run(points, parsed, note)
+
+
+def run(points: Sequence[str], read: Callable[[str], dict[str, Any]], note: Note) -> Report:
+    """All of these points in workers, which understand what `read` makes of each."""
     report = Report()
     waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
     for point in points:
@@ -130,12 +133,13 @@ def inject(points: Sequence[str]) -> Report:
     lock = threading.Lock()
 
     def work() -> None:
-        for point, answer in _answers(waiting):
+        for point, answer in _answers(waiting, read):
             with lock:
                 report.points += 1
                 report.injected += bool(answer.get("has_fired"))
-                if answer["wrong"]:
-                    cause = "; ".join(answer["wrong"])
+                cause = "; ".join(answer["wrong"])
+                note(point, bool(answer.get("has_fired")), cause)
+                if cause:
                     report.failures.append(Failure(point, point.rpartition(":")[2], cause))
                     print(f"{point}: {cause}", file=sys.stderr, flush=True)
                 elif os.environ.get("FAULT_VERBOSE"):
@@ -151,7 +155,7 @@ def inject(points: Sequence[str]) -> Report:
     return report
 
 
-def _answers(waiting: queue.SimpleQueue[str]) -> Iterator[tuple[str, Any]]:
+def _answers(waiting: queue.SimpleQueue[str], read: Callable[[str], dict[str, Any]]) -> Iterator[tuple[str, Any]]:
     worker: Worker | None = None
     try:
         while True:
@@ -162,7 +166,11 @@ def _answers(waiting: queue.SimpleQueue[str]) -> Iterator[tuple[str, Any]]:
             try:
                 if worker is None:
                     worker = Worker()
-                answer = worker.ask(parsed(point), _POINT_S)
+                answer = worker.ask(read(point), _POINT_S)
+                if answer.get("is_late_only"):  # and not because this machine was away for a second?
+                    worker.close()
+                    worker = Worker()
+                    answer = worker.ask(read(point), _POINT_S)
             except RuntimeError as problem:
                 answer = {"wrong": [str(problem)], "is_lost": True, "has_fired": True}
             yield point, answer

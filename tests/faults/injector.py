@@ -18,10 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import utpsocket
 from utpsocket.engine import bridge, native, syscalls
 
-PACKAGE = str(Path(utpsocket.__file__).parent) + os.sep
+PACKAGE = str(Path(syscalls.__file__).parents[1]) + os.sep
 Site = tuple[str, int, str]  # file below the package, line, what is called there
 SYSTEM_CALLS = ("socket", "epoll", "poll", "posix", "fcntl")
 EXCEPTIONS: dict[str, Callable[[], BaseException]] = {

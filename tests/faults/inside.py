@@ -1,0 +1,165 @@
+"""The engine's process from inside, as the tester needs it: injecting, and what is open there.
+
+With an engine in a thread that is the tester's own process, and Inside is used as it is. With one in a process of its
+own, begin() runs there and answers over a socket; Outside has the same methods on the tester's side.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket as stdlib
+import threading
+from pathlib import Path
+from typing import Any
+
+from tests.faults.calls import Calls
+from tests.faults.injector import Injector
+from utpsocket.engine import highfd, process, remote
+from utpsocket.protocol import State
+
+MOST_KEPT_FDS = highfd._KEPT + 3  # and what they are duplicates of; two threads may add one at a time
+LIBC = ctypes.CDLL(None)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Inside:
+    """Of the process in which this loop's thread runs."""
+
+    def __init__(self, loop: Any, injector: Injector) -> None:
+        self._loop = loop
+        self._injector = injector
+        self._calls = Calls(loop)
+
+    def record(self) -> None:
+        """Note every site from now on."""
+        self._injector.record(self._loop)
+
+    def sites(self) -> list[Any]:
+        """What was noted."""
+        self._injector.disarm(self._loop)
+        seen, kinds = self._injector.seen, self._injector.kinds
+        return [(*site, kinds[site], count) for site, count in sorted(seen.items())]
+
+    def arm(self, site: Any, occurrence: int, error: str) -> None:
+        """Inject at the n-th call of this site that is made from now on."""
+        self._injector.arm(self._loop, tuple(site), occurrence, error)
+
+    def disarm(self) -> bool:
+        """Whatever was armed is over. Whether it has fired."""
+        self._injector.disarm(self._loop)
+        return self._injector.has_fired
+
+    def has_fired(self) -> bool:
+        return self._injector.has_fired
+
+    def arm_call(self, call: str, error: str, seconds: float) -> None:
+        """From now on this system call fails: once, or for so many seconds."""
+        self._calls.arm(call, error, seconds)
+
+    def disarm_call(self) -> int:
+        """It fails no more. How often it has."""
+        self._calls.disarm()
+        return self._calls.fired
+
+    def census(self) -> tuple[int, int, int]:
+        """fds(), and how many of the ports are no more than waiting, at one moment of the engine's."""
+        return tuple(self._loop.call(lambda loop: (*fds(), waiting_ports(loop))))  # type: ignore[return-value]
+
+
+class Outside:
+    """Inside, over a socket to the engine's own process. To be made before the first uTP socket."""
+
+    def __init__(self) -> None:
+        self._listener = stdlib.socket(stdlib.AF_UNIX)
+        self._listener.bind("")
+        self._listener.listen(1)
+        name = self._listener.getsockname()
+        end = "from utpsocket.engine.process import main"
+        assert end in remote._BOOT
+        boot = remote._BOOT.replace(end, f"sys.path.insert(0, {str(ROOT)!r})\nfrom tests.faults.inside import main")
+        remote._BOOT = boot.replace("main(3)", f"main(3, {name!r})")  # type: ignore[misc]
+        self._lines: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in vars(Inside):
+            raise AttributeError(name)
+        return lambda *arguments: self._ask(name, arguments)
+
+    def _ask(self, name: str, arguments: Any) -> Any:
+        if self._lines is None:
+            self._lines = self._listener.accept()[0].makefile("rw")
+        print(json.dumps([name, arguments]), file=self._lines, flush=True)
+        line = self._lines.readline()
+        if not line:
+            raise RuntimeError("the engine's process has ended")
+        return json.loads(line)
+
+
+def main(control_fd: int, name: bytes) -> None:
+    """In the place of process.main(), in the engine's own process."""
+    original = process.Service.begin
+
+    def begin(service: Any) -> None:
+        threading.Thread(target=serve, args=(service._loop, name), daemon=True).start()
+        original(service)
+
+    process.Service.begin = begin  # type: ignore[method-assign]
+    process.main(control_fd)
+
+
+def serve(loop: Any, name: bytes) -> None:
+    inside = Inside(loop, Injector())
+    with stdlib.socket(stdlib.AF_UNIX) as sock:
+        sock.connect(name)
+        lines = sock.makefile("rw")
+        for line in lines:
+            wanted, arguments = json.loads(line)
+            print(json.dumps(getattr(inside, wanted)(*arguments)), file=lines, flush=True)
+
+
+def fds() -> tuple[int, int]:
+    """(fds that are no UDP ports, UDP ports), without those that the engine keeps in reserve: highfd.py has now more
+    and now fewer of them, all duplicates of one socket.
+
+    The kernel is asked for each fd what it is: a table of all ports, as /proc/net/udp is, may lack some while others
+    come and go.
+    """
+    kept_target = f"socket:[{highfd._model_file[1]}]"
+    ports = others = kept = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        if target == kept_target:
+            kept += 1
+        elif socket_type(int(name)) == stdlib.SOCK_DGRAM:
+            ports += 1
+        else:
+            others += 1
+    return others + max(0, kept - MOST_KEPT_FDS), ports
+
+
+def socket_type(fd: int) -> int:
+    """SO_TYPE of whatever this is, without an fd for it."""
+    value, size = ctypes.c_int(-1), ctypes.c_uint(4)
+    LIBC.getsockopt(fd, stdlib.SOL_SOCKET, stdlib.SO_TYPE, ctypes.byref(value), ctypes.byref(size))
+    return value.value
+
+
+def waiting_ports(loop: Any) -> int:
+    """How many ports are left only to connections in TIME_WAIT, for a late FIN of the peer's, and will be closed at a
+    time that is set: where packets were lost that may be a minute, as with TCP. On the engine's thread.
+    """
+    return sum(
+        bool(endpoint.bridges)
+        and not endpoint.holders
+        and endpoint.listener is None
+        and all(
+            bridge.connection.state is State.TIME_WAIT and bridge.end is None and bridge.heap_at is not None
+            for bridge in endpoint.bridges.values()
+        )
+        for endpoint in loop.endpoints.values()
+    )
