@@ -118,6 +118,15 @@ def test_an_fd_that_was_closed_meanwhile_is_told_and_is_no_exception() -> None:
             end.close()
 
 
+def test_a_watch_that_was_interrupted_is_forgotten() -> None:
+    """By a signal's handler, after its first line."""
+    watches = Watches(select.epoll())
+    watches.by_fd[7] = "whoever"
+    watches.forget_fd(7)
+    assert not watches.by_fd
+    watches._epoll.close()
+
+
 class Failing:
     """A poll object that has no memory left to register anything."""
 

@@ -196,7 +196,7 @@ class Calls:
             """epoll, or its stand-in."""
 
             def __getattr__(self, name: str) -> Any:
-                if name in ("register", "modify", "unregister"):
+                if name == "register":  # the others need no memory
                     calls._raise("epoll_ctl")
                 return getattr(original, name)
 

@@ -160,7 +160,10 @@ class Door:
         self._waiting = None
         self._room.succeeded()
         self._loop.owner = relay
-        relay.start()
+        try:
+            relay.start()
+        except OSError as error:  # of the connection's: the door would take it for one of who knocks next
+            relay.fail(error)
         self._loop.owner = self
         return True
 

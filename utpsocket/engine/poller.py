@@ -11,7 +11,6 @@ Only the engine's thread calls poll(); the rest as epoll's. Sources: epoll(7), p
 
 from __future__ import annotations
 
-import errno
 import math
 from collections.abc import Mapping
 from fcntl import F_DUPFD_CLOEXEC, fcntl
@@ -251,22 +250,21 @@ class Watches:
                 self._epoll.unregister(fd)
             except OSError:
                 pass
-            del self.by_fd[fd]
-            del self._events[fd]
+            self.by_fd.pop(fd, None)
+            self._events.pop(fd, None)  # not there where a signal's handler has interrupted watch()
 
     def ask_anew(self) -> list[tuple[int, Any]]:
-        """Have epoll say again whatever it has said, edges too. Returns the fds that are not open any more, of which
-        nothing will ever be said, and their watchers.
+        """Have epoll say again whatever it has said, edges too. Returns the fds of which it will say nothing, as they
+        are not open any more, or it has no memory for them, and their watchers.
         """
         lost = []
         for fd, events in list(self._events.items()):
             try:
-                self._epoll.modify(fd, events)
-            except FileNotFoundError:
-                self._epoll.register(fd, events)
-            except OSError as error:
-                if error.errno != errno.EBADF:
-                    raise
+                try:
+                    self._epoll.modify(fd, events)
+                except FileNotFoundError:
+                    self._epoll.register(fd, events)
+            except OSError:
                 lost.append((fd, self.by_fd.get(fd)))
         return lost
 
