@@ -64,15 +64,19 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
         identity.owner_pid = loop.pid
         identity.endpoint = key  # last: from here on the socket is bound
     except BaseException as error:
-        if isinstance(error, OSError) and not key:
-            if error.errno == errno.EADDRINUSE:
-                identity.local = _left_of(identity.local, None)  # of what is closed; Linux forgets the address before
-            raise  # nothing was bound
-        identity.endpoint = 0
-        identity.local, identity.bound = before
-        if loop.is_alive:
-            loop.perform(verbs.unhold, identity.inode)
+        if key or not is_errno(error):
+            identity.endpoint = 0
+            identity.local, identity.bound = before
+            if loop.is_alive:
+                loop.perform(verbs.unhold, identity.inode)
+        elif isinstance(error, OSError) and error.errno == errno.EADDRINUSE:  # and nothing was bound
+            identity.local = _left_of(identity.local, None)  # of what is closed; Linux forgets the address before
         raise
+
+
+def is_errno(error: BaseException) -> bool:
+    """Whether this is the kernel's or the engine's word, and not raised by a signal's handler, as a TimeoutError is."""
+    return isinstance(error, OSError) and error.errno is not None
 
 
 def _take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: Any) -> tuple[int, Address]:
@@ -86,14 +90,15 @@ def _take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: 
             local: Address = udp.getsockname()
             if identity.family == stdlib.AF_INET6 and local[0].startswith("ff"):
                 raise fail(errno.EINVAL)  # as TCP's, though not for IPv4
-        except BaseException as error:
-            udp.close()
-            if not isinstance(error, OSError) or error.errno != errno.EADDRINUSE:
-                raise
-        else:
             if isinstance(loop, RemoteLoop):
                 return loop.adopt_port(udp, identity, reuse=reuse, shares=shares), local
             return loop.perform(verbs.adopt_port, udp, identity, reuse=reuse, shares=shares), local
+        except BaseException as error:
+            # Now: whoever catches this may keep it, and this frame with it. What is the engine's is closed there.
+            if is_errno(error) or not (loop.is_alive and loop.perform(verbs.unhold, identity.inode)):
+                udp.close()
+            if not isinstance(error, OSError) or error.errno != errno.EADDRINUSE:
+                raise
         local = _resolved(identity, address)
         try:
             named = {"reuse": reuse, "shares": shares, "namespace": namespaces.cookie(sock)}

@@ -43,7 +43,9 @@ def identity_of_fd(sock: Any) -> Identity | None:
     """
     try:
         inode = os.fstat(sock.fileno()).st_ino
-    except OSError:
+    except OSError as error:
+        if error.errno is None:
+            raise  # of a signal's handler
         return None
     identity = _by_inode.get(inode)
     if identity is not None:
@@ -57,7 +59,9 @@ def identity_of_fd(sock: Any) -> Identity | None:
 def _identity_from_names(sock: Any) -> Identity | None:
     try:
         name = Socket.getpeername(sock)
-    except OSError:
+    except OSError as error:
+        if error.errno is None:
+            raise  # of a signal's handler
         name = None
     found = names.decode(name)
     if found is not None and names.is_ours(name, names.maker(sock)[1]):

@@ -191,7 +191,11 @@ class socket(StdlibSocket):
             fd, name = Socket._accept(self)
             return int(fd), name
         raw = Socket.__new__(Socket)
-        *_, peer = accepting.accept(self, identity, raw)
+        try:
+            *_, peer = accepting.accept(self, identity, raw)
+        except BaseException:
+            Socket.close(raw)  # now: whoever catches it may keep it, and this frame with it
+            raise
         return int(raw.detach()), peer
 
     def accept(self) -> tuple[Any, Any]:
@@ -202,13 +206,17 @@ class socket(StdlibSocket):
         is_patched = hasattr(StdlibSocket, "_utp")
         made: Any = StdlibSocket if is_patched and not isinstance(self, socket) else socket
         sock = made.__new__(made)  # owns the fd from its first moment
-        found = accepting.accept(self, identity, sock)
-        accepted = registry.introduce(sock, found)  # kept by this name until the socket has it
-        made.__init__(sock, self.family, self.type, self.proto, fileno=sock.fileno())
-        if stdlib.getdefaulttimeout() is None and self.gettimeout():
-            sock.setblocking(True)
-        del accepted
-        return sock, found[3]
+        try:
+            found = accepting.accept(self, identity, sock)
+            accepted = registry.introduce(sock, found)  # kept by this name until the socket has it
+            made.__init__(sock, self.family, self.type, self.proto, fileno=sock.fileno())
+            if stdlib.getdefaulttimeout() is None and self.gettimeout():
+                sock.setblocking(True)
+            del accepted
+            return sock, found[3]
+        except BaseException:
+            Socket.close(sock)  # now: whoever catches it may keep it, and this frame with it
+            raise
 
     def connect(self, address: Any, /) -> None:
         """Connect to a uTP peer. Raises what TCP's connect would: ConnectionRefusedError, TimeoutError, …"""

@@ -11,6 +11,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -284,6 +285,27 @@ def test_a_command_that_is_just_being_taken_is_answered(
         failing(monkeypatch, Loop, "carry_out", error)
         assert client.connect_ex(listener.getsockname()) in (errno.ENOMEM, errno.ECONNABORTED)
         assert client.connect_ex(listener.getsockname()) == 0
+
+
+@pytest.mark.parametrize("code", [errno.EINTR, errno.ENOMEM])
+def test_an_engine_that_sleeps_is_woken_in_the_end(
+    code: int, reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where writing to its eventfd fails at first, and nothing else would wake it."""
+    closed(*pair())
+    loop = running_engine()
+    assert isinstance(loop, Loop)
+    left = [OSError(code, "injected")] * 3
+    pull = loop._wake_up.pull
+
+    def failing_pull() -> None:
+        if left:
+            raise left.pop()
+        pull()
+
+    loop._wake_up.pull = partial(failing_pull)
+    assert loop.call(lambda _: "awake") == "awake"
+    assert not left
 
 
 def test_a_connection_that_is_half_made_leaves_nothing(

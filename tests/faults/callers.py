@@ -1,15 +1,21 @@
-"""Exceptions in the thread that calls: KeyboardInterrupt at each line and instruction, and what is true afterwards.
+"""Exceptions in the thread that calls: at each line and instruction, and what is true afterwards.
 
 A signal's handler may raise between any two lines of Python, those of `finally` and `except` included. sys.settrace()
 stands for it here: it raises at the n-th line (or instruction, which comes closer to what a signal does within a line,
 and is beside the truth between two lines) that runs within utpsocket/ during a call, for each n that there is.
 TCP's calls have no such lines: they do their work or they do not, and so must ours.
 
-A point is named callers:CALL:line:N or callers:CALL:opcode:N. What must hold after each:
+A point is named callers:CALL:line:N:ERROR or callers:CALL:opcode:N:ERROR. KeyboardInterrupt comes at each line, and
+every other exception that a handler may raise in turns: its own, SystemExit, a timeout as gevent's, which is no
+Exception, or one that is an OSError, which ours must not be mistaken for; and MemoryError, which needs no handler. What
+must hold after each:
 
+    the call raised what was raised in it, or an errno
     the socket is as it was, or did what it was asked for, or failed with an errno; it says the same of itself in every
     way; the call made once more works, or says what TCP says
     after its close no fd, UDP port or connection of the engine's is left, and its address can be bound
+
+    the engine is the same, and serves
 
 Lines that run in other threads (the engine's) are not counted: exceptions of signals' handlers come to the main thread
 alone. tests.faults.engine has those of the engine's.
@@ -21,8 +27,12 @@ import contextlib
 import errno
 import gc
 import os
+import random
+import select
 import socket as stdlib
+import struct
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -33,9 +43,12 @@ from typing import Any
 import utpsocket
 from tests.faults.report import Failure, Note, Report
 from utpsocket import engine
-from utpsocket.engine import highfd
+from utpsocket.engine import highfd, running_engine
 
+NAME = "callers"
 PACKAGE = str(Path(utpsocket.__file__).parent)
+_SEED = int(os.environ.get("FAULT_SEED", "1"))
+_QUICK_POINTS = 350
 MOST_LINES = 5_000
 PATIENCE_S = 3.0
 LEAK_S = 8.0  # a port is kept for a moment after its connection's end
@@ -44,11 +57,32 @@ TOGETHER = 40  # points between two looks at what is left over
 LOCALHOST = ("127.0.0.1", 0)
 
 
-class Injection:
-    """Raises KeyboardInterrupt at the n-th line, or instruction, within the package; n = 0 only counts."""
+class Alarm(Exception):
+    """What a program's own handler raises."""
 
-    def __init__(self, number: int, *, with_opcodes: bool = False) -> None:
+
+class GreenTimeout(BaseException):
+    """As gevent.Timeout and eventlet.Timeout are."""
+
+
+ERRORS: dict[str, Callable[[], BaseException]] = {
+    "KeyboardInterrupt": KeyboardInterrupt,
+    "MemoryError": MemoryError,
+    "TimeoutError": lambda: TimeoutError("by a handler"),
+    "Alarm": lambda: Alarm("by a handler"),
+    "SystemExit": lambda: SystemExit(3),
+    "GreenTimeout": lambda: GreenTimeout("by a handler"),
+}
+USUAL = "KeyboardInterrupt"
+OTHERS = [name for name in ERRORS if name != USUAL]
+
+
+class Injection:
+    """Raises an exception at the n-th line, or instruction, within the package; n = 0 only counts."""
+
+    def __init__(self, number: int, *, with_opcodes: bool = False, error: str = USUAL) -> None:
         self.number = number
+        self.error = ERRORS[error]()
         self.with_opcodes = with_opcodes
         self.lines = 0
         self.at = ""
@@ -74,7 +108,7 @@ class Injection:
             if self.lines == self.number:
                 sys.settrace(None)
                 self.at = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
-                raise KeyboardInterrupt
+                raise self.error
         return self._on_line
 
 
@@ -436,6 +470,179 @@ class Talk(Pair):
         assert self.client.recv(100) == b"answer"
 
 
+class Data(Pair):
+    """A call that sends or receives: bytes that it took are lost with what it would have returned, as TCP's are."""
+
+    def __init__(self, module: Any, name: str, call: Callable[[Any, Any], object]) -> None:
+        super().__init__(module)
+        self.name = name
+        self._call = call
+
+    def prepare(self) -> None:
+        super().prepare()
+        for sock in (self.client, self.server):
+            sock.settimeout(PATIENCE_S)
+        self.client.sendall(b"before")
+        until(lambda: self.server.recv(100, stdlib.MSG_PEEK) == b"before")
+
+    def call(self) -> None:
+        self._call(self.client, self.server)
+
+    def check(self) -> None:
+        self.client.shutdown(stdlib.SHUT_WR)
+        assert b"".join(iter(lambda: self.server.recv(100_000), b"")).strip(b"x") in (b"", b"before")
+        self.server.sendall(b"answer")
+        assert self.client.recv(100) == b"answer"
+
+
+def data(name: str, call: Callable[[Any, Any], object]) -> Callable[[Any], Case]:
+    return lambda module: Data(module, name, call)
+
+
+def _sendfile(client: Any, _: Any) -> None:
+    with tempfile.TemporaryFile() as file:
+        file.write(b"x" * 3_000)
+        client.sendfile(file)
+
+
+class Timeouts(Pair):
+    def call(self) -> None:
+        self.client.settimeout(1)
+        self.client.setblocking(False)
+        self.client.gettimeout()
+        self.client.setblocking(True)
+        self.client.set_inheritable(False)
+        repr(self.client)
+
+    def check(self) -> None:
+        talk(self.client, self.server)
+
+
+class Options(Pair):
+    """Of a connection: what the engine hears, and what the kernel of the pair answers."""
+
+    OPTIONS = (
+        (stdlib.SOL_SOCKET, stdlib.SO_KEEPALIVE, 1),
+        (stdlib.SOL_SOCKET, stdlib.SO_RCVBUF, 65_536),
+        (stdlib.SOL_SOCKET, stdlib.SO_LINGER, struct.pack("=ii", 0, 0)),
+        (stdlib.IPPROTO_TCP, stdlib.TCP_USER_TIMEOUT, 10_000),
+        (stdlib.IPPROTO_IP, stdlib.IP_TOS, 16),
+    )
+
+    def call(self) -> None:
+        for level, name, value in self.OPTIONS:
+            self.client.setsockopt(level, name, value)
+            self.client.getsockopt(level, name)
+
+    def check(self) -> None:
+        self.call()
+        talk(self.client, self.server)
+
+
+class CloseLingering(Close):
+    """Reset, or waited for."""
+
+    seconds = 0
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.client.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, struct.pack("=ii", 1, self.seconds))
+
+    def check(self) -> None:
+        self.client.close()
+        assert self.client.fileno() == -1
+        self.server.settimeout(PATIENCE_S)
+        assert outcome(lambda: self.server.recv(1)) in ((None, errno.ECONNRESET) if not self.seconds else (None,))
+
+
+class CloseWaiting(CloseLingering):
+    seconds = 3
+
+
+class Made(Case):
+    """A socket object: of nothing, and over an fd."""
+
+    def prepare(self) -> None:
+        self.target = self.listener()
+
+    def call(self) -> None:
+        sock = self.own(self.module.socket())
+        self.own(self.module.fromfd(sock.fileno(), stdlib.AF_INET, stdlib.SOCK_STREAM))
+        self.own(self.module.socket(fileno=self.own(self.target.dup()).detach()))
+
+    def check(self) -> None:
+        client = self.own(self.module.socket())
+        client.settimeout(PATIENCE_S)
+        client.connect(self.target.getsockname())
+        self.target.settimeout(PATIENCE_S)
+        talk(client, self.own(self.target.accept()[0]))
+
+
+class SocketPair(Case):
+    def prepare(self) -> None:
+        pass
+
+    def call(self) -> None:
+        for sock in self.module.socketpair():
+            self.own(sock)
+
+    def check(self) -> None:
+        pass
+
+
+class AcceptAtOnce(Accept):
+    """By a listener that does not block, of which nothing is to be had the second time."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        until(lambda: select.select([self.target], [], [], 0)[0])
+        self.target.setblocking(False)
+
+    def call(self) -> None:
+        super().call()
+        assert outcome(self.target.accept) == errno.EAGAIN
+
+
+class Incoming(Accept):
+    def call(self) -> None:
+        accepted = getattr(self.module, "incoming", lambda listener: iter(listener.accept, None))
+        self.own(next(iter(accepted(self.target)))[0])
+
+
+class ShutdownReading(Pair):
+    def call(self) -> None:
+        self.client.shutdown(stdlib.SHUT_RD)
+
+    def check(self) -> None:
+        self.client.shutdown(stdlib.SHUT_RD)
+        self.client.sendall(b"question")
+        self.server.settimeout(PATIENCE_S)
+        assert self.server.recv(100) == b"question"
+
+
+class CreateBoth(Case):
+    """A server of both families, whose address may be reused."""
+
+    def prepare(self) -> None:
+        self.address = ("", 0)
+
+    def call(self) -> None:
+        self.module.has_dualstack_ipv6()
+        if self.module.has_dualstack_ipv6():
+            self.own(
+                self.module.create_server(self.address, family=stdlib.AF_INET6, dualstack_ipv6=True, reuse_port=True)
+            )
+        else:
+            self.own(self.module.create_server(self.address, reuse_port=True))
+
+    def check(self) -> None:
+        if not self.owned:
+            gc.collect()
+            self.call()
+        client = self.own(self.module.create_connection(("127.0.0.1", self.owned[0].getsockname()[1]), PATIENCE_S))
+        talk(client, self.own(self.owned[0].accept()[0]))
+
+
 class CreateConnection(Case):
     def prepare(self) -> None:
         self.target = self.listener()
@@ -483,7 +690,7 @@ class Start(Bind):
         assert threads() <= self.threads + 1, "more than one engine's thread"
 
 
-CASES: dict[str, type[Case]] = {
+CASES: dict[str, Callable[[Any], Case]] = {
     "start": Start,
     "bind": Bind,
     "listen": Listen,
@@ -505,6 +712,27 @@ CASES: dict[str, type[Case]] = {
     "makefile": MakeFile,
     "detach": Detach,
     "talk": Talk,
+    "send": data("send", lambda client, _: client.send(b"xx")),
+    "sendall": data("sendall", lambda client, _: client.sendall(b"x" * 200_000)),
+    "sendto": data("sendto", lambda client, _: client.sendto(b"xx", ("127.0.0.1", 9))),
+    "sendmsg": data("sendmsg", lambda client, _: client.sendmsg([b"x", b"x"], [], 0)),
+    "sendfile": data("sendfile", _sendfile),
+    "recv": data("recv", lambda _, server: server.recv(100)),
+    "recv_into": data("recv_into", lambda _, server: server.recv_into(bytearray(100))),
+    "recvfrom": data("recvfrom", lambda _, server: server.recvfrom(100)),
+    "recvfrom_into": data("recvfrom_into", lambda _, server: server.recvfrom_into(bytearray(100))),
+    "recvmsg": data("recvmsg", lambda _, server: server.recvmsg(100, 100)),
+    "recvmsg_into": data("recvmsg_into", lambda _, server: server.recvmsg_into([bytearray(100)], 100)),
+    "options": Options,
+    "timeouts": Timeouts,
+    "close_resetting": CloseLingering,
+    "close_waiting": CloseWaiting,
+    "made": Made,
+    "socketpair": SocketPair,
+    "accept_at_once": AcceptAtOnce,
+    "incoming": Incoming,
+    "shutdown_reading": ShutdownReading,
+    "create_both": CreateBoth,
     "create_connection": CreateConnection,
     "create_server": CreateServer,
 }
@@ -545,26 +773,38 @@ def warm_up() -> None:
         run_once(case, utpsocket, 0)
 
 
-def run_once(case_class: type[Case], module: Any, number: int, *, with_opcodes: bool = False) -> tuple[Injection, str]:
+def run_once(
+    case_class: Callable[[Any], Case], module: Any, number: int, *, with_opcodes: bool = False, error: str = USUAL
+) -> tuple[Injection, str]:
     """What came of one injection: the injection, and what was wrong."""
-    injection = Injection(number, with_opcodes=with_opcodes)
+    injection = Injection(number, with_opcodes=with_opcodes, error=error)
     case = case_class(module)
     wrong = ""
+    raised: BaseException | None = None
     try:
         case.prepare()
         try:
             with injection.active():
                 case.call()
-        except KeyboardInterrupt:
-            pass
+        except BaseException as problem:
+            raised = problem
+        if raised is None and injection.at:
+            wrong = f"{injection.at}: {type(injection.error).__name__} is lost"
+        elif raised is not None and raised is not injection.error and not isinstance(raised, OSError):
+            wrong = f"{injection.at}: {raised!r} came of it"
+        elif raised is not None and not injection.at:
+            wrong = f"{raised!r} without any injection"
         case.check()
-    except BaseException as error:
-        wrong = f"{injection.at}: {type(error).__name__}: {error}"
+        loop = running_engine()
+        assert loop is None or loop.is_alive, "the engine has ended"
+    except BaseException as problem:
+        wrong = wrong or f"{injection.at}: {type(problem).__name__}: {problem}"
     finally:
+        raised = injection.error.__traceback__ = None  # until now held, as by a program that catches and tries again
         try:
             case.close()
-        except BaseException as error:
-            wrong = wrong or f"{injection.at}: {type(error).__name__} in close(): {error}"
+        except BaseException as problem:
+            wrong = wrong or f"{injection.at}: {type(problem).__name__} in close(): {problem}"
     return injection, wrong
 
 
@@ -586,15 +826,23 @@ def count(name: str, *, with_opcodes: bool, module: Any = utpsocket) -> int:
 
 
 def points(*, quick: bool) -> list[str]:
-    """One for each line of each call, or, unless `quick`, for each instruction as well."""
+    """KeyboardInterrupt at each line of each call and the others in turns; unless `quick`, at instructions as well."""
     warm_up()
-    kinds = {"line": False} if quick else {"line": False, "opcode": True}
-    return [
-        f"callers:{name}:{kind}:{number}"
-        for name in CASES
-        for kind, with_opcodes in kinds.items()
-        for number in range(1, count(name, with_opcodes=with_opcodes) + 1, SOME_OF if quick else 1)
-    ]
+    found = []
+    for name in CASES:
+        step = SOME_OF if quick else 1
+        for number in range(1, count(name, with_opcodes=False) + 1, step):
+            found.append(f"{NAME}:{name}:line:{number}:{USUAL}")
+            found.append(f"{NAME}:{name}:line:{number}:{OTHERS[number // step % len(OTHERS)]}")
+        step = SOME_OF * 10 if quick else 1
+        numbers = range(1, count(name, with_opcodes=True) + 1, step)
+        found += [f"{NAME}:{name}:opcode:{number}:{USUAL}" for number in numbers]
+    return sample(found) if quick else found
+
+
+def sample(found: list[str]) -> list[str]:
+    """As many of them as a minute has time for, whichever the seed says."""
+    return sorted(random.Random(_SEED).sample(found, min(_QUICK_POINTS, len(found))))
 
 
 def inject(points: Sequence[str], note: Note) -> Report:
@@ -610,6 +858,8 @@ def inject(points: Sequence[str], note: Note) -> Report:
             causes = {failure.point: failure.cause for failure in found.failures}
             for point in group:
                 note(point, True, causes.get(point, ""))
+                if point in causes:
+                    print(f"{point}: {causes[point]}", file=sys.stderr, flush=True)
     return report
 
 
@@ -618,15 +868,15 @@ def _inject(points: Sequence[str]) -> Report:
     report = Report()
     before = fds()
     for point in points:
-        _, name, kind, number = point.split(":")
-        injection, wrong = run_once(CASES[name], utpsocket, int(number), with_opcodes=kind == "opcode")
+        _, name, kind, number, error = point.split(":")
+        injection, wrong = run_once(CASES[name], utpsocket, int(number), with_opcodes=kind == "opcode", error=error)
         report.points += 1
         report.injected += bool(injection.at)
         if wrong:
-            report.failures.append(Failure(point, "KeyboardInterrupt", wrong))
+            report.failures.append(Failure(point, error, wrong))
     if left := left_over(before):
         if len(points) == 1:
-            report.failures.append(Failure(points[0], "KeyboardInterrupt", f"{left} fds left over"))
+            report.failures.append(Failure(points[0], points[0].rpartition(":")[2], f"{left} fds left over"))
         else:
             report = Report()
             for point in points:

@@ -21,7 +21,9 @@ ONE_OF = 5
 def test_an_exception_at_some_lines(name: str) -> None:
     callers.warm_up()
     first, last = 1 + len(name) % ONE_OF, callers.count(name, with_opcodes=False)
-    report = callers.inject([f"callers:{name}:line:{number}" for number in range(first, last + 1, ONE_OF)], _ignore)
+    report = callers.inject(
+        [f"callers:{name}:line:{number}:{callers.USUAL}" for number in range(first, last + 1, ONE_OF)], _ignore
+    )
     assert not report.failures
     assert last < ONE_OF or report.injected
 

@@ -13,13 +13,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine import faults, verbs
-from utpsocket.engine.native import Socket, allocate_lock, in_one_step
+from utpsocket.engine.native import Socket, allocate_lock, in_one_step, sleep
 
 if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
     from utpsocket.engine.poller import WakeUp
 
 _MOST_ASIDE: Final = 64  # commands for which the engine need not wake up
+_MOST_PULLS: Final = 3_000
+_PULL_AGAIN_SECONDS: Final = 0.001
 
 
 class Answer:
@@ -149,10 +151,25 @@ class Inbox:
         """Hand over. Any thread."""
         try:
             in_one_step(partial(self.commands.append, command), self._wake_up.pull)
-        except OSError:
-            pass  # it has been woken often enough, or sleeps no more
+        except OSError as error:
+            if error.errno is None:
+                raise  # of a signal's handler
+            if error.errno in faults.TRANSIENT:
+                self._wake()
+            # else it has been woken often enough, or sleeps no more
         if self._has_ended:  # asked again: either we see that the thread has ended, or it sees the command
             self.end()
+
+    def _wake(self) -> None:
+        """Wake the engine where that has failed for no reason of its own: nobody else might for hours."""
+        for _ in range(_MOST_PULLS):
+            try:
+                self._wake_up.pull()
+            except OSError as error:
+                if error.errno in faults.TRANSIENT:
+                    sleep(_PULL_AGAIN_SECONDS)
+                    continue
+            return
 
     def end(self) -> None:
         """The engine's thread has ended, and nobody else answers what is left. Any thread."""

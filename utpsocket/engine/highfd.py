@@ -109,13 +109,15 @@ def prepare() -> None:
         pass
     try:
         model = Socket(stdlib.AF_UNIX, stdlib.SOCK_DGRAM)
-    except OSError:
+    except OSError as error:
+        _raise_handlers(error)
         return
     with closing(model):
         found = os.fstat(model.fileno())
         try:
             high = _duplicate(model.fileno(), _floor(model.fileno()))
-        except OSError:
+        except OSError as error:
+            _raise_handlers(error)
             return
         high.setblocking(False)  # whoever finds it in the place of something else must not wait
         _model_file = found.st_dev, found.st_ino
@@ -140,13 +142,19 @@ def _floor(lowest_fd: int) -> int:
     return _HIGH_FD if _limit() >= _HIGH_FD + 4 * _KEPT else lowest_fd + _FAR
 
 
+def _raise_handlers(error: OSError) -> None:
+    """What has no errno is no kernel's: a signal's handler has raised it, TimeoutError say, and we may not drop it."""
+    if error.errno is None:
+        raise error
+
+
 def _keep_more(model: HighSocket, lowest_fd: int) -> None:
     floor = _floor(lowest_fd)
     try:
         while len(_kept) < _KEPT:
             _kept.append(_duplicate(model.fileno(), floor))
-    except OSError:
-        pass
+    except OSError as error:
+        _raise_handlers(error)
 
 
 def _is_kept(sock: HighSocket) -> bool:
@@ -228,8 +236,8 @@ def _raised(sock: Any) -> HighSocket | None:
         # What is known of it already is not asked of the kernel again.
         own = partial(HighSocket, sock.family, sock.type, sock.proto)
         return next(map(own, map(partial(fcntl, fd, F_DUPFD_CLOEXEC), (_HIGH_FD,))))
-    except OSError:
-        pass
+    except OSError as error:
+        _raise_handlers(error)
     raised = _take_kept()
     if raised is None or not _put(fd, raised):
         if raised is not None:

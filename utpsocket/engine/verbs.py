@@ -126,11 +126,14 @@ def hold_again(loop: Loop, key: int, inode: int, identity: Identity) -> bool:
     return True
 
 
-def unhold(loop: Loop, inode: int) -> None:
-    """bind() did not come to its end: whatever port is held for this socket is not wanted."""
+def unhold(loop: Loop, inode: int) -> bool:
+    """bind() did not come to its end: whatever port is held for this socket is not wanted. Whether one was."""
+    was_held = False
     for endpoint in list(loop.endpoints.values()):
         if inode in endpoint.holders:
+            was_held = True
             _drop_holder(loop, endpoint, inode)
+    return was_held
 
 
 def give_up_port(loop: Loop, key: int, inode: int) -> None:
