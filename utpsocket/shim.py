@@ -28,6 +28,7 @@ _STREAM_FAMILIES: Final = (stdlib.AF_INET, stdlib.AF_INET6)
 _TYPE_FLAGS: Final = getattr(stdlib, "SOCK_NONBLOCK", 0) | getattr(stdlib, "SOCK_CLOEXEC", 0)
 _INT_MAX: Final = 2**31 - 1
 _POLLOUT: Final = 0x004
+_TIMED_OUT: Final = ("timed out",)
 
 
 def _is_stream(family: Any, type: Any, proto: Any) -> bool:
@@ -257,7 +258,9 @@ class socket(StdlibSocket):
         if code in lifecycle.IN_PROGRESS and self._waits(code):
             try:
                 code = self._wait_connected(identity, code)
-            except TimeoutError:
+            except TimeoutError as error:
+                if error.args != _TIMED_OUT:
+                    raise  # of a signal's handler
                 return errno.EAGAIN
         return code
 
@@ -298,7 +301,7 @@ class socket(StdlibSocket):
                 lifecycle.check_open(self)  # poll() returns at the deadline where another thread has closed it
                 if is_kernels:
                     return begun
-                raise TimeoutError("timed out")
+                raise TimeoutError(*_TIMED_OUT)
 
     def _wait_writable(self, timeout: float | None) -> bool:
         """Block until the fd is writable or in error; False when `timeout` seconds pass. A flavour of this class for

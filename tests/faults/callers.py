@@ -123,6 +123,11 @@ class Case:
         self.owned: list[Any] = []
         self.before: Any = None
 
+    def may_lose(self, injection: Injection) -> bool:
+        """Whether an exception may go unheard: a finalizer's, or one that the stdlib's own Python takes for an errno."""
+        is_ours = not isinstance(self, (CreateServer, CreateBoth)) or not isinstance(injection.error, OSError)
+        return "__del__" in injection.at or not is_ours
+
     def own(self, sock: Any) -> Any:
         self.owned.append(sock)
         return sock
@@ -512,7 +517,6 @@ class Timeouts(Pair):
         self.client.gettimeout()
         self.client.setblocking(True)
         self.client.set_inheritable(False)
-        repr(self.client)
 
     def check(self) -> None:
         talk(self.client, self.server)
@@ -625,10 +629,10 @@ class CreateBoth(Case):
 
     def prepare(self) -> None:
         self.address = ("", 0)
+        self.has_both = self.module.has_dualstack_ipv6()
 
     def call(self) -> None:
-        self.module.has_dualstack_ipv6()
-        if self.module.has_dualstack_ipv6():
+        if self.has_both:
             self.own(
                 self.module.create_server(self.address, family=stdlib.AF_INET6, dualstack_ipv6=True, reuse_port=True)
             )
@@ -788,7 +792,7 @@ def run_once(
                 case.call()
         except BaseException as problem:
             raised = problem
-        if raised is None and injection.at:
+        if raised is None and injection.at and not case.may_lose(injection):
             wrong = f"{injection.at}: {type(injection.error).__name__} is lost"
         elif raised is not None and raised is not injection.error and not isinstance(raised, OSError):
             wrong = f"{injection.at}: {raised!r} came of it"
@@ -868,7 +872,7 @@ def _inject(points: Sequence[str]) -> Report:
     report = Report()
     before = fds()
     for point in points:
-        _, name, kind, number, error = point.split(":")
+        _, name, kind, number, error, *_ = f"{point}:{USUAL}".split(":")
         injection, wrong = run_once(CASES[name], utpsocket, int(number), with_opcodes=kind == "opcode", error=error)
         report.points += 1
         report.injected += bool(injection.at)

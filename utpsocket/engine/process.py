@@ -258,7 +258,12 @@ class Service:
             self._request = b""
             return
         while self._fds:
-            self._socks.append(Socket(fileno=self._fds[0]))
+            sock = Socket(fileno=self._fds[0])
+            try:
+                self._socks.append(sock)
+            except BaseException:
+                sock.detach()  # the request is read again, and its fds with it
+                raise
             del self._fds[0]
         if name == wire.LEARN:
             self._identity(arguments[0])
