@@ -124,7 +124,7 @@ class Case:
         self.before: Any = None
 
     def may_lose(self, injection: Injection) -> bool:
-        """Whether an exception may go unheard: a finalizer's, or one that the stdlib's own Python takes for an errno."""
+        """Whether an exception may go unheard: a finalizer's, or one that the stdlib's Python takes for an errno."""
         is_ours = not isinstance(self, (CreateServer, CreateBoth)) or not isinstance(injection.error, OSError)
         return "__del__" in injection.at or not is_ours
 
