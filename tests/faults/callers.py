@@ -837,7 +837,9 @@ def points(*, quick: bool) -> list[str]:
         step = SOME_OF if quick else 1
         for number in range(1, count(name, with_opcodes=False) + 1, step):
             found.append(f"{NAME}:{name}:line:{number}:{USUAL}")
-            found.append(f"{NAME}:{name}:line:{number}:{OTHERS[number // step % len(OTHERS)]}")
+            other = OTHERS[number // step % len(OTHERS)]
+            if not (other == "TimeoutError" and name == "create_both"):  # which the stdlib takes for a lack of IPv6
+                found.append(f"{NAME}:{name}:line:{number}:{other}")
         step = SOME_OF * 10 if quick else 1
         numbers = range(1, count(name, with_opcodes=True) + 1, step)
         found += [f"{NAME}:{name}:opcode:{number}:{USUAL}" for number in numbers]

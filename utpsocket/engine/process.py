@@ -10,6 +10,7 @@ Sources: DESIGN.md §5; unix(7).
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Callable
 from fcntl import F_DUPFD_CLOEXEC, fcntl
@@ -245,6 +246,8 @@ class Service:
                 except OSError as error:
                     if error.errno in NO_ROOM:
                         return
+                    if error.errno != errno.ECONNRESET:
+                        raise  # that says nothing of the application: fail() tries again, and else tells everybody
                 if not self._request:
                     self._end()
                     return

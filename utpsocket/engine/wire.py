@@ -108,11 +108,18 @@ def receive(sock: Any) -> tuple[Any, list[int]] | None:
 def receive_raw(sock: Any) -> tuple[bytes, list[int]]:
     """The same before anything is made of it, for read(): whoever fails to read it has it still. Empty at the end."""
     data, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE_BYTES, _ANCILLARY_BYTES, _CLOEXEC)
+    try:
+        return data, _fds(ancillary)
+    except BaseException:  # no memory, say: the message and its fds are nowhere else
+        return data, _fds(ancillary)
+
+
+def _fds(ancillary: Any) -> list[int]:
     fds = array.array("i")
     for level, kind, rights in ancillary:
         if (level, kind) == (stdlib.SOL_SOCKET, stdlib.SCM_RIGHTS):
             fds.frombytes(rights[: len(rights) - len(rights) % fds.itemsize])
-    return data, list(fds)
+    return list(fds)
 
 
 def read(data: bytes) -> Any:
