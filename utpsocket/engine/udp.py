@@ -175,7 +175,9 @@ class Port:
         self.local: Address = sock.getsockname()
         try:
             self.peer = peer or sock.getpeername()
-        except OSError:
+        except OSError as error:
+            if error.errno is None:
+                raise  # of a signal's handler
             self.peer = None
         self.is_connected = self.peer is not None
         self.is_wildcard = not self.is_connected and self.local[0] in ("0.0.0.0", "::")
@@ -202,7 +204,9 @@ class Port:
     def _option(self, level: int, name: int, value: int) -> bool:
         try:
             self.sock.setsockopt(level, name, value)
-        except OSError:
+        except OSError as error:
+            if error.errno is None:
+                raise  # of a signal's handler
             return False
         return True
 
