@@ -75,9 +75,7 @@ class Loop:
         self._reset_unaccepted = ResetUnaccepted()
         self.relays: dict[int, Relay | Attempt] = {}  # connections that TCP carries, or may yet
         self.silences = Silences()
-        self.tcp_initiated = self.tcp_accepted = 0
-        self.initiated = self.accepted = 0
-        self.wakeups = self.faults = 0
+        self.tcp_initiated = self.tcp_accepted = self.initiated = self.accepted = self.wakeups = self.faults = 0
         self.totals = Totals()  # of connections that are over
         self.now = time.monotonic_ns() // 1_000
         outcomes.begin(self.pid)
@@ -98,7 +96,7 @@ class Loop:
         self.watch, self.rewatch, self.forget_fd = watches.watch, watches.rewatch, watches.forget_fd
         self._inbox = Inbox(self._wake_up)
         self.owner: Any = None  # for whom the thread works just now
-        self.command: Command | None = None  # which it carries out, or is about to, whoever the owner is
+        self.command: Any = None  # which it carries out, or is about to, whoever the owner is
         self._containment = Containment()
         self._met: BaseException | None = None  # what came out of that work, and is not contained yet
         self.timers = Timers()
@@ -223,20 +221,17 @@ class Loop:
         if not self._containment.cost({self.owner, self.command}, error):
             self._is_stopping = True  # everybody is told by _end()
             return
-        for fd, watcher in self._ask_anew():
-            if watcher is not None:
-                carefully(watcher.end if type(watcher) is Endpoint else watcher.fail, error)
-            if self._watches.by_fd.get(fd) is watcher:  # and of nobody who has the number by now
-                self.forget_fd(fd)
+        lost = self._watches.ask_anew()
+        self._ask_anew()
+        for watcher in lost:
+            carefully(watcher.end if type(watcher) is Endpoint else watcher.fail, error)
         self.owner = self.command = self._met = None
         self._containment.end()
 
-    def _ask_anew(self) -> list[tuple[int, Any]]:
+    def _ask_anew(self) -> None:
         """Nothing that was remembered of readiness is believed: events may have been dropped, and loops left half way
-        through what they had taken. epoll says again what it has said, and every connection has its turn. Returns what
-        is watched and not open any more.
+        through what they had taken. epoll says again what it has said, and every connection has its turn.
         """
-        lost = self._watches.ask_anew()
         self._late = []
         self.timers.forget_bridges()
         for bridge in list(self.bridges.values()):
@@ -250,7 +245,6 @@ class Loop:
                 self._listeners[endpoint.listener] = self.now
         for endpoint in [each for each in list(self.endpoints.values()) if each.is_unused]:
             self.close_endpoint(endpoint)
-        return lost
 
     def has_its_fds(self) -> bool:
         """False when the program has closed every fd it did not know (os.closerange, as daemons do). Any thread.
@@ -334,8 +328,7 @@ class Loop:
     def carry_out(self) -> None:
         """Do what `command` asks for. Whoever the work turns out to be for, it is answered."""
         self.owner = command = self.command
-        if command is not None:
-            command.carry_out()
+        command.carry_out()
         self.command = None
 
     def _wait(self) -> list[tuple[int, int]]:

@@ -253,9 +253,9 @@ class Watches:
             self.by_fd.pop(fd, None)
             self._events.pop(fd, None)  # not there where a signal's handler has interrupted watch()
 
-    def ask_anew(self) -> list[tuple[int, Any]]:
-        """Have epoll say again whatever it has said, edges too. Returns the fds of which it will say nothing, as they
-        are not open any more, or it has no memory for them, and their watchers.
+    def ask_anew(self) -> list[Any]:
+        """Have epoll say again whatever it has said, edges too. Returns the watchers of whom it will say nothing, as
+        their fds are not open any more, or it has no memory for them: they are forgotten here.
         """
         lost = []
         for fd, events in list(self._events.items()):
@@ -265,8 +265,9 @@ class Watches:
                 except FileNotFoundError:
                     self._epoll.register(fd, events)
             except OSError:
-                lost.append((fd, self.by_fd.get(fd)))
-        return lost
+                lost.append(self.by_fd.get(fd))
+                self.forget_fd(fd)
+        return [watcher for watcher in lost if watcher is not None]
 
 
 def new_poller() -> Any:
