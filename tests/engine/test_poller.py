@@ -51,6 +51,71 @@ def test_a_conversation(poller: str, name: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{name}\n", "")
 
 
+# A connection that TCP carries, to a listener of both: 8 MB either way are many turns' share.
+RELAYED = """
+import threading, utpsocket.monkey
+plain = utpsocket.monkey.get_original("socket", "socket")
+utpsocket.monkey.patch_all(fallback="tcp", listen="both")
+import socket
+payload = bytes(range(256)) * 32_000
+def echo(listener):
+    conn, _ = listener.accept()
+    with conn:
+        received = bytearray()
+        while len(received) < len(payload):
+            received += conn.recv(1 << 16)
+        conn.sendall(received)
+def talk(client, listener):
+    thread = threading.Thread(target=echo, args=(listener,))
+    thread.start()
+    client.settimeout(20)
+    client.connect(listener.getsockname())
+    client.sendall(payload)
+    received = bytearray()
+    while len(received) < len(payload):
+        received += client.recv(1 << 16)
+    assert received == payload
+    assert client.recv(1) == b""
+    client.close()
+    thread.join()
+    listener.close()
+talk(plain(), socket.create_server(("127.0.0.1", 0)))
+listener = plain()
+listener.bind(("127.0.0.1", 0))
+listener.listen()
+talk(socket.socket(), listener)
+print("carried")
+"""
+
+
+@pytest.mark.parametrize("poller", ["poll", "epoll"])
+def test_connections_that_tcp_carries(poller: str) -> None:
+    environment = {**os.environ, "UTPSOCKET_POLLER": poller}
+    done = subprocess.run([sys.executable, "-c", RELAYED], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "carried\n", "")
+
+
+class Knowing:
+    """A watcher that says to know all there is to be told."""
+
+    known_events = select.EPOLLIN
+
+
+def test_what_is_asked_for_anew_is_told_once_whatever_is_known() -> None:
+    left, right = socket.socketpair()
+    poller = LevelPoller()
+    poller.watchers = {left.fileno(): Knowing()}
+    right.send(b"x")
+    poller.register(left.fileno(), select.EPOLLIN)
+    for _ in range(2):
+        assert poller.poll(1, 10) == [(left.fileno(), select.EPOLLIN)]
+        assert poller.poll(0.01, 10) == []
+        poller.modify(left.fileno(), select.EPOLLIN)
+    poller.unregister(left.fileno())
+    left.close()
+    right.close()
+
+
 def test_what_was_told_sleeps_a_little_and_is_told_again() -> None:
     left, right = socket.socketpair()
     poller = LevelPoller()

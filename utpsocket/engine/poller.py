@@ -1,10 +1,10 @@
 """epoll where the system has it, and the part of it that the engine uses, made of poll(), where it has not; and the
 sleep in either, during which the collector is the program's (collector.py).
 
-Separate because the loop speaks epoll: edges, remembered by who asked for them. poll() tells levels, so it is not asked
-for what its watcher says that it remembers (`known_events`). What is told to a watcher that says nothing of the kind
-sleeps for a millisecond before it is looked at again: long enough that a full buffer does not keep the thread spinning,
-short enough for a fallback.
+Separate because the loop speaks epoll: edges, remembered by who asked for them. poll() tells levels. As with epoll
+they are told once whenever they are asked for anew; from then on poll() is not asked for what its watcher says that it
+remembers (`known_events`). What is told to a watcher that says nothing of the kind sleeps for a millisecond before it
+is looked at again: long enough that a full buffer does not keep the thread spinning, short enough for a fallback.
 
 Only the engine's thread calls poll(); the rest as epoll's. Sources: epoll(7), poll(2).
 """
@@ -50,6 +50,7 @@ class LevelPoller:
         self.watchers: Mapping[int, Any] = {}
         self._events: dict[int, int] = {}
         self._asked: dict[int, int] = {}  # of which poll() is asked what, now
+        self._is_due: dict[int, None] = {}  # whose levels are told once whatever is known of them, as epoll's are
         self._asleep: dict[int, float] = {}  # fd: when to look again
         self.hold: Hold | None = None  # of the thread that polls, if it is ours
 
@@ -66,6 +67,7 @@ class LevelPoller:
         self._asked.pop(fd, None)
         self._poll.register(fd, self._events[fd])
         self._asked[fd] = self._events[fd]
+        self._is_due[fd] = None
 
     def unregister(self, fd: int) -> None:
         """As epoll.unregister(); and done again where it, or register(), has failed half way."""
@@ -75,6 +77,7 @@ class LevelPoller:
             pass  # asleep
         self._asleep.pop(fd, None)
         self._asked.pop(fd, None)
+        self._is_due.pop(fd, None)
         self._events.pop(fd, None)
 
     def _ask(self, now: float) -> None:
@@ -83,7 +86,7 @@ class LevelPoller:
             if at <= now:
                 del self._asleep[fd]
         for fd, events in self._events.items():
-            known = getattr(self.watchers.get(fd), "known_events", 0)
+            known = 0 if fd in self._is_due else getattr(self.watchers.get(fd), "known_events", 0)
             if fd in self._asleep or known & _EPOLLHUP:  # which poll() says whether it is asked or not
                 if self._asked.pop(fd, None) is not None:
                     self._poll.unregister(fd)
@@ -106,6 +109,7 @@ class LevelPoller:
             if found or time.monotonic() >= until:
                 break
         for fd, mask in found[:limit]:
+            self._is_due.pop(fd, None)
             if mask & _UNASKED or not hasattr(self.watchers.get(fd), "known_events"):
                 self._asleep[fd] = time.monotonic() + _SLEEP_SECONDS
         return found[:limit]
