@@ -530,8 +530,10 @@ class AcceptAtOnce(Accept):
 
 class Incoming(Accept):
     def call(self) -> None:
-        accepted = getattr(self.module, "incoming", lambda listener: iter(listener.accept, None))
-        self.own(next(iter(accepted(self.target)))[0])
+        connections = iter(getattr(self.module, "incoming", lambda listener: iter(listener.accept, None))(self.target))
+        self.own(next(connections)[0])
+        if hasattr(connections, "close"):  # what a generator raises as it is dropped is heard by nobody
+            connections.close()
 
 
 class ShutdownReading(Pair):
