@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
@@ -493,7 +494,14 @@ class Made(Case):
     def call(self) -> None:
         sock = self.own(self.module.socket())
         self.own(self.module.fromfd(sock.fileno(), stdlib.AF_INET, stdlib.SOCK_STREAM))
-        self.own(self.module.socket(fileno=self.own(self.target.dup()).detach()))
+        given = self.own(self.target.dup()).detach()
+        try:
+            self.own(self.module.socket(fileno=given))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(given), os.fstat(self.target.fileno())):
+                    os.close(given)  # still the caller's, since no socket has come of it
+            raise
 
     def check(self) -> None:
         client = self.own(self.module.socket())
