@@ -488,20 +488,17 @@ class CloseWaiting(CloseLingering):
 class Made(Case):
     """A socket object: of nothing, and over an fd."""
 
+    given = -1
+
     def prepare(self) -> None:
         self.target = self.listener()
 
     def call(self) -> None:
         sock = self.own(self.module.socket())
         self.own(self.module.fromfd(sock.fileno(), stdlib.AF_INET, stdlib.SOCK_STREAM))
-        given = self.own(self.target.dup()).detach()
-        try:
-            self.own(self.module.socket(fileno=given))
-        except BaseException:
-            with contextlib.suppress(OSError):
-                if os.path.samestat(os.fstat(given), os.fstat(self.target.fileno())):
-                    os.close(given)  # still the caller's, since no socket has come of it
-            raise
+        self.given = self.own(self.target.dup()).detach()
+        self.own(self.module.socket(fileno=self.given))
+        self.given = -1
 
     def check(self) -> None:
         client = self.own(self.module.socket())
@@ -509,6 +506,14 @@ class Made(Case):
         client.connect(self.target.getsockname())
         self.target.settimeout(PATIENCE_S)
         talk(client, self.own(self.target.accept()[0]))
+
+    def close(self) -> None:
+        """An fd of which no socket has come is still the caller's."""
+        if self.given >= 0:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(self.given), os.fstat(self.target.fileno())):
+                    os.close(self.given)
+        super().close()
 
 
 class SocketPair(Case):
