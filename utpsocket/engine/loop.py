@@ -18,7 +18,7 @@ from collections.abc import Callable
 from itertools import count, islice
 from typing import Any, Final
 
-from utpsocket.engine import collector, courtesy, environment, namespaces, outcomes, reports, verbs
+from utpsocket.engine import collector, courtesy, environment, latecomers, namespaces, outcomes, reports, verbs
 from utpsocket.engine.answer import Answer, Command, Inbox
 from utpsocket.engine.arena import Arena
 from utpsocket.engine.bound import Bound
@@ -32,7 +32,7 @@ from utpsocket.engine.highfd import idle_instead, raise_fd
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.lanes import Lanes
 from utpsocket.engine.listener import Listener
-from utpsocket.engine.native import allocate_lock, get_ident, sleep, start_thread
+from utpsocket.engine.native import allocate_lock, get_ident, sleep, start_thread, unread_bytes
 from utpsocket.engine.originals import os, random, signal, time
 from utpsocket.engine.paths import Paths
 from utpsocket.engine.poller import WakeUp, Watches, new_poller, new_sleep, occupy
@@ -611,7 +611,7 @@ class Loop:
         """Free the address of a port that the caller has claimed and nobody uses: its fd number stays, with an idle
         socket under it, since the engine's thread may be about to use the number. False: it must do so. Any thread.
         """
-        if not idle_instead(endpoint.port.sock):
+        if unread_bytes(endpoint.port.fd) or not idle_instead(endpoint.port.sock):
             return False
         endpoint.is_hushed = True
         self.bound.discard(endpoint)
@@ -634,7 +634,7 @@ class Loop:
         self._waiting_ports.pop(endpoint, None)
         self._blocked.pop(endpoint, None)
         self.forget_fd(endpoint.port.sock.fileno())
-        endpoint.port.close()
+        latecomers.close_port(endpoint)
         if endpoint.peers is not None:
             endpoint.peers.close()
         self.bound.discard(endpoint)

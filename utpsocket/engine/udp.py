@@ -50,7 +50,7 @@ _MSG_ERRQUEUE: Final = 0x2000
 _SO_EE_ORIGIN_ICMP: Final = 2
 _SO_EE_ORIGIN_ICMP6: Final = 3
 _EXTENDED_ERROR: Final = struct.Struct("=IBBBBII")  # linux/errqueue.h struct sock_extended_err
-_ANCILLARY_BYTES: Final = stdlib.CMSG_SPACE(4) + stdlib.CMSG_SPACE(20)
+ANCILLARY_BYTES: Final = stdlib.CMSG_SPACE(4) + stdlib.CMSG_SPACE(20)
 WANTED_BUFFER_BYTES: Final = 4 << 20  # PERFORMANCE.md trick 7: ask for 4 MiB, then look what was given
 _INT_MAX: Final = 2**31 - 1
 _INT_BYTES: Final = 4
@@ -111,7 +111,7 @@ class Noise:
         """One of them as a run."""
         port = self._port
         _, _, size, _, ancillary, addr = port._calls.group(index)
-        _, local = port._told(ancillary, 0) if ancillary else (0, None)
+        _, local = port.told(ancillary, 0) if ancillary else (0, None)
         start = index * port._slot_bytes
         return Run(self._room[start : start + size], size, addr, local)
 
@@ -196,7 +196,7 @@ class Port:
         self._lone = 0
         self._slot_bytes = _SLOT_BYTES
         self._configure(buffer_bytes)
-        ancillary_bytes = _ANCILLARY_BYTES if self._has_gro or self.is_wildcard else 0
+        ancillary_bytes = ANCILLARY_BYTES if self._has_gro or self.is_wildcard else 0
         pktinfo_bytes = _SOURCE_V6.size if self.family == stdlib.AF_INET6 else _SOURCE_V4.size
         self._plain_control_bytes = stdlib.CMSG_SPACE(pktinfo_bytes) if self.is_wildcard else 0
         self._calls = Datagrams(sock, ancillary_bytes, self.peer)
@@ -239,7 +239,7 @@ class Port:
         if flags & _MSG_TRUNC or not size:
             self.truncated_datagrams += 1
             return self._empty(buffer)
-        stride, local = self._told(ancillary, size)
+        stride, local = self.told(ancillary, size)
         if self._has_gro:
             # What is not merged comes from a peer without offload, or is small and rare: two in a row tell which.
             self._lone = self._lone + 1 if stride == size >= _LARGE_BYTES else 0
@@ -248,7 +248,7 @@ class Port:
         self.received_datagrams += -(-size // stride) if stride != size else 1
         return Run(buffer[:size], stride, addr, local)
 
-    def _told(self, ancillary: Any, size: int) -> tuple[int, str | None]:
+    def told(self, ancillary: Any, size: int) -> tuple[int, str | None]:
         """From ancillary data: the size of each datagram in what was received, and the address it was sent to."""
         stride, local = size, None
         for level, kind, data in ancillary:
@@ -316,7 +316,7 @@ class Port:
         is_merged = False
         for first, count, size, last, ancillary, addr in groups:
             longest = max(longest, size)
-            gso_size, local = self._told(ancillary, 0) if ancillary else (0, None)
+            gso_size, local = self.told(ancillary, 0) if ancillary else (0, None)
             if gso_size or size > stride:
                 for index in range(first, first + count):
                     whole = last if index == first + count - 1 else size

@@ -1,0 +1,113 @@
+"""Who asks to come in while a port closes hears so at once: by a RESET, or by ICMP as of any closed port."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+import utpsocket
+from utpsocket.engine import engine
+from utpsocket.protocol.packet import PacketType, decode, encode
+
+WILDCARDS = [(socket.AF_INET, "127.0.0.1", "127.0.0.1"), (socket.AF_INET, "0.0.0.0", "127.0.0.1")]
+WILDCARDS += [(socket.AF_INET6, "::", "::1")] if socket.has_ipv6 else []
+ROUNDS = 10
+
+
+@contextmanager
+def engine_held() -> Iterator[None]:
+    """The engine's thread reads nothing meanwhile."""
+    is_held, goes_on = threading.Event(), threading.Event()
+
+    def hold(_: object) -> None:
+        is_held.set()
+        goes_on.wait(20)
+
+    engine().post(hold)
+    assert is_held.wait(20)
+    try:
+        yield
+    finally:
+        goes_on.set()
+
+
+def send_syn(peer: socket.socket, connection_id: int) -> None:
+    syn = encode(
+        PacketType.SYN, connection_id, timestamp_us=1, difference_us=0, window_bytes=1 << 20, seq=1_000, ack=2_000
+    )
+    peer.send(syn)
+
+
+def is_refused(peer: socket.socket, connection_id: int) -> bool:
+    """Whether the peer hears of a refusal, by whom ever."""
+    while True:
+        try:
+            packet = decode(memoryview(peer.recv(2_000)))
+        except ConnectionRefusedError:
+            return True
+        except TimeoutError:
+            return False
+        assert packet is not None
+        if packet.type == PacketType.RESET and packet.connection_id == connection_id:
+            return True
+
+
+def listening(family: int, host: str) -> tuple[utpsocket.socket, int]:
+    listener = utpsocket.socket(family, socket.SOCK_STREAM)
+    listener.setblocking(False)  # close() waits for nothing
+    listener.bind((host, 0))
+    listener.listen(5)
+    port: int = listener.getsockname()[1]
+    return listener, port
+
+
+@pytest.mark.parametrize(("family", "host", "peer_host"), WILDCARDS)
+def test_a_syn_that_nobody_has_read_when_its_listener_closes(family: int, host: str, peer_host: str) -> None:
+    listener, port = listening(family, host)
+    with listener, socket.socket(family, socket.SOCK_DGRAM) as peer:
+        peer.settimeout(10)
+        peer.connect((peer_host, port))
+        with engine_held():
+            send_syn(peer, 7)
+            listener.close()
+        assert is_refused(peer, 7)
+
+
+@pytest.mark.parametrize(("family", "host", "peer_host"), WILDCARDS)
+def test_a_syn_that_nobody_has_read_when_the_engine_closes_the_port(family: int, host: str, peer_host: str) -> None:
+    """Somebody has connected and nobody accepted, so that it is the engine who closes the port."""
+    listener, port = listening(family, host)
+    with listener, socket.socket(family, socket.SOCK_DGRAM) as first, socket.socket(family, socket.SOCK_DGRAM) as peer:
+        first.settimeout(10)
+        first.connect((peer_host, port))
+        send_syn(first, 5)
+        assert first.recv(2_000)  # the connection is made
+        peer.settimeout(10)
+        peer.connect((peer_host, port))
+        with engine_held():
+            listener.close()
+            send_syn(peer, 7)
+        assert is_refused(peer, 7)
+        assert is_refused(first, 5)
+
+
+def test_a_new_client_when_nobody_accepted_the_one_before() -> None:
+    """As asyncio's tests do: not a second later, when the SYN is repeated, unless the machine is so busy."""
+    late = 0
+    for _ in range(ROUNDS):
+        listener, port = listening(socket.AF_INET, "0.0.0.0")
+        with listener, utpsocket.socket() as first, utpsocket.socket() as second:
+            first.connect(("127.0.0.1", port))
+            first.send(b"xxx")
+            first.close()
+            listener.close()
+            began_at = time.monotonic()
+            with pytest.raises(ConnectionRefusedError):
+                second.connect(("127.0.0.1", port))
+            late += time.monotonic() - began_at > 0.9
+    assert late <= ROUNDS // 2
