@@ -12,8 +12,9 @@ import pytest
 
 from compat.peers.provision import InstallFailed
 from compat.stdlib import table
+from compat.stdlib.alone import worst_of
 from compat.stdlib.expectations import expectation
-from compat.stdlib.supervisor import ModuleRun
+from compat.stdlib.supervisor import ModuleRun, Outcome
 from compat.suites import child, command
 from compat.suites.expectations import EXPECTED
 from compat.suites.libraries import LIBRARIES, QUICK, Library, select
@@ -152,9 +153,9 @@ def test_what_differs_under_load_only_counts_as_it_is_alone(
 
 
 def test_what_fails_over_tcp_in_one_round_does_not_count() -> None:
-    passes = command.Outcome("pass", 0.1, 1, 0)
-    hangs = command.Outcome("hang", 9.0, 0, 0)
-    worst = command._worst_of([ModuleRun("mylib", {"a": passes, "b": hangs}), ModuleRun("mylib", {"a": hangs})])
+    passes = Outcome("pass", 0.1, 1, 0)
+    hangs = Outcome("hang", 9.0, 0, 0)
+    worst = worst_of([ModuleRun("mylib", {"a": passes, "b": hangs}), ModuleRun("mylib", {"a": hangs})])
     assert {name: outcome.status for name, outcome in worst.tests.items()} == {"a": "hang", "b": "hang"}
 
 

@@ -18,7 +18,7 @@ from compat.gevent.expectations import EXPECTED
 from compat.gevent.fetches import FETCH_BYTES, LATE_MS
 from compat.gevent.modules import EXCLUDED, MODULES, PACKAGE, QUICK, select
 from compat.peers.provision import Unavailable, environment_with
-from compat.stdlib import baseline, report
+from compat.stdlib import alone, baseline, report
 from compat.stdlib.supervisor import ROOT, STOP, ModuleRun, Task, run_module
 from compat.stdlib.verdict import Verdict, judge
 
@@ -62,9 +62,14 @@ def main(argv: list[str]) -> int:
         return 2
 
     verdicts: dict[str, Verdict] = {}
+    differing: dict[str, _Comparison] = {}
+    only_under_load: dict[str, str] = {}
 
     def run(name: str) -> None:
-        verdicts[name] = verdict = _run_one(subject, name, options)
+        comparison = _Comparison(subject, name, options)
+        verdicts[name] = verdict = comparison.verdict()
+        if not verdict.good:
+            differing[name] = comparison
         note = "ok" if verdict.good else f"{len(verdict.unexpected)} unexpected, {len(verdict.stale)} stale"
         pace = f"{verdict.seconds:.0f} s, TCP {verdict.tcp_seconds:.0f} s"
         print(f"[{len(verdicts)}/{len(names)}] {name}: {note} ({pace})", file=sys.stderr)
@@ -73,6 +78,9 @@ def main(argv: list[str]) -> int:
     with ThreadPoolExecutor(options.jobs) as pool:
         try:
             list(pool.map(run, names))
+            for name in filter(differing.__contains__, names):
+                verdicts[name], under_load = differing[name].settled()
+                only_under_load |= under_load
         except KeyboardInterrupt:
             STOP.set()
             pool.shutdown(cancel_futures=True)
@@ -81,10 +89,11 @@ def main(argv: list[str]) -> int:
     ordered = [verdicts[name] for name in names]
     if ordered:
         print(report.as_text(ordered, causes=not options.brief), file=sys.stderr)
+    print(*report.only_under_load(only_under_load), sep="", end="", file=sys.stderr)
     figures = _fetch(subject) if FETCHES in wanted else {}
     if options.json:
-        answer = {**report.as_json(subject.version, ordered), "gevent": subject.gevent_version, FETCHES: figures}
-        print(json.dumps(answer, indent=1))
+        answer = report.as_json(subject.version, ordered) | {"only_under_load": only_under_load}
+        print(json.dumps({**answer, "gevent": subject.gevent_version, FETCHES: figures}, indent=1))
     return 0 if all(verdict.good for verdict in ordered) and figures.get("good", True) else 1
 
 
@@ -115,20 +124,39 @@ def _fetch(subject: Subject) -> dict[str, Any]:
     return best
 
 
-def _run_one(subject: Subject, name: str, options: argparse.Namespace) -> Verdict:
-    match = tuple(options.match)
-    tcp = _over_tcp(subject, name, match, fresh=options.fresh)
+class _Comparison:
+    """One module over both transports."""
 
-    def limit_s(identity: str) -> float:
-        known = tcp.tests.get(identity)
+    def __init__(self, subject: Subject, name: str, options: argparse.Namespace) -> None:
+        self._subject = subject
+        self._name = name
+        self._match = tuple(options.match)
+        self._tcp = _over_tcp(subject, name, self._match, fresh=options.fresh)
+        self._utp = [self._run("utp", self._match) for _ in range(options.runs)]
+
+    def verdict(self) -> Verdict:
+        """As they ran, beside others."""
+        return self._judge(self._tcp, self._utp)
+
+    def settled(self) -> tuple[Verdict, dict[str, str]]:
+        """After what differed has been run again alone, which must be now."""
+        again = alone.Subject(self._name, self._run, self._judge)
+        return alone.settle(again, self._tcp, self._utp, self._match)
+
+    def _run(self, transport: str, match: tuple[str, ...]) -> ModuleRun:
+        limit_s = self._limit_s if transport == "utp" else lambda _: TCP_LIMIT_S
+        name = f"{PACKAGE}.{self._name}"
+        return run_module(Task(self._subject.path, name, transport, match, limit_s, exclude=tuple(EXCLUDED)))
+
+    def _limit_s(self, identity: str) -> float:
+        known = self._tcp.tests.get(identity)
         return UTP_LIMIT_S + UTP_LIMIT_RATIO * (known.seconds if known else 0.0)
 
-    task = Task(subject.path, f"{PACKAGE}.{name}", "utp", match, limit_s, exclude=tuple(EXCLUDED))
-    runs = [run_module(task) for _ in range(options.runs)]
-    is_stand_in = bool(os.environ.get("COMPAT_STDLIB_STAND_IN"))
-    verdict = judge(tcp, runs, subject.info, stand_in=is_stand_in, expected=EXPECTED)
-    verdict.name = name
-    return verdict
+    def _judge(self, tcp: ModuleRun, utp: list[ModuleRun]) -> Verdict:
+        is_stand_in = bool(os.environ.get("COMPAT_STDLIB_STAND_IN"))
+        verdict = judge(tcp, utp, self._subject.info, stand_in=is_stand_in, expected=EXPECTED)
+        verdict.name = self._name
+        return verdict
 
 
 def _over_tcp(subject: Subject, name: str, match: tuple[str, ...], *, fresh: bool) -> ModuleRun:

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
-from compat.stdlib import baseline, report, table
+from compat.stdlib import alone, baseline, report, table
 from compat.stdlib.expectations import expectation
 from compat.stdlib.modules import MODULES, QUICK, START_METHOD_MODULE, START_METHODS, select
 from compat.stdlib.supervisor import ROOT, STOP, ModuleRun, Task, run_module
@@ -51,10 +51,13 @@ def main(argv: list[str]) -> int:
         return 2
 
     verdicts: dict[str, Verdict] = {}
+    differing: dict[str, _Comparison] = {}
 
     def run(name: str) -> None:
-        verdict = _run_one(interpreter, name, options)
-        verdicts[name] = verdict
+        comparison = _Comparison(interpreter, name, options)
+        verdicts[name] = verdict = comparison.verdict()
+        if not verdict.good:
+            differing[name] = comparison
         note = "ok" if verdict.good else f"{len(verdict.unexpected)} unexpected, {len(verdict.stale)} stale"
         pace = f"{verdict.seconds:.0f} s, TCP {verdict.tcp_seconds:.0f} s"
         print(
@@ -64,10 +67,14 @@ def main(argv: list[str]) -> int:
             file=sys.stderr,
         )
 
+    only_under_load: dict[str, str] = {}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # an ended CI job leaves no process under test behind
     with ThreadPoolExecutor(options.jobs) as pool:
         try:
             list(pool.map(run, names))
+            for name in filter(differing.__contains__, names):
+                verdicts[name], under_load = differing[name].settled()
+                only_under_load |= under_load
         except KeyboardInterrupt:
             STOP.set()
             pool.shutdown(cancel_futures=True)
@@ -75,7 +82,8 @@ def main(argv: list[str]) -> int:
             return 1
     ordered = [verdicts[name] for name in names]
     print(report.as_text(ordered, causes=not options.brief), file=sys.stderr)
-    found = report.as_json(interpreter.version, ordered)
+    print(*report.only_under_load(only_under_load), sep="", end="", file=sys.stderr)
+    found = report.as_json(interpreter.version, ordered) | {"only_under_load": only_under_load}
     if options.json:
         print(json.dumps(found, indent=1))
     unknown = _compare_with_table(options.check_table, found, interpreter.info) if options.check_table else []
@@ -96,17 +104,37 @@ def _compare_with_table(path: Path, found: dict[str, Any], version: tuple[int, .
     return [f"{path}: {line}" for line in table.disagreements(written, table.seen(found), races)]
 
 
-def _run_one(interpreter: Interpreter, name: str, options: argparse.Namespace) -> Verdict:
-    match = tuple(options.match)
-    tcp = _over_tcp(interpreter, name, match, fresh=options.fresh)
+class _Comparison:
+    """One module over both transports."""
 
-    def limit_s(identity: str) -> float:
-        known = tcp.tests.get(identity)
+    def __init__(self, interpreter: Interpreter, name: str, options: argparse.Namespace) -> None:
+        self._interpreter = interpreter
+        self._name = name
+        self._match = tuple(options.match)
+        self._tcp = _over_tcp(interpreter, name, self._match, fresh=options.fresh)
+        self._utp = [self._run("utp", self._match) for _ in range(options.runs)]
+
+    def verdict(self) -> Verdict:
+        """As they ran, beside others."""
+        return self._judge(self._tcp, self._utp)
+
+    def settled(self) -> tuple[Verdict, dict[str, str]]:
+        """After what differed has been run again alone, which must be now."""
+        subject = alone.Subject(self._name, self._run, self._judge)
+        return alone.settle(subject, self._tcp, self._utp, self._match)
+
+    def _run(self, transport: str, match: tuple[str, ...]) -> ModuleRun:
+        limit_s = self._limit_s if transport == "utp" else lambda _: TCP_LIMIT_S
+        source = self._interpreter.sources.get(self._name, "")
+        return run_module(Task(self._interpreter.path, self._name, transport, match, limit_s, source))
+
+    def _limit_s(self, identity: str) -> float:
+        known = self._tcp.tests.get(identity)
         return UTP_LIMIT_S + UTP_LIMIT_RATIO * (known.seconds if known else 0.0)
 
-    task = Task(interpreter.path, name, "utp", match, limit_s, interpreter.sources.get(name, ""))
-    runs = [run_module(task) for _ in range(options.runs)]
-    return judge(tcp, runs, interpreter.info, stand_in=bool(os.environ.get("COMPAT_STDLIB_STAND_IN")))
+    def _judge(self, tcp: ModuleRun, utp: list[ModuleRun]) -> Verdict:
+        is_stand_in = bool(os.environ.get("COMPAT_STDLIB_STAND_IN"))
+        return judge(tcp, utp, self._interpreter.info, stand_in=is_stand_in)
 
 
 def _over_tcp(interpreter: Interpreter, name: str, match: tuple[str, ...], *, fresh: bool) -> ModuleRun:

@@ -82,6 +82,11 @@ def as_text(verdicts: list[Verdict], *, causes: bool) -> str:
     return "\n".join(lines)
 
 
+def only_under_load(tests: dict[str, str]) -> list[str]:
+    """A line for each test or module that differed once and is the same alone."""
+    return [f"ONLY UNDER LOAD  {name}: {(how.splitlines() or [''])[0]}\n" for name, how in tests.items()]
+
+
 def _row(verdict: Verdict) -> tuple[str, ...]:
     if verdict.skipped and not verdict.tests:
         return (f"{verdict.name} (skips itself)", *[""] * (len(HEADINGS) - 1))

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import json
 import os
 import signal
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from compat.peers.provision import Unavailable
-from compat.stdlib import report, table
-from compat.stdlib.child import SEVERITY
-from compat.stdlib.supervisor import STOP, ModuleRun, Outcome, Task, run_module
+from compat.stdlib import alone, report, table
+from compat.stdlib.supervisor import STOP, ModuleRun, Task, run_module
 from compat.stdlib.verdict import Verdict, judge
 from compat.suites.expectations import EXPECTED
 from compat.suites.libraries import LIBRARIES, QUICK, Library, select
@@ -25,7 +22,6 @@ from compat.suites.provision import Provided, provide
 TEST_LIMIT_S: Final = 150.0  # per test, over either transport; aiohttp's own limit is 120
 BEGIN_LIMIT_S: Final = 180.0  # imports and collection: thousands of tests
 ALONE_ROUNDS: Final = 3  # of a test that differed
-ALONE_AT_MOST: Final = 40  # more than that differ for one reason, which load is not
 VERSION: Final = sys.version_info[:3]
 
 LAYOUT: Final = table.Layout(
@@ -84,8 +80,7 @@ def main(argv: list[str]) -> int:
         return 1
     if verdicts:
         print(report.as_text(verdicts, causes=not options.brief), file=sys.stderr)
-    for identity, cause in only_under_load.items():
-        print(f"alone it is the same: {identity}: {cause.splitlines()[0]}", file=sys.stderr)
+    print(*report.only_under_load(only_under_load), sep="", end="", file=sys.stderr)
     found = _as_json(libraries, verdicts) | {"only_under_load": only_under_load, "unavailable": unavailable}
     if options.json:
         print(json.dumps(found, indent=1))
@@ -111,11 +106,9 @@ class _Walk:
     def verdict(self) -> Verdict:
         """Run it. An interrupted run's verdict is not to be used."""
         tcp, utp = self._alternately(self._match, self._rounds)
-        baseline = _worst_of(tcp)
-        verdict = self._judge(baseline, utp)
-        if verdict.unexpected and not STOP.is_set():
-            self._repeat_alone(baseline, utp, verdict.unexpected)
-            verdict = self._judge(baseline, utp)
+        # A suite takes too long to be run again as a whole.
+        subject = alone.Subject(self._library.name, self._run, self._judge, ALONE_ROUNDS, module_rounds=0)
+        verdict, self.only_under_load = alone.settle(subject, alone.worst_of(tcp), utp)
         return verdict
 
     def _judge(self, tcp: ModuleRun, utp: list[ModuleRun]) -> Verdict:
@@ -126,27 +119,11 @@ class _Walk:
         runs: dict[str, list[ModuleRun]] = {"tcp": [], "utp": []}
         for _ in range(rounds):
             for transport, done in runs.items():
-                done.append(run_module(self._task(transport, match)))
+                done.append(self._run(transport, match))
         return runs["tcp"], runs["utp"]
 
-    def _repeat_alone(self, tcp: ModuleRun, utp: list[ModuleRun], unexpected: dict[str, str]) -> None:
-        """What differed is run in processes of its own; what it does there counts, over TCP too."""
-        for identity in list(unexpected)[:ALONE_AT_MOST]:
-            match = (glob.escape(identity.partition("#")[0]),)
-            alone_tcp, alone_utp = self._alternately(match, ALONE_ROUNDS)
-            over_tcp = _worst_of(alone_tcp).tests.get(identity)
-            over_utp = _worst_of(alone_utp).tests.get(identity)
-            print(
-                f"alone: {identity}: {over_utp.status if over_utp else 'missing'},"
-                f" over TCP {over_tcp.status if over_tcp else 'missing'}",
-                file=sys.stderr,
-            )
-            if over_tcp and over_utp:
-                if over_utp.status == over_tcp.status:
-                    self.only_under_load[identity] = unexpected[identity]
-                tcp.tests[identity] = over_tcp
-                for run in utp:
-                    run.tests[identity] = over_utp
+    def _run(self, transport: str, match: tuple[str, ...]) -> ModuleRun:
+        return run_module(self._task(transport, match))
 
     def _task(self, transport: str, match: tuple[str, ...]) -> Task:
         return Task(
@@ -161,36 +138,6 @@ class _Walk:
             arguments=self._library.arguments,
             begin_limit_s=BEGIN_LIMIT_S,
         )
-
-
-def _worst_of(runs: list[ModuleRun]) -> ModuleRun:
-    """One run in which every test has the worst outcome of these. What it leaves is the most of what they left."""
-    first = runs[0]
-    tests: dict[str, Outcome] = {}
-    for run in runs:
-        for identity, outcome in run.tests.items():
-            known = tests.get(identity)
-            if known is None or _severity(outcome) > _severity(known):
-                tests[identity] = outcome
-    seconds = sum(run.seconds for run in runs)
-    troubles = [trouble for run in runs for trouble in run.troubles]
-    return replace(first, tests=tests, seconds=seconds, leftovers=_most(runs), troubles=troubles)
-
-
-def _severity(outcome: Outcome) -> int:
-    return SEVERITY.index(outcome.status) if outcome.status in SEVERITY else len(SEVERITY)
-
-
-def _most(runs: list[ModuleRun]) -> dict[str, Any]:
-    left = [run.leftovers for run in runs if run.leftovers]
-    if not left:
-        return {}
-    kinds = {kind for held in left for kind in held["fds"]}
-    return {
-        "fds": {kind: max(held["fds"].get(kind, 0) for held in left) for kind in kinds},
-        "threads": max(held["threads"] for held in left),
-        "udp_ports": max(held["udp_ports"] for held in left),
-    }
 
 
 def _as_json(libraries: Iterable[Library], verdicts: list[Verdict]) -> dict[str, Any]:
