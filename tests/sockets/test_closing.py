@@ -581,8 +581,11 @@ def test_what_was_closed_leaves_nothing_to_the_collector(net: Net) -> None:
     gc.collect()
     gc.disable()
     try:
-        exchange()
-        assert gc.collect() == 0
+        found = []
+        while not found or (found[-1] and len(found) < 5):  # what a test before this one has left to a thread may come
+            exchange()
+            found.append(gc.collect())
+        assert found[-1] == 0, found
     finally:
         gc.enable()
 
