@@ -102,7 +102,6 @@ def test_https_with_a_certificate_of_ones_own(tmp_path: Path) -> None:
     assert_printed("https", run_example("https", str(pem)))
 
 
-@pytest.mark.timeout(240)  # the client is installed when it is not there yet
 def test_bittorrent_from_a_real_client(tmp_path: Path) -> None:
     """A libtorrent seed that speaks uTP alone; the torrent's own hashes say that the pieces are right."""
     try:

@@ -159,7 +159,7 @@ def run(program: str, **environment: str) -> None:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")
 

@@ -1,4 +1,4 @@
-"""The fixture `net`, the expectations, the time limit and the leak check of the socket conformance suite."""
+"""The fixture `net`, the expectations and the leak check of the socket conformance suite."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from .network import MODULES, Net
 T = TypeVar("T")
 
 HERE = Path(__file__).parent
-TEST_LIMIT_S = 45
 LEAK_LIMIT_S = 15.0  # FINs to be acknowledged, ports to be closed: milliseconds; longer is a leak
 
 
@@ -46,8 +45,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.parent != HERE or not isinstance(item, pytest.Function):
             continue
-        if not any(item.iter_markers("timeout")) and config.getoption("timeout", None) is None:
-            item.add_marker(pytest.mark.timeout(TEST_LIMIT_S))
         if not hasattr(item, "callspec") or item.callspec.params.get("net") != "utp":
             continue
         parameters = "-".join(part for part in item.callspec.id.split("-") if part != "over_utp")

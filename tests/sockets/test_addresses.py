@@ -139,7 +139,6 @@ def told(module: str) -> dict[Case, Any]:
 
 
 @requires_ipv6
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", CASES)
 def test_who_is_at_both_ends(name: str) -> None:
     case = CASES[name]

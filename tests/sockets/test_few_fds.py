@@ -112,7 +112,6 @@ def run(name: str, script: Path, left: int, lowered: str) -> str:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_NOFILE as Linux has it")
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("lowered", ["before", "after"])
 @pytest.mark.parametrize("left", range(9))
 def test_with_few_fds_left(left: int, lowered: str, tmp_path: Path) -> None:

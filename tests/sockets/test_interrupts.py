@@ -16,7 +16,6 @@ from .network import Net
 ONE_OF = 5
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", callers.CASES)
 def test_an_exception_at_some_lines(name: str) -> None:
     callers.warm_up()

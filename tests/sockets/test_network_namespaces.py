@@ -127,7 +127,6 @@ thread.join()
 """
 
 
-@pytest.mark.timeout(120)
 def test_a_socket_belongs_to_the_namespace_in_which_it_was_made() -> None:
     told = {net: run_in_a_network(PROGRAM, module).splitlines() for net, module in MODULES.items()}
     assert list(map(ast.literal_eval, told["utp"])) == list(map(ast.literal_eval, told["tcp"]))

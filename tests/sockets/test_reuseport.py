@@ -23,7 +23,6 @@ CASES = [
 ]
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("name", "host", "bound"), CASES)
 def test_only_the_connections_of_a_killed_worker_break(name: str, host: str, bound: str) -> None:
     """Ten times as much by hand: python3 -m tests.sockets.reuseport utpsocket."""

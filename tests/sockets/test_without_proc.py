@@ -191,7 +191,6 @@ def told(module: str, where: str) -> dict[str, object]:
     return dict(map(ast.literal_eval, done.stdout.splitlines()))
 
 
-@pytest.mark.timeout(150)
 @pytest.mark.parametrize("where", ["here", "no /proc", "chroot", "nobody"])
 def test_who_has_a_copy_of_a_socket_has_the_socket(where: str) -> None:
     assert told(MODULES["utp"], where) == told(MODULES["tcp"], where)
