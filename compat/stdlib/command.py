@@ -63,6 +63,9 @@ def main(argv: list[str]) -> int:
         print(
             f"[{len(verdicts)}/{len(names)}] {name}: {note} ({pace})",
             *verdict.unexpected,
+            *verdict.stale,
+            *verdict.leftovers,
+            *verdict.troubles,
             sep="\n    ",
             file=sys.stderr,
         )
