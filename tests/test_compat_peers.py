@@ -406,6 +406,23 @@ class TestProvision:
         assert done == [folder]
         assert not (folder / "half").exists()
 
+    @pytest.mark.parametrize("failures", [1, 2])
+    def test_what_failed_once_is_tried_once_more(self, monkeypatch, failures):
+        monkeypatch.setattr(provision, "AGAIN_SECONDS", 0)
+        tried = []
+
+        def build(folder: Path) -> None:
+            tried.append(folder)
+            if len(tried) <= failures:
+                raise provision.InstallFailed("the index does not answer")
+
+        if failures == 1:
+            assert provision.built("peer-1", [], build).exists()
+        else:
+            with pytest.raises(provision.InstallFailed, match="does not answer"):
+                provision.built("peer-1", [], build)
+        assert len(tried) == 2
+
 
 class TestCommand:
     @pytest.mark.parametrize(("text", "size"), [("10M", 10_000_000), ("1Mi", 1 << 20), ("64kB", 64_000), ("7", 7)])

@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,7 @@ UTP_NATIVE_VERSION: Final = "2.5.3"
 LIBTORRENT_VERSION: Final = "2.1.1"
 PINS: Final = Path(__file__).resolve().parent / "utp_native"
 INSTALL_SECONDS: Final = 300
+AGAIN_SECONDS: Final = 5.0
 
 
 class Unavailable(Exception):
@@ -104,17 +106,26 @@ def built(name: str, pins: list[bytes], build: Callable[[Path], None]) -> Path:
     with locked(name):
         if marker.exists():
             return folder
-        # A virtual environment holds its own path, so it is built where it stays; the marker makes it usable.
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
         print(f"setting up {name} in {folder}", file=sys.stderr, flush=True)
         try:
-            build(folder)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+            _build(folder, build)
+        except InstallFailed as failure:  # an index of packages does not always answer
+            print(f"{failure}; once more", file=sys.stderr, flush=True)
+            time.sleep(AGAIN_SECONDS)
+            _build(folder, build)
         marker.touch()
     return folder
+
+
+def _build(folder: Path, build: Callable[[Path], None]) -> None:
+    # A virtual environment holds its own path, so it is built where it stays; the marker makes it usable.
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        build(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextlib.contextmanager
