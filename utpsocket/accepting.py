@@ -11,16 +11,18 @@ from typing import Any, Final
 from utpsocket import options
 from utpsocket.engine import names, verbs
 from utpsocket.engine.identity import Identity, Role
-from utpsocket.engine.names import Address
 from utpsocket.engine.native import Socket, accepted, poll
+from utpsocket.engine.originals import os
 from utpsocket.lifecycle import check_open, fail, own_engine
 
 _POLLIN: Final = 0x001
 _POLLRDHUP: Final = 0x2000
 
 
-def accept(sock: Any, identity: Identity, made: Any) -> tuple[int, int, Address, Address]:
-    """The next incoming connection: `made`, a socket object without an fd, then has one. Returns what its name says."""
+def accept(sock: Any, identity: Identity, made: Any) -> bytes:
+    """The next incoming connection: `made`, a socket object without an fd, then has one. Returns the name of the
+    engine's end of it.
+    """
     while True:
         try:
             _accept_any(sock, made)
@@ -30,11 +32,13 @@ def accept(sock: Any, identity: Identity, made: Any) -> tuple[int, int, Address,
             raise
         if identity.is_full:
             _tell_of_room(identity)
-        name = Socket.getpeername(made)
-        found = names.decode(name)
-        if found is not None and names.maker(made)[0] == identity.owner_pid and names.is_ours(name, None):
-            options.inherit(made, identity)
-            return found
+        name: Any = Socket.getpeername(made)
+        maker_pid, _ = names.maker(made)
+        if maker_pid == identity.owner_pid and names.cookie_of(name) is not None:
+            # What was made by this very process, the kernel says, is the engine's that is in it.
+            if maker_pid == os.getpid() or (names.is_ours(name, None) and names.decode(name) is not None):
+                options.inherit(made, identity)
+                return name  # type: ignore[no-any-return]
         Socket.close(made)  # a stranger who found the listening name: anyone on this machine can connect to it
 
 

@@ -20,7 +20,7 @@ from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.names import Address
 from utpsocket.engine.native import Socket, allocate_lock, poll
-from utpsocket.engine.originals import _socket, os, secrets
+from utpsocket.engine.originals import _socket, os
 from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.remote import RemoteLoop
 
@@ -55,12 +55,12 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
     key = 0
     try:
         key, local = _take_port(sock, loop, identity, address)
-        loop.holders_watch.watch(sock.fileno())
+        loop.holders_watch.watch(sock.fileno(), identity.inode)
         identity.local = identity.bound = local
         identity.is_port_chosen = not int(address[1])
         identity.is_port_new = identity.role is not Role.FRESH
         if not identity.is_port_new:
-            identity.cookie = secrets.randbits(63)
+            identity.cookie = names.new_cookie()
         identity.owner_pid = loop.pid
         identity.endpoint = key  # last: from here on the socket is bound
     except BaseException as error:
@@ -84,7 +84,7 @@ def _take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: 
     reuse = any(identity.options.get((stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR), b""))
     shares = identity.settings.shares_port
     for _ in range(_BIND_TRIES):
-        udp = raise_fd(namespaces.made_beside(sock, partial(options.udp_socket, identity)))
+        udp = _udp_beside(sock, identity)
         try:
             udp.bind(address)
             local: Address = udp.getsockname()
@@ -92,7 +92,8 @@ def _take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: 
                 raise fail(errno.EINVAL)  # as TCP's, though not for IPv4
             if isinstance(loop, RemoteLoop):
                 return loop.adopt_port(udp, identity, reuse=reuse, shares=shares), local
-            return loop.perform(verbs.adopt_port, udp, identity, reuse=reuse, shares=shares), local
+            bound = local, identity.namespace
+            return loop.perform(verbs.adopt_port, udp, identity, reuse=reuse, shares=shares, bound=bound), local
         except BaseException as error:
             # Now: whoever catches this may keep it, and this frame with it. What is the engine's is closed there.
             if is_errno(error) or not (loop.is_alive and loop.perform(verbs.unhold, identity.inode)):
@@ -101,7 +102,7 @@ def _take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: 
                 raise
         local = _resolved(identity, address)
         try:
-            named = {"reuse": reuse, "shares": shares, "namespace": namespaces.cookie(sock)}
+            named = {"reuse": reuse, "shares": shares, "namespace": identity.namespace}
             key = loop.perform(verbs.share_port, local, identity, **named)
         except BlockingIOError:
             continue
@@ -109,6 +110,13 @@ def _take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: 
             loop.own_ports.discard(key)
         return key, local
     raise fail(errno.EADDRINUSE)
+
+
+def _udp_beside(sock: Any, identity: Identity) -> Any:
+    """A UDP socket with this one's options, in its network namespace."""
+    if not identity.namespace:
+        identity.namespace = namespaces.cookie(sock)
+    return raise_fd(namespaces.made_beside(sock, identity.namespace, partial(options.udp_socket, identity)))
 
 
 def _resolved(identity: Identity, address: Any) -> Address:
@@ -157,12 +165,12 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
             return error
     settle(sock, identity)
     loop = engine()
-    udp = raise_fd(namespaces.made_beside(sock, partial(options.udp_socket, identity)))
+    udp = _udp_beside(sock, identity)
     try:
         is_from_group = identity.bound is not None and _is_group(identity.family, identity.bound[0])
         if identity.bound is not None and not is_from_group:
             _have_source(udp, identity.bound)
-        code = _aim(udp, identity, address, quietly=quietly)
+        code, peer = _aim(udp, identity, address, quietly=quietly)
         if not code and is_from_group:
             udp = _leave_group(udp, identity)
         check_open(sock)
@@ -175,12 +183,14 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
     if code:
         udp.close()
         return code
-    _dial(sock, identity, loop, udp, is_apart=is_from_group or not identity.endpoint)
+    _dial(sock, identity, loop, udp, peer, is_apart=is_from_group or not identity.endpoint)
     return errno.EINPROGRESS
 
 
-def _aim(udp: Any, identity: Identity, address: Any, *, quietly: bool) -> int:
-    """Connect the UDP socket to the peer: 0, or the errno for which TCP's connect() fails at once."""
+def _aim(udp: Any, identity: Identity, address: Any, *, quietly: bool) -> tuple[int, Any]:
+    """Connect the UDP socket to the peer: 0 and the peer's address, or the errno for which TCP's connect() fails at
+    once.
+    """
     try:
         code = int((udp.connect_ex if quietly else udp.connect)(address) or 0)
     except OSError as error:
@@ -190,17 +200,17 @@ def _aim(udp: Any, identity: Identity, address: Any, *, quietly: bool) -> int:
     if code == errno.EACCES:
         # A broadcast address, for which UDP wants SO_BROADCAST and TCP has no way; or the system forbids it.
         udp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_BROADCAST, 1)
-        return errno.ENETUNREACH if udp.connect_ex(address) != errno.EACCES else errno.EACCES
+        return errno.ENETUNREACH if udp.connect_ex(address) != errno.EACCES else errno.EACCES, None
     if code in (errno.EINVAL, errno.EAFNOSUPPORT) and identity.family == stdlib.AF_INET6:
         # Of a multicast address without a scope, or from an IPv4 address, too, which TCP knows for one first.
-        return errno.ENETUNREACH if _is_multicast(identity.family, _resolved(identity, address)[0]) else code
+        return errno.ENETUNREACH if _is_multicast(identity.family, _resolved(identity, address)[0]) else code, None
     if code:
-        return code
+        return code, None
     try:
         peer = udp.getpeername()
     except OSError:  # port 0, to which UDP can "connect"
-        return errno.ECONNREFUSED
-    return errno.ENETUNREACH if _is_multicast(identity.family, peer[0]) else 0
+        return errno.ECONNREFUSED, None
+    return errno.ENETUNREACH if _is_multicast(identity.family, peer[0]) else 0, peer
 
 
 def _have_source(udp: Any, bound: Address) -> None:
@@ -231,7 +241,7 @@ def _leave_group(udp: Any, identity: Identity) -> Any:
     taken, which TCP would share.
     """
     assert identity.bound is not None
-    own = raise_fd(namespaces.made_beside(udp, partial(options.udp_socket, identity)))
+    own = _udp_beside(udp, identity)
     try:
         host = udp.getsockname()[0]
         try:
@@ -248,8 +258,8 @@ def _leave_group(udp: Any, identity: Identity) -> Any:
     return own
 
 
-def _dial(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any, *, is_apart: bool) -> None:
-    """Pair the user's fd with the engine and have it dial; `udp`, connected to the peer, is the engine's from now on.
+def _dial(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any, peer: Address, *, is_apart: bool) -> None:
+    """Pair the user's fd with the engine and have it dial; `udp`, connected to `peer`, is the engine's from now on.
     `is_apart`: it is what the connection gets, and not only what knows the addresses of one from the bound port.
 
     A signal's handler may raise between any two lines. Before the engine has begun, the socket is then fresh again;
@@ -258,7 +268,7 @@ def _dial(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any, *, i
     claim: dict[str, str] = {}
     try:
         identity.claim = claim
-        peer, local = udp.getpeername(), udp.getsockname()
+        local = udp.getsockname()
         bound = identity.bound
         if bound is not None:
             local = local if is_apart else (local[0], bound[1], *local[2:])
@@ -365,7 +375,7 @@ def about_to_shut_down(sock: Any, identity: Identity, how: int) -> None:
     is_reset_by_close = identity.settings.linger_seconds == 0 and identity.shut_halves & 2
     loop = own_engine(identity)
     if (identity.shut_halves == _BOTH_HALVES or is_reset_by_close) and isinstance(loop, Loop):
-        loop.holders_watch.watch(sock.fileno())
+        loop.holders_watch.watch(sock.fileno(), identity.inode)
         identity.is_shut_down = True
 
 
@@ -443,7 +453,7 @@ def _renew(sock: Any, identity: Identity) -> None:
     identity.error = 0
     identity.local = _left_of(identity.local, identity.bound)
     identity.peer = None
-    identity.cookie = secrets.randbits(63) if identity.endpoint else 0  # the engine may still speak of the old one
+    identity.cookie = names.new_cookie() if identity.endpoint else 0  # the engine may still speak of the old one
     if identity.endpoint:
         _hold_again(sock, identity, inode)
     identity.role = Role.FRESH
@@ -479,7 +489,7 @@ def become_fresh(sock: Any, identity: Identity) -> None:
 def _hold_again(sock: Any, identity: Identity, inode: int) -> None:
     """The port of a bound socket goes on being its own: a connection that ended may have given it up."""
     loop = engine()
-    loop.holders_watch.watch(sock.fileno())
+    loop.holders_watch.watch(sock.fileno(), identity.inode)
     if loop.pid != identity.owner_pid or not loop.perform(verbs.hold_again, identity.endpoint, inode, identity):
         bound, identity.endpoint = identity.bound, 0
         identity.claim = None
@@ -567,7 +577,7 @@ def _give_up_at_once(sock: Any, identity: Identity, loop: Loop | RemoteLoop) -> 
     """As the engine would end it, by who cannot wait for the engine: the user's fd becomes one that was reset."""
     loop.post(verbs.give_up_at_last, identity.cookie)
     if isinstance(loop, RemoteLoop):
-        identity.cookie = secrets.randbits(63)  # what the engine writes of the attempt is of no interest any more
+        identity.cookie = names.new_cookie()  # what the engine writes of the attempt is of no interest any more
     identity.is_gated = False
     identity.is_over = identity.is_reset = True
     identity.error = errno.ECONNRESET

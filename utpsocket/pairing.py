@@ -19,7 +19,7 @@ from utpsocket.engine import names, namespaces
 from utpsocket.engine.highfd import raise_fd, with_room
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.native import Socket, accepted, connect_at_once
-from utpsocket.engine.originals import os, secrets
+from utpsocket.engine.originals import os
 from utpsocket.engine.originals import socket as stdlib
 
 # What a program writes ahead of the engine: with little of it, a thread that keeps the GIL busy stalls the writer too.
@@ -47,8 +47,8 @@ def pair(sock: Any, identity: Identity) -> Any:
     Socket.setsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, 0)
     fd = sock.fileno()
     for _ in range(_TRIES):
-        identity.cookie = secrets.randbits(63)
-        door = namespaces.made_beside(sock, partial(with_room, _unix_stream))
+        identity.cookie = names.new_cookie()
+        door = namespaces.made_beside(sock, identity.namespace, partial(with_room, _unix_stream))
         try:
             end = _pair_at(door, fd, names.encode(identity.cookie, identity.local, identity.peer, identity.owner_pid))
         finally:
@@ -100,4 +100,5 @@ def renew(sock: Any) -> None:
     """Put a fresh AF_UNIX socket in the place of the user's fd: TCP can connect again after a failed attempt, AF_UNIX
     cannot.
     """
-    replacement.put(namespaces.made_beside(sock, partial(with_room, _unix_stream)), sock)
+    there = namespaces.cookie(sock)
+    replacement.put(namespaces.made_beside(sock, there, partial(with_room, _unix_stream)), sock)

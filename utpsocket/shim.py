@@ -17,7 +17,7 @@ from _warnings import warn
 from typing import Any, Final
 
 from utpsocket import accepting, exchange, lifecycle, options, registry, stats, wording
-from utpsocket.engine import highfd
+from utpsocket.engine import highfd, names
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, StdlibSocket, duplicated, poll
 from utpsocket.engine.originals import socket as stdlib
@@ -193,11 +193,12 @@ class socket(StdlibSocket):
             return int(fd), name
         raw = Socket.__new__(Socket)
         try:
-            *_, peer = accepting.accept(self, identity, raw)
+            found = names.decode(accepting.accept(self, identity, raw))
+            assert found is not None
         except BaseException:
             Socket.close(raw)  # now: whoever catches it may keep it, and this frame with it
             raise
-        return int(raw.detach()), peer
+        return int(raw.detach()), found[3]
 
     def accept(self) -> tuple[Any, Any]:
         """accept() -> (socket object, address info): the next incoming connection."""
@@ -208,13 +209,16 @@ class socket(StdlibSocket):
         made: Any = StdlibSocket if is_patched and not isinstance(self, socket) else socket
         sock = made.__new__(made)  # owns the fd from its first moment
         try:
-            found = accepting.accept(self, identity, sock)
-            accepted = registry.introduce(sock, found)  # kept by this name until the socket has it
-            made.__init__(sock, self.family, self.type, self.proto, fileno=sock.fileno())
+            if made is socket:
+                sock._utp = None
+            name = accepting.accept(self, identity, sock)
+            _plain_init(sock, stdlib.AF_UNIX, stdlib.SOCK_STREAM, self.proto, sock.fileno())
+            accepted = registry.introduce(sock, name, identity.owner_pid)
+            if made is socket or hasattr(made, "_utp"):  # else the patch was undone while this waited
+                sock._utp = accepted
             if stdlib.getdefaulttimeout() is None and self.gettimeout():
                 sock.setblocking(True)
-            del accepted
-            return sock, found[3]
+            return sock, accepted.peer
         except BaseException:
             Socket.close(sock)  # now: whoever catches it may keep it, and this frame with it
             raise

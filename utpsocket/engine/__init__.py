@@ -121,10 +121,12 @@ def _register_with_multiprocessing() -> None:
     registered before the child began are forgotten, so registration is per process.
     """
     global _finalizer_pid
-    pid = os.getpid()
     util = sys.modules.get("multiprocessing.util")
     process = sys.modules.get("multiprocessing.process")
-    if util is None or process is None or _finalizer_pid == pid:
+    if util is None or process is None:
+        return
+    pid = os.getpid()
+    if _finalizer_pid == pid:
         return
     if process.parent_process() is None:
         return

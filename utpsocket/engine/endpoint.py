@@ -59,6 +59,7 @@ _RUNS_PER_TURN: Final = 8  # then other ports have theirs
 _DATAGRAMS_PER_TURN: Final = 512  # likewise, where they come one by one
 _PACKET_KINDS: Final = tuple(PACKET_OPTIONS.values())
 _FRESH: Final = struct.Struct("=4H")
+_LATE: Final = ("shares", "flood", "_dials", "resets", "_remains")
 _by_default: Final = functools.lru_cache(16)(by_default)
 
 
@@ -68,6 +69,8 @@ class Endpoint:
     key        the loop's name for it
     holders    the user's sockets bound to it or listening, by inode
     peers      sockets of its peers', where processes share the port, else None
+
+    What only the engine's thread needs is made when that thread first asks for it (_LATE).
     """
 
     __slots__ = (
@@ -114,15 +117,20 @@ class Endpoint:
         self.is_for_sharing = False  # every one said UTP_SHARE_PORT
         self.dropped_datagrams = 0
         self.faults = 0  # since it last received without any
-        self.shares = Shares(max(2 * _LEAST_BUFFER_BYTES, port.receive_buffer_bytes))
         self._is_cache_watched = False
+        self.peers: PeerPorts | None = None
+        self._expected_runs = 0  # so many turns more it is worth asking for a second run at once
+        self._lone_turn = self._lone_turns = 0  # the last of so many turns on end that each found a lone small one
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _LATE:
+            raise AttributeError(name)
+        self.shares = Shares(max(2 * _LEAST_BUFFER_BYTES, self.port.receive_buffer_bytes))
         self.flood = Flood()
         self._dials: dict[object, Bridge] = {}  # by address: the last one, until it is over
         self.resets = Resets()
         self._remains: OrderedDict[tuple[object, int], tuple[int, Remains]] = OrderedDict()
-        self.peers: PeerPorts | None = None
-        self._expected_runs = 0  # so many turns more it is worth asking for a second run at once
-        self._lone_turn = self._lone_turns = 0  # the last of so many turns on end that each found a lone small one
+        return getattr(self, name)
 
     @property
     def is_unused(self) -> bool:

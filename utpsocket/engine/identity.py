@@ -92,9 +92,10 @@ def half_buffer(option_bytes: int) -> int:
 class Identity:
     """One uTP socket.
 
-    Written by the shim: family, inode, has_duplicates, user_fd, settings, routes, is_gated, shut_halves, is_shut_down,
-    is_told, is_unusable, endpoint, owner_pid, bound, is_port_chosen, is_port_new, claim. By the engine: role once
-    connecting, error, is_over, is_after_eof, held, is_full, transport; local and peer of what a listener accepts.
+    Written by the shim: family, inode, namespace, has_duplicates, user_fd, settings, routes, is_gated, shut_halves,
+    is_shut_down, is_told, is_unusable, endpoint, owner_pid, bound, is_port_chosen, is_port_new, claim. By the engine:
+    role once connecting, error, is_over, is_after_eof, held, is_full, transport; local and peer of what a listener
+    accepts.
     """
 
     __slots__ = (
@@ -120,6 +121,7 @@ class Identity:
         "is_shut_down",
         "is_unusable",
         "local",
+        "namespace",
         "options",
         "owner_pid",
         "peer",
@@ -137,6 +139,7 @@ class Identity:
         self.family = family
         self.cookie = 0
         self.inode = 0
+        self.namespace = 0  # cookie of the network namespace it was made in, once bind() or connect() has asked
         self.has_duplicates = False  # other fds may mean the same socket
         self.user_fd = -1
         self.role = Role.FRESH

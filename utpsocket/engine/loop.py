@@ -576,11 +576,11 @@ class Loop:
         self.attend(endpoint)
         return endpoint
 
-    def new_endpoint(self, sock: Any, *, is_private: bool, key: int = 0) -> Endpoint:
-        """The port of a UDP socket: publish() it, then attend(). Any thread."""
+    def new_endpoint(self, sock: Any, *, is_private: bool, key: int = 0, bound: Any = None) -> Endpoint:
+        """The port of a UDP socket, of which `bound` is known: publish() it, then attend(). Any thread."""
         raised = raise_fd(sock)
         try:
-            port = Port(raised, offload=self.offload, buffer_bytes=self.udp_buffer_bytes)
+            port = Port(raised, offload=self.offload, buffer_bytes=self.udp_buffer_bytes, bound=bound)
             endpoint = Endpoint(self, key or next(self._keys), port, is_private=is_private)
         except BaseException:
             raised.close()

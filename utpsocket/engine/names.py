@@ -17,7 +17,8 @@ from utpsocket.engine import secret
 from utpsocket.engine.native import Socket
 from utpsocket.engine.originals import os, socket, struct
 
-_PREFIX: Final = b"\0utp:"
+_HEAD: Final = b"\0utp"
+_PREFIX: Final = _HEAD + b":"
 _MAX_BYTES: Final = 108 - 1 - secret.TAG_BYTES  # of sun_path, without "#" and the tag
 _SHORT: Final = struct.Struct("!16sHI")
 _SCOPE_BYTES: Final = 4
@@ -25,6 +26,11 @@ _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 Address = tuple[str, int] | tuple[str, int, int, int]
 """As the socket module writes AF_INET and AF_INET6 addresses."""
+
+
+def new_cookie() -> int:
+    """What tells one connection from all others, of 63 bits."""
+    return int.from_bytes(os.urandom(8), "little") >> 1
 
 
 def encode(cookie: int, local: Address, peer: Address, pid: int) -> bytes:
@@ -61,6 +67,15 @@ def is_ours(name: Any, uid: int | None) -> bool:
     """
     made, _, proof = name.rpartition(b"#")
     return secret.is_known_proof(proof, made) if uid is None else secret.is_proof(proof, made, uid)
+
+
+def cookie_of(name: Any) -> int | None:
+    """The cookie of a name made by encode() or encode_listener(), None for any other."""
+    try:
+        head, cookie, _ = name.split(b":", 2)
+        return int(cookie, 16) if head == _HEAD else None
+    except (TypeError, ValueError):
+        return None
 
 
 def decode_listener(name: object) -> tuple[int, int, Address] | None:

@@ -49,10 +49,11 @@ def cookie_here() -> int:
         here.close()
 
 
-def made_beside(sock: Any, make: Callable[[], Any]) -> Any:
-    """A socket made where `sock` is, wherever the calling thread is by now. Raises EOPNOTSUPP, with words."""
+def made_beside(sock: Any, there: int, make: Callable[[], Any]) -> Any:
+    """A socket made where `sock` is, whose cookie is `there`, wherever the calling thread is by now. Raises EOPNOTSUPP,
+    with words.
+    """
     made = make()
-    there = cookie(sock)
     if not there or there == cookie(made):
         return made
     made.close()

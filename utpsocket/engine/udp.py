@@ -54,6 +54,7 @@ ANCILLARY_BYTES: Final = stdlib.CMSG_SPACE(4) + stdlib.CMSG_SPACE(20)
 WANTED_BUFFER_BYTES: Final = 4 << 20  # PERFORMANCE.md trick 7: ask for 4 MiB, then look what was given
 _INT_MAX: Final = 2**31 - 1
 _INT_BYTES: Final = 4
+_WILDCARDS: Final = ("0.0.0.0", "::")
 _SOURCE_V4: Final = struct.Struct("=I4s4s")  # struct in_pktinfo
 _SOURCE_V6: Final = struct.Struct("=16sI")  # struct in6_pktinfo
 _SLOT_BYTES: Final = 1_472  # what an Ethernet's packet carries; a path that proves larger ones gets larger slots
@@ -125,6 +126,9 @@ class Noise:
 class Port:
     """One UDP socket. Takes ownership of `sock`, which is bound or connected.
 
+    Where `bound`, its address and namespace, is given, the caller waits in bind(): what only the engine's thread needs
+    is made and set when that thread first asks for any of it (_LATE).
+
     local           its own address as the kernel gives it
     namespace       the network namespace it is in, see namespaces.py
     peer            to whom it is connected; may be given in the words of another family's sockets
@@ -145,6 +149,7 @@ class Port:
         "_plain_control_bytes",
         "_segment_cmsg",
         "_slot_bytes",
+        "_wanted",
         "errors",
         "family",
         "fd",
@@ -166,21 +171,51 @@ class Port:
     )
 
     def __init__(
-        self, sock: Any, *, offload: bool = True, buffer_bytes: int = WANTED_BUFFER_BYTES, peer: Any = None
+        self,
+        sock: Any,
+        *,
+        offload: bool = True,
+        buffer_bytes: int = WANTED_BUFFER_BYTES,
+        peer: Any = None,
+        bound: tuple[Address, int] | None = None,
     ) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.family = sock.family
-        self.namespace = cookie(sock)
-        self.local: Address = sock.getsockname()
-        try:
-            self.peer = peer or sock.getpeername()
-        except OSError as error:
-            if error.errno is None:
-                raise  # of a signal's handler
+        self._wanted = offload, buffer_bytes
+        self.local: Address
+        self.peer: Any
+        if bound is not None:
+            self.local, self.namespace = bound
             self.peer = None
+        else:
+            self.local, self.namespace = sock.getsockname(), cookie(sock)
+            try:
+                self.peer = peer or sock.getpeername()
+            except OSError as error:
+                if error.errno is None:
+                    raise  # of a signal's handler
+                self.peer = None
         self.is_connected = self.peer is not None
-        self.is_wildcard = not self.is_connected and self.local[0] in ("0.0.0.0", "::")
+        self.is_wildcard = not self.is_connected and self.local[0] in _WILDCARDS
+        if self.is_wildcard:
+            # The kernel notes where a datagram was sent to as it arrives.
+            if self.family == stdlib.AF_INET6:
+                self._option(stdlib.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
+            else:
+                self._option(stdlib.IPPROTO_IP, _IP_PKTINFO, 1)
+        if bound is None:
+            sock.setblocking(False)
+            self._prepare()
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _LATE:
+            raise AttributeError(name)
+        self._prepare()
+        return getattr(self, name)
+
+    def _prepare(self) -> None:
+        offload, buffer_bytes = self._wanted
         self._overhead = 48 if self.family == stdlib.AF_INET6 else 28
         self.pending: list[tuple[bytes | bytearray, list[Any], object]] = []
         self._may_fragment: bool | None = None
@@ -188,7 +223,6 @@ class Port:
         self.errors: list[IcmpError] = []
         self.sent_calls = self.sent_datagrams = 0
         self.received_runs = self.received_datagrams = self.truncated_datagrams = 0
-        sock.setblocking(False)
         self._has_gso = offload and self._option(stdlib.IPPROTO_UDP, _UDP_SEGMENT, 0)
         self._has_gro = offload and self._option(stdlib.IPPROTO_UDP, _UDP_GRO, 1)
         self.is_gathering = not self._has_gro
@@ -199,7 +233,7 @@ class Port:
         ancillary_bytes = ANCILLARY_BYTES if self._has_gro or self.is_wildcard else 0
         pktinfo_bytes = _SOURCE_V6.size if self.family == stdlib.AF_INET6 else _SOURCE_V4.size
         self._plain_control_bytes = stdlib.CMSG_SPACE(pktinfo_bytes) if self.is_wildcard else 0
-        self._calls = Datagrams(sock, ancillary_bytes, self.peer)
+        self._calls = Datagrams(self.sock, ancillary_bytes, self.peer)
 
     def _option(self, level: int, name: int, value: int) -> bool:
         try:
@@ -219,11 +253,6 @@ class Port:
         self._option(stdlib.IPPROTO_IP, _IP_RECVERR, 1)
         if self.family == stdlib.AF_INET6:
             self._option(stdlib.IPPROTO_IPV6, _IPV6_RECVERR, 1)
-        if self.is_wildcard:
-            if self.family == stdlib.AF_INET6:
-                self._option(stdlib.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
-            else:
-                self._option(stdlib.IPPROTO_IP, _IP_PKTINFO, 1)
 
     # ── in ──
 
@@ -544,6 +573,17 @@ class Port:
 
 
 _INT: Final = struct.Struct("=i")
+_LATE: Final = frozenset(Port.__slots__) - {
+    "_wanted",
+    "family",
+    "fd",
+    "is_connected",
+    "is_wildcard",
+    "local",
+    "namespace",
+    "peer",
+    "sock",
+}
 
 
 def parted(local_ip: str) -> tuple[str, int]:

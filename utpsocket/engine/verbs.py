@@ -42,9 +42,21 @@ def _error(code: int) -> OSError:
     return OSError(code, os.strerror(code))
 
 
-def adopt_port(loop: Loop, udp_sock: Any, identity: Identity, *, reuse: bool, shares: bool, key: int = 0) -> int:
-    """A user's socket is bound: its UDP socket becomes a port. Returns the endpoint's key."""
-    endpoint = loop.new_endpoint(udp_sock, is_private=False, key=key)
+def adopt_port(
+    loop: Loop,
+    udp_sock: Any,
+    identity: Identity,
+    *,
+    reuse: bool,
+    shares: bool,
+    key: int = 0,
+    bound: tuple[Address, int] | None = None,
+) -> int:
+    """A user's socket is bound: its UDP socket becomes a port. Returns the endpoint's key.
+
+    bound   the socket's address and network namespace, where the caller knows them
+    """
+    endpoint = loop.new_endpoint(udp_sock, is_private=False, key=key, bound=bound)
     try:
         if is_shared(endpoint.port.sock):
             endpoint.peers = PeerPorts(endpoint)

@@ -82,11 +82,11 @@ class HoldersWatch:
         """The epolls' own."""
         return [int(group.epoll.fileno()) for group in list(self._groups.values()) if not group.epoll.closed]
 
-    def watch(self, fd: int) -> None:
-        """Remember the socket behind this fd of the user's."""
+    def watch(self, fd: int, inode: int = 0) -> None:
+        """Remember the socket behind this fd of the user's, and of this inode, if the caller knows it."""
         if not self._groups:
             return
-        inode = os.fstat(fd).st_ino
+        inode = inode or os.fstat(fd).st_ino
         group = self._where.get(inode)
         if group is None:
             group = self._with_room()
