@@ -325,6 +325,14 @@ def test_close_of_a_fresh_a_bound_and_a_listening_socket(net: Net) -> None:
         assert sock.fileno() == -1
 
 
+def test_who_asks_for_the_peer_knows_of_its_reset(net: Net) -> None:
+    for _ in range(10):
+        client, server = net.pair()
+        net.reset(client)
+        with raises_errno(errno.ENOTCONN):
+            server.getpeername()
+
+
 # -- copies ---------------------------------------------------------------------------------------------------
 
 
