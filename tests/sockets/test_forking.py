@@ -342,6 +342,57 @@ def test_reset_reaches_the_child_that_has_inherited_the_connection(net: Net) -> 
     assert wait_child(pid) == 0
 
 
+READS_ITS_STANDARD_INPUT = """
+import os, select
+assert os.read(0, 5) == b"hello"
+os.write(1, b"x")
+poller = select.poll()
+poller.register(0, 0)
+[(_, mask)] = poller.poll(30_000)
+try:
+    os.read(0, 1)
+    said = 0
+except OSError as error:
+    said = error.errno
+os.write(1, b"%d %d %d" % (said, mask & select.POLLERR, len(os.read(0, 1))))
+"""
+
+
+def test_reset_reaches_a_program_that_was_started_with_the_connection(net: Net) -> None:
+    """It has no part of the library: what it knows is what the kernel says."""
+    client, server = net.pair()
+    program = [sys.executable, "-I", "-S", "-c", READS_ITS_STANDARD_INPUT]
+    with subprocess.Popen(program, stdin=server, stdout=subprocess.PIPE) as process:
+        server.close()
+        client.sendall(b"hello")
+        assert process.stdout is not None and process.stdout.read(1) == b"x"
+        net.reset(client)
+        assert process.stdout.read() == b"%d %d 0" % (errno.ECONNRESET, select.POLLERR)
+
+
+def test_reset_reaches_the_epoll_of_the_worker_that_has_accepted(net: Net) -> None:
+    listener = net.listener()
+
+    def work() -> None:
+        sock, _ = listener.accept()
+        assert receive_exactly(sock, 5) == b"hello"
+        sock.sendall(b"x")
+        with select.epoll() as poller:
+            poller.register(sock, 0)
+            [(_, mask)] = poller.poll(PATIENCE_S)
+        assert mask == select.EPOLLERR | select.EPOLLHUP
+        with pytest.raises(ConnectionResetError):
+            os.read(sock.fileno(), 1)
+
+    pid = fork(work)
+    client = net.fresh(timeout=PATIENCE_S)
+    client.connect(listener.getsockname())
+    client.sendall(b"hello")
+    assert client.recv(1) == b"x"
+    net.reset(client)
+    assert wait_child(pid) == 0
+
+
 def test_end_of_file_is_none_the_less_one_in_a_worker(net: Net) -> None:
     """Also where another process has sent our FIN, so that the connection is over when the worker hears of its end."""
     client, server = net.pair()

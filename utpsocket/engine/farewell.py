@@ -14,13 +14,14 @@ from struct import pack, unpack
 from termios import FIONREAD
 from typing import Any, Final
 
-from utpsocket.engine import native, outcomes
+from utpsocket.engine import holders, native, outcomes
 from utpsocket.engine.highfd import give_back, with_room
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.originals import os
 from utpsocket.engine.originals import socket as stdlib
 
 _MOST_FDS_TRIED: Final = 4_096
+_POLLHUP: Final = 0x010
 deputy: Callable[[int, Identity, bool], None] | None = None
 """Where the user is another process, who does there what can be done only there: leave the byte at this end, perhaps
 deafen it, and close a copy of it, which keeps the end open until then."""
@@ -59,14 +60,14 @@ def leave_unread_byte(end_fd: int, identity: Identity) -> None:
     """Make sure that our end holds a byte that we have not read, before it is closed.
 
     Where the user left none, write one as the user: through a duplicate of its fd, after making sure that the
-    number still means the same socket.
+    number still means the same socket; or through one that a process lends which has it from this one (holders.py).
     """
     if unread_bytes(end_fd):
         return
     if deputy is not None:
         deputy(end_fd, identity, False)
     else:
-        write_as_user(identity)
+        write_as_user(identity, end_fd)
 
 
 def refuse_sends(end: Any, identity: Identity) -> None:
@@ -91,11 +92,30 @@ def unread_bytes(fd: int) -> int:
     return int(unpack("=i", ioctl(fd, FIONREAD, pack("=i", 0)))[0])
 
 
-def write_as_user(identity: Identity) -> None:
-    """Write one byte into the user's fd. In the user's process."""
-    if not _write_as_user(identity.user_fd, identity.inode):
-        # The number is another socket's by now; a dup may live on under one nobody told us.
-        _write_as_user(_fd_of(identity.inode), identity.inode)
+def write_as_user(identity: Identity | None, end_fd: int) -> None:
+    """Write one byte into the user's fd, at the other end of this one. In the user's process, or one that the user's
+    was forked off or started by; the identity is this process's, if it has one.
+    """
+    inode = 0 if identity is None else identity.inode
+    if identity is not None and inode and _write_as_user(identity.user_fd, inode):
+        return
+    # The number is another socket's by now; a dup may live on under one nobody told us.
+    if (inode and _write_as_user(_fd_of(inode), inode)) or _is_hung_up(end_fd):
+        return
+    lent = holders.borrowed(inode or holders.peer_inode(end_fd))
+    if lent is not None:
+        try:
+            _send_byte(lent)
+        finally:
+            lent.close()
+            give_back()
+
+
+def _is_hung_up(end_fd: int) -> bool:
+    """Whether nobody holds the other end."""
+    poller = native.poll()
+    poller.register(end_fd, 0)
+    return any(mask & _POLLHUP for _, mask in poller.poll(0))
 
 
 def _write_as_user(fd: int, inode: int) -> bool:
@@ -109,15 +129,23 @@ def _write_as_user(fd: int, inode: int) -> bool:
     except OSError:
         return False
     try:
-        if os.fstat(user.fileno()).st_ino != inode:  # the number has come to mean another meanwhile
+        try:
+            if os.fstat(user.fileno()).st_ino != inode:  # the number has come to mean another meanwhile
+                return False
+        except OSError:
             return False
-        user.send(b"!", stdlib.MSG_DONTWAIT | stdlib.MSG_NOSIGNAL)
-    except OSError:
-        pass  # the user has shut down writing: only the recorded errno can tell it
+        _send_byte(user)
     finally:
         user.close()
         give_back()
     return True
+
+
+def _send_byte(user: Any) -> None:
+    try:
+        user.send(b"!", stdlib.MSG_DONTWAIT | stdlib.MSG_NOSIGNAL)
+    except OSError:
+        pass  # the user has shut down writing: only the recorded errno can tell it
 
 
 def _duplicate(fd: int) -> Any:

@@ -1,10 +1,11 @@
 """The errnos that connections ended with, where processes that were forked off can read them.
 
 Separate because three sides meet here: the engine writes, the process that it serves reads, and so does a worker that
-was forked and has accepted, or inherited, a connection. There the engine cannot make the kernel say ECONNRESET
-(farewell.py) without rights over the worker, and an end of file would be a lie. So each engine has a table in memory
-that its forks share, with a place for each connection by its cookie; a place is written before the user's fd is told,
-and emptied by the first who reads it, as SO_ERROR is. Two connections may want one place: then the later one has it.
+was forked and has accepted, or inherited, a connection. There the engine cannot make the kernel say ECONNRESET where it
+has no rights over the worker (farewell.py, holders.py), and an end of file would be a lie. So each engine has a table
+in memory that its forks share, with a place for each connection by its cookie; a place is written before the user's fd
+is told, and emptied by the first who reads it, as SO_ERROR is. Two connections may want one place: then the later one
+has it.
 
 A program that was exec'ed, or was sent its fd, has no such table, and believes the kernel.
 

@@ -412,8 +412,8 @@ class RemoteLoop:
     def _bid_farewell(self, ends: list[Any], cookie: int, then_deafen: bool) -> None:
         identity = self._known.get(cookie)
         for end in ends:
-            if identity is not None:
-                farewell.write_as_user(identity)
+            if end.fileno() >= 0:
+                farewell.write_as_user(identity, end.fileno())
             if then_deafen:
                 farewell.deafen(end)
             end.close()
