@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from utpsocket.engine import farewell, native, outcomes
 from utpsocket.engine.farewell import close_end, record, refuse_sends
 from utpsocket.engine.faults import NO_ROOM, RETRY_US, TRANSIENT, errno_of
-from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.identity import Identity, Role, window_bytes
 from utpsocket.engine.lanes import GRANT_BYTES
 from utpsocket.engine.native import poll
 from utpsocket.engine.originals import os
@@ -491,7 +491,7 @@ class Bridge:
         held = self.identity.held
         if held is None:
             held = self.identity.held = deque()
-        room_bytes = (self.identity.settings.receive_buffer_bytes // 2 or FIRST_WINDOW_BYTES) - sum(
+        room_bytes = (window_bytes(self.identity.settings.receive_buffer_bytes) or FIRST_WINDOW_BYTES) - sum(
             map(len, list(held))
         )
         data = b"".join(views)[: max(0, room_bytes)]

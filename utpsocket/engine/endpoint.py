@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.bridge import Bridge
 from utpsocket.engine.flood import Flood
-from utpsocket.engine.identity import Identity, Role, Settings
+from utpsocket.engine.identity import Identity, Role, Settings, window_bytes
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.names import Address
 from utpsocket.engine.originals import os, struct
@@ -161,8 +161,8 @@ class Endpoint:
         is_this_machine = is_v4 and isinstance(addr, tuple) and addr[0].removeprefix("::ffff:").startswith("127.")
         limit = self.loop.max_datagram_bytes or settings.max_datagram_bytes
         most = self.shares.alone_bytes
-        receive = settings.receive_buffer_bytes // 2 or FIRST_WINDOW_BYTES
-        send = settings.send_buffer_bytes // 2 or _SEND_BYTES
+        receive = window_bytes(settings.receive_buffer_bytes) or FIRST_WINDOW_BYTES
+        send = window_bytes(settings.send_buffer_bytes) or _SEND_BYTES
         return Config(
             start_datagram_bytes=START_IPV4_BYTES if is_this_machine else least,
             least_datagram_bytes=least,
@@ -486,7 +486,7 @@ class Endpoint:
 
     def _window_bytes(self, listener: Listener) -> int:
         """What a new connection of the listener's would advertise."""
-        receive_bytes = listener.identity.settings.receive_buffer_bytes // 2 or FIRST_WINDOW_BYTES
+        receive_bytes = window_bytes(listener.identity.settings.receive_buffer_bytes) or FIRST_WINDOW_BYTES
         bytes_at_first = min(self.shares.at_first(len(self.bridges)), MODEST_WINDOW_BYTES)
         return min(max(_LEAST_BUFFER_BYTES, receive_bytes), bytes_at_first)
 
@@ -654,9 +654,9 @@ def apply_settings(bridge: Bridge, *, now: int) -> None:
         connection.repeat_syn(settings.syn_retries)
     apply_packet_options(bridge)
     if settings.send_buffer_bytes:
-        connection.send.buffer.capacity_bytes = max(_LEAST_BUFFER_BYTES, settings.send_buffer_bytes // 2)
+        connection.send.buffer.capacity_bytes = max(_LEAST_BUFFER_BYTES, window_bytes(settings.send_buffer_bytes))
     if settings.receive_buffer_bytes:
-        most = min(settings.receive_buffer_bytes // 2, bridge.endpoint.shares.alone_bytes)
+        most = min(window_bytes(settings.receive_buffer_bytes), bridge.endpoint.shares.alone_bytes)
         connection.receive.reassembly.resize(max(_LEAST_BUFFER_BYTES, most))
         if bridge.end is not None:
             bridge.room.begin(bridge.end, settings.receive_buffer_bytes)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from utpsocket.engine import outcomes
 from utpsocket.engine.names import Address
 from utpsocket.protocol.keepalive import SIGN_OF_LIFE_SECONDS
+
+_SMALL_BUFFER_BYTES: Final = 512
 
 
 class Role(Enum):
@@ -87,6 +89,13 @@ def half_buffer(option_bytes: int) -> int:
     one is the kernel's, of the pair, which doubles what it is given; the other is uTP's, of half of option_bytes too.
     """
     return option_bytes // 4
+
+
+def window_bytes(option_bytes: int) -> int:
+    """What uTP's own of these two buffers holds; 0 for the default. Somewhat more than half: with the pair's, which the
+    kernel counts with its bookkeeping, that is about what TCP holds, and small ones take a packet more.
+    """
+    return option_bytes * 5 // 8 + _SMALL_BUFFER_BYTES if option_bytes else 0
 
 
 class Identity:
