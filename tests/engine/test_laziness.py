@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import selectors
 import time
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 import pytest
 
 import utpsocket
+from utpsocket.engine import engine
+from utpsocket.engine.bridge import EPOLLIN
 from utpsocket.engine.loop import _LAZY_US, Loop
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing_behind")
@@ -39,6 +43,36 @@ def loop_with(*bridges: Any) -> Loop:
     loop._lazy_bridges = dict.fromkeys(bridges, _LAZY_US)
     loop._readable_bridges, loop._touched = {}, {}
     return loop
+
+
+class Restless:
+    """Of an fd that always has an event."""
+
+    def on_event(self, mask: int) -> None:
+        """Nothing is to be done."""
+
+
+def test_what_was_left_for_a_quiet_moment_is_read_where_none_comes() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"!")
+    with utpsocket.create_server(("127.0.0.1", 0)) as listener:
+        client = utpsocket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+    loop = engine()
+    with client, server:
+        client.setblocking(False)
+        written = 0
+        while select.select([], [client], [], 0.3)[1]:
+            written += client.send(CHUNK)
+        loop.call(lambda loop: loop.watch(reading, EPOLLIN, Restless()))
+        try:
+            server.settimeout(20)
+            while written:
+                written -= len(server.recv(1 << 16))
+        finally:
+            loop.call(lambda loop: loop.forget_fd(reading))
+    os.close(reading)
+    os.close(writing)
 
 
 def test_an_engine_without_a_moment_to_itself_reads_one_after_the_other() -> None:
