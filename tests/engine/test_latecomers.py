@@ -7,11 +7,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 import utpsocket
 from utpsocket.engine import engine
+from utpsocket.engine.endpoint import Endpoint
 from utpsocket.protocol.packet import PacketType, decode, encode
 
 WILDCARDS = [(socket.AF_INET, "127.0.0.1", "127.0.0.1"), (socket.AF_INET, "0.0.0.0", "127.0.0.1")]
@@ -94,6 +96,28 @@ def test_a_syn_that_nobody_has_read_when_the_engine_closes_the_port(family: int,
             send_syn(peer, 7)
         assert is_refused(peer, 7)
         assert is_refused(first, 5)
+
+
+def test_a_syn_that_is_just_becoming_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read, and not known as a connection yet: the interpreter may give its lock to another thread in between."""
+    admit = Endpoint._admit
+    is_read, is_closed = threading.Event(), threading.Event()
+
+    def admit_late(endpoint: Endpoint, *arguments: Any, **named: Any) -> Any:
+        is_read.set()
+        is_closed.wait(20)
+        return admit(endpoint, *arguments, **named)
+
+    monkeypatch.setattr(Endpoint, "_admit", admit_late)
+    listener, port = listening(socket.AF_INET, "127.0.0.1")
+    with listener, socket.socket(type=socket.SOCK_DGRAM) as peer:
+        peer.settimeout(10)
+        peer.connect(("127.0.0.1", port))
+        send_syn(peer, 7)
+        assert is_read.wait(20)
+        listener.close()
+        is_closed.set()
+        assert is_refused(peer, 7)
 
 
 def test_a_new_client_when_nobody_accepted_the_one_before() -> None:

@@ -17,6 +17,7 @@ from utpsocket.engine.flood import Flood
 from utpsocket.engine.identity import Identity, Role, Settings, window_bytes
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.names import Address
+from utpsocket.engine.native import unread_bytes
 from utpsocket.engine.originals import os, struct
 from utpsocket.engine.peerports import PeerPorts
 from utpsocket.engine.resets import Resets
@@ -77,6 +78,7 @@ class Endpoint:
         "_dials",
         "_expected_runs",
         "_is_cache_watched",
+        "_is_receiving",
         "_lone_turn",
         "_lone_turns",
         "_remains",
@@ -110,6 +112,7 @@ class Endpoint:
         self.is_hushed = False  # a caller has freed its address already; there is an idle socket under its fd number
         self.closer: dict[str, object] = {}  # who closes the port, under CLOSER; claim_closing() decides
         self.is_readable = True
+        self._is_receiving = False  # something was read that is neither answered nor a connection yet, or met a fault
         self.bridges: dict[tuple[object, int], Bridge] = {}
         self.listener: Listener | None = None
         self.holders: dict[int, Identity] = {}
@@ -136,6 +139,11 @@ class Endpoint:
     def is_unused(self) -> bool:
         """Nobody needs the port any more."""
         return not self.bridges and not self.holders and self.listener is None
+
+    @property
+    def is_heard_out(self) -> bool:
+        """Nobody who has come to the port waits for an answer. Any thread; in this order, for the engine's goes on."""
+        return not (unread_bytes(self.port.fd) or self._is_receiving or self.bridges)
 
     def claim_closing(self, claim: object) -> bool:
         """Take the right to close the port, which one claim at a time has; False where another has it, or there are
@@ -259,10 +267,12 @@ class Endpoint:
     def receive(self, *, now: int) -> None:
         """Take what the port has, bounded; runs go to their connections at once, answers leave later."""
         port, arena = self.port, self.loop.arena
+        self._is_receiving = True
         if self.flood.is_on and port.can_sift:
             self.flood.receive(self, now=now)
             if port.errors:
                 self.handle_errors(now=now)
+            self._is_receiving = False
             return
         noise = self.flood.noise
         before: Run | None = None  # not handled yet: what follows may belong to the same flight
@@ -305,6 +315,7 @@ class Endpoint:
             self._expected_runs -= 1
         if before is not None:
             self.handle_run(before, now=now)
+        self._is_receiving = False
         if port.errors:
             self.handle_errors(now=now)
         self.faults = 0

@@ -32,7 +32,7 @@ from utpsocket.engine.highfd import idle_instead, raise_fd
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.lanes import Lanes
 from utpsocket.engine.listener import Listener
-from utpsocket.engine.native import allocate_lock, get_ident, sleep, start_thread, unread_bytes
+from utpsocket.engine.native import allocate_lock, get_ident, sleep, start_thread
 from utpsocket.engine.originals import os, random, signal, time
 from utpsocket.engine.paths import Paths
 from utpsocket.engine.poller import WakeUp, Watches, new_poller, new_sleep, occupy
@@ -611,7 +611,7 @@ class Loop:
         """Free the address of a port that the caller has claimed and nobody uses: its fd number stays, with an idle
         socket under it, since the engine's thread may be about to use the number. False: it must do so. Any thread.
         """
-        if unread_bytes(endpoint.port.fd) or not idle_instead(endpoint.port.sock):
+        if not endpoint.is_heard_out or not idle_instead(endpoint.port.sock):
             return False
         endpoint.is_hushed = True
         self.bound.discard(endpoint)

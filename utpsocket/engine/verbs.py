@@ -376,7 +376,7 @@ def _drop_holder(loop: Loop, endpoint: Endpoint, inode: int) -> None:
     try:
         _withdraw(loop, endpoint, inode)
         endpoint.holders.pop(inode, None)
-        if not endpoint.bridges and endpoint.claim_closing(claim) and (endpoint.bridges or not loop.hush(endpoint)):
+        if not endpoint.bridges and endpoint.claim_closing(claim) and not loop.hush(endpoint):
             endpoint.closer.clear()
     finally:
         loop.soon(finish_closing, endpoint.key, claim)
