@@ -14,6 +14,7 @@ import pytest
 import utpsocket
 from utpsocket.engine import engine
 from utpsocket.engine.endpoint import Endpoint
+from utpsocket.engine.listener import Listener
 from utpsocket.protocol.packet import PacketType, decode, encode
 
 WILDCARDS = [(socket.AF_INET, "127.0.0.1", "127.0.0.1"), (socket.AF_INET, "0.0.0.0", "127.0.0.1")]
@@ -115,6 +116,29 @@ def test_a_syn_that_is_just_becoming_a_connection(monkeypatch: pytest.MonkeyPatc
         peer.connect(("127.0.0.1", port))
         send_syn(peer, 7)
         assert is_read.wait(20)
+        listener.close()
+        is_closed.set()
+        assert is_refused(peer, 7)
+
+
+def test_a_syn_whose_listener_closes_as_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it has room, to which a listener that is closed says no."""
+    is_full = Listener.is_full.fget
+    assert is_full is not None
+    is_asked, is_closed = threading.Event(), threading.Event()
+
+    def is_full_later(listener: Listener) -> bool:
+        is_asked.set()
+        is_closed.wait(20)
+        return bool(is_full(listener))
+
+    monkeypatch.setattr(Listener, "is_full", property(is_full_later))
+    listener, port = listening(socket.AF_INET, "127.0.0.1")
+    with listener, socket.socket(type=socket.SOCK_DGRAM) as peer:
+        peer.settimeout(10)
+        peer.connect(("127.0.0.1", port))
+        send_syn(peer, 7)
+        assert is_asked.wait(20)
         listener.close()
         is_closed.set()
         assert is_refused(peer, 7)

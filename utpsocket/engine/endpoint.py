@@ -376,12 +376,13 @@ class Endpoint:
                 listener = self.listener
                 if listener is None and self._handle_crossing(run.addr, packet, now=now):
                     return
+                is_full = listener is not None and listener.is_full  # first: closed by a caller, it is full as well
                 if listener is None or listener.is_withdrawn:
                     # The one RESET in answer to a SYN, as small as the SYN: a port that is ours but listens no more
                     # must refuse as TCP's does, where a closed one would by ICMP (SOCKETS.md §3).
                     self._reset_stray(packet, run, now=now)
                     return
-                if listener.is_full or (addr, connection_id + 1 & 0xFFFF) in self.bridges:
+                if is_full or (addr, connection_id + 1 & 0xFFFF) in self.bridges:
                     listener.refused += 1
                     self.flood.noise += 1
                 elif self._is_cached(run, connection_id) or listener.is_crowded(now=now):
