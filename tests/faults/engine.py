@@ -11,8 +11,10 @@ import json
 import os
 import queue
 import random
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,27 +27,33 @@ ROOT = Path(__file__).resolve().parents[2]
 NAME = "engine"
 _QUICK_POINTS = 120
 _SEED = int(os.environ.get("FAULT_SEED", "1"))
-_START_S = 90
-_POINT_S = 150
+_START_S = 150
+_POINT_S = 300
 _RECORDED_ROUNDS = 3
+_LAST_WORDS_BYTES = 3_000
 _WORKERS = int(os.environ.get("FAULT_WORKERS", "2"))
 
 
 class Worker:
-    """A process to inject in."""
+    """A process to inject in. What it writes on stderr is kept: how it ended stands there."""
 
     def __init__(self) -> None:
+        self._stderr = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=None if os.environ.get("FAULT_STDERR") else subprocess.DEVNULL,
+            stderr=None if os.environ.get("FAULT_STDERR") else self._stderr,
             cwd=ROOT,
             text=True,
         )
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
-        self.answer(_START_S)
+        try:
+            self.answer(_START_S)
+        except RuntimeError:
+            self.close()
+            raise
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -58,9 +66,11 @@ class Worker:
         try:
             line = self._lines.get(timeout=seconds)
         except queue.Empty:
-            raise RuntimeError("the process hangs") from None
+            self._process.send_signal(signal.SIGUSR1)  # it says where its threads are, and ends
+            self._process.wait()
+            raise RuntimeError(f"the process hangs{self._last_words()}") from None
         if not line:
-            raise RuntimeError(f"the process ended with status {self._process.wait()}")
+            raise RuntimeError(f"the process ended with status {self._process.wait()}{self._last_words()}")
         return json.loads(line)
 
     def ask(self, question: Any, seconds: float) -> Any:
@@ -71,6 +81,12 @@ class Worker:
             pass  # it has ended, and answer() says so
         return self.answer(seconds)
 
+    def _last_words(self) -> str:
+        """The end of what it wrote on stderr."""
+        self._stderr.seek(max(0, self._stderr.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
+        words = self._stderr.read().decode(errors="replace").strip()
+        return f": {words}" if words else ""
+
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -80,6 +96,7 @@ class Worker:
                 pipe.close()
             except OSError:
                 pass
+        self._stderr.close()
 
 
 def points(*, quick: bool) -> list[str]:

@@ -1,25 +1,34 @@
 """Twenty connections that no fault may touch, and how long they wait.
 
-The issue says 1 s. A busy machine may itself keep any thread waiting for longer than that, so beside the twenty there
-is a sibling: a kernel TCP connection, driven by the same thread and echoed by one that, like the engine's, must be
-scheduled and given the GIL. What the sibling waits the machine is answerable for, and no more than that is granted on
-top of the second.
+The issue says 1 s. A busy machine may itself keep them waiting for longer than that, and what it is answerable for is
+granted on top of the second, with what follows of it, since a timeout grows with the round trips that were measured:
+
+    what our threads waited for a processor when they could have run, as the scheduler counts it
+    what a sibling waits: a kernel TCP connection, driven by the same thread and echoed by another. It shows when the
+    machine as a whole stands still, and what the scheduler does not tell. Alone it is not enough: a round trip over it
+    takes two threads a few µs, one over uTP the engine some ms while it is profiled, and so its turn again and again
+
+On a machine with time to spare both are next to nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
+import os
 import select
 import socket as stdlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tests.faults.scenes import LOCAL, PATIENCE_S, Wrong, accepted, made
 
 INNOCENTS = 20
 MOST_WAIT_S = 1.0
+MACHINES_SHARE = 2.0  # a second that the machine kept us waiting may cost so many
+MOST_PATIENCE_S = 5 * PATIENCE_S
 PAUSE_S = 0.03
 SIBLING_PAUSE_S = 0.005
 
@@ -114,16 +123,47 @@ class Innocent(Speaker):
             self.on_round(time.monotonic(), PAUSE_S)
 
 
+class Machine:
+    """What it owes the threads of these processes: how long they waited for a processor, and what its host took from
+    all. proc(5): schedstat, and steal in /proc/stat, neither of which every kernel has. Of threads that have ended
+    nothing is known.
+    """
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._pids = pids
+        self._begin: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """From now on it counts."""
+        self._begin = self._counts()
+
+    def owes_s(self) -> float:
+        """So many seconds since begin(), of all threads together."""
+        return sum(max(0.0, waited_s - self._begin.get(name, 0.0)) for name, waited_s in self._counts().items())
+
+    def _counts(self) -> dict[str, float]:
+        found = {}
+        for pid in self._pids:
+            for name in glob.glob(f"/proc/{pid}/task/*/schedstat"):
+                with contextlib.suppress(OSError, IndexError), open(name) as file:
+                    found[name] = int(file.read().split()[1]) / 1e9
+        with contextlib.suppress(OSError, IndexError), open("/proc/stat") as file:
+            found["steal"] = int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
+        return found
+
+
 class Innocents:
     """All of them, and the thread that has them speak."""
 
-    def __init__(self) -> None:
+    def __init__(self, pids: Callable[[], Iterable[int]]) -> None:
+        """`pids`: whose the engine's threads and ours are, once there is an engine."""
         self.listener = made()
         self.listener.bind(LOCAL)
         self.listener.listen(64)
         self.lock = threading.Lock()
         self.sibling = Sibling()
         self._most_wait_s = MOST_WAIT_S
+        self._machine = Machine(pids())
         self.all = [Innocent(self.listener) for _ in range(INNOCENTS)]
         self.wrong: list[str] = []
         threading.Thread(target=self._run, daemon=True).start()
@@ -185,9 +225,10 @@ class Innocents:
         return [f"innocent: {one.error}" for one in broken]
 
     def begin(self, most_wait_s: float = MOST_WAIT_S) -> None:
-        """What they wait is counted from here on, and must not be more than this and what the sibling waits."""
+        """What they wait is counted from here on, and must not be more than this and what the machine owes."""
         with self.lock:
             self._most_wait_s = most_wait_s
+            self._machine.begin()
             for speaker in (self.sibling, *self.all):
                 speaker.begin()
 
@@ -196,13 +237,17 @@ class Innocents:
         with self.lock:
             now = time.monotonic()
             sibling_s = self.sibling.wait_s(now)
-            most_s = self._most_wait_s + sibling_s
+            longest_s = max((one.wait_s(now) for one in self.all if one.error is None), default=0.0)
+            if longest_s <= self._most_wait_s + sibling_s:
+                return ""
+            owed_s = self._machine.owes_s()
+            most_s = self._most_wait_s + MACHINES_SHARE * (sibling_s + owed_s)
             waits = [wait_s for one in self.all if one.error is None and (wait_s := one.wait_s(now)) > most_s]
         if not waits:
             return ""
         return (
             f"{len(waits)} of {len(self.all)} innocent connections waited for up to {max(waits):.2f} s,"
-            f" the sibling {sibling_s:.2f} s"
+            f" the sibling {sibling_s:.2f} s, all threads for a processor {owed_s:.2f} s"
         )
 
     def stuck(self) -> str:
@@ -210,9 +255,10 @@ class Innocents:
         with self.lock:
             # The one under way counts only for those that were not waiting.
             goals = {one: one.rounds + (2 if one.sent_at else 1) for one in self.all if one.error is None}
-        deadline = time.monotonic() + PATIENCE_S
+        start = time.monotonic()
         while any(one.error is None and one.rounds < goal for one, goal in goals.items()):
-            if time.monotonic() > deadline:
+            passed_s = time.monotonic() - start
+            if passed_s > PATIENCE_S and passed_s > min(MOST_PATIENCE_S, MACHINES_SHARE * self._machine.owes_s()):
                 return self.late() or "innocent connections wait for ever"
             if late := self.late():
                 return late

@@ -20,7 +20,7 @@ from typing import Any
 import utpsocket
 from utpsocket.routes import Routes
 
-PATIENCE_S = 12.0  # the machine may be busy; a connection that lost its wake-up waits for ever
+PATIENCE_S = 20.0  # the machine may be busy; a connection that lost its wake-up waits for ever
 BULK_BYTES = 300_000
 LOCAL = ("127.0.0.1", 0)
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)

@@ -12,6 +12,7 @@ import faulthandler
 import gc
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -31,6 +32,7 @@ HARMLESS_CALLS = ("udp.receive", "eventfd.read", "eventfd.write", "epoll_wait")
 COSTLY_CALLS = ("udp.send", "connect", "listen", "bind", "accept", "getsock", "setsock", "epoll_ctl", "dup", "fstat")
 BACKOFF = 2.0  # what was lost again and again is sent again in up to twice the time that it failed for
 SETTLE_S = 8.0
+MOST_SETTLE_S = 65.0  # while the last of a connection is being repeated, as Linux gives a FIN 60 s
 USUAL_WAIT_S = 2.0
 
 
@@ -40,7 +42,7 @@ class Stage:
     def __init__(self) -> None:
         self.is_remote = os.environ.get("UTPSOCKET_ENGINE") == "process"
         outside = Outside() if self.is_remote else None
-        self.innocents = Innocents()
+        self.innocents = Innocents(lambda: {os.getpid(), running_engine().pid})
         self.loop: Any = running_engine()
         self.inside: Any = outside or Inside(self.loop, Injector())
         play = Play()
@@ -49,35 +51,35 @@ class Stage:
         self.fds = self._at_rest()
 
     def _census(self) -> tuple[int, int, int]:
-        """How many fds that are no ports, ports, and ports that are no more than waiting, there are in all."""
-        others, ports, waiting = self.inside.census()
+        """How many fds that are no ports, and ports that are more than waiting, there are in all; and how many
+        connections are at their end, but not over.
+        """
+        others, ports, waiting, closing = self.inside.census()
         if self.is_remote:
             here, _ = fds()
             others += here
-        return others, ports, waiting
+        return others, ports - waiting, closing
 
     def _at_rest(self) -> tuple[int, int]:
-        """The fds that there are when no port waits any more, twenty times on end."""
-        deadline = time.monotonic() + PATIENCE_S
-        found, calm = None, 0
+        """The fds that there are when every connection that was closed is over, twenty times on end."""
+        deadline = time.monotonic() + MOST_SETTLE_S
+        found, calm = self._census(), 0
         while calm < 20:
-            if time.monotonic() > deadline:
-                raise SystemExit("the fds come and go without any fault")
             time.sleep(0.01)
-            before, (*counted, waiting) = found, self._census()
-            found = tuple(counted)
-            calm = calm + 1 if found == before and not waiting else 0
-        assert found is not None
-        return found  # type: ignore[return-value]
+            before, found = found, self._census()
+            calm = calm + 1 if found == before and not found[2] else 0
+            if time.monotonic() > deadline:
+                raise SystemExit(f"the fds come and go without any fault: {before} {found}")
+        return found[:2]
 
     def _left_over(self) -> tuple[int, int]:
         """How many fds, and ports, there are more than at first, once what is on its way out has had its time."""
         start = time.monotonic()
         while True:
-            others, ports, waiting = self._census()
+            others, ports, closing = self._census()
             passed_s = time.monotonic() - start
-            left = max(0, others - self.fds[0]), max(0, ports - waiting - self.fds[1])
-            if left == (0, 0) or passed_s > SETTLE_S:
+            left = max(0, others - self.fds[0]), max(0, ports - self.fds[1])
+            if left == (0, 0) or passed_s > (MOST_SETTLE_S if closing else SETTLE_S):
                 return left
             if passed_s > USUAL_WAIT_S:
                 gc.collect()
@@ -151,6 +153,7 @@ class Stage:
 
 def main() -> None:
     faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, chain=True)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     threading.excepthook = lambda _: None
