@@ -676,6 +676,29 @@ def after_close(
             acquire(flushed, seconds)
 
 
+class AtEnd:
+    """What a socket object holds that is gone after it: where nobody has closed it, the C class's finalizer has just
+    closed its fd.
+
+    identity   None where close() or detach() has been called
+    """
+
+    __slots__ = ("identity",)
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity: Identity | None = identity
+
+    def __del__(self) -> None:
+        identity = getattr(self, "identity", None)  # __init__() may have been interrupted
+        if identity is None or sys.is_finalizing():
+            return
+        try:
+            after_close(identity, None)
+        except BaseException:
+            after_close(identity, None)  # interrupted; said twice it does no harm
+            raise
+
+
 def _tell(tell: Callable[..., Any], verb: Callable[..., object], *arguments: Any) -> Any:
     """Say it, and once more where there was no memory for it. close() itself cannot fail: the fd is closed."""
     for _ in range(2):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import sys
-from _warnings import warn
 from typing import Any, Final
 
 from utpsocket import accepting, exchange, lifecycle, options, registry, stats, wording
@@ -47,10 +46,11 @@ class socket(StdlibSocket):
     The stdlib's socket.socket, except that AF_INET and AF_INET6 streams speak uTP (BEP 29) instead of TCP.
     """
 
-    __slots__ = ("_utp",)
+    __slots__ = ("_at_end", "_utp")
     __module__ = "utpsocket"  # where programs find it: repr(), pickle and help() say so
 
     _utp: Identity | None
+    _at_end: lifecycle.AtEnd
     _routes: Routes | None = None  # rules of a patch, for classes that stand for the patched one
 
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
@@ -72,6 +72,7 @@ class socket(StdlibSocket):
         identity = Identity(int(wanted))
         identity.routes = self._routes
         self._utp = identity
+        self._at_end = lifecycle.AtEnd(identity)
         registry.register(self, identity)
 
     # ── identity ──
@@ -354,6 +355,7 @@ class socket(StdlibSocket):
         except BaseException:
             lifecycle.after_close(identity, None)  # interrupted; said twice it does no harm
             raise
+        self._at_end.identity = None
 
     def dup(self) -> Any:
         """dup() -> socket object: a duplicate of the fd, which is not inheritable, for the same connection."""
@@ -373,23 +375,11 @@ class socket(StdlibSocket):
         self._closed = True
         if identity is not None and self.fileno() >= 0:
             registry.keep(identity)
+            self._at_end.identity = None
         return int(Socket.detach(self))
 
-    def __del__(self) -> None:
-        is_made = hasattr(self, "_utp")
-        identity = self._utp if is_made else None
-        was_open = self.fileno() >= 0
-        try:
-            if was_open and is_made:
-                # Of the line that let go of it. The C finalizer's would be of the line that calls it, which is here.
-                warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
-                Socket.close(self)
-        except BaseException:
-            pass  # where warnings are errors, the C finalizer has another one, which it tells sys.unraisablehook
-        finally:
-            Socket.__del__(self)
-        if identity is not None and was_open and self.fileno() < 0 and not sys.is_finalizing():
-            lifecycle.after_close(identity, None)
+    # No __del__: it would stand before the C class's finalizer, and where a signal's handler raises at its first
+    # instruction the fd would stay open. What is to be done after that is done by _at_end, which goes next.
 
     # ── data ──
 
@@ -612,6 +602,7 @@ def _adopt(sock: Any, family: int, type: int, proto: int, fileno: int) -> None:
             identity = registry.identity_of_fd(sock)
             if identity is not None:
                 sock._utp = identity
+                sock._at_end = lifecycle.AtEnd(identity)
                 identity.has_duplicates |= identity.user_fd not in (-1, sock.fileno())
                 identity.user_fd = sock.fileno()
                 registry.take_back(identity)

@@ -37,7 +37,17 @@ from typing import Any
 
 import utpsocket
 from tests.faults import inside
-from tests.faults.cases import CASES, Accept, Case, Connect, CreateBoth, CreateConnection, CreateServer
+from tests.faults.cases import (
+    CASES,
+    Accept,
+    Case,
+    Connect,
+    CreateBoth,
+    CreateConnection,
+    CreateServer,
+    Drop,
+    DropConnected,
+)
 from tests.faults.report import Failure, Note, Report
 from utpsocket.engine import running_engine
 from utpsocket.engine.loop import Loop
@@ -113,7 +123,7 @@ class Injection:
 def may_lose(case: Case, injection: Injection) -> bool:
     """Whether an exception may go unheard: a finalizer's, or one that the stdlib's Python takes for an errno."""
     is_stdlibs = isinstance(case, (CreateServer, CreateBoth)) and isinstance(injection.error, OSError)
-    return "__del__" in injection.at or is_stdlibs
+    return isinstance(case, (Drop, DropConnected)) or "__del__" in injection.at or is_stdlibs
 
 
 def fds() -> tuple[int, int]:

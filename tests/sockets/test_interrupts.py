@@ -27,6 +27,15 @@ def test_an_exception_at_some_lines(name: str) -> None:
     assert last < ONE_OF or report.injected
 
 
+@pytest.mark.parametrize("kind", ["line", "opcode"])
+def test_an_exception_as_a_socket_is_dropped(kind: str) -> None:
+    """Where CPython runs handlers first, and the first finalizer that is written in Python would end: at its start."""
+    callers.warm_up()
+    report = callers.inject([f"callers:drop:{kind}:{number}:{callers.USUAL}" for number in range(1, 20)], _ignore)
+    assert not report.failures
+    assert report.injected == 19
+
+
 def _ignore(*_: object) -> None:
     """No journal is kept."""
 

@@ -31,6 +31,7 @@ _NOT_METHODS: Final = {
     "__annotations_cache__",
     "__static_attributes__",
     "__firstlineno__",
+    "_at_end",
     "_routes",
     "_utp",
 }
@@ -38,6 +39,7 @@ _MEMBERS: Final = {name: member for name, member in vars(shim.socket).items() if
 
 _saved: dict[str, Any] = {}
 _identities: dict[int, Any] = {}
+_at_ends: dict[int, Any] = {}
 _references: dict[int, KeyedRef[int, Any]] = {}
 
 
@@ -52,14 +54,26 @@ class _IdentityAttribute:
         if identity is None:
             _identities.pop(key, None)
             _references.pop(key, None)
+            _at_ends.pop(key, None)
         else:
             _identities[key] = identity
             _references[key] = KeyedRef(sock, _forget, key)
 
 
+class _AtEndAttribute:
+    """The attribute `_at_end` of the same."""
+
+    def __get__(self, sock: Any, owner: Any = None) -> Any:
+        return self if sock is None else _at_ends[id(sock)]
+
+    def __set__(self, sock: Any, at_end: Any) -> None:
+        _at_ends[id(sock)] = at_end
+
+
 def _forget(reference: KeyedRef[int, Any]) -> None:
     _identities.pop(reference.key, None)
     _references.pop(reference.key, None)
+    _at_ends.pop(reference.key, None)
 
 
 def is_applied() -> bool:
@@ -71,9 +85,10 @@ def apply() -> None:
     """Change the class: its AF_INET and AF_INET6 streams speak uTP from now on. Idempotent."""
     if _saved:
         return
-    for name in (*_MEMBERS, "_utp", "_routes"):
+    for name in (*_MEMBERS, "_utp", "_at_end", "_routes"):
         _saved[name] = vars(StdlibSocket).get(name, _MISSING)
     StdlibSocket._utp = _IdentityAttribute()
+    StdlibSocket._at_end = _AtEndAttribute()
     StdlibSocket._routes = None
     for name, member in _MEMBERS.items():
         setattr(StdlibSocket, name, member)
@@ -115,7 +130,13 @@ def _survivor(cls: Any) -> Any:
     """A class for a living uTP socket whose class is the stdlib's again: laid out as the old one, with our methods."""
     made: Any = _survivors.get(cls)
     if made is None:
-        space = {"__slots__": (), "__module__": cls.__module__, "__doc__": cls.__doc__, "_utp": _IdentityAttribute()}
+        space = {
+            "__slots__": (),
+            "__module__": cls.__module__,
+            "__doc__": cls.__doc__,
+            "_utp": _IdentityAttribute(),
+            "_at_end": _AtEndAttribute(),
+        }
         if cls is StdlibSocket:
             made = type("socket", (StdlibSocket,), {**_MEMBERS, **space, "_routes": None})
         else:
