@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.requirements import requires_ipv6
 
 from .network import MODULES, REPOSITORY
 
@@ -95,16 +99,116 @@ with module.create_connection(listener.getsockname()) as client:
 print(told)
 """
 
+# Two listeners, one of which nobody accepts from for a while; IPv6; a child with a table of its own; every way to make
+# a socket; and clients that are hung up on, one after the other, with the one fd kept in reserve for that.
+TWO_LISTENERS = """
+import errno, os, resource, select, socket, sys
+import {module} as module
 
-def run(name: str, script: Path, left: int, lowered: str) -> str:
-    source = PROGRAM.replace("{module}", MODULES[name])
+left, lowered, family = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+host = "127.0.0.1" if family == socket.AF_INET else "::1"
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+if lowered == "before":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+listeners = []
+for _ in range(2):
+    listener = module.socket(family)
+    if os.environ.get("SHARES_PORT") and hasattr(module, "UTP_SHARE_PORT"):
+        listener.setsockopt(module.SOL_UTP, module.UTP_SHARE_PORT, 1)
+    listener.bind((host, 0))
+    listener.listen()
+    listeners.append(listener)
+one, two = listeners
+if lowered == "after":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+filling = []
+try:
+    while True:
+        filling.append(os.dup(0))
+except OSError:
+    pass
+for _ in range(left):
+    os.close(filling.pop())
+
+told = []
+
+def tell(name, call):
+    try:
+        value = call()
+    except OSError as error:
+        told.append((name, errno.errorcode.get(error.errno, str(error))))
+        return None
+    told.append((name, value if isinstance(value, (bytes, bool, int, str)) else "done"))
+    return value
+
+def readable(*socks):
+    return str([sock in select.select(socks, [], [], 10)[0] for sock in socks])
+
+clients = []
+while sock := tell("socket", lambda: module.socket(family)):
+    sock.settimeout(20)
+    clients.append(sock)
+    tell("connect", lambda: sock.connect(listeners[len(clients) % 2].getsockname()))
+for name, call in (
+    ("socketpair", module.socketpair),
+    ("create_server", lambda: module.create_server((host, 0), family=family)),
+    ("create_connection", lambda: module.create_connection(one.getsockname()[:2], 20)),
+    ("fromfd", lambda: module.fromfd(one.fileno(), family, socket.SOCK_STREAM)),
+    ("dup", one.dup),
+):
+    for made in [tell(name, call) or ()]:
+        for sock in made if isinstance(made, tuple) else [made]:
+            sock.close()
+if clients:
+    waited_for = [two, one][: len(clients)]
+    for sock in waited_for * 2:
+        tell("readable", lambda: readable(sock))
+        for timeout in (None, 0.1, 0):
+            sock.settimeout(timeout)
+            tell("accept", sock.accept)
+        sock.settimeout(None)
+    tell("readable", lambda: readable(*waited_for))
+    for number, client in enumerate(clients):
+        os.close(filling.pop())
+        listener = listeners[(number + 1) % 2]
+        accepted, name = listener.accept()
+        told.append(name == client.getsockname())
+        accepted.close()
+        tell("recv", lambda: client.recv(1))
+        filling.append(os.dup(0))
+    os.close(filling.pop())
+    os.close(filling.pop())
+    with module.socket(family) as client:
+        client.settimeout(20)
+        tell("connect", lambda: client.connect(one.getsockname()))
+        child = os.fork()
+        if not child:
+            os.close(filling.pop())
+            accepted, _ = one.accept()
+            accepted.sendall(b"child")
+            accepted.close()
+            os._exit(0)
+        tell("recv", lambda: client.recv(10))
+        told.append(os.waitpid(child, 0)[1])
+        tell("recv", lambda: client.recv(10))
+while filling:
+    os.close(filling.pop())
+with module.create_connection(two.getsockname()[:2]) as client:
+    tell("connect", client.getpeername)
+print(told)
+"""
+
+
+def run(name: str, script: Path, *arguments: object, program: str = PROGRAM, **environment: str) -> str:
+    source = program.replace("{module}", MODULES[name])
     script.write_text(f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n{source}")
     done: Any = subprocess.run(
-        [sys.executable, script, str(left), lowered],
+        [sys.executable, script, *map(str, arguments)],
+        env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -118,3 +222,27 @@ def test_with_few_fds_left(left: int, lowered: str, tmp_path: Path) -> None:
     """`lowered`: the limit, before or after the first socket is made. Then the engine's are above the limit."""
     script = tmp_path / "few.py"
     assert run("utp", script, left, lowered) == run("tcp", script, left, lowered)
+
+
+ENVIRONMENTS = {
+    "thread": {},
+    "process": {"UTPSOCKET_ENGINE": "process"},
+    "poll": {"UTPSOCKET_POLLER": "poll"},
+    "shared port": {"SHARES_PORT": "1"},
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_NOFILE as Linux has it")
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("lowered", ["before", "after"])
+@pytest.mark.parametrize("family", [socket.AF_INET, pytest.param(socket.AF_INET6, marks=requires_ipv6)])
+@pytest.mark.parametrize(
+    ("left", "environment"),
+    [(0, "thread"), (3, "thread"), (0, "process"), (1, "process"), (3, "poll"), (8, "shared port")],
+)
+def test_two_listeners_and_few_fds_left(
+    left: int, environment: str, family: socket.AddressFamily, lowered: str, tmp_path: Path
+) -> None:
+    arguments = tmp_path / "few.py", left, lowered, int(family)
+    expected = run("tcp", *arguments, program=TWO_LISTENERS)
+    assert run("utp", *arguments, program=TWO_LISTENERS, **ENVIRONMENTS[environment]) == expected
