@@ -182,13 +182,14 @@ def run_once(
 
 
 def at_rest() -> int:
-    """How many fds there are when every connection that was closed is over."""
+    """How many fds there are when every connection that was closed is over, ten times on end."""
     deadline = time.monotonic() + MOST_LEAK_S
-    while True:
-        now, closing = fds()
-        if not closing or time.monotonic() > deadline:
-            return now
-        time.sleep(0.005)
+    found, calm = fds(), 0
+    while calm < 10 and time.monotonic() < deadline:
+        time.sleep(0.002)
+        before, found = found, fds()
+        calm = calm + 1 if found == before and not found[1] else 0
+    return found[0]
 
 
 def left_over(before: int) -> int:

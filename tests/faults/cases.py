@@ -525,8 +525,8 @@ class CloseWaiting(CloseLingering):
 
 
 class Made(Case):
-    """A socket object: of nothing, and over an fd. Not by fromfd(), which is the stdlib's, and leaves what it has
-    duplicated open where the class does not come to its work, over TCP as well.
+    """A socket object: of nothing, and over an fd. Not by fromfd() or socketpair(), which are the stdlib's, and where
+    the class does not come to its work leave open what they have made, over TCP as well.
     """
 
     given = -1
@@ -554,18 +554,6 @@ class Made(Case):
                 if os.path.samestat(os.fstat(self.given), os.fstat(self.target.fileno())):
                     os.close(self.given)
         super().close()
-
-
-class SocketPair(Case):
-    def prepare(self) -> None:
-        pass
-
-    def call(self) -> None:
-        for sock in self.module.socketpair():
-            self.own(sock)
-
-    def check(self) -> None:
-        pass
 
 
 class AcceptAtOnce(Accept):
@@ -710,7 +698,6 @@ CASES: dict[str, Callable[[Any], Case]] = {
     "close_resetting": CloseLingering,
     "close_waiting": CloseWaiting,
     "made": Made,
-    "socketpair": SocketPair,
     "accept_at_once": AcceptAtOnce,
     "incoming": Incoming,
     "shutdown_reading": ShutdownReading,
