@@ -172,12 +172,13 @@ def waiting_ports(loop: Any) -> int:
     time that is set: where packets were lost that may be a minute, as with TCP. On the engine's thread.
     """
     return sum(
-        bool(endpoint.bridges)
+        1 + (0 if endpoint.peers is None else len(endpoint.peers.by_addr))  # a connection's own beside a shared port
+        for endpoint in loop.endpoints.values()
+        if endpoint.bridges
         and not endpoint.holders
         and endpoint.listener is None
         and all(
             bridge.connection.state is State.TIME_WAIT and bridge.end is None and bridge.heap_at is not None
             for bridge in endpoint.bridges.values()
         )
-        for endpoint in loop.endpoints.values()
     )
