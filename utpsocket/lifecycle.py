@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
 from typing import Any, Final
@@ -19,7 +18,7 @@ from utpsocket.engine.highfd import raise_fd, with_room
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.names import Address
-from utpsocket.engine.native import Socket, allocate_lock, poll
+from utpsocket.engine.native import Socket, poll
 from utpsocket.engine.originals import _socket, os
 from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.remote import RemoteLoop
@@ -32,7 +31,6 @@ _BY: Final = verbs.CLAIM[0]
 _ANY_PORT: Final = 9  # nothing is sent
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 UNBOUND: Final[dict[int, Address]] = {stdlib.AF_INET: ("0.0.0.0", 0), stdlib.AF_INET6: ("::", 0, 0, 0)}
-_UNHEARD: Final = ()  # what _tell() returns where it was in vain: false
 IN_PROGRESS: Final = (errno.EINPROGRESS, errno.EALREADY)
 
 
@@ -622,89 +620,3 @@ def take_error(sock: Any, identity: Identity) -> int:
         pairing.open_gate(sock, identity)
     kernels = int(Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_ERROR))
     return identity.take_error() or kernels
-
-
-def block(lock: Any, seconds: float) -> None:
-    """Wait for a lock to be released, for at most so many seconds."""
-    lock.acquire(True, seconds)
-
-
-def after_close(
-    identity: Identity, acquire: Callable[[Any, float], object] | None = block, *, is_blocking: bool = True
-) -> None:
-    """The engine hears of a close that the kernel cannot tell it: of a bound or listening socket, or with linger.
-
-    acquire        waits for a lock, for at most so many seconds (SO_LINGER's); None: wait for nothing
-    is_blocking    the socket may wait for the engine: SO_LINGER holds for any
-    """
-    if identity.twin is not None:
-        identity.twin.close()
-        identity.twin = None
-    loop = running_engine()
-    if loop is None or loop.caller_pid != os.getpid() or not loop.is_alive or sys.is_finalizing():
-        return
-    if identity.role in (Role.FRESH, Role.LISTENING) or (identity.endpoint and identity.is_over):
-        if identity.endpoint:
-            # The port must be free when close() returns: the next bind may want it.
-            # Where connections that nobody has accepted must be reset first, that is the engine's.
-            if isinstance(loop, RemoteLoop):
-                loop.own_ports.discard(identity.endpoint)
-            if isinstance(loop, RemoteLoop) and not (acquire and is_blocking):
-                _tell(loop.post, verbs.release, identity.endpoint, identity.inode)
-                return
-            is_closed = _tell(loop.perform, verbs.release, identity.endpoint, identity.inode)
-            if is_closed and acquire and is_blocking and isinstance(loop, Loop):
-                endpoint = loop.endpoints.get(identity.endpoint)
-                has_more = identity.routes is not None or (endpoint is not None and endpoint.peers is not None)
-                if endpoint is not None and (has_more or not endpoint.is_hushed) and not endpoint.holders:
-                    _tell(loop.call, verbs.settled)
-        return
-    seconds = identity.settings.linger_seconds
-    if seconds is None:
-        if identity.is_shut_down:
-            loop.post(verbs.look, identity.cookie)
-        return
-    if acquire is None or (not seconds and not is_blocking):
-        if not seconds:
-            _tell(loop.post, verbs.look, identity.cookie)
-        return
-    _tell(loop.call, verbs.look, identity.cookie)
-    if seconds:
-        flushed = allocate_lock()
-        flushed.acquire()
-        if _tell(loop.post, verbs.when_flushed, identity.cookie, flushed.release) is not _UNHEARD:
-            acquire(flushed, seconds)
-
-
-class AtEnd:
-    """What a socket object holds that is gone after it: where nobody has closed it, the C class's finalizer has just
-    closed its fd.
-
-    identity   None where close() or detach() has been called
-    """
-
-    __slots__ = ("identity",)
-
-    def __init__(self, identity: Identity) -> None:
-        self.identity: Identity | None = identity
-
-    def __del__(self) -> None:
-        identity = getattr(self, "identity", None)  # __init__() may have been interrupted
-        if identity is None or sys.is_finalizing():
-            return
-        try:
-            after_close(identity, None)
-        except BaseException:
-            after_close(identity, None)  # interrupted; said twice it does no harm
-            raise
-
-
-def _tell(tell: Callable[..., Any], verb: Callable[..., object], *arguments: Any) -> Any:
-    """Say it, and once more where there was no memory for it. close() itself cannot fail: the fd is closed."""
-    for _ in range(2):
-        try:
-            return tell(verb, *arguments)
-        except OSError as error:
-            if error.errno is None:
-                raise  # of a signal's handler
-    return _UNHEARD

@@ -15,7 +15,7 @@ import errno
 import sys
 from typing import Any, Final
 
-from utpsocket import accepting, exchange, lifecycle, options, registry, stats, wording
+from utpsocket import accepting, closing, exchange, lifecycle, options, registry, stats, wording
 from utpsocket.engine import highfd, names
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, StdlibSocket, duplicated, poll
@@ -50,7 +50,7 @@ class socket(StdlibSocket):
     __module__ = "utpsocket"  # where programs find it: repr(), pickle and help() say so
 
     _utp: Identity | None
-    _at_end: lifecycle.AtEnd
+    _at_end: closing.AtEnd
     _routes: Routes | None = None  # rules of a patch, for classes that stand for the patched one
 
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
@@ -71,8 +71,7 @@ class socket(StdlibSocket):
             highfd.prepare()
         identity = Identity(int(wanted))
         identity.routes = self._routes
-        self._utp = identity
-        self._at_end = lifecycle.AtEnd(identity)
+        _become(self, identity)
         registry.register(self, identity)
 
     # ── identity ──
@@ -216,7 +215,7 @@ class socket(StdlibSocket):
             _plain_init(sock, stdlib.AF_UNIX, stdlib.SOCK_STREAM, self.proto, sock.fileno())
             accepted = registry.introduce(sock, name, identity.owner_pid)
             if made is socket or hasattr(made, "_utp"):  # else the patch was undone while this waited
-                sock._utp = accepted
+                _become(sock, accepted)
             if stdlib.getdefaulttimeout() is None and self.gettimeout():
                 sock.setblocking(True)
             return sock, accepted.peer
@@ -342,7 +341,7 @@ class socket(StdlibSocket):
 
     def _acquire(self, lock: Any, seconds: float) -> None:
         """Block until the lock is released or `seconds` pass. Green threads wait in their own way here too."""
-        lifecycle.block(lock, seconds)
+        closing.block(lock, seconds)
 
     def _real_close(self, _ss: Any = Socket) -> None:
         identity = self._utp
@@ -351,9 +350,9 @@ class socket(StdlibSocket):
             return
         try:
             Socket.close(self)
-            lifecycle.after_close(identity, self._acquire, is_blocking=self.gettimeout() != 0)
+            closing.after_close(identity, self._acquire, is_blocking=self.gettimeout() != 0)
         except BaseException:
-            lifecycle.after_close(identity, None)  # interrupted; said twice it does no harm
+            closing.after_close(identity, None)  # interrupted; said twice it does no harm
             raise
         self._at_end.identity = None
 
@@ -592,6 +591,12 @@ def _copied_at_end(identity: Identity, args: Any, kwargs: Any) -> int:
     return len(data)
 
 
+def _become(sock: Any, identity: Identity) -> None:
+    """From now on the object stands for this uTP socket."""
+    sock._at_end = closing.AtEnd(identity)
+    sock._utp = identity
+
+
 def _adopt(sock: Any, family: int, type: int, proto: int, fileno: int) -> None:
     """A socket object over an existing fd: uTP's if the kernel or our registry says so."""
     if family in (-1, stdlib.AF_UNIX, *_STREAM_FAMILIES):
@@ -601,8 +606,7 @@ def _adopt(sock: Any, family: int, type: int, proto: int, fileno: int) -> None:
         if Socket.family.__get__(sock) == stdlib.AF_UNIX:
             identity = registry.identity_of_fd(sock)
             if identity is not None:
-                sock._utp = identity
-                sock._at_end = lifecycle.AtEnd(identity)
+                _become(sock, identity)
                 identity.has_duplicates |= identity.user_fd not in (-1, sock.fileno())
                 identity.user_fd = sock.fileno()
                 registry.take_back(identity)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakValueDictionary
 
-from utpsocket import lifecycle, options, registry
+from utpsocket import closing, lifecycle, options, registry
 from utpsocket.engine import names
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket
@@ -57,7 +57,7 @@ class Bare:
         if self.sock.fileno() >= 0:
             self.sock.detach()
             registry.take_back(identity)
-            lifecycle.after_close(identity, self.sock._acquire)
+            closing.after_close(identity, self.sock._acquire)
 
     detach = close
 

@@ -36,23 +36,15 @@ from types import FrameType
 from typing import Any
 
 import utpsocket
-from tests.faults import inside
-from tests.faults.cases import (
-    CASES,
-    Accept,
-    Case,
-    Connect,
-    CreateBoth,
-    CreateConnection,
-    CreateServer,
-    Drop,
-    DropConnected,
-)
+from tests.faults import cases, inside
+from tests.faults.cases import Accept, Case, Connect, CreateBoth, CreateConnection, CreateServer
+from tests.faults.drops import DROPS, Drop, DropConnected
 from tests.faults.report import Failure, Note, Report
 from utpsocket.engine import running_engine
 from utpsocket.engine.loop import Loop
 
 NAME = "callers"
+CASES = {**cases.CASES, **DROPS}
 PACKAGE = str(Path(utpsocket.__file__).parent)
 _SEED = int(os.environ.get("FAULT_SEED", "1"))
 _QUICK_POINTS = 350
