@@ -191,6 +191,31 @@ def test_a_watch_that_was_interrupted_is_forgotten() -> None:
     watches._epoll.close()
 
 
+def test_what_is_watched_while_the_engine_asks_anew_is_watched() -> None:
+    """Another thread's bind() or connect() has noted its port, and not registered it, when a fault has the engine's
+    thread register all that is noted.
+    """
+
+    class Epoll:
+        def register(self, fd: int, events: int) -> None:
+            if not asked:
+                asked.append(True)
+                watches.ask_anew()
+            poller.register(fd, events)
+
+        modify = staticmethod(lambda fd, events: poller.modify(fd, events))
+
+    asked: list[bool] = []
+    poller = select.epoll()
+    watches = Watches(Epoll())
+    one, other = socket.socketpair()
+    with poller, one, other:
+        watches.watch(one.fileno(), select.EPOLLIN, "whoever")
+        assert asked
+        other.send(b"x")
+        assert poller.poll(10) == [(one.fileno(), select.EPOLLIN)]
+
+
 class Failing:
     """A poll object that has no memory left to register anything."""
 

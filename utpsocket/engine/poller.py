@@ -240,7 +240,10 @@ class Watches:
         """Have epoll's events of an fd told to `watcher.on_event(mask)`."""
         self.by_fd[fd] = watcher
         self._events[fd] = events
-        self._epoll.register(fd, events)
+        try:
+            self._epoll.register(fd, events)
+        except FileExistsError:  # the engine's thread, in ask_anew(), was faster than this one
+            self._epoll.modify(fd, events)
 
     def rewatch(self, fd: int, events: int) -> None:
         """Have epoll look at a watched fd anew: what it has said already it says again."""
