@@ -420,6 +420,20 @@ e.connect(d.getsockname())
 e.send(b"x")
 e.connect(d.getsockname())
 """,
+    "IP_TOS sets SO_PRIORITY": """
+a = socket.socket()
+a.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 8)
+a.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY)
+a.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, 5)
+a.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 8)
+a.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY)
+a.getsockopt(socket.IPPROTO_IP, socket.IP_TOS)
+a.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0)
+a.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY)
+b = socket.socket(socket.AF_INET6)
+b.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 16)
+b.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY)
+""",
 }
 
 

@@ -66,6 +66,8 @@ _UDP_SOCKET_OPTIONS: Final = {
     stdlib.SO_DONTROUTE,
     stdlib.SO_REUSEPORT,
 }
+_TOS: Final = (stdlib.IPPROTO_IP, stdlib.IP_TOS)
+_PRIORITY: Final = (_SOCKET, stdlib.SO_PRIORITY)
 _PAIR_OPTIONS: Final = {
     getattr(stdlib, "SO_RCVTIMEO", 20),
     _SO_SNDTIMEO,
@@ -162,7 +164,14 @@ def set_option(sock: Any, identity: Identity, level: int, name: int, value: Any,
     said = _nodelay.get((identity.family, value)) if is_flag else None
     if said is None:
         with closing(with_room(partial(Socket, identity.family, stdlib.SOCK_STREAM, 0))) as judge:
+            if (level, name) == _TOS:
+                for key in (_TOS, _PRIORITY):
+                    if key in identity.options:
+                        judge.setsockopt(*key, identity.options[key])
             judge.setsockopt(level, name, value, *optlen)
+            if (level, name) == _TOS:
+                identity.options.pop(_PRIORITY, None)  # which follows from this; later in order: udp_socket()
+                identity.options |= {_TOS: b"", _PRIORITY: judge.getsockopt(*_PRIORITY, MAX_OPTION_BYTES)}
             said = judge.getsockopt(level, name, MAX_OPTION_BYTES)
         if is_flag and value in (0, 1):
             _nodelay[identity.family, value] = said
