@@ -112,6 +112,23 @@ def test_datagrams(kind: Any, family: int, is_connected: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", [PlainDatagrams, KeepingDatagrams])
+def test_a_peer_is_called_as_was_said(kind: Any) -> None:
+    """Who is connected on an IPv4 socket beside a port of both families is known by an IPv6 address."""
+    with socket.socket(type=socket.SOCK_DGRAM) as left, socket.socket(type=socket.SOCK_DGRAM) as right:
+        for sock in (left, right):
+            sock.bind(("127.0.0.1", 0))
+            sock.setblocking(False)
+        left.connect(right.getsockname())
+        peer = "::ffff:127.0.0.1", right.getsockname()[1], 0, 0
+        ours = kind(left, socket.CMSG_SPACE(4), peer)
+        room = memoryview(bytearray(ROOM))
+        right.sendto(b"hello", left.getsockname())
+        assert ours.receive(room)[3] == peer
+        right.sendto(b"hello", left.getsockname())
+        assert [group[5] for group in ours.receive_many(room, 100, 4)] == [peer]
+
+
+@pytest.mark.parametrize("kind", [PlainDatagrams, KeepingDatagrams])
 def test_ancillary_data_goes_and_comes(kind: Any) -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as left, socket.socket(type=socket.SOCK_DGRAM) as right:
         for sock in (left, right):

@@ -69,22 +69,23 @@ class PlainStream:
 class PlainDatagrams:
     """A UDP socket, through the socket module. Does not own it."""
 
-    __slots__ = ("_ancillary_bytes", "_overflow", "_sock")
+    __slots__ = ("_ancillary_bytes", "_overflow", "_peer", "_sock")
     can_send_many: ClassVar = False
     can_sift: ClassVar = False
 
     def __init__(self, sock: Any, ancillary_bytes: int, peer: Any) -> None:
         self._sock = sock
         self._ancillary_bytes = ancillary_bytes
+        self._peer = peer  # if given, so it is said, and not as this socket's family would say it
         self._overflow: dict[int, bytes] = {}
 
     def receive(self, room: memoryview) -> Received:
         """As socket.recvmsg_into(), with a negative errno for the size where that raises."""
         try:
-            received: Received = self._sock.recvmsg_into((room,), self._ancillary_bytes)
-            return received
+            size, ancillary, flags, addr = self._sock.recvmsg_into((room,), self._ancillary_bytes)
         except OSError as error:
             return -(error.errno or errno.EIO), (), 0, None
+        return size, ancillary, flags, addr if self._peer is None else self._peer
 
     def receive_many(self, room: memoryview, stride: int, most: int) -> int | list[Group]:
         """Receive up to `most` datagrams into slots of `stride` bytes, and say what they are; or a negative errno.
@@ -98,6 +99,8 @@ class PlainDatagrams:
                 size, ancillary, _, addr = self._sock.recvmsg_into(spans, self._ancillary_bytes)
             except OSError as error:
                 return groups or -(error.errno or errno.EIO)
+            if self._peer is not None:
+                addr = self._peer
             if size > stride:
                 self._overflow[index] = bytes(_plain_overflow[: size - stride])
             if groups:
