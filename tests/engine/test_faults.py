@@ -404,7 +404,15 @@ def test_a_size_that_is_none_is_an_error_of_the_first_call(
 
 def test_a_fault_at_some_calls_of_the_engine_costs_one_connection() -> None:
     """A handful of tests.faults' points: one for each kind of owner."""
-    wanted = ("Bridge.deliver", "Endpoint.receive", "Listener.hand_over", "Door._hand_over", "Relay.pump", "_dial")
+    wanted = (
+        "Bridge.deliver",
+        "Endpoint.receive",
+        "Listener.hand_over",
+        "Door._hand_over",
+        "Retries.succeeded",
+        "Relay.pump",
+        "_dial",
+    )
     found = faults.points(quick=False)
     chosen = [next(point for point in found if f":{name}#" in point) for name in wanted]
     report = faults.inject(chosen, lambda *_: None)

@@ -156,9 +156,9 @@ class Door:
         if code:
             self.close()  # nobody listens any more
             return True
-        self._loop.tcp_accepted += 1
-        self._waiting = None
         self._room.succeeded()
+        self._loop.tcp_accepted += 1
+        self._waiting = None  # from here on a fault is the relay's own, and no call stands between
         self._loop.owner = relay
         try:
             relay.start()
