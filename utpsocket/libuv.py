@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from utpsocket import exchange
-from utpsocket.transports import Bare, Introduction, Server, Transport, with_our_transport
+from utpsocket.transports import Bare, Introduction, Server, Transport, with_our_transport, word_as_of_tcp
 
 _TLS_TIMES: Final = ("ssl_handshake_timeout", "ssl_shutdown_timeout")
 _ABOUT_ADDRESSES: Final = ("family", "proto", "flags", "local_addr")
@@ -130,6 +130,40 @@ class Methods:
     def call_exception_handler(self: Any, context: dict[str, Any]) -> None:
         """As asyncio's call_exception_handler()."""
         _base().call_exception_handler(self, with_our_transport(context))
+
+    # These four refuse an fd that a transport uses, with the transport's name.
+
+    def add_reader(self: Any, fileobj: Any, callback: Any, *args: Any) -> None:
+        """As asyncio's add_reader()."""
+        try:
+            _base().add_reader(self, fileobj, callback, *args)
+        except RuntimeError as error:
+            word_as_of_tcp(error)
+            raise
+
+    def add_writer(self: Any, fileobj: Any, callback: Any, *args: Any) -> None:
+        """As asyncio's add_writer()."""
+        try:
+            _base().add_writer(self, fileobj, callback, *args)
+        except RuntimeError as error:
+            word_as_of_tcp(error)
+            raise
+
+    def remove_reader(self: Any, fileobj: Any) -> bool:
+        """As asyncio's remove_reader()."""
+        try:
+            return bool(_base().remove_reader(self, fileobj))
+        except RuntimeError as error:
+            word_as_of_tcp(error)
+            raise
+
+    def remove_writer(self: Any, fileobj: Any) -> bool:
+        """As asyncio's remove_writer()."""
+        try:
+            return bool(_base().remove_writer(self, fileobj))
+        except RuntimeError as error:
+            word_as_of_tcp(error)
+            raise
 
     async def start_tls(self: Any, transport: Any, protocol: Any, sslcontext: Any, **named: Any) -> Any:
         """As asyncio's start_tls()."""

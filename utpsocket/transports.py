@@ -145,6 +145,15 @@ class View:
             words += [f"raddr={self._identity.peer}"] if self._identity.peer else []
         return f"<utpsocket transport socket {', '.join(words)}>"
 
+    def __getattr__(self, name: str) -> Any:
+        if not callable(getattr(stdlib.socket, name, None)):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+        def refuse(*args: Any, **named: Any) -> None:
+            raise TypeError(f"transport sockets do not support {name}() method")
+
+        return refuse
+
     @contextmanager
     def _borrowed(self) -> Iterator[Any]:
         """A socket object over libuv's fd, for a moment."""
@@ -160,7 +169,7 @@ class View:
 
 
 class Transport(asyncio.Transport):
-    """uvloop's transport with a uTP socket's addresses. The methods a busy program calls are uvloop's own."""
+    """uvloop's transport with a uTP socket's addresses, which speaks of itself as of TCP's."""
 
     __slots__ = (
         "__weakref__",
@@ -170,8 +179,6 @@ class Transport(asyncio.Transport):
         "pause_reading",
         "resume_reading",
         "view",
-        "write",
-        "writelines",
     )
 
     def __init__(self, inner: Any, view: View) -> None:
@@ -180,7 +187,7 @@ class Transport(asyncio.Transport):
         self.view = view
         self._has_told_socket = False
         _transports[id(inner)] = self
-        for name in ("write", "writelines", "is_closing", "pause_reading", "resume_reading"):
+        for name in ("is_closing", "pause_reading", "resume_reading"):
             setattr(self, name, getattr(inner, name))
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -204,9 +211,31 @@ class Transport(asyncio.Transport):
         """As asyncio's."""
         self.inner.abort()
 
+    # What uvloop refuses on a closed transport it refuses with its own transport's name.
+
+    def write(self, data: Any) -> None:
+        """As asyncio's."""
+        try:
+            self.inner.write(data)
+        except RuntimeError as error:
+            word_as_of_tcp(error)
+            raise
+
+    def writelines(self, list_of_data: Any) -> None:
+        """As asyncio's."""
+        try:
+            self.inner.writelines(list_of_data)
+        except RuntimeError as error:
+            word_as_of_tcp(error)
+            raise
+
     def write_eof(self) -> None:
         """As asyncio's."""
-        self.inner.write_eof()
+        try:
+            self.inner.write_eof()
+        except RuntimeError as error:
+            word_as_of_tcp(error)
+            raise
 
     def can_write_eof(self) -> bool:
         """As asyncio's."""
@@ -226,7 +255,11 @@ class Transport(asyncio.Transport):
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """As asyncio's."""
-        self.inner.set_write_buffer_limits(high, low)
+        try:
+            self.inner.set_write_buffer_limits(high, low)
+        except RuntimeError as error:
+            word_as_of_tcp(error)
+            raise
 
     def get_write_buffer_size(self) -> int:
         """As asyncio's."""
@@ -249,6 +282,11 @@ _transports: WeakValueDictionary[int, Transport] = WeakValueDictionary()  # by t
 def as_of_tcp(text: str) -> str:
     """What uvloop says of one of its transports, in the words that it has for TCP's."""
     return text.replace("UnixTransport", "TCPTransport")
+
+
+def word_as_of_tcp(error: RuntimeError) -> None:
+    """The same for what uvloop raises, whose traceback stays."""
+    error.args = tuple(as_of_tcp(word) if isinstance(word, str) else word for word in error.args)
 
 
 def with_our_transport(context: dict[str, Any]) -> dict[str, Any]:

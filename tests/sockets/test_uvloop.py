@@ -391,6 +391,65 @@ def test_transports_speak_of_themselves_as_tcps_do(net: Net) -> None:
     run_over(net, main, connections=2)
 
 
+def test_what_transports_refuse_names_them_as_tcps_do(net: Net) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        ends: list[Noting] = []
+        server = await loop.create_server(lambda: Noting(ends), "127.0.0.1", 0)
+        client, protocol = await loop.create_connection(lambda: Noting([]), *server.sockets[0].getsockname())
+        try:
+            fd = client.get_extra_info("socket").fileno()
+            for call, *args in [
+                (loop.add_reader, fd, print),
+                (loop.add_writer, fd, print),
+                (loop.remove_reader, fd),
+                (loop.remove_writer, fd),
+            ]:
+                with pytest.raises(
+                    RuntimeError, match=f"^File descriptor {fd} is used by transport <TCPTransport closed"
+                ):
+                    call(*args)
+            client.close()
+            await protocol.ended
+            while not ends:
+                await asyncio.sleep(0.001)
+            await ends[0].ended
+            for transport in (client, ends[0].transport):
+                while "closed=True" not in repr(transport):
+                    await asyncio.sleep(0.001)
+                for call, *args in [
+                    (transport.write, b"late"),
+                    (transport.writelines, [b"late"]),
+                    (transport.write_eof,),
+                    (transport.set_write_buffer_limits,),
+                ]:
+                    with pytest.raises(
+                        RuntimeError, match="^unable to perform operation on <TCPTransport closed=True "
+                    ):
+                        call(*args)
+        finally:
+            client.close()
+            server.close()
+        await server.wait_closed()
+
+    run_over(net, main, connections=1)
+
+
+@pytest.mark.parametrize("call", ["recv", "sendall", "connect", "shutdown", "makefile", "detach"])
+def test_a_transports_socket_says_what_it_does_not_do(net: Net, call: str) -> None:
+    async def main() -> None:
+        async with serving() as server:
+            _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            sock = writer.get_extra_info("socket")
+            arguments = () if call in ("makefile", "detach") else (b"",)
+            with pytest.raises(TypeError, match=rf"^transport sockets do not support {call}\(\) method$"):
+                getattr(sock, call)(*arguments)
+            assert not hasattr(sock, "nothing_of_that_name")
+            await close(writer)
+
+    run_over(net, main, connections=1)
+
+
 def test_a_peers_reset_is_told(net: Net) -> None:
     async def rude(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         sock = writer.get_extra_info("socket")
