@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 # In looks, not by the clock: a machine that stood still for some seconds has not looked.
-LOOKS: Final = 200
-LOOK_S: Final = 0.02  # TIME_WAIT takes 0.6 s
+LOOKS: Final = 2_000
+LOOK_S: Final = 0.02  # TIME_WAIT takes 0.6 s, and many seconds where a packet was repeated on a busy machine
 THREAD_LOOKS: Final = 500
 THREAD_LOOK_S: Final = 0.002
 
