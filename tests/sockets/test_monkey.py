@@ -12,6 +12,7 @@ import sys
 import threading
 import types
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 
@@ -138,6 +139,20 @@ def test_other_sockets_stay_what_they_are(patch: None) -> None:
         datagrams.bind(("127.0.0.1", 0))
         assert datagrams.type == socket.SOCK_DGRAM
         assert monkey.transport(datagrams) is None
+
+
+def test_every_attribute_that_a_class_names_can_be_asked_for(patch: None) -> None:
+    """As unittest.mock and debuggers do; one that was never set is an AttributeError."""
+    kinds = [
+        (socket.AF_INET, socket.SOCK_DGRAM),
+        (socket.AF_UNIX, socket.SOCK_STREAM),
+        (socket.AF_INET, socket.SOCK_STREAM),
+    ]
+    for family, kind in kinds:
+        with socket.socket(family, kind) as sock:
+            assert mock.create_autospec(sock).fileno
+            for name in dir(sock):
+                getattr(sock, name, None)
 
 
 def test_sockets_go_on_after_unpatch() -> None:

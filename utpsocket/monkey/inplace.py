@@ -64,7 +64,12 @@ class _AtEndAttribute:
     """The attribute `_at_end` of the same."""
 
     def __get__(self, sock: Any, owner: Any = None) -> Any:
-        return self if sock is None else _at_ends[id(sock)]
+        if sock is None:
+            return self
+        try:
+            return _at_ends[id(sock)]
+        except KeyError:  # of a socket that is not uTP's, as an attribute that was never set
+            raise AttributeError("_at_end") from None
 
     def __set__(self, sock: Any, at_end: Any) -> None:
         _at_ends[id(sock)] = at_end
