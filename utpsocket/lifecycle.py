@@ -540,13 +540,11 @@ def _is_hung_up(sock: Any, identity: Identity) -> bool:
 
 
 def catch_up(sock: Any, identity: Identity) -> None:
-    """Have the engine take in what has arrived, if that is a reset: it must be known to who asks now. Otherwise, and
-    where the socket does not block, what is known already is the answer, and nobody waits for the engine.
+    """Have the engine take in what has arrived: a peer's reset just before must be known to who asks now. A socket that
+    does not block is told what is known already, since nothing else can be had without waiting for the engine.
     """
     loop = own_engine(identity)
-    if loop is None or sock.gettimeout() == 0:
-        return
-    if isinstance(loop, RemoteLoop) or verbs.may_be_reset(loop, identity.cookie):
+    if loop is not None and sock.gettimeout() != 0:
         loop.call(verbs.catch_up, identity.cookie)
 
 

@@ -173,10 +173,6 @@ def test_calls_on_connecting_and_connected_sockets() -> None:
         def calls(done: list[str]) -> None:
             assert server.getpeername() == client.getsockname()
             done.append("getpeername")
-            server.setblocking(True)
-            assert server.getpeername() == client.getsockname()
-            server.setblocking(False)
-            done.append("getpeername of a socket that blocks")
             assert client.getsockopt(utpsocket.SOL_UTP, utpsocket.UTP_INFO).state
             done.append("UTP_INFO")
             for name in (stdlib.SO_SNDBUF, stdlib.SO_RCVBUF, stdlib.SO_KEEPALIVE):

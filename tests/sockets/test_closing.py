@@ -326,11 +326,20 @@ def test_close_of_a_fresh_a_bound_and_a_listening_socket(net: Net) -> None:
 
 
 def test_who_asks_for_the_peer_knows_of_its_reset(net: Net) -> None:
+    """Also of one that was made just now by close() in this process, of a connection not yet accepted."""
     for _ in range(10):
         client, server = net.pair()
         net.reset(client)
         with raises_errno(errno.ENOTCONN):
             server.getpeername()
+    listener = net.listener()
+    for _ in range(10):
+        client = net.fresh()
+        client.connect(listener.getsockname())
+        client.sendall(b"x")
+        net.reset(client)
+        with raises_errno(errno.ENOTCONN):
+            net.accept(listener).getpeername()
 
 
 # -- copies ---------------------------------------------------------------------------------------------------

@@ -28,14 +28,11 @@ from utpsocket.engine.originals import os
 from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.peerports import PeerPorts, is_shared
 from utpsocket.protocol import ConnectionStats, State
-from utpsocket.protocol.packet import RESET, VERSION
 
 if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
 
 _LAST_ACKS: Final = 2  # beside the first
-_PEEK: Final = int(stdlib.MSG_PEEK | stdlib.MSG_DONTWAIT)
-_RESET_HEAD: Final = bytes([RESET << 4 | VERSION])
 
 
 _unix_socket: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0)
@@ -476,26 +473,6 @@ def catch_up(loop: Loop, cookie: int) -> None:
     relay = loop.relays.get(cookie)
     if relay is not None:
         relay.look()
-
-
-def may_be_reset(loop: Loop, cookie: int) -> bool:
-    """Whether a reset, or an error, has come for this connection and its user may not have been told: it is what waits
-    next in the socket, or is in the thread's hands. What TCP carries is not looked at. Any thread.
-    """
-    bridge = loop.bridges.get(cookie)
-    if bridge is None or cookie in loop.relays:
-        return True
-    endpoint = bridge.endpoint
-    peer = None if endpoint.peers is None else endpoint.peers.by_addr.get(bridge.connection.addr)
-    try:
-        if (peer or endpoint).port.sock.recv(1, _PEEK) == _RESET_HEAD:
-            return True
-    except BlockingIOError:
-        pass
-    except OSError:
-        return True
-    owner = loop.owner  # in this order, which is the thread's own
-    return owner is endpoint or (owner is peer is not None) or bridge.connection.state is State.CLOSED
 
 
 def when_flushed(loop: Loop, cookie: int, callback: Callable[[], None]) -> None:
