@@ -155,6 +155,77 @@ print("fine")
 os._exit(0)
 """
 
+# Whatever else of a program's the interpreter calls by itself: hooks, what stands in place of builtins and streams, and
+# objects that a program hands over, with what they do at their end.
+HOOKS = """
+import builtins, codecs, warnings
+server = echo_server()
+called = {}
+def note(what, *_):
+    called.setdefault(what, set()).add(get_ident())
+class Finder:
+    def find_spec(self, *_):
+        note("meta_path")
+class Stream:
+    def write(self, _):
+        note("stream")
+    def flush(self):
+        note("stream")
+class Host(str):
+    def __del__(self):
+        note("host")
+class Number(int):
+    def __index__(self):
+        note("index")
+        return int(self)
+    def __del__(self):
+        note("number")
+class Sock(utpsocket.socket):
+    def __del__(self):
+        note("socket")
+        super().__del__()
+sys.meta_path.insert(0, Finder())
+codecs.register(lambda name: note("codecs"))
+plain_import = builtins.__import__
+def imports(*arguments, **named):
+    note("import")
+    return plain_import(*arguments, **named)
+builtins.__import__ = imports
+sys.excepthook = lambda *_: note("excepthook")
+sys.unraisablehook = lambda *_: note("unraisablehook")
+threading.excepthook = lambda *_: note("threading.excepthook")
+warnings.simplefilter("always")
+warnings.showwarning = lambda *_, **__: note("showwarning")
+threading.settrace(lambda *_: note("trace"))
+threading.setprofile(lambda *_: note("profile"))
+sys.stderr = Stream()
+gc.set_threshold(5)
+for _ in range(20):
+    sock = Sock()
+    weakref.finalize(sock, note, "weakref")
+    sock.settimeout(30)
+    sock.bind((Host("127.0.0.1"), Number(0)))
+    for level, name, value in ((6, 1, 1), (1, 7, 100_000), (6, 4, 7), (6, 18, 30_000), (0, 1, 16)):
+        sock.setsockopt(level, name, Number(value))
+    sock.connect((Host("127.0.0.1"), Number(server[1])))
+    talk(sock, 100_000)
+    refused = Sock()
+    refused.settimeout(30)
+    try:
+        refused.bind(sock.getsockname())
+    except OSError:
+        pass
+    del sock, refused  # unclosed
+    if hasattr(running_engine(), "_thread_id"):
+        running_engine().post(lambda loop: 1 / 0)
+ours = our_threads()
+assert ours
+assert {"host", "number", "socket", "weakref", "showwarning"} <= set(called), called
+assert not [what for what, threads in called.items() if threads & ours], called
+print("fine", flush=True)
+os._exit(0)
+"""
+
 
 def run(program: str, **environment: str) -> None:
     done = subprocess.run(
@@ -167,7 +238,7 @@ def run(program: str, **environment: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")
 
 
-@pytest.mark.parametrize("program", [GARBAGE, ROUND_TRIP, LOCK], ids=["garbage", "round trip", "lock"])
+@pytest.mark.parametrize("program", [GARBAGE, ROUND_TRIP, LOCK, HOOKS], ids=["garbage", "round trip", "lock", "hooks"])
 @pytest.mark.parametrize(
     "environment",
     [{}, {"UTPSOCKET_ENGINE": "process"}, {"UTPSOCKET_POLLER": "poll"}, {"UTPSOCKET_KEEP_GIL": "0"}],
