@@ -53,6 +53,16 @@ REPLACEABLE = frozenset({*originals.COPIED, "builtins", "threading", "subprocess
 NEED_THE_MODULES = ("protocol", "cli", "monkey", "green", "inherited")
 NEED_THE_MODULES_FILES = frozenset({"__init__.py", "dropin.py", "libuv.py", "engine/originals.py", "engine/native.py"})
 
+# What programs run by themselves, or only the engine's thread does: no signal's handler runs there.
+WITHOUT_HANDLERS = ("cli",)
+WITHOUT_HANDLERS_FILES = frozenset(
+    {"libuv.py", "engine/native.py"}  # asyncio's callbacks; as it is imported
+    | {
+        f"engine/{name}.py"
+        for name in ("bridge", "door", "fallback", "latecomers", "listener", "process", "relay", "sieve", "syscalls")
+    }
+)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -192,6 +202,29 @@ def replaceable_names(source: Source) -> Iterator[str]:
             yield f"{source.path}:{node.lineno}: {node.id}() may be the program's by then"
 
 
+def swallowed_handlers(source: Source) -> Iterator[str]:
+    """An `except OSError` that takes what a signal's handler raises, TimeoutError say, for a system call's error."""
+    if source.room in WITHOUT_HANDLERS or source.path in WITHOUT_HANDLERS_FILES:
+        return
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.ExceptHandler) and node.type is not None and _names(node.type, "OSError"):
+            inside = [each for statement in node.body for each in ast.walk(statement)]
+            passes = any(isinstance(each, ast.Raise) or _names(each, "let_pass", "refuse", "tell") for each in inside)
+            if not passes:
+                yield f"{source.path}:{node.lineno}: does not let pass what a signal's handler raises (handlers.py)"
+        elif isinstance(node, ast.Call) and _names(node.func, "suppress"):
+            if any(_names(argument, "OSError") for argument in node.args):
+                yield f"{source.path}:{node.lineno}: suppresses what a signal's handler raises (handlers.py)"
+
+
+def _names(tree: ast.AST, *names: str) -> bool:
+    """Whether one of these names is used in it."""
+    return any(
+        (isinstance(node, ast.Name) and node.id in names) or (isinstance(node, ast.Attribute) and node.attr in names)
+        for node in ast.walk(tree)
+    )
+
+
 RULES: list[Callable[[Source], Iterator[str]]] = [
     impure_protocol,
     engine_looking_up,
@@ -201,6 +234,7 @@ RULES: list[Callable[[Source], Iterator[str]]] = [
     no_introduction,
     vague_names,
     replaceable_names,
+    swallowed_handlers,
 ]
 
 INTRODUCED = '"""A module."""\n\nfrom __future__ import annotations\n\n'
@@ -239,6 +273,10 @@ OFFENDERS = [
     (replaceable_names, "shim.py", "def f():\n    import threading\n", 1),
     (replaceable_names, "shim.py", "from utpsocket.engine.originals import os\nfrom fcntl import fcntl\n", 0),
     (replaceable_names, "green/x.py", "import os\n", 0),
+    (swallowed_handlers, "shim.py", "try:\n    f()\nexcept (OSError, ValueError):\n    pass\n", 1),
+    (swallowed_handlers, "shim.py", "with contextlib.suppress(OSError):\n    f()\n", 1),
+    (swallowed_handlers, "shim.py", "try:\n    f()\nexcept OSError as error:\n    let_pass(error)\n", 0),
+    (swallowed_handlers, "cli/x.py", "try:\n    f()\nexcept OSError:\n    pass\n", 0),
 ]
 
 

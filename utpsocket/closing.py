@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from utpsocket.engine import running_engine, verbs
+from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.native import allocate_lock
@@ -101,6 +102,5 @@ def _tell(tell: Callable[..., Any], verb: Callable[..., object], *arguments: Any
         try:
             return tell(verb, *arguments)
         except OSError as error:
-            if error.errno is None:
-                raise  # of a signal's handler
+            let_pass(error)
     return _UNHEARD

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import sys
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from typing import Any, Final
 
 from utpsocket import options, pairing, registry, replacement
 from utpsocket.engine import engine, farewell, names, namespaces, running_engine, serving_pid, verbs
+from utpsocket.engine.handlers import let_pass, suppress_errnos
 from utpsocket.engine.highfd import raise_fd, with_room
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.loop import Loop
@@ -206,7 +207,8 @@ def _aim(udp: Any, identity: Identity, address: Any, *, quietly: bool) -> tuple[
         return code, None
     try:
         peer = udp.getpeername()
-    except OSError:  # port 0, to which UDP can "connect"
+    except OSError as error:  # port 0, to which UDP can "connect"
+        let_pass(error)
         return errno.ECONNREFUSED, None
     return errno.ENETUNREACH if _is_multicast(identity.family, peer[0]) else 0, peer
 
@@ -216,7 +218,7 @@ def _have_source(udp: Any, bound: Address) -> None:
     tells what follows of the one for the other.
     """
     if bound[0] not in ("0.0.0.0", "::"):
-        with suppress(OSError):  # the address is this machine's no more
+        with suppress_errnos():  # the address is this machine's no more
             udp.bind((bound[0], 0, *bound[2:]))
 
 
@@ -407,8 +409,8 @@ def shut_down_unconnected(sock: Any, identity: Identity, how: int) -> None:
     """
     try:
         Socket.shutdown(sock, how)
-    except OSError:
-        pass
+    except OSError as error:
+        let_pass(error)
     if identity.role is Role.FRESH:
         identity.shut_halves |= how + 1  # as the kernel counts them
     elif not identity.is_told:
@@ -440,7 +442,8 @@ def _renew(sock: Any, identity: Identity) -> None:
     for other in duplicates:
         try:
             os.dup2(fd, other, inheritable=os.get_inheritable(other))
-        except OSError:
+        except OSError as error:
+            let_pass(error)
             continue  # closed by another thread
     identity.transport = "utp"
     identity.is_over = identity.is_reset = identity.is_gated = identity.is_told = False
@@ -471,7 +474,8 @@ def disconnect(sock: Any, identity: Identity) -> None:
     try:
         give_up_chosen_port(identity)
         _renew(sock, identity)
-    except OSError:
+    except OSError as error:
+        let_pass(error)
         identity.claim = None  # no fd left, say: the next connect() does it
 
 
@@ -582,7 +586,8 @@ def _give_up_at_once(sock: Any, identity: Identity, loop: Loop | RemoteLoop) -> 
     identity.role = Role.FAILED
     try:
         fresh, end = _socket.socketpair(stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0)
-    except OSError:
+    except OSError as error:
+        let_pass(error)
         return  # no fd left: then when the engine comes to it
     fresh.send(b"!")
     end.close()  # over an unread byte: ECONNRESET. unix(7)

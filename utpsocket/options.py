@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Final
 
 from utpsocket import pairing
+from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.highfd import with_room
 from utpsocket.engine.identity import Identity, Role, half_buffer
 from utpsocket.engine.native import Socket
@@ -310,8 +311,8 @@ def _bind_to_scope(judge: Any, identity: Identity) -> None:
         if address is not None and len(address) == 4 and address[3]:
             try:
                 judge.setsockopt(_SOCKET, stdlib.SO_BINDTODEVICE, stdlib.if_indextoname(address[3]).encode())
-            except OSError:
-                pass  # it is gone
+            except OSError as error:
+                let_pass(error)  # it is gone
             return
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from utpsocket.engine import names, running_engine
+from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.names import Address
 from utpsocket.engine.native import Socket
@@ -54,8 +55,7 @@ def identity_of_fd(sock: Any) -> Identity | None:
     try:
         inode = os.fstat(sock.fileno()).st_ino
     except OSError as error:
-        if error.errno is None:
-            raise  # of a signal's handler
+        let_pass(error)
         return None
     identity = _by_inode.get(inode)
     if identity is not None:
@@ -70,8 +70,7 @@ def _identity_from_names(sock: Any) -> Identity | None:
     try:
         name = Socket.getpeername(sock)
     except OSError as error:
-        if error.errno is None:
-            raise  # of a signal's handler
+        let_pass(error)
         name = None
     found = names.decode(name)
     if found is not None and names.is_ours(name, names.maker(sock)[1]):

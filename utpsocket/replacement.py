@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Final
 
 from utpsocket.engine import running_engine
+from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.highfd import give_back, with_room
 from utpsocket.engine.native import Socket
 from utpsocket.engine.originals import ctypes, io, os, platform, struct
@@ -58,5 +59,6 @@ def _registrations(fd: int) -> Iterator[tuple[int, int, int]]:
             give_back()
             if found is not None:
                 yield epoll_fd, int(found[1], 16), int(found[2], 16)
-        except OSError:
+        except OSError as error:
+            let_pass(error)
             continue

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from utpsocket import lifecycle, pairing
 from utpsocket.engine import farewell
+from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.highfd import with_room
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, allocate_lock
@@ -130,8 +131,8 @@ def check_bind(family: int, address: Any, *, is_open: bool) -> None:
             judge.bind(address)
         except stdlib.gaierror:
             raise
-        except OSError:
-            if is_open:
+        except OSError as error:
+            if is_open or error.errno is None:
                 raise
 
 
@@ -144,8 +145,8 @@ def check_connect(family: int, method: str, address: Any) -> None:
             getattr(judge, method)(address)
         except stdlib.gaierror:
             raise
-        except OSError:
-            pass  # of connecting
+        except OSError as error:
+            let_pass(error)  # of connecting
 
 
 def check_ancillary(identity: Identity, ancdata: Any) -> None:

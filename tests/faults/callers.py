@@ -5,9 +5,9 @@ stands for it here: it raises at the n-th line (or instruction, which comes clos
 and is beside the truth between two lines) that runs within utpsocket/ during a call, for each n that there is.
 TCP's calls have no such lines: they do their work or they do not, and so must ours.
 
-A point is named callers:CALL:line:N:ERROR or callers:CALL:opcode:N:ERROR. KeyboardInterrupt comes at each line, and
-every other exception that a handler may raise in turns: its own, SystemExit, a timeout as gevent's, which is no
-Exception, or one that is an OSError, which ours must not be mistaken for; and MemoryError, which needs no handler. What
+A point is named callers:CALL:line:N:ERROR or callers:CALL:opcode:N:ERROR. At each line come KeyboardInterrupt, and a
+TimeoutError, which is an OSError and must not be taken for a system call's; and in turns whatever else a handler may
+raise, its own, SystemExit, a timeout as gevent's, which is no Exception, and MemoryError, which needs no handler. What
 must hold after each:
 
     the call raised what was raised in it, or an errno
@@ -24,6 +24,7 @@ alone. tests.faults.engine has those of the engine's.
 from __future__ import annotations
 
 import contextlib
+import dis
 import gc
 import os
 import random
@@ -72,7 +73,8 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
     "GreenTimeout": lambda: GreenTimeout("by a handler"),
 }
 USUAL = "KeyboardInterrupt"
-OTHERS = [name for name in ERRORS if name != USUAL]
+LIKE_AN_ERRNO = "TimeoutError"
+OTHERS = [name for name in ERRORS if name not in (USUAL, LIKE_AN_ERRNO)]
 
 
 class Injection:
@@ -84,6 +86,7 @@ class Injection:
         self.with_opcodes = with_opcodes
         self.lines = 0
         self.at = ""
+        self._returning: FrameType | None = None
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -108,8 +111,18 @@ class Injection:
             if self.lines == self.number:
                 sys.settrace(None)
                 self.at = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
+                if event == "opcode" and dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith("RETURN"):
+                    self._returning = frame
                 raise self.error
         return self._on_line
+
+    def leave(self) -> None:
+        """Where it was raised as a function returned, that function's frame is gone, with all that it held: a handler
+        runs after a return, not within. Unlike any other frame, which lives on in the exception's traceback.
+        """
+        frame, self._returning = self._returning, None
+        if frame is not None:
+            frame.clear()
 
 
 def may_lose(case: Case, injection: Injection) -> bool:
@@ -151,6 +164,7 @@ def run_once(
                 case.call()
         except BaseException as problem:
             raised = problem
+        injection.leave()
         if raised is None and injection.at and not may_lose(case, injection):
             wrong = f"{injection.at}: {type(injection.error).__name__} is lost"
         elif raised is not None and raised is not injection.error and not isinstance(raised, OSError):
@@ -204,16 +218,18 @@ def count(name: str, *, with_opcodes: bool, module: Any = utpsocket) -> int:
 
 
 def points(*, quick: bool) -> list[str]:
-    """KeyboardInterrupt at each line of each call and the others in turns; unless `quick`, at instructions as well."""
+    """KeyboardInterrupt and what looks like an errno at each line of each call, the others in turns; KeyboardInterrupt
+    at instructions as well.
+    """
     warm_up()
     found = []
     for name in CASES:
         step = SOME_OF if quick else 1
         for number in range(1, count(name, with_opcodes=False) + 1, step):
-            found.append(f"{NAME}:{name}:line:{number}:{USUAL}")
-            other = OTHERS[number // step % len(OTHERS)]
-            if not (other == "TimeoutError" and name == "create_both"):  # which the stdlib takes for a lack of IPv6
-                found.append(f"{NAME}:{name}:line:{number}:{other}")
+            others: tuple[str, ...] = LIKE_AN_ERRNO, OTHERS[number // step % len(OTHERS)]
+            if name == "create_both":  # the stdlib takes it for a lack of IPv6
+                others = others[1:]
+            found += [f"{NAME}:{name}:line:{number}:{error}" for error in (USUAL, *others)]
         step = SOME_OF * 10 if quick else 1
         numbers = range(1, count(name, with_opcodes=True) + 1, step)
         found += [f"{NAME}:{name}:opcode:{number}:{USUAL}" for number in numbers]

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine import faults, verbs
+from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.native import Socket, allocate_lock, in_one_step, sleep
 
 if TYPE_CHECKING:
@@ -152,8 +153,7 @@ class Inbox:
         try:
             in_one_step(partial(self.commands.append, command), self._wake_up.pull)
         except OSError as error:
-            if error.errno is None:
-                raise  # of a signal's handler
+            let_pass(error)
             if error.errno in faults.TRANSIENT:
                 self._wake()
             # else it has been woken often enough, or sleeps no more
@@ -166,6 +166,7 @@ class Inbox:
             try:
                 self._wake_up.pull()
             except OSError as error:
+                let_pass(error)
                 if error.errno in faults.TRANSIENT:
                     sleep(_PULL_AGAIN_SECONDS)
                     continue

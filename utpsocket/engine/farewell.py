@@ -15,6 +15,7 @@ from termios import FIONREAD
 from typing import Any, Final
 
 from utpsocket.engine import holders, native, outcomes
+from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.highfd import give_back, with_room
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.originals import os
@@ -51,8 +52,8 @@ def close_end(end: Any, identity: Identity, code: int) -> None:
         record(identity, code, was_connecting=identity.role is Role.CONNECTING)
         try:
             leave_unread_byte(end.fileno(), identity)
-        except OSError:
-            pass  # no fd for it, say: Python's calls find the errno all the same
+        except OSError as error:
+            let_pass(error)  # no fd for it, say: Python's calls find the errno all the same
     end.close()
 
 
@@ -83,8 +84,8 @@ def deafen(end: Any) -> None:
     """Read no more of what the user writes."""
     try:
         end.shutdown(stdlib.SHUT_RD)
-    except OSError:
-        pass
+    except OSError as error:
+        let_pass(error)
 
 
 def unread_bytes(fd: int) -> int:
@@ -126,13 +127,15 @@ def _write_as_user(fd: int, inode: int) -> bool:
         if os.fstat(fd).st_ino != inode:
             return False
         user = _duplicate(fd)
-    except OSError:
+    except OSError as error:
+        let_pass(error)
         return False
     try:
         try:
             if os.fstat(user.fileno()).st_ino != inode:  # the number has come to mean another meanwhile
                 return False
-        except OSError:
+        except OSError as error:
+            let_pass(error)
             return False
         _send_byte(user)
     finally:
@@ -144,8 +147,8 @@ def _write_as_user(fd: int, inode: int) -> bool:
 def _send_byte(user: Any) -> None:
     try:
         user.send(b"!", stdlib.MSG_DONTWAIT | stdlib.MSG_NOSIGNAL)
-    except OSError:
-        pass  # the user has shut down writing: only the recorded errno can tell it
+    except OSError as error:
+        let_pass(error)  # the user has shut down writing: only the recorded errno can tell it
 
 
 def _duplicate(fd: int) -> Any:
@@ -160,14 +163,15 @@ def shut_down_as_user(identity: Identity) -> None:
             if fd < 0 or os.fstat(fd).st_ino != identity.inode:
                 continue
             user = _duplicate(fd)
-        except OSError:
+        except OSError as error:
+            let_pass(error)
             continue
         try:
             if os.fstat(user.fileno()).st_ino == identity.inode:
                 user.shutdown(stdlib.SHUT_RDWR)
                 return
-        except OSError:
-            pass
+        except OSError as error:
+            let_pass(error)
         finally:
             user.close()
             give_back()
@@ -182,18 +186,21 @@ def fds_of(inode: int) -> Iterator[int]:
     wanted = f"socket:[{inode}]"
     try:
         names = with_room(partial(os.listdir, "/proc/self/fd"))
-    except OSError:  # no /proc
+    except OSError as error:  # no /proc
+        let_pass(error)
         for number in range(_MOST_FDS_TRIED):
             try:
                 found = os.fstat(number)
                 if found.st_ino == inode and S_ISSOCK(found.st_mode):
                     yield number
-            except OSError:
+            except OSError as error:
+                let_pass(error)
                 continue
         return
     for name in names:
         try:
             if os.readlink(f"/proc/self/fd/{name}") == wanted:
                 yield int(name)
-        except OSError:
+        except OSError as error:
+            let_pass(error)
             continue

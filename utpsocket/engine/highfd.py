@@ -28,8 +28,9 @@ from fcntl import F_DUPFD_CLOEXEC, fcntl
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from utpsocket.engine.handlers import let_pass, or_none
 from utpsocket.engine.native import Socket, allocate_lock, epoll
-from utpsocket.engine.originals import ctypes, os, resource
+from utpsocket.engine.originals import os, resource
 from utpsocket.engine.originals import socket as stdlib
 
 _T = TypeVar("_T")
@@ -51,15 +52,15 @@ class HighSocket(Socket):  # type: ignore[misc]  # native's is Any
         if len(_kept) < _KEPT and model is not None and self.fileno() >= 0 and _is_kept(model):
             try:
                 os.dup2(model.fileno(), self.fileno(), inheritable=False)
-            except OSError:
-                pass  # the limit is lower than the number by now
+            except OSError as error:
+                let_pass(error)  # the limit is lower than the number by now
             else:
                 _kept.append(_owner(iter(self.detach, -1)))
                 return
         try:
             Socket.close(self)
-        except OSError:
-            pass  # it is closed all the same, whatever close(2) has to say of what was written
+        except OSError as error:
+            let_pass(error)  # it is closed all the same, whatever close(2) has to say of what was written
 
     # As the C class's finalizer, but without its ResourceWarning: the program, which would be told, has nothing to
     # close, and at exit what is kept in advance is simply there. In C, so that no signal's handler runs within it.
@@ -104,20 +105,16 @@ def prepare() -> None:
         while _kept:
             _kept.pop().detach()
     try:
-        ctypes.CDLL("libgcc_s.so.1")  # glibc opens it at a thread's end, and aborts where it has no fd for that
-    except OSError:
-        pass
-    try:
         model = Socket(stdlib.AF_UNIX, stdlib.SOCK_DGRAM)
     except OSError as error:
-        _raise_handlers(error)
+        let_pass(error)
         return
     with closing(model):
         found = os.fstat(model.fileno())
         try:
             high = _duplicate(model.fileno(), _floor(model.fileno()))
         except OSError as error:
-            _raise_handlers(error)
+            let_pass(error)
             return
         high.setblocking(False)  # whoever finds it in the place of something else must not wait
         _model_file = found.st_dev, found.st_ino
@@ -142,28 +139,19 @@ def _floor(lowest_fd: int) -> int:
     return _HIGH_FD if _limit() >= _HIGH_FD + 4 * _KEPT else lowest_fd + _FAR
 
 
-def _raise_handlers(error: OSError) -> None:
-    """What has no errno is no kernel's: a signal's handler has raised it, TimeoutError say, and we may not drop it."""
-    if error.errno is None:
-        raise error
-
-
 def _keep_more(model: HighSocket, lowest_fd: int) -> None:
     floor = _floor(lowest_fd)
     try:
         while len(_kept) < _KEPT:
             _kept.append(_duplicate(model.fileno(), floor))
     except OSError as error:
-        _raise_handlers(error)
+        let_pass(error)
 
 
 def _is_kept(sock: HighSocket) -> bool:
     """Whether its number still means what we keep."""
-    try:
-        found = os.fstat(sock.fileno())
-    except OSError:
-        return False
-    return (found.st_dev, found.st_ino) == _model_file
+    found = or_none(os.fstat, sock.fileno())
+    return found is not None and (found.st_dev, found.st_ino) == _model_file
 
 
 def _take_kept() -> HighSocket | None:
@@ -225,7 +213,8 @@ def idle_instead(sock: Any) -> bool:
         return False
     try:
         os.dup2(model.fileno(), sock.fileno(), inheritable=False)
-    except OSError:
+    except OSError as error:
+        let_pass(error)
         return False  # the limit is lower than the number by now
     return True
 
@@ -237,7 +226,7 @@ def _raised(sock: Any) -> HighSocket | None:
         own = partial(HighSocket, sock.family, sock.type, sock.proto)
         return next(map(own, map(partial(fcntl, fd, F_DUPFD_CLOEXEC), (_HIGH_FD,))))
     except OSError as error:
-        _raise_handlers(error)
+        let_pass(error)
     raised = _take_kept()
     if raised is None or not _put(fd, raised):
         if raised is not None:
@@ -257,11 +246,12 @@ def _put(fd: int, kept: HighSocket) -> bool:
     try:
         try:
             put()
-        except OSError:
+        except OSError as error:
+            let_pass(error)
             _beyond_limit(put, kept.fileno() + 1)
-    except OSError:
-        return False
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            return False  # and the number is still a kept one's
         Socket.close(kept)
         raise
     return True
@@ -315,7 +305,8 @@ def give_back() -> None:
         _owed -= 1
         try:
             _kept.append(_duplicate(model.fileno(), 0))
-        except OSError:
+        except OSError as error:
+            let_pass(error)
             return
 
 

@@ -21,6 +21,7 @@ from contextlib import closing
 from functools import partial
 from typing import Any, Final
 
+from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.highfd import give_back, with_room
 from utpsocket.engine.native import Socket
 from utpsocket.engine.originals import ctypes, io, os, struct, time
@@ -75,7 +76,8 @@ def peer_inode(fd: int) -> int:
             kernel.settimeout(0)
             kernel.send(header + request)  # it answers before this returns
             answer = kernel.recv(4_096)
-    except OSError:
+    except OSError as error:
+        let_pass(error)
         return 0
     if len(answer) < _NETLINK_HEADER.size or _NETLINK_HEADER.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:
         return 0
@@ -120,7 +122,8 @@ def _descendants() -> Iterator[int]:
             for thread in with_room(partial(os.listdir, f"/proc/{pid}/task")):
                 with with_room(partial(io.FileIO, f"/proc/{pid}/task/{thread}/children")) as children:
                     waiting += map(int, children.readall().split())
-        except OSError:
+        except OSError as error:
+            let_pass(error)
             continue  # it has ended, or there is no /proc
         finally:
             give_back()
@@ -130,13 +133,15 @@ def _fds(pid: int, wanted: str) -> Iterator[int]:
     """This process's fds of which /proc says this."""
     try:
         names = with_room(partial(os.listdir, f"/proc/{pid}/fd"))
-    except OSError:
+    except OSError as error:
+        let_pass(error)
         return
     for name in names:
         try:
             if os.readlink(f"/proc/{pid}/fd/{name}") == wanted:
                 yield int(name)
-        except OSError:
+        except OSError as error:
+            let_pass(error)
             continue
 
 
@@ -144,7 +149,10 @@ def _duplicate(pid: int, number: int, inode: int) -> Any:
     """The socket `inode` as that process has it under this number; None if it has it no more, or does not lend it."""
     try:
         process = with_room(partial(os.pidfd_open, pid))
-    except (OSError, AttributeError):
+    except AttributeError:
+        return None
+    except OSError as error:
+        let_pass(error)
         return None
     try:
         fd = _libc.syscall(_PIDFD_GETFD, process, number, 0)
@@ -155,7 +163,11 @@ def _duplicate(pid: int, number: int, inode: int) -> Any:
     try:
         if os.fstat(fd).st_ino == inode:
             return Socket(fileno=fd)
-    except OSError:
-        pass
+    except BaseException as error:
+        os.close(fd)
+        if isinstance(error, OSError):
+            let_pass(error)
+            return None
+        raise
     os.close(fd)
     return None

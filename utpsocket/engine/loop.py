@@ -28,6 +28,7 @@ from utpsocket.engine.fallback import Attempt, Silences
 from utpsocket.engine.faults import Containment, carefully
 from utpsocket.engine.forklock import ForkLock
 from utpsocket.engine.gates import Gates
+from utpsocket.engine.handlers import or_none
 from utpsocket.engine.highfd import idle_instead, raise_fd
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.lanes import Lanes
@@ -251,10 +252,7 @@ class Loop:
 
         The thread then never touches an fd again: the numbers may be somebody else's by now.
         """
-        try:
-            found = os.fstat(self._wake_fd)
-        except OSError:
-            found = None
+        found = or_none(os.fstat, self._wake_fd)
         if found is not None and (found.st_dev, found.st_ino) == (self._wake_file.st_dev, self._wake_file.st_ino):
             return True
         self._is_stopping = True

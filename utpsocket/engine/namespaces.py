@@ -18,6 +18,7 @@ from fcntl import ioctl
 from functools import partial
 from typing import Any, Final
 
+from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.highfd import give_back, with_room
 from utpsocket.engine.native import Socket
 from utpsocket.engine.originals import ctypes, os
@@ -35,7 +36,8 @@ def cookie(sock: Any) -> int:
     """What tells the socket's namespace from others; 0 where the kernel does not say, or the socket is closed."""
     try:
         told = Socket.getsockopt(sock, stdlib.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE_BYTES)
-    except OSError:
+    except OSError as error:
+        let_pass(error)
         return 0
     return int.from_bytes(told, sys.byteorder)
 

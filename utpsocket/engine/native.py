@@ -76,7 +76,7 @@ except AttributeError:
 poll = original("select", "poll")
 
 try:
-    # glibc loads it when a thread ends, and aborts where it is not found: as after a chroot().
+    # glibc loads it when a thread ends, and aborts where it is not found, as after a chroot(), or has no fd for that.
     ctypes.CDLL("libgcc_s.so.1")
 except OSError:
     pass

@@ -23,6 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine import namespaces
+from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.highfd import raise_fd, with_room
 from utpsocket.engine.native import Socket
 from utpsocket.engine.originals import io
@@ -49,7 +50,10 @@ def is_shared(sock: Any) -> bool:
     """Whether other processes may bind the same address."""
     try:
         return bool(sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEPORT))
-    except (OSError, AttributeError):
+    except AttributeError:
+        return False
+    except OSError as error:
+        let_pass(error)
         return False
 
 
@@ -133,7 +137,8 @@ class PeerPorts:
         port = self._endpoint.port
         try:
             member = with_room(partial(Socket, port.family, stdlib.SOCK_DGRAM, 0))
-        except OSError:
+        except OSError as error:
+            let_pass(error)
             return
         try:
             member.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEPORT, 1)
@@ -142,8 +147,8 @@ class PeerPorts:
                 member.setsockopt(stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY, only)
             member.bind(port.local)
             member.connect(port.local)
-        except OSError:
-            pass
+        except OSError as error:
+            let_pass(error)
         finally:
             member.close()
 
@@ -197,7 +202,8 @@ class PeerPorts:
             if endpoint.is_elsewhere:
                 make = partial(namespaces.beside, port.sock, make)
             sock = raise_fd(make())
-        except OSError:
+        except OSError as error:
+            let_pass(error)
             self.works = False
             return None
         try:
@@ -283,7 +289,8 @@ class PeerPorts:
                         columns = line.split()
                         if columns[_LOCAL].endswith(number) and columns[_REMOTE].endswith(b":0000"):
                             bound.add(columns[_INODE])
-            except OSError:
+            except OSError as error:
+                let_pass(error)
                 if path == _TABLES[0]:
                     return False
         return len(bound) <= 1

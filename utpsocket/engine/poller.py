@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from utpsocket.engine import environment, native
 from utpsocket.engine.collector import Hold
+from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.highfd import new_epoll, raised_duplicate
 from utpsocket.engine.originals import ctypes, os, platform, struct, time
 from utpsocket.protocol.receivehalf import NEVER
@@ -255,8 +256,8 @@ class Watches:
         if fd in self.by_fd:
             try:
                 self._epoll.unregister(fd)
-            except OSError:
-                pass
+            except OSError as error:
+                let_pass(error)
             self.by_fd.pop(fd, None)
             self._events.pop(fd, None)  # not there where a signal's handler has interrupted watch()
 
@@ -271,7 +272,8 @@ class Watches:
                     self._epoll.modify(fd, events)
                 except FileNotFoundError:
                     self._epoll.register(fd, events)
-            except OSError:
+            except OSError as error:
+                let_pass(error)
                 lost.append(self.by_fd.get(fd))
                 self.forget_fd(fd)
         return [watcher for watcher in lost if watcher is not None]

@@ -35,6 +35,7 @@ from utpsocket.engine import collector, farewell, outcomes, secret, verbs, wire
 from utpsocket.engine.answer import Answer
 from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.forklock import ForkLock
+from utpsocket.engine.handlers import let_pass, or_none
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, allocate_lock, get_ident, new_reentrant_lock, sleep, start_thread
 from utpsocket.engine.originals import _socket, marshal, os, posix, random, signal
@@ -282,8 +283,8 @@ class RemoteLoop:
                 # One call in C for all of them: a signal's handler that raises must not lose any.
                 self._pending.extend(iter(self._next_notice, b""))
                 has_ended = True
-            except OSError:
-                pass  # no more of them now
+            except OSError as error:
+                let_pass(error)  # no more of them now
             pending = self._pending
             while pending:
                 first = pending[0]
@@ -350,6 +351,7 @@ class RemoteLoop:
                 try:
                     self._message, self._message_fds = wire.receive_raw(self._control)
                 except OSError as error:
+                    let_pass(error)
                     if error.errno in NO_ROOM:
                         sleep(_TRY_AGAIN_SECONDS)
                         continue
@@ -422,10 +424,7 @@ class RemoteLoop:
 
     def has_its_fds(self) -> bool:
         """False when the program has closed every fd it did not know (os.closerange, as daemons do)."""
-        try:
-            found = os.fstat(self._control.fileno())
-        except OSError:
-            found = None
+        found = or_none(os.fstat, self._control.fileno())
         if found is not None and os.path.samestat(found, self._control_file):
             return True
         self.is_alive = False
@@ -477,7 +476,8 @@ def _socket_pair() -> tuple[Any, Any]:
 def _raised(sock: Any) -> Any:
     try:
         high = fcntl(sock.fileno(), F_DUPFD_CLOEXEC, _HIGH_FD)
-    except OSError:
+    except OSError as error:
+        let_pass(error)
         return sock
     sock.close()
     return Socket(fileno=high)

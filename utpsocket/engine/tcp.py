@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Final
 
+from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.highfd import with_room
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.native import Socket
@@ -33,5 +34,5 @@ def apply_options(tcp: Any, identity: Identity) -> None:
             value = _INT.pack(_INT.unpack_from(value)[0] // 2)
         try:
             tcp.setsockopt(level, name, value)
-        except OSError:
-            pass  # one that can be set in another state only, such as IPV6_V6ONLY after bind()
+        except OSError as error:
+            let_pass(error)  # one that can be set in another state only, such as IPV6_V6ONLY after bind()

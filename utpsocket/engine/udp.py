@@ -17,6 +17,7 @@ from utpsocket.engine import sieve
 from utpsocket.engine.arena import ROOM_BYTES, Arena
 from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.gather import MOST_IN
+from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.names import Address
 from utpsocket.engine.namespaces import cookie
 from utpsocket.engine.originals import os, struct
@@ -193,8 +194,7 @@ class Port:
             try:
                 self.peer = peer or sock.getpeername()
             except OSError as error:
-                if error.errno is None:
-                    raise  # of a signal's handler
+                let_pass(error)
                 self.peer = None
         self.is_connected = self.peer is not None
         self.is_wildcard = not self.is_connected and self.local[0] in _WILDCARDS
@@ -239,8 +239,7 @@ class Port:
         try:
             self.sock.setsockopt(level, name, value)
         except OSError as error:
-            if error.errno is None:
-                raise  # of a signal's handler
+            let_pass(error)
             return False
         return True
 
@@ -388,7 +387,8 @@ class Port:
         """How many datagrams the kernel has dropped, by the sieve or for want of room, modulo 2³²."""
         try:
             figures = self.sock.getsockopt(stdlib.SOL_SOCKET, _SO_MEMINFO, 4 * _MEMINFO_WORDS)
-        except OSError:
+        except OSError as error:
+            let_pass(error)
             return 0
         return (
             _INT.unpack_from(figures, 4 * _MEMINFO_DROPS)[0] & 0xFFFFFFFF if len(figures) == 4 * _MEMINFO_WORDS else 0
@@ -417,14 +417,15 @@ class Port:
         while True:
             try:
                 quoted, ancillary, _, addr = self.sock.recvmsg(64, 512, _MSG_ERRQUEUE)
-            except OSError:
+            except OSError as error:
+                let_pass(error)
                 return
             for _, kind, data in ancillary:
                 if kind in (_IP_RECVERR, _IPV6_RECVERR) and len(data) >= _EXTENDED_ERROR.size:
-                    error, origin, _, _, _, info, _ = _EXTENDED_ERROR.unpack_from(data)
-                    mtu_bytes = max(0, info - self._overhead) if error == errno.EMSGSIZE else 0
-                    if origin in (_SO_EE_ORIGIN_ICMP, _SO_EE_ORIGIN_ICMP6) or error == errno.EMSGSIZE:
-                        self.errors.append(IcmpError(error, addr or self.peer, quoted, mtu_bytes, 0))
+                    code, origin, _, _, _, info, _ = _EXTENDED_ERROR.unpack_from(data)
+                    mtu_bytes = max(0, info - self._overhead) if code == errno.EMSGSIZE else 0
+                    if origin in (_SO_EE_ORIGIN_ICMP, _SO_EE_ORIGIN_ICMP6) or code == errno.EMSGSIZE:
+                        self.errors.append(IcmpError(code, addr or self.peer, quoted, mtu_bytes, 0))
 
     # ── out ──
 

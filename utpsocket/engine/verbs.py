@@ -19,6 +19,7 @@ from utpsocket.engine.bridge import EPOLLHUP, Bridge
 from utpsocket.engine.door import Door
 from utpsocket.engine.endpoint import CLOSER, Endpoint, apply_settings
 from utpsocket.engine.fallback import Attempt
+from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.listener import Listener
@@ -113,8 +114,11 @@ def _is_held(bridge: Bridge) -> bool:
     try:
         poller.register(end.fileno(), 0)
         return not any(mask & EPOLLHUP for _, mask in poller.poll(0))
-    except (OSError, ValueError):
+    except ValueError:
         return False  # closed by now
+    except OSError as error:
+        let_pass(error)
+        return False  # likewise
 
 
 def _hold(endpoint: Endpoint, identity: Identity) -> bool:

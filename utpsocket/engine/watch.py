@@ -19,6 +19,7 @@ from functools import partial
 from itertools import count
 from typing import Any, Final
 
+from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.highfd import give_back, new_epoll, with_room
 from utpsocket.engine.native import Socket, epoll
 from utpsocket.engine.originals import io, os, struct
@@ -136,7 +137,8 @@ class HoldersWatch:
             elif not filled:
                 try:
                     group = _Group(new_epoll(), next(self._indices))
-                except OSError:
+                except OSError as error:
+                    let_pass(error)
                     return self._groups[0]  # no fd left: slower is better than not at all
                 self._groups[group.index] = group
                 self._roomy.append(group)
@@ -156,7 +158,8 @@ class HoldersWatch:
             return True
         try:
             listing = self._listing(group)
-        except OSError:
+        except OSError as error:
+            let_pass(error)
             return False
         for inode in list(group.inodes):
             if b"ino:%x " % inode not in listing:
@@ -183,6 +186,7 @@ class HoldersWatch:
                 if wanted in self._listing(group):
                     return True
             except OSError as error:
+                let_pass(error)
                 if error.errno in (errno.EMFILE, errno.ENFILE):
                     return True  # nobody can tell now: whoever asks will ask again
                 if _is_known(inode):
@@ -213,6 +217,7 @@ def _is_known(inode: int) -> bool:
             kernel.send(header + request)  # it answers before this returns
             answer = kernel.recv(_DIAG_BYTES)
     except OSError as error:
+        let_pass(error)
         return error.errno in (errno.EMFILE, errno.ENFILE)
     return bool(_NETLINK_HEADER.unpack_from(answer)[1] == _SOCK_DIAG_BY_FAMILY)  # else an error: ENOENT
 

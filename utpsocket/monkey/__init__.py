@@ -82,6 +82,7 @@ from typing import Any
 
 from utpsocket import dropin, inherited, teachssl
 from utpsocket.engine import engine, environment
+from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.native import Socket, original
 from utpsocket.monkey import bypasses, inplace, lookups, wrapping
 from utpsocket.monkey.wrapping import Wrapped
@@ -278,6 +279,9 @@ def transport(sock: Any) -> str | None:
         return carried
     try:
         protocol = Socket.getsockopt(inner, stdlib.SOL_SOCKET, stdlib.SO_PROTOCOL)
-    except (OSError, TypeError):
+    except TypeError:
+        return None
+    except OSError as error:
+        let_pass(error)
         return None
     return "tcp" if protocol == stdlib.IPPROTO_TCP else None
