@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import socket
 import subprocess
@@ -198,6 +199,49 @@ with module.create_connection(two.getsockname()[:2]) as client:
 print(told)
 """
 
+# A server that hangs up politely on whom it cannot serve, under a limit that it may not raise.
+POLITE = """
+import errno, os, resource, select, subprocess, sys
+import {module} as module
+
+clients, limit, lowered = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+program = "import sys\\nsys.path[:] = " + repr(sys.path) + "\\nimport {module} as module" + '''
+address, told = ("127.0.0.1", int(input())), {}
+socks = [module.create_connection(address, 60) for _ in range(int(sys.argv[1]))]
+for sock in socks:
+    data = sock.recv(10)
+    told[data] = told.get(data, 0) + 1
+print(told.pop(b"hello"), told.pop(b""), told)
+'''
+child = subprocess.Popen(
+    [sys.executable, "-c", program, str(clients)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+)
+if lowered == "after":
+    listener = module.create_server(("127.0.0.1", 0), backlog=128)
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+if os.geteuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+if lowered == "before":
+    listener = module.create_server(("127.0.0.1", 0), backlog=128)
+reserve = os.open("/dev/null", os.O_RDONLY)
+print(listener.getsockname()[1], file=child.stdin, flush=True)
+served, refused = [], 0
+while len(served) + refused < clients:
+    assert select.select([listener], [], [], 30)[0], f"not readable after {len(served)} and {refused}"
+    try:
+        served.append(listener.accept()[0])
+        served[-1].send(b"hello")
+    except OSError as error:
+        assert error.errno == errno.EMFILE, error
+        os.close(reserve)
+        listener.accept()[0].close()
+        reserve = os.open("/dev/null", os.O_RDONLY)
+        refused += 1
+print(child.stdout.read().split(), [str(len(served)), str(refused), "{}"])
+child.wait()
+"""
+
 
 def run(name: str, script: Path, *arguments: object, program: str = PROGRAM, **environment: str) -> str:
     source = program.replace("{module}", MODULES[name])
@@ -246,3 +290,25 @@ def test_two_listeners_and_few_fds_left(
     arguments = tmp_path / "few.py", left, lowered, int(family)
     expected = run("tcp", *arguments, program=TWO_LISTENERS)
     assert run("utp", *arguments, program=TWO_LISTENERS, **ENVIRONMENTS[environment]) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_NOFILE as Linux has it")
+@pytest.mark.parametrize("environment", ["thread", "poll"])
+@pytest.mark.parametrize("lowered", ["before", "after"])
+@pytest.mark.parametrize("limit", [32, 64, 256])
+def test_a_server_at_its_limit_hangs_up_on_everybody_else(
+    limit: int, lowered: str, environment: str, tmp_path: Path
+) -> None:
+    """`lowered`: the limit, which the server may not raise, before or after the first socket is made. There is always
+    one connection to be accepted, with the fd that the server closes for that.
+    """
+    clients = limit + 20
+    told, expected = ast.literal_eval(
+        run("utp", tmp_path / "polite.py", clients, limit, lowered, program=POLITE, **ENVIRONMENTS[environment])
+        .strip()
+        .replace("] [", "], [")
+    )
+    assert told == expected
+    served, refused, _ = told
+    assert int(served) >= limit // 5  # each costs two fds
+    assert int(served) + int(refused) == clients

@@ -9,7 +9,9 @@ duplicates of one socket that does nothing:
     with_room()   opens something when no number is left, after closing a kept fd
     close()       of a raised socket leaves a kept fd under its number, until there are enough again
 
-New ones are made only while the program is far from its limit. Where none can be used, because the limit was lowered
+New ones are made only while the program is far from its limit; below a low one, a few at its end. The last two are for
+connections that wait for accept(): as with TCP there is always one to be accepted, with an fd that the program has
+closed for that, and which is not taken from it meanwhile. Where none can be used, because the limit was lowered
 below their numbers or they have been used up, the limit is raised for the moment of the call, if the hard limit, or
 root's rights, allow it.
 
@@ -29,7 +31,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from utpsocket.engine.handlers import let_pass, or_none
-from utpsocket.engine.native import Socket, allocate_lock, epoll
+from utpsocket.engine.native import Socket, allocate_lock, epoll, poll
 from utpsocket.engine.originals import os, resource
 from utpsocket.engine.originals import socket as stdlib
 
@@ -38,6 +40,13 @@ _HIGH_FD: Final = 1_024  # FD_SETSIZE
 _AFTER_STREAMS: Final = 3  # 0 to 2 are the standard streams', also where the program was started without them
 _KEPT: Final = 32  # two for each of eight connects, one for each of eight accepts, and some for a moment
 _FAR: Final = 64  # numbers above the lowest free one that must be free before more are kept
+_LOW_LIMIT: Final = 128  # numbers, of which so many more are too many
+_KEPT_BELOW_LOW_LIMIT: Final = 4
+_LEFT_BELOW_LOW_LIMIT: Final = 16  # numbers that the program then has at least
+_FOR_ACCEPT: Final = 2  # kept fds that are for nothing else
+_FEW: Final = 256  # numbers, which can be looked at each time
+_MOST_COUNTED: Final = 4_096
+_POLLNVAL: Final = 0x020
 _LOCK_SECONDS: Final = 1.0
 
 
@@ -49,7 +58,7 @@ class HighSocket(Socket):  # type: ignore[misc]  # native's is Any
     def close(self) -> None:
         """Closes it, and keeps the number if there are too few."""
         model = _model
-        if len(_kept) < _KEPT and model is not None and self.fileno() >= 0 and _is_kept(model):
+        if len(_kept) < _most_kept and model is not None and self.fileno() >= 0 and _is_kept(model):
             try:
                 os.dup2(model.fileno(), self.fileno(), inheritable=False)
             except OSError as error:
@@ -70,6 +79,7 @@ class HighSocket(Socket):  # type: ignore[misc]  # native's is Any
 _kept: deque[HighSocket] = deque()
 _model: HighSocket | None = None  # what the kept fds are duplicates of
 _model_file: tuple[int, int] = (0, 0)
+_most_kept = _KEPT
 _owed = 0  # kept fds that were closed for something else than a socket
 _raising = allocate_lock()
 _new: Final = partial(HighSocket, stdlib.AF_UNIX, stdlib.SOCK_DGRAM, 0)
@@ -136,16 +146,38 @@ def release() -> None:
 
 def _floor(lowest_fd: int) -> int:
     """Where kept fds begin while this is the lowest free number: none are, where the limit is near."""
-    return _HIGH_FD if _limit() >= _HIGH_FD + 4 * _KEPT else lowest_fd + _FAR
+    limit = _limit()
+    if limit >= _HIGH_FD + 4 * _KEPT:
+        return _HIGH_FD
+    if limit >= _LOW_LIMIT:
+        return lowest_fd + _FAR
+    return max(limit - _KEPT_BELOW_LOW_LIMIT - 1, lowest_fd + _LEFT_BELOW_LOW_LIMIT)
 
 
 def _keep_more(model: HighSocket, lowest_fd: int) -> None:
+    global _most_kept
     floor = _floor(lowest_fd)
+    _most_kept = _KEPT if _limit() >= _LOW_LIMIT else _KEPT_BELOW_LOW_LIMIT
     try:
-        while len(_kept) < _KEPT:
+        while len(_kept) < _most_kept:
             _kept.append(_duplicate(model.fileno(), floor))
     except OSError as error:
         let_pass(error)
+
+
+def _keep_usable(model: HighSocket, lowest_fd: int) -> None:
+    """Instead of those beyond a limit that was lowered, and that nobody can raise, keep others."""
+    limit = _limit()
+    while _kept and _kept[0].fileno() >= limit:
+        try:
+            kept = _kept.popleft()
+        except IndexError:
+            break  # another thread was first
+        if _is_kept(kept):
+            Socket.close(kept)
+        else:
+            kept.detach()
+    _keep_more(model, lowest_fd)
 
 
 def _is_kept(sock: HighSocket) -> bool:
@@ -154,9 +186,9 @@ def _is_kept(sock: HighSocket) -> bool:
     return found is not None and (found.st_dev, found.st_ino) == _model_file
 
 
-def _take_kept() -> HighSocket | None:
-    """A kept fd, which is the caller's now."""
-    while _kept:
+def _take_kept(left: int = _FOR_ACCEPT) -> HighSocket | None:
+    """A kept fd, which is the caller's now. So many are not for it."""
+    while len(_kept) > left:
         try:
             kept = _kept.pop()
         except IndexError:
@@ -189,7 +221,12 @@ def raise_fd(sock: Any) -> Any:
         return sock
     fd = sock.fileno()
     raised = _raised(sock)
+    model = _model
     if raised is None:
+        if model is not None and _is_kept(model):
+            _keep_usable(model, fd)
+        if len(_kept) < _FOR_ACCEPT:
+            return _raised_already(sock)  # where it is: its number is kept when it is closed
         sock.setblocking(False)
         return sock
     try:
@@ -198,8 +235,7 @@ def raise_fd(sock: Any) -> Any:
         Socket.close(raised)
         raise
     sock.close()
-    model = _model
-    if model is not None and len(_kept) < _KEPT and _is_kept(model):
+    if model is not None and len(_kept) < _most_kept and _is_kept(model):
         _keep_more(model, fd)
     return raised
 
@@ -257,19 +293,23 @@ def _put(fd: int, kept: HighSocket) -> bool:
     return True
 
 
-def with_room(make: Callable[[], _T]) -> _T:
+def with_room(make: Callable[[], _T], *, is_for_accept: bool = False) -> _T:
     """make(), which opens one fd, and leaves none where it fails; if there is no number left, with a kept one's help.
     A socket is then given as one that does not block.
+
+    is_for_accept   a connection that waits for accept(): it may have every kept fd, and not the program's last number
     """
-    try:
-        return make()
-    except OSError as error:
-        if error.errno != errno.EMFILE:
-            raise
     global _owed
     limit = _limit()
+    if not is_for_accept or not _is_last_number(limit):
+        try:
+            return make()
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+    left = 0 if is_for_accept else _FOR_ACCEPT
     for _ in range(_KEPT):
-        kept = _take_kept()
+        kept = _take_kept(left)
         if kept is None:
             break
         if kept.fileno() >= limit:
@@ -288,6 +328,18 @@ def with_room(make: Callable[[], _T]) -> _T:
         return _raised_already(made)  # type: ignore[no-any-return]
     beyond: Any = _beyond_limit(make, limit + 1)
     return _raised_already(beyond) if isinstance(beyond, Socket) else beyond  # type: ignore[no-any-return]
+
+
+def _is_last_number(limit: int) -> bool:
+    """Whether the program has one number left at most: it may just have closed an fd in order to accept."""
+    if limit > _MOST_COUNTED or (limit > _FEW and len(_kept) >= _most_kept):
+        return False  # far from the limit, or there are too many to look at
+    if _kept and _kept[0].fileno() >= limit:
+        return False  # lowered by now: raise_fd() takes the limit out of the way, or keeps others
+    numbers = poll()
+    for number in range(limit):
+        numbers.register(number, 0)
+    return len([number for number, mask in numbers.poll(0) if mask == _POLLNVAL]) < 2
 
 
 def _raised_already(made: Any) -> Any:

@@ -242,7 +242,7 @@ class Listener:
         assert identity.local is not None and identity.peer is not None
         end: Any = None
         try:
-            make = partial(with_room, partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0))
+            make = partial(with_room, partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0), is_for_accept=True)
             if self.endpoint.is_elsewhere:
                 make = partial(namespaces.beside, self.endpoint.port.sock, make)
             end = raise_fd(make())
