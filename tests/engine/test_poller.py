@@ -7,10 +7,12 @@ import select
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from utpsocket.engine import poller
 from utpsocket.engine.poller import LevelPoller, WakeUp, Watches
 
 TALK = """
@@ -224,3 +226,17 @@ class Failing:
 
     def register(self, *_: object) -> None:
         raise MemoryError
+
+
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="Linux")
+def test_an_interrupted_wait_loses_no_edge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """EINTR as epoll_wait(2) has it: what is found when it is asked why is as good as what it finds itself."""
+    reader, writer = os.pipe()
+    with select.epoll() as epoll:
+        epoll.register(reader, select.EPOLLIN | select.EPOLLET)
+        sleep = poller.EpollSleep(epoll, SimpleNamespace(sleep=lambda call, arguments: call(*arguments)))
+        os.write(writer, b"x")
+        monkeypatch.setattr(poller, "_epoll_wait", lambda *_: -1)
+        assert sleep.wait(0) == [(select.EPOLLIN, reader)]
+    os.close(reader)
+    os.close(writer)

@@ -153,8 +153,8 @@ class EpollSleep:
             return [_EVENT.unpack_from(self._buffer)]
         if count > 1:
             return list(_EVENT.iter_unpack(memoryview(self._buffer)[: count * _EVENT.size]))
-        if count < 0:
-            self._epoll.poll(0, 1)  # raises why, but for EINTR
+        if count < 0:  # poll() raises why, but for EINTR; what it finds then is an edge, and told once
+            return [(events, fd) for fd, events in self._epoll.poll(0, 1)]
         return []
 
 
