@@ -4,7 +4,8 @@ Separate from injector.py, which raises at one line's call once: here a kind of 
 go on to fail, as the kernel's do while there is no memory, no route, or no fd. The calls go through ctypes, through
 sockets under high fd numbers, and through a few names of the engine's modules: those are replaced, and ask this.
 
-Only calls of the engine's thread fail, eventfd's writes apart, which are made to wake it.
+Only calls of the engine's thread fail, eventfd's writes apart, which are made to wake it. listen() is made by whoever
+calls it, and dup2() only where no number is left: neither is here.
 """
 
 from __future__ import annotations
@@ -45,11 +46,9 @@ CALLS: dict[str, tuple[str, ...]] = {
     "getsockname": ("ENOBUFS",),
     "accept": (*_SCARCE, *_NO_FD, "ECONNABORTED", "EPERM"),
     "connect": (*_SCARCE, "EADDRNOTAVAIL", "ENETUNREACH", "EHOSTUNREACH", "EACCES", "EPERM"),
-    "listen": ("EADDRINUSE", "ENOBUFS"),
     "socket.send": (*_SCARCE, "EAGAIN", "EIO"),  # TCP's, and what a plain socket module sends
     "socket.receive": (*_SCARCE, "EAGAIN", "EIO"),
     "dup": _NO_FD,
-    "dup2": (*_NO_FD, "EINTR"),
     "fstat": ("ENOMEM", "EIO"),
     "ioctl": ("ENOMEM",),
 }
@@ -61,7 +60,7 @@ _METHODS = {
     "getsockname": "getsockname",
     "_accept": "accept",
     "connect": "connect",
-    "listen": "listen",
+    "connect_ex": "connect",  # TCP's beside uTP; and as AF_UNIX what TCP has accepted is handed over
     "send": "socket.send",
     "sendmsg": "socket.send",
     "recv": "socket.receive",
@@ -156,7 +155,10 @@ class Calls:
             original = getattr(native.Socket, name)
 
             def call(sock: Any, *arguments: Any, **named: Any) -> Any:
-                if self._call:
+                if self._call and name.endswith("_ex"):
+                    if error := self._error(self._kind_of(sock, kind)):
+                        return error
+                elif self._call:
                     self._raise(self._kind_of(sock, kind))
                 return original(sock, *arguments, **named)
 
@@ -167,6 +169,8 @@ class Calls:
 
     def _kind_of(self, sock: Any, kind: str) -> str:
         """Where the socket module's calls carry the bytes, they are the same calls by another way."""
+        if kind == "connect" and sock.family == stdlib.AF_UNIX:
+            return "pair.connect"
         if kind not in ("socket.send", "socket.receive") or kind == self._call:
             return kind
         what = kind.partition(".")[2]
@@ -185,7 +189,6 @@ class Calls:
         pull = self._loop._wake_up.pull
         self._loop._wake_up.pull = partial(wrapped(pull, "eventfd.write", any_thread=True))
         highfd.fcntl = wrapped(highfd.fcntl, "dup")  # type: ignore[assignment]
-        engines_os.dup2 = wrapped(engines_os.dup2, "dup2")
         engines_os.fstat = wrapped(engines_os.fstat, "fstat")
         farewell.ioctl = wrapped(farewell.ioctl, "ioctl")  # type: ignore[assignment]
 
