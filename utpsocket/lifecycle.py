@@ -12,8 +12,8 @@ from contextlib import closing
 from functools import partial
 from typing import Any, Final
 
-from utpsocket import options, pairing, registry, replacement
-from utpsocket.engine import engine, farewell, names, namespaces, running_engine, serving_pid, verbs
+from utpsocket import binding, options, pairing, registry, replacement
+from utpsocket.engine import engine, farewell, names, running_engine, serving_pid, verbs
 from utpsocket.engine.handlers import let_pass, suppress_errnos
 from utpsocket.engine.highfd import raise_fd, with_room
 from utpsocket.engine.identity import Identity, Role
@@ -26,12 +26,11 @@ from utpsocket.engine.remote import RemoteLoop
 
 _POLLOUT: Final = 0x004
 _POLLERR_OR_HUP: Final = 0x018
-_BIND_TRIES: Final = 100  # of an address that a port of ours, which the engine is about to close, still has
 _BOTH_HALVES: Final = 3
 _BY: Final = verbs.CLAIM[0]
 _ANY_PORT: Final = 9  # nothing is sent
 _MAPPED: Final = bytes(10) + b"\xff\xff"
-UNBOUND: Final[dict[int, Address]] = {stdlib.AF_INET: ("0.0.0.0", 0), stdlib.AF_INET6: ("::", 0, 0, 0)}
+UNBOUND: Final = binding.UNBOUND
 IN_PROGRESS: Final = (errno.EINPROGRESS, errno.EALREADY)
 
 
@@ -53,7 +52,7 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
     loop = engine()
     key = 0
     try:
-        key, local = _take_port(sock, loop, identity, address)
+        key, local = binding.take_port(sock, loop, identity, address)
         loop.holders_watch.watch(sock.fileno(), identity.inode)
         identity.local = identity.bound = local
         identity.is_port_chosen = not int(address[1])
@@ -63,7 +62,7 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
         identity.owner_pid = loop.pid
         identity.endpoint = key  # last: from here on the socket is bound
     except BaseException as error:
-        if key or not is_errno(error):
+        if key or not binding.is_errno(error):
             identity.endpoint = 0
             identity.local, identity.bound = before
             if loop.is_alive:
@@ -71,63 +70,6 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
         elif isinstance(error, OSError) and error.errno == errno.EADDRINUSE:  # and nothing was bound
             identity.local = _left_of(identity.local, None)  # of what is closed; Linux forgets the address before
         raise
-
-
-def is_errno(error: BaseException) -> bool:
-    """Whether this is the kernel's or the engine's word, and not raised by a signal's handler, as a TimeoutError is."""
-    return isinstance(error, OSError) and error.errno is not None
-
-
-def _take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: Any) -> tuple[int, Address]:
-    """The key of the engine's endpoint at this address, and the address as the kernel gives it."""
-    reuse = any(identity.options.get((stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR), b""))
-    shares = identity.settings.shares_port
-    for _ in range(_BIND_TRIES):
-        udp = _udp_beside(sock, identity)
-        try:
-            udp.bind(address)
-            local: Address = udp.getsockname()
-            if identity.family == stdlib.AF_INET6 and local[0].startswith("ff"):
-                raise fail(errno.EINVAL)  # as TCP's, though not for IPv4
-            if isinstance(loop, RemoteLoop):
-                return loop.adopt_port(udp, identity, reuse=reuse, shares=shares), local
-            bound = local, identity.namespace
-            return loop.perform(verbs.adopt_port, udp, identity, reuse=reuse, shares=shares, bound=bound), local
-        except BaseException as error:
-            # Now: whoever catches this may keep it, and this frame with it. What is the engine's is closed there.
-            if is_errno(error) or not (loop.is_alive and loop.perform(verbs.unhold, identity.inode)):
-                udp.close()
-            if not isinstance(error, OSError) or error.errno != errno.EADDRINUSE:
-                raise
-        local = _resolved(identity, address)
-        try:
-            named = {"reuse": reuse, "shares": shares, "namespace": identity.namespace}
-            key = loop.perform(verbs.share_port, local, identity, **named)
-        except BlockingIOError:
-            continue
-        if isinstance(loop, RemoteLoop):
-            loop.own_ports.discard(key)
-        return key, local
-    raise fail(errno.EADDRINUSE)
-
-
-def _udp_beside(sock: Any, identity: Identity) -> Any:
-    """A UDP socket with this one's options, in its network namespace."""
-    if not identity.namespace:
-        identity.namespace = namespaces.cookie(sock)
-    return raise_fd(namespaces.made_beside(sock, identity.namespace, partial(options.udp_socket, identity)))
-
-
-def _resolved(identity: Identity, address: Any) -> Address:
-    """The numeric form of an address that bind() has understood."""
-    host, port = address[0], int(address[1])
-    if not host:
-        unbound = UNBOUND[identity.family]
-        return (unbound[0], port) if len(unbound) == 2 else (unbound[0], port, 0, 0)
-    if isinstance(host, str) and host.isascii():
-        host = host.encode()  # of a str getaddrinfo() makes IDNA, even of digits: modules that bind() does not need
-    found: Any = _socket.getaddrinfo(host, port, identity.family, stdlib.SOCK_DGRAM)[0][4]
-    return found  # type: ignore[no-any-return]
 
 
 def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> int:
@@ -164,7 +106,7 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
             return error
     settle(sock, identity)
     loop = engine()
-    udp = _udp_beside(sock, identity)
+    udp = binding.udp_beside(sock, identity)
     try:
         is_from_group = identity.bound is not None and _is_group(identity.family, identity.bound[0])
         if identity.bound is not None and not is_from_group:
@@ -202,7 +144,8 @@ def _aim(udp: Any, identity: Identity, address: Any, *, quietly: bool) -> tuple[
         return errno.ENETUNREACH if udp.connect_ex(address) != errno.EACCES else errno.EACCES, None
     if code in (errno.EINVAL, errno.EAFNOSUPPORT) and identity.family == stdlib.AF_INET6:
         # Of a multicast address without a scope, or from an IPv4 address, too, which TCP knows for one first.
-        return errno.ENETUNREACH if _is_multicast(identity.family, _resolved(identity, address)[0]) else code, None
+        host = binding.resolved(identity, address)[0]
+        return errno.ENETUNREACH if _is_multicast(identity.family, host) else code, None
     if code:
         return code, None
     try:
@@ -241,7 +184,7 @@ def _leave_group(udp: Any, identity: Identity) -> Any:
     taken, which TCP would share.
     """
     assert identity.bound is not None
-    own = _udp_beside(udp, identity)
+    own = binding.udp_beside(udp, identity)
     try:
         host = udp.getsockname()[0]
         try:

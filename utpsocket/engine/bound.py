@@ -27,6 +27,9 @@ class Bound(dict[int, "dict[Endpoint, None]"]):
     def discard(self, endpoint: Endpoint) -> None:
         """Its address is free. Idempotent."""
         number = endpoint.port.local[1]
+        for other in endpoint.neighbours:
+            other.neighbours = tuple(one for one in other.neighbours if one is not endpoint)
+        endpoint.neighbours = ()
         at_number = self.get(number, {})
         at_number.pop(endpoint, None)
         if not at_number:

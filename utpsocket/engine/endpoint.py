@@ -12,6 +12,7 @@ import functools
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
+from utpsocket.engine import neighbours
 from utpsocket.engine.bridge import Bridge
 from utpsocket.engine.flood import Flood
 from utpsocket.engine.identity import Identity, Role, Settings, window_bytes
@@ -60,7 +61,7 @@ _RUNS_PER_TURN: Final = 8  # then other ports have theirs
 _DATAGRAMS_PER_TURN: Final = 512  # likewise, where they come one by one
 _PACKET_KINDS: Final = tuple(PACKET_OPTIONS.values())
 _FRESH: Final = struct.Struct("=4H")
-_LATE: Final = ("shares", "flood", "_dials", "resets", "_remains")
+_LATE: Final = ("shares", "flood", "_dials", "resets", "remains")
 _by_default: Final = functools.lru_cache(16)(by_default)
 
 
@@ -81,7 +82,6 @@ class Endpoint:
         "_is_receiving",
         "_lone_turn",
         "_lone_turns",
-        "_remains",
         "bridges",
         "closer",
         "flood",
@@ -96,8 +96,10 @@ class Endpoint:
         "key",
         "listener",
         "loop",
+        "neighbours",
         "peers",
         "port",
+        "remains",
         "resets",
         "reuse",
         "shares",
@@ -122,6 +124,7 @@ class Endpoint:
         self.faults = 0  # since it last received without any
         self._is_cache_watched = False
         self.peers: PeerPorts | None = None
+        self.neighbours: tuple[Endpoint, ...] = ()  # see neighbours.py
         self._expected_runs = 0  # so many turns more it is worth asking for a second run at once
         self._lone_turn = self._lone_turns = 0  # the last of so many turns on end that each found a lone small one
 
@@ -132,7 +135,7 @@ class Endpoint:
         self.flood = Flood()
         self._dials: dict[object, Bridge] = {}  # by address: the last one, until it is over
         self.resets = Resets()
-        self._remains: OrderedDict[tuple[object, int], tuple[int, Remains]] = OrderedDict()
+        self.remains: OrderedDict[tuple[object, int], tuple[int, Remains]] = OrderedDict()
         return getattr(self, name)
 
     @property
@@ -245,11 +248,11 @@ class Endpoint:
             del self._dials[connection.addr]
         if not self.is_private and (remains := connection.remains()) is not None:
             key = connection.addr, connection.recv_id
-            self._remains.pop(key, None)
-            self._remains[key] = self.loop.now, remains
+            self.remains.pop(key, None)
+            self.remains[key] = self.loop.now, remains
             oldest_at = self.loop.now - _REMAINS_US
-            while len(self._remains) > _REMAINS_REMEMBERED or next(iter(self._remains.values()))[0] < oldest_at:
-                self._remains.popitem(last=False)
+            while len(self.remains) > _REMAINS_REMEMBERED or next(iter(self.remains.values()))[0] < oldest_at:
+                self.remains.popitem(last=False)
         self.leave_lane(bridge)
         if self.peers is not None:
             self.peers.leave(bridge)
@@ -354,6 +357,8 @@ class Endpoint:
                     self.shares.on_data(bridge, len(run.data), now=now)
                 self.loop.touch(bridge)
                 return
+            if self.neighbours and neighbours.take_run(self, run, now=now):
+                return
         if self.flood.is_on and len(run.data) > run.size:
             self.flood.take_merged(self, run, now=now)
             return
@@ -366,6 +371,8 @@ class Endpoint:
         if packet is None:
             self.flood.noise += 1
             self.dropped_datagrams += 1
+            return
+        if self.neighbours and neighbours.take(self, packet, run, now=now):
             return
         addr, connection_id = run.addr, packet.connection_id
         if packet.type == SYN:
@@ -385,7 +392,7 @@ class Endpoint:
                 if is_full or (addr, connection_id + 1 & 0xFFFF) in self.bridges:
                     listener.refused += 1
                     self.flood.noise += 1
-                elif self._is_cached(run, connection_id) or listener.is_crowded(now=now):
+                elif self.is_cached(run, connection_id) or listener.is_crowded(now=now):
                     self._answer_unkept(run, now=now)
                     return
                 else:
@@ -399,7 +406,7 @@ class Endpoint:
                     if other is not None and other.connection.send_id == connection_id:
                         bridge = other
             elif bridge is None and self.listener is not None:
-                if self._is_cached(run, connection_id - 1 & 0xFFFF):
+                if self.is_cached(run, connection_id - 1 & 0xFFFF):
                     bridge = self._admit_proven(packet, run, now=now)
                     if bridge is None:
                         self.dropped_datagrams += 1
@@ -410,7 +417,7 @@ class Endpoint:
             self.loop.touch(bridge)
             self.loop.owner = self
         elif packet.type not in (RESET, SYN):
-            ended_at, remains = self._remains.get((addr, connection_id), (0, None))
+            ended_at, remains = self.remains.get((addr, connection_id), (0, None))
             if remains is not None and now < ended_at + _REMAINS_US:
                 answer = remains.answer(packet, now=now)
                 if answer is not None:
@@ -502,7 +509,8 @@ class Endpoint:
         bytes_at_first = min(self.shares.at_first(len(self.bridges)), MODEST_WINDOW_BYTES)
         return min(max(_LEAST_BUFFER_BYTES, receive_bytes), bytes_at_first)
 
-    def _is_cached(self, run: Run, syn_id: int) -> bool:
+    def is_cached(self, run: Run, syn_id: int) -> bool:
+        """Whether a SYN of this peer's was answered that is to be proven yet."""
         cache = self.listener.cache if self.listener is not None else None
         return cache is not None and cache.rotates_at > 0 and cache.knows(packed_name(run.addr), syn_id)
 

@@ -13,8 +13,10 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any, Final
 
+from utpsocket.engine import neighbours
 from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.udp import ANCILLARY_BYTES
+from utpsocket.protocol import Run
 from utpsocket.protocol.packet import SYN, decode
 
 if TYPE_CHECKING:
@@ -46,8 +48,12 @@ def _refuse(endpoint: Endpoint) -> None:
             return
         stride, local = port.told(ancillary, len(data))
         for start in range(0, len(data), max(1, stride)):
-            packet = decode(memoryview(data)[start : start + stride])
+            datagram = memoryview(data)[start : start + stride]
+            packet = decode(datagram)
             if packet is None or packet.type != SYN:
+                continue
+            run = Run(datagram, len(datagram), addr, local)
+            if neighbours.take(endpoint, packet, run, now=endpoint.loop.now):
                 continue
             reset = endpoint.resets.to_stray(addr, packet, now=endpoint.loop.now)
             if reset is None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from utpsocket.engine import farewell, namespaces
+from utpsocket.engine import farewell, namespaces, neighbours
 from utpsocket.engine.bridge import EPOLLHUP, Bridge
 from utpsocket.engine.door import Door
 from utpsocket.engine.endpoint import CLOSER, Endpoint, apply_settings
@@ -95,7 +95,9 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, s
             raise _error(errno.EAGAIN)  # it was held by nobody: free now, or in a moment
         is_used = bool(endpoint.holders) or any(map(_is_held, list(endpoint.bridges.values())))
         is_shared = shares and endpoint.is_for_sharing
-        is_listening = endpoint.listener is not None and not endpoint.listener.is_withdrawn
+        if any(neighbours.listens(other) or other.holders for other in endpoint.neighbours):
+            break
+        is_listening = neighbours.listens(endpoint)
         if not is_shared and (is_listening or (is_used and not (reuse and endpoint.reuse))):
             break
         if not _hold(endpoint, identity):
@@ -103,6 +105,37 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, s
         endpoint.reuse, endpoint.is_for_sharing = reuse, shares
         return endpoint.key
     raise _error(errno.EADDRINUSE)
+
+
+def make_way(loop: Loop, local: Address, *, namespace: int = 0) -> list[int]:
+    """A user's socket that said SO_REUSEADDR wants an address that the kernel says is taken: by ports of ours that it
+    overlaps, of which only connections are left? Then the kernel lets it be bound until close_way().
+
+    Returns their keys.
+    """
+    found = neighbours.at(loop, local, namespace)
+    for endpoint in found:
+        for holder in list(endpoint.holders):
+            if not loop.holders_watch.is_open(holder):
+                _drop_holder(loop, endpoint, holder)
+        if endpoint.closer:
+            raise _error(errno.EAGAIN)  # it was held by nobody: free now, or in a moment
+    if not all(map(neighbours.may_be_joined, found)):
+        return []
+    for endpoint in found:
+        neighbours.make_way(endpoint, True)
+    return [endpoint.key for endpoint in found]
+
+
+def close_way(loop: Loop, keys: list[int], key: int) -> None:
+    """The end of make_way(): the port `key`, if it is one, is theirs' neighbour."""
+    for one in keys:
+        endpoint = loop.endpoints.get(one)
+        if endpoint is not None:
+            neighbours.make_way(endpoint, False)
+    joined = loop.endpoints.get(key)
+    if joined is not None:
+        neighbours.join(loop, joined)
 
 
 def _is_held(bridge: Bridge) -> bool:

@@ -1,0 +1,126 @@
+"""How a socket comes by its port: the kernel judges the address on a UDP socket, which becomes the engine's.
+
+Separate from lifecycle.py, whose bind() this is the inner part of. Any thread.
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final
+
+from utpsocket import options
+from utpsocket.engine import namespaces, verbs
+from utpsocket.engine.highfd import raise_fd
+from utpsocket.engine.identity import Identity
+from utpsocket.engine.loop import Loop
+from utpsocket.engine.names import Address
+from utpsocket.engine.originals import _socket, os
+from utpsocket.engine.originals import socket as stdlib
+from utpsocket.engine.remote import RemoteLoop
+
+UNBOUND: Final[dict[int, Address]] = {stdlib.AF_INET: ("0.0.0.0", 0), stdlib.AF_INET6: ("::", 0, 0, 0)}
+_BIND_TRIES: Final = 100  # of an address that a port of ours, which the engine is about to close, still has
+
+
+def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: Any) -> tuple[int, Address]:
+    """The key of the engine's endpoint at this address, and the address as the kernel gives it."""
+    reuse = any(identity.options.get((stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR), b""))
+    shares = identity.settings.shares_port
+    for _ in range(_BIND_TRIES):
+        try:
+            return _adopted(sock, loop, identity, address, reuse=reuse, shares=shares)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        local, namespace = resolved(identity, address), identity.namespace
+        try:
+            key = loop.perform(verbs.share_port, local, identity, reuse=reuse, shares=shares, namespace=namespace)
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not reuse:
+                raise
+        else:
+            if isinstance(loop, RemoteLoop):
+                loop.own_ports.discard(key)
+            return key, local
+        with suppress(BlockingIOError):
+            return _taken_over(sock, loop, identity, address, loop.perform(verbs.make_way, local, namespace=namespace))
+    raise _error(errno.EADDRINUSE)
+
+
+def _taken_over(
+    sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: Any, way: list[int]
+) -> tuple[int, Address]:
+    """The same, over ports of ours that have made way (neighbours.py)."""
+    if not way:
+        raise _error(errno.EADDRINUSE)
+    key = 0
+    try:
+        shares = identity.settings.shares_port
+        key, local = _adopted(sock, loop, identity, address, reuse=True, shares=shares, is_over=True)
+    finally:
+        loop.perform(verbs.close_way, way, key)
+    return key, local
+
+
+def _adopted(
+    sock: Any,
+    loop: Loop | RemoteLoop,
+    identity: Identity,
+    address: Any,
+    *,
+    reuse: bool,
+    shares: bool,
+    is_over: bool = False,
+) -> tuple[int, Address]:
+    """A port of a UDP socket that the kernel binds there."""
+    udp = udp_beside(sock, identity)
+    try:
+        if is_over:
+            udp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, True)
+        udp.bind(address)
+        if is_over:
+            udp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, False)
+        local: Address = udp.getsockname()
+        if identity.family == stdlib.AF_INET6 and local[0].startswith("ff"):
+            raise _error(errno.EINVAL)  # as TCP's, though not for IPv4
+        if isinstance(loop, RemoteLoop):
+            return loop.adopt_port(udp, identity, reuse=reuse, shares=shares), local
+        bound = local, identity.namespace
+        return loop.perform(verbs.adopt_port, udp, identity, reuse=reuse, shares=shares, bound=bound), local
+    except BaseException as error:
+        # Now: whoever catches this may keep it, and this frame with it. What is the engine's is closed there.
+        if is_errno(error) or not (loop.is_alive and loop.perform(verbs.unhold, identity.inode)):
+            udp.close()
+        raise
+
+
+def udp_beside(sock: Any, identity: Identity) -> Any:
+    """A UDP socket with this one's options, in its network namespace."""
+    if not identity.namespace:
+        identity.namespace = namespaces.cookie(sock)
+    return raise_fd(namespaces.made_beside(sock, identity.namespace, partial(options.udp_socket, identity)))
+
+
+def resolved(identity: Identity, address: Any) -> Address:
+    """The numeric form of an address that bind() has understood."""
+    host, port = address[0], int(address[1])
+    if not host:
+        unbound = UNBOUND[identity.family]
+        return (unbound[0], port) if len(unbound) == 2 else (unbound[0], port, 0, 0)
+    if isinstance(host, str) and host.isascii():
+        host = host.encode()  # of a str getaddrinfo() makes IDNA, even of digits: modules that bind() does not need
+    found: Any = _socket.getaddrinfo(host, port, identity.family, stdlib.SOCK_DGRAM)[0][4]
+    return found  # type: ignore[no-any-return]
+
+
+def is_errno(error: BaseException) -> bool:
+    """Whether this is the kernel's or the engine's word, and not raised by a signal's handler, as a TimeoutError is."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
+def _error(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
