@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import random
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +25,24 @@ PAIRS = [
 ]
 
 
+def quiet_port() -> int:
+    """A port number that nobody has at any address, and that the kernel gives to nobody who does not ask for it."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(lowest // 2, lowest)
+        try:
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                for family in (socket.AF_INET, socket.AF_INET6) if socket.has_ipv6 else (socket.AF_INET,):
+                    with contextlib.closing(socket.socket(family, kind)) as sock:
+                        sock.bind(("", port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                continue
+            if family == socket.AF_INET:
+                raise
+        return port
+
+
 def bound(net: Net, family: int, host: str, port: int, *, reuse: bool = True) -> Any:
     sock = net.fresh(family)
     if reuse:
@@ -31,7 +52,7 @@ def bound(net: Net, family: int, host: str, port: int, *, reuse: bool = True) ->
 
 
 def listening(net: Net, family: int, host: str, port: int = 0, *, reuse: bool = True) -> Any:
-    sock = bound(net, family, host, port, reuse=reuse)
+    sock = bound(net, family, host, port or quiet_port(), reuse=reuse)
     sock.listen()
     return sock
 
@@ -156,9 +177,9 @@ def test_strangers_cannot_take_what_comes_to_either() -> None:
     with utpsocket.socket() as old, utpsocket.socket() as new, utpsocket.socket() as client:
         for sock in (old, new):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        old.bind(("127.0.0.1", 0))
+        port = quiet_port()
+        old.bind(("127.0.0.1", port))
         old.listen()
-        port = old.getsockname()[1]
         client.connect(("127.0.0.1", port))
         conn, _ = old.accept()
         old.close()
