@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from compat.peers.provision import InstallFailed
+from compat.peers.provision import InstallFailed, Unavailable
 from compat.stdlib import table
 from compat.stdlib.alone import worst_of
 from compat.stdlib.expectations import expectation
 from compat.stdlib.supervisor import ModuleRun, Outcome
-from compat.suites import child, command
+from compat.suites import child, command, provision
 from compat.suites.expectations import EXPECTED
 from compat.suites.libraries import LIBRARIES, QUICK, Library, select
 from compat.suites.provision import PINS, Provided
@@ -171,6 +173,57 @@ def test_what_fails_over_tcp_in_one_round_does_not_count() -> None:
 )  # fmt: skip
 def test_ids_begin_with_the_librarys_name(library: str, node: str, module: str, name: str) -> None:
     assert child.test_name(library, node, module) == name
+
+
+def test_ids_do_not_tell_where_the_process_worked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    node = f"tests/test_b.py::test_path[{tmp_path}/tests/test_b.py]"
+    assert child.test_name("mylib", node, "tests.test_b") == "mylib.test_b.test_path[./tests/test_b.py]"
+
+
+def test_interpreters_with_a_pythonpath_of_their_own_are_patched_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "x.pth").write_text(provision.INHERITED)
+    program = f"import site, sys; site.addsitedir({str(tmp_path / 'site')!r}); print(sys.path[0], sys.path[-1])"
+
+    def ends_of_path(**named: str) -> list[str]:
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, env=named, capture_output=True, text=True, check=True).stdout.split()
+
+    assert ends_of_path(COMPAT_STDLIB_PATH="/inherited:/root/of/it") == ["/inherited", "/root/of/it"]
+    assert "/inherited" not in ends_of_path()
+
+
+APT = """#!/bin/sh
+echo "$@" >> calls
+case "$*" in
+*indextargets*) test -e updated && echo "Debian some://archive/"; exit 0;;
+*source*) grep -h . apt/sources.list > sources; echo > mylib_1.0.orig.tar.gz;;
+*update*) touch updated;;
+esac
+"""
+
+
+def test_debians_sources_come_through_lists_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    apt = tmp_path / "apt-get"
+    apt.write_text(APT)
+    apt.chmod(0o755)
+    keys = tmp_path / "keys.gpg"
+    monkeypatch.setattr(provision, "DEBIAN_KEYS", keys)
+    with pytest.raises(Unavailable, match="needs Debian"):
+        provision._download_from_debian("python-mylib=1.0-1", tmp_path)
+    keys.touch()
+    provision._download_from_debian("python-mylib=1.0-1", tmp_path)
+    assert (tmp_path / "sources").read_text() == f"deb-src [signed-by={keys}] some://archive/ trixie main\n"
+    assert (tmp_path / "mylib_1.0.orig.tar.gz").exists()
+    assert not (tmp_path / "apt").exists()
+    asked, updated, asked_again, own_update, source = (tmp_path / "calls").read_text().splitlines()
+    assert (asked, updated) == (asked_again, "update -qq")
+    assert f"Dir::State::Lists={tmp_path}/apt/lists" in own_update
+    assert source.endswith("source --download-only --tar-only python-mylib=1.0-1")
 
 
 def test_the_json_and_the_table_name_the_version(

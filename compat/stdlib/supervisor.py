@@ -192,6 +192,7 @@ class _Attempt:
         kept["COMPAT_STDLIB_CHILD"] = "1"
         if self._task.transport == "utp" and not kept.get("COMPAT_STDLIB_STAND_IN"):
             kept["COMPAT_STDLIB_TALLY"] = str(self._tally)
+            kept["COMPAT_STDLIB_PATH"] = os.pathsep.join(map(str, (inherited, ROOT)))  # where PYTHONPATH is replaced
         return kept
 
     def _deadline(self) -> float:

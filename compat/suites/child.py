@@ -81,6 +81,7 @@ def test_name(library: str, node: str, module: str) -> str:
     module = module or path.removesuffix(".py").replace("/", ".")
     module = re.sub(rf"^(tests?\.)?({library}\.)?", "", module)
     test, bracket, parameters = rest.partition("[")
+    parameters = parameters.replace(os.getcwd(), ".")  # each run has a folder of its own
     return escaped(f"{library}.{module}.{test.replace('::', '.')}{bracket}{parameters}")
 
 

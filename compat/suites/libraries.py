@@ -28,6 +28,11 @@ class Library:
     excluded: tuple[tuple[str, str], ...] = ()
     """globs of tests that are run on neither side, each with the reason"""
 
+    debian: str = ""
+    """Debian's source package of that version, for a source distribution that has no network tests"""
+
+
+WITHOUT_SOCKETS: Final = "opens no socket, and takes long: half of the suite's tests and two thirds of its time"
 
 LIBRARIES: Final = (
     Library(
@@ -91,6 +96,20 @@ LIBRARIES: Final = (
         ),
         ("tests", "-m", "not dev_mode and not autobahn and not internal", "--ignore-glob=*/test_benchmarks*"),
         ("pytest.ini", "README.rst", "tests", "examples", "requirements"),
+        tuple(
+            (f"aiohttp.test_{name}.*", WITHOUT_SOCKETS)
+            for name in (
+                "circular_imports",
+                "client_request",
+                "cookiejar",
+                "http_parser",
+                "http_writer",
+                "multipart",
+                "payload",
+                "streams",
+                "urldispatch",
+            )
+        ),
     ),
     Library(
         "paramiko",
@@ -118,6 +137,147 @@ LIBRARIES: Final = (
         ("pyproject.toml", "tests"),
     ),
     Library("waitress", "3.0.2", ("pytest",), ("tests",), ("tests",)),
+    Library(
+        "websockets",
+        "15.0.1",
+        ("pytest", "python-socks[asyncio]"),  # without mitmproxy, a proxy for which its tests otherwise wait
+        ("tests",),
+        ("tests",),
+        debian="python-websockets=15.0.1-1",
+    ),
+    Library(
+        "uvicorn",
+        "0.54.0",
+        (
+            "uvicorn[standard]",
+            "a2wsgi",
+            "cryptography",
+            "httpx2",
+            "pytest",
+            "pytest-codspeed",
+            "pytest-mock",
+            "trustme",
+            "wsproto",
+            "zttp",
+        ),
+        ("tests", "--ignore=tests/benchmarks"),
+        ("pyproject.toml", "tests"),
+    ),
+    Library(
+        "cheroot",
+        "11.1.2",
+        (
+            "jaraco.context",
+            "jaraco.text",
+            "portend",
+            "pyopenssl",
+            "pypytools",
+            "pytest",
+            "pytest-mock",
+            "requests-unixsocket",
+            "requests[use_chardet_on_py3]",
+            "requests_toolbelt",
+            "trustme",
+        ),
+        ("--pyargs", "cheroot.test", "-p", "cheroot.test._pytest_plugin"),
+        ("pytest.ini",),
+    ),
+    Library(
+        "pyftpdlib",
+        "2.2.0",
+        ("psutil", "pyopenssl", "pytest", "pytest-instafail", "pytest-xdist", "setuptools"),
+        ("tests",),
+        ("pyproject.toml", "tests"),
+    ),
+    Library(
+        "requests",
+        "2.34.2",
+        ("httpbin", "pytest", "pytest-httpbin", "pytest-mock", "requests[socks]", "trustme"),
+        ("tests",),
+        ("pyproject.toml", "tests"),
+    ),
+    Library(
+        "httpx",
+        "0.28.1",
+        (
+            "httpx[brotli,cli,http2,socks,zstd]",
+            "chardet",
+            "cryptography",
+            "pytest",
+            "trio",
+            "trustme",
+            "uvicorn",
+        ),
+        ("tests",),
+        ("pyproject.toml", "tests"),
+    ),
+    Library(
+        "httpcore",
+        "1.0.9",
+        ("httpcore[asyncio,http2,socks,trio]", "httpbin", "pytest", "pytest-httpbin", "trustme"),
+        ("tests",),
+        ("pyproject.toml", "tests"),
+    ),
+    Library(
+        "aiosmtpd",
+        "1.4.6",
+        ("pytest", "pytest-asyncio", "pytest-mock", "setuptools<81"),
+        (
+            "--pyargs",
+            "aiosmtpd.tests",
+            "-o",
+            "asyncio_default_fixture_loop_scope=function",
+            "-W",
+            "ignore::pytest.PytestUnknownMarkWarning",
+        ),
+        ("pytest.ini",),
+    ),
+    Library(
+        "asyncssh",
+        "2.24.1",
+        ("asyncssh[bcrypt,fido2,ifaddr,pyOpenSSL]", "aiofiles", "pytest", "setuptools"),
+        ("tests",),
+        ("tests",),
+    ),
+    Library(
+        "websocket-client",
+        "1.9.2",
+        ("pytest", "python-socks", "websockets", "wsaccel"),
+        ("--pyargs", "websocket.tests"),
+    ),
+    Library(
+        "gunicorn",
+        "27.0.1",
+        ("gevent", "gunicorn[http2,setproctitle,tornado]", "httpx[http2]", "pytest", "pytest-asyncio", "uvloop"),
+        ("tests",),
+        ("pyproject.toml", "tests"),
+    ),
+    Library(
+        "eventlet",
+        "0.41.3",
+        ("pytest", "pyopenssl", "pyzmq", "dnspython"),
+        ("tests", "-o", "python_files=*_test.py test_*.py test__*.py"),
+        ("tests",),
+    ),
+    Library(
+        "twisted",
+        "26.10.0",
+        ("twisted[tls,conch,http2]", "hypothesis", "pytest"),
+        (
+            "--pyargs",
+            "twisted.internet.test.test_tcp",
+            "twisted.internet.test.test_tls",
+            "twisted.internet.test.test_endpoints",
+            "twisted.internet.test.test_socket",
+            "twisted.test.test_tcp",
+            "twisted.test.test_ftp",
+            "twisted.test.test_ssl",
+            "twisted.test.test_sslverify",
+            "twisted.test.test_policies",
+            "twisted.protocols.test.test_tls",
+            "twisted.web.test",
+        ),
+    ),
 )
 
 # Where sockets are exercised hardest for the two minutes that they take.
