@@ -106,7 +106,7 @@ def parse(text: str) -> Table:
     table = Table()
     tests: dict[str, str] = {}
     for line in text.splitlines():
-        row = re.match(r"\| `([\w.]+)` \|(.*)\|$", line)
+        row = re.match(r"\| `([\w.-]+)` \|(.*)\|$", line)
         listed = re.match(r"\* `(.+?)`: (.*)$", line)
         if row:
             table.rows[row[1]] = tuple(map(_cell, row[2].split("|")))
