@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from utpsocket.engine import farewell, namespaces, neighbours
+from utpsocket.engine import counts, farewell, namespaces, neighbours
 from utpsocket.engine.bridge import EPOLLHUP, Bridge
 from utpsocket.engine.door import Door
 from utpsocket.engine.endpoint import CLOSER, Endpoint, apply_settings
@@ -28,7 +28,7 @@ from utpsocket.engine.native import Socket, poll
 from utpsocket.engine.originals import os
 from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.peerports import PeerPorts, is_shared
-from utpsocket.protocol import ConnectionStats, State
+from utpsocket.protocol import State
 
 if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
@@ -621,52 +621,12 @@ def connection_figures(loop: Loop, cookie: int) -> tuple[Any, ...]:
     bridge = loop.bridges.get(cookie)
     if bridge is None:
         raise _error(errno.ENOTCONN)
-    return _figures(bridge.connection.stats())
-
-
-def _figures(stats: ConnectionStats) -> tuple[Any, ...]:
-    return tuple(getattr(stats, name) for name in ConnectionStats.__slots__)
+    return counts.of_connection(bridge.connection)
 
 
 def figures(loop: Loop) -> dict[str, Any]:
-    """The engine's figures of this instant, as plain values: totals by name, ports by name, connections' fields."""
-    connections = [bridge.connection.stats() for bridge in loop.bridges.values()]
-    totals = loop.totals.copy()
-    for bridge in loop.bridges.values():
-        totals.add(bridge.connection)
-    return {
-        "connections_initiated": loop.initiated,
-        "connections_accepted": loop.accepted,
-        "connections_open": len(loop.bridges),
-        "ports_open": len(loop.endpoints),
-        "wakeups": loop.wakeups,
-        "faults": loop.faults,
-        "tcp_initiated": loop.tcp_initiated,
-        "tcp_accepted": loop.tcp_accepted,
-        "tcp_open": len(loop.relays),
-        "sent_bytes": totals.sent_bytes,
-        "received_bytes": totals.delivered_bytes,
-        "sent_packets": totals.sent_packets,
-        "received_packets": totals.received_packets,
-        "retransmitted_packets": totals.retransmitted_packets,
-        "ports": [
-            {
-                "local": endpoint.port.local,
-                "connections": len(endpoint.bridges),
-                "is_listening": endpoint.listener is not None,
-                "sent_datagrams": endpoint.port.sent_datagrams,
-                "sent_calls": endpoint.port.sent_calls,
-                "received_datagrams": endpoint.port.received_datagrams,
-                "received_runs": endpoint.port.received_runs,
-                "dropped_datagrams": endpoint.dropped_datagrams,
-                "truncated_datagrams": endpoint.port.truncated_datagrams,
-                "sent_resets": endpoint.resets.sent,
-                "receive_buffer_bytes": endpoint.port.receive_buffer_bytes,
-            }
-            for endpoint in list(loop.endpoints.values())
-        ],
-        "connections": [_figures(connection) for connection in connections],
-    }
+    """The engine's figures of this instant, as plain values."""
+    return counts.of_engine(loop)
 
 
 UNDO: Final[dict[Callable[..., Any], Callable[..., None]]] = {
