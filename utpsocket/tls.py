@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from utpsocket import shim
 from utpsocket.engine.native import StdlibSocket, class_made_by
 
-_SSLContext: Any = next(made for made in ssl.SSLContext.__mro__ if made.__module__ == "ssl")
+# Not by a name of this module: gevent, which may patch ssl later, would warn of everybody who refers to it so.
+_stdlibs: list[Any] = [made for made in ssl.SSLContext.__mro__ if made.__module__ == "ssl"]
 
 if TYPE_CHECKING:
     from ssl import SSLSocket as _SSLSocket
@@ -60,16 +61,16 @@ class SSLSocket(_SSLSocket, shim.socket):  # type: ignore[misc]  # both redefine
 
 def is_installed() -> bool:
     """Whether SSLContext.wrap_socket() makes our SSLSocket."""
-    return bool(_SSLContext.sslsocket_class is SSLSocket)
+    return bool(_stdlibs[0].sslsocket_class is SSLSocket)
 
 
 def install() -> None:
     """Have SSLContext.wrap_socket() make our SSLSocket. Idempotent."""
-    if _SSLContext.sslsocket_class is _SSLSocket:
-        _SSLContext.sslsocket_class = SSLSocket
+    if _stdlibs[0].sslsocket_class is _SSLSocket:
+        _stdlibs[0].sslsocket_class = SSLSocket
 
 
 def uninstall() -> None:
     """Have SSLContext.wrap_socket() make the stdlib's SSLSocket again."""
-    if _SSLContext.sslsocket_class is SSLSocket:
-        _SSLContext.sslsocket_class = _SSLSocket
+    if _stdlibs[0].sslsocket_class is SSLSocket:
+        _stdlibs[0].sslsocket_class = _SSLSocket

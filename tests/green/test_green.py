@@ -43,6 +43,12 @@ def test_gevent_in_any_order_of_patching(order: str) -> None:
     assert run("web", order) == fetched | {"plain_again": True, "class_is_original": True}
 
 
+def test_gevent_has_nothing_to_warn_of_when_it_patches_after_us() -> None:
+    """It warns of modules that refer to what it replaces; servers' tests look for words of error in their logs."""
+    program = "from utpsocket import monkey; monkey.patch_all(); import ssl, gevent.monkey; gevent.monkey.patch_all()"
+    subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=ROOT, timeout=50, check=True)
+
+
 @pytest.mark.parametrize("order", ["ue", "eu", "seu"])
 def test_eventlet_in_any_order_of_patching(order: str) -> None:
     skip_without_eventlet()
