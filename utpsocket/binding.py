@@ -6,7 +6,6 @@ Separate from lifecycle.py, whose bind() this is the inner part of. Any thread.
 from __future__ import annotations
 
 import errno
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -28,26 +27,29 @@ def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: A
     """The key of the engine's endpoint at this address, and the address as the kernel gives it."""
     reuse = any(identity.options.get((stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR), b""))
     shares = identity.settings.shares_port
+    named = {"reuse": reuse, "shares": shares}
+    is_last = False
     for _ in range(_BIND_TRIES):
         try:
-            return _adopted(sock, loop, identity, address, reuse=reuse, shares=shares)
+            return _adopted(sock, loop, identity, address, **named)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
         local, namespace = resolved(identity, address), identity.namespace
         try:
-            key = loop.perform(verbs.share_port, local, identity, reuse=reuse, shares=shares, namespace=namespace)
+            key = loop.perform(verbs.share_port, local, identity, **named, namespace=namespace)
+            if key:
+                if isinstance(loop, RemoteLoop):
+                    loop.own_ports.discard(key)
+                return key, local
+            way = loop.perform(verbs.make_way, local, namespace=namespace) if reuse else []
+            if way:
+                return _taken_over(sock, loop, identity, address, way)
         except BlockingIOError:
             continue
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or not reuse:
-                raise
-        else:
-            if isinstance(loop, RemoteLoop):
-                loop.own_ports.discard(key)
-            return key, local
-        with suppress(BlockingIOError):
-            return _taken_over(sock, loop, identity, address, loop.perform(verbs.make_way, local, namespace=namespace))
+        if is_last:
+            break
+        is_last = True  # somebody else has it; or it was ours, and has been closed since the kernel said so
     raise _error(errno.EADDRINUSE)
 
 
@@ -55,8 +57,6 @@ def _taken_over(
     sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: Any, way: list[int]
 ) -> tuple[int, Address]:
     """The same, over ports of ours that have made way (neighbours.py)."""
-    if not way:
-        raise _error(errno.EADDRINUSE)
     key = 0
     try:
         shares = identity.settings.shares_port

@@ -7,6 +7,8 @@ import socket
 
 import pytest
 
+from utpsocket.engine import verbs
+
 from .network import Net, own_loopback, raises_errno, receive_exactly
 
 
@@ -217,3 +219,18 @@ def test_same_four_addresses_twice(net: Net) -> None:
     first.connect(target.getsockname())
     with raises_errno(errno.EADDRNOTAVAIL):
         second.connect(target.getsockname())
+
+
+def test_what_is_closed_after_the_kernel_has_called_it_taken_is_free(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bind() asks who has the address, and nobody has it any more."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind((own_loopback(), 0))
+        address = taken.getsockname()
+        share_port = verbs.share_port
+
+        def closing_first(*arguments: object, **named: object) -> object:
+            taken.close()
+            return share_port(*arguments, **named)
+
+        monkeypatch.setattr(verbs, "share_port", closing_first)
+        net.fresh().bind(address)

@@ -101,7 +101,7 @@ def _awaits(endpoint: Endpoint, packet: Packet, run: Run) -> bool:
 
 def _covers(other: Endpoint, run: Run) -> bool:
     """Whether what came to a port may be for this neighbour of it."""
-    return other.port.is_wildcard or run.local == _told(other)
+    return not other.is_closed and (other.port.is_wildcard or run.local == _told(other))
 
 
 def _told(endpoint: Endpoint) -> str:

@@ -83,7 +83,8 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, s
     """A user's socket wants an address that the kernel says is taken: by us, and willing to share?
 
     SO_REUSEADDR is emulated, never given to the UDP socket, where it would let strangers take our datagrams. As over
-    TCP it does not help beside a listener; UTP_SHARE_PORT does. Raises EADDRINUSE. Returns the endpoint's key.
+    TCP it does not help beside a listener; UTP_SHARE_PORT does. Raises EADDRINUSE. Returns the endpoint's key, or 0 if
+    none of ours has the address.
     """
     for endpoint in list(loop.bound.get(local[1], ())):
         if endpoint.port.local[:2] != local[:2] or endpoint.port.namespace != namespace:
@@ -96,15 +97,15 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, s
         is_used = bool(endpoint.holders) or any(map(_is_held, list(endpoint.bridges.values())))
         is_shared = shares and endpoint.is_for_sharing
         if any(neighbours.listens(other) or other.holders for other in endpoint.neighbours):
-            break
+            raise _error(errno.EADDRINUSE)
         is_listening = neighbours.listens(endpoint)
         if not is_shared and (is_listening or (is_used and not (reuse and endpoint.reuse))):
-            break
+            raise _error(errno.EADDRINUSE)
         if not _hold(endpoint, identity):
             raise _error(errno.EAGAIN)
         endpoint.reuse, endpoint.is_for_sharing = reuse, shares
         return endpoint.key
-    raise _error(errno.EADDRINUSE)
+    return 0
 
 
 def make_way(loop: Loop, local: Address, *, namespace: int = 0) -> list[int]:
