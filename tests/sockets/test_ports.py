@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 
 import pytest
 
 from utpsocket.engine import verbs
+from utpsocket.protocol import closing
 
-from .network import Net, own_loopback, raises_errno, receive_exactly
+from ..requirements import requires_ipv6
+from .network import PATIENCE_S, Net, own_loopback, raises_errno, receive_exactly
 
 
 def option(sock: object, name: int, value: int = 1) -> object:
@@ -161,6 +164,56 @@ def test_server_restarts_on_its_port_after_serving(net: Net) -> None:
             server.close()
             assert client.recv(1) == b""
             client.close()
+
+
+BINDS = """
+import errno, sys, time
+family, host, port = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+while True:
+    sock = socket.socket(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        break
+    except OSError as error:
+        assert error.errno == errno.EADDRINUSE and time.monotonic() < float(sys.argv[4]), error
+        time.sleep(0.01)
+sock.listen()
+"""
+
+
+@pytest.mark.parametrize("first", ["the-server", "the-client", "at-once"])
+@pytest.mark.parametrize(
+    ("family", "host", "to"),
+    [
+        pytest.param(socket.AF_INET, "", "", id="v4"),
+        pytest.param(socket.AF_INET, "0.0.0.0", "", id="all"),
+        pytest.param(socket.AF_INET6, "::1", "::1", id="v6", marks=requires_ipv6),
+        pytest.param(socket.AF_INET6, "::", "127.0.0.1", id="mapped", marks=requires_ipv6),
+    ],
+)
+def test_another_process_gets_the_port_that_a_connection_has_been_at(
+    net: Net, monkeypatch: pytest.MonkeyPatch, family: int, host: str, to: str, first: str
+) -> None:
+    """As programs do to find a free port for another one. TIME_WAIT is no obstacle to SO_REUSEADDR."""
+    monkeypatch.setattr(closing, "TIME_WAIT_US", 3_600_000_000)
+    monkeypatch.setattr(closing, "MOST_TIME_WAIT_US", 3_600_000_000)
+    listener = option(net.fresh(family), socket.SO_REUSEADDR)
+    listener.bind((host or own_loopback(), 0))
+    listener.listen()
+    client = net.fresh(socket.AF_INET6 if ":" in to else socket.AF_INET)
+    client.connect((to or own_loopback(), listener.getsockname()[1]))
+    ends = [net.accept(listener), client]
+    if first == "the-client":
+        ends.reverse()
+    for closed, other in (ends, ends[::-1]):
+        closed.close()
+        if first != "at-once" and other.fileno() >= 0:
+            assert other.recv(1) == b""
+    host, port, *_ = listener.getsockname()
+    listener.close()
+    binder = net.python(BINDS, int(family), host, port, time.monotonic() + PATIENCE_S)
+    assert binder.wait(2 * PATIENCE_S) == 0
 
 
 def test_client_port_is_taken_while_it_is_connected(net: Net) -> None:

@@ -92,6 +92,7 @@ class Bridge:
         "lane_grant_bytes",
         "lane_lost_packets",
         "lane_offset",
+        "other_side",
         "recv_ids",
         "rival",
         "room",
@@ -114,6 +115,7 @@ class Bridge:
         self.is_lazy = False
         self.is_handed_over = False
         self.is_gone = False
+        self.other_side: Bridge | None = None  # where it is this engine's too, once one of them is in TIME_WAIT
         self.is_gated = False  # the user's fd is held unwritable: what is at our end is filler
         self.accepted_at = 0
         self.active_epoch = 0  # shares.py

@@ -76,14 +76,23 @@ def _plain(addr: object) -> object:
     return (addr[0].removeprefix(_MAPPED), addr[1]) if isinstance(addr, tuple) else addr
 
 
-def _is_half_known(bridge: Bridge, bound: Bound) -> bool:
-    """Whether the other side of this connection is in this process and has not had its proof yet."""
+def acceptor_of(bridge: Bridge, bound: Bound) -> Bridge | None:
+    """The other side of this connect, if it is in this process."""
     local, peer = bridge.identity.local, bridge.identity.peer
-    assert local is not None and peer is not None
+    if local is None or peer is None:
+        return None  # the socket is another connection's by now
     mapped = (_MAPPED + local[0], local[1], 0, 0)
     for endpoint in list(bound.get(peer[1], ())):
         for addr in (local, mapped):
             acceptor = endpoint.bridges.get((addr, bridge.connection.send_id))
-            if acceptor is not None and acceptor is not bridge and not acceptor.connection.is_initiator:
-                return acceptor.connection.state is State.SYN_RECEIVED
-    return False
+            if acceptor is None or acceptor is bridge or acceptor.connection.is_initiator:
+                continue
+            if endpoint.port.namespace == bridge.endpoint.port.namespace:
+                return acceptor
+    return None
+
+
+def _is_half_known(bridge: Bridge, bound: Bound) -> bool:
+    """Whether the other side of this connection is in this process and has not had its proof yet."""
+    acceptor = acceptor_of(bridge, bound)
+    return acceptor is not None and acceptor.connection.state is State.SYN_RECEIVED

@@ -32,6 +32,7 @@ from utpsocket.engine.handlers import or_none
 from utpsocket.engine.highfd import idle_instead, raise_fd
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.lanes import Lanes
+from utpsocket.engine.lastacks import LastAcks
 from utpsocket.engine.listener import Listener
 from utpsocket.engine.native import allocate_lock, get_ident, sleep, start_thread
 from utpsocket.engine.originals import os, random, signal, time
@@ -51,7 +52,6 @@ _EPOLLET: Final = 1 << 31
 _BRIDGE_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | _EPOLLET
 _PORT_EVENTS: Final = EPOLLIN | EPOLLERR  # not edges: a port need not be read until it says that it is empty
 _BLOCKED_US: Final = 1_000  # ENOBUFS makes no event
-_MAX_WAITING_PORTS: Final = 256
 _LAZY_US: Final = 10_000  # then one burst: far slower than any user writes, so that what is read stays in the cache
 _REST_CHECKS: Final = 2_000
 _REST_CHECK_SECONDS: Final = 0.000_5
@@ -114,7 +114,7 @@ class Loop:
         self._blocked: dict[Endpoint, None] = {}
         self._thread_id = 0
         self._late: list[Bridge] = []
-        self._waiting_ports: dict[Endpoint, None] = {}  # of no use but for a late FIN, oldest first
+        self._last_acks = LastAcks(self)
         self._is_stopping = self._is_robbed = False
         self._is_at_rest = False  # in the poller, where no fd number is in the thread's hands, or over
         self.is_alive = True
@@ -485,19 +485,9 @@ class Loop:
             self.totals.add(connection)
             self.forget_bridge(bridge)
             return
-        if connection.state is TIME_WAIT and bridge.end is None:
-            endpoint.leave_lane(bridge)
-            if endpoint.is_private:
-                self._keep_waiting(endpoint)
+        if connection.state is TIME_WAIT:
+            self._last_acks.settle(bridge)
         self.timers.schedule(bridge, connection.timeout_at())
-
-    def _keep_waiting(self, endpoint: Endpoint) -> None:
-        """A private port is kept for a late FIN of the peer's, but not more than so many of them: each costs an fd."""
-        self._waiting_ports[endpoint] = None
-        if len(self._waiting_ports) > _MAX_WAITING_PORTS:
-            oldest = next(iter(self._waiting_ports))
-            del self._waiting_ports[oldest]
-            oldest.drop_lingering()
 
     def _hand_over(self, listener: Listener, now: int) -> None:
         again_at = listener.hand_over(now=now)
@@ -559,6 +549,7 @@ class Loop:
     def forget_bridge(self, bridge: Bridge) -> None:
         """The connection is over, and nobody asks for it any more."""
         self._reset_unaccepted.remember(bridge.identity.cookie, bridge.identity)
+        bridge.other_side = None
         bridge.endpoint.forget(bridge)
         self.bridges.pop(bridge.cookie, None)  # last: should any of this fail, it can still be found, and is done again
 
@@ -629,7 +620,7 @@ class Loop:
     def close_claimed(self, endpoint: Endpoint) -> None:
         """As close_endpoint(), where the port is claimed."""
         self._readable_endpoints.pop(endpoint, None)
-        self._waiting_ports.pop(endpoint, None)
+        self._last_acks.discard(endpoint)
         self._blocked.pop(endpoint, None)
         self.forget_fd(endpoint.port.sock.fileno())
         latecomers.close_port(endpoint)
