@@ -37,6 +37,13 @@ EXPECTED: Final = (
         cause="Reactor was unclean.",
     ),
     Expectation(
+        "gunicorn.test_http2_h2c.TestH2CASGIContract.test_a_paused_transport_stops_reading_too",
+        "opens no socket, and counts what was written by when its application has been called, which may not have"
+        " answered yet: alone it fails over TCP as well, one time of three",
+        sometimes=True,
+        cause="assert len(transport.written) == queued",
+    ),
+    Expectation(
         "urllib3.*.TestSocketClosing.test_recovery_when_server_closes_connection",
         "the server closes, then sets an Event, and the pool's connection must be at end of file by then:"
         " kernel TCP delivers the FIN within close(), a thread a moment later",
