@@ -32,8 +32,6 @@ class Library:
     """Debian's source package of that version, for a source distribution that has no network tests"""
 
 
-WITHOUT_SOCKETS: Final = "opens no socket, and takes long: half of the suite's tests and two thirds of its time"
-
 LIBRARIES: Final = (
     Library(
         "tornado",
@@ -73,68 +71,11 @@ LIBRARIES: Final = (
         ("pyproject.toml", "dummyserver", "test"),
     ),
     Library(
-        "aiohttp",
-        "3.14.5",
-        (
-            "aiodns",
-            "blockbuster",
-            "brotli",
-            "freezegun",
-            "isal",
-            "pkgconfig",
-            "proxy.py",
-            "pytest",
-            "pytest-cov",
-            "pytest-mock",
-            "pytest-timeout",
-            "pytest-xdist",
-            "pytest_codspeed",
-            "python-on-whales",
-            "re-assert",
-            "trustme",
-            "zlib_ng",
-        ),
-        ("tests", "-m", "not dev_mode and not autobahn and not internal", "--ignore-glob=*/test_benchmarks*"),
-        ("pytest.ini", "README.rst", "tests", "examples", "requirements"),
-        tuple(
-            (f"aiohttp.test_{name}.*", WITHOUT_SOCKETS)
-            for name in (
-                "circular_imports",
-                "client_request",
-                "cookiejar",
-                "http_parser",
-                "http_writer",
-                "multipart",
-                "payload",
-                "streams",
-                "urldispatch",
-            )
-        ),
-    ),
-    Library(
         "paramiko",
         "5.1.0",
         ("icecream", "invoke", "pytest", "pytest-relaxed"),
         ("tests", "-o", "python_files=test_*.py"),
         ("pytest.ini", "tests"),
-    ),
-    Library(
-        "anyio",
-        "4.16.0",
-        (
-            "anyio[trio]",
-            "blockbuster",
-            "hypothesis",
-            "psutil",
-            "pytest",
-            "pytest-mock",
-            "pytest-timeout",
-            "trustme",
-            "truststore",
-            "uvloop",
-        ),
-        ("tests",),
-        ("pyproject.toml", "tests"),
     ),
     Library("waitress", "3.0.2", ("pytest",), ("tests",), ("tests",)),
     Library(
@@ -233,13 +174,6 @@ LIBRARIES: Final = (
         ("pytest.ini",),
     ),
     Library(
-        "asyncssh",
-        "2.24.1",
-        ("asyncssh[bcrypt,fido2,ifaddr,pyOpenSSL]", "aiofiles", "pytest", "setuptools"),
-        ("tests",),
-        ("tests",),
-    ),
-    Library(
         "websocket-client",
         "1.9.2",
         ("pytest", "python-socks", "websockets", "wsaccel"),
@@ -251,13 +185,6 @@ LIBRARIES: Final = (
         ("gevent", "gunicorn[http2,setproctitle,tornado]", "httpx[http2]", "pytest", "pytest-asyncio", "uvloop"),
         ("tests",),
         ("pyproject.toml", "tests"),
-    ),
-    Library(
-        "eventlet",
-        "0.41.3",
-        ("pytest", "pyopenssl", "pyzmq", "dnspython"),
-        ("tests", "-o", "python_files=*_test.py test_*.py test__*.py"),
-        ("tests",),
     ),
     Library(
         "twisted",
