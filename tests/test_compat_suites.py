@@ -281,3 +281,10 @@ def test_every_library_is_pinned_and_the_quick_ones_exist() -> None:
     for library in LIBRARIES:
         pins = (PINS / f"{library.name}.txt").read_text().splitlines()
         assert f"{library.name}=={library.version}" in pins
+
+
+def test_every_library_has_its_row() -> None:
+    """At the version that it is pinned to: what the list promises has been run."""
+    written = table.read(Path(command.__file__).with_name("RESULTS.md"), "3.11", command.LAYOUT)
+    assert written is not None
+    assert {name: row[0] for name, row in written.rows.items()} == {each.name: each.version for each in LIBRARIES}
