@@ -429,3 +429,25 @@ def test_system_calls_that_fail_for_a_second() -> None:
     ]
     report = kernel.inject([f"kernel:{each}" for each in wanted], lambda *_: None)
     assert (report.points, report.failures) == (len(wanted), [])
+
+
+def test_a_signal_handlers_timeout_is_no_sign_that_the_engines_fds_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an OSError too, raised in the thread that asks: the engine goes on, and so do its connections."""
+    client, server = pair()
+    engine = running_engine()
+    assert isinstance(engine, Loop)
+
+    here, fstat = threading.get_ident(), loop_module.os.fstat
+
+    def interrupted(fd: int) -> object:
+        if threading.get_ident() != here:
+            return fstat(fd)
+        raise TimeoutError("of a signal's handler")
+
+    with client, server:
+        with monkeypatch.context() as patched, pytest.raises(TimeoutError, match="handler"):
+            patched.setattr(loop_module.os, "fstat", interrupted)
+            engine.has_its_fds()
+        client.sendall(b"still there")
+        assert server.recv(100) == b"still there"
+        assert running_engine() is engine
