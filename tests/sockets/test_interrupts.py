@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.faults import callers
+from utpsocket.engine import namespaces
 
 from .network import Net
 
@@ -82,3 +84,14 @@ def test_a_signal_ends_the_calls_that_wait(net: Net, ring: Any) -> None:
         server.recv(1)
     client.sendall(b"x")
     assert server.recv(1) == b"x"
+
+
+def test_a_handlers_timeout_is_not_taken_for_an_old_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The socket's network namespace is asked for, and the answer kept."""
+
+    def interrupted(*_: Any) -> bytes:
+        raise TimeoutError("of a signal's handler")
+
+    monkeypatch.setattr(namespaces, "Socket", SimpleNamespace(getsockopt=interrupted))
+    with pytest.raises(TimeoutError, match="handler"):
+        namespaces.cookie(None)
