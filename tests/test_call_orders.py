@@ -420,6 +420,135 @@ e.connect(d.getsockname())
 e.send(b"x")
 e.connect(d.getsockname())
 """,
+    "a child knows that its parent has connected": LISTENER
+    + """
+b = socket.socket()
+h1 = fork()
+b.connect(a.getsockname())
+c, _ = a.accept()
+h1.do("b.getsockname()")
+h1.do("b.getpeername()")
+h1.do("b.bind(('127.0.0.1', 0))")
+h1.do("b.connect(a.getsockname())")
+h1.do("b.connect(a.getsockname())")
+b.connect(a.getsockname())
+h1.do("b.send(b'x')")
+c.recv(5)
+h1.do("b.shutdown(socket.SHUT_WR)")
+c.recv(5)
+b.send(b"x")
+h1.do("b.listen()")
+""",
+    "that it listens": """
+a = socket.socket()
+h1 = fork()
+a.listen()
+b = socket.socket()
+b.connect(a.getsockname())
+h1.do("a.getsockname()")
+h1.do("a.connect(a.getsockname())")
+h1.do("a.listen()")
+h1.do("a.accept()")
+h1.do("a.shutdown(socket.SHUT_WR)")
+""",
+    "that it was refused": LISTENER
+    + """
+b = socket.socket()
+b.settimeout(0)
+h1 = fork()
+b.connect(NOWHERE)
+h1.do("b.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)")
+h1.do("b.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)")
+b.send(b"x")
+b.recv(5)
+""",
+    "and that the peer has reset it": LISTENER
+    + """
+b = socket.socket()
+h1 = fork()
+b.connect(a.getsockname())
+c, _ = a.accept()
+"""
+    + RESET_C
+    + """
+h1.do("b.send(b'x')")
+b.send(b"x")
+b.getpeername()
+h1.do("b.getpeername()")
+h1.do("b.recv(5)")
+""",
+    "a parent knows that its child has shut down": PAIR
+    + """
+h1 = fork()
+h1.do("b.shutdown(socket.SHUT_RD)")
+b.connect(a.getsockname())
+b.recv(5)
+h2 = fork()
+h2.do("b.connect(a.getsockname())")
+""",
+    "and connected": """
+a = socket.socket()
+a.listen()
+b = socket.socket()
+h1 = fork()
+h1.do("b.connect(a.getsockname())")
+c, _ = a.accept()
+b.getsockname()
+b.getpeername()
+b.send(b"x")
+c.recv(5)
+b.connect(a.getsockname())
+b.connect(a.getsockname())
+b.listen()
+b.shutdown(socket.SHUT_WR)
+c.recv(5)
+""",
+    "a reset after the peer's end of file, in a child": PAIR
+    + """
+h1 = fork()
+h1.do("c.close()")
+c.close()
+b.send(b"x")
+h1.do("b.recv(5)")
+b.recv(5)
+h1.do("b.recv(5, socket.MSG_WAITALL)")
+h1.do("b.send(b'x')")
+""",
+    "a backlog that a child holds too is reset": """
+a = socket.socket()
+a.listen()
+h1 = fork()
+b = socket.socket()
+b.connect(a.getsockname())
+c = socket.socket()
+c.connect(a.getsockname())
+a.shutdown(socket.SHUT_RD)
+b.recv(5)
+h1.kill()
+c.send(b"x")
+""",
+    "by one that does not block as well": """
+a = socket.socket()
+a.listen()
+a.settimeout(0)
+h1 = fork()
+b = socket.socket()
+b.connect(a.getsockname())
+a.shutdown(socket.SHUT_RDWR)
+b.recv(5)
+""",
+    "MSG_WAITALL after a reset": PAIR
+    + """
+c.send(b"x")
+c.close()
+b.send(b"y")
+b.recv_into(bytearray(10), 0, socket.MSG_WAITALL | socket.MSG_PEEK)
+b.recvmsg(10, 0, socket.MSG_WAITALL | socket.MSG_PEEK)
+b.recvfrom(10, socket.MSG_WAITALL | socket.MSG_PEEK)
+b.recv(10, socket.MSG_WAITALL)
+b.recv(10)
+b.send(b"z")
+""",
     "IP_TOS sets SO_PRIORITY": """
 a = socket.socket()
 a.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 8)

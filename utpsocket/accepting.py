@@ -1,6 +1,7 @@
-"""What accept() does to a listening uTP socket: the kernel's accept4(), and a look at who it is.
+"""What accept() does to a listening uTP socket, the kernel's accept4() and a look at who it is; and how that ends.
 
-Separate from lifecycle.py because no engine is asked. Any thread may call. Sources: SOCKETS.md §1; accept(2), poll(2).
+Separate from lifecycle.py because it is about the kernel's queue. Any thread may call. Sources: SOCKETS.md §1;
+accept(2), poll(2).
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 import errno
 from typing import Any, Final
 
-from utpsocket import options
-from utpsocket.engine import names, verbs
+from utpsocket import closing, lifecycle, options, registry
+from utpsocket.engine import names, running_engine, verbs
 from utpsocket.engine.identity import Identity, Role
-from utpsocket.engine.native import Socket, accepted, poll
+from utpsocket.engine.loop import Loop
+from utpsocket.engine.native import Socket, accepted, accepted_at_once, poll
 from utpsocket.engine.originals import os
 from utpsocket.lifecycle import check_open, fail, own_engine
 
@@ -77,3 +79,33 @@ def _wait_readable(sock: Any, seconds: float) -> int:
     poller.register(fd, _POLLIN | _POLLRDHUP)
     found = poller.poll(seconds * 1_000)
     return int(found[0][1]) if found else 0
+
+
+def stop_listening(sock: Any, identity: Identity) -> None:
+    """The listening fd was shut down: whoever comes is refused, and who has not been accepted is reset."""
+    loop = running_engine()
+    if loop is None or loop.pid != identity.owner_pid:
+        return
+    if sock.gettimeout() != 0:
+        loop.call(verbs.stop_listening, identity.endpoint, identity.inode)
+    elif isinstance(loop, Loop):
+        loop.perform(verbs.stop_listening, identity.endpoint, identity.inode)
+    else:
+        loop.post(verbs.stop_listening, identity.endpoint, identity.inode)
+    if identity.record is not None:
+        _reset_queue(sock, identity)
+    lifecycle.become_fresh(sock, identity)
+
+
+def _reset_queue(sock: Any, listener: Identity) -> None:
+    """Whoever waits for accept() goes with the old fd, unless another process has that one too: then one by one."""
+    while (waiting := accepted_at_once(sock.fileno())) is not None:
+        try:
+            name: Any = Socket.getpeername(waiting)
+            identity = None if names.decode(name) is None else registry.introduce(waiting, name, listener.owner_pid)
+        finally:
+            Socket.close(waiting)
+        if identity is not None:
+            identity.settings.linger_seconds = 0
+            lifecycle.apply_options(identity, at_once=False, to_living=False, is_nodelay=False)
+            closing.after_close(identity, None)

@@ -40,7 +40,8 @@ def after_close(
     loop = running_engine()
     if loop is None or loop.caller_pid != os.getpid() or not loop.is_alive or sys.is_finalizing():
         return
-    if identity.role in (Role.FRESH, Role.LISTENING) or (identity.endpoint and identity.is_over):
+    is_elsewhere = loop.pid != identity.owner_pid  # another process has connected it
+    if identity.role in (Role.FRESH, Role.LISTENING) or (identity.endpoint and (identity.is_over or is_elsewhere)):
         if identity.endpoint:
             # The port must be free when close() returns: the next bind may want it.
             # Where connections that nobody has accepted must be reset first, that is the engine's.

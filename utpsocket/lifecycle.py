@@ -378,6 +378,7 @@ def _renew(sock: Any, identity: Identity) -> None:
     inode = identity.inode
     fd = sock.fileno()
     duplicates = [other for other in farewell.fds_of(inode) if other != fd] if identity.has_duplicates else []
+    identity.part()
     registry.forget(identity)
     pairing.renew(sock)
     options.restore(sock, identity)
@@ -443,11 +444,13 @@ def _hold_again(sock: Any, identity: Identity, inode: int) -> None:
 
 def notice(sock: Any, identity: Identity) -> int:
     """What has become of a connection attempt: EINPROGRESS, 0, or its errno, which is then told once."""
-    if identity.owner_pid != serving_pid():
-        # Forked while connecting: the parent's engine tells the kernel, not us.
+    if identity.owner_pid != serving_pid() and identity.role is Role.CONNECTING:
+        # Of another process's engine, which tells the kernel, and perhaps not us.
         poller = poll()
         poller.register(sock.fileno(), _POLLOUT)
         for _, mask in poller.poll(0):
+            if identity.role is not Role.CONNECTING:
+                break
             if mask & _POLLERR_OR_HUP:
                 identity.role, identity.error = Role.FAILED, errno.ECONNREFUSED
             else:
@@ -493,20 +496,6 @@ def catch_up(sock: Any, identity: Identity) -> None:
     loop = own_engine(identity)
     if loop is not None and sock.gettimeout() != 0:
         loop.call(verbs.catch_up, identity.cookie)
-
-
-def stop_listening(sock: Any, identity: Identity) -> None:
-    """The listening fd was shut down: whoever comes is refused, and who has not been accepted is reset."""
-    loop = running_engine()
-    if loop is None or loop.pid != identity.owner_pid:
-        return
-    if sock.gettimeout() != 0:
-        loop.call(verbs.stop_listening, identity.endpoint, identity.inode)
-    elif isinstance(loop, Loop):
-        loop.perform(verbs.stop_listening, identity.endpoint, identity.inode)
-    else:
-        loop.post(verbs.stop_listening, identity.endpoint, identity.inode)
-    become_fresh(sock, identity)
 
 
 def give_up_connecting(sock: Any, identity: Identity) -> bool:

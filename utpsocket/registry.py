@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakValueDictionary
 
-from utpsocket.engine import names, running_engine
+from utpsocket.engine import copies, names, running_engine
 from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.names import Address
@@ -92,7 +92,7 @@ def _identity(cookie: int, pid: int, local: Address, peer: Address) -> Identity:
     served = loop.identity_of(cookie) if loop is not None and loop.pid == pid else None
     if served is not None:
         return served
-    identity = Identity(_family_of(local))
+    identity = copies.DistantIdentity(_family_of(local))
     identity.cookie, identity.owner_pid = cookie, pid
     identity.local, identity.peer = local, peer
     identity.role = Role.CONNECTED
@@ -101,6 +101,23 @@ def _identity(cookie: int, pid: int, local: Address, peer: Address) -> Identity:
 
 def _family_of(address: Address) -> int:
     return int(stdlib.AF_INET6 if len(address) == 4 else stdlib.AF_INET)
+
+
+def _before_fork() -> None:
+    try:
+        copies.share(list(_by_inode.values()))
+    except OSError:
+        pass  # no memory: each process will know of its sockets what it knew before the fork, and of others' nothing
+
+
+def _after_fork_in_child() -> None:
+    for identity in list(_by_inode.values()):
+        identity.endpoint = 0  # of the parent's engine
+        identity.claim = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
 
 
 def forget(identity: Identity) -> None:

@@ -153,9 +153,9 @@ class socket(StdlibSocket):
             return
         if identity.role is Role.FAILED or (identity.role is Role.CONNECTED and identity.is_over):
             lifecycle.give_up_chosen_port(identity)
-            is_unbound = not identity.endpoint  # and closed, in TCP's sense: it may be bound, and do nothing more
+            is_unbound = not identity.is_bound  # and closed, in TCP's sense: it may be bound, and do nothing more
         else:
-            is_unbound = identity.role is Role.FRESH and not identity.endpoint and identity.twin is None
+            is_unbound = identity.role is Role.FRESH and not identity.is_bound and identity.twin is None
         if self.fileno() < 0 or not is_unbound:
             wording.check_bind(identity.family, address, is_open=self.fileno() >= 0)
             lifecycle.check_open(self)
@@ -179,6 +179,8 @@ class socket(StdlibSocket):
             raise lifecycle.fail(errno.EINVAL)
         else:
             if not identity.endpoint and identity.twin is None:
+                if identity.is_bound:
+                    raise lifecycle.fail(errno.EADDRINUSE)  # by another process, whose engine has the port
                 socket.bind(self, identity.bound or ("", 0))
             if exchange.listens_over_tcp(self, identity):
                 Socket.listen(self, backlog)
@@ -337,7 +339,7 @@ class socket(StdlibSocket):
         if identity.role is Role.CONNECTED:
             identity.is_told = True  # shutdown() has looked whether the connection stands: connect() says EISCONN
         if identity.role is Role.LISTENING and how != stdlib.SHUT_WR:
-            lifecycle.stop_listening(self, identity)
+            accepting.stop_listening(self, identity)
 
     def _acquire(self, lock: Any, seconds: float) -> None:
         """Block until the lock is released or `seconds` pass. Green threads wait in their own way here too."""
@@ -389,8 +391,10 @@ class socket(StdlibSocket):
             return bytes(Socket.recv(self, *args, **kwargs))
         if len(args) > 1 and args[0]:
             wording.refuse_error_queue(self, args[1])
-        if identity.is_after_eof and args and args[0] >= 0 and wording.is_at_end(self, identity):
-            return b""
+        if identity.is_after_eof and args and args[0] >= 0:
+            if wording.is_at_end(self, identity):
+                return b""
+            args = wording.without_waiting(args, 1)
         try:
             data: bytes = Socket.recv(self, *args, **kwargs)
         except OSError as error:
@@ -406,8 +410,10 @@ class socket(StdlibSocket):
         identity = self._utp
         if identity is not None and (kwargs or len(args) > 2) and _asks_for_bytes(args, kwargs):
             wording.refuse_error_queue(self, args[2] if len(args) > 2 else kwargs.get("flags"))
-        if identity is not None and identity.is_after_eof and wording.is_at_end(self, identity):
-            return 0
+        if identity is not None and identity.is_after_eof:
+            if wording.is_at_end(self, identity):
+                return 0
+            args = wording.without_waiting(args, 2, kwargs)
         try:
             count: int = Socket.recv_into(self, *args, **kwargs)
         except OSError as error:
@@ -425,14 +431,10 @@ class socket(StdlibSocket):
         identity = self._utp
         if identity is not None and len(args) > 1:
             wording.refuse_error_queue(self, args[1])
-        if (
-            identity is not None
-            and identity.is_after_eof
-            and args
-            and args[0] >= 0
-            and wording.is_at_end(self, identity)
-        ):
-            return b"", None
+        if identity is not None and identity.is_after_eof and args and args[0] >= 0:
+            if wording.is_at_end(self, identity):
+                return b"", None
+            args = wording.without_waiting(args, 1)
         try:
             data, address = Socket.recvfrom(self, *args, **kwargs)
         except OSError as error:
@@ -452,8 +454,10 @@ class socket(StdlibSocket):
         identity = self._utp
         if identity is not None and (kwargs or len(args) > 2):
             wording.refuse_error_queue(self, args[2] if len(args) > 2 else kwargs.get("flags"))
-        if identity is not None and identity.is_after_eof and wording.is_at_end(self, identity):
-            return 0, None
+        if identity is not None and identity.is_after_eof:
+            if wording.is_at_end(self, identity):
+                return 0, None
+            args = wording.without_waiting(args, 2, kwargs)
         try:
             count, address = Socket.recvfrom_into(self, *args, **kwargs)
         except OSError as error:
@@ -473,14 +477,10 @@ class socket(StdlibSocket):
         identity = self._utp
         if identity is not None and len(args) > 2:
             wording.refuse_error_queue(self, args[2])
-        if (
-            identity is not None
-            and identity.is_after_eof
-            and args
-            and args[0] >= 0
-            and wording.is_at_end(self, identity)
-        ):
-            return b"", [], 0, None
+        if identity is not None and identity.is_after_eof and args and args[0] >= 0:
+            if wording.is_at_end(self, identity):
+                return b"", [], 0, None
+            args = wording.without_waiting(args, 2)
         try:
             data, ancillary, flags, address = Socket.recvmsg(self, *args, **kwargs)
         except OSError as error:
@@ -500,8 +500,10 @@ class socket(StdlibSocket):
         identity = self._utp
         if identity is not None and len(args) > 2:
             wording.refuse_error_queue(self, args[2])
-        if identity is not None and identity.is_after_eof and wording.is_at_end(self, identity):
-            return 0, [], 0, None
+        if identity is not None and identity.is_after_eof:
+            if wording.is_at_end(self, identity):
+                return 0, [], 0, None
+            args = wording.without_waiting(args, 2)
         try:
             count, ancillary, flags, address = Socket.recvmsg_into(self, *args, **kwargs)
         except OSError as error:

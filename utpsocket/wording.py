@@ -23,6 +23,7 @@ TOO_LARGE: Final = bytes(65_536)
 """For a datagram: the kernel looks at the address, then refuses."""
 
 _MSG_OOB: Final = int(stdlib.MSG_OOB)  # an IntFlag's & costs more than the rest of a send()
+_MSG_WAITALL: Final = int(stdlib.MSG_WAITALL)
 _MSG_ERRQUEUE: Final = int(getattr(stdlib, "MSG_ERRQUEUE", 0))
 _REMEMBERED_CALLS: Final = 64
 _ANCILLARY: Final = (1, 2, 36, 37, 61, 65)  # SCM_RIGHTS, _CREDENTIALS, SO_MARK, _TIMESTAMPING, TXTIME: as TCP, ignored
@@ -34,6 +35,17 @@ def is_at_end(sock: Any, identity: Identity) -> bool:
     it, would say ECONNRESET instead, and forget what poll() and send() have still to tell.
     """
     return bool(identity.error) and sock.fileno() >= 0 and not farewell.unread_bytes(sock.fileno())
+
+
+def without_waiting(args: tuple[Any, ...], index: int, kwargs: dict[str, Any] | None = None) -> tuple[Any, ...]:
+    """A receiving call's arguments, with its flags at that index or by name, after the peer's end of file: nothing more
+    comes, and the kernel, told to wait for all, would forget on the way that the connection broke.
+    """
+    if kwargs and isinstance(kwargs.get("flags"), int):
+        kwargs["flags"] &= ~_MSG_WAITALL
+    if len(args) > index and isinstance(args[index], int):
+        return (*args[:index], args[index] & ~_MSG_WAITALL, *args[index + 1 :])
+    return args
 
 
 def is_end_of_file(identity: Identity, error: OSError) -> bool:

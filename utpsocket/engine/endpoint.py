@@ -457,7 +457,7 @@ class Endpoint:
     ) -> Bridge | None:
         listener, addr = self.listener, run.addr
         assert listener is not None
-        identity = type(listener.identity)(listener.identity.family, listener.identity.settings.copy())
+        identity = listener.identity.kind(listener.identity.family, listener.identity.settings.copy())
         identity.cookie = int.from_bytes(os.urandom(8), "big") >> 1
         identity.options = dict(listener.identity.options)
         identity.peer = addr  # type: ignore[assignment]  # the core passes addresses through as object

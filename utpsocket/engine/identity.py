@@ -134,6 +134,7 @@ class Identity:
         "options",
         "owner_pid",
         "peer",
+        "record",
         "role",
         "routes",
         "send_buffer_bytes",
@@ -173,11 +174,25 @@ class Identity:
         self.filler_bytes = 0
         self.send_buffer_bytes = 0
         self.owner_pid = 0  # the process whose engine serves it
+        self.record: Any = None  # where processes that were forked off have a copy: the memory they share (copies.py)
         self.settings = settings or Settings()
         self.options: dict[tuple[int, int], Any] = {}
         self.routes: Any = None  # utpsocket.routes.Routes: which connections are uTP's; None: all
         self.twin: Any = None  # a TCP socket bound to our address, until it is known which of the two is wanted
         self.transport = "utp"  # what carries the connection: "tcp" after a fallback
+
+    @property
+    def kind(self) -> type[Identity]:
+        """What the connections are that it accepts."""
+        return type(self) if self.record is None else Identity
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it has a port, of this process's engine or of another's."""
+        return self.endpoint != 0 or (self.bound is not None and self.bound[1] != 0)
+
+    def part(self) -> None:
+        """Another socket is about to take this one's place, in this process."""
 
     @property
     def has_ended_after_eof(self) -> bool:

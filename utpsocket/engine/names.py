@@ -36,7 +36,7 @@ def new_cookie() -> int:
 def encode(cookie: int, local: Address, peer: Address, pid: int) -> bytes:
     """The name of a pair's engine end; `pid`: of the engine's process."""
     who = f"{cookie:x}:{pid}:"
-    name = _PREFIX + f"{who}{_text(local)}|{_text(peer)}".encode()
+    name = _PREFIX + f"{who}{to_text(local)}|{to_text(peer)}".encode()
     if len(name) > _MAX_BYTES:
         name = _PREFIX + f"{who}{_short(local)}|{_short(peer)}".encode()
     return _tagged(name)
@@ -44,7 +44,7 @@ def encode(cookie: int, local: Address, peer: Address, pid: int) -> bytes:
 
 def encode_listener(cookie: int, local: Address, pid: int) -> bytes:
     """The name of a user's listening socket; `pid`: of the engine's process."""
-    return _tagged(_PREFIX + f"{cookie:x}:{pid}:{_text(local)}|*".encode())
+    return _tagged(_PREFIX + f"{cookie:x}:{pid}:{to_text(local)}|*".encode())
 
 
 def _tagged(name: bytes) -> bytes:
@@ -87,7 +87,7 @@ def decode_listener(name: object) -> tuple[int, int, Address] | None:
         return None
     try:
         cookie, pid, addresses = text[:-2].decode().split(":", 2)
-        return int(cookie, 16), int(pid), _address(addresses)
+        return int(cookie, 16), int(pid), from_text(addresses)
     except (ValueError, struct.error):
         return None
 
@@ -99,12 +99,13 @@ def decode(name: object) -> tuple[int, int, Address, Address] | None:
     try:
         cookie, pid, addresses = name[len(_PREFIX) :].rpartition(b"#")[0].decode().split(":", 2)
         local, peer = addresses.split("|")
-        return int(cookie, 16), int(pid), _address(local), _address(peer)
+        return int(cookie, 16), int(pid), from_text(local), from_text(peer)
     except (ValueError, struct.error):
         return None
 
 
-def _text(address: Address) -> str:
+def to_text(address: Address) -> str:
+    """An address as the names have it."""
     host, port, *rest = address
     if not rest:
         return f"{host}:{port}"
@@ -116,12 +117,13 @@ def _short(address: Address) -> str:
     """The same without flowinfo, in base 64 behind "=": two IPv6 addresses of full length do not fit as text."""
     host, port, *rest = address
     if not rest:
-        return _text(address)
+        return to_text(address)
     packed = _SHORT.pack(socket.inet_pton(socket.AF_INET6, host), port, rest[1])
     return "=" + base64.urlsafe_b64encode(packed if rest[1] else packed[:-_SCOPE_BYTES]).decode().rstrip("=")
 
 
-def _address(text: str) -> Address:
+def from_text(text: str) -> Address:
+    """An address of to_text()'s. Raises ValueError."""
     if text.startswith("="):
         packed = base64.urlsafe_b64decode(text[1:] + "==")
         host, port, scope = _SHORT.unpack(packed if len(packed) == _SHORT.size else packed + bytes(_SCOPE_BYTES))

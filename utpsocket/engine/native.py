@@ -89,6 +89,7 @@ _libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 _MSG_DONTWAIT = 0x40
 _O_NONBLOCK = os.O_NONBLOCK
 _AF_UNIX, _SOCK_STREAM = socket.AF_UNIX, socket.SOCK_STREAM
+_SOCK_CLOEXEC = getattr(socket, "SOCK_CLOEXEC", 0)
 _dropped = ctypes.create_string_buffer(1 << 16)
 
 
@@ -206,6 +207,16 @@ def accepted(listener: Any, made: Any = None) -> Any:
     a number stands for it; `made`, a socket object without an fd, if it is given.
     """
     return _owning(map(_first, iter(partial(Socket._accept, listener), None)), made)
+
+
+def accepted_at_once(fd: int) -> Any:
+    """The next connection of a listening AF_UNIX socket that was shut down, so that this does not wait; None if there
+    is no more.
+    """
+    made = Socket.__new__(Socket)
+    fds = iter(partial(_libc.accept4, fd, None, None, _SOCK_CLOEXEC), -1)
+    is_made = next(map(partial(Socket.__init__, made, _AF_UNIX, _SOCK_STREAM, 0), fds), False) is None
+    return made if is_made else None
 
 
 def duplicated(fd: int, made: Any = None) -> Any:

@@ -4,8 +4,8 @@ Separate because three sides meet here: the engine writes, the process that it s
 was forked and has accepted, or inherited, a connection. There the engine cannot make the kernel say ECONNRESET where it
 has no rights over the worker (farewell.py, holders.py), and an end of file would be a lie. So each engine has a table
 in memory that its forks share, with a place for each connection by its cookie; a place is written before the user's fd
-is told, and emptied by the first who reads it, as SO_ERROR is. Two connections may want one place: then the later one
-has it.
+is told, and the first who reads it takes the errno out, as SO_ERROR's. Two connections may want one place: then the
+later one has it.
 
 A program that was exec'ed, or was sent its fd, has no such table, and believes the kernel.
 
@@ -22,7 +22,6 @@ from utpsocket.engine.originals import ctypes, os
 
 _PLACES: Final = 1 << 14
 _PLACE: Final = Struct("=QII")  # cookie, errno, whether an end of file had come before
-_EMPTY: Final = _PLACE.pack(0, 0, 0)
 TABLE_BYTES: Final = _PLACES * _PLACE.size
 
 _tables: dict[int, memoryview] = {}  # by the process id of the engine that writes it
@@ -82,6 +81,15 @@ def is_after_eof(pid: int, cookie: int) -> bool:
     return found == cookie and bool(after_eof)
 
 
+def untold(pid: int, cookie: int) -> int:
+    """The errno that take() would find."""
+    table = _tables.get(pid)
+    if table is None or not cookie:
+        return 0
+    found, code, _ = _PLACE.unpack_from(table, cookie % _PLACES * _PLACE.size)
+    return int(code) if found == cookie else 0
+
+
 def take(pid: int, cookie: int) -> int:
     """The errno that a connection of another process's engine ended with, once; 0: none that is known. Of this
     process's engine it is only made known to all that it has been told.
@@ -90,8 +98,8 @@ def take(pid: int, cookie: int) -> int:
     if table is None or not cookie:
         return 0
     start = cookie % _PLACES * _PLACE.size
-    found, code, _ = _PLACE.unpack_from(table, start)
+    found, code, after_eof = _PLACE.unpack_from(table, start)
     if found != cookie:
         return 0
-    table[start : start + _PLACE.size] = _EMPTY
+    table[start : start + _PLACE.size] = _PLACE.pack(cookie, 0, after_eof)
     return int(code) if pid != _serving_pid else 0

@@ -31,7 +31,7 @@ from functools import partial
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-from utpsocket.engine import collector, farewell, outcomes, secret, verbs, wire
+from utpsocket.engine import collector, copies, farewell, outcomes, secret, verbs, wire
 from utpsocket.engine.answer import Answer
 from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.forklock import ForkLock
@@ -158,6 +158,7 @@ class RemoteLoop:
         global _remote
         if not self.has_started:
             _remote = self
+            copies.take_notices = self.take_notices
             try:
                 self._hold.begin()
                 start_thread(self._run, b"utpsocket")
@@ -251,7 +252,8 @@ class RemoteLoop:
                 sock.close()
 
     def _introduced(self, identity: Identity, *, is_dialed: bool) -> Identity:
-        identity.__class__ = RemoteIdentity  # same slots: from now on somebody else writes half of them
+        if identity.record is None:
+            identity.__class__ = RemoteIdentity  # same slots: from now on somebody else writes half of them
         if identity.cookie:
             self._known[identity.cookie] = identity
         if is_dialed:
@@ -462,7 +464,7 @@ class RemoteLoop:
     def _close(self) -> None:
         global _remote
         if _remote is self:
-            _remote = None
+            _remote = copies.take_notices = None
         for sock in (self._control, self._notices):
             sock.close()
         self.holders_watch.close()

@@ -1,0 +1,188 @@
+"""What processes know together of a socket that a fork has given each of them.
+
+Separate because elsewhere an Identity is one process's. The kernel shares an fd between a parent and its child, and TCP
+keeps all that it knows of a socket there; what AF_UNIX does not know of it stands in the Identity, of which the child
+has a copy that grows old: the parent connects, listens, shuts down or is told how the connection ended, and the child
+must know, and the reverse. So before a fork every identity that the shim has given out moves into memory that the two
+processes share, and is read and written there from then on. Nothing of this costs anything where nobody forks.
+
+Not shared is what one process alone can use: the engine's port, the fds, the options. A process that puts another
+socket in the place of its fd parts from the others: their fd is still the old one, which is closed, in TCP's sense.
+
+Any thread may call. Sources: mmap(2) MAP_SHARED; fork(2).
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterable
+from struct import Struct
+from typing import Any, Final
+
+from utpsocket.engine import names, outcomes
+from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.wire import WRITTEN_BY_ENGINE
+
+_NUMBERS: Final = {"cookie": "Q", "owner_pid": "q", "error": "i", "shut_halves": "B", "send_buffer_bytes": "i"}
+_FLAGS: Final = (
+    "is_after_eof",
+    "is_gated",
+    "is_over",
+    "is_port_chosen",
+    "is_port_new",
+    "is_reset",
+    "is_shut_down",
+    "is_told",
+    "is_unusable",
+)
+_ADDRESSES: Final = ("local", "peer", "bound")
+_ADDRESS_BYTES: Final = 80  # as names.py writes them, of any length
+_TRIES: Final = 100  # to read an address that another process may be writing
+_ROLES: Final = tuple(Role)
+
+take_notices: Callable[[], None] | None = None
+"""Where the engine is another process: what it has to say must be taken in before an identity is read."""
+
+
+class CopiedIdentity(Identity):
+    """An identity of a socket that more than one process may hold, in the memory that they share."""
+
+    __slots__ = ()
+
+    def part(self) -> None:
+        """Another socket is about to take this one's place, in this process."""
+        record = self.record
+        for name, (slot, read, _) in _FIELDS.items():
+            slot.__set__(self, read(record, name))
+        self.role = Role.FAILED
+        self.error = 0
+        self.is_told = self.is_over = True
+        self.record = None
+        object.__setattr__(self, "__class__", Identity)
+
+
+class DistantIdentity(Identity):
+    """An identity of a connection that another process's engine serves, of which only its name has told."""
+
+    __slots__ = ()
+
+    def _is_after_eof(self) -> bool:
+        return outcomes.is_after_eof(self.owner_pid, self.cookie)
+
+    def _error(self) -> int:
+        return outcomes.untold(self.owner_pid, self.cookie)
+
+    def _ignore(self, value: object) -> None:
+        """It is taken from where it is read."""
+
+    is_after_eof = property(_is_after_eof, _ignore)
+    error = property(_error, _ignore)
+
+    def part(self) -> None:
+        """Another socket is about to take this one's place."""
+        object.__setattr__(self, "__class__", Identity)
+        self.is_after_eof, self.error = False, 0
+
+
+def share(identities: Iterable[Identity]) -> None:
+    """Before a fork: whoever has a copy of these from now on will know what the others do. Raises OSError."""
+    alone = [it for it in identities if it.record is None and not isinstance(it, DistantIdentity)]
+    if not alone:
+        return
+    memory = memoryview(mmap.mmap(-1, len(alone) * _size))
+    for index, identity in enumerate(alone):
+        record = memory[index * _size : (index + 1) * _size]
+        written = {}
+        for name, (_, _, write) in _FIELDS.items():
+            written[name] = getattr(identity, name)
+            write(record, name, written[name])
+        identity.record = record
+        identity.__class__ = CopiedIdentity
+        for name, (slot, _, write) in _FIELDS.items():
+            value = slot.__get__(identity)
+            if value is not written[name]:  # by the engine's thread, meanwhile
+                write(record, name, value)
+
+
+def _read_number(record: Any, name: str) -> Any:
+    struct, offset = _places[name]
+    return struct.unpack_from(record, offset)[0]
+
+
+def _write_number(record: Any, name: str, value: Any) -> None:
+    struct, offset = _places[name]
+    struct.pack_into(record, offset, value)
+
+
+def _read_role(record: Any, name: str) -> Role:
+    number: int = _read_number(record, name)
+    return _ROLES[number]
+
+
+def _write_role(record: Any, name: str, value: Role) -> None:
+    _write_number(record, name, _ROLES.index(value))
+
+
+def _read_address(record: Any, name: str) -> names.Address | None:
+    for _ in range(_TRIES):
+        text = _read_number(record, name).rstrip(b"\0").decode()
+        if not text:
+            return None
+        try:
+            return names.from_text(text)
+        except ValueError:
+            continue
+    return None
+
+
+def _write_address(record: Any, name: str, value: names.Address | None) -> None:
+    _write_number(record, name, b"" if value is None else names.to_text(value).encode())
+
+
+def _shared(name: str, read: Callable[[Any, str], Any], write: Callable[[Any, str, Any], None]) -> Any:
+    is_engines = name in WRITTEN_BY_ENGINE
+
+    def get(self: Identity) -> Any:
+        if is_engines and take_notices is not None:
+            take_notices()
+        return read(self.record, name)
+
+    def put(self: Identity, value: Any) -> None:
+        write(self.record, name, value)
+
+    return property(get, put)
+
+
+def _noticed(name: str) -> Any:
+    slot = getattr(Identity, name)
+
+    def get(self: Identity) -> Any:
+        if take_notices is not None:
+            take_notices()
+        return slot.__get__(self)
+
+    return property(get, slot.__set__)
+
+
+_FORMATS: Final = {
+    **_NUMBERS,
+    **dict.fromkeys(_FLAGS, "?"),
+    "role": "B",
+    **dict.fromkeys(_ADDRESSES, f"{_ADDRESS_BYTES}s"),
+}
+_FIELDS: Final[dict[str, tuple[Any, Callable[[Any, str], Any], Callable[[Any, str, Any], None]]]] = {}
+_places: Final[dict[str, tuple[Struct, int]]] = {}
+_size = 0
+for _name, _format in _FORMATS.items():
+    _places[_name] = (Struct(f"={_format}"), _size)
+    _size += _places[_name][0].size
+    _reads: Callable[[Any, str], Any] = _read_number
+    _writes: Callable[[Any, str, Any], None] = _write_number
+    if _name == "role":
+        _reads, _writes = _read_role, _write_role
+    elif _name in _ADDRESSES:
+        _reads, _writes = _read_address, _write_address
+    _FIELDS[_name] = (getattr(Identity, _name), _reads, _writes)
+    setattr(CopiedIdentity, _name, _shared(_name, _reads, _writes))
+for _name in set(WRITTEN_BY_ENGINE) - set(_FORMATS):  # of use in the engine's own process alone
+    setattr(CopiedIdentity, _name, _noticed(_name))
