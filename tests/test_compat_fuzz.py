@@ -9,7 +9,7 @@ import pytest
 
 from compat import __main__ as compat
 from compat.fuzz import compare as comparing
-from compat.fuzz.compare import Kind, compare, examine, shorten
+from compat.fuzz.compare import Difference, Kind, compare, examine, shorten
 from compat.fuzz.expected import EXPECTED, without_expected
 from compat.fuzz.machine import run
 from compat.fuzz.sequences import sequence
@@ -43,10 +43,10 @@ def test_what_differs_is_shortened_and_explained() -> None:
     lines, found = shorten(lines, found)
     assert lines == [PAIR[0], *PAIR[2:5], 'b.send(b"x", socket.MSG_OOB)']
     assert found.kind == Kind("send", "1", "raises OSError ENOTSUP")  # the same number as EOPNOTSUPP
-    fewer = without_expected(lines, found.kind, found.line)
+    fewer = without_expected(lines, found)
     assert fewer is not None and "urgent" in fewer.reason
     assert fewer.lines == lines[:-1]
-    assert without_expected(PAIR, found.kind, 5) is None
+    assert without_expected(PAIR, Difference(found.kind, 5)) is None
 
 
 def test_what_must_differ_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +67,7 @@ def test_every_expectation_has_a_reason() -> None:
 def test_threads_and_other_holders(network: str, holder: str) -> None:
     lines = [
         *PAIR,
+        "c.settimeout(None)",
         'meanwhile("c.recv(5)", "b.send(b\'hello\')")',
         f"h1 = {holder}()",
         "h1.do(\"b.send(b'from the child')\")",
@@ -78,9 +79,9 @@ def test_threads_and_other_holders(network: str, holder: str) -> None:
         "h1.do(\"b.send(b'x')\")",
     ]
     results = run(lines, network).results
-    assert results[6] == ("thread", b"hello", "here", 5)
-    assert results[7:14] == ["holder", 14, b"from the child", None, "OUT", "killed", b""]
-    assert results[14].startswith("raises OSError EBADF")
+    assert results[7] == ("thread", b"hello", "here", 5)
+    assert results[8:15] == ["holder", 14, b"from the child", None, "OUT", "killed", b""]
+    assert results[15].startswith("raises OSError EBADF")
 
 
 def test_the_command_prints_one_object(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,3 +94,132 @@ def test_a_script_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     script.write_text("\n".join([*PAIR, 'b.send(b"x", socket.MSG_OOB)']))
     assert compat.main(["fuzz", "--replay", str(script)]) == 1
     assert capsys.readouterr().out.rstrip().endswith("^ differ")
+
+
+LOOK = "poll after "
+FULL = [*PAIR, "fill(b)"]
+LATE = [*FULL, "b.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)", "b.close()"]
+CHILD = [*PAIR, "h1 = fork()", 'h1.do("a.shutdown(socket.SHUT_RD)")']
+PROGRAM = ["a = socket.socket()", "h1 = start()", 'h1.do("a.shutdown(socket.SHUT_RD)")']
+ITSELF = ["a = socket.socket()", 'a.bind(("127.0.0.1", 0))', "a.connect(a.getsockname())"]
+CORKED = [*PAIR, 'b.send(b"x", socket.MSG_MORE)']
+DEAF = [*PAIR, "c.shutdown(socket.SHUT_RD)", 'b.send(b"x")']
+QUIET = [*PAIR, "b.shutdown(socket.SHUT_WR)", "c.close()"]
+CROWD = [PAIR[0], "a.listen(0)", *PAIR[3:5], "d = socket.socket()", "d.connect(a.getsockname())"]
+NARROW = {
+    # the reason's first words: the lines, the socket, what must differ, what must not (call, TCP's, uTP's)
+    "uTP has no urgent": (
+        [*PAIR, 'b.send(b"x", socket.MSG_OOB)'],
+        "b",
+        [("send", "1", "raises OSError ENOTSUP")],
+        [("send", "1", "raises OSError EINVAL"), ("send", "1", "0"), (LOOK + "send", "OUT, 0 unread", "0, 0 unread")],
+    ),
+    "the kernel corks": (
+        CORKED,
+        "c",
+        [(LOOK + "send", "OUT, 0 unread", "IN|OUT, 1 unread")],
+        [
+            (LOOK + "send", "IN|OUT, 1 unread", "OUT, 0 unread"),
+            (LOOK + "send", "OUT, 0 unread", "IN|OUT|HUP, 1 unread"),
+            ("send", "1", "raises BrokenPipeError EPIPE"),
+        ],
+    ),
+    "a TCP socket may be": (
+        ITSELF,
+        "a",
+        [
+            ("connect", "None", "raises ConnectionRefusedError ECONNREFUSED"),
+            (LOOK + "connect", "OUT, 0 unread", "IN|OUT|ERR|HUP|RDHUP, 0 unread"),
+        ],
+        [("connect", "None", "raises TimeoutError"), ("connect", "raises OSError EINVAL", "None")],
+    ),
+    "an AF_UNIX socket that has": (
+        CHILD,
+        "a",
+        [(LOOK + "in a child: shutdown", "OUT|HUP, 0 unread", "IN|RDHUP, Invalid argument unread")],
+        [
+            ("in a child: shutdown", "None", "raises OSError ENOTCONN"),
+            (LOOK + "in a child: shutdown", "OUT|HUP, 0 unread", "OUT|ERR|HUP, 0 unread"),
+        ],
+    ),
+    "a socket that is neither": (
+        PROGRAM,
+        "a",
+        [("in a child: shutdown", "raises OSError ENOTCONN", "None")],
+        [
+            ("in a child: shutdown", "None", "raises OSError ENOTCONN"),
+            ("in a child: shutdown", "raises OSError ENOTCONN", "raises OSError EBADF"),
+            ("in a child: shutdown", "raises OSError ENOTCONN", "raises TypeError: a bytes-like object is required"),
+        ],
+    ),
+    "TIOCOUTQ": (
+        [*PAIR, "unsent(a)"],
+        "a",
+        [("unsent", "raises OSError EINVAL", "0"), ("unsent", "3", "0")],
+        [("unsent", "raises OSError EBADF", "0"), ("unsent", "0", "raises OSError EINVAL")],
+    ),
+    "how much fits": (
+        FULL,
+        "b",
+        [(LOOK + "fill", "0, 0 unread", "OUT, 0 unread"), ("send", "raises TimeoutError", "5")],
+        [
+            (LOOK + "fill", "0, 0 unread", "IN|OUT, 0 unread"),
+            (LOOK + "fill", "0, 0 unread", "OUT, 1 unread"),
+            ("send", "raises TimeoutError", "raises BlockingIOError EAGAIN"),
+            ("recv", "raises TimeoutError", "b'x'"),
+        ],
+    ),
+    "a reset is told": (
+        LATE,
+        "c",
+        [(LOOK + "close", "IN|OUT|ERR|HUP|RDHUP, many unread", "IN|OUT, many unread")],
+        [
+            (LOOK + "close", "IN|OUT|ERR|HUP|RDHUP, many unread", "OUT, 0 unread"),
+            (LOOK + "close", "IN|OUT, many unread", "IN|OUT|ERR|HUP|RDHUP, many unread"),
+        ],
+    ),
+    "an AF_UNIX socket that was": (
+        DEAF,
+        "c",
+        [(LOOK + "send", "IN|OUT|RDHUP, 1 unread", "IN|OUT|RDHUP, 0 unread")],
+        [
+            (LOOK + "send", "IN|OUT|RDHUP, 0 unread", "IN|OUT|RDHUP, 1 unread"),
+            (LOOK + "send", "IN|OUT|RDHUP, 1 unread", "OUT, 0 unread"),
+        ],
+    ),
+    "the kernel says ERR": (
+        QUIET,
+        "b",
+        [(LOOK + "close", "IN|OUT|ERR|HUP|RDHUP, 0 unread", "IN|OUT|HUP|RDHUP, 0 unread")],
+        [
+            (LOOK + "close", "IN|OUT|HUP|RDHUP, 0 unread", "IN|OUT|ERR|HUP|RDHUP, 0 unread"),
+            (LOOK + "close", "IN|OUT|ERR|HUP|RDHUP, 0 unread", "OUT, 0 unread"),
+            (LOOK + "close", "IN|OUT|ERR|HUP|RDHUP, 0 unread", "IN|OUT|HUP|RDHUP, 1 unread"),
+        ],
+    ),
+    "listen()'s number": (
+        CROWD,
+        "d",
+        [("connect", "raises TimeoutError", "None"), (LOOK + "connect", "0, 0 unread", "OUT, 0 unread")],
+        [("connect", "None", "raises TimeoutError"), ("connect", "raises TimeoutError", "raises OSError EINVAL")],
+    ),
+}
+
+
+def test_the_table_is_no_wider_than_its_reasons() -> None:
+    for reason, (lines, socket, must, must_not) in NARROW.items():
+        for kind in must:
+            fewer = without_expected(lines, Difference(Kind(*kind), len(lines) - 1, socket))
+            assert fewer is not None and fewer.reason.startswith(reason), kind
+        for kind in must_not:
+            assert without_expected(lines, Difference(Kind(*kind), len(lines) - 1, socket)) is None, kind
+    assert len(NARROW) == len(EXPECTED)
+
+
+@pytest.mark.parametrize("reason", ["how much fits", "an AF_UNIX socket that was", "the kernel says ERR"])
+def test_the_table_speaks_of_one_socket(reason: str) -> None:
+    lines, socket, must, _ = NARROW[reason]
+    other = {"b": "c", "c": "b"}[socket]
+    found = Difference(Kind(*must[0]), len(lines) - 1, other)
+    assert without_expected(lines, found) is None
+    assert without_expected([*lines, f"d = {socket}.dup()"], Difference(found.kind, len(lines), "d")) is not None

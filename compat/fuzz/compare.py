@@ -29,6 +29,7 @@ class Difference:
 
     kind: Kind
     line: int  # the index of the line at which it shows
+    socket: str = ""  # the name of the socket at which it shows
 
 
 @dataclass
@@ -69,14 +70,21 @@ def first_difference(lines: list[str], tcp: Trace, utp: Trace) -> Difference | N
             return None
         ours, theirs = utp.results[index], tcp.results[index]
         if ours != theirs:
-            return Difference(Kind(call_of(line), _text(theirs), _text(ours)), index)
+            return Difference(Kind(call_of(line), _text(theirs), _text(ours)), index, _socket_of(line))
         if tcp.looks[index] != utp.looks[index]:
             names = sorted(set(tcp.looks[index]) | set(utp.looks[index]))
             for name in names:
                 a, b = tcp.looks[index].get(name, "closed"), utp.looks[index].get(name, "closed")
                 if a != b:
-                    return Difference(Kind(f"poll after {call_of(line)}", a, b), index)
+                    return Difference(Kind(f"poll after {call_of(line)}", a, b), index, name)
     return None
+
+
+def _socket_of(line: str) -> str:
+    """The name of the socket that a line is about, in whichever process."""
+    _, _, expression = line.partition(" = ") if _ASSIGNED.match(line) else ("", "", line)
+    found = re.match(r"(?:h\d\.do\(\"|\w+\()?([a-f])\b", expression)
+    return found[1] if found else ""
 
 
 def _text(value: Any) -> str:
@@ -127,10 +135,10 @@ def examine(seed: int, number: int) -> Finding:
     lines = sequence(seed, number)
     reasons: list[str] = []
     while (found := compare_in_haste(lines)) is not None:
-        fewer = without_expected(lines, found.kind, found.line)
+        fewer = without_expected(lines, found)
         if fewer is None:
             found = confirm(lines, found)
-            fewer = None if found is None else without_expected(lines, found.kind, found.line)
+            fewer = None if found is None else without_expected(lines, found)
             if fewer is None:
                 break
         lines = fewer.lines

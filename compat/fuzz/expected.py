@@ -1,7 +1,8 @@
 """What must differ between TCP and uTP, and why: the one table.
 
 An entry names lines. Where a sequence differs and has such lines, they are taken out, and the rest is run again: so an
-entry explains what those lines cause, and hides nothing beside them. What is merely not done yet does not belong here.
+entry explains what those lines cause, and hides nothing beside them. It says as well what the difference looks like and
+at which socket it shows, no wider than its reason. What is merely not done yet does not belong here.
 """
 
 from __future__ import annotations
@@ -11,32 +12,64 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from compat.fuzz.compare import Kind
+from compat.fuzz.compare import Difference, Kind
+
+
+class Case:
+    """A difference, and the lines up to it."""
+
+    def __init__(self, lines: list[str], found: Difference) -> None:
+        self.lines = lines[: found.line + 1]
+        self.kind: Kind = found.kind
+        self.line = lines[found.line]
+        self.socket = found.socket
+        self._same = self._duplicates()
+
+    def _duplicates(self) -> list[set[str]]:
+        """The names that have meant one socket, at whatever time."""
+        groups: list[set[str]] = []
+        for line in self.lines:
+            made = re.match(r"(\w) = (\w)\.dup\(\)", line)
+            if made is not None:
+                joined = set(made.groups())
+                for group in [each for each in groups if each & joined]:
+                    joined |= group
+                    groups.remove(group)
+                groups.append(joined)
+        return groups
+
+    def is_of(self, name: str) -> bool:
+        """Whether it is this socket that differs, or a duplicate."""
+        return self.socket == name or any({self.socket, name} <= group for group in self._same)
+
+    def is_listener(self, name: str) -> bool:
+        """Whether this socket has listened."""
+        return any(re.search(rf"\b{name}\.listen\(", line) for line in self.lines)
 
 
 @dataclass(frozen=True)
 class Expected:
     """Lines with these words may make a sequence differ, at that line or later.
 
-    words    a regular expression, searched in each line
-    is_it    whether a kind is what the reason speaks of
-    after    a regular expression that an earlier line must match: {} is the first group of `words`
+    words           a regular expression, searched in each line
+    is_it           whether a difference is what the reason speaks of; also given the groups of `words`
+    is_at_once      only at that line
     """
 
     words: str
     reason: str
-    is_it: Callable[[Kind], bool] = lambda kind: True
-    after: str = ""
+    is_it: Callable[..., bool]
+    is_at_once: bool = False
 
-    def causes(self, lines: list[str]) -> list[int]:
+    def causes(self, case: Case) -> list[int]:
         """The numbers of the lines that this speaks of."""
         found = []
-        for index, line in enumerate(lines):
+        for index, line in enumerate(case.lines):
             match = re.search(self.words, line)
-            if match is not None:
-                before = self.after.format(*match.groups())
-                if not before or any(re.search(before, earlier) for earlier in lines[:index]):
-                    found.append(index)
+            if match is None or (self.is_at_once and index < len(case.lines) - 1):
+                continue
+            if self.is_it(case, *match.groups()):
+                found.append(index)
         return found
 
 
@@ -48,95 +81,201 @@ class Fewer:
     reason: str
 
 
-_AF_UNIX_SAYS: Final = ("raises OSError ENOTCONN", "raises OSError EINVAL", "raises TypeError")
+_NOTHING_THERE: Final = ("raises BlockingIOError EAGAIN", "raises TimeoutError")
+_NOT_CONNECTED: Final = ("raises OSError ENOTCONN", "raises BrokenPipeError EPIPE", "raises OSError EINVAL")
+_CONNECTED: Final = ("None", "0", "raises BlockingIOError EINPROGRESS", "115", "raises OSError EISCONN", "106")
+_REFUSED: Final = ("raises ConnectionRefusedError ECONNREFUSED", "111", "raises ConnectionAbortedError ECONNABORTED")
+_SMALL_BACKLOG: Final = r"\.listen\((?:0|1|-1|5)\)"
 
 
-def _is_unread(kind: Kind) -> bool:
-    """Whether only FIONREAD differs, and uTP's is less."""
-    if kind.call == "unread":
-        return True
-    (tcp, _, tcp_unread), (utp, _, utp_unread) = kind.tcp.partition(", "), kind.utp.partition(", ")
-    return kind.call.startswith("poll after ") and tcp == utp and tcp_unread != utp_unread
+def _flags(look: str) -> set[str]:
+    """What poll() says, in a look at a socket or by itself."""
+    return set(look.partition(",")[0].split("|")) - {"0"}
 
 
-def _is_room(kind: Kind) -> bool:
-    """Whether the one has room, and the other has not."""
-    if kind.call.startswith(("poll", "epoll")):
-        return kind.tcp.replace("OUT", "0") == kind.utp.replace("OUT", "0")
-    refusals = "raises BlockingIOError EAGAIN", "raises TimeoutError"
-    return kind.call.startswith("send") and (kind.tcp in refusals) != (kind.utp in refusals)
+def _unread(look: str) -> int:
+    """FIONREAD, in a look at a socket; -1 where it says something else."""
+    count = look.partition(", ")[2].removesuffix(" unread")
+    return 1 << 30 if count == "many" else int(count) if count.isdecimal() else -1
 
 
-def _is_late_reset(kind: Kind) -> bool:
-    """Whether TCP says that the connection is over, and uTP that there is much to receive."""
-    return "many unread" in kind.utp and "HUP" in kind.tcp and "|HUP" not in kind.utp
+def _is_look(kind: Kind) -> bool:
+    return kind.call.startswith("poll after ")
 
 
-def _is_error_flag(kind: Kind) -> bool:
-    """Whether poll() says ERR over TCP, and all else over uTP."""
-    return kind.call.startswith(("poll", "epoll")) and "ERR" in kind.tcp and kind.tcp.replace("|ERR", "") == kind.utp
+def _is_poll(kind: Kind) -> bool:
+    return _is_look(kind) or kind.call in ("polled", "epolled")
+
+
+def _is_refused_at_once(case: Case) -> bool:
+    """Of urgent data."""
+    return case.kind.utp == "raises OSError ENOTSUP"  # the same number as EOPNOTSUPP
+
+
+def _is_corked(case: Case) -> bool:
+    """Whether uTP has brought what TCP still holds back."""
+    tcp, utp = case.kind.tcp, case.kind.utp
+    if _is_look(case.kind):
+        return _flags(utp) - _flags(tcp) <= {"IN"} and _flags(tcp) <= _flags(utp) and _unread(tcp) < _unread(utp)
+    return "recv" in case.kind.call and utp.startswith("b'") and (tcp in _NOTHING_THERE or utp.startswith(tcp[:-1]))
+
+
+def _is_own_peer(case: Case, name: str) -> bool:
+    """Whether TCP has connected a socket to itself, and uTP has been refused."""
+    tcp, utp = case.kind.tcp, case.kind.utp
+    if _is_look(case.kind):
+        return case.is_of(name) and "HUP" not in _flags(tcp) and "HUP" in _flags(utp)
+    return tcp in _CONNECTED and utp in _REFUSED
+
+
+def _is_shut_elsewhere(case: Case, name: str) -> bool:
+    """Whether a listener that a child has shut down looks to the parent like an AF_UNIX one, or its backlog does."""
+    if not case.is_listener(name) or not case.kind.call.startswith("poll after in a child: shutdown"):
+        return False
+    if case.is_of(name):
+        return _flags(case.kind.tcp) == {"OUT", "HUP"} and _flags(case.kind.utp) <= {"IN", "HUP", "RDHUP"}
+    return {"ERR", "HUP"} <= _flags(case.kind.tcp) and not {"ERR", "HUP"} & _flags(case.kind.utp)
+
+
+def _is_unknown(case: Case, holder: str, name: str) -> bool:
+    """Whether a program was started with a socket that was neither connected nor listening, and finds an AF_UNIX one.
+
+    TCP says that it is not connected, or the program has connected it: the class of AF_UNIX takes no such address.
+    """
+    begun = next((index for index, line in enumerate(case.lines) if line.startswith(f"{holder} = start(")), None)
+    if begun is None or not case.is_of(name):
+        return False
+    if any(re.match(rf"{name}(\.listen\(|, _ = )", line) for line in case.lines[:begun]):
+        return False
+    if case.kind.utp.startswith("raises TypeError"):
+        return case.kind.call.endswith("connect")
+    return case.kind.tcp in _NOT_CONNECTED and case.kind.utp in (*_NOT_CONNECTED, "None", "b''")
+
+
+def _is_queue(case: Case) -> bool:
+    """Whether both count bytes, or of a listener TCP counts none."""
+    if case.kind.tcp.isdecimal():
+        return case.kind.utp.isdecimal()
+    return case.kind.tcp == "raises OSError EINVAL" and case.kind.utp == "0"
+
+
+def _is_room(case: Case, name: str) -> bool:
+    """Whether the one has room at the filled socket, and the other has not."""
+    tcp, utp = case.kind.tcp, case.kind.utp
+    if not case.is_of(name):
+        return False
+    if _is_poll(case.kind):
+        return _flags(tcp) ^ _flags(utp) == {"OUT"} and tcp.partition(",")[2] == utp.partition(",")[2]
+    if case.kind.call == "selected":
+        return tcp.replace("w", "") == utp.replace("w", "")
+    return "send" in case.kind.call and (tcp in _NOTHING_THERE) != (utp in _NOTHING_THERE)
+
+
+def _is_late_reset(case: Case, name: str) -> bool:
+    """Whether TCP says that the connection broke, and uTP so far only that there is much to receive."""
+    tcp, utp = case.kind.tcp, case.kind.utp
+    if not _is_look(case.kind) or case.is_of(name) or not (tcp.endswith("many unread") and utp.endswith("many unread")):
+        return False
+    return _flags(utp) < _flags(tcp) and _flags(tcp) - _flags(utp) <= {"ERR", "HUP", "RDHUP"}
+
+
+def _is_held(case: Case, name: str) -> bool:
+    """Whether only FIONREAD of the socket that was shut down differs, and uTP's is less."""
+    tcp, utp = case.kind.tcp, case.kind.utp
+    if not case.is_of(name):
+        return False
+    if case.kind.call == "unread":
+        return utp.isdecimal() and (tcp == "many" or (tcp.isdecimal() and int(utp) < int(tcp)))
+    return _is_look(case.kind) and _flags(tcp) == _flags(utp) and 0 <= _unread(utp) < _unread(tcp)
+
+
+def _is_error_flag(case: Case, name: str) -> bool:
+    """Whether poll() says ERR over TCP of the socket that was shut down, and all else over uTP."""
+    tcp, utp = case.kind.tcp, case.kind.utp
+    if not (_is_poll(case.kind) and case.is_of(name)):
+        return False
+    return (
+        _flags(tcp) - _flags(utp) == {"ERR"} and _flags(utp) < _flags(tcp) and tcp.split(",")[1:] == utp.split(",")[1:]
+    )
+
+
+def _is_beyond_backlog(case: Case) -> bool:
+    """Whether TCP's queue is full and uTP's not yet."""
+    if not any(re.search(_SMALL_BACKLOG, line) for line in case.lines):
+        return False
+    if _is_look(case.kind):
+        return case.kind.tcp == "0, 0 unread" and case.kind.utp == "OUT, 0 unread"
+    return (case.kind.tcp, case.kind.utp) in (("raises TimeoutError", "None"), ("11", "0"))
 
 
 EXPECTED: Final = (
-    Expected(r"MSG_OOB", "uTP has no urgent data: EOPNOTSUPP"),
-    Expected(r"MSG_MORE", "the kernel corks TCP's bytes by itself; an AF_UNIX pair passes them on at once"),
+    Expected(r"MSG_OOB", "uTP has no urgent data: EOPNOTSUPP", _is_refused_at_once, is_at_once=True),
+    Expected(r"MSG_MORE", "the kernel corks TCP's bytes by itself; an AF_UNIX pair passes them on at once", _is_corked),
     Expected(
-        r"(\w)\.connect(_ex)?\(\1\.getsockname",
+        r"(\w)\.connect(?:_ex)?\(\1\.getsockname",
         "a TCP socket may be connected to itself: both SYNs are the one. uTP's two directions have different ids",
-        lambda kind: "connect" in kind.call,
+        _is_own_peer,
+        is_at_once=True,
     ),
     Expected(
         r"h\d\.do\(\"(\w)\.shutdown",
         "an AF_UNIX socket that has listened can do nothing else; whoever shuts it down has another one put in its "
         "place, which cannot be done in other processes",
-        after=r"\b{}\.listen\(",
+        _is_shut_elsewhere,
+        is_at_once=True,
     ),
     Expected(
-        r"= start\(\)",
+        r"(h\d)\.do\(\"(\w)\.",
         "a socket that is neither connected nor listening has no name in the kernel, so a program that was started "
         "finds an AF_UNIX socket",
-        lambda kind: kind.call.startswith("in a child") and kind.utp.startswith(_AF_UNIX_SAYS),
+        _is_unknown,
+        is_at_once=True,
     ),
     Expected(
-        r"unsent\(",
+        r"^unsent\(",
         "TIOCOUTQ is the kernel's word on the user's fd, an AF_UNIX socket: bytes that the engine has not read yet, "
         "also of a listener",
-        lambda kind: kind.call == "unsent",
+        _is_queue,
+        is_at_once=True,
     ),
     Expected(
-        r"fill\(",
+        r"fill\((\w)\)",
         "how much fits into buffers that are full is no promise: TCP's take more after a while",
         _is_room,
     ),
     Expected(
-        r"fill\(",
+        r"fill\((\w)\)",
         "a reset is told when what came before it has been given to the kernel for the user, and what is more than the "
         "pair holds cannot be given yet",
         _is_late_reset,
     ),
     Expected(
-        r"SHUT_RD\b",
+        r"(\w)\.shutdown\(socket\.SHUT_RD\)",
         "an AF_UNIX socket that was shut down for receiving takes nothing more: what comes then is held for recv(), "
         "and FIONREAD does not count it",
-        _is_unread,
+        _is_held,
     ),
     Expected(
-        r"SHUT_(WR|RDWR)",
+        r"(\w)\.shutdown\(socket\.SHUT_(?:WR|RDWR)\)",
         "the kernel says ERR of an AF_UNIX socket whose other end was closed over a byte that it sent and nobody read: "
         "none can be left by one that sends no more (SO_ERROR, recv() and send() say what TCP's do)",
         _is_error_flag,
     ),
+    Expected(
+        r"\.connect(?:_ex)?\(",
+        "listen()'s number is a hint: TCP's queue has one place more, and uTP's has as many again, since a connection "
+        "stands before the engine knows whether the kernel's queue for accept() is full",
+        _is_beyond_backlog,
+        is_at_once=True,
+    ),
 )
 
 
-def without_expected(lines: list[str], kind: Kind, line: int) -> Fewer | None:
-    """The sequence without the lines that an entry says may have led to the difference at `line`; None: nothing says
-    so.
-    """
+def without_expected(lines: list[str], found: Difference) -> Fewer | None:
+    """The sequence without the lines that an entry says may have led to the difference; None: nothing says so."""
+    case = Case(lines, found)
     for entry in EXPECTED:
-        if not entry.is_it(kind):
-            continue
-        causes = entry.causes(lines)
-        if causes and causes[0] <= line:
+        causes = entry.causes(case)
+        if causes:
             return Fewer([text for index, text in enumerate(lines) if index not in causes], entry.reason)
     return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import utpsocket
-from compat.fuzz.prelude import SLOTS, Names, Raised, evaluate, ioctl, plain, polled
+from compat.fuzz.prelude import SLOTS, Names, Raised, evaluate, plain, polled, unread
 from utpsocket.engine import running_engine, verbs
 
 _ASSIGNMENT: Final = re.compile(r"^(\w+)(, _)? = (.*)$")
@@ -20,8 +20,6 @@ _TURNS: Final = 3  # of the engine: what one does is in the kernel for the next
 _LOOK_LIMIT_S: Final = 0.15
 _SLOW_LOOK_LIMIT_S: Final = 1.0
 _HANG_S: Final = 40
-_SIOCINQ: Final = 0x541B
-_FILLING_BYTES: Final = 20_000
 HANGS: Final = "hangs"
 
 
@@ -128,11 +126,10 @@ class _Run:
             sock = self._names.scope[name]
             if isinstance(sock, stdlib.socket) and sock.fileno() >= 0:
                 try:
-                    count = ioctl(sock, _SIOCINQ)
-                    unread = str(count) if count < _FILLING_BYTES else "many"  # where fill() ends is no promise
+                    count = str(unread(sock))
                 except OSError as error:
-                    unread = str(error.strerror)
-                found[name] = f"{polled(sock)}, {unread} unread"
+                    count = str(error.strerror)
+                found[name] = f"{polled(sock)}, {count} unread"
         return found
 
     def _settle(self) -> None:

@@ -22,6 +22,7 @@ FLAGS: Final = {name: getattr(select, "POLL" + name) for name in ("IN", "PRI", "
 _ALL_EVENTS: Final = sum(FLAGS.values())
 _TIMEVAL: Final = struct.Struct("@ll")
 _HOLDER_LIMIT_S: Final = 20.0
+FILLING_BYTES: Final = 20_000
 
 
 def describe(mask: int) -> str:
@@ -56,9 +57,10 @@ def ioctl(sock: Any, request: int) -> int:
     return int(struct.unpack("=i", fcntl.ioctl(sock, request, struct.pack("=i", 0)))[0])
 
 
-def unread(sock: Any) -> int:
-    """FIONREAD: how many bytes have arrived and are not received."""
-    return ioctl(sock, termios.FIONREAD)
+def unread(sock: Any) -> int | str:
+    """FIONREAD: how many bytes have arrived and are not received; where fill() ends is no promise."""
+    count = ioctl(sock, termios.FIONREAD)
+    return count if count < FILLING_BYTES else "many"
 
 
 def unsent(sock: Any) -> int:
