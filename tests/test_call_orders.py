@@ -563,6 +563,74 @@ b = socket.socket(socket.AF_INET6)
 b.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 16)
 b.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY)
 """,
+    "urgent data that never comes": """
+a = socket.socket()
+a.recv(5, socket.MSG_OOB)
+a.recv(0, socket.MSG_OOB)
+a.shutdown(socket.SHUT_RD)
+a.recvmsg(5, 0, socket.MSG_OOB)
+a.recv_into(bytearray(5), 0, socket.MSG_OOB)
+d = socket.socket()
+d.listen()
+d.recv(5, socket.MSG_OOB)
+b = socket.socket()
+b.connect(d.getsockname())
+b.recv(5, socket.MSG_OOB)
+b.recv(0, socket.MSG_OOB)
+b.recvfrom(5, socket.MSG_OOB)
+c, _ = d.accept()
+c.send(b"x")
+b.recvfrom_into(bytearray(5), 0, socket.MSG_OOB)
+b.recvmsg_into([bytearray(5)], 0, socket.MSG_OOB)
+b.recv(5, socket.MSG_OOB | socket.MSG_PEEK)
+b.recv_into(bytearray(0), 0, socket.MSG_OOB)
+c.close()
+b.recv(5, socket.MSG_OOB)
+b.close()
+b.recv(5, socket.MSG_OOB)
+""",
+    "nor after the end": PAIR
+    + RESET_C
+    + """
+b.recv(5)
+b.recv(5, socket.MSG_OOB)
+b.recv_into(bytearray(5), 0, socket.MSG_OOB)
+""",
+    "a program knows that its connection stands": PAIR
+    + """
+h1 = start()
+h1.do("c.connect(a.getsockname())")
+""",
+    "TCP_INFO says in which state it is, and MSG_TRUNC leaves the buffer": """
+a = socket.socket()
+state(a)
+a.listen()
+state(a)
+b = socket.socket()
+b.connect(a.getsockname())
+c, _ = a.accept()
+state(b)
+state(c)
+b.send(b"hello")
+thrown_away(c)
+b.shutdown(socket.SHUT_WR)
+state(b)
+state(c)
+c.send(b"hello world")
+thrown_away(b, socket.MSG_PEEK)
+thrown_away(b)
+b.recv(20)
+c.shutdown(socket.SHUT_WR)
+state(b)
+state(c)
+d = socket.socket()
+d.connect(a.getsockname())
+e, _ = a.accept()
+d.shutdown(socket.SHUT_RD)
+state(d)
+d.shutdown(socket.SHUT_WR)
+state(d)
+""",
 }
 
 

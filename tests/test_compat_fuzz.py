@@ -121,6 +121,7 @@ NARROW = {
         [
             (LOOK + "send", "IN|OUT, 1 unread", "OUT, 0 unread"),
             (LOOK + "send", "OUT, 0 unread", "IN|OUT|HUP, 1 unread"),
+            (LOOK + "send", "OUT, 0 unread", "OUT|ERR, 0 unread"),
             ("send", "1", "raises BrokenPipeError EPIPE"),
         ],
     ),
@@ -150,6 +151,16 @@ NARROW = {
             ("in a child: shutdown", "None", "raises OSError ENOTCONN"),
             ("in a child: shutdown", "raises OSError ENOTCONN", "raises OSError EBADF"),
             ("in a child: shutdown", "raises OSError ENOTCONN", "raises TypeError: a bytes-like object is required"),
+        ],
+    ),
+    "a program that was started": (
+        [*PAIR, "h1 = start()", 'h1.do("b.recv(5)")'],
+        "b",
+        [("in a child: recv", "b''", "raises ConnectionResetError ECONNRESET")],
+        [
+            ("in a child: recv", "b'x'", "raises ConnectionResetError ECONNRESET"),
+            ("in a child: recv", "b''", "raises TimeoutError"),
+            (LOOK + "in a child: recv", "IN|OUT, 0 unread", "OUT, 0 unread"),
         ],
     ),
     "TIOCOUTQ": (
@@ -196,6 +207,18 @@ NARROW = {
             (LOOK + "close", "IN|OUT|ERR|HUP|RDHUP, 0 unread", "OUT, 0 unread"),
             (LOOK + "close", "IN|OUT|ERR|HUP|RDHUP, 0 unread", "IN|OUT|HUP|RDHUP, 1 unread"),
         ],
+    ),
+    "TCP enlarges": (
+        [*PAIR, "b.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)"],
+        "b",
+        [("getsockopt(SO_SNDBUF)", "2626560", "16384")],
+        [("getsockopt(SO_SNDBUF)", "16384", "2626560"), ("getsockopt(SO_SNDBUF)", "16384", "0")],
+    ),
+    "after shutdown(SHUT_RD)": (
+        [*PAIR, "b.shutdown(socket.SHUT_RD)", "c.close()", "state(b)"],
+        "b",
+        [("state", "peer ended", "established")],
+        [("state", "established", "peer ended"), ("state", "peer ended", "closed")],
     ),
     "listen()'s number": (
         CROWD,

@@ -20,7 +20,7 @@ from utpsocket import pairing
 from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.highfd import with_room
 from utpsocket.engine.identity import Identity, Role, half_buffer
-from utpsocket.engine.native import Socket
+from utpsocket.engine.native import Socket, poll
 from utpsocket.engine.originals import os, struct
 from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.udp import PACKET_OPTIONS
@@ -124,8 +124,11 @@ IP_HDRINCL and the multicast ones mean nothing to a stream over TCP either.
 """
 
 _nodelay: dict[tuple[int, int], bytes] = {}  # what a TCP socket says, once asked: most connections set it
-_TCP_STATES: Final = {Role.CONNECTED: 1, Role.CONNECTING: 2, Role.LISTENING: 10}
+_TCP_STATES: Final = {Role.CONNECTING: 2, Role.LISTENING: 10}
 _TCP_CLOSED: Final = 7
+_TCP_ENDINGS: Final = {(False, False): 1, (True, False): 5, (False, True): 8, (True, True): 9}
+"""By whether we, and the peer, have said that nothing more follows: ESTABLISHED, FIN_WAIT2, CLOSE_WAIT, LAST_ACK."""
+_POLLRDHUP: Final = 0x2000
 
 
 def _fail(code: int) -> OSError:
@@ -293,7 +296,7 @@ def get_option(sock: Any, identity: Identity, level: int, name: int, *buflen: in
         return Socket.getsockopt(sock, level, name, *buflen)
     length = buflen[0] if buflen else 0
     with closing(with_room(partial(Socket, identity.family, stdlib.SOCK_STREAM, 0))) as judge:
-        value = _value(identity, level, name)
+        value = _value(sock, identity, level, name)
         if value is None:
             if (level, name) == (_SOCKET, stdlib.SO_BINDTODEVICE):
                 _bind_to_scope(judge, identity)
@@ -316,7 +319,19 @@ def _bind_to_scope(judge: Any, identity: Identity) -> None:
             return
 
 
-def _value(identity: Identity, level: int, name: int) -> bytes | None:
+def _tcp_state(sock: Any, identity: Identity) -> int:
+    """What TCP_INFO says first: the state that a TCP socket would be in. After shutdown(SHUT_RD) the kernel tells no
+    more whether the peer has come to its end.
+    """
+    if identity.role is not Role.CONNECTED or identity.is_over:
+        return _TCP_CLOSED if identity.is_over else _TCP_STATES.get(identity.role, _TCP_CLOSED)
+    poller = poll()
+    poller.register(sock.fileno(), _POLLRDHUP)
+    is_at_end = any(mask & _POLLRDHUP for _, mask in poller.poll(0)) and not identity.shut_halves & 1
+    return _TCP_ENDINGS[identity.shut_halves & 2 > 0, is_at_end]
+
+
+def _value(sock: Any, identity: Identity, level: int, name: int) -> bytes | None:
     """What uTP itself knows of an option; None leaves the answer to a fresh TCP socket."""
     if level == SOL_UTP:
         if name == UTP_CONGESTION:
@@ -329,8 +344,7 @@ def _value(identity: Identity, level: int, name: int) -> bytes | None:
             return _INT.pack(identity.settings.sign_of_life_seconds)
         raise _fail(errno.ENOPROTOOPT)
     if level == _TCP and name == stdlib.TCP_INFO:
-        state = _TCP_CLOSED if identity.is_over else _TCP_STATES.get(identity.role, _TCP_CLOSED)
-        return bytes([state]) + bytes(231)  # struct tcp_info: only the state has a meaning here
+        return bytes([_tcp_state(sock, identity)]) + bytes(231)  # struct tcp_info: only the state has a meaning here
     if level == _TCP and name == stdlib.TCP_MAXSEG and identity.role is Role.CONNECTED:
         return _INT.pack(_SEGMENT_BYTES)
     value = identity.options.get((level, name))

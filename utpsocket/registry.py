@@ -96,6 +96,7 @@ def _identity(cookie: int, pid: int, local: Address, peer: Address) -> Identity:
     identity.cookie, identity.owner_pid = cookie, pid
     identity.local, identity.peer = local, peer
     identity.role = Role.CONNECTED
+    identity.is_told = True  # most likely
     return identity
 
 

@@ -390,7 +390,7 @@ class socket(StdlibSocket):
         if identity is None:
             return bytes(Socket.recv(self, *args, **kwargs))
         if len(args) > 1 and args[0]:
-            wording.refuse_error_queue(self, args[1])
+            wording.refuse_strange_flags(self, identity, args[1])
         if identity.is_after_eof and args and args[0] >= 0:
             if wording.is_at_end(self, identity):
                 return b""
@@ -409,11 +409,13 @@ class socket(StdlibSocket):
         """As socket.recv_into()."""
         identity = self._utp
         if identity is not None and (kwargs or len(args) > 2) and _asks_for_bytes(args, kwargs):
-            wording.refuse_error_queue(self, args[2] if len(args) > 2 else kwargs.get("flags"))
+            wording.refuse_strange_flags(self, identity, args[2] if len(args) > 2 else kwargs.get("flags"))
         if identity is not None and identity.is_after_eof:
             if wording.is_at_end(self, identity):
                 return 0
             args = wording.without_waiting(args, 2, kwargs)
+        if identity is not None and (kwargs or len(args) > 2):
+            args = wording.thrown_away(args, kwargs)
         try:
             count: int = Socket.recv_into(self, *args, **kwargs)
         except OSError as error:
@@ -430,7 +432,7 @@ class socket(StdlibSocket):
         """As socket.recvfrom(): for a stream the address is None."""
         identity = self._utp
         if identity is not None and len(args) > 1:
-            wording.refuse_error_queue(self, args[1])
+            wording.refuse_strange_flags(self, identity, args[1])
         if identity is not None and identity.is_after_eof and args and args[0] >= 0:
             if wording.is_at_end(self, identity):
                 return b"", None
@@ -453,11 +455,13 @@ class socket(StdlibSocket):
         """As socket.recvfrom_into(): for a stream the address is None."""
         identity = self._utp
         if identity is not None and (kwargs or len(args) > 2):
-            wording.refuse_error_queue(self, args[2] if len(args) > 2 else kwargs.get("flags"))
+            wording.refuse_strange_flags(self, identity, args[2] if len(args) > 2 else kwargs.get("flags"))
         if identity is not None and identity.is_after_eof:
             if wording.is_at_end(self, identity):
                 return 0, None
             args = wording.without_waiting(args, 2, kwargs)
+        if identity is not None and (kwargs or len(args) > 2):
+            args = wording.thrown_away(args, kwargs)
         try:
             count, address = Socket.recvfrom_into(self, *args, **kwargs)
         except OSError as error:
@@ -476,7 +480,7 @@ class socket(StdlibSocket):
         """As socket.recvmsg(): for a stream the address is None, and uTP has no ancillary data."""
         identity = self._utp
         if identity is not None and len(args) > 2:
-            wording.refuse_error_queue(self, args[2])
+            wording.refuse_strange_flags(self, identity, args[2])
         if identity is not None and identity.is_after_eof and args and args[0] >= 0:
             if wording.is_at_end(self, identity):
                 return b"", [], 0, None
@@ -499,7 +503,7 @@ class socket(StdlibSocket):
         """As socket.recvmsg_into(): for a stream the address is None, and uTP has no ancillary data."""
         identity = self._utp
         if identity is not None and len(args) > 2:
-            wording.refuse_error_queue(self, args[2])
+            wording.refuse_strange_flags(self, identity, args[2])
         if identity is not None and identity.is_after_eof:
             if wording.is_at_end(self, identity):
                 return 0, [], 0, None

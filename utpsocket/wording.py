@@ -23,8 +23,10 @@ TOO_LARGE: Final = bytes(65_536)
 """For a datagram: the kernel looks at the address, then refuses."""
 
 _MSG_OOB: Final = int(stdlib.MSG_OOB)  # an IntFlag's & costs more than the rest of a send()
+_MSG_TRUNC: Final = int(stdlib.MSG_TRUNC)
 _MSG_WAITALL: Final = int(stdlib.MSG_WAITALL)
 _MSG_ERRQUEUE: Final = int(getattr(stdlib, "MSG_ERRQUEUE", 0))
+_STRANGE_FLAGS: Final = _MSG_OOB | _MSG_ERRQUEUE
 _REMEMBERED_CALLS: Final = 64
 _ANCILLARY: Final = (1, 2, 36, 37, 61, 65)  # SCM_RIGHTS, _CREDENTIALS, SO_MARK, _TIMESTAMPING, TXTIME: as TCP, ignored
 _well_formed: set[str] = set()  # calls whose address the C class has found no fault with
@@ -46,6 +48,18 @@ def without_waiting(args: tuple[Any, ...], index: int, kwargs: dict[str, Any] | 
     if len(args) > index and isinstance(args[index], int):
         return (*args[:index], args[index] & ~_MSG_WAITALL, *args[index + 1 :])
     return args
+
+
+def thrown_away(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments of recv_into() or recvfrom_into() with another buffer for what MSG_TRUNC, as tcp(7) says, throws
+    away: the caller's stays as it was. AF_UNIX fills it all the same.
+    """
+    flags = args[2] if len(args) > 2 else kwargs.get("flags")
+    if not (isinstance(flags, int) and flags & _MSG_TRUNC):
+        return args
+    buffer = args[0] if args else kwargs.pop("buffer")
+    with memoryview(buffer) as view:
+        return (buffer if view.readonly else bytearray(view.nbytes), *args[1:])
 
 
 def is_end_of_file(identity: Identity, error: OSError) -> bool:
@@ -80,11 +94,14 @@ def at_end(identity: Identity, count: int, flags: int) -> bytes:
     return b""
 
 
-def refuse_error_queue(sock: Any, flags: Any) -> None:
-    """MSG_ERRQUEUE asks for what uTP has not: nothing is there, which TCP says at once, of whatever socket; where there
+def refuse_strange_flags(sock: Any, identity: Identity, flags: Any) -> None:
+    """MSG_OOB asks for urgent data, of which uTP has none, as the kernel says while there is a connection.
+    MSG_ERRQUEUE asks for what uTP has not: nothing is there, which TCP says at once, of whatever socket; where there
     is a timeout CPython asks again until it has passed. AF_UNIX would give what was received.
     """
-    if flags and isinstance(flags, int) and flags & _MSG_ERRQUEUE and sock.fileno() >= 0:
+    if not flags or not isinstance(flags, int) or not flags & _STRANGE_FLAGS or sock.fileno() < 0:
+        return
+    if flags & _MSG_ERRQUEUE:
         seconds = sock.gettimeout()
         if not seconds:
             raise lifecycle.fail(errno.EAGAIN)
@@ -92,6 +109,8 @@ def refuse_error_queue(sock: Any, flags: Any) -> None:
         never_released.acquire()
         sock._acquire(never_released, seconds)
         raise TimeoutError("timed out")
+    if identity.role is Role.FRESH or identity.is_over:
+        raise lifecycle.fail(errno.EINVAL)
 
 
 def before_send(sock: Any, identity: Identity, flags: int) -> None:

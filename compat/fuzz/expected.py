@@ -112,9 +112,13 @@ def _is_refused_at_once(case: Case) -> bool:
     return case.kind.utp == "raises OSError ENOTSUP"  # the same number as EOPNOTSUPP
 
 
-def _is_corked(case: Case) -> bool:
-    """Whether uTP has brought what TCP still holds back."""
+def _is_corked(case: Case, name: str) -> bool:
+    """Whether uTP has brought what TCP still holds back, or a peer that is gone has answered it by a reset."""
     tcp, utp = case.kind.tcp, case.kind.utp
+    if _is_look(case.kind) and case.is_of(name):
+        return (
+            _flags(tcp) < _flags(utp) and _flags(utp) - _flags(tcp) <= {"ERR", "HUP"} and _unread(tcp) == _unread(utp)
+        )
     if _is_look(case.kind):
         return _flags(utp) - _flags(tcp) <= {"IN"} and _flags(tcp) <= _flags(utp) and _unread(tcp) < _unread(utp)
     return "recv" in case.kind.call and utp.startswith("b'") and (tcp in _NOTHING_THERE or utp.startswith(tcp[:-1]))
@@ -125,6 +129,8 @@ def _is_own_peer(case: Case, name: str) -> bool:
     tcp, utp = case.kind.tcp, case.kind.utp
     if _is_look(case.kind):
         return case.is_of(name) and "HUP" not in _flags(tcp) and "HUP" in _flags(utp)
+    if case.kind.call.startswith("meanwhile"):
+        return utp.replace(repr(_REFUSED[0]), "None") == tcp
     return tcp in _CONNECTED and utp in _REFUSED
 
 
@@ -152,6 +158,18 @@ def _is_unknown(case: Case, holder: str, name: str) -> bool:
     return case.kind.tcp in _NOT_CONNECTED and case.kind.utp in (*_NOT_CONNECTED, "None", "b''")
 
 
+def _is_untold(case: Case, holder: str, name: str) -> bool:
+    """Whether a program that was started does not know what has happened to a connection, or been said of it."""
+    if not any(line.startswith(f"{holder} = start(") for line in case.lines) or not case.is_of(name):
+        return False
+    call, tcp, utp = case.kind.call, case.kind.tcp, case.kind.utp
+    if call == "in a child: recv":
+        return (tcp, utp) == ("b''", "raises ConnectionResetError ECONNRESET")
+    if call == "poll after in a child: recv":
+        return _flags(tcp) - _flags(utp) == {"ERR"} and _flags(utp) < _flags(tcp)
+    return call == "in a child: connect" and (tcp, utp) == ("None", "raises OSError EISCONN")
+
+
 def _is_queue(case: Case) -> bool:
     """Whether both count bytes, or of a listener TCP counts none."""
     if case.kind.tcp.isdecimal():
@@ -171,10 +189,10 @@ def _is_room(case: Case, name: str) -> bool:
     return "send" in case.kind.call and (tcp in _NOTHING_THERE) != (utp in _NOTHING_THERE)
 
 
-def _is_late_reset(case: Case, name: str) -> bool:
+def _is_late_reset(case: Case) -> bool:
     """Whether TCP says that the connection broke, and uTP so far only that there is much to receive."""
     tcp, utp = case.kind.tcp, case.kind.utp
-    if not _is_look(case.kind) or case.is_of(name) or not (tcp.endswith("many unread") and utp.endswith("many unread")):
+    if not (_is_look(case.kind) and tcp.endswith("many unread") and utp.endswith("many unread")):
         return False
     return _flags(utp) < _flags(tcp) and _flags(tcp) - _flags(utp) <= {"ERR", "HUP", "RDHUP"}
 
@@ -208,9 +226,27 @@ def _is_beyond_backlog(case: Case) -> bool:
     return (case.kind.tcp, case.kind.utp) in (("raises TimeoutError", "None"), ("11", "0"))
 
 
+def _is_grown_buffer(case: Case, name: str, which: str) -> bool:
+    """Whether TCP says more than at birth, of a buffer that the program has not set."""
+    tcp, utp = case.kind.tcp, case.kind.utp
+    if any(re.search(rf"setsockopt\(.*SO_{which}BUF", line) for line in case.lines):
+        return False
+    return tcp.isdecimal() and utp.isdecimal() and int(tcp) > int(utp) > 0
+
+
+def _is_unknown_end(case: Case, name: str) -> bool:
+    """Whether TCP knows of the peer's end, and uTP does not."""
+    ends = ("peer ended", "established"), ("closed", "we ended")
+    return case.is_of(name) and case.kind.call == "state" and (case.kind.tcp, case.kind.utp) in ends
+
+
 EXPECTED: Final = (
     Expected(r"MSG_OOB", "uTP has no urgent data: EOPNOTSUPP", _is_refused_at_once, is_at_once=True),
-    Expected(r"MSG_MORE", "the kernel corks TCP's bytes by itself; an AF_UNIX pair passes them on at once", _is_corked),
+    Expected(
+        r"(\w)\.send\w*\(.*MSG_MORE",
+        "the kernel corks TCP's bytes by itself; an AF_UNIX pair passes them on at once",
+        _is_corked,
+    ),
     Expected(
         r"(\w)\.connect(?:_ex)?\(\1\.getsockname",
         "a TCP socket may be connected to itself: both SYNs are the one. uTP's two directions have different ids",
@@ -232,6 +268,13 @@ EXPECTED: Final = (
         is_at_once=True,
     ),
     Expected(
+        r"(h\d)\.do\(\"(\w)\.(?:recv|connect)\(",
+        "a program that was started has but the kernel's word on a connection: after the peer's end of file that of a "
+        "reset, and of connect() none, which says once more over TCP that the connection stands",
+        _is_untold,
+        is_at_once=True,
+    ),
+    Expected(
         r"^unsent\(",
         "TIOCOUTQ is the kernel's word on the user's fd, an AF_UNIX socket: bytes that the engine has not read yet, "
         "also of a listener",
@@ -244,7 +287,7 @@ EXPECTED: Final = (
         _is_room,
     ),
     Expected(
-        r"fill\((\w)\)",
+        r"fill\(\w\)",
         "a reset is told when what came before it has been given to the kernel for the user, and what is more than the "
         "pair holds cannot be given yet",
         _is_late_reset,
@@ -267,6 +310,18 @@ EXPECTED: Final = (
         "stands before the engine knows whether the kernel's queue for accept() is full",
         _is_beyond_backlog,
         is_at_once=True,
+    ),
+    Expected(
+        r"(\w)\.getsockopt\(socket\.SOL_SOCKET, socket\.SO_(SND|RCV)BUF",
+        "TCP enlarges a connection's buffers as it goes, and says so; uTP's grow too, but the number is that of birth",
+        _is_grown_buffer,
+        is_at_once=True,
+    ),
+    Expected(
+        r"(\w)\.shutdown\(socket\.SHUT_(?:RD|RDWR)\)",
+        "after shutdown(SHUT_RD) the kernel tells no more of an AF_UNIX socket whether its peer has come to its end, "
+        "nor does TCP_INFO",
+        _is_unknown_end,
     ),
 )
 

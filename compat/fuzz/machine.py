@@ -19,7 +19,7 @@ _ASSIGNMENT: Final = re.compile(r"^(\w+)(, _)? = (.*)$")
 _TURNS: Final = 3  # of the engine: what one does is in the kernel for the next
 _LOOK_LIMIT_S: Final = 0.15
 _SLOW_LOOK_LIMIT_S: Final = 1.0
-_HANG_S: Final = 40
+_HANG_S: Final = 100
 HANGS: Final = "hangs"
 
 

@@ -21,8 +21,9 @@ SLOTS: Final = ("a", "b", "c", "d", "e", "f")
 FLAGS: Final = {name: getattr(select, "POLL" + name) for name in ("IN", "PRI", "OUT", "ERR", "HUP", "RDHUP", "NVAL")}
 _ALL_EVENTS: Final = sum(FLAGS.values())
 _TIMEVAL: Final = struct.Struct("@ll")
-_HOLDER_LIMIT_S: Final = 20.0
+_HOLDER_LIMIT_S: Final = 60.0  # a program starts so slowly on a busy machine
 FILLING_BYTES: Final = 20_000
+_STATES: Final = {1: "established", 2: "connecting", 4: "we ended", 5: "we ended", 8: "peer ended", 10: "listening"}
 
 
 def describe(mask: int) -> str:
@@ -66,6 +67,19 @@ def unread(sock: Any) -> int | str:
 def unsent(sock: Any) -> int:
     """TIOCOUTQ: how many bytes were sent and are not acknowledged."""
     return ioctl(sock, termios.TIOCOUTQ)
+
+
+def state(sock: Any) -> str:
+    """TCP_INFO's state. Whether a FIN is acknowledged yet depends on the moment."""
+    return _STATES.get(sock.getsockopt(stdlib.IPPROTO_TCP, stdlib.TCP_INFO, 1)[0], "closed")
+
+
+def thrown_away(sock: Any, *flags: int) -> tuple[int, bytes]:
+    """MSG_TRUNC: how many bytes were taken, and what is in the buffer that they were not put into. What recv() returns
+    of them is whatever the memory held.
+    """
+    buffer = bytearray(b".....")
+    return sock.recv_into(buffer, 0, sum(flags, stdlib.MSG_TRUNC)), bytes(buffer)
 
 
 class Names:
@@ -180,6 +194,8 @@ def values(module: Any) -> dict[str, Any]:
         "selected": selected,
         "unread": unread,
         "unsent": unsent,
+        "state": state,
+        "thrown_away": thrown_away,
         "select": select,
         "os": os,
         "struct": struct,

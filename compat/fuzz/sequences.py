@@ -72,6 +72,8 @@ _READ_OPTIONS: Final = (
     "socket.IPPROTO_TCP, socket.TCP_SYNCNT",
     "socket.IPPROTO_IP, socket.IP_TOS",
     "socket.IPPROTO_IP, socket.IP_TTL",
+    "socket.SOL_SOCKET, socket.SO_SNDBUF",
+    "socket.SOL_SOCKET, socket.SO_RCVBUF",
 )
 _SET_OPTIONS: Final = (
     "socket.SOL_SOCKET, socket.SO_REUSEADDR, 1",
@@ -238,12 +240,11 @@ class Author:
                 f"recv_into(bytearray(100), 5{flags})",
                 f"recvfrom_into(bytearray(100), 0{flags})",
                 f"recvmsg_into([bytearray(3), bytearray(3)], 0{flags})",
-                "recv_into(bytearray(100), 0, socket.MSG_TRUNC)",  # TCP leaves what the buffer held
                 "recv(-1)",
                 "recv_into(bytearray(0))",
             )
         )
-        self._add(f"{self._some()}.{call}")
+        self._add(f"{self._some()}.{call}" if self._random.random() < 0.93 else f"thrown_away({self._some()})")
 
     def _shutdown(self) -> None:
         self._add(f"{self._some()}.shutdown({self._random.choice(_HALVES)})")
@@ -286,6 +287,7 @@ class Author:
                     f"selected({name})",
                     f"unread({name})",
                     f"unsent({name})",
+                    f"state({name})",  # of TCP_INFO: the rest is of TCP's machinery
                 )
             )
         )
