@@ -194,7 +194,7 @@ def _is_late_reset(case: Case) -> bool:
     tcp, utp = case.kind.tcp, case.kind.utp
     if not (_is_look(case.kind) and tcp.endswith("many unread") and utp.endswith("many unread")):
         return False
-    return _flags(utp) < _flags(tcp) and _flags(tcp) - _flags(utp) <= {"ERR", "HUP", "RDHUP"}
+    return _flags(utp) < _flags(tcp) and _flags(tcp) - _flags(utp) <= {"OUT", "ERR", "HUP", "RDHUP"}
 
 
 def _is_held(case: Case, name: str) -> bool:
