@@ -601,6 +601,14 @@ b.recv_into(bytearray(5), 0, socket.MSG_OOB)
 h1 = start()
 h1.do("c.connect(a.getsockname())")
 """,
+    "a duplicate that blocks in the kernel": """
+a = socket.socket()
+b = a.dup()
+patient(a)
+b.connect(NOWHERE)
+b.connect(NOWHERE)
+a.recv(5)
+""",
     "TCP_INFO says in which state it is, and MSG_TRUNC leaves the buffer": """
 a = socket.socket()
 state(a)

@@ -19,8 +19,8 @@ from utpsocket import accepting, closing, exchange, lifecycle, options, registry
 from utpsocket.engine import highfd, names
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.native import Socket, StdlibSocket, duplicated, poll
+from utpsocket.engine.originals import os, time
 from utpsocket.engine.originals import socket as stdlib
-from utpsocket.engine.originals import time
 from utpsocket.routes import Routes
 
 _STREAM_FAMILIES: Final = (stdlib.AF_INET, stdlib.AF_INET6)
@@ -287,7 +287,8 @@ class socket(StdlibSocket):
         runs out, it is what connect() began with, as connect(2) says.
         """
         timeout = self.gettimeout()
-        is_kernels = timeout is None
+        # A duplicate may have made the fd a blocking one, whatever this object's timeout is.
+        is_kernels = timeout is None or os.get_blocking(self.fileno())
         if is_kernels:
             timeout = options.connect_seconds(self)
         deadline = None if timeout is None else time.monotonic() + timeout
