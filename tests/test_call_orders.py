@@ -537,6 +537,20 @@ b.connect(a.getsockname())
 a.shutdown(socket.SHUT_RDWR)
 b.recv(5)
 """,
+    "or a program that was started": """
+a = socket.socket()
+a.listen()
+b = socket.socket()
+b.connect(a.getsockname())
+c = socket.socket()
+c.connect(a.getsockname())
+h1 = start()
+a.shutdown(socket.SHUT_RD)
+b.recv(5)
+b.send(b"x")
+h1.kill()
+c.send(b"x")
+""",
     "MSG_WAITALL after a reset": PAIR
     + """
 c.send(b"x")

@@ -35,13 +35,21 @@ def accept(sock: Any, identity: Identity, made: Any) -> bytes:
         if identity.is_full:
             _tell_of_room(identity)
         name: Any = Socket.getpeername(made)
-        maker_pid, _ = names.maker(made)
-        if maker_pid == identity.owner_pid and names.cookie_of(name) is not None:
-            # What was made by this very process, the kernel says, is the engine's that is in it.
-            if maker_pid == os.getpid() or (names.is_ours(name, None) and names.decode(name) is not None):
-                options.inherit(made, identity)
-                return name  # type: ignore[no-any-return]
-        Socket.close(made)  # a stranger who found the listening name: anyone on this machine can connect to it
+        if _is_engines(made, name, identity):
+            options.inherit(made, identity)
+            return name  # type: ignore[no-any-return]
+        Socket.close(made)
+
+
+def _is_engines(made: Any, name: Any, listener: Identity) -> bool:
+    """Whether the far end of what was accepted is the engine's, or a stranger's who has found the listening name:
+    anyone on this machine can connect to it.
+    """
+    maker_pid, _ = names.maker(made)
+    if maker_pid != listener.owner_pid or names.cookie_of(name) is None:
+        return False
+    # What was made by this very process, the kernel says, is the engine's that is in it.
+    return maker_pid == os.getpid() or (names.is_ours(name, None) and names.decode(name) is not None)
 
 
 def _tell_of_room(identity: Identity) -> None:
@@ -92,20 +100,21 @@ def stop_listening(sock: Any, identity: Identity) -> None:
         loop.perform(verbs.stop_listening, identity.endpoint, identity.inode)
     else:
         loop.post(verbs.stop_listening, identity.endpoint, identity.inode)
-    if identity.record is not None:
-        _reset_queue(sock, identity)
+    _reset_queue(sock, identity)
     lifecycle.become_fresh(sock, identity)
 
 
 def _reset_queue(sock: Any, listener: Identity) -> None:
-    """Whoever waits for accept() goes with the old fd, unless another process has that one too: then one by one."""
+    """Whoever waits for accept() is reset one by one: another process may have the fd too, which keeps its queue."""
     while (waiting := accepted_at_once(sock.fileno())) is not None:
         try:
             name: Any = Socket.getpeername(waiting)
-            identity = None if names.decode(name) is None else registry.introduce(waiting, name, listener.owner_pid)
+            is_engines = _is_engines(waiting, name, listener)
+            identity = registry.introduce(waiting, name, listener.owner_pid) if is_engines else None
+            if identity is not None:  # before the engine sees the close, which would be an end of file
+                identity.settings.linger_seconds = 0
+                lifecycle.apply_options(identity, at_once=False, to_living=False, is_nodelay=False)
         finally:
             Socket.close(waiting)
         if identity is not None:
-            identity.settings.linger_seconds = 0
-            lifecycle.apply_options(identity, at_once=False, to_living=False, is_nodelay=False)
             closing.after_close(identity, None)
