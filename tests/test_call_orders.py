@@ -551,6 +551,30 @@ b.send(b"x")
 h1.kill()
 c.send(b"x")
 """,
+    "a child's shutdown() is no close": PAIR
+    + """
+h1 = fork()
+b.shutdown(socket.SHUT_WR)
+c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+h1.do("c.shutdown(socket.SHUT_WR)")
+b.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+c.close()
+b.recv(5)
+h1.kill()
+b.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+""",
+    "nor where the parent has closed": PAIR
+    + """
+h1 = fork()
+c.send(b"hello")
+c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+c.close()
+b.shutdown(socket.SHUT_WR)
+h1.do("c.shutdown(socket.SHUT_WR)")
+b.recv(10)
+b.recv(10)
+b.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+""",
     "MSG_WAITALL after a reset": PAIR
     + """
 c.send(b"x")

@@ -320,6 +320,8 @@ def about_to_shut_down(sock: Any, identity: Identity, how: int) -> None:
     if (identity.shut_halves == _BOTH_HALVES or is_reset_by_close) and isinstance(loop, Loop):
         loop.holders_watch.watch(sock.fileno(), identity.inode)
         identity.is_shut_down = True
+    elif identity.record is not None and identity.shut_halves & 2:
+        identity.is_shut_down = True  # read by another process's engine, which may have been told of SO_LINGER
 
 
 def received_after_all(identity: Identity, count: int, flags: int) -> bytes:

@@ -28,6 +28,7 @@ from utpsocket.engine.originals import os
 from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.room import FIRST_WINDOW_BYTES, Room
 from utpsocket.engine.syscalls import Stream
+from utpsocket.engine.watch import is_known
 from utpsocket.protocol import Connection, EventKind
 from utpsocket.protocol.sendbuffer import BLOCK_BYTES
 from utpsocket.protocol.states import CLOSED, CONNECTED, SYN_RECEIVED, SYN_SENT, TIME_WAIT
@@ -317,7 +318,11 @@ class Bridge:
         SHUT_RDWR, or SHUT_WR after the peer's end of file. Of the close itself nothing will tell then.
         """
         identity = self.identity
-        return identity.is_shut_down and self.endpoint.loop.holders_watch.is_open(identity.inode)
+        if not identity.is_shut_down:
+            return False
+        if identity.record is not None and is_known(identity.inode):
+            return True  # another process may have said so, which cannot have its fd watched
+        return self.endpoint.loop.holders_watch.is_open(identity.inode)
 
     def _check_hang_up(self, *, now: int) -> None:
         """After the user's end of file: a hang-up says that nobody holds the other end any more."""

@@ -189,7 +189,7 @@ class HoldersWatch:
                 let_pass(error)
                 if error.errno in (errno.EMFILE, errno.ENFILE):
                     return True  # nobody can tell now: whoever asks will ask again
-                if _is_known(inode):
+                if is_known(inode):
                     return True
                 break  # the other epolls would say as little
             except ValueError:
@@ -207,7 +207,7 @@ class HoldersWatch:
             group.epoll.close()
 
 
-def _is_known(inode: int) -> bool:
+def is_known(inode: int) -> bool:
     """Whether the kernel knows an AF_UNIX socket of that inode, in whatever process. sock_diag(7)"""
     request = _DIAG_REQUEST.pack(stdlib.AF_UNIX, 0, 0, _ANY, inode, 0, _ANY, _ANY)
     header = _NETLINK_HEADER.pack(_NETLINK_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0)
