@@ -156,11 +156,50 @@ NARROW = {
     "a program that was started": (
         [*PAIR, "h1 = start()", 'h1.do("b.recv(5)")'],
         "b",
-        [("in a child: recv", "b''", "raises ConnectionResetError ECONNRESET")],
         [
+            ("in a child: recv", "b''", "raises ConnectionResetError ECONNRESET"),
+            ("in a child: send", "raises ConnectionResetError ECONNRESET", "raises BrokenPipeError EPIPE"),
+        ],
+        [
+            ("in a child: send", "raises BrokenPipeError EPIPE", "raises ConnectionResetError ECONNRESET"),
             ("in a child: recv", "b'x'", "raises ConnectionResetError ECONNRESET"),
             ("in a child: recv", "b''", "raises TimeoutError"),
             (LOOK + "in a child: recv", "IN|OUT, 0 unread", "OUT, 0 unread"),
+        ],
+    ),
+    "a program that was started takes": (
+        [*PAIR, "h1 = start()", 'h1.do("c.recv(5)")', "c.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)"],
+        "c",
+        [("getsockopt(SO_ERROR)", "0", "104"), ("recv", "b''", "raises ConnectionResetError ECONNRESET")],
+        [
+            ("getsockopt(SO_ERROR)", "104", "0"),
+            ("in a child: recv", "b''", "raises BrokenPipeError EPIPE"),
+            ("recv", "b'x'", "raises ConnectionResetError ECONNRESET"),
+        ],
+    ),
+    "an AF_UNIX socket that has listened, or": (
+        [PAIR[0], "a.listen()", "h1 = start()", "a.shutdown(2)", "a.connect(NOWHERE)", 'h1.do("a.recv(5)")'],
+        "a",
+        [("in a child: recv", "b''", "raises OSError ENOTCONN")],
+        [("in a child: recv", "b''", "b'x'"), ("recv", "b''", "raises OSError ENOTCONN")],
+    ),
+    "who has shut down both": (
+        [*FULL, "c.shutdown(socket.SHUT_RDWR)", "h1 = start()"],
+        "b",
+        [(LOOK + "start", "IN|OUT|ERR|HUP|RDHUP, 5 unread", "IN|OUT|HUP|RDHUP, 5 unread")],
+        [
+            (LOOK + "start", "IN|OUT|HUP|RDHUP, 5 unread", "IN|OUT|ERR|HUP|RDHUP, 5 unread"),
+            (LOOK + "start", "IN|OUT|ERR|HUP|RDHUP, 5 unread", "IN|OUT|HUP|RDHUP, 4 unread"),
+        ],
+    ),
+    "a buffer that the program": (
+        [*PAIR, "c.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20000)", "b.sendall(bytes(20000))"],
+        "c",
+        [(LOOK + "sendall", "IN|OUT, many unread", "IN|OUT, 19936 unread")],
+        [
+            (LOOK + "sendall", "IN|OUT, many unread", "OUT, 0 unread"),
+            (LOOK + "sendall", "IN|OUT, 5 unread", "IN|OUT, 6 unread"),
+            ("sendall", "None", "raises TimeoutError"),
         ],
     ),
     "TIOCOUTQ": (
@@ -227,6 +266,16 @@ NARROW = {
         [("connect", "None", "raises TimeoutError"), ("connect", "raises TimeoutError", "raises OSError EINVAL")],
     ),
 }
+
+
+def test_a_buffer_grows_unless_the_program_has_set_it() -> None:
+    asked = "c.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)"
+    for name, is_expected in (("b", True), ("c", False), ("a", True)):
+        lines = [*PAIR, f"{name}.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20000)", asked]
+        found = Difference(Kind("getsockopt(SO_SNDBUF)", "2626560", "16384"), len(lines) - 1, "c")
+        assert (without_expected(lines, found) is not None) == is_expected, name
+    lines = [*PAIR[:3], "a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20000)", *PAIR[3:], asked]
+    assert without_expected(lines, Difference(found.kind, len(lines) - 1, "c")) is None  # of its listener before
 
 
 def test_the_table_is_no_wider_than_its_reasons() -> None:

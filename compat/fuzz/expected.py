@@ -42,6 +42,22 @@ class Case:
         """Whether it is this socket that differs, or a duplicate."""
         return self.socket == name or any({self.socket, name} <= group for group in self._same)
 
+    def was_accepted_from(self, name: str) -> bool:
+        """Whether the socket that differs was accepted by this one."""
+        return any(re.match(rf"{self.socket}, _ = {name}\.accept\(", line) for line in self.lines)
+
+    def has_set(self, name: str, option: str) -> bool:
+        """Whether the program has set an option of this socket, or of its listener before it was accepted."""
+        for index, line in enumerate(self.lines):
+            setting = re.match(rf"(\w)\.setsockopt\(.*{option}", line)
+            if setting is None:
+                continue
+            if any({setting[1], name} <= group for group in [{name}, *self._same]):
+                return True
+            if any(re.match(rf"{name}, _ = {setting[1]}\.accept\(", later) for later in self.lines[index:]):
+                return True
+        return False
+
     def is_listener(self, name: str) -> bool:
         """Whether this socket has listened."""
         return any(re.search(rf"\b{name}\.listen\(", line) for line in self.lines)
@@ -167,7 +183,55 @@ def _is_untold(case: Case, holder: str, name: str) -> bool:
         return (tcp, utp) == ("b''", "raises ConnectionResetError ECONNRESET")
     if call == "poll after in a child: recv":
         return _flags(tcp) - _flags(utp) == {"ERR"} and _flags(utp) < _flags(tcp)
+    if call.startswith("in a child: send"):
+        return (tcp, utp) == ("raises ConnectionResetError ECONNRESET", "raises BrokenPipeError EPIPE")
     return call == "in a child: connect" and (tcp, utp) == ("None", "raises OSError EISCONN")
+
+
+def _is_taken(case: Case, holder: str, name: str) -> bool:
+    """Whether the error that a program has been told of is told here once more."""
+    if not any(line.startswith(f"{holder} = start(") for line in case.lines) or not case.is_of(name):
+        return False
+    twice = (
+        ("0", "104"),
+        ("b''", "raises ConnectionResetError ECONNRESET"),
+        ("raises BrokenPipeError EPIPE", "raises ConnectionResetError ECONNRESET"),
+    )
+    return not case.kind.call.startswith("in a child: ") and (case.kind.tcp, case.kind.utp) in twice
+
+
+def _is_replaced(case: Case, holder: str, name: str) -> bool:
+    """Whether a holder has an fd that its parent has replaced since: of a listener that was shut down, or by another
+    attempt to connect.
+    """
+    begun = next((index for index, line in enumerate(case.lines) if line.startswith(f"{holder} = ")), None)
+    if begun is None or not case.is_of(name) or not case.kind.call.startswith("in a child: "):
+        return False
+    was_shut = case.is_listener(name) and any(re.match(rf"{name}\.shutdown\(", line) for line in case.lines[begun:])
+    attempts = sum(re.match(rf"{name}\.connect(_ex)?\(", line) is not None for line in case.lines)
+    last_here = [line for line in case.lines[begun:] if re.match(rf"{name}\.(connect(_ex)?|listen)\(", line)]
+    return bool(last_here) and (was_shut or attempts > 1) and case.kind.utp in _NOT_CONNECTED
+
+
+def _is_divided(case: Case, name: str) -> bool:
+    """Whether FIONREAD counts fewer bytes over uTP, of a socket with a buffer that the program has set."""
+    tcp, utp = case.kind.tcp, case.kind.utp
+    if not case.is_of(name) and not case.was_accepted_from(name):
+        return False
+    if case.kind.call == "unread":
+        return utp.isdecimal() and (tcp == "many" or (tcp.isdecimal() and 0 < int(utp) < int(tcp)))
+    return _is_look(case.kind) and _flags(tcp) == _flags(utp) and 0 < _unread(utp) < _unread(tcp)
+
+
+def _is_unprobed(case: Case) -> bool:
+    """Whether TCP says that the connection broke, and uTP not yet, where somebody's full buffers will take no more."""
+    tcp, utp = case.kind.tcp, case.kind.utp
+    if not any("fill(" in line for line in case.lines) or not _is_look(case.kind):
+        return False
+    missing = _flags(tcp) - _flags(utp)
+    if not (_flags(utp) < _flags(tcp) and _unread(tcp) == _unread(utp)):
+        return False
+    return "ERR" in missing and missing <= {"OUT", "ERR", "HUP", "RDHUP"}
 
 
 def _is_queue(case: Case) -> bool:
@@ -229,7 +293,7 @@ def _is_beyond_backlog(case: Case) -> bool:
 def _is_grown_buffer(case: Case, name: str, which: str) -> bool:
     """Whether TCP says more than at birth, of a buffer that the program has not set."""
     tcp, utp = case.kind.tcp, case.kind.utp
-    if any(re.search(rf"setsockopt\(.*SO_{which}BUF", line) for line in case.lines):
+    if case.has_set(name, f"SO_{which}BUF"):
         return False
     return tcp.isdecimal() and utp.isdecimal() and int(tcp) > int(utp) > 0
 
@@ -268,10 +332,24 @@ EXPECTED: Final = (
         is_at_once=True,
     ),
     Expected(
-        r"(h\d)\.do\(\"(\w)\.(?:recv|connect)\(",
+        r"(h\d)\.do\(\"(\w)\.(?:recv|connect|send)",
         "a program that was started has but the kernel's word on a connection: after the peer's end of file that of a "
-        "reset, and of connect() none, which says once more over TCP that the connection stands",
+        "reset, and of connect() none, which says once more over TCP that the connection stands; and of a reset "
+        "send() says EPIPE, as over TCP after an end of file",
         _is_untold,
+        is_at_once=True,
+    ),
+    Expected(
+        r"(h\d)\.do\(\"(\w)\.(?:recv|getsockopt)",
+        "a program that was started takes the error of a connection from the kernel, and nobody tells the process that "
+        "it was made in",
+        _is_taken,
+    ),
+    Expected(
+        r"(h\d)\.do\(\"(\w)\.",
+        "an AF_UNIX socket that has listened, or was connected, can do nothing else, so another one is put in its "
+        "place, which cannot be done in other processes",
+        _is_replaced,
         is_at_once=True,
     ),
     Expected(
@@ -291,6 +369,18 @@ EXPECTED: Final = (
         "a reset is told when what came before it has been given to the kernel for the user, and what is more than the "
         "pair holds cannot be given yet",
         _is_late_reset,
+    ),
+    Expected(
+        r"\w\.shutdown\(socket\.SHUT_RDWR\)",
+        "who has shut down both halves answers what still comes by a reset: TCP where its closed window is probed, uTP "
+        "where there is room, and of a pair that is full the kernel says so when somebody has received",
+        _is_unprobed,
+    ),
+    Expected(
+        r"(\w)\.setsockopt\(socket\.SOL_SOCKET, socket\.SO_RCVBUF",
+        "a buffer that the program sets is the pair's and the engine's together, and FIONREAD is the kernel's word on "
+        "the pair",
+        _is_divided,
     ),
     Expected(
         r"(\w)\.shutdown\(socket\.SHUT_RD\)",
