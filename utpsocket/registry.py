@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakValueDictionary
 
-from utpsocket.engine import copies, names, running_engine
+from utpsocket.engine import copies, names, outcomes, running_engine
 from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.names import Address
@@ -94,6 +94,7 @@ def _identity(cookie: int, pid: int, local: Address, peer: Address) -> Identity:
         return served
     identity = copies.DistantIdentity(_family_of(local))
     identity.cookie, identity.owner_pid = cookie, pid
+    identity.place = outcomes.place_of(pid, cookie)
     identity.local, identity.peer = local, peer
     identity.role = Role.CONNECTED
     identity.is_told = True  # most likely

@@ -409,14 +409,14 @@ class socket(StdlibSocket):
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
         """As socket.recv_into()."""
         identity = self._utp
-        if identity is not None and (kwargs or len(args) > 2) and _asks_for_bytes(args, kwargs):
-            wording.refuse_strange_flags(self, identity, args[2] if len(args) > 2 else kwargs.get("flags"))
+        if identity is not None and (kwargs or len(args) > 2):
+            if _asks_for_bytes(args, kwargs):
+                wording.refuse_strange_flags(self, identity, args[2] if len(args) > 2 else kwargs.get("flags"))
+            args = wording.thrown_away(args, kwargs)
         if identity is not None and identity.is_after_eof:
             if wording.is_at_end(self, identity):
                 return 0
             args = wording.without_waiting(args, 2, kwargs)
-        if identity is not None and (kwargs or len(args) > 2):
-            args = wording.thrown_away(args, kwargs)
         try:
             count: int = Socket.recv_into(self, *args, **kwargs)
         except OSError as error:
@@ -457,12 +457,11 @@ class socket(StdlibSocket):
         identity = self._utp
         if identity is not None and (kwargs or len(args) > 2):
             wording.refuse_strange_flags(self, identity, args[2] if len(args) > 2 else kwargs.get("flags"))
+            args = wording.thrown_away(args, kwargs)
         if identity is not None and identity.is_after_eof:
             if wording.is_at_end(self, identity):
                 return 0, None
             args = wording.without_waiting(args, 2, kwargs)
-        if identity is not None and (kwargs or len(args) > 2):
-            args = wording.thrown_away(args, kwargs)
         try:
             count, address = Socket.recvfrom_into(self, *args, **kwargs)
         except OSError as error:

@@ -22,7 +22,8 @@ from utpsocket.engine.originals import socket as stdlib
 TOO_LARGE: Final = bytes(65_536)
 """For a datagram: the kernel looks at the address, then refuses."""
 
-_MSG_OOB: Final = int(stdlib.MSG_OOB)  # an IntFlag's & costs more than the rest of a send()
+_has: Final = int.__and__  # an IntFlag's own & costs more than the rest of a send()
+_MSG_OOB: Final = int(stdlib.MSG_OOB)
 _MSG_TRUNC: Final = int(stdlib.MSG_TRUNC)
 _MSG_WAITALL: Final = int(stdlib.MSG_WAITALL)
 _MSG_ERRQUEUE: Final = int(getattr(stdlib, "MSG_ERRQUEUE", 0))
@@ -55,7 +56,7 @@ def thrown_away(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...
     away: the caller's stays as it was. AF_UNIX fills it all the same.
     """
     flags = args[2] if len(args) > 2 else kwargs.get("flags")
-    if not (isinstance(flags, int) and flags & _MSG_TRUNC):
+    if not (isinstance(flags, int) and _has(flags, _MSG_TRUNC)):
         return args
     buffer = args[0] if args else kwargs.pop("buffer")
     with memoryview(buffer) as view:
@@ -99,9 +100,9 @@ def refuse_strange_flags(sock: Any, identity: Identity, flags: Any) -> None:
     MSG_ERRQUEUE asks for what uTP has not: nothing is there, which TCP says at once, of whatever socket; where there
     is a timeout CPython asks again until it has passed. AF_UNIX would give what was received.
     """
-    if not flags or not isinstance(flags, int) or not flags & _STRANGE_FLAGS or sock.fileno() < 0:
+    if not flags or not isinstance(flags, int) or not _has(flags, _STRANGE_FLAGS) or sock.fileno() < 0:
         return
-    if flags & _MSG_ERRQUEUE:
+    if _has(flags, _MSG_ERRQUEUE):
         seconds = sock.gettimeout()
         if not seconds:
             raise lifecycle.fail(errno.EAGAIN)
@@ -117,7 +118,7 @@ def before_send(sock: Any, identity: Identity, flags: int) -> None:
     """Open the gate that a connect left closed; refuse urgent data, of which uTP has none."""
     if identity.is_gated and identity.role is Role.CONNECTED:
         pairing.open_gate(sock, identity)
-    if flags and isinstance(flags, int) and flags & _MSG_OOB:
+    if flags and isinstance(flags, int) and _has(flags, _MSG_OOB):
         raise lifecycle.fail(errno.EOPNOTSUPP)
 
 

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from utpsocket.engine import names, outcomes
 from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.outcomes import AFTER_EOF
 from utpsocket.engine.wire import WRITTEN_BY_ENGINE
 
 _NUMBERS: Final = {"cookie": "Q", "owner_pid": "q", "error": "i", "shut_halves": "B", "send_buffer_bytes": "i"}
@@ -67,7 +68,8 @@ class DistantIdentity(Identity):
     __slots__ = ()
 
     def _is_after_eof(self) -> bool:
-        return outcomes.is_after_eof(self.owner_pid, self.cookie)
+        place = self.place  # quickly: every recv() asks
+        return place is not None and place[AFTER_EOF] != 0 and outcomes.is_after_eof(self.owner_pid, self.cookie)
 
     def _error(self) -> int:
         return outcomes.untold(self.owner_pid, self.cookie)
@@ -153,6 +155,24 @@ def _shared(name: str, read: Callable[[Any, str], Any], write: Callable[[Any, st
     return property(get, put)
 
 
+def _shared_flag(name: str) -> Any:
+    """The same, quickly: every recv() and send() asks for some."""
+    offset = _places[name][1]
+
+    def get(self: Identity) -> bool:
+        return bool(self.record[offset])
+
+    def read_latest(self: Identity) -> bool:
+        if take_notices is not None:
+            take_notices()
+        return bool(self.record[offset])
+
+    def put(self: Identity, value: bool) -> None:
+        self.record[offset] = value
+
+    return property(read_latest if name in WRITTEN_BY_ENGINE else get, put)
+
+
 def _noticed(name: str) -> Any:
     slot = getattr(Identity, name)
 
@@ -183,6 +203,7 @@ for _name, _format in _FORMATS.items():
     elif _name in _ADDRESSES:
         _reads, _writes = _read_address, _write_address
     _FIELDS[_name] = (getattr(Identity, _name), _reads, _writes)
-    setattr(CopiedIdentity, _name, _shared(_name, _reads, _writes))
+    _made = _shared_flag(_name) if _name in _FLAGS else _shared(_name, _reads, _writes)
+    setattr(CopiedIdentity, _name, _made)
 for _name in set(WRITTEN_BY_ENGINE) - set(_FORMATS):  # of use in the engine's own process alone
     setattr(CopiedIdentity, _name, _noticed(_name))

@@ -134,6 +134,7 @@ class Identity:
         "options",
         "owner_pid",
         "peer",
+        "place",
         "record",
         "role",
         "routes",
@@ -175,6 +176,7 @@ class Identity:
         self.send_buffer_bytes = 0
         self.owner_pid = 0  # the process whose engine serves it
         self.record: Any = None  # where processes that were forked off have a copy: the memory they share (copies.py)
+        self.place: memoryview | None = None  # where another process's engine writes how it ends (outcomes.py)
         self.settings = settings or Settings()
         self.options: dict[tuple[int, int], Any] = {}
         self.routes: Any = None  # utpsocket.routes.Routes: which connections are uTP's; None: all

@@ -21,7 +21,9 @@ from typing import Final
 from utpsocket.engine.originals import ctypes, os
 
 _PLACES: Final = 1 << 14
-_PLACE: Final = Struct("=QII")  # cookie, errno, whether an end of file had come before
+_PLACE: Final = Struct("=QIB3x")  # cookie, errno, whether an end of file had come before
+AFTER_EOF: Final = 12
+"""Where in a place that is: what is 0 there need not be asked further."""
 TABLE_BYTES: Final = _PLACES * _PLACE.size
 
 _tables: dict[int, memoryview] = {}  # by the process id of the engine that writes it
@@ -79,6 +81,15 @@ def is_after_eof(pid: int, cookie: int) -> bool:
         return False
     found, _, after_eof = _PLACE.unpack_from(table, cookie % _PLACES * _PLACE.size)
     return found == cookie and bool(after_eof)
+
+
+def place_of(pid: int, cookie: int) -> memoryview | None:
+    """The connection's, or another one's; None where this process has no table of that engine's."""
+    table = _tables.get(pid)
+    if table is None or not cookie:
+        return None
+    start = cookie % _PLACES * _PLACE.size
+    return table[start : start + _PLACE.size]
 
 
 def untold(pid: int, cookie: int) -> int:
