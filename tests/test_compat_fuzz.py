@@ -180,8 +180,24 @@ NARROW = {
     "an AF_UNIX socket that has listened, or": (
         [PAIR[0], "a.listen()", "h1 = start()", "a.shutdown(2)", "a.connect(NOWHERE)", 'h1.do("a.recv(5)")'],
         "a",
-        [("in a child: recv", "b''", "raises OSError ENOTCONN")],
-        [("in a child: recv", "b''", "b'x'"), ("recv", "b''", "raises OSError ENOTCONN")],
+        [
+            ("in a child: recv", "b''", "raises OSError ENOTCONN"),
+            ("in a child: send", "raises BrokenPipeError EPIPE", "raises TimeoutError"),
+        ],
+        [
+            ("in a child: recv", "b''", "b'x'"),
+            ("recv", "b''", "raises OSError ENOTCONN"),
+            (LOOK + "in a child: recv", "OUT|HUP, 0 unread", "IN|OUT|HUP|RDHUP, 0 unread"),
+        ],
+    ),
+    "a port is of": (
+        ["a = socket.socket()", "h1 = fork()", "a.bind(('127.0.0.1', 0))", 'h1.do("a.listen()")'],
+        "a",
+        [("in a child: listen", "None", "raises OSError EADDRINUSE")],
+        [
+            ("in a child: listen", "None", "raises OSError EINVAL"),
+            ("in a child: listen", "raises OSError EADDRINUSE", "None"),
+        ],
     ),
     "who has shut down both": (
         [*FULL, "c.shutdown(socket.SHUT_RDWR)", "h1 = start()"],

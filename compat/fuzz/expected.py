@@ -201,16 +201,34 @@ def _is_taken(case: Case, holder: str, name: str) -> bool:
 
 
 def _is_replaced(case: Case, holder: str, name: str) -> bool:
-    """Whether a holder has an fd that its parent has replaced since: of a listener that was shut down, or by another
-    attempt to connect.
+    """Whether one process has put another socket in the place of its fd, of a listener that it has shut down or for
+    another attempt to connect, and a second process shows that it has the old one.
     """
     begun = next((index for index, line in enumerate(case.lines) if line.startswith(f"{holder} = ")), None)
-    if begun is None or not case.is_of(name) or not case.kind.call.startswith("in a child: "):
+    if begun is None or not case.is_of(name):
         return False
-    was_shut = case.is_listener(name) and any(re.match(rf"{name}\.shutdown\(", line) for line in case.lines[begun:])
-    attempts = sum(re.match(rf"{name}\.connect(_ex)?\(", line) is not None for line in case.lines)
-    last_here = [line for line in case.lines[begun:] if re.match(rf"{name}\.(connect(_ex)?|listen)\(", line)]
-    return bool(last_here) and (was_shut or attempts > 1) and case.kind.utp in _NOT_CONNECTED
+    call, tcp, utp = case.kind.call, case.kind.tcp, case.kind.utp
+    is_shut = any(re.match(rf"{name}\.shutdown\(", line) for line in case.lines[begun:])
+    again = any(re.match(rf"{name}\.(connect|listen)", line) for line in case.lines[begun:])
+    attempts = sum(re.search(rf"\b{name}\.connect", line) is not None for line in case.lines)
+    if _is_look(case.kind):
+        was_shut = any(re.search(rf"\b{name}\.shutdown\(", line) for line in case.lines)
+        causes = {
+            "connect": attempts > 1 or was_shut,
+            "listen": was_shut,
+            "shutdown": case.is_listener(name) and is_shut,
+        }
+        is_cause = causes.get(call.removeprefix("poll after in a child: ").removesuffix("_ex"), False)
+        return is_cause and "HUP" in _flags(utp) and _unread(utp) == 0
+    if not call.startswith("in a child: ") or not ((case.is_listener(name) and is_shut) or (again and attempts > 1)):
+        return False
+    return utp in (*_NOT_CONNECTED, "raises TimeoutError") or (call, tcp, utp) == ("in a child: getsockopt", "0", "1")
+
+
+def _is_port_elsewhere(case: Case, holder: str, name: str) -> bool:
+    """Whether listen() is refused to one process, of a socket that another one has bound."""
+    call, tcp, utp = case.kind.call.removeprefix("in a child: "), case.kind.tcp, case.kind.utp
+    return case.is_of(name) and (call, tcp, utp) == ("listen", "None", "raises OSError EADDRINUSE")
 
 
 def _is_divided(case: Case, name: str) -> bool:
@@ -351,6 +369,11 @@ EXPECTED: Final = (
         "place, which cannot be done in other processes",
         _is_replaced,
         is_at_once=True,
+    ),
+    Expected(
+        r"(h\d)\.do\(\"(\w)\.(?:listen|bind)\(",
+        "a port is of the engine of that process which has bound it, and another process's engine cannot listen there",
+        _is_port_elsewhere,
     ),
     Expected(
         r"^unsent\(",
