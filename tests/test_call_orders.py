@@ -487,6 +487,16 @@ b.connect(NOWHERE)
 b.connect(NOWHERE)
 a.recv(5)
 """,
+    "and once more, after shutdown()": """
+a = socket.socket()
+b = a.dup()
+b.shutdown(socket.SHUT_WR)
+patient(b)
+b.connect(NOWHERE)
+os.get_blocking(a.fileno())
+a.connect(NOWHERE)
+a.recv(5)
+""",
     "TCP_INFO says in which state it is, and MSG_TRUNC leaves the buffer": """
 a = socket.socket()
 state(a)

@@ -15,7 +15,7 @@ from typing import Any, Final
 from utpsocket import binding, options, pairing, registry, replacement
 from utpsocket.engine import engine, farewell, names, running_engine, serving_pid, verbs
 from utpsocket.engine.handlers import let_pass, suppress_errnos
-from utpsocket.engine.highfd import raise_fd, with_room
+from utpsocket.engine.highfd import with_room
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.names import Address

@@ -17,6 +17,7 @@ from .network import (
     IN,
     OUT,
     PATIENCE_S,
+    RESET_ON_CLOSE,
     Net,
     eventually,
     fill_for_good,
@@ -397,6 +398,20 @@ def test_default_timeout_applies_to_new_sockets_only(net: Net) -> None:
         client.settimeout(SHORT_S)
         with pytest.raises(TimeoutError):
             client.recv(1)
+    finally:
+        net.module.setdefaulttimeout(None)
+
+
+def test_default_timeout_leaves_a_blocking_socket_blocking_that_is_reset(net: Net) -> None:
+    net.module.setdefaulttimeout(PATIENCE_S)
+    try:
+        client, server = net.pair()
+        client.settimeout(None)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        server.close()
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        assert os.get_blocking(client.fileno())
     finally:
         net.module.setdefaulttimeout(None)
 

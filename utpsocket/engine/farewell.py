@@ -18,6 +18,7 @@ from utpsocket.engine import holders, native, outcomes
 from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.highfd import give_back, with_room
 from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.native import Copy
 from utpsocket.engine.originals import os
 from utpsocket.engine.originals import socket as stdlib
 
@@ -144,16 +145,14 @@ def _write_as_user(fd: int, inode: int) -> bool:
     return True
 
 
-def _send_byte(user: Any) -> None:
-    try:
-        user.send(b"!", stdlib.MSG_DONTWAIT | stdlib.MSG_NOSIGNAL)
-    except OSError as error:
-        let_pass(error)  # the user has shut down writing: only the recorded errno can tell it
+def _send_byte(user: Copy) -> None:
+    # Where the user has shut down writing this fails: only the recorded errno can tell it.
+    user.send(b"!", stdlib.MSG_DONTWAIT | stdlib.MSG_NOSIGNAL)
 
 
-def _duplicate(fd: int) -> Any:
-    """A socket object over a duplicate, even if the program has used up its fds."""
-    return native.Socket(fileno=with_room(partial(os.dup, fd)))
+def _duplicate(fd: int) -> Copy:
+    """A duplicate, even if the program has used up its fds."""
+    return Copy(with_room(partial(os.dup, fd)))
 
 
 def shut_down_as_user(identity: Identity) -> None:
@@ -167,8 +166,7 @@ def shut_down_as_user(identity: Identity) -> None:
             let_pass(error)
             continue
         try:
-            if os.fstat(user.fileno()).st_ino == identity.inode:
-                user.shutdown(stdlib.SHUT_RDWR)
+            if os.fstat(user.fileno()).st_ino == identity.inode and user.shutdown(stdlib.SHUT_RDWR) >= 0:
                 return
         except OSError as error:
             let_pass(error)

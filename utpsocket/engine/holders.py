@@ -19,11 +19,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.highfd import give_back, with_room
-from utpsocket.engine.native import Socket
+from utpsocket.engine.native import Copy, Socket
 from utpsocket.engine.originals import ctypes, io, os, struct, time
 from utpsocket.engine.originals import socket as stdlib
 
@@ -90,7 +90,7 @@ def peer_inode(fd: int) -> int:
     return 0
 
 
-def borrowed(inode: int) -> Any:
+def borrowed(inode: int) -> Copy | None:
     """A duplicate of the fd of another process that means the socket `inode`; None where none can be had. To be closed
     at once, and then give_back() called.
     """
@@ -145,7 +145,7 @@ def _fds(pid: int, wanted: str) -> Iterator[int]:
             continue
 
 
-def _duplicate(pid: int, number: int, inode: int) -> Any:
+def _duplicate(pid: int, number: int, inode: int) -> Copy | None:
     """The socket `inode` as that process has it under this number; None if it has it no more, or does not lend it."""
     try:
         process = with_room(partial(os.pidfd_open, pid))
@@ -162,7 +162,7 @@ def _duplicate(pid: int, number: int, inode: int) -> Any:
         return None
     try:
         if os.fstat(fd).st_ino == inode:
-            return Socket(fileno=fd)
+            return Copy(fd)
     except BaseException as error:
         os.close(fd)
         if isinstance(error, OSError):

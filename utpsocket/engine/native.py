@@ -84,6 +84,8 @@ except OSError:
 _libc = ctypes.PyDLL(None, use_errno=True)
 _libc.recv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.recv.restype = ctypes.c_ssize_t
+_libc.send.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int)
+_libc.send.restype = ctypes.c_ssize_t
 _libc.connect.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 _MSG_DONTWAIT = 0x40
@@ -217,6 +219,34 @@ def accepted_at_once(fd: int) -> Any:
     fds = iter(partial(_libc.accept4, fd, None, None, _SOCK_CLOEXEC), -1)
     is_made = next(map(partial(Socket.__init__, made, _AF_UNIX, _SOCK_STREAM, 0), fds), False) is None
     return made if is_made else None
+
+
+class Copy:
+    """A duplicate of a program's fd, for a moment. Class socket would not do: where the program has called
+    setdefaulttimeout(), it makes what it is given one that does not block, and all its duplicates with it.
+    """
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        """Takes the fd."""
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """The duplicate's number."""
+        return self._fd
+
+    def send(self, data: bytes, flags: int) -> int:
+        """As send(2), without giving other threads a turn; less than 0 where it fails."""
+        return int(_libc.send(self._fd, data, len(data), flags))
+
+    def shutdown(self, how: int) -> int:
+        """As shutdown(2); less than 0 where it fails."""
+        return int(_libc.shutdown(self._fd, how))
+
+    def close(self) -> None:
+        """Close the duplicate."""
+        os.close(self._fd)
 
 
 def duplicated(fd: int, made: Any = None) -> Any:
