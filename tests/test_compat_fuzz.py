@@ -183,9 +183,11 @@ NARROW = {
         [
             ("in a child: recv", "b''", "raises OSError ENOTCONN"),
             ("in a child: send", "raises BrokenPipeError EPIPE", "raises TimeoutError"),
+            ("in a child: shutdown", "raises OSError ENOTCONN", "None"),
         ],
         [
             ("in a child: recv", "b''", "b'x'"),
+            ("in a child: shutdown", "None", "raises OSError ENOTSUP"),
             ("recv", "b''", "raises OSError ENOTCONN"),
             (LOOK + "in a child: recv", "OUT|HUP, 0 unread", "IN|OUT|HUP|RDHUP, 0 unread"),
         ],

@@ -169,8 +169,9 @@ def _is_unknown(case: Case, holder: str, name: str) -> bool:
         return False
     if any(re.match(rf"{name}(\.listen\(|, _ = )", line) for line in case.lines[:begun]):
         return False
-    if case.kind.utp.startswith("raises TypeError"):
-        return case.kind.call.endswith("connect")
+    if case.kind.utp.startswith("raises TypeError") or "connect" in case.kind.call:
+        # Its class takes no such address, and knows of itself none but "".
+        return case.kind.call.endswith("connect") and case.kind.utp.startswith(("raises TypeError", _NOT_CONNECTED[2]))
     return case.kind.tcp in _NOT_CONNECTED and case.kind.utp in (*_NOT_CONNECTED, "None", "b''")
 
 
@@ -222,7 +223,12 @@ def _is_replaced(case: Case, holder: str, name: str) -> bool:
         return is_cause and "HUP" in _flags(utp) and _unread(utp) == 0
     if not call.startswith("in a child: ") or not ((case.is_listener(name) and is_shut) or (again and attempts > 1)):
         return False
-    return utp in (*_NOT_CONNECTED, "raises TimeoutError") or (call, tcp, utp) == ("in a child: getsockopt", "0", "1")
+    if utp in (*_NOT_CONNECTED, "raises TimeoutError", "raises OSError EISCONN"):
+        return True
+    return (call, tcp, utp) in (
+        ("in a child: getsockopt", "0", "1"),
+        ("in a child: shutdown", "raises OSError ENOTCONN", "None"),
+    )
 
 
 def _is_port_elsewhere(case: Case, holder: str, name: str) -> bool:
