@@ -108,8 +108,8 @@ def _family_of(address: Address) -> int:
 def _before_fork() -> None:
     try:
         copies.share(list(_by_inode.values()))
-    except OSError:
-        pass  # no memory: each process will know of its sockets what it knew before the fork, and of others' nothing
+    except OSError as error:  # no memory: each process will know of its sockets what it knew before the fork
+        let_pass(error)
 
 
 def _after_fork_in_child() -> None:

@@ -14,9 +14,9 @@ compute_score), net/ipv4/inet_connection_sock.c (inet_csk_bind_conflict).
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from utpsocket.engine.handlers import suppress_errnos
 from utpsocket.engine.names import Address
 from utpsocket.engine.originals import socket as stdlib
 from utpsocket.protocol import Run
@@ -52,7 +52,7 @@ def listens(endpoint: Endpoint) -> bool:
 
 def make_way(endpoint: Endpoint, is_open: bool) -> None:
     """Let the kernel bind another socket over this one's address, or no more."""
-    with suppress(OSError):  # closed by now: it is in nobody's way
+    with suppress_errnos():  # closed by now: it is in nobody's way
         endpoint.port.sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, is_open)
 
 
