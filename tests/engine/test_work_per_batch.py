@@ -172,8 +172,9 @@ def test_a_bulk_transfer_works_by_the_batch(pair: Pair, monkeypatch: pytest.Monk
     assert per_mb["runs"] < 50
     assert per_mb["wakeups"] < 25
     assert digested * MB / BULK_BYTES < 75
-    # Never an ack for each run, let alone for each packet: one for all that one wake-up found.
-    assert done["acks"] <= done["runs"]
+    # Never an ack for each run, let alone for each packet: one for all that one wake-up found. A few more say that the
+    # window has opened, which nothing that arrives calls for: how many depends on when the reader reads.
+    assert done["acks"] <= 1.1 * done["runs"]
     assert done["acks"] <= done["wakeups"] + 1
     assert calls, "the bridges reach their ends by another way: count there"
     assert sum(calls.values()) * MB / BULK_BYTES < 75
@@ -227,7 +228,7 @@ def test_without_offload_a_bulk_transfer_works_by_the_batch(
     assert per_mb["runs"] < 50
     assert per_mb["wakeups"] < 25
     assert packet_by_packet * MB / BULK_BYTES < 75  # the acks, and few others
-    assert done["acks"] <= done["runs"]
+    assert done["acks"] <= 1.1 * done["runs"]  # and as above
     assert done["acks"] <= done["wakeups"] + 1
 
 
