@@ -45,7 +45,9 @@ def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: A
             way = loop.perform(verbs.make_way, local, namespace=namespace) if reuse else []
             if way:
                 return _taken_over(sock, loop, identity, address, way)
-        except BlockingIOError:
+        except BlockingIOError:  # it is free in a moment, in which the engine has its turn
+            if isinstance(loop, Loop) and (sock.gettimeout() != 0 or not loop.frees_ports_at_once):
+                loop.call(verbs.settled)
             continue
         if is_last:
             break

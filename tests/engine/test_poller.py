@@ -97,6 +97,51 @@ def test_connections_that_tcp_carries(poller: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "carried\n", "")
 
 
+# Of each kind so many times, while the engine sleeps on the port that is closed: who comes next finds its address free.
+REBOUND = """
+import socket, sys, time, utpsocket
+from utpsocket.engine import running_engine, shutdown
+TIMES = 40
+def closed(is_blocking, listens):
+    sock = utpsocket.socket()
+    sock.bind(("127.0.0.1", 0))
+    if listens:
+        sock.listen()
+    sock.setblocking(is_blocking)
+    address = sock.getsockname()
+    until = time.monotonic() + 10
+    while not running_engine()._is_at_rest and time.monotonic() < until:
+        time.sleep(0.001)
+    sock.close()
+    return address
+refused = {}
+for name, is_blocking, make, over in (
+    ("the address", True, utpsocket.socket, False),
+    ("the address of one that does not block", False, utpsocket.socket, False),
+    ("all addresses", True, utpsocket.socket, True),
+    ("all addresses after one that does not block", False, utpsocket.socket, True),
+    ("a UDP socket's", True, lambda: socket.socket(type=socket.SOCK_DGRAM), False),
+):
+    for number in range(TIMES):
+        host, port = closed(is_blocking, number % 2)
+        with make() as sock:
+            try:
+                sock.bind(("" if over else host, port))
+            except OSError as error:
+                refused[name] = refused.get(name, 0) + 1
+print(refused)
+shutdown()
+"""
+
+
+@pytest.mark.parametrize("poller", ["poll", "epoll"])
+def test_an_address_is_free_after_its_close(poller: str) -> None:
+    """Though poll(), unlike epoll, keeps the files on which it sleeps open."""
+    environment = {**os.environ, "UTPSOCKET_POLLER": poller}
+    done = subprocess.run([sys.executable, "-c", REBOUND], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "{}\n", "")
+
+
 class Knowing:
     """A watcher that says to know all there is to be told."""
 

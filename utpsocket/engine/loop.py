@@ -95,6 +95,7 @@ class Loop:
         self._epoll.register(self._wake_fd, EPOLLIN)
         self._watches = watches = Watches(self._epoll)
         self.watch, self.rewatch, self.forget_fd = watches.watch, watches.rewatch, watches.forget_fd
+        self.frees_ports_at_once = watches.is_for_any_thread  # poll() holds the files it sleeps on until it wakes up
         self._inbox = Inbox(self._wake_up)
         self.owner: Any = None  # for whom the thread works just now
         self.command: Any = None  # which it carries out, or is about to, whoever the owner is
@@ -600,7 +601,7 @@ class Loop:
         """Free the address of a port that the caller has claimed and nobody uses: its fd number stays, with an idle
         socket under it, since the engine's thread may be about to use the number. False: it must do so. Any thread.
         """
-        if not endpoint.is_heard_out or not idle_instead(endpoint.port.sock):
+        if not self.frees_ports_at_once or not endpoint.is_heard_out or not idle_instead(endpoint.port.sock):
             return False
         endpoint.is_hushed = True
         self.bound.discard(endpoint)

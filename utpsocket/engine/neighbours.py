@@ -8,8 +8,8 @@ moment of bind(). They say it no longer than that: afterwards it would let stran
 From then on the kernel brings what comes to the single address to the port that is bound to it, whichever of the two
 the packet is for. So what is not for a port may be for its neighbour. Each sends by a socket of its own.
 
-make_way() and join(): any thread. The rest: the engine's only. Sources: Linux net/ipv4/udp.c (udp_lib_get_port,
-compute_score), net/ipv4/inet_connection_sock.c (inet_csk_bind_conflict).
+is_left(), make_way() and join(): any thread. The rest: the engine's only. Sources: Linux net/ipv4/udp.c
+(udp_lib_get_port, compute_score), net/ipv4/inet_connection_sock.c (inet_csk_bind_conflict).
 """
 
 from __future__ import annotations
@@ -48,6 +48,11 @@ def may_be_joined(endpoint: Endpoint) -> bool:
 def listens(endpoint: Endpoint) -> bool:
     """Whether it takes connections."""
     return endpoint.listener is not None and not endpoint.listener.is_withdrawn
+
+
+def is_left(endpoint: Endpoint) -> bool:
+    """Whether nobody needs the port any more, and the engine is about to close it."""
+    return not (endpoint.holders or endpoint.bridges or listens(endpoint))
 
 
 def make_way(endpoint: Endpoint, is_open: bool) -> None:

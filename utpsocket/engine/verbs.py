@@ -105,6 +105,8 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, s
             raise _error(errno.EAGAIN)
         endpoint.reuse, endpoint.is_for_sharing = reuse, shares
         return endpoint.key
+    if any(map(neighbours.is_left, neighbours.at(loop, local, namespace))):
+        raise _error(errno.EAGAIN)  # free in a moment, as above
     return 0
 
 
