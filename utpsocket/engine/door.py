@@ -129,7 +129,7 @@ class Door:
     def _relay(self, tcp: Any, peer: Any) -> Relay:
         listening = self._listener.identity
         tcp.setblocking(False)
-        identity = type(listening)(listening.family)
+        identity = listening.kind(listening.family)
         identity.cookie = _system_random.getrandbits(63)
         identity.settings = listening.settings.copy()
         identity.options = dict(listening.options)
