@@ -432,6 +432,23 @@ b.recv(10, socket.MSG_WAITALL)
 b.recv(10)
 b.send(b"z")
 """,
+    "MSG_WAITALL where a reset has followed what came": PAIR
+    + 'c.sendmsg([b"x", b"!"])'
+    + RESET_C
+    + """
+b.recv(10, socket.MSG_WAITALL | socket.MSG_PEEK)
+b.recv_into(bytearray(10), 0, socket.MSG_WAITALL | socket.MSG_PEEK)
+b.recv_into(bytearray(10), flags=socket.MSG_WAITALL | socket.MSG_PEEK)
+b.recvfrom(10, socket.MSG_WAITALL | socket.MSG_PEEK)
+b.recvfrom_into(bytearray(10), 0, socket.MSG_WAITALL | socket.MSG_PEEK)
+b.recvmsg(10, 0, socket.MSG_WAITALL | socket.MSG_PEEK)
+b.recvmsg_into([bytearray(10)], 0, socket.MSG_WAITALL | socket.MSG_PEEK)
+b.recv(10, socket.MSG_WAITALL)
+polled(b)
+b.recv(10, socket.MSG_WAITALL)
+b.recv(10, socket.MSG_WAITALL)
+b.send(b"z")
+""",
     "IP_TOS sets SO_PRIORITY": """
 a = socket.socket()
 a.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 8)

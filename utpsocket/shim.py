@@ -391,11 +391,9 @@ class socket(StdlibSocket):
         if identity is None:
             return bytes(Socket.recv(self, *args, **kwargs))
         if len(args) > 1 and args[0]:
-            wording.refuse_strange_flags(self, identity, args[1])
-        if identity.is_after_eof and args and args[0] >= 0:
-            if wording.is_at_end(self, identity):
-                return b""
-            args = wording.without_waiting(args, 1)
+            args = wording.with_flags_judged(self, identity, args, 1)
+        if identity.is_after_eof and args and args[0] >= 0 and wording.is_at_end(self, identity):
+            return b""
         try:
             data: bytes = Socket.recv(self, *args, **kwargs)
         except OSError as error:
@@ -411,12 +409,10 @@ class socket(StdlibSocket):
         identity = self._utp
         if identity is not None and (kwargs or len(args) > 2):
             if _asks_for_bytes(args, kwargs):
-                wording.refuse_strange_flags(self, identity, args[2] if len(args) > 2 else kwargs.get("flags"))
+                args = wording.with_flags_judged(self, identity, args, 2, kwargs)
             args = wording.thrown_away(args, kwargs)
-        if identity is not None and identity.is_after_eof:
-            if wording.is_at_end(self, identity):
-                return 0
-            args = wording.without_waiting(args, 2, kwargs)
+        if identity is not None and identity.is_after_eof and wording.is_at_end(self, identity):
+            return 0
         try:
             count: int = Socket.recv_into(self, *args, **kwargs)
         except OSError as error:
@@ -433,11 +429,10 @@ class socket(StdlibSocket):
         """As socket.recvfrom(): for a stream the address is None."""
         identity = self._utp
         if identity is not None and len(args) > 1:
-            wording.refuse_strange_flags(self, identity, args[1])
+            args = wording.with_flags_judged(self, identity, args, 1)
         if identity is not None and identity.is_after_eof and args and args[0] >= 0:
             if wording.is_at_end(self, identity):
                 return b"", None
-            args = wording.without_waiting(args, 1)
         try:
             data, address = Socket.recvfrom(self, *args, **kwargs)
         except OSError as error:
@@ -456,12 +451,10 @@ class socket(StdlibSocket):
         """As socket.recvfrom_into(): for a stream the address is None."""
         identity = self._utp
         if identity is not None and (kwargs or len(args) > 2):
-            wording.refuse_strange_flags(self, identity, args[2] if len(args) > 2 else kwargs.get("flags"))
+            args = wording.with_flags_judged(self, identity, args, 2, kwargs)
             args = wording.thrown_away(args, kwargs)
-        if identity is not None and identity.is_after_eof:
-            if wording.is_at_end(self, identity):
-                return 0, None
-            args = wording.without_waiting(args, 2, kwargs)
+        if identity is not None and identity.is_after_eof and wording.is_at_end(self, identity):
+            return 0, None
         try:
             count, address = Socket.recvfrom_into(self, *args, **kwargs)
         except OSError as error:
@@ -480,11 +473,10 @@ class socket(StdlibSocket):
         """As socket.recvmsg(): for a stream the address is None, and uTP has no ancillary data."""
         identity = self._utp
         if identity is not None and len(args) > 2:
-            wording.refuse_strange_flags(self, identity, args[2])
+            args = wording.with_flags_judged(self, identity, args, 2)
         if identity is not None and identity.is_after_eof and args and args[0] >= 0:
             if wording.is_at_end(self, identity):
                 return b"", [], 0, None
-            args = wording.without_waiting(args, 2)
         try:
             data, ancillary, flags, address = Socket.recvmsg(self, *args, **kwargs)
         except OSError as error:
@@ -503,11 +495,9 @@ class socket(StdlibSocket):
         """As socket.recvmsg_into(): for a stream the address is None, and uTP has no ancillary data."""
         identity = self._utp
         if identity is not None and len(args) > 2:
-            wording.refuse_strange_flags(self, identity, args[2])
-        if identity is not None and identity.is_after_eof:
-            if wording.is_at_end(self, identity):
-                return 0, [], 0, None
-            args = wording.without_waiting(args, 2)
+            args = wording.with_flags_judged(self, identity, args, 2)
+        if identity is not None and identity.is_after_eof and wording.is_at_end(self, identity):
+            return 0, [], 0, None
         try:
             count, ancillary, flags, address = Socket.recvmsg_into(self, *args, **kwargs)
         except OSError as error:

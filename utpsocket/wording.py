@@ -40,17 +40,6 @@ def is_at_end(sock: Any, identity: Identity) -> bool:
     return bool(identity.error) and sock.fileno() >= 0 and not farewell.unread_bytes(sock.fileno())
 
 
-def without_waiting(args: tuple[Any, ...], index: int, kwargs: dict[str, Any] | None = None) -> tuple[Any, ...]:
-    """A receiving call's arguments, with its flags at that index or by name, after the peer's end of file: nothing more
-    comes, and the kernel, told to wait for all, would forget on the way that the connection broke.
-    """
-    if kwargs and isinstance(kwargs.get("flags"), int):
-        kwargs["flags"] &= ~_MSG_WAITALL
-    if len(args) > index and isinstance(args[index], int):
-        return (*args[:index], args[index] & ~_MSG_WAITALL, *args[index + 1 :])
-    return args
-
-
 def thrown_away(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """The arguments of recv_into() or recvfrom_into() with another buffer for what MSG_TRUNC, as tcp(7) says, throws
     away: the caller's stays as it was. AF_UNIX fills it all the same.
@@ -95,12 +84,31 @@ def at_end(identity: Identity, count: int, flags: int) -> bytes:
     return b""
 
 
-def refuse_strange_flags(sock: Any, identity: Identity, flags: Any) -> None:
+def with_flags_judged(
+    sock: Any, identity: Identity, args: tuple[Any, ...], index: int, kwargs: dict[str, Any] | None = None
+) -> tuple[Any, ...]:
+    """A receiving call's arguments, with its flags at that index or by name. Raises where TCP has nothing of the kind.
+    Of a connection that is over nothing more comes, and the kernel, told to wait for all, would forget on the way that
+    it broke: so it is not told to.
+    """
+    flags = args[index] if len(args) > index else (kwargs or {}).get("flags")
+    if not flags or not isinstance(flags, int):
+        return args
+    _refuse_strange(sock, identity, flags)
+    if _has(flags, _MSG_WAITALL) and (identity.is_over or identity.is_after_eof):
+        if kwargs and "flags" in kwargs:
+            kwargs["flags"] = flags & ~_MSG_WAITALL
+        else:
+            args = (*args[:index], flags & ~_MSG_WAITALL, *args[index + 1 :])
+    return args
+
+
+def _refuse_strange(sock: Any, identity: Identity, flags: int) -> None:
     """MSG_OOB asks for urgent data, of which uTP has none, as the kernel says while there is a connection.
     MSG_ERRQUEUE asks for what uTP has not: nothing is there, which TCP says at once, of whatever socket; where there
     is a timeout CPython asks again until it has passed. AF_UNIX would give what was received.
     """
-    if not flags or not isinstance(flags, int) or not _has(flags, _STRANGE_FLAGS) or sock.fileno() < 0:
+    if not _has(flags, _STRANGE_FLAGS) or sock.fileno() < 0:
         return
     if _has(flags, _MSG_ERRQUEUE):
         seconds = sock.gettimeout()
