@@ -165,6 +165,36 @@ b.recv(10)
 b.recv(10)
 b.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 """,
+    "an option that is set after the fork": """
+a = socket.socket()
+a.listen()
+b = socket.socket()
+h1 = fork()
+b.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+h1.do("b.connect(a.getsockname())")
+c, _ = a.accept()
+b.close()
+h1.do("b.close()")
+c.recv(5)
+""",
+    "and by whom": PAIR
+    + """
+h1 = fork()
+h2 = fork()
+c.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
+h1.do("c.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)")
+h1.do("c.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)")
+h2.do("c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)")
+c.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+c.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+c.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+h2.do("c.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)")
+h1.do("c.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)")
+h1.do("c.close()")
+h2.do("c.close()")
+c.close()
+b.recv(5)
+""",
     "a program knows that its connection stands": PAIR
     + """
 h1 = start()

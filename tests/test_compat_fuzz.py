@@ -201,6 +201,16 @@ NARROW = {
             ("in a child: listen", "raises OSError EADDRINUSE", "None"),
         ],
     ),
+    "a connection is served": (
+        [PAIR[0], "a.listen()", PAIR[3], "h1 = fork()", 'h1.do("b.connect(a.getsockname())")', PAIR[5], "h1.kill()"],
+        "b",
+        [(LOOK + "kill", "OUT, 0 unread", "IN|OUT|HUP|RDHUP, 0 unread")],
+        [
+            (LOOK + "kill", "OUT, 0 unread", "IN|OUT|RDHUP, 0 unread"),
+            (LOOK + "kill", "IN|OUT|HUP|RDHUP, 0 unread", "OUT, 0 unread"),
+            ("kill", "killed", "raises OSError ESRCH"),
+        ],
+    ),
     "who has shut down both": (
         [*FULL, "c.shutdown(socket.SHUT_RDWR)", "h1 = start()"],
         "b",

@@ -129,6 +129,7 @@ class socket(StdlibSocket):
             return
         lifecycle.check_open(self)
         must_hear = options.set_option(self, identity, level, optname, value, *optlen)
+        identity.tell_options()
         if identity.cookie:
             # A smaller buffer holds for the next send already; the rest may take its time.
             at_once = (

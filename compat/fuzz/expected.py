@@ -237,6 +237,18 @@ def _is_port_elsewhere(case: Case, holder: str, name: str) -> bool:
     return case.is_of(name) and (call, tcp, utp) == ("listen", "None", "raises OSError EADDRINUSE")
 
 
+def _is_dead_engines(case: Case, holder: str) -> bool:
+    """Whether a connection is broken that the killed process has made, or its peer has not heard of the end."""
+    made = [match[1] for line in case.lines if (match := re.match(rf"{holder}\.do\(\"(\w)\.connect", line))]
+    if not made or not _is_look(case.kind):
+        return False
+    tcp, utp = case.kind.tcp, case.kind.utp
+    if any(map(case.is_of, made)):
+        return "HUP" in _flags(utp) - _flags(tcp)
+    missing = _flags(tcp) - _flags(utp)
+    return _flags(utp) < _flags(tcp) and missing <= {"IN", "ERR", "HUP", "RDHUP"} and _unread(tcp) == _unread(utp)
+
+
 def _is_divided(case: Case, name: str) -> bool:
     """Whether FIONREAD counts fewer bytes over uTP, of a socket with a buffer that the program has set."""
     tcp, utp = case.kind.tcp, case.kind.utp
@@ -380,6 +392,12 @@ EXPECTED: Final = (
         r"(h\d)\.do\(\"(\w)\.(?:listen|bind)\(",
         "a port is of the engine of that process which has bound it, and another process's engine cannot listen there",
         _is_port_elsewhere,
+    ),
+    Expected(
+        r"(h\d)\.kill\(",
+        "a connection is served by the engine of the process that has made it, and ends with it, whoever else has the "
+        "fd; and nobody is left to tell its peer",
+        _is_dead_engines,
     ),
     Expected(
         r"^unsent\(",

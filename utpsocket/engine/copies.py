@@ -6,8 +6,10 @@ has a copy that grows old: the parent connects, listens, shuts down or is told h
 must know, and the reverse. So before a fork every identity that the shim has given out moves into memory that the two
 processes share, and is read and written there from then on. Nothing of this costs anything where nobody forks.
 
-Not shared is what one process alone can use: the engine's port, the fds, the options. A process that puts another
-socket in the place of its fd parts from the others: their fd is still the old one, which is closed, in TCP's sense.
+Options are written there once a process has set one, and read where their number has changed.
+
+Not shared is what one process alone can use: the engine's port, the fds. A process that puts another socket in the
+place of its fd parts from the others: their fd is still the old one, which is closed, in TCP's sense.
 
 Any thread may call. Sources: mmap(2) MAP_SHARED; fork(2).
 """
@@ -20,9 +22,10 @@ from struct import Struct
 from typing import Any, Final
 
 from utpsocket.engine import names, outcomes
-from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.identity import Identity, Role, Settings
+from utpsocket.engine.originals import marshal
 from utpsocket.engine.outcomes import AFTER_EOF
-from utpsocket.engine.wire import WRITTEN_BY_ENGINE
+from utpsocket.engine.wire import WRITTEN_BY_ENGINE, settings_form
 
 _NUMBERS: Final = {"cookie": "Q", "owner_pid": "q", "error": "i", "shut_halves": "B", "send_buffer_bytes": "i"}
 _FLAGS: Final = (
@@ -38,7 +41,11 @@ _FLAGS: Final = (
 )
 _ADDRESSES: Final = ("local", "peer", "bound")
 _ADDRESS_BYTES: Final = 80  # as names.py writes them, of any length
-_TRIES: Final = 100  # to read an address that another process may be writing
+_TRIES: Final = 100  # to read an address, or options, that another process may be writing
+_OPTIONS_BYTES: Final = 2_048  # of memory that is only used where an option is set after the fork
+_OPTIONS_HEAD: Final = Struct("=II")  # twice how often they were set, odd while that is done; how many bytes they are
+_SETTINGS: Final[Any] = vars(Identity)["settings"]
+_OPTIONS: Final[Any] = vars(Identity)["options"]
 _ROLES: Final = tuple(Role)
 
 take_notices: Callable[[], None] | None = None
@@ -55,11 +62,71 @@ class CopiedIdentity(Identity):
         record = self.record
         for name, (slot, read, _) in _FIELDS.items():
             slot.__set__(self, read(record, name))
+        self._catch_up()
         self.role = Role.FAILED
         self.error = 0
         self.is_told = self.is_over = True
-        self.record = None
+        self.record = self.shared_options = None
         object.__setattr__(self, "__class__", Identity)
+
+    def tell_options(self) -> None:
+        """This process has set an option."""
+        self.shared_options.write((settings_form(_SETTINGS.__get__(self)), _OPTIONS.__get__(self)))
+
+    def _catch_up(self) -> None:
+        """Another process may have set one."""
+        found = self.shared_options.read()
+        if found is not None:
+            form, options = found
+            settings = _SETTINGS.__get__(self)
+            for name, value in zip(Settings.__slots__, form, strict=True):
+                setattr(settings, name, value)
+            _OPTIONS.__set__(self, options)
+
+    def _latest_settings(self) -> Settings:
+        self._catch_up()
+        return _SETTINGS.__get__(self)  # type: ignore[no-any-return]
+
+    def _latest_options(self) -> dict[tuple[int, int], Any]:
+        self._catch_up()
+        return _OPTIONS.__get__(self)  # type: ignore[no-any-return]
+
+    settings = property(_latest_settings)
+    options = property(_latest_options, _OPTIONS.__set__)
+
+
+class _SharedOptions:
+    """The options of one socket in the memory that processes share, and how many changes of them this one knows."""
+
+    __slots__ = ("_count", "_memory")
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        self._count = 0
+
+    def write(self, options: Any) -> None:
+        """Tell the others. So many options that there is no room for them stay this process's own."""
+        data = marshal.dumps(options)
+        if len(data) > _OPTIONS_BYTES - _OPTIONS_HEAD.size:
+            return
+        being_written = _OPTIONS_HEAD.unpack_from(self._memory)[0] | 1
+        _OPTIONS_HEAD.pack_into(self._memory, 0, being_written, 0)
+        self._memory[_OPTIONS_HEAD.size : _OPTIONS_HEAD.size + len(data)] = data
+        self._count = being_written + 1
+        _OPTIONS_HEAD.pack_into(self._memory, 0, self._count, len(data))
+
+    def read(self) -> Any:
+        """The options where another process has set some since they were read here, else None."""
+        for _ in range(_TRIES):
+            head = count, size = _OPTIONS_HEAD.unpack_from(self._memory)
+            if count == self._count:
+                return None
+            data = bytes(self._memory[_OPTIONS_HEAD.size : _OPTIONS_HEAD.size + size])
+            if count & 1 or _OPTIONS_HEAD.unpack_from(self._memory) != head:
+                continue
+            self._count = count
+            return marshal.loads(data)
+        return None
 
 
 class DistantIdentity(Identity):
@@ -92,8 +159,10 @@ def share(identities: Iterable[Identity]) -> None:
     if not alone:
         return
     memory = memoryview(mmap.mmap(-1, len(alone) * _size))
+    options = memoryview(mmap.mmap(-1, len(alone) * _OPTIONS_BYTES))
     for index, identity in enumerate(alone):
         record = memory[index * _size : (index + 1) * _size]
+        identity.shared_options = _SharedOptions(options[index * _OPTIONS_BYTES : (index + 1) * _OPTIONS_BYTES])
         written = {}
         for name, (_, _, write) in _FIELDS.items():
             written[name] = getattr(identity, name)

@@ -140,6 +140,7 @@ class Identity:
         "routes",
         "send_buffer_bytes",
         "settings",
+        "shared_options",
         "shut_halves",
         "transport",
         "twin",
@@ -176,6 +177,7 @@ class Identity:
         self.send_buffer_bytes = 0
         self.owner_pid = 0  # the process whose engine serves it
         self.record: Any = None  # where processes that were forked off have a copy: the memory they share (copies.py)
+        self.shared_options: Any = None  # the options there
         self.place: memoryview | None = None  # where another process's engine writes how it ends (outcomes.py)
         self.settings = settings or Settings()
         self.options: dict[tuple[int, int], Any] = {}
@@ -192,6 +194,9 @@ class Identity:
     def is_bound(self) -> bool:
         """Whether it has a port, of this process's engine or of another's."""
         return self.endpoint != 0 or (self.bound is not None and self.bound[1] != 0)
+
+    def tell_options(self) -> None:
+        """An option has been set: in the other processes, too."""
 
     def part(self) -> None:
         """Another socket is about to take this one's place, in this process."""
