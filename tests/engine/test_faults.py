@@ -20,7 +20,7 @@ import utpsocket
 from tests.faults import engine as faults
 from tests.faults import kernel
 from tests.sockets.network import eventually
-from utpsocket.engine import door, flush, remote, reports, running_engine, shutdown, verbs
+from utpsocket.engine import door, flush, native, remote, reports, running_engine, shutdown, verbs
 from utpsocket.engine import loop as loop_module
 from utpsocket.engine.bridge import Bridge
 from utpsocket.engine.endpoint import Endpoint
@@ -400,6 +400,23 @@ def test_a_size_that_is_none_is_an_error_of_the_first_call(
         sock.connect(("127.0.0.1", 9))
     monkeypatch.undo()
     closed(*pair())
+
+
+@pytest.mark.parametrize("name", ["send", "close"])
+def test_a_fault_beside_the_copy_of_a_users_fd_leaves_none(
+    name: str, reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By which a reset is told: what the fixture counts is the test."""
+    client, server = pair()
+    failing(monkeypatch, native.Copy, name, MemoryError())
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    server.close()
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    eventually(lambda: len(reported), 1)
+    reported.clear()  # its traceback holds what the fault was met with
+    monkeypatch.undo()
+    closed(client)
 
 
 def test_a_fault_at_some_calls_of_the_engine_costs_one_connection() -> None:

@@ -23,7 +23,7 @@ from typing import Final
 
 from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.highfd import give_back, with_room
-from utpsocket.engine.native import Copy, Socket
+from utpsocket.engine.native import Copy, Socket, copied
 from utpsocket.engine.originals import ctypes, io, os, struct, time
 from utpsocket.engine.originals import socket as stdlib
 
@@ -148,26 +148,14 @@ def _fds(pid: int, wanted: str) -> Iterator[int]:
 def _duplicate(pid: int, number: int, inode: int) -> Copy | None:
     """The socket `inode` as that process has it under this number; None if it has it no more, or does not lend it."""
     try:
-        process = with_room(partial(os.pidfd_open, pid))
-    except AttributeError:
+        with with_room(lambda: copied(map(os.pidfd_open, (pid,)))) as process:
+            lent: Copy | None = copied(iter(partial(_libc.syscall, _PIDFD_GETFD, process.fileno(), number, 0), -1))
+        if lent is None or os.fstat(lent.fileno()).st_ino == inode:
+            return lent
+    except AttributeError:  # no pidfd_open()
         return None
     except OSError as error:
         let_pass(error)
         return None
-    try:
-        fd = _libc.syscall(_PIDFD_GETFD, process, number, 0)
-    finally:
-        os.close(process)
-    if fd < 0:
-        return None
-    try:
-        if os.fstat(fd).st_ino == inode:
-            return Copy(fd)
-    except BaseException as error:
-        os.close(fd)
-        if isinstance(error, OSError):
-            let_pass(error)
-            return None
-        raise
-    os.close(fd)
+    lent.close()
     return None

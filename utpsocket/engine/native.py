@@ -12,9 +12,10 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fcntl import F_GETFL, F_SETFL, fcntl
 from functools import partial
+from io import FileIO
 from operator import itemgetter
 from termios import FIONREAD, TIOCOUTQ
 from types import FunctionType
@@ -221,32 +222,26 @@ def accepted_at_once(fd: int) -> Any:
     return made if is_made else None
 
 
-class Copy:
+class Copy(FileIO):
     """A duplicate of a program's fd, for a moment. Class socket would not do: where the program has called
     setdefaulttimeout(), it makes what it is given one that does not block, and all its duplicates with it.
     """
 
-    __slots__ = ("_fd",)
-
-    def __init__(self, fd: int) -> None:
-        """Takes the fd."""
-        self._fd = fd
-
-    def fileno(self) -> int:
-        """The duplicate's number."""
-        return self._fd
-
     def send(self, data: bytes, flags: int) -> int:
         """As send(2), without giving other threads a turn; less than 0 where it fails."""
-        return int(_libc.send(self._fd, data, len(data), flags))
+        return int(_libc.send(self.fileno(), data, len(data), flags))
 
     def shutdown(self, how: int) -> int:
         """As shutdown(2); less than 0 where it fails."""
-        return int(_libc.shutdown(self._fd, how))
+        return int(_libc.shutdown(self.fileno(), how))
 
-    def close(self) -> None:
-        """Close the duplicate."""
-        os.close(self._fd)
+    # As the C class's finalizer, but without its ResourceWarning: where close() is not come to, this closes.
+    __del__ = FileIO.close
+
+
+def copied(fds: Iterable[int]) -> Any:
+    """The Copy that owns the first of these fds, from the moment on in which it comes to be; None without any."""
+    return next(map(partial(Copy, mode="r+"), fds), None)
 
 
 def duplicated(fd: int, made: Any = None) -> Any:
