@@ -195,6 +195,13 @@ h2.do("c.close()")
 c.close()
 b.recv(5)
 """,
+    "send() of a program takes the error that it tells": PAIR
+    + """
+c.close()
+h1 = start()
+h1.do("b.send(b'y')")
+h1.do("b.send(b'y')")
+""",
     "a program knows that its connection stands": PAIR
     + """
 h1 = start()

@@ -209,8 +209,9 @@ def _is_replaced(case: Case, holder: str, name: str) -> bool:
     if begun is None or not case.is_of(name):
         return False
     call, tcp, utp = case.kind.call, case.kind.tcp, case.kind.utp
-    is_shut = any(re.match(rf"{name}\.shutdown\(", line) for line in case.lines[begun:])
-    again = any(re.match(rf"{name}\.(connect|listen)", line) for line in case.lines[begun:])
+    own = [line for line in case.lines[begun:] if not line.startswith("h")]
+    is_shut = any(re.search(rf"\b{name}\.shutdown\(", line) for line in own)
+    again = any(re.search(rf"\b{name}\.(connect|listen)", line) for line in own)
     attempts = sum(re.search(rf"\b{name}\.connect", line) is not None for line in case.lines)
     if _is_look(case.kind):
         was_shut = any(re.search(rf"\b{name}\.shutdown\(", line) for line in case.lines)
