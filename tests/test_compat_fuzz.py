@@ -146,8 +146,12 @@ NARROW = {
     "a socket that is neither": (
         PROGRAM,
         "a",
-        [("in a child: shutdown", "raises OSError ENOTCONN", "None")],
         [
+            ("in a child: shutdown", "raises OSError ENOTCONN", "None"),
+            ("in a child: recv", "b''", "raises OSError EINVAL"),
+        ],
+        [
+            ("in a child: recv", "b'x'", "raises OSError EINVAL"),
             ("in a child: shutdown", "None", "raises OSError ENOTCONN"),
             ("in a child: shutdown", "raises OSError ENOTCONN", "raises OSError EBADF"),
             ("in a child: shutdown", "raises OSError ENOTCONN", "raises TypeError: a bytes-like object is required"),

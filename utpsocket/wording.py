@@ -137,7 +137,7 @@ def send_error(sock: Any, identity: Identity, error: OSError) -> OSError:
     if error.errno in (errno.EPIPE, errno.ECONNRESET):
         is_after_eof = identity.has_ended_after_eof
         code = identity.take_error()
-        Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_ERROR)  # told by this; a program that was started has but it
+        Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_ERROR)  # told by this, of whatever was known here
         if code:
             return lifecycle.fail(errno.ECONNRESET if code == errno.EPIPE and not is_after_eof else code)
     return error

@@ -172,6 +172,8 @@ def _is_unknown(case: Case, holder: str, name: str) -> bool:
     if case.kind.utp.startswith("raises TypeError") or "connect" in case.kind.call:
         # Its class takes no such address, and knows of itself none but "".
         return case.kind.call.endswith("connect") and case.kind.utp.startswith(("raises TypeError", _NOT_CONNECTED[2]))
+    if case.kind.tcp == "b''" and any(re.search(rf"\b{name}\.shutdown\(", line) for line in case.lines):
+        return "recv" in case.kind.call and case.kind.utp in _NOT_CONNECTED  # TCP's own is at its end
     return case.kind.tcp in _NOT_CONNECTED and case.kind.utp in (*_NOT_CONNECTED, "None", "b''")
 
 
