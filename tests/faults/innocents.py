@@ -30,6 +30,8 @@ MOST_WAIT_S = 1.0
 MACHINES_SHARE = 2.0  # a second that the machine kept us waiting may cost so many
 MOST_PATIENCE_S = 5 * PATIENCE_S
 PAUSE_S = 0.03
+RESTS = 5  # round trips' time to pause for: where the machine is busy they leave the play its part
+MOST_PAUSE_S = 0.3
 SIBLING_PAUSE_S = 0.005
 
 
@@ -53,10 +55,11 @@ class Speaker:
         return max(self.worst_wait_s, now - self.sent_at if self.sent_at else 0.0)
 
     def on_round(self, now: float, pause_s: float) -> None:
-        self.worst_wait_s = max(self.worst_wait_s, now - self.sent_at)
+        took_s = now - self.sent_at
+        self.worst_wait_s = max(self.worst_wait_s, took_s)
         self.rounds += 1
         self.sent_at = 0.0
-        self.next_at = now + pause_s
+        self.next_at = now + max(pause_s, min(RESTS * took_s, MOST_PAUSE_S))
 
 
 class Sibling(Speaker):
