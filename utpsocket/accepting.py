@@ -21,9 +21,9 @@ _POLLIN: Final = 0x001
 _POLLRDHUP: Final = 0x2000
 
 
-def accept(sock: Any, identity: Identity, made: Any) -> bytes:
+def accept(sock: Any, identity: Identity, made: Any) -> tuple[bytes, int]:
     """The next incoming connection: `made`, a socket object without an fd, then has one. Returns the name of the
-    engine's end of it.
+    engine's end of it, and its cookie.
     """
     while True:
         try:
@@ -35,21 +35,23 @@ def accept(sock: Any, identity: Identity, made: Any) -> bytes:
         if identity.is_full:
             _tell_of_room(identity)
         name: Any = Socket.getpeername(made)
-        if _is_engines(made, name, identity):
+        cookie = _cookie_if_engines(made, name, identity)
+        if cookie is not None:
             options.inherit(made, identity)
-            return name  # type: ignore[no-any-return]
+            return name, cookie
         Socket.close(made)
 
 
-def _is_engines(made: Any, name: Any, listener: Identity) -> bool:
-    """Whether the far end of what was accepted is the engine's, or a stranger's who has found the listening name:
-    anyone on this machine can connect to it.
+def _cookie_if_engines(made: Any, name: Any, listener: Identity) -> int | None:
+    """The cookie of what was accepted if its far end is the engine's, and not a stranger's who has found the listening
+    name: anyone on this machine can connect to it.
     """
     maker_pid, _ = names.maker(made)
-    if maker_pid != listener.owner_pid or names.cookie_of(name) is None:
-        return False
+    cookie = names.cookie_of(name) if maker_pid == listener.owner_pid else None
     # What was made by this very process, the kernel says, is the engine's that is in it.
-    return maker_pid == os.getpid() or (names.is_ours(name, None) and names.decode(name) is not None)
+    if cookie is None or maker_pid == os.getpid() or (names.is_ours(name, None) and names.decode(name) is not None):
+        return cookie
+    return None
 
 
 def _tell_of_room(identity: Identity) -> None:
@@ -109,8 +111,8 @@ def _reset_queue(sock: Any, listener: Identity) -> None:
     while (waiting := accepted_at_once(sock.fileno())) is not None:
         try:
             name: Any = Socket.getpeername(waiting)
-            is_engines = _is_engines(waiting, name, listener)
-            identity = registry.introduce(waiting, name, listener.owner_pid) if is_engines else None
+            cookie = _cookie_if_engines(waiting, name, listener)
+            identity = None if cookie is None else registry.introduce(waiting, name, cookie, listener.owner_pid)
             if identity is not None:  # before the engine sees the close, which would be an end of file
                 identity.settings.linger_seconds = 0
                 lifecycle.apply_options(identity, at_once=False, to_living=False, is_nodelay=False)

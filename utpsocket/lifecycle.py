@@ -24,6 +24,8 @@ from utpsocket.engine.originals import _socket, os
 from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.remote import RemoteLoop
 
+_FRESH: Final = Role.FRESH
+_CONNECTING: Final = Role.CONNECTING
 _POLLOUT: Final = 0x004
 _POLLERR_OR_HUP: Final = 0x018
 _BOTH_HALVES: Final = 3
@@ -56,7 +58,7 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
         loop.holders_watch.watch(sock.fileno(), identity.inode)
         identity.local = identity.bound = local
         identity.is_port_chosen = not int(address[1])
-        identity.is_port_new = identity.role is not Role.FRESH
+        identity.is_port_new = identity.role is not _FRESH
         if not identity.is_port_new:
             identity.cookie = names.new_cookie()
         identity.owner_pid = loop.pid
@@ -77,9 +79,40 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
 
     `quietly` words bad addresses as connect_ex() does.
     """
-    role = identity.role if sock.fileno() >= 0 else Role.FRESH
-    if identity.is_unusable and sock.fileno() >= 0:
+    if sock.fileno() >= 0 and (identity.is_unusable or identity.role is not _FRESH):
+        code = _connect_again(sock, identity)
+        if code is not None:
+            return code
+    if identity.claim is not None:
+        settle(sock, identity)
+    loop = engine()
+    udp = binding.udp_beside(sock, identity)
+    try:
+        is_from_group = identity.bound is not None and _is_group(identity.family, identity.bound[0])
+        if identity.bound is not None and not is_from_group:
+            _have_source(udp, identity.bound)
+        code, peer = _aim(udp, identity, address, quietly=quietly)
+        if not code and is_from_group:
+            udp = _leave_group(udp, identity)
+        check_open(sock)
+    except BaseException:
+        udp.close()
+        raise
+    if code == errno.ECONNREFUSED:
+        _dial_port_0(sock, identity, loop, udp)
+        return errno.EINPROGRESS
+    if code:
+        udp.close()
+        return code
+    _dial(sock, identity, loop, udp, peer, is_apart=is_from_group or not identity.endpoint)
+    return errno.EINPROGRESS
+
+
+def _connect_again(sock: Any, identity: Identity) -> int | None:
+    """What connect() says of a socket that is, or was, connecting, connected or listening; None where it may begin."""
+    if identity.is_unusable:
         return errno.EINVAL
+    role = identity.role
     if role is Role.CONNECTING:
         code = notice(sock, identity)
         if code == errno.EINPROGRESS:
@@ -104,28 +137,7 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
         _renew(sock, identity)
         if error:
             return error
-    settle(sock, identity)
-    loop = engine()
-    udp = binding.udp_beside(sock, identity)
-    try:
-        is_from_group = identity.bound is not None and _is_group(identity.family, identity.bound[0])
-        if identity.bound is not None and not is_from_group:
-            _have_source(udp, identity.bound)
-        code, peer = _aim(udp, identity, address, quietly=quietly)
-        if not code and is_from_group:
-            udp = _leave_group(udp, identity)
-        check_open(sock)
-    except BaseException:
-        udp.close()
-        raise
-    if code == errno.ECONNREFUSED:
-        _dial_port_0(sock, identity, loop, udp)
-        return errno.EINPROGRESS
-    if code:
-        udp.close()
-        return code
-    _dial(sock, identity, loop, udp, peer, is_apart=is_from_group or not identity.endpoint)
-    return errno.EINPROGRESS
+    return None
 
 
 def _aim(udp: Any, identity: Identity, address: Any, *, quietly: bool) -> tuple[int, Any]:
@@ -217,9 +229,10 @@ def _dial(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any, peer
             local = local if is_apart else (local[0], bound[1], *local[2:])
         identity.local, identity.peer, identity.owner_pid = local, peer, loop.pid
         end = pairing.pair(sock, identity)
-        routes = identity.routes
-        fallback_us = int(routes.fallback_seconds * 1_000_000) if routes is not None and routes.fallback else -1
-        identity.role = Role.CONNECTING
+        fallback_us = -1
+        if identity.routes is not None and identity.routes.fallback:
+            fallback_us = int(identity.routes.fallback_seconds * 1_000_000)
+        identity.role = _CONNECTING
         if not is_apart:
             udp.close()
             loop.post(verbs.dial_from, identity.endpoint, peer, identity, end, fallback_us, claim)
@@ -363,10 +376,10 @@ def shut_down_unconnected(sock: Any, identity: Identity, how: int) -> None:
 
 
 def _is_multicast(family: int, host: str) -> bool:
+    if family == stdlib.AF_INET:
+        return 224 <= int(host.partition(".")[0]) < 240
     packed = stdlib.inet_pton(family, host.partition("%")[0])
-    if family == stdlib.AF_INET6 and not packed.startswith(_MAPPED):
-        return packed[0] == 0xFF
-    return packed[-4] >> 4 == 0xE
+    return packed[-4] >> 4 == 0xE if packed.startswith(_MAPPED) else packed[0] == 0xFF
 
 
 def _renew(sock: Any, identity: Identity) -> None:

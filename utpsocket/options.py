@@ -20,7 +20,7 @@ from utpsocket import pairing
 from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.highfd import with_room
 from utpsocket.engine.identity import Identity, Role, half_buffer
-from utpsocket.engine.native import Socket, poll
+from utpsocket.engine.native import SOCK_NONBLOCK, Socket, poll
 from utpsocket.engine.originals import os, struct
 from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.udp import PACKET_OPTIONS
@@ -59,6 +59,10 @@ _MAX_UDP_PAYLOAD: Final = 65_507
 _MOST_KEEPALIVE_SECONDS: Final = 32_767  # as TCP_KEEPIDLE
 MAX_OPTION_BYTES: Final = 1_024  # CPython's limit for getsockopt's buflen
 
+_UDP: Final[dict[int, Any]] = {
+    family: partial(Socket, family, stdlib.SOCK_DGRAM | SOCK_NONBLOCK, 0)
+    for family in (stdlib.AF_INET, stdlib.AF_INET6)
+}
 _UDP_LEVELS: Final = (stdlib.IPPROTO_IP, stdlib.IPPROTO_IPV6)
 _UDP_SOCKET_OPTIONS: Final = {
     stdlib.SO_BINDTODEVICE,
@@ -136,8 +140,10 @@ def _fail(code: int) -> OSError:
 
 
 def udp_socket(identity: Identity) -> Any:
-    """A UDP socket with the options this uTP socket was given: for a probe, a bind, a connection."""
-    udp = with_room(partial(Socket, identity.family, stdlib.SOCK_DGRAM, 0))
+    """A UDP socket with the options this uTP socket was given, which does not block: for a bind, a connection."""
+    udp = with_room(_UDP[identity.family])
+    if not identity.options:
+        return udp
     try:
         for (level, name), value in identity.options.items():
             if (level, name) == _BIND_ADDRESS_NO_PORT:

@@ -18,8 +18,8 @@ from utpsocket import replacement
 from utpsocket.engine import names, namespaces
 from utpsocket.engine.highfd import raise_fd, with_room
 from utpsocket.engine.identity import Identity
-from utpsocket.engine.native import Socket, accepted, connect_at_once
-from utpsocket.engine.originals import os
+from utpsocket.engine.native import SOCK_NONBLOCK, Socket, accepted_at_once, connect_at_once
+from utpsocket.engine.originals import ctypes, os
 from utpsocket.engine.originals import socket as stdlib
 
 # What a program writes ahead of the engine: with little of it, a thread that keeps the GIL busy stalls the writer too.
@@ -27,6 +27,7 @@ _USER_BUFFER_BYTES: Final = 256 << 10
 # An engine in its own process never waits for that thread, only the writer does: more per wait then, as with TCP.
 _FAR_BUFFER_BYTES: Final = 512 << 10
 _unix_stream: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM)
+_door: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM | SOCK_NONBLOCK)
 _TRIES: Final = 1_000
 _DOOR_BACKLOG: Final = 16
 _FILLER: Final = bytes(8_192)  # more than the smallest send buffer takes
@@ -46,11 +47,18 @@ def pair(sock: Any, identity: Identity) -> Any:
         identity.send_buffer_bytes = user_buffer_bytes(identity)
     Socket.setsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, 0)
     fd = sock.fileno()
+    make = partial(with_room, _door)
+    is_elsewhere = False
     for _ in range(_TRIES):
         identity.cookie = names.new_cookie()
-        door = namespaces.made_beside(sock, identity.namespace, partial(with_room, _unix_stream))
+        door = namespaces.beside(sock, make) if is_elsewhere else make()
         try:
             end = _pair_at(door, fd, names.encode(identity.cookie, identity.local, identity.peer, identity.owner_pid))
+        except ConnectionRefusedError:
+            if is_elsewhere or namespaces.cookie(door) == namespaces.cookie(sock):
+                raise
+            is_elsewhere = True  # each network namespace has its own names
+            continue
         finally:
             door.close()
         if end is not None:
@@ -70,7 +78,6 @@ def _stuff(sock: Any) -> int:
 
 def _pair_at(door: Any, fd: int, name: bytes) -> Any:
     """The engine's end of the fd's pair, made at that name; None where others are in the way."""
-    door.setblocking(False)
     door.bind(name)
     door.listen(_DOOR_BACKLOG)
     code = connect_at_once(fd, name)
@@ -79,10 +86,18 @@ def _pair_at(door: Any, fd: int, name: bytes) -> Any:
     if code:
         raise OSError(code, os.strerror(code))
     while True:
-        end = with_room(partial(accepted, door))
+        end = with_room(partial(_accepted, door.fileno()))
         if names.maker(end)[0] == os.getpid():  # no matter as which user: a program may change that at any time
             return raise_fd(end)
         end.close()
+
+
+def _accepted(door_fd: int) -> Any:
+    end = accepted_at_once(door_fd, SOCK_NONBLOCK)
+    if end is None:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return end
 
 
 def user_buffer_bytes(identity: Identity) -> int:

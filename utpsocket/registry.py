@@ -29,14 +29,14 @@ def register(sock: Any, identity: Identity) -> None:
     _by_inode[identity.inode] = identity
 
 
-def introduce(sock: Any, name: bytes, pid: int) -> Identity:
+def introduce(sock: Any, name: bytes, cookie: int, pid: int) -> Identity:
     """Who this fd is, which has been accepted, and whose far end has this name, which is ours.
 
-    pid   of the engine's process
+    cookie   of that name
+    pid      of the engine's process
     """
-    cookie = names.cookie_of(name)
     loop = running_engine()
-    identity = loop.identity_of(cookie) if cookie is not None and loop is not None and loop.pid == pid else None
+    identity = loop.identity_of(cookie) if loop is not None and loop.pid == pid else None
     if identity is None:
         found = names.decode(name)
         assert found is not None

@@ -26,6 +26,7 @@ from utpsocket.routes import Routes
 _STREAM_FAMILIES: Final = (stdlib.AF_INET, stdlib.AF_INET6)
 _TYPE_FLAGS: Final = getattr(stdlib, "SOCK_NONBLOCK", 0) | getattr(stdlib, "SOCK_CLOEXEC", 0)
 _INT_MAX: Final = 2**31 - 1
+_FRESH: Final = Role.FRESH
 _POLLOUT: Final = 0x004
 _TIMED_OUT: Final = ("timed out",)
 
@@ -196,7 +197,7 @@ class socket(StdlibSocket):
             return int(fd), name
         raw = Socket.__new__(Socket)
         try:
-            found = names.decode(accepting.accept(self, identity, raw))
+            found = names.decode(accepting.accept(self, identity, raw)[0])
             assert found is not None
         except BaseException:
             Socket.close(raw)  # now: whoever catches it may keep it, and this frame with it
@@ -214,9 +215,9 @@ class socket(StdlibSocket):
         try:
             if made is socket:
                 sock._utp = None
-            name = accepting.accept(self, identity, sock)
+            name, cookie = accepting.accept(self, identity, sock)
             _plain_init(sock, stdlib.AF_UNIX, stdlib.SOCK_STREAM, self.proto, sock.fileno())
-            accepted = registry.introduce(sock, name, identity.owner_pid)
+            accepted = registry.introduce(sock, name, cookie, identity.owner_pid)
             if made is socket or hasattr(made, "_utp"):  # else the patch was undone while this waited
                 _become(sock, accepted)
             if stdlib.getdefaulttimeout() is None and self.gettimeout():
@@ -235,7 +236,7 @@ class socket(StdlibSocket):
         if identity.routes is not None and exchange.connects_over_tcp(self, identity, address):
             Socket.connect(self, address)
             return
-        if identity.role is not Role.FRESH or self.fileno() < 0:
+        if self.fileno() < 0 or identity.role is not _FRESH:
             self._check_connect(identity, "connect", address)
         code = lifecycle.connect(self, identity, address, quietly=False)
         if code in lifecycle.IN_PROGRESS:
@@ -252,10 +253,10 @@ class socket(StdlibSocket):
             return int(Socket.connect_ex(self, address))
         if identity.routes is not None and exchange.connects_over_tcp(self, identity, address):
             return int(Socket.connect_ex(self, address))
-        if identity.role is not Role.FRESH or self.fileno() < 0:
+        if self.fileno() < 0 or identity.role is not _FRESH:
             self._check_connect(identity, "connect_ex", address)
-        if self.fileno() < 0:
-            return errno.EBADF
+            if self.fileno() < 0:
+                return errno.EBADF
         try:
             code = lifecycle.connect(self, identity, address, quietly=True)
         except OSError as error:

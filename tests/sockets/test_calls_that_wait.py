@@ -10,6 +10,7 @@ import asyncio
 import errno
 import socket as stdlib
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -323,3 +324,34 @@ def test_an_event_loop_never_waits_for_the_engine() -> None:
         silent.bind(LOCALHOST)
         with monkey.patched(), no_wait_on(threading.get_ident()):
             asyncio.run(talk_all_day(silent.getsockname()))
+
+
+def calls_made(call: Callable[[], object]) -> int:
+    """How many functions, of Python and of C, this calls."""
+    made = 0
+
+    def count(_: object, event: str, __: object) -> None:
+        nonlocal made
+        made += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        call()
+    finally:
+        sys.setprofile(before)
+    return made
+
+
+def test_what_a_call_does_before_it_returns() -> None:
+    """Functions are counted, not time: before, there were 115 in connect(), 74 in bind(), 40 in listen()."""
+    with utpsocket.create_server(LOCALHOST) as listener, fresh() as bound, fresh() as client:
+        made = {}
+        for name, call, most in (
+            ("bind", lambda: bound.bind(LOCALHOST), 70),
+            ("listen", lambda: bound.listen(), 38),
+            ("connect", lambda: client.connect_ex(listener.getsockname()), 105),
+            ("accept", lambda: listener.accept()[0].close(), 61),
+        ):
+            made[name] = calls_made(call), most
+        assert all(count <= most for count, most in made.values()), made

@@ -35,6 +35,14 @@ def engine() -> Loop | RemoteLoop:
     loop = _loop
     if loop is None or not (loop.is_alive and loop.has_its_fds()):
         loop = _succeed(loop)
+    if not loop.is_begun:
+        _start(loop)
+    if "multiprocessing.util" in sys.modules:
+        _register_with_multiprocessing()
+    return loop
+
+
+def _start(loop: Loop | RemoteLoop) -> None:
     try:
         loop.start()
     except RuntimeError as error:
@@ -42,8 +50,6 @@ def engine() -> Loop | RemoteLoop:
             raise OSError(errno.ENOTSUP, f"utpsocket needs a thread in this interpreter: {error}") from error
         # No thread to be had: one of the things that a kernel may be short of.
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
-    _register_with_multiprocessing()
-    return loop
 
 
 def _succeed(gone: Loop | RemoteLoop | None) -> Loop | RemoteLoop:
@@ -74,7 +80,7 @@ def _kind() -> type[Loop | RemoteLoop]:
 
 def running_engine() -> Loop | RemoteLoop | None:
     """The engine if there is one that answers, never a new one."""
-    return _loop if _loop is not None and _loop.has_started else None
+    return _loop if _loop is not None and (_loop.is_begun or _loop.has_started) else None
 
 
 def serving_pid() -> int:

@@ -31,7 +31,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from utpsocket.engine.handlers import let_pass, or_none
-from utpsocket.engine.native import Socket, allocate_lock, epoll, poll
+from utpsocket.engine.native import SOCK_NONBLOCK, Socket, allocate_lock, epoll, poll
 from utpsocket.engine.originals import os, resource
 from utpsocket.engine.originals import socket as stdlib
 
@@ -220,23 +220,34 @@ def raise_fd(sock: Any) -> Any:
     if isinstance(sock, HighSocket):
         return sock
     fd = sock.fileno()
-    raised = _raised(sock)
-    model = _model
+    is_quiet = sock.gettimeout() == 0
+    try:
+        # What is known of it already is not asked of the kernel again, nor told it.
+        own = partial(HighSocket, sock.family, sock.type | SOCK_NONBLOCK if is_quiet else sock.type, sock.proto)
+        raised: Any = next(map(own, map(partial(fcntl, fd, F_DUPFD_CLOEXEC), (_HIGH_FD,))))
+    except OSError as error:
+        let_pass(error)
+        raised = _raised_to_kept(sock)
+        is_quiet = False
     if raised is None:
+        model = _model
         if model is not None and _is_kept(model):
             _keep_usable(model, fd)
         if len(_kept) < _FOR_ACCEPT:
             return _raised_already(sock)  # where it is: its number is kept when it is closed
         sock.setblocking(False)
         return sock
-    try:
-        raised.setblocking(False)
-    except BaseException:
-        Socket.close(raised)
-        raise
+    if not is_quiet:
+        try:
+            raised.setblocking(False)
+        except BaseException:
+            Socket.close(raised)
+            raise
     sock.close()
-    if model is not None and len(_kept) < _most_kept and _is_kept(model):
-        _keep_more(model, fd)
+    if len(_kept) < _most_kept:
+        model = _model
+        if model is not None and _is_kept(model):
+            _keep_more(model, fd)
     return raised
 
 
@@ -255,14 +266,9 @@ def idle_instead(sock: Any) -> bool:
     return True
 
 
-def _raised(sock: Any) -> HighSocket | None:
+def _raised_to_kept(sock: Any) -> HighSocket | None:
+    """The socket under the number of a kept fd, where it can have no other high one; None where there is none kept."""
     fd = sock.fileno()
-    try:
-        # What is known of it already is not asked of the kernel again.
-        own = partial(HighSocket, sock.family, sock.type, sock.proto)
-        return next(map(own, map(partial(fcntl, fd, F_DUPFD_CLOEXEC), (_HIGH_FD,))))
-    except OSError as error:
-        let_pass(error)
     raised = _take_kept()
     if raised is None or not _put(fd, raised):
         if raised is not None:
@@ -300,13 +306,13 @@ def with_room(make: Callable[[], _T], *, is_for_accept: bool = False) -> _T:
     is_for_accept   a connection that waits for accept(): it may have every kept fd, and not the program's last number
     """
     global _owed
-    limit = _limit()
-    if not is_for_accept or not _is_last_number(limit):
+    if not is_for_accept or not _is_last_number(_limit()):
         try:
             return make()
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
+    limit = _limit()
     left = 0 if is_for_accept else _FOR_ACCEPT
     for _ in range(_KEPT):
         kept = _take_kept(left)

@@ -123,7 +123,7 @@ class Loop:
         self._has_ended = allocate_lock()
         self._has_ended.acquire()
         self._starting = allocate_lock()
-        self._is_begun = False  # start() has returned
+        self.is_begun = False  # start() has returned
 
     def start(self) -> None:
         """Start the thread, once. Any thread, and again after an exception has interrupted it."""
@@ -132,7 +132,7 @@ class Loop:
                 self.namespace = namespaces.cookie_here()  # the thread's
                 self._hold.begin()
                 start_thread(self._run, b"utpsocket")
-                self._is_begun = True
+                self.is_begun = True
             except BaseException:
                 if not self._starting.locked():
                     self._hold.end()
@@ -141,7 +141,7 @@ class Loop:
     @property
     def has_started(self) -> bool:
         """Whether there is, or was, a thread that answers. Any thread."""
-        return self._is_begun or self._starting.locked()
+        return self.is_begun or self._starting.locked()
 
     def discard(self) -> None:
         """Never started, and not wanted."""
@@ -253,6 +253,8 @@ class Loop:
 
         The thread then never touches an fd again: the numbers may be somebody else's by now.
         """
+        if self._watches.has(self._wake_fd, EPOLLIN):
+            return True
         found = or_none(os.fstat, self._wake_fd)
         if found is not None and (found.st_dev, found.st_ino) == (self._wake_file.st_dev, self._wake_file.st_ino):
             return True

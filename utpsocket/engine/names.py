@@ -35,6 +35,8 @@ def new_cookie() -> int:
 
 def encode(cookie: int, local: Address, peer: Address, pid: int) -> bytes:
     """The name of a pair's engine end; `pid`: of the engine's process."""
+    if len(local) == len(peer) == 2:  # as to_text() has them
+        return _tagged(f"\0utp:{cookie:x}:{pid}:{local[0]}:{local[1]}|{peer[0]}:{peer[1]}".encode())
     who = f"{cookie:x}:{pid}:"
     name = _PREFIX + f"{who}{to_text(local)}|{to_text(peer)}".encode()
     if len(name) > _MAX_BYTES:
@@ -48,7 +50,7 @@ def encode_listener(cookie: int, local: Address, pid: int) -> bytes:
 
 
 def _tagged(name: bytes) -> bytes:
-    return name + b"#" + secret.tag(name, os.geteuid())
+    return b"%b#%b" % (name, secret.tag(name, os.geteuid()))
 
 
 def maker(sock: Any) -> tuple[int, int]:

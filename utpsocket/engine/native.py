@@ -93,6 +93,7 @@ _MSG_DONTWAIT = 0x40
 _O_NONBLOCK = os.O_NONBLOCK
 _AF_UNIX, _SOCK_STREAM = socket.AF_UNIX, socket.SOCK_STREAM
 _SOCK_CLOEXEC = getattr(socket, "SOCK_CLOEXEC", 0)
+SOCK_NONBLOCK = int(socket.SOCK_NONBLOCK)
 _dropped = ctypes.create_string_buffer(1 << 16)
 
 
@@ -212,14 +213,14 @@ def accepted(listener: Any, made: Any = None) -> Any:
     return _owning(map(_first, iter(partial(Socket._accept, listener), None)), made)
 
 
-def accepted_at_once(fd: int) -> Any:
-    """The next connection of a listening AF_UNIX socket that was shut down, so that this does not wait; None if there
-    is no more.
+def accepted_at_once(fd: int, flags: int = 0) -> Any:
+    """The next connection of a listening AF_UNIX socket for which nobody has to wait: it does not block, or was shut
+    down. None where there is none, and ctypes.get_errno() says why. `flags`: SOCK_NONBLOCK.
     """
     made = Socket.__new__(Socket)
-    fds = iter(partial(_libc.accept4, fd, None, None, _SOCK_CLOEXEC), -1)
-    is_made = next(map(partial(Socket.__init__, made, _AF_UNIX, _SOCK_STREAM, 0), fds), False) is None
-    return made if is_made else None
+    fds = iter(partial(_libc.accept4, fd, None, None, _SOCK_CLOEXEC | flags), -1)
+    own = partial(Socket.__init__, made, _AF_UNIX, _SOCK_STREAM | flags, 0)
+    return made if next(map(own, fds), False) is None else None
 
 
 class Copy(FileIO):

@@ -251,6 +251,21 @@ class Watches:
         self._events[fd] = events
         self._epoll.modify(fd, events)
 
+    def has(self, fd: int, events: int) -> bool:
+        """Whether epoll says that it watches this fd for these events, both being what they were. False: it cannot
+        tell. Any thread; not for edges, which it would tell again.
+        """
+        if not self.is_for_any_thread:
+            return False
+        try:
+            self._epoll.modify(fd, events)
+        except ValueError:
+            return False
+        except OSError as error:
+            let_pass(error)
+            return False
+        return True
+
     def forget_fd(self, fd: int) -> None:
         """The fd is about to be closed, and this is the last moment to call: then any thread may have its number."""
         if fd in self.by_fd:

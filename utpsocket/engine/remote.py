@@ -151,7 +151,7 @@ class RemoteLoop:
         self._control_file = os.fstat(self._control.fileno())
         self._next_notice = partial(self._notices.recv, _NOTICE_BYTES, _socket.MSG_DONTWAIT)
         self._starting = allocate_lock()
-        self._is_begun = False  # start() has returned
+        self.is_begun = False  # start() has returned
 
     def start(self) -> None:
         """Start the thread that listens to the engine, once. Any thread, and again after an exception."""
@@ -162,7 +162,7 @@ class RemoteLoop:
             try:
                 self._hold.begin()
                 start_thread(self._run, b"utpsocket")
-                self._is_begun = True
+                self.is_begun = True
             except BaseException:
                 self._hold.end()
                 raise
@@ -170,7 +170,7 @@ class RemoteLoop:
     @property
     def has_started(self) -> bool:
         """Whether there is, or was, a thread that takes the answers. Any thread."""
-        return self._is_begun or self._starting.locked()
+        return self.is_begun or self._starting.locked()
 
     def discard(self) -> None:
         """Never started, and not wanted: the process ends with its control socket."""
