@@ -131,7 +131,34 @@ class Methods:
         """As asyncio's call_exception_handler()."""
         _base().call_exception_handler(self, with_our_transport(context))
 
-    # These four refuse an fd that a transport uses, with the transport's name.
+    # These seven refuse an fd that a transport uses, with the transport's name.
+
+    async def sock_recv(self: Any, sock: Any, n: int) -> bytes:
+        """As asyncio's sock_recv()."""
+        try:
+            data: bytes = await _base().sock_recv(self, sock, n)
+        except RuntimeError as error:
+            word_as_of_tcp(error)
+            raise
+        return data
+
+    async def sock_recv_into(self: Any, sock: Any, buf: Any) -> int:
+        """As asyncio's sock_recv_into()."""
+        try:
+            count: int = await _base().sock_recv_into(self, sock, buf)
+        except RuntimeError as error:
+            word_as_of_tcp(error)
+            raise
+        return count
+
+    async def sock_accept(self: Any, sock: Any) -> tuple[Any, Any]:
+        """As asyncio's sock_accept()."""
+        try:
+            made: tuple[Any, Any] = await _base().sock_accept(self, sock)
+        except RuntimeError as error:
+            word_as_of_tcp(error)
+            raise
+        return made
 
     def add_reader(self: Any, fileobj: Any, callback: Any, *args: Any) -> None:
         """As asyncio's add_reader()."""

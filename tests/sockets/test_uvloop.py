@@ -409,6 +409,16 @@ def test_what_transports_refuse_names_them_as_tcps_do(net: Net) -> None:
                     RuntimeError, match=f"^File descriptor {fd} is used by transport <TCPTransport closed"
                 ):
                     call(*args)
+            sock = client.get_extra_info("socket")
+            for begin in (
+                lambda: loop.sock_recv(sock, 1),
+                lambda: loop.sock_recv_into(sock, bytearray(1)),
+                lambda: loop.sock_accept(sock),
+            ):
+                with pytest.raises(
+                    RuntimeError, match=f"^File descriptor {fd} is used by transport <TCPTransport closed"
+                ):
+                    await begin()
             client.close()
             await protocol.ended
             while not ends:
