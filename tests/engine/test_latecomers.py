@@ -6,13 +6,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 
 import utpsocket
-from utpsocket.engine import engine
+from utpsocket.engine import engine, verbs
 from utpsocket.engine.endpoint import Endpoint
 from utpsocket.engine.listener import Listener
 from utpsocket.protocol.packet import PacketType, decode, encode
@@ -60,18 +60,22 @@ def is_refused(peer: socket.socket, connection_id: int) -> bool:
             return True
 
 
-def listening(family: int, host: str) -> tuple[utpsocket.socket, int]:
+def listening(family: int, host: str, *, shared: bool = False) -> tuple[utpsocket.socket, int]:
     listener = utpsocket.socket(family, socket.SOCK_STREAM)
     listener.setblocking(False)  # close() waits for nothing
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
     listener.bind((host, 0))
     listener.listen(5)
     port: int = listener.getsockname()[1]
     return listener, port
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(("family", "host", "peer_host"), WILDCARDS)
-def test_a_syn_that_nobody_has_read_when_its_listener_closes(family: int, host: str, peer_host: str) -> None:
-    listener, port = listening(family, host)
+def test_a_syn_that_nobody_has_read_when_its_listener_closes(
+    family: int, host: str, peer_host: str, shared: bool
+) -> None:
+    listener, port = listening(family, host, shared=shared)
     with listener, socket.socket(family, socket.SOCK_DGRAM) as peer:
         peer.settimeout(10)
         peer.connect((peer_host, port))
@@ -79,6 +83,35 @@ def test_a_syn_that_nobody_has_read_when_its_listener_closes(family: int, host: 
             send_syn(peer, 7)
             listener.close()
         assert is_refused(peer, 7)
+
+
+def test_a_syn_that_nobody_has_read_when_the_listener_of_a_shared_port_closes() -> None:
+    """Another process has the port, too: it serves whoever asks again, so there is no refusal."""
+    listener, port = listening(socket.AF_INET, "127.0.0.1", shared=True)
+    with ExitStack() as sockets:
+        other = sockets.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", port))
+        other.setblocking(False)
+        peers = {}
+        with engine_held():
+            for _ in range(64):  # the kernel spreads them
+                peer = sockets.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+                peer.setblocking(False)
+                peer.connect(("127.0.0.1", port))
+                peers[peer.getsockname()] = peer
+                send_syn(peer, 7)
+            listener.close()
+        try:
+            while True:
+                peers.pop(other.recvfrom(2_000)[1])
+        except BlockingIOError:
+            pass
+        engine().call(verbs.settled)
+        assert peers
+        for peer in peers.values():
+            with pytest.raises(BlockingIOError):
+                peer.recv(2_000)
 
 
 @pytest.mark.parametrize(("family", "host", "peer_host"), WILDCARDS)

@@ -14,6 +14,7 @@ import errno
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine import neighbours
+from utpsocket.engine.native import unread_bytes
 from utpsocket.engine.originals import socket as stdlib
 from utpsocket.engine.udp import ANCILLARY_BYTES
 from utpsocket.protocol import Run
@@ -29,11 +30,16 @@ _OURSELVES: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 def close_port(endpoint: Endpoint) -> None:
     """Give the port back to the kernel, but first refuse whoever it has heard and nobody has read."""
-    # To a private port nobody comes in; under a hushed one is an idle socket; and if other processes have the port as
-    # well, whoever asks again is one of theirs.
-    if not (endpoint.is_private or endpoint.is_hushed or endpoint.peers is not None):
+    # To a private port nobody comes in, and under a hushed one is an idle socket.
+    if not (endpoint.is_private or endpoint.is_hushed) and not _is_left_to_others(endpoint):
         _refuse(endpoint)
     endpoint.port.close()
+
+
+def _is_left_to_others(endpoint: Endpoint) -> bool:
+    """Whether other processes have the port as well: whoever asks again is served by one of them."""
+    peers = endpoint.peers
+    return peers is not None and not (unread_bytes(endpoint.port.fd) and peers.are_no_others())
 
 
 def _refuse(endpoint: Endpoint) -> None:

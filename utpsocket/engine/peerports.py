@@ -275,10 +275,10 @@ class PeerPorts:
         now = self._endpoint.loop.now
         if not self._checked_at or now >= self._checked_at + _CHECKED_US:
             self._checked_at = now
-            self._is_alone = self._are_no_others()
+            self._is_alone = self.are_no_others()
         return self._is_alone
 
-    def _are_no_others(self) -> bool:
+    def are_no_others(self) -> bool:
         """Whether nobody else is bound to the port just now. Where that cannot be told, somebody may be."""
         number = b":%04X" % self._endpoint.port.local[1]
         bound: set[bytes] = set()
