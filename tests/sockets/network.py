@@ -273,27 +273,27 @@ def eventually_polls(sock: Any, mask: int) -> str:
     return eventually(lambda: describe(poll_mask(sock)), describe(mask))
 
 
-def fill(sock: Any) -> int:
+def fill(sock: Any, piece_bytes: int = 65_536) -> int:
     """Send until the socket takes no more: how much that was."""
     sent = 0
     while True:
         try:
-            sent += sock.send(bytes(65536))
+            sent += sock.send(bytes(piece_bytes))
         except (BlockingIOError, TimeoutError):
             return sent
 
 
-def fill_for_good(sock: Any) -> int:
+def fill_for_good(sock: Any, piece_bytes: int = 65_536) -> int:
     """Fill, until nothing has moved on for a while, in which the engine had its turn twenty times: a busy machine may
     leave it without one for longer than that.
     """
     engine = importlib.import_module("utpsocket.engine").running_engine()
-    sent, calm_since, turns = fill(sock), time.monotonic(), 0
+    sent, calm_since, turns = fill(sock, piece_bytes), time.monotonic(), 0
     while time.monotonic() - calm_since < 0.25 or turns < 20:  # TCP may delay an acknowledgement for 0.2 s
         if isinstance(engine, Loop):
             engine.call(lambda loop: None)
         turns += 1
-        if more := fill(sock):
+        if more := fill(sock, piece_bytes):
             sent, calm_since, turns = sent + more, time.monotonic(), 0
         select.select([], [sock], [], 0.01)
     return sent

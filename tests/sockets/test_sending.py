@@ -300,7 +300,9 @@ def test_a_peer_that_reads_nothing_holds_up_ten_mebibytes(net: Net) -> None:
 # -- what a silent reader costs -------------------------------------------------------------------------------
 
 
-def held_bytes(net: Net, send_buffer: int, receive_buffer: int, *, read_before: int = 0) -> int:
+def held_bytes(
+    net: Net, send_buffer: int, receive_buffer: int, *, read_before: int = 0, piece_bytes: int = 65_536
+) -> int:
     """What send() takes in all while the peer, having read so much, reads nothing."""
     with net.fresh() as listener, net.fresh() as client:
         if receive_buffer:
@@ -316,7 +318,7 @@ def held_bytes(net: Net, send_buffer: int, receive_buffer: int, *, read_before: 
                 client.sendall(bytes(read_before))
                 reading.result(40)
             client.setblocking(False)
-            held = fill_for_good(client)
+            held = fill_for_good(client, piece_bytes)
             client.settimeout(10)
             reading = net.spawn(receive_all, server)
             client.shutdown(socket.SHUT_WR)
@@ -330,12 +332,23 @@ BUFFERS = [(0, 0), (65_536, 0), (65_536, 65_536), (0, 65_536), (4_096, 4_096), (
 @pytest.mark.parametrize(("send_buffer", "receive_buffer"), BUFFERS)
 @pytest.mark.parametrize("net", ["utp"], indirect=True)
 def test_a_silent_reader_costs_about_as_much_as_over_tcp(net: Net, send_buffer: int, receive_buffer: int) -> None:
+    check_what_is_held(net, send_buffer, receive_buffer)
+
+
+@pytest.mark.parametrize("piece_bytes", [1_024, 2_048, 3_000, 4_096, 5_000])
+@pytest.mark.parametrize("net", ["utp"], indirect=True)
+def test_a_silent_reader_of_pieces(net: Net, piece_bytes: int) -> None:
+    """What of them fits into small buffers is more or less; TCP takes one that has begun."""
+    check_what_is_held(net, 4_096, 4_096, piece_bytes=piece_bytes)
+
+
+def check_what_is_held(net: Net, send_buffer: int, receive_buffer: int, *, piece_bytes: int = 65_536) -> None:
     reference = Net("tcp")
     try:
-        over_tcp = held_bytes(reference, send_buffer, receive_buffer)
+        over_tcp = held_bytes(reference, send_buffer, receive_buffer, piece_bytes=piece_bytes)
     finally:
         reference.close()
-    assert held_bytes(net, send_buffer, receive_buffer) <= 1.5 * over_tcp
+    assert held_bytes(net, send_buffer, receive_buffer, piece_bytes=piece_bytes) <= 1.5 * over_tcp
 
 
 @pytest.mark.parametrize("net", ["utp"], indirect=True)

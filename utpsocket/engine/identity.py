@@ -15,7 +15,7 @@ from utpsocket.engine import outcomes
 from utpsocket.engine.names import Address
 from utpsocket.protocol.keepalive import SIGN_OF_LIFE_SECONDS
 
-_SMALL_BUFFER_BYTES: Final = 512
+_SMALL_BUFFER_BYTES: Final = 384
 
 
 class Role(Enum):
