@@ -84,6 +84,28 @@ def test_differs_under_load():
 """
 
 
+GARBAGE = """
+import gc
+
+class Node:
+    pass
+
+def cycle():
+    node = Node()
+    node.itself = node
+    return node
+
+MADE_BY_COLLECTION = [cycle() for _ in range(3)]
+
+def test_what_collection_made_is_not_looked_through():
+    assert not any(isinstance(found, Node) for found in gc.get_objects())
+
+def test_garbage_of_tests_is_found():
+    cycle()
+    assert gc.collect() > 0
+"""
+
+
 @pytest.fixture
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setenv("COMPAT_STDLIB_STAND_IN", "1")
@@ -152,6 +174,39 @@ def test_what_differs_under_load_only_counts_as_it_is_alone(
     assert (verdict.over_tcp, verdict.same, verdict.unexpected) == (2, 2, {})
     assert list(walk.only_under_load) == ["mylib.test_it.test_differs_under_load"]
     assert walk.only_under_load["mylib.test_it.test_differs_under_load"].startswith("fail, over TCP pass")
+
+
+def test_one_test_alone_does_not_import_the_modules_of_others(suite: SimpleNamespace) -> None:
+    suite.write("from pathlib import Path; Path('imported').touch()")
+    suite.provided.files.joinpath("tests", "test_other.py").write_text(
+        "from pathlib import Path\n\ndef test_that():\n    assert not Path('imported').exists()\n"
+    )
+    run = suite.walk()._run("tcp", ("mylib.test_other.test_tha[t]",))
+    assert {name: outcome.status for name, outcome in run.tests.items()} == {"mylib.test_other.test_that": "pass"}
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern", "may"),
+    [
+        ("test/iostream_test.py", "tornado.test.iostream_test.TestIt.test_x", True),
+        ("test/web_test.py", "tornado.test.iostream_test.TestIt.test_x", False),
+        ("tests/test_run.py", "aiohttp.test_run.test_it[[]1.5]", True),
+        ("tests/test_run_more.py", "aiohttp.test_run.test_it[[]1.5]", False),
+        ("tests/test_run_more.py", "aiohttp.test_ru*", True),
+        ("tests/test_web.py", "aiohttp.test_ru*", False),
+        ("tests/test_web.py", "*socket*", True),
+        ("tests/conftest.txt", "aiohttp.test_run.test_it", True),
+        ("tests/run/__init__.py", "aiohttp.test_run.test_it", True),
+    ],
+)
+def test_which_files_may_hold_a_test(path: str, pattern: str, may: bool) -> None:
+    assert child.may_hold(Path(path), pattern) is may
+
+
+def test_garbage_collections_of_a_suite_see_no_more_than_its_tests_made(suite: SimpleNamespace) -> None:
+    suite.write(GARBAGE)
+    run = suite.walk()._run("tcp", ())
+    assert [outcome.status for outcome in run.tests.values()] == ["pass", "pass"]
 
 
 def test_what_fails_over_tcp_in_one_round_does_not_count() -> None:

@@ -5,6 +5,7 @@ A test's id is the library's name, its module's without `tests.`, and what pytes
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -37,8 +38,14 @@ class Reporter:
     def __init__(self, request: dict[str, Any], journal: Journal) -> None:
         self._library: str = request["module"]
         self._choice = Choice(request)
+        self._match: list[str] = request["match"]
         self._journal = journal
         self._names: dict[str, str] = {}  # by pytest's node id
+
+    def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
+        # One test that is run again alone: pytest would compile every module of the suite first.
+        may = not self._match or any(may_hold(collection_path, pattern) for pattern in self._match)
+        return None if may else True
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
@@ -46,6 +53,10 @@ class Reporter:
             module = getattr(item, "module", None)
             self._names[item.nodeid] = test_name(self._library, item.nodeid, getattr(module, "__name__", ""))
         items[:] = [item for item in items if self._choice.takes(self._names[item.nodeid])]
+        # Suites collect garbage after each test (aiohttp's fixtures do). Thousands of tests are a large heap to look
+        # through: that took longer than the tests.
+        gc.collect()
+        gc.freeze()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:
@@ -85,6 +96,14 @@ def test_name(library: str, node: str, module: str) -> str:
     return escaped(f"{library}.{module}.{test.replace('::', '.')}{bracket}{parameters}")
 
 
+def may_hold(path: Path, pattern: str) -> bool:
+    """Whether a file may hold tests whose ids match, as far as its name and what precedes the first wildcard tell."""
+    if path.suffix != ".py" or path.stem == "__init__":
+        return True
+    *complete, begun = re.split(r"[*?[]", pattern, maxsplit=1)[0].split(".")
+    return path.stem in complete or path.stem.startswith(begun)
+
+
 def escaped(name: str) -> str:
     """Without what has a meaning in ids: a number's `#`, a fixture's ` (`, and what a table in markdown ends at."""
     return name.replace("#", "%23").replace(" ", "_").replace("`", "'").replace("\n", "_")
@@ -99,6 +118,7 @@ def main(request: dict[str, Any]) -> None:
         sys.exit(f"pytest ended with {ended!r}")
     for name in ("last_exc", "last_type", "last_value", "last_traceback"):
         vars(sys).pop(name, None)  # pytest's last failure, with all that its frames held
+    gc.unfreeze()
     child.finish(request, journal)
 
 
