@@ -19,7 +19,7 @@ from compat.suites.expectations import EXPECTED
 from compat.suites.libraries import LIBRARIES, QUICK, Library, select
 from compat.suites.provision import Provided, provide
 
-TEST_LIMIT_S: Final = 150.0  # per test, over either transport
+TEST_LIMIT_S: Final = 150.0  # per test, over either transport; aiohttp's own limit is 120
 BEGIN_LIMIT_S: Final = 180.0  # imports and collection: thousands of tests
 ALONE_ROUNDS: Final = 3  # of a test that differed
 VERSION: Final = sys.version_info[:3]
