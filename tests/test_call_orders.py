@@ -449,6 +449,32 @@ b.recv(10, socket.MSG_WAITALL)
 b.recv(10, socket.MSG_WAITALL)
 b.send(b"z")
 """,
+    "IPV6_V6ONLY can be set while there is no port": """
+a = socket.socket(socket.AF_INET6)
+a.connect_ex(a.getsockname())
+a.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+a.listen()
+a.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+b = socket.socket(socket.AF_INET6)
+b.bind(("::1", 0))
+b.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+b.connect_ex(("::1", 0))
+b.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+c = socket.socket(socket.AF_INET6)
+c.connect(("::1", a.getsockname()[1]))
+c.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+d, _ = a.accept()
+d.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+d.close()
+c.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+a.shutdown(socket.SHUT_RD)
+a.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+""",
+    "accept() of what another thread closes": LISTENER
+    + """
+patient(a)
+meanwhile("a.accept()", "a.close()")
+""",
     "IP_TOS sets SO_PRIORITY": """
 a = socket.socket()
 a.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 8)

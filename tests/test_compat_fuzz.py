@@ -218,9 +218,13 @@ NARROW = {
     "who has shut down both": (
         [*FULL, "c.shutdown(socket.SHUT_RDWR)", "h1 = start()"],
         "b",
-        [(LOOK + "start", "IN|OUT|ERR|HUP|RDHUP, 5 unread", "IN|OUT|HUP|RDHUP, 5 unread")],
         [
-            (LOOK + "start", "IN|OUT|HUP|RDHUP, 5 unread", "IN|OUT|ERR|HUP|RDHUP, 5 unread"),
+            (LOOK + "start", "IN|OUT|ERR|HUP|RDHUP, 5 unread", "IN|OUT|HUP|RDHUP, 5 unread"),
+            (LOOK + "start", "IN|RDHUP, 0 unread", "IN|OUT|ERR|HUP|RDHUP, 0 unread"),
+        ],
+        [
+            (LOOK + "start", "RDHUP, 0 unread", "IN|OUT|ERR|HUP|RDHUP, 0 unread"),
+            (LOOK + "start", "IN|OUT|HUP|RDHUP, 5 unread", "IN|OUT|RDHUP, 5 unread"),
             (LOOK + "start", "IN|OUT|ERR|HUP|RDHUP, 5 unread", "IN|OUT|HUP|RDHUP, 4 unread"),
         ],
     ),
@@ -298,6 +302,13 @@ NARROW = {
         [("connect", "None", "raises TimeoutError"), ("connect", "raises TimeoutError", "raises OSError EINVAL")],
     ),
 }
+
+
+def test_who_has_shut_down_both_halves_does_not_hear_of_it_first() -> None:
+    lines, _, must, _ = NARROW["who has shut down both"]
+    for socket, is_expected in (("b", True), ("c", False)):
+        found = Difference(Kind(*must[1]), len(lines) - 1, socket)
+        assert (without_expected(lines, found) is not None) == is_expected
 
 
 def test_a_buffer_grows_unless_the_program_has_set_it() -> None:

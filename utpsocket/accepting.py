@@ -76,7 +76,7 @@ def _accept_any(sock: Any, made: Any) -> None:
     try:
         accepted(sock, made)
     except BlockingIOError:
-        if _wait_readable(sock, 0) & _POLLRDHUP:
+        if sock.fileno() >= 0 and _wait_readable(sock, 0) & _POLLRDHUP:  # another thread's close ends no accept4(2)
             raise fail(errno.EINVAL) from None
         raise
 

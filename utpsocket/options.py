@@ -168,7 +168,7 @@ def set_option(sock: Any, identity: Identity, level: int, name: int, value: Any,
         identity.options[level, name] = Socket.getsockopt(sock, level, name, MAX_OPTION_BYTES)  # for inherit()
         return False
     is_v6 = identity.family == stdlib.AF_INET6
-    if is_v6 and (level, name) == (stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY) and identity.local is not None:
+    if is_v6 and (level, name) == (stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY) and identity.has_port:
         raise _fail(errno.EINVAL)  # it is the port's by now. ipv6(7)
     is_flag = level == _TCP and name == stdlib.TCP_NODELAY and type(value) is int and not optlen
     said = _nodelay.get((identity.family, value)) if is_flag else None

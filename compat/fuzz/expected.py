@@ -262,15 +262,16 @@ def _is_divided(case: Case, name: str) -> bool:
     return _is_look(case.kind) and _flags(tcp) == _flags(utp) and 0 < _unread(utp) < _unread(tcp)
 
 
-def _is_unprobed(case: Case) -> bool:
-    """Whether TCP says that the connection broke, and uTP not yet, where somebody's full buffers will take no more."""
-    tcp, utp = case.kind.tcp, case.kind.utp
-    if not any("fill(" in line for line in case.lines) or not _is_look(case.kind):
+def _is_unprobed(case: Case, name: str) -> bool:
+    """Whether the one says that the connection broke, and the other not yet, where full buffers would take no more: of
+    the peer of the socket that was shut down uTP may be the first to say so, since it tells of room at once.
+    """
+    tcp, utp = _flags(case.kind.tcp), _flags(case.kind.utp)
+    is_full = any("fill(" in line for line in case.lines)
+    if not (is_full and _is_look(case.kind) and _unread(case.kind.tcp) == _unread(case.kind.utp)):
         return False
-    missing = _flags(tcp) - _flags(utp)
-    if not (_flags(utp) < _flags(tcp) and _unread(tcp) == _unread(utp)):
-        return False
-    return "ERR" in missing and missing <= {"OUT", "ERR", "HUP", "RDHUP"}
+    is_known = utp < tcp or (tcp < utp and not case.is_of(name))
+    return is_known and "ERR" in tcp ^ utp and tcp ^ utp <= {"OUT", "ERR", "HUP", "RDHUP"}
 
 
 def _is_queue(case: Case) -> bool:
@@ -421,7 +422,7 @@ EXPECTED: Final = (
         _is_late_reset,
     ),
     Expected(
-        r"\w\.shutdown\(socket\.SHUT_RDWR\)",
+        r"(\w)\.shutdown\(socket\.SHUT_RDWR\)",
         "who has shut down both halves answers what still comes by a reset: TCP where its closed window is probed, uTP "
         "where there is room, and of a pair that is full the kernel says so when somebody has received",
         _is_unprobed,

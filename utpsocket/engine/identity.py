@@ -195,6 +195,16 @@ class Identity:
         """Whether it has a port, of this process's engine or of another's."""
         return self.endpoint != 0 or (self.bound is not None and self.bound[1] != 0)
 
+    @property
+    def has_port(self) -> bool:
+        """The same, or of a connection: one that has ended has none where the kernel chose it."""
+        if self.twin is not None or self.role in (Role.CONNECTING, Role.LISTENING):
+            return True
+        if self.role is Role.CONNECTED and not self.is_over:
+            return True
+        is_given_up = self.role is not Role.FRESH and self.is_port_chosen and not self.is_port_new
+        return self.is_bound and not is_given_up
+
     def tell_options(self) -> None:
         """An option has been set: in the other processes, too."""
 
