@@ -215,6 +215,16 @@ NARROW = {
             ("kill", "killed", "raises OSError ESRCH"),
         ],
     ),
+    "whoever ends": (
+        [*PAIR, "a.close()", "c.shutdown(socket.SHUT_WR)", "b.shutdown(socket.SHUT_RDWR)", "b.bind(c.getsockname())"],
+        "b",
+        [("bind", "raises OSError EADDRINUSE", "None")],
+        [
+            ("bind", "None", "raises OSError EADDRINUSE"),
+            ("bind", "raises OSError EADDRINUSE", "raises OSError EINVAL"),
+            ("bind", "raises OSError EINVAL", "None"),
+        ],
+    ),
     "who has shut down both": (
         [*FULL, "c.shutdown(socket.SHUT_RDWR)", "h1 = start()"],
         "b",
@@ -309,6 +319,14 @@ def test_who_has_shut_down_both_halves_does_not_hear_of_it_first() -> None:
     for socket, is_expected in (("b", True), ("c", False)):
         found = Difference(Kind(*must[1]), len(lines) - 1, socket)
         assert (without_expected(lines, found) is not None) == is_expected
+
+
+def test_only_the_address_of_a_connection_that_has_ended_is_kept() -> None:
+    lines, socket, must, _ = NARROW["whoever ends"]
+    for missing, is_expected in (("b.shutdown(socket.SHUT_RDWR)", True), ("c.shutdown(socket.SHUT_WR)", False)):
+        fewer = [line for line in lines if line != missing]
+        found = Difference(Kind(*must[0]), len(fewer) - 1, socket)
+        assert (without_expected(fewer, found) is not None) == is_expected
 
 
 def test_a_buffer_grows_unless_the_program_has_set_it() -> None:

@@ -252,6 +252,17 @@ def _is_dead_engines(case: Case, holder: str) -> bool:
     return _flags(utp) < _flags(tcp) and missing <= {"IN", "ERR", "HUP", "RDHUP"} and _unread(tcp) == _unread(utp)
 
 
+def _is_waiting(case: Case, name: str) -> bool:
+    """Whether bind() is refused over TCP alone, at the address of a socket that has said that nothing more follows, or
+    of the listener of one.
+    """
+    if (case.kind.call, case.kind.tcp, case.kind.utp) != ("bind", "raises OSError EADDRINUSE", "None"):
+        return False
+    names = [name, *(match[1] for line in case.lines if (match := re.match(rf"(\w), _ = {name}\.accept\(", line)))]
+    ends = rf"\b[{''.join(names)}]\.(shutdown\(socket\.SHUT_(WR|RDWR)\)|close\(\))"
+    return any(re.search(ends, line) for line in case.lines)
+
+
 def _is_divided(case: Case, name: str) -> bool:
     """Whether FIONREAD counts fewer bytes over uTP, of a socket with a buffer that the program has set."""
     tcp, utp = case.kind.tcp, case.kind.utp
@@ -402,6 +413,13 @@ EXPECTED: Final = (
         "a connection is served by the engine of the process that has made it, and ends with it, whoever else has the "
         "fd; and nobody is left to tell its peer",
         _is_dead_engines,
+    ),
+    Expected(
+        r"\.bind\((\w)\.getsockname",
+        "whoever ends a TCP connection first keeps its address for a minute, TIME_WAIT; uTP's ids tell an old packet "
+        "from a new one",
+        _is_waiting,
+        is_at_once=True,
     ),
     Expected(
         r"^unsent\(",
