@@ -522,7 +522,11 @@ class Bridge:
         """The connection is over and everything that came has been delivered: say it by the fd."""
         error = self.errored or 0
         identity = self.identity
-        is_quiet = error == errno.ECONNRESET and self._sent_eof and self._has_finished_input
+        if self._refuses_sends and outcomes.is_taken(self.cookie):
+            self._sent_eof = True  # a send, say, has told the errno: as with TCP nothing but the end is left to receive
+            is_quiet = True
+        else:
+            is_quiet = error == errno.ECONNRESET and self._sent_eof and self._has_finished_input
         if error and not is_quiet:
             if error == errno.ECONNRESET and self._sent_eof:
                 error = errno.EPIPE  # to whoever still sends; a receiver has its end of file. As over TCP

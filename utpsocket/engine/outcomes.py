@@ -74,6 +74,15 @@ def write(cookie: int, code: int, *, is_after_eof: bool = False) -> None:
         table[start : start + _PLACE.size] = _PLACE.pack(cookie, code, is_after_eof)
 
 
+def is_taken(cookie: int) -> bool:
+    """Whether the errno that was written for this connection has been read. In the engine's process."""
+    table = _tables.get(os.getpid())
+    if table is None:
+        return False
+    found, code, _ = _PLACE.unpack_from(table, cookie % _PLACES * _PLACE.size)
+    return bool(found == cookie and not code)
+
+
 def is_after_eof(pid: int, cookie: int) -> bool:
     """Whether a connection of that engine's ended by an error after the peer's end of file."""
     table = _tables.get(pid)
