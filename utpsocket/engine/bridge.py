@@ -510,12 +510,11 @@ class Bridge:
         """If the connection broke, a blocked send must fail now, though the user has still to read what came before."""
         if not self.errored or self._refuses_sends or self._sent_eof:
             return
-        if self.errored == errno.ECONNRESET and self.connection.receive.reassembly.is_finished:
-            farewell.deafen(self.end)  # the user's end of file has come before the RESET, and a send says EPIPE
-            return
         self._refuses_sends = True
-        outcomes.write(self.cookie, self.errored)
-        self.identity.error = self.errored
+        # Where the user's end of file has come before the RESET, a send says EPIPE.
+        if self.errored != errno.ECONNRESET or not self.connection.receive.reassembly.is_finished:
+            outcomes.write(self.cookie, self.errored)
+            self.identity.error = self.errored
         refuse_sends(self.end, self.identity)
 
     def _tell_end(self) -> None:
@@ -530,7 +529,7 @@ class Bridge:
         if error and not is_quiet:
             if error == errno.ECONNRESET and self._sent_eof:
                 error = errno.EPIPE  # to whoever still sends; a receiver has its end of file. As over TCP
-            if not self._refuses_sends:
+            if error == errno.EPIPE or not self._refuses_sends:
                 record(identity, error, was_connecting=self.is_gated, is_after_eof=self._sent_eof)
             self._close_end(error)
             return
@@ -542,10 +541,7 @@ class Bridge:
             self._close_end()
         elif self._sent_eof:
             # Both FINs: what the user still writes would go nowhere, so its next send must fail with EPIPE.
-            try:
-                self.end.shutdown(stdlib.SHUT_RD)
-            except OSError:
-                pass
+            self._drain()
         else:  # be it that nobody has the user's fd any more, and what was written to it is not even read
             self._drain()
             self._close_end()

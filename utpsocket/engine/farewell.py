@@ -23,10 +23,14 @@ from utpsocket.engine.originals import os
 from utpsocket.engine.originals import socket as stdlib
 
 _MOST_FDS_TRIED: Final = 4_096
+_POLLOUT: Final = 0x004
 _POLLHUP: Final = 0x010
-deputy: Callable[[int, Identity, bool], None] | None = None
+_READ_BYTES: Final = 65_536
+_ROOMY_BYTES: Final = 1 << 20  # of SO_SNDBUF: four times what the kernel counts for the largest part of one send
+deputy: Callable[[int, Identity, bool], bool] | None = None
 """Where the user is another process, who does there what can be done only there: leave the byte at this end, perhaps
-deafen it, and close a copy of it, which keeps the end open until then."""
+refuse sends, and close a copy of it, which keeps the end open until then. It returns whether that process could be
+asked."""
 
 
 def record(identity: Identity, code: int, *, was_connecting: bool, is_after_eof: bool = False) -> None:
@@ -73,12 +77,47 @@ def leave_unread_byte(end_fd: int, identity: Identity) -> None:
 
 
 def refuse_sends(end: Any, identity: Identity) -> None:
-    """Leave a byte unread and read no more: a send of the user's fails from now on, while it has still to receive."""
-    if deputy is not None and not unread_bytes(end.fileno()):
-        deputy(end.fileno(), identity, True)
-        return
-    leave_unread_byte(end.fileno(), identity)
+    """A send of the user's fails from now on, while it has still to receive: whoever waits to send is woken."""
+    if unread_bytes(end.fileno()):
+        deafen(end)
+        _take_all_but_one(end)
+    if deputy is None:
+        refuse_as_user(identity, end)
+    elif not deputy(end.fileno(), identity, True):
+        deafen(end)
+
+
+def refuse_as_user(identity: Identity | None, end: Any) -> None:
+    """As refuse_sends(), with what can be done only in the user's process, or one that the user's was forked off or
+    started by.
+
+    A send that waits in the kernel fails once our end is deaf. But poll() says that the user's fd is writable only
+    while what it wrote, and we have not read, takes at most a quarter of its send buffer. So all of it is read but the
+    last byte, which stays for the close. The kernel counts that one with whatever was written at one go, which is more
+    than the quarter of a small buffer: the user, who sends nothing more, gets a large one.
+    """
+    if not unread_bytes(end.fileno()):
+        write_as_user(identity, end.fileno())
     deafen(end)
+    _take_all_but_one(end)
+    _with_user(identity, end.fileno(), _make_writable)
+
+
+def _make_writable(user: Copy) -> None:
+    poller = native.poll()
+    poller.register(user.fileno(), _POLLOUT)
+    if not poller.poll(0):
+        user.set_option(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, _ROOMY_BYTES)
+
+
+def _take_all_but_one(end: Any) -> None:
+    """Read what the user wrote before our end was deaf, but for the last byte."""
+    left = unread_bytes(end.fileno()) - 1
+    try:
+        while left > 0 and (data := end.recv(min(left, _READ_BYTES), stdlib.MSG_DONTWAIT)):
+            left -= len(data)
+    except OSError as error:
+        let_pass(error)
 
 
 def deafen(end: Any) -> None:
@@ -98,16 +137,21 @@ def write_as_user(identity: Identity | None, end_fd: int) -> None:
     """Write one byte into the user's fd, at the other end of this one. In the user's process, or one that the user's
     was forked off or started by; the identity is this process's, if it has one.
     """
+    _with_user(identity, end_fd, _send_byte)
+
+
+def _with_user(identity: Identity | None, end_fd: int, act: Callable[[Copy], None]) -> None:
+    """Do this to a duplicate of the user's fd, or to one that is borrowed, if there is any."""
     inode = 0 if identity is None else identity.inode
-    if identity is not None and inode and _write_as_user(identity.user_fd, inode):
+    if identity is not None and inode and _has_acted(identity.user_fd, inode, act):
         return
     # The number is another socket's by now; a dup may live on under one nobody told us.
-    if (inode and _write_as_user(_fd_of(inode), inode)) or _is_hung_up(end_fd):
+    if (inode and _has_acted(_fd_of(inode), inode, act)) or _is_hung_up(end_fd):
         return
     lent = holders.borrowed(inode or holders.peer_inode(end_fd))
     if lent is not None:
         try:
-            _send_byte(lent)
+            act(lent)
         finally:
             lent.close()
             give_back()
@@ -120,8 +164,8 @@ def _is_hung_up(end_fd: int) -> bool:
     return any(mask & _POLLHUP for _, mask in poller.poll(0))
 
 
-def _write_as_user(fd: int, inode: int) -> bool:
-    """Write one byte into the socket `inode`, if `fd` still means it."""
+def _has_acted(fd: int, inode: int, act: Callable[[Copy], None]) -> bool:
+    """Do this to a duplicate of the socket `inode`, if `fd` still means it."""
     if fd < 0:
         return False
     try:
@@ -138,7 +182,7 @@ def _write_as_user(fd: int, inode: int) -> bool:
         except OSError as error:
             let_pass(error)
             return False
-        _send_byte(user)
+        act(user)
     finally:
         user.close()
         give_back()

@@ -236,6 +236,11 @@ class Copy(FileIO):
         """As shutdown(2); less than 0 where it fails."""
         return int(_libc.shutdown(self.fileno(), how))
 
+    def set_option(self, level: int, name: int, value: int) -> int:
+        """As setsockopt(2) of an int; less than 0 where it fails."""
+        number = ctypes.c_int(value)
+        return int(_libc.setsockopt(self.fileno(), level, name, ctypes.byref(number), ctypes.sizeof(number)))
+
     # As the C class's finalizer, but without its ResourceWarning: where close() is not come to, this closes.
     __del__ = FileIO.close
 

@@ -330,9 +330,9 @@ class Service:
         for part, has_more in list(wire.parts(answer)):
             self._outbox.put((serial, part, has_more))
 
-    def _delegate(self, end_fd: int, identity: Identity, then_deafen: bool) -> None:
-        """farewell.py: the application's process writes as the user, and closes the last copy of our end."""
-        self._outbox.put_now((wire.FAREWELL, identity.cookie, then_deafen), (end_fd,))
+    def _delegate(self, end_fd: int, identity: Identity, refuses: bool) -> bool:
+        """farewell.py: the application's process acts as the user, and closes the last copy of our end."""
+        return self._has_ended.locked() and self._outbox.put_now((wire.FAREWELL, identity.cookie, refuses), (end_fd,))
 
     def _end(self) -> None:
         self._loop.forget_fd(self._control.fileno())

@@ -413,13 +413,14 @@ class RemoteLoop:
             self.fd_lock.release()
         return True
 
-    def _bid_farewell(self, ends: list[Any], cookie: int, then_deafen: bool) -> None:
+    def _bid_farewell(self, ends: list[Any], cookie: int, refuses: bool) -> None:
         identity = self._known.get(cookie)
         for end in ends:
             if end.fileno() >= 0:
-                farewell.write_as_user(identity, end.fileno())
-            if then_deafen:
-                farewell.deafen(end)
+                if refuses:
+                    farewell.refuse_as_user(identity, end)
+                else:
+                    farewell.write_as_user(identity, end.fileno())
             end.close()
 
     # ── endings ──
