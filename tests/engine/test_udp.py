@@ -265,6 +265,33 @@ def test_one_that_is_too_long_fails_alone() -> None:
     receiver.close()
 
 
+def test_what_a_router_says_of_an_earlier_datagram_is_not_the_next_ones() -> None:
+    """The kernel tells whichever call comes first after the message, before the error queue was read perhaps."""
+    sender, receiver = ports(offload=False)
+
+    class Told:
+        """The port's socket, when a message has just come that a datagram was too large."""
+
+        def __init__(self, sock: socket.SocketType) -> None:
+            self.sock = sock
+            self.pending = [OSError(errno.EMSGSIZE, "Message too long")]
+
+        def sendmsg(self, *arguments: object) -> int:
+            if self.pending:
+                raise self.pending.pop()
+            return self.sock.sendmsg(*arguments)  # type: ignore[arg-type]
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.sock, name)
+
+    sender._calls = PlainDatagrams(Told(sender.sock), 0, sender.peer)
+    sender.send(transmit(1), [])
+    assert content(drain(receiver)) == transmit(1).datagrams()
+    assert sender.errors == []
+    sender.close()
+    receiver.close()
+
+
 def test_many_to_nobody_are_icmp_errors_and_not_lost_in_silence() -> None:
     sender, receiver = ports(offload=False)
     receiver.close()

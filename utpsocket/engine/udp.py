@@ -67,7 +67,8 @@ _MOST_SIFTED_SLOTS: Final = 128
 _LARGE_BYTES: Final = 1_000
 _LONE_IN_A_ROW: Final = 2
 _MSG_TRUNC: Final = int(stdlib.MSG_TRUNC)  # an IntFlag's & costs two microseconds
-_STALE: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH)  # met by an earlier datagram
+# Met by an earlier datagram, all of them perhaps.
+_STALE: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EMSGSIZE)
 _ROBBED: Final = (errno.EBADF, errno.ENOTSOCK)  # the program has closed every fd that it found
 _OFFLOAD_REFUSED: Final = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
 
@@ -525,11 +526,15 @@ class Port:
 
     def _sendmsg(self, data: bytes | bytearray, start: int, stop: int, ancillary: list[Any], addr: object) -> int:
         """One system call; the errno, 0 for none. An error an earlier datagram met is collected and passed over."""
-        for _ in range(3):
+        for attempt in range(3):
             self.sent_calls += 1
             code: int = self._calls.send(data, start, stop, ancillary, addr)
             if code not in _STALE:
                 return code
+            if code == errno.EMSGSIZE:
+                if attempt:
+                    return code
+                continue  # a router may have said so of an earlier one, which stays in the error queue: then it passes
             known = len(self.errors)
             self.read_errors()
             if len(self.errors) == known and code != errno.ECONNREFUSED:
