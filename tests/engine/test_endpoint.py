@@ -20,6 +20,7 @@ import pytest
 import utpsocket
 from utpsocket.engine import running_engine, shutdown
 from utpsocket.engine.listener import MAX_HALF_OPEN
+from utpsocket.protocol import closing
 from utpsocket.protocol.packet import Packet, PacketType, decode, encode
 from utpsocket.stats import engine_stats
 
@@ -32,11 +33,19 @@ def packet(type: PacketType, connection_id: int, *, seq: int, ack: int) -> bytes
 
 
 def answers(udp: socket.socket, seconds: float = 0.2) -> list[bytes]:
-    """Everything that comes within `seconds` of silence."""
-    found = []
-    while select.select([udp], [], [], seconds)[0]:
-        found.append(udp.recv(2_000))
-    return found
+    """Everything that comes until `seconds` of silence, in which the engine has read what was sent to it: a busy
+    machine may leave its thread without a turn for longer than that.
+    """
+    found: list[bytes] = []
+    loop = running_engine()
+    while True:
+        while select.select([udp], [], [], seconds)[0]:
+            found.append(udp.recv(2_000))
+        if loop is not None and loop.is_alive:
+            for _ in range(3):  # turns
+                loop.call(lambda _: None)
+        if not select.select([udp], [], [], 0)[0]:
+            return found
 
 
 def test_a_stray_packet_is_answered_by_one_reset() -> None:
@@ -58,7 +67,7 @@ def test_a_reset_is_never_answered() -> None:
 
 
 def wait_until_all_ended() -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 100  # TIME_WAIT lasts longer where a packet was repeated
     while engine_stats().connections_open:
         assert time.monotonic() < deadline
         threading.Event().wait(0.05)
@@ -150,18 +159,18 @@ def test_a_flood_of_spoofed_syns_leaves_transfers_running_and_memory_bounded() -
         attack = f"from tests.engine.test_endpoint import flood; flood({listener.getsockname()!r})"
         before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         receiver.start()
-        with subprocess.Popen([sys.executable, "-c", attack], cwd=ROOT) as attacker:
-            while attacker.poll() is None:
-                client.sendall(payload)
-                rounds += 1
-        assert attacker.returncode == 0
+        while rounds <= 4:  # one attack is enough, unless this process had no turn meanwhile
+            with subprocess.Popen([sys.executable, "-c", attack], cwd=ROOT) as attacker:
+                while attacker.poll() is None:
+                    client.sendall(payload)
+                    rounds += 1
+            assert attacker.returncode == 0
         client.close()
         receiver.join()
         server.close()
         expected = hashlib.sha256()
         for _ in range(rounds):
             expected.update(payload)
-        assert rounds > 4
         assert digest.digest() == expected.digest()
         loop = running_engine()
         assert loop is not None
@@ -169,8 +178,8 @@ def test_a_flood_of_spoofed_syns_leaves_transfers_running_and_memory_bounded() -
         assert len(loop.bridges) <= MAX_HALF_OPEN + 8
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 200_000
         # Who comes honestly gets in, flood or not.
-        with utpsocket.create_connection(listener.getsockname(), timeout=10) as honest:
-            listener.settimeout(10)
+        with utpsocket.create_connection(listener.getsockname(), timeout=60) as honest:
+            listener.settimeout(60)
             conn, addr = listener.accept()
             while addr != honest.getsockname():
                 conn.close()
@@ -185,7 +194,7 @@ def test_what_ends_while_the_queue_of_accept_is_full_is_never_handed_over_alive(
         peers = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(6)]
         for number, udp in enumerate(peers):
             udp.connect(listener.getsockname())
-            udp.settimeout(5)
+            udp.settimeout(60)
             udp.send(packet(PacketType.SYN, number * 10, seq=1, ack=0))
             udp.recv(2_000)
         loop = running_engine()
@@ -199,13 +208,14 @@ def test_what_ends_while_the_queue_of_accept_is_full_is_never_handed_over_alive(
         while select.select([listener], [], [], 1)[0]:
             conn, _ = listener.accept()
             with conn:
-                conn.settimeout(5)
+                conn.settimeout(60)
                 with contextlib.suppress(ConnectionResetError):
                     assert conn.recv(1) == b""
 
 
-def test_the_last_ack_is_said_again_at_exit() -> None:
+def test_the_last_ack_is_said_again_at_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is there to answer a repeated FIN when the process has ended."""
+    monkeypatch.setattr(closing, "TIME_WAIT_US", 3_600_000_000)
     with utpsocket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as udp:
         udp.connect(listener.getsockname())
         udp.send(packet(PacketType.SYN, 10, seq=1, ack=0))
@@ -213,7 +223,8 @@ def test_the_last_ack_is_said_again_at_exit() -> None:
         conn.close()
         fin = next(found for found in map(decoded, answers(udp)) if found.type == PacketType.FIN)
         udp.send(packet(PacketType.FIN, 11, seq=2, ack=fin.seq16))
-        assert [(last.type, last.ack16) for last in map(decoded, answers(udp))] == [(PacketType.STATE, 2)]
+        # Its FIN may have been repeated before ours came.
+        assert [last.ack16 for last in map(decoded, answers(udp)) if last.type == PacketType.STATE] == [2]
         shutdown()
         assert [(last.type, last.ack16) for last in map(decoded, answers(udp))] == [(PacketType.STATE, 2)] * 2
 
@@ -225,8 +236,8 @@ def decoded(datagram: bytes) -> Packet:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Raises AssertionError after ten seconds. The condition is the engine's, which has no event for it."""
-    deadline = time.monotonic() + 10
+    """Raises AssertionError after a minute. The condition is the engine's, which has no event for it."""
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
