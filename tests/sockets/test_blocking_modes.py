@@ -310,9 +310,10 @@ def test_a_signal_handler_that_raises_interrupts_recv(net: Net) -> None:
 
     earlier = signal.signal(signal.SIGUSR1, complain)
     try:
-        main = threading.main_thread()
-        task = net.spawn(lambda: (blocked(main), os.kill(os.getpid(), signal.SIGUSR1)))
+        main, is_ready = threading.main_thread(), threading.Event()
+        task = net.spawn(lambda: (is_ready.wait(), blocked(main), os.kill(os.getpid(), signal.SIGUSR1)))
         with pytest.raises(KeyboardInterrupt):
+            is_ready.set()  # not before: where it comes early it must be caught too
             client.recv(10)
         task.result()
     finally:

@@ -21,6 +21,7 @@ from .network import (
     PATIENCE_S,
     Net,
     eventually_polls,
+    outcome,
     poll_mask,
     raises_errno,
     readable,
@@ -287,19 +288,23 @@ def test_shutdown_while_connecting_gives_up(net: Net, how: int) -> None:
     with raises_errno(errno.ECONNRESET):
         client.recv(1)
     listener = net.listener()
-    client.settimeout(5)
+    client.settimeout(PATIENCE_S)
     client.connect(listener.getsockname())
     client.sendall(b"another attempt")
     assert net.accept(listener).recv(100) == b"another attempt"
 
 
 def test_close_in_another_thread_while_connecting(net: Net) -> None:
-    client = net.fresh(timeout=0.3)
-    attempt = net.spawn(client.connect, net.silent_address())
-    time.sleep(0.05)  # until it waits, most likely: before that the same is raised
-    client.close()
-    with raises_errno(errno.EBADF):
-        attempt.result()
+    """It hears of it when its time is over. A busy machine may let that pass before the close: then there is more."""
+    for timeout in (0.3, 3.0, 30.0):
+        client = net.fresh(timeout=timeout)
+        attempt = net.spawn(client.connect, net.silent_address())
+        time.sleep(0.05)  # until it waits, most likely: before that the same is raised
+        client.close()
+        kind, told = outcome(attempt.result)
+        if kind != "TimeoutError":
+            break
+    assert (kind, told) == ("OSError", (errno.EBADF, "[Errno 9] Bad file descriptor"))
 
 
 def test_connect_ex_of_a_closed_socket(net: Net) -> None:
@@ -328,7 +333,7 @@ def test_nobody_is_at_the_address_of_many(net: Net, host: str) -> None:
 
 def test_a_bound_socket_that_dials_itself_is_not_kept_waiting(net: Net) -> None:
     """TCP connects it to itself, which uTP cannot; what matters is that it hears of it."""
-    client = net.fresh(timeout=5)
+    client = net.fresh(timeout=PATIENCE_S)
     client.bind(("127.0.0.1", 0))
     assert client.connect_ex(client.getsockname()) in (0, errno.ECONNREFUSED)
 
@@ -343,19 +348,23 @@ def test_closed_listener_refuses(net: Net) -> None:
 @requires_fds(1_000)
 def test_hundreds_are_refused_at_once(net: Net) -> None:
     """And none has to ask twice."""
-    bound = net.fresh()
-    bound.bind(("127.0.0.1", 0))
-    socks = [net.fresh(timeout=0) for _ in range(300)]
-    for sock in socks:
-        sock.connect_ex(bound.getsockname())
-    for sock in socks:
-        assert select.select([], [sock], [], PATIENCE_S)[1]
-        assert so_error(sock) == errno.ECONNREFUSED
-    if net.name == "utp":
-        (port,) = [port for port in engine_stats().ports if port.local == bound.getsockname()]
-        assert port.received_datagrams < 2 * len(socks) - 150, "many SYNs were repeated"
-    for sock in socks:
-        sock.close()
+    repeated = []
+    while not repeated or (repeated[-1] >= 150 and len(repeated) < 5):  # so many are where the machine stood still
+        bound = net.fresh()
+        bound.bind(("127.0.0.1", 0))
+        socks = [net.fresh(timeout=0) for _ in range(300)]
+        for sock in socks:
+            sock.connect_ex(bound.getsockname())
+        for sock in socks:
+            assert select.select([], [sock], [], PATIENCE_S)[1]
+            assert so_error(sock) == errno.ECONNREFUSED
+        repeated.append(0)
+        if net.name == "utp":
+            (port,) = [port for port in engine_stats().ports if port.local == bound.getsockname()]
+            repeated[-1] = port.received_datagrams - len(socks)
+        for sock in socks:
+            sock.close()
+    assert repeated[-1] < 150, f"many SYNs were repeated: {repeated}"
 
 
 def test_bound_socket_that_does_not_listen_refuses(net: Net) -> None:
@@ -455,9 +464,9 @@ def test_host_name(net: Net) -> None:
 
 def test_create_connection(net: Net) -> None:
     listener = net.listener()
-    with net.module.create_connection(listener.getsockname(), timeout=3) as client:
+    with net.module.create_connection(listener.getsockname(), timeout=PATIENCE_S) as client:
         assert isinstance(client, net.module.socket)
-        assert client.gettimeout() == 3
+        assert client.gettimeout() == PATIENCE_S
         assert client.getpeername() == listener.getsockname()
         net.accept(listener)
 

@@ -27,6 +27,7 @@ from .network import (
     HUP,
     IN,
     OUT,
+    PATIENCE_S,
     RDHUP,
     REPOSITORY,
     RESET_ON_CLOSE,
@@ -96,14 +97,14 @@ def connected(mode: str, address: Any, family: int = socket.AF_INET) -> socket.s
         if code == errno.EINPROGRESS:
             with select.epoll() as poller:  # registered before the connection stands, as event loops do
                 poller.register(client.fileno(), select.EPOLLOUT | select.EPOLLET)
-                assert poller.poll(5)
+                assert poller.poll(PATIENCE_S)
             code = client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         client.setblocking(True)
         if code:
             client.close()
             raise OSError(code, os.strerror(code))
     else:
-        client.settimeout(5 if mode == "timeout" else None)
+        client.settimeout(PATIENCE_S if mode == "timeout" else None)
         try:
             client.connect(address)
         except OSError:
@@ -159,8 +160,8 @@ def test_utp_has_its_moment_first() -> None:
     delay_s = 1.0
     with monkey.patched(fallback="tcp", fallback_delay=delay_s), one_number() as (_, listener):
         listener.listen()
-        took = []
-        for _ in range(4):
+        took: list[float] = []
+        while len(took) < 4 or (min(took) >= delay_s / 2 and len(took) < 20):  # as where the machine stands still
             started = time.monotonic()
             with socket.create_connection(listener.getsockname()) as client:
                 assert monkey.transport(client) == "tcp"
@@ -182,9 +183,11 @@ def test_a_uTP_answer_after_tcps_refusal_still_counts(falling_back: None) -> Non
                 assert not select.select([], [client], [], 4 * DELAY_S)[1]
                 assert probe.fileno() >= 0
             relay.sendto(syn, target.getsockname())
-            answer, _ = relay.recvfrom(2_000)
+            came_from = origin
+            while came_from == origin:  # the SYN is repeated after a second
+                answer, came_from = relay.recvfrom(2_000)
             relay.sendto(answer, origin)
-            assert select.select([], [client], [], 5)[1]
+            assert select.select([], [client], [], PATIENCE_S)[1]
             assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
             assert monkey.transport(client) == "utp"
 
@@ -192,13 +195,23 @@ def test_a_uTP_answer_after_tcps_refusal_still_counts(falling_back: None) -> Non
 def test_closed_while_connecting(falling_back: None) -> None:
     with one_number() as (_, listener):
         listener.listen()
-        client = socket.socket()
-        client.setblocking(False)
-        assert client.connect_ex(listener.getsockname()) == errno.EINPROGRESS
-        client.close()
         listener.settimeout(2 * DELAY_S)
-        with pytest.raises(TimeoutError):
-            listener.accept()
+        is_in_time = False
+        while not is_in_time:
+            began = time.monotonic()
+            client = socket.socket()
+            client.setblocking(False)
+            assert client.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+            client.close()
+            for _ in range(2):
+                stats.engine_stats()  # a turn of the engine's: it knows of the close
+            is_in_time = time.monotonic() - began < DELAY_S  # or else TCP's turn had come, on a busy machine
+            try:
+                listener.accept()[0].close()
+            except TimeoutError:
+                pass
+            else:
+                assert not is_in_time
 
 
 def bound_where_tcp_is_free() -> socket.socket:
@@ -266,8 +279,8 @@ def relayed(falling_back: None) -> Iterator[tuple[socket.socket, socket.socket]]
     with original(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
         server, _ = listener.accept()
         with server:
-            client.settimeout(5)
-            server.settimeout(5)
+            client.settimeout(PATIENCE_S)
+            server.settimeout(PATIENCE_S)
             yield client, server
 
 
@@ -286,7 +299,7 @@ def test_megabytes_both_ways_at_once(relayed: tuple[socket.socket, socket.socket
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE_S)
     ours, theirs = relayed
     assert received[ours] == data[theirs]
     assert received[theirs] == data[ours]
@@ -302,7 +315,7 @@ def test_a_reader_that_waits_holds_the_writer_back(relayed: tuple[socket.socket,
         left = sent
         while left:
             left -= len(receiver.recv(1 << 18))
-        sender.settimeout(5)
+        sender.settimeout(PATIENCE_S)
 
 
 def test_many_small_writes_before_a_read(relayed: tuple[socket.socket, socket.socket]) -> None:
@@ -316,7 +329,7 @@ def test_many_small_writes_before_a_read(relayed: tuple[socket.socket, socket.so
 def test_a_reset_from_there(relayed: tuple[socket.socket, socket.socket]) -> None:
     client, server = relayed
     server.sendall(b"last words")
-    assert select.select([client], [], [], 5)[0]
+    assert select.select([client], [], [], PATIENCE_S)[0]
     server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     server.close()
     assert eventually_polls(client, IN | OUT | ERR | HUP | RDHUP) == describe(IN | OUT | ERR | HUP | RDHUP)
@@ -342,7 +355,8 @@ def test_writing_to_a_peer_that_has_gone(relayed: tuple[socket.socket, socket.so
     server.close()
     assert client.recv(1) == b""
     with raises_errno(errno.EPIPE, errno.ECONNRESET):
-        for _ in range(500):
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
             client.send(b"nobody reads this")
             time.sleep(0.002)
 
@@ -350,7 +364,7 @@ def test_writing_to_a_peer_that_has_gone(relayed: tuple[socket.socket, socket.so
 def test_close_with_bytes_unread_resets(relayed: tuple[socket.socket, socket.socket]) -> None:
     client, server = relayed
     server.sendall(b"unread")
-    assert select.select([client], [], [], 5)[0]
+    assert select.select([client], [], [], PATIENCE_S)[0]
     client.close()
     with raises_errno(errno.ECONNRESET):
         server.recv(1)
@@ -364,7 +378,7 @@ def test_close_delivers_what_was_written(relayed: tuple[socket.socket, socket.so
     thread.start()
     client.sendall(data)
     client.close()
-    thread.join(10)
+    thread.join(PATIENCE_S)
     assert reader == [data]
 
 
@@ -442,7 +456,7 @@ def test_an_event_loop_serves_by_the_rules(library: str, rules: dict[str, str], 
 
     with monkey.patched(**rules), contextlib.closing(new_event_loop()) as loop:
         before = stats.engine_stats().connections_accepted
-        loop.run_until_complete(asyncio.wait_for(main(), 15))
+        loop.run_until_complete(asyncio.wait_for(main(), PATIENCE_S))
         accepted = stats.engine_stats().connections_accepted - before
     assert accepted == [ours, plain].count("utp")
     if library == "asyncio":  # uvloop's transports show sockets of their own making
@@ -483,7 +497,7 @@ def test_what_was_reset_over_tcp_before_it_was_accepted_has_no_end_of_file(size:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = over_tcp(listener.getsockname())
         client.sendall(bytes(size))
-        assert select.select([listener], [], [], 5)[0]
+        assert select.select([listener], [], [], PATIENCE_S)[0]
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         client.close()
         assert eventually(lambda: stats.engine_stats().tcp_open, 0) == 0
@@ -504,7 +518,7 @@ def test_one_port_number_for_both(host: str, family: int, both: None) -> None:
         target = (host or "127.0.0.1", port)
         for connect, transport in ((over_tcp, "tcp"), (socket.create_connection, "utp"), (over_tcp, "tcp")):
             with connect(target) as client:
-                assert select.select([listener], [], [], 5)[0]
+                assert select.select([listener], [], [], PATIENCE_S)[0]
                 server, peer = listener.accept()
                 with server:
                     assert monkey.transport(server) == monkey.transport(client) == transport
@@ -558,7 +572,7 @@ def test_a_full_backlog_keeps_the_rest_waiting(both: None) -> None:
 def test_nobody_accepts_and_the_listener_closes(both: None) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     with monkey.get_original("socket", "create_connection")(listener.getsockname()) as client:
-        client.settimeout(5)
+        client.settimeout(PATIENCE_S)
         listener.close()
         try:
             assert client.recv(1) == b""  # it had been handed over
