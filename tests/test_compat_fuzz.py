@@ -40,7 +40,8 @@ def test_what_differs_is_shortened_and_explained() -> None:
     lines = [*PAIR, *noise, 'b.send(b"x", socket.MSG_OOB)', "d.close()"]
     found = compare(lines)
     assert found is not None
-    lines, found = shorten(lines, found)
+    for _ in range(3):  # on a busy machine a piece that could go may seem to be needed
+        lines, found = shorten(lines, found)
     assert lines == [PAIR[0], *PAIR[2:5], 'b.send(b"x", socket.MSG_OOB)']
     assert found.kind == Kind("send", "1", "raises OSError ENOTSUP")  # the same number as EOPNOTSUPP
     fewer = without_expected(lines, found)
@@ -78,7 +79,7 @@ def test_threads_and_other_holders(network: str, holder: str) -> None:
         "c.recv(100)",
         "h1.do(\"b.send(b'x')\")",
     ]
-    results = run(lines, network).results
+    results = run(lines, network, slowly=0.03).results
     assert results[7] == ("thread", b"hello", "here", 5)
     assert results[8:15] == ["holder", 14, b"from the child", None, "OUT", "killed", b""]
     assert results[15].startswith("raises OSError EBADF")

@@ -16,6 +16,7 @@ from compat.programs import command, provision
 from compat.programs.provision import Environment
 from compat.programs.runner import Row, run_scenario
 from compat.programs.scenario import Scenario, every_scenario, scenarios_of
+from tests.sockets.network import eventually
 
 TROUBLED = {scenario.name: scenario for scenario in scenarios_of("tests.troubled_programs")}
 
@@ -63,11 +64,16 @@ def test_what_a_server_forked_ends_with_it(
     monkeypatch.setenv("TROUBLED_PROGRAMS_PID", str(tmp_path / "pid"))
     assert run_scenario(TROUBLED["leaves a child"], environment).status == "pass"
     pid = int((tmp_path / "pid").read_text())
+    # It is killed; a busy machine may take its time to let it end.
+    assert eventually(lambda: state_of(pid) in ("gone", "Z", "X"), True)
+
+
+def state_of(pid: int) -> str:
+    """A process's, as /proc has it."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
     except OSError:
-        state = "gone"
-    assert state in ("gone", "Z", "X")
+        return "gone"
 
 
 def test_what_cannot_be_installed_is_a_skip(environment: Environment) -> None:
@@ -111,7 +117,7 @@ class TestCommand:
             [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {os.getcwd()!r})\n" + LISTING],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=150,
             check=True,
         )
         assert int(asked.stdout) >= 60

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import defaultdict
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -61,7 +62,8 @@ VERSION = (3, 11, 7)
 
 
 def test_hung_and_crashed_tests_are_recorded_and_the_rest_still_runs() -> None:
-    run = run_module(task("test_troubled", TROUBLED, limit_s=1.0))
+    limits_s = defaultdict(lambda: 60.0, {"test_troubled.Troubled.test_c_hangs": 1.0})
+    run = run_module(replace(task("test_troubled", TROUBLED), limit_s=limits_s.__getitem__))
     statuses = {identity.rpartition(".")[2]: record.status for identity, record in run.tests.items()}
     assert statuses == {
         "BrokenFixture)": "error",
@@ -377,7 +379,5 @@ def test_an_unknown_module_and_a_command_that_is_not_there_are_wrong_usage(
     assert "not there yet" in capfd.readouterr().err
 
 
-def task(
-    module: str, source: str, *, match: tuple[str, ...] = (), limit_s: float = 20.0, transport: str = "tcp"
-) -> Task:
-    return Task(sys.executable, module, transport, match, lambda _: limit_s, source)
+def task(module: str, source: str, *, match: tuple[str, ...] = (), transport: str = "tcp") -> Task:
+    return Task(sys.executable, module, transport, match, lambda _: 60.0, source)

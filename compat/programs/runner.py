@@ -16,8 +16,8 @@ from compat.peers.children import REPOSITORY, Child, ChildFailed, Children, Fail
 from compat.programs.provision import Environment, normal
 from compat.programs.scenario import Scenario
 
-REPORT_S: Final = 5.0  # to answer with figures
-EXIT_S: Final = 10.0  # for a client that is through: the flush at exit, and threads that are being joined
+REPORT_S: Final = 30.0  # to answer with figures
+EXIT_S: Final = 60.0  # for a client that is through: the flush at exit, and threads that are being joined
 # What a user may have set for other ends, and programs here would heed: emptied.
 NOT_INHERITED: Final = (
     *("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"),

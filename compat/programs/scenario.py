@@ -15,7 +15,7 @@ from typing import Final
 Ready = Callable[[int], None]
 """What a server calls, once, with its port: from then on clients may come."""
 
-DEFAULT_LIMIT_S: Final = 30.0
+DEFAULT_LIMIT_S: Final = 120.0  # only what hangs takes so long, on however busy a machine
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ ROOT: Final = Path(__file__).resolve().parents[2]  # what holds compat/ and utps
 POLL_S: Final = 0.05
 FIXTURE_LIMIT_S: Final = 60.0  # imports, class and module fixtures, the engine's shutdown
 EXIT_LIMIT_S: Final = 20.0  # after `finished`: exit handlers
-DUMP_S: Final = 0.5  # for the stacks of a hung process to reach its log
+DUMP_S: Final = 0.5  # for the stacks of a hung process to reach its log, once they begin to…
+DUMP_LIMIT_S: Final = 10.0  # …which takes a moment where the machine is busy
 RESTARTS: Final = 12  # per module: when so many tests hang, the rest is left unknown
 LOG_TAIL_BYTES: Final = 6000
 
@@ -253,8 +254,11 @@ class _Attempt:
         if self._over:
             self._run.troubles.append(f"did not exit within {EXIT_LIMIT_S:.0f} s of its last test")
             return
+        size, until = self._log.stat().st_size, time.monotonic() + DUMP_LIMIT_S
         with suppress(ProcessLookupError):
             self._process.send_signal(DUMP_SIGNAL)
+        while self._log.stat().st_size == size and self._process.poll() is None and time.monotonic() < until:
+            time.sleep(POLL_S)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(DUMP_S)
         self._record_lost("hang", self._log_tail())
