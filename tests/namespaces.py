@@ -31,7 +31,7 @@ ip addr add {LEFT_V4}/24 brd + dev left
 """
 
 
-def run_in_a_network(program: str, *arguments: str, setup: str = "", timeout_s: float = 60) -> str:
+def run_in_a_network(program: str, *arguments: str, setup: str = "", timeout_s: float = 150) -> str:
     """What this Python program prints there. `setup`: shell commands beforehand, of which none may fail."""
     if os.geteuid() != 0 or not (shutil.which("ip") and shutil.which("unshare")):
         pytest.skip("needs root and iproute2: network namespaces")

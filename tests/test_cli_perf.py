@@ -89,7 +89,7 @@ def test_server_and_client_in_two_processes(transport: str, marked: dict[str, st
             assert ran.returncode == 0, ran.stderr
             assert json.loads(ran.stdout)["transport"] == transport
         server.send_signal(signal.SIGINT)
-        assert server.wait(20) == 0
+        assert server.wait(100) == 0
 
 
 def test_the_server_does_not_outlive_a_killed_parent(marked: dict[str, str]) -> None:
@@ -97,7 +97,7 @@ def test_the_server_does_not_outlive_a_killed_parent(marked: dict[str, str]) -> 
         assert parent.stderr is not None
         assert "30 s" in parent.stderr.readline()
         parent.kill()
-        parent.communicate(timeout=20)
+        parent.communicate(timeout=100)
     eventually(lambda: processes_with(marked) == [])
 
 

@@ -44,7 +44,7 @@ def test_the_quick_run(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=200,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr

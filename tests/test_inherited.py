@@ -39,7 +39,7 @@ def output_of(python: Path, *command: str, **variables: str) -> str:
         cwd=python.parent,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         check=False,
     )
     assert (ran.returncode, ran.stderr) == (0, "")
@@ -129,7 +129,7 @@ def test_beside_run_the_table_is_printed_once(python: Path) -> None:
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         check=True,
     )
     assert ran.stdout == "True\n"

@@ -18,7 +18,7 @@ import pytest
 from utpsocket import monkey
 
 ROOT = Path(__file__).resolve().parent.parent
-WAIT_S = 30
+WAIT_S = 150
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("UTPSOCKET_")}
 ENVIRONMENT["PYTHONPATH"] = str(ROOT)
 
@@ -129,7 +129,7 @@ if __name__ == '__main__':
         queue = context.Queue()
         child = context.Process(target=tell, args=(queue,))
         child.start()
-        print(method, queue.get(timeout=20), flush=True)
+        print(method, queue.get(timeout=100), flush=True)
         child.join()
     subprocess.run([sys.executable, '-c', {TRANSPORT!r}], check=True)
     pid = os.fork()
@@ -202,7 +202,7 @@ def test_rules_reach_the_program_and_what_it_starts(tmp_path: Path) -> None:
     (tmp_path / "page").write_text("over either")
     client = (
         "import sys, urllib.request; from utpsocket import monkey, stats\n"
-        "print(urllib.request.urlopen(sys.argv[1], timeout=20).read().decode())\n"
+        "print(urllib.request.urlopen(sys.argv[1], timeout=100).read().decode())\n"
         "seen = stats.engine_stats(); print(seen.connections_initiated - seen.tcp_initiated, seen.tcp_initiated)\n"
     )
     with started("--listen", "both", "-m", "http.server", "0", "--bind", "127.0.0.1", "-d", str(tmp_path)) as server:

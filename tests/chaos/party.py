@@ -343,7 +343,7 @@ class Party:
     def finish(self, half: Half, drain_seconds: float) -> dict[str, Any]:
         half.is_finishing = True
         half.abandon(None)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         for thread in list(half.threads):
             thread.join(max(0, until - time.monotonic()))
         alive = sum(thread.is_alive() for thread in half.threads)

@@ -33,7 +33,7 @@ from utpsocket.protocol import Connection
 from utpsocket.routes import Routes
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing_behind")
-PATIENCE_S = 20
+PATIENCE_S = 60
 RESET_ON_CLOSE = struct.pack("=ii", 1, 0)
 
 

@@ -20,7 +20,7 @@ from utpsocket.engine.retries import Retries
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing_behind")
 
-WAIT_S = 20
+WAIT_S = 60
 WATCHED_S = 0.5
 MOST_TURNS = 25  # of some hundred that a retry each 2 ms would take; what is repeated after half a second is among them
 BACKLOG = 2

@@ -191,7 +191,7 @@ def test_who_was_held_while_there_were_many_may_send_when_there_are_few() -> Non
         assert loop is not None
         (bridge,) = (bridge for bridge in loop.bridges.values() if bridge.lane is not None)
         bridge.connection.send.is_held = True
-        conn.settimeout(10)
+        conn.settimeout(60)
         client.sendall(bytes(5_000))
         received = 0
         while received < 5_000:

@@ -22,7 +22,7 @@ from utpsocket.engine import engine, farewell, process, reports, running_engine,
 from utpsocket.engine.loop import Loop
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-WAIT_S = 30
+WAIT_S = 120
 PRELUDE = """
 import errno, os, signal, struct, sys, threading, time
 import utpsocket
@@ -31,10 +31,10 @@ from utpsocket.engine import engine, running_engine
 
 def pair():
     with utpsocket.create_server(("127.0.0.1", 0)) as listener:
-        client = utpsocket.create_connection(listener.getsockname(), timeout=10)
+        client = utpsocket.create_connection(listener.getsockname(), timeout=60)
         server, _ = listener.accept()
-    client.settimeout(10)
-    server.settimeout(10)
+    client.settimeout(60)
+    server.settimeout(60)
     return client, server
 
 def receive_all(sock):
@@ -48,7 +48,7 @@ def errno_of(call, *arguments):
     return None
 
 def until(condition):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -113,7 +113,7 @@ thread.join()
     "accepted_and_connected": """
 with utpsocket.create_server(("127.0.0.1", 0)) as listener:
     for _ in range(100):
-        listener.settimeout(10)
+        listener.settimeout(60)
         with utpsocket.socket() as client:
             client.setblocking(False)
             client.connect_ex(listener.getsockname())
@@ -186,10 +186,10 @@ def calls():
 
 caller = threading.Thread(target=calls)
 caller.start()
-caller.join(10)
+caller.join(40)
 done_without = list(done)
 os.kill(pid, signal.SIGCONT)
-caller.join(10)
+caller.join(40)
 assert done_without[-1:] == ["all"], done_without
 mute.close()
 waiting.close()
@@ -204,8 +204,8 @@ listener = utpsocket.socket()
 listener.setblocking(False)
 listener.bind(("127.0.0.1", 0))
 listener.listen()
-client = utpsocket.create_connection(listener.getsockname(), timeout=10)
-listener.settimeout(10)
+client = utpsocket.create_connection(listener.getsockname(), timeout=60)
+listener.settimeout(60)
 server, _ = listener.accept()
 server.sendall(b"x")
 assert client.recv(1) == b"x"
@@ -265,7 +265,7 @@ sock = utpsocket.socket()
 assert errno_of(sock.connect, address) == "ECONNREFUSED"
 sock.setblocking(False)
 assert sock.connect_ex(address) == errno.EINPROGRESS
-sock.settimeout(10)
+sock.settimeout(60)
 until(lambda: sock.getsockopt(utpsocket.SOL_SOCKET, utpsocket.SO_ERROR) == errno.ECONNREFUSED)
 """,
     "timeout": """
@@ -324,7 +324,7 @@ if not os.fork():
     sock.sendall(repr(peer).encode())
     sock.close()
     os._exit(0)
-client = utpsocket.create_connection(listener.getsockname(), timeout=10)
+client = utpsocket.create_connection(listener.getsockname(), timeout=60)
 assert receive_all(client).decode() == repr(client.getsockname())
 assert os.wait()[1] == 0
 """,
@@ -366,7 +366,7 @@ with utpsocket.socket(type=utpsocket.SOCK_DGRAM) as mute:
     before = running_engine()
     os.kill(before.pid, signal.SIGKILL)
     assert errno_of(client.recv, 1) == "ECONNRESET"
-    connecting.settimeout(10)
+    connecting.settimeout(60)
     assert errno_of(connecting.connect, mute.getsockname()) in ("ECONNRESET", "EALREADY", "ECONNABORTED")
 until(lambda: not before.is_alive)
 client, server = pair()
@@ -458,7 +458,7 @@ def send(*arguments):
     raise OSError(errno.ENOBUFS, "no room")
 wire.send = send
 with utpsocket.socket() as sock:
-    sock.settimeout(10)
+    sock.settimeout(60)
     assert errno_of(sock.connect, server.getsockname()) == "ENOBUFS"
     assert sock.connect_ex(server.getsockname()) == errno.ENOBUFS
     wire.send = real
@@ -557,11 +557,11 @@ with utpsocket.create_server(("127.0.0.1", 0)) as listener:
     pid = os.fork()
     if not pid:
         server, _ = listener.accept()
-        server.settimeout(10)
+        server.settimeout(60)
         server.send(b"x")
         told = errno_of(server.recv, 1), server.recv(1)
         os._exit(0 if told == ("ECONNRESET", b"") else 1)
-    client = utpsocket.create_connection(listener.getsockname(), timeout=10)
+    client = utpsocket.create_connection(listener.getsockname(), timeout=60)
 assert client.recv(1) == b"x"
 client.setsockopt(1, 13, struct.pack("ii", 1, 0))  # SO_LINGER
 client.close()

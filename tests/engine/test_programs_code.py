@@ -84,7 +84,7 @@ gc.set_threshold(1)
 def work():
     for _ in range(20):
         with utpsocket.create_connection(server) as sock:
-            sock.settimeout(30)
+            sock.settimeout(60)
             for _ in range(10):
                 Cycle()
                 talk(sock)
@@ -114,8 +114,8 @@ gc.set_threshold(30)
 def work():
     with utpsocket.create_connection(server) as sock, \\
             utpsocket.create_connection(server) as side:
-        sock.settimeout(20)
-        side.settimeout(20)
+        sock.settimeout(60)
+        side.settimeout(60)
         for _ in range(300):
             proxy = Proxy()
             proxy.sock = side
@@ -136,13 +136,13 @@ lock = threading.RLock()
 class Logs(Cycle):
     def __del__(self):
         seen.add(get_ident())
-        assert lock.acquire(timeout=20), "deadlock"
+        assert lock.acquire(timeout=60), "deadlock"
         lock.release()
 sys.unraisablehook = lambda told: (print(told.exc_value), os._exit(1))
 gc.set_threshold(30)
 def work():
     with utpsocket.create_connection(server) as sock:
-        sock.settimeout(30)
+        sock.settimeout(60)
         for _ in range(1000):
             Logs()
             with lock:
@@ -203,14 +203,14 @@ gc.set_threshold(5)
 for _ in range(20):
     sock = Sock()
     weakref.finalize(sock, note, "weakref")
-    sock.settimeout(30)
+    sock.settimeout(60)
     sock.bind((Host("127.0.0.1"), Number(0)))
     for level, name, value in ((6, 1, 1), (1, 7, 100_000), (6, 4, 7), (6, 18, 30_000), (0, 1, 16)):
         sock.setsockopt(level, name, Number(value))
     sock.connect((Host("127.0.0.1"), Number(server[1])))
     talk(sock, 100_000)
     refused = Sock()
-    refused.settimeout(30)
+    refused.settimeout(60)
     try:
         refused.bind(sock.getsockname())
     except OSError:
@@ -366,11 +366,11 @@ def test_a_fault_is_reported_by_another_thread(
     loop = engine()
     for _ in range(3):
         loop.post(fail)
-        assert told.was_called.acquire(timeout=20)
+        assert told.was_called.acquire(timeout=60)
         assert loop.call(lambda loop: 7) == 7
     assert loop.call(lambda loop: get_ident()) not in told.threads
     assert [type(error) for error in told.errors] == [ZeroDivisionError] * 3
-    assert reports._busy.acquire(timeout=20)  # nobody writes any more
+    assert reports._busy.acquire(timeout=60)  # nobody writes any more
     reports._busy.release()
 
 
@@ -382,18 +382,18 @@ def test_a_hook_that_blocks_holds_nobody_up_and_eats_no_memory(monkeypatch: pyte
         nonlocal count
         count += 1
         entered.set()
-        may_go.wait(30)
+        may_go.wait(100)
 
     monkeypatch.setattr(sys, "excepthook", hook)
     loop = engine()
     loop.post(fail)
-    assert entered.wait(20)
+    assert entered.wait(60)
     for _ in range(2 * reports._MOST_REPORTS):
         loop.post(fail)
         assert loop.call(lambda loop: 7) == 7
     assert len(reports._reports) == reports._MOST_REPORTS
     may_go.set()
-    assert reports._busy.acquire(timeout=20)
+    assert reports._busy.acquire(timeout=60)
     reports._busy.release()
     assert count == 1 + reports._MOST_REPORTS
 

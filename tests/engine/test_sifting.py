@@ -48,7 +48,7 @@ def port_and_peers(host: str, target: str, peers: int) -> Iterator[tuple[Port, l
             for _ in range(peers):
                 made.append(stack.enter_context(socket.socket(family, socket.SOCK_DGRAM)))
                 made[-1].connect((target, sock.getsockname()[1]))
-                made[-1].settimeout(5)
+                made[-1].settimeout(60)
         except OSError:
             pytest.skip("no IPv6 here")
         port = Port(sock)
@@ -104,8 +104,8 @@ def test_who_repeats_a_syn_comes_in_where_no_small_one_does(monkeypatch: pytest.
         loop.call(shut)
         if not endpoint.port.can_sift:
             pytest.skip("the kernel has no sieve here")
-        listener.settimeout(20)
-        with utpsocket.create_connection(listener.getsockname(), timeout=20) as client, listener.accept()[0] as server:
+        listener.settimeout(60)
+        with utpsocket.create_connection(listener.getsockname(), timeout=60) as client, listener.accept()[0] as server:
             client.sendall(b"question")
             assert server.recv(8) == b"question"
         assert endpoint.port.kernel_drops == 1
@@ -147,8 +147,8 @@ def test_small_syns_are_kept_out_before_large_ones(monkeypatch: pytest.MonkeyPat
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Raises AssertionError after twenty seconds. The condition is the engine's, which has no event for it."""
-    deadline = time.monotonic() + 20
+    """Raises AssertionError after a minute. The condition is the engine's, which has no event for it."""
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -159,7 +159,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_a_flood_is_noticed_is_over_when_it_is_and_shuts_nobody_out(kind: str) -> None:
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(utpsocket.create_server(("127.0.0.1", 0)))
-        listener.settimeout(20)
+        listener.settimeout(60)
         client = stack.enter_context(utpsocket.create_connection(listener.getsockname()))
         server = stack.enter_context(listener.accept()[0])
         peers = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(8)]
@@ -188,7 +188,7 @@ def test_a_flood_is_noticed_is_over_when_it_is_and_shuts_nobody_out(kind: str) -
             flood()
         client.close()
         assert server.recv(1) == b""
-        honest: Any = stack.enter_context(utpsocket.create_connection(listener.getsockname(), timeout=20))
+        honest: Any = stack.enter_context(utpsocket.create_connection(listener.getsockname(), timeout=60))
         conn, addr = listener.accept()
         while addr != honest.getsockname():
             conn.close()

@@ -50,8 +50,8 @@ PACKAGE = str(Path(utpsocket.__file__).parent)
 _SEED = int(os.environ.get("FAULT_SEED", "1"))
 _QUICK_POINTS = 350
 MOST_LINES = 5_000
-LEAK_S = 8.0
-MOST_LEAK_S = 65.0  # while the last of a connection is being repeated, as Linux gives a FIN 60 s
+LEAK_S = 20.0
+MOST_LEAK_S = 120.0  # while the last of a connection is being repeated, as Linux gives a FIN 60 s
 SOME_OF = 7  # --quick takes each so many-th line
 TOGETHER = 40  # points between two looks at what is left over
 

@@ -17,7 +17,7 @@ from typing import Any
 import utpsocket
 from utpsocket import engine
 
-PATIENCE_S = 3.0
+PATIENCE_S = 20.0  # only what fails waits for so long
 LOCALHOST = ("127.0.0.1", 0)
 
 

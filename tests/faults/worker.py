@@ -31,8 +31,8 @@ HARMLESS_CALLS = ("udp.receive", "eventfd.read", "eventfd.write", "epoll_wait")
 # Of sockets that are being made, which may pay as TCP's: those that stand may not.
 COSTLY_CALLS = ("udp.send", "connect", "listen", "bind", "accept", "getsock", "setsock", "epoll_ctl", "dup", "fstat")
 BACKOFF = 2.0  # what was lost again and again is sent again in up to twice the time that it failed for
-SETTLE_S = 8.0
-MOST_SETTLE_S = 65.0  # while the last of a connection is being repeated, as Linux gives a FIN 60 s
+SETTLE_S = 20.0
+MOST_SETTLE_S = 120.0  # while the last of a connection is being repeated, as Linux gives a FIN 60 s
 USUAL_WAIT_S = 2.0
 
 

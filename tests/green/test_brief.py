@@ -27,7 +27,7 @@ def pair() -> Iterator[tuple[Any, Any]]:
         shim_connect(hubs, listener.getsockname())
         peer, _ = listener.accept()
         with peer:
-            peer.settimeout(10)
+            peer.settimeout(60)
             hubs.setblocking(False)
             yield hubs, peer
 

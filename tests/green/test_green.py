@@ -23,7 +23,7 @@ def run(program: str, order: str, stdin: str = "") -> dict[str, Any]:
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         check=False,
     )
     assert (ran.returncode, ran.stderr) == (0, "")
@@ -46,7 +46,7 @@ def test_gevent_in_any_order_of_patching(order: str) -> None:
 def test_gevent_has_nothing_to_warn_of_when_it_patches_after_us() -> None:
     """It warns of modules that refer to what it replaces; servers' tests look for words of error in their logs."""
     program = "from utpsocket import monkey; monkey.patch_all(); import ssl, gevent.monkey; gevent.monkey.patch_all()"
-    subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=ROOT, timeout=50, check=True)
+    subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=ROOT, timeout=150, check=True)
 
 
 @pytest.mark.parametrize("order", ["ue", "eu", "seu"])
@@ -120,7 +120,7 @@ def test_a_burst_of_fetches_arrives_whole_while_a_greenlet_ticks() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         check=True,
     )
     figures = json.loads(ran.stdout)
@@ -148,7 +148,7 @@ print(type(gevent.socket.socket()._sock).__name__)
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=150,
         check=False,
     )
     assert (ran.stdout, ran.stderr) == ("GeventInside\n", "")

@@ -25,7 +25,7 @@ def test_nothing_is_other_than_it_was(order: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         check=False,
     )
     assert (ran.returncode, ran.stderr) == (0, "")

@@ -23,7 +23,7 @@ from .network import MODULES, Net
 T = TypeVar("T")
 
 HERE = Path(__file__).parent
-LEAK_LIMIT_S = 65.0  # usually milliseconds; a port may stay for TIME_WAIT, at most 60 s after repeated packets
+LEAK_LIMIT_S = 120.0  # usually milliseconds; a port may stay for TIME_WAIT, at most 60 s after repeated packets
 
 
 # -- collection -----------------------------------------------------------------------------------------------

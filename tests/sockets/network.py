@@ -32,9 +32,9 @@ from utpsocket.engine.loop import Loop
 T = TypeVar("T")
 
 MODULES = {"tcp": "socket", "utp": "utpsocket"}
-PATIENCE_S = 15.0  # how long a state may take to come about; only a failing test waits this long
-AT_ONCE_S = 10.0  # what need not wait takes less, on the busiest machine too: the test lets it wait for much longer
-LONG_S = 60.0  # that much longer
+PATIENCE_S = 60.0  # how long a state may take to come about; only a failing test waits this long
+AT_ONCE_S = 30.0  # what need not wait takes less, on the busiest machine too: the test lets it wait for much longer
+LONG_S = 120.0  # that much longer
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -209,7 +209,7 @@ def fork(function: Callable[[], object]) -> int:
         import signal
 
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(15)
+        signal.alarm(int(PATIENCE_S))
         function()
         status = 0
     except BaseException:
@@ -239,7 +239,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     """
 
     async def to_the_end() -> None:
-        await asyncio.wait_for(main, 15)
+        await asyncio.wait_for(main, PATIENCE_S)
         if handlers := asyncio.all_tasks() - {asyncio.current_task()}:
             _, unfinished = await asyncio.wait(handlers, timeout=PATIENCE_S)
             assert not unfinished, f"not told of the end: {unfinished}"

@@ -17,7 +17,7 @@ import utpsocket
 from tests.namespaces import LEFT, LEFT_GLOBAL, LEFT_V4, RIGHT, run_in_a_network
 from tests.requirements import requires_ipv6
 
-from .network import MODULES, Net
+from .network import MODULES, PATIENCE_S, Net
 
 FIND_OUT = """
 import ast, errno, importlib, socket as stdlib, sys
@@ -39,15 +39,15 @@ def case(listen, dial, source):
     told = []
     listener = bound(family, listen)
     listener.listen()
-    listener.settimeout(3)
+    listener.settimeout(30)
     told.append(address(listener.getsockname()))
     client = bound(family, source) if source else module.socket(family)
-    client.settimeout(3)
+    client.settimeout(30)
     if source:
         told.append(address(client.getsockname()))
     client.connect(full(dial, listener.getsockname()[1]))
     server, peer = listener.accept()
-    server.settimeout(3)
+    server.settimeout(30)
     client.sendall(b"ping")
     server.sendall(server.recv(4))
     told.append(client.recv(4))
@@ -149,7 +149,7 @@ def test_who_is_at_both_ends(name: str) -> None:
 def test_a_socket_bound_to_an_address_of_many_connects_from_one(net: Net, host: str) -> None:
     listener = net.listener()
     for _ in range(5):
-        client = net.fresh(timeout=10)
+        client = net.fresh(timeout=PATIENCE_S)
         client.bind((host, 0))
         port = client.getsockname()[1]
         client.connect(listener.getsockname())

@@ -50,7 +50,7 @@ def tell(name, call):
     return value
 
 def readable(sock):
-    return bool(select.select([sock], [], [], 5)[0])
+    return bool(select.select([sock], [], [], 30)[0])
 
 kept = []
 
@@ -62,7 +62,7 @@ def new(name, call):
 
 clients = []
 while sock := new("socket", module.socket):
-    sock.settimeout(10)
+    sock.settimeout(30)
     if len(clients) == 3:  # one of them is a server as well
         tell("bind", lambda: sock.bind(("127.0.0.1", 0)))
         tell("listen", sock.listen)
@@ -89,7 +89,7 @@ if clients:
         (server, _), client = listener.accept(), clients[1]
         server.sendall(b"hello")
         tell("recv", lambda: client.recv(5))
-        client.settimeout(10)
+        client.settimeout(30)
         server.setsockopt(1, 13, b"\\1\\0\\0\\0\\0\\0\\0\\0")  # SO_LINGER: reset
         server.close()
         tell("recv", lambda: client.recv(5))
@@ -143,7 +143,7 @@ def tell(name, call):
     return value
 
 def readable(*socks):
-    return str([sock in select.select(socks, [], [], 10)[0] for sock in socks])
+    return str([sock in select.select(socks, [], [], 30)[0] for sock in socks])
 
 clients = []
 while sock := tell("socket", lambda: module.socket(family)):

@@ -18,7 +18,7 @@ import pytest
 
 from utpsocket import monkey, shim
 
-from .network import REPOSITORY
+from .network import PATIENCE_S, REPOSITORY
 
 UTP, TCP = "utp", "tcp"
 
@@ -36,7 +36,7 @@ def python(code: str, *flags: str) -> str:
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert (ran.returncode, ran.stderr) == (0, "")
@@ -214,7 +214,7 @@ def test_accept_that_waits_while_unpatched() -> None:
         thread.start()
         client = socket.socket()
     client.connect(listener.getsockname())
-    thread.join(5)
+    thread.join(PATIENCE_S)
     with listener, client, accepted[0]:
         client.sendall(b"x")
         assert accepted[0].recv(1) == b"x"
@@ -315,7 +315,7 @@ utpsocket.monkey.patch_all()
 if {order == "gevent last"}:
     gevent.monkey.patch_all()
 listener = socket.create_server(('127.0.0.1', 0))
-client = gevent.spawn(socket.create_connection, listener.getsockname()).get(timeout=5)
+client = gevent.spawn(socket.create_connection, listener.getsockname()).get(timeout=30)
 server, _ = listener.accept()
 assert original in [getattr(socket, 'socket'), utpsocket.engine.native.StdlibSocket]
 utpsocket.monkey.unpatch()

@@ -17,7 +17,7 @@ from utpsocket import monkey, routes
 from utpsocket.routes import Hosts, make_routes
 
 from ..requirements import localhost_families
-from .network import raises_errno
+from .network import PATIENCE_S, raises_errno
 
 TIMED = struct.pack("ll", 7, 0)
 
@@ -171,7 +171,7 @@ def test_it_stays_non_blocking(tcp_listener: socket.socket) -> None:
         assert client.connect_ex(tcp_listener.getsockname()) in (0, errno.EINPROGRESS)
         assert client.gettimeout() == 0
         assert not os.get_blocking(client.fileno())
-        assert select.select([], [client], [], 5)[1]
+        assert select.select([], [client], [], PATIENCE_S)[1]
         assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
         with raises_errno(errno.EAGAIN):
             client.recv(1)
@@ -191,9 +191,9 @@ def test_who_polled_it_before_still_does(tcp_listener: socket.socket, edge: int)
             server, _ = tcp_listener.accept()
             with server:
                 server.sendall(b"x")
-                assert select.select([client], [], [], 5)[0]
+                assert select.select([client], [], [], PATIENCE_S)[0]
                 for poller in (first, second):
-                    assert dict(poller.poll(5))[client.fileno()] & events == select.EPOLLIN | select.EPOLLOUT
+                    assert dict(poller.poll(PATIENCE_S))[client.fileno()] & events == select.EPOLLIN | select.EPOLLOUT
                     poller.modify(client, select.EPOLLIN)
                     poller.unregister(client)
 

@@ -30,15 +30,15 @@ def in_a_thread(function, *arguments):
             told.append(repr(error))
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(20)
+    thread.join(100)
     return told[0] if told else "hangs"
 
 def exchange(listener, client):
-    client.settimeout(5)
-    listener.settimeout(5)
+    client.settimeout(30)
+    listener.settimeout(30)
     client.connect(listener.getsockname())
     server, peer = listener.accept()
-    server.settimeout(5)
+    server.settimeout(30)
     client.sendall(b"ping")
     server.sendall(server.recv(4))
     told = client.recv(4), peer == client.getsockname()

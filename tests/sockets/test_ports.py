@@ -106,7 +106,7 @@ def test_reuseport_shares_a_listening_port(net: Net) -> None:
     import select
 
     while len(accepted) < len(clients):
-        ready = select.select(listeners, [], [], 5)[0]
+        ready = select.select(listeners, [], [], PATIENCE_S)[0]
         assert ready, f"{len(accepted)} of {len(clients)} accepted"
         accepted |= {net.accept(listener).getpeername() for listener in ready}
     assert accepted == {client.getsockname() for client in clients}

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .network import Net, eventually, fill_for_good, raises_errno, receive_all, receive_exactly
+from .network import PATIENCE_S, Net, eventually, fill_for_good, raises_errno, receive_all, receive_exactly
 
 
 def test_send_returns_the_count(net: Net) -> None:
@@ -146,7 +146,7 @@ def test_large_transfers_both_ways_at_once(net: Net) -> None:
         net.spawn(read, client),
         net.spawn(read, server),
     ]
-    results = [task.result(15) for task in tasks]
+    results = [task.result() for task in tasks]
     assert results[2:] == [down_hash, up_hash]
 
 
@@ -159,9 +159,9 @@ def test_many_connections_at_once(net: Net) -> None:
         reader = net.spawn(receive_all, server)
         client.sendall(data)
         client.close()
-        return reader.result(10) == data
+        return reader.result() == data
 
-    assert all(task.result(15) for task in [net.spawn(transfer, index) for index in range(len(pairs))])
+    assert all(task.result() for task in [net.spawn(transfer, index) for index in range(len(pairs))])
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -193,7 +193,7 @@ def content() -> bytes:
     return stream(4, 700_000)[0]
 
 
-@pytest.mark.parametrize("timeout", [None, 5.0], ids=["blocking", "timeout"])
+@pytest.mark.parametrize("timeout", [None, PATIENCE_S], ids=["blocking", "timeout"])
 def test_sendfile(net: Net, content: bytes, timeout: float | None) -> None:
     client, server = net.pair()
     client.settimeout(timeout)
@@ -204,7 +204,7 @@ def test_sendfile(net: Net, content: bytes, timeout: float | None) -> None:
         assert client.sendfile(file) == len(content)
         assert file.tell() == len(content)
         client.close()
-        assert reader.result(10) == content
+        assert reader.result() == content
 
 
 def test_sendfile_part(net: Net, content: bytes) -> None:
@@ -221,7 +221,7 @@ def test_sendfile_of_something_that_has_no_fd(net: Net, content: bytes) -> None:
     reader = net.spawn(receive_all, server)
     assert client.sendfile(io.BytesIO(content)) == len(content)
     client.close()
-    assert reader.result(10) == content
+    assert reader.result() == content
 
 
 def test_sendfile_empty_and_nonblocking(net: Net) -> None:
@@ -245,7 +245,7 @@ def test_os_sendfile(net: Net, content: bytes) -> None:
         while sent < len(content):
             sent += os.sendfile(client.fileno(), file.fileno(), sent, len(content) - sent)
     client.close()
-    assert reader.result(10) == content
+    assert reader.result() == content
 
 
 def test_splice_from_a_pipe(net: Net) -> None:
@@ -316,13 +316,13 @@ def held_bytes(
             if read_before:
                 reading = net.spawn(receive_exactly, server, read_before)
                 client.sendall(bytes(read_before))
-                reading.result(40)
+                reading.result()
             client.setblocking(False)
             held = fill_for_good(client, piece_bytes)
-            client.settimeout(10)
+            client.settimeout(PATIENCE_S)
             reading = net.spawn(receive_all, server)
             client.shutdown(socket.SHUT_WR)
-            assert len(reading.result(40)) == held
+            assert len(reading.result()) == held
     return held
 
 

@@ -48,7 +48,7 @@ def running(net: Net, server: socketserver.BaseServer) -> Iterator[Any]:
 
 
 class Upper(socketserver.StreamRequestHandler):
-    timeout = 8  # so that a forked child ends, whatever happens to this test
+    timeout = PATIENCE_S  # so that a forked child ends, whatever happens to this test
 
     def handle(self) -> None:
         for line in self.rfile:
@@ -93,7 +93,7 @@ def test_socketserver_with_clients_at_once(net: Net, kind: type[socketserver.TCP
 
 class Large(socketserver.BaseRequestHandler):
     def handle(self) -> None:
-        self.request.settimeout(8)
+        self.request.settimeout(PATIENCE_S)
         digest = hashlib.sha256()
         while data := self.request.recv(65_536):
             digest.update(data)
@@ -195,7 +195,7 @@ def test_http_parallel_downloads(net: Net, site: Any, tmp_path: Path) -> None:
             connection.request("GET", "/file.bin")
             return connection.getresponse().read() == expected
 
-    assert all(task.result(15) for task in [net.spawn(download) for _ in range(6)])
+    assert all(task.result() for task in [net.spawn(download) for _ in range(6)])
 
 
 class QuietWSGI(WSGIRequestHandler):

@@ -95,7 +95,7 @@ def test_who_connects_to_a_listener_of_ours_is_not_accepted() -> None:
     net.close()
 
 
-@pytest.mark.parametrize("timeout", [None, 5.0, 0.0])
+@pytest.mark.parametrize("timeout", [None, PATIENCE_S, 0.0])
 def test_strangers_in_the_way_of_a_connect_cost_a_retry(timeout: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """They connect to the momentary listening socket as soon as it is there, and twice fill its queue."""
     net = Net("utp")
@@ -187,5 +187,5 @@ again = utpsocket.socket(fileno=os.dup(server.fileno()))
 assert again.getpeername() == peer
 """
     environment = {**os.environ, "UTPSOCKET_ENGINE": "process"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from .network import Net
+from .network import PATIENCE_S, Net
 
 PREAMBLE = """
 import sys, threading
@@ -60,7 +60,7 @@ except Exception as error:
 
 
 def succeeds(net: Net, code: str) -> None:
-    assert net.python(PREAMBLE + code, TALKS).wait(30) == 0
+    assert net.python(PREAMBLE + code, TALKS).wait(PATIENCE_S) == 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("_testcapi") is None, reason="this interpreter has no _testcapi")
@@ -77,7 +77,7 @@ def test_an_interpreter_with_a_lock_of_its_own_ends(net: Net) -> None:
 def test_an_isolated_interpreter_says_why_it_cannot_have_sockets() -> None:
     net = Net("utp")
     try:
-        told = net.python(PREAMBLE + REFUSED, stdout=-1).communicate(timeout=30)[0].decode()
+        told = net.python(PREAMBLE + REFUSED, stdout=-1).communicate(timeout=PATIENCE_S)[0].decode()
         why = "needs ctypes" if sys.version_info >= (3, 12) else "needs a thread in this interpreter"
         assert f"utpsocket {why}" in told
     finally:

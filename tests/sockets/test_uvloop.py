@@ -21,7 +21,7 @@ from utpsocket.stats import engine_stats
 from utpsocket.transports import Bare
 
 from ..requirements import requires_ipv6
-from .network import REPOSITORY, Net, eventually, receive_all
+from .network import PATIENCE_S, REPOSITORY, Net, eventually, receive_all
 
 uvloop = pytest.importorskip("uvloop")
 # libuv's own pipe for signals is made by the first loop and stays: not a test's leak.
@@ -58,9 +58,9 @@ def run(main: Main, make_loop: Callable[[], Any] | None = None) -> None:
     faults: list[Any] = []
     loop.set_exception_handler(lambda _, context: faults.append(context))
     try:
-        loop.run_until_complete(asyncio.wait_for(main(), 15))
+        loop.run_until_complete(asyncio.wait_for(main(), PATIENCE_S))
         if left := asyncio.all_tasks(loop):
-            loop.run_until_complete(asyncio.wait(left, timeout=5))
+            loop.run_until_complete(asyncio.wait(left, timeout=PATIENCE_S))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(asyncio.sleep(0))
     finally:
@@ -562,7 +562,7 @@ def test_threads_of_a_program_may_have_the_other_side(net: Net) -> None:
     """A blocking client, as a test client of a web server is."""
 
     def blocking_client(address: Any) -> bytes:
-        with socket.create_connection(address, 10) as sock:
+        with socket.create_connection(address, PATIENCE_S) as sock:
             sock.sendall(PAYLOAD)
             sock.shutdown(socket.SHUT_WR)
             return receive_all(sock)
@@ -618,13 +618,15 @@ def test_a_stranger_who_finds_the_listening_name_is_turned_away() -> None:
             name = socket.socket(fileno=server.sockets[0].dup().detach())
             stranger = (
                 "import socket, sys\n"
-                "sock = socket.socket(socket.AF_UNIX); sock.settimeout(10)\n"
+                "sock = socket.socket(socket.AF_UNIX); sock.settimeout(60)\n"
                 "sock.connect(bytes.fromhex(sys.argv[1])); print(sock.recv(1))\n"
             )
             raw = socket._socket.socket.getsockname(name)  # type: ignore[attr-defined]
             name.close()
             command = [sys.executable, "-c", stranger, raw.hex()]
-            end = await loop.run_in_executor(None, lambda: subprocess.run(command, capture_output=True, timeout=15))
+            end = await loop.run_in_executor(
+                None, lambda: subprocess.run(command, capture_output=True, timeout=PATIENCE_S)
+            )
             assert end.stdout == b"b''\n", end.stderr
             await loop.shutdown_default_executor()
 
@@ -646,7 +648,9 @@ def test_uvloop_imported_after_the_patch_is_changed_as_well() -> None:
         "from utpsocket.stats import engine_stats\n"
         "print(engine_stats().connections_initiated, engine_stats().connections_accepted)\n"
     )
-    ran = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert (ran.stdout, ran.stderr) == ("1 1\n", "")
 
 

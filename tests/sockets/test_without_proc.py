@@ -24,12 +24,12 @@ def listener():
     made = module.socket()
     made.bind(("127.0.0.1", 0))
     made.listen()
-    made.settimeout(10)
+    made.settimeout(30)
     return made
 
 def dialed(address):
     made = module.socket()
-    made.settimeout(10)
+    made.settimeout(30)
     made.connect(address)
     return made
 
@@ -39,7 +39,7 @@ def serves(sock, address):
     server.sendall(b"served")
     told = client.recv(10)
     client.close()
-    server.settimeout(10)
+    server.settimeout(30)
     told += server.recv(1)  # so that TIME_WAIT is the client's
     server.close()
     return told
@@ -53,7 +53,7 @@ def bind(address):
         return "free"
 
 def last_copy(copy, address):
-    copy.settimeout(10)
+    copy.settimeout(30)
     told = [bind(address), serves(copy, address), copy.getsockname() == address]
     copy.close()
     return [*told, bind(address)]
@@ -182,7 +182,7 @@ def told(module: str, where: str) -> dict[str, object]:
             [*prefix, sys.executable, "-c", PROGRAM, module, where, nothing],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             # An engine of its own process needs an interpreter, which is not in an empty root directory.
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), "UTPSOCKET_ENGINE": "thread"},
             check=False,
