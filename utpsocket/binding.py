@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from utpsocket import options
-from utpsocket.engine import namespaces, verbs
+from utpsocket.engine import names, namespaces, verbs
 from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.loop import Loop
@@ -25,9 +25,7 @@ _BIND_TRIES: Final = 100  # of an address that a port of ours, which the engine 
 
 def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: Any) -> tuple[int, Address]:
     """The key of the engine's endpoint at this address, and the address as the kernel gives it."""
-    reuse = any(identity.options.get((stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR), b""))
-    shares = identity.settings.shares_port
-    named = {"reuse": reuse, "shares": shares}
+    named = _wishes(identity)
     is_last = False
     for _ in range(_BIND_TRIES):
         try:
@@ -36,13 +34,21 @@ def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: A
             if error.errno != errno.EADDRINUSE:
                 raise
         local, namespace = resolved(identity, address), identity.namespace
+        if isinstance(loop, RemoteLoop) and sock.gettimeout() == 0:
+            try:
+                return _taken(sock, loop, identity, local, **named), local
+            except OSError as error:
+                if is_last or error.errno != errno.EADDRINUSE:
+                    raise
+            is_last = True
+            continue
         try:
             key = loop.perform(verbs.share_port, local, identity, **named, namespace=namespace)
             if key:
                 if isinstance(loop, RemoteLoop):
-                    loop.own_ports.discard(key)
+                    loop.ledger.add(key, local, identity, **named)
                 return key, local
-            way = loop.perform(verbs.make_way, local, namespace=namespace) if reuse else []
+            way = loop.perform(verbs.make_way, local, namespace=namespace) if named["reuse"] else []
             if way:
                 return _taken_over(sock, loop, identity, address, way)
         except BlockingIOError:  # it is free in a moment, in which the engine has its turn
@@ -53,6 +59,33 @@ def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: A
             break
         is_last = True  # somebody else has it; or it was ours, and has been closed since the kernel said so
     raise _error(errno.EADDRINUSE)
+
+
+def _taken(sock: Any, loop: RemoteLoop, identity: Identity, local: Address, *, reuse: bool, shares: bool) -> int:
+    """The key of a port that one of ours may have at this address, by what is known here; the engine may be slow."""
+    udp = udp_beside(sock, identity)
+    try:
+        identity.cookie = identity.cookie or names.new_cookie()  # of whom the engine speaks, should it fail
+        return loop.take_port(udp, local, identity, reuse=reuse, shares=shares)
+    finally:
+        udp.close()
+
+
+def keep_port(sock: Any, loop: RemoteLoop, identity: Identity, inode: int) -> None:
+    """The fd of a bound socket that does not block, until now `inode`, is another one: its port goes on being its own,
+    or is so again where a connection that ended has given it up.
+    """
+    udp = udp_beside(sock, identity)
+    try:
+        loop.keep_port(udp, inode, identity, **_wishes(identity))
+    finally:
+        udp.close()
+
+
+def _wishes(identity: Identity) -> dict[str, bool]:
+    """Of what sharing a port asks."""
+    reuse = any(identity.options.get((stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR), b""))
+    return {"reuse": reuse, "shares": identity.settings.shares_port}
 
 
 def _taken_over(
@@ -90,12 +123,12 @@ def _adopted(
         if identity.family == stdlib.AF_INET6 and local[0].startswith("ff"):
             raise _error(errno.EINVAL)  # as TCP's, though not for IPv4
         if isinstance(loop, RemoteLoop):
-            return loop.adopt_port(udp, identity, reuse=reuse, shares=shares), local
+            return loop.adopt_port(udp, local, identity, reuse=reuse, shares=shares), local
         bound = local, identity.namespace
         return loop.perform(verbs.adopt_port, udp, identity, reuse=reuse, shares=shares, bound=bound), local
     except BaseException as error:
         # Now: whoever catches this may keep it, and this frame with it. What is the engine's is closed there.
-        if is_errno(error) or not (loop.is_alive and loop.perform(verbs.unhold, identity.inode)):
+        if is_errno(error) or not (loop.is_alive and loop.tell(verbs.unhold, identity.inode)):
             udp.close()
         raise
 

@@ -45,8 +45,6 @@ def after_close(
         if identity.endpoint:
             # The port must be free when close() returns: the next bind may want it.
             # Where connections that nobody has accepted must be reset first, that is the engine's.
-            if isinstance(loop, RemoteLoop):
-                loop.own_ports.discard(identity.endpoint)
             if isinstance(loop, RemoteLoop) and not (acquire and is_blocking):
                 _tell(loop.post, verbs.release, identity.endpoint, identity.inode)
                 return

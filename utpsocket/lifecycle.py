@@ -60,7 +60,7 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
         identity.is_port_chosen = not int(address[1])
         identity.is_port_new = identity.role is not _FRESH
         if not identity.is_port_new:
-            identity.cookie = names.new_cookie()
+            identity.cookie = identity.cookie or names.new_cookie()
         identity.owner_pid = loop.pid
         identity.endpoint = key  # last: from here on the socket is bound
     except BaseException as error:
@@ -68,7 +68,7 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
             identity.endpoint = 0
             identity.local, identity.bound = before
             if loop.is_alive:
-                loop.perform(verbs.unhold, identity.inode)
+                loop.tell(verbs.unhold, identity.inode)
         elif isinstance(error, OSError) and error.errno == errno.EADDRINUSE:  # and nothing was bound
             identity.local = _left_of(identity.local, None)  # of what is closed; Linux forgets the address before
         raise
@@ -274,7 +274,7 @@ def give_up_chosen_port(identity: Identity) -> None:
         return
     loop = own_engine(identity)
     if loop is not None:
-        loop.perform(verbs.give_up_port, identity.endpoint, identity.inode)
+        loop.tell(verbs.give_up_port, identity.endpoint, identity.inode)
     assert identity.bound is not None
     host = identity.bound[0]
     is_any = host == UNBOUND[identity.family][0]
@@ -296,12 +296,18 @@ def listen(sock: Any, identity: Identity, backlog: int) -> None:
         name = names.encode_listener(identity.cookie, identity.local, identity.owner_pid)
         Socket.bind(sock, name)
         Socket.listen(sock, backlog)
-        if isinstance(loop, RemoteLoop) and identity.endpoint in loop.own_ports and sock.gettimeout() == 0:
-            loop.post(verbs.listen_soon, identity.endpoint, identity, name, max(1, backlog), identity.twin)
+        if isinstance(loop, RemoteLoop) and sock.gettimeout() == 0:
+            loop.ledger.check_listen(identity.endpoint, identity.inode)
+            identity.role = Role.LISTENING  # before the engine may say what has come of it
+            try:
+                loop.post(verbs.listen_soon, identity.endpoint, identity, name, max(1, backlog), identity.twin)
+            except BaseException:
+                identity.role = _FRESH
+                raise
         else:
             loop.perform(verbs.listen, identity.endpoint, identity, name, max(1, backlog), identity.twin)
+            identity.role = Role.LISTENING
         identity.twin = None
-        identity.role = Role.LISTENING
         identity.claim = None
         if isinstance(loop, RemoteLoop):
             loop.listened.add(identity.local[1])
@@ -451,7 +457,9 @@ def _hold_again(sock: Any, identity: Identity, inode: int) -> None:
     """The port of a bound socket goes on being its own: a connection that ended may have given it up."""
     loop = engine()
     loop.holders_watch.watch(sock.fileno(), identity.inode)
-    if loop.pid != identity.owner_pid or not loop.perform(verbs.hold_again, identity.endpoint, inode, identity):
+    if loop.pid == identity.owner_pid and isinstance(loop, RemoteLoop) and sock.gettimeout() == 0:
+        binding.keep_port(sock, loop, identity, inode)
+    elif loop.pid != identity.owner_pid or not loop.perform(verbs.hold_again, identity.endpoint, inode, identity):
         bound, identity.endpoint = identity.bound, 0
         identity.claim = None
         bind(sock, identity, bound)

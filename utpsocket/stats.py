@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from utpsocket.engine import running_engine, verbs
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.originals import os
+from utpsocket.engine.remote import RemoteLoop
 from utpsocket.protocol import ConnectionStats
 
 __all__ = ["ConnectionStats", "EngineStats", "PortStats", "engine_stats"]
@@ -72,11 +73,14 @@ def engine_stats() -> EngineStats:
 def connection_stats(cookie: int, *, waits: bool = True) -> ConnectionStats:
     """The figures of the connection with this cookie. Raises ENOTCONN when this process's engine has none such.
 
-    waits    for the engine's thread, so that the figures belong together; else each is as it happens to be now
+    waits    for the engine, so that the figures belong together and are of now; else each is as it happens to be now,
+             or all as an engine in another process has last told, which it is asked to do anew
     """
     loop = running_engine()
     if loop is None or not loop.is_alive:
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+    if not waits and isinstance(loop, RemoteLoop):
+        return ConnectionStats(*loop.latest_figures(cookie))
     if not waits and isinstance(loop, Loop):
         for _ in range(_TRIES):
             try:

@@ -126,6 +126,127 @@ with utpsocket.create_server(("127.0.0.1", 0)) as listener:
             server, _ = listener.accept()
             server.close()
 """,
+    "ports_that_ours_have_or_had": """
+L = ("127.0.0.1", 0)
+
+def fresh(reuse=False, share=False):
+    sock = utpsocket.socket()
+    sock.setblocking(False)
+    sock.setsockopt(utpsocket.SOL_SOCKET, utpsocket.SO_REUSEADDR, reuse)
+    sock.setsockopt(utpsocket.SOL_UTP, utpsocket.UTP_SHARE_PORT, share)
+    return sock
+
+listener = utpsocket.create_server(L)
+used = listener.getsockname()
+client = utpsocket.create_connection(used)
+server, _ = listener.accept()
+lonely = utpsocket.create_server(L)
+left = utpsocket.create_server(L)
+lasting = utpsocket.create_connection(left.getsockname())
+its_peer, _ = left.accept()
+udp = __import__("socket").socket(type=utpsocket.SOCK_DGRAM)
+udp.bind(L)
+for sock in (listener, client, server, lonely, left, its_peer):
+    sock.setblocking(False)
+dead = __import__("socket").socket(type=utpsocket.SOCK_DGRAM)
+dead.bind(L)
+unheard = dead.getsockname()
+dead.close()
+with fresh(reuse=True) as chosen:
+    chosen.bind(L)
+    its_own = chosen.getsockname()
+    again = fresh(reuse=True)
+    again.bind(its_own)  # to a port that was asked for, which a socket keeps
+again.connect_ex(unheard)
+until(lambda: again.getsockopt(utpsocket.SOL_SOCKET, utpsocket.SO_ERROR) == errno.ECONNREFUSED)
+pid = engine().pid
+os.kill(pid, signal.SIGSTOP)
+until(lambda: open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] == "T")
+done = []
+kept = []
+
+def calls():
+    for sock in (fresh(), fresh(reuse=True)):
+        assert errno_of(sock.bind, used) == "EADDRINUSE"
+        assert errno_of(sock.bind, udp.getsockname()) == "EADDRINUSE"
+        assert errno_of(sock.bind, ("0.0.0.0", used[1])) == "EADDRINUSE"
+        sock.bind(L)
+    done.append("in use")
+    one, two = fresh(reuse=True), fresh(reuse=True)
+    one.bind(L)
+    two.bind(one.getsockname())
+    assert two.getsockname() == one.getsockname()
+    assert errno_of(fresh().bind, one.getsockname()) == "EADDRINUSE"
+    one.listen()
+    assert errno_of(fresh(reuse=True).bind, one.getsockname()) == "EADDRINUSE"
+    assert errno_of(two.listen) == "EADDRINUSE"
+    one.close()
+    two.listen()
+    done.append("shared")
+    first, second = fresh(share=True), fresh(share=True)
+    first.bind(L)
+    first.listen()
+    second.bind(first.getsockname())
+    assert errno_of(second.listen) == "EADDRINUSE"
+    assert second.connect_ex(udp.getsockname()) == errno.EINPROGRESS
+    done.append("UTP_SHARE_PORT")
+    address = lonely.getsockname()
+    lonely.close()
+    heir = fresh()
+    heir.bind(address)
+    heir.listen()
+    done.append("closed just now")
+    address = left.getsockname()
+    left.close()
+    assert errno_of(fresh().bind, address) == "EADDRINUSE"
+    assert errno_of(fresh().bind, ("", address[1])) == "EADDRINUSE"
+    its_peer.close()
+    late = fresh()
+    late.bind(address)
+    late.listen()
+    done.append("its last connection closed just now")
+    assert client.getsockopt(utpsocket.SOL_UTP, utpsocket.UTP_INFO).peer == used
+    done.append("UTP_INFO")
+    assert errno_of(again.connect, udp.getsockname()) == "ECONNABORTED"
+    assert again.connect_ex(udp.getsockname()) == errno.EINPROGRESS
+    assert again.getsockname() == its_own
+    done.append("all")
+    kept.extend((two, first, heir, late, second))
+
+caller = threading.Thread(target=calls)
+caller.start()
+caller.join(10)
+done_without = list(done)
+os.kill(pid, signal.SIGCONT)
+caller.join(10)
+assert done_without[-1:] == ["all"], done_without
+for sock in kept[:3]:
+    sock.settimeout(10)
+    with utpsocket.create_connection(sock.getsockname()) as one:
+        with sock.accept()[0] as other:
+            one.send(b"x")
+            assert other.recv(1) == b"x"
+until(lambda: client.getsockopt(utpsocket.SOL_UTP, utpsocket.UTP_INFO).rtt_us)
+with utpsocket.socket() as unconnected:
+    unconnected.setblocking(False)
+    assert errno_of(unconnected.getsockopt, utpsocket.SOL_UTP, utpsocket.UTP_INFO) == "ENOTCONN"
+""",
+    "a_port_that_another_process_was_faster_to_take": """
+from utpsocket.engine.ledger import Ledger
+
+Ledger.judge = lambda *_, **__: 0  # as if one of ours had it
+with __import__("socket").socket(type=utpsocket.SOCK_DGRAM) as udp, utpsocket.socket() as sock:
+    udp.bind(("127.0.0.1", 0))
+    sock.setblocking(False)
+    sock.bind(udp.getsockname())
+    until(lambda: sock._utp.role.name == "FAILED")
+    assert errno_of(sock.connect, ("127.0.0.1", 9)) == "EADDRINUSE"
+    with utpsocket.socket() as sock:
+        sock.setblocking(False)
+        sock.bind(udp.getsockname())
+        if errno_of(sock.listen) != "EINVAL":  # it has been told already
+            until(lambda: errno_of(sock.accept) == "EADDRINUSE")
+""",
     "calls_that_do_not_wait": """
 listener = utpsocket.create_server(("127.0.0.1", 0))
 client, server = pair()

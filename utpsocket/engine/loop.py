@@ -180,6 +180,9 @@ class Loop:
         """Carry out a verb of ports on the thread that calls, which then waits for nobody. Any thread."""
         return verb(self, *arguments, **named)
 
+    tell = perform
+    """Of whose outcome nobody asks: an engine elsewhere is then not waited for (remote.py)."""
+
     def soon(self, verb: Callable[..., object], *arguments: Any) -> None:
         """As post(); the engine's own thread does it at once. Any thread."""
         if get_ident() == self._thread_id:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from utpsocket.engine.endpoint import Endpoint
     from utpsocket.engine.loop import Loop
 
-_WILDCARDS: Final = ("0.0.0.0", "::")
+WILDCARDS: Final = ("0.0.0.0", "::")
 
 
 def at(loop: Loop, local: Address, namespace: int) -> list[Endpoint]:
@@ -36,7 +36,7 @@ def at(loop: Loop, local: Address, namespace: int) -> list[Endpoint]:
 
 def _overlaps(endpoint: Endpoint, local: Address, namespace: int) -> bool:
     port = endpoint.port
-    is_other = port.local[0] != local[0] and (port.local[0] in _WILDCARDS or local[0] in _WILDCARDS)
+    is_other = port.local[0] != local[0] and (port.local[0] in WILDCARDS or local[0] in WILDCARDS)
     return is_other and len(port.local) == len(local) and port.namespace == namespace
 
 

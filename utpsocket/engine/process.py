@@ -20,7 +20,9 @@ from weakref import WeakValueDictionary
 
 from utpsocket.engine import farewell, outcomes, verbs, wire
 from utpsocket.engine.answer import Command
+from utpsocket.engine.bound import Bound
 from utpsocket.engine.bridge import EPOLLIN, EPOLLOUT
+from utpsocket.engine.endpoint import Endpoint
 from utpsocket.engine.exitflush import flush
 from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.identity import Identity, Role, Settings
@@ -196,6 +198,26 @@ class _Reply:
             self._serial = 0  # last: should that fail, it is all done again
 
 
+class AnnouncedPorts(Bound):
+    """The engine's ports by number, of which the application hears."""
+
+    def __init__(self, notices: Outbox) -> None:
+        super().__init__()
+        self._notices = notices
+
+    def add(self, endpoint: Endpoint) -> None:
+        """See Bound.add()."""
+        super().add(endpoint)
+        self._notices.put((0, wire.BOUND, endpoint.key))
+
+    def discard(self, endpoint: Endpoint) -> None:
+        """See Bound.discard()."""
+        was_bound = endpoint in self.get(endpoint.port.local[1], {})
+        super().discard(endpoint)
+        if was_bound:
+            self._notices.put((0, wire.FREE, endpoint.key))
+
+
 class Service:
     """Carries out what the application asks for. Everything but wait() is the engine's thread's."""
 
@@ -226,6 +248,7 @@ class Service:
         self._has_ended.acquire()
         control.setblocking(False)
         ServedIdentity.notices = Outbox(loop, notices)
+        loop.bound = AnnouncedPorts(ServedIdentity.notices)  # before there is any
         farewell.deputy = self._delegate
 
     def begin(self) -> None:

@@ -31,17 +31,20 @@ from functools import partial
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-from utpsocket.engine import collector, copies, farewell, outcomes, secret, verbs, wire
+from utpsocket.engine import collector, copies, farewell, outcomes, secret, taking, verbs, wire
 from utpsocket.engine.answer import Answer
 from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.forklock import ForkLock
 from utpsocket.engine.handlers import let_pass, or_none
 from utpsocket.engine.identity import Identity, Role
+from utpsocket.engine.ledger import Ledger
+from utpsocket.engine.names import Address
 from utpsocket.engine.native import Socket, allocate_lock, get_ident, new_reentrant_lock, sleep, start_thread
 from utpsocket.engine.originals import _socket, marshal, os, posix, random, signal
 from utpsocket.engine.poller import sleep_until_ready
 from utpsocket.engine.unaccepted import ResetUnaccepted
 from utpsocket.engine.watch import HoldersWatch
+from utpsocket.protocol import ConnectionStats, State
 
 _POLLIN: Final = 0x001
 _KEY_BITS: Final = 60
@@ -103,6 +106,31 @@ class _Callback:
         self._call()
 
 
+class _Figures:
+    """In the place of an Answer: what latest_figures() has asked for."""
+
+    __slots__ = ("_cookie", "_loop")
+
+    def __init__(self, loop: RemoteLoop, cookie: int) -> None:
+        self._loop = loop
+        self._cookie = cookie
+
+    def give(self, value: Any, error: BaseException | None) -> None:
+        self._loop.on_figures(self._cookie, None if error is not None else value)
+
+
+def _no_figures(identity: Identity) -> tuple[Any, ...]:
+    """What is known here of a connection of which the engine has told nothing yet."""
+    state = State.SYN_SENT if identity.role is Role.CONNECTING else State.CONNECTED
+    known = {"state": state.value, "peer": identity.peer}
+    return tuple(known.get(name, 0) for name in ConnectionStats.__slots__)
+
+
+def _new_key() -> int:
+    """Of a port, and none of the engine's own."""
+    return _system_random.getrandbits(_KEY_BITS) | 1 << _KEY_BITS
+
+
 class RemoteLoop:
     """What of Loop the application's side uses, spoken over the wire. Raises OSError where no process can be had."""
 
@@ -112,11 +140,13 @@ class RemoteLoop:
         self.holders_watch = HoldersWatch(announce=self._announce)
         self.is_alive = True
         self.listened: set[int] = set()  # at these port numbers this process has listened
-        self.own_ports: set[int] = set()  # keys of those that no two sockets have ever shared
         self.successor: dict[str, Any] = {}  # the engine that took this one's place, once it was gone
         self._serials = itertools.count(1)
-        self._answers: dict[int, Answer | _Callback] = {}
+        self._answers: dict[int, Answer | _Callback | _Figures] = {}
         self._served: dict[int, Identity] = {}  # by cookie: the engine will say when it is done with it
+        self.ledger = Ledger(self.holders_watch, lambda: list(self._served.values()))
+        self._figures: dict[int, tuple[Any, ...]] = {}  # by cookie, as last told
+        self._asked: set[int] = set()  # whose figures the engine has been asked for
         self._known: WeakValueDictionary[int, Identity] = WeakValueDictionary()  # whatever it ever spoke of
         self._reset_unaccepted = ResetUnaccepted()
         self._pending: deque[bytes] = deque()
@@ -210,12 +240,53 @@ class RemoteLoop:
         """As call(): what a thread of this process could do by itself, the engine's process must do."""
         return self.call(verb, *arguments, **named)
 
-    def adopt_port(self, udp_sock: Any, identity: Identity, *, reuse: bool, shares: bool) -> int:
+    def tell(self, verb: Callable[..., object], *arguments: Any) -> None:
+        """As Loop.tell(), which does it at once."""
+        self.post(verb, *arguments)
+
+    def adopt_port(self, udp_sock: Any, local: Address, identity: Identity, *, reuse: bool, shares: bool) -> int:
         """As the verb, without waiting for the engine: the key is made up here."""
-        key = _system_random.getrandbits(_KEY_BITS) | 1 << _KEY_BITS  # not one of the engine's own
-        self.own_ports.add(key)
+        key = _new_key()
+        self.ledger.add(key, local, identity, reuse=reuse, shares=shares)
         self.post(verbs.adopt_port_as, key, udp_sock, identity, reuse, shares)
         return key
+
+    def take_port(self, udp_sock: Any, local: Address, identity: Identity, *, reuse: bool, shares: bool) -> int:
+        """Have the engine bind a socket to an address that the kernel says is taken, by a port of ours, without waiting
+        for it. Returns the port's key; raises EADDRINUSE where it may not.
+        """
+        self.take_notices()
+        key = self.ledger.judge(local, identity.namespace, reuse=reuse, shares=shares) or _new_key()
+        self.ledger.add(key, local, identity, reuse=reuse, shares=shares)
+        self.post(taking.take_port, key, udp_sock, local, identity, reuse, shares, identity.namespace)
+        return key
+
+    def keep_port(self, udp_sock: Any, inode: int, identity: Identity, *, reuse: bool, shares: bool) -> None:
+        """As verbs.hold_again(), without waiting; where the port is gone the socket gets it anew."""
+        key, local = identity.endpoint, identity.bound
+        self.ledger.hold_again(key, inode, identity)
+        self.post(taking.keep_port, key, udp_sock, inode, local, identity, reuse, shares, identity.namespace)
+
+    def latest_figures(self, cookie: int) -> tuple[Any, ...]:
+        """The fields of this connection's ConnectionStats as the engine has last told, without waiting for it to tell
+        newer ones; it is asked for those. Raises ENOTCONN.
+        """
+        self.take_notices()
+        identity = self._served.get(cookie)
+        if identity is None or identity.transport != "utp":
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        if cookie not in self._asked:
+            self._asked.add(cookie)
+            serial = next(self._serials)
+            self._answers[serial] = _Figures(self, cookie)
+            self._request(serial, verbs.connection_figures, (cookie,), {})
+        return self._figures.get(cookie) or _no_figures(identity)
+
+    def on_figures(self, cookie: int, fields: tuple[Any, ...] | None) -> None:
+        """The engine has told them, or has no such connection."""
+        if fields is not None and cookie in self._served:
+            self._figures[cookie] = fields
+        self._asked.discard(cookie)
 
     def learn(self, identity: Identity) -> None:
         """The application has changed what the engine knows of a socket."""
@@ -228,6 +299,7 @@ class RemoteLoop:
     def _request(
         self, serial: int, verb: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
     ) -> None:
+        self.ledger.note(verb, arguments)
         plain: list[Any] = []
         socks: list[Any] = []
         sent = None
@@ -307,8 +379,13 @@ class RemoteLoop:
             identity.is_told = True
             identity.owner_pid = self.pid
             self._served[cookie] = self._known[cookie] = identity
+        elif name == wire.BOUND:
+            self.ledger.on_bound(value)
+        elif name == wire.FREE:
+            self.ledger.on_free(value)
         elif name == wire.GONE:
             gone = self._served.pop(cookie, None)
+            self._figures.pop(cookie, None)
             if gone is not None:
                 self._reset_unaccepted.remember(cookie, gone)
         else:

@@ -360,7 +360,7 @@ def _undo_when_flushed(loop: Loop, code: int, cookie: int, callback: Callable[[]
 def _endpoint(loop: Loop, key: int) -> Endpoint:
     endpoint = loop.endpoints.get(key)
     if endpoint is None:
-        raise _error(errno.ENETDOWN)  # of an engine that has ended, or closed by it
+        raise _error(errno.EADDRINUSE)  # another process has got it, and who has bound it did not wait (taking.py)
     return endpoint
 
 

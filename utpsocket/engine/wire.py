@@ -20,7 +20,7 @@ from functools import partial
 from types import FunctionType
 from typing import Any, Final
 
-from utpsocket.engine import verbs
+from utpsocket.engine import taking, verbs
 from utpsocket.engine.identity import Identity, Settings
 from utpsocket.engine.native import in_one_step
 from utpsocket.engine.originals import marshal
@@ -32,6 +32,8 @@ LEARN: Final = "learn"  # beside the verbs: the identity has changed
 WATCHED: Final = "watched"  # beside the verbs: which epoll has a socket, which the application has registered there
 STOP: Final = "stop"  # beside the verbs: end without a flush
 BORN: Final = "born"  # a notice: a listener's connection is about to be accepted
+BOUND: Final = "bound"  # a notice: the engine has the port of this key,
+FREE: Final = "free"  # and has it no more
 GONE: Final = "gone"  # a notice: there will be no more of this cookie
 FAREWELL: Final = 0  # the serial of no answer, but of a wish: write a byte as the user (farewell.py)
 WRITTEN_BY_ENGINE: Final = ("role", "error", "is_over", "is_reset", "is_after_eof", "transport", "local", "is_full")
@@ -42,8 +44,9 @@ _CLOEXEC: Final = getattr(stdlib, "MSG_CMSG_CLOEXEC", 0x40000000)
 
 VERBS: Final[dict[str, Callable[..., Any]]] = {
     name: verb
-    for name, verb in vars(verbs).items()
-    if isinstance(verb, FunctionType) and verb.__module__ == verbs.__name__ and not name.startswith("_")
+    for module in (verbs, taking)
+    for name, verb in vars(module).items()
+    if isinstance(verb, FunctionType) and verb.__module__ == module.__name__ and not name.startswith("_")
 }
 
 
