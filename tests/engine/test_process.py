@@ -247,6 +247,20 @@ with __import__("socket").socket(type=utpsocket.SOCK_DGRAM) as udp, utpsocket.so
         if errno_of(sock.listen) != "EINVAL":  # it has been told already
             until(lambda: errno_of(sock.accept) == "EADDRINUSE")
 """,
+    "a_default_timeout": """
+utpsocket.engine.shutdown()
+__import__("socket").setdefaulttimeout(0.001)
+with utpsocket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    listener.settimeout(10)
+    listener.listen()
+    with utpsocket.create_connection(listener.getsockname(), timeout=10) as client, listener.accept()[0] as server:
+        time.sleep(0.05)  # in which nobody tells anything
+        server.settimeout(10)
+        client.send(b"x")
+        assert server.recv(1) == b"x"
+        assert client.getsockopt(utpsocket.SOL_UTP, utpsocket.UTP_INFO).state == "connected"
+""",
     "calls_that_do_not_wait": """
 listener = utpsocket.create_server(("127.0.0.1", 0))
 client, server = pair()

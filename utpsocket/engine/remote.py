@@ -549,8 +549,10 @@ class RemoteLoop:
 
 
 def _socket_pair() -> tuple[Any, Any]:
-    ours, theirs = _socket.socketpair(_socket.AF_UNIX, wire.TYPE)
-    return _raised(ours), _raised(theirs)
+    ours, theirs = map(_raised, _socket.socketpair(_socket.AF_UNIX, wire.TYPE))
+    for end in (ours, theirs):
+        end.setblocking(True)  # whatever the program has said by setdefaulttimeout()
+    return ours, theirs
 
 
 def _raised(sock: Any) -> Any:
