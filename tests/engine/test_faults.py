@@ -18,7 +18,7 @@ import pytest
 
 import utpsocket
 from tests.faults import engine as faults
-from tests.faults import kernel
+from tests.faults import kernel, scenes
 from tests.sockets.network import eventually
 from utpsocket.engine import door, flush, native, remote, reports, running_engine, shutdown, verbs
 from utpsocket.engine import loop as loop_module
@@ -434,6 +434,22 @@ def test_a_fault_at_some_calls_of_the_engine_costs_one_connection() -> None:
     chosen = [next(point for point in found if f":{name}#" in point) for name in wanted]
     report = faults.inject(chosen, lambda *_: None)
     assert (report.points, report.failures) == (len(wanted), [])
+
+
+def test_no_stranger_is_met_where_a_scene_wants_tcp_alone() -> None:
+    """Else a client that may fall back connects to whoever listens at that UDP port, and the scene waits for ever."""
+    opened: list[Any] = []
+    with utpsocket.create_server(("127.0.0.1", 0)) as stranger:
+        addresses = [stranger.getsockname(), ("127.0.0.1", 0)]
+        listener = scenes.only_for_tcp(lambda: socket.create_server(addresses.pop(0)), opened)
+        assert not addresses
+        assert listener.getsockname() != stranger.getsockname()
+        for address in (listener.getsockname(), scenes.nobody(opened)):
+            with utpsocket.socket() as client, pytest.raises(ConnectionRefusedError):
+                client.connect(address)
+            with utpsocket.socket() as sock, pytest.raises(OSError, match="in use"):
+                sock.bind(address)
+    closed(*opened)
 
 
 def test_system_calls_that_fail_for_a_second() -> None:

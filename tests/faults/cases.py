@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import utpsocket
+from tests.faults.scenes import nobody
 from utpsocket import engine
 
 PATIENCE_S = 20.0  # only what fails waits for so long
@@ -207,11 +208,8 @@ class ConnectAgain(Connect):
 
     def prepare(self) -> None:
         super().prepare()
-        with self.module.socket() as other:
-            other.bind(LOCALHOST)
-            nobody = other.getsockname()
         self.sock.settimeout(None)  # then this connect() ends the attempt; with a timeout it is for the next to say so
-        assert self.sock.connect_ex(nobody) == errno.ECONNREFUSED
+        assert self.sock.connect_ex(nobody(self.owned)) == errno.ECONNREFUSED
         self.sock.settimeout(PATIENCE_S)
 
 
@@ -219,9 +217,7 @@ class ConnectRefused(Case):
     def prepare(self) -> None:
         self.sock = self.own(self.module.socket())
         self.sock.settimeout(PATIENCE_S)
-        with self.module.socket() as other:
-            other.bind(LOCALHOST)
-            self.address = other.getsockname()
+        self.address = nobody(self.owned)
 
     def call(self) -> None:
         assert self.sock.connect_ex(self.address) == errno.ECONNREFUSED

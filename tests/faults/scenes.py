@@ -79,6 +79,35 @@ def accepted(opened: list[Any], listener: Any, client: Any) -> tuple[Any, Any]:
     return client, server
 
 
+def only_for_tcp(make: Callable[[], Any], opened: list[Any]) -> Any:
+    """What this makes, a TCP socket at a port that the kernel chooses, where uTP is refused by ICMP, whatever other
+    programs of this machine do meanwhile: a UDP socket has the port, and hears nobody but itself.
+    """
+    while True:
+        tcp = make()
+        udp = stdlib.socket(type=stdlib.SOCK_DGRAM)
+        opened += tcp, udp
+        try:
+            udp.bind(tcp.getsockname())
+        except OSError as problem:
+            if problem.errno != errno.EADDRINUSE:
+                raise
+            continue  # somebody may listen there, whom a client would find
+        udp.connect(udp.getsockname())
+        return tcp
+
+
+def nobody(opened: list[Any]) -> Any:
+    """An address at which nobody listens, by TCP or by uTP, nor will."""
+
+    def bound() -> Any:
+        tcp = stdlib.socket()
+        tcp.bind(LOCAL)
+        return tcp
+
+    return only_for_tcp(bound, opened).getsockname()
+
+
 def accept(listener: Any, client: Any) -> Any:
     """The connection of this client; or the client's error, where it was reset before anybody could accept it."""
     poller = select.poll()
@@ -169,13 +198,11 @@ def scene_unread(opened: list[Any]) -> None:
 
 
 def scene_refused(opened: list[Any]) -> None:
-    with stdlib.socket(type=stdlib.SOCK_DGRAM) as udp:
-        udp.bind(LOCAL)
-        nobody = udp.getsockname()
+    address = nobody(opened)
     client = made()
     opened.append(client)
     try:
-        client.connect(nobody)
+        client.connect(address)
     except ConnectionRefusedError:
         return
     raise Wrong("connected to nobody")
@@ -288,15 +315,15 @@ def losses(call: Callable[..., Any], *arguments: Any) -> list[OSError]:
 
 
 def scene_fallback(opened: list[Any]) -> None:
-    with stdlib.create_server(LOCAL) as listener:
-        listener.settimeout(PATIENCE_S)
-        client = made(FallingBack)
-        opened.append(client)
-        client.connect(listener.getsockname())
-        server = accept(listener, client)
-        opened.append(server)
-        carry(client, server, BULK_BYTES)
-        carry(server, client, 50_000)
+    listener = only_for_tcp(lambda: stdlib.create_server(LOCAL), opened)
+    listener.settimeout(PATIENCE_S)
+    client = made(FallingBack)
+    opened.append(client)
+    client.connect(listener.getsockname())
+    server = accept(listener, client)
+    opened.append(server)
+    carry(client, server, BULK_BYTES)
+    carry(server, client, 50_000)
 
 
 def scene_both(opened: list[Any]) -> None:
