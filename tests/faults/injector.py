@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from utpsocket.engine import bridge, native, syscalls
+from utpsocket.engine import bridge, collector, native, syscalls
 
 PACKAGE = str(Path(syscalls.__file__).parents[1]) + os.sep
 Site = tuple[str, int, str]  # file below the package, line, what is called there
@@ -50,6 +50,7 @@ class Injector:
         self._code_names: dict[Any, str] = {}
         self._wrapped: set[str] = set()
         self._pending_errno = 0
+        collector._CAN_BE_TRACED = False  # type: ignore[misc]  # from 3.12 on the engine ends what traces its thread
         self._wrap_calls_of_ctypes()
 
     # ── the tester ──
