@@ -398,18 +398,13 @@ def _renew(sock: Any, identity: Identity) -> None:
     identity.is_port_new = False
     inode = identity.inode
     fd = sock.fileno()
-    duplicates = [other for other in farewell.fds_of(inode) if other != fd] if identity.has_duplicates else []
+    duplicates = _duplicates(identity, fd)
     identity.part()
     registry.forget(identity)
     pairing.renew(sock)
     options.restore(sock, identity)
     registry.register(sock, identity)
-    for other in duplicates:
-        try:
-            os.dup2(fd, other, inheritable=os.get_inheritable(other))
-        except OSError as error:
-            let_pass(error)
-            continue  # closed by another thread
+    _replace(duplicates, fd)
     identity.transport = "utp"
     identity.is_over = identity.is_reset = identity.is_gated = identity.is_told = False
     identity.is_after_eof = False
@@ -424,6 +419,21 @@ def _renew(sock: Any, identity: Identity) -> None:
         _hold_again(sock, identity, inode)
     identity.role = Role.FRESH
     identity.claim = None
+
+
+def _duplicates(identity: Identity, fd: int) -> list[int]:
+    """The other fds of this socket in this process, which mean something else once they are told apart."""
+    return [other for other in farewell.fds_of(identity.inode) if other != fd] if identity.has_duplicates else []
+
+
+def _replace(duplicates: list[int], fd: int) -> None:
+    """Have them mean what `fd` means now."""
+    for other in duplicates:
+        try:
+            os.dup2(fd, other, inheritable=os.get_inheritable(other))
+        except OSError as error:
+            let_pass(error)
+            continue  # closed by another thread
 
 
 def _left_of(local: Address | None, bound: Address | None) -> Address | None:
@@ -546,9 +556,11 @@ def _give_up_at_once(sock: Any, identity: Identity, loop: Loop | RemoteLoop) -> 
         return  # no fd left: then when the engine comes to it
     fresh.send(b"!")
     end.close()  # over an unread byte: ECONNRESET. unix(7)
+    duplicates = _duplicates(identity, sock.fileno())
     registry.forget(identity)
     replacement.put(fresh, sock)
     registry.register(sock, identity)
+    _replace(duplicates, sock.fileno())
 
 
 def apply_options(identity: Identity, *, at_once: bool, to_living: bool, is_nodelay: bool) -> None:
