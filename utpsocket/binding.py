@@ -34,14 +34,16 @@ def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: A
             if error.errno != errno.EADDRINUSE:
                 raise
         local, namespace = resolved(identity, address), identity.namespace
-        if isinstance(loop, RemoteLoop) and sock.gettimeout() == 0:
+        if isinstance(loop, RemoteLoop):
             try:
-                return _taken(sock, loop, identity, local, **named), local
+                if sock.gettimeout() == 0:
+                    return _taken(sock, loop, identity, local, **named), local
+                loop.judge(local, identity, **named)  # who is refused does not wait, either
             except OSError as error:
                 if is_last or error.errno != errno.EADDRINUSE:
                     raise
-            is_last = True
-            continue
+                is_last = True
+                continue
         try:
             key = loop.perform(verbs.share_port, local, identity, **named, namespace=namespace)
             if key:

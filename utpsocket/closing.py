@@ -41,7 +41,9 @@ def after_close(
     if loop is None or loop.caller_pid != os.getpid() or not loop.is_alive or sys.is_finalizing():
         return
     is_elsewhere = loop.pid != identity.owner_pid  # another process has connected it
-    if identity.role in (Role.FRESH, Role.LISTENING) or (identity.endpoint and (identity.is_over or is_elsewhere)):
+    # A bind() or listen() that has failed later than it returned leaves a socket that is bound all the same.
+    is_bound_only = identity.is_over or is_elsewhere or identity.role is Role.FAILED
+    if identity.role in (Role.FRESH, Role.LISTENING) or (identity.endpoint and is_bound_only):
         if identity.endpoint:
             # The port must be free when close() returns: the next bind may want it.
             # Where connections that nobody has accepted must be reset first, that is the engine's.

@@ -394,15 +394,15 @@ for _ in range(20):
     assert errno_of(server.recv, 1) == "ECONNRESET"
     server.close()
 client, server = pair()
-real = wire.send
-def send(*arguments):
+real = wire.send_data
+def send(*arguments, **named):
     raise OSError(errno.ENOBUFS, "no room")
-wire.send = send
+wire.send_data = send
 with utpsocket.socket() as sock:
     sock.settimeout(60)
     assert errno_of(sock.connect, server.getsockname()) == "ENOBUFS"
     assert sock.connect_ex(server.getsockname()) == errno.ENOBUFS
-    wire.send = real
+    wire.send_data = real
     assert errno_of(sock.connect, server.getsockname()) == "ECONNREFUSED"
 client.sendall(b"still there")
 assert server.recv(20) == b"still there"

@@ -131,6 +131,50 @@ with __import__("socket").socket(type=utpsocket.SOCK_DGRAM) as udp, utpsocket.so
         if errno_of(sock.listen) != "EINVAL":  # it has been told already
             until(lambda: errno_of(sock.accept) == "EADDRINUSE")
 """,
+    "many_calls_while_it_reads_nothing": """
+listener = utpsocket.create_server(("127.0.0.1", 0))
+client, server = pair()
+client.setblocking(False)
+listener.setblocking(False)
+pid = engine().pid
+os.kill(pid, signal.SIGSTOP)
+until(lambda: open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] == "T")
+COUNT = 300
+socks = []
+
+def calls():
+    for number in range(2 * COUNT):
+        client.setsockopt(utpsocket.IPPROTO_TCP, utpsocket.TCP_NODELAY, number % 2)
+    for number in range(COUNT):
+        sock = utpsocket.socket()
+        sock.setblocking(False)
+        assert sock.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+        socks.append(sock)
+        if number % 3 == 0:
+            socks.pop().close()
+
+caller = threading.Thread(target=calls)
+caller.start()
+caller.join(20)
+is_stuck = caller.is_alive()
+os.kill(pid, signal.SIGCONT)
+caller.join(10)
+assert not is_stuck, len(socks)
+client.setblocking(True)
+client.setsockopt(utpsocket.SOL_SOCKET, utpsocket.SO_SNDBUF, 65536)  # which waits for its turn
+client.settimeout(10)
+client.send(b"x")
+assert server.recv(1) == b"x"
+names = {sock.getsockname() for sock in socks}
+assert len(names) == COUNT * 2 // 3
+listener.settimeout(10)
+while names:
+    accepted, name = listener.accept()
+    names.discard(name)
+    accepted.close()
+threads = [open(f"/proc/self/task/{each}/comm").read().strip() for each in os.listdir("/proc/self/task")]
+assert "utpsocket-queue" not in threads
+""",
     "calls_that_do_not_wait": """
 listener = utpsocket.create_server(("127.0.0.1", 0))
 client, server = pair()

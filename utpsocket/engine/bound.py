@@ -24,6 +24,9 @@ class Bound(dict[int, "dict[Endpoint, None]"]):
             if self.get(number) is at_number:
                 break  # else it was empty, and another thread has thrown it away
 
+    def on_refused(self, key: int) -> None:
+        """Who has made up this key will have no such port."""
+
     def discard(self, endpoint: Endpoint) -> None:
         """Its address is free. Idempotent."""
         number = endpoint.port.local[1]

@@ -73,6 +73,7 @@ class Ledger:
             port = self._by_key.get(key)
             if port is not None and inode in port.holders:
                 port.holders[inode] = None
+                self._forget_if_free(port)
         elif verb is verbs.give_up_port:
             self._drop(arguments[0], arguments[1])
         elif verb is verbs.dial_from:
@@ -85,15 +86,16 @@ class Ledger:
 
     def hold_again(self, key: int, inode: int, identity: Identity) -> None:
         """The fd of a bound socket, until now `inode`, is another one."""
-        self._drop(key, inode)
         port = self._by_key.get(key)
         if port is not None:
+            port.holders.pop(inode, None)
             port.holders[identity.inode] = identity
 
     def _drop(self, key: int, inode: int) -> None:
         port = self._by_key.get(key)
         if port is not None:
             port.holders.pop(inode, None)
+            self._forget_if_free(port)
 
     # ── what the engine says ──
 
@@ -108,8 +110,11 @@ class Ledger:
         port = self._by_key.get(key)
         if port is not None:
             port.is_free = True
-            if not any(holder is not None for holder in list(port.holders.values())):
-                self._by_key.pop(key, None)
+            self._forget_if_free(port)
+
+    def _forget_if_free(self, port: KnownPort) -> None:
+        if port.is_free and not any(holder is not None for holder in list(port.holders.values())):
+            self._by_key.pop(port.key, None)
 
     # ── what may be done ──
 

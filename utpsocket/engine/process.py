@@ -210,6 +210,10 @@ class AnnouncedPorts(Bound):
         super().add(endpoint)
         self._notices.put((0, wire.BOUND, endpoint.key))
 
+    def on_refused(self, key: int) -> None:
+        """See Bound.on_refused()."""
+        self._notices.put((0, wire.FREE, key))
+
     def discard(self, endpoint: Endpoint) -> None:
         """See Bound.discard()."""
         was_bound = endpoint in self.get(endpoint.port.local[1], {})

@@ -42,6 +42,7 @@ from utpsocket.engine.names import Address
 from utpsocket.engine.native import Socket, allocate_lock, get_ident, new_reentrant_lock, sleep, start_thread
 from utpsocket.engine.originals import _socket, marshal, os, posix, random, signal
 from utpsocket.engine.poller import sleep_until_ready
+from utpsocket.engine.requests import Requests
 from utpsocket.engine.unaccepted import ResetUnaccepted
 from utpsocket.engine.watch import HoldersWatch
 from utpsocket.protocol import ConnectionStats, State
@@ -49,7 +50,6 @@ from utpsocket.protocol import ConnectionStats, State
 _POLLIN: Final = 0x001
 _KEY_BITS: Final = 60
 _END_SECONDS: Final = 1.0  # for a thread that takes notices: it may itself wait for an answer that will not come
-_ENDS: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ENOTSOCK)
 _MOST_TRIES: Final = 10
 _TRY_AGAIN_SECONDS: Final = 0.001
 _HIGH_FD: Final = 1_024  # out of the numbers that select() can watch
@@ -179,6 +179,7 @@ class RemoteLoop:
             control.close()
             notices.close()
         self._control_file = os.fstat(self._control.fileno())
+        self._requests = Requests(self._control, self._on_end)
         self._next_notice = partial(self._notices.recv, _NOTICE_BYTES, _socket.MSG_DONTWAIT)
         self._starting = allocate_lock()
         self.is_begun = False  # start() has returned
@@ -255,11 +256,15 @@ class RemoteLoop:
         """Have the engine bind a socket to an address that the kernel says is taken, by a port of ours, without waiting
         for it. Returns the port's key; raises EADDRINUSE where it may not.
         """
-        self.take_notices()
-        key = self.ledger.judge(local, identity.namespace, reuse=reuse, shares=shares) or _new_key()
+        key = self.judge(local, identity, reuse=reuse, shares=shares) or _new_key()
         self.ledger.add(key, local, identity, reuse=reuse, shares=shares)
         self.post(taking.take_port, key, udp_sock, local, identity, reuse, shares, identity.namespace)
         return key
+
+    def judge(self, local: Address, identity: Identity, *, reuse: bool, shares: bool) -> int:
+        """See Ledger.judge(), by all that the engine has told by now."""
+        self.take_notices()
+        return self.ledger.judge(local, identity.namespace, reuse=reuse, shares=shares)
 
     def keep_port(self, udp_sock: Any, inode: int, identity: Identity, *, reuse: bool, shares: bool) -> None:
         """As verbs.hold_again(), without waiting; where the port is gone the socket gets it anew."""
@@ -290,11 +295,11 @@ class RemoteLoop:
 
     def learn(self, identity: Identity) -> None:
         """The application has changed what the engine knows of a socket."""
-        self._send((0, wire.LEARN, [wire.identity_form(identity)], {}), [])
+        self._requests.put((0, wire.LEARN, [wire.identity_form(identity)], {}), [], [])
 
     def _announce(self, inode: int, index: int, gone: list[int], fds: list[int]) -> None:
         """Have the engine look for this socket among those of one epoll (watch.py)."""
-        self._send((0, wire.WATCHED, [inode, index, gone], {}), fds)
+        self._requests.put((0, wire.WATCHED, [inode, index, gone], {}), fds, [])
 
     def _request(
         self, serial: int, verb: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
@@ -317,11 +322,8 @@ class RemoteLoop:
                 sent = partial(value.setdefault, *verbs.CLAIM)
             else:
                 plain.append(value)
-        try:
-            self._send((serial, verb.__name__, plain, named), [sock.fileno() for sock in socks], sent)
-        finally:
-            for sock in socks:
-                sock.close()
+        fds = [sock.fileno() for sock in socks]
+        self._requests.put((serial, verb.__name__, plain, named), fds, socks, sent)
 
     def _introduced(self, identity: Identity, *, is_dialed: bool) -> Identity:
         if identity.record is None:
@@ -331,14 +333,6 @@ class RemoteLoop:
         if is_dialed:
             self._served[identity.cookie] = identity
         return identity
-
-    def _send(self, request: object, fds: list[int], sent: Callable[[], Any] | None = None) -> None:
-        try:
-            wire.send(self._control, request, fds, sent)
-        except OSError as error:
-            if error.errno not in _ENDS:
-                raise  # no memory for it, say: the engine lives, and has not heard of it
-            self._on_end()
 
     # ── what the engine says ──
 
@@ -515,7 +509,7 @@ class RemoteLoop:
     def stop(self) -> None:
         """End the engine's process, once it has closed everything it owns."""
         self._is_stopping = True
-        self._send((0, wire.STOP, [], {}), [])
+        self._requests.put((0, wire.STOP, [], {}), [], [])
         self._has_ended.acquire()
         self._has_ended.release()
         self._close()

@@ -79,12 +79,14 @@ def keep_port(
         take_port(loop, key, udp_sock, local, identity, reuse, shares, namespace)
 
 
-def _undo(loop: Loop, code: int, *arguments: Any) -> None:
+def _undo(loop: Loop, code: int, key: int, *arguments: Any) -> None:
     """It is not bound, and its next call says so."""
     identity = next(argument for argument in arguments if isinstance(argument, Identity))
     verbs.unhold(loop, identity.inode)
+    if key not in loop.endpoints:
+        loop.bound.on_refused(key)
     identity.error = code
     identity.role = Role.FAILED
 
 
-verbs.UNDO[take_port] = verbs.UNDO[keep_port] = _undo
+verbs.UNDO[take_port] = verbs.UNDO[keep_port] = verbs.UNDO[verbs.adopt_port_as] = _undo

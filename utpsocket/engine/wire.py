@@ -15,6 +15,7 @@ Any thread may call. Sources: unix(7) SCM_RIGHTS, SOCK_SEQPACKET; CPython's Doc/
 from __future__ import annotations
 
 import array
+import errno
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import FunctionType
@@ -37,6 +38,8 @@ FREE: Final = "free"  # and has it no more
 GONE: Final = "gone"  # a notice: there will be no more of this cookie
 FAREWELL: Final = 0  # the serial of no answer, but of a wish: write a byte as the user (farewell.py)
 WRITTEN_BY_ENGINE: Final = ("role", "error", "is_over", "is_reset", "is_after_eof", "transport", "local", "is_full")
+
+ENDS: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ENOTSOCK)  # of the other process
 
 _MAX_FDS: Final = 4
 _ANCILLARY_BYTES: Final = stdlib.CMSG_SPACE(4 * _MAX_FDS)
@@ -93,9 +96,20 @@ def send(sock: Any, message: Any, fds: list[int] | tuple[int, ...] = (), sent: C
 
     sent   a partial() of a function in C, called in one step with the sending
     """
-    data = marshal.dumps(message)
+    send_data(sock, marshal.dumps(message), fds, sent)
+
+
+def send_data(
+    sock: Any,
+    data: bytes,
+    fds: list[int] | tuple[int, ...] = (),
+    sent: Callable[[], Any] | None = None,
+    *,
+    flags: int = 0,
+) -> None:
+    """The same of a message that has been made bytes of."""
     ancillary = [(stdlib.SOL_SOCKET, stdlib.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    send_it = partial(sock.sendmsg, [data], ancillary, stdlib.MSG_NOSIGNAL)
+    send_it = partial(sock.sendmsg, [data], ancillary, stdlib.MSG_NOSIGNAL | flags)
     if sent is None:
         send_it()
     else:
