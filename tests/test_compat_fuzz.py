@@ -131,6 +131,7 @@ NARROW = {
         "a",
         [
             ("connect", "None", "raises ConnectionRefusedError ECONNREFUSED"),
+            ("connect", "raises ConnectionAbortedError ECONNABORTED", "raises ConnectionRefusedError ECONNREFUSED"),
             (LOOK + "connect", "OUT, 0 unread", "IN|OUT|ERR|HUP|RDHUP, 0 unread"),
         ],
         [("connect", "None", "raises TimeoutError"), ("connect", "raises OSError EINVAL", "None")],
@@ -159,13 +160,16 @@ NARROW = {
         ],
     ),
     "a program that was started": (
-        [*PAIR, "h1 = start()", 'h1.do("b.recv(5)")'],
-        "b",
+        [*PAIR, "h1 = start()", 'h1.do("c.recv(5)")'],
+        "c",
         [
             ("in a child: recv", "b''", "raises ConnectionResetError ECONNRESET"),
             ("in a child: send", "raises ConnectionResetError ECONNRESET", "raises BrokenPipeError EPIPE"),
+            ("in a child: connect", "raises OSError EINVAL", "raises OSError EISCONN"),
+            ("in a child: shutdown", "raises OSError ENOTCONN", "None"),
         ],
         [
+            ("in a child: connect", "raises OSError EINVAL", "None"),
             ("in a child: send", "raises BrokenPipeError EPIPE", "raises ConnectionResetError ECONNRESET"),
             ("in a child: recv", "b'x'", "raises ConnectionResetError ECONNRESET"),
             ("in a child: recv", "b''", "raises TimeoutError"),
@@ -175,9 +179,14 @@ NARROW = {
     "a program that was started takes": (
         [*PAIR, "h1 = start()", 'h1.do("c.recv(5)")', "c.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)"],
         "c",
-        [("getsockopt(SO_ERROR)", "0", "104"), ("recv", "b''", "raises ConnectionResetError ECONNRESET")],
+        [
+            ("getsockopt(SO_ERROR)", "0", "104"),
+            ("recv", "b''", "raises ConnectionResetError ECONNRESET"),
+            ("connect", "raises OSError EISCONN", "None"),
+        ],
         [
             ("getsockopt(SO_ERROR)", "104", "0"),
+            ("connect", "None", "raises OSError EISCONN"),
             ("in a child: recv", "b''", "raises BrokenPipeError EPIPE"),
             ("recv", "b'x'", "raises ConnectionResetError ECONNRESET"),
         ],
@@ -249,6 +258,16 @@ NARROW = {
             ("sendall", "None", "raises TimeoutError"),
         ],
     ),
+    "a TCP sender": (
+        [*PAIR, "fill(b)", "c.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20000)", "b.close()", "drain(c)"],
+        "c",
+        [("drain", "empty", "end of file")],
+        [
+            ("drain", "end of file", "empty"),
+            ("drain", "empty", "raises ConnectionResetError ECONNRESET"),
+            ("recv", "raises TimeoutError", "b''"),
+        ],
+    ),
     "TIOCOUTQ": (
         [*PAIR, "unsent(a)"],
         "a",
@@ -313,6 +332,24 @@ NARROW = {
         [("connect", "None", "raises TimeoutError"), ("connect", "raises TimeoutError", "raises OSError EINVAL")],
     ),
 }
+
+
+def test_a_listener_that_was_shut_down_has_no_name_for_a_program() -> None:
+    lines = [
+        PAIR[0],
+        "a.listen()",
+        "d = a.dup()",
+        "d.shutdown(socket.SHUT_RD)",
+        "h1 = start()",
+        "h1.do(\"a.send(b'x')\")",
+    ]
+    kind = Kind("in a child: send", "raises BrokenPipeError EPIPE", "raises OSError ENOTCONN")
+    for fewer, is_expected in (
+        (lines, True),
+        (lines[:3] + lines[4:], False),
+        ([*lines[:3], *lines[4:], lines[3]], False),
+    ):
+        assert (without_expected(fewer, Difference(kind, len(fewer) - 1, "a")) is not None) == is_expected, fewer
 
 
 def test_who_has_shut_down_both_halves_does_not_hear_of_it_first() -> None:

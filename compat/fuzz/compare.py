@@ -147,7 +147,10 @@ def examine(seed: int, number: int) -> Finding:
 
 
 def shorten(lines: list[str], found: Difference) -> tuple[list[str], Difference]:
-    """Fewer lines that differ in the same way: those after the difference go, then ever smaller pieces."""
+    """Fewer lines that differ in the same way, and as little as they must: those after the difference go, then ever
+    smaller pieces.
+    """
+    is_expected = _is_expected(lines, found)
     lines = lines[: found.line + 1]
     size = max(1, len(lines) // 2)
     while size:
@@ -157,11 +160,17 @@ def shorten(lines: list[str], found: Difference) -> tuple[list[str], Difference]
             fewer = lines[:begin] + lines[start + size :]
             if fewer and len(fewer) < len(lines):
                 tried = _differs_likewise(fewer, found.kind)
-                if tried is not None:
+                if tried is not None and _is_expected(fewer, tried) == is_expected:
                     lines, found = fewer[: tried.line + 1], tried
             start = min(start, len(lines) - 1) - size
         size //= 2
     return lines, found
+
+
+def _is_expected(lines: list[str], found: Difference) -> bool:
+    from compat.fuzz.expected import without_expected
+
+    return without_expected(lines, found) is not None
 
 
 def _differs_likewise(lines: list[str], kind: Kind) -> Difference | None:

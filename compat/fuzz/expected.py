@@ -58,9 +58,14 @@ class Case:
                 return True
         return False
 
+    def names_of(self, name: str) -> str:
+        """A regular expression for the names that have meant this socket."""
+        names = {name}.union(*(group for group in self._same if name in group))
+        return f"\\b[{''.join(sorted(names))}]"
+
     def is_listener(self, name: str) -> bool:
         """Whether this socket has listened."""
-        return any(re.search(rf"\b{name}\.listen\(", line) for line in self.lines)
+        return any(re.search(rf"{self.names_of(name)}\.listen\(", line) for line in self.lines)
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,7 @@ _NOTHING_THERE: Final = ("raises BlockingIOError EAGAIN", "raises TimeoutError")
 _NOT_CONNECTED: Final = ("raises OSError ENOTCONN", "raises BrokenPipeError EPIPE", "raises OSError EINVAL")
 _CONNECTED: Final = ("None", "0", "raises BlockingIOError EINPROGRESS", "115", "raises OSError EISCONN", "106")
 _REFUSED: Final = ("raises ConnectionRefusedError ECONNREFUSED", "111", "raises ConnectionAbortedError ECONNABORTED")
+_ABORTED: Final = ("raises ConnectionAbortedError ECONNABORTED", "103")  # after shutdown()
 _SMALL_BACKLOG: Final = r"\.listen\((?:0|1|-1|5)\)"
 
 
@@ -147,7 +153,7 @@ def _is_own_peer(case: Case, name: str) -> bool:
         return case.is_of(name) and "HUP" not in _flags(tcp) and "HUP" in _flags(utp)
     if case.kind.call.startswith("meanwhile"):
         return utp.replace(repr(_REFUSED[0]), "None") == tcp
-    return tcp in _CONNECTED and utp in _REFUSED
+    return tcp in (*_CONNECTED, *_ABORTED) and utp in _REFUSED
 
 
 def _is_shut_elsewhere(case: Case, name: str) -> bool:
@@ -167,12 +173,19 @@ def _is_unknown(case: Case, holder: str, name: str) -> bool:
     begun = next((index for index, line in enumerate(case.lines) if line.startswith(f"{holder} = start(")), None)
     if begun is None or not case.is_of(name):
         return False
-    if any(re.match(rf"{name}(\.listen\(|, _ = )", line) for line in case.lines[:begun]):
+    its = case.names_of(name)
+    has_name = False
+    for line in case.lines[:begun]:
+        if re.search(rf"{its}(\.listen\(|, _ = )", line):
+            has_name = True
+        elif re.search(rf"{its}\.shutdown\(", line) and any(re.search(rf"{its}\.listen", each) for each in case.lines):
+            has_name = False  # no longer a listener: another socket is in its place
+    if has_name:
         return False
     if case.kind.utp.startswith("raises TypeError") or "connect" in case.kind.call:
         # Its class takes no such address, and knows of itself none but "".
         return case.kind.call.endswith("connect") and case.kind.utp.startswith(("raises TypeError", _NOT_CONNECTED[2]))
-    if case.kind.tcp == "b''" and any(re.search(rf"\b{name}\.shutdown\(", line) for line in case.lines):
+    if case.kind.tcp == "b''" and any(re.search(rf"{its}\.shutdown\(", line) for line in case.lines):
         return "recv" in case.kind.call and case.kind.utp in _NOT_CONNECTED  # TCP's own is at its end
     return case.kind.tcp in _NOT_CONNECTED and case.kind.utp in (*_NOT_CONNECTED, "None", "b''")
 
@@ -188,17 +201,24 @@ def _is_untold(case: Case, holder: str, name: str) -> bool:
         return _flags(tcp) - _flags(utp) == {"ERR"} and _flags(utp) < _flags(tcp)
     if call.startswith("in a child: send"):
         return (tcp, utp) == ("raises ConnectionResetError ECONNRESET", "raises BrokenPipeError EPIPE")
-    return call == "in a child: connect" and (tcp, utp) == ("None", "raises OSError EISCONN")
+    others = ("None", "raises OSError EINVAL", *_REFUSED)
+    if call == "in a child: shutdown":
+        return not case.is_listener(name) and (tcp, utp) == ("raises OSError ENOTCONN", "None")
+    return call == "in a child: connect" and tcp in others and utp == "raises OSError EISCONN"
 
 
 def _is_taken(case: Case, holder: str, name: str) -> bool:
-    """Whether the error that a program has been told of is told here once more."""
+    """Whether the error that a program has been told of is told here once more; or that the connection stands, which
+    after a program's shutdown() is told no more.
+    """
     if not any(line.startswith(f"{holder} = start(") for line in case.lines) or not case.is_of(name):
         return False
     twice = (
         ("0", "104"),
         ("b''", "raises ConnectionResetError ECONNRESET"),
         ("raises BrokenPipeError EPIPE", "raises ConnectionResetError ECONNRESET"),
+        ("raises OSError EISCONN", "None"),
+        ("106", "0"),
     )
     return not case.kind.call.startswith("in a child: ") and (case.kind.tcp, case.kind.utp) in twice
 
@@ -210,13 +230,14 @@ def _is_replaced(case: Case, holder: str, name: str) -> bool:
     begun = next((index for index, line in enumerate(case.lines) if line.startswith(f"{holder} = ")), None)
     if begun is None or not case.is_of(name):
         return False
+    its = case.names_of(name)
     call, tcp, utp = case.kind.call, case.kind.tcp, case.kind.utp
+    is_shut = any(re.search(rf"{its}\.shutdown\(", line) for line in case.lines[begun:-1])
     own = [line for line in case.lines[begun:] if not line.startswith("h")]
-    is_shut = any(re.search(rf"\b{name}\.shutdown\(", line) for line in own)
-    again = any(re.search(rf"\b{name}\.(connect|listen)", line) for line in own)
-    attempts = sum(re.search(rf"\b{name}\.connect", line) is not None for line in case.lines)
+    again = any(re.search(rf"{its}\.(connect|listen)", line) for line in own)
+    attempts = sum(re.search(rf"{its}\.connect", line) is not None for line in case.lines)
     if _is_look(case.kind):
-        was_shut = any(re.search(rf"\b{name}\.shutdown\(", line) for line in case.lines)
+        was_shut = any(re.search(rf"{its}\.shutdown\(", line) for line in case.lines)
         causes = {
             "connect": attempts > 1 or was_shut,
             "listen": was_shut,
@@ -271,6 +292,14 @@ def _is_divided(case: Case, name: str) -> bool:
     if case.kind.call == "unread":
         return utp.isdecimal() and (tcp == "many" or (tcp.isdecimal() and 0 < int(utp) < int(tcp)))
     return _is_look(case.kind) and _flags(tcp) == _flags(utp) and 0 < _unread(utp) < _unread(tcp)
+
+
+def _is_still_coming(case: Case, name: str) -> bool:
+    """Whether uTP has brought all, and TCP not yet, to a socket with a small buffer whose peer had filled it."""
+    if not any("fill(" in line for line in case.lines):
+        return False
+    is_its = case.is_of(name) or case.was_accepted_from(name)
+    return is_its and (case.kind.call, case.kind.tcp, case.kind.utp) == ("drain", "empty", "end of file")
 
 
 def _is_unprobed(case: Case, name: str) -> bool:
@@ -383,17 +412,17 @@ EXPECTED: Final = (
         is_at_once=True,
     ),
     Expected(
-        r"(h\d)\.do\(\"(\w)\.(?:recv|connect|send)",
+        r"(h\d)\.do\(\"(\w)\.(?:recv|connect|send|shutdown)",
         "a program that was started has but the kernel's word on a connection: after the peer's end of file that of a "
-        "reset, and of connect() none, which says once more over TCP that the connection stands; and of a reset "
-        "send() says EPIPE, as over TCP after an end of file",
+        "reset, and of connect() none, which over TCP says once more that the connection stands, or how it ended, as "
+        "does shutdown(); and of a reset send() says EPIPE, as over TCP after an end of file",
         _is_untold,
         is_at_once=True,
     ),
     Expected(
-        r"(h\d)\.do\(\"(\w)\.(?:recv|getsockopt)",
-        "a program that was started takes the error of a connection from the kernel, and nobody tells the process that "
-        "it was made in",
+        r"(h\d)\.do\(\"(\w)\.(?:recv|getsockopt|shutdown)",
+        "a program that was started takes the error of a connection from the kernel, or shuts it down, and nobody "
+        "tells the process that it was made in",
         _is_taken,
     ),
     Expected(
@@ -450,6 +479,12 @@ EXPECTED: Final = (
         "a buffer that the program sets is the pair's and the engine's together, and FIONREAD is the kernel's word on "
         "the pair",
         _is_divided,
+    ),
+    Expected(
+        r"(\w)\.setsockopt\(socket\.SOL_SOCKET, socket\.SO_RCVBUF",
+        "a TCP sender whose segments are larger than the window probes it a few times a second, and drain() does not "
+        "wait for that",
+        _is_still_coming,
     ),
     Expected(
         r"(\w)\.shutdown\(socket\.SHUT_RD\)",
