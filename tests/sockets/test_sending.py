@@ -327,6 +327,7 @@ def held_bytes(
 
 
 BUFFERS = [(0, 0), (65_536, 0), (65_536, 65_536), (0, 65_536), (4_096, 4_096), (0, 4_096), (4_096, 0)]
+BUFFERS += [(8_192, 8_192), (16_384, 16_384), (1 << 20, 1 << 20)]
 
 
 @pytest.mark.parametrize(("send_buffer", "receive_buffer"), BUFFERS)

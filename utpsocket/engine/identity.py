@@ -15,7 +15,7 @@ from utpsocket.engine import outcomes
 from utpsocket.engine.names import Address
 from utpsocket.protocol.keepalive import SIGN_OF_LIFE_SECONDS
 
-_SMALL_BUFFER_BYTES: Final = 384
+_PIECE_BYTES: Final = 640
 
 
 class Role(Enum):
@@ -92,10 +92,11 @@ def half_buffer(option_bytes: int) -> int:
 
 
 def window_bytes(option_bytes: int) -> int:
-    """What uTP's own of these two buffers holds; 0 for the default. Somewhat more than half: with the pair's, which the
-    kernel counts with its bookkeeping, that is about what TCP holds, and small ones take a packet more.
+    """What uTP's own of these two buffers holds; 0 for the default. More than half: with the pair's, which the kernel
+    counts with its bookkeeping, it is at most half as much again as TCP's. Of the smallest it is less, where a pair
+    takes a whole piece of the program's, however small its buffer is.
     """
-    return option_bytes * 5 // 8 + _SMALL_BUFFER_BYTES if option_bytes else 0
+    return option_bytes * 3 // 4 - _PIECE_BYTES if option_bytes else 0
 
 
 class Identity:
