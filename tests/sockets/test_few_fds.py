@@ -315,3 +315,39 @@ def test_a_server_at_its_limit_hangs_up_on_everybody_else(
     served, refused, _ = told
     assert int(served) >= limit // 5  # each costs two fds
     assert int(served) + int(refused) == clients
+
+
+# Between any two lines of ours that run while no number is left, something takes the one that there is for a moment.
+TAKER = """
+import ctypes, os, resource, socket, sys
+from functools import partial
+import {module}
+from {module}.engine import highfd
+from {module}.engine.native import Socket
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+highfd.prepare()
+try:
+    while True:
+        os.dup(0)
+except OSError:
+    pass
+duplicate, taken, made = ctypes.PyDLL(None).dup, [], []
+
+def take(*_):
+    taken.append(duplicate(0))
+
+for _ in range(3):
+    sys.setprofile(take)
+    try:
+        made.append(highfd.with_room(partial(Socket, socket.AF_UNIX, socket.SOCK_STREAM, 0), is_for_accept=True))
+    finally:
+        sys.setprofile(None)
+print(len(made), {*taken})
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_NOFILE as Linux has it")
+def test_the_program_does_not_get_the_number_that_is_kept_for_a_connection(tmp_path: Path) -> None:
+    """Its accept(), called in the same moment, would take it for good, and the next connection would wait for ever."""
+    assert run("utp", tmp_path / "taker.py", program=TAKER) == "3 {-1}\n"

@@ -31,7 +31,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from utpsocket.engine.handlers import let_pass, or_none
-from utpsocket.engine.native import SOCK_NONBLOCK, Socket, allocate_lock, epoll, poll
+from utpsocket.engine.native import SOCK_CLOEXEC, SOCK_NONBLOCK, Socket, allocate_lock, epoll, made_instead, poll
 from utpsocket.engine.originals import os, resource
 from utpsocket.engine.originals import socket as stdlib
 
@@ -321,9 +321,8 @@ def with_room(make: Callable[[], _T], *, is_for_accept: bool = False) -> _T:
         if kept.fileno() >= limit:
             _kept.appendleft(kept)
             continue
-        Socket.close(kept)
         try:
-            made = make()
+            made = _made_instead(kept, make)
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
@@ -334,6 +333,16 @@ def with_room(make: Callable[[], _T], *, is_for_accept: bool = False) -> _T:
         return _raised_already(made)  # type: ignore[no-any-return]
     beyond: Any = _beyond_limit(make, limit + 1)
     return _raised_already(beyond) if isinstance(beyond, Socket) else beyond  # type: ignore[no-any-return]
+
+
+def _made_instead(kept: HighSocket, make: Callable[[], _T]) -> _T:
+    """make() after closing a kept fd. A number that the program takes in between, as accept() and open() may, is lost
+    for good, and without any no connection can be handed over: so a plain socket is made in one step.
+    """
+    if isinstance(make, partial) and make.func is Socket and not make.keywords and SOCK_CLOEXEC:
+        return made_instead(kept, *make.args)  # type: ignore[no-any-return]
+    Socket.close(kept)
+    return make()
 
 
 def _is_last_number(limit: int) -> bool:

@@ -92,7 +92,7 @@ _libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 _MSG_DONTWAIT = 0x40
 _O_NONBLOCK = os.O_NONBLOCK
 _AF_UNIX, _SOCK_STREAM = socket.AF_UNIX, socket.SOCK_STREAM
-_SOCK_CLOEXEC = getattr(socket, "SOCK_CLOEXEC", 0)
+SOCK_CLOEXEC = int(getattr(socket, "SOCK_CLOEXEC", 0))
 SOCK_NONBLOCK = int(socket.SOCK_NONBLOCK)
 _dropped = ctypes.create_string_buffer(1 << 16)
 
@@ -191,6 +191,18 @@ def in_one_step(*calls: Callable[[], Any]) -> list[Any]:
     return list(map(_call, calls))
 
 
+def made_instead(old: Any, family: int, kind: int, protocol: int = 0) -> Any:
+    """A new socket after closing an old one, whose number no other thread is given the time to take: only one that was
+    within a system call already may be faster. Raises OSError.
+    """
+    opened = iter(partial(_libc.socket, family, kind | SOCK_CLOEXEC, protocol), -1)
+    owned = map(partial(Socket, family, kind, protocol), opened)
+    made = in_one_step(partial(old.detach), partial(_libc.close, old.fileno()), partial(next, owned, None))[2]
+    if made is None:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return made
+
+
 def connect_at_once(fd: int, name: bytes) -> int:
     """Connect an AF_UNIX socket, which may block, to an abstract name without waiting for room in the listener's queue;
     the errno, or 0. unix(7).
@@ -218,7 +230,7 @@ def accepted_at_once(fd: int, flags: int = 0) -> Any:
     down. None where there is none, and ctypes.get_errno() says why. `flags`: SOCK_NONBLOCK.
     """
     made = Socket.__new__(Socket)
-    fds = iter(partial(_libc.accept4, fd, None, None, _SOCK_CLOEXEC | flags), -1)
+    fds = iter(partial(_libc.accept4, fd, None, None, SOCK_CLOEXEC | flags), -1)
     own = partial(Socket.__init__, made, _AF_UNIX, _SOCK_STREAM | flags, 0)
     return made if next(map(own, fds), False) is None else None
 
