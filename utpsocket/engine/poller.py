@@ -166,7 +166,8 @@ def sleep_until_ready(hold: Hold, fds: list[tuple[int, int]], timeout: float) ->
     """Sleep until poll() would say something of one of these (fd, events), or `timeout` seconds; negative: for ever. It
     may be for nothing.
     """
-    levels = ctypes.create_string_buffer(b"".join(_POLLFD.pack(fd, events, 0) for fd, events in fds))
+    # As one char: every length of a ctypes array is a type, which is made, and left to the collector, each time.
+    levels = ctypes.c_char.from_buffer(bytearray(b"".join(_POLLFD.pack(fd, events, 0) for fd, events in fds) + b"\0"))
     hold.sleep(_libc.poll, (ctypes.byref(levels), len(fds), _ms(timeout)))
 
 
