@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from utpsocket import binding, options, pairing, registry, replacement
 from utpsocket.engine import engine, farewell, names, running_engine, serving_pid, verbs
+from utpsocket.engine.gates import may_be_reset
 from utpsocket.engine.handlers import let_pass, suppress_errnos
 from utpsocket.engine.highfd import with_room
 from utpsocket.engine.identity import Identity, Role
@@ -523,11 +524,13 @@ def _is_hung_up(sock: Any, identity: Identity) -> bool:
 
 
 def catch_up(sock: Any, identity: Identity) -> None:
-    """Have the engine take in what has arrived: a peer's reset just before must be known to who asks now. A socket that
-    does not block is told what is known already, since nothing else can be had without waiting for the engine.
+    """Have the engine take in what has arrived, if that may be a peer's reset: it must be known to who asks now. A
+    socket that does not block is told what is known already, since nothing else can be had without waiting.
     """
     loop = own_engine(identity)
-    if loop is not None and sock.gettimeout() != 0:
+    if loop is None or sock.gettimeout() == 0:
+        return
+    if isinstance(loop, RemoteLoop) or may_be_reset(loop, identity.cookie):
         loop.call(verbs.catch_up, identity.cookie)
 
 

@@ -332,6 +332,10 @@ def test_who_asks_for_the_peer_knows_of_its_reset(net: Net) -> None:
         net.reset(client)
         with raises_errno(errno.ENOTCONN):
             server.getpeername()
+        client, server = net.pair()
+        net.reset(server)
+        with raises_errno(errno.ENOTCONN):
+            client.getpeername()
     listener = net.listener()
     for _ in range(10):
         client = net.fresh()
@@ -340,6 +344,12 @@ def test_who_asks_for_the_peer_knows_of_its_reset(net: Net) -> None:
         net.reset(client)
         with raises_errno(errno.ENOTCONN):
             net.accept(listener).getpeername()
+    client = net.fresh()
+    client.connect(listener.getsockname())
+    client.getpeername()
+    listener.close()
+    with raises_errno(errno.ENOTCONN):
+        client.getpeername()
 
 
 # -- copies ---------------------------------------------------------------------------------------------------

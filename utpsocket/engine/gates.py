@@ -8,14 +8,15 @@ an acceptor that has had no proof yet will have it, or end, and any other connec
 In one step means: without giving the GIL away. Whoever does without (C code, another process that the engine serves)
 finds the connect complete first, as TCP's initiator is.
 
-Only the engine's thread calls.
+Only the engine's thread calls, may_be_reset() and polls() apart.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utpsocket.engine.faults import RETRY_US
+from utpsocket.engine.native import poll
 from utpsocket.protocol import State
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
 
 _MAPPED = "::ffff:"
+_POLLIN = 0x001
+_POLLERR = 0x008
+_POLLHUP = 0x010
 
 
 class Gates:
@@ -90,6 +94,38 @@ def acceptor_of(bridge: Bridge, bound: Bound) -> Bridge | None:
             if endpoint.port.namespace == bridge.endpoint.port.namespace:
                 return acceptor
     return None
+
+
+def may_be_reset(loop: Loop, cookie: int) -> bool:
+    """Whether a reset, or an error, may have come for this connection, or may just have been made by this process, that
+    its user has not been told of. Any thread.
+
+    Where the other side is in this process and still open, nothing but it could have made one. Where it is not,
+    whatever waits in the port may be one, also behind data. An acceptor's initiator cannot be found by its address.
+    """
+    bridge = loop.bridges.get(cookie)
+    if bridge is None or cookie in loop.relays or bridge.connection.state is State.CLOSED:
+        return True
+    endpoint = bridge.endpoint
+    if not bridge.connection.is_initiator or endpoint.peers is not None:
+        return True
+    acceptor = acceptor_of(bridge, loop.bound)
+    if acceptor is not None:
+        end = acceptor.end
+        return end is None or acceptor.connection.state is State.CLOSED or polls(end, _POLLHUP)
+    is_waiting = polls(endpoint.port.sock, _POLLIN | _POLLERR)
+    owner = loop.owner  # looked at in this order: the thread takes from a port while it works for it
+    return is_waiting or owner is endpoint or owner is bridge or loop.bridges.get(cookie) is not bridge
+
+
+def polls(sock: Any, events: int) -> bool:
+    """Whether the kernel has one of these to say of this socket, or it was closed just now. Any thread."""
+    fd = sock.fileno()
+    if fd < 0:
+        return True
+    poller = poll()
+    poller.register(fd, events)
+    return bool(poller.poll(0))
 
 
 def _is_half_known(bridge: Bridge, bound: Bound) -> bool:

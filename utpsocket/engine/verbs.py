@@ -15,10 +15,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from utpsocket.engine import counts, farewell, namespaces, neighbours
-from utpsocket.engine.bridge import EPOLLHUP, Bridge
+from utpsocket.engine.bridge import EPOLLHUP, EPOLLIN, Bridge
 from utpsocket.engine.door import Door
 from utpsocket.engine.endpoint import CLOSER, Endpoint, apply_settings
 from utpsocket.engine.fallback import Attempt
+from utpsocket.engine.gates import polls
 from utpsocket.engine.handlers import let_pass
 from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity, Role
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
 
 _LAST_ACKS: Final = 2  # beside the first
+_MOST_RECEIVES: Final = 16  # at once: a flooded port always has more
 
 
 _unix_socket: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0)
@@ -506,7 +508,10 @@ def catch_up(loop: Loop, cookie: int) -> None:
     """Take in whatever the network has brought for this connection by now: kernel TCP would have done so by itself."""
     bridge = loop.bridges.get(cookie)
     if bridge is not None:
-        bridge.endpoint.receive(now=loop.now)
+        for _ in range(_MOST_RECEIVES):  # each may leave off after the first small datagram
+            bridge.endpoint.receive(now=loop.now)
+            if not polls(bridge.endpoint.port.sock, EPOLLIN):
+                break
         if bridge.endpoint.peers is not None:
             bridge.endpoint.peers.receive(bridge.connection.addr)
         loop.settle_now(bridge)
