@@ -62,16 +62,16 @@ def after_close(
         if identity.is_shut_down:
             loop.post(verbs.look, identity.cookie)
         return
-    if acquire is None or (not seconds and not is_blocking):
-        if not seconds:
-            _tell(loop.post, verbs.look, identity.cookie)
+    if not seconds:
+        _tell(loop.post, verbs.look, identity.cookie)  # a reset: TCP's close() does not wait for anything either
+        return
+    if acquire is None:
         return
     _tell(loop.call, verbs.look, identity.cookie)
-    if seconds:
-        flushed = allocate_lock()
-        flushed.acquire()
-        if _tell(loop.post, verbs.when_flushed, identity.cookie, flushed.release) is not _UNHEARD:
-            acquire(flushed, seconds)
+    flushed = allocate_lock()
+    flushed.acquire()
+    if _tell(loop.post, verbs.when_flushed, identity.cookie, flushed.release) is not _UNHEARD:
+        acquire(flushed, seconds)
 
 
 class AtEnd:

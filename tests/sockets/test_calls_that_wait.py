@@ -165,6 +165,31 @@ def test_a_port_is_shared_by_the_rules_without_the_engine() -> None:
     run(calls)
 
 
+def test_calls_on_blocking_sockets_that_wait_for_nothing_over_tcp_either() -> None:
+    """Event loops are given sockets that still block, and ask for their names before they change that."""
+    with utpsocket.create_server(LOCALHOST) as listener, utpsocket.create_connection(listener.getsockname()) as client:
+        server, _ = listener.accept()
+
+        def calls(done: list[str]) -> None:
+            assert client.getpeername() == listener.getsockname()
+            with client.dup() as copy:
+                assert copy.getpeername() == listener.getsockname()
+            with pytest.raises(OSError) as refused:
+                listener.getpeername()
+            assert refused.value.errno == errno.ENOTCONN
+            done.append("getpeername")
+            assert client.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR) == 0
+            done.append("SO_ERROR")
+            client.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+            done.append("close with a reset")
+
+        with server:
+            run(calls)
+            with pytest.raises(ConnectionResetError):
+                server.recv(1)
+
+
 def test_calls_on_connecting_and_connected_sockets() -> None:
     with pair() as (listener, client, server), utpsocket.socket() as waiting:
         waiting.connect(listener.getsockname())  # for accept() below
