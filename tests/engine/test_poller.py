@@ -280,6 +280,30 @@ def test_what_is_watched_while_the_engine_asks_anew_is_watched() -> None:
         assert poller.poll(10) == [(one.fileno(), select.EPOLLIN)]
 
 
+RESET_BEHIND_DATA = """
+import errno, socket, struct, utpsocket
+listener = utpsocket.create_server(("127.0.0.1", 0))
+for _ in range(200):
+    client = utpsocket.create_connection(listener.getsockname())
+    client.sendall(b"x")
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    with listener.accept()[0] as server:
+        try:
+            print(server.getpeername())
+        except OSError as error:
+            assert error.errno == errno.ENOTCONN
+"""
+
+
+def test_who_asks_for_the_peer_knows_of_its_reset_behind_data() -> None:
+    """Of one in ten, both were unread, and of the port's two datagrams one was taken."""
+    environment = {**os.environ, "UTPSOCKET_POLLER": "poll"}
+    command = [sys.executable, "-c", RESET_BEHIND_DATA]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 class Failing:
     """A poll object that has no memory left to register anything."""
 
