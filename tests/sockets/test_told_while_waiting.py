@@ -144,9 +144,8 @@ def test_a_reset_reaches_whoever_waits_to_send(net: Net, way: Way, buffer_bytes:
     is_told(net, way, buffer_bytes)
 
 
+@pytest.mark.parametrize("net", ["utp"], indirect=True)
 def test_an_engine_in_a_process_says_so_as_well(net: Net) -> None:
-    if net.name == "tcp":
-        pytest.skip("it has no engine")
     script = f"""
 from {__name__} import CASES, Net, is_told, poll_after_a_fin
 for case in CASES:
