@@ -15,7 +15,7 @@ from utpsocket.engine import outcomes
 from utpsocket.engine.names import Address
 from utpsocket.protocol.keepalive import SIGN_OF_LIFE_SECONDS
 
-_PIECE_BYTES: Final = 640
+_PIECE_BYTES: Final = 1_600
 
 
 class Role(Enum):
