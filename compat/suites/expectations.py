@@ -37,6 +37,13 @@ EXPECTED: Final = (
         cause="DID NOT RAISE",
     ),
     Expectation(
+        "asyncssh.test_stream._TestStream.test_async_iterator",
+        "the echoed lines and the end of the channel must have come before the last line is asked for: over kernel TCP"
+        " they are there within send(), a thread delivers the one before the other is written",
+        sometimes=True,
+        cause="IndexError: pop from empty list",
+    ),
+    Expectation(
         "tornado.test.iostream_test.TestIOStreamSSL.test_inline_read_error",
         "closes the server's descriptor once the client's TLS handshake is done and expects the server's to be over:"
         " kernel TCP delivers the last message within send(), a thread a moment later",

@@ -219,6 +219,13 @@ LIBRARIES: Final = (
         ("pytest.ini",),
     ),
     Library(
+        "asyncssh",
+        "2.24.1",
+        ("asyncssh[bcrypt,fido2,ifaddr,pyOpenSSL]", "aiofiles", "pytest", "setuptools"),
+        ("tests",),
+        ("tests",),
+    ),
+    Library(
         "websocket-client",
         "1.9.2",
         ("pytest", "python-socks", "websockets", "wsaccel"),
