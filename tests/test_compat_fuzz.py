@@ -352,6 +352,20 @@ def test_a_listener_that_was_shut_down_has_no_name_for_a_program() -> None:
         assert (without_expected(fewer, Difference(kind, len(fewer) - 1, "a")) is not None) == is_expected, fewer
 
 
+def test_a_child_connects_from_another_port_where_its_parent_has_bound() -> None:
+    lines = [*PAIR[:2], "a.listen()", PAIR[3], 'b.bind(("127.0.0.1", 0))', "h1 = fork()"]
+    lines += ['h1.do("b.connect(a.getsockname())")', "c, _ = a.accept()"]
+    address = "('socket(2, 1, 0, timeout=0.06)', ('127.0.0.1', 'port'))"
+    for fewer, utp, is_expected in (
+        (lines, address, True),
+        (lines[:4] + lines[5:], address, False),  # which is not bound
+        (lines[:5] + lines[7:], address, False),  # by whom it was bound
+        (lines, "raises TimeoutError", False),
+    ):
+        found = Difference(Kind("accept", address, utp), len(fewer) - 1, "a")
+        assert (without_expected(fewer, found) is not None) == is_expected, fewer
+
+
 def test_who_has_shut_down_both_halves_does_not_hear_of_it_first() -> None:
     lines, _, must, _ = NARROW["who has shut down both"]
     for socket, is_expected in (("b", True), ("c", False)):

@@ -256,8 +256,13 @@ def _is_replaced(case: Case, holder: str, name: str) -> bool:
 
 
 def _is_port_elsewhere(case: Case, holder: str, name: str) -> bool:
-    """Whether listen() is refused to one process, of a socket that another one has bound."""
+    """Whether listen() is refused to one process, of a socket that another one has bound; or what it connects there
+    comes from another port.
+    """
     call, tcp, utp = case.kind.call.removeprefix("in a child: "), case.kind.tcp, case.kind.utp
+    if tcp == utp:  # but for the number
+        is_bound = any(re.search(rf"{case.names_of(name)}\.bind\(", line) for line in case.lines)
+        return is_bound and call in ("accept", "getpeername", "getsockname") and "'port'" in tcp
     return case.is_of(name) and (call, tcp, utp) == ("listen", "None", "raises OSError EADDRINUSE")
 
 
@@ -433,8 +438,9 @@ EXPECTED: Final = (
         is_at_once=True,
     ),
     Expected(
-        r"(h\d)\.do\(\"(\w)\.(?:listen|bind)\(",
-        "a port is of the engine of that process which has bound it, and another process's engine cannot listen there",
+        r"(h\d)\.do\(\"(\w)\.(?:listen|bind|connect)\(",
+        "a port is of the engine of that process which has bound it, and another process's engine cannot listen there, "
+        "nor connect from there",
         _is_port_elsewhere,
     ),
     Expected(
