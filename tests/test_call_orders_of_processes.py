@@ -202,6 +202,33 @@ h1 = start()
 h1.do("b.send(b'y')")
 h1.do("b.send(b'y')")
 """,
+    "a reset of what a child has connected, and its parent alone has still": LISTENER
+    + """
+b = socket.socket()
+h1 = fork()
+h1.do("b.connect(a.getsockname())")
+c, _ = a.accept()
+h1.do("b.close()")
+c.close()
+b.send(b"x")
+b.recv(5)
+b.send(b"x")
+""",
+    "or its sibling": LISTENER
+    + """
+b = socket.socket()
+h1 = fork()
+h2 = fork()
+h1.do("b.connect(a.getsockname())")
+c, _ = a.accept()
+h1.do("b.close()")
+b.close()
+c.close()
+h2.do("b.send(b'x')")
+h2.do("polled(b)")
+h2.do("b.send(b'x')")
+h2.do("b.recv(5)")
+""",
     "a program knows that its connection stands": PAIR
     + """
 h1 = start()

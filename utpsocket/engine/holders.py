@@ -1,11 +1,12 @@
-"""A user's fd that only other processes hold: those that this one was forked into, or has started and given it to.
+"""A user's fd that only other processes hold: those that this one was forked into, or has started and given it to; and
+where this one was forked off, those that it was forked off by, and their others.
 
 Separate because another process's fds are the kernel's affair. A program in C, or a Python without this library, that
 was handed a connection (a CGI script's standard input, a forked worker's epoll) knows of a reset only what the kernel
 says, and that takes one byte written through the fd itself (farewell.py). pidfd_getfd(2) lends it to whoever may trace
-the holder: the same user, and where Yama restricts that (ptrace_scope 1) an ancestor; root in any case. So only the
-descendants of this process are looked at. Where it is not to be had, processes that know the library still find the
-errno in their table (outcomes.py).
+the holder: the same user, and where Yama restricts that (ptrace_scope 1) an ancestor; root in any case. So only these
+are looked at, and none that has nothing to do with this one. Where it is not to be had, processes that know the library
+still find the errno in their table (outcomes.py).
 
 To look through the fds of many processes takes time, and whoever makes connections end could make us look again and
 again: a bounded part of the time is spent on it.
@@ -64,6 +65,16 @@ class _Budget:
 
 
 _budget: Final = _Budget()
+_parent_pid = 0  # of the process that this one was forked off by
+
+
+def _after_fork_in_child() -> None:
+    global _parent_pid
+    _parent_pid = os.getppid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def peer_inode(fd: int) -> int:
@@ -99,7 +110,7 @@ def borrowed(inode: int) -> Copy | None:
     since_ns = time.monotonic_ns()
     try:
         wanted = f"socket:[{inode}]"
-        for pid in _descendants():
+        for pid in _relatives():
             for number in _fds(pid, wanted):
                 sock = _duplicate(pid, number, inode)
                 if sock is not None:
@@ -109,9 +120,11 @@ def borrowed(inode: int) -> Copy | None:
         _budget.spend(since_ns)
 
 
-def _descendants() -> Iterator[int]:
-    """The processes that this one has started, and theirs, as far as their parents live."""
-    waiting = [os.getpid()]
+def _relatives() -> Iterator[int]:
+    """The processes that this one has started, and theirs, as far as their parents live; the same of the process that
+    this one was forked off by, and that one.
+    """
+    waiting = [_parent_pid if _parent_pid and _parent_pid == os.getppid() else os.getpid()]
     for _ in range(_MOST_PROCESSES):
         if not waiting:
             return
