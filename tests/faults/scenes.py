@@ -360,11 +360,13 @@ class Play:
     def __init__(self) -> None:
         self.victims: list[str] = []
         self.wrong: list[str] = []
+        self.scene = ""  # the one that is played
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         for scene in SCENES:
+            self.scene = scene.__name__
             try:
                 with closing_all() as opened:
                     scene(opened)

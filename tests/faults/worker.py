@@ -124,9 +124,11 @@ class Stage:
         innocents.wrong.clear()
         innocents.begin(most_wait_s)
         ends_at = time.monotonic() + seconds
-        play = Play()
-        if not play.ended(4 * PATIENCE_S):
-            return {"has_fired": True, "wrong": ["the play hangs", *play.wrong], "is_lost": True}
+        play, started_at = Play(), time.monotonic()
+        while not play.ended(1) and not innocents.is_over(4 * PATIENCE_S, since=started_at):
+            pass
+        if not play.ended(0):
+            return {"has_fired": True, "wrong": [f"the play hangs in {play.scene}", *play.wrong], "is_lost": True}
         time.sleep(max(0.0, ends_at - time.monotonic()))
         late = innocents.stuck()
         if not loop.is_alive or running_engine() is not loop:
