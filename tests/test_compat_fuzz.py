@@ -132,9 +132,14 @@ NARROW = {
         [
             ("connect", "None", "raises ConnectionRefusedError ECONNREFUSED"),
             ("connect", "raises ConnectionAbortedError ECONNABORTED", "raises ConnectionRefusedError ECONNREFUSED"),
+            ("getsockopt(SO_ERROR)", "0", "111"),
             (LOOK + "connect", "OUT, 0 unread", "IN|OUT|ERR|HUP|RDHUP, 0 unread"),
         ],
-        [("connect", "None", "raises TimeoutError"), ("connect", "raises OSError EINVAL", "None")],
+        [
+            ("connect", "None", "raises TimeoutError"),
+            ("connect", "raises OSError EINVAL", "None"),
+            ("getsockopt(SO_ERROR)", "111", "0"),
+        ],
     ),
     "an AF_UNIX socket that has": (
         CHILD,
