@@ -44,7 +44,7 @@ EXPECTED: Final = (
         cause="IndexError: pop from empty list",
     ),
     Expectation(
-        "tornado.test.iostream_test.TestIOStreamSSL.test_inline_read_error",
+        "tornado.test.iostream_test.TestIOStreamSSL*.test_inline_read_error",
         "closes the server's descriptor once the client's TLS handshake is done and expects the server's to be over:"
         " kernel TCP delivers the last message within send(), a thread a moment later",
         sometimes=True,
