@@ -349,7 +349,7 @@ def check_what_is_held(net: Net, send_buffer: int, receive_buffer: int, *, piece
         over_tcp = held_bytes(reference, send_buffer, receive_buffer, piece_bytes=piece_bytes)
     finally:
         reference.close()
-    assert held_bytes(net, send_buffer, receive_buffer, piece_bytes=piece_bytes) <= 1.6 * over_tcp
+    assert held_bytes(net, send_buffer, receive_buffer, piece_bytes=piece_bytes) <= 1.5 * over_tcp
 
 
 @pytest.mark.parametrize("net", ["utp"], indirect=True)
