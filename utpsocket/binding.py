@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from utpsocket import options
-from utpsocket.engine import names, namespaces, verbs
+from utpsocket.engine import names, namespaces, neighbours, verbs
 from utpsocket.engine.highfd import raise_fd
 from utpsocket.engine.identity import Identity
 from utpsocket.engine.loop import Loop
@@ -117,10 +117,9 @@ def _adopted(
     udp = udp_beside(sock, identity)
     try:
         if is_over:
-            udp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, True)
-        udp.bind(address)
-        if is_over:
-            udp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, False)
+            neighbours.bind_over(udp, address)
+        else:
+            udp.bind(address)
         local: Address = udp.getsockname()
         if identity.family == stdlib.AF_INET6 and local[0].startswith("ff"):
             raise _error(errno.EINVAL)  # as TCP's, though not for IPv4

@@ -25,7 +25,7 @@ class Bound(dict[int, "dict[Endpoint, None]"]):
                 break  # else it was empty, and another thread has thrown it away
 
     def on_refused(self, key: int) -> None:
-        """Who has made up this key will have no such port."""
+        """There will be no port of this key, which an application in another process has chosen (process.py)."""
 
     def discard(self, endpoint: Endpoint) -> None:
         """Its address is free. Idempotent."""

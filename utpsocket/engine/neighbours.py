@@ -8,13 +8,13 @@ moment of bind(). They say it no longer than that: afterwards it would let stran
 From then on the kernel brings what comes to the single address to the port that is bound to it, whichever of the two
 the packet is for. So what is not for a port may be for its neighbour. Each sends by a socket of its own.
 
-is_left(), make_way() and join(): any thread. The rest: the engine's only. Sources: Linux net/ipv4/udp.c
+is_left(), make_way(), bind_over() and join(): any thread. The rest: the engine's only. Sources: Linux net/ipv4/udp.c
 (udp_lib_get_port, compute_score), net/ipv4/inet_connection_sock.c (inet_csk_bind_conflict).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.handlers import suppress_errnos
 from utpsocket.engine.names import Address
@@ -59,6 +59,13 @@ def make_way(endpoint: Endpoint, is_open: bool) -> None:
     """Let the kernel bind another socket over this one's address, or no more."""
     with suppress_errnos():  # closed by now: it is in nobody's way
         endpoint.port.sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, is_open)
+
+
+def bind_over(udp_sock: Any, address: Any) -> None:
+    """Bind a UDP socket over ports that have made way. Raises OSError."""
+    udp_sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, True)
+    udp_sock.bind(address)
+    udp_sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, False)
 
 
 def join(loop: Loop, endpoint: Endpoint) -> None:

@@ -11,11 +11,10 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any, Final
 
-from utpsocket.engine import verbs
+from utpsocket.engine import neighbours, verbs
 from utpsocket.engine.identity import Identity, Role
 from utpsocket.engine.names import Address
 from utpsocket.engine.originals import os
-from utpsocket.engine.originals import socket as stdlib
 
 if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
@@ -52,10 +51,9 @@ def take_port(
         if reuse:
             way = verbs.make_way(loop, local, namespace=namespace)
         if way:
-            udp_sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, True)
-        udp_sock.bind(local)
-        if way:
-            udp_sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, False)
+            neighbours.bind_over(udp_sock, local)
+        else:
+            udp_sock.bind(local)
         verbs.adopt_port(loop, udp_sock, identity, reuse=reuse, shares=shares, key=key)
     finally:
         verbs.close_way(loop, way, key)
