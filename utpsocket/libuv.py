@@ -14,6 +14,7 @@ import os
 import socket as stdlib
 import sys
 from collections.abc import Callable, Iterable
+from types import TracebackType
 from typing import Any, Final
 
 from utpsocket import exchange
@@ -135,62 +136,39 @@ class Methods:
 
     async def sock_recv(self: Any, sock: Any, n: int) -> bytes:
         """As asyncio's sock_recv()."""
-        try:
-            data: bytes = await _base().sock_recv(self, sock, n)
-        except RuntimeError as error:
-            word_as_of_tcp(error)
-            raise
-        return data
+        with _worded_as_of_tcp():
+            return bytes(await _base().sock_recv(self, sock, n))
 
     async def sock_recv_into(self: Any, sock: Any, buf: Any) -> int:
         """As asyncio's sock_recv_into()."""
-        try:
-            count: int = await _base().sock_recv_into(self, sock, buf)
-        except RuntimeError as error:
-            word_as_of_tcp(error)
-            raise
-        return count
+        with _worded_as_of_tcp():
+            return int(await _base().sock_recv_into(self, sock, buf))
 
     async def sock_accept(self: Any, sock: Any) -> tuple[Any, Any]:
         """As asyncio's sock_accept()."""
-        try:
-            made: tuple[Any, Any] = await _base().sock_accept(self, sock)
-        except RuntimeError as error:
-            word_as_of_tcp(error)
-            raise
-        return made
+        with _worded_as_of_tcp():
+            conn, address = await _base().sock_accept(self, sock)
+        return conn, address
 
     def add_reader(self: Any, fileobj: Any, callback: Any, *args: Any) -> None:
         """As asyncio's add_reader()."""
-        try:
+        with _worded_as_of_tcp():
             _base().add_reader(self, fileobj, callback, *args)
-        except RuntimeError as error:
-            word_as_of_tcp(error)
-            raise
 
     def add_writer(self: Any, fileobj: Any, callback: Any, *args: Any) -> None:
         """As asyncio's add_writer()."""
-        try:
+        with _worded_as_of_tcp():
             _base().add_writer(self, fileobj, callback, *args)
-        except RuntimeError as error:
-            word_as_of_tcp(error)
-            raise
 
     def remove_reader(self: Any, fileobj: Any) -> bool:
         """As asyncio's remove_reader()."""
-        try:
+        with _worded_as_of_tcp():
             return bool(_base().remove_reader(self, fileobj))
-        except RuntimeError as error:
-            word_as_of_tcp(error)
-            raise
 
     def remove_writer(self: Any, fileobj: Any) -> bool:
         """As asyncio's remove_writer()."""
-        try:
+        with _worded_as_of_tcp():
             return bool(_base().remove_writer(self, fileobj))
-        except RuntimeError as error:
-            word_as_of_tcp(error)
-            raise
 
     async def start_tls(self: Any, transport: Any, protocol: Any, sslcontext: Any, **named: Any) -> Any:
         """As asyncio's start_tls()."""
@@ -199,6 +177,19 @@ class Methods:
             return await base.start_tls(self, transport, protocol, sslcontext, **named)
         inner = await base.start_tls(self, transport.inner, protocol, sslcontext, **named)
         return Transport(inner, transport.view)
+
+
+class _worded_as_of_tcp:  # a context manager, named as contextlib's
+    """A RuntimeError that uvloop raises within says what it would over TCP."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if isinstance(error, RuntimeError):
+            word_as_of_tcp(error)
 
 
 def _base() -> Any:
