@@ -72,6 +72,7 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
                 loop.tell(verbs.unhold, identity.inode)
         elif isinstance(error, OSError) and error.errno == errno.EADDRINUSE:  # and nothing was bound
             identity.local = _left_of(identity.local, None)  # of what is closed; Linux forgets the address before
+            identity.bound = identity.bound and UNBOUND[identity.family]  # though not that there was one
         raise
 
 
@@ -413,6 +414,9 @@ def _renew(sock: Any, identity: Identity) -> None:
     identity.shut_halves = 0
     identity.held = None
     identity.error = 0
+    if identity.peer is not None and identity.local is not None and identity.bound == UNBOUND[identity.family]:
+        # bind() has given it an address, and a later bind() that failed took it away: that of the attempt is its own.
+        identity.bound = (identity.local[0], 0, *identity.local[2:])
     identity.local = _left_of(identity.local, identity.bound)
     identity.peer = None
     identity.cookie = names.new_cookie() if identity.endpoint else 0  # the engine may still speak of the old one
