@@ -59,7 +59,7 @@ def after_close(
         return
     seconds = identity.settings.linger_seconds
     if seconds is None:
-        if identity.is_shut_down:
+        if identity.is_shut_down or (identity.shut_halves == 3 and isinstance(loop, Loop)):  # since its birth, say
             loop.post(verbs.look, identity.cookie)
         return
     if not seconds:

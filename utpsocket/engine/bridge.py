@@ -61,6 +61,7 @@ class Bridge:
         "_has_finished_input",
         "_has_said_reset",
         "_has_recheck",
+        "_hung_up_by_us",
         "_is_deaf",
         "_is_hung_up",
         "_is_retrying",
@@ -139,6 +140,7 @@ class Bridge:
         self._has_recheck = False  # whether a socket that was shut down is closed will be asked again
         self._is_deaf = False  # the kernel takes nothing more for the user: it is held, or dropped
         self._is_hung_up = False
+        self._hung_up_by_us = False  # a hang-up is not the user's, so far: our end was shut down at birth
         self._is_told = False  # the kernel has said that there is something, and it has not been read yet
         self._may_have_ended = False  # the kernel has said so: what is read may be followed by the end of file
         self._is_rude = False  # the user closed with bytes unread
@@ -155,11 +157,13 @@ class Bridge:
 
     def shut_at_birth(self, halves: int, *, now: int) -> None:
         """Whoever listens had shut its socket down before it listened: what it accepts is shut down as well."""
+        self.identity.shut_halves = halves
         if halves & 1:
             self.end.shutdown(stdlib.SHUT_WR)
         if halves & 2:
             self.end.shutdown(stdlib.SHUT_RD)
             self._has_finished_input = True
+            self._hung_up_by_us = halves == 3
             self.connection.finish(now=now)
             self.endpoint.loop.touch(self)
 
@@ -340,6 +344,10 @@ class Bridge:
                 self.endpoint.loop.call_at(now + _RECHECK_US, self._recheck)
             return
         self._ask_if_rude()
+        if self._hung_up_by_us and not self._is_rude:
+            # What is told from now on is the user's close or shutdown(), or that nobody will ever accept: that is rude.
+            self._hung_up_by_us = False
+            return
         if self._is_rude or identity.held:
             connection.reset_after_flush(now=now)
         linger = self.identity.settings.linger_seconds
@@ -488,12 +496,12 @@ class Bridge:
         """
         connection = self.connection
         count = sum(map(len, views))
-        if self._is_hung_up or self.identity.shut_halves & 1 == 0:
-            connection.delivered(count, now=now)  # nobody can
-            return
-        if self._has_finished_input:
+        if self._has_finished_input and self.identity.shut_halves & 1:
             connection.delivered(count, now=now)
             connection.reset_after_flush(errno.ECONNRESET, now=now)
+            return
+        if self._is_hung_up or self.identity.shut_halves & 1 == 0:
+            connection.delivered(count, now=now)  # nobody can
             return
         held = self.identity.held
         if held is None:
