@@ -357,6 +357,53 @@ def test_a_listener_that_was_shut_down_has_no_name_for_a_program() -> None:
         assert (without_expected(fewer, Difference(kind, len(fewer) - 1, "a")) is not None) == is_expected, fewer
 
 
+PROGRAMS_SEND = Kind("in a child: send", "raises BrokenPipeError EPIPE", "raises OSError ENOTCONN")
+CORKS = Kind(LOOK + "sendmsg", "OUT, 0 unread", "IN|OUT, 1 unread")
+CORKING = "b.sendmsg([b'x'], [], socket.MSG_MORE)"
+SENDS = "h1.do(\"c.send(b'x')\")"
+REUSED = {
+    # lines, the socket at which what differs, and whether it must
+    "a name that a program finds means another socket now": (
+        [*PAIR, "c = socket.socket()", "h1 = start()", SENDS],
+        "c",
+        PROGRAMS_SEND,
+        True,
+    ),
+    "or did only later": ([*PAIR, "h1 = start()", "c = socket.socket()", SENDS], "c", PROGRAMS_SEND, False),
+    "or of its duplicate": (
+        [*PAIR, "d = c.dup()", "c = socket.socket()", "h1 = start()", SENDS.replace("c.send", "d.send")],
+        "d",
+        PROGRAMS_SEND,
+        False,
+    ),
+    "a name has been a duplicate of both ends": (
+        [*PAIR, "d = c.dup()", "f = b.dup()", "f = d.dup()", CORKING],
+        "c",
+        CORKS,
+        True,
+    ),
+    "what is corked is not seen at its own end": (
+        [*PAIR, "f = c.dup()", "f = b.dup()", CORKING],
+        "f",
+        CORKS,
+        False,
+    ),
+    "a detached one is the same socket": (
+        [*PAIR, "f = b.dup()", "f = socket.socket(fileno=f.detach())", CORKING],
+        "f",
+        CORKS,
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REUSED)
+def test_the_table_knows_which_socket_a_name_means(name: str) -> None:
+    lines, socket, kind, is_expected = REUSED[name]
+    found = Difference(kind, len(lines) - 1, socket)
+    assert (without_expected(lines, found) is not None) == is_expected
+
+
 def test_a_child_connects_from_another_port_where_its_parent_has_bound() -> None:
     lines = [*PAIR[:2], "a.listen()", PAIR[3], 'b.bind(("127.0.0.1", 0))', "h1 = fork()"]
     lines += ['h1.do("b.connect(a.getsockname())")', "c, _ = a.accept()"]
@@ -369,6 +416,14 @@ def test_a_child_connects_from_another_port_where_its_parent_has_bound() -> None
     ):
         found = Difference(Kind("accept", address, utp), len(fewer) - 1, "a")
         assert (without_expected(fewer, found) is not None) == is_expected, fewer
+
+
+def test_what_a_deaf_listener_accepts_is_deaf() -> None:
+    lines = [PAIR[0], "a.shutdown(socket.SHUT_RD)", *PAIR[2:5], 'b.send(b"x")', PAIR[5], "c.recv(5)"]
+    must = NARROW["an AF_UNIX socket that was"][2][0]
+    for socket, is_expected in (("c", True), ("b", False)):
+        found = Difference(Kind(LOOK + "recv", *must[1:]), len(lines) - 1, socket)
+        assert (without_expected(lines, found) is not None) == is_expected
 
 
 def test_who_has_shut_down_both_halves_does_not_hear_of_it_first() -> None:

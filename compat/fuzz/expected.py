@@ -14,33 +14,60 @@ from typing import Final
 
 from compat.fuzz.compare import Difference, Kind
 
+_NAME: Final = re.compile(r"\b[a-f]\b(?![\"'])")  # of a socket; the b of b"x" is none
+_FIRST_LETTER: Final = 0x0410  # which no line has: Cyrillic
+
 
 class Case:
-    """A difference, and the lines up to it."""
+    """A difference, and the lines up to it.
+
+    lines    with one letter for each socket: a duplicate has that of its original, and a name that is given to another
+             socket has another one from then on, but not in a child that was there before
+    socket   at which the difference shows
+    """
 
     def __init__(self, lines: list[str], found: Difference) -> None:
-        self.lines = lines[: found.line + 1]
         self.kind: Kind = found.kind
-        self.line = lines[found.line]
-        self.socket = found.socket
-        self._same = self._duplicates()
+        self.lines: list[str] = []
+        self._count = 0
+        self._letters: dict[str, str] = {}
+        children: dict[str, dict[str, str]] = {}
+        for text in lines[: found.line + 1]:
+            child = re.match(r"(h\d)( = )?", text)
+            if child is not None and child[2]:
+                children[child[1]] = dict(self._letters)
+            known = children.get(child[1], self._letters) if child is not None else self._letters
+            self.socket = self._letter(known, found.socket)
+            self.lines.append(self._with_letters(text, known))
+        self.line = self.lines[-1]
+        if _is_look(self.kind):
+            self.socket = self._letter(self._letters, found.socket)
 
-    def _duplicates(self) -> list[set[str]]:
-        """The names that have meant one socket, at whatever time."""
-        groups: list[set[str]] = []
-        for line in self.lines:
-            made = re.match(r"(\w) = (\w)\.dup\(\)", line)
-            if made is not None:
-                joined = set(made.groups())
-                for group in [each for each in groups if each & joined]:
-                    joined |= group
-                    groups.remove(group)
-                groups.append(joined)
-        return groups
+    def _letter(self, known: dict[str, str], name: str) -> str:
+        if name not in known:
+            known[name] = chr(_FIRST_LETTER + self._count)
+            self._count += 1
+        return known[name]
+
+    def _with_letters(self, text: str, known: dict[str, str]) -> str:
+        def lettered(part: str) -> str:
+            return _NAME.sub(lambda name: self._letter(known, name[0]), part)
+
+        made = re.match(r"([a-f])((?:, _)? = )(.*)", text)
+        if made is None:
+            return lettered(text)
+        name, between, expression = made.groups()
+        same = re.match(r"(?:socket\.socket\(fileno=)?([a-f])\.(?:dup|detach)\(", expression)
+        called = lettered(expression)
+        if same is not None:
+            known[name] = known[same[1]]
+        else:
+            known.pop(name, None)
+        return self._letter(known, name) + between + called
 
     def is_of(self, name: str) -> bool:
-        """Whether it is this socket that differs, or a duplicate."""
-        return self.socket == name or any({self.socket, name} <= group for group in self._same)
+        """Whether it is this socket that differs."""
+        return self.socket == name
 
     def was_accepted_from(self, name: str) -> bool:
         """Whether the socket that differs was accepted by this one."""
@@ -52,20 +79,15 @@ class Case:
             setting = re.match(rf"(\w)\.setsockopt\(.*{option}", line)
             if setting is None:
                 continue
-            if any({setting[1], name} <= group for group in [{name}, *self._same]):
+            if setting[1] == name:
                 return True
             if any(re.match(rf"{name}, _ = {setting[1]}\.accept\(", later) for later in self.lines[index:]):
                 return True
         return False
 
-    def names_of(self, name: str) -> str:
-        """A regular expression for the names that have meant this socket."""
-        names = {name}.union(*(group for group in self._same if name in group))
-        return f"\\b[{''.join(sorted(names))}]"
-
     def is_listener(self, name: str) -> bool:
         """Whether this socket has listened."""
-        return any(re.search(rf"{self.names_of(name)}\.listen\(", line) for line in self.lines)
+        return any(re.search(rf"\b{name}\.listen\(", line) for line in self.lines)
 
 
 @dataclass(frozen=True)
@@ -179,7 +201,7 @@ def _is_unknown(case: Case, holder: str, name: str) -> bool:
     begun = next((index for index, line in enumerate(case.lines) if line.startswith(f"{holder} = start(")), None)
     if begun is None or not case.is_of(name):
         return False
-    its = case.names_of(name)
+    its = rf"\b{name}"
     has_name = False
     for line in case.lines[:begun]:
         if re.search(rf"{its}(\.listen\(|, _ = )", line):
@@ -236,7 +258,7 @@ def _is_replaced(case: Case, holder: str, name: str) -> bool:
     begun = next((index for index, line in enumerate(case.lines) if line.startswith(f"{holder} = ")), None)
     if begun is None or not case.is_of(name):
         return False
-    its = case.names_of(name)
+    its = rf"\b{name}"
     call, tcp, utp = case.kind.call, case.kind.tcp, case.kind.utp
     is_shut = any(re.search(rf"{its}\.shutdown\(", line) for line in case.lines[:-1]) and any(
         re.search(rf"{its}\.(shutdown|listen)\(", line) for line in case.lines[begun:-1]
@@ -269,7 +291,7 @@ def _is_port_elsewhere(case: Case, holder: str, name: str) -> bool:
     """
     call, tcp, utp = case.kind.call.removeprefix("in a child: "), case.kind.tcp, case.kind.utp
     if tcp == utp:  # but for the number
-        is_bound = any(re.search(rf"{case.names_of(name)}\.bind\(", line) for line in case.lines)
+        is_bound = any(re.search(rf"\b{name}\.bind\(", line) for line in case.lines)
         return is_bound and call in ("accept", "getpeername", "getsockname") and "'port'" in tcp
     return case.is_of(name) and (call, tcp, utp) == ("listen", "None", "raises OSError EADDRINUSE")
 
@@ -355,9 +377,9 @@ def _is_late_reset(case: Case) -> bool:
 
 
 def _is_held(case: Case, name: str) -> bool:
-    """Whether only FIONREAD of the socket that was shut down differs, and uTP's is less."""
+    """Whether only FIONREAD of the socket that was shut down differs, or of what it has accepted, and uTP's is less."""
     tcp, utp = case.kind.tcp, case.kind.utp
-    if not case.is_of(name):
+    if not (case.is_of(name) or case.was_accepted_from(name)):
         return False
     if case.kind.call == "unread":
         return utp.isdecimal() and (tcp == "many" or (tcp.isdecimal() and int(utp) < int(tcp)))
