@@ -299,6 +299,19 @@ NARROW = {
             (LOOK + "close", "IN|OUT, many unread", "IN|OUT|ERR|HUP|RDHUP, many unread"),
         ],
     ),
+    "connect() to an AF_UNIX socket that was": (
+        [PAIR[0], "a.shutdown(socket.SHUT_RDWR)", "h1 = fork()", *PAIR[2:5], "a.close()"],
+        "b",
+        [
+            (LOOK + "close", "IN|OUT|RDHUP, 0 unread", "IN|OUT|ERR|HUP|RDHUP, 0 unread"),
+            (LOOK + "close", "OUT, 0 unread", "IN|OUT|ERR|HUP|RDHUP, 0 unread"),
+        ],
+        [
+            (LOOK + "close", "IN|OUT|ERR|HUP|RDHUP, 0 unread", "IN|OUT|RDHUP, 0 unread"),
+            (LOOK + "close", "OUT, 0 unread", "IN|OUT|RDHUP, 0 unread"),
+            ("close", "None", "raises OSError EBADF"),
+        ],
+    ),
     "an AF_UNIX socket that was": (
         DEAF,
         "c",
@@ -416,6 +429,26 @@ def test_a_child_connects_from_another_port_where_its_parent_has_bound() -> None
     ):
         found = Difference(Kind("accept", address, utp), len(fewer) - 1, "a")
         assert (without_expected(fewer, found) is not None) == is_expected, fewer
+
+
+def test_a_child_that_has_the_listener_keeps_it() -> None:
+    lines, _, must, _ = NARROW["connect() to an AF_UNIX socket that was"]
+    for fewer, name in (
+        ([lines[0], *lines[2:]], "b"),  # which was not shut down
+        ([*lines[:2], lines[3], lines[2], *lines[4:]], "b"),  # which listened before
+        (lines, "a"),  # who is no peer
+        (["d = socket.socket()", *lines], "d"),
+    ):
+        found = Difference(Kind(*must[0]), len(fewer) - 1, name)
+        assert without_expected(fewer, found) is None, fewer
+
+
+def test_what_a_listener_accepts_that_can_send_nothing_leaves_no_byte() -> None:
+    lines = [PAIR[0], "a.shutdown(socket.SHUT_RDWR)", *PAIR[2:], 'b.send(b"x")']
+    must = NARROW["the kernel says ERR"][2][0]
+    for socket, is_expected in (("c", True), ("b", False)):
+        found = Difference(Kind(*must), len(lines) - 1, socket)
+        assert (without_expected(lines, found) is not None) == is_expected
 
 
 def test_what_a_deaf_listener_accepts_is_deaf() -> None:

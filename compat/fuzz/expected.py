@@ -285,6 +285,24 @@ def _is_replaced(case: Case, holder: str, name: str) -> bool:
     )
 
 
+def _is_not_kept(case: Case, holder: str) -> bool:
+    """Whether the peer of a listener that is closed hears of a reset, where over TCP a child has kept the listener: but
+    the child has the socket that was shut down, in whose place listen() has put another one.
+    """
+    closed = re.match(r"(\w)\.close\(", case.line)
+    if closed is None or not _is_look(case.kind):
+        return False
+    name = closed[1]
+    begun = next(index for index, line in enumerate(case.lines) if line.startswith(f"{holder} = "))
+    listens = [index for index, line in enumerate(case.lines) if line.startswith(f"{name}.listen(")]
+    is_replaced = any(
+        index > begun and any(line.startswith(f"{name}.shutdown(") for line in case.lines[:index]) for index in listens
+    )
+    is_peer = any(re.match(rf"{case.socket}\.connect(_ex)?\({name}\.", line) for line in case.lines)
+    tcp, utp = _flags(case.kind.tcp), _flags(case.kind.utp)
+    return is_replaced and is_peer and {"ERR", "HUP"} <= utp - tcp and tcp < utp
+
+
 def _is_port_elsewhere(case: Case, holder: str, name: str) -> bool:
     """Whether listen() is refused to one process, of a socket that another one has bound; or what it connects there
     comes from another port.
@@ -387,9 +405,11 @@ def _is_held(case: Case, name: str) -> bool:
 
 
 def _is_error_flag(case: Case, name: str) -> bool:
-    """Whether poll() says ERR over TCP of the socket that was shut down, and all else over uTP."""
+    """Whether poll() says ERR over TCP of the socket that was shut down, or of what it has accepted, and all else over
+    uTP.
+    """
     tcp, utp = case.kind.tcp, case.kind.utp
-    if not (_is_poll(case.kind) and case.is_of(name)):
+    if not (_is_poll(case.kind) and (case.is_of(name) or case.was_accepted_from(name))):
         return False
     return (
         _flags(tcp) - _flags(utp) == {"ERR"} and _flags(utp) < _flags(tcp) and tcp.split(",")[1:] == utp.split(",")[1:]
@@ -465,6 +485,12 @@ EXPECTED: Final = (
         "place, which cannot be done in other processes",
         _is_replaced,
         is_at_once=True,
+    ),
+    Expected(
+        r"^(h\d) = (?:fork|start)\(",
+        "connect() to an AF_UNIX socket that was shut down is refused, so listen() puts another one in its place, and "
+        "a child that was there before does not have that: it keeps no such listener alive",
+        _is_not_kept,
     ),
     Expected(
         r"(h\d)\.do\(\"(\w)\.(?:listen|bind|connect)\(",
