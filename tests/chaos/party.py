@@ -68,6 +68,8 @@ class Half:
     def end(self, sock: Any, side: Side, outcome: Outcome) -> End:
         end = End(sock, side, self.progress, outcome)
         self.ends.append(end)
+        if self.is_finishing:
+            end.abandon()  # abandon() may have been through the others already
         return end
 
     def status(self) -> dict[str, Any]:
@@ -344,7 +346,7 @@ class Party:
         half.is_finishing = True
         half.abandon(None)
         until = time.monotonic() + 60
-        for thread in list(half.threads):
+        for thread in half.threads:  # not a copy: a listener's, before it ends, may start one more
             thread.join(max(0, until - time.monotonic()))
         alive = sum(thread.is_alive() for thread in half.threads)
         answer = half.finish()

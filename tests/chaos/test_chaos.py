@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.chaos import __main__, run
+from tests.chaos import __main__, party, run
 from tests.chaos.__main__ import play_all
 from tests.chaos.oracle import Evidence, judge
 from tests.chaos.plan import DATA, FIN, SYN, Connection, Direction, Listener, Outage, Path, Plan, Side, draw
@@ -167,6 +170,98 @@ def test_the_relay_passes_on_that_a_port_is_closed() -> None:
     finally:
         parties.close()
     assert (result.causes, result.bytes) == ([], 1_050)
+
+
+class Stub:
+    """What a test's sockets have in common."""
+
+    def _nothing(self, *args: object) -> None:
+        pass
+
+    bind = listen = settimeout = setsockopt = close = _nothing
+
+    def fileno(self) -> int:
+        return 0
+
+    def getsockname(self) -> tuple[str, int]:
+        return ("127.0.0.1", 1)
+
+
+class Joins:
+    """Who has been joined, for threads that go on only when they are."""
+
+    def __init__(self) -> None:
+        self.known: set[threading.Thread] = set()
+        self.changed = threading.Condition()
+        self.is_over = False
+        self._join = threading.Thread.join
+
+    def join(self, thread: threading.Thread, timeout: float | None = None) -> None:
+        with self.changed:
+            self.known.add(thread)
+            self.changed.notify_all()
+        self._join(thread, timeout)
+
+    def wait(self) -> None:
+        """Until the thread that calls is joined."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.is_over or threading.current_thread() in self.known)
+
+    def end(self) -> None:
+        with self.changed:
+            self.is_over = True
+            self.changed.notify_all()
+
+
+class Silent(Stub):
+    """An accepted connection of which nothing is heard until it is shut down."""
+
+    def __init__(self, close: Callable[[], None]) -> None:
+        self.is_read, self.is_shut = threading.Event(), threading.Event()
+        self.close = close
+
+    def recv(self, count: int) -> bytes:
+        self.is_read.set()
+        self.is_shut.wait()
+        return b""
+
+    def shutdown(self, how: int) -> None:
+        self.is_shut.set()
+
+
+class AcceptsAtTheLast(Stub):
+    """A listener with a first connection, and with a second one as soon as its thread is joined."""
+
+    def __init__(self, joins: Joins) -> None:
+        self.joins = joins
+        self.is_at_second = threading.Event()
+        self.first, self.second = Silent(self._nothing), Silent(joins.wait)
+        self.waiting = [self.second, self.first]
+
+    def accept(self) -> tuple[Silent, tuple[str, int]]:
+        if len(self.waiting) == 1:
+            self.is_at_second.set()
+            self.joins.wait()
+        return self.waiting.pop(), ("127.0.0.1", 2)
+
+
+def test_a_connection_accepted_while_the_run_ends_is_given_up_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    joins = Joins()
+    listener = AcceptsAtTheLast(joins)
+    monkeypatch.setattr(party, "utpsocket", SimpleNamespace(socket=lambda family: listener))
+    monkeypatch.setattr(threading.Thread, "join", lambda thread, timeout=None: joins.join(thread, timeout))
+    server = party.Server(1, "IPv4", [])
+    server.begin([Listener(1, "blocking", 0, False)])
+    try:
+        assert listener.first.is_read.wait(30) and listener.is_at_second.wait(30)
+        answer = party.Party().finish(server, 5)
+    finally:
+        joins.end()
+        listener.first.is_shut.set()
+        listener.second.is_shut.set()
+    assert (answer["threads_alive"], answer["faults"]) == (0, [])
+    assert [outcome["end"] for outcome in answer["outcomes"]] == ["eof", "eof"]
+    assert all(outcome["abandoned_at"] and outcome["closed_at"] for outcome in answer["outcomes"])
 
 
 def test_a_hang_explains_itself(monkeypatch: pytest.MonkeyPatch) -> None:
