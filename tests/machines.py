@@ -174,7 +174,7 @@ def in_sockets(*names: str) -> list[str]:
     return [f"tests/sockets/test_{name}.py" for name in names]
 
 
-COMMANDS = ["tests/test_cli.py", "tests/test_cli_perf.py", "tests/test_run.py", "tests/test_inherited.py"]
+COMMANDS = ["tests/test_cli.py", "tests/test_cli_perf.py", "tests/test_run.py", "tests/test_startup.py"]
 NAMES = [*in_sockets("connect", "monkey_rules", "asyncio", "stdlib_programs"), *COMMANDS, "tests/test_examples.py"]
 FAMILIES = [
     "tests/engine/test_syscalls.py",

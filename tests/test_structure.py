@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from utpsocket.engine import originals
+from utpsocket.engine.interpreter import originals
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "utpsocket"
@@ -47,19 +47,73 @@ FORBIDDEN_PREFIXES = ("get_", "do_", "process_")
 FORBIDDEN_SUFFIXES = ("Manager", "Helper")
 PURE_ROOMS = ("protocol", "engine")  # the rooms whose names are all ours
 
-# What a program may replace functions of while sockets are in use: taken as copies, from engine/originals.py.
+# What a program may replace functions of while sockets are in use: taken as copies, from
+# engine/interpreter/originals.py.
 REPLACEABLE = frozenset({*originals.COPIED, "builtins", "threading", "subprocess", "tempfile", "shutil", "queue"})
 # These patch the stdlib, import what is there by then, or are programs of their own: they need the modules themselves.
-NEED_THE_MODULES = ("protocol", "cli", "monkey", "green", "inherited")
-NEED_THE_MODULES_FILES = frozenset({"__init__.py", "dropin.py", "libuv.py", "engine/originals.py", "engine/native.py"})
+NEED_THE_MODULES = ("protocol", "cli", "monkey", "green", "startup")
+NEED_THE_MODULES_FILES = frozenset(
+    {
+        "__init__.py",
+        "sockets/functions.py",
+        "integrations/uvloop/libuv.py",
+        "engine/interpreter/originals.py",
+        "engine/interpreter/native.py",
+    }
+)
 
 # What programs run by themselves, or only the engine's thread does: no signal's handler runs there.
 WITHOUT_HANDLERS = ("cli",)
-WITHOUT_HANDLERS_FILES = frozenset(
-    {"libuv.py", "engine/native.py"}  # asyncio's callbacks; as it is imported
-    | {
-        f"engine/{name}.py"
-        for name in ("bridge", "door", "fallback", "latecomers", "listener", "process", "relay", "sieve", "syscalls")
+WITHOUT_HANDLERS_FILES = frozenset(  # uvloop's are asyncio's callbacks, native.py has it as it is imported
+    {
+        "engine/channels/race.py",
+        "engine/channels/tcp.py",
+        "engine/channels/utp.py",
+        "engine/helper/server.py",
+        "engine/interpreter/native.py",
+        "engine/kernel/socket_filter.py",
+        "engine/kernel/syscalls.py",
+        "engine/ports/listener.py",
+        "engine/ports/tcp_listener.py",
+        "engine/ports/unread_syns.py",
+        "integrations/uvloop/libuv.py",
+    }
+)
+
+# From the ground up: what a file may import is in its own layer or in one that is named before. The longest prefix
+# counts.
+LAYERS = (
+    ("protocol/",),
+    ("engine/interpreter/",),
+    ("engine/environment.py", "engine/faults.py", "engine/reactor.py"),
+    ("engine/kernel/",),
+    ("engine/user_fds/",),
+    ("engine/channels/",),
+    ("engine/ports/",),
+    ("engine/",),
+    ("engine/helper/",),
+    ("engine/__init__.py",),
+    ("sockets/", "options.py", "stats.py"),
+    ("integrations/", "loops.py", "startup/__init__.py"),
+    ("monkey/", "green/"),
+    ("startup/",),
+    ("__init__.py",),
+    ("cli/", "__main__.py"),
+)
+# Types alone, still: by the file and what it imports. Each goes with the circle that it belongs to.
+UPWARD = frozenset(
+    {
+        ("engine/channels/race.py", "engine/loop.py"),
+        ("engine/channels/tcp.py", "engine/loop.py"),
+        ("engine/channels/utp.py", "engine/ports/endpoint.py"),
+        ("engine/channels/utp.py", "engine/ports/send_grants.py"),
+        ("engine/exit_flush.py", "engine/helper/client.py"),
+        ("engine/ports/connect_gate.py", "engine/loop.py"),
+        ("engine/ports/endpoint.py", "engine/loop.py"),
+        ("engine/ports/overlapping_ports.py", "engine/loop.py"),
+        ("engine/ports/tcp_listener.py", "engine/loop.py"),
+        ("engine/ports/time_wait.py", "engine/loop.py"),
+        ("engine/user_fds/forked_copies.py", "engine/helper/messages.py"),
     }
 )
 
@@ -148,6 +202,34 @@ def engine_looking_up(source: Source) -> Iterator[str]:
             yield f"{source.path}:{imported.line}: engine/ imports {imported.name}, which is what users touch"
 
 
+def layer(path: str) -> int:
+    """How far from the ground a file is."""
+    matching = [
+        (len(prefix), place)
+        for place, prefixes in enumerate(LAYERS)
+        for prefix in prefixes
+        if path == prefix or (prefix.endswith("/") and path.startswith(prefix))
+    ]
+    return max(matching)[1]
+
+
+def file_of(name: str) -> str | None:
+    """The file of this package that an imported name is, or is in."""
+    parts = name.split(".")[1:]
+    for count in range(len(parts), -1, -1):
+        for path in ("/".join([*parts[:count], "__init__.py"]), "/".join(parts[:count]) + ".py"):
+            if (ROOT / PACKAGE / path).is_file():
+                return path
+    return None
+
+
+def looks_up(source: Source) -> Iterator[str]:
+    for imported in imports(source):
+        path = file_of(imported.name) if imported.top == PACKAGE else None
+        if path is not None and layer(path) > layer(source.path) and (source.path, path) not in UPWARD:
+            yield f"{source.path}:{imported.line}: imports {path}, which is above it"
+
+
 def third_party(source: Source) -> Iterator[str]:
     allowed = sys.stdlib_module_names | {PACKAGE} | EXTRAS.get(source.path, set())
     for imported in imports(source):
@@ -211,10 +293,10 @@ def swallowed_handlers(source: Source) -> Iterator[str]:
             inside = [each for statement in node.body for each in ast.walk(statement)]
             passes = any(isinstance(each, ast.Raise) or _names(each, "let_pass", "refuse", "tell") for each in inside)
             if not passes:
-                yield f"{source.path}:{node.lineno}: does not let pass what a signal's handler raises (handlers.py)"
+                yield f"{source.path}:{node.lineno}: does not let pass what a signal's handler raises: signal_errors.py"
         elif isinstance(node, ast.Call) and _names(node.func, "suppress"):
             if any(_names(argument, "OSError") for argument in node.args):
-                yield f"{source.path}:{node.lineno}: suppresses what a signal's handler raises (handlers.py)"
+                yield f"{source.path}:{node.lineno}: suppresses what a signal's handler raises: signal_errors.py"
 
 
 def _names(tree: ast.AST, *names: str) -> bool:
@@ -228,6 +310,7 @@ def _names(tree: ast.AST, *names: str) -> bool:
 RULES: list[Callable[[Source], Iterator[str]]] = [
     impure_protocol,
     engine_looking_up,
+    looks_up,
     third_party,
     vague_file_name,
     too_long,
@@ -252,6 +335,9 @@ OFFENDERS = [
     (impure_protocol, "protocol/x.py", "from .. import shim\nfrom utpsocket import stats\n", 2),
     (engine_looking_up, "engine/x.py", "from ..shim import socket\nfrom . import udp\nimport socket\n", 1),
     (engine_looking_up, "engine/x.py", "from utpsocket import stats\nfrom utpsocket.protocol import Run\n", 1),
+    (looks_up, "engine/kernel/x.py", "from utpsocket.engine.ports import endpoint\nimport utpsocket.protocol\n", 1),
+    (looks_up, "engine/ports/x.py", "from utpsocket.engine.loop import Loop\nfrom . import endpoint\n", 1),
+    (looks_up, "sockets/x.py", "from utpsocket.integrations.tls import x\nfrom utpsocket.engine import y\n", 1),
     (third_party, "cli/x.py", "import rich\nfrom tqdm import tqdm\nimport utpsocket\n", 2),
     (third_party, "green/cooperative.py", "import gevent\nimport greenlet\n", 1),
     (third_party, "shim.py", "def f():\n    import gevent\n", 0),
@@ -271,7 +357,12 @@ OFFENDERS = [
     (vague_names, "shim.py", "def get_inheritable(): ...\n", 0),
     (replaceable_names, "engine/x.py", "import os\nimport socket as stdlib\nf = open('x')\n", 3),
     (replaceable_names, "shim.py", "def f():\n    import threading\n", 1),
-    (replaceable_names, "shim.py", "from utpsocket.engine.originals import os\nfrom fcntl import fcntl\n", 0),
+    (
+        replaceable_names,
+        "shim.py",
+        "from utpsocket.engine.interpreter.originals import os\nfrom fcntl import fcntl\n",
+        0,
+    ),
     (replaceable_names, "green/x.py", "import os\n", 0),
     (swallowed_handlers, "shim.py", "try:\n    f()\nexcept (OSError, ValueError):\n    pass\n", 1),
     (swallowed_handlers, "shim.py", "with contextlib.suppress(OSError):\n    f()\n", 1),

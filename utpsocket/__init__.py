@@ -26,12 +26,12 @@ try:
 except ImportError as _error:
     raise ImportError(f"utpsocket needs ctypes: {_error}", name="utpsocket") from None
 
-from utpsocket import passing as _passing
-from utpsocket import teachssl as _teachssl
-from utpsocket.dropin import REPLACEMENTS as _REPLACEMENTS
-from utpsocket.dropin import incoming
+from utpsocket.integrations import pickling as _passing
+from utpsocket.integrations import tls_hook as _teachssl
 from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_KEEPALIVE, UTP_MAX_MTU, UTP_SHARE_PORT
-from utpsocket.shim import socket
+from utpsocket.sockets.functions import REPLACEMENTS as _REPLACEMENTS
+from utpsocket.sockets.functions import incoming
+from utpsocket.sockets.shim import socket
 
 globals().update(_REPLACEMENTS)
 _teachssl.install()

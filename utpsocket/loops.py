@@ -29,7 +29,8 @@ _made_class: list[Any] = []
 def loop_class() -> Any:
     """The class of new_event_loop(): a uvloop.Loop. Raises ImportError where there is no uvloop."""
     if not _made_class:
-        from utpsocket import libuv, shim
+        from utpsocket.integrations.uvloop import libuv
+        from utpsocket.sockets import shim
 
         bases = (libuv.Methods, importlib.import_module("uvloop").Loop)
         _made_class.append(type("Loop", bases, {"_utp_class": shim.socket, "__module__": __name__}))
@@ -41,7 +42,7 @@ def install_uvloop() -> None:
 
     utpsocket.monkey calls this as soon as uvloop has been imported. Raises ImportError where there is no uvloop.
     """
-    from utpsocket.libuv import Methods
+    from utpsocket.integrations.uvloop.libuv import Methods
 
     cls = importlib.import_module("uvloop").Loop
     for name in _method_names():
@@ -57,6 +58,6 @@ def uninstall_uvloop() -> None:
 
 
 def _method_names() -> list[str]:
-    from utpsocket.libuv import Methods
+    from utpsocket.integrations.uvloop.libuv import Methods
 
     return [name for name in vars(Methods) if not name.startswith("__")]

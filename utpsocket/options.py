@@ -16,15 +16,15 @@ from enum import Enum
 from functools import partial
 from typing import Any, Final
 
-from utpsocket import pairing
-from utpsocket.engine.handlers import let_pass
-from utpsocket.engine.highfd import with_room
-from utpsocket.engine.identity import Identity, Role, half_buffer
-from utpsocket.engine.native import SOCK_NONBLOCK, Socket, poll
-from utpsocket.engine.originals import os, struct
-from utpsocket.engine.originals import socket as stdlib
-from utpsocket.engine.udp import PACKET_OPTIONS
+from utpsocket.engine.interpreter.native import SOCK_NONBLOCK, Socket, poll
+from utpsocket.engine.interpreter.originals import os, struct
+from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.kernel.high_fds import with_room
+from utpsocket.engine.kernel.udp import PACKET_OPTIONS
+from utpsocket.engine.user_fds.socket_state import Identity, Role, half_buffer
 from utpsocket.protocol.congestion import CONTROLLERS
+from utpsocket.sockets import fd_pair
 
 SOL_UTP: Final = 0x757470
 """The level of the options below ("utp" in ASCII)."""
@@ -237,7 +237,7 @@ def restore(raw: Any, identity: Identity) -> None:
 
 def apply_send_buffer(sock: Any, identity: Identity) -> None:
     """SO_SNDBUF for the user's fd: now, or when the gate opens, which a larger buffer would do too early."""
-    half = half_buffer(identity.settings.send_buffer_bytes) or pairing.user_buffer_bytes(identity)
+    half = half_buffer(identity.settings.send_buffer_bytes) or fd_pair.user_buffer_bytes(identity)
     if identity.is_gated:
         identity.send_buffer_bytes = half
     else:

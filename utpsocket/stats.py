@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-from utpsocket.engine import running_engine, verbs
+from utpsocket.engine import commands, running_engine
+from utpsocket.engine.helper.client import RemoteLoop
+from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.loop import Loop
-from utpsocket.engine.originals import os
-from utpsocket.engine.remote import RemoteLoop
 from utpsocket.protocol import ConnectionStats
 
 __all__ = ["ConnectionStats", "EngineStats", "PortStats", "engine_stats"]
@@ -64,7 +64,7 @@ def engine_stats() -> EngineStats:
     loop = running_engine()
     if loop is None or not loop.is_alive:
         return EngineStats()
-    figures = loop.call(verbs.figures)
+    figures = loop.call(commands.figures)
     figures["ports"] = tuple(PortStats(**port) for port in figures["ports"])
     figures["connections"] = tuple(ConnectionStats(*fields) for fields in figures["connections"])
     return EngineStats(**figures)
@@ -84,7 +84,7 @@ def connection_stats(cookie: int, *, waits: bool = True) -> ConnectionStats:
     if not waits and isinstance(loop, Loop):
         for _ in range(_TRIES):
             try:
-                return ConnectionStats(*verbs.connection_figures(loop, cookie))
+                return ConnectionStats(*commands.connection_figures(loop, cookie))
             except RuntimeError:
                 continue  # the engine's thread has changed what was being looked through
-    return ConnectionStats(*loop.call(verbs.connection_figures, cookie))
+    return ConnectionStats(*loop.call(commands.connection_figures, cookie))

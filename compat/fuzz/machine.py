@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import utpsocket
 from compat.fuzz.prelude import SLOTS, Names, Raised, evaluate, plain, polled, unread
-from utpsocket.engine import running_engine, verbs
+from utpsocket.engine import commands, running_engine
 
 _ASSIGNMENT: Final = re.compile(r"^(\w+)(, _)? = (.*)$")
 _TURNS: Final = 3  # of the engine: what one does is in the kernel for the next
@@ -139,7 +139,7 @@ class _Run:
         loop = running_engine()
         if loop is not None:
             for _ in range(_TURNS):
-                loop.call(verbs.unflushed)
+                loop.call(commands.unflushed)
 
     def _look_when_settled(self) -> dict[str, str]:
         self._settle_after_step()

@@ -30,7 +30,8 @@ from tests.chaos.plan import Connection, Listener, Side
 from tests.chaos.sides import End, Outcome, Progress, error_name, header, prepare_options, set_style
 from tests.chaos.streams import HEADER, MAGIC, Stream
 from utpsocket import stats
-from utpsocket.engine import remote, running_engine
+from utpsocket.engine import running_engine
+from utpsocket.engine.helper import client as engine_client
 
 _ACCEPT_SECONDS: Final = 0.2
 
@@ -383,7 +384,7 @@ _TELL: Final = "import faulthandler, signal\nfaulthandler.register(signal.SIGUSR
 def main() -> None:
     faulthandler.enable()
     exec(_TELL, {})
-    remote._BOOT = _TELL + remote._BOOT  # type: ignore[misc]
+    engine_client._BOOT = _TELL + engine_client._BOOT  # type: ignore[misc]
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints is noise on stderr, which fails the run
     party = Party()

@@ -19,8 +19,8 @@ import pytest
 
 import utpsocket
 from utpsocket.engine import running_engine, shutdown
-from utpsocket.engine.listener import MAX_HALF_OPEN
-from utpsocket.protocol import closing
+from utpsocket.engine.ports.listener import MAX_HALF_OPEN
+from utpsocket.protocol import close_timers
 from utpsocket.protocol.packet import Packet, PacketType, decode, encode
 from utpsocket.stats import engine_stats
 
@@ -215,7 +215,7 @@ def test_what_ends_while_the_queue_of_accept_is_full_is_never_handed_over_alive(
 
 def test_the_last_ack_is_said_again_at_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is there to answer a repeated FIN when the process has ended."""
-    monkeypatch.setattr(closing, "TIME_WAIT_US", 3_600_000_000)
+    monkeypatch.setattr(close_timers, "TIME_WAIT_US", 3_600_000_000)
     with utpsocket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as udp:
         udp.connect(listener.getsockname())
         udp.send(packet(PacketType.SYN, 10, seq=1, ack=0))

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import utpsocket
-from utpsocket import routes
 from utpsocket.engine import environment, shutdown
+from utpsocket.sockets import rules
 
 from ..sockets.network import REPOSITORY
 
@@ -72,7 +72,7 @@ def test_switches(text: str, meant: bool, monkeypatch: pytest.MonkeyPatch) -> No
 def test_rules_are_named_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "10.0.0.0/40")
     with pytest.raises(ValueError, match=f"{name} is '10.0.0.0/40': "):
-        routes.from_environment()
+        rules.from_environment()
 
 
 def test_a_name_that_is_none_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_a_name_that_is_none_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_a_patch_is_asked_for_in_the_same_words(text: str, patched: str, said: str) -> None:
     program = "import socket; print('utp' if hasattr(socket.socket, '_utp') else 'tcp')"
-    folder = Path(REPOSITORY, "utpsocket", "inherited")
+    folder = Path(REPOSITORY, "utpsocket", "startup")
     ran = subprocess.run(
         [sys.executable, "-c", program],
         env={"PYTHONPATH": str(folder), "UTPSOCKET_PATCH": text},

@@ -20,17 +20,20 @@ import utpsocket
 from tests.faults import engine as faults
 from tests.faults import kernel, scenes
 from tests.sockets.network import eventually
-from utpsocket.engine import door, flush, native, remote, reports, running_engine, shutdown, verbs
+from utpsocket.engine import commands, fault_reports, flush, running_engine, shutdown
 from utpsocket.engine import loop as loop_module
-from utpsocket.engine.bridge import Bridge
-from utpsocket.engine.endpoint import Endpoint
-from utpsocket.engine.flood import Flood
-from utpsocket.engine.forklock import ForkLock
-from utpsocket.engine.highfd import HighSocket
+from utpsocket.engine.channels.tcp import Relay
+from utpsocket.engine.channels.utp import Bridge
+from utpsocket.engine.helper import client as engine_client
+from utpsocket.engine.interpreter import native
+from utpsocket.engine.interpreter.fork_lock import ForkLock
+from utpsocket.engine.kernel.high_fds import HighSocket
 from utpsocket.engine.loop import Loop
-from utpsocket.engine.relay import Relay
+from utpsocket.engine.ports import tcp_listener
+from utpsocket.engine.ports.endpoint import Endpoint
+from utpsocket.engine.ports.flood import Flood
 from utpsocket.protocol import Connection
-from utpsocket.routes import Routes
+from utpsocket.sockets.rules import Routes
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing_behind")
 PATIENCE_S = 60
@@ -49,7 +52,7 @@ class FallingBack(utpsocket.socket):
 def reported(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException]]:
     """What the engine says that it met, instead of telling sys.excepthook."""
     found: list[BaseException] = []
-    monkeypatch.setattr(reports, "report", found.append)
+    monkeypatch.setattr(fault_reports, "report", found.append)
     yield found
     shutdown()
 
@@ -180,7 +183,7 @@ def test_a_bind_that_fails_is_told_and_leaves_no_port(
         sock.bind(("127.0.0.1", 0))
         loop = running_engine()
         assert isinstance(loop, Loop)
-        loop.call(verbs.settled)
+        loop.call(commands.settled)
         assert len(loop.endpoints) == 1
 
 
@@ -234,7 +237,7 @@ def test_who_cannot_be_let_in_over_tcp_is_reset(reported: list[BaseException], m
     with OfBoth() as listener, socket.socket() as refused, socket.socket() as client:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        failing(monkeypatch, door, "raise_fd", MemoryError())
+        failing(monkeypatch, tcp_listener, "raise_fd", MemoryError())
         for sock in (refused, client, listener):
             sock.settimeout(PATIENCE_S)
         with pytest.raises(ConnectionResetError):  # connect() says so itself where the reset is there first
@@ -270,7 +273,7 @@ def test_a_listener_whose_close_fails_leaves_no_port(
     listener = utpsocket.create_server(("127.0.0.1", 0))
     loop = running_engine()
     assert isinstance(loop, Loop)
-    failing(monkeypatch, verbs, "_drop_holder", MemoryError())
+    failing(monkeypatch, commands, "_drop_holder", MemoryError())
     with pytest.raises(MemoryError):
         listener.close()
     assert listener.fileno() == -1
@@ -366,7 +369,7 @@ def test_without_a_thread_there_is_an_errno_and_an_end(kind: str, monkeypatch: p
     def no_thread(*_: Any) -> None:
         raise RuntimeError("can't start new thread")
 
-    for module in (loop_module, remote):
+    for module in (loop_module, engine_client):
         monkeypatch.setattr(module, "start_thread", no_thread)
     with utpsocket.socket() as sock:
         for _ in range(2):

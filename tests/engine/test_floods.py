@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.fuzz.test_endpoint import SilentLoop, SilentPort
-from utpsocket.engine.endpoint import Endpoint
-from utpsocket.engine.identity import Identity
-from utpsocket.engine.lanes import Lanes
-from utpsocket.engine.listener import MAX_HALF_OPEN, Listener
-from utpsocket.engine.sieve import EVERY
-from utpsocket.engine.syncache import GENERATION_ENTRIES, GENERATION_US
+from utpsocket.engine.kernel.socket_filter import EVERY
+from utpsocket.engine.ports.endpoint import Endpoint
+from utpsocket.engine.ports.listener import MAX_HALF_OPEN, Listener
+from utpsocket.engine.ports.send_grants import Lanes
+from utpsocket.engine.ports.syncache import GENERATION_ENTRIES, GENERATION_US
+from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.protocol import PacketType, Run, State
 from utpsocket.protocol.packet import Packet, decode, encode
 

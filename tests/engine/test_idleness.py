@@ -13,10 +13,11 @@ import pytest
 
 import utpsocket
 from tests.engine.test_faults import OfBoth
-from utpsocket.engine import engine, poller
-from utpsocket.engine.collector import Hold
+from utpsocket.engine import engine
+from utpsocket.engine.interpreter.garbage_collector import Hold
+from utpsocket.engine.kernel import poller
 from utpsocket.engine.loop import Loop
-from utpsocket.engine.retries import Retries
+from utpsocket.engine.ports.retries import Retries
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing_behind")
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 import utpsocket
-from utpsocket.engine import engine, verbs
-from utpsocket.engine.endpoint import Endpoint
-from utpsocket.engine.listener import Listener
+from utpsocket.engine import commands, engine
 from utpsocket.engine.loop import Loop
-from utpsocket.engine.watch import HoldersWatch
+from utpsocket.engine.ports.endpoint import Endpoint
+from utpsocket.engine.ports.listener import Listener
+from utpsocket.engine.user_fds.open_fds import HoldersWatch
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing_behind")
 
@@ -88,7 +88,7 @@ def test_a_failed_connect_looks_at_its_own_port(
         bound(stack)
     loop = loop_of_this_process()
     ports = len(loop.endpoints)
-    monkeypatch.setattr(verbs, "_dial", fails)
+    monkeypatch.setattr(commands, "_dial", fails)
     calls.looks = calls.asked = 0
     with utpsocket.socket() as sock, pytest.raises(OSError, match="buffer space"):
         sock.connect(("127.0.0.1", 9))

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from utpsocket.engine import poller
-from utpsocket.engine.poller import LevelPoller, WakeUp, Watches
+from utpsocket.engine.kernel import poller
+from utpsocket.engine.kernel.poller import LevelPoller, WakeUp, Watches
 
 TALK = """
 import hashlib, threading, utpsocket

@@ -18,8 +18,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from utpsocket.engine import engine, farewell, process, reports, running_engine, shutdown, wire
+from utpsocket.engine import engine, fault_reports, running_engine, shutdown
+from utpsocket.engine.helper import messages
+from utpsocket.engine.helper import server as engine_server
 from utpsocket.engine.loop import Loop
+from utpsocket.engine.user_fds import reset
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WAIT_S = 120
@@ -362,7 +365,7 @@ def test_a_kind_of_engine_that_there_is_not() -> None:
 
 def test_what_an_argument_is_its_name_says() -> None:
     """A verb whose parameters are called otherwise would travel as plain values, which fds and identities are not."""
-    assert {name: wire.parameters(verb) for name, verb in wire.VERBS.items() if name.startswith("dial")} == {
+    assert {name: messages.parameters(verb) for name, verb in messages.VERBS.items() if name.startswith("dial")} == {
         "dial_private": ("udp_sock", "identity", "end_sock", "fallback_us", "claim"),
         "dial_from": ("key", "peer", "identity", "end_sock", "fallback_us", "claim"),
     }
@@ -370,17 +373,17 @@ def test_what_an_argument_is_its_name_says() -> None:
 
 NO_MEMORY = """
 import functools
-from utpsocket.engine import wire
+from utpsocket.engine.helper import messages
 
 def failing(name, error, every):
-    original, count = getattr(wire, name), 0
+    original, count = getattr(messages, name), 0
     def call(*arguments):
         nonlocal count
         count += 1
         if count % every == 0:
             raise error
         return original(*arguments)
-    setattr(wire, name, call)
+    setattr(messages, name, call)
 
 loop = engine()
 failing("read", MemoryError(), 2)  # what the engine answers, in the thread that takes it
@@ -394,15 +397,15 @@ for _ in range(20):
     assert errno_of(server.recv, 1) == "ECONNRESET"
     server.close()
 client, server = pair()
-real = wire.send_data
+real = messages.send_data
 def send(*arguments, **named):
     raise OSError(errno.ENOBUFS, "no room")
-wire.send_data = send
+messages.send_data = send
 with utpsocket.socket() as sock:
     sock.settimeout(60)
     assert errno_of(sock.connect, server.getsockname()) == "ENOBUFS"
     assert sock.connect_ex(server.getsockname()) == errno.ENOBUFS
-    wire.send_data = real
+    messages.send_data = real
     assert errno_of(sock.connect, server.getsockname()) == "ECONNREFUSED"
 client.sendall(b"still there")
 assert server.recv(20) == b"still there"
@@ -419,20 +422,20 @@ class Wire(NamedTuple):
     """The application's end, and who is at the other."""
 
     ours: Any
-    service: process.Service
+    service: engine_server.Service
 
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     """A service in this process."""
-    monkeypatch.setattr(farewell, "deputy", None)
+    monkeypatch.setattr(reset, "deputy", None)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     notices, _ = sockets = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(WAIT_S)
-    made: list[process.Service] = []
+    made: list[engine_server.Service] = []
 
     def begin(loop: Loop) -> None:
-        made.append(process.Service(loop, theirs, notices))
+        made.append(engine_server.Service(loop, theirs, notices))
         made[0].begin()
 
     engine().call(begin)
@@ -446,7 +449,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException, times: int) -> None:
-    original = getattr(wire, name)
+    original = getattr(messages, name)
     left = [error] * times
 
     def call(*arguments: Any) -> Any:
@@ -454,7 +457,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException, ti
             raise left.pop()
         return original(*arguments)
 
-    monkeypatch.setattr(wire, name, call)
+    monkeypatch.setattr(messages, name, call)
 
 
 @pytest.mark.parametrize(
@@ -473,20 +476,20 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException, ti
 def test_no_memory_in_the_engines_process_costs_no_answer(
     name: str, error: BaseException, times: int, service: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reports, "report", lambda _: None)
+    monkeypatch.setattr(fault_reports, "report", lambda _: None)
     failing(monkeypatch, name, error, times)
     for serial in range(1, 4):
-        wire.send(service.ours, (serial, "connection_figures", [7], {}))
-        answer = wire.receive(service.ours)
+        messages.send(service.ours, (serial, "connection_figures", [7], {}))
+        answer = messages.receive(service.ours)
         assert answer is not None
         (found, part, has_more), _ = answer
-        assert (found, has_more, wire.whole([part])[1]) == (serial, False, errno.ENOTCONN)
+        assert (found, has_more, messages.whole([part])[1]) == (serial, False, errno.ENOTCONN)
 
 
 def test_where_nothing_can_be_read_the_engine_ends(service: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reports, "report", lambda _: None)
+    monkeypatch.setattr(fault_reports, "report", lambda _: None)
     failing(monkeypatch, "read", MemoryError(), 1_000)
-    wire.send(service.ours, (1, "is_held", [], {}))
+    messages.send(service.ours, (1, "is_held", [], {}))
     made = service.service
     assert not made.wait()  # and nothing is flushed: the application lives, and is told
     made._has_ended.release()

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 import utpsocket
-from utpsocket.engine import collector, engine, reports, shutdown
+from utpsocket.engine import engine, fault_reports, shutdown
+from utpsocket.engine.interpreter import garbage_collector
 from utpsocket.engine.loop import Loop
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing_behind")
@@ -266,14 +267,14 @@ def thresholds_at_work() -> tuple[int, int, int]:
 
 
 def is_out_of_reach() -> bool:
-    return thresholds_at_work()[0] == collector._OUT_OF_REACH
+    return thresholds_at_work()[0] == garbage_collector._OUT_OF_REACH
 
 
 def at_rest() -> tuple[int, int, int]:
     """The thresholds while the engine sleeps."""
     loop = engine()
     assert isinstance(loop, Loop)
-    while not loop._is_at_rest or collector._holding:
+    while not loop._is_at_rest or garbage_collector._holding:
         pass
     return gc.get_threshold()
 
@@ -330,7 +331,7 @@ def test_the_end_of_the_engine_gives_the_thresholds_back(thresholds: tuple[int, 
     thresholds_at_work()
     shutdown()
     assert gc.get_threshold() == thresholds
-    assert not collector._holding
+    assert not garbage_collector._holding
 
 
 # ── hooks ──
@@ -370,8 +371,8 @@ def test_a_fault_is_reported_by_another_thread(
         assert loop.call(lambda loop: 7) == 7
     assert loop.call(lambda loop: get_ident()) not in told.threads
     assert [type(error) for error in told.errors] == [ZeroDivisionError] * 3
-    assert reports._busy.acquire(timeout=60)  # nobody writes any more
-    reports._busy.release()
+    assert fault_reports._busy.acquire(timeout=60)  # nobody writes any more
+    fault_reports._busy.release()
 
 
 def test_a_hook_that_blocks_holds_nobody_up_and_eats_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,20 +389,20 @@ def test_a_hook_that_blocks_holds_nobody_up_and_eats_no_memory(monkeypatch: pyte
     loop = engine()
     loop.post(fail)
     assert entered.wait(60)
-    for _ in range(2 * reports._MOST_REPORTS):
+    for _ in range(2 * fault_reports._MOST_REPORTS):
         loop.post(fail)
         assert loop.call(lambda loop: 7) == 7
-    assert len(reports._reports) == reports._MOST_REPORTS
+    assert len(fault_reports._reports) == fault_reports._MOST_REPORTS
     may_go.set()
-    assert reports._busy.acquire(timeout=60)
-    reports._busy.release()
-    assert count == 1 + reports._MOST_REPORTS
+    assert fault_reports._busy.acquire(timeout=60)
+    fault_reports._busy.release()
+    assert count == 1 + fault_reports._MOST_REPORTS
 
 
 def test_a_fault_just_before_the_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     told = Told()
     monkeypatch.setattr(sys, "excepthook", told)
-    monkeypatch.setattr(reports, "start_thread", lambda *_: fail(engine()))  # no thread to be had
+    monkeypatch.setattr(fault_reports, "start_thread", lambda *_: fail(engine()))  # no thread to be had
     loop = engine()
     loop.post(fail)
     loop.call(lambda loop: None)

@@ -15,10 +15,10 @@ import pytest
 
 import utpsocket
 from utpsocket.engine import running_engine
-from utpsocket.engine.arena import Arena
-from utpsocket.engine.flood import Flood
-from utpsocket.engine.sieve import EVERY
-from utpsocket.engine.udp import Port
+from utpsocket.engine.kernel.arena import Arena
+from utpsocket.engine.kernel.socket_filter import EVERY
+from utpsocket.engine.kernel.udp import Port
+from utpsocket.engine.ports.flood import Flood
 from utpsocket.protocol import PacketType
 from utpsocket.protocol.packet import SYN_BYTE, encode
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from utpsocket.engine import syscalls
-from utpsocket.engine.syscalls import KeepingDatagrams, KeepingStream, PlainDatagrams, PlainStream
+from utpsocket.engine.kernel import syscalls
+from utpsocket.engine.kernel.syscalls import KeepingDatagrams, KeepingStream, PlainDatagrams, PlainStream
 
 from ..requirements import IPV6
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from utpsocket.engine import udp
-from utpsocket.engine.arena import Arena
-from utpsocket.engine.syscalls import PlainDatagrams
-from utpsocket.engine.udp import Port
+from utpsocket.engine.kernel import udp
+from utpsocket.engine.kernel.arena import Arena
+from utpsocket.engine.kernel.syscalls import PlainDatagrams
+from utpsocket.engine.kernel.udp import Port
 from utpsocket.protocol import Run, Transmit
 
 

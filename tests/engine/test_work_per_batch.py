@@ -19,10 +19,12 @@ import pytest
 
 import utpsocket as socket
 from tests.protocol.wire import RTT_US, Wire
-from utpsocket.engine import collector, engine, highfd, syscalls, verbs
-from utpsocket.engine.answer import Command, Inbox
+from utpsocket.engine import commands, engine
+from utpsocket.engine.command_queue import Command, Inbox
+from utpsocket.engine.interpreter import garbage_collector
+from utpsocket.engine.interpreter.native import Socket
+from utpsocket.engine.kernel import high_fds, syscalls
 from utpsocket.engine.loop import Loop
-from utpsocket.engine.native import Socket
 from utpsocket.protocol import Connection
 from utpsocket.protocol.sendhalf import SendHalf
 from utpsocket.stats import EngineStats, PortStats, engine_stats
@@ -308,7 +310,7 @@ class Calls:
         self.count += event in ("call", "c_call")
 
 
-@pytest.mark.skipif(collector._CAN_BE_TRACED, reason="the engine's thread takes a profile function off itself")
+@pytest.mark.skipif(garbage_collector._CAN_BE_TRACED, reason="the engine's thread takes a profile function off itself")
 def test_a_turn_in_which_nothing_happens_costs_few_calls(pair: Pair) -> None:
     """A question and its answer are four turns. One of 63 calls cost a tenth of all round trips."""
     turns = 200
@@ -350,7 +352,7 @@ def test_nodelay_is_followed_without_waking_the_engine(pair: Pair, monkeypatch: 
     assert engine().call(nodelays) == [False, False]
     for _ in range(100):  # but they are not heaped up
         pair.sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
-    assert verbs.follow_nodelay in woken
+    assert commands.follow_nodelay in woken
 
     pair.sender.setblocking(False)
     while not engine().call(unsent_bytes):
@@ -358,20 +360,20 @@ def test_nodelay_is_followed_without_waking_the_engine(pair: Pair, monkeypatch: 
             pair.sender.send(bytes(CALL_BYTES))
     woken.clear()
     pair.sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    assert woken == [verbs.apply]
+    assert woken == [commands.apply]
 
 
 def test_a_socket_is_raised_by_one_duplication_where_there_are_high_numbers(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kept fd is for when there are none: to take it and to make another would be five system calls more."""
-    if highfd._limit() < 2 * highfd._HIGH_FD:
+    if high_fds._limit() < 2 * high_fds._HIGH_FD:
         pytest.skip("needs 2000 file descriptors, for numbers above those that select() can watch")
     taken: list[bool] = []
-    monkeypatch.setattr(highfd, "_take_kept", lambda: taken.append(True))
+    monkeypatch.setattr(high_fds, "_take_kept", lambda: taken.append(True))
     low = Socket(socket.AF_INET, socket.SOCK_DGRAM)
-    with contextlib.closing(highfd.raise_fd(low)) as raised:
-        assert raised.fileno() >= highfd._HIGH_FD
+    with contextlib.closing(high_fds.raise_fd(low)) as raised:
+        assert raised.fileno() >= high_fds._HIGH_FD
         assert (raised.family, raised.type, raised.proto) == (low.family, low.type, low.proto)
         assert low.fileno() < 0
         assert not taken

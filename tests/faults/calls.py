@@ -19,8 +19,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from utpsocket.engine import farewell, highfd, native, poller, syscalls
-from utpsocket.engine.originals import os as engines_os
+from utpsocket.engine.interpreter import native
+from utpsocket.engine.interpreter.originals import os as engines_os
+from utpsocket.engine.kernel import high_fds, poller, syscalls
+from utpsocket.engine.user_fds import reset
 
 LIBC = ctypes.CDLL(None)
 SOL_SOCKET, SO_DOMAIN = 1, 39
@@ -165,7 +167,7 @@ class Calls:
             return call
 
         for name, kind in _METHODS.items():
-            setattr(highfd.HighSocket, name, wrapped(name, kind))
+            setattr(high_fds.HighSocket, name, wrapped(name, kind))
 
     def _kind_of(self, sock: Any, kind: str) -> str:
         """Where the socket module's calls carry the bytes, they are the same calls by another way."""
@@ -188,9 +190,9 @@ class Calls:
         native.read = wrapped(native.read, "eventfd.read")
         pull = self._loop._wake_up.pull
         self._loop._wake_up.pull = partial(wrapped(pull, "eventfd.write", any_thread=True))
-        highfd.fcntl = wrapped(highfd.fcntl, "dup")  # type: ignore[assignment]
+        high_fds.fcntl = wrapped(high_fds.fcntl, "dup")  # type: ignore[assignment]
         engines_os.fstat = wrapped(engines_os.fstat, "fstat")
-        farewell.ioctl = wrapped(farewell.ioctl, "ioctl")  # type: ignore[assignment]
+        reset.ioctl = wrapped(reset.ioctl, "ioctl")  # type: ignore[assignment]
 
     def _wrap_poller(self) -> None:
         calls, original = self, self._loop._watches._epoll

@@ -18,7 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from utpsocket.engine import bridge, collector, native, syscalls
+from utpsocket.engine.channels import utp
+from utpsocket.engine.interpreter import garbage_collector, native
+from utpsocket.engine.kernel import syscalls
 
 PACKAGE = str(Path(syscalls.__file__).parents[1]) + os.sep
 Site = tuple[str, int, str]  # file below the package, line, what is called there
@@ -50,7 +52,7 @@ class Injector:
         self._code_names: dict[Any, str] = {}
         self._wrapped: set[str] = set()
         self._pending_errno = 0
-        collector._CAN_BE_TRACED = False  # type: ignore[misc]  # from 3.12 on the engine ends what traces its thread
+        garbage_collector._CAN_BE_TRACED = False  # type: ignore[misc]  # from 3.12 on the engine ends what traces its thread
         self._wrap_calls_of_ctypes()
 
     # ── the tester ──
@@ -144,7 +146,7 @@ class Injector:
                 setattr(owner, name, wrapped(f"ctypes{name}", getattr(owner, name)))
         native._libc.recv = wrapped("ctypes_drain", native._libc.recv)  # type: ignore[method-assign]
         native._libc.connect = wrapped("ctypes_connect", native._libc.connect)  # type: ignore[method-assign]
-        assert bridge.native is native
+        assert utp.native is native
 
 
 def _qualified(name: str) -> dict[str, Any]:

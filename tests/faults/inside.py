@@ -16,10 +16,11 @@ from typing import Any, TypeAlias
 
 from tests.faults.calls import Calls
 from tests.faults.injector import Injector
-from utpsocket.engine import highfd, process, remote
+from utpsocket.engine.helper import client, server
+from utpsocket.engine.kernel import high_fds
 from utpsocket.protocol import State
 
-MOST_KEPT_FDS = highfd._KEPT + 3  # and what they are duplicates of; two threads may add one at a time
+MOST_KEPT_FDS = high_fds._KEPT + 3  # and what they are duplicates of; two threads may add one at a time
 LIBC = ctypes.CDLL(None)
 ROOT = Path(__file__).resolve().parents[2]
 Census: TypeAlias = "tuple[int, int, int, int]"
@@ -79,10 +80,10 @@ class Outside:
         self._listener.bind("")
         self._listener.listen(1)
         name = self._listener.getsockname()
-        end = "from utpsocket.engine.process import main"
-        assert end in remote._BOOT
-        boot = remote._BOOT.replace(end, f"sys.path.insert(0, {str(ROOT)!r})\nfrom tests.faults.inside import main")
-        remote._BOOT = boot.replace("main(3)", f"main(3, {name!r})")  # type: ignore[misc]
+        end = "from utpsocket.engine.helper.server import main"
+        assert end in client._BOOT
+        boot = client._BOOT.replace(end, f"sys.path.insert(0, {str(ROOT)!r})\nfrom tests.faults.inside import main")
+        client._BOOT = boot.replace("main(3)", f"main(3, {name!r})")  # type: ignore[misc]
         self._lines: Any = None
 
     def __getattr__(self, name: str) -> Any:
@@ -102,14 +103,14 @@ class Outside:
 
 def main(control_fd: int, name: bytes) -> None:
     """In the place of process.main(), in the engine's own process."""
-    original = process.Service.begin
+    original = server.Service.begin
 
     def begin(service: Any) -> None:
         threading.Thread(target=serve, args=(service._loop, name), daemon=True).start()
         original(service)
 
-    process.Service.begin = begin  # type: ignore[method-assign]
-    process.main(control_fd)
+    server.Service.begin = begin  # type: ignore[method-assign]
+    server.main(control_fd)
 
 
 def serve(loop: Any, name: bytes) -> None:
@@ -123,13 +124,13 @@ def serve(loop: Any, name: bytes) -> None:
 
 
 def fds() -> tuple[int, int]:
-    """(fds that are no UDP ports, UDP ports), without those that the engine keeps in reserve: highfd.py has now more
+    """(fds that are no UDP ports, UDP ports), without those that the engine keeps in reserve: high_fds.py has now more
     and now fewer of them, all duplicates of one socket.
 
     The kernel is asked for each fd what it is: a table of all ports, as /proc/net/udp is, may lack some while others
     come and go.
     """
-    kept_target = f"socket:[{highfd._model_file[1]}]"
+    kept_target = f"socket:[{high_fds._model_file[1]}]"
     ports = others = kept = 0
     for name in os.listdir("/proc/self/fd"):
         try:

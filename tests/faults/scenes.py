@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import utpsocket
-from utpsocket.routes import Routes
+from utpsocket.sockets.rules import Routes
 
 PATIENCE_S = 20.0  # the machine may be busy; a connection that lost its wake-up waits for ever
 BULK_BYTES = 300_000

@@ -8,11 +8,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utpsocket.engine.endpoint import Endpoint
-from utpsocket.engine.identity import Identity
-from utpsocket.engine.listener import MAX_HALF_OPEN, Listener
-from utpsocket.engine.resets import PER_SECOND
-from utpsocket.engine.udp import IcmpError
+from utpsocket.engine.kernel.udp import IcmpError
+from utpsocket.engine.ports.endpoint import Endpoint
+from utpsocket.engine.ports.listener import MAX_HALF_OPEN, Listener
+from utpsocket.engine.ports.stateless_resets import PER_SECOND
+from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.protocol import PacketType, Run, Transmit, Workspace
 from utpsocket.protocol.packet import encode
 

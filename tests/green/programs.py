@@ -44,7 +44,7 @@ def utp_connections() -> int:
 
 def kind_of_engine() -> str:
     """What the engine's thread was started with: the interpreter's own, or something green."""
-    from utpsocket.engine import native
+    from utpsocket.engine.interpreter import native
 
     return f"{native.start_new_thread!r} {native.allocate_lock!r} {native.epoll!r}"
 

@@ -131,8 +131,8 @@ def test_a_burst_of_fetches_arrives_whole_while_a_greenlet_ticks() -> None:
 def test_patching_while_gevent_is_being_imported() -> None:
     """gevent imports socket when its own socket is half made; what patches then must still reach it."""
     program = """
-import importlib.util
-spec = importlib.util.spec_from_file_location("afterimport", "utpsocket/afterimport.py")  # as a child's sitecustomize
+import importlib.util  # as a child's sitecustomize does
+spec = importlib.util.spec_from_file_location("afterimport", "utpsocket/integrations/import_hook.py")
 afterimport = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(afterimport)
 def patch():

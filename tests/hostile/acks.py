@@ -200,7 +200,7 @@ TRACES: Final = (
 
 def costliest(trace: Callable[[], Victim]) -> Measured:
     """The step of this trace that took longest."""
-    gc.disable()  # the engine's thread collects nothing (collector.py)
+    gc.disable()  # the engine's thread collects nothing (garbage_collector.py)
     try:
         runs = [trace().steps for _ in range(_RUNS)]
     finally:

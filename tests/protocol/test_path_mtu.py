@@ -10,9 +10,9 @@ import pytest
 from tests.protocol.wire import RTT_US, Wire
 from tests.simulator import WRAP_SEQ, Application, Delay, Mtu, Pair, Simulator, path
 from utpsocket.protocol import Config
+from utpsocket.protocol.fragmentation import Assembly, in_pieces
 from utpsocket.protocol.packet import LEAST_PADDING_BYTES, MAX_PADDING_BYTES, decode, encode, pad
 from utpsocket.protocol.pathmtu import FLOOR_BYTES, FLOOR_IPV6_BYTES, SEARCH_AGAIN_US, KnownPath, PathMtu
-from utpsocket.protocol.pieces import Assembly, in_pieces
 
 
 def ack_everything(wire: Wire) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.protocol.wire import RTT_US, Wire
 from utpsocket.protocol import Run
-from utpsocket.protocol.pieces import in_pieces
+from utpsocket.protocol.fragmentation import in_pieces
 
 TURN = 0x10000
 STEP_US = 10  # between packets: 65,536 of them take two thirds of a second

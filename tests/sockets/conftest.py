@@ -15,7 +15,8 @@ from typing import TypeVar
 
 import pytest
 
-from utpsocket.engine import highfd, running_engine
+from utpsocket.engine import running_engine
+from utpsocket.engine.kernel import high_fds
 
 from .expectations import EXPECTED_OVER_UTP
 from .network import MODULES, Net
@@ -140,7 +141,7 @@ def _resources() -> collections.Counter[str]:
     """How many fds of each kind there are, and which threads. Apart from UDP ports, and from fds kept in advance, of
     which there may be fewer at first.
     """
-    apart = _udp_inodes() | {str(highfd._model_file[1])}
+    apart = _udp_inodes() | {str(high_fds._model_file[1])}
     found: collections.Counter[str] = collections.Counter()
     for target in _targets():
         kind, _, inode = target.partition(":")

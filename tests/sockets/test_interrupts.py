@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.faults import callers
-from utpsocket.engine import namespaces
+from utpsocket.engine.kernel import netns
 
 from .network import Net
 
@@ -94,6 +94,6 @@ def test_a_handlers_timeout_is_not_taken_for_an_old_kernel(monkeypatch: pytest.M
     def interrupted(*_: Any) -> bytes:
         raise TimeoutError("of a signal's handler")
 
-    monkeypatch.setattr(namespaces, "Socket", SimpleNamespace(getsockopt=interrupted))
+    monkeypatch.setattr(netns, "Socket", SimpleNamespace(getsockopt=interrupted))
     with pytest.raises(TimeoutError, match="handler"):
-        namespaces.cookie(None)
+        netns.cookie(None)

@@ -16,7 +16,8 @@ from unittest import mock
 
 import pytest
 
-from utpsocket import monkey, shim
+from utpsocket import monkey
+from utpsocket.sockets import shim
 
 from .network import PATIENCE_S, REPOSITORY
 
@@ -317,7 +318,7 @@ if {order == "gevent last"}:
 listener = socket.create_server(('127.0.0.1', 0))
 client = gevent.spawn(socket.create_connection, listener.getsockname()).get(timeout=30)
 server, _ = listener.accept()
-assert original in [getattr(socket, 'socket'), utpsocket.engine.native.StdlibSocket]
+assert original in [getattr(socket, 'socket'), utpsocket.engine.interpreter.native.StdlibSocket]
 utpsocket.monkey.unpatch()
 assert '_utp' not in vars(original)
 assert look()[0] == before[0] and look()[2:] == before[2:]
@@ -338,7 +339,7 @@ def test_what_cannot_be_hooked_is_warned_of(tmp_path: os.PathLike[str]) -> None:
 import sys, warnings
 sys.path.insert(0, {str(tmp_path)!r})
 from utpsocket import monkey
-monkey.bypasses.HOOKS['uvloop'] = ('utpsocket.no_such_module', '', '')
+monkey.library_hooks.HOOKS['uvloop'] = ('utpsocket.no_such_module', '', '')
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
     {order}

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from utpsocket import SOL_UTP, UTP_INFO, monkey, shim, stats
+from utpsocket import SOL_UTP, UTP_INFO, monkey, stats
 from utpsocket.engine import running_engine
 from utpsocket.engine.loop import Loop
+from utpsocket.sockets import shim
 
 from ..requirements import requires_ipv6
 from .network import (
@@ -628,7 +629,7 @@ def test_one_of_two_that_share_a_port_listens(both: None) -> None:
 LEAVES = """
 import sys, time
 import utpsocket
-from utpsocket.routes import Routes
+from utpsocket.sockets.rules import Routes
 
 class FallingBack(utpsocket.socket):
     _routes = Routes(fallback="tcp", fallback_seconds=0.02)

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from utpsocket import monkey, routes
-from utpsocket.routes import Hosts, make_routes
+from utpsocket import monkey
+from utpsocket.sockets import rules as rules_module
+from utpsocket.sockets.rules import Hosts, make_routes
 
 from ..requirements import localhost_families
 from .network import PATIENCE_S, raises_errno
@@ -267,7 +268,7 @@ def test_host_names_count_by_what_was_looked_up() -> None:
         with socket.create_connection(("localhost", port)) as client:  # which connects to a number
             assert monkey.transport(client) == "tcp"
         tcp_listener.accept()[0].close()
-        assert routes.make_routes(exclude="other.example").are_utp(2, ("127.0.0.1", port), "connect")  # type: ignore[union-attr]
+        assert rules_module.make_routes(exclude="other.example").are_utp(2, ("127.0.0.1", port), "connect")  # type: ignore[union-attr]
     assert "utpsocket" not in socket.getaddrinfo.__module__
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from utpsocket import options
-from utpsocket.engine.identity import Settings
+from utpsocket.engine.user_fds.socket_state import Settings
 
 from ..requirements import requires_ipv6
 from .network import Net, eventually, outcome, raises_errno, receive_all

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from utpsocket.engine import verbs
-from utpsocket.protocol import closing
+from utpsocket.engine import commands
+from utpsocket.protocol import close_timers
 
 from ..requirements import requires_ipv6
 from .network import PATIENCE_S, Net, own_loopback, raises_errno, receive_exactly
@@ -196,8 +196,8 @@ def test_another_process_gets_the_port_that_a_connection_has_been_at(
     net: Net, monkeypatch: pytest.MonkeyPatch, family: int, host: str, to: str, first: str
 ) -> None:
     """As programs do to find a free port for another one. TIME_WAIT is no obstacle to SO_REUSEADDR."""
-    monkeypatch.setattr(closing, "TIME_WAIT_US", 3_600_000_000)
-    monkeypatch.setattr(closing, "MOST_TIME_WAIT_US", 3_600_000_000)
+    monkeypatch.setattr(close_timers, "TIME_WAIT_US", 3_600_000_000)
+    monkeypatch.setattr(close_timers, "MOST_TIME_WAIT_US", 3_600_000_000)
     listener = option(net.fresh(family), socket.SO_REUSEADDR)
     listener.bind((host or own_loopback(), 0))
     listener.listen()
@@ -279,11 +279,11 @@ def test_what_is_closed_after_the_kernel_has_called_it_taken_is_free(net: Net, m
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind((own_loopback(), 0))
         address = taken.getsockname()
-        share_port = verbs.share_port
+        share_port = commands.share_port
 
         def closing_first(*arguments: object, **named: object) -> object:
             taken.close()
             return share_port(*arguments, **named)
 
-        monkeypatch.setattr(verbs, "share_port", closing_first)
+        monkeypatch.setattr(commands, "share_port", closing_first)
         net.fresh().bind(address)

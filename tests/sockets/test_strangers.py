@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from utpsocket import pairing, shim
-from utpsocket.engine import names
+from utpsocket.engine.kernel import fd_names
+from utpsocket.sockets import fd_pair, shim
 
 from .network import PATIENCE_S, Net, eventually, fork, raises_errno, receive_all, wait_child
 
@@ -61,12 +61,12 @@ def test_a_name_that_looks_like_ours_proves_nothing() -> None:
 
 
 def test_a_tag_holds_for_its_name_only() -> None:
-    name = names.encode(1, ("127.0.0.1", 16), ("127.0.0.1", 17), os.getpid())
-    assert names.is_ours(name, os.geteuid())
-    assert not names.is_ours(name, os.geteuid() + 1)
+    name = fd_names.encode(1, ("127.0.0.1", 16), ("127.0.0.1", 17), os.getpid())
+    assert fd_names.is_ours(name, os.geteuid())
+    assert not fd_names.is_ours(name, os.geteuid() + 1)
     other = name.replace(b":17#", b":22#")
-    assert other != name and names.decode(other) is not None
-    assert not names.is_ours(other, os.geteuid())
+    assert other != name and fd_names.decode(other) is not None
+    assert not fd_names.is_ours(other, os.geteuid())
 
 
 @needs_root
@@ -76,7 +76,7 @@ def test_a_true_name_proves_nothing_in_another_users_hands() -> None:
     client, _ = net.pair()
     name = raw_name(client, "getpeername")
     net.close()
-    assert names.decode(name) is not None
+    assert fd_names.decode(name) is not None
     eventually(lambda: os.fsdecode(name[1:]) in Path("/proc/net/unix").read_text(), False)
     assert accepted_from(name, NOBODY) == (socket.AF_UNIX, name, name)
 
@@ -86,7 +86,7 @@ def test_who_connects_to_a_listener_of_ours_is_not_accepted() -> None:
     listener = net.listener()
     name = raw_name(listener, "getsockname")
     with socket.socket(socket.AF_UNIX) as stranger:
-        stranger.bind(names.encode(1, listener.getsockname(), ("127.0.0.1", 22), 1))
+        stranger.bind(fd_names.encode(1, listener.getsockname(), ("127.0.0.1", 22), 1))
         process = fork(lambda: stranger.connect(name))
         assert wait_child(process) == 0
         client = net.fresh()
@@ -102,7 +102,7 @@ def test_strangers_in_the_way_of_a_connect_cost_a_retry(timeout: float | None, m
     listener = net.listener()
     strangers: list[Any] = []
     counts = [1_000, 1_000, 3]
-    connect_at_once = pairing.connect_at_once
+    connect_at_once = fd_pair.connect_at_once
 
     def after_strangers(fd: int, name: bytes) -> int:
         for _ in range(counts.pop(0) if counts else 0):
@@ -116,9 +116,9 @@ def test_strangers_in_the_way_of_a_connect_cost_a_retry(timeout: float | None, m
         return connect_at_once(fd, name)
 
     are_ours = iter([False, False, False])  # the next time there is room: three strangers, then our own
-    maker = names.maker
-    monkeypatch.setattr(pairing, "connect_at_once", after_strangers)
-    monkeypatch.setattr(names, "maker", lambda sock: maker(sock) if next(are_ours, True) else (0, 0))
+    maker = fd_names.maker
+    monkeypatch.setattr(fd_pair, "connect_at_once", after_strangers)
+    monkeypatch.setattr(fd_names, "maker", lambda sock: maker(sock) if next(are_ours, True) else (0, 0))
     client = net.fresh(timeout=timeout)
     if timeout == 0:
         with raises_errno(errno.EINPROGRESS):

@@ -17,8 +17,8 @@ import trustme
 
 import utpsocket.monkey
 from utpsocket import loops
+from utpsocket.integrations.uvloop.transports import Bare
 from utpsocket.stats import engine_stats
-from utpsocket.transports import Bare
 
 from ..requirements import requires_ipv6
 from .network import PATIENCE_S, REPOSITORY, Net, eventually, receive_all
@@ -662,7 +662,7 @@ def test_a_socket_that_is_going_to_listen_has_a_name_that_nobody_unlinks() -> No
 
 
 def test_no_identity_is_kept_of_what_is_closed() -> None:
-    from utpsocket import registry
+    from utpsocket.sockets import registry
 
     async def main() -> None:
         async with serving() as server:

@@ -5,7 +5,7 @@
     run [options] -c code arguments ...
 
 The program is run by the interpreter itself: this process replaces itself with `python3 script.py arguments ...`, in an
-environment in which Python patches `socket` when it is imported (utpsocket.inherited). So sys.argv, sys.path, __main__,
+environment in which Python patches `socket` when it is imported (utpsocket.startup). So sys.argv, sys.path, __main__,
 tracebacks, signals and the exit status are Python's own, and the interpreters that the program starts are patched too.
 """
 
@@ -17,8 +17,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from utpsocket import inherited
-from utpsocket.routes import make_routes
+from utpsocket import startup
+from utpsocket.sockets.rules import make_routes
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -49,14 +49,14 @@ def run(arguments: argparse.Namespace) -> int:
     command = _command(arguments)
     if command is None:
         return _refuse("what shall be run? A script, -m module or -c code")
-    rules = {name: getattr(arguments, name) for name in inherited.VARIABLES}
+    rules = {name: getattr(arguments, name) for name in startup.VARIABLES}
     try:
         make_routes(**rules)
     except ValueError as error:
         return _refuse(str(error))
     if sys.flags.ignore_environment or sys.flags.no_site:
         return _refuse("an interpreter started with -E, -I or -S cannot be patched from outside: call patch_all()")
-    environment = {**os.environ, **inherited.environment(rules)}
+    environment = {**os.environ, **startup.environment(rules)}
     if arguments.stats:
         environment["UTPSOCKET_STATS"] = str(os.getpid())  # which exec keeps
     sys.stdout.flush()

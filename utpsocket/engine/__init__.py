@@ -1,7 +1,7 @@
 """engine(): the process's engine. Born on first use, forgotten after a fork, flushed at exit.
 
 The engine is one thread that owns every UDP port and the far end of every user's fd: a thread of this process, or of
-one of its own where UTPSOCKET_ENGINE=process asks for it (remote.py). Any thread may call what is here.
+one of its own where UTPSOCKET_ENGINE=process asks for it (helper/client.py). Any thread may call what is here.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import warnings
 from collections.abc import Callable
 from typing import Final
 
-from utpsocket.engine import environment, exitflush, highfd, native, outcomes, reports
+from utpsocket.engine import environment, exit_flush, fault_reports
+from utpsocket.engine.helper.client import RemoteLoop
+from utpsocket.engine.interpreter import native
+from utpsocket.engine.interpreter.originals import os
+from utpsocket.engine.kernel import high_fds
 from utpsocket.engine.loop import Loop
-from utpsocket.engine.originals import os
-from utpsocket.engine.remote import RemoteLoop
+from utpsocket.engine.user_fds import shared_errnos
 
 _loop: Loop | RemoteLoop | None = None
 _first: dict[str, Loop | RemoteLoop] = {}  # the successor of no engine, as Loop.successor is of that one
@@ -62,9 +65,9 @@ def _succeed(gone: Loop | RemoteLoop | None) -> Loop | RemoteLoop:
     _hook()
     environment.check()
     place = _first if gone is None else gone.successor
-    highfd.prepare()
+    high_fds.prepare()
     kind: Callable[[], Loop | RemoteLoop] = _kind()
-    made = highfd.with_room(kind)
+    made = high_fds.with_room(kind)
     loop = place.setdefault("", made)
     if loop is not made:
         made.discard()
@@ -111,10 +114,10 @@ def _after_fork_in_child() -> None:
     """Our copies of the engine's fds must go, or end of file and hang-up never come. SOCKETS.md §4."""
     global _loop, _first
     loop, _loop, _first = _loop, None, {}
-    reports.forget()
+    fault_reports.forget()
     native.forget_threads()
-    highfd.forget_in_child()
-    outcomes.forget_in_child()
+    high_fds.forget_in_child()
+    shared_errnos.forget_in_child()
     if loop is not None:
         loop.abandon_in_child()
 
@@ -149,8 +152,8 @@ def flush(seconds: float | None = None) -> int:
     loop = running_engine()
     if loop is None or loop.caller_pid != os.getpid() or not loop.is_alive or not loop.has_its_fds():
         return 0
-    waiting, lost_bytes = exitflush.flush(loop, seconds)
-    reports.finish()  # a fault just before the exit is told all the same
+    waiting, lost_bytes = exit_flush.flush(loop, seconds)
+    fault_reports.finish()  # a fault just before the exit is told all the same
     if lost_bytes:
         warnings.warn(
             f"utpsocket: {lost_bytes} bytes on {waiting} connections did not reach their peers before exit",
@@ -180,7 +183,7 @@ def shutdown() -> None:
     global _loop, _first
     loop = _loop
     if loop is None:
-        highfd.release()  # a socket prepares, an engine or none
+        high_fds.release()  # a socket prepares, an engine or none
         return
     if loop.has_started:
         flush()
@@ -188,4 +191,4 @@ def shutdown() -> None:
     else:
         loop.discard()
     _loop, _first = None, {}
-    highfd.release()
+    high_fds.release()

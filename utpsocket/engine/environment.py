@@ -2,7 +2,7 @@
 
 Separate because a value that cannot be read must be an error of the program's first call, which names the variable
 and the value, and never one on the engine's thread or at the exit. Whatever reads one asks here. check() reads them all
-and warns of names that are none. inherited/sitecustomize.py alone reads one by itself: it runs before `socket` is
+and warns of names that are none. startup/sitecustomize.py alone reads one by itself: it runs before `socket` is
 loaded.
 
 Any thread may call.
@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Final
 
-from utpsocket.engine.originals import os
+from utpsocket.engine.interpreter.originals import os
 
 _PREFIX: Final = "UTPSOCKET_"
 _TOOLS: Final = ("UTPSOCKET_COMPAT_", "UTPSOCKET_TEST_")  # of what is beside the package

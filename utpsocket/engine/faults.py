@@ -15,8 +15,8 @@ import errno
 from collections.abc import Callable
 from typing import Any, Final
 
-from utpsocket.engine.native import sleep
-from utpsocket.engine.originals import os
+from utpsocket.engine.interpreter.native import sleep
+from utpsocket.engine.interpreter.originals import os
 
 TRANSIENT: Final = frozenset({errno.EINTR, errno.ENOBUFS, errno.ENOMEM})
 """Errnos that say nothing about a socket: the same call may succeed in a moment. None of them makes an event."""

@@ -18,32 +18,36 @@ from collections.abc import Callable
 from itertools import count, islice
 from typing import Any, Final
 
-from utpsocket.engine import collector, courtesy, environment, latecomers, namespaces, outcomes, reports, verbs
-from utpsocket.engine.answer import Answer, Command, Inbox
-from utpsocket.engine.arena import Arena
-from utpsocket.engine.bound import Bound
-from utpsocket.engine.bridge import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Bridge
-from utpsocket.engine.endpoint import BY_ENGINE, Endpoint
-from utpsocket.engine.fallback import Attempt, Silences
+from utpsocket.engine import commands, environment, fault_reports
+from utpsocket.engine.channels.race import Attempt, Silences
+from utpsocket.engine.channels.tcp import Relay
+from utpsocket.engine.channels.utp import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Bridge
+from utpsocket.engine.command_queue import Answer, Command, Inbox
+from utpsocket.engine.ended_totals import Totals
 from utpsocket.engine.faults import Containment, carefully
-from utpsocket.engine.forklock import ForkLock
-from utpsocket.engine.gates import Gates
-from utpsocket.engine.handlers import or_none
-from utpsocket.engine.highfd import idle_instead, raise_fd
-from utpsocket.engine.identity import Identity
-from utpsocket.engine.lanes import Lanes
-from utpsocket.engine.lastacks import LastAcks
-from utpsocket.engine.listener import Listener
-from utpsocket.engine.native import allocate_lock, get_ident, sleep, start_thread
-from utpsocket.engine.originals import os, random, signal, time
-from utpsocket.engine.paths import Paths
-from utpsocket.engine.poller import WakeUp, Watches, new_poller, new_sleep, occupy
-from utpsocket.engine.relay import Relay
+from utpsocket.engine.interpreter import garbage_collector, switch_interval
+from utpsocket.engine.interpreter.fork_lock import ForkLock
+from utpsocket.engine.interpreter.native import allocate_lock, get_ident, sleep, start_thread
+from utpsocket.engine.interpreter.originals import os, random, signal, time
+from utpsocket.engine.interpreter.signal_errors import or_none
+from utpsocket.engine.kernel import netns
+from utpsocket.engine.kernel.arena import Arena
+from utpsocket.engine.kernel.high_fds import idle_instead, raise_fd
+from utpsocket.engine.kernel.poller import WakeUp, Watches, new_poller, new_sleep, occupy
+from utpsocket.engine.kernel.udp import WANTED_BUFFER_BYTES, Port
+from utpsocket.engine.ports import unread_syns
+from utpsocket.engine.ports.bound_ports import Bound
+from utpsocket.engine.ports.connect_gate import Gates
+from utpsocket.engine.ports.endpoint import BY_ENGINE, Endpoint
+from utpsocket.engine.ports.listener import Listener
+from utpsocket.engine.ports.path_cache import Paths
+from utpsocket.engine.ports.send_grants import Lanes
+from utpsocket.engine.ports.time_wait import LastAcks
 from utpsocket.engine.timers import Timers
-from utpsocket.engine.totals import Totals
-from utpsocket.engine.udp import WANTED_BUFFER_BYTES, Port
-from utpsocket.engine.unaccepted import ResetUnaccepted
-from utpsocket.engine.watch import HoldersWatch, Rechecks
+from utpsocket.engine.user_fds import shared_errnos
+from utpsocket.engine.user_fds.open_fds import HoldersWatch, Rechecks
+from utpsocket.engine.user_fds.socket_state import Identity
+from utpsocket.engine.user_fds.unaccepted import ResetUnaccepted
 from utpsocket.protocol import Workspace
 from utpsocket.protocol.packet import MAX_RUN_PACKETS
 from utpsocket.protocol.states import SYN_RECEIVED, TIME_WAIT
@@ -79,13 +83,13 @@ class Loop:
         self.tcp_initiated = self.tcp_accepted = self.initiated = self.accepted = self.wakeups = self.faults = 0
         self.totals = Totals()  # of connections that are over
         self.now = time.monotonic_ns() // 1_000
-        outcomes.begin(self.pid)
+        shared_errnos.begin(self.pid)
         self.fd_lock = ForkLock()
         # No key of an engine before this one means a port of ours.
         self._keys = count(_system_random.getrandbits(48) + 1)
         self.holders_watch = HoldersWatch()
         self.rechecks = Rechecks()
-        self._hold = collector.Hold()
+        self._hold = garbage_collector.Hold()
         self._epoll = new_poller()
         self._sleep = new_sleep(self._epoll, self._hold)
         self._wake_up = WakeUp()
@@ -129,7 +133,7 @@ class Loop:
         """Start the thread, once. Any thread, and again after an exception has interrupted it."""
         if not self.has_started:
             try:
-                self.namespace = namespaces.cookie_here()  # the thread's
+                self.namespace = netns.cookie_here()  # the thread's
                 self._hold.begin()
                 start_thread(self._run, b"utpsocket")
                 self.is_begun = True
@@ -158,11 +162,11 @@ class Loop:
         leaves, in time for what is written next, which wakes the engine up. Any thread.
         """
         if at_once:
-            self.call(verbs.apply, cookie)
-        elif is_nodelay and verbs.holds_nothing(self, cookie):
-            self._inbox.put_aside(Command(self, verbs.follow_nodelay, (cookie,), {}, None))
+            self.call(commands.apply, cookie)
+        elif is_nodelay and commands.holds_nothing(self, cookie):
+            self._inbox.put_aside(Command(self, commands.follow_nodelay, (cookie,), {}, None))
         else:
-            self.post(verbs.apply, cookie)
+            self.post(commands.apply, cookie)
 
     def call(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Have the engine's thread carry out a verb; wait for what it returns or raises. Any other thread."""
@@ -181,7 +185,7 @@ class Loop:
         return verb(self, *arguments, **named)
 
     tell = perform
-    """Of whose outcome nobody asks: an engine elsewhere is then not waited for (remote.py)."""
+    """Of whose outcome nobody asks: an engine elsewhere is then not waited for (helper/client.py)."""
 
     def soon(self, verb: Callable[..., object], *arguments: Any) -> None:
         """As post(); the engine's own thread does it at once. Any thread."""
@@ -222,7 +226,7 @@ class Loop:
             return
         self._containment.begin()
         self.faults += 1
-        reports.report(error)
+        fault_reports.report(error)
         if not self._containment.cost({self.owner, self.command}, error):
             self._is_stopping = True  # everybody is told by _end()
             return
@@ -277,8 +281,8 @@ class Loop:
         self.owner = None
         events = self._wait()
         if not self._is_robbed:
-            if courtesy.askers:
-                courtesy.during(self._work, events)
+            if switch_interval.askers:
+                switch_interval.during(self._work, events)
             else:
                 self._work(events)
             self._containment.in_row = 0
@@ -288,11 +292,11 @@ class Loop:
         self.wakeups += 1
         by_fd = self._watches.by_fd  # Endpoint, Bridge, or whatever has on_event()
         sources = [(by_fd.get(fd), mask) for mask, fd in events]  # before anything is closed and its fd reused
-        commands = self._inbox.commands
-        if commands:
-            for _ in range(len(commands)):
-                self.command = commands[0]  # while it is still there: from here on whoever asked is answered
-                commands.popleft()
+        queue = self._inbox.commands
+        if queue:
+            for _ in range(len(queue)):
+                self.command = queue[0]  # while it is still there: from here on whoever asked is answered
+                queue.popleft()
                 self.carry_out()
         for source, mask in sources:
             self.owner = source
@@ -326,7 +330,7 @@ class Loop:
             self._fire_timers(now)
         self.owner = None
         if self.rechecks.at is not None:
-            verbs.recheck(self)
+            commands.recheck(self)
         self._settle(now)
 
     def carry_out(self) -> None:
@@ -629,7 +633,7 @@ class Loop:
         self._last_acks.discard(endpoint)
         self._blocked.pop(endpoint, None)
         self.forget_fd(endpoint.port.sock.fileno())
-        latecomers.close_port(endpoint)
+        unread_syns.close_port(endpoint)
         if endpoint.peers is not None:
             endpoint.peers.close()
         self.bound.discard(endpoint)
@@ -690,6 +694,6 @@ class Loop:
 
     def abandon_in_child(self) -> None:
         """After a fork, in the child: close our copies of the parent's fds and touch nothing else."""
-        courtesy.end()
-        collector.end_in_child()
+        switch_interval.end()
+        garbage_collector.end_in_child()
         self._close_fds()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from utpsocket.protocol.receivehalf import NEVER
 
 if TYPE_CHECKING:
-    from utpsocket.engine.bridge import Bridge
+    from utpsocket.engine.channels.utp import Bridge
 
 _FEW: Final = 64  # entries that are not worth a look
 

@@ -16,8 +16,8 @@ they are, also after unhook_gevent() and unhook_eventlet(). gevent.server.Stream
 gevent's own class, so a server needs the hook.
 
 A hub is late by what others keep the interpreter's lock from it: while a hook is set, or the cooperative socket is
-imported, the engine works under a switch interval of 0.1 ms (utpsocket.engine.courtesy); between its turns the program
-has its own.
+imported, the engine works under a switch interval of 0.1 ms (utpsocket.engine.interpreter.switch_interval); between its
+turns the program has its own.
 
 What differs from TCP: close() with SO_LINGER and a time waits in the greenlet that closes, while TCP's blocks the hub;
 where gevent closes in the hub itself (another greenlet was waiting on the socket) it does not wait at all.

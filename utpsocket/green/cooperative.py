@@ -1,7 +1,8 @@
 """A cooperative socket over uTP beside gevent's own: gevent.socket's names, those that make streams with our class.
 
-Separate because it is the one module that cannot do without gevent. As in dropin.py each function is gevent's (or the
-interpreter's) own with its global name `socket` bound to our class: same code, same behaviour, another transport.
+Separate because it is the one module that cannot do without gevent. As in sockets/functions.py each function is
+gevent's (or the interpreter's) own with its global name `socket` bound to our class: same code, same behaviour, another
+transport.
 
 Called by greenlets. Sources: gevent's socket.py and _socket3.py.
 """
@@ -14,10 +15,10 @@ from typing import Any, Final
 import gevent.socket as gevents
 import gevent.ssl  # noqa: F401  # its sockets must be able to stand on ours before it wraps one
 
-from utpsocket.engine import courtesy
-from utpsocket.engine.native import original
+from utpsocket.engine.interpreter import switch_interval
+from utpsocket.engine.interpreter.native import original
 from utpsocket.green.hooks import adapt_gevent_ssl
-from utpsocket.green.inside import GeventInside
+from utpsocket.green.inner_sockets import GeventInside
 from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_KEEPALIVE, UTP_MAX_MTU, UTP_SHARE_PORT
 
 __all__ = ["SOL_UTP", "UTP_CONGESTION", "UTP_INFO", "UTP_KEEPALIVE", "UTP_MAX_MTU", "UTP_SHARE_PORT", "socket"]
@@ -68,7 +69,7 @@ for _name in (*GEVENTS, *STDLIBS):
     _REBOUND[_name] = _over_utp(getattr(gevents, _name) if _name in GEVENTS else original("socket", _name))
 globals().update(_REBOUND)
 adapt_gevent_ssl(GeventInside)
-courtesy.ask(__name__)
+switch_interval.ask(__name__)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 from typing import Any, Final
 
-from utpsocket.engine import courtesy
-from utpsocket.green.inside import EventletInside, GeventInside
+from utpsocket.engine.interpreter import switch_interval
+from utpsocket.green.inner_sockets import EventletInside, GeventInside
 
 _GEVENT: Final = "gevent._socket3"  # where gevent.socket.socket is made
 _GEVENT_SSL: Final = "gevent.ssl"
@@ -30,7 +30,7 @@ def hook_gevent() -> None:
     module = sys.modules[_GEVENT]
     _saved[_GEVENT] = module.socket._gevent_sock_class
     module.socket._gevent_sock_class = GeventInside
-    courtesy.ask(_GEVENT)
+    switch_interval.ask(_GEVENT)
     adapt_gevent_ssl(GeventInside)
 
 
@@ -38,7 +38,7 @@ def unhook_gevent() -> None:
     """gevent's sockets are its own again; those made meanwhile go on over uTP. Idempotent."""
     before = _saved.pop(_GEVENT, None)
     if before is not None:
-        courtesy.withdraw(_GEVENT)
+        switch_interval.withdraw(_GEVENT)
         sys.modules[_GEVENT].socket._gevent_sock_class = before
         if _NEEDS_SSL not in sys.modules:
             adapt_gevent_ssl(before)
@@ -52,14 +52,14 @@ def hook_eventlet() -> None:
     module: Any = sys.modules[_EVENTLET]
     _saved[_EVENTLET] = module._original_socket
     module._original_socket = EventletInside
-    courtesy.ask(_EVENTLET)
+    switch_interval.ask(_EVENTLET)
 
 
 def unhook_eventlet() -> None:
     """eventlet's sockets are its own again; those made meanwhile go on over uTP. Idempotent."""
     before = _saved.pop(_EVENTLET, None)
     if before is not None:
-        courtesy.withdraw(_EVENTLET)
+        switch_interval.withdraw(_EVENTLET)
         module: Any = sys.modules[_EVENTLET]
         module._original_socket = before
 

@@ -39,8 +39,8 @@ keeps them. What is not given is read from the environment.
                                           uTP is tried over both at once for the next minute
     listen="both"                         UTPSOCKET_LISTEN     listeners accept uTP and TCP at the same port number
 
-The lists are in NO_PROXY's grammar (utpsocket.routes) and hold for listeners too, compared with the address they bind:
-0.0.0.0 or :: for all. A host name on a list is compared with the names that the program looked up through
+The lists are in NO_PROXY's grammar (utpsocket.sockets.rules) and hold for listeners too, compared with the address they
+bind: 0.0.0.0 or :: for all. A host name on a list is compared with the names that the program looked up through
 socket.getaddrinfo() or gethostbyname(), which are wrapped for that while such a rule is in force.
 
 A socket that the rules send to TCP becomes one in connect() or listen(): a kernel TCP socket takes the place of the
@@ -64,7 +64,7 @@ Child processes
 A forked child is patched as its parent is. Child interpreters (multiprocessing's spawn and forkserver, subprocess
 running sys.executable) patch themselves when they find UTPSOCKET_PATCH=1 and the rules in the variables above. Where
 utpsocket is installed, that is all: `UTPSOCKET_PATCH=1 python3 script.py`. Where it is only on the path, PYTHONPATH
-must have this package's folder `inherited` too: `python3 -m utpsocket run` starts a program in such an environment,
+must have this package's folder `startup` too: `python3 -m utpsocket run` starts a program in such an environment,
 and patch_all(children=True), or UTPSOCKET_PATCH=1 when it is called, makes this process's own one, for what it starts
 from then on. A `where` cannot be inherited.
 
@@ -80,13 +80,15 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from utpsocket import dropin, inherited, teachssl
+from utpsocket import startup
 from utpsocket.engine import engine, environment
-from utpsocket.engine.handlers import let_pass
-from utpsocket.engine.native import Socket, original
-from utpsocket.monkey import bypasses, inplace, lookups, wrapping
-from utpsocket.monkey.wrapping import Wrapped
-from utpsocket.routes import Patterns, Routes, Where, from_environment, make_routes
+from utpsocket.engine.interpreter.native import Socket, original
+from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.integrations import tls_hook
+from utpsocket.monkey import host_names, in_place, library_hooks, single_module
+from utpsocket.monkey.single_module import Wrapped
+from utpsocket.sockets import functions
+from utpsocket.sockets.rules import Patterns, Routes, Where, from_environment, make_routes
 
 __all__ = [
     "Wrapped",
@@ -157,7 +159,7 @@ def patch_socket(
     }
     _patch(rules)
     if environment.value("UTPSOCKET_PATCH", False) if children is None else children:
-        inherited.bequeath(rules)
+        startup.bequeath(rules)
     engine()
 
 
@@ -171,20 +173,20 @@ def patch_from_environment() -> None:
 
 def _patch(rules: dict[str, Any]) -> None:
     given = {name: rule for name, rule in rules.items() if rule is not None}
-    if given or not inplace.is_applied():
+    if given or not in_place.is_applied():
         _follow(make_routes(**{**from_environment(), **given}))
-    inplace.apply()
-    inplace.route(_routes)
-    bypasses.apply()
+    in_place.apply()
+    in_place.route(_routes)
+    library_hooks.apply()
 
 
 def _follow(routes: Routes | None) -> None:
     global _routes
     _routes = routes
     if routes is not None and routes.has_names:
-        lookups.apply()
+        host_names.apply()
     else:
-        lookups.restore()
+        host_names.restore()
 
 
 def routes_in_force() -> Routes | None:
@@ -196,26 +198,26 @@ def patch_ssl() -> None:
     """Have SSLContext.wrap_socket() know uTP sockets. Idempotent; `import utpsocket` does so already."""
     global _had_ssl
     if _had_ssl is None:
-        _had_ssl = teachssl.is_installed()
-        teachssl.install()
+        _had_ssl = tls_hook.is_installed()
+        tls_hook.install()
 
 
 def unpatch() -> None:
     """Restore everything. uTP sockets made meanwhile keep working, under a class of their own."""
     global _had_ssl
-    bypasses.restore()
-    inplace.restore()
-    inherited.revoke()
+    library_hooks.restore()
+    in_place.restore()
+    startup.revoke()
     _follow(None)
     if _had_ssl is False:
-        teachssl.uninstall()
+        tls_hook.uninstall()
     _had_ssl = None
 
 
 def is_patched(name: str = "socket") -> bool:
     """Whether "socket" (the class socket.socket speaks uTP) or "ssl" is patched now."""
     if name == "socket":
-        return inplace.is_applied()
+        return in_place.is_applied()
     if name == "ssl":
         return _had_ssl is not None
     raise ValueError(f"'socket' or 'ssl', not {name!r}")
@@ -230,10 +232,10 @@ def get_original(module: str, name: str | Iterable[str]) -> Any:
         return [get_original(module, one) for one in name]
     if module == "socket":
         if name == "socket":
-            return inplace.original_class()
-        if inplace.is_applied() and name in dropin.REBOUND:
-            return dropin.rebound(inplace.original_class())[name]
-        return lookups.original(name) or original(module, name)
+            return in_place.original_class()
+        if in_place.is_applied() and name in functions.REBOUND:
+            return functions.rebound(in_place.original_class())[name]
+        return host_names.original(name) or original(module, name)
     return getattr(importlib.import_module(module), name)
 
 
@@ -241,7 +243,7 @@ def get_original(module: str, name: str | Iterable[str]) -> Any:
 def patched(**rules: Any) -> Iterator[None]:
     """`with patched(): …`: patched inside, as before outside. Takes patch_all()'s rules."""
     global _had_ssl
-    was_patched, had_ssl, routes = inplace.is_applied(), _had_ssl, _routes
+    was_patched, had_ssl, routes = in_place.is_applied(), _had_ssl, _routes
     patch_all(**rules)
     try:
         yield
@@ -251,7 +253,7 @@ def patched(**rules: Any) -> Iterator[None]:
             _had_ssl = had_ssl
         else:
             _follow(routes)
-            inplace.route(routes)
+            in_place.route(routes)
 
 
 def wrap_module(module: ModuleType | str, **rules: Any) -> Wrapped:
@@ -262,7 +264,7 @@ def wrap_module(module: ModuleType | str, **rules: Any) -> Wrapped:
     """
     if isinstance(module, str):
         module = importlib.import_module(module)
-    return wrapping.wrap(module, make_routes(**rules) if rules else None)
+    return single_module.wrap(module, make_routes(**rules) if rules else None)
 
 
 def transport(sock: Any) -> str | None:

@@ -19,19 +19,19 @@ from array import array
 from collections.abc import Sequence
 from typing import Final
 
-from utpsocket.protocol import cleanrun
-from utpsocket.protocol.acceptance import is_believable, is_clean_close
-from utpsocket.protocol.closing import Closing, Remains
+from utpsocket.protocol import fastpath
+from utpsocket.protocol.close_timers import Closing, Remains
+from utpsocket.protocol.composer import Speech
 from utpsocket.protocol.config import Config, Workspace
+from utpsocket.protocol.fragmentation import Assembly
 from utpsocket.protocol.handshake import Handshake
 from utpsocket.protocol.keepalive import Keepalive, Probing
 from utpsocket.protocol.packet import DATA, FIN, HEADER_BYTES, RESET, STATE, SYN, Packet, Run, Transmit, decode, unwrap
-from utpsocket.protocol.pieces import Assembly
 from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
 from utpsocket.protocol.report import ConnectionStats, Event, EventKind, figures
 from utpsocket.protocol.sendhalf import EMPTY_PACKET_BYTES, SendHalf
-from utpsocket.protocol.speech import Speech
 from utpsocket.protocol.states import CLOSED, CONNECTED, IDLE, SYN_RECEIVED, SYN_SENT, TIME_WAIT, TRANSITIONS, Trigger
+from utpsocket.protocol.validation import is_believable, is_clean_close
 
 __all__ = ["Connection", "ConnectionStats", "Event", "EventKind"]
 
@@ -232,9 +232,9 @@ class Connection:
         """
         if self.state is CONNECTED:
             if run.is_clean():
-                if cleanrun.handle(self, run, now=now):
+                if fastpath.handle(self, run, now=now):
                     return
-            elif run.is_bare_ack() and cleanrun.handle_ack(self, run, now=now):
+            elif run.is_bare_ack() and fastpath.handle_ack(self, run, now=now):
                 return
         for datagram in run.datagrams():
             packet = decode(datagram)

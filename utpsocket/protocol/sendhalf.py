@@ -322,7 +322,7 @@ class SendHalf(Outstanding):
             self.in_pieces = flight
 
     def poll_pieces(self) -> Flight | None:
-        """The packet, left just now, whose pieces are to leave as well (pieces.py), or None."""
+        """The packet, left just now, whose pieces are to leave as well (fragmentation.py), or None."""
         flight, self.in_pieces = self.in_pieces, None
         return flight if flight is not None and flight.seq >= self.flights.una_seq else None
 

@@ -1,0 +1,119 @@
+"""How much is held for a user who does not read."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES, Room
+from utpsocket.engine.interpreter import native
+from utpsocket.protocol.receivehalf import ReceiveHalf
+
+MOST_BYTES = 3_774_873  # what a UDP buffer of 4 MiB is good for
+ROUND_US = 100_000
+INITIAL_BYTES = 14_000  # a sender's first window
+
+
+class Reader:
+    """A user whose end takes bytes for it, on a path of a known length."""
+
+    def __init__(self, end: Any, user: Any) -> None:
+        self.end, self.user = end, user
+        self.receive = ReceiveHalf(FIRST_WINDOW_BYTES)
+        self.room = Room()
+        self.room.begin(end, 0)
+        self.now = 1_000_000
+        self.told_us = ROUND_US
+
+    def take(self, count: int, *, after_us: int, is_read: bool = True) -> int:
+        """So much comes; how much of it the pair took."""
+        self.now += after_us
+        self.receive.difference_us, self.receive.told_us = 1, self.told_us - 1
+        taken = 0
+        while taken < count:
+            try:
+                taken += self.end.send(bytes(min(count - taken, 8_192)), socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                if not is_read:
+                    break
+            if is_read:
+                self.user.recv(1 << 16)
+        if self.room.is_growing:
+            self.room.on_taken(taken, self.end, self.receive, MOST_BYTES, now=self.now)
+        return taken
+
+    @property
+    def window_bytes(self) -> int:
+        return self.receive.reassembly.capacity_bytes
+
+
+@pytest.fixture
+def reader() -> Iterator[Reader]:
+    end, user = socket.socketpair()
+    with end, user:
+        yield Reader(end, user)
+
+
+def test_what_nobody_reads_opens_no_window(reader: Reader) -> None:
+    held_bytes = 0
+    for _ in range(100):
+        held_bytes += reader.take(8_192, after_us=ROUND_US // 10, is_read=False)
+    assert reader.window_bytes == FIRST_WINDOW_BYTES
+    assert held_bytes + reader.window_bytes <= 200_000
+
+
+@pytest.mark.parametrize("parts", [1, 3, 10])
+def test_a_sender_that_doubles_its_pace_is_never_held_back(reader: Reader, parts: int) -> None:
+    """Slow start on a long path: whatever has come in a round trip comes twice in the next."""
+    sent_bytes = INITIAL_BYTES
+    while sent_bytes < reader.window_bytes < MOST_BYTES:
+        for _ in range(parts):
+            reader.take(sent_bytes // parts, after_us=ROUND_US // parts)
+        sent_bytes *= 2
+    assert reader.window_bytes == MOST_BYTES
+    assert not reader.room.is_growing
+
+
+def test_who_is_sent_little_gets_little(reader: Reader) -> None:
+    """However much it becomes in the long run."""
+    for _ in range(1_000):
+        reader.take(8_192, after_us=ROUND_US // 2)
+    assert reader.window_bytes < 2 * FIRST_WINDOW_BYTES
+
+
+def test_one_long_round_trip_is_not_believed(reader: Reader) -> None:
+    """It looks like that where a thread of this machine's was kept waiting."""
+    reader.told_us = 1_000
+    for count in range(500):
+        reader.told_us = 500_000 if count == 100 else 1_000
+        reader.take(8_192, after_us=500)
+    assert reader.window_bytes < 2 * FIRST_WINDOW_BYTES
+
+
+def test_a_path_that_becomes_longer_is_believed(reader: Reader) -> None:
+    for told_us in (1_000, ROUND_US):
+        reader.told_us = told_us
+        for _ in range(100):
+            reader.take(100_000, after_us=told_us // 2)
+    assert reader.window_bytes >= 2 * 200_000
+
+
+def test_an_end_that_does_not_tell_what_is_unread_is_taken_for_full(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "taken_bytes", lambda fd: -1)
+    for _ in range(3):
+        reader.take(24_000, after_us=ROUND_US)
+    assert reader.window_bytes == FIRST_WINDOW_BYTES
+    for _ in range(10):
+        reader.take(200_000, after_us=ROUND_US)
+    assert reader.window_bytes > 2 * FIRST_WINDOW_BYTES
+
+
+def test_what_a_program_asks_for_it_gets_and_keeps(reader: Reader) -> None:
+    reader.room.begin(reader.end, 16_384)
+    assert reader.end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 8_192
+    assert not reader.room.is_growing

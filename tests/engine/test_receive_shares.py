@@ -1,0 +1,52 @@
+"""What the connections of one port promise to their peers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from utpsocket.engine.ports.receive_shares import Shares
+from utpsocket.engine.ports.send_grants import GRANT_BYTES
+
+STOCK_BYTES = 212_992  # what Linux gives unasked
+MERGED_BYTES = 44 * 1_472
+
+
+class FakeBridge:
+    """What receive_shares.py looks at of a bridge."""
+
+    def __init__(self) -> None:
+        self.connection: Any = self
+        self.receive = self
+        self.active_epoch = 0
+        self.share_bytes = 0
+
+
+def test_one_whose_data_come_merged_may_fill_the_buffer() -> None:
+    shares, bridge = Shares(STOCK_BYTES), FakeBridge()
+    for _ in range(8):
+        assert bridge.share_bytes <= STOCK_BYTES // 2
+        shares.on_data(bridge, MERGED_BYTES, now=1)  # type: ignore[arg-type]
+    assert STOCK_BYTES // 2 < bridge.share_bytes < STOCK_BYTES
+
+
+def test_one_whose_data_come_packet_by_packet_leaves_room_for_what_each_costs_the_kernel() -> None:
+    shares, bridge = Shares(STOCK_BYTES), FakeBridge()
+    for _ in range(8):
+        shares.on_data(bridge, MERGED_BYTES, now=1)  # type: ignore[arg-type]
+    shares.on_data(bridge, 1_472, now=1)  # type: ignore[arg-type]
+    assert bridge.share_bytes == STOCK_BYTES // 2
+
+
+def test_those_that_move_data_share() -> None:
+    buffer_bytes = 8 << 20
+    shares, bridges = Shares(buffer_bytes), [FakeBridge() for _ in range(4)]
+    for _ in range(20):
+        for bridge in bridges:
+            shares.on_data(bridge, MERGED_BYTES, now=1)  # type: ignore[arg-type]
+    assert [bridge.share_bytes for bridge in bridges] == [buffer_bytes // 8] * 4
+
+
+def test_nobody_is_promised_less_than_is_worth_a_turn() -> None:
+    shares = Shares(STOCK_BYTES)
+    assert shares.at_first(1_000) == 64 << 10
+    assert Shares(8 << 20).at_first(1_000) == GRANT_BYTES

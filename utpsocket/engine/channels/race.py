@@ -1,0 +1,291 @@
+"""TCP beside uTP: the second attempt of a connect that may go over either.
+
+Happy Eyeballs with two transports to one address: uTP has a moment for itself; when it is refused, or nobody has
+answered by then, TCP is tried too, while uTP may still answer. Who stands first has the connection, and the other's
+attempt is dropped. Where TCP stood while uTP was silent, the next attempts do not wait for a while: a path that
+swallows UDP costs its delay once and not for every connection. The user's fd is connecting all the while, its gate
+closed: blocking, with a timeout or in somebody's epoll, it sees one attempt.
+
+Only the engine's thread calls. Sources: RFC 8305 §5; connect(2) on EINPROGRESS.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from utpsocket.engine.channels.tcp import Relay
+from utpsocket.engine.channels.tcp_socket import tcp_socket
+from utpsocket.engine.channels.utp import EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLLRDHUP, Bridge, drain_filler
+from utpsocket.engine.faults import RETRY_US, errno_of
+from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.kernel.high_fds import raise_fd
+from utpsocket.engine.user_fds.reset import close_end, record
+from utpsocket.engine.user_fds.socket_state import Role
+
+if TYPE_CHECKING:
+    from utpsocket.engine.loop import Loop
+
+_EDGE: Final = 1 << 31  # EPOLLET
+_SILENCE_US: Final = 60_000_000  # for how long a destination silent to uTP is believed to be so. RFC 6555 §4.2: 10 min
+_SILENT_REMEMBERED: Final = 1_024
+
+
+class Silences:
+    """Destinations where TCP answered and uTP did not."""
+
+    __slots__ = ("_until",)
+
+    def __init__(self) -> None:
+        self._until: OrderedDict[Any, int] = OrderedDict()
+
+    def note(self, address: Any, *, now: int) -> None:
+        """TCP stood there while uTP had no answer yet."""
+        self._until[address] = now + _SILENCE_US
+        self._until.move_to_end(address)
+        if len(self._until) > _SILENT_REMEMBERED:
+            self._until.popitem(last=False)
+
+    def forget(self, address: Any) -> None:
+        """uTP has answered there."""
+        self._until.pop(address, None)
+
+    def holds(self, address: Any, *, now: int) -> bool:
+        """Whether uTP is likely to be silent there now."""
+        return self._until.get(address, 0) > now
+
+
+class Attempt:
+    """One connect's try at TCP.
+
+    bridge     of the attempt over uTP; it holds the engine's end until that has failed
+    wait_us    how long uTP has for itself
+    """
+
+    __slots__ = (
+        "_bridge",
+        "_cookie",
+        "_end",
+        "_errno",
+        "_filler_bytes",
+        "_is_over",
+        "_loop",
+        "_relay",
+        "_tcp",
+        "identity",
+    )
+
+    def __init__(self, loop: Loop, bridge: Bridge, wait_us: int) -> None:
+        self._loop = loop
+        self._bridge: Bridge | None = bridge
+        self.identity = bridge.identity
+        self._cookie = bridge.cookie
+        self._end: Any = None  # once uTP has failed
+        self._tcp: Any = None  # while connecting
+        self._errno = 0  # how TCP failed
+        self._filler_bytes = 0  # of the gate's, left to drain
+        self._relay: Relay | None = None  # once TCP stands
+        self._is_over = False
+        bridge.rival = self
+        is_silent = loop.silences.holds(self.identity.peer, now=loop.now)
+        loop.call_at(loop.now + (0 if is_silent else wait_us), self._begin)
+
+    # ── the attempt over uTP speaks ──
+
+    def on_connected(self) -> None:
+        """uTP was first."""
+        self._loop.silences.forget(self.identity.peer)
+        self.withdraw()
+
+    def on_closed(self) -> None:
+        """The user closed its fd while connecting."""
+        self.withdraw()
+
+    def takes_over(self, code: int) -> int:
+        """uTP failed with this errno: 0 if TCP goes on with the user's fd, else what connect() must say."""
+        bridge = self._bridge
+        if self._is_over or bridge is None:
+            return code
+        if self._errno:
+            self.withdraw()
+            return self._errno
+        self._take_end(bridge)
+        self._loop.watch(self._end.fileno(), EPOLLRDHUP | EPOLLHUP | _EDGE, _Hearing(self))
+        self._loop.owner, owner = self, self._loop.owner
+        self._begin()
+        self._loop.owner = owner
+        return 0
+
+    # ── the attempt over TCP ──
+
+    def _begin(self) -> None:
+        if self._is_over or self._tcp is not None or self._errno:
+            return
+        identity = self.identity
+        with self._loop.fd_lock:
+            try:
+                self._tcp = tcp = raise_fd(tcp_socket(identity))
+            except OSError as error:
+                self._fail(error.errno or errno.EMFILE)
+                return
+        tcp.setblocking(False)
+        self._bind(tcp)
+        code = tcp.connect_ex(identity.peer)
+        if code in (0, errno.EINPROGRESS):
+            self._loop.watch(tcp.fileno(), EPOLLOUT | EPOLLERR | EPOLLHUP | _EDGE, self)
+        else:
+            self._fail(code)
+
+    def _bind(self, tcp: Any) -> None:
+        """The address that the names in the kernel speak of, port number and all, if TCP has it free."""
+        local = self.identity.local
+        assert local is not None
+        for address in (local, (local[0], 0, *local[2:])) if self.identity.endpoint else (local,):
+            try:
+                tcp.bind(address)
+                return
+            except OSError:
+                continue  # then the kernel chooses
+
+    def on_event(self, mask: int) -> None:
+        """TCP stands, or has failed."""
+        tcp = self._tcp
+        if self._is_over or tcp is None:
+            return
+        code = tcp.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
+        if code:
+            self._fail(code)
+            return
+        if mask & EPOLLHUP:
+            return  # not connected yet: the kernel says so of a fresh socket
+        self._win()
+
+    def _win(self) -> None:
+        tcp, bridge, identity, loop = self._tcp, self._bridge, self.identity, self._loop
+        if bridge is not None:
+            loop.silences.note(identity.peer, now=loop.now)
+            self._take_end(bridge)
+            bridge.connection.abort()
+            loop.touch(bridge)
+        loop.forget_fd(tcp.fileno())
+        loop.forget_fd(self._end.fileno())
+        identity.transport = "tcp"
+        identity.local = tcp.getsockname()
+        self._filler_bytes = identity.filler_bytes
+        relay = Relay(loop, identity, self._end, tcp)
+        self._is_over = True
+        self._tcp = self._end = None
+        loop.owner = self._relay = loop.relays[identity.cookie] = relay
+        loop.tcp_initiated += 1
+        identity.role = Role.CONNECTED
+        self._open_gate()
+
+    def _take_end(self, bridge: Bridge) -> None:
+        """The user's fd is TCP's alone from now on."""
+        self._loop.relays[self._cookie] = self
+        end = bridge.give_end()
+        bridge.room.widen(end)
+        self._end, self._bridge, bridge.rival = end, None, None
+
+    def _open_gate(self) -> None:
+        relay = self._relay
+        if relay is None or relay.is_over:
+            return
+        self._filler_bytes = drain_filler(relay.end.fileno(), self._filler_bytes)
+        if self._filler_bytes:
+            self._loop.call_at(self._loop.now + RETRY_US, self._open_gate)
+        else:
+            self._loop.owner = relay
+            relay.start()
+
+    def fail(self, error: BaseException) -> None:
+        """See faults.py: TCP is not tried any more; uTP may still be."""
+        if self._relay is not None:
+            self._relay.fail(error)
+        elif not self._is_over:
+            self._fail(errno_of(error))
+
+    def _fail(self, code: int) -> None:
+        """TCP failed. If uTP has too, that is what connect() says."""
+        self._errno = code
+        self._close_tcp()
+        if self._end is None:
+            return
+        self._loop.forget_fd(self._end.fileno())
+        record(self.identity, code, was_connecting=True)
+        close_end(self._end, self.identity, code)
+        self._end = None
+        self.withdraw()
+
+    def _close_tcp(self) -> None:
+        if self._tcp is not None:
+            self._loop.forget_fd(self._tcp.fileno())
+            self._tcp.close()
+            self._tcp = None
+
+    def withdraw(self) -> None:
+        """TCP is out of it: uTP was first, or the user has closed its fd."""
+        self._is_over = True
+        if self._bridge is not None:
+            self._bridge.rival = None
+        if self._loop.relays.get(self._cookie) is self:
+            del self._loop.relays[self._cookie]
+        self._close_tcp()
+        if self._end is not None:
+            self._loop.forget_fd(self._end.fileno())
+            close_end(self._end, self.identity, 0)
+            self._end = None
+
+    # ── what is asked of a relay ──
+
+    is_held = False
+    is_flushed = True
+    unflushed_bytes = 0
+    moved_bytes = 0
+
+    def when_flushed(self, callback: Callable[[], None]) -> None:
+        """Nothing has been written yet that could be delivered."""
+        callback()
+
+    def apply_options(self) -> None:
+        """The socket is made with them."""
+
+    def finish(self) -> None:
+        """The process ends, and the attempt with it."""
+
+    def abort(self) -> None:
+        """As finish()."""
+
+    def look(self) -> None:
+        """Nothing arrives before the connection stands."""
+
+    def close_fds(self) -> None:
+        """After a fork, in the child: close our copies and touch nothing else."""
+        for sock in (self._tcp, self._end):
+            if sock is not None:
+                sock.close()
+
+    def let_go(self) -> None:
+        """Forget the fds, whose numbers are somebody else's by now."""
+        for sock in (self._tcp, self._end):
+            if sock is not None:
+                sock.detach()
+
+
+class _Hearing:
+    """The user's fd, while only TCP is tried: closed, or still there?"""
+
+    __slots__ = ("_attempt",)
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+
+    def on_event(self, mask: int) -> None:
+        if mask & EPOLLHUP:
+            self._attempt.on_closed()
+
+    def fail(self, error: BaseException) -> None:
+        """See faults.py."""
+        self._attempt.fail(error)

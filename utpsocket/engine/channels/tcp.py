@@ -1,0 +1,405 @@
+"""The pump between a kernel TCP connection and the user's fd: a bridge whose transport is TCP.
+
+Read utp.py first: the user's fd is the same AF_UNIX pair, so whoever polls, dups or forks it sees no difference, and
+what the kernel must be told of the connection is told in the same way. Here the transport does its own reliability;
+what is left is two flows of bytes, their two ends of file, and one error.
+
+An end of file of the user's is shutdown(SHUT_WR) on TCP; its last close is a close, with a RESET if it left bytes
+unread or asked for it with SO_LINGER. TCP's end of file is shutdown(SHUT_WR) on our end; an error comes after
+everything received before it. A close that lingers waits until the kernel has the bytes, not the peer. Edge-triggered:
+an event is remembered until EAGAIN answers it; a flow that has had its turn asks epoll again.
+
+Only the engine's thread calls. Sources: SOCKETS.md §1; SOCKETS-EVIDENCE.md 1b.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from utpsocket.engine.channels.tcp_socket import apply_options
+from utpsocket.engine.channels.utp import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from utpsocket.engine.faults import RETRY_US, TRANSIENT
+from utpsocket.engine.interpreter.native import poll
+from utpsocket.engine.interpreter.originals import os, struct
+from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.user_fds.reset import close_end, record
+from utpsocket.engine.user_fds.socket_state import Identity
+
+if TYPE_CHECKING:
+    from utpsocket.engine.loop import Loop
+
+_EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLHUP | EPOLLERR | 1 << 31  # EPOLLET
+_TURN_BYTES: Final = 1 << 20  # moved one way before others have their turn
+_READS_NO_MORE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
+LINGER_ZERO: Final = struct.pack("=ii", 1, 0)
+NO_LINGER: Final = struct.pack("=ii", 0, 0)
+_scratch: Final = memoryview(bytearray(256 << 10))  # one thread reads into it, and empties it before the next does
+
+
+class _Flow:
+    """One direction: bytes read from one socket and written to the other, with what the other did not take yet."""
+
+    __slots__ = (
+        "has_ended",
+        "is_readable",
+        "is_stopped",
+        "is_writable",
+        "moved_bytes",
+        "must_ask",
+        "must_retry",
+        "pending",
+        "stop_errno",
+    )
+
+    def __init__(self) -> None:
+        self.pending = memoryview(b"")
+        self.has_ended = False  # the source's end of file has been read
+        self.is_stopped = False  # the sink takes no more: what comes is dropped
+        self.stop_errno = 0  # what it said then
+        self.is_readable = True
+        self.is_writable = True
+        self.must_ask = False  # the sink has no room: have epoll look once more, as TCP says so for want of memory too
+        self.must_retry = False  # a call failed for a reason that makes no event
+        self.moved_bytes = 0
+
+    def pump(self, source: Any, sink: Any) -> bool:
+        """Move what there is. Returns whether there may be more than one turn's share; raises OSError of the source."""
+        budget = _TURN_BYTES
+        while budget > 0:
+            if self.pending and not self._push(sink):
+                return False
+            if self.has_ended or not self.is_readable:
+                return False
+            try:
+                count = source.recv_into(_scratch)
+            except BlockingIOError:
+                self.is_readable = False
+                return False
+            except OSError as error:
+                if error.errno not in TRANSIENT:
+                    raise
+                self.must_retry = True
+                return False
+            if not count:
+                self.has_ended = True
+                return False
+            budget -= count
+            self.moved_bytes += count
+            self.pending = _scratch[:count]
+            if not self._push(sink):
+                self.pending = memoryview(bytes(self.pending))
+                return False
+        return True
+
+    def _push(self, sink: Any) -> bool:
+        """Write what is pending; whether all of it went."""
+        while self.pending:
+            if self.is_stopped:
+                self.pending = memoryview(b"")
+            elif not self.is_writable:
+                return False
+            else:
+                try:
+                    self.pending = self.pending[sink.send(self.pending) :]
+                except BlockingIOError:
+                    self.is_writable = False
+                    self.must_ask = True
+                    return False
+                except OSError as error:
+                    if error.errno in TRANSIENT:
+                        self.must_retry = True
+                        return False
+                    self.is_stopped = True
+                    self.stop_errno = error.errno or errno.EIO
+        return True
+
+
+class _Watcher:
+    """What epoll's events of one of the two fds do."""
+
+    __slots__ = ("_has_hung_up", "_incoming", "_outgoing", "_relay", "_is_users")
+
+    def __init__(self, relay: Relay, incoming: _Flow, outgoing: _Flow, *, is_users: bool) -> None:
+        self._relay = relay
+        self._incoming = incoming
+        self._outgoing = outgoing
+        self._is_users = is_users
+        self._has_hung_up = False
+
+    @property
+    def known_events(self) -> int:
+        """What need not be told again (poller.py)."""
+        incoming, outgoing = self._incoming, self._outgoing
+        known = EPOLLIN | EPOLLRDHUP if incoming.is_readable or incoming.has_ended else 0
+        if outgoing.is_writable or outgoing.is_stopped:
+            known |= EPOLLOUT
+        return known | EPOLLHUP if self._has_hung_up else known
+
+    def on_event(self, mask: int) -> None:
+        self._has_hung_up = self._has_hung_up or bool(mask & EPOLLHUP)
+        if mask & ~EPOLLOUT:
+            self._incoming.is_readable = True
+        if mask & (EPOLLOUT | EPOLLHUP | EPOLLERR):
+            self._outgoing.is_writable = True
+        if self._is_users:
+            self._relay.is_hung_up = self._relay.is_hung_up or bool(mask & EPOLLHUP)
+        elif mask & EPOLLERR:
+            self._relay.has_erred = True
+        self._relay.pump()
+
+    def fail(self, error: BaseException) -> None:
+        """See faults.py."""
+        self._relay.fail(error)
+
+
+class Relay:
+    """A connection carried by kernel TCP.
+
+    identity   what the shim knows of it
+    end        the engine's end of the user's pair
+    tcp        the kernel's connection, non-blocking
+    """
+
+    __slots__ = (
+        "_error",
+        "_finish_when_drained",
+        "_from_peer",
+        "_from_user",
+        "_has_said_eof",
+        "_has_shut_down",
+        "_is_rude",
+        "_loop",
+        "end",
+        "flush_waiters",
+        "has_erred",
+        "identity",
+        "is_hung_up",
+        "tcp",
+    )
+
+    def __init__(self, loop: Loop, identity: Identity, end: Any, tcp: Any) -> None:
+        self._loop = loop
+        self.identity = identity
+        self.end = end
+        self.tcp = tcp
+        self.is_hung_up = False  # nobody holds the user's end any more
+        self.has_erred = False  # epoll speaks of an error of TCP's
+        self._finish_when_drained = False  # the process ends, and nobody will close the user's fd
+        self.flush_waiters: list[Any] = []
+        self._from_user = _Flow()
+        self._from_peer = _Flow()
+        self._is_rude = False  # the user closed with bytes unread
+        self._has_shut_down = False
+        self._has_said_eof = False
+        self._error = 0
+
+    def start(self) -> None:
+        """Both ends stand: carry bytes from now on."""
+        user, peer = self._from_user, self._from_peer
+        self._loop.watch(self.end.fileno(), _EVENTS, _Watcher(self, user, peer, is_users=True))
+        self._loop.watch(self.tcp.fileno(), _EVENTS, _Watcher(self, peer, user, is_users=False))
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing is left to do."""
+        return self.tcp is None
+
+    def pump(self) -> None:
+        """Move what there is, both ways, and say what has ended."""
+        if self.is_over:
+            return
+        if self._pump_from_user() and not self.is_over:
+            self._loop.rewatch(self.end.fileno(), _EVENTS)
+        if not self.is_over and self._pump_from_peer():
+            self._loop.rewatch(self.tcp.fileno(), _EVENTS)
+        if not self.is_over:
+            self._settle()
+        user, peer = self._from_user, self._from_peer
+        for flow, sink in ((user, self.tcp), (peer, self.end)):
+            if flow.must_ask and not self.is_over:
+                flow.must_ask = False
+                self._loop.rewatch(sink.fileno(), _EVENTS)
+        if (user.must_retry or peer.must_retry) and not self.is_over:
+            user.must_retry = peer.must_retry = False
+            self._loop.call_at(self._loop.now + RETRY_US, self.pump)
+
+    def _pump_from_user(self) -> bool:
+        flow = self._from_user
+        had_ended = flow.has_ended
+        while True:
+            try:
+                more = flow.pump(self.end, self.tcp)
+            except OSError as error:
+                if error.errno != errno.ECONNRESET:
+                    raise  # that says nothing of the user: whatever it is, it is no end of file
+                # Once: the user closed with bytes unread; what it wrote still follows.
+                flow.has_ended = self._is_rude
+                self._is_rude = True
+                continue
+            break
+        if flow.has_ended and not had_ended:
+            self._look_for_hang_up()  # a close says both at once, and one that resets must not send a FIN
+        if flow.is_stopped and not self._error:
+            # TCP takes no more: why, it says once, and what arrived before is still to be delivered.
+            pending = 0 if flow.stop_errno != errno.EPIPE else self.tcp.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
+            self._error = pending or flow.stop_errno
+            self._from_peer.is_readable = True
+        return more
+
+    def _pump_from_peer(self) -> bool:
+        flow = self._from_peer
+        try:
+            more = flow.pump(self.tcp, self.end)
+        except OSError as error:
+            self._error = self._error or error.errno or errno.ECONNRESET
+            flow.has_ended = True
+            return False
+        if flow.is_stopped and flow.stop_errno not in _READS_NO_MORE:
+            raise OSError(flow.stop_errno, os.strerror(flow.stop_errno))  # what the user still waits for is lost
+        return more
+
+    def _settle(self) -> None:
+        """Ends of file, errors and closes, once the bytes before them are through."""
+        user, peer = self._from_user, self._from_peer
+        if user.is_stopped and not (peer.is_readable or peer.pending or peer.must_retry):
+            self._tell_error()
+            return
+        if user.has_ended and not user.pending:
+            if self.is_hung_up:
+                self._close(reset=self._is_rude or self.identity.settings.linger_seconds == 0)
+                return
+            if not self._has_shut_down:
+                self._has_shut_down = self._try_shutdown(self.tcp)
+        elif self._finish_when_drained and not user.is_readable and not user.pending and not self._has_shut_down:
+            self._has_shut_down = self._try_shutdown(self.tcp)
+        if peer.has_ended and not peer.pending:
+            if self.has_erred and not self._error:
+                self._error = self.tcp.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
+            if self._error:
+                self._tell_error()
+                return
+            if not self._has_said_eof:
+                self._has_said_eof = self._try_shutdown(self.end)
+            if user.has_ended and not user.pending and self._has_said_eof:
+                self._close(reset=False)
+                return
+        if self.flush_waiters and self.is_flushed:
+            self._release_waiters()
+
+    def _try_shutdown(self, sock: Any) -> bool:
+        """Say that no more comes; False: not now."""
+        try:
+            sock.shutdown(stdlib.SHUT_WR)
+        except OSError as error:
+            if error.errno in TRANSIENT:
+                self._from_user.must_retry = True
+                return False
+            if error.errno != errno.ENOTCONN:
+                raise
+            # else the other side has gone already, and is about to say so
+        return True
+
+    def _tell_error(self) -> None:
+        """The connection broke and everything that came before has been delivered: say it by the fd."""
+        error = self._error
+        if self._has_said_eof:
+            if error == errno.ECONNRESET:
+                error = errno.EPIPE  # to whoever still sends; a receiver has its end of file
+            record(self.identity, error, was_connecting=False, is_after_eof=True)
+        self._close(reset=False, code=error)
+
+    def _close(self, *, reset: bool, code: int = 0) -> None:
+        """Close both; the user's without an errno only where it has its end of file, or nobody holds it."""
+        if not (code or self._has_said_eof or self.is_hung_up):
+            code = errno.ECONNABORTED
+        user = self._from_user
+        if not user.has_ended or user.pending or user.is_stopped:
+            reset = True  # what the user wrote is not all with TCP: its peer must not take a FIN for the end of it
+        tcp, end = self.tcp, self.end
+        if end is not None:
+            self._loop.forget_fd(end.fileno())
+            close_end(end, self.identity, code)
+            self.end = None
+        self.identity.is_over = True
+        if tcp is not None:
+            self._loop.forget_fd(tcp.fileno())
+            if reset:
+                tcp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, LINGER_ZERO)
+            tcp.close()
+            self.tcp = None
+        self._loop.forget_relay(self)
+        self._release_waiters()
+
+    def _release_waiters(self) -> None:
+        while self.flush_waiters:
+            self.flush_waiters.pop()()
+
+    def fail(self, error: BaseException) -> None:
+        """See faults.py: both sides are reset."""
+        self._close(reset=True, code=errno.ECONNABORTED)
+
+    # ── commands ──
+
+    def abort(self) -> None:
+        """Nobody will ever have this connection: reset it."""
+        self._close(reset=True, code=errno.ECONNRESET)
+
+    def when_flushed(self, callback: Callable[[], None]) -> None:
+        """Call back once everything the user wrote is with the kernel, or never will be."""
+        self.flush_waiters.append(callback)
+        self.look()
+
+    def apply_options(self) -> None:
+        """The user changed options of a living connection."""
+        apply_options(self.tcp, self.identity)
+
+    def finish(self) -> None:
+        """The process ends: whatever the user wrote is read, and our FIN follows it."""
+        self._finish_when_drained = True
+        self.look()
+
+    def look(self) -> None:
+        """Take in whatever both sides have done by now, without waiting for epoll's turn."""
+        for flow in (self._from_user, self._from_peer):
+            flow.is_readable = flow.is_writable = True
+        self.pump()
+
+    def _look_for_hang_up(self) -> None:
+        poller = poll()
+        poller.register(self.end.fileno(), EPOLLRDHUP)
+        self.is_hung_up = self.is_hung_up or any(mask & EPOLLHUP for _, mask in poller.poll(0))
+
+    @property
+    def is_held(self) -> bool:
+        """Whether any process has the user's fd open."""
+        return self.end is not None and not self.is_hung_up
+
+    @property
+    def is_flushed(self) -> bool:
+        """Everything the user wrote is with the kernel, which delivers it whatever becomes of this process."""
+        flow = self._from_user
+        return self.is_over or (not flow.pending and not (flow.is_readable and not flow.has_ended))
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """Bytes read from the user that TCP has not taken."""
+        return len(self._from_user.pending)
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes read from the user so far."""
+        return self._from_user.moved_bytes
+
+    def close_fds(self) -> None:
+        """After a fork, in the child: close our copies and touch nothing else."""
+        for sock in (self.end, self.tcp):
+            if sock is not None:
+                sock.close()
+
+    def let_go(self) -> None:
+        """Forget the fds, whose numbers are somebody else's by now."""
+        for sock in (self.end, self.tcp):
+            if sock is not None:
+                sock.detach()

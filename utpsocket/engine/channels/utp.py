@@ -1,0 +1,686 @@
+"""The pump between a Connection and the user's fd.
+
+Read this first. The user's fd is one end of an AF_UNIX stream pair, `end` is the other. What the user writes, we read;
+what we write, the user reads; the kernel does blocking, polling, dup and fork. So a uTP connection must be told to the
+kernel in its own terms (SOCKETS.md §1): a gate of filler while connecting, shutdown(SHUT_WR) for the peer's FIN, a
+close with an unread byte for its RESET. And the kernel tells us: end of file is the user's shutdown, a hang-up its
+last close, ECONNRESET a close that left bytes unread.
+
+Only the engine's thread calls.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable
+from ctypes import get_errno
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES, Room
+from utpsocket.engine.faults import NO_ROOM, RETRY_US, TRANSIENT, errno_of
+from utpsocket.engine.interpreter import native
+from utpsocket.engine.interpreter.native import poll
+from utpsocket.engine.interpreter.originals import os
+from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.kernel.syscalls import Stream
+from utpsocket.engine.ports.send_grants import GRANT_BYTES
+from utpsocket.engine.user_fds import reset, shared_errnos
+from utpsocket.engine.user_fds.open_fds import is_known
+from utpsocket.engine.user_fds.reset import close_end, record, refuse_sends
+from utpsocket.engine.user_fds.socket_state import Identity, Role, window_bytes
+from utpsocket.protocol import Connection, EventKind
+from utpsocket.protocol.sendbuffer import BLOCK_BYTES
+from utpsocket.protocol.states import CLOSED, CONNECTED, SYN_RECEIVED, SYN_SENT, TIME_WAIT
+
+if TYPE_CHECKING:
+    from utpsocket.engine.channels.race import Attempt
+    from utpsocket.engine.ports.endpoint import Endpoint
+    from utpsocket.engine.ports.send_grants import Lane
+
+EPOLLIN: Final = 0x001
+EPOLLOUT: Final = 0x004
+EPOLLERR: Final = 0x008
+EPOLLHUP: Final = 0x010
+EPOLLRDHUP: Final = 0x2000
+_EAGER_BYTES: Final = 512 << 10  # unsent beyond this can wait: it would only leave the cache before it is sent
+_RECHECK_US: Final = 1_000_000  # whether a socket that was shut down is closed, where nobody says so
+
+
+class Bridge:
+    """A connection and the engine's end of its pair.
+
+    connection   the core's
+    endpoint     where its datagrams go out
+    source       ancillary data for them (wildcard ports)
+    end          the engine's end of the pair; None before the hand-over to a listener and after its end
+    """
+
+    __slots__ = (
+        "_filler_bytes",
+        "_has_finished_input",
+        "_has_said_reset",
+        "_has_recheck",
+        "_hung_up_by_us",
+        "_is_deaf",
+        "_is_hung_up",
+        "_is_retrying",
+        "_is_rude",
+        "_is_told",
+        "_may_have_ended",
+        "_stream",
+        "_refuses_sends",
+        "_sent_eof",
+        "accepted_at",
+        "active_epoch",
+        "connection",
+        "cookie",
+        "end",
+        "end_fd",
+        "endpoint",
+        "errored",
+        "finish_when_drained",
+        "flush_waiters",
+        "heap_at",
+        "identity",
+        "is_gated",
+        "is_gone",
+        "is_handed_over",
+        "is_lazy",
+        "is_readable",
+        "is_writable",
+        "lane",
+        "lane_flight_bytes",
+        "lane_grant_bytes",
+        "lane_lost_packets",
+        "lane_offset",
+        "other_side",
+        "recv_ids",
+        "rival",
+        "room",
+        "source",
+        "wakes_at",
+    )
+
+    def __init__(self, connection: Connection, endpoint: Endpoint, identity: Identity, source: list[Any]) -> None:
+        self.connection = connection
+        self.endpoint = endpoint
+        self.identity = identity
+        self.cookie = identity.cookie  # which the identity changes if the program connects its socket again
+        self.source = source
+        self.recv_ids: tuple[int, ...] = ()
+        self.end: Any = None
+        self._stream: Any = None
+        self.end_fd = -1
+        self.is_readable = False
+        self.is_writable = True
+        self.is_lazy = False
+        self.is_handed_over = False
+        self.is_gone = False
+        self.other_side: Bridge | None = None  # where it is this engine's too, once one of them is in TIME_WAIT
+        self.is_gated = False  # the user's fd is held unwritable: what is at our end is filler
+        self.accepted_at = 0
+        self.active_epoch = 0  # receive_shares.py
+        self.wakes_at: int | None = None  # when the connection's time comes
+        self.heap_at: int | None = None  # when the loop's heap will say so
+        self.rival: Attempt | None = None  # a connect that may go over TCP as well
+        self.lane: Lane | None = None  # what follows is send_grants.py's
+        self.lane_flight_bytes = 0  # under way, as last counted
+        self.lane_grant_bytes = 0  # may leave from lane_offset on
+        self.lane_lost_packets = 0  # as last seen
+        self.lane_offset = 0
+        self.flush_waiters: list[Any] = []
+        self.finish_when_drained = False  # the process ends, and nobody will close the user's fd
+        self._filler_bytes = -1  # of the gate's, left to drain; -1: all
+        self._has_said_reset = False  # after a fault
+        self.room = Room()
+        self._is_retrying = False  # a call that the kernel had no memory for is made again soon
+        self._has_finished_input = False  # the user's end of file has been read
+        self._sent_eof = False
+        self._has_recheck = False  # whether a socket that was shut down is closed will be asked again
+        self._is_deaf = False  # the kernel takes nothing more for the user: it is held, or dropped
+        self._is_hung_up = False
+        self._hung_up_by_us = False  # a hang-up is not the user's, so far: our end was shut down at birth
+        self._is_told = False  # the kernel has said that there is something, and it has not been read yet
+        self._may_have_ended = False  # the kernel has said so: what is read may be followed by the end of file
+        self._is_rude = False  # the user closed with bytes unread
+        self._refuses_sends = False
+        self.errored: int | None = None  # how the connection ended, once it did
+
+    def attach(self, end: Any) -> None:
+        """The engine's end of the pair; takes ownership."""
+        self.end = end
+        self.end_fd = end.fileno()
+        self._stream = Stream(end)
+        self.is_readable = True
+        self.room.begin(end, self.identity.settings.receive_buffer_bytes)
+
+    def shut_at_birth(self, halves: int, *, now: int) -> None:
+        """Whoever listens had shut its socket down before it listened: what it accepts is shut down as well."""
+        self.identity.shut_halves = halves
+        if halves & 1:
+            self.end.shutdown(stdlib.SHUT_WR)
+        if halves & 2:
+            self.end.shutdown(stdlib.SHUT_RD)
+            self._has_finished_input = True
+            self._hung_up_by_us = halves == 3
+            self.connection.finish(now=now)
+            self.endpoint.loop.touch(self)
+
+    # ── the kernel speaks ──
+
+    def on_event(self, mask: int) -> None:
+        """Edges from epoll: remembered until the pump finds their end."""
+        if self.end is None:
+            return  # closed by a command of this same wake-up
+        if mask & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+            self.is_readable = self._is_told = True
+            if mask & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+                self._may_have_ended = True
+        if mask & EPOLLOUT and not self.is_writable:
+            self.is_writable = True
+            self.endpoint.loop.watch_room(self, wanted=False)
+        if mask & EPOLLHUP:
+            self._is_hung_up = True
+            if self.connection.state in (SYN_SENT, SYN_RECEIVED) and self.is_gated:
+                self.connection.abort()  # closed while connecting
+                self._close_end()
+
+    @property
+    def known_events(self) -> int:
+        """What need not be told again (poller.py)."""
+        known = EPOLLIN if self.is_readable or self._has_finished_input else 0
+        if self.is_writable:
+            known |= EPOLLOUT
+        if self._may_have_ended:
+            known |= EPOLLRDHUP
+        return known | EPOLLHUP if self._is_hung_up else known
+
+    def poll_end(self) -> None:
+        """Ask the kernel now what epoll would say later."""
+        poller = poll()
+        poller.register(self.end_fd, EPOLLIN | EPOLLRDHUP)
+        for _, mask in poller.poll(0):
+            self.on_event(mask)
+
+    def read_user(self, *, now: int, is_due: bool) -> None:
+        """Move what the user wrote into the connection's send buffer, as far as it takes it; more than is
+        enough for now only if that `is_due`.
+        """
+        connection = self.connection
+        if self.is_gated or self.end is None or connection.state not in (CONNECTED, SYN_RECEIVED):
+            self.is_readable = self.is_readable and self.end is not None
+            return
+        # Whole bursts: the few packets of a rest would cost two engines' turns as well.
+        burst_bytes = connection.send.burst_bytes
+        budget = burst_bytes - connection.send.unsent_bytes % burst_bytes
+        is_flowing = False
+        while self.is_readable:
+            unsent_bytes = connection.send.unsent_bytes
+            if unsent_bytes > _EAGER_BYTES and not is_due:
+                self.is_lazy = True
+                return
+            if unsent_bytes >= GRANT_BYTES and connection.send.is_held and not is_flowing:
+                return  # enough for its next turn
+            if self._has_finished_input:
+                self._check_hang_up(now=now)
+                return
+            span = connection.free_span()
+            if not span and self._may_have_ended:
+                # The user writes no more, and whoever waits for room to do so must hear of it: there is room, and what
+                # it wants to write is refused. So all is taken that it wrote before, which is what the pair holds.
+                connection.send.buffer.make_room(max(1, reset.unread_bytes(self.end_fd)))
+                span = connection.free_span()
+            if not span:
+                if self._is_hung_up:
+                    self._hang_up_early(now=now)
+                return
+            spans = connection.free_spans(budget) if is_flowing else [span]
+            count = self._stream.receive(spans)
+            if count < 0:
+                connection.commit(0)
+                if count == -errno.EAGAIN:
+                    if self._is_told:
+                        self._is_told = False
+                        self.endpoint.loop.watch_room(self, wanted=not self.is_writable)  # then let it say so again
+                    self._on_drained(now=now)
+                    return
+                if -count in TRANSIENT:
+                    self._try_again_soon()
+                    return
+                if count != -errno.ECONNRESET:
+                    raise OSError(-count, os.strerror(-count))  # EBADF: the program has closed every fd that it found
+                self._is_rude = True  # the user closed with bytes unread; what it wrote still follows
+                continue
+            self._is_told = False
+            if not count:
+                connection.commit(0)
+                self._has_finished_input = True
+                self.poll_end()  # a close says end of file and hang-up at once, and with linger must not send a FIN
+                if self._is_hung_up and self.identity.settings.linger_seconds == 0 and not self._is_shut_down():
+                    continue
+                if not self._is_rude:
+                    connection.finish(now=now)
+                continue
+            is_flowing = count >= len(span) and count == sum(map(len, spans))
+            connection.commit(count, more=is_flowing)
+            if not is_flowing and not self._may_have_ended:
+                self._on_drained(now=now)  # what comes next makes a new edge: no need to ask the kernel again
+                return
+            budget -= count
+            # Who waits for a turn is asked once more: what it wrote may end here, in a packet that need not wait then.
+            if budget <= (-BLOCK_BYTES if is_flowing and connection.send.is_held else 0):
+                return
+
+    def _try_again_soon(self) -> None:
+        """The kernel had no memory, say, for a call at our end: that makes no event, and says nothing of the user."""
+        if not self._is_retrying:
+            self._is_retrying = True
+            loop = self.endpoint.loop
+            loop.call_at(loop.now + RETRY_US, self._try_again)
+
+    def _try_again(self) -> None:
+        self._is_retrying = False
+        if not self.is_gone:
+            self.is_readable = self.end is not None
+            self.endpoint.loop.wake_bridge(self)
+
+    def _on_drained(self, *, now: int) -> None:
+        self.is_readable = False
+        if self.finish_when_drained:
+            self.connection.finish(now=now)
+
+    def _hang_up_early(self, *, now: int) -> None:
+        """Nobody holds the other end, but what was written is not all read yet: the peer takes too little. Whether
+        anything was left unread is all there is to know, and the peer may be waiting for just that.
+        """
+        self._ask_if_rude()
+        if self.identity.settings.linger_seconds == 0:
+            self.connection.abort()
+        if self._is_rude:
+            self.connection.reset_after_flush(now=now)
+        self.connection.discard(now=now)
+
+    def _ask_if_rude(self) -> None:
+        """After a hang-up, where reading has not told: whether the user closed with bytes unread."""
+        if self.end.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR):
+            self._is_rude = True
+
+    def _recheck(self) -> None:
+        self._has_recheck = False
+        self.look_at_user(now=self.endpoint.loop.now)
+
+    def look_at_user(self, *, now: int) -> None:
+        """Take in whatever the user has done by now."""
+        if not self.is_gone and self.end is not None:
+            self.poll_end()
+            self.read_user(now=now, is_due=True)
+            self.endpoint.loop.touch(self)
+
+    def _is_shut_down(self) -> bool:
+        """Whether what looks like a last close is none: to the kernel our end has hung up as well where the user said
+        SHUT_RDWR, or SHUT_WR after the peer's end of file. Of the close itself nothing will tell then.
+        """
+        identity = self.identity
+        if not identity.is_shut_down:
+            return False
+        if identity.record is not None and is_known(identity.inode):
+            return True  # another process may have said so, which cannot have its fd watched
+        return self.endpoint.loop.holders_watch.is_open(identity.inode)
+
+    def _check_hang_up(self, *, now: int) -> None:
+        """After the user's end of file: a hang-up says that nobody holds the other end any more."""
+        self.is_readable = False
+        if not self._is_hung_up:
+            return
+        connection = self.connection
+        identity = self.identity
+        if self._is_shut_down():
+            self._is_hung_up = False
+            if not self._is_rude:
+                connection.finish(now=now)
+            if not self._has_recheck:
+                self._has_recheck = True
+                self.endpoint.loop.call_at(now + _RECHECK_US, self._recheck)
+            return
+        self._ask_if_rude()
+        if self._hung_up_by_us and not self._is_rude:
+            # What is told from now on is the user's close or shutdown(), or that nobody will ever accept: that is rude.
+            self._hung_up_by_us = False
+            return
+        if self._is_rude or identity.held:
+            connection.reset_after_flush(now=now)
+        linger = self.identity.settings.linger_seconds
+        if linger == 0:
+            self.endpoint.transmit(self, now=now)  # what TCP would have sent before the close
+            connection.abort()
+        connection.discard(now=now)
+        self._close_end()
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether there is so much to send that reading on can wait."""
+        return self.connection.send.unsent_bytes > _EAGER_BYTES
+
+    @property
+    def wants_read(self) -> bool:
+        """Whether read_user() would do something without a new event."""
+        if not self.is_readable or self.is_gated or self.end is None or self._is_retrying:
+            return False
+        connection = self.connection
+        if connection.state not in (CONNECTED, SYN_RECEIVED):
+            return False
+        if self._has_finished_input:
+            return True
+        send = connection.send
+        return (send.buffer.free_bytes > 0 or self._may_have_ended) and not (
+            send.is_held and send.unsent_bytes >= GRANT_BYTES
+        )
+
+    # ── the connection speaks ──
+
+    def handle_events(self) -> None:
+        """What became of the connection, told to the user's fd."""
+        connection = self.connection
+        while (event := connection.poll_event()) is not None:
+            if event.kind is EventKind.CONNECTED:
+                if self.rival is not None:
+                    self.rival.on_connected()
+                if self.is_gated:
+                    self.endpoint.loop.gates.hold(self)
+            elif self.errored is None:
+                self.errored = event.errno if self.rival is None else self.rival.takes_over(event.errno)
+
+    def open_gate(self) -> bool:
+        """The connection stands: drain the filler, and the user's fd is writable. False: not all of it; ask again."""
+        if self.end is None:
+            self.is_gated = False
+            return True
+        identity = self.identity
+        identity.role = Role.CONNECTED
+        if self._filler_bytes < 0:
+            self._filler_bytes = identity.filler_bytes
+        self._filler_bytes = drain_filler(self.end_fd, self._filler_bytes)
+        if self._filler_bytes:
+            return False
+        self.is_gated = False
+        self.is_readable = self._may_have_ended or self.finish_when_drained  # what is written from now on makes an edge
+        if self.is_readable:
+            self.endpoint.loop.wake_bridge(self)
+        return True
+
+    def open_gate_with(self, accepts: Callable[[], int]) -> int:
+        """As open_gate(), and in one step with it the call of C by which the acceptor comes to light; what that
+        returns. open_gate() is still to be asked.
+        """
+        identity = self.identity
+        if self.end is None:
+            return accepts()
+        if self._filler_bytes < 0:
+            self._filler_bytes = identity.filler_bytes
+        is_connected = partial(setattr, identity, "role", Role.CONNECTED)
+        drains = native.receiving(self.end_fd, self._filler_bytes)
+        _, count, code = native.in_one_step(is_connected, drains, accepts)
+        if count > 0:
+            self._filler_bytes -= count
+        return int(code)
+
+    def deliver(self, *, now: int) -> None:
+        """Move what arrived in order to the user's end, as far as the kernel takes it."""
+        connection = self.connection
+        if self.end is None:
+            if self.is_handed_over or connection.state is CLOSED:
+                views = connection.poll_delivery()
+                if views:
+                    connection.delivered(sum(map(len, views)), now=now)
+            else:
+                connection.delivered(0, now=now)
+            if connection.state is TIME_WAIT:
+                self.identity.is_over = True  # both FINs are acked, which they were not when the user said its own
+            return
+        room = self.room
+        while True:
+            views = connection.poll_delivery()
+            if not views:
+                break
+            if self._is_deaf:
+                self._hold(views, now=now)
+                break
+            if not self.is_writable:
+                connection.delivered(0, now=now)
+                self._refuse_sends()
+                return
+            count = self._stream.send(views)
+            if count >= 0:
+                if room.is_growing:
+                    room.on_taken(count, self.end, connection.receive, self.endpoint.shares.alone_bytes, now=now)
+                connection.delivered(count, now=now)
+                if not connection.receive.reassembly.ready_bytes:
+                    break
+            elif count == -errno.EAGAIN:
+                self.is_writable = False
+                connection.delivered(0, now=now)
+                self.endpoint.loop.watch_room(self, wanted=True)
+                self._refuse_sends()
+                return
+            elif count == -errno.ECONNRESET:  # the user closed with bytes unread
+                self._is_rude = True
+                self.is_readable = True
+            elif -count in TRANSIENT:
+                connection.delivered(0, now=now)
+                self._try_again_soon()
+                return
+            elif count == -errno.EPIPE:  # the user reads no more
+                self._is_deaf = True
+            else:
+                raise OSError(-count, os.strerror(-count))
+        if connection.has_eof and not self._sent_eof:
+            try:
+                self.end.shutdown(stdlib.SHUT_WR)
+            except OSError as error:
+                if error.errno in TRANSIENT:
+                    self._try_again_soon()
+                    return
+                if error.errno != errno.ENOTCONN:
+                    raise
+                self._is_deaf = True  # nobody is there any more
+            self._sent_eof = True
+        elif self._is_deaf and connection.receive.reassembly.is_finished:
+            self._sent_eof = True  # shutdown(SHUT_RD) was as good
+        if self.errored is not None:
+            self._tell_end()
+
+    def _hold(self, views: list[memoryview], *, now: int) -> None:
+        """Bytes for a user that has said that it receives no more. As with TCP they can be received all the same, and
+        what nobody receives fills the buffers; once nothing is sent either, they are answered by a reset.
+        """
+        connection = self.connection
+        count = sum(map(len, views))
+        if self._has_finished_input and self.identity.shut_halves & 1:
+            connection.delivered(count, now=now)
+            connection.reset_after_flush(errno.ECONNRESET, now=now)
+            return
+        if self._is_hung_up or self.identity.shut_halves & 1 == 0:
+            connection.delivered(count, now=now)  # nobody can
+            return
+        held = self.identity.held
+        if held is None:
+            held = self.identity.held = deque()
+        room_bytes = (window_bytes(self.identity.settings.receive_buffer_bytes) or FIRST_WINDOW_BYTES) - sum(
+            map(len, list(held))
+        )
+        data = b"".join(views)[: max(0, room_bytes)]
+        if data:
+            held.append(data)
+        connection.delivered(len(data), now=now)
+
+    def _refuse_sends(self) -> None:
+        """If the connection broke, a blocked send must fail now, though the user has still to read what came before."""
+        if not self.errored or self._refuses_sends or self._sent_eof:
+            return
+        self._refuses_sends = True
+        # Where the user's end of file has come before the RESET, a send says EPIPE.
+        if self.errored != errno.ECONNRESET or not self.connection.receive.reassembly.is_finished:
+            shared_errnos.write(self.cookie, self.errored)
+            self.identity.error = self.errored
+        refuse_sends(self.end, self.identity)
+
+    def _tell_end(self) -> None:
+        """The connection is over and everything that came has been delivered: say it by the fd."""
+        error = self.errored or 0
+        identity = self.identity
+        if self._refuses_sends and shared_errnos.is_taken(self.cookie):
+            self._sent_eof = True  # a send, say, has told the errno: as with TCP nothing but the end is left to receive
+            is_quiet = True
+        else:
+            is_quiet = error == errno.ECONNRESET and self._sent_eof and self._has_finished_input
+        if error and not is_quiet:
+            if error == errno.ECONNRESET and self._sent_eof:
+                error = errno.EPIPE  # to whoever still sends; a receiver has its end of file. As over TCP
+            if error == errno.EPIPE or not self._refuses_sends:
+                record(identity, error, was_connecting=self.is_gated, is_after_eof=self._sent_eof)
+            self._close_end(error)
+            return
+        if not identity.is_over:
+            identity.is_over = True
+            identity.is_reset = bool(error)
+        if error or self._has_finished_input or self._is_hung_up:
+            self._drain()
+            self._close_end()
+        elif self._sent_eof:
+            # Both FINs: what the user still writes would go nowhere, so its next send must fail with EPIPE.
+            self._drain()
+        else:  # be it that nobody has the user's fd any more, and what was written to it is not even read
+            self._drain()
+            self._close_end()
+
+    def _drain(self) -> None:
+        """Leave nothing unread that would make the close a reset; nor let a user who is writing right now go on."""
+        try:
+            self.end.shutdown(stdlib.SHUT_RD)
+            while self.end.recv(65_536):
+                pass
+        except OSError:
+            pass
+
+    def _close_end(self, code: int = 0) -> None:
+        """Close our end; without an errno only where the user has its end of file, or nobody holds its fd."""
+        if not (code or self._sent_eof or self._is_hung_up):
+            code = errno.ECONNABORTED
+        # Closed while epoll still knows it: should that fail, it is ours to close again.
+        end = self.end
+        self.endpoint.loop.forget_fd(end.fileno())
+        close_end(end, self.identity, code)
+        self.give_end()
+        if self.rival is not None:
+            self.rival.on_closed()
+
+    def give_end(self) -> Any:
+        """Our end of the pair, which is no business of this bridge's any more."""
+        self.endpoint.loop.forget_fd(self.end.fileno())  # not its number, which may be another's where it is closed
+        end, self.end = self.end, None
+        self.is_handed_over = True
+        self.is_readable = False
+        self.end_fd = -1
+        return end
+
+    def close_fds(self) -> None:
+        """After a fork, in the child: close our copy and touch nothing else."""
+        if self.end is not None:
+            self.end.close()
+
+    def let_go(self) -> None:
+        """Forget the fd, whose number is somebody else's by now: nobody will ever serve the user's."""
+        if self.end is not None:
+            self.end.detach()
+            record(self.identity, errno.ECONNABORTED, was_connecting=self.is_gated)
+
+    # ── faults.py ──
+
+    def believe_nothing(self) -> None:
+        """After a fault somewhere: ask the kernel, and the timers, anew."""
+        self.heap_at = None
+        self.is_lazy = False
+        self.is_readable = self.end is not None
+
+    def fail(self, error: BaseException) -> None:
+        """A defect was met in the work for this connection."""
+        self.give_up(errno_of(error) if self.is_gated else errno.ECONNABORTED)
+
+    def give_up(self, code: int) -> None:
+        """End here: the peer is told by a RESET, the user by this errno, and nothing is left of it. May be called
+        again where it has failed itself.
+        """
+        self.is_gone = True  # whoever remembers it passes over it
+        loop = self.endpoint.loop
+        rival = self.rival
+        if rival is not None and self.end is not None:
+            code = rival.takes_over(code)  # TCP may still have the user's fd
+        self.rival = None
+        if not self._has_said_reset:
+            packet = self.endpoint.resets.of(self.connection, now=loop.now)
+            if packet is not None:
+                self.endpoint.port.send(packet, self.source)
+            self._has_said_reset = True
+        if self.end is not None:
+            self._close_end(code)
+        listener = self.endpoint.listener
+        if listener is not None:
+            listener.forget(self)
+        loop.forget_bridge(self)
+        self.release_waiters()
+
+    def release_waiters(self) -> None:
+        """What the user wrote is acked, or never will be."""
+        while self.flush_waiters:
+            self.flush_waiters.pop()()
+
+    # ── commands ──
+
+    def abandon(self) -> None:
+        """Nobody will ever accept this connection: reset it."""
+        self.connection.abort()
+        if self.end is not None:
+            self._close_end(errno.ECONNRESET)
+        self.is_handed_over = True
+
+    @property
+    def is_held(self) -> bool:
+        """Whether any process has the user's fd open."""
+        return self.end is not None and not self._is_hung_up
+
+    @property
+    def is_silent(self) -> bool:
+        """Neither the user nor the peer waits for a word more."""
+        return self.end is None and (self.is_handed_over or self.connection.is_over)
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing is left to do: the loop may forget it."""
+        return self.connection.is_over and self.end is None
+
+    @property
+    def is_flushed(self) -> bool:
+        """Everything the user wrote has been acked, or never will be."""
+        if self.connection.state in (CLOSED, TIME_WAIT):
+            return True
+        if self.end is not None and self.is_readable and not self.connection.send.is_finishing:
+            return False
+        return self.connection.is_flushed
+
+
+def drain_filler(end_fd: int, remaining_bytes: int) -> int:
+    """Open the gate: with the filler read, the user's fd is writable. Returns how much is still there: all of it goes
+    before a byte of the user's is taken for its own, so ask again soon.
+
+    Keeping the GIL: whoever waits for this fd must not run before the accept that belongs to it is there.
+    """
+    while remaining_bytes > 0:
+        count = native.receiving(end_fd, remaining_bytes)()
+        if count < 0 and get_errno() in NO_ROOM:
+            return remaining_bytes
+        if count <= 0:
+            return 0  # the user has closed it
+        remaining_bytes -= count
+    return 0

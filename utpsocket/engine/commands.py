@@ -1,0 +1,681 @@
+"""What the shim may ask of the engine: small messages with addresses and fds, answered by a value or an OSError.
+
+Separate from loop.py because this is the door's vocabulary. The functions here run on the engine's thread, through
+Loop.call() or Loop.post(); fds passed in are owned by the engine from then on. Those of ports that the program's
+sockets are bound to run on the caller's thread instead, through Loop.perform(), so that bind(), listen() and close()
+wait for nobody: what they read and write are single operations of dicts, and what is the engine's alone they leave to
+it by Loop.soon(). No lock: a signal's handler that raises could leave it locked.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from utpsocket.engine import statistics
+from utpsocket.engine.channels.race import Attempt
+from utpsocket.engine.channels.utp import EPOLLHUP, EPOLLIN, Bridge
+from utpsocket.engine.interpreter.native import Socket, poll
+from utpsocket.engine.interpreter.originals import os
+from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.kernel import netns
+from utpsocket.engine.kernel.fd_names import Address
+from utpsocket.engine.kernel.high_fds import raise_fd
+from utpsocket.engine.ports import overlapping_ports
+from utpsocket.engine.ports.connect_gate import polls
+from utpsocket.engine.ports.endpoint import CLOSER, Endpoint, apply_settings
+from utpsocket.engine.ports.listener import Listener
+from utpsocket.engine.ports.reuseport import PeerPorts, is_shared
+from utpsocket.engine.ports.tcp_listener import Door
+from utpsocket.engine.user_fds import reset
+from utpsocket.engine.user_fds.socket_state import Identity, Role
+from utpsocket.protocol import State
+
+if TYPE_CHECKING:
+    from utpsocket.engine.loop import Loop
+
+_LAST_ACKS: Final = 2  # beside the first
+_MOST_RECEIVES: Final = 16  # at once: a flooded port always has more
+
+
+_unix_socket: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0)
+
+
+def _error(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
+
+
+def adopt_port(
+    loop: Loop,
+    udp_sock: Any,
+    identity: Identity,
+    *,
+    reuse: bool,
+    shares: bool,
+    key: int = 0,
+    bound: tuple[Address, int] | None = None,
+) -> int:
+    """A user's socket is bound: its UDP socket becomes a port. Returns the endpoint's key.
+
+    bound   the socket's address and network namespace, where the caller knows them
+    """
+    endpoint = loop.new_endpoint(udp_sock, is_private=False, key=key, bound=bound)
+    try:
+        if is_shared(endpoint.port.sock):
+            endpoint.peers = PeerPorts(endpoint)
+        endpoint.holders[identity.inode] = identity
+        endpoint.reuse, endpoint.is_for_sharing = reuse, shares
+        loop.publish(endpoint)
+        loop.attend(endpoint)
+    except BaseException:
+        if endpoint.key in loop.endpoints:
+            _drop_holder(loop, endpoint, identity.inode)
+        else:
+            endpoint.port.close()
+        raise
+    return endpoint.key
+
+
+def adopt_port_as(loop: Loop, key: int, udp_sock: Any, identity: Identity, reuse: bool, shares: bool) -> None:
+    """The same, of a caller who does not wait, and has made up a key."""
+    adopt_port(loop, udp_sock, identity, reuse=reuse, shares=shares, key=key)
+
+
+def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, shares: bool, namespace: int = 0) -> int:
+    """A user's socket wants an address that the kernel says is taken: by us, and willing to share?
+
+    SO_REUSEADDR is emulated, never given to the UDP socket, where it would let strangers take our datagrams. As over
+    TCP it does not help beside a listener; UTP_SHARE_PORT does. Raises EADDRINUSE. Returns the endpoint's key, or 0 if
+    none of ours has the address.
+    """
+    for endpoint in list(loop.bound.get(local[1], ())):
+        if endpoint.port.local[:2] != local[:2] or endpoint.port.namespace != namespace:
+            continue
+        for holder in list(endpoint.holders):
+            if not loop.holders_watch.is_open(holder):
+                _drop_holder(loop, endpoint, holder)
+        if endpoint.closer:
+            raise _error(errno.EAGAIN)  # it was held by nobody: free now, or in a moment
+        is_used = bool(endpoint.holders) or any(map(_is_held, list(endpoint.bridges.values())))
+        is_shared = shares and endpoint.is_for_sharing
+        if any(overlapping_ports.listens(other) or other.holders for other in endpoint.neighbours):
+            raise _error(errno.EADDRINUSE)
+        is_listening = overlapping_ports.listens(endpoint)
+        if not is_shared and (is_listening or (is_used and not (reuse and endpoint.reuse))):
+            raise _error(errno.EADDRINUSE)
+        if not _hold(endpoint, identity):
+            raise _error(errno.EAGAIN)
+        endpoint.reuse, endpoint.is_for_sharing = reuse, shares
+        return endpoint.key
+    if any(map(overlapping_ports.is_left, overlapping_ports.at(loop, local, namespace))):
+        raise _error(errno.EAGAIN)  # free in a moment, as above
+    return 0
+
+
+def make_way(loop: Loop, local: Address, *, namespace: int = 0) -> list[int]:
+    """A user's socket that said SO_REUSEADDR wants an address that the kernel says is taken: by ports of ours that it
+    overlaps, of which only connections are left? Then the kernel lets it be bound until close_way().
+
+    Returns their keys.
+    """
+    found = overlapping_ports.at(loop, local, namespace)
+    for endpoint in found:
+        for holder in list(endpoint.holders):
+            if not loop.holders_watch.is_open(holder):
+                _drop_holder(loop, endpoint, holder)
+        if endpoint.closer:
+            raise _error(errno.EAGAIN)  # it was held by nobody: free now, or in a moment
+    if not all(map(overlapping_ports.may_be_joined, found)):
+        return []
+    for endpoint in found:
+        overlapping_ports.make_way(endpoint, True)
+    return [endpoint.key for endpoint in found]
+
+
+def close_way(loop: Loop, keys: list[int], key: int) -> None:
+    """The end of make_way(): the port `key`, if it is one, is theirs' neighbour."""
+    for one in keys:
+        endpoint = loop.endpoints.get(one)
+        if endpoint is not None:
+            overlapping_ports.make_way(endpoint, False)
+    joined = loop.endpoints.get(key)
+    if joined is not None:
+        overlapping_ports.join(loop, joined)
+
+
+def _is_held(bridge: Bridge) -> bool:
+    """Whether the user has this connection open: it may have hung up, and the engine not know it yet."""
+    end = bridge.end
+    if end is None:
+        return False
+    poller = poll()
+    try:
+        poller.register(end.fileno(), 0)
+        return not any(mask & EPOLLHUP for _, mask in poller.poll(0))
+    except ValueError:
+        return False  # closed by now
+    except OSError as error:
+        let_pass(error)
+        return False  # likewise
+
+
+def _hold(endpoint: Endpoint, identity: Identity) -> bool:
+    """False: the port is being closed. Endpoint.claim_closing() looks for holders after it has claimed the port."""
+    endpoint.holders[identity.inode] = identity
+    if endpoint.closer:
+        endpoint.holders.pop(identity.inode, None)
+        return False
+    return True
+
+
+def hold_again(loop: Loop, key: int, inode: int, identity: Identity) -> bool:
+    """The fd of a bound socket, until now `inode`, is another one, which does not listen. False: the port is gone."""
+    endpoint = loop.endpoints.get(key)
+    if endpoint is None or not _hold(endpoint, identity):
+        return False
+    _withdraw(loop, endpoint, inode)
+    for holder in list(endpoint.holders):
+        if holder != identity.inode and (holder == inode or not loop.holders_watch.is_open(holder)):
+            _drop_holder(loop, endpoint, holder)
+    return True
+
+
+def unhold(loop: Loop, inode: int) -> bool:
+    """bind() did not come to its end: whatever port is held for this socket is not wanted. Whether one was."""
+    was_held = False
+    for endpoint in list(loop.endpoints.values()):
+        if inode in endpoint.holders:
+            was_held = True
+            _drop_holder(loop, endpoint, inode)
+    return was_held
+
+
+def give_up_port(loop: Loop, key: int, inode: int) -> None:
+    """This socket holds the port no more, though it is open."""
+    endpoint = loop.endpoints.get(key)
+    if endpoint is None:
+        return
+    if inode not in endpoint.holders and endpoint.closer:
+        loop.soon(finish_closing, key, endpoint.closer.get(CLOSER))  # it was interrupted
+    else:
+        _drop_holder(loop, endpoint, inode)
+
+
+def listen(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, tcp_sock: Any = None) -> None:
+    """The user's socket listens on the abstract `name`, and accepts TCP too where there is a bound TCP socket.
+
+    Raises EADDRINUSE where another one listens at the port.
+    """
+    try:
+        _listen(loop, _endpoint(loop, key), identity, name, backlog, tcp_sock)
+    except BaseException:
+        if tcp_sock is not None:
+            tcp_sock.close()
+        raise
+
+
+def listen_soon(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, tcp_sock: Any = None) -> None:
+    """The same, of a caller who does not wait, and has the port for itself."""
+    listen(loop, key, identity, name, backlog, tcp_sock)
+
+
+def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, backlog: int, tcp: Any) -> None:
+    listener = endpoint.listener
+    if endpoint.is_elsewhere:
+        netns.beside(endpoint.port.sock, _unix_socket).close()  # or raise now that it will not work
+    if listener is not None and not listener.is_withdrawn:
+        if listener.inode == identity.inode:
+            listener.backlog = backlog
+            return
+        if loop.holders_watch.is_open(listener.inode):
+            raise _error(errno.EADDRINUSE)
+        endpoint.holders.pop(listener.inode, None)
+        _withdraw(loop, endpoint, listener.inode)
+    # At once: should the rest fail, what ends a listener finds it.
+    listener = endpoint.listener = Listener(endpoint, identity, name, backlog)
+    if tcp is not None:
+        listener.door = Door(loop, listener, tcp)
+
+
+Claim: TypeAlias = "dict[str, str] | None"
+"""Of a connect() that is posted while a signal's handler may raise: who writes its name first, the engine that begins
+to dial or the caller who takes it back, has decided. None: nobody will take it back.
+"""
+CLAIM: Final = ("by", "engine")
+
+
+def dial_private(
+    loop: Loop, udp_sock: Any, identity: Identity, end_sock: Any, fallback_us: int = -1, claim: Claim = None
+) -> None:
+    """Connect from a UDP socket of this connection's own, connected to the peer already.
+
+    fallback_us   when to try TCP as well; negative: never
+    """
+    if _is_taken_back(claim):
+        udp_sock.close()
+        end_sock.close()
+        return
+    with loop.fd_lock:
+        endpoint = loop.open_endpoint(udp_sock, is_private=True)
+        _dial(loop, endpoint, endpoint.port.peer, identity, end_sock, fallback_us)
+
+
+def dial_from(
+    loop: Loop,
+    key: int,
+    peer: Address,
+    identity: Identity,
+    end_sock: Any,
+    fallback_us: int = -1,
+    claim: Claim = None,
+) -> None:
+    """Connect from a bound port, beside whatever else it carries."""
+    if _is_taken_back(claim):
+        end_sock.close()
+        return
+    endpoint = _endpoint(loop, key)
+    with loop.fd_lock:
+        _dial(loop, endpoint, peer, identity, end_sock, fallback_us)
+    endpoint.holders.pop(identity.inode, None)
+
+
+def _is_taken_back(claim: Claim) -> bool:
+    return claim is not None and claim.setdefault(*CLAIM) != CLAIM[1]
+
+
+def _dial(loop: Loop, endpoint: Endpoint, peer: Address, identity: Identity, end: Any, fallback_us: int) -> None:
+    end.setblocking(False)
+    bridge = endpoint.dial(peer, identity)
+    bridge.is_handed_over = bridge.is_gated = True
+    bridge.end = raise_fd(end)  # at once: it is nobody else's, and has to be closed in the one way
+    bridge.attach(bridge.end)
+    loop.watch_bridge(bridge)
+    if fallback_us >= 0:
+        Attempt(loop, bridge, fallback_us)
+
+
+def _undo_dial(loop: Loop, code: int, *arguments: Any) -> None:
+    """The attempt ends before it has begun: its socket is told this errno."""
+    identity = next(argument for argument in arguments if isinstance(argument, Identity))
+    bridge = loop.bridges.get(identity.cookie)
+    if bridge is not None:
+        if bridge.rival is not None:
+            bridge.rival.withdraw()
+        bridge.give_up(code)
+    reset.record(identity, code, was_connecting=True)
+    end_sock = arguments[3 if isinstance(arguments[0], int) else 2]
+    if end_sock.fileno() >= 0:
+        reset.close_end(end_sock, identity, code)
+    endpoint = loop.endpoints.get(arguments[0]) if isinstance(arguments[0], int) else None
+    if endpoint is not None and identity.inode in endpoint.holders:
+        _drop_holder(loop, endpoint, identity.inode)
+    loop.close_opened()
+
+
+def _undo_bind(loop: Loop, code: int, *arguments: Any) -> None:
+    """The user's socket is not bound: what was made for it goes."""
+    identity = next(argument for argument in arguments if isinstance(argument, Identity))
+    unhold(loop, identity.inode)
+
+
+def _undo_share(loop: Loop, code: int, local: Address, identity: Identity) -> None:
+    """As _undo_bind(), where no port was made."""
+    for endpoint in list(loop.bound.get(local[1], ())):
+        if identity.inode in endpoint.holders:
+            _drop_holder(loop, endpoint, identity.inode)
+
+
+def _undo_listen(loop: Loop, code: int, key: int, identity: Identity, *_: Any) -> None:
+    """It does not listen: it is bound, as before."""
+    endpoint = loop.endpoints.get(key)
+    if endpoint is not None and identity.role is not Role.LISTENING:
+        _withdraw(loop, endpoint, identity.inode)
+
+
+def _undo_listen_soon(loop: Loop, code: int, key: int, identity: Identity, *_: Any) -> None:
+    """It does not listen, and accept() says so."""
+    endpoint = loop.endpoints.get(key)
+    if endpoint is not None:
+        _withdraw(loop, endpoint, identity.inode)
+    identity.error = code
+    identity.role = Role.FAILED
+
+
+def _undo_half(loop: Loop, code: int, cookie: int, *_: Any) -> None:
+    """What was asked for is half done, and nobody knows which half: the connection ends."""
+    bridge, relay = loop.bridges.get(cookie), loop.relays.get(cookie)
+    if bridge is not None:
+        bridge.give_up(errno.ECONNABORTED)
+    if relay is not None:
+        relay.fail(_error(code))
+
+
+def _undo_when_flushed(loop: Loop, code: int, cookie: int, callback: Callable[[], None]) -> None:
+    """As _undo_half(), and nobody waits for it any more."""
+    _undo_half(loop, code, cookie)
+    try:
+        callback()
+    except RuntimeError:
+        pass  # it has been called
+
+
+def _endpoint(loop: Loop, key: int) -> Endpoint:
+    endpoint = loop.endpoints.get(key)
+    if endpoint is None:
+        # another process has got it, and who has bound it did not wait (port_commands.py)
+        raise _error(errno.EADDRINUSE)
+    return endpoint
+
+
+def release(loop: Loop, key: int, inode: int) -> bool:
+    """A Python object over a bound or listening socket was closed; when it was the last copy anywhere, so is the
+    port, unless connections go on over it. False: another copy lives, and is looked after.
+    """
+    endpoint = loop.endpoints.get(key)
+    if endpoint is None:
+        return True
+    if inode not in endpoint.holders and endpoint.closer:
+        loop.soon(finish_closing, key, endpoint.closer.get(CLOSER))  # it was interrupted
+        return True
+    if loop.holders_watch.is_open(inode):
+        loop.soon(look_again, key, inode)
+        return False
+    _drop_holder(loop, endpoint, inode)
+    return True
+
+
+def look_again(loop: Loop, key: int, inode: int) -> None:
+    """Look now and then whether this socket, closed here, is still open elsewhere."""
+    loop.rechecks.add(key, inode, now=loop.now)
+
+
+def recheck(loop: Loop) -> None:
+    """Look again at the sockets that were closed here and live on elsewhere, if it is time to."""
+    for key, inode in loop.rechecks.due(loop.now):
+        if release(loop, key, inode):
+            loop.rechecks.forget(key, inode)
+
+
+def make_room(loop: Loop, key: int) -> None:
+    """The application has accepted, and connections wait for room in the kernel's queue."""
+    endpoint = loop.endpoints.get(key)
+    if endpoint is not None and endpoint.listener is not None:
+        endpoint.listener.on_room()
+
+
+def stop_listening(loop: Loop, key: int, inode: int) -> None:
+    """The user shut its listening socket down: it keeps the port and refuses."""
+    endpoint = loop.endpoints.get(key)
+    if endpoint is not None:
+        _withdraw(loop, endpoint, inode)
+
+
+def _drop_holder(loop: Loop, endpoint: Endpoint, inode: int) -> None:
+    """This socket needs the port no more. If nobody does, the port is free at once, its fd is closed soon."""
+    claim = object()
+    try:
+        _withdraw(loop, endpoint, inode)
+        endpoint.holders.pop(inode, None)
+        if not endpoint.bridges and endpoint.claim_closing(claim) and not loop.hush(endpoint):
+            endpoint.closer.clear()
+    finally:
+        loop.soon(finish_closing, endpoint.key, claim)
+
+
+def finish_closing(loop: Loop, key: int, claim: object) -> None:
+    """Close a port that nobody needs any more. `claim`: of the caller who has freed it."""
+    endpoint = loop.endpoints.get(key)
+    if endpoint is None:
+        return
+    if claim is not None and endpoint.closer.get(CLOSER) is claim:
+        for bridge in list(endpoint.bridges.values()):  # a SYN that came in the very moment
+            bridge.abandon()
+            loop.touch(bridge)
+            loop.settle_now(bridge)
+        loop.close_claimed(endpoint)
+    elif endpoint.is_unused:
+        loop.close_endpoint(endpoint)
+
+
+def _withdraw(loop: Loop, endpoint: Endpoint, inode: int) -> None:
+    """If this socket listens, it does not any more: whoever comes is refused from now on, who waits is reset soon."""
+    listener = endpoint.listener
+    if listener is not None and listener.inode == inode:
+        listener.is_withdrawn = True
+        loop.soon(end_listener, listener)
+
+
+def end_listener(loop: Loop, listener: Listener) -> None:
+    """Reset what nobody has accepted. Done again, it does nothing."""
+    left = listener.close()
+    if listener.endpoint.listener is listener:
+        listener.endpoint.listener = None
+    loop.forget_listener(listener)
+    for bridge in left:
+        loop.touch(bridge)
+        loop.settle_now(bridge)
+    for bridge in list(listener.endpoint.bridges.values()):
+        if bridge.end is not None and bridge.identity.user_fd < 0:  # in the kernel's queue, which is gone
+            bridge.poll_end()
+            loop.settle_now(bridge)
+
+
+def settled(loop: Loop) -> None:
+    """Whatever was posted before this is done."""
+
+
+def give_up_at_last(loop: Loop, cookie: int) -> None:
+    """As give_up(), of a caller who has not waited: what has become of the attempt meanwhile came after its end."""
+    bridge = loop.bridges.get(cookie)
+    if not give_up(loop, cookie) and bridge is not None and bridge.rival is None and not bridge.is_gone:
+        bridge.connection.abort(errno.ECONNRESET)
+        loop.settle_now(bridge)
+
+
+def give_up(loop: Loop, cookie: int) -> bool:
+    """The user shut a connecting socket down: the attempt is over, as if reset. False: it is no attempt any more."""
+    bridge = loop.bridges.get(cookie)
+    if bridge is None or bridge.rival is not None or bridge.connection.state is not State.SYN_SENT:
+        return False
+    bridge.connection.abort(errno.ECONNRESET)
+    loop.settle_now(bridge)
+    return True
+
+
+def look(loop: Loop, cookie: int) -> None:
+    """Take in whatever the user has done to this connection's fd by now, without waiting for epoll's turn."""
+    bridge = loop.bridges.get(cookie)
+    if bridge is not None and bridge.end is not None:
+        bridge.look_at_user(now=loop.now)
+        loop.settle_now(bridge)
+    elif bridge is not None and bridge.identity.settings.linger_seconds == 0:
+        # After shutdown(SHUT_RDWR), which the kernel tells our end as it tells the last close.
+        if bridge.connection.state in (State.CONNECTED, State.SYN_RECEIVED):
+            bridge.connection.abort()
+            loop.settle_now(bridge)
+    relay = loop.relays.get(cookie)
+    if relay is not None:
+        relay.look()
+
+
+def hold_more(loop: Loop, cookie: int) -> None:
+    """The user has received what was held for it."""
+    bridge = loop.bridges.get(cookie)
+    if bridge is not None:
+        loop.settle_now(bridge)
+
+
+def catch_up(loop: Loop, cookie: int) -> None:
+    """Take in whatever the network has brought for this connection by now: kernel TCP would have done so by itself."""
+    bridge = loop.bridges.get(cookie)
+    if bridge is not None:
+        for _ in range(_MOST_RECEIVES):  # each may leave off after the first small datagram
+            bridge.endpoint.receive(now=loop.now)
+            if not polls(bridge.endpoint.port.sock, EPOLLIN):
+                break
+        if bridge.endpoint.peers is not None:
+            bridge.endpoint.peers.receive(bridge.connection.addr)
+        loop.settle_now(bridge)
+    relay = loop.relays.get(cookie)
+    if relay is not None:
+        relay.look()
+
+
+def when_flushed(loop: Loop, cookie: int, callback: Callable[[], None]) -> None:
+    """Call back, on the engine's thread, once everything the user wrote has been acked or never will be."""
+    relay = loop.relays.get(cookie)
+    if relay is not None:
+        relay.when_flushed(callback)
+        return
+    bridge = loop.bridges.get(cookie)
+    if bridge is None or bridge.is_gone:
+        callback()
+        return
+    bridge.flush_waiters.append(callback)
+    bridge.is_readable = bridge.end is not None
+    loop.wake_bridge(bridge)
+
+
+def apply(loop: Loop, cookie: int) -> None:
+    """The user changed options of a living connection."""
+    bridge = loop.bridges.get(cookie)
+    if bridge is not None:
+        apply_settings(bridge, now=loop.now)
+        loop.touch(bridge)
+    relay = loop.relays.get(cookie)
+    if relay is not None:
+        relay.apply_options()
+
+
+def holds_nothing(loop: Loop, cookie: int) -> bool:
+    """Whether this is a connection of uTP's of which nothing waits to leave. Any thread."""
+    bridge = loop.bridges.get(cookie)
+    return bridge is not None and cookie not in loop.relays and not bridge.connection.send.unsent_bytes
+
+
+def follow_nodelay(loop: Loop, cookie: int) -> None:
+    """The user changed how what is written leaves, while nothing waited to leave."""
+    bridge = loop.bridges.get(cookie)
+    if bridge is None:
+        return
+    send = bridge.connection.send
+    send.nodelay = bridge.identity.settings.nodelay
+    if send.unsent_bytes:
+        loop.touch(bridge)
+
+
+def finish_all(loop: Loop) -> None:
+    """The process ends: whatever users wrote is read, and our FIN follows it."""
+    for bridge in list(loop.bridges.values()):
+        bridge.finish_when_drained = True
+        bridge.is_readable = bridge.end is not None
+        loop.wake_bridge(bridge)
+    for relay in list(loop.relays.values()):
+        relay.finish()
+
+
+def unflushed(loop: Loop) -> tuple[int, int, int, int]:
+    """(connections not flushed, bytes not acked, bytes acked so far, connections whose peers live and do not read):
+    progress of an exit.
+    """
+    waiting = lost_bytes = acked_bytes = unread = 0
+    for bridge in loop.bridges.values():
+        send = bridge.connection.send
+        acked_bytes += send.buffer.acked_offset
+        if bridge.connection.state in (State.CONNECTED, State.SYN_RECEIVED) and not bridge.is_flushed:
+            waiting += 1
+            lost_bytes += send.buffer.end_offset - send.buffer.acked_offset
+            unread += send.waits_for_reader
+    for relay in loop.relays.values():
+        acked_bytes += relay.moved_bytes
+        if not relay.is_flushed:
+            waiting += 1
+            lost_bytes += relay.unflushed_bytes
+    return waiting, lost_bytes, acked_bytes, unread
+
+
+def abort_unflushed(loop: Loop) -> None:
+    """The process ends and waits no longer: peers of what is not acked hear a RESET instead of nothing."""
+    for bridge in list(loop.bridges.values()):
+        if not bridge.is_gone and not bridge.is_flushed:
+            bridge.connection.abort()
+            loop.touch(bridge)
+    for relay in list(loop.relays.values()):
+        if not relay.is_flushed:
+            relay.abort()
+
+
+def repeat_last_acks(loop: Loop) -> None:
+    """The process ends, and TIME_WAIT with it: nobody will answer a FIN that a peer repeats because our ack of it was
+    lost, so the ack is said twice more.
+    """
+    for bridge in list(loop.bridges.values()):
+        connection = bridge.connection
+        if connection.state is State.TIME_WAIT and not bridge.is_gone:
+            for _ in range(_LAST_ACKS):
+                connection.receive.ack_at = loop.now
+                bridge.endpoint.transmit(bridge, now=loop.now)
+
+
+def is_held(loop: Loop) -> bool:
+    """Whether any process has a socket open that this engine serves."""
+    if any(bridge.is_held for bridge in loop.bridges.values()) or any(relay.is_held for relay in loop.relays.values()):
+        return True
+    holders = [inode for endpoint in list(loop.endpoints.values()) for inode in list(endpoint.holders)]
+    return any(loop.holders_watch.is_open(inode) for inode in holders)
+
+
+def connection_figures(loop: Loop, cookie: int) -> tuple[Any, ...]:
+    """The fields of this connection's ConnectionStats. Raises ENOTCONN."""
+    bridge = loop.bridges.get(cookie)
+    if bridge is None:
+        raise _error(errno.ENOTCONN)
+    return statistics.of_connection(bridge.connection)
+
+
+def figures(loop: Loop) -> dict[str, Any]:
+    """The engine's figures of this instant, as plain values."""
+    return statistics.of_engine(loop)
+
+
+UNDO: Final[dict[Callable[..., Any], Callable[..., None]]] = {
+    adopt_port: _undo_bind,
+    adopt_port_as: _undo_bind,
+    share_port: _undo_share,
+    listen: _undo_listen,
+    listen_soon: _undo_listen_soon,
+    dial_private: _undo_dial,
+    dial_from: _undo_dial,
+    give_up: _undo_half,
+    give_up_at_last: _undo_half,
+    look: _undo_half,
+    catch_up: _undo_half,
+    when_flushed: _undo_when_flushed,
+    apply: _undo_half,
+}
+"""What has to be done where one of these has failed: called with the loop, an errno, and the same arguments."""
+
+REPEATABLE: Final[frozenset[Callable[..., Any]]] = frozenset(
+    {
+        release,
+        make_room,
+        hold_again,
+        stop_listening,
+        unhold,
+        finish_closing,
+        end_listener,
+        look_again,
+        settled,
+        follow_nodelay,
+        finish_all,
+        unflushed,
+        repeat_last_acks,
+        is_held,
+        connection_figures,
+        figures,
+    }
+)
+"""What is simply done again where it has failed half way, as close() and its like must not fail."""

@@ -1,0 +1,3 @@
+"""The engine in a process of its own: UTPSOCKET_ENGINE=process."""
+
+from __future__ import annotations

@@ -1,0 +1,187 @@
+"""What this process knows of the ports that its engine, in another process, has for it.
+
+Separate because a call on a socket that does not block cannot ask. Each port that a socket of ours was bound to stands
+here until the engine says that it is free, with the sockets that hold it; so whether another one may have the same
+address, or listen there, is judged here by the rules of verbs.share_port(), and the engine is only told. It judges once
+more, and should it come to another end, as where another process was faster, the socket has failed: its next call says
+how.
+
+Any thread may call: what two may do at once are single operations of dicts. Sources: commands.py, overlapping_ports.py.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from utpsocket.engine import commands
+from utpsocket.engine.interpreter.originals import os
+from utpsocket.engine.kernel.fd_names import Address
+from utpsocket.engine.ports.overlapping_ports import WILDCARDS
+from utpsocket.engine.user_fds.open_fds import HoldersWatch, is_known
+from utpsocket.engine.user_fds.socket_state import Identity, Role
+
+_MOST_CLOSED: Final = 32  # of one port; then it is looked whether they are open anywhere
+
+
+class KnownPort:
+    """A port of the engine's that sockets of ours were bound to.
+
+    holders   by inode; None for one that was closed here, and may be open elsewhere
+    """
+
+    __slots__ = ("holders", "is_free", "key", "local", "namespace", "reuse", "shares")
+
+    def __init__(self, key: int, local: Address, namespace: int) -> None:
+        self.key = key
+        self.local = local
+        self.namespace = namespace
+        self.reuse = self.shares = False  # what those who hold it have said
+        self.is_free = False  # the engine has closed it
+        self.holders: dict[int, Identity | None] = {}
+
+
+class Ledger:
+    """Of one engine in another process.
+
+    served   the connections that it serves, by cookie
+    """
+
+    __slots__ = ("_by_key", "_served", "_watch")
+
+    def __init__(self, watch: HoldersWatch, served: Callable[[], Iterable[Identity]]) -> None:
+        self._watch = watch
+        self._served = served
+        self._by_key: dict[int, KnownPort] = {}
+
+    # ── what has been asked of the engine ──
+
+    def add(self, key: int, local: Address, identity: Identity, *, reuse: bool, shares: bool) -> None:
+        """The socket is bound to the port of this key, alone or with others."""
+        port = self._by_key.setdefault(key, KnownPort(key, local, identity.namespace))
+        port.reuse, port.shares = reuse, shares
+        port.holders[identity.inode] = identity
+        closed = [inode for inode, holder in list(port.holders.items()) if holder is None]
+        if len(closed) > _MOST_CLOSED:
+            self._open_holders(port)
+
+    def note(self, verb: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        """What a request that is about to be sent means to the ports."""
+        if verb is commands.release:
+            key, inode = arguments
+            port = self._by_key.get(key)
+            if port is not None and inode in port.holders:
+                port.holders[inode] = None
+                self._forget_if_free(port)
+        elif verb is commands.give_up_port:
+            self._drop(arguments[0], arguments[1])
+        elif verb is commands.dial_from:
+            self._drop(arguments[0], arguments[2].inode)
+        elif verb is commands.unhold:
+            for key in list(self._by_key):
+                self._drop(key, arguments[0])
+        elif verb is commands.hold_again:
+            self.hold_again(*arguments)
+
+    def hold_again(self, key: int, inode: int, identity: Identity) -> None:
+        """The fd of a bound socket, until now `inode`, is another one."""
+        port = self._by_key.get(key)
+        if port is not None:
+            port.holders.pop(inode, None)
+            port.holders[identity.inode] = identity
+
+    def _drop(self, key: int, inode: int) -> None:
+        port = self._by_key.get(key)
+        if port is not None:
+            port.holders.pop(inode, None)
+            self._forget_if_free(port)
+
+    # ── what the engine says ──
+
+    def on_bound(self, key: int) -> None:
+        """The engine has the port."""
+        port = self._by_key.get(key)
+        if port is not None:
+            port.is_free = False
+
+    def on_free(self, key: int) -> None:
+        """The engine has it no more; but it may have been asked to take it again meanwhile."""
+        port = self._by_key.get(key)
+        if port is not None:
+            port.is_free = True
+            self._forget_if_free(port)
+
+    def _forget_if_free(self, port: KnownPort) -> None:
+        if port.is_free and not any(holder is not None for holder in list(port.holders.values())):
+            self._by_key.pop(port.key, None)
+
+    # ── what may be done ──
+
+    def judge(self, local: Address, namespace: int, *, reuse: bool, shares: bool) -> int:
+        """The key of the port of ours at this address, which the kernel says is taken and a socket may have all the
+        same; 0 where it may have a new one, over others' of which nothing but connections are left, or which are about
+        to be closed. Raises EADDRINUSE.
+        """
+        exact: KnownPort | None = None
+        others: list[KnownPort] = []
+        for port in list(self._by_key.values()):
+            if port.is_free or port.local[1] != local[1] or port.namespace != namespace:
+                continue
+            if port.local[:2] == local[:2]:
+                exact = port
+            elif len(port.local) == len(local) and (port.local[0] in WILDCARDS or local[0] in WILDCARDS):
+                others.append(port)
+        if (exact is None and not others) or any(self._open_holders(other) for other in others):
+            raise _in_use()
+        if exact is None:
+            if any(self._is_used(other) and not (reuse and other.reuse) for other in others):
+                raise _in_use()
+            return 0
+        holders = self._open_holders(exact)
+        if not (shares and exact.shares):
+            is_listening = any(holder is not None and holder.role is Role.LISTENING for holder in holders)
+            if is_listening or ((holders or self._is_used(exact)) and not (reuse and exact.reuse)):
+                raise _in_use()
+        return exact.key
+
+    def check_listen(self, key: int, inode: int) -> None:
+        """Raise EADDRINUSE if another socket listens at the port."""
+        port = self._by_key.get(key)
+        if port is not None and len(port.holders) > 1:
+            others = [other for other, holder in list(port.holders.items()) if holder is not None and other != inode]
+            for other in others:
+                holder = port.holders.get(other)
+                if holder is not None and holder.role is Role.LISTENING and self._watch.is_open(other):
+                    raise _in_use()
+
+    def _open_holders(self, port: KnownPort) -> list[Identity | None]:
+        """The port's holders that are open anywhere; the others are forgotten."""
+        for inode in list(port.holders):
+            if not self._watch.is_open(inode):
+                port.holders.pop(inode, None)
+        return list(port.holders.values())
+
+    def _is_used(self, port: KnownPort) -> bool:
+        """Whether a program has a connection over it open."""
+        return any(
+            not identity.is_over
+            and (identity.endpoint == port.key or _is_at(identity, port))
+            and is_known(identity.inode)
+            for identity in self._served()
+        )
+
+
+def _is_at(identity: Identity, port: KnownPort) -> bool:
+    """Whether this connection may have been accepted there."""
+    local = identity.local
+    return (
+        not identity.endpoint
+        and local is not None
+        and local[1] == port.local[1]
+        and (local[0] == port.local[0] or port.local[0] in WILDCARDS)
+    )
+
+
+def _in_use() -> OSError:
+    return OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

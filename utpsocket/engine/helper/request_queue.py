@@ -1,0 +1,108 @@
+"""Requests on their way to an engine in another process, which may be slow to read them: nobody waits for that.
+
+Separate because it knows of no request what it says. While the kernel has room, a request leaves on the thread that
+makes it. What finds none waits in a queue, and whatever follows behind it, for a thread that ends with the queue.
+
+Any thread may call. Sources: unix(7) SCM_RIGHTS, ETOOMANYREFS.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from utpsocket.engine.faults import NO_ROOM
+from utpsocket.engine.helper import messages
+from utpsocket.engine.interpreter.native import allocate_lock, in_one_step, sleep, start_thread
+from utpsocket.engine.interpreter.originals import marshal, signal
+from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.interpreter.signal_errors import let_pass
+
+_LATER: Final = (errno.EAGAIN, errno.ETOOMANYREFS)  # the second: as many fds are under way as may be
+_TRY_AGAIN_SECONDS: Final = 0.001
+
+
+class Requests:
+    """To one engine.
+
+    on_end   called when the engine is found to be gone, by whatever thread finds it
+    """
+
+    __slots__ = ("_on_end", "_queue", "_sending", "_sock")
+
+    def __init__(self, sock: Any, on_end: Callable[[], object]) -> None:
+        self._sock = sock
+        self._on_end = on_end
+        self._queue: deque[tuple[bytes, list[int], list[Any]]] = deque()
+        self._sending = allocate_lock()
+
+    def put(
+        self, request: tuple[Any, ...], fds: list[int], socks: list[Any], sent: Callable[[], Any] | None = None
+    ) -> None:
+        """Send a request with duplicates of these fds, now or when there is room. Raises what sendmsg() raises of a
+        memory that is short.
+
+        socks   whose fds are among these: each is closed once it has been sent, or cannot be
+        sent    a partial() of a function in C, called in one step with the sending, or with the queueing
+        """
+        try:
+            data = marshal.dumps(request)
+            if not self._queue and self._is_sent(data, fds, sent):
+                _close(socks)
+                return
+        except BaseException:
+            _close(socks)
+            raise
+        queue = partial(self._queue.append, (data, fds, socks))
+        if sent is None:
+            queue()
+        else:
+            in_one_step(queue, sent)
+        if not self._sending.locked():
+            try:
+                start_thread(self._run, b"utpsocket-queue")
+            except RuntimeError:  # the interpreter ends, and there is no thread to be had: then this one waits
+                self._send_queue()
+
+    def _is_sent(self, data: bytes, fds: list[int], sent: Callable[[], Any] | None) -> bool:
+        """False: there is no room."""
+        try:
+            messages.send_data(self._sock, data, fds, sent, flags=stdlib.MSG_DONTWAIT)
+        except OSError as error:
+            let_pass(error)
+            if error.errno in _LATER:
+                return False
+            if error.errno not in messages.ENDS:
+                raise  # no memory for it, say: the engine lives, and has not heard of it
+            self._on_end()
+        return True
+
+    def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        self._send_queue()
+
+    def _send_queue(self) -> None:
+        while self._queue and self._sending.acquire(False):
+            try:
+                while self._queue:
+                    data, fds, socks = self._queue[0]
+                    try:
+                        messages.send_data(self._sock, data, fds)
+                    except OSError as error:
+                        let_pass(error)
+                        if error.errno in _LATER or error.errno in NO_ROOM:
+                            sleep(_TRY_AGAIN_SECONDS)
+                            continue
+                        self._on_end()
+                    _close(socks)
+                    self._queue.popleft()  # last: whoever comes meanwhile stays behind it
+            finally:
+                self._sending.release()
+
+
+def _close(socks: list[Any]) -> None:
+    for sock in socks:
+        sock.close()

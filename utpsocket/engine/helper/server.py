@@ -1,0 +1,371 @@
+"""The engine's own process: the unchanged loop, and an application at the other end of a wire.
+
+Read client.py and messages.py first: this is their other side. It lives until its application does not, and then for as
+long as another process has one of its sockets open, as a kernel would serve them. Then it delivers what was written, as
+at any exit, and ends. A death that asks nobody, by os._exit() or SIGKILL, is the same here.
+
+The requests are read on the engine's own thread, like any other event; main() waits on the process's first one.
+Sources: DESIGN.md §5; unix(7).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable
+from fcntl import F_DUPFD_CLOEXEC, fcntl
+from functools import partial
+from typing import Any, ClassVar, Final
+from weakref import WeakValueDictionary
+
+from utpsocket.engine import commands
+from utpsocket.engine.channels.utp import EPOLLIN, EPOLLOUT
+from utpsocket.engine.command_queue import Command
+from utpsocket.engine.exit_flush import flush
+from utpsocket.engine.faults import NO_ROOM
+from utpsocket.engine.helper import messages
+from utpsocket.engine.interpreter.native import Socket, allocate_lock, sleep
+from utpsocket.engine.interpreter.originals import os, resource
+from utpsocket.engine.loop import Loop
+from utpsocket.engine.ports.bound_ports import Bound
+from utpsocket.engine.ports.endpoint import Endpoint
+from utpsocket.engine.user_fds import reset, shared_errnos
+from utpsocket.engine.user_fds.open_fds import HoldersWatch
+from utpsocket.engine.user_fds.socket_state import Identity, Role, Settings
+
+_REQUESTS_PER_TURN: Final = 64
+_ORPHANS_SECONDS: Final = 0.05  # between looks whether another process still has sockets of a dead application's,
+_ORPHANS_MOST_SECONDS: Final = 2.0  # and after a while
+_HIGHEST_FD: Final = 16_384  # the kernel keeps a table as long
+_MOST_TRIES: Final = 3
+_MAX_BACKLOG: Final = 65_536  # notices that an application has not taken in: of ends that it does not ask about
+
+
+def main(control_fd: int) -> None:
+    """Serve the application at the other end of this fd, and end the process."""
+    _close_others(control_fd)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    os.chdir("/")
+    control = Socket(fileno=control_fd)
+    begin = messages.receive(control)
+    if begin is not None:
+        notices_fd, outcomes_fd, *holders_fds = begin[1]
+        shared_errnos.begin(os.getpid(), outcomes_fd)
+        os.close(outcomes_fd)
+        notices = _closed_first(notices_fd)
+        loop = Loop()
+        if holders_fds:
+            loop.holders_watch.close()
+            loop.holders_watch = HoldersWatch(holders_fds[0])
+        loop.start()
+        service = Service(loop, control, notices)
+        loop.call(lambda _: service.begin())
+        if service.wait():
+            _let_go_of_stderr()
+            seconds = _ORPHANS_SECONDS
+            while loop.call(commands.is_held):
+                sleep(seconds)
+                seconds = min(1.25 * seconds, _ORPHANS_MOST_SECONDS)
+            flush(loop)
+        loop.stop()
+    os._exit(0)
+
+
+def _let_go_of_stderr() -> None:
+    """Whoever reads what the program says must find its end when it ends, not when its last packet is acked."""
+    null_fd = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null_fd, 2)
+    os.close(null_fd)
+
+
+def _closed_first(fd: int) -> Any:
+    """The same socket under a number higher than any other's: should the engine be killed, the kernel closes the
+    highest first, so that the application hears of it before it finds the end of its streams.
+    """
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        high_fd = fcntl(fd, F_DUPFD_CLOEXEC, min(most, _HIGHEST_FD) - 1)
+    except OSError:
+        return Socket(fileno=fd)
+    os.close(fd)
+    return Socket(fileno=high_fd)
+
+
+def _close_others(kept_fd: int) -> None:
+    """What was inheritable in the application is none of the engine's business."""
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else map(str, range(_most_fds())):
+        if int(name) > 2 and int(name) != kept_fd:
+            try:
+                os.close(int(name))
+            except OSError:
+                pass
+
+
+def _most_fds() -> int:
+    return min(65_536, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+class Outbox:
+    """Messages to the application, which may be slow to take them: it must not hold the engine up."""
+
+    __slots__ = ("_backlog", "_loop", "_sock")
+
+    def __init__(self, loop: Loop, sock: Any) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._backlog: deque[object] = deque(maxlen=_MAX_BACKLOG)
+        sock.setblocking(False)
+
+    def put(self, message: object) -> None:
+        """Send now, or as soon as there is room. The engine's thread."""
+        if self._backlog:
+            self._backlog.append(message)
+        elif not self.put_now(message):
+            self._loop.watch(self._sock.fileno(), EPOLLOUT, self)
+            self._backlog.append(message)
+
+    def put_now(self, message: object, fds: tuple[int, ...] = ()) -> bool:
+        """Send now; False where there is no room."""
+        return not self._backlog and self._is_sent(message, fds)
+
+    def _is_sent(self, message: object, fds: tuple[int, ...] = ()) -> bool:
+        try:
+            messages.send(self._sock, message, fds)
+        except OSError as error:
+            return error.errno not in NO_ROOM  # else nobody is there any more
+        return True
+
+    def on_event(self, mask: int) -> None:
+        """There is room again."""
+        backlog = self._backlog
+        while backlog and self._is_sent(backlog[0]):
+            backlog.popleft()
+        if not backlog:
+            self._loop.forget_fd(self._sock.fileno())
+
+
+class ServedIdentity(Identity):
+    """An identity whose shim is in the application's process, which hears of everything written here."""
+
+    __slots__ = ("is_known",)
+
+    notices: ClassVar[Outbox]
+
+    def __init__(self, family: int, settings: Settings | None = None) -> None:
+        self.is_known = False  # a listener's, until the application is about to accept it
+        super().__init__(family, settings)
+
+    def on_written(self, name: str, value: Any) -> None:
+        """Tell the application, before anything is done to its fd."""
+        if self.is_known:
+            self.notices.put((self.cookie, name, value.value if name == "role" else value))
+        elif value is Role.CONNECTED:
+            self.is_known = True
+            self.notices.put((self.cookie, messages.BORN, (self.transport, messages.identity_form(self))))
+
+    def __del__(self) -> None:
+        if self.is_known:
+            self.notices.put((self.cookie, messages.GONE, None))
+
+
+def _told(name: str) -> Any:
+    slot = getattr(Identity, name)
+
+    def write(self: ServedIdentity, value: Any) -> None:
+        slot.__set__(self, value)
+        self.on_written(name, value)
+
+    return property(slot.__get__, write)
+
+
+for _name in messages.WRITTEN_BY_ENGINE:
+    setattr(ServedIdentity, _name, _told(_name))
+
+
+class _Reply:
+    """In the place of an Answer: the one who asked is in another process."""
+
+    __slots__ = ("_serial", "_service")
+
+    def __init__(self, service: Service, serial: int) -> None:
+        self._service = service
+        self._serial = serial
+
+    def give(self, value: Any, error: BaseException | None) -> None:
+        if self._serial:
+            code = error.errno or 0 if isinstance(error, OSError) else 0
+            text = (getattr(error, "strerror", None) or repr(error)) if error is not None else ""
+            self._service.answer(self._serial, (value, code, text))
+            self._serial = 0  # last: should that fail, it is all done again
+
+
+class AnnouncedPorts(Bound):
+    """The engine's ports by number, of which the application hears."""
+
+    def __init__(self, notices: Outbox) -> None:
+        super().__init__()
+        self._notices = notices
+
+    def add(self, endpoint: Endpoint) -> None:
+        """See Bound.add()."""
+        super().add(endpoint)
+        self._notices.put((0, messages.BOUND, endpoint.key))
+
+    def on_refused(self, key: int) -> None:
+        """See Bound.on_refused()."""
+        self._notices.put((0, messages.FREE, key))
+
+    def discard(self, endpoint: Endpoint) -> None:
+        """See Bound.discard()."""
+        was_bound = endpoint in self.get(endpoint.port.local[1], {})
+        super().discard(endpoint)
+        if was_bound:
+            self._notices.put((0, messages.FREE, endpoint.key))
+
+
+class Service:
+    """Carries out what the application asks for. Everything but wait() is the engine's thread's."""
+
+    __slots__ = (
+        "_by_inode",
+        "_control",
+        "_fds",
+        "_has_ended",
+        "_loop",
+        "_must_flush",
+        "_outbox",
+        "_request",
+        "_socks",
+        "_tries",
+    )
+
+    def __init__(self, loop: Loop, control: Any, notices: Any) -> None:
+        self._loop = loop
+        self._control = control
+        self._outbox = Outbox(loop, Socket(fileno=os.dup(control.fileno())))  # its own number, for epoll
+        self._by_inode: WeakValueDictionary[int, ServedIdentity] = WeakValueDictionary()
+        self._must_flush = True
+        self._request = b""  # as received; whoever asked waits for its answer, whatever fails here
+        self._fds: list[int] = []  # that came with it,
+        self._socks: list[Any] = []  # and become these
+        self._tries = 0
+        self._has_ended = allocate_lock()
+        self._has_ended.acquire()
+        control.setblocking(False)
+        ServedIdentity.notices = Outbox(loop, notices)
+        loop.bound = AnnouncedPorts(ServedIdentity.notices)  # before there is any
+        reset.deputy = self._delegate
+
+    def begin(self) -> None:
+        """Listen to the application."""
+        self._loop.watch(self._control.fileno(), EPOLLIN, self)
+
+    def wait(self) -> bool:
+        """Block until the application is gone; whether what it wrote must still be delivered."""
+        self._has_ended.acquire()
+        return self._must_flush
+
+    def on_event(self, mask: int) -> None:
+        """Requests have come, or their end."""
+        for _ in range(_REQUESTS_PER_TURN):
+            if not self._request:
+                try:
+                    self._request, self._fds = messages.receive_raw(self._control)
+                except OSError as error:
+                    if error.errno in NO_ROOM:
+                        return
+                    if error.errno != errno.ECONNRESET:
+                        raise  # that says nothing of the application: fail() tries again, and else tells everybody
+                if not self._request:
+                    self._end()
+                    return
+            self._serve()
+
+    def _serve(self) -> None:
+        serial, name, arguments, named = messages.read(self._request)
+        if name == messages.WATCHED:
+            inode, index, gone = arguments
+            self._loop.holders_watch.learn(inode, index, gone, self._fds)
+            self._request = b""
+            return
+        while self._fds:
+            sock = Socket(fileno=self._fds[0])
+            try:
+                self._socks.append(sock)
+            except BaseException:
+                sock.detach()  # the request is read again, and its fds with it
+                raise
+            del self._fds[0]
+        if name == messages.LEARN:
+            self._identity(arguments[0])
+            self._request = b""
+        elif name == messages.STOP:
+            self._must_flush = False
+            self._end()
+            self._request = b""
+        else:
+            answer = _Reply(self, serial) if serial else None
+            command = Command(self._loop, *self._plain(messages.VERBS[name], arguments), named, answer)
+            left: list[Any] = []
+            self._loop.command = command  # first: from here on whoever asked is answered
+            self._request, self._socks, self._tries = b"", left, 0
+            self._loop.carry_out()
+            self._loop.owner = self
+
+    def fail(self, error: BaseException) -> None:
+        """See faults.py: the request is read again. Where that is in vain the application would wait for ever, so the
+        engine ends, and everybody is told.
+        """
+        self._tries += 1
+        if self._tries > _MOST_TRIES:
+            self._must_flush = False
+            self._end()
+        else:
+            self._loop.call_at(self._loop.now, self._serve_again)
+
+    def _serve_again(self) -> None:
+        self.on_event(0)
+
+    def _plain(self, verb: Callable[..., Any], arguments: list[Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """The verb's arguments as the application meant them."""
+        left = iter(self._socks)
+        real: list[Any] = []
+        for name, value in zip(messages.parameters(verb), arguments, strict=False):
+            if name == "identity":
+                real.append(self._identity(value))
+            elif name == "callback":
+                real.append(partial(self.answer, value, (None, 0, "")))
+            elif name.endswith("_sock") and value is not None:
+                real.append(next(left))
+            else:
+                real.append(value)
+        return verb, tuple(real)
+
+    def _identity(self, form: tuple[Any, ...]) -> ServedIdentity:
+        """The identity that the shim speaks of, as it is now."""
+        plain = form[0]
+        identity = self._loop.identity_of(plain["cookie"]) or self._by_inode.get(plain["inode"])
+        if not isinstance(identity, ServedIdentity):
+            identity = ServedIdentity(plain["family"])
+            self._by_inode[plain["inode"]] = identity
+        identity.is_known = False  # what the shim writes is no news to it
+        messages.fill(identity, form)
+        identity.owner_pid = self._loop.pid
+        identity.is_known = True
+        return identity
+
+    def answer(self, serial: int, answer: tuple[Any, int, str]) -> None:
+        for part, has_more in list(messages.parts(answer)):
+            self._outbox.put((serial, part, has_more))
+
+    def _delegate(self, end_fd: int, identity: Identity, refuses: bool) -> bool:
+        """user_fds/reset.py: the application's process acts as the user, and closes the last copy of our end."""
+        return self._has_ended.locked() and self._outbox.put_now(
+            (messages.FAREWELL, identity.cookie, refuses), (end_fd,)
+        )
+
+    def _end(self) -> None:
+        self._loop.forget_fd(self._control.fileno())
+        if self._has_ended.locked():
+            self._has_ended.release()

@@ -1,0 +1,3 @@
+"""What the engine needs of CPython itself, and what it must not do to it."""
+
+from __future__ import annotations

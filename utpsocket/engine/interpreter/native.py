@@ -1,0 +1,274 @@
+"""The interpreter's own threads, polling and classes, whatever gevent or eventlet put in their place.
+
+Separate because the engine must stay on a real operating-system thread in any order of patching (SOCKETS.md §5):
+every module of this room takes what blocks from here. Any thread may import it.
+"""
+
+from __future__ import annotations
+
+import _thread
+import select
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from fcntl import F_GETFL, F_SETFL, fcntl
+from functools import partial
+from io import FileIO
+from operator import itemgetter
+from termios import FIONREAD, TIOCOUTQ
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+from utpsocket.engine.interpreter.originals import _socket, ctypes, os, posix
+
+_MODULES = {"_thread": _thread, "select": select, "socket": socket, "time": time}
+
+
+def original(module: str, name: str) -> Any:
+    """The attribute as CPython made it: gevent's and eventlet's records first, since they replace it in place.
+
+    Raises AttributeError where this interpreter has no such name.
+    """
+    get_original = getattr(sys.modules.get("gevent.monkey"), "get_original", None)  # absent while it is being imported
+    if get_original is not None:
+        return get_original(module, name)
+    patcher = sys.modules.get("eventlet.patcher")
+    if module.lstrip("_") in getattr(patcher, "already_patched", ()):
+        return getattr(patcher.original(module), name)  # type: ignore[union-attr]
+    return getattr(_MODULES[module], name)
+
+
+def class_made_by(module: Any, name: str, base: type[Any]) -> Any:
+    """The class of that name below `base` that a stdlib module made itself, whatever stands under the name by now;
+    None where there is none.
+
+    eventlet imports stdlib modules a second time: the copy's functions have other globals.
+    """
+    for made in base.__subclasses__():
+        if made.__module__ == module.__name__ and made.__name__ == name:
+            if any(
+                type(member) is FunctionType and member.__globals__ is vars(module) for member in vars(made).values()
+            ):
+                return made
+    return None
+
+
+Socket: Any = _socket.socket
+"""The C class below socket.socket, which nobody patches."""
+
+if TYPE_CHECKING:
+    StdlibSocket = socket.socket
+else:
+    StdlibSocket = class_made_by(socket, "socket", Socket)
+    """The stdlib's class socket.socket, under whose name gevent and eventlet put theirs."""
+
+start_new_thread = original("_thread", "start_new_thread")
+get_ident = original("_thread", "get_ident")
+allocate_lock = original("_thread", "allocate_lock")
+new_reentrant_lock = original("_thread", "RLock")
+read, write = posix.read, posix.write  # below os, where eventlet puts its own
+sleep = original("time", "sleep")
+try:
+    epoll = original("select", "epoll")  # gevent and eventlet delete it from the module
+except AttributeError:
+    epoll = None
+poll = original("select", "poll")
+
+try:
+    # glibc loads it when a thread ends, and aborts where it is not found, as after a chroot(), or has no fd for that.
+    ctypes.CDLL("libgcc_s.so.1")
+except OSError:
+    pass
+
+_libc = ctypes.PyDLL(None, use_errno=True)
+_libc.recv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.recv.restype = ctypes.c_ssize_t
+_libc.send.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int)
+_libc.send.restype = ctypes.c_ssize_t
+_libc.connect.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+_libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
+_MSG_DONTWAIT = 0x40
+_O_NONBLOCK = os.O_NONBLOCK
+_AF_UNIX, _SOCK_STREAM = socket.AF_UNIX, socket.SOCK_STREAM
+SOCK_CLOEXEC = int(getattr(socket, "SOCK_CLOEXEC", 0))
+SOCK_NONBLOCK = int(socket.SOCK_NONBLOCK)
+_dropped = ctypes.create_string_buffer(1 << 16)
+
+
+def receiving(fd: int, count: int) -> Callable[[], int]:
+    """A call that receives and drops up to `count` bytes without giving other threads a turn, for in_one_step(); it
+    returns how many, 0 or less for none.
+    """
+    return partial(_libc.recv, fd, _dropped, min(count, len(_dropped)), _MSG_DONTWAIT)
+
+
+def connecting(fd: int, name: bytes) -> Callable[[], int]:
+    """A call that connects an AF_UNIX socket that does not block to an abstract name, without giving other threads a
+    turn, for in_one_step(); it returns -1 where it fails, and ctypes.get_errno() says why. unix(7).
+    """
+    address = int(_AF_UNIX).to_bytes(2, sys.byteorder) + name
+    return partial(_libc.connect, fd, address, len(address))
+
+
+_PR_SET_NAME = 15
+_THREADS_REMEMBERED = 64
+try:
+    _start_joinable = original("_thread", "start_joinable_thread")  # 3.13
+except AttributeError:
+    _start_joinable = None
+    _set_sentinel = original("_thread", "_set_sentinel")
+_threads: deque[Callable[[], object]] = deque(maxlen=_THREADS_REMEMBERED)  # each waits for the end of one of ours
+
+
+def start_thread(run: Callable[[], object], name: bytes) -> None:
+    """Start a thread of ours; `name`: at most 15 bytes, which ps -L and top -H show. Raises RuntimeError where there
+    can be none.
+    """
+    begin = partial(_begin, run, name)
+    if _start_joinable is None:
+        start_new_thread(begin, ())
+    else:
+        _threads.append(_start_joinable(begin, daemon=True).join)
+
+
+def _begin(run: Callable[[], object], name: bytes) -> None:
+    try:
+        _libc.prctl(_PR_SET_NAME, name, 0, 0, 0)
+        if _start_joinable is None:
+            forgotten = _set_sentinel()  # released when the interpreter forgets the thread
+            forgotten.acquire()
+            _threads.append(forgotten.acquire)
+    except BaseException:
+        pass  # it can do without either
+    run()
+
+
+def join_threads() -> None:
+    """Wait until the interpreter has forgotten the threads of ours, all of which are at their end."""
+    while _threads:
+        _threads.popleft()()
+
+
+def forget_threads() -> None:
+    """After a fork, in the child: they are the parent's."""
+    _threads.clear()
+
+
+def is_main_interpreter() -> bool:
+    """Whether this is the process's interpreter and none within it, as a web server may have."""
+    try:
+        here, main = _libc.PyInterpreterState_Get, _libc.PyInterpreterState_Main
+    except AttributeError:  # its symbols are not among the global ones
+        return True
+    here.restype = main.restype = ctypes.c_void_p
+    return bool(here() == main())
+
+
+def taken_bytes(fd: int) -> int:
+    """What a socket of ours has taken and its peer has not read, with the kernel's bookkeeping; -1 if it is not told.
+    Without giving other threads a turn.
+    """
+    answer = ctypes.c_int(0)
+    return -1 if _libc.ioctl(fd, TIOCOUTQ, ctypes.byref(answer)) else answer.value
+
+
+def unread_bytes(fd: int) -> int:
+    """How much a UDP socket's next datagram has, 0 where there is none. Without giving other threads a turn."""
+    answer = ctypes.c_int(0)
+    return 0 if _libc.ioctl(fd, FIONREAD, ctypes.byref(answer)) else answer.value
+
+
+_call: Any = partial.__call__
+_first: Any = itemgetter(0)
+
+
+def in_one_step(*calls: Callable[[], Any]) -> list[Any]:
+    """What these calls return, made one after the other in C: no signal's handler runs between two of them, as it may
+    between any two lines, and an exception of one leaves out the rest. The calls must be partial() of functions in C.
+    """
+    return list(map(_call, calls))
+
+
+def made_instead(old: Any, family: int, kind: int, protocol: int = 0) -> Any:
+    """A new socket after closing an old one, whose number no other thread is given the time to take: only one that was
+    within a system call already may be faster. Raises OSError.
+    """
+    opened = iter(partial(_libc.socket, family, kind | SOCK_CLOEXEC, protocol), -1)
+    owned = map(partial(Socket, family, kind, protocol), opened)
+    made = in_one_step(partial(old.detach), partial(_libc.close, old.fileno()), partial(next, owned, None))[2]
+    if made is None:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return made
+
+
+def connect_at_once(fd: int, name: bytes) -> int:
+    """Connect an AF_UNIX socket, which may block, to an abstract name without waiting for room in the listener's queue;
+    the errno, or 0. unix(7).
+    """
+    address = int(_AF_UNIX).to_bytes(2, sys.byteorder) + name
+    connect = partial(_libc.connect, fd, address, len(address))
+    flags = fcntl(fd, F_GETFL)
+    if flags & _O_NONBLOCK:
+        return ctypes.get_errno() if connect() else 0
+    _, failed, _ = in_one_step(
+        partial(fcntl, fd, F_SETFL, flags | _O_NONBLOCK), connect, partial(fcntl, fd, F_SETFL, flags)
+    )
+    return ctypes.get_errno() if failed else 0
+
+
+def accepted(listener: Any, made: Any = None) -> Any:
+    """The next connection of a listening AF_UNIX socket as an object that owns its fd, without a moment in which only
+    a number stands for it; `made`, a socket object without an fd, if it is given.
+    """
+    return _owning(map(_first, iter(partial(Socket._accept, listener), None)), made)
+
+
+def accepted_at_once(fd: int, flags: int = 0) -> Any:
+    """The next connection of a listening AF_UNIX socket for which nobody has to wait: it does not block, or was shut
+    down. None where there is none, and ctypes.get_errno() says why. `flags`: SOCK_NONBLOCK.
+    """
+    made = Socket.__new__(Socket)
+    fds = iter(partial(_libc.accept4, fd, None, None, SOCK_CLOEXEC | flags), -1)
+    own = partial(Socket.__init__, made, _AF_UNIX, _SOCK_STREAM | flags, 0)
+    return made if next(map(own, fds), False) is None else None
+
+
+class Copy(FileIO):
+    """A duplicate of a program's fd, for a moment. Class socket would not do: where the program has called
+    setdefaulttimeout(), it makes what it is given one that does not block, and all its duplicates with it.
+    """
+
+    def send(self, data: bytes, flags: int) -> int:
+        """As send(2), without giving other threads a turn; less than 0 where it fails."""
+        return int(_libc.send(self.fileno(), data, len(data), flags))
+
+    def shutdown(self, how: int) -> int:
+        """As shutdown(2); less than 0 where it fails."""
+        return int(_libc.shutdown(self.fileno(), how))
+
+    def set_option(self, level: int, name: int, value: int) -> int:
+        """As setsockopt(2) of an int; less than 0 where it fails."""
+        number = ctypes.c_int(value)
+        return int(_libc.setsockopt(self.fileno(), level, name, ctypes.byref(number), ctypes.sizeof(number)))
+
+    # As the C class's finalizer, but without its ResourceWarning: where close() is not come to, this closes.
+    __del__ = FileIO.close
+
+
+def copied(fds: Iterable[int]) -> Any:
+    """The Copy that owns the first of these fds, from the moment on in which it comes to be; None without any."""
+    return next(map(partial(Copy, mode="r+"), fds), None)
+
+
+def duplicated(fd: int, made: Any = None) -> Any:
+    """A duplicate of an AF_UNIX socket's fd, owned as accepted() says."""
+    return _owning(map(_socket.dup, (fd,)), made)
+
+
+def _owning(fds: Any, made: Any) -> Any:
+    if made is None:
+        made = Socket.__new__(Socket)
+    next(map(partial(Socket.__init__, made, _AF_UNIX, _SOCK_STREAM, 0), fds))
+    return made

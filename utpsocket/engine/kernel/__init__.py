@@ -1,0 +1,3 @@
+"""What the engine needs of Linux: system calls, UDP sockets, epoll, file descriptors."""
+
+from __future__ import annotations

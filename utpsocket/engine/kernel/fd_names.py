@@ -1,0 +1,139 @@
+"""The abstract AF_UNIX names that tell who is at the other end, in any process that holds the fd.
+
+Separate because both sides read them: the engine binds its end of a pair to such a name, and getpeername() on the
+user's end then gives it to a fork, an exec'ed child or `ss -x` alike (SOCKETS.md §1). Any thread may call.
+
+A name reads `utp:<cookie>:<engine's pid>:<local>|<peer>#<tag>`, with addresses as 192.0.2.7:6881 and
+[fe80::1]:6881[%scope][/flowinfo]. A listening socket's own name has `*` for the peer. Anybody can make such a name; the
+tag proves that we did (fd_name_key.py).
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Final
+
+from utpsocket.engine.interpreter.native import Socket
+from utpsocket.engine.interpreter.originals import os, socket, struct
+from utpsocket.engine.kernel import fd_name_key
+
+_HEAD: Final = b"\0utp"
+_PREFIX: Final = _HEAD + b":"
+_MAX_BYTES: Final = 108 - 1 - fd_name_key.TAG_BYTES  # of sun_path, without "#" and the tag
+_SHORT: Final = struct.Struct("!16sHI")
+_SCOPE_BYTES: Final = 4
+_CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
+
+Address = tuple[str, int] | tuple[str, int, int, int]
+"""As the socket module writes AF_INET and AF_INET6 addresses."""
+
+
+def new_cookie() -> int:
+    """What tells one connection from all others, of 63 bits."""
+    return int.from_bytes(os.urandom(8), "little") >> 1
+
+
+def encode(cookie: int, local: Address, peer: Address, pid: int) -> bytes:
+    """The name of a pair's engine end; `pid`: of the engine's process."""
+    if len(local) == len(peer) == 2:  # as to_text() has them
+        return _tagged(f"\0utp:{cookie:x}:{pid}:{local[0]}:{local[1]}|{peer[0]}:{peer[1]}".encode())
+    who = f"{cookie:x}:{pid}:"
+    name = _PREFIX + f"{who}{to_text(local)}|{to_text(peer)}".encode()
+    if len(name) > _MAX_BYTES:
+        name = _PREFIX + f"{who}{_short(local)}|{_short(peer)}".encode()
+    return _tagged(name)
+
+
+def encode_listener(cookie: int, local: Address, pid: int) -> bytes:
+    """The name of a user's listening socket; `pid`: of the engine's process."""
+    return _tagged(_PREFIX + f"{cookie:x}:{pid}:{to_text(local)}|*".encode())
+
+
+def _tagged(name: bytes) -> bytes:
+    return b"%b#%b" % (name, fd_name_key.tag(name, os.geteuid()))
+
+
+def maker(sock: Any) -> tuple[int, int]:
+    """(process id, effective user id) of whoever connected or listened at the other end of this AF_UNIX connection,
+    then; of a listening socket, at this one. unix(7) SO_PEERCRED.
+    """
+    credentials = Socket.getsockopt(sock, socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(credentials)
+    return pid, uid
+
+
+def is_ours(name: Any, uid: int | None) -> bool:
+    """Whether we made a name that decode() or decode_listener() understands.
+
+    uid    of whoever bound it, as the kernel tells; None where it has told already that one of our processes did
+    """
+    made, _, proof = name.rpartition(b"#")
+    return fd_name_key.is_known_proof(proof, made) if uid is None else fd_name_key.is_proof(proof, made, uid)
+
+
+def cookie_of(name: Any) -> int | None:
+    """The cookie of a name made by encode() or encode_listener(), None for any other."""
+    try:
+        head, cookie, _ = name.split(b":", 2)
+        return int(cookie, 16) if head == _HEAD else None
+    except (TypeError, ValueError):
+        return None
+
+
+def decode_listener(name: object) -> tuple[int, int, Address] | None:
+    """(cookie, engine's pid, local) of a name made by encode_listener(), None for any other."""
+    if not isinstance(name, bytes) or not name.startswith(_PREFIX):
+        return None
+    text, _, _ = name[len(_PREFIX) :].rpartition(b"#")
+    if not text.endswith(b"|*"):
+        return None
+    try:
+        cookie, pid, addresses = text[:-2].decode().split(":", 2)
+        return int(cookie, 16), int(pid), from_text(addresses)
+    except (ValueError, struct.error):
+        return None
+
+
+def decode(name: object) -> tuple[int, int, Address, Address] | None:
+    """(cookie, engine's pid, local, peer) of a name made by encode(), None for any other."""
+    if not isinstance(name, bytes) or not name.startswith(_PREFIX):
+        return None
+    try:
+        cookie, pid, addresses = name[len(_PREFIX) :].rpartition(b"#")[0].decode().split(":", 2)
+        local, peer = addresses.split("|")
+        return int(cookie, 16), int(pid), from_text(local), from_text(peer)
+    except (ValueError, struct.error):
+        return None
+
+
+def to_text(address: Address) -> str:
+    """An address as the names have it."""
+    host, port, *rest = address
+    if not rest:
+        return f"{host}:{port}"
+    flowinfo, scope = rest
+    return f"[{host}]:{port}" + (f"%{scope}" if scope else "") + (f"/{flowinfo}" if flowinfo else "")
+
+
+def _short(address: Address) -> str:
+    """The same without flowinfo, in base 64 behind "=": two IPv6 addresses of full length do not fit as text."""
+    host, port, *rest = address
+    if not rest:
+        return to_text(address)
+    packed = _SHORT.pack(socket.inet_pton(socket.AF_INET6, host), port, rest[1])
+    return "=" + base64.urlsafe_b64encode(packed if rest[1] else packed[:-_SCOPE_BYTES]).decode().rstrip("=")
+
+
+def from_text(text: str) -> Address:
+    """An address of to_text()'s. Raises ValueError."""
+    if text.startswith("="):
+        packed = base64.urlsafe_b64decode(text[1:] + "==")
+        host, port, scope = _SHORT.unpack(packed if len(packed) == _SHORT.size else packed + bytes(_SCOPE_BYTES))
+        return socket.inet_ntop(socket.AF_INET6, host), port, 0, scope
+    if not text.startswith("["):
+        host, _, number = text.rpartition(":")
+        return host, int(number)
+    host, _, rest = text[1:].partition("]:")
+    rest, _, flowinfo = rest.partition("/")
+    number, _, scope = rest.partition("%")
+    return host, int(number), int(flowinfo or 0), int(scope or 0)

@@ -1,0 +1,356 @@
+"""Many datagrams per system call, for kernels and peers without offload: recvmmsg(2) and sendmmsg(2), the GIL kept.
+
+Separate because of the memory that such a call needs laid out: for each datagram a header, two pieces of memory, and
+room for its sender's name and ancillary data. All of it is written once and reused; a call sets a few columns of it.
+
+Datagrams are received into slots at even distances, so that equal ones of one sender are a Run as they lie. What is
+longer than a slot goes on in memory of its own, and is put together there: nothing is ever cut off.
+
+Only the engine's thread calls. Sources: recvmmsg(2), sendmmsg(2); PERFORMANCE.md, trick 6.
+"""
+
+from __future__ import annotations
+
+import errno
+from array import array
+from typing import Any, Final
+
+from utpsocket.engine.interpreter.originals import ctypes, struct
+from utpsocket.protocol.packet import HEADER_BYTES, MAX_RUN_PACKETS, SYN_BYTE
+
+MOST_IN: Final = MAX_RUN_PACKETS  # what becomes one run if it is one
+MOST_OUT: Final = 64  # no Transmit is longer
+ROOM_BYTES: Final = 65_536  # no datagram is longer, merged ones neither
+NAME_BYTES: Final = 32  # struct sockaddr_in6, and a little
+CONTROL_BYTES: Final = 64  # IPV6_PKTINFO and UDP_GRO
+_RECORD_BYTES: Final = NAME_BYTES + CONTROL_BYTES
+_HEADER: Final = struct.Struct("@QI4xQQQQi4xI4x")  # struct mmsghdr: name, iovecs, control, flags; its datagram's size
+_HEADER_BYTES: Final = 64
+_IOVEC: Final = struct.Struct("@QQ")
+_NAMELEN: Final = struct.Struct("@8xI")
+_CONTROLLEN: Final = struct.Struct("@40xQ")
+_SIZE_WORD: Final = 14  # of a header's sixteen: msg_len
+_CONTROL_WORD: Final = 5  # of its eight long ones: msg_controllen
+_NAMELEN_AT: Final = 8
+_PKTINFO_INTERFACE_AT: Final = {32: 16, 40: 32}  # by the size of the ancillary data: in_pktinfo, in6_pktinfo
+_MOST_REFUSED: Final = 8
+_LAYOUTS_KEPT: Final = 64
+_MSG_DONTWAIT: Final = 0x40
+_MSG_NOSIGNAL: Final = 0x4000
+
+Raw = tuple[int, int, int, int, bytes, bytes]
+"""Equal datagrams of one sender, in slots that follow each other: the first's index, how many, the size of each but the
+last, the last's; and the name and the ancillary data that all have alike."""
+
+
+def _address(buffer: bytearray) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+class Inbound:
+    """The memory of recvmmsg. One will do for all ports: nothing of it is of use after the call."""
+
+    __slots__ = (
+        "_address",
+        "_bases",
+        "_control_at",
+        "_control_sizes",
+        "_headers",
+        "_iovecs",
+        "_layout",
+        "_layouts",
+        "_memory",
+        "_overflow",
+        "_records",
+        "_recvmmsg",
+        "_sizes",
+        "_placed",
+        "_slot_bases",
+        "_slot_bytes",
+        "_used",
+    )
+
+    def __init__(self, recvmmsg: Any) -> None:
+        recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
+        self._recvmmsg = recvmmsg
+        records = bytearray(MOST_IN * _RECORD_BYTES)
+        self._overflow = bytearray(MOST_IN * ROOM_BYTES)  # the kernel gives no memory before it is written to
+        iovecs = bytearray(MOST_IN * 2 * _IOVEC.size)
+        headers = bytearray(MOST_IN * _HEADER_BYTES)
+        overflow_at = _address(self._overflow)
+        for index in range(MOST_IN):
+            _IOVEC.pack_into(iovecs, 32 * index + 16, overflow_at + index * ROOM_BYTES, ROOM_BYTES)
+        self._memory = records, iovecs, headers
+        self._address = _address(headers)
+        self._records, self._headers = memoryview(records), memoryview(headers)
+        self._iovecs = _address(iovecs)
+        self._sizes = self._headers.cast("I")[_SIZE_WORD::16]
+        self._control_sizes = self._headers.cast("Q")[_CONTROL_WORD::8]
+        words = memoryview(iovecs).cast("Q")
+        self._slot_bases, self._slot_bytes = words[0::4], words[1::4]
+        self._bases: dict[tuple[int, int, int], array[int]] = {}  # where slots are, by first address, stride and count
+        self._layouts: dict[tuple[int, int], bytes] = {}  # all headers, as they must be before a call
+        self._layout = -1, -1, 0
+        self._placed = -1, 0, 0
+        self._control_at = _address(records) + NAME_BYTES
+        self._used = 0
+
+    def _headers_for(self, name_bytes: int, control_bytes: int) -> bytes:
+        """Headers that ask for so much of a name, and of ancillary data."""
+        name_at = self._control_at - NAME_BYTES
+        return b"".join(
+            _HEADER.pack(
+                name_at + index * _RECORD_BYTES if name_bytes else 0,
+                name_bytes,
+                self._iovecs + 32 * index,
+                2,
+                self._control_at + index * _RECORD_BYTES if control_bytes else 0,
+                control_bytes,
+                0,
+                0,
+            )
+            for index in range(MOST_IN)
+        )
+
+    def receive(self, fd: int, room_at: int, stride: int, most: int, name_bytes: int, control_bytes: int) -> int:
+        """Receive up to `most` datagrams into slots of `stride` bytes; how many, or -1 with ctypes' errno set."""
+        layout = self._layouts.get((name_bytes, control_bytes))
+        if layout is None:
+            layout = self._layouts[name_bytes, control_bytes] = self._headers_for(name_bytes, control_bytes)
+        # What the last call wrote: sizes of names and of ancillary data are answers, too.
+        if self._layout[:2] != (name_bytes, control_bytes):
+            self._headers[:] = layout
+            self._records[:] = bytes(MOST_IN * _RECORD_BYTES)
+        elif self._used and (name_bytes or control_bytes):
+            used = self._used * _HEADER_BYTES
+            self._headers[:used] = layout[:used]
+            used = self._used * _RECORD_BYTES
+            self._records[:used] = bytes(used)
+        if self._layout[2] != stride:
+            self._slot_bytes[:] = array("Q", [stride]) * MOST_IN
+        self._layout = name_bytes, control_bytes, stride
+        place = room_at, stride, most
+        if place != self._placed:
+            self._placed = place
+            bases = self._bases.get(place)
+            if bases is None:
+                if len(self._bases) >= _LAYOUTS_KEPT:
+                    self._bases.clear()
+                bases = self._bases[place] = array("Q", range(room_at, room_at + most * stride, stride))
+            self._slot_bases[:most] = bases
+        count: int = self._recvmmsg(fd, self._address, most, _MSG_DONTWAIT, None)
+        self._used = max(0, count)
+        return count
+
+    def groups(self, count: int, first: int = 0) -> list[Raw]:
+        """What the datagrams received last are, those from `first` to `count`."""
+        sizes = self._sizes[:count].tolist()
+        name_bytes, control_bytes, _ = self._layout
+        has_records = bool(name_bytes or control_bytes)
+        records = self._records[: count * _RECORD_BYTES].tobytes() if has_records else b""
+        size, last = sizes[first], sizes[-1]
+        is_even = 0 < last <= size and sizes[first:-1] == [size] * (count - first - 1)
+        if is_even and (not records or self._are_alike(records, first, count)):
+            return [self._group(first, count - first, size, last, records)]
+        groups = []
+        for index in range(first + 1, count + 1):
+            at = index * _RECORD_BYTES
+            if (
+                index == count
+                or sizes[index] > sizes[first]
+                or sizes[index - 1] < sizes[first]
+                or not sizes[index]
+                or (records and records[at : at + _RECORD_BYTES] != records[at - _RECORD_BYTES : at])
+            ):
+                groups.append(self._group(first, index - first, sizes[first], sizes[index - 1], records))
+                first = index
+        return groups
+
+    @staticmethod
+    def _are_alike(records: bytes, first: int, count: int) -> bool:
+        start, stop = first * _RECORD_BYTES, count * _RECORD_BYTES
+        return records[start:stop] == records[start : start + _RECORD_BYTES] * (count - first)
+
+    def noise(
+        self, count: int, room: memoryview, stride: int, ids: set[int], plain_control_bytes: int
+    ) -> tuple[list[int], list[int]]:
+        """Of the datagrams received last, the indices of those that no established connection can want: SYNs, and
+        what carries none of these ids. What the kernel has merged, or is longer than a slot, is not looked at.
+
+        ids                   in the byte order of the wire, read in the machine's
+        plain_control_bytes   of ancillary data that comes with every datagram; one that was merged has more
+        """
+        sizes = self._sizes[:count].tolist()
+        firsts = room[: count * stride : stride].tobytes()
+        carried = room[: count * stride].cast("H")[1 :: stride // 2].tolist()
+        controls = self._control_sizes[:count].tolist() if self._layout[1] else ()
+        syns: list[int] = []
+        others: list[int] = []
+        for index in range(count):
+            size = sizes[index]
+            if not size or size > stride or (controls and controls[index] != plain_control_bytes):
+                continue
+            if size < HEADER_BYTES:
+                others.append(index)
+            elif firsts[index] == SYN_BYTE:
+                syns.append(index)
+            elif carried[index] not in ids:
+                others.append(index)
+        return syns, others
+
+    def names(self, indices: list[int]) -> list[bytes]:
+        """Who sent these, as the kernel writes it."""
+        records, size = self._records, self._headers[_NAMELEN_AT]
+        return [records[index * _RECORD_BYTES : index * _RECORD_BYTES + size].tobytes() for index in indices]
+
+    def answer(self, answers: Answers, fd: int, indices: list[int], data: bytearray) -> int:
+        """Send one of the equal pieces of `data` to the sender of each of these; how many left."""
+        records_at = self._control_at - NAME_BYTES
+        control_bytes = 0
+        if self._layout[1] and indices:
+            control_bytes = self._control_sizes[indices[0]]
+            self._clear_interfaces(control_bytes)
+        places = array("Q", [records_at + index * _RECORD_BYTES for index in indices])
+        return answers.send(
+            fd, places, self._headers[_NAMELEN_AT], NAME_BYTES if control_bytes else 0, control_bytes, data
+        )
+
+    def _clear_interfaces(self, control_bytes: int) -> None:
+        """Ancillary data that told where a datagram arrived shall say where its answer comes from, but not which
+        interface it leaves by: that is the routes' business.
+        """
+        at = _PKTINFO_INTERFACE_AT.get(control_bytes)
+        if at is not None:
+            words = self._records.cast("I")[(NAME_BYTES + at) // 4 :: _RECORD_BYTES // 4]
+            words[:] = array("I", [0]) * len(words)
+
+    def _group(self, first: int, count: int, size: int, last: int, records: bytes) -> Raw:
+        if not records:
+            return first, count, size, last, b"", b""
+        at = first * _RECORD_BYTES
+        header = self._headers[first * _HEADER_BYTES : (first + 1) * _HEADER_BYTES]
+        name = records[at : at + _NAMELEN.unpack_from(header)[0]] if self._layout[0] else b""
+        at += NAME_BYTES
+        return first, count, size, last, name, records[at : at + _CONTROLLEN.unpack_from(header)[0]]
+
+    def overflow(self, index: int, count: int) -> memoryview:
+        """The `count` bytes of a datagram that its slot had no room for."""
+        return memoryview(self._overflow)[index * ROOM_BYTES : index * ROOM_BYTES + count]
+
+
+class Answers:
+    """The memory of sendmmsg for small answers of one size to many senders."""
+
+    __slots__ = ("_address", "_columns", "_data", "_iovecs", "_memory", "_sendmmsg")
+
+    def __init__(self, sendmmsg: Any) -> None:
+        sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
+        self._sendmmsg = sendmmsg
+        self._data = bytearray(MOST_IN * HEADER_BYTES)
+        data_at = _address(self._data)
+        self._iovecs = bytearray(
+            b"".join(_IOVEC.pack(data_at + at, HEADER_BYTES) for at in range(0, len(self._data), 20))
+        )
+        iovecs_at = _address(self._iovecs)
+        self._memory = bytearray(
+            b"".join(_HEADER.pack(0, 0, iovecs_at + 16 * index, 1, 0, 0, 0, 0) for index in range(MOST_IN))
+        )
+        self._address = _address(self._memory)
+        words = memoryview(self._memory).cast("Q")
+        self._columns = words[0::8], words[1::8], words[4::8], words[5::8]
+
+    def send(
+        self, fd: int, names: array[int], name_bytes: int, control_offset: int, control_bytes: int, data: bytearray
+    ) -> int:
+        """Send 20 bytes of `data` to each of `names`; how many left. What the kernel refuses is passed over, and when
+        its buffer is full the rest is dropped: whoever waits for one of these asks again.
+
+        names            addresses in memory
+        control_offset   from a name to the ancillary data of its answer
+        """
+        count = len(names)
+        self._data[: len(data)] = data
+        name_column, name_sizes, controls, control_sizes = self._columns
+        name_column[:count] = names
+        name_sizes[:count] = array("Q", [name_bytes]) * count
+        controls[:count] = (
+            array("Q", [name + control_offset for name in names]) if control_bytes else array("Q", [0]) * count
+        )
+        control_sizes[:count] = array("Q", [control_bytes]) * count
+        done = sent = refused = 0
+        while done < count and refused < _MOST_REFUSED:
+            left: int = self._sendmmsg(
+                fd, self._address + done * _HEADER_BYTES, count - done, _MSG_DONTWAIT | _MSG_NOSIGNAL
+            )
+            if left > 0:
+                done += left
+                sent += left
+            else:
+                if ctypes.get_errno() in (errno.EAGAIN, errno.ENOBUFS):
+                    break
+                done += 1
+                refused += 1
+        return sent
+
+
+class Outbound:
+    """The memory of sendmmsg. One will do for all ports."""
+
+    __slots__ = (
+        "_address",
+        "_bases",
+        "_headers",
+        "_iovecs",
+        "_layout",
+        "_lengths",
+        "_memory",
+        "_segment",
+        "_sendmmsg",
+    )
+
+    def __init__(self, sendmmsg: Any) -> None:
+        sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
+        self._sendmmsg = sendmmsg
+        iovecs, headers = bytearray(MOST_OUT * _IOVEC.size), bytearray(MOST_OUT * _HEADER_BYTES)
+        self._memory = iovecs, headers
+        self._headers = memoryview(headers)
+        self._address, self._iovecs = _address(headers), _address(iovecs)
+        words = memoryview(iovecs).cast("Q")
+        self._bases, self._lengths = words[0::2], words[1::2]
+        self._layout = -1, 0, 0, 0
+        self._segment = 0
+
+    def send(
+        self,
+        fd: int,
+        data_at: int,
+        size: int,
+        segment: int,
+        name_at: int,
+        name_bytes: int,
+        control_at: int,
+        control_bytes: int,
+    ) -> int:
+        """Send `size` bytes, a datagram for each `segment` of them, to one address; how many left, or -1 with ctypes'
+        errno set, which is the first one's.
+        """
+        layout = name_at, name_bytes, control_at, control_bytes
+        if layout != self._layout:
+            self._layout = layout
+            self._headers[:] = b"".join(
+                _HEADER.pack(name_at, name_bytes, self._iovecs + 16 * index, 1, control_at, control_bytes, 0, 0)
+                for index in range(MOST_OUT)
+            )
+        if segment != self._segment:
+            self._segment = segment
+            self._lengths[:] = array("Q", [segment]) * MOST_OUT
+        count = min(-(-size // segment), MOST_OUT)
+        self._bases[:count] = array("Q", range(data_at, data_at + count * segment, segment))
+        last = size - (count - 1) * segment
+        if last < segment:
+            self._lengths[count - 1] = last
+            sent: int = self._sendmmsg(fd, self._address, count, _MSG_DONTWAIT | _MSG_NOSIGNAL)
+            self._lengths[count - 1] = segment
+        else:
+            sent = self._sendmmsg(fd, self._address, count, _MSG_DONTWAIT | _MSG_NOSIGNAL)
+        return sent

@@ -1,0 +1,98 @@
+"""Sockets in the network namespace of another one.
+
+Separate because a socket belongs to the namespace in which its thread was when it made it, and a thread may enter
+another at any time (unshare(2), setns(2)): the thread that made the user's socket, the one that now calls, and the
+engine's may be in three. Abstract AF_UNIX names and UDP ports are each namespace's own. So whatever is made for a
+user's socket is made where that one is. To follow it there takes root's rights; without them there is an error with
+words.
+
+Any thread may call. Sources: network_namespaces(7), setns(2); socket(7) SO_NETNS_COOKIE; linux/sockios.h SIOCGSKNS.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+from fcntl import ioctl
+from functools import partial
+from typing import Any, Final
+
+from utpsocket.engine.interpreter.native import Socket
+from utpsocket.engine.interpreter.originals import ctypes, os
+from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.kernel.high_fds import give_back, with_room
+
+_SO_NETNS_COOKIE: Final = 71  # Linux 5.14
+_COOKIE_BYTES: Final = 8
+_SIOCGSKNS: Final = 0x894C
+_CLONE_NEWNET: Final = 0x4000_0000
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_probe: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_DGRAM, 0)
+
+
+def cookie(sock: Any) -> int:
+    """What tells the socket's namespace from others; 0 where the kernel does not say, or the socket is closed."""
+    try:
+        told = Socket.getsockopt(sock, stdlib.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE_BYTES)
+    except OSError as error:
+        let_pass(error)
+        return 0
+    return int.from_bytes(told, sys.byteorder)
+
+
+def cookie_here() -> int:
+    """The cookie of the calling thread's namespace."""
+    here = with_room(_probe)
+    try:
+        return cookie(here)
+    finally:
+        here.close()
+
+
+def made_beside(sock: Any, there: int, make: Callable[[], Any]) -> Any:
+    """A socket made where `sock` is, whose cookie is `there`, wherever the calling thread is by now. Raises EOPNOTSUPP,
+    with words.
+    """
+    made = make()
+    if not there or there == cookie(made):
+        return made
+    made.close()
+    return beside(sock, make)
+
+
+def beside(sock: Any, make: Callable[[], Any]) -> Any:
+    """As made_beside(), of a `sock` that is elsewhere."""
+    try:
+        return _made_elsewhere(sock, make)
+    except PermissionError as error:
+        raise OSError(
+            errno.EOPNOTSUPP,
+            "the socket is in another network namespace than the thread that has to serve it, which may not enter that:"
+            f" {error.strerror}",
+        ) from error
+
+
+def _made_elsewhere(sock: Any, make: Callable[[], Any]) -> Any:
+    here = with_room(_probe)
+    fds: list[int] = []
+    try:
+        fds.extend(with_room(partial(ioctl, each.fileno(), _SIOCGSKNS)) for each in (here, sock))
+        back, there = fds
+        _enter(there)
+        try:
+            return make()
+        finally:
+            _enter(back)
+    finally:
+        for fd in fds:
+            os.close(fd)
+        here.close()
+        give_back()
+
+
+def _enter(fd: int) -> None:
+    if _libc.setns(fd, _CLONE_NEWNET):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

@@ -1,0 +1,210 @@
+"""What the kernel drops for us while a port is flooded: a classic BPF program on the UDP socket.
+
+Separate because it is written in another language. The program sees a datagram before it is queued, so what it drops
+takes no room in the receive buffer, wakes nobody and costs a fraction of a microsecond. It drops what is not uTP (too
+short, another version or type) and RESETs of no connection here; of SYNs, and of what carries no id known here, it lets
+a part through, drawn at random, since a first packet of an initiator's may be among them. Another part of SYNs that are
+large: our initiators repeat theirs so. Of sources that send many SYNs it lets a small part through: a source is known
+by a hash of its address and port, 12 bits.
+
+Offsets count from the UDP header, which is where a filter of a UDP socket begins.
+
+Only the engine's thread calls. Sources: socket(7) SO_ATTACH_FILTER; Linux, Documentation/networking/filter.rst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+from utpsocket.engine.interpreter.originals import ctypes, struct
+from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.protocol.packet import HEADER_BYTES, LARGE_SYN_BYTES, SYN_BYTE, VERSION, PacketType
+
+EVERY: Final = 1 << 32  # of so many
+_SOCKADDR_IN_BYTES: Final = 16
+_SO_ATTACH_FILTER: Final = 26
+_SO_DETACH_FILTER: Final = 27
+_UDP_BYTES: Final = 8
+_MOST_RANGES: Final = 256  # of ids: five instructions each; a kernel takes 4,096, and memory for fewer (optmem_max)
+_LOAD_LENGTH: Final = 0x80  # BPF_LD | BPF_W | BPF_LEN
+_LOAD_BYTE: Final = 0x30  # BPF_LD | BPF_B | BPF_ABS
+_LOAD_HALF: Final = 0x28  # BPF_LD | BPF_H | BPF_ABS
+_LOAD_WORD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
+_JUMP: Final = 0x05  # BPF_JMP | BPF_JA
+_IF_EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
+_IF_GREATER: Final = 0x25
+_IF_GREATER_EQUAL: Final = 0x35
+_RETURN: Final = 0x06  # BPF_RET | BPF_K
+_AND: Final = 0x54  # BPF_ALU | BPF_AND | BPF_K
+_MULTIPLY: Final = 0x24
+_SHIFT_RIGHT: Final = 0x74
+_XOR_X: Final = 0xAC  # BPF_ALU | BPF_XOR | BPF_X
+_TO_X: Final = 0x07  # BPF_MISC | BPF_TAX
+_NETWORK: Final = 0xFFF00000  # SKF_NET_OFF: counts from the IP header
+_SOURCE_BITS: Final = 12
+SOURCES: Final = 1 << _SOURCE_BITS  # hashes
+_RANDOM: Final = 0xFFFFF000 + 56  # SKF_AD_OFF + SKF_AD_RANDOM
+_ALL: Final = 0xFFFFFFFF
+_INSTRUCTION: Final = struct.Struct("=HBBI")  # struct sock_filter
+_PROGRAM: Final = struct.Struct("@HP")  # struct sock_fprog
+
+Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
+_OTHERS: Final = tuple(
+    type << 4 | VERSION for type in (PacketType.DATA, PacketType.STATE, PacketType.FIN, PacketType.RESET)
+)
+_DROP: Final = (_RETURN, 0, 0, 0)
+_PASS: Final = (_RETURN, 0, 0, _ALL)
+
+
+class Heavy(NamedTuple):
+    """Sources that send many SYNs.
+
+    multiplier   of the hash, odd: drawn anew now and then, so that nobody can choose whose neighbour he is
+    sources      their hashes, see source_hash()
+    of_every     so many SYNs of 2³² from these are let through
+    """
+
+    multiplier: int
+    sources: frozenset[int]
+    of_every: int
+
+
+def attach(
+    sock: Any,
+    ids: Iterable[int] | None,
+    syns_of_every: int,
+    strays_of_every: int,
+    heavy: Heavy,
+    large_of_every: int = EVERY,
+) -> bool:
+    """Have the kernel drop what the program says; False where it does not take it.
+
+    ids              of connections here, as packets may carry them; None: any may be
+    syns_of_every    so many SYNs of 2³² are let through
+    strays_of_every  likewise, of packets with another id
+    large_of_every   likewise, of SYNs of LARGE_SYN_BYTES and more
+    """
+    wanted = program(ids, syns_of_every, strays_of_every, heavy, large_of_every)
+    code = b"".join(_INSTRUCTION.pack(*one) for one in wanted)
+    memory = ctypes.create_string_buffer(code, len(code))
+    argument = _PROGRAM.pack(len(code) // _INSTRUCTION.size, ctypes.addressof(memory))
+    try:
+        sock.setsockopt(stdlib.SOL_SOCKET, _SO_ATTACH_FILTER, argument)
+    except OSError:
+        return False
+    return True
+
+
+def source_hash(name: bytes, multiplier: int) -> int:
+    """The hash of a source, whose name the kernel wrote (struct sockaddr_in or sockaddr_in6), as the program has it."""
+    address = name[4:8] if len(name) == _SOCKADDR_IN_BYTES else name[20:24]
+    mixed = int.from_bytes(address, "big") ^ (name[2] << 8 | name[3])
+    return (mixed * multiplier & 0xFFFFFFFF) >> (32 - _SOURCE_BITS)
+
+
+def detach(sock: Any) -> None:
+    """Let everything through again. Idempotent."""
+    try:
+        sock.setsockopt(stdlib.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+    except OSError:  # there is none
+        pass
+
+
+def program(
+    ids: Iterable[int] | None, syns_of_every: int, strays_of_every: int, heavy: Heavy, large_of_every: int
+) -> list[Instruction]:
+    """The program; see attach()."""
+    large = [(_LOAD_WORD, 0, 0, _RANDOM), *_part(large_of_every)]
+    syn = [
+        (_LOAD_LENGTH, 0, 0, 0),
+        (_IF_GREATER_EQUAL, 0, len(large), _UDP_BYTES + LARGE_SYN_BYTES),
+        *large,
+        (_LOAD_WORD, 0, 0, _RANDOM),
+        *_part(syns_of_every),
+    ]
+    if heavy.sources:
+        found = [(_LOAD_WORD, 0, 0, _RANDOM), *_part(heavy.of_every)]
+        search = _search(_ranges(heavy.sources)[:_MOST_RANGES])
+        syn = [
+            (_LOAD_BYTE, 0, 0, _NETWORK),
+            (_AND, 0, 0, 0xF0),
+            (_IF_EQUAL, 2, 0, 0x60),
+            (_LOAD_WORD, 0, 0, _NETWORK + 12),  # IPv4's source address
+            (_JUMP, 0, 0, 1),
+            (_LOAD_WORD, 0, 0, _NETWORK + 20),  # the last part of IPv6's
+            (_TO_X, 0, 0, 0),
+            (_LOAD_HALF, 0, 0, 0),  # the source port
+            (_XOR_X, 0, 0, 0),
+            (_MULTIPLY, 0, 0, heavy.multiplier),
+            (_SHIFT_RIGHT, 0, 0, 32 - _SOURCE_BITS),
+            *_with_jumps(search, found_at=len(search) + len(syn), not_found_at=len(search)),
+            *syn,
+            *found,
+        ]
+    code: list[Instruction] = [
+        (_LOAD_LENGTH, 0, 0, 0),
+        (_IF_GREATER_EQUAL, 1, 0, _UDP_BYTES + HEADER_BYTES),
+        _DROP,
+        (_LOAD_BYTE, 0, 0, _UDP_BYTES),
+        (_IF_EQUAL, len(_OTHERS) + 2, 0, SYN_BYTE),
+        *((_IF_EQUAL, len(_OTHERS) - index, 0, first) for index, first in enumerate(_OTHERS)),
+        _DROP,
+        (_JUMP, 0, 0, len(syn)),
+        *syn,
+    ]
+    ranges = None if ids is None else _ranges(ids)
+    if ranges is None or len(ranges) > _MOST_RANGES:
+        return [*code, _PASS]
+    search = _search(ranges)
+    return [
+        *code,
+        (_LOAD_HALF, 0, 0, _UDP_BYTES + 2),
+        *_with_jumps(search, found_at=len(search), not_found_at=len(search) + 1),
+        _PASS,
+        (_LOAD_BYTE, 0, 0, _UDP_BYTES),
+        (_IF_EQUAL, 0, 1, PacketType.RESET << 4 | VERSION),
+        _DROP,
+        (_LOAD_WORD, 0, 0, _RANDOM),
+        *_part(strays_of_every),
+    ]
+
+
+def _part(of_every: int) -> list[Instruction]:
+    """Pass if the number drawn is below; the rest is dropped."""
+    if of_every >= EVERY:
+        return [_PASS]
+    return [(_IF_GREATER_EQUAL, 1, 0, max(0, of_every)), _PASS, _DROP]
+
+
+def _ranges(ids: Iterable[int]) -> list[tuple[int, int]]:
+    """Ids as ranges, first and last, in order."""
+    ranges: list[tuple[int, int]] = []
+    for one in sorted(set(ids)):
+        if ranges and one == ranges[-1][1] + 1:
+            ranges[-1] = ranges[-1][0], one
+        else:
+            ranges.append((one, one))
+    return ranges
+
+
+def _search(ranges: list[tuple[int, int]]) -> list[Instruction | bool]:
+    """Whether the accumulator is in one of the ranges: True and False stand for where to go then. A tree, since a jump
+    that depends on something reaches over 255 instructions only, an unconditional one over all.
+    """
+    if not ranges:
+        return [False]
+    if len(ranges) == 1:
+        first, last = ranges[0]
+        return [(_IF_GREATER_EQUAL, 0, 2, first), (_IF_GREATER, 1, 0, last), True, False]
+    middle = len(ranges) // 2
+    below, above = _search(ranges[:middle]), _search(ranges[middle:])
+    return [(_IF_GREATER_EQUAL, 0, 1, ranges[middle][0]), (_JUMP, 0, 0, len(below)), *below, *above]
+
+
+def _with_jumps(search: list[Instruction | bool], *, found_at: int, not_found_at: int) -> list[Instruction]:
+    """The search with jumps to what follows it, counted from its beginning."""
+    return [
+        (_JUMP, 0, 0, (found_at if one else not_found_at) - index - 1) if isinstance(one, bool) else one
+        for index, one in enumerate(search)
+    ]

@@ -1,0 +1,428 @@
+"""The system calls that every byte passes through: without letting go of the GIL where ctypes can make them.
+
+Separate because of what it costs to let go. The socket module does so around every call, and an engine that wants the
+GIL back stands in line behind the program's own threads: up to one switch interval, 5 ms, per call. These calls never
+block, so nothing is won by letting go, and a thread that computes slows the engine down once per wake-up instead of
+three times per batch (PERFORMANCE.md §C). Elsewhere, or with UTPSOCKET_KEEP_GIL=0, the socket module's own calls do the
+same. Both kinds return a negative errno where the socket module would raise.
+
+Only the engine's thread calls. Sources: recvmsg(2), sendmsg(2), cmsg(3), Doc/library/ctypes.rst (PyDLL).
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import sys
+from typing import Any, ClassVar, Final
+
+from utpsocket.engine import environment
+from utpsocket.engine.interpreter.originals import ctypes, struct
+from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.kernel.mmsg import CONTROL_BYTES, NAME_BYTES, ROOM_BYTES, Answers, Inbound, Outbound
+
+_MSG_DONTWAIT: Final = 0x40
+_MSG_NOSIGNAL: Final = 0x4000
+_MAX_IOVECS: Final = 1_024  # UIO_MAXIOV
+_JOINED: Final = 256  # buffers: joining a run's costs no more than the kernel's walk over them
+_LARGE_BYTES: Final = 65_536  # a buffer that is not worth joining with what follows
+_NAME_BYTES: Final = 128  # sizeof(struct sockaddr_storage)
+_CONTROL_BYTES: Final = 256
+_MOST_NAMES: Final = 4_096
+_CMSG: Final = struct.Struct("@Nii")
+_IPV4: Final = struct.Struct("=H2s4s8x")
+_IPV6: Final = struct.Struct("=H2s4s16sI")
+_plain_overflow: Final = memoryview(bytearray(ROOM_BYTES))
+
+Ancillary = list[tuple[int, int, bytes]]
+Received = tuple[int, Any, int, Any]  # size or negative errno, ancillary data, flags, address
+Group = tuple[int, int, int, int, Any, Any]
+"""Equal datagrams of one sender, in slots that follow each other: the first's index, how many, the size of each but the
+last, the last's; their ancillary data and address."""
+
+
+class PlainStream:
+    """Our end of a pair, through the socket module. Does not own it."""
+
+    __slots__ = ("_sock",)
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+
+    def receive(self, spans: list[memoryview]) -> int:
+        """Read into `spans`, one after the other; how many bytes, 0 at the end of file, or a negative errno."""
+        try:
+            if len(spans) == 1:
+                return int(self._sock.recv_into(spans[0]))
+            return int(self._sock.recvmsg_into(spans)[0])
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+
+    def send(self, views: list[memoryview]) -> int:
+        """Write as much of `views` as there is room for; how many bytes, or a negative errno."""
+        try:
+            return int(self._sock.sendmsg(views if len(views) <= _MAX_IOVECS else views[:_MAX_IOVECS]))
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+
+
+class PlainDatagrams:
+    """A UDP socket, through the socket module. Does not own it."""
+
+    __slots__ = ("_ancillary_bytes", "_overflow", "_peer", "_sock")
+    can_send_many: ClassVar = False
+    can_sift: ClassVar = False
+
+    def __init__(self, sock: Any, ancillary_bytes: int, peer: Any) -> None:
+        self._sock = sock
+        self._ancillary_bytes = ancillary_bytes
+        self._peer = peer  # if given, so it is said, and not as this socket's family would say it
+        self._overflow: dict[int, bytes] = {}
+
+    def receive(self, room: memoryview) -> Received:
+        """As socket.recvmsg_into(), with a negative errno for the size where that raises."""
+        try:
+            size, ancillary, flags, addr = self._sock.recvmsg_into((room,), self._ancillary_bytes)
+        except OSError as error:
+            return -(error.errno or errno.EIO), (), 0, None
+        return size, ancillary, flags, addr if self._peer is None else self._peer
+
+    def receive_many(self, room: memoryview, stride: int, most: int) -> int | list[Group]:
+        """Receive up to `most` datagrams into slots of `stride` bytes, and say what they are; or a negative errno.
+        See overflow() for what is longer than a slot.
+        """
+        groups: list[Group] = []
+        self._overflow.clear()
+        for index in range(most):
+            spans = room[index * stride : (index + 1) * stride], _plain_overflow
+            try:
+                size, ancillary, _, addr = self._sock.recvmsg_into(spans, self._ancillary_bytes)
+            except OSError as error:
+                return groups or -(error.errno or errno.EIO)
+            if self._peer is not None:
+                addr = self._peer
+            if size > stride:
+                self._overflow[index] = bytes(_plain_overflow[: size - stride])
+            if groups:
+                first, count, usual, last, told, came_from = groups[-1]
+                if 0 < size <= usual == last and addr == came_from and ancillary == told:
+                    groups[-1] = first, count + 1, usual, size, told, came_from
+                    continue
+            groups.append((index, 1, size, size, ancillary, addr))
+        return groups
+
+    def overflow(self, index: int, count: int) -> bytes:
+        """What the slot had no room for: the last `count` bytes of a datagram that receive_many() just received."""
+        return self._overflow[index]
+
+    def send(self, data: bytes | bytearray, start: int, stop: int, ancillary: Ancillary, addr: Any) -> int:
+        """Send data[start:stop]; 0 or the errno."""
+        piece: Any = data if stop - start == len(data) else memoryview(data)[start:stop]
+        try:
+            if addr is None:
+                self._sock.sendmsg((piece,), ancillary)
+            else:
+                self._sock.sendmsg((piece,), ancillary, 0, addr)
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class _Msghdr(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("namelen", ctypes.c_uint32),
+        ("iov", ctypes.c_void_p),
+        ("iovlen", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("controllen", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    )
+
+
+def _keeps_gil() -> bool:
+    """Whether the calls can be made that way here: Linux's 64-bit layout of msghdr, and a GIL to keep."""
+    if sys.platform != "linux" or ctypes.sizeof(ctypes.c_void_p) != 8:
+        return False
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        return False
+    return bool(environment.value_if_any("UTPSOCKET_KEEP_GIL", True))
+
+
+_libc = ctypes.PyDLL(None, use_errno=True)
+_c_char = ctypes.c_char
+_addressof = ctypes.addressof
+_get_errno = ctypes.get_errno
+_recv, _send, _recvmsg, _sendmsg = _libc.recv, _libc.send, _libc.recvmsg, _libc.sendmsg
+for _call in (_recv, _send):
+    _call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    _call.restype = ctypes.c_ssize_t
+for _call in (_recvmsg, _sendmsg):
+    _call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+    _call.restype = ctypes.c_ssize_t
+_bytes_address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyBytes_AsString", ctypes.pythonapi))
+_bytearray_address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyByteArray_AsString", ctypes.pythonapi))
+
+
+@functools.cache
+def _array_type(length: int) -> Any:
+    """Made once: such a type takes long to make, and refers to itself, so that each would be left to the collector."""
+    return ctypes.c_char * length
+
+
+def _address(data: bytes | bytearray) -> int:
+    at: int = _bytes_address(data) if type(data) is bytes else _bytearray_address(data)
+    return at
+
+
+class KeepingStream:
+    """As PlainStream, with the GIL kept."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, sock: Any) -> None:
+        self._fd = sock.fileno()
+
+    def receive(self, spans: list[memoryview]) -> int:
+        """See PlainStream.receive()."""
+        total = 0
+        for span in spans:
+            length = len(span)
+            count = _recv(self._fd, _addressof(_c_char.from_buffer(span)), length, _MSG_DONTWAIT)
+            if count < 0:
+                return total or -_get_errno()
+            total += count
+            if count < length:
+                break
+        return total
+
+    def send(self, views: list[memoryview]) -> int:
+        """See PlainStream.send()."""
+        first = views[0]
+        if len(views) == 1 or len(first) >= _LARGE_BYTES:
+            if first.readonly:
+                data: bytes = (
+                    first.obj if isinstance(first.obj, bytes) and first.nbytes == len(first.obj) else bytes(first)
+                )
+                count = _send(self._fd, _bytes_address(data), len(data), _MSG_DONTWAIT | _MSG_NOSIGNAL)
+            else:
+                at = _addressof(_c_char.from_buffer(first))
+                count = _send(self._fd, at, len(first), _MSG_DONTWAIT | _MSG_NOSIGNAL)
+        else:
+            data = b"".join(views if len(views) <= _JOINED else views[:_JOINED])
+            count = _send(self._fd, _bytes_address(data), len(data), _MSG_DONTWAIT | _MSG_NOSIGNAL)
+        return int(count) if count >= 0 else -_get_errno()
+
+
+class KeepingDatagrams:
+    """As PlainDatagrams, with the GIL kept."""
+
+    __slots__ = ("_ancillary_bytes", "_controls", "_fd", "_names", "_peer")
+    can_send_many: ClassVar = True
+    can_sift: ClassVar = True
+
+    def __init__(self, sock: Any, ancillary_bytes: int, peer: Any) -> None:
+        self._fd = sock.fileno()
+        self._ancillary_bytes = min(ancillary_bytes, _CONTROL_BYTES)
+        self._peer = peer
+        self._names: dict[Any, Any] = {}  # addresses as Python writes them, by those of the kernel and the reverse
+        self._controls: dict[tuple[tuple[int, int, bytes], ...], Any] = {}
+
+    def receive(self, room: memoryview) -> Received:
+        """See PlainDatagrams.receive()."""
+        _in_iovec.base = _addressof(_c_char.from_buffer(room))
+        _in_iovec.length = len(room)
+        _in_header.namelen = 0 if self._peer is not None else _NAME_BYTES
+        _in_header.controllen = self._ancillary_bytes
+        size = _recvmsg(self._fd, _in_header_at, _MSG_DONTWAIT)
+        if size < 0:
+            return -_get_errno(), (), 0, None
+        addr = self._peer
+        if addr is None:
+            name = _in_name.raw[: _in_header.namelen]
+            addr = self._names.get(name) or self._learn(name)
+        length = _in_header.controllen
+        return size, _parsed(_in_control.raw[:length]) if length else (), _in_header.flags, addr
+
+    def receive_many(self, room: memoryview, stride: int, most: int) -> int | list[Group]:
+        """See PlainDatagrams.receive_many()."""
+        room_at = _addressof(_c_char.from_buffer(room))
+        name_bytes = 0 if self._peer is not None else NAME_BYTES
+        count = _inbound.receive(self._fd, room_at, stride, most, name_bytes, min(self._ancillary_bytes, CONTROL_BYTES))
+        if count < 0:
+            return -_get_errno()
+        return self._groups(0, count)
+
+    def _groups(self, start: int, stop: int) -> list[Group]:
+        names, peer = self._names, self._peer
+        return [
+            (
+                first,
+                count,
+                size,
+                last,
+                _parsed(control) if control else (),
+                peer if peer is not None else names.get(name) or self._learn(name),
+            )
+            for first, count, size, last, name, control in _inbound.groups(stop, start)
+        ]
+
+    def receive_sifted(
+        self, room: memoryview, stride: int, most: int, ids: set[int], plain_control_bytes: int
+    ) -> int | tuple[int, list[Group], list[int], list[int]]:
+        """As receive_many(), but what no established connection can want is only named: how many were received, the
+        groups of the others, and the indices of SYNs and of the rest. See Inbound.noise().
+        """
+        room_at = _addressof(_c_char.from_buffer(room))
+        control_bytes = min(self._ancillary_bytes, CONTROL_BYTES)
+        count = _inbound.receive(self._fd, room_at, stride, most, NAME_BYTES, control_bytes)
+        if count < 0:
+            return -_get_errno()
+        syns, others = _inbound.noise(count, room, stride, ids, plain_control_bytes)
+        if not syns and not others:
+            return count, self._groups(0, count), syns, others
+        groups: list[Group] = []
+        noisy = {*syns, *others}
+        start = -1
+        for index in range(count + 1):
+            if index == count or index in noisy:
+                if start >= 0:
+                    groups += self._groups(start, index)
+                    start = -1
+            elif start < 0:
+                start = index
+        return count, groups, syns, others
+
+    def names(self, indices: list[int]) -> list[bytes]:
+        """Who sent these of what was just received, as the kernel writes it."""
+        return _inbound.names(indices)
+
+    def group(self, index: int) -> Group:
+        """One of what was just received."""
+        return self._groups(index, index + 1)[0]
+
+    def answer(self, indices: list[int], data: bytearray) -> int:
+        """Send each piece of 20 bytes to the sender of one of these that were just received; how many left."""
+        return _inbound.answer(_answers, self._fd, indices, data)
+
+    def overflow(self, index: int, count: int) -> memoryview:
+        """See PlainDatagrams.overflow()."""
+        return _inbound.overflow(index, count)
+
+    def _learn(self, name: bytes) -> Any:
+        """An address as the socket module writes it."""
+        family = int.from_bytes(name[:2], sys.byteorder)
+        addr: Any
+        if family == stdlib.AF_INET:
+            _, port, host = _IPV4.unpack_from(name)
+            addr = (stdlib.inet_ntop(stdlib.AF_INET, host), int.from_bytes(port, "big"))
+        else:
+            _, port, flow, host, scope = _IPV6.unpack_from(name)
+            text = stdlib.inet_ntop(stdlib.AF_INET6, host)
+            addr = (text, int.from_bytes(port, "big"), int.from_bytes(flow, "big"), scope)
+        if len(self._names) >= _MOST_NAMES:
+            self._names.clear()
+        self._names[name] = addr
+        return addr
+
+    def _name(self, addr: Any) -> Any:
+        """An address as the kernel reads it."""
+        name = packed_name(addr)
+        kept = _array_type(len(name)).from_buffer_copy(name)
+        if len(self._names) >= _MOST_NAMES:
+            self._names.clear()
+        self._names[addr] = kept
+        return kept
+
+    def _control(self, ancillary: Ancillary) -> Any:
+        key = tuple(ancillary)
+        control = self._controls.get(key)
+        if control is None:
+            raw = b"".join(
+                (_CMSG.pack(_CMSG.size + len(data), level, kind) + data).ljust((_CMSG.size + len(data) + 7) & ~7, b"\0")
+                for level, kind, data in ancillary
+            )
+            if len(self._controls) >= _MOST_NAMES:
+                self._controls.clear()
+            control = self._controls[key] = _array_type(len(raw)).from_buffer_copy(raw)
+        return control
+
+    def send(self, data: bytes | bytearray, start: int, stop: int, ancillary: Ancillary, addr: Any) -> int:
+        """See PlainDatagrams.send()."""
+        if addr is None and not ancillary:
+            count = _send(self._fd, _address(data) + start, stop - start, _MSG_DONTWAIT | _MSG_NOSIGNAL)
+            return 0 if count >= 0 else _get_errno()
+        _out_iovec.base = _address(data) + start
+        _out_iovec.length = stop - start
+        if addr is None:
+            _out_header.name = None
+            _out_header.namelen = 0
+        else:
+            name = self._names.get(addr) or self._name(addr)
+            _out_header.name = _addressof(name)
+            _out_header.namelen = len(name)
+        if ancillary:
+            control = self._control(ancillary)
+            _out_header.control = _addressof(control)
+            _out_header.controllen = len(control)
+        else:
+            _out_header.control = None
+            _out_header.controllen = 0
+        return 0 if _sendmsg(self._fd, _out_header_at, _MSG_DONTWAIT | _MSG_NOSIGNAL) >= 0 else _get_errno()
+
+    def send_many(self, data: bytes | bytearray, start: int, segment: int, ancillary: Ancillary, addr: Any) -> int:
+        """Send what follows data[:start], a datagram for each `segment` bytes; how many left, or the first one's
+        negative errno.
+        """
+        name: Any = b"" if addr is None else self._names.get(addr) or self._name(addr)
+        control: Any = self._control(ancillary) if ancillary else b""
+        count = _outbound.send(
+            self._fd,
+            _address(data) + start,
+            len(data) - start,
+            segment,
+            _addressof(name) if name else 0,
+            len(name),
+            _addressof(control) if control else 0,
+            len(control),
+        )
+        return count if count >= 0 else -_get_errno()
+
+
+def packed_name(addr: Any) -> bytes:
+    """An address as the kernel writes it, struct sockaddr_in or sockaddr_in6."""
+    port = int(addr[1]).to_bytes(2, "big")
+    if len(addr) == 2:
+        return _IPV4.pack(stdlib.AF_INET, port, stdlib.inet_pton(stdlib.AF_INET, addr[0]))
+    host = stdlib.inet_pton(stdlib.AF_INET6, addr[0].partition("%")[0])
+    return _IPV6.pack(stdlib.AF_INET6, port, int(addr[2]).to_bytes(4, "big"), host, addr[3])
+
+
+def _parsed(control: bytes) -> Ancillary:
+    """Ancillary data as the socket module gives it."""
+    ancillary: Ancillary = []
+    at = 0
+    while at + _CMSG.size <= len(control):
+        whole, level, kind = _CMSG.unpack_from(control, at)
+        ancillary.append((level, kind, control[at + _CMSG.size : at + whole]))
+        at += whole + 7 & ~7
+    return ancillary
+
+
+# One of each will do: a call that keeps the GIL is over before another thread can make one.
+_in_name = ctypes.create_string_buffer(_NAME_BYTES)
+_in_control = ctypes.create_string_buffer(_CONTROL_BYTES)
+_in_iovec, _out_iovec = _Iovec(), _Iovec()
+_in_header = _Msghdr(_addressof(_in_name), 0, _addressof(_in_iovec), 1, _addressof(_in_control), 0, 0)
+_out_header = _Msghdr(None, 0, _addressof(_out_iovec), 1, None, 0, 0)
+_in_header_at, _out_header_at = _addressof(_in_header), _addressof(_out_header)
+if _keeps_gil():
+    _inbound, _outbound = Inbound(_libc.recvmmsg), Outbound(_libc.sendmmsg)
+    _answers = Answers(_libc.sendmmsg)
+
+Stream: Any = KeepingStream if _keeps_gil() else PlainStream
+Datagrams: Any = KeepingDatagrams if _keeps_gil() else PlainDatagrams

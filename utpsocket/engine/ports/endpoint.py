@@ -1,0 +1,700 @@
+"""One bound UDP port: which connection is this run for, may this SYN come in, and who answers strays?
+
+A connection is found by (peer's address, our receiving id). RESETs may carry either of its two ids. A SYN goes to the
+listener, if there is one; whatever else is nobody's is answered by a RESET, rarely, and never in answer to a RESET.
+
+Only the engine's thread calls. Sources: BEP 29 "connection_id"; PROTOCOL.md §2, §4.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final
+
+from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES
+from utpsocket.engine.channels.utp import Bridge
+from utpsocket.engine.interpreter.native import unread_bytes
+from utpsocket.engine.interpreter.originals import os, struct
+from utpsocket.engine.kernel.fd_names import Address
+from utpsocket.engine.kernel.syscalls import packed_name
+from utpsocket.engine.kernel.udp import PACKET_OPTIONS, IcmpError, Port, parted
+from utpsocket.engine.ports import overlapping_ports
+from utpsocket.engine.ports.flood import Flood
+from utpsocket.engine.ports.listener import Listener
+from utpsocket.engine.ports.receive_shares import Shares
+from utpsocket.engine.ports.reuseport import PeerPorts
+from utpsocket.engine.ports.stateless_resets import Resets
+from utpsocket.engine.ports.syncache import syn_of
+from utpsocket.engine.user_fds.socket_state import Identity, Role, Settings, window_bytes
+from utpsocket.protocol import Config, Connection, Run, Transmit
+from utpsocket.protocol.close_timers import Remains
+from utpsocket.protocol.handshake import PROVES_ITSELF
+from utpsocket.protocol.keepalive import Probing, by_default
+from utpsocket.protocol.packet import HEADER_BYTES, RESET, SYN, Packet, decode
+from utpsocket.protocol.pathmtu import (
+    CEILING_IPV4_BYTES,
+    CEILING_IPV6_BYTES,
+    FLOOR_BYTES,
+    FLOOR_IPV6_BYTES,
+    START_IPV4_BYTES,
+)
+from utpsocket.protocol.receivehalf import MODEST_WINDOW_BYTES, NEVER
+from utpsocket.protocol.states import TIME_WAIT
+
+if TYPE_CHECKING:
+    from utpsocket.engine.loop import Loop
+
+CLOSER: Final = "by"
+BY_ENGINE: Final = object()
+_AF_INET6: Final = 10
+_LEAST_BUFFER_BYTES: Final = 4_096
+_SEND_BYTES: Final = 3 << 20  # with the user's own buffer about what TCP takes for a peer that reads nothing
+_REMAINS_REMEMBERED: Final = 8_192  # of connections that ended in order; some 300 bytes each
+_REMAINS_US: Final = 60_000_000  # as long as Linux' TIME_WAIT
+_IDS_PER_DIAL: Final = 4
+_BULK_BYTES: Final = 512  # datagrams of this size fill buffers
+_EXPECTED_RUNS: Final = 16
+_MANY_LONE_TURNS: Final = 8
+_FAULTS_BORNE: Final = 20  # on end: a datagram that does this is met once, a port that does again and again
+_RUNS_PER_TURN: Final = 8  # then other ports have theirs
+_DATAGRAMS_PER_TURN: Final = 512  # likewise, where they come one by one
+_PACKET_KINDS: Final = tuple(PACKET_OPTIONS.values())
+_FRESH: Final = struct.Struct("=4H")
+_LATE: Final = ("shares", "flood", "_dials", "resets", "remains")
+_by_default: Final = functools.lru_cache(16)(by_default)
+
+
+class Endpoint:
+    """A port and its connections.
+
+    key        the loop's name for it
+    holders    the user's sockets bound to it or listening, by inode
+    peers      sockets of its peers', where processes share the port, else None
+
+    What only the engine's thread needs is made when that thread first asks for it (_LATE).
+    """
+
+    __slots__ = (
+        "_dials",
+        "_expected_runs",
+        "_is_cache_watched",
+        "_is_receiving",
+        "_lone_turn",
+        "_lone_turns",
+        "bridges",
+        "closer",
+        "flood",
+        "dropped_datagrams",
+        "faults",
+        "holders",
+        "is_closed",
+        "is_for_sharing",
+        "is_hushed",
+        "is_private",
+        "is_readable",
+        "key",
+        "listener",
+        "loop",
+        "neighbours",
+        "peers",
+        "port",
+        "remains",
+        "resets",
+        "reuse",
+        "shares",
+    )
+
+    def __init__(self, loop: Loop, key: int, port: Port, *, is_private: bool) -> None:
+        self.loop = loop
+        self.key = key
+        self.port = port
+        self.is_private = is_private  # of one connected socket that never called bind()
+        self.is_closed = False
+        self.is_hushed = False  # a caller has freed its address already; there is an idle socket under its fd number
+        self.closer: dict[str, object] = {}  # who closes the port, under CLOSER; claim_closing() decides
+        self.is_readable = True
+        self._is_receiving = False  # something was read that is neither answered nor a connection yet, or met a fault
+        self.bridges: dict[tuple[object, int], Bridge] = {}
+        self.listener: Listener | None = None
+        self.holders: dict[int, Identity] = {}
+        self.reuse = False  # every socket bound here said SO_REUSEADDR
+        self.is_for_sharing = False  # every one said UTP_SHARE_PORT
+        self.dropped_datagrams = 0
+        self.faults = 0  # since it last received without any
+        self._is_cache_watched = False
+        self.peers: PeerPorts | None = None
+        self.neighbours: tuple[Endpoint, ...] = ()  # see overlapping_ports.py
+        self._expected_runs = 0  # so many turns more it is worth asking for a second run at once
+        self._lone_turn = self._lone_turns = 0  # the last of so many turns on end that each found a lone small one
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _LATE:
+            raise AttributeError(name)
+        self.shares = Shares(max(2 * _LEAST_BUFFER_BYTES, self.port.receive_buffer_bytes))
+        self.flood = Flood()
+        self._dials: dict[object, Bridge] = {}  # by address: the last one, until it is over
+        self.resets = Resets()
+        self.remains: OrderedDict[tuple[object, int], tuple[int, Remains]] = OrderedDict()
+        return getattr(self, name)
+
+    @property
+    def is_unused(self) -> bool:
+        """Nobody needs the port any more."""
+        return not self.bridges and not self.holders and self.listener is None
+
+    @property
+    def is_heard_out(self) -> bool:
+        """Nobody who has come to the port waits for an answer. Any thread; in this order, for the engine's goes on."""
+        return not (unread_bytes(self.port.fd) or self._is_receiving or self.bridges)
+
+    def claim_closing(self, claim: object) -> bool:
+        """Take the right to close the port, which one claim at a time has; False where another has it, or there are
+        holders. Any thread. Whoever adds a holder looks at `closer` afterwards, as this looks at the holders.
+        """
+        if self.closer.setdefault(CLOSER, claim) is not claim:
+            return False
+        if self.holders:
+            self.closer.clear()
+            return False
+        return True
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the port is in another network namespace than the engine's thread."""
+        return self.port.namespace != self.loop.namespace
+
+    # ── connections ──
+
+    def _config(self, settings: Settings, addr: object) -> Config:
+        is_v4 = self.port.family != _AF_INET6 or (isinstance(addr, tuple) and addr[0].startswith("::ffff:"))
+        least = FLOOR_BYTES if is_v4 else FLOOR_IPV6_BYTES
+        is_this_machine = is_v4 and isinstance(addr, tuple) and addr[0].removeprefix("::ffff:").startswith("127.")
+        limit = self.loop.max_datagram_bytes or settings.max_datagram_bytes
+        most = self.shares.alone_bytes
+        receive = window_bytes(settings.receive_buffer_bytes) or FIRST_WINDOW_BYTES
+        send = window_bytes(settings.send_buffer_bytes) or _SEND_BYTES
+        return Config(
+            start_datagram_bytes=START_IPV4_BYTES if is_this_machine else least,
+            least_datagram_bytes=least,
+            max_datagram_bytes=limit or (CEILING_IPV4_BYTES if is_v4 else CEILING_IPV6_BYTES),
+            receive_buffer_bytes=max(_LEAST_BUFFER_BYTES, min(receive, most)),
+            send_buffer_bytes=max(_LEAST_BUFFER_BYTES, send),
+            congestion=settings.congestion,
+        )
+
+    def _new_bridge(
+        self,
+        addr: object,
+        recv_id: int,
+        identity: Identity,
+        source: list[Any],
+        spare_ids: tuple[int, ...] = (),
+        first_seq: int = -1,
+    ) -> Bridge:
+        config = self._config(identity.settings, addr)
+        if spare_ids:
+            config.known_path = self.loop.paths.to(addr)  # an acceptor's peers have a port each, and little in common
+        connection = Connection(
+            config,
+            self.loop.workspace,
+            addr,
+            recv_id=recv_id,
+            first_seq=first_seq if first_seq >= 0 else int.from_bytes(os.urandom(2), "big"),
+            spare_ids=spare_ids,
+        )
+        bridge = Bridge(connection, self, identity, source)
+        if not spare_ids:
+            self.loop.owner = bridge  # nobody else waits for what a SYN makes
+        connection.receive.share_bytes = self.shares.at_first(len(self.bridges))
+        bridge.recv_ids = connection.recv_ids  # the connection's own list shrinks once it has chosen
+        self.loop.bridges[identity.cookie] = bridge  # first: should the rest fail, it is found there and forgotten
+        for any_id in bridge.recv_ids:
+            self.bridges[addr, any_id] = bridge
+        self.flood.on_connections_changed()
+        apply_settings(bridge, now=self.loop.now)
+        return bridge
+
+    def dial(self, addr: Address, identity: Identity) -> Bridge:
+        """Open a connection from this port."""
+        recv_id, *spare_ids = self._fresh_ids(addr)
+        bridge = self._new_bridge(addr, recv_id, identity, [], tuple(spare_ids))
+        self.loop.lanes.join(bridge)
+        self._dials[addr] = bridge
+        if self.peers is not None:
+            self.peers.join(bridge, self.port.local[0])
+        bridge.connection.connect(now=self.loop.now, patience_us=identity.settings.user_timeout_ms * 1_000)
+        self.loop.initiated += 1
+        return bridge
+
+    def _fresh_ids(self, addr: Address) -> list[int]:
+        """Ids that no connection with this peer uses, nor its neighbours, nor each other's: a node may dial itself."""
+        bridges = self.bridges
+        ids: list[int] = []
+        while len(ids) < _IDS_PER_DIAL:
+            for one in _FRESH.unpack(os.urandom(_FRESH.size)):
+                around = {one, one - 1 & 0xFFFF, one + 1 & 0xFFFF}
+                if around.isdisjoint(ids) and not (bridges and any((addr, near) in bridges for near in around)):
+                    ids.append(one)
+        return ids[:_IDS_PER_DIAL]
+
+    def forget(self, bridge: Bridge) -> None:
+        """The connection is over."""
+        connection = bridge.connection
+        for any_id in bridge.recv_ids:
+            self.bridges.pop((connection.addr, any_id), None)
+        self.flood.on_connections_changed()
+        if self._dials.get(connection.addr) is bridge:
+            del self._dials[connection.addr]
+        if not self.is_private and (remains := connection.remains()) is not None:
+            key = connection.addr, connection.recv_id
+            self.remains.pop(key, None)
+            self.remains[key] = self.loop.now, remains
+            oldest_at = self.loop.now - _REMAINS_US
+            while len(self.remains) > _REMAINS_REMEMBERED or next(iter(self.remains.values()))[0] < oldest_at:
+                self.remains.popitem(last=False)
+        self.leave_lane(bridge)
+        if self.peers is not None:
+            self.peers.leave(bridge)
+        if self.is_unused:
+            self.loop.close_endpoint(self)
+
+    def leave_lane(self, bridge: Bridge) -> None:
+        """It has no more data to send. Idempotent."""
+        following = self.loop.lanes.leave(bridge)
+        if following is not None:
+            self.loop.touch(following)
+
+    # ── the world speaks ──
+
+    def receive(self, *, now: int) -> None:
+        """Take what the port has, bounded; runs go to their connections at once, answers leave later."""
+        port, arena = self.port, self.loop.arena
+        self._is_receiving = True
+        if self.flood.is_on and port.can_sift:
+            self.flood.receive(self, now=now)
+            if port.errors:
+                self.handle_errors(now=now)
+            self._is_receiving = False
+            return
+        noise = self.flood.noise
+        before: Run | None = None  # not handled yet: what follows may belong to the same flight
+        runs = datagrams = 0
+        for runs in range(_RUNS_PER_TURN):
+            if port.is_gathering:
+                if before is not None:
+                    self.handle_run(before, now=now)
+                    before = None
+                datagrams += self._receive_many(now=now)
+                if not self.is_readable or datagrams >= _DATAGRAMS_PER_TURN:
+                    break
+                continue
+            if runs == 1 and not self._expected_runs and len(before.data if before else b"") < _BULK_BYTES:
+                # Most likely there is no more, and to be told so costs as much as a datagram. epoll tells levels here,
+                # but not while the port is blocked.
+                if not port.pending:
+                    self.is_readable = False
+                    self._count_lone()
+                    break
+            run = port.receive(arena.room())
+            if run is None:
+                self.is_readable = False
+                break
+            if not run.data:
+                continue
+            arena.take(len(run.data))
+            if before is not None:
+                data = arena.last(len(before.data) + len(run.data)) if run.continues(before) else None
+                if data is not None:
+                    run = Run(data, run.stride, run.addr, run.local)
+                else:
+                    self.handle_run(before, now=now)
+            before = run
+            if len(run.data) > run.stride:
+                run.slots = arena.slots(run, -len(run.data))
+        if runs > 1:
+            self._expected_runs = _EXPECTED_RUNS
+        elif self._expected_runs:
+            self._expected_runs -= 1
+        if before is not None:
+            self.handle_run(before, now=now)
+        self._is_receiving = False
+        if port.errors:
+            self.handle_errors(now=now)
+        self.faults = 0
+        if self.flood.noise != noise:
+            self.flood.look(self, now=now)
+
+    def _count_lone(self) -> None:
+        """Small ones that come turn after turn, a flood of SYNs say, are worth asking for more at once."""
+        turn = self.loop.wakeups
+        self._lone_turns = self._lone_turns + 1 if turn == self._lone_turn + 1 else 0
+        self._lone_turn = turn
+        if self._lone_turns >= _MANY_LONE_TURNS:
+            self._expected_runs = _EXPECTED_RUNS
+
+    def _receive_many(self, *, now: int) -> int:
+        """Take what came one by one; how many there were."""
+        port = self.port
+        count = 0
+        for run in port.receive_many(self.loop.arena):
+            count += run.count
+            for part in run.parts():
+                self.handle_run(part, now=now)
+        self.is_readable = not port.is_drained
+        return count
+
+    def handle_run(self, run: Run, *, now: int) -> None:
+        """Split by connection id and hand on. PERFORMANCE.md, trick 4: GRO may mix connections of one address."""
+        data = run.data
+        if HEADER_BYTES <= len(data) <= run.stride or run.is_clean() or run.is_uniform():
+            bridge = self.bridges.get((run.addr, data[2] << 8 | data[3]))
+            if bridge is not None:
+                self.loop.owner = bridge
+                bridge.connection.handle_run(run, now=now)
+                self.loop.owner = self
+                if run.size >= _BULK_BYTES:
+                    self.shares.on_data(bridge, len(run.data), now=now)
+                self.loop.touch(bridge)
+                return
+            if self.neighbours and overlapping_ports.take_run(self, run, now=now):
+                return
+        if self.flood.is_on and len(run.data) > run.size:
+            self.flood.take_merged(self, run, now=now)
+            return
+        for datagram in run.datagrams():
+            self.handle_datagram(Run(datagram, len(datagram), run.addr, run.local), now=now)
+
+    def handle_datagram(self, run: Run, *, now: int) -> None:
+        """One datagram, alone in its run."""
+        packet = decode(run.data)
+        if packet is None:
+            self.flood.noise += 1
+            self.dropped_datagrams += 1
+            return
+        if self.neighbours and overlapping_ports.take(self, packet, run, now=now):
+            return
+        addr, connection_id = run.addr, packet.connection_id
+        if packet.type == SYN:
+            bridge = self.bridges.get((addr, connection_id + 1 & 0xFFFF))
+            if bridge is not None:
+                self.flood.noise += 1
+            if bridge is None or bridge.connection.is_initiator:
+                listener = self.listener
+                if listener is None and self._handle_crossing(run.addr, packet, now=now):
+                    return
+                is_full = listener is not None and listener.is_full  # first: closed by a caller, it is full as well
+                if listener is None or listener.is_withdrawn:
+                    # The one RESET in answer to a SYN, as small as the SYN: a port that is ours but listens no more
+                    # must refuse as TCP's does, where a closed one would by ICMP (SOCKETS.md §3).
+                    self._reset_stray(packet, run, now=now)
+                    return
+                if is_full or (addr, connection_id + 1 & 0xFFFF) in self.bridges:
+                    listener.refused += 1
+                    self.flood.noise += 1
+                elif self.is_cached(run, connection_id) or listener.is_crowded(now=now):
+                    self._answer_unkept(run, now=now)
+                    return
+                else:
+                    proves_itself = packet.ack16 == PROVES_ITSELF
+                    bridge = self._admit(run, connection_id + 1 & 0xFFFF, proves_itself=proves_itself, now=now)
+        else:
+            bridge = self.bridges.get((addr, connection_id))
+            if bridge is None and packet.type == RESET:
+                for near in (-1, 1):
+                    other = self.bridges.get((addr, connection_id + near & 0xFFFF))
+                    if other is not None and other.connection.send_id == connection_id:
+                        bridge = other
+            elif bridge is None and self.listener is not None:
+                if self.is_cached(run, connection_id - 1 & 0xFFFF):
+                    bridge = self._admit_proven(packet, run, now=now)
+                    if bridge is None:
+                        self.dropped_datagrams += 1
+                        return
+        if bridge is not None:
+            self.loop.owner = bridge
+            bridge.connection.handle_run(run, now=now)
+            self.loop.touch(bridge)
+            self.loop.owner = self
+        elif packet.type not in (RESET, SYN):
+            ended_at, remains = self.remains.get((addr, connection_id), (0, None))
+            if remains is not None and now < ended_at + _REMAINS_US:
+                answer = remains.answer(packet, now=now)
+                if answer is not None:
+                    self.port.send(Transmit(addr, answer), self.source(run))
+                    return
+            self._reset_stray(packet, run, now=now)
+        else:
+            self.flood.noise += 1
+            self.dropped_datagrams += 1
+
+    def _handle_crossing(self, addr: object, packet: Packet, *, now: int) -> bool:
+        """A SYN from somebody whom we dial in this moment: simultaneous open (handshake.py). False: it is none.
+
+        Only where nobody listens: a listener gets a connection of its own out of every SYN, as at other
+        implementations, and then there are two. And only at a port that somebody chose, and so can tell others: at
+        another one such a SYN is a forger's, who would make us wait for a proof that never comes.
+        """
+        recv_id = packet.connection_id + 1 & 0xFFFF
+        bridge = self._dials.get(addr)
+        if bridge is None or self.is_private or self.bridges.get((addr, recv_id), bridge) is not bridge:
+            return False
+        connection = bridge.connection
+        self.loop.owner = bridge
+        is_crossing = connection.handle_crossing(packet, now=now)
+        self.loop.owner = self
+        if not is_crossing:
+            return False
+        if connection.recv_id not in bridge.recv_ids:
+            bridge.recv_ids = (*bridge.recv_ids, connection.recv_id)
+            self.bridges[addr, connection.recv_id] = bridge
+            self.flood.on_connections_changed()
+        self.loop.touch(bridge)
+        return True
+
+    def _admit(
+        self, run: Run, recv_id: int, first_seq: int = -1, *, proves_itself: bool = False, now: int
+    ) -> Bridge | None:
+        listener, addr = self.listener, run.addr
+        assert listener is not None
+        identity = listener.identity.kind(listener.identity.family, listener.identity.settings.copy())
+        identity.cookie = int.from_bytes(os.urandom(8), "big") >> 1
+        identity.options = dict(listener.identity.options)
+        identity.peer = addr  # type: ignore[assignment]  # the core passes addresses through as object
+        identity.role = Role.CONNECTING
+        identity.is_told = True
+        identity.owner_pid = listener.identity.owner_pid
+        identity.local = self.port.local
+        if run.local is not None:
+            host, scope = parted(str(run.local))
+            identity.local = (host, *self.port.local[1:])
+            if scope and run.addr[3]:  # type: ignore[index]
+                identity.local = (host, self.port.local[1], 0, scope)  # beside a global peer Linux' TCP tells none
+        bridge = self._new_bridge(addr, recv_id, identity, self.source(run), first_seq=first_seq)
+        if self.peers is not None:
+            with self.loop.fd_lock:
+                self.peers.join(bridge, str(run.local or self.port.local[0]))
+        listener.on_syn(bridge, proves_itself=proves_itself, now=now)
+        self.loop.accepted += 1
+        self.loop.touch_listener(listener)
+        self.loop.owner = self
+        return bridge
+
+    def source(self, run: Run) -> list[Any]:
+        """Ancillary data for an answer to what came to run.local."""
+        return [] if run.local is None else self.port.source(str(run.local))
+
+    def _answer_unkept(self, run: Run, *, now: int) -> None:
+        """Answer a SYN that makes no connection before its sender has proved that it is where it says."""
+        self.flood.noise += 1
+        answer = self.cached_answers([packed_name(run.addr)], [bytes(run.data[:HEADER_BYTES])], now=now)
+        if not self.port.pending:
+            self.port.send(Transmit(run.addr, answer), self.source(run))
+
+    def cached_answers(self, names: list[bytes], heads: list[bytes], *, now: int) -> bytearray:
+        """Put SYNs, their headers, of these senders into the cache; returns the answers one behind the other."""
+        listener = self.listener
+        assert listener is not None
+        answers = listener.cache.answer(names, heads, self._window_bytes(listener), now=now)
+        self._watch_cache(listener)
+        return answers
+
+    def dialed_names(self) -> set[bytes]:
+        """Whom we dial from this port, as the kernel writes it."""
+        return {packed_name(addr) for addr in self._dials}
+
+    def _window_bytes(self, listener: Listener) -> int:
+        """What a new connection of the listener's would advertise."""
+        receive_bytes = window_bytes(listener.identity.settings.receive_buffer_bytes) or FIRST_WINDOW_BYTES
+        bytes_at_first = min(self.shares.at_first(len(self.bridges)), MODEST_WINDOW_BYTES)
+        return min(max(_LEAST_BUFFER_BYTES, receive_bytes), bytes_at_first)
+
+    def is_cached(self, run: Run, syn_id: int) -> bool:
+        """Whether a SYN of this peer's was answered that is to be proven yet."""
+        cache = self.listener.cache if self.listener is not None else None
+        return cache is not None and cache.rotates_at > 0 and cache.knows(packed_name(run.addr), syn_id)
+
+    def _admit_proven(self, packet: Packet, run: Run, *, now: int) -> Bridge | None:
+        """The connection of a SYN that was answered from the cache, if this packet proves that the answer arrived."""
+        listener = self.listener
+        assert listener is not None
+        name, syn_id = packed_name(run.addr), packet.connection_id - 1 & 0xFFFF
+        numbers = listener.cache.proven(name, syn_id, packet.ack16)
+        if numbers is None:
+            return None
+        if listener.is_full:
+            listener.refused += 1
+            return None
+        syn_seq16, our_seq16 = numbers
+        bridge = self._admit(run, packet.connection_id, our_seq16, now=now)
+        if bridge is not None:
+            listener.cache.use(name, syn_id)
+            syn = memoryview(syn_of(syn_id, syn_seq16, packet.window_bytes))
+            bridge.connection.handle_run(Run(syn, len(syn), run.addr, run.local), now=now)
+            bridge.connection.receive.ack_at = NEVER  # it is answered
+        return bridge
+
+    def demote(self, bridge: Bridge, *, now: int) -> None:
+        """Make a half-open connection that nobody has seen yet an entry of the cache again."""
+        listener, connection = self.listener, bridge.connection
+        if listener is not None:
+            syn_seq, our_seq = connection.receive.ack, connection.send.flights.una_seq
+            name = packed_name(connection.addr)
+            listener.cache.keep(name, connection.send_id, syn_seq & 0xFFFF, our_seq & 0xFFFF, now=now)
+            self._watch_cache(listener)
+        connection.forget()
+        self.loop.touch(bridge)
+
+    def _watch_cache(self, listener: Listener) -> None:
+        if not self._is_cache_watched:
+            self._is_cache_watched = True
+            self.loop.call_at(listener.cache.rotates_at, self._on_cache_time)
+
+    def _on_cache_time(self) -> None:
+        self._is_cache_watched = False
+        listener = self.listener
+        if listener is not None and not self.is_closed:
+            listener.cache.on_time(now=self.loop.now)
+            if listener.cache.rotates_at:
+                self._watch_cache(listener)
+
+    def _reset_stray(self, packet: Packet, run: Run, *, now: int) -> None:
+        self.flood.noise += 1
+        if self.peers is not None and not self.peers.may_reset(is_syn=packet.type == SYN):
+            return
+        reset = self.resets.to_stray(run.addr, packet, now=now)
+        if reset is not None:
+            self.port.send(reset, self.source(run))
+
+    def fail(self, error: BaseException) -> None:
+        """See faults.py: what was being received is lost, as a packet may be. Where nothing else is met any more, the
+        port ends with its connections.
+        """
+        self.faults += 1
+        if self.faults > _FAULTS_BORNE:
+            self.end(error)
+
+    def end(self, error: BaseException) -> None:
+        """The port ends, and its connections with it. May be called again where it has failed itself."""
+        if self.listener is not None:
+            self.listener.give_up()
+        for bridge in list(self.bridges.values()):
+            bridge.fail(error)
+        self.holders.clear()
+        self.loop.close_endpoint(self)
+
+    def handle_errors(self, *, now: int) -> None:
+        """ICMP errors and failed sends: each to the connection whose packet it quotes."""
+        loop = self.loop
+        owner = loop.owner
+        errors = self.port.errors
+        while errors:
+            error = errors.pop(0)
+            bridge, seq16 = self._quoted(error)
+            if bridge is None:
+                continue
+            loop.owner = bridge
+            bridge.connection.handle_icmp(
+                error.errno,
+                quoted_seq16=seq16,
+                mtu_bytes=error.mtu_bytes,
+                datagram_bytes=error.datagram_bytes,
+                now=now,
+            )
+            loop.touch(bridge)
+            loop.owner = owner
+
+    def _quoted(self, error: IcmpError) -> tuple[Bridge | None, int | None]:
+        packet = decode(memoryview(error.quoted[:20]).toreadonly()) if len(error.quoted) >= 20 else None
+        if packet is None:
+            if self.is_private and self.bridges:
+                return next(iter(self.bridges.values())), None
+            return None, None
+        candidates = (packet.connection_id - 1, packet.connection_id + 1, packet.connection_id)
+        for recv_id in candidates:
+            bridge = self.bridges.get((error.addr, recv_id & 0xFFFF))
+            if bridge is None:
+                continue
+            sent_id = bridge.connection.recv_id if packet.type == SYN else bridge.connection.send_id
+            if sent_id == packet.connection_id:
+                return bridge, packet.seq16
+        return None, None
+
+    # ── the connections speak ──
+
+    def transmit(self, bridge: Bridge, *, now: int) -> None:
+        """Put everything on the wire that may leave now."""
+        port, connection, source = self.port, bridge.connection, bridge.source
+        send = connection.send
+        most = self.loop.max_segments
+        lane = bridge.lane
+        if lane is not None and not lane.is_ordered:
+            # Who was held when there were more, with nothing to send and so not waiting, is woken by nobody else.
+            lane = None
+            send.is_held = False
+        sent_offset = send.sent_offset
+        while not port.pending:
+            if lane is not None:
+                most = min(lane.packets(bridge), self.loop.max_segments)
+                if send.is_held and send.unsent_bytes and send.sent_offset != sent_offset:
+                    break  # what never waits has left before new data did
+            transmit = connection.poll_transmit(now=now, max_segments=most)
+            if transmit is None:
+                break
+            port.send(transmit, source)
+        if port.errors:
+            self.handle_errors(now=now)
+
+    def drop_lingering(self) -> None:
+        """Too many private ports wait for a late FIN: give this one up."""
+        for bridge in list(self.bridges.values()):
+            if bridge.connection.state is TIME_WAIT:
+                bridge.connection.abort()
+                self.loop.touch(bridge)
+
+
+def apply_settings(bridge: Bridge, *, now: int) -> None:
+    """Socket options that a living connection follows."""
+    settings, connection = bridge.identity.settings, bridge.connection
+    connection.send.nodelay = settings.nodelay
+    connection.send.user_timeout_us = settings.user_timeout_ms * 1_000
+    sign_us = settings.sign_of_life_seconds * 1_000_000
+    probing = _by_default(sign_us) if sign_us else None
+    if settings.keepalive:
+        asked = Probing(
+            settings.keepalive_idle_seconds * 1_000_000,
+            settings.keepalive_interval_seconds * 1_000_000,
+            settings.keepalive_count,
+            settings.user_timeout_ms * 1_000,
+        )
+        if probing is None or asked.ends_us < probing.ends_us:
+            probing = asked
+    connection.keepalive(sign_us, probing, now=now)
+    if settings.syn_retries:
+        connection.repeat_syn(settings.syn_retries)
+    apply_packet_options(bridge)
+    if settings.send_buffer_bytes:
+        connection.send.buffer.capacity_bytes = max(_LEAST_BUFFER_BYTES, window_bytes(settings.send_buffer_bytes))
+    if settings.receive_buffer_bytes:
+        most = min(window_bytes(settings.receive_buffer_bytes), bridge.endpoint.shares.alone_bytes)
+        connection.receive.reassembly.resize(max(_LEAST_BUFFER_BYTES, most))
+        if bridge.end is not None:
+            bridge.room.begin(bridge.end, settings.receive_buffer_bytes)
+
+
+def apply_packet_options(bridge: Bridge) -> None:
+    """Socket options that each packet carries: of a port that is this connection's alone, or else with each packet."""
+    options = bridge.identity.options
+    if options.keys().isdisjoint(PACKET_OPTIONS):
+        return
+    endpoint = bridge.endpoint
+    ancillary = []
+    for (level, name), kind in PACKET_OPTIONS.items():
+        value = options.get((level, name))
+        if value is None or endpoint.port.option(level, name) == value:
+            continue
+        if endpoint.is_private:
+            endpoint.port.set_option(level, name, value)
+        elif kind is not None:
+            ancillary.append((level, kind, bytes(value)))
+    bridge.source = [each for each in bridge.source if each[1] not in _PACKET_KINDS] + ancillary

@@ -1,0 +1,131 @@
+"""Ports at one number of which one is bound to all addresses of the machine and the other to one of them.
+
+Over TCP a server that says SO_REUSEADDR may listen at ("", 80) as soon as one at ("127.0.0.1", 80) has closed its
+listening socket, whatever becomes of the connections accepted there; and the other way round. Here the connections keep
+the UDP socket of their port, which the kernel does not let another one overlap; unless both say SO_REUSEADDR in the
+moment of bind(). They say it no longer than that: afterwards it would let strangers take what is ours.
+
+From then on the kernel brings what comes to the single address to the port that is bound to it, whichever of the two
+the packet is for. So what is not for a port may be for its neighbour. Each sends by a socket of its own.
+
+is_left(), make_way(), bind_over() and join(): any thread. The rest: the engine's only. Sources: Linux net/ipv4/udp.c
+(udp_lib_get_port, compute_score), net/ipv4/inet_connection_sock.c (inet_csk_bind_conflict).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.interpreter.signal_errors import suppress_errnos
+from utpsocket.engine.kernel.fd_names import Address
+from utpsocket.protocol import Run
+from utpsocket.protocol.packet import RESET, SYN, Packet
+
+if TYPE_CHECKING:
+    from utpsocket.engine.loop import Loop
+    from utpsocket.engine.ports.endpoint import Endpoint
+
+WILDCARDS: Final = ("0.0.0.0", "::")
+
+
+def at(loop: Loop, local: Address, namespace: int) -> list[Endpoint]:
+    """The ports that this address overlaps, without being theirs."""
+    return [endpoint for endpoint in list(loop.bound.get(local[1], ())) if _overlaps(endpoint, local, namespace)]
+
+
+def _overlaps(endpoint: Endpoint, local: Address, namespace: int) -> bool:
+    port = endpoint.port
+    is_other = port.local[0] != local[0] and (port.local[0] in WILDCARDS or local[0] in WILDCARDS)
+    return is_other and len(port.local) == len(local) and port.namespace == namespace
+
+
+def may_be_joined(endpoint: Endpoint) -> bool:
+    """Whether nothing but connections is left of a port whose sockets said SO_REUSEADDR."""
+    return endpoint.reuse and not endpoint.holders and endpoint.peers is None and not listens(endpoint)
+
+
+def listens(endpoint: Endpoint) -> bool:
+    """Whether it takes connections."""
+    return endpoint.listener is not None and not endpoint.listener.is_withdrawn
+
+
+def is_left(endpoint: Endpoint) -> bool:
+    """Whether nobody needs the port any more, and the engine is about to close it."""
+    return not (endpoint.holders or endpoint.bridges or listens(endpoint))
+
+
+def make_way(endpoint: Endpoint, is_open: bool) -> None:
+    """Let the kernel bind another socket over this one's address, or no more."""
+    with suppress_errnos():  # closed by now: it is in nobody's way
+        endpoint.port.sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, is_open)
+
+
+def bind_over(udp_sock: Any, address: Any) -> None:
+    """Bind a UDP socket over ports that have made way. Raises OSError."""
+    udp_sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, True)
+    udp_sock.bind(address)
+    udp_sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, False)
+
+
+def join(loop: Loop, endpoint: Endpoint) -> None:
+    """A port has come to stand over others, or under one."""
+    for other in at(loop, endpoint.port.local, endpoint.port.namespace):
+        if other is not endpoint and other not in endpoint.neighbours:
+            endpoint.neighbours += (other,)
+            other.neighbours += (endpoint,)
+
+
+def take_run(endpoint: Endpoint, run: Run, *, now: int) -> bool:
+    """Hand a run on to the neighbour whose connection it is for. False: there is none."""
+    data = run.data
+    key = run.addr, data[2] << 8 | data[3]
+    for other in endpoint.neighbours:
+        if key in other.bridges and _covers(other, run):
+            other.handle_run(_as_come_to(other, endpoint, run), now=now)
+            endpoint.loop.owner = endpoint
+            return True
+    return False
+
+
+def take(endpoint: Endpoint, packet: Packet, run: Run, *, now: int) -> bool:
+    """Hand a datagram on to the neighbour that it is for, if it is not for this port."""
+    if _awaits(endpoint, packet, run):
+        return False
+    for other in endpoint.neighbours:
+        if _covers(other, run) and _awaits(other, packet, run):
+            other.handle_datagram(_as_come_to(other, endpoint, run), now=now)
+            endpoint.loop.owner = endpoint
+            return True
+    return False
+
+
+def _awaits(endpoint: Endpoint, packet: Packet, run: Run) -> bool:
+    """Whether this is for a connection of this port's, or may begin one."""
+    addr, one, bridges = run.addr, packet.connection_id, endpoint.bridges
+    if packet.type == SYN:
+        return (addr, one + 1 & 0xFFFF) in bridges or listens(endpoint)
+    around = (one, one - 1 & 0xFFFF, one + 1 & 0xFFFF) if packet.type == RESET else (one,)
+    if any((addr, near) in bridges for near in around) or (addr, one) in endpoint.remains:
+        return True
+    return endpoint.is_cached(run, one - 1 & 0xFFFF)
+
+
+def _covers(other: Endpoint, run: Run) -> bool:
+    """Whether what came to a port may be for this neighbour of it."""
+    return not other.is_closed and (other.port.is_wildcard or run.local == _told(other))
+
+
+def _told(endpoint: Endpoint) -> str:
+    """The address of a port as Run.local tells it."""
+    host, *rest = endpoint.port.local
+    scope = rest[2] if len(rest) > 2 else 0
+    return f"{host}%{scope}" if scope else str(host)
+
+
+def _as_come_to(other: Endpoint, endpoint: Endpoint, run: Run) -> Run:
+    """The run as the other port would have got it: a wildcard one is told at which address."""
+    local = _told(endpoint) if other.port.is_wildcard else None
+    handed = Run(run.data, run.stride, run.addr, local, run.size)
+    handed.slots = run.slots
+    return handed

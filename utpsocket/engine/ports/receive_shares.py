@@ -1,0 +1,75 @@
+"""How much of a port's receive buffer each of its connections may promise to its peer.
+
+Separate because no connection knows of the others. A listener's connections all arrive at one UDP socket, whose buffer
+holds what one of them may advertise: a thousand that each promise all of it lose whole bursts, and then wait for their
+timeouts (PERFORMANCE.md, trick 7). So those that move data share it in equal parts. Idle ones promise what is theirs
+when all wake at once; the first burst of such a one is news enough to give it more.
+
+Only the engine's thread calls.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from utpsocket.engine.ports.send_grants import GRANT_BYTES
+
+if TYPE_CHECKING:
+    from utpsocket.engine.channels.utp import Bridge
+
+_EPOCH_US: Final = 50_000  # who moved data in this or the last one is active
+_LEAST_BYTES: Final = 64 << 10  # less costs more turns than it saves losses
+_MERGED_BYTES: Final = 32 << 10
+_SURE_RUNS: Final = 8  # in a row
+
+
+class Shares:
+    """Of one port.
+
+    budget_bytes   what all promises together should not exceed: half of the buffer holds that much payload with its
+                   bookkeeping (PERFORMANCE.md, trick 7)
+    alone_bytes    what a single one may promise whose peer sends in large merged datagrams: those take hardly more than
+                   their payload
+    """
+
+    __slots__ = (
+        "_active",
+        "_active_before",
+        "_ends_at",
+        "_epoch",
+        "_least_bytes",
+        "_merged_runs",
+        "alone_bytes",
+        "budget_bytes",
+    )
+
+    def __init__(self, buffer_bytes: int) -> None:
+        self.budget_bytes = budget_bytes = buffer_bytes // 2
+        self.alone_bytes = buffer_bytes * 9 // 10
+        self._merged_runs = 0
+        self._least_bytes = max(_LEAST_BYTES, min(GRANT_BYTES, budget_bytes // 8))
+        self._epoch = 1
+        self._ends_at = 0
+        self._active = self._active_before = 0
+
+    def at_first(self, connections: int) -> int:
+        """What a connection that has moved nothing may promise, in bytes, with `connections` on this port."""
+        return max(self._least_bytes, self.budget_bytes // max(1, connections))
+
+    def on_data(self, bridge: Bridge, size: int, *, now: int) -> None:
+        """A run of `size` bytes came for this connection: its part is that of an active one."""
+        self._merged_runs = min(_SURE_RUNS, self._merged_runs + 1) if size >= _MERGED_BYTES else 0
+        if now >= self._ends_at:
+            self._active_before = self._active if now < self._ends_at + _EPOCH_US else 0
+            self._active = 0
+            self._epoch += 1
+            self._ends_at = now + _EPOCH_US
+        if bridge.active_epoch != self._epoch:
+            bridge.active_epoch = self._epoch
+            self._active += 1
+        active = max(self._active, self._active_before)
+        if active == 1 and self._merged_runs == _SURE_RUNS:
+            share_bytes = self.alone_bytes
+        else:
+            share_bytes = self.budget_bytes // active
+        bridge.connection.receive.share_bytes = max(self._least_bytes, share_bytes)

@@ -1,0 +1,296 @@
+"""A UDP socket for each peer of a port that processes share by SO_REUSEPORT.
+
+Separate because only such ports have it. The kernel spreads a shared port's datagrams over the sockets of the group as
+it is now, so whenever a process comes or goes, what belongs to one may go to another. A socket that is connected to
+the peer wins the kernel's lookup over the group. So each peer gets one when its first connection begins, and what comes
+there is its port's as if it had come to the port itself. What is sent goes out over the port: the addresses are equal.
+
+Read this first. Such a socket must not become a member of the group, nor the founder of another. Linux puts a socket
+that is bound into the group of the first one it finds at the same port, of the same family and the same IPV6_V6ONLY;
+if it finds a connected one, which has none, it founds a new one, and the old members then starve. So these differ from
+the group in one of the two: an IPv4 peer's is an AF_INET6 socket at mapped addresses (or AF_INET, where the port itself
+is AF_INET6), an IPv6 peer's has the other IPV6_V6ONLY. Before Linux 6.13 a group that has never had a connected member
+is not compared with connected sockets at all, so each is given one for a moment.
+
+Only the engine's thread calls. Sources: Linux net/ipv4/udp.c (udp4_lib_lookup2, udp_reuseport_add_sock),
+net/core/sock_reuseport.c (reuseport_has_conns); socket(7) SO_REUSEPORT.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from utpsocket.engine.interpreter.native import Socket
+from utpsocket.engine.interpreter.originals import io
+from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.kernel import netns
+from utpsocket.engine.kernel.high_fds import raise_fd, with_room
+from utpsocket.engine.kernel.udp import Port, parted
+from utpsocket.protocol import Run
+
+if TYPE_CHECKING:
+    from utpsocket.engine.channels.utp import Bridge
+    from utpsocket.engine.ports.endpoint import Endpoint
+
+_EPOLLIN: Final = 0x001
+_EPOLLERR: Final = 0x008
+_RUNS_PER_TURN: Final = 8  # then others have theirs
+_STRANGERS: Final = 64  # datagrams that came between bind() and connect()
+_LINGERING: Final = 64  # without a connection: what is repeated after the end is still answered by who knows it
+_MAPPED: Final = "::ffff:"
+_TABLES: Final = ("/proc/net/udp", "/proc/net/udp6")
+_LOCAL, _REMOTE, _INODE = 1, 2, 9  # their columns
+_CHECKED_US: Final = 50_000
+
+
+def is_shared(sock: Any) -> bool:
+    """Whether other processes may bind the same address."""
+    try:
+        return bool(sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEPORT))
+    except AttributeError:
+        return False
+    except OSError as error:
+        let_pass(error)
+        return False
+
+
+class PeerPort:
+    """The socket of one peer."""
+
+    __slots__ = ("bridges", "port", "_endpoint", "_local")
+
+    def __init__(self, endpoint: Endpoint, sock: Any, addr: object, local: str | None) -> None:
+        self._endpoint = endpoint
+        self._local = local  # where the port is a wildcard one: as the kernel would tell it
+        loop = endpoint.loop
+        self.port = Port(sock, offload=loop.offload, buffer_bytes=loop.udp_buffer_bytes, peer=addr)
+        self.bridges: set[Bridge] = set()
+
+    def on_event(self, mask: int) -> None:
+        """Something came, for the port."""
+        if mask & _EPOLLERR:
+            self.port.read_errors()
+        self.receive()
+
+    def receive(self) -> None:
+        """Take what there is, bounded: epoll says again what is left."""
+        endpoint, port, local = self._endpoint, self.port, self._local
+        loop = endpoint.loop
+        arena, now = loop.arena, loop.now
+        for _ in range(_RUNS_PER_TURN):
+            runs: list[Run]
+            if port.is_gathering:
+                runs = [part for run in port.receive_many(arena) for part in run.parts()]
+                is_drained = port.is_drained
+            else:
+                run = port.receive(arena.room())
+                if run is None:
+                    break
+                is_drained = False
+                if not run.data:
+                    continue
+                arena.take(len(run.data))
+                if len(run.data) > run.stride:
+                    run.slots = arena.slots(run, -len(run.data))
+                runs = [run]
+            for run in runs:
+                run.local = local
+                endpoint.handle_run(run, now=now)
+            if is_drained:
+                break
+        if port.errors:
+            for error in port.errors:
+                error.addr = port.peer
+            endpoint.port.errors += port.errors
+            port.errors.clear()
+            endpoint.handle_errors(now=now)
+
+    def fail(self, error: BaseException) -> None:
+        """See faults.py: the kernel will bring what comes to the group, as it would without this socket."""
+        peers = self._endpoint.peers
+        if peers is not None:
+            peers.drop(self.port.peer)
+
+
+class PeerPorts:
+    """Of one port.
+
+    works   whether the kernel and the program let us have such sockets
+    """
+
+    __slots__ = ("_checked_at", "_endpoint", "_is_alone", "_lingering", "by_addr", "works")
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self.by_addr: dict[object, PeerPort] = {}
+        self._lingering: OrderedDict[object, None] = OrderedDict()
+        self.works = True
+        self._is_alone = False
+        self._checked_at = 0
+        self._acquaint()
+
+    def _acquaint(self) -> None:
+        """Have the group known to the kernel as one beside which there are connected sockets."""
+        port = self._endpoint.port
+        try:
+            member = with_room(partial(Socket, port.family, stdlib.SOCK_DGRAM, 0))
+        except OSError as error:
+            let_pass(error)
+            return
+        try:
+            member.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEPORT, 1)
+            if port.family == stdlib.AF_INET6:
+                only = port.sock.getsockopt(stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY)
+                member.setsockopt(stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY, only)
+            member.bind(port.local)
+            member.connect(port.local)
+        except OSError as error:
+            let_pass(error)
+        finally:
+            member.close()
+
+    def join(self, bridge: Bridge, host: str) -> None:
+        """A connection begins, whose packets come to the port at this address of ours (as Run.local tells it)."""
+        addr: Any = bridge.connection.addr
+        found = self.by_addr.get(addr)
+        if found is None:
+            found = self._open(addr, host)
+            if found is None:
+                return
+        self._lingering.pop(addr, None)
+        found.bridges.add(bridge)
+
+    def leave(self, bridge: Bridge) -> None:
+        """The connection is over. Idempotent."""
+        addr = bridge.connection.addr
+        found = self.by_addr.get(addr)
+        if found is not None and bridge in found.bridges:
+            found.bridges.discard(bridge)
+            if not found.bridges:
+                self._lingering[addr] = None
+                if len(self._lingering) > _LINGERING:
+                    self.drop(next(iter(self._lingering)))
+
+    def receive(self, addr: object) -> None:
+        """Take what has come from this peer by now."""
+        found = self.by_addr.get(addr)
+        if found is not None:
+            found.receive()
+
+    def drop(self, addr: object) -> None:
+        """Close this peer's socket."""
+        self._lingering.pop(addr, None)
+        found = self.by_addr.pop(addr, None)
+        if found is not None:
+            self._endpoint.loop.forget_fd(found.port.sock.fileno())
+            found.port.close()
+
+    def close(self) -> None:
+        """The port is closed."""
+        for addr in list(self.by_addr):
+            self.drop(addr)
+
+    def _open(self, addr: Any, host: str) -> PeerPort | None:
+        endpoint = self._endpoint
+        loop, port = endpoint.loop, endpoint.port
+        strangers: list[tuple[bytes, Any]] = []
+        try:
+            make = partial(with_room, partial(self._connected, addr, host, strangers))
+            if endpoint.is_elsewhere:
+                make = partial(netns.beside, port.sock, make)
+            sock = raise_fd(make())
+        except OSError as error:
+            let_pass(error)
+            self.works = False
+            return None
+        try:
+            found = PeerPort(endpoint, sock, addr, host if port.is_wildcard else None)
+        except BaseException:
+            sock.close()
+            raise
+        self.by_addr[addr] = found
+        loop.watch(found.port.fd, _EPOLLIN | _EPOLLERR, found)
+        self.works = True
+        if strangers:
+            loop.call_at(loop.now, partial(self._take, strangers, host if port.is_wildcard else None))
+        return found
+
+    def _connected(self, addr: Any, host: str, strangers: list[tuple[bytes, Any]]) -> Any:
+        """A socket at our address, connected to the peer, and what came to it before it was."""
+        port = self._endpoint.port
+        is_v4 = port.family == stdlib.AF_INET
+        is_mapped = not is_v4 and addr[0].startswith(_MAPPED)
+        family, only, prefix = stdlib.AF_INET6, 0, _MAPPED if is_v4 else ""
+        if is_mapped:
+            family = stdlib.AF_INET
+        elif not is_v4:
+            only = 1 - port.sock.getsockopt(stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY)
+        if is_v4 and not stdlib.has_ipv6:
+            family, prefix = stdlib.AF_INET, ""
+        sock = Socket(family, stdlib.SOCK_DGRAM, 0)
+        try:
+            sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEPORT, 1)
+            if family == stdlib.AF_INET6:
+                sock.setsockopt(stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY, only)
+            sock.setblocking(False)
+            if is_mapped:
+                ours, theirs = (host.removeprefix(_MAPPED), port.local[1]), (addr[0].removeprefix(_MAPPED), addr[1])
+            else:
+                name, scope = parted(host)
+                ours = (prefix + name, port.local[1], 0, scope) if scope else (prefix + name, *port.local[1:])
+                theirs = (prefix + addr[0], *addr[1:])
+            sock.bind(ours)
+            sock.connect(theirs)
+            while len(strangers) < _STRANGERS:
+                try:
+                    strangers.append(sock.recvfrom(0xFFFF))
+                except BlockingIOError:
+                    break
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _take(self, strangers: list[tuple[bytes, Any]], local: str | None) -> None:
+        """What came to a peer's socket before it was one, of whomever."""
+        endpoint = self._endpoint
+        for datagram, addr in strangers:
+            if endpoint.is_closed or not datagram:
+                continue
+            if endpoint.port.family == stdlib.AF_INET:
+                came_from: Any = (addr[0].removeprefix(_MAPPED), addr[1])
+            else:
+                came_from = addr if len(addr) == 4 else (_MAPPED + addr[0], addr[1], 0, 0)
+            endpoint.handle_run(Run(memoryview(datagram), len(datagram), came_from, local), now=endpoint.loop.now)
+
+    def may_reset(self, *, is_syn: bool) -> bool:
+        """Whether a stray may be answered by a RESET. It may be another process's, if peers have no sockets of their
+        own; and a SYN where nobody listens is, if there is another process.
+        """
+        if self.works and not is_syn:
+            return True
+        now = self._endpoint.loop.now
+        if not self._checked_at or now >= self._checked_at + _CHECKED_US:
+            self._checked_at = now
+            self._is_alone = self.are_no_others()
+        return self._is_alone
+
+    def are_no_others(self) -> bool:
+        """Whether nobody else is bound to the port just now. Where that cannot be told, somebody may be."""
+        number = b":%04X" % self._endpoint.port.local[1]
+        bound: set[bytes] = set()
+        for path in _TABLES:
+            try:
+                with with_room(partial(io.FileIO, path)) as table:
+                    for line in table.readall().splitlines():
+                        columns = line.split()
+                        if columns[_LOCAL].endswith(number) and columns[_REMOTE].endswith(b":0000"):
+                            bound.add(columns[_INODE])
+            except OSError as error:
+                let_pass(error)
+                if path == _TABLES[0]:
+                    return False
+        return len(bound) <= 1

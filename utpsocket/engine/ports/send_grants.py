@@ -1,0 +1,171 @@
+"""Connections to one peer's port take turns.
+
+Separate because no connection knows of the others. They all end at one UDP socket, whose buffer holds about what it
+advertises to one of them; and each turn of the engine's, and of the peer's, costs about the same whether it moves two
+packets or two hundred. A thousand connections that share the way packet by packet therefore lose most of it, while
+as many that go one after the other, a good burst each, are as fast as one. So beyond a few connections new data waits
+for a grant: of so many bytes, first come first served, as long as less is under way than the peer's buffer holds. That
+is what it has promised to one of them, and as much more as gets lost nowhere: a receiver promises little before its
+program has read anything.
+Acks, retransmissions, FINs and short messages never wait.
+
+Only the engine's thread calls.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from utpsocket.protocol.pacing import PACED_FROM_RTT_US
+from utpsocket.protocol.packet import HEADER_BYTES, packets_per_send
+
+if TYPE_CHECKING:
+    from utpsocket.engine.channels.utp import Bridge
+    from utpsocket.protocol.sendhalf import SendHalf
+
+# at most, a rest included; as much is a connection of many promised, see receive_shares.py
+GRANT_BYTES: Final = 144 << 10
+_SENDS: Final = 2  # system calls that a grant fills, with no packet left for a third…
+_REST_SHARE: Final = 8  # …but for the end of what there is, up to an eighth: not worth a turn of its own
+_FEW: Final = 16  # connections that need no order
+_NOBODY: Final[list[Bridge]] = []
+_MORE_BYTES: Final = GRANT_BYTES // 8  # under way together after each turn without a loss
+_MOST_BYTES: Final = 5 << 17  # under way together; short bursts take several times their payload of a socket buffer
+
+
+class Lanes:
+    """Of one engine, by the address dialled."""
+
+    __slots__ = ("_lanes",)
+
+    def __init__(self) -> None:
+        self._lanes: dict[object, Lane] = {}
+
+    def join(self, bridge: Bridge) -> None:
+        """This connection dials."""
+        addr = bridge.connection.addr
+        lane = self._lanes.get(addr)
+        if lane is None:
+            lane = self._lanes[addr] = Lane()
+        lane.join()
+        bridge.lane = lane
+
+    def leave(self, bridge: Bridge) -> Bridge | None:
+        """It is over, if it ever dialled. Returns a connection that may have waited for that and has to be touched."""
+        lane, bridge.lane = bridge.lane, None
+        if lane is None:
+            return None
+        following = lane.leave(bridge)
+        if not lane.members:
+            del self._lanes[bridge.connection.addr]
+        return following
+
+
+class Lane:
+    """Of one peer's address.
+
+    members      connections that dialled it and are not over
+    is_ordered   there are so many that they must ask packets()
+    """
+
+    __slots__ = ("_in_flight_bytes", "_most_bytes", "_shown_bytes", "_sure_bytes", "_waiting", "is_ordered", "members")
+
+    def __init__(self) -> None:
+        self.members = 0
+        self.is_ordered = False
+        self._in_flight_bytes = 0
+        self._sure_bytes = 0  # what the peer has promised to one of them, its buffer holds
+        self._most_bytes = 0  # and more, as long as nothing is lost
+        self._shown_bytes = 0  # the window that a member has shown to be harmless
+        self._waiting: dict[Bridge, None] = {}
+
+    def join(self) -> None:
+        """One more dials."""
+        self.members += 1
+        self.is_ordered = self.members > _FEW
+
+    def packets(self, bridge: Bridge) -> int:
+        """How many packets of new data this connection may send now; while it may send none, it is held. Ask before
+        each burst.
+        """
+        send = bridge.connection.send
+        if send.peer.largest_window_bytes > self._sure_bytes:
+            self._sure_bytes = min(_MOST_BYTES, send.peer.largest_window_bytes)
+            self._most_bytes = max(self._most_bytes, self._sure_bytes)
+        left_bytes = bridge.lane_offset + bridge.lane_grant_bytes - send.sent_offset
+        if left_bytes > 0:
+            payload_bytes = send.mtu.size - HEADER_BYTES
+            if send.unsent_bytes <= left_bytes:
+                return -(-left_bytes // payload_bytes)
+            if left_bytes >= payload_bytes:  # packets may have grown, and what is left makes none of its own
+                return left_bytes // payload_bytes
+        # A short message that follows nothing takes no place worth waiting for.
+        send.is_held = bool(send.flights.queue) or send.unsent_bytes > send.mtu.size
+        if send.is_held and send.unsent_bytes:
+            self._waiting[bridge] = None
+        return 1  # what is to be sent again
+
+    def after_transmit(self, bridge: Bridge) -> list[Bridge]:
+        """Count what has left; returns the connections that may send now, and have to be touched."""
+        if not (self.is_ordered or self._waiting):
+            return _NOBODY
+        self._count(bridge)
+        granted: list[Bridge] = []
+        while self._waiting and (self._in_flight_bytes < self._most_bytes or not self.is_ordered):
+            following = next(iter(self._waiting))
+            del self._waiting[following]
+            send = following.connection.send
+            size = send.mtu.size
+            self._share_window(following, send)
+            whole_bytes = min(send.controller.window_bytes, send.peer.window_bytes)
+            window_bytes = whole_bytes - send.flights.in_flight_bytes
+            if window_bytes < min(GRANT_BYTES // 2, whole_bytes // 2, send.unsent_bytes) and send.flights.queue:
+                continue  # not worth a turn; its next ack will have it ask again
+            send.is_held = False
+            following.lane_offset = send.sent_offset
+            # What it cannot send now, its window being small yet, it must ask for again: many that grow at once would
+            # exceed all bounds with what they were granted before.
+            payload_bytes = size - HEADER_BYTES
+            packets = _SENDS * packets_per_send(size)
+            with_rest = packets + packets // _REST_SHARE
+            if send.unsent_bytes <= with_rest * payload_bytes:
+                packets = with_rest
+            packets = min(packets, max(1, window_bytes // payload_bytes))
+            # What is written later has to ask again: a thousand that each kept the rest of a grant could use them all
+            # at the same moment. If this one cannot send, its peer's window being closed, nothing counts.
+            following.lane_grant_bytes = expected_bytes = min(packets * payload_bytes, send.unsent_bytes)
+            following.lane_flight_bytes += expected_bytes
+            self._in_flight_bytes += expected_bytes
+            granted.append(following)
+        return granted
+
+    def _share_window(self, bridge: Bridge, send: SendHalf) -> None:
+        """What one had under way in its turn and lost nothing, the next may have in its: as much is under way together
+        as before. On short paths, where there is nothing between the two but their own queues.
+        """
+        controller = send.controller
+        if send.lost_packets != bridge.lane_lost_packets:
+            bridge.lane_lost_packets = send.lost_packets
+            self._shown_bytes = 0
+            self._most_bytes = max(self._sure_bytes, self._most_bytes // 2)
+            return
+        self._most_bytes = min(_MOST_BYTES, self._most_bytes + _MORE_BYTES)
+        if controller.window_bytes >= self._shown_bytes:
+            self._shown_bytes = min(controller.window_bytes, GRANT_BYTES)
+        elif 0 < send.recovery.min_rtt_us <= PACED_FROM_RTT_US:
+            controller.on_known_window(self._shown_bytes)
+
+    def leave(self, bridge: Bridge) -> Bridge | None:
+        """The connection is over. Returns the first that waits."""
+        self.members -= 1
+        self.is_ordered = self.members > _FEW
+        bridge.connection.send.is_held = False
+        self._in_flight_bytes -= bridge.lane_flight_bytes
+        bridge.lane_flight_bytes = 0
+        self._waiting.pop(bridge, None)
+        return next(iter(self._waiting), None)
+
+    def _count(self, bridge: Bridge) -> None:
+        in_flight_bytes = bridge.connection.send.flights.in_flight_bytes
+        self._in_flight_bytes += in_flight_bytes - bridge.lane_flight_bytes
+        bridge.lane_flight_bytes = in_flight_bytes

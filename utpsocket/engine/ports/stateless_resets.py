@@ -1,0 +1,105 @@
+"""RESETs that a port sends outside of any connection: in answer to strays, rarely, and where a connection has ended by
+a fault and cannot speak for itself.
+
+Separate because they need nothing of a connection but numbers, and tables of their own of who has been told. Kernels
+answer every SYN by a TCP RST; here, too, none is left out until there are so many that they serve nobody. A stray that
+is no SYN is one of a flight, which needs one RESET.
+
+Only the engine's thread calls. Sources: PROTOCOL.md §4; libutp's RST_INFO table.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final
+
+from utpsocket.engine.interpreter.originals import struct
+from utpsocket.protocol import PacketType, Transmit
+from utpsocket.protocol.packet import Packet, encode
+from utpsocket.protocol.states import State
+
+if TYPE_CHECKING:
+    from utpsocket.protocol import Connection
+
+_REMEMBERED: Final = 1_000  # libutp's RST_INFO table
+_AGAIN_US: Final = 10_000_000  # and its lifetime
+_HOST_OF_NAME: Final = slice(4, 24)  # of a struct sockaddr_in6, as an IPv4 one's has nothing but zeros behind the host
+_NUMBERS: Final = struct.Struct(">2xH12xHH")  # of a header: connection id, seq_nr, ack_nr
+PER_SOURCE_AND_SECOND: Final = 1_000  # a RESET is no larger than what it answers
+PER_SECOND: Final = 5_000
+
+
+class Resets:
+    """Of one port.
+
+    sent   how many
+    """
+
+    __slots__ = ("_left", "_left_of", "_second", "_told", "sent")
+
+    def __init__(self) -> None:
+        self._told: OrderedDict[tuple[object, int], int] = OrderedDict()
+        self._second = 0
+        self._left = 0
+        self._left_of: dict[object, int] = {}  # by host, of those that were answered in this second
+        self.sent = 0
+
+    def _may_tell(self, host: object, *, now: int) -> bool:
+        """Whether this source may have one more in this second."""
+        second = now // 1_000_000
+        if second != self._second:
+            self._second = second
+            self._left = PER_SECOND
+            self._left_of.clear()
+        left = self._left_of.get(host, PER_SOURCE_AND_SECOND)
+        if not left or not self._left:
+            return False
+        self._left_of[host] = left - 1
+        self._left -= 1
+        self.sent += 1
+        return True
+
+    def to_stray(self, addr: Any, packet: Packet, *, now: int) -> Transmit | None:
+        """Id as received, ack = the offending seq, seq = what the sender expects; None where it was said already, or
+        too many were.
+        """
+        if packet.type != PacketType.SYN:
+            told = self._told
+            key = (addr, packet.connection_id)
+            while told and next(iter(told.values())) <= now - _AGAIN_US:
+                told.popitem(last=False)
+            if key in told:
+                return None
+            if len(told) >= _REMEMBERED:
+                told.popitem(last=False)
+            told[key] = now
+        if not self._may_tell(addr[0] if isinstance(addr, tuple) else addr, now=now):
+            return None
+        return Transmit(addr, _reset(packet.connection_id, packet.ack16 + 1, packet.seq16, now=now))
+
+    def to_syns(
+        self, indices: list[int], names: list[bytes], heads: list[bytes], *, now: int
+    ) -> tuple[list[int], bytearray]:
+        """SYNs where nobody listens, by their senders' names and headers: those to answer, and the RESETs, one behind
+        the other.
+        """
+        answered: list[int] = []
+        resets = bytearray()
+        for index, name, head in zip(indices, names, heads, strict=True):
+            if self._may_tell(name[_HOST_OF_NAME], now=now):
+                answered.append(index)
+                connection_id, seq, ack = _NUMBERS.unpack(head)
+                resets += _reset(connection_id, ack + 1, seq, now=now)
+        return answered, resets
+
+    def of(self, connection: Connection, *, now: int) -> Transmit | None:
+        """Of a connection, whatever state it was left in; None where its peer knows nothing of it."""
+        if connection.state in (State.IDLE, State.SYN_SENT):
+            return None
+        self.sent += 1
+        seq, ack = connection.send.flights.next_seq, connection.receive.ack
+        return Transmit(connection.addr, _reset(connection.send_id, seq, ack, now=now))
+
+
+def _reset(connection_id: int, seq: int, ack: int, *, now: int) -> bytes:
+    return encode(PacketType.RESET, connection_id, timestamp_us=now, difference_us=0, window_bytes=0, seq=seq, ack=ack)

@@ -1,0 +1,124 @@
+"""SYNs that have been answered and are no connection yet: four bytes each instead of objects (BSD's "syncache").
+
+Separate because it is what a flood fills. A listener makes a connection of a SYN at once as long as few are unproven,
+since some servers speak first and some initiators wait for that. Beyond, a SYN is answered and noted here, and becomes
+a connection when a packet proves that the initiator has received our number. Whoever is here longest goes first.
+
+Read this first. Two generations: the young one takes what comes; when it is full, or old enough, it becomes the old
+one, and the old one is forgotten as a whole. So an entry lives at least as long as it takes to fill one generation,
+0.36 s at 90,000 SYNs a second, which is more than the round trip that a proof needs; nothing is ever sorted.
+
+Keys are bytes, the peer's address as the kernel writes it and the connection id as the SYN has it, so that a flood
+costs no conversion. An initiator that lost our answer repeats its SYN, and is answered alike.
+
+Only the engine's thread calls. Sources: PROTOCOL.md §2, §4; RFC 4987 §3.5 ("SYN Cache").
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from utpsocket.engine.interpreter.originals import os
+from utpsocket.protocol.packet import PacketType, encode
+
+GENERATION_ENTRIES: Final = 32_768  # two of them: 12 MB at the most, and none of it in calm
+GENERATION_US: Final = 20_000_000  # an initiator that has not proved itself for two of these asks again
+_ACK_SLACK: Final = 2  # our number less one, or less two: libutp's first keepalive (validation.py)
+
+
+class SynCache:
+    """Of one listener.
+
+    rotates_at   when on_time() is due; 0: nothing is kept
+    """
+
+    __slots__ = ("_old", "_young", "rotates_at")
+
+    def __init__(self) -> None:
+        self._young: dict[bytes, bytes] = {}  # the SYN's number and ours, as on the wire
+        self._old: dict[bytes, bytes] = {}
+        self.rotates_at = 0
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+    def answer(self, names: list[bytes], heads: list[bytes], window_bytes: int, *, now: int) -> bytearray:
+        """Take in SYNs: their senders' names, and their headers. Returns the answers, one behind the other."""
+        if len(self._young) + len(names) > GENERATION_ENTRIES:
+            self._rotate(now=now)
+        elif not self.rotates_at:
+            self.rotates_at = now + GENERATION_US
+        young, old = self._young, self._old
+        draws = os.urandom(2 * len(names))
+        # The difference is 0, "not known": a true one here confuses libktorrent.
+        template = encode(
+            PacketType.STATE, 0, timestamp_us=now, difference_us=0, window_bytes=window_bytes, seq=0, ack=0
+        )
+        kind, middle = template[:2], template[4:16]
+        answers: list[bytes] = []
+        at = 0
+        for name, head in zip(names, heads, strict=True):
+            connection_id, seq = head[2:4], head[16:18]
+            key = name + connection_id
+            entry = young.get(key) or old.get(key)
+            if entry is None or entry[:2] != seq:
+                entry = young[key] = seq + draws[at : at + 2]
+            at += 2
+            answers += (kind, connection_id, middle, entry[2:4], seq)
+        return bytearray().join(answers)
+
+    def keep(self, name: bytes, connection_id: int, syn_seq16: int, our_seq16: int, *, now: int) -> None:
+        """Note a SYN that was answered elsewhere."""
+        if len(self._young) >= GENERATION_ENTRIES:
+            self._rotate(now=now)
+        elif not self.rotates_at:
+            self.rotates_at = now + GENERATION_US
+        key = name + connection_id.to_bytes(2, "big")
+        self._young[key] = syn_seq16.to_bytes(2, "big") + our_seq16.to_bytes(2, "big")
+
+    def proven(self, name: bytes, connection_id: int, ack16: int) -> tuple[int, int] | None:
+        """Whether a packet with this ack, of the initiator whose SYN had this id, proves that it has our answer: the
+        SYN's number and ours, or None. Then call use().
+        """
+        key = name + connection_id.to_bytes(2, "big")
+        entry = self._young.get(key) or self._old.get(key)
+        if entry is None or entry[4:]:
+            return None
+        our_seq16 = entry[2] << 8 | entry[3]
+        # Our number itself is acked by who reads BEP 29's diagram (connection.py).
+        if not 0 <= (our_seq16 - ack16) & 0xFFFF <= _ACK_SLACK:
+            return None
+        return entry[0] << 8 | entry[1], our_seq16
+
+    def use(self, name: bytes, connection_id: int) -> None:
+        """The SYN has become a connection. Its entry goes on answering a repetition that is still on its way, but
+        proves nothing any more: a packet that is late must not make a second connection.
+        """
+        key = name + connection_id.to_bytes(2, "big")
+        self._young[key] = (self._young.get(key) or self._old[key]) + b"\x01"
+
+    def knows(self, name: bytes, connection_id: int) -> bool:
+        """Whether a SYN with this id is kept."""
+        key = name + connection_id.to_bytes(2, "big")
+        return key in self._young or key in self._old
+
+    def on_time(self, *, now: int) -> None:
+        """A generation may have lived its time."""
+        if self.rotates_at and now >= self.rotates_at:
+            self._rotate(now=now)
+
+    def clear(self) -> None:
+        """Nobody listens any more."""
+        self._young, self._old = {}, {}
+        self.rotates_at = 0
+
+    def _rotate(self, *, now: int) -> None:
+        self._old, self._young = self._young, {}
+        self.rotates_at = now + GENERATION_US if self._old else 0
+
+
+def syn_of(connection_id: int, syn_seq16: int, window_bytes: int) -> bytes:
+    """The SYN that an entry was made of, as far as anybody needs it."""
+    return encode(
+        PacketType.SYN, connection_id, timestamp_us=0, difference_us=0, window_bytes=window_bytes, seq=syn_seq16, ack=0
+    )

@@ -1,0 +1,192 @@
+"""The TCP half of a listener of both: what it accepts goes to the same accept() as uTP's connections.
+
+Separate from listener.py because the kernel does the handshakes and the backlog here; only the hand-over is ours.
+Only the engine's thread calls, but any may make one. Sources: SOCKETS.md §1, §8; listen(2), accept(2).
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any, Final
+
+from utpsocket.engine.channels.tcp import LINGER_ZERO, NO_LINGER, Relay
+from utpsocket.engine.channels.utp import EPOLLIN
+from utpsocket.engine.faults import NO_ROOM
+from utpsocket.engine.interpreter.native import Socket
+from utpsocket.engine.interpreter.originals import os, random
+from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.kernel.high_fds import give_back, raise_fd, with_room
+from utpsocket.engine.ports.retries import Retries
+from utpsocket.engine.user_fds.socket_state import Role
+
+if TYPE_CHECKING:
+    from utpsocket.engine.loop import Loop
+    from utpsocket.engine.ports.listener import Listener
+
+_EVENTS: Final = EPOLLIN | 1 << 31  # EPOLLET
+_NO_FD: Final = (errno.EMFILE, errno.ENFILE)
+_ACCEPTS_PER_TURN: Final = 64
+_system_random: Final = random.SystemRandom()
+
+
+class Door:
+    """A listening TCP socket at the port of a listener.
+
+    listener   the uTP half, whose backlog and settings hold
+    tcp        a bound TCP socket, ours from now on
+    """
+
+    __slots__ = ("_due_at", "_listener", "_loop", "_room", "_tcp", "_waiting")
+
+    def __init__(self, loop: Loop, listener: Listener, tcp: Any) -> None:
+        self._loop = loop
+        self._listener = listener
+        # Whoever it accepts inherits this: one who fails before the hand-over is then reset, not told an end of file.
+        tcp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, LINGER_ZERO)
+        tcp.listen(listener.backlog)
+        tcp.setblocking(False)
+        self._tcp = raise_fd(tcp)
+        self._waiting: Relay | None = None  # accepted, and no room at the user's fd
+        self._room = Retries()
+        self._due_at: int | None = None  # when _let_in() is to be called
+        try:
+            loop.watch_from_anywhere(self._tcp.fileno(), _EVENTS, self)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def known_events(self) -> int:
+        """What need not be told again (poller.py)."""
+        return EPOLLIN if self._waiting is not None or self._due_at is not None else 0
+
+    def on_event(self, mask: int) -> None:
+        """Somebody knocks. Let in at the end of this turn: if the knock is this process's own, its connect() stands
+        by then.
+        """
+        self._let_in_at(self._loop.now)
+
+    def on_room(self) -> None:
+        """The application has accepted."""
+        if self._waiting is not None:
+            self._let_in_at(self._loop.now)
+
+    def _let_in_at(self, at: int) -> None:
+        if self._due_at is None or at < self._due_at:
+            self._loop.call_at(at, self._let_in)
+            self._due_at = at
+
+    def _let_in(self) -> None:
+        if self._due_at is None or self._loop.now < self._due_at:
+            return  # of a call that has been made earlier
+        self._due_at = None
+        for _ in range(_ACCEPTS_PER_TURN):
+            if self._tcp is None:
+                return
+            try:
+                if self._waiting is None:
+                    with self._loop.fd_lock:
+                        self._waiting = self._accept()
+                if not self._hand_over(self._waiting):
+                    break
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno not in _NO_FD and error.errno not in NO_ROOM:
+                    continue  # one who has gone again
+                break
+        else:
+            self._let_in_at(self._loop.now + 1)  # others have their turn
+            return
+        self._let_in_at(self._room.next_at(now=self._loop.now))
+
+    def fail(self, error: BaseException) -> None:
+        """See faults.py: one who knocked is refused, and the door stays."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and not waiting.is_over:
+            waiting.fail(error)
+        if self._tcp is not None:
+            self._due_at = None
+            self._let_in_at(self._room.next_at(now=self._loop.now))
+
+    def _accept(self) -> Relay:
+        fd, peer = with_room(self._tcp._accept)
+        try:
+            tcp = Socket(fileno=fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        try:
+            tcp = raise_fd(tcp)
+            give_back()
+            relay = self._relay(tcp, peer)
+            tcp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, NO_LINGER)
+            return relay
+        except BaseException:
+            tcp.close()
+            raise
+
+    def _relay(self, tcp: Any, peer: Any) -> Relay:
+        listening = self._listener.identity
+        tcp.setblocking(False)
+        identity = listening.kind(listening.family)
+        identity.cookie = _system_random.getrandbits(63)
+        identity.settings = listening.settings.copy()
+        identity.options = dict(listening.options)
+        identity.local, identity.peer = tcp.getsockname(), peer
+        identity.is_told = True
+        identity.owner_pid = self._loop.pid
+        identity.transport = "tcp"
+        return Relay(self._loop, identity, None, tcp)
+
+    def _hand_over(self, relay: Relay) -> bool:
+        """Give the application a connection; False when its queue is full."""
+        if relay.end is None:
+            relay.end = self._listener.new_end(relay.identity)
+            if relay.end is None:
+                return False
+        relay.identity.role = Role.CONNECTED  # before connect(): accept() may return at once
+        self._loop.relays[relay.identity.cookie] = relay
+        code = relay.end.connect_ex(self._listener.name)
+        if code == errno.EAGAIN and not self._listener.identity.is_full:
+            self._listener.identity.is_full = True  # from now on accept() tells us; it may have made room just before
+            code = relay.end.connect_ex(self._listener.name)
+        if code in NO_ROOM:
+            return False
+        if code:
+            self.close()  # nobody listens any more
+            return True
+        self._room.succeeded()
+        self._loop.tcp_accepted += 1
+        self._waiting = None  # from here on a fault is the relay's own, and no call stands between
+        self._loop.owner = relay
+        try:
+            relay.start()
+        except OSError as error:  # of the connection's: the door would take it for one of who knocks next
+            relay.fail(error)
+        self._loop.owner = self
+        return True
+
+    def close(self) -> None:
+        """The listener listens no more: what nobody accepted is reset."""
+        if self._tcp is not None:
+            self._loop.forget_fd(self._tcp.fileno())
+            self._tcp.close()
+            self._tcp = None
+        if self._waiting is not None:
+            self._waiting.abort()
+            self._waiting = None
+
+    def close_fds(self) -> None:
+        """After a fork, in the child: close our copies and touch nothing else."""
+        if self._waiting is not None:
+            self._waiting.close_fds()
+        if self._tcp is not None:
+            self._tcp.close()
+
+    def let_go(self) -> None:
+        """Forget the fds, whose numbers are somebody else's by now."""
+        if self._waiting is not None:
+            self._waiting.let_go()
+        if self._tcp is not None:
+            self._tcp.detach()

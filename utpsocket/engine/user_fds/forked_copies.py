@@ -1,0 +1,279 @@
+"""What processes know together of a socket that a fork has given each of them.
+
+Separate because elsewhere an Identity is one process's. The kernel shares an fd between a parent and its child, and TCP
+keeps all that it knows of a socket there; what AF_UNIX does not know of it stands in the Identity, of which the child
+has a copy that grows old: the parent connects, listens, shuts down or is told how the connection ended, and the child
+must know, and the reverse. So before a fork every identity that the shim has given out moves into memory that the two
+processes share, and is read and written there from then on. Nothing of this costs anything where nobody forks.
+
+Options are written there once a process has set one, and read where their number has changed.
+
+Not shared is what one process alone can use: the engine's port, the fds. A process that puts another socket in the
+place of its fd parts from the others: their fd is still the old one, which is closed, in TCP's sense.
+
+Any thread may call. Sources: mmap(2) MAP_SHARED; fork(2).
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterable
+from struct import Struct
+from typing import Any, Final
+
+from utpsocket.engine.helper.messages import WRITTEN_BY_ENGINE, settings_form
+from utpsocket.engine.interpreter.originals import marshal
+from utpsocket.engine.kernel import fd_names
+from utpsocket.engine.user_fds import shared_errnos
+from utpsocket.engine.user_fds.shared_errnos import AFTER_EOF
+from utpsocket.engine.user_fds.socket_state import Identity, Role, Settings
+
+_NUMBERS: Final = {"cookie": "Q", "owner_pid": "q", "error": "i", "shut_halves": "B", "send_buffer_bytes": "i"}
+_FLAGS: Final = (
+    "is_after_eof",
+    "is_gated",
+    "is_over",
+    "is_port_chosen",
+    "is_port_new",
+    "is_reset",
+    "is_shut_down",
+    "is_told",
+    "is_unusable",
+)
+_ADDRESSES: Final = ("local", "peer", "bound")
+_ADDRESS_BYTES: Final = 80  # as fd_names.py writes them, of any length
+_TRIES: Final = 100  # to read an address, or options, that another process may be writing
+_OPTIONS_BYTES: Final = 2_048  # of memory that is only used where an option is set after the fork
+_OPTIONS_HEAD: Final = Struct("=II")  # twice how often they were set, odd while that is done; how many bytes they are
+_SETTINGS: Final[Any] = vars(Identity)["settings"]
+_OPTIONS: Final[Any] = vars(Identity)["options"]
+_ROLES: Final = tuple(Role)
+
+take_notices: Callable[[], None] | None = None
+"""Where the engine is another process: what it has to say must be taken in before an identity is read."""
+
+
+class CopiedIdentity(Identity):
+    """An identity of a socket that more than one process may hold, in the memory that they share."""
+
+    __slots__ = ()
+
+    def part(self) -> None:
+        """Another socket is about to take this one's place, in this process."""
+        record = self.record
+        for name, (slot, read, _) in _FIELDS.items():
+            slot.__set__(self, read(record, name))
+        self._catch_up()
+        self.role = Role.FAILED
+        self.error = 0
+        self.is_told = self.is_over = True
+        self.record = self.shared_options = None
+        object.__setattr__(self, "__class__", Identity)
+
+    def tell_options(self) -> None:
+        """This process has set an option."""
+        self.shared_options.write((settings_form(_SETTINGS.__get__(self)), _OPTIONS.__get__(self)))
+
+    def _catch_up(self) -> None:
+        """Another process may have set one."""
+        found = self.shared_options.read()
+        if found is not None:
+            form, options = found
+            settings = _SETTINGS.__get__(self)
+            for name, value in zip(Settings.__slots__, form, strict=True):
+                setattr(settings, name, value)
+            _OPTIONS.__set__(self, options)
+
+    def _latest_settings(self) -> Settings:
+        self._catch_up()
+        return _SETTINGS.__get__(self)  # type: ignore[no-any-return]
+
+    def _latest_options(self) -> dict[tuple[int, int], Any]:
+        self._catch_up()
+        return _OPTIONS.__get__(self)  # type: ignore[no-any-return]
+
+    settings = property(_latest_settings)
+    options = property(_latest_options, _OPTIONS.__set__)
+
+
+class _SharedOptions:
+    """The options of one socket in the memory that processes share, and how many changes of them this one knows."""
+
+    __slots__ = ("_count", "_memory")
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        self._count = 0
+
+    def write(self, options: Any) -> None:
+        """Tell the others. So many options that there is no room for them stay this process's own."""
+        data = marshal.dumps(options)
+        if len(data) > _OPTIONS_BYTES - _OPTIONS_HEAD.size:
+            return
+        being_written = _OPTIONS_HEAD.unpack_from(self._memory)[0] | 1
+        _OPTIONS_HEAD.pack_into(self._memory, 0, being_written, 0)
+        self._memory[_OPTIONS_HEAD.size : _OPTIONS_HEAD.size + len(data)] = data
+        self._count = being_written + 1
+        _OPTIONS_HEAD.pack_into(self._memory, 0, self._count, len(data))
+
+    def read(self) -> Any:
+        """The options where another process has set some since they were read here, else None."""
+        for _ in range(_TRIES):
+            head = count, size = _OPTIONS_HEAD.unpack_from(self._memory)
+            if count == self._count:
+                return None
+            data = bytes(self._memory[_OPTIONS_HEAD.size : _OPTIONS_HEAD.size + size])
+            if count & 1 or _OPTIONS_HEAD.unpack_from(self._memory) != head:
+                continue
+            self._count = count
+            return marshal.loads(data)
+        return None
+
+
+class DistantIdentity(Identity):
+    """An identity of a connection that another process's engine serves, of which only its name has told."""
+
+    __slots__ = ()
+
+    def _is_after_eof(self) -> bool:
+        place = self.place  # quickly: every recv() asks
+        return place is not None and place[AFTER_EOF] != 0 and shared_errnos.is_after_eof(self.owner_pid, self.cookie)
+
+    def _error(self) -> int:
+        return shared_errnos.untold(self.owner_pid, self.cookie)
+
+    def _ignore(self, value: object) -> None:
+        """It is taken from where it is read."""
+
+    is_after_eof = property(_is_after_eof, _ignore)
+    error = property(_error, _ignore)
+
+    def part(self) -> None:
+        """Another socket is about to take this one's place."""
+        object.__setattr__(self, "__class__", Identity)
+        self.is_after_eof, self.error = False, 0
+
+
+def share(identities: Iterable[Identity]) -> None:
+    """Before a fork: whoever has a copy of these from now on will know what the others do. Raises OSError."""
+    alone = [it for it in identities if it.record is None and not isinstance(it, DistantIdentity)]
+    if not alone:
+        return
+    memory = memoryview(mmap.mmap(-1, len(alone) * _size))
+    options = memoryview(mmap.mmap(-1, len(alone) * _OPTIONS_BYTES))
+    for index, identity in enumerate(alone):
+        record = memory[index * _size : (index + 1) * _size]
+        identity.shared_options = _SharedOptions(options[index * _OPTIONS_BYTES : (index + 1) * _OPTIONS_BYTES])
+        written = {}
+        for name, (_, _, write) in _FIELDS.items():
+            written[name] = getattr(identity, name)
+            write(record, name, written[name])
+        identity.record = record
+        identity.__class__ = CopiedIdentity
+        for name, (slot, _, write) in _FIELDS.items():
+            value = slot.__get__(identity)
+            if value is not written[name]:  # by the engine's thread, meanwhile
+                write(record, name, value)
+
+
+def _read_number(record: Any, name: str) -> Any:
+    struct, offset = _places[name]
+    return struct.unpack_from(record, offset)[0]
+
+
+def _write_number(record: Any, name: str, value: Any) -> None:
+    struct, offset = _places[name]
+    struct.pack_into(record, offset, value)
+
+
+def _read_role(record: Any, name: str) -> Role:
+    number: int = _read_number(record, name)
+    return _ROLES[number]
+
+
+def _write_role(record: Any, name: str, value: Role) -> None:
+    _write_number(record, name, _ROLES.index(value))
+
+
+def _read_address(record: Any, name: str) -> fd_names.Address | None:
+    for _ in range(_TRIES):
+        text = _read_number(record, name).rstrip(b"\0").decode()
+        if not text:
+            return None
+        try:
+            return fd_names.from_text(text)
+        except ValueError:
+            continue
+    return None
+
+
+def _write_address(record: Any, name: str, value: fd_names.Address | None) -> None:
+    _write_number(record, name, b"" if value is None else fd_names.to_text(value).encode())
+
+
+def _shared(name: str, read: Callable[[Any, str], Any], write: Callable[[Any, str, Any], None]) -> Any:
+    is_engines = name in WRITTEN_BY_ENGINE
+
+    def get(self: Identity) -> Any:
+        if is_engines and take_notices is not None:
+            take_notices()
+        return read(self.record, name)
+
+    def put(self: Identity, value: Any) -> None:
+        write(self.record, name, value)
+
+    return property(get, put)
+
+
+def _shared_flag(name: str) -> Any:
+    """The same, quickly: every recv() and send() asks for some."""
+    offset = _places[name][1]
+
+    def get(self: Identity) -> bool:
+        return bool(self.record[offset])
+
+    def read_latest(self: Identity) -> bool:
+        if take_notices is not None:
+            take_notices()
+        return bool(self.record[offset])
+
+    def put(self: Identity, value: bool) -> None:
+        self.record[offset] = value
+
+    return property(read_latest if name in WRITTEN_BY_ENGINE else get, put)
+
+
+def _noticed(name: str) -> Any:
+    slot = getattr(Identity, name)
+
+    def get(self: Identity) -> Any:
+        if take_notices is not None:
+            take_notices()
+        return slot.__get__(self)
+
+    return property(get, slot.__set__)
+
+
+_FORMATS: Final = {
+    **_NUMBERS,
+    **dict.fromkeys(_FLAGS, "?"),
+    "role": "B",
+    **dict.fromkeys(_ADDRESSES, f"{_ADDRESS_BYTES}s"),
+}
+_FIELDS: Final[dict[str, tuple[Any, Callable[[Any, str], Any], Callable[[Any, str, Any], None]]]] = {}
+_places: Final[dict[str, tuple[Struct, int]]] = {}
+_size = 0
+for _name, _format in _FORMATS.items():
+    _places[_name] = (Struct(f"={_format}"), _size)
+    _size += _places[_name][0].size
+    _reads: Callable[[Any, str], Any] = _read_number
+    _writes: Callable[[Any, str, Any], None] = _write_number
+    if _name == "role":
+        _reads, _writes = _read_role, _write_role
+    elif _name in _ADDRESSES:
+        _reads, _writes = _read_address, _write_address
+    _FIELDS[_name] = (getattr(Identity, _name), _reads, _writes)
+    _made = _shared_flag(_name) if _name in _FLAGS else _shared(_name, _reads, _writes)
+    setattr(CopiedIdentity, _name, _made)
+for _name in set(WRITTEN_BY_ENGINE) - set(_FORMATS):  # of use in the engine's own process alone
+    setattr(CopiedIdentity, _name, _noticed(_name))

@@ -1,0 +1,224 @@
+"""What a user's socket is over uTP, whichever fd, dup or Python object stands for it.
+
+Separate because it is the one thing both sides of the door hold: the shim writes what the application asked for, the
+engine writes what became of it, and each attribute has one writer. Plain attributes, so that a process that holds the
+engine elsewhere could fill them from messages.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import Any, Final
+
+from utpsocket.engine.kernel.fd_names import Address
+from utpsocket.engine.user_fds import shared_errnos
+from utpsocket.protocol.keepalive import SIGN_OF_LIFE_SECONDS
+
+_PIECE_BYTES: Final = 1_600
+
+
+class Role(Enum):
+    """What the application has made of its socket."""
+
+    FRESH = "fresh"
+    LISTENING = "listening"
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    FAILED = "failed"
+
+
+class Settings:
+    """Socket options that a connection is born with and that a listener passes on."""
+
+    __slots__ = (
+        "congestion",
+        "keepalive",
+        "keepalive_count",
+        "keepalive_idle_seconds",
+        "keepalive_interval_seconds",
+        "linger_seconds",
+        "max_datagram_bytes",
+        "nodelay",
+        "receive_buffer_bytes",
+        "send_buffer_bytes",
+        "shares_port",
+        "sign_of_life_seconds",
+        "syn_retries",
+        "user_timeout_ms",
+    )
+
+    def __init__(self) -> None:
+        self.receive_buffer_bytes = 0  # 0: the default
+        self.send_buffer_bytes = 0
+        self.max_datagram_bytes = 0
+        self.shares_port = False
+        self.nodelay = False
+        self.keepalive = False
+        self.keepalive_idle_seconds = 7_200  # tcp(7): tcp_keepalive_time, _intvl, _probes
+        self.keepalive_interval_seconds = 75
+        self.keepalive_count = 9
+        self.sign_of_life_seconds = SIGN_OF_LIFE_SECONDS  # 0: none
+        self.syn_retries = 0  # 0: the default
+        self.linger_seconds: int | None = None  # None: off; close() then returns at once
+        self.user_timeout_ms = 0
+        self.congestion = "ledbat"
+
+    def copy(self) -> Settings:
+        """The same settings for another connection."""
+        other = Settings.__new__(Settings)
+        other.receive_buffer_bytes = self.receive_buffer_bytes
+        other.send_buffer_bytes = self.send_buffer_bytes
+        other.max_datagram_bytes = self.max_datagram_bytes
+        other.shares_port = self.shares_port
+        other.nodelay = self.nodelay
+        other.keepalive = self.keepalive
+        other.keepalive_idle_seconds = self.keepalive_idle_seconds
+        other.keepalive_interval_seconds = self.keepalive_interval_seconds
+        other.keepalive_count = self.keepalive_count
+        other.sign_of_life_seconds = self.sign_of_life_seconds
+        other.syn_retries = self.syn_retries
+        other.linger_seconds = self.linger_seconds
+        other.user_timeout_ms = self.user_timeout_ms
+        other.congestion = self.congestion
+        return other
+
+
+def half_buffer(option_bytes: int) -> int:
+    """What setsockopt() is given for one of the two buffers that share SO_SNDBUF or SO_RCVBUF, as getsockopt() says it:
+    one is the kernel's, of the pair, which doubles what it is given; the other is uTP's, of half of option_bytes too.
+    """
+    return option_bytes // 4
+
+
+def window_bytes(option_bytes: int) -> int:
+    """What uTP's own of these two buffers holds; 0 for the default. More than half: with the pair's, which the kernel
+    counts with its bookkeeping, it is at most half as much again as TCP's. Of the smallest it is less, where a pair
+    takes a whole piece of the program's, however small its buffer is.
+    """
+    return option_bytes * 3 // 4 - _PIECE_BYTES if option_bytes else 0
+
+
+class Identity:
+    """One uTP socket.
+
+    Written by the shim: family, inode, namespace, has_duplicates, user_fd, settings, routes, is_gated, shut_halves,
+    is_shut_down, is_told, is_unusable, endpoint, owner_pid, bound, is_port_chosen, is_port_new, claim. By the engine:
+    role once connecting, error, is_over, is_after_eof, held, is_full, transport; local and peer of what a listener
+    accepts.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "bound",
+        "claim",
+        "cookie",
+        "endpoint",
+        "error",
+        "family",
+        "filler_bytes",
+        "has_duplicates",
+        "held",
+        "inode",
+        "is_after_eof",
+        "is_full",
+        "is_gated",
+        "is_told",
+        "is_over",
+        "is_port_chosen",
+        "is_port_new",
+        "is_reset",
+        "is_shut_down",
+        "is_unusable",
+        "local",
+        "namespace",
+        "options",
+        "owner_pid",
+        "peer",
+        "place",
+        "record",
+        "role",
+        "routes",
+        "send_buffer_bytes",
+        "settings",
+        "shared_options",
+        "shut_halves",
+        "transport",
+        "twin",
+        "user_fd",
+    )
+
+    def __init__(self, family: int, settings: Settings | None = None) -> None:
+        self.family = family
+        self.cookie = 0
+        self.inode = 0
+        self.namespace = 0  # cookie of the network namespace it was made in, once bind() or connect() has asked
+        self.has_duplicates = False  # other fds may mean the same socket
+        self.user_fd = -1
+        self.role = Role.FRESH
+        self.local: Address | None = None
+        self.bound: Address | None = None  # `local` as bind() left it; with port 0 once a chosen port is given up
+        self.is_port_chosen = False  # by the kernel: such a port goes when the connection ends
+        self.is_port_new = False  # bind() came after that end
+        self.claim: dict[str, str] | None = None  # of a connect() or listen() that has not come to its end
+        self.peer: Address | None = None
+        self.endpoint = 0  # key of the engine's endpoint this socket is bound to, 0 for none
+        self.error = 0  # errno the connection ended with, until the application has been told
+        self.is_reset = False  # the peer (or an ICMP) ended it
+        self.is_over = False
+        self.is_after_eof = False  # ... by an error, and the peer's end of file had been told before
+        self.is_full = False  # of a listener: connections wait for room in the kernel's queue, which accept() makes
+        self.is_gated = False  # the fd's send buffer is still shrunk: restore it from the user's side
+        self.shut_halves = 0  # by shutdown(): 1 it receives no more, 2 it sends no more
+        self.is_shut_down = False  # both, and whether it is closed is watched
+        self.held: deque[bytes] | None = None  # what has come after shutdown(SHUT_RD): it can be received all the same
+        self.is_unusable = False  # Linux lets such a socket neither connect nor listen again
+        self.is_told = False  # connect() has said that the connection stands: Linux does so once
+        self.filler_bytes = 0
+        self.send_buffer_bytes = 0
+        self.owner_pid = 0  # the process whose engine serves it
+        # where processes that were forked off have a copy: the memory they share (forked_copies.py)
+        self.record: Any = None
+        self.shared_options: Any = None  # the options there
+        self.place: memoryview | None = None  # where another process's engine writes how it ends (shared_errnos.py)
+        self.settings = settings or Settings()
+        self.options: dict[tuple[int, int], Any] = {}
+        self.routes: Any = None  # utpsocket.sockets.rules.Routes: which connections are uTP's; None: all
+        self.twin: Any = None  # a TCP socket bound to our address, until it is known which of the two is wanted
+        self.transport = "utp"  # what carries the connection: "tcp" after a fallback
+
+    @property
+    def kind(self) -> type[Identity]:
+        """What the connections are that it accepts."""
+        return type(self) if self.record is None else Identity
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it has a port, of this process's engine or of another's."""
+        return self.endpoint != 0 or (self.bound is not None and self.bound[1] != 0)
+
+    @property
+    def has_port(self) -> bool:
+        """The same, or of a connection: one that has ended has none where the kernel chose it."""
+        if self.twin is not None or self.role in (Role.CONNECTING, Role.LISTENING):
+            return True
+        if self.role is Role.CONNECTED and not self.is_over:
+            return True
+        is_given_up = self.role is not Role.FRESH and self.is_port_chosen and not self.is_port_new
+        return self.is_bound and not is_given_up
+
+    def tell_options(self) -> None:
+        """An option has been set: in the other processes, too."""
+
+    def part(self) -> None:
+        """Another socket is about to take this one's place, in this process."""
+
+    @property
+    def has_ended_after_eof(self) -> bool:
+        """is_after_eof, in whichever process."""
+        return self.is_after_eof or shared_errnos.is_after_eof(self.owner_pid, self.cookie)
+
+    def take_error(self) -> int:
+        """The errno the connection ended with, once, whichever process asks first: like SO_ERROR."""
+        error, self.error = self.error, 0
+        return shared_errnos.take(self.owner_pid, self.cookie) or error

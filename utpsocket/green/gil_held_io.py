@@ -1,0 +1,43 @@
+"""recv and send for the sockets of a hub: without letting go of the interpreter's lock where ctypes can make the call.
+
+Separate because of what it costs a hub to let go. The socket module does so around every call, and while the engine is
+at work the hub then stands in line to get the lock back, though a non-blocking call takes microseconds: with a hundred
+greenlets to see to, most of a turn is standing in line. As engine/kernel/syscalls.py, and with the same conditions.
+
+Called by the hub's thread, for sockets that do not block. Sources: recv(2), send(2), Doc/library/ctypes.rst (PyDLL).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, Final
+
+from utpsocket.engine.kernel import syscalls
+
+IS_POSSIBLE: Final = syscalls.Stream is syscalls.KeepingStream
+_MSG_DONTWAIT: Final = 0x40
+_MSG_NOSIGNAL: Final = 0x4000
+_MOST_BYTES: Final = 256 << 10  # what an AF_UNIX socket takes at once
+
+_libc = ctypes.PyDLL(None, use_errno=True)
+_recv, _send = _libc.recv, _libc.send
+_recv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_send.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int)
+_recv.restype = _send.restype = ctypes.c_ssize_t
+_char = ctypes.c_char
+
+
+def receive_into(fd: int, room: memoryview) -> int:
+    """Receive into `room`, which is writable and not empty: how many bytes, 0 at the end, or a negative errno."""
+    count: int = _recv(fd, ctypes.addressof(_char.from_buffer(room)), room.nbytes, _MSG_DONTWAIT)
+    return count if count >= 0 else -ctypes.get_errno()
+
+
+def send(fd: int, data: Any) -> int:
+    """Send bytes or the beginning of them: how many, or a negative errno."""
+    if type(data) is not bytes:
+        view = memoryview(data)
+        whole = view.obj
+        data = whole if type(whole) is bytes and view.nbytes == len(whole) else view.cast("B")[:_MOST_BYTES].tobytes()
+    count: int = _send(fd, data, len(data), _MSG_DONTWAIT | _MSG_NOSIGNAL)
+    return count if count >= 0 else -ctypes.get_errno()

@@ -1,0 +1,154 @@
+"""What stands inside a gevent or an eventlet socket: a utpsocket.socket that never blocks the hub.
+
+Separate because it imports neither: a hook may be set while they are being imported. Both libraries wrap a
+non-blocking socket and wait for its fd by themselves, so nearly everything is the fd's doing (DESIGN.md §5). What can
+still block is close() with SO_LINGER. Calls into the engine do block, for the 50 to 100 µs that its thread needs.
+recv and send keep the interpreter's lock (gil_held_io.py); whatever they meet but bytes is left to the class below.
+
+Called by the hub's thread. Sources: gevent's _socket3.py, eventlet's greenio/base.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from utpsocket.engine.interpreter.native import Socket, StdlibSocket
+from utpsocket.green import gil_held_io
+from utpsocket.green.yielding import turn_of
+from utpsocket.sockets import errors, lifecycle, shim
+from utpsocket.sockets.rules import Routes
+
+_FIRST_SLEEP_SECONDS: Final = 0.001
+_LONGEST_SLEEP_SECONDS: Final = 0.02
+_MOST_BYTES: Final = 1 << 20  # asked for at once, beyond which two copies are worse than a wait
+
+
+class _Inside(shim.socket):
+    """What the two have in common."""
+
+    __slots__ = ()
+
+    @property
+    def _routes(self) -> Routes | None:  # type: ignore[override]
+        """The rules of utpsocket.monkey, when it patched."""
+        return getattr(StdlibSocket, "_routes", None)
+
+    def _is_brief(self) -> bool:
+        """Whether the next call may be gil_held_io.py's: it is uTP's, and does not block."""
+        return gil_held_io.IS_POSSIBLE and self._utp is not None and self.gettimeout() == 0
+
+    def recv(self, *args: Any, **kwargs: Any) -> bytes:
+        """As socket.recv()."""
+        if len(args) == 1 and not kwargs and type(args[0]) is int and 0 < args[0] <= _MOST_BYTES and self._is_brief():
+            room = bytearray(args[0])
+            with memoryview(room) as view:
+                count = gil_held_io.receive_into(self.fileno(), view)
+            if count > 0:
+                return bytes(room) if count == len(room) else bytes(memoryview(room)[:count])
+            if count == -errno.EAGAIN:
+                raise lifecycle.fail(errno.EAGAIN)
+        return shim.socket.recv(self, *args, **kwargs)
+
+    def recv_into(self, *args: Any, **kwargs: Any) -> int:
+        """As socket.recv_into()."""
+        if args and not any(args[1:]) and not kwargs and self._is_brief():
+            with memoryview(args[0]) as view:
+                count = -errno.EINVAL
+                if view.nbytes and view.contiguous and not view.readonly:
+                    count = gil_held_io.receive_into(self.fileno(), view)
+            if count > 0:
+                return count
+            if count == -errno.EAGAIN:
+                raise lifecycle.fail(errno.EAGAIN)
+        return shim.socket.recv_into(self, *args, **kwargs)
+
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        """As socket.send()."""
+        if not flags and isinstance(data, (bytes, bytearray, memoryview)) and len(data) and self._is_brief():
+            assert self._utp is not None
+            errors.before_send(self, self._utp, 0)
+            count = gil_held_io.send(self.fileno(), data)
+            if count > 0:
+                return count
+            if count == -errno.EAGAIN:
+                raise lifecycle.fail(errno.EAGAIN)
+        return shim.socket.send(self, data, flags)
+
+
+class GeventInside(_Inside):
+    """Inside a gevent.socket.socket, whose class attribute `_gevent_sock_class` names it."""
+
+    __slots__ = ()
+
+    def connect_ex(self, address: Any, /) -> int:
+        """As utpsocket.socket.connect_ex(). gevent calls it where the caller may wait, and connect() where not."""
+        import gevent
+
+        hub = gevent.get_hub()
+        if self._utp is not None and gevent.getcurrent() is not hub:
+            turn = turn_of(hub)
+            while turn.is_over():
+                gevent.sleep(0)
+        return shim.socket.connect_ex(self, address)
+
+    def _accept(self) -> tuple[int, Any]:
+        """_accept() -> (integer fd, address info). EAGAIN when this turn of the hub has accepted enough: gevent, which
+        accepts until then, comes back when it has seen to the rest.
+        """
+        if self._utp is not None:
+            from gevent import get_hub
+
+            if turn_of(get_hub()).is_over():
+                raise lifecycle.fail(errno.EAGAIN)
+        return shim.socket._accept(self)
+
+    def _acquire(self, lock: Any, seconds: float) -> None:
+        import gevent
+
+        if gevent.getcurrent() is not gevent.get_hub():  # which cannot wait, and the engine delivers all the same
+            _acquire_sleeping(lock, seconds, gevent.sleep)
+
+    def __repr__(self) -> str:
+        """As the C class, in whose words gevent's socket puts its own name."""
+        return (
+            f"<socket object, fd={self.fileno()}, family={int(self.family)}, "
+            f"type={int(Socket.type.__get__(self))}, proto={self.proto}>"
+        )
+
+
+class EventletInside(_Inside):
+    """Inside an eventlet GreenSocket, as its `fd`."""
+
+    __slots__ = ()
+
+    _wants_stdlib_ssl = True
+
+    def accept(self) -> tuple[Any, Any]:
+        """accept() -> (socket object, address info): the next incoming connection, of this class too."""
+        if self._utp is None:
+            return shim.socket.accept(self)
+        fd, peer = self._accept()
+        return type(self)(self.family, self.type, self.proto, fileno=fd), peer
+
+    def _acquire(self, lock: Any, seconds: float) -> None:
+        import eventlet
+        from greenlet import getcurrent
+
+        if getcurrent() is not eventlet.hubs.get_hub().greenlet:
+            _acquire_sleeping(lock, seconds, eventlet.sleep)
+
+
+def _acquire_sleeping(lock: Any, seconds: float, sleep: Callable[[float], object]) -> None:
+    """Wait for a native lock by looking at it, more and more rarely.
+
+    The engine would have to wake a hub from another thread, for which the two libraries have nothing in common; and
+    SO_LINGER with a time is rare.
+    """
+    deadline = time.monotonic() + seconds
+    pause_seconds = _FIRST_SLEEP_SECONDS
+    while not lock.acquire(False) and time.monotonic() < deadline:
+        sleep(pause_seconds)
+        pause_seconds = min(2 * pause_seconds, _LONGEST_SLEEP_SECONDS)

@@ -1,0 +1,84 @@
+"""Do something right after a module was imported, whenever that will be.
+
+Separate, and without an import of ours, because utpsocket/startup/sitecustomize.py loads this file by its path in
+interpreters that may never need the rest. Any thread may call. Sources: CPython's Doc/library/importlib.rst.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+
+class AfterImport:
+    """A finder that lets modules be imported as ever and then calls back, once for each.
+
+    calls   module's name: what to call
+    """
+
+    def __init__(self, calls: dict[str, Callable[[], object]]) -> None:
+        self.calls = dict(calls)
+        self._finding: set[str] = set()
+
+    def install(self) -> None:
+        """Watch what is imported from now on."""
+        if self not in sys.meta_path:
+            sys.meta_path.insert(0, self)
+            for name in self.calls:
+                if is_being_imported(name):
+                    self._follow(sys.modules[name].__spec__)
+
+    def remove(self) -> None:
+        """Watch no more."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Finders' interface: the spec as the others find it, its loader made to call back."""
+        if name not in self.calls or name in self._finding:
+            return None
+        self._finding.add(name)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._finding.discard(name)
+        loader: Any = None if spec is None else spec.loader
+        if not hasattr(loader, "exec_module"):
+            return spec
+        load = loader.exec_module
+
+        def exec_module(module: Any) -> None:
+            loader.exec_module = load
+            load(module)
+            self._call(name)
+
+        loader.exec_module = exec_module
+        return spec
+
+    def _call(self, name: str) -> None:
+        call = self.calls.pop(name, None) if self in sys.meta_path else None
+        if not self.calls:
+            self.remove()
+        if call is not None:
+            call()
+
+    def _follow(self, spec: Any) -> None:
+        """Call back at the end of an import that is under way: importlib takes a mark off the module's spec then."""
+
+        class _Followed(ModuleSpec):
+            def __setattr__(followed, name: str, value: Any) -> None:
+                super().__setattr__(name, value)
+                if name == "_initializing" and not value:
+                    spec.__class__ = ModuleSpec
+                    self._call(spec.name)
+
+        spec.__class__ = _Followed
+
+
+def is_being_imported(name: str) -> bool:
+    """Whether the module's import has begun and not ended."""
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return bool(getattr(spec, "_initializing", False))

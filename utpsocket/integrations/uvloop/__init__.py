@@ -1,0 +1,3 @@
+"""uvloop over uTP: its loop makes and drives sockets in C. Programs see utpsocket.loops."""
+
+from __future__ import annotations

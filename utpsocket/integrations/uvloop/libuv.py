@@ -1,0 +1,281 @@
+"""What a uvloop loop does differently when sockets may be uTP's: the methods that make and adopt transports.
+
+Separate from loops.py because they need asyncio, and a program that is patched may never import it. connect() and
+bind() are done by the Python class, which decides whether a socket is uTP's; then the raw fd goes through uvloop's
+create_unix_connection() or create_unix_server(), and the program is handed a transport that says AF_INET. Sockets that
+are not uTP's go where they always went.
+
+A loop's methods belong to its thread. Sources: uvloop 0.23, loop.pyx; SOCKETS.md §5.
+"""
+
+from __future__ import annotations
+
+import os
+import socket as stdlib
+import sys
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Final
+
+from utpsocket.integrations.uvloop.transports import (
+    Bare,
+    Introduction,
+    Server,
+    Transport,
+    with_our_transport,
+    word_as_of_tcp,
+)
+from utpsocket.sockets import to_tcp
+
+_TLS_TIMES: Final = ("ssl_handshake_timeout", "ssl_shutdown_timeout")
+_ABOUT_ADDRESSES: Final = ("family", "proto", "flags", "local_addr")
+
+
+class Methods:
+    """What a uvloop loop does differently. Every method calls uvloop's class by name and never super(), so that the
+    same functions serve uvloop.Loop changed in place.
+    """
+
+    _utp_class: Any = (
+        stdlib.socket
+    )  # what uvloop.Loop changed in place has: makes the sockets of create_connection(host) and create_server(host)
+
+    async def create_connection(
+        self: Any, protocol_factory: Any, host: Any = None, port: Any = None, **named: Any
+    ) -> tuple[Any, Any]:
+        """As asyncio's create_connection()."""
+        base, made = _base(), self._utp_class
+        sock = named.pop("sock", None)
+        has_address = host is not None or port is not None
+        is_ours = sock is None
+        if sock is None and has_address and hasattr(made, "_utp"):
+            if named.get("ssl") and named.get("server_hostname") is None:
+                if not host:
+                    raise ValueError("You must set server_hostname when using ssl without a host")
+                named["server_hostname"] = host
+            sock = await _connect(self, made, host, port, named)
+            host = port = None
+        elif has_address or not _is_utp(sock):
+            result: tuple[Any, Any] = await base.create_connection(
+                self, protocol_factory, host, port, sock=sock, **named
+            )
+            return result
+        for name in _ABOUT_ADDRESSES:
+            named.pop(name, None)
+        try:
+            if not _is_utp(sock):  # the patch has its own opinion of this address
+                result = await base.create_connection(self, protocol_factory, sock=sock, **named)
+                return result
+            introduction = Introduction(protocol_factory(), made, identity=sock._utp)
+            await base.create_unix_connection(self, lambda: introduction, sock=Bare(sock), **named)
+        except BaseException:
+            if is_ours and sock.fileno() >= 0:
+                sock.close()
+            raise
+        return introduction.transport, introduction.protocol
+
+    async def connect_accepted_socket(self: Any, protocol_factory: Any, sock: Any, **named: Any) -> tuple[Any, Any]:
+        """As asyncio's connect_accepted_socket()."""
+        base = _base()
+        if not _is_utp(sock):
+            result: tuple[Any, Any] = await base.connect_accepted_socket(self, protocol_factory, sock, **named)
+            return result
+        introduction = Introduction(protocol_factory(), self._utp_class, identity=sock._utp)
+        await base.connect_accepted_socket(self, lambda: introduction, Bare(sock), **named)
+        return introduction.transport, introduction.protocol
+
+    async def create_server(
+        self: Any,
+        protocol_factory: Any,
+        host: Any = None,
+        port: Any = None,
+        *,
+        family: int = stdlib.AF_UNSPEC,
+        flags: int = stdlib.AI_PASSIVE,
+        sock: Any = None,
+        backlog: int = 100,
+        reuse_address: bool | None = None,
+        reuse_port: bool | None = None,
+        start_serving: bool = True,
+        **named: Any,
+    ) -> Any:
+        """As asyncio's create_server()."""
+        base, made = _base(), self._utp_class
+        is_by_address = sock is None and (host is not None or port is not None) and hasattr(made, "_utp")
+        if not is_by_address and (not _is_utp(sock) or host is not None or port is not None):
+            named |= {"family": family, "flags": flags, "sock": sock, "backlog": backlog, "reuse_port": reuse_port}
+            named |= {"reuse_address": reuse_address, "start_serving": start_serving}
+            return await base.create_server(self, protocol_factory, host, port, **named)
+        wanted = [name for name in _TLS_TIMES if named.get(name) is not None]
+        if wanted and named.get("ssl") is None:
+            raise ValueError(f"{wanted[0]} is only meaningful with ssl")
+        if is_by_address:
+            socks = await _bind(self, made, host, port, family, flags, reuse_address is not False, bool(reuse_port))
+        else:
+            socks = [sock]
+        server = Server(self, backlog, made)
+        try:
+            while socks:
+                one = socks.pop(0)
+                if not _is_utp(one) or to_tcp.listens_over_tcp(one, one._utp):
+                    part = base.create_server(
+                        self, protocol_factory, sock=one, backlog=backlog, start_serving=False, **named
+                    )
+                    server.add(await part, None)
+                    continue
+                introduce = _introducing(protocol_factory, made, one)
+                named_part = {"sock": Bare(one), "backlog": backlog, "start_serving": False} | named
+                server.add(await base.create_unix_server(self, introduce, **named_part), one)
+            if start_serving:
+                await server.start_serving()
+        except BaseException:
+            server.close()
+            for one in socks:
+                one.close()
+            raise
+        return server
+
+    def call_exception_handler(self: Any, context: dict[str, Any]) -> None:
+        """As asyncio's call_exception_handler()."""
+        _base().call_exception_handler(self, with_our_transport(context))
+
+    # These seven refuse an fd that a transport uses, with the transport's name.
+
+    async def sock_recv(self: Any, sock: Any, n: int) -> bytes:
+        """As asyncio's sock_recv()."""
+        with _worded_as_of_tcp():
+            return bytes(await _base().sock_recv(self, sock, n))
+
+    async def sock_recv_into(self: Any, sock: Any, buf: Any) -> int:
+        """As asyncio's sock_recv_into()."""
+        with _worded_as_of_tcp():
+            return int(await _base().sock_recv_into(self, sock, buf))
+
+    async def sock_accept(self: Any, sock: Any) -> tuple[Any, Any]:
+        """As asyncio's sock_accept()."""
+        with _worded_as_of_tcp():
+            conn, address = await _base().sock_accept(self, sock)
+        return conn, address
+
+    def add_reader(self: Any, fileobj: Any, callback: Any, *args: Any) -> None:
+        """As asyncio's add_reader()."""
+        with _worded_as_of_tcp():
+            _base().add_reader(self, fileobj, callback, *args)
+
+    def add_writer(self: Any, fileobj: Any, callback: Any, *args: Any) -> None:
+        """As asyncio's add_writer()."""
+        with _worded_as_of_tcp():
+            _base().add_writer(self, fileobj, callback, *args)
+
+    def remove_reader(self: Any, fileobj: Any) -> bool:
+        """As asyncio's remove_reader()."""
+        with _worded_as_of_tcp():
+            return bool(_base().remove_reader(self, fileobj))
+
+    def remove_writer(self: Any, fileobj: Any) -> bool:
+        """As asyncio's remove_writer()."""
+        with _worded_as_of_tcp():
+            return bool(_base().remove_writer(self, fileobj))
+
+    async def start_tls(self: Any, transport: Any, protocol: Any, sslcontext: Any, **named: Any) -> Any:
+        """As asyncio's start_tls()."""
+        base = _base()
+        if not isinstance(transport, Transport):
+            return await base.start_tls(self, transport, protocol, sslcontext, **named)
+        inner = await base.start_tls(self, transport.inner, protocol, sslcontext, **named)
+        return Transport(inner, transport.view)
+
+
+class _worded_as_of_tcp:  # a context manager, named as contextlib's
+    """A RuntimeError that uvloop raises within says what it would over TCP."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if isinstance(error, RuntimeError):
+            word_as_of_tcp(error)
+
+
+def _base() -> Any:
+    """uvloop's loop in C."""
+    return sys.modules["uvloop.loop"].Loop
+
+
+def _is_utp(sock: Any) -> bool:
+    return getattr(sock, "_utp", None) is not None
+
+
+def _introducing(protocol_factory: Any, made: Any, listener: Any) -> Callable[[], Introduction]:
+    owner_pid = listener._utp.owner_pid
+    return lambda: Introduction(protocol_factory(), made, owner_pid=owner_pid)
+
+
+async def _connect(loop: Any, made: Any, host: Any, port: Any, named: dict[str, Any]) -> Any:
+    """A socket connected to the first of the host's addresses that takes it; `named` as create_connection() got it."""
+    kind = {name: named.get(name, 0) for name in ("family", "proto", "flags")} | {"type": stdlib.SOCK_STREAM}
+    local_addr = named.get("local_addr")
+    found = await loop.getaddrinfo(host, port, **kind)
+    ours = [None] if local_addr is None else await loop.getaddrinfo(*local_addr, **kind)
+    errors: list[tuple[int, str]] = []
+    for family, type_, proto, _, address in found:
+        for local in ours:
+            if local is not None and local[0] != family:
+                continue
+            sock = made(family, type_, proto)
+            try:
+                sock.setblocking(False)
+                if local is not None:
+                    sock.bind(local[4])
+                await loop.sock_connect(sock, address)
+                return sock
+            except OSError as error:
+                sock.close()
+                # Not the exception, which refers to this frame. And uvloop's words have no address.
+                code = error.errno or 0
+                errors.append((code, os.strerror(code) if code else str(error)))
+            except BaseException:
+                sock.close()
+                raise
+    if not errors:
+        raise OSError(f"no matching local address with family among {found!r} found")
+    if len(set(errors)) == 1:
+        raise OSError(*errors[0])
+    raise OSError("Multiple exceptions: {}".format(", ".join(f"[Errno {code}] {text}" for code, text in errors)))
+
+
+async def _bind(
+    loop: Any, made: Any, host: Any, port: Any, family: int, flags: int, reuse_address: bool, reuse_port: bool
+) -> list[Any]:
+    """A bound socket for each address that the hosts stand for."""
+    hosts = [None] if host == "" else [host] if isinstance(host, str) or not isinstance(host, Iterable) else list(host)
+    infos: dict[Any, None] = {}
+    for one in hosts:
+        infos |= dict.fromkeys(await loop.getaddrinfo(one, port, family=family, type=stdlib.SOCK_STREAM, flags=flags))
+    socks: list[Any] = []
+    try:
+        for kind, type_, proto, _, address in infos:
+            try:
+                sock = made(kind, type_, proto)
+            except OSError:
+                continue  # a family this machine does not have
+            socks.append(sock)
+            sock.setblocking(False)
+            if reuse_address:
+                sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, 1)
+            if reuse_port:
+                sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEPORT, 1)
+            if kind == stdlib.AF_INET6:
+                sock.setsockopt(stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY, 1)
+            try:
+                sock.bind(address)
+            except OSError as error:
+                text = str(error.strerror).lower()
+                raise OSError(error.errno, f"error while attempting to bind on address {address!r}: {text}") from None
+    except BaseException:
+        for sock in socks:
+            sock.close()
+        raise
+    return socks

@@ -1,0 +1,411 @@
+"""uTP sockets in uvloop's hands: as libuv must see them, and as the program must.
+
+Separate from loops.py because these outlive the call that made them. libuv gets a `Bare` AF_UNIX stream; the program's
+protocol gets a `Transport` whose addresses and socket are uTP's, from an `Introduction` that makes way once it is done.
+
+A transport belongs to its loop's thread. Sources: uvloop 0.23, handles/ and pseudosock.pyx; SOCKETS.md §5.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakValueDictionary
+
+from utpsocket import options
+from utpsocket.engine.interpreter.native import Socket
+from utpsocket.engine.interpreter.originals import os
+from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.kernel import fd_names
+from utpsocket.engine.user_fds.socket_state import Identity, Role
+from utpsocket.sockets import closing, lifecycle, registry
+
+
+class Bare:
+    """A uTP socket as the AF_UNIX stream it is to the kernel; what uvloop asks of a socket it is given, no more."""
+
+    family = stdlib.AF_UNIX
+    type = stdlib.SOCK_STREAM
+
+    def __init__(self, sock: Any) -> None:
+        self.sock = sock
+        self._is_taken = False
+
+    def fileno(self) -> int:
+        """The fd, which is libuv's from now on: a close() by anybody else is put off until libuv is done with it."""
+        if not self._is_taken:
+            self._is_taken = True
+            self.sock._io_refs += 1
+        return int(self.sock.fileno())
+
+    def setblocking(self, flag: bool) -> None:
+        """As socket.setblocking()."""
+        self.sock.setblocking(flag)
+
+    def getsockname(self) -> Any:
+        """The abstract name, which nobody has to unlink; a socket that does not listen yet has none, but will.
+
+        uvloop looks at the first byte when it is on Python 3.13 or later, where asyncio unlinks what is no such name.
+        """
+        return Socket.getsockname(self.sock) or b"\0"
+
+    def close(self) -> None:
+        """libuv has closed the fd."""
+        identity = self.sock._utp
+        if self.sock.fileno() >= 0:
+            self.sock.detach()
+            registry.take_back(identity)
+            closing.after_close(identity, self.sock._acquire)
+
+    detach = close
+
+
+class View:
+    """get_extra_info("socket"): the uTP socket behind a transport, without the means to take it away."""
+
+    def __init__(self, bare: Any, identity: Identity, made: Any) -> None:
+        self._bare = bare  # uvloop's own view: knows when the fd is gone
+        self._identity = identity
+        self._made = made
+
+    @property
+    def family(self) -> stdlib.AddressFamily:
+        """AF_INET or AF_INET6."""
+        return stdlib.AddressFamily(self._identity.family)
+
+    @property
+    def type(self) -> stdlib.SocketKind:
+        """SOCK_STREAM."""
+        return stdlib.SOCK_STREAM
+
+    @property
+    def proto(self) -> int:
+        """As of a stream socket made without one."""
+        return 0
+
+    def fileno(self) -> int:
+        """The fd, -1 once the transport is closed."""
+        return int(self._bare.fileno())
+
+    def getsockname(self) -> Any:
+        """Our address."""
+        return self._identity.local or lifecycle.UNBOUND[self._identity.family]
+
+    def getpeername(self) -> Any:
+        """The peer's address, also after the end; raises ENOTCONN for a listener."""
+        if self._identity.peer is None:
+            raise lifecycle.fail(errno.ENOTCONN)
+        return self._identity.peer
+
+    def getsockopt(self, *args: Any) -> Any:
+        """As socket.getsockopt()."""
+        with self._borrowed() as sock:
+            return sock.getsockopt(*args)
+
+    def setsockopt(self, *args: Any) -> None:
+        """As socket.setsockopt()."""
+        with self._borrowed() as sock:
+            sock.setsockopt(*args)
+
+    def dup(self) -> Any:
+        """A socket of the program's own over a duplicate of the fd."""
+        with self._borrowed() as sock:
+            copy = sock.dup()
+            copy.setblocking(False)
+            return copy
+
+    def get_inheritable(self) -> bool:
+        """As socket.get_inheritable()."""
+        return os.get_inheritable(self.fileno())
+
+    def set_inheritable(self, inheritable: bool) -> None:
+        """As socket.set_inheritable()."""
+        os.set_inheritable(self.fileno(), inheritable)
+
+    def gettimeout(self) -> int:
+        """0: transports do not block."""
+        return 0
+
+    def settimeout(self, value: Any) -> None:
+        """Only 0."""
+        if value != 0:
+            raise ValueError("settimeout(): only 0 timeout is allowed on transport sockets")
+
+    def setblocking(self, flag: Any) -> None:
+        """Only False."""
+        if flag:
+            raise ValueError("setblocking(): transport sockets cannot be blocking")
+
+    def __repr__(self) -> str:
+        words = [f"fd={self.fileno()}, family={self.family.name}, type={self.type.name}, proto={self.proto}"]
+        if self.fileno() >= 0:
+            words.append(f"laddr={self.getsockname()}")
+            words += [f"raddr={self._identity.peer}"] if self._identity.peer else []
+        return f"<utpsocket transport socket {', '.join(words)}>"
+
+    def __getattr__(self, name: str) -> Any:
+        if not callable(getattr(stdlib.socket, name, None)):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+        def refuse(*args: Any, **named: Any) -> None:
+            raise TypeError(f"transport sockets do not support {name}() method")
+
+        return refuse
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[Any]:
+        """A socket object over libuv's fd, for a moment."""
+        fd = self.fileno()
+        if fd < 0:
+            raise lifecycle.fail(errno.EBADF)
+        sock = self._made(fileno=fd)
+        try:
+            yield sock
+        finally:
+            sock.detach()
+            registry.take_back(self._identity)
+
+
+class Transport(asyncio.Transport):
+    """uvloop's transport with a uTP socket's addresses, which speaks of itself as of TCP's."""
+
+    __slots__ = (
+        "__weakref__",
+        "_has_told_socket",
+        "inner",
+        "is_closing",
+        "pause_reading",
+        "resume_reading",
+        "view",
+    )
+
+    def __init__(self, inner: Any, view: View) -> None:
+        super().__init__()
+        self.inner = inner
+        self.view = view
+        self._has_told_socket = False
+        _transports[id(inner)] = self
+        for name in ("is_closing", "pause_reading", "resume_reading"):
+            setattr(self, name, getattr(inner, name))
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """As of an asyncio transport over TCP."""
+        if name == "socket":
+            if not self._has_told_socket and self.view.fileno() < 0:
+                return None  # as uvloop, which makes it when it is asked for
+            self._has_told_socket = True
+            return self.view
+        if name == "sockname":
+            return self.view.getsockname()
+        if name == "peername":
+            return self.view.getpeername()
+        return self.inner.get_extra_info(name, default)
+
+    def close(self) -> None:
+        """As asyncio's."""
+        self.inner.close()
+
+    def abort(self) -> None:
+        """As asyncio's."""
+        self.inner.abort()
+
+    # What uvloop refuses on a closed transport it refuses with its own transport's name.
+
+    def write(self, data: Any) -> None:
+        """As asyncio's."""
+        try:
+            self.inner.write(data)
+        except RuntimeError as error:
+            word_as_of_tcp(error)
+            raise
+
+    def writelines(self, list_of_data: Any) -> None:
+        """As asyncio's."""
+        try:
+            self.inner.writelines(list_of_data)
+        except RuntimeError as error:
+            word_as_of_tcp(error)
+            raise
+
+    def write_eof(self) -> None:
+        """As asyncio's."""
+        try:
+            self.inner.write_eof()
+        except RuntimeError as error:
+            word_as_of_tcp(error)
+            raise
+
+    def can_write_eof(self) -> bool:
+        """As asyncio's."""
+        return bool(self.inner.can_write_eof())
+
+    def is_reading(self) -> bool:
+        """As asyncio's."""
+        return bool(self.inner.is_reading())
+
+    def set_protocol(self, protocol: Any) -> None:
+        """As asyncio's."""
+        self.inner.set_protocol(protocol)
+
+    def get_protocol(self) -> Any:
+        """As asyncio's."""
+        return self.inner.get_protocol()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """As asyncio's."""
+        try:
+            self.inner.set_write_buffer_limits(high, low)
+        except RuntimeError as error:
+            word_as_of_tcp(error)
+            raise
+
+    def get_write_buffer_size(self) -> int:
+        """As asyncio's."""
+        return int(self.inner.get_write_buffer_size())
+
+    def get_write_buffer_limits(self) -> Any:
+        """As asyncio's."""
+        return self.inner.get_write_buffer_limits()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)  # what uvloop has beside asyncio's interface
+
+    def __repr__(self) -> str:
+        return as_of_tcp(repr(self.inner))
+
+
+_transports: WeakValueDictionary[int, Transport] = WeakValueDictionary()  # by the id of uvloop's own, which each holds
+
+
+def as_of_tcp(text: str) -> str:
+    """What uvloop says of one of its transports, in the words that it has for TCP's."""
+    return text.replace("UnixTransport", "TCPTransport")
+
+
+def word_as_of_tcp(error: RuntimeError) -> None:
+    """The same for what uvloop raises, whose traceback stays."""
+    error.args = tuple(as_of_tcp(word) if isinstance(word, str) else word for word in error.args)
+
+
+def with_our_transport(context: dict[str, Any]) -> dict[str, Any]:
+    """What a loop's exception handler is told, with the program's transport in the place of uvloop's."""
+    found = _transports.get(id(context.get("transport")))
+    if found is None:
+        return context
+    return context | {"transport": found, "message": as_of_tcp(str(context.get("message")))}
+
+
+class Introduction(asyncio.Protocol):
+    """The first protocol of a transport: wraps it, then makes way for the program's own.
+
+    owner_pid   of the engine that serves the listening socket, for a connection that C code has accepted
+    """
+
+    def __init__(self, protocol: Any, made: Any, *, identity: Identity | None = None, owner_pid: int = 0) -> None:
+        self.protocol = protocol
+        self.transport: Transport | None = None
+        self._made = made
+        self._identity = identity
+        self._owner_pid = owner_pid
+
+    def connection_made(self, transport: Any) -> None:
+        """Once per connection, and after a TLS handshake if there is one."""
+        bare = transport.get_extra_info("socket")
+        identity = self._identity or self._accepted(bare.fileno())
+        if identity is None:
+            transport.abort()  # a stranger who found the listening name: anyone on this machine can connect to it
+            return
+        self.transport = Transport(transport, View(bare, identity, self._made))
+        options.set_option(None, identity, stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY, 1)  # as uvloop over TCP
+        lifecycle.apply_options(identity, at_once=False, to_living=True, is_nodelay=True)
+        transport.set_protocol(self.protocol)
+        self.protocol.connection_made(self.transport)
+
+    def _accepted(self, fd: int) -> Identity | None:
+        sock = self._made(fileno=fd)
+        try:
+            identity: Identity | None = sock._utp
+            if identity is None or fd_names.maker(sock)[0] != self._owner_pid:
+                return None
+            options.apply_send_buffer(sock, identity)
+            return identity
+        finally:
+            sock.detach()
+            if identity is not None:
+                registry.take_back(identity)
+
+
+class Server(asyncio.AbstractServer):
+    """What create_server() returns: uvloop's servers, one per listening socket, under one roof."""
+
+    def __init__(self, loop: Any, backlog: int, made: Any) -> None:
+        self._loop = loop
+        self._backlog = backlog
+        self._made = made
+        self._parts: list[tuple[Any, Any]] = []  # uvloop's server; the uTP socket it listens on, or None for TCP
+        self._is_closed = False
+        self._forever: Any = None
+
+    def add(self, server: Any, sock: Any) -> None:
+        """One more socket to listen on."""
+        self._parts.append((server, sock))
+
+    @property
+    def sockets(self) -> tuple[Any, ...]:
+        """The listening sockets, none once closed."""
+        views: list[Any] = []
+        for server, sock in self._parts:
+            found = server.sockets
+            views += found if sock is None else (View(one, sock._utp, self._made) for one in found)
+        return tuple(views)
+
+    def __repr__(self) -> str:
+        return f"<Server sockets={list(self.sockets)!r}>"
+
+    def get_loop(self) -> Any:
+        """As asyncio's."""
+        return self._loop
+
+    def is_serving(self) -> bool:
+        """As asyncio's."""
+        return not self._is_closed and any(server.is_serving() for server, _ in self._parts)
+
+    async def start_serving(self) -> None:
+        """Listen, if that was put off."""
+        if self._is_closed:
+            raise RuntimeError(f"server {self!r} is closed")
+        for server, sock in self._parts:
+            if sock is not None and sock._utp.role is Role.FRESH:
+                sock.listen(self._backlog)
+            await server.start_serving()
+
+    async def serve_forever(self) -> None:
+        """Serve until this coroutine is cancelled; the server is then closed."""
+        if self._forever is not None:
+            raise RuntimeError(f"server {self!r} is already being awaited on serve_forever()")
+        await self.start_serving()
+        self._forever = self._loop.create_future()
+        try:
+            await self._forever
+        except asyncio.CancelledError:
+            self.close()
+            await self.wait_closed()
+            raise
+        finally:
+            self._forever = None
+
+    def close(self) -> None:
+        """Listen no more; connections go on."""
+        self._is_closed = True
+        for server, _ in self._parts:
+            server.close()
+        if self._forever is not None and not self._forever.done():
+            self._forever.cancel()
+
+    async def wait_closed(self) -> None:
+        """As uvloop's: until the last connection has ended."""
+        for server, _ in self._parts:
+            await server.wait_closed()

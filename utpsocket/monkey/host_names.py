@@ -1,0 +1,53 @@
+"""Host names remembered by address, for rules that speak of names.
+
+Separate because it changes two functions of the socket module, and only where a rule needs it: programs look a name up
+and connect to a number. What was imported earlier by name (`from socket import getaddrinfo`) escapes.
+"""
+
+from __future__ import annotations
+
+import socket as stdlib
+from typing import Any
+
+from utpsocket.sockets.rules import remember
+
+_originals: dict[str, Any] = {}
+_ours: dict[str, Any] = {}
+
+
+def apply() -> None:
+    """Remember what socket.getaddrinfo() and socket.gethostbyname() answer. Idempotent."""
+    if _originals:
+        return
+    look_up, look_up_ipv4 = stdlib.getaddrinfo, stdlib.gethostbyname
+
+    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        found = look_up(host, *args, **kwargs)
+        if isinstance(host, str) and host:
+            for answer in found:
+                remember(host, str(answer[4][0]))
+        return found
+
+    def gethostbyname(hostname: Any, /) -> Any:
+        address = look_up_ipv4(hostname)
+        if isinstance(hostname, str) and hostname:
+            remember(hostname, address)
+        return address
+
+    for name, function in (("getaddrinfo", getaddrinfo), ("gethostbyname", gethostbyname)):
+        _originals[name], _ours[name] = getattr(stdlib, name), function
+        function.__doc__ = _originals[name].__doc__
+        setattr(stdlib, name, function)
+
+
+def restore() -> None:
+    """Put the functions back, unless somebody has put others in their place since."""
+    for name, original in _originals.items():
+        if getattr(stdlib, name) is _ours[name]:
+            setattr(stdlib, name, original)
+    _originals.clear()
+
+
+def original(name: str) -> Any:
+    """The function of the socket module that ours stands for, or None."""
+    return _originals.get(name)

@@ -1,0 +1,170 @@
+"""The class socket.socket changed in place, and changed back.
+
+Separate because it is the one trick that makes the order of imports irrelevant: names imported earlier, subclasses
+(ssl.SSLSocket among them) and objects that exist already all meet the new methods, since the class keeps its identity
+(SOCKETS.md §5). The stdlib's class has slots and no room for one more, so a patched socket's identity lives beside it.
+
+Any thread may call. Sources: CPython's Lib/socket.py; the data model's "__class__ assignment".
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from weakref import KeyedRef
+
+from utpsocket.engine.interpreter import native
+from utpsocket.engine.interpreter.native import Socket
+from utpsocket.integrations import pickling
+from utpsocket.sockets import shim
+from utpsocket.sockets.rules import Routes
+
+StdlibSocket: Any = native.StdlibSocket
+_MISSING: Final = object()
+_NOT_METHODS: Final = {
+    "__module__",
+    "__doc__",
+    "__slots__",
+    "__dict__",
+    "__weakref__",
+    "__annotate__",
+    "__annotate_func__",
+    "__annotations__",
+    "__annotations_cache__",
+    "__static_attributes__",
+    "__firstlineno__",
+    "_at_end",
+    "_routes",
+    "_utp",
+}
+_MEMBERS: Final = {name: member for name, member in vars(shim.socket).items() if name not in _NOT_METHODS}
+
+_saved: dict[str, Any] = {}
+_identities: dict[int, Any] = {}
+_at_ends: dict[int, Any] = {}
+_references: dict[int, KeyedRef[int, Any]] = {}
+
+
+class _IdentityAttribute:
+    """The attribute `_utp` of a class that has no room for one."""
+
+    def __get__(self, sock: Any, owner: Any = None) -> Any:
+        return self if sock is None else _identities.get(id(sock))
+
+    def __set__(self, sock: Any, identity: Any) -> None:
+        key = id(sock)
+        if identity is None:
+            _identities.pop(key, None)
+            _references.pop(key, None)
+            _at_ends.pop(key, None)
+        else:
+            _identities[key] = identity
+            _references[key] = KeyedRef(sock, _forget, key)
+
+
+class _AtEndAttribute:
+    """The attribute `_at_end` of the same."""
+
+    def __get__(self, sock: Any, owner: Any = None) -> Any:
+        if sock is None:
+            return self
+        try:
+            return _at_ends[id(sock)]
+        except KeyError:  # of a socket that is not uTP's, as an attribute that was never set
+            raise AttributeError("_at_end") from None
+
+    def __set__(self, sock: Any, at_end: Any) -> None:
+        _at_ends[id(sock)] = at_end
+
+
+def _forget(reference: KeyedRef[int, Any]) -> None:
+    _identities.pop(reference.key, None)
+    _references.pop(reference.key, None)
+    _at_ends.pop(reference.key, None)
+
+
+def is_applied() -> bool:
+    """Whether the class is changed now."""
+    return bool(_saved)
+
+
+def apply() -> None:
+    """Change the class: its AF_INET and AF_INET6 streams speak uTP from now on. Idempotent."""
+    if _saved:
+        return
+    for name in (*_MEMBERS, "_utp", "_at_end", "_routes"):
+        _saved[name] = vars(StdlibSocket).get(name, _MISSING)
+    StdlibSocket._utp = _IdentityAttribute()
+    StdlibSocket._at_end = _AtEndAttribute()
+    StdlibSocket._routes = None
+    for name, member in _MEMBERS.items():
+        setattr(StdlibSocket, name, member)
+    pickling.teach(StdlibSocket)
+
+
+def route(routes: Routes | None) -> None:
+    """Have the sockets made from now on follow these rules; None: all are uTP's."""
+    if _saved:
+        StdlibSocket._routes = routes
+
+
+def restore() -> None:
+    """Change the class back. uTP sockets that live now take a class of their own and go on."""
+    if not _saved:
+        return
+    known = [reference() for reference in list(_references.values())]
+    survivors = [sock for sock in known if sock is not None and sock.fileno() >= 0]
+    for name, member in _saved.items():
+        if member is _MISSING:
+            delattr(StdlibSocket, name)
+        else:
+            setattr(StdlibSocket, name, member)
+    _saved.clear()
+    pickling.unteach(StdlibSocket)
+    for sock in survivors:
+        kind = type(sock)
+        if not isinstance(vars(kind).get("_utp"), _IdentityAttribute):
+            try:
+                sock.__class__ = _survivor(kind)
+            except TypeError:
+                pass  # a class that allows no such change: bytes flow on, addresses are AF_UNIX names
+
+
+_survivors: dict[type, type] = {}
+
+
+def _survivor(cls: Any) -> Any:
+    """A class for a living uTP socket whose class is the stdlib's again: laid out as the old one, with our methods."""
+    made: Any = _survivors.get(cls)
+    if made is None:
+        space = {
+            "__slots__": (),
+            "__module__": cls.__module__,
+            "__doc__": cls.__doc__,
+            "_utp": _IdentityAttribute(),
+            "_at_end": _AtEndAttribute(),
+        }
+        if cls is StdlibSocket:
+            made = type("socket", (StdlibSocket,), {**_MEMBERS, **space, "_routes": None})
+        else:
+            made = type(cls)(cls.__name__, (cls, _survivor(StdlibSocket)), space)
+        _survivors[cls] = made
+        pickling.teach(made)
+    return made
+
+
+_original: Any = None
+
+
+def original_class() -> Any:
+    """A class whose sockets are the stdlib's whatever socket.socket is now: TCP stays TCP."""
+    global _original
+    if not _saved:
+        return StdlibSocket
+    if _original is None:
+        space: dict[str, Any] = {"__slots__": (), "__module__": "socket", "__doc__": StdlibSocket.__doc__, "_utp": None}
+        for name in _MEMBERS:
+            member = _saved[name]
+            space[name] = getattr(Socket, name, None) if member is _MISSING else member
+        _original = type("socket", (StdlibSocket,), {name: member for name, member in space.items() if member})
+        _original._utp = None
+    return _original

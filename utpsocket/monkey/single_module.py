@@ -1,0 +1,70 @@
+"""One module's view of `socket` changed, and no other's.
+
+Separate from the patch because it changes nothing that others see: only global names of that one module are bound
+anew. Sources: SOCKETS.md §8 (PySocks' wrapmodule, which patched everybody).
+"""
+
+from __future__ import annotations
+
+import socket as stdlib
+from types import ModuleType
+from typing import Any
+
+from utpsocket.engine.interpreter.native import StdlibSocket
+from utpsocket.sockets import functions, shim
+from utpsocket.sockets.rules import Routes
+
+
+class Wrapped:
+    """What was changed in a module. Use undo(), or a with statement."""
+
+    def __init__(self, module: ModuleType, names: dict[str, tuple[Any, Any]]) -> None:
+        self.module = module
+        self._names = names
+
+    def undo(self) -> None:
+        """Bind the names as before, but for those that the module has bound anew since. Idempotent."""
+        for name, (before, ours) in self._names.items():
+            if vars(self.module).get(name) is ours:
+                setattr(self.module, name, before)
+        self._names = {}
+
+    def __enter__(self) -> Wrapped:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.undo()
+
+
+class _View(ModuleType):
+    """The module socket with some names replaced: the rest is looked up there each time."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(stdlib, name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*vars(self), *dir(stdlib)})
+
+
+def _view_of(cls: Any) -> ModuleType:
+    view = _View("socket", stdlib.__doc__)
+    vars(view).update(functions.rebound(cls), socket=cls)
+    return view
+
+
+def wrap(module: ModuleType, routes: Routes | None) -> Wrapped:
+    """Have the module's own names for socket, its class and its functions mean uTP's."""
+    cls: Any = shim.socket
+    if routes is not None:
+        cls = type("socket", (shim.socket,), {"__slots__": (), "__module__": "utpsocket", "_routes": routes})
+    view = _view_of(cls)
+    ours: dict[int, Any] = {id(stdlib): view, id(StdlibSocket): cls, id(stdlib.socket): cls}
+    for name in functions.REBOUND:
+        if hasattr(stdlib, name) and name in vars(view):
+            ours[id(getattr(stdlib, name))] = vars(view)[name]
+    changed = {name: (value, ours[id(value)]) for name, value in vars(module).items() if id(value) in ours}
+    if not changed:
+        raise ValueError(f"module {module.__name__!r} has no name for the socket module, its class or its functions")
+    for name, (_, replacement) in changed.items():
+        setattr(module, name, replacement)
+    return Wrapped(module, changed)

@@ -1,0 +1,158 @@
+"""How our packets are written: which number and which ack stand in which header.
+
+Separate because it decides nothing: the connection says what leaves, and here is what it looks like. What we send is
+what every implementation takes (PROTOCOL.md §5): no extension but the selective ack, and that on STATE alone; and
+padding on a path MTU probe, and pieces.
+
+BEP 29 "header format", "packet loss"; PROTOCOL.md §2, §5, §6.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from utpsocket.protocol.flights import Flight
+from utpsocket.protocol.fragmentation import in_pieces
+from utpsocket.protocol.handshake import PROVES_ITSELF
+from utpsocket.protocol.packet import (
+    DATA,
+    FIN,
+    HEADER_BYTES,
+    LARGE_SYN_BYTES,
+    RESET,
+    STATE,
+    SYN,
+    Transmit,
+    compose,
+    encode,
+    pad,
+)
+from utpsocket.protocol.receivehalf import ReceiveHalf
+from utpsocket.protocol.sendhalf import SendHalf
+
+_QUESTION: Final = b"\0"  # its place in the stream is taken: nobody ever reads it
+
+
+class Speech:
+    """Writes the packets of one connection. After each call the transmit must leave: the ack in it counts as sent."""
+
+    __slots__ = ("_addr", "_receive", "_send", "send_id")
+
+    def __init__(self, addr: object, send: SendHalf, receive: ReceiveHalf) -> None:
+        self._addr = addr
+        self._send = send
+        self._receive = receive
+        self.send_id = 0
+
+    def flight(self, flight: Flight, *, now: int) -> Transmit:
+        """DATA, or our FIN."""
+        send, receive = self._send, self._receive
+        window_bytes = receive.window_bytes
+        is_fin = flight.seq == send.fin_seq
+        header = encode(
+            FIN if is_fin else DATA,
+            self.send_id,
+            timestamp_us=now,
+            difference_us=receive.difference_us,
+            window_bytes=window_bytes,
+            seq=flight.seq,
+            ack=receive.ack,
+        )
+        if not receive.reassembly.has_held:
+            receive.on_ack_sent(window_bytes)
+        if not flight.total_bytes:
+            return Transmit(self._addr, header)
+        size = flight.size if flight.count > 1 else flight.last_size
+        if flight.probe_bytes:
+            header = pad(header, flight.probe_bytes - HEADER_BYTES - size)
+        return Transmit(
+            self._addr,
+            compose(header, flight.seq, send.buffer.segments(flight.offset, size, flight.total_bytes)),
+            segment=size + len(header),
+            count=flight.count,
+            may_fragment=not flight.is_whole,
+            is_probe=flight.probe_bytes > 0,
+        )
+
+    def pieces(self, flight: Flight, *, now: int) -> Transmit:
+        """A packet too large for the path, in pieces."""
+        send, receive = self._send, self._receive
+        header = encode(
+            STATE,
+            self.send_id,
+            timestamp_us=now,
+            difference_us=receive.difference_us,
+            window_bytes=receive.window_bytes,
+            seq=send.flights.next_seq,
+            ack=receive.ack,
+        )
+        payload = b"".join(send.buffer.segments(flight.offset, flight.last_size, flight.total_bytes))
+        data, segment, count = in_pieces(header, flight.seq, payload, send.mtu.floor)
+        return Transmit(self._addr, data, segment=segment, count=count, may_fragment=True)
+
+    def answer(self, *, now: int) -> Transmit:
+        """The SYN's answer, repeated identically whatever has been sent since: it says where our stream begins."""
+        return self._state(self._send.flights.una_seq, self._receive.ack, b"", now=now)
+
+    def state(self, *, is_keepalive: bool, now: int) -> Transmit:
+        """An ack, selective where that is more; or a sign of life: its ack is one too low, so it means nothing."""
+        receive = self._receive
+        receive_ack = receive.ack
+        if is_keepalive and not receive.unacked_packets and not receive.reassembly.has_held:
+            receive_ack -= 1
+        return self._state(self._send.flights.next_seq, receive_ack, receive.sack(), now=now)
+
+    def question(self, *, now: int) -> Transmit:
+        """DATA that the peer has acked before, so that it acks again if it lives (keepalive.py)."""
+        receive = self._receive
+        window_bytes = receive.window_bytes
+        header = encode(
+            DATA,
+            self.send_id,
+            timestamp_us=now,
+            difference_us=receive.difference_us,
+            window_bytes=window_bytes,
+            seq=self._send.flights.next_seq - 1,
+            ack=receive.ack,
+        )
+        if not receive.reassembly.has_held:
+            receive.on_ack_sent(window_bytes)
+        return Transmit(self._addr, header + _QUESTION)
+
+    def _state(self, seq: int, ack: int, sack: bytes, *, now: int) -> Transmit:
+        receive = self._receive
+        window_bytes = receive.window_bytes
+        header = encode(
+            STATE,
+            self.send_id,
+            timestamp_us=now,
+            difference_us=receive.difference_us,
+            window_bytes=window_bytes,
+            seq=seq,
+            ack=ack,
+            sack=sack,
+        )
+        receive.on_ack_sent(window_bytes)
+        receive.on_state_sent()
+        return Transmit(self._addr, header)
+
+    def syn(self, recv_id: int, syn_seq: int, *, is_large: bool = False, now: int) -> Transmit:
+        """A SYN; all later packets carry the id after its own. Large: see LARGE_SYN_BYTES."""
+        self.send_id = (recv_id + 1) & 0xFFFF
+        header = encode(
+            SYN,
+            recv_id,
+            timestamp_us=now,
+            difference_us=0,
+            window_bytes=self._receive.window_bytes,
+            seq=syn_seq,
+            ack=PROVES_ITSELF,
+        )
+        if is_large:
+            return Transmit(self._addr, pad(header, LARGE_SYN_BYTES - HEADER_BYTES), may_fragment=True)
+        return Transmit(self._addr, header)
+
+    def reset(self, connection_id: int, seq: int, ack: int, *, now: int) -> Transmit:
+        """A RESET. PROTOCOL.md §4."""
+        header = encode(RESET, connection_id, timestamp_us=now, difference_us=0, window_bytes=0, seq=seq, ack=ack)
+        return Transmit(self._addr, header)

@@ -1,0 +1,128 @@
+"""What accept() does to a listening uTP socket, the kernel's accept4() and a look at who it is; and how that ends.
+
+Separate from lifecycle.py because it is about the kernel's queue. Any thread may call. Sources: SOCKETS.md §1;
+accept(2), poll(2).
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any, Final
+
+from utpsocket import options
+from utpsocket.engine import commands, running_engine
+from utpsocket.engine.interpreter.native import Socket, accepted, accepted_at_once, poll
+from utpsocket.engine.interpreter.originals import os
+from utpsocket.engine.kernel import fd_names
+from utpsocket.engine.loop import Loop
+from utpsocket.engine.user_fds.socket_state import Identity, Role
+from utpsocket.sockets import closing, lifecycle, registry
+from utpsocket.sockets.lifecycle import check_open, fail, own_engine
+
+_POLLIN: Final = 0x001
+_POLLRDHUP: Final = 0x2000
+
+
+def accept(sock: Any, identity: Identity, made: Any) -> tuple[bytes, int]:
+    """The next incoming connection: `made`, a socket object without an fd, then has one. Returns the name of the
+    engine's end of it, and its cookie.
+    """
+    while True:
+        try:
+            _accept_any(sock, made)
+        except BlockingIOError:
+            if identity.role is Role.FAILED:  # listen() has not waited for what has come of it
+                raise fail(identity.take_error() or errno.EINVAL) from None
+            raise
+        if identity.is_full:
+            _tell_of_room(identity)
+        name: Any = Socket.getpeername(made)
+        cookie = _cookie_if_engines(made, name, identity)
+        if cookie is not None:
+            options.inherit(made, identity)
+            return name, cookie
+        Socket.close(made)
+
+
+def _cookie_if_engines(made: Any, name: Any, listener: Identity) -> int | None:
+    """The cookie of what was accepted if its far end is the engine's, and not a stranger's who has found the listening
+    name: anyone on this machine can connect to it.
+    """
+    maker_pid, _ = fd_names.maker(made)
+    cookie = fd_names.cookie_of(name) if maker_pid == listener.owner_pid else None
+    # What was made by this very process, the kernel says, is the engine's that is in it.
+    if (
+        cookie is None
+        or maker_pid == os.getpid()
+        or (fd_names.is_ours(name, None) and fd_names.decode(name) is not None)
+    ):
+        return cookie
+    return None
+
+
+def _tell_of_room(identity: Identity) -> None:
+    identity.is_full = False  # first: if the engine says so once more, the next accept() tells it again
+    loop = own_engine(identity)
+    if loop is not None:
+        loop.post(commands.make_room, identity.endpoint)
+
+
+def _accept_any(sock: Any, made: Any) -> None:
+    """accept4(2) of a listening AF_UNIX socket, which after shutdown() says EAGAIN for ever to whoever does not block,
+    while poll() says that there is something: EINVAL, as TCP's.
+    """
+    check_open(sock)
+    timeout = sock.gettimeout()
+    if timeout:
+        mask = _wait_readable(sock, timeout)
+        if not mask:
+            raise TimeoutError("timed out")
+        if mask & _POLLRDHUP:
+            raise fail(errno.EINVAL)
+    try:
+        accepted(sock, made)
+    except BlockingIOError:
+        if sock.fileno() >= 0 and _wait_readable(sock, 0) & _POLLRDHUP:  # another thread's close ends no accept4(2)
+            raise fail(errno.EINVAL) from None
+        raise
+
+
+def _wait_readable(sock: Any, seconds: float) -> int:
+    poller = poll()
+    fd = sock.fileno()
+    if fd < 0:
+        raise fail(errno.EBADF)  # closed by another thread
+    poller.register(fd, _POLLIN | _POLLRDHUP)
+    found = poller.poll(seconds * 1_000)
+    return int(found[0][1]) if found else 0
+
+
+def stop_listening(sock: Any, identity: Identity) -> None:
+    """The listening fd was shut down: whoever comes is refused, and who has not been accepted is reset."""
+    loop = running_engine()
+    if loop is None or loop.pid != identity.owner_pid:
+        return
+    if sock.gettimeout() != 0:
+        loop.call(commands.stop_listening, identity.endpoint, identity.inode)
+    elif isinstance(loop, Loop):
+        loop.perform(commands.stop_listening, identity.endpoint, identity.inode)
+    else:
+        loop.post(commands.stop_listening, identity.endpoint, identity.inode)
+    _reset_queue(sock, identity)
+    lifecycle.become_fresh(sock, identity)
+
+
+def _reset_queue(sock: Any, listener: Identity) -> None:
+    """Whoever waits for accept() is reset one by one: another process may have the fd too, which keeps its queue."""
+    while (waiting := accepted_at_once(sock.fileno())) is not None:
+        try:
+            name: Any = Socket.getpeername(waiting)
+            cookie = _cookie_if_engines(waiting, name, listener)
+            identity = None if cookie is None else registry.introduce(waiting, name, cookie, listener.owner_pid)
+            if identity is not None:  # before the engine sees the close, which would be an end of file
+                identity.settings.linger_seconds = 0
+                lifecycle.apply_options(identity, at_once=False, to_living=False, is_nodelay=False)
+        finally:
+            Socket.close(waiting)
+        if identity is not None:
+            closing.after_close(identity, None)

@@ -1,0 +1,202 @@
+"""What TCP would have said where AF_UNIX says something else: errnos of the data path, and arguments it would refuse.
+
+Separate from shim.py because it knows two kernels' manners and nothing of the class. Any thread may call. Sources:
+SOCKETS.md §2; SOCKETS-EVIDENCE.md 1b; tcp(7), unix(7).
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import closing
+from functools import partial
+from typing import Any, Final
+
+from utpsocket.engine.interpreter.native import Socket, allocate_lock
+from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.kernel.high_fds import with_room
+from utpsocket.engine.user_fds import reset
+from utpsocket.engine.user_fds.socket_state import Identity, Role
+from utpsocket.sockets import fd_pair, lifecycle
+
+TOO_LARGE: Final = bytes(65_536)
+"""For a datagram: the kernel looks at the address, then refuses."""
+
+_has: Final = int.__and__  # an IntFlag's own & costs more than the rest of a send()
+_MSG_OOB: Final = int(stdlib.MSG_OOB)
+_MSG_TRUNC: Final = int(stdlib.MSG_TRUNC)
+_MSG_WAITALL: Final = int(stdlib.MSG_WAITALL)
+_MSG_ERRQUEUE: Final = int(getattr(stdlib, "MSG_ERRQUEUE", 0))
+_STRANGE_FLAGS: Final = _MSG_OOB | _MSG_ERRQUEUE
+_REMEMBERED_CALLS: Final = 64
+_ANCILLARY: Final = (1, 2, 36, 37, 61, 65)  # SCM_RIGHTS, _CREDENTIALS, SO_MARK, _TIMESTAMPING, TXTIME: as TCP, ignored
+_well_formed: set[str] = set()  # calls whose address the C class has found no fault with
+
+
+def is_at_end(sock: Any, identity: Identity) -> bool:
+    """Whether a connection that broke after the peer's end of file has nothing more to receive. The kernel, asked for
+    it, would say ECONNRESET instead, and forget what poll() and send() have still to tell.
+    """
+    return bool(identity.error) and sock.fileno() >= 0 and not reset.unread_bytes(sock.fileno())
+
+
+def thrown_away(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments of recv_into() or recvfrom_into() with another buffer for what MSG_TRUNC, as tcp(7) says, throws
+    away: the caller's stays as it was. AF_UNIX fills it all the same.
+    """
+    flags = args[2] if len(args) > 2 else kwargs.get("flags")
+    if not (isinstance(flags, int) and _has(flags, _MSG_TRUNC)):
+        return args
+    buffer = args[0] if args else kwargs.pop("buffer")
+    with memoryview(buffer) as view:
+        return (buffer if view.readonly else bytearray(view.nbytes), *args[1:])
+
+
+def is_end_of_file(identity: Identity, error: OSError) -> bool:
+    """Whether TCP's recv would give nothing where AF_UNIX's says this."""
+    if error.errno == errno.ECONNRESET:
+        return identity.has_ended_after_eof
+    return (
+        error.errno in (errno.EINVAL, errno.ENOTCONN) and identity.role is Role.FRESH and identity.shut_halves & 1 > 0
+    )
+
+
+def receive_error(identity: Identity, error: OSError) -> OSError:
+    """What TCP's recv would say where AF_UNIX's says this, which is_end_of_file() is not."""
+    if error.errno in (errno.EINVAL, errno.ENOTCONN) and identity.role in (Role.FRESH, Role.LISTENING):
+        return lifecycle.fail(errno.ENOTCONN)
+    if error.errno == errno.ECONNRESET:
+        return lifecycle.fail(identity.take_error() or errno.ECONNRESET)
+    return error
+
+
+def at_end(identity: Identity, count: int, flags: int) -> bytes:
+    """What is received at the end of the stream. Raises where it ended for a reason that the kernel could not tell, or
+    there never was one and connect() said so.
+    """
+    if identity.held:
+        return lifecycle.received_after_all(identity, count, flags)
+    code = 0 if identity.has_ended_after_eof else identity.take_error()
+    if not code and identity.role is Role.FAILED and identity.is_told:
+        code = errno.ENOTCONN
+    if code:
+        raise lifecycle.fail(code)
+    return b""
+
+
+def with_flags_judged(
+    sock: Any, identity: Identity, args: tuple[Any, ...], index: int, kwargs: dict[str, Any] | None = None
+) -> tuple[Any, ...]:
+    """A receiving call's arguments, with its flags at that index or by name. Raises where TCP has nothing of the kind.
+    Of a connection that is over nothing more comes, and the kernel, told to wait for all, would forget on the way that
+    it broke: so it is not told to.
+    """
+    flags = args[index] if len(args) > index else (kwargs or {}).get("flags")
+    if not flags or not isinstance(flags, int):
+        return args
+    _refuse_strange(sock, identity, flags)
+    if _has(flags, _MSG_WAITALL) and (identity.is_over or identity.is_after_eof):
+        if kwargs and "flags" in kwargs:
+            kwargs["flags"] = flags & ~_MSG_WAITALL
+        else:
+            args = (*args[:index], flags & ~_MSG_WAITALL, *args[index + 1 :])
+    return args
+
+
+def _refuse_strange(sock: Any, identity: Identity, flags: int) -> None:
+    """MSG_OOB asks for urgent data, of which uTP has none, as the kernel says while there is a connection.
+    MSG_ERRQUEUE asks for what uTP has not: nothing is there, which TCP says at once, of whatever socket; where there
+    is a timeout CPython asks again until it has passed. AF_UNIX would give what was received.
+    """
+    if not _has(flags, _STRANGE_FLAGS) or sock.fileno() < 0:
+        return
+    if _has(flags, _MSG_ERRQUEUE):
+        seconds = sock.gettimeout()
+        if not seconds:
+            raise lifecycle.fail(errno.EAGAIN)
+        never_released = allocate_lock()
+        never_released.acquire()
+        sock._acquire(never_released, seconds)
+        raise TimeoutError("timed out")
+    if identity.role is Role.FRESH or identity.is_over:
+        raise lifecycle.fail(errno.EINVAL)
+
+
+def before_send(sock: Any, identity: Identity, flags: int) -> None:
+    """Open the gate that a connect left closed; refuse urgent data, of which uTP has none."""
+    if identity.is_gated and identity.role is Role.CONNECTED:
+        fd_pair.open_gate(sock, identity)
+    if flags and isinstance(flags, int) and _has(flags, _MSG_OOB):
+        raise lifecycle.fail(errno.EOPNOTSUPP)
+
+
+def send_error(sock: Any, identity: Identity, error: OSError) -> OSError:
+    """What TCP's send would say where AF_UNIX's says this."""
+    if error.errno == errno.ENOTCONN:
+        return lifecycle.fail(errno.EPIPE)
+    if error.errno in (errno.EPIPE, errno.ECONNRESET):
+        is_after_eof = identity.has_ended_after_eof
+        code = identity.take_error()
+        Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_ERROR)  # told by this, of whatever was known here
+        if code:
+            return lifecycle.fail(errno.ECONNRESET if code == errno.EPIPE and not is_after_eof else code)
+    return error
+
+
+def check_address(family: int, method: str, *args: Any) -> None:
+    """Raise what this method raises for a malformed address: the C class judges, on a UDP socket and a datagram too
+    large to go anywhere. Once: programs that use sendto() on a stream do so with one address again and again.
+    """
+    call = repr((family, method, args[1:]))
+    if call in _well_formed:
+        return
+    with closing(with_room(partial(Socket, family, stdlib.SOCK_DGRAM))) as judge:
+        try:
+            getattr(judge, method)(*args)
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE:
+                raise
+            if len(_well_formed) >= _REMEMBERED_CALLS:
+                _well_formed.clear()
+            _well_formed.add(call)
+
+
+def check_bind(family: int, address: Any, *, is_open: bool) -> None:
+    """Raise what bind() finds wrong with an address before it looks at the socket, which cannot be bound. A UDP socket
+    that is bound already judges, in the same order: it cannot be bound again either.
+    """
+    with closing(Socket(family, stdlib.SOCK_DGRAM)) as judge:
+        judge.bind(("", 0))
+        try:
+            judge.bind(address)
+        except stdlib.gaierror:
+            raise
+        except OSError as error:
+            if is_open or error.errno is None:
+                raise
+
+
+def check_connect(family: int, method: str, address: Any) -> None:
+    """Raise what connect() or connect_ex() finds wrong with an address, or a host's name, before it looks at the
+    socket, which is not about to connect.
+    """
+    with closing(with_room(partial(Socket, family, stdlib.SOCK_DGRAM))) as judge:
+        try:
+            getattr(judge, method)(address)
+        except stdlib.gaierror:
+            raise
+        except OSError as error:
+            let_pass(error)  # of connecting
+
+
+def check_ancillary(identity: Identity, ancdata: Any) -> None:
+    """Raise what sendmsg() raises for malformed ancillary data: the C class judges, on a socket that goes nowhere."""
+    with closing(with_room(partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_DGRAM))) as judge:
+        try:
+            judge.sendmsg([], ancdata)
+        except OSError as error:
+            if error.errno not in (errno.ENOTCONN, errno.EDESTADDRREQ, errno.EINVAL):
+                raise
+    is_strange = any(level == stdlib.SOL_SOCKET and kind not in _ANCILLARY for level, kind, _ in ancdata)
+    if is_strange and identity.role is Role.CONNECTED:
+        raise lifecycle.fail(errno.EINVAL)

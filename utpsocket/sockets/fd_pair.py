@@ -1,0 +1,121 @@
+"""The user's side of the AF_UNIX pair: from a fresh fd to one that is connecting, and the gate that keeps it quiet.
+
+Separate from shim.py because it is all kernel and no interface. While TCP connects, poll() says nothing and send()
+blocks; an AF_UNIX pair is writable from its first moment. So the user's send buffer is shrunk and stuffed with filler,
+which the engine drains when the connection stands (SOCKETS.md §1). Enlarging the buffer again would open the gate too
+early, so it is left to the user's side, later.
+
+Any thread may call. Sources: unix(7), socket(7).
+"""
+
+from __future__ import annotations
+
+import errno
+from functools import partial
+from typing import Any, Final
+
+from utpsocket.engine.interpreter.native import SOCK_NONBLOCK, Socket, accepted_at_once, connect_at_once
+from utpsocket.engine.interpreter.originals import ctypes, os
+from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.kernel import fd_names, netns
+from utpsocket.engine.kernel.high_fds import raise_fd, with_room
+from utpsocket.engine.user_fds.socket_state import Identity
+from utpsocket.sockets import fd_swap
+
+# What a program writes ahead of the engine: with little of it, a thread that keeps the GIL busy stalls the writer too.
+_USER_BUFFER_BYTES: Final = 256 << 10
+# An engine in its own process never waits for that thread, only the writer does: more per wait then, as with TCP.
+_FAR_BUFFER_BYTES: Final = 512 << 10
+_unix_stream: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM)
+_door: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM | SOCK_NONBLOCK)
+_TRIES: Final = 1_000
+_DOOR_BACKLOG: Final = 16
+_FILLER: Final = bytes(8_192)  # more than the smallest send buffer takes
+
+
+def pair(sock: Any, identity: Identity) -> Any:
+    """Connect the user's fresh fd to a new engine's end, gate closed; returns the end.
+
+    Through a private, momentary listening socket, so that the same fd goes from fresh to connecting. Its name becomes
+    what getpeername() says of the raw fd. Others can find the name and connect to it too: they are hung up on, and
+    where they fill the queue the next one has another name. Raises EAGAIN if that happens a thousand times.
+    """
+    assert identity.local is not None and identity.peer is not None
+    if identity.settings.send_buffer_bytes:
+        identity.send_buffer_bytes = Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF) // 2
+    else:
+        identity.send_buffer_bytes = user_buffer_bytes(identity)
+    Socket.setsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, 0)
+    fd = sock.fileno()
+    make = partial(with_room, _door)
+    is_elsewhere = False
+    for _ in range(_TRIES):
+        identity.cookie = fd_names.new_cookie()
+        door = netns.beside(sock, make) if is_elsewhere else make()
+        try:
+            end = _pair_at(
+                door, fd, fd_names.encode(identity.cookie, identity.local, identity.peer, identity.owner_pid)
+            )
+        except ConnectionRefusedError:
+            if is_elsewhere or netns.cookie(door) == netns.cookie(sock):
+                raise
+            is_elsewhere = True  # each network namespace has its own names
+            continue
+        finally:
+            door.close()
+        if end is not None:
+            identity.filler_bytes = _stuff(sock)
+            identity.is_gated = True
+            return end
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+def _stuff(sock: Any) -> int:
+    """Fill the user's send buffer, the gate; how many bytes that took."""
+    try:
+        return int(Socket.send(sock, _FILLER, stdlib.MSG_DONTWAIT))
+    except BrokenPipeError:
+        return 0  # shut down before it was connected: it will never be said to be writable for what it may send
+
+
+def _pair_at(door: Any, fd: int, name: bytes) -> Any:
+    """The engine's end of the fd's pair, made at that name; None where others are in the way."""
+    door.bind(name)
+    door.listen(_DOOR_BACKLOG)
+    code = connect_at_once(fd, name)
+    if code == errno.EAGAIN:
+        return None
+    if code:
+        raise OSError(code, os.strerror(code))
+    while True:
+        end = with_room(partial(_accepted, door.fileno()))
+        if fd_names.maker(end)[0] == os.getpid():  # no matter as which user: a program may change that at any time
+            return raise_fd(end)
+        end.close()
+
+
+def _accepted(door_fd: int) -> Any:
+    end = accepted_at_once(door_fd, SOCK_NONBLOCK)
+    if end is None:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return end
+
+
+def user_buffer_bytes(identity: Identity) -> int:
+    """What setsockopt(SO_SNDBUF) is given for the fd of a user who asked for nothing."""
+    return _USER_BUFFER_BYTES if identity.owner_pid == os.getpid() else _FAR_BUFFER_BYTES
+
+
+def open_gate(sock: Any, identity: Identity) -> None:
+    """Give the user's fd its send buffer back, once the connection stands."""
+    Socket.setsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, identity.send_buffer_bytes)
+    identity.is_gated = False  # last: whoever interrupts this leaves it to be done again
+
+
+def renew(sock: Any) -> None:
+    """Put a fresh AF_UNIX socket in the place of the user's fd: TCP can connect again after a failed attempt, AF_UNIX
+    cannot.
+    """
+    there = netns.cookie(sock)
+    fd_swap.put(netns.made_beside(sock, there, partial(with_room, _unix_stream)), sock)

@@ -1,0 +1,77 @@
+"""The functions of the stdlib's `socket` module that make stream sockets, over uTP.
+
+Separate because it declares what is replaced. Each is the running interpreter's own function, its global name `socket`
+bound to our class: same code, same behaviour of this Python version, another transport. All else passes through.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as stdlib
+from collections.abc import Iterator
+from types import FunctionType
+from typing import Any, Final
+
+from utpsocket.engine.interpreter.native import original
+from utpsocket.sockets import shim
+
+_MARKER: Final = "_GLOBAL_DEFAULT_TIMEOUT"
+REBOUND: Final = (
+    "create_connection",
+    "create_server",
+    "fromfd",
+    "fromshare",
+    "has_dualstack_ipv6",
+    "socketpair",
+)
+"""Names that stand for the stdlib's function with our class in it; those this interpreter lacks are left out."""
+
+
+def incoming(listener: Any) -> Iterator[tuple[Any, Any]]:
+    """Incoming connections one by one: `for conn, addr in incoming(listener): …`.
+
+    Blocks as accept() does, and so raises what it raises on a timeout or a non-blocking listener. Ends when the
+    listener is closed, or shut down, even while this waits (as accept() does, it does not notice a close meanwhile).
+    Raises EBADF at once where it is closed already, and EINVAL where it does not listen.
+    """
+    if not listener.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ACCEPTCONN):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return _incoming(listener)
+
+
+incoming.__module__ = "utpsocket"
+
+
+def _incoming(listener: Any) -> Iterator[tuple[Any, Any]]:
+    while listener.fileno() >= 0:
+        try:
+            yield listener.accept()
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EBADF):
+                raise
+            return
+
+
+def rebound(cls: Any) -> dict[str, Any]:
+    """The stdlib's functions of the names in REBOUND, around this class of sockets."""
+    space: dict[str, Any] = dict(vars(stdlib))
+    space["socket"] = cls
+    for name in REBOUND:
+        try:
+            function = original("socket", name)
+        except AttributeError:
+            continue
+        if isinstance(function, FunctionType):
+            # eventlet's originals are of a second copy of the module, whose marker for "no timeout given" is another.
+            markers = {id(function.__globals__.get(_MARKER)): space[_MARKER]}
+            defaults = tuple(markers.get(id(value), value) for value in function.__defaults__ or ())
+            twin = FunctionType(function.__code__, space, name, defaults, function.__closure__)
+            twin.__kwdefaults__ = function.__kwdefaults__
+            twin.__doc__ = function.__doc__
+            twin.__module__ = "utpsocket"
+            space[name] = twin
+    return {name: space[name] for name in REBOUND if name in space}
+
+
+REPLACEMENTS: Final = rebound(shim.socket)

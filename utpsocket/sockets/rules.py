@@ -1,0 +1,213 @@
+"""Which connections of a patched program go over uTP and which stay on TCP.
+
+Separate because the rules are about addresses and know nothing of sockets. The grammar is NO_PROXY's, as curl, urllib
+and requests read it: entries apart by commas or blanks, each
+
+    example.com  .example.com  *.example.com    this host and every host below it
+    192.0.2.7  ::1  [::1]                       this address
+    192.0.2.0/24  2001:db8::/32                 every address in this network
+    *                                           everything
+
+and each but a network may end in `:port`; `*:6881` is any host at that port. An address is compared as the program
+gave it to connect() or bind(), and by the host names it was looked up under (utpsocket.monkey.host_names), since most
+programs resolve before they connect.
+
+Any thread may call. Sources: curl(1) --noproxy; CPython's urllib.request.proxy_bypass_environment; requests' CIDR.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+from weakref import ref
+
+from utpsocket.engine import environment
+
+Where = Callable[[int, Any, str], object]
+"""where(family, address, role) -> whether uTP carries it; role is "connect" or "listen"."""
+Patterns = str | Iterable[str]
+
+DEFAULT_FALLBACK_SECONDS: Final = 0.3  # RFC 8305 has 250 ms between two attempts; a lossy path's SYN-ACK may take that
+_NAMES_REMEMBERED: Final = 4_096
+_looked_up: OrderedDict[str, set[str]] = OrderedDict()
+
+
+def remember(name: str, address: str) -> None:
+    """This host name was looked up, and this address was an answer."""
+    names = _looked_up.setdefault(address, set())
+    _looked_up.move_to_end(address)
+    names.add(name.rstrip(".").lower())
+    if len(_looked_up) > _NAMES_REMEMBERED:
+        _looked_up.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One entry of a list; what is None matches anything."""
+
+    name: str | None = None
+    network: ipaddress.IPv4Network | ipaddress.IPv6Network | None = None
+    port: int | None = None
+
+    def matches(self, names: set[str], numeric: Any, port: int) -> bool:
+        if self.port is not None and self.port != port:
+            return False
+        if self.network is not None:
+            return numeric is not None and numeric.version == self.network.version and numeric in self.network
+        if self.name is None:
+            return True
+        suffix = f".{self.name}"
+        return any(name == self.name or name.endswith(suffix) for name in names)
+
+
+def _parse(text: str) -> _Entry:
+    host, port = text.strip().lower(), None
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    network = _network(bare)
+    if network is not None:
+        return _Entry(network=network)
+    if ":" in host:
+        host, _, digits = host.rpartition(":")
+        if not digits.isdecimal() or not 0 < int(digits) < 65_536:
+            raise ValueError(f"neither host, network nor host:port: {text!r}")
+        port = int(digits)
+        network = _network(host.strip("[]"))
+        if network is not None:
+            return _Entry(network=network, port=port)
+    if "/" in host or host.startswith("["):
+        raise ValueError(f"not a network: {text!r}")
+    if host in ("*", ""):
+        return _Entry(port=port)
+    return _Entry(name=host.removeprefix("*").lstrip(".").rstrip("."), port=port)
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return None
+
+
+class Hosts:
+    """A list in NO_PROXY's grammar. Raises ValueError for an entry that is none."""
+
+    __slots__ = ("entries",)
+
+    def __init__(self, patterns: Patterns) -> None:
+        given = [patterns] if isinstance(patterns, str) else list(patterns)
+        self.entries = [_parse(entry) for text in given for entry in text.replace(",", " ").split()]
+
+    @property
+    def has_names(self) -> bool:
+        """Whether host names must be remembered for it."""
+        return any(entry.name is not None for entry in self.entries)
+
+    def matches(self, address: Any) -> bool:
+        """Whether an address as the socket module writes them is on the list."""
+        host, port = str(address[0]), address[1]
+        names = {host.rstrip(".").lower(), *_looked_up.get(host, ())}
+        try:
+            numeric: Any = ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            numeric = None
+        mapped = getattr(numeric, "ipv4_mapped", None)
+        return any(entry.matches(names, mapped or numeric, port) for entry in self.entries)
+
+
+@dataclass(frozen=True)
+class Routes:
+    """The rules of a patch.
+
+    where             asked for each connect and bind, beside the lists
+    only              uTP carries these and nothing else
+    exclude           uTP does not carry these
+    fallback          "tcp": a connect that finds no uTP listener goes on over TCP
+    fallback_seconds  how long an attempt over uTP has for itself before TCP is tried beside it
+    listen            "both": listeners accept uTP and TCP at one port number
+    """
+
+    where: Where | None = None
+    only: Hosts | None = None
+    exclude: Hosts | None = None
+    fallback: Literal["tcp"] | None = None
+    fallback_seconds: float = DEFAULT_FALLBACK_SECONDS
+    listen: Literal["utp", "both"] = "utp"
+
+    def are_utp(self, family: int, address: Any, role: str) -> bool:
+        """Whether uTP carries a connection to, or a listener at, this address. What is no address is left to the
+        kernel's words: true.
+        """
+        if not isinstance(address, tuple) or len(address) < 2 or not isinstance(address[1], int):
+            return True
+        host = address[0]
+        if not isinstance(host, str):
+            return True
+        if not host or host == "0":
+            address = ("::" if family == _AF_INET6 else "0.0.0.0", *address[1:])
+        if self.exclude is not None and self.exclude.matches(address):
+            return False
+        if self.only is not None and not self.only.matches(address):
+            return False
+        return self.where is None or bool(self.where(family, address, role))
+
+    @property
+    def has_names(self) -> bool:
+        """Whether these rules speak of host names."""
+        return any(hosts is not None and hosts.has_names for hosts in (self.only, self.exclude))
+
+
+_AF_INET6: Final = 10
+_wheres: list[tuple[ref[Routes], Where]] = []
+
+
+def make_routes(
+    where: Where | None = None,
+    only: Patterns | None = None,
+    exclude: Patterns | None = None,
+    fallback: str | None = None,
+    fallback_delay: float | None = None,
+    listen: str | None = None,
+) -> Routes | None:
+    """Routes of these rules; None when they say nothing: everything is uTP's. Raises ValueError."""
+    if fallback not in (None, "tcp"):
+        raise ValueError(f"fallback must be 'tcp' or None, not {fallback!r}")
+    if listen not in (None, "utp", "both"):
+        raise ValueError(f"listen must be 'utp' or 'both', not {listen!r}")
+    if where is None and not only and not exclude and fallback is None and listen in (None, "utp"):
+        return None
+    routes = Routes(
+        where=where,
+        only=Hosts(only) if only else None,
+        exclude=Hosts(exclude) if exclude else None,
+        fallback="tcp" if fallback else None,
+        fallback_seconds=DEFAULT_FALLBACK_SECONDS if fallback_delay is None else max(0.0, fallback_delay),
+        listen="both" if listen == "both" else "utp",
+    )
+    if where is not None:
+        # The engine may hold the last socket of a patch that is undone, and whatever `where` is must not end on its
+        # thread: so it ends here, when the next one is made.
+        _wheres[:] = [kept for kept in _wheres if kept[0]() is not None]
+        _wheres.append((ref(routes), where))
+    return routes
+
+
+def from_environment() -> dict[str, Any]:
+    """The rules that UTPSOCKET_ONLY, UTPSOCKET_EXCEPT, UTPSOCKET_FALLBACK and UTPSOCKET_LISTEN say, as make_routes()
+    takes them.
+    """
+    rules = {
+        "only": environment.value("UTPSOCKET_ONLY", None),
+        "exclude": environment.value("UTPSOCKET_EXCEPT", None),
+        "fallback": environment.value("UTPSOCKET_FALLBACK", None),
+        "fallback_delay": environment.value("UTPSOCKET_FALLBACK_DELAY", None),
+        "listen": environment.value("UTPSOCKET_LISTEN", None),
+    }
+    for name, variable in (("only", "UTPSOCKET_ONLY"), ("exclude", "UTPSOCKET_EXCEPT")):
+        try:
+            Hosts(rules[name] or "")
+        except ValueError as error:
+            raise ValueError(f"{variable} is {rules[name]!r}: {error}") from None
+    return rules

@@ -1,0 +1,618 @@
+"""class socket: a stdlib socket whose fd is one end of an AF_UNIX stream pair, and whose bytes travel over uTP.
+
+Read this first. For anything but an AF_INET or AF_INET6 stream this class *is* the stdlib's: `_utp` is None and every
+method passes through. For a uTP socket recv, send, poll, dup, fork and friends are the kernel's own on a real fd
+(DESIGN.md §5); what stands here is identity (who is at both ends), lifecycle (bind, listen, connect, accept, close) and
+the errnos and addresses that TCP would give and AF_UNIX does not (SOCKETS.md §1, §2).
+
+Every method calls the C class by name and never super(), so that utpsocket.monkey can put the same functions in place
+of the stdlib class's own. Any thread may call. Sources: CPython's Lib/socket.py and Doc/library/socket.rst, tcp(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Any, Final
+
+from utpsocket import options, stats
+from utpsocket.engine.interpreter.native import Socket, StdlibSocket, duplicated, poll
+from utpsocket.engine.interpreter.originals import os, time
+from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.kernel import fd_names, high_fds
+from utpsocket.engine.user_fds.socket_state import Identity, Role
+from utpsocket.sockets import accepting, closing, errors, lifecycle, registry, to_tcp
+from utpsocket.sockets.rules import Routes
+
+_STREAM_FAMILIES: Final = (stdlib.AF_INET, stdlib.AF_INET6)
+_TYPE_FLAGS: Final = getattr(stdlib, "SOCK_NONBLOCK", 0) | getattr(stdlib, "SOCK_CLOEXEC", 0)
+_INT_MAX: Final = 2**31 - 1
+_FRESH: Final = Role.FRESH
+_POLLOUT: Final = 0x004
+_TIMED_OUT: Final = ("timed out",)
+
+
+def _is_stream(family: Any, type: Any, proto: Any) -> bool:
+    return (
+        isinstance(family, int)
+        and isinstance(proto, int)
+        and family in _STREAM_FAMILIES
+        and (type & ~_TYPE_FLAGS) == stdlib.SOCK_STREAM
+        and proto in (0, stdlib.IPPROTO_TCP)
+    )
+
+
+class socket(StdlibSocket):
+    """socket(family=AF_INET, type=SOCK_STREAM, proto=0, fileno=None) -> socket object
+
+    The stdlib's socket.socket, except that AF_INET and AF_INET6 streams speak uTP (BEP 29) instead of TCP.
+    """
+
+    __slots__ = ("_at_end", "_utp")
+    __module__ = "utpsocket"  # where programs find it: repr(), pickle and help() say so
+
+    _utp: Identity | None
+    _at_end: closing.AtEnd
+    _routes: Routes | None = None  # rules of a patch, for classes that stand for the patched one
+
+    def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
+        self._utp = None
+        if fileno is not None:
+            _adopt(self, family, type, proto, fileno)
+            return
+        wanted = stdlib.AF_INET if family == -1 else family
+        kind = stdlib.SOCK_STREAM if type == -1 else type
+        number = 0 if proto == -1 else proto
+        if not isinstance(kind, int) or not _is_stream(wanted, kind, number):
+            _plain_init(self, family, type, proto, None)
+            return
+        _plain_init(self, stdlib.AF_UNIX, kind, 0, None)
+        if number:
+            _plain_init(self, stdlib.AF_UNIX, kind, number, self.fileno())  # remembered; socket(2) would refuse it
+        if not high_fds.is_prepared():
+            high_fds.prepare()
+        identity = Identity(int(wanted))
+        identity.routes = self._routes
+        _become(self, identity)
+        registry.register(self, identity)
+
+    # ── identity ──
+
+    @property
+    def family(self) -> stdlib.AddressFamily:
+        """Address family: AF_INET or AF_INET6 for a uTP socket."""
+        identity = self._utp
+        number = Socket.family.__get__(self) if identity is None else identity.family
+        family: stdlib.AddressFamily = _converted(number, stdlib.AddressFamily)
+        return family
+
+    def getsockname(self) -> Any:
+        """Our address: where the UDP port is bound."""
+        identity = self._utp
+        if identity is None:
+            return Socket.getsockname(self)
+        lifecycle.check_open(self)
+        return identity.local or lifecycle.UNBOUND[identity.family]
+
+    def getpeername(self) -> Any:
+        """The peer's address. Raises ENOTCONN where there is no connection (any more)."""
+        identity = self._utp
+        if identity is None:
+            return Socket.getpeername(self)
+        lifecycle.check_open(self)
+        if identity.role is Role.CONNECTING:
+            lifecycle.notice(self, identity)
+        elif identity.role is Role.CONNECTED and not identity.is_over:
+            lifecycle.catch_up(self, identity)
+        if identity.role is not Role.CONNECTED or identity.is_over:
+            raise lifecycle.fail(errno.ENOTCONN)
+        return identity.peer
+
+    def getsockopt(self, level: int, optname: int, /, *buflen: int) -> Any:
+        """As socket.getsockopt(); see utpsocket.options for what each option means here."""
+        identity = self._utp
+        if identity is None:
+            return Socket.getsockopt(self, level, optname, *buflen)
+        if buflen and not 0 <= buflen[0] <= options.MAX_OPTION_BYTES:
+            return Socket.getsockopt(self, level, optname, *buflen)  # raises with CPython's wording
+        lifecycle.check_open(self)
+        if (level, optname) == (stdlib.SOL_SOCKET, stdlib.SO_ERROR):
+            error = lifecycle.take_error(self, identity)
+            return error.to_bytes(4, sys.byteorder)[: buflen[0]] if buflen and buflen[0] else error
+        if (level, optname) == (options.SOL_UTP, options.UTP_INFO):
+            return stats.connection_stats(identity.cookie, waits=self.gettimeout() != 0)
+        return options.get_option(self, identity, level, optname, *buflen)
+
+    def setsockopt(self, level: int, optname: int, value: Any, /, *optlen: Any) -> None:
+        """As socket.setsockopt(); see utpsocket.options for what each option means here."""
+        identity = self._utp
+        if identity is None:
+            Socket.setsockopt(self, level, optname, value, *optlen)
+            return
+        lifecycle.check_open(self)
+        must_hear = options.set_option(self, identity, level, optname, value, *optlen)
+        identity.tell_options()
+        if identity.cookie:
+            # A smaller buffer holds for the next send already; the rest may take its time.
+            at_once = (
+                self.gettimeout() != 0
+                and level == stdlib.SOL_SOCKET
+                and optname in (stdlib.SO_SNDBUF, stdlib.SO_RCVBUF)
+            )
+            lifecycle.apply_options(
+                identity,
+                at_once=at_once,
+                to_living=must_hear or identity.transport == "tcp",
+                is_nodelay=level == stdlib.IPPROTO_TCP and optname == stdlib.TCP_NODELAY,
+            )
+
+    # ── lifecycle ──
+
+    def bind(self, address: Any, /) -> None:
+        """Bind to a UDP port. Raises what TCP's bind would; EADDRINUSE unless both sides said SO_REUSEADDR."""
+        identity = self._utp
+        if identity is None:
+            Socket.bind(self, address)
+            return
+        if identity.role is Role.FAILED or (identity.role is Role.CONNECTED and identity.is_over):
+            lifecycle.give_up_chosen_port(identity)
+            is_unbound = not identity.is_bound  # and closed, in TCP's sense: it may be bound, and do nothing more
+        else:
+            is_unbound = identity.role is Role.FRESH and not identity.is_bound and identity.twin is None
+        if self.fileno() < 0 or not is_unbound:
+            errors.check_bind(identity.family, address, is_open=self.fileno() >= 0)
+            lifecycle.check_open(self)
+            raise lifecycle.fail(errno.EINVAL)
+        (to_tcp if identity.routes is not None and identity.role is Role.FRESH else lifecycle).bind(
+            self, identity, address
+        )
+
+    def listen(self, backlog: Any = 128, /) -> None:
+        """Accept uTP connections at the bound port, or at a port of the kernel's choice."""
+        identity = self._utp
+        if identity is None:
+            Socket.listen(self, backlog)
+            return
+        if not isinstance(backlog, int) or not -_INT_MAX <= backlog <= _INT_MAX:
+            Socket.listen(self, backlog)  # raises with CPython's wording
+        lifecycle.check_open(self)
+        if identity.role is Role.LISTENING:
+            Socket.listen(self, backlog)
+        elif identity.role is not Role.FRESH:
+            raise lifecycle.fail(errno.EINVAL)
+        else:
+            if not identity.endpoint and identity.twin is None:
+                if identity.is_bound:
+                    raise lifecycle.fail(errno.EADDRINUSE)  # by another process, whose engine has the port
+                socket.bind(self, identity.bound or ("", 0))
+            if to_tcp.listens_over_tcp(self, identity):
+                Socket.listen(self, backlog)
+                return
+            lifecycle.listen(self, identity, int(backlog))
+
+    def _accept(self) -> tuple[int, Any]:
+        """_accept() -> (integer fd, address info): the next incoming connection's bare fd."""
+        identity = self._utp
+        if identity is None:
+            fd, name = Socket._accept(self)
+            return int(fd), name
+        raw = Socket.__new__(Socket)
+        try:
+            found = fd_names.decode(accepting.accept(self, identity, raw)[0])
+            assert found is not None
+        except BaseException:
+            Socket.close(raw)  # now: whoever catches it may keep it, and this frame with it
+            raise
+        return int(raw.detach()), found[3]
+
+    def accept(self) -> tuple[Any, Any]:
+        """accept() -> (socket object, address info): the next incoming connection."""
+        identity = self._utp
+        if identity is None:
+            return _stdlib_accept(self)
+        is_patched = hasattr(StdlibSocket, "_utp")
+        made: Any = StdlibSocket if is_patched and not isinstance(self, socket) else socket
+        sock = made.__new__(made)  # owns the fd from its first moment
+        try:
+            if made is socket:
+                sock._utp = None
+            name, cookie = accepting.accept(self, identity, sock)
+            _plain_init(sock, stdlib.AF_UNIX, stdlib.SOCK_STREAM, self.proto, sock.fileno())
+            accepted = registry.introduce(sock, name, cookie, identity.owner_pid)
+            if made is socket or hasattr(made, "_utp"):  # else the patch was undone while this waited
+                _become(sock, accepted)
+            if stdlib.getdefaulttimeout() is None and self.gettimeout():
+                sock.setblocking(True)
+            return sock, accepted.peer
+        except BaseException:
+            Socket.close(sock)  # now: whoever catches it may keep it, and this frame with it
+            raise
+
+    def connect(self, address: Any, /) -> None:
+        """Connect to a uTP peer. Raises what TCP's connect would: ConnectionRefusedError, TimeoutError, …"""
+        identity = self._utp
+        if identity is None:
+            Socket.connect(self, address)
+            return
+        if identity.routes is not None and to_tcp.connects_over_tcp(self, identity, address):
+            Socket.connect(self, address)
+            return
+        if self.fileno() < 0 or identity.role is not _FRESH:
+            self._check_connect(identity, "connect", address)
+        code = lifecycle.connect(self, identity, address, quietly=False)
+        if code in lifecycle.IN_PROGRESS:
+            if not self._waits(code):
+                raise lifecycle.fail(code)
+            code = self._wait_connected(identity, code)
+        if code:
+            raise lifecycle.fail(code)
+
+    def connect_ex(self, address: Any, /) -> int:
+        """connect(), with errors of the connection returned as an errno instead of raised."""
+        identity = self._utp
+        if identity is None:
+            return int(Socket.connect_ex(self, address))
+        if identity.routes is not None and to_tcp.connects_over_tcp(self, identity, address):
+            return int(Socket.connect_ex(self, address))
+        if self.fileno() < 0 or identity.role is not _FRESH:
+            self._check_connect(identity, "connect_ex", address)
+            if self.fileno() < 0:
+                return errno.EBADF
+        try:
+            code = lifecycle.connect(self, identity, address, quietly=True)
+        except OSError as error:
+            if isinstance(error, stdlib.gaierror) or error.errno is None:
+                raise
+            return error.errno
+        if code in lifecycle.IN_PROGRESS and self._waits(code):
+            try:
+                code = self._wait_connected(identity, code)
+            except TimeoutError as error:
+                if error.args != _TIMED_OUT:
+                    raise  # of a signal's handler
+                return errno.EAGAIN
+        return code
+
+    def _check_connect(self, identity: Identity, method: str, address: Any) -> None:
+        """The address is looked at first, even where the socket cannot connect; that it can be asked for the end of the
+        same attempt, as event loops do, costs nothing.
+        """
+        if identity.peer is None or address != identity.peer:
+            errors.check_connect(identity.family, method, address)
+
+    def _waits(self, code: int) -> bool:
+        """Whether connect() waits for the end of the attempt: of one under way already only without a timeout."""
+        timeout: float | None = self.gettimeout()
+        return timeout is None or (timeout > 0 and code != errno.EALREADY)
+
+    def _wait_connected(self, identity: Identity, begun: int) -> int:
+        """Block until the connection attempt ends or the timeout runs out; the errno it ended with. Where SO_SNDTIMEO
+        runs out, it is what connect() began with, as connect(2) says.
+        """
+        timeout = self.gettimeout()
+        # A duplicate may have made the fd a blocking one, whatever this object's timeout is.
+        is_kernels = timeout is None or os.get_blocking(self.fileno())
+        if is_kernels:
+            timeout = options.connect_seconds(self)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if self._wait_writable(None if deadline is None else deadline - time.monotonic()):
+                code = lifecycle.notice(self, identity)
+                if code not in lifecycle.IN_PROGRESS:
+                    # Without a timeout the kernel's connect() has waited, and says how it ended. With one, CPython
+                    # waits and asks SO_ERROR: the kernel has still to say it.
+                    identity.is_told = is_kernels
+                    if not code:
+                        lifecycle.meet_acceptor(identity)
+                    elif is_kernels:
+                        lifecycle.disconnect(self, identity)
+                    return code
+            if deadline is not None and time.monotonic() >= deadline:
+                lifecycle.check_open(self)  # poll() returns at the deadline where another thread has closed it
+                if is_kernels:
+                    return begun
+                raise TimeoutError(*_TIMED_OUT)
+
+    def _wait_writable(self, timeout: float | None) -> bool:
+        """Block until the fd is writable or in error; False when `timeout` seconds pass. A flavour of this class for
+        green threads waits in its own way.
+        """
+        lifecycle.check_open(self)
+        poller = poll()
+        poller.register(self.fileno(), _POLLOUT)
+        return bool(poller.poll(None if timeout is None else max(0, timeout) * 1_000))
+
+    def shutdown(self, how: Any, /) -> None:
+        """Shut down one or both halves: SHUT_WR sends our FIN after everything written."""
+        identity = self._utp
+        if identity is None:
+            Socket.shutdown(self, how)
+            return
+        if how not in (stdlib.SHUT_RD, stdlib.SHUT_WR, stdlib.SHUT_RDWR):
+            Socket.shutdown(self, how)  # raises with CPython's and the kernel's wording
+        lifecycle.check_open(self)
+        if identity.role is Role.FRESH or identity.role is Role.FAILED or identity.is_over:
+            lifecycle.shut_down_unconnected(self, identity, int(how))
+            raise lifecycle.fail(errno.ENOTCONN)
+        if identity.role is Role.CONNECTING and lifecycle.give_up_connecting(self, identity):
+            identity.is_told = True  # the kernel calls it unconnected: the next connect() is a new one
+            return
+        if identity.role is Role.CONNECTED:
+            lifecycle.about_to_shut_down(self, identity, int(how))
+        Socket.shutdown(self, how)
+        if identity.role is Role.CONNECTED:
+            identity.is_told = True  # shutdown() has looked whether the connection stands: connect() says EISCONN
+        if identity.role is Role.LISTENING and how != stdlib.SHUT_WR:
+            accepting.stop_listening(self, identity)
+
+    def _acquire(self, lock: Any, seconds: float) -> None:
+        """Block until the lock is released or `seconds` pass. Green threads wait in their own way here too."""
+        closing.block(lock, seconds)
+
+    def _real_close(self, _ss: Any = Socket) -> None:
+        identity = self._utp
+        if identity is None:
+            Socket.close(self)
+            return
+        try:
+            Socket.close(self)
+            closing.after_close(identity, self._acquire, is_blocking=self.gettimeout() != 0)
+        except BaseException:
+            closing.after_close(identity, None)  # interrupted; said twice it does no harm
+            raise
+        self._at_end.identity = None
+
+    def dup(self) -> Any:
+        """dup() -> socket object: a duplicate of the fd, which is not inheritable, for the same connection."""
+        if self._utp is None:
+            return _stdlib_dup(self)
+        self._utp.has_duplicates = True
+        made: Any = type(self)
+        sock = made.__new__(made)  # owns the fd from its first moment
+        duplicated(self.fileno(), sock)
+        sock.__init__(self.family, self.type, self.proto, fileno=sock.fileno())
+        sock.settimeout(self.gettimeout())
+        return sock
+
+    def detach(self) -> int:
+        """Close the socket object without closing the fd, which is returned."""
+        identity = self._utp
+        self._closed = True
+        if identity is not None and self.fileno() >= 0:
+            registry.keep(identity)
+            self._at_end.identity = None
+        return int(Socket.detach(self))
+
+    # No __del__: it would stand before the C class's finalizer, and where a signal's handler raises at its first
+    # instruction the fd would stay open. What is to be done after that is done by _at_end, which goes next.
+
+    # ── data ──
+
+    def recv(self, *args: Any, **kwargs: Any) -> bytes:
+        """As socket.recv()."""
+        identity = self._utp
+        if identity is None:
+            return bytes(Socket.recv(self, *args, **kwargs))
+        if len(args) > 1 and args[0]:
+            args = errors.with_flags_judged(self, identity, args, 1)
+        if identity.is_after_eof and args and args[0] >= 0 and errors.is_at_end(self, identity):
+            return b""
+        try:
+            data: bytes = Socket.recv(self, *args, **kwargs)
+        except OSError as error:
+            if errors.is_end_of_file(identity, error):
+                return b""
+            raise errors.receive_error(identity, error) from None
+        if not data and args[0]:
+            return errors.at_end(identity, args[0], args[1] if len(args) > 1 else 0)
+        return data
+
+    def recv_into(self, *args: Any, **kwargs: Any) -> int:
+        """As socket.recv_into()."""
+        identity = self._utp
+        if identity is not None and (kwargs or len(args) > 2):
+            if _asks_for_bytes(args, kwargs):
+                args = errors.with_flags_judged(self, identity, args, 2, kwargs)
+            args = errors.thrown_away(args, kwargs)
+        if identity is not None and identity.is_after_eof and errors.is_at_end(self, identity):
+            return 0
+        try:
+            count: int = Socket.recv_into(self, *args, **kwargs)
+        except OSError as error:
+            if identity is None:
+                raise
+            if errors.is_end_of_file(identity, error):
+                return 0
+            raise errors.receive_error(identity, error) from None
+        if not count and identity is not None and _asks_for_bytes(args, kwargs):
+            return _copied_at_end(identity, args, kwargs)
+        return count
+
+    def recvfrom(self, *args: Any, **kwargs: Any) -> tuple[bytes, Any]:
+        """As socket.recvfrom(): for a stream the address is None."""
+        identity = self._utp
+        if identity is not None and len(args) > 1:
+            args = errors.with_flags_judged(self, identity, args, 1)
+        if identity is not None and identity.is_after_eof and args and args[0] >= 0:
+            if errors.is_at_end(self, identity):
+                return b"", None
+        try:
+            data, address = Socket.recvfrom(self, *args, **kwargs)
+        except OSError as error:
+            if identity is None:
+                raise
+            if errors.is_end_of_file(identity, error):
+                return b"", None
+            raise errors.receive_error(identity, error) from None
+        if identity is None:
+            return data, address
+        if not data and args[0]:
+            data = errors.at_end(identity, args[0], args[1] if len(args) > 1 else 0)
+        return data, None
+
+    def recvfrom_into(self, *args: Any, **kwargs: Any) -> tuple[int, Any]:
+        """As socket.recvfrom_into(): for a stream the address is None."""
+        identity = self._utp
+        if identity is not None and (kwargs or len(args) > 2):
+            args = errors.with_flags_judged(self, identity, args, 2, kwargs)
+            args = errors.thrown_away(args, kwargs)
+        if identity is not None and identity.is_after_eof and errors.is_at_end(self, identity):
+            return 0, None
+        try:
+            count, address = Socket.recvfrom_into(self, *args, **kwargs)
+        except OSError as error:
+            if identity is None:
+                raise
+            if errors.is_end_of_file(identity, error):
+                return 0, None
+            raise errors.receive_error(identity, error) from None
+        if identity is None:
+            return count, address
+        if not count and _asks_for_bytes(args, kwargs):
+            count = _copied_at_end(identity, args, kwargs)
+        return count, None
+
+    def recvmsg(self, *args: Any, **kwargs: Any) -> tuple[bytes, list[Any], int, Any]:
+        """As socket.recvmsg(): for a stream the address is None, and uTP has no ancillary data."""
+        identity = self._utp
+        if identity is not None and len(args) > 2:
+            args = errors.with_flags_judged(self, identity, args, 2)
+        if identity is not None and identity.is_after_eof and args and args[0] >= 0:
+            if errors.is_at_end(self, identity):
+                return b"", [], 0, None
+        try:
+            data, ancillary, flags, address = Socket.recvmsg(self, *args, **kwargs)
+        except OSError as error:
+            if identity is None:
+                raise
+            if errors.is_end_of_file(identity, error):
+                return b"", [], 0, None
+            raise errors.receive_error(identity, error) from None
+        if identity is None:
+            return data, ancillary, flags, address
+        if not data and args[0]:
+            data = errors.at_end(identity, args[0], args[2] if len(args) > 2 else 0)
+        return data, [], flags, None
+
+    def recvmsg_into(self, *args: Any, **kwargs: Any) -> tuple[int, list[Any], int, Any]:
+        """As socket.recvmsg_into(): for a stream the address is None, and uTP has no ancillary data."""
+        identity = self._utp
+        if identity is not None and len(args) > 2:
+            args = errors.with_flags_judged(self, identity, args, 2)
+        if identity is not None and identity.is_after_eof and errors.is_at_end(self, identity):
+            return 0, [], 0, None
+        try:
+            count, ancillary, flags, address = Socket.recvmsg_into(self, *args, **kwargs)
+        except OSError as error:
+            if identity is None:
+                raise
+            if errors.is_end_of_file(identity, error):
+                return 0, [], 0, None
+            raise errors.receive_error(identity, error) from None
+        if identity is None:
+            return count, ancillary, flags, address
+        if not count and any(map(len, args[0])):
+            views = [memoryview(buffer).cast("B") for buffer in args[0]]
+            data = errors.at_end(identity, sum(map(len, views)), args[2] if len(args) > 2 else 0)
+            for view in views:
+                part = min(len(view), len(data) - count)
+                view[:part] = data[count : count + part]
+                count += part
+        return count, [], flags, None
+
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        """As socket.send()."""
+        identity = self._utp
+        if identity is None:
+            return int(Socket.send(self, data, flags))
+        errors.before_send(self, identity, flags)
+        try:
+            return int(Socket.send(self, data, flags))
+        except OSError as error:
+            raise errors.send_error(self, identity, error) from None
+
+    def sendall(self, data: Any, flags: int = 0, /) -> None:
+        """As socket.sendall()."""
+        identity = self._utp
+        if identity is None:
+            Socket.sendall(self, data, flags)
+            return
+        errors.before_send(self, identity, flags)
+        try:
+            Socket.sendall(self, data, flags)
+        except OSError as error:
+            raise errors.send_error(self, identity, error) from None
+
+    def sendto(self, data: Any, *args: Any) -> int:
+        """As socket.sendto(): a stream checks the address and ignores it, as TCP does."""
+        if self._utp is None:
+            return int(Socket.sendto(self, data, *args))
+        errors.check_address(self.family, "sendto", errors.TOO_LARGE if 1 <= len(args) <= 2 else data, *args)
+        flags = args[0] if len(args) == 2 else 0
+        return socket.send(self, data, flags)
+
+    def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None, /) -> int:
+        """As socket.sendmsg(): ancillary data is checked and dropped, uTP carries none."""
+        identity = self._utp
+        if identity is None:
+            return int(Socket.sendmsg(self, buffers, ancdata, flags, *(() if address is None else (address,))))
+        if ancdata != () and ancdata != []:
+            ancdata = list(ancdata) if hasattr(ancdata, "__iter__") else ancdata
+            errors.check_ancillary(identity, ancdata)
+        if address is not None:
+            errors.check_address(self.family, "sendmsg", [errors.TOO_LARGE], (), 0, address)
+        errors.before_send(self, identity, flags)
+        try:
+            return int(Socket.sendmsg(self, buffers, (), flags))
+        except OSError as error:
+            raise errors.send_error(self, identity, error) from None
+
+
+# ── what the methods share: functions, so that they serve the stdlib class patched in place as well ──
+
+_converted: Final = stdlib._intenum_converter  # type: ignore[attr-defined]  # what the stdlib's property uses
+_plain_init: Final = StdlibSocket.__init__
+_stdlib_accept: Final = StdlibSocket.accept
+_stdlib_dup: Final = StdlibSocket.dup
+
+
+def _asks_for_bytes(args: Any, kwargs: Any) -> bool:
+    """Whether recv_into()'s or recvfrom_into()'s buffer has room: no bytes are then the end of the stream."""
+    return bool(len(args[0] if args else kwargs["buffer"]))
+
+
+def _copied_at_end(identity: Identity, args: Any, kwargs: Any) -> int:
+    """The end of the stream for recv_into() and recvfrom_into(), which may have something in it all the same."""
+    view = memoryview(args[0] if args else kwargs["buffer"]).cast("B")
+    count = (args[1] if len(args) > 1 else kwargs.get("nbytes", 0)) or len(view)
+    data = errors.at_end(identity, count, args[2] if len(args) > 2 else kwargs.get("flags", 0))
+    view[: len(data)] = data
+    return len(data)
+
+
+def _become(sock: Any, identity: Identity) -> None:
+    """From now on the object stands for this uTP socket."""
+    sock._at_end = closing.AtEnd(identity)
+    sock._utp = identity
+
+
+def _adopt(sock: Any, family: int, type: int, proto: int, fileno: int) -> None:
+    """A socket object over an existing fd: uTP's if the kernel or our registry says so."""
+    if family in (-1, stdlib.AF_UNIX, *_STREAM_FAMILIES):
+        # The C class must believe in AF_UNIX where the fd is: with another family it would read addresses past their
+        # end. Only the kernel knows what the fd is, so it is asked first.
+        _plain_init(sock, -1, -1, -1, fileno)
+        if Socket.family.__get__(sock) == stdlib.AF_UNIX:
+            identity = registry.identity_of_fd(sock)
+            if identity is not None:
+                _become(sock, identity)
+                identity.has_duplicates |= identity.user_fd not in (-1, sock.fileno())
+                identity.user_fd = sock.fileno()
+                registry.take_back(identity)
+                number = stdlib.IPPROTO_TCP if proto == -1 else proto
+                if number:
+                    _plain_init(sock, stdlib.AF_UNIX, stdlib.SOCK_STREAM, number, fileno)
+                return
+        if (family, type, proto) == (-1, -1, -1):
+            return
+    _plain_init(sock, family, type, proto, fileno)

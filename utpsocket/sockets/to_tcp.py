@@ -1,0 +1,125 @@
+"""A uTP socket that becomes a TCP one, since the rules of a patch say so.
+
+Separate because it is the only place where a socket changes its kind. Rules speak of addresses, and an address is known
+only at bind(), listen() or connect(), when the user's fd has been an AF_UNIX socket for a while: so a kernel TCP socket
+takes its place under the same number, with the options, the timeout, the flags and the epoll registrations it had
+(fd_swap.py), and the Python object is a plain stdlib socket from then on. What cannot come along: duplicates of the
+fd.
+
+A bound socket may still connect or listen, for which the rules may differ. So bind() at an address whose listeners
+are TCP's binds a TCP socket aside, the *twin*, and listen() or connect() decide. A listener of both has a twin too.
+
+Any thread may call. Sources: SOCKETS-EVIDENCE.md §4; dup(2), socket(7).
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any, Final
+
+from utpsocket.engine import commands, running_engine
+from utpsocket.engine.channels.tcp_socket import apply_options, tcp_socket
+from utpsocket.engine.interpreter.native import Socket
+from utpsocket.engine.interpreter.originals import os
+from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.loop import Loop
+from utpsocket.engine.user_fds.socket_state import Identity, Role
+from utpsocket.sockets import fd_swap, lifecycle, registry
+
+_PAIR_TRIES: Final = 64  # to find a port number that is free for UDP and for TCP
+_PAIR_OPTIONS: Final = (stdlib.SO_RCVTIMEO, stdlib.SO_SNDTIMEO, stdlib.SO_RCVLOWAT)
+_OPTION_BYTES: Final = 64
+
+
+def bind(sock: Any, identity: Identity, address: Any) -> None:
+    """bind() under rules: a UDP port, a TCP twin, or both at one port number. Raises what TCP's bind would."""
+    routes = identity.routes
+    if not routes.are_utp(identity.family, address, "listen"):
+        twin = tcp_socket(identity)
+        try:
+            twin.bind(address)
+        except BaseException:
+            twin.close()
+            raise
+        identity.twin, identity.local = twin, twin.getsockname()
+    elif routes.listen == "both":
+        _bind_both(sock, identity, address)
+    else:
+        lifecycle.bind(sock, identity, address)
+
+
+def _bind_both(sock: Any, identity: Identity, address: Any) -> None:
+    for _ in range(_PAIR_TRIES):
+        twin = tcp_socket(identity)
+        try:
+            twin.bind(address)
+            lifecycle.bind(sock, identity, (address[0], *twin.getsockname()[1:]))
+        except OSError as error:
+            twin.close()
+            if error.errno != errno.EADDRINUSE or address[1]:
+                raise
+        except BaseException:
+            twin.close()
+            raise
+        else:
+            identity.twin = twin
+            return
+    raise lifecycle.fail(errno.EADDRINUSE)
+
+
+def listens_over_tcp(sock: Any, identity: Identity) -> bool:
+    """Whether listen() is TCP's: then the socket is TCP's by now."""
+    if identity.twin is None or identity.endpoint:
+        return False
+    become_tcp(sock, identity)
+    return True
+
+
+def connects_over_tcp(sock: Any, identity: Identity, address: Any) -> bool:
+    """Whether this connect() is TCP's: then the socket is TCP's by now, bound as before."""
+    if identity.role not in (Role.FRESH, Role.FAILED) or sock.fileno() < 0:
+        return False
+    if not identity.routes.are_utp(identity.family, address, "connect"):
+        become_tcp(sock, identity)
+        return True
+    if identity.twin is not None:
+        local = identity.local
+        drop_twin(identity)
+        if not identity.endpoint:
+            lifecycle.bind(sock, identity, local)
+    return False
+
+
+def drop_twin(identity: Identity) -> None:
+    """The TCP socket aside is not wanted."""
+    twin, identity.twin = identity.twin, None
+    if twin is not None:
+        twin.close()
+
+
+def become_tcp(sock: Any, identity: Identity) -> None:
+    """Put a kernel TCP socket in place of the user's fd. Raises OSError where a bound address is not free for it."""
+    fd = sock.fileno()
+    tcp, identity.twin = identity.twin or tcp_socket(identity), None
+    try:
+        apply_options(tcp, identity)
+        for name in _PAIR_OPTIONS:
+            value = Socket.getsockopt(sock, stdlib.SOL_SOCKET, name, _OPTION_BYTES)
+            if any(value):
+                tcp.setsockopt(stdlib.SOL_SOCKET, name, value)
+        if identity.endpoint and not tcp.getsockname()[1]:
+            tcp.bind(identity.local)
+        timeout, is_blocking = Socket.gettimeout(sock), os.get_blocking(fd)
+    except BaseException:
+        tcp.close()
+        raise
+    fd_swap.put(tcp, sock)
+    proto = Socket.proto.__get__(sock)
+    registry.forget(identity)
+    sock._utp = None
+    Socket.__init__(sock, identity.family, stdlib.SOCK_STREAM, proto, fd)
+    Socket.settimeout(sock, timeout)
+    os.set_blocking(fd, is_blocking)
+    loop = running_engine()
+    if identity.endpoint and loop is not None and loop.caller_pid == os.getpid():
+        (loop.perform if isinstance(loop, Loop) else loop.post)(commands.release, identity.endpoint, identity.inode)

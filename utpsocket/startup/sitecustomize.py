@@ -1,0 +1,76 @@
+"""Run by every Python at its start: patches `socket` when it is imported, if UTPSOCKET_PATCH asks for it.
+
+Found where the package is installed by utpsocket.pth beside it, elsewhere on a PYTHONPATH that has this folder. It
+takes its own folder off sys.path and runs the sitecustomize that it hides, so that the program finds both as they
+would have been. It costs next to nothing to an interpreter that never imports `socket`: the package is loaded only
+then, and by its place on disk, since the program's sys.path need not lead there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from importlib.machinery import PathFinder
+from typing import Any
+
+_FOLDER = os.path.dirname(os.path.abspath(__file__))
+_PACKAGE = os.path.dirname(_FOLDER)
+
+
+def _is_wanted() -> bool:
+    """What UTPSOCKET_PATCH says, in the words that utpsocket.engine.environment knows, which is not loaded yet."""
+    text = os.environ.get("UTPSOCKET_PATCH", "").strip()
+    is_wanted = text.lower() in ("1", "yes", "true", "on")
+    if not is_wanted and text.lower() not in ("", "0", "no", "false", "off") and sys.stderr is not None:
+        meant = "1 or 0 (or yes, no, true, false, on, off)"
+        print(f"utpsocket: UTPSOCKET_PATCH is {text!r}, not {meant}: nothing is patched", file=sys.stderr)
+    return is_wanted
+
+
+def _load(name: str, path: str, **where: Any) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path, **where)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _patch() -> None:
+    if "utpsocket" not in sys.modules:
+        place = os.path.join(_PACKAGE, "__init__.py")
+        _load("utpsocket", place, submodule_search_locations=[_PACKAGE])
+    from utpsocket import monkey
+
+    monkey.patch_from_environment()
+    from utpsocket.engine import environment
+
+    if environment.value("UTPSOCKET_STATS", False):
+        from utpsocket.startup import exit_table
+
+        exit_table.register()
+
+
+def _run_the_hidden_one() -> None:
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _FOLDER]
+    spec = PathFinder.find_spec("sitecustomize")
+    if spec is not None and spec.loader is not None:
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["sitecustomize"] = module
+        spec.loader.exec_module(module)
+
+
+if _is_wanted():
+    if "socket" in sys.modules:
+        _patch()
+    else:
+        _after_import = _load("utpsocket_afterimport", os.path.join(_PACKAGE, "integrations", "import_hook.py"))
+        del sys.modules["utpsocket_afterimport"]
+        _after_import.AfterImport({"socket": _patch}).install()
+if __name__ == "sitecustomize":
+    _run_the_hidden_one()
