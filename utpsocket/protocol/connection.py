@@ -15,7 +15,6 @@ Sources: BEP 29; PROTOCOL.md §2 to §4, §12.
 from __future__ import annotations
 
 import errno
-from array import array
 from collections.abc import Sequence
 from typing import Final
 
@@ -31,13 +30,13 @@ from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
 from utpsocket.protocol.report import ConnectionStats, Event, EventKind, figures
 from utpsocket.protocol.sendhalf import EMPTY_PACKET_BYTES, SendHalf
 from utpsocket.protocol.states import CLOSED, CONNECTED, IDLE, SYN_RECEIVED, SYN_SENT, TIME_WAIT, TRANSITIONS, Trigger
+from utpsocket.protocol.timestamps import heard
 from utpsocket.protocol.validation import is_believable, is_clean_close
 
 __all__ = ["Connection", "ConnectionStats", "Event", "EventKind"]
 
 _UNSAID_WINDOW_BYTES: Final = 10_240  # libtorrent's and librqbit's SYNs say 0, and mean nothing by it
 UNPROVEN_CREDIT_BYTES: Final = 3 * EMPTY_PACKET_BYTES  # that a SYN pays for: RFC 9000 §8.1
-_NO_SAMPLES: Final = (0, 0x7FFFFFFF)  # PROTOCOL.md §6
 _CONNECT_ERRORS: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM)
 _CLOCK: Final = 0xFFFFFFFF
 
@@ -59,7 +58,6 @@ class Connection:
         "_closing",
         "_dropped",
         "_handshake",
-        "_heard_at",
         "_keepalive",
         "_speech",
         "addr",
@@ -99,7 +97,6 @@ class Connection:
         self._assembly: Assembly | None = None
         self._closing = Closing(self.send, self.receive)
         self.events: list[Event] = []  # few, and an idle connection must be small: no deques
-        self._heard_at = 0
         self._dropped = 0
 
     # ── getters ──
@@ -150,7 +147,7 @@ class Connection:
         self._handshake.start(now=now)
         if patience_us:
             self._handshake.give_up_at = now + patience_us
-        self._heard_at = now
+        self.receive.heard_at = now
 
     def free_span(self) -> memoryview:
         """Memory for the next bytes to send; empty when the send buffer is full or nothing may be written."""
@@ -232,9 +229,13 @@ class Connection:
         """
         if self.state is CONNECTED:
             if run.is_clean():
-                if fastpath.handle(self, run, now=now):
+                if fastpath.handle(self.send, self.receive, self.recv_id, run, now=now):
+                    if self.send.is_finishing:
+                        self.settle(now=now)
                     return
-            elif run.is_bare_ack() and fastpath.handle_ack(self, run, now=now):
+            elif run.is_bare_ack() and fastpath.handle_ack(self.send, self.receive, self.recv_id, run, now=now):
+                if self.send.is_finishing or self.receive.is_discarding:
+                    self.settle(now=now)
                 return
         for datagram in run.datagrams():
             packet = decode(datagram)
@@ -286,7 +287,7 @@ class Connection:
             seq = unwrap(packet.seq16, receive.reassembly.next_seq)
             if receive.refuses(seq, packet.timestamp_us, now=now):
                 return
-        delay_us = self.heard(packet.timestamp_us, packet.difference_us, now=now)
+        delay_us = heard(self.send, self.receive, packet.timestamp_us, packet.difference_us, now=now)
         if not send.is_proven:
             send.is_proven = True
             rtt_us = self._handshake.on_proven(packet, now=now)
@@ -339,25 +340,6 @@ class Connection:
                 self._closing.reset_after_flush = True
             receive.on_packet(joined[0], memoryview(joined[1]), timestamp_us, is_fin=False, now=now)
 
-    def heard(self, timestamp_us: int, difference_us: int, *, now: int) -> int:
-        """Time's part of an acceptable packet. Returns the delay that the peer measured, 0 for none. BEP 29
-        "timestamp_difference_microseconds"; PROTOCOL.md §6.
-        """
-        self._heard_at = now
-        if timestamp_us:
-            self.receive.difference_us = delay_us = (now - timestamp_us) & _CLOCK
-            self.send.controller.on_peer_delay(delay_us, now=now)
-        self.receive.told_us = told_us = 0 if difference_us in _NO_SAMPLES else difference_us
-        return told_us
-
-    def heard_more(self, timestamps: array[int], *, now: int) -> None:
-        """The first of these times has been heard; the others were sent behind it."""
-        self.receive.difference_us = (now - timestamps[-1]) & _CLOCK
-        controller, newest = self.send.controller, max(timestamps)
-        if newest - min(timestamps) > _CLOCK >> 3 or controller.is_news((now - newest) & _CLOCK):
-            for timestamp_us in timestamps[1:]:
-                controller.on_peer_delay((now - timestamp_us) & _CLOCK, now=now)
-
     def _handle_syn(self, packet: Packet, *, now: int) -> None:
         """A SYN opens, or repeats itself because our answer was lost: then it is answered identically."""
         if self.state is IDLE:
@@ -367,7 +349,7 @@ class Connection:
             self.send.peer.on_window(packet.window_bytes or _UNSAID_WINDOW_BYTES)
             self._move(Trigger.SYN)
             self._handshake.on_syn(packet, now=now)
-            self._heard_at = now
+            self.receive.heard_at = now
             # The answer tells no time difference, as libutp's tells none: libktorrent takes a true one for the delay
             # of a packet it has sent, and on the first loss waits for as long as our clocks are apart.
             self.send.credit_bytes = UNPROVEN_CREDIT_BYTES
@@ -447,7 +429,7 @@ class Connection:
         is_known = packet.connection_id in (self.recv_id, self.send_id)
         is_believed = is_withdrawn or is_believable(packet.type, ack_next_seq, send.flights, is_proven=send.is_proven)
         if is_known and not is_believed and self.state is CONNECTED:
-            is_believed = self._keepalive.is_gone(self._heard_at, send.recovery.srtt_us, now=now)
+            is_believed = self._keepalive.is_gone(self.receive.heard_at, send.recovery.srtt_us, now=now)
         if not is_known or not is_believed:
             self._dropped += 1
             return
@@ -520,7 +502,7 @@ class Connection:
             return
         self.receive.on_time(now=now)
         if now >= self._closing.ask_at:
-            must_ask = self._closing.must_ask(self._heard_at, now=now)
+            must_ask = self._closing.must_ask(self.receive.heard_at, now=now)
             if must_ask is None:
                 self.abort(self.soft_errno or errno.ETIMEDOUT)
                 return
@@ -529,7 +511,7 @@ class Connection:
             self._prove_again(now=now)
         if state is CONNECTED and now >= self._keepalive.next_at:
             is_idle = send.is_idle and send.is_all_acked
-            if self._keepalive.on_time(self._heard_at, is_idle=is_idle, now=now):
+            if self._keepalive.on_time(self.receive.heard_at, is_idle=is_idle, now=now):
                 self.receive.ack_at = now
             if self._keepalive.is_peer_dead:
                 self.abort(self.soft_errno or errno.ETIMEDOUT)

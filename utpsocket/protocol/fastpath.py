@@ -8,20 +8,17 @@ Sources: DESIGN.md §4 ("the slow path is the specification").
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from utpsocket.protocol.packet import HEADER_BYTES, HEADER_FIELDS, Run, unwrap
+from utpsocket.protocol.receivehalf import ReceiveHalf
+from utpsocket.protocol.sendhalf import SendHalf
+from utpsocket.protocol.timestamps import heard, heard_more
 from utpsocket.protocol.validation import ACK_SLACK
 
-if TYPE_CHECKING:
-    from utpsocket.protocol.connection import Connection
 
-
-def handle(connection: Connection, run: Run, *, now: int) -> bool:
+def handle(send: SendHalf, receive: ReceiveHalf, recv_id: int, run: Run, *, now: int) -> bool:
     """Take a clean run of a connected peer; False: nothing was done, look at it packet by packet."""
     data = run.data
     connection_id, timestamp_us, difference_us, window_bytes, seq16, ack16 = HEADER_FIELDS.unpack_from(data)
-    receive, send = connection.receive, connection.send
     reassembly, paws = receive.reassembly, receive.paws
     count = run.count
     last_bytes = run.last_bytes
@@ -34,7 +31,7 @@ def handle(connection: Connection, run: Run, *, now: int) -> bool:
         or total_bytes > reassembly.window_bytes
         or last_bytes == HEADER_BYTES
         or run.size == HEADER_BYTES
-        or connection_id != connection.recv_id
+        or connection_id != recv_id
     ):
         return False
     flights = send.flights
@@ -51,29 +48,26 @@ def handle(connection: Connection, run: Run, *, now: int) -> bool:
         if not paws.admits(next_seq, count, timestamp_us, timestamps):
             return False
         paws.on_run(next_seq, count, timestamp_us, timestamps, now=now)
-    delay_us = connection.heard(timestamp_us, difference_us, now=now)
+    delay_us = heard(send, receive, timestamp_us, difference_us, now=now)
     if timestamps is not None:
-        connection.heard_more(timestamps, now=now)
+        heard_more(send, receive, timestamps, now=now)
     if flights.queue or ack_next_seq != una_seq or window_bytes != send.peer.window_bytes:
         echo_us = (timestamp_us - delay_us) & 0xFFFFFFFF if delay_us else -1
         send.on_ack(ack_next_seq, window_bytes, None, delay_us, echo_us, is_state=False, now=now)
     if ack_paws.is_armed or ack_next_seq >= ack_paws.mark_seq:
         ack_paws.on_acked(flights.una_seq, timestamp_us, now=now)
     receive.on_run(count, run.payloads(), total_bytes, now=now)
-    if send.is_finishing:
-        connection.settle(now=now)
     return True
 
 
-def handle_ack(connection: Connection, run: Run, *, now: int) -> bool:
+def handle_ack(send: SendHalf, receive: ReceiveHalf, recv_id: int, run: Run, *, now: int) -> bool:
     """Take a lone STATE without extension from a connected peer; False as above."""
     connection_id, timestamp_us, difference_us, window_bytes, _, ack16 = HEADER_FIELDS.unpack_from(run.data)
-    receive, send = connection.receive, connection.send
     flights = send.flights
     una_seq = flights.una_seq
     ack_next_seq = unwrap(ack16, una_seq) + 1
     if (
-        connection_id != connection.recv_id
+        connection_id != recv_id
         or not una_seq - ACK_SLACK <= ack_next_seq <= flights.next_seq
         or not receive.received_packets  # it may be a repeated answer to our SYN
     ):
@@ -81,11 +75,9 @@ def handle_ack(connection: Connection, run: Run, *, now: int) -> bool:
     paws = send.paws
     if paws.is_armed and ack_next_seq >= una_seq and not paws.admits(ack_next_seq, 0, timestamp_us, None):
         return False
-    delay_us = connection.heard(timestamp_us, difference_us, now=now)
+    delay_us = heard(send, receive, timestamp_us, difference_us, now=now)
     echo_us = (timestamp_us - delay_us) & 0xFFFFFFFF if delay_us else -1
     send.on_ack(ack_next_seq, window_bytes, None, delay_us, echo_us, is_state=True, now=now)
     if paws.is_armed or ack_next_seq >= paws.mark_seq:
         paws.on_acked(flights.una_seq, timestamp_us, now=now)
-    if send.is_finishing or receive.is_discarding:
-        connection.settle(now=now)
     return True

@@ -42,6 +42,7 @@ class ReceiveHalf:
         "beyond_packets",
         "difference_us",
         "duplicate_packets",
+        "heard_at",
         "is_discarding",
         "is_started",
         "paws",
@@ -59,6 +60,7 @@ class ReceiveHalf:
         self.paws = Paws()
         self.is_started = False  # whether the peer's first sequence number is known
         self.is_discarding = False  # the application will never read again
+        self.heard_at = 0  # when the last packet of the peer's came that was acceptable
         self.ack_at = NEVER
         self.difference_us = _NO_SAMPLE  # PROTOCOL.md §6: frozen at receipt
         self.told_us = _NO_SAMPLE  # what the peer measured the same way

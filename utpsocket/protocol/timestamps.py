@@ -1,0 +1,34 @@
+"""Time's part of a packet: when the peer was last heard, and what the two clocks say of the delays both ways.
+
+Sources: BEP 29 "timestamp_microseconds", "timestamp_difference_microseconds"; PROTOCOL.md §6. Times µs.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Final
+
+from utpsocket.protocol.receivehalf import ReceiveHalf
+from utpsocket.protocol.sendhalf import SendHalf
+
+_NO_SAMPLES: Final = (0, 0x7FFFFFFF)  # PROTOCOL.md §6
+_CLOCK: Final = 0xFFFFFFFF
+
+
+def heard(send: SendHalf, receive: ReceiveHalf, timestamp_us: int, difference_us: int, *, now: int) -> int:
+    """What an acceptable packet says of time. Returns the delay that the peer measured, 0 for none."""
+    receive.heard_at = now
+    if timestamp_us:
+        receive.difference_us = delay_us = (now - timestamp_us) & _CLOCK
+        send.controller.on_peer_delay(delay_us, now=now)
+    receive.told_us = told_us = 0 if difference_us in _NO_SAMPLES else difference_us
+    return told_us
+
+
+def heard_more(send: SendHalf, receive: ReceiveHalf, timestamps: array[int], *, now: int) -> None:
+    """The first of these times has been heard; the others were sent behind it."""
+    receive.difference_us = (now - timestamps[-1]) & _CLOCK
+    controller, newest = send.controller, max(timestamps)
+    if newest - min(timestamps) > _CLOCK >> 3 or controller.is_news((now - newest) & _CLOCK):
+        for timestamp_us in timestamps[1:]:
+            controller.on_peer_delay((now - timestamp_us) & _CLOCK, now=now)
