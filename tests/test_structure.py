@@ -113,7 +113,6 @@ UPWARD = frozenset(
         ("engine/ports/overlapping_ports.py", "engine/loop.py"),
         ("engine/ports/tcp_listener.py", "engine/loop.py"),
         ("engine/ports/time_wait.py", "engine/loop.py"),
-        ("engine/user_fds/forked_copies.py", "engine/helper/messages.py"),
     }
 )
 

@@ -12,7 +12,7 @@ import pytest
 
 import utpsocket
 from utpsocket.engine import engine
-from utpsocket.engine.channels.utp import EPOLLIN
+from utpsocket.engine.kernel.poller import EPOLLIN
 from utpsocket.engine.loop import _LAZY_US, Loop
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing_behind")

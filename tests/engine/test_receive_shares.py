@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from utpsocket.engine.ports.receive_shares import Shares
-from utpsocket.engine.ports.send_grants import GRANT_BYTES
+from utpsocket.protocol.config import GRANT_BYTES
 
 STOCK_BYTES = 212_992  # what Linux gives unasked
 MERGED_BYTES = 44 * 1_472

@@ -12,7 +12,8 @@ import pytest
 
 import utpsocket
 from utpsocket.engine import running_engine
-from utpsocket.engine.ports.send_grants import GRANT_BYTES, Lanes
+from utpsocket.engine.ports.send_grants import Lanes
+from utpsocket.protocol.config import GRANT_BYTES
 from utpsocket.protocol.packet import HEADER_BYTES, packets_per_send
 
 MEMBERS = 20  # more than go without order

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from utpsocket.engine import statistics
 from utpsocket.engine.channels.race import Attempt
-from utpsocket.engine.channels.utp import EPOLLHUP, EPOLLIN, Bridge
+from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.interpreter.native import Socket, poll
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
@@ -24,6 +24,7 @@ from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.kernel import netns
 from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.kernel.high_fds import raise_fd
+from utpsocket.engine.kernel.poller import EPOLLHUP, EPOLLIN
 from utpsocket.engine.ports import overlapping_ports
 from utpsocket.engine.ports.connect_gate import polls
 from utpsocket.engine.ports.endpoint import CLOSER, Endpoint, apply_settings

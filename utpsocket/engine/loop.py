@@ -21,7 +21,7 @@ from typing import Any, Final
 from utpsocket.engine import commands, environment, fault_reports
 from utpsocket.engine.channels.race import Attempt, Silences
 from utpsocket.engine.channels.tcp import Relay
-from utpsocket.engine.channels.utp import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Bridge
+from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.command_queue import Answer, Command, Inbox
 from utpsocket.engine.ended_totals import Totals
 from utpsocket.engine.faults import Containment, carefully
@@ -33,7 +33,19 @@ from utpsocket.engine.interpreter.signal_errors import or_none
 from utpsocket.engine.kernel import netns
 from utpsocket.engine.kernel.arena import Arena
 from utpsocket.engine.kernel.high_fds import idle_instead, raise_fd
-from utpsocket.engine.kernel.poller import WakeUp, Watches, new_poller, new_sleep, occupy
+from utpsocket.engine.kernel.poller import (
+    EPOLLERR,
+    EPOLLET,
+    EPOLLHUP,
+    EPOLLIN,
+    EPOLLOUT,
+    EPOLLRDHUP,
+    WakeUp,
+    Watches,
+    new_poller,
+    new_sleep,
+    occupy,
+)
 from utpsocket.engine.kernel.udp import WANTED_BUFFER_BYTES, Port
 from utpsocket.engine.ports import unread_syns
 from utpsocket.engine.ports.bound_ports import Bound
@@ -52,8 +64,7 @@ from utpsocket.protocol import Workspace
 from utpsocket.protocol.packet import MAX_RUN_PACKETS
 from utpsocket.protocol.states import SYN_RECEIVED, TIME_WAIT
 
-_EPOLLET: Final = 1 << 31
-_BRIDGE_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | _EPOLLET
+_BRIDGE_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLET
 _PORT_EVENTS: Final = EPOLLIN | EPOLLERR  # not edges: a port need not be read until it says that it is empty
 _BLOCKED_US: Final = 1_000  # ENOBUFS makes no event
 _LAZY_US: Final = 10_000  # then one burst: far slower than any user writes, so that what is read stays in the cache
@@ -483,7 +494,7 @@ class Loop:
             self._blocked[endpoint] = None
             # Not always: every datagram that has left would wake us. An edge: ENOBUFS comes from elsewhere than the
             # socket, which goes on calling itself writable.
-            self.rewatch(endpoint.port.fd, _PORT_EVENTS | EPOLLOUT | _EPOLLET)
+            self.rewatch(endpoint.port.fd, _PORT_EVENTS | EPOLLOUT | EPOLLET)
         if connection.events:
             bridge.handle_events()
         if bridge.errored is not None:

@@ -7,12 +7,17 @@ Workspace is scratch that would be waste to keep per connection (DESIGN.md §4, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from utpsocket.protocol.congestion import CONTROLLERS
 from utpsocket.protocol.packet import HEADER_BYTES
 from utpsocket.protocol.pathmtu import CEILING_IPV4_BYTES, FLOOR_BYTES, START_IPV4_BYTES, KnownPath, PathMtu
 from utpsocket.protocol.sendbuffer import BlockPool, SendBuffer
 from utpsocket.protocol.sendhalf import SendHalf
+
+# Of new data that many connections to one peer's port send in their turn (ports/send_grants.py), at most, a rest
+# included; as much is a connection of many promised (ports/receive_shares.py).
+GRANT_BYTES: Final = 144 << 10
 
 
 class Workspace:

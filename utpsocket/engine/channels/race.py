@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.channels.tcp import Relay
 from utpsocket.engine.channels.tcp_socket import tcp_socket
-from utpsocket.engine.channels.utp import EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLLRDHUP, Bridge, drain_filler
+from utpsocket.engine.channels.utp import Bridge, drain_filler
 from utpsocket.engine.faults import RETRY_US, errno_of
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel.high_fds import raise_fd
+from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLOUT, EPOLLRDHUP
 from utpsocket.engine.user_fds.reset import close_end, record
 from utpsocket.engine.user_fds.socket_state import Role
 
 if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
 
-_EDGE: Final = 1 << 31  # EPOLLET
 _SILENCE_US: Final = 60_000_000  # for how long a destination silent to uTP is believed to be so. RFC 6555 §4.2: 10 min
 _SILENT_REMEMBERED: Final = 1_024
 
@@ -112,7 +112,7 @@ class Attempt:
             self.withdraw()
             return self._errno
         self._take_end(bridge)
-        self._loop.watch(self._end.fileno(), EPOLLRDHUP | EPOLLHUP | _EDGE, _Hearing(self))
+        self._loop.watch(self._end.fileno(), EPOLLRDHUP | EPOLLHUP | EPOLLET, _Hearing(self))
         self._loop.owner, owner = self, self._loop.owner
         self._begin()
         self._loop.owner = owner
@@ -134,7 +134,7 @@ class Attempt:
         self._bind(tcp)
         code = tcp.connect_ex(identity.peer)
         if code in (0, errno.EINPROGRESS):
-            self._loop.watch(tcp.fileno(), EPOLLOUT | EPOLLERR | EPOLLHUP | _EDGE, self)
+            self._loop.watch(tcp.fileno(), EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLET, self)
         else:
             self._fail(code)
 

@@ -19,18 +19,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.channels.tcp_socket import apply_options
-from utpsocket.engine.channels.utp import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from utpsocket.engine.faults import RETRY_US, TRANSIENT
 from utpsocket.engine.interpreter.native import poll
 from utpsocket.engine.interpreter.originals import os, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from utpsocket.engine.user_fds.reset import close_end, record
 from utpsocket.engine.user_fds.socket_state import Identity
 
 if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
 
-_EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLHUP | EPOLLERR | 1 << 31  # EPOLLET
+_EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLET
 _TURN_BYTES: Final = 1 << 20  # moved one way before others have their turn
 _READS_NO_MORE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 LINGER_ZERO: Final = struct.pack("=ii", 1, 0)

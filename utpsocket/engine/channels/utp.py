@@ -24,13 +24,14 @@ from utpsocket.engine.interpreter import native
 from utpsocket.engine.interpreter.native import poll
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from utpsocket.engine.kernel.syscalls import Stream
-from utpsocket.engine.ports.send_grants import GRANT_BYTES
 from utpsocket.engine.user_fds import reset, shared_errnos
 from utpsocket.engine.user_fds.open_fds import is_known
 from utpsocket.engine.user_fds.reset import close_end, record, refuse_sends
 from utpsocket.engine.user_fds.socket_state import Identity, Role, window_bytes
 from utpsocket.protocol import Connection, EventKind
+from utpsocket.protocol.config import GRANT_BYTES
 from utpsocket.protocol.sendbuffer import BLOCK_BYTES
 from utpsocket.protocol.states import CLOSED, CONNECTED, SYN_RECEIVED, SYN_SENT, TIME_WAIT
 
@@ -39,11 +40,6 @@ if TYPE_CHECKING:
     from utpsocket.engine.ports.endpoint import Endpoint
     from utpsocket.engine.ports.send_grants import Lane
 
-EPOLLIN: Final = 0x001
-EPOLLOUT: Final = 0x004
-EPOLLERR: Final = 0x008
-EPOLLHUP: Final = 0x010
-EPOLLRDHUP: Final = 0x2000
 _EAGER_BYTES: Final = 512 << 10  # unsent beyond this can wait: it would only leave the cache before it is sent
 _RECHECK_US: Final = 1_000_000  # whether a socket that was shut down is closed, where nobody says so
 

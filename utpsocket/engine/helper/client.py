@@ -54,7 +54,7 @@ from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.kernel.poller import sleep_until_ready
 from utpsocket.engine.user_fds import forked_copies, reset, shared_errnos
 from utpsocket.engine.user_fds.open_fds import HoldersWatch
-from utpsocket.engine.user_fds.socket_state import Identity, Role
+from utpsocket.engine.user_fds.socket_state import WRITTEN_BY_ENGINE, Identity, Role
 from utpsocket.engine.user_fds.unaccepted import ResetUnaccepted
 from utpsocket.protocol import ConnectionStats, State
 
@@ -101,7 +101,7 @@ def _noticed(name: str) -> Any:
     return property(read, slot.__set__)
 
 
-for _name in messages.WRITTEN_BY_ENGINE:
+for _name in WRITTEN_BY_ENGINE:
     setattr(RemoteIdentity, _name, _noticed(_name))
 
 

@@ -26,7 +26,7 @@ from utpsocket.engine.helper import port_commands
 from utpsocket.engine.interpreter.native import in_one_step
 from utpsocket.engine.interpreter.originals import marshal
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.user_fds.socket_state import Identity, Settings
+from utpsocket.engine.user_fds.socket_state import Identity, settings_form, settings_of
 
 TYPE: Final = getattr(stdlib, "SOCK_SEQPACKET", 0)  # whole messages, so that senders need no lock and readers no state
 MAX_MESSAGE_BYTES: Final = 64 << 10  # of a request; an answer that is longer comes in parts
@@ -38,7 +38,6 @@ BOUND: Final = "bound"  # a notice: the engine has the port of this key,
 FREE: Final = "free"  # and has it no more
 GONE: Final = "gone"  # a notice: there will be no more of this cookie
 FAREWELL: Final = 0  # the serial of no answer, but of a wish: write a byte as the user (user_fds/reset.py)
-WRITTEN_BY_ENGINE: Final = ("role", "error", "is_over", "is_reset", "is_after_eof", "transport", "local", "is_full")
 
 ENDS: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ENOTSOCK)  # of the other process
 
@@ -59,19 +58,6 @@ def parameters(verb: Callable[..., Any]) -> tuple[str, ...]:
     code = verb.__code__
     names: tuple[str, ...] = code.co_varnames[1 : code.co_argcount]
     return names
-
-
-def settings_form(settings: Settings) -> tuple[Any, ...]:
-    """Settings as plain values."""
-    return tuple(getattr(settings, name) for name in Settings.__slots__)
-
-
-def settings_of(form: tuple[Any, ...]) -> Settings:
-    """The settings that settings_form() made plain."""
-    settings = Settings()
-    for name, value in zip(Settings.__slots__, form, strict=True):
-        setattr(settings, name, value)
-    return settings
 
 
 _SHIMS: Final = ("family", "cookie", "inode", "endpoint", "filler_bytes", "local", "peer")

@@ -19,19 +19,19 @@ from typing import Any, ClassVar, Final
 from weakref import WeakValueDictionary
 
 from utpsocket.engine import commands
-from utpsocket.engine.channels.utp import EPOLLIN, EPOLLOUT
 from utpsocket.engine.command_queue import Command
 from utpsocket.engine.exit_flush import flush
 from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.helper import messages
 from utpsocket.engine.interpreter.native import Socket, allocate_lock, sleep
 from utpsocket.engine.interpreter.originals import os, resource
+from utpsocket.engine.kernel.poller import EPOLLIN, EPOLLOUT
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports.bound_ports import Bound
 from utpsocket.engine.ports.endpoint import Endpoint
 from utpsocket.engine.user_fds import reset, shared_errnos
 from utpsocket.engine.user_fds.open_fds import HoldersWatch
-from utpsocket.engine.user_fds.socket_state import Identity, Role, Settings
+from utpsocket.engine.user_fds.socket_state import WRITTEN_BY_ENGINE, Identity, Role, Settings
 
 _REQUESTS_PER_TURN: Final = 64
 _ORPHANS_SECONDS: Final = 0.05  # between looks whether another process still has sockets of a dead application's,
@@ -179,7 +179,7 @@ def _told(name: str) -> Any:
     return property(slot.__get__, write)
 
 
-for _name in messages.WRITTEN_BY_ENGINE:
+for _name in WRITTEN_BY_ENGINE:
     setattr(ServedIdentity, _name, _told(_name))
 
 

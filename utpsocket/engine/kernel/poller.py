@@ -28,7 +28,13 @@ from utpsocket.protocol.receivehalf import NEVER
 
 _SLEEP_SECONDS: Final = 0.001
 _ONE: Final = struct.pack("=Q", 1)  # what an eventfd is written
-_EPOLLHUP: Final = 0x010
+# As poll()'s, and EPOLLET; numbers, since select has them only where the system has epoll.
+EPOLLIN: Final = 0x001
+EPOLLOUT: Final = 0x004
+EPOLLERR: Final = 0x008
+EPOLLHUP: Final = 0x010
+EPOLLRDHUP: Final = 0x2000
+EPOLLET: Final = 1 << 31
 _UNASKED: Final = 0x018  # EPOLLERR, HUP: poll() says them in any case
 _LEVEL_EVENTS: Final = 0x201F  # EPOLLIN, PRI, OUT, ERR, HUP, RDHUP: poll()'s numbers are the same
 MOST_EVENTS: Final = 256  # that are told at once
@@ -89,7 +95,7 @@ class LevelPoller:
                 del self._asleep[fd]
         for fd, events in self._events.items():
             known = 0 if fd in self._is_due else getattr(self.watchers.get(fd), "known_events", 0)
-            if fd in self._asleep or known & _EPOLLHUP:  # which poll() says whether it is asked or not
+            if fd in self._asleep or known & EPOLLHUP:  # which poll() says whether it is asked or not
                 if self._asked.pop(fd, None) is not None:
                     self._poll.unregister(fd)
             elif self._asked.get(fd) != events & ~known:

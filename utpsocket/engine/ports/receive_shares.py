@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from utpsocket.engine.ports.send_grants import GRANT_BYTES
+from utpsocket.protocol.config import GRANT_BYTES
 
 if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import Bridge

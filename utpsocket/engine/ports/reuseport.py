@@ -28,6 +28,7 @@ from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.kernel import netns
 from utpsocket.engine.kernel.high_fds import raise_fd, with_room
+from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLIN
 from utpsocket.engine.kernel.udp import Port, parted
 from utpsocket.protocol import Run
 
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import Bridge
     from utpsocket.engine.ports.endpoint import Endpoint
 
-_EPOLLIN: Final = 0x001
-_EPOLLERR: Final = 0x008
 _RUNS_PER_TURN: Final = 8  # then others have theirs
 _STRANGERS: Final = 64  # datagrams that came between bind() and connect()
 _LINGERING: Final = 64  # without a connection: what is repeated after the end is still answered by who knows it
@@ -71,7 +70,7 @@ class PeerPort:
 
     def on_event(self, mask: int) -> None:
         """Something came, for the port."""
-        if mask & _EPOLLERR:
+        if mask & EPOLLERR:
             self.port.read_errors()
         self.receive()
 
@@ -212,7 +211,7 @@ class PeerPorts:
             sock.close()
             raise
         self.by_addr[addr] = found
-        loop.watch(found.port.fd, _EPOLLIN | _EPOLLERR, found)
+        loop.watch(found.port.fd, EPOLLIN | EPOLLERR, found)
         self.works = True
         if strangers:
             loop.call_at(loop.now, partial(self._take, strangers, host if port.is_wildcard else None))

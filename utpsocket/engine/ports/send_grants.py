@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from utpsocket.protocol.config import GRANT_BYTES
 from utpsocket.protocol.pacing import PACED_FROM_RTT_US
 from utpsocket.protocol.packet import HEADER_BYTES, packets_per_send
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import Bridge
     from utpsocket.protocol.sendhalf import SendHalf
 
-# at most, a rest included; as much is a connection of many promised, see receive_shares.py
-GRANT_BYTES: Final = 144 << 10
 _SENDS: Final = 2  # system calls that a grant fills, with no packet left for a third…
 _REST_SHARE: Final = 8  # …but for the end of what there is, up to an eighth: not worth a turn of its own
 _FEW: Final = 16  # connections that need no order

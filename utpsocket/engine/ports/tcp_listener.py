@@ -10,12 +10,12 @@ import errno
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.channels.tcp import LINGER_ZERO, NO_LINGER, Relay
-from utpsocket.engine.channels.utp import EPOLLIN
 from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import os, random
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel.high_fds import give_back, raise_fd, with_room
+from utpsocket.engine.kernel.poller import EPOLLET, EPOLLIN
 from utpsocket.engine.ports.retries import Retries
 from utpsocket.engine.user_fds.socket_state import Role
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
     from utpsocket.engine.ports.listener import Listener
 
-_EVENTS: Final = EPOLLIN | 1 << 31  # EPOLLET
+_EVENTS: Final = EPOLLIN | EPOLLET
 _NO_FD: Final = (errno.EMFILE, errno.ENFILE)
 _ACCEPTS_PER_TURN: Final = 64
 _system_random: Final = random.SystemRandom()

@@ -21,12 +21,11 @@ from collections.abc import Callable, Iterable
 from struct import Struct
 from typing import Any, Final
 
-from utpsocket.engine.helper.messages import WRITTEN_BY_ENGINE, settings_form
 from utpsocket.engine.interpreter.originals import marshal
 from utpsocket.engine.kernel import fd_names
 from utpsocket.engine.user_fds import shared_errnos
 from utpsocket.engine.user_fds.shared_errnos import AFTER_EOF
-from utpsocket.engine.user_fds.socket_state import Identity, Role, Settings
+from utpsocket.engine.user_fds.socket_state import WRITTEN_BY_ENGINE, Identity, Role, Settings, settings_form
 
 _NUMBERS: Final = {"cookie": "Q", "owner_pid": "q", "error": "i", "shut_halves": "B", "send_buffer_bytes": "i"}
 _FLAGS: Final = (

@@ -16,6 +16,7 @@ from utpsocket.engine.user_fds import shared_errnos
 from utpsocket.protocol.keepalive import SIGN_OF_LIFE_SECONDS
 
 _PIECE_BYTES: Final = 1_600
+WRITTEN_BY_ENGINE: Final = ("role", "error", "is_over", "is_reset", "is_after_eof", "transport", "local", "is_full")
 
 
 class Role(Enum):
@@ -82,6 +83,19 @@ class Settings:
         other.user_timeout_ms = self.user_timeout_ms
         other.congestion = self.congestion
         return other
+
+
+def settings_form(settings: Settings) -> tuple[Any, ...]:
+    """Settings as plain values."""
+    return tuple(getattr(settings, name) for name in Settings.__slots__)
+
+
+def settings_of(form: tuple[Any, ...]) -> Settings:
+    """The settings that settings_form() made plain."""
+    settings = Settings()
+    for name, value in zip(Settings.__slots__, form, strict=True):
+        setattr(settings, name, value)
+    return settings
 
 
 def half_buffer(option_bytes: int) -> int:
