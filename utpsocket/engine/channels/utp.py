@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from ctypes import get_errno
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES, Room
 from utpsocket.engine.faults import NO_ROOM, RETRY_US, TRANSIENT, errno_of
@@ -36,9 +36,24 @@ from utpsocket.protocol.sendbuffer import BLOCK_BYTES
 from utpsocket.protocol.states import CLOSED, CONNECTED, SYN_RECEIVED, SYN_SENT, TIME_WAIT
 
 if TYPE_CHECKING:
-    from utpsocket.engine.channels.race import Attempt
     from utpsocket.engine.ports.endpoint import Endpoint
     from utpsocket.engine.ports.send_grants import Lane
+
+    class TcpAttempt(Protocol):
+        """A connect's try at TCP, beside uTP's or after it (race.py)."""
+
+        def on_connected(self) -> None:
+            """uTP was first."""
+
+        def on_closed(self) -> None:
+            """The user closed its fd while connecting."""
+
+        def takes_over(self, code: int) -> int:
+            """uTP failed with this errno: 0 if TCP goes on with the user's fd, else what connect() must say."""
+
+        def withdraw(self) -> None:
+            """It is not wanted any more."""
+
 
 _EAGER_BYTES: Final = 512 << 10  # unsent beyond this can wait: it would only leave the cache before it is sent
 _RECHECK_US: Final = 1_000_000  # whether a socket that was shut down is closed, where nobody says so
@@ -120,7 +135,7 @@ class Bridge:
         self.active_epoch = 0  # receive_shares.py
         self.wakes_at: int | None = None  # when the connection's time comes
         self.heap_at: int | None = None  # when the loop's heap will say so
-        self.rival: Attempt | None = None  # a connect that may go over TCP as well
+        self.rival: TcpAttempt | None = None  # a connect that may go over TCP as well
         self.lane: Lane | None = None  # what follows is send_grants.py's
         self.lane_flight_bytes = 0  # under way, as last counted
         self.lane_grant_bytes = 0  # may leave from lane_offset on

@@ -20,7 +20,7 @@ from collections import deque
 from ctypes import get_errno
 from errno import EAGAIN
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.faults import NO_ROOM
@@ -36,7 +36,22 @@ from utpsocket.protocol import State
 
 if TYPE_CHECKING:
     from utpsocket.engine.ports.endpoint import Endpoint
-    from utpsocket.engine.ports.tcp_listener import Door
+
+    class TcpHalf(Protocol):
+        """What accepts TCP at the same port number (tcp_listener.py)."""
+
+        def on_room(self) -> None:
+            """The kernel's queue of accepts may have room again."""
+
+        def close(self) -> None:
+            """The listener listens no more: what nobody accepted is reset."""
+
+        def close_fds(self) -> None:
+            """The engine ends, or is a forked child's copy."""
+
+        def let_go(self) -> None:
+            """Forget the fds without closing them."""
+
 
 _PROOF_WAIT_US: Final = 30_000  # a proof takes one round trip, and a greeting can wait this long
 _FAULTS_BORNE: Final = 20
@@ -84,7 +99,7 @@ class Listener:
         self.backlog = backlog
         self.is_closed = False
         self.is_withdrawn = False  # the application listens no more; any thread may say so
-        self.door: Door | None = None  # a listener of both: its TCP half
+        self.door: TcpHalf | None = None  # a listener of both: its TCP half
         self.refused = 0
         self._expected: dict[Bridge, None] = {}  # whose initiators prove themselves, in order of arrival
         self._unproven: dict[Bridge, None] = {}  # in order of arrival; looked at from its old end only
