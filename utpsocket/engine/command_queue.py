@@ -18,7 +18,6 @@ from utpsocket.engine.interpreter.signal_errors import let_pass
 
 if TYPE_CHECKING:
     from utpsocket.engine.kernel.poller import WakeUp
-    from utpsocket.engine.loop import Loop
 
 _MOST_ASIDE: Final = 64  # commands for which the engine need not wake up
 _MOST_PULLS: Final = 3_000
@@ -72,7 +71,7 @@ class Command:
 
     def __init__(
         self,
-        loop: Loop,
+        loop: object,
         verb: Callable[..., Any],
         arguments: tuple[Any, ...],
         named: dict[str, Any],

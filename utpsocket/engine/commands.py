@@ -111,7 +111,7 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, s
             raise _error(errno.EAGAIN)
         endpoint.reuse, endpoint.is_for_sharing = reuse, shares
         return endpoint.key
-    if any(map(overlapping_ports.is_left, overlapping_ports.at(loop, local, namespace))):
+    if any(map(overlapping_ports.is_left, overlapping_ports.at(loop.bound, local, namespace))):
         raise _error(errno.EAGAIN)  # free in a moment, as above
     return 0
 
@@ -122,7 +122,7 @@ def make_way(loop: Loop, local: Address, *, namespace: int = 0) -> list[int]:
 
     Returns their keys.
     """
-    found = overlapping_ports.at(loop, local, namespace)
+    found = overlapping_ports.at(loop.bound, local, namespace)
     for endpoint in found:
         for holder in list(endpoint.holders):
             if not loop.holders_watch.is_open(holder):
@@ -144,7 +144,7 @@ def close_way(loop: Loop, keys: list[int], key: int) -> None:
             overlapping_ports.make_way(endpoint, False)
     joined = loop.endpoints.get(key)
     if joined is not None:
-        overlapping_ports.join(loop, joined)
+        overlapping_ports.join(loop.bound, joined)
 
 
 def _is_held(bridge: Bridge) -> bool:

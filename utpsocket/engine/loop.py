@@ -130,7 +130,7 @@ class Loop:
         self._blocked: dict[Endpoint, None] = {}
         self._thread_id = 0
         self._late: list[Bridge] = []
-        self._last_acks = LastAcks(self)
+        self._last_acks = LastAcks(self.bound, self)
         self._is_stopping = self._is_robbed = False
         self._is_at_rest = False  # in the poller, where no fd number is in the thread's hands, or over
         self.is_alive = True

@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from utpsocket.engine.channels.tcp import Relay
 from utpsocket.engine.channels.tcp_socket import tcp_socket
@@ -27,7 +27,15 @@ from utpsocket.engine.user_fds.reset import close_end, record
 from utpsocket.engine.user_fds.socket_state import Role
 
 if TYPE_CHECKING:
-    from utpsocket.engine.loop import Loop
+    from utpsocket.engine.channels.tcp import Engine as RelaysEngine
+
+    class Engine(RelaysEngine, Protocol):
+        """What of it knows of TCP."""
+
+        relays: dict[int, Relay | Attempt]
+        silences: Silences
+        tcp_initiated: int
+
 
 _SILENCE_US: Final = 60_000_000  # for how long a destination silent to uTP is believed to be so. RFC 6555 §4.2: 10 min
 _SILENT_REMEMBERED: Final = 1_024
@@ -77,7 +85,7 @@ class Attempt:
         "identity",
     )
 
-    def __init__(self, loop: Loop, bridge: Bridge, wait_us: int) -> None:
+    def __init__(self, loop: Engine, bridge: Bridge, wait_us: int) -> None:
         self._loop = loop
         self._bridge: Bridge | None = bridge
         self.identity = bridge.identity

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from utpsocket.engine.channels.tcp_socket import apply_options
 from utpsocket.engine.faults import RETRY_US, TRANSIENT
@@ -28,7 +28,14 @@ from utpsocket.engine.user_fds.reset import close_end, record
 from utpsocket.engine.user_fds.socket_state import Identity
 
 if TYPE_CHECKING:
-    from utpsocket.engine.loop import Loop
+    from utpsocket.engine.reactor import Reactor
+
+    class Engine(Reactor, Protocol):
+        """What of it keeps relays."""
+
+        def forget_relay(self, relay: Relay) -> None:
+            """The connection is over, and nobody asks for it any more."""
+
 
 _EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLET
 _TURN_BYTES: Final = 1 << 20  # moved one way before others have their turn
@@ -179,7 +186,7 @@ class Relay:
         "tcp",
     )
 
-    def __init__(self, loop: Loop, identity: Identity, end: Any, tcp: Any) -> None:
+    def __init__(self, loop: Engine, identity: Identity, end: Any, tcp: Any) -> None:
         self._loop = loop
         self.identity = identity
         self.end = end

@@ -21,8 +21,8 @@ from utpsocket.protocol import State
 
 if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import Bridge
-    from utpsocket.engine.loop import Loop
     from utpsocket.engine.ports.bound_ports import Bound
+    from utpsocket.engine.reactor import Reactor
 
 _MAPPED = "::ffff:"
 _POLLIN = 0x001
@@ -59,7 +59,7 @@ class Gates:
         key = _plain(connection.addr), connection.recv_id, acceptor.endpoint.port.local[1]
         return self._by_acceptor.get(key)
 
-    def open_due(self, bound: Bound, loop: Loop, *, now: int) -> None:
+    def open_due(self, bound: Bound, loop: Reactor, *, now: int) -> None:
         """Open every gate but those whose acceptor is in this process and has had no proof yet."""
         self.retry_at = None
         self._by_acceptor.clear()

@@ -23,15 +23,15 @@ from utpsocket.protocol import Run
 from utpsocket.protocol.packet import RESET, SYN, Packet
 
 if TYPE_CHECKING:
-    from utpsocket.engine.loop import Loop
+    from utpsocket.engine.ports.bound_ports import Bound
     from utpsocket.engine.ports.endpoint import Endpoint
 
 WILDCARDS: Final = ("0.0.0.0", "::")
 
 
-def at(loop: Loop, local: Address, namespace: int) -> list[Endpoint]:
+def at(bound: Bound, local: Address, namespace: int) -> list[Endpoint]:
     """The ports that this address overlaps, without being theirs."""
-    return [endpoint for endpoint in list(loop.bound.get(local[1], ())) if _overlaps(endpoint, local, namespace)]
+    return [endpoint for endpoint in list(bound.get(local[1], ())) if _overlaps(endpoint, local, namespace)]
 
 
 def _overlaps(endpoint: Endpoint, local: Address, namespace: int) -> bool:
@@ -68,9 +68,9 @@ def bind_over(udp_sock: Any, address: Any) -> None:
     udp_sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, False)
 
 
-def join(loop: Loop, endpoint: Endpoint) -> None:
+def join(bound: Bound, endpoint: Endpoint) -> None:
     """A port has come to stand over others, or under one."""
-    for other in at(loop, endpoint.port.local, endpoint.port.namespace):
+    for other in at(bound, endpoint.port.local, endpoint.port.namespace):
         if other is not endpoint and other not in endpoint.neighbours:
             endpoint.neighbours += (other,)
             other.neighbours += (endpoint,)

@@ -7,7 +7,7 @@ Only the engine's thread calls, but any may make one. Sources: SOCKETS.md ยง1, ย
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from utpsocket.engine.channels.tcp import LINGER_ZERO, NO_LINGER, Relay
 from utpsocket.engine.faults import NO_ROOM
@@ -20,7 +20,16 @@ from utpsocket.engine.ports.retries import Retries
 from utpsocket.engine.user_fds.socket_state import Role
 
 if TYPE_CHECKING:
-    from utpsocket.engine.loop import Loop
+    from utpsocket.engine.channels.race import Engine as RacesEngine
+
+    class Engine(RacesEngine, Protocol):
+        """What of it accepts TCP."""
+
+        tcp_accepted: int
+
+        def watch_from_anywhere(self, fd: int, events: int, watcher: Any) -> None:
+            """As watch(), of an fd that is not watched yet. Any thread."""
+
     from utpsocket.engine.ports.listener import Listener
 
 _EVENTS: Final = EPOLLIN | EPOLLET
@@ -38,7 +47,7 @@ class Door:
 
     __slots__ = ("_due_at", "_listener", "_loop", "_room", "_tcp", "_waiting")
 
-    def __init__(self, loop: Loop, listener: Listener, tcp: Any) -> None:
+    def __init__(self, loop: Engine, listener: Listener, tcp: Any) -> None:
         self._loop = loop
         self._listener = listener
         # Whoever it accepts inherits this: one who fails before the hand-over is then reset, not told an end of file.

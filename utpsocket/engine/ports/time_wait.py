@@ -16,8 +16,9 @@ from utpsocket.protocol.states import CLOSED, TIME_WAIT
 
 if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import Bridge
-    from utpsocket.engine.loop import Loop
+    from utpsocket.engine.ports.bound_ports import Bound
     from utpsocket.engine.ports.endpoint import Endpoint
+    from utpsocket.engine.reactor import Reactor
 
 _MOST_PRIVATE_PORTS: Final = 256
 
@@ -25,16 +26,17 @@ _MOST_PRIVATE_PORTS: Final = 256
 class LastAcks:
     """Of one engine."""
 
-    __slots__ = ("_loop", "_private")
+    __slots__ = ("_bound", "_loop", "_private")
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, bound: Bound, loop: Reactor) -> None:
+        self._bound = bound
         self._loop = loop
         self._private: dict[Endpoint, None] = {}  # of no use but for a late FIN, oldest first
 
     def settle(self, bridge: Bridge) -> None:
         """This connection is in TIME_WAIT. As often as anything happens to it."""
         if bridge.connection.is_initiator and bridge.other_side is None:
-            acceptor = acceptor_of(bridge, self._loop.bound)
+            acceptor = acceptor_of(bridge, self._bound)
             if acceptor is not None:
                 bridge.other_side, acceptor.other_side = acceptor, bridge
         other = bridge.other_side
