@@ -24,9 +24,8 @@ from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.kernel import netns
 from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.kernel.high_fds import raise_fd
-from utpsocket.engine.kernel.poller import EPOLLHUP, EPOLLIN
+from utpsocket.engine.kernel.poller import EPOLLHUP
 from utpsocket.engine.ports import overlapping_ports
-from utpsocket.engine.ports.connect_gate import polls
 from utpsocket.engine.ports.endpoint import CLOSER, Endpoint, apply_settings
 from utpsocket.engine.ports.listener import Listener
 from utpsocket.engine.ports.reuseport import PeerPorts, is_shared
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
 
 _LAST_ACKS: Final = 2  # beside the first
-_MOST_RECEIVES: Final = 16  # at once: a flooded port always has more
 
 
 _unix_socket: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0)
@@ -513,12 +511,7 @@ def catch_up(loop: Loop, cookie: int) -> None:
     """Take in whatever the network has brought for this connection by now: kernel TCP would have done so by itself."""
     bridge = loop.bridges.get(cookie)
     if bridge is not None:
-        for _ in range(_MOST_RECEIVES):  # each may leave off after the first small datagram
-            bridge.endpoint.receive(now=loop.now)
-            if not polls(bridge.endpoint.port.sock, EPOLLIN):
-                break
-        if bridge.endpoint.peers is not None:
-            bridge.endpoint.peers.receive(bridge.connection.addr)
+        bridge.endpoint.read_for(bridge, now=loop.now)
         loop.settle_now(bridge)
     relay = loop.relays.get(cookie)
     if relay is not None:

@@ -16,7 +16,7 @@ import errno
 import sys
 from collections.abc import Callable
 from itertools import count, islice
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine import commands, environment, fault_reports
 from utpsocket.engine.channels.race import Attempt, Silences
@@ -63,6 +63,9 @@ from utpsocket.engine.user_fds.unaccepted import ResetUnaccepted
 from utpsocket.protocol import Workspace
 from utpsocket.protocol.packet import MAX_RUN_PACKETS
 from utpsocket.protocol.states import SYN_RECEIVED, TIME_WAIT
+
+if TYPE_CHECKING:
+    from utpsocket.engine.channels.utp import BridgePort
 
 _BRIDGE_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLET
 _PORT_EVENTS: Final = EPOLLIN | EPOLLERR  # not edges: a port need not be read until it says that it is empty
@@ -127,7 +130,7 @@ class Loop:
         self.lanes = Lanes()
         self.paths = Paths()
         self.gates = Gates()
-        self._blocked: dict[Endpoint, None] = {}
+        self._blocked: dict[BridgePort, None] = {}
         self._thread_id = 0
         self._late: list[Bridge] = []
         self._last_acks = LastAcks(self.bound, self)
@@ -467,7 +470,7 @@ class Loop:
         connection = bridge.connection
         if bridge.accepted_at and connection.state is not SYN_RECEIVED:
             bridge.accepted_at = 0
-            listener = bridge.endpoint.listener
+            listener = self.endpoints[bridge.endpoint.key].listener  # the port lives as long as its connections
             if listener is not None:
                 listener.on_settled(bridge)
                 self._listeners[listener] = now
@@ -520,7 +523,7 @@ class Loop:
             if listener.endpoint.is_unused:
                 self.close_endpoint(listener.endpoint)
 
-    def _flush_port(self, endpoint: Endpoint) -> None:
+    def _flush_port(self, endpoint: BridgePort) -> None:
         if endpoint.port.is_blocked and endpoint.port.flush():
             if endpoint in self._blocked:
                 del self._blocked[endpoint]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ctypes import get_errno
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -36,8 +36,112 @@ from utpsocket.protocol.sendbuffer import BLOCK_BYTES
 from utpsocket.protocol.states import CLOSED, CONNECTED, SYN_RECEIVED, SYN_SENT, TIME_WAIT
 
 if TYPE_CHECKING:
-    from utpsocket.engine.ports.endpoint import Endpoint
-    from utpsocket.engine.ports.send_grants import Lane
+    from utpsocket.engine.kernel.udp import Port
+    from utpsocket.engine.reactor import Reactor
+    from utpsocket.engine.user_fds.open_fds import HoldersWatch
+    from utpsocket.protocol import Transmit
+
+    class Gates(Protocol):
+        """Connects that are complete and not said yet (ports/connect_gate.py)."""
+
+        def hold(self, bridge: Bridge) -> None:
+            """This connect is complete."""
+
+    class Engine(Reactor, Protocol):
+        """What of it keeps connections."""
+
+        holders_watch: HoldersWatch
+
+        @property
+        def gates(self) -> Gates: ...
+
+        def wake_bridge(self, bridge: Bridge) -> None:
+            """Have the bridge look at its end again."""
+
+        def watch_bridge(self, bridge: Bridge) -> None:
+            """The bridge has its end: listen to it."""
+
+        def watch_room(self, bridge: Bridge, *, wanted: bool) -> None:
+            """Whether to be told when the user has read."""
+
+        def forget_bridge(self, bridge: Bridge) -> None:
+            """The connection is over, and nobody asks for it any more."""
+
+    class Acceptor(Protocol):
+        """A listener, as the connections know it that wait for its accept()."""
+
+        def on_settled(self, bridge: Bridge) -> None:
+            """The peer has proved its address, or never will."""
+
+        def forget(self, bridge: Bridge) -> None:
+            """It is over."""
+
+    class Resets(Protocol):
+        """RESETs beside any connection (ports/stateless_resets.py)."""
+
+        def of(self, connection: Connection, *, now: int) -> Transmit | None:
+            """What its peer has to be told where it cannot speak for itself."""
+
+    class Shares(Protocol):
+        """Of the port's receive buffer (ports/receive_shares.py)."""
+
+        alone_bytes: int
+
+    class Lane(Protocol):
+        """Connections to one peer's port that take turns (ports/send_grants.py)."""
+
+        is_ordered: bool
+        members: int
+
+        def packets(self, bridge: Bridge) -> int:
+            """How many packets of new data this connection may send now."""
+
+        def after_transmit(self, bridge: Bridge) -> list[Bridge]:
+            """Count what has left; returns the connections that may send now."""
+
+        def leave(self, bridge: Bridge) -> Bridge | None:
+            """The connection is over. Returns the first that waits."""
+
+    class BridgePort(Protocol):
+        """The port that a connection's datagrams go out of (ports/endpoint.py)."""
+
+        port: Port
+        key: int
+        is_private: bool
+
+        @property
+        def bridges(self) -> Mapping[Any, Bridge]: ...
+
+        @property
+        def loop(self) -> Engine: ...
+
+        @property
+        def listener(self) -> Acceptor | None: ...
+
+        @property
+        def resets(self) -> Resets: ...
+
+        @property
+        def shares(self) -> Shares: ...
+
+        @property
+        def peers(self) -> object | None:
+            """A UDP socket for each peer, where processes share the port (ports/reuseport.py)."""
+
+        def transmit(self, bridge: Bridge, *, now: int) -> None:
+            """Send what the connection may send now."""
+
+        def forget(self, bridge: Bridge) -> None:
+            """The connection is over."""
+
+        def leave_lane(self, bridge: Bridge) -> None:
+            """It has no more data to send."""
+
+        def read_for(self, bridge: Bridge, *, now: int) -> None:
+            """Take in whatever has come for this connection by now."""
+
+        def drop_lingering(self) -> None:
+            """End what is only there in case a last ack was lost."""
 
     class TcpAttempt(Protocol):
         """A connect's try at TCP, beside uTP's or after it (race.py)."""
@@ -114,7 +218,7 @@ class Bridge:
         "wakes_at",
     )
 
-    def __init__(self, connection: Connection, endpoint: Endpoint, identity: Identity, source: list[Any]) -> None:
+    def __init__(self, connection: Connection, endpoint: BridgePort, identity: Identity, source: list[Any]) -> None:
         self.connection = connection
         self.endpoint = endpoint
         self.identity = identity

@@ -6,7 +6,7 @@ they are told once whenever they are asked for anew; from then on poll() is not 
 remembers (`known_events`). What is told to a watcher that says nothing of the kind sleeps for a millisecond before it
 is looked at again: long enough that a full buffer does not keep the thread spinning, short enough for a fallback.
 
-Only the engine's thread calls poll(); the rest as epoll's. Sources: epoll(7), poll(2).
+Only the engine's thread calls poll(); the rest as epoll's; polls() may be called by any. Sources: epoll(7), poll(2).
 """
 
 from __future__ import annotations
@@ -176,6 +176,16 @@ def sleep_until_ready(hold: Hold, fds: list[tuple[int, int]], timeout: float) ->
     # As one char: every length of a ctypes array is a type, which is made, and left to the collector, each time.
     levels = ctypes.c_char.from_buffer(bytearray(b"".join(_POLLFD.pack(fd, events, 0) for fd, events in fds) + b"\0"))
     hold.sleep(_libc.poll, (ctypes.byref(levels), len(fds), _ms(timeout)))
+
+
+def polls(sock: Any, events: int) -> bool:
+    """Whether the kernel has one of these to say of this socket, or it was closed just now. Any thread."""
+    fd = sock.fileno()
+    if fd < 0:
+        return True
+    poller = native.poll()
+    poller.register(fd, events)
+    return bool(poller.poll(0))
 
 
 class WakeUp:

@@ -8,26 +8,39 @@ an acceptor that has had no proof yet will have it, or end, and any other connec
 In one step means: without giving the GIL away. Whoever does without (C code, another process that the engine serves)
 finds the connect complete first, as TCP's initiator is.
 
-Only the engine's thread calls, may_be_reset() and polls() apart.
+Only the engine's thread calls, may_be_reset() apart.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from utpsocket.engine.faults import RETRY_US
-from utpsocket.engine.interpreter.native import poll
+from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLHUP, EPOLLIN, polls
 from utpsocket.protocol import State
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, Protocol
+
     from utpsocket.engine.channels.utp import Bridge
     from utpsocket.engine.ports.bound_ports import Bound
     from utpsocket.engine.reactor import Reactor
 
+    class Engine(Protocol):
+        """What tells whether a reset may have come. Looked at by any thread."""
+
+        @property
+        def bridges(self) -> Mapping[int, Bridge]: ...
+        @property
+        def relays(self) -> Mapping[int, Any]: ...
+        @property
+        def bound(self) -> Bound: ...
+        @property
+        def owner(self) -> Any: ...
+
+
 _MAPPED = "::ffff:"
-_POLLIN = 0x001
-_POLLERR = 0x008
-_POLLHUP = 0x010
 
 
 class Gates:
@@ -96,7 +109,7 @@ def acceptor_of(bridge: Bridge, bound: Bound) -> Bridge | None:
     return None
 
 
-def may_be_reset(loop: Loop, cookie: int) -> bool:
+def may_be_reset(loop: Engine, cookie: int) -> bool:
     """Whether a reset, or an error, may have come for this connection, or may just have been made by this process, that
     its user has not been told of. Any thread.
 
@@ -112,20 +125,10 @@ def may_be_reset(loop: Loop, cookie: int) -> bool:
     acceptor = acceptor_of(bridge, loop.bound)
     if acceptor is not None:
         end = acceptor.end
-        return end is None or acceptor.connection.state is State.CLOSED or polls(end, _POLLHUP)
-    is_waiting = polls(endpoint.port.sock, _POLLIN | _POLLERR)
+        return end is None or acceptor.connection.state is State.CLOSED or polls(end, EPOLLHUP)
+    is_waiting = polls(endpoint.port.sock, EPOLLIN | EPOLLERR)
     owner = loop.owner  # looked at in this order: the thread takes from a port while it works for it
     return is_waiting or owner is endpoint or owner is bridge or loop.bridges.get(cookie) is not bridge
-
-
-def polls(sock: Any, events: int) -> bool:
-    """Whether the kernel has one of these to say of this socket, or it was closed just now. Any thread."""
-    fd = sock.fileno()
-    if fd < 0:
-        return True
-    poller = poll()
-    poller.register(fd, events)
-    return bool(poller.poll(0))
 
 
 def _is_half_known(bridge: Bridge, bound: Bound) -> bool:

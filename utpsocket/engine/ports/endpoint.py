@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES
 from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.interpreter.native import unread_bytes
 from utpsocket.engine.interpreter.originals import os, struct
 from utpsocket.engine.kernel.fd_names import Address
+from utpsocket.engine.kernel.poller import EPOLLIN, polls
 from utpsocket.engine.kernel.syscalls import packed_name
 from utpsocket.engine.kernel.udp import PACKET_OPTIONS, IcmpError, Port, parted
 from utpsocket.engine.ports import overlapping_ports
@@ -43,7 +44,42 @@ from utpsocket.protocol.receivehalf import MODEST_WINDOW_BYTES, NEVER
 from utpsocket.protocol.states import TIME_WAIT
 
 if TYPE_CHECKING:
-    from utpsocket.engine.loop import Loop
+    from utpsocket.engine.channels.utp import Engine as BridgesEngine
+    from utpsocket.engine.kernel.arena import Arena
+    from utpsocket.engine.ports.connect_gate import Gates
+    from utpsocket.engine.ports.path_cache import Paths
+    from utpsocket.engine.ports.send_grants import Lanes
+    from utpsocket.engine.user_fds.open_fds import Rechecks
+    from utpsocket.protocol import Workspace
+
+    class Engine(BridgesEngine, Protocol):
+        """What a port's parts and connections use of their engine, which has many ports."""
+
+        arena: Arena
+        bridges: dict[int, Bridge]
+        lanes: Lanes
+        paths: Paths
+        gates: Gates
+        workspace: Workspace
+        rechecks: Rechecks
+        max_datagram_bytes: int
+        max_segments: int
+        udp_buffer_bytes: int
+        offload: bool
+        namespace: int
+        wakeups: int
+        initiated: int
+        accepted: int
+
+        def close_endpoint(self, endpoint: Endpoint) -> None:
+            """Nobody needs the port any more."""
+
+        def touch_listener(self, listener: Listener) -> None:
+            """A connection waits for the hand-over."""
+
+        def forget_listener(self, listener: Listener) -> None:
+            """It listens no more."""
+
 
 CLOSER: Final = "by"
 BY_ENGINE: Final = object()
@@ -56,6 +92,7 @@ _IDS_PER_DIAL: Final = 4
 _BULK_BYTES: Final = 512  # datagrams of this size fill buffers
 _EXPECTED_RUNS: Final = 16
 _MANY_LONE_TURNS: Final = 8
+_MOST_RECEIVES: Final = 16  # at once, for one connection: a flooded port always has more
 _FAULTS_BORNE: Final = 20  # on end: a datagram that does this is met once, a port that does again and again
 _RUNS_PER_TURN: Final = 8  # then other ports have theirs
 _DATAGRAMS_PER_TURN: Final = 512  # likewise, where they come one by one
@@ -105,7 +142,7 @@ class Endpoint:
         "shares",
     )
 
-    def __init__(self, loop: Loop, key: int, port: Port, *, is_private: bool) -> None:
+    def __init__(self, loop: Engine, key: int, port: Port, *, is_private: bool) -> None:
         self.loop = loop
         self.key = key
         self.port = port
@@ -644,6 +681,15 @@ class Endpoint:
             port.send(transmit, source)
         if port.errors:
             self.handle_errors(now=now)
+
+    def read_for(self, bridge: Bridge, *, now: int) -> None:
+        """Take in whatever has come for this connection by now."""
+        for _ in range(_MOST_RECEIVES):  # each may leave off after the first small datagram
+            self.receive(now=now)
+            if not polls(self.port.sock, EPOLLIN):
+                break
+        if self.peers is not None:
+            self.peers.receive(bridge.connection.addr)
 
     def drop_lingering(self) -> None:
         """Too many private ports wait for a late FIN: give this one up."""

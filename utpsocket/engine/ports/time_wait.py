@@ -15,9 +15,8 @@ from utpsocket.engine.ports.connect_gate import acceptor_of
 from utpsocket.protocol.states import CLOSED, TIME_WAIT
 
 if TYPE_CHECKING:
-    from utpsocket.engine.channels.utp import Bridge
+    from utpsocket.engine.channels.utp import Bridge, BridgePort
     from utpsocket.engine.ports.bound_ports import Bound
-    from utpsocket.engine.ports.endpoint import Endpoint
     from utpsocket.engine.reactor import Reactor
 
 _MOST_PRIVATE_PORTS: Final = 256
@@ -31,7 +30,7 @@ class LastAcks:
     def __init__(self, bound: Bound, loop: Reactor) -> None:
         self._bound = bound
         self._loop = loop
-        self._private: dict[Endpoint, None] = {}  # of no use but for a late FIN, oldest first
+        self._private: dict[BridgePort, None] = {}  # of no use but for a late FIN, oldest first
 
     def settle(self, bridge: Bridge) -> None:
         """This connection is in TIME_WAIT. As often as anything happens to it."""
@@ -55,7 +54,7 @@ class LastAcks:
             bridge.connection.forget()
             self._loop.touch(bridge)
 
-    def _keep(self, endpoint: Endpoint) -> None:
+    def _keep(self, endpoint: BridgePort) -> None:
         """Each costs an fd."""
         self._private[endpoint] = None
         if len(self._private) > _MOST_PRIVATE_PORTS:
@@ -63,6 +62,6 @@ class LastAcks:
             del self._private[oldest]
             oldest.drop_lingering()
 
-    def discard(self, endpoint: Endpoint) -> None:
+    def discard(self, endpoint: BridgePort) -> None:
         """The port is closed. Idempotent."""
         self._private.pop(endpoint, None)
