@@ -521,7 +521,7 @@ class Loop:
         if listener.is_closed:
             listener.give_up()
             if listener.endpoint.is_unused:
-                self.close_endpoint(listener.endpoint)
+                self.close_endpoint(self.endpoints[listener.endpoint.key])
 
     def _flush_port(self, endpoint: BridgePort) -> None:
         if endpoint.port.is_blocked and endpoint.port.flush():

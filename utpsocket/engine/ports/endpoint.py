@@ -44,24 +44,20 @@ from utpsocket.protocol.receivehalf import MODEST_WINDOW_BYTES, NEVER
 from utpsocket.protocol.states import TIME_WAIT
 
 if TYPE_CHECKING:
-    from utpsocket.engine.channels.utp import Engine as BridgesEngine
     from utpsocket.engine.kernel.arena import Arena
-    from utpsocket.engine.ports.connect_gate import Gates
+    from utpsocket.engine.ports.listener import Engine as ListenersEngine
     from utpsocket.engine.ports.path_cache import Paths
     from utpsocket.engine.ports.send_grants import Lanes
-    from utpsocket.engine.user_fds.open_fds import Rechecks
     from utpsocket.protocol import Workspace
 
-    class Engine(BridgesEngine, Protocol):
+    class Engine(ListenersEngine, Protocol):
         """What a port's parts and connections use of their engine, which has many ports."""
 
         arena: Arena
         bridges: dict[int, Bridge]
         lanes: Lanes
         paths: Paths
-        gates: Gates
         workspace: Workspace
-        rechecks: Rechecks
         max_datagram_bytes: int
         max_segments: int
         udp_buffer_bytes: int
@@ -76,9 +72,6 @@ if TYPE_CHECKING:
 
         def touch_listener(self, listener: Listener) -> None:
             """A connection waits for the hand-over."""
-
-        def forget_listener(self, listener: Listener) -> None:
-            """It listens no more."""
 
 
 CLOSER: Final = "by"

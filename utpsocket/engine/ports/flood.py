@@ -19,8 +19,9 @@ Only the engine's thread calls.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from socket import htons
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.kernel.socket_filter import EVERY, SOURCES, Heavy, source_hash
@@ -29,8 +30,50 @@ from utpsocket.protocol import Run, Transmit
 from utpsocket.protocol.packet import HEADER_BYTES, SYN_BYTE, decode
 
 if TYPE_CHECKING:
-    from utpsocket.engine.kernel.udp import Noise
-    from utpsocket.engine.ports.endpoint import Endpoint
+    from utpsocket.engine.kernel.arena import Arena
+    from utpsocket.engine.kernel.udp import Noise, Port
+    from utpsocket.engine.ports.listener import Listener
+    from utpsocket.engine.ports.reuseport import PeerPorts
+    from utpsocket.engine.ports.stateless_resets import Resets
+    from utpsocket.engine.reactor import Reactor
+
+    class Engine(Reactor, Protocol):
+        """With memory to receive into."""
+
+        arena: Arena
+
+    class FloodedPort(Protocol):
+        """What of a port (endpoint.py) is used here."""
+
+        port: Port
+        listener: Listener | None
+        peers: PeerPorts | None
+        resets: Resets
+        dropped_datagrams: int
+        is_closed: bool
+        is_readable: bool
+
+        @property
+        def loop(self) -> Engine: ...
+
+        @property
+        def bridges(self) -> Mapping[tuple[object, int], object]: ...
+
+        def handle_run(self, run: Run, *, now: int) -> None:
+            """Packets of one connection's, or of a stranger's."""
+
+        def handle_datagram(self, run: Run, *, now: int) -> None:
+            """One packet."""
+
+        def cached_answers(self, names: list[bytes], heads: list[bytes], *, now: int) -> bytearray:
+            """Answers to SYNs that become no connection yet."""
+
+        def source(self, run: Run) -> list[Any]:
+            """Ancillary data for an answer to this run."""
+
+        def dialed_names(self) -> set[bytes]:
+            """Peers that this port dials, whose SYN may cross ours."""
+
 
 _WINDOW_US: Final = 100_000
 _NOISE_PER_WINDOW: Final = 200  # more is a flood: 2,000 a second cost a tenth of the thread
@@ -106,7 +149,7 @@ class Flood:
         """The port has other connections than before."""
         self._ids = None
 
-    def look(self, endpoint: Endpoint, *, now: int) -> None:
+    def look(self, endpoint: FloodedPort, *, now: int) -> None:
         """After a port was read: is this a flood?"""
         if self.is_on:
             return
@@ -117,7 +160,7 @@ class Flood:
             self._since = now
             self._noise_before = self.noise
 
-    def _start(self, endpoint: Endpoint, *, now: int) -> None:
+    def _start(self, endpoint: FloodedPort, *, now: int) -> None:
         port = endpoint.port
         self.is_on = True
         self._noise_before = self.noise
@@ -137,7 +180,7 @@ class Flood:
         self._heavy = {}
         self._seen = set()
 
-    def _tick(self, endpoint: Endpoint) -> None:
+    def _tick(self, endpoint: FloodedPort) -> None:
         if endpoint.is_closed:
             return
         port = endpoint.port
@@ -188,7 +231,7 @@ class Flood:
         self._set_sieve(endpoint)
         endpoint.loop.call_at(endpoint.loop.now + _TICK_US, lambda: self._tick(endpoint))
 
-    def _set_sieve(self, endpoint: Endpoint) -> None:
+    def _set_sieve(self, endpoint: FloodedPort) -> None:
         """Have the kernel drop what is wanted now, if that is not what it does."""
         ids = frozenset(recv_id + near & 0xFFFF for _, recv_id in endpoint.bridges for near in (-1, 0, 1))
         listener = endpoint.listener
@@ -203,14 +246,14 @@ class Flood:
             self._sieve = wanted
             endpoint.port.attach_sieve(*wanted)
 
-    def _wanted_ids(self, endpoint: Endpoint) -> set[int]:
+    def _wanted_ids(self, endpoint: FloodedPort) -> set[int]:
         """What packets of connections may carry: their ids, and their neighbours in a RESET."""
         ids = self._ids
         if ids is None:
             ids = self._ids = {htons(recv_id + near & 0xFFFF) for _, recv_id in endpoint.bridges for near in (-1, 0, 1)}
         return ids
 
-    def receive(self, endpoint: Endpoint, *, now: int) -> None:
+    def receive(self, endpoint: FloodedPort, *, now: int) -> None:
         """Take what the port has, bounded."""
         port = endpoint.port
         datagrams = syns = heard = 0
@@ -237,7 +280,7 @@ class Flood:
                 return
         self._iterations_behind += 1
 
-    def _take_strays(self, endpoint: Endpoint, noise: Noise, *, now: int) -> None:
+    def _take_strays(self, endpoint: FloodedPort, noise: Noise, *, now: int) -> None:
         cache = endpoint.listener.cache if endpoint.listener is not None else None
         left = _STRAYS_PER_BATCH
         indices = noise.others
@@ -256,14 +299,14 @@ class Flood:
             return
         self._take_few(endpoint, indices, noise, now=now)
 
-    def _take_few(self, endpoint: Endpoint, indices: list[int], noise: Noise, *, now: int) -> None:
+    def _take_few(self, endpoint: FloodedPort, indices: list[int], noise: Noise, *, now: int) -> None:
         for index in indices[:_STRAYS_PER_BATCH]:
             endpoint.handle_run(noise.run(index), now=now)
         dropped = len(indices[_STRAYS_PER_BATCH:])
         self.noise += dropped
         endpoint.dropped_datagrams += dropped
 
-    def _take_syns(self, endpoint: Endpoint, noise: Noise, *, now: int) -> None:
+    def _take_syns(self, endpoint: FloodedPort, noise: Noise, *, now: int) -> None:
         indices = noise.syns
         heads = noise.heads(indices)
         # Of a connection that there is: repeated because its answer was lost, or by somebody who repeats all he can.
@@ -299,7 +342,7 @@ class Flood:
             if not endpoint.port.pending:
                 noise.answer(indices, answers)
 
-    def _refuse(self, endpoint: Endpoint, indices: list[int], heads: list[bytes], noise: Noise, *, now: int) -> None:
+    def _refuse(self, endpoint: FloodedPort, indices: list[int], heads: list[bytes], noise: Noise, *, now: int) -> None:
         """SYNs where nobody listens; whether somebody dials their sender must be looked at."""
         dials = endpoint.dialed_names()
         names = noise.names(indices)
@@ -333,7 +376,7 @@ class Flood:
             sources[source] = sources.get(source, 0) + 1
             known_names[source] = name
 
-    def take_merged(self, endpoint: Endpoint, run: Run, *, now: int) -> None:
+    def take_merged(self, endpoint: FloodedPort, run: Run, *, now: int) -> None:
         """Datagrams of one sender that the kernel has merged, and that are not all of one connection."""
         addr = run.addr
         listener = endpoint.listener

@@ -17,6 +17,7 @@ Only the engine's thread calls. Sources: PROTOCOL.md §3, §4.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from ctypes import get_errno
 from errno import EAGAIN
 from functools import partial
@@ -35,7 +36,49 @@ from utpsocket.engine.user_fds.socket_state import Identity, Role, half_buffer
 from utpsocket.protocol import State
 
 if TYPE_CHECKING:
-    from utpsocket.engine.ports.endpoint import Endpoint
+    from utpsocket.engine.channels.utp import Engine as BridgesEngine
+    from utpsocket.engine.channels.utp import Gates as HeldGates
+    from utpsocket.engine.kernel.udp import Port
+    from utpsocket.engine.user_fds.open_fds import Rechecks
+
+    class Gates(HeldGates, Protocol):
+        """Connects that are complete and not said yet (connect_gate.py)."""
+
+        def initiator_of(self, acceptor: Bridge) -> Bridge | None:
+            """The connect that is to come to light with this acceptor's accept()."""
+
+    class Engine(BridgesEngine, Protocol):
+        """What of it hands connections over."""
+
+        rechecks: Rechecks
+
+        @property
+        def gates(self) -> Gates: ...
+
+        def forget_listener(self, listener: Listener) -> None:
+            """It listens no more."""
+
+    class ListeningPort(Protocol):
+        """What of a port (endpoint.py) is used here."""
+
+        port: Port
+        key: int
+        listener: Listener | None
+
+        @property
+        def loop(self) -> Engine: ...
+
+        @property
+        def bridges(self) -> Mapping[tuple[object, int], Bridge]: ...
+
+        @property
+        def is_elsewhere(self) -> bool: ...
+
+        @property
+        def is_unused(self) -> bool: ...
+
+        def demote(self, bridge: Bridge, *, now: int) -> None:
+            """Have the cache of SYNs keep it, and no connection."""
 
     class TcpHalf(Protocol):
         """What accepts TCP at the same port number (tcp_listener.py)."""
@@ -91,7 +134,7 @@ class Listener:
         "refused",
     )
 
-    def __init__(self, endpoint: Endpoint, identity: Identity, name: bytes, backlog: int) -> None:
+    def __init__(self, endpoint: ListeningPort, identity: Identity, name: bytes, backlog: int) -> None:
         self.endpoint = endpoint
         self.identity = identity
         self.inode = identity.inode  # as it is now: after an attempt that failed the socket has another

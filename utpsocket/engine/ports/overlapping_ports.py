@@ -14,7 +14,8 @@ is_left(), make_way(), bind_over() and join(): any thread. The rest: the engine'
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import suppress_errnos
@@ -23,39 +24,75 @@ from utpsocket.protocol import Run
 from utpsocket.protocol.packet import RESET, SYN, Packet
 
 if TYPE_CHECKING:
-    from utpsocket.engine.ports.bound_ports import Bound
-    from utpsocket.engine.ports.endpoint import Endpoint
+    from utpsocket.engine.kernel.udp import Port
+    from utpsocket.engine.ports.listener import Listener
+    from utpsocket.engine.reactor import Reactor
 
+    class OverlappingPort(Protocol):
+        """What of a port (endpoint.py) is looked at here."""
+
+        port: Port
+        neighbours: tuple[Any, ...]
+        listener: Listener | None
+        is_closed: bool
+        reuse: bool
+
+        @property
+        def loop(self) -> Reactor: ...
+
+        @property
+        def bridges(self) -> Mapping[tuple[object, int], object]: ...
+
+        @property
+        def holders(self) -> Mapping[int, object]: ...
+
+        @property
+        def peers(self) -> object | None: ...
+
+        @property
+        def remains(self) -> Mapping[tuple[object, int], object]: ...
+
+        def is_cached(self, run: Run, connection_id: int) -> bool:
+            """Whether a SYN that is answered and no connection yet has this id."""
+
+        def handle_run(self, run: Run, *, now: int) -> None:
+            """Packets of one connection's, or of a stranger's."""
+
+        def handle_datagram(self, run: Run, *, now: int) -> None:
+            """One packet."""
+
+
+_P = TypeVar("_P", bound="OverlappingPort")
 WILDCARDS: Final = ("0.0.0.0", "::")
 
 
-def at(bound: Bound, local: Address, namespace: int) -> list[Endpoint]:
+def at(bound: Mapping[int, Mapping[_P, None]], local: Address, namespace: int) -> list[_P]:
     """The ports that this address overlaps, without being theirs."""
     return [endpoint for endpoint in list(bound.get(local[1], ())) if _overlaps(endpoint, local, namespace)]
 
 
-def _overlaps(endpoint: Endpoint, local: Address, namespace: int) -> bool:
+def _overlaps(endpoint: OverlappingPort, local: Address, namespace: int) -> bool:
     port = endpoint.port
     is_other = port.local[0] != local[0] and (port.local[0] in WILDCARDS or local[0] in WILDCARDS)
     return is_other and len(port.local) == len(local) and port.namespace == namespace
 
 
-def may_be_joined(endpoint: Endpoint) -> bool:
+def may_be_joined(endpoint: OverlappingPort) -> bool:
     """Whether nothing but connections is left of a port whose sockets said SO_REUSEADDR."""
     return endpoint.reuse and not endpoint.holders and endpoint.peers is None and not listens(endpoint)
 
 
-def listens(endpoint: Endpoint) -> bool:
+def listens(endpoint: OverlappingPort) -> bool:
     """Whether it takes connections."""
     return endpoint.listener is not None and not endpoint.listener.is_withdrawn
 
 
-def is_left(endpoint: Endpoint) -> bool:
+def is_left(endpoint: OverlappingPort) -> bool:
     """Whether nobody needs the port any more, and the engine is about to close it."""
     return not (endpoint.holders or endpoint.bridges or listens(endpoint))
 
 
-def make_way(endpoint: Endpoint, is_open: bool) -> None:
+def make_way(endpoint: OverlappingPort, is_open: bool) -> None:
     """Let the kernel bind another socket over this one's address, or no more."""
     with suppress_errnos():  # closed by now: it is in nobody's way
         endpoint.port.sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, is_open)
@@ -68,7 +105,7 @@ def bind_over(udp_sock: Any, address: Any) -> None:
     udp_sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, False)
 
 
-def join(bound: Bound, endpoint: Endpoint) -> None:
+def join(bound: Mapping[int, Mapping[_P, None]], endpoint: OverlappingPort) -> None:
     """A port has come to stand over others, or under one."""
     for other in at(bound, endpoint.port.local, endpoint.port.namespace):
         if other is not endpoint and other not in endpoint.neighbours:
@@ -76,7 +113,7 @@ def join(bound: Bound, endpoint: Endpoint) -> None:
             other.neighbours += (endpoint,)
 
 
-def take_run(endpoint: Endpoint, run: Run, *, now: int) -> bool:
+def take_run(endpoint: OverlappingPort, run: Run, *, now: int) -> bool:
     """Hand a run on to the neighbour whose connection it is for. False: there is none."""
     data = run.data
     key = run.addr, data[2] << 8 | data[3]
@@ -88,7 +125,7 @@ def take_run(endpoint: Endpoint, run: Run, *, now: int) -> bool:
     return False
 
 
-def take(endpoint: Endpoint, packet: Packet, run: Run, *, now: int) -> bool:
+def take(endpoint: OverlappingPort, packet: Packet, run: Run, *, now: int) -> bool:
     """Hand a datagram on to the neighbour that it is for, if it is not for this port."""
     if _awaits(endpoint, packet, run):
         return False
@@ -100,7 +137,7 @@ def take(endpoint: Endpoint, packet: Packet, run: Run, *, now: int) -> bool:
     return False
 
 
-def _awaits(endpoint: Endpoint, packet: Packet, run: Run) -> bool:
+def _awaits(endpoint: OverlappingPort, packet: Packet, run: Run) -> bool:
     """Whether this is for a connection of this port's, or may begin one."""
     addr, one, bridges = run.addr, packet.connection_id, endpoint.bridges
     if packet.type == SYN:
@@ -111,19 +148,19 @@ def _awaits(endpoint: Endpoint, packet: Packet, run: Run) -> bool:
     return endpoint.is_cached(run, one - 1 & 0xFFFF)
 
 
-def _covers(other: Endpoint, run: Run) -> bool:
+def _covers(other: OverlappingPort, run: Run) -> bool:
     """Whether what came to a port may be for this neighbour of it."""
     return not other.is_closed and (other.port.is_wildcard or run.local == _told(other))
 
 
-def _told(endpoint: Endpoint) -> str:
+def _told(endpoint: OverlappingPort) -> str:
     """The address of a port as Run.local tells it."""
     host, *rest = endpoint.port.local
     scope = rest[2] if len(rest) > 2 else 0
     return f"{host}%{scope}" if scope else str(host)
 
 
-def _as_come_to(other: Endpoint, endpoint: Endpoint, run: Run) -> Run:
+def _as_come_to(other: OverlappingPort, endpoint: OverlappingPort, run: Run) -> Run:
     """The run as the other port would have got it: a wildcard one is told at which address."""
     local = _told(endpoint) if other.port.is_wildcard else None
     handed = Run(run.data, run.stride, run.addr, local, run.size)

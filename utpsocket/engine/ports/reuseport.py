@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import io
@@ -34,7 +34,35 @@ from utpsocket.protocol import Run
 
 if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import Bridge
-    from utpsocket.engine.ports.endpoint import Endpoint
+    from utpsocket.engine.kernel.arena import Arena
+    from utpsocket.engine.reactor import Reactor
+
+    class Engine(Reactor, Protocol):
+        """With memory to receive into, and what the environment says of UDP sockets."""
+
+        arena: Arena
+        offload: bool
+        udp_buffer_bytes: int
+
+    class SharedPort(Protocol):
+        """What of a port (endpoint.py) is used here."""
+
+        port: Port
+        is_closed: bool
+        peers: PeerPorts | None
+
+        @property
+        def loop(self) -> Engine: ...
+
+        @property
+        def is_elsewhere(self) -> bool: ...
+
+        def handle_run(self, run: Run, *, now: int) -> None:
+            """Packets of one connection's, or of a stranger's."""
+
+        def handle_errors(self, *, now: int) -> None:
+            """What ICMP has said of datagrams of ours."""
+
 
 _RUNS_PER_TURN: Final = 8  # then others have theirs
 _STRANGERS: Final = 64  # datagrams that came between bind() and connect()
@@ -61,7 +89,7 @@ class PeerPort:
 
     __slots__ = ("bridges", "port", "_endpoint", "_local")
 
-    def __init__(self, endpoint: Endpoint, sock: Any, addr: object, local: str | None) -> None:
+    def __init__(self, endpoint: SharedPort, sock: Any, addr: object, local: str | None) -> None:
         self._endpoint = endpoint
         self._local = local  # where the port is a wildcard one: as the kernel would tell it
         loop = endpoint.loop
@@ -122,7 +150,7 @@ class PeerPorts:
 
     __slots__ = ("_checked_at", "_endpoint", "_is_alone", "_lingering", "by_addr", "works")
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: SharedPort) -> None:
         self._endpoint = endpoint
         self.by_addr: dict[object, PeerPort] = {}
         self._lingering: OrderedDict[object, None] = OrderedDict()
