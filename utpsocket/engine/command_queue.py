@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from utpsocket.engine import commands, faults
+from utpsocket.engine import faults
 from utpsocket.engine.interpreter.native import Socket, allocate_lock, in_one_step, sleep
 from utpsocket.engine.interpreter.signal_errors import let_pass
 
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 _MOST_ASIDE: Final = 64  # commands for which the engine need not wake up
 _MOST_PULLS: Final = 3_000
 _PULL_AGAIN_SECONDS: Final = 0.001
+
+UNDO: Final[dict[Callable[..., Any], Callable[..., None]]] = {}
+"""What has to be done where one of these has failed: called with the loop, an errno, and the same arguments.
+commands.py says so of its own.
+"""
+REPEATABLE: Final[set[Callable[..., Any]]] = set()
+"""What is simply done again where it has failed half way, as close() and its like must not fail. Likewise."""
 
 
 class Answer:
@@ -103,7 +110,7 @@ class Command:
         """It was not carried out, or not to its end: undo what was, and tell whoever asked. Idempotent."""
         self._is_refused = True
         error_told: OSError | None = None
-        if not self._is_done and self.verb in commands.REPEATABLE:
+        if not self._is_done and self.verb in REPEATABLE:
             try:
                 self._value = self.verb(self.loop, *self.arguments, **self.named)
                 self._is_done = True
@@ -111,7 +118,7 @@ class Command:
                 error = again
         if not self._is_done:
             error_told = faults.told(error)
-            undo = commands.UNDO.get(self.verb)
+            undo = UNDO.get(self.verb)
             if undo is not None:
                 undo(self.loop, error_told.errno or 0, *self.arguments)
             for argument in self.arguments:

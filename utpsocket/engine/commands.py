@@ -12,9 +12,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from utpsocket.engine import statistics
+from utpsocket.engine import command_queue, statistics
 from utpsocket.engine.channels.race import Attempt
 from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.interpreter.native import Socket, poll
@@ -25,6 +25,7 @@ from utpsocket.engine.kernel import netns
 from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.kernel.high_fds import raise_fd
 from utpsocket.engine.kernel.poller import EPOLLHUP
+from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports import overlapping_ports
 from utpsocket.engine.ports.endpoint import CLOSER, Endpoint, apply_settings
 from utpsocket.engine.ports.listener import Listener
@@ -33,9 +34,6 @@ from utpsocket.engine.ports.tcp_listener import Door
 from utpsocket.engine.user_fds import reset
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.protocol import State
-
-if TYPE_CHECKING:
-    from utpsocket.engine.loop import Loop
 
 _LAST_ACKS: Final = 2  # beside the first
 
@@ -388,6 +386,7 @@ def release(loop: Loop, key: int, inode: int) -> bool:
 
 def look_again(loop: Loop, key: int, inode: int) -> None:
     """Look now and then whether this socket, closed here, is still open elsewhere."""
+    loop.recheck = recheck
     loop.rechecks.add(key, inode, now=loop.now)
 
 
@@ -635,24 +634,24 @@ def figures(loop: Loop) -> dict[str, Any]:
     return statistics.of_engine(loop)
 
 
-UNDO: Final[dict[Callable[..., Any], Callable[..., None]]] = {
-    adopt_port: _undo_bind,
-    adopt_port_as: _undo_bind,
-    share_port: _undo_share,
-    listen: _undo_listen,
-    listen_soon: _undo_listen_soon,
-    dial_private: _undo_dial,
-    dial_from: _undo_dial,
-    give_up: _undo_half,
-    give_up_at_last: _undo_half,
-    look: _undo_half,
-    catch_up: _undo_half,
-    when_flushed: _undo_when_flushed,
-    apply: _undo_half,
-}
-"""What has to be done where one of these has failed: called with the loop, an errno, and the same arguments."""
-
-REPEATABLE: Final[frozenset[Callable[..., Any]]] = frozenset(
+command_queue.UNDO.update(
+    {
+        adopt_port: _undo_bind,
+        adopt_port_as: _undo_bind,
+        share_port: _undo_share,
+        listen: _undo_listen,
+        listen_soon: _undo_listen_soon,
+        dial_private: _undo_dial,
+        dial_from: _undo_dial,
+        give_up: _undo_half,
+        give_up_at_last: _undo_half,
+        look: _undo_half,
+        catch_up: _undo_half,
+        when_flushed: _undo_when_flushed,
+        apply: _undo_half,
+    }
+)
+command_queue.REPEATABLE.update(
     {
         release,
         make_room,
@@ -672,4 +671,3 @@ REPEATABLE: Final[frozenset[Callable[..., Any]]] = frozenset(
         figures,
     }
 )
-"""What is simply done again where it has failed half way, as close() and its like must not fail."""

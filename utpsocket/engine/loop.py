@@ -18,7 +18,7 @@ from collections.abc import Callable
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Final
 
-from utpsocket.engine import commands, environment, fault_reports
+from utpsocket.engine import environment, fault_reports
 from utpsocket.engine.channels.race import Attempt, Silences
 from utpsocket.engine.channels.tcp import Relay
 from utpsocket.engine.channels.utp import Bridge
@@ -103,6 +103,7 @@ class Loop:
         self._keys = count(_system_random.getrandbits(48) + 1)
         self.holders_watch = HoldersWatch()
         self.rechecks = Rechecks()
+        self.recheck: Callable[[Loop], None] = lambda _: None  # whoever adds to them says what is done
         self._hold = garbage_collector.Hold()
         self._epoll = new_poller()
         self._sleep = new_sleep(self._epoll, self._hold)
@@ -171,16 +172,9 @@ class Loop:
         """Have the engine's thread carry out a verb soon. Any thread."""
         self._inbox.put(Command(self, verb, arguments, {}, None))
 
-    def follow(self, cookie: int, *, at_once: bool, is_nodelay: bool) -> None:
-        """Have a connection follow its options, before this returns or soon; one that says only how what is written
-        leaves, in time for what is written next, which wakes the engine up. Any thread.
-        """
-        if at_once:
-            self.call(commands.apply, cookie)
-        elif is_nodelay and commands.holds_nothing(self, cookie):
-            self._inbox.put_aside(Command(self, commands.follow_nodelay, (cookie,), {}, None))
-        else:
-            self.post(commands.apply, cookie)
+    def put_aside(self, verb: Callable[..., object], *arguments: Any) -> None:
+        """As post(), of what need not be done before the thread wakes up for anything else. Any thread."""
+        self._inbox.put_aside(Command(self, verb, arguments, {}, None))
 
     def call(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Have the engine's thread carry out a verb; wait for what it returns or raises. Any other thread."""
@@ -344,7 +338,7 @@ class Loop:
             self._fire_timers(now)
         self.owner = None
         if self.rechecks.at is not None:
-            commands.recheck(self)
+            self.recheck(self)
         self._settle(now)
 
     def carry_out(self) -> None:

@@ -580,7 +580,19 @@ def apply_options(identity: Identity, *, at_once: bool, to_living: bool, is_node
         if isinstance(loop, RemoteLoop):
             loop.learn(identity)
         if to_living:
-            loop.follow(identity.cookie, at_once=at_once, is_nodelay=is_nodelay)
+            follow(loop, identity.cookie, at_once=at_once, is_nodelay=is_nodelay)
+
+
+def follow(loop: Loop | RemoteLoop, cookie: int, *, at_once: bool, is_nodelay: bool) -> None:
+    """Have a connection follow its options, before this returns or soon; one that says only how what is written leaves,
+    in time for what is written next, which wakes the engine up.
+    """
+    if at_once:
+        loop.call(commands.apply, cookie)
+    elif is_nodelay and isinstance(loop, Loop) and commands.holds_nothing(loop, cookie):
+        loop.put_aside(commands.follow_nodelay, cookie)
+    else:
+        loop.post(commands.apply, cookie)
 
 
 def own_engine(identity: Identity) -> Loop | RemoteLoop | None:

@@ -227,10 +227,6 @@ class RemoteLoop:
         """Have the engine carry out a verb soon."""
         self._request(0, verb, arguments, {})
 
-    def follow(self, cookie: int, *, at_once: bool, is_nodelay: bool) -> None:
-        """See Loop.follow(); nobody knows here whether anything waits."""
-        (self.call if at_once else self.post)(commands.apply, cookie)
-
     def call(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Have the engine carry out a verb; wait for what it returns or raises."""
         if sys.is_finalizing():

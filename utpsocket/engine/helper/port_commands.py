@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any, Final
 
-from utpsocket.engine import commands
+from utpsocket.engine import command_queue, commands
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.ports import overlapping_ports
@@ -88,4 +88,4 @@ def _undo(loop: Loop, code: int, key: int, *arguments: Any) -> None:
     identity.role = Role.FAILED
 
 
-commands.UNDO[take_port] = commands.UNDO[keep_port] = commands.UNDO[commands.adopt_port_as] = _undo
+command_queue.UNDO[take_port] = command_queue.UNDO[keep_port] = command_queue.UNDO[commands.adopt_port_as] = _undo
