@@ -100,21 +100,6 @@ LAYERS = (
     ("__init__.py",),
     ("cli/", "__main__.py"),
 )
-# Types alone, still: by the file and what it imports. Each goes with the circle that it belongs to.
-UPWARD = frozenset(
-    {
-        ("engine/channels/race.py", "engine/loop.py"),
-        ("engine/channels/tcp.py", "engine/loop.py"),
-        ("engine/channels/utp.py", "engine/ports/endpoint.py"),
-        ("engine/channels/utp.py", "engine/ports/send_grants.py"),
-        ("engine/exit_flush.py", "engine/helper/client.py"),
-        ("engine/ports/connect_gate.py", "engine/loop.py"),
-        ("engine/ports/endpoint.py", "engine/loop.py"),
-        ("engine/ports/overlapping_ports.py", "engine/loop.py"),
-        ("engine/ports/tcp_listener.py", "engine/loop.py"),
-        ("engine/ports/time_wait.py", "engine/loop.py"),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -225,7 +210,7 @@ def file_of(name: str) -> str | None:
 def looks_up(source: Source) -> Iterator[str]:
     for imported in imports(source):
         path = file_of(imported.name) if imported.top == PACKAGE else None
-        if path is not None and layer(path) > layer(source.path) and (source.path, path) not in UPWARD:
+        if path is not None and layer(path) > layer(source.path):
             yield f"{source.path}:{imported.line}: imports {path}, which is above it"
 
 
@@ -384,6 +369,53 @@ def test_the_rule_sees(rule: Callable[[Source], Iterator[str]], path: str, text:
 
 def test_every_rule_has_an_offender() -> None:
     assert {rule for rule, _, _, complaints in OFFENDERS if complaints} == set(RULES)
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Files that import each other, by whatever way round; Tarjan's algorithm."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    path: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(file: str) -> None:
+        order[file] = lowest[file] = len(order)
+        path.append(file)
+        for other in sorted(graph.get(file, ())):
+            if other not in order:
+                visit(other)
+                lowest[file] = min(lowest[file], lowest[other])
+            elif other in path:
+                lowest[file] = min(lowest[file], order[other])
+        if lowest[file] == order[file]:
+            circle = path[path.index(file) :]
+            del path[path.index(file) :]
+            if len(circle) > 1:
+                found.append(sorted(circle))
+
+    for file in sorted(graph):
+        if file not in order:
+            visit(file)
+    return found
+
+
+def test_no_two_files_import_each_other() -> None:
+    """Types count: who must know the other to be understood depends on it."""
+    graph = {
+        source.path: {
+            path
+            for imported in imports(source)
+            if imported.top == PACKAGE and (path := file_of(imported.name)) is not None and path != source.path
+        }
+        for source in sources()
+    }
+    assert len(graph) > 100
+    assert circles(graph) == []
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()}) == [["a", "b", "c"]]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
 def test_tests_examples_and_compat_are_short_enough_to_read() -> None:

@@ -6,15 +6,21 @@ application. Any thread but the engine's may call.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from utpsocket.engine import commands, environment
 from utpsocket.engine.interpreter.native import sleep
 from utpsocket.engine.interpreter.originals import time
 
 if TYPE_CHECKING:
-    from utpsocket.engine.helper.client import RemoteLoop
-    from utpsocket.engine.loop import Loop
+    from collections.abc import Callable
+
+    class Engine(Protocol):
+        """In a thread of this process, or in a process of its own."""
+
+        def call(self, verb: Callable[..., Any], *arguments: Any) -> Any:
+            """Have it carry out a command; wait for what it returns."""
+
 
 # Without any progress, and without an answer; UTPSOCKET_EXIT_FLUSH sets another, 0 turns the flush off.
 DEFAULT_FLUSH_SECONDS: Final = 5.0
@@ -22,7 +28,7 @@ DEFAULT_TOTAL_SECONDS: Final = 30.0  # however much progress there is; UTPSOCKET
 _POLL_SECONDS: Final = 0.002
 
 
-def flush(loop: Loop | RemoteLoop, seconds: float | None = None) -> tuple[int, int]:
+def flush(loop: Engine, seconds: float | None = None) -> tuple[int, int]:
     """End every connection with a FIN after what was written, and wait as long as peers make progress: at most
     `seconds` without any, and at most UTPSOCKET_EXIT_TIMEOUT altogether, or a peer that acks a packet now and then
     could keep the process for as long as it likes. A peer that answers and does not read is waited for as well, for it
