@@ -38,9 +38,9 @@ class FakeSend:
         self.in_flight_bytes = 0
         self.sent_offset = 0
         self.unsent_bytes = 0
-        self.is_held = False
+        self.awaits_grant = False
 
-    def on_known_window(self, window_bytes: int) -> None:
+    def seed_window(self, window_bytes: int) -> None:
         self.window_bytes = max(self.window_bytes, window_bytes)
 
     @property
@@ -61,7 +61,7 @@ class FakeBridge:
         send = self.send
         while True:
             packets = self.lane.packets(self)
-            if send.is_held or not send.unsent_bytes:
+            if send.awaits_grant or not send.unsent_bytes:
                 break
             count = min(packets * PAYLOAD_BYTES, send.unsent_bytes)
             send.sent_offset += count
@@ -191,7 +191,7 @@ def test_who_was_held_while_there_were_many_may_send_when_there_are_few() -> Non
         loop = running_engine()
         assert loop is not None
         (bridge,) = (bridge for bridge in loop.bridges.values() if bridge.lane is not None)
-        bridge.connection.send.is_held = True
+        bridge.connection.send.awaits_grant = True
         conn.settimeout(60)
         client.sendall(bytes(5_000))
         received = 0
@@ -241,17 +241,17 @@ def test_what_is_left_of_a_grant_when_packets_have_grown_makes_no_packet_of_its_
     send.window_bytes = 10 * PAYLOAD_BYTES
     send.unsent_bytes = 4 * GRANT_BYTES
     lane = bridges[0].lane
-    assert lane.packets(bridges[0]) == 1 and send.is_held
+    assert lane.packets(bridges[0]) == 1 and send.awaits_grant
     assert lane.after_transmit(bridges[0]) == [bridges[0]]
     send.sent_offset += 9 * PAYLOAD_BYTES
     send.unsent_bytes -= 9 * PAYLOAD_BYTES
     send.size += 8
-    assert not send.is_held
+    assert not send.awaits_grant
     lane.packets(bridges[0])
-    assert send.is_held, "one full packet is more than was granted"
-    send.is_held = False
+    assert send.awaits_grant, "one full packet is more than was granted"
+    send.awaits_grant = False
     send.unsent_bytes = PAYLOAD_BYTES
-    assert lane.packets(bridges[0]) == 1 and not send.is_held, "the last one is not"
+    assert lane.packets(bridges[0]) == 1 and not send.awaits_grant, "the last one is not"
 
 
 @pytest.mark.parametrize("min_rtt_us", [100, 50_000])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utpsocket.protocol.reassembly import MAX_HELD_PACKETS, Offer, Reassembly
+from utpsocket.protocol.reassembly import MAX_OUT_OF_ORDER_PACKETS, Insertion, Reassembly
 
 FIRST = 65_530
 
@@ -54,11 +54,11 @@ def test_reassembly_is_the_naive_stream(steps: list[tuple[str, int, int]], capac
             size = sizes.setdefault(seq, size)
             received[:size] = bytes([number + 1]) * size
             payload = bytes([number + 1]) * size
-            offer = reassembly.offer(seq, memoryview(received)[:size], is_fin=False)
-            assert (offer is Offer.DUPLICATE) == (seq in model.packets)
-            if offer in (Offer.IN_ORDER, Offer.HELD):
+            offer = reassembly.insert(seq, memoryview(received)[:size], is_fin=False)
+            assert (offer is Insertion.DUPLICATE) == (seq in model.packets)
+            if offer in (Insertion.IN_ORDER, Insertion.OUT_OF_ORDER):
                 model.packets[seq] = payload
-            assert (offer is Offer.IN_ORDER) == (offer is not Offer.DUPLICATE and seq < model.next_seq)
+            assert (offer is Insertion.IN_ORDER) == (offer is not Insertion.DUPLICATE and seq < model.next_seq)
             taken = 0
         elif what == "resize":
             reassembly.resize(number)
@@ -76,11 +76,11 @@ def test_reassembly_is_the_naive_stream(steps: list[tuple[str, int, int]], capac
         assert bytes(model.delivered) + b"".join(map(bytes, reassembly.ready())) == model.stream()
 
 
-@given(st.lists(st.tuples(st.integers(0, 3 * MAX_HELD_PACKETS), st.integers(0, 3_000)), max_size=200))
+@given(st.lists(st.tuples(st.integers(0, 3 * MAX_OUT_OF_ORDER_PACKETS), st.integers(0, 3_000)), max_size=200))
 def test_memory_stays_within_the_window(packets: list[tuple[int, int]]) -> None:
     reassembly = Reassembly(FIRST, 10_000)
     for ahead, size in packets:
-        reassembly.offer(reassembly.next_seq + ahead, memoryview(bytes(size)), is_fin=False)
+        reassembly.insert(reassembly.next_seq + ahead, memoryview(bytes(size)), is_fin=False)
         reassembly._check()
 
 
@@ -89,10 +89,10 @@ def test_what_was_promised_is_taken_however_small_the_buffer_becomes(missing: in
     reassembly = Reassembly(FIRST, 1_000 * (missing + behind))
     packets = [memoryview(bytes([number]) * 1_000) for number in range(missing + behind)]
     for number in range(missing, missing + behind):
-        assert reassembly.offer(FIRST + number, packets[number], is_fin=False) is Offer.HELD
+        assert reassembly.insert(FIRST + number, packets[number], is_fin=False) is Insertion.OUT_OF_ORDER
     reassembly.resize(capacity)
     for number in range(missing):
-        assert reassembly.offer(FIRST + number, packets[number], is_fin=False) is Offer.IN_ORDER
+        assert reassembly.insert(FIRST + number, packets[number], is_fin=False) is Insertion.IN_ORDER
         reassembly._check()
     assert reassembly.ready_bytes == sum(map(len, packets))
 
@@ -103,7 +103,7 @@ def test_fin_anywhere_ends_the_stream_once(order: list[int], fin: int, payload: 
     for _ in range(3):  # what a FIN ahead of data made of no account comes again
         for number in order:
             size = payload if number == fin else 5
-            reassembly.offer(FIRST + number, memoryview(bytes([number]) * size), is_fin=number == fin)
+            reassembly.insert(FIRST + number, memoryview(bytes([number]) * size), is_fin=number == fin)
             reassembly._check()
     assert reassembly.is_finished
     assert reassembly.next_seq == FIRST + fin + 1

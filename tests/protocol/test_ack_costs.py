@@ -16,7 +16,7 @@ import pytest
 from tests.hostile import acks
 from tests.protocol.wire import Wire
 from utpsocket.protocol import Config, Run
-from utpsocket.protocol.flights import MAX_NEWLY_SACKED_FLIGHTS, Acknowledged, Fate, Flight, Flights
+from utpsocket.protocol.flights import MAX_NEWLY_SACKED_FLIGHTS, Acknowledged, Flight, Flights, FlightState
 from utpsocket.protocol.packet import MAX_EXTENSIONS, decode
 
 PACKETS = 4_000
@@ -259,7 +259,7 @@ def test_an_acker_that_dropped_what_it_had_said_it_holds(base: int) -> None:
     sack(sender, (1 << SACK_BITS) - 1)
     sender.ack(1, 0)
     sender.follow_ups()
-    assert sender.send.flights.queue[0].fate is Fate.SACKED
+    assert sender.send.flights.queue[0].fate is FlightState.SACKED
     time_out(sender)
     sender.send._check()
 

@@ -22,7 +22,7 @@ def cross(wire: Wire, line: str) -> bool:
     """The peer's SYN, as the endpoint hands it over where nobody listens."""
     packet = decode(memoryview(wire.write(line)))
     assert packet is not None
-    is_taken = wire.connection.handle_crossing(packet, now=wire.at)
+    is_taken = wire.connection.handle_simultaneous_open(packet, now=wire.at)
     wire.connection._check()
     return is_taken
 

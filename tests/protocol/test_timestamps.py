@@ -131,14 +131,14 @@ def test_ninety_megabytes_wrap_the_numbers() -> None:
 
 def test_a_window_known_from_another_connection_is_where_slow_start_begins() -> None:
     controller = Ledbat(1_380)
-    controller.on_known_window(100_000)
+    controller.seed_window(100_000)
     assert controller.window_bytes == 100_000
-    controller.on_known_window(50_000)
+    controller.seed_window(50_000)
     assert controller.window_bytes == 100_000
     controller.on_timeout(now=1)
-    controller.on_known_window(100_000)
+    controller.seed_window(100_000)
     assert controller.window_bytes == 1_380, "what it met itself counts more"
     lossy = Ledbat(1_380)
     lossy.on_loss(now=1)
-    lossy.on_known_window(100_000)
+    lossy.seed_window(100_000)
     assert lossy.window_bytes == 5 * 1_380

@@ -39,7 +39,7 @@ class Reno:
     def on_peer_delay(self, delay_us: int, *, now: int) -> None:
         pass
 
-    def is_news(self, delay_us: int) -> bool:
+    def changes_base(self, delay_us: int) -> bool:
         return False
 
     def on_ack(
@@ -56,10 +56,10 @@ class Reno:
         self._threshold = max(self.window_bytes // 2, 2 * self._segment_bytes)
         self.window_bytes = self._segment_bytes
 
-    def on_needless(self, *, now: int) -> None:
+    def on_spurious_loss(self, *, now: int) -> None:
         pass
 
-    def on_known_window(self, window_bytes: int) -> None:
+    def seed_window(self, window_bytes: int) -> None:
         pass
 
     def on_segment_size(self, segment_bytes: int) -> None:

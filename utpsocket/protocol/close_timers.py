@@ -22,8 +22,9 @@ FIN_WAIT_US: Final = 60_000_000  # as Linux tcp_fin_timeout: nobody here reads, 
 ASK_AFTER_US: Final = 5_000_000  # of silence after our FIN was acked, then doubled
 _MOST_ASK_US: Final = 160_000_000
 _ASK_COUNT: Final = 9  # without an answer, some 15 minutes: as long as Linux repeats a packet (tcp_retries2)
-RUDE_FLUSH_US: Final = 1_000_000  # TCP resets at once; our last bytes get this long to arrive before
-MUTE_FIN_US: Final = 31_000_000  # a FIN that follows no data, and that perhaps will never be acked, is repeated so long
+ABORT_FLUSH_US: Final = 1_000_000  # TCP resets at once; our last bytes get this long to arrive before
+# a FIN that follows no data, and that perhaps will never be acked, is repeated so long
+UNACKED_FIN_US: Final = 31_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +138,14 @@ class Closing:
         if not self._receive.is_discarding:
             return NEVER
         if self.reset_after_flush:
-            return self.since + RUDE_FLUSH_US
+            return self.since + ABORT_FLUSH_US
         return self.since + FIN_WAIT_US if self._send.is_finished else NEVER
 
-    def is_unheard(self, *, now: int) -> bool:
+    def is_fin_ignored(self, *, now: int) -> bool:
         """Whether an initiator's FIN that follows no data, as here, should count as heard: some never say so."""
         send = self._send
         return (
-            now >= self.since + MUTE_FIN_US
+            now >= self.since + UNACKED_FIN_US
             and send.fin_seq is not None
             and not send.is_finished
             and not send.sent_offset

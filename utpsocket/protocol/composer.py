@@ -30,10 +30,10 @@ from utpsocket.protocol.packet import (
 from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.sendhalf import SendHalf
 
-_QUESTION: Final = b"\0"  # its place in the stream is taken: nobody ever reads it
+_KEEPALIVE_PROBE: Final = b"\0"  # its place in the stream is taken: nobody ever reads it
 
 
-class Speech:
+class Composer:
     """Writes the packets of one connection. After each call the transmit must leave: the ack in it counts as sent."""
 
     __slots__ = ("_addr", "_receive", "_send", "send_id")
@@ -58,7 +58,7 @@ class Speech:
             seq=flight.seq,
             ack=receive.ack,
         )
-        if not receive.reassembly.has_held:
+        if not receive.reassembly.has_out_of_order:
             receive.on_ack_sent(window_bytes)
         if not flight.total_bytes:
             return Transmit(self._addr, header)
@@ -90,7 +90,7 @@ class Speech:
         data, segment, count = in_pieces(header, flight.seq, payload, send.mtu.floor)
         return Transmit(self._addr, data, segment=segment, count=count, may_fragment=True)
 
-    def answer(self, *, now: int) -> Transmit:
+    def syn_ack(self, *, now: int) -> Transmit:
         """The SYN's answer, repeated identically whatever has been sent since: it says where our stream begins."""
         return self._state(self._send.flights.una_seq, self._receive.ack, b"", now=now)
 
@@ -98,11 +98,11 @@ class Speech:
         """An ack, selective where that is more; or a sign of life: its ack is one too low, so it means nothing."""
         receive = self._receive
         receive_ack = receive.ack
-        if is_keepalive and not receive.unacked_packets and not receive.reassembly.has_held:
+        if is_keepalive and not receive.unacked_packets and not receive.reassembly.has_out_of_order:
             receive_ack -= 1
         return self._state(self._send.flights.next_seq, receive_ack, receive.sack(), now=now)
 
-    def question(self, *, now: int) -> Transmit:
+    def keepalive_probe(self, *, now: int) -> Transmit:
         """DATA that the peer has acked before, so that it acks again if it lives (keepalive.py)."""
         receive = self._receive
         window_bytes = receive.window_bytes
@@ -115,9 +115,9 @@ class Speech:
             seq=self._send.flights.next_seq - 1,
             ack=receive.ack,
         )
-        if not receive.reassembly.has_held:
+        if not receive.reassembly.has_out_of_order:
             receive.on_ack_sent(window_bytes)
-        return Transmit(self._addr, header + _QUESTION)
+        return Transmit(self._addr, header + _KEEPALIVE_PROBE)
 
     def _state(self, seq: int, ack: int, sack: bytes, *, now: int) -> Transmit:
         receive = self._receive

@@ -20,7 +20,7 @@ from typing import Final
 
 from utpsocket.protocol import fastpath
 from utpsocket.protocol.close_timers import Closing, Remains
-from utpsocket.protocol.composer import Speech
+from utpsocket.protocol.composer import Composer
 from utpsocket.protocol.config import Config, Workspace
 from utpsocket.protocol.fragmentation import Assembly
 from utpsocket.protocol.handshake import Handshake
@@ -30,7 +30,7 @@ from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
 from utpsocket.protocol.report import ConnectionStats, Event, EventKind, figures
 from utpsocket.protocol.sendhalf import EMPTY_PACKET_BYTES, SendHalf
 from utpsocket.protocol.states import CLOSED, CONNECTED, IDLE, SYN_RECEIVED, SYN_SENT, TIME_WAIT, TRANSITIONS, Trigger
-from utpsocket.protocol.timestamps import heard
+from utpsocket.protocol.timestamps import on_timestamps
 from utpsocket.protocol.validation import is_believable, is_clean_close
 
 __all__ = ["Connection", "ConnectionStats", "Event", "EventKind"]
@@ -38,7 +38,7 @@ __all__ = ["Connection", "ConnectionStats", "Event", "EventKind"]
 _UNSAID_WINDOW_BYTES: Final = 10_240  # libtorrent's and librqbit's SYNs say 0, and mean nothing by it
 UNPROVEN_CREDIT_BYTES: Final = 3 * EMPTY_PACKET_BYTES  # that a SYN pays for: RFC 9000 §8.1
 _CONNECT_ERRORS: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM)
-_CLOCK: Final = 0xFFFFFFFF
+TIMESTAMP_MASK: Final = 0xFFFFFFFF
 
 
 class Connection:
@@ -59,7 +59,7 @@ class Connection:
         "_dropped",
         "_handshake",
         "_keepalive",
-        "_speech",
+        "_composer",
         "addr",
         "errno",
         "events",
@@ -92,7 +92,7 @@ class Connection:
         self.receive = ReceiveHalf(config.receive_buffer_bytes)
         self.send: SendHalf = config.new_send_half(workspace, first_seq)
         self._handshake = Handshake(recv_id, first_seq, spare_ids)
-        self._speech = Speech(addr, self.send, self.receive)
+        self._composer = Composer(addr, self.send, self.receive)
         self._keepalive = Keepalive()
         self._assembly: Assembly | None = None
         self._closing = Closing(self.send, self.receive)
@@ -178,24 +178,24 @@ class Connection:
             self.send.is_finishing = True
             self.send.has_more = False
             self._closing.since = now
-            self.settle(now=now)
+            self.close_if_finished(now=now)
 
     def discard(self, *, now: int) -> None:
         """Nobody will read any more. Bytes that come from now on are answered by a RESET, as TCP does, but only
         after what we wrote has arrived. Follows the application's close().
         """
         if not self.receive.is_discarding:
-            if self.receive.reassembly.ready_bytes or self.receive.reassembly.has_held:
+            if self.receive.reassembly.ready_bytes or self.receive.reassembly.has_out_of_order:
                 self._closing.reset_after_flush = True
             self.receive.discard()
             self.send.orphan(now=now)
             self._closing.since = now
-            self.settle(now=now)
+            self.close_if_finished(now=now)
 
     def reset_after_flush(self, error: int = 0, *, now: int) -> None:
         """End with a RESET, not a FIN, once all is acked: the application left bytes unread. `error`: what it sees."""
         self._closing.reset_after_flush, self._closing.reset_errno = True, error
-        self.settle(now=now)
+        self.close_if_finished(now=now)
 
     def abort(self, error: int = 0) -> None:
         """Forget everything and tell the peer by RESET. `error` is what the application will see."""
@@ -231,11 +231,11 @@ class Connection:
             if run.is_clean():
                 if fastpath.handle(self.send, self.receive, self.recv_id, run, now=now):
                     if self.send.is_finishing:
-                        self.settle(now=now)
+                        self.close_if_finished(now=now)
                     return
             elif run.is_bare_ack() and fastpath.handle_ack(self.send, self.receive, self.recv_id, run, now=now):
                 if self.send.is_finishing or self.receive.is_discarding:
-                    self.settle(now=now)
+                    self.close_if_finished(now=now)
                 return
         for datagram in run.datagrams():
             packet = decode(datagram)
@@ -251,7 +251,7 @@ class Connection:
             return
         early: list[Packet] = []
         if state is SYN_SENT:
-            answer = self._handle_answer(packet, now=now)
+            answer = self._handle_syn_ack(packet, now=now)
             if answer is None:
                 return
             early = answer
@@ -263,7 +263,7 @@ class Connection:
         ack_next_seq = unwrap(packet.ack16, flights.una_seq) + 1
         if packet.connection_id != self.recv_id and packet.type != RESET:
             if send.is_proven or packet.connection_id not in self._handshake.answered_ids:
-                if not self._handshake.is_abandoned(packet):
+                if not self._handshake.give_up_if_silent(packet):
                     self._dropped += 1
                 return
             if is_believable(packet.type, ack_next_seq, flights, is_proven=False):
@@ -287,7 +287,7 @@ class Connection:
             seq = unwrap(packet.seq16, receive.reassembly.next_seq)
             if receive.refuses(seq, packet.timestamp_us, now=now):
                 return
-        delay_us = heard(self.send, self.receive, packet.timestamp_us, packet.difference_us, now=now)
+        delay_us = on_timestamps(self.send, self.receive, packet.timestamp_us, packet.difference_us, now=now)
         if not send.is_proven:
             send.is_proven = True
             rtt_us = self._handshake.on_proven(packet, now=now)
@@ -295,16 +295,16 @@ class Connection:
                 send.recovery.on_rtt(rtt_us)
             if send.timeouts:
                 send.on_proven_late()
-            self._move(Trigger.PROVEN)
+            self._move(Trigger.PEER_VERIFIED)
             self.events.append(Event(EventKind.CONNECTED))
         if packet.type == STATE and self.is_initiator and not receive.received_packets:
-            self._handle_repeated_answer(packet, now=now)
+            self._handle_repeated_syn_ack(packet, now=now)
         send.on_ack(
             ack_next_seq,
             packet.window_bytes,
             packet.sack,
             delay_us,
-            (packet.timestamp_us - delay_us) & _CLOCK if delay_us else -1,
+            (packet.timestamp_us - delay_us) & TIMESTAMP_MASK if delay_us else -1,
             is_state=packet.type == STATE and packet.pieces is None,
             now=now,
         )
@@ -322,7 +322,7 @@ class Connection:
             if state is TIME_WAIT:
                 self._closing.start_time_wait(now=now)
         if send.is_finishing or receive.is_discarding:
-            self.settle(now=now)
+            self.close_if_finished(now=now)
         for packet in early:
             self._handle_packet(packet, now=now)
 
@@ -356,7 +356,7 @@ class Connection:
             self.receive.ack_at = now
         elif self.state is SYN_RECEIVED and self._handshake.peer_syn_seq16 == packet.seq16:
             self.send.credit_bytes += UNPROVEN_CREDIT_BYTES
-            if self._handshake.is_repeated_syn(packet, now=now):
+            if self._handshake.note_repeated_syn(packet, now=now):
                 self._use_id((packet.connection_id + 1) & 0xFFFF, packet.connection_id)
                 self.receive.ack_at = now
         elif self.state is SYN_SENT and self._handshake.is_own_syn(packet):
@@ -364,7 +364,7 @@ class Connection:
         else:
             self._dropped += 1
 
-    def handle_crossing(self, packet: Packet, *, now: int) -> bool:
+    def handle_simultaneous_open(self, packet: Packet, *, now: int) -> bool:
         """A SYN of the very peer that we dial, where nobody listens: simultaneous open (handshake.py).
         -> bool    False: it has to do with something else
         """
@@ -375,14 +375,14 @@ class Connection:
         # The same number: we dial ourselves. Once in 65,536 it is chance, and both sides are refused.
         if self.state is not SYN_SENT or packet.seq16 == handshake.syn_seq & 0xFFFF:
             return False
-        if handshake.yields_to(packet):
+        if handshake.loses_simultaneous_open_to(packet):
             self.is_initiator = False
             self.recv_id = (packet.connection_id + 1) & 0xFFFF
-            self._move(Trigger.CROSSED)
+            self._move(Trigger.SIMULTANEOUS_OPEN)
             self._handle_syn(packet, now=now)
         return True
 
-    def _handle_answer(self, packet: Packet, *, now: int) -> list[Packet] | None:
+    def _handle_syn_ack(self, packet: Packet, *, now: int) -> list[Packet] | None:
         """A packet while our SYN waits. The first answer connects, whatever its type (PROTOCOL.md §2), and gives
         back what had overtaken it; None while there is no connection.
         """
@@ -396,7 +396,7 @@ class Connection:
         if not handshake.is_for_us(packet):
             self._dropped += 1
             return None
-        if not handshake.is_beginning(packet, now=now):
+        if not handshake.accept_syn_data(packet, now=now):
             return None
         rtt_us, early = handshake.on_answered(packet, now=now)
         if rtt_us:
@@ -406,11 +406,11 @@ class Connection:
         self._use_id(packet.connection_id, (packet.connection_id + 1) & 0xFFFF)
         self.receive.start(packet.seq16)
         self.receive.ack_at = now  # proves our address to the acceptor
-        self._move(Trigger.PROVEN)
+        self._move(Trigger.PEER_VERIFIED)
         self.events.append(Event(EventKind.CONNECTED))
         return early
 
-    def _handle_repeated_answer(self, packet: Packet, *, now: int) -> None:
+    def _handle_repeated_syn_ack(self, packet: Packet, *, now: int) -> None:
         """A STATE before any DATA came: perhaps the acceptor has not heard from us and repeats its answer."""
         reassembly = self.receive.reassembly
         if self._handshake.is_second_answer(packet, reassembly.next_seq):
@@ -489,12 +489,12 @@ class Connection:
         send = self.send
         if send.has_unfinished_ack:
             send.on_timeout(now=now)
-            self.settle(now=now)
+            self.close_if_finished(now=now)
             return
         if not send.on_timeout(now=now):
             self.abort(self.soft_errno or errno.ETIMEDOUT)
             return
-        if self.is_initiator and self._closing.is_unheard(now=now):
+        if self.is_initiator and self._closing.is_fin_ignored(now=now):
             self._close(0)
             return
         if now >= self._closing.give_up_at():
@@ -574,35 +574,35 @@ class Connection:
         -> Transmit    its buffers alias the send buffer: valid until the next call on this connection
         Never raises. Sources: BEP 29 "packet sizes"; RFC 6817 §2.4.2.
         """
-        speech, handshake = self._speech, self._handshake
+        composer, handshake = self._composer, self._handshake
         if handshake.resets:
             connection_id, seq, ack = handshake.resets.pop(0)
-            return speech.reset(connection_id, seq, ack, now=now)
+            return composer.reset(connection_id, seq, ack, now=now)
         state, receive = self.state, self.receive
         if state is not CONNECTED:
             if state is SYN_SENT:
                 if (recv_id := handshake.next_syn(now=now)) is None:
                     return None
                 self._use_id(recv_id, (recv_id + 1) & 0xFFFF)
-                return speech.syn(recv_id, handshake.syn_seq, is_large=handshake.is_large, now=now)
+                return composer.syn(recv_id, handshake.syn_seq, is_large=handshake.is_large, now=now)
             if state is SYN_RECEIVED:
                 return self._speak_unproven(now=now)
             if state is not TIME_WAIT:
                 return None
-        if receive.ack_at <= now and receive.reassembly.has_held:
+        if receive.ack_at <= now and receive.reassembly.has_out_of_order:
             return self._speak_state(now=now)  # data cannot carry a selective ack
         if state is CONNECTED:
             if self.send.in_pieces is not None and (flight := self.send.poll_pieces()) is not None:
-                return speech.pieces(flight, now=now)
+                return composer.pieces(flight, now=now)
             flight = self.send.next_flight(now=now, max_segments=max_segments)
             if flight is not None:
                 self._keepalive.said_at = now
-                return speech.flight(flight, now=now)
+                return composer.flight(flight, now=now)
         if self._keepalive.is_probe_due:
             self._keepalive.is_probe_due = False
             if self.send.is_all_acked:  # else the question's number would be that of bytes on their way
                 self._keepalive.said_at = now
-                return speech.question(now=now)
+                return composer.keepalive_probe(now=now)
         if receive.ack_at <= now:
             return self._speak_state(now=now)
         return None
@@ -613,14 +613,14 @@ class Connection:
         transmit = None
         if receive.ack_at <= now:
             if send.credit_bytes >= EMPTY_PACKET_BYTES:
-                transmit = self._speech.answer(now=now)
+                transmit = self._composer.syn_ack(now=now)
             else:
                 receive.ack_at = NEVER
         if transmit is None:
             flight = send.next_flight(now=now, max_segments=1)
             if flight is None:
                 return None
-            transmit = self._speech.flight(flight, now=now)
+            transmit = self._composer.flight(flight, now=now)
         send.credit_bytes -= EMPTY_PACKET_BYTES - HEADER_BYTES + len(transmit.data)
         return transmit
 
@@ -628,20 +628,20 @@ class Connection:
         keepalive = self._keepalive
         is_keepalive = keepalive.is_due and keepalive.take_due(now=now)
         keepalive.said_at = now
-        return self._speech.state(is_keepalive=is_keepalive, now=now)
+        return self._composer.state(is_keepalive=is_keepalive, now=now)
 
     def _use_id(self, recv_id: int, send_id: int) -> None:
         self.recv_id = recv_id
-        self.send_id = self._speech.send_id = send_id
+        self.send_id = self._composer.send_id = send_id
 
     # ── endings ──
 
-    def settle(self, *, now: int) -> None:
+    def close_if_finished(self, *, now: int) -> None:
         """Both directions may be done, or what was to be flushed before a RESET is."""
         if self.state is not CONNECTED:
             return
         send = self.send
-        if self._closing.reset_after_flush and (send.is_idle or send.is_held_back):
+        if self._closing.reset_after_flush and (send.is_idle or send.is_peer_window_limited):
             # A peer that takes nothing may itself be waiting for us to read, which nobody will.
             self.abort(self._closing.reset_errno)
             return

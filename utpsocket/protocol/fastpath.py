@@ -11,7 +11,7 @@ from __future__ import annotations
 from utpsocket.protocol.packet import HEADER_BYTES, HEADER_FIELDS, Run, unwrap
 from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.sendhalf import SendHalf
-from utpsocket.protocol.timestamps import heard, heard_more
+from utpsocket.protocol.timestamps import on_run_timestamps, on_timestamps
 from utpsocket.protocol.validation import ACK_SLACK
 
 
@@ -25,7 +25,7 @@ def handle(send: SendHalf, receive: ReceiveHalf, recv_id: int, run: Run, *, now:
     total_bytes = (count - 1) * run.size + last_bytes - HEADER_BYTES * count
     if (
         seq16 != reassembly.next_seq & 0xFFFF
-        or reassembly.has_held
+        or reassembly.has_out_of_order
         or reassembly.fin_seq is not None
         or receive.is_discarding
         or total_bytes > reassembly.window_bytes
@@ -37,20 +37,20 @@ def handle(send: SendHalf, receive: ReceiveHalf, recv_id: int, run: Run, *, now:
     flights = send.flights
     una_seq = flights.una_seq
     ack_next_seq = unwrap(ack16, una_seq) + 1
-    if not una_seq - ACK_SLACK - flights.most_packets <= ack_next_seq <= flights.next_seq:
+    if not una_seq - ACK_SLACK - flights.max_outstanding <= ack_next_seq <= flights.next_seq:
         return False
     timestamps, next_seq = run.timestamps(), reassembly.next_seq
     ack_paws = send.paws
     if ack_paws.is_armed or ack_next_seq >= ack_paws.mark_seq:
-        if ack_next_seq >= una_seq and not ack_paws.admits(ack_next_seq, 0, timestamp_us, timestamps):
+        if ack_next_seq >= una_seq and not ack_paws.check_timestamp(ack_next_seq, 0, timestamp_us, timestamps):
             return False
     if paws.is_armed or next_seq + count >= paws.mark_seq:
-        if not paws.admits(next_seq, count, timestamp_us, timestamps):
+        if not paws.check_timestamp(next_seq, count, timestamp_us, timestamps):
             return False
         paws.on_run(next_seq, count, timestamp_us, timestamps, now=now)
-    delay_us = heard(send, receive, timestamp_us, difference_us, now=now)
+    delay_us = on_timestamps(send, receive, timestamp_us, difference_us, now=now)
     if timestamps is not None:
-        heard_more(send, receive, timestamps, now=now)
+        on_run_timestamps(send, receive, timestamps, now=now)
     if flights.queue or ack_next_seq != una_seq or window_bytes != send.peer.window_bytes:
         echo_us = (timestamp_us - delay_us) & 0xFFFFFFFF if delay_us else -1
         send.on_ack(ack_next_seq, window_bytes, None, delay_us, echo_us, is_state=False, now=now)
@@ -73,9 +73,9 @@ def handle_ack(send: SendHalf, receive: ReceiveHalf, recv_id: int, run: Run, *, 
     ):
         return False
     paws = send.paws
-    if paws.is_armed and ack_next_seq >= una_seq and not paws.admits(ack_next_seq, 0, timestamp_us, None):
+    if paws.is_armed and ack_next_seq >= una_seq and not paws.check_timestamp(ack_next_seq, 0, timestamp_us, None):
         return False
-    delay_us = heard(send, receive, timestamp_us, difference_us, now=now)
+    delay_us = on_timestamps(send, receive, timestamp_us, difference_us, now=now)
     echo_us = (timestamp_us - delay_us) & 0xFFFFFFFF if delay_us else -1
     send.on_ack(ack_next_seq, window_bytes, None, delay_us, echo_us, is_state=True, now=now)
     if paws.is_armed or ack_next_seq >= paws.mark_seq:

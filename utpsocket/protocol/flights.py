@@ -33,7 +33,7 @@ _MANY_FLIGHTS: Final = 8  # acked at once: fewer are looked at one by one as qui
 _is_small: Final = attrgetter("is_small")
 
 
-class Fate(Enum):
+class FlightState(Enum):
     """What we believe of a flight."""
 
     IN_FLIGHT = 0
@@ -41,9 +41,9 @@ class Fate(Enum):
     LOST = 2
 
 
-IN_FLIGHT: Final = Fate.IN_FLIGHT  # see states.py
-SACKED: Final = Fate.SACKED
-LOST: Final = Fate.LOST
+IN_FLIGHT: Final = FlightState.IN_FLIGHT  # see states.py
+SACKED: Final = FlightState.SACKED
+LOST: Final = FlightState.LOST
 
 
 class Flight:
@@ -126,14 +126,14 @@ class Acknowledged:
     packets, total_bytes   newly acked or sacked
     sent_us, seq, sends    of the packet among them that was sent last, -1 when there is none
     sent_through_bytes     what had ever left up to that packet
-    refilled_seq           the lowest packet, sent once only, that arrived after a later one; -1 when none
+    reordered_seq           the lowest packet, sent once only, that arrived after a later one; -1 when none
     probe_bytes            datagram bytes of a path MTU probe among them, else 0
     """
 
     __slots__ = (
         "packets",
         "probe_bytes",
-        "refilled_seq",
+        "reordered_seq",
         "sends",
         "sent_through_bytes",
         "sent_us",
@@ -148,7 +148,7 @@ class Acknowledged:
         self.seq = -1
         self.sends = 0
         self.sent_through_bytes = 0
-        self.refilled_seq = -1
+        self.reordered_seq = -1
         self.probe_bytes = 0
 
     def _add(self, flight: Flight, highest_seq: int) -> None:
@@ -159,8 +159,8 @@ class Acknowledged:
             self.sent_us, self.seq, self.sends = flight.sent_us, last_seq, flight.sends
             self.sent_through_bytes = flight.sent_before_bytes + flight.total_bytes
         if flight.sends == 1 and last_seq < highest_seq:
-            if self.refilled_seq < 0 or flight.seq < self.refilled_seq:
-                self.refilled_seq = flight.seq
+            if self.reordered_seq < 0 or flight.seq < self.reordered_seq:
+                self.reordered_seq = flight.seq
         if flight.probe_bytes:
             self.probe_bytes = flight.probe_bytes
 
@@ -187,7 +187,7 @@ class Flights:
         "in_flight_bytes",
         "lost_bytes",
         "lost_packets",
-        "most_packets",
+        "max_outstanding",
         "next_seq",
         "queue",
         "sacked_bytes",
@@ -218,7 +218,7 @@ class Flights:
         self.sacked_packets = 0
         self.small_packets = 0
         self.highest_sacked_seq = -1
-        self.most_packets = 0  # that were ever under way at a time: how far behind an ack may truthfully be
+        self.max_outstanding = 0  # that were ever under way at a time: how far behind an ack may truthfully be
 
     def start(self, next_seq: int) -> None:
         """Nothing has been sent, and this is what the first packet will be."""
@@ -242,8 +242,8 @@ class Flights:
         flight.sent_before_bytes = self.sent_bytes
         self.sent_bytes += flight.total_bytes
         self.in_flight_bytes += flight.total_bytes
-        if self.next_seq - self.una_seq > self.most_packets:
-            self.most_packets = self.next_seq - self.una_seq
+        if self.next_seq - self.una_seq > self.max_outstanding:
+            self.max_outstanding = self.next_seq - self.una_seq
         if flight.is_small:
             self.small_packets += 1
         if flight.probe_bytes:
@@ -570,8 +570,8 @@ class Flights:
     def _check(self) -> None:
         """Invariants, for tests and the simulator."""
         seq = self.una_seq
-        sums = dict.fromkeys(Fate, 0)
-        packets = dict.fromkeys(Fate, 0)
+        sums = dict.fromkeys(FlightState, 0)
+        packets = dict.fromkeys(FlightState, 0)
         mask = 0
         for flight in self.queue:
             assert flight.seq == seq and flight.count > 0

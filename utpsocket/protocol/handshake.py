@@ -45,7 +45,7 @@ from utpsocket.protocol.receivehalf import NEVER
 SYN_RTO_US: Final = 1_000_000  # PROTOCOL.md §9
 SYN_TRIES: Final = 6  # each one RTO later than the last, which doubles: the last leaves after 31 s; TCP_SYNCNT + 1
 _MOST_SYN_RTO_US: Final = 120_000_000  # as Linux (TCP_RTO_MAX)
-REKEY_AFTER_US: Final = 500_000  # after a repeated SYN: a lost SYN-ACK then costs 1.5 s, and twice the RTT is over
+NEW_ID_AFTER_US: Final = 500_000  # after a repeated SYN: a lost SYN-ACK then costs 1.5 s, and twice the RTT is over
 HALF_OPEN_US: Final = 63_000_000  # as Linux with tcp_synack_retries 5; libutp's first word may take its 29 s
 PROOFS: Final = 7  # the last one after a minute, to be told by a RESET if the acceptor has given up
 REPEAT_AT_MOST_EVERY_US: Final = 100_000  # PROTOCOL.md §2: a repeated SYN's answer is rate-limited
@@ -151,7 +151,7 @@ class Handshake:
             self._next_try_at = now + min(SYN_RTO_US << self._tries, _MOST_SYN_RTO_US)
             self._tries += 1
             self._is_rekey_next = self._tries > 1 and bool(self._spare_ids)
-            self.at = now + REKEY_AFTER_US if self._is_rekey_next else self._next_try_at
+            self.at = now + NEW_ID_AFTER_US if self._is_rekey_next else self._next_try_at
         if self.recv_id not in self._used_ids:
             self._used_ids.append(self.recv_id)
         return self.recv_id
@@ -175,7 +175,7 @@ class Handshake:
             return is_second
         return packet.ack16 == self.syn_seq & 0xFFFF
 
-    def is_beginning(self, packet: Packet, *, now: int) -> bool:
+    def accept_syn_data(self, packet: Packet, *, now: int) -> bool:
         """Whether this packet, which is_for_us(), says where the peer's stream begins. If not, it is held."""
         if packet.type == PacketType.STATE:
             return True
@@ -219,7 +219,7 @@ class Handshake:
         self.proof_at = now + (rto_us << self._proofs) if self._proofs < PROOFS else NEVER
         self._proofs += 1
 
-    def is_abandoned(self, packet: Packet) -> bool:
+    def give_up_if_silent(self, packet: Packet) -> bool:
         """Whether the packet is of a connection that one of our other SYNs made: it gets a RESET, a few times.
         PROTOCOL.md §4.
         """
@@ -242,7 +242,7 @@ class Handshake:
             and abs(unwrap(packet.seq16, next_seq) - next_seq) > _NEW_DRAW_DISTANCE
         )
 
-    def yields_to(self, packet: Packet) -> bool:
+    def loses_simultaneous_open_to(self, packet: Packet) -> bool:
         """Two SYNs have crossed, and the connection is to be the peer's: it drew the higher number. Both sides see
         the same two numbers, whatever is lost; the ids would not do, since a SYN may be repeated under another one.
         """
@@ -258,7 +258,7 @@ class Handshake:
         self._answers = 1
         self.answered_ids.append((packet.connection_id + 1) & 0xFFFF)
 
-    def is_repeated_syn(self, packet: Packet, *, now: int) -> bool:
+    def note_repeated_syn(self, packet: Packet, *, now: int) -> bool:
         """Whether the same SYN came again, perhaps under a fresh id, and long enough after its last answer."""
         if packet.seq16 != self.peer_syn_seq16 or now - self._answered_at < REPEAT_AT_MOST_EVERY_US:
             return False

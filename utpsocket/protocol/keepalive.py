@@ -22,7 +22,7 @@ from utpsocket.protocol.receivehalf import NEVER
 DOUBT_US: Final = 500_000  # a RESET that proves nothing is believed if the peer says nothing for so long
 SIGN_OF_LIFE_SECONDS: Final = 29  # libutp's, below the 30 s after which the first NATs forget: PROTOCOL.md §7
 _SILENT_SIGNS: Final = 2  # a peer of libutp's family that says no word for so long may have gone
-_SILENT_QUESTIONS: Final = 9  # TCP_KEEPCNT
+_UNANSWERED_PROBES: Final = 9  # TCP_KEEPCNT
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def by_default(interval_us: int) -> Probing:
     """How a peer is asked that nobody wants asked in particular, while signs of life leave every so often: its own
     would have come meanwhile. A path that is down for a few minutes is outlived.
     """
-    return Probing(_SILENT_SIGNS * interval_us, interval_us, _SILENT_QUESTIONS)
+    return Probing(_SILENT_SIGNS * interval_us, interval_us, _UNANSWERED_PROBES)
 
 
 class Keepalive:

@@ -221,7 +221,7 @@ class Outstanding:
         elif sack and self._is_hole_wider(len(sack), ack_next_seq, now=now):
             is_plain_duplicate = False
         if acknowledged.packets:
-            lost = self._on_news(acknowledged, in_flight_bytes, delay_us, echo_us, now=now)
+            lost = self._on_newly_acked(acknowledged, in_flight_bytes, delay_us, echo_us, now=now)
             if repaired_span and lost and not flights.sacked_packets:
                 peer.on_hole_repaired(repaired_span, lost)
         elif is_plain_duplicate:
@@ -242,7 +242,7 @@ class Outstanding:
             flights.sack(unfinished.ack_next_seq + 1, unfinished.sacked_bits, acknowledged)
         if acknowledged.packets:
             span, before_bytes = unfinished.repaired_span, unfinished.in_flight_bytes
-            lost = self._on_news(acknowledged, before_bytes, unfinished.delay_us, unfinished.echo_us, now=now)
+            lost = self._on_newly_acked(acknowledged, before_bytes, unfinished.delay_us, unfinished.echo_us, now=now)
             if span and lost and not flights.sacked_packets:
                 self.peer.on_hole_repaired(span, lost)
         return True
@@ -267,7 +267,7 @@ class Outstanding:
         self._lose_overdue(lost_at, max(flights.highest_sacked_seq, reach_seq), now)
         return True
 
-    def _on_news(
+    def _on_newly_acked(
         self, acknowledged: Acknowledged, in_flight_bytes: int, delay_us: int, echo_us: int, *, now: int
     ) -> int:
         """Something newly arrived. Returns how many packets that proves lost."""
@@ -277,7 +277,7 @@ class Outstanding:
             recovery.on_progress()
         self._silent_timeouts = 0
         if recovery.on_delivered(acknowledged, echo_us, now=now):
-            controller.on_needless(now=now)
+            controller.on_spurious_loss(now=now)
         self._rto_from_us = now
         self._last_progress_at = now
         self._tail_probed = False
@@ -313,7 +313,7 @@ class Outstanding:
         next one sooner: RFC 9293 §3.8.6.1 backs off until the window opens.
         """
         peer, segment_bytes = self.peer, self.mtu.size - HEADER_BYTES
-        return peer.window_bytes < segment_bytes and peer.window_bytes < peer.worthwhile_bytes(segment_bytes)
+        return peer.window_bytes < segment_bytes and peer.window_bytes < peer.sws_threshold_bytes(segment_bytes)
 
     @property
     def waits_for_reader(self) -> bool:

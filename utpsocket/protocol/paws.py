@@ -4,8 +4,8 @@ Separate because it judges by the peer's clock alone, and must never believe in 
 
 Facts. The 16 bits of a sequence number come again after 65,536 packets: 95 MB, which take a tenth of a second at
 10 Gbit/s, and a datagram may be late by far more. A packet that is sent again is stamped anew. What may arrive now is
-at most MAX_HELD_PACKETS ahead of the gap, so it was not sent before the packet so many before the gap had left; and
-what is a turn of the numbers too old was sent when the gap was 57,344 packets further back, or earlier. Any time
+at most MAX_OUT_OF_ORDER_PACKETS ahead of the gap, so it was not sent before the packet so many before the gap had left;
+and what is a turn of the numbers too old was sent when the gap was 57,344 packets further back, or earlier. Any time
 between those two divides the ones from the others, whatever the speed of the path and however much it reorders.
 
 An ack can be late, too: of packets that are on their way now it would say that they have arrived, and whoever sent them
@@ -26,11 +26,11 @@ from __future__ import annotations
 from array import array
 from typing import Final
 
-from utpsocket.protocol.reassembly import MAX_HELD_PACKETS
+from utpsocket.protocol.reassembly import MAX_OUT_OF_ORDER_PACKETS
 
-MARK_PACKETS: Final = 2 * MAX_HELD_PACKETS
-CLOCK_MASK: Final = 0xFFFFFFFF
-HALF_CLOCK: Final = 1 << 31
+MARK_PACKETS: Final = 2 * MAX_OUT_OF_ORDER_PACKETS
+TIMESTAMP_MASK: Final = 0xFFFFFFFF
+HALF_TIMESTAMP: Final = 1 << 31
 RESTEP_US: Final = 1_000_000
 FORGET_US: Final = 600_000_000  # no datagram lives so long
 _UNSTEADY_US: Final = 2_000_000  # queues that empty, and an eighth for clocks that differ
@@ -88,7 +88,7 @@ class Paws:
         self.is_armed = False
         if self._last_us and timestamp_us:
             elapsed_us = now - self._last_at
-            told_us = (timestamp_us - self._last_us + HALF_CLOCK & CLOCK_MASK) - HALF_CLOCK
+            told_us = (timestamp_us - self._last_us + HALF_TIMESTAMP & TIMESTAMP_MASK) - HALF_TIMESTAMP
             is_steady = told_us >= 0 and abs(told_us - elapsed_us) < _UNSTEADY_US + elapsed_us // 8
             self.is_armed = is_steady and elapsed_us < FORGET_US
         self.mark_us, self._mark_at = self._last_us, self._last_at
@@ -112,14 +112,14 @@ class Paws:
 
     # ── many at once: the same as one by one, or False ──
 
-    def admits(self, first_seq: int, count: int, timestamp_us: int, timestamps: array[int] | None) -> bool:
+    def check_timestamp(self, first_seq: int, count: int, timestamp_us: int, timestamps: array[int] | None) -> bool:
         """Whether of a run that begins at the gap surely none is refused; timestamps: where they differ."""
         is_marking = first_seq + count >= self.mark_seq
         if not self.is_armed and not is_marking:
             return True
         if timestamps is not None:
             timestamp_us = min(timestamps)
-            if max(timestamps) - timestamp_us >= HALF_CLOCK >> 1:
+            if max(timestamps) - timestamp_us >= HALF_TIMESTAMP >> 1:
                 return False
         if self.is_armed and _is_before(timestamp_us, self.mark_us):
             return False
@@ -133,4 +133,4 @@ class Paws:
 
 
 def _is_before(timestamp_us: int, mark_us: int) -> bool:
-    return 0 < (mark_us - timestamp_us) & CLOCK_MASK < HALF_CLOCK
+    return 0 < (mark_us - timestamp_us) & TIMESTAMP_MASK < HALF_TIMESTAMP

@@ -13,7 +13,7 @@ from typing import Final
 from utpsocket.protocol.packet import MAX_SACK_BYTES
 
 FOREIGN_REORDER_PACKETS: Final = 900  # libtorrent holds about 950, libutp 1,024: PROTOCOL.md §7
-PROVEN_REORDER_PACKETS: Final = 8_000  # reassembly.MAX_HELD_PACKETS, less what is on its way
+PROVEN_REORDER_PACKETS: Final = 8_000  # reassembly.MAX_OUT_OF_ORDER_PACKETS, less what is on its way
 _LEAST_REORDER_PACKETS: Final = 128  # half of the smallest buffer known, anacrolix' 256
 _LIBUTP_SACK_BYTES: Final = 4
 _LIBUTP_SACK_PACKETS: Final = 30  # its last two bits are never set
@@ -56,7 +56,7 @@ class PeerLimits:
         if window_bytes > self.largest_window_bytes:
             self.largest_window_bytes = window_bytes
 
-    def worthwhile_bytes(self, segment_bytes: int) -> int:
+    def sws_threshold_bytes(self, segment_bytes: int) -> int:
         """The least room worth filling: a segment, or half of the largest window of a peer that holds little more."""
         half = self.largest_window_bytes // 2
         return segment_bytes if half >= segment_bytes else max(1, half)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
-MAX_HELD_PACKETS: Final = 8_192  # bounds what a flood of tiny packets ahead of a hole can cost
+MAX_OUT_OF_ORDER_PACKETS: Final = 8_192  # bounds what a flood of tiny packets ahead of a hole can cost
 _OVERDRAFT_BYTES: Final = 4_096  # an in-order packet that overlaps the window's edge fills the hole others wait for
 _SMALL_PIECE_BYTES: Final = (
     16_384  # kept pieces are joined up to this, or tiny packets would cost far more than they hold
@@ -22,19 +22,19 @@ _SMALL_PIECE_BYTES: Final = (
 _TINY_BYTES: Final = 256  # payloads that are smaller in the mean are joined: each by itself costs more than to copy it
 
 
-class Offer(Enum):
+class Insertion(Enum):
     """What became of a packet."""
 
     IN_ORDER = "in order"
-    HELD = "ahead of a hole"
+    OUT_OF_ORDER = "ahead of a hole"
     DUPLICATE = "seen before"
-    BEYOND = "outside of the window"
+    OUT_OF_WINDOW = "outside of the window"
 
 
-IN_ORDER: Final = Offer.IN_ORDER  # see states.py
-HELD: Final = Offer.HELD
-DUPLICATE: Final = Offer.DUPLICATE
-BEYOND: Final = Offer.BEYOND
+IN_ORDER: Final = Insertion.IN_ORDER  # see states.py
+OUT_OF_ORDER: Final = Insertion.OUT_OF_ORDER
+DUPLICATE: Final = Insertion.DUPLICATE
+OUT_OF_WINDOW: Final = Insertion.OUT_OF_WINDOW
 
 
 class Reassembly:
@@ -93,7 +93,7 @@ class Reassembly:
         self.capacity_bytes = capacity_bytes
 
     @property
-    def has_held(self) -> bool:
+    def has_out_of_order(self) -> bool:
         """Whether packets wait behind a hole: acks then carry a selective ack."""
         return self._mask != 0
 
@@ -108,30 +108,30 @@ class Reassembly:
         self._ready += payloads
         self.ready_bytes += total_bytes
 
-    def offer(self, seq: int, payload: memoryview, *, is_fin: bool) -> Offer:
+    def insert(self, seq: int, payload: memoryview, *, is_fin: bool) -> Insertion:
         """One packet arrived, in whatever order."""
         ahead = seq - self.next_seq
         if ahead < 0 or (ahead and self._mask >> (ahead - 1) & 1):
             return DUPLICATE
         if self.is_finished or (self.fin_seq is not None and (seq > self.fin_seq or (is_fin and seq != self.fin_seq))):
-            return BEYOND
+            return OUT_OF_WINDOW
         size = len(payload)
         if not ahead:
             if self.ready_bytes + self.held_bytes + size > self._limit_bytes + _OVERDRAFT_BYTES:
-                return BEYOND
+                return OUT_OF_WINDOW
             if is_fin:
                 self._end_at(seq)
             self._accept(payload)
             self._fill()
             return IN_ORDER
-        if ahead > MAX_HELD_PACKETS or size > self.room_bytes:
-            return BEYOND
+        if ahead > MAX_OUT_OF_ORDER_PACKETS or size > self.room_bytes:
+            return OUT_OF_WINDOW
         if is_fin:
             self._end_at(seq)
         self._held[seq] = bytes(payload)
         self.held_bytes += size
         self._mask |= 1 << (ahead - 1)
-        return HELD
+        return OUT_OF_ORDER
 
     def _end_at(self, fin_seq: int) -> None:
         """The stream ends here: what is held beyond is nobody's."""
@@ -214,6 +214,6 @@ class Reassembly:
         assert self.held_bytes == sum(map(len, self._held.values()))
         assert self._mask == sum(1 << (seq - self.next_seq - 1) for seq in self._held)
         assert self.held_bytes + self.ready_bytes <= self._limit_bytes + _OVERDRAFT_BYTES
-        assert len(self._held) <= MAX_HELD_PACKETS
+        assert len(self._held) <= MAX_OUT_OF_ORDER_PACKETS
         assert self._own_pieces <= len(self._ready)
         assert self._own_pieces <= 2 + 2 * self._limit_bytes // _SMALL_PIECE_BYTES

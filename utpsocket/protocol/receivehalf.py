@@ -14,7 +14,7 @@ from typing import Final
 
 from utpsocket.protocol.packet import MAX_SACK_BYTES, sack_bytes
 from utpsocket.protocol.paws import Paws
-from utpsocket.protocol.reassembly import BEYOND, DUPLICATE, HELD, IN_ORDER, Reassembly
+from utpsocket.protocol.reassembly import DUPLICATE, IN_ORDER, OUT_OF_ORDER, OUT_OF_WINDOW, Reassembly
 from utpsocket.protocol.recovery import MAX_ACK_DELAY_US
 
 NEVER: Final = 1 << 62
@@ -24,11 +24,11 @@ _SEGMENT_BYTES: Final = 1_452  # less room than this, or than half of a small bu
 _UPDATE_AGAIN_US: Final = 1_000_000  # then doubled: a lost update would hang a sender that never probes
 _UPDATES: Final = 5
 _NO_SAMPLE: Final = 0
-_CLOCK: Final = 0xFFFFFFFF
+TIMESTAMP_MASK: Final = 0xFFFFFFFF
 # Wireshark takes a packet that advertises more for none of uTP's. Only what receives much can need more.
 MODEST_WINDOW_BYTES: Final = 0x380000
 _MUCH_BYTES: Final = 16 << 20
-_HELLO_PACKETS: Final = (16, 256, 4_096)
+_CAPABILITY_SACK_AT_PACKETS: Final = (16, 256, 4_096)
 
 
 class ReceiveHalf:
@@ -92,7 +92,7 @@ class ReceiveHalf:
     @property
     def round_trip_us(self) -> int:
         """What the last packets of both sides took together: their clocks cancel out. 0 if unknown."""
-        return (self.difference_us + self.told_us) & _CLOCK if self.difference_us and self.told_us else 0
+        return (self.difference_us + self.told_us) & TIMESTAMP_MASK if self.difference_us and self.told_us else 0
 
     def _bounded(self, window: int) -> int:
         if window > self.share_bytes:
@@ -125,20 +125,20 @@ class ReceiveHalf:
     def on_packet(self, seq: int, payload: memoryview, timestamp_us: int, *, is_fin: bool, now: int) -> None:
         """A DATA or FIN packet arrived."""
         reassembly = self.reassembly
-        had_held = reassembly.has_held
-        offer = reassembly.offer(seq, payload, is_fin=is_fin)
+        had_held = reassembly.has_out_of_order
+        offer = reassembly.insert(seq, payload, is_fin=is_fin)
         if offer is DUPLICATE:
             self.duplicate_packets += 1
             self.ack_at = now
             return
-        if offer is BEYOND:
+        if offer is OUT_OF_WINDOW:
             self.beyond_packets += 1
             self.ack_at = now
             return
         self.received_packets += 1
         self.received_bytes += len(payload)
         self.update_again_at = NEVER
-        if offer is HELD or had_held or is_fin:
+        if offer is OUT_OF_ORDER or had_held or is_fin:
             self.unacked_packets += 1
             self.ack_at = now
         else:
@@ -187,7 +187,7 @@ class ReceiveHalf:
         bits = self.reassembly.sack_bits
         if bits:
             return sack_bytes(bits)
-        for packets in _HELLO_PACKETS:
+        for packets in _CAPABILITY_SACK_AT_PACKETS:
             if self._ack_count < packets <= self.received_packets:
                 return bytes(MAX_SACK_BYTES)
         return b""

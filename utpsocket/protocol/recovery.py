@@ -26,8 +26,8 @@ MAX_ACK_DELAY_US: Final = 10_000  # ours, receivehalf.py; a tail probe waits as 
 _FOREIGN_ACK_DELAY_US: Final = 100_000  # libutp's: a path without variance must not time out on it
 _GRANULARITY_US: Final = 1_000  # epoll's timeout
 _MOST_PATIENCE_US: Final = 30_000  # a lost last packet costs two round trips and 50 ms, no more
-_CLOCK: Final = 0xFFFFFFFF
-_HALF_CLOCK: Final = 0x80000000
+TIMESTAMP_MASK: Final = 0xFFFFFFFF
+_HALF_TIMESTAMP: Final = 0x80000000
 _MOST_UNMEASURED_US: Final = 3_000_000  # no path worth speaking of takes longer for a round trip
 _MAX_REORDER_STEPS: Final = 16  # RFC 8985 §6.2 step 4: the window never exceeds one SRTT anyway
 
@@ -75,7 +75,7 @@ class Recovery:
 
     # ── time ──
 
-    def _on_news(self) -> None:
+    def _update_timeouts(self) -> None:
         """The round trips or the backoff are others: so are the timeouts. They are asked for more often than that."""
         base = INITIAL_RTO_US
         if self.srtt_us:
@@ -99,31 +99,31 @@ class Recovery:
             self.srtt_us = rtt_us
             self.rtt_var_us = rtt_us // 2
             self.min_rtt_us = rtt_us
-            self._on_news()
+            self._update_timeouts()
             return
         self.rtt_var_us += (abs(self.srtt_us - rtt_us) - self.rtt_var_us) // 4
         self.srtt_us = max(1, self.srtt_us + (rtt_us - self.srtt_us) // 8)
         if rtt_us < self.min_rtt_us:
             self.min_rtt_us = rtt_us
-        self._on_news()
+        self._update_timeouts()
 
     def on_timeout(self) -> None:
         """A retransmission timeout ran out."""
         self.backoff += 1
         self.unmeasured += 1
-        self._on_news()
+        self._update_timeouts()
 
     def on_progress(self) -> None:
         """Something new was acknowledged."""
         if self.backoff:
             self.backoff = 0
-            self._on_news()
+            self._update_timeouts()
 
     def on_window_open(self) -> None:
         """The peer takes data again: the timeouts behind its closed window said nothing about the path."""
         if self.backoff or self.unmeasured:
             self.backoff = self.unmeasured = 0
-            self._on_news()
+            self._update_timeouts()
 
     # ── loss ──
 
@@ -137,11 +137,11 @@ class Recovery:
             # Where a retransmission left later, it drew the ack: what had waited behind the hole was not on its way
             # for so long, and one such sample would make the next timeout minutes.
             self.on_rtt(now - acknowledged.sent_us)
-        if acknowledged.refilled_seq >= 0:
+        if acknowledged.reordered_seq >= 0:
             self.has_reordered = True
         rtt_us = now - acknowledged.sent_us
         if acknowledged.sends > 1:
-            if echo_us >= 0 and (echo_us - acknowledged.sent_us) & _CLOCK >= _HALF_CLOCK:
+            if echo_us >= 0 and (echo_us - acknowledged.sent_us) & TIMESTAMP_MASK >= _HALF_TIMESTAMP:
                 # Whatever the peer has heard left before the retransmission: the original had arrived, so patience was
                 # too short. RFC 3522 §3.2.
                 self.has_reordered = True

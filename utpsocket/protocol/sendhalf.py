@@ -49,7 +49,7 @@ class SendHalf(Outstanding):
         "in_pieces",
         "has_more",
         "is_finishing",
-        "is_held",
+        "awaits_grant",
         "is_opening",
         "nodelay",
         "opens_with_data",
@@ -68,7 +68,7 @@ class SendHalf(Outstanding):
         self.credit_bytes = 0  # of IP packets that may leave before the address is proven
         self.opens_with_data = False  # the peer may hear nothing, not even a FIN, before a first DATA, be it empty
         self.is_opening = False  # there is nothing to send, and that DATA must leave
-        self.is_held = False  # somebody else decides when new data may leave
+        self.awaits_grant = False  # somebody else decides when new data may leave
         self.fin_seq: int | None = None
         self.in_pieces: Flight | None = None  # see poll_pieces()
         self._burst_at = -1  # when new data last left: what the window still holds may follow in the same instant
@@ -93,7 +93,7 @@ class SendHalf(Outstanding):
         return self.fin_seq is not None and self.flights.una_seq > self.fin_seq
 
     @property
-    def is_held_back(self) -> bool:
+    def is_peer_window_limited(self) -> bool:
         """Bytes wait only because the peer's window does not take them."""
         return self.unsent_bytes > 0 and self.peer.window_bytes < self.mtu.size
 
@@ -132,7 +132,7 @@ class SendHalf(Outstanding):
         if not unsent:
             self._closed_since = NEVER
             return self._finish(now=now) if self.is_finishing or self.is_opening else None
-        if self.is_held:
+        if self.awaits_grant:
             return None
         mtu, peer = self.mtu, self.peer
         if mtu.known is not None and mtu.known.proven > mtu.proven and mtu.adopt():
@@ -143,7 +143,7 @@ class SendHalf(Outstanding):
             if size <= 0:
                 return None
         peer_room = peer.window_bytes - flights.in_flight_bytes - flights.lost_bytes
-        worthwhile = min(unsent, peer.worthwhile_bytes(size))
+        worthwhile = min(unsent, peer.sws_threshold_bytes(size))
         if peer_room < worthwhile and not flights.packets:
             return self._probe_window(peer_room, worthwhile, now=now)
         self._is_persisting = False

@@ -31,8 +31,8 @@ class Trigger(Enum):
 
     CONNECT = "the application called connect"
     SYN = "a SYN arrived"
-    CROSSED = "whom we dial dials us, and goes first: its SYN is yet to be taken"
-    PROVEN = "the peer acked a number only it could know"
+    SIMULTANEOUS_OPEN = "whom we dial dials us, and goes first: its SYN is yet to be taken"
+    PEER_VERIFIED = "the peer acked a number only it could know"
     BOTH_FINISHED = "both FINs are acked, and the peer may not know it"
     ENDED = "nothing more can come or go"
     FAILED = "reset, refused, given up or aborted"
@@ -50,10 +50,10 @@ TRANSITIONS: Final[dict[tuple[State, Trigger], State]] = {
     (State.IDLE, Trigger.CONNECT): State.SYN_SENT,
     (State.IDLE, Trigger.SYN): State.SYN_RECEIVED,
     (State.IDLE, Trigger.FAILED): State.CLOSED,
-    (State.SYN_SENT, Trigger.PROVEN): State.CONNECTED,
-    (State.SYN_SENT, Trigger.CROSSED): State.IDLE,
+    (State.SYN_SENT, Trigger.PEER_VERIFIED): State.CONNECTED,
+    (State.SYN_SENT, Trigger.SIMULTANEOUS_OPEN): State.IDLE,
     (State.SYN_SENT, Trigger.FAILED): State.CLOSED,
-    (State.SYN_RECEIVED, Trigger.PROVEN): State.CONNECTED,
+    (State.SYN_RECEIVED, Trigger.PEER_VERIFIED): State.CONNECTED,
     (State.SYN_RECEIVED, Trigger.FAILED): State.CLOSED,
     (State.CONNECTED, Trigger.BOTH_FINISHED): State.TIME_WAIT,
     (State.CONNECTED, Trigger.ENDED): State.CLOSED,

@@ -12,23 +12,23 @@ from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.sendhalf import SendHalf
 
 _NO_SAMPLES: Final = (0, 0x7FFFFFFF)  # PROTOCOL.md §6
-_CLOCK: Final = 0xFFFFFFFF
+TIMESTAMP_MASK: Final = 0xFFFFFFFF
 
 
-def heard(send: SendHalf, receive: ReceiveHalf, timestamp_us: int, difference_us: int, *, now: int) -> int:
+def on_timestamps(send: SendHalf, receive: ReceiveHalf, timestamp_us: int, difference_us: int, *, now: int) -> int:
     """What an acceptable packet says of time. Returns the delay that the peer measured, 0 for none."""
     receive.heard_at = now
     if timestamp_us:
-        receive.difference_us = delay_us = (now - timestamp_us) & _CLOCK
+        receive.difference_us = delay_us = (now - timestamp_us) & TIMESTAMP_MASK
         send.controller.on_peer_delay(delay_us, now=now)
     receive.told_us = told_us = 0 if difference_us in _NO_SAMPLES else difference_us
     return told_us
 
 
-def heard_more(send: SendHalf, receive: ReceiveHalf, timestamps: array[int], *, now: int) -> None:
+def on_run_timestamps(send: SendHalf, receive: ReceiveHalf, timestamps: array[int], *, now: int) -> None:
     """The first of these times has been heard; the others were sent behind it."""
-    receive.difference_us = (now - timestamps[-1]) & _CLOCK
+    receive.difference_us = (now - timestamps[-1]) & TIMESTAMP_MASK
     controller, newest = send.controller, max(timestamps)
-    if newest - min(timestamps) > _CLOCK >> 3 or controller.is_news((now - newest) & _CLOCK):
+    if newest - min(timestamps) > TIMESTAMP_MASK >> 3 or controller.changes_base((now - newest) & TIMESTAMP_MASK):
         for timestamp_us in timestamps[1:]:
-            controller.on_peer_delay((now - timestamp_us) & _CLOCK, now=now)
+            controller.on_peer_delay((now - timestamp_us) & TIMESTAMP_MASK, now=now)

@@ -28,7 +28,7 @@ def is_believable(type: int, ack_next_seq: int, flights: Flights, *, is_proven: 
     if not is_proven:
         behind = _UNPROVEN_SLACK
     elif type in (DATA, FIN):
-        behind += flights.most_packets
+        behind += flights.max_outstanding
     ahead = 1 if type == RESET else 0
     return flights.una_seq - behind <= ack_next_seq <= flights.next_seq + ahead
 

@@ -336,7 +336,7 @@ class Bridge:
             if unsent_bytes > _EAGER_BYTES and not is_due:
                 self.is_lazy = True
                 return
-            if unsent_bytes >= GRANT_BYTES and connection.send.is_held and not is_flowing:
+            if unsent_bytes >= GRANT_BYTES and connection.send.awaits_grant and not is_flowing:
                 return  # enough for its next turn
             if self._has_finished_input:
                 self._check_hang_up(now=now)
@@ -385,7 +385,7 @@ class Bridge:
                 return
             budget -= count
             # Who waits for a turn is asked once more: what it wrote may end here, in a packet that need not wait then.
-            if budget <= (-BLOCK_BYTES if is_flowing and connection.send.is_held else 0):
+            if budget <= (-BLOCK_BYTES if is_flowing and connection.send.awaits_grant else 0):
                 return
 
     def _try_again_soon(self) -> None:
@@ -490,7 +490,7 @@ class Bridge:
             return True
         send = connection.send
         return (send.buffer.free_bytes > 0 or self._may_have_ended) and not (
-            send.is_held and send.unsent_bytes >= GRANT_BYTES
+            send.awaits_grant and send.unsent_bytes >= GRANT_BYTES
         )
 
     # ── the connection speaks ──

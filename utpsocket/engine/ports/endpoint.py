@@ -411,7 +411,7 @@ class Endpoint:
                 self.flood.noise += 1
             if bridge is None or bridge.connection.is_initiator:
                 listener = self.listener
-                if listener is None and self._handle_crossing(run.addr, packet, now=now):
+                if listener is None and self._handle_simultaneous_open(run.addr, packet, now=now):
                     return
                 is_full = listener is not None and listener.is_full  # first: closed by a caller, it is full as well
                 if listener is None or listener.is_withdrawn:
@@ -458,7 +458,7 @@ class Endpoint:
             self.flood.noise += 1
             self.dropped_datagrams += 1
 
-    def _handle_crossing(self, addr: object, packet: Packet, *, now: int) -> bool:
+    def _handle_simultaneous_open(self, addr: object, packet: Packet, *, now: int) -> bool:
         """A SYN from somebody whom we dial in this moment: simultaneous open (handshake.py). False: it is none.
 
         Only where nobody listens: a listener gets a connection of its own out of every SYN, as at other
@@ -471,7 +471,7 @@ class Endpoint:
             return False
         connection = bridge.connection
         self.loop.owner = bridge
-        is_crossing = connection.handle_crossing(packet, now=now)
+        is_crossing = connection.handle_simultaneous_open(packet, now=now)
         self.loop.owner = self
         if not is_crossing:
             return False
@@ -661,12 +661,12 @@ class Endpoint:
         if lane is not None and not lane.is_ordered:
             # Who was held when there were more, with nothing to send and so not waiting, is woken by nobody else.
             lane = None
-            send.is_held = False
+            send.awaits_grant = False
         sent_offset = send.sent_offset
         while not port.pending:
             if lane is not None:
                 most = min(lane.packets(bridge), self.loop.max_segments)
-                if send.is_held and send.unsent_bytes and send.sent_offset != sent_offset:
+                if send.awaits_grant and send.unsent_bytes and send.sent_offset != sent_offset:
                     break  # what never waits has left before new data did
             transmit = connection.poll_transmit(now=now, max_segments=most)
             if transmit is None:

@@ -99,8 +99,8 @@ class Lane:
             if left_bytes >= payload_bytes:  # packets may have grown, and what is left makes none of its own
                 return left_bytes // payload_bytes
         # A short message that follows nothing takes no place worth waiting for.
-        send.is_held = bool(send.flights.queue) or send.unsent_bytes > send.mtu.size
-        if send.is_held and send.unsent_bytes:
+        send.awaits_grant = bool(send.flights.queue) or send.unsent_bytes > send.mtu.size
+        if send.awaits_grant and send.unsent_bytes:
             self._waiting[bridge] = None
         return 1  # what is to be sent again
 
@@ -120,7 +120,7 @@ class Lane:
             window_bytes = whole_bytes - send.flights.in_flight_bytes
             if window_bytes < min(GRANT_BYTES // 2, whole_bytes // 2, send.unsent_bytes) and send.flights.queue:
                 continue  # not worth a turn; its next ack will have it ask again
-            send.is_held = False
+            send.awaits_grant = False
             following.lane_offset = send.sent_offset
             # What it cannot send now, its window being small yet, it must ask for again: many that grow at once would
             # exceed all bounds with what they were granted before.
@@ -152,13 +152,13 @@ class Lane:
         if controller.window_bytes >= self._shown_bytes:
             self._shown_bytes = min(controller.window_bytes, GRANT_BYTES)
         elif 0 < send.recovery.min_rtt_us <= PACED_FROM_RTT_US:
-            controller.on_known_window(self._shown_bytes)
+            controller.seed_window(self._shown_bytes)
 
     def leave(self, bridge: Bridge) -> Bridge | None:
         """The connection is over. Returns the first that waits."""
         self.members -= 1
         self.is_ordered = self.members > _FEW
-        bridge.connection.send.is_held = False
+        bridge.connection.send.awaits_grant = False
         self._in_flight_bytes -= bridge.lane_flight_bytes
         bridge.lane_flight_bytes = 0
         self._waiting.pop(bridge, None)

@@ -30,7 +30,7 @@ class Controller(Protocol):
         """We measured a one-way delay of the peer's packets, which tells clock drift."""
         ...
 
-    def is_news(self, delay_us: int) -> bool:
+    def changes_base(self, delay_us: int) -> bool:
         """Whether on_peer_delay() would learn anything from this delay, or one up to an eighth of the clock longer, at
         the time of its last call. May say yes without need.
         """
@@ -52,11 +52,11 @@ class Controller(Protocol):
         """The retransmission timeout ran out."""
         ...
 
-    def on_needless(self, *, now: int) -> None:
+    def on_spurious_loss(self, *, now: int) -> None:
         """The last loss or timeout was none: what it did to the window may be undone, once."""
         ...
 
-    def on_known_window(self, window_bytes: int) -> None:
+    def seed_window(self, window_bytes: int) -> None:
         """Another connection on the same path has had this window and lost nothing: slow start may begin there. RFC
         9040 "Ensemble Sharing".
         """

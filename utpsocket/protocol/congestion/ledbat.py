@@ -29,8 +29,8 @@ _MOST_QUEUE_US: Final = 16_000  # RFC 9406 MAX_RTT_THRESH
 _BASE_MINUTES: Final = 13  # libutp DELAY_BASE_HISTORY
 _MINUTE_US: Final = 60_000_000
 _CURRENT_SAMPLES: Final = 3  # libutp CUR_DELAY_SIZE
-_HALF_CLOCK: Final = 0x80000000
-_CLOCK: Final = 0xFFFFFFFF
+_HALF_TIMESTAMP: Final = 0x80000000
+TIMESTAMP_MASK: Final = 0xFFFFFFFF
 _MAX_DRIFT_US: Final = 200_000  # per _DRIFT_PERIOD_US; a peer whose clock runs faster than that games us (libutp)
 _DRIFT_PERIOD_US: Final = 5_000_000
 
@@ -58,31 +58,31 @@ class _BaseDelay:
             minima.append(delay_us)
             del minima[:-_BASE_MINUTES]
             self._recompute()
-        elif (delay_us - minima[-1]) & _CLOCK >= _HALF_CLOCK:
+        elif (delay_us - minima[-1]) & TIMESTAMP_MASK >= _HALF_TIMESTAMP:
             minima[-1] = delay_us
-        above_us = (delay_us - self.value_us) & _CLOCK
-        if above_us >= _HALF_CLOCK:
+        above_us = (delay_us - self.value_us) & TIMESTAMP_MASK
+        if above_us >= _HALF_TIMESTAMP:
             self.value_us = delay_us
             return 0
         return above_us
 
-    def is_news(self, delay_us: int) -> bool:
+    def changes_base(self, delay_us: int) -> bool:
         """Whether add() of it would change anything before the minute ends. May say yes without need."""
         lowest = self._minima[-1] if self._minima else delay_us
-        quarter = _HALF_CLOCK >> 1  # so that what is a little longer is no jump of half the clock either
-        return (delay_us - lowest) & _CLOCK >= quarter or (delay_us - self.value_us) & _CLOCK >= quarter
+        quarter = _HALF_TIMESTAMP >> 1  # so that what is a little longer is no jump of half the clock either
+        return (delay_us - lowest) & TIMESTAMP_MASK >= quarter or (delay_us - self.value_us) & TIMESTAMP_MASK >= quarter
 
     def _recompute(self) -> None:
         lowest = self._minima[0]
         for delay_us in self._minima:
-            if (delay_us - lowest) & _CLOCK >= _HALF_CLOCK:
+            if (delay_us - lowest) & TIMESTAMP_MASK >= _HALF_TIMESTAMP:
                 lowest = delay_us
         self.value_us = lowest
 
     def shift(self, by_us: int) -> None:
         """The clocks drifted apart by this much."""
-        self._minima = [(delay_us + by_us) & _CLOCK for delay_us in self._minima]
-        self.value_us = (self.value_us + by_us) & _CLOCK
+        self._minima = [(delay_us + by_us) & TIMESTAMP_MASK for delay_us in self._minima]
+        self.value_us = (self.value_us + by_us) & TIMESTAMP_MASK
 
 
 class Ledbat:
@@ -128,7 +128,7 @@ class Ledbat:
 
     def on_delay(self, delay_us: int, *, now: int) -> None:
         """See Controller.on_delay. A jump of half the clock is a crafted or broken sample and starts a new base."""
-        self._current_us.append(min(self._base.add(delay_us, now=now), _HALF_CLOCK >> 1))
+        self._current_us.append(min(self._base.add(delay_us, now=now), _HALF_TIMESTAMP >> 1))
         if len(self._current_us) > _CURRENT_SAMPLES:
             del self._current_us[0]
 
@@ -143,8 +143,8 @@ class Ledbat:
         if before_us < 0:
             self._drift_ends_at = now + _DRIFT_PERIOD_US
             return
-        fall_us = (before_us - self._peer_base.value_us) & _CLOCK
-        if 0 < fall_us < _HALF_CLOCK and fall_us <= 10_000 and self._base.value_us >= 0:
+        fall_us = (before_us - self._peer_base.value_us) & TIMESTAMP_MASK
+        if 0 < fall_us < _HALF_TIMESTAMP and fall_us <= 10_000 and self._base.value_us >= 0:
             self._base.shift(fall_us)
             self._drift_us += fall_us
         if now >= self._drift_ends_at:
@@ -152,9 +152,9 @@ class Ledbat:
             self._penalty_us = max(0, self._drift_us - _MAX_DRIFT_US) // 7
             self._drift_us = 0
 
-    def is_news(self, delay_us: int) -> bool:
-        """See Controller.is_news."""
-        return self._peer_base.is_news(delay_us)
+    def changes_base(self, delay_us: int) -> bool:
+        """See Controller.changes_base."""
+        return self._peer_base.changes_base(delay_us)
 
     def on_ack(
         self, acked_bytes: int, *, in_flight_bytes: int, is_limited: bool, rtt_us: int, sent_us: int, now: int
@@ -214,15 +214,15 @@ class Ledbat:
         self._is_gentle = False
         self.window_bytes = self._segment_bytes
 
-    def on_needless(self, *, now: int) -> None:
-        """See Controller.on_needless. RFC 3522 §3.2."""
+    def on_spurious_loss(self, *, now: int) -> None:
+        """See Controller.on_spurious_loss. RFC 3522 §3.2."""
         if self._before_cut is not None:
             window, self.is_slow_start, self._slow_start_bytes = self._before_cut
             self.window_bytes = max(self.window_bytes, window)
             self._before_cut = None
 
-    def on_known_window(self, window_bytes: int) -> None:
-        """See Controller.on_known_window. Who has met a queue or a timeout knows better."""
+    def seed_window(self, window_bytes: int) -> None:
+        """See Controller.seed_window. Who has met a queue or a timeout knows better."""
         if self.is_slow_start and not self._is_gentle and not self._slow_start_bytes:
             self.window_bytes = max(self.window_bytes, window_bytes)
 
