@@ -61,8 +61,8 @@ class Site:
         """What the loop does at the end of an iteration; returns what was sent."""
         touched, self.loop.touched = self.loop.touched, {}
         for bridge in touched:
-            if bridge.accepted_at and bridge.connection.state is not State.SYN_RECEIVED:
-                bridge.accepted_at = 0
+            if bridge.syn_received_at and bridge.connection.state is not State.SYN_RECEIVED:
+                bridge.syn_received_at = 0
                 self.listener.on_settled(bridge)
             self.endpoint.transmit(bridge, now=self.loop.now)
             if bridge.connection.is_over:

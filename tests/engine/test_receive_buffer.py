@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES, Room
+from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES, ReceiveBuffer
 from utpsocket.engine.interpreter import native
 from utpsocket.protocol.receivehalf import ReceiveHalf
 
@@ -23,7 +23,7 @@ class Reader:
     def __init__(self, end: Any, user: Any) -> None:
         self.end, self.user = end, user
         self.receive = ReceiveHalf(FIRST_WINDOW_BYTES)
-        self.room = Room()
+        self.room = ReceiveBuffer()
         self.room.begin(end, 0)
         self.now = 1_000_000
         self.told_us = ROUND_US

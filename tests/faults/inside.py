@@ -163,7 +163,7 @@ def closing_connections(loop: Any) -> int:
     they are repeated at times that double. On the engine's thread.
     """
     return sum(
-        bridge.end is None and not bridge.is_gone and bridge.connection.state is not State.TIME_WAIT
+        bridge.engine_sock is None and not bridge.is_gone and bridge.connection.state is not State.TIME_WAIT
         for bridge in loop.bridges.values()
     )
 
@@ -179,7 +179,7 @@ def waiting_ports(loop: Any) -> int:
         and not endpoint.holders
         and endpoint.listener is None
         and all(
-            bridge.connection.state is State.TIME_WAIT and bridge.end is None and bridge.heap_at is not None
+            bridge.connection.state is State.TIME_WAIT and bridge.engine_sock is None and bridge.heap_at is not None
             for bridge in endpoint.bridges.values()
         )
     )

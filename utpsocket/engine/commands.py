@@ -145,7 +145,7 @@ def close_way(loop: Loop, keys: list[int], key: int) -> None:
 
 def _is_held(bridge: Bridge) -> bool:
     """Whether the user has this connection open: it may have hung up, and the engine not know it yet."""
-    end = bridge.end
+    end = bridge.engine_sock
     if end is None:
         return False
     poller = poll()
@@ -287,8 +287,8 @@ def _dial(loop: Loop, endpoint: Endpoint, peer: Address, identity: Identity, end
     end.setblocking(False)
     bridge = endpoint.dial(peer, identity)
     bridge.is_handed_over = bridge.is_gated = True
-    bridge.end = raise_fd(end)  # at once: it is nobody else's, and has to be closed in the one way
-    bridge.attach(bridge.end)
+    bridge.engine_sock = raise_fd(end)  # at once: it is nobody else's, and has to be closed in the one way
+    bridge.attach(bridge.engine_sock)
     loop.watch_bridge(bridge)
     if fallback_us >= 0:
         Attempt(loop, bridge, fallback_us)
@@ -299,8 +299,8 @@ def _undo_dial(loop: Loop, code: int, *arguments: Any) -> None:
     identity = next(argument for argument in arguments if isinstance(argument, Identity))
     bridge = loop.bridges.get(identity.cookie)
     if bridge is not None:
-        if bridge.rival is not None:
-            bridge.rival.withdraw()
+        if bridge.tcp_attempt is not None:
+            bridge.tcp_attempt.withdraw()
         bridge.give_up(code)
     reset.record(identity, code, was_connecting=True)
     end_sock = arguments[3 if isinstance(arguments[0], int) else 2]
@@ -456,7 +456,7 @@ def end_listener(loop: Loop, listener: Listener) -> None:
         loop.touch(bridge)
         loop.settle_now(bridge)
     for bridge in list(listener.endpoint.bridges.values()):
-        if bridge.end is not None and bridge.identity.user_fd < 0:  # in the kernel's queue, which is gone
+        if bridge.engine_sock is not None and bridge.identity.user_fd < 0:  # in the kernel's queue, which is gone
             bridge.poll_end()
             loop.settle_now(bridge)
 
@@ -468,7 +468,7 @@ def settled(loop: Loop) -> None:
 def give_up_at_last(loop: Loop, cookie: int) -> None:
     """As give_up(), of a caller who has not waited: what has become of the attempt meanwhile came after its end."""
     bridge = loop.bridges.get(cookie)
-    if not give_up(loop, cookie) and bridge is not None and bridge.rival is None and not bridge.is_gone:
+    if not give_up(loop, cookie) and bridge is not None and bridge.tcp_attempt is None and not bridge.is_gone:
         bridge.connection.abort(errno.ECONNRESET)
         loop.settle_now(bridge)
 
@@ -476,7 +476,7 @@ def give_up_at_last(loop: Loop, cookie: int) -> None:
 def give_up(loop: Loop, cookie: int) -> bool:
     """The user shut a connecting socket down: the attempt is over, as if reset. False: it is no attempt any more."""
     bridge = loop.bridges.get(cookie)
-    if bridge is None or bridge.rival is not None or bridge.connection.state is not State.SYN_SENT:
+    if bridge is None or bridge.tcp_attempt is not None or bridge.connection.state is not State.SYN_SENT:
         return False
     bridge.connection.abort(errno.ECONNRESET)
     loop.settle_now(bridge)
@@ -486,8 +486,8 @@ def give_up(loop: Loop, cookie: int) -> bool:
 def look(loop: Loop, cookie: int) -> None:
     """Take in whatever the user has done to this connection's fd by now, without waiting for epoll's turn."""
     bridge = loop.bridges.get(cookie)
-    if bridge is not None and bridge.end is not None:
-        bridge.look_at_user(now=loop.now)
+    if bridge is not None and bridge.engine_sock is not None:
+        bridge.check_user_side(now=loop.now)
         loop.settle_now(bridge)
     elif bridge is not None and bridge.identity.settings.linger_seconds == 0:
         # After shutdown(SHUT_RDWR), which the kernel tells our end as it tells the last close.
@@ -528,7 +528,7 @@ def when_flushed(loop: Loop, cookie: int, callback: Callable[[], None]) -> None:
         callback()
         return
     bridge.flush_waiters.append(callback)
-    bridge.is_readable = bridge.end is not None
+    bridge.is_readable = bridge.engine_sock is not None
     loop.wake_bridge(bridge)
 
 
@@ -564,7 +564,7 @@ def finish_all(loop: Loop) -> None:
     """The process ends: whatever users wrote is read, and our FIN follows it."""
     for bridge in list(loop.bridges.values()):
         bridge.finish_when_drained = True
-        bridge.is_readable = bridge.end is not None
+        bridge.is_readable = bridge.engine_sock is not None
         loop.wake_bridge(bridge)
     for relay in list(loop.relays.values()):
         relay.finish()
@@ -615,7 +615,9 @@ def repeat_last_acks(loop: Loop) -> None:
 
 def is_held(loop: Loop) -> bool:
     """Whether any process has a socket open that this engine serves."""
-    if any(bridge.is_held for bridge in loop.bridges.values()) or any(relay.is_held for relay in loop.relays.values()):
+    if any(bridge.is_user_fd_open for bridge in loop.bridges.values()) or any(
+        relay.is_user_fd_open for relay in loop.relays.values()
+    ):
         return True
     holders = [inode for endpoint in list(loop.endpoints.values()) for inode in list(endpoint.holders)]
     return any(loop.holders_watch.is_open(inode) for inode in holders)

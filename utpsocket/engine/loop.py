@@ -19,7 +19,7 @@ from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine import environment, fault_reports
-from utpsocket.engine.channels.race import Attempt, Silences
+from utpsocket.engine.channels.race import Attempt, SilentDestinations
 from utpsocket.engine.channels.tcp import Relay
 from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.command_queue import Answer, Command, Inbox
@@ -93,7 +93,7 @@ class Loop:
         self.bridges: dict[int, Bridge] = {}
         self._reset_unaccepted = ResetUnaccepted()
         self.relays: dict[int, Relay | Attempt] = {}  # connections that TCP carries, or may yet
-        self.silences = Silences()
+        self.silent_destinations = SilentDestinations()
         self.tcp_initiated = self.tcp_accepted = self.initiated = self.accepted = self.wakeups = self.faults = 0
         self.totals = Totals()  # of connections that are over
         self.now = time.monotonic_ns() // 1_000
@@ -252,7 +252,7 @@ class Loop:
         self._late = []
         self.timers.forget_bridges()
         for bridge in list(self.bridges.values()):
-            bridge.believe_nothing()
+            bridge.forget_readiness()
             self.wake_bridge(bridge)
         for endpoint in list(self.endpoints.values()):
             self._readable_endpoints[endpoint] = None
@@ -320,7 +320,7 @@ class Loop:
                 source.on_event(mask)
                 if source.is_readable:
                     self._readable_bridges[source] = None
-                if mask & EPOLLOUT or source.end is None:
+                if mask & EPOLLOUT or source.engine_sock is None:
                     self._touched[source] = None
             elif source is not None:
                 source.on_event(mask)
@@ -462,8 +462,8 @@ class Loop:
 
     def _settle_one(self, bridge: Bridge, now: int) -> None:
         connection = bridge.connection
-        if bridge.accepted_at and connection.state is not SYN_RECEIVED:
-            bridge.accepted_at = 0
+        if bridge.syn_received_at and connection.state is not SYN_RECEIVED:
+            bridge.syn_received_at = 0
             listener = self.endpoints[bridge.endpoint.key].listener  # the port lives as long as its connections
             if listener is not None:
                 listener.on_settled(bridge)
@@ -474,7 +474,7 @@ class Loop:
         reassembly = receive.reassembly
         if reassembly.ready_bytes and not reassembly.is_finished and receive.ack_at > now:
             self._late.append(bridge)
-        elif reassembly.ready_bytes or reassembly.is_finished or bridge.errored is not None:
+        elif reassembly.ready_bytes or reassembly.is_finished or bridge.close_errno is not None:
             bridge.deliver(now=now)
         if bridge.is_readable and not bridge.is_lazy and bridge.wants_read:
             self._readable_bridges[bridge] = None
@@ -494,11 +494,11 @@ class Loop:
             self.rewatch(endpoint.port.fd, _PORT_EVENTS | EPOLLOUT | EPOLLET)
         if connection.events:
             bridge.handle_events()
-        if bridge.errored is not None:
+        if bridge.close_errno is not None:
             bridge.deliver(now=now)
         if bridge.flush_waiters and bridge.is_flushed:
             bridge.release_waiters()
-        if bridge.end is None and bridge.is_finished:
+        if bridge.engine_sock is None and bridge.is_finished:
             bridge.is_gone = True
             self.totals.add(connection)
             self.forget_bridge(bridge)
@@ -542,7 +542,7 @@ class Loop:
     def wake_bridge(self, bridge: Bridge) -> None:
         """Have the bridge look at its end again."""
         self._touched[bridge] = None
-        if bridge.end is not None:
+        if bridge.engine_sock is not None:
             self._readable_bridges[bridge] = None
 
     def settle_now(self, bridge: Bridge) -> None:

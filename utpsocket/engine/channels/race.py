@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         """What of it knows of TCP."""
 
         relays: dict[int, Relay | Attempt]
-        silences: Silences
+        silent_destinations: SilentDestinations
         tcp_initiated: int
 
 
@@ -41,7 +41,7 @@ _SILENCE_US: Final = 60_000_000  # for how long a destination silent to uTP is b
 _SILENT_REMEMBERED: Final = 1_024
 
 
-class Silences:
+class SilentDestinations:
     """Destinations where TCP answered and uTP did not."""
 
     __slots__ = ("_until",)
@@ -96,15 +96,15 @@ class Attempt:
         self._filler_bytes = 0  # of the gate's, left to drain
         self._relay: Relay | None = None  # once TCP stands
         self._is_over = False
-        bridge.rival = self
-        is_silent = loop.silences.holds(self.identity.peer, now=loop.now)
+        bridge.tcp_attempt = self
+        is_silent = loop.silent_destinations.holds(self.identity.peer, now=loop.now)
         loop.call_at(loop.now + (0 if is_silent else wait_us), self._begin)
 
     # ── the attempt over uTP speaks ──
 
     def on_connected(self) -> None:
         """uTP was first."""
-        self._loop.silences.forget(self.identity.peer)
+        self._loop.silent_destinations.forget(self.identity.peer)
         self.withdraw()
 
     def on_closed(self) -> None:
@@ -120,7 +120,7 @@ class Attempt:
             self.withdraw()
             return self._errno
         self._take_end(bridge)
-        self._loop.watch(self._end.fileno(), EPOLLRDHUP | EPOLLHUP | EPOLLET, _Hearing(self))
+        self._loop.watch(self._end.fileno(), EPOLLRDHUP | EPOLLHUP | EPOLLET, _HangUpWatcher(self))
         self._loop.owner, owner = self, self._loop.owner
         self._begin()
         self._loop.owner = owner
@@ -168,12 +168,12 @@ class Attempt:
             return
         if mask & EPOLLHUP:
             return  # not connected yet: the kernel says so of a fresh socket
-        self._win()
+        self._start_relay()
 
-    def _win(self) -> None:
+    def _start_relay(self) -> None:
         tcp, bridge, identity, loop = self._tcp, self._bridge, self.identity, self._loop
         if bridge is not None:
-            loop.silences.note(identity.peer, now=loop.now)
+            loop.silent_destinations.note(identity.peer, now=loop.now)
             self._take_end(bridge)
             bridge.connection.abort()
             loop.touch(bridge)
@@ -193,15 +193,15 @@ class Attempt:
     def _take_end(self, bridge: Bridge) -> None:
         """The user's fd is TCP's alone from now on."""
         self._loop.relays[self._cookie] = self
-        end = bridge.give_end()
-        bridge.room.widen(end)
-        self._end, self._bridge, bridge.rival = end, None, None
+        end = bridge.detach_engine_sock()
+        bridge.receive_buffer.widen(end)
+        self._end, self._bridge, bridge.tcp_attempt = end, None, None
 
     def _open_gate(self) -> None:
         relay = self._relay
         if relay is None or relay.is_over:
             return
-        self._filler_bytes = drain_filler(relay.end.fileno(), self._filler_bytes)
+        self._filler_bytes = drain_filler(relay.engine_sock.fileno(), self._filler_bytes)
         if self._filler_bytes:
             self._loop.call_at(self._loop.now + RETRY_US, self._open_gate)
         else:
@@ -237,7 +237,7 @@ class Attempt:
         """TCP is out of it: uTP was first, or the user has closed its fd."""
         self._is_over = True
         if self._bridge is not None:
-            self._bridge.rival = None
+            self._bridge.tcp_attempt = None
         if self._loop.relays.get(self._cookie) is self:
             del self._loop.relays[self._cookie]
         self._close_tcp()
@@ -248,7 +248,7 @@ class Attempt:
 
     # ── what is asked of a relay ──
 
-    is_held = False
+    is_user_fd_open = False
     is_flushed = True
     unflushed_bytes = 0
     moved_bytes = 0
@@ -282,7 +282,7 @@ class Attempt:
                 sock.detach()
 
 
-class _Hearing:
+class _HangUpWatcher:
     """The user's fd, while only TCP is tried: closed, or still there?"""
 
     __slots__ = ("_attempt",)

@@ -31,7 +31,7 @@ _MOST_ROUND_US: Final = 1_000_000  # a peer may tell any nonsense
 _PAIR_HOLDS: Final = 3  # times what setsockopt() was given: the kernel doubles it, and what exceeds it is half as large
 
 
-class Room:
+class ReceiveBuffer:
     """Of one connection.
 
     is_growing   on_taken() must hear of everything that the user's end takes

@@ -176,9 +176,9 @@ class Relay:
         "_from_user",
         "_has_said_eof",
         "_has_shut_down",
-        "_is_rude",
+        "_closed_with_unread",
         "_loop",
-        "end",
+        "engine_sock",
         "flush_waiters",
         "has_erred",
         "identity",
@@ -189,7 +189,7 @@ class Relay:
     def __init__(self, loop: Engine, identity: Identity, end: Any, tcp: Any) -> None:
         self._loop = loop
         self.identity = identity
-        self.end = end
+        self.engine_sock = end
         self.tcp = tcp
         self.is_hung_up = False  # nobody holds the user's end any more
         self.has_erred = False  # epoll speaks of an error of TCP's
@@ -197,7 +197,7 @@ class Relay:
         self.flush_waiters: list[Any] = []
         self._from_user = _Flow()
         self._from_peer = _Flow()
-        self._is_rude = False  # the user closed with bytes unread
+        self._closed_with_unread = False  # the user closed with bytes unread
         self._has_shut_down = False
         self._has_said_eof = False
         self._error = 0
@@ -205,7 +205,7 @@ class Relay:
     def start(self) -> None:
         """Both ends stand: carry bytes from now on."""
         user, peer = self._from_user, self._from_peer
-        self._loop.watch(self.end.fileno(), _EVENTS, _Watcher(self, user, peer, is_users=True))
+        self._loop.watch(self.engine_sock.fileno(), _EVENTS, _Watcher(self, user, peer, is_users=True))
         self._loop.watch(self.tcp.fileno(), _EVENTS, _Watcher(self, peer, user, is_users=False))
 
     @property
@@ -218,13 +218,13 @@ class Relay:
         if self.is_over:
             return
         if self._pump_from_user() and not self.is_over:
-            self._loop.rewatch(self.end.fileno(), _EVENTS)
+            self._loop.rewatch(self.engine_sock.fileno(), _EVENTS)
         if not self.is_over and self._pump_from_peer():
             self._loop.rewatch(self.tcp.fileno(), _EVENTS)
         if not self.is_over:
             self._settle()
         user, peer = self._from_user, self._from_peer
-        for flow, sink in ((user, self.tcp), (peer, self.end)):
+        for flow, sink in ((user, self.tcp), (peer, self.engine_sock)):
             if flow.must_ask and not self.is_over:
                 flow.must_ask = False
                 self._loop.rewatch(sink.fileno(), _EVENTS)
@@ -237,13 +237,13 @@ class Relay:
         had_ended = flow.has_ended
         while True:
             try:
-                more = flow.pump(self.end, self.tcp)
+                more = flow.pump(self.engine_sock, self.tcp)
             except OSError as error:
                 if error.errno != errno.ECONNRESET:
                     raise  # that says nothing of the user: whatever it is, it is no end of file
                 # Once: the user closed with bytes unread; what it wrote still follows.
-                flow.has_ended = self._is_rude
-                self._is_rude = True
+                flow.has_ended = self._closed_with_unread
+                self._closed_with_unread = True
                 continue
             break
         if flow.has_ended and not had_ended:
@@ -258,7 +258,7 @@ class Relay:
     def _pump_from_peer(self) -> bool:
         flow = self._from_peer
         try:
-            more = flow.pump(self.tcp, self.end)
+            more = flow.pump(self.tcp, self.engine_sock)
         except OSError as error:
             self._error = self._error or error.errno or errno.ECONNRESET
             flow.has_ended = True
@@ -275,7 +275,7 @@ class Relay:
             return
         if user.has_ended and not user.pending:
             if self.is_hung_up:
-                self._close(reset=self._is_rude or self.identity.settings.linger_seconds == 0)
+                self._close(reset=self._closed_with_unread or self.identity.settings.linger_seconds == 0)
                 return
             if not self._has_shut_down:
                 self._has_shut_down = self._try_shutdown(self.tcp)
@@ -288,7 +288,7 @@ class Relay:
                 self._tell_error()
                 return
             if not self._has_said_eof:
-                self._has_said_eof = self._try_shutdown(self.end)
+                self._has_said_eof = self._try_shutdown(self.engine_sock)
             if user.has_ended and not user.pending and self._has_said_eof:
                 self._close(reset=False)
                 return
@@ -324,11 +324,11 @@ class Relay:
         user = self._from_user
         if not user.has_ended or user.pending or user.is_stopped:
             reset = True  # what the user wrote is not all with TCP: its peer must not take a FIN for the end of it
-        tcp, end = self.tcp, self.end
+        tcp, end = self.tcp, self.engine_sock
         if end is not None:
             self._loop.forget_fd(end.fileno())
             close_end(end, self.identity, code)
-            self.end = None
+            self.engine_sock = None
         self.identity.is_over = True
         if tcp is not None:
             self._loop.forget_fd(tcp.fileno())
@@ -375,13 +375,13 @@ class Relay:
 
     def _look_for_hang_up(self) -> None:
         poller = poll()
-        poller.register(self.end.fileno(), EPOLLRDHUP)
+        poller.register(self.engine_sock.fileno(), EPOLLRDHUP)
         self.is_hung_up = self.is_hung_up or any(mask & EPOLLHUP for _, mask in poller.poll(0))
 
     @property
-    def is_held(self) -> bool:
+    def is_user_fd_open(self) -> bool:
         """Whether any process has the user's fd open."""
-        return self.end is not None and not self.is_hung_up
+        return self.engine_sock is not None and not self.is_hung_up
 
     @property
     def is_flushed(self) -> bool:
@@ -401,12 +401,12 @@ class Relay:
 
     def close_fds(self) -> None:
         """After a fork, in the child: close our copies and touch nothing else."""
-        for sock in (self.end, self.tcp):
+        for sock in (self.engine_sock, self.tcp):
             if sock is not None:
                 sock.close()
 
     def let_go(self) -> None:
         """Forget the fds, whose numbers are somebody else's by now."""
-        for sock in (self.end, self.tcp):
+        for sock in (self.engine_sock, self.tcp):
             if sock is not None:
                 sock.detach()

@@ -18,7 +18,7 @@ from ctypes import get_errno
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES, Room
+from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES, ReceiveBuffer
 from utpsocket.engine.faults import NO_ROOM, RETRY_US, TRANSIENT, errno_of
 from utpsocket.engine.interpreter import native
 from utpsocket.engine.interpreter.native import poll
@@ -177,24 +177,24 @@ class Bridge:
         "_has_finished_input",
         "_has_said_reset",
         "_has_recheck",
+        "_discards_received",
         "_hung_up_by_us",
-        "_is_deaf",
         "_is_hung_up",
         "_is_retrying",
-        "_is_rude",
-        "_is_told",
+        "_closed_with_unread",
+        "_has_unread_event",
         "_may_have_ended",
         "_stream",
         "_refuses_sends",
         "_sent_eof",
-        "accepted_at",
+        "syn_received_at",
         "active_epoch",
         "connection",
         "cookie",
-        "end",
+        "engine_sock",
         "end_fd",
         "endpoint",
-        "errored",
+        "close_errno",
         "finish_when_drained",
         "flush_waiters",
         "heap_at",
@@ -212,8 +212,8 @@ class Bridge:
         "lane_offset",
         "other_side",
         "recv_ids",
-        "rival",
-        "room",
+        "tcp_attempt",
+        "receive_buffer",
         "source",
         "wakes_at",
     )
@@ -225,7 +225,7 @@ class Bridge:
         self.cookie = identity.cookie  # which the identity changes if the program connects its socket again
         self.source = source
         self.recv_ids: tuple[int, ...] = ()
-        self.end: Any = None
+        self.engine_sock: Any = None
         self._stream: Any = None
         self.end_fd = -1
         self.is_readable = False
@@ -235,11 +235,11 @@ class Bridge:
         self.is_gone = False
         self.other_side: Bridge | None = None  # where it is this engine's too, once one of them is in TIME_WAIT
         self.is_gated = False  # the user's fd is held unwritable: what is at our end is filler
-        self.accepted_at = 0
+        self.syn_received_at = 0
         self.active_epoch = 0  # receive_shares.py
         self.wakes_at: int | None = None  # when the connection's time comes
         self.heap_at: int | None = None  # when the loop's heap will say so
-        self.rival: TcpAttempt | None = None  # a connect that may go over TCP as well
+        self.tcp_attempt: TcpAttempt | None = None  # a connect that may go over TCP as well
         self.lane: Lane | None = None  # what follows is send_grants.py's
         self.lane_flight_bytes = 0  # under way, as last counted
         self.lane_grant_bytes = 0  # may leave from lane_offset on
@@ -249,35 +249,35 @@ class Bridge:
         self.finish_when_drained = False  # the process ends, and nobody will close the user's fd
         self._filler_bytes = -1  # of the gate's, left to drain; -1: all
         self._has_said_reset = False  # after a fault
-        self.room = Room()
+        self.receive_buffer = ReceiveBuffer()
         self._is_retrying = False  # a call that the kernel had no memory for is made again soon
         self._has_finished_input = False  # the user's end of file has been read
         self._sent_eof = False
         self._has_recheck = False  # whether a socket that was shut down is closed will be asked again
-        self._is_deaf = False  # the kernel takes nothing more for the user: it is held, or dropped
+        self._discards_received = False  # the kernel takes nothing more for the user: it is held, or dropped
         self._is_hung_up = False
         self._hung_up_by_us = False  # a hang-up is not the user's, so far: our end was shut down at birth
-        self._is_told = False  # the kernel has said that there is something, and it has not been read yet
+        self._has_unread_event = False  # the kernel has said that there is something, and it has not been read yet
         self._may_have_ended = False  # the kernel has said so: what is read may be followed by the end of file
-        self._is_rude = False  # the user closed with bytes unread
+        self._closed_with_unread = False  # the user closed with bytes unread
         self._refuses_sends = False
-        self.errored: int | None = None  # how the connection ended, once it did
+        self.close_errno: int | None = None  # how the connection ended, once it did
 
     def attach(self, end: Any) -> None:
         """The engine's end of the pair; takes ownership."""
-        self.end = end
+        self.engine_sock = end
         self.end_fd = end.fileno()
         self._stream = Stream(end)
         self.is_readable = True
-        self.room.begin(end, self.identity.settings.receive_buffer_bytes)
+        self.receive_buffer.begin(end, self.identity.settings.receive_buffer_bytes)
 
-    def shut_at_birth(self, halves: int, *, now: int) -> None:
+    def inherit_shutdown(self, halves: int, *, now: int) -> None:
         """Whoever listens had shut its socket down before it listened: what it accepts is shut down as well."""
         self.identity.shut_halves = halves
         if halves & 1:
-            self.end.shutdown(stdlib.SHUT_WR)
+            self.engine_sock.shutdown(stdlib.SHUT_WR)
         if halves & 2:
-            self.end.shutdown(stdlib.SHUT_RD)
+            self.engine_sock.shutdown(stdlib.SHUT_RD)
             self._has_finished_input = True
             self._hung_up_by_us = halves == 3
             self.connection.finish(now=now)
@@ -287,10 +287,10 @@ class Bridge:
 
     def on_event(self, mask: int) -> None:
         """Edges from epoll: remembered until the pump finds their end."""
-        if self.end is None:
+        if self.engine_sock is None:
             return  # closed by a command of this same wake-up
         if mask & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
-            self.is_readable = self._is_told = True
+            self.is_readable = self._has_unread_event = True
             if mask & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
                 self._may_have_ended = True
         if mask & EPOLLOUT and not self.is_writable:
@@ -324,8 +324,8 @@ class Bridge:
         enough for now only if that `is_due`.
         """
         connection = self.connection
-        if self.is_gated or self.end is None or connection.state not in (CONNECTED, SYN_RECEIVED):
-            self.is_readable = self.is_readable and self.end is not None
+        if self.is_gated or self.engine_sock is None or connection.state not in (CONNECTED, SYN_RECEIVED):
+            self.is_readable = self.is_readable and self.engine_sock is not None
             return
         # Whole bursts: the few packets of a rest would cost two engines' turns as well.
         burst_bytes = connection.send.burst_bytes
@@ -356,8 +356,8 @@ class Bridge:
             if count < 0:
                 connection.commit(0)
                 if count == -errno.EAGAIN:
-                    if self._is_told:
-                        self._is_told = False
+                    if self._has_unread_event:
+                        self._has_unread_event = False
                         self.endpoint.loop.watch_room(self, wanted=not self.is_writable)  # then let it say so again
                     self._on_drained(now=now)
                     return
@@ -366,16 +366,16 @@ class Bridge:
                     return
                 if count != -errno.ECONNRESET:
                     raise OSError(-count, os.strerror(-count))  # EBADF: the program has closed every fd that it found
-                self._is_rude = True  # the user closed with bytes unread; what it wrote still follows
+                self._closed_with_unread = True  # the user closed with bytes unread; what it wrote still follows
                 continue
-            self._is_told = False
+            self._has_unread_event = False
             if not count:
                 connection.commit(0)
                 self._has_finished_input = True
                 self.poll_end()  # a close says end of file and hang-up at once, and with linger must not send a FIN
                 if self._is_hung_up and self.identity.settings.linger_seconds == 0 and not self._is_shut_down():
                     continue
-                if not self._is_rude:
+                if not self._closed_with_unread:
                     connection.finish(now=now)
                 continue
             is_flowing = count >= len(span) and count == sum(map(len, spans))
@@ -398,7 +398,7 @@ class Bridge:
     def _try_again(self) -> None:
         self._is_retrying = False
         if not self.is_gone:
-            self.is_readable = self.end is not None
+            self.is_readable = self.engine_sock is not None
             self.endpoint.loop.wake_bridge(self)
 
     def _on_drained(self, *, now: int) -> None:
@@ -410,25 +410,25 @@ class Bridge:
         """Nobody holds the other end, but what was written is not all read yet: the peer takes too little. Whether
         anything was left unread is all there is to know, and the peer may be waiting for just that.
         """
-        self._ask_if_rude()
+        self._check_unread_at_close()
         if self.identity.settings.linger_seconds == 0:
             self.connection.abort()
-        if self._is_rude:
+        if self._closed_with_unread:
             self.connection.reset_after_flush(now=now)
         self.connection.discard(now=now)
 
-    def _ask_if_rude(self) -> None:
+    def _check_unread_at_close(self) -> None:
         """After a hang-up, where reading has not told: whether the user closed with bytes unread."""
-        if self.end.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR):
-            self._is_rude = True
+        if self.engine_sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR):
+            self._closed_with_unread = True
 
     def _recheck(self) -> None:
         self._has_recheck = False
-        self.look_at_user(now=self.endpoint.loop.now)
+        self.check_user_side(now=self.endpoint.loop.now)
 
-    def look_at_user(self, *, now: int) -> None:
+    def check_user_side(self, *, now: int) -> None:
         """Take in whatever the user has done by now."""
-        if not self.is_gone and self.end is not None:
+        if not self.is_gone and self.engine_sock is not None:
             self.poll_end()
             self.read_user(now=now, is_due=True)
             self.endpoint.loop.touch(self)
@@ -453,18 +453,18 @@ class Bridge:
         identity = self.identity
         if self._is_shut_down():
             self._is_hung_up = False
-            if not self._is_rude:
+            if not self._closed_with_unread:
                 connection.finish(now=now)
             if not self._has_recheck:
                 self._has_recheck = True
                 self.endpoint.loop.call_at(now + _RECHECK_US, self._recheck)
             return
-        self._ask_if_rude()
-        if self._hung_up_by_us and not self._is_rude:
-            # What is told from now on is the user's close or shutdown(), or that nobody will ever accept: that is rude.
+        self._check_unread_at_close()
+        if self._hung_up_by_us and not self._closed_with_unread:
+            # What comes from now on is the user's close() or shutdown(), or that nobody will ever accept: unread bytes remain.
             self._hung_up_by_us = False
             return
-        if self._is_rude or identity.held:
+        if self._closed_with_unread or identity.held:
             connection.reset_after_flush(now=now)
         linger = self.identity.settings.linger_seconds
         if linger == 0:
@@ -481,7 +481,7 @@ class Bridge:
     @property
     def wants_read(self) -> bool:
         """Whether read_user() would do something without a new event."""
-        if not self.is_readable or self.is_gated or self.end is None or self._is_retrying:
+        if not self.is_readable or self.is_gated or self.engine_sock is None or self._is_retrying:
             return False
         connection = self.connection
         if connection.state not in (CONNECTED, SYN_RECEIVED):
@@ -500,16 +500,16 @@ class Bridge:
         connection = self.connection
         while (event := connection.poll_event()) is not None:
             if event.kind is EventKind.CONNECTED:
-                if self.rival is not None:
-                    self.rival.on_connected()
+                if self.tcp_attempt is not None:
+                    self.tcp_attempt.on_connected()
                 if self.is_gated:
                     self.endpoint.loop.gates.hold(self)
-            elif self.errored is None:
-                self.errored = event.errno if self.rival is None else self.rival.takes_over(event.errno)
+            elif self.close_errno is None:
+                self.close_errno = event.errno if self.tcp_attempt is None else self.tcp_attempt.takes_over(event.errno)
 
     def open_gate(self) -> bool:
         """The connection stands: drain the filler, and the user's fd is writable. False: not all of it; ask again."""
-        if self.end is None:
+        if self.engine_sock is None:
             self.is_gated = False
             return True
         identity = self.identity
@@ -530,7 +530,7 @@ class Bridge:
         returns. open_gate() is still to be asked.
         """
         identity = self.identity
-        if self.end is None:
+        if self.engine_sock is None:
             return accepts()
         if self._filler_bytes < 0:
             self._filler_bytes = identity.filler_bytes
@@ -544,7 +544,7 @@ class Bridge:
     def deliver(self, *, now: int) -> None:
         """Move what arrived in order to the user's end, as far as the kernel takes it."""
         connection = self.connection
-        if self.end is None:
+        if self.engine_sock is None:
             if self.is_handed_over or connection.state is CLOSED:
                 views = connection.poll_delivery()
                 if views:
@@ -554,12 +554,12 @@ class Bridge:
             if connection.state is TIME_WAIT:
                 self.identity.is_over = True  # both FINs are acked, which they were not when the user said its own
             return
-        room = self.room
+        room = self.receive_buffer
         while True:
             views = connection.poll_delivery()
             if not views:
                 break
-            if self._is_deaf:
+            if self._discards_received:
                 self._hold(views, now=now)
                 break
             if not self.is_writable:
@@ -569,7 +569,9 @@ class Bridge:
             count = self._stream.send(views)
             if count >= 0:
                 if room.is_growing:
-                    room.on_taken(count, self.end, connection.receive, self.endpoint.shares.alone_bytes, now=now)
+                    room.on_taken(
+                        count, self.engine_sock, connection.receive, self.endpoint.shares.alone_bytes, now=now
+                    )
                 connection.delivered(count, now=now)
                 if not connection.receive.reassembly.ready_bytes:
                     break
@@ -580,31 +582,31 @@ class Bridge:
                 self._refuse_sends()
                 return
             elif count == -errno.ECONNRESET:  # the user closed with bytes unread
-                self._is_rude = True
+                self._closed_with_unread = True
                 self.is_readable = True
             elif -count in TRANSIENT:
                 connection.delivered(0, now=now)
                 self._try_again_soon()
                 return
             elif count == -errno.EPIPE:  # the user reads no more
-                self._is_deaf = True
+                self._discards_received = True
             else:
                 raise OSError(-count, os.strerror(-count))
         if connection.has_eof and not self._sent_eof:
             try:
-                self.end.shutdown(stdlib.SHUT_WR)
+                self.engine_sock.shutdown(stdlib.SHUT_WR)
             except OSError as error:
                 if error.errno in TRANSIENT:
                     self._try_again_soon()
                     return
                 if error.errno != errno.ENOTCONN:
                     raise
-                self._is_deaf = True  # nobody is there any more
+                self._discards_received = True  # nobody is there any more
             self._sent_eof = True
-        elif self._is_deaf and connection.receive.reassembly.is_finished:
+        elif self._discards_received and connection.receive.reassembly.is_finished:
             self._sent_eof = True  # shutdown(SHUT_RD) was as good
-        if self.errored is not None:
-            self._tell_end()
+        if self.close_errno is not None:
+            self._propagate_close()
 
     def _hold(self, views: list[memoryview], *, now: int) -> None:
         """Bytes for a user that has said that it receives no more. As with TCP they can be received all the same, and
@@ -632,18 +634,18 @@ class Bridge:
 
     def _refuse_sends(self) -> None:
         """If the connection broke, a blocked send must fail now, though the user has still to read what came before."""
-        if not self.errored or self._refuses_sends or self._sent_eof:
+        if not self.close_errno or self._refuses_sends or self._sent_eof:
             return
         self._refuses_sends = True
         # Where the user's end of file has come before the RESET, a send says EPIPE.
-        if self.errored != errno.ECONNRESET or not self.connection.receive.reassembly.is_finished:
-            shared_errnos.write(self.cookie, self.errored)
-            self.identity.error = self.errored
-        refuse_sends(self.end, self.identity)
+        if self.close_errno != errno.ECONNRESET or not self.connection.receive.reassembly.is_finished:
+            shared_errnos.write(self.cookie, self.close_errno)
+            self.identity.error = self.close_errno
+        refuse_sends(self.engine_sock, self.identity)
 
-    def _tell_end(self) -> None:
+    def _propagate_close(self) -> None:
         """The connection is over and everything that came has been delivered: say it by the fd."""
-        error = self.errored or 0
+        error = self.close_errno or 0
         identity = self.identity
         if self._refuses_sends and shared_errnos.is_taken(self.cookie):
             self._sent_eof = True  # a send, say, has told the errno: as with TCP nothing but the end is left to receive
@@ -673,8 +675,8 @@ class Bridge:
     def _drain(self) -> None:
         """Leave nothing unread that would make the close a reset; nor let a user who is writing right now go on."""
         try:
-            self.end.shutdown(stdlib.SHUT_RD)
-            while self.end.recv(65_536):
+            self.engine_sock.shutdown(stdlib.SHUT_RD)
+            while self.engine_sock.recv(65_536):
                 pass
         except OSError:
             pass
@@ -684,17 +686,18 @@ class Bridge:
         if not (code or self._sent_eof or self._is_hung_up):
             code = errno.ECONNABORTED
         # Closed while epoll still knows it: should that fail, it is ours to close again.
-        end = self.end
+        end = self.engine_sock
         self.endpoint.loop.forget_fd(end.fileno())
         close_end(end, self.identity, code)
-        self.give_end()
-        if self.rival is not None:
-            self.rival.on_closed()
+        self.detach_engine_sock()
+        if self.tcp_attempt is not None:
+            self.tcp_attempt.on_closed()
 
-    def give_end(self) -> Any:
+    def detach_engine_sock(self) -> Any:
         """Our end of the pair, which is no business of this bridge's any more."""
-        self.endpoint.loop.forget_fd(self.end.fileno())  # not its number, which may be another's where it is closed
-        end, self.end = self.end, None
+        # not its number, which may be another's where it is closed
+        self.endpoint.loop.forget_fd(self.engine_sock.fileno())
+        end, self.engine_sock = self.engine_sock, None
         self.is_handed_over = True
         self.is_readable = False
         self.end_fd = -1
@@ -702,22 +705,22 @@ class Bridge:
 
     def close_fds(self) -> None:
         """After a fork, in the child: close our copy and touch nothing else."""
-        if self.end is not None:
-            self.end.close()
+        if self.engine_sock is not None:
+            self.engine_sock.close()
 
     def let_go(self) -> None:
         """Forget the fd, whose number is somebody else's by now: nobody will ever serve the user's."""
-        if self.end is not None:
-            self.end.detach()
+        if self.engine_sock is not None:
+            self.engine_sock.detach()
             record(self.identity, errno.ECONNABORTED, was_connecting=self.is_gated)
 
     # ── faults.py ──
 
-    def believe_nothing(self) -> None:
+    def forget_readiness(self) -> None:
         """After a fault somewhere: ask the kernel, and the timers, anew."""
         self.heap_at = None
         self.is_lazy = False
-        self.is_readable = self.end is not None
+        self.is_readable = self.engine_sock is not None
 
     def fail(self, error: BaseException) -> None:
         """A defect was met in the work for this connection."""
@@ -729,16 +732,16 @@ class Bridge:
         """
         self.is_gone = True  # whoever remembers it passes over it
         loop = self.endpoint.loop
-        rival = self.rival
-        if rival is not None and self.end is not None:
-            code = rival.takes_over(code)  # TCP may still have the user's fd
-        self.rival = None
+        tcp_attempt = self.tcp_attempt
+        if tcp_attempt is not None and self.engine_sock is not None:
+            code = tcp_attempt.takes_over(code)  # TCP may still have the user's fd
+        self.tcp_attempt = None
         if not self._has_said_reset:
             packet = self.endpoint.resets.of(self.connection, now=loop.now)
             if packet is not None:
                 self.endpoint.port.send(packet, self.source)
             self._has_said_reset = True
-        if self.end is not None:
+        if self.engine_sock is not None:
             self._close_end(code)
         listener = self.endpoint.listener
         if listener is not None:
@@ -756,31 +759,31 @@ class Bridge:
     def abandon(self) -> None:
         """Nobody will ever accept this connection: reset it."""
         self.connection.abort()
-        if self.end is not None:
+        if self.engine_sock is not None:
             self._close_end(errno.ECONNRESET)
         self.is_handed_over = True
 
     @property
-    def is_held(self) -> bool:
+    def is_user_fd_open(self) -> bool:
         """Whether any process has the user's fd open."""
-        return self.end is not None and not self._is_hung_up
+        return self.engine_sock is not None and not self._is_hung_up
 
     @property
     def is_silent(self) -> bool:
         """Neither the user nor the peer waits for a word more."""
-        return self.end is None and (self.is_handed_over or self.connection.is_over)
+        return self.engine_sock is None and (self.is_handed_over or self.connection.is_over)
 
     @property
     def is_finished(self) -> bool:
         """Nothing is left to do: the loop may forget it."""
-        return self.connection.is_over and self.end is None
+        return self.connection.is_over and self.engine_sock is None
 
     @property
     def is_flushed(self) -> bool:
         """Everything the user wrote has been acked, or never will be."""
         if self.connection.state in (CLOSED, TIME_WAIT):
             return True
-        if self.end is not None and self.is_readable and not self.connection.send.is_finishing:
+        if self.engine_sock is not None and self.is_readable and not self.connection.send.is_finishing:
             return False
         return self.connection.is_flushed
 

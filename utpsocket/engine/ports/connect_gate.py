@@ -124,8 +124,8 @@ def may_be_reset(loop: Engine, cookie: int) -> bool:
         return True
     acceptor = acceptor_of(bridge, loop.bound)
     if acceptor is not None:
-        end = acceptor.end
-        return end is None or acceptor.connection.state is State.CLOSED or polls(end, EPOLLHUP)
+        engine_sock = acceptor.engine_sock
+        return engine_sock is None or acceptor.connection.state is State.CLOSED or polls(engine_sock, EPOLLHUP)
     is_waiting = polls(endpoint.port.sock, EPOLLIN | EPOLLERR)
     owner = loop.owner  # looked at in this order: the thread takes from a port while it works for it
     return is_waiting or owner is endpoint or owner is bridge or loop.bridges.get(cookie) is not bridge

@@ -717,8 +717,8 @@ def apply_settings(bridge: Bridge, *, now: int) -> None:
     if settings.receive_buffer_bytes:
         most = min(window_bytes(settings.receive_buffer_bytes), bridge.endpoint.shares.alone_bytes)
         connection.receive.reassembly.resize(max(_LEAST_BUFFER_BYTES, most))
-        if bridge.end is not None:
-            bridge.room.begin(bridge.end, settings.receive_buffer_bytes)
+        if bridge.engine_sock is not None:
+            bridge.receive_buffer.begin(bridge.engine_sock, settings.receive_buffer_bytes)
 
 
 def apply_packet_options(bridge: Bridge) -> None:

@@ -176,7 +176,7 @@ class Listener:
     def on_syn(self, bridge: Bridge, *, proves_itself: bool, now: int) -> None:
         """A connection was born of a SYN, which may say that its proof follows in any case."""
         self._half_open += 1
-        bridge.accepted_at = now
+        bridge.syn_received_at = now
         if proves_itself:
             self._expected[bridge] = None
         else:
@@ -202,8 +202,8 @@ class Listener:
         is_crowded = now < self._crowded_until + _CROWDED_US
         while self._unproven and self._half_open <= _CALM_HALF_OPEN and not is_crowded:
             bridge = next(iter(self._unproven))
-            if now < bridge.accepted_at + _PROOF_WAIT_US:
-                next_at = bridge.accepted_at + _PROOF_WAIT_US
+            if now < bridge.syn_received_at + _PROOF_WAIT_US:
+                next_at = bridge.syn_received_at + _PROOF_WAIT_US
                 break
             del self._unproven[bridge]
             self._ready.append(bridge)
@@ -229,8 +229,8 @@ class Listener:
         at = now + _CROWDED_US
         for waiting in (self._unproven, self._expected):
             for bridge in list(waiting):
-                if now < bridge.accepted_at + _CROWDED_US:
-                    at = min(at, bridge.accepted_at + _CROWDED_US)
+                if now < bridge.syn_received_at + _CROWDED_US:
+                    at = min(at, bridge.syn_received_at + _CROWDED_US)
                     break
                 self.endpoint.demote(bridge, now=now)
         return at
@@ -263,12 +263,12 @@ class Listener:
                 bridge.abandon()
                 loop.touch(bridge)
                 return None
-            bridge.end = end  # at once: it is the user's connection now, and has to be closed in the one way
+            bridge.engine_sock = end  # at once: it is the user's connection now, and has to be closed in the one way
             bridge.is_handed_over = True
             self._prepared.popleft()
             bridge.attach(end)
             if self.identity.shut_halves:
-                bridge.shut_at_birth(self.identity.shut_halves, now=now)
+                bridge.inherit_shutdown(self.identity.shut_halves, now=now)
             self._handed.append(bridge)
             self._room.succeeded()
         loop.owner = self
@@ -293,7 +293,7 @@ class Listener:
         loop = self.endpoint.loop
         while self._handed:
             loop.owner = bridge = self._handed.pop()
-            if bridge.end is not None:
+            if bridge.engine_sock is not None:
                 loop.watch_bridge(bridge)
 
     def new_end(self, identity: Identity) -> Any:
@@ -336,16 +336,16 @@ class Listener:
 
     def forget(self, bridge: Bridge) -> None:
         """This incoming connection has ended by a fault, wherever on its way to the application it was."""
-        if bridge.accepted_at:
+        if bridge.syn_received_at:
             self.on_settled(bridge)
-            bridge.accepted_at = 0
+            bridge.syn_received_at = 0
         self._unproven.pop(bridge, None)
         self._expected.pop(bridge, None)
         if bridge in self._ready:
             self._ready.remove(bridge)
         for prepared in list(self._prepared):
             if prepared[0] is bridge:
-                if bridge.end is not prepared[1]:
+                if bridge.engine_sock is not prepared[1]:
                     prepared[1].close()
                 self._prepared.remove(prepared)
 

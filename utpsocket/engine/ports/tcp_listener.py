@@ -150,16 +150,16 @@ class Door:
 
     def _hand_over(self, relay: Relay) -> bool:
         """Give the application a connection; False when its queue is full."""
-        if relay.end is None:
-            relay.end = self._listener.new_end(relay.identity)
-            if relay.end is None:
+        if relay.engine_sock is None:
+            relay.engine_sock = self._listener.new_end(relay.identity)
+            if relay.engine_sock is None:
                 return False
         relay.identity.role = Role.CONNECTED  # before connect(): accept() may return at once
         self._loop.relays[relay.identity.cookie] = relay
-        code = relay.end.connect_ex(self._listener.name)
+        code = relay.engine_sock.connect_ex(self._listener.name)
         if code == errno.EAGAIN and not self._listener.identity.is_full:
             self._listener.identity.is_full = True  # from now on accept() tells us; it may have made room just before
-            code = relay.end.connect_ex(self._listener.name)
+            code = relay.engine_sock.connect_ex(self._listener.name)
         if code in NO_ROOM:
             return False
         if code:

@@ -42,14 +42,14 @@ class LastAcks:
         if other is not None and other.connection.state in (TIME_WAIT, CLOSED):
             self._end(bridge)
             self._end(other)
-        if bridge.end is None:
+        if bridge.engine_sock is None:
             bridge.endpoint.leave_lane(bridge)
             if bridge.endpoint.is_private:
                 self._keep(bridge.endpoint)
 
     def _end(self, bridge: Bridge) -> None:
         """The other side has all the acks that it needs: wait no more, once the program has closed this one."""
-        if bridge.end is None and bridge.connection.state is TIME_WAIT:
+        if bridge.engine_sock is None and bridge.connection.state is TIME_WAIT:
             bridge.other_side = None
             bridge.connection.forget()
             self._loop.touch(bridge)
