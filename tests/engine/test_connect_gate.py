@@ -18,7 +18,7 @@ import utpsocket
 from tests.requirements import requires_ipv6
 from utpsocket.engine import engine
 from utpsocket.engine.loop import Loop
-from utpsocket.engine.ports.connect_gate import Gates
+from utpsocket.engine.ports.connect_gate import ConnectGate
 from utpsocket.engine.ports.endpoint import Endpoint
 from utpsocket.engine.ports.listener import Listener
 
@@ -67,7 +67,12 @@ def test_both_sides_come_to_light_in_one_step(
 
         monkeypatch.setattr(owner, name, look_before)
 
-    for owner, name in ((Listener, "hand_over"), (Gates, "open_due"), (Listener, "watch_handed"), (Loop, "_wait")):
+    for owner, name in (
+        (Listener, "hand_over"),
+        (ConnectGate, "open_due"),
+        (Listener, "watch_handed"),
+        (Loop, "_wait"),
+    ):
         looking(owner, name)
     with listener:
         listener.settimeout(WAIT_S)

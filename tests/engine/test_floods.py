@@ -10,7 +10,7 @@ from tests.fuzz.test_endpoint import SilentLoop, SilentPort
 from utpsocket.engine.kernel.socket_filter import EVERY
 from utpsocket.engine.ports.endpoint import Endpoint
 from utpsocket.engine.ports.listener import MAX_HALF_OPEN, Listener
-from utpsocket.engine.ports.send_grants import Lanes
+from utpsocket.engine.ports.send_grants import SendGrants
 from utpsocket.engine.ports.syncache import GENERATION_ENTRIES, GENERATION_US
 from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.protocol import PacketType, Run, State
@@ -25,7 +25,7 @@ class VirtualLoop(SilentLoop):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[int, Callable[[], None]]] = []
-        self.lanes = Lanes()
+        self.send_grants = SendGrants()
 
     def call_at(self, at: int, call: Any) -> None:
         self.calls.append((at, call))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from utpsocket.engine.ports.receive_shares import Shares
+from utpsocket.engine.ports.receive_shares import ReceiveShares
 from utpsocket.protocol.config import GRANT_BYTES
 
 STOCK_BYTES = 212_992  # what Linux gives unasked
@@ -22,7 +22,7 @@ class FakeBridge:
 
 
 def test_one_whose_data_come_merged_may_fill_the_buffer() -> None:
-    shares, bridge = Shares(STOCK_BYTES), FakeBridge()
+    shares, bridge = ReceiveShares(STOCK_BYTES), FakeBridge()
     for _ in range(8):
         assert bridge.share_bytes <= STOCK_BYTES // 2
         shares.on_data(bridge, MERGED_BYTES, now=1)  # type: ignore[arg-type]
@@ -30,7 +30,7 @@ def test_one_whose_data_come_merged_may_fill_the_buffer() -> None:
 
 
 def test_one_whose_data_come_packet_by_packet_leaves_room_for_what_each_costs_the_kernel() -> None:
-    shares, bridge = Shares(STOCK_BYTES), FakeBridge()
+    shares, bridge = ReceiveShares(STOCK_BYTES), FakeBridge()
     for _ in range(8):
         shares.on_data(bridge, MERGED_BYTES, now=1)  # type: ignore[arg-type]
     shares.on_data(bridge, 1_472, now=1)  # type: ignore[arg-type]
@@ -39,7 +39,7 @@ def test_one_whose_data_come_packet_by_packet_leaves_room_for_what_each_costs_th
 
 def test_those_that_move_data_share() -> None:
     buffer_bytes = 8 << 20
-    shares, bridges = Shares(buffer_bytes), [FakeBridge() for _ in range(4)]
+    shares, bridges = ReceiveShares(buffer_bytes), [FakeBridge() for _ in range(4)]
     for _ in range(20):
         for bridge in bridges:
             shares.on_data(bridge, MERGED_BYTES, now=1)  # type: ignore[arg-type]
@@ -47,6 +47,6 @@ def test_those_that_move_data_share() -> None:
 
 
 def test_nobody_is_promised_less_than_is_worth_a_turn() -> None:
-    shares = Shares(STOCK_BYTES)
+    shares = ReceiveShares(STOCK_BYTES)
     assert shares.at_first(1_000) == 64 << 10
-    assert Shares(8 << 20).at_first(1_000) == GRANT_BYTES
+    assert ReceiveShares(8 << 20).at_first(1_000) == GRANT_BYTES

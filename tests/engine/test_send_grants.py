@@ -12,7 +12,7 @@ import pytest
 
 import utpsocket
 from utpsocket.engine import running_engine
-from utpsocket.engine.ports.send_grants import Lanes
+from utpsocket.engine.ports.send_grants import SendGrants
 from utpsocket.protocol.config import GRANT_BYTES
 from utpsocket.protocol.packet import HEADER_BYTES, packets_per_send
 
@@ -53,21 +53,21 @@ class FakeBridge:
         self.connection: Any = self
         self.addr = ("192.0.2.1", 4_242)
         self.send = FakeSend()
-        self.lane: Any = None
-        self.lane_offset = self.lane_grant_bytes = self.lane_flight_bytes = self.lane_lost_packets = 0
+        self.grant_queue: Any = None
+        self.grant_offset = self.grant_bytes = self.grant_in_flight_bytes = self.grant_lost_packets = 0
 
     def transmit(self) -> list[FakeBridge]:
         """As Endpoint.transmit() and Loop: sends all it may, then the lane counts."""
         send = self.send
         while True:
-            packets = self.lane.packets(self)
+            packets = self.grant_queue.packets(self)
             if send.awaits_grant or not send.unsent_bytes:
                 break
             count = min(packets * PAYLOAD_BYTES, send.unsent_bytes)
             send.sent_offset += count
             send.in_flight_bytes += count
             send.unsent_bytes -= count
-        granted: list[FakeBridge] = self.lane.after_transmit(self)
+        granted: list[FakeBridge] = self.grant_queue.after_transmit(self)
         return granted
 
     def ack(self) -> None:
@@ -79,17 +79,17 @@ def run(touched: list[FakeBridge]) -> None:
         touched += touched.pop(0).transmit()
 
 
-def lane_of(members: int) -> tuple[Lanes, list[FakeBridge]]:
-    lanes = Lanes()
+def lane_of(members: int) -> tuple[SendGrants, list[FakeBridge]]:
+    send_grants = SendGrants()
     bridges = [FakeBridge() for _ in range(members)]
     for bridge in bridges:
-        lanes.join(bridge)  # type: ignore[arg-type]
-    return lanes, bridges
+        send_grants.join(bridge)  # type: ignore[arg-type]
+    return send_grants, bridges
 
 
 def test_a_few_go_without_order() -> None:
     _, bridges = lane_of(3)
-    assert not bridges[0].lane.is_ordered
+    assert not bridges[0].grant_queue.is_ordered
 
 
 def test_grants_are_of_a_burst_and_go_round() -> None:
@@ -162,23 +162,23 @@ def test_a_short_message_does_not_wait() -> None:
 
 
 def test_who_leaves_makes_room() -> None:
-    lanes, bridges = lane_of(MEMBERS)
+    send_grants, bridges = lane_of(MEMBERS)
     for bridge in bridges:
         bridge.send.unsent_bytes = 4 * GRANT_BYTES
     run(list(bridges))
     first = bridges[0]
     waiting = [bridge for bridge in bridges if not bridge.send.sent_offset]
-    following = lanes.leave(first)  # type: ignore[arg-type]
+    following = send_grants.leave(first)  # type: ignore[arg-type]
     assert following is not None and following in waiting
     run([following])  # type: ignore[list-item]
     assert waiting[0].send.sent_offset
 
 
 def test_the_last_member_takes_the_lane_with_it() -> None:
-    lanes, bridges = lane_of(2)
+    send_grants, bridges = lane_of(2)
     for bridge in bridges:
-        lanes.leave(bridge)  # type: ignore[arg-type]
-    assert not lanes._lanes
+        send_grants.leave(bridge)  # type: ignore[arg-type]
+    assert not send_grants._queues
 
 
 def test_who_was_held_while_there_were_many_may_send_when_there_are_few() -> None:
@@ -190,7 +190,7 @@ def test_who_was_held_while_there_were_many_may_send_when_there_are_few() -> Non
     ):
         loop = running_engine()
         assert loop is not None
-        (bridge,) = (bridge for bridge in loop.bridges.values() if bridge.lane is not None)
+        (bridge,) = (bridge for bridge in loop.bridges.values() if bridge.grant_queue is not None)
         bridge.connection.send.awaits_grant = True
         conn.settimeout(60)
         client.sendall(bytes(5_000))
@@ -240,18 +240,18 @@ def test_what_is_left_of_a_grant_when_packets_have_grown_makes_no_packet_of_its_
     send = bridges[0].send
     send.window_bytes = 10 * PAYLOAD_BYTES
     send.unsent_bytes = 4 * GRANT_BYTES
-    lane = bridges[0].lane
-    assert lane.packets(bridges[0]) == 1 and send.awaits_grant
-    assert lane.after_transmit(bridges[0]) == [bridges[0]]
+    grant_queue = bridges[0].grant_queue
+    assert grant_queue.packets(bridges[0]) == 1 and send.awaits_grant
+    assert grant_queue.after_transmit(bridges[0]) == [bridges[0]]
     send.sent_offset += 9 * PAYLOAD_BYTES
     send.unsent_bytes -= 9 * PAYLOAD_BYTES
     send.size += 8
     assert not send.awaits_grant
-    lane.packets(bridges[0])
+    grant_queue.packets(bridges[0])
     assert send.awaits_grant, "one full packet is more than was granted"
     send.awaits_grant = False
     send.unsent_bytes = PAYLOAD_BYTES
-    assert lane.packets(bridges[0]) == 1 and not send.awaits_grant, "the last one is not"
+    assert grant_queue.packets(bridges[0]) == 1 and not send.awaits_grant, "the last one is not"
 
 
 @pytest.mark.parametrize("min_rtt_us", [100, 50_000])

@@ -29,8 +29,8 @@ from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports import overlapping_ports
 from utpsocket.engine.ports.endpoint import CLOSER, Endpoint, apply_settings
 from utpsocket.engine.ports.listener import Listener
-from utpsocket.engine.ports.reuseport import PeerPorts, is_shared
-from utpsocket.engine.ports.tcp_listener import Door
+from utpsocket.engine.ports.reuseport import ReuseportSockets, is_shared
+from utpsocket.engine.ports.tcp_listener import TcpListener
 from utpsocket.engine.user_fds import reset
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.protocol import State
@@ -62,7 +62,7 @@ def adopt_port(
     endpoint = loop.new_endpoint(udp_sock, is_private=False, key=key, bound=bound)
     try:
         if is_shared(endpoint.port.sock):
-            endpoint.peers = PeerPorts(endpoint)
+            endpoint.peers = ReuseportSockets(endpoint)
         endpoint.holders[identity.inode] = identity
         endpoint.reuse, endpoint.is_for_sharing = reuse, shares
         loop.publish(endpoint)
@@ -98,7 +98,7 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, s
             raise _error(errno.EAGAIN)  # it was held by nobody: free now, or in a moment
         is_used = bool(endpoint.holders) or any(map(_is_held, list(endpoint.bridges.values())))
         is_shared = shares and endpoint.is_for_sharing
-        if any(overlapping_ports.listens(other) or other.holders for other in endpoint.neighbours):
+        if any(overlapping_ports.listens(other) or other.holders for other in endpoint.overlapping):
             raise _error(errno.EADDRINUSE)
         is_listening = overlapping_ports.listens(endpoint)
         if not is_shared and (is_listening or (is_used and not (reuse and endpoint.reuse))):
@@ -234,7 +234,7 @@ def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, bac
     # At once: should the rest fail, what ends a listener finds it.
     listener = endpoint.listener = Listener(endpoint, identity, name, backlog)
     if tcp is not None:
-        listener.door = Door(loop, listener, tcp)
+        listener.tcp_listener = TcpListener(loop, listener, tcp)
 
 
 Claim: TypeAlias = "dict[str, str] | None"

@@ -48,13 +48,13 @@ from utpsocket.engine.kernel.poller import (
 )
 from utpsocket.engine.kernel.udp import WANTED_BUFFER_BYTES, Port
 from utpsocket.engine.ports import unread_syns
-from utpsocket.engine.ports.bound_ports import Bound
-from utpsocket.engine.ports.connect_gate import Gates
+from utpsocket.engine.ports.bound_ports import BoundPorts
+from utpsocket.engine.ports.connect_gate import ConnectGate
 from utpsocket.engine.ports.endpoint import BY_ENGINE, Endpoint
 from utpsocket.engine.ports.listener import Listener
-from utpsocket.engine.ports.path_cache import Paths
-from utpsocket.engine.ports.send_grants import Lanes
-from utpsocket.engine.ports.time_wait import LastAcks
+from utpsocket.engine.ports.path_cache import PathCache
+from utpsocket.engine.ports.send_grants import SendGrants
+from utpsocket.engine.ports.time_wait import TimeWaits
 from utpsocket.engine.timers import Timers
 from utpsocket.engine.user_fds import shared_errnos
 from utpsocket.engine.user_fds.open_fds import HoldersWatch, Rechecks
@@ -88,7 +88,7 @@ class Loop:
         self.offload = environment.value("UTPSOCKET_OFFLOAD", True)
         self.max_segments = MAX_RUN_PACKETS
         self.endpoints: dict[int, Endpoint] = {}
-        self.bound = Bound()
+        self.bound = BoundPorts()
         self._last_opened: Endpoint | None = None
         self.bridges: dict[int, Bridge] = {}
         self._reset_unaccepted = ResetUnaccepted()
@@ -128,13 +128,13 @@ class Loop:
         self._lazy_bridges: dict[Bridge, int] = {}  # and when each is read all the same, the first of them soonest
         self._listeners: dict[Listener, int] = {}  # those with something to do, and when: no others
         self.arena = Arena()
-        self.lanes = Lanes()
-        self.paths = Paths()
-        self.gates = Gates()
+        self.send_grants = SendGrants()
+        self.paths = PathCache()
+        self.connect_gate = ConnectGate()
         self._blocked: dict[BridgePort, None] = {}
         self._thread_id = 0
         self._late: list[Bridge] = []
-        self._last_acks = LastAcks(self.bound, self)
+        self._last_acks = TimeWaits(self.bound, self)
         self._is_stopping = self._is_robbed = False
         self._is_at_rest = False  # in the poller, where no fd number is in the thread's hands, or over
         self.is_alive = True
@@ -352,8 +352,8 @@ class Loop:
             at = 0
         else:
             at = self.timers.next_at
-            if self.gates.retry_at is not None and self.gates.retry_at < at:
-                at = self.gates.retry_at
+            if self.connect_gate.retry_at is not None and self.connect_gate.retry_at < at:
+                at = self.connect_gate.retry_at
             if self.rechecks.at is not None and self.rechecks.at < at:
                 at = self.rechecks.at
             if self._blocked and self.now + _BLOCKED_US < at:
@@ -437,8 +437,8 @@ class Loop:
                 for listener in due:
                     self.owner = listener
                     self._hand_over(listener, now)
-            if self.gates.held:
-                self.gates.open_due(self.bound, self, now=now)
+            if self.connect_gate.held:
+                self.connect_gate.open_due(self.bound, self, now=now)
             for listener in due:
                 listener.watch_handed()
             if not self._touched and self._late:
@@ -484,8 +484,8 @@ class Loop:
             bridge.is_lazy = False
             self._lazy_bridges.pop(bridge, None)
             self._readable_bridges[bridge] = None
-        if bridge.lane is not None:
-            for granted in bridge.lane.after_transmit(bridge):
+        if bridge.grant_queue is not None:
+            for granted in bridge.grant_queue.after_transmit(bridge):
                 self._touched[granted] = None
         if endpoint.port.pending and endpoint not in self._blocked:
             self._blocked[endpoint] = None
@@ -618,7 +618,7 @@ class Loop:
         """Free the address of a port that the caller has claimed and nobody uses: its fd number stays, with an idle
         socket under it, since the engine's thread may be about to use the number. False: it must do so. Any thread.
         """
-        if not self.frees_ports_at_once or not endpoint.is_heard_out or not idle_instead(endpoint.port.sock):
+        if not self.frees_ports_at_once or not endpoint.is_all_answered or not idle_instead(endpoint.port.sock):
             return False
         endpoint.is_hushed = True
         self.bound.discard(endpoint)

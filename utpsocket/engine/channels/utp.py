@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from utpsocket.engine.user_fds.open_fds import HoldersWatch
     from utpsocket.protocol import Transmit
 
-    class Gates(Protocol):
+    class ConnectGate(Protocol):
         """Connects that are complete and not said yet (ports/connect_gate.py)."""
 
         def hold(self, bridge: Bridge) -> None:
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         holders_watch: HoldersWatch
 
         @property
-        def gates(self) -> Gates: ...
+        def connect_gate(self) -> ConnectGate: ...
 
         def wake_bridge(self, bridge: Bridge) -> None:
             """Have the bridge look at its end again."""
@@ -76,18 +76,18 @@ if TYPE_CHECKING:
         def forget(self, bridge: Bridge) -> None:
             """It is over."""
 
-    class Resets(Protocol):
+    class StatelessResets(Protocol):
         """RESETs beside any connection (ports/stateless_resets.py)."""
 
         def of(self, connection: Connection, *, now: int) -> Transmit | None:
             """What its peer has to be told where it cannot speak for itself."""
 
-    class Shares(Protocol):
+    class ReceiveShares(Protocol):
         """Of the port's receive buffer (ports/receive_shares.py)."""
 
         alone_bytes: int
 
-    class Lane(Protocol):
+    class GrantQueue(Protocol):
         """Connections to one peer's port that take turns (ports/send_grants.py)."""
 
         is_ordered: bool
@@ -119,10 +119,10 @@ if TYPE_CHECKING:
         def listener(self) -> Acceptor | None: ...
 
         @property
-        def resets(self) -> Resets: ...
+        def resets(self) -> StatelessResets: ...
 
         @property
-        def shares(self) -> Shares: ...
+        def shares(self) -> ReceiveShares: ...
 
         @property
         def peers(self) -> object | None:
@@ -134,7 +134,7 @@ if TYPE_CHECKING:
         def forget(self, bridge: Bridge) -> None:
             """The connection is over."""
 
-        def leave_lane(self, bridge: Bridge) -> None:
+        def leave_grants(self, bridge: Bridge) -> None:
             """It has no more data to send."""
 
         def read_for(self, bridge: Bridge, *, now: int) -> None:
@@ -205,11 +205,11 @@ class Bridge:
         "is_lazy",
         "is_readable",
         "is_writable",
-        "lane",
-        "lane_flight_bytes",
-        "lane_grant_bytes",
-        "lane_lost_packets",
-        "lane_offset",
+        "grant_queue",
+        "grant_in_flight_bytes",
+        "grant_bytes",
+        "grant_lost_packets",
+        "grant_offset",
         "other_side",
         "recv_ids",
         "tcp_attempt",
@@ -240,11 +240,11 @@ class Bridge:
         self.wakes_at: int | None = None  # when the connection's time comes
         self.heap_at: int | None = None  # when the loop's heap will say so
         self.tcp_attempt: TcpAttempt | None = None  # a connect that may go over TCP as well
-        self.lane: Lane | None = None  # what follows is send_grants.py's
-        self.lane_flight_bytes = 0  # under way, as last counted
-        self.lane_grant_bytes = 0  # may leave from lane_offset on
-        self.lane_lost_packets = 0  # as last seen
-        self.lane_offset = 0
+        self.grant_queue: GrantQueue | None = None  # what follows is send_grants.py's
+        self.grant_in_flight_bytes = 0  # under way, as last counted
+        self.grant_bytes = 0  # may leave from grant_offset on
+        self.grant_lost_packets = 0  # as last seen
+        self.grant_offset = 0
         self.flush_waiters: list[Any] = []
         self.finish_when_drained = False  # the process ends, and nobody will close the user's fd
         self._filler_bytes = -1  # of the gate's, left to drain; -1: all
@@ -503,7 +503,7 @@ class Bridge:
                 if self.tcp_attempt is not None:
                     self.tcp_attempt.on_connected()
                 if self.is_gated:
-                    self.endpoint.loop.gates.hold(self)
+                    self.endpoint.loop.connect_gate.hold(self)
             elif self.close_errno is None:
                 self.close_errno = event.errno if self.tcp_attempt is None else self.tcp_attempt.takes_over(event.errno)
 

@@ -27,7 +27,7 @@ from utpsocket.engine.interpreter.native import Socket, allocate_lock, sleep
 from utpsocket.engine.interpreter.originals import os, resource
 from utpsocket.engine.kernel.poller import EPOLLIN, EPOLLOUT
 from utpsocket.engine.loop import Loop
-from utpsocket.engine.ports.bound_ports import Bound
+from utpsocket.engine.ports.bound_ports import BoundPorts
 from utpsocket.engine.ports.endpoint import Endpoint
 from utpsocket.engine.user_fds import reset, shared_errnos
 from utpsocket.engine.user_fds.open_fds import HoldersWatch
@@ -200,7 +200,7 @@ class _Reply:
             self._serial = 0  # last: should that fail, it is all done again
 
 
-class AnnouncedPorts(Bound):
+class AnnouncedPorts(BoundPorts):
     """The engine's ports by number, of which the application hears."""
 
     def __init__(self, notices: Outbox) -> None:
@@ -208,16 +208,16 @@ class AnnouncedPorts(Bound):
         self._notices = notices
 
     def add(self, endpoint: Endpoint) -> None:
-        """See Bound.add()."""
+        """See BoundPorts.add()."""
         super().add(endpoint)
         self._notices.put((0, messages.BOUND, endpoint.key))
 
     def on_refused(self, key: int) -> None:
-        """See Bound.on_refused()."""
+        """See BoundPorts.on_refused()."""
         self._notices.put((0, messages.FREE, key))
 
     def discard(self, endpoint: Endpoint) -> None:
-        """See Bound.discard()."""
+        """See BoundPorts.discard()."""
         was_bound = endpoint in self.get(endpoint.port.local[1], {})
         super().discard(endpoint)
         if was_bound:

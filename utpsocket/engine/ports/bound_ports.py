@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from utpsocket.engine.ports.endpoint import Endpoint
 
 
-class Bound(dict[int, "dict[Endpoint, None]"]):
+class BoundPorts(dict[int, "dict[Endpoint, None]"]):
     """By number, those at different addresses and those that processes share."""
 
     def add(self, endpoint: Endpoint) -> None:
@@ -30,9 +30,9 @@ class Bound(dict[int, "dict[Endpoint, None]"]):
     def discard(self, endpoint: Endpoint) -> None:
         """Its address is free. Idempotent."""
         number = endpoint.port.local[1]
-        for other in endpoint.neighbours:
-            other.neighbours = tuple(one for one in other.neighbours if one is not endpoint)
-        endpoint.neighbours = ()
+        for other in endpoint.overlapping:
+            other.overlapping = tuple(one for one in other.overlapping if one is not endpoint)
+        endpoint.overlapping = ()
         at_number = self.get(number, {})
         at_number.pop(endpoint, None)
         if not at_number:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from utpsocket.engine.channels.utp import Bridge
-    from utpsocket.engine.ports.bound_ports import Bound
+    from utpsocket.engine.ports.bound_ports import BoundPorts
     from utpsocket.engine.reactor import Reactor
 
     class Engine(Protocol):
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         @property
         def relays(self) -> Mapping[int, Any]: ...
         @property
-        def bound(self) -> Bound: ...
+        def bound(self) -> BoundPorts: ...
         @property
         def owner(self) -> Any: ...
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _MAPPED = "::ffff:"
 
 
-class Gates:
+class ConnectGate:
     """Of one engine.
 
     held       connects that are complete and not said to be
@@ -72,7 +72,7 @@ class Gates:
         key = _plain(connection.addr), connection.recv_id, acceptor.endpoint.port.local[1]
         return self._by_acceptor.get(key)
 
-    def open_due(self, bound: Bound, loop: Reactor, *, now: int) -> None:
+    def open_due(self, bound: BoundPorts, loop: Reactor, *, now: int) -> None:
         """Open every gate but those whose acceptor is in this process and has had no proof yet."""
         self.retry_at = None
         self._by_acceptor.clear()
@@ -93,7 +93,7 @@ def _plain(addr: object) -> object:
     return (addr[0].removeprefix(_MAPPED), addr[1]) if isinstance(addr, tuple) else addr
 
 
-def acceptor_of(bridge: Bridge, bound: Bound) -> Bridge | None:
+def acceptor_of(bridge: Bridge, bound: BoundPorts) -> Bridge | None:
     """The other side of this connect, if it is in this process."""
     local, peer = bridge.identity.local, bridge.identity.peer
     if local is None or peer is None:
@@ -131,7 +131,7 @@ def may_be_reset(loop: Engine, cookie: int) -> bool:
     return is_waiting or owner is endpoint or owner is bridge or loop.bridges.get(cookie) is not bridge
 
 
-def _is_half_known(bridge: Bridge, bound: Bound) -> bool:
+def _is_half_known(bridge: Bridge, bound: BoundPorts) -> bool:
     """Whether the other side of this connection is in this process and has not had its proof yet."""
     acceptor = acceptor_of(bridge, bound)
     return acceptor is not None and acceptor.connection.state is State.SYN_RECEIVED

@@ -23,9 +23,9 @@ from utpsocket.engine.kernel.udp import PACKET_OPTIONS, IcmpError, Port, parted
 from utpsocket.engine.ports import overlapping_ports
 from utpsocket.engine.ports.flood import Flood
 from utpsocket.engine.ports.listener import Listener
-from utpsocket.engine.ports.receive_shares import Shares
-from utpsocket.engine.ports.reuseport import PeerPorts
-from utpsocket.engine.ports.stateless_resets import Resets
+from utpsocket.engine.ports.receive_shares import ReceiveShares
+from utpsocket.engine.ports.reuseport import ReuseportSockets
+from utpsocket.engine.ports.stateless_resets import StatelessResets
 from utpsocket.engine.ports.syncache import syn_of
 from utpsocket.engine.user_fds.socket_state import Identity, Role, Settings, window_bytes
 from utpsocket.protocol import Config, Connection, Run, Transmit
@@ -46,8 +46,8 @@ from utpsocket.protocol.states import TIME_WAIT
 if TYPE_CHECKING:
     from utpsocket.engine.kernel.arena import Arena
     from utpsocket.engine.ports.listener import Engine as ListenersEngine
-    from utpsocket.engine.ports.path_cache import Paths
-    from utpsocket.engine.ports.send_grants import Lanes
+    from utpsocket.engine.ports.path_cache import PathCache
+    from utpsocket.engine.ports.send_grants import SendGrants
     from utpsocket.protocol import Workspace
 
     class Engine(ListenersEngine, Protocol):
@@ -55,8 +55,8 @@ if TYPE_CHECKING:
 
         arena: Arena
         bridges: dict[int, Bridge]
-        lanes: Lanes
-        paths: Paths
+        send_grants: SendGrants
+        paths: PathCache
         workspace: Workspace
         max_datagram_bytes: int
         max_segments: int
@@ -84,14 +84,14 @@ _REMAINS_US: Final = 60_000_000  # as long as Linux' TIME_WAIT
 _IDS_PER_DIAL: Final = 4
 _BULK_BYTES: Final = 512  # datagrams of this size fill buffers
 _EXPECTED_RUNS: Final = 16
-_MANY_LONE_TURNS: Final = 8
+_MANY_SINGLE_DATAGRAM_ITERATIONS: Final = 8
 _MOST_RECEIVES: Final = 16  # at once, for one connection: a flooded port always has more
 _FAULTS_BORNE: Final = 20  # on end: a datagram that does this is met once, a port that does again and again
 _RUNS_PER_TURN: Final = 8  # then other ports have theirs
 _DATAGRAMS_PER_TURN: Final = 512  # likewise, where they come one by one
 _PACKET_KINDS: Final = tuple(PACKET_OPTIONS.values())
 _FRESH: Final = struct.Struct("=4H")
-_LATE: Final = ("shares", "flood", "_dials", "resets", "remains")
+_LATE: Final = ("shares", "flood", "_outgoing", "resets", "remains")
 _by_default: Final = functools.lru_cache(16)(by_default)
 
 
@@ -106,12 +106,12 @@ class Endpoint:
     """
 
     __slots__ = (
-        "_dials",
+        "_outgoing",
         "_expected_runs",
         "_is_cache_watched",
         "_is_receiving",
-        "_lone_turn",
-        "_lone_turns",
+        "_single_datagram_iteration",
+        "_single_datagram_iterations",
         "bridges",
         "closer",
         "flood",
@@ -126,7 +126,7 @@ class Endpoint:
         "key",
         "listener",
         "loop",
-        "neighbours",
+        "overlapping",
         "peers",
         "port",
         "remains",
@@ -153,18 +153,19 @@ class Endpoint:
         self.dropped_datagrams = 0
         self.faults = 0  # since it last received without any
         self._is_cache_watched = False
-        self.peers: PeerPorts | None = None
-        self.neighbours: tuple[Endpoint, ...] = ()  # see overlapping_ports.py
+        self.peers: ReuseportSockets | None = None
+        self.overlapping: tuple[Endpoint, ...] = ()  # see overlapping_ports.py
         self._expected_runs = 0  # so many turns more it is worth asking for a second run at once
-        self._lone_turn = self._lone_turns = 0  # the last of so many turns on end that each found a lone small one
+        # the last of so many turns on end that each found a lone small one
+        self._single_datagram_iteration = self._single_datagram_iterations = 0
 
     def __getattr__(self, name: str) -> Any:
         if name not in _LATE:
             raise AttributeError(name)
-        self.shares = Shares(max(2 * _LEAST_BUFFER_BYTES, self.port.receive_buffer_bytes))
+        self.shares = ReceiveShares(max(2 * _LEAST_BUFFER_BYTES, self.port.receive_buffer_bytes))
         self.flood = Flood()
-        self._dials: dict[object, Bridge] = {}  # by address: the last one, until it is over
-        self.resets = Resets()
+        self._outgoing: dict[object, Bridge] = {}  # by address: the last one, until it is over
+        self.resets = StatelessResets()
         self.remains: OrderedDict[tuple[object, int], tuple[int, Remains]] = OrderedDict()
         return getattr(self, name)
 
@@ -174,7 +175,7 @@ class Endpoint:
         return not self.bridges and not self.holders and self.listener is None
 
     @property
-    def is_heard_out(self) -> bool:
+    def is_all_answered(self) -> bool:
         """Nobody who has come to the port waits for an answer. Any thread; in this order, for the engine's goes on."""
         return not (unread_bytes(self.port.fd) or self._is_receiving or self.bridges)
 
@@ -249,8 +250,8 @@ class Endpoint:
         """Open a connection from this port."""
         recv_id, *spare_ids = self._fresh_ids(addr)
         bridge = self._new_bridge(addr, recv_id, identity, [], tuple(spare_ids))
-        self.loop.lanes.join(bridge)
-        self._dials[addr] = bridge
+        self.loop.send_grants.join(bridge)
+        self._outgoing[addr] = bridge
         if self.peers is not None:
             self.peers.join(bridge, self.port.local[0])
         bridge.connection.connect(now=self.loop.now, patience_us=identity.settings.user_timeout_ms * 1_000)
@@ -274,8 +275,8 @@ class Endpoint:
         for any_id in bridge.recv_ids:
             self.bridges.pop((connection.addr, any_id), None)
         self.flood.on_connections_changed()
-        if self._dials.get(connection.addr) is bridge:
-            del self._dials[connection.addr]
+        if self._outgoing.get(connection.addr) is bridge:
+            del self._outgoing[connection.addr]
         if not self.is_private and (remains := connection.remains()) is not None:
             key = connection.addr, connection.recv_id
             self.remains.pop(key, None)
@@ -283,15 +284,15 @@ class Endpoint:
             oldest_at = self.loop.now - _REMAINS_US
             while len(self.remains) > _REMAINS_REMEMBERED or next(iter(self.remains.values()))[0] < oldest_at:
                 self.remains.popitem(last=False)
-        self.leave_lane(bridge)
+        self.leave_grants(bridge)
         if self.peers is not None:
             self.peers.leave(bridge)
         if self.is_unused:
             self.loop.close_endpoint(self)
 
-    def leave_lane(self, bridge: Bridge) -> None:
+    def leave_grants(self, bridge: Bridge) -> None:
         """It has no more data to send. Idempotent."""
-        following = self.loop.lanes.leave(bridge)
+        following = self.loop.send_grants.leave(bridge)
         if following is not None:
             self.loop.touch(following)
 
@@ -324,7 +325,7 @@ class Endpoint:
                 # but not while the port is blocked.
                 if not port.pending:
                     self.is_readable = False
-                    self._count_lone()
+                    self._note_single_datagram()
                     break
             run = port.receive(arena.room())
             if run is None:
@@ -355,12 +356,14 @@ class Endpoint:
         if self.flood.noise != noise:
             self.flood.look(self, now=now)
 
-    def _count_lone(self) -> None:
+    def _note_single_datagram(self) -> None:
         """Small ones that come turn after turn, a flood of SYNs say, are worth asking for more at once."""
         turn = self.loop.wakeups
-        self._lone_turns = self._lone_turns + 1 if turn == self._lone_turn + 1 else 0
-        self._lone_turn = turn
-        if self._lone_turns >= _MANY_LONE_TURNS:
+        self._single_datagram_iterations = (
+            self._single_datagram_iterations + 1 if turn == self._single_datagram_iteration + 1 else 0
+        )
+        self._single_datagram_iteration = turn
+        if self._single_datagram_iterations >= _MANY_SINGLE_DATAGRAM_ITERATIONS:
             self._expected_runs = _EXPECTED_RUNS
 
     def _receive_many(self, *, now: int) -> int:
@@ -387,7 +390,7 @@ class Endpoint:
                     self.shares.on_data(bridge, len(run.data), now=now)
                 self.loop.touch(bridge)
                 return
-            if self.neighbours and overlapping_ports.take_run(self, run, now=now):
+            if self.overlapping and overlapping_ports.take_run(self, run, now=now):
                 return
         if self.flood.is_on and len(run.data) > run.size:
             self.flood.take_merged(self, run, now=now)
@@ -402,7 +405,7 @@ class Endpoint:
             self.flood.noise += 1
             self.dropped_datagrams += 1
             return
-        if self.neighbours and overlapping_ports.take(self, packet, run, now=now):
+        if self.overlapping and overlapping_ports.take(self, packet, run, now=now):
             return
         addr, connection_id = run.addr, packet.connection_id
         if packet.type == SYN:
@@ -466,7 +469,7 @@ class Endpoint:
         another one such a SYN is a forger's, who would make us wait for a proof that never comes.
         """
         recv_id = packet.connection_id + 1 & 0xFFFF
-        bridge = self._dials.get(addr)
+        bridge = self._outgoing.get(addr)
         if bridge is None or self.is_private or self.bridges.get((addr, recv_id), bridge) is not bridge:
             return False
         connection = bridge.connection
@@ -531,7 +534,7 @@ class Endpoint:
 
     def dialed_names(self) -> set[bytes]:
         """Whom we dial from this port, as the kernel writes it."""
-        return {packed_name(addr) for addr in self._dials}
+        return {packed_name(addr) for addr in self._outgoing}
 
     def _window_bytes(self, listener: Listener) -> int:
         """What a new connection of the listener's would advertise."""
@@ -657,15 +660,15 @@ class Endpoint:
         port, connection, source = self.port, bridge.connection, bridge.source
         send = connection.send
         most = self.loop.max_segments
-        lane = bridge.lane
-        if lane is not None and not lane.is_ordered:
+        grant_queue = bridge.grant_queue
+        if grant_queue is not None and not grant_queue.is_ordered:
             # Who was held when there were more, with nothing to send and so not waiting, is woken by nobody else.
-            lane = None
+            grant_queue = None
             send.awaits_grant = False
         sent_offset = send.sent_offset
         while not port.pending:
-            if lane is not None:
-                most = min(lane.packets(bridge), self.loop.max_segments)
+            if grant_queue is not None:
+                most = min(grant_queue.packets(bridge), self.loop.max_segments)
                 if send.awaits_grant and send.unsent_bytes and send.sent_offset != sent_offset:
                     break  # what never waits has left before new data did
             transmit = connection.poll_transmit(now=now, max_segments=most)

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from utpsocket.engine.kernel.arena import Arena
     from utpsocket.engine.kernel.udp import Noise, Port
     from utpsocket.engine.ports.listener import Listener
-    from utpsocket.engine.ports.reuseport import PeerPorts
-    from utpsocket.engine.ports.stateless_resets import Resets
+    from utpsocket.engine.ports.reuseport import ReuseportSockets
+    from utpsocket.engine.ports.stateless_resets import StatelessResets
     from utpsocket.engine.reactor import Reactor
 
     class Engine(Reactor, Protocol):
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
         port: Port
         listener: Listener | None
-        peers: PeerPorts | None
-        resets: Resets
+        peers: ReuseportSockets | None
+        resets: StatelessResets
         dropped_datagrams: int
         is_closed: bool
         is_readable: bool

@@ -36,12 +36,12 @@ from utpsocket.engine.user_fds.socket_state import Identity, Role, half_buffer
 from utpsocket.protocol import State
 
 if TYPE_CHECKING:
+    from utpsocket.engine.channels.utp import ConnectGate as HeldGates
     from utpsocket.engine.channels.utp import Engine as BridgesEngine
-    from utpsocket.engine.channels.utp import Gates as HeldGates
     from utpsocket.engine.kernel.udp import Port
     from utpsocket.engine.user_fds.open_fds import Rechecks
 
-    class Gates(HeldGates, Protocol):
+    class ConnectGate(HeldGates, Protocol):
         """Connects that are complete and not said yet (connect_gate.py)."""
 
         def initiator_of(self, acceptor: Bridge) -> Bridge | None:
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         rechecks: Rechecks
 
         @property
-        def gates(self) -> Gates: ...
+        def connect_gate(self) -> ConnectGate: ...
 
         def forget_listener(self, listener: Listener) -> None:
             """It listens no more."""
@@ -124,7 +124,7 @@ class Listener:
         "_unproven",
         "backlog",
         "cache",
-        "door",
+        "tcp_listener",
         "endpoint",
         "identity",
         "inode",
@@ -142,7 +142,7 @@ class Listener:
         self.backlog = backlog
         self.is_closed = False
         self.is_withdrawn = False  # the application listens no more; any thread may say so
-        self.door: TcpHalf | None = None  # a listener of both: its TCP half
+        self.tcp_listener: TcpHalf | None = None  # a listener of both: its TCP half
         self.refused = 0
         self._expected: dict[Bridge, None] = {}  # whose initiators prove themselves, in order of arrival
         self._unproven: dict[Bridge, None] = {}  # in order of arrival; looked at from its old end only
@@ -247,7 +247,7 @@ class Listener:
                 continue
             bridge.identity.role = Role.CONNECTED  # before connect: accept() may return at once
             accepts = connecting(end.fileno(), self.name)
-            initiator = loop.gates.initiator_of(bridge)
+            initiator = loop.connect_gate.initiator_of(bridge)
             error = get_errno() if (accepts() if initiator is None else initiator.open_gate_with(accepts)) else 0
             if error == EAGAIN and not self.identity.is_full:
                 self.identity.is_full = True  # from now on accept() tells us; it may have made room just before
@@ -285,8 +285,8 @@ class Listener:
     def on_room(self) -> None:
         """The application has accepted while connections waited for room."""
         self._room.hurry()
-        if self.door is not None:
-            self.door.on_room()
+        if self.tcp_listener is not None:
+            self.tcp_listener.on_room()
 
     def watch_handed(self) -> None:
         """Listen to what was handed over. Apart from hand_over(), since epoll gives the GIL away."""
@@ -320,8 +320,8 @@ class Listener:
         """The application's last copy is closed: what nobody accepted is reset. Returns those connections."""
         self.is_closed = True
         self.cache.clear()
-        if self.door is not None:
-            self.door.close()
+        if self.tcp_listener is not None:
+            self.tcp_listener.close()
         left = [bridge for bridge, _ in self._prepared] + [*self._ready, *self._unproven, *self._expected]
         for _, end in self._prepared:
             end.close()
@@ -368,15 +368,15 @@ class Listener:
 
     def close_fds(self) -> None:
         """The engine ends, or was never this process's: close what the listener holds and tell nobody."""
-        if self.door is not None:
-            self.door.close_fds()
+        if self.tcp_listener is not None:
+            self.tcp_listener.close_fds()
         for _, end in self._prepared:
             end.close()
 
     def let_go(self) -> None:
         """Forget every fd without closing it."""
-        if self.door is not None:
-            self.door.let_go()
+        if self.tcp_listener is not None:
+            self.tcp_listener.let_go()
         for _, end in self._prepared:
             end.detach()
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         """What of a port (endpoint.py) is looked at here."""
 
         port: Port
-        neighbours: tuple[Any, ...]
+        overlapping: tuple[Any, ...]
         listener: Listener | None
         is_closed: bool
         reuse: bool
@@ -108,16 +108,16 @@ def bind_over(udp_sock: Any, address: Any) -> None:
 def join(bound: Mapping[int, Mapping[_P, None]], endpoint: OverlappingPort) -> None:
     """A port has come to stand over others, or under one."""
     for other in at(bound, endpoint.port.local, endpoint.port.namespace):
-        if other is not endpoint and other not in endpoint.neighbours:
-            endpoint.neighbours += (other,)
-            other.neighbours += (endpoint,)
+        if other is not endpoint and other not in endpoint.overlapping:
+            endpoint.overlapping += (other,)
+            other.overlapping += (endpoint,)
 
 
 def take_run(endpoint: OverlappingPort, run: Run, *, now: int) -> bool:
     """Hand a run on to the neighbour whose connection it is for. False: there is none."""
     data = run.data
     key = run.addr, data[2] << 8 | data[3]
-    for other in endpoint.neighbours:
+    for other in endpoint.overlapping:
         if key in other.bridges and _covers(other, run):
             other.handle_run(_as_come_to(other, endpoint, run), now=now)
             endpoint.loop.owner = endpoint
@@ -129,7 +129,7 @@ def take(endpoint: OverlappingPort, packet: Packet, run: Run, *, now: int) -> bo
     """Hand a datagram on to the neighbour that it is for, if it is not for this port."""
     if _awaits(endpoint, packet, run):
         return False
-    for other in endpoint.neighbours:
+    for other in endpoint.overlapping:
         if _covers(other, run) and _awaits(other, packet, run):
             other.handle_datagram(_as_come_to(other, endpoint, run), now=now)
             endpoint.loop.owner = endpoint

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from utpsocket.protocol.pathmtu import KnownPath
 
 
-class Paths:
+class PathCache:
     """Of one engine, by the peer's address."""
 
     __slots__ = ("_known",)

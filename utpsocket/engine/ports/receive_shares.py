@@ -23,7 +23,7 @@ _MERGED_BYTES: Final = 32 << 10
 _SURE_RUNS: Final = 8  # in a row
 
 
-class Shares:
+class ReceiveShares:
     """Of one port.
 
     budget_bytes   what all promises together should not exceed: half of the buffer holds that much payload with its

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
         port: Port
         is_closed: bool
-        peers: PeerPorts | None
+        peers: ReuseportSockets | None
 
         @property
         def loop(self) -> Engine: ...
@@ -84,7 +84,7 @@ def is_shared(sock: Any) -> bool:
         return False
 
 
-class PeerPort:
+class ReuseportSocket:
     """The socket of one peer."""
 
     __slots__ = ("bridges", "port", "_endpoint", "_local")
@@ -142,7 +142,7 @@ class PeerPort:
             peers.drop(self.port.peer)
 
 
-class PeerPorts:
+class ReuseportSockets:
     """Of one port.
 
     works   whether the kernel and the program let us have such sockets
@@ -152,7 +152,7 @@ class PeerPorts:
 
     def __init__(self, endpoint: SharedPort) -> None:
         self._endpoint = endpoint
-        self.by_addr: dict[object, PeerPort] = {}
+        self.by_addr: dict[object, ReuseportSocket] = {}
         self._lingering: OrderedDict[object, None] = OrderedDict()
         self.works = True
         self._is_alone = False
@@ -220,7 +220,7 @@ class PeerPorts:
         for addr in list(self.by_addr):
             self.drop(addr)
 
-    def _open(self, addr: Any, host: str) -> PeerPort | None:
+    def _open(self, addr: Any, host: str) -> ReuseportSocket | None:
         endpoint = self._endpoint
         loop, port = endpoint.loop, endpoint.port
         strangers: list[tuple[bytes, Any]] = []
@@ -234,7 +234,7 @@ class PeerPorts:
             self.works = False
             return None
         try:
-            found = PeerPort(endpoint, sock, addr, host if port.is_wildcard else None)
+            found = ReuseportSocket(endpoint, sock, addr, host if port.is_wildcard else None)
         except BaseException:
             sock.close()
             raise

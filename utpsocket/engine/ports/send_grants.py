@@ -32,35 +32,35 @@ _MORE_BYTES: Final = GRANT_BYTES // 8  # under way together after each turn with
 _MOST_BYTES: Final = 5 << 17  # under way together; short bursts take several times their payload of a socket buffer
 
 
-class Lanes:
+class SendGrants:
     """Of one engine, by the address dialled."""
 
-    __slots__ = ("_lanes",)
+    __slots__ = ("_queues",)
 
     def __init__(self) -> None:
-        self._lanes: dict[object, Lane] = {}
+        self._queues: dict[object, GrantQueue] = {}
 
     def join(self, bridge: Bridge) -> None:
         """This connection dials."""
         addr = bridge.connection.addr
-        lane = self._lanes.get(addr)
-        if lane is None:
-            lane = self._lanes[addr] = Lane()
-        lane.join()
-        bridge.lane = lane
+        grant_queue = self._queues.get(addr)
+        if grant_queue is None:
+            grant_queue = self._queues[addr] = GrantQueue()
+        grant_queue.join()
+        bridge.grant_queue = grant_queue
 
     def leave(self, bridge: Bridge) -> Bridge | None:
         """It is over, if it ever dialled. Returns a connection that may have waited for that and has to be touched."""
-        lane, bridge.lane = bridge.lane, None
-        if lane is None:
+        grant_queue, bridge.grant_queue = bridge.grant_queue, None
+        if grant_queue is None:
             return None
-        following = lane.leave(bridge)
-        if not lane.members:
-            del self._lanes[bridge.connection.addr]
+        following = grant_queue.leave(bridge)
+        if not grant_queue.members:
+            del self._queues[bridge.connection.addr]
         return following
 
 
-class Lane:
+class GrantQueue:
     """Of one peer's address.
 
     members      connections that dialled it and are not over
@@ -91,7 +91,7 @@ class Lane:
         if send.peer.largest_window_bytes > self._sure_bytes:
             self._sure_bytes = min(_MOST_BYTES, send.peer.largest_window_bytes)
             self._most_bytes = max(self._most_bytes, self._sure_bytes)
-        left_bytes = bridge.lane_offset + bridge.lane_grant_bytes - send.sent_offset
+        left_bytes = bridge.grant_offset + bridge.grant_bytes - send.sent_offset
         if left_bytes > 0:
             payload_bytes = send.mtu.size - HEADER_BYTES
             if send.unsent_bytes <= left_bytes:
@@ -121,7 +121,7 @@ class Lane:
             if window_bytes < min(GRANT_BYTES // 2, whole_bytes // 2, send.unsent_bytes) and send.flights.queue:
                 continue  # not worth a turn; its next ack will have it ask again
             send.awaits_grant = False
-            following.lane_offset = send.sent_offset
+            following.grant_offset = send.sent_offset
             # What it cannot send now, its window being small yet, it must ask for again: many that grow at once would
             # exceed all bounds with what they were granted before.
             payload_bytes = size - HEADER_BYTES
@@ -132,8 +132,8 @@ class Lane:
             packets = min(packets, max(1, window_bytes // payload_bytes))
             # What is written later has to ask again: a thousand that each kept the rest of a grant could use them all
             # at the same moment. If this one cannot send, its peer's window being closed, nothing counts.
-            following.lane_grant_bytes = expected_bytes = min(packets * payload_bytes, send.unsent_bytes)
-            following.lane_flight_bytes += expected_bytes
+            following.grant_bytes = expected_bytes = min(packets * payload_bytes, send.unsent_bytes)
+            following.grant_in_flight_bytes += expected_bytes
             self._in_flight_bytes += expected_bytes
             granted.append(following)
         return granted
@@ -143,8 +143,8 @@ class Lane:
         as before. On short paths, where there is nothing between the two but their own queues.
         """
         controller = send.controller
-        if send.lost_packets != bridge.lane_lost_packets:
-            bridge.lane_lost_packets = send.lost_packets
+        if send.lost_packets != bridge.grant_lost_packets:
+            bridge.grant_lost_packets = send.lost_packets
             self._shown_bytes = 0
             self._most_bytes = max(self._sure_bytes, self._most_bytes // 2)
             return
@@ -159,12 +159,12 @@ class Lane:
         self.members -= 1
         self.is_ordered = self.members > _FEW
         bridge.connection.send.awaits_grant = False
-        self._in_flight_bytes -= bridge.lane_flight_bytes
-        bridge.lane_flight_bytes = 0
+        self._in_flight_bytes -= bridge.grant_in_flight_bytes
+        bridge.grant_in_flight_bytes = 0
         self._waiting.pop(bridge, None)
         return next(iter(self._waiting), None)
 
     def _count(self, bridge: Bridge) -> None:
         in_flight_bytes = bridge.connection.send.flights.in_flight_bytes
-        self._in_flight_bytes += in_flight_bytes - bridge.lane_flight_bytes
-        bridge.lane_flight_bytes = in_flight_bytes
+        self._in_flight_bytes += in_flight_bytes - bridge.grant_in_flight_bytes
+        bridge.grant_in_flight_bytes = in_flight_bytes

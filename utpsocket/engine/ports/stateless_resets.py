@@ -29,7 +29,7 @@ PER_SOURCE_AND_SECOND: Final = 1_000  # a RESET is no larger than what it answer
 PER_SECOND: Final = 5_000
 
 
-class Resets:
+class StatelessResets:
     """Of one port.
 
     sent   how many

@@ -38,7 +38,7 @@ _ACCEPTS_PER_TURN: Final = 64
 _system_random: Final = random.SystemRandom()
 
 
-class Door:
+class TcpListener:
     """A listening TCP socket at the port of a listener.
 
     listener   the uTP half, whose backlog and settings hold

@@ -16,18 +16,18 @@ from utpsocket.protocol.states import CLOSED, TIME_WAIT
 
 if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import Bridge, BridgePort
-    from utpsocket.engine.ports.bound_ports import Bound
+    from utpsocket.engine.ports.bound_ports import BoundPorts
     from utpsocket.engine.reactor import Reactor
 
 _MOST_PRIVATE_PORTS: Final = 256
 
 
-class LastAcks:
+class TimeWaits:
     """Of one engine."""
 
     __slots__ = ("_bound", "_loop", "_private")
 
-    def __init__(self, bound: Bound, loop: Reactor) -> None:
+    def __init__(self, bound: BoundPorts, loop: Reactor) -> None:
         self._bound = bound
         self._loop = loop
         self._private: dict[BridgePort, None] = {}  # of no use but for a late FIN, oldest first
@@ -43,7 +43,7 @@ class LastAcks:
             self._end(bridge)
             self._end(other)
         if bridge.engine_sock is None:
-            bridge.endpoint.leave_lane(bridge)
+            bridge.endpoint.leave_grants(bridge)
             if bridge.endpoint.is_private:
                 self._keep(bridge.endpoint)
 
