@@ -114,7 +114,7 @@ class Noise:
         """One of them as a run."""
         port = self._port
         _, _, size, _, ancillary, addr = port._calls.group(index)
-        _, local = port.told(ancillary, 0) if ancillary else (0, None)
+        _, local = port.parse_ancillary(ancillary, 0) if ancillary else (0, None)
         start = index * port._slot_bytes
         return Run(self._room[start : start + size], size, addr, local)
 
@@ -263,12 +263,12 @@ class Port:
             if size == -errno.EAGAIN:
                 self._lone = 0
                 return None
-            self._look_at(-size)
+            self._on_receive_error(-size)
             return self._empty(buffer)
         if flags & _MSG_TRUNC or not size:
             self.truncated_datagrams += 1
             return self._empty(buffer)
-        stride, local = self.told(ancillary, size)
+        stride, local = self.parse_ancillary(ancillary, size)
         if self._has_gro:
             # What is not merged comes from a peer without offload, or is small and rare: two in a row tell which.
             self._lone = self._lone + 1 if stride == size >= _LARGE_BYTES else 0
@@ -277,7 +277,7 @@ class Port:
         self.received_datagrams += -(-size // stride) if stride != size else 1
         return Run(buffer[:size], stride, addr, local)
 
-    def told(self, ancillary: Any, size: int) -> tuple[int, str | None]:
+    def parse_ancillary(self, ancillary: Any, size: int) -> tuple[int, str | None]:
         """From ancillary data: the size of each datagram in what was received, and the address it was sent to."""
         stride, local = size, None
         for level, kind, data in ancillary:
@@ -302,7 +302,7 @@ class Port:
         if isinstance(groups, int):
             self.is_drained = groups == -errno.EAGAIN
             if not self.is_drained:
-                self._look_at(-groups)
+                self._on_receive_error(-groups)
             return []
         runs, longest, is_merged = self._runs(groups, room, arena)
         received = groups[-1][0] + groups[-1][1]
@@ -329,7 +329,7 @@ class Port:
         if isinstance(found, int):
             self.is_drained = found == -errno.EAGAIN
             if not self.is_drained:
-                self._look_at(-found)
+                self._on_receive_error(-found)
             return [], Noise(self, room, [], [])
         received, groups, syns, others = found
         runs, _, _ = self._runs(groups, room, arena)
@@ -345,7 +345,7 @@ class Port:
         is_merged = False
         for first, count, size, last, ancillary, addr in groups:
             longest = max(longest, size)
-            gso_size, local = self.told(ancillary, 0) if ancillary else (0, None)
+            gso_size, local = self.parse_ancillary(ancillary, 0) if ancillary else (0, None)
             if gso_size or size > stride:
                 for index in range(first, first + count):
                     whole = last if index == first + count - 1 else size
@@ -407,7 +407,7 @@ class Port:
         """Something was read that is no datagram: ask again."""
         return Run(buffer[:0], 1, None)
 
-    def _look_at(self, error: int) -> None:
+    def _on_receive_error(self, error: int) -> None:
         """A call that receives said this: an error of an earlier datagram's, unless the fd is not ours any more."""
         if error in _ROBBED:
             raise OSError(error, os.strerror(error))
@@ -492,7 +492,7 @@ class Port:
             if error in _OFFLOAD_REFUSED:
                 self._has_gso = False
             elif error != errno.EMSGSIZE:
-                self._failed(error, transmit.datagrams()[sent], addr)
+                self._record_send_error(error, transmit.datagrams()[sent], addr)
                 return
         if self._calls.can_send_many:
             self._send_many(transmit, sent, source, addr)
@@ -522,7 +522,7 @@ class Port:
         if error in NO_ROOM:
             self.pending.append((datagram, source, addr))
         elif error:
-            self._failed(error, datagram, addr)
+            self._record_send_error(error, datagram, addr)
 
     def _sendmsg(self, data: bytes | bytearray, start: int, stop: int, ancillary: list[Any], addr: object) -> int:
         """One system call; the errno, 0 for none. An error an earlier datagram met is collected and passed over."""
@@ -541,7 +541,7 @@ class Port:
                 return code
         return 0  # three stale errors in a row: this datagram is as good as lost, and the errors tell why
 
-    def _failed(self, error: int, datagram: bytes | bytearray, addr: object) -> None:
+    def _record_send_error(self, error: int, datagram: bytes | bytearray, addr: object) -> None:
         if error == errno.EMSGSIZE:
             # With IP_RECVERR the kernel would say so once more, of the next datagram, whatever its size.
             self.sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
@@ -557,7 +557,7 @@ class Port:
                 return False
             del self.pending[0]
             if error:
-                self._failed(error, datagram, addr)
+                self._record_send_error(error, datagram, addr)
         return True
 
     def _fragment(self, may_fragment: bool) -> None:

@@ -52,7 +52,7 @@ def _refuse(endpoint: Endpoint) -> None:
             if error.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH):
                 continue  # met by an earlier datagram of ours
             return
-        stride, local = port.told(ancillary, len(data))
+        stride, local = port.parse_ancillary(ancillary, len(data))
         for start in range(0, len(data), max(1, stride)):
             datagram = memoryview(data)[start : start + stride]
             packet = decode(datagram)
