@@ -484,7 +484,7 @@ def test_a_signal_handlers_timeout_is_no_sign_that_the_engines_fds_are_gone(monk
         with monkeypatch.context() as patched, pytest.raises(TimeoutError, match="handler"):
             patched.setattr(type(engine._watches), "has", lambda *_: False)  # what is looked at first raises none
             patched.setattr(loop_module.os, "fstat", interrupted)
-            engine.has_its_fds()
+            engine.check_fds()
         client.sendall(b"still there")
         assert server.recv(100) == b"still there"
         assert running_engine() is engine

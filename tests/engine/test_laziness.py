@@ -13,7 +13,7 @@ import pytest
 import utpsocket
 from utpsocket.engine import engine
 from utpsocket.engine.kernel.poller import EPOLLIN
-from utpsocket.engine.loop import _LAZY_US, Loop
+from utpsocket.engine.loop import _IDLE_ONLY_US, Loop
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing_behind")
 
@@ -28,20 +28,20 @@ class FakeBridge:
     """A bridge with more to send than it needs for now; or, `is_enough` taken back, with less."""
 
     def __init__(self) -> None:
-        self.is_lazy = True
+        self.is_idle_only = True
         self.is_enough = True
         self.wants_read = False
         self.reads: list[int] = []
 
     def read_user(self, *, now: int, is_due: bool) -> None:
-        self.is_lazy = self.is_enough and not is_due
+        self.is_idle_only = self.is_enough and not is_due
         self.reads.append(now)
 
 
 def loop_with(*bridges: Any) -> Loop:
     loop = object.__new__(Loop)
-    loop._lazy_bridges = dict.fromkeys(bridges, _LAZY_US)
-    loop._readable_bridges, loop._touched = {}, {}
+    loop._idle_only = dict.fromkeys(bridges, _IDLE_ONLY_US)
+    loop._readable_bridges, loop._dirty = {}, {}
     return loop
 
 
@@ -78,15 +78,15 @@ def test_what_was_left_for_a_quiet_moment_is_read_where_none_comes() -> None:
 def test_an_engine_without_a_moment_to_itself_reads_one_after_the_other() -> None:
     first, second = FakeBridge(), FakeBridge()
     loop = loop_with(first, second)
-    for now in range(0, 3 * _LAZY_US, _LAZY_US // 2):
-        loop._read_lazy_bridges(now, is_idle=False)
-    assert (first.reads, second.reads) == ([_LAZY_US], [_LAZY_US + _LAZY_US // 2])
-    assert set(loop._touched) == {first, second}
+    for now in range(0, 3 * _IDLE_ONLY_US, _IDLE_ONLY_US // 2):
+        loop._read_idle_only(now, is_idle=False)
+    assert (first.reads, second.reads) == ([_IDLE_ONLY_US], [_IDLE_ONLY_US + _IDLE_ONLY_US // 2])
+    assert set(loop._dirty) == {first, second}
 
 
 def test_an_idle_engine_reads_all_at_once() -> None:
     first, second = FakeBridge(), FakeBridge()
-    loop_with(first, second)._read_lazy_bridges(7, is_idle=True)
+    loop_with(first, second)._read_idle_only(7, is_idle=True)
     assert (first.reads, second.reads) == ([7], [7])
 
 

@@ -111,5 +111,5 @@ def test_listeners_that_nobody_dials_have_no_part_in_a_turn(stack: ExitStack, ca
     client.sendall(b"question")
     assert server.recv(8) == b"question"
     assert 0 < calls.prepared < MANY
-    loop.call(lambda loop: loop.touch_listener(next(iter(loop.bound[listeners[0].getsockname()[1]])).listener))
+    loop.call(lambda loop: loop.wake_listener(next(iter(loop.bound[listeners[0].getsockname()[1]])).listener))
     assert not loop.call(lambda loop: dict(loop._listeners))

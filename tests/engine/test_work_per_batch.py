@@ -238,13 +238,13 @@ def test_without_offload_a_bulk_transfer_works_by_the_batch(
 def test_a_run_of_acks_leads_to_one_look_at_what_may_leave(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:
     """However many datagrams one wake-up brings for a connection, it is asked once what it has to say."""
     asked: list[int] = []
-    settle_one = Loop._settle_one
+    settle_one = Loop._flush_channel
 
     def counted(self: Loop, bridge: Any, now: int) -> None:
         asked.append(id(bridge))
         settle_one(self, bridge, now)
 
-    monkeypatch.setattr(Loop, "_settle_one", counted)
+    monkeypatch.setattr(Loop, "_flush_channel", counted)
     before = pair.work()
     pair.transfer(BULK_BYTES)
     done = pair.work().since(before)

@@ -50,10 +50,10 @@ class SilentLoop:
         self.touched: dict[Any, None] = {}
         self.owner: Any = None
 
-    def touch(self, bridge: Any) -> None:
+    def mark_dirty(self, bridge: Any) -> None:
         self.touched[bridge] = None
 
-    def touch_listener(self, listener: Listener) -> None:
+    def wake_listener(self, listener: Listener) -> None:
         assert not listener.is_closed
 
     def call_at(self, at: int, call: Any) -> None:

@@ -26,7 +26,7 @@ _first: dict[str, Loop | RemoteLoop] = {}  # the successor of no engine, as Loop
 _KINDS: Final[dict[str, type[Loop | RemoteLoop]]] = {"thread": Loop, "process": RemoteLoop}
 _is_hooked = False
 _is_over = False
-_robbed: list[
+_lost_engines: list[
     Loop | RemoteLoop
 ] = []  # engines whose fds the program closed: their objects must not close those numbers again
 
@@ -36,7 +36,7 @@ def engine() -> Loop | RemoteLoop:
     if _is_over:
         raise RuntimeError("the interpreter is ending, and the engine with it")
     loop = _loop
-    if loop is None or not (loop.is_alive and loop.has_its_fds()):
+    if loop is None or not (loop.is_alive and loop.check_fds()):
         loop = _succeed(loop)
     if not loop.is_begun:
         _start(loop)
@@ -72,7 +72,7 @@ def _succeed(gone: Loop | RemoteLoop | None) -> Loop | RemoteLoop:
     if loop is not made:
         made.discard()
     if gone is not None:
-        _robbed.append(gone)
+        _lost_engines.append(gone)
     _loop = loop
     return loop
 
@@ -150,7 +150,7 @@ def flush(seconds: float | None = None) -> int:
     Returns the bytes lost.
     """
     loop = running_engine()
-    if loop is None or loop.caller_pid != os.getpid() or not loop.is_alive or not loop.has_its_fds():
+    if loop is None or loop.caller_pid != os.getpid() or not loop.is_alive or not loop.check_fds():
         return 0
     waiting, lost_bytes = exit_flush.flush(loop, seconds)
     fault_reports.finish()  # a fault just before the exit is told all the same

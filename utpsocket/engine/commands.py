@@ -431,8 +431,8 @@ def finish_closing(loop: Loop, key: int, claim: object) -> None:
     if claim is not None and endpoint.closer.get(CLOSER) is claim:
         for bridge in list(endpoint.bridges.values()):  # a SYN that came in the very moment
             bridge.abandon()
-            loop.touch(bridge)
-            loop.settle_now(bridge)
+            loop.mark_dirty(bridge)
+            loop.flush_now(bridge)
         loop.close_claimed(endpoint)
     elif endpoint.is_unused:
         loop.close_endpoint(endpoint)
@@ -453,12 +453,12 @@ def end_listener(loop: Loop, listener: Listener) -> None:
         listener.endpoint.listener = None
     loop.forget_listener(listener)
     for bridge in left:
-        loop.touch(bridge)
-        loop.settle_now(bridge)
+        loop.mark_dirty(bridge)
+        loop.flush_now(bridge)
     for bridge in list(listener.endpoint.bridges.values()):
         if bridge.engine_sock is not None and bridge.identity.user_fd < 0:  # in the kernel's queue, which is gone
             bridge.poll_end()
-            loop.settle_now(bridge)
+            loop.flush_now(bridge)
 
 
 def settled(loop: Loop) -> None:
@@ -470,7 +470,7 @@ def give_up_at_last(loop: Loop, cookie: int) -> None:
     bridge = loop.bridges.get(cookie)
     if not give_up(loop, cookie) and bridge is not None and bridge.tcp_attempt is None and not bridge.is_gone:
         bridge.connection.abort(errno.ECONNRESET)
-        loop.settle_now(bridge)
+        loop.flush_now(bridge)
 
 
 def give_up(loop: Loop, cookie: int) -> bool:
@@ -479,7 +479,7 @@ def give_up(loop: Loop, cookie: int) -> bool:
     if bridge is None or bridge.tcp_attempt is not None or bridge.connection.state is not State.SYN_SENT:
         return False
     bridge.connection.abort(errno.ECONNRESET)
-    loop.settle_now(bridge)
+    loop.flush_now(bridge)
     return True
 
 
@@ -488,12 +488,12 @@ def look(loop: Loop, cookie: int) -> None:
     bridge = loop.bridges.get(cookie)
     if bridge is not None and bridge.engine_sock is not None:
         bridge.check_user_side(now=loop.now)
-        loop.settle_now(bridge)
+        loop.flush_now(bridge)
     elif bridge is not None and bridge.identity.settings.linger_seconds == 0:
         # After shutdown(SHUT_RDWR), which the kernel tells our end as it tells the last close.
         if bridge.connection.state in (State.CONNECTED, State.SYN_RECEIVED):
             bridge.connection.abort()
-            loop.settle_now(bridge)
+            loop.flush_now(bridge)
     relay = loop.relays.get(cookie)
     if relay is not None:
         relay.look()
@@ -503,7 +503,7 @@ def hold_more(loop: Loop, cookie: int) -> None:
     """The user has received what was held for it."""
     bridge = loop.bridges.get(cookie)
     if bridge is not None:
-        loop.settle_now(bridge)
+        loop.flush_now(bridge)
 
 
 def catch_up(loop: Loop, cookie: int) -> None:
@@ -511,7 +511,7 @@ def catch_up(loop: Loop, cookie: int) -> None:
     bridge = loop.bridges.get(cookie)
     if bridge is not None:
         bridge.endpoint.read_for(bridge, now=loop.now)
-        loop.settle_now(bridge)
+        loop.flush_now(bridge)
     relay = loop.relays.get(cookie)
     if relay is not None:
         relay.look()
@@ -537,7 +537,7 @@ def apply(loop: Loop, cookie: int) -> None:
     bridge = loop.bridges.get(cookie)
     if bridge is not None:
         apply_settings(bridge, now=loop.now)
-        loop.touch(bridge)
+        loop.mark_dirty(bridge)
     relay = loop.relays.get(cookie)
     if relay is not None:
         relay.apply_options()
@@ -557,7 +557,7 @@ def follow_nodelay(loop: Loop, cookie: int) -> None:
     send = bridge.connection.send
     send.nodelay = bridge.identity.settings.nodelay
     if send.unsent_bytes:
-        loop.touch(bridge)
+        loop.mark_dirty(bridge)
 
 
 def finish_all(loop: Loop) -> None:
@@ -595,7 +595,7 @@ def abort_unflushed(loop: Loop) -> None:
     for bridge in list(loop.bridges.values()):
         if not bridge.is_gone and not bridge.is_flushed:
             bridge.connection.abort()
-            loop.touch(bridge)
+            loop.mark_dirty(bridge)
     for relay in list(loop.relays.values()):
         if not relay.is_flushed:
             relay.abort()

@@ -70,7 +70,8 @@ if TYPE_CHECKING:
 _BRIDGE_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLET
 _PORT_EVENTS: Final = EPOLLIN | EPOLLERR  # not edges: a port need not be read until it says that it is empty
 _BLOCKED_US: Final = 1_000  # ENOBUFS makes no event
-_LAZY_US: Final = 10_000  # then one burst: far slower than any user writes, so that what is read stays in the cache
+# then one burst: far slower than any user writes, so that what is read stays in the cache
+_IDLE_ONLY_US: Final = 10_000
 _REST_CHECKS: Final = 2_000
 _REST_CHECK_SECONDS: Final = 0.000_5
 
@@ -122,10 +123,10 @@ class Loop:
         self._met: BaseException | None = None  # what came out of that work, and is not contained yet
         self.timers = Timers()
         self.call_at = self.timers.call_at
-        self._touched: dict[Bridge, None] = {}
+        self._dirty: dict[Bridge, None] = {}
         self._readable_endpoints: dict[Endpoint, None] = {}
         self._readable_bridges: dict[Bridge, None] = {}
-        self._lazy_bridges: dict[Bridge, int] = {}  # and when each is read all the same, the first of them soonest
+        self._idle_only: dict[Bridge, int] = {}  # and when each is read all the same, the first of them soonest
         self._listeners: dict[Listener, int] = {}  # those with something to do, and when: no others
         self.arena = Arena()
         self.send_grants = SendGrants()
@@ -133,9 +134,9 @@ class Loop:
         self.connect_gate = ConnectGate()
         self._blocked: dict[BridgePort, None] = {}
         self._thread_id = 0
-        self._late: list[Bridge] = []
+        self._deferred_delivery: list[Bridge] = []
         self._last_acks = TimeWaits(self.bound, self)
-        self._is_stopping = self._is_robbed = False
+        self._is_stopping = self._fds_lost = False
         self._is_at_rest = False  # in the poller, where no fd number is in the thread's hands, or over
         self.is_alive = True
         self.successor: dict[str, Any] = {}  # the engine that took this one's place, once it was gone
@@ -212,13 +213,13 @@ class Loop:
             self._hold.enter()
             while not self._is_stopping:
                 try:
-                    self._turns()
+                    self._run_iterations()
                 except BaseException as error:
                     self._met = error  # and nothing more: here, whatever fails ends the thread
         finally:
             self._end()
 
-    def _turns(self) -> None:
+    def _run_iterations(self) -> None:
         # Signals belong to the program's own threads: EINTR here, or SIGPIPE from a byte written as the user, would
         # be seen by nobody who expects it.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -226,11 +227,11 @@ class Loop:
             if self._met is not None:
                 self._contain(self._met)
             else:
-                self._turn()
+                self._iterate()
 
     def _contain(self, error: BaseException) -> None:
         """What came out of the last turn's work costs its owner, see faults.py. Called again if it fails itself."""
-        if self._is_robbed or not self.has_its_fds():
+        if self._fds_lost or not self.check_fds():
             return
         self._containment.begin()
         self.faults += 1
@@ -249,7 +250,7 @@ class Loop:
         """Nothing that was remembered of readiness is believed: events may have been dropped, and loops left half way
         through what they had taken. epoll says again what it has said, and every connection has its turn.
         """
-        self._late = []
+        self._deferred_delivery = []
         self.timers.forget_bridges()
         for bridge in list(self.bridges.values()):
             bridge.forget_readiness()
@@ -263,7 +264,7 @@ class Loop:
         for endpoint in [each for each in list(self.endpoints.values()) if each.is_unused]:
             self.close_endpoint(endpoint)
 
-    def has_its_fds(self) -> bool:
+    def check_fds(self) -> bool:
         """False when the program has closed every fd it did not know (os.closerange, as daemons do). Any thread.
 
         The thread then never touches an fd again: the numbers may be somebody else's by now.
@@ -274,8 +275,8 @@ class Loop:
         if found is not None and (found.st_dev, found.st_ino) == (self._wake_file.st_dev, self._wake_file.st_ino):
             return True
         self._is_stopping = True
-        self._is_robbed = True
-        self._let_go()
+        self._fds_lost = True
+        self._detach_fds()
         if get_ident() != self._thread_id:
             for _ in range(_REST_CHECKS):  # the next engine's fds may get the same numbers
                 if self._is_at_rest:
@@ -285,10 +286,10 @@ class Loop:
         self.is_alive = False
         return False
 
-    def _turn(self) -> None:
+    def _iterate(self) -> None:
         self.owner = None
         events = self._wait()
-        if not self._is_robbed:
+        if not self._fds_lost:
             if switch_interval.askers:
                 switch_interval.during(self._work, events)
             else:
@@ -321,13 +322,13 @@ class Loop:
                 if source.is_readable:
                     self._readable_bridges[source] = None
                 if mask & EPOLLOUT or source.engine_sock is None:
-                    self._touched[source] = None
+                    self._dirty[source] = None
             elif source is not None:
                 source.on_event(mask)
         if self._readable_endpoints:
             self._read_ports(now)
-        if self._lazy_bridges:
-            self._read_lazy_bridges(now, is_idle=not events)
+        if self._idle_only:
+            self._read_idle_only(now, is_idle=not events)
         if self._readable_bridges:
             self._read_bridges(now)
         if self._blocked:
@@ -339,7 +340,7 @@ class Loop:
         self.owner = None
         if self.rechecks.at is not None:
             self.recheck(self)
-        self._settle(now)
+        self._flush_dirty(now)
 
     def carry_out(self) -> None:
         """Do what `command` asks for. Whoever the work turns out to be for, it is answered."""
@@ -348,7 +349,7 @@ class Loop:
         self.command = None
 
     def _wait(self) -> list[tuple[int, int]]:
-        if self._readable_endpoints or self._readable_bridges or self._lazy_bridges or self._inbox.commands:
+        if self._readable_endpoints or self._readable_bridges or self._idle_only or self._inbox.commands:
             at = 0
         else:
             at = self.timers.next_at
@@ -362,7 +363,7 @@ class Loop:
                 if when < at:
                     at = when
         self._is_at_rest = True
-        if self._is_robbed:  # asked after the line above: has_its_fds may have trusted it
+        if self._fds_lost:  # asked after the line above: check_fds may have trusted it
             return []
         events: list[tuple[int, int]] = self._sleep.wait(at)
         self._is_at_rest = False
@@ -387,22 +388,22 @@ class Loop:
         for bridge in bridges:
             self._read_bridge(bridge, now, is_due=False)
 
-    def _read_lazy_bridges(self, now: int, *, is_idle: bool) -> None:
+    def _read_idle_only(self, now: int, *, is_idle: bool) -> None:
         """Those that have enough to send for now: when there is nothing else to do, and each after a while in any case,
         since its user may write on, or wait to, before it reads what its peer waits to be rid of.
         """
-        lazy = self._lazy_bridges
+        lazy = self._idle_only
         for bridge in list(lazy) if is_idle else [bridge for bridge in islice(lazy, 1) if lazy[bridge] <= now]:
             del lazy[bridge]
             self._read_bridge(bridge, now, is_due=True)
 
     def _read_bridge(self, bridge: Bridge, now: int, *, is_due: bool) -> None:
         self.owner = bridge
-        bridge.is_lazy = False
+        bridge.is_idle_only = False
         bridge.read_user(now=now, is_due=is_due)
-        self._touched[bridge] = None
-        if bridge.is_lazy:
-            self._lazy_bridges.setdefault(bridge, now + _LAZY_US)
+        self._dirty[bridge] = None
+        if bridge.is_idle_only:
+            self._idle_only.setdefault(bridge, now + _IDLE_ONLY_US)
         elif bridge.wants_read:
             self._readable_bridges[bridge] = None
 
@@ -410,20 +411,20 @@ class Loop:
         for bridge in self.timers.due_bridges(now):
             self.owner = bridge
             bridge.connection.handle_timeout(now=now)
-            self._touched[bridge] = None
+            self._dirty[bridge] = None
         while (call := self.timers.due_call(now)) is not None:
             self.owner = getattr(call, "__self__", None)
             call()
 
-    def _settle(self, now: int) -> None:
+    def _flush_dirty(self, now: int) -> None:
         """All that were touched speak; what came in is handed over, connects complete, and no thread sees one alone."""
         while True:
-            while self._touched:
-                touched, self._touched = self._touched, {}
+            while self._dirty:
+                touched, self._dirty = self._dirty, {}
                 for bridge in touched:
                     if not bridge.is_gone:
                         self.owner = bridge
-                        self._settle_one(bridge, now)
+                        self._flush_channel(bridge, now)
                 self.owner = None
             due = [one for one, when in self._listeners.items() if when <= now or one.is_worth_trying(now=now)]
             if due:
@@ -441,26 +442,26 @@ class Loop:
                 self.connect_gate.open_due(self.bound, self, now=now)
             for listener in due:
                 listener.watch_handed()
-            if not self._touched and self._late:
-                self._deliver_late(now)
-            if not self._touched:
+            if not self._dirty and self._deferred_delivery:
+                self._deliver_deferred(now)
+            if not self._dirty:
                 break
         self.arena.reset()
 
-    def _deliver_late(self, now: int) -> None:
+    def _deliver_deferred(self, now: int) -> None:
         """What arrived and asks for no answer of ours is handed over last: the user's thread, which wants the GIL as
         soon as it has its bytes, then gets it at once.
         """
-        late, self._late = self._late, []
+        late, self._deferred_delivery = self._deferred_delivery, []
         for bridge in late:
             if bridge.is_gone:
                 continue
             self.owner = bridge
             bridge.deliver(now=now)
             if bridge.connection.receive.ack_at <= now:
-                self._touched[bridge] = None
+                self._dirty[bridge] = None
 
-    def _settle_one(self, bridge: Bridge, now: int) -> None:
+    def _flush_channel(self, bridge: Bridge, now: int) -> None:
         connection = bridge.connection
         if bridge.syn_received_at and connection.state is not SYN_RECEIVED:
             bridge.syn_received_at = 0
@@ -473,20 +474,20 @@ class Loop:
         receive = connection.receive
         reassembly = receive.reassembly
         if reassembly.ready_bytes and not reassembly.is_finished and receive.ack_at > now:
-            self._late.append(bridge)
+            self._deferred_delivery.append(bridge)
         elif reassembly.ready_bytes or reassembly.is_finished or bridge.close_errno is not None:
             bridge.deliver(now=now)
-        if bridge.is_readable and not bridge.is_lazy and bridge.wants_read:
+        if bridge.is_readable and not bridge.is_idle_only and bridge.wants_read:
             self._readable_bridges[bridge] = None
         endpoint = bridge.endpoint
         endpoint.transmit(bridge, now=now)
-        if bridge.is_lazy and not bridge.has_enough:
-            bridge.is_lazy = False
-            self._lazy_bridges.pop(bridge, None)
+        if bridge.is_idle_only and not bridge.has_enough:
+            bridge.is_idle_only = False
+            self._idle_only.pop(bridge, None)
             self._readable_bridges[bridge] = None
         if bridge.grant_queue is not None:
             for granted in bridge.grant_queue.after_transmit(bridge):
-                self._touched[granted] = None
+                self._dirty[granted] = None
         if endpoint.port.pending and endpoint not in self._blocked:
             self._blocked[endpoint] = None
             # Not always: every datagram that has left would wake us. An edge: ENOBUFS comes from elsewhere than the
@@ -523,15 +524,15 @@ class Loop:
                 del self._blocked[endpoint]
                 self.rewatch(endpoint.port.fd, _PORT_EVENTS)
             for bridge in endpoint.bridges.values():
-                self._touched[bridge] = None
+                self._dirty[bridge] = None
 
     # ── for the rest of this room ──
 
-    def touch(self, bridge: Bridge) -> None:
+    def mark_dirty(self, bridge: Bridge) -> None:
         """Something happened to this connection: settle it before sleeping."""
-        self._touched[bridge] = None
+        self._dirty[bridge] = None
 
-    def touch_listener(self, listener: Listener) -> None:
+    def wake_listener(self, listener: Listener) -> None:
         """A connection waits for the hand-over."""
         self._listeners.setdefault(listener, self.now)
 
@@ -541,24 +542,24 @@ class Loop:
 
     def wake_bridge(self, bridge: Bridge) -> None:
         """Have the bridge look at its end again."""
-        self._touched[bridge] = None
+        self._dirty[bridge] = None
         if bridge.engine_sock is not None:
             self._readable_bridges[bridge] = None
 
-    def settle_now(self, bridge: Bridge) -> None:
+    def flush_now(self, bridge: Bridge) -> None:
         """Carry out what was just decided for this connection before the command is answered."""
         if not bridge.is_gone:
             before, self.owner = self.owner, bridge  # the command pays as well
-            self._settle_one(bridge, self.now)
-            if self._late:
-                self._deliver_late(self.now)
+            self._flush_channel(bridge, self.now)
+            if self._deferred_delivery:
+                self._deliver_deferred(self.now)
             self.owner = before
 
     def watch_bridge(self, bridge: Bridge) -> None:
         """The bridge has its end: listen to it."""
         self.watch(bridge.end_fd, _BRIDGE_EVENTS, bridge)
         self._readable_bridges[bridge] = None
-        self._touched[bridge] = None
+        self._dirty[bridge] = None
 
     def watch_room(self, bridge: Bridge, *, wanted: bool) -> None:
         """Whether to be told when the user has read. Not always: every recv() of the user's would wake us."""
@@ -660,9 +661,9 @@ class Loop:
     def _end(self) -> None:
         """The thread's last act, whatever ended it: every socket that it served is told, and every caller."""
         self.is_alive = False
-        if not self._is_robbed:
+        if not self._fds_lost:
             ended = RuntimeError("the engine has ended")
-            for served in [*self._others(), *self.bridges.values()]:
+            for served in [*self._other_fd_owners(), *self.bridges.values()]:
                 if type(served) is not Bridge or not served.is_silent:
                     carefully(served.fail, ended)
             carefully(self._close_fds)
@@ -683,9 +684,9 @@ class Loop:
         for endpoint in list(self.endpoints.values()):
             if endpoint.peers is not None:
                 ports += [peer.port for peer in list(endpoint.peers.by_addr.values())]
-        return [*list(self.bridges.values()), *self._others(), *ports]
+        return [*list(self.bridges.values()), *self._other_fd_owners(), *ports]
 
-    def _others(self) -> list[Any]:
+    def _other_fd_owners(self) -> list[Any]:
         """Whatever has fds beside bridges and ports."""
         listeners = [endpoint.listener for endpoint in list(self.endpoints.values())]
         return [*self.relays.values(), *(listener for listener in listeners if listener is not None)]
@@ -695,10 +696,10 @@ class Loop:
         found = self.bridges.get(cookie) or self.relays.get(cookie)
         return self._reset_unaccepted.pop(cookie, None) if found is None else found.identity
 
-    def _let_go(self) -> None:
+    def _detach_fds(self) -> None:
         """Forget every fd without closing it."""
         for owner in self._fd_owners():
-            owner.let_go()
+            owner.detach_fds()
 
     def abandon_in_child(self) -> None:
         """After a fork, in the child: close our copies of the parent's fds and touch nothing else."""

@@ -44,5 +44,5 @@ class Reactor(Protocol):
     def forget_fd(self) -> Callable[[int], None]:
         """Watch it no more. Before it is closed."""
 
-    def touch(self, bridge: Any) -> None:
+    def mark_dirty(self, bridge: Any) -> None:
         """Something happened to this connection: settle it before sleeping."""

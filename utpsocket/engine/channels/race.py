@@ -176,7 +176,7 @@ class Attempt:
             loop.silent_destinations.note(identity.peer, now=loop.now)
             self._take_end(bridge)
             bridge.connection.abort()
-            loop.touch(bridge)
+            loop.mark_dirty(bridge)
         loop.forget_fd(tcp.fileno())
         loop.forget_fd(self._end.fileno())
         identity.transport = "tcp"
@@ -275,7 +275,7 @@ class Attempt:
             if sock is not None:
                 sock.close()
 
-    def let_go(self) -> None:
+    def detach_fds(self) -> None:
         """Forget the fds, whose numbers are somebody else's by now."""
         for sock in (self._tcp, self._end):
             if sock is not None:

@@ -405,7 +405,7 @@ class Relay:
             if sock is not None:
                 sock.close()
 
-    def let_go(self) -> None:
+    def detach_fds(self) -> None:
         """Forget the fds, whose numbers are somebody else's by now."""
         for sock in (self.engine_sock, self.tcp):
             if sock is not None:

@@ -202,7 +202,7 @@ class Bridge:
         "is_gated",
         "is_gone",
         "is_handed_over",
-        "is_lazy",
+        "is_idle_only",
         "is_readable",
         "is_writable",
         "grant_queue",
@@ -230,7 +230,7 @@ class Bridge:
         self.end_fd = -1
         self.is_readable = False
         self.is_writable = True
-        self.is_lazy = False
+        self.is_idle_only = False
         self.is_handed_over = False
         self.is_gone = False
         self.other_side: Bridge | None = None  # where it is this engine's too, once one of them is in TIME_WAIT
@@ -281,7 +281,7 @@ class Bridge:
             self._has_finished_input = True
             self._hung_up_by_us = halves == 3
             self.connection.finish(now=now)
-            self.endpoint.loop.touch(self)
+            self.endpoint.loop.mark_dirty(self)
 
     # ── the kernel speaks ──
 
@@ -334,7 +334,7 @@ class Bridge:
         while self.is_readable:
             unsent_bytes = connection.send.unsent_bytes
             if unsent_bytes > _EAGER_BYTES and not is_due:
-                self.is_lazy = True
+                self.is_idle_only = True
                 return
             if unsent_bytes >= GRANT_BYTES and connection.send.awaits_grant and not is_flowing:
                 return  # enough for its next turn
@@ -431,7 +431,7 @@ class Bridge:
         if not self.is_gone and self.engine_sock is not None:
             self.poll_end()
             self.read_user(now=now, is_due=True)
-            self.endpoint.loop.touch(self)
+            self.endpoint.loop.mark_dirty(self)
 
     def _is_shut_down(self) -> bool:
         """Whether what looks like a last close is none: to the kernel our end has hung up as well where the user said
@@ -708,7 +708,7 @@ class Bridge:
         if self.engine_sock is not None:
             self.engine_sock.close()
 
-    def let_go(self) -> None:
+    def detach_fds(self) -> None:
         """Forget the fd, whose number is somebody else's by now: nobody will ever serve the user's."""
         if self.engine_sock is not None:
             self.engine_sock.detach()
@@ -719,7 +719,7 @@ class Bridge:
     def forget_readiness(self) -> None:
         """After a fault somewhere: ask the kernel, and the timers, anew."""
         self.heap_at = None
-        self.is_lazy = False
+        self.is_idle_only = False
         self.is_readable = self.engine_sock is not None
 
     def fail(self, error: BaseException) -> None:

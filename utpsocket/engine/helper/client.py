@@ -420,7 +420,7 @@ class RemoteLoop:
                     break
         finally:
             self._on_end()
-            if self.has_its_fds():
+            if self.check_fds():
                 self._close()
             self._hold.end()
             self._has_ended.release()
@@ -505,7 +505,7 @@ class RemoteLoop:
 
     # ── endings ──
 
-    def has_its_fds(self) -> bool:
+    def check_fds(self) -> bool:
         """False when the program has closed every fd it did not know (os.closerange, as daemons do)."""
         found = or_none(os.fstat, self._control.fileno())
         if found is not None and os.path.samestat(found, self._control_file):

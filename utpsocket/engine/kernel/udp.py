@@ -573,7 +573,7 @@ class Port:
 
     close_fds = close
 
-    def let_go(self) -> None:
+    def detach_fds(self) -> None:
         """Forget the fd, whose number is somebody else's by now."""
         self.sock.detach()
 

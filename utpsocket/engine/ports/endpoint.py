@@ -70,7 +70,7 @@ if TYPE_CHECKING:
         def close_endpoint(self, endpoint: Endpoint) -> None:
             """Nobody needs the port any more."""
 
-        def touch_listener(self, listener: Listener) -> None:
+        def wake_listener(self, listener: Listener) -> None:
             """A connection waits for the hand-over."""
 
 
@@ -294,7 +294,7 @@ class Endpoint:
         """It has no more data to send. Idempotent."""
         following = self.loop.send_grants.leave(bridge)
         if following is not None:
-            self.loop.touch(following)
+            self.loop.mark_dirty(following)
 
     # ── the world speaks ──
 
@@ -388,7 +388,7 @@ class Endpoint:
                 self.loop.owner = self
                 if run.size >= _BULK_BYTES:
                     self.shares.on_data(bridge, len(run.data), now=now)
-                self.loop.touch(bridge)
+                self.loop.mark_dirty(bridge)
                 return
             if self.overlapping and overlapping_ports.take_run(self, run, now=now):
                 return
@@ -447,7 +447,7 @@ class Endpoint:
         if bridge is not None:
             self.loop.owner = bridge
             bridge.connection.handle_run(run, now=now)
-            self.loop.touch(bridge)
+            self.loop.mark_dirty(bridge)
             self.loop.owner = self
         elif packet.type not in (RESET, SYN):
             ended_at, remains = self.remains.get((addr, connection_id), (0, None))
@@ -482,7 +482,7 @@ class Endpoint:
             bridge.recv_ids = (*bridge.recv_ids, connection.recv_id)
             self.bridges[addr, connection.recv_id] = bridge
             self.flood.on_connections_changed()
-        self.loop.touch(bridge)
+        self.loop.mark_dirty(bridge)
         return True
 
     def _admit(
@@ -509,7 +509,7 @@ class Endpoint:
                 self.peers.join(bridge, str(run.local or self.port.local[0]))
         listener.on_syn(bridge, proves_itself=proves_itself, now=now)
         self.loop.accepted += 1
-        self.loop.touch_listener(listener)
+        self.loop.wake_listener(listener)
         self.loop.owner = self
         return bridge
 
@@ -576,7 +576,7 @@ class Endpoint:
             listener.cache.keep(name, connection.send_id, syn_seq & 0xFFFF, our_seq & 0xFFFF, now=now)
             self._watch_cache(listener)
         connection.forget()
-        self.loop.touch(bridge)
+        self.loop.mark_dirty(bridge)
 
     def _watch_cache(self, listener: Listener) -> None:
         if not self._is_cache_watched:
@@ -634,7 +634,7 @@ class Endpoint:
                 datagram_bytes=error.datagram_bytes,
                 now=now,
             )
-            loop.touch(bridge)
+            loop.mark_dirty(bridge)
             loop.owner = owner
 
     def _quoted(self, error: IcmpError) -> tuple[Bridge | None, int | None]:
@@ -692,7 +692,7 @@ class Endpoint:
         for bridge in list(self.bridges.values()):
             if bridge.connection.state is TIME_WAIT:
                 bridge.connection.abort()
-                self.loop.touch(bridge)
+                self.loop.mark_dirty(bridge)
 
 
 def apply_settings(bridge: Bridge, *, now: int) -> None:

@@ -92,7 +92,7 @@ if TYPE_CHECKING:
         def close_fds(self) -> None:
             """The engine ends, or is a forked child's copy."""
 
-        def let_go(self) -> None:
+        def detach_fds(self) -> None:
             """Forget the fds without closing them."""
 
 
@@ -261,7 +261,7 @@ class Listener:
                 self._prepared.popleft()
                 end.close()
                 bridge.abandon()
-                loop.touch(bridge)
+                loop.mark_dirty(bridge)
                 return None
             bridge.engine_sock = end  # at once: it is the user's connection now, and has to be closed in the one way
             bridge.is_handed_over = True
@@ -359,7 +359,7 @@ class Listener:
         """Listen no more, and tell the application, whose accept() would wait for ever."""
         loop = self.endpoint.loop
         for bridge in self.close():
-            loop.touch(bridge)
+            loop.mark_dirty(bridge)
         loop.forget_listener(self)
         if self.endpoint.listener is self:
             self.endpoint.listener = None
@@ -373,10 +373,10 @@ class Listener:
         for _, end in self._prepared:
             end.close()
 
-    def let_go(self) -> None:
+    def detach_fds(self) -> None:
         """Forget every fd without closing it."""
         if self.tcp_listener is not None:
-            self.tcp_listener.let_go()
+            self.tcp_listener.detach_fds()
         for _, end in self._prepared:
             end.detach()
 

@@ -193,9 +193,9 @@ class TcpListener:
         if self._tcp is not None:
             self._tcp.close()
 
-    def let_go(self) -> None:
+    def detach_fds(self) -> None:
         """Forget the fds, whose numbers are somebody else's by now."""
         if self._waiting is not None:
-            self._waiting.let_go()
+            self._waiting.detach_fds()
         if self._tcp is not None:
             self._tcp.detach()

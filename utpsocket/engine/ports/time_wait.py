@@ -52,7 +52,7 @@ class TimeWaits:
         if bridge.engine_sock is None and bridge.connection.state is TIME_WAIT:
             bridge.other_side = None
             bridge.connection.forget()
-            self._loop.touch(bridge)
+            self._loop.mark_dirty(bridge)
 
     def _keep(self, endpoint: BridgePort) -> None:
         """Each costs an fd."""
