@@ -64,7 +64,7 @@ def engine_stats() -> EngineStats:
     loop = running_engine()
     if loop is None or not loop.is_alive:
         return EngineStats()
-    figures = loop.call(commands.figures)
+    figures = loop.call(commands.snapshot)
     figures["ports"] = tuple(PortStats(**port) for port in figures["ports"])
     figures["connections"] = tuple(ConnectionStats(*fields) for fields in figures["connections"])
     return EngineStats(**figures)

@@ -465,15 +465,17 @@ def settled(loop: Loop) -> None:
     """Whatever was posted before this is done."""
 
 
-def give_up_at_last(loop: Loop, cookie: int) -> None:
-    """As give_up(), of a caller who has not waited: what has become of the attempt meanwhile came after its end."""
+def abort_connect_late(loop: Loop, cookie: int) -> None:
+    """As abort_connect(), of a caller who has not waited: what has become of the attempt meanwhile came after its
+    end.
+    """
     bridge = loop.bridges.get(cookie)
-    if not give_up(loop, cookie) and bridge is not None and bridge.tcp_attempt is None and not bridge.is_gone:
+    if not abort_connect(loop, cookie) and bridge is not None and bridge.tcp_attempt is None and not bridge.is_gone:
         bridge.connection.abort(errno.ECONNRESET)
         loop.flush_now(bridge)
 
 
-def give_up(loop: Loop, cookie: int) -> bool:
+def abort_connect(loop: Loop, cookie: int) -> bool:
     """The user shut a connecting socket down: the attempt is over, as if reset. False: it is no attempt any more."""
     bridge = loop.bridges.get(cookie)
     if bridge is None or bridge.tcp_attempt is not None or bridge.connection.state is not State.SYN_SENT:
@@ -483,7 +485,7 @@ def give_up(loop: Loop, cookie: int) -> bool:
     return True
 
 
-def look(loop: Loop, cookie: int) -> None:
+def sync_user_side(loop: Loop, cookie: int) -> None:
     """Take in whatever the user has done to this connection's fd by now, without waiting for epoll's turn."""
     bridge = loop.bridges.get(cookie)
     if bridge is not None and bridge.engine_sock is not None:
@@ -506,7 +508,7 @@ def hold_more(loop: Loop, cookie: int) -> None:
         loop.flush_now(bridge)
 
 
-def catch_up(loop: Loop, cookie: int) -> None:
+def sync_network_side(loop: Loop, cookie: int) -> None:
     """Take in whatever the network has brought for this connection by now: kernel TCP would have done so by itself."""
     bridge = loop.bridges.get(cookie)
     if bridge is not None:
@@ -631,7 +633,7 @@ def connection_figures(loop: Loop, cookie: int) -> tuple[Any, ...]:
     return statistics.of_connection(bridge.connection)
 
 
-def figures(loop: Loop) -> dict[str, Any]:
+def snapshot(loop: Loop) -> dict[str, Any]:
     """The engine's figures of this instant, as plain values."""
     return statistics.of_engine(loop)
 
@@ -645,10 +647,10 @@ command_queue.UNDO.update(
         listen_soon: _undo_listen_soon,
         dial_private: _undo_dial,
         dial_from: _undo_dial,
-        give_up: _undo_half,
-        give_up_at_last: _undo_half,
-        look: _undo_half,
-        catch_up: _undo_half,
+        abort_connect: _undo_half,
+        abort_connect_late: _undo_half,
+        sync_user_side: _undo_half,
+        sync_network_side: _undo_half,
         when_flushed: _undo_when_flushed,
         apply: _undo_half,
     }
@@ -670,6 +672,6 @@ command_queue.REPEATABLE.update(
         repeat_last_acks,
         is_held,
         connection_figures,
-        figures,
+        snapshot,
     }
 )

@@ -60,14 +60,15 @@ def after_close(
     seconds = identity.settings.linger_seconds
     if seconds is None:
         if identity.is_shut_down or (identity.shut_halves == 3 and isinstance(loop, Loop)):  # since its birth, say
-            loop.post(commands.look, identity.cookie)
+            loop.post(commands.sync_user_side, identity.cookie)
         return
     if not seconds:
-        _tell(loop.post, commands.look, identity.cookie)  # a reset: TCP's close() does not wait for anything either
+        # a reset: TCP's close() does not wait for anything either
+        _tell(loop.post, commands.sync_user_side, identity.cookie)
         return
     if acquire is None:
         return
-    _tell(loop.call, commands.look, identity.cookie)
+    _tell(loop.call, commands.sync_user_side, identity.cookie)
     flushed = allocate_lock()
     flushed.acquire()
     if _tell(loop.post, commands.when_flushed, identity.cookie, flushed.release) is not _UNHEARD:

@@ -530,7 +530,7 @@ def _is_hung_up(sock: Any, identity: Identity) -> bool:
     return bool(poller.poll(0))
 
 
-def catch_up(sock: Any, identity: Identity) -> None:
+def sync_network_side(sock: Any, identity: Identity) -> None:
     """Have the engine take in what has arrived, if that may be a peer's reset: it must be known to who asks now. A
     socket that does not block is told what is known already, since nothing else can be had without waiting.
     """
@@ -538,7 +538,7 @@ def catch_up(sock: Any, identity: Identity) -> None:
     if loop is None or sock.gettimeout() == 0:
         return
     if isinstance(loop, RemoteLoop) or may_be_reset(loop, identity.cookie):
-        loop.call(commands.catch_up, identity.cookie)
+        loop.call(commands.sync_network_side, identity.cookie)
 
 
 def give_up_connecting(sock: Any, identity: Identity) -> bool:
@@ -547,12 +547,12 @@ def give_up_connecting(sock: Any, identity: Identity) -> bool:
     if loop is not None and sock.gettimeout() == 0:
         _give_up_at_once(sock, identity, loop)
         return True
-    return loop is not None and bool(loop.call(commands.give_up, identity.cookie))
+    return loop is not None and bool(loop.call(commands.abort_connect, identity.cookie))
 
 
 def _give_up_at_once(sock: Any, identity: Identity, loop: Loop | RemoteLoop) -> None:
     """As the engine would end it, by who cannot wait for the engine: the user's fd becomes one that was reset."""
-    loop.post(commands.give_up_at_last, identity.cookie)
+    loop.post(commands.abort_connect_late, identity.cookie)
     if isinstance(loop, RemoteLoop):
         identity.cookie = fd_names.new_cookie()  # what the engine writes of the attempt is of no interest any more
     identity.is_gated = False

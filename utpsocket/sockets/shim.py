@@ -103,7 +103,7 @@ class socket(StdlibSocket):
         if identity.role is Role.CONNECTING:
             lifecycle.notice(self, identity)
         elif identity.role is Role.CONNECTED and not identity.is_over:
-            lifecycle.catch_up(self, identity)
+            lifecycle.sync_network_side(self, identity)
         if identity.role is not Role.CONNECTED or identity.is_over:
             raise lifecycle.fail(errno.ENOTCONN)
         return identity.peer
