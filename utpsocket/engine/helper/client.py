@@ -162,7 +162,7 @@ class RemoteLoop:
         self._reset_unaccepted = ResetUnaccepted()
         self._pending: deque[bytes] = deque()
         self._taking = new_reentrant_lock()
-        self._farewells: deque[tuple[list[Any], int, bool]] = deque()
+        self._reset_requests: deque[tuple[list[Any], int, bool]] = deque()
         self._message = b""  # of the engine's, as received
         self._message_fds: list[int] = []  # that came with it,
         self._message_ends: list[Any] = []  # and become these
@@ -302,7 +302,7 @@ class RemoteLoop:
 
     def learn(self, identity: Identity) -> None:
         """The application has changed what the engine knows of a socket."""
-        self._requests.put((0, messages.LEARN, [messages.identity_form(identity)], {}), [], [])
+        self._requests.put((0, messages.UPDATE, [messages.identity_form(identity)], {}), [], [])
 
     def _announce(self, inode: int, index: int, gone: list[int], fds: list[int]) -> None:
         """Have the engine look for this socket among those of one epoll (open_fds.py)."""
@@ -373,7 +373,7 @@ class RemoteLoop:
             self._taking.release()
 
     def _take(self, cookie: int, name: str, value: Any) -> None:
-        if name == messages.BORN:
+        if name == messages.ACCEPTED:
             transport, form = value
             identity: Identity = RemoteIdentity(form[0]["family"])
             messages.fill(identity, form)
@@ -386,7 +386,7 @@ class RemoteLoop:
             self.ledger.on_bound(value)
         elif name == messages.FREE:
             self.ledger.on_free(value)
-        elif name == messages.GONE:
+        elif name == messages.RELEASED:
             gone = self._served.pop(cookie, None)
             self._figures.pop(cookie, None)
             if gone is not None:
@@ -415,7 +415,7 @@ class RemoteLoop:
                 except BaseException:  # no memory, say: what has been received is read again
                     self._tries += 1
                     sleep(_TRY_AGAIN_SECONDS)
-                    self._bid_farewells_aside()
+                    self._force_resets_aside()
                 else:
                     break
         finally:
@@ -440,14 +440,14 @@ class RemoteLoop:
                 if not self._message:
                     return
             serial, *rest = messages.read(self._message)
-            if serial == messages.FAREWELL:
+            if serial == messages.FORCE_RESET:
                 while self._message_fds:
                     self._message_ends.append(Socket(fileno=self._message_fds[0]))
                     del self._message_fds[0]
-                self._farewells.append((self._message_ends, *rest))
+                self._reset_requests.append((self._message_ends, *rest))
                 self._message, self._message_ends = b"", []
-                if not self._bid_farewells(wait=False):
-                    self._bid_farewells_aside()
+                if not self._force_resets(wait=False):
+                    self._force_resets_aside()
                 self._tries = 0
                 continue
             part, has_more = rest
@@ -466,14 +466,14 @@ class RemoteLoop:
         if answer is not None:
             answer.give(value, (OSError(code, text) if code else RuntimeError(text)) if text else None)
 
-    def _bid_farewells_aside(self) -> None:
+    def _force_resets_aside(self) -> None:
         """Whoever has the lock may be waiting for the very answer that comes next."""
         try:
-            start_thread(self._bid_farewells, b"utpsocket-resets")
+            start_thread(self._force_resets, b"utpsocket-resets")
         except Exception:
             pass  # no thread to be had: with the next farewell
 
-    def _bid_farewells(self, *, wait: bool = True) -> bool:
+    def _force_resets(self, *, wait: bool = True) -> bool:
         """Connections broke. The copy of the engine's end is the last: closed over an unread byte it says so. False:
         somebody has a lock that is needed, and need not be waited for.
         """
@@ -484,16 +484,16 @@ class RemoteLoop:
                 return False
             try:
                 self.take_notices()
-                while self._farewells:
-                    self._bid_farewell(*self._farewells[0])
-                    self._farewells.popleft()  # last: should that fail, it is all done again
+                while self._reset_requests:
+                    self._force_reset(*self._reset_requests[0])
+                    self._reset_requests.popleft()  # last: should that fail, it is all done again
             finally:
                 self._taking.release()
         finally:
             self.fd_lock.release()
         return True
 
-    def _bid_farewell(self, ends: list[Any], cookie: int, refuses: bool) -> None:
+    def _force_reset(self, ends: list[Any], cookie: int, refuses: bool) -> None:
         identity = self._known.get(cookie)
         for end in ends:
             if end.fileno() >= 0:

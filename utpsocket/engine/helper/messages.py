@@ -30,14 +30,14 @@ from utpsocket.engine.user_fds.socket_state import Identity, settings_form, sett
 
 TYPE: Final = getattr(stdlib, "SOCK_SEQPACKET", 0)  # whole messages, so that senders need no lock and readers no state
 MAX_MESSAGE_BYTES: Final = 64 << 10  # of a request; an answer that is longer comes in parts
-LEARN: Final = "learn"  # beside the verbs: the identity has changed
+UPDATE: Final = "learn"  # beside the verbs: the identity has changed
 WATCHED: Final = "watched"  # beside the verbs: which epoll has a socket, which the application has registered there
 STOP: Final = "stop"  # beside the verbs: end without a flush
-BORN: Final = "born"  # a notice: a listener's connection is about to be accepted
+ACCEPTED: Final = "born"  # a notice: a listener's connection is about to be accepted
 BOUND: Final = "bound"  # a notice: the engine has the port of this key,
 FREE: Final = "free"  # and has it no more
-GONE: Final = "gone"  # a notice: there will be no more of this cookie
-FAREWELL: Final = 0  # the serial of no answer, but of a wish: write a byte as the user (user_fds/reset.py)
+RELEASED: Final = "gone"  # a notice: there will be no more of this cookie
+FORCE_RESET: Final = 0  # the serial of no answer, but of a wish: write a byte as the user (user_fds/reset.py)
 
 ENDS: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ENOTSOCK)  # of the other process
 

@@ -162,11 +162,11 @@ class ServedIdentity(Identity):
             self.notices.put((self.cookie, name, value.value if name == "role" else value))
         elif value is Role.CONNECTED:
             self.is_known = True
-            self.notices.put((self.cookie, messages.BORN, (self.transport, messages.identity_form(self))))
+            self.notices.put((self.cookie, messages.ACCEPTED, (self.transport, messages.identity_form(self))))
 
     def __del__(self) -> None:
         if self.is_known:
-            self.notices.put((self.cookie, messages.GONE, None))
+            self.notices.put((self.cookie, messages.RELEASED, None))
 
 
 def _told(name: str) -> Any:
@@ -297,7 +297,7 @@ class Service:
                 sock.detach()  # the request is read again, and its fds with it
                 raise
             del self._fds[0]
-        if name == messages.LEARN:
+        if name == messages.UPDATE:
             self._identity(arguments[0])
             self._request = b""
         elif name == messages.STOP:
@@ -362,7 +362,7 @@ class Service:
     def _delegate(self, end_fd: int, identity: Identity, refuses: bool) -> bool:
         """user_fds/reset.py: the application's process acts as the user, and closes the last copy of our end."""
         return self._has_ended.locked() and self._outbox.put_now(
-            (messages.FAREWELL, identity.cookie, refuses), (end_fd,)
+            (messages.FORCE_RESET, identity.cookie, refuses), (end_fd,)
         )
 
     def _end(self) -> None:
