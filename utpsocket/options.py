@@ -173,16 +173,16 @@ def set_option(sock: Any, identity: Identity, level: int, name: int, value: Any,
     is_flag = level == _TCP and name == stdlib.TCP_NODELAY and type(value) is int and not optlen
     said = _nodelay.get((identity.family, value)) if is_flag else None
     if said is None:
-        with closing(with_room(partial(Socket, identity.family, stdlib.SOCK_STREAM, 0))) as judge:
+        with closing(with_room(partial(Socket, identity.family, stdlib.SOCK_STREAM, 0))) as reference_tcp:
             if (level, name) == _TOS:
                 for key in (_TOS, _PRIORITY):
                     if key in identity.options:
-                        judge.setsockopt(*key, identity.options[key])
-            judge.setsockopt(level, name, value, *optlen)
+                        reference_tcp.setsockopt(*key, identity.options[key])
+            reference_tcp.setsockopt(level, name, value, *optlen)
             if (level, name) == _TOS:
                 identity.options.pop(_PRIORITY, None)  # which follows from this; later in order: udp_socket()
-                identity.options |= {_TOS: b"", _PRIORITY: judge.getsockopt(*_PRIORITY, MAX_OPTION_BYTES)}
-            said = judge.getsockopt(level, name, MAX_OPTION_BYTES)
+                identity.options |= {_TOS: b"", _PRIORITY: reference_tcp.getsockopt(*_PRIORITY, MAX_OPTION_BYTES)}
+            said = reference_tcp.getsockopt(level, name, MAX_OPTION_BYTES)
         if is_flag and value in (0, 1):
             _nodelay[identity.family, value] = said
     identity.options[level, name] = said
@@ -265,7 +265,7 @@ def _set_utp(identity: Identity, name: int, value: Any) -> bool:
         settings.congestion = text
     elif name == UTP_SHARE_PORT:
         shares = _number(value) != 0
-        if shares != settings.shares_port and (identity.endpoint or identity.role is not Role.FRESH):
+        if shares != settings.shares_port and (identity.endpoint or identity.role is not Role.UNCONNECTED):
             raise OSError(errno.EINVAL, "UTP_SHARE_PORT is set before bind()")
         settings.shares_port = shares
     elif name == UTP_KEEPALIVE:
@@ -301,12 +301,12 @@ def get_option(sock: Any, identity: Identity, level: int, name: int, *buflen: in
     if level == _SOCKET and name in _PAIR_OPTIONS:
         return Socket.getsockopt(sock, level, name, *buflen)
     length = buflen[0] if buflen else 0
-    with closing(with_room(partial(Socket, identity.family, stdlib.SOCK_STREAM, 0))) as judge:
+    with closing(with_room(partial(Socket, identity.family, stdlib.SOCK_STREAM, 0))) as reference_tcp:
         value = _value(sock, identity, level, name)
         if value is None:
             if (level, name) == (_SOCKET, stdlib.SO_BINDTODEVICE):
-                _bind_to_scope(judge, identity)
-            return judge.getsockopt(level, name, *buflen)
+                _bind_to_scope(reference_tcp, identity)
+            return reference_tcp.getsockopt(level, name, *buflen)
     if length:
         return value[:length]
     if len(value) < _INT.size:
@@ -314,12 +314,12 @@ def get_option(sock: Any, identity: Identity, level: int, name: int, *buflen: in
     return _INT.unpack_from(value)[0]
 
 
-def _bind_to_scope(judge: Any, identity: Identity) -> None:
+def _bind_to_scope(reference_tcp: Any, identity: Identity) -> None:
     """A TCP socket with a link-local address at either end is bound to that interface."""
     for address in (identity.peer, identity.local):
         if address is not None and len(address) == 4 and address[3]:
             try:
-                judge.setsockopt(_SOCKET, stdlib.SO_BINDTODEVICE, stdlib.if_indextoname(address[3]).encode())
+                reference_tcp.setsockopt(_SOCKET, stdlib.SO_BINDTODEVICE, stdlib.if_indextoname(address[3]).encode())
             except OSError as error:
                 let_pass(error)  # it is gone
             return

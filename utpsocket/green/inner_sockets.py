@@ -49,7 +49,7 @@ class _Inside(shim.socket):
             if count > 0:
                 return bytes(room) if count == len(room) else bytes(memoryview(room)[:count])
             if count == -errno.EAGAIN:
-                raise lifecycle.fail(errno.EAGAIN)
+                raise lifecycle.os_error(errno.EAGAIN)
         return shim.socket.recv(self, *args, **kwargs)
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
@@ -62,7 +62,7 @@ class _Inside(shim.socket):
             if count > 0:
                 return count
             if count == -errno.EAGAIN:
-                raise lifecycle.fail(errno.EAGAIN)
+                raise lifecycle.os_error(errno.EAGAIN)
         return shim.socket.recv_into(self, *args, **kwargs)
 
     def send(self, data: Any, flags: int = 0, /) -> int:
@@ -74,7 +74,7 @@ class _Inside(shim.socket):
             if count > 0:
                 return count
             if count == -errno.EAGAIN:
-                raise lifecycle.fail(errno.EAGAIN)
+                raise lifecycle.os_error(errno.EAGAIN)
         return shim.socket.send(self, data, flags)
 
 
@@ -102,7 +102,7 @@ class GeventInside(_Inside):
             from gevent import get_hub
 
             if turn_of(get_hub()).is_over():
-                raise lifecycle.fail(errno.EAGAIN)
+                raise lifecycle.os_error(errno.EAGAIN)
         return shim.socket._accept(self)
 
     def _acquire(self, lock: Any, seconds: float) -> None:

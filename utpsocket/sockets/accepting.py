@@ -17,7 +17,7 @@ from utpsocket.engine.kernel import fd_names
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.sockets import closing, lifecycle, registry
-from utpsocket.sockets.lifecycle import check_open, fail, own_engine
+from utpsocket.sockets.lifecycle import check_open, os_error, own_engine
 
 _POLLIN: Final = 0x001
 _POLLRDHUP: Final = 0x2000
@@ -32,7 +32,7 @@ def accept(sock: Any, identity: Identity, made: Any) -> tuple[bytes, int]:
             _accept_any(sock, made)
         except BlockingIOError:
             if identity.role is Role.FAILED:  # listen() has not waited for what has come of it
-                raise fail(identity.take_error() or errno.EINVAL) from None
+                raise os_error(identity.take_error() or errno.EINVAL) from None
             raise
         if identity.is_full:
             _tell_of_room(identity)
@@ -78,12 +78,12 @@ def _accept_any(sock: Any, made: Any) -> None:
         if not mask:
             raise TimeoutError("timed out")
         if mask & _POLLRDHUP:
-            raise fail(errno.EINVAL)
+            raise os_error(errno.EINVAL)
     try:
         accepted(sock, made)
     except BlockingIOError:
         if sock.fileno() >= 0 and _wait_readable(sock, 0) & _POLLRDHUP:  # another thread's close ends no accept4(2)
-            raise fail(errno.EINVAL) from None
+            raise os_error(errno.EINVAL) from None
         raise
 
 
@@ -91,7 +91,7 @@ def _wait_readable(sock: Any, seconds: float) -> int:
     poller = poll()
     fd = sock.fileno()
     if fd < 0:
-        raise fail(errno.EBADF)  # closed by another thread
+        raise os_error(errno.EBADF)  # closed by another thread
     poller.register(fd, _POLLIN | _POLLRDHUP)
     found = poller.poll(seconds * 1_000)
     return int(found[0][1]) if found else 0

@@ -34,16 +34,16 @@ def after_close(
     acquire        waits for a lock, for at most so many seconds (SO_LINGER's); None: wait for nothing
     is_blocking    the socket may wait for the engine: SO_LINGER holds for any
     """
-    if identity.twin is not None:
-        identity.twin.close()
-        identity.twin = None
+    if identity.bound_tcp is not None:
+        identity.bound_tcp.close()
+        identity.bound_tcp = None
     loop = running_engine()
     if loop is None or loop.caller_pid != os.getpid() or not loop.is_alive or sys.is_finalizing():
         return
     is_elsewhere = loop.pid != identity.owner_pid  # another process has connected it
     # A bind() or listen() that has failed later than it returned leaves a socket that is bound all the same.
     is_bound_only = identity.is_over or is_elsewhere or identity.role is Role.FAILED
-    if identity.role in (Role.FRESH, Role.LISTENING) or (identity.endpoint and is_bound_only):
+    if identity.role in (Role.UNCONNECTED, Role.LISTENING) or (identity.endpoint and is_bound_only):
         if identity.endpoint:
             # The port must be free when close() returns: the next bind may want it.
             # Where connections that nobody has accepted must be reset first, that is the engine's.

@@ -57,16 +57,18 @@ def is_end_of_file(identity: Identity, error: OSError) -> bool:
     if error.errno == errno.ECONNRESET:
         return identity.has_ended_after_eof
     return (
-        error.errno in (errno.EINVAL, errno.ENOTCONN) and identity.role is Role.FRESH and identity.shut_halves & 1 > 0
+        error.errno in (errno.EINVAL, errno.ENOTCONN)
+        and identity.role is Role.UNCONNECTED
+        and identity.shut_halves & 1 > 0
     )
 
 
 def receive_error(identity: Identity, error: OSError) -> OSError:
     """What TCP's recv would say where AF_UNIX's says this, which is_end_of_file() is not."""
-    if error.errno in (errno.EINVAL, errno.ENOTCONN) and identity.role in (Role.FRESH, Role.LISTENING):
-        return lifecycle.fail(errno.ENOTCONN)
+    if error.errno in (errno.EINVAL, errno.ENOTCONN) and identity.role in (Role.UNCONNECTED, Role.LISTENING):
+        return lifecycle.os_error(errno.ENOTCONN)
     if error.errno == errno.ECONNRESET:
-        return lifecycle.fail(identity.take_error() or errno.ECONNRESET)
+        return lifecycle.os_error(identity.take_error() or errno.ECONNRESET)
     return error
 
 
@@ -80,7 +82,7 @@ def at_end(identity: Identity, count: int, flags: int) -> bytes:
     if not code and identity.role is Role.FAILED and identity.is_told:
         code = errno.ENOTCONN
     if code:
-        raise lifecycle.fail(code)
+        raise lifecycle.os_error(code)
     return b""
 
 
@@ -113,13 +115,13 @@ def _refuse_strange(sock: Any, identity: Identity, flags: int) -> None:
     if _has(flags, _MSG_ERRQUEUE):
         seconds = sock.gettimeout()
         if not seconds:
-            raise lifecycle.fail(errno.EAGAIN)
+            raise lifecycle.os_error(errno.EAGAIN)
         never_released = allocate_lock()
         never_released.acquire()
         sock._acquire(never_released, seconds)
         raise TimeoutError("timed out")
-    if identity.role is Role.FRESH or identity.is_over:
-        raise lifecycle.fail(errno.EINVAL)
+    if identity.role is Role.UNCONNECTED or identity.is_over:
+        raise lifecycle.os_error(errno.EINVAL)
 
 
 def before_send(sock: Any, identity: Identity, flags: int) -> None:
@@ -127,19 +129,19 @@ def before_send(sock: Any, identity: Identity, flags: int) -> None:
     if identity.is_gated and identity.role is Role.CONNECTED:
         fd_pair.open_gate(sock, identity)
     if flags and isinstance(flags, int) and _has(flags, _MSG_OOB):
-        raise lifecycle.fail(errno.EOPNOTSUPP)
+        raise lifecycle.os_error(errno.EOPNOTSUPP)
 
 
 def send_error(sock: Any, identity: Identity, error: OSError) -> OSError:
     """What TCP's send would say where AF_UNIX's says this."""
     if error.errno == errno.ENOTCONN:
-        return lifecycle.fail(errno.EPIPE)
+        return lifecycle.os_error(errno.EPIPE)
     if error.errno in (errno.EPIPE, errno.ECONNRESET):
         is_after_eof = identity.has_ended_after_eof
         code = identity.take_error()
         Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_ERROR)  # told by this, of whatever was known here
         if code:
-            return lifecycle.fail(errno.ECONNRESET if code == errno.EPIPE and not is_after_eof else code)
+            return lifecycle.os_error(errno.ECONNRESET if code == errno.EPIPE and not is_after_eof else code)
     return error
 
 
@@ -150,9 +152,9 @@ def check_address(family: int, method: str, *args: Any) -> None:
     call = repr((family, method, args[1:]))
     if call in _well_formed:
         return
-    with closing(with_room(partial(Socket, family, stdlib.SOCK_DGRAM))) as judge:
+    with closing(with_room(partial(Socket, family, stdlib.SOCK_DGRAM))) as reference_udp:
         try:
-            getattr(judge, method)(*args)
+            getattr(reference_udp, method)(*args)
         except OSError as error:
             if error.errno != errno.EMSGSIZE:
                 raise
@@ -165,10 +167,10 @@ def check_bind(family: int, address: Any, *, is_open: bool) -> None:
     """Raise what bind() finds wrong with an address before it looks at the socket, which cannot be bound. A UDP socket
     that is bound already judges, in the same order: it cannot be bound again either.
     """
-    with closing(Socket(family, stdlib.SOCK_DGRAM)) as judge:
-        judge.bind(("", 0))
+    with closing(Socket(family, stdlib.SOCK_DGRAM)) as reference_udp:
+        reference_udp.bind(("", 0))
         try:
-            judge.bind(address)
+            reference_udp.bind(address)
         except stdlib.gaierror:
             raise
         except OSError as error:
@@ -180,9 +182,9 @@ def check_connect(family: int, method: str, address: Any) -> None:
     """Raise what connect() or connect_ex() finds wrong with an address, or a host's name, before it looks at the
     socket, which is not about to connect.
     """
-    with closing(with_room(partial(Socket, family, stdlib.SOCK_DGRAM))) as judge:
+    with closing(with_room(partial(Socket, family, stdlib.SOCK_DGRAM))) as reference_udp:
         try:
-            getattr(judge, method)(address)
+            getattr(reference_udp, method)(address)
         except stdlib.gaierror:
             raise
         except OSError as error:
@@ -191,12 +193,12 @@ def check_connect(family: int, method: str, address: Any) -> None:
 
 def check_ancillary(identity: Identity, ancdata: Any) -> None:
     """Raise what sendmsg() raises for malformed ancillary data: the C class judges, on a socket that goes nowhere."""
-    with closing(with_room(partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_DGRAM))) as judge:
+    with closing(with_room(partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_DGRAM))) as reference_udp:
         try:
-            judge.sendmsg([], ancdata)
+            reference_udp.sendmsg([], ancdata)
         except OSError as error:
             if error.errno not in (errno.ENOTCONN, errno.EDESTADDRREQ, errno.EINVAL):
                 raise
     is_strange = any(level == stdlib.SOL_SOCKET and kind not in _ANCILLARY for level, kind, _ in ancdata)
     if is_strange and identity.role is Role.CONNECTED:
-        raise lifecycle.fail(errno.EINVAL)
+        raise lifecycle.os_error(errno.EINVAL)

@@ -28,7 +28,7 @@ from utpsocket.engine.user_fds import reset
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.sockets import binding, fd_pair, fd_swap, registry
 
-_FRESH: Final = Role.FRESH
+_UNCONNECTED: Final = Role.UNCONNECTED
 _CONNECTING: Final = Role.CONNECTING
 _POLLOUT: Final = 0x004
 _POLLERR_OR_HUP: Final = 0x018
@@ -40,7 +40,7 @@ UNBOUND: Final = binding.UNBOUND
 IN_PROGRESS: Final = (errno.EINPROGRESS, errno.EALREADY)
 
 
-def fail(code: int) -> OSError:
+def os_error(code: int) -> OSError:
     """The OSError subclass of an errno, worded as the kernel's."""
     return OSError(code, os.strerror(code))
 
@@ -48,7 +48,7 @@ def fail(code: int) -> OSError:
 def check_open(sock: Any) -> None:
     """Raise EBADF for a closed socket."""
     if sock.fileno() < 0:
-        raise fail(errno.EBADF)
+        raise os_error(errno.EBADF)
 
 
 def bind(sock: Any, identity: Identity, address: Any) -> None:
@@ -62,7 +62,7 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
         loop.holders_watch.watch(sock.fileno(), identity.inode)
         identity.local = identity.bound = local
         identity.is_port_chosen = not int(address[1])
-        identity.is_port_new = identity.role is not _FRESH
+        identity.is_port_new = identity.role is not _UNCONNECTED
         if not identity.is_port_new:
             identity.cookie = identity.cookie or fd_names.new_cookie()
         identity.owner_pid = loop.pid
@@ -84,7 +84,7 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
 
     `quietly` words bad addresses as connect_ex() does.
     """
-    if sock.fileno() >= 0 and (identity.is_unusable or identity.role is not _FRESH):
+    if sock.fileno() >= 0 and (identity.is_unusable or identity.role is not _UNCONNECTED):
         code = _connect_again(sock, identity)
         if code is not None:
             return code
@@ -119,14 +119,14 @@ def _connect_again(sock: Any, identity: Identity) -> int | None:
         return errno.EINVAL
     role = identity.role
     if role is Role.CONNECTING:
-        code = notice(sock, identity)
+        code = poll_connect(sock, identity)
         if code == errno.EINPROGRESS:
             return errno.EALREADY
         identity.is_told = True
         return code
     if role is Role.CONNECTED and not identity.is_told and not identity.is_over:
         identity.is_told = True
-        return notice(sock, identity)
+        return poll_connect(sock, identity)
     if role is Role.CONNECTED and not identity.is_told and identity.is_reset:
         # connect() has never said that the connection stood: now it says how it ended, and may be called anew.
         error = identity.take_error() or errno.ECONNABORTED
@@ -188,11 +188,11 @@ def _is_group(family: int, host: str) -> bool:
         return False
     if _is_multicast(family, host) or host == "255.255.255.255":
         return True
-    with closing(with_room(partial(Socket, family, stdlib.SOCK_DGRAM, 0))) as judge:
-        if judge.connect_ex((host, _ANY_PORT)) != errno.EACCES:
+    with closing(with_room(partial(Socket, family, stdlib.SOCK_DGRAM, 0))) as reference_udp:
+        if reference_udp.connect_ex((host, _ANY_PORT)) != errno.EACCES:
             return False
-        judge.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_BROADCAST, 1)
-        return int(judge.connect_ex((host, _ANY_PORT))) != errno.EACCES
+        reference_udp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_BROADCAST, 1)
+        return int(reference_udp.connect_ex((host, _ANY_PORT))) != errno.EACCES
 
 
 def _leave_group(udp: Any, identity: Identity) -> Any:
@@ -305,14 +305,14 @@ def listen(sock: Any, identity: Identity, backlog: int) -> None:
             loop.ledger.check_listen(identity.endpoint, identity.inode)
             identity.role = Role.LISTENING  # before the engine may say what has come of it
             try:
-                loop.post(commands.listen_soon, identity.endpoint, identity, name, max(1, backlog), identity.twin)
+                loop.post(commands.listen_soon, identity.endpoint, identity, name, max(1, backlog), identity.bound_tcp)
             except BaseException:
-                identity.role = _FRESH
+                identity.role = _UNCONNECTED
                 raise
         else:
-            loop.perform(commands.listen, identity.endpoint, identity, name, max(1, backlog), identity.twin)
+            loop.perform(commands.listen, identity.endpoint, identity, name, max(1, backlog), identity.bound_tcp)
             identity.role = Role.LISTENING
-        identity.twin = None
+        identity.bound_tcp = None
         identity.claim = None
         if isinstance(loop, RemoteLoop):
             loop.listened.add(identity.local[1])
@@ -380,7 +380,7 @@ def shut_down_unconnected(sock: Any, identity: Identity, how: int) -> None:
         Socket.shutdown(sock, how)
     except OSError as error:
         let_pass(error)
-    if identity.role is Role.FRESH:
+    if identity.role is Role.UNCONNECTED:
         identity.shut_halves |= how + 1  # as the kernel counts them
     elif not identity.is_told:
         identity.is_unusable = True
@@ -425,7 +425,7 @@ def _renew(sock: Any, identity: Identity) -> None:
     identity.cookie = fd_names.new_cookie() if identity.endpoint else 0  # the engine may still speak of the old one
     if identity.endpoint:
         _hold_again(sock, identity, inode)
-    identity.role = Role.FRESH
+    identity.role = Role.UNCONNECTED
     identity.claim = None
 
 
@@ -483,7 +483,7 @@ def _hold_again(sock: Any, identity: Identity, inode: int) -> None:
         bind(sock, identity, bound)
 
 
-def notice(sock: Any, identity: Identity) -> int:
+def poll_connect(sock: Any, identity: Identity) -> int:
     """What has become of a connection attempt: EINPROGRESS, 0, or its errno, which is then told once."""
     if identity.owner_pid != serving_pid() and identity.role is Role.CONNECTING:
         # Of another process's engine, which tells the kernel, and perhaps not us.
@@ -606,7 +606,7 @@ def own_engine(identity: Identity) -> Loop | RemoteLoop | None:
 def take_error(sock: Any, identity: Identity) -> int:
     """SO_ERROR: the errno of what went wrong, once."""
     if identity.role is Role.CONNECTING:
-        code = notice(sock, identity)
+        code = poll_connect(sock, identity)
         return 0 if code == errno.EINPROGRESS else code
     if identity.is_gated:
         fd_pair.open_gate(sock, identity)

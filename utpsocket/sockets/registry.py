@@ -44,7 +44,7 @@ def introduce(sock: Any, name: bytes, cookie: int, pid: int) -> Identity:
         assert found is not None
         identity = _identity(*found)
     register(sock, identity)
-    take_back(identity)
+    unpin(identity)
     return identity
 
 
@@ -129,11 +129,11 @@ def forget(identity: Identity) -> None:
     _by_inode.pop(identity.inode, None)
 
 
-def keep(identity: Identity) -> None:
+def pin(identity: Identity) -> None:
     """Its last Python object lets go of the fd, which lives on."""
     _kept[identity.inode] = identity
 
 
-def take_back(identity: Identity) -> None:
+def unpin(identity: Identity) -> None:
     """A Python object stands for its fd again."""
     _kept.pop(identity.inode, None)

@@ -27,7 +27,7 @@ from utpsocket.sockets.rules import Routes
 _STREAM_FAMILIES: Final = (stdlib.AF_INET, stdlib.AF_INET6)
 _TYPE_FLAGS: Final = getattr(stdlib, "SOCK_NONBLOCK", 0) | getattr(stdlib, "SOCK_CLOEXEC", 0)
 _INT_MAX: Final = 2**31 - 1
-_FRESH: Final = Role.FRESH
+_UNCONNECTED: Final = Role.UNCONNECTED
 _POLLOUT: Final = 0x004
 _TIMED_OUT: Final = ("timed out",)
 
@@ -101,11 +101,11 @@ class socket(StdlibSocket):
             return Socket.getpeername(self)
         lifecycle.check_open(self)
         if identity.role is Role.CONNECTING:
-            lifecycle.notice(self, identity)
+            lifecycle.poll_connect(self, identity)
         elif identity.role is Role.CONNECTED and not identity.is_over:
             lifecycle.sync_network_side(self, identity)
         if identity.role is not Role.CONNECTED or identity.is_over:
-            raise lifecycle.fail(errno.ENOTCONN)
+            raise lifecycle.os_error(errno.ENOTCONN)
         return identity.peer
 
     def getsockopt(self, level: int, optname: int, /, *buflen: int) -> Any:
@@ -158,12 +158,12 @@ class socket(StdlibSocket):
             lifecycle.give_up_chosen_port(identity)
             is_unbound = not identity.is_bound  # and closed, in TCP's sense: it may be bound, and do nothing more
         else:
-            is_unbound = identity.role is Role.FRESH and not identity.is_bound and identity.twin is None
+            is_unbound = identity.role is Role.UNCONNECTED and not identity.is_bound and identity.bound_tcp is None
         if self.fileno() < 0 or not is_unbound:
             errors.check_bind(identity.family, address, is_open=self.fileno() >= 0)
             lifecycle.check_open(self)
-            raise lifecycle.fail(errno.EINVAL)
-        (to_tcp if identity.routes is not None and identity.role is Role.FRESH else lifecycle).bind(
+            raise lifecycle.os_error(errno.EINVAL)
+        (to_tcp if identity.routes is not None and identity.role is Role.UNCONNECTED else lifecycle).bind(
             self, identity, address
         )
 
@@ -178,12 +178,12 @@ class socket(StdlibSocket):
         lifecycle.check_open(self)
         if identity.role is Role.LISTENING:
             Socket.listen(self, backlog)
-        elif identity.role is not Role.FRESH:
-            raise lifecycle.fail(errno.EINVAL)
+        elif identity.role is not Role.UNCONNECTED:
+            raise lifecycle.os_error(errno.EINVAL)
         else:
-            if not identity.endpoint and identity.twin is None:
+            if not identity.endpoint and identity.bound_tcp is None:
                 if identity.is_bound:
-                    raise lifecycle.fail(errno.EADDRINUSE)  # by another process, whose engine has the port
+                    raise lifecycle.os_error(errno.EADDRINUSE)  # by another process, whose engine has the port
                 socket.bind(self, identity.bound or ("", 0))
             if to_tcp.listens_over_tcp(self, identity):
                 Socket.listen(self, backlog)
@@ -237,15 +237,15 @@ class socket(StdlibSocket):
         if identity.routes is not None and to_tcp.connects_over_tcp(self, identity, address):
             Socket.connect(self, address)
             return
-        if self.fileno() < 0 or identity.role is not _FRESH:
+        if self.fileno() < 0 or identity.role is not _UNCONNECTED:
             self._check_connect(identity, "connect", address)
         code = lifecycle.connect(self, identity, address, quietly=False)
         if code in lifecycle.IN_PROGRESS:
             if not self._waits(code):
-                raise lifecycle.fail(code)
+                raise lifecycle.os_error(code)
             code = self._wait_connected(identity, code)
         if code:
-            raise lifecycle.fail(code)
+            raise lifecycle.os_error(code)
 
     def connect_ex(self, address: Any, /) -> int:
         """connect(), with errors of the connection returned as an errno instead of raised."""
@@ -254,7 +254,7 @@ class socket(StdlibSocket):
             return int(Socket.connect_ex(self, address))
         if identity.routes is not None and to_tcp.connects_over_tcp(self, identity, address):
             return int(Socket.connect_ex(self, address))
-        if self.fileno() < 0 or identity.role is not _FRESH:
+        if self.fileno() < 0 or identity.role is not _UNCONNECTED:
             self._check_connect(identity, "connect_ex", address)
             if self.fileno() < 0:
                 return errno.EBADF
@@ -297,7 +297,7 @@ class socket(StdlibSocket):
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if self._wait_writable(None if deadline is None else deadline - time.monotonic()):
-                code = lifecycle.notice(self, identity)
+                code = lifecycle.poll_connect(self, identity)
                 if code not in lifecycle.IN_PROGRESS:
                     # Without a timeout the kernel's connect() has waited, and says how it ended. With one, CPython
                     # waits and asks SO_ERROR: the kernel has still to say it.
@@ -331,9 +331,9 @@ class socket(StdlibSocket):
         if how not in (stdlib.SHUT_RD, stdlib.SHUT_WR, stdlib.SHUT_RDWR):
             Socket.shutdown(self, how)  # raises with CPython's and the kernel's wording
         lifecycle.check_open(self)
-        if identity.role is Role.FRESH or identity.role is Role.FAILED or identity.is_over:
+        if identity.role is Role.UNCONNECTED or identity.role is Role.FAILED or identity.is_over:
             lifecycle.shut_down_unconnected(self, identity, int(how))
-            raise lifecycle.fail(errno.ENOTCONN)
+            raise lifecycle.os_error(errno.ENOTCONN)
         if identity.role is Role.CONNECTING and lifecycle.give_up_connecting(self, identity):
             identity.is_told = True  # the kernel calls it unconnected: the next connect() is a new one
             return
@@ -379,7 +379,7 @@ class socket(StdlibSocket):
         identity = self._utp
         self._closed = True
         if identity is not None and self.fileno() >= 0:
-            registry.keep(identity)
+            registry.pin(identity)
             self._at_end.identity = None
         return int(Socket.detach(self))
 
@@ -608,7 +608,7 @@ def _adopt(sock: Any, family: int, type: int, proto: int, fileno: int) -> None:
                 _become(sock, identity)
                 identity.has_duplicates |= identity.user_fd not in (-1, sock.fileno())
                 identity.user_fd = sock.fileno()
-                registry.take_back(identity)
+                registry.unpin(identity)
                 number = stdlib.IPPROTO_TCP if proto == -1 else proto
                 if number:
                     _plain_init(sock, stdlib.AF_UNIX, stdlib.SOCK_STREAM, number, fileno)

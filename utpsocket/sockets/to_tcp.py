@@ -41,7 +41,7 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
         except BaseException:
             twin.close()
             raise
-        identity.twin, identity.local = twin, twin.getsockname()
+        identity.bound_tcp, identity.local = twin, twin.getsockname()
     elif routes.listen == "both":
         _bind_both(sock, identity, address)
     else:
@@ -62,14 +62,14 @@ def _bind_both(sock: Any, identity: Identity, address: Any) -> None:
             twin.close()
             raise
         else:
-            identity.twin = twin
+            identity.bound_tcp = twin
             return
-    raise lifecycle.fail(errno.EADDRINUSE)
+    raise lifecycle.os_error(errno.EADDRINUSE)
 
 
 def listens_over_tcp(sock: Any, identity: Identity) -> bool:
     """Whether listen() is TCP's: then the socket is TCP's by now."""
-    if identity.twin is None or identity.endpoint:
+    if identity.bound_tcp is None or identity.endpoint:
         return False
     become_tcp(sock, identity)
     return True
@@ -77,12 +77,12 @@ def listens_over_tcp(sock: Any, identity: Identity) -> bool:
 
 def connects_over_tcp(sock: Any, identity: Identity, address: Any) -> bool:
     """Whether this connect() is TCP's: then the socket is TCP's by now, bound as before."""
-    if identity.role not in (Role.FRESH, Role.FAILED) or sock.fileno() < 0:
+    if identity.role not in (Role.UNCONNECTED, Role.FAILED) or sock.fileno() < 0:
         return False
     if not identity.routes.are_utp(identity.family, address, "connect"):
         become_tcp(sock, identity)
         return True
-    if identity.twin is not None:
+    if identity.bound_tcp is not None:
         local = identity.local
         drop_twin(identity)
         if not identity.endpoint:
@@ -92,7 +92,7 @@ def connects_over_tcp(sock: Any, identity: Identity, address: Any) -> bool:
 
 def drop_twin(identity: Identity) -> None:
     """The TCP socket aside is not wanted."""
-    twin, identity.twin = identity.twin, None
+    twin, identity.bound_tcp = identity.bound_tcp, None
     if twin is not None:
         twin.close()
 
@@ -100,7 +100,7 @@ def drop_twin(identity: Identity) -> None:
 def become_tcp(sock: Any, identity: Identity) -> None:
     """Put a kernel TCP socket in place of the user's fd. Raises OSError where a bound address is not free for it."""
     fd = sock.fileno()
-    tcp, identity.twin = identity.twin or tcp_socket(identity), None
+    tcp, identity.bound_tcp = identity.bound_tcp or tcp_socket(identity), None
     try:
         apply_options(tcp, identity)
         for name in _PAIR_OPTIONS:

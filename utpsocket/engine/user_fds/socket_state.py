@@ -22,7 +22,7 @@ WRITTEN_BY_ENGINE: Final = ("role", "error", "is_over", "is_reset", "is_after_eo
 class Role(Enum):
     """What the application has made of its socket."""
 
-    FRESH = "fresh"
+    UNCONNECTED = "unconnected"
     LISTENING = "listening"
     CONNECTING = "connecting"
     CONNECTED = "connected"
@@ -158,7 +158,7 @@ class Identity:
         "shared_options",
         "shut_halves",
         "transport",
-        "twin",
+        "bound_tcp",
         "user_fd",
     )
 
@@ -169,7 +169,7 @@ class Identity:
         self.namespace = 0  # cookie of the network namespace it was made in, once bind() or connect() has asked
         self.has_duplicates = False  # other fds may mean the same socket
         self.user_fd = -1
-        self.role = Role.FRESH
+        self.role = Role.UNCONNECTED
         self.local: Address | None = None
         self.bound: Address | None = None  # `local` as bind() left it; with port 0 once a chosen port is given up
         self.is_port_chosen = False  # by the kernel: such a port goes when the connection ends
@@ -198,7 +198,7 @@ class Identity:
         self.settings = settings or Settings()
         self.options: dict[tuple[int, int], Any] = {}
         self.routes: Any = None  # utpsocket.sockets.rules.Routes: which connections are uTP's; None: all
-        self.twin: Any = None  # a TCP socket bound to our address, until it is known which of the two is wanted
+        self.bound_tcp: Any = None  # a TCP socket bound to our address, until it is known which of the two is wanted
         self.transport = "utp"  # what carries the connection: "tcp" after a fallback
 
     @property
@@ -214,11 +214,11 @@ class Identity:
     @property
     def has_port(self) -> bool:
         """The same, or of a connection: one that has ended has none where the kernel chose it."""
-        if self.twin is not None or self.role in (Role.CONNECTING, Role.LISTENING):
+        if self.bound_tcp is not None or self.role in (Role.CONNECTING, Role.LISTENING):
             return True
         if self.role is Role.CONNECTED and not self.is_over:
             return True
-        is_given_up = self.role is not Role.FRESH and self.is_port_chosen and not self.is_port_new
+        is_given_up = self.role is not Role.UNCONNECTED and self.is_port_chosen and not self.is_port_new
         return self.is_bound and not is_given_up
 
     def tell_options(self) -> None:

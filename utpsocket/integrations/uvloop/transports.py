@@ -57,7 +57,7 @@ class Bare:
         identity = self.sock._utp
         if self.sock.fileno() >= 0:
             self.sock.detach()
-            registry.take_back(identity)
+            registry.unpin(identity)
             closing.after_close(identity, self.sock._acquire)
 
     detach = close
@@ -97,7 +97,7 @@ class View:
     def getpeername(self) -> Any:
         """The peer's address, also after the end; raises ENOTCONN for a listener."""
         if self._identity.peer is None:
-            raise lifecycle.fail(errno.ENOTCONN)
+            raise lifecycle.os_error(errno.ENOTCONN)
         return self._identity.peer
 
     def getsockopt(self, *args: Any) -> Any:
@@ -160,13 +160,13 @@ class View:
         """A socket object over libuv's fd, for a moment."""
         fd = self.fileno()
         if fd < 0:
-            raise lifecycle.fail(errno.EBADF)
+            raise lifecycle.os_error(errno.EBADF)
         sock = self._made(fileno=fd)
         try:
             yield sock
         finally:
             sock.detach()
-            registry.take_back(self._identity)
+            registry.unpin(self._identity)
 
 
 class Transport(asyncio.Transport):
@@ -335,7 +335,7 @@ class Introduction(asyncio.Protocol):
         finally:
             sock.detach()
             if identity is not None:
-                registry.take_back(identity)
+                registry.unpin(identity)
 
 
 class Server(asyncio.AbstractServer):
@@ -378,7 +378,7 @@ class Server(asyncio.AbstractServer):
         if self._is_closed:
             raise RuntimeError(f"server {self!r} is closed")
         for server, sock in self._parts:
-            if sock is not None and sock._utp.role is Role.FRESH:
+            if sock is not None and sock._utp.role is Role.UNCONNECTED:
                 sock.listen(self._backlog)
             await server.start_serving()
 
