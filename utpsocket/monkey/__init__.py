@@ -159,7 +159,7 @@ def patch_socket(
     }
     _patch(rules)
     if environment.value("UTPSOCKET_PATCH", False) if children is None else children:
-        startup.bequeath(rules)
+        startup.export_environment(rules)
     engine()
 
 
@@ -207,7 +207,7 @@ def unpatch() -> None:
     global _had_ssl
     library_hooks.restore()
     in_place.restore()
-    startup.revoke()
+    startup.restore_environment()
     _follow(None)
     if _had_ssl is False:
         tls_hook.uninstall()

@@ -45,14 +45,14 @@ def environment(rules: Mapping[str, Any]) -> dict[str, str]:
 _before: dict[str, str | None] = {}
 
 
-def bequeath(rules: Mapping[str, Any]) -> None:
+def export_environment(rules: Mapping[str, Any]) -> None:
     """Put the variables into this process's environment, from which its children have theirs."""
     for name, value in environment(rules).items():
         _before.setdefault(name, os.environ.get(name))
         os.environ[name] = value
 
 
-def revoke() -> None:
+def restore_environment() -> None:
     """Undo bequeath()."""
     for name, value in _before.items():
         if value is None:
