@@ -1,0 +1,222 @@
+"""The numbers that the documents give are those of the code: a constant that changes takes its sentence along."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.docs.documents import DOCS, rows, without_code
+from utpsocket import options, pairing, routes, stats
+from utpsocket.engine import courtesy, endpoint, environment, exitflush, highfd, identity, lanes, listener, resets, room
+from utpsocket.green import turns
+from utpsocket.protocol import (
+    acceptance,
+    closing,
+    connection,
+    handshake,
+    keepalive,
+    outstanding,
+    pacing,
+    packet,
+    pathmtu,
+    paws,
+    peerlimits,
+    reassembly,
+    receivehalf,
+    recovery,
+    sendhalf,
+)
+from utpsocket.protocol.congestion import CONTROLLERS, ledbat
+
+
+def number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
+
+
+def seconds(value_us: float) -> str:
+    return number(value_us / 1_000_000)
+
+
+def ms(value_us: float) -> str:
+    return number(value_us / 1_000)
+
+
+def kib(value_bytes: int) -> str:
+    return number(value_bytes / 1024)
+
+
+def mib(value_bytes: int) -> str:
+    return number(value_bytes / 1024 / 1024)
+
+
+SYN_TIMES = [seconds(((1 << tried) - 1) * handshake.SYN_RTO_US) for tried in range(handshake.SYN_TRIES)]
+GIVE_UP = seconds(((1 << handshake.SYN_TRIES) - 1) * handshake.SYN_RTO_US)
+PROBING = keepalive.by_default(keepalive.SIGN_OF_LIFE_SECONDS * 1_000_000)
+
+# (document, what stands there with blanks where it has line ends)
+FACTS = [
+    ("protocol", f"a header of {packet.HEADER_BYTES} bytes"),
+    ("protocol", {8: "more than eight links"}[packet.MAX_EXTENSIONS]),
+    ("protocol", {8: "is held (eight at most)"}[handshake._HELD_PACKETS]),
+    ("protocol", f"comes a second time after {seconds(handshake._COMES_AGAIN_US)} s or more"),
+    ("protocol", f"sent after {', '.join(SYN_TIMES[:-1])} and {SYN_TIMES[-1]} s"),
+    ("protocol", f"fails with ETIMEDOUT at {GIVE_UP} s"),
+    ("protocol", f"So {seconds(handshake.REKEY_AFTER_US)} s after each repeated SYN"),
+    ("protocol", {4: "fresh id (three at most)"}[endpoint._IDS_PER_DIAL]),
+    ("protocol", f"is padded to {number(packet.LARGE_SYN_BYTES)} bytes"),
+    ("protocol", f"more than {number(handshake._NEW_DRAW_DISTANCE)} away"),
+    ("protocol", f"same STATE, at most every {seconds(handshake.REPEAT_AT_MOST_EVERY_US)} s"),
+    ("protocol", f"Ours carries {handshake.PROVES_ITSELF:#x}."),
+    ("protocol", {7: "seven times, with doubled waits"}[handshake.PROOFS]),
+    ("protocol", f"{connection.UNPROVEN_CREDIT_BYTES} bytes of IP packets for each SYN"),
+    ("protocol", f"one DATA of at most {sendhalf._UNPROVEN_BYTES} bytes of payload"),
+    ("protocol", f"A half-open connection ends after {seconds(handshake.HALF_OPEN_US)} s."),
+    ("protocol", f"it returns {ms(listener._PROOF_WAIT_US)} ms after the SYN"),
+    ("protocol", f"has more than {listener._CALM_HALF_OPEN} unproven connections"),
+    ("protocol", f"Beyond {listener.MAX_HALF_OPEN} half-open connections"),
+    ("protocol", f"We give up quietly after {seconds(closing.MUTE_FIN_US)} s"),
+    ("protocol", f"number − 1 − {acceptance.ACK_SLACK} and the last"),
+    ("protocol", f"more than {number(reassembly.MAX_HELD_PACKETS)} packets ahead"),
+    ("protocol", f"noted every {number(paws.MARK_PACKETS)} packets"),
+    ("protocol", f"and for {number(paws.FORGET_US / 60_000_000)} minutes"),
+    ("protocol", f"everything has been refused for {seconds(paws.RESTEP_US)} s"),
+    ("protocol", f"after {seconds(keepalive.DOUBT_US)} s and two round trips"),
+    ("protocol", f"one in {seconds(resets._AGAIN_US)} s for each connection"),
+    ("protocol", f"{number(resets.PER_SOURCE_AND_SECOND)} a second for each source"),
+    ("protocol", f"{number(resets.PER_SECOND)} a second for each port"),
+    ("protocol", f"at most {packet.MAX_SACK_BYTES}, and **only on STATE packets**"),
+    ("protocol", f"**{packet._EXTENSION_PADDING}, padding**"),
+    ("protocol", f"**{packet.EXTENSION_PIECE}, pieces**"),
+    ("protocol", "after {}, {} and {} received packets".format(*map(number, receivehalf._HELLO_PACKETS))),
+    ("protocol", f"up to {number(peerlimits.PROVEN_REORDER_PACKETS)} packets in flight"),
+    ("protocol", f"Our window begins at {kib(room.FIRST_WINDOW_BYTES)} KiB"),
+    ("protocol", f"what the program reads, up to {mib(room._MOST_WINDOW_BYTES)} MiB"),
+    ("protocol", f"at most {mib(receivehalf.MODEST_WINDOW_BYTES)} MiB ({receivehalf.MODEST_WINDOW_BYTES:#x})"),
+    ("protocol", f"until {mib(receivehalf._MUCH_BYTES)} MiB have been received"),
+    ("protocol", f"a window below {number(receivehalf._SEGMENT_BYTES)} bytes is advertised as 0"),
+    ("protocol", f"that opens by {number(receivehalf._UPDATE_BYTES)} bytes or half the buffer"),
+    ("protocol", f"at most {seconds(outstanding.MAX_PERSIST_US)} s. libutp probes"),
+    ("protocol", f"it ends after {seconds(outstanding.ORPHAN_CLOSED_US)} s"),
+    ("protocol", f"In flight are at most {peerlimits.FOREIGN_REORDER_PACKETS} packets"),
+    ("protocol", f"(at least {peerlimits._LEAST_REORDER_PACKETS})"),
+    ("protocol", f"sent nothing for {keepalive.SIGN_OF_LIFE_SECONDS} s"),
+    ("protocol", f"begins after {seconds(PROBING.idle_us)} s of silence, every {seconds(PROBING.interval_us)} s"),
+    ("protocol", {9: "after nine questions without an answer"}[PROBING.count]),
+    ("protocol", f"A lone packet in order is acked after {ms(recovery.MAX_ACK_DELAY_US)} ms"),
+    ("protocol", {3: "when three packets sent after it have been sacked"}[recovery.DUPLICATE_THRESHOLD]),
+    ("protocol", f"two round trips, {ms(recovery.MAX_ACK_DELAY_US)} ms and some variance"),
+    ("protocol", f"max({ms(recovery._FOREIGN_ACK_DELAY_US)} ms, 4 × variance)"),
+    ("protocol", f"at least {ms(recovery.MIN_RTO_US)} ms"),
+    ("protocol", f"{seconds(recovery.INITIAL_RTO_US)} s before the first sample"),
+    ("protocol", f"doubled at each timeout, at most {seconds(recovery.MAX_RTO_US)} s"),
+    ("protocol", {6: "after seven timeouts in a row"}[outstanding.MAX_TIMEOUTS]),
+    ("protocol", f"{seconds(outstanding.PATIENCE_US)} s without progress"),
+    ("protocol", f"{seconds(outstanding.ORPHAN_PATIENCE_US)} s after the last `close()`"),
+    ("protocol", f"{pathmtu.FLOOR_BYTES} bytes of UDP payload on IPv4, {number(pathmtu.FLOOR_IPV6_BYTES)} on IPv6"),
+    ("protocol", f"and {number(pathmtu.START_IPV4_BYTES)} to 127.0.0.0/8"),
+    ("protocol", f"after every {pathmtu._WAIT_FOR_PACKETS} full packets"),
+    ("protocol", "Sizes tried: {} and {}".format(*map(number, pathmtu._LADDER))),
+    ("protocol", f"until {pathmtu._DONE_WITHIN_BYTES} bytes are left"),
+    ("protocol", {3: "Three lost probes"}[pathmtu._MAX_PROBES]),
+    ("protocol", f"begins again after {number(pathmtu.SEARCH_AGAIN_US / 60_000_000)} minutes"),
+    (
+        "protocol",
+        f"is {number(pathmtu.CEILING_IPV4_BYTES)} bytes on IPv4 and {number(pathmtu.CEILING_IPV6_BYTES)} on IPv6",
+    ),
+    ("protocol", {2: "Two timeouts in a row of packets larger"}[outstanding._BLACK_HOLE_TIMEOUTS]),
+    ("protocol", "again in pieces of 249 bytes"),
+    ("protocol", f"Target: {ms(ledbat.TARGET_DELAY_US)} ms of queueing delay"),
+    ("protocol", f"at most {number(ledbat.MAX_GAIN_BYTES)} bytes × (target"),
+    ("protocol", {3: "the last three samples"}[ledbat._CURRENT_SAMPLES]),
+    ("protocol", {13: "thirteen one-minute minima"}[ledbat._BASE_MINUTES]),
+    ("protocol", {2: "Least window: two packets."}[ledbat.MIN_PACKETS]),
+    ("protocol", {10: "Slow start begins with ten packets"}[ledbat.INITIAL_PACKETS]),
+    ("protocol", {4: "by a quarter per round trip (RFC 9406)"}[ledbat._GENTLE_SHARE]),
+    ("protocol", f"more than {ms(ledbat._MAX_DRIFT_US)} ms in {seconds(ledbat._DRIFT_PERIOD_US)} s is charged"),
+    ("protocol", f"is longer than {ms(pacing.PACED_FROM_RTT_US)} ms, a burst is about {ms(pacing._BURST_US)} ms"),
+    ("protocol", f"{seconds(closing.TIME_WAIT_US)} s or 1.5 timeouts"),
+    ("protocol", f"known to be lost, {seconds(closing.MOST_TIME_WAIT_US)} s at most"),
+    (
+        "protocol",
+        f"after {seconds(closing.ASK_AFTER_US)} s, then after doubled times up to {seconds(closing._MOST_ASK_US)} s",
+    ),
+    ("protocol", {9: "without an answer to nine questions"}[closing._ASK_COUNT]),
+    ("protocol", f"does not finish is reset {seconds(closing.FIN_WAIT_US)} s later"),
+    ("protocol", f"at the latest after {seconds(closing.RUDE_FLUSH_US)} s"),
+    ("design", f"a grant of at most {kib(lanes.GRANT_BYTES)} KiB"),
+    ("design", f"More than {lanes._FEW} connections to one address"),
+    ("design", f"the window begins at {kib(room.FIRST_WINDOW_BYTES)} KiB"),
+    ("design", f"{endpoint._RUNS_PER_TURN} runs or {endpoint._DATAGRAMS_PER_TURN} single datagrams"),
+    ("guide/use", f"fails with `TimeoutError` (`ETIMEDOUT`) after {GIVE_UP} s"),
+    ("guide/use", f"{options._MIN_MTU} to {number(options._MAX_UDP_PAYLOAD)}"),
+    ("guide/use", f"at most {number(options._MOST_KEEPALIVE_SECONDS)}; {keepalive.SIGN_OF_LIFE_SECONDS} at first"),
+    ("guide/use", f"there is {', '.join(f'`b{name!r}`' for name in CONTROLLERS)}".replace("'", '"')),
+    ("guide/patching", f"`fallback_delay={routes.DEFAULT_FALLBACK_SECONDS}`"),
+    ("guide/green", f"a switch interval of {courtesy.SWITCH_SECONDS * 1_000:g} ms"),
+    ("guide/green", f"pieces of about {turns.BURST_SECONDS * 1_000:g} ms"),
+    ("guide/forking", f"up to {number(exitflush.DEFAULT_TOTAL_SECONDS)} s in all"),
+    ("guide/forking", f"for a silent peer {number(exitflush.DEFAULT_FLUSH_SECONDS)} s without progress"),
+    ("guide/nat", f"sends a packet every {keepalive.SIGN_OF_LIFE_SECONDS} s"),
+    ("guide/tuning", f"{kib(room.FIRST_WINDOW_BYTES)} KiB at first"),
+    ("guide/tuning", f"up to {mib(room._MOST_WINDOW_BYTES)} MiB"),
+    ("guide/tuning", f"grows along, up to {kib(room._MOST_PAIR_BYTES)} KiB"),
+    ("guide/tuning", f"{mib(endpoint._SEND_BYTES)} MiB | 1.25"),
+    ("guide/tuning", f"{kib(pairing._USER_BUFFER_BYTES)} KiB; {kib(pairing._FAR_BUFFER_BYTES)} KiB with the engine in"),
+    ("guide/tuning", f"1.25 · *n* + {identity._SMALL_BUFFER_BYTES} bytes"),
+    ("guide/tuning", {4: "up to four packets that are shorter than full"}[sendhalf._SMALL_PACKETS]),
+    ("guide/tuning", f"15 minutes ({seconds(outstanding.PATIENCE_US)} s)"),
+    ("guide/tuning", f"given up after {seconds(PROBING.ends_us)} s"),
+    ("differences-from-tcp", f"given up after {GIVE_UP} s"),
+    ("differences-from-tcp", f"{highfd._KEPT} are kept open in advance"),
+    ("differences-from-tcp", f"waits {seconds(outstanding.ORPHAN_CLOSED_US)} s for a window"),
+    ("differences-from-tcp", f"numbered from {number(highfd._HIGH_FD)} up"),
+]
+
+
+@pytest.mark.parametrize(("document", "fact"), FACTS, ids=[f"{name}: {fact}" for name, fact in FACTS])
+def test_number(document: str, fact: str) -> None:
+    assert fact in re.sub(r"\s+", " ", (DOCS / f"{document}.md").read_text("utf-8"))
+
+
+def test_buffers_are_what_the_options_make_of_them() -> None:
+    """`SO_RCVBUF` n is read back as 2 n: 1.25 n + 512 bytes for uTP, and n / 2 for the pair."""
+    asked = 100_000
+    assert identity.window_bytes(2 * asked) == 1.25 * asked + 512
+    assert identity.half_buffer(2 * asked) == asked / 2
+
+
+def test_every_environment_variable_is_in_the_table() -> None:
+    text = (DOCS / "guide" / "tuning.md").read_text("utf-8").partition("## 7. ")[2].partition("\n## ")[0]
+    named = [re.findall(r"UTPSOCKET_[A-Z_]+", line)[0] for line in text.splitlines() if line.startswith("| `UTPSOCKET")]
+    assert sorted(named) == sorted(environment._READERS)
+
+
+def test_every_variable_that_is_named_is_one() -> None:
+    names = {
+        name
+        for document in DOCS.rglob("*.md")
+        for name in re.findall(r"UTPSOCKET_[A-Z_]+", document.read_text("utf-8"))
+    }
+    assert names - set(environment._READERS) == set()
+
+
+def test_each_option_is_in_the_group_that_the_guide_says() -> None:
+    text = (DOCS / "guide" / "use.md").read_text("utf-8").partition("## 4. ")[2].partition("\n## ")[0]
+    groups = {
+        name: set(names.split()) for name, names in ((each.name, options.EFFECTS[each]) for each in options.Effect)
+    }
+    told = dict(re.findall(r"^\| `([A-Z]+)` \| (.*) \|$", text, re.MULTILINE))
+    assert told.keys() == groups.keys()
+    for group, row in told.items():
+        names = set(re.findall(r"`((?:SO|TCP|IP|IPV6)_[A-Z0-9_]+)`", row))
+        assert names and names <= groups[group]
+    own = {name for name in groups["UTP"] | groups["ANSWER"] if name.startswith("UTP_")}
+    assert set(re.findall(r"^\| `(UTP_[A-Z_]+)` \|", text, re.MULTILINE)) == own
+
+
+def test_every_figure_of_a_connection_is_explained() -> None:
+    text = (DOCS / "guide" / "use.md").read_text("utf-8").partition("## 5. ")[2].partition("\n## ")[0]
+    table = without_code(text).partition("| field | meaning |")[2]
+    named = {name for row in rows("head\n" + table.strip()) for name in re.findall(r"\w+", row[0])}
+    assert named == set(stats.ConnectionStats.__slots__)
