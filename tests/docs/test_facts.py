@@ -146,6 +146,11 @@ FACTS = [
     ("protocol", f"at the latest after {seconds(closing.RUDE_FLUSH_US)} s"),
     ("design", f"a grant of at most {kib(lanes.GRANT_BYTES)} KiB"),
     ("design", f"More than {lanes._FEW} connections to one address"),
+    (
+        "design",
+        f"and {kib(lanes._MORE_BYTES)} KiB more after each grant without a loss, up to {kib(lanes._MOST_BYTES)} KiB",
+    ),
+    ("design", f"system calls of {packet.packets_per_send(1_472)} packets each"),
     ("design", f"the window begins at {kib(room.FIRST_WINDOW_BYTES)} KiB"),
     ("design", f"{endpoint._RUNS_PER_TURN} runs or {endpoint._DATAGRAMS_PER_TURN} single datagrams"),
     ("guide/use", f"fails with `TimeoutError` (`ETIMEDOUT`) after {GIVE_UP} s"),
