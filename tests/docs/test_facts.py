@@ -166,9 +166,9 @@ FACTS = [
     ("guide/tuning", f"{kib(room.FIRST_WINDOW_BYTES)} KiB at first"),
     ("guide/tuning", f"up to {mib(room._MOST_WINDOW_BYTES)} MiB"),
     ("guide/tuning", f"grows along, up to {kib(room._MOST_PAIR_BYTES)} KiB"),
-    ("guide/tuning", f"{mib(endpoint._SEND_BYTES)} MiB | 1.25"),
+    ("guide/tuning", f"{mib(endpoint._SEND_BYTES)} MiB | 1.5"),
     ("guide/tuning", f"{kib(pairing._USER_BUFFER_BYTES)} KiB; {kib(pairing._FAR_BUFFER_BYTES)} KiB with the engine in"),
-    ("guide/tuning", f"1.25 · *n* + {identity._SMALL_BUFFER_BYTES} bytes"),
+    ("guide/tuning", f"1.5 · *n* − {number(identity._PIECE_BYTES)} bytes"),
     ("guide/tuning", {4: "up to four packets that are shorter than full"}[sendhalf._SMALL_PACKETS]),
     ("guide/tuning", f"15 minutes ({seconds(outstanding.PATIENCE_US)} s)"),
     ("guide/tuning", f"given up after {seconds(PROBING.ends_us)} s"),
@@ -185,9 +185,9 @@ def test_number(document: str, fact: str) -> None:
 
 
 def test_buffers_are_what_the_options_make_of_them() -> None:
-    """`SO_RCVBUF` n is read back as 2 n: 1.25 n and a little for uTP, and n / 2 for the pair."""
+    """`SO_RCVBUF` n is read back as 2 n: 1.5 n less one piece for uTP, and n / 2 for the pair."""
     asked = 100_000
-    assert identity.window_bytes(2 * asked) == 1.25 * asked + identity._SMALL_BUFFER_BYTES
+    assert identity.window_bytes(2 * asked) == 1.5 * asked - identity._PIECE_BYTES
     assert identity.half_buffer(2 * asked) == asked / 2
 
 
