@@ -7,12 +7,17 @@ import re
 import pytest
 
 from tests.docs.documents import DOCS, rows, without_code
-from utpsocket import options, pairing, routes, stats
-from utpsocket.engine import courtesy, endpoint, environment, exitflush, highfd, identity, lanes, listener, resets, room
-from utpsocket.green import turns
+from utpsocket import options, stats
+from utpsocket.engine import environment, exit_flush
+from utpsocket.engine.channels import receive_buffer
+from utpsocket.engine.interpreter import switch_interval
+from utpsocket.engine.kernel import high_fds
+from utpsocket.engine.ports import endpoint, listener, send_grants, stateless_resets
+from utpsocket.engine.user_fds import socket_state
+from utpsocket.green import yielding
 from utpsocket.protocol import (
-    acceptance,
-    closing,
+    close_timers,
+    config,
     connection,
     handshake,
     keepalive,
@@ -26,8 +31,10 @@ from utpsocket.protocol import (
     receivehalf,
     recovery,
     sendhalf,
+    validation,
 )
 from utpsocket.protocol.congestion import CONTROLLERS, ledbat
+from utpsocket.sockets import fd_pair, rules
 
 
 def number(value: float) -> str:
@@ -62,7 +69,7 @@ FACTS = [
     ("protocol", f"comes a second time after {seconds(handshake._COMES_AGAIN_US)} s or more"),
     ("protocol", f"sent after {', '.join(SYN_TIMES[:-1])} and {SYN_TIMES[-1]} s"),
     ("protocol", f"fails with ETIMEDOUT at {GIVE_UP} s"),
-    ("protocol", f"So {seconds(handshake.REKEY_AFTER_US)} s after each repeated SYN"),
+    ("protocol", f"So {seconds(handshake.NEW_ID_AFTER_US)} s after each repeated SYN"),
     ("protocol", {4: "fresh id (three at most)"}[endpoint._IDS_PER_DIAL]),
     ("protocol", f"is padded to {number(packet.LARGE_SYN_BYTES)} bytes"),
     ("protocol", f"more than {number(handshake._NEW_DRAW_DISTANCE)} away"),
@@ -75,23 +82,23 @@ FACTS = [
     ("protocol", f"it returns {ms(listener._PROOF_WAIT_US)} ms after the SYN"),
     ("protocol", f"has more than {listener._CALM_HALF_OPEN} unproven connections"),
     ("protocol", f"Beyond {listener.MAX_HALF_OPEN} half-open connections"),
-    ("protocol", f"We give up quietly after {seconds(closing.MUTE_FIN_US)} s"),
-    ("protocol", f"number − 1 − {acceptance.ACK_SLACK} and the last"),
-    ("protocol", f"more than {number(reassembly.MAX_HELD_PACKETS)} packets ahead"),
+    ("protocol", f"We give up quietly after {seconds(close_timers.UNACKED_FIN_US)} s"),
+    ("protocol", f"number − 1 − {validation.ACK_SLACK} and the last"),
+    ("protocol", f"more than {number(reassembly.MAX_OUT_OF_ORDER_PACKETS)} packets ahead"),
     ("protocol", f"noted every {number(paws.MARK_PACKETS)} packets"),
     ("protocol", f"and for {number(paws.FORGET_US / 60_000_000)} minutes"),
     ("protocol", f"everything has been refused for {seconds(paws.RESTEP_US)} s"),
     ("protocol", f"after {seconds(keepalive.DOUBT_US)} s and two round trips"),
-    ("protocol", f"one in {seconds(resets._AGAIN_US)} s for each connection"),
-    ("protocol", f"{number(resets.PER_SOURCE_AND_SECOND)} a second for each source"),
-    ("protocol", f"{number(resets.PER_SECOND)} a second for each port"),
+    ("protocol", f"one in {seconds(stateless_resets._AGAIN_US)} s for each connection"),
+    ("protocol", f"{number(stateless_resets.PER_SOURCE_AND_SECOND)} a second for each source"),
+    ("protocol", f"{number(stateless_resets.PER_SECOND)} a second for each port"),
     ("protocol", f"at most {packet.MAX_SACK_BYTES}, and **only on STATE packets**"),
     ("protocol", f"**{packet._EXTENSION_PADDING}, padding**"),
     ("protocol", f"**{packet.EXTENSION_PIECE}, pieces**"),
-    ("protocol", "after {}, {} and {} received packets".format(*map(number, receivehalf._HELLO_PACKETS))),
+    ("protocol", "after {}, {} and {} received packets".format(*map(number, receivehalf._CAPABILITY_SACK_AT_PACKETS))),
     ("protocol", f"up to {number(peerlimits.PROVEN_REORDER_PACKETS)} packets in flight"),
-    ("protocol", f"Our window begins at {kib(room.FIRST_WINDOW_BYTES)} KiB"),
-    ("protocol", f"what the program reads, up to {mib(room._MOST_WINDOW_BYTES)} MiB"),
+    ("protocol", f"Our window begins at {kib(receive_buffer.FIRST_WINDOW_BYTES)} KiB"),
+    ("protocol", f"what the program reads, up to {mib(receive_buffer._MOST_WINDOW_BYTES)} MiB"),
     ("protocol", f"at most {mib(receivehalf.MODEST_WINDOW_BYTES)} MiB ({receivehalf.MODEST_WINDOW_BYTES:#x})"),
     ("protocol", f"until {mib(receivehalf._MUCH_BYTES)} MiB have been received"),
     ("protocol", f"a window below {number(receivehalf._SEGMENT_BYTES)} bytes is advertised as 0"),
@@ -135,47 +142,47 @@ FACTS = [
     ("protocol", {4: "by a quarter per round trip (RFC 9406)"}[ledbat._GENTLE_SHARE]),
     ("protocol", f"more than {ms(ledbat._MAX_DRIFT_US)} ms in {seconds(ledbat._DRIFT_PERIOD_US)} s is charged"),
     ("protocol", f"is longer than {ms(pacing.PACED_FROM_RTT_US)} ms, a burst is about {ms(pacing._BURST_US)} ms"),
-    ("protocol", f"{seconds(closing.TIME_WAIT_US)} s or 1.5 timeouts"),
-    ("protocol", f"known to be lost, {seconds(closing.MOST_TIME_WAIT_US)} s at most"),
+    ("protocol", f"{seconds(close_timers.TIME_WAIT_US)} s or 1.5 timeouts"),
+    ("protocol", f"known to be lost, {seconds(close_timers.MOST_TIME_WAIT_US)} s at most"),
     (
         "protocol",
-        f"after {seconds(closing.ASK_AFTER_US)} s, then after doubled times up to {seconds(closing._MOST_ASK_US)} s",
+        f"after {seconds(close_timers.ASK_AFTER_US)} s, then after doubled times up to {seconds(close_timers._MOST_ASK_US)} s",
     ),
-    ("protocol", {9: "without an answer to nine questions"}[closing._ASK_COUNT]),
-    ("protocol", f"does not finish is reset {seconds(closing.FIN_WAIT_US)} s later"),
-    ("protocol", f"at the latest after {seconds(closing.RUDE_FLUSH_US)} s"),
-    ("design", f"a grant of at most {kib(lanes.GRANT_BYTES)} KiB"),
-    ("design", f"More than {lanes._FEW} connections to one address"),
+    ("protocol", {9: "without an answer to nine questions"}[close_timers._ASK_COUNT]),
+    ("protocol", f"does not finish is reset {seconds(close_timers.FIN_WAIT_US)} s later"),
+    ("protocol", f"at the latest after {seconds(close_timers.ABORT_FLUSH_US)} s"),
+    ("design", f"a grant of at most {kib(config.GRANT_BYTES)} KiB"),
+    ("design", f"More than {send_grants._FEW} connections to one address"),
     (
         "design",
-        f"and {kib(lanes._MORE_BYTES)} KiB more after each grant without a loss, up to {kib(lanes._MOST_BYTES)} KiB",
+        f"and {kib(send_grants._MORE_BYTES)} KiB more after each grant without a loss, up to {kib(send_grants._MOST_BYTES)} KiB",
     ),
     ("design", f"system calls of {packet.packets_per_send(1_472)} packets each"),
-    ("design", f"the window begins at {kib(room.FIRST_WINDOW_BYTES)} KiB"),
+    ("design", f"the window begins at {kib(receive_buffer.FIRST_WINDOW_BYTES)} KiB"),
     ("design", f"{endpoint._RUNS_PER_TURN} runs or {endpoint._DATAGRAMS_PER_TURN} single datagrams"),
     ("guide/use", f"fails with `TimeoutError` (`ETIMEDOUT`) after {GIVE_UP} s"),
     ("guide/use", f"{options._MIN_MTU} to {number(options._MAX_UDP_PAYLOAD)}"),
     ("guide/use", f"at most {number(options._MOST_KEEPALIVE_SECONDS)}; {keepalive.SIGN_OF_LIFE_SECONDS} at first"),
     ("guide/use", f"there is {', '.join(f'`b{name!r}`' for name in CONTROLLERS)}".replace("'", '"')),
-    ("guide/patching", f"`fallback_delay={routes.DEFAULT_FALLBACK_SECONDS}`"),
-    ("guide/green", f"a switch interval of {courtesy.SWITCH_SECONDS * 1_000:g} ms"),
-    ("guide/green", f"pieces of about {turns.BURST_SECONDS * 1_000:g} ms"),
-    ("guide/forking", f"up to {number(exitflush.DEFAULT_TOTAL_SECONDS)} s in all"),
-    ("guide/forking", f"for a silent peer {number(exitflush.DEFAULT_FLUSH_SECONDS)} s without progress"),
+    ("guide/patching", f"`fallback_delay={rules.DEFAULT_FALLBACK_SECONDS}`"),
+    ("guide/green", f"a switch interval of {switch_interval.SWITCH_SECONDS * 1_000:g} ms"),
+    ("guide/green", f"pieces of about {yielding.BURST_SECONDS * 1_000:g} ms"),
+    ("guide/forking", f"up to {number(exit_flush.DEFAULT_TOTAL_SECONDS)} s in all"),
+    ("guide/forking", f"for a silent peer {number(exit_flush.DEFAULT_FLUSH_SECONDS)} s without progress"),
     ("guide/nat", f"sends a packet every {keepalive.SIGN_OF_LIFE_SECONDS} s"),
-    ("guide/tuning", f"{kib(room.FIRST_WINDOW_BYTES)} KiB at first"),
-    ("guide/tuning", f"up to {mib(room._MOST_WINDOW_BYTES)} MiB"),
-    ("guide/tuning", f"grows along, up to {kib(room._MOST_PAIR_BYTES)} KiB"),
+    ("guide/tuning", f"{kib(receive_buffer.FIRST_WINDOW_BYTES)} KiB at first"),
+    ("guide/tuning", f"up to {mib(receive_buffer._MOST_WINDOW_BYTES)} MiB"),
+    ("guide/tuning", f"grows along, up to {kib(receive_buffer._MOST_PAIR_BYTES)} KiB"),
     ("guide/tuning", f"{mib(endpoint._SEND_BYTES)} MiB | 1.5"),
-    ("guide/tuning", f"{kib(pairing._USER_BUFFER_BYTES)} KiB; {kib(pairing._FAR_BUFFER_BYTES)} KiB with the engine in"),
-    ("guide/tuning", f"1.5 · *n* − {number(identity._PIECE_BYTES)} bytes"),
+    ("guide/tuning", f"{kib(fd_pair._USER_BUFFER_BYTES)} KiB; {kib(fd_pair._FAR_BUFFER_BYTES)} KiB with the engine in"),
+    ("guide/tuning", f"1.5 · *n* − {number(socket_state._PIECE_BYTES)} bytes"),
     ("guide/tuning", {4: "up to four packets that are shorter than full"}[sendhalf._SMALL_PACKETS]),
     ("guide/tuning", f"15 minutes ({seconds(outstanding.PATIENCE_US)} s)"),
     ("guide/tuning", f"given up after {seconds(PROBING.ends_us)} s"),
     ("differences-from-tcp", f"given up after {GIVE_UP} s"),
-    ("differences-from-tcp", f"{highfd._KEPT} are kept open in advance"),
+    ("differences-from-tcp", f"{high_fds._KEPT} are kept open in advance"),
     ("differences-from-tcp", f"waits {seconds(outstanding.ORPHAN_CLOSED_US)} s for a window"),
-    ("differences-from-tcp", f"numbered from {number(highfd._HIGH_FD)} up"),
+    ("differences-from-tcp", f"numbered from {number(high_fds._HIGH_FD)} up"),
 ]
 
 
@@ -187,8 +194,8 @@ def test_number(document: str, fact: str) -> None:
 def test_buffers_are_what_the_options_make_of_them() -> None:
     """`SO_RCVBUF` n is read back as 2 n: 1.5 n less one piece for uTP, and n / 2 for the pair."""
     asked = 100_000
-    assert identity.window_bytes(2 * asked) == 1.5 * asked - identity._PIECE_BYTES
-    assert identity.half_buffer(2 * asked) == asked / 2
+    assert socket_state.window_bytes(2 * asked) == 1.5 * asked - socket_state._PIECE_BYTES
+    assert socket_state.half_buffer(2 * asked) == asked / 2
 
 
 def test_every_environment_variable_is_in_the_table() -> None:
