@@ -285,7 +285,7 @@ class Host:
                 self._simulator.later(self._alarm_at, self)
 
     def _reset_stray(self, datagram: bytes, *, now: int) -> None:
-        """As an endpoint answers for connections it has forgotten. PROTOCOL.md §4."""
+        """As an endpoint answers for connections it has forgotten. docs/protocol.md §4."""
         packet = decode(memoryview(datagram))
         if packet is None or packet.type in (PacketType.SYN, PacketType.RESET):
             return

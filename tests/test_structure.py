@@ -1,4 +1,5 @@
-"""The tree keeps to DESIGN.md §1 and STYLE.md: what may import what, how large a file is, what things are called.
+"""The tree keeps to docs/design.md §1 and docs/style.md: what may import what, how large a file is, what things are
+called.
 
 Every rule is a function from parsed files to complaints, so that each also has a test that it does complain.
 """

@@ -5,7 +5,7 @@ are at birth is known to the kernel's own TCP: each setsockopt() is first done t
 so errors and answers are TCP's to the letter. Then uTP does what it has the thing for, the UDP port gets what belongs
 to IP, and the rest is remembered. SOL_UTP is our own level, far from any protocol's number.
 
-Sources: socket(7), tcp(7), ip(7), ipv6(7); PROTOCOL.md §7, §11; SOCKETS.md §2.
+Sources: socket(7), tcp(7), ip(7), ipv6(7); docs/protocol.md §7, §11; docs/sockets.md §2.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Row:
         return sum(known) if name == "timeouts" else statistics.median(known)
 
     def json(self, ratio_to_tcp: float | None) -> dict[str, Any]:
-        """With the keys COMMANDS.md has, and some more."""
+        """With the keys docs/commands.md has, and some more."""
         values = [sample.value for sample in self.samples]
         names = sorted({name for sample in self.samples for name in sample.more})
         return {

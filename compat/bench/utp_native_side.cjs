@@ -9,7 +9,7 @@ const crypto = require('crypto')
 const utp = require('utp-native')
 
 const LOOPBACK = '127.0.0.1'
-const UDP_BUFFER_BYTES = 4 << 20 // with the system's 208 KiB it collapses to 7 MB/s (PERFORMANCE.md)
+const UDP_BUFFER_BYTES = 4 << 20 // with the system's 208 KiB it collapses to 7 MB/s (docs/performance.md §7)
 const CHUNK_BYTES = 64 << 10
 
 const [role, text] = process.argv.slice(2)

@@ -21,7 +21,7 @@ LOOPBACK_IPV6: Final = "::1"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the result, with the keys COMMANDS.md's JSON has."""
+    """One line of the result, with the keys docs/commands.md's JSON has."""
 
     name: str
     version: str

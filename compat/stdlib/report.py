@@ -24,7 +24,7 @@ WHY_LINES: Final = 6  # of each unexpected difference's cause
 
 
 def as_json(version: str, verdicts: list[Verdict]) -> dict[str, Any]:
-    """The object of COMMANDS.md, and beside its keys what else was found."""
+    """The object of docs/commands.md, and beside its keys what else was found."""
     return {
         "python": version.split()[0],
         "modules": [

@@ -141,7 +141,7 @@ class _Walk:
 
 
 def _as_json(libraries: Iterable[Library], verdicts: list[Verdict]) -> dict[str, Any]:
-    """The object of COMMANDS.md, and beside its keys what compat stdlib says too."""
+    """The object of docs/commands.md, and beside its keys what compat stdlib says too."""
     versions = {library.name: library.version for library in libraries}
     found = report.as_json(sys.version, verdicts)
     suites = [{"name": suite["name"], "version": versions[suite["name"]], **suite} for suite in found.pop("modules")]

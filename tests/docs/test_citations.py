@@ -78,7 +78,6 @@ def test_sections_are_numbered_from_one() -> None:
         assert found == list(range(1, len(found) + 1)), document
 
 
-@pytest.mark.xfail(reason="the code still cites what is not in the repository")
 def test_no_document_is_cited_that_is_not_here() -> None:
     found = {
         (path.relative_to(ROOT).as_posix(), name)

@@ -146,7 +146,10 @@ FACTS = [
     ("protocol", f"known to be lost, {seconds(close_timers.MOST_TIME_WAIT_US)} s at most"),
     (
         "protocol",
-        f"after {seconds(close_timers.ASK_AFTER_US)} s, then after doubled times up to {seconds(close_timers._MOST_ASK_US)} s",
+        (
+            f"after {seconds(close_timers.ASK_AFTER_US)} s, "
+            f"then after doubled times up to {seconds(close_timers._MOST_ASK_US)} s"
+        ),
     ),
     ("protocol", {9: "without an answer to nine questions"}[close_timers._ASK_COUNT]),
     ("protocol", f"does not finish is reset {seconds(close_timers.FIN_WAIT_US)} s later"),
@@ -155,7 +158,10 @@ FACTS = [
     ("design", f"More than {send_grants._FEW} connections to one address"),
     (
         "design",
-        f"and {kib(send_grants._MORE_BYTES)} KiB more after each grant without a loss, up to {kib(send_grants._MOST_BYTES)} KiB",
+        (
+            f"and {kib(send_grants._MORE_BYTES)} KiB more after each grant without a loss, "
+            f"up to {kib(send_grants._MOST_BYTES)} KiB"
+        ),
     ),
     ("design", f"system calls of {packet.packets_per_send(1_472)} packets each"),
     ("design", f"the window begins at {kib(receive_buffer.FIRST_WINDOW_BYTES)} KiB"),

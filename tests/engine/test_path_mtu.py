@@ -193,7 +193,7 @@ def test_the_packets_fit_the_path(over_a_path: Transfer, mtu: int, router_speaks
     largest = min(1_472, mtu - 28)
     figures = without_timeouts(over_a_path, mtu, router_speaks=router_speaks)
     assert figures["same"]
-    assert largest - 16 <= figures["packet_bytes"] <= largest  # PROTOCOL.md §10: done within 16 bytes
+    assert largest - 16 <= figures["packet_bytes"] <= largest  # docs/protocol.md §10: done within 16 bytes
 
 
 @pytest.mark.parametrize("router_speaks", [True, False], ids=["router speaks", "silent router"])

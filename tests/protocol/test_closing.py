@@ -1,4 +1,4 @@
-"""PROTOCOL.md §12: FIN, half-close, RESET, and what lingers."""
+"""docs/protocol.md §12: FIN, half-close, RESET, and what lingers."""
 
 from __future__ import annotations
 

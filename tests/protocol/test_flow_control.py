@@ -1,4 +1,4 @@
-"""PROTOCOL.md §7: windows, closed windows, and peers that mistreat them."""
+"""docs/protocol.md §7: windows, closed windows, and peers that mistreat them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL.md §2: ids, numbers, and what becomes of lost, repeated and overtaken parts of a handshake."""
+"""docs/protocol.md §2: ids, numbers, and what becomes of lost, repeated and overtaken parts of a handshake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL.md §7: a sign of life that means nothing else, and the question whether a silent peer still lives."""
+"""docs/protocol.md §7: a sign of life that means nothing else, and the question whether a silent peer still lives."""
 
 from __future__ import annotations
 

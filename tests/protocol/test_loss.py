@@ -1,4 +1,4 @@
-"""PROTOCOL.md §9: what counts as lost, and when it leaves again."""
+"""docs/protocol.md §9: what counts as lost, and when it leaves again."""
 
 from __future__ import annotations
 

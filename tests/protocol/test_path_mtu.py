@@ -1,4 +1,4 @@
-"""PROTOCOL.md §10: how large a packet this path carries, and what a wrong guess costs."""
+"""docs/protocol.md §10: how large a packet this path carries, and what a wrong guess costs."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_full_size_is_reached_within_a_few_round_trips(base: int) -> None:
 
 
 def test_a_peer_that_tells_no_delay_is_sent_no_extension(base: int) -> None:
-    """PROTOCOL.md §5: the JS utp takes extensions of DATA for payload; §6: and never measures a delay."""
+    """docs/protocol.md §5: the JS utp takes extensions of DATA for payload; §6: and never measures a delay."""
     wire = Wire.initiator(base, config=Config(start_datagram_bytes=FLOOR_BYTES))
     wire.write_bytes(200_000)
     wire.say()

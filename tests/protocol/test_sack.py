@@ -1,4 +1,4 @@
-"""PROTOCOL.md §5: selective acks, sent and received."""
+"""docs/protocol.md §5: selective acks, sent and received."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL.md §14: two SYNs cross and neither side listens. One connection, to whoever drew the higher number."""
+"""docs/protocol.md §14: two SYNs cross and neither side listens. One connection, to whoever drew the higher number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL.md §6 and §11: what time means, also when it is told by somebody who lies."""
+"""docs/protocol.md §6 and §11: what time means, also when it is told by somebody who lies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL.md §3: before the initiator has proved that it is where it says, next to nothing leaves."""
+"""docs/protocol.md §3: before the initiator has proved that it is where it says, next to nothing leaves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL.md §1 and §4: what is believed, from whom."""
+"""docs/protocol.md §1 and §4: what is believed, from whom."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Our copies of the engine's fds must go, or end of file and hang-up never come. SOCKETS.md §4."""
+    """Our copies of the engine's fds must go, or end of file and hang-up never come. docs/sockets.md §4."""
     global _loop, _first
     loop, _loop, _first = _loop, None, {}
     fault_reports.forget()

@@ -1,9 +1,9 @@
 """When the engine has to wake up by itself: the connections' deadlines, and calls at a time.
 
-Separate because it is a structure and no policy. PERFORMANCE.md §D: one heap entry per connection. A later deadline is
-only noted; when the old one comes, the connection is put back. An earlier one makes another entry, and the old one
-means nothing; nor does that of a connection that is over. Such entries are thrown out when they are more than the
-others: a handshake may take half a minute, and what ended long before would be kept so long, and looked at by every
+Separate because it is a structure and no policy. docs/performance.md §10: one heap entry per connection. A later
+deadline is only noted; when the old one comes, the connection is put back. An earlier one makes another entry, and the
+old one means nothing; nor does that of a connection that is over. Such entries are thrown out when they are more than
+the others: a handshake may take half a minute, and what ended long before would be kept so long, and looked at by every
 collection.
 
 Only the engine's thread calls. Times µs.

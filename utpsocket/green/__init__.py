@@ -26,7 +26,7 @@ Out of reach: `utpsocket.socket` in a greenlet blocks the hub as any socket that
 TLS under eventlet by the hook alone: eventlet's SSL sockets are the stdlib's kin and would tell AF_UNIX names for
 addresses, so it takes utpsocket.monkey.patch_all().
 
-The names that need gevent are loaded when they are asked for. Sources: SOCKETS.md §5; gevent's _socket3.py and
+The names that need gevent are loaded when they are asked for. Sources: docs/sockets.md §5; gevent's _socket3.py and
 _socketcommon.py; eventlet's greenio/base.py.
 """
 

@@ -2,7 +2,7 @@
 
 Separate from the socket because a hook may be set while gevent is being imported. Each is idempotent and reversible.
 
-Call from any thread, as gevent.monkey.patch_all(): early. Sources: SOCKETS.md §5.
+Call from any thread, as gevent.monkey.patch_all(): early. Sources: docs/sockets.md §5.
 """
 
 from __future__ import annotations

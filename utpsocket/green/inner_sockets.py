@@ -1,9 +1,9 @@
 """What stands inside a gevent or an eventlet socket: a utpsocket.socket that never blocks the hub.
 
-Separate because it imports neither: a hook may be set while they are being imported. Both libraries wrap a
-non-blocking socket and wait for its fd by themselves, so nearly everything is the fd's doing (DESIGN.md §5). What can
-still block is close() with SO_LINGER. Calls into the engine do block, for the 50 to 100 µs that its thread needs.
-recv and send keep the interpreter's lock (gil_held_io.py); whatever they meet but bytes is left to the class below.
+Separate because it imports neither: a hook may be set while they are being imported. Both libraries wrap a non-blocking
+socket and wait for its fd by themselves, so nearly everything is the fd's doing (docs/design.md §5). What can still
+block is close() with SO_LINGER. Calls into the engine do block, for the 50 to 100 µs that its thread needs. recv and
+send keep the interpreter's lock (gil_held_io.py); whatever they meet but bytes is left to the class below.
 
 Called by the hub's thread. Sources: gevent's _socket3.py, eventlet's greenio/base.py.
 """

@@ -3,7 +3,7 @@
 Separate because it is multiprocessing's own protocol. A plain pickle of a socket is a TypeError, as the stdlib's; only
 its ForkingPickler, which passes the fd along, may. In the other process the names in the kernel tell who is who.
 
-Sources: CPython's Lib/multiprocessing/reduction.py; SOCKETS.md §5.
+Sources: CPython's Lib/multiprocessing/reduction.py; docs/sockets.md §5.
 """
 
 from __future__ import annotations

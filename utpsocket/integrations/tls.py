@@ -5,7 +5,7 @@ socket.socket of its own around that fd, and would read our AF_UNIX names as IP 
 SSLContext.wrap_socket() use the class below for every context that has not chosen its own; for sockets that are not
 uTP's it behaves as the stdlib's, whose subclass it is.
 
-Sources: CPython's Lib/ssl.py, SSLContext.sslsocket_class; SOCKETS.md §5.
+Sources: CPython's Lib/ssl.py, SSLContext.sslsocket_class; docs/sockets.md §5.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ must have this package's folder `startup` too: `python3 -m utpsocket run` starts
 and patch_all(children=True), or UTPSOCKET_PATCH=1 when it is called, makes this process's own one, for what it starts
 from then on. A `where` cannot be inherited.
 
-Sources: SOCKETS.md §5, §8; gevent.monkey, whose names are kept where they mean the same.
+Sources: docs/sockets.md §5, §8; gevent.monkey, whose names are kept where they mean the same.
 """
 
 from __future__ import annotations

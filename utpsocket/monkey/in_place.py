@@ -2,7 +2,8 @@
 
 Separate because it is the one trick that makes the order of imports irrelevant: names imported earlier, subclasses
 (ssl.SSLSocket among them) and objects that exist already all meet the new methods, since the class keeps its identity
-(SOCKETS.md §5). The stdlib's class has slots and no room for one more, so a patched socket's identity lives beside it.
+(docs/sockets.md §5). The stdlib's class has slots and no room for one more, so a patched socket's identity lives beside
+it.
 
 Any thread may call. Sources: CPython's Lib/socket.py; the data model's "__class__ assignment".
 """

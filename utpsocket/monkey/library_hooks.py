@@ -1,8 +1,8 @@
 """What goes past socket.socket, and the hook each of them has: gevent, eventlet and uvloop.
 
 Separate because it is about other people's libraries. Each is hooked when it is there already, or as soon as it is
-imported, so that the order of patching does not matter (SOCKETS.md §5). Where the hook cannot be had, a RuntimeWarning
-says that these sockets will be plain TCP: they bypass the patch silently.
+imported, so that the order of patching does not matter (docs/sockets.md §5). Where the hook cannot be had, a
+RuntimeWarning says that these sockets will be plain TCP: they bypass the patch silently.
 
 gevent    its socket object holds another, of `gevent.socket.socket._gevent_sock_class`: utpsocket.green
 eventlet  the same with `eventlet.greenio.base._original_socket`: utpsocket.green

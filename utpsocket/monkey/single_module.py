@@ -1,7 +1,7 @@
 """One module's view of `socket` changed, and no other's.
 
 Separate from the patch because it changes nothing that others see: only global names of that one module are bound
-anew. Sources: SOCKETS.md §8 (PySocks' wrapmodule, which patched everybody).
+anew. Sources: docs/sockets.md §8 (PySocks' wrapmodule, which patched everybody).
 """
 
 from __future__ import annotations

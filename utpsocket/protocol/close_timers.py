@@ -3,7 +3,7 @@
 Separate because it is about time alone. That both directions have ended is the halves' to know, what follows from it
 the connection's to do.
 
-Sources: PROTOCOL.md §3, §12; tcp(7) tcp_fin_timeout.
+Sources: docs/protocol.md §3, §12; tcp(7) tcp_fin_timeout.
 """
 
 from __future__ import annotations

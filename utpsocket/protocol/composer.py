@@ -1,10 +1,10 @@
 """How our packets are written: which number and which ack stand in which header.
 
 Separate because it decides nothing: the connection says what leaves, and here is what it looks like. What we send is
-what every implementation takes (PROTOCOL.md §5): no extension but the selective ack, and that on STATE alone; and
+what every implementation takes (docs/protocol.md §5): no extension but the selective ack, and that on STATE alone; and
 padding on a path MTU probe, and pieces.
 
-BEP 29 "header format", "packet loss"; PROTOCOL.md §2, §5, §6.
+BEP 29 "header format", "packet loss"; docs/protocol.md §2, §5, §6.
 """
 
 from __future__ import annotations
@@ -153,6 +153,6 @@ class Composer:
         return Transmit(self._addr, header)
 
     def reset(self, connection_id: int, seq: int, ack: int, *, now: int) -> Transmit:
-        """A RESET. PROTOCOL.md §4."""
+        """A RESET. docs/protocol.md §4."""
         header = encode(RESET, connection_id, timestamp_us=now, difference_us=0, window_bytes=0, seq=seq, ack=ack)
         return Transmit(self._addr, header)

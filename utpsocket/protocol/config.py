@@ -1,7 +1,7 @@
 """Tuning, and the memory that the connections of one thread share.
 
 Separate because both outlive any connection: a Config is what socket options and environment variables become, a
-Workspace is scratch that would be waste to keep per connection (DESIGN.md §4, PERFORMANCE.md trick 9).
+Workspace is scratch that would be waste to keep per connection (docs/design.md §4, docs/performance.md §8).
 """
 
 from __future__ import annotations

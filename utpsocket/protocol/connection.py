@@ -9,7 +9,7 @@ Sequence numbers are unbounded integers here; their 16-bit form exists in packet
 doing is its half's: receivehalf.py, sendhalf.py; what comes before is handshake.py's. Here: is there a connection,
 and is this packet a part of it?
 
-Sources: BEP 29; PROTOCOL.md §2 to §4, §12.
+Sources: BEP 29; docs/protocol.md §2 to §4, §12.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ class Connection:
 
     def keepalive(self, interval_us: int, probing: Probing | None = None, *, now: int) -> None:
         """Send a packet whenever nothing was said for this long, 0 turns it off; and ask a silent peer whether it
-        lives, until ETIMEDOUT. PROTOCOL.md §7.
+        lives, until ETIMEDOUT. docs/protocol.md §7.
         """
         self._keepalive.every(interval_us, probing, now=now)
 
@@ -383,7 +383,7 @@ class Connection:
         return True
 
     def _handle_syn_ack(self, packet: Packet, *, now: int) -> list[Packet] | None:
-        """A packet while our SYN waits. The first answer connects, whatever its type (PROTOCOL.md §2), and gives
+        """A packet while our SYN waits. The first answer connects, whatever its type (docs/protocol.md §2), and gives
         back what had overtaken it; None while there is no connection.
         """
         handshake = self._handshake
@@ -608,7 +608,7 @@ class Connection:
         return None
 
     def _speak_unproven(self, *, now: int) -> Transmit | None:
-        """The answer to a SYN and a greeting, as far as the SYN's sender has paid for it. PROTOCOL.md §3."""
+        """The answer to a SYN and a greeting, as far as the SYN's sender has paid for it. docs/protocol.md §3."""
         send, receive = self.send, self.receive
         transmit = None
         if receive.ack_at <= now:

@@ -3,7 +3,7 @@
 The shortcuts that most packets take. They decide nothing: what they do is what Connection does with each of the packets
 (tests/properties/test_batches.py), and wherever anything is out of the ordinary they decline.
 
-Sources: DESIGN.md §4 ("the slow path is the specification").
+Sources: docs/design.md §4 ("the path by packets is the specification").
 """
 
 from __future__ import annotations

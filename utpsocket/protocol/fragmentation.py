@@ -14,7 +14,7 @@ would repeat or lack bytes without anybody noticing. What can be done is done be
 every path carries and tries larger ones with padding. libutp knows no more than to have IP fragment, either.
 
 A link holds: the packet's sequence number, where in its payload the piece begins, how long the payload is (16 bits
-each), and the bytes. Sources: BEP 29 "extension"; PROTOCOL.md §5, §10.
+each), and the bytes. Sources: BEP 29 "extension"; docs/protocol.md §5, §10.
 """
 
 from __future__ import annotations

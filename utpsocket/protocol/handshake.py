@@ -2,11 +2,11 @@
 
 Separate because nothing of it matters afterwards. It keeps time and ids and judges answers; it holds no stream.
 
-Read this first. Facts about the peers (PROTOCOL.md §2, §3): a SYN-ACK is a bare STATE whose seq_nr is the acceptor's
-next DATA. libutp does not answer a SYN it has seen, so a lost SYN-ACK is repaired only by a SYN with another id;
-libtorrent answers with a second connection; we and the JS utp answer alike. So a SYN is first repeated as it is, only
-large (packet.py), and if that stays without answer, soon after under a fresh id. Whichever answer comes first is taken;
-what the peer made of the other SYNs is told to go.
+Read this first. Facts about the peers (docs/protocol.md §2, §3): a SYN-ACK is a bare STATE whose seq_nr is the
+acceptor's next DATA. libutp does not answer a SYN it has seen, so a lost SYN-ACK is repaired only by a SYN with another
+id; libtorrent answers with a second connection; we and the JS utp answer alike. So a SYN is first repeated as it is,
+only large (packet.py), and if that stays without answer, soon after under a fresh id. Whichever answer comes first is
+taken; what the peer made of the other SYNs is told to go.
 
 The initiator's word that it has the answer is a bare STATE, which nobody acks, so it may be lost unnoticed: an acceptor
 that speaks first would wait for it for ever. It is repeated until something comes that only an acceptor sends who has
@@ -31,7 +31,7 @@ attempt that was given up. Who gives up says so by a RESET, to whatever acceptor
 Simultaneous open: where both sides dial and neither listens, the two SYNs cross. The one with the higher number stays,
 and who sent the other one answers it as an acceptor does: one connection, and both have called connect().
 
-BEP 29 "connection_id", "connection setup" (whose diagram is wrong about the SYN-ACK's number: PROTOCOL.md §2).
+BEP 29 "connection_id", "connection setup" (whose diagram is wrong about the SYN-ACK's number: docs/protocol.md §2).
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from typing import Final
 from utpsocket.protocol.packet import Packet, PacketType, unwrap
 from utpsocket.protocol.receivehalf import NEVER
 
-SYN_RTO_US: Final = 1_000_000  # PROTOCOL.md §9
+SYN_RTO_US: Final = 1_000_000  # docs/protocol.md §2
 SYN_TRIES: Final = 6  # each one RTO later than the last, which doubles: the last leaves after 31 s; TCP_SYNCNT + 1
 _MOST_SYN_RTO_US: Final = 120_000_000  # as Linux (TCP_RTO_MAX)
 NEW_ID_AFTER_US: Final = 500_000  # after a repeated SYN: a lost SYN-ACK then costs 1.5 s, and twice the RTT is over
 HALF_OPEN_US: Final = 63_000_000  # as Linux with tcp_synack_retries 5; libutp's first word may take its 29 s
 PROOFS: Final = 7  # the last one after a minute, to be told by a RESET if the acceptor has given up
-REPEAT_AT_MOST_EVERY_US: Final = 100_000  # PROTOCOL.md §2: a repeated SYN's answer is rate-limited
+REPEAT_AT_MOST_EVERY_US: Final = 100_000  # docs/protocol.md §2: a repeated SYN's answer is rate-limited
 PROVES_ITSELF: Final = 0x7550  # the mark
 _NEW_DRAW_DISTANCE: Final = 1_024
 _HELD_PACKETS: Final = 8
@@ -221,7 +221,7 @@ class Handshake:
 
     def give_up_if_silent(self, packet: Packet) -> bool:
         """Whether the packet is of a connection that one of our other SYNs made: it gets a RESET, a few times.
-        PROTOCOL.md §4.
+        docs/protocol.md §4.
         """
         sent = self._resets_sent.get(packet.connection_id)
         if sent is None:
@@ -233,7 +233,7 @@ class Handshake:
 
     def is_second_answer(self, packet: Packet, next_seq: int) -> bool:
         """Whether this STATE is another answer to our repeated SYN, which replaces the first: libtorrent then made
-        a second connection and forgot the first (PROTOCOL.md §2). A number near the first one is no new draw, only
+        a second connection and forgot the first (docs/protocol.md §2). A number near the first one is no new draw, only
         the first answerer's STATE after DATA that is still on its way. The caller knows that no DATA has come.
         """
         return (

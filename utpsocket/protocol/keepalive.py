@@ -8,7 +8,7 @@ implementation answers is DATA whose number it has acked before: the ack of the 
 libtorrent, ourselves: seen. One byte of it, because librqbit drops DATA that is empty; the byte is never read, since
 its place in the stream was filled long ago. It is TCP's keepalive with its "garbage octet" (RFC 1122 §4.2.3.6).
 
-Sources: libutp; PROTOCOL.md §7; RFC 1122 §4.2.3.6; RFC 4787 §4.3; tcp(7) TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT,
+Sources: libutp; docs/protocol.md §7; RFC 1122 §4.2.3.6; RFC 4787 §4.3; tcp(7) TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT,
 TCP_USER_TIMEOUT.
 """
 
@@ -20,7 +20,7 @@ from typing import Final
 from utpsocket.protocol.receivehalf import NEVER
 
 DOUBT_US: Final = 500_000  # a RESET that proves nothing is believed if the peer says nothing for so long
-SIGN_OF_LIFE_SECONDS: Final = 29  # libutp's, below the 30 s after which the first NATs forget: PROTOCOL.md §7
+SIGN_OF_LIFE_SECONDS: Final = 29  # libutp's, below the 30 s after which the first NATs forget: docs/protocol.md §7
 _SILENT_SIGNS: Final = 2  # a peer of libutp's family that says no word for so long may have gone
 _UNANSWERED_PROBES: Final = 9  # TCP_KEEPCNT
 

@@ -6,7 +6,7 @@ and says what must leave again. It joins the pieces that never call each other: 
 what the peer can take (peerlimits.py).
 
 Sources: BEP 29 "packet loss", "timeouts"; RFC 6675 §5 (recovery with a pipe), RFC 8985 §7 (tail-loss probe),
-RFC 9293 §3.8.6.1 (zero-window probes); PROTOCOL.md §7, §9.
+RFC 9293 §3.8.6.1 (zero-window probes); docs/protocol.md §7, §9.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from utpsocket.protocol.receivehalf import NEVER
 from utpsocket.protocol.recovery import DUPLICATE_THRESHOLD, Recovery
 from utpsocket.protocol.sendbuffer import SendBuffer
 
-MAX_TIMEOUTS: Final = 6  # consecutive retransmission timeouts before giving up: PROTOCOL.md §9
+MAX_TIMEOUTS: Final = 6  # consecutive retransmission timeouts before giving up: docs/protocol.md §9
 # And not before so much time without progress, since on a short path six of them are over in 13 s: as long as Linux
 # repeats a packet (tcp_retries2 = 15; RFC 1122 §4.2.3.5 demands 100 s). A suspended peer, a path that is down.
 PATIENCE_US: Final = 924_000_000
@@ -33,7 +33,7 @@ PATIENCE_US: Final = 924_000_000
 # grown to two minutes, as after 204 s at its least timeout.
 ORPHAN_PATIENCE_US: Final = 100_000_000
 ORPHAN_CLOSED_US: Final = 205_000_000
-MAX_PERSIST_US: Final = 15_000_000  # PROTOCOL.md §7: libutp probes a closed window once after 15 s
+MAX_PERSIST_US: Final = 15_000_000  # docs/protocol.md §7: libutp probes a closed window once after 15 s
 _BLACK_HOLE_TIMEOUTS: Final = 2
 _DOUBTFUL_TIMEOUTS: Final = 1  # on end: then a peer may live no more
 
@@ -113,7 +113,7 @@ class Outstanding:
         self.paws = Paws()  # of what the peer acks: an ack that is 65,536 packets late must not free what is on its way
         self.peer = PeerLimits()
         self.sent_offset = 0
-        self.is_proven = True  # False: an address that may be spoofed. PROTOCOL.md §3
+        self.is_proven = True  # False: an address that may be spoofed. docs/protocol.md §3
         self.user_timeout_us = 0  # TCP_USER_TIMEOUT; 0: MAX_TIMEOUTS and patience_us decide
         self.patience_us = PATIENCE_US
         self._duplicate_acks = 0
@@ -459,7 +459,7 @@ class Outstanding:
         self._rto_from_us = now
         lost = flights.lose_lone_probe()
         if lost is not None:
-            self._on_lost(lost, now=now)  # PROTOCOL.md §9: a lone MTU probe's timeout is not a loss
+            self._on_lost(lost, now=now)  # docs/protocol.md §9: a lone MTU probe's timeout is not a loss
             return True
         self.timeouts += 1
         self._silent_timeouts += 1

@@ -3,7 +3,7 @@
 Separate because it knows neither packets nor windows, only bytes, a rate and the clock. How many bytes leave at one
 instant does not depend on into how many flights they are cut: the debt of an instant is reckoned as a whole.
 
-Source: DESIGN.md §4 ("a burst is capped at about 1 ms of the current rate (min. 2 packets)"); RFC 9002 §7.7 for how
+Source: docs/design.md §4 ("a burst is at most about 1 ms of the current rate"); RFC 9002 §7.7 for how
 much faster than the window per round trip.
 """
 
@@ -16,7 +16,7 @@ from utpsocket.protocol.packet import MAX_RUN_PACKETS
 # Of the least round trip seen. Below, the credit allows much of a window anyway; and a busy machine's loopback looks
 # like 4 ms, where bursts of two packets would keep it busy for ever.
 PACED_FROM_RTT_US: Final = 10_000
-_BURST_US: Final = 1_000  # DESIGN.md §4
+_BURST_US: Final = 1_000  # docs/design.md §4
 _CREDIT_US: Final = 4_000  # timers come up to a few ms late; what was due meanwhile may follow
 _LATE_SHARE: Final = 2  # of a round trip at most: a thread that a busy machine leaves waiting comes later than that
 _MIN_BURST_PACKETS: Final = 2

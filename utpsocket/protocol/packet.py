@@ -6,7 +6,7 @@ sequence numbers and of segments. Nothing here raises on any input from the netw
 Read this first: `decode()` is the specification of what a datagram means. `Run.is_clean()` and
 `compose()` are shortcuts for many equal packets at once and mean exactly the same.
 
-Sources: BEP 29 "header format", "extension", "selective ack"; PROTOCOL.md §1, §5.
+Sources: BEP 29 "header format", "extension", "selective ack"; docs/protocol.md §1, §5.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ def packets_per_send(size: int) -> int:
 
 
 def decode(datagram: memoryview) -> Packet | None:
-    """The packet a datagram holds, or None when it is not uTP: too short, another version, a type of five or
-    more, or an extension chain that runs past its end or has no end in sight. PROTOCOL.md §1: such a datagram has no
-    side effect.
+    """The packet a datagram holds, or None when it is not uTP: too short, another version, a type of five or more, or
+    an extension chain that runs past its end or has no end in sight. docs/protocol.md §1: such a datagram has no side
+    effect.
     """
     length = len(datagram)
     if length < HEADER_BYTES:
@@ -163,7 +163,8 @@ def encode(
 
 def with_known_extension(header: bytes, following: int) -> bytes:
     """`header`, which has no extension, with one of ten bytes that everybody knows and nobody heeds, to be followed by
-    one that nobody knows. PROTOCOL.md §5: those are skipped by their length, but libutp drops what begins with one.
+    one that nobody knows. docs/protocol.md §5: those are skipped by their length, but libutp drops what begins with
+    one.
     """
     return b"".join((header[:1], bytes((_EXTENSION_BITS,)), header[2:], bytes((following, 8)), bytes(8)))
 

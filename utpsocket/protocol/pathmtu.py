@@ -2,7 +2,7 @@
 
 Separate because it only knows sizes: it says which size to use and which to try, and is told what became of it.
 All sizes are datagrams (UDP payload) in bytes and multiples of eight, so that runs of them can be read and written a
-column at a time (PERFORMANCE.md, trick 4).
+column at a time (docs/performance.md §5).
 
 Read this first. Only a datagram that IP must not fragment proves its size by arriving: `proven` grows by probes alone.
 Until then packets of the starting size travel fragmentable, so that any path carries them.
@@ -12,7 +12,7 @@ left in a packet too large for such a path would be stuck there. Hence the start
 carries, and a probe is a packet of the proven size with padding: if it is lost, its data leaves without. Where
 the first hop is the whole path, the start may be larger.
 
-Sources: RFC 4821 and RFC 8899 (search by padded probe packets), BEP 29 "packet sizes", PROTOCOL.md §10.
+Sources: RFC 4821 and RFC 8899 (search by padded probe packets), BEP 29 "packet sizes", docs/protocol.md §10.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FLOOR_IPV6_BYTES: Final = 1_232  # 1,280, the least every IPv6 link carries, les
 CEILING_IPV4_BYTES: Final = 1_472  # Ethernet's 1,500 less 28 of headers; foreign receive buffers may hold no more
 CEILING_IPV6_BYTES: Final = 1_448  # 1,452, down to a multiple of eight
 SEARCH_AGAIN_US: Final = 600_000_000  # ten minutes: RFC 8899 PMTU_RAISE_TIMER
-_DONE_WITHIN_BYTES: Final = 16  # PROTOCOL.md §10
+_DONE_WITHIN_BYTES: Final = 16  # docs/protocol.md §10
 _MAX_PROBES: Final = 3  # RFC 8899 MAX_PROBES
 _WAIT_FOR_PACKETS: Final = 16  # a probe travels surrounded by other packets, or its loss would tell nothing
 _NO_PROBE_SOON: Final = 1 << 30

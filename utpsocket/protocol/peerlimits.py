@@ -3,7 +3,7 @@
 Separate because it is what we believe about somebody else's memory. The window is told in every packet; the depth of
 the reorder buffer never is, and has to be guessed from who the peer may be, or learned from what it dropped.
 
-Sources: RFC 9293 §3.8.6.2.1 (no silly windows), PROTOCOL.md §7.
+Sources: RFC 9293 §3.8.6.2.1 (no silly windows), docs/protocol.md §7.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 
 from utpsocket.protocol.packet import MAX_SACK_BYTES
 
-FOREIGN_REORDER_PACKETS: Final = 900  # libtorrent holds about 950, libutp 1,024: PROTOCOL.md §7
+FOREIGN_REORDER_PACKETS: Final = 900  # libtorrent holds about 950, libutp 1,024: docs/protocol.md §4, §7
 PROVEN_REORDER_PACKETS: Final = 8_000  # reassembly.MAX_OUT_OF_ORDER_PACKETS, less what is on its way
 _LEAST_REORDER_PACKETS: Final = 128  # half of the smallest buffer known, anacrolix' 256
 _LIBUTP_SACK_BYTES: Final = 4
@@ -28,7 +28,7 @@ class PeerLimits:
     reorder_packets         most packets that may be under way: so far ahead of a hole they are kept
     sack_packets            how far ahead of a hole its selective acks reach, as far as seen; 0: it sends none
     tells_delay             it has told a timestamp difference. The one implementation that takes extensions of DATA for
-                            payload never does (JS utp: PROTOCOL.md §5, §6)
+                            payload never does (JS utp: docs/protocol.md §5, §6)
     """
 
     __slots__ = (

@@ -6,7 +6,7 @@ since their receive buffer is about to be reused.
 
 The held packets' bitmask is the selective ack itself: bit 0 stands for next_seq + 1, which is ack + 2.
 
-Sources: BEP 29 "selective ack"; PROTOCOL.md §4, §7.
+Sources: BEP 29 "selective ack"; docs/protocol.md §4, §7.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Reassembly:
 
     @property
     def window_bytes(self) -> int:
-        """Free receive buffer, held bytes subtracted: what may be advertised. PROTOCOL.md §7."""
+        """Free receive buffer, held bytes subtracted: what may be advertised. docs/protocol.md §7."""
         return max(0, self.capacity_bytes - self.ready_bytes - self.held_bytes)
 
     @property

@@ -1,11 +1,11 @@
 """The receiving half: what arrived, which acknowledgement is due, and the window we advertise.
 
 It answers the connection's question "must an ack leave, and when?" Facts: acks are one per drained batch because
-the engine handles a whole batch before it asks (DESIGN.md §2). At once for whatever tells the sender news it waits
+the engine handles a whole batch before it asks (docs/design.md §2). At once for whatever tells the sender news it waits
 for: a packet ahead of a hole, a filled hole, a duplicate, a FIN, two packets or more. A lone packet's ack waits a
 little, since the answer to it carries the ack for free.
 
-Sources: PROTOCOL.md §7, §8, §12; RFC 9293 §3.8.6.2.2 (silly windows), RFC 5681 §4.2 (when to ack).
+Sources: docs/protocol.md §7, §8, §12; RFC 9293 §3.8.6.2.2 (silly windows), RFC 5681 §4.2 (when to ack).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class ReceiveHalf:
         self.is_discarding = False  # the application will never read again
         self.heard_at = 0  # when the last packet of the peer's came that was acceptable
         self.ack_at = NEVER
-        self.difference_us = _NO_SAMPLE  # PROTOCOL.md §6: frozen at receipt
+        self.difference_us = _NO_SAMPLE  # docs/protocol.md §6: frozen at receipt
         self.told_us = _NO_SAMPLE  # what the peer measured the same way
         self.share_bytes = capacity_bytes  # of memory shared with other connections: no more is advertised
         self.unacked_packets = 0
@@ -170,7 +170,7 @@ class ReceiveHalf:
             self.update_again_at = now + _UPDATE_AGAIN_US
 
     def on_time(self, *, now: int) -> None:
-        """It may be time to say again that the window is open. PROTOCOL.md §7: "two stuck peers would hang"."""
+        """It may be time to say again that the window is open. docs/protocol.md §7."""
         if now >= self.update_again_at:
             self.ack_at = now
             self._updates_left -= 1
@@ -181,8 +181,7 @@ class ReceiveHalf:
         """The selective ack to put on a STATE, empty when there is nothing ahead of a hole.
 
         Once in a while all zeros in full length: harmless to every implementation, and it proves to one like
-        ourselves that this receiver can hold as many packets as it has room for (PROTOCOL.md §7: "between peers
-        that prove larger, more").
+        ourselves that this receiver can hold as many packets as it has room for (docs/protocol.md §5, §7).
         """
         bits = self.reassembly.sack_bits
         if bits:

@@ -5,7 +5,7 @@ it what each ack newly covered and asks it about each flight.
 
 Facts, then the decisions. A burst leaves in one instant, so "sent later" is (time, sequence number). A later
 packet's arrival is evidence of loss: three of them are proof where the path has never reordered (BEP 29 and every
-implementation: PROTOCOL.md §9); where it has, only time is, as RACK does it. A retransmission is judged by time
+implementation: docs/protocol.md §9); where it has, only time is, as RACK does it. A retransmission is judged by time
 alone, since its sequence number says nothing about when it left. A lost tail has no later packet to speak for it:
 after two round trips a probe draws the ack that says so.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-BLOCK_BYTES: Final = 65_536  # what one read of the application's socket takes: PERFORMANCE.md, engine-wide pool
+BLOCK_BYTES: Final = 65_536  # what one read of the application's socket takes: docs/performance.md §8
 _POOLED_BLOCKS: Final = 256  # 16 MiB kept for reuse; beyond that the memory goes back
 
 

@@ -6,7 +6,7 @@ millisecond of the current rate, because a bottleneck must not see 64 KiB at onc
 outstanding.py, on which this is built.
 
 Sources: BEP 29 "overview" (window rule), "packet sizes"; RFC 6675 §5 (recovery with a pipe), RFC 8985 §7 (tail-loss
-probe), RFC 9293 §3.8.6.1 (zero-window probes), RFC 896 (small packets); PROTOCOL.md §3, §7, §9.
+probe), RFC 9293 §3.8.6.1 (zero-window probes), RFC 896 (small packets); docs/protocol.md §3, §7, §9.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _SENDS_PER_BURST: Final = MAX_RUN_PACKETS // MAX_SEND_PACKETS
 # A packet without payload, with IPv4's and UDP's headers. IPv6's are larger, but not by more than a SYN's are, and not
 # more than three packets leave for one.
 EMPTY_PACKET_BYTES: Final = HEADER_BYTES + 28
-# PROTOCOL.md §3: one packet to an address that may be spoofed, so small that it and the STATE before it are no more
-# than three times the SYN: 48 + 48 + 48.
+# docs/protocol.md §3: one packet to an address that may be spoofed, so small that it and the STATE before it are no
+# more than three times the SYN: 48 + 48 + 48.
 _UNPROVEN_BYTES: Final = 48
 
 
@@ -194,8 +194,8 @@ class SendHalf(Outstanding):
         return flight
 
     def _probe_mtu(self, size: int, *, now: int) -> Flight:
-        """A packet padded to more than is proven: should it not pass, its data fits without the padding. PROTOCOL.md
-        §10: uTP does not re-segment, so data that left in a large packet would be stuck with it.
+        """A packet padded to more than is proven: should it not pass, its data fits without the padding.
+        docs/protocol.md §10: uTP does not re-segment, so data that left in a large packet would be stuck with it.
         """
         probe_bytes = self.mtu.probe_size()
         self.mtu.on_probe_sent(probe_bytes)

@@ -2,7 +2,7 @@
 
 Few on purpose. How far each direction of the stream has got belongs to the half that carries it (sendhalf.py,
 receivehalf.py); here stands only whether there is a connection. BEP 29's own diagram is wrong about the
-SYN-ACK's sequence number (PROTOCOL.md §2) and silent about most of the rest.
+SYN-ACK's sequence number (docs/protocol.md §2) and silent about most of the rest.
 """
 
 from __future__ import annotations

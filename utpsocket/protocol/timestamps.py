@@ -1,6 +1,6 @@
 """Time's part of a packet: when the peer was last heard, and what the two clocks say of the delays both ways.
 
-Sources: BEP 29 "timestamp_microseconds", "timestamp_difference_microseconds"; PROTOCOL.md §6. Times µs.
+Sources: BEP 29 "timestamp_microseconds", "timestamp_difference_microseconds"; docs/protocol.md §6. Times µs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.sendhalf import SendHalf
 
-_NO_SAMPLES: Final = (0, 0x7FFFFFFF)  # PROTOCOL.md §6
+_NO_SAMPLES: Final = (0, 0x7FFFFFFF)  # docs/protocol.md §6
 TIMESTAMP_MASK: Final = 0xFFFFFFFF
 
 

@@ -3,7 +3,7 @@
 Separate because it is judgement over numbers alone, and the one place to read when somebody asks what an off-path
 attacker can do.
 
-Sources: PROTOCOL.md §4; RFC 5961 §3 and §5.2, which say the same of TCP.
+Sources: docs/protocol.md §4; RFC 5961 §3 and §5.2, which say the same of TCP.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 from utpsocket.protocol.flights import Flights
 from utpsocket.protocol.packet import DATA, FIN, RESET
 
-ACK_SLACK: Final = 3  # libutp's ACK_NR_ALLOWED_WINDOW; PROTOCOL.md §4
+ACK_SLACK: Final = 3  # libutp's ACK_NR_ALLOWED_WINDOW; docs/protocol.md §4
 _UNPROVEN_SLACK: Final = 1  # a first keepalive: libutp's initiator may say nothing else
 
 

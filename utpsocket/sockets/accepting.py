@@ -1,6 +1,6 @@
 """What accept() does to a listening uTP socket, the kernel's accept4() and a look at who it is; and how that ends.
 
-Separate from lifecycle.py because it is about the kernel's queue. Any thread may call. Sources: SOCKETS.md §1;
+Separate from lifecycle.py because it is about the kernel's queue. Any thread may call. Sources: docs/sockets.md §1;
 accept(2), poll(2).
 """
 

@@ -1,7 +1,7 @@
 """What TCP would have said where AF_UNIX says something else: errnos of the data path, and arguments it would refuse.
 
 Separate from shim.py because it knows two kernels' manners and nothing of the class. Any thread may call. Sources:
-SOCKETS.md §2; SOCKETS-EVIDENCE.md 1b; tcp(7), unix(7).
+docs/sockets.md §2, §9; tcp(7), unix(7).
 """
 
 from __future__ import annotations

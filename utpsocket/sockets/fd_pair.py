@@ -2,8 +2,8 @@
 
 Separate from shim.py because it is all kernel and no interface. While TCP connects, poll() says nothing and send()
 blocks; an AF_UNIX pair is writable from its first moment. So the user's send buffer is shrunk and stuffed with filler,
-which the engine drains when the connection stands (SOCKETS.md §1). Enlarging the buffer again would open the gate too
-early, so it is left to the user's side, later.
+which the engine drains when the connection stands (docs/sockets.md §1). Enlarging the buffer again would open the gate
+too early, so it is left to the user's side, later.
 
 Any thread may call. Sources: unix(7), socket(7).
 """

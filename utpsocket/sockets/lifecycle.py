@@ -1,7 +1,7 @@
 """What bind(), connect() and close() do to a uTP socket: the conversation with the engine.
 
 Separate from shim.py because the class only says which interface a socket has. Each function takes the Python socket
-and its identity. Any thread may call. Sources: SOCKETS.md §1, §3; connect(2), socket(7) SO_LINGER.
+and its identity. Any thread may call. Sources: docs/sockets.md §1, §3; connect(2), socket(7) SO_LINGER.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which uTP socket an fd is: by inode in this process, by the names in the kernel in any.
 
 Separate because Python objects come and go over one fd (dup, detach, fork, SCM_RIGHTS) and the identity stays. Any
-thread may call. Sources: SOCKETS.md §1 "Identity survives everywhere".
+thread may call. Sources: docs/sockets.md §1 "Names".
 """
 
 from __future__ import annotations

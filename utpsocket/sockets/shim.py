@@ -2,8 +2,8 @@
 
 Read this first. For anything but an AF_INET or AF_INET6 stream this class *is* the stdlib's: `_utp` is None and every
 method passes through. For a uTP socket recv, send, poll, dup, fork and friends are the kernel's own on a real fd
-(DESIGN.md §5); what stands here is identity (who is at both ends), lifecycle (bind, listen, connect, accept, close) and
-the errnos and addresses that TCP would give and AF_UNIX does not (SOCKETS.md §1, §2).
+(docs/design.md §5); what stands here is identity (who is at both ends), lifecycle (bind, listen, connect, accept,
+close) and the errnos and addresses that TCP would give and AF_UNIX does not (docs/sockets.md §1, §2).
 
 Every method calls the C class by name and never super(), so that utpsocket.monkey can put the same functions in place
 of the stdlib class's own. Any thread may call. Sources: CPython's Lib/socket.py and Doc/library/socket.rst, tcp(7).

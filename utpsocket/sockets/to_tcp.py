@@ -9,7 +9,7 @@ fd.
 A bound socket may still connect or listen, for which the rules may differ. So bind() at an address whose listeners
 are TCP's binds a TCP socket aside, the *twin*, and listen() or connect() decide. A listener of both has a twin too.
 
-Any thread may call. Sources: SOCKETS-EVIDENCE.md §4; dup(2), socket(7).
+Any thread may call. Sources: docs/sockets.md §8; dup(2), socket(7).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ subprocess running sys.executable). Interpreters of an environment into which th
 PYTHONPATH: they read utpsocket.pth, which the wheel puts beside the package. -S looks at neither, -E and -I at the
 latter alone.
 
-Sources: CPython's Doc/library/site.rst; SOCKETS-EVIDENCE.md §4.
+Sources: CPython's Doc/library/site.rst; docs/sockets.md §8.
 """
 
 from __future__ import annotations

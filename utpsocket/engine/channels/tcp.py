@@ -9,7 +9,7 @@ unread or asked for it with SO_LINGER. TCP's end of file is shutdown(SHUT_WR) on
 everything received before it. A close that lingers waits until the kernel has the bytes, not the peer. Edge-triggered:
 an event is remembered until EAGAIN answers it; a flow that has had its turn asks epoll again.
 
-Only the engine's thread calls. Sources: SOCKETS.md §1; SOCKETS-EVIDENCE.md 1b.
+Only the engine's thread calls. Sources: docs/sockets.md §1, §9.
 """
 
 from __future__ import annotations

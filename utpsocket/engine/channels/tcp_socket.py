@@ -1,7 +1,7 @@
 """Kernel TCP sockets with a uTP socket's options.
 
 Separate because both sides of the door make them: the shim where rules send a socket to TCP, the engine where a connect
-falls back to it. Any thread may call. Sources: SOCKETS.md §8; tcp(7), socket(7).
+falls back to it. Any thread may call. Sources: docs/sockets.md §8; tcp(7), socket(7).
 """
 
 from __future__ import annotations

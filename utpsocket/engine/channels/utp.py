@@ -2,7 +2,7 @@
 
 Read this first. The user's fd is one end of an AF_UNIX stream pair, `end` is the other. What the user writes, we read;
 what we write, the user reads; the kernel does blocking, polling, dup and fork. So a uTP connection must be told to the
-kernel in its own terms (SOCKETS.md §1): a gate of filler while connecting, shutdown(SHUT_WR) for the peer's FIN, a
+kernel in its own terms (docs/sockets.md §1): a gate of filler while connecting, shutdown(SHUT_WR) for the peer's FIN, a
 close with an unread byte for its RESET. And the kernel tells us: end of file is the user's shutdown, a hang-up its
 last close, ECONNRESET a close that left bytes unread.
 

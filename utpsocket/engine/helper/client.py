@@ -2,8 +2,8 @@
 
 Read engine/__init__.py and loop.py first. In the thread of an application's process the engine shares the GIL with it:
 every system call gives the GIL away, and a thread that computes keeps it for a switch interval (5 ms) before the engine
-has it back (PERFORMANCE.md §C). In a process of its own nothing of the application's can hold the engine up. The pairs,
-their gates and names are the same; what differs is how the two speak, and who hears what:
+has it back (docs/performance.md §9). In a process of its own nothing of the application's can hold the engine up. The
+pairs, their gates and names are the same; what differs is how the two speak, and who hears what:
 
     requests    verbs with plain arguments, and fds, over a socket pair (messages.py)
     answers     read by a thread here that sleeps otherwise, and given to whoever asked
@@ -16,7 +16,7 @@ Free-threaded CPython has no GIL that a computing thread could hold: there the t
 fewer cores than busy threads, which is the kernel's to share out, and this module is of use only to keep the engine's
 work off the application's process. It relies on no GIL: shared are deques, dicts of whole operations, and a lock.
 
-Any thread may call what is here. Sources: SOCKETS.md §1, §4; posix_spawn(3), setsid(2), unix(7).
+Any thread may call what is here. Sources: docs/sockets.md §1, §4; posix_spawn(3), setsid(2), unix(7).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ long as another process has one of its sockets open, as a kernel would serve the
 at any exit, and ends. A death that asks nobody, by os._exit() or SIGKILL, is the same here.
 
 The requests are read on the engine's own thread, like any other event; main() waits on the process's first one.
-Sources: DESIGN.md §5; unix(7).
+Sources: docs/design.md §2; unix(7).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The interpreter's own threads, polling and classes, whatever gevent or eventlet put in their place.
 
-Separate because the engine must stay on a real operating-system thread in any order of patching (SOCKETS.md §5):
+Separate because the engine must stay on a real operating-system thread in any order of patching (docs/sockets.md §5):
 every module of this room takes what blocks from here. Any thread may import it.
 """
 

@@ -1,7 +1,7 @@
 """The abstract AF_UNIX names that tell who is at the other end, in any process that holds the fd.
 
 Separate because both sides read them: the engine binds its end of a pair to such a name, and getpeername() on the
-user's end then gives it to a fork, an exec'ed child or `ss -x` alike (SOCKETS.md §1). Any thread may call.
+user's end then gives it to a fork, an exec'ed child or `ss -x` alike (docs/sockets.md §1). Any thread may call.
 
 A name reads `utp:<cookie>:<engine's pid>:<local>|<peer>#<tag>`, with addresses as 192.0.2.7:6881 and
 [fe80::1]:6881[%scope][/flowinfo]. A listening socket's own name has `*` for the peer. Anybody can make such a name; the

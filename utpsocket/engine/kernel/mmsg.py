@@ -6,7 +6,7 @@ room for its sender's name and ancillary data. All of it is written once and reu
 Datagrams are received into slots at even distances, so that equal ones of one sender are a Run as they lie. What is
 longer than a slot goes on in memory of its own, and is put together there: nothing is ever cut off.
 
-Only the engine's thread calls. Sources: recvmmsg(2), sendmmsg(2); PERFORMANCE.md, trick 6.
+Only the engine's thread calls. Sources: recvmmsg(2), sendmmsg(2); docs/performance.md §6.
 """
 
 from __future__ import annotations

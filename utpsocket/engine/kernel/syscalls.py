@@ -3,8 +3,8 @@
 Separate because of what it costs to let go. The socket module does so around every call, and an engine that wants the
 GIL back stands in line behind the program's own threads: up to one switch interval, 5 ms, per call. These calls never
 block, so nothing is won by letting go, and a thread that computes slows the engine down once per wake-up instead of
-three times per batch (PERFORMANCE.md §C). Elsewhere, or with UTPSOCKET_KEEP_GIL=0, the socket module's own calls do the
-same. Both kinds return a negative errno where the socket module would raise.
+three times per batch (docs/performance.md §9). Elsewhere, or with UTPSOCKET_KEEP_GIL=0, the socket module's own calls
+do the same. Both kinds return a negative errno where the socket module would raise.
 
 Only the engine's thread calls. Sources: recvmsg(2), sendmsg(2), cmsg(3), Doc/library/ctypes.rst (PyDLL).
 """

@@ -1,10 +1,10 @@
 """The kernel's UDP socket: runs in, runs out, don't-fragment, ICMP errors; and plain datagrams where it lacks those.
 
 Separate because it is the only place that knows what a kernel can do. UDP_SEGMENT sends a whole Transmit in one call
-and UDP_GRO receives a whole Run (PERFORMANCE.md, trick 1); a kernel or a path that refuses gets the same bytes in
+and UDP_GRO receives a whole Run (docs/performance.md §2); a kernel or a path that refuses gets the same bytes in
 pieces, and is not asked again.
 
-Only the engine's thread calls. Sources: udp(7), ip(7) IP_RECVERR, IP_MTU_DISCOVER, IP_PKTINFO; PROTOCOL.md §10.
+Only the engine's thread calls. Sources: udp(7), ip(7) IP_RECVERR, IP_MTU_DISCOVER, IP_PKTINFO; docs/protocol.md §10.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _SO_EE_ORIGIN_ICMP: Final = 2
 _SO_EE_ORIGIN_ICMP6: Final = 3
 _EXTENDED_ERROR: Final = struct.Struct("=IBBBBII")  # linux/errqueue.h struct sock_extended_err
 ANCILLARY_BYTES: Final = stdlib.CMSG_SPACE(4) + stdlib.CMSG_SPACE(20)
-WANTED_BUFFER_BYTES: Final = 4 << 20  # PERFORMANCE.md trick 7: ask for 4 MiB, then look what was given
+WANTED_BUFFER_BYTES: Final = 4 << 20  # docs/performance.md §7: ask for 4 MiB, then look what was given
 _INT_MAX: Final = 2**31 - 1
 _INT_BYTES: Final = 4
 _WILDCARDS: Final = ("0.0.0.0", "::")

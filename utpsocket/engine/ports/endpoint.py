@@ -3,7 +3,7 @@
 A connection is found by (peer's address, our receiving id). RESETs may carry either of its two ids. A SYN goes to the
 listener, if there is one; whatever else is nobody's is answered by a RESET, rarely, and never in answer to a RESET.
 
-Only the engine's thread calls. Sources: BEP 29 "connection_id"; PROTOCOL.md §2, §4.
+Only the engine's thread calls. Sources: BEP 29 "connection_id"; docs/protocol.md §2, §4.
 """
 
 from __future__ import annotations
@@ -378,7 +378,7 @@ class Endpoint:
         return count
 
     def handle_run(self, run: Run, *, now: int) -> None:
-        """Split by connection id and hand on. PERFORMANCE.md, trick 4: GRO may mix connections of one address."""
+        """Split by connection id and hand on. docs/performance.md §5: GRO may mix connections of one address."""
         data = run.data
         if HEADER_BYTES <= len(data) <= run.stride or run.is_clean() or run.is_uniform():
             bridge = self.bridges.get((run.addr, data[2] << 8 | data[3]))
@@ -419,7 +419,7 @@ class Endpoint:
                 is_full = listener is not None and listener.is_full  # first: closed by a caller, it is full as well
                 if listener is None or listener.is_withdrawn:
                     # The one RESET in answer to a SYN, as small as the SYN: a port that is ours but listens no more
-                    # must refuse as TCP's does, where a closed one would by ICMP (SOCKETS.md §3).
+                    # must refuse as TCP's does, where a closed one would by ICMP (docs/sockets.md §3).
                     self._reset_stray(packet, run, now=now)
                     return
                 if is_full or (addr, connection_id + 1 & 0xFFFF) in self.bridges:

@@ -1,8 +1,8 @@
 """A listening socket: who may come in, and the hand-over to whoever accepts.
 
 The user's fd is a real listening AF_UNIX socket. For each incoming connection the engine connects to it from a socket
-whose name says who is who, so accept() is the kernel's in any process (SOCKETS.md §1). A connection is handed over when
-its initiator has proved its address, or, since libutp proves nothing before its first byte and some servers speak
+whose name says who is who, so accept() is the kernel's in any process (docs/sockets.md §1). A connection is handed over
+when its initiator has proved its address, or, since libutp proves nothing before its first byte and some servers speak
 first, a moment after its SYN; but never so where the SYN says that a proof follows (handshake.py). When many are
 unproven, SYNs make no connections until they are (syncache.py), and those that wait for it go there, too: nobody can
 take the place of those who answer.
@@ -11,7 +11,7 @@ Where many are unproven, an initiator of libutp's that waits for the server to s
 itself, or until its first keepalive after 29 s, which both prove it. No program over libutp waits so, since its
 acceptors cannot speak first either; to ask each of them would be a second packet to every false address.
 
-Only the engine's thread calls. Sources: PROTOCOL.md §3, §4.
+Only the engine's thread calls. Sources: docs/protocol.md §3, §4.
 """
 
 from __future__ import annotations

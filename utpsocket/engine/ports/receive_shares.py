@@ -2,7 +2,7 @@
 
 Separate because no connection knows of the others. A listener's connections all arrive at one UDP socket, whose buffer
 holds what one of them may advertise: a thousand that each promise all of it lose whole bursts, and then wait for their
-timeouts (PERFORMANCE.md, trick 7). So those that move data share it in equal parts. Idle ones promise what is theirs
+timeouts (docs/performance.md §7). So those that move data share it in equal parts. Idle ones promise what is theirs
 when all wake at once; the first burst of such a one is news enough to give it more.
 
 Only the engine's thread calls.
@@ -27,7 +27,7 @@ class ReceiveShares:
     """Of one port.
 
     budget_bytes   what all promises together should not exceed: half of the buffer holds that much payload with its
-                   bookkeeping (PERFORMANCE.md, trick 7)
+                   bookkeeping (docs/performance.md §7)
     alone_bytes    what a single one may promise whose peer sends in large merged datagrams: those take hardly more than
                    their payload
     """

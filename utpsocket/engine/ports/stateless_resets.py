@@ -5,7 +5,7 @@ Separate because they need nothing of a connection but numbers, and tables of th
 answer every SYN by a TCP RST; here, too, none is left out until there are so many that they serve nobody. A stray that
 is no SYN is one of a flight, which needs one RESET.
 
-Only the engine's thread calls. Sources: PROTOCOL.md §4; libutp's RST_INFO table.
+Only the engine's thread calls. Sources: docs/protocol.md §4; libutp's RST_INFO table.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ one, and the old one is forgotten as a whole. So an entry lives at least as long
 Keys are bytes, the peer's address as the kernel writes it and the connection id as the SYN has it, so that a flood
 costs no conversion. An initiator that lost our answer repeats its SYN, and is answered alike.
 
-Only the engine's thread calls. Sources: PROTOCOL.md §2, §4; RFC 4987 §3.5 ("SYN Cache").
+Only the engine's thread calls. Sources: docs/protocol.md §2, §3; RFC 4987 §3.5 ("SYN Cache").
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The TCP half of a listener of both: what it accepts goes to the same accept() as uTP's connections.
 
 Separate from listener.py because the kernel does the handshakes and the backlog here; only the hand-over is ours.
-Only the engine's thread calls, but any may make one. Sources: SOCKETS.md §1, §8; listen(2), accept(2).
+Only the engine's thread calls, but any may make one. Sources: docs/sockets.md §1, §8; listen(2), accept(2).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Separate because it is one trick: the last close of a listening AF_UNIX socket makes no event at the other side, for
 there is none. But an epoll registration ends exactly when the last copy of the fd is closed, in whatever process, and
-/proc shows the registrations (SOCKETS-EVIDENCE.md, T10). Where /proc is not mounted, as in a chroot, or not
+/proc shows the registrations (docs/sockets.md §10, T10). Where /proc is not mounted, as in a chroot, or not
 this process's to read, the kernel is asked by netlink, which takes longer. Where it does not answer that either, a
 close() in this process is believed.
 

@@ -1,7 +1,7 @@
 """How the kernel is made to say ECONNRESET at the user's end of a pair.
 
 Separate because it is one trick, and whoever pumps a pair needs it: the kernel answers a close over unread bytes with
-ECONNRESET at the other end. Only the engine's thread calls. Sources: unix(7); SOCKETS-EVIDENCE.md 1b.
+ECONNRESET at the other end. Only the engine's thread calls. Sources: unix(7); docs/sockets.md §9.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ bind() are done by the Python class, which decides whether a socket is uTP's; th
 create_unix_connection() or create_unix_server(), and the program is handed a transport that says AF_INET. Sockets that
 are not uTP's go where they always went.
 
-A loop's methods belong to its thread. Sources: uvloop 0.23, loop.pyx; SOCKETS.md §5.
+A loop's methods belong to its thread. Sources: uvloop 0.23, loop.pyx; docs/sockets.md §5.
 """
 
 from __future__ import annotations

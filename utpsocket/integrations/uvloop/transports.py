@@ -3,7 +3,7 @@
 Separate from loops.py because these outlive the call that made them. libuv gets a `Bare` AF_UNIX stream; the program's
 protocol gets a `Transport` whose addresses and socket are uTP's, from an `Introduction` that makes way once it is done.
 
-A transport belongs to its loop's thread. Sources: uvloop 0.23, handles/ and pseudosock.pyx; SOCKETS.md §5.
+A transport belongs to its loop's thread. Sources: uvloop 0.23, handles/ and pseudosock.pyx; docs/sockets.md §5.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Separate from recovery because it never asks what is lost, only that something was. The window follows the queueing
 delay of our packets, measured by the peer's clock as one-way delay above the lowest seen: its offset cancels out.
 
-As deployed (PROTOCOL.md §11) and not as the RFC writes it where they differ: the gain is libutp's, the base is the
+As deployed (docs/protocol.md §11) and not as the RFC writes it where they differ: the gain is libutp's, the base is the
 minimum of thirteen one-minute minima, slow start doubles every round trip (libtorrent; libutp adds one packet, which
 takes minutes on long paths) and ends at three quarters of the target.
 
