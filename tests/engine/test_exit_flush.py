@@ -26,10 +26,10 @@ class Exit:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def call(self, verb: Callable[..., Any]) -> Any:
-        if verb is commands.abort_unflushed:
+    def call(self, command: Callable[..., Any]) -> Any:
+        if command is commands.abort_unflushed:
             self.is_aborted = True
-        if verb is not commands.unflushed:
+        if command is not commands.unflushed:
             return None
         is_waiting = self.now < self.is_flushed_at
         return int(is_waiting), 1_000 * is_waiting, self.acked_bytes, int(self.is_unread)

@@ -364,8 +364,12 @@ def test_a_kind_of_engine_that_there_is_not() -> None:
 
 
 def test_what_an_argument_is_its_name_says() -> None:
-    """A verb whose parameters are called otherwise would travel as plain values, which fds and identities are not."""
-    assert {name: messages.parameters(verb) for name, verb in messages.VERBS.items() if name.startswith("dial")} == {
+    """A command whose parameters are called otherwise would travel as plain values, which fds and identities are
+    not.
+    """
+    assert {
+        name: messages.parameters(command) for name, command in messages.COMMANDS.items() if name.startswith("dial")
+    } == {
         "dial_private": ("udp_sock", "identity", "end_sock", "fallback_us", "claim"),
         "dial_from": ("key", "peer", "identity", "end_sock", "fallback_us", "claim"),
     }

@@ -335,7 +335,7 @@ def test_nodelay_is_followed_without_waking_the_engine(pair: Pair, monkeypatch: 
     put = Inbox.put
 
     def counted_put(self: Inbox, command: Command) -> None:
-        woken.append(command.verb)
+        woken.append(command.function)
         put(self, command)
 
     def nodelays(loop: Loop) -> list[bool]:

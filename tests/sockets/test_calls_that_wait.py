@@ -29,16 +29,16 @@ LOCALHOST = ("127.0.0.1", 0)
 
 @contextmanager
 def held_engine() -> Iterator[list[str]]:
-    """The engine's thread does nothing while this lasts. Yields the names of the verbs that somebody called."""
+    """The engine's thread does nothing while this lasts. Yields the names of the commands that somebody called."""
     loop = engine()
     assert isinstance(loop, Loop)
     is_held, may_go_on = threading.Event(), threading.Event()
     called: list[str] = []
     original = Loop.call
 
-    def noted(self: Loop, verb: Callable[..., object], *arguments: object, **named: object) -> object:
-        called.append(verb.__name__)
-        return original(self, verb, *arguments, **named)
+    def noted(self: Loop, command: Callable[..., object], *arguments: object, **named: object) -> object:
+        called.append(command.__name__)
+        return original(self, command, *arguments, **named)
 
     def hold(_: Loop) -> None:
         is_held.set()
@@ -286,10 +286,10 @@ def no_wait_on(thread: int) -> Iterator[None]:
     """Whatever of this thread waits for the engine fails: as blockbuster has it on the thread of an event loop."""
     original = Loop.call
 
-    def guarded(self: Loop, verb: Callable[..., object], *arguments: object, **named: object) -> object:
+    def guarded(self: Loop, command: Callable[..., object], *arguments: object, **named: object) -> object:
         if threading.get_ident() == thread:
-            raise AssertionError(f"waits for the engine: {verb.__name__}")
-        return original(self, verb, *arguments, **named)
+            raise AssertionError(f"waits for the engine: {command.__name__}")
+        return original(self, command, *arguments, **named)
 
     Loop.call = guarded  # type: ignore[assignment]
     try:

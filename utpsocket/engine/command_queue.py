@@ -32,7 +32,7 @@ REPEATABLE: Final[set[Callable[..., Any]]] = set()
 
 
 class Answer:
-    """What a verb returned or raised, for the thread that waits for it."""
+    """What a command returned or raised, for the thread that waits for it."""
 
     __slots__ = ("_error", "_given", "_value")
 
@@ -67,25 +67,25 @@ def _anew(error: BaseException) -> BaseException:
 
 
 class Command:
-    """A verb of commands.py and its arguments.
+    """A function of commands.py and its arguments.
 
     arguments   sockets among them are the engine's from now on: each is closed once, by whoever has it when something
                 fails
     answer      None: nobody waits
     """
 
-    __slots__ = ("_is_done", "_is_refused", "_value", "answer", "arguments", "loop", "named", "verb")
+    __slots__ = ("_is_done", "_is_refused", "_value", "answer", "arguments", "function", "loop", "named")
 
     def __init__(
         self,
         loop: object,
-        verb: Callable[..., Any],
+        function: Callable[..., Any],
         arguments: tuple[Any, ...],
         named: dict[str, Any],
         answer: Any,
     ) -> None:
         self.loop = loop
-        self.verb = verb
+        self.function = function
         self.arguments = arguments
         self.named = named
         self.answer = answer
@@ -98,7 +98,7 @@ class Command:
         if self._is_refused:
             return  # by a fault that was met while it was still in the inbox
         try:
-            self._value = self.verb(self.loop, *self.arguments, **self.named)
+            self._value = self.function(self.loop, *self.arguments, **self.named)
         except OSError as error:
             self.refuse(error)
         else:
@@ -110,15 +110,15 @@ class Command:
         """It was not carried out, or not to its end: undo what was, and tell whoever asked. Idempotent."""
         self._is_refused = True
         error_told: OSError | None = None
-        if not self._is_done and self.verb in REPEATABLE:
+        if not self._is_done and self.function in REPEATABLE:
             try:
-                self._value = self.verb(self.loop, *self.arguments, **self.named)
+                self._value = self.function(self.loop, *self.arguments, **self.named)
                 self._is_done = True
             except BaseException as again:
                 error = again
         if not self._is_done:
             error_told = faults.told(error)
-            undo = UNDO.get(self.verb)
+            undo = UNDO.get(self.function)
             if undo is not None:
                 undo(self.loop, error_told.errno or 0, *self.arguments)
             for argument in self.arguments:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     class Engine(Protocol):
         """In a thread of this process, or in a process of its own."""
 
-        def call(self, verb: Callable[..., Any], *arguments: Any) -> Any:
+        def call(self, command: Callable[..., Any], *arguments: Any) -> Any:
             """Have it carry out a command; wait for what it returns."""
 
 

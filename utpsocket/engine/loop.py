@@ -169,39 +169,39 @@ class Loop:
 
     # ── the door ──
 
-    def post(self, verb: Callable[..., object], *arguments: Any) -> None:
-        """Have the engine's thread carry out a verb soon. Any thread."""
-        self._inbox.put(Command(self, verb, arguments, {}, None))
+    def post(self, command: Callable[..., object], *arguments: Any) -> None:
+        """Have the engine's thread carry out a command soon. Any thread."""
+        self._inbox.put(Command(self, command, arguments, {}, None))
 
-    def put_aside(self, verb: Callable[..., object], *arguments: Any) -> None:
+    def put_aside(self, command: Callable[..., object], *arguments: Any) -> None:
         """As post(), of what need not be done before the thread wakes up for anything else. Any thread."""
-        self._inbox.put_aside(Command(self, verb, arguments, {}, None))
+        self._inbox.put_aside(Command(self, command, arguments, {}, None))
 
-    def call(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Have the engine's thread carry out a verb; wait for what it returns or raises. Any other thread."""
+    def call(self, command: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Have the engine's thread carry out a command; wait for what it returns or raises. Any other thread."""
         if sys.is_finalizing():
             raise RuntimeError("the interpreter is ending, and the engine's thread with it")
         if get_ident() == self._thread_id:
             # An audit hook, the one thing of the program's that runs on this thread: it cannot wait for itself.
-            self.post(lambda loop: verb(loop, *arguments, **named))
+            self.post(lambda loop: command(loop, *arguments, **named))
             return None
         answer = Answer()
-        self._inbox.put(Command(self, verb, arguments, named, answer))
+        self._inbox.put(Command(self, command, arguments, named, answer))
         return answer.wait()
 
-    def perform(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Carry out a verb of ports on the thread that calls, which then waits for nobody. Any thread."""
-        return verb(self, *arguments, **named)
+    def perform(self, command: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Carry out a command of ports on the thread that calls, which then waits for nobody. Any thread."""
+        return command(self, *arguments, **named)
 
     tell = perform
     """Of whose outcome nobody asks: an engine elsewhere is then not waited for (helper/client.py)."""
 
-    def soon(self, verb: Callable[..., object], *arguments: Any) -> None:
+    def soon(self, command: Callable[..., object], *arguments: Any) -> None:
         """As post(); the engine's own thread does it at once. Any thread."""
         if get_ident() == self._thread_id:
-            verb(self, *arguments)
+            command(self, *arguments)
         else:
-            self.post(verb, *arguments)
+            self.post(command, *arguments)
 
     # ── the thread ──
 

@@ -1,4 +1,4 @@
-"""The engine's figures as plain values: what stats.py asks for through the verbs. Only the engine's thread."""
+"""The engine's figures as plain values: what stats.py asks for through the commands. Only the engine's thread."""
 
 from __future__ import annotations
 

@@ -98,11 +98,11 @@ class AtEnd:
             raise
 
 
-def _tell(tell: Callable[..., Any], verb: Callable[..., object], *arguments: Any) -> Any:
+def _tell(tell: Callable[..., Any], command: Callable[..., object], *arguments: Any) -> Any:
     """Say it, and once more where there was no memory for it. close() itself cannot fail: the fd is closed."""
     for _ in range(2):
         try:
-            return tell(verb, *arguments)
+            return tell(command, *arguments)
         except OSError as error:
             let_pass(error)
     return _UNHEARD

@@ -53,7 +53,7 @@ def export_environment(rules: Mapping[str, Any]) -> None:
 
 
 def restore_environment() -> None:
-    """Undo bequeath()."""
+    """Undo export_environment()."""
     for name, value in _before.items():
         if value is None:
             os.environ.pop(name, None)

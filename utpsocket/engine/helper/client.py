@@ -5,7 +5,7 @@ every system call gives the GIL away, and a thread that computes keeps it for a 
 has it back (docs/performance.md §9). In a process of its own nothing of the application's can hold the engine up. The
 pairs, their gates and names are the same; what differs is how the two speak, and who hears what:
 
-    requests    verbs with plain arguments, and fds, over a socket pair (messages.py)
+    requests    commands with plain arguments, and fds, over a socket pair (messages.py)
     answers     read by a thread here that sleeps otherwise, and given to whoever asked
     farewells   a byte left unread makes the kernel say ECONNRESET, and only this process can write it
                 (user_fds/reset.py): that thread does, and closes the copy of the engine's end that came with the wish
@@ -223,37 +223,37 @@ class RemoteLoop:
 
     # ── the door ──
 
-    def post(self, verb: Callable[..., object], *arguments: Any) -> None:
-        """Have the engine carry out a verb soon."""
-        self._request(0, verb, arguments, {})
+    def post(self, command: Callable[..., object], *arguments: Any) -> None:
+        """Have the engine carry out a command soon."""
+        self._request(0, command, arguments, {})
 
-    def call(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Have the engine carry out a verb; wait for what it returns or raises."""
+    def call(self, command: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Have the engine carry out a command; wait for what it returns or raises."""
         if sys.is_finalizing():
             raise RuntimeError("the interpreter is ending, and the thread that would take the answer with it")
         if get_ident() == self._helper_id:
             # An audit hook, the one thing of the program's that runs on this thread: it cannot wait for itself.
-            self.post(verb, *arguments)
+            self.post(command, *arguments)
             return None
         answer, serial = Answer(), next(self._serials)
         self._answers[serial] = answer
         try:
-            self._request(serial, verb, arguments, named)
+            self._request(serial, command, arguments, named)
         except BaseException:
             self._answers.pop(serial, None)
             raise
         return answer.wait()
 
-    def perform(self, verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    def perform(self, command: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """As call(): what a thread of this process could do by itself, the engine's process must do."""
-        return self.call(verb, *arguments, **named)
+        return self.call(command, *arguments, **named)
 
-    def tell(self, verb: Callable[..., object], *arguments: Any) -> None:
+    def tell(self, command: Callable[..., object], *arguments: Any) -> None:
         """As Loop.tell(), which does it at once."""
-        self.post(verb, *arguments)
+        self.post(command, *arguments)
 
     def adopt_port(self, udp_sock: Any, local: Address, identity: Identity, *, reuse: bool, shares: bool) -> int:
-        """As the verb, without waiting for the engine: the key is made up here."""
+        """As the command, without waiting for the engine: the key is made up here."""
         key = _new_key()
         self.ledger.add(key, local, identity, reuse=reuse, shares=shares)
         self.post(commands.adopt_port_as, key, udp_sock, identity, reuse, shares)
@@ -274,7 +274,7 @@ class RemoteLoop:
         return self.ledger.judge(local, identity.namespace, reuse=reuse, shares=shares)
 
     def keep_port(self, udp_sock: Any, inode: int, identity: Identity, *, reuse: bool, shares: bool) -> None:
-        """As verbs.hold_again(), without waiting; where the port is gone the socket gets it anew."""
+        """As commands.hold_again(), without waiting; where the port is gone the socket gets it anew."""
         key, local = identity.endpoint, identity.bound
         self.ledger.hold_again(key, inode, identity)
         self.post(port_commands.keep_port, key, udp_sock, inode, local, identity, reuse, shares, identity.namespace)
@@ -309,16 +309,16 @@ class RemoteLoop:
         self._requests.put((0, messages.WATCHED, [inode, index, gone], {}), fds, [])
 
     def _request(
-        self, serial: int, verb: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
+        self, serial: int, command: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
     ) -> None:
-        self.ledger.note(verb, arguments)
+        self.ledger.note(command, arguments)
         plain: list[Any] = []
         socks: list[Any] = []
         sent = None
-        for name, value in zip(messages.parameters(verb), arguments, strict=False):
+        for name, value in zip(messages.parameters(command), arguments, strict=False):
             if name == "identity":
                 plain.append(
-                    messages.identity_form(self._introduced(value, is_dialed=verb.__name__.startswith("dial")))
+                    messages.identity_form(self._introduced(value, is_dialed=command.__name__.startswith("dial")))
                 )
             elif name == "callback":
                 plain.append(next(self._serials))
@@ -332,7 +332,7 @@ class RemoteLoop:
             else:
                 plain.append(value)
         fds = [sock.fileno() for sock in socks]
-        self._requests.put((serial, verb.__name__, plain, named), fds, socks, sent)
+        self._requests.put((serial, command.__name__, plain, named), fds, socks, sent)
 
     def _introduced(self, identity: Identity, *, is_dialed: bool) -> Identity:
         if identity.record is None:

@@ -2,9 +2,9 @@
 
 Separate because a call on a socket that does not block cannot ask. Each port that a socket of ours was bound to stands
 here until the engine says that it is free, with the sockets that hold it; so whether another one may have the same
-address, or listen there, is judged here by the rules of verbs.share_port(), and the engine is only told. It judges once
-more, and should it come to another end, as where another process was faster, the socket has failed: its next call says
-how.
+address, or listen there, is judged here by the rules of commands.share_port(), and the engine is only told. It judges
+once more, and should it come to another end, as where another process was faster, the socket has failed: its next call
+says how.
 
 Any thread may call: what two may do at once are single operations of dicts. Sources: commands.py, overlapping_ports.py.
 """
@@ -66,22 +66,22 @@ class Ledger:
         if len(closed) > _MOST_CLOSED:
             self._open_holders(port)
 
-    def note(self, verb: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    def note(self, command: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         """What a request that is about to be sent means to the ports."""
-        if verb is commands.release:
+        if command is commands.release:
             key, inode = arguments
             port = self._by_key.get(key)
             if port is not None and inode in port.holders:
                 port.holders[inode] = None
                 self._forget_if_free(port)
-        elif verb is commands.give_up_port:
+        elif command is commands.give_up_port:
             self._drop(arguments[0], arguments[1])
-        elif verb is commands.dial_from:
+        elif command is commands.dial_from:
             self._drop(arguments[0], arguments[2].inode)
-        elif verb is commands.unhold:
+        elif command is commands.unhold:
             for key in list(self._by_key):
                 self._drop(key, arguments[0])
-        elif verb is commands.hold_again:
+        elif command is commands.hold_again:
             self.hold_again(*arguments)
 
     def hold_again(self, key: int, inode: int, identity: Identity) -> None:

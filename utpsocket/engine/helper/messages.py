@@ -1,13 +1,14 @@
 """What crosses between an application and an engine in a process of its own: plain values and fds.
 
-Separate because both sides must agree on it. A request is one message (serial, verb, arguments, named arguments), with
-the verb of commands.py by its name; an answer carries the serial back; a notice says what the engine has written into
-an identity. What an argument is, the verb's own parameter names say: an `identity` travels as what the shim has written
-into it, a `…_sock` as an fd beside the message, a `callback` as the serial of the answer that calls it, a `claim` not
-at all: it is the engine's once the message is sent. Everything else is a plain value, as are the answers.
+Separate because both sides must agree on it. A request is one message (serial, command, arguments, named arguments),
+with the function of commands.py by its name; an answer carries the serial back; a notice says what the engine has
+written into an identity. What an argument is, the command's own parameter names say: an `identity` travels as what the
+shim has written into it, a `…_sock` as an fd beside the message, a `callback` as the serial of the answer that calls
+it, a `claim` not at all: it is the engine's once the message is sent. Everything else is a plain value, as are the
+answers.
 
-marshal, and never pickle: a message can name a verb and no other code. The socket pairs are private and inherited, and
-both ends run this same file.
+marshal, and never pickle: a message can name a command and no other code. The socket pairs are private and inherited,
+and both ends run this same file.
 
 Any thread may call. Sources: unix(7) SCM_RIGHTS, SOCK_SEQPACKET; CPython's Doc/library/marshal.rst.
 """
@@ -30,13 +31,13 @@ from utpsocket.engine.user_fds.socket_state import Identity, settings_form, sett
 
 TYPE: Final = getattr(stdlib, "SOCK_SEQPACKET", 0)  # whole messages, so that senders need no lock and readers no state
 MAX_MESSAGE_BYTES: Final = 64 << 10  # of a request; an answer that is longer comes in parts
-UPDATE: Final = "learn"  # beside the verbs: the identity has changed
-WATCHED: Final = "watched"  # beside the verbs: which epoll has a socket, which the application has registered there
-STOP: Final = "stop"  # beside the verbs: end without a flush
-ACCEPTED: Final = "born"  # a notice: a listener's connection is about to be accepted
+UPDATE: Final = "update"  # beside the commands: the identity has changed
+WATCHED: Final = "watched"  # beside the commands: which epoll has a socket, which the application has registered there
+STOP: Final = "stop"  # beside the commands: end without a flush
+ACCEPTED: Final = "accepted"  # a notice: a listener's connection is about to be accepted
 BOUND: Final = "bound"  # a notice: the engine has the port of this key,
 FREE: Final = "free"  # and has it no more
-RELEASED: Final = "gone"  # a notice: there will be no more of this cookie
+RELEASED: Final = "released"  # a notice: there will be no more of this cookie
 FORCE_RESET: Final = 0  # the serial of no answer, but of a wish: write a byte as the user (user_fds/reset.py)
 
 ENDS: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ENOTSOCK)  # of the other process
@@ -45,17 +46,17 @@ _MAX_FDS: Final = 4
 _ANCILLARY_BYTES: Final = stdlib.CMSG_SPACE(4 * _MAX_FDS)
 _CLOEXEC: Final = getattr(stdlib, "MSG_CMSG_CLOEXEC", 0x40000000)
 
-VERBS: Final[dict[str, Callable[..., Any]]] = {
-    name: verb
+COMMANDS: Final[dict[str, Callable[..., Any]]] = {
+    name: command
     for module in (commands, port_commands)
-    for name, verb in vars(module).items()
-    if isinstance(verb, FunctionType) and verb.__module__ == module.__name__ and not name.startswith("_")
+    for name, command in vars(module).items()
+    if isinstance(command, FunctionType) and command.__module__ == module.__name__ and not name.startswith("_")
 }
 
 
-def parameters(verb: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of what a verb takes by position, without the loop."""
-    code = verb.__code__
+def parameters(command: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of what a command takes by position, without the loop."""
+    code = command.__code__
     names: tuple[str, ...] = code.co_varnames[1 : code.co_argcount]
     return names
 

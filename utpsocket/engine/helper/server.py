@@ -306,7 +306,7 @@ class Service:
             self._request = b""
         else:
             answer = _Reply(self, serial) if serial else None
-            command = Command(self._loop, *self._plain(messages.VERBS[name], arguments), named, answer)
+            command = Command(self._loop, *self._plain(messages.COMMANDS[name], arguments), named, answer)
             left: list[Any] = []
             self._loop.command = command  # first: from here on whoever asked is answered
             self._request, self._socks, self._tries = b"", left, 0
@@ -327,11 +327,11 @@ class Service:
     def _serve_again(self) -> None:
         self.on_event(0)
 
-    def _plain(self, verb: Callable[..., Any], arguments: list[Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """The verb's arguments as the application meant them."""
+    def _plain(self, command: Callable[..., Any], arguments: list[Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """The command's arguments as the application meant them."""
         left = iter(self._socks)
         real: list[Any] = []
-        for name, value in zip(messages.parameters(verb), arguments, strict=False):
+        for name, value in zip(messages.parameters(command), arguments, strict=False):
             if name == "identity":
                 real.append(self._identity(value))
             elif name == "callback":
@@ -340,7 +340,7 @@ class Service:
                 real.append(next(left))
             else:
                 real.append(value)
-        return verb, tuple(real)
+        return command, tuple(real)
 
     def _identity(self, form: tuple[Any, ...]) -> ServedIdentity:
         """The identity that the shim speaks of, as it is now."""
