@@ -165,7 +165,7 @@ FACTS = [
     ),
     ("design", f"system calls of {packet.packets_per_send(1_472)} packets each"),
     ("design", f"the window begins at {kib(receive_buffer.FIRST_WINDOW_BYTES)} KiB"),
-    ("design", f"{endpoint._RUNS_PER_TURN} runs or {endpoint._DATAGRAMS_PER_TURN} single datagrams"),
+    ("design", f"{endpoint._RUNS_PER_ITERATION} runs or {endpoint._DATAGRAMS_PER_ITERATION} single datagrams"),
     ("guide/use", f"fails with `TimeoutError` (`ETIMEDOUT`) after {GIVE_UP} s"),
     ("guide/use", f"{options._MIN_MTU} to {number(options._MAX_UDP_PAYLOAD)}"),
     ("guide/use", f"at most {number(options._MOST_KEEPALIVE_SECONDS)}; {keepalive.SIGN_OF_LIFE_SECONDS} at first"),

@@ -1,4 +1,4 @@
-"""A call through the engine's door, and the answer to it.
+"""A command of another thread to the engine's, and the answer to it.
 
 Separate from loop.py because it is the one thing that two threads share: the one that asks makes it, the engine's
 carries it out, and whatever becomes of the engine it is answered once.

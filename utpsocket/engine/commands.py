@@ -1,10 +1,10 @@
 """What the shim may ask of the engine: small messages with addresses and fds, answered by a value or an OSError.
 
-Separate from loop.py because this is the door's vocabulary. The functions here run on the engine's thread, through
-Loop.call() or Loop.post(); fds passed in are owned by the engine from then on. Those of ports that the program's
-sockets are bound to run on the caller's thread instead, through Loop.perform(), so that bind(), listen() and close()
-wait for nobody: what they read and write are single operations of dicts, and what is the engine's alone they leave to
-it by Loop.soon(). No lock: a signal's handler that raises could leave it locked.
+The functions here run on the engine's thread, through Loop.call() or Loop.post(); fds passed in are owned by the engine
+from then on. Those of ports that the program's sockets are bound to run on the caller's thread instead, through
+Loop.perform(), so that bind(), listen() and close() wait for nobody: what they read and write are single operations of
+dicts, and what is the engine's alone they leave to it by Loop.soon(). No lock: a signal's handler that raises could
+leave it locked.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def make_way(loop: Loop, local: Address, *, namespace: int = 0) -> list[int]:
 
 
 def close_way(loop: Loop, keys: list[int], key: int) -> None:
-    """The end of make_way(): the port `key`, if it is one, is theirs' neighbour."""
+    """The end of make_way(): the port `key`, if it is one, overlaps with these."""
     for one in keys:
         endpoint = loop.endpoints.get(one)
         if endpoint is not None:

@@ -56,7 +56,7 @@ def told(error: BaseException) -> OSError:
 class Containment:
     """How a fault is dealt with, and how often in vain.
 
-    in_row   faults without a turn between them that met none
+    in_row   faults without an iteration between them that met none
     """
 
     __slots__ = ("_tries", "in_row")

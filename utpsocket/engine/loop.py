@@ -1,9 +1,9 @@
-"""The engine's thread: epoll, timers, and the one door through which other threads call in.
+"""The engine's thread: epoll, timers, and the queue through which other threads have it do something.
 
 Whatever is done is done for an owner, and an exception costs that owner only: read faults.py for the rule.
 
-One wake-up, always in this order: read the clock once · commands from other threads (as many as there were on entry) ·
-UDP ports that are readable, bounded · bridges that are readable · timers due · every connection touched: deliver,
+One iteration, always in this order: read the clock once · commands from other threads (as many as there were on entry)
+· UDP ports that are readable, bounded · bridges that are readable · timers due · every dirty connection: deliver,
 transmit until None, re-read its deadline · hand over incoming connections · sleep until the earliest deadline. One ack
 per batch falls out of that order, and a connect comes to light together with the accept that answers it.
 
@@ -167,7 +167,7 @@ class Loop:
         """Never started, and not wanted."""
         self._close_fds()
 
-    # ── the door ──
+    # ── commands of other threads ──
 
     def post(self, command: Callable[..., object], *arguments: Any) -> None:
         """Have the engine's thread carry out a command soon. Any thread."""
@@ -230,7 +230,9 @@ class Loop:
                 self._iterate()
 
     def _contain(self, error: BaseException) -> None:
-        """What came out of the last turn's work costs its owner, see faults.py. Called again if it fails itself."""
+        """What came out of the last iteration's work costs its owner, see faults.py. Called again if it fails
+        itself.
+        """
         if self._fds_lost or not self.check_fds():
             return
         self._containment.begin()
@@ -417,11 +419,11 @@ class Loop:
             call()
 
     def _flush_dirty(self, now: int) -> None:
-        """All that were touched speak; what came in is handed over, connects complete, and no thread sees one alone."""
+        """All dirty connections send; what came in is handed over, connects complete, and no thread sees one alone."""
         while True:
             while self._dirty:
-                touched, self._dirty = self._dirty, {}
-                for bridge in touched:
+                dirty, self._dirty = self._dirty, {}
+                for bridge in dirty:
                     if not bridge.is_gone:
                         self.owner = bridge
                         self._flush_channel(bridge, now)
@@ -529,7 +531,7 @@ class Loop:
     # ── for the rest of this room ──
 
     def mark_dirty(self, bridge: Bridge) -> None:
-        """Something happened to this connection: settle it before sleeping."""
+        """Something happened to this connection: flush it before sleeping."""
         self._dirty[bridge] = None
 
     def wake_listener(self, listener: Listener) -> None:

@@ -45,4 +45,4 @@ class Reactor(Protocol):
         """Watch it no more. Before it is closed."""
 
     def mark_dirty(self, bridge: Any) -> None:
-        """Something happened to this connection: settle it before sleeping."""
+        """Something happened to this connection: flush it before sleeping."""

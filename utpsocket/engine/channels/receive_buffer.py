@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FIRST_WINDOW_BYTES: Final = 96 << 10
 _FIRST_PAIR_BYTES: Final = 24 << 10  # as setsockopt() is given it, with the window no more than tcp_rmem[1] is to TCP
 _MOST_WINDOW_BYTES: Final = 4 << 20
-# The kernel doubles it. With less than a turn brings there would be more to copy: what the user has not room for.
+# The kernel doubles it. With less than an iteration brings there would be more to copy: what the user has not room for.
 _MOST_PAIR_BYTES: Final = 512 << 10
 _PAIR_SHARE: Final = 4  # of the window
 _GROWTH: Final = 4  # times what was read in a round trip: a sender doubles in each, and what it has learnt is as old

@@ -1,7 +1,7 @@
 """Kernel TCP sockets with a uTP socket's options.
 
-Separate because both sides of the door make them: the shim where rules send a socket to TCP, the engine where a connect
-falls back to it. Any thread may call. Sources: docs/sockets.md §8; tcp(7), socket(7).
+Separate because both the program's threads and the engine's make them: the class socket where rules send one to TCP,
+the engine where a connect falls back to it. Any thread may call. Sources: docs/sockets.md §8; tcp(7), socket(7).
 """
 
 from __future__ import annotations

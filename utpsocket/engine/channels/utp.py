@@ -327,7 +327,7 @@ class Bridge:
         if self.is_gated or self.engine_sock is None or connection.state not in (CONNECTED, SYN_RECEIVED):
             self.is_readable = self.is_readable and self.engine_sock is not None
             return
-        # Whole bursts: the few packets of a rest would cost two engines' turns as well.
+        # Whole bursts: the few packets of a rest would cost iterations of both engines as well.
         burst_bytes = connection.send.burst_bytes
         budget = burst_bytes - connection.send.unsent_bytes % burst_bytes
         is_flowing = False

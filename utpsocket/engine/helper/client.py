@@ -221,7 +221,7 @@ class RemoteLoop:
     def _holders_fds(self) -> list[int]:
         return self.holders_watch.fds
 
-    # ── the door ──
+    # ── commands of other threads ──
 
     def post(self, command: Callable[..., object], *arguments: Any) -> None:
         """Have the engine carry out a command soon."""

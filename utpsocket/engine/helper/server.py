@@ -33,7 +33,7 @@ from utpsocket.engine.user_fds import reset, shared_errnos
 from utpsocket.engine.user_fds.open_fds import HoldersWatch
 from utpsocket.engine.user_fds.socket_state import WRITTEN_BY_ENGINE, Identity, Role, Settings
 
-_REQUESTS_PER_TURN: Final = 64
+_REQUESTS_PER_ITERATION: Final = 64
 _ORPHANS_SECONDS: Final = 0.05  # between looks whether another process still has sockets of a dead application's,
 _ORPHANS_MOST_SECONDS: Final = 2.0  # and after a while
 _HIGHEST_FD: Final = 16_384  # the kernel keeps a table as long
@@ -268,7 +268,7 @@ class Service:
 
     def on_event(self, mask: int) -> None:
         """Requests have come, or their end."""
-        for _ in range(_REQUESTS_PER_TURN):
+        for _ in range(_REQUESTS_PER_ITERATION):
             if not self._request:
                 try:
                     self._request, self._fds = messages.receive_raw(self._control)

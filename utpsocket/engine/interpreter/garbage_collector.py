@@ -9,7 +9,7 @@ the count goes on. No thread of the program's runs in between unless the interpr
 
 The thresholds and not gc.disable(), because they can be told apart: at _OUT_OF_REACH they are ours. What the program
 enables, disables or sets meanwhile is thus seen and left alone, and if it puts back a threshold of ours that it has
-read, the next turn repairs that.
+read, the next iteration repairs that.
 
 The rest is about the few instructions between the end of the sleep and the moment at which the thresholds are out of
 reach again. They allocate nothing that the collector counts: no list of events, no tuple of arguments. That is why the
@@ -79,7 +79,7 @@ class Hold:
         argtypes, and the arguments are ints and byref() objects: so nothing is allocated for the call.
         """
         global _programs
-        _holding.discard(self)  # as _let_go(), without a call: this is done in every turn
+        _holding.discard(self)  # as _let_go(), without a call: this is done in every iteration
         found = _get_threshold()
         if found[0] == _OUT_OF_REACH and not _holding:
             found = _programs

@@ -4,7 +4,7 @@ The engine's calls keep the GIL (syscalls.py), so a thread that lets go of it, a
 does, gets it back when it has asked for one switch interval, 5 ms. Fifty such calls in a row, a hub's with fifty
 sockets that are ready, are a quarter of a second, though the hub itself computes for a few milliseconds. Where
 somebody must never be late, the engine therefore works under a shorter interval: it is the process's, so it is set
-when a turn's work begins and set back when it ends, before the engine sleeps.
+when an iteration's work begins and set back when it ends, before the engine sleeps.
 
 ask() and withdraw() may be called by any thread, the rest by the engine's. Sources: sys.setswitchinterval();
 CPython's Python/ceval_gil.c, take_gil(), which reads the interval anew for each time it waits.
@@ -20,7 +20,7 @@ from typing import Any, Final
 SWITCH_SECONDS: Final = 0.0001
 
 askers: set[str] = set()  # who wants the short interval; only ask() and withdraw() write it
-_usual_seconds = 0.0  # what begin() found; 0 between turns
+_usual_seconds = 0.0  # what begin() found; 0 between iterations
 
 
 def ask(asker: str) -> None:
@@ -36,7 +36,7 @@ def withdraw(asker: str) -> None:
 
 
 def during(work: Callable[[Any], None], argument: Any) -> None:
-    """Do a turn's work under the short interval; where nobody asks for it, it is not worth the call."""
+    """Do an iteration's work under the short interval; where nobody asks for it, it is not worth the call."""
     begin()
     try:
         work(argument)
@@ -45,7 +45,7 @@ def during(work: Callable[[Any], None], argument: Any) -> None:
 
 
 def begin() -> None:
-    """A turn's work begins."""
+    """An iteration's work begins."""
     global _usual_seconds
     if askers:
         usual_seconds = sys.getswitchinterval()
@@ -55,7 +55,9 @@ def begin() -> None:
 
 
 def end() -> None:
-    """A turn's work has ended; or, in a forked child, will never end. What the program has set meanwhile stays."""
+    """An iteration's work has ended; or, in a forked child, will never end. What the program has set meanwhile
+    stays.
+    """
     global _usual_seconds
     usual_seconds, _usual_seconds = _usual_seconds, 0.0  # at once: withdraw() may be here in another thread
     if usual_seconds and sys.getswitchinterval() <= SWITCH_SECONDS:

@@ -1,4 +1,4 @@
-"""Memory to receive into: taken piece by piece, given back all at once at the end of a turn.
+"""Memory to receive into: taken piece by piece, given back all at once at the end of an iteration.
 
 Separate because it is the one buffer that all ports share. Runs are laid down one behind the other, so that what the
 kernel gave in several pieces of one flight lies together and may be handled as one run; a thousand ports with a small
@@ -45,7 +45,7 @@ class Arena:
         self._used += count
 
     def slots(self, run: Run, start: int) -> list[memoryview] | None:
-        """The payloads of the run's full datagrams, which begin at room()[start], made in an earlier turn: slicing
+        """The payloads of the run's full datagrams, which begin at room()[start], made in an earlier iteration: slicing
         anew costs more than anything else that is done with them. None where they are not at hand.
         """
         stride, size = run.stride, run.size

@@ -292,8 +292,8 @@ class Port:
         return stride, local
 
     def receive_many(self, arena: Arena) -> list[Run]:
-        """What waits, up to a turn's worth, each datagram in a slot of its own; then look at is_drained. Errors go to
-        `errors`. Memory is taken from the arena.
+        """What waits, up to an iteration's worth, each datagram in a slot of its own; then look at is_drained. Errors
+        go to `errors`. Memory is taken from the arena.
         """
         stride = self._slot_bytes
         room = arena.room(stride)

@@ -3,7 +3,8 @@
 Separate because it joins two connections that know nothing of each other. Over TCP's loopback what connect() has made
 can be accepted at once, and what accept() gives is connected at the other side too. So where a connect's acceptor is in
 this process, both come to light in one step: as the acceptor is handed over to its listener. Nothing hangs on a clock:
-an acceptor that has had no proof yet will have it, or end, and any other connect comes to light at the end of its turn.
+an acceptor that has had no proof yet will have it, or end, and any other connect comes to light at the end of its
+iteration.
 
 In one step means: without giving the GIL away. Whoever does without (C code, another process that the engine serves)
 finds the connect complete first, as TCP's initiator is.

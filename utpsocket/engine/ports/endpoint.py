@@ -87,8 +87,8 @@ _EXPECTED_RUNS: Final = 16
 _MANY_SINGLE_DATAGRAM_ITERATIONS: Final = 8
 _MOST_RECEIVES: Final = 16  # at once, for one connection: a flooded port always has more
 _FAULTS_BORNE: Final = 20  # on end: a datagram that does this is met once, a port that does again and again
-_RUNS_PER_TURN: Final = 8  # then other ports have theirs
-_DATAGRAMS_PER_TURN: Final = 512  # likewise, where they come one by one
+_RUNS_PER_ITERATION: Final = 8  # then other ports have theirs
+_DATAGRAMS_PER_ITERATION: Final = 512  # likewise, where they come one by one
 _PACKET_KINDS: Final = tuple(PACKET_OPTIONS.values())
 _FRESH: Final = struct.Struct("=4H")
 _LATE: Final = ("shares", "flood", "_outgoing", "resets", "remains")
@@ -155,8 +155,8 @@ class Endpoint:
         self._is_cache_watched = False
         self.peers: ReuseportSockets | None = None
         self.overlapping: tuple[Endpoint, ...] = ()  # see overlapping_ports.py
-        self._expected_runs = 0  # so many turns more it is worth asking for a second run at once
-        # the last of so many turns on end that each found a lone small one
+        self._expected_runs = 0  # so many iterations more it is worth asking for a second run at once
+        # the last of so many iterations on end that each found a lone small one
         self._single_datagram_iteration = self._single_datagram_iterations = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -311,13 +311,13 @@ class Endpoint:
         noise = self.flood.noise
         before: Run | None = None  # not handled yet: what follows may belong to the same flight
         runs = datagrams = 0
-        for runs in range(_RUNS_PER_TURN):
+        for runs in range(_RUNS_PER_ITERATION):
             if port.is_gathering:
                 if before is not None:
                     self.handle_run(before, now=now)
                     before = None
                 datagrams += self._receive_many(now=now)
-                if not self.is_readable or datagrams >= _DATAGRAMS_PER_TURN:
+                if not self.is_readable or datagrams >= _DATAGRAMS_PER_ITERATION:
                     break
                 continue
             if runs == 1 and not self._expected_runs and len(before.data if before else b"") < _BULK_BYTES:
@@ -357,12 +357,12 @@ class Endpoint:
             self.flood.look(self, now=now)
 
     def _note_single_datagram(self) -> None:
-        """Small ones that come turn after turn, a flood of SYNs say, are worth asking for more at once."""
-        turn = self.loop.wakeups
+        """Small ones that come iteration after iteration, a flood of SYNs say, are worth asking for more at once."""
+        iteration = self.loop.wakeups
         self._single_datagram_iterations = (
-            self._single_datagram_iterations + 1 if turn == self._single_datagram_iteration + 1 else 0
+            self._single_datagram_iterations + 1 if iteration == self._single_datagram_iteration + 1 else 0
         )
-        self._single_datagram_iteration = turn
+        self._single_datagram_iteration = iteration
         if self._single_datagram_iterations >= _MANY_SINGLE_DATAGRAM_ITERATIONS:
             self._expected_runs = _EXPECTED_RUNS
 

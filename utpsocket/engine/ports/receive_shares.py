@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import Bridge
 
 _EPOCH_US: Final = 50_000  # who moved data in this or the last one is active
-_LEAST_BYTES: Final = 64 << 10  # less costs more turns than it saves losses
+_LEAST_BYTES: Final = 64 << 10  # less costs more iterations than it saves losses
 _MERGED_BYTES: Final = 32 << 10
 _SURE_RUNS: Final = 8  # in a row
 

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
             """What ICMP has said of datagrams of ours."""
 
 
-_RUNS_PER_TURN: Final = 8  # then others have theirs
+_RUNS_PER_ITERATION: Final = 8  # then others have theirs
 _STRANGERS: Final = 64  # datagrams that came between bind() and connect()
 _LINGERING: Final = 64  # without a connection: what is repeated after the end is still answered by who knows it
 _MAPPED: Final = "::ffff:"
@@ -107,7 +107,7 @@ class ReuseportSocket:
         endpoint, port, local = self._endpoint, self.port, self._local
         loop = endpoint.loop
         arena, now = loop.arena, loop.now
-        for _ in range(_RUNS_PER_TURN):
+        for _ in range(_RUNS_PER_ITERATION):
             runs: list[Run]
             if port.is_gathering:
                 runs = [part for run in port.receive_many(arena) for part in run.parts()]

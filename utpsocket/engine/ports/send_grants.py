@@ -1,13 +1,12 @@
 """Connections to one peer's port take turns.
 
 Separate because no connection knows of the others. They all end at one UDP socket, whose buffer holds about what it
-advertises to one of them; and each turn of the engine's, and of the peer's, costs about the same whether it moves two
-packets or two hundred. A thousand connections that share the way packet by packet therefore lose most of it, while
+advertises to one of them; and each iteration of the engine's, and of the peer's, costs about the same whether it moves
+two packets or two hundred. A thousand connections that share the way packet by packet therefore lose most of it, while
 as many that go one after the other, a good burst each, are as fast as one. So beyond a few connections new data waits
 for a grant: of so many bytes, first come first served, as long as less is under way than the peer's buffer holds. That
 is what it has promised to one of them, and as much more as gets lost nowhere: a receiver promises little before its
-program has read anything.
-Acks, retransmissions, FINs and short messages never wait.
+program has read anything. Acks, retransmissions, FINs and short messages never wait.
 
 Only the engine's thread calls.
 """

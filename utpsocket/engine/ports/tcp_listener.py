@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _EVENTS: Final = EPOLLIN | EPOLLET
 _NO_FD: Final = (errno.EMFILE, errno.ENFILE)
-_ACCEPTS_PER_TURN: Final = 64
+_ACCEPTS_PER_ITERATION: Final = 64
 _system_random: Final = random.SystemRandom()
 
 
@@ -70,8 +70,8 @@ class TcpListener:
         return EPOLLIN if self._waiting is not None or self._due_at is not None else 0
 
     def on_event(self, mask: int) -> None:
-        """Somebody knocks. Let in at the end of this turn: if the knock is this process's own, its connect() stands
-        by then.
+        """A connection came in. It is taken at the end of this iteration: if this process has made it, its connect()
+        stands by then.
         """
         self._let_in_at(self._loop.now)
 
@@ -89,7 +89,7 @@ class TcpListener:
         if self._due_at is None or self._loop.now < self._due_at:
             return  # of a call that has been made earlier
         self._due_at = None
-        for _ in range(_ACCEPTS_PER_TURN):
+        for _ in range(_ACCEPTS_PER_ITERATION):
             if self._tcp is None:
                 return
             try:
@@ -110,7 +110,7 @@ class TcpListener:
         self._let_in_at(self._room.next_at(now=self._loop.now))
 
     def fail(self, error: BaseException) -> None:
-        """See faults.py: one who knocked is refused, and the door stays."""
+        """See faults.py: one connection is refused, and the listener stays."""
         waiting, self._waiting = self._waiting, None
         if waiting is not None and not waiting.is_over:
             waiting.fail(error)
@@ -171,7 +171,7 @@ class TcpListener:
         self._loop.owner = relay
         try:
             relay.start()
-        except OSError as error:  # of the connection's: the door would take it for one of who knocks next
+        except OSError as error:  # of the connection's: the listener would take it for the next one's
             relay.fail(error)
         self._loop.owner = self
         return True

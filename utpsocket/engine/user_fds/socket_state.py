@@ -1,8 +1,7 @@
 """What a user's socket is over uTP, whichever fd, dup or Python object stands for it.
 
-Separate because it is the one thing both sides of the door hold: the shim writes what the application asked for, the
-engine writes what became of it, and each attribute has one writer. Plain attributes, so that a process that holds the
-engine elsewhere could fill them from messages.
+Separate because both the class socket and the engine hold it: the one writes what the application asked for, the other
+what became of it. Plain attributes, so that a process whose engine is elsewhere can fill them from messages.
 """
 
 from __future__ import annotations
