@@ -428,7 +428,7 @@ def test_a_fault_at_some_calls_of_the_engine_costs_one_connection() -> None:
         "Bridge.deliver",
         "Endpoint.receive",
         "Listener.hand_over",
-        "Door._hand_over",
+        "TcpListener._hand_over",
         "Retries.succeeded",
         "Relay.pump",
         "_dial",

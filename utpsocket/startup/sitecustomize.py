@@ -69,8 +69,8 @@ if _is_wanted():
     if "socket" in sys.modules:
         _patch()
     else:
-        _after_import = _load("utpsocket_afterimport", os.path.join(_PACKAGE, "integrations", "import_hook.py"))
-        del sys.modules["utpsocket_afterimport"]
+        _after_import = _load("utpsocket_import_hook", os.path.join(_PACKAGE, "integrations", "import_hook.py"))
+        del sys.modules["utpsocket_import_hook"]
         _after_import.AfterImport({"socket": _patch}).install()
 if __name__ == "sitecustomize":
     _run_the_hidden_one()
