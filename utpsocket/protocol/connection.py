@@ -571,7 +571,7 @@ class Connection:
 
         now            µs, monotonic, never less than in an earlier call
         max_segments   1..MAX_RUN_PACKETS; 1 turns batching off
-        -> Transmit    its buffers alias the send buffer: valid until the next call on this connection
+        -> Transmit    with a copy of the payload: it may be kept and sent later
         Never raises. Sources: BEP 29 "packet sizes"; RFC 6817 §2.4.2.
         """
         composer, handshake = self._composer, self._handshake

@@ -229,11 +229,6 @@ class Flights:
         """How many packets the queue covers."""
         return self.next_seq - self.una_seq
 
-    @property
-    def unacked_bytes(self) -> int:
-        """In flight or lost: what the peer's window must still hold."""
-        return self.in_flight_bytes + self.lost_bytes
-
     def add(self, flight: Flight) -> None:
         """A new flight left; its first packet is next_seq."""
         self.queue.append(flight)

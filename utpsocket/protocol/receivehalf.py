@@ -44,7 +44,6 @@ class ReceiveHalf:
         "duplicate_packets",
         "heard_at",
         "is_discarding",
-        "is_started",
         "paws",
         "reassembly",
         "received_bytes",
@@ -58,7 +57,6 @@ class ReceiveHalf:
     def __init__(self, capacity_bytes: int) -> None:
         self.reassembly = Reassembly(0, capacity_bytes)
         self.paws = Paws()
-        self.is_started = False  # whether the peer's first sequence number is known
         self.is_discarding = False  # the application will never read again
         self.heard_at = 0  # when the last packet of the peer's came that was acceptable
         self.ack_at = NEVER
@@ -105,7 +103,6 @@ class ReceiveHalf:
         """The peer's first sequence number is known."""
         self.reassembly.next_seq = next_seq
         self.paws.start(next_seq)
-        self.is_started = True
 
     def refuses(self, seq: int, timestamp_us: int, *, now: int) -> bool:
         """Whether a DATA or FIN packet that would be new is of another age, when the 16 bits meant another number."""
