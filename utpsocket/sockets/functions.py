@@ -66,11 +66,11 @@ def rebound(cls: Any) -> dict[str, Any]:
             # eventlet's originals are of a second copy of the module, whose marker for "no timeout given" is another.
             markers = {id(function.__globals__.get(_MARKER)): space[_MARKER]}
             defaults = tuple(markers.get(id(value), value) for value in function.__defaults__ or ())
-            twin = FunctionType(function.__code__, space, name, defaults, function.__closure__)
-            twin.__kwdefaults__ = function.__kwdefaults__
-            twin.__doc__ = function.__doc__
-            twin.__module__ = "utpsocket"
-            space[name] = twin
+            copied = FunctionType(function.__code__, space, name, defaults, function.__closure__)
+            copied.__kwdefaults__ = function.__kwdefaults__
+            copied.__doc__ = function.__doc__
+            copied.__module__ = "utpsocket"
+            space[name] = copied
     return {name: space[name] for name in REBOUND if name in space}
 
 

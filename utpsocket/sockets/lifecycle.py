@@ -288,7 +288,7 @@ def give_up_chosen_port(identity: Identity) -> None:
 
 
 def listen(sock: Any, identity: Identity, backlog: int) -> None:
-    """Listen at the bound port: the user's fd in the kernel, the engine for uTP, and for TCP where a twin is bound."""
+    """Listen at the bound port: the user's fd in the kernel, the engine for uTP, and for TCP where one is bound."""
     settle(sock, identity)
     halves = identity.shut_halves
     if halves:

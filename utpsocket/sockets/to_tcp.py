@@ -7,7 +7,7 @@ takes its place under the same number, with the options, the timeout, the flags 
 fd.
 
 A bound socket may still connect or listen, for which the rules may differ. So bind() at an address whose listeners
-are TCP's binds a TCP socket aside, the *twin*, and listen() or connect() decide. A listener of both has a twin too.
+are TCP's binds a TCP socket aside, `bound_tcp`, and listen() or connect() decide. A listener of both has one too.
 
 Any thread may call. Sources: docs/sockets.md §8; dup(2), socket(7).
 """
@@ -32,16 +32,16 @@ _OPTION_BYTES: Final = 64
 
 
 def bind(sock: Any, identity: Identity, address: Any) -> None:
-    """bind() under rules: a UDP port, a TCP twin, or both at one port number. Raises what TCP's bind would."""
+    """bind() under rules: a UDP port, a TCP socket, or both at one port number. Raises what TCP's bind would."""
     routes = identity.routes
     if not routes.are_utp(identity.family, address, "listen"):
-        twin = tcp_socket(identity)
+        bound_tcp = tcp_socket(identity)
         try:
-            twin.bind(address)
+            bound_tcp.bind(address)
         except BaseException:
-            twin.close()
+            bound_tcp.close()
             raise
-        identity.bound_tcp, identity.local = twin, twin.getsockname()
+        identity.bound_tcp, identity.local = bound_tcp, bound_tcp.getsockname()
     elif routes.listen == "both":
         _bind_both(sock, identity, address)
     else:
@@ -50,19 +50,19 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
 
 def _bind_both(sock: Any, identity: Identity, address: Any) -> None:
     for _ in range(_PAIR_TRIES):
-        twin = tcp_socket(identity)
+        bound_tcp = tcp_socket(identity)
         try:
-            twin.bind(address)
-            lifecycle.bind(sock, identity, (address[0], *twin.getsockname()[1:]))
+            bound_tcp.bind(address)
+            lifecycle.bind(sock, identity, (address[0], *bound_tcp.getsockname()[1:]))
         except OSError as error:
-            twin.close()
+            bound_tcp.close()
             if error.errno != errno.EADDRINUSE or address[1]:
                 raise
         except BaseException:
-            twin.close()
+            bound_tcp.close()
             raise
         else:
-            identity.bound_tcp = twin
+            identity.bound_tcp = bound_tcp
             return
     raise lifecycle.os_error(errno.EADDRINUSE)
 
@@ -84,17 +84,17 @@ def connects_over_tcp(sock: Any, identity: Identity, address: Any) -> bool:
         return True
     if identity.bound_tcp is not None:
         local = identity.local
-        drop_twin(identity)
+        drop_bound_tcp(identity)
         if not identity.endpoint:
             lifecycle.bind(sock, identity, local)
     return False
 
 
-def drop_twin(identity: Identity) -> None:
+def drop_bound_tcp(identity: Identity) -> None:
     """The TCP socket aside is not wanted."""
-    twin, identity.bound_tcp = identity.bound_tcp, None
-    if twin is not None:
-        twin.close()
+    bound_tcp, identity.bound_tcp = identity.bound_tcp, None
+    if bound_tcp is not None:
+        bound_tcp.close()
 
 
 def become_tcp(sock: Any, identity: Identity) -> None:
