@@ -370,8 +370,8 @@ def test_what_an_argument_is_its_name_says() -> None:
     assert {
         name: messages.parameters(command) for name, command in messages.COMMANDS.items() if name.startswith("dial")
     } == {
-        "dial_private": ("udp_sock", "identity", "end_sock", "fallback_us", "claim"),
-        "dial_from": ("key", "peer", "identity", "end_sock", "fallback_us", "claim"),
+        "dial_private": ("udp_sock", "identity", "engine_sock", "fallback_us", "claim"),
+        "dial_from": ("key", "peer", "identity", "engine_sock", "fallback_us", "claim"),
     }
 
 

@@ -145,12 +145,12 @@ def close_way(loop: Loop, keys: list[int], key: int) -> None:
 
 def _is_held(bridge: Bridge) -> bool:
     """Whether the user has this connection open: it may have hung up, and the engine not know it yet."""
-    end = bridge.engine_sock
-    if end is None:
+    engine_sock = bridge.engine_sock
+    if engine_sock is None:
         return False
     poller = poll()
     try:
-        poller.register(end.fileno(), 0)
+        poller.register(engine_sock.fileno(), 0)
         return not any(mask & EPOLLHUP for _, mask in poller.poll(0))
     except ValueError:
         return False  # closed by now
@@ -245,7 +245,7 @@ CLAIM: Final = ("by", "engine")
 
 
 def dial_private(
-    loop: Loop, udp_sock: Any, identity: Identity, end_sock: Any, fallback_us: int = -1, claim: Claim = None
+    loop: Loop, udp_sock: Any, identity: Identity, engine_sock: Any, fallback_us: int = -1, claim: Claim = None
 ) -> None:
     """Connect from a UDP socket of this connection's own, connected to the peer already.
 
@@ -253,11 +253,11 @@ def dial_private(
     """
     if _is_taken_back(claim):
         udp_sock.close()
-        end_sock.close()
+        engine_sock.close()
         return
     with loop.fd_lock:
         endpoint = loop.open_endpoint(udp_sock, is_private=True)
-        _dial(loop, endpoint, endpoint.port.peer, identity, end_sock, fallback_us)
+        _dial(loop, endpoint, endpoint.port.peer, identity, engine_sock, fallback_us)
 
 
 def dial_from(
@@ -265,17 +265,17 @@ def dial_from(
     key: int,
     peer: Address,
     identity: Identity,
-    end_sock: Any,
+    engine_sock: Any,
     fallback_us: int = -1,
     claim: Claim = None,
 ) -> None:
     """Connect from a bound port, beside whatever else it carries."""
     if _is_taken_back(claim):
-        end_sock.close()
+        engine_sock.close()
         return
     endpoint = _endpoint(loop, key)
     with loop.fd_lock:
-        _dial(loop, endpoint, peer, identity, end_sock, fallback_us)
+        _dial(loop, endpoint, peer, identity, engine_sock, fallback_us)
     endpoint.holders.pop(identity.inode, None)
 
 
@@ -283,11 +283,13 @@ def _is_taken_back(claim: Claim) -> bool:
     return claim is not None and claim.setdefault(*CLAIM) != CLAIM[1]
 
 
-def _dial(loop: Loop, endpoint: Endpoint, peer: Address, identity: Identity, end: Any, fallback_us: int) -> None:
-    end.setblocking(False)
+def _dial(
+    loop: Loop, endpoint: Endpoint, peer: Address, identity: Identity, engine_sock: Any, fallback_us: int
+) -> None:
+    engine_sock.setblocking(False)
     bridge = endpoint.dial(peer, identity)
     bridge.is_handed_over = bridge.is_gated = True
-    bridge.engine_sock = raise_fd(end)  # at once: it is nobody else's, and has to be closed in the one way
+    bridge.engine_sock = raise_fd(engine_sock)  # at once: it is nobody else's, and has to be closed in the one way
     bridge.attach(bridge.engine_sock)
     loop.watch_bridge(bridge)
     if fallback_us >= 0:
@@ -303,9 +305,9 @@ def _undo_dial(loop: Loop, code: int, *arguments: Any) -> None:
             bridge.tcp_attempt.withdraw()
         bridge.give_up(code)
     reset.record(identity, code, was_connecting=True)
-    end_sock = arguments[3 if isinstance(arguments[0], int) else 2]
-    if end_sock.fileno() >= 0:
-        reset.close_end(end_sock, identity, code)
+    engine_sock = arguments[3 if isinstance(arguments[0], int) else 2]
+    if engine_sock.fileno() >= 0:
+        reset.close_engine_sock(engine_sock, identity, code)
     endpoint = loop.endpoints.get(arguments[0]) if isinstance(arguments[0], int) else None
     if endpoint is not None and identity.inode in endpoint.holders:
         _drop_holder(loop, endpoint, identity.inode)

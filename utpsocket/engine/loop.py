@@ -559,13 +559,13 @@ class Loop:
 
     def watch_bridge(self, bridge: Bridge) -> None:
         """The bridge has its end: listen to it."""
-        self.watch(bridge.end_fd, _BRIDGE_EVENTS, bridge)
+        self.watch(bridge.engine_fd, _BRIDGE_EVENTS, bridge)
         self._readable_bridges[bridge] = None
         self._dirty[bridge] = None
 
     def watch_room(self, bridge: Bridge, *, wanted: bool) -> None:
         """Whether to be told when the user has read. Not always: every recv() of the user's would wake us."""
-        self.rewatch(bridge.end_fd, _BRIDGE_EVENTS | EPOLLOUT if wanted else _BRIDGE_EVENTS)
+        self.rewatch(bridge.engine_fd, _BRIDGE_EVENTS | EPOLLOUT if wanted else _BRIDGE_EVENTS)
 
     def forget_bridge(self, bridge: Bridge) -> None:
         """The connection is over, and nobody asks for it any more."""

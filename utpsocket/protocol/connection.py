@@ -56,10 +56,10 @@ class Connection:
     __slots__ = (
         "_assembly",
         "_closing",
+        "_composer",
         "_dropped",
         "_handshake",
         "_keepalive",
-        "_composer",
         "addr",
         "errno",
         "events",

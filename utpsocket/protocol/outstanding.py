@@ -68,17 +68,17 @@ class Outstanding:
     """What has left and is not acked. All times µs."""
 
     __slots__ = (
+        "_closed_since",
         "_drops_fragments",
         "_duplicate_acks",
         "_is_all_said",
-        "_closed_since",
+        "_is_forgetting",
         "_is_persisting",
         "_last_progress_at",
         "_last_sent_us",
         "_limited_at",
         "_lost_through_us",
         "_orphaned_at",
-        "_is_forgetting",
         "_paced_until",
         "_persist_due",
         "_recovery_seq",

@@ -35,8 +35,8 @@ class ReceiveHalf:
     """Everything about the direction from the peer to us. All times µs."""
 
     __slots__ = (
-        "_advertised_bytes",
         "_ack_count",
+        "_advertised_bytes",
         "_updates_left",
         "ack_at",
         "beyond_packets",

@@ -44,12 +44,12 @@ class SendHalf(Outstanding):
 
     __slots__ = (
         "_burst_at",
+        "awaits_grant",
         "credit_bytes",
         "fin_seq",
-        "in_pieces",
         "has_more",
+        "in_pieces",
         "is_finishing",
-        "awaits_grant",
         "is_opening",
         "nodelay",
         "opens_with_data",

@@ -263,7 +263,7 @@ def _dial_port_0(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: An
         identity.local, identity.peer, identity.owner_pid = local, UNBOUND[identity.family], loop.pid
         end = fd_pair.pair(sock, identity)
         identity.role = Role.CONNECTING
-        reset.close_end(end, identity, errno.ECONNREFUSED)
+        reset.close_engine_sock(end, identity, errno.ECONNREFUSED)
         identity.claim = None
     except BaseException:
         udp.close()

@@ -23,7 +23,7 @@ from utpsocket.engine.faults import RETRY_US, errno_of
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel.high_fds import raise_fd
 from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLOUT, EPOLLRDHUP
-from utpsocket.engine.user_fds.reset import close_end, record
+from utpsocket.engine.user_fds.reset import close_engine_sock, record
 from utpsocket.engine.user_fds.socket_state import Role
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Attempt:
     __slots__ = (
         "_bridge",
         "_cookie",
-        "_end",
+        "_engine_sock",
         "_errno",
         "_filler_bytes",
         "_is_over",
@@ -90,7 +90,7 @@ class Attempt:
         self._bridge: Bridge | None = bridge
         self.identity = bridge.identity
         self._cookie = bridge.cookie
-        self._end: Any = None  # once uTP has failed
+        self._engine_sock: Any = None  # once uTP has failed
         self._tcp: Any = None  # while connecting
         self._errno = 0  # how TCP failed
         self._filler_bytes = 0  # of the gate's, left to drain
@@ -120,7 +120,7 @@ class Attempt:
             self.withdraw()
             return self._errno
         self._take_end(bridge)
-        self._loop.watch(self._end.fileno(), EPOLLRDHUP | EPOLLHUP | EPOLLET, _HangUpWatcher(self))
+        self._loop.watch(self._engine_sock.fileno(), EPOLLRDHUP | EPOLLHUP | EPOLLET, _HangUpWatcher(self))
         self._loop.owner, owner = self, self._loop.owner
         self._begin()
         self._loop.owner = owner
@@ -178,13 +178,13 @@ class Attempt:
             bridge.connection.abort()
             loop.mark_dirty(bridge)
         loop.forget_fd(tcp.fileno())
-        loop.forget_fd(self._end.fileno())
+        loop.forget_fd(self._engine_sock.fileno())
         identity.transport = "tcp"
         identity.local = tcp.getsockname()
         self._filler_bytes = identity.filler_bytes
-        relay = Relay(loop, identity, self._end, tcp)
+        relay = Relay(loop, identity, self._engine_sock, tcp)
         self._is_over = True
-        self._tcp = self._end = None
+        self._tcp = self._engine_sock = None
         loop.owner = self._relay = loop.relays[identity.cookie] = relay
         loop.tcp_initiated += 1
         identity.role = Role.CONNECTED
@@ -193,9 +193,9 @@ class Attempt:
     def _take_end(self, bridge: Bridge) -> None:
         """The user's fd is TCP's alone from now on."""
         self._loop.relays[self._cookie] = self
-        end = bridge.detach_engine_sock()
-        bridge.receive_buffer.widen(end)
-        self._end, self._bridge, bridge.tcp_attempt = end, None, None
+        engine_sock = bridge.detach_engine_sock()
+        bridge.receive_buffer.widen(engine_sock)
+        self._engine_sock, self._bridge, bridge.tcp_attempt = engine_sock, None, None
 
     def _open_gate(self) -> None:
         relay = self._relay
@@ -219,12 +219,12 @@ class Attempt:
         """TCP failed. If uTP has too, that is what connect() says."""
         self._errno = code
         self._close_tcp()
-        if self._end is None:
+        if self._engine_sock is None:
             return
-        self._loop.forget_fd(self._end.fileno())
+        self._loop.forget_fd(self._engine_sock.fileno())
         record(self.identity, code, was_connecting=True)
-        close_end(self._end, self.identity, code)
-        self._end = None
+        close_engine_sock(self._engine_sock, self.identity, code)
+        self._engine_sock = None
         self.withdraw()
 
     def _close_tcp(self) -> None:
@@ -241,10 +241,10 @@ class Attempt:
         if self._loop.relays.get(self._cookie) is self:
             del self._loop.relays[self._cookie]
         self._close_tcp()
-        if self._end is not None:
-            self._loop.forget_fd(self._end.fileno())
-            close_end(self._end, self.identity, 0)
-            self._end = None
+        if self._engine_sock is not None:
+            self._loop.forget_fd(self._engine_sock.fileno())
+            close_engine_sock(self._engine_sock, self.identity, 0)
+            self._engine_sock = None
 
     # ── what is asked of a relay ──
 
@@ -271,13 +271,13 @@ class Attempt:
 
     def close_fds(self) -> None:
         """After a fork, in the child: close our copies and touch nothing else."""
-        for sock in (self._tcp, self._end):
+        for sock in (self._tcp, self._engine_sock):
             if sock is not None:
                 sock.close()
 
     def detach_fds(self) -> None:
         """Forget the fds, whose numbers are somebody else's by now."""
-        for sock in (self._tcp, self._end):
+        for sock in (self._tcp, self._engine_sock):
             if sock is not None:
                 sock.detach()
 

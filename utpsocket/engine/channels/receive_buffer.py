@@ -47,20 +47,22 @@ class ReceiveBuffer:
         self._round_us = 0
         self._round_ends_at = 0
 
-    def begin(self, end: Any, asked_bytes: int) -> None:
+    def begin(self, engine_sock: Any, asked_bytes: int) -> None:
         """Give our end the buffer that the user's SO_RCVBUF says, or if that is 0 a small one that grows. Also later,
         when the user says another.
         """
         self.is_growing = not asked_bytes
-        self._set_pair(end, half_buffer(asked_bytes) if asked_bytes else max(_FIRST_PAIR_BYTES, self._pair_bytes))
+        self._set_pair(
+            engine_sock, half_buffer(asked_bytes) if asked_bytes else max(_FIRST_PAIR_BYTES, self._pair_bytes)
+        )
 
-    def widen(self, end: Any) -> None:
+    def widen(self, engine_sock: Any) -> None:
         """Somebody else delivers from now on, and bounds what is held for a user who does not read."""
         if self.is_growing:
             self.is_growing = False
-            self._set_pair(end, _MOST_PAIR_BYTES)
+            self._set_pair(engine_sock, _MOST_PAIR_BYTES)
 
-    def on_taken(self, count: int, end: Any, receive: ReceiveHalf, most_bytes: int, *, now: int) -> None:
+    def on_taken(self, count: int, engine_sock: Any, receive: ReceiveHalf, most_bytes: int, *, now: int) -> None:
         """The user's end took so much more. The window is never to exceed `most_bytes`."""
         self._taken_bytes = taken_bytes = self._taken_bytes + count
         if now < self._round_ends_at:
@@ -74,7 +76,7 @@ class ReceiveBuffer:
         begun_bytes, self._read_bytes = self._read_bytes, taken_bytes
         if FIRST_WINDOW_BYTES + _GROWTH * (taken_bytes - begun_bytes) < worthwhile:
             return
-        unread_bytes = native.taken_bytes(end.fileno())
+        unread_bytes = native.taken_bytes(engine_sock.fileno())
         if unread_bytes < 0:
             unread_bytes = _PAIR_HOLDS * self._pair_bytes
         self._read_bytes = read_bytes = max(0, taken_bytes - unread_bytes)
@@ -84,10 +86,10 @@ class ReceiveBuffer:
         most_bytes = min(_MOST_WINDOW_BYTES, most_bytes)
         window = min(window, most_bytes)
         reassembly.resize(window)
-        self._set_pair(end, max(self._pair_bytes, min(_MOST_PAIR_BYTES, window // _PAIR_SHARE)))
+        self._set_pair(engine_sock, max(self._pair_bytes, min(_MOST_PAIR_BYTES, window // _PAIR_SHARE)))
         self.is_growing = window < most_bytes
 
-    def _set_pair(self, end: Any, size: int) -> None:
+    def _set_pair(self, engine_sock: Any, size: int) -> None:
         if size != self._pair_bytes:
-            end.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, size)
+            engine_sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, size)
             self._pair_bytes = size

@@ -24,7 +24,7 @@ from utpsocket.engine.interpreter.native import poll
 from utpsocket.engine.interpreter.originals import os, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
-from utpsocket.engine.user_fds.reset import close_end, record
+from utpsocket.engine.user_fds.reset import close_engine_sock, record
 from utpsocket.engine.user_fds.socket_state import Identity
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class _Flow:
 class _Watcher:
     """What epoll's events of one of the two fds do."""
 
-    __slots__ = ("_has_hung_up", "_incoming", "_outgoing", "_relay", "_is_users")
+    __slots__ = ("_has_hung_up", "_incoming", "_is_users", "_outgoing", "_relay")
 
     def __init__(self, relay: Relay, incoming: _Flow, outgoing: _Flow, *, is_users: bool) -> None:
         self._relay = relay
@@ -170,13 +170,13 @@ class Relay:
     """
 
     __slots__ = (
+        "_closed_with_unread",
         "_error",
         "_finish_when_drained",
         "_from_peer",
         "_from_user",
         "_has_said_eof",
         "_has_shut_down",
-        "_closed_with_unread",
         "_loop",
         "engine_sock",
         "flush_waiters",
@@ -186,10 +186,10 @@ class Relay:
         "tcp",
     )
 
-    def __init__(self, loop: Engine, identity: Identity, end: Any, tcp: Any) -> None:
+    def __init__(self, loop: Engine, identity: Identity, engine_sock: Any, tcp: Any) -> None:
         self._loop = loop
         self.identity = identity
-        self.engine_sock = end
+        self.engine_sock = engine_sock
         self.tcp = tcp
         self.is_hung_up = False  # nobody holds the user's end any more
         self.has_erred = False  # epoll speaks of an error of TCP's
@@ -324,10 +324,10 @@ class Relay:
         user = self._from_user
         if not user.has_ended or user.pending or user.is_stopped:
             reset = True  # what the user wrote is not all with TCP: its peer must not take a FIN for the end of it
-        tcp, end = self.tcp, self.engine_sock
-        if end is not None:
-            self._loop.forget_fd(end.fileno())
-            close_end(end, self.identity, code)
+        tcp, engine_sock = self.tcp, self.engine_sock
+        if engine_sock is not None:
+            self._loop.forget_fd(engine_sock.fileno())
+            close_engine_sock(engine_sock, self.identity, code)
             self.engine_sock = None
         self.identity.is_over = True
         if tcp is not None:

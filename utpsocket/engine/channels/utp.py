@@ -28,7 +28,7 @@ from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
 from utpsocket.engine.kernel.syscalls import Stream
 from utpsocket.engine.user_fds import reset, shared_errnos
 from utpsocket.engine.user_fds.open_fds import is_known
-from utpsocket.engine.user_fds.reset import close_end, record, refuse_sends
+from utpsocket.engine.user_fds.reset import close_engine_sock, record, refuse_sends
 from utpsocket.engine.user_fds.socket_state import Identity, Role, window_bytes
 from utpsocket.protocol import Connection, EventKind
 from utpsocket.protocol.config import GRANT_BYTES
@@ -173,30 +173,34 @@ class Bridge:
     """
 
     __slots__ = (
+        "_closed_with_unread",
+        "_discards_received",
         "_filler_bytes",
         "_has_finished_input",
-        "_has_said_reset",
         "_has_recheck",
-        "_discards_received",
+        "_has_said_reset",
+        "_has_unread_event",
         "_hung_up_by_us",
         "_is_hung_up",
         "_is_retrying",
-        "_closed_with_unread",
-        "_has_unread_event",
         "_may_have_ended",
-        "_stream",
         "_refuses_sends",
         "_sent_eof",
-        "syn_received_at",
+        "_stream",
         "active_epoch",
+        "close_errno",
         "connection",
         "cookie",
-        "engine_sock",
-        "end_fd",
         "endpoint",
-        "close_errno",
+        "engine_fd",
+        "engine_sock",
         "finish_when_drained",
         "flush_waiters",
+        "grant_bytes",
+        "grant_in_flight_bytes",
+        "grant_lost_packets",
+        "grant_offset",
+        "grant_queue",
         "heap_at",
         "identity",
         "is_gated",
@@ -205,16 +209,12 @@ class Bridge:
         "is_idle_only",
         "is_readable",
         "is_writable",
-        "grant_queue",
-        "grant_in_flight_bytes",
-        "grant_bytes",
-        "grant_lost_packets",
-        "grant_offset",
         "other_side",
-        "recv_ids",
-        "tcp_attempt",
         "receive_buffer",
+        "recv_ids",
         "source",
+        "syn_received_at",
+        "tcp_attempt",
         "wakes_at",
     )
 
@@ -227,7 +227,7 @@ class Bridge:
         self.recv_ids: tuple[int, ...] = ()
         self.engine_sock: Any = None
         self._stream: Any = None
-        self.end_fd = -1
+        self.engine_fd = -1
         self.is_readable = False
         self.is_writable = True
         self.is_idle_only = False
@@ -263,13 +263,13 @@ class Bridge:
         self._refuses_sends = False
         self.close_errno: int | None = None  # how the connection ended, once it did
 
-    def attach(self, end: Any) -> None:
+    def attach(self, engine_sock: Any) -> None:
         """The engine's end of the pair; takes ownership."""
-        self.engine_sock = end
-        self.end_fd = end.fileno()
-        self._stream = Stream(end)
+        self.engine_sock = engine_sock
+        self.engine_fd = engine_sock.fileno()
+        self._stream = Stream(engine_sock)
         self.is_readable = True
-        self.receive_buffer.begin(end, self.identity.settings.receive_buffer_bytes)
+        self.receive_buffer.begin(engine_sock, self.identity.settings.receive_buffer_bytes)
 
     def inherit_shutdown(self, halves: int, *, now: int) -> None:
         """Whoever listens had shut its socket down before it listened: what it accepts is shut down as well."""
@@ -315,7 +315,7 @@ class Bridge:
     def poll_end(self) -> None:
         """Ask the kernel now what epoll would say later."""
         poller = poll()
-        poller.register(self.end_fd, EPOLLIN | EPOLLRDHUP)
+        poller.register(self.engine_fd, EPOLLIN | EPOLLRDHUP)
         for _, mask in poller.poll(0):
             self.on_event(mask)
 
@@ -345,7 +345,7 @@ class Bridge:
             if not span and self._may_have_ended:
                 # The user writes no more, and whoever waits for room to do so must hear of it: there is room, and what
                 # it wants to write is refused. So all is taken that it wrote before, which is what the pair holds.
-                connection.send.buffer.make_room(max(1, reset.unread_bytes(self.end_fd)))
+                connection.send.buffer.make_room(max(1, reset.unread_bytes(self.engine_fd)))
                 span = connection.free_span()
             if not span:
                 if self._is_hung_up:
@@ -516,7 +516,7 @@ class Bridge:
         identity.role = Role.CONNECTED
         if self._filler_bytes < 0:
             self._filler_bytes = identity.filler_bytes
-        self._filler_bytes = drain_filler(self.end_fd, self._filler_bytes)
+        self._filler_bytes = drain_filler(self.engine_fd, self._filler_bytes)
         if self._filler_bytes:
             return False
         self.is_gated = False
@@ -535,7 +535,7 @@ class Bridge:
         if self._filler_bytes < 0:
             self._filler_bytes = identity.filler_bytes
         is_connected = partial(setattr, identity, "role", Role.CONNECTED)
-        drains = native.receiving(self.end_fd, self._filler_bytes)
+        drains = native.receiving(self.engine_fd, self._filler_bytes)
         _, count, code = native.in_one_step(is_connected, drains, accepts)
         if count > 0:
             self._filler_bytes -= count
@@ -686,9 +686,9 @@ class Bridge:
         if not (code or self._sent_eof or self._is_hung_up):
             code = errno.ECONNABORTED
         # Closed while epoll still knows it: should that fail, it is ours to close again.
-        end = self.engine_sock
-        self.endpoint.loop.forget_fd(end.fileno())
-        close_end(end, self.identity, code)
+        engine_sock = self.engine_sock
+        self.endpoint.loop.forget_fd(engine_sock.fileno())
+        close_engine_sock(engine_sock, self.identity, code)
         self.detach_engine_sock()
         if self.tcp_attempt is not None:
             self.tcp_attempt.on_closed()
@@ -697,11 +697,11 @@ class Bridge:
         """Our end of the pair, which is no business of this bridge's any more."""
         # not its number, which may be another's where it is closed
         self.endpoint.loop.forget_fd(self.engine_sock.fileno())
-        end, self.engine_sock = self.engine_sock, None
+        engine_sock, self.engine_sock = self.engine_sock, None
         self.is_handed_over = True
         self.is_readable = False
-        self.end_fd = -1
-        return end
+        self.engine_fd = -1
+        return engine_sock
 
     def close_fds(self) -> None:
         """After a fork, in the child: close our copy and touch nothing else."""
@@ -788,14 +788,14 @@ class Bridge:
         return self.connection.is_flushed
 
 
-def drain_filler(end_fd: int, remaining_bytes: int) -> int:
+def drain_filler(engine_fd: int, remaining_bytes: int) -> int:
     """Open the gate: with the filler read, the user's fd is writable. Returns how much is still there: all of it goes
     before a byte of the user's is taken for its own, so ask again soon.
 
     Keeping the GIL: whoever waits for this fd must not run before the accept that belongs to it is there.
     """
     while remaining_bytes > 0:
-        count = native.receiving(end_fd, remaining_bytes)()
+        count = native.receiving(engine_fd, remaining_bytes)()
         if count < 0 and get_errno() in NO_ROOM:
             return remaining_bytes
         if count <= 0:

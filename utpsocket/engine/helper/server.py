@@ -359,10 +359,10 @@ class Service:
         for part, has_more in list(messages.parts(answer)):
             self._outbox.put((serial, part, has_more))
 
-    def _delegate(self, end_fd: int, identity: Identity, refuses: bool) -> bool:
+    def _delegate(self, engine_fd: int, identity: Identity, refuses: bool) -> bool:
         """user_fds/reset.py: the application's process acts as the user, and closes the last copy of our end."""
         return self._has_ended.locked() and self._outbox.put_now(
-            (messages.FORCE_RESET, identity.cookie, refuses), (end_fd,)
+            (messages.FORCE_RESET, identity.cookie, refuses), (engine_fd,)
         )
 
     def _end(self) -> None:

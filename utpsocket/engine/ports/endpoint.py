@@ -106,17 +106,17 @@ class Endpoint:
     """
 
     __slots__ = (
-        "_outgoing",
         "_expected_runs",
         "_is_cache_watched",
         "_is_receiving",
+        "_outgoing",
         "_single_datagram_iteration",
         "_single_datagram_iterations",
         "bridges",
         "closer",
-        "flood",
         "dropped_datagrams",
         "faults",
+        "flood",
         "holders",
         "is_closed",
         "is_for_sharing",

@@ -124,7 +124,6 @@ class Listener:
         "_unproven",
         "backlog",
         "cache",
-        "tcp_listener",
         "endpoint",
         "identity",
         "inode",
@@ -132,6 +131,7 @@ class Listener:
         "is_withdrawn",
         "name",
         "refused",
+        "tcp_listener",
     )
 
     def __init__(self, endpoint: ListeningPort, identity: Identity, name: bytes, backlog: int) -> None:
@@ -216,10 +216,10 @@ class Listener:
             if bridge.is_gone or bridge.connection.state is State.CLOSED:
                 bridge.is_handed_over = True
             else:
-                end = self.new_end(bridge.identity)
-                if end is None:
+                engine_sock = self.new_engine_sock(bridge.identity)
+                if engine_sock is None:
                     return self._room.next_at(now=now)
-                self._prepared.append((bridge, end))
+                self._prepared.append((bridge, engine_sock))
             ready.popleft()
         loop.owner = self
         return next_at
@@ -240,13 +240,13 @@ class Listener:
         loop = self.endpoint.loop
         while self._prepared:
             loop.owner = bridge = self._prepared[0][0]
-            end = self._prepared[0][1]
+            engine_sock = self._prepared[0][1]
             if bridge.is_gone:  # it ended while the application's queue was full
                 self._prepared.popleft()
-                end.close()
+                engine_sock.close()
                 continue
             bridge.identity.role = Role.CONNECTED  # before connect: accept() may return at once
-            accepts = connecting(end.fileno(), self.name)
+            accepts = connecting(engine_sock.fileno(), self.name)
             initiator = loop.connect_gate.initiator_of(bridge)
             error = get_errno() if (accepts() if initiator is None else initiator.open_gate_with(accepts)) else 0
             if error == EAGAIN and not self.identity.is_full:
@@ -259,14 +259,16 @@ class Listener:
                 self.is_closed = True
                 loop.rechecks.hurry()
                 self._prepared.popleft()
-                end.close()
+                engine_sock.close()
                 bridge.abandon()
                 loop.mark_dirty(bridge)
                 return None
-            bridge.engine_sock = end  # at once: it is the user's connection now, and has to be closed in the one way
+            bridge.engine_sock = (
+                engine_sock  # at once: it is the user's connection now, and has to be closed in the one way
+            )
             bridge.is_handed_over = True
             self._prepared.popleft()
-            bridge.attach(end)
+            bridge.attach(engine_sock)
             if self.identity.shut_halves:
                 bridge.inherit_shutdown(self.identity.shut_halves, now=now)
             self._handed.append(bridge)
@@ -296,25 +298,27 @@ class Listener:
             if bridge.engine_sock is not None:
                 loop.watch_bridge(bridge)
 
-    def new_end(self, identity: Identity) -> Any:
+    def new_engine_sock(self, identity: Identity) -> Any:
         """The engine's end of a pair to be, named; None when the process has no fd left."""
         assert identity.local is not None and identity.peer is not None
-        end: Any = None
+        engine_sock: Any = None
         try:
             make = partial(with_room, partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0), is_for_accept=True)
             if self.endpoint.is_elsewhere:
                 make = partial(netns.beside, self.endpoint.port.sock, make)
-            end = raise_fd(make())
-            end.setblocking(False)
-            end.bind(fd_names.encode(identity.cookie, identity.local, identity.peer, self.endpoint.loop.pid))
+            engine_sock = raise_fd(make())
+            engine_sock.setblocking(False)
+            engine_sock.bind(fd_names.encode(identity.cookie, identity.local, identity.peer, self.endpoint.loop.pid))
         except OSError:
-            if end is not None:
-                end.close()
+            if engine_sock is not None:
+                engine_sock.close()
             return None
         if identity.settings.receive_buffer_bytes:
             # What the user may receive is what we may send. The kernel doubles what it is given.
-            end.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, half_buffer(identity.settings.receive_buffer_bytes))
-        return end
+            engine_sock.setsockopt(
+                stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, half_buffer(identity.settings.receive_buffer_bytes)
+            )
+        return engine_sock
 
     def close(self) -> list[Bridge]:
         """The application's last copy is closed: what nobody accepted is reset. Returns those connections."""
@@ -323,8 +327,8 @@ class Listener:
         if self.tcp_listener is not None:
             self.tcp_listener.close()
         left = [bridge for bridge, _ in self._prepared] + [*self._ready, *self._unproven, *self._expected]
-        for _, end in self._prepared:
-            end.close()
+        for _, engine_sock in self._prepared:
+            engine_sock.close()
         for bridge in left:
             if not bridge.is_gone:
                 bridge.abandon()
@@ -370,15 +374,15 @@ class Listener:
         """The engine ends, or was never this process's: close what the listener holds and tell nobody."""
         if self.tcp_listener is not None:
             self.tcp_listener.close_fds()
-        for _, end in self._prepared:
-            end.close()
+        for _, engine_sock in self._prepared:
+            engine_sock.close()
 
     def detach_fds(self) -> None:
         """Forget every fd without closing it."""
         if self.tcp_listener is not None:
             self.tcp_listener.detach_fds()
-        for _, end in self._prepared:
-            end.detach()
+        for _, engine_sock in self._prepared:
+            engine_sock.detach()
 
     def stats(self) -> dict[str, Any]:
         """Figures of this instant."""

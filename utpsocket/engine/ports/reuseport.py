@@ -87,7 +87,7 @@ def is_shared(sock: Any) -> bool:
 class ReuseportSocket:
     """The socket of one peer."""
 
-    __slots__ = ("bridges", "port", "_endpoint", "_local")
+    __slots__ = ("_endpoint", "_local", "bridges", "port")
 
     def __init__(self, endpoint: SharedPort, sock: Any, addr: object, local: str | None) -> None:
         self._endpoint = endpoint

@@ -151,7 +151,7 @@ class TcpListener:
     def _hand_over(self, relay: Relay) -> bool:
         """Give the application a connection; False when its queue is full."""
         if relay.engine_sock is None:
-            relay.engine_sock = self._listener.new_end(relay.identity)
+            relay.engine_sock = self._listener.new_engine_sock(relay.identity)
             if relay.engine_sock is None:
                 return False
         relay.identity.role = Role.CONNECTED  # before connect(): accept() may return at once

@@ -48,7 +48,7 @@ def record(identity: Identity, code: int, *, was_connecting: bool, is_after_eof:
             identity.role = Role.FAILED  # last: who sees this looks for the error
 
 
-def close_end(end: Any, identity: Identity, code: int) -> None:
+def close_engine_sock(end: Any, identity: Identity, code: int) -> None:
     """Close the engine's end of a user's pair. Nothing else does, but for an engine in a forked child.
 
     code   the errno that the connection ended with. 0 only where the user has nothing more to learn: it has been told
@@ -63,19 +63,19 @@ def close_end(end: Any, identity: Identity, code: int) -> None:
     end.close()
 
 
-def leave_unread_byte(end_fd: int, identity: Identity) -> None:
+def leave_unread_byte(engine_fd: int, identity: Identity) -> None:
     """Make sure that our end holds a byte that we have not read, before it is closed.
 
     Where the user left none, write one as the user: through a duplicate of its fd, after making sure that the
     number still means the same socket; or through one that a process lends which has it from this one
     (other_processes.py).
     """
-    if unread_bytes(end_fd):
+    if unread_bytes(engine_fd):
         return
     if deputy is not None:
-        deputy(end_fd, identity, False)
+        deputy(engine_fd, identity, False)
     else:
-        write_as_user(identity, end_fd)
+        write_as_user(identity, engine_fd)
 
 
 def refuse_sends(end: Any, identity: Identity) -> None:
@@ -135,22 +135,22 @@ def unread_bytes(fd: int) -> int:
     return int(unpack("=i", ioctl(fd, FIONREAD, pack("=i", 0)))[0])
 
 
-def write_as_user(identity: Identity | None, end_fd: int) -> None:
+def write_as_user(identity: Identity | None, engine_fd: int) -> None:
     """Write one byte into the user's fd, at the other end of this one. In the user's process, or one that the user's
     was forked off or started by; the identity is this process's, if it has one.
     """
-    _with_user(identity, end_fd, _send_byte)
+    _with_user(identity, engine_fd, _send_byte)
 
 
-def _with_user(identity: Identity | None, end_fd: int, act: Callable[[Copy], None]) -> None:
+def _with_user(identity: Identity | None, engine_fd: int, act: Callable[[Copy], None]) -> None:
     """Do this to a duplicate of the user's fd, or to one that is borrowed, if there is any."""
     inode = 0 if identity is None else identity.inode
     if identity is not None and inode and _has_acted(identity.user_fd, inode, act):
         return
     # The number is another socket's by now; a dup may live on under one nobody told us.
-    if (inode and _has_acted(_fd_of(inode), inode, act)) or _is_hung_up(end_fd):
+    if (inode and _has_acted(_fd_of(inode), inode, act)) or _is_hung_up(engine_fd):
         return
-    lent = other_processes.borrowed(inode or other_processes.peer_inode(end_fd))
+    lent = other_processes.borrowed(inode or other_processes.peer_inode(engine_fd))
     if lent is not None:
         try:
             act(lent)
@@ -159,10 +159,10 @@ def _with_user(identity: Identity | None, end_fd: int, act: Callable[[Copy], Non
             give_back()
 
 
-def _is_hung_up(end_fd: int) -> bool:
+def _is_hung_up(engine_fd: int) -> bool:
     """Whether nobody holds the other end."""
     poller = native.poll()
-    poller.register(end_fd, 0)
+    poller.register(engine_fd, 0)
     return any(mask & _POLLHUP for _, mask in poller.poll(0))
 
 

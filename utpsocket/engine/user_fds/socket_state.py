@@ -124,6 +124,7 @@ class Identity:
     __slots__ = (
         "__weakref__",
         "bound",
+        "bound_tcp",
         "claim",
         "cookie",
         "endpoint",
@@ -136,12 +137,12 @@ class Identity:
         "is_after_eof",
         "is_full",
         "is_gated",
-        "is_told",
         "is_over",
         "is_port_chosen",
         "is_port_new",
         "is_reset",
         "is_shut_down",
+        "is_told",
         "is_unusable",
         "local",
         "namespace",
@@ -157,7 +158,6 @@ class Identity:
         "shared_options",
         "shut_halves",
         "transport",
-        "bound_tcp",
         "user_fd",
     )
 
