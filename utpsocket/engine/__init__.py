@@ -26,9 +26,8 @@ _first: dict[str, Loop | RemoteLoop] = {}  # the successor of no engine, as Loop
 _KINDS: Final[dict[str, type[Loop | RemoteLoop]]] = {"thread": Loop, "process": RemoteLoop}
 _is_hooked = False
 _is_over = False
-_lost_engines: list[
-    Loop | RemoteLoop
-] = []  # engines whose fds the program closed: their objects must not close those numbers again
+# Engines whose fds the program closed: their objects must not close those numbers again.
+_lost_engines: list[Loop | RemoteLoop] = []
 
 
 def engine() -> Loop | RemoteLoop:
