@@ -467,7 +467,8 @@ class Loop:
         connection = bridge.connection
         if bridge.syn_received_at and connection.state is not SYN_RECEIVED:
             bridge.syn_received_at = 0
-            listener = self.endpoints[bridge.endpoint.key].listener  # the port lives as long as its connections
+            acceptors = self.endpoints.get(bridge.endpoint.key)
+            listener = None if acceptors is None else acceptors.listener
             if listener is not None:
                 listener.on_settled(bridge)
                 self._listeners[listener] = now
@@ -517,8 +518,7 @@ class Loop:
             self._listeners[listener] = again_at if at is None else min(at, again_at)
         if listener.is_closed:
             listener.give_up()
-            if listener.endpoint.is_unused:
-                self.close_endpoint(self.endpoints[listener.endpoint.key])
+            listener.endpoint.close_if_unused()
 
     def _flush_port(self, endpoint: BridgePort) -> None:
         if endpoint.port.is_blocked and endpoint.port.flush():

@@ -287,6 +287,10 @@ class Endpoint:
         self.leave_grants(bridge)
         if self.peers is not None:
             self.peers.leave(bridge)
+        self.close_if_unused()
+
+    def close_if_unused(self) -> None:
+        """Close the port if nobody needs it any more. Another thread may have done so."""
         if self.is_unused:
             self.loop.close_endpoint(self)
 

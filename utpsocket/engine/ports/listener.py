@@ -74,8 +74,8 @@ if TYPE_CHECKING:
         @property
         def is_elsewhere(self) -> bool: ...
 
-        @property
-        def is_unused(self) -> bool: ...
+        def close_if_unused(self) -> None:
+            """Close it if nobody needs it any more."""
 
         def demote(self, bridge: Bridge, *, now: int) -> None:
             """Have the cache of SYNs keep it, and no connection."""
