@@ -62,7 +62,7 @@ def _packets(flight: Flight) -> list[tuple[Any, ...]]:
             flight.offset + index * flight.size,
             flight.sent_us,
             flight.sends,
-            flight.fate,
+            flight.state,
             flight.probe_bytes,
             flight.is_whole,
             flight.is_small and index == flight.count - 1,

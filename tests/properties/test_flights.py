@@ -18,7 +18,7 @@ class Entry:
     offset: int
     sent_us: int
     sends: int = 1
-    fate: FlightState = FlightState.IN_FLIGHT
+    state: FlightState = FlightState.IN_FLIGHT
 
 
 def numbers(flights: list[Flight]) -> list[int]:
@@ -31,7 +31,7 @@ def expand(flights: Flights) -> dict[int, Entry]:
         for index in range(flight.count):
             size = flight.last_size if index == flight.count - 1 else flight.size
             entries[flight.seq + index] = Entry(
-                size, flight.offset + index * flight.size, flight.sent_us, flight.sends, flight.fate
+                size, flight.offset + index * flight.size, flight.sent_us, flight.sends, flight.state
             )
     return entries
 
@@ -77,7 +77,7 @@ def test_flights_are_a_dict_per_packet(data: st.DataObject) -> None:
             result = Acknowledged()
             flights.acknowledge(to, result)
             gone = [model.pop(seq) for seq in range(una, to)]
-            news = [entry for entry in gone if entry.fate is not FlightState.SACKED]
+            news = [entry for entry in gone if entry.state is not FlightState.SACKED]
             assert result.packets == len(news)
             assert result.total_bytes == sum(entry.size for entry in news)
             assert result.sent_us == max((entry.sent_us for entry in news), default=-1)
@@ -86,25 +86,25 @@ def test_flights_are_a_dict_per_packet(data: st.DataObject) -> None:
             bits = data.draw(st.sets(st.integers(una + 1, following + 3), max_size=12))
             result = Acknowledged()
             flights.sack(una + 1, sum(1 << (seq - una - 1) for seq in bits), result)
-            fresh = [seq for seq in bits if seq in model and model[seq].fate is not FlightState.SACKED]
+            fresh = [seq for seq in bits if seq in model and model[seq].state is not FlightState.SACKED]
             assert result.packets == len(fresh)
             assert result.total_bytes == sum(model[seq].size for seq in fresh)
             for seq in fresh:
-                model[seq].fate = FlightState.SACKED
+                model[seq].state = FlightState.SACKED
         elif step == "lose":
             before = data.draw(st.integers(0, now))
-            flown = {seq: entry for seq, entry in model.items() if entry.fate is FlightState.IN_FLIGHT}
+            flown = {seq: entry for seq, entry in model.items() if entry.state is FlightState.IN_FLIGHT}
             expected = [seq for seq, entry in flown.items() if entry.sent_us <= before]
             lost, next_at = flights.lose(lambda flight: flight.sent_us + now - before, now=now)  # noqa: B023
             assert numbers(lost) == expected
             later = [entry.sent_us for entry in flown.values() if entry.sent_us > before]
             assert next_at == (min(later) + now - before if later else None)
             for seq in expected:
-                model[seq].fate = FlightState.LOST
+                model[seq].state = FlightState.LOST
         elif step == "overdue":
             # As Recovery.lost_at(): what three sacked ones are above, or what left so long before the newest arrival.
             newest = max(
-                ((entry.sent_us, seq) for seq, entry in model.items() if entry.fate is FlightState.SACKED),
+                ((entry.sent_us, seq) for seq, entry in model.items() if entry.state is FlightState.SACKED),
                 default=(-1, -1),
             )
             patience, counts = data.draw(st.sampled_from([0, 10, 30])), data.draw(st.booleans())
@@ -115,11 +115,11 @@ def test_flights_are_a_dict_per_packet(data: st.DataObject) -> None:
                     return 0
                 return None if (sent_us, last_seq) >= newest else sent_us + patience  # noqa: B023
 
-            sacked = [seq for seq, entry in model.items() if entry.fate is FlightState.SACKED]
+            sacked = [seq for seq, entry in model.items() if entry.state is FlightState.SACKED]
             times = {
                 seq: lost_at(entry.sent_us, seq, entry.sends, sum(1 for other in sacked if other > seq))
                 for seq, entry in model.items()
-                if entry.fate is FlightState.IN_FLIGHT and seq <= said
+                if entry.state is FlightState.IN_FLIGHT and seq <= said
             }
             expected = [seq for seq, at in times.items() if at is not None and at <= now]
             lost, next_at = flights.lose_overdue(
@@ -128,28 +128,28 @@ def test_flights_are_a_dict_per_packet(data: st.DataObject) -> None:
             assert sorted(numbers(lost)) == expected
             assert next_at == min((at for at in times.values() if at is not None and at > now), default=None)
             for seq in expected:
-                model[seq].fate = FlightState.LOST
+                model[seq].state = FlightState.LOST
         elif step == "resend":
             flight_or_none = flights.first_lost()
-            lost_seqs = [seq for seq in sorted(model) if model[seq].fate is FlightState.LOST]
+            lost_seqs = [seq for seq in sorted(model) if model[seq].state is FlightState.LOST]
             assert (flight_or_none.seq if flight_or_none else None) == (lost_seqs[0] if lost_seqs else None)
             if flight_or_none is not None:
                 count = data.draw(st.integers(1, flight_or_none.count))
                 sent = flights.resent(flight_or_none, count, now=now)
                 assert (sent.seq, sent.count) == (lost_seqs[0], count)
                 for seq in range(sent.seq, sent.end_seq):
-                    model[seq].fate, model[seq].sent_us = FlightState.IN_FLIGHT, now
+                    model[seq].state, model[seq].sent_us = FlightState.IN_FLIGHT, now
                     model[seq].sends += 1
         elif step == "tail":
             tail = flights.last_in_flight()
-            is_in_flight = bool(model) and model[following - 1].fate is FlightState.IN_FLIGHT
+            is_in_flight = bool(model) and model[following - 1].state is FlightState.IN_FLIGHT
             assert (tail is not None) == is_in_flight
             if tail is not None:
                 assert (tail.seq, tail.count, tail.total_bytes) == (following - 1, 1, model[following - 1].size)
         else:
             flights.forget_sacks()
             for entry in model.values():
-                if entry.fate is FlightState.SACKED:
-                    entry.fate = FlightState.IN_FLIGHT
+                if entry.state is FlightState.SACKED:
+                    entry.state = FlightState.IN_FLIGHT
         flights._check()
         assert expand(flights) == model

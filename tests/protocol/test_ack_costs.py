@@ -259,7 +259,7 @@ def test_an_acker_that_dropped_what_it_had_said_it_holds(base: int) -> None:
     sack(sender, (1 << SACK_BITS) - 1)
     sender.ack(1, 0)
     sender.follow_ups()
-    assert sender.send.flights.queue[0].fate is FlightState.SACKED
+    assert sender.send.flights.queue[0].state is FlightState.SACKED
     time_out(sender)
     sender.send._check()
 

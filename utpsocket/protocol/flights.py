@@ -63,7 +63,6 @@ class Flight:
 
     __slots__ = (
         "count",
-        "fate",
         "is_small",
         "is_whole",
         "last_size",
@@ -74,6 +73,7 @@ class Flight:
         "sent_us",
         "seq",
         "size",
+        "state",
         "total_bytes",
     )
 
@@ -87,7 +87,7 @@ class Flight:
         self.sent_us = sent_us
         self.sends = 1
         self.sent_before_bytes = 0
-        self.fate = IN_FLIGHT
+        self.state = IN_FLIGHT
         self.is_small = False
         self.probe_bytes = 0
         self.is_whole = False
@@ -108,7 +108,7 @@ class Flight:
         front.sends = self.sends
         front.sent_before_bytes = self.sent_before_bytes
         self.sent_before_bytes += front.total_bytes
-        front.fate = self.fate
+        front.state = self.state
         front.is_whole = self.is_whole
         self.seq += count
         self.count -= count
@@ -117,7 +117,7 @@ class Flight:
         return front
 
     def __repr__(self) -> str:
-        return f"<Flight {self.seq}+{self.count} {self.fate.name} sends={self.sends} size={self.size}>"
+        return f"<Flight {self.seq}+{self.count} {self.state.name} sends={self.sends} size={self.size}>"
 
 
 class Acknowledged:
@@ -258,7 +258,7 @@ class Flights:
         front = flight.cut(count)
         self.queue.insert(index, front)
         self._starts.insert(index + 1, flight.seq)
-        if flight.fate is LOST:
+        if flight.state is LOST:
             heappush(self._lost_seqs, flight.seq)
         return front
 
@@ -283,11 +283,11 @@ class Flights:
         for flight in gone:
             if flight.is_small:
                 self.small_packets -= 1
-            if flight.fate is SACKED:
+            if flight.state is SACKED:
                 self.sacked_bytes -= flight.total_bytes
                 self.sacked_packets -= flight.count
                 continue
-            if flight.fate is LOST:
+            if flight.state is LOST:
                 self.lost_bytes -= flight.total_bytes
                 self.lost_packets -= flight.count
             else:
@@ -362,14 +362,14 @@ class Flights:
                 flight.is_small = False
                 self.small_packets -= 1
             total_bytes = flight.total_bytes
-            if flight.fate is LOST:
+            if flight.state is LOST:
                 self.lost_bytes -= total_bytes
                 self.lost_packets -= flight.count
             else:
                 self.in_flight_bytes -= total_bytes
             self.sacked_bytes += total_bytes
             self.sacked_packets += flight.count
-            flight.fate = SACKED
+            flight.state = SACKED
             result._add(flight, before_highest)
             index += 1
         end_seq = queue[index - 1].end_seq
@@ -380,7 +380,7 @@ class Flights:
     def _lose(self, flight: Flight) -> None:
         if not self.lost_packets:
             self._lost_seqs.clear()
-        flight.fate = LOST
+        flight.state = LOST
         self.in_flight_bytes -= flight.total_bytes
         self.lost_bytes += flight.total_bytes
         self.lost_packets += flight.count
@@ -393,7 +393,7 @@ class Flights:
         lost = []
         next_at: int | None = None
         for flight in self.queue:
-            if flight.fate is IN_FLIGHT:
+            if flight.state is IN_FLIGHT:
                 at = lost_at(flight)
                 if at is not None and at <= now:
                     self._lose(flight)
@@ -407,7 +407,7 @@ class Flights:
         if self.queue[0].count > 1:
             self._cut(0, 1)
         first = self.queue[0]
-        if first.fate is not IN_FLIGHT or first.sends > 1:
+        if first.state is not IN_FLIGHT or first.sends > 1:
             return []
         self._lose(first)
         return [first]
@@ -415,7 +415,7 @@ class Flights:
     def lose_oldest(self) -> list[Flight]:
         """The first flight is lost, if it is in flight. Returns what was lost."""
         first = self.queue[0]
-        if first.fate is not IN_FLIGHT:
+        if first.state is not IN_FLIGHT:
             return []
         self._lose(first)
         return [first]
@@ -430,7 +430,7 @@ class Flights:
         if not in_flight:
             return []
         probe = self.find(self._probe_seq) if self.una_seq <= self._probe_seq < self.next_seq else None
-        if probe is None or not probe.probe_bytes or probe.fate is not IN_FLIGHT:
+        if probe is None or not probe.probe_bytes or probe.state is not IN_FLIGHT:
             return None
         self._lose(probe)
         return [probe]
@@ -448,7 +448,7 @@ class Flights:
             if index == last:
                 next_at = now
                 break
-            if flight.fate is IN_FLIGHT and flight.sends == 1:
+            if flight.state is IN_FLIGHT and flight.sends == 1:
                 if len(lost) >= MAX_LOST_FLIGHTS:
                     next_at = now
                     break
@@ -476,7 +476,7 @@ class Flights:
             seq = max(seq, self.una_seq)
             index = self._index(seq) if seq < end_seq else len(queue)
             while index < len(queue) and (flight := queue[index]).seq < end_seq:
-                if flight.fate is IN_FLIGHT and flight.sends > 1 and flight.sent_us == sent_us:
+                if flight.state is IN_FLIGHT and flight.sends > 1 and flight.sent_us == sent_us:
                     if flight.seq > said_seq:
                         beyond.append((sent_us, flight.seq, end_seq))
                         break
@@ -507,8 +507,8 @@ class Flights:
             index = self._index(una_seq + (mask & -mask).bit_length() - 1)
             self._judged_seq = min(self._judged_seq, self._starts[index])
             for flight in self.queue[index : index + _MAX_FORGOTTEN_FLIGHTS]:
-                if flight.fate is SACKED:
-                    flight.fate = IN_FLIGHT
+                if flight.state is SACKED:
+                    flight.state = IN_FLIGHT
                     self.sacked_bytes -= flight.total_bytes
                     self.sacked_packets -= flight.count
                     self.in_flight_bytes += flight.total_bytes
@@ -529,7 +529,7 @@ class Flights:
             seq = seqs[0]
             if self.una_seq <= seq < self.next_seq:
                 flight = self.queue[self._index(seq)]
-                if flight.fate is LOST and flight.seq == seq:
+                if flight.state is LOST and flight.seq == seq:
                     return flight
             heappop(seqs)
         return None
@@ -540,11 +540,11 @@ class Flights:
         """
         if count < flight.count:
             flight = self._cut(self._index(flight.seq), count)
-        if flight.fate is LOST:
+        if flight.state is LOST:
             self.lost_bytes -= flight.total_bytes
             self.lost_packets -= flight.count
             self.in_flight_bytes += flight.total_bytes
-            flight.fate = IN_FLIGHT
+            flight.state = IN_FLIGHT
         flight.sent_us = now
         flight.sends += 1
         flight.sent_before_bytes = self.sent_bytes
@@ -554,7 +554,7 @@ class Flights:
 
     def last_in_flight(self) -> Flight | None:
         """The last packet of the queue as a flight of its own, or None when it is not in flight."""
-        if not self.queue or self.queue[-1].fate is not IN_FLIGHT:
+        if not self.queue or self.queue[-1].state is not IN_FLIGHT:
             return None
         flight = self.queue[-1]
         if flight.count > 1:
@@ -572,11 +572,11 @@ class Flights:
             assert flight.seq == seq and flight.count > 0
             assert flight.total_bytes == (flight.count - 1) * flight.size + flight.last_size
             seq = flight.end_seq
-            sums[flight.fate] += flight.total_bytes
-            packets[flight.fate] += flight.count
-            if flight.fate is SACKED:
+            sums[flight.state] += flight.total_bytes
+            packets[flight.state] += flight.count
+            if flight.state is SACKED:
                 mask |= ((1 << flight.count) - 1) << (flight.seq - self.una_seq)
-            elif flight.fate is LOST:
+            elif flight.state is LOST:
                 assert flight.seq in self._lost_seqs
             elif flight.sends == 1:
                 assert flight.seq >= self._judged_seq

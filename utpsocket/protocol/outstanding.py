@@ -451,7 +451,7 @@ class Outstanding:
     def _on_retransmission_timeout(self, *, now: int) -> bool:
         flights = self.flights
         recovery = self.recovery
-        if self._is_forgetting or flights.queue[0].fate is SACKED:
+        if self._is_forgetting or flights.queue[0].state is SACKED:
             # The first packet not acked cannot have arrived, whatever was said.
             self._is_forgetting = not flights.forget_sacks()
             if self._is_forgetting:
