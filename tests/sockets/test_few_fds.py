@@ -322,11 +322,11 @@ TAKER = """
 import ctypes, os, resource, socket, sys
 from functools import partial
 import {module}
-from {module}.engine import highfd
-from {module}.engine.native import Socket
+from {module}.engine.interpreter.native import Socket
+from {module}.engine.kernel import high_fds
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
-highfd.prepare()
+high_fds.prepare()
 try:
     while True:
         os.dup(0)
@@ -340,7 +340,7 @@ def take(*_):
 for _ in range(3):
     sys.setprofile(take)
     try:
-        made.append(highfd.with_room(partial(Socket, socket.AF_UNIX, socket.SOCK_STREAM, 0), is_for_accept=True))
+        made.append(high_fds.with_room(partial(Socket, socket.AF_UNIX, socket.SOCK_STREAM, 0), is_for_accept=True))
     finally:
         sys.setprofile(None)
 print(len(made), {*taken})
