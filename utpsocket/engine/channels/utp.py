@@ -461,7 +461,7 @@ class Bridge:
             return
         self._check_unread_at_close()
         if self._hung_up_by_us and not self._closed_with_unread:
-            # What comes from now on is the user's close() or shutdown(), or that nobody will ever accept: unread bytes remain.
+            # The next event is the user's close() or shutdown(), or the end of the accept queue, which sets ECONNRESET.
             self._hung_up_by_us = False
             return
         if self._closed_with_unread or identity.held:
