@@ -1,6 +1,7 @@
 """The documents as the tests see them: files, numbered sections, code blocks, tables.
 
-A block of Python in the guide is run as a program of its own. In the document a comment before it may say otherwise:
+A block of Python in the guide or in README is run as a program of its own. In the document a comment before it may
+say otherwise:
 
     <!-- not run: REASON -->      it is not
     <!-- needs: NAME -->          it is where that module or program is there
@@ -17,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "utpsocket" / "docs"
+README = ROOT / "README.md"
 
 _BLOCK = re.compile(
     r"(?:^<!-- (?P<how>[^\n]*?) -->\n)?^```python\n(?P<code>.*?)^```\n"
@@ -59,7 +61,7 @@ def blocks(document: Path) -> list[Block]:
         how = match["how"] or ""
         line = text.count("\n", 0, match.start("code"))
         needs = how.removeprefix("needs: ") if how.startswith("needs: ") else ""
-        name = f"{document.relative_to(DOCS).as_posix()}:{line}"
+        name = f"{document.relative_to(ROOT if document == README else DOCS).as_posix()}:{line}"
         found.append(Block(name, match["code"], match["output"] or "", how.startswith("not run: "), needs))
     return found
 

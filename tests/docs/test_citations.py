@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.documents import DOCS, ROOT, documents, sections, without_code
+from tests.docs.documents import DOCS, README, ROOT, documents, sections, without_code
 
 FOLDERS = ("utpsocket", "tests", "compat", "examples", ".ci")
 SUFFIXES = (".py", ".cjs", ".md", ".toml", ".sh", "")
@@ -65,7 +65,7 @@ def test_every_citation_leads_to_a_section() -> None:
 def test_every_link_between_documents_leads_to_a_section() -> None:
     found = [
         f"{document.name}: {why}"
-        for document in documents()
+        for document in [README, *documents()]
         for match in _LINK.finditer(re.sub(r"\s+", " ", without_code(document.read_text("utf-8"))))
         for why in unresolved((document.parent / match["path"]).resolve(), match["sections"])
     ]

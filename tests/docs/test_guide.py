@@ -1,4 +1,4 @@
-"""Every program in the documents runs as it stands, prints what stands behind it, and warns of nothing."""
+"""Every program in the documents and README runs as it stands, prints what stands behind it, and warns of nothing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import sys
 
 import pytest
 
-from tests.docs.documents import ROOT, Block, blocks, documents
+from tests.docs.documents import README, ROOT, Block, blocks, documents, rows
 
 # Python 3.12 and later say so of every fork in a process that has an engine; utpsocket's fork handlers are for that.
 FORK_WARNING = "This process:DeprecationWarning"
 
-PROGRAMS = [block for document in documents() for block in blocks(document)]
+TEXTS = [README, *documents()]
+PROGRAMS = [block for text in TEXTS for block in blocks(text)]
 
 
 @pytest.mark.parametrize("block", PROGRAMS, ids=[block.name for block in PROGRAMS])
@@ -35,5 +36,22 @@ def test_program(block: Block) -> None:
 
 
 def test_no_block_of_python_is_left_out() -> None:
-    fences = sum(document.read_text("utf-8").count("\n```python\n") for document in documents())
+    fences = sum(document.read_text("utf-8").count("\n```python\n") for document in TEXTS)
     assert fences == len(PROGRAMS) > 15
+
+
+def test_readme_has_no_program_that_is_not_run() -> None:
+    found = blocks(README)
+    assert len(found) > 5
+    assert [block.name for block in found if block.not_run] == []
+
+
+def test_each_test_that_readme_names_as_proof_is_there() -> None:
+    table = README.read_text("utf-8").partition("| | plan | test |")[2]
+    proofs = [proof for row in rows("head" + table.partition("\n## ")[0]) for proof in row[2].split(", ")]
+    assert len(proofs) > 20
+    for proof in proofs:
+        path, _, name = proof.strip("`").partition("::")
+        found = ROOT / "tests" / path
+        assert found.exists(), proof
+        assert not name or f"def {name}(" in found.read_text("utf-8"), proof
