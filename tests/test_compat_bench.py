@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -252,9 +254,117 @@ def test_the_table_shows_what_failed() -> None:
     assert lines[-1] == "Medians of 2 alternating rounds at commit abc; abacus, 2 CPUs, Linux 6, CPython 3.11."
 
 
-def test_a_chart_of_nothing_is_refused(tmp_path: Path) -> None:
+MACHINE = {"cpu": "abacus", "cpus": 2}
+BENCH = ROOT / "compat" / "bench"
+RESULT = json.loads((BENCH / "results.json").read_text("utf-8"))
+
+
+def drawn(*rows: Row) -> str:
+    return chart.draw({"machine": MACHINE, "rows": [found.json(None) for found in rows]})
+
+
+def test_a_chart_of_nothing_is_refused() -> None:
     with pytest.raises(chart.ChartFailed, match="measured"):
-        chart.draw([row("idle", "tcp", 1)], {"cpu": "abacus", "cpus": 2}, tmp_path / "chart.svg")
+        drawn(row("idle", "tcp", 1))
+
+
+def test_every_panel_has_the_same_subjects_ours_first() -> None:
+    svg = drawn(row("bulk", "utpsocket", 600), row("bulk", "libtorrent", 200), row("setup", "tcp", 5))
+    found = [element.text for element in ElementTree.fromstring(svg).iter() if element.get("class", "")[:4] == "name"]
+    assert found == [*chart.SUBJECTS.values()] * 2
+    assert found[0] == "utpsocket"
+    assert svg.count("higher is better") == 2
+    assert svg.count("not measured") == 7
+
+
+def test_others_are_not_dwarfed_by_tcp() -> None:
+    """A TCP bar that is much longer than theirs is cut, and has its figure all the same."""
+    others = [row("bulk", "utpsocket", 600), row("bulk", "utp-native", 150)]
+    svg = drawn(*others, row("bulk", "tcp", 60_000))
+    lengths = [float(found) for found in re.findall(r'<rect class="bar[^"]*"[^>]* width="([\d.]+)"', svg)]
+    assert lengths[0] == pytest.approx(4 * lengths[1], rel=0.01)
+    assert lengths[0] > 0.7 * lengths[2]
+    assert 'class="cut"' in svg
+    assert ">60,000</text>" in svg
+    assert 'class="cut"' not in drawn(*others, row("bulk", "tcp", 700))
+    assert 'class="cut"' not in drawn(others[0], row("bulk", "tcp", 60_000))
+
+
+def test_the_chart_can_be_read_in_light_and_dark() -> None:
+    light, _, dark = drawn(row("bulk", "utpsocket", 600)).partition("@media (prefers-color-scheme: dark) {")
+    colours = [dict(re.findall(r"^(\.?[a-z.]+) \{.*?(#[0-9a-f]{6})", text, re.MULTILINE)) for text in (light, dark)]
+    assert colours[0].keys() == colours[1].keys() >= {"text", ".faint", ".page", ".bar", ".bar.ours", ".range", ".cut"}
+    for scheme in colours:
+        assert contrast(scheme["text"], scheme[".page"]) > 7  # WCAG 2.1, 1.4.6
+        assert contrast(scheme[".faint"], scheme[".page"]) > 4.5  # 1.4.3
+        assert min(contrast(scheme[name], scheme[".page"]) for name in (".bar", ".bar.ours")) > 3  # 1.4.11
+        assert scheme[".cut"] == scheme[".page"]
+
+
+def contrast(one: str, other: str) -> float:
+    """The ratio of WCAG 2.1."""
+    lights = sorted(map(luminance, (one, other)))
+    return (lights[1] + 0.05) / (lights[0] + 0.05)
+
+
+def luminance(colour: str) -> float:
+    shares = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_the_chart_is_that_of_its_data(tmp_path: Path) -> None:
+    assert command.main(["--from", str(BENCH / "results.json"), "--chart", str(tmp_path / "chart.svg")]) == 0
+    assert (tmp_path / "chart.svg").read_text("utf-8") == (BENCH / "chart.svg").read_text("utf-8")
+
+
+def test_the_table_beside_it_is_that_of_its_data() -> None:
+    text = (BENCH / "RESULTS.md").read_text("utf-8")
+    lines = [[cell.strip() for cell in line.split("|")[2:5]] for line in text.splitlines() if line.count("|") == 8]
+    told = [cells for cells in lines if cells[0] in subjects.SUBJECTS]
+    assert told == [
+        [each["subject"], f"{table._number(each['median'])} {each['unit']}", "–".join(map(table._number, span(each)))]
+        for each in RESULT["rows"]
+    ]
+
+
+def span(found: dict[str, Any]) -> tuple[float, float]:
+    return found["min"], found["max"]
+
+
+# A row of README's table and docs/performance.md's, as far as a case has it.
+TOLD = {
+    "bulk, one connection, MB/s": "bulk",
+    "bulk to a libutp receiver, MB/s": "to_libutp",
+    "bulk without GSO and GRO, MB/s": "no_offload",
+    "bulk on 1,000 connections, MB/s": "parallel_1000",
+    "1-byte round trips per second": "pingpong_1",
+    "connect, echo, close per second": "setup",
+    "bulk beside a busy Python thread, MB/s": "hog",
+}
+
+
+@pytest.mark.parametrize(("document", "count"), [("README.md", 6), ("utpsocket/docs/performance.md", 7)])
+def test_the_figures_in_the_documents_are_those_of_the_data(document: str, count: int) -> None:
+    medians = {(each["case"], each["subject"]): f"{each['median']:,.0f}" for each in RESULT["rows"]}
+    told = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (ROOT / document).read_text("utf-8").splitlines()
+        if line.startswith("| ") and line.split("|")[1].strip() in TOLD
+    ]
+    assert len(told) == count
+    for name, *cells in told:
+        wanted = [
+            medians.get((TOLD[name], who), "") for who in ("utpsocket", "tcp", "utp-native", "libtorrent", "aioquic")
+        ]
+        assert cells == wanted, name
+
+
+def test_from_without_a_chart_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        command.main(["--from", "results.json"])
+    assert exit_.value.code == 2
+    assert "--chart" in capsys.readouterr().err
 
 
 def test_every_goal_and_reference_is_a_row_that_exists() -> None:

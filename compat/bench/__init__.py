@@ -7,7 +7,7 @@
     agreement.py    what those processes say and hear
     stream_side.py, quic_side.py, libtorrent_side.py, utp_native_side.cjs   the processes themselves
     goals.py        what the project wants to reach
-    table.py, chart.py, plot.py   the result for README
+    table.py, chart.py   the result for README; results.json is the run that chart.svg and RESULTS.md show
 
 Figures of different runs, or of different machines, say nothing about each other: compare within one run.
 """

@@ -10,10 +10,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from compat.bench import cases, chart, goals, rounds, subjects, table
-from compat.peers import children, provision
+from compat.peers import children
 
 DEFAULT_ROUNDS: Final = 5
 DEFAULT_SECONDS: Final = 1.0
@@ -22,7 +22,10 @@ QUICK_SECONDS: Final = 0.3
 
 
 def main(argv: list[str]) -> int:
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.earlier and not options.chart:
+        parser.error("--from has no use without --chart")
     unknown = [name for name in options.cases if name not in cases.BY_NAME]
     unknown += [name for name in options.subjects or () if name not in subjects.SUBJECTS]
     if unknown:
@@ -38,6 +41,8 @@ def main(argv: list[str]) -> int:
     count = options.rounds or (QUICK_ROUNDS if options.quick else DEFAULT_ROUNDS)
     seconds = options.seconds or (QUICK_SECONDS if options.quick else DEFAULT_SECONDS)
 
+    if options.earlier:
+        return _draw(json.loads(options.earlier.read_text(encoding="utf-8")), options.chart)
     machine = table.machine()
     rows = rounds.planned(names, wanted)
     if threading.current_thread() is threading.main_thread():
@@ -54,20 +59,26 @@ def main(argv: list[str]) -> int:
     text = table.markdown(rows, machine, count)
     if options.table:
         options.table.write_text(text, encoding="utf-8")
+    result = {"machine": machine, "rows": [row.json(table.ratio_to_tcp(row, rows)) for row in rows]}
     if options.chart:
-        try:
-            chart.draw(rows, machine, options.chart)
-        except (chart.ChartFailed, provision.Unavailable) as error:
-            print(f"no chart: {error}", file=sys.stderr)
-            status = 1
+        status = _draw(result, options.chart) or status
     if options.json:
-        found = [row.json(table.ratio_to_tcp(row, rows)) for row in rows]
-        print(json.dumps({"machine": machine, "rows": found}))
+        print(json.dumps(result))
     people = sys.stderr if options.json else sys.stdout
     print(text, file=people)
     if options.goals:
         print(goals.table(rows), file=people)
     return status
+
+
+def _draw(result: dict[str, Any], path: Path) -> int:
+    """Write the chart; the exit status."""
+    try:
+        path.write_text(chart.draw(result), encoding="utf-8")
+    except chart.ChartFailed as error:
+        print(f"no chart: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -89,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--goals", action="store_true", help="print the project's goals and what this run obtained")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the result there, in Markdown")
     parser.add_argument("--chart", type=Path, metavar="FILE.svg", help="draw it there")
+    parser.add_argument(
+        "--from", dest="earlier", type=Path, metavar="FILE.json", help="draw what --json printed then, measure nothing"
+    )
     parser.add_argument("--list", action="store_true", help="name the cases and measure none")
     return parser
 
