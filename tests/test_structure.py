@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import io
 import re
+import socket
 import subprocess
 import sys
 import tokenize
@@ -18,6 +19,13 @@ from pathlib import Path
 
 import pytest
 
+import utpsocket
+import utpsocket.green
+import utpsocket.loops
+import utpsocket.monkey
+import utpsocket.options
+import utpsocket.stats
+from tests import public_names
 from utpsocket.engine.interpreter import originals
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -471,3 +479,77 @@ def test_the_core_can_be_imported_without_the_world() -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=150, check=False
     )
     assert (ran.returncode, ran.stdout.split(), ran.stderr) == (0, [], "")
+
+
+def test_every_public_name_has_a_docstring_with_its_parts() -> None:
+    """docs/style.md §4 says which."""
+    assert public_names.all_missing() == []
+
+
+def test_every_name_that_can_be_reached_is_known_as_public() -> None:
+    known = {
+        name
+        for path, names in public_names.PUBLIC.items()
+        for name in public_names.public_names(path, ast.parse((ROOT / PACKAGE / path).read_text(encoding="utf-8")))
+    }
+    modules = (utpsocket, utpsocket.monkey, utpsocket.green, utpsocket.options, utpsocket.stats, utpsocket.loops)
+    reached = {name for module in modules for name in module.__all__ if not hasattr(socket, name)} | {"socket"}
+    assert reached - known == set()
+
+
+DOCUMENTED = '''
+def send(self, data, timeout_seconds: float = 1.0, *more) -> int:
+    """Send bytes.
+
+    Over uTP: likewise.
+
+    Parameters:
+        data: bytes.
+        timeout_seconds: seconds to wait; none
+            at all is 0.
+    Returns: how many.
+    Raises: OSError.
+    Source: send(2).
+    """
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaints"),
+    [
+        ("", "", []),
+        ("Returns: how many.", "", ["no section Returns"]),
+        ("Raises: OSError.", "", ["no section Raises"]),
+        ("Source: send(2).", "", ["no section Source"]),
+        ("        data: bytes.\n", "", ["no parameter data"]),
+        ("data: bytes.", "data: bytes.\n        other: what is not there.", []),
+        ("seconds to wait; none\n            at all is 0.", "how long", ["parameter timeout_seconds has no unit"]),
+        ("Over uTP: likewise.", "", ["no paragraph Over uTP"]),
+        ("Raises: OSError.", "Source: send(2).\n    Raises: OSError.", ["its sections are in the order"]),
+        ("*more) -> int", ") -> None", []),
+        ("*more) -> int", ") -> int", []),
+        ("*more) -> int", "flags: int = 0) -> int", ["no parameter flags"]),
+        (", data, timeout_seconds: float = 1.0, *more", "", ["there is no parameter"] * 2),
+        ('"""', "'", ["no docstring"]),
+    ],
+)
+def test_a_docstring_that_lacks_a_part_is_seen(old: str, new: str, complaints: list[str]) -> None:
+    text = DOCUMENTED.replace(old, new) if old != '"""' else "def send(self) -> None: ...\n"
+    function = ast.parse(text).body[0]
+    assert isinstance(function, ast.FunctionDef)
+    found = list(public_names.missing_in_function(function, over_utp=True))
+    assert len(found) == len(complaints)
+    assert all(one.startswith(begins) for one, begins in zip(found, complaints, strict=True))
+
+
+def test_a_class_and_a_constant_without_a_sentence_are_seen() -> None:
+    text = (
+        '"""A module."""\nLEVEL = 1\nNAME = 2\n"""What it is."""\n'
+        'class Stats:\n    """Figures.\n\n    Source: tcp(7).\n    """\n\n    count: int\n'
+        '    size_bytes: int\n    """Its size, bytes."""\n    def reset(self): ...\n'
+    )
+    assert list(public_names.missing("options.py", text, ("LEVEL", "NAME", "Stats"))) == [
+        "options.py: Stats: nothing stands below count",
+        "options.py: Stats.reset(): no docstring",
+        "options.py: LEVEL: nothing stands below it",
+    ]

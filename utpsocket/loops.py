@@ -1,14 +1,14 @@
-"""uvloop over uTP: its loop makes and drives sockets in C, where nothing of ours is seen.
+"""uvloop over uTP.
 
-libuv knows a TCP handle by its address family, and a uTP socket's fd is AF_UNIX; so what asyncio's own loops get from
-the class socket.socket alone, uvloop silently takes to kernel TCP. But its pipe handles read, write and accept on any
-AF_UNIX stream: libuv.py says how they are used, and here is how a loop comes by that.
+uvloop makes its sockets in C, where a Python class in place of socket.socket is not seen, so that its connections would
+be TCP's. libuv's pipe handles, however, read, write and accept on any AF_UNIX stream, and the descriptor of a uTP
+socket is one (utpsocket/integrations/uvloop/libuv.py). Two ways to use them:
 
-    install_uvloop()    uvloop.Loop is changed in place, as utpsocket.monkey changes socket.socket, whose patch it
-                        follows: without that patch nothing changes
+    install_uvloop()    changes uvloop.Loop in place. It follows the patch of utpsocket.monkey, which calls it: without
+                        that patch nothing changes
     new_event_loop()    needs no patch: a uvloop loop whose own connections and servers are uTP's
 
-uvloop is optional: it is imported here only when the program asks for a loop. Any thread may call.
+uvloop is optional and is imported when one of these is called. Any thread may call.
 """
 
 from __future__ import annotations
@@ -17,9 +17,17 @@ import importlib
 import sys
 from typing import Any
 
+__all__ = ["install_uvloop", "loop_class", "new_event_loop", "uninstall_uvloop"]
+
 
 def new_event_loop() -> Any:
-    """A uvloop loop whose connections and servers are uTP's, for asyncio.Runner(loop_factory=…) and uvloop.run()."""
+    """Make a uvloop event loop whose connections and servers are uTP's. The process need not be patched.
+
+    Returns: the loop, of the class that loop_class() returns.
+    Raises: ImportError where uvloop is not installed.
+    Next: loop.run_until_complete(), or asyncio.run(main(), loop_factory=new_event_loop) on Python 3.12 and later.
+    Source: docs/guide/asyncio.md §2.
+    """
     return loop_class()()
 
 
@@ -27,7 +35,12 @@ _made_class: list[Any] = []
 
 
 def loop_class() -> Any:
-    """The class of new_event_loop(): a uvloop.Loop. Raises ImportError where there is no uvloop."""
+    """Get the class of which new_event_loop() makes its loops.
+
+    Returns: a subclass of uvloop.Loop, always the same.
+    Raises: ImportError where uvloop is not installed.
+    Source: docs/guide/asyncio.md §2.
+    """
     if not _made_class:
         from utpsocket.integrations.uvloop import libuv
         from utpsocket.sockets import shim
@@ -38,9 +51,14 @@ def loop_class() -> Any:
 
 
 def install_uvloop() -> None:
-    """From now on uvloop's loops, those that run already too, make what the class socket.socket makes. Idempotent.
+    """Have all loops of uvloop, those that run already included, make what the class socket.socket makes.
 
-    utpsocket.monkey calls this as soon as uvloop has been imported. Raises ImportError where there is no uvloop.
+    utpsocket.monkey calls this when uvloop is imported. Without its patch the loops still make TCP sockets. A second
+    call changes nothing.
+
+    Raises: ImportError where uvloop is not installed.
+    Next: utpsocket.monkey.patch_all(), where it was not called; uninstall_uvloop() to undo.
+    Source: docs/guide/asyncio.md §2.
     """
     from utpsocket.integrations.uvloop.libuv import Methods
 
@@ -50,7 +68,11 @@ def install_uvloop() -> None:
 
 
 def uninstall_uvloop() -> None:
-    """Take back install_uvloop(). Transports made meanwhile keep working."""
+    """Undo install_uvloop(). Transports that exist go on as they are. Without install_uvloop() it does nothing.
+
+    Raises: nothing.
+    Source: docs/guide/asyncio.md §2.
+    """
     cls = getattr(sys.modules.get("uvloop"), "Loop", None)
     if cls is not None and "_utp_class" in vars(cls):
         for name in _method_names():

@@ -1,9 +1,9 @@
-"""Socket options: what the kernel thinks of them, and what uTP makes of them.
+"""Socket options: which ones a uTP socket accepts, and what each does.
 
-Separate because it is a table. Which options a stream has, which values they take, what they read back and what they
-are at birth is known to the kernel's own TCP: each setsockopt() is first done to a real TCP socket that goes nowhere,
-so errors and answers are TCP's to the letter. Then uTP does what it has the thing for, the UDP port gets what belongs
-to IP, and the rest is remembered. SOL_UTP is our own level, far from any protocol's number.
+Which options a stream has, which values they take, what they read back and what they are at first is decided by the
+kernel's TCP: each setsockopt() is first done to a TCP socket that is never connected, so errors and values are TCP's.
+Then the option is applied to the pair, to uTP or to the UDP port, as EFFECTS says, or only remembered. The level
+SOL_UTP has uTP's own options; its number is far from that of any protocol.
 
 Sources: socket(7), tcp(7), ip(7), ipv6(7); docs/protocol.md §7, §11; docs/sockets.md §2.
 """
@@ -26,38 +26,66 @@ from utpsocket.engine.user_fds.socket_state import Identity, Role, half_buffer
 from utpsocket.protocol.congestion import CONTROLLERS
 from utpsocket.sockets import fd_pair
 
+__all__ = [
+    "EFFECTS",
+    "SOL_UTP",
+    "UTP_CONGESTION",
+    "UTP_INFO",
+    "UTP_KEEPALIVE",
+    "UTP_MAX_MTU",
+    "UTP_SHARE_PORT",
+    "Effect",
+]
+
 SOL_UTP: Final = 0x757470
-"""The level of the options below ("utp" in ASCII)."""
+"""The level of the options of uTP, for getsockopt() and setsockopt(). The number is "utp" in ASCII."""
+
 UTP_INFO: Final = 1
-"""getsockopt only: a ConnectionStats of this instant (utpsocket.stats)."""
+"""Only getsockopt(): the statistics of the connection at this instant, a utpsocket.stats.ConnectionStats. ENOTCONN
+without a connection.
+"""
+
 UTP_MAX_MTU: Final = 2
-"""Bytes of UDP payload never exceeded, before connect() or listen(), or EISCONN; 0: the default (1,472 or 1,448)."""
+"""The largest datagram that is ever sent, an int, bytes of UDP payload, 576 to 65,507, else EINVAL. 0, the default, is
+1,472 on IPv4 and 1,448 on IPv6. Set it before connect() or listen(); later it is EISCONN.
+"""
+
 UTP_CONGESTION: Final = 3
-"""Name of the congestion controller, as bytes, before connect() or listen(). Like TCP_CONGESTION."""
+"""The name of the congestion controller, bytes, as TCP_CONGESTION's: b"ledbat". ENOENT for an unknown name. Set it
+before connect() or listen(); later it is EISCONN.
+"""
 
 UTP_SHARE_PORT: Final = 4
-"""Before bind(), or EINVAL: sockets of one process that all say so share a port, even with a listener: a node dials
-from where it listens. TCP takes SO_REUSEPORT for that, by which the kernel would spread a port's datagrams over several
-sockets.
+"""1: share the UDP port with other sockets of this process that set it too, also with a listener, so that a node can
+connect from the port at which it listens; 0 at first. Set it before bind(); later it is EINVAL. TCP programs use
+SO_REUSEPORT for that, by which the kernel spreads a port's datagrams over several UDP sockets.
 """
 
 UTP_KEEPALIVE: Final = 5
-"""Seconds of saying nothing after which a sign of life leaves, 0 for none; 29 at birth. It keeps NATs' mappings open; a
-peer that has gone is noticed by what comes back (ICMP, RESET), or because it stays silent for ten times as long though
-it is asked. SO_KEEPALIVE with shorter times makes that sooner, and asks as well where this is 0.
+"""After how many seconds without a packet to the peer one is sent, an int, 0 to 32,767, else EINVAL; 0 for none, 29 at
+first, as libutp. It keeps the mappings of NATs open. A peer that has gone is noticed by what comes back (ICMP, RESET),
+or because it does not answer for ten times as long. SO_KEEPALIVE with shorter times makes that sooner, and probes also
+where this is 0. It may be set at any time.
 """
-_BIND_ADDRESS_NO_PORT: Final = (stdlib.IPPROTO_IP, 24)  # of linux/in.h: a UDP port must be there when bind() returns
+
+# IP_BIND_ADDRESS_NO_PORT of linux/in.h, which is left out: a UDP port must be there when bind() returns.
+_BIND_ADDRESS_NO_PORT: Final = (stdlib.IPPROTO_IP, 24)
 _SOCKET: Final = stdlib.SOL_SOCKET
 _TCP: Final = stdlib.IPPROTO_TCP
 _INT: Final = struct.Struct("=i")
 _LINGER: Final = struct.Struct("=ii")
 _TIMEVAL: Final = struct.Struct("@ll")
 _SO_SNDTIMEO: Final = getattr(stdlib, "SO_SNDTIMEO", 21)
+# What TCP_MAXSEG reads on a connection: what a datagram of 1,400 bytes carries, less uTP's header of 20. By feel.
 _SEGMENT_BYTES: Final = 1_380
+# RFC 791: each host takes a datagram of 576 bytes.
 _MIN_MTU: Final = 576
+# 65,535 bytes of an IPv4 packet less the headers of IPv4 (20) and UDP (8).
 _MAX_UDP_PAYLOAD: Final = 65_507
-_MOST_KEEPALIVE_SECONDS: Final = 32_767  # as TCP_KEEPIDLE
-MAX_OPTION_BYTES: Final = 1_024  # CPython's limit for getsockopt's buflen
+# As TCP_KEEPIDLE: MAX_TCP_KEEPIDLE of linux/tcp.h.
+_MOST_KEEPALIVE_SECONDS: Final = 32_767
+# CPython's limit for getsockopt()'s buflen.
+MAX_OPTION_BYTES: Final = 1_024
 
 _UDP: Final[dict[int, Any]] = {
     family: partial(Socket, family, stdlib.SOCK_DGRAM | SOCK_NONBLOCK, 0)
@@ -73,6 +101,7 @@ _UDP_SOCKET_OPTIONS: Final = {
 }
 _TOS: Final = (stdlib.IPPROTO_IP, stdlib.IP_TOS)
 _PRIORITY: Final = (_SOCKET, stdlib.SO_PRIORITY)
+# What the AF_UNIX pair does itself, for C code too.
 _PAIR_OPTIONS: Final = {
     getattr(stdlib, "SO_RCVTIMEO", 20),
     _SO_SNDTIMEO,
@@ -81,11 +110,13 @@ _PAIR_OPTIONS: Final = {
     stdlib.SO_TYPE,
     stdlib.SO_ACCEPTCONN,
 }
-"""What the AF_UNIX pair does itself, for C code too."""
 
 
 class Effect(Enum):
-    """What an option does to a uTP socket; each is set and read as TCP's, and refused where TCP refuses it."""
+    """What an option does to a uTP socket. In any case it is set and read as TCP's, and refused where TCP refuses it.
+
+    Source: docs/guide/use.md §4.
+    """
 
     PAIR = "the kernel does it on the user's fd, for C code too"
     UTP = "uTP does what TCP does, on a living connection from then on"
@@ -123,15 +154,17 @@ EFFECTS: Final[dict[Effect, str]] = {
         TCP_FASTOPEN_NO_COOKIE TCP_ZEROCOPY_RECEIVE TCP_INQ TCP_TX_DELAY TCP_KEEPALIVE TCP_CONNECTION_INFO
         IP_BIND_ADDRESS_NO_PORT""",
 }
-"""Every option by name, of whatever system CPython knows. What has no effect is no promise: TCP_MD5SIG signs nothing,
-IP_HDRINCL and the multicast ones mean nothing to a stream over TCP either.
+"""The names of all options by their effect, separated by blanks, of every system that CPython knows. An option without
+effect promises nothing: TCP_MD5SIG signs nothing; IP_HDRINCL and the multicast options mean nothing to TCP either.
 """
 
-_nodelay: dict[tuple[int, int], bytes] = {}  # what a TCP socket says, once asked: most connections set it
+# What a TCP socket reads back for TCP_NODELAY, by family and value: most connections set it, so it is asked once.
+_nodelay: dict[tuple[int, int], bytes] = {}
+# enum in net/tcp_states.h: SYN_SENT, LISTEN; CLOSE.
 _TCP_STATES: Final = {Role.CONNECTING: 2, Role.LISTENING: 10}
 _TCP_CLOSED: Final = 7
 _TCP_ENDINGS: Final = {(False, False): 1, (True, False): 5, (False, True): 8, (True, True): 9}
-"""By whether we, and the peer, have said that nothing more follows: ESTABLISHED, FIN_WAIT2, CLOSE_WAIT, LAST_ACK."""
+"""By whether this end, and whether the peer, has sent its FIN: ESTABLISHED, FIN_WAIT2, CLOSE_WAIT, LAST_ACK."""
 _POLLRDHUP: Final = 0x2000
 
 
@@ -140,7 +173,7 @@ def _fail(code: int) -> OSError:
 
 
 def udp_socket(identity: Identity) -> Any:
-    """A UDP socket with the options this uTP socket was given, which does not block: for a bind, a connection."""
+    """A new non-blocking UDP socket with those options of this uTP socket that are the UDP port's."""
     udp = with_room(_UDP[identity.family])
     if not identity.options:
         return udp
@@ -157,7 +190,7 @@ def udp_socket(identity: Identity) -> Any:
 
 
 def set_option(sock: Any, identity: Identity, level: int, name: int, value: Any, *optlen: Any) -> bool:
-    """setsockopt() of a uTP socket. Returns whether a living connection's engine must hear of it.
+    """setsockopt() of a uTP socket. Returns whether the engine must be told where there is a connection.
 
     Raises what TCP's setsockopt() raises for this level, name and value.
     """
@@ -169,10 +202,10 @@ def set_option(sock: Any, identity: Identity, level: int, name: int, value: Any,
         return False
     is_v6 = identity.family == stdlib.AF_INET6
     if is_v6 and (level, name) == (stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY) and identity.has_port:
-        raise _fail(errno.EINVAL)  # it is the port's by now. ipv6(7)
+        raise _fail(errno.EINVAL)  # too late once a port is bound: ipv6(7)
     is_flag = level == _TCP and name == stdlib.TCP_NODELAY and type(value) is int and not optlen
-    said = _nodelay.get((identity.family, value)) if is_flag else None
-    if said is None:
+    read_back = _nodelay.get((identity.family, value)) if is_flag else None
+    if read_back is None:
         with closing(with_room(partial(Socket, identity.family, stdlib.SOCK_STREAM, 0))) as reference_tcp:
             if (level, name) == _TOS:
                 for key in (_TOS, _PRIORITY):
@@ -180,17 +213,18 @@ def set_option(sock: Any, identity: Identity, level: int, name: int, value: Any,
                         reference_tcp.setsockopt(*key, identity.options[key])
             reference_tcp.setsockopt(level, name, value, *optlen)
             if (level, name) == _TOS:
-                identity.options.pop(_PRIORITY, None)  # which follows from this; later in order: udp_socket()
+                # The priority follows from the type of service. It must come after it in udp_socket().
+                identity.options.pop(_PRIORITY, None)
                 identity.options |= {_TOS: b"", _PRIORITY: reference_tcp.getsockopt(*_PRIORITY, MAX_OPTION_BYTES)}
-            said = reference_tcp.getsockopt(level, name, MAX_OPTION_BYTES)
+            read_back = reference_tcp.getsockopt(level, name, MAX_OPTION_BYTES)
         if is_flag and value in (0, 1):
-            _nodelay[identity.family, value] = said
-    identity.options[level, name] = said
+            _nodelay[identity.family, value] = read_back
+    identity.options[level, name] = read_back
     return _apply(sock, identity, level, name)
 
 
 def _apply(sock: Any, identity: Identity, level: int, name: int) -> bool:
-    """Do what the option means to uTP; whether the engine must hear of it."""
+    """Put the option into the socket's settings. Returns whether the engine must be told."""
     settings = identity.settings
     value = identity.options[level, name]
     number = _INT.unpack_from(value)[0] if len(value) >= _INT.size else 0
@@ -223,20 +257,22 @@ def _apply(sock: Any, identity: Identity, level: int, name: int) -> bool:
 
 
 def inherit(raw: Any, identity: Identity) -> None:
-    """Give an accepted fd what its listener was told and the kernel does not pass on from one AF_UNIX fd to another."""
+    """Set on an accepted descriptor the listener's options that the kernel does not hand on between AF_UNIX sockets."""
     apply_send_buffer(raw, identity)
     restore(raw, identity)
 
 
 def restore(raw: Any, identity: Identity) -> None:
-    """Give a new AF_UNIX fd what is the kernel's to do and was asked for before."""
+    """Set on a new AF_UNIX descriptor the options that were set on the one before and that the kernel carries out."""
     for (level, name), value in identity.options.items():
         if level == _SOCKET and name in _PAIR_OPTIONS:
             Socket.setsockopt(raw, level, name, value)
 
 
 def apply_send_buffer(sock: Any, identity: Identity) -> None:
-    """SO_SNDBUF for the user's fd: now, or when the gate opens, which a larger buffer would do too early."""
+    """Set SO_SNDBUF of the user's descriptor: now, or when the gate opens, since a larger buffer would open it at once
+    (docs/sockets.md §1).
+    """
     half = half_buffer(identity.settings.send_buffer_bytes) or fd_pair.user_buffer_bytes(identity)
     if identity.is_gated:
         identity.send_buffer_bytes = half
@@ -245,7 +281,9 @@ def apply_send_buffer(sock: Any, identity: Identity) -> None:
 
 
 def _set_utp(identity: Identity, name: int, value: Any) -> bool:
-    """Whether a living connection's engine must hear of it. Raises with the reason where it would have no effect."""
+    """Set an option of the level SOL_UTP. Returns whether the engine must be told where there is a connection. Raises
+    with the reason where the option would have no effect.
+    """
     settings = identity.settings
     is_connected = identity.role in (Role.CONNECTING, Role.CONNECTED)
     if name == UTP_MAX_MTU:
@@ -258,7 +296,7 @@ def _set_utp(identity: Identity, name: int, value: Any) -> bool:
     elif name == UTP_CONGESTION:
         congestion = bytes(memoryview(_INT.pack(value) if isinstance(value, int) else value))
         text = congestion.partition(b"\0")[0].decode("ascii", "replace")
-        if text not in CONTROLLERS:  # ENOENT: as TCP_CONGESTION says
+        if text not in CONTROLLERS:  # ENOENT as for TCP_CONGESTION
             raise OSError(errno.ENOENT, f"no congestion control is named {text!r}; there is {', '.join(CONTROLLERS)}")
         if is_connected and text != settings.congestion:
             raise OSError(errno.EISCONN, "UTP_CONGESTION is set before connect() or listen()")
@@ -290,7 +328,7 @@ def _number(value: Any) -> int:
 
 
 def connect_seconds(sock: Any) -> float | None:
-    """SO_SNDTIMEO: how long a connect() without a timeout waits, None for ever."""
+    """SO_SNDTIMEO in seconds: how long a connect() without a timeout waits. None: without an end."""
     value = Socket.getsockopt(sock, _SOCKET, _SO_SNDTIMEO, _TIMEVAL.size)
     seconds, microseconds = _TIMEVAL.unpack(value)
     return seconds + microseconds / 1_000_000 if seconds or microseconds else None
@@ -321,13 +359,13 @@ def _bind_to_scope(reference_tcp: Any, identity: Identity) -> None:
             try:
                 reference_tcp.setsockopt(_SOCKET, stdlib.SO_BINDTODEVICE, stdlib.if_indextoname(address[3]).encode())
             except OSError as error:
-                let_pass(error)  # it is gone
+                let_pass(error)  # the interface is no longer there
             return
 
 
 def _tcp_state(sock: Any, identity: Identity) -> int:
-    """What TCP_INFO says first: the state that a TCP socket would be in. After shutdown(SHUT_RD) the kernel tells no
-    more whether the peer has come to its end.
+    """The first byte of TCP_INFO: the state that a TCP socket would be in. After shutdown(SHUT_RD) the kernel does not
+    show any more whether the peer has sent its FIN.
     """
     if identity.role is not Role.CONNECTED or identity.is_over:
         return _TCP_CLOSED if identity.is_over else _TCP_STATES.get(identity.role, _TCP_CLOSED)
@@ -338,7 +376,7 @@ def _tcp_state(sock: Any, identity: Identity) -> int:
 
 
 def _value(sock: Any, identity: Identity, level: int, name: int) -> bytes | None:
-    """What uTP itself knows of an option; None leaves the answer to a fresh TCP socket."""
+    """The value of an option that was set or that is uTP's own; None: a new TCP socket gives the value."""
     if level == SOL_UTP:
         if name == UTP_CONGESTION:
             return identity.settings.congestion.encode()

@@ -10,6 +10,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import utpsocket
+from tests.public_names import SECTIONS
 
 project = "utpsocket"
 author = "the authors of utpsocket"
@@ -52,11 +53,32 @@ def rest_of(paragraph: list[str]) -> list[str]:
     """One paragraph of a docstring: a heading, a list, prose, or what is set out in columns, which stays as it is."""
     if len(paragraph) > 1 and _UNDERLINE.fullmatch(paragraph[1].strip()):
         return [f".. rubric:: {paragraph[0]}", "", *(rest_of(paragraph[2:]) if paragraph[2:] else [])]
+    if re.match(rf"({'|'.join(SECTIONS)}):(?: |$)", paragraph[0]):
+        return fields_of(paragraph)
     if paragraph[0].startswith("* "):
         return [*("* " + as_rest(line[2:]) if line.startswith("* ") else as_rest(line) for line in paragraph), ""]
     if any(line.startswith(" ") or re.search(r"\S {2,}\S", line) for line in paragraph):
         return [".. code-block:: text", "", *(f"   {line}" for line in paragraph), ""]
     return [*map(as_rest, paragraph), ""]
+
+
+def fields_of(paragraph: list[str]) -> list[str]:
+    """The sections of a docstring (docs/style.md §4) as a list of fields."""
+    found: list[str] = []
+    indent = 4
+    for line in paragraph:
+        section = re.match(rf"({'|'.join(SECTIONS)}):(?: |$)(.*)", line)
+        parameter = re.match(r" {4}(\w[\w, ]*): (.*)", line)
+        if section:
+            found.append(f":{section[1]}: {as_rest(section[2])}".rstrip())
+            indent = 4
+        elif parameter:
+            names = ", ".join(f"``{name}``" for name in parameter[1].split(", "))
+            found.append(f"    * {names}: {as_rest(parameter[2])}")
+            indent = 6
+        else:
+            found.append(" " * indent + as_rest(line.strip()))
+    return [*found, ""]
 
 
 def convert(_app: Any, _what: str, _name: str, _about: Any, _options: Any, lines: list[str]) -> None:

@@ -1,8 +1,8 @@
-"""A cooperative socket over uTP beside gevent's own: gevent.socket's names, those that make streams with our class.
+"""A cooperative socket over uTP beside gevent's own: gevent.socket's names, of which those that make streams use our
+class.
 
-Separate because it is the one module that cannot do without gevent. As in sockets/functions.py each function is
-gevent's (or the interpreter's) own with its global name `socket` bound to our class: same code, same behaviour, another
-transport.
+This is the one module that imports gevent. As in utpsocket/sockets/functions.py each function is gevent's (or the
+interpreter's) own with its global name `socket` bound to our class: the same code over another transport.
 
 Called by greenlets. Sources: gevent's socket.py and _socket3.py.
 """
@@ -23,10 +23,10 @@ from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_KEEPALIVE, 
 
 __all__ = ["SOL_UTP", "UTP_CONGESTION", "UTP_INFO", "UTP_KEEPALIVE", "UTP_MAX_MTU", "UTP_SHARE_PORT", "socket"]
 
+# Functions of gevent.socket that make a socket.
 GEVENTS: Final = ("create_connection", "fromfd", "socketpair")
-"""Functions of gevent.socket that make a socket."""
+# Functions that gevent leaves to the standard library, and which use its class.
 STDLIBS: Final = ("create_server", "has_dualstack_ipv6")
-"""Functions that gevent leaves to the stdlib, whose class they name."""
 
 
 def _over_utp(function: Any) -> Any:
@@ -39,7 +39,7 @@ def _over_utp(function: Any) -> Any:
 
 
 class _Inside(GeventInside):
-    """Whoever asks for this socket by name gets uTP, whatever rules a patch has."""
+    """Inside a socket of this module: always uTP, whatever the rules of a patch are."""
 
     __slots__ = ()
 
@@ -49,8 +49,16 @@ class _Inside(GeventInside):
 class socket(gevents.socket):  # type: ignore[misc]  # gevent ships few types
     """socket(family=AF_INET, type=SOCK_STREAM, proto=0, fileno=None) -> socket object
 
-    gevent's socket.socket, except that AF_INET and AF_INET6 streams speak uTP (BEP 29) instead of TCP. Every call that
-    would block lets other greenlets run.
+    A subclass of gevent.socket.socket, with the same methods: a call that would block lets other greenlets run.
+
+    Over uTP: a stream of AF_INET or AF_INET6 is a uTP (BEP 29) socket, also where utpsocket.monkey has rules. A socket
+    of any other family or type is gevent's.
+
+    Parameters:
+        family, type, proto, fileno: as for utpsocket.socket().
+    Raises: OSError and TypeError, as utpsocket.socket.
+    Next: connect(); or bind() and listen(). close() in the end, or a with statement.
+    Source: gevent.socket.socket; docs/guide/green.md §2.
     """
 
     __slots__ = ()
@@ -58,7 +66,17 @@ class socket(gevents.socket):  # type: ignore[misc]  # gevent ships few types
     _gevent_sock_class = _Inside
 
     def accept(self) -> tuple[Any, Any]:
-        """accept() -> (socket object, address info): the next incoming connection."""
+        """accept() -> (socket object, address info)
+
+        Wait for an incoming connection and take it; other greenlets run meanwhile.
+
+        Over uTP: as utpsocket.socket.accept().
+
+        Returns: the connection's socket, of this class, and the peer's address.
+        Raises: as utpsocket.socket.accept().
+        Next: recv() and send() on the new socket; accept() again.
+        Source: accept(2); gevent.socket.socket.accept().
+        """
         accepted: tuple[Any, Any] = _accept(self)
         return accepted
 

@@ -1,8 +1,7 @@
-"""gevent and eventlet over uTP: the one class that each makes all its sockets of.
+"""gevent and eventlet over uTP: the one class of which each makes all its sockets is replaced.
 
-Separate from the socket because a hook may be set while gevent is being imported. Each is idempotent and reversible.
-
-Call from any thread, as gevent.monkey.patch_all(): early. Sources: docs/sockets.md §5.
+This module imports neither, since a hook may be set while one of them is being imported. A hook can be set again and
+undone. Any thread may call; early, as with gevent.monkey.patch_all(). Sources: docs/sockets.md §5.
 """
 
 from __future__ import annotations
@@ -13,17 +12,28 @@ from typing import Any, Final
 from utpsocket.engine.interpreter import switch_interval
 from utpsocket.green.inner_sockets import EventletInside, GeventInside
 
-_GEVENT: Final = "gevent._socket3"  # where gevent.socket.socket is made
+# Where gevent.socket.socket is defined.
+_GEVENT: Final = "gevent._socket3"
 _GEVENT_SSL: Final = "gevent.ssl"
 _EVENTLET: Final = "eventlet.greenio.base"
 
-_NEEDS_SSL: Final = "utpsocket.green.cooperative"  # whose sockets must be able to speak TLS, hook or no hook
+# A module whose sockets must be able to speak TLS, with a hook or without.
+_NEEDS_SSL: Final = "utpsocket.green.cooperative"
 
-_saved: dict[str, Any] = {}  # by module: the class that was in place; gevent.ssl's for good
+# By module: the class that was there before. gevent.ssl's is never removed.
+_saved: dict[str, Any] = {}
 
 
 def hook_gevent() -> None:
-    """gevent's sockets speak uTP from now on: the AF_INET and AF_INET6 streams among them. Imports gevent.socket."""
+    """Have gevent's sockets speak uTP from now on, those of AF_INET and AF_INET6 streams.
+
+    It includes gevent.socket, gevent.server, gevent.pywsgi, gevent.ssl and what gevent.monkey has put in place of
+    socket. The rules of utpsocket.monkey hold where the process is patched. A second call does nothing.
+
+    Raises: ImportError where gevent is not installed.
+    Next: unhook_gevent(), to undo it.
+    Source: docs/guide/green.md §1; docs/sockets.md §5.
+    """
     if _GEVENT in _saved:
         return
     __import__(_GEVENT)
@@ -35,7 +45,11 @@ def hook_gevent() -> None:
 
 
 def unhook_gevent() -> None:
-    """gevent's sockets are its own again; those made meanwhile go on over uTP. Idempotent."""
+    """Undo hook_gevent(). Sockets that exist go on over uTP. Without a hook it does nothing.
+
+    Raises: nothing.
+    Source: docs/guide/green.md §1.
+    """
     before = _saved.pop(_GEVENT, None)
     if before is not None:
         switch_interval.withdraw(_GEVENT)
@@ -45,7 +59,15 @@ def unhook_gevent() -> None:
 
 
 def hook_eventlet() -> None:
-    """eventlet's sockets speak uTP from now on: the AF_INET and AF_INET6 streams among them. Imports eventlet."""
+    """Have eventlet's sockets speak uTP from now on, those of AF_INET and AF_INET6 streams.
+
+    TLS under eventlet needs utpsocket.monkey.patch_all() instead. The rules of utpsocket.monkey hold where the process
+    is patched. A second call does nothing.
+
+    Raises: ImportError where eventlet is not installed.
+    Next: unhook_eventlet(), to undo it.
+    Source: docs/guide/green.md §1, §3; docs/sockets.md §5.
+    """
     if _EVENTLET in _saved:
         return
     __import__(_EVENTLET)
@@ -56,7 +78,11 @@ def hook_eventlet() -> None:
 
 
 def unhook_eventlet() -> None:
-    """eventlet's sockets are its own again; those made meanwhile go on over uTP. Idempotent."""
+    """Undo hook_eventlet(). Sockets that exist go on over uTP. Without a hook it does nothing.
+
+    Raises: nothing.
+    Source: docs/guide/green.md §1.
+    """
     before = _saved.pop(_EVENTLET, None)
     if before is not None:
         switch_interval.withdraw(_EVENTLET)
@@ -65,7 +91,7 @@ def unhook_eventlet() -> None:
 
 
 def adapt_gevent_ssl(base: Any) -> None:
-    """Have gevent.ssl's sockets stand on `base`: gevent reads the attribute once, when gevent.ssl is imported."""
+    """Derive gevent.ssl's inner sockets from `base`. gevent does this itself once, when gevent.ssl is imported."""
     module: Any = sys.modules.get(_GEVENT_SSL)
     if module is None or not hasattr(module, "_contextawaresock"):
         return

@@ -1,22 +1,21 @@
-"""Put utpsocket in place of `socket`, for programs that never heard of it.
+"""utpsocket in place of `socket`, for programs that were not written for it.
 
     import utpsocket.monkey
     utpsocket.monkey.patch_all()
 
 Every AF_INET and AF_INET6 stream socket that the process makes from then on speaks uTP. The class socket.socket is
-changed in place and keeps its identity, so the order of imports does not matter: modules imported earlier, names
-imported by `from socket import socket`, subclasses, socket.create_connection() and ssl's sockets all come along, and
-`socket.socket is` what it was. Sockets that exist already go on as they are. Call it early all the same: what was
-connected before stays on TCP.
+changed in place and stays the same object, so the order of imports does not matter: modules imported earlier, names
+imported by `from socket import socket`, subclasses, socket.create_connection() and ssl's sockets are included. Sockets
+that exist already go on as they are. Call it early all the same: what was connected before stays on TCP.
 
     patch_all()               patch_socket() and patch_ssl()
     patch_socket()            the class
     patch_ssl()               SSLContext.wrap_socket() for uTP sockets
-    unpatch()                 everything as it was; uTP sockets that live go on, listeners accept. A module that was
+    unpatch()                 everything as it was; uTP sockets that exist go on, listeners accept. A module that was
                               wrapped stays so until its undo()
     with patched(): …         patched inside, as before outside
-    wrap_module(module)       one module's names for socket and its class, nobody else's; .undo()
-    is_patched()              whether it is
+    wrap_module(module)       one module's names for socket and its class, and no other's; .undo()
+    is_patched()              whether the class is patched now
     get_original("socket", "socket")
                               a class whose sockets are TCP's while the process is patched
     transport(sock)           "utp" or "tcp": what carries this connection
@@ -25,33 +24,35 @@ All may be called again, in any order, from any thread.
 
 Which connections
 -----------------
-patch_all(), patch_socket(), patched() and wrap_module() take rules; a later call with rules replaces them, one without
-keeps them. What is not given is read from the environment.
+patch_all(), patch_socket(), patched() and wrap_module() take rules. A later call with rules replaces them, one without
+keeps them. A rule that is not given is read from its environment variable.
 
     only="10.0.0.0/8 .peers.example"      UTPSOCKET_ONLY       uTP carries these and nothing else
     exclude="db.internal:5432 127.0.0.1"  UTPSOCKET_EXCEPT     uTP does not carry these
-    where=function                        where(family, address, role) says whether uTP carries it; role is "connect"
-                                          or "listen", the address as the program gave it
-    fallback="tcp"                        UTPSOCKET_FALLBACK   a connect that finds no uTP listener goes on over TCP:
-                                          at once when it is refused, after fallback_delay (0.3 s,
-                                          UTPSOCKET_FALLBACK_DELAY) when nobody answers; whoever answers first then
-                                          has it, as in Happy Eyeballs (RFC 8305). A destination that was silent to
-                                          uTP is tried over both at once for the next minute
+    where=function                        where(family, address, role) returns whether uTP carries it; role is "connect"
+                                          or "listen", the address is as the program gave it
+    fallback="tcp"                        UTPSOCKET_FALLBACK   a connect that finds no uTP listener goes on over TCP: at
+                                          once where uTP is refused; after fallback_delay (0.3 s,
+                                          UTPSOCKET_FALLBACK_DELAY) without an answer TCP is tried beside uTP, and the
+                                          first to answer has the connection, as in Happy Eyeballs (RFC 8305). A
+                                          destination where TCP answered while uTP was silent is tried over both at once
+                                          for the next minute
     listen="both"                         UTPSOCKET_LISTEN     listeners accept uTP and TCP at the same port number
 
-The lists are in NO_PROXY's grammar (utpsocket.sockets.rules) and hold for listeners too, compared with the address they
-bind: 0.0.0.0 or :: for all. A host name on a list is compared with the names that the program looked up through
-socket.getaddrinfo() or gethostbyname(), which are wrapped for that while such a rule is in force.
+The lists are in NO_PROXY's grammar (docs/guide/patching.md §3). They hold for listeners too, compared with the address
+that they bind: 0.0.0.0 or :: for all addresses. A host name on a list is compared with the names that the program
+looked up through socket.getaddrinfo() or gethostbyname(), which are wrapped while such a rule is in force.
 
-A socket that the rules send to TCP becomes one in connect() or listen(): a kernel TCP socket takes the place of the
-user's fd, under the same number, with the options, the timeout and the flags it had, registered with the epolls it was
-registered with; it is a plain stdlib socket from then on. What cannot come along: duplicates made before.
+A socket that the rules send to TCP becomes a TCP socket in connect() or listen(): a kernel TCP socket gets the number
+of its descriptor, with the options, the timeout, the flags and the epoll registrations that it had. It is a socket of
+the standard library from then on. Duplicates that were made before do not follow.
 
 A connection that fell back to TCP, or that a listener of both accepted over TCP, is carried by the engine behind the
-same kind of fd as uTP's: epoll registrations, dup() and fork() are as over uTP. Its UTP_INFO is ENOTCONN.
+same kind of descriptor as a uTP connection: epoll registrations, dup() and fork() are as over uTP. Its UTP_INFO is
+ENOTCONN.
 
-gevent, eventlet and uvloop make sockets past socket.socket; they are hooked when they are there or when they come, and
-a RuntimeWarning says so when they cannot be.
+gevent, eventlet and uvloop make sockets without socket.socket. They are hooked when they have been imported, before or
+after. Where a hook cannot be set a RuntimeWarning says so.
 
 Out of reach
 ------------
@@ -64,11 +65,11 @@ Child processes
 A forked child is patched as its parent is. Child interpreters (multiprocessing's spawn and forkserver, subprocess
 running sys.executable) patch themselves when they find UTPSOCKET_PATCH=1 and the rules in the variables above. Where
 utpsocket is installed, that is all: `UTPSOCKET_PATCH=1 python3 script.py`. Where it is only on the path, PYTHONPATH
-must have this package's folder `startup` too: `python3 -m utpsocket run` starts a program in such an environment,
-and patch_all(children=True), or UTPSOCKET_PATCH=1 when it is called, makes this process's own one, for what it starts
-from then on. A `where` cannot be inherited.
+must have this package's folder `startup` too. `python3 -m utpsocket run` starts a program in such an environment;
+patch_all(children=True), or patch_all() in a process that has UTPSOCKET_PATCH=1, prepares this process's own one for
+what it starts from then on. A function `where` cannot be inherited.
 
-Sources: docs/sockets.md §5, §8; gevent.monkey, whose names are kept where they mean the same.
+Sources: docs/sockets.md §5, §8; gevent.monkey, whose names are used where they mean the same.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ __all__ = [
 ]
 
 _routes: Routes | None = None
-_had_ssl: bool | None = None  # whether contexts made our SSLSocket before patch_ssl(); None: not called
+# Whether SSL contexts made our SSLSocket before patch_ssl(); None: it was not called.
+_had_ssl: bool | None = None
 
 
 def patch_all(
@@ -119,7 +121,24 @@ def patch_all(
     listen: str | None = None,
     children: bool | None = None,
 ) -> None:
-    """Patch all there is to patch: socket and ssl."""
+    """Have the process use uTP: patch_socket() and patch_ssl(), with rules for which connections.
+
+    A call without rules keeps those that are in force. A rule that is None is read from its environment variable when
+    the process is patched for the first time, or with other rules.
+
+    Parameters:
+        where: a function (family, address, role) that returns whether uTP carries a connection; role is "connect" or
+            "listen". The thread that calls connect(), bind() or listen() calls it.
+        only: hosts and networks that uTP carries, and nothing else: a text or texts in NO_PROXY's grammar.
+        exclude: hosts and networks that uTP does not carry, written likewise.
+        fallback: "tcp": a connect() that finds no uTP listener goes on over TCP.
+        fallback_delay: seconds that uTP is tried alone where no answer comes; 0.3 where nothing says otherwise.
+        listen: "both": listeners accept uTP and TCP at one port number; "utp": uTP alone.
+        children: whether child interpreters patch themselves too; None: as UTPSOCKET_PATCH says.
+    Raises: ValueError for a rule that cannot be read; nothing is changed then.
+    Next: unpatch(), to undo it; transport() to see what carries a connection.
+    Source: docs/guide/patching.md §2, §3.
+    """
     patch_socket(
         where=where,
         only=only,
@@ -142,12 +161,16 @@ def patch_socket(
     listen: str | None = None,
     children: bool | None = None,
 ) -> None:
-    """Change the class socket.socket in place: its AF_INET and AF_INET6 streams speak uTP from now on. Idempotent.
+    """Change the class socket.socket in place: its AF_INET and AF_INET6 streams speak uTP from now on.
 
-    Starts the engine, since no thread can be started while the interpreter ends. Raises ValueError for a rule that
-    cannot be read, and changes nothing then.
+    It starts the engine's thread, since a thread cannot be started while the interpreter ends. A second call without
+    rules changes nothing.
 
-    children   whether child interpreters patch themselves too; None: as UTPSOCKET_PATCH says
+    Parameters:
+        where, only, exclude, fallback, fallback_delay, listen, children: as for patch_all().
+    Raises: ValueError for a rule that cannot be read; nothing is changed then.
+    Next: unpatch(), to undo it.
+    Source: docs/guide/patching.md §2, §3; docs/sockets.md §5.
     """
     rules = {
         "where": where,
@@ -164,8 +187,13 @@ def patch_socket(
 
 
 def patch_from_environment() -> None:
-    """What a child interpreter of a patched program does: patch_all() without starting the engine, which many
-    children never need.
+    """Patch as patch_all() does, with the rules of the environment, but do not start the engine's thread.
+
+    A child interpreter of a patched program calls this at its start; many children never need the engine, and the
+    first socket starts it.
+
+    Raises: ValueError for a variable that cannot be read.
+    Source: docs/guide/patching.md §6.
     """
     _patch({})
     patch_ssl()
@@ -190,12 +218,21 @@ def _follow(routes: Routes | None) -> None:
 
 
 def routes_in_force() -> Routes | None:
-    """The rules that sockets of the patched class follow; None: every stream is uTP's."""
+    """Get the rules that sockets of the patched class follow.
+
+    Returns: the rules, which are not to be changed; None where every stream is uTP's, or nothing is patched.
+    Raises: nothing.
+    Source: docs/guide/patching.md §3.
+    """
     return _routes
 
 
 def patch_ssl() -> None:
-    """Have SSLContext.wrap_socket() know uTP sockets. Idempotent; `import utpsocket` does so already."""
+    """Have SSLContext.wrap_socket() accept uTP sockets. `import utpsocket` has done so already.
+
+    Raises: nothing.
+    Source: docs/guide/tls.md; docs/sockets.md §5.
+    """
     global _had_ssl
     if _had_ssl is None:
         _had_ssl = tls_hook.is_installed()
@@ -203,7 +240,14 @@ def patch_ssl() -> None:
 
 
 def unpatch() -> None:
-    """Restore everything. uTP sockets made meanwhile keep working, under a class of their own."""
+    """Undo patch_all(), patch_socket() and patch_ssl(), hooks and environment included.
+
+    uTP sockets that exist go on, under a class of their own, and their listeners accept. Where nothing is patched it
+    does nothing.
+
+    Raises: nothing.
+    Source: docs/guide/patching.md §2.
+    """
     global _had_ssl
     library_hooks.restore()
     in_place.restore()
@@ -215,7 +259,14 @@ def unpatch() -> None:
 
 
 def is_patched(name: str = "socket") -> bool:
-    """Whether "socket" (the class socket.socket speaks uTP) or "ssl" is patched now."""
+    """Whether something is patched now.
+
+    Parameters:
+        name: "socket" for the class socket.socket, "ssl" for patch_ssl().
+    Returns: True or False.
+    Raises: ValueError for another name.
+    Source: gevent.monkey.is_module_patched(), which asks the same.
+    """
     if name == "socket":
         return in_place.is_applied()
     if name == "ssl":
@@ -224,9 +275,15 @@ def is_patched(name: str = "socket") -> bool:
 
 
 def get_original(module: str, name: str | Iterable[str]) -> Any:
-    """What this name of a module means without the patch; a list of them for several names, as gevent's.
+    """Get what a name of a module means without the patch.
 
-    For "socket", "socket" while patched: a subclass of socket.socket whose sockets are TCP's.
+    Parameters:
+        module: the module's name, "socket" for example.
+        name: a name in it, or several.
+    Returns: the object; a list of objects for several names. For "socket" in "socket", while the process is patched:
+        a subclass of socket.socket whose sockets are TCP's; and functions such as create_connection() that use it.
+    Raises: AttributeError where the module has no such name; ImportError where there is no such module.
+    Source: gevent.monkey.get_original(), which means the same.
     """
     if not isinstance(name, str):
         return [get_original(module, one) for one in name]
@@ -241,7 +298,14 @@ def get_original(module: str, name: str | Iterable[str]) -> Any:
 
 @contextmanager
 def patched(**rules: Any) -> Iterator[None]:
-    """`with patched(): …`: patched inside, as before outside. Takes patch_all()'s rules."""
+    """`with patched(): …`: the process is patched inside, and as before outside.
+
+    Parameters:
+        rules: as for patch_all().
+    Returns: a context manager.
+    Raises: ValueError for a rule that cannot be read.
+    Source: docs/guide/patching.md §2.
+    """
     global _had_ssl
     was_patched, had_ssl, routes = in_place.is_applied(), _had_ssl, _routes
     patch_all(**rules)
@@ -257,10 +321,17 @@ def patched(**rules: Any) -> Iterator[None]:
 
 
 def wrap_module(module: ModuleType | str, **rules: Any) -> Wrapped:
-    """Have one module, given itself or by its name, use uTP; everybody else stays as it is.
+    """Have one module use uTP, and no other: its global names for the module socket, the class and the functions that
+    make sockets are bound to those of utpsocket.
 
-    Its global names for the module socket, the class and the functions that make sockets are bound to ours. Takes
-    patch_all()'s rules. Raises ValueError where the module has no such name. -> Wrapped, whose undo() ends it.
+    Parameters:
+        module: the module, or its name, which is imported.
+        rules: as for patch_all(), without children; without any every stream that it makes is uTP's.
+    Returns: a Wrapped, whose undo() ends it, and which is a context manager.
+    Raises: ValueError where the module has no such name, or for a rule that cannot be read; ImportError where there is
+        no such module.
+    Next: Wrapped.undo().
+    Source: docs/guide/patching.md §2.
     """
     if isinstance(module, str):
         module = importlib.import_module(module)
@@ -268,12 +339,17 @@ def wrap_module(module: ModuleType | str, **rules: Any) -> Wrapped:
 
 
 def transport(sock: Any) -> str | None:
-    """What carries this socket's connection: "utp", "tcp", or None for a socket of another kind."""
-    held = (
-        sock,
-        getattr(sock, "_sock", None),
-        getattr(sock, "fd", None),
-    )  # gevent's, asyncio's, eventlet's hold another
+    """Which protocol carries a socket's connection.
+
+    Parameters:
+        sock: a socket; also gevent's, eventlet's, and what asyncio's get_extra_info("socket") returns.
+    Returns: "utp"; "tcp", also where a fallback or a listener of both has led to TCP; None for a socket of another
+        kind, or what is no socket.
+    Raises: nothing.
+    Source: docs/guide/patching.md §2.
+    """
+    # gevent's and asyncio's sockets have another one inside, under `_sock`, and eventlet's under `fd`.
+    held = (sock, getattr(sock, "_sock", None), getattr(sock, "fd", None))
     inner = next((each for each in held if isinstance(each, Socket)), sock)
     identity = getattr(inner, "_utp", None)
     if identity is not None:

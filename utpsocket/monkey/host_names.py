@@ -1,7 +1,8 @@
-"""Host names remembered by address, for rules that speak of names.
+"""Host names remembered by address, for rules that contain names.
 
-Separate because it changes two functions of the socket module, and only where a rule needs it: programs look a name up
-and connect to a number. What was imported earlier by name (`from socket import getaddrinfo`) escapes.
+Programs look a name up and then connect to an address. So while a rule contains a host name, socket.getaddrinfo() and
+socket.gethostbyname() are wrapped, and what they answer is remembered. A function that was imported earlier by its name
+(`from socket import getaddrinfo`) is not wrapped.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def apply() -> None:
 
 
 def restore() -> None:
-    """Put the functions back, unless somebody has put others in their place since."""
+    """Put the functions back, unless others have been put in their place since."""
     for name, original in _originals.items():
         if getattr(stdlib, name) is _ours[name]:
             setattr(stdlib, name, original)
@@ -49,5 +50,5 @@ def restore() -> None:
 
 
 def original(name: str) -> Any:
-    """The function of the socket module that ours stands for, or None."""
+    """The function of the socket module that is wrapped now, or None."""
     return _originals.get(name)

@@ -1,9 +1,9 @@
 """The class socket.socket changed in place, and changed back.
 
-Separate because it is the one trick that makes the order of imports irrelevant: names imported earlier, subclasses
-(ssl.SSLSocket among them) and objects that exist already all meet the new methods, since the class keeps its identity
-(docs/sockets.md §5). The stdlib's class has slots and no room for one more, so a patched socket's identity lives beside
-it.
+The class object stays the same and gets other methods, so the order of imports does not matter: names that were
+imported earlier, subclasses (ssl.SSLSocket among them) and objects that exist already have the new methods
+(docs/sockets.md §5). The standard library's class has slots and no room for another attribute. So what belongs to a
+patched socket is kept in tables by the object's id, with a weak reference that removes the entry.
 
 Any thread may call. Sources: CPython's Lib/socket.py; the data model's "__class__ assignment".
 """
@@ -46,7 +46,7 @@ _references: dict[int, KeyedRef[int, Any]] = {}
 
 
 class _IdentityAttribute:
-    """The attribute `_utp` of a class that has no room for one."""
+    """The attribute `_utp` of a class that has no slot for it."""
 
     def __get__(self, sock: Any, owner: Any = None) -> Any:
         return self if sock is None else _identities.get(id(sock))
@@ -63,14 +63,14 @@ class _IdentityAttribute:
 
 
 class _AtEndAttribute:
-    """The attribute `_at_end` of the same."""
+    """The attribute `_at_end` of a class that has no slot for it."""
 
     def __get__(self, sock: Any, owner: Any = None) -> Any:
         if sock is None:
             return self
         try:
             return _at_ends[id(sock)]
-        except KeyError:  # of a socket that is not uTP's, as an attribute that was never set
+        except KeyError:  # a socket that is not uTP's: as an attribute that was never set
             raise AttributeError("_at_end") from None
 
     def __set__(self, sock: Any, at_end: Any) -> None:
@@ -84,7 +84,7 @@ def _forget(reference: KeyedRef[int, Any]) -> None:
 
 
 def is_applied() -> bool:
-    """Whether the class is changed now."""
+    """Whether the class is changed at present."""
     return bool(_saved)
 
 
@@ -103,13 +103,13 @@ def apply() -> None:
 
 
 def route(routes: Routes | None) -> None:
-    """Have the sockets made from now on follow these rules; None: all are uTP's."""
+    """Set the rules for sockets that are made from now on; None: all are uTP's."""
     if _saved:
         StdlibSocket._routes = routes
 
 
 def restore() -> None:
-    """Change the class back. uTP sockets that live now take a class of their own and go on."""
+    """Change the class back. uTP sockets that exist get a class of their own and go on."""
     if not _saved:
         return
     known = [reference() for reference in list(_references.values())]
@@ -127,14 +127,14 @@ def restore() -> None:
             try:
                 sock.__class__ = _survivor(kind)
             except TypeError:
-                pass  # a class that allows no such change: bytes flow on, addresses are AF_UNIX names
+                pass  # the class allows no such change: data still flows, addresses are AF_UNIX names
 
 
 _survivors: dict[type, type] = {}
 
 
 def _survivor(cls: Any) -> Any:
-    """A class for a living uTP socket whose class is the stdlib's again: laid out as the old one, with our methods."""
+    """The class for a uTP socket that goes on after the patch: the memory layout of `cls`, and our methods."""
     made: Any = _survivors.get(cls)
     if made is None:
         space = {
@@ -157,7 +157,7 @@ _original: Any = None
 
 
 def original_class() -> Any:
-    """A class whose sockets are the stdlib's whatever socket.socket is now: TCP stays TCP."""
+    """A class whose sockets are the standard library's, patched or not: a stream is TCP's."""
     global _original
     if not _saved:
         return StdlibSocket

@@ -1,8 +1,8 @@
-"""What goes past socket.socket, and the hook each of them has: gevent, eventlet and uvloop.
+"""Libraries that make sockets without socket.socket, and their hooks: gevent, eventlet and uvloop.
 
-Separate because it is about other people's libraries. Each is hooked when it is there already, or as soon as it is
-imported, so that the order of patching does not matter (docs/sockets.md §5). Where the hook cannot be had, a
-RuntimeWarning says that these sockets will be plain TCP: they bypass the patch silently.
+Each is hooked now if it has been imported, or else as soon as it is imported, so that the order of patching does not
+matter (docs/sockets.md §5). Where the hook cannot be set, a RuntimeWarning says that these sockets will be TCP's, since
+they bypass the patch without a sign.
 
 gevent    its socket object holds another, of `gevent.socket.socket._gevent_sock_class`: utpsocket.green
 eventlet  the same with `eventlet.greenio.base._original_socket`: utpsocket.green
@@ -20,19 +20,19 @@ from typing import Final
 
 from utpsocket.integrations.import_hook import AfterImport, is_being_imported
 
+# The module that bypasses the patch: our module, its function that hooks, its function that unhooks; no arguments.
 HOOKS: Final = {
     "gevent.socket": ("utpsocket.green", "hook_gevent", "unhook_gevent"),
     "eventlet.greenio.base": ("utpsocket.green", "hook_eventlet", "unhook_eventlet"),
     "uvloop": ("utpsocket.loops", "install_uvloop", "uninstall_uvloop"),
 }
-"""Module that bypasses the patch: our module, its function that hooks, its function that unhooks. No arguments."""
 
 _hooked: list[str] = []
 _watch: AfterImport | None = None
 
 
 def apply() -> None:
-    """Hook what is imported already, and what will be. Idempotent."""
+    """Hook what has been imported, and later what is imported then. A second call does nothing."""
     global _watch
     if _watch is not None:
         return

@@ -1,7 +1,7 @@
 """One module's view of `socket` changed, and no other's.
 
-Separate from the patch because it changes nothing that others see: only global names of that one module are bound
-anew. Sources: docs/sockets.md §8 (PySocks' wrapmodule, which patched everybody).
+Only global names of that one module are bound to other objects; nothing that other modules see is changed. Sources:
+docs/sockets.md §8 (PySocks' wrapmodule(), which changes the socket module for all).
 """
 
 from __future__ import annotations
@@ -16,14 +16,23 @@ from utpsocket.sockets.rules import Routes
 
 
 class Wrapped:
-    """What was changed in a module. Use undo(), or a with statement."""
+    """The change of one module by utpsocket.monkey.wrap_module(). As a context manager it is undone at the end.
+
+    Source: docs/guide/patching.md §2.
+    """
 
     def __init__(self, module: ModuleType, names: dict[str, tuple[Any, Any]]) -> None:
         self.module = module
         self._names = names
 
     def undo(self) -> None:
-        """Bind the names as before, but for those that the module has bound anew since. Idempotent."""
+        """Bind the module's names as before. A name that the module itself has bound to something else stays so.
+
+        Sockets that exist go on as they are. A second call does nothing.
+
+        Raises: nothing.
+        Source: docs/guide/patching.md §2.
+        """
         for name, (before, ours) in self._names.items():
             if vars(self.module).get(name) is ours:
                 setattr(self.module, name, before)
@@ -37,7 +46,7 @@ class Wrapped:
 
 
 class _View(ModuleType):
-    """The module socket with some names replaced: the rest is looked up there each time."""
+    """The module socket with some names replaced. All other names are looked up there each time."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(stdlib, name)
@@ -53,7 +62,7 @@ def _view_of(cls: Any) -> ModuleType:
 
 
 def wrap(module: ModuleType, routes: Routes | None) -> Wrapped:
-    """Have the module's own names for socket, its class and its functions mean uTP's."""
+    """Bind the module's own names for the module socket, its class and its functions to uTP's. `routes`: the rules."""
     cls: Any = shim.socket
     if routes is not None:
         cls = type("socket", (shim.socket,), {"__slots__": (), "__module__": "utpsocket", "_routes": routes})

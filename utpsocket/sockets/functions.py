@@ -1,7 +1,7 @@
-"""The functions of the stdlib's `socket` module that make stream sockets, over uTP.
+"""The functions of the standard library's `socket` module that make stream sockets, over uTP.
 
-Separate because it declares what is replaced. Each is the running interpreter's own function, its global name `socket`
-bound to our class: same code, same behaviour of this Python version, another transport. All else passes through.
+Each is the running interpreter's own function with its global name `socket` bound to our class: the same code, so the
+same behaviour of this Python version, over another transport. All other names of the module are left as they are.
 """
 
 from __future__ import annotations
@@ -29,11 +29,18 @@ REBOUND: Final = (
 
 
 def incoming(listener: Any) -> Iterator[tuple[Any, Any]]:
-    """Incoming connections one by one: `for conn, addr in incoming(listener): …`.
+    """Yield incoming connections one by one: `for conn, address in utpsocket.incoming(listener): …`.
 
-    Blocks as accept() does, and so raises what it raises on a timeout or a non-blocking listener. Ends when the
-    listener is closed, or shut down, even while this waits (as accept() does, it does not notice a close meanwhile).
-    Raises EBADF at once where it is closed already, and EINVAL where it does not listen.
+    The iteration waits as accept() does. It ends when the listener is closed or shut down. A shutdown() wakes it; a
+    close() by another thread is noticed at the next connection, as by accept(). A TCP listener may be given too.
+
+    Parameters:
+        listener: a listening socket.
+    Returns: an iterator over what accept() returns: (socket, address).
+    Raises: at the call OSError: EBADF of a closed socket, EINVAL of one that does not listen. While iterating what
+        accept() raises, such as TimeoutError, or BlockingIOError of a listener that does not block.
+    Next: close each socket; listener.shutdown(SHUT_RDWR) to end the iteration.
+    Source: accept(2); docs/guide/use.md §3.
     """
     if not listener.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ACCEPTCONN):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))

@@ -1,12 +1,14 @@
-"""class socket: a stdlib socket whose fd is one end of an AF_UNIX stream pair, and whose bytes travel over uTP.
+"""The class socket: a subclass of the standard library's, whose descriptor is one end of an AF_UNIX stream pair and
+whose bytes travel over uTP.
 
-Read this first. For anything but an AF_INET or AF_INET6 stream this class *is* the stdlib's: `_utp` is None and every
-method passes through. For a uTP socket recv, send, poll, dup, fork and friends are the kernel's own on a real fd
-(docs/design.md §5); what stands here is identity (who is at both ends), lifecycle (bind, listen, connect, accept,
-close) and the errnos and addresses that TCP would give and AF_UNIX does not (docs/sockets.md §1, §2).
+For anything but a stream of AF_INET or AF_INET6, `_utp` is None and every method passes through to the standard
+library's. For a uTP socket recv(), send(), poll(), dup(), fork() and others are the kernel's own on a real descriptor
+(docs/design.md §5). What is done here: the addresses of both ends, bind(), listen(), connect(), accept() and close(),
+and the errnos and addresses that TCP gives and AF_UNIX does not (docs/sockets.md §1, §2).
 
 Every method calls the C class by name and never super(), so that utpsocket.monkey can put the same functions in place
-of the stdlib class's own. Any thread may call. Sources: CPython's Lib/socket.py and Doc/library/socket.rst, tcp(7).
+of the standard library class's own. Any thread may call. Sources: CPython's Lib/socket.py and Doc/library/socket.rst,
+tcp(7).
 """
 
 from __future__ import annotations
@@ -45,7 +47,22 @@ def _is_stream(family: Any, type: Any, proto: Any) -> bool:
 class socket(StdlibSocket):
     """socket(family=AF_INET, type=SOCK_STREAM, proto=0, fileno=None) -> socket object
 
-    The stdlib's socket.socket, except that AF_INET and AF_INET6 streams speak uTP (BEP 29) instead of TCP.
+    A subclass of the standard library's socket.socket, with the same methods, exceptions and errnos.
+
+    Over uTP: a stream of AF_INET or AF_INET6 is a uTP (BEP 29) socket: bind() takes a UDP port, and connect() and
+    accept() make uTP connections. A socket of any other family, type or protocol is the standard library's. fileno() is
+    a descriptor of the kernel, one end of an AF_UNIX stream pair, so select(), poll(), epoll, os.read() and
+    subprocess take it as they take a TCP socket's. Any thread may call.
+
+    Parameters:
+        family: an AF_ constant; AF_INET where it is left out.
+        type: a SOCK_ constant; SOCK_STREAM where it is left out. SOCK_NONBLOCK and SOCK_CLOEXEC may be added.
+        proto: an IPPROTO_ constant; 0 or IPPROTO_TCP for uTP.
+        fileno: a descriptor that exists; the object owns it from then on. That of a uTP socket, of this process or of
+            one that passed it on, becomes a uTP socket again, and family, type and proto may be left out.
+    Raises: OSError, as socket(2); EBADF for a fileno that is not open; TypeError for arguments of other types.
+    Next: connect(); or bind() and listen(). close() in the end, or a with statement.
+    Source: Python's socket.socket; BEP 29; docs/sockets.md §1, §2.
     """
 
     __slots__ = ("_at_end", "_utp")
@@ -80,14 +97,28 @@ class socket(StdlibSocket):
 
     @property
     def family(self) -> stdlib.AddressFamily:
-        """Address family: AF_INET or AF_INET6 for a uTP socket."""
+        """The address family that the socket was made with.
+
+        Over uTP: AF_INET or AF_INET6, though the descriptor is an AF_UNIX socket's, which C code sees.
+
+        Returns: a member of socket.AddressFamily, or an int where there is none for it.
+        Source: Python's socket.socket.family.
+        """
         identity = self._utp
         number = Socket.family.__get__(self) if identity is None else identity.family
         family: stdlib.AddressFamily = _converted(number, stdlib.AddressFamily)
         return family
 
     def getsockname(self) -> Any:
-        """Our address: where the UDP port is bound."""
+        """The address of this end.
+
+        Over uTP: the address of the UDP port. Before bind(), listen() or connect() it is the one of all addresses with
+        port 0.
+
+        Returns: (host, port) for AF_INET; (host, port, flowinfo, scope_id) for AF_INET6.
+        Raises: OSError: EBADF of a closed socket.
+        Source: getsockname(2); Python's socket.getsockname().
+        """
         identity = self._utp
         if identity is None:
             return Socket.getsockname(self)
@@ -95,7 +126,15 @@ class socket(StdlibSocket):
         return identity.local or lifecycle.UNBOUND[identity.family]
 
     def getpeername(self) -> Any:
-        """The peer's address. Raises ENOTCONN where there is no connection (any more)."""
+        """The address of the other end.
+
+        Over uTP: the UDP address of the peer. A blocking socket may wait for the engine's thread, so that a reset that
+        has arrived is known.
+
+        Returns: (host, port) for AF_INET; (host, port, flowinfo, scope_id) for AF_INET6.
+        Raises: OSError: ENOTCONN where there is no connection, or no more; EBADF of a closed socket.
+        Source: getpeername(2); Python's socket.getpeername().
+        """
         identity = self._utp
         if identity is None:
             return Socket.getpeername(self)
@@ -109,7 +148,21 @@ class socket(StdlibSocket):
         return identity.peer
 
     def getsockopt(self, level: int, optname: int, /, *buflen: int) -> Any:
-        """As socket.getsockopt(); see utpsocket.options for what each option means here."""
+        """Read a socket option.
+
+        Over uTP: the answer is a TCP socket's of the same settings; utpsocket.options.EFFECTS says what each option
+        does. SO_ERROR is the errno with which a connect() or the connection failed, once, then 0. The level SOL_UTP has
+        the options of uTP; its UTP_INFO is a ConnectionStats.
+
+        Parameters:
+            level: a SOL_ or IPPROTO_ constant, or utpsocket.SOL_UTP.
+            optname: a constant of that level, SO_, TCP_, IP_, IPV6_ or UTP_.
+            buflen: bytes, 0 to 1,024: the most that is returned; an int is returned where it is left out or 0.
+        Returns: int; bytes where buflen is given and not 0; a ConnectionStats for UTP_INFO.
+        Raises: OSError: ENOPROTOOPT for an unknown option, ENOTCONN for UTP_INFO without a connection, EBADF of a
+            closed socket.
+        Source: getsockopt(2), socket(7), tcp(7), ip(7), ipv6(7); Python's socket.getsockopt().
+        """
         identity = self._utp
         if identity is None:
             return Socket.getsockopt(self, level, optname, *buflen)
@@ -124,7 +177,21 @@ class socket(StdlibSocket):
         return options.get_option(self, identity, level, optname, *buflen)
 
     def setsockopt(self, level: int, optname: int, value: Any, /, *optlen: Any) -> None:
-        """As socket.setsockopt(); see utpsocket.options for what each option means here."""
+        """Set a socket option.
+
+        Over uTP: a TCP socket of the kernel decides whether the option and its value are accepted, with its errors.
+        utpsocket.options.EFFECTS says what each option does then; on a connection it does so from then on. The level
+        SOL_UTP has the options of uTP.
+
+        Parameters:
+            level: a SOL_ or IPPROTO_ constant, or utpsocket.SOL_UTP.
+            optname: a constant of that level, SO_, TCP_, IP_, IPV6_ or UTP_.
+            value: int, or bytes; None where optlen is given.
+            optlen: bytes: the length that is passed with value None.
+        Raises: OSError: ENOPROTOOPT for an unknown option, EINVAL, EDOM and others for its value, as TCP; EISCONN or
+            EINVAL with a sentence for an option of SOL_UTP that comes too late; EBADF of a closed socket.
+        Source: setsockopt(2), socket(7), tcp(7), ip(7), ipv6(7); Python's socket.setsockopt().
+        """
         identity = self._utp
         if identity is None:
             Socket.setsockopt(self, level, optname, value, *optlen)
@@ -149,7 +216,20 @@ class socket(StdlibSocket):
     # ── lifecycle ──
 
     def bind(self, address: Any, /) -> None:
-        """Bind to a UDP port. Raises what TCP's bind would; EADDRINUSE unless both sides said SO_REUSEADDR."""
+        """Bind the socket to an address of this machine.
+
+        Over uTP: the port is a UDP port. SO_REUSEADDR does what it does for TCP, though both are UDP sockets; sockets
+        of this process that all set UTP_SHARE_PORT before share a port.
+
+        Parameters:
+            address: (host, port) for AF_INET, also (host, port, flowinfo, scope_id) for AF_INET6; port 0 for a free
+                one, "" as the host for all addresses. A host name is looked up, which may block.
+        Raises: OSError: EADDRINUSE, EADDRNOTAVAIL, EACCES, EINVAL for a socket that is bound already, EBADF of a closed
+            one; socket.gaierror for an unknown host. With UTPSOCKET_ENGINE=process a non-blocking socket may learn of
+            EADDRINUSE from the call after this one.
+        Next: listen() or connect().
+        Source: bind(2), ip(7), udp(7); Python's socket.bind(); docs/differences-from-tcp.md §2.
+        """
         identity = self._utp
         if identity is None:
             Socket.bind(self, address)
@@ -168,7 +248,19 @@ class socket(StdlibSocket):
         )
 
     def listen(self, backlog: Any = 128, /) -> None:
-        """Accept uTP connections at the bound port, or at a port of the kernel's choice."""
+        """Have the socket take incoming connections.
+
+        Over uTP: at the bound UDP port, or at a free one of all addresses where bind() was not called. Called again, it
+        changes the backlog of the descriptor.
+
+        Parameters:
+            backlog: connections that may wait for accept(), a number; less than 1 counts as 1.
+        Raises: OSError: EADDRINUSE where another socket listens at the port, EINVAL for a socket that is connecting or
+            connected, EBADF of a closed one; EOPNOTSUPP for a network namespace that the engine may not enter;
+            OverflowError or TypeError for a backlog that is no C int.
+        Next: accept(), or utpsocket.incoming().
+        Source: listen(2); Python's socket.listen(); docs/sockets.md §1.
+        """
         identity = self._utp
         if identity is None:
             Socket.listen(self, backlog)
@@ -206,7 +298,20 @@ class socket(StdlibSocket):
         return int(raw.detach()), found[3]
 
     def accept(self) -> tuple[Any, Any]:
-        """accept() -> (socket object, address info): the next incoming connection."""
+        """accept() -> (socket object, address info)
+
+        Wait for an incoming connection and take it.
+
+        Over uTP: connections have completed uTP's handshake before they can be taken. Options that were set on the
+        listener are inherited. The new socket blocks, or has the default timeout, as over TCP.
+
+        Returns: the connection's socket, of this class, and the peer's address.
+        Raises: TimeoutError after the socket's timeout; BlockingIOError (EAGAIN) where nothing waits and the socket
+            does not block; OSError: EINVAL for a socket that does not listen or was shut down, EMFILE, EBADF of a
+            closed one.
+        Next: recv() and send() on the new socket; accept() again.
+        Source: accept(2); Python's socket.accept(); docs/protocol.md §3.
+        """
         identity = self._utp
         if identity is None:
             return _stdlib_accept(self)
@@ -229,7 +334,21 @@ class socket(StdlibSocket):
             raise
 
     def connect(self, address: Any, /) -> None:
-        """Connect to a uTP peer. Raises what TCP's connect would: ConnectionRefusedError, TimeoutError, …"""
+        """Connect to a peer, and wait until the connection stands unless the socket has a timeout of 0.
+
+        Over uTP: the peer must speak uTP at that UDP port. A connect() without an answer is given up after 63 s;
+        settimeout(), SO_SNDTIMEO and TCP_SYNCNT change that. A socket whose connect() has failed may try again.
+
+        Parameters:
+            address: (host, port) for AF_INET, also (host, port, flowinfo, scope_id) for AF_INET6. A host name is looked
+                up, which may block.
+        Raises: ConnectionRefusedError where nothing listens; TimeoutError after the socket's timeout, or with ETIMEDOUT
+            where no answer comes; BlockingIOError (EINPROGRESS) where the attempt has begun on a socket that does not
+            block; other OSErrors: EALREADY, EISCONN, ENETUNREACH, EHOSTUNREACH, EACCES, EBADF; socket.gaierror for an
+            unknown host.
+        Next: send() and recv(). After EINPROGRESS wait until the socket can be written to, then read SO_ERROR.
+        Source: connect(2); Python's socket.connect(); docs/protocol.md §3.
+        """
         identity = self._utp
         if identity is None:
             Socket.connect(self, address)
@@ -248,7 +367,17 @@ class socket(StdlibSocket):
             raise lifecycle.os_error(code)
 
     def connect_ex(self, address: Any, /) -> int:
-        """connect(), with errors of the connection returned as an errno instead of raised."""
+        """Connect as connect() does, and return an errno where that raises an OSError of the connection.
+
+        Over uTP: as connect().
+
+        Parameters:
+            address: as for connect().
+        Returns: 0, or the errno; EAGAIN after the socket's timeout.
+        Raises: socket.gaierror for an unknown host; TypeError for an address of another form.
+        Next: as after connect().
+        Source: connect(2); Python's socket.connect_ex().
+        """
         identity = self._utp
         if identity is None:
             return int(Socket.connect_ex(self, address))
@@ -323,7 +452,19 @@ class socket(StdlibSocket):
         return bool(poller.poll(None if timeout is None else max(0, timeout) * 1_000))
 
     def shutdown(self, how: Any, /) -> None:
-        """Shut down one or both halves: SHUT_WR sends our FIN after everything written."""
+        """Shut down one half of the connection or both.
+
+        Over uTP: SHUT_WR sends a FIN after everything that was written, and the peer receives an end of file. SHUT_RD
+        sends nothing. On a listening socket SHUT_RD and SHUT_RDWR end the listening and wake accept() with EINVAL.
+        While connecting any of them gives the attempt up.
+
+        Parameters:
+            how: SHUT_RD, SHUT_WR or SHUT_RDWR.
+        Raises: OSError: ENOTCONN where there is no connection, EINVAL for another value of how, EBADF of a closed
+            socket.
+        Next: after SHUT_WR recv() until it returns nothing, then close().
+        Source: shutdown(2); Python's socket.shutdown(); docs/protocol.md §12.
+        """
         identity = self._utp
         if identity is None:
             Socket.shutdown(self, how)
@@ -363,7 +504,16 @@ class socket(StdlibSocket):
         self._at_end.identity = None
 
     def dup(self) -> Any:
-        """dup() -> socket object: a duplicate of the fd, which is not inheritable, for the same connection."""
+        """dup() -> socket object
+
+        Make a second socket object with a duplicate of the descriptor, which is not inheritable.
+
+        Over uTP: both stand for the same connection or listener, which ends when the last of them is closed.
+
+        Returns: a socket of the same class with the same timeout.
+        Raises: OSError: EMFILE, EBADF of a closed socket.
+        Source: dup(2), fcntl(2) F_DUPFD_CLOEXEC; Python's socket.dup().
+        """
         if self._utp is None:
             return _stdlib_dup(self)
         self._utp.has_duplicates = True
@@ -375,7 +525,16 @@ class socket(StdlibSocket):
         return sock
 
     def detach(self) -> int:
-        """Close the socket object without closing the fd, which is returned."""
+        """Put the socket object in the closed state without closing the descriptor.
+
+        Over uTP: the connection goes on for as long as the descriptor is open anywhere; socket(fileno=…) makes a uTP
+        socket of it again.
+
+        Returns: the descriptor; -1 of a closed socket.
+        Raises: nothing.
+        Next: socket(fileno=…), or os.close().
+        Source: Python's socket.detach().
+        """
         identity = self._utp
         self._closed = True
         if identity is not None and self.fileno() >= 0:
@@ -389,7 +548,19 @@ class socket(StdlibSocket):
     # ── data ──
 
     def recv(self, *args: Any, **kwargs: Any) -> bytes:
-        """As socket.recv()."""
+        """Receive bytes of the stream.
+
+        Over uTP: as over TCP. An end of file comes after all that the peer sent before its FIN, and only then.
+
+        Parameters:
+            bufsize: bytes, the most to receive.
+            flags: MSG_ constants: MSG_PEEK, MSG_WAITALL, MSG_DONTWAIT, MSG_TRUNC. MSG_OOB is refused with EINVAL.
+        Returns: the bytes; b"" at the end of the stream.
+        Raises: BlockingIOError (EAGAIN) where the socket does not block and nothing has come; TimeoutError after the
+            socket's timeout, or with ETIMEDOUT where the peer was given up; ConnectionResetError; other OSErrors:
+            ENOTCONN, EBADF.
+        Source: recv(2); Python's socket.recv(); docs/sockets.md §2.
+        """
         identity = self._utp
         if identity is None:
             return bytes(Socket.recv(self, *args, **kwargs))
@@ -408,7 +579,18 @@ class socket(StdlibSocket):
         return data
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        """As socket.recv_into()."""
+        """Receive bytes of the stream into a buffer.
+
+        Over uTP: as recv().
+
+        Parameters:
+            buffer: a writable buffer.
+            nbytes: bytes, the most to receive; 0, or left out: as many as the buffer has room for.
+            flags: as for recv().
+        Returns: how many bytes were written to the buffer; 0 at the end of the stream.
+        Raises: as recv().
+        Source: recv(2); Python's socket.recv_into(); docs/sockets.md §2.
+        """
         identity = self._utp
         if identity is not None and (kwargs or len(args) > 2):
             if _asks_for_bytes(args, kwargs):
@@ -429,7 +611,17 @@ class socket(StdlibSocket):
         return count
 
     def recvfrom(self, *args: Any, **kwargs: Any) -> tuple[bytes, Any]:
-        """As socket.recvfrom(): for a stream the address is None."""
+        """Receive bytes, and the address that they came from.
+
+        Over uTP: as recv(); the address is None, as for any stream.
+
+        Parameters:
+            bufsize: bytes, the most to receive.
+            flags: as for recv().
+        Returns: the bytes, b"" at the end of the stream, and None.
+        Raises: as recv().
+        Source: recvfrom(2); Python's socket.recvfrom().
+        """
         identity = self._utp
         if identity is not None and len(args) > 1:
             args = errors.with_flags_judged(self, identity, args, 1)
@@ -451,7 +643,18 @@ class socket(StdlibSocket):
         return data, None
 
     def recvfrom_into(self, *args: Any, **kwargs: Any) -> tuple[int, Any]:
-        """As socket.recvfrom_into(): for a stream the address is None."""
+        """Receive bytes into a buffer, and the address that they came from.
+
+        Over uTP: as recv_into(); the address is None, as for any stream.
+
+        Parameters:
+            buffer: a writable buffer.
+            nbytes: bytes, the most to receive; 0, or left out: as many as the buffer has room for.
+            flags: as for recv().
+        Returns: how many bytes were written to the buffer, 0 at the end of the stream, and None.
+        Raises: as recv().
+        Source: recvfrom(2); Python's socket.recvfrom_into().
+        """
         identity = self._utp
         if identity is not None and (kwargs or len(args) > 2):
             args = errors.with_flags_judged(self, identity, args, 2, kwargs)
@@ -473,7 +676,18 @@ class socket(StdlibSocket):
         return count, None
 
     def recvmsg(self, *args: Any, **kwargs: Any) -> tuple[bytes, list[Any], int, Any]:
-        """As socket.recvmsg(): for a stream the address is None, and uTP has no ancillary data."""
+        """Receive bytes and ancillary data.
+
+        Over uTP: as recv(). There is never ancillary data, and the address is None, as for any stream.
+
+        Parameters:
+            bufsize: bytes, the most to receive.
+            ancbufsize: bytes, room for ancillary data; it stays empty.
+            flags: as for recv().
+        Returns: the bytes, b"" at the end of the stream; an empty list; the flags of the message; None.
+        Raises: as recv().
+        Source: recvmsg(2); Python's socket.recvmsg().
+        """
         identity = self._utp
         if identity is not None and len(args) > 2:
             args = errors.with_flags_judged(self, identity, args, 2)
@@ -495,7 +709,19 @@ class socket(StdlibSocket):
         return data, [], flags, None
 
     def recvmsg_into(self, *args: Any, **kwargs: Any) -> tuple[int, list[Any], int, Any]:
-        """As socket.recvmsg_into(): for a stream the address is None, and uTP has no ancillary data."""
+        """Receive bytes into several buffers, and ancillary data.
+
+        Over uTP: as recv(). There is never ancillary data, and the address is None, as for any stream.
+
+        Parameters:
+            buffers: writable buffers, filled one after the other.
+            ancbufsize: bytes, room for ancillary data; it stays empty.
+            flags: as for recv().
+        Returns: how many bytes were received, 0 at the end of the stream; an empty list; the flags of the message;
+            None.
+        Raises: as recv().
+        Source: recvmsg(2); Python's socket.recvmsg_into().
+        """
         identity = self._utp
         if identity is not None and len(args) > 2:
             args = errors.with_flags_judged(self, identity, args, 2)
@@ -521,7 +747,21 @@ class socket(StdlibSocket):
         return count, [], flags, None
 
     def send(self, data: Any, flags: int = 0, /) -> int:
-        """As socket.send()."""
+        """Send bytes, or the first of them.
+
+        Over uTP: what was taken waits in the buffers until it is acknowledged, as over TCP; it is delivered also after
+        close() and at the end of the process (docs/guide/forking.md §4 has the limits).
+
+        Parameters:
+            data: bytes or another object with a buffer.
+            flags: MSG_ constants; MSG_OOB is refused with EOPNOTSUPP.
+        Returns: how many bytes were taken.
+        Raises: BlockingIOError (EAGAIN) where the socket does not block and the buffers are full; TimeoutError after
+            the socket's timeout, or with ETIMEDOUT where the peer was given up; BrokenPipeError (EPIPE) where the
+            connection has ended or never was; ConnectionResetError; other OSErrors: EOPNOTSUPP, EBADF.
+        Next: the same for what was not taken.
+        Source: send(2); Python's socket.send(); docs/sockets.md §2.
+        """
         identity = self._utp
         if identity is None:
             return int(Socket.send(self, data, flags))
@@ -532,7 +772,17 @@ class socket(StdlibSocket):
             raise errors.send_error(self, identity, error) from None
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
-        """As socket.sendall()."""
+        """Send all bytes.
+
+        Over uTP: as send(), again until all is taken. It returns when the buffers have all of it, not when it has
+        arrived. After an error it is not known how much was sent.
+
+        Parameters:
+            data: bytes or another object with a buffer.
+            flags: as for send().
+        Raises: as send(); TimeoutError where the whole takes longer than the socket's timeout.
+        Source: send(2); Python's socket.sendall().
+        """
         identity = self._utp
         if identity is None:
             Socket.sendall(self, data, flags)
@@ -544,7 +794,20 @@ class socket(StdlibSocket):
             raise errors.send_error(self, identity, error) from None
 
     def sendto(self, data: Any, *args: Any) -> int:
-        """As socket.sendto(): a stream checks the address and ignores it, as TCP does."""
+        """sendto(data[, flags], address) -> count
+
+        Send bytes, or the first of them, to an address.
+
+        Over uTP: as send(). The form of the address is checked; then it is ignored, as by TCP.
+
+        Parameters:
+            data: bytes or another object with a buffer.
+            flags: as for send(); may be left out.
+            address: as for connect().
+        Returns: how many bytes were taken.
+        Raises: as send(); TypeError, OverflowError or socket.gaierror for a malformed address.
+        Source: sendto(2); Python's socket.sendto().
+        """
         if self._utp is None:
             return int(Socket.sendto(self, data, *args))
         errors.check_address(self.family, "sendto", errors.TOO_LARGE if 1 <= len(args) <= 2 else data, *args)
@@ -552,7 +815,20 @@ class socket(StdlibSocket):
         return socket.send(self, data, flags)
 
     def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None, /) -> int:
-        """As socket.sendmsg(): ancillary data is checked and dropped, uTP carries none."""
+        """Send the bytes of several buffers, or the first of them, with ancillary data.
+
+        Over uTP: as send(). Ancillary data is checked and dropped, since uTP carries none; the form of the address is
+        checked and the address ignored, as by TCP.
+
+        Parameters:
+            buffers: objects with a buffer, sent one after the other.
+            ancdata: (level, type, data) for each item.
+            flags: as for send().
+            address: as for connect(); None for none.
+        Returns: how many bytes were taken.
+        Raises: as send(); OSError: EINVAL for ancillary data of SOL_SOCKET that TCP does not know.
+        Source: sendmsg(2); Python's socket.sendmsg().
+        """
         identity = self._utp
         if identity is None:
             return int(Socket.sendmsg(self, buffers, ancdata, flags, *(() if address is None else (address,))))
