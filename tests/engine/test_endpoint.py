@@ -175,7 +175,7 @@ def test_a_flood_of_spoofed_syns_leaves_transfers_running_and_memory_bounded() -
         loop = running_engine()
         assert loop is not None
         assert engine_stats().faults == 0
-        assert len(loop.bridges) <= MAX_HALF_OPEN + 8
+        assert len(loop.channels) <= MAX_HALF_OPEN + 8
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 200_000
         # Who comes honestly gets in, flood or not.
         with utpsocket.create_connection(listener.getsockname(), timeout=60) as honest:

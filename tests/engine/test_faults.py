@@ -114,7 +114,7 @@ def test_no_memory_in_the_kernel_is_no_end_of_file(
     loop = running_engine()
     assert isinstance(loop, Loop)
     left = dict.fromkeys(("send", "receive"), 3)
-    for bridge in loop.bridges.values():
+    for bridge in loop.channels.values():
         bridge._stream = Forgetful(bridge._stream, code, left)
     payload = bytes(range(256)) * 8_000
     sender = threading.Thread(target=lambda: (client.sendall(payload), client.shutdown(socket.SHUT_WR)))
@@ -229,7 +229,7 @@ def test_a_connection_whose_last_step_fails_leaves_no_port(
     closed(server)
     assert eventually(lambda: len(loop.endpoints), 0) == 0
     assert len(reported) == 1
-    assert not loop.bridges
+    assert not loop.channels
 
 
 def test_who_cannot_be_let_in_over_tcp_is_reset(reported: list[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +321,7 @@ def test_a_connection_that_is_half_made_leaves_nothing(
         failing(monkeypatch, Flood, "on_connections_changed", MemoryError())
         assert client.connect_ex(listener.getsockname()) == errno.ENOMEM
         assert loop.is_alive
-        assert (len(loop.endpoints), len(loop.bridges)) == (1, 0)
+        assert (len(loop.endpoints), len(loop.channels)) == (1, 0)
 
 
 def test_a_fork_lock_that_a_fault_kept_is_nobodys() -> None:
@@ -345,7 +345,7 @@ def test_what_tcp_did_not_take_ends_in_a_reset(reported: list[BaseException], mo
         server.settimeout(PATIENCE_S)
         loop = running_engine()
         assert isinstance(loop, Loop)
-        relay = next(each for each in loop.relays.values() if isinstance(each, Relay))
+        relay = next(each for each in loop.channels.values() if isinstance(each, Relay))
         failing(monkeypatch, HighSocket, "send", OSError(errno.EIO, "injected"))
         client.sendall(b"x" * 1_000)
         with pytest.raises(ConnectionResetError):

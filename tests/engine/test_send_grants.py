@@ -190,7 +190,7 @@ def test_who_was_held_while_there_were_many_may_send_when_there_are_few() -> Non
     ):
         loop = running_engine()
         assert loop is not None
-        (bridge,) = (bridge for bridge in loop.bridges.values() if bridge.grant_queue is not None)
+        (bridge,) = (bridge for bridge in loop.channels.values() if bridge.grant_queue is not None)
         bridge.connection.send.awaits_grant = True
         conn.settimeout(60)
         client.sendall(bytes(5_000))

@@ -166,7 +166,7 @@ def test_a_bulk_transfer_works_by_the_batch(pair: Pair, monkeypatch: pytest.Monk
     calls: Counter[str] = Counter()
 
     def count_calls(loop: Loop) -> None:
-        for bridge in loop.bridges.values():
+        for bridge in loop.channels.values():
             bridge._stream = Counted(bridge._stream, calls)
 
     monkeypatch.setattr(SendHalf, "on_ack", counted_on_ack)
@@ -339,10 +339,10 @@ def test_nodelay_is_followed_without_waking_the_engine(pair: Pair, monkeypatch: 
         put(self, command)
 
     def nodelays(loop: Loop) -> list[bool]:
-        return [bridge.connection.send.nodelay for bridge in loop.bridges.values()]
+        return [bridge.connection.send.nodelay for bridge in loop.channels.values()]
 
     def unsent_bytes(loop: Loop) -> int:
-        return sum(bridge.connection.send.unsent_bytes for bridge in loop.bridges.values())
+        return sum(bridge.connection.send.unsent_bytes for bridge in loop.channels.values())
 
     assert engine().call(nodelays) == [True, True]
     monkeypatch.setattr(Inbox, "put", counted_put)

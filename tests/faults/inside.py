@@ -164,7 +164,8 @@ def closing_connections(loop: Any) -> int:
     """
     return sum(
         bridge.engine_sock is None and not bridge.is_gone and bridge.connection.state is not State.TIME_WAIT
-        for bridge in loop.bridges.values()
+        for bridge in loop.channels.values()
+        if bridge.connection is not None
     )
 
 

@@ -45,7 +45,7 @@ class SilentLoop:
     def __init__(self) -> None:
         self.workspace = Workspace()
         self.now = 1_000_000
-        self.bridges: dict[int, Any] = {}
+        self.channels: dict[int, Any] = {}
         self.initiated = self.accepted = 0
         self.touched: dict[Any, None] = {}
         self.owner: Any = None

@@ -388,7 +388,7 @@ def test_options_reach_a_living_connection(relayed: tuple[socket.socket, socket.
     loop = running_engine()
     if not isinstance(loop, Loop):
         pytest.skip("needs the engine in this process: the TCP socket is there")
-    [carried] = [relay.tcp for relay in loop.relays.values() if relay.identity.local == client.getsockname()]
+    [carried] = [relay.tcp for relay in loop.channels.values() if relay.identity.local == client.getsockname()]
     for option in (socket.TCP_NODELAY, socket.TCP_KEEPINTVL):
         client.setsockopt(socket.IPPROTO_TCP, option, 7)
         expected = client.getsockopt(socket.IPPROTO_TCP, option)

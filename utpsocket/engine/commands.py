@@ -27,7 +27,7 @@ from utpsocket.engine.kernel.high_fds import raise_fd
 from utpsocket.engine.kernel.poller import EPOLLHUP
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports import overlapping_ports
-from utpsocket.engine.ports.endpoint import CLOSER, Endpoint, apply_settings
+from utpsocket.engine.ports.endpoint import CLOSER, Endpoint
 from utpsocket.engine.ports.listener import Listener
 from utpsocket.engine.ports.reuseport import ReuseportSockets, is_shared
 from utpsocket.engine.ports.tcp_listener import TcpListener
@@ -299,11 +299,11 @@ def _dial(
 def _undo_dial(loop: Loop, code: int, *arguments: Any) -> None:
     """The attempt ends before it has begun: its socket is told this errno."""
     identity = next(argument for argument in arguments if isinstance(argument, Identity))
-    bridge = loop.bridges.get(identity.cookie)
+    bridge = _bridge(loop, identity.cookie)
     if bridge is not None:
         if bridge.tcp_attempt is not None:
             bridge.tcp_attempt.withdraw()
-        bridge.give_up(code)
+        bridge.terminate(code)
     reset.record(identity, code, was_connecting=True)
     engine_sock = arguments[3 if isinstance(arguments[0], int) else 2]
     if engine_sock.fileno() >= 0:
@@ -345,11 +345,9 @@ def _undo_listen_soon(loop: Loop, code: int, key: int, identity: Identity, *_: A
 
 def _undo_half(loop: Loop, code: int, cookie: int, *_: Any) -> None:
     """What was asked for is half done, and nobody knows which half: the connection ends."""
-    bridge, relay = loop.bridges.get(cookie), loop.relays.get(cookie)
-    if bridge is not None:
-        bridge.give_up(errno.ECONNABORTED)
-    if relay is not None:
-        relay.fail(_error(code))
+    channel = loop.channels.get(cookie)
+    if channel is not None:
+        channel.terminate(errno.ECONNABORTED)
 
 
 def _undo_when_flushed(loop: Loop, code: int, cookie: int, callback: Callable[[], None]) -> None:
@@ -359,6 +357,12 @@ def _undo_when_flushed(loop: Loop, code: int, cookie: int, callback: Callable[[]
         callback()
     except RuntimeError:
         pass  # it has been called
+
+
+def _bridge(loop: Loop, cookie: int) -> Bridge | None:
+    """The channel of this cookie, if it is over uTP. Any thread."""
+    channel = loop.channels.get(cookie)
+    return channel if isinstance(channel, Bridge) else None
 
 
 def _endpoint(loop: Loop, key: int) -> Endpoint:
@@ -471,7 +475,7 @@ def abort_connect_late(loop: Loop, cookie: int) -> None:
     """As abort_connect(), of a caller who has not waited: what has become of the attempt meanwhile came after its
     end.
     """
-    bridge = loop.bridges.get(cookie)
+    bridge = _bridge(loop, cookie)
     if not abort_connect(loop, cookie) and bridge is not None and bridge.tcp_attempt is None and not bridge.is_gone:
         bridge.connection.abort(errno.ECONNRESET)
         loop.flush_now(bridge)
@@ -479,7 +483,7 @@ def abort_connect_late(loop: Loop, cookie: int) -> None:
 
 def abort_connect(loop: Loop, cookie: int) -> bool:
     """The user shut a connecting socket down: the attempt is over, as if reset. False: it is no attempt any more."""
-    bridge = loop.bridges.get(cookie)
+    bridge = _bridge(loop, cookie)
     if bridge is None or bridge.tcp_attempt is not None or bridge.connection.state is not State.SYN_SENT:
         return False
     bridge.connection.abort(errno.ECONNRESET)
@@ -488,74 +492,51 @@ def abort_connect(loop: Loop, cookie: int) -> bool:
 
 
 def sync_user_side(loop: Loop, cookie: int) -> None:
-    """Take in whatever the user has done to this connection's fd by now, without waiting for epoll's turn."""
-    bridge = loop.bridges.get(cookie)
-    if bridge is not None and bridge.engine_sock is not None:
-        bridge.check_user_side(now=loop.now)
-        loop.flush_now(bridge)
-    elif bridge is not None and bridge.identity.settings.linger_seconds == 0:
-        # After shutdown(SHUT_RDWR), which the kernel tells our end as it tells the last close.
-        if bridge.connection.state in (State.CONNECTED, State.SYN_RECEIVED):
-            bridge.connection.abort()
-            loop.flush_now(bridge)
-    relay = loop.relays.get(cookie)
-    if relay is not None:
-        relay.look()
+    """Take in whatever the user has done to this connection's fd by now, without waiting for epoll."""
+    channel = loop.channels.get(cookie)
+    if channel is not None:
+        channel.sync_user_side()
 
 
 def hold_more(loop: Loop, cookie: int) -> None:
     """The user has received what was held for it."""
-    bridge = loop.bridges.get(cookie)
+    bridge = _bridge(loop, cookie)
     if bridge is not None:
         loop.flush_now(bridge)
 
 
 def sync_network_side(loop: Loop, cookie: int) -> None:
     """Take in whatever the network has brought for this connection by now: kernel TCP would have done so by itself."""
-    bridge = loop.bridges.get(cookie)
-    if bridge is not None:
-        bridge.endpoint.read_for(bridge, now=loop.now)
-        loop.flush_now(bridge)
-    relay = loop.relays.get(cookie)
-    if relay is not None:
-        relay.look()
+    channel = loop.channels.get(cookie)
+    if channel is not None:
+        channel.sync_network_side()
 
 
 def when_flushed(loop: Loop, cookie: int, callback: Callable[[], None]) -> None:
     """Call back, on the engine's thread, once everything the user wrote has been acked or never will be."""
-    relay = loop.relays.get(cookie)
-    if relay is not None:
-        relay.when_flushed(callback)
-        return
-    bridge = loop.bridges.get(cookie)
-    if bridge is None or bridge.is_gone:
+    channel = loop.channels.get(cookie)
+    if channel is None:
         callback()
-        return
-    bridge.flush_waiters.append(callback)
-    bridge.is_readable = bridge.engine_sock is not None
-    loop.wake_bridge(bridge)
+    else:
+        channel.when_flushed(callback)
 
 
 def apply(loop: Loop, cookie: int) -> None:
     """The user changed options of a living connection."""
-    bridge = loop.bridges.get(cookie)
-    if bridge is not None:
-        apply_settings(bridge, now=loop.now)
-        loop.mark_dirty(bridge)
-    relay = loop.relays.get(cookie)
-    if relay is not None:
-        relay.apply_options()
+    channel = loop.channels.get(cookie)
+    if channel is not None:
+        channel.apply_options()
 
 
 def holds_nothing(loop: Loop, cookie: int) -> bool:
     """Whether this is a connection of uTP's of which nothing waits to leave. Any thread."""
-    bridge = loop.bridges.get(cookie)
-    return bridge is not None and cookie not in loop.relays and not bridge.connection.send.unsent_bytes
+    bridge = _bridge(loop, cookie)
+    return bridge is not None and not bridge.connection.send.unsent_bytes
 
 
 def follow_nodelay(loop: Loop, cookie: int) -> None:
     """The user changed how what is written leaves, while nothing waited to leave."""
-    bridge = loop.bridges.get(cookie)
+    bridge = _bridge(loop, cookie)
     if bridge is None:
         return
     send = bridge.connection.send
@@ -566,12 +547,8 @@ def follow_nodelay(loop: Loop, cookie: int) -> None:
 
 def finish_all(loop: Loop) -> None:
     """The process ends: whatever users wrote is read, and our FIN follows it."""
-    for bridge in list(loop.bridges.values()):
-        bridge.finish_when_drained = True
-        bridge.is_readable = bridge.engine_sock is not None
-        loop.wake_bridge(bridge)
-    for relay in list(loop.relays.values()):
-        relay.finish()
+    for channel in list(loop.channels.values()):
+        channel.finish()
 
 
 def unflushed(loop: Loop) -> tuple[int, int, int, int]:
@@ -579,49 +556,36 @@ def unflushed(loop: Loop) -> tuple[int, int, int, int]:
     progress of an exit.
     """
     waiting = lost_bytes = acked_bytes = unread = 0
-    for bridge in loop.bridges.values():
-        send = bridge.connection.send
-        acked_bytes += send.buffer.acked_offset
-        if bridge.connection.state in (State.CONNECTED, State.SYN_RECEIVED) and not bridge.is_flushed:
-            waiting += 1
-            lost_bytes += send.buffer.end_offset - send.buffer.acked_offset
-            unread += send.waits_for_reader
-    for relay in loop.relays.values():
-        acked_bytes += relay.moved_bytes
-        if not relay.is_flushed:
-            waiting += 1
-            lost_bytes += relay.unflushed_bytes
+    for channel in loop.channels.values():
+        is_waiting, unacked_bytes, channel_acked_bytes, is_unread = channel.flush_progress()
+        waiting += is_waiting
+        lost_bytes += unacked_bytes
+        acked_bytes += channel_acked_bytes
+        unread += is_unread
     return waiting, lost_bytes, acked_bytes, unread
 
 
 def abort_unflushed(loop: Loop) -> None:
     """The process ends and waits no longer: peers of what is not acked hear a RESET instead of nothing."""
-    for bridge in list(loop.bridges.values()):
-        if not bridge.is_gone and not bridge.is_flushed:
-            bridge.connection.abort()
-            loop.mark_dirty(bridge)
-    for relay in list(loop.relays.values()):
-        if not relay.is_flushed:
-            relay.abort()
+    for channel in list(loop.channels.values()):
+        if not channel.is_flushed:
+            channel.abort()
 
 
 def repeat_last_acks(loop: Loop) -> None:
     """The process ends, and TIME_WAIT with it: nobody will answer a FIN that a peer repeats because our ack of it was
     lost, so the ack is said twice more.
     """
-    for bridge in list(loop.bridges.values()):
-        connection = bridge.connection
-        if connection.state is State.TIME_WAIT and not bridge.is_gone:
+    for bridge in list(loop.channels.values()):
+        if isinstance(bridge, Bridge) and bridge.connection.state is State.TIME_WAIT and not bridge.is_gone:
             for _ in range(_LAST_ACKS):
-                connection.receive.ack_at = loop.now
+                bridge.connection.receive.ack_at = loop.now
                 bridge.endpoint.transmit(bridge, now=loop.now)
 
 
 def is_held(loop: Loop) -> bool:
     """Whether any process has a socket open that this engine serves."""
-    if any(bridge.is_user_fd_open for bridge in loop.bridges.values()) or any(
-        relay.is_user_fd_open for relay in loop.relays.values()
-    ):
+    if any(channel.is_user_fd_open for channel in loop.channels.values()):
         return True
     holders = [inode for endpoint in list(loop.endpoints.values()) for inode in list(endpoint.holders)]
     return any(loop.holders_watch.is_open(inode) for inode in holders)
@@ -629,10 +593,10 @@ def is_held(loop: Loop) -> bool:
 
 def connection_figures(loop: Loop, cookie: int) -> tuple[Any, ...]:
     """The fields of this connection's ConnectionStats. Raises ENOTCONN."""
-    bridge = loop.bridges.get(cookie)
-    if bridge is None:
+    channel = loop.channels.get(cookie)
+    if channel is None or channel.connection is None:
         raise _error(errno.ENOTCONN)
-    return statistics.of_connection(bridge.connection)
+    return statistics.of_connection(channel.connection)
 
 
 def snapshot(loop: Loop) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine import environment, fault_reports
-from utpsocket.engine.channels.race import Attempt, SilentDestinations
-from utpsocket.engine.channels.tcp import Relay
+from utpsocket.engine.channels.race import SilentDestinations
 from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.command_queue import Answer, Command, Inbox
 from utpsocket.engine.ended_totals import Totals
@@ -65,6 +64,7 @@ from utpsocket.protocol.packet import MAX_RUN_PACKETS
 from utpsocket.protocol.states import SYN_RECEIVED, TIME_WAIT
 
 if TYPE_CHECKING:
+    from utpsocket.engine.channels.channel import Channel
     from utpsocket.engine.channels.utp import BridgePort
 
 _BRIDGE_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLET
@@ -91,9 +91,8 @@ class Loop:
         self.endpoints: dict[int, Endpoint] = {}
         self.bound = BoundPorts()
         self._last_opened: Endpoint | None = None
-        self.bridges: dict[int, Bridge] = {}
+        self.channels: dict[int, Channel] = {}  # by cookie: what carries each socket's bytes
         self._reset_unaccepted = ResetUnaccepted()
-        self.relays: dict[int, Relay | Attempt] = {}  # connections that TCP carries, or may yet
         self.silent_destinations = SilentDestinations()
         self.tcp_initiated = self.tcp_accepted = self.initiated = self.accepted = self.wakeups = self.faults = 0
         self.totals = Totals()  # of connections that are over
@@ -254,9 +253,8 @@ class Loop:
         """
         self._deferred_delivery = []
         self.timers.forget_bridges()
-        for bridge in list(self.bridges.values()):
-            bridge.forget_readiness()
-            self.wake_bridge(bridge)
+        for channel in list(self.channels.values()):
+            channel.forget_readiness()
         for endpoint in list(self.endpoints.values()):
             self._readable_endpoints[endpoint] = None
             if endpoint.port.pending:
@@ -505,7 +503,7 @@ class Loop:
         if bridge.engine_sock is None and bridge.is_finished:
             bridge.is_gone = True
             self.totals.add(connection)
-            self.forget_bridge(bridge)
+            bridge.remove()
             return
         if connection.state is TIME_WAIT:
             self._last_acks.settle(bridge)
@@ -567,17 +565,11 @@ class Loop:
         """Whether to be told when the user has read. Not always: every recv() of the user's would wake us."""
         self.rewatch(bridge.engine_fd, _BRIDGE_EVENTS | EPOLLOUT if wanted else _BRIDGE_EVENTS)
 
-    def forget_bridge(self, bridge: Bridge) -> None:
-        """The connection is over, and nobody asks for it any more."""
-        self._reset_unaccepted.remember(bridge.identity.cookie, bridge.identity)
-        bridge.other_side = None
-        bridge.endpoint.forget(bridge)
-        self.bridges.pop(bridge.cookie, None)  # last: should any of this fail, it can still be found, and is done again
-
-    def forget_relay(self, relay: Relay) -> None:
-        """The same of a connection that TCP carried."""
-        self._reset_unaccepted.remember(relay.identity.cookie, relay.identity)
-        self.relays.pop(relay.identity.cookie, None)
+    def forget(self, channel: Channel) -> None:
+        """The channel is over: take it out of `channels`. Idempotent."""
+        self._reset_unaccepted.remember(channel.identity.cookie, channel.identity)
+        if self.channels.get(channel.cookie) is channel:
+            del self.channels[channel.cookie]
 
     def open_endpoint(self, sock: Any, *, is_private: bool) -> Endpoint:
         """A UDP socket, bound or connected, becomes a port of ours."""
@@ -665,12 +657,14 @@ class Loop:
         self.is_alive = False
         if not self._fds_lost:
             ended = RuntimeError("the engine has ended")
-            for served in [*self._other_fd_owners(), *self.bridges.values()]:
-                if type(served) is not Bridge or not served.is_silent:
-                    carefully(served.fail, ended)
+            for listener in self._all_listeners():
+                carefully(listener.fail, ended)
+            for channel in list(self.channels.values()):
+                if not channel.is_silent:
+                    carefully(channel.fail, ended)
             carefully(self._close_fds)
         self._is_at_rest = True
-        for last in (self.relays.clear, self.bridges.clear, self.endpoints.clear, self._inbox.end, self._hold.end):
+        for last in (self.channels.clear, self.endpoints.clear, self._inbox.end, self._hold.end):
             carefully(last)
         self._has_ended.release()
 
@@ -686,16 +680,15 @@ class Loop:
         for endpoint in list(self.endpoints.values()):
             if endpoint.peers is not None:
                 ports += [peer.port for peer in list(endpoint.peers.by_addr.values())]
-        return [*list(self.bridges.values()), *self._other_fd_owners(), *ports]
+        return [*list(self.channels.values()), *self._all_listeners(), *ports]
 
-    def _other_fd_owners(self) -> list[Any]:
-        """Whatever has fds beside bridges and ports."""
+    def _all_listeners(self) -> list[Listener]:
         listeners = [endpoint.listener for endpoint in list(self.endpoints.values())]
-        return [*self.relays.values(), *(listener for listener in listeners if listener is not None)]
+        return [listener for listener in listeners if listener is not None]
 
     def identity_of(self, cookie: int) -> Identity | None:
         """Who has this cookie, if this engine serves it, or was reset before it was accepted. Any thread."""
-        found = self.bridges.get(cookie) or self.relays.get(cookie)
+        found = self.channels.get(cookie)
         return self._reset_unaccepted.pop(cookie, None) if found is None else found.identity
 
     def _detach_fds(self) -> None:

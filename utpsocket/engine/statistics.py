@@ -19,18 +19,19 @@ def of_connection(connection: Connection) -> tuple[Any, ...]:
 def of_engine(loop: Loop) -> dict[str, Any]:
     """Totals by name, ports by name, connections' fields: plain values, of this instant."""
     totals = loop.totals.copy()
-    for bridge in loop.bridges.values():
-        totals.add(bridge.connection)
+    connections = [each.connection for each in loop.channels.values() if each.connection is not None]
+    for connection in connections:
+        totals.add(connection)
     return {
         "connections_initiated": loop.initiated,
         "connections_accepted": loop.accepted,
-        "connections_open": len(loop.bridges),
+        "connections_open": len(connections),
         "ports_open": len(loop.endpoints),
         "wakeups": loop.wakeups,
         "faults": loop.faults,
         "tcp_initiated": loop.tcp_initiated,
         "tcp_accepted": loop.tcp_accepted,
-        "tcp_open": len(loop.relays),
+        "tcp_open": len(loop.channels) - len(connections),
         "sent_bytes": totals.sent_bytes,
         "received_bytes": totals.delivered_bytes,
         "sent_packets": totals.sent_packets,
@@ -52,5 +53,5 @@ def of_engine(loop: Loop) -> dict[str, Any]:
             }
             for endpoint in list(loop.endpoints.values())
         ],
-        "connections": [of_connection(bridge.connection) for bridge in loop.bridges.values()],
+        "connections": [of_connection(connection) for connection in connections],
     }

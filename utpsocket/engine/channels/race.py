@@ -27,12 +27,13 @@ from utpsocket.engine.user_fds.reset import close_engine_sock, record
 from utpsocket.engine.user_fds.socket_state import Role
 
 if TYPE_CHECKING:
+    from utpsocket.engine.channels.channel import Channel
     from utpsocket.engine.channels.tcp import Engine as RelaysEngine
 
     class Engine(RelaysEngine, Protocol):
         """What of it knows of TCP."""
 
-        relays: dict[int, Relay | Attempt]
+        channels: dict[int, Channel]
         silent_destinations: SilentDestinations
         tcp_initiated: int
 
@@ -74,7 +75,6 @@ class Attempt:
 
     __slots__ = (
         "_bridge",
-        "_cookie",
         "_engine_sock",
         "_errno",
         "_filler_bytes",
@@ -82,14 +82,20 @@ class Attempt:
         "_loop",
         "_relay",
         "_tcp",
+        "cookie",
         "identity",
     )
+
+    # What a channel is asked for, while nothing has been written yet that could be delivered.
+    connection = None
+    is_user_fd_open = is_silent = False
+    is_flushed = True
 
     def __init__(self, loop: Engine, bridge: Bridge, wait_us: int) -> None:
         self._loop = loop
         self._bridge: Bridge | None = bridge
         self.identity = bridge.identity
-        self._cookie = bridge.cookie
+        self.cookie = bridge.cookie
         self._engine_sock: Any = None  # once uTP has failed
         self._tcp: Any = None  # while connecting
         self._errno = 0  # how TCP failed
@@ -185,14 +191,17 @@ class Attempt:
         relay = Relay(loop, identity, self._engine_sock, tcp)
         self._is_over = True
         self._tcp = self._engine_sock = None
-        loop.owner = self._relay = loop.relays[identity.cookie] = relay
+        loop.owner = self._relay = loop.channels[relay.cookie] = relay
         loop.tcp_initiated += 1
         identity.role = Role.CONNECTED
         self._open_gate()
 
     def _take_end(self, bridge: Bridge) -> None:
         """The user's fd is TCP's alone from now on."""
-        self._loop.relays[self._cookie] = self
+        channels, cookie = self._loop.channels, self.cookie
+        channels[-cookie] = bridge  # until it is gone, which takes no longer than this iteration
+        bridge.cookie = -cookie
+        channels[cookie] = self
         engine_sock = bridge.detach_engine_sock()
         bridge.receive_buffer.widen(engine_sock)
         self._engine_sock, self._bridge, bridge.tcp_attempt = engine_sock, None, None
@@ -209,11 +218,16 @@ class Attempt:
             relay.start()
 
     def fail(self, error: BaseException) -> None:
-        """See faults.py: TCP is not tried any more; uTP may still be."""
+        """See Channel: TCP is not tried any more; uTP may still be."""
         if self._relay is not None:
             self._relay.fail(error)
-        elif not self._is_over:
-            self._fail(errno_of(error))
+        else:
+            self.terminate(errno_of(error))
+
+    def terminate(self, code: int) -> None:
+        """See Channel."""
+        if not self._is_over:
+            self._fail(code)
 
     def _fail(self, code: int) -> None:
         """TCP failed. If uTP has too, that is what connect() says."""
@@ -238,36 +252,41 @@ class Attempt:
         self._is_over = True
         if self._bridge is not None:
             self._bridge.tcp_attempt = None
-        if self._loop.relays.get(self._cookie) is self:
-            del self._loop.relays[self._cookie]
+        if self._loop.channels.get(self.cookie) is self:
+            del self._loop.channels[self.cookie]
         self._close_tcp()
         if self._engine_sock is not None:
             self._loop.forget_fd(self._engine_sock.fileno())
             close_engine_sock(self._engine_sock, self.identity, 0)
             self._engine_sock = None
 
-    # ── what is asked of a relay ──
+    # ── commands ──
 
-    is_user_fd_open = False
-    is_flushed = True
-    unflushed_bytes = 0
-    moved_bytes = 0
+    def flush_progress(self) -> tuple[bool, int, int, bool]:
+        """See Channel."""
+        return False, 0, 0, False
 
     def when_flushed(self, callback: Callable[[], None]) -> None:
-        """Nothing has been written yet that could be delivered."""
+        """See Channel."""
         callback()
 
+    def sync_user_side(self) -> None:
+        """See Channel. A close is told by epoll."""
+
+    def sync_network_side(self) -> None:
+        """See Channel. Nothing arrives before the connection stands."""
+
     def apply_options(self) -> None:
-        """The socket is made with them."""
+        """See Channel. The TCP socket was made with them."""
 
     def finish(self) -> None:
-        """The process ends, and the attempt with it."""
+        """See Channel. The attempt ends with the process."""
 
     def abort(self) -> None:
-        """As finish()."""
+        """See Channel. As finish()."""
 
-    def look(self) -> None:
-        """Nothing arrives before the connection stands."""
+    def forget_readiness(self) -> None:
+        """See Channel. Its watchers are told anew by epoll."""
 
     def close_fds(self) -> None:
         """After a fork, in the child: close our copies and touch nothing else."""

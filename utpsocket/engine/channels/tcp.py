@@ -28,13 +28,14 @@ from utpsocket.engine.user_fds.reset import close_engine_sock, record
 from utpsocket.engine.user_fds.socket_state import Identity
 
 if TYPE_CHECKING:
+    from utpsocket.engine.channels.channel import Channel
     from utpsocket.engine.reactor import Reactor
 
     class Engine(Reactor, Protocol):
-        """What of it keeps relays."""
+        """What of it keeps channels."""
 
-        def forget_relay(self, relay: Relay) -> None:
-            """The connection is over, and nobody asks for it any more."""
+        def forget(self, channel: Channel) -> None:
+            """The channel is over: take it out of the engine's dict."""
 
 
 _EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLET
@@ -178,6 +179,7 @@ class Relay:
         "_has_said_eof",
         "_has_shut_down",
         "_loop",
+        "cookie",
         "engine_sock",
         "flush_waiters",
         "has_erred",
@@ -186,9 +188,13 @@ class Relay:
         "tcp",
     )
 
+    connection = None
+    is_silent = False
+
     def __init__(self, loop: Engine, identity: Identity, engine_sock: Any, tcp: Any) -> None:
         self._loop = loop
         self.identity = identity
+        self.cookie = identity.cookie
         self.engine_sock = engine_sock
         self.tcp = tcp
         self.is_hung_up = False  # nobody holds the user's end any more
@@ -336,7 +342,7 @@ class Relay:
                 tcp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, LINGER_ZERO)
             tcp.close()
             self.tcp = None
-        self._loop.forget_relay(self)
+        self._loop.forget(self)
         self._release_waiters()
 
     def _release_waiters(self) -> None:
@@ -344,31 +350,45 @@ class Relay:
             self.flush_waiters.pop()()
 
     def fail(self, error: BaseException) -> None:
-        """See faults.py: both sides are reset."""
-        self._close(reset=True, code=errno.ECONNABORTED)
+        """See Channel."""
+        self.terminate(errno.ECONNABORTED)
+
+    def terminate(self, code: int) -> None:
+        """See Channel."""
+        self._close(reset=True, code=code)
+
+    def forget_readiness(self) -> None:
+        """See Channel. Its watchers are told anew by epoll."""
 
     # ── commands ──
 
     def abort(self) -> None:
-        """Nobody will ever have this connection: reset it."""
-        self._close(reset=True, code=errno.ECONNRESET)
+        """See Channel. Also of a connection that nobody will ever accept."""
+        self.terminate(errno.ECONNRESET)
 
     def when_flushed(self, callback: Callable[[], None]) -> None:
-        """Call back once everything the user wrote is with the kernel, or never will be."""
+        """See Channel."""
         self.flush_waiters.append(callback)
-        self.look()
+        self._sync()
 
     def apply_options(self) -> None:
-        """The user changed options of a living connection."""
+        """See Channel."""
         apply_options(self.tcp, self.identity)
 
     def finish(self) -> None:
-        """The process ends: whatever the user wrote is read, and our FIN follows it."""
+        """See Channel."""
         self._finish_when_drained = True
-        self.look()
+        self._sync()
 
-    def look(self) -> None:
-        """Take in whatever both sides have done by now, without waiting for epoll's turn."""
+    def sync_user_side(self) -> None:
+        """See Channel."""
+        self._sync()
+
+    def sync_network_side(self) -> None:
+        """See Channel."""
+        self._sync()
+
+    def _sync(self) -> None:
         for flow in (self._from_user, self._from_peer):
             flow.is_readable = flow.is_writable = True
         self.pump()
@@ -380,24 +400,21 @@ class Relay:
 
     @property
     def is_user_fd_open(self) -> bool:
-        """Whether any process has the user's fd open."""
+        """See Channel."""
         return self.engine_sock is not None and not self.is_hung_up
 
     @property
     def is_flushed(self) -> bool:
-        """Everything the user wrote is with the kernel, which delivers it whatever becomes of this process."""
+        """See Channel. What is with the kernel is delivered whatever becomes of this process."""
         flow = self._from_user
         return self.is_over or (not flow.pending and not (flow.is_readable and not flow.has_ended))
 
-    @property
-    def unflushed_bytes(self) -> int:
-        """Bytes read from the user that TCP has not taken."""
-        return len(self._from_user.pending)
-
-    @property
-    def moved_bytes(self) -> int:
-        """Bytes read from the user so far."""
-        return self._from_user.moved_bytes
+    def flush_progress(self) -> tuple[bool, int, int, bool]:
+        """See Channel. Bytes read from the user count as taken."""
+        flow = self._from_user
+        if self.is_flushed:
+            return False, 0, flow.moved_bytes, False
+        return True, len(flow.pending), flow.moved_bytes, False
 
     def close_fds(self) -> None:
         """After a fork, in the child: close our copies and touch nothing else."""

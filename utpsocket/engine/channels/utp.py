@@ -36,6 +36,7 @@ from utpsocket.protocol.sendbuffer import BLOCK_BYTES
 from utpsocket.protocol.states import CLOSED, CONNECTED, SYN_RECEIVED, SYN_SENT, TIME_WAIT
 
 if TYPE_CHECKING:
+    from utpsocket.engine.channels.channel import Channel
     from utpsocket.engine.kernel.udp import Port
     from utpsocket.engine.reactor import Reactor
     from utpsocket.engine.user_fds.open_fds import HoldersWatch
@@ -64,8 +65,11 @@ if TYPE_CHECKING:
         def watch_room(self, bridge: Bridge, *, wanted: bool) -> None:
             """Whether to be told when the user has read."""
 
-        def forget_bridge(self, bridge: Bridge) -> None:
-            """The connection is over, and nobody asks for it any more."""
+        def flush_now(self, bridge: Bridge) -> None:
+            """Carry out what was just decided for this connection before the command is answered."""
+
+        def forget(self, channel: Channel) -> None:
+            """The channel is over: take it out of the engine's dict."""
 
     class Acceptor(Protocol):
         """A listener, as the connections know it that wait for its accept()."""
@@ -139,6 +143,9 @@ if TYPE_CHECKING:
 
         def read_for(self, bridge: Bridge, *, now: int) -> None:
             """Take in whatever has come for this connection by now."""
+
+        def apply_settings(self, bridge: Bridge, *, now: int) -> None:
+            """Have the connection follow its identity's settings."""
 
         def drop_lingering(self) -> None:
             """End what is only there in case a last ack was lost."""
@@ -717,19 +724,18 @@ class Bridge:
     # ── faults.py ──
 
     def forget_readiness(self) -> None:
-        """After a fault somewhere: ask the kernel, and the timers, anew."""
+        """See Channel."""
         self.heap_at = None
         self.is_idle_only = False
         self.is_readable = self.engine_sock is not None
+        self.endpoint.loop.wake_bridge(self)
 
     def fail(self, error: BaseException) -> None:
-        """A defect was met in the work for this connection."""
-        self.give_up(errno_of(error) if self.is_gated else errno.ECONNABORTED)
+        """See Channel."""
+        self.terminate(errno_of(error) if self.is_gated else errno.ECONNABORTED)
 
-    def give_up(self, code: int) -> None:
-        """End here: the peer is told by a RESET, the user by this errno, and nothing is left of it. May be called
-        again where it has failed itself.
-        """
+    def terminate(self, code: int) -> None:
+        """See Channel. Nothing is left of the connection afterwards."""
         self.is_gone = True  # whoever remembers it passes over it
         loop = self.endpoint.loop
         tcp_attempt = self.tcp_attempt
@@ -746,8 +752,14 @@ class Bridge:
         listener = self.endpoint.listener
         if listener is not None:
             listener.forget(self)
-        loop.forget_bridge(self)
+        self.remove()
         self.release_waiters()
+
+    def remove(self) -> None:
+        """The connection is over and the user's fd is closed: leave the port, and the engine's dict."""
+        self.other_side = None
+        self.endpoint.forget(self)
+        self.endpoint.loop.forget(self)  # last: should any of this fail, it can still be found, and is done again
 
     def release_waiters(self) -> None:
         """What the user wrote is acked, or never will be."""
@@ -763,14 +775,60 @@ class Bridge:
             self._close_end(errno.ECONNRESET)
         self.is_handed_over = True
 
+    def abort(self) -> None:
+        """See Channel."""
+        if not self.is_gone:
+            self.connection.abort()
+            self.endpoint.loop.mark_dirty(self)
+
+    def finish(self) -> None:
+        """See Channel."""
+        self.finish_when_drained = True
+        self._read_again()
+
+    def when_flushed(self, callback: Callable[[], None]) -> None:
+        """See Channel."""
+        if self.is_gone:
+            callback()
+            return
+        self.flush_waiters.append(callback)
+        self._read_again()
+
+    def _read_again(self) -> None:
+        self.is_readable = self.engine_sock is not None
+        self.endpoint.loop.wake_bridge(self)
+
+    def sync_user_side(self) -> None:
+        """See Channel."""
+        loop = self.endpoint.loop
+        if self.engine_sock is not None:
+            self.check_user_side(now=loop.now)
+            loop.flush_now(self)
+        elif self.identity.settings.linger_seconds == 0 and self.connection.state in (CONNECTED, SYN_RECEIVED):
+            # After shutdown(SHUT_RDWR), which the kernel tells our end as it tells the last close.
+            self.connection.abort()
+            loop.flush_now(self)
+
+    def sync_network_side(self) -> None:
+        """See Channel."""
+        loop = self.endpoint.loop
+        self.endpoint.read_for(self, now=loop.now)
+        loop.flush_now(self)
+
+    def apply_options(self) -> None:
+        """See Channel."""
+        loop = self.endpoint.loop
+        self.endpoint.apply_settings(self, now=loop.now)
+        loop.mark_dirty(self)
+
     @property
     def is_user_fd_open(self) -> bool:
-        """Whether any process has the user's fd open."""
+        """See Channel."""
         return self.engine_sock is not None and not self._is_hung_up
 
     @property
     def is_silent(self) -> bool:
-        """Neither the user nor the peer waits for a word more."""
+        """See Channel."""
         return self.engine_sock is None and (self.is_handed_over or self.connection.is_over)
 
     @property
@@ -780,12 +838,20 @@ class Bridge:
 
     @property
     def is_flushed(self) -> bool:
-        """Everything the user wrote has been acked, or never will be."""
+        """See Channel."""
         if self.connection.state in (CLOSED, TIME_WAIT):
             return True
         if self.engine_sock is not None and self.is_readable and not self.connection.send.is_finishing:
             return False
         return self.connection.is_flushed
+
+    def flush_progress(self) -> tuple[bool, int, int, bool]:
+        """See Channel."""
+        send = self.connection.send
+        acked_bytes = send.buffer.acked_offset
+        if self.connection.state not in (CONNECTED, SYN_RECEIVED) or self.is_flushed:
+            return False, 0, acked_bytes, False
+        return True, send.buffer.end_offset - acked_bytes, acked_bytes, send.waits_for_reader
 
 
 def drain_filler(engine_fd: int, remaining_bytes: int) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.faults import RETRY_US
 from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLHUP, EPOLLIN, polls
 from utpsocket.protocol import State
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, Protocol
 
-    from utpsocket.engine.channels.utp import Bridge
+    from utpsocket.engine.channels.channel import Channel
     from utpsocket.engine.ports.bound_ports import BoundPorts
     from utpsocket.engine.reactor import Reactor
 
@@ -32,9 +33,7 @@ if TYPE_CHECKING:
         """What tells whether a reset may have come. Looked at by any thread."""
 
         @property
-        def bridges(self) -> Mapping[int, Bridge]: ...
-        @property
-        def relays(self) -> Mapping[int, Any]: ...
+        def channels(self) -> Mapping[int, Channel]: ...
         @property
         def bound(self) -> BoundPorts: ...
         @property
@@ -117,8 +116,8 @@ def may_be_reset(loop: Engine, cookie: int) -> bool:
     Where the other side is in this process and still open, nothing but it could have made one. Where it is not,
     whatever waits in the port may be one, also behind data. An acceptor's initiator cannot be found by its address.
     """
-    bridge = loop.bridges.get(cookie)
-    if bridge is None or cookie in loop.relays or bridge.connection.state is State.CLOSED:
+    bridge = loop.channels.get(cookie)
+    if not isinstance(bridge, Bridge) or bridge.connection.state is State.CLOSED:
         return True
     endpoint = bridge.endpoint
     if not bridge.connection.is_initiator or endpoint.peers is not None:
@@ -129,7 +128,7 @@ def may_be_reset(loop: Engine, cookie: int) -> bool:
         return engine_sock is None or acceptor.connection.state is State.CLOSED or polls(engine_sock, EPOLLHUP)
     is_waiting = polls(endpoint.port.sock, EPOLLIN | EPOLLERR)
     owner = loop.owner  # looked at in this order: the thread takes from a port while it works for it
-    return is_waiting or owner is endpoint or owner is bridge or loop.bridges.get(cookie) is not bridge
+    return is_waiting or owner is endpoint or owner is bridge or loop.channels.get(cookie) is not bridge
 
 
 def _is_half_known(bridge: Bridge, bound: BoundPorts) -> bool:

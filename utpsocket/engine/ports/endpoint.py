@@ -44,6 +44,7 @@ from utpsocket.protocol.receivehalf import MODEST_WINDOW_BYTES, NEVER
 from utpsocket.protocol.states import TIME_WAIT
 
 if TYPE_CHECKING:
+    from utpsocket.engine.channels.channel import Channel
     from utpsocket.engine.kernel.arena import Arena
     from utpsocket.engine.ports.listener import Engine as ListenersEngine
     from utpsocket.engine.ports.path_cache import PathCache
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
         """What a port's parts and connections use of their engine, which has many ports."""
 
         arena: Arena
-        bridges: dict[int, Bridge]
+        channels: dict[int, Channel]
         send_grants: SendGrants
         paths: PathCache
         workspace: Workspace
@@ -239,12 +240,40 @@ class Endpoint:
             self.loop.owner = bridge  # nobody else waits for what a SYN makes
         connection.receive.share_bytes = self.shares.at_first(len(self.bridges))
         bridge.recv_ids = connection.recv_ids  # the connection's own list shrinks once it has chosen
-        self.loop.bridges[identity.cookie] = bridge  # first: should the rest fail, it is found there and forgotten
+        self.loop.channels[bridge.cookie] = bridge  # first: should the rest fail, it is found there and forgotten
         for any_id in bridge.recv_ids:
             self.bridges[addr, any_id] = bridge
         self.flood.on_connections_changed()
-        apply_settings(bridge, now=self.loop.now)
+        self.apply_settings(bridge, now=self.loop.now)
         return bridge
+
+    def apply_settings(self, bridge: Bridge, *, now: int) -> None:
+        """Socket options that a living connection follows."""
+        settings, connection = bridge.identity.settings, bridge.connection
+        connection.send.nodelay = settings.nodelay
+        connection.send.user_timeout_us = settings.user_timeout_ms * 1_000
+        sign_us = settings.sign_of_life_seconds * 1_000_000
+        probing = _by_default(sign_us) if sign_us else None
+        if settings.keepalive:
+            asked = Probing(
+                settings.keepalive_idle_seconds * 1_000_000,
+                settings.keepalive_interval_seconds * 1_000_000,
+                settings.keepalive_count,
+                settings.user_timeout_ms * 1_000,
+            )
+            if probing is None or asked.ends_us < probing.ends_us:
+                probing = asked
+        connection.keepalive(sign_us, probing, now=now)
+        if settings.syn_retries:
+            connection.repeat_syn(settings.syn_retries)
+        apply_packet_options(bridge)
+        if settings.send_buffer_bytes:
+            connection.send.buffer.capacity_bytes = max(_LEAST_BUFFER_BYTES, window_bytes(settings.send_buffer_bytes))
+        if settings.receive_buffer_bytes:
+            most = min(window_bytes(settings.receive_buffer_bytes), self.shares.alone_bytes)
+            connection.receive.reassembly.resize(max(_LEAST_BUFFER_BYTES, most))
+            if bridge.engine_sock is not None:
+                bridge.receive_buffer.begin(bridge.engine_sock, settings.receive_buffer_bytes)
 
     def dial(self, addr: Address, identity: Identity) -> Bridge:
         """Open a connection from this port."""
@@ -697,35 +726,6 @@ class Endpoint:
             if bridge.connection.state is TIME_WAIT:
                 bridge.connection.abort()
                 self.loop.mark_dirty(bridge)
-
-
-def apply_settings(bridge: Bridge, *, now: int) -> None:
-    """Socket options that a living connection follows."""
-    settings, connection = bridge.identity.settings, bridge.connection
-    connection.send.nodelay = settings.nodelay
-    connection.send.user_timeout_us = settings.user_timeout_ms * 1_000
-    sign_us = settings.sign_of_life_seconds * 1_000_000
-    probing = _by_default(sign_us) if sign_us else None
-    if settings.keepalive:
-        asked = Probing(
-            settings.keepalive_idle_seconds * 1_000_000,
-            settings.keepalive_interval_seconds * 1_000_000,
-            settings.keepalive_count,
-            settings.user_timeout_ms * 1_000,
-        )
-        if probing is None or asked.ends_us < probing.ends_us:
-            probing = asked
-    connection.keepalive(sign_us, probing, now=now)
-    if settings.syn_retries:
-        connection.repeat_syn(settings.syn_retries)
-    apply_packet_options(bridge)
-    if settings.send_buffer_bytes:
-        connection.send.buffer.capacity_bytes = max(_LEAST_BUFFER_BYTES, window_bytes(settings.send_buffer_bytes))
-    if settings.receive_buffer_bytes:
-        most = min(window_bytes(settings.receive_buffer_bytes), bridge.endpoint.shares.alone_bytes)
-        connection.receive.reassembly.resize(max(_LEAST_BUFFER_BYTES, most))
-        if bridge.engine_sock is not None:
-            bridge.receive_buffer.begin(bridge.engine_sock, settings.receive_buffer_bytes)
 
 
 def apply_packet_options(bridge: Bridge) -> None:

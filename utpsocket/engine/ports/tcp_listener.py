@@ -155,7 +155,7 @@ class TcpListener:
             if relay.engine_sock is None:
                 return False
         relay.identity.role = Role.CONNECTED  # before connect(): accept() may return at once
-        self._loop.relays[relay.identity.cookie] = relay
+        self._loop.channels[relay.cookie] = relay
         code = relay.engine_sock.connect_ex(self._listener.name)
         if code == errno.EAGAIN and not self._listener.identity.is_full:
             self._listener.identity.is_full = True  # from now on accept() tells us; it may have made room just before

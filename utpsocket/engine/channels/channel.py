@@ -1,0 +1,92 @@
+"""What carries one socket's bytes, whichever transport it is: the interface of Bridge, Relay and Attempt.
+
+    Bridge    over uTP (utp.py)
+    Relay     over kernel TCP (tcp.py)
+    Attempt   a connect() that only TCP is still tried for (race.py); it ends in a Relay or in an error
+
+The loop has one dict of them, by the cookie of the socket's identity (Loop.channels). Commands look a channel up there
+and use what is declared here, so they do not ask which of the three it is.
+
+Only the engine's thread calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from utpsocket.engine.user_fds.socket_state import Identity
+    from utpsocket.protocol import Connection
+
+
+class Channel(Protocol):
+    """Moves bytes between the engine's end of a socket's pair and the network.
+
+    identity   what the class socket and the engine both know of the socket
+    cookie     the key in Loop.channels. It is the identity's cookie at the time the channel was made; the identity has
+               another one if the program connects the same socket again. A bridge whose socket TCP has taken over has
+               the negative of it until it is gone
+    """
+
+    identity: Identity
+    cookie: int
+
+    @property
+    def connection(self) -> Connection | None:
+        """The uTP connection; None where TCP carries the bytes."""
+
+    @property
+    def is_user_fd_open(self) -> bool:
+        """Whether any process has the user's fd open, as far as the engine has been told."""
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether neither the program nor the peer needs to be told when the channel ends."""
+
+    @property
+    def is_flushed(self) -> bool:
+        """Whether everything that the program wrote is acked (uTP) or with the kernel (TCP), or never will be."""
+
+    def flush_progress(self) -> tuple[bool, int, int, bool]:
+        """How far the delivery of what the program wrote has come, for the end of a process.
+
+        Returns (the end of the process waits for this channel; bytes not acked; bytes acked since the beginning; the
+        peer lives and does not read). Over TCP "acked" is "taken by the kernel".
+        """
+
+    def when_flushed(self, callback: Callable[[], None]) -> None:
+        """Call back once, on the engine's thread, as soon as is_flushed; perhaps at once."""
+
+    def sync_user_side(self) -> None:
+        """Take in what the program has done to its fd by now (written, shut down, closed) without waiting for epoll."""
+
+    def sync_network_side(self) -> None:
+        """Take in what the network has brought by now, without waiting for epoll."""
+
+    def apply_options(self) -> None:
+        """The program has set socket options: what a living connection follows of identity.settings takes effect."""
+
+    def finish(self) -> None:
+        """The process ends: read what the program wrote, and send a FIN after it, though its fd may stay open."""
+
+    def abort(self) -> None:
+        """The process does not wait any longer: the peer gets a RESET. See is_flushed."""
+
+    def terminate(self, code: int) -> None:
+        """End at once in whatever state this is: the peer gets a RESET, the program the errno `code`.
+
+        May be called again where it has failed itself.
+        """
+
+    def fail(self, error: BaseException) -> None:
+        """An exception came out of the work for this channel (faults.py): terminate() with the errno for it."""
+
+    def forget_readiness(self) -> None:
+        """After an exception anywhere: ask the kernel and the timers anew, whatever was known."""
+
+    def close_fds(self) -> None:
+        """Close the fds and tell nobody: in a forked child, or at the end of the engine."""
+
+    def detach_fds(self) -> None:
+        """Forget the fds without closing them: the program has closed them, and their numbers may be reused."""
