@@ -32,6 +32,7 @@ from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_KEEPALIVE, 
 from utpsocket.sockets.functions import REPLACEMENTS as _REPLACEMENTS
 from utpsocket.sockets.functions import incoming
 from utpsocket.sockets.shim import socket
+from utpsocket.stats import ConnectionStats, info
 
 globals().update(_REPLACEMENTS)
 _teachssl.install()
@@ -40,6 +41,7 @@ _passing.install()
 __version__ = "0.1.0"
 __all__ = [
     *_stdlib.__all__,
+    "ConnectionStats",
     "SOL_UTP",
     "UTP_CONGESTION",
     "UTP_INFO",
@@ -47,6 +49,7 @@ __all__ = [
     "UTP_MAX_MTU",
     "UTP_SHARE_PORT",
     "incoming",
+    "info",
     "socket",
 ]
 

@@ -7,15 +7,23 @@ taken on the engine's thread, so that its figures are of one instant.
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from utpsocket.engine import commands, running_engine
 from utpsocket.engine.helper.client import RemoteLoop
+from utpsocket.engine.interpreter.native import Socket, StdlibSocket
 from utpsocket.engine.interpreter.originals import os
+from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.kernel import tcp_info
 from utpsocket.engine.loop import Loop
-from utpsocket.protocol import ConnectionStats
+from utpsocket.engine.user_fds.socket_state import Identity, Role
+from utpsocket.protocol import ConnectionStats, State
+from utpsocket.protocol.report import outcome
+from utpsocket.sockets import lifecycle
 
-__all__ = ["ConnectionStats", "EngineStats", "PortStats", "engine_stats"]
+__all__ = ["ConnectionStats", "EngineStats", "PortStats", "engine_stats", "info"]
 
 _TRIES = 100
 
@@ -128,3 +136,100 @@ def connection_stats(cookie: int, *, waits: bool = True) -> ConnectionStats:
             except RuntimeError:
                 continue  # the engine's thread has changed what was being looked through
     return ConnectionStats(*loop.call(commands.connection_figures, cookie))
+
+
+def info(sock: StdlibSocket) -> ConnectionStats:
+    """The state of a socket, its addresses, and the figures of its connection, at this instant.
+
+    After the connection's end it still answers, until the socket is closed or connects again: `outcome` and `errno` say
+    how it ended. Asking does not take the errno away that SO_ERROR or the next call gives. A socket that does not block
+    does not wait for the engine: where that runs in a process of its own, the figures are those that it has sent last.
+    Any thread may call.
+
+    Parameters:
+        sock: a socket of utpsocket, of a patched program, or of the standard library's TCP. asyncio's TransportSocket
+            and gevent's socket, which have such a socket inside, are looked through.
+    Returns: a frozen ConnectionStats. The figures of a socket that is not connected, or that listens, are 0, and so are
+        they in a forked process that did not connect or accept the socket. Of TCP they are what TCP_INFO gives, and
+        `outcome` is empty unless a fallback has chosen TCP.
+    Raises: OSError: EBADF of a closed socket, EOPNOTSUPP of one that is neither uTP nor TCP. TypeError otherwise.
+    Source: tcp(7) TCP_INFO; docs/guide/use.md §5.
+    """
+    if not isinstance(sock, Socket):
+        sock = getattr(sock, "_sock", sock)
+        if not isinstance(sock, Socket):
+            raise TypeError(f"info() needs a socket, not {type(sock).__name__}")
+    lifecycle.check_open(sock)
+    identity: Identity | None = getattr(sock, "_utp", None)
+    if identity is None:
+        return _of_tcp(sock)
+    if identity.transport == "tcp":
+        return _carried_by_tcp(identity, waits=sock.gettimeout() != 0)
+    if identity.role is Role.LISTENING:
+        return ConnectionStats("listening", identity.local)
+    if identity.role is not Role.UNCONNECTED:
+        found = _living(identity, waits=sock.gettimeout() != 0)
+        if found is not None:
+            return found
+    return _ended(identity)
+
+
+info.__module__ = "utpsocket"
+
+
+def _living(identity: Identity, *, waits: bool) -> ConnectionStats | None:
+    """What the engine says of a connection; None where it serves none such any more."""
+    loop = lifecycle.own_engine(identity)
+    if loop is None or (not waits and isinstance(loop, RemoteLoop) and identity.is_over):
+        return None
+    try:
+        return connection_stats(identity.cookie, waits=waits)
+    except OSError as error:
+        let_pass(error)
+        return None
+
+
+def _ended(identity: Identity) -> ConnectionStats:
+    """What is left of a connection, or of an attempt, and of what has never been one."""
+    ending = identity.ending
+    if ending is not None and identity.transport == "utp":
+        stats = ConnectionStats(*ending)
+        return replace(stats, state=State.CLOSED.value) if stats.state == State.TIME_WAIT.value else stats
+    code = identity.error or identity.told_errno
+    local = identity.local or lifecycle.UNBOUND[identity.family]
+    if identity.role is Role.UNCONNECTED and not code:
+        return ConnectionStats(local=local)
+    if code or identity.is_over or identity.role is Role.FAILED:
+        return ConnectionStats(State.CLOSED.value, local, identity.peer, identity.transport, outcome(code), code)
+    state = State.SYN_SENT if identity.role is Role.CONNECTING else State.CONNECTED
+    return ConnectionStats(state.value, local, identity.peer, identity.transport)
+
+
+def _carried_by_tcp(identity: Identity, *, waits: bool) -> ConnectionStats:
+    """Of a connection that fell back to TCP, whose TCP socket is the engine's."""
+    loop = lifecycle.own_engine(identity)
+    if loop is not None and not identity.is_over:
+        try:
+            if waits:
+                return ConnectionStats(*loop.call(commands.channel_figures, identity.cookie))
+            if isinstance(loop, Loop):
+                return ConnectionStats(*commands.channel_figures(loop, identity.cookie))
+        except OSError as error:
+            let_pass(error)
+    return _ended(identity)
+
+
+def _of_tcp(sock: Any) -> ConnectionStats:
+    """Of a TCP socket, as the kernel tells."""
+    if (
+        Socket.family.__get__(sock) not in (stdlib.AF_INET, stdlib.AF_INET6)
+        or Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_TYPE) != stdlib.SOCK_STREAM
+        or Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_PROTOCOL) != stdlib.IPPROTO_TCP
+    ):
+        raise lifecycle.os_error(errno.EOPNOTSUPP)
+    try:
+        peer = Socket.getpeername(sock)
+    except OSError as error:
+        let_pass(error)
+        peer = None
+    return ConnectionStats(local=Socket.getsockname(sock), peer=peer, transport="tcp", **tcp_info.read(sock))

@@ -596,7 +596,15 @@ def connection_figures(loop: Loop, cookie: int) -> tuple[Any, ...]:
     channel = loop.channels.get(cookie)
     if channel is None or channel.connection is None:
         raise _error(errno.ENOTCONN)
-    return statistics.of_connection(channel.connection)
+    return channel.figures()
+
+
+def channel_figures(loop: Loop, cookie: int) -> tuple[Any, ...]:
+    """The same, also where TCP carries the bytes."""
+    channel = loop.channels.get(cookie)
+    if channel is None:
+        raise _error(errno.ENOTCONN)
+    return channel.figures()
 
 
 def snapshot(loop: Loop) -> dict[str, Any]:
@@ -638,6 +646,7 @@ command_queue.REPEATABLE.update(
         repeat_last_acks,
         is_held,
         connection_figures,
+        channel_figures,
         snapshot,
     }
 )

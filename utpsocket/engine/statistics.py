@@ -4,34 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from utpsocket.protocol import Connection, ConnectionStats
-
 if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
-
-
-def of_connection(connection: Connection) -> tuple[Any, ...]:
-    """The fields of its ConnectionStats."""
-    stats = connection.stats()
-    return tuple(getattr(stats, name) for name in ConnectionStats.__slots__)
 
 
 def of_engine(loop: Loop) -> dict[str, Any]:
     """Totals by name, ports by name, connections' fields: plain values, of this instant."""
     totals = loop.totals.copy()
-    connections = [each.connection for each in loop.channels.values() if each.connection is not None]
-    for connection in connections:
+    bridges = [(each, each.connection) for each in loop.channels.values() if each.connection is not None]
+    for _, connection in bridges:
         totals.add(connection)
     return {
         "connections_initiated": loop.initiated,
         "connections_accepted": loop.accepted,
-        "connections_open": len(connections),
+        "connections_open": len(bridges),
         "ports_open": len(loop.endpoints),
         "wakeups": loop.wakeups,
         "faults": loop.faults,
         "tcp_initiated": loop.tcp_initiated,
         "tcp_accepted": loop.tcp_accepted,
-        "tcp_open": len(loop.channels) - len(connections),
+        "tcp_open": len(loop.channels) - len(bridges),
         "sent_bytes": totals.sent_bytes,
         "received_bytes": totals.delivered_bytes,
         "sent_packets": totals.sent_packets,
@@ -53,5 +45,5 @@ def of_engine(loop: Loop) -> dict[str, Any]:
             }
             for endpoint in list(loop.endpoints.values())
         ],
-        "connections": [of_connection(connection) for connection in connections],
+        "connections": [bridge.figures() for bridge, _ in bridges],
     }

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from utpsocket.protocol import fastpath
 from utpsocket.protocol.close_timers import Closing, Remains
@@ -27,7 +27,7 @@ from utpsocket.protocol.handshake import Handshake
 from utpsocket.protocol.keepalive import Keepalive, Probing
 from utpsocket.protocol.packet import DATA, FIN, HEADER_BYTES, RESET, STATE, SYN, Packet, Run, Transmit, decode, unwrap
 from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
-from utpsocket.protocol.report import ConnectionStats, Event, EventKind, figures
+from utpsocket.protocol.report import Address, ConnectionStats, Event, EventKind, figures
 from utpsocket.protocol.sendhalf import EMPTY_PACKET_BYTES, SendHalf
 from utpsocket.protocol.states import CLOSED, CONNECTED, IDLE, SYN_RECEIVED, SYN_SENT, TIME_WAIT, TRANSITIONS, Trigger
 from utpsocket.protocol.timestamps import on_timestamps
@@ -131,7 +131,11 @@ class Connection:
 
     def stats(self) -> ConnectionStats:
         """Figures of this instant."""
-        return figures(self.state.value, self.addr, self.send, self.receive, self._dropped)
+        return ConnectionStats(*self.figures())
+
+    def figures(self, local: Address | None = None) -> tuple[Any, ...]:
+        """The same as plain values. `local`: our address, which the connection does not know."""
+        return figures(self.state, self.errno, local, self.addr, self.send, self.receive, self._dropped)
 
     # ── the application speaks ──
 

@@ -5,11 +5,14 @@ Separate because it is vocabulary that other rooms share, and decides nothing.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any, Final, TypeAlias
 
 from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.sendhalf import SendHalf
+from utpsocket.protocol.states import CLOSED, TIME_WAIT, State
 
 
 class EventKind(Enum):
@@ -27,63 +30,143 @@ class Event:
     errno: int = 0
 
 
+Address: TypeAlias = "tuple[str, int] | tuple[str, int, int, int]"
+
+_OUTCOMES: Final = {
+    0: "closed",
+    errno.ECONNRESET: "reset",
+    errno.EPIPE: "reset",
+    errno.ECONNREFUSED: "refused",
+    errno.ETIMEDOUT: "timed out",
+    errno.EHOSTUNREACH: "unreachable",
+    errno.ENETUNREACH: "unreachable",
+    errno.ECONNABORTED: "aborted",
+}
+
+
+def outcome(code: int) -> str:
+    """ConnectionStats.outcome of a connection that has ended with this errno."""
+    return _OUTCOMES.get(code, "failed")
+
+
 @dataclass(frozen=True, slots=True)
 class ConnectionStats:
-    """A connection's figures at one instant. Bytes are payload unless the name says otherwise, times µs."""
+    """A socket's state, its addresses, and the figures of its connection, at one instant.
 
-    state: str
-    peer: object
-    rtt_us: int
-    min_rtt_us: int
-    rto_us: int
-    queueing_delay_us: int
-    cwnd_bytes: int
-    peer_window_bytes: int
-    our_window_bytes: int
-    in_flight_bytes: int
-    packet_bytes: int
-    sent_packets: int
-    sent_bytes: int
-    acked_bytes: int
-    unsent_bytes: int
-    received_packets: int
-    received_bytes: int
-    delivered_bytes: int
-    retransmitted_packets: int
-    lost_packets: int
-    tail_probes: int
-    timeouts: int
-    duplicate_packets: int
-    dropped_packets: int
-    late_packets: int
+    Bytes are payload of the stream and packets are uTP packets, unless a field says otherwise. Times are microseconds.
+    A figure that is not known is 0.
+    """
+
+    state: str = "unconnected"
+    """`unconnected`, `listening`, `idle`, `syn_sent`, `syn_received`, `connected`, `time_wait` or `closed`."""
+    local: Address | None = None
+    """Our address, as `getsockname()` gives it."""
+    peer: Address | None = None
+    """The peer's address; None where there is none."""
+    transport: str = "utp"
+    """What carries the bytes: `utp`, or `tcp` where the rules of a patch or a fallback have chosen it."""
+    outcome: str = ""
+    """How the connection ended: `closed` (in order, by both sides), `reset` (by the peer), `refused`, `timed out`,
+    `unreachable`, `aborted` (given up on this side) or `failed`. Empty while it has not ended.
+    """
+    errno: int = 0
+    """The errno that it ended with; 0 while it has not ended, and for `closed`."""
+    rtt_us: int = 0
+    """Smoothed round-trip time, µs."""
+    min_rtt_us: int = 0
+    """Smallest round-trip time that was measured, µs."""
+    rto_us: int = 0
+    """Retransmission timeout, µs."""
+    queueing_delay_us: int = 0
+    """Delay that queues on the path to the peer add at present, as LEDBAT estimates it, µs."""
+    cwnd_bytes: int = 0
+    """Congestion window, bytes."""
+    peer_window_bytes: int = 0
+    """Receive window that the peer advertises, bytes."""
+    our_window_bytes: int = 0
+    """Receive window that we advertise, bytes."""
+    in_flight_bytes: int = 0
+    """Sent and not yet acknowledged, bytes."""
+    packet_bytes: int = 0
+    """Size of the datagrams that are sent now, bytes of UDP payload."""
+    sent_packets: int = 0
+    """Packets with data that were sent, each counted once."""
+    sent_bytes: int = 0
+    """Bytes in these packets."""
+    acked_bytes: int = 0
+    """Bytes that the peer has acknowledged."""
+    unsent_bytes: int = 0
+    """Bytes that the program has written and that have not been sent yet."""
+    received_packets: int = 0
+    """Packets with data that were received."""
+    received_bytes: int = 0
+    """Bytes in these packets."""
+    delivered_bytes: int = 0
+    """Bytes given to the program's socket."""
+    retransmitted_packets: int = 0
+    """Packets sent again."""
+    lost_packets: int = 0
+    """Packets taken for lost."""
+    tail_probes: int = 0
+    """Probes sent for a lost end of a flight."""
+    timeouts: int = 0
+    """Retransmission timeouts."""
+    duplicate_packets: int = 0
+    """Packets received that had come before."""
+    dropped_packets: int = 0
+    """Packets of the peer that were refused."""
+    late_packets: int = 0
+    """Packets too old to be of this round of sequence numbers."""
 
 
-def figures(state: str, peer: object, send: SendHalf, receive: ReceiveHalf, dropped: int) -> ConnectionStats:
-    """The figures of a connection; `dropped`: packets that were not believed."""
-    return ConnectionStats(
-        state=state,
-        peer=peer,
-        rtt_us=send.recovery.srtt_us,
-        min_rtt_us=send.recovery.min_rtt_us,
-        rto_us=send.recovery.rto_us,
-        queueing_delay_us=send.controller.queueing_delay_us,
-        cwnd_bytes=send.controller.window_bytes,
-        peer_window_bytes=send.peer.window_bytes,
-        our_window_bytes=receive.window_bytes,
-        in_flight_bytes=send.flights.in_flight_bytes,
-        packet_bytes=send.mtu.size,
-        sent_packets=send.sent_packets,
-        sent_bytes=send.sent_offset,
-        acked_bytes=send.buffer.acked_offset,
-        unsent_bytes=send.unsent_bytes,
-        received_packets=receive.received_packets,
-        received_bytes=receive.received_bytes,
-        delivered_bytes=receive.reassembly.delivered_bytes,
-        retransmitted_packets=send.resent_packets,
-        lost_packets=send.lost_packets,
-        tail_probes=send.tail_probes,
-        timeouts=send.timeouts,
-        duplicate_packets=receive.duplicate_packets,
-        dropped_packets=dropped + receive.beyond_packets,
-        late_packets=receive.paws.refused_packets + send.paws.refused_packets,
+def figures(
+    state: State,
+    code: int,
+    local: Address | None,
+    peer: object,
+    send: SendHalf,
+    receive: ReceiveHalf,
+    dropped: int,
+) -> tuple[Any, ...]:
+    """The fields of a connection's ConnectionStats, in their order.
+
+    code     the errno that the connection ended with, 0 for none
+    dropped  packets that were refused
+    """
+    recovery, controller = send.recovery, send.controller
+    return (
+        state.value,
+        local,
+        peer,
+        "utp",
+        outcome(code) if state in (CLOSED, TIME_WAIT) else "",
+        code,
+        recovery.srtt_us,
+        recovery.min_rtt_us,
+        recovery.rto_us,
+        controller.queueing_delay_us,
+        controller.window_bytes,
+        send.peer.window_bytes,
+        receive.window_bytes,
+        send.flights.in_flight_bytes,
+        send.mtu.size,
+        send.sent_packets,
+        send.sent_offset,
+        send.buffer.acked_offset,
+        send.unsent_bytes,
+        receive.received_packets,
+        receive.received_bytes,
+        receive.reassembly.delivered_bytes,
+        send.resent_packets,
+        send.lost_packets,
+        send.tail_probes,
+        send.timeouts,
+        receive.duplicate_packets,
+        dropped + receive.beyond_packets,
+        receive.paws.refused_packets + send.paws.refused_packets,
     )
+
+
+def fields(stats: ConnectionStats) -> tuple[Any, ...]:
+    """Its fields as plain values, in their order: ConnectionStats(*fields(stats)) is the same again."""
+    return tuple(getattr(stats, name) for name in ConnectionStats.__slots__)

@@ -228,6 +228,7 @@ def _dial(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any, peer
     claim: dict[str, str] = {}
     try:
         identity.claim = claim
+        identity.ending, identity.told_errno = None, 0
         local = udp.getsockname()
         bound = identity.bound
         if bound is not None:
@@ -255,6 +256,7 @@ def _dial_port_0(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: An
     """An attempt that nobody can answer, and that UDP cannot even make: it begins, and is refused."""
     try:
         identity.claim = {_BY: "caller"}
+        identity.ending, identity.told_errno = None, 0
         local = udp.getsockname()
         udp.close()
         bound = identity.bound

@@ -13,7 +13,7 @@ Only the engine's thread calls.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from utpsocket.engine.user_fds.socket_state import Identity
@@ -47,6 +47,9 @@ class Channel(Protocol):
     @property
     def is_flushed(self) -> bool:
         """Whether everything that the program wrote is acked (uTP) or with the kernel (TCP), or never will be."""
+
+    def figures(self) -> tuple[Any, ...]:
+        """The fields of the socket's ConnectionStats (protocol/report.py), as plain values of this instant."""
 
     def flush_progress(self) -> tuple[bool, int, int, bool]:
         """How far the delivery of what the program wrote has come, for the end of a process.

@@ -25,6 +25,8 @@ from utpsocket.engine.kernel.high_fds import raise_fd
 from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLOUT, EPOLLRDHUP
 from utpsocket.engine.user_fds.reset import close_engine_sock, record
 from utpsocket.engine.user_fds.socket_state import Role
+from utpsocket.protocol import ConnectionStats, State
+from utpsocket.protocol.report import fields
 
 if TYPE_CHECKING:
     from utpsocket.engine.channels.channel import Channel
@@ -261,6 +263,11 @@ class Attempt:
             self._engine_sock = None
 
     # ── commands ──
+
+    def figures(self) -> tuple[Any, ...]:
+        """See Channel."""
+        identity = self.identity
+        return fields(ConnectionStats(State.SYN_SENT.value, identity.local, identity.peer, "tcp"))
 
     def flush_progress(self) -> tuple[bool, int, int, bool]:
         """See Channel."""

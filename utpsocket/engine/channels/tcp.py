@@ -23,9 +23,12 @@ from utpsocket.engine.faults import RETRY_US, TRANSIENT
 from utpsocket.engine.interpreter.native import poll
 from utpsocket.engine.interpreter.originals import os, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.kernel import tcp_info
 from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from utpsocket.engine.user_fds.reset import close_engine_sock, record
 from utpsocket.engine.user_fds.socket_state import Identity
+from utpsocket.protocol import ConnectionStats, State
+from utpsocket.protocol.report import fields
 
 if TYPE_CHECKING:
     from utpsocket.engine.channels.channel import Channel
@@ -361,6 +364,12 @@ class Relay:
         """See Channel. Its watchers are told anew by epoll."""
 
     # ── commands ──
+
+    def figures(self) -> tuple[Any, ...]:
+        """See Channel. What the kernel tells."""
+        identity, tcp = self.identity, self.tcp
+        figures = {"state": State.CLOSED.value} if tcp is None else tcp_info.read(tcp)
+        return fields(ConnectionStats(local=identity.local, peer=identity.peer, transport="tcp", **figures))
 
     def abort(self) -> None:
         """See Channel. Also of a connection that nobody will ever accept."""

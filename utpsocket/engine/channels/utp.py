@@ -654,6 +654,8 @@ class Bridge:
         """The connection is over and everything that came has been delivered: say it by the fd."""
         error = self.close_errno or 0
         identity = self.identity
+        if identity.ending is None and not self._is_hung_up:
+            identity.ending = self.figures()
         if self._refuses_sends and shared_errnos.is_taken(self.cookie):
             self._sent_eof = True  # a send, say, has told the errno: as with TCP nothing but the end is left to receive
             is_quiet = True
@@ -757,6 +759,10 @@ class Bridge:
 
     def remove(self) -> None:
         """The connection is over and the user's fd is closed: leave the port, and the engine's dict."""
+        identity = self.identity
+        # not of one whose socket TCP has taken over, nor of one that was given up while it stood
+        if identity.ending is None and self.cookie >= 0 and self.connection.state in (CLOSED, TIME_WAIT):
+            identity.keep_ending(self.figures())
         self.other_side = None
         self.endpoint.forget(self)
         self.endpoint.loop.forget(self)  # last: should any of this fail, it can still be found, and is done again
@@ -767,6 +773,10 @@ class Bridge:
             self.flush_waiters.pop()()
 
     # ── commands ──
+
+    def figures(self) -> tuple[Any, ...]:
+        """See Channel."""
+        return self.connection.figures(self.identity.local)
 
     def abandon(self) -> None:
         """Nobody will ever accept this connection: reset it."""

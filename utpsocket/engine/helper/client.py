@@ -57,6 +57,7 @@ from utpsocket.engine.user_fds.open_fds import HoldersWatch
 from utpsocket.engine.user_fds.socket_state import WRITTEN_BY_ENGINE, Identity, Role
 from utpsocket.engine.user_fds.unaccepted import ResetUnaccepted
 from utpsocket.protocol import ConnectionStats, State
+from utpsocket.protocol.report import fields
 
 _POLLIN: Final = 0x001
 _KEY_BITS: Final = 60
@@ -133,8 +134,7 @@ class _Figures:
 def _no_figures(identity: Identity) -> tuple[Any, ...]:
     """What is known here of a connection of which the engine has told nothing yet."""
     state = State.SYN_SENT if identity.role is Role.CONNECTING else State.CONNECTED
-    known = {"state": state.value, "peer": identity.peer}
-    return tuple(known.get(name, 0) for name in ConnectionStats.__slots__)
+    return fields(ConnectionStats(state=state.value, local=identity.local, peer=identity.peer))
 
 
 def _new_key() -> int:
@@ -390,6 +390,7 @@ class RemoteLoop:
             gone = self._served.pop(cookie, None)
             self._figures.pop(cookie, None)
             if gone is not None:
+                gone.ending = gone.ending or value
                 self._reset_unaccepted.remember(cookie, gone)
         else:
             known = self._known.get(cookie)

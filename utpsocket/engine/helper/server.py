@@ -145,6 +145,9 @@ class Outbox:
             self._loop.forget_fd(self._sock.fileno())
 
 
+_ENDING: Final[Any] = vars(Identity)["ending"]
+
+
 class ServedIdentity(Identity):
     """An identity whose shim is in the application's process, which hears of everything written here."""
 
@@ -164,9 +167,13 @@ class ServedIdentity(Identity):
             self.is_known = True
             self.notices.put((self.cookie, messages.ACCEPTED, (self.transport, messages.identity_form(self))))
 
+    def keep_ending(self, ending: tuple[Any, ...]) -> None:
+        """See Identity. The application is told by the notice that it is released: that is one less."""
+        _ENDING.__set__(self, ending)
+
     def __del__(self) -> None:
         if self.is_known:
-            self.notices.put((self.cookie, messages.RELEASED, None))
+            self.notices.put((self.cookie, messages.RELEASED, _ENDING.__get__(self)))
 
 
 def _told(name: str) -> Any:

@@ -15,7 +15,17 @@ from utpsocket.engine.user_fds import shared_errnos
 from utpsocket.protocol.keepalive import SIGN_OF_LIFE_SECONDS
 
 _PIECE_BYTES: Final = 1_600
-WRITTEN_BY_ENGINE: Final = ("role", "error", "is_over", "is_reset", "is_after_eof", "transport", "local", "is_full")
+WRITTEN_BY_ENGINE: Final = (
+    "role",
+    "error",
+    "is_over",
+    "is_reset",
+    "is_after_eof",
+    "transport",
+    "local",
+    "is_full",
+    "ending",
+)
 
 
 class Role(Enum):
@@ -116,9 +126,9 @@ class Identity:
     """One uTP socket.
 
     Written by the shim: family, inode, namespace, has_duplicates, user_fd, settings, routes, is_gated, shut_halves,
-    is_shut_down, is_told, is_unusable, endpoint, owner_pid, bound, is_port_chosen, is_port_new, claim. By the engine:
-    role once connecting, error, is_over, is_after_eof, held, is_full, transport; local and peer of what a listener
-    accepts.
+    is_shut_down, is_told, is_unusable, endpoint, owner_pid, bound, is_port_chosen, is_port_new, claim, told_errno.
+    By the engine: role once connecting, error, is_over, is_after_eof, held, is_full, transport, ending; local and peer
+    of what a listener accepts.
     """
 
     __slots__ = (
@@ -127,6 +137,7 @@ class Identity:
         "bound_tcp",
         "claim",
         "cookie",
+        "ending",
         "endpoint",
         "error",
         "family",
@@ -157,6 +168,7 @@ class Identity:
         "settings",
         "shared_options",
         "shut_halves",
+        "told_errno",
         "transport",
         "user_fd",
     )
@@ -177,6 +189,9 @@ class Identity:
         self.peer: Address | None = None
         self.endpoint = 0  # key of the engine's endpoint this socket is bound to, 0 for none
         self.error = 0  # errno the connection ended with, until the application has been told
+        self.told_errno = 0  # the same, once the application has been told
+        # the figures that its connection ended with, as plain values: utpsocket.info() asks for them
+        self.ending: tuple[Any, ...] | None = None
         self.is_reset = False  # the peer (or an ICMP) ended it
         self.is_over = False
         self.is_after_eof = False  # ... by an error, and the peer's end of file had been told before
@@ -223,6 +238,10 @@ class Identity:
     def tell_options(self) -> None:
         """An option has been set: in the other processes, too."""
 
+    def keep_ending(self, ending: tuple[Any, ...]) -> None:
+        """The connection is over, and its fd is probably closed: these are its last figures."""
+        self.ending = ending
+
     def part(self) -> None:
         """Another socket is about to take this one's place, in this process."""
 
@@ -234,4 +253,6 @@ class Identity:
     def take_error(self) -> int:
         """The errno the connection ended with, once, whichever process asks first: like SO_ERROR."""
         error, self.error = self.error, 0
-        return shared_errnos.take(self.owner_pid, self.cookie) or error
+        error = shared_errnos.take(self.owner_pid, self.cookie) or error
+        self.told_errno = error or self.told_errno
+        return error

@@ -1,0 +1,74 @@
+"""What the kernel knows of a TCP connection (TCP_INFO), by the names that ConnectionStats has.
+
+Any thread may call. Sources: tcp(7); Linux's include/uapi/linux/tcp.h, struct tcp_info, which only grows at its end.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Any, Final
+
+from utpsocket.engine.interpreter.native import Socket
+from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.protocol.states import State
+
+_MOST_BYTES: Final = 255
+_STATES: Final = {
+    1: State.CONNECTED.value,
+    2: State.SYN_SENT.value,
+    3: State.SYN_RECEIVED.value,
+    4: State.CONNECTED.value,  # FIN_WAIT1, FIN_WAIT2: one side has finished
+    5: State.CONNECTED.value,
+    6: State.TIME_WAIT.value,
+    8: State.CONNECTED.value,  # CLOSE_WAIT, LAST_ACK, CLOSING
+    9: State.CONNECTED.value,
+    10: "listening",
+    11: State.CONNECTED.value,
+}
+_U32: Final = Struct("=I")
+_U64: Final = Struct("=Q")
+_NEVER_MEASURED: Final = 0xFFFF_FFFF
+
+
+def read(tcp: Any) -> dict[str, Any]:
+    """The fields of ConnectionStats that TCP_INFO answers, of a TCP socket. Raises OSError."""
+    info = Socket.getsockopt(tcp, stdlib.IPPROTO_TCP, stdlib.TCP_INFO, _MOST_BYTES)
+    return parse(info)
+
+
+def parse(info: bytes) -> dict[str, Any]:
+    """The same of the bytes; what an older kernel does not have is 0."""
+    if not info or info[0] not in _STATES:
+        # Nothing is kept of a connection that is over; only its packets tell that there was one.
+        return {"state": State.CLOSED.value if _u32(info, 136) else "unconnected"}
+    state = _STATES[info[0]]
+    if state == "listening":
+        return {"state": state}
+    segment_bytes, min_rtt_us = _u32(info, 16), _u32(info, 148)
+    return {
+        "state": state,
+        "rto_us": _u32(info, 8),
+        "packet_bytes": segment_bytes,
+        "in_flight_bytes": _u32(info, 24) * segment_bytes,
+        "lost_packets": _u32(info, 32),
+        "rtt_us": _u32(info, 68),
+        "cwnd_bytes": _u32(info, 80) * segment_bytes,
+        "retransmitted_packets": _u32(info, 100),
+        "acked_bytes": _u64(info, 120),
+        "received_bytes": _u64(info, 128),
+        "unsent_bytes": _u32(info, 144),
+        "min_rtt_us": 0 if min_rtt_us == _NEVER_MEASURED else min_rtt_us,
+        "received_packets": _u32(info, 152),
+        "sent_packets": _u32(info, 156),
+        "sent_bytes": _u64(info, 200) - _u64(info, 208),
+        "peer_window_bytes": _u32(info, 228),
+        "our_window_bytes": _u32(info, 232),
+    }
+
+
+def _u32(info: bytes, offset: int) -> int:
+    return int(_U32.unpack_from(info, offset)[0]) if len(info) >= offset + 4 else 0
+
+
+def _u64(info: bytes, offset: int) -> int:
+    return int(_U64.unpack_from(info, offset)[0]) if len(info) >= offset + 8 else 0
