@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,9 +13,11 @@ from typing import Any
 import pytest
 
 from tests.faults import callers
+from utpsocket.engine import engine
 from utpsocket.engine.kernel import netns
+from utpsocket.engine.loop import Loop
 
-from .network import Net
+from .network import PATIENCE_S, Net
 
 ONE_OF = 5
 # A TimeoutError in create_server(dualstack_ipv6=True) the stdlib's own has_dualstack_ipv6() takes for a lack of IPv6.
@@ -97,3 +101,56 @@ def test_a_handlers_timeout_is_not_taken_for_an_old_kernel(monkeypatch: pytest.M
     monkeypatch.setattr(netns, "Socket", SimpleNamespace(getsockopt=interrupted))
     with pytest.raises(TimeoutError, match="handler"):
         netns.cookie(None)
+
+
+class SlowEpoll:
+    """Registers nothing the first time, and keeps the engine's thread waiting once that has unregistered an fd."""
+
+    def __init__(self, epoll: Any, error: BaseException) -> None:
+        self._epoll = epoll
+        self._error: BaseException | None = error
+        self.fd = -1
+        self.has_unregistered, self.may_go_on = threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+    def register(self, fd: int, events: int) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            self.fd = fd
+            raise error
+        self._epoll.register(fd, events)
+
+    def unregister(self, fd: int) -> None:
+        try:
+            self._epoll.unregister(fd)
+        finally:
+            if fd == self.fd:
+                self.has_unregistered.set()
+                assert self.may_go_on.wait(PATIENCE_S)
+
+
+@pytest.mark.parametrize("net", ["utp"], indirect=True)
+@pytest.mark.parametrize("error", [Stop(), OSError(errno.ENOSPC, "no room for another watch")], ids=["Stop", "ENOSPC"])
+def test_the_fd_of_a_bind_that_failed_is_nobodys_until_the_engine_has_forgotten_it(
+    error: Exception, net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next port gets its number, and is forgotten in its place."""
+    net.listener()
+    loop = engine()
+    if not isinstance(loop, Loop) or not loop.frees_ports_at_once:
+        pytest.skip("bind() hands its port to another thread or process, which alone closes it")
+    epoll = SlowEpoll(loop._watches._epoll, error)
+    monkeypatch.setattr(loop._watches, "_epoll", epoll)
+    try:
+        with pytest.raises(type(error)):
+            net.fresh().bind(("127.0.0.1", 0))
+        assert epoll.has_unregistered.wait(PATIENCE_S)
+        assert os.path.exists(f"/proc/self/fd/{epoll.fd}")
+        listener = net.listener()
+    finally:
+        epoll.may_go_on.set()
+    client = net.fresh()
+    client.connect(listener.getsockname())
+    assert net.accept(listener).getpeername() == client.getsockname()

@@ -180,14 +180,18 @@ def hold_again(loop: Loop, key: int, inode: int, identity: Identity) -> bool:
     return True
 
 
-def unhold(loop: Loop, inode: int) -> bool:
-    """bind() did not come to its end: whatever port is held for this socket is not wanted. Whether one was."""
-    was_held = False
+def unhold(loop: Loop, inode: int) -> None:
+    """bind() did not come to its end: whatever port is held for this socket is not wanted."""
     for endpoint in list(loop.endpoints.values()):
         if inode in endpoint.holders:
-            was_held = True
             _drop_holder(loop, endpoint, inode)
-    return was_held
+
+
+def has_port(loop: Loop, udp_sock: Any) -> bool:
+    """Whether this socket has been published as a port's. Then nobody but the engine's thread closes it: a new socket
+    may get its number at once, which that thread has yet to forget. Any thread.
+    """
+    return any(endpoint.port.sock is udp_sock for endpoint in list(loop.endpoints.values()))
 
 
 def give_up_port(loop: Loop, key: int, inode: int) -> None:

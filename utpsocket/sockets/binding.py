@@ -130,9 +130,10 @@ def _adopted(
         bound = local, identity.namespace
         return loop.perform(commands.adopt_port, udp, identity, reuse=reuse, shares=shares, bound=bound), local
     except BaseException as error:
-        # Now: whoever catches this may keep it, and this frame with it. What is the engine's is closed there.
-        if is_errno(error) or not (loop.is_alive and loop.tell(commands.unhold, identity.inode)):
-            udp.close()
+        if loop.is_alive and not is_errno(error):
+            loop.tell(commands.unhold, identity.inode)
+        if not loop.is_alive or isinstance(loop, RemoteLoop) or not loop.perform(commands.has_port, udp):
+            udp.close()  # now: whoever catches this may keep it, and this frame with it
         raise
 
 
