@@ -175,6 +175,36 @@ while names:
 threads = [open(f"/proc/self/task/{each}/comm").read().strip() for each in os.listdir("/proc/self/task")]
 assert "utpsocket-queue" not in threads
 """,
+    "a_used_port_is_asked_for_while_it_reads_nothing": """
+def fresh():
+    sock = utpsocket.socket()
+    sock.setblocking(False)
+    sock.setsockopt(utpsocket.SOL_SOCKET, utpsocket.SO_REUSEADDR, 1)
+    return sock
+
+client, server = pair()
+one, two = fresh(), fresh()
+one.bind(("127.0.0.1", 0))
+loop = engine()
+os.kill(loop.pid, signal.SIGSTOP)
+until(lambda: open(f"/proc/{loop.pid}/stat").read().rpartition(")")[2].split()[0] == "T")
+client.setblocking(False)
+while not loop._requests._queue:
+    client.setsockopt(utpsocket.IPPROTO_TCP, utpsocket.TCP_NODELAY, 1)
+two.bind(one.getsockname())  # its UDP socket waits in the queue
+others = [os.open("/dev/null", os.O_RDONLY) for _ in range(9)]
+os.kill(loop.pid, signal.SIGCONT)
+one.close()
+two.listen()
+two.settimeout(60)
+with utpsocket.create_connection(two.getsockname()) as its_client, two.accept()[0] as accepted:
+    its_client.send(b"x")
+    assert accepted.recv(1) == b"x"
+client.settimeout(60)
+client.send(b"x")
+assert server.recv(1) == b"x"
+assert engine() is loop
+""",
     "calls_that_do_not_wait": """
 listener = utpsocket.create_server(("127.0.0.1", 0))
 client, server = pair()

@@ -20,6 +20,7 @@ from utpsocket.engine.interpreter.native import allocate_lock, in_one_step, slee
 from utpsocket.engine.interpreter.originals import marshal, signal
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.kernel.high_fds import taken_over
 
 _LATER: Final = (errno.EAGAIN, errno.ETOOMANYREFS)  # the second: as many fds are under way as may be
 _TRY_AGAIN_SECONDS: Final = 0.001
@@ -45,18 +46,22 @@ class Requests:
         """Send a request with duplicates of these fds, now or when there is room. Raises what sendmsg() raises of a
         memory that is short.
 
-        socks   whose fds are among these: each is closed once it has been sent, or cannot be
+        socks   whose fds are among these, ours from now on: each is closed once it has been sent, or cannot be
         sent    a partial() of a function in C, called in one step with the sending, or with the queueing
         """
+        kept: list[Any] = []
         try:
             data = marshal.dumps(request)
             if not self._queue and self._is_sent(data, fds, sent):
                 _close(socks)
                 return
+            for sock in socks:  # which the caller may close, as it does where it is interrupted
+                kept += taken_over(sock)
         except BaseException:
             _close(socks)
+            _close(kept)
             raise
-        queue = partial(self._queue.append, (data, fds, socks))
+        queue = partial(self._queue.append, (data, fds, kept))
         if sent is None:
             queue()
         else:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from functools import partial
@@ -365,8 +365,15 @@ def _is_last_number(limit: int) -> bool:
     return len([number for number, mask in numbers.poll(0) if mask == _POLLNVAL]) < 2
 
 
+def taken_over(sock: Any) -> Iterator[HighSocket]:
+    """The same socket, under its number, owned by a new object from the moment on in which that is asked for: to who
+    has the old one it is closed. Nothing of one that is closed.
+    """
+    return map(_new, iter(sock.detach, -1))
+
+
 def _raised_already(made: Any) -> Any:
-    raised = _owner(iter(made.detach, -1))
+    raised = next(taken_over(made))
     raised.__init__(fileno=raised.fileno())  # type: ignore[misc]  # it is of another family
     raised.setblocking(False)
     return raised
