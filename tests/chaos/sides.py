@@ -131,6 +131,7 @@ class End:
         """Wake up whatever waits; the connection is then reset."""
         self.is_abandoned = True
         self.outcome.abandoned_at = time.monotonic()
+        self.outcome.finish_at = self.outcome.finish_at or self.outcome.abandoned_at  # shutdown() below
         self.has_read.set()
         self.has_eof.set()
         try:
@@ -162,7 +163,7 @@ class End:
         outcome.wrote_all = True
         if side.ending not in (*ENDS_AFTER_PEERS, *BREAKS_OFF):
             self._check()
-            outcome.finish_at = time.monotonic()
+            outcome.finish_at = outcome.finish_at or time.monotonic()
             self.doing["write"] = "shuts down"
             self.sock.shutdown(stdlib.SHUT_WR)
 

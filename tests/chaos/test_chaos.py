@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.chaos.oracle import Evidence, judge
 from tests.chaos.plan import DATA, FIN, SYN, Connection, Direction, Listener, Outage, Path, Plan, Side, draw
 from tests.chaos.relay import Flow, Relay
 from tests.chaos.run import ROOT, Parties
+from tests.chaos.sides import End, Outcome, Progress
 from tests.chaos.streams import Stream
 
 
@@ -227,6 +229,34 @@ class Silent(Stub):
 
     def shutdown(self, how: int) -> None:
         self.is_shut.set()
+
+
+class Witness(Stub):
+    """A socket that looks at what is known of its end when that is shut down."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self.seen: list[Outcome] = []
+
+    def shutdown(self, how: int) -> None:
+        self.seen.append(replace(self.outcome))
+
+
+def test_giving_up_a_connection_says_to_the_peer_that_nothing_follows() -> None:
+    """The conductor may give up one end alone, where the other one's program does not know yet who has come: that one
+    reads what there was, and the end of file. Not before, though, and not without the rest.
+    """
+    outcome = Outcome(0, 0, sent=10)
+    witness = Witness(outcome)
+    End(witness, Side(), Progress(), outcome).abandon()
+    (known,) = witness.seen
+    assert known.finish_at == known.abandoned_at > 0
+    client = {**CLIENT, "wrote_all": False, "received": 0, "end": "", "abandoned_at": known.abandoned_at}
+    client = {**client, "finish_at": known.finish_at, "closed_at": known.abandoned_at + 1}
+    server = {**SERVER, "end_at": known.abandoned_at + 0.1, "finish_at": 0.0}
+    assert verdict(client, server) == []
+    assert "nobody had said" in verdict(client, {**server, "end_at": known.abandoned_at - 0.1})[0]
+    assert "after 9 of 10" in verdict(client, {**server, "received": 9})[0]
 
 
 class AcceptsAtTheLast(Stub):
