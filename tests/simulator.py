@@ -33,7 +33,8 @@ from tests.links import (
     path,
 )
 from utpsocket.protocol import Config, Connection, EventKind, PacketType, Run, State, Transmit, Workspace
-from utpsocket.protocol.packet import MAX_RUN_PACKETS, decode, encode, unwrap
+from utpsocket.protocol.packet import decode, encode, unwrap
+from utpsocket.protocol.runs import MAX_RUN_PACKETS
 
 __all__ = [
     "WRAP_SEQ",

@@ -30,6 +30,7 @@ from utpsocket.protocol import (
     reassembly,
     receivehalf,
     recovery,
+    runs,
     sendhalf,
     validation,
 )
@@ -163,7 +164,7 @@ FACTS = [
             f"up to {kib(send_grants._MOST_BYTES)} KiB"
         ),
     ),
-    ("design", f"system calls of {packet.packets_per_send(1_472)} packets each"),
+    ("design", f"system calls of {runs.packets_per_send(1_472)} packets each"),
     ("design", f"the window begins at {kib(receive_buffer.FIRST_WINDOW_BYTES)} KiB"),
     ("design", f"{endpoint._RUNS_PER_ITERATION} runs or {endpoint._DATAGRAMS_PER_ITERATION} single datagrams"),
     ("guide/use", f"fails with `TimeoutError` (`ETIMEDOUT`) after {GIVE_UP} s"),

@@ -14,7 +14,8 @@ import utpsocket
 from utpsocket.engine import running_engine
 from utpsocket.engine.ports.send_grants import SendGrants
 from utpsocket.protocol.config import GRANT_BYTES
-from utpsocket.protocol.packet import HEADER_BYTES, packets_per_send
+from utpsocket.protocol.packet import HEADER_BYTES
+from utpsocket.protocol.runs import packets_per_send
 
 MEMBERS = 20  # more than go without order
 MTU_BYTES = 1_400

@@ -7,17 +7,8 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utpsocket.protocol.packet import (
-    HEADER_BYTES,
-    MAX_RUN_PACKETS,
-    PacketType,
-    Run,
-    compose,
-    decode,
-    encode,
-    sack_bytes,
-    unwrap,
-)
+from utpsocket.protocol.packet import HEADER_BYTES, PacketType, decode, encode, sack_bytes, unwrap
+from utpsocket.protocol.runs import MAX_RUN_PACKETS, Run, compose
 
 uint16 = st.integers(0, 0xFFFF)
 uint32 = st.integers(0, 0xFFFFFFFF)

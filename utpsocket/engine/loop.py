@@ -60,7 +60,7 @@ from utpsocket.engine.user_fds.open_fds import HoldersWatch, Rechecks
 from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.engine.user_fds.unaccepted import ResetUnaccepted
 from utpsocket.protocol import Workspace
-from utpsocket.protocol.packet import MAX_RUN_PACKETS
+from utpsocket.protocol.runs import MAX_RUN_PACKETS
 from utpsocket.protocol.states import SYN_RECEIVED, TIME_WAIT
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from __future__ import annotations
 from utpsocket.protocol.config import Config, Workspace
 from utpsocket.protocol.connection import Connection, ConnectionStats, Event, EventKind
 from utpsocket.protocol.flights import Flight
-from utpsocket.protocol.packet import Packet, PacketType, Run, Transmit
+from utpsocket.protocol.packet import Packet, PacketType
 from utpsocket.protocol.receivehalf import NEVER
+from utpsocket.protocol.runs import Run, Transmit
 from utpsocket.protocol.states import State
 
 __all__ = [

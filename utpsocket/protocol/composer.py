@@ -14,20 +14,9 @@ from typing import Final
 from utpsocket.protocol.flights import Flight
 from utpsocket.protocol.fragmentation import in_pieces
 from utpsocket.protocol.handshake import PROVES_ITSELF
-from utpsocket.protocol.packet import (
-    DATA,
-    FIN,
-    HEADER_BYTES,
-    LARGE_SYN_BYTES,
-    RESET,
-    STATE,
-    SYN,
-    Transmit,
-    compose,
-    encode,
-    pad,
-)
+from utpsocket.protocol.packet import DATA, FIN, HEADER_BYTES, LARGE_SYN_BYTES, RESET, STATE, SYN, encode, pad
 from utpsocket.protocol.receivehalf import ReceiveHalf
+from utpsocket.protocol.runs import Transmit, compose
 from utpsocket.protocol.sendhalf import SendHalf
 
 _KEEPALIVE_PROBE: Final = b"\0"  # its place in the stream is taken: nobody ever reads it

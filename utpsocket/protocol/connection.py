@@ -5,9 +5,9 @@ application speaks; `poll_*`, which give what is for the world. Times are intege
 `now` never decreases. After any handle_* or verb: poll_event() until None, poll_delivery() then delivered(),
 poll_transmit() until None, then timeout_at(). The order matters to nobody but the ack: asked last, it covers all.
 
-Sequence numbers are unbounded integers here; their 16-bit form exists in packet.py only. What each direction is
-doing is its half's: receivehalf.py, sendhalf.py; what comes before is handshake.py's. Here: is there a connection,
-and is this packet a part of it?
+Sequence numbers are unbounded integers here; their 16-bit form exists in packet.py and runs.py only. What each
+direction is doing is its half's: receivehalf.py, sendhalf.py; what comes before is handshake.py's. Here: is there a
+connection, and is this packet a part of it?
 
 Sources: BEP 29; docs/protocol.md §2 to §4, §12.
 """
@@ -25,9 +25,10 @@ from utpsocket.protocol.config import Config, Workspace
 from utpsocket.protocol.fragmentation import Assembly
 from utpsocket.protocol.handshake import Handshake
 from utpsocket.protocol.keepalive import Keepalive, Probing
-from utpsocket.protocol.packet import DATA, FIN, HEADER_BYTES, RESET, STATE, SYN, Packet, Run, Transmit, decode, unwrap
+from utpsocket.protocol.packet import DATA, FIN, HEADER_BYTES, RESET, STATE, SYN, Packet, decode, unwrap
 from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
 from utpsocket.protocol.report import Address, ConnectionStats, Event, EventKind, figures
+from utpsocket.protocol.runs import Run, Transmit
 from utpsocket.protocol.sendhalf import EMPTY_PACKET_BYTES, SendHalf
 from utpsocket.protocol.states import CLOSED, CONNECTED, IDLE, SYN_RECEIVED, SYN_SENT, TIME_WAIT, TRANSITIONS, Trigger
 from utpsocket.protocol.timestamps import on_timestamps

@@ -8,8 +8,9 @@ Sources: docs/design.md §4 ("the path by packets is the specification").
 
 from __future__ import annotations
 
-from utpsocket.protocol.packet import HEADER_BYTES, HEADER_FIELDS, Run, unwrap
+from utpsocket.protocol.packet import HEADER_BYTES, HEADER_FIELDS, unwrap
 from utpsocket.protocol.receivehalf import ReceiveHalf
+from utpsocket.protocol.runs import Run
 from utpsocket.protocol.sendhalf import SendHalf
 from utpsocket.protocol.timestamps import on_run_timestamps, on_timestamps
 from utpsocket.protocol.validation import ACK_SLACK

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from utpsocket.protocol.packet import MAX_RUN_PACKETS
+from utpsocket.protocol.runs import MAX_RUN_PACKETS
 
 # Of the least round trip seen. Below, the credit allows much of a window anyway; and a busy machine's loopback looks
 # like 4 ms, where bursts of two packets would keep it busy for ever.

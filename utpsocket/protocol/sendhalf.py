@@ -17,16 +17,10 @@ from utpsocket.protocol.congestion import Controller
 from utpsocket.protocol.flights import Flight, Flights
 from utpsocket.protocol.outstanding import Outstanding
 from utpsocket.protocol.pacing import PACED_FROM_RTT_US, Pacer
-from utpsocket.protocol.packet import (
-    HEADER_BYTES,
-    LEAST_PADDING_BYTES,
-    MAX_RUN_PACKETS,
-    MAX_SEND_BYTES,
-    MAX_SEND_PACKETS,
-    packets_per_send,
-)
+from utpsocket.protocol.packet import HEADER_BYTES, LEAST_PADDING_BYTES
 from utpsocket.protocol.pathmtu import PathMtu
 from utpsocket.protocol.receivehalf import NEVER
+from utpsocket.protocol.runs import MAX_RUN_PACKETS, MAX_SEND_BYTES, MAX_SEND_PACKETS, packets_per_send
 from utpsocket.protocol.sendbuffer import SendBuffer
 
 _SMALL_PACKETS: Final = 4  # so a write, write, read exchange never waits for an ack, and a flood of bytes does

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from utpsocket.protocol.packet import HEADER_BYTES, Run
+from utpsocket.protocol.packet import HEADER_BYTES
+from utpsocket.protocol.runs import Run
 
 ROOM_BYTES: Final = 65_536  # the most that one receive gives
 _CHUNK_BYTES: Final = 1 << 20

@@ -16,7 +16,8 @@ from array import array
 from typing import Any, Final
 
 from utpsocket.engine.interpreter.originals import ctypes, struct
-from utpsocket.protocol.packet import HEADER_BYTES, MAX_RUN_PACKETS, SYN_BYTE
+from utpsocket.protocol.packet import HEADER_BYTES, SYN_BYTE
+from utpsocket.protocol.runs import MAX_RUN_PACKETS
 
 MOST_IN: Final = MAX_RUN_PACKETS  # what becomes one run if it is one
 MOST_OUT: Final = 64  # no Transmit is longer

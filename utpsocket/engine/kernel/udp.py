@@ -24,7 +24,8 @@ from utpsocket.engine.kernel.mmsg import MOST_IN
 from utpsocket.engine.kernel.netns import cookie
 from utpsocket.engine.kernel.syscalls import Datagrams
 from utpsocket.protocol import Run, Transmit
-from utpsocket.protocol.packet import HEADER_BYTES, packets_per_send
+from utpsocket.protocol.packet import HEADER_BYTES
+from utpsocket.protocol.runs import packets_per_send
 
 _UDP_SEGMENT: Final = 103  # linux/udp.h
 _UDP_GRO: Final = 104

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 from utpsocket.protocol.config import GRANT_BYTES
 from utpsocket.protocol.pacing import PACED_FROM_RTT_US
-from utpsocket.protocol.packet import HEADER_BYTES, packets_per_send
+from utpsocket.protocol.packet import HEADER_BYTES
+from utpsocket.protocol.runs import packets_per_send
 
 if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import Bridge

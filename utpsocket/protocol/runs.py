@@ -1,0 +1,263 @@
+"""Many packets at once: runs on their way in, transmits on their way out.
+
+`Run.is_clean()` and `compose()` do for many equal packets what `decode()` and `encode()` of packet.py do for one, a
+column of headers at a time, and mean the same.
+
+Sources: BEP 29 "header format"; docs/design.md §4, docs/performance.md §5.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from typing import Final
+
+from utpsocket.protocol.packet import HEADER_BYTES, SEQ_MASK, STATE, VERSION
+
+MAX_SEND_BYTES: Final = 65_507  # what one UDP send takes, segmented by the kernel or not
+MAX_SEND_PACKETS: Final = 64  # and so many segments: UDP_MAX_SEGMENTS before 6.9
+MAX_RUN_PACKETS: Final = 256  # four of the kernel's largest batches: what is done once per run costs a quarter
+
+_SEQ: Final = struct.Struct(">H")
+
+
+def packets_per_send(size: int) -> int:
+    """How many datagrams of `size` bytes one UDP send takes."""
+    return min(MAX_SEND_PACKETS, MAX_SEND_BYTES // size)
+
+
+def _big_endian_sequence_numbers() -> array[int]:
+    """Every 16-bit number in order as it stands on the wire, and once more the first ones: a run may wrap."""
+    numbers = array("H", range(0x10000))
+    numbers.extend(range(MAX_RUN_PACKETS))
+    if struct.pack("=H", 1) != struct.pack(">H", 1):
+        numbers.byteswap()
+    return numbers
+
+
+_STATE_BYTE: Final = STATE << 4 | VERSION
+_SEQ_COLUMN: Final = memoryview(_big_endian_sequence_numbers())
+_SEQ_COLUMN_BYTES: Final = _SEQ_COLUMN.tobytes()
+
+
+def compose(header: bytes, seq: int, payloads: list[memoryview]) -> bytes | bytearray:
+    """DATA packets back to back: each payload behind a copy of `header`, with consecutive sequence numbers from `seq`
+    on. All payloads but the last are of one size. What encode() and a payload give for each, written a column at a
+    time.
+    """
+    count = len(payloads)
+    if count == 1:
+        return b"".join((header, payloads[0]))
+    datagrams = bytearray(header).join([b"", *payloads])
+    stride = HEADER_BYTES + len(payloads[0])
+    if stride % 2:
+        for index in range(count):
+            _SEQ.pack_into(datagrams, index * stride + 16, (seq + index) & SEQ_MASK)
+    else:
+        seq16 = seq & SEQ_MASK
+        halves = memoryview(datagrams)[: len(datagrams) & ~1].cast("H")
+        halves[8 :: stride // 2][:count] = _SEQ_COLUMN[seq16 : seq16 + count]
+    return datagrams
+
+
+class Run:
+    """Datagrams of one sender that arrived together, one behind the other: what one recvmsg gave, or one recvmmsg.
+
+    data     whole datagrams, one every `stride` bytes
+    stride   from the start of one datagram to the start of the next
+    addr     the sender's address, as the socket module writes it
+    local    the address it was sent to where the kernel told (wildcard ports), else None
+    size     bytes of each datagram but the last, which may be shorter and ends the data; what is left of each stride
+             is nobody's. Unless said: `stride`, and they lie back to back
+    slots    views of the payloads of full datagrams, where whoever owns the memory has them at hand
+    """
+
+    __slots__ = ("_clean", "_uniform", "addr", "data", "local", "size", "slots", "stride")
+
+    def __init__(self, data: memoryview, stride: int, addr: object, local: object = None, size: int = 0) -> None:
+        self.data = data
+        self.stride = stride
+        self.addr = addr
+        self.local = local
+        self.size = size or stride
+        self._uniform: bool | None = None
+        self._clean: bool | None = None
+        self.slots: list[memoryview] | None = None
+
+    def continues(self, previous: Run) -> bool:
+        """Whether this run looks like more of the same flight: then both together may be one run, if its memory
+        follows. Only likely: is_clean() of the whole decides.
+        """
+        before, data = previous.data, self.data
+        length, stride = len(before), self.stride
+        if stride != previous.stride or length % stride or len(data) < HEADER_BYTES or self.addr != previous.addr:
+            return False
+        count = length // stride
+        return (
+            data[:4] == before[:4]
+            and data[8:16] == before[8:16]
+            and (data[16] << 8 | data[17]) == ((before[16] << 8 | before[17]) + count) & SEQ_MASK
+            and count - (-len(data) // stride) <= MAX_RUN_PACKETS
+            and self.local == previous.local
+        )
+
+    @property
+    def count(self) -> int:
+        """How many datagrams the run holds; at least one unless data is empty."""
+        return -(-len(self.data) // self.stride)
+
+    @property
+    def last_bytes(self) -> int:
+        """The size of the last datagram."""
+        return (len(self.data) - 1) % self.stride + 1
+
+    def parts(self) -> list[Run]:
+        """The same datagrams in runs that may be clean: cut where a sender's delay, window or connection changed, as
+        they do between two of its bursts. This run alone where it is in order, or odd.
+        """
+        data, stride = self.data, self.stride
+        length = len(data)
+        if length <= 2 * stride or stride % 8 or self.last_bytes < HEADER_BYTES:
+            return [self]
+        longs = data[: length & ~7].cast("Q")[1 :: stride // 8].tolist()
+        if longs.count(longs[0]) == len(longs):
+            return [self]
+        starts = [index for index in range(1, len(longs)) if longs[index] != longs[index - 1]]
+        if len(starts) > len(longs) // 4:
+            return [self]
+        parts = []
+        for start, stop in zip([0, *starts], [*starts, len(longs)], strict=True):
+            end = length if stop == len(longs) else (stop - 1) * stride + self.size
+            part = Run(data[start * stride : end], stride, self.addr, self.local, self.size)
+            if stop - start == 1:
+                part.stride = part.size = len(part.data)
+            elif self.slots is not None:
+                part.slots = self.slots[start:stop]
+            parts.append(part)
+        return parts
+
+    def datagrams(self) -> list[memoryview]:
+        """The datagrams one by one."""
+        return [self.data[i : i + self.size] for i in range(0, len(self.data), self.stride)]
+
+    def is_uniform(self) -> bool:
+        """Whether all headers agree in type, version, extension and connection id, so that one look tells
+        whose they are. False may also mean "not looked at": a stride that does not divide into words.
+        """
+        uniform = self._uniform
+        if uniform is None:
+            count = self.count
+            if count == 1:
+                uniform = len(self.data) >= HEADER_BYTES
+            elif self.stride % 8 or len(self.data) - (count - 1) * self.stride < HEADER_BYTES:
+                uniform = False
+            else:
+                words = self.data[: len(self.data) & ~7].cast("I")[0 :: self.stride // 4]
+                uniform = words.tobytes() == bytes(self.data[0:4]) * count
+            self._uniform = uniform
+        return uniform
+
+    def is_clean(self) -> bool:
+        """Whether these are DATA packets without extensions whose headers differ in nothing but consecutive
+        sequence numbers and the times they were sent at. Then the first header, `count` and timestamps() say all
+        there is to say. One alone has a payload.
+        """
+        clean = self._clean
+        if clean is None:
+            clean = self._clean = self._looks_clean()
+        return clean
+
+    def is_bare_ack(self) -> bool:
+        """Whether this is one STATE without extension."""
+        data = self.data
+        return len(data) == HEADER_BYTES and data[0] == _STATE_BYTE and not data[1]
+
+    def _looks_clean(self) -> bool:
+        data = self.data
+        length, stride = len(data), self.stride
+        if length <= HEADER_BYTES or data[0] != VERSION or data[1]:
+            return False
+        if length <= stride:
+            return True
+        if stride % 8:
+            return False
+        count = -(-length // stride)
+        if length - (count - 1) * stride < HEADER_BYTES or count > MAX_RUN_PACKETS:
+            return False
+        header = data[:HEADER_BYTES].tobytes()
+        words = data[: length & ~7]
+        longs = words.cast("Q")
+        if longs[0 :: stride // 8].tobytes() != header[:8] * count:
+            if words.cast("I")[0 :: stride // 4].tobytes() != header[:4] * count:
+                return False
+            if 0 in words.cast("I")[1 :: stride // 4]:  # no time: not all can be treated alike
+                return False
+        self._uniform = True
+        if longs[1 :: stride // 8].tobytes() != header[8:16] * count:
+            return False
+        halves = data[: length & ~1].cast("H")
+        seq16 = header[16] << 8 | header[17]
+        if halves[8 :: stride // 2].tobytes() != _SEQ_COLUMN_BYTES[2 * seq16 : 2 * (seq16 + count)]:
+            return False
+        return halves[9 :: stride // 2].tobytes() == header[18:] * count
+
+    def timestamps(self) -> array[int] | None:
+        """When each packet of a clean run was sent, by the sender's clock; None: all at once, as the first one says."""
+        stride = self.stride
+        if len(self.data) <= stride:
+            return None
+        words = self.data[: len(self.data) & ~3].cast("I")
+        column = words[1 :: stride // 4].tobytes()
+        if column == column[:4] * (len(column) // 4):
+            return None
+        stamps = array("I", column)
+        if struct.pack("=H", 1) != struct.pack(">H", 1):
+            stamps.byteswap()
+        return stamps
+
+    def payloads(self) -> list[memoryview]:
+        """The payloads of a clean run."""
+        data, stride, size = self.data, self.stride, self.size
+        full = len(data) // stride if size == stride else (len(data) + stride - size) // stride
+        payloads = self.slots or [data[i + HEADER_BYTES : i + size] for i in range(0, full * stride, stride)]
+        if full * stride < len(data):
+            payloads.append(data[full * stride + HEADER_BYTES :])
+        return payloads
+
+
+class Transmit:
+    """Datagrams on their way out, back to back.
+
+    addr           where to, as the socket module writes it
+    data           their bytes
+    segment        bytes of each datagram but the last, which may be shorter
+    count          how many datagrams
+    may_fragment   whether IP may fragment them (don't-fragment off): sizes this path has not proven
+    is_probe       whether this is a path MTU probe: EMSGSIZE is then its result, not an error
+    """
+
+    __slots__ = ("addr", "count", "data", "is_probe", "may_fragment", "segment")
+
+    def __init__(
+        self,
+        addr: object,
+        data: bytes | bytearray,
+        *,
+        segment: int = 0,
+        count: int = 1,
+        may_fragment: bool = False,
+        is_probe: bool = False,
+    ) -> None:
+        self.addr = addr
+        self.data = data
+        self.segment = segment
+        self.count = count
+        self.may_fragment = may_fragment
+        self.is_probe = is_probe
+
+    def datagrams(self) -> list[bytes]:
+        """The datagrams one by one, copied: the way of senders that cannot send them all at once."""
+        whole = bytes(self.data)
+        if self.count == 1:
+            return [whole]
+        return [whole[i : i + self.segment] for i in range(0, len(whole), self.segment)]
