@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,8 +14,8 @@ from utpsocket.engine.ports.endpoint import Endpoint
 from utpsocket.engine.ports.listener import MAX_HALF_OPEN, Listener
 from utpsocket.engine.ports.stateless_resets import PER_SECOND
 from utpsocket.engine.user_fds.socket_state import Identity
-from utpsocket.protocol import PacketType, Run, Transmit, Workspace
-from utpsocket.protocol.packet import encode
+from utpsocket.protocol import PacketType, Run, State, Transmit, Workspace
+from utpsocket.protocol.packet import Packet, decode, encode
 
 
 class SilentPort:
@@ -115,3 +116,41 @@ def test_any_program_is_survived(program: list[tuple[Any, ...]]) -> None:
     assert endpoint.resets.sent <= PER_SECOND * seconds
     for transmit in port.sent:
         assert sum(map(len, transmit.datagrams())) <= 65_507
+
+
+def test_a_datagram_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever way it takes: to the listener, to a connection that it finds only when it is decoded, or to none."""
+    decoded: list[bytes] = []
+
+    def counted(datagram: memoryview) -> Packet | None:
+        decoded.append(bytes(datagram))
+        return decode(datagram)
+
+    monkeypatch.setattr("utpsocket.engine.ports.endpoint.decode", counted)
+    monkeypatch.setattr("utpsocket.protocol.connection.decode", counted)
+    loop, port = SilentLoop(), SilentPort()
+    endpoint = Endpoint(loop, 1, port, is_private=False)  # type: ignore[arg-type]
+    endpoint.listener = Listener(endpoint, Identity(socket.AF_INET), b"", 4)
+
+    def arrive(*datagrams: bytes) -> None:
+        decoded.clear()
+        endpoint.handle_run(Run(memoryview(b"".join(datagrams)), len(datagrams[0]), ("192.0.2.1", 1)), now=loop.now)
+        assert len(decoded) == len(set(decoded)), decoded
+
+    def packet(type: PacketType, id: int, seq: int, ack: int, **rest: Any) -> bytes:
+        return encode(type, id, timestamp_us=1, difference_us=1, window_bytes=1 << 20, seq=seq, ack=ack, **rest)
+
+    arrive(packet(PacketType.SYN, 7, 100, 0))
+    (bridge,) = endpoint.bridges.values()
+    connection = bridge.connection
+    endpoint.transmit(bridge, now=loop.now)
+    our_seq = connection.send.flights.next_seq - 1
+    arrive(packet(PacketType.STATE, 8, 101, our_seq))
+    assert connection.state is State.CONNECTED
+    arrive(packet(PacketType.SYN, 7, 100, 0), packet(PacketType.STATE, 8, 101, our_seq))  # two kinds: no clean run
+    arrive(packet(PacketType.DATA, 8, 102, our_seq, sack=b"\1\0\0\0") + b"ahead")
+    arrive(packet(PacketType.DATA, 9, 1, 1) + b"stray")
+    assert connection.receive.received_packets == 1
+    arrive(packet(PacketType.RESET, 7, 101, our_seq))  # under our send id: found by no look at the id alone
+    assert connection.is_over
+    assert connection.stats().dropped_packets == 1  # the second SYN

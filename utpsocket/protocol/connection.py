@@ -227,10 +227,12 @@ class Connection:
 
     # ── the world speaks ──
 
-    def handle_run(self, run: Run, *, now: int) -> None:
+    def handle_run(self, run: Run, *, packet: Packet | None = None, now: int) -> None:
         """Datagrams of this connection's peer arrived, with our recv_id (or send_id, for a RESET).
 
         A run of any other shape than a clean one is the sum of its packets; a clean one is too, only faster.
+
+        packet   what decode() made of the run, if it is one datagram and the caller had to decode it
         """
         if self.state is CONNECTED:
             if run.is_clean():
@@ -242,6 +244,9 @@ class Connection:
                 if self.send.is_finishing or self.receive.is_discarding:
                     self.close_if_finished(now=now)
                 return
+        if packet is not None:
+            self._handle_packet(packet, now=now)
+            return
         for datagram in run.datagrams():
             packet = decode(datagram)
             if packet is None:

@@ -431,13 +431,14 @@ class Endpoint:
         for datagram in run.datagrams():
             self.handle_datagram(Run(datagram, len(datagram), run.addr, run.local), now=now)
 
-    def handle_datagram(self, run: Run, *, now: int) -> None:
-        """One datagram, alone in its run."""
-        packet = decode(run.data)
+    def handle_datagram(self, run: Run, packet: Packet | None = None, *, now: int) -> None:
+        """One datagram, alone in its run. `packet`: what decode() made of it, if the caller had to decode it."""
         if packet is None:
-            self.flood.noise += 1
-            self.dropped_datagrams += 1
-            return
+            packet = decode(run.data)
+            if packet is None:
+                self.flood.noise += 1
+                self.dropped_datagrams += 1
+                return
         if self.overlapping and overlapping_ports.take(self, packet, run, now=now):
             return
         addr, connection_id = run.addr, packet.connection_id
@@ -479,7 +480,7 @@ class Endpoint:
                         return
         if bridge is not None:
             self.loop.owner = bridge
-            bridge.connection.handle_run(run, now=now)
+            bridge.connection.handle_run(run, packet=packet, now=now)
             self.loop.mark_dirty(bridge)
             self.loop.owner = self
         elif packet.type not in (RESET, SYN):

@@ -58,8 +58,8 @@ if TYPE_CHECKING:
         def handle_run(self, run: Run, *, now: int) -> None:
             """Packets of one connection's, or of a stranger's."""
 
-        def handle_datagram(self, run: Run, *, now: int) -> None:
-            """One packet."""
+        def handle_datagram(self, run: Run, packet: Packet | None = None, *, now: int) -> None:
+            """One datagram; `packet`: what decode() made of it."""
 
 
 _P = TypeVar("_P", bound="OverlappingPort")
@@ -131,7 +131,7 @@ def take(endpoint: OverlappingPort, packet: Packet, run: Run, *, now: int) -> bo
         return False
     for other in endpoint.overlapping:
         if _covers(other, run) and _awaits(other, packet, run):
-            other.handle_datagram(_as_come_to(other, endpoint, run), now=now)
+            other.handle_datagram(_as_come_to(other, endpoint, run), packet, now=now)
             endpoint.loop.owner = endpoint
             return True
     return False
