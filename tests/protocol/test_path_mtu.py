@@ -324,23 +324,23 @@ class TestSizes:
     def test_three_lost_probes_lower_the_ceiling(self) -> None:
         mtu = PathMtu(1_400, 1_472)
         for _ in range(3):
-            mtu.on_sent(16)
+            mtu.packets_since_probe += 16
             assert mtu.packets_before_probe(now=0) == 0
             assert mtu.probe_size() == 1_472
             mtu.on_probe_sent(1_472)
             mtu.on_probe_lost(now=0)
-        mtu.on_sent(16)
+        mtu.packets_since_probe += 16
         assert mtu.probe_size() == 1_400, "then what is in use wants its proof"
         mtu._check()
 
     def test_the_search_begins_again_after_ten_minutes(self) -> None:
         mtu = PathMtu(1_400, 1_472)
-        mtu.on_sent(16)
+        mtu.packets_since_probe += 16
         mtu.on_probe_sent(1_472)
         mtu.on_too_big(1_472, 1_400, now=0)
         mtu.on_probe_sent(1_400)
         mtu.on_probe_acked(1_400)
-        mtu.on_sent(100)
+        mtu.packets_since_probe += 100
         assert mtu.packets_before_probe(now=SEARCH_AGAIN_US - 1) > 0
         assert mtu.packets_before_probe(now=SEARCH_AGAIN_US) == 0
         assert mtu.probe_size() == 1_472
@@ -363,7 +363,7 @@ class TestSizes:
         steps = 0
         while mtu.size < 65_504:
             steps += 1
-            mtu.on_sent(16)
+            mtu.packets_since_probe += 16
             assert not mtu.packets_before_probe(now=0)
             size = mtu.probe_size()
             assert mtu.size < size <= mtu.size + MAX_PADDING_BYTES, "as far as padding reaches"
@@ -371,7 +371,7 @@ class TestSizes:
             mtu.on_probe_acked(size)
             assert mtu.size == size
         assert steps == 50
-        mtu.on_sent(16)
+        mtu.packets_since_probe += 16
         assert mtu.packets_before_probe(now=0)
 
 

@@ -255,29 +255,26 @@ class Connection:
                 self._handle_packet(packet, now=now)
 
     def _handle_packet(self, packet: Packet, *, now: int) -> None:
+        """One packet: whether it is a part of this connection, as only the peer could have sent it. What it then means
+        is _accept()'s.
+        """
         state = self.state
         if packet.type == SYN:
             self._handle_syn(packet, now=now)
             return
-        early: list[Packet] = []
         if state is SYN_SENT:
-            answer = self._handle_syn_ack(packet, now=now)
-            if answer is None:
-                return
-            early = answer
-        elif state in (IDLE, CLOSED):
+            for answer in self._handle_syn_ack(packet, now=now):
+                self._handle_packet(answer, now=now)
+            return
+        if state in (IDLE, CLOSED):
             self._dropped += 1
             return
         send, receive = self.send, self.receive
         flights = send.flights
         ack_next_seq = unwrap(packet.ack16, flights.una_seq) + 1
         if packet.connection_id != self.recv_id and packet.type != RESET:
-            if send.is_proven or packet.connection_id not in self._handshake.answered_ids:
-                if not self._handshake.give_up_if_silent(packet):
-                    self._dropped += 1
+            if not self._handle_other_id(packet, ack_next_seq):
                 return
-            if is_believable(packet.type, ack_next_seq, flights, is_proven=False):
-                self._use_id(packet.connection_id, (packet.connection_id - 1) & 0xFFFF)  # of all answers it took this
         if packet.type == RESET:
             self._handle_reset(packet, ack_next_seq, now=now)
             return
@@ -297,16 +294,19 @@ class Connection:
             seq = unwrap(packet.seq16, receive.reassembly.next_seq)
             if receive.refuses(seq, packet.timestamp_us, now=now):
                 return
-        delay_us = on_timestamps(self.send, self.receive, packet.timestamp_us, packet.difference_us, now=now)
+        self._accept(packet, ack_next_seq, seq, now=now)
+
+    def _accept(self, packet: Packet, ack_next_seq: int, seq: int, *, now: int) -> None:
+        """What a packet of the peer's means: its timestamps, its ack, its payload, its FIN.
+
+        ack_next_seq   all before it is acked
+        seq            of a DATA or FIN, -1 for a STATE
+        """
+        send, receive = self.send, self.receive
+        paws, flights = send.paws, send.flights
+        delay_us = on_timestamps(send, receive, packet.timestamp_us, packet.difference_us, now=now)
         if not send.is_proven:
-            send.is_proven = True
-            rtt_us = self._handshake.on_proven(packet, now=now)
-            if rtt_us:
-                send.recovery.on_rtt(rtt_us)
-            if send.timeouts:
-                send.on_proven_late()
-            self._move(Trigger.PEER_VERIFIED)
-            self.events.append(Event(EventKind.CONNECTED))
+            self._on_peer_verified(packet, now=now)
         if packet.type == STATE and self.is_initiator and not receive.received_packets:
             self._handle_repeated_syn_ack(packet, now=now)
         send.on_ack(
@@ -329,12 +329,35 @@ class Connection:
             # RESET, which waits for what we wrote, has told it.
             is_fin = packet.type == FIN
             receive.on_packet(seq, packet.payload, packet.timestamp_us, is_fin=is_fin, now=now)
-            if state is TIME_WAIT:
+            if self.state is TIME_WAIT:
                 self._closing.start_time_wait(now=now)
         if send.is_finishing or receive.is_discarding:
             self.close_if_finished(now=now)
-        for packet in early:
-            self._handle_packet(packet, now=now)
+
+    def _handle_other_id(self, packet: Packet, ack_next_seq: int) -> bool:
+        """A packet with another id than the one we receive under. Returns whether it belongs to this connection all the
+        same: its initiator took the answer to another SYN of its attempt than the last. If not, it has been dealt with.
+        """
+        handshake = self._handshake
+        if self.send.is_proven or packet.connection_id not in handshake.answered_ids:
+            if not handshake.give_up_if_silent(packet):
+                self._dropped += 1
+            return False
+        if is_believable(packet.type, ack_next_seq, self.send.flights, is_proven=False):
+            self._use_id(packet.connection_id, (packet.connection_id - 1) & 0xFFFF)
+        return True
+
+    def _on_peer_verified(self, packet: Packet, *, now: int) -> None:
+        """The initiator has acked our first sequence number, so it is at the address that its SYN came from."""
+        send = self.send
+        send.is_proven = True
+        rtt_us = self._handshake.on_proven(packet, now=now)
+        if rtt_us:
+            send.recovery.on_rtt(rtt_us)
+        if send.timeouts:
+            send.on_proven_late()
+        self._move(Trigger.PEER_VERIFIED)
+        self.events.append(Event(EventKind.CONNECTED))
 
     def _join(self, pieces: list[memoryview], timestamp_us: int, *, now: int) -> None:
         """Pieces of packets that were too large for the path: what is complete counts as any packet."""
@@ -392,9 +415,10 @@ class Connection:
             self._handle_syn(packet, now=now)
         return True
 
-    def _handle_syn_ack(self, packet: Packet, *, now: int) -> list[Packet] | None:
-        """A packet while our SYN waits. The first answer connects, whatever its type (docs/protocol.md §2), and gives
-        back what had overtaken it; None while there is no connection.
+    def _handle_syn_ack(self, packet: Packet, *, now: int) -> list[Packet]:
+        """A packet in state SYN_SENT. The first answer connects, whatever its type (docs/protocol.md §2). Returns the
+        packets to handle now that there is a connection: this one, and those that had overtaken it; none while there is
+        no connection.
         """
         handshake = self._handshake
         if packet.type == RESET:
@@ -402,12 +426,12 @@ class Connection:
                 self._close(errno.ECONNREFUSED)
             else:
                 self._dropped += 1
-            return None
+            return []
         if not handshake.is_for_us(packet):
             self._dropped += 1
-            return None
+            return []
         if not handshake.accept_syn_data(packet, now=now):
-            return None
+            return []
         rtt_us, early = handshake.on_answered(packet, now=now)
         if rtt_us:
             self.send.recovery.on_rtt(rtt_us)
@@ -418,7 +442,7 @@ class Connection:
         self.receive.ack_at = now  # proves our address to the acceptor
         self._move(Trigger.PEER_VERIFIED)
         self.events.append(Event(EventKind.CONNECTED))
-        return early
+        return [packet, *early]
 
     def _handle_repeated_syn_ack(self, packet: Packet, *, now: int) -> None:
         """A STATE before any DATA came: perhaps the acceptor has not heard from us and repeats its answer."""
@@ -481,20 +505,7 @@ class Connection:
 
     def handle_timeout(self, *, now: int) -> None:
         """Time has passed; call at timeout_at() or later."""
-        state, handshake = self.state, self._handshake
-        if state is SYN_SENT:
-            if now >= handshake.give_up_at or (now >= handshake.at and handshake.is_exhausted):
-                self.abort(self.soft_errno or errno.ETIMEDOUT)
-            return
-        if state is SYN_RECEIVED and now >= handshake.at:
-            self._close(errno.ETIMEDOUT)
-            return
-        if state is TIME_WAIT:
-            if now >= self._closing.time_wait_at:
-                self._move(Trigger.ENDED)
-                self._end(0)
-            return
-        if state not in (CONNECTED, SYN_RECEIVED):
+        if self.state is not CONNECTED and not self._handle_other_timeout(now=now):
             return
         send = self.send
         if send.has_unfinished_ack:
@@ -517,14 +528,31 @@ class Connection:
                 self.abort(self.soft_errno or errno.ETIMEDOUT)
                 return
             self._keepalive.is_probe_due |= must_ask
-        if now >= handshake.proof_at:
+        if now >= self._handshake.proof_at:
             self._prove_again(now=now)
-        if state is CONNECTED and now >= self._keepalive.next_at:
+        if self.state is CONNECTED and now >= self._keepalive.next_at:
             is_idle = send.is_idle and send.is_all_acked
             if self._keepalive.on_time(self.receive.heard_at, is_idle=is_idle, now=now):
                 self.receive.ack_at = now
             if self._keepalive.is_peer_dead:
                 self.abort(self.soft_errno or errno.ETIMEDOUT)
+
+    def _handle_other_timeout(self, *, now: int) -> bool:
+        """What is due in any state but CONNECTED. Returns whether what is due in that one may be due as well: a
+        connection whose SYN was answered repeats and acks what it may.
+        """
+        handshake = self._handshake
+        if self.state is SYN_SENT:
+            if now >= handshake.give_up_at or (now >= handshake.at and handshake.is_exhausted):
+                self.abort(self.soft_errno or errno.ETIMEDOUT)
+        elif self.state is SYN_RECEIVED:
+            if now < handshake.at:
+                return True
+            self._close(errno.ETIMEDOUT)
+        elif self.state is TIME_WAIT and now >= self._closing.time_wait_at:
+            self._move(Trigger.ENDED)
+            self._end(0)
+        return False
 
     def _prove_again(self, *, now: int) -> None:
         """Nothing has told yet that the acceptor knows us. What it acks, and a second packet, leave it only then."""

@@ -198,10 +198,8 @@ class Outstanding:
         )
         if ack_next_seq >= flights.una_seq:  # an older one was overtaken: its window is no news
             peer.on_window(window_bytes)
-            if was_closed and window_bytes >= self.mtu.size:
-                self.recovery.on_window_open()
-            if self._closed_since != NEVER and not self._is_window_closed:
-                self._closed_since = NEVER
+            if was_closed or self._closed_since != NEVER:
+                self._on_window_after_closed(window_bytes, was_closed=was_closed)
         if self._unfinished is not None:
             self._unfinished.on_ack(ack_next_seq, sacked_bits, delay_us, echo_us)
             return self._finish_ack(self._unfinished, now=now)
@@ -221,14 +219,23 @@ class Outstanding:
         elif sack and self._is_hole_wider(len(sack), ack_next_seq, now=now):
             is_plain_duplicate = False
         if acknowledged.packets:
-            lost = self._on_newly_acked(acknowledged, in_flight_bytes, delay_us, echo_us, now=now)
-            if repaired_span and lost and not flights.sacked_packets:
-                peer.on_hole_repaired(repaired_span, lost)
+            self._on_newly_acked(acknowledged, in_flight_bytes, repaired_span, delay_us, echo_us, now=now)
         elif is_plain_duplicate:
-            self._duplicate_acks += 1
-            if self._duplicate_acks == DUPLICATE_THRESHOLD:
-                self._on_lost(flights.lose_first(), now=now)
+            self._on_duplicate_ack(now=now)
         return acknowledged.packets > 0
+
+    def _on_window_after_closed(self, window_bytes: int, *, was_closed: bool) -> None:
+        """The peer advertised this window; it was closed by the last ack, or has been since _closed_since."""
+        if was_closed and window_bytes >= self.mtu.size:
+            self.recovery.on_window_open()
+        if self._closed_since != NEVER and not self._is_window_closed:
+            self._closed_since = NEVER
+
+    def _on_duplicate_ack(self, *, now: int) -> None:
+        """An ack that moves nothing, of a peer that says no more by it. RFC 5681 §3.2."""
+        self._duplicate_acks += 1
+        if self._duplicate_acks == DUPLICATE_THRESHOLD:
+            self._on_lost(self.flights.lose_first(), now=now)
 
     def _finish_ack(self, unfinished: _Unfinished, *, now: int) -> bool:
         """Take off the next flights of an ack of many; with the last it is judged, as if it had come just now."""
@@ -241,10 +248,8 @@ class Outstanding:
         if unfinished.sacked_bits:
             flights.sack(unfinished.ack_next_seq + 1, unfinished.sacked_bits, acknowledged)
         if acknowledged.packets:
-            span, before_bytes = unfinished.repaired_span, unfinished.in_flight_bytes
-            lost = self._on_newly_acked(acknowledged, before_bytes, unfinished.delay_us, unfinished.echo_us, now=now)
-            if span and lost and not flights.sacked_packets:
-                self.peer.on_hole_repaired(span, lost)
+            before_bytes, span = unfinished.in_flight_bytes, unfinished.repaired_span
+            self._on_newly_acked(acknowledged, before_bytes, span, unfinished.delay_us, unfinished.echo_us, now=now)
         return True
 
     def _is_hole_wider(self, sack_bytes: int, ack_next_seq: int, *, now: int) -> bool:
@@ -268,9 +273,20 @@ class Outstanding:
         return True
 
     def _on_newly_acked(
-        self, acknowledged: Acknowledged, in_flight_bytes: int, delay_us: int, echo_us: int, *, now: int
-    ) -> int:
-        """Something newly arrived. Returns how many packets that proves lost."""
+        self,
+        acknowledged: Acknowledged,
+        in_flight_bytes: int,
+        repaired_span: int,
+        delay_us: int,
+        echo_us: int,
+        *,
+        now: int,
+    ) -> None:
+        """Something newly arrived.
+
+        in_flight_bytes   before that
+        repaired_span     packets that it acked with a hole which a retransmission has filled, 0 if none has
+        """
         recovery = self.recovery
         controller = self.controller
         if not self._is_window_closed:
@@ -305,7 +321,8 @@ class Outstanding:
         if acknowledged.probe_bytes:
             self.mtu.on_probe_acked(acknowledged.probe_bytes)
             controller.on_segment_size(self.mtu.size - HEADER_BYTES)
-        return lost
+        if repaired_span and lost and not flights.sacked_packets:
+            self.peer.on_hole_repaired(repaired_span, lost)
 
     @property
     def _is_window_closed(self) -> bool:

@@ -55,17 +55,18 @@ class PathMtu:
     floor     what every path is taken to carry
     highest   the largest size not known to be too large
     known     what other connections have proven, for adopt(); None where there are none
+    packets_since_probe   packets of the size in use that left since the last probe; written by the sending half
     """
 
     __slots__ = (
         "_ceiling",
         "_failed",
         "_likely",
-        "_packets",
         "_search_at",
         "floor",
         "highest",
         "known",
+        "packets_since_probe",
         "probe",
         "proven",
         "size",
@@ -83,7 +84,7 @@ class PathMtu:
         self._likely = self.size  # a size worth trying before halving; 0: none
         self._failed = 0
         self._search_at = 0
-        self._packets = 0
+        self.packets_since_probe = 0
         self.adopt()
 
     def adopt(self) -> bool:
@@ -100,15 +101,11 @@ class PathMtu:
         """
         return self.floor < datagram_bytes <= self.proven
 
-    def on_sent(self, packets: int) -> None:
-        """Ordinary full packets left."""
-        self._packets += packets
-
     def packets_before_probe(self, *, now: int) -> int:
         """How many ordinary packets leave before the next probe: 0 when it is its turn. Then see probe_size()."""
         if self.probe or not self._wanted(now=now):
             return _NO_PROBE_SOON
-        return max(0, _WAIT_FOR_PACKETS - self._packets)
+        return max(0, _WAIT_FOR_PACKETS - self.packets_since_probe)
 
     def _wanted(self, *, now: int) -> bool:
         if self.highest - self.proven >= _DONE_WITHIN_BYTES:
@@ -137,7 +134,7 @@ class PathMtu:
     def on_probe_sent(self, size: int) -> None:
         """A probe of `size` left."""
         self.probe = size
-        self._packets = 0
+        self.packets_since_probe = 0
 
     def on_probe_acked(self, size: int) -> None:
         """A probe of this size arrived."""

@@ -128,7 +128,14 @@ class SendHalf(Outstanding):
             return self._finish(now=now) if self.is_finishing or self.is_opening else None
         if self.awaits_grant:
             return None
-        mtu, peer = self.mtu, self.peer
+        return self._next_new_data(unsent, now=now, max_segments=max_segments)
+
+    def _next_new_data(self, unsent: int, *, now: int, max_segments: int) -> Flight | None:
+        """The next packets of `unsent` bytes that have never been sent, as far as everything allows that limits them:
+        both windows, the peer's reorder buffer, pacing, Nagle; or in their place a probe of the path's MTU or of the
+        peer's window.
+        """
+        flights, mtu, peer = self.flights, self.mtu, self.peer
         if mtu.known is not None and mtu.known.proven > mtu.proven and mtu.adopt():
             self.controller.on_segment_size(mtu.size - HEADER_BYTES)
         size = mtu.size - HEADER_BYTES
@@ -155,32 +162,27 @@ class SendHalf(Outstanding):
         burst = min(whole, self._burst_packets(size, now=now))
         if not burst:
             return None
-        if self._burst_at != now:
-            if room < unsent and room < min(burst * size, window // 4) and flights.in_flight_bytes:
-                # Each ack would free room for as little as it acked, and so small bursts would stay small for ever:
-                # three quarters of the window are under way, so wait for a burst's worth (Linux: tcp_tso_win_divisor).
-                return None
-            self._burst_at = now
+        is_new_burst = self._burst_at != now
+        if is_new_burst and room < unsent and room < min(burst * size, window // 4) and flights.in_flight_bytes:
+            # Each ack would free room for as little as it acked, and so small bursts would stay small for ever: three
+            # quarters of the window are under way, so wait for a burst's worth (Linux: tcp_tso_win_divisor).
+            return None
+        self._burst_at = now
         most = min(max_segments, burst)
         if unsent > size and peer.tells_delay and self.is_proven:  # a probe is full, and something follows it
             before_probe = mtu.packets_before_probe(now=now)
-            if not before_probe:
-                if size <= room:
-                    return self._probe_mtu(size, now=now)
-                before_probe = 1
-            most = min(most, before_probe)
+            if not before_probe and size <= room:
+                return self._probe_mtu(size, now=now)
+            most = min(most, before_probe or 1)
         full = min(unsent, room) // size
         count, last_size = min(most, full), size
-        if full < most:
-            rest = unsent - full * size
-            if full * size + rest <= room:
-                if rest and self._may_send_small():
-                    count, last_size = full + 1, rest
-            elif is_peer_limited and not full:
-                count, last_size = 1, room  # a peer whose whole window is hardly a segment
+        if full < most and full * size < unsent <= room and self._may_send_small():
+            count, last_size = full + 1, unsent - full * size
+        elif is_peer_limited and not full and unsent > room:
+            count, last_size = 1, room  # a peer whose whole window is hardly a segment
         if not count:
             return None
-        mtu.on_sent(count)
+        mtu.packets_since_probe += count
         flight = Flight(flights.next_seq, count, size, last_size, self.sent_offset, now)
         flight.is_small = last_size < size
         flight.is_whole = mtu.is_proven(mtu.size)
