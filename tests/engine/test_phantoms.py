@@ -13,7 +13,7 @@ import pytest
 
 import utpsocket
 from tests.engine.test_silence_and_crossing import SECONDS, Switch
-from utpsocket.protocol.handshake import PROVES_ITSELF
+from utpsocket.protocol.handshake import ACKS_SYN_ACK
 from utpsocket.protocol.packet import PacketType, decode, encode
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing_behind")
@@ -57,7 +57,7 @@ def test_who_says_that_he_proves_himself_is_seen_after_the_proof_only(listener: 
     """A foreign one that came later is handed over first, a moment after its SYN."""
     with socket.socket(type=socket.SOCK_DGRAM) as udp:
         udp.connect(listener.getsockname())
-        udp.send(syn(77, 1_000, ack=PROVES_ITSELF))
+        udp.send(syn(77, 1_000, ack=ACKS_SYN_ACK))
         assert decode(memoryview(udp.recv(100))).type == PacketType.STATE  # type: ignore[union-attr]
         next_is_accepted(listener)
         udp.send(encode(PacketType.RESET, 78, timestamp_us=1, difference_us=0, window_bytes=0, seq=1_001, ack=0))

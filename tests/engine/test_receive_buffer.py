@@ -31,7 +31,7 @@ class Reader:
     def take(self, count: int, *, after_us: int, is_read: bool = True) -> int:
         """So much comes; how much of it the pair took."""
         self.now += after_us
-        self.receive.difference_us, self.receive.told_us = 1, self.told_us - 1
+        self.receive.difference_us, self.receive.peer_difference_us = 1, self.told_us - 1
         taken = 0
         while taken < count:
             try:

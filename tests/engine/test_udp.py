@@ -50,7 +50,7 @@ def content(runs: list[Run]) -> list[bytes]:
 def transmit(count: int, segment: int = 1_400, last: int = 1_400) -> Transmit:
     sizes = [segment] * (count - 1) + [last]
     return Transmit(
-        None, b"".join(bytes([number]) * size for number, size in enumerate(sizes)), segment=segment, count=count
+        None, b"".join(bytes([number]) * size for number, size in enumerate(sizes)), datagram_bytes=segment, count=count
     )
 
 
@@ -257,7 +257,7 @@ def test_a_kernel_that_takes_a_part_keeps_the_rest_for_later() -> None:
 def test_one_that_is_too_long_fails_alone() -> None:
     """EMSGSIZE is a result of that datagram, not of those behind it."""
     sender, receiver = ports(offload=False)
-    whole = Transmit(None, bytes(65_508 + 10), segment=65_508, count=2)
+    whole = Transmit(None, bytes(65_508 + 10), datagram_bytes=65_508, count=2)
     sender.send(whole, [])
     assert [(error.errno, error.datagram_bytes) for error in sender.errors] == [(errno.EMSGSIZE, 65_508)]
     assert content(drain(receiver)) == [bytes(10)]

@@ -88,7 +88,7 @@ class Subject:
         connection = self.connection
         connection._check()
         reassembly = connection.receive.reassembly
-        held = reassembly.ready_bytes + reassembly.held_bytes
+        held = reassembly.ready_bytes + reassembly.out_of_order_bytes
         assert held <= RECEIVE_BYTES + _OVERDRAFT_BYTES
         assert connection.receive.window_bytes <= RECEIVE_BYTES
         assert connection.send.buffer.end_offset - connection.send.buffer.acked_offset <= SEND_BYTES
@@ -176,8 +176,8 @@ def _call(tape: Tape, connection: Connection, *, now: int) -> None:
     elif what == 5:
         connection.abort()
     elif what == 6:
-        probing = (None, Probing(1_000_000, 500_000, 3), Probing(30_000_000, 1, 1, patience_us=1))[tape.byte() % 3]
-        connection.keepalive(tape.of((0, 1_000_000, 29_000_000)), probing, now=now)
+        probing = (None, Probing(1_000_000, 500_000, 3), Probing(30_000_000, 1, 1, user_timeout_us=1))[tape.byte() % 3]
+        connection.set_keepalive(tape.of((0, 1_000_000, 29_000_000)), probing, now=now)
     elif what == 7:
         connection.reset_after_flush(now=now)
     else:

@@ -16,7 +16,7 @@ from utpsocket.protocol.sendbuffer import BlockPool, SendBuffer
 
 # Scratch, counters of what was looked at how, what only says how far a burst got within one instant, and where to find
 # a flight.
-_NOT_STATE = {"_own_pieces", "_pool", "_again", "_judged_seq", "_lost_seqs", "_starts"}
+_NOT_STATE = {"_own_pieces", "_pool", "_resent", "_loss_checked_seq", "_lost_seqs", "_starts"}
 
 
 def state_of(thing: Any) -> Any:
@@ -54,12 +54,12 @@ def _slots(thing: Any) -> dict[str, Any]:
 
 
 def _packets(flight: Flight) -> list[tuple[Any, ...]]:
-    sizes = [flight.size] * (flight.count - 1) + [flight.last_size]
+    sizes = [flight.payload_bytes] * (flight.count - 1) + [flight.last_payload_bytes]
     return [
         (
             flight.seq + index,
             size,
-            flight.offset + index * flight.size,
+            flight.offset + index * flight.payload_bytes,
             flight.sent_us,
             flight.sends,
             flight.state,

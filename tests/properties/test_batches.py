@@ -162,7 +162,7 @@ def live(
             connection.handle_timeout(now=now)
         for run in runs(instant.datagrams, longest, gap_bytes):
             for part in run.parts() if gap_bytes else [run]:
-                connection.handle_run(kind(part.data, part.stride, part.addr, part.local, part.size), now=now)
+                connection.handle_run(kind(part.data, part.stride, part.addr, part.local, part.datagram_bytes), now=now)
                 connection._check()
         while (event := connection.poll_event()) is not None:
             said.append(event)
@@ -180,7 +180,7 @@ def live(
             left -= piece
         while (transmit := connection.poll_transmit(now=now, max_segments=max_segments)) is not None:
             assert transmit.count <= max_segments
-            said += [(datagram, transmit.may_fragment, transmit.is_probe) for datagram in transmit.datagrams()]
+            said += [(datagram, transmit.may_fragment, transmit.is_mtu_probe) for datagram in transmit.datagrams()]
         connection._check()
         said.append(connection.timeout_at())
         said.append(state_of(connection))

@@ -29,9 +29,9 @@ def expand(flights: Flights) -> dict[int, Entry]:
     entries = {}
     for flight in flights.queue:
         for index in range(flight.count):
-            size = flight.last_size if index == flight.count - 1 else flight.size
+            size = flight.last_payload_bytes if index == flight.count - 1 else flight.payload_bytes
             entries[flight.seq + index] = Entry(
-                size, flight.offset + index * flight.size, flight.sent_us, flight.sends, flight.state
+                size, flight.offset + index * flight.payload_bytes, flight.sent_us, flight.sends, flight.state
             )
     return entries
 

@@ -179,7 +179,7 @@ def lose_and_send_again(sender: Sender) -> None:
     sack(sender, EVEN)
     for _ in range(1_500):
         sender.connection.poll_transmit(now=sender.wire.at, max_segments=1)
-    assert sender.send.flights._again
+    assert sender.send.flights._resent
 
 
 BEFORE: dict[str, Callable[[Sender], None]] = {

@@ -9,7 +9,7 @@ import pytest
 
 from tests.protocol.wire import RTT_US, Wire
 from utpsocket.protocol import Config, State
-from utpsocket.protocol.outstanding import ORPHAN_CLOSED_US, ORPHAN_PATIENCE_US, PATIENCE_US
+from utpsocket.protocol.outstanding import GIVE_UP_AFTER_US, ORPHAN_CLOSED_WINDOW_US, ORPHAN_GIVE_UP_AFTER_US
 
 
 def small(base: int, capacity: int) -> Wire:
@@ -206,7 +206,7 @@ def test_what_was_closed_does_not_wait_for_a_closed_window_for_ever(base: int, *
             wire.say()
     assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
     assert "RESET" in said[-1]
-    assert ORPHAN_CLOSED_US <= wire.now - began < ORPHAN_CLOSED_US + 1_000_000
+    assert ORPHAN_CLOSED_WINDOW_US <= wire.now - began < ORPHAN_CLOSED_WINDOW_US + 1_000_000
 
 
 @pytest.mark.parametrize("window", ["closes", "opens and closes"])
@@ -223,7 +223,7 @@ def test_nor_for_what_is_under_way_behind_one(base: int, window: str) -> None:
             wire.say()
         assert wire.now - began < 300_000_000
     assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
-    assert wire.now - began >= ORPHAN_PATIENCE_US
+    assert wire.now - began >= ORPHAN_GIVE_UP_AFTER_US
 
 
 def test_what_is_closed_and_goes_on_slowly_arrives(base: int) -> None:
@@ -256,7 +256,7 @@ def test_a_dead_peer_with_a_closed_window_is_given_up(base: int) -> None:
     wire.hear("STATE seq=1 ack=0 wnd=0")
     wire.write_bytes(5_000)
     wire.say()
-    wire.wait(PATIENCE_US)
+    wire.wait(GIVE_UP_AFTER_US)
     assert wire.state is State.CONNECTED
     wire.wait(60_000_000)
     assert wire.state is State.CLOSED

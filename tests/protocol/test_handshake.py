@@ -38,7 +38,7 @@ def test_state_never_consumes_a_number(base: int) -> None:
 
 
 def test_acceptor_answers_with_a_bare_state_and_is_connected_by_proof(base: int) -> None:
-    wire = Wire.acceptor(base, is_proven=False)
+    wire = Wire.acceptor(base, is_peer_verified=False)
     assert wire.state is State.SYN_RECEIVED
     assert wire.events() == []
     assert int.from_bytes(wire.last[2:4], "big") == RECV_ID - 1
@@ -78,7 +78,7 @@ def test_syn_is_repeated_and_given_up(base: int) -> None:
 def test_syns_are_repeated_as_often_as_is_said(base: int, retries: int, seconds: int) -> None:
     """TCP_SYNCNT, with Linux's waits: doubled, up to two minutes."""
     wire = Wire(base)
-    wire.connection.repeat_syn(retries)
+    wire.connection.set_syn_retries(retries)
     wire.connect()
     wire.say()
     said = wire.wait(seconds * 1_000_000 - 1)
@@ -162,10 +162,10 @@ def test_without_spare_ids_the_same_syn_is_repeated(base: int) -> None:
 
 def test_a_withdrawn_syn_ends_the_half_open_connection_it_made(base: int) -> None:
     """The RESET of an initiator that never saw our answer cannot ack our number; it knows its own."""
-    wire = Wire.acceptor(base, is_proven=False)
+    wire = Wire.acceptor(base, is_peer_verified=False)
     wire.hear("RESET seq=1 ack=777 id=recv")
     assert wire.events() == [f"CLOSED {errno.ECONNRESET}"]
-    blind = Wire.acceptor(base, is_proven=False)
+    blind = Wire.acceptor(base, is_peer_verified=False)
     blind.hear("RESET seq=3 ack=777 id=recv")
     assert blind.state is State.SYN_RECEIVED
 
@@ -205,7 +205,7 @@ def test_a_state_after_data_on_its_way_is_no_second_answer(base: int) -> None:
 
 def test_a_repeated_syn_is_answered_identically_but_not_at_any_rate(base: int) -> None:
     """§2: the same STATE, even when DATA has gone out since, or the initiator would skip that DATA."""
-    wire = Wire.acceptor(base, is_proven=False)
+    wire = Wire.acceptor(base, is_peer_verified=False)
     wire.write_bytes(5)
     assert wire.say() == ["DATA seq=1 ack=0 len=5"]
     wire.hear("SYN seq=0")
@@ -226,7 +226,7 @@ def test_another_syn_under_the_same_id_is_dropped(base: int) -> None:
 
 def test_the_proof_is_repeated_until_the_acceptor_shows_that_it_has_it(base: int) -> None:
     """A lost bare STATE must not leave both sides silent. The acceptor does not ask: that would amplify."""
-    acceptor = Wire.acceptor(base, is_proven=False)
+    acceptor = Wire.acceptor(base, is_peer_verified=False)
     assert acceptor.wait(30_000_000) == []
     wire = Wire.initiator(base, is_known=False)
     said = wire.wait(60_000_000)
@@ -270,7 +270,7 @@ def test_to_the_family_of_libutp_the_repeated_proof_is_empty_data(base: int) -> 
 
 def test_the_answer_tells_no_time_difference(base: int) -> None:
     """libktorrent takes a true one for the delay of a packet of its own, and waits for hours on the first loss."""
-    wire = Wire.acceptor(base, is_proven=False)
+    wire = Wire.acceptor(base, is_peer_verified=False)
     assert wire.last[8:12] == bytes(4)
     wire.write_bytes(5)
     wire.say()
@@ -279,7 +279,7 @@ def test_the_answer_tells_no_time_difference(base: int) -> None:
 
 def test_a_half_open_connection_times_out(base: int) -> None:
     """§3: libutp's never does, and 3,000 spoofed SYNs fill it."""
-    wire = Wire.acceptor(base, is_proven=False)
+    wire = Wire.acceptor(base, is_peer_verified=False)
     wire.wait(62_999_000)
     assert wire.state is State.SYN_RECEIVED
     wire.wait(2_000)
@@ -289,7 +289,7 @@ def test_a_half_open_connection_times_out(base: int) -> None:
 
 def test_a_silent_initiators_first_keepalive_is_proof_enough(base: int) -> None:
     """§7: its ack is one too low, and still only who saw our number can say it."""
-    wire = Wire.acceptor(base, is_proven=False)
+    wire = Wire.acceptor(base, is_peer_verified=False)
     wire.wait(29_000_000)
     wire.hear("STATE seq=1 ack=-1")
     assert wire.events() == ["CONNECTED"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from tests.protocol.wire import Wire
-from utpsocket.protocol.keepalive import Probing, by_default
+from utpsocket.protocol.keepalive import Probing, default_probing
 
 EVERY_US = 29_000_000
 
@@ -16,14 +16,14 @@ def texts(said: list[str]) -> list[str]:
 
 def test_an_idle_connection_says_a_state_with_an_ack_one_too_low(base: int) -> None:
     wire = Wire.initiator(base)
-    wire.connection.keepalive(EVERY_US, now=wire.at)
+    wire.connection.set_keepalive(EVERY_US, now=wire.at)
     said = wire.wait(90_000_000)
     assert [line.split(" ", 1)[1] for line in said] == ["STATE seq=1 ack=-1"] * 3
 
 
 def test_only_what_is_said_puts_it_off(base: int) -> None:
     wire = Wire.initiator(base)
-    wire.connection.keepalive(EVERY_US, now=wire.at)
+    wire.connection.set_keepalive(EVERY_US, now=wire.at)
     wire.wait(20_000_000)
     wire.hear("STATE seq=1 ack=-1")  # which a NAT may not count: RFC 4787 REQ-6
     assert texts(wire.wait(9_000_000)) == ["STATE seq=1 ack=-1"]
@@ -41,7 +41,7 @@ def test_only_what_is_said_puts_it_off(base: int) -> None:
 def test_it_never_hides_an_ack_or_a_hole(base: int) -> None:
     """One too low, a selective ack would name the wrong packets."""
     wire = Wire.initiator(base)
-    wire.connection.keepalive(EVERY_US, now=wire.at)
+    wire.connection.set_keepalive(EVERY_US, now=wire.at)
     wire.hear("DATA seq=2 ack=0 len=9")
     wire.say()
     said = wire.wait(30_000_000)
@@ -50,8 +50,8 @@ def test_it_never_hides_an_ack_or_a_hole(base: int) -> None:
 
 def test_it_can_be_turned_off(base: int) -> None:
     wire = Wire.initiator(base)
-    wire.connection.keepalive(EVERY_US, now=wire.at)
-    wire.connection.keepalive(0, now=wire.at)
+    wire.connection.set_keepalive(EVERY_US, now=wire.at)
+    wire.connection.set_keepalive(0, now=wire.at)
     assert wire.wait(100_000_000) == []
     assert wire.connection.timeout_at() is None
 
@@ -69,7 +69,7 @@ def test_a_peers_keepalive_means_nothing_to_the_sender(base: int) -> None:
 def test_by_default_a_silent_peer_is_asked_and_given_up_after_minutes(base: int) -> None:
     wire = Wire.initiator(base)
     start_s = wire.now // 1_000_000
-    wire.connection.keepalive(EVERY_US, by_default(EVERY_US), now=wire.at)
+    wire.connection.set_keepalive(EVERY_US, default_probing(EVERY_US), now=wire.at)
     said = [line.split(" ", 1) for line in wire.wait(600_000_000)]
     asked = [int(time) // 1_000 - start_s for time, text in said if text.startswith("DATA")]
     assert asked == [58 + 29 * number for number in range(9)]
@@ -79,7 +79,7 @@ def test_by_default_a_silent_peer_is_asked_and_given_up_after_minutes(base: int)
 
 def test_a_peer_that_gives_signs_of_life_is_not_asked(base: int) -> None:
     wire = Wire.initiator(base)
-    wire.connection.keepalive(EVERY_US, by_default(EVERY_US), now=wire.at)
+    wire.connection.set_keepalive(EVERY_US, default_probing(EVERY_US), now=wire.at)
     for _ in range(100):
         assert questions(wire.wait(EVERY_US)) == []
         wire.hear("STATE seq=1 ack=-1")
@@ -93,7 +93,7 @@ def test_the_same_settings_again_do_not_begin_anew(base: int) -> None:
     wire = Wire.initiator(base)
     said = []
     for _ in range(20):
-        wire.connection.keepalive(EVERY_US, by_default(EVERY_US), now=wire.at)
+        wire.connection.set_keepalive(EVERY_US, default_probing(EVERY_US), now=wire.at)
         said += wire.wait(5_000_000)
     assert len(questions(said)) == 2
     assert len(said) >= 3
@@ -111,7 +111,7 @@ def test_a_dead_peer_is_asked_so_often_and_then_given_up(base: int) -> None:
     """tcp(7): TCP_KEEPIDLE of silence, TCP_KEEPCNT questions, TCP_KEEPINTVL apart; then ETIMEDOUT, and a RESET."""
     wire = Wire.initiator(base)
     start_ms = wire.now // 1_000
-    wire.connection.keepalive(0, PROBING, now=wire.at)
+    wire.connection.set_keepalive(0, PROBING, now=wire.at)
     assert wire.wait(60_000_000) == [
         f"{start_ms + 10_000} DATA seq=0 ack=0 len=1",
         f"{start_ms + 12_000} DATA seq=0 ack=0 len=1",
@@ -125,7 +125,7 @@ def test_a_dead_peer_is_asked_so_often_and_then_given_up(base: int) -> None:
 def test_a_question_carries_the_number_of_what_was_acked_last(base: int) -> None:
     """So it is old to the peer, whose ack of it says nothing new: our next byte is not that packet's."""
     wire = Wire.initiator(base)
-    wire.connection.keepalive(0, PROBING, now=wire.at)
+    wire.connection.set_keepalive(0, PROBING, now=wire.at)
     wire.write_bytes(5)
     assert wire.say() == ["DATA seq=1 ack=0 len=5"]
     wire.hear("STATE seq=1 ack=1")
@@ -140,7 +140,7 @@ def test_a_question_carries_the_number_of_what_was_acked_last(base: int) -> None
 
 def test_an_answer_starts_the_count_and_the_silence_anew(base: int) -> None:
     wire = Wire.initiator(base)
-    wire.connection.keepalive(0, PROBING, now=wire.at)
+    wire.connection.set_keepalive(0, PROBING, now=wire.at)
     for _ in range(10):
         assert len(wire.wait(14_500_000)) == COUNT, "one more and it would be over"
         wire.hear("STATE seq=1 ack=0")
@@ -152,7 +152,7 @@ def test_an_answer_starts_the_count_and_the_silence_anew(base: int) -> None:
 
 def test_whatever_the_peer_says_is_life(base: int) -> None:
     wire = Wire.initiator(base)
-    wire.connection.keepalive(0, PROBING, now=wire.at)
+    wire.connection.set_keepalive(0, PROBING, now=wire.at)
     for _ in range(5):
         assert wire.wait(9_000_000) == []
         wire.hear("STATE seq=1 ack=-1")
@@ -161,7 +161,7 @@ def test_whatever_the_peer_says_is_life(base: int) -> None:
 def test_bytes_under_way_ask_by_themselves(base: int) -> None:
     """As TCP: while something waits for its ack there is no question, and its number is never a question's."""
     wire = Wire.initiator(base)
-    wire.connection.keepalive(0, Probing(1_000_000, 1_000_000, 1), now=wire.at)
+    wire.connection.set_keepalive(0, Probing(1_000_000, 1_000_000, 1), now=wire.at)
     wire.write_bytes(5)
     said = wire.say() + wire.wait(15_000_000)
     assert len(said) > 2
@@ -170,7 +170,7 @@ def test_bytes_under_way_ask_by_themselves(base: int) -> None:
 
 def test_a_question_that_is_due_yields_to_bytes_of_the_same_instant(base: int) -> None:
     wire = Wire.initiator(base)
-    wire.connection.keepalive(0, PROBING, now=wire.at)
+    wire.connection.set_keepalive(0, PROBING, now=wire.at)
     wire.wait(IDLE_US - 1)
     wire.now += 1
     wire.connection.handle_timeout(now=wire.at)
@@ -180,21 +180,21 @@ def test_a_question_that_is_due_yields_to_bytes_of_the_same_instant(base: int) -
 
 def test_a_user_timeout_takes_the_place_of_the_count(base: int) -> None:
     wire = Wire.initiator(base)
-    wire.connection.keepalive(0, Probing(IDLE_US, INTERVAL_US, COUNT, patience_us=11_000_000), now=wire.at)
+    wire.connection.set_keepalive(0, Probing(IDLE_US, INTERVAL_US, COUNT, user_timeout_us=11_000_000), now=wire.at)
     assert len(questions(wire.wait(IDLE_US + INTERVAL_US))) == 1
     assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
 
 
 def test_without_questions_silence_is_no_reason_to_end(base: int) -> None:
     wire = Wire.initiator(base)
-    wire.connection.keepalive(0, None, now=wire.at)
+    wire.connection.set_keepalive(0, None, now=wire.at)
     assert wire.wait(86_400_000_000) == []
     assert wire.events() == []
 
 
 def test_an_acceptor_that_never_spoke_asks_with_the_number_before_its_first(base: int) -> None:
     wire = Wire.acceptor(base)
-    wire.connection.keepalive(0, PROBING, now=wire.at)
+    wire.connection.set_keepalive(0, PROBING, now=wire.at)
     assert [line.split(" ", 1)[1] for line in questions(wire.wait(11_000_000))] == ["DATA seq=0 ack=0 len=1"]
 
 
@@ -212,7 +212,7 @@ def test_we_answer_a_question_and_read_nothing_from_it(base: int) -> None:
 
 def test_after_our_fin_the_question_is_its_number(base: int) -> None:
     wire = Wire.initiator(base)
-    wire.connection.keepalive(0, PROBING, now=wire.at)
+    wire.connection.set_keepalive(0, PROBING, now=wire.at)
     wire.finish()
     assert wire.say() == ["FIN seq=1 ack=0"]
     wire.hear("STATE seq=1 ack=1")

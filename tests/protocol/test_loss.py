@@ -10,7 +10,7 @@ import pytest
 from tests.protocol.wire import RTT_US, Wire
 from tests.simulator import WRAP_SEQ, Application, Pair, Simulator, path
 from utpsocket.protocol import State
-from utpsocket.protocol.outstanding import ORPHAN_PATIENCE_US, PATIENCE_US
+from utpsocket.protocol.outstanding import GIVE_UP_AFTER_US, ORPHAN_GIVE_UP_AFTER_US
 from utpsocket.protocol.recovery import MAX_RTO_US
 
 
@@ -148,7 +148,7 @@ def test_the_timeout_is_doubled_and_ends_in_giving_up(base: int) -> None:
     wire = Wire.initiator(base)
     wire.write_bytes(100)
     wire.say()
-    said = wire.wait(PATIENCE_US)
+    said = wire.wait(GIVE_UP_AFTER_US)
     assert wire.events() == []
     said += wire.wait(MAX_RTO_US)
     times = [float(line.split()[0]) for line in said]
@@ -165,7 +165,7 @@ def test_what_nobody_holds_any_more_is_given_up_sooner(base: int) -> None:
     wire.finish()
     wire.connection.discard(now=wire.at)
     wire.say()
-    wire.wait(ORPHAN_PATIENCE_US)
+    wire.wait(ORPHAN_GIVE_UP_AFTER_US)
     assert wire.state is State.CONNECTED
     wire.wait(MAX_RTO_US)
     assert wire.state is State.CLOSED

@@ -45,7 +45,7 @@ def test_what_was_due_while_the_thread_was_kept_waiting_leaves_when_it_runs(base
 def pace(pacer: Pacer, now: int, *, late_us: int = 0) -> int:
     """All that may leave at this instant."""
     if late_us:
-        pacer.on_late(late_us, LONG_RTT_US)
+        pacer.on_late_timer(late_us, LONG_RTT_US)
     sent = 0
     while packets := pacer.packets(SIZE, ROUND_BYTES, LONG_RTT_US, now=now):
         pacer.on_sent(packets, packets * SIZE, ROUND_BYTES, LONG_RTT_US, now=now)

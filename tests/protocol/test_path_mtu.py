@@ -10,8 +10,8 @@ import pytest
 from tests.protocol.wire import RTT_US, Wire
 from tests.simulator import WRAP_SEQ, Application, Delay, Mtu, Pair, Simulator, path
 from utpsocket.protocol import Config
-from utpsocket.protocol.fragmentation import Assembly, in_pieces
-from utpsocket.protocol.packet import LEAST_PADDING_BYTES, MAX_PADDING_BYTES, decode, encode, pad
+from utpsocket.protocol.fragmentation import PieceAssembly, compose_pieces
+from utpsocket.protocol.packet import MAX_PADDING_BYTES, MIN_PADDING_BYTES, decode, encode, pad
 from utpsocket.protocol.pathmtu import FLOOR_BYTES, FLOOR_IPV6_BYTES, SEARCH_AGAIN_US, KnownPath, PathMtu
 
 
@@ -28,7 +28,7 @@ def bulk(base: int, **options: Any) -> Wire:
     wire.write_bytes(200_000)
     wire.say()
     for _ in range(4):
-        if any(transmit.is_probe for transmit in wire.transmits):
+        if any(transmit.is_mtu_probe for transmit in wire.transmits):
             break
         ack_everything(wire)
     return wire
@@ -37,7 +37,7 @@ def bulk(base: int, **options: Any) -> Wire:
 def test_the_first_probe_is_the_ceiling_and_follows_sixteen_packets(base: int) -> None:
     wire = bulk(base)
     data = [transmit for transmit in wire.transmits if len(transmit.data) > 20]
-    probe = next(index for index, transmit in enumerate(data) if transmit.is_probe)
+    probe = next(index for index, transmit in enumerate(data) if transmit.is_mtu_probe)
     assert sum(transmit.count for transmit in data[:probe]) == 16
     assert [len(datagram) for datagram in data[probe].datagrams()] == [1_472]
     assert not data[probe].may_fragment
@@ -54,7 +54,7 @@ def test_a_probe_is_surrounded_by_other_packets(base: int) -> None:
         wire.write_bytes(1_380)
         wire.say()
         ack_everything(wire)
-    assert not any(transmit.is_probe for transmit in wire.transmits)
+    assert not any(transmit.is_mtu_probe for transmit in wire.transmits)
 
 
 def test_small_packets_prove_nothing(base: int) -> None:
@@ -70,7 +70,7 @@ def test_small_packets_prove_nothing(base: int) -> None:
 
 def test_emsgsize_is_a_probes_result_and_its_data_leaves_at_once(base: int) -> None:
     wire = bulk(base)
-    probe = next(transmit for transmit in wire.transmits if transmit.is_probe)
+    probe = next(transmit for transmit in wire.transmits if transmit.is_mtu_probe)
     seq16 = int.from_bytes(probe.data[16:18], "big")
     before = wire.connection.stats().cwnd_bytes
     wire.connection.handle_icmp(errno.EMSGSIZE, quoted_seq16=seq16, mtu_bytes=1_420, datagram_bytes=1_472, now=wire.at)
@@ -78,9 +78,9 @@ def test_emsgsize_is_a_probes_result_and_its_data_leaves_at_once(base: int) -> N
     seq = (seq16 - base) & 0xFFFF
     assert f"DATA seq={seq} ack=0 len={1_400 - 20}" in said[0], "the same payload, without the padding"
     again = next(transmit for transmit in wire.transmits[::-1] if transmit.data[16:18] == probe.data[16:18])
-    assert not again.is_probe and again.data[20:] == probe.data[-len(again.data) + 20 :]
+    assert not again.is_mtu_probe and again.data[20:] == probe.data[-len(again.data) + 20 :]
     assert wire.connection.stats().cwnd_bytes == before, "no congestion"
-    assert wire.connection.send.mtu.size == 1_400
+    assert wire.connection.send.mtu.datagram_bytes == 1_400
 
 
 def test_icmp_that_quotes_nothing_of_ours_is_ignored(base: int) -> None:
@@ -88,7 +88,7 @@ def test_icmp_that_quotes_nothing_of_ours_is_ignored(base: int) -> None:
     wire = bulk(base)
     for seq16, mtu in (((base + 30_000) & 0xFFFF, 600), ((base + 20) & 0xFFFF, 0)):
         wire.connection.handle_icmp(errno.EMSGSIZE, quoted_seq16=seq16, mtu_bytes=mtu, datagram_bytes=500, now=wire.at)
-    assert wire.connection.send.mtu.size == 1_400
+    assert wire.connection.send.mtu.datagram_bytes == 1_400
 
 
 @pytest.mark.parametrize("first_seq", [1, WRAP_SEQ])
@@ -152,10 +152,10 @@ def test_full_size_is_reached_within_a_few_round_trips(base: int) -> None:
     wire.write_bytes(200_000)
     assert wire.connection.stats().cwnd_bytes == 13_800
     wire.say()
-    assert not any(transmit.is_probe for transmit in wire.transmits), "the peer may be one that takes it for data"
+    assert not any(transmit.is_mtu_probe for transmit in wire.transmits), "the peer may be one that takes it for data"
     for _ in range(4):
         ack_everything(wire)
-    assert [len(transmit.data) for transmit in wire.transmits if transmit.is_probe] == [1_232, 1_400, 1_472]
+    assert [len(transmit.data) for transmit in wire.transmits if transmit.is_mtu_probe] == [1_232, 1_400, 1_472]
     assert wire.connection.stats().packet_bytes == 1_472
 
 
@@ -168,11 +168,11 @@ def test_a_peer_that_tells_no_delay_is_sent_no_extension(base: int) -> None:
         wire.wait(RTT_US)
         wire.hear(f"STATE seq=1 ack={wire.connection.send.flights.next_seq - 1 - wire.base} diff=0")
         wire.say()
-    assert not any(transmit.is_probe for transmit in wire.transmits)
+    assert not any(transmit.is_mtu_probe for transmit in wire.transmits)
 
 
 @pytest.mark.parametrize(
-    "padding", [LEAST_PADDING_BYTES, 13, 266, 267, 268, 269, 524, 525, 526, 1_000, MAX_PADDING_BYTES]
+    "padding", [MIN_PADDING_BYTES, 13, 266, 267, 268, 269, 524, 525, 526, 1_000, MAX_PADDING_BYTES]
 )
 def test_padding_means_nothing(padding: int) -> None:
     header = encode(0, 5, timestamp_us=1, difference_us=2, window_bytes=3, seq=4, ack=6)
@@ -185,10 +185,10 @@ def test_padding_means_nothing(padding: int) -> None:
 
 def test_every_ipv6_link_carries_the_floor() -> None:
     mtu = PathMtu(FLOOR_IPV6_BYTES, 1_448, floor_bytes=FLOOR_IPV6_BYTES)
-    assert mtu.size == 1_232
+    assert mtu.datagram_bytes == 1_232
     assert not mtu.on_too_big(1_232, 600, now=0), "RFC 8200 §5"
     mtu.on_black_hole(now=0)
-    assert mtu.size == 1_232
+    assert mtu.datagram_bytes == 1_232
     mtu._check()
 
 
@@ -244,10 +244,10 @@ def test_what_left_before_the_path_became_narrower_arrives_in_pieces(carries: in
 def test_pieces_are_the_packet(size: int, datagram_bytes: int) -> None:
     payload = bytes(index * 7 & 0xFF for index in range(size))
     header = encode(2, 5, timestamp_us=1, difference_us=2, window_bytes=3, seq=4, ack=6)
-    data, segment, count = in_pieces(header, 65_540, payload, datagram_bytes)
+    data, segment, count = compose_pieces(header, 65_540, payload, datagram_bytes)
     datagrams = [data[start : start + segment] for start in range(0, len(data), segment)]
     assert len(datagrams) == count and max(map(len, datagrams)) <= datagram_bytes
-    assembly = Assembly()
+    assembly = PieceAssembly()
     links = []
     for datagram in datagrams:
         assert datagram[:1] + datagram[2:20] == header[:1] + header[2:20] and datagram[1] == 2
@@ -257,7 +257,7 @@ def test_pieces_are_the_packet(size: int, datagram_bytes: int) -> None:
     whole = [assembly.add(link, 65_530, 10_000) for link in links[1:] + links[:2]]  # in any order, and twice
     assert next(joined for joined in whole if joined is not None) == (65_540, payload)
     assert assembly.add(links[0], 65_541, 10_000) == (65_540, b""), "long here: it wants an ack"
-    assert Assembly().add(links[0], 65_530, size - 1) is None, "more than there is room for"
+    assert PieceAssembly().add(links[0], 65_530, size - 1) is None, "more than there is room for"
 
 
 def test_pieces_that_are_none_are_passed_over(base: int) -> None:
@@ -302,7 +302,7 @@ def test_the_packet_itself_leaves_with_its_pieces(base: int) -> None:
 def test_a_lone_probes_silence_is_no_timeout(base: int) -> None:
     """§9: an RTO whose only outstanding packet is an MTU probe is not a loss."""
     wire = bulk(base)
-    probe = next(transmit for transmit in wire.transmits if transmit.is_probe)
+    probe = next(transmit for transmit in wire.transmits if transmit.is_mtu_probe)
     seq = int.from_bytes(probe.data[16:18], "big")
     before_probe = (seq - wire.base - 1) & 0xFFFF
     ahead = wire.connection.send.flights.next_seq - 1 - wire.base - before_probe - 1
@@ -348,28 +348,28 @@ class TestSizes:
     def test_a_range_that_inverts_is_repaired(self) -> None:
         """§4: libutp's HEAD aborts on one."""
         mtu = PathMtu(1_400, 600)
-        assert mtu.size == 600
+        assert mtu.datagram_bytes == 600
         for claim in (0, 1, 20, 544, 599, 600, 601, 1_472, 70_000):
             mtu.on_too_big(claim, 30, now=0)
             mtu.on_too_big(claim, 70_000, now=0)
             mtu.on_black_hole(now=0)
             mtu.on_probe_acked(claim)
             mtu._check()
-        assert mtu.size >= FLOOR_BYTES
+        assert mtu.datagram_bytes >= FLOOR_BYTES
 
     def test_a_user_may_raise_the_ceiling(self) -> None:
         """UTP_MAX_MTU."""
         mtu = PathMtu(1_400, 65_507)
         steps = 0
-        while mtu.size < 65_504:
+        while mtu.datagram_bytes < 65_504:
             steps += 1
             mtu.packets_since_probe += 16
             assert not mtu.packets_before_probe(now=0)
             size = mtu.probe_size()
-            assert mtu.size < size <= mtu.size + MAX_PADDING_BYTES, "as far as padding reaches"
+            assert mtu.datagram_bytes < size <= mtu.datagram_bytes + MAX_PADDING_BYTES, "as far as padding reaches"
             mtu.on_probe_sent(size)
             mtu.on_probe_acked(size)
-            assert mtu.size == size
+            assert mtu.datagram_bytes == size
         assert steps == 50
         mtu.packets_since_probe += 16
         assert mtu.packets_before_probe(now=0)
@@ -381,31 +381,31 @@ def test_what_one_connection_has_proven_another_to_the_same_peer_uses(base: int)
     late = Wire.initiator(base, config=Config(known_path=known))
     first = bulk(base, known_path=known)
     ack_everything(first)
-    assert known.proven == first.connection.stats().packet_bytes == 1_472
+    assert known.confirmed_bytes == first.connection.stats().packet_bytes == 1_472
     late.write_bytes(200_000)
     late.say()
     assert len(late.transmits[-1].datagrams()[0]) == 1_472
     assert not late.transmits[-1].may_fragment
     for _ in range(4):
         ack_everything(late)
-    assert not any(transmit.is_probe for transmit in late.transmits)
+    assert not any(transmit.is_mtu_probe for transmit in late.transmits)
     assert Wire.initiator(base, config=Config(known_path=known)).connection.stats().packet_bytes == 1_472
 
 
 def test_what_is_known_binds_nobody_who_found_out_otherwise() -> None:
     known = KnownPath()
-    known.proven = 1_472
-    assert PathMtu(1_400, 1_440, known).size == 1_400, "this one may not send so much"
+    known.confirmed_bytes = 1_472
+    assert PathMtu(1_400, 1_440, known).datagram_bytes == 1_400, "this one may not send so much"
     mtu, other = PathMtu(1_400, 1_472, known), PathMtu(1_400, 1_472, known)
-    assert mtu.size == other.size == 1_472
+    assert mtu.datagram_bytes == other.datagram_bytes == 1_472
     mtu.on_black_hole(now=1)
-    assert (mtu.size, known.proven) == (FLOOR_BYTES, 0)
-    assert other.size == 1_472, "its own packets will tell it"
-    known.proven = 1_472
-    mtu.adopt()
-    assert mtu.size == FLOOR_BYTES, "no second time"
+    assert (mtu.datagram_bytes, known.confirmed_bytes) == (FLOOR_BYTES, 0)
+    assert other.datagram_bytes == 1_472, "its own packets will tell it"
+    known.confirmed_bytes = 1_472
+    mtu.adopt_known()
+    assert mtu.datagram_bytes == FLOOR_BYTES, "no second time"
     mtu.on_probe_sent(1_000)
     mtu.on_probe_acked(1_000)
-    assert known.proven == 1_472, "a smaller size says nothing about a larger one"
+    assert known.confirmed_bytes == 1_472, "a smaller size says nothing about a larger one"
     for checked in (mtu, other):
         checked._check()

@@ -169,7 +169,7 @@ def test_a_lost_syn_ack_costs_a_second(first_seq: int) -> None:
 
 def test_a_first_data_that_acks_the_answers_own_number(base: int) -> None:
     """rust-utp and the first implementation of all read BEP 29's diagram: the SYN-ACK has a number of its own."""
-    wire = Wire.acceptor(base, is_proven=False)
+    wire = Wire.acceptor(base, is_peer_verified=False)
     wire.wait(RTT_US)
     wire.hear("DATA seq=1 ack=1 data=hello")
     assert wire.events() == ["CONNECTED"]
@@ -181,7 +181,7 @@ def test_a_first_data_that_acks_the_answers_own_number(base: int) -> None:
 
 
 def test_an_ack_of_our_greeting_is_not_taken_for_that_habit(base: int) -> None:
-    wire = Wire.acceptor(base, is_proven=False)
+    wire = Wire.acceptor(base, is_peer_verified=False)
     wire.write_bytes(5)
     assert wire.say() == ["DATA seq=1 ack=0 len=5"]
     wire.hear("DATA seq=1 ack=1 data=hello")

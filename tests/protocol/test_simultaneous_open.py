@@ -105,7 +105,7 @@ def test_who_never_proves_itself_is_given_up() -> None:
 
 def test_a_connect_has_no_more_patience_for_it_than_otherwise() -> None:
     wire = Wire(20_000)
-    wire.connection.connect(now=wire.at, patience_us=2_000_000)
+    wire.connection.connect(now=wire.at, user_timeout_us=2_000_000)
     wire.say()
     cross(wire, f"SYN seq={1 - 7} id=500")
     assert wire.state is State.SYN_RECEIVED

@@ -19,7 +19,7 @@ SYN_BYTES = 20 + ON_THE_WIRE
 
 
 def test_one_small_packet(base: int) -> None:
-    wire = Wire.acceptor(base, is_proven=False)
+    wire = Wire.acceptor(base, is_peer_verified=False)
     wire.write_bytes(5_000)
     wire.finish()
     assert wire.say() == ["DATA seq=1 ack=0 len=48"]
@@ -34,7 +34,7 @@ def test_one_small_packet(base: int) -> None:
 @pytest.mark.parametrize("syns", [1, 2, 5])
 def test_never_more_than_three_times_what_was_heard(base: int, written: int, ending: str, syns: int) -> None:
     """RFC 9000 §8.1, as IP counts: answers, greeting, its repetitions, FIN and RESET together."""
-    wire = Wire.acceptor(base, is_proven=False)
+    wire = Wire.acceptor(base, is_peer_verified=False)
     wire.write_bytes(written)
     for heard in range(1, syns + 1):
         if heard > 1:
@@ -53,7 +53,7 @@ def test_never_more_than_three_times_what_was_heard(base: int, written: int, end
 
 
 def test_a_repeated_syn_pays_for_the_greeting_again(base: int) -> None:
-    wire = Wire.acceptor(base, is_proven=False)
+    wire = Wire.acceptor(base, is_peer_verified=False)
     wire.write_bytes(30)
     assert wire.say() == ["DATA seq=1 ack=0 len=30"]
     assert wire.wait(3_000_000) == []
@@ -62,7 +62,7 @@ def test_a_repeated_syn_pays_for_the_greeting_again(base: int) -> None:
 
 
 def test_the_proof_lets_the_rest_go(base: int) -> None:
-    wire = Wire.acceptor(base, is_proven=False)
+    wire = Wire.acceptor(base, is_peer_verified=False)
     wire.write_bytes(48 + 3 * 1_380)
     assert wire.say() == ["DATA seq=1 ack=0 len=48"]
     wire.wait(RTT_US)
@@ -74,7 +74,7 @@ def test_the_proof_lets_the_rest_go(base: int) -> None:
 
 def test_a_server_that_greets_first_reaches_an_initiator_that_never_speaks(base: int) -> None:
     """libutp's initiator sends nothing after the SYN-ACK until its application does, but it acks."""
-    wire = Wire.acceptor(base, is_proven=False)
+    wire = Wire.acceptor(base, is_peer_verified=False)
     wire.write_bytes(30)
     assert wire.say() == ["DATA seq=1 ack=0 len=30"]
     wire.wait(RTT_US)
@@ -83,7 +83,7 @@ def test_a_server_that_greets_first_reaches_an_initiator_that_never_speaks(base:
 
 
 def test_a_guessed_ack_proves_nothing(base: int) -> None:
-    wire = Wire.acceptor(base, is_proven=False)
+    wire = Wire.acceptor(base, is_peer_verified=False)
     for ack in (-2, -3, 2, 3, 100, -30_000):
         wire.hear(f"DATA seq=1 ack={ack} data=spoof")
     assert wire.state is State.SYN_RECEIVED
@@ -93,7 +93,7 @@ def test_a_guessed_ack_proves_nothing(base: int) -> None:
 
 def test_empty_data_promotes_an_acceptor(base: int) -> None:
     """§3: what an initiator sends to libutp, where nothing else would let it speak."""
-    wire = Wire.acceptor(base, is_proven=False)
+    wire = Wire.acceptor(base, is_peer_verified=False)
     wire.hear("DATA seq=1 ack=0")
     assert wire.state is State.CONNECTED
     assert wire.wait(20_000) == ["10 STATE seq=1 ack=1"]

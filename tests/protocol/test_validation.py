@@ -106,7 +106,7 @@ def test_a_guessed_reset_is_dropped(base: int, blind: str) -> None:
 def test_the_reset_of_a_peer_that_forgot_us_is_believed(base: int) -> None:
     """Half-open: the peer was restarted; our keepalive is answered by a RESET that acks its number."""
     wire = Wire.initiator(base)
-    wire.connection.keepalive(29_000_000, now=wire.at)
+    wire.connection.set_keepalive(29_000_000, now=wire.at)
     assert wire.wait(30_000_000) == ["29020 STATE seq=1 ack=-1"]
     wire.hear("RESET seq=0 ack=1 id=send")
     assert wire.events() == [f"CLOSED {errno.ECONNRESET}"]

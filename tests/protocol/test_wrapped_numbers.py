@@ -9,7 +9,7 @@ import pytest
 
 from tests.protocol.wire import RTT_US, Wire
 from utpsocket.protocol import Run
-from utpsocket.protocol.fragmentation import in_pieces
+from utpsocket.protocol.fragmentation import compose_pieces
 
 TURN = 0x10000
 STEP_US = 10  # between packets: 65,536 of them take two thirds of a second
@@ -222,7 +222,7 @@ def test_a_packet_in_pieces_moves_the_marks_as_any_other(base: int) -> None:
         wire.hear(f"DATA seq={seq} ack=0 data=held")
     piece = wire.peer_base + 16_301 & 0xFFFF
     header = wire.write("STATE seq=1 ack=0")
-    datagrams, _, count = in_pieces(header, piece, b"gaps", 1_000)
+    datagrams, _, count = compose_pieces(header, piece, b"gaps", 1_000)
     assert count == 1
     wire.hear_bytes(datagrams)
     assert wire.read_bytes() == b"gaps" + b"held" * 198

@@ -17,7 +17,7 @@ import re
 import struct
 
 from utpsocket.protocol import NEVER, Config, Connection, EventKind, PacketType, Run, State, Transmit, Workspace
-from utpsocket.protocol.handshake import PROVES_ITSELF
+from utpsocket.protocol.handshake import ACKS_SYN_ACK
 from utpsocket.protocol.packet import decode, unwrap
 
 RECV_ID = 4_000
@@ -56,17 +56,17 @@ class Wire:
         assert wire.say() == ["STATE seq=1 ack=0"]
         assert wire.events() == ["CONNECTED"]
         if is_known:
-            wire.connection._handshake.proof_at = NEVER
+            wire.connection._handshake.handshake_ack_at = NEVER
         return wire
 
     @classmethod
-    def acceptor(cls, base: int, *, is_proven: bool = True, **options: object) -> Wire:
+    def acceptor(cls, base: int, *, is_peer_verified: bool = True, **options: object) -> Wire:
         """A SYN has come and been answered, and answered again by the STATE that proves the initiator."""
         wire = cls(base, **options)  # type: ignore[arg-type]
         wire.our_base = (base - 1) & 0xFFFF
         wire.hear("SYN seq=0")
         assert wire.say() == ["STATE seq=1 ack=0"]
-        if is_proven:
+        if is_peer_verified:
             wire.wait(RTT_US)
             wire.hear("STATE seq=1 ack=0")
             assert wire.say() == []
@@ -178,14 +178,16 @@ class Wire:
     def read(self, transmit: Transmit) -> str:
         """A transmit as a line: seq=1..3 for several packets, len= of all but the last and of the last if shorter."""
         datagrams = transmit.datagrams()
-        self.transmits.append(Transmit("peer", b"".join(datagrams), segment=transmit.segment, count=transmit.count))
-        self.transmits[-1].may_fragment, self.transmits[-1].is_probe = transmit.may_fragment, transmit.is_probe
+        self.transmits.append(
+            Transmit("peer", b"".join(datagrams), datagram_bytes=transmit.datagram_bytes, count=transmit.count)
+        )
+        self.transmits[-1].may_fragment, self.transmits[-1].is_mtu_probe = transmit.may_fragment, transmit.is_mtu_probe
         packet = decode(memoryview(datagrams[0]))
         assert packet is not None
         first = unwrap((packet.seq16 - self.our_base) & 0xFFFF, 0)
         ack = unwrap((packet.ack16 - self.peer_base) & 0xFFFF, 0)
         if packet.type == PacketType.SYN:
-            assert packet.ack16 == PROVES_ITSELF  # and nothing else: 0 to whoever reads a trace
+            assert packet.ack16 == ACKS_SYN_ACK  # and nothing else: 0 to whoever reads a trace
             ack = 0
         kind = PacketType(packet.type).name
         seq = str(first) if transmit.count == 1 else f"{first}..{first + transmit.count - 1}"

@@ -197,7 +197,7 @@ def test_another_process_gets_the_port_that_a_connection_has_been_at(
 ) -> None:
     """As programs do to find a free port for another one. TIME_WAIT is no obstacle to SO_REUSEADDR."""
     monkeypatch.setattr(close_timers, "TIME_WAIT_US", 3_600_000_000)
-    monkeypatch.setattr(close_timers, "MOST_TIME_WAIT_US", 3_600_000_000)
+    monkeypatch.setattr(close_timers, "MAX_TIME_WAIT_US", 3_600_000_000)
     listener = option(net.fresh(family), socket.SO_REUSEADDR)
     listener.bind((host or own_loopback(), 0))
     listener.listen()

@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import Final
 
 from utpsocket.protocol.flights import Flight
-from utpsocket.protocol.fragmentation import in_pieces
-from utpsocket.protocol.handshake import PROVES_ITSELF
+from utpsocket.protocol.fragmentation import compose_pieces
+from utpsocket.protocol.handshake import ACKS_SYN_ACK
 from utpsocket.protocol.packet import DATA, FIN, HEADER_BYTES, LARGE_SYN_BYTES, RESET, STATE, SYN, encode, pad
 from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.runs import Transmit, compose
@@ -51,16 +51,16 @@ class Composer:
             receive.on_ack_sent(window_bytes)
         if not flight.total_bytes:
             return Transmit(self._addr, header)
-        size = flight.size if flight.count > 1 else flight.last_size
+        size = flight.payload_bytes if flight.count > 1 else flight.last_payload_bytes
         if flight.probe_bytes:
             header = pad(header, flight.probe_bytes - HEADER_BYTES - size)
         return Transmit(
             self._addr,
             compose(header, flight.seq, send.buffer.segments(flight.offset, size, flight.total_bytes)),
-            segment=size + len(header),
+            datagram_bytes=size + len(header),
             count=flight.count,
             may_fragment=not flight.is_whole,
-            is_probe=flight.probe_bytes > 0,
+            is_mtu_probe=flight.probe_bytes > 0,
         )
 
     def pieces(self, flight: Flight, *, now: int) -> Transmit:
@@ -75,9 +75,9 @@ class Composer:
             seq=send.flights.next_seq,
             ack=receive.ack,
         )
-        payload = b"".join(send.buffer.segments(flight.offset, flight.last_size, flight.total_bytes))
-        data, segment, count = in_pieces(header, flight.seq, payload, send.mtu.floor)
-        return Transmit(self._addr, data, segment=segment, count=count, may_fragment=True)
+        payload = b"".join(send.buffer.segments(flight.offset, flight.last_payload_bytes, flight.total_bytes))
+        data, segment, count = compose_pieces(header, flight.seq, payload, send.mtu.floor_bytes)
+        return Transmit(self._addr, data, datagram_bytes=segment, count=count, may_fragment=True)
 
     def syn_ack(self, *, now: int) -> Transmit:
         """The SYN's answer, repeated identically whatever has been sent since: it says where our stream begins."""
@@ -135,7 +135,7 @@ class Composer:
             difference_us=0,
             window_bytes=self._receive.window_bytes,
             seq=syn_seq,
-            ack=PROVES_ITSELF,
+            ack=ACKS_SYN_ACK,
         )
         if is_large:
             return Transmit(self._addr, pad(header, LARGE_SYN_BYTES - HEADER_BYTES), may_fragment=True)

@@ -37,7 +37,7 @@ class Config:
     # Used until a larger size has been proven.
     max_datagram_bytes: int = CEILING_IPV4_BYTES
     # Never sent beyond, whatever the path carries: UTP_MAX_MTU.
-    least_datagram_bytes: int = FLOOR_BYTES
+    min_datagram_bytes: int = FLOOR_BYTES
     # What every path is taken to carry.
     receive_buffer_bytes: int = 4 << 20
     # Most bytes held for the application, and so the window advertised: SO_RCVBUF.
@@ -51,11 +51,11 @@ class Config:
     def new_send_half(self, workspace: Workspace, first_seq: int) -> SendHalf:
         """The sending half of a connection so configured."""
         mtu = PathMtu(
-            self.start_datagram_bytes, self.max_datagram_bytes, self.known_path, floor_bytes=self.least_datagram_bytes
+            self.start_datagram_bytes, self.max_datagram_bytes, self.known_path, floor_bytes=self.min_datagram_bytes
         )
         return SendHalf(
             first_seq,
             SendBuffer(workspace.blocks, self.send_buffer_bytes),
-            CONTROLLERS[self.congestion](mtu.size - HEADER_BYTES),
+            CONTROLLERS[self.congestion](mtu.datagram_bytes - HEADER_BYTES),
             mtu,
         )

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from utpsocket.protocol import fastpath
-from utpsocket.protocol.close_timers import Closing, Remains
+from utpsocket.protocol.close_timers import CloseTimers, TimeWaitRecord
 from utpsocket.protocol.composer import Composer
 from utpsocket.protocol.config import Config, Workspace
-from utpsocket.protocol.fragmentation import Assembly
+from utpsocket.protocol.fragmentation import PieceAssembly
 from utpsocket.protocol.handshake import Handshake
 from utpsocket.protocol.keepalive import Keepalive, Probing
 from utpsocket.protocol.packet import DATA, FIN, HEADER_BYTES, RESET, STATE, SYN, Packet, decode, unwrap
@@ -32,12 +32,12 @@ from utpsocket.protocol.runs import Run, Transmit
 from utpsocket.protocol.sendhalf import EMPTY_PACKET_BYTES, SendHalf
 from utpsocket.protocol.states import CLOSED, CONNECTED, IDLE, SYN_RECEIVED, SYN_SENT, TIME_WAIT, TRANSITIONS, Trigger
 from utpsocket.protocol.timestamps import on_timestamps
-from utpsocket.protocol.validation import is_believable, is_clean_close
+from utpsocket.protocol.validation import is_acceptable_ack, is_clean_close
 
 __all__ = ["Connection", "ConnectionStats", "Event", "EventKind"]
 
-_UNSAID_WINDOW_BYTES: Final = 10_240  # libtorrent's and librqbit's SYNs say 0, and mean nothing by it
-UNPROVEN_CREDIT_BYTES: Final = 3 * EMPTY_PACKET_BYTES  # that a SYN pays for: RFC 9000 §8.1
+_ASSUMED_SYN_WINDOW_BYTES: Final = 10_240  # libtorrent's and librqbit's SYNs say 0, and mean nothing by it
+AMPLIFICATION_CREDIT_BYTES: Final = 3 * EMPTY_PACKET_BYTES  # that a SYN pays for: RFC 9000 §8.1
 _CONNECT_ERRORS: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM)
 TIMESTAMP_MASK: Final = 0xFFFFFFFF
 
@@ -55,10 +55,10 @@ class Connection:
     """
 
     __slots__ = (
-        "_assembly",
-        "_closing",
+        "_piece_assembly",
+        "_close_timers",
         "_composer",
-        "_dropped",
+        "_dropped_packets",
         "_handshake",
         "_keepalive",
         "addr",
@@ -95,17 +95,17 @@ class Connection:
         self._handshake = Handshake(recv_id, first_seq, spare_ids)
         self._composer = Composer(addr, self.send, self.receive)
         self._keepalive = Keepalive()
-        self._assembly: Assembly | None = None
-        self._closing = Closing(self.send, self.receive)
+        self._piece_assembly: PieceAssembly | None = None
+        self._close_timers = CloseTimers(self.send, self.receive)
         self.events: list[Event] = []  # few, and an idle connection must be small: no deques
-        self._dropped = 0
+        self._dropped_packets = 0
 
     # ── getters ──
 
     @property
     def is_over(self) -> bool:
         """Closed, with nothing left to send: it may be forgotten."""
-        return self.state is CLOSED and not self._handshake.resets
+        return self.state is CLOSED and not self._handshake.pending_resets
 
     @property
     def recv_ids(self) -> tuple[int, ...]:
@@ -124,11 +124,11 @@ class Connection:
             return True
         return self.send.is_finished if self.send.is_finishing else self.send.is_idle
 
-    def remains(self) -> Remains | None:
+    def time_wait_record(self) -> TimeWaitRecord | None:
         """What whoever forgets the connection should remember for a minute, None if it did not end in order."""
-        if self.errno or not self.receive.reassembly.is_finished or self._closing.time_wait_at == NEVER:
+        if self.errno or not self.receive.reassembly.is_finished or self._close_timers.time_wait_at == NEVER:
             return None
-        return Remains(self.send_id, self.send.flights.next_seq & 0xFFFF, self.receive.ack & 0xFFFF)
+        return TimeWaitRecord(self.send_id, self.send.flights.next_seq & 0xFFFF, self.receive.ack & 0xFFFF)
 
     def stats(self) -> ConnectionStats:
         """Figures of this instant."""
@@ -136,23 +136,23 @@ class Connection:
 
     def figures(self, local: Address | None = None) -> tuple[Any, ...]:
         """The same as plain values. `local`: our address, which the connection does not know."""
-        return figures(self.state, self.errno, local, self.addr, self.send, self.receive, self._dropped)
+        return figures(self.state, self.errno, local, self.addr, self.send, self.receive, self._dropped_packets)
 
     # ── the application speaks ──
 
-    def connect(self, *, now: int, patience_us: int = 0) -> None:
+    def connect(self, *, now: int, user_timeout_us: int = 0) -> None:
         """Open towards addr. CONNECTED or CLOSED follows as an event. BEP 29 "connection setup".
 
-        patience_us   give up with ETIMEDOUT after this long (TCP_USER_TIMEOUT); 0: when every SYN has been tried
+        user_timeout_us   give up with ETIMEDOUT after this long (TCP_USER_TIMEOUT); 0: when every SYN has been tried
         """
-        self._move(Trigger.CONNECT)
+        self._transition(Trigger.CONNECT)
         self.is_initiator = True
-        self._use_id(self.recv_id, (self.recv_id + 1) & 0xFFFF)
+        self._set_ids(self.recv_id, (self.recv_id + 1) & 0xFFFF)
         self.send.start(self._handshake.syn_seq + 1)  # the SYN consumes a sequence number, a STATE never does
         self._handshake.start(now=now)
-        if patience_us:
-            self._handshake.give_up_at = now + patience_us
-        self.receive.heard_at = now
+        if user_timeout_us:
+            self._handshake.give_up_at = now + user_timeout_us
+        self.receive.received_at = now
 
     def free_span(self) -> memoryview:
         """Memory for the next bytes to send; empty when the send buffer is full or nothing may be written."""
@@ -182,7 +182,7 @@ class Connection:
         if not self.send.is_finishing:
             self.send.is_finishing = True
             self.send.has_more = False
-            self._closing.since = now
+            self._close_timers.closed_at = now
             self.close_if_finished(now=now)
 
     def discard(self, *, now: int) -> None:
@@ -191,39 +191,39 @@ class Connection:
         """
         if not self.receive.is_discarding:
             if self.receive.reassembly.ready_bytes or self.receive.reassembly.has_out_of_order:
-                self._closing.reset_after_flush = True
+                self._close_timers.reset_after_flush = True
             self.receive.discard()
             self.send.orphan(now=now)
-            self._closing.since = now
+            self._close_timers.closed_at = now
             self.close_if_finished(now=now)
 
     def reset_after_flush(self, error: int = 0, *, now: int) -> None:
         """End with a RESET, not a FIN, once all is acked: the application left bytes unread. `error`: what it sees."""
-        self._closing.reset_after_flush, self._closing.reset_errno = True, error
+        self._close_timers.reset_after_flush, self._close_timers.reset_errno = True, error
         self.close_if_finished(now=now)
 
     def abort(self, error: int = 0) -> None:
         """Forget everything and tell the peer by RESET. `error` is what the application will see."""
         if self.state is SYN_SENT:
             self._handshake.withdraw_syns()
-        is_too_dear = self.state is SYN_RECEIVED and self.send.credit_bytes < EMPTY_PACKET_BYTES
+        is_too_dear = self.state is SYN_RECEIVED and self.send.amplification_credit_bytes < EMPTY_PACKET_BYTES
         if self.state not in (CLOSED, IDLE, SYN_SENT) and not is_too_dear:
-            self._handshake.resets.append((self.send_id, self.send.flights.next_seq, self.receive.ack))
+            self._handshake.pending_resets.append((self.send_id, self.send.flights.next_seq, self.receive.ack))
         self._close(error)
 
-    def forget(self) -> None:
+    def close_silently(self) -> None:
         """End a half-open connection without a word: whoever calls keeps what it takes to make it again."""
         self._close(errno.ETIMEDOUT)
 
-    def repeat_syn(self, times: int) -> None:
+    def set_syn_retries(self, times: int) -> None:
         """How often a SYN is repeated before the connection attempt is given up: TCP_SYNCNT."""
         self._handshake.syn_tries = times + 1
 
-    def keepalive(self, interval_us: int, probing: Probing | None = None, *, now: int) -> None:
+    def set_keepalive(self, interval_us: int, probing: Probing | None = None, *, now: int) -> None:
         """Send a packet whenever nothing was said for this long, 0 turns it off; and ask a silent peer whether it
         lives, until ETIMEDOUT. docs/protocol.md §7.
         """
-        self._keepalive.every(interval_us, probing, now=now)
+        self._keepalive.configure(interval_us, probing, now=now)
 
     # ── the world speaks ──
 
@@ -250,7 +250,7 @@ class Connection:
         for datagram in run.datagrams():
             packet = decode(datagram)
             if packet is None:
-                self._dropped += 1
+                self._dropped_packets += 1
             else:
                 self._handle_packet(packet, now=now)
 
@@ -267,7 +267,7 @@ class Connection:
                 self._handle_packet(answer, now=now)
             return
         if state in (IDLE, CLOSED):
-            self._dropped += 1
+            self._dropped_packets += 1
             return
         send, receive = self.send, self.receive
         flights = send.flights
@@ -278,21 +278,21 @@ class Connection:
         if packet.type == RESET:
             self._handle_reset(packet, ack_next_seq, now=now)
             return
-        if not send.is_proven and not send.sent_packets and ack_next_seq == flights.next_seq + 1:
+        if not send.is_peer_verified and not send.sent_packets and ack_next_seq == flights.next_seq + 1:
             # In BEP 29's diagram the answer to a SYN has a number of its own, and the first DATA acks it: rust-utp, and
             # the first implementation of all. To such a peer our stream begins with the number that follows.
             send.start(ack_next_seq)
             flights = send.flights
-        if not is_believable(packet.type, ack_next_seq, flights, is_proven=send.is_proven):
-            self._dropped += 1
+        if not is_acceptable_ack(packet.type, ack_next_seq, flights, is_peer_verified=send.is_peer_verified):
+            self._dropped_packets += 1
             return
         paws = send.paws
-        if paws.is_armed and ack_next_seq >= flights.una_seq and paws.refuses(packet.timestamp_us, now=now):
+        if paws.is_armed and ack_next_seq >= flights.una_seq and paws.drop_if_wrapped(packet.timestamp_us, now=now):
             return  # it acks what had that number 65,536 packets ago
         seq = -1
         if packet.type in (DATA, FIN):
             seq = unwrap(packet.seq16, receive.reassembly.next_seq)
-            if receive.refuses(seq, packet.timestamp_us, now=now):
+            if receive.drop_if_wrapped(seq, packet.timestamp_us, now=now):
                 return
         self._accept(packet, ack_next_seq, seq, now=now)
 
@@ -305,7 +305,7 @@ class Connection:
         send, receive = self.send, self.receive
         paws, flights = send.paws, send.flights
         delay_us = on_timestamps(send, receive, packet.timestamp_us, packet.difference_us, now=now)
-        if not send.is_proven:
+        if not send.is_peer_verified:
             self._on_peer_verified(packet, now=now)
         if packet.type == STATE and self.is_initiator and not receive.received_packets:
             self._handle_repeated_syn_ack(packet, now=now)
@@ -321,16 +321,16 @@ class Connection:
         if paws.is_armed or flights.una_seq >= paws.mark_seq:
             paws.on_acked(flights.una_seq, packet.timestamp_us, now=now)
         if packet.pieces is not None and packet.type == STATE:
-            self._join(packet.pieces, packet.timestamp_us, now=now)
+            self._handle_pieces(packet.pieces, packet.timestamp_us, now=now)
         if packet.type in (DATA, FIN):
             if receive.is_discarding and seq >= receive.reassembly.next_seq and packet.payload:
-                self._closing.reset_after_flush = True
+                self._close_timers.reset_after_flush = True
             # What nobody will read keeps filling the window: its sender must not get rid of more than that until our
             # RESET, which waits for what we wrote, has told it.
             is_fin = packet.type == FIN
             receive.on_packet(seq, packet.payload, packet.timestamp_us, is_fin=is_fin, now=now)
             if self.state is TIME_WAIT:
-                self._closing.start_time_wait(now=now)
+                self._close_timers.start_time_wait(now=now)
         if send.is_finishing or receive.is_discarding:
             self.close_if_finished(now=now)
 
@@ -339,63 +339,63 @@ class Connection:
         same: its initiator took the answer to another SYN of its attempt than the last. If not, it has been dealt with.
         """
         handshake = self._handshake
-        if self.send.is_proven or packet.connection_id not in handshake.answered_ids:
-            if not handshake.give_up_if_silent(packet):
-                self._dropped += 1
+        if self.send.is_peer_verified or packet.connection_id not in handshake.answered_ids:
+            if not handshake.reset_if_abandoned(packet):
+                self._dropped_packets += 1
             return False
-        if is_believable(packet.type, ack_next_seq, self.send.flights, is_proven=False):
-            self._use_id(packet.connection_id, (packet.connection_id - 1) & 0xFFFF)
+        if is_acceptable_ack(packet.type, ack_next_seq, self.send.flights, is_peer_verified=False):
+            self._set_ids(packet.connection_id, (packet.connection_id - 1) & 0xFFFF)
         return True
 
     def _on_peer_verified(self, packet: Packet, *, now: int) -> None:
         """The initiator has acked our first sequence number, so it is at the address that its SYN came from."""
         send = self.send
-        send.is_proven = True
-        rtt_us = self._handshake.on_proven(packet, now=now)
+        send.is_peer_verified = True
+        rtt_us = self._handshake.on_peer_verified(packet, now=now)
         if rtt_us:
             send.recovery.on_rtt(rtt_us)
         if send.timeouts:
-            send.on_proven_late()
-        self._move(Trigger.PEER_VERIFIED)
+            send.on_late_verification()
+        self._transition(Trigger.PEER_VERIFIED)
         self.events.append(Event(EventKind.CONNECTED))
 
-    def _join(self, pieces: list[memoryview], timestamp_us: int, *, now: int) -> None:
+    def _handle_pieces(self, pieces: list[memoryview], timestamp_us: int, *, now: int) -> None:
         """Pieces of packets that were too large for the path: what is complete counts as any packet."""
         receive = self.receive
         reassembly = receive.reassembly
-        if self._assembly is None:
-            self._assembly = Assembly()
+        if self._piece_assembly is None:
+            self._piece_assembly = PieceAssembly()
         for piece in pieces:
-            joined = self._assembly.add(piece, reassembly.next_seq, reassembly.room_bytes)
-            if joined is None or receive.refuses(joined[0], timestamp_us, now=now):
+            joined = self._piece_assembly.add(piece, reassembly.next_seq, reassembly.room_bytes)
+            if joined is None or receive.drop_if_wrapped(joined[0], timestamp_us, now=now):
                 continue
             if receive.is_discarding and joined[0] >= reassembly.next_seq:
-                self._closing.reset_after_flush = True
+                self._close_timers.reset_after_flush = True
             receive.on_packet(joined[0], memoryview(joined[1]), timestamp_us, is_fin=False, now=now)
 
     def _handle_syn(self, packet: Packet, *, now: int) -> None:
         """A SYN opens, or repeats itself because our answer was lost: then it is answered identically."""
         if self.state is IDLE:
-            self._use_id(self.recv_id, packet.connection_id)
+            self._set_ids(self.recv_id, packet.connection_id)
             self.receive.start(packet.seq16 + 1)
-            self.send.is_proven = False
-            self.send.peer.on_window(packet.window_bytes or _UNSAID_WINDOW_BYTES)
-            self._move(Trigger.SYN)
+            self.send.is_peer_verified = False
+            self.send.peer.on_window(packet.window_bytes or _ASSUMED_SYN_WINDOW_BYTES)
+            self._transition(Trigger.SYN)
             self._handshake.on_syn(packet, now=now)
-            self.receive.heard_at = now
+            self.receive.received_at = now
             # The answer tells no time difference, as libutp's tells none: libktorrent takes a true one for the delay
             # of a packet it has sent, and on the first loss waits for as long as our clocks are apart.
-            self.send.credit_bytes = UNPROVEN_CREDIT_BYTES
+            self.send.amplification_credit_bytes = AMPLIFICATION_CREDIT_BYTES
             self.receive.ack_at = now
         elif self.state is SYN_RECEIVED and self._handshake.peer_syn_seq16 == packet.seq16:
-            self.send.credit_bytes += UNPROVEN_CREDIT_BYTES
+            self.send.amplification_credit_bytes += AMPLIFICATION_CREDIT_BYTES
             if self._handshake.note_repeated_syn(packet, now=now):
-                self._use_id((packet.connection_id + 1) & 0xFFFF, packet.connection_id)
+                self._set_ids((packet.connection_id + 1) & 0xFFFF, packet.connection_id)
                 self.receive.ack_at = now
         elif self.state is SYN_SENT and self._handshake.is_own_syn(packet):
             self._close(errno.ECONNREFUSED)  # whoever is there, it is not somebody who listens
         else:
-            self._dropped += 1
+            self._dropped_packets += 1
 
     def handle_simultaneous_open(self, packet: Packet, *, now: int) -> bool:
         """A SYN of the very peer that we dial, where nobody listens: simultaneous open (handshake.py).
@@ -411,7 +411,7 @@ class Connection:
         if handshake.loses_simultaneous_open_to(packet):
             self.is_initiator = False
             self.recv_id = (packet.connection_id + 1) & 0xFFFF
-            self._move(Trigger.SIMULTANEOUS_OPEN)
+            self._transition(Trigger.SIMULTANEOUS_OPEN)
             self._handle_syn(packet, now=now)
         return True
 
@@ -422,32 +422,32 @@ class Connection:
         """
         handshake = self._handshake
         if packet.type == RESET:
-            if handshake.is_refusal(packet):
+            if handshake.check_refusal(packet):
                 self._close(errno.ECONNREFUSED)
             else:
-                self._dropped += 1
+                self._dropped_packets += 1
             return []
-        if not handshake.is_for_us(packet):
-            self._dropped += 1
+        if not handshake.answers_our_syn(packet):
+            self._dropped_packets += 1
             return []
         if not handshake.accept_syn_data(packet, now=now):
             return []
-        rtt_us, early = handshake.on_answered(packet, now=now)
+        rtt_us, early = handshake.on_syn_ack(packet, now=now)
         if rtt_us:
             self.send.recovery.on_rtt(rtt_us)
-        self.send.opens_with_data = handshake.answers_like_libutp
-        handshake.prove(self.send.recovery.rto_us, now=now)
-        self._use_id(packet.connection_id, (packet.connection_id + 1) & 0xFFFF)
+        self.send.must_open_with_data = handshake.answers_like_libutp
+        handshake.schedule_handshake_ack(self.send.recovery.rto_us, now=now)
+        self._set_ids(packet.connection_id, (packet.connection_id + 1) & 0xFFFF)
         self.receive.start(packet.seq16)
         self.receive.ack_at = now  # proves our address to the acceptor
-        self._move(Trigger.PEER_VERIFIED)
+        self._transition(Trigger.PEER_VERIFIED)
         self.events.append(Event(EventKind.CONNECTED))
         return [packet, *early]
 
     def _handle_repeated_syn_ack(self, packet: Packet, *, now: int) -> None:
         """A STATE before any DATA came: perhaps the acceptor has not heard from us and repeats its answer."""
         reassembly = self.receive.reassembly
-        if self._handshake.is_second_answer(packet, reassembly.next_seq):
+        if self._handshake.is_second_syn_ack(packet, reassembly.next_seq):
             self.receive.start(unwrap(packet.seq16, reassembly.next_seq))
             self.receive.ack_at = now
         elif packet.ack16 == self._handshake.syn_seq & 0xFFFF and not self.send.sent_packets:
@@ -457,15 +457,17 @@ class Connection:
         send, receive = self.send, self.receive
         # An initiator gives up a SYN whose answer it never saw: it cannot know our number, only its own.
         is_withdrawn = self.state is SYN_RECEIVED and packet.seq16 == receive.reassembly.next_seq & 0xFFFF
-        if is_withdrawn and (other_id := self._handshake.withdraw(packet.connection_id)) is not None:
-            self._use_id(other_id, (other_id - 1) & 0xFFFF)
+        if is_withdrawn and (other_id := self._handshake.withdraw_id(packet.connection_id)) is not None:
+            self._set_ids(other_id, (other_id - 1) & 0xFFFF)
             return
         is_known = packet.connection_id in (self.recv_id, self.send_id)
-        is_believed = is_withdrawn or is_believable(packet.type, ack_next_seq, send.flights, is_proven=send.is_proven)
+        is_believed = is_withdrawn or is_acceptable_ack(
+            packet.type, ack_next_seq, send.flights, is_peer_verified=send.is_peer_verified
+        )
         if is_known and not is_believed and self.state is CONNECTED:
-            is_believed = self._keepalive.is_gone(self.receive.heard_at, send.recovery.srtt_us, now=now)
+            is_believed = self._keepalive.check_doubtful_reset(self.receive.received_at, send.recovery.srtt_us, now=now)
         if not is_known or not is_believed:
-            self._dropped += 1
+            self._dropped_packets += 1
             return
         waits_for_more = not receive.is_discarding and not receive.reassembly.is_finished
         is_clean = is_clean_close(ack_next_seq, send.fin_seq, is_all_acked=send.is_idle, waits_for_more=waits_for_more)
@@ -515,24 +517,24 @@ class Connection:
         if not send.on_timeout(now=now):
             self.abort(self.soft_errno or errno.ETIMEDOUT)
             return
-        if self.is_initiator and self._closing.is_fin_ignored(now=now):
+        if self.is_initiator and self._close_timers.is_fin_ignored(now=now):
             self._close(0)
             return
-        if now >= self._closing.give_up_at():
+        if now >= self._close_timers.abort_at():
             self.abort()
             return
         self.receive.on_time(now=now)
-        if now >= self._closing.ask_at:
-            must_ask = self._closing.must_ask(self.receive.heard_at, now=now)
-            if must_ask is None:
+        if now >= self._close_timers.half_closed_probe_at:
+            poll_half_closed_probe = self._close_timers.poll_half_closed_probe(self.receive.received_at, now=now)
+            if poll_half_closed_probe is None:
                 self.abort(self.soft_errno or errno.ETIMEDOUT)
                 return
-            self._keepalive.is_probe_due |= must_ask
-        if now >= self._handshake.proof_at:
-            self._prove_again(now=now)
+            self._keepalive.is_probe_due |= poll_half_closed_probe
+        if now >= self._handshake.handshake_ack_at:
+            self._repeat_handshake_ack(now=now)
         if self.state is CONNECTED and now >= self._keepalive.next_at:
             is_idle = send.is_idle and send.is_all_acked
-            if self._keepalive.on_time(self.receive.heard_at, is_idle=is_idle, now=now):
+            if self._keepalive.on_time(self.receive.received_at, is_idle=is_idle, now=now):
                 self.receive.ack_at = now
             if self._keepalive.is_peer_dead:
                 self.abort(self.soft_errno or errno.ETIMEDOUT)
@@ -543,28 +545,28 @@ class Connection:
         """
         handshake = self._handshake
         if self.state is SYN_SENT:
-            if now >= handshake.give_up_at or (now >= handshake.at and handshake.is_exhausted):
+            if now >= handshake.give_up_at or (now >= handshake.due_at and handshake.is_exhausted):
                 self.abort(self.soft_errno or errno.ETIMEDOUT)
         elif self.state is SYN_RECEIVED:
-            if now < handshake.at:
+            if now < handshake.due_at:
                 return True
             self._close(errno.ETIMEDOUT)
-        elif self.state is TIME_WAIT and now >= self._closing.time_wait_at:
-            self._move(Trigger.ENDED)
-            self._end(0)
+        elif self.state is TIME_WAIT and now >= self._close_timers.time_wait_at:
+            self._transition(Trigger.ENDED)
+            self._release(0)
         return False
 
-    def _prove_again(self, *, now: int) -> None:
+    def _repeat_handshake_ack(self, *, now: int) -> None:
         """Nothing has told yet that the acceptor knows us. What it acks, and a second packet, leave it only then."""
         send, handshake = self.send, self._handshake
         is_known = send.flights.una_seq > handshake.syn_seq + 1 or self.receive.received_packets > 1
         if is_known or send.sent_packets:  # what is under way proves as much, and is repeated
-            handshake.proof_at = NEVER
-        elif send.opens_with_data:
-            handshake.proof_at = NEVER
-            send.is_opening = True
+            handshake.handshake_ack_at = NEVER
+        elif send.must_open_with_data:
+            handshake.handshake_ack_at = NEVER
+            send.is_opening_due = True
         else:
-            handshake.prove(send.recovery.rto_us, now=now)
+            handshake.schedule_handshake_ack(send.recovery.rto_us, now=now)
             self.receive.ack_at = now
 
     def timeout_at(self) -> int | None:
@@ -573,20 +575,20 @@ class Connection:
         if state is CONNECTED:
             send, receive = self.send, self.receive
             at = send.deadline()
-            proof_at, alive_at = self._handshake.proof_at, self._keepalive.next_at
-            for other_at in (receive.ack_at, receive.update_again_at, alive_at, proof_at):
+            handshake_ack_at, alive_at = self._handshake.handshake_ack_at, self._keepalive.next_at
+            for other_at in (receive.ack_at, receive.window_update_at, alive_at, handshake_ack_at):
                 if other_at < at:
                     at = other_at
             if receive.is_discarding:
-                at = min(at, self._closing.give_up_at())
+                at = min(at, self._close_timers.abort_at())
             elif send.fin_seq is not None:
-                at = min(at, self._closing.ask_at)
+                at = min(at, self._close_timers.half_closed_probe_at)
         elif state is SYN_SENT:
-            at = min(self._handshake.at, self._handshake.give_up_at)
+            at = min(self._handshake.due_at, self._handshake.give_up_at)
         elif state is SYN_RECEIVED:
-            at = min(self.send.deadline(), self.receive.ack_at, self._handshake.at)
+            at = min(self.send.deadline(), self.receive.ack_at, self._handshake.due_at)
         elif state is TIME_WAIT:
-            at = min(self._closing.time_wait_at, self.receive.ack_at)
+            at = min(self._close_timers.time_wait_at, self.receive.ack_at)
         else:
             return None
         return at if at < NEVER else None
@@ -613,44 +615,44 @@ class Connection:
         Never raises. Sources: BEP 29 "packet sizes"; RFC 6817 §2.4.2.
         """
         composer, handshake = self._composer, self._handshake
-        if handshake.resets:
-            connection_id, seq, ack = handshake.resets.pop(0)
+        if handshake.pending_resets:
+            connection_id, seq, ack = handshake.pending_resets.pop(0)
             return composer.reset(connection_id, seq, ack, now=now)
         state, receive = self.state, self.receive
         if state is not CONNECTED:
             if state is SYN_SENT:
                 if (recv_id := handshake.next_syn(now=now)) is None:
                     return None
-                self._use_id(recv_id, (recv_id + 1) & 0xFFFF)
-                return composer.syn(recv_id, handshake.syn_seq, is_large=handshake.is_large, now=now)
+                self._set_ids(recv_id, (recv_id + 1) & 0xFFFF)
+                return composer.syn(recv_id, handshake.syn_seq, is_large=handshake.is_syn_large, now=now)
             if state is SYN_RECEIVED:
-                return self._speak_unproven(now=now)
+                return self._poll_unverified(now=now)
             if state is not TIME_WAIT:
                 return None
         if receive.ack_at <= now and receive.reassembly.has_out_of_order:
-            return self._speak_state(now=now)  # data cannot carry a selective ack
+            return self._transmit_state(now=now)  # data cannot carry a selective ack
         if state is CONNECTED:
-            if self.send.in_pieces is not None and (flight := self.send.poll_pieces()) is not None:
+            if self.send.flight_to_split is not None and (flight := self.send.poll_pieces()) is not None:
                 return composer.pieces(flight, now=now)
             flight = self.send.next_flight(now=now, max_segments=max_segments)
             if flight is not None:
-                self._keepalive.said_at = now
+                self._keepalive.sent_at = now
                 return composer.flight(flight, now=now)
         if self._keepalive.is_probe_due:
             self._keepalive.is_probe_due = False
             if self.send.is_all_acked:  # else the question's number would be that of bytes on their way
-                self._keepalive.said_at = now
+                self._keepalive.sent_at = now
                 return composer.keepalive_probe(now=now)
         if receive.ack_at <= now:
-            return self._speak_state(now=now)
+            return self._transmit_state(now=now)
         return None
 
-    def _speak_unproven(self, *, now: int) -> Transmit | None:
+    def _poll_unverified(self, *, now: int) -> Transmit | None:
         """The answer to a SYN and a greeting, as far as the SYN's sender has paid for it. docs/protocol.md §3."""
         send, receive = self.send, self.receive
         transmit = None
         if receive.ack_at <= now:
-            if send.credit_bytes >= EMPTY_PACKET_BYTES:
+            if send.amplification_credit_bytes >= EMPTY_PACKET_BYTES:
                 transmit = self._composer.syn_ack(now=now)
             else:
                 receive.ack_at = NEVER
@@ -659,16 +661,16 @@ class Connection:
             if flight is None:
                 return None
             transmit = self._composer.flight(flight, now=now)
-        send.credit_bytes -= EMPTY_PACKET_BYTES - HEADER_BYTES + len(transmit.data)
+        send.amplification_credit_bytes -= EMPTY_PACKET_BYTES - HEADER_BYTES + len(transmit.data)
         return transmit
 
-    def _speak_state(self, *, now: int) -> Transmit:
+    def _transmit_state(self, *, now: int) -> Transmit:
         keepalive = self._keepalive
-        is_keepalive = keepalive.is_due and keepalive.take_due(now=now)
-        keepalive.said_at = now
+        is_keepalive = keepalive.is_keepalive_due and keepalive.take_keepalive_due(now=now)
+        keepalive.sent_at = now
         return self._composer.state(is_keepalive=is_keepalive, now=now)
 
-    def _use_id(self, recv_id: int, send_id: int) -> None:
+    def _set_ids(self, recv_id: int, send_id: int) -> None:
         self.recv_id = recv_id
         self.send_id = self._composer.send_id = send_id
 
@@ -679,34 +681,34 @@ class Connection:
         if self.state is not CONNECTED:
             return
         send = self.send
-        if self._closing.reset_after_flush and (send.is_idle or send.is_peer_window_limited):
+        if self._close_timers.reset_after_flush and (send.is_idle or send.is_peer_window_limited):
             # A peer that takes nothing may itself be waiting for us to read, which nobody will.
-            self.abort(self._closing.reset_errno)
+            self.abort(self._close_timers.reset_errno)
             return
         if not (send.is_finished and self.receive.reassembly.is_finished):
-            self._closing.watch_half_closed(now=now)
+            self._close_timers.watch_half_closed(now=now)
             return
-        self._move(Trigger.BOTH_FINISHED)
-        self._closing.start_time_wait(now=now)
+        self._transition(Trigger.BOTH_FINISHED)
+        self._close_timers.start_time_wait(now=now)
         self.events.append(Event(EventKind.CLOSED))
 
     def _close(self, error: int) -> None:
         """The connection is over for a reason that is not both FINs."""
         if self.state in (CLOSED, TIME_WAIT):
             if self.state is TIME_WAIT:
-                self._move(Trigger.FAILED)
-                self._end(0)
+                self._transition(Trigger.FAILED)
+                self._release(0)
             return
-        self._move(Trigger.FAILED)
+        self._transition(Trigger.FAILED)
         self.events.append(Event(EventKind.CLOSED, error))
-        self._end(error)
+        self._release(error)
 
-    def _end(self, error: int) -> None:
+    def _release(self, error: int) -> None:
         self.errno = error
         self.send.clear()
         self.receive.on_ack_sent(0)  # none will be
 
-    def _move(self, trigger: Trigger) -> None:
+    def _transition(self, trigger: Trigger) -> None:
         following = TRANSITIONS.get((self.state, trigger))
         if following is None:
             raise RuntimeError(f"{trigger.name} in state {self.state.name}")

@@ -23,7 +23,7 @@ def handle(send: SendHalf, receive: ReceiveHalf, recv_id: int, run: Run, *, now:
     reassembly, paws = receive.reassembly, receive.paws
     count = run.count
     last_bytes = run.last_bytes
-    total_bytes = (count - 1) * run.size + last_bytes - HEADER_BYTES * count
+    total_bytes = (count - 1) * run.datagram_bytes + last_bytes - HEADER_BYTES * count
     if (
         seq16 != reassembly.next_seq & 0xFFFF
         or reassembly.has_out_of_order
@@ -31,7 +31,7 @@ def handle(send: SendHalf, receive: ReceiveHalf, recv_id: int, run: Run, *, now:
         or receive.is_discarding
         or total_bytes > reassembly.window_bytes
         or last_bytes == HEADER_BYTES
-        or run.size == HEADER_BYTES
+        or run.datagram_bytes == HEADER_BYTES
         or connection_id != recv_id
     ):
         return False

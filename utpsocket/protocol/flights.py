@@ -27,8 +27,8 @@ MAX_NEWLY_SACKED_RANGES: Final = 16  # that one ack is believed, likewise; the p
 MAX_NEWLY_SACKED_FLIGHTS: Final = 48  # likewise
 MAX_LOST_FLIGHTS: Final = 16  # that are found at once, likewise; the rest a moment later
 _MAX_FORGOTTEN_FLIGHTS: Final = 128  # likewise
-_MAX_LOOKED_AT: Final = 256  # likewise, for what may be lost
-_MOST_PASSED_OVER: Final = 64
+_MAX_CHECKED_FLIGHTS: Final = 256  # likewise, for what may be lost
+_MAX_SKIPPED_FLIGHTS: Final = 64
 _MANY_FLIGHTS: Final = 8  # acked at once: fewer are looked at one by one as quickly
 _is_small: Final = attrgetter("is_small")
 
@@ -50,7 +50,7 @@ class Flight:
     """Consecutive packets of equal size sent together.
 
     seq          of the first packet; `count` packets
-    size         bytes of payload of each but the last, which has `last_size`
+    payload_bytes   of each packet but the last, which has `last_payload_bytes`
     total_bytes  payload of all packets together
     offset       of the first byte in the stream
     sent_us      when they last left
@@ -65,24 +65,26 @@ class Flight:
         "count",
         "is_small",
         "is_whole",
-        "last_size",
+        "last_payload_bytes",
+        "payload_bytes",
         "offset",
         "probe_bytes",
         "sends",
         "sent_before_bytes",
         "sent_us",
         "seq",
-        "size",
         "state",
         "total_bytes",
     )
 
-    def __init__(self, seq: int, count: int, size: int, last_size: int, offset: int, sent_us: int) -> None:
+    def __init__(
+        self, seq: int, count: int, payload_bytes: int, last_payload_bytes: int, offset: int, sent_us: int
+    ) -> None:
         self.seq = seq
         self.count = count
-        self.size = size
-        self.last_size = last_size
-        self.total_bytes = (count - 1) * size + last_size
+        self.payload_bytes = payload_bytes
+        self.last_payload_bytes = last_payload_bytes
+        self.total_bytes = (count - 1) * payload_bytes + last_payload_bytes
         self.offset = offset
         self.sent_us = sent_us
         self.sends = 1
@@ -98,13 +100,13 @@ class Flight:
         return self.seq + self.count
 
     @property
-    def largest(self) -> int:
+    def largest_payload_bytes(self) -> int:
         """Bytes of payload of the largest packet."""
-        return self.size if self.count > 1 else self.last_size
+        return self.payload_bytes if self.count > 1 else self.last_payload_bytes
 
     def cut(self, count: int) -> Flight:
         """Cut off and return the first `count` packets (fewer than all); self keeps the rest."""
-        front = Flight(self.seq, count, self.size, self.size, self.offset, self.sent_us)
+        front = Flight(self.seq, count, self.payload_bytes, self.payload_bytes, self.offset, self.sent_us)
         front.sends = self.sends
         front.sent_before_bytes = self.sent_before_bytes
         self.sent_before_bytes += front.total_bytes
@@ -117,7 +119,7 @@ class Flight:
         return front
 
     def __repr__(self) -> str:
-        return f"<Flight {self.seq}+{self.count} {self.state.name} sends={self.sends} size={self.size}>"
+        return f"<Flight {self.seq}+{self.count} {self.state.name} sends={self.sends} size={self.payload_bytes}>"
 
 
 class Acknowledged:
@@ -178,8 +180,8 @@ class Flights:
     """
 
     __slots__ = (
-        "_again",
-        "_judged_seq",
+        "_resent",
+        "_loss_checked_seq",
         "_lost_seqs",
         "_probe_seq",
         "_starts",
@@ -201,10 +203,10 @@ class Flights:
     def __init__(self, next_seq: int) -> None:
         self.queue: list[Flight] = []
         self._starts: list[int] = []  # their first numbers
-        # In flight is, by the time it left: what was sent once, in the order of the queue from _judged_seq on; and what
-        # was sent again, in the order of _again: (sent_us, seq, end_seq), stale where a flight has left once more.
-        self._judged_seq = next_seq
-        self._again: deque[tuple[int, int, int]] = deque()
+        # In flight are, by the time they left: what was sent once, in the order of the queue from _loss_checked_seq on;
+        # and what was sent again, in the order of _resent: (sent_us, seq, end_seq), stale where it has left once more.
+        self._loss_checked_seq = next_seq
+        self._resent: deque[tuple[int, int, int]] = deque()
         self._lost_seqs: list[int] = []  # a heap of every lost flight's first number, and of stale ones
         self._probe_seq = -1  # of the last path MTU probe
         self.una_seq = next_seq
@@ -222,7 +224,7 @@ class Flights:
 
     def start(self, next_seq: int) -> None:
         """Nothing has been sent, and this is what the first packet will be."""
-        self._judged_seq = self.una_seq = self.next_seq = next_seq
+        self._loss_checked_seq = self.una_seq = self.next_seq = next_seq
 
     @property
     def packets(self) -> int:
@@ -269,7 +271,7 @@ class Flights:
         queue = self.queue
         highest = max(self.highest_sacked_seq, self.una_seq - 1)
         last = bisect_left(self._starts, ack_next_seq)
-        is_alike = last > _MANY_FLIGHTS and not self.sacked_packets and not self.lost_packets and not self._again
+        is_alike = last > _MANY_FLIGHTS and not self.sacked_packets and not self.lost_packets and not self._resent
         most = MAX_ACKED_ALIKE if is_alike else MAX_ACKED_FLIGHTS
         if last > most:
             last = most
@@ -296,10 +298,10 @@ class Flights:
         del queue[:last], self._starts[:last]
         self.sacked_mask >>= ack_next_seq - self.una_seq
         self.una_seq = ack_next_seq
-        for _ in range(min(len(self._again), MAX_ACKED_FLIGHTS)):
-            if self._again[0][2] > ack_next_seq:
+        for _ in range(min(len(self._resent), MAX_ACKED_FLIGHTS)):
+            if self._resent[0][2] > ack_next_seq:
                 break
-            self._again.popleft()
+            self._resent.popleft()
 
     def _acknowledge_many(self, gone: list[Flight], ack_next_seq: int, result: Acknowledged) -> None:
         """That part of acknowledge() where all flights were sent alike and in their order: sums are differences."""
@@ -435,16 +437,16 @@ class Flights:
         self._lose(probe)
         return [probe]
 
-    def lose_overdue(self, lost_at: LostAt, said_seq: int, *, now: int) -> tuple[list[Flight], int | None]:
+    def lose_overdue(self, lost_at: LostAt, reported_seq: int, *, now: int) -> tuple[list[Flight], int | None]:
         """The same for a judge that goes by time: what left later is lost later. So the oldest are asked, until one is
-        not lost. None is lost beyond said_seq. Where there is more to ask about, the next one is lost now.
+        not lost. None is lost beyond reported_seq. Where there is more to ask about, the next one is lost now.
         """
         lost: list[Flight] = []
         queue = self.queue
         next_at: int | None = None
-        index = bisect_left(self._starts, self._judged_seq)
-        last = index + _MAX_LOOKED_AT
-        while index < len(queue) and (flight := queue[index]).seq <= said_seq:
+        index = bisect_left(self._starts, self._loss_checked_seq)
+        last = index + _MAX_CHECKED_FLIGHTS
+        while index < len(queue) and (flight := queue[index]).seq <= reported_seq:
             if index == last:
                 next_at = now
                 break
@@ -452,49 +454,53 @@ class Flights:
                 if len(lost) >= MAX_LOST_FLIGHTS:
                     next_at = now
                     break
-                at = self._overdue_at(flight, said_seq, lost_at)
+                at = self._overdue_at(flight, reported_seq, lost_at)
                 if at is None or at > now:
                     next_at = at
                     break
-                if flight.end_seq - 1 > said_seq:
-                    flight = self._cut(index, said_seq + 1 - flight.seq)
+                if flight.end_seq - 1 > reported_seq:
+                    flight = self._cut(index, reported_seq + 1 - flight.seq)
                 self._lose(flight)
                 lost.append(flight)
             index += 1
-        self._judged_seq = self._starts[index] if index < len(queue) else self.next_seq
-        if next_at == now or not self._again:
+        self._loss_checked_seq = self._starts[index] if index < len(queue) else self.next_seq
+        if next_at == now or not self._resent:
             return lost, next_at
-        at = self._lose_again(lost_at, said_seq, lost, now=now)
+        at = self._lose_resent(lost_at, reported_seq, lost, now=now)
         return lost, at if next_at is None or (at is not None and at < next_at) else next_at
 
-    def _lose_again(self, lost_at: LostAt, said_seq: int, lost: list[Flight], *, now: int) -> int | None:
+    def _lose_resent(self, lost_at: LostAt, reported_seq: int, lost: list[Flight], *, now: int) -> int | None:
         """The part of lose_overdue() for what was sent again."""
-        queue, again = self.queue, self._again
-        beyond: list[tuple[int, int, int]] = []  # said_seq: too early to ask about, and no reason not to ask on
-        while again and len(beyond) < _MOST_PASSED_OVER:
+        queue, again = self.queue, self._resent
+        beyond: list[tuple[int, int, int]] = []  # reported_seq: too early to ask about, and no reason not to ask on
+        while again and len(beyond) < _MAX_SKIPPED_FLIGHTS:
             sent_us, seq, end_seq = again.popleft()
             seq = max(seq, self.una_seq)
             index = self._index(seq) if seq < end_seq else len(queue)
             while index < len(queue) and (flight := queue[index]).seq < end_seq:
                 if flight.state is IN_FLIGHT and flight.sends > 1 and flight.sent_us == sent_us:
-                    if flight.seq > said_seq:
+                    if flight.seq > reported_seq:
                         beyond.append((sent_us, flight.seq, end_seq))
                         break
-                    at = now + 1 if len(lost) >= 2 * MAX_LOST_FLIGHTS else self._overdue_at(flight, said_seq, lost_at)
+                    at = (
+                        now + 1
+                        if len(lost) >= 2 * MAX_LOST_FLIGHTS
+                        else self._overdue_at(flight, reported_seq, lost_at)
+                    )
                     if at is None or at > now:
                         again.appendleft((sent_us, flight.seq, end_seq))
                         again.extendleft(reversed(beyond))
                         return at
-                    if flight.end_seq - 1 > said_seq:
-                        flight = self._cut(index, said_seq + 1 - flight.seq)
+                    if flight.end_seq - 1 > reported_seq:
+                        flight = self._cut(index, reported_seq + 1 - flight.seq)
                     self._lose(flight)
                     lost.append(flight)
                 index += 1
         again.extendleft(reversed(beyond))
         return None
 
-    def _overdue_at(self, flight: Flight, said_seq: int, lost_at: LostAt) -> int | None:
-        last_seq = min(flight.end_seq - 1, said_seq)
+    def _overdue_at(self, flight: Flight, reported_seq: int, lost_at: LostAt) -> int | None:
+        last_seq = min(flight.end_seq - 1, reported_seq)
         above = 0 if flight.sends > 1 else (self.sacked_mask >> (flight.end_seq - self.una_seq)).bit_count()
         return lost_at(flight, last_seq, above)
 
@@ -505,7 +511,7 @@ class Flights:
         una_seq, mask = self.una_seq, self.sacked_mask
         if mask:
             index = self._index(una_seq + (mask & -mask).bit_length() - 1)
-            self._judged_seq = min(self._judged_seq, self._starts[index])
+            self._loss_checked_seq = min(self._loss_checked_seq, self._starts[index])
             for flight in self.queue[index : index + _MAX_FORGOTTEN_FLIGHTS]:
                 if flight.state is SACKED:
                     flight.state = IN_FLIGHT
@@ -513,12 +519,12 @@ class Flights:
                     self.sacked_packets -= flight.count
                     self.in_flight_bytes += flight.total_bytes
                     if flight.sends > 1:
-                        self._again.append((flight.sent_us, flight.seq, flight.end_seq))
+                        self._resent.append((flight.sent_us, flight.seq, flight.end_seq))
                 looked_at = flight.end_seq - una_seq
             self.sacked_mask = mask >> looked_at << looked_at
         if self.sacked_mask:
             return False
-        self._again = deque(sorted(self._again))
+        self._resent = deque(sorted(self._resent))
         self.highest_sacked_seq = -1
         return True
 
@@ -549,7 +555,7 @@ class Flights:
         flight.sends += 1
         flight.sent_before_bytes = self.sent_bytes
         self.sent_bytes += flight.total_bytes
-        self._again.append((now, flight.seq, flight.end_seq))
+        self._resent.append((now, flight.seq, flight.end_seq))
         return flight
 
     def last_in_flight(self) -> Flight | None:
@@ -559,7 +565,7 @@ class Flights:
         flight = self.queue[-1]
         if flight.count > 1:
             self._cut(len(self.queue) - 1, flight.count - 1)
-            flight.size = flight.last_size
+            flight.payload_bytes = flight.last_payload_bytes
         return flight
 
     def _check(self) -> None:
@@ -570,7 +576,7 @@ class Flights:
         mask = 0
         for flight in self.queue:
             assert flight.seq == seq and flight.count > 0
-            assert flight.total_bytes == (flight.count - 1) * flight.size + flight.last_size
+            assert flight.total_bytes == (flight.count - 1) * flight.payload_bytes + flight.last_payload_bytes
             seq = flight.end_seq
             sums[flight.state] += flight.total_bytes
             packets[flight.state] += flight.count
@@ -579,11 +585,11 @@ class Flights:
             elif flight.state is LOST:
                 assert flight.seq in self._lost_seqs
             elif flight.sends == 1:
-                assert flight.seq >= self._judged_seq
+                assert flight.seq >= self._loss_checked_seq
             else:
                 assert any(
                     first <= flight.seq and flight.end_seq <= end and sent_us == flight.sent_us
-                    for sent_us, first, end in self._again
+                    for sent_us, first, end in self._resent
                 )
         assert seq == self.next_seq
         assert self._starts == [flight.seq for flight in self.queue]

@@ -22,16 +22,16 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from utpsocket.protocol.packet import EXTENSION_PIECE, HEADER_BYTES, MAX_EXTENSIONS, unwrap, with_known_extension
+from utpsocket.protocol.packet import EXTENSION_PIECE, HEADER_BYTES, MAX_EXTENSIONS, unwrap, with_bits_extension
 
 _HEAD: Final = struct.Struct(">HHH")
 PIECE_BYTES: Final = 249  # what the one-byte length of an extension leaves
 _LINK_BYTES: Final = 2 + _HEAD.size + PIECE_BYTES
 _FIRST_LINK_BYTES: Final = 10
-_MOST_PARTIAL: Final = 8  # packets that are being put together: they are sent one behind the other
+_MAX_PARTIAL_PACKETS: Final = 8  # packets that are being put together: they are sent one behind the other
 
 
-def in_pieces(header: bytes, seq: int, payload: bytes, datagram_bytes: int) -> tuple[bytes, int, int]:
+def compose_pieces(header: bytes, seq: int, payload: bytes, datagram_bytes: int) -> tuple[bytes, int, int]:
     """The datagrams that carry this payload, back to back; the size of all but the last, and how many they are.
 
     header           of a STATE without extensions
@@ -41,7 +41,7 @@ def in_pieces(header: bytes, seq: int, payload: bytes, datagram_bytes: int) -> t
     most = max(1, min(MAX_EXTENSIONS - 1, room))
     total = len(payload)
     offsets = range(0, total, PIECE_BYTES)
-    start = with_known_extension(header, EXTENSION_PIECE)
+    start = with_bits_extension(header, EXTENSION_PIECE)
     datagrams = []
     for first in range(0, len(offsets), most):
         links = [start]
@@ -54,7 +54,7 @@ def in_pieces(header: bytes, seq: int, payload: bytes, datagram_bytes: int) -> t
     return b"".join(datagrams), len(datagrams[0]), len(datagrams)
 
 
-class Assembly:
+class PieceAssembly:
     """Packets that are being put together from their pieces."""
 
     __slots__ = ("_partial",)
@@ -82,7 +82,7 @@ class Assembly:
         if partial is None or len(partial[0]) != total:
             for old in [old for old in self._partial if old < next_seq]:
                 del self._partial[old]
-            if len(self._partial) >= _MOST_PARTIAL:
+            if len(self._partial) >= _MAX_PARTIAL_PACKETS:
                 del self._partial[max(self._partial)]
             partial = self._partial[seq] = bytearray(total), set()
         payload, there = partial

@@ -27,18 +27,18 @@ from utpsocket.protocol.sendbuffer import SendBuffer
 MAX_TIMEOUTS: Final = 6  # consecutive retransmission timeouts before giving up: docs/protocol.md §9
 # And not before so much time without progress, since on a short path six of them are over in 13 s: as long as Linux
 # repeats a packet (tcp_retries2 = 15; RFC 1122 §4.2.3.5 demands 100 s). A suspended peer, a path that is down.
-PATIENCE_US: Final = 924_000_000
+GIVE_UP_AFTER_US: Final = 924_000_000
 # Where nobody here holds the connection any more. Linux (tcp_orphan_retries(), tcp_probe_timer()) then gives up 100 s
 # after the last progress; and behind a closed window, whatever the peer answers, when the waits between the probes have
 # grown to two minutes, as after 204 s at its least timeout.
-ORPHAN_PATIENCE_US: Final = 100_000_000
-ORPHAN_CLOSED_US: Final = 205_000_000
+ORPHAN_GIVE_UP_AFTER_US: Final = 100_000_000
+ORPHAN_CLOSED_WINDOW_US: Final = 205_000_000
 MAX_PERSIST_US: Final = 15_000_000  # docs/protocol.md §7: libutp probes a closed window once after 15 s
 _BLACK_HOLE_TIMEOUTS: Final = 2
-_DOUBTFUL_TIMEOUTS: Final = 1  # on end: then a peer may live no more
+_MAX_UNANSWERED_TIMEOUTS: Final = 1  # on end: then a peer may live no more
 
 
-class _Unfinished:
+class _UnfinishedAck:
     """An ack of more flights than are taken off at once (Flights.acknowledge): nothing is judged before all are."""
 
     __slots__ = (
@@ -71,31 +71,31 @@ class Outstanding:
         "_closed_since",
         "_drops_fragments",
         "_duplicate_acks",
-        "_is_all_said",
-        "_is_forgetting",
+        "_is_sack_complete",
+        "_is_forgetting_sacks",
         "_is_persisting",
         "_last_progress_at",
         "_last_sent_us",
-        "_limited_at",
+        "_window_limited_at",
         "_lost_through_us",
         "_orphaned_at",
         "_paced_until",
         "_persist_due",
         "_recovery_seq",
-        "_reorder_at",
+        "_loss_check_at",
         "_resend_at_once",
         "_rto_from_us",
-        "_silent_timeouts",
+        "_unanswered_timeouts",
         "_tail_probe_due",
         "_tail_probed",
-        "_unfinished",
+        "_unfinished_ack",
         "buffer",
         "controller",
         "flights",
-        "is_proven",
+        "is_peer_verified",
         "lost_packets",
         "mtu",
-        "patience_us",
+        "give_up_after_us",
         "paws",
         "peer",
         "recovery",
@@ -113,44 +113,44 @@ class Outstanding:
         self.paws = Paws()  # of what the peer acks: an ack that is 65,536 packets late must not free what is on its way
         self.peer = PeerLimits()
         self.sent_offset = 0
-        self.is_proven = True  # False: an address that may be spoofed. docs/protocol.md §3
-        self.user_timeout_us = 0  # TCP_USER_TIMEOUT; 0: MAX_TIMEOUTS and patience_us decide
-        self.patience_us = PATIENCE_US
+        self.is_peer_verified = True  # False: an address that may be spoofed. docs/protocol.md §3
+        self.user_timeout_us = 0  # TCP_USER_TIMEOUT; 0: MAX_TIMEOUTS and give_up_after_us decide
+        self.give_up_after_us = GIVE_UP_AFTER_US
         self._duplicate_acks = 0
         self._drops_fragments = False  # the path does: what is too large for it leaves in pieces too
-        self._is_all_said = False  # by the last ack: what it does not say has not arrived
+        self._is_sack_complete = False  # by the last ack: what it does not say has not arrived
         self._recovery_seq = -1  # losses of packets sent before this one have been answered by a smaller window
-        self._limited_at = -1  # when the window last held something back
+        self._window_limited_at = -1  # when the window last held something back
         self._last_sent_us = 0
         self._last_progress_at = 0
         self._rto_from_us = 0
-        self._silent_timeouts = 0
+        self._unanswered_timeouts = 0
         self._resend_at_once = False  # the first retransmission of a recovery does not wait for the window
         self._is_persisting = False  # nothing under way, the peer's window closed
         self._persist_due = False
         self._orphaned_at = NEVER
         self._closed_since = NEVER  # nothing but the peer's closed window has held data back since then
         self._paced_until = NEVER
-        self._reorder_at = NEVER
+        self._loss_check_at = NEVER
         self._tail_probe_due = False
         self._tail_probed = False
         self._lost_through_us = -1  # a timeout said that all that left by then is lost, and not all is marked yet
-        self._is_forgetting = False  # likewise: what was sacked is not
-        self._unfinished: _Unfinished | None = None
+        self._is_forgetting_sacks = False  # likewise: what was sacked is not
+        self._unfinished_ack: _UnfinishedAck | None = None
         self.lost_packets = 0
         self.timeouts = 0
 
     @property
     def has_unfinished_ack(self) -> bool:
         """An ack of very many packets is being worked through; on_timeout() is due, and nothing may leave before."""
-        return self._unfinished is not None
+        return self._unfinished_ack is not None
 
     def orphan(self, *, now: int) -> None:
         """Nobody here holds the connection any more, and what is left of it must end."""
-        self.patience_us = ORPHAN_PATIENCE_US
+        self.give_up_after_us = ORPHAN_GIVE_UP_AFTER_US
         self._orphaned_at = now
 
-    def on_proven_late(self) -> None:
+    def on_late_verification(self) -> None:
         """Until now packets might go unheard and unrepeated: no busy path did that, nor does it say how long it is."""
         self.recovery.on_progress()
         for flight in self.flights.queue:
@@ -178,15 +178,15 @@ class Outstanding:
         flights = self.flights
         peer = self.peer
         # A peer that sends selective acks holds nothing ahead of a hole when it sends none.
-        self._is_all_said = is_state and sack is None and peer.sack_packets > 0
+        self._is_sack_complete = is_state and sack is None and peer.sack_packets > 0
         sacked_bits = 0
         if sack is not None:
             peer.on_sack(len(sack))
             if ack_next_seq >= flights.una_seq:
                 sacked_bits = int.from_bytes(sack, "little")
-        was_closed = peer.window_bytes < self.mtu.size
+        was_closed = peer.window_bytes < self.mtu.datagram_bytes
         if was_closed and self._orphaned_at == NEVER:
-            self._silent_timeouts = 0  # it holds us back, so it lives
+            self._unanswered_timeouts = 0  # it holds us back, so it lives
         acknowledged = Acknowledged()
         in_flight_bytes = flights.in_flight_bytes
         is_plain_duplicate = (
@@ -200,9 +200,9 @@ class Outstanding:
             peer.on_window(window_bytes)
             if was_closed or self._closed_since != NEVER:
                 self._on_window_after_closed(window_bytes, was_closed=was_closed)
-        if self._unfinished is not None:
-            self._unfinished.on_ack(ack_next_seq, sacked_bits, delay_us, echo_us)
-            return self._finish_ack(self._unfinished, now=now)
+        if self._unfinished_ack is not None:
+            self._unfinished_ack.on_ack(ack_next_seq, sacked_bits, delay_us, echo_us)
+            return self._finish_ack(self._unfinished_ack, now=now)
         repaired_span = 0
         if ack_next_seq > flights.una_seq:
             if flights.sacked_packets and flights.queue[0].sends > 1:
@@ -211,8 +211,8 @@ class Outstanding:
             self._duplicate_acks = 0
             self._release()
             if flights.una_seq < ack_next_seq:
-                self._unfinished = _Unfinished(acknowledged, in_flight_bytes, repaired_span)
-                self._unfinished.on_ack(ack_next_seq, sacked_bits, delay_us, echo_us)
+                self._unfinished_ack = _UnfinishedAck(acknowledged, in_flight_bytes, repaired_span)
+                self._unfinished_ack.on_ack(ack_next_seq, sacked_bits, delay_us, echo_us)
                 return True
         if sacked_bits:
             flights.sack(ack_next_seq + 1, sacked_bits, acknowledged)
@@ -226,7 +226,7 @@ class Outstanding:
 
     def _on_window_after_closed(self, window_bytes: int, *, was_closed: bool) -> None:
         """The peer advertised this window; it was closed by the last ack, or has been since _closed_since."""
-        if was_closed and window_bytes >= self.mtu.size:
+        if was_closed and window_bytes >= self.mtu.datagram_bytes:
             self.recovery.on_window_open()
         if self._closed_since != NEVER and not self._is_window_closed:
             self._closed_since = NEVER
@@ -237,14 +237,14 @@ class Outstanding:
         if self._duplicate_acks == DUPLICATE_THRESHOLD:
             self._on_lost(self.flights.lose_first(), now=now)
 
-    def _finish_ack(self, unfinished: _Unfinished, *, now: int) -> bool:
+    def _finish_ack(self, unfinished: _UnfinishedAck, *, now: int) -> bool:
         """Take off the next flights of an ack of many; with the last it is judged, as if it had come just now."""
         flights, acknowledged = self.flights, unfinished.acknowledged
         flights.acknowledge(unfinished.ack_next_seq, acknowledged)
         self._release()
         if flights.una_seq < unfinished.ack_next_seq:
             return True
-        self._unfinished = None
+        self._unfinished_ack = None
         if unfinished.sacked_bits:
             flights.sack(unfinished.ack_next_seq + 1, unfinished.sacked_bits, acknowledged)
         if acknowledged.packets:
@@ -291,7 +291,7 @@ class Outstanding:
         controller = self.controller
         if not self._is_window_closed:
             recovery.on_progress()
-        self._silent_timeouts = 0
+        self._unanswered_timeouts = 0
         if recovery.on_delivered(acknowledged, echo_us, now=now):
             controller.on_spurious_loss(now=now)
         self._rto_from_us = now
@@ -299,7 +299,7 @@ class Outstanding:
         self._tail_probed = False
         flights = self.flights
         lost = 0
-        self._reorder_at = NEVER
+        self._loss_check_at = NEVER
         if (
             flights.sacked_packets
             or (flights.queue and flights.queue[0].sent_us < recovery.rack_sent_us)
@@ -307,20 +307,20 @@ class Outstanding:
         ):
             lost = self._detect_losses(now=now)
         if delay_us:
-            self.peer.tells_delay = True
+            self.peer.reports_delay = True
             controller.on_delay(delay_us, now=now)
         if acknowledged.total_bytes and not lost:
             controller.on_ack(
                 acknowledged.total_bytes,
                 in_flight_bytes=in_flight_bytes,
-                is_limited=self._limited_at >= acknowledged.sent_us,
+                is_limited=self._window_limited_at >= acknowledged.sent_us,
                 rtt_us=recovery.latest_rtt_us,
                 sent_us=acknowledged.sent_us,
                 now=now,
             )
         if acknowledged.probe_bytes:
             self.mtu.on_probe_acked(acknowledged.probe_bytes)
-            controller.on_segment_size(self.mtu.size - HEADER_BYTES)
+            controller.on_segment_size(self.mtu.datagram_bytes - HEADER_BYTES)
         if repaired_span and lost and not flights.sacked_packets:
             self.peer.on_hole_repaired(repaired_span, lost)
 
@@ -329,14 +329,14 @@ class Outstanding:
         """The peer has no room worth filling. That it takes the byte of a probe all the same is no reason to send the
         next one sooner: RFC 9293 §3.8.6.1 backs off until the window opens.
         """
-        peer, segment_bytes = self.peer, self.mtu.size - HEADER_BYTES
+        peer, segment_bytes = self.peer, self.mtu.datagram_bytes - HEADER_BYTES
         return peer.window_bytes < segment_bytes and peer.window_bytes < peer.sws_threshold_bytes(segment_bytes)
 
     @property
     def waits_for_reader(self) -> bool:
         """Whether all that is missing is that the peer's program reads: it has closed its window, and answers."""
         is_waiting = self.buffer.end_offset > self.buffer.acked_offset
-        return is_waiting and self._is_window_closed and self._silent_timeouts <= _DOUBTFUL_TIMEOUTS
+        return is_waiting and self._is_window_closed and self._unanswered_timeouts <= _MAX_UNANSWERED_TIMEOUTS
 
     def _release(self) -> None:
         """Free the bytes before the first packet that is not acked."""
@@ -353,10 +353,10 @@ class Outstanding:
             lost = self._lose_timed_out(now=now)
             if self._lost_through_us >= 0:
                 return lost
-        said_seq = max(flights.highest_sacked_seq, flights.una_seq + self.peer.sack_packets)
-        if self._is_all_said:
-            said_seq = flights.next_seq - 1
-        return lost + self._lose_overdue(self.recovery.lost_at, said_seq, now)
+        reported_seq = max(flights.highest_sacked_seq, flights.una_seq + self.peer.sack_packets)
+        if self._is_sack_complete:
+            reported_seq = flights.next_seq - 1
+        return lost + self._lose_overdue(self.recovery.lost_at, reported_seq, now)
 
     def _lose_timed_out(self, *, now: int) -> int:
         """Mark lost what a timeout has said to be, or the next of it."""
@@ -366,20 +366,20 @@ class Outstanding:
             return 0 if flight.sent_us <= through_us else None
 
         lost = self._lose_overdue(lost_at, self.flights.next_seq - 1, now)
-        if self._reorder_at == NEVER:
+        if self._loss_check_at == NEVER:
             self._lost_through_us = -1
         return lost
 
-    def _lose_overdue(self, lost_at: LostAt, said_seq: int, now: int) -> int:
-        lost, next_at = self.flights.lose_overdue(lost_at, said_seq, now=now)
-        self._reorder_at = NEVER if next_at is None else next_at
+    def _lose_overdue(self, lost_at: LostAt, reported_seq: int, now: int) -> int:
+        lost, next_at = self.flights.lose_overdue(lost_at, reported_seq, now=now)
+        self._loss_check_at = NEVER if next_at is None else next_at
         return self._on_lost(lost, now=now) if lost else 0
 
     def _lose(self, lost_at: Callable[[Flight], int | None], now: int, *, is_congestion: bool = True) -> int:
         """Mark lost what counts as lost by now; remember when the next one will. Returns how many packets."""
         lost, next_at = self.flights.lose(lost_at, now=now)
-        if next_at is not None and next_at < self._reorder_at:
-            self._reorder_at = next_at
+        if next_at is not None and next_at < self._loss_check_at:
+            self._loss_check_at = next_at
         return self._on_lost(lost, now=now, is_congestion=is_congestion)
 
     def _on_lost(self, flights: list[Flight], *, now: int, is_congestion: bool = True) -> int:
@@ -394,7 +394,11 @@ class Outstanding:
                 lost_probe = True
             elif flight.seq >= self._recovery_seq:
                 reduces = is_congestion
-            if flight.sends > 1 and not flight.is_whole and flight.largest + HEADER_BYTES > self.mtu.size:
+            if (
+                flight.sends > 1
+                and not flight.is_whole
+                and flight.largest_payload_bytes + HEADER_BYTES > self.mtu.datagram_bytes
+            ):
                 self._drops_fragments = True  # perhaps
         self.lost_packets += lost
         if lost_probe:
@@ -410,14 +414,14 @@ class Outstanding:
     def deadline(self) -> int:
         """When on_timeout() wants to be called, or NEVER."""
         at = self._paced_until
-        if self._unfinished is not None:
+        if self._unfinished_ack is not None:
             return self._last_progress_at  # at once
         if self.flights.queue:
             other_at = self._rto_from_us + self._rto_us()
             if other_at < at:
                 at = other_at
-            if self._reorder_at < at:
-                at = self._reorder_at
+            if self._loss_check_at < at:
+                at = self._loss_check_at
             if self.user_timeout_us:
                 at = min(at, self._last_progress_at + self.user_timeout_us)
             if self._may_probe_tail():
@@ -436,14 +440,14 @@ class Outstanding:
         if self.user_timeout_us:
             at = self._closed_since + self.user_timeout_us  # as Linux since 5.11, tcp_probe_timer()
         if self._orphaned_at != NEVER:
-            at = min(at, max(self._closed_since, self._orphaned_at) + ORPHAN_CLOSED_US)
+            at = min(at, max(self._closed_since, self._orphaned_at) + ORPHAN_CLOSED_WINDOW_US)
         return at
 
     def on_timeout(self, *, now: int) -> bool:
         """Time passed; whatever is due by now happens. False: the peer is given up (ETIMEDOUT)."""
         flights = self.flights
-        if self._unfinished is not None:
-            self._finish_ack(self._unfinished, now=now)
+        if self._unfinished_ack is not None:
+            self._finish_ack(self._unfinished_ack, now=now)
             return True
         if self._closed_since != NEVER and now >= self._closed_for_too_long_at():
             return False
@@ -453,7 +457,7 @@ class Outstanding:
                 self._rto_from_us = now
                 self.recovery.on_timeout()
             return True
-        if now >= self._reorder_at:
+        if now >= self._loss_check_at:
             self._detect_losses(now=now)
         if self.user_timeout_us and now >= self._last_progress_at + self.user_timeout_us:
             return False
@@ -468,10 +472,10 @@ class Outstanding:
     def _on_retransmission_timeout(self, *, now: int) -> bool:
         flights = self.flights
         recovery = self.recovery
-        if self._is_forgetting or flights.queue[0].state is SACKED:
+        if self._is_forgetting_sacks or flights.queue[0].state is SACKED:
             # The first packet not acked cannot have arrived, whatever was said.
-            self._is_forgetting = not flights.forget_sacks()
-            if self._is_forgetting:
+            self._is_forgetting_sacks = not flights.forget_sacks()
+            if self._is_forgetting_sacks:
                 return True
         self._rto_from_us = now
         lost = flights.lose_lone_probe()
@@ -479,24 +483,24 @@ class Outstanding:
             self._on_lost(lost, now=now)  # docs/protocol.md §9: a lone MTU probe's timeout is not a loss
             return True
         self.timeouts += 1
-        self._silent_timeouts += 1
+        self._unanswered_timeouts += 1
         recovery.on_timeout()
-        patience_us = self.patience_us
-        if self._orphaned_at != NEVER and self.peer.window_bytes < self.mtu.size:
-            patience_us = ORPHAN_CLOSED_US
-        is_hopeless = self._silent_timeouts > MAX_TIMEOUTS and now - self._last_progress_at >= patience_us
+        give_up_after_us = self.give_up_after_us
+        if self._orphaned_at != NEVER and self.peer.window_bytes < self.mtu.datagram_bytes:
+            give_up_after_us = ORPHAN_CLOSED_WINDOW_US
+        is_hopeless = self._unanswered_timeouts > MAX_TIMEOUTS and now - self._last_progress_at >= give_up_after_us
         if is_hopeless and not self.user_timeout_us:
             return False
-        if self.peer.window_bytes >= self.mtu.size:
+        if self.peer.window_bytes >= self.mtu.datagram_bytes:
             # Behind a closed window the packet is a probe, and its silence says nothing about the path.
             self._recovery_seq = flights.next_seq
             self.controller.on_timeout(now=now)
         if recovery.backoff >= _BLACK_HOLE_TIMEOUTS and (
-            self.mtu.floor < flights.queue[0].largest + HEADER_BYTES <= self.mtu.size
+            self.mtu.floor_bytes < flights.queue[0].largest_payload_bytes + HEADER_BYTES <= self.mtu.datagram_bytes
         ):
             self.mtu.on_black_hole(now=now)
             self._drops_fragments = True  # perhaps
-            self.controller.on_segment_size(self.mtu.size - HEADER_BYTES)
+            self.controller.on_segment_size(self.mtu.datagram_bytes - HEADER_BYTES)
         # RFC 8985 §6.3: what left a moment ago may still arrive.
         self._on_lost(flights.lose_oldest(), now=now)
         self._lost_through_us = now - recovery.srtt_us - recovery.reorder_window_us
@@ -506,16 +510,16 @@ class Outstanding:
 
     def _rto_us(self) -> int:
         rto_us = self.recovery.rto_us
-        return min(rto_us, MAX_PERSIST_US) if self.peer.window_bytes < self.mtu.size else rto_us
+        return min(rto_us, MAX_PERSIST_US) if self.peer.window_bytes < self.mtu.datagram_bytes else rto_us
 
     def _may_probe_tail(self) -> bool:
         flights = self.flights
         return (
             not self._tail_probed
-            and self.is_proven
+            and self.is_peer_verified
             and bool(flights.queue)
             and self.recovery.srtt_us > 0
-            and not self.recovery.unmeasured
+            and not self.recovery.timeouts_since_rtt
             and not flights.lost_packets
             and not flights.sacked_packets
         )
@@ -523,13 +527,17 @@ class Outstanding:
     def on_too_big(self, datagram_bytes: int, carries_bytes: int, *, now: int) -> None:
         """A datagram of this size does not pass (EMSGSIZE, ICMP); see PathMtu.on_too_big()."""
         mtu = self.mtu
-        if not mtu.on_too_big(datagram_bytes or max(mtu.size, mtu.probe), carries_bytes, now=now):
+        if not mtu.on_too_big(datagram_bytes or max(mtu.datagram_bytes, mtu.probe_bytes), carries_bytes, now=now):
             return
-        self.controller.on_segment_size(mtu.size - HEADER_BYTES)
-        limit, highest = mtu.size - HEADER_BYTES, mtu.highest
+        self.controller.on_segment_size(mtu.datagram_bytes - HEADER_BYTES)
+        limit, highest = mtu.datagram_bytes - HEADER_BYTES, mtu.highest_bytes
 
         def is_gone(flight: Flight) -> int | None:
             # What IP may fragment travels on; the rest is gone, and congestion had no part in it.
-            return 0 if flight.is_whole and (flight.largest > limit or flight.probe_bytes > highest) else None
+            return (
+                0
+                if flight.is_whole and (flight.largest_payload_bytes > limit or flight.probe_bytes > highest)
+                else None
+            )
 
         self._lose(is_gone, now, is_congestion=False)

@@ -35,8 +35,8 @@ class Pacer:
         self._instant_bytes = 0
         self._burst_left = 0
 
-    def packets(self, size: int, round_bytes: int, rtt_us: int, *, now: int) -> int:
-        """How many packets of `size` may leave now, when `round_bytes` leave in each round trip; 0: wait for
+    def packets(self, size: int, bytes_per_rtt: int, rtt_us: int, *, now: int) -> int:
+        """How many packets of `size` may leave now, when `bytes_per_rtt` leave in each round trip; 0: wait for
         ready_at.
         """
         if rtt_us <= PACED_FROM_RTT_US:
@@ -44,16 +44,16 @@ class Pacer:
         if now != self._instant_us:
             self._begin(now)
         if not self._burst_left and now >= self.ready_at:
-            self._burst_left = max(_MIN_BURST_PACKETS, round_bytes * _BURST_US // (rtt_us * max(1, size)))
+            self._burst_left = max(_MIN_BURST_PACKETS, bytes_per_rtt * _BURST_US // (rtt_us * max(1, size)))
         return self._burst_left
 
-    def on_late(self, late_us: int, rtt_us: int) -> None:
+    def on_late_timer(self, late_us: int, rtt_us: int) -> None:
         """Something was due so long ago, and nothing but this machine kept it waiting: the path's queues have had the
         time to drain, so all that was due may leave now.
         """
         self._credit_us = max(_CREDIT_US, min(late_us, rtt_us // _LATE_SHARE))
 
-    def on_sent(self, count: int, total_bytes: int, round_bytes: int, rtt_us: int, *, now: int) -> None:
+    def on_sent(self, count: int, total_bytes: int, bytes_per_rtt: int, rtt_us: int, *, now: int) -> None:
         """`count` packets left."""
         if rtt_us <= PACED_FROM_RTT_US:
             return
@@ -61,7 +61,7 @@ class Pacer:
             self._begin(now)
         self._burst_left = max(0, self._burst_left - count)
         self._instant_bytes += total_bytes
-        self.ready_at = self._instant_base + self._instant_bytes * rtt_us // round_bytes
+        self.ready_at = self._instant_base + self._instant_bytes * rtt_us // bytes_per_rtt
 
     def _begin(self, now: int) -> None:
         self._instant_us = now

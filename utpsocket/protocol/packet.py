@@ -18,10 +18,10 @@ VERSION: Final = 1  # BEP 29 "version"
 EXTENSION_SACK: Final = 1
 MAX_EXTENSIONS: Final = 8  # links of a chain that are read. Foreign packets have one or two, our padding six at most
 EXTENSION_PIECE: Final = 126  # fragmentation.py; a number that nobody else uses, as the next
-_EXTENSION_BITS: Final = 2  # obsolete, eight bytes that mean nothing: see with_known_extension()
+_EXTENSION_BITS: Final = 2  # obsolete, eight bytes that mean nothing: see with_bits_extension()
 _EXTENSION_PADDING: Final = 127
 _MAX_PADDING_LINKS: Final = 5
-LEAST_PADDING_BYTES: Final = 12
+MIN_PADDING_BYTES: Final = 12
 MAX_PADDING_BYTES: Final = 10 + 257 * _MAX_PADDING_LINKS
 # A SYN that is repeated is padded to this (pad()). Where SYNs come in floods, a small one in many can be looked at; but
 # who sends large ones needs fifty times the bandwidth, so those are let through as long as they are few (flood.py).
@@ -150,7 +150,7 @@ def encode(
     return header + bytes((0, len(sack))) + sack
 
 
-def with_known_extension(header: bytes, following: int) -> bytes:
+def with_bits_extension(header: bytes, following: int) -> bytes:
     """`header`, which has no extension, with one of ten bytes that everybody knows and nobody heeds, to be followed by
     one that nobody knows. docs/protocol.md §5: those are skipped by their length, but libutp drops what begins with
     one.
@@ -159,12 +159,12 @@ def with_known_extension(header: bytes, following: int) -> bytes:
 
 
 def pad(header: bytes, padding_bytes: int) -> bytes:
-    """`header`, which has no extension, with extensions that mean nothing and take LEAST_PADDING_BYTES to
+    """`header`, which has no extension, with extensions that mean nothing and take MIN_PADDING_BYTES to
     MAX_PADDING_BYTES.
     """
     rest = padding_bytes - 10
     links = -(-rest // 257)
-    chain = [with_known_extension(header, _EXTENSION_PADDING)]
+    chain = [with_bits_extension(header, _EXTENSION_PADDING)]
     for link in range(links):
         size = rest // (links - link)
         rest -= size

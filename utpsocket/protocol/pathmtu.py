@@ -31,165 +31,174 @@ _DONE_WITHIN_BYTES: Final = 16  # docs/protocol.md §10
 _MAX_PROBES: Final = 3  # RFC 8899 MAX_PROBES
 _WAIT_FOR_PACKETS: Final = 16  # a probe travels surrounded by other packets, or its loss would tell nothing
 _NO_PROBE_SOON: Final = 1 << 30
-_LADDER: Final = (FLOOR_IPV6_BYTES, START_IPV4_BYTES)  # sizes worth a try before the ceiling: most tunnels carry them
+_SEARCH_STEPS: Final = (
+    FLOOR_IPV6_BYTES,
+    START_IPV4_BYTES,
+)  # sizes worth a try before the ceiling: most tunnels carry them
 
 
 class KnownPath:
     """What the connections to one peer have found out together. RFC 8899 §3 (9): a size proven is told to all.
 
-    proven   the largest that travelled unfragmentable, 0: none yet
+    confirmed_bytes   the largest that travelled unfragmentable, 0: none yet
     """
 
-    __slots__ = ("__weakref__", "proven")
+    __slots__ = ("__weakref__", "confirmed_bytes")
 
     def __init__(self) -> None:
-        self.proven = 0
+        self.confirmed_bytes = 0
 
 
 class PathMtu:
     """The datagram size in use, and the search for a larger one.
 
-    size      bytes of a datagram to send now
-    proven    the largest that is known to travel unfragmentable
-    probe     bytes of the probe under way, 0 when none is
-    floor     what every path is taken to carry
-    highest   the largest size not known to be too large
-    known     what other connections have proven, for adopt(); None where there are none
+    datagram_bytes   of a datagram to send now
+    confirmed_bytes   the largest that is known to travel unfragmentable
+    probe_bytes   of the probe under way, 0 when none is
+    floor_bytes   what every path is taken to carry
+    highest_bytes   the largest size not known to be too large
+    known     what other connections have proven, for adopt_known(); None where there are none
     packets_since_probe   packets of the size in use that left since the last probe; written by the sending half
     """
 
     __slots__ = (
-        "_ceiling",
-        "_failed",
-        "_likely",
+        "_ceiling_bytes",
+        "_failed_probes",
+        "_likely_bytes",
         "_search_at",
-        "floor",
-        "highest",
+        "datagram_bytes",
+        "floor_bytes",
+        "highest_bytes",
         "known",
         "packets_since_probe",
-        "probe",
-        "proven",
-        "size",
+        "confirmed_bytes",
+        "probe_bytes",
     )
 
     def __init__(
         self, start_bytes: int, ceiling_bytes: int, known: KnownPath | None = None, *, floor_bytes: int = FLOOR_BYTES
     ) -> None:
         self.known = known
-        self._ceiling = max(FLOOR_BYTES, ceiling_bytes) & ~7
-        self.floor = self.proven = min(floor_bytes & ~7, self._ceiling)
-        self.size = max(self.floor, min(start_bytes & ~7, self._ceiling))
-        self.probe = 0
-        self.highest = self._ceiling
-        self._likely = self.size  # a size worth trying before halving; 0: none
-        self._failed = 0
+        self._ceiling_bytes = max(FLOOR_BYTES, ceiling_bytes) & ~7
+        self.floor_bytes = self.confirmed_bytes = min(floor_bytes & ~7, self._ceiling_bytes)
+        self.datagram_bytes = max(self.floor_bytes, min(start_bytes & ~7, self._ceiling_bytes))
+        self.probe_bytes = 0
+        self.highest_bytes = self._ceiling_bytes
+        self._likely_bytes = self.datagram_bytes  # a size worth trying before halving; 0: none
+        self._failed_probes = 0
         self._search_at = 0
         self.packets_since_probe = 0
-        self.adopt()
+        self.adopt_known()
 
-    def adopt(self) -> bool:
+    def adopt_known(self) -> bool:
         """Use what another connection has proven, unless this one has found out otherwise. True: size is another."""
         known = self.known
-        if known is None or known.proven <= self.proven or not self.size <= known.proven <= self.highest:
+        if (
+            known is None
+            or known.confirmed_bytes <= self.confirmed_bytes
+            or not self.datagram_bytes <= known.confirmed_bytes <= self.highest_bytes
+        ):
             return False
-        self.proven = self.size = known.proven
+        self.confirmed_bytes = self.datagram_bytes = known.confirmed_bytes
         return True
 
-    def is_proven(self, datagram_bytes: int) -> bool:
+    def is_confirmed(self, datagram_bytes: int) -> bool:
         """Whether IP need not fragment a datagram of this size. What every path carries may be fragmented all the
         same: it does no harm, and there are stranger paths.
         """
-        return self.floor < datagram_bytes <= self.proven
+        return self.floor_bytes < datagram_bytes <= self.confirmed_bytes
 
     def packets_before_probe(self, *, now: int) -> int:
         """How many ordinary packets leave before the next probe: 0 when it is its turn. Then see probe_size()."""
-        if self.probe or not self._wanted(now=now):
+        if self.probe_bytes or not self._is_search_due(now=now):
             return _NO_PROBE_SOON
         return max(0, _WAIT_FOR_PACKETS - self.packets_since_probe)
 
-    def _wanted(self, *, now: int) -> bool:
-        if self.highest - self.proven >= _DONE_WITHIN_BYTES:
+    def _is_search_due(self, *, now: int) -> bool:
+        if self.highest_bytes - self.confirmed_bytes >= _DONE_WITHIN_BYTES:
             return True
-        return self.highest < self._ceiling and now >= self._search_at
+        return self.highest_bytes < self._ceiling_bytes and now >= self._search_at
 
     def probe_size(self) -> int:
         """The size to probe now: what tunnels carry, then the ceiling, which most paths carry; or where we began or
         what a router said; then by halves. No more than padding can add.
         """
-        return min(self._next_size(), self.size + MAX_PADDING_BYTES & ~7)
+        return min(self._next_size(), self.datagram_bytes + MAX_PADDING_BYTES & ~7)
 
     def _next_size(self) -> int:
-        if self.highest - self.proven < _DONE_WITHIN_BYTES:
-            self.highest = self._ceiling  # paths change: the search begins again
-        if self.size <= self.proven:
-            for step in _LADDER:
-                if self.proven < step < self.highest:
+        if self.highest_bytes - self.confirmed_bytes < _DONE_WITHIN_BYTES:
+            self.highest_bytes = self._ceiling_bytes  # paths change: the search begins again
+        if self.datagram_bytes <= self.confirmed_bytes:
+            for step in _SEARCH_STEPS:
+                if self.confirmed_bytes < step < self.highest_bytes:
                     return step
-        if self.highest == self._ceiling:
-            return self._ceiling
-        if self.proven < self._likely <= self.highest:
-            return self._likely
-        return (self.proven + self.highest + 8) // 2 & ~7
+        if self.highest_bytes == self._ceiling_bytes:
+            return self._ceiling_bytes
+        if self.confirmed_bytes < self._likely_bytes <= self.highest_bytes:
+            return self._likely_bytes
+        return (self.confirmed_bytes + self.highest_bytes + 8) // 2 & ~7
 
     def on_probe_sent(self, size: int) -> None:
         """A probe of `size` left."""
-        self.probe = size
+        self.probe_bytes = size
         self.packets_since_probe = 0
 
     def on_probe_acked(self, size: int) -> None:
         """A probe of this size arrived."""
-        self.probe = 0
-        self._failed = 0
-        if size > self.proven and size <= self.highest:
-            self.proven = self.size = size
+        self.probe_bytes = 0
+        self._failed_probes = 0
+        if size > self.confirmed_bytes and size <= self.highest_bytes:
+            self.confirmed_bytes = self.datagram_bytes = size
             if self.known is not None:
-                self.known.proven = max(size, self.known.proven)
+                self.known.confirmed_bytes = max(size, self.known.confirmed_bytes)
 
     def on_probe_lost(self, *, now: int) -> None:
         """The probe under way did not arrive, perhaps for another reason than its size."""
-        size, self.probe = self.probe, 0
+        size, self.probe_bytes = self.probe_bytes, 0
         if size:
-            self._failed += 1
-            if self._failed >= _MAX_PROBES:
-                if size == self._likely:
-                    self._likely = 0
+            self._failed_probes += 1
+            if self._failed_probes >= _MAX_PROBES:
+                if size == self._likely_bytes:
+                    self._likely_bytes = 0
                 self._lower(size - 8, now=now)
 
     def on_too_big(self, datagram_bytes: int, carries_bytes: int, *, now: int) -> bool:
         """The kernel or a router says a datagram of this size does not pass; one of `carries_bytes` does (0:
         it did not say). RFC 1191 §6: a claim below the floor is ignored. Returns whether it was news.
         """
-        if datagram_bytes <= self.floor or datagram_bytes > self._ceiling:
+        if datagram_bytes <= self.floor_bytes or datagram_bytes > self._ceiling_bytes:
             return False
         limit = datagram_bytes - 8
-        if self.floor <= carries_bytes < datagram_bytes:
+        if self.floor_bytes <= carries_bytes < datagram_bytes:
             limit = carries_bytes
-            self._likely = limit & ~7
-        if limit >= self.highest:
+            self._likely_bytes = limit & ~7
+        if limit >= self.highest_bytes:
             return False
-        if self.probe > limit:
-            self.probe = 0
+        if self.probe_bytes > limit:
+            self.probe_bytes = 0
         self._lower(limit, now=now)
         return True
 
     def on_black_hole(self, *, now: int) -> None:
         """Packets of the size in use vanish, again and again. RFC 8899 §4.3."""
-        if self.size > self.floor:
-            self._lower(self.size - 8, now=now)
-            self.size = self.proven = self.floor
-            self.probe = 0
+        if self.datagram_bytes > self.floor_bytes:
+            self._lower(self.datagram_bytes - 8, now=now)
+            self.datagram_bytes = self.confirmed_bytes = self.floor_bytes
+            self.probe_bytes = 0
 
     def _lower(self, highest: int, *, now: int) -> None:
-        self._failed = 0
-        self.highest = max(self.floor, highest & ~7)
-        if self.known is not None and self.known.proven > self.highest:
-            self.known.proven = 0
+        self._failed_probes = 0
+        self.highest_bytes = max(self.floor_bytes, highest & ~7)
+        if self.known is not None and self.known.confirmed_bytes > self.highest_bytes:
+            self.known.confirmed_bytes = 0
         self._search_at = now + SEARCH_AGAIN_US
-        if self.proven > self.highest:
-            self.proven = self.floor
-        self.size = min(self.size, self.highest)
+        if self.confirmed_bytes > self.highest_bytes:
+            self.confirmed_bytes = self.floor_bytes
+        self.datagram_bytes = min(self.datagram_bytes, self.highest_bytes)
 
     def _check(self) -> None:
         """Invariants, for tests and the simulator."""
-        assert self.floor <= self.proven <= self.size <= self.highest <= self._ceiling
-        assert self.size % 8 == 0 and self.highest % 8 == 0
+        assert (
+            self.floor_bytes <= self.confirmed_bytes <= self.datagram_bytes <= self.highest_bytes <= self._ceiling_bytes
+        )
+        assert self.datagram_bytes % 8 == 0 and self.highest_bytes % 8 == 0

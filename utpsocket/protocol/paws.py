@@ -88,13 +88,13 @@ class Paws:
         self.is_armed = False
         if self._last_us and timestamp_us:
             elapsed_us = now - self._last_at
-            told_us = (timestamp_us - self._last_us + HALF_TIMESTAMP & TIMESTAMP_MASK) - HALF_TIMESTAMP
-            is_steady = told_us >= 0 and abs(told_us - elapsed_us) < _UNSTEADY_US + elapsed_us // 8
+            peer_elapsed_us = (timestamp_us - self._last_us + HALF_TIMESTAMP & TIMESTAMP_MASK) - HALF_TIMESTAMP
+            is_steady = peer_elapsed_us >= 0 and abs(peer_elapsed_us - elapsed_us) < _UNSTEADY_US + elapsed_us // 8
             self.is_armed = is_steady and elapsed_us < FORGET_US
         self.mark_us, self._mark_at = self._last_us, self._last_at
         self._last_us, self._last_at = timestamp_us, now
 
-    def refuses(self, timestamp_us: int, *, now: int) -> bool:
+    def drop_if_wrapped(self, timestamp_us: int, *, now: int) -> bool:
         """Whether a packet that would be new is of another turn of the numbers, and must be dropped."""
         if not self.is_armed or not timestamp_us or not _is_before(timestamp_us, self.mark_us):
             return False

@@ -14,7 +14,7 @@ from utpsocket.protocol.packet import MAX_SACK_BYTES
 
 FOREIGN_REORDER_PACKETS: Final = 900  # libtorrent holds about 950, libutp 1,024: docs/protocol.md §4, §7
 PROVEN_REORDER_PACKETS: Final = 8_000  # reassembly.MAX_OUT_OF_ORDER_PACKETS, less what is on its way
-_LEAST_REORDER_PACKETS: Final = 128  # half of the smallest buffer known, anacrolix' 256
+_MIN_REORDER_PACKETS: Final = 128  # half of the smallest buffer known, anacrolix' 256
 _LIBUTP_SACK_BYTES: Final = 4
 _LIBUTP_SACK_PACKETS: Final = 30  # its last two bits are never set
 _STALL_PACKETS: Final = 32  # so many lost in one piece behind a repaired hole are no accident, if it happens again
@@ -27,7 +27,7 @@ class PeerLimits:
     largest_window_bytes    it ever said
     reorder_packets         most packets that may be under way: so far ahead of a hole they are kept
     sack_packets            how far ahead of a hole its selective acks reach, as far as seen; 0: it sends none
-    tells_delay             it has told a timestamp difference. The one implementation that takes extensions of DATA for
+    reports_delay           it has sent a timestamp difference. The one implementation that takes extensions of DATA for
                             payload never does (JS utp: docs/protocol.md §5, §6)
     """
 
@@ -37,7 +37,7 @@ class PeerLimits:
         "largest_window_bytes",
         "reorder_packets",
         "sack_packets",
-        "tells_delay",
+        "reports_delay",
         "window_bytes",
     )
 
@@ -46,7 +46,7 @@ class PeerLimits:
         self.largest_window_bytes = 0
         self.reorder_packets = FOREIGN_REORDER_PACKETS
         self.sack_packets = 0
-        self.tells_delay = False
+        self.reports_delay = False
         self.is_reorder_proven = False
         self._stall_span = 0
 
@@ -76,7 +76,7 @@ class PeerLimits:
         A full queue on the path ends where it likes; a full reorder buffer always at the same distance. Seen twice,
         it is believed.
         """
-        if self.is_reorder_proven or lost_packets < _STALL_PACKETS or span < _LEAST_REORDER_PACKETS:
+        if self.is_reorder_proven or lost_packets < _STALL_PACKETS or span < _MIN_REORDER_PACKETS:
             return
         if abs(span - self._stall_span) <= 2:
             self.reorder_packets = min(self.reorder_packets, span - 1)

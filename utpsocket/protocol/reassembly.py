@@ -41,15 +41,15 @@ class Reassembly:
     """The incoming byte stream. `next_seq` is the first sequence number not yet received in order."""
 
     __slots__ = (
-        "_held",
+        "_out_of_order",
         "_mask",
         "_own_pieces",
-        "_promised_offset",
+        "_advertised_end_offset",
         "_ready",
         "capacity_bytes",
         "delivered_bytes",
         "fin_seq",
-        "held_bytes",
+        "out_of_order_bytes",
         "is_finished",
         "next_seq",
         "ready_bytes",
@@ -58,30 +58,30 @@ class Reassembly:
     def __init__(self, next_seq: int, capacity_bytes: int) -> None:
         self.next_seq = next_seq
         self.capacity_bytes = capacity_bytes
-        self._promised_offset = 0  # in the stream, where the window may have ended before it became smaller
+        self._advertised_end_offset = 0  # in the stream, where the window may have ended before it became smaller
         self.fin_seq: int | None = None
         self.is_finished = False  # the FIN is next in order and consumed; ready bytes may still wait
         self.ready_bytes = 0
-        self.held_bytes = 0
+        self.out_of_order_bytes = 0
         self.delivered_bytes = 0
         self._ready: list[memoryview] = []
         self._own_pieces = 0  # the first so many of _ready are copies of ours, the rest is borrowed
-        self._held: dict[int, bytes] = {}
+        self._out_of_order: dict[int, bytes] = {}
         self._mask = 0
 
     @property
     def window_bytes(self) -> int:
         """Free receive buffer, held bytes subtracted: what may be advertised. docs/protocol.md §7."""
-        return max(0, self.capacity_bytes - self.ready_bytes - self.held_bytes)
+        return max(0, self.capacity_bytes - self.ready_bytes - self.out_of_order_bytes)
 
     @property
     def room_bytes(self) -> int:
         """What is taken at most of packets ahead of a hole: the window, or what is left of one that was promised."""
-        return max(0, self._limit_bytes - self.ready_bytes - self.held_bytes)
+        return max(0, self._limit_bytes - self.ready_bytes - self.out_of_order_bytes)
 
     @property
     def _limit_bytes(self) -> int:
-        return max(self.capacity_bytes, self._promised_offset - self.delivered_bytes)
+        return max(self.capacity_bytes, self._advertised_end_offset - self.delivered_bytes)
 
     def resize(self, capacity_bytes: int) -> None:
         """Have another capacity from now on. What a larger one has promised is taken all the same: packets on their way
@@ -89,7 +89,7 @@ class Reassembly:
         §3.8.6: a receiver does not shrink its window.
         """
         if capacity_bytes < self.capacity_bytes:
-            self._promised_offset = max(self._promised_offset, self.delivered_bytes + self.capacity_bytes)
+            self._advertised_end_offset = max(self._advertised_end_offset, self.delivered_bytes + self.capacity_bytes)
         self.capacity_bytes = capacity_bytes
 
     @property
@@ -117,28 +117,28 @@ class Reassembly:
             return OUT_OF_WINDOW
         size = len(payload)
         if not ahead:
-            if self.ready_bytes + self.held_bytes + size > self._limit_bytes + _OVERDRAFT_BYTES:
+            if self.ready_bytes + self.out_of_order_bytes + size > self._limit_bytes + _OVERDRAFT_BYTES:
                 return OUT_OF_WINDOW
             if is_fin:
-                self._end_at(seq)
+                self._set_fin(seq)
             self._accept(payload)
-            self._fill()
+            self._take_contiguous()
             return IN_ORDER
         if ahead > MAX_OUT_OF_ORDER_PACKETS or size > self.room_bytes:
             return OUT_OF_WINDOW
         if is_fin:
-            self._end_at(seq)
-        self._held[seq] = bytes(payload)
-        self.held_bytes += size
+            self._set_fin(seq)
+        self._out_of_order[seq] = bytes(payload)
+        self.out_of_order_bytes += size
         self._mask |= 1 << (ahead - 1)
         return OUT_OF_ORDER
 
-    def _end_at(self, fin_seq: int) -> None:
+    def _set_fin(self, fin_seq: int) -> None:
         """The stream ends here: what is held beyond is nobody's."""
         self.fin_seq = fin_seq
         if self._mask >> max(0, fin_seq - self.next_seq):
-            for seq in [seq for seq in self._held if seq > fin_seq]:
-                self.held_bytes -= len(self._held.pop(seq))
+            for seq in [seq for seq in self._out_of_order if seq > fin_seq]:
+                self.out_of_order_bytes -= len(self._out_of_order.pop(seq))
             self._mask &= (1 << max(0, fin_seq - self.next_seq)) - 1
 
     def _accept(self, payload: memoryview) -> None:
@@ -149,9 +149,9 @@ class Reassembly:
             self._ready.append(payload)
             self.ready_bytes += len(payload)
 
-    def _fill(self) -> None:
+    def _take_contiguous(self) -> None:
         """After next_seq moved by one: bit 0 is now the next packet itself."""
-        mask, held = self._mask, self._held
+        mask, held = self._mask, self._out_of_order
         count = (~mask & (mask + 1)).bit_length() - 1  # ones at its end
         if count:
             payloads = list(map(held.pop, range(self.next_seq, self.next_seq + count)))
@@ -159,7 +159,7 @@ class Reassembly:
             self.next_seq += count
             if self.fin_seq is not None and self.next_seq > self.fin_seq:
                 self.is_finished = True
-            self.held_bytes -= total_bytes
+            self.out_of_order_bytes -= total_bytes
             self.ready_bytes += total_bytes
             if total_bytes < count * _TINY_BYTES:
                 payloads = [b"".join(payloads)]
@@ -201,19 +201,19 @@ class Reassembly:
         """Forget all content: nobody will read it."""
         self._ready = []
         self._own_pieces = 0
-        self._held.clear()
+        self._out_of_order.clear()
         self._mask = 0
         self.ready_bytes = 0
-        self.held_bytes = 0
+        self.out_of_order_bytes = 0
         if not self.is_finished:
             self.fin_seq = None  # a FIN that was held is forgotten with the rest, and comes again
 
     def _check(self) -> None:
         """Invariants, for tests and the simulator."""
         assert self.ready_bytes == sum(map(len, self._ready))
-        assert self.held_bytes == sum(map(len, self._held.values()))
-        assert self._mask == sum(1 << (seq - self.next_seq - 1) for seq in self._held)
-        assert self.held_bytes + self.ready_bytes <= self._limit_bytes + _OVERDRAFT_BYTES
-        assert len(self._held) <= MAX_OUT_OF_ORDER_PACKETS
+        assert self.out_of_order_bytes == sum(map(len, self._out_of_order.values()))
+        assert self._mask == sum(1 << (seq - self.next_seq - 1) for seq in self._out_of_order)
+        assert self.out_of_order_bytes + self.ready_bytes <= self._limit_bytes + _OVERDRAFT_BYTES
+        assert len(self._out_of_order) <= MAX_OUT_OF_ORDER_PACKETS
         assert self._own_pieces <= len(self._ready)
         assert self._own_pieces <= 2 + 2 * self._limit_bytes // _SMALL_PIECE_BYTES

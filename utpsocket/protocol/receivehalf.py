@@ -19,15 +19,15 @@ from utpsocket.protocol.recovery import MAX_ACK_DELAY_US
 
 NEVER: Final = 1 << 62
 _ACK_EVERY_PACKETS: Final = 2  # RFC 5681 §4.2
-_UPDATE_BYTES: Final = 2 * 1_452  # two segments: RFC 9293 §3.8.6.2.2's "Fr * RCV.BUFF" for large buffers
+_WINDOW_UPDATE_BYTES: Final = 2 * 1_452  # two segments: RFC 9293 §3.8.6.2.2's "Fr * RCV.BUFF" for large buffers
 _SEGMENT_BYTES: Final = 1_452  # less room than this, or than half of a small buffer, is none: silly windows
-_UPDATE_AGAIN_US: Final = 1_000_000  # then doubled: a lost update would hang a sender that never probes
-_UPDATES: Final = 5
+_WINDOW_UPDATE_AGAIN_US: Final = 1_000_000  # then doubled: a lost update would hang a sender that never probes
+_WINDOW_UPDATES: Final = 5
 _NO_SAMPLE: Final = 0
 TIMESTAMP_MASK: Final = 0xFFFFFFFF
 # Wireshark takes a packet that advertises more for none of uTP's. Only what receives much can need more.
-MODEST_WINDOW_BYTES: Final = 0x380000
-_MUCH_BYTES: Final = 16 << 20
+WIRESHARK_WINDOW_BYTES: Final = 0x380000
+_LARGE_WINDOW_AFTER_BYTES: Final = 16 << 20
 _CAPABILITY_SACK_AT_PACKETS: Final = (16, 256, 4_096)
 
 
@@ -35,43 +35,43 @@ class ReceiveHalf:
     """Everything about the direction from the peer to us. All times µs."""
 
     __slots__ = (
-        "_ack_count",
+        "_packets_at_last_state",
         "_advertised_bytes",
-        "_updates_left",
+        "_window_updates_left",
         "ack_at",
-        "beyond_packets",
+        "out_of_window_packets",
         "difference_us",
         "duplicate_packets",
-        "heard_at",
+        "received_at",
         "is_discarding",
         "paws",
         "reassembly",
         "received_bytes",
         "received_packets",
         "share_bytes",
-        "told_us",
+        "peer_difference_us",
         "unacked_packets",
-        "update_again_at",
+        "window_update_at",
     )
 
     def __init__(self, capacity_bytes: int) -> None:
         self.reassembly = Reassembly(0, capacity_bytes)
         self.paws = Paws()
         self.is_discarding = False  # the application will never read again
-        self.heard_at = 0  # when the last packet of the peer's came that was acceptable
+        self.received_at = 0  # when the last packet of the peer's came that was acceptable
         self.ack_at = NEVER
         self.difference_us = _NO_SAMPLE  # docs/protocol.md §6: frozen at receipt
-        self.told_us = _NO_SAMPLE  # what the peer measured the same way
+        self.peer_difference_us = _NO_SAMPLE  # what the peer measured the same way
         self.share_bytes = capacity_bytes  # of memory shared with other connections: no more is advertised
         self.unacked_packets = 0
         self._advertised_bytes = capacity_bytes
-        self._ack_count = 0
-        self.update_again_at = NEVER  # when a window that opened is said once more, unless data has come
-        self._updates_left = 0
+        self._packets_at_last_state = 0
+        self.window_update_at = NEVER  # when a window that opened is said once more, unless data has come
+        self._window_updates_left = 0
         self.received_packets = 0
         self.received_bytes = 0
         self.duplicate_packets = 0
-        self.beyond_packets = 0
+        self.out_of_window_packets = 0
 
     @property
     def ack(self) -> int:
@@ -90,13 +90,17 @@ class ReceiveHalf:
     @property
     def round_trip_us(self) -> int:
         """What the last packets of both sides took together: their clocks cancel out. 0 if unknown."""
-        return (self.difference_us + self.told_us) & TIMESTAMP_MASK if self.difference_us and self.told_us else 0
+        return (
+            (self.difference_us + self.peer_difference_us) & TIMESTAMP_MASK
+            if self.difference_us and self.peer_difference_us
+            else 0
+        )
 
     def _bounded(self, window: int) -> int:
         if window > self.share_bytes:
             window = self.share_bytes
-        if window > MODEST_WINDOW_BYTES and self.received_bytes < _MUCH_BYTES:
-            return MODEST_WINDOW_BYTES
+        if window > WIRESHARK_WINDOW_BYTES and self.received_bytes < _LARGE_WINDOW_AFTER_BYTES:
+            return WIRESHARK_WINDOW_BYTES
         return window
 
     def start(self, next_seq: int) -> None:
@@ -104,9 +108,9 @@ class ReceiveHalf:
         self.reassembly.next_seq = next_seq
         self.paws.start(next_seq)
 
-    def refuses(self, seq: int, timestamp_us: int, *, now: int) -> bool:
+    def drop_if_wrapped(self, seq: int, timestamp_us: int, *, now: int) -> bool:
         """Whether a DATA or FIN packet that would be new is of another age, when the 16 bits meant another number."""
-        if seq < self.reassembly.next_seq or not self.paws.refuses(timestamp_us, now=now):
+        if seq < self.reassembly.next_seq or not self.paws.drop_if_wrapped(timestamp_us, now=now):
             return False
         self.ack_at = now
         return True
@@ -115,32 +119,32 @@ class ReceiveHalf:
         """A clean run arrived exactly in order; the same as `count` calls of on_packet()."""
         self.received_packets += count
         self.received_bytes += total_bytes
-        self.update_again_at = NEVER
+        self.window_update_at = NEVER
         self.reassembly.append_run(count, payloads, total_bytes)
         self._in_order(count, now=now)
 
     def on_packet(self, seq: int, payload: memoryview, timestamp_us: int, *, is_fin: bool, now: int) -> None:
         """A DATA or FIN packet arrived."""
         reassembly = self.reassembly
-        had_held = reassembly.has_out_of_order
-        offer = reassembly.insert(seq, payload, is_fin=is_fin)
-        if offer is DUPLICATE:
+        had_out_of_order = reassembly.has_out_of_order
+        insertion = reassembly.insert(seq, payload, is_fin=is_fin)
+        if insertion is DUPLICATE:
             self.duplicate_packets += 1
             self.ack_at = now
             return
-        if offer is OUT_OF_WINDOW:
-            self.beyond_packets += 1
+        if insertion is OUT_OF_WINDOW:
+            self.out_of_window_packets += 1
             self.ack_at = now
             return
         self.received_packets += 1
         self.received_bytes += len(payload)
-        self.update_again_at = NEVER
-        if offer is OUT_OF_ORDER or had_held or is_fin:
+        self.window_update_at = NEVER
+        if insertion is OUT_OF_ORDER or had_out_of_order or is_fin:
             self.unacked_packets += 1
             self.ack_at = now
         else:
             self._in_order(1, now=now)
-        if offer is IN_ORDER:
+        if insertion is IN_ORDER:
             self.paws.on_in_order(reassembly.next_seq, timestamp_us, now=now)
 
     def _in_order(self, count: int, *, now: int) -> None:
@@ -159,20 +163,20 @@ class ReceiveHalf:
         advertised, window = self._advertised_bytes, self._bounded(reassembly.window_bytes)
         grown = window - advertised
         half = min(reassembly.capacity_bytes, self.share_bytes) // 2
-        was_closed = advertised < _UPDATE_BYTES and grown >= min(half, _UPDATE_BYTES)
+        was_closed = advertised < _WINDOW_UPDATE_BYTES and grown >= min(half, _WINDOW_UPDATE_BYTES)
         if grown >= half or was_closed:
             self.ack_at = now
         if was_closed:
-            self._updates_left = _UPDATES
-            self.update_again_at = now + _UPDATE_AGAIN_US
+            self._window_updates_left = _WINDOW_UPDATES
+            self.window_update_at = now + _WINDOW_UPDATE_AGAIN_US
 
     def on_time(self, *, now: int) -> None:
         """It may be time to say again that the window is open. docs/protocol.md §7."""
-        if now >= self.update_again_at:
+        if now >= self.window_update_at:
             self.ack_at = now
-            self._updates_left -= 1
-            wait_us = _UPDATE_AGAIN_US << (_UPDATES - self._updates_left)
-            self.update_again_at = now + wait_us if self._updates_left else NEVER
+            self._window_updates_left -= 1
+            wait_us = _WINDOW_UPDATE_AGAIN_US << (_WINDOW_UPDATES - self._window_updates_left)
+            self.window_update_at = now + wait_us if self._window_updates_left else NEVER
 
     def sack(self) -> bytes:
         """The selective ack to put on a STATE, empty when there is nothing ahead of a hole.
@@ -184,7 +188,7 @@ class ReceiveHalf:
         if bits:
             return sack_bytes(bits)
         for packets in _CAPABILITY_SACK_AT_PACKETS:
-            if self._ack_count < packets <= self.received_packets:
+            if self._packets_at_last_state < packets <= self.received_packets:
                 return bytes(MAX_SACK_BYTES)
         return b""
 
@@ -196,12 +200,12 @@ class ReceiveHalf:
 
     def on_state_sent(self) -> None:
         """That packet was a bare STATE, with our sack()."""
-        self._ack_count = self.received_packets
+        self._packets_at_last_state = self.received_packets
 
     def discard(self) -> None:
         """The application will never read again."""
         self.is_discarding = True
-        self.update_again_at = NEVER
+        self.window_update_at = NEVER
         self.reassembly.clear()
 
     def _check(self) -> None:

@@ -25,10 +25,10 @@ DUPLICATE_THRESHOLD: Final = 3  # BEP 29 "packet loss"; RFC 6675 DupThresh
 MAX_ACK_DELAY_US: Final = 10_000  # ours, receivehalf.py; a tail probe waits as much longer
 _FOREIGN_ACK_DELAY_US: Final = 100_000  # libutp's: a path without variance must not time out on it
 _GRANULARITY_US: Final = 1_000  # epoll's timeout
-_MOST_PATIENCE_US: Final = 30_000  # a lost last packet costs two round trips and 50 ms, no more
+_MAX_PROBE_MARGIN_US: Final = 30_000  # a lost last packet costs two round trips and 50 ms, no more
 TIMESTAMP_MASK: Final = 0xFFFFFFFF
 _HALF_TIMESTAMP: Final = 0x80000000
-_MOST_UNMEASURED_US: Final = 3_000_000  # no path worth speaking of takes longer for a round trip
+_MAX_UNMEASURED_RTO_US: Final = 3_000_000  # no path worth speaking of takes longer for a round trip
 _MAX_REORDER_STEPS: Final = 16  # RFC 8985 §6.2 step 4: the window never exceeds one SRTT anyway
 
 
@@ -55,7 +55,7 @@ class Recovery:
         "rto_us",
         "rtt_var_us",
         "srtt_us",
-        "unmeasured",
+        "timeouts_since_rtt",
     )
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Recovery:
         self.min_rtt_us = 0
         self.latest_rtt_us = 0
         self.backoff = 0  # consecutive timeouts
-        self.unmeasured = 0  # timeouts since a round trip was last measured
+        self.timeouts_since_rtt = 0  # timeouts since a round trip was last measured
         self.rack_sent_us = -1
         self.rack_seq = -1
         self.rack_rtt_us = 0
@@ -81,20 +81,20 @@ class Recovery:
         if self.srtt_us:
             base = max(MIN_RTO_US, self.srtt_us + max(_FOREIGN_ACK_DELAY_US, 4 * self.rtt_var_us))
         rto_us = base << min(self.backoff, 16)
-        if self.unmeasured > self.backoff:
+        if self.timeouts_since_rtt > self.backoff:
             # Karn and Partridge: where round trips have outgrown the timeout, whatever is sent is sent again before its
             # ack can come, so none is ever measured. What the timeouts have grown to therefore holds until one is.
-            rto_us = max(rto_us, min(base << min(self.unmeasured, 16), _MOST_UNMEASURED_US))
+            rto_us = max(rto_us, min(base << min(self.timeouts_since_rtt, 16), _MAX_UNMEASURED_RTO_US))
         self.rto_us = rto_us = min(MAX_RTO_US, rto_us)
         if self.srtt_us:
-            patience_us = min(max(_GRANULARITY_US, 2 * self.rtt_var_us), _MOST_PATIENCE_US)
-            self.probe_timeout_us = min(2 * self.srtt_us + MAX_ACK_DELAY_US + patience_us, rto_us)
+            margin_us = min(max(_GRANULARITY_US, 2 * self.rtt_var_us), _MAX_PROBE_MARGIN_US)
+            self.probe_timeout_us = min(2 * self.srtt_us + MAX_ACK_DELAY_US + margin_us, rto_us)
 
     def on_rtt(self, rtt_us: int) -> None:
         """A round trip of a packet sent once only (Karn's rule is the caller's). RFC 6298 §2."""
         rtt_us = max(1, rtt_us)
         self.latest_rtt_us = rtt_us
-        self.unmeasured = 0
+        self.timeouts_since_rtt = 0
         if not self.srtt_us:
             self.srtt_us = rtt_us
             self.rtt_var_us = rtt_us // 2
@@ -110,7 +110,7 @@ class Recovery:
     def on_timeout(self) -> None:
         """A retransmission timeout ran out."""
         self.backoff += 1
-        self.unmeasured += 1
+        self.timeouts_since_rtt += 1
         self._update_timeouts()
 
     def on_progress(self) -> None:
@@ -121,8 +121,8 @@ class Recovery:
 
     def on_window_open(self) -> None:
         """The peer takes data again: the timeouts behind its closed window said nothing about the path."""
-        if self.backoff or self.unmeasured:
-            self.backoff = self.unmeasured = 0
+        if self.backoff or self.timeouts_since_rtt:
+            self.backoff = self.timeouts_since_rtt = 0
             self._update_timeouts()
 
     # ── loss ──

@@ -149,7 +149,7 @@ def figures(
         send.peer.window_bytes,
         receive.window_bytes,
         send.flights.in_flight_bytes,
-        send.mtu.size,
+        send.mtu.datagram_bytes,
         send.sent_packets,
         send.sent_offset,
         send.buffer.acked_offset,
@@ -162,7 +162,7 @@ def figures(
         send.tail_probes,
         send.timeouts,
         receive.duplicate_packets,
-        dropped + receive.beyond_packets,
+        dropped + receive.out_of_window_packets,
         receive.paws.refused_packets + send.paws.refused_packets,
     )
 

@@ -67,22 +67,24 @@ class Run:
     stride   from the start of one datagram to the start of the next
     addr     the sender's address, as the socket module writes it
     local    the address it was sent to where the kernel told (wildcard ports), else None
-    size     bytes of each datagram but the last, which may be shorter and ends the data; what is left of each stride
+    datagram_bytes   of each datagram but the last, which may be shorter and ends the data; what is left of each stride
              is nobody's. Unless said: `stride`, and they lie back to back
-    slots    views of the payloads of full datagrams, where whoever owns the memory has them at hand
+    payload_views   views of the payloads of full datagrams, where whoever owns the memory has them at hand
     """
 
-    __slots__ = ("_clean", "_uniform", "addr", "data", "local", "size", "slots", "stride")
+    __slots__ = ("_clean", "_uniform", "addr", "data", "datagram_bytes", "local", "payload_views", "stride")
 
-    def __init__(self, data: memoryview, stride: int, addr: object, local: object = None, size: int = 0) -> None:
+    def __init__(
+        self, data: memoryview, stride: int, addr: object, local: object = None, datagram_bytes: int = 0
+    ) -> None:
         self.data = data
         self.stride = stride
         self.addr = addr
         self.local = local
-        self.size = size or stride
+        self.datagram_bytes = datagram_bytes or stride
         self._uniform: bool | None = None
         self._clean: bool | None = None
-        self.slots: list[memoryview] | None = None
+        self.payload_views: list[memoryview] | None = None
 
     def continues(self, previous: Run) -> bool:
         """Whether this run looks like more of the same flight: then both together may be one run, if its memory
@@ -127,18 +129,18 @@ class Run:
             return [self]
         parts = []
         for start, stop in zip([0, *starts], [*starts, len(longs)], strict=True):
-            end = length if stop == len(longs) else (stop - 1) * stride + self.size
-            part = Run(data[start * stride : end], stride, self.addr, self.local, self.size)
+            end = length if stop == len(longs) else (stop - 1) * stride + self.datagram_bytes
+            part = Run(data[start * stride : end], stride, self.addr, self.local, self.datagram_bytes)
             if stop - start == 1:
-                part.stride = part.size = len(part.data)
-            elif self.slots is not None:
-                part.slots = self.slots[start:stop]
+                part.stride = part.datagram_bytes = len(part.data)
+            elif self.payload_views is not None:
+                part.payload_views = self.payload_views[start:stop]
             parts.append(part)
         return parts
 
     def datagrams(self) -> list[memoryview]:
         """The datagrams one by one."""
-        return [self.data[i : i + self.size] for i in range(0, len(self.data), self.stride)]
+        return [self.data[i : i + self.datagram_bytes] for i in range(0, len(self.data), self.stride)]
 
     def is_uniform(self) -> bool:
         """Whether all headers agree in type, version, extension and connection id, so that one look tells
@@ -217,9 +219,9 @@ class Run:
 
     def payloads(self) -> list[memoryview]:
         """The payloads of a clean run."""
-        data, stride, size = self.data, self.stride, self.size
+        data, stride, size = self.data, self.stride, self.datagram_bytes
         full = len(data) // stride if size == stride else (len(data) + stride - size) // stride
-        payloads = self.slots or [data[i + HEADER_BYTES : i + size] for i in range(0, full * stride, stride)]
+        payloads = self.payload_views or [data[i + HEADER_BYTES : i + size] for i in range(0, full * stride, stride)]
         if full * stride < len(data):
             payloads.append(data[full * stride + HEADER_BYTES :])
         return payloads
@@ -230,34 +232,34 @@ class Transmit:
 
     addr           where to, as the socket module writes it
     data           their bytes
-    segment        bytes of each datagram but the last, which may be shorter
+    datagram_bytes of each datagram but the last, which may be shorter
     count          how many datagrams
     may_fragment   whether IP may fragment them (don't-fragment off): sizes this path has not proven
-    is_probe       whether this is a path MTU probe: EMSGSIZE is then its result, not an error
+    is_mtu_probe       whether this is a path MTU probe: EMSGSIZE is then its result, not an error
     """
 
-    __slots__ = ("addr", "count", "data", "is_probe", "may_fragment", "segment")
+    __slots__ = ("addr", "count", "data", "datagram_bytes", "is_mtu_probe", "may_fragment")
 
     def __init__(
         self,
         addr: object,
         data: bytes | bytearray,
         *,
-        segment: int = 0,
+        datagram_bytes: int = 0,
         count: int = 1,
         may_fragment: bool = False,
-        is_probe: bool = False,
+        is_mtu_probe: bool = False,
     ) -> None:
         self.addr = addr
         self.data = data
-        self.segment = segment
+        self.datagram_bytes = datagram_bytes
         self.count = count
         self.may_fragment = may_fragment
-        self.is_probe = is_probe
+        self.is_mtu_probe = is_mtu_probe
 
     def datagrams(self) -> list[bytes]:
         """The datagrams one by one, copied: the way of senders that cannot send them all at once."""
         whole = bytes(self.data)
         if self.count == 1:
             return [whole]
-        return [whole[i : i + self.segment] for i in range(0, len(whole), self.segment)]
+        return [whole[i : i + self.datagram_bytes] for i in range(0, len(whole), self.datagram_bytes)]

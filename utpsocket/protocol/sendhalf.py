@@ -17,7 +17,7 @@ from utpsocket.protocol.congestion import Controller
 from utpsocket.protocol.flights import Flight, Flights
 from utpsocket.protocol.outstanding import Outstanding
 from utpsocket.protocol.pacing import PACED_FROM_RTT_US, Pacer
-from utpsocket.protocol.packet import HEADER_BYTES, LEAST_PADDING_BYTES
+from utpsocket.protocol.packet import HEADER_BYTES, MIN_PADDING_BYTES
 from utpsocket.protocol.pathmtu import PathMtu
 from utpsocket.protocol.receivehalf import NEVER
 from utpsocket.protocol.runs import MAX_RUN_PACKETS, MAX_SEND_BYTES, MAX_SEND_PACKETS, packets_per_send
@@ -30,7 +30,7 @@ _SENDS_PER_BURST: Final = MAX_RUN_PACKETS // MAX_SEND_PACKETS
 EMPTY_PACKET_BYTES: Final = HEADER_BYTES + 28
 # docs/protocol.md §3: one packet to an address that may be spoofed, so small that it and the STATE before it are no
 # more than three times the SYN: 48 + 48 + 48.
-_UNPROVEN_BYTES: Final = 48
+_UNVERIFIED_BYTES: Final = 48
 
 
 class SendHalf(Outstanding):
@@ -39,14 +39,14 @@ class SendHalf(Outstanding):
     __slots__ = (
         "_burst_at",
         "awaits_grant",
-        "credit_bytes",
+        "amplification_credit_bytes",
         "fin_seq",
         "has_more",
-        "in_pieces",
+        "flight_to_split",
         "is_finishing",
-        "is_opening",
+        "is_opening_due",
         "nodelay",
-        "opens_with_data",
+        "must_open_with_data",
         "pacer",
         "resent_packets",
         "sent_packets",
@@ -59,12 +59,12 @@ class SendHalf(Outstanding):
         self.has_more = False  # the application has written more than we have read: a short packet can wait for it
         self.nodelay = False
         self.is_finishing = False
-        self.credit_bytes = 0  # of IP packets that may leave before the address is proven
-        self.opens_with_data = False  # the peer may hear nothing, not even a FIN, before a first DATA, be it empty
-        self.is_opening = False  # there is nothing to send, and that DATA must leave
+        self.amplification_credit_bytes = 0  # of IP packets that may leave before the address is proven
+        self.must_open_with_data = False  # the peer may hear nothing, not even a FIN, before a first DATA, be it empty
+        self.is_opening_due = False  # there is nothing to send, and that DATA must leave
         self.awaits_grant = False  # somebody else decides when new data may leave
         self.fin_seq: int | None = None
-        self.in_pieces: Flight | None = None  # see poll_pieces()
+        self.flight_to_split: Flight | None = None  # see poll_pieces()
         self._burst_at = -1  # when new data last left: what the window still holds may follow in the same instant
         self.sent_packets = 0
         self.resent_packets = 0
@@ -78,7 +78,7 @@ class SendHalf(Outstanding):
     @property
     def burst_bytes(self) -> int:
         """What the most packets of whole system calls carry, that may leave as one flight."""
-        size = self.mtu.size
+        size = self.mtu.datagram_bytes
         return _SENDS_PER_BURST * packets_per_send(size) * (size - HEADER_BYTES)
 
     @property
@@ -89,7 +89,7 @@ class SendHalf(Outstanding):
     @property
     def is_peer_window_limited(self) -> bool:
         """Bytes wait only because the peer's window does not take them."""
-        return self.unsent_bytes > 0 and self.peer.window_bytes < self.mtu.size
+        return self.unsent_bytes > 0 and self.peer.window_bytes < self.mtu.datagram_bytes
 
     @property
     def is_idle(self) -> bool:
@@ -111,21 +111,21 @@ class SendHalf(Outstanding):
     def next_flight(self, *, now: int, max_segments: int) -> Flight | None:
         """The next packets to put on the wire, already booked as sent, or None when nothing may leave now."""
         if self._paced_until < now:
-            self.pacer.on_late(now - self._paced_until, self.recovery.srtt_us)
+            self.pacer.on_late_timer(now - self._paced_until, self.recovery.srtt_us)
         self._paced_until = NEVER
         flights = self.flights
-        if self._unfinished is not None:
+        if self._unfinished_ack is not None:
             return None  # what seems to be missing may be acked
         if flights.lost_packets:
-            return self._resend(now=now, max_segments=max_segments)
+            return self._next_retransmission(now=now, max_segments=max_segments)
         if self._tail_probe_due:
-            return self._probe_tail(now=now)
-        if not self.is_proven and self.sent_packets:
+            return self._next_tail_probe(now=now)
+        if not self.is_peer_verified and self.sent_packets:
             return None
         unsent = self.buffer.end_offset - self.sent_offset
         if not unsent:
             self._closed_since = NEVER
-            return self._finish(now=now) if self.is_finishing or self.is_opening else None
+            return self._next_fin(now=now) if self.is_finishing or self.is_opening_due else None
         if self.awaits_grant:
             return None
         return self._next_new_data(unsent, now=now, max_segments=max_segments)
@@ -136,17 +136,17 @@ class SendHalf(Outstanding):
         peer's window.
         """
         flights, mtu, peer = self.flights, self.mtu, self.peer
-        if mtu.known is not None and mtu.known.proven > mtu.proven and mtu.adopt():
-            self.controller.on_segment_size(mtu.size - HEADER_BYTES)
-        size = mtu.size - HEADER_BYTES
-        if not self.is_proven:
-            max_segments, size = 1, min(_UNPROVEN_BYTES, self.credit_bytes - EMPTY_PACKET_BYTES)
+        if mtu.known is not None and mtu.known.confirmed_bytes > mtu.confirmed_bytes and mtu.adopt_known():
+            self.controller.on_segment_size(mtu.datagram_bytes - HEADER_BYTES)
+        size = mtu.datagram_bytes - HEADER_BYTES
+        if not self.is_peer_verified:
+            max_segments, size = 1, min(_UNVERIFIED_BYTES, self.amplification_credit_bytes - EMPTY_PACKET_BYTES)
             if size <= 0:
                 return None
         peer_room = peer.window_bytes - flights.in_flight_bytes - flights.lost_bytes
         worthwhile = min(unsent, peer.sws_threshold_bytes(size))
         if peer_room < worthwhile and not flights.packets:
-            return self._probe_window(peer_room, worthwhile, now=now)
+            return self._next_window_probe(peer_room, worthwhile, now=now)
         self._is_persisting = False
         window = self.controller.window_bytes
         room = max(window, size) - flights.in_flight_bytes
@@ -154,11 +154,11 @@ class SendHalf(Outstanding):
         if is_peer_limited:
             room = peer_room
         elif room < unsent:
-            self._limited_at = now
+            self._window_limited_at = now
         room = min(room, (peer.reorder_packets - flights.packets) * size)
         if room < worthwhile:
             return None
-        whole = _SENDS_PER_BURST * packets_per_send(mtu.size)
+        whole = _SENDS_PER_BURST * packets_per_send(mtu.datagram_bytes)
         burst = min(whole, self._burst_packets(size, now=now))
         if not burst:
             return None
@@ -169,10 +169,10 @@ class SendHalf(Outstanding):
             return None
         self._burst_at = now
         most = min(max_segments, burst)
-        if unsent > size and peer.tells_delay and self.is_proven:  # a probe is full, and something follows it
+        if unsent > size and peer.reports_delay and self.is_peer_verified:  # a probe is full, and something follows it
             before_probe = mtu.packets_before_probe(now=now)
             if not before_probe and size <= room:
-                return self._probe_mtu(size, now=now)
+                return self._next_mtu_probe(size, now=now)
             most = min(most, before_probe or 1)
         full = min(unsent, room) // size
         count, last_size = min(most, full), size
@@ -185,17 +185,17 @@ class SendHalf(Outstanding):
         mtu.packets_since_probe += count
         flight = Flight(flights.next_seq, count, size, last_size, self.sent_offset, now)
         flight.is_small = last_size < size
-        flight.is_whole = mtu.is_proven(mtu.size)
+        flight.is_whole = mtu.is_confirmed(mtu.datagram_bytes)
         self._add(flight, now=now)
         return flight
 
-    def _probe_mtu(self, size: int, *, now: int) -> Flight:
+    def _next_mtu_probe(self, size: int, *, now: int) -> Flight:
         """A packet padded to more than is proven: should it not pass, its data fits without the padding.
         docs/protocol.md §10: uTP does not re-segment, so data that left in a large packet would be stuck with it.
         """
         probe_bytes = self.mtu.probe_size()
         self.mtu.on_probe_sent(probe_bytes)
-        size = min(size, probe_bytes - HEADER_BYTES - LEAST_PADDING_BYTES)
+        size = min(size, probe_bytes - HEADER_BYTES - MIN_PADDING_BYTES)
         flight = Flight(self.flights.next_seq, 1, size, size, self.sent_offset, now)
         flight.probe_bytes = probe_bytes
         flight.is_whole = True
@@ -235,7 +235,7 @@ class SendHalf(Outstanding):
         packets = self.pacer.packets(size, self._paced_bytes(), self.recovery.srtt_us, now=now)
         if not packets:
             self._paced_until = self.pacer.ready_at
-            self._limited_at = now
+            self._window_limited_at = now
         return packets
 
     def _may_send_small(self) -> bool:
@@ -246,24 +246,24 @@ class SendHalf(Outstanding):
             return False
         return self.nodelay or self.flights.small_packets < _SMALL_PACKETS
 
-    def _finish(self, *, now: int) -> Flight | None:
+    def _next_fin(self, *, now: int) -> Flight | None:
         """Our FIN, once everything before it has been sent; before it, or alone, an empty DATA where one is needed."""
-        is_opening = (self.is_opening or self.opens_with_data) and not self.sent_packets
-        self.is_opening = False
-        if is_opening:
+        is_opening_due = (self.is_opening_due or self.must_open_with_data) and not self.sent_packets
+        self.is_opening_due = False
+        if is_opening_due:
             flight = Flight(self.flights.next_seq, 1, 0, 0, self.sent_offset, now)
             self._add(flight, now=now)
             return flight
         if not self.is_finishing or self.fin_seq is not None:
             return None
-        if not self.is_proven and self.credit_bytes < EMPTY_PACKET_BYTES:
+        if not self.is_peer_verified and self.amplification_credit_bytes < EMPTY_PACKET_BYTES:
             return None
         self.fin_seq = self.flights.next_seq
         flight = Flight(self.fin_seq, 1, 0, 0, self.sent_offset, now)
         self._add(flight, now=now)
         return flight
 
-    def _probe_window(self, peer_room: int, worthwhile: int, *, now: int) -> Flight | None:
+    def _next_window_probe(self, peer_room: int, worthwhile: int, *, now: int) -> Flight | None:
         """Nothing is under way and the peer's window is closed: wait, then try a little. RFC 9293 §3.8.6.1."""
         if not self._is_persisting:
             self._is_persisting = True
@@ -277,12 +277,15 @@ class SendHalf(Outstanding):
         self._add(flight, now=now)
         return flight
 
-    def _resend(self, *, now: int, max_segments: int) -> Flight | None:
+    def _next_retransmission(self, *, now: int, max_segments: int) -> Flight | None:
         flights = self.flights
         flight = flights.first_lost()
         assert flight is not None
-        size = flight.size
-        if not self.is_proven and self.credit_bytes < EMPTY_PACKET_BYTES + flight.last_size:
+        size = flight.payload_bytes
+        if (
+            not self.is_peer_verified
+            and self.amplification_credit_bytes < EMPTY_PACKET_BYTES + flight.last_payload_bytes
+        ):
             return None
         most = MAX_SEND_BYTES // (size + HEADER_BYTES)
         count = min(flight.count, max_segments, most, self._burst_packets(size, now=now))
@@ -295,18 +298,18 @@ class SendHalf(Outstanding):
             on_its_way = min(flights.in_flight_bytes, since)
             fit = (self.controller.window_bytes - on_its_way) // size
             if fit < count:
-                self._limited_at = now
+                self._window_limited_at = now
             count = min(count, max(fit, 0 if on_its_way else 1))
             if not count:
                 return None
         elif size:
             count = 1
         self._resend_at_once = False
-        if self._drops_fragments and flight.largest + HEADER_BYTES > self.mtu.size:
+        if self._drops_fragments and flight.largest_payload_bytes + HEADER_BYTES > self.mtu.datagram_bytes:
             count = 1
         flight = flights.resent(flight, count, now=now)
         self._add_pieces(flight)
-        flight.is_whole = self.mtu.is_proven(size + HEADER_BYTES)
+        flight.is_whole = self.mtu.is_confirmed(size + HEADER_BYTES)
         self.resent_packets += count
         self._rto_from_us = now
         self._on_sent(count, flight.total_bytes, now=now)
@@ -314,15 +317,15 @@ class SendHalf(Outstanding):
 
     def _add_pieces(self, flight: Flight) -> None:
         """If this packet, which first left when the path was wider, may not pass but in pieces, they follow it."""
-        if self._drops_fragments and flight.largest + HEADER_BYTES > self.mtu.size:
-            self.in_pieces = flight
+        if self._drops_fragments and flight.largest_payload_bytes + HEADER_BYTES > self.mtu.datagram_bytes:
+            self.flight_to_split = flight
 
     def poll_pieces(self) -> Flight | None:
         """The packet, left just now, whose pieces are to leave as well (fragmentation.py), or None."""
-        flight, self.in_pieces = self.in_pieces, None
+        flight, self.flight_to_split = self.flight_to_split, None
         return flight if flight is not None and flight.seq >= self.flights.una_seq else None
 
-    def _probe_tail(self, *, now: int) -> Flight | None:
+    def _next_tail_probe(self, *, now: int) -> Flight | None:
         """The last packet again, so that its ack tells whether the tail arrived. RFC 8985 §7.3."""
         self._tail_probe_due = False
         flights = self.flights
@@ -332,7 +335,7 @@ class SendHalf(Outstanding):
         if flight.probe_bytes:
             # It was silent for two round trips, and nothing else can tell why: its size is to blame.
             flight.probe_bytes = 0
-            flight.is_whole = self.mtu.is_proven(flight.size + HEADER_BYTES)
+            flight.is_whole = self.mtu.is_confirmed(flight.payload_bytes + HEADER_BYTES)
             self.mtu.on_probe_lost(now=now)
         flights.resent(flight, 1, now=now)
         self._add_pieces(flight)
@@ -348,11 +351,11 @@ class SendHalf(Outstanding):
             self.flights = Flights(self.flights.next_seq)
         self.buffer.clear()
         self.sent_offset = self.buffer.end_offset
-        self._paced_until = self._reorder_at = self._closed_since = NEVER
-        self._is_persisting = self._is_forgetting = False
-        self._unfinished = None
+        self._paced_until = self._loss_check_at = self._closed_since = NEVER
+        self._is_persisting = self._is_forgetting_sacks = False
+        self._unfinished_ack = None
         self._lost_through_us = -1
-        self.in_pieces = None
+        self.flight_to_split = None
 
     def _check(self) -> None:
         """Invariants, for tests and the simulator."""

@@ -17,12 +17,12 @@ TIMESTAMP_MASK: Final = 0xFFFFFFFF
 
 def on_timestamps(send: SendHalf, receive: ReceiveHalf, timestamp_us: int, difference_us: int, *, now: int) -> int:
     """What an acceptable packet says of time. Returns the delay that the peer measured, 0 for none."""
-    receive.heard_at = now
+    receive.received_at = now
     if timestamp_us:
         receive.difference_us = delay_us = (now - timestamp_us) & TIMESTAMP_MASK
         send.controller.on_peer_delay(delay_us, now=now)
-    receive.told_us = told_us = 0 if difference_us in _NO_SAMPLES else difference_us
-    return told_us
+    receive.peer_difference_us = peer_difference_us = 0 if difference_us in _NO_SAMPLES else difference_us
+    return peer_difference_us
 
 
 def on_run_timestamps(send: SendHalf, receive: ReceiveHalf, timestamps: array[int], *, now: int) -> None:

@@ -14,10 +14,10 @@ from utpsocket.protocol.flights import Flights
 from utpsocket.protocol.packet import DATA, FIN, RESET
 
 ACK_SLACK: Final = 3  # libutp's ACK_NR_ALLOWED_WINDOW; docs/protocol.md §4
-_UNPROVEN_SLACK: Final = 1  # a first keepalive: libutp's initiator may say nothing else
+_UNVERIFIED_SLACK: Final = 1  # a first keepalive: libutp's initiator may say nothing else
 
 
-def is_believable(type: int, ack_next_seq: int, flights: Flights, *, is_proven: bool) -> bool:
+def is_acceptable_ack(type: int, ack_next_seq: int, flights: Flights, *, is_peer_verified: bool) -> bool:
     """Whether the packet's ack is one that only our peer could know.
 
     A STATE that was overtaken says nothing new, so it need not be let in from far behind. DATA and FIN may have been
@@ -25,8 +25,8 @@ def is_believable(type: int, ack_next_seq: int, flights: Flights, *, is_proven: 
     STATE's number, which is one past our last packet.
     """
     behind = ACK_SLACK
-    if not is_proven:
-        behind = _UNPROVEN_SLACK
+    if not is_peer_verified:
+        behind = _UNVERIFIED_SLACK
     elif type in (DATA, FIN):
         behind += flights.max_outstanding
     ahead = 1 if type == RESET else 0

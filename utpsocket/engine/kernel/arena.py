@@ -49,7 +49,7 @@ class Arena:
         """The payloads of the run's full datagrams, which begin at room()[start], made in an earlier iteration: slicing
         anew costs more than anything else that is done with them. None where they are not at hand.
         """
-        stride, size = run.stride, run.size
+        stride, size = run.stride, run.datagram_bytes
         start += self._used
         if self._chunk is not self._first or start < 0 or start % stride:
             return None

@@ -356,7 +356,7 @@ class Port:
             elif size:
                 run = Run(room[first * stride : (first + count - 1) * stride + last], stride, addr, local, size)
                 if count > 1:
-                    run.slots = arena.slots(run, first * stride)
+                    run.payload_views = arena.slots(run, first * stride)
                 runs.append(run)
             else:
                 self.truncated_datagrams += 1
@@ -472,7 +472,7 @@ class Port:
             return
         sent = 0
         if self._has_gso:
-            segment = transmit.segment
+            segment = transmit.datagram_bytes
             cmsg = self._segment_cmsg.get(segment)
             if cmsg is None:
                 cmsg = [(stdlib.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("=H", segment))]
@@ -503,7 +503,7 @@ class Port:
 
     def _send_many(self, transmit: Transmit, sent: int, source: list[Any], addr: object) -> None:
         """All but the first `sent` datagrams, in as few calls as it takes."""
-        data, segment = transmit.data, transmit.segment
+        data, segment = transmit.data, transmit.datagram_bytes
         while sent < transmit.count:
             count = 0
             if not self.pending:

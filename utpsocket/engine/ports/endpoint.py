@@ -29,9 +29,9 @@ from utpsocket.engine.ports.stateless_resets import StatelessResets
 from utpsocket.engine.ports.syncache import syn_of
 from utpsocket.engine.user_fds.socket_state import Identity, Role, Settings, window_bytes
 from utpsocket.protocol import Config, Connection, Run, Transmit
-from utpsocket.protocol.close_timers import Remains
-from utpsocket.protocol.handshake import PROVES_ITSELF
-from utpsocket.protocol.keepalive import Probing, by_default
+from utpsocket.protocol.close_timers import TimeWaitRecord
+from utpsocket.protocol.handshake import ACKS_SYN_ACK
+from utpsocket.protocol.keepalive import Probing, default_probing
 from utpsocket.protocol.packet import HEADER_BYTES, RESET, SYN, Packet, decode
 from utpsocket.protocol.pathmtu import (
     CEILING_IPV4_BYTES,
@@ -40,7 +40,7 @@ from utpsocket.protocol.pathmtu import (
     FLOOR_IPV6_BYTES,
     START_IPV4_BYTES,
 )
-from utpsocket.protocol.receivehalf import MODEST_WINDOW_BYTES, NEVER
+from utpsocket.protocol.receivehalf import NEVER, WIRESHARK_WINDOW_BYTES
 from utpsocket.protocol.states import TIME_WAIT
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ _DATAGRAMS_PER_ITERATION: Final = 512  # likewise, where they come one by one
 _PACKET_KINDS: Final = tuple(PACKET_OPTIONS.values())
 _FRESH: Final = struct.Struct("=4H")
 _LATE: Final = ("shares", "flood", "_outgoing", "resets", "remains")
-_by_default: Final = functools.lru_cache(16)(by_default)
+_by_default: Final = functools.lru_cache(16)(default_probing)
 
 
 class Endpoint:
@@ -167,7 +167,7 @@ class Endpoint:
         self.flood = Flood()
         self._outgoing: dict[object, Bridge] = {}  # by address: the last one, until it is over
         self.resets = StatelessResets()
-        self.remains: OrderedDict[tuple[object, int], tuple[int, Remains]] = OrderedDict()
+        self.remains: OrderedDict[tuple[object, int], tuple[int, TimeWaitRecord]] = OrderedDict()
         return getattr(self, name)
 
     @property
@@ -208,7 +208,7 @@ class Endpoint:
         send = window_bytes(settings.send_buffer_bytes) or _SEND_BYTES
         return Config(
             start_datagram_bytes=START_IPV4_BYTES if is_this_machine else least,
-            least_datagram_bytes=least,
+            min_datagram_bytes=least,
             max_datagram_bytes=limit or (CEILING_IPV4_BYTES if is_v4 else CEILING_IPV6_BYTES),
             receive_buffer_bytes=max(_LEAST_BUFFER_BYTES, min(receive, most)),
             send_buffer_bytes=max(_LEAST_BUFFER_BYTES, send),
@@ -263,9 +263,9 @@ class Endpoint:
             )
             if probing is None or asked.ends_us < probing.ends_us:
                 probing = asked
-        connection.keepalive(sign_us, probing, now=now)
+        connection.set_keepalive(sign_us, probing, now=now)
         if settings.syn_retries:
-            connection.repeat_syn(settings.syn_retries)
+            connection.set_syn_retries(settings.syn_retries)
         apply_packet_options(bridge)
         if settings.send_buffer_bytes:
             connection.send.buffer.capacity_bytes = max(_LEAST_BUFFER_BYTES, window_bytes(settings.send_buffer_bytes))
@@ -283,7 +283,7 @@ class Endpoint:
         self._outgoing[addr] = bridge
         if self.peers is not None:
             self.peers.join(bridge, self.port.local[0])
-        bridge.connection.connect(now=self.loop.now, patience_us=identity.settings.user_timeout_ms * 1_000)
+        bridge.connection.connect(now=self.loop.now, user_timeout_us=identity.settings.user_timeout_ms * 1_000)
         self.loop.initiated += 1
         return bridge
 
@@ -306,7 +306,7 @@ class Endpoint:
         self.flood.on_connections_changed()
         if self._outgoing.get(connection.addr) is bridge:
             del self._outgoing[connection.addr]
-        if not self.is_private and (remains := connection.remains()) is not None:
+        if not self.is_private and (remains := connection.time_wait_record()) is not None:
             key = connection.addr, connection.recv_id
             self.remains.pop(key, None)
             self.remains[key] = self.loop.now, remains
@@ -375,7 +375,7 @@ class Endpoint:
                     self.handle_run(before, now=now)
             before = run
             if len(run.data) > run.stride:
-                run.slots = arena.slots(run, -len(run.data))
+                run.payload_views = arena.slots(run, -len(run.data))
         if runs > 1:
             self._expected_runs = _EXPECTED_RUNS
         elif self._expected_runs:
@@ -419,13 +419,13 @@ class Endpoint:
                 self.loop.owner = bridge
                 bridge.connection.handle_run(run, now=now)
                 self.loop.owner = self
-                if run.size >= _BULK_BYTES:
+                if run.datagram_bytes >= _BULK_BYTES:
                     self.shares.on_data(bridge, len(run.data), now=now)
                 self.loop.mark_dirty(bridge)
                 return
             if self.overlapping and overlapping_ports.take_run(self, run, now=now):
                 return
-        if self.flood.is_on and len(run.data) > run.size:
+        if self.flood.is_on and len(run.data) > run.datagram_bytes:
             self.flood.take_merged(self, run, now=now)
             return
         for datagram in run.datagrams():
@@ -463,7 +463,7 @@ class Endpoint:
                     self._answer_unkept(run, now=now)
                     return
                 else:
-                    proves_itself = packet.ack16 == PROVES_ITSELF
+                    proves_itself = packet.ack16 == ACKS_SYN_ACK
                     bridge = self._admit(run, connection_id + 1 & 0xFFFF, proves_itself=proves_itself, now=now)
         else:
             bridge = self.bridges.get((addr, connection_id))
@@ -486,7 +486,7 @@ class Endpoint:
         elif packet.type not in (RESET, SYN):
             ended_at, remains = self.remains.get((addr, connection_id), (0, None))
             if remains is not None and now < ended_at + _REMAINS_US:
-                answer = remains.answer(packet, now=now)
+                answer = remains.ack_repeated(packet, now=now)
                 if answer is not None:
                     self.port.send(Transmit(addr, answer), self.source(run))
                     return
@@ -573,7 +573,7 @@ class Endpoint:
     def _window_bytes(self, listener: Listener) -> int:
         """What a new connection of the listener's would advertise."""
         receive_bytes = window_bytes(listener.identity.settings.receive_buffer_bytes) or FIRST_WINDOW_BYTES
-        bytes_at_first = min(self.shares.at_first(len(self.bridges)), MODEST_WINDOW_BYTES)
+        bytes_at_first = min(self.shares.at_first(len(self.bridges)), WIRESHARK_WINDOW_BYTES)
         return min(max(_LEAST_BUFFER_BYTES, receive_bytes), bytes_at_first)
 
     def is_cached(self, run: Run, syn_id: int) -> bool:
@@ -609,7 +609,7 @@ class Endpoint:
             name = packed_name(connection.addr)
             listener.cache.keep(name, connection.send_id, syn_seq & 0xFFFF, our_seq & 0xFFFF, now=now)
             self._watch_cache(listener)
-        connection.forget()
+        connection.close_silently()
         self.loop.mark_dirty(bridge)
 
     def _watch_cache(self, listener: Listener) -> None:

@@ -412,7 +412,7 @@ class Flood:
             self._names[source] = name
             answers = endpoint.cached_answers([name] * len(syns), syns, now=now)
             if not endpoint.port.pending:
-                transmit = Transmit(addr, answers, segment=HEADER_BYTES, count=len(syns))
+                transmit = Transmit(addr, answers, datagram_bytes=HEADER_BYTES, count=len(syns))
                 endpoint.port.send(transmit, endpoint.source(run))
         else:
             for head in syns:

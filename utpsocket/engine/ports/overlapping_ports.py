@@ -163,6 +163,6 @@ def _told(endpoint: OverlappingPort) -> str:
 def _as_come_to(other: OverlappingPort, endpoint: OverlappingPort, run: Run) -> Run:
     """The run as the other port would have got it: a wildcard one is told at which address."""
     local = _told(endpoint) if other.port.is_wildcard else None
-    handed = Run(run.data, run.stride, run.addr, local, run.size)
-    handed.slots = run.slots
+    handed = Run(run.data, run.stride, run.addr, local, run.datagram_bytes)
+    handed.payload_views = run.payload_views
     return handed

@@ -93,13 +93,13 @@ class GrantQueue:
             self._most_bytes = max(self._most_bytes, self._sure_bytes)
         left_bytes = bridge.grant_offset + bridge.grant_bytes - send.sent_offset
         if left_bytes > 0:
-            payload_bytes = send.mtu.size - HEADER_BYTES
+            payload_bytes = send.mtu.datagram_bytes - HEADER_BYTES
             if send.unsent_bytes <= left_bytes:
                 return -(-left_bytes // payload_bytes)
             if left_bytes >= payload_bytes:  # packets may have grown, and what is left makes none of its own
                 return left_bytes // payload_bytes
         # A short message that follows nothing takes no place worth waiting for.
-        send.awaits_grant = bool(send.flights.queue) or send.unsent_bytes > send.mtu.size
+        send.awaits_grant = bool(send.flights.queue) or send.unsent_bytes > send.mtu.datagram_bytes
         if send.awaits_grant and send.unsent_bytes:
             self._waiting[bridge] = None
         return 1  # what is to be sent again
@@ -114,7 +114,7 @@ class GrantQueue:
             following = next(iter(self._waiting))
             del self._waiting[following]
             send = following.connection.send
-            size = send.mtu.size
+            size = send.mtu.datagram_bytes
             self._share_window(following, send)
             whole_bytes = min(send.controller.window_bytes, send.peer.window_bytes)
             window_bytes = whole_bytes - send.flights.in_flight_bytes

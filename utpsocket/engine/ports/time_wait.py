@@ -51,7 +51,7 @@ class TimeWaits:
         """The other side has all the acks that it needs: wait no more, once the program has closed this one."""
         if bridge.engine_sock is None and bridge.connection.state is TIME_WAIT:
             bridge.other_side = None
-            bridge.connection.forget()
+            bridge.connection.close_silently()
             self._loop.mark_dirty(bridge)
 
     def _keep(self, endpoint: BridgePort) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.user_fds import shared_errnos
-from utpsocket.protocol.keepalive import SIGN_OF_LIFE_SECONDS
+from utpsocket.protocol.keepalive import NAT_KEEPALIVE_SECONDS
 
 _PIECE_BYTES: Final = 1_600
 WRITTEN_BY_ENGINE: Final = (
@@ -68,7 +68,7 @@ class Settings:
         self.keepalive_idle_seconds = 7_200  # tcp(7): tcp_keepalive_time, _intvl, _probes
         self.keepalive_interval_seconds = 75
         self.keepalive_count = 9
-        self.sign_of_life_seconds = SIGN_OF_LIFE_SECONDS  # 0: none
+        self.sign_of_life_seconds = NAT_KEEPALIVE_SECONDS  # 0: none
         self.syn_retries = 0  # 0: the default
         self.linger_seconds: int | None = None  # None: off; close() then returns at once
         self.user_timeout_ms = 0

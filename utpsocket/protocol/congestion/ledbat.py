@@ -21,11 +21,11 @@ from typing import Final
 TARGET_DELAY_US: Final = 100_000  # queueing delay LEDBAT steers to. RFC 6817 §2.5; libutp's default
 MAX_GAIN_BYTES: Final = 3_000  # most growth or shrinkage per round trip: libutp MAX_CWND_INCREASE_BYTES_PER_RTT
 INITIAL_PACKETS: Final = 10  # RFC 6928
-_INITIAL_BYTES: Final = 13_800  # as many in packets of less than their full size, which soon is proven
+_MIN_INITIAL_WINDOW_BYTES: Final = 13_800  # as many in packets of less than their full size, which soon is proven
 MIN_PACKETS: Final = 2  # RFC 6817 MIN_CWND
-_GENTLE_SHARE: Final = 4  # slow start grows by a quarter per round trip once it has seen a queue: RFC 9406 CSS
-_LEAST_QUEUE_US: Final = 4_000  # RFC 9406 MIN_RTT_THRESH: less is noise
-_MOST_QUEUE_US: Final = 16_000  # RFC 9406 MAX_RTT_THRESH
+_CSS_GROWTH_DIVISOR: Final = 4  # slow start grows by a quarter per round trip once it has seen a queue: RFC 9406 CSS
+_MIN_QUEUE_US: Final = 4_000  # RFC 9406 MIN_RTT_THRESH: less is noise
+_MAX_QUEUE_US: Final = 16_000  # RFC 9406 MAX_RTT_THRESH
 _BASE_MINUTES: Final = 13  # libutp DELAY_BASE_HISTORY
 _MINUTE_US: Final = 60_000_000
 _CURRENT_SAMPLES: Final = 3  # libutp CUR_DELAY_SIZE
@@ -90,47 +90,47 @@ class Ledbat:
 
     __slots__ = (
         "_base",
-        "_before_cut",
-        "_current_us",
+        "_before_reduction",
+        "_current_delays_us",
         "_drift_ends_at",
         "_drift_us",
-        "_gain_rest",
-        "_is_gentle",
-        "_peer_base",
-        "_penalty_us",
+        "_gain_remainder",
+        "_is_conservative",
+        "_peer_base_delay",
+        "_drift_penalty_us",
         "_segment_bytes",
-        "_slow_start_bytes",
-        "_slowed_at",
+        "_ssthresh_bytes",
+        "_conservative_since",
         "is_slow_start",
         "window_bytes",
     )
 
     def __init__(self, segment_bytes: int) -> None:
         self._segment_bytes = segment_bytes
-        self.window_bytes = max(INITIAL_PACKETS * segment_bytes, _INITIAL_BYTES)
+        self.window_bytes = max(INITIAL_PACKETS * segment_bytes, _MIN_INITIAL_WINDOW_BYTES)
         self.is_slow_start = True
-        self._is_gentle = False  # slow start has seen a queue
-        self._slowed_at = 0  # when it did
-        self._slow_start_bytes = 0  # slow start after a timeout ends at this window; 0: no such bound yet
-        self._before_cut: tuple[int, bool, int] | None = None  # window, slow start and its bound
+        self._is_conservative = False  # slow start has seen a queue
+        self._conservative_since = 0  # when it did
+        self._ssthresh_bytes = 0  # slow start after a timeout ends at this window; 0: no such bound yet
+        self._before_reduction: tuple[int, bool, int] | None = None  # window, slow start and its bound
         self._base = _BaseDelay()
-        self._peer_base = _BaseDelay()
-        self._current_us: list[int] = []
+        self._peer_base_delay = _BaseDelay()
+        self._current_delays_us: list[int] = []
         self._drift_us = 0
         self._drift_ends_at = 0
-        self._penalty_us = 0
-        self._gain_rest = 0
+        self._drift_penalty_us = 0
+        self._gain_remainder = 0
 
     @property
     def queueing_delay_us(self) -> int:
         """The least of the last samples above the base, or 0."""
-        return min(self._current_us) + self._penalty_us if self._current_us else 0
+        return min(self._current_delays_us) + self._drift_penalty_us if self._current_delays_us else 0
 
     def on_delay(self, delay_us: int, *, now: int) -> None:
         """See Controller.on_delay. A jump of half the clock is a crafted or broken sample and starts a new base."""
-        self._current_us.append(min(self._base.add(delay_us, now=now), _HALF_TIMESTAMP >> 1))
-        if len(self._current_us) > _CURRENT_SAMPLES:
-            del self._current_us[0]
+        self._current_delays_us.append(min(self._base.add(delay_us, now=now), _HALF_TIMESTAMP >> 1))
+        if len(self._current_delays_us) > _CURRENT_SAMPLES:
+            del self._current_delays_us[0]
 
     def on_peer_delay(self, delay_us: int, *, now: int) -> None:
         """See Controller.on_peer_delay.
@@ -138,23 +138,23 @@ class Ledbat:
         When the peer's base falls, its clock runs ahead of ours, so our packets seem ever later to it: our base
         is raised by as much (libutp). One that runs off faster than clocks do is charged for it.
         """
-        before_us = self._peer_base.value_us
-        self._peer_base.add(delay_us, now=now)
+        before_us = self._peer_base_delay.value_us
+        self._peer_base_delay.add(delay_us, now=now)
         if before_us < 0:
             self._drift_ends_at = now + _DRIFT_PERIOD_US
             return
-        fall_us = (before_us - self._peer_base.value_us) & TIMESTAMP_MASK
+        fall_us = (before_us - self._peer_base_delay.value_us) & TIMESTAMP_MASK
         if 0 < fall_us < _HALF_TIMESTAMP and fall_us <= 10_000 and self._base.value_us >= 0:
             self._base.shift(fall_us)
             self._drift_us += fall_us
         if now >= self._drift_ends_at:
             self._drift_ends_at = now + _DRIFT_PERIOD_US
-            self._penalty_us = max(0, self._drift_us - _MAX_DRIFT_US) // 7
+            self._drift_penalty_us = max(0, self._drift_us - _MAX_DRIFT_US) // 7
             self._drift_us = 0
 
     def changes_base(self, delay_us: int) -> bool:
         """See Controller.changes_base."""
-        return self._peer_base.changes_base(delay_us)
+        return self._peer_base_delay.changes_base(delay_us)
 
     def on_ack(
         self, acked_bytes: int, *, in_flight_bytes: int, is_limited: bool, rtt_us: int, sent_us: int, now: int
@@ -165,7 +165,7 @@ class Ledbat:
             queueing_us = rtt_us  # a queue cannot take longer than the whole round trip
         window = self.window_bytes
         if self.is_slow_start:
-            if sent_us >= self._slowed_at:  # what left before says nothing about the window since
+            if sent_us >= self._conservative_since:  # what left before says nothing about the window since
                 self._slow_start(acked_bytes, queueing_us, is_limited=is_limited, rtt_us=rtt_us, now=now)
             return
         off_target_us = TARGET_DELAY_US - queueing_us
@@ -175,55 +175,57 @@ class Ledbat:
         # The share of this ack in a round trip's gain, with the rest of the division kept: many small acks must not
         # round it away, or upwards for one flow and downwards for its neighbour.
         most = TARGET_DELAY_US * max(window, acked_bytes)
-        gain_bytes, self._gain_rest = divmod(
-            MAX_GAIN_BYTES * min(acked_bytes, window) * off_target_us + self._gain_rest, most
+        gain_bytes, self._gain_remainder = divmod(
+            MAX_GAIN_BYTES * min(acked_bytes, window) * off_target_us + self._gain_remainder, most
         )
-        self.window_bytes = max(window + gain_bytes, self._least())
+        self.window_bytes = max(window + gain_bytes, self._min_window_bytes())
 
     def _slow_start(self, acked_bytes: int, queueing_us: int, *, is_limited: bool, rtt_us: int, now: int) -> None:
         """RFC 6817 leaves it open; see the module's docstring."""
         window = self.window_bytes
-        is_full = len(self._current_us) == _CURRENT_SAMPLES
+        is_full = len(self._current_delays_us) == _CURRENT_SAMPLES
         if queueing_us >= TARGET_DELAY_US * 3 // 4:
             # What was under way one round trip ago made this queue, and filled the path: steering begins there.
             self.is_slow_start = False
-            self._slow_start_bytes = 0
-            ago = window * _GENTLE_SHARE // (_GENTLE_SHARE + 1) if self._is_gentle else window // 2
-            self.window_bytes = max(ago, self._least())
-        elif is_full and not self._is_gentle and queueing_us >= min(max(_LEAST_QUEUE_US, rtt_us // 8), _MOST_QUEUE_US):
-            self._is_gentle = True
-            self._slowed_at = now
-            self.window_bytes = max(window // 2, self._least())
+            self._ssthresh_bytes = 0
+            ago = window * _CSS_GROWTH_DIVISOR // (_CSS_GROWTH_DIVISOR + 1) if self._is_conservative else window // 2
+            self.window_bytes = max(ago, self._min_window_bytes())
+        elif (
+            is_full and not self._is_conservative and queueing_us >= min(max(_MIN_QUEUE_US, rtt_us // 8), _MAX_QUEUE_US)
+        ):
+            self._is_conservative = True
+            self._conservative_since = now
+            self.window_bytes = max(window // 2, self._min_window_bytes())
         elif is_limited:
-            self.window_bytes = window + (acked_bytes // _GENTLE_SHARE if self._is_gentle else acked_bytes)
-            if self._slow_start_bytes and self.window_bytes >= self._slow_start_bytes:
+            self.window_bytes = window + (acked_bytes // _CSS_GROWTH_DIVISOR if self._is_conservative else acked_bytes)
+            if self._ssthresh_bytes and self.window_bytes >= self._ssthresh_bytes:
                 self.is_slow_start = False
 
     def on_loss(self, *, now: int) -> None:
         """See Controller.on_loss. RFC 6817 §2.4.2: at most half, once per round trip."""
-        self._before_cut = (self.window_bytes, self.is_slow_start, self._slow_start_bytes)
+        self._before_reduction = (self.window_bytes, self.is_slow_start, self._ssthresh_bytes)
         self.is_slow_start = False
-        self.window_bytes = max(self.window_bytes // 2, self._least())
+        self.window_bytes = max(self.window_bytes // 2, self._min_window_bytes())
 
     def on_timeout(self, *, now: int) -> None:
         """See Controller.on_timeout. RFC 6817 §2.4.2; slow start again up to half of what was, as TCP (RFC 5681)."""
         if self.window_bytes > self._segment_bytes:  # else the timeout before this one has said it all
-            self._before_cut = (self.window_bytes, self.is_slow_start, self._slow_start_bytes)
-            self._slow_start_bytes = max(self.window_bytes // 2, 2 * self._least())
+            self._before_reduction = (self.window_bytes, self.is_slow_start, self._ssthresh_bytes)
+            self._ssthresh_bytes = max(self.window_bytes // 2, 2 * self._min_window_bytes())
         self.is_slow_start = True
-        self._is_gentle = False
+        self._is_conservative = False
         self.window_bytes = self._segment_bytes
 
     def on_spurious_loss(self, *, now: int) -> None:
         """See Controller.on_spurious_loss. RFC 3522 §3.2."""
-        if self._before_cut is not None:
-            window, self.is_slow_start, self._slow_start_bytes = self._before_cut
+        if self._before_reduction is not None:
+            window, self.is_slow_start, self._ssthresh_bytes = self._before_reduction
             self.window_bytes = max(self.window_bytes, window)
-            self._before_cut = None
+            self._before_reduction = None
 
     def seed_window(self, window_bytes: int) -> None:
         """See Controller.seed_window. Who has met a queue or a timeout knows better."""
-        if self.is_slow_start and not self._is_gentle and not self._slow_start_bytes:
+        if self.is_slow_start and not self._is_conservative and not self._ssthresh_bytes:
             self.window_bytes = max(self.window_bytes, window_bytes)
 
     def on_segment_size(self, segment_bytes: int) -> None:
@@ -231,5 +233,5 @@ class Ledbat:
         self._segment_bytes = segment_bytes
         self.window_bytes = max(self.window_bytes, segment_bytes)
 
-    def _least(self) -> int:
+    def _min_window_bytes(self) -> int:
         return MIN_PACKETS * self._segment_bytes
