@@ -32,6 +32,7 @@ from utpsocket.protocol import (
     recovery,
     runs,
     sendhalf,
+    times,
     validation,
 )
 from utpsocket.protocol.congestion import CONTROLLERS, ledbat
@@ -111,9 +112,9 @@ FACTS = [
     ("protocol", f"sent nothing for {keepalive.NAT_KEEPALIVE_SECONDS} s"),
     ("protocol", f"begins after {seconds(PROBING.idle_us)} s of silence, every {seconds(PROBING.interval_us)} s"),
     ("protocol", {9: "after nine questions without an answer"}[PROBING.count]),
-    ("protocol", f"A lone packet in order is acked after {ms(recovery.MAX_ACK_DELAY_US)} ms"),
+    ("protocol", f"A lone packet in order is acked after {ms(times.MAX_ACK_DELAY_US)} ms"),
     ("protocol", {3: "when three packets sent after it have been sacked"}[recovery.DUPLICATE_THRESHOLD]),
-    ("protocol", f"two round trips, {ms(recovery.MAX_ACK_DELAY_US)} ms and some variance"),
+    ("protocol", f"two round trips, {ms(times.MAX_ACK_DELAY_US)} ms and some variance"),
     ("protocol", f"max({ms(recovery._FOREIGN_ACK_DELAY_US)} ms, 4 × variance)"),
     ("protocol", f"at least {ms(recovery.MIN_RTO_US)} ms"),
     ("protocol", f"{seconds(recovery.INITIAL_RTO_US)} s before the first sample"),

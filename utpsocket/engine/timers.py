@@ -15,7 +15,7 @@ import heapq
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from utpsocket.protocol.receivehalf import NEVER
+from utpsocket.protocol.times import NEVER
 
 if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import Bridge

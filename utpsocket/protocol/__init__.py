@@ -14,9 +14,9 @@ from utpsocket.protocol.config import Config, Workspace
 from utpsocket.protocol.connection import Connection, ConnectionStats, Event, EventKind
 from utpsocket.protocol.flights import Flight
 from utpsocket.protocol.packet import Packet, PacketType
-from utpsocket.protocol.receivehalf import NEVER
 from utpsocket.protocol.runs import Run, Transmit
 from utpsocket.protocol.states import State
+from utpsocket.protocol.times import NEVER
 
 __all__ = [
     "NEVER",

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from utpsocket.protocol.packet import Packet, PacketType, encode
-from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
+from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.sendhalf import SendHalf
+from utpsocket.protocol.times import NEVER
 
 TIME_WAIT_US: Final = 600_000  # three of the shortest timeouts: long enough to re-ack a repeated FIN
 MAX_TIME_WAIT_US: Final = 60_000_000  # as Linux: however often the peer repeats itself

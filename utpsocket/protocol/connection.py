@@ -26,11 +26,12 @@ from utpsocket.protocol.fragmentation import PieceAssembly
 from utpsocket.protocol.handshake import Handshake
 from utpsocket.protocol.keepalive import Keepalive, Probing
 from utpsocket.protocol.packet import DATA, FIN, HEADER_BYTES, RESET, STATE, SYN, Packet, decode, unwrap
-from utpsocket.protocol.receivehalf import NEVER, ReceiveHalf
+from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.report import Address, ConnectionStats, Event, EventKind, figures
 from utpsocket.protocol.runs import Run, Transmit
 from utpsocket.protocol.sendhalf import EMPTY_PACKET_BYTES, SendHalf
 from utpsocket.protocol.states import CLOSED, CONNECTED, IDLE, SYN_RECEIVED, SYN_SENT, TIME_WAIT, TRANSITIONS, Trigger
+from utpsocket.protocol.times import NEVER, TIMESTAMP_MASK
 from utpsocket.protocol.timestamps import on_timestamps
 from utpsocket.protocol.validation import is_acceptable_ack, is_clean_close
 
@@ -39,7 +40,6 @@ __all__ = ["Connection", "ConnectionStats", "Event", "EventKind"]
 _ASSUMED_SYN_WINDOW_BYTES: Final = 10_240  # libtorrent's and librqbit's SYNs say 0, and mean nothing by it
 AMPLIFICATION_CREDIT_BYTES: Final = 3 * EMPTY_PACKET_BYTES  # that a SYN pays for: RFC 9000 §8.1
 _CONNECT_ERRORS: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM)
-TIMESTAMP_MASK: Final = 0xFFFFFFFF
 
 
 class Connection:

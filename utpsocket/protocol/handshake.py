@@ -40,7 +40,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from utpsocket.protocol.packet import Packet, PacketType, unwrap
-from utpsocket.protocol.receivehalf import NEVER
+from utpsocket.protocol.times import NEVER
 
 SYN_RTO_US: Final = 1_000_000  # docs/protocol.md §2
 SYN_TRIES: Final = 6  # each one RTO later than the last, which doubles: the last leaves after 31 s; TCP_SYNCNT + 1

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from utpsocket.protocol.receivehalf import NEVER
+from utpsocket.protocol.times import NEVER
 
 DOUBTFUL_RESET_US: Final = 500_000  # a RESET that proves nothing is believed if the peer says nothing for so long
 NAT_KEEPALIVE_SECONDS: Final = 29  # libutp's, below the 30 s after which the first NATs forget: docs/protocol.md §7

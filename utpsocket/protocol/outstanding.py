@@ -20,9 +20,9 @@ from utpsocket.protocol.packet import HEADER_BYTES, MAX_SACK_BYTES
 from utpsocket.protocol.pathmtu import PathMtu
 from utpsocket.protocol.paws import Paws
 from utpsocket.protocol.peerlimits import PeerLimits
-from utpsocket.protocol.receivehalf import NEVER
 from utpsocket.protocol.recovery import DUPLICATE_THRESHOLD, Recovery
 from utpsocket.protocol.sendbuffer import SendBuffer
+from utpsocket.protocol.times import NEVER
 
 MAX_TIMEOUTS: Final = 6  # consecutive retransmission timeouts before giving up: docs/protocol.md §9
 # And not before so much time without progress, since on a short path six of them are over in 13 s: as long as Linux

@@ -27,10 +27,9 @@ from array import array
 from typing import Final
 
 from utpsocket.protocol.reassembly import MAX_OUT_OF_ORDER_PACKETS
+from utpsocket.protocol.times import HALF_TIMESTAMP, TIMESTAMP_MASK
 
 MARK_PACKETS: Final = 2 * MAX_OUT_OF_ORDER_PACKETS
-TIMESTAMP_MASK: Final = 0xFFFFFFFF
-HALF_TIMESTAMP: Final = 1 << 31
 RESTEP_US: Final = 1_000_000
 FORGET_US: Final = 600_000_000  # no datagram lives so long
 _UNSTEADY_US: Final = 2_000_000  # queues that empty, and an eighth for clocks that differ

@@ -15,16 +15,14 @@ from typing import Final
 from utpsocket.protocol.packet import MAX_SACK_BYTES, sack_bytes
 from utpsocket.protocol.paws import Paws
 from utpsocket.protocol.reassembly import DUPLICATE, IN_ORDER, OUT_OF_ORDER, OUT_OF_WINDOW, Reassembly
-from utpsocket.protocol.recovery import MAX_ACK_DELAY_US
+from utpsocket.protocol.times import MAX_ACK_DELAY_US, NEVER, TIMESTAMP_MASK
 
-NEVER: Final = 1 << 62
 _ACK_EVERY_PACKETS: Final = 2  # RFC 5681 §4.2
 _WINDOW_UPDATE_BYTES: Final = 2 * 1_452  # two segments: RFC 9293 §3.8.6.2.2's "Fr * RCV.BUFF" for large buffers
 _SEGMENT_BYTES: Final = 1_452  # less room than this, or than half of a small buffer, is none: silly windows
 _WINDOW_UPDATE_AGAIN_US: Final = 1_000_000  # then doubled: a lost update would hang a sender that never probes
 _WINDOW_UPDATES: Final = 5
 _NO_SAMPLE: Final = 0
-TIMESTAMP_MASK: Final = 0xFFFFFFFF
 # Wireshark takes a packet that advertises more for none of uTP's. Only what receives much can need more.
 WIRESHARK_WINDOW_BYTES: Final = 0x380000
 _LARGE_WINDOW_AFTER_BYTES: Final = 16 << 20

@@ -17,17 +17,15 @@ from __future__ import annotations
 from typing import Final
 
 from utpsocket.protocol.flights import Acknowledged, Flight
+from utpsocket.protocol.times import HALF_TIMESTAMP, MAX_ACK_DELAY_US, TIMESTAMP_MASK
 
 MIN_RTO_US: Final = 200_000  # as Linux; libutp has 1 s, libtorrent 500 ms, librqbit 200 ms
 MAX_RTO_US: Final = 60_000_000  # RFC 6298 (2.5)
 INITIAL_RTO_US: Final = 1_000_000  # RFC 6298 (2.1)
 DUPLICATE_THRESHOLD: Final = 3  # BEP 29 "packet loss"; RFC 6675 DupThresh
-MAX_ACK_DELAY_US: Final = 10_000  # ours, receivehalf.py; a tail probe waits as much longer
 _FOREIGN_ACK_DELAY_US: Final = 100_000  # libutp's: a path without variance must not time out on it
 _GRANULARITY_US: Final = 1_000  # epoll's timeout
 _MAX_PROBE_MARGIN_US: Final = 30_000  # a lost last packet costs two round trips and 50 ms, no more
-TIMESTAMP_MASK: Final = 0xFFFFFFFF
-_HALF_TIMESTAMP: Final = 0x80000000
 _MAX_UNMEASURED_RTO_US: Final = 3_000_000  # no path worth speaking of takes longer for a round trip
 _MAX_REORDER_STEPS: Final = 16  # RFC 8985 §6.2 step 4: the window never exceeds one SRTT anyway
 
@@ -141,7 +139,7 @@ class Recovery:
             self.has_reordered = True
         rtt_us = now - acknowledged.sent_us
         if acknowledged.sends > 1:
-            if echo_us >= 0 and (echo_us - acknowledged.sent_us) & TIMESTAMP_MASK >= _HALF_TIMESTAMP:
+            if echo_us >= 0 and (echo_us - acknowledged.sent_us) & TIMESTAMP_MASK >= HALF_TIMESTAMP:
                 # Whatever the peer has heard left before the retransmission: the original had arrived, so patience was
                 # too short. RFC 3522 §3.2.
                 self.has_reordered = True

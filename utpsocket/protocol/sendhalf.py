@@ -19,9 +19,9 @@ from utpsocket.protocol.outstanding import Outstanding
 from utpsocket.protocol.pacing import PACED_FROM_RTT_US, Pacer
 from utpsocket.protocol.packet import HEADER_BYTES, MIN_PADDING_BYTES
 from utpsocket.protocol.pathmtu import PathMtu
-from utpsocket.protocol.receivehalf import NEVER
 from utpsocket.protocol.runs import MAX_RUN_PACKETS, MAX_SEND_BYTES, MAX_SEND_PACKETS, packets_per_send
 from utpsocket.protocol.sendbuffer import SendBuffer
+from utpsocket.protocol.times import NEVER
 
 _SMALL_PACKETS: Final = 4  # so a write, write, read exchange never waits for an ack, and a flood of bytes does
 _SENDS_PER_BURST: Final = MAX_RUN_PACKETS // MAX_SEND_PACKETS

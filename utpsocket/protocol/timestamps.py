@@ -10,9 +10,9 @@ from typing import Final
 
 from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.sendhalf import SendHalf
+from utpsocket.protocol.times import TIMESTAMP_MASK
 
 _NO_SAMPLES: Final = (0, 0x7FFFFFFF)  # docs/protocol.md §6
-TIMESTAMP_MASK: Final = 0xFFFFFFFF
 
 
 def on_timestamps(send: SendHalf, receive: ReceiveHalf, timestamp_us: int, difference_us: int, *, now: int) -> int:

@@ -24,7 +24,7 @@ from utpsocket.engine.interpreter.garbage_collector import Hold
 from utpsocket.engine.interpreter.originals import ctypes, os, platform, struct, time
 from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.kernel.high_fds import new_epoll, raised_duplicate
-from utpsocket.protocol.receivehalf import NEVER
+from utpsocket.protocol.times import NEVER
 
 _SLEEP_SECONDS: Final = 0.001
 _ONE: Final = struct.pack("=Q", 1)  # what an eventfd is written

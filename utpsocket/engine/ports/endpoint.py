@@ -40,8 +40,9 @@ from utpsocket.protocol.pathmtu import (
     FLOOR_IPV6_BYTES,
     START_IPV4_BYTES,
 )
-from utpsocket.protocol.receivehalf import NEVER, WIRESHARK_WINDOW_BYTES
+from utpsocket.protocol.receivehalf import WIRESHARK_WINDOW_BYTES
 from utpsocket.protocol.states import TIME_WAIT
+from utpsocket.protocol.times import NEVER
 
 if TYPE_CHECKING:
     from utpsocket.engine.channels.channel import Channel

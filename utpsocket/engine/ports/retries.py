@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from utpsocket.protocol.receivehalf import NEVER
+from utpsocket.protocol.times import NEVER
 
 _LEAST_US: Final = 2_000
 _MOST_US: Final = 500_000

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from utpsocket.protocol.times import HALF_TIMESTAMP, TIMESTAMP_MASK
+
 TARGET_DELAY_US: Final = 100_000  # queueing delay LEDBAT steers to. RFC 6817 §2.5; libutp's default
 MAX_GAIN_BYTES: Final = 3_000  # most growth or shrinkage per round trip: libutp MAX_CWND_INCREASE_BYTES_PER_RTT
 INITIAL_PACKETS: Final = 10  # RFC 6928
@@ -29,8 +31,6 @@ _MAX_QUEUE_US: Final = 16_000  # RFC 9406 MAX_RTT_THRESH
 _BASE_MINUTES: Final = 13  # libutp DELAY_BASE_HISTORY
 _MINUTE_US: Final = 60_000_000
 _CURRENT_SAMPLES: Final = 3  # libutp CUR_DELAY_SIZE
-_HALF_TIMESTAMP: Final = 0x80000000
-TIMESTAMP_MASK: Final = 0xFFFFFFFF
 _MAX_DRIFT_US: Final = 200_000  # per _DRIFT_PERIOD_US; a peer whose clock runs faster than that games us (libutp)
 _DRIFT_PERIOD_US: Final = 5_000_000
 
@@ -58,10 +58,10 @@ class _BaseDelay:
             minima.append(delay_us)
             del minima[:-_BASE_MINUTES]
             self._recompute()
-        elif (delay_us - minima[-1]) & TIMESTAMP_MASK >= _HALF_TIMESTAMP:
+        elif (delay_us - minima[-1]) & TIMESTAMP_MASK >= HALF_TIMESTAMP:
             minima[-1] = delay_us
         above_us = (delay_us - self.value_us) & TIMESTAMP_MASK
-        if above_us >= _HALF_TIMESTAMP:
+        if above_us >= HALF_TIMESTAMP:
             self.value_us = delay_us
             return 0
         return above_us
@@ -69,13 +69,13 @@ class _BaseDelay:
     def changes_base(self, delay_us: int) -> bool:
         """Whether add() of it would change anything before the minute ends. May say yes without need."""
         lowest = self._minima[-1] if self._minima else delay_us
-        quarter = _HALF_TIMESTAMP >> 1  # so that what is a little longer is no jump of half the clock either
+        quarter = HALF_TIMESTAMP >> 1  # so that what is a little longer is no jump of half the clock either
         return (delay_us - lowest) & TIMESTAMP_MASK >= quarter or (delay_us - self.value_us) & TIMESTAMP_MASK >= quarter
 
     def _recompute(self) -> None:
         lowest = self._minima[0]
         for delay_us in self._minima:
-            if (delay_us - lowest) & TIMESTAMP_MASK >= _HALF_TIMESTAMP:
+            if (delay_us - lowest) & TIMESTAMP_MASK >= HALF_TIMESTAMP:
                 lowest = delay_us
         self.value_us = lowest
 
@@ -128,7 +128,7 @@ class Ledbat:
 
     def on_delay(self, delay_us: int, *, now: int) -> None:
         """See Controller.on_delay. A jump of half the clock is a crafted or broken sample and starts a new base."""
-        self._current_delays_us.append(min(self._base.add(delay_us, now=now), _HALF_TIMESTAMP >> 1))
+        self._current_delays_us.append(min(self._base.add(delay_us, now=now), HALF_TIMESTAMP >> 1))
         if len(self._current_delays_us) > _CURRENT_SAMPLES:
             del self._current_delays_us[0]
 
@@ -144,7 +144,7 @@ class Ledbat:
             self._drift_ends_at = now + _DRIFT_PERIOD_US
             return
         fall_us = (before_us - self._peer_base_delay.value_us) & TIMESTAMP_MASK
-        if 0 < fall_us < _HALF_TIMESTAMP and fall_us <= 10_000 and self._base.value_us >= 0:
+        if 0 < fall_us < HALF_TIMESTAMP and fall_us <= 10_000 and self._base.value_us >= 0:
             self._base.shift(fall_us)
             self._drift_us += fall_us
         if now >= self._drift_ends_at:
