@@ -67,14 +67,14 @@ class CloseTimers:
     """
 
     __slots__ = (
+        "_finished_at",
         "_probe_count",
         "_probed_at",
-        "_finished_at",
         "_receive",
         "_send",
         "_unanswered_probes",
-        "half_closed_probe_at",
         "closed_at",
+        "half_closed_probe_at",
         "reset_after_flush",
         "reset_errno",
         "time_wait_at",

@@ -1,13 +1,21 @@
-"""One uTP connection without sockets, clock, threads or randomness: who is told what, in which order.
+"""One uTP connection, without sockets, clock, threads or randomness.
 
-Read this first. Four kinds of method: getters; `handle_*`, by which the world speaks; plain verbs, by which the
-application speaks; `poll_*`, which give what is for the world. Times are integer microseconds of one monotonic clock;
-`now` never decreases. After any handle_* or verb: poll_event() until None, poll_delivery() then delivered(),
-poll_transmit() until None, then timeout_at(). The order matters to nobody but the ack: asked last, it covers all.
+Read this first: Connection is what the rest of the program uses of this package. It has four kinds of method. Getters
+tell its state. `handle_*` takes what came from the network and that time has passed. Plain verbs are what the
+application wants. `poll_*` and `timeout_at()` return what is to be done. After any `handle_*` or verb call, in this
+order:
+
+    poll_event()       until None
+    poll_delivery()    then delivered() with the number of bytes taken, 0 too
+    poll_transmit()    until None; last, so that one ack covers everything that has been handled
+    timeout_at()       when to call handle_timeout()
+
+Times are integer microseconds of one monotonic clock; `now` never decreases. No input from the network raises; a verb
+that the state does not allow raises RuntimeError.
 
 Sequence numbers are unbounded integers here; their 16-bit form exists in packet.py and runs.py only. What each
-direction is doing is its half's: receivehalf.py, sendhalf.py; what comes before is handshake.py's. Here: is there a
-connection, and is this packet a part of it?
+direction is doing belongs to its half (receivehalf.py, sendhalf.py), what comes before to handshake.py, what comes
+after to close_timers.py. This module decides whether there is a connection and whether a packet is a part of it.
 
 Sources: BEP 29; docs/protocol.md §2 to §4, §12.
 """
@@ -37,30 +45,56 @@ from utpsocket.protocol.validation import is_acceptable_ack, is_clean_close
 
 __all__ = ["Connection", "ConnectionStats", "Event", "EventKind"]
 
-_ASSUMED_SYN_WINDOW_BYTES: Final = 10_240  # libtorrent's and librqbit's SYNs say 0, and mean nothing by it
-AMPLIFICATION_CREDIT_BYTES: Final = 3 * EMPTY_PACKET_BYTES  # that a SYN pays for: RFC 9000 §8.1
+# The peer's window where its SYN advertises 0, as libtorrent's and librqbit's do although they have room. By feel:
+# seven segments, which is more than may leave before the peer's first STATE advertises its real window.
+_ASSUMED_SYN_WINDOW_BYTES: Final = 10_240
+# How many bytes of IP packets a SYN allows to be sent to an address that is not verified: three times its own size, RFC
+# 9000 §8.1.
+AMPLIFICATION_CREDIT_BYTES: Final = 3 * EMPTY_PACKET_BYTES
+# ICMP errors that end a connection attempt, as they end TCP's on Linux: port, host and network unreachable, and what a
+# firewall's rule refuses.
 _CONNECT_ERRORS: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM)
 
 
 class Connection:
-    """A uTP connection. See the module's docstring for the contract.
+    """A uTP connection. The module's docstring says in which order to call its methods.
 
-    config, workspace   tuning, and the memory shared by the connections of one thread
-    addr                the peer's address, returned untouched in every Transmit
-    recv_id             connection id of what we receive, 16 bits from a CSPRNG (an acceptor: SYN's id + 1)
-    first_seq           our first sequence number, 16 bits from a CSPRNG
-    events              what has become of it and poll_event() has not told yet
-    spare_ids           an initiator's further recv_ids, should the first SYN's answer be lost (handshake.py). Whoever
-                        gives any hands over packets that carry any of `recv_ids`.
+    Arguments of the constructor:
+    config, workspace   tuning, and the memory that the connections of one thread share
+    addr                the peer's address; any object, returned as it is in every Transmit
+    recv_id             connection id of the packets that we receive: 16 random bits; an acceptor's: the SYN's id + 1
+    first_seq           our first sequence number: 16 random bits
+    spare_ids           further recv_ids for an initiator, used if its first SYN is not answered (handshake.py). Packets
+                        that carry any of `recv_ids` must be handed to this connection
+
+    Attributes that may be read:
+    addr          as above
+    state         of states.py
+    is_initiator  whether we sent the SYN; False for an acceptor, and for the side that lost a simultaneous open
+    recv_id       connection id of the packets that we receive now
+    send_id       connection id of the packets that we send
+    errno         why the connection ended; 0 while it lasts, and if it ended in order
+    soft_errno    the last ICMP error that does not end a connection, reported if it then times out; 0 if there was none
+    events        those that poll_event() has not returned yet. A list, since it is smaller than a deque
+    send          the direction from us to the peer
+    receive       the direction from the peer to us
+
+    Its parts:
+    _handshake       SYNs, their answers, and the ids of both
+    _composer        writes the packets
+    _keepalive       keepalives and keepalive probes
+    _close_timers    how long the end may take
+    _piece_assembly  pieces of packets that were too large for the path; None until the first one comes
+    _dropped_packets   packets that were not acceptable
     """
 
     __slots__ = (
-        "_piece_assembly",
         "_close_timers",
         "_composer",
         "_dropped_packets",
         "_handshake",
         "_keepalive",
+        "_piece_assembly",
         "addr",
         "errno",
         "events",
@@ -89,7 +123,7 @@ class Connection:
         self.state = IDLE
         self.is_initiator = False
         self.errno = 0
-        self.soft_errno = 0  # the last ICMP error that proves nothing: said only if the connection then times out
+        self.soft_errno = 0
         self.receive = ReceiveHalf(config.receive_buffer_bytes)
         self.send: SendHalf = config.new_send_half(workspace, first_seq)
         self._handshake = Handshake(recv_id, first_seq, spare_ids)
@@ -97,53 +131,67 @@ class Connection:
         self._keepalive = Keepalive()
         self._piece_assembly: PieceAssembly | None = None
         self._close_timers = CloseTimers(self.send, self.receive)
-        self.events: list[Event] = []  # few, and an idle connection must be small: no deques
+        self.events: list[Event] = []
         self._dropped_packets = 0
 
     # ── getters ──
 
     @property
     def is_over(self) -> bool:
-        """Closed, with nothing left to send: it may be forgotten."""
+        """Whether the connection is closed and every RESET that it owes has been taken by poll_transmit(): the caller
+        may forget it.
+        """
         return self.state is CLOSED and not self._handshake.pending_resets
 
     @property
     def recv_ids(self) -> tuple[int, ...]:
-        """Every id that packets for this connection may carry."""
+        """All connection ids under which packets for this connection may come: recv_id, and while connecting those of
+        the other SYNs. There are fewer once the handshake is complete.
+        """
         return self._handshake.recv_ids
 
     @property
     def has_eof(self) -> bool:
-        """The peer's FIN has come and everything before it has been delivered."""
+        """Whether the peer's FIN and all bytes before it have come and been delivered: the application reads EOF."""
         return self.receive.reassembly.is_finished and not self.receive.reassembly.ready_bytes
 
     @property
     def is_flushed(self) -> bool:
-        """Everything written, and our FIN if finish() was called, is acked; or there is no connection any more."""
+        """Whether all bytes written, and our FIN if finish() was called, are acked; True also when the connection is
+        over, in whatever way.
+        """
         if self.state in (CLOSED, TIME_WAIT):
             return True
         return self.send.is_finished if self.send.is_finishing else self.send.is_idle
 
     def time_wait_record(self) -> TimeWaitRecord | None:
-        """What whoever forgets the connection should remember for a minute, None if it did not end in order."""
+        """What to keep for a minute after forgetting the connection, to ack what the peer repeats; None unless both
+        FINs were acked. docs/protocol.md §12.
+        """
         if self.errno or not self.receive.reassembly.is_finished or self._close_timers.time_wait_at == NEVER:
             return None
         return TimeWaitRecord(self.send_id, self.send.flights.next_seq & 0xFFFF, self.receive.ack & 0xFFFF)
 
     def stats(self) -> ConnectionStats:
-        """Figures of this instant."""
+        """The figures of this instant, see ConnectionStats. Never raises."""
         return ConnectionStats(*self.figures())
 
     def figures(self, local: Address | None = None) -> tuple[Any, ...]:
-        """The same as plain values. `local`: our address, which the connection does not know."""
+        """The same as plain values, in the order of ConnectionStats' fields.
+
+        local   our address, which the connection does not know
+        """
         return figures(self.state, self.errno, local, self.addr, self.send, self.receive, self._dropped_packets)
 
-    # ── the application speaks ──
+    # ── what the application wants ──
 
     def connect(self, *, now: int, user_timeout_us: int = 0) -> None:
-        """Open towards addr. CONNECTED or CLOSED follows as an event. BEP 29 "connection setup".
+        """Open a connection to addr: the first SYN is due. An event follows, CONNECTED, or CLOSED with the errno.
 
+        now               µs
         user_timeout_us   give up with ETIMEDOUT after this long (TCP_USER_TIMEOUT); 0: when every SYN has been tried
+        Raises RuntimeError in any state but IDLE. Next: poll_transmit(). Sources: BEP 29 "connection setup";
+        docs/protocol.md §2.
         """
         self._transition(Trigger.CONNECT)
         self.is_initiator = True
@@ -155,30 +203,53 @@ class Connection:
         self.receive.received_at = now
 
     def free_span(self) -> memoryview:
-        """Memory for the next bytes to send; empty when the send buffer is full or nothing may be written."""
+        """Memory to write the next bytes into; empty when the send buffer is full, after finish(), and when the
+        connection is over. Bytes may be written while it is still connecting. Never raises. Next: commit().
+        """
         if self.send.is_finishing or self.state in (CLOSED, TIME_WAIT):
             return memoryview(b"")
         return self.send.buffer.free_span()
 
     def free_spans(self, most_bytes: int) -> list[memoryview]:
-        """free_span() and memory that follows it, for a writer who expects to fill it; empty likewise."""
+        """free_span() and the memory that follows it in the stream, for a write of many bytes at once.
+
+        most_bytes   as many bytes as will be written at most; the spans hold these or, if the send buffer has less
+                     room, fewer
+        -> list      empty where free_span() is, else the first is free_span()
+        Never raises. Next: commit(), which also gives back what was not written.
+        """
         if self.send.is_finishing or self.state in (CLOSED, TIME_WAIT):
             return []
         return self.send.buffer.free_spans(most_bytes)
 
     def commit(self, count: int, *, more: bool = False) -> None:
-        """`count` bytes were written at the front of free_span(). `more`: the application has written further bytes
-        that follow at once, so a short packet may wait; end with a commit(0).
+        """The first `count` bytes of free_span(), or of free_spans(), have been written.
+
+        count   bytes, no more than the spans hold; 0 gives back unused spans
+        more    more bytes follow at once (as MSG_MORE), so a packet that is not full may wait for them. Ends with the
+                next commit() without it, be it commit(0)
+        Never raises. Next: poll_transmit(). Source: RFC 896 for what may wait.
         """
         self.send.buffer.commit(count)
         self.send.has_more = more
 
     def delivered(self, count: int, *, now: int) -> None:
-        """The application took the first `count` bytes of what poll_delivery() gave; the rest is kept, copied."""
+        """The application has taken the first `count` bytes of what poll_delivery() returned.
+
+        count   bytes; what is left is copied, so that the memory of received datagrams may be used again: call
+                delivered(0) even if nothing was taken
+        now     µs
+        Never raises. Next: poll_transmit(), since a window update may be due. Source: RFC 9293 §3.8.6.2.2.
+        """
         self.receive.delivered(count, now=now)
 
     def finish(self, *, now: int) -> None:
-        """Nothing more will be written: our FIN follows the last byte. Idempotent. BEP 29 "type"."""
+        """The application writes no more (shutdown(SHUT_WR)): our FIN follows the last byte. A second call does
+        nothing.
+
+        now   µs
+        Never raises. Next: poll_transmit(). Data can still be received. Source: BEP 29 "type" (ST_FIN).
+        """
         if not self.send.is_finishing:
             self.send.is_finishing = True
             self.send.has_more = False
@@ -186,8 +257,13 @@ class Connection:
             self.close_if_finished(now=now)
 
     def discard(self, *, now: int) -> None:
-        """Nobody will read any more. Bytes that come from now on are answered by a RESET, as TCP does, but only
-        after what we wrote has arrived. Follows the application's close().
+        """The application has closed its socket and reads no more. What was written is still sent. If received bytes
+        are unread, or more come, the connection ends by a RESET as TCP's does, but only after what we wrote has been
+        acked or ABORT_FLUSH_US are over. A second call does nothing.
+
+        now   µs
+        Never raises. It does not end our direction: call finish() or reset_after_flush() as well. Sources: RFC 2525
+        §2.17; docs/protocol.md §12.
         """
         if not self.receive.is_discarding:
             if self.receive.reassembly.ready_bytes or self.receive.reassembly.has_out_of_order:
@@ -198,12 +274,24 @@ class Connection:
             self.close_if_finished(now=now)
 
     def reset_after_flush(self, error: int = 0, *, now: int) -> None:
-        """End with a RESET, not a FIN, once all is acked: the application left bytes unread. `error`: what it sees."""
+        """Once all that was written is acked, or the peer's window is closed, end by a RESET in place of a FIN: the
+        application has closed its socket with bytes unread.
+
+        error   errno of the CLOSED event that follows
+        now     µs
+        Never raises. Next: poll_event(), poll_transmit(). Source: RFC 2525 §2.17.
+        """
         self._close_timers.reset_after_flush, self._close_timers.reset_errno = True, error
         self.close_if_finished(now=now)
 
     def abort(self, error: int = 0) -> None:
-        """Forget everything and tell the peer by RESET. `error` is what the application will see."""
+        """End the connection at once: drop what was written and not acked, and send a RESET, or more than one to a peer
+        that has been sent several SYNs. None is sent where the peer cannot know of the connection, or may not be sent
+        so much because its address is not verified.
+
+        error   errno of the CLOSED event that follows; 0 for close() with SO_LINGER 0
+        Never raises. Next: poll_event(), poll_transmit(). Source: docs/protocol.md §4.
+        """
         if self.state is SYN_SENT:
             self._handshake.withdraw_syns()
         is_too_dear = self.state is SYN_RECEIVED and self.send.amplification_credit_bytes < EMPTY_PACKET_BYTES
@@ -212,27 +300,43 @@ class Connection:
         self._close(error)
 
     def close_silently(self) -> None:
-        """End a half-open connection without a word: whoever calls keeps what it takes to make it again."""
+        """End the connection at once and send nothing: for a half-open one that can be made again from the SYN cache,
+        and for one in TIME_WAIT that the peer does not need any more. Never raises. Next: poll_event().
+        """
         self._close(errno.ETIMEDOUT)
 
     def set_syn_retries(self, times: int) -> None:
-        """How often a SYN is repeated before the connection attempt is given up: TCP_SYNCNT."""
+        """Set how often the SYN is repeated before the connection attempt is given up with ETIMEDOUT.
+
+        times   1 or more, as TCP_SYNCNT; SYN_TRIES - 1 unless set
+        Never raises. Takes effect at once, also during the attempt.
+        """
         self._handshake.syn_tries = times + 1
 
     def set_keepalive(self, interval_us: int, probing: Probing | None = None, *, now: int) -> None:
-        """Send a packet whenever nothing was said for this long, 0 turns it off; and ask a silent peer whether it
-        lives, until ETIMEDOUT. docs/protocol.md §7.
+        """Configure what is sent on an idle connection. Each call replaces the one before.
+
+        interval_us   send a keepalive, which the peer does not answer, when nothing was sent for so long: for the sake
+                      of NATs (RFC 4787 REQ-6). 0: none
+        probing       when to send keepalive probes, which the peer must answer, and when to give up with ETIMEDOUT
+                      (SO_KEEPALIVE); None: never
+        now           µs
+        Never raises. Next: timeout_at(). Source: docs/protocol.md §7.
         """
         self._keepalive.configure(interval_us, probing, now=now)
 
-    # ── the world speaks ──
+    # ── what the network and time bring ──
 
     def handle_run(self, run: Run, *, packet: Packet | None = None, now: int) -> None:
-        """Datagrams of this connection's peer arrived, with our recv_id (or send_id, for a RESET).
+        """Datagrams came from addr with one of recv_ids, or a RESET with send_id.
 
-        A run of any other shape than a clean one is the sum of its packets; a clean one is too, only faster.
+        They are handled packet by packet, in the order in which they lie in the run; a clean run and a lone ack with
+        the same effect at once (fastpath.py). What is not acceptable is dropped and counted.
 
-        packet   what decode() made of the run, if it is one datagram and the caller had to decode it
+        run      may be used until this returns; payload is borrowed from it until delivered()
+        packet   what decode() has made of the run, if that is one datagram and the caller had to decode it
+        now      µs
+        Never raises. Next: see the module's docstring. Sources: BEP 29 "header format"; docs/design.md §4.
         """
         if self.state is CONNECTED:
             if run.is_clean():
@@ -255,8 +359,8 @@ class Connection:
                 self._handle_packet(packet, now=now)
 
     def _handle_packet(self, packet: Packet, *, now: int) -> None:
-        """One packet: whether it is a part of this connection, as only the peer could have sent it. What it then means
-        is _accept()'s.
+        """One packet: whether it is a part of this connection, which only the peer can send. If so, _accept() handles
+        it. This is the specification of what handle_run() does.
         """
         state = self.state
         if packet.type == SYN:
@@ -279,8 +383,8 @@ class Connection:
             self._handle_reset(packet, ack_next_seq, now=now)
             return
         if not send.is_peer_verified and not send.sent_packets and ack_next_seq == flights.next_seq + 1:
-            # In BEP 29's diagram the answer to a SYN has a number of its own, and the first DATA acks it: rust-utp, and
-            # the first implementation of all. To such a peer our stream begins with the number that follows.
+            # In BEP 29's diagram the SYN-ACK consumes a sequence number, which the first DATA acks; rust-utp does so,
+            # and so did the first implementation. Towards such a peer our stream begins one number later.
             send.start(ack_next_seq)
             flights = send.flights
         if not is_acceptable_ack(packet.type, ack_next_seq, flights, is_peer_verified=send.is_peer_verified):
@@ -288,7 +392,7 @@ class Connection:
             return
         paws = send.paws
         if paws.is_armed and ack_next_seq >= flights.una_seq and paws.drop_if_wrapped(packet.timestamp_us, now=now):
-            return  # it acks what had that number 65,536 packets ago
+            return  # it acks a packet that had the same 16 bits 65,536 packets ago
         seq = -1
         if packet.type in (DATA, FIN):
             seq = unwrap(packet.seq16, receive.reassembly.next_seq)
@@ -325,8 +429,8 @@ class Connection:
         if packet.type in (DATA, FIN):
             if receive.is_discarding and seq >= receive.reassembly.next_seq and packet.payload:
                 self._close_timers.reset_after_flush = True
-            # What nobody will read keeps filling the window: its sender must not get rid of more than that until our
-            # RESET, which waits for what we wrote, has told it.
+            # What is discarded still fills the window. So its sender cannot send more than that until our RESET, which
+            # waits until what we wrote has been acked, ends the connection.
             is_fin = packet.type == FIN
             receive.on_packet(seq, packet.payload, packet.timestamp_us, is_fin=is_fin, now=now)
             if self.state is TIME_WAIT:
@@ -360,7 +464,9 @@ class Connection:
         self.events.append(Event(EventKind.CONNECTED))
 
     def _handle_pieces(self, pieces: list[memoryview], timestamp_us: int, *, now: int) -> None:
-        """Pieces of packets that were too large for the path: what is complete counts as any packet."""
+        """Pieces of packets that were too large for the path (fragmentation.py). A packet that they complete is handled
+        like any other.
+        """
         receive = self.receive
         reassembly = receive.reassembly
         if self._piece_assembly is None:
@@ -374,7 +480,7 @@ class Connection:
             receive.on_packet(joined[0], memoryview(joined[1]), timestamp_us, is_fin=False, now=now)
 
     def _handle_syn(self, packet: Packet, *, now: int) -> None:
-        """A SYN opens, or repeats itself because our answer was lost: then it is answered identically."""
+        """A SYN: it opens the connection; or repeats the one that did, and is answered again; or it is our own."""
         if self.state is IDLE:
             self._set_ids(self.recv_id, packet.connection_id)
             self.receive.start(packet.seq16 + 1)
@@ -383,8 +489,8 @@ class Connection:
             self._transition(Trigger.SYN)
             self._handshake.on_syn(packet, now=now)
             self.receive.received_at = now
-            # The answer tells no time difference, as libutp's tells none: libktorrent takes a true one for the delay
-            # of a packet it has sent, and on the first loss waits for as long as our clocks are apart.
+            # The SYN-ACK carries no timestamp difference, as libutp's carries none: libktorrent would take it for the
+            # round trip time, and on the first loss wait for as long as the two clocks differ.
             self.send.amplification_credit_bytes = AMPLIFICATION_CREDIT_BYTES
             self.receive.ack_at = now
         elif self.state is SYN_RECEIVED and self._handshake.peer_syn_seq16 == packet.seq16:
@@ -393,19 +499,25 @@ class Connection:
                 self._set_ids((packet.connection_id + 1) & 0xFFFF, packet.connection_id)
                 self.receive.ack_at = now
         elif self.state is SYN_SENT and self._handshake.is_own_syn(packet):
-            self._close(errno.ECONNREFUSED)  # whoever is there, it is not somebody who listens
+            self._close(errno.ECONNREFUSED)  # we are connecting to ourselves, and do not listen
         else:
             self._dropped_packets += 1
 
     def handle_simultaneous_open(self, packet: Packet, *, now: int) -> bool:
-        """A SYN of the very peer that we dial, where nobody listens: simultaneous open (handshake.py).
-        -> bool    False: it has to do with something else
+        """A SYN came from the address to which we are connecting, at a port on which nothing listens: simultaneous
+        open.
+
+        packet    the SYN
+        now       µs
+        -> bool   False: it does not belong to this connection, and nothing was done
+        Never raises. Next: if True, recv_id may be another one; then see the module's docstring. Sources: RFC 9293
+        §3.5; docs/protocol.md §14.
         """
         handshake = self._handshake
         if self.state is SYN_RECEIVED and packet.seq16 == handshake.peer_syn_seq16:
             self._handle_syn(packet, now=now)
             return True
-        # The same number: we dial ourselves. Once in 65,536 it is chance, and both sides are refused.
+        # With the same number it is our own SYN. Once in 65,536 times it is chance, and both sides are refused.
         if self.state is not SYN_SENT or packet.seq16 == handshake.syn_seq & 0xFFFF:
             return False
         if handshake.loses_simultaneous_open_to(packet):
@@ -439,13 +551,13 @@ class Connection:
         handshake.schedule_handshake_ack(self.send.recovery.rto_us, now=now)
         self._set_ids(packet.connection_id, (packet.connection_id + 1) & 0xFFFF)
         self.receive.start(packet.seq16)
-        self.receive.ack_at = now  # proves our address to the acceptor
+        self.receive.ack_at = now  # verifies our address for the acceptor
         self._transition(Trigger.PEER_VERIFIED)
         self.events.append(Event(EventKind.CONNECTED))
         return [packet, *early]
 
     def _handle_repeated_syn_ack(self, packet: Packet, *, now: int) -> None:
-        """A STATE before any DATA came: perhaps the acceptor has not heard from us and repeats its answer."""
+        """A STATE before any DATA: perhaps the acceptor repeats its SYN-ACK, because our ack of it was lost."""
         reassembly = self.receive.reassembly
         if self._handshake.is_second_syn_ack(packet, reassembly.next_seq):
             self.receive.start(unwrap(packet.seq16, reassembly.next_seq))
@@ -455,7 +567,7 @@ class Connection:
 
     def _handle_reset(self, packet: Packet, ack_next_seq: int, *, now: int) -> None:
         send, receive = self.send, self.receive
-        # An initiator gives up a SYN whose answer it never saw: it cannot know our number, only its own.
+        # An initiator withdraws a SYN without having seen its answer: it knows its own sequence number, but not ours.
         is_withdrawn = self.state is SYN_RECEIVED and packet.seq16 == receive.reassembly.next_seq & 0xFFFF
         if is_withdrawn and (other_id := self._handshake.withdraw_id(packet.connection_id)) is not None:
             self._set_ids(other_id, (other_id - 1) & 0xFFFF)
@@ -476,13 +588,17 @@ class Connection:
     def handle_icmp(
         self, error: int, *, quoted_seq16: int | None, mtu_bytes: int, datagram_bytes: int, now: int
     ) -> None:
-        """A router or the kernel could not deliver a datagram of ours.
+        """An ICMP message, or an error of the kernel's, says that a datagram of ours could not be delivered.
 
         error            errno of the message: ECONNREFUSED, EMSGSIZE, EHOSTUNREACH, …
-        quoted_seq16     seq_nr of the datagram it quotes, None when it quotes too little
-        mtu_bytes        for EMSGSIZE: the largest datagram (UDP payload) that passes, 0 if not said
-        datagram_bytes   how large the datagram was, 0 if not known
-        RFC 1122 §4.2.3.9: soft errors do not end a connection.
+        quoted_seq16     seq_nr of the datagram that it quotes, None if it quotes too little
+        mtu_bytes        for EMSGSIZE: the largest datagram (UDP payload) that passes, 0 if not known
+        datagram_bytes   how large the datagram was (UDP payload), 0 if not known
+        now              µs
+        A message that quotes a packet which is not under way is ignored. While connecting, the errnos of
+        _CONNECT_ERRORS end the attempt. Later ECONNREFUSED ends the connection if it quotes a packet, EMSGSIZE makes
+        packets smaller, and others are reported if the connection then times out. Never raises. Next: see the module's
+        docstring. Sources: RFC 1122 §4.2.3.9, RFC 5927 §4, RFC 1191; docs/protocol.md §4.
         """
         if self.state is SYN_SENT:
             if error in _CONNECT_ERRORS and quoted_seq16 in (None, self._handshake.syn_seq & 0xFFFF):
@@ -501,12 +617,17 @@ class Connection:
             self.soft_errno = error
             return
         if is_quoted and self.state not in (CLOSED, IDLE):
-            # Nobody is at that port any more: what a TCP peer's kernel would say by RST.
+            # The peer's port is closed, where the kernel of a TCP peer would send a RST.
             both_said_all = self.send.fin_seq is not None and self.receive.reassembly.is_finished
             self._close(0 if both_said_all or self.state is TIME_WAIT else errno.ECONNRESET)
 
     def handle_timeout(self, *, now: int) -> None:
-        """Time has passed; call at timeout_at() or later."""
+        """Do what is due: retransmissions, acks, probes, and to give up. To be called at timeout_at() or later; a call
+        before does nothing.
+
+        now   µs
+        Never raises. Next: see the module's docstring. Sources: BEP 29 "timeouts"; RFC 6298 §5.
+        """
         if self.state is not CONNECTED and not self._handle_other_timeout(now=now):
             return
         send = self.send
@@ -557,7 +678,9 @@ class Connection:
         return False
 
     def _repeat_handshake_ack(self, *, now: int) -> None:
-        """Nothing has told yet that the acceptor knows us. What it acks, and a second packet, leave it only then."""
+        """An initiator's ack of the SYN-ACK may have been lost: send it again, unless the acceptor has shown that it
+        has come. It has if it acks data, or if a second packet comes from it: before, it may send only one.
+        """
         send, handshake = self.send, self._handshake
         is_known = send.flights.una_seq > handshake.syn_seq + 1 or self.receive.received_packets > 1
         if is_known or send.sent_packets:  # what is under way proves as much, and is repeated
@@ -570,7 +693,10 @@ class Connection:
             self.receive.ack_at = now
 
     def timeout_at(self) -> int | None:
-        """When handle_timeout() and poll_transmit() want to be called next, or None. Read after poll_transmit()."""
+        """When to call handle_timeout() and then poll_transmit(): a time in µs, perhaps in the past, or None while
+        nothing is waited for. Valid after poll_transmit() has returned None, until the next call of anything else.
+        Never raises.
+        """
         state = self.state
         if state is CONNECTED:
             send, receive = self.send, self.receive
@@ -593,25 +719,29 @@ class Connection:
             return None
         return at if at < NEVER else None
 
-    # ── what is for the world ──
+    # ── what is to be done ──
 
     def poll_event(self) -> Event | None:
-        """The next event, or None."""
+        """The next event, or None. Each is returned once: CONNECTED, if it comes to that, then CLOSED. Never raises."""
         return self.events.pop(0) if self.events else None
 
     def poll_delivery(self) -> list[memoryview]:
-        """Bytes for the application, in order, maybe none. Views, borrowed: say delivered() before anything else."""
+        """The bytes to deliver to the application, in the order of the stream; none if the list is empty.
+
+        -> list   views of received datagrams' memory. Valid until delivered(), which must be the next call
+        Never raises.
+        """
         return self.receive.reassembly.ready()
 
     def poll_transmit(self, *, now: int, max_segments: int) -> Transmit | None:
-        """The next burst to put on the wire, or None when nothing may leave now.
+        """The next datagrams to send to addr, with one system call if possible; None when nothing may leave now.
 
-        Lost packets first, then new data, then a bare ack if one is due. Call until None, then read timeout_at():
-        a closed window or a pacing gap is a later deadline, not an error.
+        RESETs first, then a selective ack if one is due, lost packets, new data, and last a bare ack. Call until None,
+        then read timeout_at(): a closed window or a pacing gap is a later deadline, not an error.
 
         now            µs, monotonic, never less than in an earlier call
         max_segments   1..MAX_RUN_PACKETS; 1 turns batching off
-        -> Transmit    with a copy of the payload: it may be kept and sent later
+        -> Transmit    with a copy of the payload: it may be kept and sent later. It counts as sent when it is returned
         Never raises. Sources: BEP 29 "packet sizes"; RFC 6817 §2.4.2.
         """
         composer, handshake = self._composer, self._handshake
@@ -640,7 +770,7 @@ class Connection:
                 return composer.flight(flight, now=now)
         if self._keepalive.is_probe_due:
             self._keepalive.is_probe_due = False
-            if self.send.is_all_acked:  # else the question's number would be that of bytes on their way
+            if self.send.is_all_acked:  # else the probe would carry the sequence number of data that is under way
                 self._keepalive.sent_at = now
                 return composer.keepalive_probe(now=now)
         if receive.ack_at <= now:
@@ -648,7 +778,9 @@ class Connection:
         return None
 
     def _poll_unverified(self, *, now: int) -> Transmit | None:
-        """The answer to a SYN and a greeting, as far as the SYN's sender has paid for it. docs/protocol.md §3."""
+        """poll_transmit() in state SYN_RECEIVED: the SYN-ACK and one small packet of data, as far as the amplification
+        credit goes. docs/protocol.md §3.
+        """
         send, receive = self.send, self.receive
         transmit = None
         if receive.ack_at <= now:
@@ -677,12 +809,17 @@ class Connection:
     # ── endings ──
 
     def close_if_finished(self, *, now: int) -> None:
-        """Both directions may be done, or what was to be flushed before a RESET is."""
+        """Go on to TIME_WAIT if both FINs are acked, or to the RESET of reset_after_flush() if all is acked. Does
+        nothing otherwise. Called by the methods above after everything that may finish a direction.
+
+        now   µs
+        Never raises. Source: docs/protocol.md §12.
+        """
         if self.state is not CONNECTED:
             return
         send = self.send
         if self._close_timers.reset_after_flush and (send.is_idle or send.is_peer_window_limited):
-            # A peer that takes nothing may itself be waiting for us to read, which nobody will.
+            # Behind a closed window all will never be acked: the peer may be waiting until we read, and we never will.
             self.abort(self._close_timers.reset_errno)
             return
         if not (send.is_finished and self.receive.reassembly.is_finished):
@@ -693,7 +830,7 @@ class Connection:
         self.events.append(Event(EventKind.CLOSED))
 
     def _close(self, error: int) -> None:
-        """The connection is over for a reason that is not both FINs."""
+        """End the connection for another reason than both FINs: with this errno, 0 for none."""
         if self.state in (CLOSED, TIME_WAIT):
             if self.state is TIME_WAIT:
                 self._transition(Trigger.FAILED)

@@ -1,14 +1,17 @@
-"""What was sent and is not acknowledged: flights, and the scoreboard of selective acks kept on them.
+"""What was sent and is not acked: flights, and which of their packets were sacked or are lost.
 
-Separate because it is bookkeeping alone: it decides neither what is lost (recovery.py) nor what may leave
-(sendhalf.py). A flight stands for consecutive packets that left together, so a window of a thousand packets is a
-few dozen objects; a partial ack, a SACK or a loss cuts a flight in two and never touches the rest.
+A flight stands for consecutive packets that left together, so a window of a thousand packets is a few dozen objects. A
+partial ack, a selective ack or a loss cuts a flight in two and leaves the rest alone. recovery.py decides what is lost,
+sendhalf.py what may leave; this module keeps the books.
 
-Read this first: the queue covers every packet in [una_seq, next_seq) exactly once, in order. Each flight is in
-flight, sacked (arrived, not yet acked) or lost (to be sent again).
+The queue covers every packet in [una_seq, next_seq) exactly once, in order. Each flight is in flight, sacked (arrived,
+not yet acked) or lost (to be sent again).
 
-Sources: RFC 6675 §2 (scoreboard, pipe); BEP 29 "selective ack", and "overview": packets are
-numbered, not bytes, so what was sent once is sent again in the same pieces.
+Example: 40 packets left together, numbers 100 to 139. An ack of everything before 110 takes ten packets off; a
+selective ack of 112 to 119 then makes three flights: 110 to 111 in flight, 112 to 119 sacked, 120 to 139 in flight.
+
+Sources: RFC 6675 §2 (scoreboard, pipe); BEP 29 "selective ack", and "overview": packets are numbered, not bytes, so
+what was sent once is sent again in packets of the same size.
 """
 
 from __future__ import annotations
@@ -21,27 +24,33 @@ from heapq import heappop, heappush
 from operator import attrgetter
 from typing import Final
 
-MAX_ACKED_FLIGHTS: Final = 96  # that are taken off at once, the rest a moment later: what an ack costs is bounded
-MAX_ACKED_ALIKE: Final = 256  # likewise, of flights that were all sent once and in their order
-MAX_NEWLY_SACKED_RANGES: Final = 16  # that one ack is believed, likewise; the peer says the others again
-MAX_NEWLY_SACKED_FLIGHTS: Final = 48  # likewise
-MAX_LOST_FLIGHTS: Final = 16  # that are found at once, likewise; the rest a moment later
-_MAX_FORGOTTEN_FLIGHTS: Final = 128  # likewise
-_MAX_CHECKED_FLIGHTS: Final = 256  # likewise, for what may be lost
+# What one ack may cost, whatever is in it: so many flights are handled at once, the others in the next iterations or
+# when the peer reports them again. Chosen so that no ack runs more than 3,000 lines of this package; a test counts them
+# (tests/protocol/test_ack_costs.py).
+MAX_ACKED_FLIGHTS: Final = 96
+# The same for flights that were all sent once and in their order, which cost less.
+MAX_ACKED_ALIKE: Final = 256
+MAX_NEWLY_SACKED_RANGES: Final = 16
+MAX_NEWLY_SACKED_FLIGHTS: Final = 48
+MAX_LOST_FLIGHTS: Final = 16
+_MAX_FORGOTTEN_FLIGHTS: Final = 128
+_MAX_CHECKED_FLIGHTS: Final = 256
 _MAX_SKIPPED_FLIGHTS: Final = 64
-_MANY_FLIGHTS: Final = 8  # acked at once: fewer are looked at one by one as quickly
+# Fewer flights that are acked at once are summed up one by one as quickly. By feel.
+_MANY_FLIGHTS: Final = 8
 _is_small: Final = attrgetter("is_small")
 
 
 class FlightState(Enum):
-    """What we believe of a flight."""
+    """What is known of the packets of a flight."""
 
     IN_FLIGHT = 0
     SACKED = 1
     LOST = 2
 
 
-IN_FLIGHT: Final = FlightState.IN_FLIGHT  # see states.py
+# Module-level names, as in states.py: they are compared for each flight.
+IN_FLIGHT: Final = FlightState.IN_FLIGHT
 SACKED: Final = FlightState.SACKED
 LOST: Final = FlightState.LOST
 
@@ -49,7 +58,9 @@ LOST: Final = FlightState.LOST
 class Flight:
     """Consecutive packets of equal size sent together.
 
-    seq          of the first packet; `count` packets
+    seq          of the first packet
+    count        how many packets
+    state        in flight, sacked or lost; all packets of a flight are alike
     payload_bytes   of each packet but the last, which has `last_payload_bytes`
     total_bytes  payload of all packets together
     offset       of the first byte in the stream
@@ -66,8 +77,8 @@ class Flight:
         "is_small",
         "is_whole",
         "last_payload_bytes",
-        "payload_bytes",
         "offset",
+        "payload_bytes",
         "probe_bytes",
         "sends",
         "sent_before_bytes",
@@ -123,13 +134,13 @@ class Flight:
 
 
 class Acknowledged:
-    """What one ack told: the sum over the packets it newly acked or sacked.
+    """What one ack newly acked or sacked.
 
-    packets, total_bytes   newly acked or sacked
-    sent_us, seq, sends    of the packet among them that was sent last, -1 when there is none
-    sent_through_bytes     what had ever left up to that packet
-    reordered_seq           the lowest packet, sent once only, that arrived after a later one; -1 when none
-    probe_bytes            datagram bytes of a path MTU probe among them, else 0
+    packets, total_bytes   how much
+    sent_us, seq, sends    of the packet among them that left last; -1 and 0 if there is none
+    sent_through_bytes     payload of all that had left when that packet had
+    reordered_seq          the lowest packet, sent once only, that arrived after a later one; -1 if none did
+    probe_bytes            size of the datagram of a path MTU probe among them, else 0
     """
 
     __slots__ = (
@@ -170,20 +181,33 @@ class Acknowledged:
 class Flights:
     """Everything sent and not acked, in order.
 
-    Whatever a peer says, it costs what it says that is new: a packet is sacked once, lost once per sending and sent
-    again once per loss, and each of these finds its flight by halves. What was said before is told by one comparison of
-    bit masks.
+    An ack costs what is new in it: a packet is sacked once, is lost once per transmission and sent again once per loss,
+    and each of these finds its flight by bisection. What was reported before is found by one comparison of bit masks.
 
-    queue          the flights in order of sequence numbers
-    sacked_mask    bit 0 stands for una_seq: the packets that are sacked
-    sent_bytes     payload of all packets that ever left, the same ones again counted again
+    queue              the flights in order of sequence numbers
+    una_seq            the first packet that is not acked
+    next_seq           the next new packet
+    sacked_mask        the packets that are sacked; bit 0 stands for una_seq
+    highest_sacked_seq   the highest packet that was ever sacked, -1 for none
+    in_flight_bytes, sacked_bytes, lost_bytes   payload of the flights of each state
+    sacked_packets, lost_packets   packets of the flights of these states
+    small_packets      packets in the queue that are not full (Nagle)
+    sent_bytes         payload of all packets that ever left, retransmissions too
+    max_outstanding    most packets that were in the queue at a time: so far behind may a valid ack be
+
+    _starts            the first numbers of the flights in the queue, for bisection
+    _loss_checked_seq  in the queue's order the first packet that left once only and is not known to be lost
+    _resent            (sent_us, seq, end_seq) of what was sent again, in the order in which it left. An entry is out of
+                       date once its packets have left again or arrived
+    _lost_seqs         a heap of the first numbers of lost flights, some out of date
+    _probe_seq         the last path MTU probe, -1 for none
     """
 
     __slots__ = (
-        "_resent",
         "_loss_checked_seq",
         "_lost_seqs",
         "_probe_seq",
+        "_resent",
         "_starts",
         "highest_sacked_seq",
         "in_flight_bytes",
@@ -202,13 +226,11 @@ class Flights:
 
     def __init__(self, next_seq: int) -> None:
         self.queue: list[Flight] = []
-        self._starts: list[int] = []  # their first numbers
-        # In flight are, by the time they left: what was sent once, in the order of the queue from _loss_checked_seq on;
-        # and what was sent again, in the order of _resent: (sent_us, seq, end_seq), stale where it has left once more.
+        self._starts: list[int] = []
         self._loss_checked_seq = next_seq
         self._resent: deque[tuple[int, int, int]] = deque()
-        self._lost_seqs: list[int] = []  # a heap of every lost flight's first number, and of stale ones
-        self._probe_seq = -1  # of the last path MTU probe
+        self._lost_seqs: list[int] = []
+        self._probe_seq = -1
         self.una_seq = next_seq
         self.next_seq = next_seq
         self.sent_bytes = 0
@@ -220,10 +242,10 @@ class Flights:
         self.sacked_packets = 0
         self.small_packets = 0
         self.highest_sacked_seq = -1
-        self.max_outstanding = 0  # that were ever under way at a time: how far behind an ack may truthfully be
+        self.max_outstanding = 0
 
     def start(self, next_seq: int) -> None:
-        """Nothing has been sent, and this is what the first packet will be."""
+        """Have the first packet carry this sequence number. Nothing may have been sent yet."""
         self._loss_checked_seq = self.una_seq = self.next_seq = next_seq
 
     @property
@@ -232,7 +254,7 @@ class Flights:
         return self.next_seq - self.una_seq
 
     def add(self, flight: Flight) -> None:
-        """A new flight left; its first packet is next_seq."""
+        """A flight of new packets left; the first one is next_seq."""
         self.queue.append(flight)
         self._starts.append(flight.seq)
         self.next_seq += flight.count
@@ -247,15 +269,15 @@ class Flights:
             self._probe_seq = flight.seq
 
     def _index(self, seq: int) -> int:
-        """Where the flight is that this number, which lies in [una_seq, next_seq), belongs to."""
+        """Index in the queue of the flight with this packet, which lies in [una_seq, next_seq)."""
         return bisect_right(self._starts, seq) - 1
 
     def find(self, seq: int) -> Flight:
-        """The flight of this number, which lies in [una_seq, next_seq)."""
+        """The flight with this packet, which lies in [una_seq, next_seq)."""
         return self.queue[self._index(seq)]
 
     def _cut(self, index: int, count: int) -> Flight:
-        """Cut the flight at this place in two: the first `count` packets, fewer than all, stay there."""
+        """Cut the flight at this index in two; returns the first part, of `count` packets, fewer than all."""
         flight = self.queue[index]
         front = flight.cut(count)
         self.queue.insert(index, front)
@@ -265,8 +287,9 @@ class Flights:
         return front
 
     def acknowledge(self, ack_next_seq: int, result: Acknowledged) -> None:
-        """The peer has everything before `ack_next_seq`, which lies in [una_seq, next_seq]. Of very many flights only
-        the first are taken off: where una_seq is less afterwards, call again, with the same result.
+        """The peer has everything before `ack_next_seq`, which lies in [una_seq, next_seq]. Adds to `result` what is
+        newly acked. Of very many flights only the first are taken off: if una_seq is less than ack_next_seq afterwards,
+        call again with the same result.
         """
         queue = self.queue
         highest = max(self.highest_sacked_seq, self.una_seq - 1)
@@ -304,7 +327,9 @@ class Flights:
             self._resent.popleft()
 
     def _acknowledge_many(self, gone: list[Flight], ack_next_seq: int, result: Acknowledged) -> None:
-        """That part of acknowledge() where all flights were sent alike and in their order: sums are differences."""
+        """acknowledge() for flights that were all sent once and in their order: each sum is the difference of two
+        ends.
+        """
         last = gone[-1]
         total_bytes = last.offset + last.total_bytes - gone[0].offset
         result.packets += ack_next_seq - self.una_seq
@@ -320,10 +345,11 @@ class Flights:
             self.small_packets -= sum(map(_is_small, gone))
 
     def sack(self, first_seq: int, bits: int, result: Acknowledged) -> None:
-        """The peer has these packets as well: bit 0 stands for first_seq, which is above una_seq.
+        """The peer has these packets as well; bit 0 of `bits` stands for first_seq, which is above una_seq. Adds to
+        `result` what is newly sacked.
 
-        What lies beyond next_seq was never sent and is passed over. Of many holes or flights that are news at once the
-        lowest are taken: the peer says the others again.
+        Bits beyond next_seq stand for packets that were never sent, and are ignored. Of many new ranges or flights only
+        the lowest are taken: the peer reports the others again with its next ack.
         """
         una_seq = self.una_seq
         sent = (1 << (self.next_seq - una_seq)) - 1
@@ -331,7 +357,8 @@ class Flights:
         if not news:
             return
         before_highest = self.highest_sacked_seq
-        digits = bin(news)[:1:-1]  # the lowest first: str.find() is the quickest way from one to the next
+        # The lowest bit first. Of all ways from one range of bits to the next str.find() is the fastest.
+        digits = bin(news)[:1:-1]
         last = 0
         left = MAX_NEWLY_SACKED_FLIGHTS
         for _ in range(MAX_NEWLY_SACKED_RANGES):
@@ -349,7 +376,9 @@ class Flights:
         self.sacked_mask |= news & ((1 << last) - 1)
 
     def _sack(self, seq: int, end_seq: int, before_highest: int, most: int, result: Acknowledged) -> tuple[int, int]:
-        """The packets from seq to end_seq, but no more than `most` flights of them; how many, and where they end."""
+        """Mark the packets from seq to end_seq as sacked, but no more than `most` flights of them. Returns how many
+        flights they were, and the number behind the last.
+        """
         queue = self.queue
         index = self._index(seq)
         if queue[index].seq < seq:
@@ -380,6 +409,7 @@ class Flights:
         return index - first, end_seq
 
     def _lose(self, flight: Flight) -> None:
+        """Mark a flight that is in flight as lost."""
         if not self.lost_packets:
             self._lost_seqs.clear()
         flight.state = LOST
@@ -389,8 +419,9 @@ class Flights:
         heappush(self._lost_seqs, flight.seq)
 
     def lose(self, lost_at: Callable[[Flight], int | None], *, now: int) -> tuple[list[Flight], int | None]:
-        """Ask about every flight in flight when it counts as lost, None for never; it is, if that is by now. Returns
-        what was lost, and when the next one will be. Looks at the whole queue: not for every ack.
+        """Mark as lost every flight in flight for which lost_at() returns a time that has come; None stands for never.
+        Returns what was marked, and the time at which the next one will be lost, or None. It goes through the whole
+        queue, so it is not for every ack.
         """
         lost = []
         next_at: int | None = None
@@ -405,7 +436,7 @@ class Flights:
         return lost, next_at
 
     def lose_first(self) -> list[Flight]:
-        """The first packet is lost, if it has left once only. Returns what was lost."""
+        """Mark the first packet as lost, if it has left once only. Returns what was marked."""
         if self.queue[0].count > 1:
             self._cut(0, 1)
         first = self.queue[0]
@@ -415,7 +446,7 @@ class Flights:
         return [first]
 
     def lose_oldest(self) -> list[Flight]:
-        """The first flight is lost, if it is in flight. Returns what was lost."""
+        """Mark the first flight as lost, if it is in flight. Returns what was marked."""
         first = self.queue[0]
         if first.state is not IN_FLIGHT:
             return []
@@ -423,8 +454,8 @@ class Flights:
         return [first]
 
     def lose_lone_probe(self) -> list[Flight] | None:
-        """If nothing is in flight but a path MTU probe, or nothing at all, that is lost. Returns what was; None: there
-        is more in flight.
+        """If nothing is in flight but a path MTU probe, mark that as lost. Returns what was marked, an empty list if
+        nothing is in flight; None if other packets are.
         """
         in_flight = self.packets - self.sacked_packets - self.lost_packets
         if in_flight > 1:
@@ -438,8 +469,9 @@ class Flights:
         return [probe]
 
     def lose_overdue(self, lost_at: LostAt, reported_seq: int, *, now: int) -> tuple[list[Flight], int | None]:
-        """The same for a judge that goes by time: what left later is lost later. So the oldest are asked, until one is
-        not lost. None is lost beyond reported_seq. Where there is more to ask about, the next one is lost now.
+        """lose() where what left later is lost later: it begins with what left first and stops at the first flight that
+        is not lost. Nothing beyond reported_seq is marked. If it stops because there is very much to do, the time
+        returned is `now`.
         """
         lost: list[Flight] = []
         queue = self.queue
@@ -470,9 +502,9 @@ class Flights:
         return lost, at if next_at is None or (at is not None and at < next_at) else next_at
 
     def _lose_resent(self, lost_at: LostAt, reported_seq: int, lost: list[Flight], *, now: int) -> int | None:
-        """The part of lose_overdue() for what was sent again."""
+        """lose_overdue() for what was sent again."""
         queue, again = self.queue, self._resent
-        beyond: list[tuple[int, int, int]] = []  # reported_seq: too early to ask about, and no reason not to ask on
+        beyond: list[tuple[int, int, int]] = []  # entries beyond reported_seq: they stay, and the next is looked at
         while again and len(beyond) < _MAX_SKIPPED_FLIGHTS:
             sent_us, seq, end_seq = again.popleft()
             seq = max(seq, self.una_seq)
@@ -500,13 +532,14 @@ class Flights:
         return None
 
     def _overdue_at(self, flight: Flight, reported_seq: int, lost_at: LostAt) -> int | None:
+        """When the flight, as far as reported_seq, counts as lost."""
         last_seq = min(flight.end_seq - 1, reported_seq)
         above = 0 if flight.sends > 1 else (self.sacked_mask >> (flight.end_seq - self.una_seq)).bit_count()
         return lost_at(flight, last_seq, above)
 
     def forget_sacks(self) -> bool:
-        """The peer has dropped what it had sacked: all of it is in flight again. RFC 2018 §8. False: not all yet, call
-        again.
+        """The peer has dropped what it had sacked: all of it is in flight again. RFC 2018 §8. Returns False if not all
+        is done yet: call again.
         """
         una_seq, mask = self.una_seq, self.sacked_mask
         if mask:
@@ -529,7 +562,7 @@ class Flights:
         return True
 
     def first_lost(self) -> Flight | None:
-        """The flight to send again first, or None."""
+        """The lost flight with the lowest number, or None."""
         seqs = self._lost_seqs
         while seqs:
             seq = seqs[0]
@@ -541,7 +574,7 @@ class Flights:
         return None
 
     def resent(self, flight: Flight, count: int, *, now: int) -> Flight:
-        """The first `count` packets of a lost flight, or of the last one, leave again; returns the flight that stands
+        """The first `count` packets of a flight, a lost one or the last, leave again. Returns the flight that stands
         for them.
         """
         if count < flight.count:
@@ -601,4 +634,5 @@ class Flights:
         assert self.small_packets == sum(1 for flight in self.queue if flight.is_small)
 
 
+# When a flight counts as lost, None for never: see Recovery.lost_at().
 LostAt = Callable[[Flight, int, int], "int | None"]

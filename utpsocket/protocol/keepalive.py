@@ -66,13 +66,13 @@ class Keepalive:
     """
 
     __slots__ = (
-        "_reprobe_at",
-        "_probed_at",
         "_doubtful_reset_at",
         "_interval_us",
-        "_probe_at",
-        "_probing",
         "_keepalive_at",
+        "_probe_at",
+        "_probed_at",
+        "_probing",
+        "_reprobe_at",
         "_unanswered_probes",
         "is_keepalive_due",
         "is_peer_dead",

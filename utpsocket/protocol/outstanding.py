@@ -1,9 +1,8 @@
-"""What is under way to the peer, and what acks, losses and time mean for it.
+"""What is in flight to the peer, and what acks, losses and time mean for it.
 
-Separate from the rest of the sending half (sendhalf.py) because it sends nothing: it keeps the books of what has left
-and says what must leave again. It joins the pieces that never call each other: bytes (sendbuffer.py), packets under way
-(flights.py), judgement of loss (recovery.py), the congestion window (congestion/), the packet size (pathmtu.py) and
-what the peer can take (peerlimits.py).
+The base class of SendHalf (sendhalf.py), which decides what may leave; this one sends nothing. It joins pieces that do
+not know each other: bytes (sendbuffer.py), packets in flight (flights.py), when a packet is lost (recovery.py), the
+congestion window (congestion/), the size of packets (pathmtu.py) and what the peer has room for (peerlimits.py).
 
 Sources: BEP 29 "packet loss", "timeouts"; RFC 6675 §5 (recovery with a pipe), RFC 8985 §7 (tail-loss probe),
 RFC 9293 §3.8.6.1 (zero-window probes); docs/protocol.md §7, §9.
@@ -24,22 +23,34 @@ from utpsocket.protocol.recovery import DUPLICATE_THRESHOLD, Recovery
 from utpsocket.protocol.sendbuffer import SendBuffer
 from utpsocket.protocol.times import NEVER
 
-MAX_TIMEOUTS: Final = 6  # consecutive retransmission timeouts before giving up: docs/protocol.md §9
-# And not before so much time without progress, since on a short path six of them are over in 13 s: as long as Linux
-# repeats a packet (tcp_retries2 = 15; RFC 1122 §4.2.3.5 demands 100 s). A suspended peer, a path that is down.
+# The peer is given up at the retransmission timeout after so many without an ack in between. By feel; docs/protocol.md
+# §9.
+MAX_TIMEOUTS: Final = 6
+# But not before so much time without progress, since on a short path six timeouts are over in 13 s. As long as Linux
+# repeats a packet: tcp_retries2 = 15 makes 924 s; RFC 1122 §4.2.3.5 demands 100 s. A suspended peer, or a path that is
+# down for some minutes, is so outlived.
 GIVE_UP_AFTER_US: Final = 924_000_000
-# Where nobody here holds the connection any more. Linux (tcp_orphan_retries(), tcp_probe_timer()) then gives up 100 s
-# after the last progress; and behind a closed window, whatever the peer answers, when the waits between the probes have
-# grown to two minutes, as after 204 s at its least timeout.
+# The same where the application has closed its last descriptor. Linux (tcp_orphan_retries(), tcp_probe_timer()) then
+# gives up 100 s after the last progress; and behind a closed window, whatever the peer answers, when the time between
+# probes has grown to two minutes, which at its shortest timeout is after 204 s.
 ORPHAN_GIVE_UP_AFTER_US: Final = 100_000_000
 ORPHAN_CLOSED_WINDOW_US: Final = 205_000_000
-MAX_PERSIST_US: Final = 15_000_000  # docs/protocol.md §7: libutp probes a closed window once after 15 s
+# The longest time between zero-window probes: libutp's, which probes once. docs/protocol.md §7.
+MAX_PERSIST_US: Final = 15_000_000
+# Timeouts in a row after which large packets may be what is lost. By feel: one is common; RFC 8899 §4.3 leaves it open.
 _BLACK_HOLE_TIMEOUTS: Final = 2
-_MAX_UNANSWERED_TIMEOUTS: Final = 1  # on end: then a peer may live no more
+# Timeouts in a row after which a peer with a closed window may be gone. By feel: one may be a lost probe.
+_MAX_UNANSWERED_TIMEOUTS: Final = 1
 
 
 class _UnfinishedAck:
-    """An ack of more flights than are taken off at once (Flights.acknowledge): nothing is judged before all are."""
+    """An ack of more flights than are taken off the queue at once (Flights.acknowledge). What it means for the window
+    and for losses is decided when all are taken off.
+
+    acknowledged      the sum so far
+    in_flight_bytes   before the ack
+    repaired_span, ack_next_seq, sacked_bits, delay_us, echo_us   see Outstanding.on_ack() and _on_newly_acked()
+    """
 
     __slots__ = (
         "ack_next_seq",
@@ -65,37 +76,81 @@ class _UnfinishedAck:
 
 
 class Outstanding:
-    """What has left and is not acked. All times µs."""
+    """What has left and is not acked. Times µs; a time `_at` is NEVER, and a time of sending -1, while there is none.
+
+    What it is made of:
+    buffer        bytes written and not acked
+    flights       packets sent and not acked
+    recovery      round trips, timeouts, when a packet counts as lost
+    controller    the congestion window
+    mtu           the size of packets
+    paws          refuses acks from 65,536 packets ago, which would free what is in flight now
+    peer          what the peer has room for
+
+    Counted and set from outside:
+    sent_offset       offset in the stream of the first byte that was never sent
+    is_peer_verified whether the peer has acked a number of ours; if not, its address may be forged. docs/protocol.md §3
+    user_timeout_us   TCP_USER_TIMEOUT; 0: MAX_TIMEOUTS and give_up_after_us decide
+    give_up_after_us  how long without progress before the peer is given up
+    lost_packets, timeouts   for figures
+
+    Acks:
+    _duplicate_acks       plain duplicate acks in a row
+    _is_sack_complete     what the last ack did not report as arrived has not arrived
+    _unfinished_ack       an ack of very many flights that is not yet worked off; else None
+
+    Loss and congestion:
+    _recovery_seq         losses of packets sent before this number have already reduced the window
+    _resend_at_once       the first retransmission of a recovery does not wait for the window
+    _window_limited_at    when the congestion window or pacing last kept data back
+    _drops_fragments      the path seems to drop fragments: a packet that is too large for it is also sent in pieces
+    _is_forgetting_sacks  the peer has dropped what it had sacked, and not all flights are marked yet
+    _lost_through_us      a timeout has found all that left by then lost, and not all flights are marked yet; else -1
+
+    Timers:
+    _rto_from_us          when the retransmission timeout or the persist timer began
+    _loss_check_at        when the next packet counts as lost
+    _paced_until          when pacing lets out the next burst
+    _last_sent_us         when the last packet left
+    _last_progress_at     when something was last newly acked
+    _unanswered_timeouts  timeouts in a row without an ack
+    _tail_probed          a tail-loss probe has left, or is due, since the last progress
+    _tail_probe_due       it is due
+    _is_persisting        nothing is in flight and the peer's window is closed
+    _persist_due          a zero-window probe is due
+    _closed_since         since when nothing but the peer's closed window has kept data back
+    _orphaned_at          when the application closed its last descriptor
+    """
 
     __slots__ = (
         "_closed_since",
         "_drops_fragments",
         "_duplicate_acks",
-        "_is_sack_complete",
         "_is_forgetting_sacks",
         "_is_persisting",
+        "_is_sack_complete",
         "_last_progress_at",
         "_last_sent_us",
-        "_window_limited_at",
+        "_loss_check_at",
         "_lost_through_us",
         "_orphaned_at",
         "_paced_until",
         "_persist_due",
         "_recovery_seq",
-        "_loss_check_at",
         "_resend_at_once",
         "_rto_from_us",
-        "_unanswered_timeouts",
         "_tail_probe_due",
         "_tail_probed",
+        "_unanswered_timeouts",
         "_unfinished_ack",
+        "_window_limited_at",
         "buffer",
         "controller",
         "flights",
+        "give_up_after_us",
         "is_peer_verified",
         "lost_packets",
         "mtu",
-        "give_up_after_us",
         "paws",
         "peer",
         "recovery",
@@ -110,51 +165,55 @@ class Outstanding:
         self.recovery = Recovery()
         self.controller = controller
         self.mtu = mtu
-        self.paws = Paws()  # of what the peer acks: an ack that is 65,536 packets late must not free what is on its way
+        self.paws = Paws()
         self.peer = PeerLimits()
         self.sent_offset = 0
-        self.is_peer_verified = True  # False: an address that may be spoofed. docs/protocol.md §3
-        self.user_timeout_us = 0  # TCP_USER_TIMEOUT; 0: MAX_TIMEOUTS and give_up_after_us decide
+        self.is_peer_verified = True
+        self.user_timeout_us = 0
         self.give_up_after_us = GIVE_UP_AFTER_US
         self._duplicate_acks = 0
-        self._drops_fragments = False  # the path does: what is too large for it leaves in pieces too
-        self._is_sack_complete = False  # by the last ack: what it does not say has not arrived
-        self._recovery_seq = -1  # losses of packets sent before this one have been answered by a smaller window
-        self._window_limited_at = -1  # when the window last held something back
+        self._drops_fragments = False
+        self._is_sack_complete = False
+        self._recovery_seq = -1
+        self._window_limited_at = -1
         self._last_sent_us = 0
         self._last_progress_at = 0
         self._rto_from_us = 0
         self._unanswered_timeouts = 0
-        self._resend_at_once = False  # the first retransmission of a recovery does not wait for the window
-        self._is_persisting = False  # nothing under way, the peer's window closed
+        self._resend_at_once = False
+        self._is_persisting = False
         self._persist_due = False
         self._orphaned_at = NEVER
-        self._closed_since = NEVER  # nothing but the peer's closed window has held data back since then
+        self._closed_since = NEVER
         self._paced_until = NEVER
         self._loss_check_at = NEVER
         self._tail_probe_due = False
         self._tail_probed = False
-        self._lost_through_us = -1  # a timeout said that all that left by then is lost, and not all is marked yet
-        self._is_forgetting_sacks = False  # likewise: what was sacked is not
+        self._lost_through_us = -1
+        self._is_forgetting_sacks = False
         self._unfinished_ack: _UnfinishedAck | None = None
         self.lost_packets = 0
         self.timeouts = 0
 
     @property
     def has_unfinished_ack(self) -> bool:
-        """An ack of very many packets is being worked through; on_timeout() is due, and nothing may leave before."""
+        """Whether an ack of very many flights is not yet worked off: on_timeout() is due, and nothing may leave
+        before.
+        """
         return self._unfinished_ack is not None
 
     def orphan(self, *, now: int) -> None:
-        """Nobody here holds the connection any more, and what is left of it must end."""
+        """The application has closed its last descriptor: what is left must be sent in bounded time."""
         self.give_up_after_us = ORPHAN_GIVE_UP_AFTER_US
         self._orphaned_at = now
 
     def on_late_verification(self) -> None:
-        """Until now packets might go unheard and unrepeated: no busy path did that, nor does it say how long it is."""
+        """The peer is verified only now, after timeouts. Before, packets may have stayed without an ack for want of
+        amplification credit, so neither the backoff nor the round trips of these packets say anything of the path.
+        """
         self.recovery.on_progress()
         for flight in self.flights.queue:
-            flight.sends += 1  # Karn: who knows which copy of what was acked when
+            flight.sends += 1  # Karn's algorithm: no round trip is taken from them
 
     # ── what an ack means ──
 
@@ -169,15 +228,21 @@ class Outstanding:
         is_state: bool,
         now: int,
     ) -> bool:
-        """An acceptable ack arrived: all before `ack_next_seq` and in `sack` is there. The caller has checked its
-        range. Returns whether it was news.
+        """An acceptable ack arrived; the caller has checked its range.
 
-        delay_us   the peer's measurement, 0 for none
-        echo_us    see Recovery.on_delivered()
+        ack_next_seq   the peer has every packet before this one. BEP 29 "ack_nr" + 1
+        window_bytes   the peer's window
+        sack           the selective ack extension, None without one
+        delay_us       the peer's timestamp difference, 0 for none
+        echo_us        the peer's timestamp by our clock, see Recovery.on_delivered(); -1 if unknown
+        is_state       a STATE without pieces: it may be a duplicate ack
+        now            µs
+        -> bool        whether it acked or sacked anything new
+        Sources: RFC 9293 §3.10.7.4 (ack processing), RFC 6675 §3, RFC 5681 §3.2.
         """
         flights = self.flights
         peer = self.peer
-        # A peer that sends selective acks holds nothing ahead of a hole when it sends none.
+        # A peer that sends selective acks has nothing out of order when it sends none.
         self._is_sack_complete = is_state and sack is None and peer.sack_packets > 0
         sacked_bits = 0
         if sack is not None:
@@ -186,17 +251,17 @@ class Outstanding:
                 sacked_bits = int.from_bytes(sack, "little")
         was_closed = peer.window_bytes < self.mtu.datagram_bytes
         if was_closed and self._orphaned_at == NEVER:
-            self._unanswered_timeouts = 0  # it holds us back, so it lives
+            self._unanswered_timeouts = 0  # the peer keeps its window closed, so it is alive
         acknowledged = Acknowledged()
         in_flight_bytes = flights.in_flight_bytes
         is_plain_duplicate = (
             is_state
             and not sacked_bits
             and ack_next_seq == flights.una_seq
-            and window_bytes <= peer.window_bytes  # less: what it held ahead of the hole takes its room
+            and window_bytes <= peer.window_bytes  # less, where it keeps what arrived out of order
             and bool(flights.packets)
         )
-        if ack_next_seq >= flights.una_seq:  # an older one was overtaken: its window is no news
+        if ack_next_seq >= flights.una_seq:  # the window of an ack that was overtaken is out of date
             peer.on_window(window_bytes)
             if was_closed or self._closed_since != NEVER:
                 self._on_window_after_closed(window_bytes, was_closed=was_closed)
@@ -232,13 +297,15 @@ class Outstanding:
             self._closed_since = NEVER
 
     def _on_duplicate_ack(self, *, now: int) -> None:
-        """An ack that moves nothing, of a peer that says no more by it. RFC 5681 §3.2."""
+        """A duplicate ack without a selective ack: the third in a row means that the first packet is lost. RFC 5681
+        §3.2.
+        """
         self._duplicate_acks += 1
         if self._duplicate_acks == DUPLICATE_THRESHOLD:
             self._on_lost(self.flights.lose_first(), now=now)
 
     def _finish_ack(self, unfinished: _UnfinishedAck, *, now: int) -> bool:
-        """Take off the next flights of an ack of many; with the last it is judged, as if it had come just now."""
+        """Take off the next flights of an ack of very many. With the last one it counts as if it had come now."""
         flights, acknowledged = self.flights, unfinished.acknowledged
         flights.acknowledge(unfinished.ack_next_seq, acknowledged)
         self._release()
@@ -253,9 +320,10 @@ class Outstanding:
         return True
 
     def _is_hole_wider(self, sack_bytes: int, ack_next_seq: int, *, now: int) -> bool:
-        """Whether this is a selective ack without any bit of a peer that holds a packet, or it would not send one, but
-        beyond its reach. So what it reaches is lost, or where the path reorders it is when its time has come. Ours of
-        full length mean something else (ReceiveHalf.sack).
+        """Whether this is a selective ack in which no bit is set, of a peer that has a packet beyond what its selective
+        acks can reach; otherwise it would not send one. So the packets within that reach are lost, or where the path
+        reorders they are when their time has come. A selective ack of full length means something else
+        (ReceiveHalf.sack).
         """
         flights = self.flights
         recovery = self.recovery
@@ -326,26 +394,26 @@ class Outstanding:
 
     @property
     def _is_window_closed(self) -> bool:
-        """The peer has no room worth filling. That it takes the byte of a probe all the same is no reason to send the
-        next one sooner: RFC 9293 §3.8.6.1 backs off until the window opens.
+        """Whether the peer's window has no room worth a packet. That the peer acks a zero-window probe does not make
+        the next one leave sooner: RFC 9293 §3.8.6.1 backs off until the window opens.
         """
         peer, segment_bytes = self.peer, self.mtu.datagram_bytes - HEADER_BYTES
         return peer.window_bytes < segment_bytes and peer.window_bytes < peer.sws_threshold_bytes(segment_bytes)
 
     @property
     def waits_for_reader(self) -> bool:
-        """Whether all that is missing is that the peer's program reads: it has closed its window, and answers."""
+        """Whether data waits only for the peer's program to read: the window is closed, and the peer answers probes."""
         is_waiting = self.buffer.end_offset > self.buffer.acked_offset
         return is_waiting and self._is_window_closed and self._unanswered_timeouts <= _MAX_UNANSWERED_TIMEOUTS
 
     def _release(self) -> None:
-        """Free the bytes before the first packet that is not acked."""
+        """Free the bytes before the first packet that is not acked: they are not needed any more."""
         queue = self.flights.queue
         self.buffer.release(queue[0].offset if queue else self.sent_offset)
 
     def _detect_losses(self, *, now: int) -> int:
-        """Ask about each flight of which a selective ack could have told. libutp's reach 30 packets beyond the hole,
-        and some peers send none: what lies further may have arrived, unsaid.
+        """Find losses among the packets that selective acks can report. libutp's reach 30 packets beyond the hole, and
+        some peers send none; a packet further on may have arrived without being reported. Returns how many are lost.
         """
         flights = self.flights
         lost = 0
@@ -359,7 +427,7 @@ class Outstanding:
         return lost + self._lose_overdue(self.recovery.lost_at, reported_seq, now)
 
     def _lose_timed_out(self, *, now: int) -> int:
-        """Mark lost what a timeout has said to be, or the next of it."""
+        """Mark as lost what left by _lost_through_us, or as much of it as is done at once. Returns how many packets."""
         through_us = self._lost_through_us
 
         def lost_at(flight: Flight, last_seq: int, above: int) -> int | None:
@@ -371,19 +439,20 @@ class Outstanding:
         return lost
 
     def _lose_overdue(self, lost_at: LostAt, reported_seq: int, now: int) -> int:
+        """See Flights.lose_overdue(). Returns how many packets are lost."""
         lost, next_at = self.flights.lose_overdue(lost_at, reported_seq, now=now)
         self._loss_check_at = NEVER if next_at is None else next_at
         return self._on_lost(lost, now=now) if lost else 0
 
     def _lose(self, lost_at: Callable[[Flight], int | None], now: int, *, is_congestion: bool = True) -> int:
-        """Mark lost what counts as lost by now; remember when the next one will. Returns how many packets."""
+        """Mark as lost what counts as lost now, and note when the next one will. Returns how many packets."""
         lost, next_at = self.flights.lose(lost_at, now=now)
         if next_at is not None and next_at < self._loss_check_at:
             self._loss_check_at = next_at
         return self._on_lost(lost, now=now, is_congestion=is_congestion)
 
     def _on_lost(self, flights: list[Flight], *, now: int, is_congestion: bool = True) -> int:
-        """These count as lost now. Returns how many packets."""
+        """These flights have been marked as lost: reduce the window, once per round trip. Returns how many packets."""
         reduces = False
         lost_probe = False
         lost = 0
@@ -399,7 +468,7 @@ class Outstanding:
                 and not flight.is_whole
                 and flight.largest_payload_bytes + HEADER_BYTES > self.mtu.datagram_bytes
             ):
-                self._drops_fragments = True  # perhaps
+                self._drops_fragments = True  # possibly
         self.lost_packets += lost
         if lost_probe:
             self.mtu.on_probe_lost(now=now)
@@ -412,10 +481,10 @@ class Outstanding:
     # ── what time means ──
 
     def deadline(self) -> int:
-        """When on_timeout() wants to be called, or NEVER."""
+        """When to call on_timeout(), perhaps in the past, or NEVER. Of all timers the earliest."""
         at = self._paced_until
         if self._unfinished_ack is not None:
-            return self._last_progress_at  # at once
+            return self._last_progress_at  # in the past: at once
         if self.flights.queue:
             other_at = self._rto_from_us + self._rto_us()
             if other_at < at:
@@ -435,16 +504,18 @@ class Outstanding:
         return at
 
     def _closed_for_too_long_at(self) -> int:
-        """When a window that is closed since _closed_since makes us give up, though the peer answers each probe."""
+        """When the peer is given up because its window has been closed since _closed_since, though it answers
+        probes.
+        """
         at = NEVER
         if self.user_timeout_us:
-            at = self._closed_since + self.user_timeout_us  # as Linux since 5.11, tcp_probe_timer()
+            at = self._closed_since + self.user_timeout_us  # as Linux does since 5.11: tcp_probe_timer()
         if self._orphaned_at != NEVER:
             at = min(at, max(self._closed_since, self._orphaned_at) + ORPHAN_CLOSED_WINDOW_US)
         return at
 
     def on_timeout(self, *, now: int) -> bool:
-        """Time passed; whatever is due by now happens. False: the peer is given up (ETIMEDOUT)."""
+        """Do what is due. Returns False if the peer is given up (ETIMEDOUT). Next: SendHalf.next_flight()."""
         flights = self.flights
         if self._unfinished_ack is not None:
             self._finish_ack(self._unfinished_ack, now=now)
@@ -470,10 +541,11 @@ class Outstanding:
         return True
 
     def _on_retransmission_timeout(self, *, now: int) -> bool:
+        """The retransmission timeout ran out. Returns False if the peer is given up. RFC 6298 §5, RFC 8985 §6.3."""
         flights = self.flights
         recovery = self.recovery
         if self._is_forgetting_sacks or flights.queue[0].state is SACKED:
-            # The first packet not acked cannot have arrived, whatever was said.
+            # The first packet is not acked, so it has not arrived, although it was sacked: the peer has dropped it.
             self._is_forgetting_sacks = not flights.forget_sacks()
             if self._is_forgetting_sacks:
                 return True
@@ -492,16 +564,16 @@ class Outstanding:
         if is_hopeless and not self.user_timeout_us:
             return False
         if self.peer.window_bytes >= self.mtu.datagram_bytes:
-            # Behind a closed window the packet is a probe, and its silence says nothing about the path.
+            # Otherwise the packet is a zero-window probe, and a missing ack is no sign of congestion.
             self._recovery_seq = flights.next_seq
             self.controller.on_timeout(now=now)
         if recovery.backoff >= _BLACK_HOLE_TIMEOUTS and (
             self.mtu.floor_bytes < flights.queue[0].largest_payload_bytes + HEADER_BYTES <= self.mtu.datagram_bytes
         ):
             self.mtu.on_black_hole(now=now)
-            self._drops_fragments = True  # perhaps
+            self._drops_fragments = True  # possibly
             self.controller.on_segment_size(self.mtu.datagram_bytes - HEADER_BYTES)
-        # RFC 8985 §6.3: what left a moment ago may still arrive.
+        # RFC 8985 §6.3: what left less than a round trip ago may still arrive.
         self._on_lost(flights.lose_oldest(), now=now)
         self._lost_through_us = now - recovery.srtt_us - recovery.reorder_window_us
         self._lose_timed_out(now=now)
@@ -509,10 +581,12 @@ class Outstanding:
         return True
 
     def _rto_us(self) -> int:
+        """The retransmission timeout, or behind a closed window the persist timer's, which grows no further."""
         rto_us = self.recovery.rto_us
         return min(rto_us, MAX_PERSIST_US) if self.peer.window_bytes < self.mtu.datagram_bytes else rto_us
 
     def _may_probe_tail(self) -> bool:
+        """Whether a tail-loss probe is of use: everything is in flight, and none has left since the last progress."""
         flights = self.flights
         return (
             not self._tail_probed
@@ -525,7 +599,10 @@ class Outstanding:
         )
 
     def on_too_big(self, datagram_bytes: int, carries_bytes: int, *, now: int) -> None:
-        """A datagram of this size does not pass (EMSGSIZE, ICMP); see PathMtu.on_too_big()."""
+        """A datagram of this size does not pass (EMSGSIZE, ICMP): have smaller packets, and send again what is lost.
+
+        datagram_bytes, carries_bytes   see PathMtu.on_too_big(); a datagram_bytes of 0: not known
+        """
         mtu = self.mtu
         if not mtu.on_too_big(datagram_bytes or max(mtu.datagram_bytes, mtu.probe_bytes), carries_bytes, now=now):
             return
@@ -533,7 +610,7 @@ class Outstanding:
         limit, highest = mtu.datagram_bytes - HEADER_BYTES, mtu.highest_bytes
 
         def is_gone(flight: Flight) -> int | None:
-            # What IP may fragment travels on; the rest is gone, and congestion had no part in it.
+            # What IP may fragment passes all the same. The rest is lost, and not because of congestion.
             return (
                 0
                 if flight.is_whole and (flight.largest_payload_bytes > limit or flight.probe_bytes > highest)

@@ -66,12 +66,12 @@ class PathMtu:
         "_failed_probes",
         "_likely_bytes",
         "_search_at",
+        "confirmed_bytes",
         "datagram_bytes",
         "floor_bytes",
         "highest_bytes",
         "known",
         "packets_since_probe",
-        "confirmed_bytes",
         "probe_bytes",
     )
 

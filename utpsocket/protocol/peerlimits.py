@@ -36,8 +36,8 @@ class PeerLimits:
         "is_reorder_proven",
         "largest_window_bytes",
         "reorder_packets",
-        "sack_packets",
         "reports_delay",
+        "sack_packets",
         "window_bytes",
     )
 

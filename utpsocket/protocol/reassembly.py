@@ -41,17 +41,17 @@ class Reassembly:
     """The incoming byte stream. `next_seq` is the first sequence number not yet received in order."""
 
     __slots__ = (
-        "_out_of_order",
-        "_mask",
-        "_own_pieces",
         "_advertised_end_offset",
+        "_mask",
+        "_out_of_order",
+        "_own_pieces",
         "_ready",
         "capacity_bytes",
         "delivered_bytes",
         "fin_seq",
-        "out_of_order_bytes",
         "is_finished",
         "next_seq",
+        "out_of_order_bytes",
         "ready_bytes",
     )
 

@@ -33,21 +33,21 @@ class ReceiveHalf:
     """Everything about the direction from the peer to us. All times µs."""
 
     __slots__ = (
-        "_packets_at_last_state",
         "_advertised_bytes",
+        "_packets_at_last_state",
         "_window_updates_left",
         "ack_at",
-        "out_of_window_packets",
         "difference_us",
         "duplicate_packets",
-        "received_at",
         "is_discarding",
+        "out_of_window_packets",
         "paws",
+        "peer_difference_us",
         "reassembly",
+        "received_at",
         "received_bytes",
         "received_packets",
         "share_bytes",
-        "peer_difference_us",
         "unacked_packets",
         "window_update_at",
     )

@@ -1,13 +1,15 @@
-"""RTT, retransmission timeout, and when a packet counts as lost.
+"""Round trips, the retransmission timeout, and when a packet counts as lost.
 
-Separate because it is judgement over numbers: it holds no packet and sends none. The connection's send half tells
-it what each ack newly covered and asks it about each flight.
+It holds no packet and sends none: outstanding.py tells it what each ack newly covered, and asks it about each flight.
 
-Facts, then the decisions. A burst leaves in one instant, so "sent later" is (time, sequence number). A later
-packet's arrival is evidence of loss: three of them are proof where the path has never reordered (BEP 29 and every
-implementation: docs/protocol.md §9); where it has, only time is, as RACK does it. A retransmission is judged by time
-alone, since its sequence number says nothing about when it left. A lost tail has no later packet to speak for it:
-after two round trips a probe draws the ack that says so.
+A burst leaves at one instant, so "sent later" is decided by (time, sequence number). That a later packet has arrived is
+evidence of a loss. Three of them are proof where the path has never reordered (BEP 29 and every implementation:
+docs/protocol.md §9); where it has, only time is, as in RACK. A retransmission is judged by time alone, since its
+sequence number does not tell when it left. After a lost tail no later packet arrives: after two round trips a tail-loss
+probe makes the peer ack.
+
+Example: a round trip of 50 ms, its variance 5 ms. The retransmission timeout is 50 + max(100, 20) = 150 ms, which the
+least value makes 200 ms; a tail-loss probe leaves 100 + 10 + 10 = 120 ms after the last packet.
 
 Sources: RFC 6298 (RTO), RFC 8985 (RACK-TLP), RFC 6675 (three SACKed packets), BEP 29 "packet loss".
 """
@@ -19,24 +21,38 @@ from typing import Final
 from utpsocket.protocol.flights import Acknowledged, Flight
 from utpsocket.protocol.times import HALF_TIMESTAMP, MAX_ACK_DELAY_US, TIMESTAMP_MASK
 
-MIN_RTO_US: Final = 200_000  # as Linux; libutp has 1 s, libtorrent 500 ms, librqbit 200 ms
+MIN_RTO_US: Final = 200_000  # Linux's TCP_RTO_MIN; libutp has 1 s, libtorrent 500 ms, librqbit 200 ms
 MAX_RTO_US: Final = 60_000_000  # RFC 6298 (2.5)
 INITIAL_RTO_US: Final = 1_000_000  # RFC 6298 (2.1)
 DUPLICATE_THRESHOLD: Final = 3  # BEP 29 "packet loss"; RFC 6675 DupThresh
-_FOREIGN_ACK_DELAY_US: Final = 100_000  # libutp's: a path without variance must not time out on it
-_GRANULARITY_US: Final = 1_000  # epoll's timeout
-_MAX_PROBE_MARGIN_US: Final = 30_000  # a lost last packet costs two round trips and 50 ms, no more
-_MAX_UNMEASURED_RTO_US: Final = 3_000_000  # no path worth speaking of takes longer for a round trip
-_MAX_REORDER_STEPS: Final = 16  # RFC 8985 §6.2 step 4: the window never exceeds one SRTT anyway
+# How long libutp delays an ack: without this a path with a steady round trip would time out on it.
+_FOREIGN_ACK_DELAY_US: Final = 100_000
+_GRANULARITY_US: Final = 1_000  # of epoll_wait(2)'s timeout; RFC 6298's G
+# Most that variance adds to the time before a tail-loss probe. By feel: a lost last packet then costs two round trips
+# and 40 ms at most.
+_MAX_PROBE_MARGIN_US: Final = 30_000
+# How far timeouts without a measured round trip keep the timeout up. By feel: round trips over satellites take 0.6 s.
+_MAX_UNMEASURED_RTO_US: Final = 3_000_000
+# Most quarters of the shortest round trip that the reordering window may grow to. RFC 8985 §6.2 step 4 has no bound but
+# the smoothed round trip, which also holds here; this keeps the number small.
+_MAX_REORDER_STEPS: Final = 16
 
 
 class Recovery:
-    """Judges loss and keeps time. All times µs.
+    """Round trips, timeouts, losses. Times µs.
 
+    srtt_us, rtt_var_us   smoothed round trip and its variance, 0 before the first sample. RFC 6298 §2
+    min_rtt_us, latest_rtt_us   the shortest sample and the last
     rto_us             retransmission timeout with its backoff. BEP 29 "timeouts", RFC 6298 §2, §5.5
-    probe_timeout_us   how long after the last packet left a tail-loss probe leaves. RFC 8985 §7.2: two round trips and
-                       what the peer may wait before it acks; here also what the round trips vary by, or a busy machine
-                       would be probed
+    probe_timeout_us   how long after the last packet a tail-loss probe leaves. RFC 8985 §7.2: two round trips and the
+                       delay of an ack; here also the variance, or a busy machine would be probed
+    backoff            timeouts in a row
+    timeouts_since_rtt   timeouts since a round trip was last measured
+    rack_sent_us, rack_seq   of the packet that left last of all that have arrived, -1 before the first
+    rack_rtt_us        its round trip
+    rack_sent_through_bytes   payload of all that had left when that packet had
+    has_reordered      the path has delivered a packet after one that left later
+    reorder_steps      length of the reordering window, in quarters of the shortest round trip
     """
 
     __slots__ = (
@@ -57,12 +73,12 @@ class Recovery:
     )
 
     def __init__(self) -> None:
-        self.srtt_us = 0  # 0: no sample yet
+        self.srtt_us = 0
         self.rtt_var_us = 0
         self.min_rtt_us = 0
         self.latest_rtt_us = 0
-        self.backoff = 0  # consecutive timeouts
-        self.timeouts_since_rtt = 0  # timeouts since a round trip was last measured
+        self.backoff = 0
+        self.timeouts_since_rtt = 0
         self.rack_sent_us = -1
         self.rack_seq = -1
         self.rack_rtt_us = 0
@@ -74,14 +90,15 @@ class Recovery:
     # ── time ──
 
     def _update_timeouts(self) -> None:
-        """The round trips or the backoff are others: so are the timeouts. They are asked for more often than that."""
+        """Compute both timeouts anew: round trip or backoff have changed. They are read more often than they change."""
         base = INITIAL_RTO_US
         if self.srtt_us:
             base = max(MIN_RTO_US, self.srtt_us + max(_FOREIGN_ACK_DELAY_US, 4 * self.rtt_var_us))
         rto_us = base << min(self.backoff, 16)
         if self.timeouts_since_rtt > self.backoff:
-            # Karn and Partridge: where round trips have outgrown the timeout, whatever is sent is sent again before its
-            # ack can come, so none is ever measured. What the timeouts have grown to therefore holds until one is.
+            # Karn's algorithm: if round trips have become longer than the timeout, every packet is sent again before
+            # its ack comes, so none is ever measured. So the timeout stays as long as it has grown until one is
+            # measured.
             rto_us = max(rto_us, min(base << min(self.timeouts_since_rtt, 16), _MAX_UNMEASURED_RTO_US))
         self.rto_us = rto_us = min(MAX_RTO_US, rto_us)
         if self.srtt_us:
@@ -89,7 +106,7 @@ class Recovery:
             self.probe_timeout_us = min(2 * self.srtt_us + MAX_ACK_DELAY_US + margin_us, rto_us)
 
     def on_rtt(self, rtt_us: int) -> None:
-        """A round trip of a packet sent once only (Karn's rule is the caller's). RFC 6298 §2."""
+        """A round trip was measured, of a packet that was sent once only (Karn's algorithm). RFC 6298 §2."""
         rtt_us = max(1, rtt_us)
         self.latest_rtt_us = rtt_us
         self.timeouts_since_rtt = 0
@@ -112,13 +129,15 @@ class Recovery:
         self._update_timeouts()
 
     def on_progress(self) -> None:
-        """Something new was acknowledged."""
+        """Something was newly acked: the backoff ends."""
         if self.backoff:
             self.backoff = 0
             self._update_timeouts()
 
     def on_window_open(self) -> None:
-        """The peer takes data again: the timeouts behind its closed window said nothing about the path."""
+        """The peer's window has opened: timeouts of zero-window probes say nothing about the path, so the backoff
+        ends.
+        """
         if self.backoff or self.timeouts_since_rtt:
             self.backoff = self.timeouts_since_rtt = 0
             self._update_timeouts()
@@ -126,28 +145,31 @@ class Recovery:
     # ── loss ──
 
     def on_delivered(self, acknowledged: Acknowledged, echo_us: int, *, now: int) -> bool:
-        """An ack newly covered packets. RFC 8985 §6.2 steps 1 to 4. Returns whether it shows that a packet was
-        sent again for nothing.
+        """Packets were newly acked or sacked. RFC 8985 §6.2 steps 1 to 4.
 
-        echo_us   the peer's last packet had arrived when this one of ours had left, or earlier: 32 bits, -1 if unknown
+        acknowledged   which
+        echo_us        when the last packet left that the peer had received as it sent this ack: our clock's lower 32
+                       bits; -1 if unknown
+        now            µs
+        -> bool        whether the ack shows that a packet was retransmitted although the original had arrived
         """
         if acknowledged.sends == 1:
-            # Where a retransmission left later, it drew the ack: what had waited behind the hole was not on its way
-            # for so long, and one such sample would make the next timeout minutes.
+            # Only if the packet that left last of them was no retransmission: else the ack was waiting for that one,
+            # and the others, which had arrived before, would give a sample that is far too long.
             self.on_rtt(now - acknowledged.sent_us)
         if acknowledged.reordered_seq >= 0:
             self.has_reordered = True
         rtt_us = now - acknowledged.sent_us
         if acknowledged.sends > 1:
             if echo_us >= 0 and (echo_us - acknowledged.sent_us) & TIMESTAMP_MASK >= HALF_TIMESTAMP:
-                # Whatever the peer has heard left before the retransmission: the original had arrived, so patience was
-                # too short. RFC 3522 §3.2.
+                # When the peer sent the ack, the retransmission had not left yet: so the original had arrived, and the
+                # reordering window was too short. RFC 3522 §3.2.
                 self.has_reordered = True
                 self.reorder_steps = min(_MAX_REORDER_STEPS, self.reorder_steps + 1)
                 return True
             if echo_us < 0 and rtt_us < self.min_rtt_us:
-                # RFC 8985 §6.2 step 2: perhaps the original's. No proof of it: a peer that acks once for all that has
-                # waited in its socket's buffer takes longer than the path does.
+                # RFC 8985 §6.2 step 2: possibly the original's ack. It is no proof, since min_rtt_us may contain the
+                # time that packets waited in the peer's socket.
                 return False
         if (acknowledged.sent_us, acknowledged.seq) > (self.rack_sent_us, self.rack_seq):
             self.rack_sent_us = acknowledged.sent_us
@@ -158,17 +180,20 @@ class Recovery:
 
     @property
     def reorder_window_us(self) -> int:
-        """How much later than a later packet one may still arrive. RFC 8985 §6.2 step 4."""
+        """How long a packet may arrive after one that left later, without being lost. RFC 8985 §6.2 step 4."""
         return min(self.srtt_us, self.reorder_steps * max(_GRANULARITY_US, self.min_rtt_us // 4))
 
     def on_later_arrival(self, sent_us: int, seq: int, *, now: int) -> None:
-        """A packet has arrived that left no earlier than this one; which it was, nobody says."""
+        """A packet has arrived that left at the same time as this one or later; which one is not known."""
         if (sent_us, seq) > (self.rack_sent_us, self.rack_seq):
             self.rack_sent_us, self.rack_seq, self.rack_rtt_us = sent_us, seq, now - sent_us
 
     def lost_at(self, flight: Flight, last_seq: int, sacked_above: int) -> int | None:
-        """When a flight in flight, up to its packet last_seq, counts as lost: a time, perhaps in the past, or None
-        while nothing sent later has arrived.
+        """When a flight that is in flight counts as lost: a time, perhaps in the past, or None while no packet that
+        left later has arrived.
+
+        last_seq       the last of its packets that are asked about
+        sacked_above   how many packets with a higher number have been sacked
         """
         if not self.has_reordered and flight.sends == 1 and sacked_above >= DUPLICATE_THRESHOLD:
             return 0

@@ -1,9 +1,9 @@
-"""The sending half: what may leave now.
+"""The direction from us to the peer: what may leave now.
 
-What may leave, in this order: packets lost, one packet to probe a silent tail, then new data as far as the congestion
-window, the peer's window, the peer's reorder buffer and pacing allow, then our FIN. A burst is at most about one
-millisecond of the current rate, because a bottleneck must not see 64 KiB at once. What becomes of it is kept by
-outstanding.py, on which this is built.
+In this order: lost packets; the last packet again, as a tail-loss probe; new data, as far as the congestion window, the
+peer's window, the peer's reorder buffer and pacing allow; then our FIN. A burst is at most about one millisecond of the
+current rate, so that a bottleneck's queue does not get 64 KiB at once. outstanding.py is the base class, which keeps
+what has left until it is acked; docs/design.md §3 says why it is one.
 
 Sources: BEP 29 "overview" (window rule), "packet sizes"; RFC 6675 §5 (recovery with a pipe), RFC 8985 §7 (tail-loss
 probe), RFC 9293 §3.8.6.1 (zero-window probes), RFC 896 (small packets); docs/protocol.md §3, §7, §9.
@@ -23,30 +23,50 @@ from utpsocket.protocol.runs import MAX_RUN_PACKETS, MAX_SEND_BYTES, MAX_SEND_PA
 from utpsocket.protocol.sendbuffer import SendBuffer
 from utpsocket.protocol.times import NEVER
 
-_SMALL_PACKETS: Final = 4  # so a write, write, read exchange never waits for an ack, and a flood of bytes does
+# How many packets that are not full may be in flight (RFC 896 allows one). By feel: with four a program that writes
+# twice and then reads never waits for an ack, and one that writes single bytes in a loop does.
+_SMALL_PACKETS: Final = 4
+# System calls that a flight takes at most.
 _SENDS_PER_BURST: Final = MAX_RUN_PACKETS // MAX_SEND_PACKETS
-# A packet without payload, with IPv4's and UDP's headers. IPv6's are larger, but not by more than a SYN's are, and not
-# more than three packets leave for one.
+# A packet without payload, with IPv4's and UDP's headers. An IPv6 header is 20 bytes longer, but so is a SYN's, and no
+# more than three packets leave for one SYN.
 EMPTY_PACKET_BYTES: Final = HEADER_BYTES + 28
-# docs/protocol.md §3: one packet to an address that may be spoofed, so small that it and the STATE before it are no
-# more than three times the SYN: 48 + 48 + 48.
+# Payload of the one packet of data that may leave to an address that is not verified: with the SYN-ACK before it, it is
+# three times the SYN: 48 + 48 + 48 bytes. docs/protocol.md §3.
 _UNVERIFIED_BYTES: Final = 48
 
 
 class SendHalf(Outstanding):
-    """Everything about the direction from us to the peer. All times µs."""
+    """The direction from us to the peer. Times µs. Its slots, beside those of Outstanding:
+
+    pacer               when the next burst may leave
+    has_more            the application has written more than has been read from it, so a packet that is not full may
+                        wait
+    nodelay             TCP_NODELAY: packets that are not full never wait
+    is_finishing        finish() was called: our FIN follows the last byte
+    fin_seq             sequence number of our FIN, None before it is sent
+    amplification_credit_bytes   of IP packets that may leave before the peer is verified. docs/protocol.md §3
+    must_open_with_data   the peer, a libutp, ignores everything, a FIN too, before a first DATA, which may be empty
+    is_opening_due      that DATA must leave now, although nothing was written
+    awaits_grant        new data must wait: too many connections send to this peer (engine/ports/send_grants.py)
+    flight_to_split     a packet that has just left and must be followed by its pieces, see poll_pieces(); else None
+    _burst_at           when new data last left, -1 never. More may leave at that time even if the window is nearly full
+    sent_packets        DATA and FIN packets that left, for figures; with retransmissions
+    resent_packets      retransmissions among them
+    tail_probes         tail-loss probes among those
+    """
 
     __slots__ = (
         "_burst_at",
-        "awaits_grant",
         "amplification_credit_bytes",
+        "awaits_grant",
         "fin_seq",
-        "has_more",
         "flight_to_split",
+        "has_more",
         "is_finishing",
         "is_opening_due",
-        "nodelay",
         "must_open_with_data",
+        "nodelay",
         "pacer",
         "resent_packets",
         "sent_packets",
@@ -56,66 +76,71 @@ class SendHalf(Outstanding):
     def __init__(self, first_seq: int, buffer: SendBuffer, controller: Controller, mtu: PathMtu) -> None:
         super().__init__(first_seq, buffer, controller, mtu)
         self.pacer = Pacer()
-        self.has_more = False  # the application has written more than we have read: a short packet can wait for it
+        self.has_more = False
         self.nodelay = False
         self.is_finishing = False
-        self.amplification_credit_bytes = 0  # of IP packets that may leave before the address is proven
-        self.must_open_with_data = False  # the peer may hear nothing, not even a FIN, before a first DATA, be it empty
-        self.is_opening_due = False  # there is nothing to send, and that DATA must leave
-        self.awaits_grant = False  # somebody else decides when new data may leave
+        self.amplification_credit_bytes = 0
+        self.must_open_with_data = False
+        self.is_opening_due = False
+        self.awaits_grant = False
         self.fin_seq: int | None = None
-        self.flight_to_split: Flight | None = None  # see poll_pieces()
-        self._burst_at = -1  # when new data last left: what the window still holds may follow in the same instant
+        self.flight_to_split: Flight | None = None
+        self._burst_at = -1
         self.sent_packets = 0
         self.resent_packets = 0
         self.tail_probes = 0
 
     @property
     def unsent_bytes(self) -> int:
-        """Written by the application and never sent."""
+        """Bytes that the application has written and that were never sent."""
         return self.buffer.end_offset - self.sent_offset
 
     @property
     def burst_bytes(self) -> int:
-        """What the most packets of whole system calls carry, that may leave as one flight."""
+        """Bytes of payload that the largest possible flight carries: all packets of _SENDS_PER_BURST system calls."""
         size = self.mtu.datagram_bytes
         return _SENDS_PER_BURST * packets_per_send(size) * (size - HEADER_BYTES)
 
     @property
     def is_finished(self) -> bool:
-        """Our FIN is acked, and so everything before it."""
+        """Whether our FIN is acked, and so everything before it."""
         return self.fin_seq is not None and self.flights.una_seq > self.fin_seq
 
     @property
     def is_peer_window_limited(self) -> bool:
-        """Bytes wait only because the peer's window does not take them."""
+        """Whether bytes wait because the peer's window has no room for a packet."""
         return self.unsent_bytes > 0 and self.peer.window_bytes < self.mtu.datagram_bytes
 
     @property
     def is_idle(self) -> bool:
-        """Everything written is acked."""
+        """Whether all bytes written are acked."""
         return self.buffer.acked_offset == self.buffer.end_offset
 
     @property
     def is_all_acked(self) -> bool:
-        """Every packet sent is acked, a FIN too."""
+        """Whether all packets sent are acked, the FIN too."""
         return self.flights.una_seq == self.flights.next_seq
 
     def start(self, first_seq: int) -> None:
-        """Our first DATA will have this sequence number; nothing has been sent."""
+        """Have the first DATA carry this sequence number. Nothing may have been sent yet."""
         self.flights.start(first_seq)
         self.paws.start(first_seq)
 
     # ── what may leave ──
 
     def next_flight(self, *, now: int, max_segments: int) -> Flight | None:
-        """The next packets to put on the wire, already booked as sent, or None when nothing may leave now."""
+        """The next packets to send, or None when nothing may leave now. They are booked as sent when this returns.
+
+        now            µs
+        max_segments   how many packets at most
+        Next: Composer.flight(), then call again until None.
+        """
         if self._paced_until < now:
             self.pacer.on_late_timer(now - self._paced_until, self.recovery.srtt_us)
         self._paced_until = NEVER
         flights = self.flights
         if self._unfinished_ack is not None:
-            return None  # what seems to be missing may be acked
+            return None  # what counts as lost may be acked by the rest of that ack
         if flights.lost_packets:
             return self._next_retransmission(now=now, max_segments=max_segments)
         if self._tail_probe_due:
@@ -131,9 +156,14 @@ class SendHalf(Outstanding):
         return self._next_new_data(unsent, now=now, max_segments=max_segments)
 
     def _next_new_data(self, unsent: int, *, now: int, max_segments: int) -> Flight | None:
-        """The next packets of `unsent` bytes that have never been sent, as far as everything allows that limits them:
-        both windows, the peer's reorder buffer, pacing, Nagle; or in their place a probe of the path's MTU or of the
-        peer's window.
+        """The next packets of new data, as far as the congestion window, the peer's window, its reorder buffer, pacing
+        and Nagle's algorithm allow; or in their place a probe of the path's MTU or of the peer's window; None for
+        neither.
+
+        Example: 64 KiB are unsent, packets carry 1,452 bytes, the congestion window is 30,000 bytes and 12,000 are in
+        flight: 18,000 bytes of room, so 12 full packets. The rest waits for acks.
+
+        unsent   bytes written and never sent, at least 1
         """
         flights, mtu, peer = self.flights, self.mtu, self.peer
         if mtu.known is not None and mtu.known.confirmed_bytes > mtu.confirmed_bytes and mtu.adopt_known():
@@ -164,12 +194,13 @@ class SendHalf(Outstanding):
             return None
         is_new_burst = self._burst_at != now
         if is_new_burst and room < unsent and room < min(burst * size, window // 4) and flights.in_flight_bytes:
-            # Each ack would free room for as little as it acked, and so small bursts would stay small for ever: three
-            # quarters of the window are under way, so wait for a burst's worth (Linux: tcp_tso_win_divisor).
+            # If each ack let out as much as it acked, small bursts would stay small. Three quarters of the window are
+            # in flight, so there is time to wait until a whole burst fits. Linux does the same: tcp_tso_win_divisor.
             return None
         self._burst_at = now
         most = min(max_segments, burst)
-        if unsent > size and peer.reports_delay and self.is_peer_verified:  # a probe is full, and something follows it
+        # A probe is a full packet, and another packet follows it, so that its loss is seen.
+        if unsent > size and peer.reports_delay and self.is_peer_verified:
             before_probe = mtu.packets_before_probe(now=now)
             if not before_probe and size <= room:
                 return self._next_mtu_probe(size, now=now)
@@ -179,7 +210,7 @@ class SendHalf(Outstanding):
         if full < most and full * size < unsent <= room and self._may_send_small():
             count, last_size = full + 1, unsent - full * size
         elif is_peer_limited and not full and unsent > room:
-            count, last_size = 1, room  # a peer whose whole window is hardly a segment
+            count, last_size = 1, room  # the peer's whole window is smaller than a segment
         if not count:
             return None
         mtu.packets_since_probe += count
@@ -190,8 +221,9 @@ class SendHalf(Outstanding):
         return flight
 
     def _next_mtu_probe(self, size: int, *, now: int) -> Flight:
-        """A packet padded to more than is proven: should it not pass, its data fits without the padding.
-        docs/protocol.md §10: uTP does not re-segment, so data that left in a large packet would be stuck with it.
+        """A path MTU probe: a packet of data, padded beyond the size that is confirmed. If it is lost, its data is sent
+        again without the padding. uTP does not re-segment, so data in a packet that is too large could never be sent
+        again. docs/protocol.md §10.
         """
         probe_bytes = self.mtu.probe_size()
         self.mtu.on_probe_sent(probe_bytes)
@@ -203,7 +235,7 @@ class SendHalf(Outstanding):
         return flight
 
     def _add(self, flight: Flight, *, now: int) -> None:
-        """Book a flight of new packets."""
+        """Book a flight of new packets as sent."""
         if not self.flights.packets:
             self._rto_from_us = now
             self._last_progress_at = now
@@ -214,21 +246,24 @@ class SendHalf(Outstanding):
         self._on_sent(flight.count, total_bytes, now=now)
 
     def _on_sent(self, count: int, total_bytes: int, *, now: int) -> None:
+        """Packets left, new or again: the timers and pacing count from now."""
         self._last_sent_us = now
         self.sent_packets += count
         if self.recovery.min_rtt_us > PACED_FROM_RTT_US:
             self.pacer.on_sent(count, total_bytes, self._paced_bytes(), self.recovery.srtt_us, now=now)
 
     def _paced_bytes(self) -> int:
-        """What pacing lets out in one round trip: more than the window, so that the window stays the limit."""
+        """Bytes that pacing lets out in one round trip: more than the congestion window, so that the window is what
+        limits. RFC 9002 §7.7: 1.25 times; twice in slow start, as Linux.
+        """
         window = self.controller.window_bytes
         return 2 * window if self.controller.is_slow_start else window + window // 4
 
     def _burst_packets(self, size: int, *, now: int) -> int:
-        """How many packets of `size` may leave at this instant; 0: not before _paced_until.
+        """How many packets of `size` bytes of payload pacing lets out now; 0: none before _paced_until.
 
-        A path so short that only queues, perhaps our own, make it long is not paced: there small bursts would cost
-        more than they spare.
+        A path whose shortest round trip is below PACED_FROM_RTT_US is not paced: there many small bursts cost more time
+        than they save.
         """
         if self.recovery.min_rtt_us <= PACED_FROM_RTT_US:
             return MAX_RUN_PACKETS
@@ -239,7 +274,9 @@ class SendHalf(Outstanding):
         return packets
 
     def _may_send_small(self) -> bool:
-        """Whether a packet shorter than full may leave. RFC 896, loosened: a few may be under way at a time."""
+        """Whether a packet that is not full may leave: Nagle's algorithm (RFC 896), which here allows a few in
+        flight.
+        """
         if self.is_finishing:
             return True
         if self.has_more:
@@ -247,7 +284,9 @@ class SendHalf(Outstanding):
         return self.nodelay or self.flights.small_packets < _SMALL_PACKETS
 
     def _next_fin(self, *, now: int) -> Flight | None:
-        """Our FIN, once everything before it has been sent; before it, or alone, an empty DATA where one is needed."""
+        """Our FIN, once everything before it has been sent; or an empty DATA where the peer needs one first, see
+        must_open_with_data and is_opening_due. None for neither.
+        """
         is_opening_due = (self.is_opening_due or self.must_open_with_data) and not self.sent_packets
         self.is_opening_due = False
         if is_opening_due:
@@ -264,7 +303,12 @@ class SendHalf(Outstanding):
         return flight
 
     def _next_window_probe(self, peer_room: int, worthwhile: int, *, now: int) -> Flight | None:
-        """Nothing is under way and the peer's window is closed: wait, then try a little. RFC 9293 §3.8.6.1."""
+        """Nothing is in flight and the peer's window is closed: a zero-window probe if one is due, else wait for the
+        persist timer. RFC 9293 §3.8.6.1.
+
+        peer_room    bytes that the peer's window holds, less than the next
+        worthwhile   bytes that are worth a packet (PeerLimits.sws_threshold_bytes)
+        """
         if not self._is_persisting:
             self._is_persisting = True
             self._rto_from_us = now
@@ -278,6 +322,7 @@ class SendHalf(Outstanding):
         return flight
 
     def _next_retransmission(self, *, now: int, max_segments: int) -> Flight | None:
+        """The first lost packets, as far as the congestion window and pacing allow. RFC 6675 §5."""
         flights = self.flights
         flight = flights.first_lost()
         assert flight is not None
@@ -292,8 +337,8 @@ class SendHalf(Outstanding):
         if not count:
             return None
         if size and not self._resend_at_once:
-            # What left before a packet that has arrived is not on its way any more, even where a peer's selective acks
-            # reach so short that nobody knows what became of it; the path keeps the order, or nearly.
+            # The pipe. What left before a packet that has arrived is not in flight any more, also where a peer's
+            # selective acks do not reach far enough to tell: the path keeps the order, or nearly.
             since = flights.sent_bytes - self.recovery.rack_sent_through_bytes
             on_its_way = min(flights.in_flight_bytes, since)
             fit = (self.controller.window_bytes - on_its_way) // size
@@ -316,24 +361,30 @@ class SendHalf(Outstanding):
         return flight
 
     def _add_pieces(self, flight: Flight) -> None:
-        """If this packet, which first left when the path was wider, may not pass but in pieces, they follow it."""
+        """If this packet first left when the path's MTU was larger, and the path drops fragments, have its pieces
+        follow.
+        """
         if self._drops_fragments and flight.largest_payload_bytes + HEADER_BYTES > self.mtu.datagram_bytes:
             self.flight_to_split = flight
 
     def poll_pieces(self) -> Flight | None:
-        """The packet, left just now, whose pieces are to leave as well (fragmentation.py), or None."""
+        """A packet that has just left and must also be sent in pieces (fragmentation.py), or None. Each is returned
+        once.
+        """
         flight, self.flight_to_split = self.flight_to_split, None
         return flight if flight is not None and flight.seq >= self.flights.una_seq else None
 
     def _next_tail_probe(self, *, now: int) -> Flight | None:
-        """The last packet again, so that its ack tells whether the tail arrived. RFC 8985 §7.3."""
+        """The last packet again as a tail-loss probe: its ack tells whether the packets before it have arrived. RFC
+        8985 §7.3.
+        """
         self._tail_probe_due = False
         flights = self.flights
         flight = flights.last_in_flight()
         if flight is None:
             return None
         if flight.probe_bytes:
-            # It was silent for two round trips, and nothing else can tell why: its size is to blame.
+            # A path MTU probe without an ack for two round trips, and no later packet to show a loss: it was too large.
             flight.probe_bytes = 0
             flight.is_whole = self.mtu.is_confirmed(flight.payload_bytes + HEADER_BYTES)
             self.mtu.on_probe_lost(now=now)
@@ -346,7 +397,7 @@ class SendHalf(Outstanding):
         return flight
 
     def clear(self) -> None:
-        """The connection is over."""
+        """The connection is over: drop what was written, and have no more deadlines."""
         if self.flights.queue:
             self.flights = Flights(self.flights.next_seq)
         self.buffer.clear()

@@ -91,16 +91,16 @@ class Ledbat:
     __slots__ = (
         "_base",
         "_before_reduction",
+        "_conservative_since",
         "_current_delays_us",
         "_drift_ends_at",
+        "_drift_penalty_us",
         "_drift_us",
         "_gain_remainder",
         "_is_conservative",
         "_peer_base_delay",
-        "_drift_penalty_us",
         "_segment_bytes",
         "_ssthresh_bytes",
-        "_conservative_since",
         "is_slow_start",
         "window_bytes",
     )
