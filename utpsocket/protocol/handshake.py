@@ -1,35 +1,37 @@
-"""How a connection comes about: SYNs and what may count as their answer, or the answer and its repetitions.
+"""How a connection comes about: SYNs and what counts as their answer; or the answer to a SYN and its repetitions.
 
-Separate because nothing of it matters afterwards. It keeps time and ids and judges answers; it holds no stream.
+It keeps times and ids, and decides about answers. Nothing of it matters once the connection stands, but for stray
+answers.
 
-Read this first. Facts about the peers (docs/protocol.md §2, §3): a SYN-ACK is a bare STATE whose seq_nr is the
-acceptor's next DATA. libutp does not answer a SYN it has seen, so a lost SYN-ACK is repaired only by a SYN with another
-id; libtorrent answers with a second connection; we and the JS utp answer alike. So a SYN is first repeated as it is,
-only large (packet.py), and if that stays without answer, soon after under a fresh id. Whichever answer comes first is
-taken; what the peer made of the other SYNs is told to go.
+Facts about the peers (docs/protocol.md §2, §3). A SYN-ACK is a STATE whose seq_nr is the acceptor's next DATA. libutp
+does not answer a SYN that it has seen, so a lost SYN-ACK is repaired only by a SYN with another id. libtorrent answers
+a repeated SYN with a second connection. We and the JS utp repeat the answer. So a SYN is first repeated as it is, only
+padded (packet.py), and if that is not answered, 0.5 s later sent under a fresh id. The first answer is taken; what the
+peer made of the other SYNs gets a RESET.
 
-The initiator's word that it has the answer is a bare STATE, which nobody acks, so it may be lost unnoticed: an acceptor
-that speaks first would wait for it for ever. It is repeated until something comes that only an acceptor sends who has
-it. To libutp's family (answers_like_libutp) the repetition is an empty DATA: their acceptors say and end nothing
-before a first DATA, and they ack it, so that it is repeated no longer than needed. Others drop an empty DATA, and would
-wait for its number for ever (librqbit): they hear the bare STATE again, with doubled waits as Linux's SYN-ACKs.
+The initiator's ack of the SYN-ACK is a STATE, which is not acked itself, so it may be lost unnoticed. An acceptor that
+speaks first would then wait for it for ever. So it is repeated until something comes that an acceptor sends only when
+it has received it. For libutp (answers_like_libutp) the repetition is an empty DATA: its acceptors send nothing before
+a first DATA, and they ack it, so that it is repeated no longer than necessary. Others drop an empty DATA, and would
+wait for its number for ever (librqbit): they get the STATE again, after doubled times as Linux's SYN-ACKs.
 
-The acceptor repeats nothing by its own clock. What it may send to an address that may be spoofed is three times what
-came from there (RFC 9000 §8.1), and that is the answer and a greeting; each SYN that is repeated pays as much again.
-So where the greeting is lost and the initiator, which has its answer, waits in silence, it is repeated only when that
-says its first word: a libutp's keepalive comes after 29 s, our initiators' proof at once and again and again.
+An acceptor repeats nothing by a timer of its own. To an address that may be forged it sends at most three times what
+came from there (RFC 9000 §8.1): that is the answer and one small packet. Each repeated SYN allows as much again. If the
+small packet is lost and the initiator, which has its answer, sends nothing, it is repeated only when the initiator's
+first packet comes: a libutp's keepalive after 29 s, or our initiators' repeated ack.
 
-A DATA that acks our SYN may have overtaken the STATE, or the STATE is lost; only the STATE says where the stream
-begins. So such DATA is held, and believed to be the beginning only when it comes again: what is sent again first is
-the oldest.
+A DATA that acks our SYN may have overtaken the STATE, or the STATE is lost; only the STATE tells where the stream
+begins. So such a DATA is kept, and taken for the beginning only when it comes again: what is retransmitted first is the
+oldest.
 
-An initiator of ours always proves itself, and its SYN says so by a mark: ack_nr, which means nothing in a SYN and which
-everybody else sets to 0 and nobody reads. An acceptor of ours then waits for the proof before anybody is told of the
-connection. So of all that one attempt's SYNs made there is never seen more than the one that it took, and nothing of an
-attempt that was given up. Who gives up says so by a RESET, to whatever acceptor.
+Our initiators always ack the SYN-ACK, and their SYNs say so by a mark: ack_nr, which means nothing in a SYN, and which
+other implementations set to 0 and do not read. An acceptor of ours then waits for that ack before it reports the
+connection. So of all connections that one attempt's SYNs have made only the one is reported that the initiator took,
+and none of an attempt that was given up. An initiator that gives up says so by a RESET.
 
-Simultaneous open: where both sides dial and neither listens, the two SYNs cross. The one with the higher number stays,
-and who sent the other one answers it as an acceptor does: one connection, and both have called connect().
+Simultaneous open: if both sides connect to each other and neither listens, the two SYNs cross. The one with the higher
+number stays, and the sender of the other one answers it as an acceptor does: one connection, and both have called
+connect().
 
 BEP 29 "connection_id", "connection setup" (whose diagram is wrong about the SYN-ACK's number: docs/protocol.md §2).
 """
@@ -42,32 +44,60 @@ from typing import Final
 from utpsocket.protocol.packet import Packet, PacketType, unwrap
 from utpsocket.protocol.times import NEVER
 
-SYN_RTO_US: Final = 1_000_000  # docs/protocol.md §2
-SYN_TRIES: Final = 6  # each one RTO later than the last, which doubles: the last leaves after 31 s; TCP_SYNCNT + 1
-_MAX_SYN_RTO_US: Final = 120_000_000  # as Linux (TCP_RTO_MAX)
-NEW_ID_AFTER_US: Final = 500_000  # after a repeated SYN: a lost SYN-ACK then costs 1.5 s, and twice the RTT is over
-HALF_OPEN_US: Final = 63_000_000  # as Linux with tcp_synack_retries 5; libutp's first word may take its 29 s
-HANDSHAKE_ACKS: Final = 7  # the last one after a minute, to be told by a RESET if the acceptor has given up
-SYN_ACK_INTERVAL_US: Final = 100_000  # docs/protocol.md §2: a repeated SYN's answer is rate-limited
-ACKS_SYN_ACK: Final = 0x7550  # the mark
+SYN_RTO_US: Final = 1_000_000  # RFC 6298 §2.1; doubled with each SYN
+# TCP_SYNCNT + 1, as tcp_syn_retries 5 on Linux: the last SYN leaves after 31 s.
+SYN_TRIES: Final = 6
+_MAX_SYN_RTO_US: Final = 120_000_000  # Linux's TCP_RTO_MAX
+# When, after a repeated SYN, one under a fresh id follows. By feel: a lost SYN-ACK of libutp's then costs 1.5 s, and a
+# round trip of half a second has passed.
+NEW_ID_AFTER_US: Final = 500_000
+# How long an acceptor waits to be acked: as Linux with tcp_synack_retries 5. libutp's first packet may come after 29 s.
+HALF_OPEN_US: Final = 63_000_000
+# How often the ack of the SYN-ACK is repeated. Doubled from 1 s, the last one leaves after a minute, when an acceptor
+# of ours has given up, and answers it by a RESET.
+HANDSHAKE_ACKS: Final = 7
+SYN_ACK_INTERVAL_US: Final = 100_000  # the least time between two answers to one SYN; by feel
+# The mark in ack_nr of our SYNs: this initiator always acks the SYN-ACK. Any number but 0; these are "uP" in ASCII.
+ACKS_SYN_ACK: Final = 0x7550
+# How far a second SYN-ACK's number must be away to be a new random one. By feel: it is nearer by chance once in 32.
 _NEW_NUMBER_DISTANCE: Final = 1_024
+# How many packets that come before the SYN-ACK are kept: by feel; libutp's first burst has two.
 _MAX_EARLY_PACKETS: Final = 8
-_RETRANSMITTED_AFTER_US: Final = 100_000  # sooner it is the network that repeats, not the peer
-_RESETS_PER_ID: Final = 3
-_MAX_ANSWERED_IDS: Final = 8
+# If a packet comes again later than this, the peer has retransmitted it; sooner, the network has duplicated it. By
+# feel: half of the least timeout of any implementation.
+_RETRANSMITTED_AFTER_US: Final = 100_000
+_RESETS_PER_ID: Final = 3  # how many RESETs what was made of an abandoned SYN gets; by feel, each may be lost
+_MAX_ANSWERED_IDS: Final = 8  # of one attempt: ours uses four ids; by feel
 
 
 class Handshake:
-    """The time before the first proof, on either side. Times µs.
+    """The time before the peer is verified, on either side. Times µs.
 
-    due_at      when handle_timeout() or a SYN is due, NEVER when the handshake is over
-    recv_id     the id of our last SYN, or the acceptor's
-    pending_resets      (connection_id, seq, ack) of RESETs that are due
-    handshake_ack_at    when an initiator's proof must be repeated, unless the acceptor shows that it has it
-    syn_tries   how many SYNs leave, those under fresh ids not counted
-    is_syn_large   whether the SYN that left last is to be large: a repetition that a small one under a fresh id follows
+    due_at       when a SYN or handle_timeout() is due, NEVER when the handshake is complete
+    give_up_at   when the attempt ends in any case (TCP_USER_TIMEOUT)
+    recv_id      the id of our last SYN, or the acceptor's
+    syn_seq      our SYN's number, before our first DATA's
+    peer_syn_seq16   an acceptor's: the number of the SYN that made it, -1 for an initiator
+    syn_tries    how many SYNs leave, those under fresh ids not counted
+    is_syn_large   whether the SYN that left last is to be padded: a repetition that a small one under a fresh id
+                   follows
+    pending_resets   (connection_id, seq, ack) of RESETs that are due
+    handshake_ack_at   when an initiator's ack of the SYN-ACK is repeated, unless the acceptor shows that it has come
     answered_ids   an acceptor's recv_ids: of a SYN, and of its repetitions under fresh ids
-    answers_like_libutp   the answer told no time difference, as none of libutp's family does
+    answers_like_libutp   the SYN-ACK carried no timestamp difference, as none of libutp's family does
+
+    _spare_ids     fresh ids that are left
+    _used_ids      ids of the SYNs that have left
+    _try_count     how many SYNs have left, those under fresh ids not counted
+    _syn_count     with them
+    _next_try_at   when the next of the first kind leaves
+    _is_new_id_next   before it, one under a fresh id
+    _early         (time of arrival, packet) by number: what came before the SYN-ACK
+    _syns_at_doubtful_reset   _syn_count when a RESET came that acked something else
+    _handshake_acks   how often the SYN-ACK has been acked
+    _resets_sent   how many RESETs the connection of an abandoned SYN has got, by its id
+    _answers       how often an acceptor has sent its SYN-ACK
+    _answered_at   when it last did
     """
 
     __slots__ = (
@@ -123,22 +153,22 @@ class Handshake:
 
     @property
     def recv_ids(self) -> tuple[int, ...]:
-        """Every id under which packets for this connection may come."""
+        """All ids under which packets for this connection may come."""
         return (self.recv_id, *(used for used in self._used_ids if used != self.recv_id), *self._spare_ids)
 
     # ── initiator ──
 
     def start(self, *, now: int) -> None:
-        """The first SYN is due."""
+        """An initiator's handshake begins: the first SYN is due."""
         self.due_at = now
 
     @property
     def is_exhausted(self) -> bool:
-        """Every try has been made: when `at` comes, nobody is there."""
+        """Whether every SYN has left: at due_at the attempt has failed."""
         return self._try_count >= self.syn_tries and not self._is_new_id_next
 
     def next_syn(self, *, now: int) -> int | None:
-        """The id of a SYN that leaves now, or None."""
+        """The id of the SYN that must leave now, or None. See is_syn_large for its size."""
         if now < self.due_at or self.is_exhausted:
             return None
         self.is_syn_large = self._syn_count > 0 and not self._is_new_id_next and bool(self._spare_ids)
@@ -157,16 +187,17 @@ class Handshake:
         return self.recv_id
 
     def answers_our_syn(self, packet: Packet) -> bool:
-        """Whether this answers a SYN of ours: only who saw it knows its seq."""
+        """Whether this answers a SYN of ours: it acks the SYN's number, which only its receiver knows."""
         return packet.ack16 == self.syn_seq & 0xFFFF and packet.connection_id in self._used_ids
 
     def is_own_syn(self, packet: Packet) -> bool:
-        """Whether a SYN is ours come back: we dial ourselves. TCP would call that a simultaneous open."""
+        """Whether a SYN is our own: we are connecting to ourselves. TCP would take it for a simultaneous open."""
         return packet.seq16 == self.syn_seq & 0xFFFF and packet.connection_id in self._used_ids
 
     def check_refusal(self, packet: Packet) -> bool:
-        """A RESET that answers a SYN of ours, under either id of the connection that would have been. One that acks
-        nothing, as ethereum/utp's, must come in answer to two SYNs: whoever guesses an id has to guess it again.
+        """Whether a RESET refuses our SYN: it carries either id of the connection that would have been, and acks the
+        SYN. One that acks something else, as ethereum/utp's, counts only if it comes in answer to two SYNs: an attacker
+        would have to guess the id twice.
         """
         if not any(packet.connection_id in (used, (used + 1) & 0xFFFF) for used in self._used_ids):
             return False
@@ -176,14 +207,16 @@ class Handshake:
         return packet.ack16 == self.syn_seq & 0xFFFF
 
     def accept_syn_data(self, packet: Packet, *, now: int) -> bool:
-        """Whether this packet, which answers_our_syn(), says where the peer's stream begins. If not, it is held."""
+        """Whether this packet, for which answers_our_syn() is true, tells where the peer's stream begins. If not, it is
+        kept.
+        """
         if packet.type == PacketType.STATE:
             return True
         seq16 = packet.seq16
         known = self._early.get(seq16)
         if known is None:
             if len(self._early) < _MAX_EARLY_PACKETS:
-                packet.payload = memoryview(bytes(packet.payload))  # the datagram's memory is borrowed
+                packet.payload = memoryview(bytes(packet.payload))  # the datagram's memory will be used again
                 packet.sack = None
                 self._early[seq16] = now, packet
             return False
@@ -191,8 +224,8 @@ class Handshake:
         return is_oldest and now - known[0] >= _RETRANSMITTED_AFTER_US
 
     def on_syn_ack(self, packet: Packet, *, now: int) -> tuple[int, list[Packet]]:
-        """The handshake is complete. Returns the round trip it took, 0 where that is ambiguous (Karn), and the
-        packets that were held.
+        """An initiator's handshake is complete. Returns the round trip that it took in µs, 0 if that is ambiguous
+        (Karn's algorithm), and the packets that were kept.
         """
         rtt_us = now - (self._next_try_at - SYN_RTO_US) if self._syn_count == 1 else 0
         self.recv_id = packet.connection_id
@@ -209,21 +242,24 @@ class Handshake:
         return rtt_us, [early for _, early in held if early.connection_id == self.recv_id]
 
     def withdraw_syns(self) -> None:
-        """The attempt is given up: whatever the peer made of our SYNs is told to go."""
+        """The attempt is given up: whatever the peer has made of our SYNs gets a RESET."""
         for used in self._used_ids:
             self.pending_resets.append(((used + 1) & 0xFFFF, self.syn_seq + 1, 0))
         self._used_ids.clear()
 
     def schedule_handshake_ack(self, rto_us: int, *, now: int) -> None:
-        """The proof leaves now. Arm its next repetition; rto_us: how long until a first one may be missed."""
+        """The ack of the SYN-ACK leaves now: set handshake_ack_at for its repetition.
+
+        rto_us   the time before the first repetition; doubled for each further one
+        """
         self.handshake_ack_at = (
             now + (rto_us << self._handshake_acks) if self._handshake_acks < HANDSHAKE_ACKS else NEVER
         )
         self._handshake_acks += 1
 
     def reset_if_abandoned(self, packet: Packet) -> bool:
-        """Whether the packet is of a connection that one of our other SYNs made: it gets a RESET, a few times.
-        docs/protocol.md §4.
+        """Whether the packet belongs to a connection that the peer has made of another SYN of this attempt. If so, a
+        RESET answers it, a few times. docs/protocol.md §4.
         """
         sent = self._resets_sent.get(packet.connection_id)
         if sent is None:
@@ -234,9 +270,9 @@ class Handshake:
         return True
 
     def is_second_syn_ack(self, packet: Packet, next_seq: int) -> bool:
-        """Whether this STATE is another answer to our repeated SYN, which replaces the first: libtorrent then made
-        a second connection and forgot the first (docs/protocol.md §2). A number near the first one is no new draw, only
-        the first answerer's STATE after DATA that is still on its way. The caller knows that no DATA has come.
+        """Whether this STATE is a second answer to our SYN, which replaces the first: libtorrent has then made a second
+        connection and forgotten the first (docs/protocol.md §2). With a number near the first one it is a STATE of the
+        same connection, sent after DATA that is still in flight. The caller knows that no DATA has come.
         """
         return (
             self._syn_count > 1
@@ -245,15 +281,15 @@ class Handshake:
         )
 
     def loses_simultaneous_open_to(self, packet: Packet) -> bool:
-        """Two SYNs have crossed, and the connection is to be the peer's: it drew the higher number. Both sides see
-        the same two numbers, whatever is lost; the ids would not do, since a SYN may be repeated under another one.
+        """Whether of two SYNs that have crossed the peer's stays: its number is the higher one. Both sides see the same
+        two numbers, whatever is lost; ids would not do, since a SYN may be repeated under another one.
         """
         return packet.seq16 > self.syn_seq & 0xFFFF
 
     # ── acceptor ──
 
     def on_syn(self, packet: Packet, *, now: int) -> None:
-        """The SYN that made this connection: its answer is due now."""
+        """The SYN that makes this connection has come: an acceptor's handshake begins."""
         self.peer_syn_seq16 = packet.seq16
         self.due_at = min(now + HALF_OPEN_US, self.give_up_at)
         self._answered_at = now
@@ -261,7 +297,9 @@ class Handshake:
         self.answered_ids.append((packet.connection_id + 1) & 0xFFFF)
 
     def note_repeated_syn(self, packet: Packet, *, now: int) -> bool:
-        """Whether the same SYN came again, perhaps under a fresh id, and long enough after its last answer."""
+        """The SYN may have come again, perhaps under a fresh id. Returns whether to answer it: if it is the same, and
+        the last answer is old enough.
+        """
         if packet.seq16 != self.peer_syn_seq16 or now - self._answered_at < SYN_ACK_INTERVAL_US:
             return False
         recv_id = (packet.connection_id + 1) & 0xFFFF
@@ -275,15 +313,19 @@ class Handshake:
         return True
 
     def withdraw_id(self, id: int) -> int | None:
-        """The initiator took the answer to another of its SYNs, or none: the recv_id that is left of those answered."""
+        """The initiator has withdrawn the SYN with this id, since it took the answer to another one, or gave up.
+        Returns the recv_id of another SYN that was answered, None if there is none.
+        """
         self.answered_ids = [recv_id for recv_id in self.answered_ids if id not in (recv_id, (recv_id - 1) & 0xFFFF)]
         return self.answered_ids[-1] if self.answered_ids else None
 
     def on_peer_verified(self, packet: Packet, *, now: int) -> int:
-        """The initiator knows our number, so it is where it says. Returns the round trip, 0 where not known."""
+        """The initiator has acked our number: an acceptor's handshake is complete. Returns the round trip in µs, 0 if
+        that is ambiguous.
+        """
         self.due_at = NEVER
         elapsed_us = now - self._answered_at
-        # A STATE is what initiators of our kind send at once; DATA may have waited for its application, and what comes
-        # after a second may be a repetition.
+        # Our initiators send a STATE at once. A DATA may have waited for its application, and what comes after a second
+        # may be a repetition.
         is_first = self._answers == 1 and packet.type == PacketType.STATE and elapsed_us < SYN_RTO_US
         return elapsed_us if is_first else 0

@@ -1,10 +1,9 @@
-"""Bytes that arrived: in order and waiting for the application, or ahead of a hole and held.
+"""Bytes that arrived: in order and ready for the application, or behind a hole and kept.
 
-Separate because it is pure bookkeeping over sequence numbers and memory. In-order payloads stay views of the
-datagrams they came in until delivered() copies what was left over; only packets ahead of a hole are copied at once,
-since their receive buffer is about to be reused.
+Payloads in order stay views of the datagrams that they came in until delivered(), which copies what is left over.
+Payloads behind a hole are copied at once, since the memory of the datagrams is about to be used again.
 
-The held packets' bitmask is the selective ack itself: bit 0 stands for next_seq + 1, which is ack + 2.
+The bit mask of the packets behind a hole is the selective ack itself: bit 0 stands for next_seq + 1, which is ack + 2.
 
 Sources: BEP 29 "selective ack"; docs/protocol.md §4, §7.
 """
@@ -14,12 +13,16 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
-MAX_OUT_OF_ORDER_PACKETS: Final = 8_192  # bounds what a flood of tiny packets ahead of a hole can cost
-_OVERDRAFT_BYTES: Final = 4_096  # an in-order packet that overlaps the window's edge fills the hole others wait for
-_SMALL_PIECE_BYTES: Final = (
-    16_384  # kept pieces are joined up to this, or tiny packets would cost far more than they hold
-)
-_TINY_BYTES: Final = 256  # payloads that are smaller in the mean are joined: each by itself costs more than to copy it
+# How many packets behind a hole are kept at most: it bounds what a flood of tiny packets costs. Eight times libutp's.
+MAX_OUT_OF_ORDER_PACKETS: Final = 8_192
+# How far the packet that fills a hole may go beyond the window: refused, it would keep the window closed for ever. By
+# feel: more than a packet.
+_OVERDRAFT_BYTES: Final = 4_096
+# Kept pieces are joined up to this size: tiny packets would otherwise cost far more memory than they hold. By feel.
+_SMALL_PIECE_BYTES: Final = 16_384
+# Payloads that are smaller on average are joined when a hole is filled: to handle each costs more than to copy it. By
+# feel.
+_TINY_BYTES: Final = 256
 
 
 class Insertion(Enum):
@@ -31,14 +34,29 @@ class Insertion(Enum):
     OUT_OF_WINDOW = "outside of the window"
 
 
-IN_ORDER: Final = Insertion.IN_ORDER  # see states.py
+IN_ORDER: Final = Insertion.IN_ORDER  # module-level names, as in states.py
 OUT_OF_ORDER: Final = Insertion.OUT_OF_ORDER
 DUPLICATE: Final = Insertion.DUPLICATE
 OUT_OF_WINDOW: Final = Insertion.OUT_OF_WINDOW
 
 
 class Reassembly:
-    """The incoming byte stream. `next_seq` is the first sequence number not yet received in order."""
+    """The incoming byte stream.
+
+    next_seq         the first sequence number that is not yet received in order
+    capacity_bytes   most bytes that are kept for the application
+    ready_bytes      received in order and not delivered
+    out_of_order_bytes   received behind a hole
+    delivered_bytes  delivered in all
+    fin_seq          sequence number of the peer's FIN, None before it has come
+    is_finished      the FIN and everything before it have come; ready bytes may still wait
+
+    _ready           the payloads that are ready
+    _own_pieces      how many of these, from the first on, are copies of ours; the rest is borrowed
+    _out_of_order    copies of the payloads behind a hole, by sequence number
+    _mask            bit 0 stands for next_seq + 1: which these are
+    _advertised_end_offset   where in the stream the window ended before it was made smaller, 0 if it never was
+    """
 
     __slots__ = (
         "_advertised_end_offset",
@@ -58,25 +76,25 @@ class Reassembly:
     def __init__(self, next_seq: int, capacity_bytes: int) -> None:
         self.next_seq = next_seq
         self.capacity_bytes = capacity_bytes
-        self._advertised_end_offset = 0  # in the stream, where the window may have ended before it became smaller
+        self._advertised_end_offset = 0
         self.fin_seq: int | None = None
-        self.is_finished = False  # the FIN is next in order and consumed; ready bytes may still wait
+        self.is_finished = False
         self.ready_bytes = 0
         self.out_of_order_bytes = 0
         self.delivered_bytes = 0
         self._ready: list[memoryview] = []
-        self._own_pieces = 0  # the first so many of _ready are copies of ours, the rest is borrowed
+        self._own_pieces = 0
         self._out_of_order: dict[int, bytes] = {}
         self._mask = 0
 
     @property
     def window_bytes(self) -> int:
-        """Free receive buffer, held bytes subtracted: what may be advertised. docs/protocol.md §7."""
+        """The free part of the buffer, bytes behind a hole subtracted: what may be advertised. docs/protocol.md §7."""
         return max(0, self.capacity_bytes - self.ready_bytes - self.out_of_order_bytes)
 
     @property
     def room_bytes(self) -> int:
-        """What is taken at most of packets ahead of a hole: the window, or what is left of one that was promised."""
+        """Most bytes that are taken behind a hole: the window, or what is left of a larger one that was advertised."""
         return max(0, self._limit_bytes - self.ready_bytes - self.out_of_order_bytes)
 
     @property
@@ -84,9 +102,9 @@ class Reassembly:
         return max(self.capacity_bytes, self._advertised_end_offset - self.delivered_bytes)
 
     def resize(self, capacity_bytes: int) -> None:
-        """Have another capacity from now on. What a larger one has promised is taken all the same: packets on their way
-        may leave a hole, and were it refused, what is held behind it would keep the window closed for ever. RFC 9293
-        §3.8.6: a receiver does not shrink its window.
+        """Have another capacity from now on. Bytes that the window allowed before are still taken: RFC 9293 §3.8.6, a
+        receiver does not shrink its window. If they were refused, a hole could never be filled, and what is kept behind
+        it would keep the window closed.
         """
         if capacity_bytes < self.capacity_bytes:
             self._advertised_end_offset = max(self._advertised_end_offset, self.delivered_bytes + self.capacity_bytes)
@@ -94,22 +112,22 @@ class Reassembly:
 
     @property
     def has_out_of_order(self) -> bool:
-        """Whether packets wait behind a hole: acks then carry a selective ack."""
+        """Whether there are packets behind a hole: acks then carry a selective ack."""
         return self._mask != 0
 
     @property
     def sack_bits(self) -> int:
-        """Bit 0 stands for ack + 2. BEP 29 "selective ack"."""
+        """The packets behind a hole; bit 0 stands for ack + 2. BEP 29 "selective ack"."""
         return self._mask
 
     def append_run(self, count: int, payloads: list[memoryview], total_bytes: int) -> None:
-        """`count` packets arrived exactly in order with nothing held: the caller has checked."""
+        """`count` packets arrived in order, with none behind a hole: the caller has checked."""
         self.next_seq += count
         self._ready += payloads
         self.ready_bytes += total_bytes
 
     def insert(self, seq: int, payload: memoryview, *, is_fin: bool) -> Insertion:
-        """One packet arrived, in whatever order."""
+        """One packet arrived, in any order. Returns what became of it."""
         ahead = seq - self.next_seq
         if ahead < 0 or (ahead and self._mask >> (ahead - 1) & 1):
             return DUPLICATE
@@ -134,7 +152,7 @@ class Reassembly:
         return OUT_OF_ORDER
 
     def _set_fin(self, fin_seq: int) -> None:
-        """The stream ends here: what is held beyond is nobody's."""
+        """The stream ends with this number: packets beyond are dropped."""
         self.fin_seq = fin_seq
         if self._mask >> max(0, fin_seq - self.next_seq):
             for seq in [seq for seq in self._out_of_order if seq > fin_seq]:
@@ -150,7 +168,7 @@ class Reassembly:
             self.ready_bytes += len(payload)
 
     def _take_contiguous(self) -> None:
-        """After next_seq moved by one: bit 0 is now the next packet itself."""
+        """next_seq has moved by one, so bit 0 stands for next_seq itself: take over what follows without a hole."""
         mask, held = self._mask, self._out_of_order
         count = (~mask & (mask + 1)).bit_length() - 1  # ones at its end
         if count:
@@ -167,11 +185,11 @@ class Reassembly:
         self._mask = mask >> (count + 1)
 
     def ready(self) -> list[memoryview]:
-        """What may be delivered now, in order. Then call delivered()."""
+        """The payloads that may be delivered now, in order. Next: delivered()."""
         return self._ready
 
     def delivered(self, count: int) -> None:
-        """The application took the first `count` bytes. The rest is copied: views are borrowed no longer."""
+        """The application took the first `count` bytes. The rest is copied, so that nothing is borrowed any more."""
         self.ready_bytes -= count
         self.delivered_bytes += count
         if not self.ready_bytes:
@@ -198,7 +216,7 @@ class Reassembly:
         self._own_pieces = len(own)
 
     def clear(self) -> None:
-        """Forget all content: nobody will read it."""
+        """Forget all content: the application will not read it."""
         self._ready = []
         self._own_pieces = 0
         self._out_of_order.clear()
@@ -206,7 +224,7 @@ class Reassembly:
         self.ready_bytes = 0
         self.out_of_order_bytes = 0
         if not self.is_finished:
-            self.fin_seq = None  # a FIN that was held is forgotten with the rest, and comes again
+            self.fin_seq = None  # a FIN behind a hole is forgotten as well: it is not acked, so it comes again
 
     def _check(self) -> None:
         """Invariants, for tests and the simulator."""

@@ -1,9 +1,9 @@
-"""The receiving half: what arrived, which acknowledgement is due, and the window we advertise.
+"""The direction from the peer to us: what arrived, when an ack is due, and the window that we advertise.
 
-It answers the connection's question "must an ack leave, and when?" Facts: acks are one per drained batch because
-the engine handles a whole batch before it asks (docs/design.md §2). At once for whatever tells the sender news it waits
-for: a packet ahead of a hole, a filled hole, a duplicate, a FIN, two packets or more. A lone packet's ack waits a
-little, since the answer to it carries the ack for free.
+The engine handles all packets that have come before it asks for an ack (docs/design.md §2), so one ack covers a batch.
+It is due at once where it tells the sender something that it waits for: a packet behind a hole, a hole that is filled,
+a duplicate, a FIN, or the second packet in order. The ack of a lone packet waits for MAX_ACK_DELAY_US, since a
+program's answer carries it without a packet of its own.
 
 Sources: docs/protocol.md §7, §8, §12; RFC 9293 §3.8.6.2.2 (silly windows), RFC 5681 §4.2 (when to ack).
 """
@@ -18,19 +18,47 @@ from utpsocket.protocol.reassembly import DUPLICATE, IN_ORDER, OUT_OF_ORDER, OUT
 from utpsocket.protocol.times import MAX_ACK_DELAY_US, NEVER, TIMESTAMP_MASK
 
 _ACK_EVERY_PACKETS: Final = 2  # RFC 5681 §4.2
-_WINDOW_UPDATE_BYTES: Final = 2 * 1_452  # two segments: RFC 9293 §3.8.6.2.2's "Fr * RCV.BUFF" for large buffers
-_SEGMENT_BYTES: Final = 1_452  # less room than this, or than half of a small buffer, is none: silly windows
-_WINDOW_UPDATE_AGAIN_US: Final = 1_000_000  # then doubled: a lost update would hang a sender that never probes
+# A full packet's payload on Ethernet. Less room than this, or than half of a small buffer, is advertised as 0: RFC 9293
+# §3.8.6.2.2.
+_SEGMENT_BYTES: Final = 1_452
+# By how much a closed window must open before it is announced: two segments, for the sender fills at least one.
+_WINDOW_UPDATE_BYTES: Final = 2 * _SEGMENT_BYTES
+# The announcement is repeated after this time, then after twice as long, and so on, _WINDOW_UPDATES times: if it were
+# lost, a sender that never probes would wait for ever. By feel, with Linux's shortest probe interval as a guide.
+_WINDOW_UPDATE_AGAIN_US: Final = 1_000_000
 _WINDOW_UPDATES: Final = 5
+# The value of a timestamp difference that means "none" (docs/protocol.md §6).
 _NO_SAMPLE: Final = 0
-# Wireshark takes a packet that advertises more for none of uTP's. Only what receives much can need more.
+# Wireshark's dissector does not take a packet that advertises more for uTP. So no more is advertised until so much has
+# been received that a larger window may be of use; by feel.
 WIRESHARK_WINDOW_BYTES: Final = 0x380000
 _LARGE_WINDOW_AFTER_BYTES: Final = 16 << 20
+# After how many received packets a selective ack without a bit is sent, see sack(). By feel: early enough for a short
+# transfer, and thrice, since each may be lost.
 _CAPABILITY_SACK_AT_PACKETS: Final = (16, 256, 4_096)
 
 
 class ReceiveHalf:
-    """Everything about the direction from the peer to us. All times µs."""
+    """The direction from the peer to us. Times µs; a time `_at` is NEVER while there is none.
+
+    reassembly         bytes received, in order or not
+    paws               refuses packets from 65,536 packets ago
+    received_at        when the last acceptable packet came
+    is_discarding      the application has closed its socket and will not read again
+    ack_at             when an ack must leave
+    unacked_packets    packets received since the last ack left
+    difference_us      our clock less the timestamp of the last packet, at its receipt; sent back to the peer. 0: none
+                       yet
+    peer_difference_us   the same as measured by the peer, from its last packet; 0: none
+    share_bytes        this connection's share of the UDP socket's buffer (engine/ports/receive_shares.py): no more is
+                       advertised
+    window_update_at   when the announcement of an opened window is repeated, unless data comes before
+    received_packets, received_bytes, duplicate_packets, out_of_window_packets   for figures
+
+    _advertised_bytes      the window in the last packet that left
+    _packets_at_last_state   received_packets when the last STATE left
+    _window_updates_left   how often that announcement is still repeated
+    """
 
     __slots__ = (
         "_advertised_bytes",
@@ -55,16 +83,16 @@ class ReceiveHalf:
     def __init__(self, capacity_bytes: int) -> None:
         self.reassembly = Reassembly(0, capacity_bytes)
         self.paws = Paws()
-        self.is_discarding = False  # the application will never read again
-        self.received_at = 0  # when the last packet of the peer's came that was acceptable
+        self.is_discarding = False
+        self.received_at = 0
         self.ack_at = NEVER
-        self.difference_us = _NO_SAMPLE  # docs/protocol.md §6: frozen at receipt
-        self.peer_difference_us = _NO_SAMPLE  # what the peer measured the same way
-        self.share_bytes = capacity_bytes  # of memory shared with other connections: no more is advertised
+        self.difference_us = _NO_SAMPLE
+        self.peer_difference_us = _NO_SAMPLE
+        self.share_bytes = capacity_bytes
         self.unacked_packets = 0
         self._advertised_bytes = capacity_bytes
         self._packets_at_last_state = 0
-        self.window_update_at = NEVER  # when a window that opened is said once more, unless data has come
+        self.window_update_at = NEVER
         self._window_updates_left = 0
         self.received_packets = 0
         self.received_bytes = 0
@@ -78,7 +106,7 @@ class ReceiveHalf:
 
     @property
     def window_bytes(self) -> int:
-        """What to advertise now. BEP 29 "wnd_size"; RFC 9293 §3.8.6.2.2."""
+        """The window to advertise now. BEP 29 "wnd_size"; RFC 9293 §3.8.6.2.2."""
         reassembly = self.reassembly
         window = reassembly.window_bytes
         if window < _SEGMENT_BYTES and window < reassembly.capacity_bytes // 2:
@@ -87,7 +115,9 @@ class ReceiveHalf:
 
     @property
     def round_trip_us(self) -> int:
-        """What the last packets of both sides took together: their clocks cancel out. 0 if unknown."""
+        """The last packets' delays in both directions together: the difference of the clocks cancels out. 0 if
+        unknown.
+        """
         return (
             (self.difference_us + self.peer_difference_us) & TIMESTAMP_MASK
             if self.difference_us and self.peer_difference_us
@@ -95,6 +125,7 @@ class ReceiveHalf:
         )
 
     def _bounded(self, window: int) -> int:
+        """The window, but no more than this connection's share and Wireshark's limit."""
         if window > self.share_bytes:
             window = self.share_bytes
         if window > WIRESHARK_WINDOW_BYTES and self.received_bytes < _LARGE_WINDOW_AFTER_BYTES:
@@ -102,19 +133,19 @@ class ReceiveHalf:
         return window
 
     def start(self, next_seq: int) -> None:
-        """The peer's first sequence number is known."""
+        """Have the stream begin with this sequence number: the peer's first one is known now."""
         self.reassembly.next_seq = next_seq
         self.paws.start(next_seq)
 
     def drop_if_wrapped(self, seq: int, timestamp_us: int, *, now: int) -> bool:
-        """Whether a DATA or FIN packet that would be new is of another age, when the 16 bits meant another number."""
+        """Whether a DATA or FIN that would be new is from 65,536 packets ago; then an ack of it is due."""
         if seq < self.reassembly.next_seq or not self.paws.drop_if_wrapped(timestamp_us, now=now):
             return False
         self.ack_at = now
         return True
 
     def on_run(self, count: int, payloads: list[memoryview], total_bytes: int, *, now: int) -> None:
-        """A clean run arrived exactly in order; the same as `count` calls of on_packet()."""
+        """A clean run arrived in order. The same as a call of on_packet() for each of its `count` packets."""
         self.received_packets += count
         self.received_bytes += total_bytes
         self.window_update_at = NEVER
@@ -146,6 +177,7 @@ class ReceiveHalf:
             self.paws.on_in_order(reassembly.next_seq, timestamp_us, now=now)
 
     def _in_order(self, count: int, *, now: int) -> None:
+        """Packets in order: an ack is due now for two of them, or in MAX_ACK_DELAY_US for one."""
         self.unacked_packets += count
         if self.unacked_packets >= _ACK_EVERY_PACKETS:
             self.ack_at = now
@@ -153,8 +185,8 @@ class ReceiveHalf:
             self.ack_at = now + MAX_ACK_DELAY_US
 
     def delivered(self, count: int, *, now: int) -> None:
-        """The application took `count` bytes. A window that was all but closed and opened is said at once; one
-        that grew by half the buffer too, or a sender that saw little would go on in small steps.
+        """The application took `count` bytes. An ack is due at once if a closed window has opened, or if the window has
+        grown by half the buffer: a sender that knows only of a little room sends in small steps.
         """
         reassembly = self.reassembly
         reassembly.delivered(count)
@@ -169,7 +201,7 @@ class ReceiveHalf:
             self.window_update_at = now + _WINDOW_UPDATE_AGAIN_US
 
     def on_time(self, *, now: int) -> None:
-        """It may be time to say again that the window is open. docs/protocol.md §7."""
+        """Repeat the announcement of an opened window if it is time. docs/protocol.md §7."""
         if now >= self.window_update_at:
             self.ack_at = now
             self._window_updates_left -= 1
@@ -177,10 +209,10 @@ class ReceiveHalf:
             self.window_update_at = now + wait_us if self._window_updates_left else NEVER
 
     def sack(self) -> bytes:
-        """The selective ack to put on a STATE, empty when there is nothing ahead of a hole.
+        """The selective ack to put on a STATE; empty if nothing is out of order.
 
-        Once in a while all zeros in full length: harmless to every implementation, and it proves to one like
-        ourselves that this receiver can hold as many packets as it has room for (docs/protocol.md §5, §7).
+        After 16, 256 and 4,096 packets it is one of full length in which no bit is set. Other implementations ignore
+        it; an utpsocket at the other side learns that we hold many packets out of order. docs/protocol.md §5, §7.
         """
         bits = self.reassembly.sack_bits
         if bits:
@@ -191,17 +223,17 @@ class ReceiveHalf:
         return b""
 
     def on_ack_sent(self, window_bytes: int) -> None:
-        """A packet with our current ack and this window leaves."""
+        """A packet with our latest ack and this window leaves."""
         self.ack_at = NEVER
         self.unacked_packets = 0
         self._advertised_bytes = window_bytes
 
     def on_state_sent(self) -> None:
-        """That packet was a bare STATE, with our sack()."""
+        """The packet of on_ack_sent() was a STATE with our sack()."""
         self._packets_at_last_state = self.received_packets
 
     def discard(self) -> None:
-        """The application will never read again."""
+        """The application will not read again: forget what it has not read."""
         self.is_discarding = True
         self.window_update_at = NEVER
         self.reassembly.clear()
