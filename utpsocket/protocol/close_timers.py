@@ -1,7 +1,4 @@
-"""How long an end may take: the clocks of a connection that somebody has closed.
-
-Separate because it is about time alone. That both directions have ended is the halves' to know, what follows from it
-the connection's to do.
+"""How long the end of a connection may take: its timers after the application has closed one direction or both.
 
 Sources: docs/protocol.md §3, §12; tcp(7) tcp_fin_timeout.
 """
@@ -16,24 +13,34 @@ from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.sendhalf import SendHalf
 from utpsocket.protocol.times import NEVER
 
-TIME_WAIT_US: Final = 600_000  # three of the shortest timeouts: long enough to re-ack a repeated FIN
-MAX_TIME_WAIT_US: Final = 60_000_000  # as Linux: however often the peer repeats itself
-_LOSSY_TIME_WAIT_FACTOR: Final = (
-    5  # where packets are known to be lost, the peer's timeout may have been doubled three times
-)
-FIN_WAIT_US: Final = 60_000_000  # as Linux tcp_fin_timeout: nobody here reads, and the peer does not finish
-HALF_CLOSED_PROBE_US: Final = 5_000_000  # of silence after our FIN was acked, then doubled
+# How long a repeated FIN is acked: three of the least retransmission timeouts.
+TIME_WAIT_US: Final = 600_000
+MAX_TIME_WAIT_US: Final = 60_000_000  # however often the peer repeats its FIN; Linux's TIME_WAIT
+# By how much longer where packets are known to be lost: the peer's timeout may have been doubled three times. By feel.
+_LOSSY_TIME_WAIT_FACTOR: Final = 5
+# How long a peer that does not finish is waited for when the application has closed its socket: Linux's
+# tcp_fin_timeout.
+FIN_WAIT_US: Final = 60_000_000
+# After so much silence a peer that has our FIN and has not sent its own is probed, then after doubled times up to the
+# second. Nine probes without an answer take some 15 minutes, as long as Linux repeats a packet (tcp_retries2).
+HALF_CLOSED_PROBE_US: Final = 5_000_000
 _MAX_HALF_CLOSED_PROBE_US: Final = 160_000_000
-_HALF_CLOSED_PROBES: Final = 9  # without an answer, some 15 minutes: as long as Linux repeats a packet (tcp_retries2)
-ABORT_FLUSH_US: Final = 1_000_000  # TCP resets at once; our last bytes get this long to arrive before
-# a FIN that follows no data, and that perhaps will never be acked, is repeated so long
+_HALF_CLOSED_PROBES: Final = 9
+# How long what was written may take to be acked before the RESET of a close with unread data. TCP resets at once. By
+# feel.
+ABORT_FLUSH_US: Final = 1_000_000
+# How long a FIN that follows no data is repeated: libutp may never ack it. As long as our SYNs are repeated.
 UNACKED_FIN_US: Final = 31_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class TimeWaitRecord:
-    """What is kept of a connection that ended in order, for as long as TIME_WAIT lasts elsewhere: enough to ack again
-    what the peer repeats because our last acks were lost. A RESET in answer to its data would look like a loss.
+    """What is kept for a minute of a connection that ended in order: enough to ack what the peer repeats because our
+    last acks were lost. A RESET in answer would make its application think that data was lost.
+
+    send_id   connection id of what we sent
+    seq       our next sequence number, its lower 16 bits
+    ack       the last number that we received, its lower 16 bits
     """
 
     send_id: int
@@ -41,7 +48,7 @@ class TimeWaitRecord:
     ack: int
 
     def ack_repeated(self, packet: Packet, *, now: int) -> bytes | None:
-        """The ack of a packet that came before, None for any other."""
+        """The ack of a DATA or FIN that we had received; None for any other packet."""
         is_old = (self.ack - packet.seq16) & 0xFFFF < 0x8000
         if packet.type not in (PacketType.DATA, PacketType.FIN) or not is_old:
             return None
@@ -57,13 +64,18 @@ class TimeWaitRecord:
 
 
 class CloseTimers:
-    """Times µs.
+    """The timers of closing. Times µs; a time `_at` is NEVER while there is none.
 
-    closed_at               when the application last said an end of something
-    time_wait_at        when late FINs need no answer any more
-    half_closed_probe_at              when a peer that has our FIN and is silent is to be asked whether it is there
-    reset_after_flush   a RESET follows what was written, in place of a FIN
-    reset_errno         what the application is told then, 0 where there is nobody to tell
+    closed_at              when the application last closed a direction
+    time_wait_at           when TIME_WAIT ends
+    half_closed_probe_at   when a peer that has our FIN and has not sent its own is probed, if it stays silent
+    reset_after_flush      a RESET follows what was written, in place of a FIN
+    reset_errno            errno of the CLOSED event then; 0 for none
+
+    _finished_at         when both directions were finished
+    _probe_count         how often the time between probes was doubled
+    _probed_at           when the last probe was due
+    _unanswered_probes   probes since the peer last sent anything
     """
 
     __slots__ = (
@@ -94,20 +106,20 @@ class CloseTimers:
         self.reset_errno = 0
 
     def start_time_wait(self, *, now: int) -> None:
-        """Both FINs are acked, and the peer may not know it. Also when it proves that it does not: what it repeats
-        after this time is answered by a RESET, which looks like a loss to it.
+        """Both FINs are acked, or the peer repeats what has been acked: begin TIME_WAIT, or prolong it. What the peer
+        repeats afterwards would be answered by a RESET, which looks like a loss of data.
         """
         if self.time_wait_at == NEVER:
             self._finished_at = now
         wait_us = max(TIME_WAIT_US, 3 * self._send.recovery.rto_us // 2)
         if self._send.resent_packets or self._receive.duplicate_packets:
-            # Its timeouts double, so the next repetition comes after as long as all before it together, and once more.
+            # The peer's timeouts double, so the next repetition comes after as long as all before it together.
             wait_us = max(wait_us * _LOSSY_TIME_WAIT_FACTOR, 3 * (now - self._finished_at))
         self.time_wait_at = min(now + wait_us, self._finished_at + MAX_TIME_WAIT_US)
 
     def watch_half_closed(self, *, now: int) -> None:
-        """Our FIN may be acked and the peer's be missing, for which somebody waits. Transmission 3.00, ethereum/utp and
-        rust-utp forget a connection with the FIN they have acked, and never send theirs: they must be asked.
+        """Begin to probe the peer if our FIN is acked, its own has not come, and the application waits for it.
+        Transmission 3.00, ethereum/utp and rust-utp forget a connection with the FIN that they ack, and send none.
         """
         if self.half_closed_probe_at == NEVER and self._is_half_closed:
             self.half_closed_probe_at = now + HALF_CLOSED_PROBE_US
@@ -118,7 +130,9 @@ class CloseTimers:
         return self._send.is_finished and not receive.reassembly.is_finished and not receive.is_discarding
 
     def poll_half_closed_probe(self, received_at: int, *, now: int) -> bool | None:
-        """At half_closed_probe_at: whether to ask the peer now; None: it was asked often enough, and is not there."""
+        """What to do at half_closed_probe_at. Returns whether a probe must leave now; None: give the peer up, since
+        _HALF_CLOSED_PROBES were not answered. Sets the time of the next probe.
+        """
         if not self._is_half_closed:
             self.half_closed_probe_at = NEVER
             return False
@@ -137,7 +151,7 @@ class CloseTimers:
         return True
 
     def abort_at(self) -> int:
-        """When what is left of a connection that nobody reads is aborted; NEVER while somebody does."""
+        """When the connection is aborted because its end takes too long; NEVER while the application may still read."""
         if not self._receive.is_discarding:
             return NEVER
         if self.reset_after_flush:
@@ -145,7 +159,9 @@ class CloseTimers:
         return self.closed_at + FIN_WAIT_US if self._send.is_finished else NEVER
 
     def is_fin_ignored(self, *, now: int) -> bool:
-        """Whether an initiator's FIN that follows no data, as here, should count as heard: some never say so."""
+        """Whether an initiator has repeated a FIN that follows no data for so long that it should count as acked:
+        libutp may never ack it. docs/protocol.md §3.
+        """
         send = self._send
         return (
             now >= self.closed_at + UNACKED_FIN_US

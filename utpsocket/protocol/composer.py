@@ -1,8 +1,7 @@
-"""How our packets are written: which number and which ack stand in which header.
+"""How our packets are written: which numbers, window and timestamps stand in which header.
 
-Separate because it decides nothing: the connection says what leaves, and here is what it looks like. What we send is
-what every implementation takes (docs/protocol.md §5): no extension but the selective ack, and that on STATE alone; and
-padding on a path MTU probe, and pieces.
+What leaves is decided elsewhere. What we send is what every implementation takes (docs/protocol.md §5): no extension
+but the selective ack, and that on STATE packets only; padding on path MTU probes and repeated SYNs; and pieces.
 
 BEP 29 "header format", "packet loss"; docs/protocol.md §2, §5, §6.
 """
@@ -19,11 +18,14 @@ from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.runs import Transmit, compose
 from utpsocket.protocol.sendhalf import SendHalf
 
-_KEEPALIVE_PROBE: Final = b"\0"  # its place in the stream is taken: nobody ever reads it
+_KEEPALIVE_PROBE: Final = b"\0"  # never read: its place in the stream has been filled before
 
 
 class Composer:
-    """Writes the packets of one connection. After each call the transmit must leave: the ack in it counts as sent."""
+    """Writes the packets of one connection. What a method returns must be sent: the ack in it counts as sent.
+
+    send_id   connection id of the packets that we send
+    """
 
     __slots__ = ("_addr", "_receive", "_send", "send_id")
 
@@ -34,7 +36,7 @@ class Composer:
         self.send_id = 0
 
     def flight(self, flight: Flight, *, now: int) -> Transmit:
-        """DATA, or our FIN."""
+        """DATA packets, or our FIN."""
         send, receive = self._send, self._receive
         window_bytes = receive.window_bytes
         is_fin = flight.seq == send.fin_seq
@@ -80,11 +82,15 @@ class Composer:
         return Transmit(self._addr, data, datagram_bytes=segment, count=count, may_fragment=True)
 
     def syn_ack(self, *, now: int) -> Transmit:
-        """The SYN's answer, repeated identically whatever has been sent since: it says where our stream begins."""
+        """The answer to a SYN. It is the same each time, whatever has been sent since: it tells where our stream
+        begins.
+        """
         return self._state(self._send.flights.una_seq, self._receive.ack, b"", now=now)
 
     def state(self, *, is_keepalive: bool, now: int) -> Transmit:
-        """An ack, selective where that is more; or a sign of life: its ack is one too low, so it means nothing."""
+        """A STATE: an ack, with a selective ack if packets are out of order; or a keepalive, whose ack is one too
+        low.
+        """
         receive = self._receive
         receive_ack = receive.ack
         if is_keepalive and not receive.unacked_packets and not receive.reassembly.has_out_of_order:
@@ -126,7 +132,7 @@ class Composer:
         return Transmit(self._addr, header)
 
     def syn(self, recv_id: int, syn_seq: int, *, is_large: bool = False, now: int) -> Transmit:
-        """A SYN; all later packets carry the id after its own. Large: see LARGE_SYN_BYTES."""
+        """A SYN; all later packets carry its id + 1. is_large: padded to LARGE_SYN_BYTES."""
         self.send_id = (recv_id + 1) & 0xFFFF
         header = encode(
             SYN,

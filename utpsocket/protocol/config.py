@@ -1,7 +1,7 @@
 """Tuning, and the memory that the connections of one thread share.
 
-Separate because both outlive any connection: a Config is what socket options and environment variables become, a
-Workspace is scratch that would be waste to keep per connection (docs/design.md §4, docs/performance.md §8).
+A Config is what socket options and environment variables become; a Workspace is memory that would be wasted if each
+connection had its own (docs/design.md §4, docs/performance.md §8). Both outlive any connection.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from utpsocket.protocol.pathmtu import CEILING_IPV4_BYTES, FLOOR_BYTES, START_IP
 from utpsocket.protocol.sendbuffer import BlockPool, SendBuffer
 from utpsocket.protocol.sendhalf import SendHalf
 
-# Of new data that many connections to one peer's port send in their turn (ports/send_grants.py), at most, a rest
-# included; as much is a connection of many promised (ports/receive_shares.py).
+# Where many connections send to one peer, they take turns, and each sends so much new data in its turn (docs/design.md
+# §6, engine/ports/send_grants.py). A connection among many is also promised as much of the receive buffer
+# (engine/ports/receive_shares.py). By measurement with 1,000 connections: two system calls of full packets.
 GRANT_BYTES: Final = 144 << 10
 
 
 class Workspace:
-    """Memory for every connection of one thread."""
+    """Memory for all connections of one thread: `blocks`, of which their send buffers are made."""
 
     __slots__ = ("blocks",)
 
@@ -31,25 +32,30 @@ class Workspace:
 
 @dataclass(slots=True)
 class Config:
-    """What a connection is told at birth. Datagrams are UDP payload."""
+    """What a connection is made with. Datagrams are UDP payload.
+
+    start_datagram_bytes   size used until a larger one is confirmed
+    max_datagram_bytes     size never exceeded, whatever the path carries: UTP_MAX_MTU
+    min_datagram_bytes     size that every path is taken to carry
+    receive_buffer_bytes   most bytes kept for the application, and so the window: SO_RCVBUF
+    send_buffer_bytes      most bytes taken from the application and not acked: SO_SNDBUF
+    congestion             a name of CONTROLLERS: UTP_CONGESTION
+    known_path             what other connections to the same peer have found out about the path; None: nothing
+    """
 
     start_datagram_bytes: int = START_IPV4_BYTES
-    # Used until a larger size has been proven.
     max_datagram_bytes: int = CEILING_IPV4_BYTES
-    # Never sent beyond, whatever the path carries: UTP_MAX_MTU.
     min_datagram_bytes: int = FLOOR_BYTES
-    # What every path is taken to carry.
     receive_buffer_bytes: int = 4 << 20
-    # Most bytes held for the application, and so the window advertised: SO_RCVBUF.
     send_buffer_bytes: int = 4 << 20
-    # Most bytes accepted from the application and not acked: SO_SNDBUF.
     congestion: str = "ledbat"
-    # A name of CONTROLLERS: UTP_CONGESTION.
     known_path: KnownPath | None = None
-    # What other connections to the same peer have learned of the path.
 
     def new_send_half(self, workspace: Workspace, first_seq: int) -> SendHalf:
-        """The sending half of a connection so configured."""
+        """Make the sending half of a connection.
+
+        first_seq   our first sequence number
+        """
         mtu = PathMtu(
             self.start_datagram_bytes, self.max_datagram_bytes, self.known_path, floor_bytes=self.min_datagram_bytes
         )

@@ -1,7 +1,7 @@
-"""A whole run of DATA packets at once, or a bare ack, where nothing about it is special.
+"""A whole run of DATA packets at once, or a lone ack, if nothing about it is special.
 
-The shortcuts that most packets take. They decide nothing: what they do is what Connection does with each of the packets
-(tests/properties/test_batches.py), and wherever anything is out of the ordinary they decline.
+These are shortcuts for most packets. They decide nothing: their effect is that of Connection._handle_packet() for each
+of the packets (tests/properties/test_batches.py). Whatever is not ordinary they leave to that function.
 
 Sources: docs/design.md §4 ("the path by packets is the specification").
 """
@@ -17,7 +17,9 @@ from utpsocket.protocol.validation import ACK_SLACK
 
 
 def handle(send: SendHalf, receive: ReceiveHalf, recv_id: int, run: Run, *, now: int) -> bool:
-    """Take a clean run of a connected peer; False: nothing was done, look at it packet by packet."""
+    """Handle a clean run of an established connection. Returns False if it must be handled packet by packet; then
+    nothing has been done.
+    """
     data = run.data
     connection_id, timestamp_us, difference_us, window_bytes, seq16, ack16 = HEADER_FIELDS.unpack_from(data)
     reassembly, paws = receive.reassembly, receive.paws
@@ -62,7 +64,7 @@ def handle(send: SendHalf, receive: ReceiveHalf, recv_id: int, run: Run, *, now:
 
 
 def handle_ack(send: SendHalf, receive: ReceiveHalf, recv_id: int, run: Run, *, now: int) -> bool:
-    """Take a lone STATE without extension from a connected peer; False as above."""
+    """Handle a lone STATE without extensions. Returns False as handle()."""
     connection_id, timestamp_us, difference_us, window_bytes, _, ack16 = HEADER_FIELDS.unpack_from(run.data)
     flights = send.flights
     una_seq = flights.una_seq

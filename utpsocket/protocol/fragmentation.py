@@ -1,19 +1,19 @@
 """A packet that has become too large for its path, sent in pieces.
 
-A packet's boundary is fixed once it is sent: uTP does not re-segment. When a path becomes narrower under packets that
-are on their way, only IP's fragments can carry them, and where those are dropped (RFC 8900 §3) nothing can: the
-connection would be stuck with them. So the payload then travels in extensions of STATE packets, which every
-implementation takes for an ack and whose unknown extensions it skips; ours puts it together. Nobody has to be asked
-whether he can: the packet itself leaves before its pieces, for IP to fragment.
+A packet's boundaries are fixed once it is sent: uTP does not re-segment. If a path's MTU becomes smaller while packets
+are in flight, only IP's fragments can carry them; where those are dropped (RFC 8900 §3), nothing can, and the
+connection would be stuck. So the payload then also travels in extensions of STATE packets. Every implementation takes
+these for acks and skips the unknown extension; an utpsocket puts the payload together. The packet itself leaves before
+its pieces, so that IP may fragment it, and it need not be known whether the peer understands pieces.
 
-Towards other implementations there is no remedy: what is under way when a path becomes narrower and drops fragments
-never arrives, nor anything behind it, until the path is wide again or our patience ends. To send other, smaller packets
-under the same numbers, even where nothing beyond was acked, would be wrong as soon as one of the first kind still
-arrives, late or over another path: the receiver counts packets, takes of each number what comes first, and the stream
-would repeat or lack bytes without anybody noticing. What can be done is done before: pathmtu.py begins with a size that
-every path carries and tries larger ones with padding. libutp knows no more than to have IP fragment, either.
+Towards other implementations there is no remedy: what is in flight when a path becomes narrower and drops fragments
+cannot arrive, nor can anything behind it, until the path is wide again or the connection is given up. Other, smaller
+packets under the same numbers would be wrong as soon as one of the first packets still arrives, late or over another
+path: the receiver counts packets and takes of each number what comes first, so bytes would be repeated or missing
+unnoticed. What can be done is done before: pathmtu.py begins with a size that every path carries and tries larger ones
+by padding. libutp only lets IP fragment, too.
 
-A link holds: the packet's sequence number, where in its payload the piece begins, how long the payload is (16 bits
+A piece holds the packet's sequence number, the offset of the piece in its payload, the length of the payload (16 bits
 each), and the bytes. Sources: BEP 29 "extension"; docs/protocol.md §5, §10.
 """
 
@@ -28,7 +28,8 @@ _HEAD: Final = struct.Struct(">HHH")
 PIECE_BYTES: Final = 249  # what the one-byte length of an extension leaves
 _LINK_BYTES: Final = 2 + _HEAD.size + PIECE_BYTES
 _FIRST_LINK_BYTES: Final = 10
-_MAX_PARTIAL_PACKETS: Final = 8  # packets that are being put together: they are sent one behind the other
+# How many packets are put together at a time: they are sent one after the other. By feel.
+_MAX_PARTIAL_PACKETS: Final = 8
 
 
 def compose_pieces(header: bytes, seq: int, payload: bytes, datagram_bytes: int) -> tuple[bytes, int, int]:
@@ -63,10 +64,11 @@ class PieceAssembly:
         self._partial: dict[int, tuple[bytearray, set[int]]] = {}  # payload, and offsets of the pieces that are there
 
     def add(self, link: memoryview, next_seq: int, most_bytes: int) -> tuple[int, bytes] | None:
-        """A piece arrived. -> sequence number and payload of the packet that it completes, or was of one long here.
+        """A piece arrived. Returns sequence number and payload of the packet that it completes; of a packet that has
+        been received before, the number and no payload; else None.
 
-        next_seq     of what is not received in order yet
-        most_bytes   that a payload may have
+        next_seq     the first number that is not yet received in order
+        most_bytes   how long a payload may be
         """
         if len(link) <= _HEAD.size:
             return None

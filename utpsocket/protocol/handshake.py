@@ -45,7 +45,8 @@ from utpsocket.protocol.packet import Packet, PacketType, unwrap
 from utpsocket.protocol.times import NEVER
 
 SYN_RTO_US: Final = 1_000_000  # RFC 6298 §2.1; doubled with each SYN
-# TCP_SYNCNT + 1, as tcp_syn_retries 5 on Linux: the last SYN leaves after 31 s.
+# TCP_SYNCNT + 1. The last SYN leaves after 31 s and the attempt fails after 63 s: half of what Linux's TCP takes by
+# default.
 SYN_TRIES: Final = 6
 _MAX_SYN_RTO_US: Final = 120_000_000  # Linux's TCP_RTO_MAX
 # When, after a repeated SYN, one under a fresh id follows. By feel: a lost SYN-ACK of libutp's then costs 1.5 s, and a
@@ -61,10 +62,10 @@ SYN_ACK_INTERVAL_US: Final = 100_000  # the least time between two answers to on
 ACKS_SYN_ACK: Final = 0x7550
 # How far a second SYN-ACK's number must be away to be a new random one. By feel: it is nearer by chance once in 32.
 _NEW_NUMBER_DISTANCE: Final = 1_024
-# How many packets that come before the SYN-ACK are kept: by feel; libutp's first burst has two.
+# How many packets that come before the SYN-ACK are kept. By feel.
 _MAX_EARLY_PACKETS: Final = 8
 # If a packet comes again later than this, the peer has retransmitted it; sooner, the network has duplicated it. By
-# feel: half of the least timeout of any implementation.
+# feel: half of our least retransmission timeout.
 _RETRANSMITTED_AFTER_US: Final = 100_000
 _RESETS_PER_ID: Final = 3  # how many RESETs what was made of an abandoned SYN gets; by feel, each may be lost
 _MAX_ANSWERED_IDS: Final = 8  # of one attempt: ours uses four ids; by feel

@@ -1,12 +1,13 @@
-"""Idle connections: a sign of life for the sake of NATs, and the question whether the peer still lives.
+"""Idle connections: keepalives for the sake of NATs, and probes whether the peer is still there.
 
-Two clocks, because they ask for different packets. A NAT may keep a mapping open only for what comes from inside (RFC
-4787 REQ-6), so a sign of life is due whenever we said nothing for a while, whatever we heard.
+They are two timers, because they send different packets. A NAT may keep a mapping open only for what comes from inside
+(RFC 4787 REQ-6), so a keepalive is due whenever we have sent nothing for a while, whatever we have received.
 
-Facts: libutp's own sign of life is a STATE whose ack is one too low; it means nothing and nobody answers it. What every
-implementation answers is DATA whose number it has acked before: the ack of the first copy may have been lost. libutp,
-libtorrent, ourselves: seen. One byte of it, because librqbit drops DATA that is empty; the byte is never read, since
-its place in the stream was filled long ago. It is TCP's keepalive with its "garbage octet" (RFC 1122 §4.2.3.6).
+Facts. libutp's keepalive is a STATE whose ack is one too low; it means nothing and is not answered. What every
+implementation answers is a DATA whose number it has acked before, because the ack of the first copy may have been lost
+(seen with libutp, libtorrent and ourselves). It has one byte, because librqbit drops an empty DATA; the byte is never
+read, since its place in the stream was filled before. It is TCP's keepalive with its "garbage octet" (RFC 1122
+§4.2.3.6).
 
 Sources: libutp; docs/protocol.md §7; RFC 1122 §4.2.3.6; RFC 4787 §4.3; tcp(7) TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT,
 TCP_USER_TIMEOUT.
@@ -19,28 +20,33 @@ from typing import Final
 
 from utpsocket.protocol.times import NEVER
 
-DOUBTFUL_RESET_US: Final = 500_000  # a RESET that proves nothing is believed if the peer says nothing for so long
+# How long, beside two round trips, a probe after a RESET with a wrong ack waits for an answer. By feel.
+DOUBTFUL_RESET_US: Final = 500_000
 NAT_KEEPALIVE_SECONDS: Final = 29  # libutp's, below the 30 s after which the first NATs forget: docs/protocol.md §7
-_SILENT_INTERVALS: Final = 2  # a peer of libutp's family that says no word for so long may have gone
-_UNANSWERED_PROBES: Final = 9  # TCP_KEEPCNT
+# After so many keepalive intervals of silence a peer is probed by default: libutp's own keepalive would have come. By
+# feel.
+_SILENT_INTERVALS: Final = 2
+_UNANSWERED_PROBES: Final = 9  # Linux's default of TCP_KEEPCNT
 
 
 @dataclass(frozen=True, slots=True)
 class Probing:
-    """When a silent peer is asked, and when it is given up. Times µs."""
+    """When a silent peer is probed, and when it is given up. Times µs.
+
+    idle_us           how long the peer must be silent before the first probe: TCP_KEEPIDLE
+    interval_us       the time between probes: TCP_KEEPINTVL
+    count             so many probes without an answer end the connection: TCP_KEEPCNT
+    user_timeout_us   if not 0, so much silence ends it instead, after one probe at least: TCP_USER_TIMEOUT
+    """
 
     idle_us: int
-    # Of silence before the first question: TCP_KEEPIDLE.
     interval_us: int
-    # Between questions: TCP_KEEPINTVL.
     count: int
-    # Questions without an answer that end the connection: TCP_KEEPCNT.
     user_timeout_us: int = 0
-    # If not 0, it is silence of this length instead, after one question: TCP_USER_TIMEOUT.
 
     @property
     def ends_us(self) -> int:
-        """Of silence that end the connection."""
+        """How much silence ends the connection."""
         return (
             max(self.idle_us, self.user_timeout_us)
             if self.user_timeout_us
@@ -49,20 +55,29 @@ class Probing:
 
 
 def default_probing(interval_us: int) -> Probing:
-    """How a peer is asked that nobody wants asked in particular, while signs of life leave every so often: its own
-    would have come meanwhile. A path that is down for a few minutes is outlived.
+    """How a peer is probed if the application has not set SO_KEEPALIVE, for this interval between keepalives. A path
+    that is down for a few minutes is outlived: with 29 s the first probe leaves after 58 s, and the end is 261 s later.
     """
     return Probing(_SILENT_INTERVALS * interval_us, interval_us, _UNANSWERED_PROBES)
 
 
 class Keepalive:
-    """Times µs.
+    """The timers of an idle connection. Times µs; a time `_at` is NEVER while there is none.
 
-    next_at        when on_time() wants to be called, NEVER while turned off
-    is_keepalive_due   whether the next STATE is to be a sign of life
-    is_probe_due   whether a question must leave
-    is_peer_dead   nothing came back
-    sent_at        when something was last sent; whoever sends writes it
+    next_at            when to call on_time()
+    sent_at            when a packet was last sent; written by Connection
+    is_keepalive_due   the next STATE is to be a keepalive
+    is_probe_due       a probe must leave
+    is_peer_dead       probes were not answered
+
+    _interval_us         between keepalives, 0 for none
+    _keepalive_at        when the next one may be due
+    _probing             when to probe, None for never
+    _probe_at            when the next probe may be due
+    _probed_at           when the last one was
+    _unanswered_probes   probes since the peer last sent anything
+    _doubtful_reset_at   when a RESET with a wrong ack last made us probe
+    _reprobe_at          when that probe is repeated
     """
 
     __slots__ = (
@@ -97,15 +112,19 @@ class Keepalive:
         self.is_peer_dead = False
 
     def configure(self, interval_us: int, probing: Probing | None, *, now: int) -> None:
-        """A sign of life whenever nothing was said for this long, 0 for none; and questions, or none."""
+        """Send a keepalive after interval_us without sending, 0 for none; and probes, or none. Same values as before
+        change nothing, and do not begin anew.
+        """
         if interval_us == self._interval_us and (probing is self._probing or probing == self._probing):
-            return  # nor does it begin anew
+            return
         self._interval_us = interval_us
         self._probing = probing
         self._keepalive_at = self._probe_at = NEVER
         if interval_us:
             self._keepalive_at = max(now, (self.sent_at or now) + interval_us)
-        if probing is not None:  # of what has been said before, it is seen then how long the peer has been silent
+        if (
+            probing is not None
+        ):  # if the connection has sent before, it is found out at once how long the peer is silent
             self._probe_at = now if self.sent_at else now + probing.idle_us
         self._unanswered_probes = 0
         self.is_probe_due = False
@@ -115,9 +134,11 @@ class Keepalive:
         self.next_at = min(self._keepalive_at, self._probe_at, self._reprobe_at)
 
     def on_time(self, received_at: int, *, is_idle: bool, now: int) -> bool:
-        """It may be time; returns whether a STATE must leave now.
+        """Do what is due at next_at; is_probe_due and is_peer_dead may be set afterwards. Returns whether a STATE must
+        leave now, as a keepalive.
 
-        is_idle   nothing is under way or waits to be: otherwise retransmission finds out about the peer
+        received_at   when the peer's last packet came
+        is_idle       nothing is in flight or waits to be sent: otherwise retransmission finds out about the peer
         """
         if now >= self._reprobe_at:
             self._reprobe_at = NEVER
@@ -132,15 +153,17 @@ class Keepalive:
         return is_due
 
     def take_keepalive_due(self, *, now: int) -> bool:
-        """A STATE leaves: whether it is the sign of life that was due, and nothing else has been said since."""
+        """A STATE leaves. Returns whether it is the keepalive that was due, that is, nothing was sent in the
+        meantime.
+        """
         self.is_keepalive_due = False
         return now >= self.sent_at + self._interval_us
 
     def check_doubtful_reset(self, received_at: int, rtt_us: int, *, now: int) -> bool:
-        """A RESET came with an id that is right and an ack that is not: ethereum/utp's ack nothing, but so do those of
-        whoever guesses the 16 bits of an id. As RFC 5961 §3.2 does, the peer is asked. If it lives it answers, and
-        whoever sent that RESET has said nothing; if it does not, it answers the question by another RESET, and that
-        one, when there has been time enough for an answer, is believed.
+        """A RESET came with a right id and a wrong ack. It may be ethereum/utp's, which acks nothing, or an attacker's,
+        who has guessed the 16 bits of an id. As in RFC 5961 §3.2 the peer is probed. If the connection is there, the
+        peer acks, and the RESET is ignored; if not, the peer answers by another RESET. That one is believed if it comes
+        when there has been enough time for an ack. Returns whether this RESET ends the connection.
         """
         wait_us = DOUBTFUL_RESET_US + 2 * rtt_us
         if received_at < self._doubtful_reset_at:
@@ -153,6 +176,7 @@ class Keepalive:
         return False
 
     def _probe(self, received_at: int, *, is_idle: bool, now: int) -> None:
+        """At _probe_at: probe the peer, give it up, or wait until it has been silent for long enough."""
         probing = self._probing
         assert probing is not None
         if received_at >= self._probed_at:

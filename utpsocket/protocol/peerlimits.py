@@ -1,7 +1,7 @@
-"""How much the peer can take: its window, and how many packets ahead of a hole it can hold.
+"""What the peer has room for: its window, and how many packets it keeps out of order.
 
-Separate because it is what we believe about somebody else's memory. The window is told in every packet; the depth of
-the reorder buffer never is, and has to be guessed from who the peer may be, or learned from what it dropped.
+The window is in every packet. How many packets the peer keeps behind a hole is in none: it is assumed from what
+implementations are known to do, and learned from what the peer drops.
 
 Sources: RFC 9293 §3.8.6.2.1 (no silly windows), docs/protocol.md §7.
 """
@@ -13,22 +13,28 @@ from typing import Final
 from utpsocket.protocol.packet import MAX_SACK_BYTES
 
 FOREIGN_REORDER_PACKETS: Final = 900  # libtorrent holds about 950, libutp 1,024: docs/protocol.md §4, §7
-PROVEN_REORDER_PACKETS: Final = 8_000  # reassembly.MAX_OUT_OF_ORDER_PACKETS, less what is on its way
+# For a peer that has shown that it is an utpsocket: reassembly.MAX_OUT_OF_ORDER_PACKETS, less some for what it has not
+# acked yet.
+PROVEN_REORDER_PACKETS: Final = 8_000
 _MIN_REORDER_PACKETS: Final = 128  # half of the smallest buffer known, anacrolix' 256
 _LIBUTP_SACK_BYTES: Final = 4
 _LIBUTP_SACK_PACKETS: Final = 30  # its last two bits are never set
-_STALL_PACKETS: Final = 32  # so many lost in one piece behind a repaired hole are no accident, if it happens again
+# So many packets lost in one piece behind a hole, twice at the same distance, mean that the peer's buffer ends there.
+# By feel: a queue on the path drops fewer in one piece, or at another distance.
+_STALL_PACKETS: Final = 32
 
 
 class PeerLimits:
     """What the peer can take.
 
-    window_bytes            as it last said
-    largest_window_bytes    it ever said
-    reorder_packets         most packets that may be under way: so far ahead of a hole they are kept
-    sack_packets            how far ahead of a hole its selective acks reach, as far as seen; 0: it sends none
-    reports_delay           it has sent a timestamp difference. The one implementation that takes extensions of DATA for
-                            payload never does (JS utp: docs/protocol.md §5, §6)
+    window_bytes            the window that it last advertised
+    largest_window_bytes    the largest that it ever advertised
+    reorder_packets         most packets that may be in flight, since it keeps no more behind a hole
+    is_reorder_proven       it has shown that it keeps PROVEN_REORDER_PACKETS
+    sack_packets            how many packets beyond a hole its selective acks reach, as far as seen; 0: it sends none
+    reports_delay           it has sent a timestamp difference. The JS utp never does, and takes extensions of DATA for
+                            payload (docs/protocol.md §5, §6)
+    _stall_span             the last distance seen, see on_hole_repaired(); 0: none
     """
 
     __slots__ = (
@@ -51,18 +57,18 @@ class PeerLimits:
         self._stall_span = 0
 
     def on_window(self, window_bytes: int) -> None:
-        """The peer advertised this much."""
+        """The peer advertised this window."""
         self.window_bytes = window_bytes
         if window_bytes > self.largest_window_bytes:
             self.largest_window_bytes = window_bytes
 
     def sws_threshold_bytes(self, segment_bytes: int) -> int:
-        """The least room worth filling: a segment, or half of the largest window of a peer that holds little more."""
+        """The least room that is filled: a full segment, or half of the largest window if that is less."""
         half = self.largest_window_bytes // 2
         return segment_bytes if half >= segment_bytes else max(1, half)
 
     def on_sack(self, sack_bytes: int) -> None:
-        """A selective ack of this length came. One of full length says that the peer is one that holds many."""
+        """A selective ack of this length came. One of full length means that the peer keeps PROVEN_REORDER_PACKETS."""
         packets = _LIBUTP_SACK_PACKETS if sack_bytes == _LIBUTP_SACK_BYTES else sack_bytes * 8
         if packets > self.sack_packets:
             self.sack_packets = packets
@@ -71,10 +77,11 @@ class PeerLimits:
                 self.reorder_packets = PROVEN_REORDER_PACKETS
 
     def on_hole_repaired(self, span: int, lost_packets: int) -> None:
-        """A retransmission filled the hole, the ack jumped by `span` packets, and all that follow were lost.
+        """A retransmission has filled a hole, the ack has moved by `span` packets, and `lost_packets` behind them are
+        lost.
 
-        A full queue on the path ends where it likes; a full reorder buffer always at the same distance. Seen twice,
-        it is believed.
+        A full queue on the path drops packets at any distance from the hole, a full reorder buffer always at the same.
+        So the limit is set when the same distance is seen twice.
         """
         if self.is_reorder_proven or lost_packets < _STALL_PACKETS or span < _MIN_REORDER_PACKETS:
             return

@@ -24,7 +24,7 @@ _SEGMENT_BYTES: Final = 1_452
 # By how much a closed window must open before it is announced: two segments, for the sender fills at least one.
 _WINDOW_UPDATE_BYTES: Final = 2 * _SEGMENT_BYTES
 # The announcement is repeated after this time, then after twice as long, and so on, _WINDOW_UPDATES times: if it were
-# lost, a sender that never probes would wait for ever. By feel, with Linux's shortest probe interval as a guide.
+# lost, a sender that never probes would wait for ever. By feel.
 _WINDOW_UPDATE_AGAIN_US: Final = 1_000_000
 _WINDOW_UPDATES: Final = 5
 # The value of a timestamp difference that means "none" (docs/protocol.md §6).

@@ -1,7 +1,4 @@
-"""What a connection tells its owner: events, and figures of one instant.
-
-Separate because it is vocabulary that other rooms share, and decides nothing.
-"""
+"""What a connection reports: events, and its figures at one instant."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from utpsocket.protocol.states import CLOSED, TIME_WAIT, State
 
 
 class EventKind(Enum):
-    """What poll_event() can say."""
+    """What has become of a connection."""
 
     CONNECTED = "the handshake is complete: for an acceptor, the initiator has proved its address"
     CLOSED = "the connection is over; errno says why, 0 for an orderly end"
@@ -24,7 +21,11 @@ class EventKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something the application's side of the connection must know."""
+    """What poll_event() returns.
+
+    kind    what has happened
+    errno   for CLOSED: why; 0 for an orderly end
+    """
 
     kind: EventKind
     errno: int = 0

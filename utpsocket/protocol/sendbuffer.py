@@ -1,7 +1,7 @@
-"""Bytes the application wrote and the peer has not acked yet, at absolute offsets of the stream.
+"""Bytes that the application wrote and the peer has not acked, at offsets of the stream.
 
-Separate because it knows no protocol: a chain of equal blocks from a pool that many connections share, so that
-an idle connection holds no buffer at all. Which bytes were sent in which packets is flights.py's.
+They lie in blocks from a pool that many connections share, so that an idle connection holds no buffer. Which bytes were
+sent in which packets is in flights.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 BLOCK_BYTES: Final = 65_536  # what one read of the application's socket takes: docs/performance.md §8
-_POOLED_BLOCKS: Final = 256  # 16 MiB kept for reuse; beyond that the memory goes back
+# How many free blocks are kept for reuse, 16 MiB; memory beyond that is freed. By feel: four full send buffers.
+_POOLED_BLOCKS: Final = 256
 
 
 class BlockPool:
@@ -31,7 +32,13 @@ class BlockPool:
 
 
 class SendBuffer:
-    """A window [acked_offset, end_offset) of the outgoing byte stream."""
+    """The part [acked_offset, end_offset) of the outgoing byte stream.
+
+    acked_offset     of the first byte that is not acked
+    end_offset       behind the last byte written
+    capacity_bytes   most bytes between the two
+    _blocks          memory of BLOCK_BYTES each, from _base_offset on
+    """
 
     __slots__ = ("_base_offset", "_blocks", "_pool", "acked_offset", "capacity_bytes", "end_offset")
 
@@ -45,15 +52,15 @@ class SendBuffer:
 
     @property
     def free_bytes(self) -> int:
-        """How much more may be written now."""
+        """How many bytes may be written now."""
         return max(0, self.capacity_bytes - (self.end_offset - self.acked_offset))
 
     def make_room(self, count: int) -> None:
-        """Have at least so many bytes free."""
+        """Raise the capacity if fewer than `count` bytes are free."""
         self.capacity_bytes = max(self.capacity_bytes, self.end_offset - self.acked_offset + count)
 
     def free_span(self) -> memoryview:
-        """Contiguous memory for the next bytes; empty when the buffer is full. Then call commit()."""
+        """Memory for the next bytes, in one piece; empty when the buffer is full. Next: commit()."""
         free_bytes = self.free_bytes
         if not free_bytes:
             return memoryview(b"")
@@ -64,8 +71,8 @@ class SendBuffer:
         return self._blocks[-1][start : min(BLOCK_BYTES, start + free_bytes)]
 
     def free_spans(self, most_bytes: int) -> list[memoryview]:
-        """The same for many bytes at once: free_span() and memory that follows it, `most_bytes` or somewhat more.
-        Whatever commit() leaves over is given back by it.
+        """free_span() and the memory that follows it, for `most_bytes` if so much is free. Next: commit(), which gives
+        back the blocks that were not needed.
         """
         spans = [self.free_span()]
         left = min(most_bytes, self.free_bytes) - len(spans[0])
@@ -77,7 +84,7 @@ class SendBuffer:
         return spans
 
     def commit(self, count: int) -> None:
-        """`count` bytes were written at the front of free_span()."""
+        """The first `count` bytes of free_span() or free_spans() have been written."""
         self.end_offset = end_offset = self.end_offset + count
         if end_offset == self.acked_offset:
             self._release_all()
@@ -103,13 +110,13 @@ class SendBuffer:
         self._base_offset = self.end_offset
 
     def clear(self) -> None:
-        """Forget everything: the connection is over."""
+        """Forget all bytes: the connection is over."""
         self.acked_offset = self.end_offset
         self._release_all()
 
     def segments(self, offset: int, segment_bytes: int, total_bytes: int) -> list[memoryview]:
-        """The bytes from `offset` on in pieces of `segment_bytes`, the last one perhaps shorter. Views: valid until
-        release(); but a piece that lies across two blocks is a copy.
+        """`total_bytes` from `offset` on, in pieces of `segment_bytes`, the last one perhaps shorter. They are views,
+        valid until release(), but a piece that lies across two blocks is a copy.
         """
         start = offset - self._base_offset
         if 0 < total_bytes <= segment_bytes and start + total_bytes <= BLOCK_BYTES:

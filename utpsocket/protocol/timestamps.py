@@ -1,4 +1,4 @@
-"""Time's part of a packet: when the peer was last heard, and what the two clocks say of the delays both ways.
+"""The timestamps of a packet: when the peer was last heard from, and what the two clocks tell about the delays.
 
 Sources: BEP 29 "timestamp_microseconds", "timestamp_difference_microseconds"; docs/protocol.md §6. Times µs.
 """
@@ -16,7 +16,7 @@ _NO_SAMPLES: Final = (0, 0x7FFFFFFF)  # docs/protocol.md §6
 
 
 def on_timestamps(send: SendHalf, receive: ReceiveHalf, timestamp_us: int, difference_us: int, *, now: int) -> int:
-    """What an acceptable packet says of time. Returns the delay that the peer measured, 0 for none."""
+    """Take in the timestamps of an acceptable packet. Returns the delay that the peer measured, 0 for none."""
     receive.received_at = now
     if timestamp_us:
         receive.difference_us = delay_us = (now - timestamp_us) & TIMESTAMP_MASK
@@ -26,7 +26,7 @@ def on_timestamps(send: SendHalf, receive: ReceiveHalf, timestamp_us: int, diffe
 
 
 def on_run_timestamps(send: SendHalf, receive: ReceiveHalf, timestamps: array[int], *, now: int) -> None:
-    """The first of these times has been heard; the others were sent behind it."""
+    """Take in the timestamps of the other packets of a run, the first of which has been through on_timestamps()."""
     receive.difference_us = (now - timestamps[-1]) & TIMESTAMP_MASK
     controller, newest = send.controller, max(timestamps)
     if newest - min(timestamps) > TIMESTAMP_MASK >> 3 or controller.changes_base((now - newest) & TIMESTAMP_MASK):

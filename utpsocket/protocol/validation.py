@@ -1,9 +1,6 @@
-"""Whether a packet is our peer's, and what a RESET ends: rules against those who can only guess.
+"""Whether a packet is our peer's, and what a RESET ends: rules against attackers off the path, who can only guess.
 
-Separate because it is judgement over numbers alone, and the one place to read when somebody asks what an off-path
-attacker can do.
-
-Sources: docs/protocol.md §4; RFC 5961 §3 and §5.2, which say the same of TCP.
+Sources: docs/protocol.md §4; RFC 5961 §3 and §5.2, which have the same rules for TCP.
 """
 
 from __future__ import annotations
@@ -14,15 +11,15 @@ from utpsocket.protocol.flights import Flights
 from utpsocket.protocol.packet import DATA, FIN, RESET
 
 ACK_SLACK: Final = 3  # libutp's ACK_NR_ALLOWED_WINDOW; docs/protocol.md §4
-_UNVERIFIED_SLACK: Final = 1  # a first keepalive: libutp's initiator may say nothing else
+_UNVERIFIED_SLACK: Final = 1  # for a keepalive, which may be the first packet that libutp's initiator sends
 
 
 def is_acceptable_ack(type: int, ack_next_seq: int, flights: Flights, *, is_peer_verified: bool) -> bool:
-    """Whether the packet's ack is one that only our peer could know.
+    """Whether a packet's ack is in the range that only our peer can know.
 
-    A STATE that was overtaken says nothing new, so it need not be let in from far behind. DATA and FIN may have been
-    overtaken by as many acks as there were packets under way, and carry what must not be lost. A RESET may name our
-    STATE's number, which is one past our last packet.
+    A STATE that was overtaken is out of date, so little is allowed. DATA and FIN may have been overtaken by as many
+    acks as packets were in flight, and carry what must not be lost. A RESET may ack the number of our STATE, which is
+    one above our last packet's.
     """
     behind = ACK_SLACK
     if not is_peer_verified:
@@ -34,7 +31,7 @@ def is_acceptable_ack(type: int, ack_next_seq: int, flights: Flights, *, is_peer
 
 
 def is_clean_close(ack_next_seq: int, fin_seq: int | None, *, is_all_acked: bool, waits_for_more: bool) -> bool:
-    """Whether a RESET is the answer of somebody who is done to our FIN, and no loss: it acks the FIN, or everything
-    before the FIN was acked, and nobody here still waits for what the peer had to say.
+    """Whether a RESET is a peer's answer to our FIN, after which no data is missing: it acks the FIN, or all bytes
+    before the FIN are acked, and the application does not wait for data of the peer's.
     """
     return fin_seq is not None and (is_all_acked or ack_next_seq > fin_seq) and not waits_for_more
