@@ -1,9 +1,9 @@
-"""uTP without a world: no sockets, no clock, no threads, no randomness.
+"""The uTP protocol without input and output: no sockets, clock, threads or randomness.
 
-The contract. A Connection is told what happened (`handle_run`, `handle_timeout`, `handle_icmp`), what the application
-wants (`connect`, `free_span`/`commit`, `delivered`, `finish`, `discard`, `abort`) and is asked what to do
-(`poll_event`, `poll_delivery`, `poll_transmit`, `timeout_at`). Times are integer microseconds of one monotonic clock,
-`now` is keyword-only and never decreases. Nothing blocks. Network input never raises; misuse raises RuntimeError.
+connection.py's Connection is given what came from the network (`handle_run`, `handle_icmp`), that time has passed
+(`handle_timeout`), and what the application wants (`connect`, `free_span` and `commit`, `delivered`, `finish`,
+`discard`, `abort`). It returns what is to be done (`poll_event`, `poll_delivery`, `poll_transmit`, `timeout_at`). Its
+module's docstring has the contract.
 
 The unit of work is a run of packets, not a packet: Run on the way in, Transmit on the way out, Flight in between.
 """

@@ -15,9 +15,9 @@ from utpsocket.protocol.pathmtu import CEILING_IPV4_BYTES, FLOOR_BYTES, START_IP
 from utpsocket.protocol.sendbuffer import BlockPool, SendBuffer
 from utpsocket.protocol.sendhalf import SendHalf
 
-# Where many connections send to one peer, they take turns, and each sends so much new data in its turn (docs/design.md
-# §6, engine/ports/send_grants.py). A connection among many is also promised as much of the receive buffer
-# (engine/ports/receive_shares.py). By measurement with 1,000 connections: two system calls of full packets.
+# Where many connections send to one peer they take turns, and each sends so much new data in its turn
+# (engine/ports/send_grants.py); a connection among many is promised as much of the receive buffer
+# (engine/ports/receive_shares.py). Two system calls of full packets: docs/design.md §6.
 GRANT_BYTES: Final = 144 << 10
 
 

@@ -20,13 +20,12 @@ from utpsocket.protocol.runs import MAX_RUN_PACKETS
 # a busy machine looks like 4 ms, where bursts of two packets would keep it busier. By feel.
 PACED_FROM_RTT_US: Final = 10_000
 _BURST_US: Final = 1_000  # docs/design.md §4; Linux's TCP also sends 1 ms of its rate at a time
-# Timers come up to some ms late; what was due in that time may follow at once. By measurement of epoll_wait(2)'s
-# lateness.
+# Timers come up to some ms late; what was due in that time may follow at once. By feel.
 _CREDIT_US: Final = 4_000
 # On a busy machine the thread may come much later. Then more may follow at once, but no more than this part of a round
 # trip (one half). By feel.
 _LATE_SHARE: Final = 2
-_MIN_BURST_PACKETS: Final = 2  # RFC 9002 §7.7: the peer acks every second packet
+_MIN_BURST_PACKETS: Final = 2  # receivers ack every second packet: RFC 5681 §4.2
 
 
 class Pacer:

@@ -16,17 +16,19 @@ from typing import Final
 HEADER_BYTES: Final = 20  # BEP 29 "header format"
 VERSION: Final = 1  # BEP 29 "version"
 EXTENSION_SACK: Final = 1
-MAX_EXTENSIONS: Final = 8  # links of a chain that are read. Foreign packets have one or two, our padding six at most
-EXTENSION_PIECE: Final = 126  # fragmentation.py; a number that nobody else uses, as the next
-_EXTENSION_BITS: Final = 2  # obsolete, eight bytes that mean nothing: see with_bits_extension()
+# How many extensions of a packet are read. Other implementations send one or two, our padding takes six at most.
+MAX_EXTENSIONS: Final = 8
+EXTENSION_PIECE: Final = 126  # fragmentation.py. Like the padding's a number that no other implementation uses
+_EXTENSION_BITS: Final = 2  # "extension bits", obsolete: eight bytes without meaning, see with_bits_extension()
 _EXTENSION_PADDING: Final = 127
 _MAX_PADDING_LINKS: Final = 5
 MIN_PADDING_BYTES: Final = 12
 MAX_PADDING_BYTES: Final = 10 + 257 * _MAX_PADDING_LINKS
-# A SYN that is repeated is padded to this (pad()). Where SYNs come in floods, a small one in many can be looked at; but
-# who sends large ones needs fifty times the bandwidth, so those are let through as long as they are few (flood.py).
+# A repeated SYN is padded to this. In a flood of SYNs only one small one in many can be looked at, but a flood of large
+# ones takes fifty times the bandwidth, so those are let through as long as they are few (engine/ports/flood.py). By
+# feel: any path carries it.
 LARGE_SYN_BYTES: Final = 1_000
-MAX_SACK_BYTES: Final = 252  # the largest multiple of 4 that the one-byte length of an extension can say
+MAX_SACK_BYTES: Final = 252  # the largest multiple of four that an extension's length, one byte, can be
 
 _HEADER: Final = struct.Struct(">BBHIIIHH")
 HEADER_FIELDS: Final = struct.Struct(">2xHIIIHH")  # from the connection id on: the first header of a clean run
@@ -43,13 +45,25 @@ class PacketType(IntEnum):
     SYN = 4
 
 
+# The same as plain integers: looked up and compared several times faster than members of an Enum.
 DATA, FIN, STATE, RESET, SYN = map(int, PacketType)
-"""The same numbers under names that are found, and compared, in a fraction of the time."""
-SYN_BYTE: Final = SYN << 4 | VERSION  # a SYN's first
+SYN_BYTE: Final = SYN << 4 | VERSION  # the first byte of a SYN
 
 
 class Packet:
-    """One packet as read from the wire; `payload`, `sack` and `pieces` are views of the datagram it came in."""
+    """One packet as read from the wire. BEP 29 "header format".
+
+    type            DATA, FIN, STATE, RESET or SYN
+    connection_id   16 bits
+    timestamp_us, difference_us   32 bits: when it was sent, and the peer's measurement of our last packet
+    window_bytes    what the sender has room for
+    seq16, ack16    16 bits of its sequence number, and of the last one that the sender has received in order
+    sack            the selective ack, None without one
+    pieces          pieces of larger packets (fragmentation.py), None without any
+    payload         the rest of the datagram
+
+    sack, pieces and payload are views of the datagram.
+    """
 
     __slots__ = (
         "ack16",
@@ -90,9 +104,9 @@ class Packet:
 
 
 def decode(datagram: memoryview) -> Packet | None:
-    """The packet a datagram holds, or None when it is not uTP: too short, another version, a type of five or more, or
-    an extension chain that runs past its end or has no end in sight. docs/protocol.md §1: such a datagram has no side
-    effect.
+    """The packet in a datagram, or None if it is not uTP: too short, of another version, of type five or more, with an
+    extension that goes beyond its end, or with more than MAX_EXTENSIONS. Such a datagram has no effect.
+    docs/protocol.md §1.
     """
     length = len(datagram)
     if length < HEADER_BYTES:
@@ -132,8 +146,8 @@ def encode(
     ack: int,
     sack: bytes = b"",
 ) -> bytes:
-    """A packet without payload, or the header of one with. `seq` and `ack` may be unbounded: the wire takes
-    their lowest 16 bits, and the lowest 32 of the times. BEP 29 "header format", "timestamp_microseconds".
+    """A packet without payload, or the header of a packet with payload. Of `seq` and `ack`, which may be unbounded, the
+    lowest 16 bits are written, of the times the lowest 32. BEP 29 "header format", "timestamp_microseconds".
     """
     header = _HEADER.pack(
         type << 4 | VERSION,
@@ -151,16 +165,17 @@ def encode(
 
 
 def with_bits_extension(header: bytes, following: int) -> bytes:
-    """`header`, which has no extension, with one of ten bytes that everybody knows and nobody heeds, to be followed by
-    one that nobody knows. docs/protocol.md §5: those are skipped by their length, but libutp drops what begins with
-    one.
+    """`header`, which has no extension, with the obsolete extension 2, to be followed by extension `following`. Unknown
+    extensions are skipped by all implementations, but libutp drops a packet whose first extension is unknown.
+    docs/protocol.md §5.
     """
     return b"".join((header[:1], bytes((_EXTENSION_BITS,)), header[2:], bytes((following, 8)), bytes(8)))
 
 
 def pad(header: bytes, padding_bytes: int) -> bytes:
-    """`header`, which has no extension, with extensions that mean nothing and take MIN_PADDING_BYTES to
-    MAX_PADDING_BYTES.
+    """`header`, which has no extension, with extensions without meaning.
+
+    padding_bytes   how long they are together, MIN_PADDING_BYTES to MAX_PADDING_BYTES
     """
     rest = padding_bytes - 10
     links = -(-rest // 257)
@@ -178,8 +193,10 @@ def unwrap(seq16: int, near: int) -> int:
 
 
 def sack_bytes(bits: int) -> bytes:
-    """A selective ack's bitmask from an integer whose bit 0 stands for ack + 2. A multiple of four bytes (BEP 29),
-    cut at MAX_SACK_BYTES; empty when no bit is set.
+    """The bytes of a selective ack. BEP 29 "selective ack": a multiple of four bytes.
+
+    bits       the packets received; bit 0 stands for ack + 2
+    -> bytes   at most MAX_SACK_BYTES; what does not fit is left out. Empty if no bit is set
     """
     length = min((bits.bit_length() + 31) // 32 * 4, MAX_SACK_BYTES)
     return (bits & ((1 << length * 8) - 1)).to_bytes(length, "little")

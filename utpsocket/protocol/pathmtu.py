@@ -1,16 +1,17 @@
-"""How large a packet this path carries: a search by probes, beside the data and never in its way.
+"""The size of packets: a search for the largest datagram that the path carries, by probes that carry data.
 
-Separate because it only knows sizes: it says which size to use and which to try, and is told what became of it.
-All sizes are datagrams (UDP payload) in bytes and multiples of eight, so that runs of them can be read and written a
-column at a time (docs/performance.md §5).
+All sizes are datagrams (UDP payload) in bytes, and multiples of eight, so that the headers of a run can be read and
+written a column at a time (docs/performance.md §5).
 
-Read this first. Only a datagram that IP must not fragment proves its size by arriving: `proven` grows by probes alone.
-Until then packets of the starting size travel fragmentable, so that any path carries them.
+Only a datagram that IP must not fragment shows by its arrival that the path carries its size, so confirmed_bytes grows
+by probes alone. Until then packets of the starting size may be fragmented, so that any path carries them.
 
-A packet's boundary is fixed once it is sent: uTP does not re-segment. Many paths drop fragments (RFC 8900 §3), so what
-left in a packet too large for such a path would be stuck there. Hence the starting size is one that every path
-carries, and a probe is a packet of the proven size with padding: if it is lost, its data leaves without. Where
-the first hop is the whole path, the start may be larger.
+A packet's boundaries are fixed once it is sent: uTP does not re-segment. Many paths drop fragments (RFC 8900 §3), so
+data in a packet that is too large for such a path could never be sent again. So the starting size is one that every
+path carries, and a probe is a packet of the size in use with padding: if it is lost, its data is sent again without.
+Where the first hop is the whole path, the starting size may be larger.
+
+Example, Ethernet: 544 bytes at first; probes of 1,232, 1,400 and 1,472 bytes arrive; 1,472 is the ceiling.
 
 Sources: RFC 4821 and RFC 8899 (search by padded probe packets), BEP 29 "packet sizes", docs/protocol.md §10.
 """
@@ -21,24 +22,23 @@ from typing import Final
 
 from utpsocket.protocol.packet import MAX_PADDING_BYTES
 
-FLOOR_BYTES: Final = 544  # BEP 29 / libtorrent's 548, down to a multiple of eight
-START_IPV4_BYTES: Final = 1_400  # where the path is this machine; libutp's ceiling is 1,402
+FLOOR_BYTES: Final = 544  # 576, which every IPv4 host takes (RFC 791), less 28 of headers, down to a multiple of eight
+START_IPV4_BYTES: Final = 1_400  # where the path is this machine; libutp's largest is 1,402
 FLOOR_IPV6_BYTES: Final = 1_232  # 1,280, the least every IPv6 link carries, less 48 of headers
-CEILING_IPV4_BYTES: Final = 1_472  # Ethernet's 1,500 less 28 of headers; foreign receive buffers may hold no more
-CEILING_IPV6_BYTES: Final = 1_448  # 1,452, down to a multiple of eight
+CEILING_IPV4_BYTES: Final = 1_472  # Ethernet's 1,500 less 28 of headers; other implementations may read no more at once
+CEILING_IPV6_BYTES: Final = 1_448  # 1,500 less 48 of headers, down to a multiple of eight
 SEARCH_AGAIN_US: Final = 600_000_000  # ten minutes: RFC 8899 PMTU_RAISE_TIMER
-_DONE_WITHIN_BYTES: Final = 16  # docs/protocol.md §10
+_DONE_WITHIN_BYTES: Final = 16  # the search ends when so few bytes are between what passes and what does not; by feel
 _MAX_PROBES: Final = 3  # RFC 8899 MAX_PROBES
-_WAIT_FOR_PACKETS: Final = 16  # a probe travels surrounded by other packets, or its loss would tell nothing
-_NO_PROBE_SOON: Final = 1 << 30
-_SEARCH_STEPS: Final = (
-    FLOOR_IPV6_BYTES,
-    START_IPV4_BYTES,
-)  # sizes worth a try before the ceiling: most tunnels carry them
+# A probe leaves after so many full packets: among others, so that its loss is seen and is a small part. By feel.
+_WAIT_FOR_PACKETS: Final = 16
+_NO_PROBE_SOON: Final = 1 << 30  # more packets than one flight has
+# Sizes that are tried before the ceiling: most tunnels carry them.
+_SEARCH_STEPS: Final = (FLOOR_IPV6_BYTES, START_IPV4_BYTES)
 
 
 class KnownPath:
-    """What the connections to one peer have found out together. RFC 8899 §3 (9): a size proven is told to all.
+    """What the connections to one peer have found out together. RFC 8899 §3 (9): they share a confirmed size.
 
     confirmed_bytes   the largest that travelled unfragmentable, 0: none yet
     """
@@ -52,13 +52,18 @@ class KnownPath:
 class PathMtu:
     """The datagram size in use, and the search for a larger one.
 
-    datagram_bytes   of a datagram to send now
-    confirmed_bytes   the largest that is known to travel unfragmentable
-    probe_bytes   of the probe under way, 0 when none is
-    floor_bytes   what every path is taken to carry
-    highest_bytes   the largest size not known to be too large
-    known     what other connections have proven, for adopt_known(); None where there are none
-    packets_since_probe   packets of the size in use that left since the last probe; written by the sending half
+    datagram_bytes    the size to send now
+    confirmed_bytes   the largest that has arrived unfragmentable
+    probe_bytes       the size of the probe in flight, 0 for none
+    floor_bytes       what every path is taken to carry
+    highest_bytes     the largest size that is not known to be too large
+    known             what other connections to the same peer have confirmed; None: there are none
+    packets_since_probe   packets of the size in use that left since the last probe; written by SendHalf
+
+    _ceiling_bytes    what is never exceeded
+    _likely_bytes     a size worth a probe before halving, 0 for none
+    _failed_probes    how many of the present size were lost
+    _search_at        when the search begins again from the ceiling
     """
 
     __slots__ = (
@@ -84,14 +89,16 @@ class PathMtu:
         self.datagram_bytes = max(self.floor_bytes, min(start_bytes & ~7, self._ceiling_bytes))
         self.probe_bytes = 0
         self.highest_bytes = self._ceiling_bytes
-        self._likely_bytes = self.datagram_bytes  # a size worth trying before halving; 0: none
+        self._likely_bytes = self.datagram_bytes
         self._failed_probes = 0
         self._search_at = 0
         self.packets_since_probe = 0
         self.adopt_known()
 
     def adopt_known(self) -> bool:
-        """Use what another connection has proven, unless this one has found out otherwise. True: size is another."""
+        """Use the size that another connection has confirmed, unless this one has found that it is too large. Returns
+        whether datagram_bytes has changed.
+        """
         known = self.known
         if (
             known is None
@@ -103,31 +110,32 @@ class PathMtu:
         return True
 
     def is_confirmed(self, datagram_bytes: int) -> bool:
-        """Whether IP need not fragment a datagram of this size. What every path carries may be fragmented all the
-        same: it does no harm, and there are stranger paths.
+        """Whether a datagram of this size may leave with don't-fragment. One of the floor's size is still sent
+        fragmentable: it does no harm, and some path may carry less.
         """
         return self.floor_bytes < datagram_bytes <= self.confirmed_bytes
 
     def packets_before_probe(self, *, now: int) -> int:
-        """How many ordinary packets leave before the next probe: 0 when it is its turn. Then see probe_size()."""
+        """How many full packets to send before the next probe; 0: the next packet should be one, of probe_size()."""
         if self.probe_bytes or not self._is_search_due(now=now):
             return _NO_PROBE_SOON
         return max(0, _WAIT_FOR_PACKETS - self.packets_since_probe)
 
     def _is_search_due(self, *, now: int) -> bool:
+        """Whether there is a size worth a probe now."""
         if self.highest_bytes - self.confirmed_bytes >= _DONE_WITHIN_BYTES:
             return True
         return self.highest_bytes < self._ceiling_bytes and now >= self._search_at
 
     def probe_size(self) -> int:
-        """The size to probe now: what tunnels carry, then the ceiling, which most paths carry; or where we began or
-        what a router said; then by halves. No more than padding can add.
+        """The size to probe now: first what tunnels carry, then the ceiling, which most paths carry; then the starting
+        size or what an ICMP message said; then by halves. It is no more than padding can add.
         """
         return min(self._next_size(), self.datagram_bytes + MAX_PADDING_BYTES & ~7)
 
     def _next_size(self) -> int:
         if self.highest_bytes - self.confirmed_bytes < _DONE_WITHIN_BYTES:
-            self.highest_bytes = self._ceiling_bytes  # paths change: the search begins again
+            self.highest_bytes = self._ceiling_bytes  # the path may be another by now: the search begins again
         if self.datagram_bytes <= self.confirmed_bytes:
             for step in _SEARCH_STEPS:
                 if self.confirmed_bytes < step < self.highest_bytes:
@@ -139,7 +147,7 @@ class PathMtu:
         return (self.confirmed_bytes + self.highest_bytes + 8) // 2 & ~7
 
     def on_probe_sent(self, size: int) -> None:
-        """A probe of `size` left."""
+        """A probe of `size` bytes left."""
         self.probe_bytes = size
         self.packets_since_probe = 0
 
@@ -153,7 +161,7 @@ class PathMtu:
                 self.known.confirmed_bytes = max(size, self.known.confirmed_bytes)
 
     def on_probe_lost(self, *, now: int) -> None:
-        """The probe under way did not arrive, perhaps for another reason than its size."""
+        """The probe in flight was lost, perhaps for another reason than its size: after three the size is too large."""
         size, self.probe_bytes = self.probe_bytes, 0
         if size:
             self._failed_probes += 1
@@ -163,8 +171,10 @@ class PathMtu:
                 self._lower(size - 8, now=now)
 
     def on_too_big(self, datagram_bytes: int, carries_bytes: int, *, now: int) -> bool:
-        """The kernel or a router says a datagram of this size does not pass; one of `carries_bytes` does (0:
-        it did not say). RFC 1191 §6: a claim below the floor is ignored. Returns whether it was news.
+        """The kernel, or a router by ICMP, says that a datagram does not pass. Returns whether a size has changed.
+
+        datagram_bytes   its size
+        carries_bytes    the largest size that passes, 0 if not known. RFC 1191 §6: one below the floor is ignored
         """
         if datagram_bytes <= self.floor_bytes or datagram_bytes > self._ceiling_bytes:
             return False
@@ -180,13 +190,14 @@ class PathMtu:
         return True
 
     def on_black_hole(self, *, now: int) -> None:
-        """Packets of the size in use vanish, again and again. RFC 8899 §4.3."""
+        """Packets of the size in use are lost again and again: back to the floor. RFC 8899 §4.3."""
         if self.datagram_bytes > self.floor_bytes:
             self._lower(self.datagram_bytes - 8, now=now)
             self.datagram_bytes = self.confirmed_bytes = self.floor_bytes
             self.probe_bytes = 0
 
     def _lower(self, highest: int, *, now: int) -> None:
+        """No size above `highest` passes."""
         self._failed_probes = 0
         self.highest_bytes = max(self.floor_bytes, highest & ~7)
         if self.known is not None and self.known.confirmed_bytes > self.highest_bytes:

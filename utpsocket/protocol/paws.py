@@ -1,22 +1,21 @@
-"""Protection against wrapped sequence numbers: data or an ack from 65,536 packets ago is refused by its age.
+"""Protection against wrapped sequence numbers: packets from 65,536 packets ago are refused by their age.
 
-Separate because it judges by the peer's clock alone, and must never believe in it more than in the peer.
+Facts. The 16 bits of a sequence number come again after 65,536 packets: 95 MB, a tenth of a second at 10 Gbit/s, and a
+datagram may be late by much more. A retransmission has a new timestamp. Packets first leave in the order of their
+numbers. So a packet that may be taken now, which is at most MAX_OUT_OF_ORDER_PACKETS beyond the first missing one, left
+after all that are before the first missing one. A packet whose number is one wrap too old left when the first missing
+packet was 57,344 packets further back, or earlier. Any time between those two separates them, however fast the path is
+and however much it reorders.
 
-Facts. The 16 bits of a sequence number come again after 65,536 packets: 95 MB, which take a tenth of a second at
-10 Gbit/s, and a datagram may be late by far more. A packet that is sent again is stamped anew. What may arrive now is
-at most MAX_OUT_OF_ORDER_PACKETS ahead of the gap, so it was not sent before the packet so many before the gap had left;
-and what is a turn of the numbers too old was sent when the gap was 57,344 packets further back, or earlier. Any time
-between those two divides the ones from the others, whatever the speed of the path and however much it reorders.
+An ack can be late as well: it would ack packets that are in flight now, and their sender would forget them. A valid ack
+names at most PROVEN_REORDER_PACKETS (peerlimits.py) beyond the first that is not acked, so the same holds for the times
+at which acks were sent.
 
-An ack can be late, too: of packets that are on their way now it would say that they have arrived, and whoever sent them
-would forget them. It names at most PROVEN_REORDER_PACKETS (peerlimits.py) beyond the first that is not acked, so the
-same holds for the time at which acks were sent.
-
-Decisions. The time is written down every MARK_PACKETS that came in order; what was sent before the last mark but one is
-dropped and acked (RFC 7323 §5.3 does so by the last packet's time, which here would refuse what a retransmission has
-overtaken). Timestamps may be anything: 0 says none; a mark counts only if the peer's clock and ours went alike since
-the one before, and for FORGET_US, far less than half of the 71.6 minutes in which 32 bits of microseconds wrap. A clock
-may be set back: when for RESTEP_US nothing came that is not refused, the marks are forgotten.
+Decisions. The peer's timestamp is noted every MARK_PACKETS that came in order. What was sent before the last mark but
+one is dropped and acked. (RFC 7323 §5.3 compares with the last packet's time, which here would refuse what a
+retransmission has overtaken.) A timestamp may be anything, and 0 means none. So a mark counts only if the peer's clock
+and ours have advanced alike since the mark before, and for FORGET_US, far less than half of the 71.6 minutes in which
+32 bits of microseconds wrap. A clock may be set back: if for RESTEP_US everything was refused, the marks are forgotten.
 
 Sources: RFC 7323 §5.2, §5.3, §5.5.
 """
@@ -29,19 +28,27 @@ from typing import Final
 from utpsocket.protocol.reassembly import MAX_OUT_OF_ORDER_PACKETS
 from utpsocket.protocol.times import HALF_TIMESTAMP, TIMESTAMP_MASK
 
+# So that the mark before the last is between 16,384 and 32,768 packets old: older than what may arrive now, and younger
+# than what is one wrap too old.
 MARK_PACKETS: Final = 2 * MAX_OUT_OF_ORDER_PACKETS
-RESTEP_US: Final = 1_000_000
-FORGET_US: Final = 600_000_000  # no datagram lives so long
-_UNSTEADY_US: Final = 2_000_000  # queues that empty, and an eighth for clocks that differ
+RESTEP_US: Final = 1_000_000  # by feel: a few round trips
+FORGET_US: Final = 600_000_000  # no datagram is in a network for so long
+# How much the two clocks may differ in what has passed between two marks: queues fill and drain, and an eighth of the
+# time for clocks that run differently. By feel.
+_UNSTEADY_US: Final = 2_000_000
 
 
 class Paws:
-    """The peer's clock as its packets tell it in their order. All times µs, `_us` by the peer's clock.
+    """The marks of one direction. Times µs; names in `_us` are by the peer's clock, in `_at` by ours.
 
-    mark_seq          when the gap gets there, the next mark is set
-    is_armed          the mark before the last is one to be believed
+    mark_seq          the next mark is set when all before this number has come, or is acked
+    is_armed          the mark before the last counts
     mark_us           that mark
-    refused_packets   how many were older
+    refused_packets   how many packets were older
+
+    _mark_at          when that mark was set
+    _last_us, _last_at   the last mark, 0 for none
+    _refused_since    since when everything has been refused, -1: something was not
     """
 
     __slots__ = (
@@ -66,23 +73,24 @@ class Paws:
         self._refused_since = -1
 
     def start(self, next_seq: int) -> None:
-        """The stream begins there."""
+        """Have the stream begin with this number."""
         self.mark_seq = next_seq + MARK_PACKETS
 
     def on_in_order(self, next_seq: int, timestamp_us: int, *, now: int) -> None:
-        """The gap is there now, and what moved it was sent at this time."""
+        """All before next_seq has come, the last packet of it with this timestamp."""
         self._refused_since = -1
         if next_seq >= self.mark_seq:
             self._mark(timestamp_us, now=now)
 
     def on_acked(self, una_seq: int, timestamp_us: int, *, now: int) -> None:
-        """The same of acks: what was sent at this time has moved the first number not acked there, or left it there."""
+        """All before una_seq is acked, by a packet with this timestamp or before it."""
         self._refused_since = -1
         if una_seq >= self.mark_seq:
             self.mark_seq += (una_seq - self.mark_seq) // MARK_PACKETS * MARK_PACKETS
             self._mark(timestamp_us, now=now)
 
     def _mark(self, timestamp_us: int, *, now: int) -> None:
+        """Set the next mark; the last one becomes the one that counts."""
         self.mark_seq += MARK_PACKETS
         self.is_armed = False
         if self._last_us and timestamp_us:
@@ -94,7 +102,7 @@ class Paws:
         self._last_us, self._last_at = timestamp_us, now
 
     def drop_if_wrapped(self, timestamp_us: int, *, now: int) -> bool:
-        """Whether a packet that would be new is of another turn of the numbers, and must be dropped."""
+        """Whether a packet that would be new is from before the mark, and so must be dropped; it is counted."""
         if not self.is_armed or not timestamp_us or not _is_before(timestamp_us, self.mark_us):
             return False
         if now - self._mark_at > FORGET_US:
@@ -109,10 +117,16 @@ class Paws:
         self.refused_packets += 1
         return True
 
-    # ── many at once: the same as one by one, or False ──
+    # ── runs: the same as packet by packet, or False ──
 
     def check_timestamp(self, first_seq: int, count: int, timestamp_us: int, timestamps: array[int] | None) -> bool:
-        """Whether of a run that begins at the gap surely none is refused; timestamps: where they differ."""
+        """Whether certainly no packet of a run would be refused.
+
+        first_seq      of the run: the next number in order
+        count          packets of the run; 0 for the acks in it
+        timestamp_us   of the first packet
+        timestamps     of all, None if they are equal
+        """
         is_marking = first_seq + count >= self.mark_seq
         if not self.is_armed and not is_marking:
             return True
@@ -125,7 +139,7 @@ class Paws:
         return not is_marking or not _is_before(timestamp_us, self._last_us)
 
     def on_run(self, first_seq: int, count: int, timestamp_us: int, timestamps: array[int] | None, *, now: int) -> None:
-        """That run has moved the gap by `count`, less than MARK_PACKETS."""
+        """That run, of fewer than MARK_PACKETS, has come in order."""
         self._refused_since = -1
         if first_seq + count >= self.mark_seq:
             self._mark(timestamp_us if timestamps is None else timestamps[self.mark_seq - 1 - first_seq], now=now)

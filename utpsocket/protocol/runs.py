@@ -14,15 +14,17 @@ from typing import Final
 
 from utpsocket.protocol.packet import HEADER_BYTES, SEQ_MASK, STATE, VERSION
 
-MAX_SEND_BYTES: Final = 65_507  # what one UDP send takes, segmented by the kernel or not
-MAX_SEND_PACKETS: Final = 64  # and so many segments: UDP_MAX_SEGMENTS before 6.9
-MAX_RUN_PACKETS: Final = 256  # four of the kernel's largest batches: what is done once per run costs a quarter
+MAX_SEND_BYTES: Final = 65_507  # what one system call sends over UDP: 65,535 less 28 of headers, with GSO too
+MAX_SEND_PACKETS: Final = 64  # datagrams of one system call with GSO: UDP_MAX_SEGMENTS of Linux before 6.9
+# Datagrams in one run: what four system calls receive with GRO, so that what is done per run is done a quarter as
+# often.
+MAX_RUN_PACKETS: Final = 256
 
 _SEQ: Final = struct.Struct(">H")
 
 
 def packets_per_send(size: int) -> int:
-    """How many datagrams of `size` bytes one UDP send takes."""
+    """How many datagrams of `size` bytes one system call sends."""
     return min(MAX_SEND_PACKETS, MAX_SEND_BYTES // size)
 
 
@@ -41,9 +43,12 @@ _SEQ_COLUMN_BYTES: Final = _SEQ_COLUMN.tobytes()
 
 
 def compose(header: bytes, seq: int, payloads: list[memoryview]) -> bytes | bytearray:
-    """DATA packets back to back: each payload behind a copy of `header`, with consecutive sequence numbers from `seq`
-    on. All payloads but the last are of one size. What encode() and a payload give for each, written a column at a
-    time.
+    """DATA packets back to back: each is a copy of `header` with its sequence number and a payload. The same as
+    encode() and the payload for each, but written a column at a time.
+
+    header     of the first packet
+    seq        its sequence number; the others have the following ones
+    payloads   all but the last are of one size
     """
     count = len(payloads)
     if count == 1:
@@ -61,15 +66,15 @@ def compose(header: bytes, seq: int, payloads: list[memoryview]) -> bytes | byte
 
 
 class Run:
-    """Datagrams of one sender that arrived together, one behind the other: what one recvmsg gave, or one recvmmsg.
+    """Datagrams of one sender that arrived together, one behind the other: of one recvmsg(2) with GRO, or recvmmsg(2).
 
-    data     whole datagrams, one every `stride` bytes
-    stride   from the start of one datagram to the start of the next
-    addr     the sender's address, as the socket module writes it
-    local    the address it was sent to where the kernel told (wildcard ports), else None
-    datagram_bytes   of each datagram but the last, which may be shorter and ends the data; what is left of each stride
-             is nobody's. Unless said: `stride`, and they lie back to back
-    payload_views   views of the payloads of full datagrams, where whoever owns the memory has them at hand
+    data             whole datagrams, one every `stride` bytes
+    stride           bytes from the start of one datagram to the start of the next
+    addr             the sender's address, as the socket module has it
+    local            the address that it was sent to, if the port is bound to a wildcard; else None
+    datagram_bytes   size of each datagram but the last, which may be shorter and ends the data; the rest of each stride
+                     is not used. `stride` unless given: they lie back to back
+    payload_views    views of the payloads of full datagrams, if the owner of the memory has them; else None
     """
 
     __slots__ = ("_clean", "_uniform", "addr", "data", "datagram_bytes", "local", "payload_views", "stride")
@@ -87,8 +92,8 @@ class Run:
         self.payload_views: list[memoryview] | None = None
 
     def continues(self, previous: Run) -> bool:
-        """Whether this run looks like more of the same flight: then both together may be one run, if its memory
-        follows. Only likely: is_clean() of the whole decides.
+        """Whether this run looks like the continuation of the previous one, so that both may be joined to one run if
+        their memory is adjacent. It looks at the ends only: is_clean() of the joined run decides.
         """
         before, data = previous.data, self.data
         length, stride = len(before), self.stride
@@ -114,8 +119,8 @@ class Run:
         return (len(self.data) - 1) % self.stride + 1
 
     def parts(self) -> list[Run]:
-        """The same datagrams in runs that may be clean: cut where a sender's delay, window or connection changed, as
-        they do between two of its bursts. This run alone where it is in order, or odd.
+        """The same datagrams in runs that may be clean: cut where window or timestamp difference change, as they do
+        between two bursts of a sender. This run alone if there is nothing to cut, or too much.
         """
         data, stride = self.data, self.stride
         length = len(data)
@@ -143,8 +148,8 @@ class Run:
         return [self.data[i : i + self.datagram_bytes] for i in range(0, len(self.data), self.stride)]
 
     def is_uniform(self) -> bool:
-        """Whether all headers agree in type, version, extension and connection id, so that one look tells
-        whose they are. False may also mean "not looked at": a stride that does not divide into words.
+        """Whether all headers agree in type, version, extension and connection id, so that the first tells which
+        connection all are for. May be False although they do: if the stride is not a multiple of eight.
         """
         uniform = self._uniform
         if uniform is None:
@@ -160,9 +165,9 @@ class Run:
         return uniform
 
     def is_clean(self) -> bool:
-        """Whether these are DATA packets without extensions whose headers differ in nothing but consecutive
-        sequence numbers and the times they were sent at. Then the first header, `count` and timestamps() say all
-        there is to say. One alone has a payload.
+        """Whether these are DATA packets without extensions whose headers differ in nothing but timestamps and
+        consecutive sequence numbers, so that the first header, count and timestamps() are all that is to know. A single
+        one must have a payload. May be False although they are: if the stride is not a multiple of eight.
         """
         clean = self._clean
         if clean is None:
@@ -204,7 +209,7 @@ class Run:
         return halves[9 :: stride // 2].tobytes() == header[18:] * count
 
     def timestamps(self) -> array[int] | None:
-        """When each packet of a clean run was sent, by the sender's clock; None: all at once, as the first one says."""
+        """The timestamps of a clean run's packets; None if all are equal to the first header's."""
         stride = self.stride
         if len(self.data) <= stride:
             return None
@@ -230,12 +235,12 @@ class Run:
 class Transmit:
     """Datagrams on their way out, back to back.
 
-    addr           where to, as the socket module writes it
-    data           their bytes
-    datagram_bytes of each datagram but the last, which may be shorter
-    count          how many datagrams
-    may_fragment   whether IP may fragment them (don't-fragment off): sizes this path has not proven
-    is_mtu_probe       whether this is a path MTU probe: EMSGSIZE is then its result, not an error
+    addr             where to send them, as the socket module has it
+    data             their bytes
+    datagram_bytes   size of each datagram but the last, which may be shorter; 0 if there is only one
+    count            how many datagrams
+    may_fragment     whether IP may fragment them: don't-fragment is off for sizes that are not confirmed for the path
+    is_mtu_probe     whether this is a path MTU probe: then EMSGSIZE is its result and no error
     """
 
     __slots__ = ("addr", "count", "data", "datagram_bytes", "is_mtu_probe", "may_fragment")
@@ -258,7 +263,7 @@ class Transmit:
         self.is_mtu_probe = is_mtu_probe
 
     def datagrams(self) -> list[bytes]:
-        """The datagrams one by one, copied: the way of senders that cannot send them all at once."""
+        """The datagrams one by one, copied, for a port that cannot send them with one system call."""
         whole = bytes(self.data)
         if self.count == 1:
             return [whole]

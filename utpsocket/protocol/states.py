@@ -1,8 +1,8 @@
-"""BEP 29's connection states as data: which trigger leads from which state to which.
+"""The states of a connection as data: which trigger leads from which state to which.
 
-Few on purpose. How far each direction of the stream has got belongs to the half that carries it (sendhalf.py,
-receivehalf.py); here stands only whether there is a connection. BEP 29's own diagram is wrong about the
-SYN-ACK's sequence number (docs/protocol.md §2) and silent about most of the rest.
+They tell whether there is a connection. How far each direction of the stream has got, FINs included, belongs to its
+half (sendhalf.py, receivehalf.py), so there are fewer states than TCP has. BEP 29's diagram is wrong about the
+SYN-ACK's sequence number (docs/protocol.md §2), and does not show most of the rest.
 """
 
 from __future__ import annotations
@@ -12,9 +12,18 @@ from typing import Final
 
 
 class State(Enum):
-    """Whether there is a connection."""
+    """The states of a connection.
 
-    __hash__ = object.__hash__  # in C, where Enum's own is not: each is a key below
+    IDLE           made, and neither connect() nor a SYN has come
+    SYN_SENT       an initiator waits for the answer to its SYN
+    SYN_RECEIVED   an acceptor has answered, and the peer's address is not verified
+    CONNECTED      data may flow, in one direction or both
+    TIME_WAIT      both FINs are acked; repeated ones are acked again
+    CLOSED         over; RESETs may still have to leave
+    """
+
+    # In C, where Enum's own is not: states and triggers are keys of TRANSITIONS.
+    __hash__ = object.__hash__
 
     IDLE = "idle"
     SYN_SENT = "syn_sent"
@@ -31,20 +40,20 @@ class Trigger(Enum):
 
     CONNECT = "the application called connect"
     SYN = "a SYN arrived"
-    SIMULTANEOUS_OPEN = "whom we dial dials us, and goes first: its SYN is yet to be taken"
-    PEER_VERIFIED = "the peer acked a number only it could know"
-    BOTH_FINISHED = "both FINs are acked, and the peer may not know it"
-    ENDED = "nothing more can come or go"
+    SIMULTANEOUS_OPEN = "the SYNs crossed and the peer's stays, handled next"
+    PEER_VERIFIED = "the peer acked a number that only it can know"
+    BOTH_FINISHED = "both FINs are acked"
+    ENDED = "TIME_WAIT is over"
     FAILED = "reset, refused, given up or aborted"
 
 
+# Module-level names: what is compared for each packet is looked up several times faster than an attribute of an Enum.
 IDLE: Final = State.IDLE
 SYN_SENT: Final = State.SYN_SENT
 SYN_RECEIVED: Final = State.SYN_RECEIVED
 CONNECTED: Final = State.CONNECTED
 TIME_WAIT: Final = State.TIME_WAIT
 CLOSED: Final = State.CLOSED
-# Under names of their own: what is asked for each packet is found in a fraction of the time an Enum's attribute takes.
 
 TRANSITIONS: Final[dict[tuple[State, Trigger], State]] = {
     (State.IDLE, Trigger.CONNECT): State.SYN_SENT,
@@ -56,7 +65,6 @@ TRANSITIONS: Final[dict[tuple[State, Trigger], State]] = {
     (State.SYN_RECEIVED, Trigger.PEER_VERIFIED): State.CONNECTED,
     (State.SYN_RECEIVED, Trigger.FAILED): State.CLOSED,
     (State.CONNECTED, Trigger.BOTH_FINISHED): State.TIME_WAIT,
-    (State.CONNECTED, Trigger.ENDED): State.CLOSED,
     (State.CONNECTED, Trigger.FAILED): State.CLOSED,
     (State.TIME_WAIT, Trigger.ENDED): State.CLOSED,
     (State.TIME_WAIT, Trigger.FAILED): State.CLOSED,

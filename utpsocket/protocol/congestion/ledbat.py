@@ -1,15 +1,20 @@
-"""LEDBAT: fill what others leave, and step back when the path's queues grow.
+"""LEDBAT: use the bandwidth that others leave, and step back when the path's queues grow.
 
-Separate from recovery because it never asks what is lost, only that something was. The window follows the queueing
-delay of our packets, measured by the peer's clock as one-way delay above the lowest seen: its offset cancels out.
+The window follows the queueing delay of our packets: the one-way delay that the peer measures, above the lowest one
+that it has measured. The difference of the two clocks cancels out. The controller is told that something was lost,
+never what.
 
-As deployed (docs/protocol.md §11) and not as the RFC writes it where they differ: the gain is libutp's, the base is the
-minimum of thirteen one-minute minima, slow start doubles every round trip (libtorrent; libutp adds one packet, which
-takes minutes on long paths) and ends at three quarters of the target.
+Where deployed implementations differ from the RFC it follows them (docs/protocol.md §11): the gain is libutp's; the
+base delay is the least of thirteen one-minute minima; slow start doubles the window in each round trip (as libtorrent;
+libutp adds one packet, which takes minutes on long paths) and ends at three quarters of the target.
 
-A queue is seen one round trip after it was caused, when the window has doubled again: on a long path that overshoots by
-more than its queues hold. So the first sign of a queue ends the doubling: the window goes back to what caused it and
-grows by a quarter per round trip from there, which overshoots by a quarter at most (RFC 9406 does the same by RTT).
+A queue is seen one round trip after it was caused, when the window has doubled again. On a long path that is more than
+its queues hold. So the first sign of a queue ends the doubling: the window goes back to half, which caused the queue,
+and then grows by a quarter per round trip, so that it exceeds the path by a quarter at most (RFC 9406 does the same by
+RTT).
+
+Example, after slow start: window 100,000 bytes, queueing delay 40 ms. Per round trip the window grows by 3,000 × (100 −
+40) / 100 = 1,800 bytes; at 100 ms it stays, at 130 ms it shrinks by 900.
 
 Sources: RFC 6817 §2.4.2, §3.1.1, appendix A.2 (clock skew); RFC 9406 §4.2; BEP 29 "congestion control".
 """
@@ -23,30 +28,37 @@ from utpsocket.protocol.times import HALF_TIMESTAMP, TIMESTAMP_MASK
 TARGET_DELAY_US: Final = 100_000  # queueing delay LEDBAT steers to. RFC 6817 §2.5; libutp's default
 MAX_GAIN_BYTES: Final = 3_000  # most growth or shrinkage per round trip: libutp MAX_CWND_INCREASE_BYTES_PER_RTT
 INITIAL_PACKETS: Final = 10  # RFC 6928
-_MIN_INITIAL_WINDOW_BYTES: Final = 13_800  # as many in packets of less than their full size, which soon is proven
+# The same in bytes, where packets begin small and will soon be larger: ten packets of 1,380 bytes.
+_MIN_INITIAL_WINDOW_BYTES: Final = 13_800
 MIN_PACKETS: Final = 2  # RFC 6817 MIN_CWND
-_CSS_GROWTH_DIVISOR: Final = 4  # slow start grows by a quarter per round trip once it has seen a queue: RFC 9406 CSS
+_CSS_GROWTH_DIVISOR: Final = 4  # growth of conservative slow start, after the first sign of a queue: RFC 9406 §4.2
 _MIN_QUEUE_US: Final = 4_000  # RFC 9406 MIN_RTT_THRESH: less is noise
 _MAX_QUEUE_US: Final = 16_000  # RFC 9406 MAX_RTT_THRESH
 _BASE_MINUTES: Final = 13  # libutp DELAY_BASE_HISTORY
 _MINUTE_US: Final = 60_000_000
 _CURRENT_SAMPLES: Final = 3  # libutp CUR_DELAY_SIZE
-_MAX_DRIFT_US: Final = 200_000  # per _DRIFT_PERIOD_US; a peer whose clock runs faster than that games us (libutp)
+# A peer whose clock runs away by more than this per period may do so to get more bandwidth. Both are libutp's.
+_MAX_DRIFT_US: Final = 200_000
 _DRIFT_PERIOD_US: Final = 5_000_000
 
 
 class _BaseDelay:
-    """The lowest one-way delay of the last minutes, on a 32-bit clock that wraps."""
+    """The lowest one-way delay of the last minutes, of 32-bit times that wrap.
+
+    value_us          the base delay, -1 before the first sample
+    _minima           the lowest of each of the last minutes
+    _minute_ends_at   when the last of these is complete
+    """
 
     __slots__ = ("_minima", "_minute_ends_at", "value_us")
 
     def __init__(self) -> None:
         self._minima: list[int] = []
         self._minute_ends_at = 0
-        self.value_us = -1  # -1: no sample yet
+        self.value_us = -1
 
     def add(self, delay_us: int, *, now: int) -> int:
-        """Take a sample; returns its height above the base, 0 for a new base."""
+        """Take a sample. Returns how much it is above the base delay, 0 if it is the new one."""
         minima = self._minima
         if not minima:
             minima.append(delay_us)
@@ -67,9 +79,10 @@ class _BaseDelay:
         return above_us
 
     def changes_base(self, delay_us: int) -> bool:
-        """Whether add() of it would change anything before the minute ends. May say yes without need."""
+        """Whether add() of this sample would change anything before the minute ends. May return True needlessly."""
         lowest = self._minima[-1] if self._minima else delay_us
-        quarter = HALF_TIMESTAMP >> 1  # so that what is a little longer is no jump of half the clock either
+        # A quarter, so that a sample that is somewhat longer is no jump of half the range either.
+        quarter = HALF_TIMESTAMP >> 1
         return (delay_us - lowest) & TIMESTAMP_MASK >= quarter or (delay_us - self.value_us) & TIMESTAMP_MASK >= quarter
 
     def _recompute(self) -> None:
@@ -80,13 +93,30 @@ class _BaseDelay:
         self.value_us = lowest
 
     def shift(self, by_us: int) -> None:
-        """The clocks drifted apart by this much."""
+        """The clocks have drifted apart by this much: correct all minima."""
         self._minima = [(delay_us + by_us) & TIMESTAMP_MASK for delay_us in self._minima]
         self.value_us = (self.value_us + by_us) & TIMESTAMP_MASK
 
 
 class Ledbat:
-    """The default controller."""
+    """The default controller. See Controller for its methods.
+
+    window_bytes      the congestion window
+    is_slow_start     whether it doubles, or grows by a quarter, in each round trip
+
+    _segment_bytes    payload of a full packet
+    _is_conservative  slow start has seen a queue (RFC 9406)
+    _conservative_since   when it did
+    _ssthresh_bytes   slow start after a timeout ends at this window; 0: there was none
+    _before_reduction   window_bytes, is_slow_start and _ssthresh_bytes before the last loss or timeout; None: none to
+                        undo
+    _base             base delay of our packets
+    _peer_base_delay  base delay of the peer's packets
+    _current_delays_us   the last three samples above the base delay
+    _drift_us         how far the clocks have drifted in this period, which ends at _drift_ends_at
+    _drift_penalty_us   added to the queueing delay for the drift of the last period
+    _gain_remainder   rest of the last division of the gain
+    """
 
     __slots__ = (
         "_base",
@@ -109,10 +139,10 @@ class Ledbat:
         self._segment_bytes = segment_bytes
         self.window_bytes = max(INITIAL_PACKETS * segment_bytes, _MIN_INITIAL_WINDOW_BYTES)
         self.is_slow_start = True
-        self._is_conservative = False  # slow start has seen a queue
-        self._conservative_since = 0  # when it did
-        self._ssthresh_bytes = 0  # slow start after a timeout ends at this window; 0: no such bound yet
-        self._before_reduction: tuple[int, bool, int] | None = None  # window, slow start and its bound
+        self._is_conservative = False
+        self._conservative_since = 0
+        self._ssthresh_bytes = 0
+        self._before_reduction: tuple[int, bool, int] | None = None
         self._base = _BaseDelay()
         self._peer_base_delay = _BaseDelay()
         self._current_delays_us: list[int] = []
@@ -123,20 +153,23 @@ class Ledbat:
 
     @property
     def queueing_delay_us(self) -> int:
-        """The least of the last samples above the base, or 0."""
+        """The least of the last three samples above the base delay; 0 without samples."""
         return min(self._current_delays_us) + self._drift_penalty_us if self._current_delays_us else 0
 
     def on_delay(self, delay_us: int, *, now: int) -> None:
-        """See Controller.on_delay. A jump of half the clock is a crafted or broken sample and starts a new base."""
+        """See Controller.on_delay. A jump of half the range is a crafted or broken sample, and begins a new base
+        delay.
+        """
         self._current_delays_us.append(min(self._base.add(delay_us, now=now), HALF_TIMESTAMP >> 1))
         if len(self._current_delays_us) > _CURRENT_SAMPLES:
             del self._current_delays_us[0]
 
     def on_peer_delay(self, delay_us: int, *, now: int) -> None:
-        """See Controller.on_peer_delay.
+        """See Controller.on_peer_delay. As libutp does it.
 
-        When the peer's base falls, its clock runs ahead of ours, so our packets seem ever later to it: our base
-        is raised by as much (libutp). One that runs off faster than clocks do is charged for it.
+        When the base delay of the peer's packets falls, its clock runs faster than ours, so that our packets seem to
+        take longer and longer. So the base delay of our packets is raised by as much. If it runs away faster than
+        clocks do, a penalty is added to the queueing delay.
         """
         before_us = self._peer_base_delay.value_us
         self._peer_base_delay.add(delay_us, now=now)
@@ -162,18 +195,18 @@ class Ledbat:
         """See Controller.on_ack. RFC 6817 §2.4.2."""
         queueing_us = self.queueing_delay_us
         if rtt_us and queueing_us > rtt_us:
-            queueing_us = rtt_us  # a queue cannot take longer than the whole round trip
+            queueing_us = rtt_us  # the queueing delay is a part of the round trip
         window = self.window_bytes
         if self.is_slow_start:
-            if sent_us >= self._conservative_since:  # what left before says nothing about the window since
+            if sent_us >= self._conservative_since:  # older packets were sent with the larger window
                 self._slow_start(acked_bytes, queueing_us, is_limited=is_limited, rtt_us=rtt_us, now=now)
             return
         off_target_us = TARGET_DELAY_US - queueing_us
         if off_target_us > 0 and not is_limited:
             return
         off_target_us = max(off_target_us, -TARGET_DELAY_US)
-        # The share of this ack in a round trip's gain, with the rest of the division kept: many small acks must not
-        # round it away, or upwards for one flow and downwards for its neighbour.
+        # This ack's part of the gain of a round trip. The remainder of the division is kept: otherwise many small acks
+        # would round the gain away, or up for one flow and down for another.
         most = TARGET_DELAY_US * max(window, acked_bytes)
         gain_bytes, self._gain_remainder = divmod(
             MAX_GAIN_BYTES * min(acked_bytes, window) * off_target_us + self._gain_remainder, most
@@ -181,11 +214,11 @@ class Ledbat:
         self.window_bytes = max(window + gain_bytes, self._min_window_bytes())
 
     def _slow_start(self, acked_bytes: int, queueing_us: int, *, is_limited: bool, rtt_us: int, now: int) -> None:
-        """RFC 6817 leaves it open; see the module's docstring."""
+        """Slow start, which RFC 6817 does not define: see the module's docstring."""
         window = self.window_bytes
         is_full = len(self._current_delays_us) == _CURRENT_SAMPLES
         if queueing_us >= TARGET_DELAY_US * 3 // 4:
-            # What was under way one round trip ago made this queue, and filled the path: steering begins there.
+            # The window of one round trip ago has caused this queue and filled the path: go on from there.
             self.is_slow_start = False
             self._ssthresh_bytes = 0
             ago = window * _CSS_GROWTH_DIVISOR // (_CSS_GROWTH_DIVISOR + 1) if self._is_conservative else window // 2
@@ -209,7 +242,7 @@ class Ledbat:
 
     def on_timeout(self, *, now: int) -> None:
         """See Controller.on_timeout. RFC 6817 §2.4.2; slow start again up to half of what was, as TCP (RFC 5681)."""
-        if self.window_bytes > self._segment_bytes:  # else the timeout before this one has said it all
+        if self.window_bytes > self._segment_bytes:  # else the timeout before this one has done it
             self._before_reduction = (self.window_bytes, self.is_slow_start, self._ssthresh_bytes)
             self._ssthresh_bytes = max(self.window_bytes // 2, 2 * self._min_window_bytes())
         self.is_slow_start = True
@@ -224,7 +257,9 @@ class Ledbat:
             self._before_reduction = None
 
     def seed_window(self, window_bytes: int) -> None:
-        """See Controller.seed_window. Who has met a queue or a timeout knows better."""
+        """See Controller.seed_window. Does nothing after a queue or a timeout: then this path's own window is
+        better.
+        """
         if self.is_slow_start and not self._is_conservative and not self._ssthresh_bytes:
             self.window_bytes = max(self.window_bytes, window_bytes)
 
@@ -234,4 +269,5 @@ class Ledbat:
         self.window_bytes = max(self.window_bytes, segment_bytes)
 
     def _min_window_bytes(self) -> int:
+        """The least window but after a timeout."""
         return MIN_PACKETS * self._segment_bytes
