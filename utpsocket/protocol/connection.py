@@ -595,7 +595,7 @@ class Connection:
         mtu_bytes        for EMSGSIZE: the largest datagram (UDP payload) that passes, 0 if not known
         datagram_bytes   how large the datagram was (UDP payload), 0 if not known
         now              µs
-        A message that quotes a packet which is not under way is ignored. While connecting, the errnos of
+        A message that quotes a packet which is not in flight is ignored. While connecting, the errnos of
         _CONNECT_ERRORS end the attempt. Later ECONNREFUSED ends the connection if it quotes a packet, EMSGSIZE makes
         packets smaller, and others are reported if the connection then times out. Never raises. Next: see the module's
         docstring. Sources: RFC 1122 §4.2.3.9, RFC 5927 §4, RFC 1191; docs/protocol.md §4.
@@ -609,7 +609,7 @@ class Connection:
         if quoted_seq16 is not None:
             is_quoted = flights.una_seq - 1 <= unwrap(quoted_seq16, flights.next_seq) <= flights.next_seq
             if not is_quoted:
-                return  # RFC 5927 §4: of a packet that is not under way
+                return  # RFC 5927 §4: it quotes a packet that is not in flight
         if error == errno.EMSGSIZE:
             self.send.on_too_big(datagram_bytes, mtu_bytes, now=now)
             return
@@ -683,7 +683,7 @@ class Connection:
         """
         send, handshake = self.send, self._handshake
         is_known = send.flights.una_seq > handshake.syn_seq + 1 or self.receive.received_packets > 1
-        if is_known or send.sent_packets:  # what is under way proves as much, and is repeated
+        if is_known or send.sent_packets:  # data does the same, and is repeated until it is acked
             handshake.handshake_ack_at = NEVER
         elif send.must_open_with_data:
             handshake.handshake_ack_at = NEVER
@@ -770,7 +770,7 @@ class Connection:
                 return composer.flight(flight, now=now)
         if self._keepalive.is_probe_due:
             self._keepalive.is_probe_due = False
-            if self.send.is_all_acked:  # else the probe would carry the sequence number of data that is under way
+            if self.send.is_all_acked:  # else the probe would carry the sequence number of data that is in flight
                 self._keepalive.sent_at = now
                 return composer.keepalive_probe(now=now)
         if receive.ack_at <= now:

@@ -122,9 +122,8 @@ class Keepalive:
         self._keepalive_at = self._probe_at = NEVER
         if interval_us:
             self._keepalive_at = max(now, (self.sent_at or now) + interval_us)
-        if (
-            probing is not None
-        ):  # if the connection has sent before, it is found out at once how long the peer is silent
+        if probing is not None:
+            # On a connection that has sent before it is found out at once how long the peer has been silent.
             self._probe_at = now if self.sent_at else now + probing.idle_us
         self._unanswered_probes = 0
         self.is_probe_due = False
@@ -162,8 +161,8 @@ class Keepalive:
     def check_doubtful_reset(self, received_at: int, rtt_us: int, *, now: int) -> bool:
         """A RESET came with a right id and a wrong ack. It may be ethereum/utp's, which acks nothing, or an attacker's,
         who has guessed the 16 bits of an id. As in RFC 5961 §3.2 the peer is probed. If the connection is there, the
-        peer acks, and the RESET is ignored; if not, the peer answers by another RESET. That one is believed if it comes
-        when there has been enough time for an ack. Returns whether this RESET ends the connection.
+        peer acks, and the RESET is ignored; if not, the peer answers by another RESET. That one ends the connection if
+        it comes when there has been enough time for an ack. Returns whether this RESET ends the connection.
         """
         wait_us = DOUBTFUL_RESET_US + 2 * rtt_us
         if received_at < self._doubtful_reset_at:

@@ -91,9 +91,9 @@ class ConnectionStats:
     packet_bytes: int = 0
     """Size of the datagrams that are sent now, bytes of UDP payload."""
     sent_packets: int = 0
-    """Packets with data that were sent, each counted once."""
+    """Packets with data, and FINs, that were sent; with those that were sent again."""
     sent_bytes: int = 0
-    """Bytes in these packets."""
+    """Bytes that were sent, each counted once."""
     acked_bytes: int = 0
     """Bytes that the peer has acknowledged."""
     unsent_bytes: int = 0
