@@ -1,7 +1,7 @@
 """A transfer that yields to everybody else, and what its sender can see of it while it runs.
 
 uTP backs off as soon as the queue on the path grows, before anybody's packets are lost, so a backup or an update may
-run while people work. UTP_INFO is its TCP_INFO.
+run while people work. info() is its TCP_INFO.
 
 Run: python3 -m examples.background_transfer
 """
@@ -35,7 +35,7 @@ def send(address: tuple[str, int]) -> str:
     with socket.create_connection(address) as sock:
         for start in range(0, len(DATA), PIECE_BYTES):
             sock.sendall(DATA[start : start + PIECE_BYTES])
-            info = sock.getsockopt(socket.SOL_UTP, socket.UTP_INFO)
+            info = socket.info(sock)
             print(
                 f"{info.sent_bytes / len(DATA):4.0%} sent, round trip {info.rtt_us / 1000:.1f} ms, of which "
                 f"{info.queueing_delay_us / 1000:.1f} ms in queues; window {info.cwnd_bytes:,} bytes"

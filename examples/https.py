@@ -25,8 +25,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext) -> None:
         self.tls = tls
         # The first address of the name is the one that a client tries first; on many machines it is ::1.
-        self.address_family, _, _, _, address = utpsocket.getaddrinfo(*address, type=utpsocket.SOCK_STREAM)[0]
-        super().__init__(address, handler, bind_and_activate=False)
+        self.address_family, _, _, _, found = utpsocket.getaddrinfo(*address, type=utpsocket.SOCK_STREAM)[0]
+        super().__init__((str(found[0]), int(found[1])), handler, bind_and_activate=False)
         self.socket.close()
         self.socket = utpsocket.socket(self.address_family, self.socket_type)
         self.server_bind()

@@ -13,7 +13,7 @@ import utpsocket
 from utpsocket import stats
 
 
-class OverUtp:
+class OverUtp(socketserver.TCPServer):
     """Mixed into any of socketserver's TCP servers, makes it listen on a uTP socket."""
 
     def __init__(self, address: tuple[str, int], handler: type[socketserver.BaseRequestHandler]) -> None:
@@ -47,7 +47,7 @@ def main() -> None:
         with server_class(("127.0.0.1", 0), Shout) as server:
             thread = threading.Thread(target=server.serve_forever, args=(0.05,))
             thread.start()
-            with utpsocket.create_connection(server.server_address) as client, client.makefile("rwb") as stream:
+            with utpsocket.create_connection(server.socket.getsockname()) as client, client.makefile("rwb") as stream:
                 stream.write(b"hello\n")
                 stream.flush()
                 print(f"{server_class.__name__}: {stream.readline().decode().strip()}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket as _stdlib
 import sys as _sys
 from socket import *  # noqa: F403  # a drop-in namespace: whatever this interpreter's module offers
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before anything of ours is imported, which an older Python could not even read. The name is for runpy: of an
 # ImportError in the very package that it was asked for, `python3 -m utpsocket` makes one line without a traceback.
@@ -31,8 +31,14 @@ from utpsocket.integrations import tls_hook as _teachssl
 from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_KEEPALIVE, UTP_MAX_MTU, UTP_SHARE_PORT
 from utpsocket.sockets.functions import REPLACEMENTS as _REPLACEMENTS
 from utpsocket.sockets.functions import incoming
-from utpsocket.sockets.shim import socket
 from utpsocket.stats import ConnectionStats, info
+
+if TYPE_CHECKING:
+    # To a type checker the class and its functions are the standard library's own, as are their arguments and results:
+    # `import utpsocket as socket` changes no type of a program.
+    from socket import socket as socket
+else:
+    from utpsocket.sockets.shim import socket
 
 globals().update(_REPLACEMENTS)
 _teachssl.install()
@@ -54,9 +60,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Names the stdlib's module has beside its __all__: private ones too, since programs use them."""
-    return getattr(_stdlib, name)
+if not TYPE_CHECKING:  # which shall see a name that is misspelled
+
+    def __getattr__(name: str) -> Any:
+        """Names the stdlib's module has beside its __all__: private ones too, since programs use them."""
+        return getattr(_stdlib, name)
 
 
 def __dir__() -> list[str]:

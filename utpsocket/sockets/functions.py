@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from types import FunctionType
 from typing import Any, Final
 
-from utpsocket.engine.interpreter.native import original
+from utpsocket.engine.interpreter.native import StdlibSocket, original
 from utpsocket.sockets import shim
 
 _MARKER: Final = "_GLOBAL_DEFAULT_TIMEOUT"
@@ -28,7 +28,7 @@ REBOUND: Final = (
 """Names that stand for the stdlib's function with our class in it; those this interpreter lacks are left out."""
 
 
-def incoming(listener: Any) -> Iterator[tuple[Any, Any]]:
+def incoming(listener: StdlibSocket) -> Iterator[tuple[StdlibSocket, Any]]:
     """Yield incoming connections one by one: `for conn, address in utpsocket.incoming(listener): …`.
 
     The iteration waits as accept() does. It ends when the listener is closed or shut down. A shutdown() wakes it; a
@@ -50,7 +50,7 @@ def incoming(listener: Any) -> Iterator[tuple[Any, Any]]:
 incoming.__module__ = "utpsocket"
 
 
-def _incoming(listener: Any) -> Iterator[tuple[Any, Any]]:
+def _incoming(listener: StdlibSocket) -> Iterator[tuple[StdlibSocket, Any]]:
     while listener.fileno() >= 0:
         try:
             yield listener.accept()
