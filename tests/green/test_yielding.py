@@ -1,4 +1,4 @@
-"""What one turn of a hub may take: tried with a loop and a clock of ours."""
+"""How long connects and accepts may take in one iteration of a hub: tried with a loop and a clock of ours."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from utpsocket.green import yielding
-from utpsocket.green.yielding import BURST_SECONDS, Turn, turn_of
+from utpsocket.green.yielding import BURST_SECONDS, HubIteration, begin_iteration
 
 
 class Timer:
@@ -33,26 +33,31 @@ class Hub:
         self.made.callback()
 
 
-def test_a_turn_is_over_when_its_time_is_used_up_and_begins_anew_when_the_loop_comes_round(
+def test_an_iteration_is_used_up_after_its_time_and_begins_anew_when_the_loop_comes_round(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 100.0
     monkeypatch.setattr(yielding.time, "monotonic", lambda: now)
     hub = Hub()
-    turn = Turn(hub)
-    assert not turn.is_over()
+    iteration = HubIteration(hub)
+    assert not iteration.is_used_up
+    iteration.begin()
+    assert not iteration.is_used_up
     now += BURST_SECONDS * 0.9
-    assert not turn.is_over()
+    iteration.begin()
+    assert not iteration.is_used_up
     now += BURST_SECONDS * 0.2
-    assert turn.is_over()
-    assert turn.is_over()
+    assert iteration.is_used_up
+    iteration.begin()
+    assert iteration.is_used_up
     hub.come_round()
-    assert not turn.is_over()
+    assert not iteration.is_used_up
+    iteration.begin()
     now += BURST_SECONDS * 0.9
-    assert not turn.is_over()
+    assert not iteration.is_used_up
 
 
-def test_each_hub_has_a_turn_of_its_own() -> None:
+def test_each_hub_has_an_iteration_of_its_own() -> None:
     one, other = Hub(), Hub()
-    assert turn_of(one) is turn_of(one)
-    assert turn_of(one) is not turn_of(other)
+    assert begin_iteration(one) is begin_iteration(one)
+    assert begin_iteration(one) is not begin_iteration(other)

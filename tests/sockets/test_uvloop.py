@@ -670,6 +670,6 @@ def test_no_identity_is_kept_of_what_is_closed() -> None:
             for _ in range(3):
                 await talk(*await asyncio.open_connection(*address))
 
-    before = len(registry._kept)
+    before = len(registry._pinned)
     run(main, loops.new_event_loop)
-    assert eventually(lambda: len(registry._kept), before) == before
+    assert eventually(lambda: len(registry._pinned), before) == before

@@ -1,8 +1,8 @@
-"""recv and send for the sockets of a hub: without letting go of the interpreter's lock where ctypes can make the call.
+"""recv() and send() for the sockets of a hub, with the interpreter's lock (GIL) kept, where ctypes can make the call.
 
-Separate because of what it costs a hub to let go. The socket module does so around every call, and while the engine is
-at work the hub then stands in line to get the lock back, though a non-blocking call takes microseconds: with a hundred
-greenlets to see to, most of a turn is standing in line. As engine/kernel/syscalls.py, and with the same conditions.
+The socket module releases the lock around every call. While the engine is at work, the hub then waits to get it back,
+though a non-blocking call takes microseconds: with a hundred greenlets most of an iteration is waiting. This is done as
+in utpsocket/engine/kernel/syscalls.py, under the same conditions.
 
 Called by the hub's thread, for sockets that do not block. Sources: recv(2), send(2), Doc/library/ctypes.rst (PyDLL).
 """
@@ -17,7 +17,8 @@ from utpsocket.engine.kernel import syscalls
 IS_POSSIBLE: Final = syscalls.Stream is syscalls.KeepingStream
 _MSG_DONTWAIT: Final = 0x40
 _MSG_NOSIGNAL: Final = 0x4000
-_MOST_BYTES: Final = 256 << 10  # what an AF_UNIX socket takes at once
+# What an AF_UNIX socket takes at once.
+_MOST_BYTES: Final = 256 << 10
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 _recv, _send = _libc.recv, _libc.send
@@ -28,13 +29,15 @@ _char = ctypes.c_char
 
 
 def receive_into(fd: int, room: memoryview) -> int:
-    """Receive into `room`, which is writable and not empty: how many bytes, 0 at the end, or a negative errno."""
+    """Receive into `room`, which must be writable and not empty. Returns how many bytes, 0 at the end of the stream, or
+    a negative errno.
+    """
     count: int = _recv(fd, ctypes.addressof(_char.from_buffer(room)), room.nbytes, _MSG_DONTWAIT)
     return count if count >= 0 else -ctypes.get_errno()
 
 
 def send(fd: int, data: Any) -> int:
-    """Send bytes or the beginning of them: how many, or a negative errno."""
+    """Send bytes, or the first of them. Returns how many, or a negative errno."""
     if type(data) is not bytes:
         view = memoryview(data)
         whole = view.obj

@@ -1,9 +1,10 @@
-"""What stands inside a gevent or an eventlet socket: a utpsocket.socket that never blocks the hub.
+"""The socket inside a gevent or an eventlet socket: a utpsocket.socket that never blocks the hub.
 
-Separate because it imports neither: a hook may be set while they are being imported. Both libraries wrap a non-blocking
-socket and wait for its fd by themselves, so nearly everything is the fd's doing (docs/design.md §5). What can still
-block is close() with SO_LINGER. Calls into the engine do block, for the 50 to 100 µs that its thread needs. recv and
-send keep the interpreter's lock (gil_held_io.py); whatever they meet but bytes is left to the class below.
+This module imports neither library, since a hook may be set while they are being imported. Both wrap a non-blocking
+socket and wait for its descriptor by themselves, so that the descriptor does nearly everything (docs/design.md §5).
+What can still block is close() with SO_LINGER. Calls into the engine block for the 50 to 100 µs that its thread needs.
+recv() and send() keep the interpreter's lock (gil_held_io.py); what they get other than bytes is left to the class
+below.
 
 Called by the hub's thread. Sources: gevent's _socket3.py, eventlet's greenio/base.py.
 """
@@ -17,32 +18,35 @@ from typing import Any, Final
 
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket
 from utpsocket.green import gil_held_io
-from utpsocket.green.yielding import turn_of
+from utpsocket.green.yielding import begin_iteration
 from utpsocket.sockets import errors, lifecycle, shim
 from utpsocket.sockets.rules import Routes
 
+# How long a greenlet sleeps between two looks at a lock; by feel.
 _FIRST_SLEEP_SECONDS: Final = 0.001
 _LONGEST_SLEEP_SECONDS: Final = 0.02
-_MOST_BYTES: Final = 1 << 20  # asked for at once, beyond which two copies are worse than a wait
+# A recv() of more than this is left to the class below: two copies would cost more than waiting for the lock; by feel.
+_MOST_BYTES: Final = 1 << 20
 
 
 class _Inside(shim.socket):
-    """What the two have in common."""
+    """What both have in common."""
 
     __slots__ = ()
 
     @property
     def _routes(self) -> Routes | None:  # type: ignore[override]
-        """The rules of utpsocket.monkey, when it patched."""
+        """The rules of utpsocket.monkey, where it has patched the process."""
         return getattr(StdlibSocket, "_routes", None)
 
-    def _is_brief(self) -> bool:
-        """Whether the next call may be gil_held_io.py's: it is uTP's, and does not block."""
+    def _can_keep_gil(self) -> bool:
+        """Whether the next call may keep the interpreter's lock: the socket is uTP's and does not block."""
         return gil_held_io.IS_POSSIBLE and self._utp is not None and self.gettimeout() == 0
 
     def recv(self, *args: Any, **kwargs: Any) -> bytes:
-        """As socket.recv()."""
-        if len(args) == 1 and not kwargs and type(args[0]) is int and 0 < args[0] <= _MOST_BYTES and self._is_brief():
+        """As utpsocket.socket.recv()."""
+        is_plain = len(args) == 1 and not kwargs and type(args[0]) is int and 0 < args[0] <= _MOST_BYTES
+        if is_plain and self._can_keep_gil():
             room = bytearray(args[0])
             with memoryview(room) as view:
                 count = gil_held_io.receive_into(self.fileno(), view)
@@ -53,8 +57,8 @@ class _Inside(shim.socket):
         return shim.socket.recv(self, *args, **kwargs)
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        """As socket.recv_into()."""
-        if args and not any(args[1:]) and not kwargs and self._is_brief():
+        """As utpsocket.socket.recv_into()."""
+        if args and not any(args[1:]) and not kwargs and self._can_keep_gil():
             with memoryview(args[0]) as view:
                 count = -errno.EINVAL
                 if view.nbytes and view.contiguous and not view.readonly:
@@ -66,8 +70,8 @@ class _Inside(shim.socket):
         return shim.socket.recv_into(self, *args, **kwargs)
 
     def send(self, data: Any, flags: int = 0, /) -> int:
-        """As socket.send()."""
-        if not flags and isinstance(data, (bytes, bytearray, memoryview)) and len(data) and self._is_brief():
+        """As utpsocket.socket.send()."""
+        if not flags and isinstance(data, (bytes, bytearray, memoryview)) and len(data) and self._can_keep_gil():
             assert self._utp is not None
             errors.before_send(self, self._utp, 0)
             count = gil_held_io.send(self.fileno(), data)
@@ -89,30 +93,30 @@ class GeventInside(_Inside):
 
         hub = gevent.get_hub()
         if self._utp is not None and gevent.getcurrent() is not hub:
-            turn = turn_of(hub)
-            while turn.is_over():
+            while begin_iteration(hub).is_used_up:
                 gevent.sleep(0)
         return shim.socket.connect_ex(self, address)
 
     def _accept(self) -> tuple[int, Any]:
-        """_accept() -> (integer fd, address info). EAGAIN when this turn of the hub has accepted enough: gevent, which
-        accepts until then, comes back when it has seen to the rest.
+        """_accept() -> (integer fd, address info). EAGAIN when enough has been accepted in this iteration of the hub:
+        gevent accepts until then, and goes on in the next iteration.
         """
         if self._utp is not None:
             from gevent import get_hub
 
-            if turn_of(get_hub()).is_over():
+            if begin_iteration(get_hub()).is_used_up:
                 raise lifecycle.os_error(errno.EAGAIN)
         return shim.socket._accept(self)
 
     def _acquire(self, lock: Any, seconds: float) -> None:
         import gevent
 
-        if gevent.getcurrent() is not gevent.get_hub():  # which cannot wait, and the engine delivers all the same
+        # The hub cannot wait. The engine delivers all the same.
+        if gevent.getcurrent() is not gevent.get_hub():
             _acquire_sleeping(lock, seconds, gevent.sleep)
 
     def __repr__(self) -> str:
-        """As the C class, in whose words gevent's socket puts its own name."""
+        """As the C class's, in which gevent's socket replaces the name by its own."""
         return (
             f"<socket object, fd={self.fileno()}, family={int(self.family)}, "
             f"type={int(Socket.type.__get__(self))}, proto={self.proto}>"
@@ -142,10 +146,10 @@ class EventletInside(_Inside):
 
 
 def _acquire_sleeping(lock: Any, seconds: float, sleep: Callable[[float], object]) -> None:
-    """Wait for a native lock by looking at it, more and more rarely.
+    """Wait for a native lock by trying it at growing intervals.
 
-    The engine would have to wake a hub from another thread, for which the two libraries have nothing in common; and
-    SO_LINGER with a time is rare.
+    To be woken instead, the engine would have to reach a hub from another thread, which gevent and eventlet do in
+    different ways, and SO_LINGER with a time is rare.
     """
     deadline = time.monotonic() + seconds
     pause_seconds = _FIRST_SLEEP_SECONDS

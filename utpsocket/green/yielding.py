@@ -1,11 +1,11 @@
 """Bursts of connects and accepts give way to the rest of the hub.
 
-Separate because it is about fairness, not sockets. A uTP connect or accept is a dozen small system calls, after each of
-which the engine's thread may have the interpreter's lock before us: a tenth of a millisecond, or three. gevent runs
-50 greenlets that are due, or accepts 100 connections, before it looks at its timers again. So work is counted
-from the hub's last turn, and when it has taken BURST_SECONDS, the rest waits for the next one.
+A uTP connect or accept is a dozen small system calls, and after each the engine's thread may have the interpreter's
+lock first: for a tenth of a millisecond, or for three. gevent runs 50 greenlets that are due, or accepts 100
+connections, before it looks at its timers again. So the time is measured from the first connect or accept in an
+iteration of the hub's event loop. After BURST_SECONDS the others wait for the next iteration.
 
-Called by greenlets and by the hub, each thread's for itself. Source: gevent's libev/corecext.pyx, _run_callbacks.
+Called by greenlets and by the hub, on the hub's thread. Source: gevent's libev/corecext.pyx, _run_callbacks.
 """
 
 from __future__ import annotations
@@ -14,35 +14,40 @@ import time
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-BURST_SECONDS: Final = 0.002  # some ten connects; a hub is late by a few of such pieces
+# Some ten connects. A timer of the hub is late by a few of such pieces at most; by feel.
+BURST_SECONDS: Final = 0.002
 
 
-class Turn:
-    """What one hub has done since its loop last came round."""
+class HubIteration:
+    """The present iteration of one hub's event loop, as far as connects and accepts are concerned."""
 
     def __init__(self, hub: Any) -> None:
         self._began_at: float | None = None
-        self._timer = hub.loop.timer(0, ref=False)  # timers wait for the loop, unlike callbacks
+        # Unlike callbacks, timers wait for the loop.
+        self._timer = hub.loop.timer(0, ref=False)
 
-    def is_over(self) -> bool:
-        """Whether this turn's time is used up. Counts from the first call in a turn."""
-        now = time.monotonic()
+    def begin(self) -> None:
+        """Start the clock, unless a connect or accept has started it in this iteration."""
         if self._began_at is None:
-            self._began_at = now
+            self._began_at = time.monotonic()
             self._timer.start(self._end)
-            return False
-        return now - self._began_at > BURST_SECONDS
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether no more connects and accepts shall be made in this iteration."""
+        return self._began_at is not None and time.monotonic() - self._began_at > BURST_SECONDS
 
     def _end(self) -> None:
         self._began_at = None
 
 
-_turns: WeakKeyDictionary[Any, Turn] = WeakKeyDictionary()
+_iterations: WeakKeyDictionary[Any, HubIteration] = WeakKeyDictionary()
 
 
-def turn_of(hub: Any) -> Turn:
-    """This hub's turn."""
-    turn = _turns.get(hub)
-    if turn is None:
-        turn = _turns[hub] = Turn(hub)
-    return turn
+def begin_iteration(hub: Any) -> HubIteration:
+    """This hub's iteration, in which a connect or an accept is about to be made: it has begun now at the latest."""
+    iteration = _iterations.get(hub)
+    if iteration is None:
+        iteration = _iterations[hub] = HubIteration(hub)
+    iteration.begin()
+    return iteration

@@ -32,13 +32,13 @@ def _reduce_patched(sock: Any) -> tuple[Any, tuple[Any, ...]]:
 _stdlib_reduce: Any = getattr(reduction, "_reduce_socket", None)
 
 
-def teach(cls: Any) -> None:
+def register_patched(cls: Any) -> None:
     """Tell multiprocessing of a class, not shim.socket's kin, whose sockets may be uTP's."""
     if hasattr(reduction, "register"):
         reduction.register(cls, _reduce_patched)
 
 
-def unteach(cls: Any) -> None:
+def unregister_patched(cls: Any) -> None:
     """The stdlib's class is only the stdlib's again."""
     if hasattr(reduction, "register"):
         reduction.register(cls, _stdlib_reduce)

@@ -99,7 +99,7 @@ def apply() -> None:
     StdlibSocket._routes = None
     for name, member in _MEMBERS.items():
         setattr(StdlibSocket, name, member)
-    pickling.teach(StdlibSocket)
+    pickling.register_patched(StdlibSocket)
 
 
 def route(routes: Routes | None) -> None:
@@ -120,7 +120,7 @@ def restore() -> None:
         else:
             setattr(StdlibSocket, name, member)
     _saved.clear()
-    pickling.unteach(StdlibSocket)
+    pickling.unregister_patched(StdlibSocket)
     for sock in survivors:
         kind = type(sock)
         if not isinstance(vars(kind).get("_utp"), _IdentityAttribute):
@@ -149,7 +149,7 @@ def _survivor(cls: Any) -> Any:
         else:
             made = type(cls)(cls.__name__, (cls, _survivor(StdlibSocket)), space)
         _survivors[cls] = made
-        pickling.teach(made)
+        pickling.register_patched(made)
     return made
 
 

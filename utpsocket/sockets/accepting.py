@@ -35,7 +35,7 @@ def accept(sock: Any, identity: Identity, made: Any) -> tuple[bytes, int]:
                 raise os_error(identity.take_error() or errno.EINVAL) from None
             raise
         if identity.is_full:
-            _tell_of_room(identity)
+            _report_room(identity)
         name: Any = Socket.getpeername(made)
         cookie = _cookie_if_engines(made, name, identity)
         if cookie is not None:
@@ -60,7 +60,7 @@ def _cookie_if_engines(made: Any, name: Any, listener: Identity) -> int | None:
     return None
 
 
-def _tell_of_room(identity: Identity) -> None:
+def _report_room(identity: Identity) -> None:
     identity.is_full = False  # first: if the engine says so once more, the next accept() tells it again
     loop = own_engine(identity)
     if loop is not None:
@@ -109,7 +109,7 @@ def stop_listening(sock: Any, identity: Identity) -> None:
     else:
         loop.post(commands.stop_listening, identity.endpoint, identity.inode)
     _reset_queue(sock, identity)
-    lifecycle.become_fresh(sock, identity)
+    lifecycle.become_unconnected(sock, identity)
 
 
 def _reset_queue(sock: Any, listener: Identity) -> None:
@@ -118,7 +118,7 @@ def _reset_queue(sock: Any, listener: Identity) -> None:
         try:
             name: Any = Socket.getpeername(waiting)
             cookie = _cookie_if_engines(waiting, name, listener)
-            identity = None if cookie is None else registry.introduce(waiting, name, cookie, listener.owner_pid)
+            identity = None if cookie is None else registry.identify_accepted(waiting, name, cookie, listener.owner_pid)
             if identity is not None:  # before the engine sees the close, which would be an end of file
                 identity.settings.linger_seconds = 0
                 lifecycle.apply_options(identity, at_once=False, to_living=False, is_nodelay=False)

@@ -27,11 +27,11 @@ _BIND_TRIES: Final = 100  # of an address that a port of ours, which the engine 
 
 def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: Any) -> tuple[int, Address]:
     """The key of the engine's endpoint at this address, and the address as the kernel gives it."""
-    named = _wishes(identity)
+    named = _sharing(identity)
     is_last = False
     for _ in range(_BIND_TRIES):
         try:
-            return _adopted(sock, loop, identity, address, **named)
+            return _adopt_port(sock, loop, identity, address, **named)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
@@ -39,7 +39,7 @@ def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: A
         if isinstance(loop, RemoteLoop):
             try:
                 if sock.gettimeout() == 0:
-                    return _taken(sock, loop, identity, local, **named), local
+                    return _take_known_port(sock, loop, identity, local, **named), local
                 loop.judge(local, identity, **named)  # who is refused does not wait, either
             except OSError as error:
                 if is_last or error.errno != errno.EADDRINUSE:
@@ -54,7 +54,7 @@ def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: A
                 return key, local
             way = loop.perform(commands.make_way, local, namespace=namespace) if named["reuse"] else []
             if way:
-                return _taken_over(sock, loop, identity, address, way)
+                return _bind_over(sock, loop, identity, address, way)
         except BlockingIOError:  # it is free in a moment, in which the engine has its turn
             if isinstance(loop, Loop) and (sock.gettimeout() != 0 or not loop.frees_ports_at_once):
                 loop.call(commands.settled)
@@ -65,7 +65,9 @@ def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: A
     raise _error(errno.EADDRINUSE)
 
 
-def _taken(sock: Any, loop: RemoteLoop, identity: Identity, local: Address, *, reuse: bool, shares: bool) -> int:
+def _take_known_port(
+    sock: Any, loop: RemoteLoop, identity: Identity, local: Address, *, reuse: bool, shares: bool
+) -> int:
     """The key of a port that one of ours may have at this address, by what is known here; the engine may be slow."""
     udp = udp_beside(sock, identity)
     try:
@@ -81,31 +83,31 @@ def keep_port(sock: Any, loop: RemoteLoop, identity: Identity, inode: int) -> No
     """
     udp = udp_beside(sock, identity)
     try:
-        loop.keep_port(udp, inode, identity, **_wishes(identity))
+        loop.keep_port(udp, inode, identity, **_sharing(identity))
     finally:
         udp.close()
 
 
-def _wishes(identity: Identity) -> dict[str, bool]:
+def _sharing(identity: Identity) -> dict[str, bool]:
     """Of what sharing a port asks."""
     reuse = any(identity.options.get((stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR), b""))
     return {"reuse": reuse, "shares": identity.settings.shares_port}
 
 
-def _taken_over(
+def _bind_over(
     sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: Any, way: list[int]
 ) -> tuple[int, Address]:
     """The same, over ports of ours that have made way (overlapping_ports.py)."""
     key = 0
     try:
         shares = identity.settings.shares_port
-        key, local = _adopted(sock, loop, identity, address, reuse=True, shares=shares, is_over=True)
+        key, local = _adopt_port(sock, loop, identity, address, reuse=True, shares=shares, is_over=True)
     finally:
         loop.perform(commands.close_way, way, key)
     return key, local
 
 
-def _adopted(
+def _adopt_port(
     sock: Any,
     loop: Loop | RemoteLoop,
     identity: Identity,

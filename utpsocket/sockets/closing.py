@@ -18,7 +18,7 @@ from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 
-_UNHEARD: Final = ()  # what _tell() returns where it was in vain: false
+_UNDELIVERED: Final = ()  # what _deliver() returns where it was in vain: false
 
 
 def block(lock: Any, seconds: float) -> None:
@@ -48,14 +48,14 @@ def after_close(
             # The port must be free when close() returns: the next bind may want it.
             # Where connections that nobody has accepted must be reset first, that is the engine's.
             if isinstance(loop, RemoteLoop) and not (acquire and is_blocking):
-                _tell(loop.post, commands.release, identity.endpoint, identity.inode)
+                _deliver(loop.post, commands.release, identity.endpoint, identity.inode)
                 return
-            is_closed = _tell(loop.perform, commands.release, identity.endpoint, identity.inode)
+            is_closed = _deliver(loop.perform, commands.release, identity.endpoint, identity.inode)
             if is_closed and acquire and is_blocking and isinstance(loop, Loop):
                 endpoint = loop.endpoints.get(identity.endpoint)
                 has_more = identity.routes is not None or (endpoint is not None and endpoint.peers is not None)
                 if endpoint is not None and (has_more or not endpoint.is_hushed) and not endpoint.holders:
-                    _tell(loop.call, commands.settled)
+                    _deliver(loop.call, commands.settled)
         return
     seconds = identity.settings.linger_seconds
     if seconds is None:
@@ -64,14 +64,14 @@ def after_close(
         return
     if not seconds:
         # a reset: TCP's close() does not wait for anything either
-        _tell(loop.post, commands.sync_user_side, identity.cookie)
+        _deliver(loop.post, commands.sync_user_side, identity.cookie)
         return
     if acquire is None:
         return
-    _tell(loop.call, commands.sync_user_side, identity.cookie)
+    _deliver(loop.call, commands.sync_user_side, identity.cookie)
     flushed = allocate_lock()
     flushed.acquire()
-    if _tell(loop.post, commands.when_flushed, identity.cookie, flushed.release) is not _UNHEARD:
+    if _deliver(loop.post, commands.when_flushed, identity.cookie, flushed.release) is not _UNDELIVERED:
         acquire(flushed, seconds)
 
 
@@ -98,11 +98,11 @@ class AtEnd:
             raise
 
 
-def _tell(tell: Callable[..., Any], command: Callable[..., object], *arguments: Any) -> Any:
+def _deliver(tell: Callable[..., Any], command: Callable[..., object], *arguments: Any) -> Any:
     """Say it, and once more where there was no memory for it. close() itself cannot fail: the fd is closed."""
     for _ in range(2):
         try:
             return tell(command, *arguments)
         except OSError as error:
             let_pass(error)
-    return _UNHEARD
+    return _UNDELIVERED

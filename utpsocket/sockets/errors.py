@@ -27,7 +27,7 @@ _MSG_OOB: Final = int(stdlib.MSG_OOB)
 _MSG_TRUNC: Final = int(stdlib.MSG_TRUNC)
 _MSG_WAITALL: Final = int(stdlib.MSG_WAITALL)
 _MSG_ERRQUEUE: Final = int(getattr(stdlib, "MSG_ERRQUEUE", 0))
-_STRANGE_FLAGS: Final = _MSG_OOB | _MSG_ERRQUEUE
+_UNSUPPORTED_FLAGS: Final = _MSG_OOB | _MSG_ERRQUEUE
 _REMEMBERED_CALLS: Final = 64
 _ANCILLARY: Final = (1, 2, 36, 37, 61, 65)  # SCM_RIGHTS, _CREDENTIALS, SO_MARK, _TIMESTAMPING, TXTIME: as TCP, ignored
 _well_formed: set[str] = set()  # calls whose address the C class has found no fault with
@@ -40,7 +40,7 @@ def is_at_end(sock: Any, identity: Identity) -> bool:
     return bool(identity.error) and sock.fileno() >= 0 and not reset.unread_bytes(sock.fileno())
 
 
-def thrown_away(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+def discarding(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """The arguments of recv_into() or recvfrom_into() with another buffer for what MSG_TRUNC, as tcp(7) says, throws
     away: the caller's stays as it was. AF_UNIX fills it all the same.
     """
@@ -77,7 +77,7 @@ def at_end(identity: Identity, count: int, flags: int) -> bytes:
     there never was one and connect() said so.
     """
     if identity.held:
-        return lifecycle.received_after_all(identity, count, flags)
+        return lifecycle.receive_after_shutdown(identity, count, flags)
     code = 0 if identity.has_ended_after_eof else identity.take_error()
     if not code and identity.role is Role.FAILED and identity.is_told:
         code = errno.ENOTCONN
@@ -86,7 +86,7 @@ def at_end(identity: Identity, count: int, flags: int) -> bytes:
     return b""
 
 
-def with_flags_judged(
+def with_checked_flags(
     sock: Any, identity: Identity, args: tuple[Any, ...], index: int, kwargs: dict[str, Any] | None = None
 ) -> tuple[Any, ...]:
     """A receiving call's arguments, with its flags at that index or by name. Raises where TCP has nothing of the kind.
@@ -96,7 +96,7 @@ def with_flags_judged(
     flags = args[index] if len(args) > index else (kwargs or {}).get("flags")
     if not flags or not isinstance(flags, int):
         return args
-    _refuse_strange(sock, identity, flags)
+    _refuse_unsupported(sock, identity, flags)
     if _has(flags, _MSG_WAITALL) and (identity.is_over or identity.is_after_eof):
         if kwargs and "flags" in kwargs:
             kwargs["flags"] = flags & ~_MSG_WAITALL
@@ -105,12 +105,12 @@ def with_flags_judged(
     return args
 
 
-def _refuse_strange(sock: Any, identity: Identity, flags: int) -> None:
+def _refuse_unsupported(sock: Any, identity: Identity, flags: int) -> None:
     """MSG_OOB asks for urgent data, of which uTP has none, as the kernel says while there is a connection.
     MSG_ERRQUEUE asks for what uTP has not: nothing is there, which TCP says at once, of whatever socket; where there
     is a timeout CPython asks again until it has passed. AF_UNIX would give what was received.
     """
-    if not _has(flags, _STRANGE_FLAGS) or sock.fileno() < 0:
+    if not _has(flags, _UNSUPPORTED_FLAGS) or sock.fileno() < 0:
         return
     if _has(flags, _MSG_ERRQUEUE):
         seconds = sock.gettimeout()

@@ -27,9 +27,9 @@ _USER_BUFFER_BYTES: Final = 256 << 10
 # An engine in its own process never waits for that thread, only the writer does: more per wait then, as with TCP.
 _FAR_BUFFER_BYTES: Final = 512 << 10
 _unix_stream: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM)
-_door: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM | SOCK_NONBLOCK)
+_unix_listener: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM | SOCK_NONBLOCK)
 _TRIES: Final = 1_000
-_DOOR_BACKLOG: Final = 16
+_LISTEN_BACKLOG: Final = 16
 _FILLER: Final = bytes(8_192)  # more than the smallest send buffer takes
 
 
@@ -47,30 +47,30 @@ def pair(sock: Any, identity: Identity) -> Any:
         identity.send_buffer_bytes = user_buffer_bytes(identity)
     Socket.setsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, 0)
     fd = sock.fileno()
-    make = partial(with_room, _door)
+    make = partial(with_room, _unix_listener)
     is_elsewhere = False
     for _ in range(_TRIES):
         identity.cookie = fd_names.new_cookie()
-        door = netns.beside(sock, make) if is_elsewhere else make()
+        listening = netns.beside(sock, make) if is_elsewhere else make()
         try:
-            end = _pair_at(
-                door, fd, fd_names.encode(identity.cookie, identity.local, identity.peer, identity.owner_pid)
+            engine_sock = _pair_at(
+                listening, fd, fd_names.encode(identity.cookie, identity.local, identity.peer, identity.owner_pid)
             )
         except ConnectionRefusedError:
-            if is_elsewhere or netns.cookie(door) == netns.cookie(sock):
+            if is_elsewhere or netns.cookie(listening) == netns.cookie(sock):
                 raise
             is_elsewhere = True  # each network namespace has its own names
             continue
         finally:
-            door.close()
-        if end is not None:
-            identity.filler_bytes = _stuff(sock)
+            listening.close()
+        if engine_sock is not None:
+            identity.filler_bytes = _fill_send_buffer(sock)
             identity.is_gated = True
-            return end
+            return engine_sock
     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
-def _stuff(sock: Any) -> int:
+def _fill_send_buffer(sock: Any) -> int:
     """Fill the user's send buffer, the gate; how many bytes that took."""
     try:
         return int(Socket.send(sock, _FILLER, stdlib.MSG_DONTWAIT))
@@ -78,28 +78,28 @@ def _stuff(sock: Any) -> int:
         return 0  # shut down before it was connected: it will never be said to be writable for what it may send
 
 
-def _pair_at(door: Any, fd: int, name: bytes) -> Any:
+def _pair_at(listening: Any, fd: int, name: bytes) -> Any:
     """The engine's end of the fd's pair, made at that name; None where others are in the way."""
-    door.bind(name)
-    door.listen(_DOOR_BACKLOG)
+    listening.bind(name)
+    listening.listen(_LISTEN_BACKLOG)
     code = connect_at_once(fd, name)
     if code == errno.EAGAIN:
         return None
     if code:
         raise OSError(code, os.strerror(code))
     while True:
-        end = with_room(partial(_accepted, door.fileno()))
-        if fd_names.maker(end)[0] == os.getpid():  # no matter as which user: a program may change that at any time
-            return raise_fd(end)
-        end.close()
+        engine_sock = with_room(partial(_accepted, listening.fileno()))
+        if fd_names.maker(engine_sock)[0] == os.getpid():  # whichever user: a program may change that at any time
+            return raise_fd(engine_sock)
+        engine_sock.close()
 
 
-def _accepted(door_fd: int) -> Any:
-    end = accepted_at_once(door_fd, SOCK_NONBLOCK)
-    if end is None:
+def _accepted(listening_fd: int) -> Any:
+    engine_sock = accepted_at_once(listening_fd, SOCK_NONBLOCK)
+    if engine_sock is None:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
-    return end
+    return engine_sock
 
 
 def user_buffer_bytes(identity: Identity) -> int:

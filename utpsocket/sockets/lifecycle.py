@@ -53,7 +53,7 @@ def check_open(sock: Any) -> None:
 
 def bind(sock: Any, identity: Identity, address: Any) -> None:
     """The kernel judges the address on a UDP socket, which then becomes the engine's port."""
-    settle(sock, identity)
+    finish_interrupted(sock, identity)
     before = identity.local, identity.bound
     loop = engine()
     key = 0
@@ -89,16 +89,16 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
         if code is not None:
             return code
     if identity.claim is not None:
-        settle(sock, identity)
+        finish_interrupted(sock, identity)
     loop = engine()
     udp = binding.udp_beside(sock, identity)
     try:
-        is_from_group = identity.bound is not None and _is_group(identity.family, identity.bound[0])
+        is_from_group = identity.bound is not None and _is_multicast_or_broadcast(identity.family, identity.bound[0])
         if identity.bound is not None and not is_from_group:
-            _have_source(udp, identity.bound)
-        code, peer = _aim(udp, identity, address, quietly=quietly)
+            _bind_source(udp, identity.bound)
+        code, peer = _connect_udp(udp, identity, address, quietly=quietly)
         if not code and is_from_group:
-            udp = _leave_group(udp, identity)
+            udp = _udp_of_route(udp, identity)
         check_open(sock)
     except BaseException:
         udp.close()
@@ -130,7 +130,7 @@ def _connect_again(sock: Any, identity: Identity) -> int | None:
     if role is Role.CONNECTED and not identity.is_told and identity.is_reset:
         # connect() has never said that the connection stood: now it says how it ended, and may be called anew.
         error = identity.take_error() or errno.ECONNABORTED
-        give_up_chosen_port(identity)
+        release_chosen_port(identity)
         _renew(sock, identity)
         return error
     if role is Role.CONNECTED or role is Role.LISTENING:
@@ -138,14 +138,14 @@ def _connect_again(sock: Any, identity: Identity) -> int | None:
     if role is Role.FAILED:
         is_told = identity.is_told or identity.claim is not None  # of a renewal that was interrupted
         error = identity.take_error() or (0 if is_told else errno.ECONNABORTED)
-        give_up_chosen_port(identity)
+        release_chosen_port(identity)
         _renew(sock, identity)
         if error:
             return error
     return None
 
 
-def _aim(udp: Any, identity: Identity, address: Any, *, quietly: bool) -> tuple[int, Any]:
+def _connect_udp(udp: Any, identity: Identity, address: Any, *, quietly: bool) -> tuple[int, Any]:
     """Connect the UDP socket to the peer: 0 and the peer's address, or the errno for which TCP's connect() fails at
     once.
     """
@@ -173,7 +173,7 @@ def _aim(udp: Any, identity: Identity, address: Any, *, quietly: bool) -> tuple[
     return errno.ENETUNREACH if _is_multicast(identity.family, peer[0]) else 0, peer
 
 
-def _have_source(udp: Any, bound: Address) -> None:
+def _bind_source(udp: Any, bound: Address) -> None:
     """Give the UDP socket the source of a bound socket's connection: the kernel judges the two addresses together, and
     tells what follows of the one for the other.
     """
@@ -182,7 +182,7 @@ def _have_source(udp: Any, bound: Address) -> None:
             udp.bind((bound[0], 0, *bound[2:]))
 
 
-def _is_group(family: int, host: str) -> bool:
+def _is_multicast_or_broadcast(family: int, host: str) -> bool:
     """Whether this IPv4 address, to which a socket is bound, is a multicast or a broadcast one."""
     if family != stdlib.AF_INET or host == "0.0.0.0":
         return False
@@ -195,7 +195,7 @@ def _is_group(family: int, host: str) -> bool:
         return int(reference_udp.connect_ex((host, _ANY_PORT))) != errno.EACCES
 
 
-def _leave_group(udp: Any, identity: Identity) -> Any:
+def _udp_of_route(udp: Any, identity: Identity) -> Any:
     """Of a socket bound to a multicast or broadcast address: TCP connects from the address that the route says, and the
     same port. A UDP socket there, in the place of this one, which knows the route; at another port where that one is
     taken, which TCP would share.
@@ -234,21 +234,21 @@ def _dial(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any, peer
         if bound is not None:
             local = local if is_apart else (local[0], bound[1], *local[2:])
         identity.local, identity.peer, identity.owner_pid = local, peer, loop.pid
-        end = fd_pair.pair(sock, identity)
+        engine_sock = fd_pair.pair(sock, identity)
         fallback_us = -1
         if identity.routes is not None and identity.routes.fallback:
             fallback_us = int(identity.routes.fallback_seconds * 1_000_000)
         identity.role = _CONNECTING
         if not is_apart:
             udp.close()
-            loop.post(commands.dial_from, identity.endpoint, peer, identity, end, fallback_us, claim)
+            loop.post(commands.dial_from, identity.endpoint, peer, identity, engine_sock, fallback_us, claim)
         else:
             if identity.endpoint:
                 loop.post(commands.unhold, identity.inode)
-            loop.post(commands.dial_private, udp, identity, end, fallback_us, claim)
+            loop.post(commands.dial_private, udp, identity, engine_sock, fallback_us, claim)
         identity.claim = None
     except BaseException:
-        settle(sock, identity)
+        finish_interrupted(sock, identity)
         raise
 
 
@@ -263,17 +263,17 @@ def _dial_port_0(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: An
         if bound is not None and identity.endpoint:
             local = (local[0], bound[1], *local[2:])
         identity.local, identity.peer, identity.owner_pid = local, UNBOUND[identity.family], loop.pid
-        end = fd_pair.pair(sock, identity)
+        engine_sock = fd_pair.pair(sock, identity)
         identity.role = Role.CONNECTING
-        reset.close_engine_sock(end, identity, errno.ECONNREFUSED)
+        reset.close_engine_sock(engine_sock, identity, errno.ECONNREFUSED)
         identity.claim = None
     except BaseException:
         udp.close()
-        settle(sock, identity)
+        finish_interrupted(sock, identity)
         raise
 
 
-def give_up_chosen_port(identity: Identity) -> None:
+def release_chosen_port(identity: Identity) -> None:
     """A TCP socket that is closed, or listens no more, keeps the address that bind() was given, and the port only where
     bind() was given one.
     """
@@ -291,7 +291,7 @@ def give_up_chosen_port(identity: Identity) -> None:
 
 def listen(sock: Any, identity: Identity, backlog: int) -> None:
     """Listen at the bound port: the user's fd in the kernel, the engine for uTP, and for TCP where one is bound."""
-    settle(sock, identity)
+    finish_interrupted(sock, identity)
     halves = identity.shut_halves
     if halves:
         _renew(sock, identity)  # connect() to an AF_UNIX socket that was shut down is refused
@@ -320,12 +320,12 @@ def listen(sock: Any, identity: Identity, backlog: int) -> None:
             loop.listened.add(identity.local[1])
     except BaseException:
         if identity.role is not Role.LISTENING:
-            settle(sock, identity)
+            finish_interrupted(sock, identity)
         identity.claim = None
         raise
 
 
-def settle(sock: Any, identity: Identity) -> None:
+def finish_interrupted(sock: Any, identity: Identity) -> None:
     """If the last connect() or listen() was interrupted: it is under way if the engine has begun, or never was.
 
     Called by who was interrupted, and at the next call too, since that may be interrupted as well.
@@ -338,7 +338,7 @@ def settle(sock: Any, identity: Identity) -> None:
     identity.claim = None
 
 
-def about_to_shut_down(sock: Any, identity: Identity, how: int) -> None:
+def before_shutdown(sock: Any, identity: Identity, how: int) -> None:
     """The user's end of a connection is about to be shut down, which may look like a close to the engine."""
     identity.shut_halves |= how + 1
     is_reset_by_close = identity.settings.linger_seconds == 0 and identity.shut_halves & 2
@@ -350,7 +350,7 @@ def about_to_shut_down(sock: Any, identity: Identity, how: int) -> None:
         identity.is_shut_down = True  # read by another process's engine, which may have been told of SO_LINGER
 
 
-def received_after_all(identity: Identity, count: int, flags: int) -> bytes:
+def receive_after_shutdown(identity: Identity, count: int, flags: int) -> bytes:
     """What has come after shutdown(SHUT_RD), for which the kernel has no place: up to so many bytes."""
     held = identity.held
     if not held or not count:
@@ -457,19 +457,19 @@ def _left_of(local: Address | None, bound: Address | None) -> Address | None:
 def disconnect(sock: Any, identity: Identity) -> None:
     """The kernel's own connect(), where it has waited for an attempt that failed, leaves a socket as before it."""
     try:
-        give_up_chosen_port(identity)
+        release_chosen_port(identity)
         _renew(sock, identity)
     except OSError as error:
         let_pass(error)
         identity.claim = None  # no fd left, say: the next connect() does it
 
 
-def become_fresh(sock: Any, identity: Identity) -> None:
+def become_unconnected(sock: Any, identity: Identity) -> None:
     """A listener that was shut down can listen or connect again, as TCP's; an AF_UNIX socket that has listened cannot.
     What waits for accept() goes with the old fd. Duplicates in other processes stay behind: their accept() says EINVAL.
     """
     if identity.routes is None:
-        give_up_chosen_port(identity)
+        release_chosen_port(identity)
         _renew(sock, identity)
 
 
@@ -514,7 +514,7 @@ def poll_connect(sock: Any, identity: Identity) -> int:
     return errno.EINPROGRESS
 
 
-def meet_acceptor(identity: Identity) -> None:
+def wait_for_acceptor(identity: Identity) -> None:
     """After connect() has waited: an acceptor of this process has the connection, too. An engine in a thread says both
     in one step (connect_gate.py); one in another process can but say the one right after the other.
     """
@@ -543,16 +543,16 @@ def sync_network_side(sock: Any, identity: Identity) -> None:
         loop.call(commands.sync_network_side, identity.cookie)
 
 
-def give_up_connecting(sock: Any, identity: Identity) -> bool:
+def abort_connecting(sock: Any, identity: Identity) -> bool:
     """End the connection attempt, as shutdown() of whatever half does to TCP's. False: it has ended by itself."""
     loop = own_engine(identity)
     if loop is not None and sock.gettimeout() == 0:
-        _give_up_at_once(sock, identity, loop)
+        _abort_at_once(sock, identity, loop)
         return True
     return loop is not None and bool(loop.call(commands.abort_connect, identity.cookie))
 
 
-def _give_up_at_once(sock: Any, identity: Identity, loop: Loop | RemoteLoop) -> None:
+def _abort_at_once(sock: Any, identity: Identity, loop: Loop | RemoteLoop) -> None:
     """As the engine would end it, by who cannot wait for the engine: the user's fd becomes one that was reset."""
     loop.post(commands.abort_connect_late, identity.cookie)
     if isinstance(loop, RemoteLoop):
@@ -562,12 +562,12 @@ def _give_up_at_once(sock: Any, identity: Identity, loop: Loop | RemoteLoop) -> 
     identity.error = errno.ECONNRESET
     identity.role = Role.FAILED
     try:
-        fresh, end = _socket.socketpair(stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0)
+        fresh, engine_sock = _socket.socketpair(stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0)
     except OSError as error:
         let_pass(error)
         return  # no fd left: then when the engine comes to it
     fresh.send(b"!")
-    end.close()  # over an unread byte: ECONNRESET. unix(7)
+    engine_sock.close()  # over an unread byte: ECONNRESET. unix(7)
     duplicates = _duplicates(identity, sock.fileno())
     registry.forget(identity)
     fd_swap.put(fresh, sock)

@@ -20,7 +20,7 @@ from utpsocket.engine.user_fds import forked_copies, shared_errnos
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 
 _by_inode: WeakValueDictionary[int, Identity] = WeakValueDictionary()
-_kept: dict[int, Identity] = {}  # of fds that were detached: no Python object stands for them any more
+_pinned: dict[int, Identity] = {}  # of fds that were detached: no Python object stands for them any more
 
 
 def register(sock: Any, identity: Identity) -> None:
@@ -31,7 +31,7 @@ def register(sock: Any, identity: Identity) -> None:
     _by_inode[identity.inode] = identity
 
 
-def introduce(sock: Any, name: bytes, cookie: int, pid: int) -> Identity:
+def identify_accepted(sock: Any, name: bytes, cookie: int, pid: int) -> Identity:
     """Who this fd is, which has been accepted, and whose far end has this name, which is ours.
 
     cookie   of that name
@@ -131,9 +131,9 @@ def forget(identity: Identity) -> None:
 
 def pin(identity: Identity) -> None:
     """Its last Python object lets go of the fd, which lives on."""
-    _kept[identity.inode] = identity
+    _pinned[identity.inode] = identity
 
 
 def unpin(identity: Identity) -> None:
     """A Python object stands for its fd again."""
-    _kept.pop(identity.inode, None)
+    _pinned.pop(identity.inode, None)

@@ -235,7 +235,7 @@ class socket(StdlibSocket):
             Socket.bind(self, address)
             return
         if identity.role is Role.FAILED or (identity.role is Role.CONNECTED and identity.is_over):
-            lifecycle.give_up_chosen_port(identity)
+            lifecycle.release_chosen_port(identity)
             is_unbound = not identity.is_bound  # and closed, in TCP's sense: it may be bound, and do nothing more
         else:
             is_unbound = identity.role is Role.UNCONNECTED and not identity.is_bound and identity.bound_tcp is None
@@ -323,7 +323,7 @@ class socket(StdlibSocket):
                 sock._utp = None
             name, cookie = accepting.accept(self, identity, sock)
             _plain_init(sock, stdlib.AF_UNIX, stdlib.SOCK_STREAM, self.proto, sock.fileno())
-            accepted = registry.introduce(sock, name, cookie, identity.owner_pid)
+            accepted = registry.identify_accepted(sock, name, cookie, identity.owner_pid)
             if made is socket or hasattr(made, "_utp"):  # else the patch was undone while this waited
                 _become(sock, accepted)
             if stdlib.getdefaulttimeout() is None and self.gettimeout():
@@ -432,7 +432,7 @@ class socket(StdlibSocket):
                     # waits and asks SO_ERROR: the kernel has still to say it.
                     identity.is_told = is_kernels
                     if not code:
-                        lifecycle.meet_acceptor(identity)
+                        lifecycle.wait_for_acceptor(identity)
                     elif is_kernels:
                         lifecycle.disconnect(self, identity)
                     return code
@@ -475,11 +475,11 @@ class socket(StdlibSocket):
         if identity.role is Role.UNCONNECTED or identity.role is Role.FAILED or identity.is_over:
             lifecycle.shut_down_unconnected(self, identity, int(how))
             raise lifecycle.os_error(errno.ENOTCONN)
-        if identity.role is Role.CONNECTING and lifecycle.give_up_connecting(self, identity):
+        if identity.role is Role.CONNECTING and lifecycle.abort_connecting(self, identity):
             identity.is_told = True  # the kernel calls it unconnected: the next connect() is a new one
             return
         if identity.role is Role.CONNECTED:
-            lifecycle.about_to_shut_down(self, identity, int(how))
+            lifecycle.before_shutdown(self, identity, int(how))
         Socket.shutdown(self, how)
         if identity.role is Role.CONNECTED:
             identity.is_told = True  # shutdown() has looked whether the connection stands: connect() says EISCONN
@@ -565,7 +565,7 @@ class socket(StdlibSocket):
         if identity is None:
             return bytes(Socket.recv(self, *args, **kwargs))
         if len(args) > 1 and args[0]:
-            args = errors.with_flags_judged(self, identity, args, 1)
+            args = errors.with_checked_flags(self, identity, args, 1)
         if identity.is_after_eof and args and args[0] >= 0 and errors.is_at_end(self, identity):
             return b""
         try:
@@ -594,8 +594,8 @@ class socket(StdlibSocket):
         identity = self._utp
         if identity is not None and (kwargs or len(args) > 2):
             if _asks_for_bytes(args, kwargs):
-                args = errors.with_flags_judged(self, identity, args, 2, kwargs)
-            args = errors.thrown_away(args, kwargs)
+                args = errors.with_checked_flags(self, identity, args, 2, kwargs)
+            args = errors.discarding(args, kwargs)
         if identity is not None and identity.is_after_eof and errors.is_at_end(self, identity):
             return 0
         try:
@@ -624,7 +624,7 @@ class socket(StdlibSocket):
         """
         identity = self._utp
         if identity is not None and len(args) > 1:
-            args = errors.with_flags_judged(self, identity, args, 1)
+            args = errors.with_checked_flags(self, identity, args, 1)
         if identity is not None and identity.is_after_eof and args and args[0] >= 0:
             if errors.is_at_end(self, identity):
                 return b"", None
@@ -657,8 +657,8 @@ class socket(StdlibSocket):
         """
         identity = self._utp
         if identity is not None and (kwargs or len(args) > 2):
-            args = errors.with_flags_judged(self, identity, args, 2, kwargs)
-            args = errors.thrown_away(args, kwargs)
+            args = errors.with_checked_flags(self, identity, args, 2, kwargs)
+            args = errors.discarding(args, kwargs)
         if identity is not None and identity.is_after_eof and errors.is_at_end(self, identity):
             return 0, None
         try:
@@ -690,7 +690,7 @@ class socket(StdlibSocket):
         """
         identity = self._utp
         if identity is not None and len(args) > 2:
-            args = errors.with_flags_judged(self, identity, args, 2)
+            args = errors.with_checked_flags(self, identity, args, 2)
         if identity is not None and identity.is_after_eof and args and args[0] >= 0:
             if errors.is_at_end(self, identity):
                 return b"", [], 0, None
@@ -724,7 +724,7 @@ class socket(StdlibSocket):
         """
         identity = self._utp
         if identity is not None and len(args) > 2:
-            args = errors.with_flags_judged(self, identity, args, 2)
+            args = errors.with_checked_flags(self, identity, args, 2)
         if identity is not None and identity.is_after_eof and errors.is_at_end(self, identity):
             return 0, [], 0, None
         try:
