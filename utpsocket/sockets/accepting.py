@@ -1,7 +1,8 @@
-"""What accept() does to a listening uTP socket, the kernel's accept4() and a look at who it is; and how that ends.
+"""accept() of a listening uTP socket, and the end of listening.
 
-Separate from lifecycle.py because it is about the kernel's queue. Any thread may call. Sources: docs/sockets.md §1;
-accept(2), poll(2).
+The connections wait in the queue of the kernel's listening AF_UNIX socket. accept4(2) takes one, and then its far end
+is checked, since any process of this machine can connect to that socket. Any thread may call. Sources: docs/sockets.md
+§1; accept(2), poll(2).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def accept(sock: Any, identity: Identity, made: Any) -> tuple[bytes, int]:
         try:
             _accept_any(sock, made)
         except BlockingIOError:
-            if identity.role is Role.FAILED:  # listen() has not waited for what has come of it
+            # A listen() that did not wait for the engine has failed since.
+            if identity.role is Role.FAILED:
                 raise os_error(identity.take_error() or errno.EINVAL) from None
             raise
         if identity.is_full:
@@ -45,12 +47,12 @@ def accept(sock: Any, identity: Identity, made: Any) -> tuple[bytes, int]:
 
 
 def _cookie_if_engines(made: Any, name: Any, listener: Identity) -> int | None:
-    """The cookie of what was accepted if its far end is the engine's, and not a stranger's who has found the listening
-    name: anyone on this machine can connect to it.
+    """The cookie of an accepted socket if its far end is the engine's. None if another process has connected to the
+    listening name.
     """
     maker_pid, _ = fd_names.maker(made)
     cookie = fd_names.cookie_of(name) if maker_pid == listener.owner_pid else None
-    # What was made by this very process, the kernel says, is the engine's that is in it.
+    # A far end that this process has made, as the kernel says, is that of this process's engine.
     if (
         cookie is None
         or maker_pid == os.getpid()
@@ -61,15 +63,16 @@ def _cookie_if_engines(made: Any, name: Any, listener: Identity) -> int | None:
 
 
 def _report_room(identity: Identity) -> None:
-    identity.is_full = False  # first: if the engine says so once more, the next accept() tells it again
+    # First: if the engine finds the queue full again, the next accept() reports again.
+    identity.is_full = False
     loop = own_engine(identity)
     if loop is not None:
         loop.post(commands.make_room, identity.endpoint)
 
 
 def _accept_any(sock: Any, made: Any) -> None:
-    """accept4(2) of a listening AF_UNIX socket, which after shutdown() says EAGAIN for ever to whoever does not block,
-    while poll() says that there is something: EINVAL, as TCP's.
+    """accept4(2) of a listening AF_UNIX socket. After shutdown() it gives EAGAIN for ever on a non-blocking one, while
+    poll() reports it readable; this raises EINVAL as TCP does.
     """
     check_open(sock)
     timeout = sock.gettimeout()
@@ -82,7 +85,7 @@ def _accept_any(sock: Any, made: Any) -> None:
     try:
         accepted(sock, made)
     except BlockingIOError:
-        if sock.fileno() >= 0 and _wait_readable(sock, 0) & _POLLRDHUP:  # another thread's close ends no accept4(2)
+        if sock.fileno() >= 0 and _wait_readable(sock, 0) & _POLLRDHUP:  # -1: closed by another thread meanwhile
             raise os_error(errno.EINVAL) from None
         raise
 
@@ -98,7 +101,7 @@ def _wait_readable(sock: Any, seconds: float) -> int:
 
 
 def stop_listening(sock: Any, identity: Identity) -> None:
-    """The listening fd was shut down: whoever comes is refused, and who has not been accepted is reset."""
+    """The listening descriptor was shut down: new connections are refused, and those that wait are reset."""
     loop = running_engine()
     if loop is None or loop.pid != identity.owner_pid:
         return
@@ -113,13 +116,16 @@ def stop_listening(sock: Any, identity: Identity) -> None:
 
 
 def _reset_queue(sock: Any, listener: Identity) -> None:
-    """Whoever waits for accept() is reset one by one: another process may have the fd too, which keeps its queue."""
+    """Reset the connections that wait for accept(), one by one: the descriptor may be open in another process, which
+    would keep the queue.
+    """
     while (waiting := accepted_at_once(sock.fileno())) is not None:
         try:
             name: Any = Socket.getpeername(waiting)
             cookie = _cookie_if_engines(waiting, name, listener)
             identity = None if cookie is None else registry.identify_accepted(waiting, name, cookie, listener.owner_pid)
-            if identity is not None:  # before the engine sees the close, which would be an end of file
+            # Before the engine sees the close, which without SO_LINGER would be an end of file.
+            if identity is not None:
                 identity.settings.linger_seconds = 0
                 lifecycle.apply_options(identity, at_once=False, to_living=False, is_nodelay=False)
         finally:

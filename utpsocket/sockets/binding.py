@@ -1,6 +1,6 @@
-"""How a socket comes by its port: the kernel judges the address on a UDP socket, which becomes the engine's.
+"""How a socket gets its port: a UDP socket is bound to the address, with the kernel's errors, and given to the engine.
 
-Separate from lifecycle.py, whose bind() this is the inner part of. Any thread.
+The inner part of bind() in lifecycle.py. Any thread may call.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from utpsocket.engine.ports import overlapping_ports
 from utpsocket.engine.user_fds.socket_state import Identity
 
 UNBOUND: Final[dict[int, Address]] = {stdlib.AF_INET: ("0.0.0.0", 0), stdlib.AF_INET6: ("::", 0, 0, 0)}
-_BIND_TRIES: Final = 100  # of an address that a port of ours, which the engine is about to close, still has
+# For an address that a port which the engine is about to close still has; by feel.
+_BIND_TRIES: Final = 100
 
 
 def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: Any) -> tuple[int, Address]:
-    """The key of the engine's endpoint at this address, and the address as the kernel gives it."""
+    """Get the UDP port at this address: the key of the engine's endpoint, and the address as the kernel gives it."""
     named = _sharing(identity)
     is_last = False
     for _ in range(_BIND_TRIES):
@@ -40,7 +41,7 @@ def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: A
             try:
                 if sock.gettimeout() == 0:
                     return _take_known_port(sock, loop, identity, local, **named), local
-                loop.judge(local, identity, **named)  # who is refused does not wait, either
+                loop.judge(local, identity, **named)  # a refusal that is known here does not wait for the engine
             except OSError as error:
                 if is_last or error.errno != errno.EADDRINUSE:
                     raise
@@ -55,31 +56,32 @@ def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: A
             way = loop.perform(commands.make_way, local, namespace=namespace) if named["reuse"] else []
             if way:
                 return _bind_over(sock, loop, identity, address, way)
-        except BlockingIOError:  # it is free in a moment, in which the engine has its turn
+        except BlockingIOError:  # it is free after the engine's next iteration
             if isinstance(loop, Loop) and (sock.gettimeout() != 0 or not loop.frees_ports_at_once):
                 loop.call(commands.settled)
             continue
         if is_last:
             break
-        is_last = True  # somebody else has it; or it was ours, and has been closed since the kernel said so
+        is_last = True  # another program has it; or it was ours, and has been closed since the kernel's EADDRINUSE
     raise _error(errno.EADDRINUSE)
 
 
 def _take_known_port(
     sock: Any, loop: RemoteLoop, identity: Identity, local: Address, *, reuse: bool, shares: bool
 ) -> int:
-    """The key of a port that one of ours may have at this address, by what is known here; the engine may be slow."""
+    """The key of a port at this address, by what this process knows of the ports of an engine in another process."""
     udp = udp_beside(sock, identity)
     try:
-        identity.cookie = identity.cookie or fd_names.new_cookie()  # of whom the engine speaks, should it fail
+        # By the cookie the engine reports a failure.
+        identity.cookie = identity.cookie or fd_names.new_cookie()
         return loop.take_port(udp, local, identity, reuse=reuse, shares=shares)
     finally:
         udp.close()
 
 
 def keep_port(sock: Any, loop: RemoteLoop, identity: Identity, inode: int) -> None:
-    """The fd of a bound socket that does not block, until now `inode`, is another one: its port goes on being its own,
-    or is so again where a connection that ended has given it up.
+    """Keep the port of a bound non-blocking socket whose descriptor, until now `inode`, was replaced; take it again
+    where the connection that has ended released it.
     """
     udp = udp_beside(sock, identity)
     try:
@@ -89,7 +91,7 @@ def keep_port(sock: Any, loop: RemoteLoop, identity: Identity, inode: int) -> No
 
 
 def _sharing(identity: Identity) -> dict[str, bool]:
-    """Of what sharing a port asks."""
+    """The socket's options about sharing a port."""
     reuse = any(identity.options.get((stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR), b""))
     return {"reuse": reuse, "shares": identity.settings.shares_port}
 
@@ -97,7 +99,7 @@ def _sharing(identity: Identity) -> dict[str, bool]:
 def _bind_over(
     sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: Any, way: list[int]
 ) -> tuple[int, Address]:
-    """The same, over ports of ours that have made way (overlapping_ports.py)."""
+    """As _adopt_port(), over closed ports of ours that overlap (engine/ports/overlapping_ports.py)."""
     key = 0
     try:
         shares = identity.settings.shares_port
@@ -117,7 +119,7 @@ def _adopt_port(
     shares: bool,
     is_over: bool = False,
 ) -> tuple[int, Address]:
-    """A port of a UDP socket that the kernel binds there."""
+    """Bind a UDP socket to the address and give it to the engine."""
     udp = udp_beside(sock, identity)
     try:
         if is_over:
@@ -126,21 +128,22 @@ def _adopt_port(
             udp.bind(address)
         local: Address = udp.getsockname()
         if identity.family == stdlib.AF_INET6 and local[0].startswith("ff"):
-            raise _error(errno.EINVAL)  # as TCP's, though not for IPv4
+            raise _error(errno.EINVAL)  # TCP refuses a multicast address of IPv6, and not of IPv4
         if isinstance(loop, RemoteLoop):
             return loop.adopt_port(udp, local, identity, reuse=reuse, shares=shares), local
         bound = local, identity.namespace
         return loop.perform(commands.adopt_port, udp, identity, reuse=reuse, shares=shares, bound=bound), local
     except BaseException as error:
+        # Closed now, since the exception may be kept, and with it this frame. The engine closes what it has taken.
         if loop.is_alive and not is_errno(error):
             loop.tell(commands.unhold, identity.inode)
         if not loop.is_alive or isinstance(loop, RemoteLoop) or not loop.perform(commands.has_port, udp):
-            udp.close()  # now: whoever catches this may keep it, and this frame with it
+            udp.close()
         raise
 
 
 def udp_beside(sock: Any, identity: Identity) -> Any:
-    """A UDP socket with this one's options, in its network namespace."""
+    """A new UDP socket with this socket's options, in its network namespace."""
     if not identity.namespace:
         identity.namespace = netns.cookie(sock)
     return raise_fd(netns.made_beside(sock, identity.namespace, partial(options.udp_socket, identity)))
@@ -153,13 +156,14 @@ def resolved(identity: Identity, address: Any) -> Address:
         unbound = UNBOUND[identity.family]
         return (unbound[0], port) if len(unbound) == 2 else (unbound[0], port, 0, 0)
     if isinstance(host, str) and host.isascii():
-        host = host.encode()  # of a str getaddrinfo() makes IDNA, even of digits: modules that bind() does not need
+        # getaddrinfo() would load the IDNA codec for a str, even for digits.
+        host = host.encode()
     found: Any = _socket.getaddrinfo(host, port, identity.family, stdlib.SOCK_DGRAM)[0][4]
     return found  # type: ignore[no-any-return]
 
 
 def is_errno(error: BaseException) -> bool:
-    """Whether this is the kernel's or the engine's word, and not raised by a signal's handler, as a TimeoutError is."""
+    """Whether this is an error of the kernel or the engine. A TimeoutError of a signal's handler has no errno."""
     return isinstance(error, OSError) and error.errno is not None
 
 

@@ -1,7 +1,7 @@
-"""What follows the close of a uTP socket's fd: the engine hears of what the kernel cannot tell it.
+"""What follows the close of a uTP socket's descriptor: the engine is told what the kernel does not show it.
 
-Separate from lifecycle.py because it is done when there is no fd any more, and must be done whatever came between: by
-close(), and where nobody calls that by the end of the socket object. Any thread may call. Sources: socket(7) SO_LINGER.
+It is done when the descriptor is closed already, by close(), or by the end of the socket object where close() was not
+called; also if it is interrupted. Any thread may call. Sources: socket(7) SO_LINGER.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 
-_UNDELIVERED: Final = ()  # what _deliver() returns where it was in vain: false
+# What _deliver() returns where it failed; false.
+_UNDELIVERED: Final = ()
 
 
 def block(lock: Any, seconds: float) -> None:
-    """Wait for a lock to be released, for at most so many seconds."""
+    """Wait until the lock is released, for `seconds` at most."""
     lock.acquire(True, seconds)
 
 
 def after_close(
     identity: Identity, acquire: Callable[[Any, float], object] | None = block, *, is_blocking: bool = True
 ) -> None:
-    """The engine hears of a close that the kernel cannot tell it: of a bound or listening socket, or with linger.
+    """Tell the engine of a close that the kernel does not show it: of a bound or listening socket, or with SO_LINGER.
 
-    acquire        waits for a lock, for at most so many seconds (SO_LINGER's); None: wait for nothing
-    is_blocking    the socket may wait for the engine: SO_LINGER holds for any
+    acquire        waits for a lock, for at most SO_LINGER's seconds; None: wait for nothing
+    is_blocking    whether the socket may wait for the engine; SO_LINGER waits in any case
     """
     if identity.bound_tcp is not None:
         identity.bound_tcp.close()
@@ -41,12 +42,12 @@ def after_close(
     if loop is None or loop.caller_pid != os.getpid() or not loop.is_alive or sys.is_finalizing():
         return
     is_elsewhere = loop.pid != identity.owner_pid  # another process has connected it
-    # A bind() or listen() that has failed later than it returned leaves a socket that is bound all the same.
+    # A bind() or listen() that failed after it had returned leaves a socket that is bound all the same.
     is_bound_only = identity.is_over or is_elsewhere or identity.role is Role.FAILED
     if identity.role in (Role.UNCONNECTED, Role.LISTENING) or (identity.endpoint and is_bound_only):
         if identity.endpoint:
-            # The port must be free when close() returns: the next bind may want it.
-            # Where connections that nobody has accepted must be reset first, that is the engine's.
+            # The port must be free when close() returns: the next bind() may ask for it. Connections that were not
+            # accepted are reset first, by the engine.
             if isinstance(loop, RemoteLoop) and not (acquire and is_blocking):
                 _deliver(loop.post, commands.release, identity.endpoint, identity.inode)
                 return
@@ -59,11 +60,12 @@ def after_close(
         return
     seconds = identity.settings.linger_seconds
     if seconds is None:
-        if identity.is_shut_down or (identity.shut_halves == 3 and isinstance(loop, Loop)):  # since its birth, say
+        # Both halves may have been shut down before it was connected.
+        if identity.is_shut_down or (identity.shut_halves == 3 and isinstance(loop, Loop)):
             loop.post(commands.sync_user_side, identity.cookie)
         return
     if not seconds:
-        # a reset: TCP's close() does not wait for anything either
+        # A reset: TCP's close() waits for nothing either.
         _deliver(loop.post, commands.sync_user_side, identity.cookie)
         return
     if acquire is None:
@@ -76,10 +78,10 @@ def after_close(
 
 
 class AtEnd:
-    """What a socket object holds that is gone after it: where nobody has closed it, the C class's finalizer has just
-    closed its fd.
+    """An attribute of a socket object, which ends after it: where close() was not called, the C class's finalizer has
+    closed the descriptor by then.
 
-    identity   None where close() or detach() has been called
+    identity   None after close() or detach()
     """
 
     __slots__ = ("identity",)
@@ -94,12 +96,14 @@ class AtEnd:
         try:
             after_close(identity, None)
         except BaseException:
-            after_close(identity, None)  # interrupted; said twice it does no harm
+            after_close(identity, None)  # it was interrupted; a second time does no harm
             raise
 
 
 def _deliver(tell: Callable[..., Any], command: Callable[..., object], *arguments: Any) -> Any:
-    """Say it, and once more where there was no memory for it. close() itself cannot fail: the fd is closed."""
+    """Give the engine a command, and once more where it failed, for lack of memory say. close() itself cannot fail: the
+    descriptor is closed.
+    """
     for _ in range(2):
         try:
             return tell(command, *arguments)

@@ -1,6 +1,6 @@
-"""What TCP would have said where AF_UNIX says something else: errnos of the data path, and arguments it would refuse.
+"""TCP's errors where AF_UNIX gives others: errnos of the calls that move data, and arguments that TCP refuses.
 
-Separate from shim.py because it knows two kernels' manners and nothing of the class. Any thread may call. Sources:
+Any thread may call. Sources:
 docs/sockets.md §2, §9; tcp(7), unix(7).
 """
 
@@ -19,30 +19,35 @@ from utpsocket.engine.user_fds import reset
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.sockets import fd_pair, lifecycle
 
+# No datagram is that large: the kernel checks the address, then refuses with EMSGSIZE.
 TOO_LARGE: Final = bytes(65_536)
-"""For a datagram: the kernel looks at the address, then refuses."""
 
-_has: Final = int.__and__  # an IntFlag's own & costs more than the rest of a send()
+# The & of an IntFlag costs more than the rest of a send().
+_has: Final = int.__and__
 _MSG_OOB: Final = int(stdlib.MSG_OOB)
 _MSG_TRUNC: Final = int(stdlib.MSG_TRUNC)
 _MSG_WAITALL: Final = int(stdlib.MSG_WAITALL)
 _MSG_ERRQUEUE: Final = int(getattr(stdlib, "MSG_ERRQUEUE", 0))
 _UNSUPPORTED_FLAGS: Final = _MSG_OOB | _MSG_ERRQUEUE
+# By feel: a program uses few addresses with sendto() on a stream.
 _REMEMBERED_CALLS: Final = 64
-_ANCILLARY: Final = (1, 2, 36, 37, 61, 65)  # SCM_RIGHTS, _CREDENTIALS, SO_MARK, _TIMESTAMPING, TXTIME: as TCP, ignored
-_well_formed: set[str] = set()  # calls whose address the C class has found no fault with
+# What TCP accepts and ignores: SCM_RIGHTS, SCM_CREDENTIALS, SO_MARK, SO_TIMESTAMPING (old), SO_TXTIME and
+# SO_TIMESTAMPING (new).
+_ANCILLARY: Final = (1, 2, 36, 37, 61, 65)
+# Calls whose address the C class has accepted.
+_well_formed: set[str] = set()
 
 
 def is_at_end(sock: Any, identity: Identity) -> bool:
-    """Whether a connection that broke after the peer's end of file has nothing more to receive. The kernel, asked for
-    it, would say ECONNRESET instead, and forget what poll() and send() have still to tell.
+    """Whether a connection that broke after the peer's end of file has nothing more to receive. recv() of the kernel
+    would give ECONNRESET there, and clear the error that poll() and send() must still report.
     """
     return bool(identity.error) and sock.fileno() >= 0 and not reset.unread_bytes(sock.fileno())
 
 
 def discarding(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """The arguments of recv_into() or recvfrom_into() with another buffer for what MSG_TRUNC, as tcp(7) says, throws
-    away: the caller's stays as it was. AF_UNIX fills it all the same.
+    """The arguments of recv_into() or recvfrom_into() with another buffer where MSG_TRUNC is given: TCP discards the
+    bytes and leaves the caller's buffer as it was (tcp(7)), AF_UNIX fills it.
     """
     flags = args[2] if len(args) > 2 else kwargs.get("flags")
     if not (isinstance(flags, int) and _has(flags, _MSG_TRUNC)):
@@ -53,7 +58,7 @@ def discarding(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]
 
 
 def is_end_of_file(identity: Identity, error: OSError) -> bool:
-    """Whether TCP's recv would give nothing where AF_UNIX's says this."""
+    """Whether recv() of TCP returns no bytes where that of AF_UNIX gives this error."""
     if error.errno == errno.ECONNRESET:
         return identity.has_ended_after_eof
     return (
@@ -64,7 +69,7 @@ def is_end_of_file(identity: Identity, error: OSError) -> bool:
 
 
 def receive_error(identity: Identity, error: OSError) -> OSError:
-    """What TCP's recv would say where AF_UNIX's says this, which is_end_of_file() is not."""
+    """The error that recv() of TCP gives where that of AF_UNIX gives this one, and it is no end of file."""
     if error.errno in (errno.EINVAL, errno.ENOTCONN) and identity.role in (Role.UNCONNECTED, Role.LISTENING):
         return lifecycle.os_error(errno.ENOTCONN)
     if error.errno == errno.ECONNRESET:
@@ -73,8 +78,8 @@ def receive_error(identity: Identity, error: OSError) -> OSError:
 
 
 def at_end(identity: Identity, count: int, flags: int) -> bytes:
-    """What is received at the end of the stream. Raises where it ended for a reason that the kernel could not tell, or
-    there never was one and connect() said so.
+    """What is received at the end of the stream. Raises where the connection ended with an errno that the kernel could
+    not be made to give, or where connect() failed and has reported it.
     """
     if identity.held:
         return lifecycle.receive_after_shutdown(identity, count, flags)
@@ -89,9 +94,9 @@ def at_end(identity: Identity, count: int, flags: int) -> bytes:
 def with_checked_flags(
     sock: Any, identity: Identity, args: tuple[Any, ...], index: int, kwargs: dict[str, Any] | None = None
 ) -> tuple[Any, ...]:
-    """A receiving call's arguments, with its flags at that index or by name. Raises where TCP has nothing of the kind.
-    Of a connection that is over nothing more comes, and the kernel, told to wait for all, would forget on the way that
-    it broke: so it is not told to.
+    """The arguments of a receiving call, whose flags are at this index or given by name. Raises for flags that ask for
+    what uTP does not have. MSG_WAITALL is removed where the connection has ended: nothing more comes, and the kernel
+    would clear the error that is still to be reported.
     """
     flags = args[index] if len(args) > index else (kwargs or {}).get("flags")
     if not flags or not isinstance(flags, int):
@@ -106,9 +111,9 @@ def with_checked_flags(
 
 
 def _refuse_unsupported(sock: Any, identity: Identity, flags: int) -> None:
-    """MSG_OOB asks for urgent data, of which uTP has none, as the kernel says while there is a connection.
-    MSG_ERRQUEUE asks for what uTP has not: nothing is there, which TCP says at once, of whatever socket; where there
-    is a timeout CPython asks again until it has passed. AF_UNIX would give what was received.
+    """Raise for MSG_OOB and MSG_ERRQUEUE. uTP has no urgent data, for which the kernel itself gives EINVAL while there
+    is a connection. uTP has no error queue: it is empty, for which TCP gives EAGAIN at once on any socket, and with a
+    timeout CPython tries again until that has passed. AF_UNIX would return data of the stream.
     """
     if not _has(flags, _UNSUPPORTED_FLAGS) or sock.fileno() < 0:
         return
@@ -125,7 +130,7 @@ def _refuse_unsupported(sock: Any, identity: Identity, flags: int) -> None:
 
 
 def before_send(sock: Any, identity: Identity, flags: int) -> None:
-    """Open the gate that a connect left closed; refuse urgent data, of which uTP has none."""
+    """Open the gate that a connect() has left closed (fd_pair.py). Refuse MSG_OOB: uTP has no urgent data."""
     if identity.is_gated and identity.role is Role.CONNECTED:
         fd_pair.open_gate(sock, identity)
     if flags and isinstance(flags, int) and _has(flags, _MSG_OOB):
@@ -133,21 +138,21 @@ def before_send(sock: Any, identity: Identity, flags: int) -> None:
 
 
 def send_error(sock: Any, identity: Identity, error: OSError) -> OSError:
-    """What TCP's send would say where AF_UNIX's says this."""
+    """The error that send() of TCP gives where that of AF_UNIX gives this one."""
     if error.errno == errno.ENOTCONN:
         return lifecycle.os_error(errno.EPIPE)
     if error.errno in (errno.EPIPE, errno.ECONNRESET):
         is_after_eof = identity.has_ended_after_eof
         code = identity.take_error()
-        Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_ERROR)  # told by this, of whatever was known here
+        Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_ERROR)  # cleared, since it is reported now
         if code:
             return lifecycle.os_error(errno.ECONNRESET if code == errno.EPIPE and not is_after_eof else code)
     return error
 
 
 def check_address(family: int, method: str, *args: Any) -> None:
-    """Raise what this method raises for a malformed address: the C class judges, on a UDP socket and a datagram too
-    large to go anywhere. Once: programs that use sendto() on a stream do so with one address again and again.
+    """Raise what this method raises for a malformed address. The C class decides, by a UDP socket and a datagram that
+    is too large to be sent; once for each address, since programs that use sendto() on a stream repeat it.
     """
     call = repr((family, method, args[1:]))
     if call in _well_formed:
@@ -164,8 +169,8 @@ def check_address(family: int, method: str, *args: Any) -> None:
 
 
 def check_bind(family: int, address: Any, *, is_open: bool) -> None:
-    """Raise what bind() finds wrong with an address before it looks at the socket, which cannot be bound. A UDP socket
-    that is bound already judges, in the same order: it cannot be bound again either.
+    """Raise what bind() finds wrong with an address, for a socket that cannot be bound. A UDP socket that is bound
+    already decides, in the same order: it cannot be bound again either.
     """
     with closing(Socket(family, stdlib.SOCK_DGRAM)) as reference_udp:
         reference_udp.bind(("", 0))
@@ -179,8 +184,8 @@ def check_bind(family: int, address: Any, *, is_open: bool) -> None:
 
 
 def check_connect(family: int, method: str, address: Any) -> None:
-    """Raise what connect() or connect_ex() finds wrong with an address, or a host's name, before it looks at the
-    socket, which is not about to connect.
+    """Raise what connect() or connect_ex() finds wrong with an address or a host name, for a socket that does not begin
+    to connect.
     """
     with closing(with_room(partial(Socket, family, stdlib.SOCK_DGRAM))) as reference_udp:
         try:
@@ -188,17 +193,17 @@ def check_connect(family: int, method: str, address: Any) -> None:
         except stdlib.gaierror:
             raise
         except OSError as error:
-            let_pass(error)  # of connecting
+            let_pass(error)  # an error of connecting says nothing about the address
 
 
 def check_ancillary(identity: Identity, ancdata: Any) -> None:
-    """Raise what sendmsg() raises for malformed ancillary data: the C class judges, on a socket that goes nowhere."""
+    """Raise what sendmsg() raises for malformed ancillary data. The C class decides, by an unconnected socket."""
     with closing(with_room(partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_DGRAM))) as reference_udp:
         try:
             reference_udp.sendmsg([], ancdata)
         except OSError as error:
             if error.errno not in (errno.ENOTCONN, errno.EDESTADDRREQ, errno.EINVAL):
                 raise
-    is_strange = any(level == stdlib.SOL_SOCKET and kind not in _ANCILLARY for level, kind, _ in ancdata)
-    if is_strange and identity.role is Role.CONNECTED:
+    is_unknown = any(level == stdlib.SOL_SOCKET and kind not in _ANCILLARY for level, kind, _ in ancdata)
+    if is_unknown and identity.role is Role.CONNECTED:
         raise lifecycle.os_error(errno.EINVAL)

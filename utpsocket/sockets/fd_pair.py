@@ -1,9 +1,9 @@
-"""The user's side of the AF_UNIX pair: from a fresh fd to one that is connecting, and the gate that keeps it quiet.
+"""The user's side of the AF_UNIX pair: how its descriptor comes to be connected to the engine, and the gate.
 
-Separate from shim.py because it is all kernel and no interface. While TCP connects, poll() says nothing and send()
-blocks; an AF_UNIX pair is writable from its first moment. So the user's send buffer is shrunk and stuffed with filler,
-which the engine drains when the connection stands (docs/sockets.md §1). Enlarging the buffer again would open the gate
-too early, so it is left to the user's side, later.
+While TCP connects, poll() reports nothing and send() blocks; an AF_UNIX pair can be written to as soon as it exists. So
+the user's send buffer is set to its least size and filled, and the engine reads the filler when the connection is
+established (docs/sockets.md §1): the gate. Enlarging the buffer would open the gate too early, so the user's side does
+it later.
 
 Any thread may call. Sources: unix(7), socket(7).
 """
@@ -28,17 +28,20 @@ _USER_BUFFER_BYTES: Final = 256 << 10
 _FAR_BUFFER_BYTES: Final = 512 << 10
 _unix_stream: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM)
 _unix_listener: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM | SOCK_NONBLOCK)
+# Other processes would have to fill a queue under each of so many random names; by feel.
 _TRIES: Final = 1_000
+# Room for other processes' connections to the name before ours; by feel.
 _LISTEN_BACKLOG: Final = 16
-_FILLER: Final = bytes(8_192)  # more than the smallest send buffer takes
+# More than the smallest send buffer takes.
+_FILLER: Final = bytes(8_192)
 
 
 def pair(sock: Any, identity: Identity) -> Any:
-    """Connect the user's fresh fd to a new engine's end, gate closed; returns the end.
+    """Connect the user's descriptor to a new socket of the engine, with the gate closed. Returns the engine's socket.
 
-    Through a private, momentary listening socket, so that the same fd goes from fresh to connecting. Its name becomes
-    what getpeername() says of the raw fd. Others can find the name and connect to it too: they are hung up on, and
-    where they fill the queue the next one has another name. Raises EAGAIN if that happens a thousand times.
+    A listening AF_UNIX socket is made for this moment, so that the user's descriptor stays the same. Its name is what
+    getpeername() of the raw descriptor returns then. Other processes may connect to the name too: these connections are
+    closed, and where they fill the queue another name is tried. Raises EAGAIN after a thousand names.
     """
     assert identity.local is not None and identity.peer is not None
     if identity.settings.send_buffer_bytes:
@@ -71,15 +74,15 @@ def pair(sock: Any, identity: Identity) -> Any:
 
 
 def _fill_send_buffer(sock: Any) -> int:
-    """Fill the user's send buffer, the gate; how many bytes that took."""
+    """Close the gate: fill the user's send buffer. Returns how many bytes that took."""
     try:
         return int(Socket.send(sock, _FILLER, stdlib.MSG_DONTWAIT))
     except BrokenPipeError:
-        return 0  # shut down before it was connected: it will never be said to be writable for what it may send
+        return 0  # shut down before it was connected: it needs no gate, since nothing can be sent
 
 
 def _pair_at(listening: Any, fd: int, name: bytes) -> Any:
-    """The engine's end of the fd's pair, made at that name; None where others are in the way."""
+    """Connect the descriptor to a listening socket of this name and accept it. None where others fill the queue."""
     listening.bind(name)
     listening.listen(_LISTEN_BACKLOG)
     code = connect_at_once(fd, name)
@@ -103,19 +106,19 @@ def _accepted(listening_fd: int) -> Any:
 
 
 def user_buffer_bytes(identity: Identity) -> int:
-    """What setsockopt(SO_SNDBUF) is given for the fd of a user who asked for nothing."""
+    """What setsockopt(SO_SNDBUF) is given for the descriptor where the program has not set the option."""
     return _USER_BUFFER_BYTES if identity.owner_pid == os.getpid() else _FAR_BUFFER_BYTES
 
 
 def open_gate(sock: Any, identity: Identity) -> None:
-    """Give the user's fd its send buffer back, once the connection stands."""
+    """Set the send buffer of the user's descriptor to its proper size, once the connection is established."""
     Socket.setsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, identity.send_buffer_bytes)
-    identity.is_gated = False  # last: whoever interrupts this leaves it to be done again
+    identity.is_gated = False  # last: if this is interrupted it is done again
 
 
 def renew(sock: Any) -> None:
-    """Put a fresh AF_UNIX socket in the place of the user's fd: TCP can connect again after a failed attempt, AF_UNIX
-    cannot.
+    """Put a new AF_UNIX socket in the place of the user's descriptor: TCP can connect again after a failed attempt,
+    AF_UNIX cannot.
     """
     there = netns.cookie(sock)
     fd_swap.put(netns.made_beside(sock, there, partial(with_room, _unix_stream)), sock)

@@ -1,10 +1,10 @@
-"""Another socket under the user's fd number, of which whoever watches that number need not know.
+"""Another socket under the number of the user's descriptor, with its blocking mode and epoll registrations.
 
-Separate because dup2() alone loses what belongs to the open file and not to the number: the blocking mode, and every
-epoll registration. An event loop may have registered a socket before it connects, or between two attempts, and TCP's
-would still be registered. So the registrations are read from /proc and made again, with the same events and the same
-data, libev's generation numbers included. Looked for only as event loops keep things, the socket non-blocking and the
-epoll among the first fds; that costs 2 µs for each socket registered there.
+dup2() alone loses what belongs to the open file and not to the number. An event loop may have registered a socket
+before it connects, or between two attempts, and a TCP socket would stay registered. So the registrations are read from
+/proc and made again, with the same events and the same data (libev has generation numbers in it). They are looked for
+only where an event loop may have made them: the socket does not block and the epoll is among the first descriptors.
+That costs 2 µs for each socket that is registered there.
 
 Any thread may call. Sources: dup(2); epoll(7), questions 1 and 6; proc(5) on fdinfo of epoll.
 """
@@ -23,6 +23,7 @@ from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.kernel.high_fds import give_back, with_room
 
 _EPOLL_CTL_ADD: Final = 1
+# Event loops open their epoll early; by feel.
 _FIRST_FDS: Final = 128
 _EVENTPOLL: Final = "anon_inode:[eventpoll]"
 _EVENT: Final = struct.Struct("=IQ" if platform.machine() == "x86_64" else "@IQ")  # packed on x86-64 alone
@@ -30,8 +31,8 @@ _libc: Final = ctypes.CDLL(None)
 
 
 def put(fresh: Any, sock: Any) -> None:
-    """Have the fd of `sock` mean `fresh`, inheritable, blocking and registered with epolls as it was. Closes `fresh`,
-    and leaves what the Python object knows of itself to the caller.
+    """Make the descriptor of `sock` refer to `fresh`, inheritable, blocking and registered with epolls as it was, and
+    close `fresh`. The caller must change what the Python object knows.
     """
     fd = sock.fileno()
     is_blocking = os.get_blocking(fd)
@@ -46,7 +47,7 @@ def put(fresh: Any, sock: Any) -> None:
 
 
 def _registrations(fd: int) -> Iterator[tuple[int, int, int]]:
-    """(epoll's fd, events, data) of this number's socket in each epoll of the program's."""
+    """(epoll's descriptor, events, data) of this descriptor in each epoll of the program."""
     loop = running_engine()
     ours = [] if loop is None else loop.holders_watch.fds
     line = re.compile(rb"^tfd: +%d events: +(\w+) data: +(\w+) .*ino:%x " % (fd, os.fstat(fd).st_ino), re.MULTILINE)

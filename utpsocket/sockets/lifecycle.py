@@ -1,7 +1,7 @@
-"""What bind(), connect() and close() do to a uTP socket: the conversation with the engine.
+"""What bind(), connect(), listen() and shutdown() of a uTP socket do: the calls to the engine, and the socket's state.
 
-Separate from shim.py because the class only says which interface a socket has. Each function takes the Python socket
-and its identity. Any thread may call. Sources: docs/sockets.md §1, §3; connect(2), socket(7) SO_LINGER.
+The class in shim.py has the interface of a socket and calls these. Each function takes the Python socket and its
+Identity. Any thread may call. Sources: docs/sockets.md §1, §3; connect(2), socket(7) SO_LINGER.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ _POLLOUT: Final = 0x004
 _POLLERR_OR_HUP: Final = 0x018
 _BOTH_HALVES: Final = 3
 _BY: Final = commands.CLAIM[0]
-_ANY_PORT: Final = 9  # nothing is sent
+# A port for connect() of a UDP socket, to which nothing is sent.
+_ANY_PORT: Final = 9
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 UNBOUND: Final = binding.UNBOUND
 IN_PROGRESS: Final = (errno.EINPROGRESS, errno.EALREADY)
 
 
 def os_error(code: int) -> OSError:
-    """The OSError subclass of an errno, worded as the kernel's."""
+    """The exception of an errno, of the subclass of OSError and with the text that the kernel's errors have."""
     return OSError(code, os.strerror(code))
 
 
@@ -52,7 +53,7 @@ def check_open(sock: Any) -> None:
 
 
 def bind(sock: Any, identity: Identity, address: Any) -> None:
-    """The kernel judges the address on a UDP socket, which then becomes the engine's port."""
+    """bind(): a UDP socket is bound, with the kernel's errors, and becomes the engine's port."""
     finish_interrupted(sock, identity)
     before = identity.local, identity.bound
     loop = engine()
@@ -66,23 +67,26 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
         if not identity.is_port_new:
             identity.cookie = identity.cookie or fd_names.new_cookie()
         identity.owner_pid = loop.pid
-        identity.endpoint = key  # last: from here on the socket is bound
+        # Last: from here on the socket is bound.
+        identity.endpoint = key
     except BaseException as error:
         if key or not binding.is_errno(error):
             identity.endpoint = 0
             identity.local, identity.bound = before
             if loop.is_alive:
                 loop.tell(commands.unhold, identity.inode)
-        elif isinstance(error, OSError) and error.errno == errno.EADDRINUSE:  # and nothing was bound
-            identity.local = _left_of(identity.local, None)  # of what is closed; Linux forgets the address before
-            identity.bound = identity.bound and UNBOUND[identity.family]  # though not that there was one
+        elif isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            # Nothing was bound. Linux forgets the address of a closed TCP socket before it finds the new one in use,
+            # and keeps the old port for getsockname().
+            identity.local = _left_of(identity.local, None)
+            identity.bound = identity.bound and UNBOUND[identity.family]
         raise
 
 
 def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> int:
-    """Begin to connect, or say how the attempt under way stands: EINPROGRESS, EALREADY, an errno, or 0.
+    """Begin to connect, or return how the attempt under way stands: EINPROGRESS, EALREADY, an errno, or 0.
 
-    `quietly` words bad addresses as connect_ex() does.
+    `quietly`: errors of a malformed address have the text of connect_ex().
     """
     if sock.fileno() >= 0 and (identity.is_unusable or identity.role is not _UNCONNECTED):
         code = _connect_again(sock, identity)
@@ -114,7 +118,7 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
 
 
 def _connect_again(sock: Any, identity: Identity) -> int | None:
-    """What connect() says of a socket that is, or was, connecting, connected or listening; None where it may begin."""
+    """What connect() returns for a socket that is, or was, connecting, connected or listening; None if it may begin."""
     if identity.is_unusable:
         return errno.EINVAL
     role = identity.role
@@ -128,7 +132,8 @@ def _connect_again(sock: Any, identity: Identity) -> int | None:
         identity.is_told = True
         return poll_connect(sock, identity)
     if role is Role.CONNECTED and not identity.is_told and identity.is_reset:
-        # connect() has never said that the connection stood: now it says how it ended, and may be called anew.
+        # No connect() has returned that the connection was established: this one returns how it ended. The next one may
+        # begin anew.
         error = identity.take_error() or errno.ECONNABORTED
         release_chosen_port(identity)
         _renew(sock, identity)
@@ -136,7 +141,8 @@ def _connect_again(sock: Any, identity: Identity) -> int | None:
     if role is Role.CONNECTED or role is Role.LISTENING:
         return errno.EISCONN
     if role is Role.FAILED:
-        is_told = identity.is_told or identity.claim is not None  # of a renewal that was interrupted
+        # A claim is left by a _renew() that was interrupted.
+        is_told = identity.is_told or identity.claim is not None
         error = identity.take_error() or (0 if is_told else errno.ECONNABORTED)
         release_chosen_port(identity)
         _renew(sock, identity)
@@ -156,34 +162,34 @@ def _connect_udp(udp: Any, identity: Identity, address: Any, *, quietly: bool) -
             raise
         code = error.errno
     if code == errno.EACCES:
-        # A broadcast address, for which UDP wants SO_BROADCAST and TCP has no way; or the system forbids it.
+        # A broadcast address, for which UDP needs SO_BROADCAST and TCP gives ENETUNREACH; or the system forbids it.
         udp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_BROADCAST, 1)
         return errno.ENETUNREACH if udp.connect_ex(address) != errno.EACCES else errno.EACCES, None
     if code in (errno.EINVAL, errno.EAFNOSUPPORT) and identity.family == stdlib.AF_INET6:
-        # Of a multicast address without a scope, or from an IPv4 address, too, which TCP knows for one first.
+        # TCP checks first whether it is a multicast address; UDP checks the scope and the own address first.
         host = binding.resolved(identity, address)[0]
         return errno.ENETUNREACH if _is_multicast(identity.family, host) else code, None
     if code:
         return code, None
     try:
         peer = udp.getpeername()
-    except OSError as error:  # port 0, to which UDP can "connect"
+    except OSError as error:  # port 0, to which a UDP socket can be connected
         let_pass(error)
         return errno.ECONNREFUSED, None
     return errno.ENETUNREACH if _is_multicast(identity.family, peer[0]) else 0, peer
 
 
 def _bind_source(udp: Any, bound: Address) -> None:
-    """Give the UDP socket the source of a bound socket's connection: the kernel judges the two addresses together, and
-    tells what follows of the one for the other.
+    """Bind the UDP socket to the host of a bound socket: the kernel checks whether the two addresses of a connection go
+    together, and completes the one by the other.
     """
     if bound[0] not in ("0.0.0.0", "::"):
-        with suppress_errnos():  # the address is this machine's no more
+        with suppress_errnos():  # the address may have been taken from this machine
             udp.bind((bound[0], 0, *bound[2:]))
 
 
 def _is_multicast_or_broadcast(family: int, host: str) -> bool:
-    """Whether this IPv4 address, to which a socket is bound, is a multicast or a broadcast one."""
+    """Whether this address, to which a socket is bound, is an IPv4 multicast or broadcast address."""
     if family != stdlib.AF_INET or host == "0.0.0.0":
         return False
     if _is_multicast(family, host) or host == "255.255.255.255":
@@ -196,9 +202,9 @@ def _is_multicast_or_broadcast(family: int, host: str) -> bool:
 
 
 def _udp_of_route(udp: Any, identity: Identity) -> Any:
-    """Of a socket bound to a multicast or broadcast address: TCP connects from the address that the route says, and the
-    same port. A UDP socket there, in the place of this one, which knows the route; at another port where that one is
-    taken, which TCP would share.
+    """The UDP socket for a connect() of a socket that is bound to a multicast or broadcast address. TCP connects from
+    the address of the route, with the same port. `udp` is connected and so has the route's address; it is closed. Where
+    the port is in use there, which TCP would share, the kernel chooses one.
     """
     assert identity.bound is not None
     own = binding.udp_beside(udp, identity)
@@ -219,11 +225,12 @@ def _udp_of_route(udp: Any, identity: Identity) -> Any:
 
 
 def _dial(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any, peer: Address, *, is_apart: bool) -> None:
-    """Pair the user's fd with the engine and have it dial; `udp`, connected to `peer`, is the engine's from now on.
-    `is_apart`: it is what the connection gets, and not only what knows the addresses of one from the bound port.
+    """Pair the user's descriptor with the engine and have the engine connect. `udp` is connected to `peer` and given to
+    the engine, or closed. `is_apart`: the connection uses it; else it uses the bound port, and `udp` has only served to
+    find the addresses.
 
-    A signal's handler may raise between any two lines. Before the engine has begun, the socket is then fresh again;
-    afterwards it is connecting, as TCP's is. The claim decides which of the two it is.
+    A signal's handler may raise between any two lines. If the engine has not begun then, the socket is unconnected
+    again; else it is connecting, as TCP's would be. The claim, which the caller or the engine sets first, decides.
     """
     claim: dict[str, str] = {}
     try:
@@ -253,7 +260,7 @@ def _dial(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any, peer
 
 
 def _dial_port_0(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any) -> None:
-    """An attempt that nobody can answer, and that UDP cannot even make: it begins, and is refused."""
+    """connect() to port 0, to which UDP can send nothing: the attempt begins and is refused, as TCP's."""
     try:
         identity.claim = {_BY: "caller"}
         identity.ending, identity.told_errno = None, 0
@@ -274,8 +281,8 @@ def _dial_port_0(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: An
 
 
 def release_chosen_port(identity: Identity) -> None:
-    """A TCP socket that is closed, or listens no more, keeps the address that bind() was given, and the port only where
-    bind() was given one.
+    """Release the port of a socket whose connection or listening has ended, if the kernel chose the number. As over TCP
+    the socket keeps the address that bind() was given, and the port only where bind() was given one.
     """
     if not identity.is_port_chosen or identity.is_port_new or not identity.endpoint:
         return
@@ -290,11 +297,11 @@ def release_chosen_port(identity: Identity) -> None:
 
 
 def listen(sock: Any, identity: Identity, backlog: int) -> None:
-    """Listen at the bound port: the user's fd in the kernel, the engine for uTP, and for TCP where one is bound."""
+    """Listen at the bound port: the user's descriptor in the kernel, the engine for uTP, and for TCP if bound."""
     finish_interrupted(sock, identity)
     halves = identity.shut_halves
     if halves:
-        _renew(sock, identity)  # connect() to an AF_UNIX socket that was shut down is refused
+        _renew(sock, identity)  # the kernel refuses connections to an AF_UNIX socket that was shut down
         identity.shut_halves = halves
     assert identity.local is not None
     loop = engine()
@@ -305,7 +312,7 @@ def listen(sock: Any, identity: Identity, backlog: int) -> None:
         Socket.listen(sock, backlog)
         if isinstance(loop, RemoteLoop) and sock.gettimeout() == 0:
             loop.ledger.check_listen(identity.endpoint, identity.inode)
-            identity.role = Role.LISTENING  # before the engine may say what has come of it
+            identity.role = Role.LISTENING  # before the engine may report that it failed
             try:
                 loop.post(commands.listen_soon, identity.endpoint, identity, name, max(1, backlog), identity.bound_tcp)
             except BaseException:
@@ -326,9 +333,9 @@ def listen(sock: Any, identity: Identity, backlog: int) -> None:
 
 
 def finish_interrupted(sock: Any, identity: Identity) -> None:
-    """If the last connect() or listen() was interrupted: it is under way if the engine has begun, or never was.
+    """Bring an interrupted connect() or listen() to an end: it goes on if the engine has begun, else it is undone.
 
-    Called by who was interrupted, and at the next call too, since that may be interrupted as well.
+    The call that was interrupted does this, and so does the next one, since the first may be interrupted here too.
     """
     claim = identity.claim
     if claim is None:
@@ -339,7 +346,7 @@ def finish_interrupted(sock: Any, identity: Identity) -> None:
 
 
 def before_shutdown(sock: Any, identity: Identity, how: int) -> None:
-    """The user's end of a connection is about to be shut down, which may look like a close to the engine."""
+    """Note that the user's descriptor is about to be shut down, which may look to the engine like a close."""
     identity.shut_halves |= how + 1
     is_reset_by_close = identity.settings.linger_seconds == 0 and identity.shut_halves & 2
     loop = own_engine(identity)
@@ -347,11 +354,12 @@ def before_shutdown(sock: Any, identity: Identity, how: int) -> None:
         loop.holders_watch.watch(sock.fileno(), identity.inode)
         identity.is_shut_down = True
     elif identity.record is not None and identity.shut_halves & 2:
-        identity.is_shut_down = True  # read by another process's engine, which may have been told of SO_LINGER
+        # Another process's engine reads this, and knows SO_LINGER.
+        identity.is_shut_down = True
 
 
 def receive_after_shutdown(identity: Identity, count: int, flags: int) -> bytes:
-    """What has come after shutdown(SHUT_RD), for which the kernel has no place: up to so many bytes."""
+    """Take up to `count` of the bytes that came after shutdown(SHUT_RD), which the kernel does not keep."""
     held = identity.held
     if not held or not count:
         return b""
@@ -374,16 +382,16 @@ def receive_after_shutdown(identity: Identity, count: int, flags: int) -> bytes:
 
 
 def shut_down_unconnected(sock: Any, identity: Identity, how: int) -> None:
-    """shutdown() of what is not connected does what it says all the same: poll() and send() tell at once and go on so
-    when the socket is connected, and whatever it accepts is shut down as well. And between a connection's end and the
-    connect() that would tell it, a shutdown() leaves a socket that can do nothing more.
+    """shutdown() of a socket that is not connected, which fails and has effect all the same, as over TCP: poll() and
+    send() behave as shut down, also when the socket is connected later, and so do the sockets that it accepts. Between
+    the end of a connection and the connect() that would report it, it leaves a socket that cannot be used any more.
     """
     try:
         Socket.shutdown(sock, how)
     except OSError as error:
         let_pass(error)
     if identity.role is Role.UNCONNECTED:
-        identity.shut_halves |= how + 1  # as the kernel counts them
+        identity.shut_halves |= how + 1  # bits as the kernel's RCV_SHUTDOWN and SEND_SHUTDOWN
     elif not identity.is_told:
         identity.is_unusable = True
 
@@ -396,9 +404,9 @@ def _is_multicast(family: int, host: str) -> bool:
 
 
 def _renew(sock: Any, identity: Identity) -> None:
-    """A fresh fd under the same number: after a failed attempt, and after one that was taken back.
+    """Put a new AF_UNIX socket under the descriptor, unconnected: after a failed attempt, and after an undone one.
 
-    Whoever interrupts this leaves a socket with a claim, or one that has failed: the next call does it again.
+    If this is interrupted the socket has a claim, or has failed, and the next call does it again.
     """
     if identity.claim is None:
         identity.claim = {_BY: "caller"}
@@ -420,11 +428,12 @@ def _renew(sock: Any, identity: Identity) -> None:
     identity.held = None
     identity.error = 0
     if identity.peer is not None and identity.local is not None and identity.bound == UNBOUND[identity.family]:
-        # bind() has given it an address, and a later bind() that failed took it away: that of the attempt is its own.
+        # A bind() has succeeded and a later one failed: the address of the attempt is kept.
         identity.bound = (identity.local[0], 0, *identity.local[2:])
     identity.local = _left_of(identity.local, identity.bound)
     identity.peer = None
-    identity.cookie = fd_names.new_cookie() if identity.endpoint else 0  # the engine may still speak of the old one
+    # A new one, since reports of the engine about the old one may still come.
+    identity.cookie = fd_names.new_cookie() if identity.endpoint else 0
     if identity.endpoint:
         _hold_again(sock, identity, inode)
     identity.role = Role.UNCONNECTED
@@ -432,22 +441,22 @@ def _renew(sock: Any, identity: Identity) -> None:
 
 
 def _duplicates(identity: Identity, fd: int) -> list[int]:
-    """The other fds of this socket in this process, which mean something else once they are told apart."""
+    """The other descriptors of this socket in this process, which a new socket under one number leaves behind."""
     return [other for other in reset.fds_of(identity.inode) if other != fd] if identity.has_duplicates else []
 
 
 def _replace(duplicates: list[int], fd: int) -> None:
-    """Have them mean what `fd` means now."""
+    """Make these descriptors duplicates of `fd`."""
     for other in duplicates:
         try:
             os.dup2(fd, other, inheritable=os.get_inheritable(other))
         except OSError as error:
             let_pass(error)
-            continue  # closed by another thread
+            continue  # another thread has closed it
 
 
 def _left_of(local: Address | None, bound: Address | None) -> Address | None:
-    """What getsockname() says of a socket that was closed, in TCP's sense: a port that it has no more is still told."""
+    """What getsockname() returns after a connection's end: as over TCP the port too, though it may be released."""
     if local is None or (bound is not None and bound[1]):
         return bound
     host = bound[0] if bound is not None else UNBOUND[stdlib.AF_INET6 if len(local) == 4 else stdlib.AF_INET][0]
@@ -455,18 +464,19 @@ def _left_of(local: Address | None, bound: Address | None) -> Address | None:
 
 
 def disconnect(sock: Any, identity: Identity) -> None:
-    """The kernel's own connect(), where it has waited for an attempt that failed, leaves a socket as before it."""
+    """Make a socket unconnected whose connect() has waited and failed, as connect(2) does."""
     try:
         release_chosen_port(identity)
         _renew(sock, identity)
     except OSError as error:
         let_pass(error)
-        identity.claim = None  # no fd left, say: the next connect() does it
+        identity.claim = None  # no descriptor is left, for example: the next connect() does it
 
 
 def become_unconnected(sock: Any, identity: Identity) -> None:
-    """A listener that was shut down can listen or connect again, as TCP's; an AF_UNIX socket that has listened cannot.
-    What waits for accept() goes with the old fd. Duplicates in other processes stay behind: their accept() says EINVAL.
+    """Make a listener that was shut down able to listen or connect again, as TCP's; an AF_UNIX socket that has listened
+    cannot. The queue of accept() ends with the old socket. Duplicates in other processes still refer to that one: their
+    accept() gives EINVAL.
     """
     if identity.routes is None:
         release_chosen_port(identity)
@@ -474,7 +484,7 @@ def become_unconnected(sock: Any, identity: Identity) -> None:
 
 
 def _hold_again(sock: Any, identity: Identity, inode: int) -> None:
-    """The port of a bound socket goes on being its own: a connection that ended may have given it up."""
+    """Keep the port of a bound socket, or bind it again: the connection that has ended may have released it."""
     loop = engine()
     loop.holders_watch.watch(sock.fileno(), identity.inode)
     if loop.pid == identity.owner_pid and isinstance(loop, RemoteLoop) and sock.gettimeout() == 0:
@@ -486,9 +496,9 @@ def _hold_again(sock: Any, identity: Identity, inode: int) -> None:
 
 
 def poll_connect(sock: Any, identity: Identity) -> int:
-    """What has become of a connection attempt: EINPROGRESS, 0, or its errno, which is then told once."""
+    """How a connection attempt stands: EINPROGRESS, 0, or its errno, which is returned once."""
     if identity.owner_pid != serving_pid() and identity.role is Role.CONNECTING:
-        # Of another process's engine, which tells the kernel, and perhaps not us.
+        # Another process's engine makes the connection: the kernel shows what came of it.
         poller = poll()
         poller.register(sock.fileno(), _POLLOUT)
         for _, mask in poller.poll(0):
@@ -499,8 +509,8 @@ def poll_connect(sock: Any, identity: Identity) -> int:
             else:
                 identity.role = Role.CONNECTED
     elif identity.role is Role.CONNECTING and _is_hung_up(sock, identity) and identity.role is Role.CONNECTING:
-        # Whoever ends an attempt writes down how before it closes its end. This one had no time to: the engine has
-        # ended, or the program has closed all the fds that it found.
+        # The engine notes the errno before it closes its socket. It has not: the engine has ended, or the program has
+        # closed all descriptors.
         identity.role, identity.error = Role.FAILED, errno.ECONNABORTED
     if identity.role is Role.CONNECTED:
         if identity.is_gated:
@@ -515,8 +525,8 @@ def poll_connect(sock: Any, identity: Identity) -> int:
 
 
 def wait_for_acceptor(identity: Identity) -> None:
-    """After connect() has waited: an acceptor of this process has the connection, too. An engine in a thread says both
-    in one step (connect_gate.py); one in another process can but say the one right after the other.
+    """After connect() has waited, make sure that accept() in this process finds the connection. An engine in a thread
+    makes both known in one step (connect_gate.py), one in another process one right after the other.
     """
     loop = own_engine(identity)
     if isinstance(loop, RemoteLoop) and identity.peer is not None and identity.peer[1] in loop.listened:
@@ -526,15 +536,15 @@ def wait_for_acceptor(identity: Identity) -> None:
 def _is_hung_up(sock: Any, identity: Identity) -> bool:
     fd = sock.fileno()
     if fd < 0 or identity.shut_halves == _BOTH_HALVES:
-        return False  # closed by another thread, or hung up since before it was connecting
+        return False  # another thread has closed it, or it was shut down before it was connecting
     poller = poll()
     poller.register(fd, 0)
     return bool(poller.poll(0))
 
 
 def sync_network_side(sock: Any, identity: Identity) -> None:
-    """Have the engine take in what has arrived, if that may be a peer's reset: it must be known to who asks now. A
-    socket that does not block is told what is known already, since nothing else can be had without waiting.
+    """Have the engine handle what has arrived, if that may be a reset, so that the caller learns of it. For a
+    non-blocking socket nothing is done, since that would wait for the engine.
     """
     loop = own_engine(identity)
     if loop is None or sock.gettimeout() == 0:
@@ -544,7 +554,7 @@ def sync_network_side(sock: Any, identity: Identity) -> None:
 
 
 def abort_connecting(sock: Any, identity: Identity) -> bool:
-    """End the connection attempt, as shutdown() of whatever half does to TCP's. False: it has ended by itself."""
+    """End the connection attempt, as shutdown() of either half does over TCP. False if it has ended already."""
     loop = own_engine(identity)
     if loop is not None and sock.gettimeout() == 0:
         _abort_at_once(sock, identity, loop)
@@ -553,10 +563,10 @@ def abort_connecting(sock: Any, identity: Identity) -> bool:
 
 
 def _abort_at_once(sock: Any, identity: Identity, loop: Loop | RemoteLoop) -> None:
-    """As the engine would end it, by who cannot wait for the engine: the user's fd becomes one that was reset."""
+    """The same without waiting for the engine: the user's descriptor is replaced by one that was reset."""
     loop.post(commands.abort_connect_late, identity.cookie)
     if isinstance(loop, RemoteLoop):
-        identity.cookie = fd_names.new_cookie()  # what the engine writes of the attempt is of no interest any more
+        identity.cookie = fd_names.new_cookie()  # reports of the engine about the attempt are ignored from now on
     identity.is_gated = False
     identity.is_over = identity.is_reset = True
     identity.error = errno.ECONNRESET
@@ -565,9 +575,9 @@ def _abort_at_once(sock: Any, identity: Identity, loop: Loop | RemoteLoop) -> No
         fresh, engine_sock = _socket.socketpair(stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0)
     except OSError as error:
         let_pass(error)
-        return  # no fd left: then when the engine comes to it
+        return  # no descriptor is left: it happens when the engine gets to the command
     fresh.send(b"!")
-    engine_sock.close()  # over an unread byte: ECONNRESET. unix(7)
+    engine_sock.close()  # with a byte unread: the other end gets ECONNRESET (unix(7))
     duplicates = _duplicates(identity, sock.fileno())
     registry.forget(identity)
     fd_swap.put(fresh, sock)
@@ -576,7 +586,7 @@ def _abort_at_once(sock: Any, identity: Identity, loop: Loop | RemoteLoop) -> No
 
 
 def apply_options(identity: Identity, *, at_once: bool, to_living: bool, is_nodelay: bool) -> None:
-    """Tell the engine of changed options; have a living connection follow them, before this returns or soon."""
+    """Give the engine changed options and apply them to the connection, before this returns or soon after."""
     loop = own_engine(identity)
     if loop is not None:
         if isinstance(loop, RemoteLoop):
@@ -586,8 +596,8 @@ def apply_options(identity: Identity, *, at_once: bool, to_living: bool, is_node
 
 
 def follow(loop: Loop | RemoteLoop, cookie: int, *, at_once: bool, is_nodelay: bool) -> None:
-    """Have a connection follow its options, before this returns or soon; one that says only how what is written leaves,
-    in time for what is written next, which wakes the engine up.
+    """Apply its options to a connection, before this returns or soon after; TCP_NODELAY in time for the next write,
+    which wakes the engine up.
     """
     if at_once:
         loop.call(commands.apply, cookie)
@@ -606,7 +616,7 @@ def own_engine(identity: Identity) -> Loop | RemoteLoop | None:
 
 
 def take_error(sock: Any, identity: Identity) -> int:
-    """SO_ERROR: the errno of what went wrong, once."""
+    """SO_ERROR: the errno of the failed attempt or connection, once, then 0."""
     if identity.role is Role.CONNECTING:
         code = poll_connect(sock, identity)
         return 0 if code == errno.EINPROGRESS else code

@@ -1,7 +1,7 @@
-"""Which uTP socket an fd is: by inode in this process, by the names in the kernel in any.
+"""Which uTP socket a descriptor is: by its inode in this process, by the kernel's names in any.
 
-Separate because Python objects come and go over one fd (dup, detach, fork, SCM_RIGHTS) and the identity stays. Any
-thread may call. Sources: docs/sockets.md §1 "Names".
+Python objects for one descriptor come and go (dup(), detach(), fork(), SCM_RIGHTS); the Identity stays. Any thread may
+call. Sources: docs/sockets.md §1 "Names".
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from utpsocket.engine.user_fds import forked_copies, shared_errnos
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 
 _by_inode: WeakValueDictionary[int, Identity] = WeakValueDictionary()
-_pinned: dict[int, Identity] = {}  # of fds that were detached: no Python object stands for them any more
+# Of detached descriptors, for which there is no Python object: by inode.
+_pinned: dict[int, Identity] = {}
 
 
 def register(sock: Any, identity: Identity) -> None:
-    """This fd is that socket from now on."""
+    """Note that this descriptor is that socket."""
     fd = sock.fileno()
     identity.user_fd = fd
     identity.inode = os.fstat(fd).st_ino
@@ -32,10 +33,10 @@ def register(sock: Any, identity: Identity) -> None:
 
 
 def identify_accepted(sock: Any, name: bytes, cookie: int, pid: int) -> Identity:
-    """Who this fd is, which has been accepted, and whose far end has this name, which is ours.
+    """The Identity of a descriptor that was accepted and whose far end has this name of ours.
 
-    cookie   of that name
-    pid      of the engine's process
+    cookie   the cookie in the name
+    pid      the process id of the engine
     """
     loop = running_engine()
     identity = loop.identity_of(cookie) if loop is not None and loop.pid == pid else None
@@ -49,10 +50,10 @@ def identify_accepted(sock: Any, name: bytes, cookie: int, pid: int) -> Identity
 
 
 def identity_of_fd(sock: Any) -> Identity | None:
-    """The uTP identity behind a Python socket over an AF_UNIX fd, None for a genuine AF_UNIX socket.
+    """The Identity of a Python socket over an AF_UNIX descriptor; None for an AF_UNIX socket that is not uTP's.
 
-    First by inode, which survives dup and detach; then by the names in the kernel, which survive fork, exec and
-    SCM_RIGHTS.
+    First by the inode, which stays the same over dup() and detach(); then by the kernel's names, which stay the same
+    over fork(), exec and SCM_RIGHTS.
     """
     try:
         inode = os.fstat(sock.fileno()).st_ino
@@ -89,7 +90,7 @@ def _identity_from_names(sock: Any) -> Identity | None:
 
 
 def _identity(cookie: int, pid: int, local: Address, peer: Address) -> Identity:
-    """What the engine calls by this cookie, or in another process the little that its name says."""
+    """The engine's Identity with this cookie; in other processes than the engine's a new one, made of the name."""
     loop = running_engine()
     served = loop.identity_of(cookie) if loop is not None and loop.pid == pid else None
     if served is not None:
@@ -99,7 +100,7 @@ def _identity(cookie: int, pid: int, local: Address, peer: Address) -> Identity:
     identity.place = shared_errnos.place_of(pid, cookie)
     identity.local, identity.peer = local, peer
     identity.role = Role.CONNECTED
-    identity.is_told = True  # most likely
+    identity.is_told = True  # connect() has most likely returned before the descriptor was passed on
     return identity
 
 
@@ -110,13 +111,13 @@ def _family_of(address: Address) -> int:
 def _before_fork() -> None:
     try:
         forked_copies.share(list(_by_inode.values()))
-    except OSError as error:  # no memory: each process will know of its sockets what it knew before the fork
+    except OSError as error:  # no memory: neither process will see what the other does to the sockets they share
         let_pass(error)
 
 
 def _after_fork_in_child() -> None:
     for identity in list(_by_inode.values()):
-        identity.endpoint = 0  # of the parent's engine
+        identity.endpoint = 0  # it is the parent's engine that has it
         identity.claim = None
 
 
@@ -125,15 +126,15 @@ if hasattr(os, "register_at_fork"):
 
 
 def forget(identity: Identity) -> None:
-    """The fd behind this identity is about to become another."""
+    """Note that the descriptor of this Identity is about to be replaced."""
     _by_inode.pop(identity.inode, None)
 
 
 def pin(identity: Identity) -> None:
-    """Its last Python object lets go of the fd, which lives on."""
+    """Keep the Identity of a descriptor that stays open without a Python object."""
     _pinned[identity.inode] = identity
 
 
 def unpin(identity: Identity) -> None:
-    """A Python object stands for its fd again."""
+    """Undo pin(): there is a Python object for the descriptor again."""
     _pinned.pop(identity.inode, None)

@@ -1,7 +1,7 @@
 """Which connections of a patched program go over uTP and which stay on TCP.
 
-Separate because the rules are about addresses and know nothing of sockets. The grammar is NO_PROXY's, as curl, urllib
-and requests read it: entries apart by commas or blanks, each
+The rules are about addresses and need no sockets. The grammar is NO_PROXY's, as curl, urllib and requests read it:
+entries with commas or blanks between them, each
 
     example.com  .example.com  *.example.com    this host and every host below it
     192.0.2.7  ::1  [::1]                       this address
@@ -26,17 +26,19 @@ from weakref import ref
 
 from utpsocket.engine import environment
 
+# where(family, address, role) -> whether uTP carries it; role is "connect" or "listen".
 Where = Callable[[int, Any, str], object]
-"""where(family, address, role) -> whether uTP carries it; role is "connect" or "listen"."""
 Patterns = str | Iterable[str]
 
-DEFAULT_FALLBACK_SECONDS: Final = 0.3  # RFC 8305 has 250 ms between two attempts; a lossy path's SYN-ACK may take that
+# RFC 8305 §5 has 250 ms between two attempts; the SYN-ACK of a lossy path may take a little longer.
+DEFAULT_FALLBACK_SECONDS: Final = 0.3
+# By feel.
 _NAMES_REMEMBERED: Final = 4_096
 _looked_up: OrderedDict[str, set[str]] = OrderedDict()
 
 
 def remember(name: str, address: str) -> None:
-    """This host name was looked up, and this address was an answer."""
+    """Note that this host name was looked up and this address was an answer."""
     names = _looked_up.setdefault(address, set())
     _looked_up.move_to_end(address)
     names.add(name.rstrip(".").lower())
@@ -46,7 +48,7 @@ def remember(name: str, address: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One entry of a list; what is None matches anything."""
+    """One entry of a list. A field that is None matches anything."""
 
     name: str | None = None
     network: ipaddress.IPv4Network | ipaddress.IPv6Network | None = None
@@ -92,7 +94,7 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
 
 
 class Hosts:
-    """A list in NO_PROXY's grammar. Raises ValueError for an entry that is none."""
+    """A list in NO_PROXY's grammar. Raises ValueError for an entry that cannot be read."""
 
     __slots__ = ("entries",)
 
@@ -106,7 +108,7 @@ class Hosts:
         return any(entry.name is not None for entry in self.entries)
 
     def matches(self, address: Any) -> bool:
-        """Whether an address as the socket module writes them is on the list."""
+        """Whether an address, written as by the socket module, is on the list."""
         host, port = str(address[0]), address[1]
         names = {host.rstrip(".").lower(), *_looked_up.get(host, ())}
         try:
@@ -121,11 +123,11 @@ class Hosts:
 class Routes:
     """The rules of a patch.
 
-    where             asked for each connect and bind, beside the lists
+    where             a function that is called for each connect and bind, beside the lists
     only              uTP carries these and nothing else
     exclude           uTP does not carry these
     fallback          "tcp": a connect that finds no uTP listener goes on over TCP
-    fallback_seconds  how long an attempt over uTP has for itself before TCP is tried beside it
+    fallback_seconds  how long uTP is tried alone before TCP is tried beside it
     listen            "both": listeners accept uTP and TCP at one port number
     """
 
@@ -137,8 +139,8 @@ class Routes:
     listen: Literal["utp", "both"] = "utp"
 
     def are_utp(self, family: int, address: Any, role: str) -> bool:
-        """Whether uTP carries a connection to, or a listener at, this address. What is no address is left to the
-        kernel's words: true.
+        """Whether uTP carries a connection to, or a listener at, this address. True for what is no address, for which
+        the kernel gives its error.
         """
         if not isinstance(address, tuple) or len(address) < 2 or not isinstance(address[1], int):
             return True
@@ -155,7 +157,7 @@ class Routes:
 
     @property
     def has_names(self) -> bool:
-        """Whether these rules speak of host names."""
+        """Whether these rules contain host names."""
         return any(hosts is not None and hosts.has_names for hosts in (self.only, self.exclude))
 
 
@@ -171,7 +173,7 @@ def make_routes(
     fallback_delay: float | None = None,
     listen: str | None = None,
 ) -> Routes | None:
-    """Routes of these rules; None when they say nothing: everything is uTP's. Raises ValueError."""
+    """The Routes of these rules; None where no rule is given, so that everything is uTP's. Raises ValueError."""
     if fallback not in (None, "tcp"):
         raise ValueError(f"fallback must be 'tcp' or None, not {fallback!r}")
     if listen not in (None, "utp", "both"):
@@ -187,17 +189,16 @@ def make_routes(
         listen="both" if listen == "both" else "utp",
     )
     if where is not None:
-        # The engine may hold the last socket of a patch that is undone, and whatever `where` is must not end on its
-        # thread: so it ends here, when the next one is made.
+        # The engine's thread may release the last socket of a patch that was undone, and the program's object `where`
+        # must not be finalized there: it is kept, and released here when the next one is made.
         _wheres[:] = [kept for kept in _wheres if kept[0]() is not None]
         _wheres.append((ref(routes), where))
     return routes
 
 
 def from_environment() -> dict[str, Any]:
-    """The rules that UTPSOCKET_ONLY, UTPSOCKET_EXCEPT, UTPSOCKET_FALLBACK and UTPSOCKET_LISTEN say, as make_routes()
-    takes them.
-    """
+    """The rules in the environment, as make_routes() takes them. Raises ValueError with the name of the variable."""
+
     rules = {
         "only": environment.value("UTPSOCKET_ONLY", None),
         "exclude": environment.value("UTPSOCKET_EXCEPT", None),

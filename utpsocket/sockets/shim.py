@@ -70,7 +70,8 @@ class socket(StdlibSocket):
 
     _utp: Identity | None
     _at_end: closing.AtEnd
-    _routes: Routes | None = None  # rules of a patch, for classes that stand for the patched one
+    # The rules of a patch, in classes that stand for the patched one.
+    _routes: Routes | None = None
 
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
         self._utp = None
@@ -85,7 +86,7 @@ class socket(StdlibSocket):
             return
         _plain_init(self, stdlib.AF_UNIX, kind, 0, None)
         if number:
-            _plain_init(self, stdlib.AF_UNIX, kind, number, self.fileno())  # remembered; socket(2) would refuse it
+            _plain_init(self, stdlib.AF_UNIX, kind, number, self.fileno())  # socket(2) would refuse the number
         if not high_fds.is_prepared():
             high_fds.prepare()
         identity = Identity(int(wanted))
@@ -200,7 +201,7 @@ class socket(StdlibSocket):
         must_hear = options.set_option(self, identity, level, optname, value, *optlen)
         identity.tell_options()
         if identity.cookie:
-            # A smaller buffer holds for the next send already; the rest may take its time.
+            # A buffer's new size holds for the next send() already; other options may take effect a moment later.
             at_once = (
                 self.gettimeout() != 0
                 and level == stdlib.SOL_SOCKET
@@ -236,7 +237,7 @@ class socket(StdlibSocket):
             return
         if identity.role is Role.FAILED or (identity.role is Role.CONNECTED and identity.is_over):
             lifecycle.release_chosen_port(identity)
-            is_unbound = not identity.is_bound  # and closed, in TCP's sense: it may be bound, and do nothing more
+            is_unbound = not identity.is_bound  # to TCP it is closed: it may be bound
         else:
             is_unbound = identity.role is Role.UNCONNECTED and not identity.is_bound and identity.bound_tcp is None
         if self.fileno() < 0 or not is_unbound:
@@ -275,7 +276,7 @@ class socket(StdlibSocket):
         else:
             if not identity.endpoint and identity.bound_tcp is None:
                 if identity.is_bound:
-                    raise lifecycle.os_error(errno.EADDRINUSE)  # by another process, whose engine has the port
+                    raise lifecycle.os_error(errno.EADDRINUSE)  # the port is that of another process's engine
                 socket.bind(self, identity.bound or ("", 0))
             if to_tcp.listens_over_tcp(self, identity):
                 Socket.listen(self, backlog)
@@ -293,7 +294,7 @@ class socket(StdlibSocket):
             found = fd_names.decode(accepting.accept(self, identity, raw)[0])
             assert found is not None
         except BaseException:
-            Socket.close(raw)  # now: whoever catches it may keep it, and this frame with it
+            Socket.close(raw)  # closed now, since the exception may be kept, and with it this frame
             raise
         return int(raw.detach()), found[3]
 
@@ -330,7 +331,7 @@ class socket(StdlibSocket):
                 sock.setblocking(True)
             return sock, accepted.peer
         except BaseException:
-            Socket.close(sock)  # now: whoever catches it may keep it, and this frame with it
+            Socket.close(sock)  # closed now, since the exception may be kept, and with it this frame
             raise
 
     def connect(self, address: Any, /) -> None:
@@ -403,20 +404,20 @@ class socket(StdlibSocket):
         return code
 
     def _check_connect(self, identity: Identity, method: str, address: Any) -> None:
-        """The address is looked at first, even where the socket cannot connect; that it can be asked for the end of the
-        same attempt, as event loops do, costs nothing.
+        """Raise what is wrong with the address, which is checked first even where the socket cannot connect. The
+        address of the attempt under way, which event loops pass again, is not checked again.
         """
         if identity.peer is None or address != identity.peer:
             errors.check_connect(identity.family, method, address)
 
     def _waits(self, code: int) -> bool:
-        """Whether connect() waits for the end of the attempt: of one under way already only without a timeout."""
+        """Whether connect() waits for the end of the attempt. For one that was under way only without a timeout."""
         timeout: float | None = self.gettimeout()
         return timeout is None or (timeout > 0 and code != errno.EALREADY)
 
     def _wait_connected(self, identity: Identity, begun: int) -> int:
-        """Block until the connection attempt ends or the timeout runs out; the errno it ended with. Where SO_SNDTIMEO
-        runs out, it is what connect() began with, as connect(2) says.
+        """Wait until the attempt ends or the timeout runs out. Returns the errno that it ended with; where SO_SNDTIMEO
+        runs out the one that it began with, as connect(2) has it.
         """
         timeout = self.gettimeout()
         # A duplicate may have made the fd a blocking one, whatever this object's timeout is.
@@ -428,8 +429,8 @@ class socket(StdlibSocket):
             if self._wait_writable(None if deadline is None else deadline - time.monotonic()):
                 code = lifecycle.poll_connect(self, identity)
                 if code not in lifecycle.IN_PROGRESS:
-                    # Without a timeout the kernel's connect() has waited, and says how it ended. With one, CPython
-                    # waits and asks SO_ERROR: the kernel has still to say it.
+                    # Without a timeout connect(2) itself has waited and reports the end. With one CPython waits and
+                    # reads SO_ERROR, so that the next connect(2) still reports it.
                     identity.is_told = is_kernels
                     if not code:
                         lifecycle.wait_for_acceptor(identity)
@@ -443,8 +444,8 @@ class socket(StdlibSocket):
                 raise TimeoutError(*_TIMED_OUT)
 
     def _wait_writable(self, timeout: float | None) -> bool:
-        """Block until the fd is writable or in error; False when `timeout` seconds pass. A flavour of this class for
-        green threads waits in its own way.
+        """Wait until the descriptor is writable or in error. Returns False after `timeout` seconds. A subclass for
+        green threads may wait in another way.
         """
         lifecycle.check_open(self)
         poller = poll()
@@ -476,18 +477,18 @@ class socket(StdlibSocket):
             lifecycle.shut_down_unconnected(self, identity, int(how))
             raise lifecycle.os_error(errno.ENOTCONN)
         if identity.role is Role.CONNECTING and lifecycle.abort_connecting(self, identity):
-            identity.is_told = True  # the kernel calls it unconnected: the next connect() is a new one
+            identity.is_told = True  # to TCP it is unconnected now: the next connect() is a new one
             return
         if identity.role is Role.CONNECTED:
             lifecycle.before_shutdown(self, identity, int(how))
         Socket.shutdown(self, how)
         if identity.role is Role.CONNECTED:
-            identity.is_told = True  # shutdown() has looked whether the connection stands: connect() says EISCONN
+            identity.is_told = True  # as after shutdown() of TCP, the next connect() gives EISCONN
         if identity.role is Role.LISTENING and how != stdlib.SHUT_WR:
             accepting.stop_listening(self, identity)
 
     def _acquire(self, lock: Any, seconds: float) -> None:
-        """Block until the lock is released or `seconds` pass. Green threads wait in their own way here too."""
+        """Wait until the lock is released, for `seconds` at most. A subclass for green threads waits in its way."""
         closing.block(lock, seconds)
 
     def _real_close(self, _ss: Any = Socket) -> None:
@@ -499,7 +500,7 @@ class socket(StdlibSocket):
             Socket.close(self)
             closing.after_close(identity, self._acquire, is_blocking=self.gettimeout() != 0)
         except BaseException:
-            closing.after_close(identity, None)  # interrupted; said twice it does no harm
+            closing.after_close(identity, None)  # it was interrupted; a second time does no harm
             raise
         self._at_end.identity = None
 
@@ -542,8 +543,8 @@ class socket(StdlibSocket):
             self._at_end.identity = None
         return int(Socket.detach(self))
 
-    # No __del__: it would stand before the C class's finalizer, and where a signal's handler raises at its first
-    # instruction the fd would stay open. What is to be done after that is done by _at_end, which goes next.
+    # No __del__: it would run before the C class's finalizer, and if a signal's handler raised at its first instruction
+    # the descriptor would stay open. _at_end does what is to be done, since it ends after the object.
 
     # ── data ──
 
@@ -844,21 +845,21 @@ class socket(StdlibSocket):
             raise errors.send_error(self, identity, error) from None
 
 
-# ── what the methods share: functions, so that they serve the stdlib class patched in place as well ──
+# ── what the methods share: functions, which serve the standard library's class too where it is patched in place ──
 
-_converted: Final = stdlib._intenum_converter  # type: ignore[attr-defined]  # what the stdlib's property uses
+_converted: Final = stdlib._intenum_converter  # type: ignore[attr-defined]  # as the standard library's property
 _plain_init: Final = StdlibSocket.__init__
 _stdlib_accept: Final = StdlibSocket.accept
 _stdlib_dup: Final = StdlibSocket.dup
 
 
 def _asks_for_bytes(args: Any, kwargs: Any) -> bool:
-    """Whether recv_into()'s or recvfrom_into()'s buffer has room: no bytes are then the end of the stream."""
+    """Whether recv_into()'s or recvfrom_into()'s buffer has room, so that 0 means the end of the stream."""
     return bool(len(args[0] if args else kwargs["buffer"]))
 
 
 def _copied_at_end(identity: Identity, args: Any, kwargs: Any) -> int:
-    """The end of the stream for recv_into() and recvfrom_into(), which may have something in it all the same."""
+    """recv_into() or recvfrom_into() at the end of the stream, where bytes that came after SHUT_RD may wait."""
     view = memoryview(args[0] if args else kwargs["buffer"]).cast("B")
     count = (args[1] if len(args) > 1 else kwargs.get("nbytes", 0)) or len(view)
     data = errors.at_end(identity, count, args[2] if len(args) > 2 else kwargs.get("flags", 0))
@@ -867,16 +868,16 @@ def _copied_at_end(identity: Identity, args: Any, kwargs: Any) -> int:
 
 
 def _become(sock: Any, identity: Identity) -> None:
-    """From now on the object stands for this uTP socket."""
+    """Make the object stand for this uTP socket."""
     sock._at_end = closing.AtEnd(identity)
     sock._utp = identity
 
 
 def _adopt(sock: Any, family: int, type: int, proto: int, fileno: int) -> None:
-    """A socket object over an existing fd: uTP's if the kernel or our registry says so."""
+    """Initialize a socket object over an existing descriptor: uTP's, if the registry or the kernel's names say so."""
     if family in (-1, stdlib.AF_UNIX, *_STREAM_FAMILIES):
-        # The C class must believe in AF_UNIX where the fd is: with another family it would read addresses past their
-        # end. Only the kernel knows what the fd is, so it is asked first.
+        # The C class must be given AF_UNIX where the descriptor is such: with another family it would read addresses
+        # past their end. Only the kernel knows what the descriptor is, so it is asked first.
         _plain_init(sock, -1, -1, -1, fileno)
         if Socket.family.__get__(sock) == stdlib.AF_UNIX:
             identity = registry.identity_of_fd(sock)

@@ -1,13 +1,12 @@
-"""A uTP socket that becomes a TCP one, since the rules of a patch say so.
+"""A uTP socket becomes a TCP socket where the rules of a patch send it to TCP.
 
-Separate because it is the only place where a socket changes its kind. Rules speak of addresses, and an address is known
-only at bind(), listen() or connect(), when the user's fd has been an AF_UNIX socket for a while: so a kernel TCP socket
-takes its place under the same number, with the options, the timeout, the flags and the epoll registrations it had
-(fd_swap.py), and the Python object is a plain stdlib socket from then on. What cannot come along: duplicates of the
-fd.
+Rules are about addresses, and an address is known only at bind(), listen() or connect(), when the user's descriptor is
+an AF_UNIX socket already. So a kernel TCP socket takes its place under the same number, with the options, the timeout,
+the flags and the epoll registrations that it had (fd_swap.py), and the Python object is a socket of the standard
+library from then on. Duplicates of the descriptor do not follow.
 
-A bound socket may still connect or listen, for which the rules may differ. So bind() at an address whose listeners
-are TCP's binds a TCP socket aside, `bound_tcp`, and listen() or connect() decide. A listener of both has one too.
+A bound socket may still connect or listen, for which the rules may differ. So bind() to an address where the rules have
+listeners use TCP binds a second socket, `bound_tcp`, and listen() or connect() decide. A listener of both has one too.
 
 Any thread may call. Sources: docs/sockets.md §8; dup(2), socket(7).
 """
@@ -26,13 +25,14 @@ from utpsocket.engine.loop import Loop
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.sockets import fd_swap, lifecycle, registry
 
-_PAIR_TRIES: Final = 64  # to find a port number that is free for UDP and for TCP
+# To find a port number that is free for UDP and for TCP; by feel.
+_PAIR_TRIES: Final = 64
 _PAIR_OPTIONS: Final = (stdlib.SO_RCVTIMEO, stdlib.SO_SNDTIMEO, stdlib.SO_RCVLOWAT)
 _OPTION_BYTES: Final = 64
 
 
 def bind(sock: Any, identity: Identity, address: Any) -> None:
-    """bind() under rules: a UDP port, a TCP socket, or both at one port number. Raises what TCP's bind would."""
+    """bind() under rules: a UDP port, a TCP socket, or both at one port number. Raises what bind() of TCP raises."""
     routes = identity.routes
     if not routes.are_utp(identity.family, address, "listen"):
         bound_tcp = tcp_socket(identity)
@@ -68,7 +68,7 @@ def _bind_both(sock: Any, identity: Identity, address: Any) -> None:
 
 
 def listens_over_tcp(sock: Any, identity: Identity) -> bool:
-    """Whether listen() is TCP's: then the socket is TCP's by now."""
+    """Let the socket become a TCP socket if it shall listen over TCP. Returns whether it is one."""
     if identity.bound_tcp is None or identity.endpoint:
         return False
     become_tcp(sock, identity)
@@ -76,7 +76,7 @@ def listens_over_tcp(sock: Any, identity: Identity) -> bool:
 
 
 def connects_over_tcp(sock: Any, identity: Identity, address: Any) -> bool:
-    """Whether this connect() is TCP's: then the socket is TCP's by now, bound as before."""
+    """Let the socket become a TCP socket, bound as before, if this connect() goes over TCP; whether it is one."""
     if identity.role not in (Role.UNCONNECTED, Role.FAILED) or sock.fileno() < 0:
         return False
     if not identity.routes.are_utp(identity.family, address, "connect"):
@@ -91,14 +91,14 @@ def connects_over_tcp(sock: Any, identity: Identity, address: Any) -> bool:
 
 
 def drop_bound_tcp(identity: Identity) -> None:
-    """The TCP socket aside is not wanted."""
+    """Close the second socket, which is not needed."""
     bound_tcp, identity.bound_tcp = identity.bound_tcp, None
     if bound_tcp is not None:
         bound_tcp.close()
 
 
 def become_tcp(sock: Any, identity: Identity) -> None:
-    """Put a kernel TCP socket in place of the user's fd. Raises OSError where a bound address is not free for it."""
+    """Put a kernel TCP socket in the descriptor's place. Raises OSError where the bound address is not free for TCP."""
     fd = sock.fileno()
     tcp, identity.bound_tcp = identity.bound_tcp or tcp_socket(identity), None
     try:
