@@ -1,8 +1,8 @@
 """`python3 -m tests [pytest arguments]`: run the tests in a virtual environment of their own.
 
 Only the standard library is needed to start: the first run makes the environment below `.cache/tests/` and installs the
-package's `test` extra into it; later runs find it by the hash of pyproject.toml and start at once. A changed
-pyproject.toml is a new environment, and the old one is removed once nobody runs in it.
+package and pyproject.toml's dependency group `test` into it; later runs find it by the hash of pyproject.toml and start
+at once. A changed pyproject.toml is a new environment, and the old one is removed once nobody runs in it.
 
     python3 -m tests                    the whole suite: 5 to 10 minutes
     python3 -m tests --quick            a part of it that takes a minute
@@ -117,7 +117,10 @@ def build(environment: Path) -> None:
             "    apt-get install python3-venv"
         )
     python = str(environment / "bin" / "python")
-    installed = captured([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e", ".[test]"])
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    installed = captured([*install, "pip>=25.1"])  # the first that knows dependency groups
+    if not installed.returncode:
+        installed = captured([*install, "-e", ".", "--group", "test"])
     if installed.returncode:
         raise CannotPrepare(
             f"pip could not install the test dependencies:\n{indented(installed.stdout)}\n"

@@ -1,0 +1,126 @@
+"""What is published: the metadata, the source archive and the wheel that is made of it. No network is needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import utpsocket
+
+ROOT = Path(__file__).resolve().parent.parent
+WAIT_S = 120
+PYTHONS = range(10, 15)
+
+needs_hatchling = pytest.mark.skipif(
+    importlib.util.find_spec("hatchling") is None, reason="needs hatchling, of the group test"
+)
+
+
+def build(source: Path, target: str, folder: Path) -> Path:
+    """The archive that hatchling makes of this tree."""
+    command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(folder)]
+    ran = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert ran.returncode == 0, ran.stderr
+    (made,) = folder.iterdir()
+    return made
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(the source archive, the wheel that is made of what is in it)."""
+    folder = tmp_path_factory.mktemp("archives")
+    sdist = build(ROOT, "sdist", folder / "sdist")
+    with tarfile.open(sdist) as opened:
+        opened.extractall(folder / "source", filter="data")
+    (source,) = (folder / "source").iterdir()
+    return sdist, build(source, "wheel", folder / "wheel")
+
+
+@needs_hatchling
+def test_the_wheel_has_the_package_its_documents_and_types_and_nothing_else(archives: tuple[Path, Path]) -> None:
+    names = set(zipfile.ZipFile(archives[1]).namelist())
+    wanted = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "utpsocket").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
+    }
+    assert {"utpsocket/py.typed", "utpsocket/docs/index.md", "utpsocket/docs/guide/use.md"} <= wanted
+    metadata = {name for name in names if re.match(r"utpsocket-[^/]+\.dist-info/", name)}
+    assert names - metadata == wanted - {"utpsocket/startup/utpsocket.pth"} | {"utpsocket.pth"}
+
+
+@needs_hatchling
+def test_the_source_archive_has_all_that_the_tests_need(archives: tuple[Path, Path]) -> None:
+    with tarfile.open(archives[0]) as opened:
+        names = {name.partition("/")[2] for name in opened.getnames()}
+    for wanted in (
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "tests/__main__.py",
+        "compat/__main__.py",
+        "examples/echo.py",
+    ):
+        assert wanted in names
+    assert not any(name.startswith((".cache", ".git/", ".ci")) for name in names)
+
+
+@needs_hatchling
+def test_what_is_installed_of_the_wheel_works_and_has_the_version(archives: tuple[Path, Path], tmp_path: Path) -> None:
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    subprocess.run([*install, "--target", str(tmp_path), str(archives[1])], check=True, timeout=WAIT_S)
+    program = (
+        "import importlib.metadata, utpsocket\n"
+        "with utpsocket.create_server(('127.0.0.1', 0)) as server:\n"
+        "    utpsocket.create_connection(server.getsockname()).close()\n"
+        "print(utpsocket.__file__, utpsocket.__version__, importlib.metadata.version('utpsocket'))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    assert ran.stderr == ""
+    where, *versions = ran.stdout.split()
+    assert Path(where).is_relative_to(tmp_path)
+    assert versions == [utpsocket.__version__] * 2
+
+
+@needs_hatchling
+def test_the_metadata_name_what_it_runs_on(archives: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(archives[1]) as wheel:
+        (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+        text = wheel.read(name).decode()
+    head = text.partition("\n\n")[0].splitlines()
+    fields = [line.partition(": ")[::2] for line in head]
+    assert ("Version", utpsocket.__version__) in fields
+    assert ("Requires-Python", f">=3.{PYTHONS[0]}") in fields
+    classifiers = {value for key, value in fields if key == "Classifier"}
+    minors = {each.rpartition(".")[2] for each in classifiers if re.fullmatch(r"Programming .* :: 3\.\d+", each)}
+    assert minors == {str(minor) for minor in PYTHONS}
+    assert "Programming Language :: Python :: Implementation :: CPython" in classifiers
+    assert "Operating System :: POSIX :: Linux" in classifiers
+    assert "Typing :: Typed" in classifiers
+    extras = {value for key, value in fields if key == "Provides-Extra"}
+    assert extras == {"cli", "eventlet", "gevent", "uvloop"}, "the project's own tools are dependency groups"
+    needed = [value for key, value in fields if key == "Requires-Dist"]
+    assert all("extra == " in each for each in needed), "nothing is needed beside the standard library"
+    assert [value for key, value in fields if key == "Project-URL"]
+
+
+def test_the_version_stands_in_one_place() -> None:
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    assert 'dynamic = ["version"]' in text
+    assert not re.search(r"^version\s*=", text, re.MULTILINE)
