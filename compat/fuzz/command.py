@@ -31,8 +31,8 @@ def main(argv: list[str]) -> int:
     with _pool(options.jobs) as each:
         findings = []
         told_at = time.monotonic()
-        numbers = range(options.first, options.first + options.runs)
-        for finding in each(examine, [(options.seed, number) for number in numbers]):
+        chosen = range(options.first, options.first + options.runs)
+        for finding in each(examine, [(options.seed, number) for number in chosen]):
             findings.append(finding)
             if finding.difference is not None:
                 print(_told(finding), file=sys.stderr)

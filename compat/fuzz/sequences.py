@@ -354,9 +354,7 @@ class Author:
             self._add(f"{name}.close()")
 
 
-_CALLS: Final[tuple[Callable[[Author], None], ...]]
-_WEIGHTS: Final[tuple[int, ...]]
-_CALLS, _WEIGHTS = zip(
+_WEIGHTED: Final[tuple[tuple[Callable[[Author], None], int], ...]] = (
     (Author._fresh, 6),
     (Author._bind, 5),
     (Author._listen, 5),
@@ -378,8 +376,9 @@ _CALLS, _WEIGHTS = zip(
     (Author._in_thread, 3),
     (Author._in_child, 3),
     (Author._pair, 2),
-    strict=True,
 )
+_CALLS: Final = tuple(call for call, _ in _WEIGHTED)
+_WEIGHTS: Final = tuple(weight for _, weight in _WEIGHTED)
 
 
 def sequence(seed: int, number: int) -> list[str]:

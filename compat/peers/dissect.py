@@ -18,7 +18,7 @@ from typing import Any, Final
 from compat.peers import provision
 from compat.peers.capture import read_pcap
 from compat.peers.case import LOOPBACK, Case, CaseFailed, Circumstances, Road, header_text, python_module
-from compat.peers.children import Children
+from compat.peers.children import Child, Children
 from compat.peers.impairment import Impairment
 from compat.peers.libutp import MB, SEED, start_side
 
@@ -82,7 +82,7 @@ def _converse(case: Case, circumstances: Circumstances, deadline: float) -> int:
     """Make the traffic. Returns the relay's port, which tells the directions apart."""
     header = header_text({"case": "echo", "bytes": case.bytes, "seed": SEED})
     with Children() as children:
-        sides = {}
+        sides: dict[str, Child] = {}
         for side, arguments in (("acceptor", ["listen"]), ("initiator", ["connect", LOOPBACK, "", header])):
             if side == "initiator":
                 server_port = sides["acceptor"].expect("port", deadline=deadline)

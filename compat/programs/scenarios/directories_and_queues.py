@@ -45,10 +45,10 @@ def serve_ldap(ready: Ready) -> None:
 
     def listen(root: Any) -> None:
         factory.root = root
-        ready(reactor.listenTCP(0, factory, interface=HOST).getHost().port)  # type: ignore[attr-defined]
+        ready(reactor.listenTCP(0, factory, interface=HOST).getHost().port)
 
     fromLDIFFile(io.BytesIO((LDIF + "\n".join(people) + "\n").encode())).addCallback(listen)
-    reactor.run()  # type: ignore[attr-defined]
+    reactor.run()
 
 
 def use_ldap(port: int) -> None:

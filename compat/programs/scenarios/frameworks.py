@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import AsyncIterator
+from typing import Any
 
 from compat.programs.scenario import Ready, Scenario
 from compat.programs.web import HOST, STREAMED, digest, listener, noise
@@ -126,7 +128,7 @@ def serve_bottle(ready: Ready) -> None:
         daemon_threads = True
 
     class Server(bottle.ServerAdapter):
-        def run(self, handler: object) -> None:
+        def run(self, handler: Any) -> None:
             with make_server(self.host, self.port, handler, server_class=Threading) as server:
                 ready(server.server_port)
                 server.serve_forever()
@@ -235,7 +237,7 @@ def serve_quart(ready: Ready) -> None:
 
     @app.get("/stream")
     async def stream() -> object:
-        async def blocks():  # type: ignore[no-untyped-def]
+        async def blocks() -> AsyncIterator[bytes]:
             for block in STREAMED:
                 yield block
 

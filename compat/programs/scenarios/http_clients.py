@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ssl
+from collections.abc import AsyncIterator
 
 from compat.programs import certificate
 from compat.programs.scenario import Ready, Scenario
@@ -177,7 +178,7 @@ def ask_with_aiohttp(port: int) -> None:
             texts = await asyncio.gather(*map(hello, range(20)))
             assert texts == [f"hello {number} from {HOST}" for number in range(20)]
 
-            async def blocks():  # type: ignore[no-untyped-def]
+            async def blocks() -> AsyncIterator[bytes]:
                 for block in STREAMED:
                     yield block
 

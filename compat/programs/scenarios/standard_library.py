@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from compat.programs.scenario import Ready, Scenario
 from compat.programs.web import HOST, digest, noise
 
@@ -41,7 +43,7 @@ def serve_xmlrpc(ready: Ready) -> None:
     from xmlrpc.server import SimpleXMLRPCServer
 
     with SimpleXMLRPCServer((HOST, 0), logRequests=False) as server:
-        server.register_function(pow)
+        server.register_function(lambda base, exponent: int(base**exponent), "pow")
         server.register_function(lambda data: data.data[::-1], "reverse")
         server.register_multicall_functions()
         ready(server.server_address[1])
@@ -51,13 +53,14 @@ def serve_xmlrpc(ready: Ready) -> None:
 def call_xmlrpc(port: int) -> None:
     from xmlrpc.client import Binary, Fault, MultiCall, ServerProxy
 
-    with ServerProxy(f"http://{HOST}:{port}") as proxy:
+    made: Any = ServerProxy(f"http://{HOST}:{port}")
+    with made as proxy:
         assert proxy.pow(2, 10) == 1024
         assert proxy.reverse(Binary(noise(200_000))).data == noise(200_000)[::-1]
         batch = MultiCall(proxy)
         for exponent in range(20):
             batch.pow(2, exponent)
-        assert list(batch()) == [2**exponent for exponent in range(20)]
+        assert [*iter(batch())] == [2**exponent for exponent in range(20)]
         try:
             proxy.no_such_method()
         except Fault as fault:
@@ -77,7 +80,8 @@ def serve_manager(ready: Ready) -> None:
     Shelf.register("jobs", lambda: jobs)
     Shelf.register("table", dict, exposed=("get", "update", "__len__"))
     server = Shelf((HOST, 0), AUTHKEY).get_server()
-    ready(server.address[1])
+    address: Any = server.address
+    ready(address[1])
     server.serve_forever()
 
 
@@ -90,7 +94,7 @@ def use_manager(port: int) -> None:
 
     Shelf.register("jobs")
     Shelf.register("table")
-    shelf = Shelf((HOST, port), AUTHKEY)
+    shelf: Any = Shelf((HOST, port), AUTHKEY)
     shelf.connect()
     jobs = shelf.jobs()
     got: list[int] = []
@@ -164,6 +168,7 @@ def log_to_socket(port: int) -> None:
     for number in range(500):
         logger.warning("message %d of %s", number, "programs")
     logger.critical("message %d of %s", 500, "programs")
+    assert handler.sock is not None
     handler.sock.settimeout(20)
     assert handler.sock.recv(10) == b"501"
     handler.close()

@@ -58,13 +58,14 @@ def serve_with_asyncio(ready: Ready) -> None:
         async for message in connection:
             broadcast(server.connections, message)
 
+    server: Any = None
+
     async def main() -> None:
         nonlocal server
         async with serve(chat, HOST, 0, max_size=None) as server:
             ready(server.sockets[0].getsockname()[1])
             await server.serve_forever()
 
-    server = None
     asyncio.run(main())
 
 
@@ -159,14 +160,14 @@ def serve_autobahn(ready: Ready) -> None:
     from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
     from twisted.internet import reactor
 
-    class Reverse(WebSocketServerProtocol):  # type: ignore[misc]  # autobahn ships no types
+    class Reverse(WebSocketServerProtocol):
         def onMessage(self, payload: bytes, isBinary: bool) -> None:
             self.sendMessage(payload[::-1], isBinary)
 
     factory = WebSocketServerFactory()
     factory.protocol = Reverse
-    ready(reactor.listenTCP(0, factory, interface=HOST).getHost().port)  # type: ignore[attr-defined]
-    reactor.run()  # type: ignore[attr-defined]
+    ready(reactor.listenTCP(0, factory, interface=HOST).getHost().port)
+    reactor.run()
 
 
 def talk_with_autobahn(port: int) -> None:
@@ -174,8 +175,9 @@ def talk_with_autobahn(port: int) -> None:
     from autobahn.asyncio.websocket import WebSocketClientFactory, WebSocketClientProtocol
 
     left = list(MESSAGES)
+    closed: asyncio.Future[bool]
 
-    class Talk(WebSocketClientProtocol):  # type: ignore[misc]
+    class Talk(WebSocketClientProtocol):
         def onOpen(self) -> None:
             self.sendMessage(left[0], isBinary=True)
 
@@ -197,7 +199,6 @@ def talk_with_autobahn(port: int) -> None:
         await asyncio.get_running_loop().create_connection(factory, HOST, port)
         assert await asyncio.wait_for(closed, 20)
 
-    closed: asyncio.Future[bool]
     asyncio.run(main())
     assert not left
 
