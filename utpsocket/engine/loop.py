@@ -301,22 +301,15 @@ class Loop:
         self.wakeups += 1
         by_fd = self._watches.by_fd  # Endpoint, Bridge, or whatever has on_event()
         sources = [(by_fd.get(fd), mask) for mask, fd in events]  # before anything is closed and its fd reused
-        queue = self._inbox.commands
-        if queue:
-            for _ in range(len(queue)):
-                self.command = queue[0]  # while it is still there: from here on whoever asked is answered
-                queue.popleft()
-                self.carry_out()
+        if self._inbox.commands:
+            self._carry_out_commands()
         for source, mask in sources:
             self.owner = source
             if type(source) is Endpoint:
                 if mask & (EPOLLIN | EPOLLERR):
                     self._readable_endpoints[source] = None
-                if mask & EPOLLERR:
-                    source.port.read_errors()
-                    source.handle_errors(now=now)
-                if mask & EPOLLOUT:
-                    self._flush_port(source)
+                if mask & (EPOLLERR | EPOLLOUT):
+                    self._on_port_event(source, mask, now)
             elif type(source) is Bridge:
                 source.on_event(mask)
                 if source.is_readable:
@@ -327,20 +320,37 @@ class Loop:
                 source.on_event(mask)
         if self._readable_endpoints:
             self._read_ports(now)
-        if self._idle_only:
-            self._read_idle_only(now, is_idle=not events)
-        if self._readable_bridges:
-            self._read_bridges(now)
+        if self._idle_only or self._readable_bridges:
+            self._read_bridges(now, is_idle=not events)
         if self._blocked:
-            for endpoint in list(self._blocked):
-                self.owner = endpoint
-                self._flush_port(endpoint)
+            self._flush_blocked()
         if self.timers.next_at <= now:
             self._fire_timers(now)
         self.owner = None
         if self.rechecks.at is not None:
             self.recheck(self)
         self._flush_dirty(now)
+
+    def _carry_out_commands(self) -> None:
+        """Do what the commands ask for that are in the queue now; what comes meanwhile is for the next iteration."""
+        queue = self._inbox.commands
+        for _ in range(len(queue)):
+            self.command = queue[0]  # while it is still there: from here on whoever asked is answered
+            queue.popleft()
+            self.carry_out()
+
+    def _on_port_event(self, endpoint: Endpoint, mask: int, now: int) -> None:
+        """A port has errors, or room again for what it could not send."""
+        if mask & EPOLLERR:
+            endpoint.port.read_errors()
+            endpoint.handle_errors(now=now)
+        if mask & EPOLLOUT:
+            self._flush_port(endpoint)
+
+    def _flush_blocked(self) -> None:
+        for endpoint in list(self._blocked):
+            self.owner = endpoint
+            self._flush_port(endpoint)
 
     def carry_out(self) -> None:
         """Do what `command` asks for. Whoever the work turns out to be for, it is answered."""
@@ -383,7 +393,10 @@ class Loop:
             if endpoint.is_readable:
                 self._readable_endpoints[endpoint] = None
 
-    def _read_bridges(self, now: int) -> None:
+    def _read_bridges(self, now: int, *, is_idle: bool) -> None:
+        """Read what programs have written; is_idle: nothing else is to be done."""
+        if self._idle_only:
+            self._read_idle_only(now, is_idle=is_idle)
         bridges, self._readable_bridges = self._readable_bridges, {}
         for bridge in bridges:
             self._read_bridge(bridge, now, is_due=False)
@@ -464,12 +477,7 @@ class Loop:
     def _flush_channel(self, bridge: Bridge, now: int) -> None:
         connection = bridge.connection
         if bridge.syn_received_at and connection.state is not SYN_RECEIVED:
-            bridge.syn_received_at = 0
-            acceptors = self.endpoints.get(bridge.endpoint.key)
-            listener = None if acceptors is None else acceptors.listener
-            if listener is not None:
-                listener.on_settled(bridge)
-                self._listeners[listener] = now
+            self._on_settled(bridge, now)
         if connection.events:
             bridge.handle_events()
         receive = connection.receive
@@ -508,6 +516,15 @@ class Loop:
         if connection.state is TIME_WAIT:
             self._last_acks.settle(bridge)
         self.timers.schedule(bridge, connection.timeout_at())
+
+    def _on_settled(self, bridge: Bridge, now: int) -> None:
+        """An accepted connection is half-open no longer: its peer is verified, or it has ended."""
+        bridge.syn_received_at = 0
+        acceptors = self.endpoints.get(bridge.endpoint.key)
+        listener = None if acceptors is None else acceptors.listener
+        if listener is not None:
+            listener.on_settled(bridge)
+            self._listeners[listener] = now
 
     def _hand_over(self, listener: Listener, now: int) -> None:
         again_at = listener.hand_over(now=now)

@@ -361,29 +361,12 @@ class Bridge:
             spans = connection.free_spans(budget) if is_flowing else [span]
             count = self._stream.receive(spans)
             if count < 0:
-                connection.commit(0)
-                if count == -errno.EAGAIN:
-                    if self._has_unread_event:
-                        self._has_unread_event = False
-                        self.endpoint.loop.watch_room(self, wanted=not self.is_writable)  # then let it say so again
-                    self._on_drained(now=now)
+                if self._on_read_error(-count, now=now):
                     return
-                if -count in TRANSIENT:
-                    self._try_again_soon()
-                    return
-                if count != -errno.ECONNRESET:
-                    raise OSError(-count, os.strerror(-count))  # EBADF: the program has closed every fd that it found
-                self._closed_with_unread = True  # the user closed with bytes unread; what it wrote still follows
                 continue
             self._has_unread_event = False
             if not count:
-                connection.commit(0)
-                self._has_finished_input = True
-                self.poll_end()  # a close says end of file and hang-up at once, and with linger must not send a FIN
-                if self._is_hung_up and self.identity.settings.linger_seconds == 0 and not self._is_shut_down():
-                    continue
-                if not self._closed_with_unread:
-                    connection.finish(now=now)
+                self._on_end_of_input(now=now)
                 continue
             is_flowing = count >= len(span) and count == sum(map(len, spans))
             connection.commit(count, more=is_flowing)
@@ -394,6 +377,33 @@ class Bridge:
             # Who waits for a turn is asked once more: what it wrote may end here, in a packet that need not wait then.
             if budget <= (-BLOCK_BYTES if is_flowing and connection.send.awaits_grant else 0):
                 return
+
+    def _on_read_error(self, code: int, *, now: int) -> bool:
+        """recv() at our end has failed. Returns whether there is no more to read for now."""
+        self.connection.commit(0)
+        if code == errno.EAGAIN:
+            if self._has_unread_event:
+                self._has_unread_event = False
+                self.endpoint.loop.watch_room(self, wanted=not self.is_writable)  # then let it say so again
+            self._on_drained(now=now)
+            return True
+        if code in TRANSIENT:
+            self._try_again_soon()
+            return True
+        if code != errno.ECONNRESET:
+            raise OSError(code, os.strerror(code))  # EBADF: the program has closed every fd that it found
+        self._closed_with_unread = True  # the user closed with bytes unread; what it wrote still follows
+        return False
+
+    def _on_end_of_input(self, *, now: int) -> None:
+        """recv() at our end has returned nothing: the user writes no more."""
+        self.connection.commit(0)
+        self._has_finished_input = True
+        self.poll_end()  # a close says end of file and hang-up at once, and with linger must not send a FIN
+        if self._is_hung_up and self.identity.settings.linger_seconds == 0 and not self._is_shut_down():
+            return
+        if not self._closed_with_unread:
+            self.connection.finish(now=now)
 
     def _try_again_soon(self) -> None:
         """The kernel had no memory, say, for a call at our end: that makes no event, and says nothing of the user."""
@@ -552,14 +562,7 @@ class Bridge:
         """Move what arrived in order to the user's end, as far as the kernel takes it."""
         connection = self.connection
         if self.engine_sock is None:
-            if self.is_handed_over or connection.state is CLOSED:
-                views = connection.poll_delivery()
-                if views:
-                    connection.delivered(sum(map(len, views)), now=now)
-            else:
-                connection.delivered(0, now=now)
-            if connection.state is TIME_WAIT:
-                self.identity.is_over = True  # both FINs are acked, which they were not when the user said its own
+            self._deliver_to_nothing(now=now)
             return
         room = self.receive_buffer
         while True:
@@ -582,38 +585,62 @@ class Bridge:
                 connection.delivered(count, now=now)
                 if not connection.receive.reassembly.ready_bytes:
                     break
-            elif count == -errno.EAGAIN:
-                self.is_writable = False
-                connection.delivered(0, now=now)
-                self.endpoint.loop.watch_room(self, wanted=True)
-                self._refuse_sends()
+            elif self._on_write_error(-count, now=now):
                 return
-            elif count == -errno.ECONNRESET:  # the user closed with bytes unread
-                self._closed_with_unread = True
-                self.is_readable = True
-            elif -count in TRANSIENT:
-                connection.delivered(0, now=now)
-                self._try_again_soon()
-                return
-            elif count == -errno.EPIPE:  # the user reads no more
-                self._discards_received = True
-            else:
-                raise OSError(-count, os.strerror(-count))
         if connection.has_eof and not self._sent_eof:
-            try:
-                self.engine_sock.shutdown(stdlib.SHUT_WR)
-            except OSError as error:
-                if error.errno in TRANSIENT:
-                    self._try_again_soon()
-                    return
-                if error.errno != errno.ENOTCONN:
-                    raise
-                self._discards_received = True  # nobody is there any more
-            self._sent_eof = True
+            if not self._send_eof():
+                return
         elif self._discards_received and connection.receive.reassembly.is_finished:
             self._sent_eof = True  # shutdown(SHUT_RD) was as good
         if self.close_errno is not None:
             self._propagate_close()
+
+    def _deliver_to_nothing(self, *, now: int) -> None:
+        """What arrives when our end of the pair is closed: it is dropped, or kept until the hand-over."""
+        connection = self.connection
+        if self.is_handed_over or connection.state is CLOSED:
+            views = connection.poll_delivery()
+            if views:
+                connection.delivered(sum(map(len, views)), now=now)
+        else:
+            connection.delivered(0, now=now)
+        if connection.state is TIME_WAIT:
+            self.identity.is_over = True  # both FINs are acked, which they were not when the user said its own
+
+    def _on_write_error(self, code: int, *, now: int) -> bool:
+        """send() at our end has failed. Returns whether no more can be delivered for now."""
+        if code == errno.EAGAIN:
+            self.is_writable = False
+            self.connection.delivered(0, now=now)
+            self.endpoint.loop.watch_room(self, wanted=True)
+            self._refuse_sends()
+            return True
+        if code == errno.ECONNRESET:  # the user closed with bytes unread
+            self._closed_with_unread = True
+            self.is_readable = True
+        elif code in TRANSIENT:
+            self.connection.delivered(0, now=now)
+            self._try_again_soon()
+            return True
+        elif code == errno.EPIPE:  # the user reads no more
+            self._discards_received = True
+        else:
+            raise OSError(code, os.strerror(code))
+        return False
+
+    def _send_eof(self) -> bool:
+        """Everything is delivered, and the peer's FIN has come: end of file. Returns False to try again soon."""
+        try:
+            self.engine_sock.shutdown(stdlib.SHUT_WR)
+        except OSError as error:
+            if error.errno in TRANSIENT:
+                self._try_again_soon()
+                return False
+            if error.errno != errno.ENOTCONN:
+                raise
+            self._discards_received = True  # nobody is there any more
+        self._sent_eof = True
+        return True
 
     def _hold(self, views: list[memoryview], *, now: int) -> None:
         """Bytes for a user that has said that it receives no more. As with TCP they can be received all the same, and
