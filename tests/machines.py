@@ -356,7 +356,9 @@ def run_pytest(surrounding: Surrounding, arguments: Sequence[str], *, echo: bool
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        **({"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user else {}),
+        user=user.pw_uid if user else None,
+        group=user.pw_gid if user else None,
+        extra_groups=[] if user else None,
     )
     said: list[str] = []
     reader = threading.Thread(target=read, args=(process, said, echo))
@@ -387,8 +389,8 @@ def last_line(output: str) -> str:
 
 
 def unexpected_skips(output: str, machine: Machine) -> Iterator[str]:
-    reasons = [LACKING_ANYWHERE, machine.lacks, os.geteuid() and NEEDS_ROOT, is_login() and NEEDS_FDS]
-    allowed = re.compile("|".join(filter(None, reasons)))
+    reasons = [LACKING_ANYWHERE, machine.lacks, NEEDS_ROOT if os.geteuid() else "", NEEDS_FDS if is_login() else ""]
+    allowed = re.compile("|".join(reason for reason in reasons if reason))
     for reason in re.findall(r"^SKIPPED \[\d+\] \S+: (.*)$", output, re.MULTILINE):
         if not allowed.match(reason):
             yield f"skipped for neither what this machine lacks nor one of LACKING_ANYWHERE: {reason}"

@@ -61,7 +61,7 @@ def sections(docstring: str) -> dict[str, str]:
 
 def documented_parameters(section: str) -> dict[str, str]:
     """`    name, other: text` by name."""
-    found = {}
+    found: dict[str, str] = {}
     for names, text in re.findall(r"^ {4}(\w[\w, ]*): (.*(?:\n {8}.*)*)", section, re.MULTILINE):
         found |= dict.fromkeys(re.split(r", *", names), text)
     return found
@@ -132,7 +132,7 @@ def missing_in_class(cls: ast.ClassDef) -> Iterator[str]:
 def undescribed(body: list[ast.stmt], without: set[str], *, only_public: bool) -> Iterator[str]:
     """The assigned names below which no docstring stands."""
     for statement, following in zip(body, [*body[1:], ast.Pass()], strict=True):
-        target = statement.target if isinstance(statement, ast.AnnAssign) else None
+        target: ast.expr | None = statement.target if isinstance(statement, ast.AnnAssign) else None
         if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
             target = statement.targets[0]
         if not isinstance(target, ast.Name) or target.id in without or (only_public and target.id.startswith("_")):

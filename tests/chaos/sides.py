@@ -12,10 +12,13 @@ import struct
 import threading
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tests.chaos.plan import BREAKS_OFF, ENDS_AFTER_PEERS, Side
 from tests.chaos.streams import HEADER, Stream
+
+if TYPE_CHECKING:
+    from tests.chaos.party import Headed
 
 _SHORT_TIMEOUT: Final = 0.05
 _LINGER: Final = struct.Struct("ii")
@@ -97,7 +100,7 @@ class End:
         prepare_options(sock, side)
         set_style(sock, side.style)
 
-    def run(self, outgoing: Stream, incoming: Stream, first_bytes: bytes, *, read_from: int = 0) -> None:
+    def run(self, outgoing: Stream, incoming: Stream | Headed, first_bytes: bytes, *, read_from: int = 0) -> None:
         """Both directions, then the end. `first_bytes` precede the outgoing stream."""
         writer = threading.Thread(target=self._guarded, args=("write", self._write, outgoing, first_bytes), daemon=True)
         writer.start()

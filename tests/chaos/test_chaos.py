@@ -97,7 +97,8 @@ def verdict(client: dict[str, object], *servers: dict[str, object], flow: type[O
     ends = [{"outcomes": [{**NOTHING, **outcome} for outcome in end], **rest} for end in ([client], servers)]
     relay = CalmRelay()
     relay.flows = [flow()]
-    return judge(Evidence(plan, *ends, relay, []))  # type: ignore[arg-type]
+    of_client, of_server = ends
+    return judge(Evidence(plan, of_client, of_server, relay, []))  # type: ignore[arg-type]
 
 
 def test_the_oracle_accepts_what_is_right() -> None:
@@ -220,7 +221,7 @@ class Silent(Stub):
 
     def __init__(self, close: Callable[[], None]) -> None:
         self.is_read, self.is_shut = threading.Event(), threading.Event()
-        self.close = close
+        vars(self)["close"] = close
 
     def recv(self, count: int) -> bytes:
         self.is_read.set()

@@ -190,9 +190,9 @@ class Calls:
         native.read = wrapped(native.read, "eventfd.read")
         pull = self._loop._wake_up.pull
         self._loop._wake_up.pull = partial(wrapped(pull, "eventfd.write", any_thread=True))
-        high_fds.fcntl = wrapped(high_fds.fcntl, "dup")  # type: ignore[assignment]
+        vars(high_fds)["fcntl"] = wrapped(vars(high_fds)["fcntl"], "dup")
         engines_os.fstat = wrapped(engines_os.fstat, "fstat")
-        reset.ioctl = wrapped(reset.ioctl, "ioctl")  # type: ignore[assignment]
+        vars(reset)["ioctl"] = wrapped(vars(reset)["ioctl"], "ioctl")
 
     def _wrap_poller(self) -> None:
         calls, original = self, self._loop._watches._epoll

@@ -224,7 +224,12 @@ class ConnectRefused(Case):
 
     def check(self) -> None:
         codes: list[int] = []
-        until(lambda: codes.append(self.sock.connect_ex(self.address)) or codes[-1] != errno.EALREADY)
+
+        def is_told() -> bool:
+            codes.append(self.sock.connect_ex(self.address))
+            return codes[-1] != errno.EALREADY
+
+        until(is_told)
         codes.append(self.sock.connect_ex(self.address))
         assert errno.ECONNREFUSED in codes, codes
         assert set(codes) <= {errno.ECONNREFUSED, errno.ECONNABORTED, errno.EALREADY}, codes

@@ -121,7 +121,8 @@ def sample(classes: dict[str, tuple[str, str]], count: int) -> list[str]:
     shuffled = list(classes)
     random.Random(_SEED).shuffle(shuffled)
     met: set[str] = set()
-    first, others = [], []
+    first: list[str] = []
+    others: list[str] = []
     for point in shuffled:
         (others if met.issuperset(classes[point]) else first).append(point)
         met.update(classes[point])

@@ -144,9 +144,10 @@ class Injector:
             if hasattr(syscalls, memory):
                 owner = getattr(syscalls, memory)
                 setattr(owner, name, wrapped(f"ctypes{name}", getattr(owner, name)))
-        native._libc.recv = wrapped("ctypes_drain", native._libc.recv)  # type: ignore[method-assign]
-        native._libc.connect = wrapped("ctypes_connect", native._libc.connect)  # type: ignore[method-assign]
-        assert utp.native is native
+        libc: Any = native._libc
+        libc.recv = wrapped("ctypes_drain", libc.recv)
+        libc.connect = wrapped("ctypes_connect", libc.connect)
+        assert vars(utp)["native"] is native
 
 
 def _qualified(name: str) -> dict[str, Any]:

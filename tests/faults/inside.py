@@ -69,7 +69,7 @@ class Inside:
 
     def census(self) -> Census:
         """At one moment of the engine's."""
-        return tuple(self._loop.call(census))  # type: ignore[return-value]
+        return tuple(self._loop.call(census))
 
 
 class Outside:
@@ -103,13 +103,14 @@ class Outside:
 
 def main(control_fd: int, name: bytes) -> None:
     """In the place of process.main(), in the engine's own process."""
-    original = server.Service.begin
+    service_class: Any = server.Service
+    original = service_class.begin
 
     def begin(service: Any) -> None:
         threading.Thread(target=serve, args=(service._loop, name), daemon=True).start()
         original(service)
 
-    server.Service.begin = begin  # type: ignore[method-assign]
+    service_class.begin = begin
     server.main(control_fd)
 
 

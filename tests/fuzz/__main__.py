@@ -51,7 +51,7 @@ def run_seed(seed: int) -> int:
 def with_atheris(arguments: list[str]) -> int:
     """Coverage chooses the programs. Never returns unless atheris is missing."""
     try:
-        import atheris  # type: ignore[import-not-found]
+        import atheris
     except ImportError:
         print("atheris is not installed: pip install atheris", file=sys.stderr)
         return 2

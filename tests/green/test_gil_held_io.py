@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import array
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -90,7 +90,8 @@ def test_rooms_of_other_kinds(pair: tuple[Any, Any]) -> None:
 
 def test_nothing_there_and_nowhere_to_put_it_would_block(pair: tuple[Any, Any]) -> None:
     hubs, _ = pair
-    for call in (lambda: hubs.recv(1), lambda: hubs.recv_into(bytearray(1))):
+    calls: tuple[Callable[[], object], ...] = (lambda: hubs.recv(1), lambda: hubs.recv_into(bytearray(1)))
+    for call in calls:
         with pytest.raises(BlockingIOError) as caught:
             call()
         assert caught.value.errno == errno.EAGAIN
@@ -101,7 +102,12 @@ def test_nothing_there_and_nowhere_to_put_it_would_block(pair: tuple[Any, Any]) 
 
 def test_ends_and_errors_are_the_classes(pair: tuple[Any, Any]) -> None:
     hubs, peer = pair
-    for wrong in (lambda: hubs.send("text"), lambda: hubs.recv("1"), lambda: hubs.recv_into(3)):
+    wrongs: tuple[Callable[[], object], ...] = (
+        lambda: hubs.send("text"),
+        lambda: hubs.recv("1"),
+        lambda: hubs.recv_into(3),
+    )
+    for wrong in wrongs:
         with pytest.raises(TypeError):
             wrong()
     with pytest.raises(ValueError, match="negative buffersize"):
@@ -112,7 +118,12 @@ def test_ends_and_errors_are_the_classes(pair: tuple[Any, Any]) -> None:
     wait_readable(hubs)
     assert (hubs.recv(10), hubs.recv_into(bytearray(10))) == (b"", 0)
     hubs.close()
-    for closed in (lambda: hubs.recv(1), lambda: hubs.send(b"x"), lambda: hubs.recv_into(bytearray(1))):
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: hubs.recv(1),
+        lambda: hubs.send(b"x"),
+        lambda: hubs.recv_into(bytearray(1)),
+    )
+    for closed in calls:
         with pytest.raises(OSError) as caught:
             closed()
         assert caught.value.errno == errno.EBADF

@@ -37,7 +37,7 @@ def test_an_iteration_is_used_up_after_its_time_and_begins_anew_when_the_loop_co
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(yielding.time, "monotonic", lambda: now)
+    monkeypatch.setattr(vars(yielding)["time"], "monotonic", lambda: now)
     hub = Hub()
     iteration = HubIteration(hub)
     assert not iteration.is_used_up

@@ -12,6 +12,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from tests.hostile.registry import Case, Measured, case
@@ -212,4 +213,4 @@ def costliest(trace: Callable[[], Victim]) -> Measured:
 def register() -> None:
     """Make the cases known."""
     for trace in TRACES:
-        case(Case(f"packet_{trace.__name__}", BUDGET_US, "µs", lambda trace=trace: costliest(trace)))
+        case(Case(f"packet_{trace.__name__}", BUDGET_US, "µs", partial(costliest, trace)))

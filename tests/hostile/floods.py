@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
+from functools import partial
 from typing import Final
 
 import utpsocket
@@ -86,16 +87,16 @@ def deaf(rate: int) -> Measured:
 def register() -> None:
     """Make the cases known."""
     for name, rate, least in (("20k", 20_000, 0.5), ("90k", 90_000, 0.2)):
-        case(Case(f"flood_{name}", least, "ratio", lambda rate=rate: kept(rate), at_least=True))
-        case(Case(f"flood_{name}_one_source", least, "ratio", lambda rate=rate: kept(rate, sources=1), at_least=True))
-        case(Case(f"flood_{name}_spoofed", least, "ratio", lambda rate=rate: kept(rate, sources=0), at_least=True))
-        case(Case(f"flood_{name}_spoofed_visit", 3.0, "s", lambda rate=rate: slowest_visit(rate, sources=0)))
-        case(Case(f"flood_{name}_merged", least, "ratio", lambda rate=rate: kept(rate, merged=True), at_least=True))
-        case(Case(f"flood_{name}_visit", 3.0, "s", lambda rate=rate: slowest_visit(rate)))
-        case(Case(f"flood_{name}_merged_visit", 3.0, "s", lambda rate=rate: slowest_visit(rate, merged=True)))
+        case(Case(f"flood_{name}", least, "ratio", partial(kept, rate), at_least=True))
+        case(Case(f"flood_{name}_one_source", least, "ratio", partial(kept, rate, sources=1), at_least=True))
+        case(Case(f"flood_{name}_spoofed", least, "ratio", partial(kept, rate, sources=0), at_least=True))
+        case(Case(f"flood_{name}_spoofed_visit", 3.0, "s", partial(slowest_visit, rate, sources=0)))
+        case(Case(f"flood_{name}_merged", least, "ratio", partial(kept, rate, merged=True), at_least=True))
+        case(Case(f"flood_{name}_visit", 3.0, "s", partial(slowest_visit, rate)))
+        case(Case(f"flood_{name}_merged_visit", 3.0, "s", partial(slowest_visit, rate, merged=True)))
     for kind in ("syn_payload", "same_syn", "data", "state", "reset", "short", "garbage", "version"):
-        case(Case(f"flood_{kind}", 0.2, "ratio", lambda kind=kind: kept(90_000, kind=kind), at_least=True))
-        case(Case(f"flood_{kind}_visit", 3.0, "s", lambda kind=kind: slowest_visit(90_000, kind=kind)))
+        case(Case(f"flood_{kind}", 0.2, "ratio", partial(kept, 90_000, kind=kind), at_least=True))
+        case(Case(f"flood_{kind}_visit", 3.0, "s", partial(slowest_visit, 90_000, kind=kind)))
     case(Case("flood_ipv6", 0.2, "ratio", lambda: kept(90_000, host="::1"), at_least=True))
     case(Case("flood_backlog_full", 0.5, "s/s", lambda: deaf(90_000)))
     case(Case("flood_aftermath", 0.1, "s/s", lambda: aftermath(90_000)))

@@ -19,7 +19,7 @@ def paced(base: int) -> Wire:
     wire = Wire.initiator(base)
     wire.hear("STATE seq=1 ack=0 wnd=1000000")
     controller = wire.connection.send.controller
-    controller.window_bytes, controller.is_slow_start = WINDOW_BYTES, False  # type: ignore[misc]
+    controller.window_bytes, controller.is_slow_start = WINDOW_BYTES, False
     wire.write_bytes(WINDOW_BYTES)
     wire.say()
     return wire

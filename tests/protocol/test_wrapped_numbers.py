@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -163,7 +164,7 @@ def hear_ack(wire: Wire, seq: int, sent_us: int, kind: str = "STATE", more: str 
     wire.connection.handle_run(Run(packet, len(packet), "peer"), now=wire.at)
 
 
-def sender(base: int, **options: int) -> Wire:
+def sender(base: int, **options: Any) -> Wire:
     wire = Wire.initiator(base, **options)
     wire.connection.send.recovery.min_rtt_us = 1_000  # not paced
     wire.hear("DATA seq=1 ack=0 data=data")  # from now on a lone STATE takes the short way

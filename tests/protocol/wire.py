@@ -136,8 +136,8 @@ class Wire:
         payload = values["data"].encode() if "data" in values else b"x" * int(values.get("len", 0))
         extensions: list[tuple[int, bytes]] = []
         if "ext" in values:
-            number, _, content = values["ext"].partition(":")
-            extensions.append((int(number), bytes.fromhex(content)))
+            number, _, digits = values["ext"].partition(":")
+            extensions.append((int(number), bytes.fromhex(digits)))
         if "sack" in values:
             extensions.append((1, bytes.fromhex(values["sack"])))
         chain = b""

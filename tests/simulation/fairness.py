@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from tests.simulator import Application, Bottleneck, Delay, Pair, Simulator
 from utpsocket.protocol import Config
@@ -100,7 +101,8 @@ def row(flows: list[tuple[str, int]], rate_bits: int, rtt_us: int, queue_us: int
             timer_us=1_000,
         )
         if kind == "reno":
-            pair.a.connection.send.controller = Reno(1_380)
+            send: Any = pair.a.connection.send
+            send.controller = Reno(1_380)
         pairs.append(pair)
     waiting = sorted(zip([start for _, start in flows], range(len(flows)), strict=True))
     for start, index in waiting:

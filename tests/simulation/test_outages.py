@@ -6,6 +6,8 @@ through at the latest after as long again as the outage lasted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.simulator import WRAP_SEQ, Application, Burst, Node, Pair, Simulator, path
@@ -45,7 +47,7 @@ class Closer(Application):
             connection.finish(now=now)
 
 
-CONVERSATIONS = {
+CONVERSATIONS: dict[str, tuple[Callable[[], Application], Callable[[], Application]]] = {
     "client first": (lambda: Application(3_000), lambda: Application(0, writes=2, expects=1)),
     "server first": (lambda: Application(0), lambda: Application(3_000, writes=2, expects=1)),
     "a word from the server": (lambda: Application(0), lambda: Application(20, writes=2, expects=1)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import time
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from ..requirements import requires_ipv6
 from .network import PATIENCE_S, Net, own_loopback, raises_errno, receive_exactly
 
 
-def option(sock: object, name: int, value: int = 1) -> object:
+def option(sock: Any, name: int, value: int = 1) -> Any:
     sock.setsockopt(socket.SOL_SOCKET, name, value)
     return sock
 

@@ -9,13 +9,14 @@ import os
 import socket
 import struct
 import termios
+from typing import Any
 
 import pytest
 
 from .network import Net, eventually, poll_mask, raises_errno, readable, receive_all
 
 
-def waiting(net: Net, data: bytes) -> object:
+def waiting(net: Net, data: bytes) -> Any:
     """A socket with all of `data` ready to be read, its peer still open."""
     client, server = net.pair()
     server.sendall(data)
@@ -53,7 +54,7 @@ def test_recv_into(net: Net) -> None:
 @pytest.mark.parametrize(
     "make", [lambda: array.array("I", [0, 0]), lambda: memoryview(bytearray(8))], ids=["array", "view"]
 )
-def test_recv_into_any_buffer(net: Net, make: object) -> None:
+def test_recv_into_any_buffer(net: Net, make: Any) -> None:
     sock = waiting(net, struct.pack("II", 7, 9))
     buffer = make()
     assert sock.recv_into(buffer) == 8
