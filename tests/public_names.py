@@ -28,6 +28,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     "monkey/__init__.py": ALL,
     "monkey/single_module.py": ("Wrapped",),
     "options.py": ALL,
+    "protocol/report.py": ("ConnectionStats",),
     "sockets/functions.py": ("incoming",),
     "sockets/shim.py": ("socket",),
     "stats.py": ALL,

@@ -1,7 +1,15 @@
-"""utpsocket: the stdlib's `socket` with uTP (BEP 29) in place of TCP.
+"""utpsocket: the standard library's `socket` module with uTP (BEP 29) in place of TCP.
 
-`import utpsocket as socket` works: every public name of the running interpreter's socket module is here, `socket` and
-what makes stream sockets speak uTP, and all else is the stdlib's own.
+`import utpsocket as socket` replaces the module: every public name of the running interpreter's socket module is here.
+The class `socket` and the functions that make stream sockets use uTP; all other names are the standard library's.
+
+    socket, create_connection(), create_server(), fromfd(), …    as in the standard library, over uTP
+    incoming(listener)    the incoming connections one by one
+    info(sock)            state, addresses and figures of a connection, and how it ended
+    SOL_UTP, UTP_…        socket options of uTP
+
+Beside it: utpsocket.monkey patches a process, utpsocket.green is for gevent and eventlet, utpsocket.loops for uvloop,
+utpsocket.stats has statistics, and utpsocket.options a table of what each socket option does.
 """
 
 from __future__ import annotations
@@ -11,8 +19,8 @@ import sys as _sys
 from socket import *  # noqa: F403  # a drop-in namespace: whatever this interpreter's module offers
 from typing import TYPE_CHECKING, Any
 
-# Before anything of ours is imported, which an older Python could not even read. The name is for runpy: of an
-# ImportError in the very package that it was asked for, `python3 -m utpsocket` makes one line without a traceback.
+# Checked before any of our modules is imported, whose syntax an older Python could not read. The name is for runpy:
+# `python3 -m utpsocket` makes one line without a traceback of an ImportError with the name of the package it was given.
 if _sys.version_info < (3, 10):
     raise ImportError(f"utpsocket needs Python 3.10 or later; this is {_sys.version.split()[0]}", name="utpsocket")
 if not _sys.platform.startswith(("linux", "android")):
@@ -22,7 +30,8 @@ if not _sys.platform.startswith(("linux", "android")):
         name="utpsocket",
     )
 try:
-    import ctypes as _ctypes  # noqa: F401  # an interpreter may be built without it, or refuse it to its subinterpreters
+    # An interpreter may be built without it, or refuse it to its subinterpreters.
+    import ctypes as _ctypes  # noqa: F401
 except ImportError as _error:
     raise ImportError(f"utpsocket needs ctypes: {_error}", name="utpsocket") from None
 
@@ -63,7 +72,7 @@ __all__ = [
 if not TYPE_CHECKING:  # which shall see a name that is misspelled
 
     def __getattr__(name: str) -> Any:
-        """Names the stdlib's module has beside its __all__: private ones too, since programs use them."""
+        """Names that the standard library's module has beside its __all__, also private ones, which programs use."""
         return getattr(_stdlib, name)
 
 

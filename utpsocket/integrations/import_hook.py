@@ -1,7 +1,7 @@
-"""Do something right after a module was imported, whenever that will be.
+"""Call a function right after a module has been imported.
 
-Separate, and without an import of ours, because utpsocket/startup/sitecustomize.py loads this file by its path in
-interpreters that may never need the rest. Any thread may call. Sources: CPython's Doc/library/importlib.rst.
+This file imports no other of ours, since utpsocket/startup/sitecustomize.py loads it by its path in interpreters that
+may never need the package. Any thread may call. Sources: CPython's Doc/library/importlib.rst.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 
 class AfterImport:
-    """A finder that lets modules be imported as ever and then calls back, once for each.
+    """A finder of importlib's that has modules imported as before and then calls a function, once for each.
 
-    calls   module's name: what to call
+    calls   the module's name, and the function
     """
 
     def __init__(self, calls: dict[str, Callable[[], object]]) -> None:
@@ -24,7 +24,7 @@ class AfterImport:
         self._finding: set[str] = set()
 
     def install(self) -> None:
-        """Watch what is imported from now on."""
+        """Begin to watch imports."""
         if self not in sys.meta_path:
             sys.meta_path.insert(0, self)
             for name in self.calls:
@@ -32,12 +32,12 @@ class AfterImport:
                     self._follow(sys.modules[name].__spec__)
 
     def remove(self) -> None:
-        """Watch no more."""
+        """End watching."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Finders' interface: the spec as the others find it, its loader made to call back."""
+        """As importlib.abc.MetaPathFinder: the spec that the other finders return, with a loader that calls back."""
         if name not in self.calls or name in self._finding:
             return None
         self._finding.add(name)
@@ -66,7 +66,7 @@ class AfterImport:
             call()
 
     def _follow(self, spec: Any) -> None:
-        """Call back at the end of an import that is under way: importlib takes a mark off the module's spec then."""
+        """Call back at the end of an import that is under way: importlib clears `_initializing` of the spec then."""
 
         class _Followed(ModuleSpec):
             def __setattr__(followed, name: str, value: Any) -> None:
@@ -79,6 +79,6 @@ class AfterImport:
 
 
 def is_being_imported(name: str) -> bool:
-    """Whether the module's import has begun and not ended."""
+    """Whether the module is being imported at present."""
     spec = getattr(sys.modules.get(name), "__spec__", None)
     return bool(getattr(spec, "_initializing", False))

@@ -1,7 +1,7 @@
-"""Sockets on their way to other processes: what multiprocessing needs to know to send one of ours.
+"""uTP sockets passed to other processes by multiprocessing.
 
-Separate because it is multiprocessing's own protocol. A plain pickle of a socket is a TypeError, as the stdlib's; only
-its ForkingPickler, which passes the fd along, may. In the other process the names in the kernel tell who is who.
+To pickle a socket is a TypeError, as for the standard library's. Only multiprocessing's ForkingPickler, which passes
+the descriptor along, may do it. In the other process the kernel's names show which uTP socket the descriptor is.
 
 Sources: CPython's Lib/multiprocessing/reduction.py; docs/sockets.md §5.
 """
@@ -33,18 +33,20 @@ _stdlib_reduce: Any = getattr(reduction, "_reduce_socket", None)
 
 
 def register_patched(cls: Any) -> None:
-    """Tell multiprocessing of a class, not shim.socket's kin, whose sockets may be uTP's."""
+    """Register a class that is no subclass of shim.socket and whose sockets may be uTP's."""
     if hasattr(reduction, "register"):
         reduction.register(cls, _reduce_patched)
 
 
 def unregister_patched(cls: Any) -> None:
-    """The stdlib's class is only the stdlib's again."""
+    """Register the standard library's function for its class again."""
     if hasattr(reduction, "register"):
         reduction.register(cls, _stdlib_reduce)
 
 
 def install() -> None:
-    """Tell multiprocessing. Idempotent. A module patched while it is being imported registers its own class later."""
+    """Register our class with multiprocessing, if its module is complete: one that is being imported while the process
+    is patched registers its own class later. A second call does nothing.
+    """
     if hasattr(reduction, "register"):
         reduction.register(shim.socket, _reduce)

@@ -1,9 +1,9 @@
-"""ssl over uTP: an SSLSocket whose plain half is ours, so that addresses, options and connect() answer as uTP's.
+"""ssl over uTP: an SSLSocket that is a uTP socket too, so that addresses, options and connect() are uTP's.
 
-Separate because it needs `ssl`. OpenSSL works on the fd and knows nothing of us; but the stdlib's SSLSocket is a
-socket.socket of its own around that fd, and would read our AF_UNIX names as IP addresses. Importing this module makes
-SSLContext.wrap_socket() use the class below for every context that has not chosen its own; for sockets that are not
-uTP's it behaves as the stdlib's, whose subclass it is.
+OpenSSL works on the descriptor and needs nothing from us. But the standard library's SSLSocket is a socket.socket of
+its own around that descriptor, and would read AF_UNIX names as IP addresses. install() makes SSLContext.wrap_socket()
+use the class below for every context whose sslsocket_class the program has not set. For sockets that are not uTP's it
+behaves as the standard library's, whose subclass it is.
 
 Sources: CPython's Lib/ssl.py, SSLContext.sslsocket_class; docs/sockets.md §5.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from utpsocket.engine.interpreter.native import StdlibSocket, class_made_by
 from utpsocket.sockets import shim
 
-# Not by a name of this module: gevent, which may patch ssl later, would warn of everybody who refers to it so.
+# Not a name for the class itself: gevent, which may patch ssl later, warns of modules that have one.
 _stdlibs: list[Any] = [made for made in ssl.SSLContext.__mro__ if made.__module__ == "ssl"]
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ else:
     if _SSLSocket is None:
 
         class _SSLSocket(StdlibSocket):
-            """gevent patched before anybody imported ssl: ssl's class stands on gevent's socket, not the stdlib's."""
+            """Where gevent patched before ssl was imported: ssl's own class derives from gevent's socket there."""
 
             __slots__ = ()
 
@@ -37,8 +37,8 @@ class SSLSocket(_SSLSocket, shim.socket):  # type: ignore[misc]  # both redefine
     __slots__ = ()
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
-        """As ssl.SSLSocket.read(). OpenSSL asks the kernel, which says ECONNRESET once where the peer's end of file was
-        followed by a reset: over TCP that is the end of file.
+        """As ssl.SSLSocket.read(). OpenSSL calls the kernel, which gives ECONNRESET once where the peer's end of file
+        was followed by a reset. Over TCP that is the end of file.
         """
         try:
             return super().read(len, buffer)
@@ -50,8 +50,8 @@ class SSLSocket(_SSLSocket, shim.socket):  # type: ignore[misc]  # both redefine
 
     @classmethod
     def _create(cls, sock: Any, *args: Any, **kwargs: Any) -> Any:
-        """What wrap_socket() calls. eventlet turns what it gets into a class of its own, which is the stdlib's kin: so
-        its sockets, and what is not uTP's, get the stdlib's.
+        """As ssl.SSLSocket._create(), which wrap_socket() calls. eventlet changes the class of what it gets into a
+        subclass of the standard library's. So its sockets, and sockets that are not uTP's, get the standard library's.
         """
         made_by: Any = super()
         if cls is SSLSocket and (getattr(sock, "_utp", None) is None or getattr(sock, "_wants_stdlib_ssl", False)):
@@ -65,12 +65,12 @@ def is_installed() -> bool:
 
 
 def install() -> None:
-    """Have SSLContext.wrap_socket() make our SSLSocket. Idempotent."""
+    """Have SSLContext.wrap_socket() make our SSLSocket. A second call does nothing."""
     if _stdlibs[0].sslsocket_class is _SSLSocket:
         _stdlibs[0].sslsocket_class = SSLSocket
 
 
 def uninstall() -> None:
-    """Have SSLContext.wrap_socket() make the stdlib's SSLSocket again."""
+    """Have SSLContext.wrap_socket() make the standard library's SSLSocket again."""
     if _stdlibs[0].sslsocket_class is SSLSocket:
         _stdlibs[0].sslsocket_class = _SSLSocket

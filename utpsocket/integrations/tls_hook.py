@@ -1,7 +1,7 @@
-"""Have ssl know uTP sockets as soon as the program has ssl, and not before.
+"""tls.py installed when the program imports ssl, and not before.
 
-Separate from tls.py because that needs ssl. A program may never want it, and gevent warns, with reason, when it patches
-an ssl that somebody has imported already. Any thread may call.
+tls.py needs ssl, which a program may never import. gevent warns if it patches an ssl that has been imported already.
+Any thread may call.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _watch: AfterImport | None = None
 
 
 def install() -> None:
-    """Have SSLContext.wrap_socket() make our SSLSocket: now, or when ssl is imported. Idempotent."""
+    """Have SSLContext.wrap_socket() make our SSLSocket: now, or when ssl is imported. A second call does nothing."""
     global _watch
     if "ssl" in sys.modules and not is_being_imported("ssl"):
         _install_now()
@@ -40,7 +40,7 @@ def is_installed() -> bool:
 
 
 def uninstall() -> None:
-    """Have SSLContext.wrap_socket() make the stdlib's SSLSocket again."""
+    """Have SSLContext.wrap_socket() make the standard library's SSLSocket again."""
     global _watch
     if _watch is not None:
         _watch.remove()

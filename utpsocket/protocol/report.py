@@ -56,6 +56,8 @@ class ConnectionStats:
 
     Bytes are payload of the stream and packets are uTP packets, unless a field says otherwise. Times are microseconds.
     A figure that is not known is 0.
+
+    Source: docs/guide/use.md §5.
     """
 
     state: str = "unconnected"

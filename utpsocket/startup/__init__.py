@@ -1,10 +1,9 @@
-"""What the interpreters started by a patched program inherit: an environment in which they patch themselves.
+"""The environment by which interpreters that a patched program starts patch themselves.
 
-Separate because it acts at the other end of an exec. The environment holds UTPSOCKET_PATCH=1, the rules, and this
-folder on PYTHONPATH, where every Python finds sitecustomize.py at its start (multiprocessing's spawn and forkserver,
-subprocess running sys.executable). Interpreters of an environment into which the package was installed need no
-PYTHONPATH: they read utpsocket.pth, which the wheel puts beside the package. -S looks at neither, -E and -I at the
-latter alone.
+It has UTPSOCKET_PATCH=1, the rules, and this folder on PYTHONPATH, where a Python interpreter finds sitecustomize.py at
+its start (multiprocessing's spawn and forkserver, subprocess with sys.executable). Where the package is installed no
+PYTHONPATH is needed: the interpreter reads utpsocket.pth, which the wheel puts beside the package. With -S it reads
+neither, with -E and -I only utpsocket.pth.
 
 Sources: CPython's Doc/library/site.rst; docs/sockets.md §8.
 """
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 FOLDER: Final = str(Path(__file__).resolve().parent)
+# The rules that have a variable, and which. A function (`where`) has none.
 VARIABLES: Final = {
     "only": "UTPSOCKET_ONLY",
     "exclude": "UTPSOCKET_EXCEPT",
@@ -24,7 +24,6 @@ VARIABLES: Final = {
     "fallback_delay": "UTPSOCKET_FALLBACK_DELAY",
     "listen": "UTPSOCKET_LISTEN",
 }
-"""The rules that a variable can say, and which. A function (`where`) stays behind."""
 
 
 def environment(rules: Mapping[str, Any]) -> dict[str, str]:
@@ -46,7 +45,7 @@ _before: dict[str, str | None] = {}
 
 
 def export_environment(rules: Mapping[str, Any]) -> None:
-    """Put the variables into this process's environment, from which its children have theirs."""
+    """Put the variables into this process's environment, which its children inherit."""
     for name, value in environment(rules).items():
         _before.setdefault(name, os.environ.get(name))
         os.environ[name] = value

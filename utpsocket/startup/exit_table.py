@@ -1,7 +1,8 @@
-"""The table that UTPSOCKET_STATS prints on stderr when a process ends.
+"""The table that a process with UTPSOCKET_STATS prints on stderr at its end, as with `python3 -m utpsocket run
+--stats`.
 
-Separate because only `python3 -m utpsocket run --stats` asks for it. A process that made no connection prints none,
-but for the one that `run` itself started, whose number is the variable's value.
+A process that has made no connection prints none, apart from the one that `run` has started, whose number is the value
+of the variable.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from utpsocket.stats import EngineStats, engine_stats
 
 
 def register() -> None:
-    """Print the table when this process ends, after everything written has been flushed. Idempotent."""
+    """Have the table printed at this process's end, after what was written is delivered. A second call does nothing."""
     atexit.unregister(_print)
     atexit.register(_print)
 
@@ -28,7 +29,7 @@ def _print() -> None:
 
 
 def table(stats: EngineStats) -> list[str]:
-    """An engine's figures, a line each."""
+    """The lines of the table."""
     opened, accepted = stats.connections_initiated - stats.tcp_initiated, stats.connections_accepted
     again = stats.retransmitted_packets
     share = again / (stats.sent_packets or 1)

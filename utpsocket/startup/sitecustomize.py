@@ -1,9 +1,9 @@
 """Run by every Python at its start: patches `socket` when it is imported, if UTPSOCKET_PATCH asks for it.
 
-Found where the package is installed by utpsocket.pth beside it, elsewhere on a PYTHONPATH that has this folder. It
-takes its own folder off sys.path and runs the sitecustomize that it hides, so that the program finds both as they
-would have been. It costs next to nothing to an interpreter that never imports `socket`: the package is loaded only
-then, and by its place on disk, since the program's sys.path need not lead there.
+Where the package is installed, utpsocket.pth beside it runs this; elsewhere it is found on a PYTHONPATH that has this
+folder. It removes its own folder from sys.path and runs the sitecustomize that it hides, so that the program finds both
+as without it. The package is loaded when `socket` is imported and not before, so that it costs next to nothing to other
+interpreters; and by its place on disk, since it need not be on the program's sys.path.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PACKAGE = os.path.dirname(_FOLDER)
 
 
 def _is_wanted() -> bool:
-    """What UTPSOCKET_PATCH says, in the words that utpsocket.engine.environment knows, which is not loaded yet."""
+    """The value of UTPSOCKET_PATCH, read as by utpsocket.engine.environment, which is not loaded yet."""
     text = os.environ.get("UTPSOCKET_PATCH", "").strip()
     is_wanted = text.lower() in ("1", "yes", "true", "on")
     if not is_wanted and text.lower() not in ("", "0", "no", "false", "off") and sys.stderr is not None:

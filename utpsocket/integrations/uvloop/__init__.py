@@ -1,3 +1,3 @@
-"""uvloop over uTP: its loop makes and drives sockets in C. Programs see utpsocket.loops."""
+"""uvloop over uTP, whose loop makes and uses sockets in C. Programs use utpsocket.loops."""
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What a uvloop loop does differently when sockets may be uTP's: the methods that make and adopt transports.
+"""The methods of a uvloop loop that make transports, for sockets that may be uTP's.
 
-Separate from loops.py because they need asyncio, and a program that is patched may never import it. connect() and
-bind() are done by the Python class, which decides whether a socket is uTP's; then the raw fd goes through uvloop's
-create_unix_connection() or create_unix_server(), and the program is handed a transport that says AF_INET. Sockets that
-are not uTP's go where they always went.
+Apart from utpsocket/loops.py, since this needs asyncio, which a patched program may never import. connect() and bind()
+are done by the Python class, which decides whether a socket is uTP's. Then the raw descriptor is given to uvloop's
+create_unix_connection() or create_unix_server(), and the program gets a transport whose addresses are uTP's. Other
+sockets are given to uvloop as before.
 
-A loop's methods belong to its thread. Sources: uvloop 0.23, loop.pyx; docs/sockets.md §5.
+A loop's methods are called on its thread only. Sources: uvloop 0.23, loop.pyx; docs/sockets.md §5.
 """
 
 from __future__ import annotations
@@ -32,13 +32,12 @@ _ABOUT_ADDRESSES: Final = ("family", "proto", "flags", "local_addr")
 
 
 class Methods:
-    """What a uvloop loop does differently. Every method calls uvloop's class by name and never super(), so that the
+    """The methods that differ from uvloop's. Every one calls uvloop's class by name and never super(), so that the
     same functions serve uvloop.Loop changed in place.
     """
 
-    _utp_class: Any = (
-        stdlib.socket
-    )  # what uvloop.Loop changed in place has: makes the sockets of create_connection(host) and create_server(host)
+    # The class of the sockets of create_connection(host) and create_server(host), for uvloop.Loop changed in place.
+    _utp_class: Any = stdlib.socket
 
     async def create_connection(
         self: Any, protocol_factory: Any, host: Any = None, port: Any = None, **named: Any
@@ -63,7 +62,7 @@ class Methods:
         for name in _ABOUT_ADDRESSES:
             named.pop(name, None)
         try:
-            if not _is_utp(sock):  # the patch has its own opinion of this address
+            if not _is_utp(sock):  # the patch's rules send this address to TCP
                 result = await base.create_connection(self, protocol_factory, sock=sock, **named)
                 return result
             introduction = Introduction(protocol_factory(), made, identity=sock._utp)
@@ -139,7 +138,7 @@ class Methods:
         """As asyncio's call_exception_handler()."""
         _base().call_exception_handler(self, with_our_transport(context))
 
-    # These seven refuse an fd that a transport uses, with the transport's name.
+    # uvloop's own refuse a descriptor that a transport uses; these seven put the transport's name into the message.
 
     async def sock_recv(self: Any, sock: Any, n: int) -> bytes:
         """As asyncio's sock_recv()."""
@@ -187,7 +186,7 @@ class Methods:
 
 
 class _worded_as_of_tcp:  # a context manager, named as contextlib's
-    """A RuntimeError that uvloop raises within says what it would over TCP."""
+    """Give a RuntimeError that uvloop raises inside the text that it has over TCP."""
 
     __slots__ = ()
 
@@ -214,7 +213,7 @@ def _introducing(protocol_factory: Any, made: Any, listener: Any) -> Callable[[]
 
 
 async def _connect(loop: Any, made: Any, host: Any, port: Any, named: dict[str, Any]) -> Any:
-    """A socket connected to the first of the host's addresses that takes it; `named` as create_connection() got it."""
+    """A socket connected to the first of the host's addresses that accepts; `named`: as for create_connection()."""
     kind = {name: named.get(name, 0) for name in ("family", "proto", "flags")} | {"type": stdlib.SOCK_STREAM}
     local_addr = named.get("local_addr")
     found = await loop.getaddrinfo(host, port, **kind)
@@ -233,7 +232,7 @@ async def _connect(loop: Any, made: Any, host: Any, port: Any, named: dict[str, 
                 return sock
             except OSError as error:
                 sock.close()
-                # Not the exception, which refers to this frame. And uvloop's words have no address.
+                # Not the exception itself, which refers to this frame. And uvloop's message has no address.
                 code = error.errno or 0
                 errors.append((code, os.strerror(code) if code else str(error)))
             except BaseException:
@@ -249,7 +248,7 @@ async def _connect(loop: Any, made: Any, host: Any, port: Any, named: dict[str, 
 async def _bind(
     loop: Any, made: Any, host: Any, port: Any, family: int, flags: int, reuse_address: bool, reuse_port: bool
 ) -> list[Any]:
-    """A bound socket for each address that the hosts stand for."""
+    """A bound socket for each address of the hosts."""
     hosts = [None] if host == "" else [host] if isinstance(host, str) or not isinstance(host, Iterable) else list(host)
     infos: dict[Any, None] = {}
     for one in hosts:
@@ -260,7 +259,7 @@ async def _bind(
             try:
                 sock = made(kind, type_, proto)
             except OSError:
-                continue  # a family this machine does not have
+                continue  # this machine does not have the family
             socks.append(sock)
             sock.setblocking(False)
             if reuse_address:

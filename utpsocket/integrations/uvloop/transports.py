@@ -1,9 +1,9 @@
-"""uTP sockets in uvloop's hands: as libuv must see them, and as the program must.
+"""uTP sockets used by uvloop: what libuv gets, and what the program gets.
 
-Separate from loops.py because these outlive the call that made them. libuv gets a `Bare` AF_UNIX stream; the program's
-protocol gets a `Transport` whose addresses and socket are uTP's, from an `Introduction` that makes way once it is done.
+libuv gets a `Bare` AF_UNIX stream. The program's protocol gets a `Transport` whose addresses and socket are uTP's. An
+`Introduction` is the first protocol of a transport; it puts the program's own in its place.
 
-A transport belongs to its loop's thread. Sources: uvloop 0.23, handles/ and pseudosock.pyx; docs/sockets.md §5.
+A transport is used on its loop's thread only. Sources: uvloop 0.23, handles/ and pseudosock.pyx; docs/sockets.md §5.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from utpsocket.sockets import closing, lifecycle, registry
 
 
 class Bare:
-    """A uTP socket as the AF_UNIX stream it is to the kernel; what uvloop asks of a socket it is given, no more."""
+    """A uTP socket as the AF_UNIX stream that it is to the kernel, with the methods that uvloop calls."""
 
     family = stdlib.AF_UNIX
     type = stdlib.SOCK_STREAM
@@ -35,7 +35,7 @@ class Bare:
         self._is_taken = False
 
     def fileno(self) -> int:
-        """The fd, which is libuv's from now on: a close() by anybody else is put off until libuv is done with it."""
+        """The descriptor, which libuv uses from now on. A close() of the socket waits until libuv has closed it."""
         if not self._is_taken:
             self._is_taken = True
             self.sock._io_refs += 1
@@ -46,14 +46,14 @@ class Bare:
         self.sock.setblocking(flag)
 
     def getsockname(self) -> Any:
-        """The abstract name, which nobody has to unlink; a socket that does not listen yet has none, but will.
+        """The abstract name; for a socket that does not listen yet the first byte of one.
 
-        uvloop looks at the first byte when it is on Python 3.13 or later, where asyncio unlinks what is no such name.
+        On Python 3.13 and later asyncio unlinks the paths of sockets, and uvloop tells an abstract name by this byte.
         """
         return Socket.getsockname(self.sock) or b"\0"
 
     def close(self) -> None:
-        """libuv has closed the fd."""
+        """Note that libuv has closed the descriptor."""
         identity = self.sock._utp
         if self.sock.fileno() >= 0:
             self.sock.detach()
@@ -64,10 +64,11 @@ class Bare:
 
 
 class View:
-    """get_extra_info("socket"): the uTP socket behind a transport, without the means to take it away."""
+    """get_extra_info("socket"): the uTP socket behind a transport, without methods that would take it from the loop."""
 
     def __init__(self, bare: Any, identity: Identity, made: Any) -> None:
-        self._bare = bare  # uvloop's own view: knows when the fd is gone
+        # uvloop's own view, which knows whether the descriptor is open.
+        self._bare = bare
         self._identity = identity
         self._made = made
 
@@ -83,7 +84,7 @@ class View:
 
     @property
     def proto(self) -> int:
-        """As of a stream socket made without one."""
+        """The protocol number of a stream socket that was made without one."""
         return 0
 
     def fileno(self) -> int:
@@ -91,7 +92,7 @@ class View:
         return int(self._bare.fileno())
 
     def getsockname(self) -> Any:
-        """Our address."""
+        """The address of this end."""
         return self._identity.local or lifecycle.UNBOUND[self._identity.family]
 
     def getpeername(self) -> Any:
@@ -111,7 +112,7 @@ class View:
             sock.setsockopt(*args)
 
     def dup(self) -> Any:
-        """A socket of the program's own over a duplicate of the fd."""
+        """A socket for the program, with a duplicate of the descriptor."""
         with self._borrowed() as sock:
             copy = sock.dup()
             copy.setblocking(False)
@@ -157,7 +158,7 @@ class View:
 
     @contextmanager
     def _borrowed(self) -> Iterator[Any]:
-        """A socket object over libuv's fd, for a moment."""
+        """A socket object over libuv's descriptor, for one call."""
         fd = self.fileno()
         if fd < 0:
             raise lifecycle.os_error(errno.EBADF)
@@ -170,7 +171,7 @@ class View:
 
 
 class Transport(asyncio.Transport):
-    """uvloop's transport with a uTP socket's addresses, which speaks of itself as of TCP's."""
+    """uvloop's transport with the addresses of a uTP socket, and with TCP's name in repr() and in messages."""
 
     __slots__ = (
         "__weakref__",
@@ -195,7 +196,7 @@ class Transport(asyncio.Transport):
         """As of an asyncio transport over TCP."""
         if name == "socket":
             if not self._has_told_socket and self.view.fileno() < 0:
-                return None  # as uvloop, which makes it when it is asked for
+                return None  # as uvloop's, which makes its view at the first call
             self._has_told_socket = True
             return self.view
         if name == "sockname":
@@ -212,7 +213,7 @@ class Transport(asyncio.Transport):
         """As asyncio's."""
         self.inner.abort()
 
-    # What uvloop refuses on a closed transport it refuses with its own transport's name.
+    # On a closed transport uvloop's own raise with the name of its transport; these put this class's name there.
 
     def write(self, data: Any) -> None:
         """As asyncio's."""
@@ -271,27 +272,29 @@ class Transport(asyncio.Transport):
         return self.inner.get_write_buffer_limits()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)  # what uvloop has beside asyncio's interface
+        # What uvloop's transport has beside asyncio's interface.
+        return getattr(self.inner, name)
 
     def __repr__(self) -> str:
         return as_of_tcp(repr(self.inner))
 
 
-_transports: WeakValueDictionary[int, Transport] = WeakValueDictionary()  # by the id of uvloop's own, which each holds
+# By the id of uvloop's own transport, which each of them refers to.
+_transports: WeakValueDictionary[int, Transport] = WeakValueDictionary()
 
 
 def as_of_tcp(text: str) -> str:
-    """What uvloop says of one of its transports, in the words that it has for TCP's."""
+    """A message of uvloop's about one of its transports, in the form that it has for TCP's."""
     return text.replace("UnixTransport", "TCPTransport")
 
 
 def word_as_of_tcp(error: RuntimeError) -> None:
-    """The same for what uvloop raises, whose traceback stays."""
+    """The same for an exception of uvloop's, with its traceback."""
     error.args = tuple(as_of_tcp(word) if isinstance(word, str) else word for word in error.args)
 
 
 def with_our_transport(context: dict[str, Any]) -> dict[str, Any]:
-    """What a loop's exception handler is told, with the program's transport in the place of uvloop's."""
+    """The context for a loop's exception handler, with the program's transport in the place of uvloop's."""
     found = _transports.get(id(context.get("transport")))
     if found is None:
         return context
@@ -299,7 +302,7 @@ def with_our_transport(context: dict[str, Any]) -> dict[str, Any]:
 
 
 class Introduction(asyncio.Protocol):
-    """The first protocol of a transport: wraps it, then makes way for the program's own.
+    """The first protocol of a transport: wraps it, then puts the program's own protocol in its place.
 
     owner_pid   of the engine that serves the listening socket, for a connection that C code has accepted
     """
@@ -316,7 +319,7 @@ class Introduction(asyncio.Protocol):
         bare = transport.get_extra_info("socket")
         identity = self._identity or self._accepted(bare.fileno())
         if identity is None:
-            transport.abort()  # a stranger who found the listening name: anyone on this machine can connect to it
+            transport.abort()  # another process of this machine has connected to the listening name
             return
         self.transport = Transport(transport, View(bare, identity, self._made))
         options.set_option(None, identity, stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY, 1)  # as uvloop over TCP
@@ -339,23 +342,24 @@ class Introduction(asyncio.Protocol):
 
 
 class Server(asyncio.AbstractServer):
-    """What create_server() returns: uvloop's servers, one per listening socket, under one roof."""
+    """What create_server() returns: uvloop's servers, one for each listening socket, as one."""
 
     def __init__(self, loop: Any, backlog: int, made: Any) -> None:
         self._loop = loop
         self._backlog = backlog
         self._made = made
-        self._parts: list[tuple[Any, Any]] = []  # uvloop's server; the uTP socket it listens on, or None for TCP
+        # uvloop's server, and the uTP socket at which it listens; None for TCP.
+        self._parts: list[tuple[Any, Any]] = []
         self._is_closed = False
         self._forever: Any = None
 
     def add(self, server: Any, sock: Any) -> None:
-        """One more socket to listen on."""
+        """Add a listening socket."""
         self._parts.append((server, sock))
 
     @property
     def sockets(self) -> tuple[Any, ...]:
-        """The listening sockets, none once closed."""
+        """The listening sockets; none after close()."""
         views: list[Any] = []
         for server, sock in self._parts:
             found = server.sockets
@@ -374,7 +378,7 @@ class Server(asyncio.AbstractServer):
         return not self._is_closed and any(server.is_serving() for server, _ in self._parts)
 
     async def start_serving(self) -> None:
-        """Listen, if that was put off."""
+        """Begin to listen, unless that was done."""
         if self._is_closed:
             raise RuntimeError(f"server {self!r} is closed")
         for server, sock in self._parts:
@@ -398,7 +402,7 @@ class Server(asyncio.AbstractServer):
             self._forever = None
 
     def close(self) -> None:
-        """Listen no more; connections go on."""
+        """End listening. Connections go on."""
         self._is_closed = True
         for server, _ in self._parts:
             server.close()
@@ -406,6 +410,6 @@ class Server(asyncio.AbstractServer):
             self._forever.cancel()
 
     async def wait_closed(self) -> None:
-        """As uvloop's: until the last connection has ended."""
+        """As uvloop's: wait until the last connection has ended."""
         for server, _ in self._parts:
             await server.wait_closed()
