@@ -104,7 +104,7 @@ WITHOUT_HANDLERS_FILES = frozenset(  # uvloop's are asyncio's callbacks, native.
 LAYERS = (
     ("protocol/",),
     ("engine/interpreter/",),
-    ("engine/environment.py", "engine/faults.py", "engine/reactor.py"),
+    ("engine/environment.py", "engine/faults.py", "engine/reactor.py", "engine/timers.py"),
     ("engine/kernel/",),
     ("engine/user_fds/",),
     ("engine/channels/",),

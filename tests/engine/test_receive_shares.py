@@ -14,10 +14,10 @@ MERGED_BYTES = 44 * 1_472
 class FakeBridge:
     """What receive_shares.py looks at of a bridge."""
 
-    def __init__(self) -> None:
+    def __init__(self, cookie: int = 1) -> None:
         self.connection: Any = self
         self.receive = self
-        self.active_epoch = 0
+        self.cookie = cookie
         self.share_bytes = 0
 
 
@@ -39,11 +39,22 @@ def test_one_whose_data_come_packet_by_packet_leaves_room_for_what_each_costs_th
 
 def test_those_that_move_data_share() -> None:
     buffer_bytes = 8 << 20
-    shares, bridges = ReceiveShares(buffer_bytes), [FakeBridge() for _ in range(4)]
+    shares, bridges = ReceiveShares(buffer_bytes), [FakeBridge(cookie) for cookie in range(4)]
     for _ in range(20):
         for bridge in bridges:
             shares.on_data(bridge, MERGED_BYTES, now=1)  # type: ignore[arg-type]
     assert [bridge.share_bytes for bridge in bridges] == [buffer_bytes // 8] * 4
+
+
+def test_one_that_has_moved_nothing_for_two_epochs_has_no_part() -> None:
+    buffer_bytes = 8 << 20
+    shares, bridges = ReceiveShares(buffer_bytes), [FakeBridge(cookie) for cookie in range(4)]
+    for bridge in bridges:
+        shares.on_data(bridge, 1_472, now=1)  # type: ignore[arg-type]
+    shares.on_data(bridges[0], 1_472, now=60_000)  # type: ignore[arg-type]
+    assert bridges[0].share_bytes == buffer_bytes // 8, "the others were active in the epoch before"
+    shares.on_data(bridges[0], 1_472, now=120_000)  # type: ignore[arg-type]
+    assert bridges[0].share_bytes == buffer_bytes // 2
 
 
 def test_nobody_is_promised_less_than_is_worth_a_turn() -> None:

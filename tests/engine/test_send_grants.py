@@ -55,7 +55,6 @@ class FakeBridge:
         self.addr = ("192.0.2.1", 4_242)
         self.send = FakeSend()
         self.grant_queue: Any = None
-        self.grant_offset = self.grant_bytes = self.grant_in_flight_bytes = self.grant_lost_packets = 0
 
     def transmit(self) -> list[FakeBridge]:
         """As Endpoint.transmit() and Loop: sends all it may, then the lane counts."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 import weakref
-from typing import Any
 
-from utpsocket.engine.timers import Timers
+from utpsocket.engine.timers import Deadline, Timers
 
 HANDSHAKE_US = 31_000_000
 TIME_WAIT_US = 600_000
@@ -16,14 +15,13 @@ class Waiting:
     """What Timers needs of a bridge."""
 
     def __init__(self) -> None:
-        self.wakes_at: int | None = None
-        self.heap_at: int | None = None
+        self.deadline = Deadline()
         self.is_gone = False
 
 
 def test_what_is_over_is_not_kept_until_its_old_deadlines() -> None:
     """A connection that lived for a tenth of a second was kept for 31, for the handshake that might have failed."""
-    timers: Any = Timers()
+    timers: Timers[Waiting] = Timers()
     kept = []
     for number in range(1_000):
         bridge = Waiting()
@@ -37,7 +35,7 @@ def test_what_is_over_is_not_kept_until_its_old_deadlines() -> None:
 
 def test_who_waits_is_told_once_at_its_time_whoever_else_is_over() -> None:
     chance = random.Random(1)
-    timers: Any = Timers()
+    timers: Timers[Waiting] = Timers()
     waiting: dict[Waiting, int] = {}
     now = 0
     told = 0
@@ -51,7 +49,7 @@ def test_who_waits_is_told_once_at_its_time_whoever_else_is_over() -> None:
             over.is_gone = True
             del waiting[over]
         now += chance.randrange(300)
-        due = timers.due_bridges(now)
+        due = timers.due(now)
         assert sorted(map(id, due)) == sorted(id(bridge) for bridge, at in waiting.items() if at <= now)
         told += len(due)
         for bridge in due:

@@ -181,7 +181,9 @@ def waiting_ports(loop: Any) -> int:
         and not endpoint.holders
         and endpoint.listener is None
         and all(
-            bridge.connection.state is State.TIME_WAIT and bridge.engine_sock is None and bridge.heap_at is not None
+            bridge.connection.state is State.TIME_WAIT
+            and bridge.engine_sock is None
+            and bridge.deadline.queued_at is not None
             for bridge in endpoint.bridges.values()
         )
     )

@@ -120,8 +120,9 @@ class Loop:
         self.command: Any = None  # which it carries out, or is about to, whoever the owner is
         self._containment = Containment()
         self._met: BaseException | None = None  # what came out of that work, and is not contained yet
-        self.timers = Timers()
+        self.timers: Timers[Bridge] = Timers()
         self.call_at = self.timers.call_at
+        self._schedule = self.timers.schedule
         self._dirty: dict[Bridge, None] = {}
         self._readable_endpoints: dict[Endpoint, None] = {}
         self._readable_bridges: dict[Bridge, None] = {}
@@ -252,7 +253,7 @@ class Loop:
         through what they had taken. epoll says again what it has said, and every connection has its turn.
         """
         self._deferred_delivery = []
-        self.timers.forget_bridges()
+        self.timers.clear()
         for channel in list(self.channels.values()):
             channel.forget_readiness()
         for endpoint in list(self.endpoints.values()):
@@ -421,7 +422,7 @@ class Loop:
             self._readable_bridges[bridge] = None
 
     def _fire_timers(self, now: int) -> None:
-        for bridge in self.timers.due_bridges(now):
+        for bridge in self.timers.due(now):
             self.owner = bridge
             bridge.connection.handle_timeout(now=now)
             self._dirty[bridge] = None
@@ -515,7 +516,7 @@ class Loop:
             return
         if connection.state is TIME_WAIT:
             self._last_acks.settle(bridge)
-        self.timers.schedule(bridge, connection.timeout_at())
+        self._schedule(bridge, connection.timeout_at())
 
     def _on_settled(self, bridge: Bridge, now: int) -> None:
         """An accepted connection is half-open no longer: its peer is verified, or it has ended."""

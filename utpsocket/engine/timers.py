@@ -1,103 +1,134 @@
 """When the engine has to wake up by itself: the connections' deadlines, and calls at a time.
 
-Separate because it is a structure and no policy. docs/performance.md §10: one heap entry per connection. A later
-deadline is only noted; when the old one comes, the connection is put back. An earlier one makes another entry, and the
-old one means nothing; nor does that of a connection that is over. Such entries are thrown out when they are more than
-the others: a handshake may take half a minute, and what ended long before would be kept so long, and looked at by every
-collection.
+A deadline moves with nearly every packet, and almost always to a later time. So a connection has one entry in the heap
+(docs/performance.md §10): a later deadline is only noted, and when the entry's time comes, the connection is put back
+for the rest. An earlier one makes another entry, and the old one means nothing from then on.
 
-Only the engine's thread calls. Times µs.
+    Example, in ms. A packet leaves at 0, to be repeated at 1,000: the connection is queued at 1,000. Acks move the
+    deadline to 1,050, 1,100, … 1,900, and the heap is not touched. At 1,000 the entry is popped, and one for 1,900 is
+    pushed. If a delayed ack is due at 1,020 then, another entry is pushed, and the one of 1,900 is passed over later.
+
+Entries that mean nothing, and those of connections that are over, are thrown out when they are more than half: a
+handshake may take half a minute, and a connection that ended long before would be kept for so long, and looked at by
+every garbage collection.
+
+Only the engine's thread calls. Times: µs of the monotonic clock.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from utpsocket.protocol.times import NEVER
 
 if TYPE_CHECKING:
-    from utpsocket.engine.channels.utp import Bridge
+    from typing import Protocol
 
-_FEW: Final = 64  # entries that are not worth a look
+    class Timed(Protocol):
+        """What has a deadline: a connection's bridge."""
+
+        deadline: Deadline
+        is_gone: bool
 
 
-class Timers:
+_T = TypeVar("_T", bound="Timed")
+
+_FEW: Final = 64  # entries that are not worth a look, by feel: some 10 KB
+
+
+class Deadline:
+    """The deadline of one connection. Only Timers writes here.
+
+    at          when handle_timeout() is to be called; None: never
+    queued_at   the time of its entry in the heap, which is not later; None: it has none
+    """
+
+    __slots__ = ("at", "queued_at")
+
+    def __init__(self) -> None:
+        self.at: int | None = None
+        self.queued_at: int | None = None
+
+
+class Timers(Generic[_T]):
     """Of one engine.
 
     next_at   when something may be due, NEVER for nothing. Perhaps too early, never too late: it is set before what it
               stands for is kept, and found anew by the due_call() that has nothing to give.
     """
 
-    __slots__ = ("_alarms", "_heap", "_most", "_order", "next_at")
+    __slots__ = ("_calls", "_heap", "_most", "_order", "next_at")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Bridge]] = []
-        self._alarms: list[tuple[int, int, Callable[[], None]]] = []
+        self._heap: list[tuple[int, int, _T]] = []
+        self._calls: list[tuple[int, int, Callable[[], None]]] = []
         self._most = _FEW  # entries in the heap before those that mean nothing are thrown out
         self._order = 0  # of two at the same time, the one that came first
         self.next_at = NEVER
 
-    def schedule(self, bridge: Bridge, at: int | None) -> None:
-        """The connection's time comes at `at`, whatever was said before; None: never."""
-        bridge.wakes_at = at
+    def schedule(self, timed: _T, at: int | None) -> None:
+        """Its deadline is `at`, whatever it was before; None: it has none. due() returns it then."""
+        deadline = timed.deadline
+        deadline.at = at
         if at is not None:
-            heap_at = bridge.heap_at
-            if heap_at is None or at < heap_at:
+            queued_at = deadline.queued_at
+            if queued_at is None or at < queued_at:
                 if at < self.next_at:
                     self.next_at = at
-                bridge.heap_at = at
+                deadline.queued_at = at
                 self._order += 1
-                heapq.heappush(self._heap, (at, self._order, bridge))
+                heapq.heappush(self._heap, (at, self._order, timed))
                 if len(self._heap) > self._most:
                     self._throw_out()
 
     def _throw_out(self) -> None:
-        kept: dict[Bridge, tuple[int, int, Bridge]] = {}
+        kept: dict[_T, tuple[int, int, _T]] = {}
         for entry in self._heap:
-            at, _, bridge = entry
-            if bridge.heap_at == at and not bridge.is_gone:
-                kept[bridge] = entry
+            at, _, timed = entry
+            if timed.deadline.queued_at == at and not timed.is_gone:
+                kept[timed] = entry
         heap = list(kept.values())
         heapq.heapify(heap)
         self._heap = heap
         self._most = 2 * len(heap) + _FEW
 
     def call_at(self, at: int, call: Callable[[], None]) -> None:
-        """Have due_call() give `call` at this time or soon after."""
+        """Have due_call() return `call` at this time or soon after."""
         if at < self.next_at:
             self.next_at = at
         self._order += 1
-        heapq.heappush(self._alarms, (at, self._order, call))
+        heapq.heappush(self._calls, (at, self._order, call))
 
-    def due_bridges(self, now: int) -> list[Bridge]:
-        """The connections whose time has come; each is told once."""
-        due: list[Bridge] = []
+    def due(self, now: int) -> list[_T]:
+        """What has reached its deadline, each once; schedule() it again afterwards."""
+        due: list[_T] = []
         heap = self._heap
         while heap and heap[0][0] <= now:
-            at, _, bridge = heapq.heappop(heap)
-            if bridge.heap_at != at:
+            entry_at, _, timed = heapq.heappop(heap)
+            deadline = timed.deadline
+            if deadline.queued_at != entry_at:
                 continue
-            bridge.heap_at = None
-            wakes_at = bridge.wakes_at
-            if wakes_at is None or bridge.is_gone:
+            deadline.queued_at = None
+            at = deadline.at
+            if at is None or timed.is_gone:
                 continue
-            if wakes_at <= now:
-                due.append(bridge)
+            if at <= now:
+                due.append(timed)
             else:
-                self.schedule(bridge, wakes_at)
+                self.schedule(timed, at)
                 heap = self._heap  # which may be another now
         return due
 
     def due_call(self, now: int) -> Callable[[], None] | None:
         """The next call whose time has come, or None. One by one: what fails must not take others with it."""
-        if self._alarms and self._alarms[0][0] <= now:
-            return heapq.heappop(self._alarms)[2]
+        if self._calls and self._calls[0][0] <= now:
+            return heapq.heappop(self._calls)[2]
         at = self._heap[0][0] if self._heap else NEVER
-        self.next_at = min(at, self._alarms[0][0]) if self._alarms else at
+        self.next_at = min(at, self._calls[0][0]) if self._calls else at
         return None
 
-    def forget_bridges(self) -> None:
-        """Every connection will be scheduled anew."""
+    def clear(self) -> None:
+        """Forget all deadlines: each connection gets a new Deadline, and is scheduled anew. Calls are kept."""
         self._heap.clear()

@@ -26,6 +26,7 @@ from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from utpsocket.engine.kernel.syscalls import Stream
+from utpsocket.engine.timers import Deadline
 from utpsocket.engine.user_fds import reset, shared_errnos
 from utpsocket.engine.user_fds.open_fds import is_known
 from utpsocket.engine.user_fds.reset import close_engine_sock, record, refuse_sends
@@ -95,7 +96,10 @@ if TYPE_CHECKING:
         """Connections to one peer's port that take turns (ports/send_grants.py)."""
 
         is_ordered: bool
-        members: int
+
+        @property
+        def has_members(self) -> bool:
+            """Whether any connection to that port is not over."""
 
         def packets(self, bridge: Bridge) -> int:
             """How many packets of new data this connection may send now."""
@@ -194,21 +198,16 @@ class Bridge:
         "_refuses_sends",
         "_sent_eof",
         "_stream",
-        "active_epoch",
         "close_errno",
         "connection",
         "cookie",
+        "deadline",
         "endpoint",
         "engine_fd",
         "engine_sock",
         "finish_when_drained",
         "flush_waiters",
-        "grant_bytes",
-        "grant_in_flight_bytes",
-        "grant_lost_packets",
-        "grant_offset",
         "grant_queue",
-        "heap_at",
         "identity",
         "is_gated",
         "is_gone",
@@ -222,7 +221,6 @@ class Bridge:
         "source",
         "syn_received_at",
         "tcp_attempt",
-        "wakes_at",
     )
 
     def __init__(self, connection: Connection, endpoint: BridgePort, identity: Identity, source: list[Any]) -> None:
@@ -243,15 +241,9 @@ class Bridge:
         self.other_side: Bridge | None = None  # where it is this engine's too, once one of them is in TIME_WAIT
         self.is_gated = False  # the user's fd is held unwritable: what is at our end is filler
         self.syn_received_at = 0
-        self.active_epoch = 0  # receive_shares.py
-        self.wakes_at: int | None = None  # when the connection's time comes
-        self.heap_at: int | None = None  # when the loop's heap will say so
+        self.deadline = Deadline()
         self.tcp_attempt: TcpAttempt | None = None  # a connect that may go over TCP as well
-        self.grant_queue: GrantQueue | None = None  # what follows is send_grants.py's
-        self.grant_in_flight_bytes = 0  # under way, as last counted
-        self.grant_bytes = 0  # may leave from grant_offset on
-        self.grant_lost_packets = 0  # as last seen
-        self.grant_offset = 0
+        self.grant_queue: GrantQueue | None = None
         self.flush_waiters: list[Any] = []
         self.finish_when_drained = False  # the process ends, and nobody will close the user's fd
         self._filler_bytes = -1  # of the gate's, left to drain; -1: all
@@ -754,7 +746,7 @@ class Bridge:
 
     def forget_readiness(self) -> None:
         """See Channel."""
-        self.heap_at = None
+        self.deadline = Deadline()
         self.is_idle_only = False
         self.is_readable = self.engine_sock is not None
         self.endpoint.loop.wake_bridge(self)

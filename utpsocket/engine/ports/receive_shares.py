@@ -36,7 +36,6 @@ class ReceiveShares:
         "_active",
         "_active_before",
         "_ends_at",
-        "_epoch",
         "_least_bytes",
         "_merged_runs",
         "alone_bytes",
@@ -48,9 +47,9 @@ class ReceiveShares:
         self.alone_bytes = buffer_bytes * 9 // 10
         self._merged_runs = 0
         self._least_bytes = max(_LEAST_BYTES, min(GRANT_BYTES, budget_bytes // 8))
-        self._epoch = 1
-        self._ends_at = 0
-        self._active = self._active_before = 0
+        self._ends_at = 0  # of the current epoch
+        self._active: set[int] = set()  # cookies of the connections that moved data in this epoch
+        self._active_before = 0  # how many did in the one before
 
     def at_first(self, connections: int) -> int:
         """What a connection that has moved nothing may promise, in bytes, with `connections` on this port."""
@@ -60,14 +59,11 @@ class ReceiveShares:
         """A run of `size` bytes came for this connection: its part is that of an active one."""
         self._merged_runs = min(_SURE_RUNS, self._merged_runs + 1) if size >= _MERGED_BYTES else 0
         if now >= self._ends_at:
-            self._active_before = self._active if now < self._ends_at + _EPOCH_US else 0
-            self._active = 0
-            self._epoch += 1
+            self._active_before = len(self._active) if now < self._ends_at + _EPOCH_US else 0
+            self._active.clear()
             self._ends_at = now + _EPOCH_US
-        if bridge.active_epoch != self._epoch:
-            bridge.active_epoch = self._epoch
-            self._active += 1
-        active = max(self._active, self._active_before)
+        self._active.add(bridge.cookie)
+        active = max(len(self._active), self._active_before)
         if active == 1 and self._merged_runs == _SURE_RUNS:
             share_bytes = self.alone_bytes
         else:

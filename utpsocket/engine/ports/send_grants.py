@@ -46,7 +46,7 @@ class SendGrants:
         grant_queue = self._queues.get(addr)
         if grant_queue is None:
             grant_queue = self._queues[addr] = GrantQueue()
-        grant_queue.join()
+        grant_queue.join(bridge)
         bridge.grant_queue = grant_queue
 
     def leave(self, bridge: Bridge) -> Bridge | None:
@@ -55,33 +55,55 @@ class SendGrants:
         if grant_queue is None:
             return None
         following = grant_queue.leave(bridge)
-        if not grant_queue.members:
+        if not grant_queue.has_members:
             del self._queues[bridge.connection.addr]
         return following
+
+
+class Grant:
+    """What one connection was granted last.
+
+    from_offset       of its stream: where the grant begins
+    bytes             how many bytes may leave from there on
+    in_flight_bytes   of the connection, as last counted, with what the grant will add
+    lost_packets      of the connection, as last seen
+    """
+
+    __slots__ = ("bytes", "from_offset", "in_flight_bytes", "lost_packets")
+
+    def __init__(self) -> None:
+        self.from_offset = 0
+        self.bytes = 0
+        self.in_flight_bytes = 0
+        self.lost_packets = 0
 
 
 class GrantQueue:
     """Of one peer's address.
 
-    members      connections that dialled it and are not over
-    is_ordered   there are so many that they must ask packets()
+    is_ordered   there are so many connections that they must ask packets()
     """
 
-    __slots__ = ("_in_flight_bytes", "_most_bytes", "_shown_bytes", "_sure_bytes", "_waiting", "is_ordered", "members")
+    __slots__ = ("_grants", "_in_flight_bytes", "_most_bytes", "_shown_bytes", "_sure_bytes", "_waiting", "is_ordered")
 
     def __init__(self) -> None:
-        self.members = 0
         self.is_ordered = False
+        self._grants: dict[Bridge, Grant] = {}  # of the connections that dialled it and are not over
         self._in_flight_bytes = 0
         self._sure_bytes = 0  # what the peer has promised to one of them, its buffer holds
         self._most_bytes = 0  # and more, as long as nothing is lost
         self._shown_bytes = 0  # the window that a member has shown to be harmless
         self._waiting: dict[Bridge, None] = {}
 
-    def join(self) -> None:
+    @property
+    def has_members(self) -> bool:
+        """Whether any connection has dialled this address and is not over."""
+        return bool(self._grants)
+
+    def join(self, bridge: Bridge) -> None:
         """One more dials."""
-        self.members += 1
-        self.is_ordered = self.members > _FEW
+        self._grants[bridge] = Grant()
+        self.is_ordered = len(self._grants) > _FEW
 
     def packets(self, bridge: Bridge) -> int:
         """How many packets of new data this connection may send now; while it may send none, it is held. Ask before
@@ -91,7 +113,8 @@ class GrantQueue:
         if send.peer.largest_window_bytes > self._sure_bytes:
             self._sure_bytes = min(_MOST_BYTES, send.peer.largest_window_bytes)
             self._most_bytes = max(self._most_bytes, self._sure_bytes)
-        left_bytes = bridge.grant_offset + bridge.grant_bytes - send.sent_offset
+        grant = self._grants[bridge]
+        left_bytes = grant.from_offset + grant.bytes - send.sent_offset
         if left_bytes > 0:
             payload_bytes = send.mtu.datagram_bytes - HEADER_BYTES
             if send.unsent_bytes <= left_bytes:
@@ -115,13 +138,14 @@ class GrantQueue:
             del self._waiting[following]
             send = following.connection.send
             size = send.mtu.datagram_bytes
-            self._share_window(following, send)
+            grant = self._grants[following]
+            self._share_window(grant, send)
             whole_bytes = min(send.controller.window_bytes, send.peer.window_bytes)
             window_bytes = whole_bytes - send.flights.in_flight_bytes
             if window_bytes < min(GRANT_BYTES // 2, whole_bytes // 2, send.unsent_bytes) and send.flights.queue:
                 continue  # not worth a turn; its next ack will have it ask again
             send.awaits_grant = False
-            following.grant_offset = send.sent_offset
+            grant.from_offset = send.sent_offset
             # What it cannot send now, its window being small yet, it must ask for again: many that grow at once would
             # exceed all bounds with what they were granted before.
             payload_bytes = size - HEADER_BYTES
@@ -132,19 +156,19 @@ class GrantQueue:
             packets = min(packets, max(1, window_bytes // payload_bytes))
             # What is written later has to ask again: a thousand that each kept the rest of a grant could use them all
             # at the same moment. If this one cannot send, its peer's window being closed, nothing counts.
-            following.grant_bytes = expected_bytes = min(packets * payload_bytes, send.unsent_bytes)
-            following.grant_in_flight_bytes += expected_bytes
+            grant.bytes = expected_bytes = min(packets * payload_bytes, send.unsent_bytes)
+            grant.in_flight_bytes += expected_bytes
             self._in_flight_bytes += expected_bytes
             granted.append(following)
         return granted
 
-    def _share_window(self, bridge: Bridge, send: SendHalf) -> None:
+    def _share_window(self, grant: Grant, send: SendHalf) -> None:
         """What one had under way in its turn and lost nothing, the next may have in its: as much is under way together
         as before. On short paths, where there is nothing between the two but their own queues.
         """
         controller = send.controller
-        if send.lost_packets != bridge.grant_lost_packets:
-            bridge.grant_lost_packets = send.lost_packets
+        if send.lost_packets != grant.lost_packets:
+            grant.lost_packets = send.lost_packets
             self._shown_bytes = 0
             self._most_bytes = max(self._sure_bytes, self._most_bytes // 2)
             return
@@ -156,15 +180,14 @@ class GrantQueue:
 
     def leave(self, bridge: Bridge) -> Bridge | None:
         """The connection is over. Returns the first that waits."""
-        self.members -= 1
-        self.is_ordered = self.members > _FEW
+        self._in_flight_bytes -= self._grants.pop(bridge).in_flight_bytes
+        self.is_ordered = len(self._grants) > _FEW
         bridge.connection.send.awaits_grant = False
-        self._in_flight_bytes -= bridge.grant_in_flight_bytes
-        bridge.grant_in_flight_bytes = 0
         self._waiting.pop(bridge, None)
         return next(iter(self._waiting), None)
 
     def _count(self, bridge: Bridge) -> None:
         in_flight_bytes = bridge.connection.send.flights.in_flight_bytes
-        self._in_flight_bytes += in_flight_bytes - bridge.grant_in_flight_bytes
-        bridge.grant_in_flight_bytes = in_flight_bytes
+        grant = self._grants[bridge]
+        self._in_flight_bytes += in_flight_bytes - grant.in_flight_bytes
+        grant.in_flight_bytes = in_flight_bytes
