@@ -64,6 +64,8 @@ from utpsocket.protocol.runs import MAX_RUN_PACKETS
 from utpsocket.protocol.states import SYN_RECEIVED, TIME_WAIT
 
 if TYPE_CHECKING:
+    from collections import deque
+
     from utpsocket.engine.channels.channel import Channel
     from utpsocket.engine.channels.utp import BridgePort
 
@@ -301,30 +303,34 @@ class Loop:
         self.now = now = time.monotonic_ns() // 1_000
         self.wakeups += 1
         by_fd = self._watches.by_fd  # Endpoint, Bridge, or whatever has on_event()
-        sources = [(by_fd.get(fd), mask) for mask, fd in events]  # before anything is closed and its fd reused
-        if self._inbox.commands:
-            self._carry_out_commands()
+        # Before anything is closed and its fd reused.
+        sources = [(source, mask) for mask, fd in events if (source := by_fd.get(fd)) is not None]
+        queue = self._inbox.commands
+        if queue:
+            self._carry_out(queue)
         for source, mask in sources:
             self.owner = source
             if type(source) is Endpoint:
                 if mask & (EPOLLIN | EPOLLERR):
                     self._readable_endpoints[source] = None
                 if mask & (EPOLLERR | EPOLLOUT):
-                    self._on_port_event(source, mask, now)
+                    self._on_port_trouble(source, mask, now)
             elif type(source) is Bridge:
                 source.on_event(mask)
                 if source.is_readable:
                     self._readable_bridges[source] = None
                 if mask & EPOLLOUT or source.engine_sock is None:
                     self._dirty[source] = None
-            elif source is not None:
+            else:
                 source.on_event(mask)
         if self._readable_endpoints:
             self._read_ports(now)
-        if self._idle_only or self._readable_bridges:
-            self._read_bridges(now, is_idle=not events)
+        if self._idle_only:
+            self._read_idle_only(now, is_idle=not events)
+        if self._readable_bridges:
+            self._read_bridges(now)
         if self._blocked:
-            self._flush_blocked()
+            self._flush_ports()
         if self.timers.next_at <= now:
             self._fire_timers(now)
         self.owner = None
@@ -332,26 +338,12 @@ class Loop:
             self.recheck(self)
         self._flush_dirty(now)
 
-    def _carry_out_commands(self) -> None:
-        """Do what the commands ask for that are in the queue now; what comes meanwhile is for the next iteration."""
-        queue = self._inbox.commands
+    def _carry_out(self, queue: deque[Command]) -> None:
+        """As many commands as there are now."""
         for _ in range(len(queue)):
             self.command = queue[0]  # while it is still there: from here on whoever asked is answered
             queue.popleft()
             self.carry_out()
-
-    def _on_port_event(self, endpoint: Endpoint, mask: int, now: int) -> None:
-        """A port has errors, or room again for what it could not send."""
-        if mask & EPOLLERR:
-            endpoint.port.read_errors()
-            endpoint.handle_errors(now=now)
-        if mask & EPOLLOUT:
-            self._flush_port(endpoint)
-
-    def _flush_blocked(self) -> None:
-        for endpoint in list(self._blocked):
-            self.owner = endpoint
-            self._flush_port(endpoint)
 
     def carry_out(self) -> None:
         """Do what `command` asks for. Whoever the work turns out to be for, it is answered."""
@@ -394,10 +386,7 @@ class Loop:
             if endpoint.is_readable:
                 self._readable_endpoints[endpoint] = None
 
-    def _read_bridges(self, now: int, *, is_idle: bool) -> None:
-        """Read what programs have written; is_idle: nothing else is to be done."""
-        if self._idle_only:
-            self._read_idle_only(now, is_idle=is_idle)
+    def _read_bridges(self, now: int) -> None:
         bridges, self._readable_bridges = self._readable_bridges, {}
         for bridge in bridges:
             self._read_bridge(bridge, now, is_due=False)
@@ -519,7 +508,7 @@ class Loop:
         self._schedule(bridge, connection.timeout_at())
 
     def _on_settled(self, bridge: Bridge, now: int) -> None:
-        """An accepted connection is half-open no longer: its peer is verified, or it has ended."""
+        """A half-open connection was proven, or ended."""
         bridge.syn_received_at = 0
         acceptors = self.endpoints.get(bridge.endpoint.key)
         listener = None if acceptors is None else acceptors.listener
@@ -535,6 +524,19 @@ class Loop:
         if listener.is_closed:
             listener.give_up()
             listener.endpoint.close_if_unused()
+
+    def _on_port_trouble(self, endpoint: Endpoint, mask: int, now: int) -> None:
+        """epoll says that a port has errors to be read, or may send again."""
+        if mask & EPOLLERR:
+            endpoint.port.read_errors()
+            endpoint.handle_errors(now=now)
+        if mask & EPOLLOUT:
+            self._flush_port(endpoint)
+
+    def _flush_ports(self) -> None:
+        for endpoint in list(self._blocked):
+            self.owner = endpoint
+            self._flush_port(endpoint)
 
     def _flush_port(self, endpoint: BridgePort) -> None:
         if endpoint.port.is_blocked and endpoint.port.flush():

@@ -340,26 +340,19 @@ class Bridge:
             if self._has_finished_input:
                 self._check_hang_up(now=now)
                 return
-            span = connection.free_span()
-            if not span and self._may_have_ended:
-                # The user writes no more, and whoever waits for room to do so must hear of it: there is room, and what
-                # it wants to write is refused. So all is taken that it wrote before, which is what the pair holds.
-                connection.send.buffer.make_room(max(1, reset.unread_bytes(self.engine_fd)))
-                span = connection.free_span()
+            span = connection.free_span() or self._free_span_at_end(now=now)
             if not span:
-                if self._is_hung_up:
-                    self._hang_up_early(now=now)
                 return
             spans = connection.free_spans(budget) if is_flowing else [span]
             count = self._stream.receive(spans)
-            if count < 0:
-                if self._on_read_error(-count, now=now):
+            if count <= 0:
+                connection.commit(0)
+                if count and not self._on_read_error(-count, now=now):
                     return
+                if not count:
+                    self._on_user_eof(now=now)
                 continue
             self._has_unread_event = False
-            if not count:
-                self._on_end_of_input(now=now)
-                continue
             is_flowing = count >= len(span) and count == sum(map(len, spans))
             connection.commit(count, more=is_flowing)
             if not is_flowing and not self._may_have_ended:
@@ -370,26 +363,40 @@ class Bridge:
             if budget <= (-BLOCK_BYTES if is_flowing and connection.send.awaits_grant else 0):
                 return
 
+    def _free_span_at_end(self, *, now: int) -> memoryview | None:
+        """Room for more in a full send buffer, where the user writes no more. A send() of its that waits for room must
+        return: there is room then, and what it wants to write is refused. So all is taken that it wrote before, which
+        is what the pair holds.
+        """
+        connection = self.connection
+        if self._may_have_ended:
+            connection.send.buffer.make_room(max(1, reset.unread_bytes(self.engine_fd)))
+            span = connection.free_span()
+            if span:
+                return span
+        if self._is_hung_up:
+            self._hang_up_early(now=now)
+        return None
+
     def _on_read_error(self, code: int, *, now: int) -> bool:
-        """recv() at our end has failed. Returns whether there is no more to read for now."""
-        self.connection.commit(0)
+        """Reading from the pair has failed with this errno. Returns whether to read on."""
+        if code == errno.ECONNRESET:
+            self._closed_with_unread = True  # the user closed with bytes unread; what it wrote still follows
+            return True
         if code == errno.EAGAIN:
             if self._has_unread_event:
                 self._has_unread_event = False
                 self.endpoint.loop.watch_room(self, wanted=not self.is_writable)  # then let it say so again
             self._on_drained(now=now)
-            return True
-        if code in TRANSIENT:
+        elif code in TRANSIENT:
             self._try_again_soon()
-            return True
-        if code != errno.ECONNRESET:
+        else:
             raise OSError(code, os.strerror(code))  # EBADF: the program has closed every fd that it found
-        self._closed_with_unread = True  # the user closed with bytes unread; what it wrote still follows
         return False
 
-    def _on_end_of_input(self, *, now: int) -> None:
-        """recv() at our end has returned nothing: the user writes no more."""
-        self.connection.commit(0)
+    def _on_user_eof(self, *, now: int) -> None:
+        """The user has shut down writing, or has closed its fd."""
+        self._has_unread_event = False
         self._has_finished_input = True
         self.poll_end()  # a close says end of file and hang-up at once, and with linger must not send a FIN
         if self._is_hung_up and self.identity.settings.linger_seconds == 0 and not self._is_shut_down():
@@ -554,7 +561,7 @@ class Bridge:
         """Move what arrived in order to the user's end, as far as the kernel takes it."""
         connection = self.connection
         if self.engine_sock is None:
-            self._deliver_to_nothing(now=now)
+            self._deliver_to_nobody(now=now)
             return
         room = self.receive_buffer
         while True:
@@ -577,7 +584,7 @@ class Bridge:
                 connection.delivered(count, now=now)
                 if not connection.receive.reassembly.ready_bytes:
                     break
-            elif self._on_write_error(-count, now=now):
+            elif not self._on_write_error(-count, now=now):
                 return
         if connection.has_eof and not self._sent_eof:
             if not self._send_eof():
@@ -587,8 +594,8 @@ class Bridge:
         if self.close_errno is not None:
             self._propagate_close()
 
-    def _deliver_to_nothing(self, *, now: int) -> None:
-        """What arrives when our end of the pair is closed: it is dropped, or kept until the hand-over."""
+    def _deliver_to_nobody(self, *, now: int) -> None:
+        """What arrived is dropped where the user's fd is closed, and waits where it is not there yet (hand-over)."""
         connection = self.connection
         if self.is_handed_over or connection.state is CLOSED:
             views = connection.poll_delivery()
@@ -600,28 +607,28 @@ class Bridge:
             self.identity.is_over = True  # both FINs are acked, which they were not when the user said its own
 
     def _on_write_error(self, code: int, *, now: int) -> bool:
-        """send() at our end has failed. Returns whether no more can be delivered for now."""
+        """Writing to the pair has failed with this errno. Returns whether to go on."""
         if code == errno.EAGAIN:
             self.is_writable = False
             self.connection.delivered(0, now=now)
             self.endpoint.loop.watch_room(self, wanted=True)
             self._refuse_sends()
-            return True
+            return False
         if code == errno.ECONNRESET:  # the user closed with bytes unread
             self._closed_with_unread = True
             self.is_readable = True
         elif code in TRANSIENT:
             self.connection.delivered(0, now=now)
             self._try_again_soon()
-            return True
+            return False
         elif code == errno.EPIPE:  # the user reads no more
             self._discards_received = True
         else:
             raise OSError(code, os.strerror(code))
-        return False
+        return True
 
     def _send_eof(self) -> bool:
-        """Everything is delivered, and the peer's FIN has come: end of file. Returns False to try again soon."""
+        """The user reads the end of file once it has read what came before. False: not now, it is tried again."""
         try:
             self.engine_sock.shutdown(stdlib.SHUT_WR)
         except OSError as error:

@@ -337,10 +337,7 @@ class Endpoint:
         port, arena = self.port, self.loop.arena
         self._is_receiving = True
         if self.flood.is_on and port.can_sift:
-            self.flood.receive(self, now=now)
-            if port.errors:
-                self.handle_errors(now=now)
-            self._is_receiving = False
+            self._receive_flood(now=now)
             return
         noise = self.flood.noise
         before: Run | None = None  # not handled yet: what follows may belong to the same flight
@@ -354,13 +351,13 @@ class Endpoint:
                 if not self.is_readable or datagrams >= _DATAGRAMS_PER_ITERATION:
                     break
                 continue
-            if runs == 1 and not self._expected_runs and len(before.data if before else b"") < _BULK_BYTES:
+            is_small = runs == 1 and len(before.data if before else b"") < _BULK_BYTES
+            if is_small and not self._expected_runs and not port.pending:
                 # Most likely there is no more, and to be told so costs as much as a datagram. epoll tells levels here,
                 # but not while the port is blocked.
-                if not port.pending:
-                    self.is_readable = False
-                    self._note_single_datagram()
-                    break
+                self.is_readable = False
+                self._note_single_datagram()
+                break
             run = port.receive(arena.room())
             if run is None:
                 self.is_readable = False
@@ -377,10 +374,7 @@ class Endpoint:
             before = run
             if len(run.data) > run.stride:
                 run.payload_views = arena.slots(run, -len(run.data))
-        if runs > 1:
-            self._expected_runs = _EXPECTED_RUNS
-        elif self._expected_runs:
-            self._expected_runs -= 1
+        self._expected_runs = _EXPECTED_RUNS if runs > 1 else (self._expected_runs or 1) - 1
         if before is not None:
             self.handle_run(before, now=now)
         self._is_receiving = False
@@ -389,6 +383,12 @@ class Endpoint:
         self.faults = 0
         if self.flood.noise != noise:
             self.flood.look(self, now=now)
+
+    def _receive_flood(self, *, now: int) -> None:
+        self.flood.receive(self, now=now)
+        if self.port.errors:
+            self.handle_errors(now=now)
+        self._is_receiving = False
 
     def _note_single_datagram(self) -> None:
         """Small ones that come iteration after iteration, a flood of SYNs say, are worth asking for more at once."""
@@ -444,47 +444,24 @@ class Endpoint:
             return
         addr, connection_id = run.addr, packet.connection_id
         if packet.type == SYN:
-            bridge = self.bridges.get((addr, connection_id + 1 & 0xFFFF))
-            if bridge is not None:
-                self.flood.noise += 1
-            if bridge is None or bridge.connection.is_initiator:
-                listener = self.listener
-                if listener is None and self._handle_simultaneous_open(run.addr, packet, now=now):
-                    return
-                is_full = listener is not None and listener.is_full  # first: closed by a caller, it is full as well
-                if listener is None or listener.is_withdrawn:
-                    # The one RESET in answer to a SYN, as small as the SYN: a port that is ours but listens no more
-                    # must refuse as TCP's does, where a closed one would by ICMP (docs/sockets.md §3).
-                    self._reset_stray(packet, run, now=now)
-                    return
-                if is_full or (addr, connection_id + 1 & 0xFFFF) in self.bridges:
-                    listener.refused += 1
-                    self.flood.noise += 1
-                elif self.is_cached(run, connection_id) or listener.is_crowded(now=now):
-                    self._answer_unkept(run, now=now)
-                    return
-                else:
-                    proves_itself = packet.ack16 == ACKS_SYN_ACK
-                    bridge = self._admit(run, connection_id + 1 & 0xFFFF, proves_itself=proves_itself, now=now)
+            bridge = self._bridge_of_syn(packet, run, now=now)
+            if bridge is None:
+                return
         else:
             bridge = self.bridges.get((addr, connection_id))
             if bridge is None and packet.type == RESET:
-                for near in (-1, 1):
-                    other = self.bridges.get((addr, connection_id + near & 0xFFFF))
-                    if other is not None and other.connection.send_id == connection_id:
-                        bridge = other
-            elif bridge is None and self.listener is not None:
-                if self.is_cached(run, connection_id - 1 & 0xFFFF):
-                    bridge = self._admit_proven(packet, run, now=now)
-                    if bridge is None:
-                        self.dropped_datagrams += 1
-                        return
+                bridge = self._bridge_of_reset(addr, connection_id)
+            elif bridge is None and self.is_cached(run, connection_id - 1 & 0xFFFF):
+                bridge = self._admit_proven(packet, run, now=now)
+                if bridge is None:
+                    self.dropped_datagrams += 1
+                    return
         if bridge is not None:
             self.loop.owner = bridge
             bridge.connection.handle_run(run, packet=packet, now=now)
             self.loop.mark_dirty(bridge)
             self.loop.owner = self
-        elif packet.type not in (RESET, SYN):
+        elif packet.type != RESET:
             ended_at, remains = self.remains.get((addr, connection_id), (0, None))
             if remains is not None and now < ended_at + _REMAINS_US:
                 answer = remains.ack_repeated(packet, now=now)
@@ -495,6 +472,44 @@ class Endpoint:
         else:
             self.flood.noise += 1
             self.dropped_datagrams += 1
+
+    def _bridge_of_reset(self, addr: object, connection_id: int) -> Bridge | None:
+        """A RESET may carry the id that we send with instead of the one that we receive with."""
+        found = None
+        for near in (-1, 1):
+            other = self.bridges.get((addr, connection_id + near & 0xFFFF))
+            if other is not None and other.connection.send_id == connection_id:
+                found = other
+        return found
+
+    def _bridge_of_syn(self, packet: Packet, run: Run, *, now: int) -> Bridge | None:
+        """The connection that a SYN is for, perhaps a new one. None: it was answered, or dropped and counted."""
+        addr, recv_id = run.addr, packet.connection_id + 1 & 0xFFFF
+        bridge = self.bridges.get((addr, recv_id))
+        if bridge is not None:
+            self.flood.noise += 1
+            if not bridge.connection.is_initiator:
+                return bridge
+        listener = self.listener
+        if listener is None and self._handle_simultaneous_open(addr, packet, now=now):
+            return None
+        is_full = listener is not None and listener.is_full  # first: closed by a caller, it is full as well
+        if listener is None or listener.is_withdrawn:
+            # The one RESET in answer to a SYN, as small as the SYN: a port that is ours but listens no more must refuse
+            # as TCP's does, where a closed one would by ICMP (docs/sockets.md §3).
+            self._reset_stray(packet, run, now=now)
+            return None
+        if is_full or bridge is not None:
+            listener.refused += 1
+            self.flood.noise += 1
+            if bridge is None:
+                self.flood.noise += 1
+                self.dropped_datagrams += 1
+            return bridge
+        if self.is_cached(run, packet.connection_id) or listener.is_crowded(now=now):
+            self._answer_unkept(run, now=now)
+            return None
+        return self._admit(run, recv_id, proves_itself=packet.ack16 == ACKS_SYN_ACK, now=now)
 
     def _handle_simultaneous_open(self, addr: object, packet: Packet, *, now: int) -> bool:
         """A SYN from somebody whom we dial in this moment: simultaneous open (handshake.py). False: it is none.
