@@ -49,7 +49,7 @@ def test_a_socket_that_falls_back_to_tcp_has_one_channel_under_its_cookie() -> N
 def test_what_a_connect_leaves_over_utp_is_found_beside_the_attempt_over_tcp() -> None:
     """Until it is over it has to be served, though its socket is TCP's: by the negative of the cookie."""
     at_take_over: list[list[tuple[int, str]]] = []
-    original = Attempt._take_end
+    original = Attempt._take_engine_sock
 
     def take_end(self: Attempt, bridge: Bridge) -> None:
         original(self, bridge)
@@ -57,7 +57,7 @@ def test_what_a_connect_leaves_over_utp_is_found_beside_the_attempt_over_tcp() -
         at_take_over.append([(key // self.cookie, type(each).__name__) for key, each in channels.items()])
 
     with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listener:
-        patch.setattr(Attempt, "_take_end", take_end)
+        patch.setattr(Attempt, "_take_engine_sock", take_end)
         try:
             with FallingBack() as client:
                 client.settimeout(PATIENCE_S)

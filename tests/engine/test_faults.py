@@ -257,7 +257,7 @@ def test_a_close_that_lingers_cannot_fail(
     linger_seconds: int, verb: str, reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, server = pair()
-    failing(monkeypatch, Bridge, {"look": "poll_end", "when_flushed": "release_waiters"}[verb], MemoryError())
+    failing(monkeypatch, Bridge, {"look": "poll_engine_sock", "when_flushed": "release_waiters"}[verb], MemoryError())
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, linger_seconds))
     started_at = time.monotonic()
     client.close()

@@ -24,7 +24,7 @@ class Reader:
         self.end, self.user = end, user
         self.receive = ReceiveHalf(FIRST_WINDOW_BYTES)
         self.room = ReceiveBuffer()
-        self.room.begin(end, 0)
+        self.room.apply_option(end, 0)
         self.now = 1_000_000
         self.told_us = ROUND_US
 
@@ -42,7 +42,7 @@ class Reader:
             if is_read:
                 self.user.recv(1 << 16)
         if self.room.is_growing:
-            self.room.on_taken(taken, self.end, self.receive, MOST_BYTES, now=self.now)
+            self.room.on_delivered(taken, self.end, self.receive, MOST_BYTES, now=self.now)
         return taken
 
     @property
@@ -114,6 +114,6 @@ def test_an_end_that_does_not_tell_what_is_unread_is_taken_for_full(
 
 
 def test_what_a_program_asks_for_it_gets_and_keeps(reader: Reader) -> None:
-    reader.room.begin(reader.end, 16_384)
+    reader.room.apply_option(reader.end, 16_384)
     assert reader.end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 8_192
     assert not reader.room.is_growing

@@ -440,7 +440,7 @@ def finish_closing(loop: Loop, key: int, claim: object) -> None:
         return
     if claim is not None and endpoint.closer.get(CLOSER) is claim:
         for bridge in list(endpoint.bridges.values()):  # a SYN that came in the very moment
-            bridge.abandon()
+            bridge.reset_unaccepted()
             loop.mark_dirty(bridge)
             loop.flush_now(bridge)
         loop.close_claimed(endpoint)
@@ -467,7 +467,7 @@ def end_listener(loop: Loop, listener: Listener) -> None:
         loop.flush_now(bridge)
     for bridge in list(listener.endpoint.bridges.values()):
         if bridge.engine_sock is not None and bridge.identity.user_fd < 0:  # in the kernel's queue, which is gone
-            bridge.poll_end()
+            bridge.poll_engine_sock()
             loop.flush_now(bridge)
 
 

@@ -480,7 +480,7 @@ class Loop:
             self._readable_bridges[bridge] = None
         endpoint = bridge.endpoint
         endpoint.transmit(bridge, now=now)
-        if bridge.is_idle_only and not bridge.has_enough:
+        if bridge.is_idle_only and not bridge.has_enough_unsent:
             bridge.is_idle_only = False
             self._idle_only.pop(bridge, None)
             self._readable_bridges[bridge] = None
@@ -680,7 +680,7 @@ class Loop:
             for listener in self._all_listeners():
                 carefully(listener.fail, ended)
             for channel in list(self.channels.values()):
-                if not channel.is_silent:
+                if not channel.needs_no_notice:
                     carefully(channel.fail, ended)
             carefully(self._close_fds)
         self._is_at_rest = True

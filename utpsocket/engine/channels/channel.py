@@ -41,7 +41,7 @@ class Channel(Protocol):
         """Whether any process has the user's fd open, as far as the engine has been told."""
 
     @property
-    def is_silent(self) -> bool:
+    def needs_no_notice(self) -> bool:
         """Whether neither the program nor the peer needs to be told when the channel ends."""
 
     @property

@@ -63,7 +63,7 @@ class SilentDestinations:
         """uTP has answered there."""
         self._until.pop(address, None)
 
-    def holds(self, address: Any, *, now: int) -> bool:
+    def is_silent(self, address: Any, *, now: int) -> bool:
         """Whether uTP is likely to be silent there now."""
         return self._until.get(address, 0) > now
 
@@ -78,7 +78,7 @@ class Attempt:
     __slots__ = (
         "_bridge",
         "_engine_sock",
-        "_errno",
+        "_tcp_errno",
         "_filler_bytes",
         "_is_over",
         "_loop",
@@ -90,7 +90,7 @@ class Attempt:
 
     # What a channel is asked for, while nothing has been written yet that could be delivered.
     connection = None
-    is_user_fd_open = is_silent = False
+    is_user_fd_open = needs_no_notice = False
     is_flushed = True
 
     def __init__(self, loop: Engine, bridge: Bridge, wait_us: int) -> None:
@@ -100,13 +100,13 @@ class Attempt:
         self.cookie = bridge.cookie
         self._engine_sock: Any = None  # once uTP has failed
         self._tcp: Any = None  # while connecting
-        self._errno = 0  # how TCP failed
+        self._tcp_errno = 0  # how TCP failed
         self._filler_bytes = 0  # of the gate's, left to drain
         self._relay: Relay | None = None  # once TCP stands
         self._is_over = False
         bridge.tcp_attempt = self
-        is_silent = loop.silent_destinations.holds(self.identity.peer, now=loop.now)
-        loop.call_at(loop.now + (0 if is_silent else wait_us), self._begin)
+        is_silent = loop.silent_destinations.is_silent(self.identity.peer, now=loop.now)
+        loop.call_at(loop.now + (0 if is_silent else wait_us), self._connect_tcp)
 
     # ── the attempt over uTP speaks ──
 
@@ -119,42 +119,42 @@ class Attempt:
         """The user closed its fd while connecting."""
         self.withdraw()
 
-    def takes_over(self, code: int) -> int:
+    def take_over(self, code: int) -> int:
         """uTP failed with this errno: 0 if TCP goes on with the user's fd, else what connect() must say."""
         bridge = self._bridge
         if self._is_over or bridge is None:
             return code
-        if self._errno:
+        if self._tcp_errno:
             self.withdraw()
-            return self._errno
-        self._take_end(bridge)
+            return self._tcp_errno
+        self._take_engine_sock(bridge)
         self._loop.watch(self._engine_sock.fileno(), EPOLLRDHUP | EPOLLHUP | EPOLLET, _HangUpWatcher(self))
         self._loop.owner, owner = self, self._loop.owner
-        self._begin()
+        self._connect_tcp()
         self._loop.owner = owner
         return 0
 
     # ── the attempt over TCP ──
 
-    def _begin(self) -> None:
-        if self._is_over or self._tcp is not None or self._errno:
+    def _connect_tcp(self) -> None:
+        if self._is_over or self._tcp is not None or self._tcp_errno:
             return
         identity = self.identity
         with self._loop.fd_lock:
             try:
                 self._tcp = tcp = raise_fd(tcp_socket(identity))
             except OSError as error:
-                self._fail(error.errno or errno.EMFILE)
+                self._on_tcp_failed(error.errno or errno.EMFILE)
                 return
         tcp.setblocking(False)
-        self._bind(tcp)
+        self._bind_tcp(tcp)
         code = tcp.connect_ex(identity.peer)
         if code in (0, errno.EINPROGRESS):
             self._loop.watch(tcp.fileno(), EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLET, self)
         else:
-            self._fail(code)
+            self._on_tcp_failed(code)
 
-    def _bind(self, tcp: Any) -> None:
+    def _bind_tcp(self, tcp: Any) -> None:
         """The address that the names in the kernel speak of, port number and all, if TCP has it free."""
         local = self.identity.local
         assert local is not None
@@ -172,7 +172,7 @@ class Attempt:
             return
         code = tcp.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
         if code:
-            self._fail(code)
+            self._on_tcp_failed(code)
             return
         if mask & EPOLLHUP:
             return  # not connected yet: the kernel says so of a fresh socket
@@ -182,7 +182,7 @@ class Attempt:
         tcp, bridge, identity, loop = self._tcp, self._bridge, self.identity, self._loop
         if bridge is not None:
             loop.silent_destinations.note(identity.peer, now=loop.now)
-            self._take_end(bridge)
+            self._take_engine_sock(bridge)
             bridge.connection.abort()
             loop.mark_dirty(bridge)
         loop.forget_fd(tcp.fileno())
@@ -198,14 +198,14 @@ class Attempt:
         identity.role = Role.CONNECTED
         self._open_gate()
 
-    def _take_end(self, bridge: Bridge) -> None:
+    def _take_engine_sock(self, bridge: Bridge) -> None:
         """The user's fd is TCP's alone from now on."""
         channels, cookie = self._loop.channels, self.cookie
         channels[-cookie] = bridge  # until it is gone, which takes no longer than this iteration
         bridge.cookie = -cookie
         channels[cookie] = self
         engine_sock = bridge.detach_engine_sock()
-        bridge.receive_buffer.widen(engine_sock)
+        bridge.receive_buffer.use_largest(engine_sock)
         self._engine_sock, self._bridge, bridge.tcp_attempt = engine_sock, None, None
 
     def _open_gate(self) -> None:
@@ -229,11 +229,11 @@ class Attempt:
     def terminate(self, code: int) -> None:
         """See Channel."""
         if not self._is_over:
-            self._fail(code)
+            self._on_tcp_failed(code)
 
-    def _fail(self, code: int) -> None:
+    def _on_tcp_failed(self, code: int) -> None:
         """TCP failed. If uTP has too, that is what connect() says."""
-        self._errno = code
+        self._tcp_errno = code
         self._close_tcp()
         if self._engine_sock is None:
             return

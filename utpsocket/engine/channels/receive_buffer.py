@@ -28,26 +28,28 @@ _PAIR_SHARE: Final = 4  # of the window
 _GROWTH: Final = 4  # times what was read in a round trip: a sender doubles in each, and what it has learnt is as old
 _LEAST_ROUND_US: Final = 100  # and where it is unknown: the window then opens with what is read at once
 _MOST_ROUND_US: Final = 1_000_000  # a peer may tell any nonsense
-_PAIR_HOLDS: Final = 3  # times what setsockopt() was given: the kernel doubles it, and what exceeds it is half as large
+_PAIR_OVERHEAD: Final = (
+    3  # times what setsockopt() was given: the kernel doubles it, and what exceeds it is half as large
+)
 
 
 class ReceiveBuffer:
     """Of one connection.
 
-    is_growing   on_taken() must hear of everything that the user's end takes
+    is_growing   on_delivered() must hear of everything that the user's end takes
     """
 
-    __slots__ = ("_pair_bytes", "_read_bytes", "_round_ends_at", "_round_us", "_taken_bytes", "is_growing")
+    __slots__ = ("_pair_bytes", "_read_bytes", "_round_ends_at", "_round_us", "_delivered_bytes", "is_growing")
 
     def __init__(self) -> None:
         self.is_growing = False
         self._pair_bytes = 0  # as setsockopt() was given it
-        self._taken_bytes = 0
+        self._delivered_bytes = 0
         self._read_bytes = 0  # of these, when the round began
         self._round_us = 0
         self._round_ends_at = 0
 
-    def begin(self, engine_sock: Any, asked_bytes: int) -> None:
+    def apply_option(self, engine_sock: Any, asked_bytes: int) -> None:
         """Give our end the buffer that the user's SO_RCVBUF says, or if that is 0 a small one that grows. Also later,
         when the user says another.
         """
@@ -56,15 +58,15 @@ class ReceiveBuffer:
             engine_sock, half_buffer(asked_bytes) if asked_bytes else max(_FIRST_PAIR_BYTES, self._pair_bytes)
         )
 
-    def widen(self, engine_sock: Any) -> None:
+    def use_largest(self, engine_sock: Any) -> None:
         """Somebody else delivers from now on, and bounds what is held for a user who does not read."""
         if self.is_growing:
             self.is_growing = False
             self._set_pair(engine_sock, _MOST_PAIR_BYTES)
 
-    def on_taken(self, count: int, engine_sock: Any, receive: ReceiveHalf, most_bytes: int, *, now: int) -> None:
+    def on_delivered(self, count: int, engine_sock: Any, receive: ReceiveHalf, most_bytes: int, *, now: int) -> None:
         """The user's end took so much more. The window is never to exceed `most_bytes`."""
-        self._taken_bytes = taken_bytes = self._taken_bytes + count
+        self._delivered_bytes = taken_bytes = self._delivered_bytes + count
         if now < self._round_ends_at:
             return
         # Slow to believe in a longer one: a thread that was kept waiting looks like it, and much comes meanwhile.
@@ -78,7 +80,7 @@ class ReceiveBuffer:
             return
         unread_bytes = native.taken_bytes(engine_sock.fileno())
         if unread_bytes < 0:
-            unread_bytes = _PAIR_HOLDS * self._pair_bytes
+            unread_bytes = _PAIR_OVERHEAD * self._pair_bytes
         self._read_bytes = read_bytes = max(0, taken_bytes - unread_bytes)
         window = FIRST_WINDOW_BYTES + _GROWTH * (read_bytes - begun_bytes)
         if window < worthwhile:

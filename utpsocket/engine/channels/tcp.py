@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 
 _EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLET
-_TURN_BYTES: Final = 1 << 20  # moved one way before others have their turn
-_READS_NO_MORE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
+_BYTES_PER_PUMP: Final = 1 << 20  # moved one way before others have their turn
+_READER_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 LINGER_ZERO: Final = struct.pack("=ii", 1, 0)
 NO_LINGER: Final = struct.pack("=ii", 0, 0)
 _scratch: Final = memoryview(bytearray(256 << 10))  # one thread reads into it, and empties it before the next does
@@ -58,7 +58,7 @@ class _Flow:
         "is_stopped",
         "is_writable",
         "moved_bytes",
-        "must_ask",
+        "must_rewatch",
         "must_retry",
         "pending",
         "stop_errno",
@@ -71,13 +71,15 @@ class _Flow:
         self.stop_errno = 0  # what it said then
         self.is_readable = True
         self.is_writable = True
-        self.must_ask = False  # the sink has no room: have epoll look once more, as TCP says so for want of memory too
+        self.must_rewatch = (
+            False  # the sink has no room: have epoll look once more, as TCP says so for want of memory too
+        )
         self.must_retry = False  # a call failed for a reason that makes no event
         self.moved_bytes = 0
 
     def pump(self, source: Any, sink: Any) -> bool:
         """Move what there is. Returns whether there may be more than one turn's share; raises OSError of the source."""
-        budget = _TURN_BYTES
+        budget = _BYTES_PER_PUMP
         while budget > 0:
             if self.pending and not self._push(sink):
                 return False
@@ -116,7 +118,7 @@ class _Flow:
                     self.pending = self.pending[sink.send(self.pending) :]
                 except BlockingIOError:
                     self.is_writable = False
-                    self.must_ask = True
+                    self.must_rewatch = True
                     return False
                 except OSError as error:
                     if error.errno in TRANSIENT:
@@ -130,13 +132,13 @@ class _Flow:
 class _Watcher:
     """What epoll's events of one of the two fds do."""
 
-    __slots__ = ("_has_hung_up", "_incoming", "_is_users", "_outgoing", "_relay")
+    __slots__ = ("_has_hung_up", "_incoming", "_is_user_side", "_outgoing", "_relay")
 
-    def __init__(self, relay: Relay, incoming: _Flow, outgoing: _Flow, *, is_users: bool) -> None:
+    def __init__(self, relay: Relay, incoming: _Flow, outgoing: _Flow, *, is_user_side: bool) -> None:
         self._relay = relay
         self._incoming = incoming
         self._outgoing = outgoing
-        self._is_users = is_users
+        self._is_user_side = is_user_side
         self._has_hung_up = False
 
     @property
@@ -154,10 +156,10 @@ class _Watcher:
             self._incoming.is_readable = True
         if mask & (EPOLLOUT | EPOLLHUP | EPOLLERR):
             self._outgoing.is_writable = True
-        if self._is_users:
+        if self._is_user_side:
             self._relay.is_hung_up = self._relay.is_hung_up or bool(mask & EPOLLHUP)
         elif mask & EPOLLERR:
-            self._relay.has_erred = True
+            self._relay.has_tcp_error = True
         self._relay.pump()
 
     def fail(self, error: BaseException) -> None:
@@ -179,20 +181,20 @@ class Relay:
         "_finish_when_drained",
         "_from_peer",
         "_from_user",
-        "_has_said_eof",
+        "_sent_eof",
         "_has_shut_down",
         "_loop",
         "cookie",
         "engine_sock",
         "flush_waiters",
-        "has_erred",
+        "has_tcp_error",
         "identity",
         "is_hung_up",
         "tcp",
     )
 
     connection = None
-    is_silent = False
+    needs_no_notice = False
 
     def __init__(self, loop: Engine, identity: Identity, engine_sock: Any, tcp: Any) -> None:
         self._loop = loop
@@ -201,21 +203,21 @@ class Relay:
         self.engine_sock = engine_sock
         self.tcp = tcp
         self.is_hung_up = False  # nobody holds the user's end any more
-        self.has_erred = False  # epoll speaks of an error of TCP's
+        self.has_tcp_error = False  # epoll speaks of an error of TCP's
         self._finish_when_drained = False  # the process ends, and nobody will close the user's fd
         self.flush_waiters: list[Any] = []
         self._from_user = _Flow()
         self._from_peer = _Flow()
         self._closed_with_unread = False  # the user closed with bytes unread
         self._has_shut_down = False
-        self._has_said_eof = False
+        self._sent_eof = False
         self._error = 0
 
     def start(self) -> None:
         """Both ends stand: carry bytes from now on."""
         user, peer = self._from_user, self._from_peer
-        self._loop.watch(self.engine_sock.fileno(), _EVENTS, _Watcher(self, user, peer, is_users=True))
-        self._loop.watch(self.tcp.fileno(), _EVENTS, _Watcher(self, peer, user, is_users=False))
+        self._loop.watch(self.engine_sock.fileno(), _EVENTS, _Watcher(self, user, peer, is_user_side=True))
+        self._loop.watch(self.tcp.fileno(), _EVENTS, _Watcher(self, peer, user, is_user_side=False))
 
     @property
     def is_over(self) -> bool:
@@ -231,11 +233,11 @@ class Relay:
         if not self.is_over and self._pump_from_peer():
             self._loop.rewatch(self.tcp.fileno(), _EVENTS)
         if not self.is_over:
-            self._settle()
+            self._propagate_ends()
         user, peer = self._from_user, self._from_peer
         for flow, sink in ((user, self.tcp), (peer, self.engine_sock)):
-            if flow.must_ask and not self.is_over:
-                flow.must_ask = False
+            if flow.must_rewatch and not self.is_over:
+                flow.must_rewatch = False
                 self._loop.rewatch(sink.fileno(), _EVENTS)
         if (user.must_retry or peer.must_retry) and not self.is_over:
             user.must_retry = peer.must_retry = False
@@ -256,7 +258,7 @@ class Relay:
                 continue
             break
         if flow.has_ended and not had_ended:
-            self._look_for_hang_up()  # a close says both at once, and one that resets must not send a FIN
+            self._check_hang_up()  # a close says both at once, and one that resets must not send a FIN
         if flow.is_stopped and not self._error:
             # TCP takes no more: why, it says once, and what arrived before is still to be delivered.
             pending = 0 if flow.stop_errno != errno.EPIPE else self.tcp.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
@@ -272,15 +274,15 @@ class Relay:
             self._error = self._error or error.errno or errno.ECONNRESET
             flow.has_ended = True
             return False
-        if flow.is_stopped and flow.stop_errno not in _READS_NO_MORE:
+        if flow.is_stopped and flow.stop_errno not in _READER_GONE:
             raise OSError(flow.stop_errno, os.strerror(flow.stop_errno))  # what the user still waits for is lost
         return more
 
-    def _settle(self) -> None:
+    def _propagate_ends(self) -> None:
         """Ends of file, errors and closes, once the bytes before them are through."""
         user, peer = self._from_user, self._from_peer
         if user.is_stopped and not (peer.is_readable or peer.pending or peer.must_retry):
-            self._tell_error()
+            self._report_error()
             return
         if user.has_ended and not user.pending:
             if self.is_hung_up:
@@ -291,14 +293,14 @@ class Relay:
         elif self._finish_when_drained and not user.is_readable and not user.pending and not self._has_shut_down:
             self._has_shut_down = self._try_shutdown(self.tcp)
         if peer.has_ended and not peer.pending:
-            if self.has_erred and not self._error:
+            if self.has_tcp_error and not self._error:
                 self._error = self.tcp.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
             if self._error:
-                self._tell_error()
+                self._report_error()
                 return
-            if not self._has_said_eof:
-                self._has_said_eof = self._try_shutdown(self.engine_sock)
-            if user.has_ended and not user.pending and self._has_said_eof:
+            if not self._sent_eof:
+                self._sent_eof = self._try_shutdown(self.engine_sock)
+            if user.has_ended and not user.pending and self._sent_eof:
                 self._close(reset=False)
                 return
         if self.flush_waiters and self.is_flushed:
@@ -317,10 +319,10 @@ class Relay:
             # else the other side has gone already, and is about to say so
         return True
 
-    def _tell_error(self) -> None:
+    def _report_error(self) -> None:
         """The connection broke and everything that came before has been delivered: say it by the fd."""
         error = self._error
-        if self._has_said_eof:
+        if self._sent_eof:
             if error == errno.ECONNRESET:
                 error = errno.EPIPE  # to whoever still sends; a receiver has its end of file
             record(self.identity, error, was_connecting=False, is_after_eof=True)
@@ -328,7 +330,7 @@ class Relay:
 
     def _close(self, *, reset: bool, code: int = 0) -> None:
         """Close both; the user's without an errno only where it has its end of file, or nobody holds it."""
-        if not (code or self._has_said_eof or self.is_hung_up):
+        if not (code or self._sent_eof or self.is_hung_up):
             code = errno.ECONNABORTED
         user = self._from_user
         if not user.has_ended or user.pending or user.is_stopped:
@@ -402,7 +404,7 @@ class Relay:
             flow.is_readable = flow.is_writable = True
         self.pump()
 
-    def _look_for_hang_up(self) -> None:
+    def _check_hang_up(self) -> None:
         poller = poll()
         poller.register(self.engine_sock.fileno(), EPOLLRDHUP)
         self.is_hung_up = self.is_hung_up or any(mask & EPOLLHUP for _, mask in poller.poll(0))

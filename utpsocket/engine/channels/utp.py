@@ -163,14 +163,14 @@ if TYPE_CHECKING:
         def on_closed(self) -> None:
             """The user closed its fd while connecting."""
 
-        def takes_over(self, code: int) -> int:
+        def take_over(self, code: int) -> int:
             """uTP failed with this errno: 0 if TCP goes on with the user's fd, else what connect() must say."""
 
         def withdraw(self) -> None:
             """It is not wanted any more."""
 
 
-_EAGER_BYTES: Final = 512 << 10  # unsent beyond this can wait: it would only leave the cache before it is sent
+_ENOUGH_UNSENT_BYTES: Final = 512 << 10  # unsent beyond this can wait: it would only leave the cache before it is sent
 _RECHECK_US: Final = 1_000_000  # whether a socket that was shut down is closed, where nobody says so
 
 
@@ -189,7 +189,7 @@ class Bridge:
         "_filler_bytes",
         "_has_finished_input",
         "_has_recheck",
-        "_has_said_reset",
+        "_sent_reset",
         "_has_unread_event",
         "_hung_up_by_us",
         "_is_hung_up",
@@ -247,7 +247,7 @@ class Bridge:
         self.flush_waiters: list[Any] = []
         self.finish_when_drained = False  # the process ends, and nobody will close the user's fd
         self._filler_bytes = -1  # of the gate's, left to drain; -1: all
-        self._has_said_reset = False  # after a fault
+        self._sent_reset = False  # after a fault
         self.receive_buffer = ReceiveBuffer()
         self._is_retrying = False  # a call that the kernel had no memory for is made again soon
         self._has_finished_input = False  # the user's end of file has been read
@@ -268,7 +268,7 @@ class Bridge:
         self.engine_fd = engine_sock.fileno()
         self._stream = Stream(engine_sock)
         self.is_readable = True
-        self.receive_buffer.begin(engine_sock, self.identity.settings.receive_buffer_bytes)
+        self.receive_buffer.apply_option(engine_sock, self.identity.settings.receive_buffer_bytes)
 
     def inherit_shutdown(self, halves: int, *, now: int) -> None:
         """Whoever listens had shut its socket down before it listened: what it accepts is shut down as well."""
@@ -299,7 +299,7 @@ class Bridge:
             self._is_hung_up = True
             if self.connection.state in (SYN_SENT, SYN_RECEIVED) and self.is_gated:
                 self.connection.abort()  # closed while connecting
-                self._close_end()
+                self._close_engine_sock()
 
     @property
     def known_events(self) -> int:
@@ -311,7 +311,7 @@ class Bridge:
             known |= EPOLLRDHUP
         return known | EPOLLHUP if self._is_hung_up else known
 
-    def poll_end(self) -> None:
+    def poll_engine_sock(self) -> None:
         """Ask the kernel now what epoll would say later."""
         poller = poll()
         poller.register(self.engine_fd, EPOLLIN | EPOLLRDHUP)
@@ -332,7 +332,7 @@ class Bridge:
         is_flowing = False
         while self.is_readable:
             unsent_bytes = connection.send.unsent_bytes
-            if unsent_bytes > _EAGER_BYTES and not is_due:
+            if unsent_bytes > _ENOUGH_UNSENT_BYTES and not is_due:
                 self.is_idle_only = True
                 return
             if unsent_bytes >= GRANT_BYTES and connection.send.awaits_grant and not is_flowing:
@@ -398,7 +398,7 @@ class Bridge:
         """The user has shut down writing, or has closed its fd."""
         self._has_unread_event = False
         self._has_finished_input = True
-        self.poll_end()  # a close says end of file and hang-up at once, and with linger must not send a FIN
+        self.poll_engine_sock()  # a close says end of file and hang-up at once, and with linger must not send a FIN
         if self._is_hung_up and self.identity.settings.linger_seconds == 0 and not self._is_shut_down():
             return
         if not self._closed_with_unread:
@@ -445,7 +445,7 @@ class Bridge:
     def check_user_side(self, *, now: int) -> None:
         """Take in whatever the user has done by now."""
         if not self.is_gone and self.engine_sock is not None:
-            self.poll_end()
+            self.poll_engine_sock()
             self.read_user(now=now, is_due=True)
             self.endpoint.loop.mark_dirty(self)
 
@@ -487,12 +487,12 @@ class Bridge:
             self.endpoint.transmit(self, now=now)  # what TCP would have sent before the close
             connection.abort()
         connection.discard(now=now)
-        self._close_end()
+        self._close_engine_sock()
 
     @property
-    def has_enough(self) -> bool:
+    def has_enough_unsent(self) -> bool:
         """Whether there is so much to send that reading on can wait."""
-        return self.connection.send.unsent_bytes > _EAGER_BYTES
+        return self.connection.send.unsent_bytes > _ENOUGH_UNSENT_BYTES
 
     @property
     def wants_read(self) -> bool:
@@ -521,7 +521,7 @@ class Bridge:
                 if self.is_gated:
                     self.endpoint.loop.connect_gate.hold(self)
             elif self.close_errno is None:
-                self.close_errno = event.errno if self.tcp_attempt is None else self.tcp_attempt.takes_over(event.errno)
+                self.close_errno = event.errno if self.tcp_attempt is None else self.tcp_attempt.take_over(event.errno)
 
     def open_gate(self) -> bool:
         """The connection stands: drain the filler, and the user's fd is writable. False: not all of it; ask again."""
@@ -569,7 +569,7 @@ class Bridge:
             if not views:
                 break
             if self._discards_received:
-                self._hold(views, now=now)
+                self._hold_unreceived(views, now=now)
                 break
             if not self.is_writable:
                 connection.delivered(0, now=now)
@@ -578,7 +578,7 @@ class Bridge:
             count = self._stream.send(views)
             if count >= 0:
                 if room.is_growing:
-                    room.on_taken(
+                    room.on_delivered(
                         count, self.engine_sock, connection.receive, self.endpoint.shares.alone_bytes, now=now
                     )
                 connection.delivered(count, now=now)
@@ -641,7 +641,7 @@ class Bridge:
         self._sent_eof = True
         return True
 
-    def _hold(self, views: list[memoryview], *, now: int) -> None:
+    def _hold_unreceived(self, views: list[memoryview], *, now: int) -> None:
         """Bytes for a user that has said that it receives no more. As with TCP they can be received all the same, and
         what nobody receives fills the buffers; once nothing is sent either, they are answered by a reset.
         """
@@ -692,20 +692,20 @@ class Bridge:
                 error = errno.EPIPE  # to whoever still sends; a receiver has its end of file. As over TCP
             if error == errno.EPIPE or not self._refuses_sends:
                 record(identity, error, was_connecting=self.is_gated, is_after_eof=self._sent_eof)
-            self._close_end(error)
+            self._close_engine_sock(error)
             return
         if not identity.is_over:
             identity.is_over = True
             identity.is_reset = bool(error)
         if error or self._has_finished_input or self._is_hung_up:
             self._drain()
-            self._close_end()
+            self._close_engine_sock()
         elif self._sent_eof:
             # Both FINs: what the user still writes would go nowhere, so its next send must fail with EPIPE.
             self._drain()
         else:  # be it that nobody has the user's fd any more, and what was written to it is not even read
             self._drain()
-            self._close_end()
+            self._close_engine_sock()
 
     def _drain(self) -> None:
         """Leave nothing unread that would make the close a reset; nor let a user who is writing right now go on."""
@@ -716,7 +716,7 @@ class Bridge:
         except OSError:
             pass
 
-    def _close_end(self, code: int = 0) -> None:
+    def _close_engine_sock(self, code: int = 0) -> None:
         """Close our end; without an errno only where the user has its end of file, or nobody holds its fd."""
         if not (code or self._sent_eof or self._is_hung_up):
             code = errno.ECONNABORTED
@@ -768,15 +768,15 @@ class Bridge:
         loop = self.endpoint.loop
         tcp_attempt = self.tcp_attempt
         if tcp_attempt is not None and self.engine_sock is not None:
-            code = tcp_attempt.takes_over(code)  # TCP may still have the user's fd
+            code = tcp_attempt.take_over(code)  # TCP may still have the user's fd
         self.tcp_attempt = None
-        if not self._has_said_reset:
+        if not self._sent_reset:
             packet = self.endpoint.resets.of(self.connection, now=loop.now)
             if packet is not None:
                 self.endpoint.port.send(packet, self.source)
-            self._has_said_reset = True
+            self._sent_reset = True
         if self.engine_sock is not None:
-            self._close_end(code)
+            self._close_engine_sock(code)
         listener = self.endpoint.listener
         if listener is not None:
             listener.forget(self)
@@ -804,11 +804,11 @@ class Bridge:
         """See Channel."""
         return self.connection.figures(self.identity.local)
 
-    def abandon(self) -> None:
+    def reset_unaccepted(self) -> None:
         """Nobody will ever accept this connection: reset it."""
         self.connection.abort()
         if self.engine_sock is not None:
-            self._close_end(errno.ECONNRESET)
+            self._close_engine_sock(errno.ECONNRESET)
         self.is_handed_over = True
 
     def abort(self) -> None:
@@ -863,7 +863,7 @@ class Bridge:
         return self.engine_sock is not None and not self._is_hung_up
 
     @property
-    def is_silent(self) -> bool:
+    def needs_no_notice(self) -> bool:
         """See Channel."""
         return self.engine_sock is None and (self.is_handed_over or self.connection.is_over)
 

@@ -274,7 +274,7 @@ class Endpoint:
             most = min(window_bytes(settings.receive_buffer_bytes), self.shares.alone_bytes)
             connection.receive.reassembly.resize(max(_LEAST_BUFFER_BYTES, most))
             if bridge.engine_sock is not None:
-                bridge.receive_buffer.begin(bridge.engine_sock, settings.receive_buffer_bytes)
+                bridge.receive_buffer.apply_option(bridge.engine_sock, settings.receive_buffer_bytes)
 
     def dial(self, addr: Address, identity: Identity) -> Bridge:
         """Open a connection from this port."""

@@ -260,7 +260,7 @@ class Listener:
                 loop.rechecks.hurry()
                 self._prepared.popleft()
                 engine_sock.close()
-                bridge.abandon()
+                bridge.reset_unaccepted()
                 loop.mark_dirty(bridge)
                 return None
             bridge.engine_sock = (
@@ -331,7 +331,7 @@ class Listener:
             engine_sock.close()
         for bridge in left:
             if not bridge.is_gone:
-                bridge.abandon()
+                bridge.reset_unaccepted()
         self._prepared.clear()  # last: should any of this fail, it is all done again
         self._ready.clear()
         self._unproven.clear()
