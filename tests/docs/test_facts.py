@@ -82,7 +82,7 @@ FACTS = [
     ("protocol", f"one DATA of at most {sendhalf._UNVERIFIED_BYTES} bytes of payload"),
     ("protocol", f"A half-open connection ends after {seconds(handshake.HALF_OPEN_US)} s."),
     ("protocol", f"it returns {ms(listener._PROOF_WAIT_US)} ms after the SYN"),
-    ("protocol", f"has more than {listener._CALM_HALF_OPEN} unproven connections"),
+    ("protocol", f"has more than {listener._FEW_HALF_OPEN} unproven connections"),
     ("protocol", f"Beyond {listener.MAX_HALF_OPEN} half-open connections"),
     ("protocol", f"We give up quietly after {seconds(close_timers.UNACKED_FIN_US)} s"),
     ("protocol", f"number − 1 − {validation.ACK_SLACK} and the last"),
@@ -157,12 +157,12 @@ FACTS = [
     ("protocol", f"does not finish is reset {seconds(close_timers.FIN_WAIT_US)} s later"),
     ("protocol", f"at the latest after {seconds(close_timers.ABORT_FLUSH_US)} s"),
     ("design", f"a grant of at most {kib(config.GRANT_BYTES)} KiB"),
-    ("design", f"More than {send_grants._FEW} connections to one address"),
+    ("design", f"More than {send_grants._UNORDERED_MEMBERS} connections to one address"),
     (
         "design",
         (
-            f"and {kib(send_grants._MORE_BYTES)} KiB more after each grant without a loss, "
-            f"up to {kib(send_grants._MOST_BYTES)} KiB"
+            f"and {kib(send_grants._MORE_PER_GRANT_BYTES)} KiB more after each grant without a loss, "
+            f"up to {kib(send_grants._MAX_IN_FLIGHT_BYTES)} KiB"
         ),
     ),
     ("design", f"system calls of {runs.packets_per_send(1_472)} packets each"),

@@ -63,7 +63,7 @@ class Site:
         for bridge in touched:
             if bridge.syn_received_at and bridge.connection.state is not State.SYN_RECEIVED:
                 bridge.syn_received_at = 0
-                self.listener.on_settled(bridge)
+                self.listener.on_handshake_end(bridge)
             self.endpoint.transmit(bridge, now=self.loop.now)
             if bridge.connection.is_over:
                 self.endpoint.forget(bridge)

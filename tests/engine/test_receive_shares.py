@@ -59,5 +59,5 @@ def test_one_that_has_moved_nothing_for_two_epochs_has_no_part() -> None:
 
 def test_nobody_is_promised_less_than_is_worth_a_turn() -> None:
     shares = ReceiveShares(STOCK_BYTES)
-    assert shares.at_first(1_000) == 64 << 10
-    assert ReceiveShares(8 << 20).at_first(1_000) == GRANT_BYTES
+    assert shares.initial_share_bytes(1_000) == 64 << 10
+    assert ReceiveShares(8 << 20).initial_share_bytes(1_000) == GRANT_BYTES

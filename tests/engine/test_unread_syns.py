@@ -153,7 +153,7 @@ def test_a_syn_that_nobody_has_read_when_the_engine_closes_the_port(family: int,
 
 def test_a_syn_that_is_just_becoming_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read, and not known as a connection yet: the interpreter may give its lock to another thread in between."""
-    admit = Endpoint._admit
+    admit = Endpoint._accept_syn
     is_read, is_closed = threading.Event(), threading.Event()
 
     def admit_late(endpoint: Endpoint, *arguments: Any, **named: Any) -> Any:
@@ -161,7 +161,7 @@ def test_a_syn_that_is_just_becoming_a_connection(monkeypatch: pytest.MonkeyPatc
         is_closed.wait(60)
         return admit(endpoint, *arguments, **named)
 
-    monkeypatch.setattr(Endpoint, "_admit", admit_late)
+    monkeypatch.setattr(Endpoint, "_accept_syn", admit_late)
     listener, port = listening(socket.AF_INET, "127.0.0.1")
     with listener, socket.socket(type=socket.SOCK_DGRAM) as peer:
         peer.settimeout(60)

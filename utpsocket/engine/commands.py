@@ -27,7 +27,7 @@ from utpsocket.engine.kernel.high_fds import raise_fd
 from utpsocket.engine.kernel.poller import EPOLLHUP
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports import overlapping_ports
-from utpsocket.engine.ports.endpoint import CLOSER, Endpoint
+from utpsocket.engine.ports.endpoint import CLAIM_KEY, Endpoint
 from utpsocket.engine.ports.listener import Listener
 from utpsocket.engine.ports.reuseport import ReuseportSockets, is_shared
 from utpsocket.engine.ports.tcp_listener import TcpListener
@@ -64,7 +64,7 @@ def adopt_port(
         if is_shared(endpoint.port.sock):
             endpoint.peers = ReuseportSockets(endpoint)
         endpoint.holders[identity.inode] = identity
-        endpoint.reuse, endpoint.is_for_sharing = reuse, shares
+        endpoint.reuse, endpoint.shares_port = reuse, shares
         loop.publish(endpoint)
         loop.attend(endpoint)
     except BaseException:
@@ -94,10 +94,10 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, s
         for holder in list(endpoint.holders):
             if not loop.holders_watch.is_open(holder):
                 _drop_holder(loop, endpoint, holder)
-        if endpoint.closer:
+        if endpoint.closing_claim:
             raise _error(errno.EAGAIN)  # it was held by nobody: free now, or in a moment
         is_used = bool(endpoint.holders) or any(map(_is_held, list(endpoint.bridges.values())))
-        is_shared = shares and endpoint.is_for_sharing
+        is_shared = shares and endpoint.shares_port
         if any(overlapping_ports.listens(other) or other.holders for other in endpoint.overlapping):
             raise _error(errno.EADDRINUSE)
         is_listening = overlapping_ports.listens(endpoint)
@@ -105,9 +105,9 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, s
             raise _error(errno.EADDRINUSE)
         if not _hold(endpoint, identity):
             raise _error(errno.EAGAIN)
-        endpoint.reuse, endpoint.is_for_sharing = reuse, shares
+        endpoint.reuse, endpoint.shares_port = reuse, shares
         return endpoint.key
-    if any(map(overlapping_ports.is_left, overlapping_ports.at(loop.bound, local, namespace))):
+    if any(map(overlapping_ports.is_unneeded, overlapping_ports.at(loop.bound, local, namespace))):
         raise _error(errno.EAGAIN)  # free in a moment, as above
     return 0
 
@@ -123,9 +123,9 @@ def make_way(loop: Loop, local: Address, *, namespace: int = 0) -> list[int]:
         for holder in list(endpoint.holders):
             if not loop.holders_watch.is_open(holder):
                 _drop_holder(loop, endpoint, holder)
-        if endpoint.closer:
+        if endpoint.closing_claim:
             raise _error(errno.EAGAIN)  # it was held by nobody: free now, or in a moment
-    if not all(map(overlapping_ports.may_be_joined, found)):
+    if not all(map(overlapping_ports.may_be_overlapped, found)):
         return []
     for endpoint in found:
         overlapping_ports.make_way(endpoint, True)
@@ -162,7 +162,7 @@ def _is_held(bridge: Bridge) -> bool:
 def _hold(endpoint: Endpoint, identity: Identity) -> bool:
     """False: the port is being closed. Endpoint.claim_closing() looks for holders after it has claimed the port."""
     endpoint.holders[identity.inode] = identity
-    if endpoint.closer:
+    if endpoint.closing_claim:
         endpoint.holders.pop(identity.inode, None)
         return False
     return True
@@ -173,7 +173,7 @@ def hold_again(loop: Loop, key: int, inode: int, identity: Identity) -> bool:
     endpoint = loop.endpoints.get(key)
     if endpoint is None or not _hold(endpoint, identity):
         return False
-    _withdraw(loop, endpoint, inode)
+    _stop_listener(loop, endpoint, inode)
     for holder in list(endpoint.holders):
         if holder != identity.inode and (holder == inode or not loop.holders_watch.is_open(holder)):
             _drop_holder(loop, endpoint, holder)
@@ -199,8 +199,8 @@ def give_up_port(loop: Loop, key: int, inode: int) -> None:
     endpoint = loop.endpoints.get(key)
     if endpoint is None:
         return
-    if inode not in endpoint.holders and endpoint.closer:
-        loop.soon(finish_closing, key, endpoint.closer.get(CLOSER))  # it was interrupted
+    if inode not in endpoint.holders and endpoint.closing_claim:
+        loop.soon(finish_closing, key, endpoint.closing_claim.get(CLAIM_KEY))  # it was interrupted
     else:
         _drop_holder(loop, endpoint, inode)
 
@@ -225,16 +225,16 @@ def listen_soon(loop: Loop, key: int, identity: Identity, name: bytes, backlog: 
 
 def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, backlog: int, tcp: Any) -> None:
     listener = endpoint.listener
-    if endpoint.is_elsewhere:
+    if endpoint.is_in_other_namespace:
         netns.beside(endpoint.port.sock, _unix_socket).close()  # or raise now that it will not work
-    if listener is not None and not listener.is_withdrawn:
+    if listener is not None and not listener.has_stopped:
         if listener.inode == identity.inode:
             listener.backlog = backlog
             return
         if loop.holders_watch.is_open(listener.inode):
             raise _error(errno.EADDRINUSE)
         endpoint.holders.pop(listener.inode, None)
-        _withdraw(loop, endpoint, listener.inode)
+        _stop_listener(loop, endpoint, listener.inode)
     # At once: should the rest fail, what ends a listener finds it.
     listener = endpoint.listener = Listener(endpoint, identity, name, backlog)
     if tcp is not None:
@@ -335,14 +335,14 @@ def _undo_listen(loop: Loop, code: int, key: int, identity: Identity, *_: Any) -
     """It does not listen: it is bound, as before."""
     endpoint = loop.endpoints.get(key)
     if endpoint is not None and identity.role is not Role.LISTENING:
-        _withdraw(loop, endpoint, identity.inode)
+        _stop_listener(loop, endpoint, identity.inode)
 
 
 def _undo_listen_soon(loop: Loop, code: int, key: int, identity: Identity, *_: Any) -> None:
     """It does not listen, and accept() says so."""
     endpoint = loop.endpoints.get(key)
     if endpoint is not None:
-        _withdraw(loop, endpoint, identity.inode)
+        _stop_listener(loop, endpoint, identity.inode)
     identity.error = code
     identity.role = Role.FAILED
 
@@ -384,8 +384,8 @@ def release(loop: Loop, key: int, inode: int) -> bool:
     endpoint = loop.endpoints.get(key)
     if endpoint is None:
         return True
-    if inode not in endpoint.holders and endpoint.closer:
-        loop.soon(finish_closing, key, endpoint.closer.get(CLOSER))  # it was interrupted
+    if inode not in endpoint.holders and endpoint.closing_claim:
+        loop.soon(finish_closing, key, endpoint.closing_claim.get(CLAIM_KEY))  # it was interrupted
         return True
     if loop.holders_watch.is_open(inode):
         loop.soon(look_again, key, inode)
@@ -418,17 +418,17 @@ def stop_listening(loop: Loop, key: int, inode: int) -> None:
     """The user shut its listening socket down: it keeps the port and refuses."""
     endpoint = loop.endpoints.get(key)
     if endpoint is not None:
-        _withdraw(loop, endpoint, inode)
+        _stop_listener(loop, endpoint, inode)
 
 
 def _drop_holder(loop: Loop, endpoint: Endpoint, inode: int) -> None:
     """This socket needs the port no more. If nobody does, the port is free at once, its fd is closed soon."""
     claim = object()
     try:
-        _withdraw(loop, endpoint, inode)
+        _stop_listener(loop, endpoint, inode)
         endpoint.holders.pop(inode, None)
-        if not endpoint.bridges and endpoint.claim_closing(claim) and not loop.hush(endpoint):
-            endpoint.closer.clear()
+        if not endpoint.bridges and endpoint.claim_closing(claim) and not loop.free_address(endpoint):
+            endpoint.closing_claim.clear()
     finally:
         loop.soon(finish_closing, endpoint.key, claim)
 
@@ -438,7 +438,7 @@ def finish_closing(loop: Loop, key: int, claim: object) -> None:
     endpoint = loop.endpoints.get(key)
     if endpoint is None:
         return
-    if claim is not None and endpoint.closer.get(CLOSER) is claim:
+    if claim is not None and endpoint.closing_claim.get(CLAIM_KEY) is claim:
         for bridge in list(endpoint.bridges.values()):  # a SYN that came in the very moment
             bridge.reset_unaccepted()
             loop.mark_dirty(bridge)
@@ -448,11 +448,11 @@ def finish_closing(loop: Loop, key: int, claim: object) -> None:
         loop.close_endpoint(endpoint)
 
 
-def _withdraw(loop: Loop, endpoint: Endpoint, inode: int) -> None:
+def _stop_listener(loop: Loop, endpoint: Endpoint, inode: int) -> None:
     """If this socket listens, it does not any more: whoever comes is refused from now on, who waits is reset soon."""
     listener = endpoint.listener
     if listener is not None and listener.inode == inode:
-        listener.is_withdrawn = True
+        listener.has_stopped = True
         loop.soon(end_listener, listener)
 
 

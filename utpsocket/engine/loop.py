@@ -378,7 +378,7 @@ class Loop:
     def _read_ports(self, now: int) -> None:
         endpoints, self._readable_endpoints = self._readable_endpoints, {}
         for endpoint in endpoints:
-            if endpoint.is_closed or endpoint.is_hushed:
+            if endpoint.is_closed or endpoint.is_address_freed:
                 continue
             self.owner = endpoint
             endpoint.is_readable = True
@@ -429,7 +429,7 @@ class Loop:
                         self.owner = bridge
                         self._flush_channel(bridge, now)
                 self.owner = None
-            due = [one for one, when in self._listeners.items() if when <= now or one.is_worth_trying(now=now)]
+            due = [one for one, when in self._listeners.items() if when <= now or one.may_retry(now=now)]
             if due:
                 with self.fd_lock:
                     for listener in due:
@@ -467,7 +467,7 @@ class Loop:
     def _flush_channel(self, bridge: Bridge, now: int) -> None:
         connection = bridge.connection
         if bridge.syn_received_at and connection.state is not SYN_RECEIVED:
-            self._on_settled(bridge, now)
+            self._on_handshake_end(bridge, now)
         if connection.events:
             bridge.handle_events()
         receive = connection.receive
@@ -507,13 +507,13 @@ class Loop:
             self._last_acks.settle(bridge)
         self._schedule(bridge, connection.timeout_at())
 
-    def _on_settled(self, bridge: Bridge, now: int) -> None:
+    def _on_handshake_end(self, bridge: Bridge, now: int) -> None:
         """A half-open connection was proven, or ended."""
         bridge.syn_received_at = 0
         acceptors = self.endpoints.get(bridge.endpoint.key)
         listener = None if acceptors is None else acceptors.listener
         if listener is not None:
-            listener.on_settled(bridge)
+            listener.on_handshake_end(bridge)
             self._listeners[listener] = now
 
     def _hand_over(self, listener: Listener, now: int) -> None:
@@ -522,7 +522,7 @@ class Loop:
             at = self._listeners.get(listener)
             self._listeners[listener] = again_at if at is None else min(at, again_at)
         if listener.is_closed:
-            listener.give_up()
+            listener.end()
             listener.endpoint.close_if_unused()
 
     def _on_port_trouble(self, endpoint: Endpoint, mask: int, now: int) -> None:
@@ -629,13 +629,13 @@ class Loop:
         else:
             self.post(lambda loop: loop.watch(fd, events, watcher))
 
-    def hush(self, endpoint: Endpoint) -> bool:
+    def free_address(self, endpoint: Endpoint) -> bool:
         """Free the address of a port that the caller has claimed and nobody uses: its fd number stays, with an idle
         socket under it, since the engine's thread may be about to use the number. False: it must do so. Any thread.
         """
         if not self.frees_ports_at_once or not endpoint.is_all_answered or not idle_instead(endpoint.port.sock):
             return False
-        endpoint.is_hushed = True
+        endpoint.is_address_freed = True
         self.bound.discard(endpoint)
         return True
 

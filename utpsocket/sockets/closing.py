@@ -55,7 +55,7 @@ def after_close(
             if is_closed and acquire and is_blocking and isinstance(loop, Loop):
                 endpoint = loop.endpoints.get(identity.endpoint)
                 has_more = identity.routes is not None or (endpoint is not None and endpoint.peers is not None)
-                if endpoint is not None and (has_more or not endpoint.is_hushed) and not endpoint.holders:
+                if endpoint is not None and (has_more or not endpoint.is_address_freed) and not endpoint.holders:
                     _deliver(loop.call, commands.settled)
         return
     seconds = identity.settings.linger_seconds

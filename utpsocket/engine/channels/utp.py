@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     class Acceptor(Protocol):
         """A listener, as the connections know it that wait for its accept()."""
 
-        def on_settled(self, bridge: Bridge) -> None:
+        def on_handshake_end(self, bridge: Bridge) -> None:
             """The peer has proved its address, or never will."""
 
         def forget(self, bridge: Bridge) -> None:
@@ -84,13 +84,13 @@ if TYPE_CHECKING:
     class StatelessResets(Protocol):
         """RESETs beside any connection (ports/stateless_resets.py)."""
 
-        def of(self, connection: Connection, *, now: int) -> Transmit | None:
+        def for_connection(self, connection: Connection, *, now: int) -> Transmit | None:
             """What its peer has to be told where it cannot speak for itself."""
 
     class ReceiveShares(Protocol):
         """Of the port's receive buffer (ports/receive_shares.py)."""
 
-        alone_bytes: int
+        single_share_bytes: int
 
     class GrantQueue(Protocol):
         """Connections to one peer's port that take turns (ports/send_grants.py)."""
@@ -145,13 +145,13 @@ if TYPE_CHECKING:
         def leave_grants(self, bridge: Bridge) -> None:
             """It has no more data to send."""
 
-        def read_for(self, bridge: Bridge, *, now: int) -> None:
+        def receive_for(self, bridge: Bridge, *, now: int) -> None:
             """Take in whatever has come for this connection by now."""
 
         def apply_settings(self, bridge: Bridge, *, now: int) -> None:
             """Have the connection follow its identity's settings."""
 
-        def drop_lingering(self) -> None:
+        def end_time_waits(self) -> None:
             """End what is only there in case a last ack was lost."""
 
     class TcpAttempt(Protocol):
@@ -579,7 +579,7 @@ class Bridge:
             if count >= 0:
                 if room.is_growing:
                     room.on_delivered(
-                        count, self.engine_sock, connection.receive, self.endpoint.shares.alone_bytes, now=now
+                        count, self.engine_sock, connection.receive, self.endpoint.shares.single_share_bytes, now=now
                     )
                 connection.delivered(count, now=now)
                 if not connection.receive.reassembly.ready_bytes:
@@ -771,7 +771,7 @@ class Bridge:
             code = tcp_attempt.take_over(code)  # TCP may still have the user's fd
         self.tcp_attempt = None
         if not self._sent_reset:
-            packet = self.endpoint.resets.of(self.connection, now=loop.now)
+            packet = self.endpoint.resets.for_connection(self.connection, now=loop.now)
             if packet is not None:
                 self.endpoint.port.send(packet, self.source)
             self._sent_reset = True
@@ -848,7 +848,7 @@ class Bridge:
     def sync_network_side(self) -> None:
         """See Channel."""
         loop = self.endpoint.loop
-        self.endpoint.read_for(self, now=loop.now)
+        self.endpoint.receive_for(self, now=loop.now)
         loop.flush_now(self)
 
     def apply_options(self) -> None:

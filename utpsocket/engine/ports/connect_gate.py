@@ -62,14 +62,14 @@ class ConnectGate:
         self.held[bridge] = None
         local, peer = bridge.identity.local, bridge.identity.peer
         assert local is not None and peer is not None
-        self._by_acceptor[_plain(local), bridge.connection.send_id, peer[1]] = bridge
+        self._by_acceptor[_unmapped(local), bridge.connection.send_id, peer[1]] = bridge
 
     def initiator_of(self, acceptor: Bridge) -> Bridge | None:
         """The connect that is to come to light with this acceptor's accept()."""
         if not self.held:
             return None
         connection = acceptor.connection
-        key = _plain(connection.addr), connection.recv_id, acceptor.endpoint.port.local[1]
+        key = _unmapped(connection.addr), connection.recv_id, acceptor.endpoint.port.local[1]
         return self._by_acceptor.get(key)
 
     def open_due(self, bound: BoundPorts, loop: Reactor, *, now: int) -> None:
@@ -79,7 +79,7 @@ class ConnectGate:
         for bridge in list(self.held):
             loop.owner = bridge
             if not bridge.is_gone:
-                if _is_half_known(bridge, bound):
+                if _has_unproven_acceptor(bridge, bound):
                     self.hold(bridge)
                     continue
                 if not bridge.open_gate():
@@ -88,7 +88,7 @@ class ConnectGate:
             del self.held[bridge]
 
 
-def _plain(addr: object) -> object:
+def _unmapped(addr: object) -> object:
     """An address as both sides write it: IPv4's also where one of them is an IPv6 socket."""
     return (addr[0].removeprefix(_MAPPED), addr[1]) if isinstance(addr, tuple) else addr
 
@@ -131,7 +131,7 @@ def may_be_reset(loop: Engine, cookie: int) -> bool:
     return is_waiting or owner is endpoint or owner is bridge or loop.channels.get(cookie) is not bridge
 
 
-def _is_half_known(bridge: Bridge, bound: BoundPorts) -> bool:
+def _has_unproven_acceptor(bridge: Bridge, bound: BoundPorts) -> bool:
     """Whether the other side of this connection is in this process and has not had its proof yet."""
     acceptor = acceptor_of(bridge, bound)
     return acceptor is not None and acceptor.connection.state is State.SYN_RECEIVED

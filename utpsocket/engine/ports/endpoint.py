@@ -76,7 +76,7 @@ if TYPE_CHECKING:
             """A connection waits for the hand-over."""
 
 
-CLOSER: Final = "by"
+CLAIM_KEY: Final = "by"
 BY_ENGINE: Final = object()
 _AF_INET6: Final = 10
 _LEAST_BUFFER_BYTES: Final = 4_096
@@ -93,7 +93,7 @@ _RUNS_PER_ITERATION: Final = 8  # then other ports have theirs
 _DATAGRAMS_PER_ITERATION: Final = 512  # likewise, where they come one by one
 _PACKET_KINDS: Final = tuple(PACKET_OPTIONS.values())
 _FRESH: Final = struct.Struct("=4H")
-_LATE: Final = ("shares", "flood", "_outgoing", "resets", "remains")
+_MADE_ON_DEMAND: Final = ("shares", "flood", "_outgoing", "resets", "remains")
 _by_default: Final = functools.lru_cache(16)(default_probing)
 
 
@@ -115,14 +115,14 @@ class Endpoint:
         "_single_datagram_iteration",
         "_single_datagram_iterations",
         "bridges",
-        "closer",
+        "closing_claim",
         "dropped_datagrams",
         "faults",
         "flood",
         "holders",
         "is_closed",
-        "is_for_sharing",
-        "is_hushed",
+        "shares_port",
+        "is_address_freed",
         "is_private",
         "is_readable",
         "key",
@@ -143,15 +143,17 @@ class Endpoint:
         self.port = port
         self.is_private = is_private  # of one connected socket that never called bind()
         self.is_closed = False
-        self.is_hushed = False  # a caller has freed its address already; there is an idle socket under its fd number
-        self.closer: dict[str, object] = {}  # who closes the port, under CLOSER; claim_closing() decides
+        self.is_address_freed = (
+            False  # a caller has freed its address already; there is an idle socket under its fd number
+        )
+        self.closing_claim: dict[str, object] = {}  # who closes the port, under CLOSER; claim_closing() decides
         self.is_readable = True
         self._is_receiving = False  # something was read that is neither answered nor a connection yet, or met a fault
         self.bridges: dict[tuple[object, int], Bridge] = {}
         self.listener: Listener | None = None
         self.holders: dict[int, Identity] = {}
         self.reuse = False  # every socket bound here said SO_REUSEADDR
-        self.is_for_sharing = False  # every one said UTP_SHARE_PORT
+        self.shares_port = False  # every one said UTP_SHARE_PORT
         self.dropped_datagrams = 0
         self.faults = 0  # since it last received without any
         self._is_cache_watched = False
@@ -162,7 +164,7 @@ class Endpoint:
         self._single_datagram_iteration = self._single_datagram_iterations = 0
 
     def __getattr__(self, name: str) -> Any:
-        if name not in _LATE:
+        if name not in _MADE_ON_DEMAND:
             raise AttributeError(name)
         self.shares = ReceiveShares(max(2 * _LEAST_BUFFER_BYTES, self.port.receive_buffer_bytes))
         self.flood = Flood()
@@ -183,17 +185,17 @@ class Endpoint:
 
     def claim_closing(self, claim: object) -> bool:
         """Take the right to close the port, which one claim at a time has; False where another has it, or there are
-        holders. Any thread. Whoever adds a holder looks at `closer` afterwards, as this looks at the holders.
+        holders. Any thread. Whoever adds a holder looks at `closing_claim` afterwards, as this looks at the holders.
         """
-        if self.closer.setdefault(CLOSER, claim) is not claim:
+        if self.closing_claim.setdefault(CLAIM_KEY, claim) is not claim:
             return False
         if self.holders:
-            self.closer.clear()
+            self.closing_claim.clear()
             return False
         return True
 
     @property
-    def is_elsewhere(self) -> bool:
+    def is_in_other_namespace(self) -> bool:
         """Whether the port is in another network namespace than the engine's thread."""
         return self.port.namespace != self.loop.namespace
 
@@ -204,7 +206,7 @@ class Endpoint:
         least = FLOOR_BYTES if is_v4 else FLOOR_IPV6_BYTES
         is_this_machine = is_v4 and isinstance(addr, tuple) and addr[0].removeprefix("::ffff:").startswith("127.")
         limit = self.loop.max_datagram_bytes or settings.max_datagram_bytes
-        most = self.shares.alone_bytes
+        most = self.shares.single_share_bytes
         receive = window_bytes(settings.receive_buffer_bytes) or FIRST_WINDOW_BYTES
         send = window_bytes(settings.send_buffer_bytes) or _SEND_BYTES
         return Config(
@@ -227,7 +229,9 @@ class Endpoint:
     ) -> Bridge:
         config = self._config(identity.settings, addr)
         if spare_ids:
-            config.known_path = self.loop.paths.to(addr)  # an acceptor's peers have a port each, and little in common
+            config.known_path = self.loop.paths.for_peer(
+                addr
+            )  # an acceptor's peers have a port each, and little in common
         connection = Connection(
             config,
             self.loop.workspace,
@@ -239,7 +243,7 @@ class Endpoint:
         bridge = Bridge(connection, self, identity, source)
         if not spare_ids:
             self.loop.owner = bridge  # nobody else waits for what a SYN makes
-        connection.receive.share_bytes = self.shares.at_first(len(self.bridges))
+        connection.receive.share_bytes = self.shares.initial_share_bytes(len(self.bridges))
         bridge.recv_ids = connection.recv_ids  # the connection's own list shrinks once it has chosen
         self.loop.channels[bridge.cookie] = bridge  # first: should the rest fail, it is found there and forgotten
         for any_id in bridge.recv_ids:
@@ -271,7 +275,7 @@ class Endpoint:
         if settings.send_buffer_bytes:
             connection.send.buffer.capacity_bytes = max(_LEAST_BUFFER_BYTES, window_bytes(settings.send_buffer_bytes))
         if settings.receive_buffer_bytes:
-            most = min(window_bytes(settings.receive_buffer_bytes), self.shares.alone_bytes)
+            most = min(window_bytes(settings.receive_buffer_bytes), self.shares.single_share_bytes)
             connection.receive.reassembly.resize(max(_LEAST_BUFFER_BYTES, most))
             if bridge.engine_sock is not None:
                 bridge.receive_buffer.apply_option(bridge.engine_sock, settings.receive_buffer_bytes)
@@ -382,7 +386,7 @@ class Endpoint:
             self.handle_errors(now=now)
         self.faults = 0
         if self.flood.noise != noise:
-            self.flood.look(self, now=now)
+            self.flood.check(self, now=now)
 
     def _receive_flood(self, *, now: int) -> None:
         self.flood.receive(self, now=now)
@@ -424,7 +428,7 @@ class Endpoint:
                     self.shares.on_data(bridge, len(run.data), now=now)
                 self.loop.mark_dirty(bridge)
                 return
-            if self.overlapping and overlapping_ports.take_run(self, run, now=now):
+            if self.overlapping and overlapping_ports.hand_on_run(self, run, now=now):
                 return
         if self.flood.is_on and len(run.data) > run.datagram_bytes:
             self.flood.take_merged(self, run, now=now)
@@ -440,7 +444,7 @@ class Endpoint:
                 self.flood.noise += 1
                 self.dropped_datagrams += 1
                 return
-        if self.overlapping and overlapping_ports.take(self, packet, run, now=now):
+        if self.overlapping and overlapping_ports.hand_on(self, packet, run, now=now):
             return
         addr, connection_id = run.addr, packet.connection_id
         if packet.type == SYN:
@@ -452,7 +456,7 @@ class Endpoint:
             if bridge is None and packet.type == RESET:
                 bridge = self._bridge_of_reset(addr, connection_id)
             elif bridge is None and self.is_cached(run, connection_id - 1 & 0xFFFF):
-                bridge = self._admit_proven(packet, run, now=now)
+                bridge = self._accept_proven(packet, run, now=now)
                 if bridge is None:
                     self.dropped_datagrams += 1
                     return
@@ -494,22 +498,22 @@ class Endpoint:
         if listener is None and self._handle_simultaneous_open(addr, packet, now=now):
             return None
         is_full = listener is not None and listener.is_full  # first: closed by a caller, it is full as well
-        if listener is None or listener.is_withdrawn:
+        if listener is None or listener.has_stopped:
             # The one RESET in answer to a SYN, as small as the SYN: a port that is ours but listens no more must refuse
             # as TCP's does, where a closed one would by ICMP (docs/sockets.md §3).
             self._reset_stray(packet, run, now=now)
             return None
         if is_full or bridge is not None:
-            listener.refused += 1
+            listener.refused_syns += 1
             self.flood.noise += 1
             if bridge is None:
                 self.flood.noise += 1
                 self.dropped_datagrams += 1
             return bridge
-        if self.is_cached(run, packet.connection_id) or listener.is_crowded(now=now):
-            self._answer_unkept(run, now=now)
+        if self.is_cached(run, packet.connection_id) or listener.register_syns(now=now):
+            self._answer_from_cache(run, now=now)
             return None
-        return self._admit(run, recv_id, proves_itself=packet.ack16 == ACKS_SYN_ACK, now=now)
+        return self._accept_syn(run, recv_id, proves_itself=packet.ack16 == ACKS_SYN_ACK, now=now)
 
     def _handle_simultaneous_open(self, addr: object, packet: Packet, *, now: int) -> bool:
         """A SYN from somebody whom we dial in this moment: simultaneous open (handshake.py). False: it is none.
@@ -535,7 +539,7 @@ class Endpoint:
         self.loop.mark_dirty(bridge)
         return True
 
-    def _admit(
+    def _accept_syn(
         self, run: Run, recv_id: int, first_seq: int = -1, *, proves_itself: bool = False, now: int
     ) -> Bridge | None:
         listener, addr = self.listener, run.addr
@@ -567,7 +571,7 @@ class Endpoint:
         """Ancillary data for an answer to what came to run.local."""
         return [] if run.local is None else self.port.source(str(run.local))
 
-    def _answer_unkept(self, run: Run, *, now: int) -> None:
+    def _answer_from_cache(self, run: Run, *, now: int) -> None:
         """Answer a SYN that makes no connection before its sender has proved that it is where it says."""
         self.flood.noise += 1
         answer = self.cached_answers([packed_name(run.addr)], [bytes(run.data[:HEADER_BYTES])], now=now)
@@ -589,7 +593,7 @@ class Endpoint:
     def _window_bytes(self, listener: Listener) -> int:
         """What a new connection of the listener's would advertise."""
         receive_bytes = window_bytes(listener.identity.settings.receive_buffer_bytes) or FIRST_WINDOW_BYTES
-        bytes_at_first = min(self.shares.at_first(len(self.bridges)), WIRESHARK_WINDOW_BYTES)
+        bytes_at_first = min(self.shares.initial_share_bytes(len(self.bridges)), WIRESHARK_WINDOW_BYTES)
         return min(max(_LEAST_BUFFER_BYTES, receive_bytes), bytes_at_first)
 
     def is_cached(self, run: Run, syn_id: int) -> bool:
@@ -597,19 +601,19 @@ class Endpoint:
         cache = self.listener.cache if self.listener is not None else None
         return cache is not None and cache.rotates_at > 0 and cache.knows(packed_name(run.addr), syn_id)
 
-    def _admit_proven(self, packet: Packet, run: Run, *, now: int) -> Bridge | None:
+    def _accept_proven(self, packet: Packet, run: Run, *, now: int) -> Bridge | None:
         """The connection of a SYN that was answered from the cache, if this packet proves that the answer arrived."""
         listener = self.listener
         assert listener is not None
         name, syn_id = packed_name(run.addr), packet.connection_id - 1 & 0xFFFF
-        numbers = listener.cache.proven(name, syn_id, packet.ack16)
+        numbers = listener.cache.check_ack(name, syn_id, packet.ack16)
         if numbers is None:
             return None
         if listener.is_full:
-            listener.refused += 1
+            listener.refused_syns += 1
             return None
         syn_seq16, our_seq16 = numbers
-        bridge = self._admit(run, packet.connection_id, our_seq16, now=now)
+        bridge = self._accept_syn(run, packet.connection_id, our_seq16, now=now)
         if bridge is not None:
             listener.cache.use(name, syn_id)
             syn = memoryview(syn_of(syn_id, syn_seq16, packet.window_bytes))
@@ -617,7 +621,7 @@ class Endpoint:
             bridge.connection.receive.ack_at = NEVER  # it is answered
         return bridge
 
-    def demote(self, bridge: Bridge, *, now: int) -> None:
+    def return_to_cache(self, bridge: Bridge, *, now: int) -> None:
         """Make a half-open connection that nobody has seen yet an entry of the cache again."""
         listener, connection = self.listener, bridge.connection
         if listener is not None:
@@ -660,7 +664,7 @@ class Endpoint:
     def end(self, error: BaseException) -> None:
         """The port ends, and its connections with it. May be called again where it has failed itself."""
         if self.listener is not None:
-            self.listener.give_up()
+            self.listener.end()
         for bridge in list(self.bridges.values()):
             bridge.fail(error)
         self.holders.clear()
@@ -728,7 +732,7 @@ class Endpoint:
         if port.errors:
             self.handle_errors(now=now)
 
-    def read_for(self, bridge: Bridge, *, now: int) -> None:
+    def receive_for(self, bridge: Bridge, *, now: int) -> None:
         """Take in whatever has come for this connection by now."""
         for _ in range(_MOST_RECEIVES):  # each may leave off after the first small datagram
             self.receive(now=now)
@@ -737,7 +741,7 @@ class Endpoint:
         if self.peers is not None:
             self.peers.receive(bridge.connection.addr)
 
-    def drop_lingering(self) -> None:
+    def end_time_waits(self) -> None:
         """Too many private ports wait for a late FIN: give this one up."""
         for bridge in list(self.bridges.values()):
             if bridge.connection.state is TIME_WAIT:

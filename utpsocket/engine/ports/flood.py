@@ -149,7 +149,7 @@ class Flood:
         """The port has other connections than before."""
         self._ids = None
 
-    def look(self, endpoint: FloodedPort, *, now: int) -> None:
+    def check(self, endpoint: FloodedPort, *, now: int) -> None:
         """After a port was read: is this a flood?"""
         if self.is_on:
             return
@@ -322,9 +322,9 @@ class Flood:
             self._strays += len(indices)
             self._refuse(endpoint, indices, heads, noise, now=now)
         elif listener.is_full:
-            listener.refused += len(indices)
+            listener.refused_syns += len(indices)
             self.noise += len(indices)
-        elif not listener.is_crowded(len(indices), now=now):
+        elif not listener.register_syns(len(indices), now=now):
             for index in indices:
                 endpoint.handle_run(noise.run(index), now=now)
         else:
@@ -403,9 +403,9 @@ class Flood:
         if not syns or listener is None:
             return
         if listener.is_full:
-            listener.refused += len(syns)
+            listener.refused_syns += len(syns)
             self.noise += len(syns)
-        elif listener.is_crowded(len(syns), now=now):
+        elif listener.register_syns(len(syns), now=now):
             self.noise += len(syns)
             source = source_hash(name, self._multiplier)
             self._sources[source] = self._sources.get(source, 0) + len(syns)

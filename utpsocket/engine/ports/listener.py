@@ -72,12 +72,12 @@ if TYPE_CHECKING:
         def bridges(self) -> Mapping[tuple[object, int], Bridge]: ...
 
         @property
-        def is_elsewhere(self) -> bool: ...
+        def is_in_other_namespace(self) -> bool: ...
 
         def close_if_unused(self) -> None:
             """Close it if nobody needs it any more."""
 
-        def demote(self, bridge: Bridge, *, now: int) -> None:
+        def return_to_cache(self, bridge: Bridge, *, now: int) -> None:
             """Have the cache of SYNs keep it, and no connection."""
 
     class TcpHalf(Protocol):
@@ -99,8 +99,8 @@ if TYPE_CHECKING:
 _PROOF_WAIT_US: Final = 30_000  # a proof takes one round trip, and a greeting can wait this long
 _FAULTS_BORNE: Final = 20
 MAX_HALF_OPEN: Final = 256  # connections of one listener that are unproven; beyond, SYNs go to its cache
-_CALM_HALF_OPEN: Final = 64  # beyond, unproven connections are not handed over
-_CROWDED_US: Final = 1_000_000  # for so long after; and on, while more than the calm number come in that time
+_FEW_HALF_OPEN: Final = 64  # beyond, unproven connections are not handed over
+_CACHING_US: Final = 1_000_000  # for so long after; and on, while more than the calm number come in that time
 
 
 class Listener:
@@ -112,15 +112,15 @@ class Listener:
     """
 
     __slots__ = (
-        "_crowded_syns",
-        "_crowded_until",
-        "_expected",
+        "_cached_syns",
+        "_caching_until",
+        "_proof_announced",
         "_faults",
         "_half_open",
         "_handed",
         "_prepared",
         "_ready",
-        "_room",
+        "_retries",
         "_unproven",
         "backlog",
         "cache",
@@ -128,9 +128,9 @@ class Listener:
         "identity",
         "inode",
         "is_closed",
-        "is_withdrawn",
+        "has_stopped",
         "name",
-        "refused",
+        "refused_syns",
         "tcp_listener",
     )
 
@@ -141,36 +141,36 @@ class Listener:
         self.name = name
         self.backlog = backlog
         self.is_closed = False
-        self.is_withdrawn = False  # the application listens no more; any thread may say so
+        self.has_stopped = False  # the application listens no more; any thread may say so
         self.tcp_listener: TcpHalf | None = None  # a listener of both: its TCP half
-        self.refused = 0
-        self._expected: dict[Bridge, None] = {}  # whose initiators prove themselves, in order of arrival
+        self.refused_syns = 0
+        self._proof_announced: dict[Bridge, None] = {}  # whose initiators prove themselves, in order of arrival
         self._unproven: dict[Bridge, None] = {}  # in order of arrival; looked at from its old end only
         self._ready: deque[Bridge] = deque()  # to be handed over
         self._prepared: deque[tuple[Bridge, Any]] = deque()  # with the engine's end of their pair
         self._handed: list[Bridge] = []  # not watched yet
         self._faults = 0
         self._half_open = 0
-        self._room = Retries()
+        self._retries = Retries()
         self.cache = SynCache()
-        self._crowded_until = -_CROWDED_US
-        self._crowded_syns = 0  # that went to the cache since it was last looked whether there are still many
+        self._caching_until = -_CACHING_US
+        self._cached_syns = 0  # that went to the cache since it was last looked whether there are still many
 
     @property
     def is_full(self) -> bool:
         """Nobody may come in: as many wait for accept() as may."""
-        return self.is_closed or self.is_withdrawn or len(self._ready) + len(self._prepared) > self.backlog
+        return self.is_closed or self.has_stopped or len(self._ready) + len(self._prepared) > self.backlog
 
-    def is_crowded(self, syns: int = 1, *, now: int) -> bool:
+    def register_syns(self, syns: int = 1, *, now: int) -> bool:
         """Whether so many SYNs must go to the cache instead of becoming connections at once."""
-        if self._half_open < MAX_HALF_OPEN and now >= self._crowded_until:
-            if self._crowded_syns <= _CALM_HALF_OPEN or now >= self._crowded_until + _CROWDED_US:
-                self._crowded_syns = 0
+        if self._half_open < MAX_HALF_OPEN and now >= self._caching_until:
+            if self._cached_syns <= _FEW_HALF_OPEN or now >= self._caching_until + _CACHING_US:
+                self._cached_syns = 0
                 return False
-        if now >= self._crowded_until:
-            self._crowded_until = now + _CROWDED_US
-            self._crowded_syns = 0
-        self._crowded_syns += syns
+        if now >= self._caching_until:
+            self._caching_until = now + _CACHING_US
+            self._cached_syns = 0
+        self._cached_syns += syns
         return True
 
     def on_syn(self, bridge: Bridge, *, proves_itself: bool, now: int) -> None:
@@ -178,16 +178,16 @@ class Listener:
         self._half_open += 1
         bridge.syn_received_at = now
         if proves_itself:
-            self._expected[bridge] = None
+            self._proof_announced[bridge] = None
         else:
             self._unproven[bridge] = None
 
-    def on_settled(self, bridge: Bridge) -> None:
+    def on_handshake_end(self, bridge: Bridge) -> None:
         """A half-open connection was proven, or ended."""
         self._half_open -= 1
-        if bridge in self._unproven or bridge in self._expected:
+        if bridge in self._unproven or bridge in self._proof_announced:
             self._unproven.pop(bridge, None)
-            self._expected.pop(bridge, None)
+            self._proof_announced.pop(bridge, None)
             if bridge.connection.state is State.CLOSED:
                 bridge.is_handed_over = True
             else:
@@ -199,16 +199,16 @@ class Listener:
         Apart from hand_over(), so that nothing slow lies between a connect that completes and its accept.
         """
         next_at: int | None = None
-        is_crowded = now < self._crowded_until + _CROWDED_US
-        while self._unproven and self._half_open <= _CALM_HALF_OPEN and not is_crowded:
+        is_caching = now < self._caching_until + _CACHING_US
+        while self._unproven and self._half_open <= _FEW_HALF_OPEN and not is_caching:
             bridge = next(iter(self._unproven))
             if now < bridge.syn_received_at + _PROOF_WAIT_US:
                 next_at = bridge.syn_received_at + _PROOF_WAIT_US
                 break
             del self._unproven[bridge]
             self._ready.append(bridge)
-        if is_crowded and (self._unproven or self._expected):
-            next_at = self._demote(now=now)
+        if is_caching and (self._unproven or self._proof_announced):
+            next_at = self._return_to_cache(now=now)
         ready = self._ready
         loop = self.endpoint.loop
         while ready:
@@ -218,21 +218,21 @@ class Listener:
             else:
                 engine_sock = self.new_engine_sock(bridge.identity)
                 if engine_sock is None:
-                    return self._room.next_at(now=now)
+                    return self._retries.next_at(now=now)
                 self._prepared.append((bridge, engine_sock))
             ready.popleft()
         loop.owner = self
         return next_at
 
-    def _demote(self, *, now: int) -> int:
+    def _return_to_cache(self, *, now: int) -> int:
         """Have the cache keep what has been unproven for long; returns when to look again."""
-        at = now + _CROWDED_US
-        for waiting in (self._unproven, self._expected):
+        at = now + _CACHING_US
+        for waiting in (self._unproven, self._proof_announced):
             for bridge in list(waiting):
-                if now < bridge.syn_received_at + _CROWDED_US:
-                    at = min(at, bridge.syn_received_at + _CROWDED_US)
+                if now < bridge.syn_received_at + _CACHING_US:
+                    at = min(at, bridge.syn_received_at + _CACHING_US)
                     break
-                self.endpoint.demote(bridge, now=now)
+                self.endpoint.return_to_cache(bridge, now=now)
         return at
 
     def hand_over(self, *, now: int) -> int | None:
@@ -254,7 +254,7 @@ class Listener:
                 continue
             if error in NO_ROOM:
                 loop.owner = self
-                return self._room.next_at(now=now)
+                return self._retries.next_at(now=now)
             if error:
                 self.is_closed = True
                 loop.rechecks.hurry()
@@ -272,21 +272,21 @@ class Listener:
             if self.identity.shut_halves:
                 bridge.inherit_shutdown(self.identity.shut_halves, now=now)
             self._handed.append(bridge)
-            self._room.succeeded()
+            self._retries.reset()
         loop.owner = self
         if self.identity.is_full:
             self.identity.is_full = False
         if not self._ready:
-            self._room.succeeded()
+            self._retries.reset()
         return None
 
-    def is_worth_trying(self, *, now: int) -> bool:
+    def may_retry(self, *, now: int) -> bool:
         """Whether what waits for room may be tried before its time, now that something has happened."""
-        return self._room.is_due(now=now)
+        return self._retries.is_due(now=now)
 
     def on_room(self) -> None:
         """The application has accepted while connections waited for room."""
-        self._room.hurry()
+        self._retries.expect_success()
         if self.tcp_listener is not None:
             self.tcp_listener.on_room()
 
@@ -304,7 +304,7 @@ class Listener:
         engine_sock: Any = None
         try:
             make = partial(with_room, partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0), is_for_accept=True)
-            if self.endpoint.is_elsewhere:
+            if self.endpoint.is_in_other_namespace:
                 make = partial(netns.beside, self.endpoint.port.sock, make)
             engine_sock = raise_fd(make())
             engine_sock.setblocking(False)
@@ -326,7 +326,7 @@ class Listener:
         self.cache.clear()
         if self.tcp_listener is not None:
             self.tcp_listener.close()
-        left = [bridge for bridge, _ in self._prepared] + [*self._ready, *self._unproven, *self._expected]
+        left = [bridge for bridge, _ in self._prepared] + [*self._ready, *self._unproven, *self._proof_announced]
         for _, engine_sock in self._prepared:
             engine_sock.close()
         for bridge in left:
@@ -335,16 +335,16 @@ class Listener:
         self._prepared.clear()  # last: should any of this fail, it is all done again
         self._ready.clear()
         self._unproven.clear()
-        self._expected.clear()
+        self._proof_announced.clear()
         return left
 
     def forget(self, bridge: Bridge) -> None:
         """This incoming connection has ended by a fault, wherever on its way to the application it was."""
         if bridge.syn_received_at:
-            self.on_settled(bridge)
+            self.on_handshake_end(bridge)
             bridge.syn_received_at = 0
         self._unproven.pop(bridge, None)
-        self._expected.pop(bridge, None)
+        self._proof_announced.pop(bridge, None)
         if bridge in self._ready:
             self._ready.remove(bridge)
         for prepared in list(self._prepared):
@@ -357,9 +357,9 @@ class Listener:
         """See faults.py: what was about to be done is done again. Met again and again, it ends the listener."""
         self._faults += 1
         if self._faults > _FAULTS_BORNE or not self.endpoint.loop.is_alive:
-            self.give_up()
+            self.end()
 
-    def give_up(self) -> None:
+    def end(self) -> None:
         """Listen no more, and tell the application, whose accept() would wait for ever."""
         loop = self.endpoint.loop
         for bridge in self.close():
@@ -391,5 +391,5 @@ class Listener:
             "prepared": len(self._prepared),
             "half_open": self._half_open,
             "cached_syns": len(self.cache),
-            "refused_syns": self.refused,
+            "refused_syns": self.refused_syns,
         }

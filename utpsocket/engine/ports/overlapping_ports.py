@@ -8,8 +8,8 @@ moment of bind(). They say it no longer than that: afterwards it would let stran
 From then on the kernel brings what comes to the single address to the port that is bound to it, whichever of the two
 the packet is for. So what is not for a port may be for its neighbour. Each sends by a socket of its own.
 
-is_left(), make_way(), bind_over() and join(): any thread. The rest: the engine's only. Sources: Linux net/ipv4/udp.c
-(udp_lib_get_port, compute_score), net/ipv4/inet_connection_sock.c (inet_csk_bind_conflict).
+is_unneeded(), make_way(), bind_over() and join(): any thread. The rest: the engine's only. Sources: Linux
+net/ipv4/udp.c (udp_lib_get_port, compute_score), net/ipv4/inet_connection_sock.c (inet_csk_bind_conflict).
 """
 
 from __future__ import annotations
@@ -77,17 +77,17 @@ def _overlaps(endpoint: OverlappingPort, local: Address, namespace: int) -> bool
     return is_other and len(port.local) == len(local) and port.namespace == namespace
 
 
-def may_be_joined(endpoint: OverlappingPort) -> bool:
+def may_be_overlapped(endpoint: OverlappingPort) -> bool:
     """Whether nothing but connections is left of a port whose sockets said SO_REUSEADDR."""
     return endpoint.reuse and not endpoint.holders and endpoint.peers is None and not listens(endpoint)
 
 
 def listens(endpoint: OverlappingPort) -> bool:
     """Whether it takes connections."""
-    return endpoint.listener is not None and not endpoint.listener.is_withdrawn
+    return endpoint.listener is not None and not endpoint.listener.has_stopped
 
 
-def is_left(endpoint: OverlappingPort) -> bool:
+def is_unneeded(endpoint: OverlappingPort) -> bool:
     """Whether nobody needs the port any more, and the engine is about to close it."""
     return not (endpoint.holders or endpoint.bridges or listens(endpoint))
 
@@ -113,31 +113,31 @@ def join(bound: Mapping[int, Mapping[_P, None]], endpoint: OverlappingPort) -> N
             other.overlapping += (endpoint,)
 
 
-def take_run(endpoint: OverlappingPort, run: Run, *, now: int) -> bool:
+def hand_on_run(endpoint: OverlappingPort, run: Run, *, now: int) -> bool:
     """Hand a run on to the neighbour whose connection it is for. False: there is none."""
     data = run.data
     key = run.addr, data[2] << 8 | data[3]
     for other in endpoint.overlapping:
         if key in other.bridges and _covers(other, run):
-            other.handle_run(_as_come_to(other, endpoint, run), now=now)
+            other.handle_run(_readdressed(other, endpoint, run), now=now)
             endpoint.loop.owner = endpoint
             return True
     return False
 
 
-def take(endpoint: OverlappingPort, packet: Packet, run: Run, *, now: int) -> bool:
+def hand_on(endpoint: OverlappingPort, packet: Packet, run: Run, *, now: int) -> bool:
     """Hand a datagram on to the neighbour that it is for, if it is not for this port."""
-    if _awaits(endpoint, packet, run):
+    if _is_for(endpoint, packet, run):
         return False
     for other in endpoint.overlapping:
-        if _covers(other, run) and _awaits(other, packet, run):
-            other.handle_datagram(_as_come_to(other, endpoint, run), packet, now=now)
+        if _covers(other, run) and _is_for(other, packet, run):
+            other.handle_datagram(_readdressed(other, endpoint, run), packet, now=now)
             endpoint.loop.owner = endpoint
             return True
     return False
 
 
-def _awaits(endpoint: OverlappingPort, packet: Packet, run: Run) -> bool:
+def _is_for(endpoint: OverlappingPort, packet: Packet, run: Run) -> bool:
     """Whether this is for a connection of this port's, or may begin one."""
     addr, one, bridges = run.addr, packet.connection_id, endpoint.bridges
     if packet.type == SYN:
@@ -150,19 +150,19 @@ def _awaits(endpoint: OverlappingPort, packet: Packet, run: Run) -> bool:
 
 def _covers(other: OverlappingPort, run: Run) -> bool:
     """Whether what came to a port may be for this neighbour of it."""
-    return not other.is_closed and (other.port.is_wildcard or run.local == _told(other))
+    return not other.is_closed and (other.port.is_wildcard or run.local == _address_of(other))
 
 
-def _told(endpoint: OverlappingPort) -> str:
+def _address_of(endpoint: OverlappingPort) -> str:
     """The address of a port as Run.local tells it."""
     host, *rest = endpoint.port.local
     scope = rest[2] if len(rest) > 2 else 0
     return f"{host}%{scope}" if scope else str(host)
 
 
-def _as_come_to(other: OverlappingPort, endpoint: OverlappingPort, run: Run) -> Run:
+def _readdressed(other: OverlappingPort, endpoint: OverlappingPort, run: Run) -> Run:
     """The run as the other port would have got it: a wildcard one is told at which address."""
-    local = _told(endpoint) if other.port.is_wildcard else None
+    local = _address_of(endpoint) if other.port.is_wildcard else None
     handed = Run(run.data, run.stride, run.addr, local, run.datagram_bytes)
     handed.payload_views = run.payload_views
     return handed

@@ -21,7 +21,7 @@ class PathCache:
     def __init__(self) -> None:
         self._known: WeakValueDictionary[object, KnownPath] = WeakValueDictionary()
 
-    def to(self, addr: object) -> KnownPath:
+    def for_peer(self, addr: object) -> KnownPath:
         """What is known of the path to this peer; for a new connection's Config."""
         known = self._known.get(addr)
         if known is None:

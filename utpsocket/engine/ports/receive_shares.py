@@ -38,20 +38,20 @@ class ReceiveShares:
         "_ends_at",
         "_least_bytes",
         "_merged_runs",
-        "alone_bytes",
+        "single_share_bytes",
         "budget_bytes",
     )
 
     def __init__(self, buffer_bytes: int) -> None:
         self.budget_bytes = budget_bytes = buffer_bytes // 2
-        self.alone_bytes = buffer_bytes * 9 // 10
+        self.single_share_bytes = buffer_bytes * 9 // 10
         self._merged_runs = 0
         self._least_bytes = max(_LEAST_BYTES, min(GRANT_BYTES, budget_bytes // 8))
         self._ends_at = 0  # of the current epoch
         self._active: set[int] = set()  # cookies of the connections that moved data in this epoch
         self._active_before = 0  # how many did in the one before
 
-    def at_first(self, connections: int) -> int:
+    def initial_share_bytes(self, connections: int) -> int:
         """What a connection that has moved nothing may promise, in bytes, with `connections` on this port."""
         return max(self._least_bytes, self.budget_bytes // max(1, connections))
 
@@ -65,7 +65,7 @@ class ReceiveShares:
         self._active.add(bridge.cookie)
         active = max(len(self._active), self._active_before)
         if active == 1 and self._merged_runs == _SURE_RUNS:
-            share_bytes = self.alone_bytes
+            share_bytes = self.single_share_bytes
         else:
             share_bytes = self.budget_bytes // active
         bridge.connection.receive.share_bytes = max(self._least_bytes, share_bytes)

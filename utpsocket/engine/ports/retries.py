@@ -37,12 +37,12 @@ class Retries:
         """Whether it may be tried before its time, now that the engine is awake."""
         return now >= self._may_at
 
-    def hurry(self) -> None:
+    def expect_success(self) -> None:
         """It is likely to succeed, if it is still waited for."""
         if self._may_at != NEVER:
             self._may_at = 0
 
-    def succeeded(self) -> None:
+    def reset(self) -> None:
         """What follows is tried at once."""
         self._since = None
         self._may_at = NEVER

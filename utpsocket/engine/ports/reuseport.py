@@ -55,7 +55,7 @@ if TYPE_CHECKING:
         def loop(self) -> Engine: ...
 
         @property
-        def is_elsewhere(self) -> bool: ...
+        def is_in_other_namespace(self) -> bool: ...
 
         def handle_run(self, run: Run, *, now: int) -> None:
             """Packets of one connection's, or of a stranger's."""
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
 
 _RUNS_PER_ITERATION: Final = 8  # then others have theirs
-_STRANGERS: Final = 64  # datagrams that came between bind() and connect()
+_MOST_EARLY_DATAGRAMS: Final = 64  # datagrams that came between bind() and connect()
 _LINGERING: Final = 64  # without a connection: what is repeated after the end is still answered by who knows it
 _MAPPED: Final = "::ffff:"
 _TABLES: Final = ("/proc/net/udp", "/proc/net/udp6")
@@ -148,18 +148,18 @@ class ReuseportSockets:
     works   whether the kernel and the program let us have such sockets
     """
 
-    __slots__ = ("_checked_at", "_endpoint", "_is_alone", "_lingering", "by_addr", "works")
+    __slots__ = ("_checked_at", "_endpoint", "_is_alone", "_lingering", "by_addr", "is_supported")
 
     def __init__(self, endpoint: SharedPort) -> None:
         self._endpoint = endpoint
         self.by_addr: dict[object, ReuseportSocket] = {}
         self._lingering: OrderedDict[object, None] = OrderedDict()
-        self.works = True
+        self.is_supported = True
         self._is_alone = False
         self._checked_at = 0
-        self._acquaint()
+        self._mark_group_connected()
 
-    def _acquaint(self) -> None:
+    def _mark_group_connected(self) -> None:
         """Have the group known to the kernel as one beside which there are connected sockets."""
         port = self._endpoint.port
         try:
@@ -223,15 +223,15 @@ class ReuseportSockets:
     def _open(self, addr: Any, host: str) -> ReuseportSocket | None:
         endpoint = self._endpoint
         loop, port = endpoint.loop, endpoint.port
-        strangers: list[tuple[bytes, Any]] = []
+        early_datagrams: list[tuple[bytes, Any]] = []
         try:
-            make = partial(with_room, partial(self._connected, addr, host, strangers))
-            if endpoint.is_elsewhere:
+            make = partial(with_room, partial(self._connected, addr, host, early_datagrams))
+            if endpoint.is_in_other_namespace:
                 make = partial(netns.beside, port.sock, make)
             sock = raise_fd(make())
         except OSError as error:
             let_pass(error)
-            self.works = False
+            self.is_supported = False
             return None
         try:
             found = ReuseportSocket(endpoint, sock, addr, host if port.is_wildcard else None)
@@ -240,12 +240,12 @@ class ReuseportSockets:
             raise
         self.by_addr[addr] = found
         loop.watch(found.port.fd, EPOLLIN | EPOLLERR, found)
-        self.works = True
-        if strangers:
-            loop.call_at(loop.now, partial(self._take, strangers, host if port.is_wildcard else None))
+        self.is_supported = True
+        if early_datagrams:
+            loop.call_at(loop.now, partial(self._take, early_datagrams, host if port.is_wildcard else None))
         return found
 
-    def _connected(self, addr: Any, host: str, strangers: list[tuple[bytes, Any]]) -> Any:
+    def _connected(self, addr: Any, host: str, early_datagrams: list[tuple[bytes, Any]]) -> Any:
         """A socket at our address, connected to the peer, and what came to it before it was."""
         port = self._endpoint.port
         is_v4 = port.family == stdlib.AF_INET
@@ -271,9 +271,9 @@ class ReuseportSockets:
                 theirs = (prefix + addr[0], *addr[1:])
             sock.bind(ours)
             sock.connect(theirs)
-            while len(strangers) < _STRANGERS:
+            while len(early_datagrams) < _MOST_EARLY_DATAGRAMS:
                 try:
-                    strangers.append(sock.recvfrom(0xFFFF))
+                    early_datagrams.append(sock.recvfrom(0xFFFF))
                 except BlockingIOError:
                     break
         except BaseException:
@@ -281,10 +281,10 @@ class ReuseportSockets:
             raise
         return sock
 
-    def _take(self, strangers: list[tuple[bytes, Any]], local: str | None) -> None:
+    def _take(self, early_datagrams: list[tuple[bytes, Any]], local: str | None) -> None:
         """What came to a peer's socket before it was one, of whomever."""
         endpoint = self._endpoint
-        for datagram, addr in strangers:
+        for datagram, addr in early_datagrams:
             if endpoint.is_closed or not datagram:
                 continue
             if endpoint.port.family == stdlib.AF_INET:
@@ -297,15 +297,15 @@ class ReuseportSockets:
         """Whether a stray may be answered by a RESET. It may be another process's, if peers have no sockets of their
         own; and a SYN where nobody listens is, if there is another process.
         """
-        if self.works and not is_syn:
+        if self.is_supported and not is_syn:
             return True
         now = self._endpoint.loop.now
         if not self._checked_at or now >= self._checked_at + _CHECKED_US:
             self._checked_at = now
-            self._is_alone = self.are_no_others()
+            self._is_alone = self.is_only_socket()
         return self._is_alone
 
-    def are_no_others(self) -> bool:
+    def is_only_socket(self) -> bool:
         """Whether nobody else is bound to the port just now. Where that cannot be told, somebody may be."""
         number = b":%04X" % self._endpoint.port.local[1]
         bound: set[bytes] = set()

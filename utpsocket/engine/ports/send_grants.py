@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import Bridge
     from utpsocket.protocol.sendhalf import SendHalf
 
-_SENDS: Final = 2  # system calls that a grant fills, with no packet left for a third…
+_SENDS_PER_GRANT: Final = 2  # system calls that a grant fills, with no packet left for a third…
 _REST_SHARE: Final = 8  # …but for the end of what there is, up to an eighth: not worth a turn of its own
-_FEW: Final = 16  # connections that need no order
-_NOBODY: Final[list[Bridge]] = []
-_MORE_BYTES: Final = GRANT_BYTES // 8  # under way together after each turn without a loss
-_MOST_BYTES: Final = 5 << 17  # under way together; short bursts take several times their payload of a socket buffer
+_UNORDERED_MEMBERS: Final = 16  # connections that need no order
+_NONE: Final[list[Bridge]] = []
+_MORE_PER_GRANT_BYTES: Final = GRANT_BYTES // 8  # under way together after each turn without a loss
+_MAX_IN_FLIGHT_BYTES: Final = (
+    5 << 17
+)  # under way together; short bursts take several times their payload of a socket buffer
 
 
 class SendGrants:
@@ -84,15 +86,23 @@ class GrantQueue:
     is_ordered   there are so many connections that they must ask packets()
     """
 
-    __slots__ = ("_grants", "_in_flight_bytes", "_most_bytes", "_shown_bytes", "_sure_bytes", "_waiting", "is_ordered")
+    __slots__ = (
+        "_grants",
+        "_in_flight_bytes",
+        "_max_in_flight_bytes",
+        "_proven_window_bytes",
+        "_promised_bytes",
+        "_waiting",
+        "is_ordered",
+    )
 
     def __init__(self) -> None:
         self.is_ordered = False
         self._grants: dict[Bridge, Grant] = {}  # of the connections that dialled it and are not over
         self._in_flight_bytes = 0
-        self._sure_bytes = 0  # what the peer has promised to one of them, its buffer holds
-        self._most_bytes = 0  # and more, as long as nothing is lost
-        self._shown_bytes = 0  # the window that a member has shown to be harmless
+        self._promised_bytes = 0  # what the peer has promised to one of them, its buffer holds
+        self._max_in_flight_bytes = 0  # and more, as long as nothing is lost
+        self._proven_window_bytes = 0  # the window that a member has shown to be harmless
         self._waiting: dict[Bridge, None] = {}
 
     @property
@@ -103,16 +113,16 @@ class GrantQueue:
     def join(self, bridge: Bridge) -> None:
         """One more dials."""
         self._grants[bridge] = Grant()
-        self.is_ordered = len(self._grants) > _FEW
+        self.is_ordered = len(self._grants) > _UNORDERED_MEMBERS
 
     def packets(self, bridge: Bridge) -> int:
         """How many packets of new data this connection may send now; while it may send none, it is held. Ask before
         each burst.
         """
         send = bridge.connection.send
-        if send.peer.largest_window_bytes > self._sure_bytes:
-            self._sure_bytes = min(_MOST_BYTES, send.peer.largest_window_bytes)
-            self._most_bytes = max(self._most_bytes, self._sure_bytes)
+        if send.peer.largest_window_bytes > self._promised_bytes:
+            self._promised_bytes = min(_MAX_IN_FLIGHT_BYTES, send.peer.largest_window_bytes)
+            self._max_in_flight_bytes = max(self._max_in_flight_bytes, self._promised_bytes)
         grant = self._grants[bridge]
         left_bytes = grant.from_offset + grant.bytes - send.sent_offset
         if left_bytes > 0:
@@ -130,10 +140,10 @@ class GrantQueue:
     def after_transmit(self, bridge: Bridge) -> list[Bridge]:
         """Count what has left; returns the connections that may send now, and have to be touched."""
         if not (self.is_ordered or self._waiting):
-            return _NOBODY
-        self._count(bridge)
+            return _NONE
+        self._update_in_flight(bridge)
         granted: list[Bridge] = []
-        while self._waiting and (self._in_flight_bytes < self._most_bytes or not self.is_ordered):
+        while self._waiting and (self._in_flight_bytes < self._max_in_flight_bytes or not self.is_ordered):
             following = next(iter(self._waiting))
             del self._waiting[following]
             send = following.connection.send
@@ -149,7 +159,7 @@ class GrantQueue:
             # What it cannot send now, its window being small yet, it must ask for again: many that grow at once would
             # exceed all bounds with what they were granted before.
             payload_bytes = size - HEADER_BYTES
-            packets = _SENDS * packets_per_send(size)
+            packets = _SENDS_PER_GRANT * packets_per_send(size)
             with_rest = packets + packets // _REST_SHARE
             if send.unsent_bytes <= with_rest * payload_bytes:
                 packets = with_rest
@@ -169,24 +179,24 @@ class GrantQueue:
         controller = send.controller
         if send.lost_packets != grant.lost_packets:
             grant.lost_packets = send.lost_packets
-            self._shown_bytes = 0
-            self._most_bytes = max(self._sure_bytes, self._most_bytes // 2)
+            self._proven_window_bytes = 0
+            self._max_in_flight_bytes = max(self._promised_bytes, self._max_in_flight_bytes // 2)
             return
-        self._most_bytes = min(_MOST_BYTES, self._most_bytes + _MORE_BYTES)
-        if controller.window_bytes >= self._shown_bytes:
-            self._shown_bytes = min(controller.window_bytes, GRANT_BYTES)
+        self._max_in_flight_bytes = min(_MAX_IN_FLIGHT_BYTES, self._max_in_flight_bytes + _MORE_PER_GRANT_BYTES)
+        if controller.window_bytes >= self._proven_window_bytes:
+            self._proven_window_bytes = min(controller.window_bytes, GRANT_BYTES)
         elif 0 < send.recovery.min_rtt_us <= PACED_FROM_RTT_US:
-            controller.seed_window(self._shown_bytes)
+            controller.seed_window(self._proven_window_bytes)
 
     def leave(self, bridge: Bridge) -> Bridge | None:
         """The connection is over. Returns the first that waits."""
         self._in_flight_bytes -= self._grants.pop(bridge).in_flight_bytes
-        self.is_ordered = len(self._grants) > _FEW
+        self.is_ordered = len(self._grants) > _UNORDERED_MEMBERS
         bridge.connection.send.awaits_grant = False
         self._waiting.pop(bridge, None)
         return next(iter(self._waiting), None)
 
-    def _count(self, bridge: Bridge) -> None:
+    def _update_in_flight(self, bridge: Bridge) -> None:
         in_flight_bytes = bridge.connection.send.flights.in_flight_bytes
         grant = self._grants[bridge]
         self._in_flight_bytes += in_flight_bytes - grant.in_flight_bytes

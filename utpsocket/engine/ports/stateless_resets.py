@@ -35,27 +35,27 @@ class StatelessResets:
     sent   how many
     """
 
-    __slots__ = ("_left", "_left_of", "_second", "_told", "sent")
+    __slots__ = ("_allowance", "_allowance_of", "_second", "_answered", "sent")
 
     def __init__(self) -> None:
-        self._told: OrderedDict[tuple[object, int], int] = OrderedDict()
+        self._answered: OrderedDict[tuple[object, int], int] = OrderedDict()
         self._second = 0
-        self._left = 0
-        self._left_of: dict[object, int] = {}  # by host, of those that were answered in this second
+        self._allowance = 0
+        self._allowance_of: dict[object, int] = {}  # by host, of those that were answered in this second
         self.sent = 0
 
-    def _may_tell(self, host: object, *, now: int) -> bool:
+    def _take_allowance(self, host: object, *, now: int) -> bool:
         """Whether this source may have one more in this second."""
         second = now // 1_000_000
         if second != self._second:
             self._second = second
-            self._left = PER_SECOND
-            self._left_of.clear()
-        left = self._left_of.get(host, PER_SOURCE_AND_SECOND)
-        if not left or not self._left:
+            self._allowance = PER_SECOND
+            self._allowance_of.clear()
+        left = self._allowance_of.get(host, PER_SOURCE_AND_SECOND)
+        if not left or not self._allowance:
             return False
-        self._left_of[host] = left - 1
-        self._left -= 1
+        self._allowance_of[host] = left - 1
+        self._allowance -= 1
         self.sent += 1
         return True
 
@@ -64,16 +64,16 @@ class StatelessResets:
         too many were.
         """
         if packet.type != PacketType.SYN:
-            told = self._told
+            answered = self._answered
             key = (addr, packet.connection_id)
-            while told and next(iter(told.values())) <= now - _AGAIN_US:
-                told.popitem(last=False)
-            if key in told:
+            while answered and next(iter(answered.values())) <= now - _AGAIN_US:
+                answered.popitem(last=False)
+            if key in answered:
                 return None
-            if len(told) >= _REMEMBERED:
-                told.popitem(last=False)
-            told[key] = now
-        if not self._may_tell(addr[0] if isinstance(addr, tuple) else addr, now=now):
+            if len(answered) >= _REMEMBERED:
+                answered.popitem(last=False)
+            answered[key] = now
+        if not self._take_allowance(addr[0] if isinstance(addr, tuple) else addr, now=now):
             return None
         return Transmit(addr, _reset(packet.connection_id, packet.ack16 + 1, packet.seq16, now=now))
 
@@ -86,13 +86,13 @@ class StatelessResets:
         answered: list[int] = []
         resets = bytearray()
         for index, name, head in zip(indices, names, heads, strict=True):
-            if self._may_tell(name[_HOST_OF_NAME], now=now):
+            if self._take_allowance(name[_HOST_OF_NAME], now=now):
                 answered.append(index)
                 connection_id, seq, ack = _NUMBERS.unpack(head)
                 resets += _reset(connection_id, ack + 1, seq, now=now)
         return answered, resets
 
-    def of(self, connection: Connection, *, now: int) -> Transmit | None:
+    def for_connection(self, connection: Connection, *, now: int) -> Transmit | None:
         """Of a connection, whatever state it was left in; None where its peer knows nothing of it."""
         if connection.state in (State.IDLE, State.SYN_SENT):
             return None

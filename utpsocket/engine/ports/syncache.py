@@ -76,7 +76,7 @@ class SynCache:
         key = name + connection_id.to_bytes(2, "big")
         self._young[key] = syn_seq16.to_bytes(2, "big") + our_seq16.to_bytes(2, "big")
 
-    def proven(self, name: bytes, connection_id: int, ack16: int) -> tuple[int, int] | None:
+    def check_ack(self, name: bytes, connection_id: int, ack16: int) -> tuple[int, int] | None:
         """Whether a packet with this ack, of the initiator whose SYN had this id, proves that it has our answer: the
         SYN's number and ours, or None. Then call use().
         """

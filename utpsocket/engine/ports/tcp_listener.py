@@ -45,7 +45,7 @@ class TcpListener:
     tcp        a bound TCP socket, ours from now on
     """
 
-    __slots__ = ("_due_at", "_listener", "_loop", "_room", "_tcp", "_waiting")
+    __slots__ = ("_due_at", "_listener", "_loop", "_retries", "_tcp", "_waiting")
 
     def __init__(self, loop: Engine, listener: Listener, tcp: Any) -> None:
         self._loop = loop
@@ -56,7 +56,7 @@ class TcpListener:
         tcp.setblocking(False)
         self._tcp = raise_fd(tcp)
         self._waiting: Relay | None = None  # accepted, and no room at the user's fd
-        self._room = Retries()
+        self._retries = Retries()
         self._due_at: int | None = None  # when _let_in() is to be called
         try:
             loop.watch_from_anywhere(self._tcp.fileno(), _EVENTS, self)
@@ -107,7 +107,7 @@ class TcpListener:
         else:
             self._let_in_at(self._loop.now + 1)  # others have their turn
             return
-        self._let_in_at(self._room.next_at(now=self._loop.now))
+        self._let_in_at(self._retries.next_at(now=self._loop.now))
 
     def fail(self, error: BaseException) -> None:
         """See faults.py: one connection is refused, and the listener stays."""
@@ -116,7 +116,7 @@ class TcpListener:
             waiting.fail(error)
         if self._tcp is not None:
             self._due_at = None
-            self._let_in_at(self._room.next_at(now=self._loop.now))
+            self._let_in_at(self._retries.next_at(now=self._loop.now))
 
     def _accept(self) -> Relay:
         fd, peer = with_room(self._tcp._accept)
@@ -165,7 +165,7 @@ class TcpListener:
         if code:
             self.close()  # nobody listens any more
             return True
-        self._room.succeeded()
+        self._retries.reset()
         self._loop.tcp_accepted += 1
         self._waiting = None  # from here on a fault is the relay's own, and no call stands between
         self._loop.owner = relay

@@ -45,7 +45,7 @@ class TimeWaits:
         if bridge.engine_sock is None:
             bridge.endpoint.leave_grants(bridge)
             if bridge.endpoint.is_private:
-                self._keep(bridge.endpoint)
+                self._limit_private_ports(bridge.endpoint)
 
     def _end(self, bridge: Bridge) -> None:
         """The other side has all the acks that it needs: wait no more, once the program has closed this one."""
@@ -54,13 +54,13 @@ class TimeWaits:
             bridge.connection.close_silently()
             self._loop.mark_dirty(bridge)
 
-    def _keep(self, endpoint: BridgePort) -> None:
+    def _limit_private_ports(self, endpoint: BridgePort) -> None:
         """Each costs an fd."""
         self._private[endpoint] = None
         if len(self._private) > _MOST_PRIVATE_PORTS:
             oldest = next(iter(self._private))
             del self._private[oldest]
-            oldest.drop_lingering()
+            oldest.end_time_waits()
 
     def discard(self, endpoint: BridgePort) -> None:
         """The port is closed. Idempotent."""
