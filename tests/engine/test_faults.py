@@ -172,7 +172,7 @@ def test_a_connect_whose_command_fails_is_told(
 
 
 @pytest.mark.parametrize("kind", [MemoryError, OSError])
-@pytest.mark.parametrize("name", ["new_endpoint", "publish", "attend"])
+@pytest.mark.parametrize("name", ["new_endpoint", "publish", "watch_port"])
 def test_a_bind_that_fails_is_told_and_leaves_no_port(
     name: str, kind: type[Exception], reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,7 +183,7 @@ def test_a_bind_that_fails_is_told_and_leaves_no_port(
         sock.bind(("127.0.0.1", 0))
         loop = running_engine()
         assert isinstance(loop, Loop)
-        loop.call(commands.settled)
+        loop.call(commands.barrier)
         assert len(loop.endpoints) == 1
 
 
@@ -197,7 +197,7 @@ def test_if_the_thread_ends_everybody_is_told(reported: list[BaseException], mon
         assert connecting.connect_ex(mute.getsockname()) == errno.EINPROGRESS
         loop = running_engine()
         assert isinstance(loop, Loop)
-        failing(monkeypatch, loop, "_ask_anew", MemoryError(), times=100)
+        failing(monkeypatch, loop, "_distrust_readiness", MemoryError(), times=100)
         with pytest.raises(OSError, match="Software caused"):
             loop.call(_fail)
         for sock in (client, server):

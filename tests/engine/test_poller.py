@@ -110,7 +110,7 @@ def closed(is_blocking, listens):
     sock.setblocking(is_blocking)
     address = sock.getsockname()
     until = time.monotonic() + 10
-    while not running_engine()._is_at_rest and time.monotonic() < until:
+    while not running_engine()._is_asleep and time.monotonic() < until:
         time.sleep(0.001)
     sock.close()
     return address

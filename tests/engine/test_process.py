@@ -493,7 +493,7 @@ def test_no_memory_in_the_engines_process_costs_no_answer(
 def test_where_nothing_can_be_read_the_engine_ends(service: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fault_reports, "report", lambda _: None)
     failing(monkeypatch, "read", MemoryError(), 1_000)
-    messages.send(service.ours, (1, "is_held", [], {}))
+    messages.send(service.ours, (1, "has_open_sockets", [], {}))
     made = service.service
     assert not made.wait()  # and nothing is flushed: the application lives, and is told
     made._has_ended.release()

@@ -274,7 +274,7 @@ def at_rest() -> tuple[int, int, int]:
     """The thresholds while the engine sleeps."""
     loop = engine()
     assert isinstance(loop, Loop)
-    while not loop._is_at_rest or garbage_collector._holding:
+    while not loop._is_asleep or garbage_collector._holding:
         pass
     return gc.get_threshold()
 

@@ -126,7 +126,7 @@ def test_a_syn_that_nobody_has_read_when_the_listener_of_a_shared_port_closes() 
                 peers.pop(other.recvfrom(2_000)[1])
         except BlockingIOError:
             pass
-        engine().call(commands.settled)
+        engine().call(commands.barrier)
         assert peers
         for peer in peers.values():
             with pytest.raises(BlockingIOError):

@@ -35,7 +35,7 @@ from utpsocket.engine.user_fds import reset
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.protocol import State
 
-_LAST_ACKS: Final = 2  # beside the first
+_REPEATED_LAST_ACKS: Final = 2  # beside the first
 
 
 _unix_socket: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0)
@@ -66,7 +66,7 @@ def adopt_port(
         endpoint.holders[identity.inode] = identity
         endpoint.reuse, endpoint.shares_port = reuse, shares
         loop.publish(endpoint)
-        loop.attend(endpoint)
+        loop.watch_port(endpoint)
     except BaseException:
         if endpoint.key in loop.endpoints:
             _drop_holder(loop, endpoint, identity.inode)
@@ -96,14 +96,14 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, s
                 _drop_holder(loop, endpoint, holder)
         if endpoint.closing_claim:
             raise _error(errno.EAGAIN)  # it was held by nobody: free now, or in a moment
-        is_used = bool(endpoint.holders) or any(map(_is_held, list(endpoint.bridges.values())))
+        is_used = bool(endpoint.holders) or any(map(_is_open, list(endpoint.bridges.values())))
         is_shared = shares and endpoint.shares_port
         if any(overlapping_ports.listens(other) or other.holders for other in endpoint.overlapping):
             raise _error(errno.EADDRINUSE)
         is_listening = overlapping_ports.listens(endpoint)
         if not is_shared and (is_listening or (is_used and not (reuse and endpoint.reuse))):
             raise _error(errno.EADDRINUSE)
-        if not _hold(endpoint, identity):
+        if not _add_holder(endpoint, identity):
             raise _error(errno.EAGAIN)
         endpoint.reuse, endpoint.shares_port = reuse, shares
         return endpoint.key
@@ -112,9 +112,9 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, s
     return 0
 
 
-def make_way(loop: Loop, local: Address, *, namespace: int = 0) -> list[int]:
+def allow_overlap(loop: Loop, local: Address, *, namespace: int = 0) -> list[int]:
     """A user's socket that said SO_REUSEADDR wants an address that the kernel says is taken: by ports of ours that it
-    overlaps, of which only connections are left? Then the kernel lets it be bound until close_way().
+    overlaps, of which only connections are left? Then the kernel lets it be bound until end_overlap().
 
     Returns their keys.
     """
@@ -128,22 +128,22 @@ def make_way(loop: Loop, local: Address, *, namespace: int = 0) -> list[int]:
     if not all(map(overlapping_ports.may_be_overlapped, found)):
         return []
     for endpoint in found:
-        overlapping_ports.make_way(endpoint, True)
+        overlapping_ports.allow_overlap(endpoint, True)
     return [endpoint.key for endpoint in found]
 
 
-def close_way(loop: Loop, keys: list[int], key: int) -> None:
-    """The end of make_way(): the port `key`, if it is one, overlaps with these."""
+def end_overlap(loop: Loop, keys: list[int], key: int) -> None:
+    """The end of allow_overlap(): the port `key`, if it is one, overlaps with these."""
     for one in keys:
         endpoint = loop.endpoints.get(one)
         if endpoint is not None:
-            overlapping_ports.make_way(endpoint, False)
+            overlapping_ports.allow_overlap(endpoint, False)
     joined = loop.endpoints.get(key)
     if joined is not None:
         overlapping_ports.join(loop.bound, joined)
 
 
-def _is_held(bridge: Bridge) -> bool:
+def _is_open(bridge: Bridge) -> bool:
     """Whether the user has this connection open: it may have hung up, and the engine not know it yet."""
     engine_sock = bridge.engine_sock
     if engine_sock is None:
@@ -159,7 +159,7 @@ def _is_held(bridge: Bridge) -> bool:
         return False  # likewise
 
 
-def _hold(endpoint: Endpoint, identity: Identity) -> bool:
+def _add_holder(endpoint: Endpoint, identity: Identity) -> bool:
     """False: the port is being closed. Endpoint.claim_closing() looks for holders after it has claimed the port."""
     endpoint.holders[identity.inode] = identity
     if endpoint.closing_claim:
@@ -168,10 +168,10 @@ def _hold(endpoint: Endpoint, identity: Identity) -> bool:
     return True
 
 
-def hold_again(loop: Loop, key: int, inode: int, identity: Identity) -> bool:
+def replace_holder(loop: Loop, key: int, inode: int, identity: Identity) -> bool:
     """The fd of a bound socket, until now `inode`, is another one, which does not listen. False: the port is gone."""
     endpoint = loop.endpoints.get(key)
-    if endpoint is None or not _hold(endpoint, identity):
+    if endpoint is None or not _add_holder(endpoint, identity):
         return False
     _stop_listener(loop, endpoint, inode)
     for holder in list(endpoint.holders):
@@ -180,7 +180,7 @@ def hold_again(loop: Loop, key: int, inode: int, identity: Identity) -> bool:
     return True
 
 
-def unhold(loop: Loop, inode: int) -> None:
+def drop_holders_of(loop: Loop, inode: int) -> None:
     """bind() did not come to its end: whatever port is held for this socket is not wanted."""
     for endpoint in list(loop.endpoints.values()):
         if inode in endpoint.holders:
@@ -194,13 +194,13 @@ def has_port(loop: Loop, udp_sock: Any) -> bool:
     return any(endpoint.port.sock is udp_sock for endpoint in list(loop.endpoints.values()))
 
 
-def give_up_port(loop: Loop, key: int, inode: int) -> None:
+def leave_port(loop: Loop, key: int, inode: int) -> None:
     """This socket holds the port no more, though it is open."""
     endpoint = loop.endpoints.get(key)
     if endpoint is None:
         return
     if inode not in endpoint.holders and endpoint.closing_claim:
-        loop.soon(finish_closing, key, endpoint.closing_claim.get(CLAIM_KEY))  # it was interrupted
+        loop.soon(close_port, key, endpoint.closing_claim.get(CLAIM_KEY))  # it was interrupted
     else:
         _drop_holder(loop, endpoint, inode)
 
@@ -245,7 +245,7 @@ Claim: TypeAlias = "dict[str, str] | None"
 """Of a connect() that is posted while a signal's handler may raise: who writes its name first, the engine that begins
 to dial or the caller who takes it back, has decided. None: nobody will take it back.
 """
-CLAIM: Final = ("by", "engine")
+CLAIMED_BY_ENGINE: Final = ("by", "engine")
 
 
 def dial_private(
@@ -255,7 +255,7 @@ def dial_private(
 
     fallback_us   when to try TCP as well; negative: never
     """
-    if _is_taken_back(claim):
+    if not _claim_for_engine(claim):
         udp_sock.close()
         engine_sock.close()
         return
@@ -274,7 +274,7 @@ def dial_from(
     claim: Claim = None,
 ) -> None:
     """Connect from a bound port, beside whatever else it carries."""
-    if _is_taken_back(claim):
+    if not _claim_for_engine(claim):
         engine_sock.close()
         return
     endpoint = _endpoint(loop, key)
@@ -283,8 +283,9 @@ def dial_from(
     endpoint.holders.pop(identity.inode, None)
 
 
-def _is_taken_back(claim: Claim) -> bool:
-    return claim is not None and claim.setdefault(*CLAIM) != CLAIM[1]
+def _claim_for_engine(claim: Claim) -> bool:
+    """The dial begins, unless its caller has taken it back: False."""
+    return claim is None or claim.setdefault(*CLAIMED_BY_ENGINE) == CLAIMED_BY_ENGINE[1]
 
 
 def _dial(
@@ -321,7 +322,7 @@ def _undo_dial(loop: Loop, code: int, *arguments: Any) -> None:
 def _undo_bind(loop: Loop, code: int, *arguments: Any) -> None:
     """The user's socket is not bound: what was made for it goes."""
     identity = next(argument for argument in arguments if isinstance(argument, Identity))
-    unhold(loop, identity.inode)
+    drop_holders_of(loop, identity.inode)
 
 
 def _undo_share(loop: Loop, code: int, local: Address, identity: Identity) -> None:
@@ -347,7 +348,7 @@ def _undo_listen_soon(loop: Loop, code: int, key: int, identity: Identity, *_: A
     identity.role = Role.FAILED
 
 
-def _undo_half(loop: Loop, code: int, cookie: int, *_: Any) -> None:
+def _terminate_half_done(loop: Loop, code: int, cookie: int, *_: Any) -> None:
     """What was asked for is half done, and nobody knows which half: the connection ends."""
     channel = loop.channels.get(cookie)
     if channel is not None:
@@ -355,8 +356,8 @@ def _undo_half(loop: Loop, code: int, cookie: int, *_: Any) -> None:
 
 
 def _undo_when_flushed(loop: Loop, code: int, cookie: int, callback: Callable[[], None]) -> None:
-    """As _undo_half(), and nobody waits for it any more."""
-    _undo_half(loop, code, cookie)
+    """As _terminate_half_done(), and nobody waits for it any more."""
+    _terminate_half_done(loop, code, cookie)
     try:
         callback()
     except RuntimeError:
@@ -385,29 +386,29 @@ def release(loop: Loop, key: int, inode: int) -> bool:
     if endpoint is None:
         return True
     if inode not in endpoint.holders and endpoint.closing_claim:
-        loop.soon(finish_closing, key, endpoint.closing_claim.get(CLAIM_KEY))  # it was interrupted
+        loop.soon(close_port, key, endpoint.closing_claim.get(CLAIM_KEY))  # it was interrupted
         return True
     if loop.holders_watch.is_open(inode):
-        loop.soon(look_again, key, inode)
+        loop.soon(watch_holder, key, inode)
         return False
     _drop_holder(loop, endpoint, inode)
     return True
 
 
-def look_again(loop: Loop, key: int, inode: int) -> None:
+def watch_holder(loop: Loop, key: int, inode: int) -> None:
     """Look now and then whether this socket, closed here, is still open elsewhere."""
-    loop.recheck = recheck
+    loop.recheck_holders = recheck_holders
     loop.rechecks.add(key, inode, now=loop.now)
 
 
-def recheck(loop: Loop) -> None:
+def recheck_holders(loop: Loop) -> None:
     """Look again at the sockets that were closed here and live on elsewhere, if it is time to."""
     for key, inode in loop.rechecks.due(loop.now):
         if release(loop, key, inode):
             loop.rechecks.forget(key, inode)
 
 
-def make_room(loop: Loop, key: int) -> None:
+def on_accept(loop: Loop, key: int) -> None:
     """The application has accepted, and connections wait for room in the kernel's queue."""
     endpoint = loop.endpoints.get(key)
     if endpoint is not None and endpoint.listener is not None:
@@ -430,10 +431,10 @@ def _drop_holder(loop: Loop, endpoint: Endpoint, inode: int) -> None:
         if not endpoint.bridges and endpoint.claim_closing(claim) and not loop.free_address(endpoint):
             endpoint.closing_claim.clear()
     finally:
-        loop.soon(finish_closing, endpoint.key, claim)
+        loop.soon(close_port, endpoint.key, claim)
 
 
-def finish_closing(loop: Loop, key: int, claim: object) -> None:
+def close_port(loop: Loop, key: int, claim: object) -> None:
     """Close a port that nobody needs any more. `claim`: of the caller who has freed it."""
     endpoint = loop.endpoints.get(key)
     if endpoint is None:
@@ -471,7 +472,7 @@ def end_listener(loop: Loop, listener: Listener) -> None:
             loop.flush_now(bridge)
 
 
-def settled(loop: Loop) -> None:
+def barrier(loop: Loop) -> None:
     """Whatever was posted before this is done."""
 
 
@@ -502,7 +503,7 @@ def sync_user_side(loop: Loop, cookie: int) -> None:
         channel.sync_user_side()
 
 
-def hold_more(loop: Loop, cookie: int) -> None:
+def on_held_received(loop: Loop, cookie: int) -> None:
     """The user has received what was held for it."""
     bridge = _bridge(loop, cookie)
     if bridge is not None:
@@ -532,7 +533,7 @@ def apply(loop: Loop, cookie: int) -> None:
         channel.apply_options()
 
 
-def holds_nothing(loop: Loop, cookie: int) -> bool:
+def has_nothing_unsent(loop: Loop, cookie: int) -> bool:
     """Whether this is a connection of uTP's of which nothing waits to leave. Any thread."""
     bridge = _bridge(loop, cookie)
     return bridge is not None and not bridge.connection.send.unsent_bytes
@@ -582,12 +583,12 @@ def repeat_last_acks(loop: Loop) -> None:
     """
     for bridge in list(loop.channels.values()):
         if isinstance(bridge, Bridge) and bridge.connection.state is State.TIME_WAIT and not bridge.is_gone:
-            for _ in range(_LAST_ACKS):
+            for _ in range(_REPEATED_LAST_ACKS):
                 bridge.connection.receive.ack_at = loop.now
                 bridge.endpoint.transmit(bridge, now=loop.now)
 
 
-def is_held(loop: Loop) -> bool:
+def has_open_sockets(loop: Loop) -> bool:
     """Whether any process has a socket open that this engine serves."""
     if any(channel.is_user_fd_open for channel in loop.channels.values()):
         return True
@@ -625,30 +626,30 @@ command_queue.UNDO.update(
         listen_soon: _undo_listen_soon,
         dial_private: _undo_dial,
         dial_from: _undo_dial,
-        abort_connect: _undo_half,
-        abort_connect_late: _undo_half,
-        sync_user_side: _undo_half,
-        sync_network_side: _undo_half,
+        abort_connect: _terminate_half_done,
+        abort_connect_late: _terminate_half_done,
+        sync_user_side: _terminate_half_done,
+        sync_network_side: _terminate_half_done,
         when_flushed: _undo_when_flushed,
-        apply: _undo_half,
+        apply: _terminate_half_done,
     }
 )
 command_queue.REPEATABLE.update(
     {
         release,
-        make_room,
-        hold_again,
+        on_accept,
+        replace_holder,
         stop_listening,
-        unhold,
-        finish_closing,
+        drop_holders_of,
+        close_port,
         end_listener,
-        look_again,
-        settled,
+        watch_holder,
+        barrier,
         follow_nodelay,
         finish_all,
         unflushed,
         repeat_last_acks,
-        is_held,
+        has_open_sockets,
         connection_figures,
         channel_figures,
         snapshot,

@@ -74,8 +74,8 @@ _PORT_EVENTS: Final = EPOLLIN | EPOLLERR  # not edges: a port need not be read u
 _BLOCKED_US: Final = 1_000  # ENOBUFS makes no event
 # then one burst: far slower than any user writes, so that what is read stays in the cache
 _IDLE_ONLY_US: Final = 10_000
-_REST_CHECKS: Final = 2_000
-_REST_CHECK_SECONDS: Final = 0.000_5
+_SLEEP_CHECKS: Final = 2_000
+_SLEEP_CHECK_SECONDS: Final = 0.000_5
 
 _system_random: Final = random.SystemRandom()
 
@@ -105,10 +105,10 @@ class Loop:
         self._keys = count(_system_random.getrandbits(48) + 1)
         self.holders_watch = HoldersWatch()
         self.rechecks = Rechecks()
-        self.recheck: Callable[[Loop], None] = lambda _: None  # whoever adds to them says what is done
-        self._hold = garbage_collector.Hold()
+        self.recheck_holders: Callable[[Loop], None] = lambda _: None  # whoever adds to them says what is done
+        self._gc_hold = garbage_collector.Hold()
         self._epoll = new_poller()
-        self._sleep = new_sleep(self._epoll, self._hold)
+        self._sleep = new_sleep(self._epoll, self._gc_hold)
         self._wake_up = WakeUp()
         self._wake_fd = self._wake_up.fd
         self._wake_file = os.fstat(self._wake_fd)
@@ -121,7 +121,7 @@ class Loop:
         self.owner: Any = None  # for whom the thread works just now
         self.command: Any = None  # which it carries out, or is about to, whoever the owner is
         self._containment = Containment()
-        self._met: BaseException | None = None  # what came out of that work, and is not contained yet
+        self._fault: BaseException | None = None  # what came out of that work, and is not contained yet
         self.timers: Timers[Bridge] = Timers()
         self.call_at = self.timers.call_at
         self._schedule = self.timers.schedule
@@ -137,9 +137,9 @@ class Loop:
         self._blocked: dict[BridgePort, None] = {}
         self._thread_id = 0
         self._deferred_delivery: list[Bridge] = []
-        self._last_acks = TimeWaits(self.bound, self)
+        self._time_waits = TimeWaits(self.bound, self)
         self._is_stopping = self._fds_lost = False
-        self._is_at_rest = False  # in the poller, where no fd number is in the thread's hands, or over
+        self._is_asleep = False  # in the poller, where no fd number is in the thread's hands, or over
         self.is_alive = True
         self.successor: dict[str, Any] = {}  # the engine that took this one's place, once it was gone
         self._has_ended = allocate_lock()
@@ -152,12 +152,12 @@ class Loop:
         if not self.has_started:
             try:
                 self.namespace = netns.cookie_here()  # the thread's
-                self._hold.begin()
+                self._gc_hold.begin()
                 start_thread(self._run, b"utpsocket")
                 self.is_begun = True
             except BaseException:
                 if not self._starting.locked():
-                    self._hold.end()
+                    self._gc_hold.end()
                 raise
 
     @property
@@ -212,12 +212,12 @@ class Loop:
             return  # another call of start() has done it
         self._thread_id = get_ident()
         try:
-            self._hold.enter()
+            self._gc_hold.enter()
             while not self._is_stopping:
                 try:
                     self._run_iterations()
                 except BaseException as error:
-                    self._met = error  # and nothing more: here, whatever fails ends the thread
+                    self._fault = error  # and nothing more: here, whatever fails ends the thread
         finally:
             self._end()
 
@@ -226,8 +226,8 @@ class Loop:
         # be seen by nobody who expects it.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while not self._is_stopping:
-            if self._met is not None:
-                self._contain(self._met)
+            if self._fault is not None:
+                self._contain(self._fault)
             else:
                 self._iterate()
 
@@ -244,13 +244,13 @@ class Loop:
             self._is_stopping = True  # everybody is told by _end()
             return
         lost = self._watches.ask_anew()
-        self._ask_anew()
+        self._distrust_readiness()
         for watcher in lost:
             carefully(watcher.end if type(watcher) is Endpoint else watcher.fail, error)
-        self.owner = self.command = self._met = None
+        self.owner = self.command = self._fault = None
         self._containment.end()
 
-    def _ask_anew(self) -> None:
+    def _distrust_readiness(self) -> None:
         """Nothing that was remembered of readiness is believed: events may have been dropped, and loops left half way
         through what they had taken. epoll says again what it has said, and every connection has its turn.
         """
@@ -281,10 +281,10 @@ class Loop:
         self._fds_lost = True
         self._detach_fds()
         if get_ident() != self._thread_id:
-            for _ in range(_REST_CHECKS):  # the next engine's fds may get the same numbers
-                if self._is_at_rest:
+            for _ in range(_SLEEP_CHECKS):  # the next engine's fds may get the same numbers
+                if self._is_asleep:
                     break
-                sleep(_REST_CHECK_SECONDS)
+                sleep(_SLEEP_CHECK_SECONDS)
             occupy(self._epoll)
         self.is_alive = False
         return False
@@ -335,7 +335,7 @@ class Loop:
             self._fire_timers(now)
         self.owner = None
         if self.rechecks.at is not None:
-            self.recheck(self)
+            self.recheck_holders(self)
         self._flush_dirty(now)
 
     def _carry_out(self, queue: deque[Command]) -> None:
@@ -365,11 +365,11 @@ class Loop:
             for when in self._listeners.values():
                 if when < at:
                     at = when
-        self._is_at_rest = True
+        self._is_asleep = True
         if self._fds_lost:  # asked after the line above: check_fds may have trusted it
             return []
         events: list[tuple[int, int]] = self._sleep.wait(at)
-        self._is_at_rest = False
+        self._is_asleep = False
         if self._wake_event in events:
             events.remove(self._wake_event)
             self._wake_up.reset()
@@ -504,7 +504,7 @@ class Loop:
             bridge.remove()
             return
         if connection.state is TIME_WAIT:
-            self._last_acks.settle(bridge)
+            self._time_waits.settle(bridge)
         self._schedule(bridge, connection.timeout_at())
 
     def _on_handshake_end(self, bridge: Bridge, now: int) -> None:
@@ -595,11 +595,11 @@ class Loop:
         """A UDP socket, bound or connected, becomes a port of ours."""
         endpoint = self._last_opened = self.new_endpoint(sock, is_private=is_private)
         self.publish(endpoint)
-        self.attend(endpoint)
+        self.watch_port(endpoint)
         return endpoint
 
     def new_endpoint(self, sock: Any, *, is_private: bool, key: int = 0, bound: Any = None) -> Endpoint:
-        """The port of a UDP socket, of which `bound` is known: publish() it, then attend(). Any thread."""
+        """The port of a UDP socket, of which `bound` is known: publish() it, then watch_port(). Any thread."""
         raised = raise_fd(sock)
         try:
             port = Port(raised, offload=self.offload, buffer_bytes=self.udp_buffer_bytes, bound=bound)
@@ -615,7 +615,7 @@ class Loop:
         if not endpoint.is_private:
             self.bound.add(endpoint)
 
-    def attend(self, endpoint: Endpoint) -> None:
+    def watch_port(self, endpoint: Endpoint) -> None:
         """Listen to the port. Any thread."""
         self.watch_from_anywhere(endpoint.port.fd, _PORT_EVENTS, endpoint)
 
@@ -653,7 +653,7 @@ class Loop:
     def close_claimed(self, endpoint: Endpoint) -> None:
         """As close_endpoint(), where the port is claimed."""
         self._readable_endpoints.pop(endpoint, None)
-        self._last_acks.discard(endpoint)
+        self._time_waits.discard(endpoint)
         self._blocked.pop(endpoint, None)
         self.forget_fd(endpoint.port.sock.fileno())
         unread_syns.close_port(endpoint)
@@ -683,8 +683,8 @@ class Loop:
                 if not channel.needs_no_notice:
                     carefully(channel.fail, ended)
             carefully(self._close_fds)
-        self._is_at_rest = True
-        for last in (self.channels.clear, self.endpoints.clear, self._inbox.end, self._hold.end):
+        self._is_asleep = True
+        for last in (self.channels.clear, self.endpoints.clear, self._inbox.end, self._gc_hold.end):
             carefully(last)
         self._has_ended.release()
 

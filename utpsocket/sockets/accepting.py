@@ -67,7 +67,7 @@ def _report_room(identity: Identity) -> None:
     identity.is_full = False
     loop = own_engine(identity)
     if loop is not None:
-        loop.post(commands.make_room, identity.endpoint)
+        loop.post(commands.on_accept, identity.endpoint)
 
 
 def _accept_any(sock: Any, made: Any) -> None:

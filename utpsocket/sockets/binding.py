@@ -53,12 +53,12 @@ def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: A
                 if isinstance(loop, RemoteLoop):
                     loop.ledger.add(key, local, identity, **named)
                 return key, local
-            way = loop.perform(commands.make_way, local, namespace=namespace) if named["reuse"] else []
+            way = loop.perform(commands.allow_overlap, local, namespace=namespace) if named["reuse"] else []
             if way:
                 return _bind_over(sock, loop, identity, address, way)
         except BlockingIOError:  # it is free after the engine's next iteration
             if isinstance(loop, Loop) and (sock.gettimeout() != 0 or not loop.frees_ports_at_once):
-                loop.call(commands.settled)
+                loop.call(commands.barrier)
             continue
         if is_last:
             break
@@ -105,7 +105,7 @@ def _bind_over(
         shares = identity.settings.shares_port
         key, local = _adopt_port(sock, loop, identity, address, reuse=True, shares=shares, is_over=True)
     finally:
-        loop.perform(commands.close_way, way, key)
+        loop.perform(commands.end_overlap, way, key)
     return key, local
 
 
@@ -136,7 +136,7 @@ def _adopt_port(
     except BaseException as error:
         # Closed now, since the exception may be kept, and with it this frame. The engine closes what it has taken.
         if loop.is_alive and not is_errno(error):
-            loop.tell(commands.unhold, identity.inode)
+            loop.tell(commands.drop_holders_of, identity.inode)
         if not loop.is_alive or isinstance(loop, RemoteLoop) or not loop.perform(commands.has_port, udp):
             udp.close()
         raise

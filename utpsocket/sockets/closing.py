@@ -56,7 +56,7 @@ def after_close(
                 endpoint = loop.endpoints.get(identity.endpoint)
                 has_more = identity.routes is not None or (endpoint is not None and endpoint.peers is not None)
                 if endpoint is not None and (has_more or not endpoint.is_address_freed) and not endpoint.holders:
-                    _deliver(loop.call, commands.settled)
+                    _deliver(loop.call, commands.barrier)
         return
     seconds = identity.settings.linger_seconds
     if seconds is None:

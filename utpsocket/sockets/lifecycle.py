@@ -33,7 +33,7 @@ _CONNECTING: Final = Role.CONNECTING
 _POLLOUT: Final = 0x004
 _POLLERR_OR_HUP: Final = 0x018
 _BOTH_HALVES: Final = 3
-_BY: Final = commands.CLAIM[0]
+_BY: Final = commands.CLAIMED_BY_ENGINE[0]
 # A port for connect() of a UDP socket, to which nothing is sent.
 _ANY_PORT: Final = 9
 _MAPPED: Final = bytes(10) + b"\xff\xff"
@@ -74,7 +74,7 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
             identity.endpoint = 0
             identity.local, identity.bound = before
             if loop.is_alive:
-                loop.tell(commands.unhold, identity.inode)
+                loop.tell(commands.drop_holders_of, identity.inode)
         elif isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             # Nothing was bound. Linux forgets the address of a closed TCP socket before it finds the new one in use,
             # and keeps the old port for getsockname().
@@ -251,7 +251,7 @@ def _dial(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any, peer
             loop.post(commands.dial_from, identity.endpoint, peer, identity, engine_sock, fallback_us, claim)
         else:
             if identity.endpoint:
-                loop.post(commands.unhold, identity.inode)
+                loop.post(commands.drop_holders_of, identity.inode)
             loop.post(commands.dial_private, udp, identity, engine_sock, fallback_us, claim)
         identity.claim = None
     except BaseException:
@@ -288,7 +288,7 @@ def release_chosen_port(identity: Identity) -> None:
         return
     loop = own_engine(identity)
     if loop is not None:
-        loop.tell(commands.give_up_port, identity.endpoint, identity.inode)
+        loop.tell(commands.leave_port, identity.endpoint, identity.inode)
     assert identity.bound is not None
     host = identity.bound[0]
     is_any = host == UNBOUND[identity.family][0]
@@ -377,7 +377,7 @@ def receive_after_shutdown(identity: Identity, count: int, flags: int) -> bytes:
         count -= len(taken[-1])
     loop = own_engine(identity)
     if loop is not None:
-        loop.post(commands.hold_more, identity.cookie)
+        loop.post(commands.on_held_received, identity.cookie)
     return b"".join(taken)
 
 
@@ -489,7 +489,9 @@ def _hold_again(sock: Any, identity: Identity, inode: int) -> None:
     loop.holders_watch.watch(sock.fileno(), identity.inode)
     if loop.pid == identity.owner_pid and isinstance(loop, RemoteLoop) and sock.gettimeout() == 0:
         binding.keep_port(sock, loop, identity, inode)
-    elif loop.pid != identity.owner_pid or not loop.perform(commands.hold_again, identity.endpoint, inode, identity):
+    elif loop.pid != identity.owner_pid or not loop.perform(
+        commands.replace_holder, identity.endpoint, inode, identity
+    ):
         bound, identity.endpoint = identity.bound, 0
         identity.claim = None
         bind(sock, identity, bound)
@@ -530,7 +532,7 @@ def wait_for_acceptor(identity: Identity) -> None:
     """
     loop = own_engine(identity)
     if isinstance(loop, RemoteLoop) and identity.peer is not None and identity.peer[1] in loop.listened:
-        loop.call(commands.settled)
+        loop.call(commands.barrier)
 
 
 def _is_hung_up(sock: Any, identity: Identity) -> bool:
@@ -601,7 +603,7 @@ def follow(loop: Loop | RemoteLoop, cookie: int, *, at_once: bool, is_nodelay: b
     """
     if at_once:
         loop.call(commands.apply, cookie)
-    elif is_nodelay and isinstance(loop, Loop) and commands.holds_nothing(loop, cookie):
+    elif is_nodelay and isinstance(loop, Loop) and commands.has_nothing_unsent(loop, cookie):
         loop.put_aside(commands.follow_nodelay, cookie)
     else:
         loop.post(commands.apply, cookie)

@@ -274,9 +274,9 @@ class RemoteLoop:
         return self.ledger.judge(local, identity.namespace, reuse=reuse, shares=shares)
 
     def keep_port(self, udp_sock: Any, inode: int, identity: Identity, *, reuse: bool, shares: bool) -> None:
-        """As commands.hold_again(), without waiting; where the port is gone the socket gets it anew."""
+        """As commands.replace_holder(), without waiting; where the port is gone the socket gets it anew."""
         key, local = identity.endpoint, identity.bound
-        self.ledger.hold_again(key, inode, identity)
+        self.ledger.replace_holder(key, inode, identity)
         self.post(port_commands.keep_port, key, udp_sock, inode, local, identity, reuse, shares, identity.namespace)
 
     def latest_figures(self, cookie: int) -> tuple[Any, ...]:
@@ -328,7 +328,7 @@ class RemoteLoop:
                 socks.append(value)
             elif name == "claim":
                 plain.append(None)
-                sent = partial(value.setdefault, *commands.CLAIM)
+                sent = partial(value.setdefault, *commands.CLAIMED_BY_ENGINE)
             else:
                 plain.append(value)
         fds = [sock.fileno() for sock in socks]

@@ -74,17 +74,17 @@ class Ledger:
             if port is not None and inode in port.holders:
                 port.holders[inode] = None
                 self._forget_if_free(port)
-        elif command is commands.give_up_port:
+        elif command is commands.leave_port:
             self._drop(arguments[0], arguments[1])
         elif command is commands.dial_from:
             self._drop(arguments[0], arguments[2].inode)
-        elif command is commands.unhold:
+        elif command is commands.drop_holders_of:
             for key in list(self._by_key):
                 self._drop(key, arguments[0])
-        elif command is commands.hold_again:
-            self.hold_again(*arguments)
+        elif command is commands.replace_holder:
+            self.replace_holder(*arguments)
 
-    def hold_again(self, key: int, inode: int, identity: Identity) -> None:
+    def replace_holder(self, key: int, inode: int, identity: Identity) -> None:
         """The fd of a bound socket, until now `inode`, is another one."""
         port = self._by_key.get(key)
         if port is not None:

@@ -50,14 +50,14 @@ def take_port(
     way: list[int] = []
     try:
         if reuse:
-            way = commands.make_way(loop, local, namespace=namespace)
+            way = commands.allow_overlap(loop, local, namespace=namespace)
         if way:
             overlapping_ports.bind_over(udp_sock, local)
         else:
             udp_sock.bind(local)
         commands.adopt_port(loop, udp_sock, identity, reuse=reuse, shares=shares, key=key)
     finally:
-        commands.close_way(loop, way, key)
+        commands.end_overlap(loop, way, key)
 
 
 def keep_port(
@@ -72,7 +72,7 @@ def keep_port(
     namespace: int,
 ) -> None:
     """The fd of a bound socket, until now `inode`, is another one: it has its port still, or again."""
-    if commands.hold_again(loop, key, inode, identity):
+    if commands.replace_holder(loop, key, inode, identity):
         udp_sock.close()
     else:
         take_port(loop, key, udp_sock, local, identity, reuse, shares, namespace)
@@ -81,7 +81,7 @@ def keep_port(
 def _undo(loop: Loop, code: int, key: int, *arguments: Any) -> None:
     """It is not bound, and its next call says so."""
     identity = next(argument for argument in arguments if isinstance(argument, Identity))
-    commands.unhold(loop, identity.inode)
+    commands.drop_holders_of(loop, identity.inode)
     if key not in loop.endpoints:
         loop.bound.on_refused(key)
     identity.error = code

@@ -64,7 +64,7 @@ def main(control_fd: int) -> None:
         if service.wait():
             _let_go_of_stderr()
             seconds = _ORPHANS_SECONDS
-            while loop.call(commands.is_held):
+            while loop.call(commands.has_open_sockets):
                 sleep(seconds)
                 seconds = min(1.25 * seconds, _ORPHANS_MOST_SECONDS)
             flush(loop)

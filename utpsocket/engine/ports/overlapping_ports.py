@@ -8,7 +8,7 @@ moment of bind(). They say it no longer than that: afterwards it would let stran
 From then on the kernel brings what comes to the single address to the port that is bound to it, whichever of the two
 the packet is for. So what is not for a port may be for its neighbour. Each sends by a socket of its own.
 
-is_unneeded(), make_way(), bind_over() and join(): any thread. The rest: the engine's only. Sources: Linux
+is_unneeded(), allow_overlap(), bind_over() and join(): any thread. The rest: the engine's only. Sources: Linux
 net/ipv4/udp.c (udp_lib_get_port, compute_score), net/ipv4/inet_connection_sock.c (inet_csk_bind_conflict).
 """
 
@@ -92,7 +92,7 @@ def is_unneeded(endpoint: OverlappingPort) -> bool:
     return not (endpoint.holders or endpoint.bridges or listens(endpoint))
 
 
-def make_way(endpoint: OverlappingPort, is_open: bool) -> None:
+def allow_overlap(endpoint: OverlappingPort, is_open: bool) -> None:
     """Let the kernel bind another socket over this one's address, or no more."""
     with suppress_errnos():  # closed by now: it is in nobody's way
         endpoint.port.sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, is_open)
