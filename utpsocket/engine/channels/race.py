@@ -1,10 +1,14 @@
 """TCP beside uTP: the second attempt of a connect that may go over either.
 
-Happy Eyeballs with two transports to one address: uTP has a moment for itself; when it is refused, or nobody has
-answered by then, TCP is tried too, while uTP may still answer. Who stands first has the connection, and the other's
-attempt is dropped. Where TCP stood while uTP was silent, the next attempts do not wait for a while: a path that
-swallows UDP costs its delay once and not for every connection. The user's fd is connecting all the while, its gate
-closed: blocking, with a timeout or in somebody's epoll, it sees one attempt.
+Happy Eyeballs (RFC 8305) with two transports to one address: uTP is tried alone first; when it is refused, or has had
+no answer after a delay, TCP is tried too, while uTP may still answer. The first that connects is used, the other
+attempt is dropped. Where TCP connected and uTP had no answer, the next attempts to that address begin with both at once
+for a minute, so a path that drops UDP costs its delay once and not for every connection. The user's fd is connecting
+all the while: to the program this is one connect().
+
+    Example, with a delay of 250 ms and a peer that listens on TCP only and has no firewall: the SYN of uTP is answered
+    by ICMP "port unreachable" after one round trip, and TCP is tried at once. Behind a firewall that drops UDP: TCP is
+    tried after 250 ms; the next connect() to the same address within 60 s tries both at once.
 
 Only the engine's thread calls. Sources: RFC 8305 §5; connect(2) on EINPROGRESS.
 """
@@ -40,8 +44,10 @@ if TYPE_CHECKING:
         tcp_initiated: int
 
 
-_SILENCE_US: Final = 60_000_000  # for how long a destination silent to uTP is believed to be so. RFC 6555 §4.2: 10 min
-_SILENT_REMEMBERED: Final = 1_024
+# For so long both transports are tried at once where uTP had no answer. RFC 6555 §4.2 suggests up to 10 minutes; a
+# minute costs little where uTP is silent for good, and finds soon that it is not.
+_SILENCE_US: Final = 60_000_000
+_SILENT_REMEMBERED: Final = 1_024  # addresses, the oldest are forgotten; by feel: some 200 KB
 
 
 class SilentDestinations:
@@ -69,10 +75,13 @@ class SilentDestinations:
 
 
 class Attempt:
-    """One connect's try at TCP.
+    """One connect()'s try at TCP; the Channel of its socket once uTP has failed and before TCP has connected.
 
-    bridge     of the attempt over uTP; it holds the engine's end until that has failed
-    wait_us    how long uTP has for itself
+    bridge    of the attempt over uTP, which has the engine's end of the pair until it has failed
+    wait_us   how long uTP is tried alone
+
+    It begins by itself after wait_us, or when the bridge calls take_over(). It ends in a Relay, which takes its place
+    in Loop.channels, in an error of connect(), or by withdraw().
     """
 
     __slots__ = (
@@ -98,11 +107,11 @@ class Attempt:
         self._bridge: Bridge | None = bridge
         self.identity = bridge.identity
         self.cookie = bridge.cookie
-        self._engine_sock: Any = None  # once uTP has failed
-        self._tcp: Any = None  # while connecting
+        self._engine_sock: Any = None  # the engine's end of the pair, once uTP has failed
+        self._tcp: Any = None  # the TCP socket, while it connects
         self._tcp_errno = 0  # how TCP failed
-        self._filler_bytes = 0  # of the gate's, left to drain
-        self._relay: Relay | None = None  # once TCP stands
+        self._filler_bytes = 0  # of the gate's, not read yet
+        self._relay: Relay | None = None  # what carries the connection, once TCP has connected
         self._is_over = False
         bridge.tcp_attempt = self
         is_silent = loop.silent_destinations.is_silent(self.identity.peer, now=loop.now)
@@ -296,13 +305,13 @@ class Attempt:
         """See Channel. Its watchers are told anew by epoll."""
 
     def close_fds(self) -> None:
-        """After a fork, in the child: close our copies and touch nothing else."""
+        """See Channel."""
         for sock in (self._tcp, self._engine_sock):
             if sock is not None:
                 sock.close()
 
     def detach_fds(self) -> None:
-        """Forget the fds, whose numbers are somebody else's by now."""
+        """See Channel."""
         for sock in (self._tcp, self._engine_sock):
             if sock is not None:
                 sock.detach()

@@ -1,9 +1,13 @@
-"""How much is held for a user who does not read: the window that its peer is promised, and the buffer of its pair.
+"""How much is held for a program that does not read: the window that its peer is promised, and the buffer of its pair.
 
-Separate because it knows no connection, only how fast a user reads. A stranger must not make us hold more for a program
-than TCP would, so both begin small. They grow with what the program reads within a round trip, to a multiple of it,
-since a sender that is not held back doubles its pace; who sends little, or is not read, never gets much. A program that
-sets SO_RCVBUF gets what it asked for, from the beginning and for ever.
+A peer must not make us hold more for a program than TCP would, so both begin small. They grow with what the program
+reads within a round trip, as Linux' TCP does it: a sender in slow start doubles its rate in each round trip, so the
+window becomes a multiple of what was read in the last one. If SO_RCVBUF is set, that holds instead from the beginning.
+
+    Example. The window is 96 KiB, the round trip 10 ms. In one the program reads 60 KiB: the window becomes 96 + 4 × 60
+    = 336 KiB, the pair's buffer a quarter, 84 KiB. In the next it reads 80 KiB: 96 + 320 = 416 KiB is not a quarter
+    more than 336, so nothing changes. It reads 200 KiB: 896 KiB. At 4 MiB, or what the port's receive buffer allows
+    a single connection (ports/receive_shares.py), growing ends.
 
 Only the engine's thread calls. Sources: Linux' tcp_rcv_space_adjust() and tcp_rmem; unix(7).
 """
@@ -20,38 +24,42 @@ if TYPE_CHECKING:
     from utpsocket.protocol.receivehalf import ReceiveHalf
 
 FIRST_WINDOW_BYTES: Final = 96 << 10
-_FIRST_PAIR_BYTES: Final = 24 << 10  # as setsockopt() is given it, with the window no more than tcp_rmem[1] is to TCP
-_MOST_WINDOW_BYTES: Final = 4 << 20
-# The kernel doubles it. With less than an iteration brings there would be more to copy: what the user has not room for.
+# As setsockopt() is given it. With the window it is no more than tcp_rmem[1], 128 KiB, gives TCP.
+_FIRST_PAIR_BYTES: Final = 24 << 10
+_MOST_WINDOW_BYTES: Final = 4 << 20  # with the pair's buffer less than tcp_rmem[2], 6 MiB
+# The kernel doubles it. If it held less than an iteration brings, the rest would have to be copied to wait.
 _MOST_PAIR_BYTES: Final = 512 << 10
-_PAIR_SHARE: Final = 4  # of the window
-_GROWTH: Final = 4  # times what was read in a round trip: a sender doubles in each, and what it has learnt is as old
-_LEAST_ROUND_US: Final = 100  # and where it is unknown: the window then opens with what is read at once
-_MOST_ROUND_US: Final = 1_000_000  # a peer may tell any nonsense
-_PAIR_OVERHEAD: Final = (
-    3  # times what setsockopt() was given: the kernel doubles it, and what exceeds it is half as large
-)
+_PAIR_SHARE: Final = 4  # the pair's buffer is this part of the window
+# Times what was read in a round trip. A sender in slow start doubles in each, and what it knows of the window is
+# another round trip old.
+_GROWTH: Final = 4
+_LEAST_ROUND_US: Final = 100  # also where no round trip has been measured
+_MOST_ROUND_US: Final = 1_000_000  # the measure comes from what the peer sends, which may be anything
+# A pair holds so many times what setsockopt() was given: the kernel doubles that, and one more piece of up to half as
+# much gets in.
+_PAIR_OVERHEAD: Final = 3
 
 
 class ReceiveBuffer:
     """Of one connection.
 
-    is_growing   on_delivered() must hear of everything that the user's end takes
+    is_growing   whether on_delivered() must be called for whatever is written to the pair
     """
 
-    __slots__ = ("_pair_bytes", "_read_bytes", "_round_ends_at", "_round_us", "_delivered_bytes", "is_growing")
+    __slots__ = ("_delivered_bytes", "_pair_bytes", "_read_bytes", "_round_ends_at", "_round_us", "is_growing")
 
     def __init__(self) -> None:
         self.is_growing = False
-        self._pair_bytes = 0  # as setsockopt() was given it
-        self._delivered_bytes = 0
-        self._read_bytes = 0  # of these, when the round began
-        self._round_us = 0
-        self._round_ends_at = 0
+        self._pair_bytes = 0  # of the pair's buffer, as setsockopt() was given it
+        self._delivered_bytes = 0  # written to the pair since the beginning
+        self._read_bytes = 0  # of these, read by the program when the round began
+        self._round_us = 0  # how long a round is: a round trip
+        self._round_ends_at = 0  # µs
 
     def apply_option(self, engine_sock: Any, asked_bytes: int) -> None:
-        """Give our end the buffer that the user's SO_RCVBUF says, or if that is 0 a small one that grows. Also later,
-        when the user says another.
+        """Give the pair the buffer that SO_RCVBUF asks for; with 0, which stands for unset, a small one that grows.
+
+        Call at the beginning and whenever the option is set. asked_bytes   as getsockopt(SO_RCVBUF) returns it
         """
         self.is_growing = not asked_bytes
         self._set_pair(
@@ -59,17 +67,21 @@ class ReceiveBuffer:
         )
 
     def use_largest(self, engine_sock: Any) -> None:
-        """Somebody else delivers from now on, and bounds what is held for a user who does not read."""
+        """TCP carries the connection from now on, and bounds what is held for a program that does not read."""
         if self.is_growing:
             self.is_growing = False
             self._set_pair(engine_sock, _MOST_PAIR_BYTES)
 
     def on_delivered(self, count: int, engine_sock: Any, receive: ReceiveHalf, most_bytes: int, *, now: int) -> None:
-        """The user's end took so much more. The window is never to exceed `most_bytes`."""
+        """`count` bytes more were written to the pair. Once in a round trip the window and the pair's buffer may grow.
+
+        most_bytes   what the window must not exceed
+        now          µs
+        """
         self._delivered_bytes = taken_bytes = self._delivered_bytes + count
         if now < self._round_ends_at:
             return
-        # Slow to believe in a longer one: a thread that was kept waiting looks like it, and much comes meanwhile.
+        # A longer round trip is taken over slowly: a thread that was kept waiting measures one too, and much arrives.
         round_us = min(receive.round_trip_us, self._round_us * 5 // 4) if self._round_us else receive.round_trip_us
         self._round_us = round_us = min(max(_LEAST_ROUND_US, round_us), _MOST_ROUND_US)
         self._round_ends_at = now + round_us

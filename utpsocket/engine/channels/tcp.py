@@ -1,13 +1,16 @@
-"""The pump between a kernel TCP connection and the user's fd: a bridge whose transport is TCP.
+"""A connection that kernel TCP carries, and the program's fd: moves bytes both ways, and ends.
 
-Read utp.py first: the user's fd is the same AF_UNIX pair, so whoever polls, dups or forks it sees no difference, and
-what the kernel must be told of the connection is told in the same way. Here the transport does its own reliability;
-what is left is two flows of bytes, their two ends of file, and one error.
+Read utp.py first: the user's fd is one end of the same kind of AF_UNIX pair, so poll(), dup() and fork() make no
+difference. TCP does its own reliability here; what is left is two flows of bytes, two ends of file, and one error.
 
-An end of file of the user's is shutdown(SHUT_WR) on TCP; its last close is a close, with a RESET if it left bytes
-unread or asked for it with SO_LINGER. TCP's end of file is shutdown(SHUT_WR) on our end; an error comes after
-everything received before it. A close that lingers waits until the kernel has the bytes, not the peer. Edge-triggered:
-an event is remembered until EAGAIN answers it; a flow that has had its turn asks epoll again.
+    at the engine's end of the pair      at the TCP socket
+    end of file                      →   shutdown(SHUT_WR)
+    the last close                   →   close; with a RESET if bytes were left unread, or SO_LINGER asked for one
+    shutdown(SHUT_WR)                ←   end of file
+    close with an error              ←   an error, after everything that was received before it
+
+A close() with SO_LINGER waits until the kernel has the bytes, not until the peer has. Events of epoll are edges: one is
+remembered until a call has returned EAGAIN; a flow that stops before, since it has moved its share, asks epoll again.
 
 Only the engine's thread calls. Sources: docs/sockets.md §1, §9.
 """
@@ -42,11 +45,12 @@ if TYPE_CHECKING:
 
 
 _EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLET
-_BYTES_PER_PUMP: Final = 1 << 20  # moved one way before others have their turn
+_BYTES_PER_PUMP: Final = 1 << 20  # one way, before the loop goes on to other work; by feel: about a millisecond
 _READER_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 LINGER_ZERO: Final = struct.pack("=ii", 1, 0)
 NO_LINGER: Final = struct.pack("=ii", 0, 0)
-_scratch: Final = memoryview(bytearray(256 << 10))  # one thread reads into it, and empties it before the next does
+# Received bytes on their way from one socket to the other. One for all relays: what cannot be written is copied away.
+_scratch: Final = memoryview(bytearray(256 << 10))
 
 
 class _Flow:
@@ -71,14 +75,13 @@ class _Flow:
         self.stop_errno = 0  # what it said then
         self.is_readable = True
         self.is_writable = True
-        self.must_rewatch = (
-            False  # the sink has no room: have epoll look once more, as TCP says so for want of memory too
-        )
+        # The sink returned EAGAIN, for which TCP may also lack memory and make no event: register it with epoll anew.
+        self.must_rewatch = False
         self.must_retry = False  # a call failed for a reason that makes no event
         self.moved_bytes = 0
 
     def pump(self, source: Any, sink: Any) -> bool:
-        """Move what there is. Returns whether there may be more than one turn's share; raises OSError of the source."""
+        """Move what there is, at most _BYTES_PER_PUMP. Returns whether there may be more. Raises what source raises."""
         budget = _BYTES_PER_PUMP
         while budget > 0:
             if self.pending and not self._push(sink):
@@ -168,11 +171,13 @@ class _Watcher:
 
 
 class Relay:
-    """A connection carried by kernel TCP.
+    """A connection that kernel TCP carries, and the engine's end of its pair: the Channel over TCP.
 
-    identity   what the shim knows of it
-    end        the engine's end of the user's pair
-    tcp        the kernel's connection, non-blocking
+    identity      what the class socket knows of the socket
+    engine_sock   the engine's end of the pair; None before the hand-over to a listener, and once it is closed
+    tcp           the TCP socket, connected and non-blocking; None once it is closed
+
+    start() once it has both. Then pump(), after every event, until is_over.
     """
 
     __slots__ = (
@@ -202,16 +207,16 @@ class Relay:
         self.cookie = identity.cookie
         self.engine_sock = engine_sock
         self.tcp = tcp
-        self.is_hung_up = False  # nobody holds the user's end any more
-        self.has_tcp_error = False  # epoll speaks of an error of TCP's
-        self._finish_when_drained = False  # the process ends, and nobody will close the user's fd
-        self.flush_waiters: list[Any] = []
+        self.is_hung_up = False  # EPOLLHUP at the pair: no process has the user's fd
+        self.has_tcp_error = False  # EPOLLERR at the TCP socket, whose SO_ERROR has not been read yet
+        self._finish_when_drained = False  # the process ends: a FIN follows what was written, though the fd stays open
+        self.flush_waiters: list[Any] = []  # called once is_flushed
         self._from_user = _Flow()
         self._from_peer = _Flow()
-        self._closed_with_unread = False  # the user closed with bytes unread
-        self._has_shut_down = False
-        self._sent_eof = False
-        self._error = 0
+        self._closed_with_unread = False  # the program closed with bytes unread
+        self._has_shut_down = False  # TCP's FIN follows what was written
+        self._sent_eof = False  # the program reads the end of file after what came before
+        self._error = 0  # errno that TCP ended with
 
     def start(self) -> None:
         """Both ends stand: carry bytes from now on."""
@@ -324,12 +329,14 @@ class Relay:
         error = self._error
         if self._sent_eof:
             if error == errno.ECONNRESET:
-                error = errno.EPIPE  # to whoever still sends; a receiver has its end of file
+                error = errno.EPIPE  # of a send(); a recv() has its end of file
             record(self.identity, error, was_connecting=False, is_after_eof=True)
         self._close(reset=False, code=error)
 
     def _close(self, *, reset: bool, code: int = 0) -> None:
-        """Close both; the user's without an errno only where it has its end of file, or nobody holds it."""
+        """Close both sockets: TCP's with a RESET if so wanted, the pair so that the program's calls fail with `code`;
+        that is 0 only where it has read the end of file, or its fd is closed.
+        """
         if not (code or self._sent_eof or self.is_hung_up):
             code = errno.ECONNABORTED
         user = self._from_user
@@ -374,7 +381,7 @@ class Relay:
         return fields(ConnectionStats(local=identity.local, peer=identity.peer, transport="tcp", **figures))
 
     def abort(self) -> None:
-        """See Channel. Also of a connection that nobody will ever accept."""
+        """See Channel. Also where the listener ends before accept() has returned the connection."""
         self.terminate(errno.ECONNRESET)
 
     def when_flushed(self, callback: Callable[[], None]) -> None:
@@ -428,13 +435,13 @@ class Relay:
         return True, len(flow.pending), flow.moved_bytes, False
 
     def close_fds(self) -> None:
-        """After a fork, in the child: close our copies and touch nothing else."""
+        """See Channel."""
         for sock in (self.engine_sock, self.tcp):
             if sock is not None:
                 sock.close()
 
     def detach_fds(self) -> None:
-        """Forget the fds, whose numbers are somebody else's by now."""
+        """See Channel."""
         for sock in (self.engine_sock, self.tcp):
             if sock is not None:
                 sock.detach()

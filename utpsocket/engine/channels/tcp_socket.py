@@ -1,7 +1,8 @@
 """Kernel TCP sockets with a uTP socket's options.
 
-Separate because both the program's threads and the engine's make them: the class socket where rules send one to TCP,
-the engine where a connect falls back to it. Any thread may call. Sources: docs/sockets.md §8; tcp(7), socket(7).
+The class socket makes one where the rules of a patched program say TCP, the engine where a connect() falls back to it.
+
+Any thread may call. Sources: docs/sockets.md §8; tcp(7), socket(7).
 """
 
 from __future__ import annotations

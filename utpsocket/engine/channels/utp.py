@@ -1,10 +1,18 @@
-"""The pump between a Connection and the user's fd.
+"""A uTP connection and the program's fd: moves bytes both ways, and ends.
 
-Read this first. The user's fd is one end of an AF_UNIX stream pair, `end` is the other. What the user writes, we read;
-what we write, the user reads; the kernel does blocking, polling, dup and fork. So a uTP connection must be told to the
-kernel in its own terms (docs/sockets.md §1): a gate of filler while connecting, shutdown(SHUT_WR) for the peer's FIN, a
-close with an unread byte for its RESET. And the kernel tells us: end of file is the user's shutdown, a hang-up its
-last close, ECONNRESET a close that left bytes unread.
+Read this first. The program's fd ("the user's fd") is one end of an AF_UNIX stream pair; `engine_sock` is the other.
+What the program writes is read here, what is written here the program reads, and the kernel does blocking, polling, dup
+and fork. What happens on the connection is therefore told to the kernel in the pair's own terms (docs/sockets.md §1):
+
+    connecting                  the user's fd is unwritable: its send buffer is full of filler ("the gate")
+    the peer's FIN              shutdown(SHUT_WR)
+    the peer's RESET, timeout   close with a byte unread, after the errno has been recorded
+    end of file read here       the program has shut down writing, or closed
+    hang-up                     the last close of the user's fd, in whatever process
+    ECONNRESET read here        the program has closed with bytes unread
+
+Events of epoll are edges (docs/design.md §9): is_readable and is_writable remember them until a call has returned
+EAGAIN.
 
 Only the engine's thread calls.
 """
@@ -170,17 +178,19 @@ if TYPE_CHECKING:
             """It is not wanted any more."""
 
 
-_ENOUGH_UNSENT_BYTES: Final = 512 << 10  # unsent beyond this can wait: it would only leave the cache before it is sent
-_RECHECK_US: Final = 1_000_000  # whether a socket that was shut down is closed, where nobody says so
+# With so much unsent, reading more from the program can wait: it would leave the processor's cache before it is sent.
+# By feel: about what a core has for itself.
+_ENOUGH_UNSENT_BYTES: Final = 512 << 10
+# How often it is looked whether a socket that was shut down is closed, of which no event tells. By feel.
+_RECHECK_US: Final = 1_000_000
 
 
 class Bridge:
-    """A connection and the engine's end of its pair.
+    """A uTP connection and the engine's end of its pair: the Channel over uTP.
 
-    connection   the core's
-    endpoint     where its datagrams go out
-    source       ancillary data for them (wildcard ports)
-    end          the engine's end of the pair; None before the hand-over to a listener and after its end
+    Created by Endpoint; attach() gives it the engine's end, at once where the program dials and at the hand-over where
+    it accepts. Then, in each iteration of the loop in which something has happened to it: on_event(), read_user(),
+    handle_events(), deliver(); Endpoint.transmit() sends what may leave. It ends with remove().
     """
 
     __slots__ = (
@@ -224,46 +234,67 @@ class Bridge:
     )
 
     def __init__(self, connection: Connection, endpoint: BridgePort, identity: Identity, source: list[Any]) -> None:
+        # What it joins.
         self.connection = connection
-        self.endpoint = endpoint
-        self.identity = identity
-        self.cookie = identity.cookie  # which the identity changes if the program connects its socket again
-        self.source = source
-        self.recv_ids: tuple[int, ...] = ()
+        self.endpoint = endpoint  # the port that its datagrams leave by
+        self.identity = identity  # what the class socket knows of the socket
+        self.cookie = identity.cookie  # see Channel
+        self.source = source  # ancillary data of each datagram: source address (wildcard ports), TOS and the like
+        self.recv_ids: tuple[int, ...] = ()  # the ids that Endpoint.bridges has it under
+        self.tcp_attempt: TcpAttempt | None = None  # of a connect() that may go over TCP as well
+        # The other end of the same connection, where it is of this engine too; known once one of them is in TIME_WAIT.
+        self.other_side: Bridge | None = None
+
+        # The engine's end of the pair: None before the hand-over to a listener, and once it is closed.
         self.engine_sock: Any = None
-        self._stream: Any = None
-        self.engine_fd = -1
+        self.engine_fd = -1  # its number
+        self._stream: Any = None  # its system calls (kernel/syscalls.py)
+        self.receive_buffer = ReceiveBuffer()  # how much it may hold for a program that does not read
+
+        # What is kept for it by the loop's other parts.
+        self.deadline = Deadline()  # timers.py
+        self.grant_queue: GrantQueue | None = None  # of a connection that was dialled: ports/send_grants.py
+        self.flush_waiters: list[Any] = []  # called once is_flushed
+
+        # Where it is in its life.
+        self.syn_received_at = 0  # µs; 0 once the peer has proved its address
+        self.is_handed_over = False  # accept() can return it, or has; of a connect(): from the beginning
+        self.is_gated = (
+            False  # the user's fd is unwritable, as connect() has not succeeded: what is read here is filler
+        )
+        self._filler_bytes = -1  # of that filler, not read yet; -1: all of it
+        self.is_gone = False  # over; lists and timers that still have it must pass over it
+        self.close_errno: int | None = None  # what the connection ended with, 0 for an orderly end; None: it goes on
+        self.finish_when_drained = False  # the process ends: a FIN follows what was written, though the fd stays open
+
+        # What epoll has told and no call has disproved yet.
         self.is_readable = False
         self.is_writable = True
+        self._has_unread_event = False  # an event has come since the last read
+        self._may_have_ended = False  # EPOLLRDHUP: what is read may be followed by the end of file
+        self._is_hung_up = False  # EPOLLHUP: no process has the user's fd
+        self._hung_up_by_us = False  # but that is because inherit_shutdown() has shut both directions down
+        # More is unsent than can leave soon: it is read in an iteration without other events (Loop._idle_only).
         self.is_idle_only = False
-        self.is_handed_over = False
-        self.is_gone = False
-        self.other_side: Bridge | None = None  # where it is this engine's too, once one of them is in TIME_WAIT
-        self.is_gated = False  # the user's fd is held unwritable: what is at our end is filler
-        self.syn_received_at = 0
-        self.deadline = Deadline()
-        self.tcp_attempt: TcpAttempt | None = None  # a connect that may go over TCP as well
-        self.grant_queue: GrantQueue | None = None
-        self.flush_waiters: list[Any] = []
-        self.finish_when_drained = False  # the process ends, and nobody will close the user's fd
-        self._filler_bytes = -1  # of the gate's, left to drain; -1: all
-        self._sent_reset = False  # after a fault
-        self.receive_buffer = ReceiveBuffer()
-        self._is_retrying = False  # a call that the kernel had no memory for is made again soon
-        self._has_finished_input = False  # the user's end of file has been read
-        self._sent_eof = False
-        self._has_recheck = False  # whether a socket that was shut down is closed will be asked again
-        self._discards_received = False  # the kernel takes nothing more for the user: it is held, or dropped
-        self._is_hung_up = False
-        self._hung_up_by_us = False  # a hang-up is not the user's, so far: our end was shut down at birth
-        self._has_unread_event = False  # the kernel has said that there is something, and it has not been read yet
-        self._may_have_ended = False  # the kernel has said so: what is read may be followed by the end of file
-        self._closed_with_unread = False  # the user closed with bytes unread
-        self._refuses_sends = False
-        self.close_errno: int | None = None  # how the connection ended, once it did
+
+        # What the program has done.
+        self._has_finished_input = False  # its end of file has been read
+        self._closed_with_unread = False  # it closed with bytes unread: the peer gets a RESET after what was written
+        self._discards_received = False  # it reads no more (EPIPE): shut down, or closed
+        self._has_recheck = False  # after shutdown() hid the close: a timer will look whether the fd is still open
+
+        # What it has been told.
+        self._sent_eof = False  # the end of file
+        self._refuses_sends = False  # that a send() fails, while there is still something to receive
+        self._sent_reset = False  # and the peer: a RESET outside of the connection, in terminate()
+
+        self._is_retrying = False  # a call that failed for lack of memory (TRANSIENT) is made again by a timer
 
     def attach(self, engine_sock: Any) -> None:
-        """The engine's end of the pair; takes ownership."""
+        """Give it the engine's end of the pair, non-blocking; it is this object's to close from now on.
+
+        Then Loop.watch_bridge().
+        """
         self.engine_sock = engine_sock
         self.engine_fd = engine_sock.fileno()
         self._stream = Stream(engine_sock)
@@ -271,7 +302,10 @@ class Bridge:
         self.receive_buffer.apply_option(engine_sock, self.identity.settings.receive_buffer_bytes)
 
     def inherit_shutdown(self, halves: int, *, now: int) -> None:
-        """Whoever listens had shut its socket down before it listened: what it accepts is shut down as well."""
+        """The listening socket had been shut down before listen(): what it accepts is shut down as well, as with TCP.
+
+        halves   1: it receives no more, 2: it sends no more, 3: both
+        """
         self.identity.shut_halves = halves
         if halves & 1:
             self.engine_sock.shutdown(stdlib.SHUT_WR)
@@ -282,10 +316,10 @@ class Bridge:
             self.connection.finish(now=now)
             self.endpoint.loop.mark_dirty(self)
 
-    # ── the kernel speaks ──
+    # ── from the program ──
 
     def on_event(self, mask: int) -> None:
-        """Edges from epoll: remembered until the pump finds their end."""
+        """What epoll has found at engine_sock. read_user() and deliver() follow in the same iteration."""
         if self.engine_sock is None:
             return  # closed by a command of this same wake-up
         if mask & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
@@ -312,15 +346,19 @@ class Bridge:
         return known | EPOLLHUP if self._is_hung_up else known
 
     def poll_engine_sock(self) -> None:
-        """Ask the kernel now what epoll would say later."""
+        """Take in now what epoll would tell in the next iteration."""
         poller = poll()
         poller.register(self.engine_fd, EPOLLIN | EPOLLRDHUP)
         for _, mask in poller.poll(0):
             self.on_event(mask)
 
     def read_user(self, *, now: int, is_due: bool) -> None:
-        """Move what the user wrote into the connection's send buffer, as far as it takes it; more than is
-        enough for now only if that `is_due`.
+        """Move what the program wrote into the connection's send buffer, as far as there is room.
+
+        now      µs
+        is_due   also if _ENOUGH_UNSENT_BYTES are waiting to be sent. If not, is_idle_only is set then
+
+        Raises OSError if engine_sock is no socket any more. Next: handle_events() and Endpoint.transmit().
         """
         connection = self.connection
         if self.is_gated or self.engine_sock is None or connection.state not in (CONNECTED, SYN_RECEIVED):
@@ -336,7 +374,7 @@ class Bridge:
                 self.is_idle_only = True
                 return
             if unsent_bytes >= GRANT_BYTES and connection.send.awaits_grant and not is_flowing:
-                return  # enough for its next turn
+                return  # enough for its next grant
             if self._has_finished_input:
                 self._check_hang_up(now=now)
                 return
@@ -359,7 +397,8 @@ class Bridge:
                 self._on_drained(now=now)  # what comes next makes a new edge: no need to ask the kernel again
                 return
             budget -= count
-            # Who waits for a turn is asked once more: what it wrote may end here, in a packet that need not wait then.
+            # While it waits for a grant one block more is read: if the program wrote no more than that, the last packet
+            # is a short one, which need not wait.
             if budget <= (-BLOCK_BYTES if is_flowing and connection.send.awaits_grant else 0):
                 return
 
@@ -405,7 +444,7 @@ class Bridge:
             self.connection.finish(now=now)
 
     def _try_again_soon(self) -> None:
-        """The kernel had no memory, say, for a call at our end: that makes no event, and says nothing of the user."""
+        """A call at engine_sock failed for lack of memory or the like (TRANSIENT): no event will follow, so a timer."""
         if not self._is_retrying:
             self._is_retrying = True
             loop = self.endpoint.loop
@@ -423,8 +462,9 @@ class Bridge:
             self.connection.finish(now=now)
 
     def _hang_up_early(self, *, now: int) -> None:
-        """Nobody holds the other end, but what was written is not all read yet: the peer takes too little. Whether
-        anything was left unread is all there is to know, and the peer may be waiting for just that.
+        """The user's fd is closed, and what was written to it cannot all be read yet since the peer takes too little.
+
+        Whether the program left bytes unread is known already, and decides whether the peer gets a FIN or a RESET.
         """
         self._check_unread_at_close()
         if self.identity.settings.linger_seconds == 0:
@@ -450,8 +490,8 @@ class Bridge:
             self.endpoint.loop.mark_dirty(self)
 
     def _is_shut_down(self) -> bool:
-        """Whether what looks like a last close is none: to the kernel our end has hung up as well where the user said
-        SHUT_RDWR, or SHUT_WR after the peer's end of file. Of the close itself nothing will tell then.
+        """Whether a hang-up is no close: the kernel reports one also after the program's shutdown(SHUT_RDWR), or
+        shutdown(SHUT_WR) after the peer's end of file. No event tells of the close itself then.
         """
         identity = self.identity
         if not identity.is_shut_down:
@@ -461,7 +501,7 @@ class Bridge:
         return self.endpoint.loop.holders_watch.is_open(identity.inode)
 
     def _check_hang_up(self, *, now: int) -> None:
-        """After the user's end of file: a hang-up says that nobody holds the other end any more."""
+        """After the program's end of file: if the user's fd is closed too, the connection ends."""
         self.is_readable = False
         if not self._is_hung_up:
             return
@@ -491,7 +531,7 @@ class Bridge:
 
     @property
     def has_enough_unsent(self) -> bool:
-        """Whether there is so much to send that reading on can wait."""
+        """Whether so much is unsent that reading more from the program can wait for an idle iteration."""
         return self.connection.send.unsent_bytes > _ENOUGH_UNSENT_BYTES
 
     @property
@@ -509,10 +549,10 @@ class Bridge:
             send.awaits_grant and send.unsent_bytes >= GRANT_BYTES
         )
 
-    # ── the connection speaks ──
+    # ── from the connection ──
 
     def handle_events(self) -> None:
-        """What became of the connection, told to the user's fd."""
+        """Take the connection's events: that it stands, or how it ended. deliver() tells the program of the end."""
         connection = self.connection
         while (event := connection.poll_event()) is not None:
             if event.kind is EventKind.CONNECTED:
@@ -524,7 +564,10 @@ class Bridge:
                 self.close_errno = event.errno if self.tcp_attempt is None else self.tcp_attempt.take_over(event.errno)
 
     def open_gate(self) -> bool:
-        """The connection stands: drain the filler, and the user's fd is writable. False: not all of it; ask again."""
+        """The connection stands: read the filler, and the user's fd becomes writable, by which connect() succeeds.
+
+        Returns False if not all could be read (the kernel lacks memory): call again after RETRY_US.
+        """
         if self.engine_sock is None:
             self.is_gated = False
             return True
@@ -542,8 +585,8 @@ class Bridge:
         return True
 
     def open_gate_with(self, accepts: Callable[[], int]) -> int:
-        """As open_gate(), and in one step with it the call of C by which the acceptor comes to light; what that
-        returns. open_gate() is still to be asked.
+        """As open_gate(), and without giving up the GIL in between also call `accepts`, the C function by which the
+        accepted side becomes visible. Returns what that returns. open_gate() must follow.
         """
         identity = self.identity
         if self.engine_sock is None:
@@ -558,7 +601,9 @@ class Bridge:
         return int(code)
 
     def deliver(self, *, now: int) -> None:
-        """Move what arrived in order to the user's end, as far as the kernel takes it."""
+        """Move what has arrived in order to the user's fd as far as the kernel takes it, then the end of file or the
+        error that follows it. Raises OSError if engine_sock is no socket any more.
+        """
         connection = self.connection
         if self.engine_sock is None:
             self._deliver_to_nobody(now=now)
@@ -595,7 +640,7 @@ class Bridge:
             self._propagate_close()
 
     def _deliver_to_nobody(self, *, now: int) -> None:
-        """What arrived is dropped where the user's fd is closed, and waits where it is not there yet (hand-over)."""
+        """Without a pair: what arrived waits if the hand-over is still to come, and is dropped if the fd is closed."""
         connection = self.connection
         if self.is_handed_over or connection.state is CLOSED:
             views = connection.poll_delivery()
@@ -604,7 +649,8 @@ class Bridge:
         else:
             connection.delivered(0, now=now)
         if connection.state is TIME_WAIT:
-            self.identity.is_over = True  # both FINs are acked, which they were not when the user said its own
+            # Both FINs are acked, which they were not yet when the program sent its own.
+            self.identity.is_over = True
 
     def _on_write_error(self, code: int, *, now: int) -> bool:
         """Writing to the pair has failed with this errno. Returns whether to go on."""
@@ -628,7 +674,7 @@ class Bridge:
         return True
 
     def _send_eof(self) -> bool:
-        """The user reads the end of file once it has read what came before. False: not now, it is tried again."""
+        """Let the program read the end of file after what came before. Returns False if it has to be tried again."""
         try:
             self.engine_sock.shutdown(stdlib.SHUT_WR)
         except OSError as error:
@@ -637,13 +683,13 @@ class Bridge:
                 return False
             if error.errno != errno.ENOTCONN:
                 raise
-            self._discards_received = True  # nobody is there any more
+            self._discards_received = True  # the user's fd is closed
         self._sent_eof = True
         return True
 
     def _hold_unreceived(self, views: list[memoryview], *, now: int) -> None:
-        """Bytes for a user that has said that it receives no more. As with TCP they can be received all the same, and
-        what nobody receives fills the buffers; once nothing is sent either, they are answered by a reset.
+        """Bytes have come after shutdown(SHUT_RD). As with TCP a recv() returns them all the same, and if there is none
+        they fill the buffers. After SHUT_RDWR they are answered by a RESET.
         """
         connection = self.connection
         count = sum(map(len, views))
@@ -652,7 +698,7 @@ class Bridge:
             connection.reset_after_flush(errno.ECONNRESET, now=now)
             return
         if self._is_hung_up or self.identity.shut_halves & 1 == 0:
-            connection.delivered(count, now=now)  # nobody can
+            connection.delivered(count, now=now)  # no process can receive them
             return
         held = self.identity.held
         if held is None:
@@ -666,30 +712,31 @@ class Bridge:
         connection.delivered(len(data), now=now)
 
     def _refuse_sends(self) -> None:
-        """If the connection broke, a blocked send must fail now, though the user has still to read what came before."""
+        """The connection has ended by an error, but there is still something to receive: a send() must fail already."""
         if not self.close_errno or self._refuses_sends or self._sent_eof:
             return
         self._refuses_sends = True
-        # Where the user's end of file has come before the RESET, a send says EPIPE.
+        # If the peer's FIN came before its RESET, a send() raises EPIPE.
         if self.close_errno != errno.ECONNRESET or not self.connection.receive.reassembly.is_finished:
             shared_errnos.write(self.cookie, self.close_errno)
             self.identity.error = self.close_errno
         refuse_sends(self.engine_sock, self.identity)
 
     def _propagate_close(self) -> None:
-        """The connection is over and everything that came has been delivered: say it by the fd."""
+        """The connection is over and everything that came has been delivered: the user's fd ends likewise."""
         error = self.close_errno or 0
         identity = self.identity
         if identity.ending is None and not self._is_hung_up:
             identity.ending = self.figures()
         if self._refuses_sends and shared_errnos.is_taken(self.cookie):
-            self._sent_eof = True  # a send, say, has told the errno: as with TCP nothing but the end is left to receive
+            # A send() has reported the errno: as with TCP only the end of file is left to receive.
+            self._sent_eof = True
             is_quiet = True
         else:
             is_quiet = error == errno.ECONNRESET and self._sent_eof and self._has_finished_input
         if error and not is_quiet:
             if error == errno.ECONNRESET and self._sent_eof:
-                error = errno.EPIPE  # to whoever still sends; a receiver has its end of file. As over TCP
+                error = errno.EPIPE  # of a send(); a recv() has its end of file. As over TCP
             if error == errno.EPIPE or not self._refuses_sends:
                 record(identity, error, was_connecting=self.is_gated, is_after_eof=self._sent_eof)
             self._close_engine_sock(error)
@@ -703,12 +750,12 @@ class Bridge:
         elif self._sent_eof:
             # Both FINs: what the user still writes would go nowhere, so its next send must fail with EPIPE.
             self._drain()
-        else:  # be it that nobody has the user's fd any more, and what was written to it is not even read
+        else:  # the user's fd may be closed, with bytes that have not been read from the pair
             self._drain()
             self._close_engine_sock()
 
     def _drain(self) -> None:
-        """Leave nothing unread that would make the close a reset; nor let a user who is writing right now go on."""
+        """Read what is left, which would make the close a reset, and let no send() write more."""
         try:
             self.engine_sock.shutdown(stdlib.SHUT_RD)
             while self.engine_sock.recv(65_536):
@@ -717,7 +764,9 @@ class Bridge:
             pass
 
     def _close_engine_sock(self, code: int = 0) -> None:
-        """Close our end; without an errno only where the user has its end of file, or nobody holds its fd."""
+        """Close engine_sock so that the program's calls fail with this errno; 0 only where it has read the end of file,
+        or its fd is closed.
+        """
         if not (code or self._sent_eof or self._is_hung_up):
             code = errno.ECONNABORTED
         # Closed while epoll still knows it: should that fail, it is ours to close again.
@@ -729,8 +778,8 @@ class Bridge:
             self.tcp_attempt.on_closed()
 
     def detach_engine_sock(self) -> Any:
-        """Our end of the pair, which is no business of this bridge's any more."""
-        # not its number, which may be another's where it is closed
+        """Give engine_sock away, open. The bridge is as if it were closed."""
+        # Not engine_fd: if the socket is closed already, that number may be another's.
         self.endpoint.loop.forget_fd(self.engine_sock.fileno())
         engine_sock, self.engine_sock = self.engine_sock, None
         self.is_handed_over = True
@@ -739,12 +788,12 @@ class Bridge:
         return engine_sock
 
     def close_fds(self) -> None:
-        """After a fork, in the child: close our copy and touch nothing else."""
+        """See Channel."""
         if self.engine_sock is not None:
             self.engine_sock.close()
 
     def detach_fds(self) -> None:
-        """Forget the fd, whose number is somebody else's by now: nobody will ever serve the user's."""
+        """See Channel. The program's calls fail with ECONNABORTED."""
         if self.engine_sock is not None:
             self.engine_sock.detach()
             record(self.identity, errno.ECONNABORTED, was_connecting=self.is_gated)
@@ -764,7 +813,7 @@ class Bridge:
 
     def terminate(self, code: int) -> None:
         """See Channel. Nothing is left of the connection afterwards."""
-        self.is_gone = True  # whoever remembers it passes over it
+        self.is_gone = True
         loop = self.endpoint.loop
         tcp_attempt = self.tcp_attempt
         if tcp_attempt is not None and self.engine_sock is not None:
@@ -794,7 +843,7 @@ class Bridge:
         self.endpoint.loop.forget(self)  # last: should any of this fail, it can still be found, and is done again
 
     def release_waiters(self) -> None:
-        """What the user wrote is acked, or never will be."""
+        """Call when_flushed()'s callbacks."""
         while self.flush_waiters:
             self.flush_waiters.pop()()
 
@@ -805,7 +854,7 @@ class Bridge:
         return self.connection.figures(self.identity.local)
 
     def reset_unaccepted(self) -> None:
-        """Nobody will ever accept this connection: reset it."""
+        """Its listener has ended before accept() returned it: reset it, as TCP does."""
         self.connection.abort()
         if self.engine_sock is not None:
             self._close_engine_sock(errno.ECONNRESET)
@@ -891,10 +940,12 @@ class Bridge:
 
 
 def drain_filler(engine_fd: int, remaining_bytes: int) -> int:
-    """Open the gate: with the filler read, the user's fd is writable. Returns how much is still there: all of it goes
-    before a byte of the user's is taken for its own, so ask again soon.
+    """Read the filler of a gate: without it the user's fd is writable.
 
-    Keeping the GIL: whoever waits for this fd must not run before the accept that belongs to it is there.
+    Returns how many bytes of it are left; call again until none is, before anything that the program writes is read.
+
+    The GIL is kept: a thread that waits for this fd must not run before the accept() that belongs to the connect() can
+    return.
     """
     while remaining_bytes > 0:
         count = native.receiving(engine_fd, remaining_bytes)()
