@@ -2,10 +2,11 @@
 
 Whatever is done is done for an owner, and an exception costs that owner only: read faults.py for the rule.
 
-One iteration, always in this order: read the clock once · commands from other threads (as many as there were on entry)
-· UDP ports that are readable, bounded · bridges that are readable · timers due · every dirty connection: deliver,
-transmit until None, re-read its deadline · hand over incoming connections · sleep until the earliest deadline. One ack
-per batch falls out of that order, and a connect comes to light together with the accept that answers it.
+One iteration, always in this order (docs/design.md §2): read the clock once · commands of other threads, as many as
+there are · UDP ports that are readable, a bounded amount each · bridges that are readable · timers that are due · every
+dirty connection: deliver, transmit until None, read its next deadline · hand over incoming connections · sleep until
+the earliest deadline. It follows from the order that one ack covers a batch of packets, and that a connect() becomes
+visible together with the accept() that belongs to it.
 
 Everything here is called by the engine's thread alone, except what says that any thread may call it.
 """
@@ -70,10 +71,13 @@ if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import BridgePort
 
 _BRIDGE_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLET
-_PORT_EVENTS: Final = EPOLLIN | EPOLLERR  # not edges: a port need not be read until it says that it is empty
-_BLOCKED_US: Final = 1_000  # ENOBUFS makes no event
-# then one burst: far slower than any user writes, so that what is read stays in the cache
+_PORT_EVENTS: Final = EPOLLIN | EPOLLERR  # levels, not edges: a port need not be emptied in one iteration
+# After ENOBUFS, which makes no event, a port sends again after so long. By feel: a queue of the kernel's drains in it.
+_BLOCKED_US: Final = 1_000
+# A bridge with enough unsent is read after so long even if the engine is never idle: one burst in 10 ms is far slower
+# than any program writes, so what was read before has left by then.
 _IDLE_ONLY_US: Final = 10_000
+# How long check_fds() waits for the thread to be asleep, where it uses no fd number: a second in all, by feel.
 _SLEEP_CHECKS: Final = 2_000
 _SLEEP_CHECK_SECONDS: Final = 0.000_5
 
@@ -81,74 +85,105 @@ _system_random: Final = random.SystemRandom()
 
 
 class Loop:
-    """The thread and what it owns."""
+    """One engine: the thread, its ports and its channels. It is the Reactor that channels and ports are given.
+
+    start() once; then post(), call() and the like, from any thread; stop() ends it. utpsocket.engine.engine() makes it.
+    """
 
     def __init__(self) -> None:
-        self.pid = self.caller_pid = os.getpid()  # whose the engine is, and who may call it
-        self.workspace = Workspace()
+        # The process that the engine runs in, and the one whose sockets it serves (another, in helper/client.py).
+        self.pid = self.caller_pid = os.getpid()
+        # Cookie of the thread's network namespace; sockets of others are reached beside them (kernel/netns.py).
+        self.namespace = 0
+
+        # What the environment sets (docs/guide/tuning.md).
         self.max_datagram_bytes = environment.value("UTPSOCKET_MAX_MTU", 0)
         self.udp_buffer_bytes = environment.value("UTPSOCKET_UDP_BUFFER", WANTED_BUFFER_BYTES)
         self.offload = environment.value("UTPSOCKET_OFFLOAD", True)
-        self.max_segments = MAX_RUN_PACKETS
-        self.endpoints: dict[int, Endpoint] = {}
-        self.bound = BoundPorts()
-        self._last_opened: Endpoint | None = None
+
+        # What it serves.
+        self.endpoints: dict[int, Endpoint] = {}  # ports by key
         self.channels: dict[int, Channel] = {}  # by cookie: what carries each socket's bytes
-        self._reset_unaccepted = ResetUnaccepted()
-        self.silent_destinations = SilentDestinations()
-        self.tcp_initiated = self.tcp_accepted = self.initiated = self.accepted = self.wakeups = self.faults = 0
-        self.totals = Totals()  # of connections that are over
-        self.now = time.monotonic_ns() // 1_000
-        shared_errnos.begin(self.pid)
-        self.fd_lock = ForkLock()
+        self.bound = BoundPorts()  # by number: the ports that users have bound
+        self._last_opened: Endpoint | None = None  # the port that a command in progress has opened
+        self._reset_unaccepted = ResetUnaccepted()  # identities of connections that were reset in an accept queue
         # No key of an engine before this one means a port of ours.
         self._keys = count(_system_random.getrandbits(48) + 1)
-        self.holders_watch = HoldersWatch()
-        self.rechecks = Rechecks()
-        self.recheck_holders: Callable[[Loop], None] = lambda _: None  # whoever adds to them says what is done
-        self._gc_hold = garbage_collector.Hold()
+
+        # What connections share.
+        self.workspace = Workspace()  # memory that packets are composed in
+        self.arena = Arena()  # memory that datagrams are received into; emptied at the end of each iteration
+        self.max_segments = MAX_RUN_PACKETS  # packets for one system call
+        self.send_grants = SendGrants()  # order among many connections to one peer
+        self.paths = PathCache()  # datagram sizes known to reach a peer
+        self.connect_gate = ConnectGate()  # connects that are complete and not visible yet
+        self.silent_destinations = SilentDestinations()  # where uTP had no answer and TCP had
+        self._time_waits = TimeWaits(self.bound, self)
+
+        # Figures (statistics.py), of the engine's whole life.
+        self.initiated = self.accepted = 0  # connections over uTP
+        self.tcp_initiated = self.tcp_accepted = 0  # over TCP
+        self.wakeups = 0  # iterations
+        self.faults = 0  # exceptions that were contained
+        self.totals = Totals()  # bytes and packets of connections that are over
+
+        # Users' fds in other processes.
+        shared_errnos.begin(self.pid)
+        self.fd_lock = ForkLock()  # held while fds are made that a fork must not copy half made
+        self.holders_watch = HoldersWatch()  # tells whether any process has a socket open
+        self.rechecks = Rechecks()  # sockets that were closed here and may be open elsewhere, and when to look again
+        self.recheck_holders: Callable[[Loop], None] = lambda _: None  # that look; commands.watch_holder() sets it
+
+        # epoll, and how other threads interrupt it.
+        self._gc_hold = garbage_collector.Hold()  # no garbage collection on this thread while it works
         self._epoll = new_poller()
         self._sleep = new_sleep(self._epoll, self._gc_hold)
-        self._wake_up = WakeUp()
+        self._wake_up = WakeUp()  # an fd that other threads make readable
         self._wake_fd = self._wake_up.fd
-        self._wake_file = os.fstat(self._wake_fd)
+        self._wake_file = os.fstat(self._wake_fd)  # to tell whether the program has closed it: check_fds()
         self._wake_event = EPOLLIN, self._wake_fd
         self._epoll.register(self._wake_fd, EPOLLIN)
-        self._watches = watches = Watches(self._epoll)
+        self._watches = watches = Watches(self._epoll)  # what on_event() is called of, by fd
         self.watch, self.rewatch, self.forget_fd = watches.watch, watches.rewatch, watches.forget_fd
         self.frees_ports_at_once = watches.is_for_any_thread  # poll() holds the files it sleeps on until it wakes up
-        self._inbox = Inbox(self._wake_up)
-        self.owner: Any = None  # for whom the thread works just now
-        self.command: Any = None  # which it carries out, or is about to, whoever the owner is
+        self._inbox = Inbox(self._wake_up)  # commands of other threads
+
+        # The work in progress.
+        self.now = time.monotonic_ns() // 1_000  # µs, of this iteration
+        self.owner: Any = None  # what it is done for: an exception costs it, faults.py
+        self.command: Any = None  # the command that is carried out: an exception costs it as well
         self._containment = Containment()
-        self._fault: BaseException | None = None  # what came out of that work, and is not contained yet
+        self._fault: BaseException | None = None  # an exception that is not contained yet
+
+        # What is to be done: in this iteration, or at a time.
         self.timers: Timers[Bridge] = Timers()
         self.call_at = self.timers.call_at
         self._schedule = self.timers.schedule
-        self._dirty: dict[Bridge, None] = {}
+        self._dirty: dict[Bridge, None] = {}  # connections that something has happened to
         self._readable_endpoints: dict[Endpoint, None] = {}
         self._readable_bridges: dict[Bridge, None] = {}
-        self._idle_only: dict[Bridge, int] = {}  # and when each is read all the same, the first of them soonest
-        self._listeners: dict[Listener, int] = {}  # those with something to do, and when: no others
-        self.arena = Arena()
-        self.send_grants = SendGrants()
-        self.paths = PathCache()
-        self.connect_gate = ConnectGate()
-        self._blocked: dict[BridgePort, None] = {}
+        self._idle_only: dict[Bridge, int] = {}  # read when nothing else is to do, or at this time; the earliest first
+        self._deferred_delivery: list[Bridge] = []  # delivered last, see _deliver_deferred()
+        self._blocked: dict[BridgePort, None] = {}  # ports that could not send all
+        self._listeners: dict[Listener, int] = {}  # those with something to do, and when; no others
+
+        # The thread's life.
         self._thread_id = 0
-        self._deferred_delivery: list[Bridge] = []
-        self._time_waits = TimeWaits(self.bound, self)
-        self._is_stopping = self._fds_lost = False
-        self._is_asleep = False  # in the poller, where no fd number is in the thread's hands, or over
-        self.is_alive = True
-        self.successor: dict[str, Any] = {}  # the engine that took this one's place, once it was gone
-        self._has_ended = allocate_lock()
-        self._has_ended.acquire()
-        self._starting = allocate_lock()
+        self._starting = allocate_lock()  # locked once a thread has begun: a second one ends at once
         self.is_begun = False  # start() has returned
+        self.is_alive = True
+        self._is_stopping = False
+        self._fds_lost = False  # the program has closed our fds: none may be used any more
+        self._is_asleep = False  # in the poller, or over: the thread uses no fd number
+        self._has_ended = allocate_lock()  # unlocked by the thread's last act
+        self._has_ended.acquire()
+        self.successor: dict[str, Any] = {}  # under "": the engine that took this one's place
 
     def start(self) -> None:
-        """Start the thread, once. Any thread, and again after an exception has interrupted it."""
+        """Start the thread, unless there is one. Any thread, and again after an exception has interrupted it.
+
+        Raises RuntimeError if the interpreter cannot start a thread.
+        """
         if not self.has_started:
             try:
                 self.namespace = netns.cookie_here()  # the thread's
@@ -166,21 +201,29 @@ class Loop:
         return self.is_begun or self._starting.locked()
 
     def discard(self) -> None:
-        """Never started, and not wanted."""
+        """Close the fds of an engine that was never started."""
         self._close_fds()
 
     # ── commands of other threads ──
 
     def post(self, command: Callable[..., object], *arguments: Any) -> None:
-        """Have the engine's thread carry out a command soon. Any thread."""
+        """Have the engine's thread carry out a command soon, without waiting for it. Any thread.
+
+        command     a function of commands.py; called with the loop and the arguments
+        arguments   sockets among them belong to the engine from now on: it closes them if the command fails
+        """
         self._inbox.put(Command(self, command, arguments, {}, None))
 
     def put_aside(self, command: Callable[..., object], *arguments: Any) -> None:
-        """As post(), of what need not be done before the thread wakes up for anything else. Any thread."""
+        """As post(), but the thread is not woken: it is carried out when it next wakes up for anything. Any thread."""
         self._inbox.put_aside(Command(self, command, arguments, {}, None))
 
     def call(self, command: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Have the engine's thread carry out a command; wait for what it returns or raises. Any other thread."""
+        """Have the engine's thread carry out a command, and wait for it. Any other thread.
+
+        Returns what the command returns. Raises its OSError; ECONNABORTED if the engine ends first; the OSError that an
+        exception of the engine's own amounts to (faults.told()); RuntimeError if the interpreter is ending.
+        """
         if sys.is_finalizing():
             raise RuntimeError("the interpreter is ending, and the engine's thread with it")
         if get_ident() == self._thread_id:
@@ -192,11 +235,15 @@ class Loop:
         return answer.wait()
 
     def perform(self, command: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Carry out a command of ports on the thread that calls, which then waits for nobody. Any thread."""
+        """Carry out a command about ports on the calling thread, which so does not wait for the engine's. Any thread.
+
+        Only commands that say so: they use single operations of dicts and leave the rest to soon().
+        """
         return command(self, *arguments, **named)
 
+    # As perform(), where the result is not needed: an engine in another process is then not waited for
+    # (helper/client.py).
     tell = perform
-    """Of whose outcome nobody asks: an engine elsewhere is then not waited for (helper/client.py)."""
 
     def soon(self, command: Callable[..., object], *arguments: Any) -> None:
         """As post(); the engine's own thread does it at once. Any thread."""
@@ -222,8 +269,8 @@ class Loop:
             self._end()
 
     def _run_iterations(self) -> None:
-        # Signals belong to the program's own threads: EINTR here, or SIGPIPE from a byte written as the user, would
-        # be seen by nobody who expects it.
+        # Signals belong to the program's own threads. Here they would interrupt calls (EINTR), or end the process
+        # (SIGPIPE, by a byte that is written as the user).
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while not self._is_stopping:
             if self._fault is not None:
@@ -232,16 +279,14 @@ class Loop:
                 self._iterate()
 
     def _contain(self, error: BaseException) -> None:
-        """What came out of the last iteration's work costs its owner, see faults.py. Called again if it fails
-        itself.
-        """
+        """An exception came out of the last iteration: its owner ends (faults.py). Called again if it fails itself."""
         if self._fds_lost or not self.check_fds():
             return
         self._containment.begin()
         self.faults += 1
         fault_reports.report(error)
         if not self._containment.cost({self.owner, self.command}, error):
-            self._is_stopping = True  # everybody is told by _end()
+            self._is_stopping = True  # _end() tells every socket
             return
         lost = self._watches.ask_anew()
         self._distrust_readiness()
@@ -251,8 +296,8 @@ class Loop:
         self._containment.end()
 
     def _distrust_readiness(self) -> None:
-        """Nothing that was remembered of readiness is believed: events may have been dropped, and loops left half way
-        through what they had taken. epoll says again what it has said, and every connection has its turn.
+        """After an exception: events may have been lost, and loops left half way through what they had taken. So epoll
+        is asked again about every fd, and every connection, port and listener is worked on in the next iteration.
         """
         self._deferred_delivery = []
         self.timers.clear()
@@ -268,9 +313,10 @@ class Loop:
             self.close_endpoint(endpoint)
 
     def check_fds(self) -> bool:
-        """False when the program has closed every fd it did not know (os.closerange, as daemons do). Any thread.
+        """Whether the engine's fds are still its own: False if the program has closed all that it did not know, as
+        daemons do with os.closerange(). Any thread.
 
-        The thread then never touches an fd again: the numbers may be somebody else's by now.
+        The thread then uses no fd any more, since the numbers may be reused, and the engine ends.
         """
         if self._watches.has(self._wake_fd, EPOLLIN):
             return True
@@ -341,12 +387,12 @@ class Loop:
     def _carry_out(self, queue: deque[Command]) -> None:
         """As many commands as there are now."""
         for _ in range(len(queue)):
-            self.command = queue[0]  # while it is still there: from here on whoever asked is answered
+            self.command = queue[0]  # before it is taken out: from here on an exception is its answer
             queue.popleft()
             self.carry_out()
 
     def carry_out(self) -> None:
-        """Do what `command` asks for. Whoever the work turns out to be for, it is answered."""
+        """Carry out self.command. Whatever fails meanwhile, for whichever owner, the command is answered."""
         self.owner = command = self.command
         command.carry_out()
         self.command = None
@@ -392,8 +438,8 @@ class Loop:
             self._read_bridge(bridge, now, is_due=False)
 
     def _read_idle_only(self, now: int, *, is_idle: bool) -> None:
-        """Those that have enough to send for now: when there is nothing else to do, and each after a while in any case,
-        since its user may write on, or wait to, before it reads what its peer waits to be rid of.
+        """Read bridges that have enough unsent: all if the engine is idle, else the first whose time has come. Without
+        that a program that writes before it reads, like its peer, would wait for ever on a busy engine.
         """
         lazy = self._idle_only
         for bridge in list(lazy) if is_idle else [bridge for bridge in islice(lazy, 1) if lazy[bridge] <= now]:
@@ -420,7 +466,9 @@ class Loop:
             call()
 
     def _flush_dirty(self, now: int) -> None:
-        """All dirty connections send; what came in is handed over, connects complete, and no thread sees one alone."""
+        """Every dirty connection delivers and sends; then accepted connections are handed over and connects complete,
+        both sides of a connection without giving up the GIL in between.
+        """
         while True:
             while self._dirty:
                 dirty, self._dirty = self._dirty, {}
@@ -452,8 +500,8 @@ class Loop:
         self.arena.reset()
 
     def _deliver_deferred(self, now: int) -> None:
-        """What arrived and asks for no answer of ours is handed over last: the user's thread, which wants the GIL as
-        soon as it has its bytes, then gets it at once.
+        """Deliver what needs no ack now, last: the program's thread waits for the GIL as soon as it has its bytes, and
+        the engine gives it up right after this, when it sleeps.
         """
         late, self._deferred_delivery = self._deferred_delivery, []
         for bridge in late:
@@ -546,43 +594,45 @@ class Loop:
             for bridge in endpoint.bridges.values():
                 self._dirty[bridge] = None
 
-    # ── for the rest of this room ──
+    # ── for channels and ports: see Reactor and the Engine protocols beside them ──
 
     def mark_dirty(self, bridge: Bridge) -> None:
-        """Something happened to this connection: flush it before sleeping."""
+        """Something has happened to this connection: deliver and send in this iteration."""
         self._dirty[bridge] = None
 
     def wake_listener(self, listener: Listener) -> None:
-        """A connection waits for the hand-over."""
+        """A connection of its waits for the hand-over: try it in this iteration."""
         self._listeners.setdefault(listener, self.now)
 
     def forget_listener(self, listener: Listener) -> None:
-        """It listens no more."""
+        """It listens no more: nothing of it is to be done."""
         self._listeners.pop(listener, None)
 
     def wake_bridge(self, bridge: Bridge) -> None:
-        """Have the bridge look at its end again."""
+        """Have the bridge read its pair again in this iteration, or the next."""
         self._dirty[bridge] = None
         if bridge.engine_sock is not None:
             self._readable_bridges[bridge] = None
 
     def flush_now(self, bridge: Bridge) -> None:
-        """Carry out what was just decided for this connection before the command is answered."""
+        """Deliver and send what a command has caused, before the command is answered."""
         if not bridge.is_gone:
-            before, self.owner = self.owner, bridge  # the command pays as well
+            before, self.owner = self.owner, bridge
             self._flush_channel(bridge, self.now)
             if self._deferred_delivery:
                 self._deliver_deferred(self.now)
             self.owner = before
 
     def watch_bridge(self, bridge: Bridge) -> None:
-        """The bridge has its end: listen to it."""
+        """The bridge has got the engine's end of its pair: have epoll tell it events."""
         self.watch(bridge.engine_fd, _BRIDGE_EVENTS, bridge)
         self._readable_bridges[bridge] = None
         self._dirty[bridge] = None
 
     def watch_room(self, bridge: Bridge, *, wanted: bool) -> None:
-        """Whether to be told when the user has read. Not always: every recv() of the user's would wake us."""
+        """Whether epoll is to tell when the pair has room again. Only while the bridge waits for it: otherwise every
+        recv() of the program would wake the engine.
+        """
         self.rewatch(bridge.engine_fd, _BRIDGE_EVENTS | EPOLLOUT if wanted else _BRIDGE_EVENTS)
 
     def forget(self, channel: Channel) -> None:
@@ -592,14 +642,21 @@ class Loop:
             del self.channels[channel.cookie]
 
     def open_endpoint(self, sock: Any, *, is_private: bool) -> Endpoint:
-        """A UDP socket, bound or connected, becomes a port of ours."""
+        """Make a port of a UDP socket, bound or connected, and receive from it. Raises OSError.
+
+        is_private   it is for one connection of a socket that was not bound
+        """
         endpoint = self._last_opened = self.new_endpoint(sock, is_private=is_private)
         self.publish(endpoint)
         self.watch_port(endpoint)
         return endpoint
 
     def new_endpoint(self, sock: Any, *, is_private: bool, key: int = 0, bound: Any = None) -> Endpoint:
-        """The port of a UDP socket, of which `bound` is known: publish() it, then watch_port(). Any thread."""
+        """Make a port of a UDP socket. Next: publish(), then watch_port(). Any thread. Raises OSError.
+
+        key     to be known by; 0: a new one
+        bound   its address and network namespace, if they are known; they need not be asked for then
+        """
         raised = raise_fd(sock)
         try:
             port = Port(raised, offload=self.offload, buffer_bytes=self.udp_buffer_bytes, bound=bound)
@@ -616,7 +673,7 @@ class Loop:
             self.bound.add(endpoint)
 
     def watch_port(self, endpoint: Endpoint) -> None:
-        """Listen to the port. Any thread."""
+        """Receive from the port. Any thread."""
         self.watch_from_anywhere(endpoint.port.fd, _PORT_EVENTS, endpoint)
 
     def watch_from_anywhere(self, fd: int, events: int, watcher: Any) -> None:
@@ -630,8 +687,10 @@ class Loop:
             self.post(lambda loop: loop.watch(fd, events, watcher))
 
     def free_address(self, endpoint: Endpoint) -> bool:
-        """Free the address of a port that the caller has claimed and nobody uses: its fd number stays, with an idle
-        socket under it, since the engine's thread may be about to use the number. False: it must do so. Any thread.
+        """Free the address of an unused port whose closing the caller has claimed, so that bind() can use it at once.
+
+        The fd number stays, with an idle socket under it, since the engine's thread may be about to use the number; the
+        port is closed later. Returns False if only the engine's thread can free it. Any thread.
         """
         if not self.frees_ports_at_once or not endpoint.is_all_answered or not idle_instead(endpoint.port.sock):
             return False
@@ -640,18 +699,18 @@ class Loop:
         return True
 
     def close_opened(self) -> None:
-        """A command has failed half way: close the port that it opened, if it did, and nobody needs it."""
+        """A command has failed half way: close the port that it opened, if it did and it is unused."""
         opened, self._last_opened = self._last_opened, None
         if opened is not None and opened.is_unused:
             self.close_endpoint(opened)
 
     def close_endpoint(self, endpoint: Endpoint) -> None:
-        """Nobody needs the port any more."""
+        """Close a port, unless another thread has claimed that."""
         if not endpoint.is_closed and endpoint.claim_closing(BY_ENGINE):
             self.close_claimed(endpoint)
 
     def close_claimed(self, endpoint: Endpoint) -> None:
-        """As close_endpoint(), where the port is claimed."""
+        """Close a port whose closing is claimed."""
         self._readable_endpoints.pop(endpoint, None)
         self._time_waits.discard(endpoint)
         self._blocked.pop(endpoint, None)
@@ -673,7 +732,7 @@ class Loop:
         self._has_ended.release()
 
     def _end(self) -> None:
-        """The thread's last act, whatever ended it: every socket that it served is told, and every caller."""
+        """The thread's last act, whatever ended it: every socket it served fails, and every command is answered."""
         self.is_alive = False
         if not self._fds_lost:
             ended = RuntimeError("the engine has ended")
@@ -707,12 +766,12 @@ class Loop:
         return [listener for listener in listeners if listener is not None]
 
     def identity_of(self, cookie: int) -> Identity | None:
-        """Who has this cookie, if this engine serves it, or was reset before it was accepted. Any thread."""
+        """The identity with this cookie, if the engine serves it or has reset it before it was accepted. Any thread."""
         found = self.channels.get(cookie)
         return self._reset_unaccepted.pop(cookie, None) if found is None else found.identity
 
     def _detach_fds(self) -> None:
-        """Forget every fd without closing it."""
+        """Forget every fd without closing it: they are closed."""
         for owner in self._fd_owners():
             owner.detach_fds()
 
