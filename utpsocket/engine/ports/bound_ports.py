@@ -1,6 +1,6 @@
-"""The ports that a user has bound, by number.
+"""The ports that users have bound, by number.
 
-Separate because any thread may call: bind() and close() are carried out by whoever calls them. No lock: each step is a
+Any thread may call: bind() and close() are carried out on the thread that calls them. There is no lock; each step is a
 single operation of a dict.
 """
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 
 class BoundPorts(dict[int, "dict[Endpoint, None]"]):
-    """By number, those at different addresses and those that processes share."""
+    """By port number: endpoints at different addresses, and those that processes share. A dict of dicts as sets."""
 
     def add(self, endpoint: Endpoint) -> None:
-        """It can be found from now on."""
+        """Enter a port, so that it is found by its number. Idempotent."""
         number = endpoint.port.local[1]
         while True:
             at_number = self.setdefault(number, {})
             at_number[endpoint] = None
             if self.get(number) is at_number:
-                break  # else it was empty, and another thread has thrown it away
+                break  # else another thread has just thrown the empty dict away
 
     def on_refused(self, key: int) -> None:
-        """There will be no port of this key, which an application in another process has chosen (process.py)."""
+        """A port with this key could not be made: an application in another process is told (helper/server.py)."""
 
     def discard(self, endpoint: Endpoint) -> None:
-        """Its address is free. Idempotent."""
+        """Take a port out: its address is free. Idempotent."""
         number = endpoint.port.local[1]
         for other in endpoint.overlapping:
             other.overlapping = tuple(one for one in other.overlapping if one is not endpoint)

@@ -1,15 +1,15 @@
-"""Connects that are complete and not said yet.
+"""Connects that are complete, but whose connect() has not returned yet: they wait for the accept() that belongs to
+them.
 
-Separate because it joins two connections that know nothing of each other. Over TCP's loopback what connect() has made
-can be accepted at once, and what accept() gives is connected at the other side too. So where a connect's acceptor is in
-this process, both come to light in one step: as the acceptor is handed over to its listener. Nothing hangs on a clock:
-an acceptor that has had no proof yet will have it, or end, and any other connect comes to light at the end of its
-iteration.
+Over TCP's loopback, what connect() has made can be accepted at once, and what accept() returns is connected at the
+other side too. So where the acceptor of a connect() is in this process, both become visible in one step, when the
+acceptor is handed over to its listener. That does not depend on a time: an acceptor whose initiator has not proved its
+address yet will be proven, or end. Any other connect() becomes visible at the end of the iteration.
 
-In one step means: without giving the GIL away. Whoever does without (C code, another process that the engine serves)
-finds the connect complete first, as TCP's initiator is.
+In one step means without giving up the GIL in between. A program that runs without the GIL (C code, another process
+that the engine serves) sees the connect complete first, as with TCP.
 
-Only the engine's thread calls, may_be_reset() apart.
+Only the engine's thread calls, except for may_be_reset().
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _MAPPED = "::ffff:"
 class ConnectGate:
     """Of one engine.
 
-    held       connects that are complete and not said to be
-    retry_at   when to ask again for one that the kernel had no memory for, or None
+    held       bridges whose connect is complete and not visible yet
+    retry_at   µs: when to try open_due() again, as the kernel lacked memory; None: need not be
     """
 
     __slots__ = ("_by_acceptor", "held", "retry_at")
@@ -58,14 +58,16 @@ class ConnectGate:
         self.retry_at: int | None = None
 
     def hold(self, bridge: Bridge) -> None:
-        """This connect is complete. The hand-over of its acceptor says so to the user, or open_due()."""
+        """This connect is complete. It becomes visible by the hand-over of its acceptor (initiator_of()), or by
+        open_due() in the same iteration.
+        """
         self.held[bridge] = None
         local, peer = bridge.identity.local, bridge.identity.peer
         assert local is not None and peer is not None
         self._by_acceptor[_unmapped(local), bridge.connection.send_id, peer[1]] = bridge
 
     def initiator_of(self, acceptor: Bridge) -> Bridge | None:
-        """The connect that is to come to light with this acceptor's accept()."""
+        """The held connect that has to become visible together with this acceptor, if there is one."""
         if not self.held:
             return None
         connection = acceptor.connection
@@ -73,7 +75,9 @@ class ConnectGate:
         return self._by_acceptor.get(key)
 
     def open_due(self, bound: BoundPorts, loop: Reactor, *, now: int) -> None:
-        """Open every gate but those whose acceptor is in this process and has had no proof yet."""
+        """Make every held connect visible, but for those whose acceptor is in this process and not proven yet. At the
+        end of an iteration, after the hand-overs.
+        """
         self.retry_at = None
         self._by_acceptor.clear()
         for bridge in list(self.held):
@@ -89,12 +93,12 @@ class ConnectGate:
 
 
 def _unmapped(addr: object) -> object:
-    """An address as both sides write it: IPv4's also where one of them is an IPv6 socket."""
+    """An address in the form that both sides have in common: IPv4 also if one of them is an IPv6 socket."""
     return (addr[0].removeprefix(_MAPPED), addr[1]) if isinstance(addr, tuple) else addr
 
 
 def acceptor_of(bridge: Bridge, bound: BoundPorts) -> Bridge | None:
-    """The other side of this connect, if it is in this process."""
+    """The other side of a connection that was dialled, if this engine has it too."""
     local, peer = bridge.identity.local, bridge.identity.peer
     if local is None or peer is None:
         return None  # the socket is another connection's by now
@@ -110,11 +114,11 @@ def acceptor_of(bridge: Bridge, bound: BoundPorts) -> Bridge | None:
 
 
 def may_be_reset(loop: Engine, cookie: int) -> bool:
-    """Whether a reset, or an error, may have come for this connection, or may just have been made by this process, that
-    its user has not been told of. Any thread.
+    """Whether there may be a reset or an error of this connection that its fd does not show yet. Any thread.
 
-    Where the other side is in this process and still open, nothing but it could have made one. Where it is not,
-    whatever waits in the port may be one, also behind data. An acceptor's initiator cannot be found by its address.
+    If the other side is in this process and still open, there is none, since only it could have sent one. Otherwise
+    whatever is unread in the port may be one, also behind data. For an accepted connection the answer is always yes:
+    its initiator cannot be found by its address.
     """
     bridge = loop.channels.get(cookie)
     if not isinstance(bridge, Bridge) or bridge.connection.state is State.CLOSED:
@@ -132,6 +136,6 @@ def may_be_reset(loop: Engine, cookie: int) -> bool:
 
 
 def _has_unproven_acceptor(bridge: Bridge, bound: BoundPorts) -> bool:
-    """Whether the other side of this connection is in this process and has not had its proof yet."""
+    """Whether the other side is in this process, and its initiator, this one, has not proved its address yet."""
     acceptor = acceptor_of(bridge, bound)
     return acceptor is not None and acceptor.connection.state is State.SYN_RECEIVED

@@ -1,7 +1,8 @@
-"""What the connections to one peer's port share: how large a datagram has reached it.
+"""How large a datagram has reached a peer's address, for the next connections to it.
 
-Separate because it outlives any port of ours: a dialer has one of its own. Kept while a connection to the peer lives.
-Not by host: behind one address there may be another program, whose buffer cuts large datagrams off.
+It outlives any port of ours, since each connection that is dialled has a port of its own; it is kept as long as one
+connection to the address lives. The address includes the port number: behind another one there may be another program,
+whose buffer cuts large datagrams off.
 
 Only the engine's thread calls. Source: RFC 8899 §3 (9).
 """

@@ -1,10 +1,13 @@
-"""When to try again what makes no event: room in the kernel's queue of accepts, or a free fd.
+"""When to try again what makes no event: room in the kernel's accept queue, or a free fd number.
 
-Separate because both halves of a listener of both need it. accept() tells the engine where it is called in Python by a
-process that the engine serves. Otherwise it may try whenever it wakes up for anything; and of itself after as long
-again as it has waited, at most half a second: a queue from which nobody takes costs nothing.
+Both halves of a listener need it (listener.py, tcp_listener.py). An accept() that is called in Python by a process that
+the engine serves tells the engine: expect_success(). Any other one does not, so the engine also tries whenever it wakes
+up for something else; and of itself, after as long again as it has waited, at most half a second.
 
-Only the engine's thread calls.
+    Example, in ms since the first failure. Tried in vain at 0: again at 2 at the latest. In vain at 2, 4, 8 …: again at
+    4, 8, 16 …. From 500 on, every 500. A queue from which nothing is taken so costs two calls a second.
+
+Only the engine's thread calls. Times: µs.
 """
 
 from __future__ import annotations
@@ -13,36 +16,36 @@ from typing import Final
 
 from utpsocket.protocol.times import NEVER
 
-_LEAST_US: Final = 2_000
-_MOST_US: Final = 500_000
+_LEAST_US: Final = 2_000  # by feel: a program that accepts in a loop takes less
+_MOST_US: Final = 500_000  # by feel: the longest that an accept() may wait for what is already there
 
 
 class Retries:
-    """Of one thing that is tried."""
+    """Of one thing that is tried again and again."""
 
     __slots__ = ("_may_at", "_since")
 
     def __init__(self) -> None:
-        self._since: int | None = None  # it has been in vain
-        self._may_at = NEVER
+        self._since: int | None = None  # when it first failed; None: it has not
+        self._may_at = NEVER  # from when on it may be tried as soon as the engine is awake
 
     def next_at(self, *, now: int) -> int:
-        """It was tried in vain: when to try again at the latest."""
+        """It has failed. Returns when to try again at the latest."""
         if self._since is None:
             self._since = now
         self._may_at = now + _LEAST_US
         return now + max(_LEAST_US, min(now - self._since, _MOST_US))
 
     def is_due(self, *, now: int) -> bool:
-        """Whether it may be tried before its time, now that the engine is awake."""
+        """Whether it may be tried before next_at(), now that the engine is awake."""
         return now >= self._may_at
 
     def expect_success(self) -> None:
-        """It is likely to succeed, if it is still waited for."""
+        """Something has happened by which it is likely to succeed now: is_due() from here on, if it is waited for."""
         if self._may_at != NEVER:
             self._may_at = 0
 
     def reset(self) -> None:
-        """What follows is tried at once."""
+        """It has succeeded: the next failure counts as the first."""
         self._since = None
         self._may_at = NEVER

@@ -1,12 +1,22 @@
-"""Connections to one peer's port take turns.
+"""Many connections to one peer's port send one after the other, by grants.
 
-Separate because no connection knows of the others. They all end at one UDP socket, whose buffer holds about what it
-advertises to one of them; and each iteration of the engine's, and of the peer's, costs about the same whether it moves
-two packets or two hundred. A thousand connections that share the way packet by packet therefore lose most of it, while
-as many that go one after the other, a good burst each, are as fast as one. So beyond a few connections new data waits
-for a grant: of so many bytes, first come first served, as long as less is under way than the peer's buffer holds. That
-is what it has promised to one of them, and as much more as gets lost nowhere: a receiver promises little before its
-program has read anything. Acks, retransmissions, FINs and short messages never wait.
+They all end at one UDP socket of the peer's, whose buffer holds about what the peer advertises to one of them. And an
+iteration of the engine costs about the same whether it moves two packets or two hundred, here and at the peer. So a
+thousand connections that send packet by packet in turns lose most of what they send, while as many that send a large
+burst each, one after the other, are as fast as one. Therefore, beyond 16 connections to one address, new data needs a
+grant: permission for so many bytes, first come first served, given while less is in flight than the peer's buffer can
+hold. Acks, retransmissions, FINs and short messages need none.
+
+How much may be in flight together: at first the largest window that the peer has advertised to one of them. After each
+grant without a loss 18 KiB more, up to 640 KiB, since a receiver advertises little before its program has read
+anything; after a loss half, but not less than at first.
+
+    Example. Datagrams of 1,472 bytes, 1,452 of them payload; 44 fit into one system call. A grant is two calls: 88
+    packets, 127,776 bytes, as far as the connection's own windows let them out. Each of 1,000 connections has 1 MB to
+    send; the peer advertises 1 MiB. 640 KiB, 655,360 bytes, may be in flight: a grant is given as long as it is less,
+    so six connections get one, 766,656 bytes. When the first of them has had acks for enough, the next one gets a
+    grant. One with 140,000 bytes left gets all of it: a rest of up to an eighth is not worth another grant. One that
+    writes 100 bytes and has nothing in flight sends them at once.
 
 Only the engine's thread calls.
 """
@@ -24,18 +34,17 @@ if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import Bridge
     from utpsocket.protocol.sendhalf import SendHalf
 
-_SENDS_PER_GRANT: Final = 2  # system calls that a grant fills, with no packet left for a third…
-_REST_SHARE: Final = 8  # …but for the end of what there is, up to an eighth: not worth a turn of its own
-_UNORDERED_MEMBERS: Final = 16  # connections that need no order
+_SENDS_PER_GRANT: Final = 2  # full system calls
+_REST_SHARE: Final = 8  # a grant may be larger by this part if then nothing is left
+_UNORDERED_MEMBERS: Final = 16  # so few connections need no grants; by feel
 _NONE: Final[list[Bridge]] = []
-_MORE_PER_GRANT_BYTES: Final = GRANT_BYTES // 8  # under way together after each turn without a loss
-_MAX_IN_FLIGHT_BYTES: Final = (
-    5 << 17
-)  # under way together; short bursts take several times their payload of a socket buffer
+_MORE_PER_GRANT_BYTES: Final = GRANT_BYTES // 8  # in flight together, after each grant without a loss; by feel
+# In flight together at most: the bursts are short, and take several times their payload of the peer's socket buffer.
+_MAX_IN_FLIGHT_BYTES: Final = 5 << 17
 
 
 class SendGrants:
-    """Of one engine, by the address dialled."""
+    """Of one engine: a queue for each address that is dialled."""
 
     __slots__ = ("_queues",)
 
@@ -43,7 +52,7 @@ class SendGrants:
         self._queues: dict[object, GrantQueue] = {}
 
     def join(self, bridge: Bridge) -> None:
-        """This connection dials."""
+        """A connection dials: it is a member of its address's queue, bridge.grant_queue, until leave()."""
         addr = bridge.connection.addr
         grant_queue = self._queues.get(addr)
         if grant_queue is None:
@@ -52,7 +61,10 @@ class SendGrants:
         bridge.grant_queue = grant_queue
 
     def leave(self, bridge: Bridge) -> Bridge | None:
-        """It is over, if it ever dialled. Returns a connection that may have waited for that and has to be touched."""
+        """The connection has no new data any more. Idempotent, also of one that never dialled.
+
+        Returns a connection that may have waited for this: Loop.mark_dirty() it.
+        """
         grant_queue, bridge.grant_queue = bridge.grant_queue, None
         if grant_queue is None:
             return None
@@ -65,10 +77,10 @@ class SendGrants:
 class Grant:
     """What one connection was granted last.
 
-    from_offset       of its stream: where the grant begins
-    bytes             how many bytes may leave from there on
-    in_flight_bytes   of the connection, as last counted, with what the grant will add
-    lost_packets      of the connection, as last seen
+    from_offset       offset in its stream that the grant begins at
+    bytes             how many bytes may be sent from there on
+    in_flight_bytes   of the connection when last counted, or what it will be once the grant is used
+    lost_packets      of the connection, when it last had a grant
     """
 
     __slots__ = ("bytes", "from_offset", "in_flight_bytes", "lost_packets")
@@ -83,7 +95,7 @@ class Grant:
 class GrantQueue:
     """Of one peer's address.
 
-    is_ordered   there are so many connections that they must ask packets()
+    is_ordered   there are so many connections that packets() must be asked before new data is sent
     """
 
     __slots__ = (
@@ -99,11 +111,11 @@ class GrantQueue:
     def __init__(self) -> None:
         self.is_ordered = False
         self._grants: dict[Bridge, Grant] = {}  # of the connections that dialled it and are not over
-        self._in_flight_bytes = 0
-        self._promised_bytes = 0  # what the peer has promised to one of them, its buffer holds
-        self._max_in_flight_bytes = 0  # and more, as long as nothing is lost
-        self._proven_window_bytes = 0  # the window that a member has shown to be harmless
-        self._waiting: dict[Bridge, None] = {}
+        self._in_flight_bytes = 0  # of all members
+        self._promised_bytes = 0  # the largest window that the peer has advertised to a member: its buffer holds it
+        self._max_in_flight_bytes = 0  # grants are given while less is in flight
+        self._proven_window_bytes = 0  # a congestion window that a member has used without a loss
+        self._waiting: dict[Bridge, None] = {}  # for a grant, first come first served
 
     @property
     def has_members(self) -> bool:
@@ -116,8 +128,10 @@ class GrantQueue:
         self.is_ordered = len(self._grants) > _UNORDERED_MEMBERS
 
     def packets(self, bridge: Bridge) -> int:
-        """How many packets of new data this connection may send now; while it may send none, it is held. Ask before
-        each burst.
+        """How many packets of new data the connection may send now, before each burst while is_ordered.
+
+        Where it needs a grant and has none, send.awaits_grant is set, by which the core sends no new data, it is
+        queued, and 1 is returned for what needs none.
         """
         send = bridge.connection.send
         if send.peer.largest_window_bytes > self._promised_bytes:
@@ -131,14 +145,17 @@ class GrantQueue:
                 return -(-left_bytes // payload_bytes)
             if left_bytes >= payload_bytes:  # packets may have grown, and what is left makes none of its own
                 return left_bytes // payload_bytes
-        # A short message that follows nothing takes no place worth waiting for.
+        # A short message with nothing in flight before it needs no grant.
         send.awaits_grant = bool(send.flights.queue) or send.unsent_bytes > send.mtu.datagram_bytes
         if send.awaits_grant and send.unsent_bytes:
             self._waiting[bridge] = None
         return 1  # what is to be sent again
 
     def after_transmit(self, bridge: Bridge) -> list[Bridge]:
-        """Count what has left; returns the connections that may send now, and have to be touched."""
+        """After each flush of a member: count what it has in flight, and give grants.
+
+        Returns the connections that have got one: Loop.mark_dirty() them.
+        """
         if not (self.is_ordered or self._waiting):
             return _NONE
         self._update_in_flight(bridge)
@@ -153,19 +170,19 @@ class GrantQueue:
             whole_bytes = min(send.controller.window_bytes, send.peer.window_bytes)
             window_bytes = whole_bytes - send.flights.in_flight_bytes
             if window_bytes < min(GRANT_BYTES // 2, whole_bytes // 2, send.unsent_bytes) and send.flights.queue:
-                continue  # not worth a turn; its next ack will have it ask again
+                continue  # its window lets too little out; it will be queued again after its next ack
             send.awaits_grant = False
             grant.from_offset = send.sent_offset
-            # What it cannot send now, its window being small yet, it must ask for again: many that grow at once would
-            # exceed all bounds with what they were granted before.
+            # No more than its window lets out now. If many kept what they could not use yet, and their windows grew at
+            # the same time, they would exceed the bound together.
             payload_bytes = size - HEADER_BYTES
             packets = _SENDS_PER_GRANT * packets_per_send(size)
             with_rest = packets + packets // _REST_SHARE
             if send.unsent_bytes <= with_rest * payload_bytes:
                 packets = with_rest
             packets = min(packets, max(1, window_bytes // payload_bytes))
-            # What is written later has to ask again: a thousand that each kept the rest of a grant could use them all
-            # at the same moment. If this one cannot send, its peer's window being closed, nothing counts.
+            # Nor more than it has: what the program writes later needs another grant, for the same reason. If the
+            # peer's window is closed, nothing leaves and nothing is counted.
             grant.bytes = expected_bytes = min(packets * payload_bytes, send.unsent_bytes)
             grant.in_flight_bytes += expected_bytes
             self._in_flight_bytes += expected_bytes
@@ -173,8 +190,9 @@ class GrantQueue:
         return granted
 
     def _share_window(self, grant: Grant, send: SendHalf) -> None:
-        """What one had under way in its turn and lost nothing, the next may have in its: as much is under way together
-        as before. On short paths, where there is nothing between the two but their own queues.
+        """A congestion window that one member has used up without a loss is given to the next one, as no more is in
+        flight together than before. Only on short paths, where the only queues are the two hosts' own. After a loss the
+        bound of what is in flight is halved instead.
         """
         controller = send.controller
         if send.lost_packets != grant.lost_packets:
@@ -189,7 +207,7 @@ class GrantQueue:
             controller.seed_window(self._proven_window_bytes)
 
     def leave(self, bridge: Bridge) -> Bridge | None:
-        """The connection is over. Returns the first that waits."""
+        """The connection has no new data any more. Returns the first one that waits: it may have a grant now."""
         self._in_flight_bytes -= self._grants.pop(bridge).in_flight_bytes
         self.is_ordered = len(self._grants) > _UNORDERED_MEMBERS
         bridge.connection.send.awaits_grant = False

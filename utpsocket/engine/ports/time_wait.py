@@ -1,8 +1,8 @@
-"""Connections that are over and wait in case the peer repeats its FIN, because our last ack was lost (TIME_WAIT).
+"""Connections that have ended and wait in case the peer repeats its FIN since our last ack was lost (TIME_WAIT).
 
-Separate because of what such a wait holds: a private port's fd, or a port that the program has closed and that TCP
-would give to whoever says SO_REUSEADDR, in whatever process. So private ports wait only so many at a time; and where
-the other side is this engine's as well and has all the acks that it needs, neither waits.
+Such a wait holds an fd where the port is private, and otherwise a port number that the program has closed and that TCP
+would give to a socket with SO_REUSEADDR, in whatever process. So only so many private ports wait at a time; and where
+the other side of the connection is this engine's too and has all its acks, neither side waits.
 
 Only the engine's thread calls.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from utpsocket.engine.ports.bound_ports import BoundPorts
     from utpsocket.engine.reactor import Reactor
 
-_MOST_PRIVATE_PORTS: Final = 256
+_MOST_PRIVATE_PORTS: Final = 256  # by feel: a quarter of the 1,024 fds that a process usually may have
 
 
 class TimeWaits:
@@ -30,10 +30,10 @@ class TimeWaits:
     def __init__(self, bound: BoundPorts, loop: Reactor) -> None:
         self._bound = bound
         self._loop = loop
-        self._private: dict[BridgePort, None] = {}  # of no use but for a late FIN, oldest first
+        self._private: dict[BridgePort, None] = {}  # private ports that wait for a late FIN only, the oldest first
 
     def settle(self, bridge: Bridge) -> None:
-        """This connection is in TIME_WAIT. As often as anything happens to it."""
+        """This connection is in TIME_WAIT. To be called whenever something has happened to it; idempotent."""
         if bridge.connection.is_initiator and bridge.other_side is None:
             acceptor = acceptor_of(bridge, self._bound)
             if acceptor is not None:
@@ -48,14 +48,14 @@ class TimeWaits:
                 self._limit_private_ports(bridge.endpoint)
 
     def _end(self, bridge: Bridge) -> None:
-        """The other side has all the acks that it needs: wait no more, once the program has closed this one."""
+        """The other side needs no ack any more: end the wait, once the program has closed its fd."""
         if bridge.engine_sock is None and bridge.connection.state is TIME_WAIT:
             bridge.other_side = None
             bridge.connection.close_silently()
             self._loop.mark_dirty(bridge)
 
     def _limit_private_ports(self, endpoint: BridgePort) -> None:
-        """Each costs an fd."""
+        """Note a private port that waits; each costs an fd, so the oldest may have to go."""
         self._private[endpoint] = None
         if len(self._private) > _MOST_PRIVATE_PORTS:
             oldest = next(iter(self._private))

@@ -1,10 +1,11 @@
-"""Who asks to come in while the port closes is refused at once, as the kernel refuses whoever comes a moment later.
+"""A SYN that is in a port's receive buffer when the port is closed is refused at once, as one that comes a moment
+later.
 
-A UDP socket takes with it what it has received and nobody has read: no ICMP error, for the socket was there, and no
-RESET. A SYN among that would be asked again after a second. So the kernel is told first to put nothing more into the
-socket, and then what lies there is answered.
+If a UDP socket is closed with datagrams unread, they are gone without an answer: the kernel sent no ICMP error for
+them, as the socket was there. Their senders would repeat their SYN after a second. So the kernel is first told to put
+nothing more into the socket, and then each SYN in it is answered by a RESET.
 
-Only the engine's thread calls; where a caller closes a port by itself, nothing lies there (Loop.free_address()).
+Only the engine's thread calls; where a caller closes a port by itself, nothing is unread (Loop.free_address()).
 Sources: udp(7), connect(2).
 """
 
@@ -23,21 +24,21 @@ from utpsocket.protocol.packet import SYN, decode
 if TYPE_CHECKING:
     from utpsocket.engine.ports.endpoint import Endpoint
 
-_MOST: Final = 1_000  # as many datagrams; then it is a flood, and the rest may ask again
+_MOST: Final = 1_000  # datagrams that are looked at; by feel: with more it is a flood, and the rest may ask again
 _MERGED_BYTES: Final = 65_535  # of one datagram, or of several that UDP_GRO has made one of
 _LOOPBACK_OF_WILDCARD: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def close_port(endpoint: Endpoint) -> None:
-    """Give the port back to the kernel, but first refuse whoever it has heard and nobody has read."""
-    # To a private port nobody comes in, and under one whose address is free again is an idle socket.
+    """Close the port's socket; SYNs in its buffer are answered by RESETs first."""
+    # A private port gets no SYNs, and a port whose address was freed has an idle socket.
     if not (endpoint.is_private or endpoint.is_address_freed) and not _is_left_to_others(endpoint):
         _refuse(endpoint)
     endpoint.port.close()
 
 
 def _is_left_to_others(endpoint: Endpoint) -> bool:
-    """Whether other processes have the port as well: whoever asks again is served by one of them."""
+    """Whether other processes have the port as well: one of them answers a SYN that is repeated."""
     peers = endpoint.peers
     return peers is not None and not (unread_bytes(endpoint.port.fd) and peers.is_only_socket())
 
@@ -71,7 +72,7 @@ def _refuse(endpoint: Endpoint) -> None:
 
 
 def _stop_receiving(sock: Any, local: Any) -> None:
-    """Connected to itself, it gets nothing from anybody else any more, and the kernel tells them so."""
+    """Connect the socket to itself: the kernel gives it nothing more from others, and answers them by ICMP."""
     try:
         sock.connect((_LOOPBACK_OF_WILDCARD.get(local[0], local[0]), *local[1:]))
     except OSError:
