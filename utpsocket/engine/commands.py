@@ -1,10 +1,15 @@
-"""What the shim may ask of the engine: small messages with addresses and fds, answered by a value or an OSError.
+"""Commands: what the class socket asks of the engine. Small messages with addresses and fds, answered by a value or an
+OSError.
 
-The functions here run on the engine's thread, through Loop.call() or Loop.post(); fds passed in are owned by the engine
-from then on. Those of ports that the program's sockets are bound to run on the caller's thread instead, through
-Loop.perform(), so that bind(), listen() and close() wait for nobody: what they read and write are single operations of
-dicts, and what is the engine's alone they leave to it by Loop.soon(). No lock: a signal's handler that raises could
-leave it locked.
+The functions here run on the engine's thread, by Loop.call() or Loop.post(); sockets among their arguments belong to
+the engine from then on. Those of ports that sockets are bound to say "any thread": they run on the caller's by
+Loop.perform(), so that bind(), listen() and close() wait for no other thread. These read and write by single operations
+of dicts, and leave the rest to the engine's thread (Loop.soon()). There is no lock, which a signal's handler that
+raises could leave locked.
+
+A command consists of plain values, identities, callbacks and sockets, so that it can also be sent to an engine in
+another process (helper/messages.py): there arguments named `identity`, `callback` and `…_sock` are replaced, all others
+must be plain. What undoes a command that failed half way is said at the end of this file.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ from utpsocket.engine.user_fds import reset
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.protocol import State
 
-_REPEATED_LAST_ACKS: Final = 2  # beside the first
+_REPEATED_LAST_ACKS: Final = 2  # with the first one that is three; by feel
 
 
 _unix_socket: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0)
@@ -55,9 +60,13 @@ def adopt_port(
     key: int = 0,
     bound: tuple[Address, int] | None = None,
 ) -> int:
-    """A user's socket is bound: its UDP socket becomes a port. Returns the endpoint's key.
+    """A user's socket is bound: its UDP socket becomes a port. Any thread. Returns the endpoint's key. Raises OSError.
 
-    bound   the socket's address and network namespace, where the caller knows them
+    udp_sock   bound
+    reuse      SO_REUSEADDR is set
+    shares     UTP_SHARE_PORT is set
+    key        to be known by; 0: a new one
+    bound      the socket's address and network namespace, if the caller knows them
     """
     endpoint = loop.new_endpoint(udp_sock, is_private=False, key=key, bound=bound)
     try:
@@ -77,16 +86,17 @@ def adopt_port(
 
 
 def adopt_port_as(loop: Loop, key: int, udp_sock: Any, identity: Identity, reuse: bool, shares: bool) -> None:
-    """The same, of a caller who does not wait, and has made up a key."""
+    """As adopt_port(), of a caller that has chosen the key and does not wait."""
     adopt_port(loop, udp_sock, identity, reuse=reuse, shares=shares, key=key)
 
 
 def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, shares: bool, namespace: int = 0) -> int:
-    """A user's socket wants an address that the kernel says is taken: by us, and willing to share?
+    """A user's socket is to be bound to an address that the kernel says is in use: share the port, if it is ours and
+    may be shared. Any thread.
 
-    SO_REUSEADDR is emulated, never given to the UDP socket, where it would let strangers take our datagrams. As over
-    TCP it does not help beside a listener; UTP_SHARE_PORT does. Raises EADDRINUSE. Returns the endpoint's key, or 0 if
-    none of ours has the address.
+    SO_REUSEADDR is emulated: it is not set on the UDP socket, where it would let other programs take our datagrams. As
+    over TCP it does not help beside a listener; UTP_SHARE_PORT does. Returns the endpoint's key, or 0 if no port of
+    ours has the address. Raises EADDRINUSE; EAGAIN where the port is just being closed, and free in a moment.
     """
     for endpoint in list(loop.bound.get(local[1], ())):
         if endpoint.port.local[:2] != local[:2] or endpoint.port.namespace != namespace:
@@ -95,7 +105,7 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, s
             if not loop.holders_watch.is_open(holder):
                 _drop_holder(loop, endpoint, holder)
         if endpoint.closing_claim:
-            raise _error(errno.EAGAIN)  # it was held by nobody: free now, or in a moment
+            raise _error(errno.EAGAIN)  # it is being closed: free now, or in a moment
         is_used = bool(endpoint.holders) or any(map(_is_open, list(endpoint.bridges.values())))
         is_shared = shares and endpoint.shares_port
         if any(overlapping_ports.listens(other) or other.holders for other in endpoint.overlapping):
@@ -113,10 +123,10 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, s
 
 
 def allow_overlap(loop: Loop, local: Address, *, namespace: int = 0) -> list[int]:
-    """A user's socket that said SO_REUSEADDR wants an address that the kernel says is taken: by ports of ours that it
-    overlaps, of which only connections are left? Then the kernel lets it be bound until end_overlap().
+    """A user's socket with SO_REUSEADDR is to be bound to an address that overlaps others (overlapping_ports.py). If
+    those are ports of ours of which only connections are left, let the kernel bind it, until end_overlap(). Any thread.
 
-    Returns their keys.
+    Returns their keys; none if it may not be. Raises EAGAIN as share_port() does.
     """
     found = overlapping_ports.at(loop.bound, local, namespace)
     for endpoint in found:
@@ -124,7 +134,7 @@ def allow_overlap(loop: Loop, local: Address, *, namespace: int = 0) -> list[int
             if not loop.holders_watch.is_open(holder):
                 _drop_holder(loop, endpoint, holder)
         if endpoint.closing_claim:
-            raise _error(errno.EAGAIN)  # it was held by nobody: free now, or in a moment
+            raise _error(errno.EAGAIN)  # it is being closed: free now, or in a moment
     if not all(map(overlapping_ports.may_be_overlapped, found)):
         return []
     for endpoint in found:
@@ -133,7 +143,11 @@ def allow_overlap(loop: Loop, local: Address, *, namespace: int = 0) -> list[int
 
 
 def end_overlap(loop: Loop, keys: list[int], key: int) -> None:
-    """The end of allow_overlap(): the port `key`, if it is one, overlaps with these."""
+    """The end of allow_overlap(), after the bind(). Any thread.
+
+    keys   what that returned
+    key    of the port that was bound; 0: it was not
+    """
     for one in keys:
         endpoint = loop.endpoints.get(one)
         if endpoint is not None:
@@ -144,7 +158,7 @@ def end_overlap(loop: Loop, keys: list[int], key: int) -> None:
 
 
 def _is_open(bridge: Bridge) -> bool:
-    """Whether the user has this connection open: it may have hung up, and the engine not know it yet."""
+    """Whether the user's fd of this connection is open, as the kernel says: an event of its close may be under way."""
     engine_sock = bridge.engine_sock
     if engine_sock is None:
         return False
@@ -160,7 +174,7 @@ def _is_open(bridge: Bridge) -> bool:
 
 
 def _add_holder(endpoint: Endpoint, identity: Identity) -> bool:
-    """False: the port is being closed. Endpoint.claim_closing() looks for holders after it has claimed the port."""
+    """Have a socket hold the port. Returns False if it is being closed: see Endpoint.claim_closing()."""
     endpoint.holders[identity.inode] = identity
     if endpoint.closing_claim:
         endpoint.holders.pop(identity.inode, None)
@@ -169,7 +183,9 @@ def _add_holder(endpoint: Endpoint, identity: Identity) -> bool:
 
 
 def replace_holder(loop: Loop, key: int, inode: int, identity: Identity) -> bool:
-    """The fd of a bound socket, until now `inode`, is another one, which does not listen. False: the port is gone."""
+    """A bound socket has another fd now, with another inode than `inode`; it does not listen. Any thread. Returns False
+    if the port is gone.
+    """
     endpoint = loop.endpoints.get(key)
     if endpoint is None or not _add_holder(endpoint, identity):
         return False
@@ -181,21 +197,21 @@ def replace_holder(loop: Loop, key: int, inode: int, identity: Identity) -> bool
 
 
 def drop_holders_of(loop: Loop, inode: int) -> None:
-    """bind() did not come to its end: whatever port is held for this socket is not wanted."""
+    """A bind() was interrupted: the socket holds no port. Any thread."""
     for endpoint in list(loop.endpoints.values()):
         if inode in endpoint.holders:
             _drop_holder(loop, endpoint, inode)
 
 
 def has_port(loop: Loop, udp_sock: Any) -> bool:
-    """Whether this socket has been published as a port's. Then nobody but the engine's thread closes it: a new socket
-    may get its number at once, which that thread has yet to forget. Any thread.
+    """Whether this UDP socket has been published as a port's. Then only the engine's thread may close it: a new socket
+    may get its fd number at once, which that thread has yet to forget. Any thread.
     """
     return any(endpoint.port.sock is udp_sock for endpoint in list(loop.endpoints.values()))
 
 
 def leave_port(loop: Loop, key: int, inode: int) -> None:
-    """This socket holds the port no more, though it is open."""
+    """A socket that is still open holds the port no more. Any thread."""
     endpoint = loop.endpoints.get(key)
     if endpoint is None:
         return
@@ -206,9 +222,11 @@ def leave_port(loop: Loop, key: int, inode: int) -> None:
 
 
 def listen(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, tcp_sock: Any = None) -> None:
-    """The user's socket listens on the abstract `name`, and accepts TCP too where there is a bound TCP socket.
+    """A user's socket listens. Any thread. Raises EADDRINUSE if another one listens at the port already.
 
-    Raises EADDRINUSE where another one listens at the port.
+    key        of its port
+    name       the abstract AF_UNIX name that the user's fd listens at
+    tcp_sock   a bound TCP socket, to accept TCP as well
     """
     try:
         _listen(loop, _endpoint(loop, key), identity, name, backlog, tcp_sock)
@@ -219,7 +237,7 @@ def listen(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, 
 
 
 def listen_soon(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, tcp_sock: Any = None) -> None:
-    """The same, of a caller who does not wait, and has the port for itself."""
+    """As listen(), of a caller that does not wait and has the port for itself."""
     listen(loop, key, identity, name, backlog, tcp_sock)
 
 
@@ -241,19 +259,20 @@ def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, bac
         listener.tcp_listener = TcpListener(loop, listener, tcp)
 
 
+# Of a connect() that is posted while a signal's handler may raise: the engine enters itself before it dials, the caller
+# enters itself to take the connect() back, and the first entry stands (dict.setdefault()). None: it is not taken back.
 Claim: TypeAlias = "dict[str, str] | None"
-"""Of a connect() that is posted while a signal's handler may raise: who writes its name first, the engine that begins
-to dial or the caller who takes it back, has decided. None: nobody will take it back.
-"""
 CLAIMED_BY_ENGINE: Final = ("by", "engine")
 
 
 def dial_private(
     loop: Loop, udp_sock: Any, identity: Identity, engine_sock: Any, fallback_us: int = -1, claim: Claim = None
 ) -> None:
-    """Connect from a UDP socket of this connection's own, connected to the peer already.
+    """connect() of a socket that is not bound: from a UDP socket of its own. Raises OSError.
 
-    fallback_us   when to try TCP as well; negative: never
+    udp_sock      bound by the kernel and connected to the peer
+    engine_sock   the engine's end of the pair, whose gate is closed
+    fallback_us   try TCP as well after so long without an answer; negative: never
     """
     if not _claim_for_engine(claim):
         udp_sock.close()
@@ -273,7 +292,7 @@ def dial_from(
     fallback_us: int = -1,
     claim: Claim = None,
 ) -> None:
-    """Connect from a bound port, beside whatever else it carries."""
+    """connect() of a socket that is bound: from its port `key`. Otherwise as dial_private()."""
     if not _claim_for_engine(claim):
         engine_sock.close()
         return
@@ -284,7 +303,7 @@ def dial_from(
 
 
 def _claim_for_engine(claim: Claim) -> bool:
-    """The dial begins, unless its caller has taken it back: False."""
+    """Claim the connect() for the engine. Returns False if its caller has taken it back."""
     return claim is None or claim.setdefault(*CLAIMED_BY_ENGINE) == CLAIMED_BY_ENGINE[1]
 
 
@@ -294,7 +313,7 @@ def _dial(
     engine_sock.setblocking(False)
     bridge = endpoint.dial(peer, identity)
     bridge.is_handed_over = bridge.is_gated = True
-    bridge.engine_sock = raise_fd(engine_sock)  # at once: it is nobody else's, and has to be closed in the one way
+    bridge.engine_sock = raise_fd(engine_sock)  # at once: from here on only the bridge closes it
     bridge.attach(bridge.engine_sock)
     loop.watch_bridge(bridge)
     if fallback_us >= 0:
@@ -302,7 +321,7 @@ def _dial(
 
 
 def _undo_dial(loop: Loop, code: int, *arguments: Any) -> None:
-    """The attempt ends before it has begun: its socket is told this errno."""
+    """The connect() fails with this errno before its SYN has left."""
     identity = next(argument for argument in arguments if isinstance(argument, Identity))
     bridge = _bridge(loop, identity.cookie)
     if bridge is not None:
@@ -320,7 +339,7 @@ def _undo_dial(loop: Loop, code: int, *arguments: Any) -> None:
 
 
 def _undo_bind(loop: Loop, code: int, *arguments: Any) -> None:
-    """The user's socket is not bound: what was made for it goes."""
+    """The user's socket is not bound: the port that was made for it is closed."""
     identity = next(argument for argument in arguments if isinstance(argument, Identity))
     drop_holders_of(loop, identity.inode)
 
@@ -333,14 +352,14 @@ def _undo_share(loop: Loop, code: int, local: Address, identity: Identity) -> No
 
 
 def _undo_listen(loop: Loop, code: int, key: int, identity: Identity, *_: Any) -> None:
-    """It does not listen: it is bound, as before."""
+    """The user's socket does not listen: it is bound, as before."""
     endpoint = loop.endpoints.get(key)
     if endpoint is not None and identity.role is not Role.LISTENING:
         _stop_listener(loop, endpoint, identity.inode)
 
 
 def _undo_listen_soon(loop: Loop, code: int, key: int, identity: Identity, *_: Any) -> None:
-    """It does not listen, and accept() says so."""
+    """The user's socket does not listen, and accept() fails with this errno."""
     endpoint = loop.endpoints.get(key)
     if endpoint is not None:
         _stop_listener(loop, endpoint, identity.inode)
@@ -349,14 +368,14 @@ def _undo_listen_soon(loop: Loop, code: int, key: int, identity: Identity, *_: A
 
 
 def _terminate_half_done(loop: Loop, code: int, cookie: int, *_: Any) -> None:
-    """What was asked for is half done, and nobody knows which half: the connection ends."""
+    """A command about a connection has failed half way: the connection ends, since its state is not known."""
     channel = loop.channels.get(cookie)
     if channel is not None:
         channel.terminate(errno.ECONNABORTED)
 
 
 def _undo_when_flushed(loop: Loop, code: int, cookie: int, callback: Callable[[], None]) -> None:
-    """As _terminate_half_done(), and nobody waits for it any more."""
+    """As _terminate_half_done(), and the thread that waits is let go."""
     _terminate_half_done(loop, code, cookie)
     try:
         callback()
@@ -373,14 +392,16 @@ def _bridge(loop: Loop, cookie: int) -> Bridge | None:
 def _endpoint(loop: Loop, key: int) -> Endpoint:
     endpoint = loop.endpoints.get(key)
     if endpoint is None:
-        # another process has got it, and who has bound it did not wait (port_commands.py)
+        # Another process has got the address, and the bind() did not wait (helper/port_commands.py).
         raise _error(errno.EADDRINUSE)
     return endpoint
 
 
 def release(loop: Loop, key: int, inode: int) -> bool:
-    """A Python object over a bound or listening socket was closed; when it was the last copy anywhere, so is the
-    port, unless connections go on over it. False: another copy lives, and is looked after.
+    """A Python object over a bound or listening socket was closed. If no process has the socket open any more, it holds
+    the port no more, which is closed once it is unused. Any thread.
+
+    Returns False if a process has it open; it is then looked at now and then (watch_holder()).
     """
     endpoint = loop.endpoints.get(key)
     if endpoint is None:
@@ -396,34 +417,34 @@ def release(loop: Loop, key: int, inode: int) -> bool:
 
 
 def watch_holder(loop: Loop, key: int, inode: int) -> None:
-    """Look now and then whether this socket, closed here, is still open elsewhere."""
+    """Look now and then whether this socket, which was closed here, is still open in any process."""
     loop.recheck_holders = recheck_holders
     loop.rechecks.add(key, inode, now=loop.now)
 
 
 def recheck_holders(loop: Loop) -> None:
-    """Look again at the sockets that were closed here and live on elsewhere, if it is time to."""
+    """Look at those sockets that it is time for."""
     for key, inode in loop.rechecks.due(loop.now):
         if release(loop, key, inode):
             loop.rechecks.forget(key, inode)
 
 
 def on_accept(loop: Loop, key: int) -> None:
-    """The application has accepted, and connections wait for room in the kernel's queue."""
+    """The program has accepted a connection while others waited for room in the accept queue (Identity.is_full)."""
     endpoint = loop.endpoints.get(key)
     if endpoint is not None and endpoint.listener is not None:
         endpoint.listener.on_room()
 
 
 def stop_listening(loop: Loop, key: int, inode: int) -> None:
-    """The user shut its listening socket down: it keeps the port and refuses."""
+    """shutdown() of a listening socket: it keeps the port, and connections are refused."""
     endpoint = loop.endpoints.get(key)
     if endpoint is not None:
         _stop_listener(loop, endpoint, inode)
 
 
 def _drop_holder(loop: Loop, endpoint: Endpoint, inode: int) -> None:
-    """This socket needs the port no more. If nobody does, the port is free at once, its fd is closed soon."""
+    """A socket holds the port no more. If it is unused now, its address is free at once, and its fd is closed soon."""
     claim = object()
     try:
         _stop_listener(loop, endpoint, inode)
@@ -435,7 +456,7 @@ def _drop_holder(loop: Loop, endpoint: Endpoint, inode: int) -> None:
 
 
 def close_port(loop: Loop, key: int, claim: object) -> None:
-    """Close a port that nobody needs any more. `claim`: of the caller who has freed it."""
+    """Close a port that is unused. claim: of the caller that has claimed that already, or None."""
     endpoint = loop.endpoints.get(key)
     if endpoint is None:
         return
@@ -450,7 +471,7 @@ def close_port(loop: Loop, key: int, claim: object) -> None:
 
 
 def _stop_listener(loop: Loop, endpoint: Endpoint, inode: int) -> None:
-    """If this socket listens, it does not any more: whoever comes is refused from now on, who waits is reset soon."""
+    """If this socket listens, it stops: SYNs are refused from now on, connections that wait for accept() reset soon."""
     listener = endpoint.listener
     if listener is not None and listener.inode == inode:
         listener.has_stopped = True
@@ -458,7 +479,7 @@ def _stop_listener(loop: Loop, endpoint: Endpoint, inode: int) -> None:
 
 
 def end_listener(loop: Loop, listener: Listener) -> None:
-    """Reset what nobody has accepted. Done again, it does nothing."""
+    """Reset every connection of a listener that was not accepted. Idempotent."""
     left = listener.close()
     if listener.endpoint.listener is listener:
         listener.endpoint.listener = None
@@ -473,13 +494,11 @@ def end_listener(loop: Loop, listener: Listener) -> None:
 
 
 def barrier(loop: Loop) -> None:
-    """Whatever was posted before this is done."""
+    """Does nothing: once it is answered, all commands that were posted before are carried out."""
 
 
 def abort_connect_late(loop: Loop, cookie: int) -> None:
-    """As abort_connect(), of a caller who has not waited: what has become of the attempt meanwhile came after its
-    end.
-    """
+    """As abort_connect(), of a caller that does not wait: a connection that has been established meanwhile is reset."""
     bridge = _bridge(loop, cookie)
     if not abort_connect(loop, cookie) and bridge is not None and bridge.tcp_attempt is None and not bridge.is_gone:
         bridge.connection.abort(errno.ECONNRESET)
@@ -487,7 +506,9 @@ def abort_connect_late(loop: Loop, cookie: int) -> None:
 
 
 def abort_connect(loop: Loop, cookie: int) -> bool:
-    """The user shut a connecting socket down: the attempt is over, as if reset. False: it is no attempt any more."""
+    """shutdown() of a connecting socket: the connect() fails, as if reset. Returns False if it does not connect any
+    more.
+    """
     bridge = _bridge(loop, cookie)
     if bridge is None or bridge.tcp_attempt is not None or bridge.connection.state is not State.SYN_SENT:
         return False
@@ -497,28 +518,28 @@ def abort_connect(loop: Loop, cookie: int) -> bool:
 
 
 def sync_user_side(loop: Loop, cookie: int) -> None:
-    """Take in whatever the user has done to this connection's fd by now, without waiting for epoll."""
+    """Take in what the program has done to this connection's fd by now, without waiting for epoll."""
     channel = loop.channels.get(cookie)
     if channel is not None:
         channel.sync_user_side()
 
 
 def on_held_received(loop: Loop, cookie: int) -> None:
-    """The user has received what was held for it."""
+    """The program has received bytes that were held for it after shutdown(SHUT_RD): there is room for more."""
     bridge = _bridge(loop, cookie)
     if bridge is not None:
         loop.flush_now(bridge)
 
 
 def sync_network_side(loop: Loop, cookie: int) -> None:
-    """Take in whatever the network has brought for this connection by now: kernel TCP would have done so by itself."""
+    """Receive what the network has brought for this connection by now, as kernel TCP would have done by itself."""
     channel = loop.channels.get(cookie)
     if channel is not None:
         channel.sync_network_side()
 
 
 def when_flushed(loop: Loop, cookie: int, callback: Callable[[], None]) -> None:
-    """Call back, on the engine's thread, once everything the user wrote has been acked or never will be."""
+    """Call back, on the engine's thread, once everything that the program wrote is acked or never will be."""
     channel = loop.channels.get(cookie)
     if channel is None:
         callback()
@@ -527,20 +548,20 @@ def when_flushed(loop: Loop, cookie: int, callback: Callable[[], None]) -> None:
 
 
 def apply(loop: Loop, cookie: int) -> None:
-    """The user changed options of a living connection."""
+    """The program has set socket options of a living connection."""
     channel = loop.channels.get(cookie)
     if channel is not None:
         channel.apply_options()
 
 
 def has_nothing_unsent(loop: Loop, cookie: int) -> bool:
-    """Whether this is a connection of uTP's of which nothing waits to leave. Any thread."""
+    """Whether this is a connection over uTP with nothing unsent. Any thread."""
     bridge = _bridge(loop, cookie)
     return bridge is not None and not bridge.connection.send.unsent_bytes
 
 
 def follow_nodelay(loop: Loop, cookie: int) -> None:
-    """The user changed how what is written leaves, while nothing waited to leave."""
+    """The program has set TCP_NODELAY while nothing was unsent: cheaper than apply()."""
     bridge = _bridge(loop, cookie)
     if bridge is None:
         return
@@ -551,14 +572,14 @@ def follow_nodelay(loop: Loop, cookie: int) -> None:
 
 
 def finish_all(loop: Loop) -> None:
-    """The process ends: whatever users wrote is read, and our FIN follows it."""
+    """The process ends: on every connection, read what the program wrote and send a FIN after it."""
     for channel in list(loop.channels.values()):
         channel.finish()
 
 
 def unflushed(loop: Loop) -> tuple[int, int, int, int]:
-    """(connections not flushed, bytes not acked, bytes acked so far, connections whose peers live and do not read):
-    progress of an exit.
+    """How far the end of the process has come: (connections not flushed, bytes not acked on them, bytes acked so far,
+    connections not flushed as their peer lives and does not read).
     """
     waiting = lost_bytes = acked_bytes = unread = 0
     for channel in loop.channels.values():
@@ -571,15 +592,15 @@ def unflushed(loop: Loop) -> tuple[int, int, int, int]:
 
 
 def abort_unflushed(loop: Loop) -> None:
-    """The process ends and waits no longer: peers of what is not acked hear a RESET instead of nothing."""
+    """The process ends and waits no longer: connections with bytes that are not acked are reset."""
     for channel in list(loop.channels.values()):
         if not channel.is_flushed:
             channel.abort()
 
 
 def repeat_last_acks(loop: Loop) -> None:
-    """The process ends, and TIME_WAIT with it: nobody will answer a FIN that a peer repeats because our ack of it was
-    lost, so the ack is said twice more.
+    """The process ends, and TIME_WAIT with it. If our last ack was lost, the FIN that the peer repeats will get no
+    answer, so that ack is sent twice more.
     """
     for bridge in list(loop.channels.values()):
         if isinstance(bridge, Bridge) and bridge.connection.state is State.TIME_WAIT and not bridge.is_gone:

@@ -1,9 +1,12 @@
-"""One bound UDP port: which connection is this run for, may this SYN come in, and who answers strays?
+"""One UDP port and its connections: which connection a packet is for, which SYN makes a new one, how a stray is
+answered.
 
-A connection is found by (peer's address, our receiving id). RESETs may carry either of its two ids. A SYN goes to the
-listener, if there is one; whatever else is nobody's is answered by a RESET, rarely, and never in answer to a RESET.
+A connection is found by the peer's address and the receiving id that its packets carry. A RESET may carry either of the
+connection's two ids. A SYN is the listener's, if there is one. Any other packet of no connection is a stray: it is
+answered by a RESET, but not too often, and never if it is a RESET itself.
 
-Only the engine's thread calls. Sources: BEP 29 "connection_id"; docs/protocol.md §2, §4.
+Only the engine's thread calls, except for what says that any thread may. Sources: BEP 29 "connection_id";
+docs/protocol.md §2, §4.
 """
 
 from __future__ import annotations
@@ -70,27 +73,32 @@ if TYPE_CHECKING:
         accepted: int
 
         def close_endpoint(self, endpoint: Endpoint) -> None:
-            """Nobody needs the port any more."""
+            """Close a port that is unused."""
 
         def wake_listener(self, listener: Listener) -> None:
-            """A connection waits for the hand-over."""
+            """A connection of the listener's waits for the hand-over."""
 
 
-CLAIM_KEY: Final = "by"
-BY_ENGINE: Final = object()
+CLAIM_KEY: Final = "by"  # of Endpoint.closing_claim
+BY_ENGINE: Final = object()  # the claim of the engine's thread
 _AF_INET6: Final = 10
-_LEAST_BUFFER_BYTES: Final = 4_096
-_SEND_BYTES: Final = 3 << 20  # with the user's own buffer about what TCP takes for a peer that reads nothing
-_REMAINS_REMEMBERED: Final = 8_192  # of connections that ended in order; some 300 bytes each
+_LEAST_BUFFER_BYTES: Final = 4_096  # of a connection, whatever SO_RCVBUF says: two large packets
+# Unacked and unsent data of a connection. With the pair's buffer about what TCP takes for a peer that reads nothing
+# (tcp_wmem[2] is 4 MiB).
+_SEND_BYTES: Final = 3 << 20
+_REMAINS_REMEMBERED: Final = 8_192  # connections that ended in order; some 300 bytes each
 _REMAINS_US: Final = 60_000_000  # as long as Linux' TIME_WAIT
-_IDS_PER_DIAL: Final = 4
-_BULK_BYTES: Final = 512  # datagrams of this size fill buffers
+_IDS_PER_DIAL: Final = 4  # one, and spare ones for SYNs that are repeated with another id (handshake.py)
+_BULK_BYTES: Final = 512  # smaller datagrams are messages: they need no share of the receive buffer
+# A second run is asked for in so many iterations after one in which there was one; by feel.
 _EXPECTED_RUNS: Final = 16
+# So many iterations in a row with one small datagram each, and a second one is asked for; by feel.
 _MANY_SINGLE_DATAGRAM_ITERATIONS: Final = 8
-_MOST_RECEIVES: Final = 16  # at once, for one connection: a flooded port always has more
-_FAULTS_BORNE: Final = 20  # on end: a datagram that does this is met once, a port that does again and again
-_RUNS_PER_ITERATION: Final = 8  # then other ports have theirs
-_DATAGRAMS_PER_ITERATION: Final = 512  # likewise, where they come one by one
+_MOST_RECEIVES: Final = 16  # of receive_for(): a flooded port always has more
+# In a row: a single datagram that causes an exception is met once, a port that is broken again and again.
+_FAULTS_BORNE: Final = 20
+_RUNS_PER_ITERATION: Final = 8  # then other ports are read: half a megabyte in merged datagrams
+_DATAGRAMS_PER_ITERATION: Final = 512  # the same, where they come one by one
 _PACKET_KINDS: Final = tuple(PACKET_OPTIONS.values())
 _FRESH: Final = struct.Struct("=4H")
 _MADE_ON_DEMAND: Final = ("shares", "flood", "_outgoing", "resets", "remains")
@@ -98,13 +106,13 @@ _by_default: Final = functools.lru_cache(16)(default_probing)
 
 
 class Endpoint:
-    """A port and its connections.
+    """A UDP port of ours and its connections.
 
-    key        the loop's name for it
-    holders    the user's sockets bound to it or listening, by inode
-    peers      sockets of its peers', where processes share the port, else None
+    Loop.new_endpoint() makes it. The loop calls receive() when the port is readable and transmit() for each connection
+    that may have something to send; dial() opens a connection, a listener takes incoming ones.
 
-    What only the engine's thread needs is made when that thread first asks for it (_LATE).
+    What only the engine's thread needs is made when that thread first uses it (_MADE_ON_DEMAND), since any thread may
+    make an endpoint.
     """
 
     __slots__ = (
@@ -139,53 +147,64 @@ class Endpoint:
 
     def __init__(self, loop: Engine, key: int, port: Port, *, is_private: bool) -> None:
         self.loop = loop
-        self.key = key
-        self.port = port
-        self.is_private = is_private  # of one connected socket that never called bind()
-        self.is_closed = False
-        self.is_address_freed = (
-            False  # a caller has freed its address already; there is an idle socket under its fd number
-        )
-        self.closing_claim: dict[str, object] = {}  # who closes the port, under CLOSER; claim_closing() decides
-        self.is_readable = True
-        self._is_receiving = False  # something was read that is neither answered nor a connection yet, or met a fault
-        self.bridges: dict[tuple[object, int], Bridge] = {}
-        self.listener: Listener | None = None
+        self.key = key  # in Loop.endpoints
+        self.port = port  # the UDP socket (kernel/udp.py)
+        self.is_private = is_private  # it is for one connection, of a socket that bind() was not called on
+        self.bridges: dict[tuple[object, int], Bridge] = {}  # connections by the peer's address and our receiving id
+        self.listener: Listener | None = None  # takes incoming connections; None: they are refused
+
+        # The program's sockets that are bound to the port or listen at it, by inode. It is closed when none is left,
+        # nor any connection.
         self.holders: dict[int, Identity] = {}
-        self.reuse = False  # every socket bound here said SO_REUSEADDR
-        self.shares_port = False  # every one said UTP_SHARE_PORT
-        self.dropped_datagrams = 0
-        self.faults = 0  # since it last received without any
-        self._is_cache_watched = False
-        self.peers: ReuseportSockets | None = None
-        self.overlapping: tuple[Endpoint, ...] = ()  # see overlapping_ports.py
-        self._expected_runs = 0  # so many iterations more it is worth asking for a second run at once
-        # the last of so many iterations on end that each found a lone small one
-        self._single_datagram_iteration = self._single_datagram_iterations = 0
+        self.reuse = False  # every one of them has set SO_REUSEADDR
+        self.shares_port = False  # every one of them has set UTP_SHARE_PORT
+        self.peers: ReuseportSockets | None = None  # a UDP socket for each peer, where processes share the port
+        self.overlapping: tuple[
+            Endpoint, ...
+        ] = ()  # ports at the same number and another address: overlapping_ports.py
+
+        # Its end.
+        self.closing_claim: dict[str, object] = {}  # under CLAIM_KEY what closes the port: claim_closing()
+        self.is_address_freed = False  # Loop.free_address(): an idle socket has taken the place of ours
+        self.is_closed = False
+
+        # Receiving.
+        self.is_readable = True  # there may be more to receive
+        self._is_receiving = False  # something was read and not handled yet; also after an exception meanwhile
+        self._expected_runs = 0  # in so many iterations more a second run is asked for
+        self._single_datagram_iteration = 0  # the last iteration that found one small datagram (Loop.wakeups)
+        self._single_datagram_iterations = 0  # how many in a row have
+        self._is_cache_watched = False  # a timer will drop old entries of the listener's cache of SYNs
+        self.dropped_datagrams = 0  # a figure: what was of no use
+        self.faults = 0  # exceptions since it last received without one
 
     def __getattr__(self, name: str) -> Any:
         if name not in _MADE_ON_DEMAND:
             raise AttributeError(name)
+        # How much each connection may advertise of the socket's receive buffer.
         self.shares = ReceiveShares(max(2 * _LEAST_BUFFER_BYTES, self.port.receive_buffer_bytes))
-        self.flood = Flood()
-        self._outgoing: dict[object, Bridge] = {}  # by address: the last one, until it is over
-        self.resets = StatelessResets()
+        self.flood = Flood()  # notices useless datagrams, and is another way to receive while there are many
+        self._outgoing: dict[object, Bridge] = {}  # by address: the connection that was dialled last, until it is over
+        self.resets = StatelessResets()  # answers to strays
+        # When a connection ended and what is needed to ack its peer's FIN again, by address and receiving id.
         self.remains: OrderedDict[tuple[object, int], tuple[int, TimeWaitRecord]] = OrderedDict()
         return getattr(self, name)
 
     @property
     def is_unused(self) -> bool:
-        """Nobody needs the port any more."""
+        """Whether no connection, holder or listener needs the port. Any thread."""
         return not self.bridges and not self.holders and self.listener is None
 
     @property
     def is_all_answered(self) -> bool:
-        """Nobody who has come to the port waits for an answer. Any thread; in this order, for the engine's goes on."""
+        """Whether no datagram at the port is unanswered. Any thread; in this order, as the engine's thread works on."""
         return not (unread_bytes(self.port.fd) or self._is_receiving or self.bridges)
 
     def claim_closing(self, claim: object) -> bool:
-        """Take the right to close the port, which one claim at a time has; False where another has it, or there are
-        holders. Any thread. Whoever adds a holder looks at `closing_claim` afterwards, as this looks at the holders.
+        """Take the right to close the port. Returns False if another claim has it, or there are holders. Any thread.
+
+        A thread that adds a holder looks at closing_claim afterwards, as this looks at the holders after the claim: one
+        of the two sees the other.
         """
         if self.closing_claim.setdefault(CLAIM_KEY, claim) is not claim:
             return False
@@ -196,7 +215,7 @@ class Endpoint:
 
     @property
     def is_in_other_namespace(self) -> bool:
-        """Whether the port is in another network namespace than the engine's thread."""
+        """Whether the port is in another network namespace than the engine's thread. Any thread."""
         return self.port.namespace != self.loop.namespace
 
     # ── connections ──
@@ -242,7 +261,7 @@ class Endpoint:
         )
         bridge = Bridge(connection, self, identity, source)
         if not spare_ids:
-            self.loop.owner = bridge  # nobody else waits for what a SYN makes
+            self.loop.owner = bridge  # of a connection that a SYN makes: no command is its owner
         connection.receive.share_bytes = self.shares.initial_share_bytes(len(self.bridges))
         bridge.recv_ids = connection.recv_ids  # the connection's own list shrinks once it has chosen
         self.loop.channels[bridge.cookie] = bridge  # first: should the rest fail, it is found there and forgotten
@@ -253,7 +272,7 @@ class Endpoint:
         return bridge
 
     def apply_settings(self, bridge: Bridge, *, now: int) -> None:
-        """Socket options that a living connection follows."""
+        """Have a connection follow the socket options of its identity: at its beginning, and whenever one is set."""
         settings, connection = bridge.identity.settings, bridge.connection
         connection.send.nodelay = settings.nodelay
         connection.send.user_timeout_us = settings.user_timeout_ms * 1_000
@@ -281,7 +300,7 @@ class Endpoint:
                 bridge.receive_buffer.apply_option(bridge.engine_sock, settings.receive_buffer_bytes)
 
     def dial(self, addr: Address, identity: Identity) -> Bridge:
-        """Open a connection from this port."""
+        """Open a connection from this port. Its SYN leaves in this iteration. Next: Bridge.attach()."""
         recv_id, *spare_ids = self._fresh_ids(addr)
         bridge = self._new_bridge(addr, recv_id, identity, [], tuple(spare_ids))
         self.loop.send_grants.join(bridge)
@@ -293,7 +312,9 @@ class Endpoint:
         return bridge
 
     def _fresh_ids(self, addr: Address) -> list[int]:
-        """Ids that no connection with this peer uses, nor its neighbours, nor each other's: a node may dial itself."""
+        """Random ids that with those beside them are not used with this peer. Each id's neighbour is the other
+        direction's, and a socket may connect to itself.
+        """
         bridges = self.bridges
         ids: list[int] = []
         while len(ids) < _IDS_PER_DIAL:
@@ -304,7 +325,7 @@ class Endpoint:
         return ids[:_IDS_PER_DIAL]
 
     def forget(self, bridge: Bridge) -> None:
-        """The connection is over."""
+        """The connection is over: take it out. See Bridge.remove(). Idempotent."""
         connection = bridge.connection
         for any_id in bridge.recv_ids:
             self.bridges.pop((connection.addr, any_id), None)
@@ -324,27 +345,29 @@ class Endpoint:
         self.close_if_unused()
 
     def close_if_unused(self) -> None:
-        """Close the port if nobody needs it any more. Another thread may have done so."""
+        """Close the port if it is unused. Another thread may have done so."""
         if self.is_unused:
             self.loop.close_endpoint(self)
 
     def leave_grants(self, bridge: Bridge) -> None:
-        """It has no more data to send. Idempotent."""
+        """The connection has no more data to send. Idempotent."""
         following = self.loop.send_grants.leave(bridge)
         if following is not None:
             self.loop.mark_dirty(following)
 
-    # ── the world speaks ──
+    # ── from the network ──
 
     def receive(self, *, now: int) -> None:
-        """Take what the port has, bounded; runs go to their connections at once, answers leave later."""
+        """Receive what there is, a bounded amount, and hand it to the connections. What they answer leaves later in the
+        iteration. Afterwards is_readable tells whether there may be more.
+        """
         port, arena = self.port, self.loop.arena
         self._is_receiving = True
         if self.flood.is_on and port.can_sift:
             self._receive_flood(now=now)
             return
         noise = self.flood.noise
-        before: Run | None = None  # not handled yet: what follows may belong to the same flight
+        before: Run | None = None  # not handled yet: if what follows continues it, they are handled as one run
         runs = datagrams = 0
         for runs in range(_RUNS_PER_ITERATION):
             if port.is_gathering:
@@ -357,8 +380,8 @@ class Endpoint:
                 continue
             is_small = runs == 1 and len(before.data if before else b"") < _BULK_BYTES
             if is_small and not self._expected_runs and not port.pending:
-                # Most likely there is no more, and to be told so costs as much as a datagram. epoll tells levels here,
-                # but not while the port is blocked.
+                # Most likely there is no more, and to be told so costs as much as a datagram. If there is, epoll says
+                # so again: it tells levels of this fd, but not while the port is blocked.
                 self.is_readable = False
                 self._note_single_datagram()
                 break
@@ -395,7 +418,7 @@ class Endpoint:
         self._is_receiving = False
 
     def _note_single_datagram(self) -> None:
-        """Small ones that come iteration after iteration, a flood of SYNs say, are worth asking for more at once."""
+        """Small datagrams come in many iterations in a row, as in a flood of SYNs: then more are asked for at once."""
         iteration = self.loop.wakeups
         self._single_datagram_iterations = (
             self._single_datagram_iterations + 1 if iteration == self._single_datagram_iteration + 1 else 0
@@ -405,7 +428,7 @@ class Endpoint:
             self._expected_runs = _EXPECTED_RUNS
 
     def _receive_many(self, *, now: int) -> int:
-        """Take what came one by one; how many there were."""
+        """Receive datagrams that the kernel does not merge. Returns how many there were."""
         port = self.port
         count = 0
         for run in port.receive_many(self.loop.arena):
@@ -416,7 +439,9 @@ class Endpoint:
         return count
 
     def handle_run(self, run: Run, *, now: int) -> None:
-        """Split by connection id and hand on. docs/performance.md §5: GRO may mix connections of one address."""
+        """Hand a run to its connection. GRO merges by addresses: a run of several connections is split first
+        (docs/performance.md §5).
+        """
         data = run.data
         if HEADER_BYTES <= len(data) <= run.stride or run.is_clean() or run.is_uniform():
             bridge = self.bridges.get((run.addr, data[2] << 8 | data[3]))
@@ -437,7 +462,10 @@ class Endpoint:
             self.handle_datagram(Run(datagram, len(datagram), run.addr, run.local), now=now)
 
     def handle_datagram(self, run: Run, packet: Packet | None = None, *, now: int) -> None:
-        """One datagram, alone in its run. `packet`: what decode() made of it, if the caller had to decode it."""
+        """As handle_run(), of a run of one datagram: any packet, or none of uTP's.
+
+        packet   what decode() made of it, if the caller had to decode it
+        """
         if packet is None:
             packet = decode(run.data)
             if packet is None:
@@ -516,11 +544,12 @@ class Endpoint:
         return self._accept_syn(run, recv_id, proves_itself=packet.ack16 == ACKS_SYN_ACK, now=now)
 
     def _handle_simultaneous_open(self, addr: object, packet: Packet, *, now: int) -> bool:
-        """A SYN from somebody whom we dial in this moment: simultaneous open (handshake.py). False: it is none.
+        """A SYN from an address that is just being dialled: simultaneous open (handshake.py). Returns False if it is
+        none.
 
-        Only where nobody listens: a listener gets a connection of its own out of every SYN, as at other
-        implementations, and then there are two. And only at a port that somebody chose, and so can tell others: at
-        another one such a SYN is a forger's, who would make us wait for a proof that never comes.
+        Only without a listener: that makes a connection of each SYN, as other implementations do, and then there are
+        two connections. And only at a port that bind() was called for, whose number the peer can know: at another one
+        the SYN is forged, and we would wait for a proof that never comes.
         """
         recv_id = packet.connection_id + 1 & 0xFFFF
         bridge = self._outgoing.get(addr)
@@ -572,14 +601,14 @@ class Endpoint:
         return [] if run.local is None else self.port.source(str(run.local))
 
     def _answer_from_cache(self, run: Run, *, now: int) -> None:
-        """Answer a SYN that makes no connection before its sender has proved that it is where it says."""
+        """Answer a SYN from the listener's cache: it makes a connection once its sender has proved its address."""
         self.flood.noise += 1
         answer = self.cached_answers([packed_name(run.addr)], [bytes(run.data[:HEADER_BYTES])], now=now)
         if not self.port.pending:
             self.port.send(Transmit(run.addr, answer), self.source(run))
 
     def cached_answers(self, names: list[bytes], heads: list[bytes], *, now: int) -> bytearray:
-        """Put SYNs, their headers, of these senders into the cache; returns the answers one behind the other."""
+        """Put SYNs into the cache: their senders' names and their headers. Returns the answers, one after the other."""
         listener = self.listener
         assert listener is not None
         answers = listener.cache.answer(names, heads, self._window_bytes(listener), now=now)
@@ -587,7 +616,7 @@ class Endpoint:
         return answers
 
     def dialed_names(self) -> set[bytes]:
-        """Whom we dial from this port, as the kernel writes it."""
+        """The addresses that are dialled from this port, as the kernel writes them."""
         return {packed_name(addr) for addr in self._outgoing}
 
     def _window_bytes(self, listener: Listener) -> int:
@@ -597,7 +626,7 @@ class Endpoint:
         return min(max(_LEAST_BUFFER_BYTES, receive_bytes), bytes_at_first)
 
     def is_cached(self, run: Run, syn_id: int) -> bool:
-        """Whether a SYN of this peer's was answered that is to be proven yet."""
+        """Whether a SYN with this id from the run's sender is in the listener's cache."""
         cache = self.listener.cache if self.listener is not None else None
         return cache is not None and cache.rotates_at > 0 and cache.knows(packed_name(run.addr), syn_id)
 
@@ -622,7 +651,7 @@ class Endpoint:
         return bridge
 
     def return_to_cache(self, bridge: Bridge, *, now: int) -> None:
-        """Make a half-open connection that nobody has seen yet an entry of the cache again."""
+        """Make an entry of the listener's cache of a half-open connection that was not handed over yet."""
         listener, connection = self.listener, bridge.connection
         if listener is not None:
             syn_seq, our_seq = connection.receive.ack, connection.send.flights.una_seq
@@ -654,8 +683,8 @@ class Endpoint:
             self.port.send(reset, self.source(run))
 
     def fail(self, error: BaseException) -> None:
-        """See faults.py: what was being received is lost, as a packet may be. Where nothing else is met any more, the
-        port ends with its connections.
+        """See faults.py: what was being received is lost, as any packet may be. After _FAULTS_BORNE in a row the port
+        ends.
         """
         self.faults += 1
         if self.faults > _FAULTS_BORNE:
@@ -671,7 +700,7 @@ class Endpoint:
         self.loop.close_endpoint(self)
 
     def handle_errors(self, *, now: int) -> None:
-        """ICMP errors and failed sends: each to the connection whose packet it quotes."""
+        """Hand ICMP errors and failed sends to the connections, by the packet that each quotes."""
         loop = self.loop
         owner = loop.owner
         errors = self.port.errors
@@ -707,16 +736,24 @@ class Endpoint:
                 return bridge, packet.seq16
         return None, None
 
-    # ── the connections speak ──
+    # ── to the network ──
 
     def transmit(self, bridge: Bridge, *, now: int) -> None:
-        """Put everything on the wire that may leave now."""
+        """Send all packets of a connection that may leave now, in as few system calls as possible.
+
+        bridge   of this port
+        now      µs. Afterwards the connection's timeout_at() is to be read
+
+        Never raises for what the network does: a failed send is an error that the connection gets (handle_errors()).
+        While the port is blocked (port.pending) nothing is sent.
+        """
         port, connection, source = self.port, bridge.connection, bridge.source
         send = connection.send
         most = self.loop.max_segments
         grant_queue = bridge.grant_queue
         if grant_queue is not None and not grant_queue.is_ordered:
-            # Who was held when there were more, with nothing to send and so not waiting, is woken by nobody else.
+            # It may have been stopped when there were more connections, without anything to send, and so is not queued
+            # for a grant that would let it go on.
             grant_queue = None
             send.awaits_grant = False
         sent_offset = send.sent_offset
@@ -724,7 +761,7 @@ class Endpoint:
             if grant_queue is not None:
                 most = min(grant_queue.packets(bridge), self.loop.max_segments)
                 if send.awaits_grant and send.unsent_bytes and send.sent_offset != sent_offset:
-                    break  # what never waits has left before new data did
+                    break  # what needs no grant has left, and new data must wait
             transmit = connection.poll_transmit(now=now, max_segments=most)
             if transmit is None:
                 break
@@ -733,7 +770,7 @@ class Endpoint:
             self.handle_errors(now=now)
 
     def receive_for(self, bridge: Bridge, *, now: int) -> None:
-        """Take in whatever has come for this connection by now."""
+        """Receive what has come by now, for a command that must know it."""
         for _ in range(_MOST_RECEIVES):  # each may leave off after the first small datagram
             self.receive(now=now)
             if not polls(self.port.sock, EPOLLIN):
@@ -742,7 +779,7 @@ class Endpoint:
             self.peers.receive(bridge.connection.addr)
 
     def end_time_waits(self) -> None:
-        """Too many private ports wait for a late FIN: give this one up."""
+        """Too many private ports are in TIME_WAIT: end this one's."""
         for bridge in list(self.bridges.values()):
             if bridge.connection.state is TIME_WAIT:
                 bridge.connection.abort()
@@ -750,7 +787,7 @@ class Endpoint:
 
 
 def apply_packet_options(bridge: Bridge) -> None:
-    """Socket options that each packet carries: of a port that is this connection's alone, or else with each packet."""
+    """Socket options of IP, such as TOS: set on a private port's socket, otherwise sent along with each datagram."""
     options = bridge.identity.options
     if options.keys().isdisjoint(PACKET_OPTIONS):
         return

@@ -1,18 +1,26 @@
-"""A port that is flooded: noticing it, and working through what nobody here can want at the price of its first bytes.
+"""A port that is flooded: noticing it, and handling useless datagrams at the price of their first bytes.
 
-Separate because none of it happens in calm. Useless datagrams are SYNs that find no room, strays, and what is not uTP.
-When many come, the port is read in batches that are sifted before any object is made (mmsg.py): first come the
-packets of established connections, then those that may prove a SYN, then SYNs, which are answered together. ICMP
-errors are not asked for meanwhile: an answer to a false address may make one each.
+Useless ("noise") are SYNs that find no room, strays, and what is not uTP. None of what is here happens without a flood.
 
-The kernel drops what it can tell (socket_filter.py), and most SYNs of a source that sends many. When the port is behind
-all the same, it lets fewer SYNs through, until established connections get what they are sent and whoever proves itself
-is heard: small ones first, and large ones only where that is not enough. Our initiators repeat their SYN as a large
-one, so the second one comes in, unless the flood is of large ones; others' come in with a luck that is the same for
-each. And so with strays, of which more than a few thousand a second serve nobody.
+While there is one, the port is read in batches that are sorted before any object is made (kernel/mmsg.py): packets of
+established connections first, then those that may prove a SYN, then SYNs, which are answered together. ICMP errors are
+turned off: an answer to a false address may cause one each.
 
-Everything means the same as outside a flood, but for two things: of strays only a few are answered, and SYNs where
-nobody listens likewise.
+The kernel drops what it can recognise (kernel/socket_filter.py), and most SYNs of a source that sends many of them. If
+the engine cannot keep up all the same, the filter lets fewer SYNs through, until established connections get what they
+are sent and proofs arrive: first fewer small SYNs, then, if that is not enough, fewer large ones. Our own initiators
+repeat their SYN as a large one, so their second one gets in, unless the flood is of large ones. Those of other
+implementations get in by chance, with the same probability each. Strays are limited likewise: answers to more than a
+few thousand a second help no peer.
+
+    Example. 100,000 SYNs a second from as many false addresses. After 200 useless datagrams within 100 ms the port is
+    in a flood. Every 50 ms the filter is adjusted: as long as most iterations end with datagrams left, the part of SYNs
+    that it lets through is halved, down to 1 in 1,024; once none does, it grows by an eighth, or doubles if no
+    connection receives much. After 500 ms with fewer than 25 useless datagrams in 50 ms the flood is over, and the
+    filter is removed.
+
+Everything means the same as outside of a flood, with two exceptions: only a few strays are answered, and only a few
+SYNs without a listener.
 
 Only the engine's thread calls.
 """
@@ -75,31 +83,34 @@ if TYPE_CHECKING:
             """Peers that this port dials, whose SYN may cross ours."""
 
 
-_WINDOW_US: Final = 100_000
+# All by feel where nothing else is said; tests/hostile and tests/engine/test_floods.py show what they achieve.
+_WINDOW_US: Final = 100_000  # useless datagrams are counted over so long
 _NOISE_PER_WINDOW: Final = 200  # more is a flood: 2,000 a second cost a tenth of the thread
-_NOISE_WHEN_BEHIND: Final = 50  # a thread that gets little of the processor sees no more, and the rest waits
-_TICK_US: Final = 50_000
-_TICKS_TO_THE_END: Final = 10  # so many on end that were quiet, and it is over
+_NOISE_WHEN_BEHIND: Final = 50  # the same if the port still has more: a thread without processor time sees no more
+_TICK_US: Final = 50_000  # how often the filter is adjusted
+_TICKS_TO_THE_END: Final = 10  # so many quiet ones in a row, and the flood is over
 _QUIET_NOISE: Final = 25  # in one tick
 _STRAYS_PER_TICK: Final = 250
-_MANY_RUNS: Final = 4  # of connections, in one tick: worth keeping SYNs out for, which are all as good otherwise
-_BUSY_TICKS: Final = 100  # so long after such a tick: a connection that is starved is not heard
+# With so many runs of connections in a tick there are data to protect: SYNs are let in again more slowly.
+_MANY_RUNS: Final = 4
+_BUSY_TICKS: Final = 100  # and for so long afterwards, since a connection that gets nothing through is not seen
 _LEAST_PART: Final = EVERY >> 10
-_HEAVY_SYNS: Final = 6  # of one source in one tick: 120 a second, or more where only a part is looked at
-_HEAVY_MEANS: Final = 5  # and so many times as many as of all sources in the mean: chance does not do that
-_HEAVY_PART: Final = EVERY >> 7
-_HASHED_TICKS: Final = 40  # with one multiplier
-_SYNS_BESIDE_DATA: Final = 256  # that are answered in an iteration in which connections have been heard
-_LOOKED_AT: Final = 32  # of a batch, for heavy sources
+# A source is heavy if it sends so many SYNs in one tick (120 a second, or more where only a part gets in), …
+_HEAVY_SYNS: Final = 6
+_HEAVY_MEANS: Final = 5  # … and so many times the mean of all sources, which does not happen by chance
+_HEAVY_PART: Final = EVERY >> 7  # of a heavy source's SYNs are let in
+_HASHED_TICKS: Final = 40  # then another multiplier is drawn for the sources' hashes
+_SYNS_BESIDE_DATA: Final = 256  # are answered in an iteration in which connections have received
+_LOOKED_AT: Final = 32  # SYNs of a batch, for heavy sources
 _DATAGRAMS_PER_ITERATION: Final = 512
-_STRAYS_PER_BATCH: Final = 4  # that are looked at more closely, and perhaps answered by a RESET
+_STRAYS_PER_BATCH: Final = 4  # are handled like any datagram, and perhaps answered by a RESET
 
 
 class Flood:
     """Of one port.
 
-    noise   useless datagrams, ever
-    is_on   whether it is flooded
+    noise   useless datagrams since the beginning
+    is_on   whether the port is flooded
     """
 
     __slots__ = (
@@ -130,27 +141,36 @@ class Flood:
     def __init__(self) -> None:
         self.noise = 0
         self.is_on = False
-        self._since = 0
-        self._noise_before = 0
-        self._ids: set[int] | None = None
-        self._sieve: tuple[frozenset[int], int, int, Heavy, int] | None = None  # what the kernel was told
-        self._multiplier = 1
-        self._sources: dict[int, int] = {}  # SYNs by the hash of their source, in this tick
-        self._names: dict[int, bytes] = {}  # one of each hash
-        self._heavy: dict[int, bytes] = {}  # heavy sources' hashes and names
-        self._seen: set[int] = set()  # hashes, since the multiplier was drawn
-        self._ticks = self._busy_until = 0
+        self._since = 0  # µs: when the window began that noise is counted over
+        self._noise_before = 0  # noise at its beginning, or at the last tick
+        self._ids: set[int] | None = None  # see _wanted_ids(); None: to be made anew
+
+        # The filter.
+        self._sieve: tuple[frozenset[int], int, int, Heavy, int] | None = None  # its parameters, as the kernel has them
+        # Of EVERY datagrams so many are let in: small SYNs, large SYNs, strays.
         self._syns_of_every = self._large_of_every = self._strays_of_every = EVERY
-        self._dropped_before = 0
-        self._quiet_ticks = 0
-        self._iterations = self._iterations_behind = self._strays = self._heard = 0  # in this tick
+        self._dropped_before = 0  # the kernel's count at the last tick
+
+        # Sources of many SYNs, by a hash of their address.
+        self._multiplier = 1  # of the hash
+        self._sources: dict[int, int] = {}  # how many SYNs each sent in this tick
+        self._names: dict[int, bytes] = {}  # an address of each
+        self._heavy: dict[int, bytes] = {}  # those that are heavy, and an address of each
+        self._seen: set[int] = set()  # those that have sent any since the multiplier was drawn
+
+        # Ticks.
+        self._ticks = 0  # since the flood began
+        self._busy_until = 0  # until this tick SYNs are let in again more slowly
+        self._quiet_ticks = 0  # in a row
+        self._iterations = self._iterations_behind = 0  # in this tick; and those that ended with datagrams left
+        self._strays = self._heard = 0  # in this tick: strays, runs of connections
 
     def on_connections_changed(self) -> None:
-        """The port has other connections than before."""
+        """A connection of the port was added or has ended."""
         self._ids = None
 
     def check(self, endpoint: FloodedPort, *, now: int) -> None:
-        """After a port was read: is this a flood?"""
+        """After useless datagrams were received: begin the other way to receive if there were too many."""
         if self.is_on:
             return
         noise, is_window_over = self.noise - self._noise_before, now - self._since > _WINDOW_US
@@ -205,7 +225,8 @@ class Flood:
         self._sources = {}
         self._names = {}
         if not ticks % _HASHED_TICKS:
-            # Who shares a hash with a heavy source does so for a while only; one that is heavy no more is let go.
+            # A source that shares its hash with a heavy one does so only until here; one that is heavy no more is
+            # dropped.
             heavy_names = [name for source, name in self._heavy.items() if source in self._seen]
             self._draw_multiplier()
             self._heavy = {source_hash(name, self._multiplier): name for name in heavy_names}
@@ -232,12 +253,12 @@ class Flood:
         endpoint.loop.call_at(endpoint.loop.now + _TICK_US, lambda: self._tick(endpoint))
 
     def _set_sieve(self, endpoint: FloodedPort) -> None:
-        """Have the kernel drop what is wanted now, if that is not what it does."""
+        """Give the kernel the filter that is wanted now, unless it has it."""
         ids = frozenset(recv_id + near & 0xFFFF for _, recv_id in endpoint.bridges for near in (-1, 0, 1))
         listener = endpoint.listener
         syns, large = self._syns_of_every, self._large_of_every
         if listener is None:
-            syns = large = self._strays_of_every  # where nobody listens they are that
+            syns = large = self._strays_of_every  # without a listener SYNs are strays
         elif listener.is_full:
             syns = large = _LEAST_PART  # none could come in
         heavy = Heavy(self._multiplier, frozenset(self._heavy), _HEAVY_PART)
@@ -254,7 +275,7 @@ class Flood:
         return ids
 
     def receive(self, endpoint: FloodedPort, *, now: int) -> None:
-        """Take what the port has, bounded."""
+        """Receive what there is, a bounded amount: Endpoint.receive() while is_on."""
         port = endpoint.port
         datagrams = syns = heard = 0
         self._iterations += 1
@@ -309,7 +330,7 @@ class Flood:
     def _take_syns(self, endpoint: FloodedPort, noise: Noise, *, now: int) -> None:
         indices = noise.syns
         heads = noise.heads(indices)
-        # Of a connection that there is: repeated because its answer was lost, or by somebody who repeats all he can.
+        # SYNs of connections that there are: repeated since our answer was lost, or by an attacker.
         known = [htons(head[2] << 8 | head[3]) in self._wanted_ids(endpoint) for head in heads]
         if True in known:
             self._take_few(
@@ -343,7 +364,7 @@ class Flood:
                 noise.answer(indices, answers)
 
     def _refuse(self, endpoint: FloodedPort, indices: list[int], heads: list[bytes], noise: Noise, *, now: int) -> None:
-        """SYNs where nobody listens; whether somebody dials their sender must be looked at."""
+        """SYNs without a listener, all but those of peers that are just being dialled (simultaneous open)."""
         dials = endpoint.dialed_names()
         names = noise.names(indices)
         strangers = []
@@ -377,7 +398,7 @@ class Flood:
             known_names[source] = name
 
     def take_merged(self, endpoint: FloodedPort, run: Run, *, now: int) -> None:
-        """Datagrams of one sender that the kernel has merged, and that are not all of one connection."""
+        """Handle datagrams of one sender that the kernel has merged and that are not all of one connection."""
         addr = run.addr
         listener = endpoint.listener
         name = packed_name(addr)

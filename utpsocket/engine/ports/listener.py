@@ -1,15 +1,22 @@
-"""A listening socket: who may come in, and the hand-over to whoever accepts.
+"""A listening socket: which connections come in, and how accept() gets them.
 
 The user's fd is a real listening AF_UNIX socket. For each incoming connection the engine connects to it from a socket
-whose name says who is who, so accept() is the kernel's in any process (docs/sockets.md §1). A connection is handed over
-when its initiator has proved its address, or, since libutp proves nothing before its first byte and some servers speak
-first, a moment after its SYN; but never so where the SYN says that a proof follows (handshake.py). When many are
-unproven, SYNs make no connections until they are (syncache.py), and those that wait for it go there, too: nobody can
-take the place of those who answer.
+whose name contains both addresses, so accept() is the kernel's in any process (docs/sockets.md §1). That is the
+hand-over.
 
-Where many are unproven, an initiator of libutp's that waits for the server to speak hears nothing until it speaks
-itself, or until its first keepalive after 29 s, which both prove it. No program over libutp waits so, since its
-acceptors cannot speak first either; to ask each of them would be a second packet to every false address.
+A connection is handed over when its initiator has proved its address: by a packet that acks our answer to its SYN.
+Since libutp sends no such packet before its first byte, and a server may be the first to send, it is also handed over a
+moment after its SYN without proof; but not if the SYN announces that a proof will follow (handshake.py).
+
+If many are unproven, a flood of SYNs with false addresses is likely. Then SYNs make no connection, but an entry of the
+cache (syncache.py) until they are proven, and what has been unproven for a second becomes one. So false SYNs cannot
+take the place of true ones. The cost: while many are unproven, an initiator of libutp's that waits for the server to
+send first gets nothing until it sends itself, or until its first keepalive after 29 s; both are proofs. No program over
+libutp waits so, as its acceptors cannot send first either. To ask each initiator would be a second packet to every
+false address.
+
+    From SYN to accept(). on_syn() → on_handshake_end(), or 30 ms → prepare(): the engine's end of a pair is made →
+    hand_over(): it is connected to the user's fd → watch_handed(): epoll is asked for its events.
 
 Only the engine's thread calls. Sources: docs/protocol.md §3, §4.
 """
@@ -75,7 +82,7 @@ if TYPE_CHECKING:
         def is_in_other_namespace(self) -> bool: ...
 
         def close_if_unused(self) -> None:
-            """Close it if nobody needs it any more."""
+            """Close it if it is unused."""
 
         def return_to_cache(self, bridge: Bridge, *, now: int) -> None:
             """Have the cache of SYNs keep it, and no connection."""
@@ -87,7 +94,7 @@ if TYPE_CHECKING:
             """The kernel's queue of accepts may have room again."""
 
         def close(self) -> None:
-            """The listener listens no more: what nobody accepted is reset."""
+            """It listens no more: what was not accepted is reset."""
 
         def close_fds(self) -> None:
             """The engine ends, or is a forked child's copy."""
@@ -96,19 +103,22 @@ if TYPE_CHECKING:
             """Forget the fds without closing them."""
 
 
-_PROOF_WAIT_US: Final = 30_000  # a proof takes one round trip, and a greeting can wait this long
-_FAULTS_BORNE: Final = 20
-MAX_HALF_OPEN: Final = 256  # connections of one listener that are unproven; beyond, SYNs go to its cache
-_FEW_HALF_OPEN: Final = 64  # beyond, unproven connections are not handed over
-_CACHING_US: Final = 1_000_000  # for so long after; and on, while more than the calm number come in that time
+# How long after its SYN an unproven connection is handed over. A proof takes one round trip; a server that sends first
+# can wait this long. By feel.
+_PROOF_WAIT_US: Final = 30_000
+_FAULTS_BORNE: Final = 20  # exceptions in the work for a listener, before it ends
+MAX_HALF_OPEN: Final = 256  # unproven connections of one listener; beyond, SYNs go to the cache; by feel
+_FEW_HALF_OPEN: Final = 64  # beyond, unproven connections are not handed over; by feel
+# SYNs go to the cache for so long after there were MAX_HALF_OPEN, and on, while more than _FEW_HALF_OPEN come in that
+# time.
+_CACHING_US: Final = 1_000_000
 
 
 class Listener:
-    """One listening socket of the application.
+    """One listening socket of the program.
 
-    identity   the shim's; its settings are passed on to what it accepts
-    cache      SYNs that are answered and no connection yet
-    name       the abstract name the user's fd listens on
+    commands.listen() makes it and puts it on its port. Endpoint calls on_syn(), the loop prepare(), hand_over() and
+    watch_handed(); close() ends it.
     """
 
     __slots__ = (
@@ -136,33 +146,42 @@ class Listener:
 
     def __init__(self, endpoint: ListeningPort, identity: Identity, name: bytes, backlog: int) -> None:
         self.endpoint = endpoint
-        self.identity = identity
+        self.identity = identity  # of the listening socket; its settings are passed on to what it accepts
         self.inode = identity.inode  # as it is now: after an attempt that failed the socket has another
-        self.name = name
-        self.backlog = backlog
+        self.name = name  # the abstract AF_UNIX name that the user's fd listens at
+        self.backlog = backlog  # as listen() was given it
         self.is_closed = False
-        self.has_stopped = False  # the application listens no more; any thread may say so
-        self.tcp_listener: TcpHalf | None = None  # a listener of both: its TCP half
-        self.refused_syns = 0
-        self._proof_announced: dict[Bridge, None] = {}  # whose initiators prove themselves, in order of arrival
-        self._unproven: dict[Bridge, None] = {}  # in order of arrival; looked at from its old end only
+        self.has_stopped = False  # the program listens no more; any thread may set this
+        self.tcp_listener: TcpHalf | None = None  # accepts TCP connections at the same port number
+
+        # Incoming connections, by how far they have come.
+        self.cache = SynCache()  # SYNs that are answered, and no connection yet
+        self._half_open = 0  # connections that are not proven
+        self._unproven: dict[Bridge, None] = {}  # of these, those that will be handed over all the same, oldest first
+        self._proof_announced: dict[Bridge, None] = {}  # of these, those that wait for their proof, oldest first
         self._ready: deque[Bridge] = deque()  # to be handed over
         self._prepared: deque[tuple[Bridge, Any]] = deque()  # with the engine's end of their pair
-        self._handed: list[Bridge] = []  # not watched yet
-        self._faults = 0
-        self._half_open = 0
-        self._retries = Retries()
-        self.cache = SynCache()
-        self._caching_until = -_CACHING_US
-        self._cached_syns = 0  # that went to the cache since it was last looked whether there are still many
+        self._handed: list[Bridge] = []  # handed over, and epoll has not been asked for their events yet
+        self._retries = Retries()  # when to hand over again, where accept()'s queue is full or there is no fd
+
+        # See register_syns().
+        self._caching_until = -_CACHING_US  # µs
+        self._cached_syns = 0  # since _caching_until was set
+
+        self.refused_syns = 0  # a figure: the backlog was full
+        self._faults = 0  # exceptions so far
 
     @property
     def is_full(self) -> bool:
-        """Nobody may come in: as many wait for accept() as may."""
+        """Whether no connection may come in: more than `backlog` wait for accept(), or it listens no more."""
         return self.is_closed or self.has_stopped or len(self._ready) + len(self._prepared) > self.backlog
 
     def register_syns(self, syns: int = 1, *, now: int) -> bool:
-        """Whether so many SYNs must go to the cache instead of becoming connections at once."""
+        """Count SYNs that have come. Returns whether they have to go to the cache instead of becoming connections.
+
+        syns   how many
+        now    µs
+        """
         if self._half_open < MAX_HALF_OPEN and now >= self._caching_until:
             if self._cached_syns <= _FEW_HALF_OPEN or now >= self._caching_until + _CACHING_US:
                 self._cached_syns = 0
@@ -174,7 +193,10 @@ class Listener:
         return True
 
     def on_syn(self, bridge: Bridge, *, proves_itself: bool, now: int) -> None:
-        """A connection was born of a SYN, which may say that its proof follows in any case."""
+        """A SYN has made a connection, which is half-open until on_handshake_end().
+
+        proves_itself   the SYN announces that a proof of the address will follow
+        """
         self._half_open += 1
         bridge.syn_received_at = now
         if proves_itself:
@@ -183,7 +205,7 @@ class Listener:
             self._unproven[bridge] = None
 
     def on_handshake_end(self, bridge: Bridge) -> None:
-        """A half-open connection was proven, or ended."""
+        """A half-open connection was proven, or has ended."""
         self._half_open -= 1
         if bridge in self._unproven or bridge in self._proof_announced:
             self._unproven.pop(bridge, None)
@@ -194,9 +216,10 @@ class Listener:
                 self._ready.append(bridge)
 
     def prepare(self, *, now: int) -> int | None:
-        """Make the engine's ends for what is ready to be handed over; returns when to be called again, or None.
+        """Make the engine's ends of pairs for what is to be handed over. Next: hand_over().
 
-        Apart from hand_over(), so that nothing slow lies between a connect that completes and its accept.
+        Returns when to be called again, in µs, or None. It is apart from hand_over() so that nothing slow happens
+        between the moments in which a connect() and its accept() become visible.
         """
         next_at: int | None = None
         is_caching = now < self._caching_until + _CACHING_US
@@ -225,7 +248,7 @@ class Listener:
         return next_at
 
     def _return_to_cache(self, *, now: int) -> int:
-        """Have the cache keep what has been unproven for long; returns when to look again."""
+        """Connections that have been unproven for long become entries of the cache. Returns when to look again, µs."""
         at = now + _CACHING_US
         for waiting in (self._unproven, self._proof_announced):
             for bridge in list(waiting):
@@ -236,7 +259,11 @@ class Listener:
         return at
 
     def hand_over(self, *, now: int) -> int | None:
-        """Give the application what was prepared, then watch_handed(); returns when to try again, or None."""
+        """Connect the prepared pairs to the user's fd, so that accept() returns them. Next: watch_handed().
+
+        Returns when to try again, in µs, or None. Where the connect() of one is in this process, it becomes visible in
+        the same step (connect_gate.py).
+        """
         loop = self.endpoint.loop
         while self._prepared:
             loop.owner = bridge = self._prepared[0][0]
@@ -250,7 +277,8 @@ class Listener:
             initiator = loop.connect_gate.initiator_of(bridge)
             error = get_errno() if (accepts() if initiator is None else initiator.open_gate_with(accepts)) else 0
             if error == EAGAIN and not self.identity.is_full:
-                self.identity.is_full = True  # from now on accept() tells us; it may have made room just before
+                # From now on accept() calls commands.on_accept(). It may have made room just before: try again.
+                self.identity.is_full = True
                 continue
             if error in NO_ROOM:
                 loop.owner = self
@@ -281,17 +309,17 @@ class Listener:
         return None
 
     def may_retry(self, *, now: int) -> bool:
-        """Whether what waits for room may be tried before its time, now that something has happened."""
+        """Whether hand_over() may be tried before its time, now that the engine is awake for something else."""
         return self._retries.is_due(now=now)
 
     def on_room(self) -> None:
-        """The application has accepted while connections waited for room."""
+        """The program has accepted a connection while others waited for room: hand over again."""
         self._retries.expect_success()
         if self.tcp_listener is not None:
             self.tcp_listener.on_room()
 
     def watch_handed(self) -> None:
-        """Listen to what was handed over. Apart from hand_over(), since epoll gives the GIL away."""
+        """Have epoll tell events of what was handed over. Apart from hand_over(), since that call gives up the GIL."""
         loop = self.endpoint.loop
         while self._handed:
             loop.owner = bridge = self._handed.pop()
@@ -299,7 +327,7 @@ class Listener:
                 loop.watch_bridge(bridge)
 
     def new_engine_sock(self, identity: Identity) -> Any:
-        """The engine's end of a pair to be, named; None when the process has no fd left."""
+        """The engine's end of a pair, named after both addresses and not connected yet; None if no fd is left."""
         assert identity.local is not None and identity.peer is not None
         engine_sock: Any = None
         try:
@@ -314,14 +342,14 @@ class Listener:
                 engine_sock.close()
             return None
         if identity.settings.receive_buffer_bytes:
-            # What the user may receive is what we may send. The kernel doubles what it is given.
+            # The pair's buffer in that direction is the sender's. The kernel doubles what it is given.
             engine_sock.setsockopt(
                 stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, half_buffer(identity.settings.receive_buffer_bytes)
             )
         return engine_sock
 
     def close(self) -> list[Bridge]:
-        """The application's last copy is closed: what nobody accepted is reset. Returns those connections."""
+        """Listen no more: every connection that was not accepted is reset. Returns them; Loop.mark_dirty() each."""
         self.is_closed = True
         self.cache.clear()
         if self.tcp_listener is not None:
@@ -332,14 +360,15 @@ class Listener:
         for bridge in left:
             if not bridge.is_gone:
                 bridge.reset_unaccepted()
-        self._prepared.clear()  # last: should any of this fail, it is all done again
+        # Last: should any of this fail, it is all done again.
+        self._prepared.clear()
         self._ready.clear()
         self._unproven.clear()
         self._proof_announced.clear()
         return left
 
     def forget(self, bridge: Bridge) -> None:
-        """This incoming connection has ended by a fault, wherever on its way to the application it was."""
+        """An incoming connection has ended by an exception, however far it had come: take it out."""
         if bridge.syn_received_at:
             self.on_handshake_end(bridge)
             bridge.syn_received_at = 0
@@ -354,13 +383,13 @@ class Listener:
                 self._prepared.remove(prepared)
 
     def fail(self, error: BaseException) -> None:
-        """See faults.py: what was about to be done is done again. Met again and again, it ends the listener."""
+        """See faults.py: what was being done is done again. After _FAULTS_BORNE the listener ends."""
         self._faults += 1
         if self._faults > _FAULTS_BORNE or not self.endpoint.loop.is_alive:
             self.end()
 
     def end(self) -> None:
-        """Listen no more, and tell the application, whose accept() would wait for ever."""
+        """Listen no more, by the engine's own decision: the program's accept() fails with EINVAL instead of waiting."""
         loop = self.endpoint.loop
         for bridge in self.close():
             loop.mark_dirty(bridge)
@@ -371,7 +400,7 @@ class Listener:
             reset.shut_down_as_user(self.identity)
 
     def close_fds(self) -> None:
-        """The engine ends, or was never this process's: close what the listener holds and tell nobody."""
+        """Close the fds: in a forked child, or at the end of the engine."""
         if self.tcp_listener is not None:
             self.tcp_listener.close_fds()
         for _, engine_sock in self._prepared:

@@ -1,12 +1,13 @@
-"""Ports at one number of which one is bound to all addresses of the machine and the other to one of them.
+"""Ports at the same number of which one is bound to all addresses of the machine and the other to one of them.
 
-Over TCP a server that says SO_REUSEADDR may listen at ("", 80) as soon as one at ("127.0.0.1", 80) has closed its
-listening socket, whatever becomes of the connections accepted there; and the other way round. Here the connections keep
-the UDP socket of their port, which the kernel does not let another one overlap; unless both say SO_REUSEADDR in the
-moment of bind(). They say it no longer than that: afterwards it would let strangers take what is ours.
+Over TCP a server with SO_REUSEADDR may listen at ("", 80) as soon as one at ("127.0.0.1", 80) has closed its listening
+socket, though connections accepted there go on; and the other way round. Here those connections keep the UDP socket of
+their port, and the kernel lets another one overlap it only if both have SO_REUSEADDR set in the moment of bind(). They
+have it set for that moment only: longer, and other programs could take our datagrams.
 
-From then on the kernel brings what comes to the single address to the port that is bound to it, whichever of the two
-the packet is for. So what is not for a port may be for its neighbour. Each sends by a socket of its own.
+From then on the kernel delivers what is sent to the single address to the port that is bound to it, whichever of the
+two the packet is for. So a packet that is not for a port may be for the one it overlaps, and is handed on. Each sends
+by its own socket.
 
 is_unneeded(), allow_overlap(), bind_over() and join(): any thread. The rest: the engine's only. Sources: Linux
 net/ipv4/udp.c (udp_lib_get_port, compute_score), net/ipv4/inet_connection_sock.c (inet_csk_bind_conflict).
@@ -67,7 +68,7 @@ WILDCARDS: Final = ("0.0.0.0", "::")
 
 
 def at(bound: Mapping[int, Mapping[_P, None]], local: Address, namespace: int) -> list[_P]:
-    """The ports that this address overlaps, without being theirs."""
+    """The ports that a socket at this address would overlap; not those at the very address."""
     return [endpoint for endpoint in list(bound.get(local[1], ())) if _overlaps(endpoint, local, namespace)]
 
 
@@ -78,35 +79,35 @@ def _overlaps(endpoint: OverlappingPort, local: Address, namespace: int) -> bool
 
 
 def may_be_overlapped(endpoint: OverlappingPort) -> bool:
-    """Whether nothing but connections is left of a port whose sockets said SO_REUSEADDR."""
+    """Whether a port may be overlapped: only connections are left, and its sockets had set SO_REUSEADDR."""
     return endpoint.reuse and not endpoint.holders and endpoint.peers is None and not listens(endpoint)
 
 
 def listens(endpoint: OverlappingPort) -> bool:
-    """Whether it takes connections."""
+    """Whether it accepts connections."""
     return endpoint.listener is not None and not endpoint.listener.has_stopped
 
 
 def is_unneeded(endpoint: OverlappingPort) -> bool:
-    """Whether nobody needs the port any more, and the engine is about to close it."""
+    """Whether the port is unused, so that the engine is about to close it."""
     return not (endpoint.holders or endpoint.bridges or listens(endpoint))
 
 
 def allow_overlap(endpoint: OverlappingPort, is_open: bool) -> None:
-    """Let the kernel bind another socket over this one's address, or no more."""
-    with suppress_errnos():  # closed by now: it is in nobody's way
+    """Set or clear SO_REUSEADDR: whether the kernel lets another socket overlap this one's address."""
+    with suppress_errnos():  # it may be closed by now, and then is in the way no more
         endpoint.port.sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, is_open)
 
 
 def bind_over(udp_sock: Any, address: Any) -> None:
-    """Bind a UDP socket over ports that have made way. Raises OSError."""
+    """Bind a UDP socket to an address that overlaps ports, after allow_overlap() of each. Raises OSError."""
     udp_sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, True)
     udp_sock.bind(address)
     udp_sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, False)
 
 
 def join(bound: Mapping[int, Mapping[_P, None]], endpoint: OverlappingPort) -> None:
-    """A port has come to stand over others, or under one."""
+    """A port was bound to an address that overlaps others: hand packets on between them from now on."""
     for other in at(bound, endpoint.port.local, endpoint.port.namespace):
         if other is not endpoint and other not in endpoint.overlapping:
             endpoint.overlapping += (other,)
@@ -114,7 +115,7 @@ def join(bound: Mapping[int, Mapping[_P, None]], endpoint: OverlappingPort) -> N
 
 
 def hand_on_run(endpoint: OverlappingPort, run: Run, *, now: int) -> bool:
-    """Hand a run on to the neighbour whose connection it is for. False: there is none."""
+    """Hand a run on to the overlapping port whose connection it is for. Returns False if there is none."""
     data = run.data
     key = run.addr, data[2] << 8 | data[3]
     for other in endpoint.overlapping:
@@ -126,7 +127,7 @@ def hand_on_run(endpoint: OverlappingPort, run: Run, *, now: int) -> bool:
 
 
 def hand_on(endpoint: OverlappingPort, packet: Packet, run: Run, *, now: int) -> bool:
-    """Hand a datagram on to the neighbour that it is for, if it is not for this port."""
+    """Hand a datagram on to the overlapping port that it is for. Returns False if it is this port's."""
     if _is_for(endpoint, packet, run):
         return False
     for other in endpoint.overlapping:
@@ -149,7 +150,7 @@ def _is_for(endpoint: OverlappingPort, packet: Packet, run: Run) -> bool:
 
 
 def _covers(other: OverlappingPort, run: Run) -> bool:
-    """Whether what came to a port may be for this neighbour of it."""
+    """Whether what came to a port may be for this overlapping one, by the address that it was sent to."""
     return not other.is_closed and (other.port.is_wildcard or run.local == _address_of(other))
 
 
@@ -161,7 +162,7 @@ def _address_of(endpoint: OverlappingPort) -> str:
 
 
 def _readdressed(other: OverlappingPort, endpoint: OverlappingPort, run: Run) -> Run:
-    """The run as the other port would have got it: a wildcard one is told at which address."""
+    """The run as the other port would have received it: a wildcard port is told the local address."""
     local = _address_of(endpoint) if other.port.is_wildcard else None
     handed = Run(run.data, run.stride, run.addr, local, run.datagram_bytes)
     handed.payload_views = run.payload_views

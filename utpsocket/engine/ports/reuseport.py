@@ -1,16 +1,16 @@
 """A UDP socket for each peer of a port that processes share by SO_REUSEPORT.
 
-Separate because only such ports have it. The kernel spreads a shared port's datagrams over the sockets of the group as
-it is now, so whenever a process comes or goes, what belongs to one may go to another. A socket that is connected to
-the peer wins the kernel's lookup over the group. So each peer gets one when its first connection begins, and what comes
-there is its port's as if it had come to the port itself. What is sent goes out over the port: the addresses are equal.
+The kernel spreads a shared port's datagrams over the sockets of the group as it is now; whenever a process joins or
+leaves, what belongs to one may go to another. A socket that is connected to the peer wins the kernel's lookup over the
+group. So each peer gets one when its first connection begins, and what arrives there is handled as if it had arrived at
+the port itself. What is sent leaves by the port's own socket: the addresses are equal.
 
-Read this first. Such a socket must not become a member of the group, nor the founder of another. Linux puts a socket
-that is bound into the group of the first one it finds at the same port, of the same family and the same IPV6_V6ONLY;
-if it finds a connected one, which has none, it founds a new one, and the old members then starve. So these differ from
-the group in one of the two: an IPv4 peer's is an AF_INET6 socket at mapped addresses (or AF_INET, where the port itself
-is AF_INET6), an IPv6 peer's has the other IPV6_V6ONLY. Before Linux 6.13 a group that has never had a connected member
-is not compared with connected sockets at all, so each is given one for a moment.
+Read this first. Such a socket must not become a member of the group, nor found another one. Linux puts a socket that is
+bound into the group of the first one it finds at the same port, of the same family and the same IPV6_V6ONLY; if it
+finds a connected one, which has none, it founds a new one, and the members of the old one get nothing any more. So
+these sockets differ from the group in one of the two: an IPv4 peer's is an AF_INET6 socket at mapped addresses (or
+AF_INET, where the port itself is AF_INET6), an IPv6 peer's has the other IPV6_V6ONLY. Before Linux 6.13 a group that
+has never had a connected member is not compared with connected sockets at all, so each group is given one for a moment.
 
 Only the engine's thread calls. Sources: Linux net/ipv4/udp.c (udp4_lib_lookup2, udp_reuseport_add_sock),
 net/core/sock_reuseport.c (reuseport_has_conns); socket(7) SO_REUSEPORT.
@@ -64,13 +64,15 @@ if TYPE_CHECKING:
             """What ICMP has said of datagrams of ours."""
 
 
-_RUNS_PER_ITERATION: Final = 8  # then others have theirs
-_MOST_EARLY_DATAGRAMS: Final = 64  # datagrams that came between bind() and connect()
-_LINGERING: Final = 64  # without a connection: what is repeated after the end is still answered by who knows it
+_RUNS_PER_ITERATION: Final = 8  # then other sockets are read
+_MOST_EARLY_DATAGRAMS: Final = 64  # that came between bind() and connect(), by feel
+# Sockets that are kept without a connection, so that what a peer repeats after the end comes to the process that had
+# the connection; by feel.
+_LINGERING: Final = 64
 _MAPPED: Final = "::ffff:"
 _TABLES: Final = ("/proc/net/udp", "/proc/net/udp6")
 _LOCAL, _REMOTE, _INODE = 1, 2, 9  # their columns
-_CHECKED_US: Final = 50_000
+_CHECKED_US: Final = 50_000  # how long what /proc told of other processes is used; by feel
 
 
 def is_shared(sock: Any) -> bool:
@@ -91,19 +93,19 @@ class ReuseportSocket:
 
     def __init__(self, endpoint: SharedPort, sock: Any, addr: object, local: str | None) -> None:
         self._endpoint = endpoint
-        self._local = local  # where the port is a wildcard one: as the kernel would tell it
+        self._local = local  # at a wildcard port: the local address, as the kernel would tell it with each datagram
         loop = endpoint.loop
         self.port = Port(sock, offload=loop.offload, buffer_bytes=loop.udp_buffer_bytes, peer=addr)
         self.bridges: set[Bridge] = set()
 
     def on_event(self, mask: int) -> None:
-        """Something came, for the port."""
+        """epoll: something came."""
         if mask & EPOLLERR:
             self.port.read_errors()
         self.receive()
 
     def receive(self) -> None:
-        """Take what there is, bounded: epoll says again what is left."""
+        """Receive what there is, a bounded amount, and hand it to the port. epoll tells of the rest again."""
         endpoint, port, local = self._endpoint, self.port, self._local
         loop = endpoint.loop
         arena, now = loop.arena, loop.now
@@ -136,7 +138,7 @@ class ReuseportSocket:
             endpoint.handle_errors(now=now)
 
     def fail(self, error: BaseException) -> None:
-        """See faults.py: the kernel will bring what comes to the group, as it would without this socket."""
+        """See faults.py: the socket is closed, and the kernel delivers what comes to the group."""
         peers = self._endpoint.peers
         if peers is not None:
             peers.drop(self.port.peer)
@@ -145,7 +147,8 @@ class ReuseportSocket:
 class ReuseportSockets:
     """Of one port.
 
-    works   whether the kernel and the program let us have such sockets
+    by_addr        the sockets, by their peer's address
+    is_supported   whether the last one could be made: the kernel, or the limit of fds, may not let us
     """
 
     __slots__ = ("_checked_at", "_endpoint", "_is_alone", "_lingering", "by_addr", "is_supported")
@@ -160,7 +163,7 @@ class ReuseportSockets:
         self._mark_group_connected()
 
     def _mark_group_connected(self) -> None:
-        """Have the group known to the kernel as one beside which there are connected sockets."""
+        """Have the kernel know the group as one beside which there are connected sockets (before Linux 6.13)."""
         port = self._endpoint.port
         try:
             member = with_room(partial(Socket, port.family, stdlib.SOCK_DGRAM, 0))
@@ -180,7 +183,7 @@ class ReuseportSockets:
             member.close()
 
     def join(self, bridge: Bridge, host: str) -> None:
-        """A connection begins, whose packets come to the port at this address of ours (as Run.local tells it)."""
+        """A connection begins. host: the local address that its packets are sent to, in the form of Run.local."""
         addr: Any = bridge.connection.addr
         found = self.by_addr.get(addr)
         if found is None:
@@ -202,7 +205,7 @@ class ReuseportSockets:
                     self.drop(next(iter(self._lingering)))
 
     def receive(self, addr: object) -> None:
-        """Take what has come from this peer by now."""
+        """Receive what has come from this peer by now."""
         found = self.by_addr.get(addr)
         if found is not None:
             found.receive()
@@ -246,7 +249,7 @@ class ReuseportSockets:
         return found
 
     def _connected(self, addr: Any, host: str, early_datagrams: list[tuple[bytes, Any]]) -> Any:
-        """A socket at our address, connected to the peer, and what came to it before it was."""
+        """A socket at the port's address, connected to the peer. What came to it before goes to early_datagrams."""
         port = self._endpoint.port
         is_v4 = port.family == stdlib.AF_INET
         is_mapped = not is_v4 and addr[0].startswith(_MAPPED)
@@ -282,7 +285,7 @@ class ReuseportSockets:
         return sock
 
     def _take(self, early_datagrams: list[tuple[bytes, Any]], local: str | None) -> None:
-        """What came to a peer's socket before it was one, of whomever."""
+        """Handle what came to a socket, from any address, between its bind() and connect()."""
         endpoint = self._endpoint
         for datagram, addr in early_datagrams:
             if endpoint.is_closed or not datagram:
@@ -294,8 +297,9 @@ class ReuseportSockets:
             endpoint.handle_run(Run(memoryview(datagram), len(datagram), came_from, local), now=endpoint.loop.now)
 
     def may_reset(self, *, is_syn: bool) -> bool:
-        """Whether a stray may be answered by a RESET. It may be another process's, if peers have no sockets of their
-        own; and a SYN where nobody listens is, if there is another process.
+        """Whether a stray may be answered by a RESET: not if it may be for another process that shares the port. That
+        may be so where peers have no sockets of their own; and for a SYN without a listener, if there is another
+        process.
         """
         if self.is_supported and not is_syn:
             return True
@@ -306,7 +310,7 @@ class ReuseportSockets:
         return self._is_alone
 
     def is_only_socket(self) -> bool:
-        """Whether nobody else is bound to the port just now. Where that cannot be told, somebody may be."""
+        """Whether no other socket is bound to the port now, by /proc/net/udp; False if that cannot be read."""
         number = b":%04X" % self._endpoint.port.local[1]
         bound: set[bytes] = set()
         for path in _TABLES:

@@ -1,9 +1,8 @@
-"""RESETs that a port sends outside of any connection: in answer to strays, rarely, and where a connection has ended by
-a fault and cannot speak for itself.
+"""RESETs that a port sends outside of any connection: in answer to strays, at a limited rate, and where a connection
+has ended by an exception and cannot send one itself.
 
-Separate because they need nothing of a connection but numbers, and tables of their own of who has been told. Kernels
-answer every SYN by a TCP RST; here, too, none is left out until there are so many that they serve nobody. A stray that
-is no SYN is one of a flight, which needs one RESET.
+A kernel answers every TCP SYN to a closed port by a RST. Here too every SYN is answered, up to a rate beyond which
+answers help no peer. A stray that is no SYN belongs to a burst of such packets, which one RESET answers.
 
 Only the engine's thread calls. Sources: docs/protocol.md §4; libutp's RST_INFO table.
 """
@@ -21,31 +20,32 @@ from utpsocket.protocol.states import State
 if TYPE_CHECKING:
     from utpsocket.protocol import Connection
 
-_REMEMBERED: Final = 1_000  # libutp's RST_INFO table
-_AGAIN_US: Final = 10_000_000  # and its lifetime
+_REMEMBERED: Final = 1_000  # strays that were answered: as many as in libutp's RST_INFO table
+_AGAIN_US: Final = 10_000_000  # for so long they are not answered again: its lifetime there
 _HOST_OF_NAME: Final = slice(4, 24)  # of a struct sockaddr_in6, as an IPv4 one's has nothing but zeros behind the host
 _NUMBERS: Final = struct.Struct(">2xH12xHH")  # of a header: connection id, seq_nr, ack_nr
-PER_SOURCE_AND_SECOND: Final = 1_000  # a RESET is no larger than what it answers
+# By feel: a RESET is no larger than what it answers, so we amplify nothing.
+PER_SOURCE_AND_SECOND: Final = 1_000
 PER_SECOND: Final = 5_000
 
 
 class StatelessResets:
     """Of one port.
 
-    sent   how many
+    sent   how many RESETs, a figure
     """
 
     __slots__ = ("_allowance", "_allowance_of", "_second", "_answered", "sent")
 
     def __init__(self) -> None:
         self._answered: OrderedDict[tuple[object, int], int] = OrderedDict()
-        self._second = 0
-        self._allowance = 0
-        self._allowance_of: dict[object, int] = {}  # by host, of those that were answered in this second
+        self._second = 0  # the current one
+        self._allowance = 0  # RESETs that may still be sent in it
+        self._allowance_of: dict[object, int] = {}  # the same for each host that got one in it
         self.sent = 0
 
     def _take_allowance(self, host: object, *, now: int) -> bool:
-        """Whether this source may have one more in this second."""
+        """Take one RESET from the allowance of this second. Returns False if there is none left for this host."""
         second = now // 1_000_000
         if second != self._second:
             self._second = second
@@ -60,8 +60,8 @@ class StatelessResets:
         return True
 
     def to_stray(self, addr: Any, packet: Packet, *, now: int) -> Transmit | None:
-        """Id as received, ack = the offending seq, seq = what the sender expects; None where it was said already, or
-        too many were.
+        """The RESET in answer to a packet of no connection: its id as received, ack_nr = its seq_nr, seq_nr = its
+        ack_nr + 1, which is what its sender expects. None if it was answered already, or the rate is exceeded.
         """
         if packet.type != PacketType.SYN:
             answered = self._answered
@@ -80,8 +80,10 @@ class StatelessResets:
     def to_syns(
         self, indices: list[int], names: list[bytes], heads: list[bytes], *, now: int
     ) -> tuple[list[int], bytearray]:
-        """SYNs where nobody listens, by their senders' names and headers: those to answer, and the RESETs, one behind
-        the other.
+        """Answers to SYNs at a port without a listener.
+
+        names, heads   the SYNs' senders and headers; `indices` are the caller's numbers of them
+        Returns the numbers of those to answer, and their RESETs, one after the other.
         """
         answered: list[int] = []
         resets = bytearray()
@@ -93,7 +95,7 @@ class StatelessResets:
         return answered, resets
 
     def for_connection(self, connection: Connection, *, now: int) -> Transmit | None:
-        """Of a connection, whatever state it was left in; None where its peer knows nothing of it."""
+        """The RESET of a connection in whatever state; None if its peer cannot know of it."""
         if connection.state in (State.IDLE, State.SYN_SENT):
             return None
         self.sent += 1

@@ -1,15 +1,16 @@
-"""SYNs that have been answered and are no connection yet: four bytes each instead of objects (BSD's "syncache").
+"""SYNs that have been answered and are no connection yet: a few bytes each instead of objects ("SYN cache").
 
-Separate because it is what a flood fills. A listener makes a connection of a SYN at once as long as few are unproven,
-since some servers speak first and some initiators wait for that. Beyond, a SYN is answered and noted here, and becomes
-a connection when a packet proves that the initiator has received our number. Whoever is here longest goes first.
+A listener makes a connection of a SYN at once as long as few are unproven, since some servers send first. Beyond that a
+SYN is answered and noted here, and becomes a connection when a packet proves that its sender has our answer. A flood of
+SYNs from false addresses fills this cache only.
 
-Read this first. Two generations: the young one takes what comes; when it is full, or old enough, it becomes the old
-one, and the old one is forgotten as a whole. So an entry lives at least as long as it takes to fill one generation,
-0.36 s at 90,000 SYNs a second, which is more than the round trip that a proof needs; nothing is ever sorted.
+Read this first. There are two generations. The young one takes what comes; when it is full, or 20 s old, it becomes the
+old one, and the old one is dropped as a whole. So nothing is ever sorted, and an entry lives at least as long as one
+generation takes to fill. Example: 32,768 entries at 90,000 SYNs a second, 0.36 s, which is more than the round trip
+that a proof takes.
 
-Keys are bytes, the peer's address as the kernel writes it and the connection id as the SYN has it, so that a flood
-costs no conversion. An initiator that lost our answer repeats its SYN, and is answered alike.
+Keys are bytes: the peer's address as the kernel writes it, and the connection id as the SYN has it, so nothing has to
+be converted. A SYN that is repeated gets the same answer.
 
 Only the engine's thread calls. Sources: docs/protocol.md §2, §3; RFC 4987 §3.5 ("SYN Cache").
 """
@@ -21,8 +22,8 @@ from typing import Final
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.protocol.packet import PacketType, encode
 
-GENERATION_ENTRIES: Final = 32_768  # two of them: 12 MB at the most, and none of it in calm
-GENERATION_US: Final = 20_000_000  # an initiator that has not proved itself for two of these asks again
+GENERATION_ENTRIES: Final = 32_768  # by feel: two generations are 12 MB at most, and empty without a flood
+GENERATION_US: Final = 20_000_000  # by feel: an initiator that has sent no proof for so long repeats its SYN
 _ACK_SLACK: Final = 2  # our number less one, or less two: libutp's first keepalive (validation.py)
 
 
@@ -43,7 +44,12 @@ class SynCache:
         return len(self._young) + len(self._old)
 
     def answer(self, names: list[bytes], heads: list[bytes], window_bytes: int, *, now: int) -> bytearray:
-        """Take in SYNs: their senders' names, and their headers. Returns the answers, one behind the other."""
+        """Note SYNs, and return the answers to them, one after the other, 20 bytes each.
+
+        names, heads   their senders' addresses as the kernel writes them, and their headers
+        window_bytes   to be advertised
+        now            µs
+        """
         if len(self._young) + len(names) > GENERATION_ENTRIES:
             self._rotate(now=now)
         elif not self.rotates_at:
@@ -68,7 +74,7 @@ class SynCache:
         return bytearray().join(answers)
 
     def keep(self, name: bytes, connection_id: int, syn_seq16: int, our_seq16: int, *, now: int) -> None:
-        """Note a SYN that was answered elsewhere."""
+        """Note a SYN that was answered already: by a connection that is none any more (Endpoint.return_to_cache())."""
         if len(self._young) >= GENERATION_ENTRIES:
             self._rotate(now=now)
         elif not self.rotates_at:
@@ -77,22 +83,23 @@ class SynCache:
         self._young[key] = syn_seq16.to_bytes(2, "big") + our_seq16.to_bytes(2, "big")
 
     def check_ack(self, name: bytes, connection_id: int, ack16: int) -> tuple[int, int] | None:
-        """Whether a packet with this ack, of the initiator whose SYN had this id, proves that it has our answer: the
-        SYN's number and ours, or None. Then call use().
+        """Whether a packet with this ack_nr proves that its sender, whose SYN had this id, has our answer.
+
+        Returns the SYN's sequence number and ours, or None. Next, once there is a connection: use().
         """
         key = name + connection_id.to_bytes(2, "big")
         entry = self._young.get(key) or self._old.get(key)
         if entry is None or entry[4:]:
             return None
         our_seq16 = entry[2] << 8 | entry[3]
-        # Our number itself is acked by who reads BEP 29's diagram (connection.py).
+        # Implementations that follow BEP 29's diagram ack our number itself (connection.py).
         if not 0 <= (our_seq16 - ack16) & 0xFFFF <= _ACK_SLACK:
             return None
         return entry[0] << 8 | entry[1], our_seq16
 
     def use(self, name: bytes, connection_id: int) -> None:
-        """The SYN has become a connection. Its entry goes on answering a repetition that is still on its way, but
-        proves nothing any more: a packet that is late must not make a second connection.
+        """The SYN has become a connection. Its entry still answers a repetition that is on its way, but check_ack()
+        finds it no more: a late packet must not make a second connection.
         """
         key = name + connection_id.to_bytes(2, "big")
         self._young[key] = (self._young.get(key) or self._old[key]) + b"\x01"
@@ -103,12 +110,12 @@ class SynCache:
         return key in self._young or key in self._old
 
     def on_time(self, *, now: int) -> None:
-        """A generation may have lived its time."""
+        """Drop what is too old. To be called at rotates_at."""
         if self.rotates_at and now >= self.rotates_at:
             self._rotate(now=now)
 
     def clear(self) -> None:
-        """Nobody listens any more."""
+        """Drop everything: the listener has ended."""
         self._young, self._old = {}, {}
         self.rotates_at = 0
 
@@ -118,7 +125,7 @@ class SynCache:
 
 
 def syn_of(connection_id: int, syn_seq16: int, window_bytes: int) -> bytes:
-    """The SYN that an entry was made of, as far as anybody needs it."""
+    """The SYN that an entry was made of, as far as a connection looks at it."""
     return encode(
         PacketType.SYN, connection_id, timestamp_us=0, difference_us=0, window_bytes=window_bytes, seq=syn_seq16, ack=0
     )

@@ -1,6 +1,7 @@
-"""The TCP half of a listener of both: what it accepts goes to the same accept() as uTP's connections.
+"""The TCP half of a listener that accepts both: its connections come out of the same accept() as uTP's.
 
-Separate from listener.py because the kernel does the handshakes and the backlog here; only the hand-over is ours.
+The kernel does handshakes and backlog; only the hand-over is done here. A Relay carries each connection.
+
 Only the engine's thread calls, but any may make one. Sources: docs/sockets.md §1, §8; listen(2), accept(2).
 """
 
@@ -34,15 +35,17 @@ if TYPE_CHECKING:
 
 _EVENTS: Final = EPOLLIN | EPOLLET
 _NO_FD: Final = (errno.EMFILE, errno.ENFILE)
-_ACCEPTS_PER_ITERATION: Final = 64
+_ACCEPTS_PER_ITERATION: Final = 64  # then other work is done; by feel
 _system_random: Final = random.SystemRandom()
 
 
 class TcpListener:
-    """A listening TCP socket at the port of a listener.
+    """A listening TCP socket at the port number of a listener.
 
-    listener   the uTP half, whose backlog and settings hold
-    tcp        a bound TCP socket, ours from now on
+    listener   the uTP half, which has the backlog and the settings
+    tcp        a bound TCP socket; this object's to close from now on
+
+    Raises OSError, EADDRINUSE for example.
     """
 
     __slots__ = ("_due_at", "_listener", "_loop", "_retries", "_tcp", "_waiting")
@@ -50,14 +53,14 @@ class TcpListener:
     def __init__(self, loop: Engine, listener: Listener, tcp: Any) -> None:
         self._loop = loop
         self._listener = listener
-        # Whoever it accepts inherits this: one who fails before the hand-over is then reset, not told an end of file.
+        # An accepted socket inherits this: if anything fails before the hand-over, it is reset and not closed by a FIN.
         tcp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, LINGER_ZERO)
         tcp.listen(listener.backlog)
         tcp.setblocking(False)
         self._tcp = raise_fd(tcp)
-        self._waiting: Relay | None = None  # accepted, and no room at the user's fd
-        self._retries = Retries()
-        self._due_at: int | None = None  # when _let_in() is to be called
+        self._waiting: Relay | None = None  # a connection that was accepted from TCP and not handed over yet
+        self._retries = Retries()  # when to try again
+        self._due_at: int | None = None  # µs: when _let_in() is to be called
         try:
             loop.watch_from_anywhere(self._tcp.fileno(), _EVENTS, self)
         except BaseException:
@@ -70,13 +73,13 @@ class TcpListener:
         return EPOLLIN if self._waiting is not None or self._due_at is not None else 0
 
     def on_event(self, mask: int) -> None:
-        """A connection came in. It is taken at the end of this iteration: if this process has made it, its connect()
-        stands by then.
+        """A connection came in. It is accepted by a timer, later in this iteration: if its connect() was called in this
+        process, that is complete by then.
         """
         self._let_in_at(self._loop.now)
 
     def on_room(self) -> None:
-        """The application has accepted."""
+        """The program has accepted a connection: hand over the one that waits."""
         if self._waiting is not None:
             self._let_in_at(self._loop.now)
 
@@ -87,7 +90,7 @@ class TcpListener:
 
     def _let_in(self) -> None:
         if self._due_at is None or self._loop.now < self._due_at:
-            return  # of a call that has been made earlier
+            return  # a timer that was set for a later time, and _let_in() was called before
         self._due_at = None
         for _ in range(_ACCEPTS_PER_ITERATION):
             if self._tcp is None:
@@ -102,15 +105,15 @@ class TcpListener:
                 return
             except OSError as error:
                 if error.errno not in _NO_FD and error.errno not in NO_ROOM:
-                    continue  # one who has gone again
+                    continue  # the peer has reset it already
                 break
         else:
-            self._let_in_at(self._loop.now + 1)  # others have their turn
+            self._let_in_at(self._loop.now + 1)  # in the next iteration
             return
         self._let_in_at(self._retries.next_at(now=self._loop.now))
 
     def fail(self, error: BaseException) -> None:
-        """See faults.py: one connection is refused, and the listener stays."""
+        """See faults.py: one connection is reset, and the listener goes on."""
         waiting, self._waiting = self._waiting, None
         if waiting is not None and not waiting.is_over:
             waiting.fail(error)
@@ -149,7 +152,7 @@ class TcpListener:
         return Relay(self._loop, identity, None, tcp)
 
     def _hand_over(self, relay: Relay) -> bool:
-        """Give the application a connection; False when its queue is full."""
+        """Hand a connection over to accept(). Returns False if its queue is full, or no fd is left."""
         if relay.engine_sock is None:
             relay.engine_sock = self._listener.new_engine_sock(relay.identity)
             if relay.engine_sock is None:
@@ -158,26 +161,28 @@ class TcpListener:
         self._loop.channels[relay.cookie] = relay
         code = relay.engine_sock.connect_ex(self._listener.name)
         if code == errno.EAGAIN and not self._listener.identity.is_full:
-            self._listener.identity.is_full = True  # from now on accept() tells us; it may have made room just before
+            # From now on accept() calls commands.on_accept(). It may have made room just before: try again.
+            self._listener.identity.is_full = True
             code = relay.engine_sock.connect_ex(self._listener.name)
         if code in NO_ROOM:
             return False
         if code:
-            self.close()  # nobody listens any more
+            self.close()  # the user's fd is closed
             return True
         self._retries.reset()
         self._loop.tcp_accepted += 1
-        self._waiting = None  # from here on a fault is the relay's own, and no call stands between
+        # From here on an exception is the relay's own; there is no call between these two lines that could raise one.
+        self._waiting = None
         self._loop.owner = relay
         try:
             relay.start()
-        except OSError as error:  # of the connection's: the listener would take it for the next one's
+        except OSError as error:  # not the listener's: _let_in() would go on with the next connection
             relay.fail(error)
         self._loop.owner = self
         return True
 
     def close(self) -> None:
-        """The listener listens no more: what nobody accepted is reset."""
+        """Listen no more: the connection that was not handed over is reset. Idempotent."""
         if self._tcp is not None:
             self._loop.forget_fd(self._tcp.fileno())
             self._tcp.close()
@@ -187,14 +192,14 @@ class TcpListener:
             self._waiting = None
 
     def close_fds(self) -> None:
-        """After a fork, in the child: close our copies and touch nothing else."""
+        """Close the fds: in a forked child, or at the end of the engine."""
         if self._waiting is not None:
             self._waiting.close_fds()
         if self._tcp is not None:
             self._tcp.close()
 
     def detach_fds(self) -> None:
-        """Forget the fds, whose numbers are somebody else's by now."""
+        """Forget the fds without closing them: they are closed, and their numbers may be reused."""
         if self._waiting is not None:
             self._waiting.detach_fds()
         if self._tcp is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from utpsocket.engine.ports.bound_ports import BoundPorts
     from utpsocket.engine.reactor import Reactor
 
-_MOST_PRIVATE_PORTS: Final = 256  # by feel: a quarter of the 1,024 fds that a process usually may have
+_MOST_PRIVATE_PORTS: Final = 256  # by feel: a process may usually have 1,024 fds
 
 
 class TimeWaits:
