@@ -429,7 +429,7 @@ def test_a_fault_at_some_calls_of_the_engine_costs_one_connection() -> None:
         "Endpoint.receive",
         "Listener.hand_over",
         "TcpListener._hand_over",
-        "Retries.succeeded",
+        "Retries.reset",
         "Relay.pump",
         "_dial",
     )

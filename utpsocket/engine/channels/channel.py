@@ -38,11 +38,11 @@ class Channel(Protocol):
 
     @property
     def is_user_fd_open(self) -> bool:
-        """Whether any process has the user's fd open, as far as the engine has been told."""
+        """Whether any process has the user's fd open, as far as the events so far tell."""
 
     @property
     def needs_no_notice(self) -> bool:
-        """Whether neither the program nor the peer needs to be told when the channel ends."""
+        """Whether neither the program nor the peer would notice if the channel ended now."""
 
     @property
     def is_flushed(self) -> bool:
@@ -89,7 +89,7 @@ class Channel(Protocol):
         """After an exception anywhere: ask the kernel and the timers anew, whatever was known."""
 
     def close_fds(self) -> None:
-        """Close the fds and tell nobody: in a forked child, or at the end of the engine."""
+        """Close the fds without anything else: in a forked child, or at the end of the engine."""
 
     def detach_fds(self) -> None:
         """Forget the fds without closing them: the program has closed them, and their numbers may be reused."""

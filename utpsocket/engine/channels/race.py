@@ -51,7 +51,7 @@ _SILENT_REMEMBERED: Final = 1_024  # addresses, the oldest are forgotten; by fee
 
 
 class SilentDestinations:
-    """Destinations where TCP answered and uTP did not."""
+    """Addresses where TCP connected and uTP had no answer, for _SILENCE_US."""
 
     __slots__ = ("_until",)
 
@@ -59,18 +59,18 @@ class SilentDestinations:
         self._until: OrderedDict[Any, int] = OrderedDict()
 
     def note(self, address: Any, *, now: int) -> None:
-        """TCP stood there while uTP had no answer yet."""
+        """TCP has connected there while uTP had no answer yet."""
         self._until[address] = now + _SILENCE_US
         self._until.move_to_end(address)
         if len(self._until) > _SILENT_REMEMBERED:
             self._until.popitem(last=False)
 
     def forget(self, address: Any) -> None:
-        """uTP has answered there."""
+        """uTP had an answer there."""
         self._until.pop(address, None)
 
     def is_silent(self, address: Any, *, now: int) -> bool:
-        """Whether uTP is likely to be silent there now."""
+        """Whether uTP is likely to get no answer there now."""
         return self._until.get(address, 0) > now
 
 
@@ -117,10 +117,10 @@ class Attempt:
         is_silent = loop.silent_destinations.is_silent(self.identity.peer, now=loop.now)
         loop.call_at(loop.now + (0 if is_silent else wait_us), self._connect_tcp)
 
-    # ── the attempt over uTP speaks ──
+    # ── from the attempt over uTP ──
 
     def on_connected(self) -> None:
-        """uTP was first."""
+        """uTP has connected: TCP is not needed."""
         self._loop.silent_destinations.forget(self.identity.peer)
         self.withdraw()
 
@@ -129,7 +129,7 @@ class Attempt:
         self.withdraw()
 
     def take_over(self, code: int) -> int:
-        """uTP failed with this errno: 0 if TCP goes on with the user's fd, else what connect() must say."""
+        """uTP failed with this errno. Returns 0 if TCP goes on with the user's fd, else the errno of connect()."""
         bridge = self._bridge
         if self._is_over or bridge is None:
             return code
@@ -164,7 +164,7 @@ class Attempt:
             self._on_tcp_failed(code)
 
     def _bind_tcp(self, tcp: Any) -> None:
-        """The address that the names in the kernel speak of, port number and all, if TCP has it free."""
+        """Bind to the address that getsockname() returns, with its port number if that is free for TCP too."""
         local = self.identity.local
         assert local is not None
         for address in (local, (local[0], 0, *local[2:])) if self.identity.endpoint else (local,):
@@ -175,7 +175,7 @@ class Attempt:
                 continue  # then the kernel chooses
 
     def on_event(self, mask: int) -> None:
-        """TCP stands, or has failed."""
+        """epoll: TCP has connected, or has failed."""
         tcp = self._tcp
         if self._is_over or tcp is None:
             return
@@ -184,7 +184,7 @@ class Attempt:
             self._on_tcp_failed(code)
             return
         if mask & EPOLLHUP:
-            return  # not connected yet: the kernel says so of a fresh socket
+            return  # not connected yet: the kernel reports this of a fresh socket
         self._start_relay()
 
     def _start_relay(self) -> None:
@@ -208,7 +208,7 @@ class Attempt:
         self._open_gate()
 
     def _take_engine_sock(self, bridge: Bridge) -> None:
-        """The user's fd is TCP's alone from now on."""
+        """Take the engine's end of the pair from the bridge, which ends; this is the socket's channel from now on."""
         channels, cookie = self._loop.channels, self.cookie
         channels[-cookie] = bridge  # until it is gone, which takes no longer than this iteration
         bridge.cookie = -cookie
@@ -241,7 +241,7 @@ class Attempt:
             self._on_tcp_failed(code)
 
     def _on_tcp_failed(self, code: int) -> None:
-        """TCP failed. If uTP has too, that is what connect() says."""
+        """TCP failed with this errno. If uTP has failed too, connect() does."""
         self._tcp_errno = code
         self._close_tcp()
         if self._engine_sock is None:
@@ -259,7 +259,7 @@ class Attempt:
             self._tcp = None
 
     def withdraw(self) -> None:
-        """TCP is out of it: uTP was first, or the user has closed its fd."""
+        """Drop the attempt: uTP has connected, or the user's fd is closed. Idempotent."""
         self._is_over = True
         if self._bridge is not None:
             self._bridge.tcp_attempt = None

@@ -52,13 +52,13 @@ if TYPE_CHECKING:
     from utpsocket.protocol import Transmit
 
     class ConnectGate(Protocol):
-        """Connects that are complete and not said yet (ports/connect_gate.py)."""
+        """Connects that are complete and not visible yet (ports/connect_gate.py)."""
 
         def hold(self, bridge: Bridge) -> None:
-            """This connect is complete."""
+            """This connect is complete: have it become visible."""
 
     class Engine(Reactor, Protocol):
-        """What of it keeps connections."""
+        """What bridges ask of their engine (loop.py) beside what any part of it does."""
 
         holders_watch: HoldersWatch
 
@@ -66,42 +66,42 @@ if TYPE_CHECKING:
         def connect_gate(self) -> ConnectGate: ...
 
         def wake_bridge(self, bridge: Bridge) -> None:
-            """Have the bridge look at its end again."""
+            """Have the bridge read its pair again in this iteration, or the next."""
 
         def watch_bridge(self, bridge: Bridge) -> None:
-            """The bridge has its end: listen to it."""
+            """The bridge has got the engine's end of its pair: have epoll tell it events."""
 
         def watch_room(self, bridge: Bridge, *, wanted: bool) -> None:
-            """Whether to be told when the user has read."""
+            """Whether epoll is to tell when the pair has room again."""
 
         def flush_now(self, bridge: Bridge) -> None:
-            """Carry out what was just decided for this connection before the command is answered."""
+            """Deliver and send what a command has caused, before the command is answered."""
 
         def forget(self, channel: Channel) -> None:
             """The channel is over: take it out of the engine's dict."""
 
     class Acceptor(Protocol):
-        """A listener, as the connections know it that wait for its accept()."""
+        """What connections that were not accepted yet ask of their listener (ports/listener.py)."""
 
         def on_handshake_end(self, bridge: Bridge) -> None:
-            """The peer has proved its address, or never will."""
+            """The peer has proved its address, or the connection has ended before."""
 
         def forget(self, bridge: Bridge) -> None:
-            """It is over."""
+            """The connection has ended by an exception."""
 
     class StatelessResets(Protocol):
         """RESETs beside any connection (ports/stateless_resets.py)."""
 
         def for_connection(self, connection: Connection, *, now: int) -> Transmit | None:
-            """What its peer has to be told where it cannot speak for itself."""
+            """The RESET for a connection that cannot send it itself; None if its peer cannot know of it."""
 
     class ReceiveShares(Protocol):
-        """Of the port's receive buffer (ports/receive_shares.py)."""
+        """Shares of the port's receive buffer (ports/receive_shares.py)."""
 
         single_share_bytes: int
 
     class GrantQueue(Protocol):
-        """Connections to one peer's port that take turns (ports/send_grants.py)."""
+        """The order among connections to one peer's port (ports/send_grants.py)."""
 
         is_ordered: bool
 
@@ -113,13 +113,13 @@ if TYPE_CHECKING:
             """How many packets of new data this connection may send now."""
 
         def after_transmit(self, bridge: Bridge) -> list[Bridge]:
-            """Count what has left; returns the connections that may send now."""
+            """Count what has left. Returns the connections that may send now."""
 
         def leave(self, bridge: Bridge) -> Bridge | None:
-            """The connection is over. Returns the first that waits."""
+            """The connection has no more data to send. Returns the first one that waits."""
 
     class BridgePort(Protocol):
-        """The port that a connection's datagrams go out of (ports/endpoint.py)."""
+        """The port that a connection's datagrams leave by (ports/endpoint.py)."""
 
         port: Port
         key: int
@@ -145,37 +145,37 @@ if TYPE_CHECKING:
             """A UDP socket for each peer, where processes share the port (ports/reuseport.py)."""
 
         def transmit(self, bridge: Bridge, *, now: int) -> None:
-            """Send what the connection may send now."""
+            """Send all packets of the connection that may leave now."""
 
         def forget(self, bridge: Bridge) -> None:
-            """The connection is over."""
+            """The connection is over: take it out."""
 
         def leave_grants(self, bridge: Bridge) -> None:
-            """It has no more data to send."""
+            """The connection has no more data to send."""
 
         def receive_for(self, bridge: Bridge, *, now: int) -> None:
-            """Take in whatever has come for this connection by now."""
+            """Receive what has come by now."""
 
         def apply_settings(self, bridge: Bridge, *, now: int) -> None:
-            """Have the connection follow its identity's settings."""
+            """Have the connection follow the socket options of its identity."""
 
         def end_time_waits(self) -> None:
-            """End what is only there in case a last ack was lost."""
+            """End connections that are in TIME_WAIT."""
 
     class TcpAttempt(Protocol):
         """A connect's try at TCP, beside uTP's or after it (race.py)."""
 
         def on_connected(self) -> None:
-            """uTP was first."""
+            """uTP has connected: TCP is not needed."""
 
         def on_closed(self) -> None:
             """The user closed its fd while connecting."""
 
         def take_over(self, code: int) -> int:
-            """uTP failed with this errno: 0 if TCP goes on with the user's fd, else what connect() must say."""
+            """uTP failed with this errno. Returns 0 if TCP goes on with the user's fd, else the errno of connect()."""
 
         def withdraw(self) -> None:
-            """It is not wanted any more."""
+            """Drop the attempt."""
 
 
 # With so much unsent, reading more from the program can wait: it would leave the processor's cache before it is sent.
@@ -606,7 +606,7 @@ class Bridge:
         """
         connection = self.connection
         if self.engine_sock is None:
-            self._deliver_to_nobody(now=now)
+            self._deliver_without_pair(now=now)
             return
         room = self.receive_buffer
         while True:
@@ -639,7 +639,7 @@ class Bridge:
         if self.close_errno is not None:
             self._propagate_close()
 
-    def _deliver_to_nobody(self, *, now: int) -> None:
+    def _deliver_without_pair(self, *, now: int) -> None:
         """Without a pair: what arrived waits if the hand-over is still to come, and is dropped if the fd is closed."""
         connection = self.connection
         if self.is_handed_over or connection.state is CLOSED:

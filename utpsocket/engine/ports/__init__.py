@@ -1,3 +1,3 @@
-"""One UDP port: its connections, who may come in, and what its connections share."""
+"""UDP ports: their connections, which of them come in, and what connections share."""
 
 from __future__ import annotations

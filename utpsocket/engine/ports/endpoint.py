@@ -380,8 +380,8 @@ class Endpoint:
                 continue
             is_small = runs == 1 and len(before.data if before else b"") < _BULK_BYTES
             if is_small and not self._expected_runs and not port.pending:
-                # Most likely there is no more, and to be told so costs as much as a datagram. If there is, epoll says
-                # so again: it tells levels of this fd, but not while the port is blocked.
+                # Most likely there is no more, and a call that says so costs as much as a datagram. If there is, epoll
+                # says so again: it tells levels of this fd, but not while the port is blocked.
                 self.is_readable = False
                 self._note_single_datagram()
                 break

@@ -116,7 +116,7 @@ class Flood:
     __slots__ = (
         "_busy_until",
         "_dropped_before",
-        "_heard",
+        "_received_runs",
         "_heavy",
         "_ids",
         "_iterations",
@@ -163,7 +163,7 @@ class Flood:
         self._busy_until = 0  # until this tick SYNs are let in again more slowly
         self._quiet_ticks = 0  # in a row
         self._iterations = self._iterations_behind = 0  # in this tick; and those that ended with datagrams left
-        self._strays = self._heard = 0  # in this tick: strays, runs of connections
+        self._strays = self._received_runs = 0  # in this tick: strays, runs of connections
 
     def on_connections_changed(self) -> None:
         """A connection of the port was added or has ended."""
@@ -231,7 +231,7 @@ class Flood:
             self._draw_multiplier()
             self._heavy = {source_hash(name, self._multiplier): name for name in heavy_names}
             known = len(self._heavy)
-        if self._heard >= _MANY_RUNS:
+        if self._received_runs >= _MANY_RUNS:
             self._busy_until = ticks + _BUSY_TICKS
         if len(self._heavy) > known:
             pass  # that may be enough
@@ -248,7 +248,7 @@ class Flood:
             self._strays_of_every = max(_LEAST_PART, self._strays_of_every * _STRAYS_PER_TICK // self._strays)
         else:
             self._strays_of_every = min(EVERY, self._strays_of_every * 5 // 4)
-        self._iterations = self._iterations_behind = self._strays = self._heard = 0
+        self._iterations = self._iterations_behind = self._strays = self._received_runs = 0
         self._set_sieve(endpoint)
         endpoint.loop.call_at(endpoint.loop.now + _TICK_US, lambda: self._tick(endpoint))
 
@@ -277,7 +277,7 @@ class Flood:
     def receive(self, endpoint: FloodedPort, *, now: int) -> None:
         """Receive what there is, a bounded amount: Endpoint.receive() while is_on."""
         port = endpoint.port
-        datagrams = syns = heard = 0
+        datagrams = syns = received = 0
         self._iterations += 1
         while datagrams < _DATAGRAMS_PER_ITERATION:
             runs, noise = port.receive_sifted(endpoint.loop.arena, self._wanted_ids(endpoint))
@@ -287,10 +287,10 @@ class Flood:
                     endpoint.handle_run(part, now=now)
             if noise.others:
                 self._take_strays(endpoint, noise, now=now)
-            heard += len(runs)
-            self._heard += len(runs)
+            received += len(runs)
+            self._received_runs += len(runs)
             syns += len(noise.syns)
-            if heard and syns > _SYNS_BESIDE_DATA:
+            if received and syns > _SYNS_BESIDE_DATA:
                 self.noise += len(noise.syns)
                 endpoint.dropped_datagrams += len(noise.syns)
             elif noise.syns:

@@ -34,10 +34,10 @@ _SURE_RUNS: Final = 8  # so many in a row, and the peer's datagrams come merged;
 class ReceiveShares:
     """Of one port.
 
-    budget_bytes   what all promises together should not exceed: half of the buffer holds that much payload with its
-                   bookkeeping (docs/performance.md §7)
-    alone_bytes    what a single one may promise whose peer sends in large merged datagrams: those take hardly more than
-                   their payload
+    budget_bytes         what its connections should advertise together at most: half of the buffer, since payload takes
+                         up to twice its size there (docs/performance.md §7)
+    single_share_bytes   what a single connection may advertise if its peer's datagrams come merged, which take hardly
+                         more than their payload
     """
 
     __slots__ = (
@@ -53,19 +53,23 @@ class ReceiveShares:
     def __init__(self, buffer_bytes: int) -> None:
         self.budget_bytes = budget_bytes = buffer_bytes // 2
         self.single_share_bytes = buffer_bytes * 9 // 10
-        self._merged_runs = 0
+        self._merged_runs = 0  # in a row, up to _SURE_RUNS
         self._least_bytes = max(_LEAST_BYTES, min(GRANT_BYTES, budget_bytes // 8))
         self._ends_at = 0  # of the current epoch
         self._active: set[int] = set()  # cookies of the connections that moved data in this epoch
         self._active_before = 0  # how many did in the one before
 
     def initial_share_bytes(self, connections: int) -> int:
-        """What a connection that has moved nothing may promise, in bytes, with `connections` on this port."""
+        """What a connection may advertise that has received nothing yet, with so many connections on this port."""
         return max(self._least_bytes, self.budget_bytes // max(1, connections))
 
-    def on_data(self, bridge: Bridge, size: int, *, now: int) -> None:
-        """A run of `size` bytes came for this connection: its part is that of an active one."""
-        self._merged_runs = min(_SURE_RUNS, self._merged_runs + 1) if size >= _MERGED_BYTES else 0
+    def on_data(self, bridge: Bridge, run_bytes: int, *, now: int) -> None:
+        """A run came for this connection: it is active, and may advertise what an active one may (receive.share_bytes).
+
+        run_bytes   of the whole run
+        now         µs
+        """
+        self._merged_runs = min(_SURE_RUNS, self._merged_runs + 1) if run_bytes >= _MERGED_BYTES else 0
         if now >= self._ends_at:
             self._active_before = len(self._active) if now < self._ends_at + _EPOCH_US else 0
             self._active.clear()
