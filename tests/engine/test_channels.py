@@ -8,10 +8,12 @@ import pytest
 
 import utpsocket
 from tests.sockets.network import eventually
-from utpsocket.engine import running_engine, shutdown
+from utpsocket.engine import engine, running_engine, shutdown
 from utpsocket.engine.channels.race import Attempt
 from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.loop import Loop
+from utpsocket.engine.ports.bound_ports import BoundPorts
+from utpsocket.protocol import Connection, State
 from utpsocket.sockets.rules import Routes
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing_behind")
@@ -65,3 +67,34 @@ def test_what_a_connect_leaves_over_utp_is_found_beside_the_attempt_over_tcp() -
         finally:
             shutdown()
     assert [sorted(each) for each in at_take_over] == [[(-1, "Bridge"), (1, "Attempt")]]
+
+
+def test_neither_side_waits_for_a_late_fin_where_an_engine_has_both_whichever_ports_it_announces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An engine in a process of its own has other BoundPorts than the thread begins with: helper/server.py."""
+    timeouts: list[State] = []
+    original = Connection.handle_timeout
+
+    def handle_timeout(self: Connection, *, now: int) -> None:
+        timeouts.append(self.state)
+        original(self, now=now)
+
+    def announce(loop: Loop) -> None:
+        loop.bound = BoundPorts()
+
+    monkeypatch.setattr(Connection, "handle_timeout", handle_timeout)
+    shutdown()
+    try:
+        loop = engine()
+        assert isinstance(loop, Loop)
+        loop.call(announce)  # before there is any port
+        with utpsocket.create_server(("127.0.0.1", 0)) as listener:
+            client = utpsocket.create_connection(listener.getsockname(), PATIENCE_S)
+            server, _ = listener.accept()
+        client.close()
+        server.close()
+        assert eventually(lambda: kinds(loop), []) == []
+    finally:
+        shutdown()
+    assert State.TIME_WAIT not in timeouts

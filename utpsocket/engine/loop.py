@@ -118,7 +118,7 @@ class Loop:
         self.paths = PathCache()  # datagram sizes known to reach a peer
         self.connect_gate = ConnectGate()  # connects that are complete and not visible yet
         self.silent_destinations = SilentDestinations()  # where uTP had no answer and TCP had
-        self._time_waits = TimeWaits(self.bound, self)
+        self._time_waits = TimeWaits(self)
 
         # Figures (statistics.py), of the engine's whole life.
         self.initiated = self.accepted = 0  # connections over uTP

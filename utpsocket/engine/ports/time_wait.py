@@ -9,7 +9,7 @@ Only the engine's thread calls.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from utpsocket.engine.ports.connect_gate import acceptor_of
 from utpsocket.protocol.states import CLOSED, TIME_WAIT
@@ -19,23 +19,29 @@ if TYPE_CHECKING:
     from utpsocket.engine.ports.bound_ports import BoundPorts
     from utpsocket.engine.reactor import Reactor
 
+    class Engine(Reactor, Protocol):
+        """With the ports that users have bound."""
+
+        @property
+        def bound(self) -> BoundPorts: ...
+
+
 _MOST_PRIVATE_PORTS: Final = 256  # by feel: a process may usually have 1,024 fds
 
 
 class TimeWaits:
     """Of one engine."""
 
-    __slots__ = ("_bound", "_loop", "_private")
+    __slots__ = ("_loop", "_private")
 
-    def __init__(self, bound: BoundPorts, loop: Reactor) -> None:
-        self._bound = bound
+    def __init__(self, loop: Engine) -> None:
         self._loop = loop
         self._private: dict[BridgePort, None] = {}  # private ports that wait for a late FIN only, the oldest first
 
     def settle(self, bridge: Bridge) -> None:
         """This connection is in TIME_WAIT. To be called whenever something has happened to it; idempotent."""
         if bridge.connection.is_initiator and bridge.other_side is None:
-            acceptor = acceptor_of(bridge, self._bound)
+            acceptor = acceptor_of(bridge, self._loop.bound)
             if acceptor is not None:
                 bridge.other_side, acceptor.other_side = acceptor, bridge
         other = bridge.other_side
