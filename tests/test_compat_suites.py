@@ -56,7 +56,11 @@ def test_f_has_a_broken_fixture(broken):
 def test_g_crashes():
     os._exit(3)
 
-def test_h_comes_after():
+def test_h_cannot_be_reported(request):
+    request.node.repr_failure = lambda *_: 1 // 0
+    assert False
+
+def test_i_comes_after():
     assert Path("tests/data.txt").read_text() == "data"
 """
 
@@ -137,10 +141,12 @@ def test_pytests_outcomes_are_recorded_and_a_crash_ends_one_test_only(suite: Sim
         "test_e_fails_as_it_should": "pass",
         "test_f_has_a_broken_fixture": "error",
         "test_g_crashes": "crash",
-        "test_h_comes_after": "pass",
+        "test_h_cannot_be_reported": "crash",
+        "test_i_comes_after": "pass",
     }
     assert run.tests["mylib.test_it.test_a_makes_sockets"].tcp_sockets == 2
     assert "no fixture" in run.tests["mylib.test_it.test_f_has_a_broken_fixture"].why
+    assert "ZeroDivisionError" in run.tests["mylib.test_it.test_h_cannot_be_reported"].why
     assert run.troubles == []
     assert [path.name for path in suite.provided.files.rglob("*") if path.is_file()].count("test_it.py") == 1
     assert not list(suite.provided.files.rglob("__pycache__")), "the process works in a copy"

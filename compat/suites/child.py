@@ -61,10 +61,9 @@ class Reporter:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:
         self._journal.begin(self._names[item.nodeid])
-        try:
-            return (yield)
-        finally:
-            self._journal.end()
+        result = yield  # what pytest itself fails with, its report of this test say, ends the process: a crash in it
+        self._journal.end()
+        return result
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self._journal.note(self._names[report.nodeid], status(report), str(report.longrepr or ""))
