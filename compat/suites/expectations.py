@@ -23,6 +23,35 @@ EXPECTED: Final = (
         cause="AssertionError: None != <CloseCode.",
     ),
     Expectation(
+        "websockets.legacy.test_client_server.*",
+        "counts warnings while a transport is collected that a test before it left behind: that one ended its event"
+        " loop once the client had closed, before the server's end had seen it. Kernel TCP delivers the FIN within"
+        " close(), a thread a moment later",
+        sometimes=True,
+        cause="<class 'ResourceWarning'> is not <class 'DeprecationWarning'>",
+    ),
+    Expectation(
+        "websockets.sync.test_connection.*.test_writing_in_*_fails",
+        "opens no internet socket, and races with the thread at the other end of its pair, which closes at once: on a"
+        " busy machine it fails over TCP as well, two times of three",
+        sometimes=True,
+        cause="None is not an instance of <class 'BrokenPipeError'>",
+    ),
+    Expectation(
+        "eventlet.wsgi_test.TestHttpd.test_do_not_close_non_idle_connections",
+        "the server has closed, and the client writes twice without a pause: kernel TCP has the RESET in answer to the"
+        " first within send(), a thread a moment later",
+        sometimes=True,
+        cause="AssertionError: OSError not raised",
+    ),
+    Expectation(
+        "eventlet.wsgi_test.*",
+        "the client's end has closed, and one turn of the hub later the server's green thread must have seen it: kernel"
+        " TCP delivers the FIN within close(), a thread a moment later",
+        sometimes=True,
+        cause="AssertionError: Readers: Listener FdListener('read'",
+    ),
+    Expectation(
         "anyio.test_sockets.test_wait_socket?*-writable-*",
         "waits until it may write, and reads without blocking what was sent before accept(): kernel TCP delivers data"
         " within send(), a thread a moment later",

@@ -126,7 +126,8 @@ LIBRARIES: Final = (
     Library(
         "websockets",
         "15.0.1",
-        ("pytest", "python-socks[asyncio]"),  # without mitmproxy, a proxy for which its tests otherwise wait
+        # Without mitmproxy, a proxy for which its tests otherwise wait.
+        ("pytest", "python-socks[asyncio]", "werkzeug"),
         ("tests",),
         ("tests",),
         debian="python-websockets=15.0.1-1",
@@ -165,7 +166,16 @@ LIBRARIES: Final = (
             "requests_toolbelt",
             "trustme",
         ),
-        ("--pyargs", "cheroot.test", "-p", "cheroot.test._pytest_plugin"),
+        (
+            "--pyargs",
+            "cheroot.test",
+            "-p",
+            "cheroot.test._pytest_plugin",
+            "-W",
+            "ignore::pytest.PytestUnknownMarkWarning",  # of flaky tests, which are run once as the others are
+            "-W",
+            "ignore::DeprecationWarning",  # pyOpenSSL's of a key's password
+        ),
         ("pytest.ini",),
     ),
     Library(
@@ -200,7 +210,7 @@ LIBRARIES: Final = (
     Library(
         "httpcore",
         "1.0.9",
-        ("httpcore[asyncio,http2,socks,trio]", "httpbin", "pytest", "pytest-httpbin", "trustme"),
+        ("httpcore[asyncio,http2,socks,trio]", "httpbin", "pytest", "pytest-httpbin", "pytest-trio", "trustme"),
         ("tests",),
         ("pyproject.toml", "tests"),
     ),
@@ -237,6 +247,13 @@ LIBRARIES: Final = (
         ("gevent", "gunicorn[http2,setproctitle,tornado]", "httpx[http2]", "pytest", "pytest-asyncio", "uvloop"),
         ("tests",),
         ("pyproject.toml", "tests"),
+    ),
+    Library(
+        "eventlet",
+        "0.41.3",
+        ("pytest", "pyopenssl", "pyzmq", "dnspython"),
+        ("tests", "-o", "python_files=*_test.py test_*.py test__*.py"),
+        ("tests",),
     ),
     Library(
         "twisted",
