@@ -61,6 +61,7 @@ NO_CODE = {
     tokenize.DEDENT,
     tokenize.ENDMARKER,
 }
+LARGE_CLASS_SLOTS = 8
 FORBIDDEN_FILES = frozenset({"utils.py", "util.py", "common.py", "constants.py", "helpers.py", "misc.py"})
 FORBIDDEN_PREFIXES = ("get_", "do_", "process_")
 FORBIDDEN_SUFFIXES = ("Manager", "Helper")
@@ -292,6 +293,22 @@ def vague_names(source: Source) -> Iterator[str]:
                 yield f"{source.path}:{node.lineno}: class {node.name} is not named by what it is"
 
 
+def undescribed_slots(source: Source) -> Iterator[str]:
+    """The large classes of the core: what each slot is stands in the class's docstring."""
+    if source.room != "protocol":
+        return
+    for node in source.tree.body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        words = set(re.findall(r"\w+", ast.get_docstring(node) or ""))
+        for statement in node.body:
+            if isinstance(statement, ast.Assign) and _names(statement.targets[0], "__slots__"):
+                slots = ast.literal_eval(statement.value)
+                if len(slots) >= LARGE_CLASS_SLOTS:
+                    for slot in sorted({*slots} - words):
+                        yield f"{source.path}:{node.lineno}: {node.name} does not say what {slot} is"
+
+
 def replaceable_names(source: Source) -> Iterator[str]:
     if source.room in NEED_THE_MODULES or source.path in NEED_THE_MODULES_FILES:
         return
@@ -336,10 +353,12 @@ RULES: list[Callable[[Source], Iterator[str]]] = [
     too_long,
     no_introduction,
     vague_names,
+    undescribed_slots,
     replaceable_names,
     swallowed_handlers,
 ]
 
+SLOTS = tuple("abcdefgh")
 INTRODUCED = '"""A module."""\n\nfrom __future__ import annotations\n\n'
 
 # A file that each rule must complain about, and how often: a rule that never fires proves nothing.
@@ -376,6 +395,9 @@ OFFENDERS = [
     ),
     (vague_names, "protocol/x.py", "class PortManager: ...\nclass UtpPort: ...\nclass Port: ...\n", 2),
     (vague_names, "shim.py", "def get_inheritable(): ...\n", 0),
+    (undescribed_slots, "protocol/x.py", f"class A:\n    '''b what it is'''\n    __slots__ = {SLOTS}\n", 7),
+    (undescribed_slots, "protocol/x.py", f"class A:\n    __slots__ = {SLOTS[1:]}\n", 0),
+    (undescribed_slots, "engine/x.py", f"class A:\n    __slots__ = {SLOTS}\n", 0),
     (replaceable_names, "engine/x.py", "import os\nimport socket as stdlib\nf = open('x')\n", 3),
     (replaceable_names, "shim.py", "def f():\n    import threading\n", 1),
     (

@@ -72,6 +72,7 @@ class CloseTimers:
     reset_after_flush      a RESET follows what was written, in place of a FIN
     reset_errno            errno of the CLOSED event then; 0 for none
 
+    _send, _receive      the two directions
     _finished_at         when both directions were finished
     _probe_count         how often the time between probes was doubled
     _probed_at           when the last probe was due

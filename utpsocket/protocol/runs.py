@@ -75,6 +75,7 @@ class Run:
     datagram_bytes   size of each datagram but the last, which may be shorter and ends the data; the rest of each stride
                      is not used. `stride` unless given: they lie back to back
     payload_views    views of the payloads of full datagrams, if the owner of the memory has them; else None
+    _clean, _uniform   what is_clean() and is_uniform() have found, None before they are asked
     """
 
     __slots__ = ("_clean", "_uniform", "addr", "data", "datagram_bytes", "local", "payload_views", "stride")
