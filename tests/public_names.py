@@ -28,6 +28,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     "monkey/__init__.py": ALL,
     "monkey/single_module.py": ("Wrapped",),
     "options.py": ALL,
+    "protocol/connection.py": ("Connection",),
     "protocol/report.py": ("ConnectionStats",),
     "sockets/functions.py": ("incoming",),
     "sockets/shim.py": ("socket",),
@@ -39,7 +40,8 @@ STANDS_FOR_STDLIB = {("sockets/shim.py", "socket"), ("green/cooperative.py", "so
 SECTIONS = ("Parameters", "Returns", "Raises", "Next", "Source")
 # A number has one of these words beside it.
 UNITS = re.compile(
-    r"\b(seconds|µs|ms|bytes|packets|datagrams|connections|descriptor|number|constants?|SHUT_\w+)\b|as for \w+\(\)"
+    r"\b(seconds|µs|ms|bytes|packets|datagrams|connections|descriptor|number|constants?|errno|SHUT_\w+)\b"
+    r"|as for \w+\(\)"
 )
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

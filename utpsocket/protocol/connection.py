@@ -86,6 +86,8 @@ class Connection:
     _close_timers    how long the end may take
     _piece_assembly  pieces of packets that were too large for the path; None until the first one comes
     _dropped_packets   packets that were not acceptable
+
+    Source: BEP 29 "overview"; docs/design.md §3.
     """
 
     __slots__ = (
@@ -138,48 +140,72 @@ class Connection:
 
     @property
     def is_over(self) -> bool:
-        """Whether the connection is closed and every RESET that it owes has been taken by poll_transmit(): the caller
-        may forget it.
+        """Whether the connection is closed and every RESET that it owes has been taken by poll_transmit(), so that the
+        caller may forget it.
+
+        Returns: True or False.
+        Source: docs/protocol.md §12.
         """
         return self.state is CLOSED and not self._handshake.pending_resets
 
     @property
     def recv_ids(self) -> tuple[int, ...]:
-        """All connection ids under which packets for this connection may come: recv_id, and while connecting those of
-        the other SYNs. There are fewer once the handshake is complete.
+        """All connection ids under which packets for this connection may come.
+
+        Returns: recv_id, and while connecting those of the other SYNs; there are fewer once the handshake is complete.
+        Source: BEP 29 "connection setup"; docs/protocol.md §2.
         """
         return self._handshake.recv_ids
 
     @property
     def has_eof(self) -> bool:
-        """Whether the peer's FIN and all bytes before it have come and been delivered: the application reads EOF."""
+        """Whether the peer's FIN and all bytes before it have come and been delivered: the application reads EOF.
+
+        Returns: True or False.
+        Source: BEP 29 "type".
+        """
         return self.receive.reassembly.is_finished and not self.receive.reassembly.ready_bytes
 
     @property
     def is_flushed(self) -> bool:
         """Whether all bytes written, and our FIN if finish() was called, are acked; True also when the connection is
         over, in whatever way.
+
+        Returns: True or False.
+        Source: docs/protocol.md §12.
         """
         if self.state in (CLOSED, TIME_WAIT):
             return True
         return self.send.is_finished if self.send.is_finishing else self.send.is_idle
 
     def time_wait_record(self) -> TimeWaitRecord | None:
-        """What to keep for a minute after forgetting the connection, to ack what the peer repeats; None unless both
-        FINs were acked. docs/protocol.md §12.
+        """What to keep for a minute after forgetting the connection, to ack what the peer repeats.
+
+        Returns: the record; None unless both FINs were acked.
+        Raises: nothing.
+        Source: docs/protocol.md §12.
         """
         if self.errno or not self.receive.reassembly.is_finished or self._close_timers.time_wait_at == NEVER:
             return None
         return TimeWaitRecord(self.send_id, self.send.flights.next_seq & 0xFFFF, self.receive.ack & 0xFFFF)
 
     def stats(self) -> ConnectionStats:
-        """The figures of this instant, see ConnectionStats. Never raises."""
+        """The figures of this instant.
+
+        Returns: a ConnectionStats, frozen.
+        Raises: nothing.
+        Source: docs/guide/use.md §5.
+        """
         return ConnectionStats(*self.figures())
 
     def figures(self, local: Address | None = None) -> tuple[Any, ...]:
-        """The same as plain values, in the order of ConnectionStats' fields.
+        """The figures of this instant as plain values.
 
-        local   our address, which the connection does not know
+        Parameters:
+            local: our address, which the connection does not know.
+        Returns: the values in the order of ConnectionStats' fields.
+        Raises: nothing.
+        Source: docs/guide/use.md §5.
         """
         return figures(self.state, self.errno, local, self.addr, self.send, self.receive, self._dropped_packets)
 
@@ -188,10 +214,13 @@ class Connection:
     def connect(self, *, now: int, user_timeout_us: int = 0) -> None:
         """Open a connection to addr: the first SYN is due. An event follows, CONNECTED, or CLOSED with the errno.
 
-        now               µs
-        user_timeout_us   give up with ETIMEDOUT after this long (TCP_USER_TIMEOUT); 0: when every SYN has been tried
-        Raises RuntimeError in any state but IDLE. Next: poll_transmit(). Sources: BEP 29 "connection setup";
-        docs/protocol.md §2.
+        Parameters:
+            now: µs.
+            user_timeout_us: µs after which to give up with ETIMEDOUT (TCP_USER_TIMEOUT); 0: when every SYN has been
+                tried.
+        Raises: RuntimeError in any state but IDLE.
+        Next: poll_transmit().
+        Source: BEP 29 "connection setup"; docs/protocol.md §2.
         """
         self._transition(Trigger.CONNECT)
         self.is_initiator = True
@@ -203,8 +232,12 @@ class Connection:
         self.receive.received_at = now
 
     def free_span(self) -> memoryview:
-        """Memory to write the next bytes into; empty when the send buffer is full, after finish(), and when the
-        connection is over. Bytes may be written while it is still connecting. Never raises. Next: commit().
+        """Memory to write the next bytes into. Bytes may be written while the connection is still connecting.
+
+        Returns: the memory; empty when the send buffer is full, after finish(), and when the connection is over.
+        Raises: nothing.
+        Next: commit().
+        Source: docs/design.md §3.
         """
         if self.send.is_finishing or self.state in (CLOSED, TIME_WAIT):
             return memoryview(b"")
@@ -213,10 +246,13 @@ class Connection:
     def free_spans(self, most_bytes: int) -> list[memoryview]:
         """free_span() and the memory that follows it in the stream, for a write of many bytes at once.
 
-        most_bytes   as many bytes as will be written at most; the spans hold these or, if the send buffer has less
-                     room, fewer
-        -> list      empty where free_span() is, else the first is free_span()
-        Never raises. Next: commit(), which also gives back what was not written.
+        Parameters:
+            most_bytes: as many bytes as will be written at most; the spans hold these or, if the send buffer has less
+                room, fewer.
+        Returns: memoryviews; none where free_span() is empty, else the first is free_span().
+        Raises: nothing.
+        Next: commit(), which also gives back what was not written.
+        Source: docs/design.md §3.
         """
         if self.send.is_finishing or self.state in (CLOSED, TIME_WAIT):
             return []
@@ -225,10 +261,13 @@ class Connection:
     def commit(self, count: int, *, more: bool = False) -> None:
         """The first `count` bytes of free_span(), or of free_spans(), have been written.
 
-        count   bytes, no more than the spans hold; 0 gives back unused spans
-        more    more bytes follow at once (as MSG_MORE), so a packet that is not full may wait for them. Ends with the
-                next commit() without it, be it commit(0)
-        Never raises. Next: poll_transmit(). Source: RFC 896 for what may wait.
+        Parameters:
+            count: bytes, no more than the spans hold; 0 gives back unused spans.
+            more: more bytes follow at once (as MSG_MORE), so a packet that is not full may wait for them. Ends with the
+                next commit() without it, be it commit(0).
+        Raises: nothing.
+        Next: poll_transmit().
+        Source: RFC 896 for what may wait.
         """
         self.send.buffer.commit(count)
         self.send.has_more = more
@@ -236,10 +275,13 @@ class Connection:
     def delivered(self, count: int, *, now: int) -> None:
         """The application has taken the first `count` bytes of what poll_delivery() returned.
 
-        count   bytes; what is left is copied, so that the memory of received datagrams may be used again: call
-                delivered(0) even if nothing was taken
-        now     µs
-        Never raises. Next: poll_transmit(), since a window update may be due. Source: RFC 9293 §3.8.6.2.2.
+        Parameters:
+            count: bytes; what is left is copied, so that the memory of received datagrams may be used again: call
+                delivered(0) even if nothing was taken.
+            now: µs.
+        Raises: nothing.
+        Next: poll_transmit(), since a window update may be due.
+        Source: RFC 9293 §3.8.6.2.2.
         """
         self.receive.delivered(count, now=now)
 
@@ -247,8 +289,11 @@ class Connection:
         """The application writes no more (shutdown(SHUT_WR)): our FIN follows the last byte. A second call does
         nothing.
 
-        now   µs
-        Never raises. Next: poll_transmit(). Data can still be received. Source: BEP 29 "type" (ST_FIN).
+        Parameters:
+            now: µs.
+        Raises: nothing.
+        Next: poll_transmit(). Data can still be received.
+        Source: BEP 29 "type" (ST_FIN).
         """
         if not self.send.is_finishing:
             self.send.is_finishing = True
@@ -261,9 +306,12 @@ class Connection:
         are unread, or more come, the connection ends by a RESET as TCP's does, but only after what we wrote has been
         acked or ABORT_FLUSH_US are over. A second call does nothing.
 
-        now   µs
-        Never raises. It does not end our direction: call finish() or reset_after_flush() as well. Sources: RFC 2525
-        §2.17; docs/protocol.md §12.
+        It does not end our direction: call finish() or reset_after_flush() as well.
+
+        Parameters:
+            now: µs.
+        Raises: nothing.
+        Source: RFC 2525 §2.17; docs/protocol.md §12.
         """
         if not self.receive.is_discarding:
             if self.receive.reassembly.ready_bytes or self.receive.reassembly.has_out_of_order:
@@ -277,20 +325,26 @@ class Connection:
         """Once all that was written is acked, or the peer's window is closed, end by a RESET in place of a FIN: the
         application has closed its socket with bytes unread.
 
-        error   errno of the CLOSED event that follows
-        now     µs
-        Never raises. Next: poll_event(), poll_transmit(). Source: RFC 2525 §2.17.
+        Parameters:
+            error: errno of the CLOSED event that follows.
+            now: µs.
+        Raises: nothing.
+        Next: poll_event(), poll_transmit().
+        Source: RFC 2525 §2.17.
         """
         self._close_timers.reset_after_flush, self._close_timers.reset_errno = True, error
         self.close_if_finished(now=now)
 
     def abort(self, error: int = 0) -> None:
         """End the connection at once: drop what was written and not acked, and send a RESET, or more than one to a peer
-        that has been sent several SYNs. None is sent where the peer cannot know of the connection, or may not be sent
-        so much because its address is not verified.
+        that has been sent several SYNs. None is sent where the peer cannot know of the connection, or may not be
+        sent so much because its address is not verified.
 
-        error   errno of the CLOSED event that follows; 0 for close() with SO_LINGER 0
-        Never raises. Next: poll_event(), poll_transmit(). Source: docs/protocol.md §4.
+        Parameters:
+            error: errno of the CLOSED event that follows; 0 for close() with SO_LINGER 0.
+        Raises: nothing.
+        Next: poll_event(), poll_transmit().
+        Source: docs/protocol.md §4.
         """
         if self.state is SYN_SENT:
             self._handshake.withdraw_syns()
@@ -301,27 +355,38 @@ class Connection:
 
     def close_silently(self) -> None:
         """End the connection at once and send nothing: for a half-open one that can be made again from the SYN cache,
-        and for one in TIME_WAIT that the peer does not need any more. Never raises. Next: poll_event().
+        and for one in TIME_WAIT that the peer does not need any more.
+
+        Raises: nothing.
+        Next: poll_event().
+        Source: docs/protocol.md §4, §12.
         """
         self._close(errno.ETIMEDOUT)
 
     def set_syn_retries(self, times: int) -> None:
         """Set how often the SYN is repeated before the connection attempt is given up with ETIMEDOUT.
 
-        times   1 or more, as TCP_SYNCNT; SYN_TRIES - 1 unless set
-        Never raises. Takes effect at once, also during the attempt.
+        Takes effect at once, also during the attempt.
+
+        Parameters:
+            times: a number, 1 or more, as TCP_SYNCNT; SYN_TRIES - 1 unless set.
+        Raises: nothing.
+        Source: tcp(7) TCP_SYNCNT.
         """
         self._handshake.syn_tries = times + 1
 
     def set_keepalive(self, interval_us: int, probing: Probing | None = None, *, now: int) -> None:
         """Configure what is sent on an idle connection. Each call replaces the one before.
 
-        interval_us   send a keepalive, which the peer does not answer, when nothing was sent for so long: for the sake
-                      of NATs (RFC 4787 REQ-6). 0: none
-        probing       when to send keepalive probes, which the peer must answer, and when to give up with ETIMEDOUT
-                      (SO_KEEPALIVE); None: never
-        now           µs
-        Never raises. Next: timeout_at(). Source: docs/protocol.md §7.
+        Parameters:
+            interval_us: µs without a packet sent after which a keepalive is sent, which the peer does not answer, for
+                the sake of NATs (RFC 4787 REQ-6). 0: none.
+            probing: when to send keepalive probes, which the peer must answer, and when to give up with ETIMEDOUT
+                (SO_KEEPALIVE); None: never.
+            now: µs.
+        Raises: nothing.
+        Next: timeout_at().
+        Source: docs/protocol.md §7.
         """
         self._keepalive.configure(interval_us, probing, now=now)
 
@@ -333,10 +398,13 @@ class Connection:
         They are handled packet by packet, in the order in which they lie in the run; a clean run and a lone ack with
         the same effect at once (fastpath.py). What is not acceptable is dropped and counted.
 
-        run      may be used until this returns; payload is borrowed from it until delivered()
-        packet   what decode() has made of the run, if that is one datagram and the caller had to decode it
-        now      µs
-        Never raises. Next: see the module's docstring. Sources: BEP 29 "header format"; docs/design.md §4.
+        Parameters:
+            run: may be used until this returns; payload is borrowed from it until delivered().
+            packet: what decode() has made of the run, if that is one datagram and the caller had to decode it.
+            now: µs.
+        Raises: nothing.
+        Next: see the module's docstring.
+        Source: BEP 29 "header format"; docs/design.md §4.
         """
         if self.state is CONNECTED:
             if run.is_clean():
@@ -507,11 +575,13 @@ class Connection:
         """A SYN came from the address to which we are connecting, at a port on which nothing listens: simultaneous
         open.
 
-        packet    the SYN
-        now       µs
-        -> bool   False: it does not belong to this connection, and nothing was done
-        Never raises. Next: if True, recv_id may be another one; then see the module's docstring. Sources: RFC 9293
-        §3.5; docs/protocol.md §14.
+        Parameters:
+            packet: the SYN.
+            now: µs.
+        Returns: whether it belongs to this connection; if not, nothing was done.
+        Raises: nothing.
+        Next: if True, recv_id may be another one; then see the module's docstring.
+        Source: RFC 9293 §3.5; docs/protocol.md §14.
         """
         handshake = self._handshake
         if self.state is SYN_RECEIVED and packet.seq16 == handshake.peer_syn_seq16:
@@ -590,15 +660,19 @@ class Connection:
     ) -> None:
         """An ICMP message, or an error of the kernel's, says that a datagram of ours could not be delivered.
 
-        error            errno of the message: ECONNREFUSED, EMSGSIZE, EHOSTUNREACH, …
-        quoted_seq16     seq_nr of the datagram that it quotes, None if it quotes too little
-        mtu_bytes        for EMSGSIZE: the largest datagram (UDP payload) that passes, 0 if not known
-        datagram_bytes   how large the datagram was (UDP payload), 0 if not known
-        now              µs
         A message that quotes a packet which is not in flight is ignored. While connecting, the errnos of
         _CONNECT_ERRORS end the attempt. Later ECONNREFUSED ends the connection if it quotes a packet, EMSGSIZE makes
-        packets smaller, and others are reported if the connection then times out. Never raises. Next: see the module's
-        docstring. Sources: RFC 1122 §4.2.3.9, RFC 5927 §4, RFC 1191; docs/protocol.md §4.
+        packets smaller, and others are reported if the connection then times out.
+
+        Parameters:
+            error: errno of the message: ECONNREFUSED, EMSGSIZE, EHOSTUNREACH and others.
+            quoted_seq16: seq_nr of the datagram that it quotes, a 16-bit number; None if it quotes too little.
+            mtu_bytes: for EMSGSIZE: bytes of UDP payload in the largest datagram that passes, 0 if not known.
+            datagram_bytes: bytes of UDP payload in the datagram, 0 if not known.
+            now: µs.
+        Raises: nothing.
+        Next: see the module's docstring.
+        Source: RFC 1122 §4.2.3.9, RFC 5927 §4, RFC 1191; docs/protocol.md §4.
         """
         if self.state is SYN_SENT:
             if error in _CONNECT_ERRORS and quoted_seq16 in (None, self._handshake.syn_seq & 0xFFFF):
@@ -625,8 +699,11 @@ class Connection:
         """Do what is due: retransmissions, acks, probes, and to give up. To be called at timeout_at() or later; a call
         before does nothing.
 
-        now   µs
-        Never raises. Next: see the module's docstring. Sources: BEP 29 "timeouts"; RFC 6298 §5.
+        Parameters:
+            now: µs.
+        Raises: nothing.
+        Next: see the module's docstring.
+        Source: BEP 29 "timeouts"; RFC 6298 §5.
         """
         if self.state is not CONNECTED and not self._handle_other_timeout(now=now):
             return
@@ -693,9 +770,12 @@ class Connection:
             self.receive.ack_at = now
 
     def timeout_at(self) -> int | None:
-        """When to call handle_timeout() and then poll_transmit(): a time in µs, perhaps in the past, or None while
-        nothing is waited for. Valid after poll_transmit() has returned None, until the next call of anything else.
-        Never raises.
+        """When to call handle_timeout() and then poll_transmit(). Valid after poll_transmit() has returned None, until
+        the next call of anything else.
+
+        Returns: µs, perhaps in the past; None while nothing is waited for.
+        Raises: nothing.
+        Source: docs/design.md §3.
         """
         state = self.state
         if state is CONNECTED:
@@ -722,27 +802,38 @@ class Connection:
     # ── what is to be done ──
 
     def poll_event(self) -> Event | None:
-        """The next event, or None. Each is returned once: CONNECTED, if it comes to that, then CLOSED. Never raises."""
+        """Take the next event. Each is returned once: CONNECTED, if it comes to that, then CLOSED.
+
+        Returns: the event; None when there is none.
+        Raises: nothing.
+        Source: docs/design.md §3.
+        """
         return self.events.pop(0) if self.events else None
 
     def poll_delivery(self) -> list[memoryview]:
-        """The bytes to deliver to the application, in the order of the stream; none if the list is empty.
+        """The bytes to deliver to the application, in the order of the stream.
 
-        -> list   views of received datagrams' memory. Valid until delivered(), which must be the next call
-        Never raises.
+        Returns: views of received datagrams' memory, none if there is nothing; valid until delivered().
+        Raises: nothing.
+        Next: delivered(), before any other call.
+        Source: docs/design.md §3.
         """
         return self.receive.reassembly.ready()
 
     def poll_transmit(self, *, now: int, max_segments: int) -> Transmit | None:
-        """The next datagrams to send to addr, with one system call if possible; None when nothing may leave now.
+        """Take the next datagrams to send to addr, with one system call if possible.
 
-        RESETs first, then a selective ack if one is due, lost packets, new data, and last a bare ack. Call until None,
-        then read timeout_at(): a closed window or a pacing gap is a later deadline, not an error.
+        RESETs first, then a selective ack if one is due, lost packets, new data, and last a bare ack. A closed window
+        or a pacing gap is a later deadline, not an error.
 
-        now            µs, monotonic, never less than in an earlier call
-        max_segments   1..MAX_RUN_PACKETS; 1 turns batching off
-        -> Transmit    with a copy of the payload: it may be kept and sent later. It counts as sent when it is returned
-        Never raises. Sources: BEP 29 "packet sizes"; RFC 6817 §2.4.2.
+        Parameters:
+            now: µs, monotonic, never less than in an earlier call.
+            max_segments: packets, 1 to MAX_RUN_PACKETS; 1 turns batching off.
+        Returns: the datagrams, with a copy of the payload, so that they may be kept and sent later; they count as sent
+            when they are returned. None when nothing may leave now.
+        Raises: nothing.
+        Next: the same until None, then timeout_at().
+        Source: BEP 29 "packet sizes"; RFC 6817 §2.4.2.
         """
         composer, handshake = self._composer, self._handshake
         if handshake.pending_resets:
@@ -812,8 +903,10 @@ class Connection:
         """Go on to TIME_WAIT if both FINs are acked, or to the RESET of reset_after_flush() if all is acked. Does
         nothing otherwise. Called by the methods above after everything that may finish a direction.
 
-        now   µs
-        Never raises. Source: docs/protocol.md §12.
+        Parameters:
+            now: µs.
+        Raises: nothing.
+        Source: docs/protocol.md §12.
         """
         if self.state is not CONNECTED:
             return
