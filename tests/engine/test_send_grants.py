@@ -33,7 +33,7 @@ class FakeSend:
         self.recovery = self
         self.min_rtt_us = 100
         self.lost_packets = 0
-        self.size = MTU_BYTES
+        self.datagram_bytes = MTU_BYTES
         self.window_bytes = 4 << 20
         self.largest_window_bytes = 4 << 20
         self.in_flight_bytes = 0
@@ -245,7 +245,7 @@ def test_what_is_left_of_a_grant_when_packets_have_grown_makes_no_packet_of_its_
     assert grant_queue.after_transmit(bridges[0]) == [bridges[0]]
     send.sent_offset += 9 * PAYLOAD_BYTES
     send.unsent_bytes -= 9 * PAYLOAD_BYTES
-    send.size += 8
+    send.datagram_bytes += 8
     assert not send.awaits_grant
     grant_queue.packets(bridges[0])
     assert send.awaits_grant, "one full packet is more than was granted"

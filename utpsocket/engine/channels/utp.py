@@ -259,9 +259,7 @@ class Bridge:
         # Where it is in its life.
         self.syn_received_at = 0  # µs; 0 once the peer has proved its address
         self.is_handed_over = False  # accept() can return it, or has; of a connect(): from the beginning
-        self.is_gated = (
-            False  # the user's fd is unwritable, as connect() has not succeeded: what is read here is filler
-        )
+        self.is_gated = False  # connect() has not succeeded: the user's fd is unwritable, and what is read is filler
         self._filler_bytes = -1  # of that filler, not read yet; -1: all of it
         self.is_gone = False  # over; lists and timers that still have it must pass over it
         self.close_errno: int | None = None  # what the connection ended with, 0 for an orderly end; None: it goes on

@@ -159,9 +159,7 @@ class Endpoint:
         self.reuse = False  # every one of them has set SO_REUSEADDR
         self.shares_port = False  # every one of them has set UTP_SHARE_PORT
         self.peers: ReuseportSockets | None = None  # a UDP socket for each peer, where processes share the port
-        self.overlapping: tuple[
-            Endpoint, ...
-        ] = ()  # ports at the same number and another address: overlapping_ports.py
+        self.overlapping: tuple[Endpoint, ...] = ()  # at the same number and another address: overlapping_ports.py
 
         # Its end.
         self.closing_claim: dict[str, object] = {}  # under CLAIM_KEY what closes the port: claim_closing()
