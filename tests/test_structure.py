@@ -87,6 +87,7 @@ WITHOUT_HANDLERS = ("cli",)
 WITHOUT_HANDLERS_FILES = frozenset(  # uvloop's are asyncio's callbacks, native.py has it as it is imported
     {
         "engine/channels/race.py",
+        "engine/channels/receive_buffer.py",
         "engine/channels/tcp.py",
         "engine/channels/utp.py",
         "engine/helper/server.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -55,6 +56,39 @@ def reader() -> Iterator[Reader]:
     end, user = socket.socketpair()
     with end, user:
         yield Reader(end, user)
+
+
+class Forgetful:
+    """An end of a pair whose kernel has no memory for so many calls of setsockopt()."""
+
+    def __init__(self, end: Any, code: int, times: int) -> None:
+        self._end = end
+        self._failures = [OSError(code, "injected")] * times
+
+    def setsockopt(self, *arguments: Any) -> None:
+        if self._failures:
+            raise self._failures.pop()
+        self._end.setsockopt(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._end, name)
+
+
+@pytest.mark.parametrize("code", [errno.EINTR, errno.ENOBUFS, errno.ENOMEM])
+def test_a_kernel_without_memory_for_a_larger_buffer_costs_no_connection(reader: Reader, code: int) -> None:
+    """The window does not grow then, and does as soon as there is memory."""
+    reader.end = Forgetful(reader.end, code, 2)
+    reader.take(100_000, after_us=ROUND_US)
+    reader.take(100_000, after_us=ROUND_US)
+    assert (reader.window_bytes, reader.room.is_growing) == (FIRST_WINDOW_BYTES, True)
+    reader.take(100_000, after_us=ROUND_US)
+    assert reader.window_bytes > FIRST_WINDOW_BYTES
+
+
+def test_an_end_that_is_no_socket_any_more_is_not_taken_for_that(reader: Reader) -> None:
+    reader.end = Forgetful(reader.end, errno.EBADF, 1)
+    with pytest.raises(OSError, match="injected"):
+        reader.take(100_000, after_us=ROUND_US)
 
 
 def test_what_nobody_reads_opens_no_window(reader: Reader) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from utpsocket.engine.faults import TRANSIENT
 from utpsocket.engine.interpreter import native
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.user_fds.socket_state import half_buffer
@@ -99,8 +100,13 @@ class ReceiveBuffer:
             return
         most_bytes = min(_MOST_WINDOW_BYTES, most_bytes)
         window = min(window, most_bytes)
+        try:
+            self._set_pair(engine_sock, max(self._pair_bytes, min(_MOST_PAIR_BYTES, window // _PAIR_SHARE)))
+        except OSError as error:
+            if error.errno not in TRANSIENT:
+                raise
+            return  # the kernel lacks memory: nothing grows in this round
         reassembly.resize(window)
-        self._set_pair(engine_sock, max(self._pair_bytes, min(_MOST_PAIR_BYTES, window // _PAIR_SHARE)))
         self.is_growing = window < most_bytes
 
     def _set_pair(self, engine_sock: Any, size: int) -> None:
