@@ -42,10 +42,10 @@ class Stage:
     def __init__(self) -> None:
         self.is_remote = os.environ.get("UTPSOCKET_ENGINE") == "process"
         outside = Outside() if self.is_remote else None
-        self.loop: Any = running_engine()
         self.innocents = Innocents(
             lambda: {os.getpid(), *(each.pid for each in (running_engine(),) if each is not None)}
         )
+        self.loop: Any = running_engine()  # which the innocents have begun
         self.inside: Any = outside or Inside(self.loop, Injector())
         play = Play()
         if not play.ended(60) or play.victims or play.wrong:
