@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import utpsocket
-from tests.faults.scenes import nobody
+from tests.faults.scenes import OfBoth, nobody
 from utpsocket import engine
 
 PATIENCE_S = 20.0  # only what fails waits for so long
@@ -612,6 +612,41 @@ class CreateServer(Case):
         talk(client, self.own(self.owned[0].accept()[0]))
 
 
+class BindBoth(Case):
+    """A socket that is to listen over uTP and TCP, at one port number."""
+
+    def prepare(self) -> None:
+        self.sock = self.own((OfBoth if self.module is utpsocket else self.module.socket)())
+
+    def call(self) -> None:
+        self.sock.bind(LOCALHOST)
+
+    def check(self) -> None:
+        if not self.sock.getsockname()[1]:
+            self.sock.bind(LOCALHOST)
+        self.sock.listen(7)
+        self.sock.settimeout(PATIENCE_S)
+        for module in (self.module, stdlib):
+            client = self.own(module.socket())
+            client.settimeout(PATIENCE_S)
+            client.connect(self.sock.getsockname())
+            talk(client, self.own(self.sock.accept()[0]))
+
+
+class ListenBoth(BindBoth):
+    def prepare(self) -> None:
+        super().prepare()
+        self.sock.bind(LOCALHOST)
+        self.name = self.sock.getsockname()
+
+    def call(self) -> None:
+        self.sock.listen(7)
+
+    def check(self) -> None:
+        assert self.sock.getsockname() == self.name
+        super().check()
+
+
 class Start(Bind):
     """The first use of a socket makes the engine."""
 
@@ -630,6 +665,8 @@ CASES: dict[str, Callable[[Any], Case]] = {
     "bind": Bind,
     "listen": Listen,
     "listen_unbound": ListenUnbound,
+    "bind_both": BindBoth,
+    "listen_both": ListenBoth,
     "connect": Connect,
     "connect_bound": ConnectBound,
     "connect_at_once": ConnectAtOnce,

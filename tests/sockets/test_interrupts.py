@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults import callers
+from tests.faults import callers, scenes
 from utpsocket.engine import engine
 from utpsocket.engine.kernel import netns
 from utpsocket.engine.loop import Loop
@@ -154,3 +155,26 @@ def test_the_fd_of_a_bind_that_failed_is_nobodys_until_the_engine_has_forgotten_
     client = net.fresh()
     client.connect(listener.getsockname())
     assert net.accept(listener).getpeername() == client.getsockname()
+
+
+@pytest.mark.parametrize("net", ["utp"], indirect=True)
+def test_a_listener_of_both_may_listen_after_a_listen_that_failed(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over TCP too, whose socket went with the listener that never was."""
+    net.listener()
+    loop = engine()
+    if not isinstance(loop, Loop) or not loop.frees_ports_at_once:
+        pytest.skip("the engine is the only one that watches a socket")
+    sock = net.own(scenes.OfBoth())
+    sock.bind(("127.0.0.1", 0))
+    name = sock.getsockname()
+    with monkeypatch.context() as patch:
+        epoll = SlowEpoll(loop._watches._epoll, OSError(errno.ENOSPC, "no room for another watch"))
+        epoll.may_go_on.set()
+        patch.setattr(loop._watches, "_epoll", epoll)
+        with pytest.raises(OSError, match="no room for another watch"):
+            sock.listen()
+    sock.listen()
+    assert sock.getsockname() == name
+    for client in (net.fresh(), net.own(socket.socket())):
+        client.connect(name)
+        assert net.accept(sock).getpeername() == client.getsockname()

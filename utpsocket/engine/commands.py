@@ -256,7 +256,8 @@ def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, bac
     # At once: should the rest fail, what ends a listener finds it.
     listener = endpoint.listener = Listener(endpoint, identity, name, backlog)
     if tcp is not None:
-        listener.tcp_listener = TcpListener(loop, listener, tcp)
+        listener.tcp_listener = TcpListener(loop, listener)
+        listener.tcp_listener.listen(tcp)
 
 
 # Of a connect() that is posted while a signal's handler may raise: the engine enters itself before it dials, the caller

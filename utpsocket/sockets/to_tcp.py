@@ -21,6 +21,7 @@ from utpsocket.engine.channels.tcp_socket import apply_options, tcp_socket
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.kernel.high_fds import raise_fd
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.sockets import fd_swap, lifecycle, registry
@@ -50,29 +51,51 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
 
 def _bind_both(sock: Any, identity: Identity, address: Any) -> None:
     for _ in range(_PAIR_TRIES):
-        bound_tcp = tcp_socket(identity)
+        bound_tcp = raise_fd(tcp_socket(identity))
         try:
             bound_tcp.bind(address)
-            lifecycle.bind(sock, identity, (address[0], *bound_tcp.getsockname()[1:]))
-        except OSError as error:
-            bound_tcp.close()
-            if error.errno != errno.EADDRINUSE or address[1]:
-                raise
-        except BaseException:
-            bound_tcp.close()
-            raise
-        else:
             identity.bound_tcp = bound_tcp
+            lifecycle.bind(sock, identity, (address[0], *bound_tcp.getsockname()[1:]))
             return
+        except BaseException as error:
+            bound_tcp.close()
+            if not identity.endpoint:  # else listen() finds the closed one, and binds another
+                identity.bound_tcp = None
+            if not isinstance(error, OSError) or error.errno != errno.EADDRINUSE or address[1]:
+                raise
     raise lifecycle.os_error(errno.EADDRINUSE)
 
 
 def listens_over_tcp(sock: Any, identity: Identity) -> bool:
-    """Let the socket become a TCP socket if it shall listen over TCP. Returns whether it is one."""
-    if identity.bound_tcp is None or identity.endpoint:
+    """Whether listen() is TCP's: then the socket is TCP's by now. One that is to listen over both has its TCP socket
+    still, or again where a listen() that failed has closed it.
+    """
+    if identity.bound_tcp is None:
+        return False
+    if identity.endpoint:
+        if identity.bound_tcp.fileno() < 0:
+            _bind_tcp_again(identity)
         return False
     become_tcp(sock, identity)
     return True
+
+
+def _bind_tcp_again(identity: Identity) -> None:
+    """Bind another TCP socket to the port, in the place of one that is closed. Raises OSError."""
+    tcp = raise_fd(tcp_socket(identity))
+    try:
+        try:
+            tcp.bind(identity.local)
+        except OSError as error:
+            loop = running_engine()
+            if error.errno != errno.EADDRINUSE or not isinstance(loop, Loop):
+                raise
+            loop.call(commands.barrier)  # its thread may be about to close the other one
+            tcp.bind(identity.local)
+        identity.bound_tcp = tcp
+    except BaseException:
+        tcp.close()
+        raise
 
 
 def connects_over_tcp(sock: Any, identity: Identity, address: Any) -> bool:
@@ -100,7 +123,9 @@ def drop_bound_tcp(identity: Identity) -> None:
 def become_tcp(sock: Any, identity: Identity) -> None:
     """Put a kernel TCP socket in the descriptor's place. Raises OSError where the bound address is not free for TCP."""
     fd = sock.fileno()
-    tcp, identity.bound_tcp = identity.bound_tcp or tcp_socket(identity), None
+    tcp, identity.bound_tcp = identity.bound_tcp, None
+    if tcp is None or tcp.fileno() < 0:
+        tcp = tcp_socket(identity)
     try:
         apply_options(tcp, identity)
         for name in _PAIR_OPTIONS:

@@ -15,7 +15,7 @@ from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import os, random
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.kernel.high_fds import give_back, raise_fd, with_room
+from utpsocket.engine.kernel.high_fds import give_back, raise_fd, taken_over, with_room
 from utpsocket.engine.kernel.poller import EPOLLET, EPOLLIN
 from utpsocket.engine.ports.retries import Retries
 from utpsocket.engine.user_fds.socket_state import Role
@@ -40,32 +40,35 @@ _system_random: Final = random.SystemRandom()
 
 
 class TcpListener:
-    """A listening TCP socket at the port number of a listener.
+    """A listening TCP socket at the port number of a listener, once listen() has been called.
 
     listener   the uTP half, which has the backlog and the settings
-    tcp        a bound TCP socket; this object's to close from now on
-
-    Raises OSError, EADDRINUSE for example.
     """
 
     __slots__ = ("_due_at", "_listener", "_loop", "_retries", "_tcp", "_waiting")
 
-    def __init__(self, loop: Engine, listener: Listener, tcp: Any) -> None:
+    def __init__(self, loop: Engine, listener: Listener) -> None:
         self._loop = loop
         self._listener = listener
-        # An accepted socket inherits this: if anything fails before the hand-over, it is reset and not closed by a FIN.
-        tcp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, LINGER_ZERO)
-        tcp.listen(listener.backlog)
-        tcp.setblocking(False)
-        self._tcp = raise_fd(tcp)
+        self._tcp: Any = None
         self._waiting: Relay | None = None  # a connection that was accepted from TCP and not handed over yet
         self._retries = Retries()  # when to try again
         self._due_at: int | None = None  # µs: when _let_in() is to be called
-        try:
-            loop.watch_from_anywhere(self._tcp.fileno(), _EVENTS, self)
-        except BaseException:
-            self.close()
-            raise
+
+    def listen(self, tcp: Any) -> None:
+        """Listen with a bound TCP socket. This object takes it over in one step: to the caller it is closed from then
+        on, and where something fails later, the engine's thread closes it with the listener. Any thread.
+
+        Raises OSError, EADDRINUSE for example.
+        """
+        # An accepted socket inherits this: if anything fails before the hand-over, it is reset and not closed by a FIN.
+        tcp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, LINGER_ZERO)
+        tcp.listen(self._listener.backlog)
+        tcp.setblocking(False)
+        family, proto = tcp.family, tcp.proto
+        self._tcp = next(taken_over(raise_fd(tcp)))
+        self._tcp.__init__(family, stdlib.SOCK_STREAM, proto, self._tcp.fileno())
+        self._loop.watch_from_anywhere(self._tcp.fileno(), _EVENTS, self)
 
     @property
     def known_events(self) -> int:
