@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from utpsocket.engine import commands, running_engine
-from utpsocket.engine.helper.client import RemoteLoop
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
@@ -127,7 +126,7 @@ def connection_stats(cookie: int, *, waits: bool = True) -> ConnectionStats:
     loop = running_engine()
     if loop is None or not loop.is_alive:
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
-    if not waits and isinstance(loop, RemoteLoop):
+    if not waits and not isinstance(loop, Loop):
         return ConnectionStats(*loop.latest_figures(cookie))
     if not waits and isinstance(loop, Loop):
         for _ in range(_TRIES):
@@ -180,7 +179,7 @@ info.__module__ = "utpsocket"
 def _living(identity: Identity, *, waits: bool) -> ConnectionStats | None:
     """What the engine says of a connection; None where it serves none such any more."""
     loop = lifecycle.own_engine(identity)
-    if loop is None or (not waits and isinstance(loop, RemoteLoop) and identity.is_over):
+    if loop is None or (not waits and not isinstance(loop, Loop) and identity.is_over):
         return None
     try:
         return connection_stats(identity.cookie, waits=waits)

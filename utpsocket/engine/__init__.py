@@ -11,19 +11,20 @@ import errno
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING
 
 from utpsocket.engine import environment, exit_flush, fault_reports
-from utpsocket.engine.helper.client import RemoteLoop
 from utpsocket.engine.interpreter import native
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.kernel import high_fds
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.user_fds import shared_errnos
 
+if TYPE_CHECKING:
+    from utpsocket.engine.helper.client import RemoteLoop
+
 _loop: Loop | RemoteLoop | None = None
 _first: dict[str, Loop | RemoteLoop] = {}  # the successor of no engine, as Loop.successor is of that one
-_KINDS: Final[dict[str, type[Loop | RemoteLoop]]] = {"thread": Loop, "process": RemoteLoop}
 _is_hooked = False
 _is_over = False
 # Engines whose fds the program closed: their objects must not close those numbers again.
@@ -77,7 +78,12 @@ def _succeed(gone: Loop | RemoteLoop | None) -> Loop | RemoteLoop:
 
 
 def _kind() -> type[Loop | RemoteLoop]:
-    return _KINDS[environment.value("UTPSOCKET_ENGINE", "thread")]
+    if environment.value("UTPSOCKET_ENGINE", "thread") == "thread":
+        return Loop
+    # Imported here, since most programs never need it.
+    from utpsocket.engine.helper.client import RemoteLoop
+
+    return RemoteLoop
 
 
 def running_engine() -> Loop | RemoteLoop | None:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import errno
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket import options
 from utpsocket.engine import commands
-from utpsocket.engine.helper.client import RemoteLoop
 from utpsocket.engine.interpreter.originals import _socket, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel import fd_names, netns
@@ -20,6 +19,9 @@ from utpsocket.engine.kernel.high_fds import raise_fd
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports import overlapping_ports
 from utpsocket.engine.user_fds.socket_state import Identity
+
+if TYPE_CHECKING:
+    from utpsocket.engine.helper.client import RemoteLoop
 
 UNBOUND: Final[dict[int, Address]] = {stdlib.AF_INET: ("0.0.0.0", 0), stdlib.AF_INET6: ("::", 0, 0, 0)}
 # For an address that a port which the engine is about to close still has; by feel.
@@ -37,7 +39,7 @@ def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: A
             if error.errno != errno.EADDRINUSE:
                 raise
         local, namespace = resolved(identity, address), identity.namespace
-        if isinstance(loop, RemoteLoop):
+        if not isinstance(loop, Loop):
             try:
                 if sock.gettimeout() == 0:
                     return _take_known_port(sock, loop, identity, local, **named), local
@@ -50,7 +52,7 @@ def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: A
         try:
             key = loop.perform(commands.share_port, local, identity, **named, namespace=namespace)
             if key:
-                if isinstance(loop, RemoteLoop):
+                if not isinstance(loop, Loop):
                     loop.ledger.add(key, local, identity, **named)
                 return key, local
             way = loop.perform(commands.allow_overlap, local, namespace=namespace) if named["reuse"] else []
@@ -129,7 +131,7 @@ def _adopt_port(
         local: Address = udp.getsockname()
         if identity.family == stdlib.AF_INET6 and local[0].startswith("ff"):
             raise _error(errno.EINVAL)  # TCP refuses a multicast address of IPv6, and not of IPv4
-        if isinstance(loop, RemoteLoop):
+        if not isinstance(loop, Loop):
             return loop.adopt_port(udp, local, identity, reuse=reuse, shares=shares), local
         bound = local, identity.namespace
         return loop.perform(commands.adopt_port, udp, identity, reuse=reuse, shares=shares, bound=bound), local
@@ -137,7 +139,7 @@ def _adopt_port(
         # Closed now, since the exception may be kept, and with it this frame. The engine closes what it has taken.
         if loop.is_alive and not is_errno(error):
             loop.tell(commands.drop_holders_of, identity.inode)
-        if not loop.is_alive or isinstance(loop, RemoteLoop) or not loop.perform(commands.has_port, udp):
+        if not loop.is_alive or not isinstance(loop, Loop) or not loop.perform(commands.has_port, udp):
             udp.close()
         raise
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from utpsocket.engine import commands, running_engine
-from utpsocket.engine.helper.client import RemoteLoop
 from utpsocket.engine.interpreter.native import allocate_lock
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.signal_errors import let_pass
@@ -48,7 +47,7 @@ def after_close(
         if identity.endpoint:
             # The port must be free when close() returns: the next bind() may ask for it. Connections that were not
             # accepted are reset first, by the engine.
-            if isinstance(loop, RemoteLoop) and not (acquire and is_blocking):
+            if not isinstance(loop, Loop) and not (acquire and is_blocking):
                 _deliver(loop.post, commands.release, identity.endpoint, identity.inode)
                 return
             is_closed = _deliver(loop.perform, commands.release, identity.endpoint, identity.inode)

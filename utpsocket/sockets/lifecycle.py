@@ -10,11 +10,10 @@ import errno
 import sys
 from contextlib import closing
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket import options
 from utpsocket.engine import commands, engine, running_engine, serving_pid
-from utpsocket.engine.helper.client import RemoteLoop
 from utpsocket.engine.interpreter.native import Socket, poll
 from utpsocket.engine.interpreter.originals import _socket, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
@@ -27,6 +26,9 @@ from utpsocket.engine.ports.connect_gate import may_be_reset
 from utpsocket.engine.user_fds import reset
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.sockets import binding, fd_pair, fd_swap, registry
+
+if TYPE_CHECKING:
+    from utpsocket.engine.helper.client import RemoteLoop
 
 _UNCONNECTED: Final = Role.UNCONNECTED
 _CONNECTING: Final = Role.CONNECTING
@@ -310,7 +312,7 @@ def listen(sock: Any, identity: Identity, backlog: int) -> None:
         name = fd_names.encode_listener(identity.cookie, identity.local, identity.owner_pid)
         Socket.bind(sock, name)
         Socket.listen(sock, backlog)
-        if isinstance(loop, RemoteLoop) and sock.gettimeout() == 0:
+        if not isinstance(loop, Loop) and sock.gettimeout() == 0:
             loop.ledger.check_listen(identity.endpoint, identity.inode)
             identity.role = Role.LISTENING  # before the engine may report that it failed
             try:
@@ -323,7 +325,7 @@ def listen(sock: Any, identity: Identity, backlog: int) -> None:
             identity.role = Role.LISTENING
         identity.bound_tcp = None
         identity.claim = None
-        if isinstance(loop, RemoteLoop):
+        if not isinstance(loop, Loop):
             loop.listened.add(identity.local[1])
     except BaseException:
         if identity.role is not Role.LISTENING:
@@ -487,7 +489,7 @@ def _hold_again(sock: Any, identity: Identity, inode: int) -> None:
     """Keep the port of a bound socket, or bind it again: the connection that has ended may have released it."""
     loop = engine()
     loop.holders_watch.watch(sock.fileno(), identity.inode)
-    if loop.pid == identity.owner_pid and isinstance(loop, RemoteLoop) and sock.gettimeout() == 0:
+    if loop.pid == identity.owner_pid and not isinstance(loop, Loop) and sock.gettimeout() == 0:
         binding.keep_port(sock, loop, identity, inode)
     elif loop.pid != identity.owner_pid or not loop.perform(
         commands.replace_holder, identity.endpoint, inode, identity
@@ -531,7 +533,12 @@ def wait_for_acceptor(identity: Identity) -> None:
     makes both known in one step (connect_gate.py), one in another process one right after the other.
     """
     loop = own_engine(identity)
-    if isinstance(loop, RemoteLoop) and identity.peer is not None and identity.peer[1] in loop.listened:
+    if (
+        loop is not None
+        and not isinstance(loop, Loop)
+        and identity.peer is not None
+        and identity.peer[1] in loop.listened
+    ):
         loop.call(commands.barrier)
 
 
@@ -551,7 +558,7 @@ def sync_network_side(sock: Any, identity: Identity) -> None:
     loop = own_engine(identity)
     if loop is None or sock.gettimeout() == 0:
         return
-    if isinstance(loop, RemoteLoop) or may_be_reset(loop, identity.cookie):
+    if not isinstance(loop, Loop) or may_be_reset(loop, identity.cookie):
         loop.call(commands.sync_network_side, identity.cookie)
 
 
@@ -567,7 +574,7 @@ def abort_connecting(sock: Any, identity: Identity) -> bool:
 def _abort_at_once(sock: Any, identity: Identity, loop: Loop | RemoteLoop) -> None:
     """The same without waiting for the engine: the user's descriptor is replaced by one that was reset."""
     loop.post(commands.abort_connect_late, identity.cookie)
-    if isinstance(loop, RemoteLoop):
+    if not isinstance(loop, Loop):
         identity.cookie = fd_names.new_cookie()  # reports of the engine about the attempt are ignored from now on
     identity.is_gated = False
     identity.is_over = identity.is_reset = True
@@ -591,7 +598,7 @@ def apply_options(identity: Identity, *, at_once: bool, to_living: bool, is_node
     """Give the engine changed options and apply them to the connection, before this returns or soon after."""
     loop = own_engine(identity)
     if loop is not None:
-        if isinstance(loop, RemoteLoop):
+        if not isinstance(loop, Loop):
             loop.learn(identity)
         if to_living:
             follow(loop, identity.cookie, at_once=at_once, is_nodelay=is_nodelay)
