@@ -6,7 +6,9 @@ Each conversation runs in a fresh interpreter, which says at its end which engin
 from __future__ import annotations
 
 import errno
+import inspect
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -21,6 +23,7 @@ import pytest
 from utpsocket.engine import engine, fault_reports, running_engine, shutdown
 from utpsocket.engine.helper import messages
 from utpsocket.engine.helper import server as engine_server
+from utpsocket.engine.helper.messages import Argument
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.user_fds import reset
 
@@ -363,16 +366,39 @@ def test_a_kind_of_engine_that_there_is_not() -> None:
     assert "ValueError: UTPSOCKET_ENGINE is 'fibre', not 'thread' or 'process'" in done.stderr
 
 
-def test_what_an_argument_is_its_name_says() -> None:
-    """A command whose parameters are called otherwise would travel as plain values, which fds and identities are
-    not.
-    """
-    assert {
-        name: messages.parameters(command) for name, command in messages.COMMANDS.items() if name.startswith("dial")
-    } == {
-        "dial_private": ("udp_sock", "identity", "engine_sock", "fallback_us", "claim"),
-        "dial_from": ("key", "peer", "identity", "engine_sock", "fallback_us", "claim"),
+@pytest.mark.parametrize("name", messages.COMMANDS)
+def test_the_table_of_commands_agrees_with_their_parameters(name: str) -> None:
+    """An fd or an identity must not travel as a plain value."""
+    travels = {
+        "identity": Argument.IDENTITY,
+        "callback": Argument.CALLBACK,
+        "claim": Argument.CLAIM,
+        **dict.fromkeys(("udp_sock", "engine_sock", "tcp_sock"), Argument.SOCK),
     }
+    command, arguments, is_dialed = messages.COMMANDS[name]
+    parameters = list(inspect.signature(command).parameters.values())[1:]
+    by_position = [it.name for it in parameters if it.kind is it.POSITIONAL_OR_KEYWORD]
+    assert [travels.get(parameter, Argument.PLAIN) for parameter in by_position] == list(arguments)
+    assert not travels.keys() & {it.name for it in parameters if it.kind is it.KEYWORD_ONLY}
+    assert is_dialed == ("claim" in by_position)
+
+
+def test_every_command_of_the_shim_may_be_sent() -> None:
+    """But for those that it gives to a loop in its own process alone."""
+    asked: set[str] = set()
+    package = ROOT / "utpsocket"
+    for path in (*package.glob("sockets/*.py"), package / "stats.py", package / "engine" / "exit_flush.py"):
+        asked.update(re.findall(r"\bcommands\.(?!py\b)([a-z_]+)", path.read_text()))
+    assert asked - messages.COMMANDS.keys() == {"adopt_port", "has_port", "has_nothing_unsent", "follow_nodelay"}
+
+
+def test_a_program_with_an_engine_in_a_thread_does_not_load_the_helper() -> None:
+    program = (
+        "import sys, utpsocket; utpsocket.create_server(('127.0.0.1', 0)).close();"
+        "sys.exit(any(name.startswith('utpsocket.engine.helper') for name in sys.modules))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "UTPSOCKET_ENGINE": "thread"}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, timeout=WAIT_S, check=False).returncode == 0
 
 
 NO_MEMORY = """
@@ -469,7 +495,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException, ti
     [
         ("read", MemoryError()),
         ("read", SystemExit(3)),
-        ("parameters", MemoryError()),
+        ("crossing", MemoryError()),
         ("receive_raw", OSError(errno.ENOMEM, "")),
         ("send", OSError(errno.ENOBUFS, "")),
         ("send", MemoryError()),

@@ -7,9 +7,9 @@ Loop.perform(), so that bind(), listen() and close() wait for no other thread. T
 of dicts, and leave the rest to the engine's thread (Loop.soon()). There is no lock, which a signal's handler that
 raises could leave locked.
 
-A command consists of plain values, identities, callbacks and sockets, so that it can also be sent to an engine in
-another process (helper/messages.py): there arguments named `identity`, `callback` and `…_sock` are replaced, all others
-must be plain. What undoes a command that failed half way is said at the end of this file.
+The arguments of a command are plain values, identities, callbacks, claims and sockets, so that it can also be sent to
+an engine in another process: helper/messages.py has the table of those that are, and of how each argument travels. What
+undoes a command that failed half way is said at the end of this file.
 """
 
 from __future__ import annotations

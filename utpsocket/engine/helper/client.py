@@ -36,6 +36,7 @@ from utpsocket.engine.command_queue import Answer
 from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.helper import messages, port_commands
 from utpsocket.engine.helper.known_ports import Ledger
+from utpsocket.engine.helper.messages import Argument
 from utpsocket.engine.helper.request_queue import Requests
 from utpsocket.engine.interpreter import garbage_collector
 from utpsocket.engine.interpreter.fork_lock import ForkLock
@@ -315,18 +316,16 @@ class RemoteLoop:
         plain: list[Any] = []
         socks: list[Any] = []
         sent = None
-        for name, value in zip(messages.parameters(command), arguments, strict=False):
-            if name == "identity":
-                plain.append(
-                    messages.identity_form(self._introduced(value, is_dialed=command.__name__.startswith("dial")))
-                )
-            elif name == "callback":
+        crossing = messages.crossing(command.__name__)
+        for argument, value in zip(crossing.arguments, arguments, strict=False):
+            if argument is Argument.PLAIN:
+                plain.append(value)
+            elif argument is Argument.IDENTITY:
+                plain.append(messages.identity_form(self._introduced(value, is_dialed=crossing.is_dialed)))
+            elif argument is Argument.CALLBACK:
                 plain.append(next(self._serials))
                 self._answers[plain[-1]] = _Callback(value)
-            elif name.endswith("_sock") and value is not None:
-                plain.append(True)
-                socks.append(value)
-            elif name == "claim":
+            elif argument is Argument.CLAIM:
                 plain.append(None)
                 sent = partial(value.setdefault, *commands.CLAIMED_BY_ENGINE)
             else:

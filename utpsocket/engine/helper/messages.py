@@ -1,11 +1,8 @@
 """What crosses between an application and an engine in a process of its own: plain values and fds.
 
-Separate because both sides must agree on it. A request is one message (serial, command, arguments, named arguments),
-with the function of commands.py by its name; an answer carries the serial back; a notice says what the engine has
-written into an identity. What an argument is, the command's own parameter names say: an `identity` travels as what the
-shim has written into it, a `…_sock` as an fd beside the message, a `callback` as the serial of the answer that calls
-it, a `claim` not at all: it is the engine's once the message is sent. Everything else is a plain value, as are the
-answers.
+A request is one message (serial, command, arguments, named arguments), with the function of commands.py by its name.
+COMMANDS is the table of those that may be sent, and of how each argument travels. An answer carries the serial back; a
+notice carries what the engine has written into an identity. Answers and named arguments are plain values.
 
 marshal, and never pickle: a message can name a command and no other code. The socket pairs are private and inherited,
 and both ends run this same file.
@@ -18,9 +15,9 @@ from __future__ import annotations
 import array
 import errno
 from collections.abc import Callable, Iterator
+from enum import Enum
 from functools import partial
-from types import FunctionType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from utpsocket.engine import commands
 from utpsocket.engine.helper import port_commands
@@ -46,19 +43,76 @@ _MAX_FDS: Final = 4
 _ANCILLARY_BYTES: Final = stdlib.CMSG_SPACE(4 * _MAX_FDS)
 _CLOEXEC: Final = getattr(stdlib, "MSG_CMSG_CLOEXEC", 0x40000000)
 
-COMMANDS: Final[dict[str, Callable[..., Any]]] = {
-    name: command
-    for module in (commands, port_commands)
-    for name, command in vars(module).items()
-    if isinstance(command, FunctionType) and command.__module__ == module.__name__ and not name.startswith("_")
+
+class Argument(Enum):
+    """How an argument of a command travels."""
+
+    PLAIN = "as it is"
+    IDENTITY = "as identity_form() of it"
+    SOCK = "as an fd beside the message, and True in its place; or None"
+    CALLBACK = "as the serial of an answer; where that comes, it is called"
+    CLAIM = "as None: the engine has the claim from the moment the message is sent"
+
+
+class Crossing(NamedTuple):
+    """A command that may be sent to an engine in another process."""
+
+    command: Callable[..., Any]
+    # Those passed by position, without the loop. The last ones may be left out where the command has defaults.
+    arguments: tuple[Argument, ...] = ()
+    # Its identity's connection is served from now on, until the notice RELEASED.
+    is_dialed: bool = False
+
+
+_PLAIN: Final = Argument.PLAIN
+_IDENTITY: Final = Argument.IDENTITY
+_SOCK: Final = Argument.SOCK
+
+COMMANDS: Final[dict[str, Crossing]] = {
+    row.command.__name__: row
+    for row in (
+        # Ports of sockets that are bound
+        Crossing(commands.adopt_port_as, (_PLAIN, _SOCK, _IDENTITY, _PLAIN, _PLAIN)),
+        Crossing(commands.share_port, (_PLAIN, _IDENTITY)),
+        Crossing(commands.allow_overlap, (_PLAIN,)),
+        Crossing(commands.end_overlap, (_PLAIN, _PLAIN)),
+        Crossing(commands.replace_holder, (_PLAIN, _PLAIN, _IDENTITY)),
+        Crossing(commands.drop_holders_of, (_PLAIN,)),
+        Crossing(commands.leave_port, (_PLAIN, _PLAIN)),
+        Crossing(commands.release, (_PLAIN, _PLAIN)),
+        Crossing(port_commands.take_port, (_PLAIN, _SOCK, _PLAIN, _IDENTITY, _PLAIN, _PLAIN, _PLAIN)),
+        Crossing(port_commands.keep_port, (_PLAIN, _SOCK, _PLAIN, _PLAIN, _IDENTITY, _PLAIN, _PLAIN, _PLAIN)),
+        # Listeners
+        Crossing(commands.listen, (_PLAIN, _IDENTITY, _PLAIN, _PLAIN, _SOCK)),
+        Crossing(commands.listen_soon, (_PLAIN, _IDENTITY, _PLAIN, _PLAIN, _SOCK)),
+        Crossing(commands.on_accept, (_PLAIN,)),
+        Crossing(commands.stop_listening, (_PLAIN, _PLAIN)),
+        # Connections, by cookie but for the first two
+        Crossing(commands.dial_private, (_SOCK, _IDENTITY, _SOCK, _PLAIN, Argument.CLAIM), is_dialed=True),
+        Crossing(commands.dial_from, (_PLAIN, _PLAIN, _IDENTITY, _SOCK, _PLAIN, Argument.CLAIM), is_dialed=True),
+        Crossing(commands.abort_connect, (_PLAIN,)),
+        Crossing(commands.abort_connect_late, (_PLAIN,)),
+        Crossing(commands.sync_user_side, (_PLAIN,)),
+        Crossing(commands.sync_network_side, (_PLAIN,)),
+        Crossing(commands.on_held_received, (_PLAIN,)),
+        Crossing(commands.when_flushed, (_PLAIN, Argument.CALLBACK)),
+        Crossing(commands.apply, (_PLAIN,)),
+        Crossing(commands.connection_figures, (_PLAIN,)),
+        Crossing(commands.channel_figures, (_PLAIN,)),
+        # The engine as a whole
+        Crossing(commands.barrier),
+        Crossing(commands.finish_all),
+        Crossing(commands.unflushed),
+        Crossing(commands.abort_unflushed),
+        Crossing(commands.repeat_last_acks),
+        Crossing(commands.snapshot),
+    )
 }
 
 
-def parameters(command: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of what a command takes by position, without the loop."""
-    code = command.__code__
-    names: tuple[str, ...] = code.co_varnames[1 : code.co_argcount]
-    return names
+def crossing(name: str) -> Crossing:
+    """The command of this name. Raises KeyError where it is none that may be sent."""
+    return COMMANDS[name]
 
 
 _SHIMS: Final = ("family", "cookie", "inode", "endpoint", "filler_bytes", "local", "peer")

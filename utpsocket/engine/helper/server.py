@@ -23,6 +23,7 @@ from utpsocket.engine.command_queue import Command
 from utpsocket.engine.exit_flush import flush
 from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.helper import messages
+from utpsocket.engine.helper.messages import Argument, Crossing
 from utpsocket.engine.interpreter.native import Socket, allocate_lock, sleep
 from utpsocket.engine.interpreter.originals import os, resource
 from utpsocket.engine.kernel.poller import EPOLLIN, EPOLLOUT
@@ -313,7 +314,7 @@ class Service:
             self._request = b""
         else:
             answer = _Reply(self, serial) if serial else None
-            command = Command(self._loop, *self._plain(messages.COMMANDS[name], arguments), named, answer)
+            command = Command(self._loop, *self._plain(messages.crossing(name), arguments), named, answer)
             left: list[Any] = []
             self._loop.command = command  # first: from here on whoever asked is answered
             self._request, self._socks, self._tries = b"", left, 0
@@ -334,20 +335,20 @@ class Service:
     def _serve_again(self) -> None:
         self.on_event(0)
 
-    def _plain(self, command: Callable[..., Any], arguments: list[Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """The command's arguments as the application meant them."""
+    def _plain(self, crossing: Crossing, arguments: list[Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """The command, and its arguments as they were before they were sent."""
         left = iter(self._socks)
         real: list[Any] = []
-        for name, value in zip(messages.parameters(command), arguments, strict=False):
-            if name == "identity":
+        for argument, value in zip(crossing.arguments, arguments, strict=False):
+            if argument is Argument.IDENTITY:
                 real.append(self._identity(value))
-            elif name == "callback":
+            elif argument is Argument.CALLBACK:
                 real.append(partial(self.answer, value, (None, 0, "")))
-            elif name.endswith("_sock") and value is not None:
+            elif argument is Argument.SOCK and value is not None:
                 real.append(next(left))
             else:
                 real.append(value)
-        return command, tuple(real)
+        return crossing.command, tuple(real)
 
     def _identity(self, form: tuple[Any, ...]) -> ServedIdentity:
         """The identity that the shim speaks of, as it is now."""
