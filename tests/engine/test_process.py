@@ -23,9 +23,12 @@ import pytest
 from utpsocket.engine import engine, fault_reports, running_engine, shutdown
 from utpsocket.engine.helper import messages
 from utpsocket.engine.helper import server as engine_server
+from utpsocket.engine.helper.client import RemoteIdentity
 from utpsocket.engine.helper.messages import Argument
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.user_fds import reset
+from utpsocket.engine.user_fds.forked_copies import CopiedIdentity
+from utpsocket.engine.user_fds.socket_state import WRITTEN_BY_ENGINE, Identity
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WAIT_S = 120
@@ -390,6 +393,13 @@ def test_every_command_of_the_shim_may_be_sent() -> None:
     for path in (*package.glob("sockets/*.py"), package / "stats.py", package / "engine" / "exit_flush.py"):
         asked.update(re.findall(r"\bcommands\.(?!py\b)([a-z_]+)", path.read_text()))
     assert asked - messages.COMMANDS.keys() == {"adopt_port", "has_port", "has_nothing_unsent", "follow_nodelay"}
+
+
+@pytest.mark.parametrize("kind", [RemoteIdentity, engine_server.ServedIdentity, CopiedIdentity])
+def test_an_identity_in_two_processes_reads_or_writes_each_attribute_of_the_engines_in_its_own_way(
+    kind: type[Identity],
+) -> None:
+    assert [name for name in WRITTEN_BY_ENGINE if not isinstance(vars(kind).get(name), property)] == []
 
 
 def test_a_program_with_an_engine_in_a_thread_does_not_load_the_helper() -> None:

@@ -54,8 +54,9 @@ from utpsocket.engine.kernel import fd_name_key
 from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.kernel.poller import sleep_until_ready
 from utpsocket.engine.user_fds import forked_copies, reset, shared_errnos
+from utpsocket.engine.user_fds.forked_copies import noticed
 from utpsocket.engine.user_fds.open_fds import HoldersWatch
-from utpsocket.engine.user_fds.socket_state import WRITTEN_BY_ENGINE, Identity, Role
+from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.engine.user_fds.unaccepted import ResetUnaccepted
 from utpsocket.protocol import ConnectionStats, State
 from utpsocket.protocol.report import fields
@@ -91,20 +92,16 @@ class RemoteIdentity(Identity):
 
     __slots__ = ()
 
-
-def _noticed(name: str) -> Any:
-    slot = getattr(Identity, name)
-
-    def read(self: RemoteIdentity) -> Any:
-        if _remote is not None:
-            _remote.take_notices()
-        return slot.__get__(self)
-
-    return property(read, slot.__set__)
-
-
-for _name in WRITTEN_BY_ENGINE:
-    setattr(RemoteIdentity, _name, _noticed(_name))
+    # WRITTEN_BY_ENGINE
+    role = noticed("role")
+    error = noticed("error")
+    is_over = noticed("is_over")
+    is_reset = noticed("is_reset")
+    is_after_eof = noticed("is_after_eof")
+    transport = noticed("transport")
+    local = noticed("local")
+    is_full = noticed("is_full")
+    ending = noticed("ending")
 
 
 class _Callback:
@@ -328,14 +325,17 @@ class RemoteLoop:
             elif argument is Argument.CLAIM:
                 plain.append(None)
                 sent = partial(value.setdefault, *commands.CLAIMED_BY_ENGINE)
+            elif value is None:  # no socket
+                plain.append(None)
             else:
-                plain.append(value)
+                plain.append(True)
+                socks.append(value)
         fds = [sock.fileno() for sock in socks]
         self._requests.put((serial, command.__name__, plain, named), fds, socks, sent)
 
     def _introduced(self, identity: Identity, *, is_dialed: bool) -> Identity:
         if identity.record is None:
-            identity.__class__ = RemoteIdentity  # same slots: from now on somebody else writes half of them
+            identity.become(RemoteIdentity)
         if identity.cookie:
             self._known[identity.cookie] = identity
         if is_dialed:

@@ -32,7 +32,7 @@ from utpsocket.engine.ports.bound_ports import BoundPorts
 from utpsocket.engine.ports.endpoint import Endpoint
 from utpsocket.engine.user_fds import reset, shared_errnos
 from utpsocket.engine.user_fds.open_fds import HoldersWatch
-from utpsocket.engine.user_fds.socket_state import WRITTEN_BY_ENGINE, Identity, Role, Settings
+from utpsocket.engine.user_fds.socket_state import Identity, Role, Settings
 
 _REQUESTS_PER_ITERATION: Final = 64
 _ORPHANS_SECONDS: Final = 0.05  # between looks whether another process still has sockets of a dead application's,
@@ -149,10 +149,31 @@ class Outbox:
 _ENDING: Final[Any] = vars(Identity)["ending"]
 
 
+def _told(name: str) -> Any:
+    slot = getattr(Identity, name)
+
+    def write(self: ServedIdentity, value: Any) -> None:
+        slot.__set__(self, value)
+        self.on_written(name, value)
+
+    return property(slot.__get__, write)
+
+
 class ServedIdentity(Identity):
     """An identity whose shim is in the application's process, which hears of everything written here."""
 
     __slots__ = ("is_known",)
+
+    # WRITTEN_BY_ENGINE
+    role = _told("role")
+    error = _told("error")
+    is_over = _told("is_over")
+    is_reset = _told("is_reset")
+    is_after_eof = _told("is_after_eof")
+    transport = _told("transport")
+    local = _told("local")
+    is_full = _told("is_full")
+    ending = _told("ending")
 
     notices: ClassVar[Outbox]
 
@@ -175,20 +196,6 @@ class ServedIdentity(Identity):
     def __del__(self) -> None:
         if self.is_known:
             self.notices.put((self.cookie, messages.RELEASED, _ENDING.__get__(self)))
-
-
-def _told(name: str) -> Any:
-    slot = getattr(Identity, name)
-
-    def write(self: ServedIdentity, value: Any) -> None:
-        slot.__set__(self, value)
-        self.on_written(name, value)
-
-    return property(slot.__get__, write)
-
-
-for _name in WRITTEN_BY_ENGINE:
-    setattr(ServedIdentity, _name, _told(_name))
 
 
 class _Reply:

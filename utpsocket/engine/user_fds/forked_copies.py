@@ -52,49 +52,6 @@ take_notices: Callable[[], None] | None = None
 """Where the engine is another process: what it has to say must be taken in before an identity is read."""
 
 
-class CopiedIdentity(Identity):
-    """An identity of a socket that more than one process may hold, in the memory that they share."""
-
-    __slots__ = ()
-
-    def part(self) -> None:
-        """Another socket is about to take this one's place, in this process."""
-        record = self.record
-        for name, (slot, read, _) in _FIELDS.items():
-            slot.__set__(self, read(record, name))
-        self._catch_up()
-        self.role = Role.FAILED
-        self.error = 0
-        self.is_told = self.is_over = True
-        self.record = self.shared_options = None
-        object.__setattr__(self, "__class__", Identity)
-
-    def tell_options(self) -> None:
-        """This process has set an option."""
-        self.shared_options.write((settings_form(_SETTINGS.__get__(self)), _OPTIONS.__get__(self)))
-
-    def _catch_up(self) -> None:
-        """Another process may have set one."""
-        found = self.shared_options.read()
-        if found is not None:
-            form, options = found
-            settings = _SETTINGS.__get__(self)
-            for name, value in zip(Settings.__slots__, form, strict=True):
-                setattr(settings, name, value)
-            _OPTIONS.__set__(self, options)
-
-    def _latest_settings(self) -> Settings:
-        self._catch_up()
-        return _SETTINGS.__get__(self)  # type: ignore[no-any-return]
-
-    def _latest_options(self) -> dict[tuple[int, int], Any]:
-        self._catch_up()
-        return _OPTIONS.__get__(self)  # type: ignore[no-any-return]
-
-    settings = property(_latest_settings)
-    options = property(_latest_options, _OPTIONS.__set__)
-
-
 class _SharedOptions:
     """The options of one socket in the memory that processes share, and how many changes of them this one knows."""
 
@@ -127,52 +84,6 @@ class _SharedOptions:
             self._count = count
             return marshal.loads(data)
         return None
-
-
-class DistantIdentity(Identity):
-    """An identity of a connection that another process's engine serves, of which only its name has told."""
-
-    __slots__ = ()
-
-    def _is_after_eof(self) -> bool:
-        place = self.place  # quickly: every recv() asks
-        return place is not None and place[AFTER_EOF] != 0 and shared_errnos.is_after_eof(self.owner_pid, self.cookie)
-
-    def _error(self) -> int:
-        return shared_errnos.untold(self.owner_pid, self.cookie)
-
-    def _ignore(self, value: object) -> None:
-        """It is taken from where it is read."""
-
-    is_after_eof = property(_is_after_eof, _ignore)
-    error = property(_error, _ignore)
-
-    def part(self) -> None:
-        """Another socket is about to take this one's place."""
-        object.__setattr__(self, "__class__", Identity)
-        self.is_after_eof, self.error = False, 0
-
-
-def share(identities: Iterable[Identity]) -> None:
-    """Before a fork: whoever has a copy of these from now on will know what the others do. Raises OSError."""
-    alone = [it for it in identities if it.record is None and not isinstance(it, DistantIdentity)]
-    if not alone:
-        return
-    memory = memoryview(mmap.mmap(-1, len(alone) * _size))
-    options = memoryview(mmap.mmap(-1, len(alone) * _OPTIONS_BYTES))
-    for index, identity in enumerate(alone):
-        record = memory[index * _size : (index + 1) * _size]
-        identity.shared_options = _SharedOptions(options[index * _OPTIONS_BYTES : (index + 1) * _OPTIONS_BYTES])
-        written = {}
-        for name, (_, _, write) in _FIELDS.items():
-            written[name] = getattr(identity, name)
-            write(record, name, written[name])
-        identity.record = record
-        identity.__class__ = CopiedIdentity
-        for name, (slot, _, write) in _FIELDS.items():
-            value = slot.__get__(identity)
-            if value is not written[name]:  # by the engine's thread, meanwhile
-                write(record, name, value)
 
 
 def _read_number(record: Any, name: str) -> Any:
@@ -210,7 +121,29 @@ def _write_address(record: Any, name: str, value: fd_names.Address | None) -> No
     _write_number(record, name, b"" if value is None else fd_names.to_text(value).encode())
 
 
-def _shared(name: str, read: Callable[[Any, str], Any], write: Callable[[Any, str, Any], None]) -> Any:
+_FORMATS: Final = {
+    **_NUMBERS,
+    **dict.fromkeys(_FLAGS, "?"),
+    "role": "B",
+    **dict.fromkeys(_ADDRESSES, f"{_ADDRESS_BYTES}s"),
+}
+_FIELDS: Final[dict[str, tuple[Any, Callable[[Any, str], Any], Callable[[Any, str, Any], None]]]] = {}
+_places: Final[dict[str, tuple[Struct, int]]] = {}
+_size = 0
+for _name, _format in _FORMATS.items():
+    _places[_name] = (Struct(f"={_format}"), _size)
+    _size += _places[_name][0].size
+    _reads: Callable[[Any, str], Any] = _read_number
+    _writes: Callable[[Any, str, Any], None] = _write_number
+    if _name == "role":
+        _reads, _writes = _read_role, _write_role
+    elif _name in _ADDRESSES:
+        _reads, _writes = _read_address, _write_address
+    _FIELDS[_name] = (getattr(Identity, _name), _reads, _writes)
+
+
+def _shared(name: str) -> Any:
+    _, read, write = _FIELDS[name]
     is_engines = name in WRITTEN_BY_ENGINE
 
     def get(self: Identity) -> Any:
@@ -242,7 +175,8 @@ def _shared_flag(name: str) -> Any:
     return property(read_latest if name in WRITTEN_BY_ENGINE else get, put)
 
 
-def _noticed(name: str) -> Any:
+def noticed(name: str) -> Any:
+    """An attribute of an identity that an engine in another process writes: read after its notices."""
     slot = getattr(Identity, name)
 
     def get(self: Identity) -> Any:
@@ -253,26 +187,113 @@ def _noticed(name: str) -> Any:
     return property(get, slot.__set__)
 
 
-_FORMATS: Final = {
-    **_NUMBERS,
-    **dict.fromkeys(_FLAGS, "?"),
-    "role": "B",
-    **dict.fromkeys(_ADDRESSES, f"{_ADDRESS_BYTES}s"),
-}
-_FIELDS: Final[dict[str, tuple[Any, Callable[[Any, str], Any], Callable[[Any, str, Any], None]]]] = {}
-_places: Final[dict[str, tuple[Struct, int]]] = {}
-_size = 0
-for _name, _format in _FORMATS.items():
-    _places[_name] = (Struct(f"={_format}"), _size)
-    _size += _places[_name][0].size
-    _reads: Callable[[Any, str], Any] = _read_number
-    _writes: Callable[[Any, str, Any], None] = _write_number
-    if _name == "role":
-        _reads, _writes = _read_role, _write_role
-    elif _name in _ADDRESSES:
-        _reads, _writes = _read_address, _write_address
-    _FIELDS[_name] = (getattr(Identity, _name), _reads, _writes)
-    _made = _shared_flag(_name) if _name in _FLAGS else _shared(_name, _reads, _writes)
-    setattr(CopiedIdentity, _name, _made)
-for _name in set(WRITTEN_BY_ENGINE) - set(_FORMATS):  # of use in the engine's own process alone
-    setattr(CopiedIdentity, _name, _noticed(_name))
+class CopiedIdentity(Identity):
+    """An identity of a socket that more than one process may hold, in the memory that they share."""
+
+    __slots__ = ()
+
+    cookie = _shared("cookie")
+    owner_pid = _shared("owner_pid")
+    error = _shared("error")
+    shut_halves = _shared("shut_halves")
+    send_buffer_bytes = _shared("send_buffer_bytes")
+    is_after_eof = _shared_flag("is_after_eof")
+    is_gated = _shared_flag("is_gated")
+    is_over = _shared_flag("is_over")
+    is_port_chosen = _shared_flag("is_port_chosen")
+    is_port_new = _shared_flag("is_port_new")
+    is_reset = _shared_flag("is_reset")
+    is_shut_down = _shared_flag("is_shut_down")
+    is_told = _shared_flag("is_told")
+    is_unusable = _shared_flag("is_unusable")
+    role = _shared("role")
+    local = _shared("local")
+    peer = _shared("peer")
+    bound = _shared("bound")
+    # These are of use in the process of the engine alone.
+    transport = noticed("transport")
+    is_full = noticed("is_full")
+    ending = noticed("ending")
+
+    def part(self) -> None:
+        """Another socket is about to take this one's place, in this process."""
+        record = self.record
+        for name, (slot, read, _) in _FIELDS.items():
+            slot.__set__(self, read(record, name))
+        self._catch_up()
+        self.role = Role.FAILED
+        self.error = 0
+        self.is_told = self.is_over = True
+        self.record = self.shared_options = None
+        self.become(Identity)
+
+    def tell_options(self) -> None:
+        """This process has set an option."""
+        self.shared_options.write((settings_form(_SETTINGS.__get__(self)), _OPTIONS.__get__(self)))
+
+    def _catch_up(self) -> None:
+        """Another process may have set one."""
+        found = self.shared_options.read()
+        if found is not None:
+            form, options = found
+            settings = _SETTINGS.__get__(self)
+            for name, value in zip(Settings.__slots__, form, strict=True):
+                setattr(settings, name, value)
+            _OPTIONS.__set__(self, options)
+
+    def _latest_settings(self) -> Settings:
+        self._catch_up()
+        return _SETTINGS.__get__(self)  # type: ignore[no-any-return]
+
+    def _latest_options(self) -> dict[tuple[int, int], Any]:
+        self._catch_up()
+        return _OPTIONS.__get__(self)  # type: ignore[no-any-return]
+
+    settings = property(_latest_settings)
+    options = property(_latest_options, _OPTIONS.__set__)
+
+
+class DistantIdentity(Identity):
+    """An identity of a connection that another process's engine serves, of which only its name has told."""
+
+    __slots__ = ()
+
+    def _is_after_eof(self) -> bool:
+        place = self.place  # quickly: every recv() asks
+        return place is not None and place[AFTER_EOF] != 0 and shared_errnos.is_after_eof(self.owner_pid, self.cookie)
+
+    def _error(self) -> int:
+        return shared_errnos.untold(self.owner_pid, self.cookie)
+
+    def _ignore(self, value: object) -> None:
+        """It is taken from where it is read."""
+
+    is_after_eof = property(_is_after_eof, _ignore)
+    error = property(_error, _ignore)
+
+    def part(self) -> None:
+        """Another socket is about to take this one's place."""
+        self.become(Identity)
+        self.is_after_eof, self.error = False, 0
+
+
+def share(identities: Iterable[Identity]) -> None:
+    """Before a fork: whoever has a copy of these from now on will know what the others do. Raises OSError."""
+    alone = [it for it in identities if it.record is None and not isinstance(it, DistantIdentity)]
+    if not alone:
+        return
+    memory = memoryview(mmap.mmap(-1, len(alone) * _size))
+    options = memoryview(mmap.mmap(-1, len(alone) * _OPTIONS_BYTES))
+    for index, identity in enumerate(alone):
+        record = memory[index * _size : (index + 1) * _size]
+        identity.shared_options = _SharedOptions(options[index * _OPTIONS_BYTES : (index + 1) * _OPTIONS_BYTES])
+        written = {}
+        for name, (_, _, write) in _FIELDS.items():
+            written[name] = getattr(identity, name)
+            write(record, name, written[name])
+        identity.record = record
+        identity.become(CopiedIdentity)
+        for name, (slot, _, write) in _FIELDS.items():
+            value = slot.__get__(identity)
+            if value is not written[name]:  # by the engine's thread, meanwhile
+                write(record, name, value)
