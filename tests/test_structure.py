@@ -27,6 +27,7 @@ import utpsocket.options
 import utpsocket.stats
 from tests import public_names
 from utpsocket.engine.interpreter import originals
+from utpsocket.sockets import functions
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "utpsocket"
@@ -518,6 +519,11 @@ def test_every_name_that_can_be_reached_is_known_as_public() -> None:
     modules = (utpsocket, utpsocket.monkey, utpsocket.green, utpsocket.options, utpsocket.stats, utpsocket.loops)
     reached = {name for module in modules for name in module.__all__ if not hasattr(socket, name)} | {"socket"}
     assert reached - known == set()
+
+
+def test_the_functions_with_our_class_in_them_say_what_is_different() -> None:
+    for name in functions.REPLACEMENTS:
+        assert "    Over uTP: " in getattr(utpsocket, name).__doc__, name
 
 
 DOCUMENTED = '''

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-CHILD_ENDS_SECONDS: Final = 10  # a server that was told to end and takes longer is killed
+# A server that was asked to end and takes longer is killed; by feel.
+CHILD_ENDS_SECONDS: Final = 10
 
 
 class Interrupts:
@@ -65,7 +66,7 @@ def server_process(*command: str) -> Iterator[int]:
 
     The child must end when its stdin does, with status 0; it has ended when this is left.
     """
-    # The child must find this package wherever this process found it: a bare checkout is in no one's site-packages.
+    # The child must find this package where this process found it, which need not be site-packages.
     package_parent = str(Path(__file__).resolve().parents[2])
     search_path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))
     # A session of its own: Ctrl-C goes to this process only, and the child ends when its stdin does.

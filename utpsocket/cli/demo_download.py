@@ -20,11 +20,12 @@ from typing import Any, Final
 
 from utpsocket.cli.demo_server import FILE_NAME
 
-# Read and hashed in turns of this size. While one is hashed the sender may go on until the buffers are full, a few MB:
-# at this size that gift is below 1 %. The default --size is a single turn.
-TURN_BYTES: Final = 512 * 1024 * 1024
+# Read and hashed alternately, in pieces of this size. While one is hashed the sender may go on until the buffers are
+# full, a few MB, which is below 1 % of it. The default --size is a single piece.
+PIECE_BYTES: Final = 512 * 1024 * 1024
 READ_BYTES: Final = 256 * 1024  # http.client hands reads of this size to the socket's recv_into as they are
-SILENCE_SECONDS: Final = 30  # the server said nothing for this long: give up
+# After so long without a byte the server is given up; by feel.
+SILENCE_SECONDS: Final = 30
 
 
 class DownloadError(Exception):
@@ -90,8 +91,8 @@ def download(host: str, port: int, transport: ModuleType, began: Callable[[int],
     try:
         before = report(connection)
         size_bytes = before["bytes"]
-        # Multiplying writes every byte, so the pages are there: a page fault per 4 KiB is no transport's fault.
-        memory = bytearray(b"\xaa") * min(size_bytes, TURN_BYTES)
+        # Multiplying writes every byte, so that page faults are not measured with the transfer.
+        memory = bytearray(b"\xaa") * min(size_bytes, PIECE_BYTES)
         update = began(size_bytes)
         watch = Stopwatch()
         watch.start()
@@ -126,11 +127,11 @@ def announced_digest(response: http.client.HTTPResponse, size_bytes: int) -> byt
 def read_and_hash(
     response: http.client.HTTPResponse,
     size_bytes: int,
-    turn: memoryview,
+    piece: memoryview,
     watch: Stopwatch,
     update: Callable[[int], None],
 ) -> bytes:
-    """Read the whole body into `turn` again and again, and return its SHA-256.
+    """Read the whole body into `piece` again and again, and return its SHA-256.
 
     `watch` is running when this is called, stands still while there is something to hash, and has stopped in the end.
     """
@@ -138,15 +139,15 @@ def read_and_hash(
     done_bytes = 0
     while True:
         filled = 0
-        wanted = min(len(turn), size_bytes - done_bytes)
+        wanted = min(len(piece), size_bytes - done_bytes)
         while filled < wanted:
-            count = response.readinto(turn[filled : min(filled + READ_BYTES, wanted)])
+            count = response.readinto(piece[filled : min(filled + READ_BYTES, wanted)])
             if not count:
                 raise DownloadError(f"the server closed after {done_bytes + filled:,} of {size_bytes:,} bytes")
             filled += count
             update(done_bytes + filled)
         watch.stop()
-        digest.update(turn[:filled])
+        digest.update(piece[:filled])
         done_bytes += filled
         if done_bytes == size_bytes:
             break
@@ -156,7 +157,7 @@ def read_and_hash(
 
 
 def report(connection: Connection) -> dict[str, Any]:
-    """What the server says about itself and this connection: `Handler` documents it."""
+    """The server's report on itself and this connection, which `Handler` documents."""
     connection.request("GET", "/report")
     response = connection.getresponse()
     body = response.read()

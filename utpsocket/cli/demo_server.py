@@ -26,11 +26,12 @@ from typing import Any, Final
 
 FILE_NAME: Final = "file"
 
-# Repeated to make the file. A prime length: with a power of two, bytes taken from the wrong turn of a ring buffer would
+# Repeated to make the file. A prime length: with a power of two, bytes from an earlier round of a ring buffer would
 # look right.
 BLOCK_BYTES: Final = 1_048_583
 
-IDLE_SECONDS: Final = 60  # a client that is silent this long is gone
+# After so long without a byte a client is given up; by feel.
+IDLE_SECONDS: Final = 60
 
 # struct tcp_info of Linux's <linux/tcp.h>: eight bytes of flags, then 32-bit fields, of which these are by index.
 TCP_INFO: Final = struct.Struct("8x24I")
@@ -81,7 +82,7 @@ class Server(http.server.ThreadingHTTPServer):
             raise
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say in one line that a client went away; a traceback is for what cannot be explained."""
+        """Report in one line that a client has gone; a traceback only for other exceptions."""
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
             print(f"{client_address[0]} port {client_address[1]}: {error}", file=sys.stderr, flush=True)

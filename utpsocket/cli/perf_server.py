@@ -11,7 +11,7 @@ else until the client says "go" on the control connection: so connecting and agr
     client, control   {"go": true}                        the clock runs: whoever sends sends, then ends its streams
     server, control   {"bytes": [...], "cpu_seconds": ..., "connections": [...]}, or {"error": ...}
 
-Nobody closes a stream before the report is there, so that both can still ask the connections for their figures.
+Neither side closes a stream before the report has arrived, so that both can still read the connections' statistics.
 """
 
 from __future__ import annotations
@@ -32,16 +32,19 @@ from utpsocket.cli.demo_server import connection_figures
 from utpsocket.cli.perf_streams import Limit, NotWhatWasSent, receive_all, send_all
 
 VERSION: Final = 1
-LINE_BYTES: Final = 4_096  # a longer line is not ours
-LONG_LINE_BYTES: Final = 64 << 20  # but a report on many connections is long
-OPEN_SECONDS: Final = 30.0  # for the next stream, or the next line before "go", to arrive
+# A longer line is none of this protocol's; by feel.
+LINE_BYTES: Final = 4_096
+# A report on many connections is long; by feel.
+LONG_LINE_BYTES: Final = 64 << 20
+# For the next stream, or the next line before "go", to arrive; by feel.
+OPEN_SECONDS: Final = 30.0
 BACKLOG: Final = 1_024
 SPARE_FDS: Final = 64
 FDS_PER_STREAM: Final = 4  # the user's, the engine's, and one for the connection's own UDP port
 
 
 class PerfError(Exception):
-    """The other side is no perf, or does not do as agreed; the text is for people."""
+    """The other side is no perf, or does not keep to the protocol; the text is for people."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def figures_of(streams: list[socket.socket], counts: list[int], transport: Modul
 
 
 def allow_fds(streams: int) -> None:
-    """Raise the soft limit of open files for so many streams, as far as the hard one allows."""
+    """Raise the soft limit of open files for this number of streams, as far as the hard limit allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = streams * FDS_PER_STREAM + SPARE_FDS
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -154,7 +157,7 @@ class Server:
                 else:
                     self._measure(sock, file, Plan.read(first))
         except (OSError, PerfError):
-            pass  # a client that went away, or that is none
+            pass  # the client has gone, or was no perf
         finally:
             if not is_kept:
                 sock.close()
@@ -172,7 +175,7 @@ class Server:
             read_line(file)
             control.settimeout(None)
             write_line(control, self._transfer([streams[number] for number in sorted(streams)], plan))
-            file.readline()  # the client's end: until then it may want to look at its connections
+            file.readline()  # an end of file: until then the client may read its connections' statistics
         except queue.Empty:
             write_line(control, {"error": f"{len(streams)} of {plan.parallel} streams arrived"})
         finally:

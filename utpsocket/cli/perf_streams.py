@@ -1,8 +1,8 @@
-"""What `perf` times: known bytes through one stream, or through many at once, every one of them checked on arrival.
+"""What `perf` measures: known bytes sent through one stream, or through many at once, and checked on arrival.
 
-Separate because both roles do both, and because only what is in here runs while the clock does. One stream is plain
-blocking sendall() and recv_into(); several share one thread and a selector, since a thread for each would measure how
-threads take turns.
+Both roles do both. Only what is in this module runs while the time is measured. One stream is served by blocking
+sendall() and recv_into(); several share one thread and a selector, since a thread for each would measure the switching
+of threads.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-# A prime length: with a power of two, bytes taken from the wrong turn of a ring buffer would look right.
+# A prime length: with a power of two, bytes from an earlier round of a ring buffer would look right.
 PATTERN_BYTES: Final = 262_147
-PATTERN: Final = (
-    random.Random(29).randbytes(PATTERN_BYTES) * 2
-)  # twice, so that a slice may begin anywhere in the first
-CALL_BYTES: Final = 256 << 10  # given to one send, asked of one receive; below PATTERN_BYTES
-Update = Callable[[Sequence[int]], None]  # told now and then how many bytes each stream has carried so far
-STALL_SECONDS: Final = 30.0  # several streams, and none of them moves
+# Twice, so that a slice may begin anywhere in the first.
+PATTERN: Final = random.Random(29).randbytes(PATTERN_BYTES) * 2
+# For one send() or recv_into(); less than PATTERN_BYTES.
+CALL_BYTES: Final = 256 << 10
+# Called from time to time with the bytes that each stream has carried so far.
+Update = Callable[[Sequence[int]], None]
+# Without a byte on any of several streams; by feel.
+STALL_SECONDS: Final = 30.0
 
 
 class NotWhatWasSent(Exception):
@@ -37,7 +39,7 @@ class Limit:
     seconds: float | None
 
     def share(self, index: int, parallel: int) -> int | None:
-        """Bytes of stream number `index`; the first ones carry what does not divide."""
+        """Bytes of stream number `index`; the first ones carry the remainder of the division."""
         if self.total_bytes is None:
             return None
         return self.total_bytes // parallel + (index < self.total_bytes % parallel)

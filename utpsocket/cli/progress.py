@@ -1,4 +1,4 @@
-"""How far a transfer has got: one line that lives when a person watches, a plain line now and then when a log does."""
+"""How far a transfer has got: on a terminal one line that is drawn again, elsewhere a plain line from time to time."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from typing import Final, TextIO
 
 from utpsocket.cli.quantities import show_clock, show_rate, show_size
 
-LIVE_INTERVAL_SECONDS: Final = 0.1  # often enough to look alive, seldom enough to cost nothing
+# By feel: it moves, and drawing it costs nothing that can be measured.
+LIVE_INTERVAL_SECONDS: Final = 0.1
+# By feel.
 PLAIN_INTERVAL_SECONDS: Final = 1.0
-RATE_WINDOW_SECONDS: Final = 2.0  # the rate shown is this recent: it follows a change and does not flicker
+# The rate shown is that of so many seconds: it follows a change and does not flicker; by feel.
+RATE_WINDOW_SECONDS: Final = 2.0
 
 
 class Progress:
-    """Reports on a transfer of `total_bytes` while `update` is told how far it is.
+    """Reports on a transfer of `total_bytes` while update() is called with how far it is.
 
     A context manager: leaving it ends the live line, so that what is printed next starts on one of its own.
     """

@@ -1,4 +1,4 @@
-"""Sizes, rates and times as people type and read them.
+"""Sizes, rates and times as they are typed and shown.
 
 Sizes are bytes with K, M, G, T (powers of 1,000) or Ki, Mi, Gi, Ti (powers of 1,024); rates are bits per second with
 the same letters; times are us, ms or s. The readers are made to be an argparse argument's `type`.
@@ -30,7 +30,7 @@ def read_rate(text: str) -> int:
 
 
 def read_time(text: str) -> int:
-    """Microseconds: "20ms" is 20,000. The unit must be there: 20 of what is anybody's guess."""
+    """Microseconds: "20ms" is 20,000. The unit must be given."""
     return _read(text, TIMES_US, "", "a time with its unit such as 500us, 20ms or 1.5s")
 
 

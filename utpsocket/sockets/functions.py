@@ -17,6 +17,8 @@ from utpsocket.engine.interpreter.native import StdlibSocket, original
 from utpsocket.sockets import shim
 
 _MARKER: Final = "_GLOBAL_DEFAULT_TIMEOUT"
+# Names that stand for the standard library's function with our class in it. Those that this interpreter lacks are left
+# out.
 REBOUND: Final = (
     "create_connection",
     "create_server",
@@ -25,7 +27,6 @@ REBOUND: Final = (
     "has_dualstack_ipv6",
     "socketpair",
 )
-"""Names that stand for the stdlib's function with our class in it; those this interpreter lacks are left out."""
 
 
 def incoming(listener: StdlibSocket) -> Iterator[tuple[StdlibSocket, Any]]:
@@ -61,7 +62,7 @@ def _incoming(listener: StdlibSocket) -> Iterator[tuple[StdlibSocket, Any]]:
 
 
 def rebound(cls: Any) -> dict[str, Any]:
-    """The stdlib's functions of the names in REBOUND, around this class of sockets."""
+    """The standard library's functions of the names in REBOUND, with this class of sockets in them."""
     space: dict[str, Any] = dict(vars(stdlib))
     space["socket"] = cls
     for name in REBOUND:
@@ -70,7 +71,7 @@ def rebound(cls: Any) -> dict[str, Any]:
         except AttributeError:
             continue
         if isinstance(function, FunctionType):
-            # eventlet's originals are of a second copy of the module, whose marker for "no timeout given" is another.
+            # eventlet's originals belong to a second copy of the module, with another marker for "no timeout given".
             markers = {id(function.__globals__.get(_MARKER)): space[_MARKER]}
             defaults = tuple(markers.get(id(value), value) for value in function.__defaults__ or ())
             copied = FunctionType(function.__code__, space, name, defaults, function.__closure__)
@@ -82,3 +83,17 @@ def rebound(cls: Any) -> dict[str, Any]:
 
 
 REPLACEMENTS: Final = rebound(shim.socket)
+
+# What is added to the standard library's docstrings.
+_OVER_UTP: Final = {
+    "create_connection": "the connection is a uTP connection, and the socket a utpsocket.socket.",
+    "create_server": "the socket is a utpsocket.socket at a UDP port; dualstack_ipv6 and reuse_port are as over TCP.",
+    "fromfd": "the descriptor of a uTP socket becomes a utpsocket.socket again, that of another socket a plain one.",
+    "has_dualstack_ipv6": "the answer is for uTP's sockets, and the same as for TCP's.",
+    "socketpair": "as in the standard library: a pair of AF_UNIX sockets unless another family is asked for.",
+}
+for _name, _function in REPLACEMENTS.items():
+    if isinstance(_function, FunctionType) and _name in _OVER_UTP:
+        # -OO leaves no docstring.
+        if _function.__doc__:
+            _function.__doc__ = f"{_function.__doc__.rstrip()}\n\n    Over uTP: {_OVER_UTP[_name]}\n"
