@@ -1,9 +1,9 @@
-"""The lock that lets a fork see no fd of the engine's half made, and that nobody waits for in vain.
+"""The lock between a fork and the engine's thread: a child must not inherit an fd that the engine is just opening.
 
-Separate because the program runs code of its own while a fork is under way: what it has given os.register_at_fork().
-Such a hook may close connections politely, or wait for a lock whose owner does, which needs an engine that goes on. So
-whoever wants the lock waits for a while only. Without such hooks it is held for microseconds; with them a child may
-inherit an fd that was just being made, and that is the lesser evil.
+During a fork the program's own hooks run (os.register_at_fork()). Such a hook may close connections, or wait for a
+thread that does, and for that the engine must go on. So the lock is waited for at most _PATIENCE_SECONDS; after that
+both go on without it. Without such hooks it is held for microseconds. With one that waits, a child may inherit an fd
+that was just being opened; the alternative would be a deadlock.
 
 Any thread may call. Sources: CPython's Doc/library/os.rst, register_at_fork(): the order of the hooks.
 """
@@ -14,6 +14,7 @@ from typing import Final
 
 from utpsocket.engine.interpreter.native import allocate_lock, get_ident
 
+# By feel: much longer than the lock is held without hooks, short enough for a program that forks.
 _PATIENCE_SECONDS: Final = 0.5
 
 
@@ -24,28 +25,31 @@ class ForkLock:
 
     def __init__(self) -> None:
         self._lock = allocate_lock()
-        self._owner: int = 0  # its thread's identifier; 0: none
+        self._owner: int = 0  # the identifier of the thread that holds it; 0: none
 
     def acquire(self, *, wait: bool = True) -> bool:
-        """Whether this thread has it now. One that forks, or the engine's."""
+        """Take the lock; returns whether this thread has it. Called by a thread that forks, and by the engine's.
+
+        wait   for at most _PATIENCE_SECONDS; False: not at all
+        """
         me = get_ident()
         if self._owner == me:
-            return True  # a fault has kept it from being released
+            return True  # an exception has kept this thread from releasing it
         if self._lock.acquire(wait, _PATIENCE_SECONDS if wait else -1):
             self._owner = me
         elif wait and not self._owner:
-            self._owner = me  # and has kept whoever took it from saying so: it is nobody's
+            self._owner = me  # an exception between acquire() and the assignment: the lock has no owner
         return bool(self._owner == me)
 
     def release(self) -> None:
-        """Where this thread has it, it has it no more."""
+        """Release the lock, if this thread has it."""
         me = get_ident()
         if self._owner == me:
             self._owner = 0
             try:
                 self._lock.release()
             except RuntimeError:
-                pass  # it was believed to be nobody's, and has been released by who had it
+                pass  # it was taken for a lock without owner, and its owner has released it meanwhile
             except BaseException:
                 self._owner = me
                 raise

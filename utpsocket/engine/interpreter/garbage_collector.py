@@ -1,20 +1,20 @@
 """The cyclic garbage collector never runs on the engine's thread.
 
-CPython collects in whatever thread allocates one object too many, and the finalizers of what it finds run there: an
-object's __del__, a weakref's callback, gc.callbacks. One that talks to a peer over a socket of ours, as rpyc's proxies
-do, would wait on the engine's thread for the engine; one that takes a lock, as any logging call does, for a thread that
-waits for the engine. So while the engine's thread works, the collector's thresholds are out of reach, and they are the
-program's again while it sleeps. What is due meanwhile is collected by the next of the program's threads that allocates:
-the count goes on. No thread of the program's runs in between unless the interpreter takes the GIL away from the engine.
+CPython collects in the thread that allocates the object which exceeds the threshold, and runs finalizers there: an
+object's __del__, a weakref's callback, gc.callbacks. A finalizer that uses a socket of ours, as rpyc's proxies do,
+would wait on the engine's thread for the engine. One that takes a lock, as any logging call does, may wait for a thread
+that waits for the engine. So while the engine's thread works, the collector's thresholds are set to _OUT_OF_REACH, and
+while it sleeps they have the program's values. The count of objects goes on: what is due meanwhile is collected by the
+next thread of the program that allocates.
 
-The thresholds and not gc.disable(), because they can be told apart: at _OUT_OF_REACH they are ours. What the program
-enables, disables or sets meanwhile is thus seen and left alone, and if it puts back a threshold of ours that it has
-read, the next iteration repairs that.
+Thresholds are used and not gc.disable(), because they can be distinguished: at _OUT_OF_REACH they are ours. What the
+program enables, disables or sets meanwhile is thus noticed and left as it is. If the program sets a threshold of ours
+that it has read before, the next iteration corrects that.
 
 The rest is about the few instructions between the end of the sleep and the moment at which the thresholds are out of
 reach again. They allocate nothing that the collector counts: no list of events, no tuple of arguments. That is why the
 sleep is a C function called through ctypes, with arguments that are made before, and why the collector is off for the
-four calls that read and set the thresholds, none of which lets go of the GIL. On CPython 3.12 that does not suffice:
+four calls that read and set the thresholds, none of which releases the GIL. On CPython 3.12 that does not suffice:
 another thread may have crossed the threshold there and left the collection to whichever thread runs bytecode next. So
 there the sleep and the setting are one call in C, without bytecode in between; the collection then finds the thresholds
 out of reach.
@@ -34,9 +34,11 @@ from typing import Any, Final
 
 from utpsocket.engine.interpreter.originals import ctypes
 
-_OUT_OF_REACH: Final = 2_011_983_647  # fits a C int, and no program's own
+# Fits a C int; an arbitrary number that no program would choose.
+_OUT_OF_REACH: Final = 2_011_983_647
 _NEVER: Final = (_OUT_OF_REACH, _OUT_OF_REACH, _OUT_OF_REACH)
-_IS_ANY_THREADS: Final = sys.version_info[:2] == (3, 12)  # a collection that is due is whichever thread's comes first
+# On 3.12 a collection that is due runs in the next thread that executes bytecode.
+_IS_ANY_THREADS: Final = sys.version_info[:2] == (3, 12)
 _call: Final[Any] = getattr(operator, "call", None)  # 3.11
 _CAN_BE_TRACED: Final = sys.version_info >= (3, 12)  # threading.settrace_all_threads()
 
@@ -48,28 +50,28 @@ _programs: tuple[int, int, int] = gc.get_threshold()
 
 
 class Hold:
-    """Of one thread of ours."""
+    """Keeps the collector off one thread of ours."""
 
     __slots__ = ()
 
     def begin(self) -> None:
-        """From now on nothing is collected of itself. Whoever starts the thread calls, so that its first steps are
-        covered.
+        """From now on there are no automatic collections. Called by the thread that starts ours, so that its first
+        steps are covered.
         """
         _take(self, _get_threshold())
 
     def enter(self) -> None:
-        """The thread has started."""
-        ctypes.get_errno()  # makes what ctypes keeps for each thread
+        """To be called first on the thread itself."""
+        ctypes.get_errno()  # allocates what ctypes keeps for each thread
         if _CAN_BE_TRACED:
             _end_tracing()
 
     def end(self) -> None:
-        """The thread has nothing more to do."""
+        """The thread ends: the thresholds are the program's again, unless another thread of ours works."""
         _set_threshold(*self._let_go())
 
     def _let_go(self) -> tuple[int, int, int]:
-        """What the thresholds must be without this one."""
+        """Forget this hold; returns what the thresholds must be without it."""
         _holding.discard(self)
         found = _get_threshold()  # not ours: the program has set them meanwhile
         return _programs if found[0] == _OUT_OF_REACH and not _holding else found
@@ -109,7 +111,7 @@ _set_never: Final = partial(_set_threshold, *_NEVER)
 
 
 def _take(hold: Hold, found: tuple[int, int, int]) -> None:
-    """The thresholds that were found are the program's, if they are not ours; they are out of reach from now on."""
+    """Remember the thresholds that were found, if they are the program's, and set ours."""
     global _programs
     _holding.add(hold)
     if found[0] != _OUT_OF_REACH:
@@ -118,7 +120,7 @@ def _take(hold: Hold, found: tuple[int, int, int]) -> None:
 
 
 def _end_tracing() -> None:
-    """A trace or profile function that the program has put on all threads is code of the program's as well."""
+    """Remove a trace or profile function that the program has set for all threads: it would run on the engine's."""
     if sys.gettrace() is not None:
         sys.settrace(None)
     if sys.getprofile() is not None:

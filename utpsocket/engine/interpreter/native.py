@@ -1,7 +1,7 @@
-"""The interpreter's own threads, polling and classes, whatever gevent or eventlet put in their place.
+"""CPython's own threads, locks, polling and socket class, also where gevent or eventlet have replaced them.
 
-Separate because the engine must stay on a real operating-system thread in any order of patching (docs/sockets.md §5):
-every module of this room takes what blocks from here. Any thread may import it.
+The engine runs on a thread of the operating system, in whatever order a program is patched (docs/sockets.md §5). So all
+modules of the engine take what blocks from here. Any thread may import this.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ def class_made_by(module: Any, name: str, base: type[Any]) -> Any:
 
 
 Socket: Any = _socket.socket
-"""The C class below socket.socket, which nobody patches."""
+"""The C class that socket.socket derives from. gevent and eventlet do not replace it."""
 
 if TYPE_CHECKING:
     StdlibSocket = socket.socket
 else:
     StdlibSocket = class_made_by(socket, "socket", Socket)
-    """The stdlib's class socket.socket, under whose name gevent and eventlet put theirs."""
+    """The stdlib's class socket.socket, also where gevent or eventlet have put theirs under that name."""
 
 start_new_thread = original("_thread", "start_new_thread")
 get_ident = original("_thread", "get_ident")
@@ -98,15 +98,15 @@ _dropped = ctypes.create_string_buffer(1 << 16)
 
 
 def receiving(fd: int, count: int) -> Callable[[], int]:
-    """A call that receives and drops up to `count` bytes without giving other threads a turn, for in_one_step(); it
-    returns how many, 0 or less for none.
+    """A call that receives and drops up to `count` bytes without releasing the GIL, for in_one_step(); it returns how
+    many, 0 or less for none.
     """
     return partial(_libc.recv, fd, _dropped, min(count, len(_dropped)), _MSG_DONTWAIT)
 
 
 def connecting(fd: int, name: bytes) -> Callable[[], int]:
-    """A call that connects an AF_UNIX socket that does not block to an abstract name, without giving other threads a
-    turn, for in_one_step(); it returns -1 where it fails, and ctypes.get_errno() says why. unix(7).
+    """A call that connects a non-blocking AF_UNIX socket to an abstract name without releasing the GIL, for
+    in_one_step(). It returns -1 where it fails, with the errno in ctypes.get_errno(). unix(7).
     """
     address = int(_AF_UNIX).to_bytes(2, sys.byteorder) + name
     return partial(_libc.connect, fd, address, len(address))
@@ -141,23 +141,23 @@ def _begin(run: Callable[[], object], name: bytes) -> None:
             forgotten.acquire()
             _threads.append(forgotten.acquire)
     except BaseException:
-        pass  # it can do without either
+        pass  # the thread works without its name, and without being waited for at the end
     run()
 
 
 def join_threads() -> None:
-    """Wait until the interpreter has forgotten the threads of ours, all of which are at their end."""
+    """Wait until the interpreter has removed our threads' states. All of them must be about to end."""
     while _threads:
         _threads.popleft()()
 
 
 def forget_threads() -> None:
-    """After a fork, in the child: they are the parent's."""
+    """After a fork, in the child: the threads are the parent's."""
     _threads.clear()
 
 
 def is_main_interpreter() -> bool:
-    """Whether this is the process's interpreter and none within it, as a web server may have."""
+    """Whether this is the process's main interpreter, and not a subinterpreter, such as mod_wsgi makes."""
     try:
         here, main = _libc.PyInterpreterState_Get, _libc.PyInterpreterState_Main
     except AttributeError:  # its symbols are not among the global ones
@@ -167,15 +167,15 @@ def is_main_interpreter() -> bool:
 
 
 def taken_bytes(fd: int) -> int:
-    """What a socket of ours has taken and its peer has not read, with the kernel's bookkeeping; -1 if it is not told.
-    Without giving other threads a turn.
+    """Bytes that were written to an AF_UNIX socket and its peer has not read, with the kernel's overhead (TIOCOUTQ); -1
+    if ioctl() fails. Without releasing the GIL.
     """
     answer = ctypes.c_int(0)
     return -1 if _libc.ioctl(fd, TIOCOUTQ, ctypes.byref(answer)) else answer.value
 
 
 def unread_bytes(fd: int) -> int:
-    """How much a UDP socket's next datagram has, 0 where there is none. Without giving other threads a turn."""
+    """The bytes of a UDP socket's next datagram (FIONREAD), 0 where there is none. Without releasing the GIL."""
     answer = ctypes.c_int(0)
     return 0 if _libc.ioctl(fd, FIONREAD, ctypes.byref(answer)) else answer.value
 
@@ -192,8 +192,8 @@ def in_one_step(*calls: Callable[[], Any]) -> list[Any]:
 
 
 def made_instead(old: Any, family: int, kind: int, protocol: int = 0) -> Any:
-    """A new socket after closing an old one, whose number no other thread is given the time to take: only one that was
-    within a system call already may be faster. Raises OSError.
+    """Close an old socket and open a new one without a release of the GIL in between. Only a thread that is within a
+    system call already could take the number first. Raises OSError.
     """
     opened = iter(partial(_libc.socket, family, kind | SOCK_CLOEXEC, protocol), -1)
     owned = map(partial(Socket, family, kind, protocol), opened)
@@ -219,15 +219,17 @@ def connect_at_once(fd: int, name: bytes) -> int:
 
 
 def accepted(listener: Any, made: Any = None) -> Any:
-    """The next connection of a listening AF_UNIX socket as an object that owns its fd, without a moment in which only
-    a number stands for it; `made`, a socket object without an fd, if it is given.
+    """Accept a connection of a listening AF_UNIX socket. There is no line of Python between accept4(2) and the object
+    that owns the fd, so that an exception of a signal handler loses none. Raises OSError.
+
+    made   a socket object without an fd, which is to own it; None: a new one
     """
     return _owning(map(_first, iter(partial(Socket._accept, listener), None)), made)
 
 
 def accepted_at_once(fd: int, flags: int = 0) -> Any:
-    """The next connection of a listening AF_UNIX socket for which nobody has to wait: it does not block, or was shut
-    down. None where there is none, and ctypes.get_errno() says why. `flags`: SOCK_NONBLOCK.
+    """Accept a connection of a listening AF_UNIX socket without releasing the GIL. The listener must be non-blocking,
+    or shut down. None where there is no connection, with the errno in ctypes.get_errno(). `flags`: SOCK_NONBLOCK.
     """
     made = Socket.__new__(Socket)
     fds = iter(partial(_libc.accept4, fd, None, None, SOCK_CLOEXEC | flags), -1)
@@ -236,12 +238,12 @@ def accepted_at_once(fd: int, flags: int = 0) -> Any:
 
 
 class Copy(FileIO):
-    """A duplicate of a program's fd, for a moment. Class socket would not do: where the program has called
-    setdefaulttimeout(), it makes what it is given one that does not block, and all its duplicates with it.
+    """A duplicate of a program's fd, for a short time. Not of class socket: where the program has called
+    setdefaulttimeout(), that sets O_NONBLOCK, which is common to all duplicates.
     """
 
     def send(self, data: bytes, flags: int) -> int:
-        """As send(2), without giving other threads a turn; less than 0 where it fails."""
+        """As send(2), without releasing the GIL; less than 0 where it fails."""
         return int(_libc.send(self.fileno(), data, len(data), flags))
 
     def shutdown(self, how: int) -> int:
@@ -253,12 +255,12 @@ class Copy(FileIO):
         number = ctypes.c_int(value)
         return int(_libc.setsockopt(self.fileno(), level, name, ctypes.byref(number), ctypes.sizeof(number)))
 
-    # As the C class's finalizer, but without its ResourceWarning: where close() is not come to, this closes.
+    # In place of the C class's finalizer, which would issue a ResourceWarning where an exception has prevented close().
     __del__ = FileIO.close
 
 
 def copied(fds: Iterable[int]) -> Any:
-    """The Copy that owns the first of these fds, from the moment on in which it comes to be; None without any."""
+    """A Copy that owns the first fd of an iterator in C that opens it; None if the iterator is empty."""
     return next(map(partial(Copy, mode="r+"), fds), None)
 
 

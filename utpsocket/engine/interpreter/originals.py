@@ -1,11 +1,11 @@
-"""The stdlib modules that are needed while sockets are in use, as they were when utpsocket was imported.
+"""Copies of stdlib modules, as they were when utpsocket was imported.
 
-A program may put something else in the place of os.close, time.monotonic or io.FileIO at any time, as the tests of
-many do for a while. The kernel's TCP takes no notice, and neither must we. So the modules that run while sockets are in
-use import these copies instead of the modules: a name that is replaced in `os` stays what it was in the copy.
+A program may replace os.close, time.monotonic or io.FileIO at any time; tests of programs often do. Sockets over the
+kernel's TCP are not affected by that, and ours must not be. So the modules that run while sockets are in use import
+these copies: a name that is replaced in `os` is unchanged in the copy.
 
-What is an object of its own is not copied: os.environ is the program's. The modules that exist to patch the stdlib
-(monkey, green, dropin) need the modules themselves. Any thread may import this.
+Only the names are copied, not the objects: os.environ is the program's. The modules that patch the stdlib (monkey/,
+green/) need the modules themselves. Any thread may import this.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Exceptions of signals' handlers, which are no errnos.
+"""Distinguish the OSError of a system call from one that a signal handler has raised.
 
-A handler runs between two lines of whatever Python code is under way, and what it raises comes out of there. It may be
-an OSError, TimeoutError above all: who deals with a system call's errno must let it pass. It is told by its lack of an
-errno, which no system call's lacks.
+A signal handler runs between two lines of any Python code, and what it raises appears there. It may be an OSError, most
+often a TimeoutError. Code that handles the errno of a system call must let it pass. An OSError of a system call always
+has an errno; one that a handler has raised without one is recognized by that.
 
 Any thread may call.
 """
@@ -17,7 +17,9 @@ _T = TypeVar("_T")
 
 
 def let_pass(error: OSError) -> None:
-    """Raise it if it is no system call's. First in each `except OSError` that does not raise in any case."""
+    """Raise the error again if it is not a system call's. The first line of each `except OSError` that does not raise
+    in any case.
+    """
     if error.errno is None:
         raise error
 

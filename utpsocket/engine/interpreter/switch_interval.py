@@ -1,10 +1,10 @@
-"""How soon the program's threads may have the interpreter's lock back while the engine works.
+"""A shorter switch interval while the engine works: how soon the program's threads get the GIL back.
 
-The engine's calls keep the GIL (syscalls.py), so a thread that lets go of it, as every socket call of the program's
-does, gets it back when it has asked for one switch interval, 5 ms. Fifty such calls in a row, a hub's with fifty
-sockets that are ready, are a quarter of a second, though the hub itself computes for a few milliseconds. Where
-somebody must never be late, the engine therefore works under a shorter interval: it is the process's, so it is set
-when an iteration's work begins and set back when it ends, before the engine sleeps.
+The engine's system calls hold the GIL (syscalls.py). A thread of the program that releases it, as every socket call
+does, gets it back after one switch interval, 5 ms by default. Example: a hub of gevent with fifty sockets that are
+ready makes fifty such calls in a row, and needs 250 ms for work of a few milliseconds. Where a program cannot afford
+that, it asks for a shorter interval. The switch interval belongs to the whole process, so it is set when the work of an
+iteration begins, and set back when it ends, before the engine sleeps.
 
 ask() and withdraw() may be called by any thread, the rest by the engine's. Sources: sys.setswitchinterval();
 CPython's Python/ceval_gil.c, take_gil(), which reads the interval anew for each time it waits.
@@ -16,27 +16,30 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-# A thread that gave the GIL away gets it back in about twice this. Each exchange costs some 20 µs of it.
+# A thread that has released the GIL gets it back in about twice this time. Each exchange takes some 20 µs of it, so a
+# much shorter interval would leave the engine little.
 SWITCH_SECONDS: Final = 0.0001
 
-askers: set[str] = set()  # who wants the short interval; only ask() and withdraw() write it
-_usual_seconds = 0.0  # what begin() found; 0 between iterations
+# Names of the parts that want the short interval. Written by ask() and withdraw() alone.
+askers: set[str] = set()
+# The program's interval, as begin() found it; 0 between iterations.
+_usual_seconds = 0.0
 
 
 def ask(asker: str) -> None:
-    """Have the engine give way soon, until every asker has withdrawn."""
+    """Have the engine work under the short interval, until every asker has withdrawn."""
     askers.add(asker)
 
 
 def withdraw(asker: str) -> None:
-    """This asker does not need it any more. Idempotent. After the last one the interval is the program's at once."""
+    """This asker does not need it any more. May be repeated. After the last the program's interval is set at once."""
     askers.discard(asker)
     if not askers:
         end()
 
 
 def during(work: Callable[[Any], None], argument: Any) -> None:
-    """Do an iteration's work under the short interval; where nobody asks for it, it is not worth the call."""
+    """Do the work of an iteration under the short interval. To be called only if there are askers."""
     begin()
     try:
         work(argument)
@@ -55,8 +58,8 @@ def begin() -> None:
 
 
 def end() -> None:
-    """An iteration's work has ended; or, in a forked child, will never end. What the program has set meanwhile
-    stays.
+    """An iteration's work has ended; in a forked child, it will never end. An interval that the program has set
+    meanwhile stays.
     """
     global _usual_seconds
     usual_seconds, _usual_seconds = _usual_seconds, 0.0  # at once: withdraw() may be here in another thread

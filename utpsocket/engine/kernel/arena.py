@@ -1,8 +1,8 @@
-"""Memory to receive into: taken piece by piece, given back all at once at the end of an iteration.
+"""Memory to receive into, shared by all ports: taken piece by piece, free again at the end of an iteration.
 
-Separate because it is the one buffer that all ports share. Runs are laid down one behind the other, so that what the
-kernel gave in several pieces of one flight lies together and may be handled as one run; a thousand ports with a small
-packet each take a thousand small packets' room.
+Runs are stored one behind the other. So datagrams of one flight that the kernel gave in several pieces are contiguous,
+and may be handled as one run; and a thousand ports with a small packet each take the memory of a thousand small
+packets.
 
 Only the engine's thread calls.
 """
@@ -14,7 +14,9 @@ from typing import Final
 from utpsocket.protocol.packet import HEADER_BYTES
 from utpsocket.protocol.runs import Run
 
-ROOM_BYTES: Final = 65_536  # the most that one receive gives
+# The most that one recvmsg(2) returns: a datagram, or several merged by UDP_GRO.
+ROOM_BYTES: Final = 65_536
+# Of each piece of memory, and how many sets of payload slices are kept; by feel.
 _CHUNK_BYTES: Final = 1 << 20
 _STRIDES_KEPT: Final = 4
 
@@ -26,14 +28,13 @@ class Arena:
 
     def __init__(self) -> None:
         self._first = self._chunk = memoryview(bytearray(_CHUNK_BYTES))
-        self._payloads: dict[
-            tuple[int, int], list[memoryview]
-        ] = {}  # by stride and size, of the first chunk laid out so
+        # Slices of the first chunk, one for the payload of each slot, by stride and size of the slots.
+        self._payloads: dict[tuple[int, int], list[memoryview]] = {}
         self._used = 0
 
     def room(self, stride: int = 1) -> memoryview:
-        """At least ROOM_BYTES, behind what was taken last if there is room, from a multiple of `stride` on. Then call
-        take().
+        """At least ROOM_BYTES of free memory that begins at a multiple of `stride`, behind what was taken last if that
+        chunk has so much left. Then call take().
         """
         self._used += -self._used % stride
         if self._used > _CHUNK_BYTES - ROOM_BYTES:
@@ -46,8 +47,9 @@ class Arena:
         self._used += count
 
     def slots(self, run: Run, start: int) -> list[memoryview] | None:
-        """The payloads of the run's full datagrams, which begin at room()[start], made in an earlier iteration: slicing
-        anew costs more than anything else that is done with them. None where they are not at hand.
+        """Slices of the payloads of the run's datagrams, which begin at room()[start]. They are made once for each
+        size, since slicing costs more than anything else that is done with them. None where the run is not in the
+        first chunk, or not at a multiple of its stride.
         """
         stride, size = run.stride, run.datagram_bytes
         start += self._used
@@ -63,7 +65,7 @@ class Arena:
         return payloads[first : first + (len(run.data) + stride - size) // stride]
 
     def last(self, count: int) -> memoryview | None:
-        """The `count` bytes taken last, or None where they do not lie together."""
+        """The `count` bytes taken last, or None where they are not contiguous."""
         if count > self._used:
             return None
         return self._chunk[self._used - count : self._used]

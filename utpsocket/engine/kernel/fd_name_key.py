@@ -1,18 +1,18 @@
-"""What proves that an abstract AF_UNIX name was made by this program, and for whom.
+"""The tag in an abstract AF_UNIX name, which proves that a process of this program made the name.
 
-Separate because fd_names.py only says how a name reads. Any local user can read the names in /proc/net/unix and bind
-one that looks like ours, so a name carries a tag: a keyed hash of itself and of the user id of the process that made
-it.
+Any local user can read the names in /proc/net/unix and bind one that looks like ours. So a name carries a tag: a keyed
+hash of the name and of the effective user id of the process that made it.
 
 The key is made when this module is first imported. A fork inherits it with its memory, an exec'ed child and an engine
 in a process of its own with the environment variable UTPSOCKET_SECRET, which only the same user (and root) can read.
 A process that gets one of our fds from elsewhere, by SCM_RIGHTS, and was not started by ours, sees a plain AF_UNIX
 socket unless it is given the same variable.
 
-The user id is compared with the one the kernel remembers of the far end (SO_PEERCRED). So a tag that another user has
-copied from a name that is no longer in use proves nothing for a socket of theirs; and ids other than root's, ours, and
-the one the key was made under are not believed, in case the environment got into the hands of a child with fewer
-rights. Credentials alone would not do: a worker that has given up root's rights accepts what root's engine hands over.
+The user id is compared with the one that the kernel has recorded of the other end (SO_PEERCRED). So a tag that another
+user has copied from a name that is no longer in use does not fit a socket of theirs. User ids other than root's, our
+own, and the one that the process had when the key was made or read are refused: a child with fewer rights may have
+inherited the environment. Credentials alone do not suffice: a worker that has given up root's rights accepts
+connections from root's engine.
 
 Any thread may call. Sources: unix(7) SO_PEERCRED, "Abstract sockets"; RFC 7693 §2.9 (keyed BLAKE2).
 """
@@ -26,14 +26,16 @@ from typing import Final
 from utpsocket.engine.interpreter.originals import hmac, os
 
 VARIABLE: Final = "UTPSOCKET_SECRET"
-TAG_BYTES: Final = 11  # as text
-_KEY_BYTES: Final = 16
+# Eight bytes in base 64, without padding: names must fit in sun_path (108 bytes).
+TAG_BYTES: Final = 11
 _DIGEST_BYTES: Final = 8
+# 128 bits
+_KEY_BYTES: Final = 16
 _URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 
 
 def _key() -> bytes:
-    """The parent's key where it left one, or a new one."""
+    """The key in the environment, or a new one, which is put there."""
     try:
         key = bytes.fromhex(os.environ.get(VARIABLE, ""))
     except ValueError:
@@ -49,24 +51,24 @@ _first_uid: Final = os.geteuid()
 
 
 def text() -> str:
-    """The key as the environment variable has it."""
+    """The key as it stands in the environment variable."""
     return _secret.hex()
 
 
 def tag(name: bytes, uid: int) -> bytes:
-    """The proof, TAG_BYTES of ASCII, that a process of this program and of that effective user made the name."""
+    """The tag of a name made by a process with that effective user id: TAG_BYTES of ASCII."""
     digest = blake2s(b"%d:%s" % (uid, name), key=_secret, digest_size=_DIGEST_BYTES).digest()
     return b2a_base64(digest, newline=False).translate(_URL_SAFE)[:TAG_BYTES]
 
 
 def is_proof(proof: bytes, name: bytes, uid: int) -> bool:
-    """Whether this is the tag of that name, made by that user, and the user is one to be believed."""
+    """Whether this is the tag of that name made by that user, and the user id is not refused."""
     return uid in (0, os.geteuid(), os.getuid(), _first_uid) and hmac.compare_digest(proof, tag(name, uid))
 
 
 def is_known_proof(proof: bytes, name: bytes) -> bool:
-    """Whether this is the tag of that name for any user that is believed: where the kernel has said otherwise which
-    process made it.
+    """Whether this is the tag of that name for any user id that is not refused. For callers that know from the kernel
+    that a process of ours made the name.
     """
     euid = os.geteuid()
     if hmac.compare_digest(proof, tag(name, euid)):

@@ -1,11 +1,11 @@
-"""The abstract AF_UNIX names that tell who is at the other end, in any process that holds the fd.
+"""The abstract AF_UNIX names of socket pairs, from which any process that holds the fd can read the connection.
 
-Separate because both sides read them: the engine binds its end of a pair to such a name, and getpeername() on the
-user's end then gives it to a fork, an exec'ed child or `ss -x` alike (docs/sockets.md §1). Any thread may call.
+The engine binds its end of a pair to such a name. getpeername() of the user's end then returns it in a forked process,
+in an exec'ed child and to `ss -x` (docs/sockets.md §1). Any thread may call.
 
 A name reads `utp:<cookie>:<engine's pid>:<local>|<peer>#<tag>`, with addresses as 192.0.2.7:6881 and
-[fe80::1]:6881[%scope][/flowinfo]. A listening socket's own name has `*` for the peer. Anybody can make such a name; the
-tag proves that we did (fd_name_key.py).
+[fe80::1]:6881[%scope][/flowinfo]. A listening socket's own name has `*` for the peer. Any program can bind such a name;
+the tag proves that ours did (fd_name_key.py).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Address = tuple[str, int] | tuple[str, int, int, int]
 
 
 def new_cookie() -> int:
-    """What tells one connection from all others, of 63 bits."""
+    """A random number of 63 bits that identifies one socket."""
     return int.from_bytes(os.urandom(8), "little") >> 1
 
 
@@ -54,8 +54,8 @@ def _tagged(name: bytes) -> bytes:
 
 
 def maker(sock: Any) -> tuple[int, int]:
-    """(process id, effective user id) of whoever connected or listened at the other end of this AF_UNIX connection,
-    then; of a listening socket, at this one. unix(7) SO_PEERCRED.
+    """(process id, effective user id) of the process that connected or listened at the other end of this AF_UNIX
+    connection, as they were then; of a listening socket, of the process that called listen(). unix(7) SO_PEERCRED.
     """
     credentials = Socket.getsockopt(sock, socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, _ = _CREDENTIALS.unpack(credentials)
@@ -63,9 +63,9 @@ def maker(sock: Any) -> tuple[int, int]:
 
 
 def is_ours(name: Any, uid: int | None) -> bool:
-    """Whether we made a name that decode() or decode_listener() understands.
+    """Whether the tag of a name that decode() or decode_listener() understands is right.
 
-    uid    of whoever bound it, as the kernel tells; None where it has told already that one of our processes did
+    uid    of the process that bound it, from maker(); None where the kernel has shown already that it is one of ours
     """
     made, _, proof = name.rpartition(b"#")
     return fd_name_key.is_known_proof(proof, made) if uid is None else fd_name_key.is_proof(proof, made, uid)
@@ -107,7 +107,7 @@ def decode(name: object) -> tuple[int, int, Address, Address] | None:
 
 
 def to_text(address: Address) -> str:
-    """An address as the names have it."""
+    """An address as it stands in a name."""
     host, port, *rest = address
     if not rest:
         return f"{host}:{port}"
@@ -125,7 +125,7 @@ def _short(address: Address) -> str:
 
 
 def from_text(text: str) -> Address:
-    """An address of to_text()'s. Raises ValueError."""
+    """The address that to_text() or _short() has written. Raises ValueError."""
     if text.startswith("="):
         packed = base64.urlsafe_b64decode(text[1:] + "==")
         host, port, scope = _SHORT.unpack(packed if len(packed) == _SHORT.size else packed + bytes(_SCOPE_BYTES))

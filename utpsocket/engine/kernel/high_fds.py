@@ -1,21 +1,20 @@
-"""The engine's fds: out of the numbers that select() can watch, and there when the program has used up its own.
+"""The numbers of the engine's fds: above those that select() can watch, and available when the program has used up its
+own.
 
-Separate because every part of the engine that opens a socket needs it. TCP's connect() needs no fd, and its accept()
-one; ours need a UDP socket, the engine's ends of pairs, and some for a moment. So a few fds are kept open in advance,
-duplicates of one socket that does nothing:
+Over TCP connect() opens no fd and accept() one. Over uTP they also open a UDP socket, the engine's ends of pairs, and
+some fds for a moment. So a few fds are kept open in advance, duplicates of one socket that is not used:
 
-    raise_fd()    puts a socket under a high number, or where there is none under that of a kept fd, in one step (dup2),
-                  so that the program's low number is free again, and the program has as many left as with TCP
+    raise_fd()    moves a socket to a high number, or if the limit allows none, to the number of a kept fd (dup2). The
+                  program's low number is free again, and the program has as many left as over TCP
     with_room()   opens something when no number is left, after closing a kept fd
     close()       of a raised socket leaves a kept fd under its number, until there are enough again
 
-New ones are made only while the program is far from its limit; below a low one, a few at its end. The last two are for
-connections that wait for accept(): as with TCP there is always one to be accepted, with an fd that the program has
-closed for that, and which is not taken from it meanwhile. Where none can be used, because the limit was lowered
-below their numbers or they have been used up, the limit is raised for the moment of the call, if the hard limit, or
-root's rights, allow it.
+New ones are made only while the program is far from its limit (RLIMIT_NOFILE); if that is low, a few just below it. The
+last two are for connections that wait for accept(): over TCP a program at its limit can close an fd and then accept a
+connection, and so it must be here. Where no kept fd can be used, because the limit was lowered below their numbers or
+they are used up, the limit is raised during the call, if the hard limit or CAP_SYS_RESOURCE allows it.
 
-A signal's handler may raise between any two lines: so at every moment an object owns each fd.
+A signal handler may raise between any two lines. So an object owns each fd from the call that opens it on.
 
 Any thread may call. Sources: select(2) FD_SETSIZE; dup(2), fcntl(2); getrlimit(2) RLIMIT_NOFILE.
 """
@@ -44,27 +43,37 @@ from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import let_pass, or_none
 
 _T = TypeVar("_T")
-_HIGH_FD: Final = 1_024  # FD_SETSIZE
-_AFTER_STREAMS: Final = 3  # 0 to 2 are the standard streams', also where the program was started without them
-_KEPT: Final = 32  # two for each of eight connects, one for each of eight accepts, and some for a moment
-_FAR: Final = 64  # numbers above the lowest free one that must be free before more are kept
-_LOW_LIMIT: Final = 128  # numbers, of which so many more are too many
+# FD_SETSIZE: select() cannot watch this number and those above.
+_HIGH_FD: Final = 1_024
+# 0 to 2 are for the standard streams, also where the program was started without them.
+_AFTER_STREAMS: Final = 3
+# Fds kept: two for each of eight connect(), one for each of eight accept(), and eight that are open for a moment.
+_KEPT: Final = 32
+# Kept fds begin so far above the lowest free number; by feel.
+_FAR: Final = 64
+# Under a limit of less than this, _KEPT would be too large a share: then fewer are kept, and the program has at least
+# so many numbers below them. All by feel.
+_LOW_LIMIT: Final = 128
 _KEPT_BELOW_LOW_LIMIT: Final = 4
-_LEFT_BELOW_LOW_LIMIT: Final = 16  # numbers that the program then has at least
-_FOR_ACCEPT: Final = 2  # kept fds that are for nothing else
-_FEW: Final = 256  # numbers, which can be looked at each time
+_LEFT_BELOW_LOW_LIMIT: Final = 16
+# Kept fds that are for connections that wait for accept() alone; by feel.
+_FOR_ACCEPT: Final = 2
+# Up to the first limit all numbers are looked at before each accept(); up to the second only while kept fds are
+# missing; above it never, as it takes too long. Both by feel.
+_FEW: Final = 256
 _MOST_COUNTED: Final = 4_096
 _POLLNVAL: Final = 0x020
+# For the lock around a raised limit, which is held for one system call; by feel.
 _LOCK_SECONDS: Final = 1.0
 
 
 class HighSocket(Socket):  # type: ignore[misc]  # native's is Any
-    """A socket under one of the engine's own numbers."""
+    """A socket under one of the engine's numbers."""
 
     __slots__ = ()
 
     def close(self) -> None:
-        """Closes it, and keeps the number if there are too few."""
+        """Close it; if there are too few kept fds, its number becomes one of them."""
         model = _model
         if len(_kept) < _most_kept and model is not None and self.fileno() >= 0 and _is_kept(model):
             try:
@@ -77,10 +86,10 @@ class HighSocket(Socket):  # type: ignore[misc]  # native's is Any
         try:
             Socket.close(self)
         except OSError as error:
-            let_pass(error)  # it is closed all the same, whatever close(2) has to say of what was written
+            let_pass(error)  # close(2): the fd is closed, whatever the error
 
-    # As the C class's finalizer, but without its ResourceWarning: the program, which would be told, has nothing to
-    # close, and at exit what is kept in advance is simply there. In C, so that no signal's handler runs within it.
+    # In place of the C class's finalizer, which would issue a ResourceWarning about a socket that is not the program's.
+    # A function in C, so that no signal handler runs within it.
     __del__ = Socket.close
 
 
@@ -94,7 +103,9 @@ _new: Final = partial(HighSocket, stdlib.AF_UNIX, stdlib.SOCK_DGRAM, 0)
 
 
 def _owner(fds: Iterable[int]) -> HighSocket:
-    """The object that owns the first of these fds, from the moment on in which it comes to be."""
+    """Take the first fd of an iterator in C that opens it. There is no line of Python between the call that opens the
+    fd and the object that owns it.
+    """
     return next(map(_new, fds))
 
 
@@ -113,13 +124,13 @@ def is_prepared() -> bool:
 
 
 def prepare() -> None:
-    """Keep fds, if the program is far from its limit: before it may have used them up."""
+    """Keep fds, if the program is far from its limit. To be called early, before it may have used them up."""
     global _model, _model_file
     gone = _model
     if gone is not None:
         if _is_kept(gone):
             return
-        gone.detach()  # the program has closed every fd that it found: the numbers are somebody else's
+        gone.detach()  # the program has closed every fd (os.closerange), and the numbers may have been used again
         while _kept:
             _kept.pop().detach()
     try:
@@ -134,14 +145,14 @@ def prepare() -> None:
         except OSError as error:
             let_pass(error)
             return
-        high.setblocking(False)  # whoever finds it in the place of something else must not wait
+        high.setblocking(False)  # a thread that meets a duplicate in the place of a closed socket must not wait in it
         _model_file = found.st_dev, found.st_ino
         _model = high
         _keep_more(high, model.fileno())
 
 
 def release() -> None:
-    """Keep nothing. The next engine, or socket, prepares anew."""
+    """Close all kept fds. The next engine, or socket, calls prepare() again."""
     global _model
     model, _model = _model, None
     for sock in (*_kept, *filter(None, (model,))):
@@ -153,7 +164,9 @@ def release() -> None:
 
 
 def _floor(lowest_fd: int) -> int:
-    """Where kept fds begin while this is the lowest free number: none are, where the limit is near."""
+    """The lowest number for kept fds, where this is the lowest free number. It may be above the limit: then fcntl()
+    fails, and none are kept.
+    """
     limit = _limit()
     if limit >= _HIGH_FD + 4 * _KEPT:
         return _HIGH_FD
@@ -174,7 +187,7 @@ def _keep_more(model: HighSocket, lowest_fd: int) -> None:
 
 
 def _keep_usable(model: HighSocket, lowest_fd: int) -> None:
-    """Instead of those beyond a limit that was lowered, and that nobody can raise, keep others."""
+    """Close the kept fds above a limit that was lowered, and keep others."""
     limit = _limit()
     while _kept and _kept[0].fileno() >= limit:
         try:
@@ -189,13 +202,13 @@ def _keep_usable(model: HighSocket, lowest_fd: int) -> None:
 
 
 def _is_kept(sock: HighSocket) -> bool:
-    """Whether its number still means what we keep."""
+    """Whether the number still is a duplicate of the model."""
     found = or_none(os.fstat, sock.fileno())
     return found is not None and (found.st_dev, found.st_ino) == _model_file
 
 
 def _take_kept(left: int = _FOR_ACCEPT) -> HighSocket | None:
-    """A kept fd, which is the caller's now. So many are not for it."""
+    """Take a kept fd out, unless only `left` remain."""
     while len(_kept) > left:
         try:
             kept = _kept.pop()
@@ -208,9 +221,9 @@ def _take_kept(left: int = _FOR_ACCEPT) -> HighSocket | None:
 
 
 def raised_duplicate(fd: int) -> Iterable[int]:
-    """A duplicate, on a number that no program takes for its own: out of select()'s range where the limit allows that,
-    and never a standard stream's, under which a daemon puts its log. Made when it is asked for, so that an object may
-    own it from its first moment.
+    """An iterator over one duplicate: above select()'s range where the limit allows that, and never under the number of
+    a standard stream, where a daemon may put its log. The duplicate is made when the iterator is asked for it, so that
+    an object can own it at once (_owner()).
     """
     floor = _HIGH_FD if _limit() >= _HIGH_FD + 4 * _KEPT else _AFTER_STREAMS
     return map(partial(fcntl, fd, F_DUPFD_CLOEXEC), (floor,))
@@ -224,13 +237,17 @@ def new_epoll() -> Any:
 
 
 def raise_fd(sock: Any) -> Any:
-    """The same socket on a high fd number, non-blocking; itself where the process may have no such number."""
+    """Move a socket to a high number and make it non-blocking.
+
+    Returns a new object that owns it; `sock` is closed. Where there is no such number, the socket stays where it is:
+    the result is then `sock` itself, or an object that keeps the number when it is closed. Raises OSError.
+    """
     if isinstance(sock, HighSocket):
         return sock
     fd = sock.fileno()
     is_quiet = sock.gettimeout() == 0
     try:
-        # What is known of it already is not asked of the kernel again, nor told it.
+        # Family, type and protocol are known, so that no system calls are made to find them.
         own = partial(HighSocket, sock.family, sock.type | SOCK_NONBLOCK if is_quiet else sock.type, sock.proto)
         raised: Any = next(map(own, map(partial(fcntl, fd, F_DUPFD_CLOEXEC), (_HIGH_FD,))))
     except OSError as error:
@@ -242,7 +259,7 @@ def raise_fd(sock: Any) -> Any:
         if model is not None and _is_kept(model):
             _keep_usable(model, fd)
         if len(_kept) < _FOR_ACCEPT:
-            return _raised_already(sock)  # where it is: its number is kept when it is closed
+            return _raised_already(sock)  # under the same number, which is kept when it is closed
         sock.setblocking(False)
         return sock
     if not is_quiet:
@@ -260,8 +277,8 @@ def raise_fd(sock: Any) -> Any:
 
 
 def idle_instead(sock: Any) -> bool:
-    """Close what is under the socket's number, in one step with putting an idle socket there: another thread may be
-    about to use the number. False: there is no idle one.
+    """Replace the open file under the socket's number by an unused socket, in one step (dup2): another thread may be
+    about to use the number. False where that is not possible.
     """
     model = _model
     if model is None or sock.fileno() < 0 or not _is_kept(model):
@@ -275,7 +292,7 @@ def idle_instead(sock: Any) -> bool:
 
 
 def _raised_to_kept(sock: Any) -> HighSocket | None:
-    """The socket under the number of a kept fd, where it can have no other high one; None where there is none kept."""
+    """Move the socket to the number of a kept fd; None if there is none."""
     fd = sock.fileno()
     raised = _take_kept()
     if raised is None or not _put(fd, raised):
@@ -291,7 +308,7 @@ def _raised_to_kept(sock: Any) -> HighSocket | None:
 
 
 def _put(fd: int, kept: HighSocket) -> bool:
-    """Put an open file under the number of a kept one. False: the limit is lower by now."""
+    """Duplicate an fd to the number of a kept one (dup2). False: the limit is lower than that by now."""
     put = partial(os.dup2, fd, kept.fileno(), False)
     try:
         try:
@@ -308,10 +325,14 @@ def _put(fd: int, kept: HighSocket) -> bool:
 
 
 def with_room(make: Callable[[], _T], *, is_for_accept: bool = False) -> _T:
-    """make(), which opens one fd, and leaves none where it fails; if there is no number left, with a kept one's help.
-    A socket is then given as one that does not block.
+    """Call make(); if it fails with EMFILE, close a kept fd and call it again.
 
-    is_for_accept   a connection that waits for accept(): it may have every kept fd, and not the program's last number
+    make            a call that opens one fd, perhaps only while it runs, and leaves none open where it fails
+    is_for_accept   the fd is for a connection that waits for accept(): it may have any kept fd, and does not take the
+                    program's last number
+
+    Returns what make() returns; a socket that was made with a kept fd's number does not block. Raises what make()
+    raises. Once the fd is closed, and was no socket: give_back().
     """
     global _owed
     if not is_for_accept or not _is_last_number(_limit()):
@@ -344,8 +365,8 @@ def with_room(make: Callable[[], _T], *, is_for_accept: bool = False) -> _T:
 
 
 def _made_instead(kept: HighSocket, make: Callable[[], _T]) -> _T:
-    """make() after closing a kept fd. A number that the program takes in between, as accept() and open() may, is lost
-    for good, and without any no connection can be handed over: so a plain socket is made in one step.
+    """Close a kept fd and call make(). Another thread may take the number in between, and it would be lost for good. So
+    a plain socket is made without a release of the GIL in between.
     """
     if isinstance(make, partial) and make.func is Socket and not make.keywords and SOCK_CLOEXEC:
         return made_instead(kept, *make.args)  # type: ignore[no-any-return]
@@ -354,7 +375,7 @@ def _made_instead(kept: HighSocket, make: Callable[[], _T]) -> _T:
 
 
 def _is_last_number(limit: int) -> bool:
-    """Whether the program has one number left at most: it may just have closed an fd in order to accept."""
+    """Whether the program has at most one number left, perhaps of an fd that it closed in order to accept."""
     if limit > _MOST_COUNTED or (limit > _FEW and len(_kept) >= _most_kept):
         return False  # far from the limit, or there are too many to look at
     if _kept and _kept[0].fileno() >= limit:
@@ -366,8 +387,8 @@ def _is_last_number(limit: int) -> bool:
 
 
 def taken_over(sock: Any) -> Iterator[HighSocket]:
-    """The same socket, under its number, owned by a new object from the moment on in which that is asked for: to who
-    has the old one it is closed. Nothing of one that is closed.
+    """An iterator over one object, which owns the same socket under the same number from then on; the old object is
+    closed. If that was closed already, the iterator is empty.
     """
     return map(_new, iter(sock.detach, -1))
 
@@ -380,7 +401,9 @@ def _raised_already(made: Any) -> Any:
 
 
 def give_back() -> None:
-    """What with_room() opened, and is no socket, has been closed."""
+    """Keep a fd again, in place of one that with_room() has closed for something else than a socket. To be called when
+    that is closed.
+    """
     global _owed
     model = _model
     while _owed > 0 and model is not None and _is_kept(model):
@@ -393,7 +416,7 @@ def give_back() -> None:
 
 
 def _beyond_limit(call: Callable[[], _T], least: int) -> _T:
-    """call() with a soft limit of at least so many. Raises EMFILE where we may not have it."""
+    """call() under a soft limit of at least so many. Raises EMFILE where the limit may not be raised."""
     if not _raising.acquire(True, _LOCK_SECONDS):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     try:
@@ -416,8 +439,8 @@ def _beyond_limit(call: Callable[[], _T], least: int) -> _T:
 
 
 def forget_in_child() -> None:
-    """After a fork, in the child, whose copies of what is kept are its own: a lock may be held by a thread that is not
-    there.
+    """After a fork, in the child: a thread of the parent may have held the lock. The copies of kept fds are the
+    child's.
     """
     global _raising
     _raising = allocate_lock()

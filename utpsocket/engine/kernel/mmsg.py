@@ -1,10 +1,11 @@
-"""Many datagrams per system call, for kernels and peers without offload: recvmmsg(2) and sendmmsg(2), the GIL kept.
+"""recvmmsg(2) and sendmmsg(2) with the GIL held: many datagrams per system call, without UDP_SEGMENT and UDP_GRO.
 
-Separate because of the memory that such a call needs laid out: for each datagram a header, two pieces of memory, and
-room for its sender's name and ancillary data. All of it is written once and reused; a call sets a few columns of it.
+Such a call needs an array of headers in memory. Each datagram has a struct mmsghdr, two pieces of memory to receive
+into, and room for its source address and its ancillary data. All of it is written once and reused; before a call only a
+few columns of it are set.
 
-Datagrams are received into slots at even distances, so that equal ones of one sender are a Run as they lie. What is
-longer than a slot goes on in memory of its own, and is put together there: nothing is ever cut off.
+Datagrams are received into slots at equal distances, so that equal ones of one source are a Run without copying. What
+is longer than its slot goes on in a second piece of memory (overflow()), so that no datagram is truncated.
 
 Only the engine's thread calls. Sources: recvmmsg(2), sendmmsg(2); docs/performance.md §6.
 """
@@ -19,11 +20,16 @@ from utpsocket.engine.interpreter.originals import ctypes, struct
 from utpsocket.protocol.packet import HEADER_BYTES, SYN_BYTE
 from utpsocket.protocol.runs import MAX_RUN_PACKETS
 
-MOST_IN: Final = MAX_RUN_PACKETS  # what becomes one run if it is one
-MOST_OUT: Final = 64  # no Transmit is longer
-ROOM_BYTES: Final = 65_536  # no datagram is longer, merged ones neither
-NAME_BYTES: Final = 32  # struct sockaddr_in6, and a little
-CONTROL_BYTES: Final = 64  # IPV6_PKTINFO and UDP_GRO
+# As many datagrams as one run may have.
+MOST_IN: Final = MAX_RUN_PACKETS
+# As many datagrams as a Transmit may have.
+MOST_OUT: Final = 64
+# A datagram, or several merged by UDP_GRO, is not longer.
+ROOM_BYTES: Final = 65_536
+# sizeof(struct sockaddr_in6) is 28; a multiple of 8 keeps what follows aligned.
+NAME_BYTES: Final = 32
+# Ancillary data of IPV6_PKTINFO (40) and UDP_GRO (24).
+CONTROL_BYTES: Final = 64
 _RECORD_BYTES: Final = NAME_BYTES + CONTROL_BYTES
 _HEADER: Final = struct.Struct("@QI4xQQQQi4xI4x")  # struct mmsghdr: name, iovecs, control, flags; its datagram's size
 _HEADER_BYTES: Final = 64
@@ -34,14 +40,15 @@ _SIZE_WORD: Final = 14  # of a header's sixteen: msg_len
 _CONTROL_WORD: Final = 5  # of its eight long ones: msg_controllen
 _NAMELEN_AT: Final = 8
 _PKTINFO_INTERFACE_AT: Final = {32: 16, 40: 32}  # by the size of the ancillary data: in_pktinfo, in6_pktinfo
+# Addresses that may be refused in one call of Answers.send(), and column contents that are kept; both by feel.
 _MOST_REFUSED: Final = 8
 _LAYOUTS_KEPT: Final = 64
 _MSG_DONTWAIT: Final = 0x40
 _MSG_NOSIGNAL: Final = 0x4000
 
 Raw = tuple[int, int, int, int, bytes, bytes]
-"""Equal datagrams of one sender, in slots that follow each other: the first's index, how many, the size of each but the
-last, the last's; and the name and the ancillary data that all have alike."""
+"""Datagrams of equal size and source, in slots that follow each other: the first index, the count, the size of each but
+the last, the size of the last (which may be shorter); the source address and the ancillary data that they share."""
 
 
 def _address(buffer: bytearray) -> int:
@@ -49,7 +56,7 @@ def _address(buffer: bytearray) -> int:
 
 
 class Inbound:
-    """The memory of recvmmsg. One will do for all ports: nothing of it is of use after the call."""
+    """The memory of recvmmsg(2). All ports share one, since it is used up before another call is made."""
 
     __slots__ = (
         "_address",
@@ -175,10 +182,10 @@ class Inbound:
     def noise(
         self, count: int, room: memoryview, stride: int, ids: set[int], plain_control_bytes: int
     ) -> tuple[list[int], list[int]]:
-        """Of the datagrams received last, the indices of those that no established connection can want: SYNs, and
-        what carries none of these ids. What the kernel has merged, or is longer than a slot, is not looked at.
+        """Of the datagrams received last, the indices of those that belong to no established connection: SYNs, and
+        all others that carry none of these ids. Merged datagrams, and those longer than a slot, are in neither list.
 
-        ids                   in the byte order of the wire, read in the machine's
+        ids                   their two bytes in network order, read in the machine's
         plain_control_bytes   of ancillary data that comes with every datagram; one that was merged has more
         """
         sizes = self._sizes[:count].tolist()
@@ -200,12 +207,14 @@ class Inbound:
         return syns, others
 
     def names(self, indices: list[int]) -> list[bytes]:
-        """Who sent these, as the kernel writes it."""
+        """The source addresses of these, as the kernel writes them."""
         records, size = self._records, self._headers[_NAMELEN_AT]
         return [records[index * _RECORD_BYTES : index * _RECORD_BYTES + size].tobytes() for index in indices]
 
     def answer(self, answers: Answers, fd: int, indices: list[int], data: bytearray) -> int:
-        """Send one of the equal pieces of `data` to the sender of each of these; how many left."""
+        """Send to the source of each of these datagrams HEADER_BYTES of `data`, in the same order. Returns how many
+        were sent.
+        """
         records_at = self._control_at - NAME_BYTES
         control_bytes = 0
         if self._layout[1] and indices:
@@ -217,8 +226,8 @@ class Inbound:
         )
 
     def _clear_interfaces(self, control_bytes: int) -> None:
-        """Ancillary data that told where a datagram arrived shall say where its answer comes from, but not which
-        interface it leaves by: that is the routes' business.
+        """The IP_PKTINFO with which a datagram arrived is sent with its answer, to set the source address. The number
+        of the interface is cleared in it, so that the routing table chooses the interface.
         """
         at = _PKTINFO_INTERFACE_AT.get(control_bytes)
         if at is not None:
@@ -235,12 +244,12 @@ class Inbound:
         return first, count, size, last, name, records[at : at + _CONTROLLEN.unpack_from(header)[0]]
 
     def overflow(self, index: int, count: int) -> memoryview:
-        """The `count` bytes of a datagram that its slot had no room for."""
+        """The last `count` bytes of a datagram, those that its slot had no room for."""
         return memoryview(self._overflow)[index * ROOM_BYTES : index * ROOM_BYTES + count]
 
 
 class Answers:
-    """The memory of sendmmsg for small answers of one size to many senders."""
+    """The memory of sendmmsg(2) for answers of HEADER_BYTES to many addresses."""
 
     __slots__ = ("_address", "_columns", "_data", "_iovecs", "_memory", "_sendmmsg")
 
@@ -263,11 +272,11 @@ class Answers:
     def send(
         self, fd: int, names: array[int], name_bytes: int, control_offset: int, control_bytes: int, data: bytearray
     ) -> int:
-        """Send 20 bytes of `data` to each of `names`; how many left. What the kernel refuses is passed over, and when
-        its buffer is full the rest is dropped: whoever waits for one of these asks again.
+        """Send 20 bytes of `data` to each of `names`; returns how many were sent. A datagram that the kernel refuses is
+        skipped. When its buffer is full the rest is dropped: a peer that needs one of these repeats its packet.
 
-        names            addresses in memory
-        control_offset   from a name to the ancillary data of its answer
+        names            pointers to socket addresses
+        control_offset   from an address to the ancillary data of its answer, bytes
         """
         count = len(names)
         self._data[: len(data)] = data
@@ -295,7 +304,7 @@ class Answers:
 
 
 class Outbound:
-    """The memory of sendmmsg. One will do for all ports."""
+    """The memory of sendmmsg(2) for datagrams to one address. All ports share one."""
 
     __slots__ = (
         "_address",
@@ -332,8 +341,8 @@ class Outbound:
         control_at: int,
         control_bytes: int,
     ) -> int:
-        """Send `size` bytes, a datagram for each `segment` of them, to one address; how many left, or -1 with ctypes'
-        errno set, which is the first one's.
+        """Send `size` bytes to one address, in datagrams of `segment` bytes. Returns how many datagrams were sent, at
+        most MOST_OUT; or -1 if the first one failed, with its errno in ctypes.get_errno().
         """
         layout = name_at, name_bytes, control_at, control_bytes
         if layout != self._layout:

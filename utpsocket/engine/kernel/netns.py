@@ -1,10 +1,10 @@
-"""Sockets in the network namespace of another one.
+"""Sockets in the network namespace of another socket.
 
-Separate because a socket belongs to the namespace in which its thread was when it made it, and a thread may enter
-another at any time (unshare(2), setns(2)): the thread that made the user's socket, the one that now calls, and the
-engine's may be in three. Abstract AF_UNIX names and UDP ports are each namespace's own. So whatever is made for a
-user's socket is made where that one is. To follow it there takes root's rights; without them there is an error with
-words.
+A socket belongs to the network namespace that its thread was in when it made the socket, and a thread may enter another
+one at any time (unshare(2), setns(2)). So the thread that made the user's socket, the thread that calls now and the
+engine's thread may be in three. Abstract AF_UNIX names and UDP ports exist in one namespace each. Therefore every
+socket that is made for a user's socket is made in the namespace of that one. To enter it takes CAP_SYS_ADMIN; without
+that there is an OSError that says so.
 
 Any thread may call. Sources: network_namespaces(7), setns(2); socket(7) SO_NETNS_COOKIE; linux/sockios.h SIOCGSKNS.
 """
@@ -33,7 +33,7 @@ _probe: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_DGRAM, 0)
 
 
 def cookie(sock: Any) -> int:
-    """What tells the socket's namespace from others; 0 where the kernel does not say, or the socket is closed."""
+    """The cookie of the socket's network namespace; 0 where the kernel has none, or the socket is closed."""
     try:
         told = Socket.getsockopt(sock, stdlib.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE_BYTES)
     except OSError as error:
@@ -52,8 +52,10 @@ def cookie_here() -> int:
 
 
 def made_beside(sock: Any, there: int, make: Callable[[], Any]) -> Any:
-    """A socket made where `sock` is, whose cookie is `there`, wherever the calling thread is by now. Raises EOPNOTSUPP,
-    with words.
+    """make(), in the network namespace of `sock`. Raises EOPNOTSUPP if the thread may not enter that.
+
+    there   the cookie of that namespace; 0: not known, and make() is called where the thread is
+    make    returns a new socket
     """
     made = make()
     if not there or there == cookie(made):
@@ -63,7 +65,7 @@ def made_beside(sock: Any, there: int, make: Callable[[], Any]) -> Any:
 
 
 def beside(sock: Any, make: Callable[[], Any]) -> Any:
-    """As made_beside(), of a `sock` that is elsewhere."""
+    """As made_beside(), where `sock` is known to be in another namespace."""
     try:
         return _made_elsewhere(sock, make)
     except PermissionError as error:

@@ -1,12 +1,15 @@
-"""epoll where the system has it, and the part of it that the engine uses, made of poll(), where it has not; and the
-sleep in either, during which the collector is the program's (garbage_collector.py).
+"""What the engine sleeps in: epoll, or where the system has none, the part of it that the engine uses, made of poll().
 
-Separate because the loop speaks epoll: edges, remembered by who asked for them. poll() tells levels. As with epoll
-they are told once whenever they are asked for anew; from then on poll() is not asked for what its watcher says that it
-remembers (`known_events`). What is told to a watcher that says nothing of the kind sleeps for a millisecond before it
-is looked at again: long enough that a full buffer does not keep the thread spinning, short enough for a fallback.
+The loop relies on edges: epoll reports a change once (EPOLLET), and the watcher remembers it. poll() reports levels,
+again at each call. LevelPoller makes the one of the other: after register() and modify() it reports each level once, as
+epoll does. Later it does not ask for what the watcher says that it remembers (`known_events`). A watcher without
+`known_events` is not looked at for _SLEEP_SECONDS after each event: otherwise a level that stays, such as a writable
+socket, would keep the thread busy.
 
-Only the engine's thread calls poll(); the rest as epoll's; polls() may be called by any. Sources: epoll(7), poll(2).
+While the engine sleeps, the garbage collector's thresholds are the program's (garbage_collector.py).
+
+Only the engine's thread calls poll() and wait(); polls() and WakeUp.pull() any thread; the rest as with epoll. Sources:
+epoll(7), poll(2), eventfd(2).
 """
 
 from __future__ import annotations
@@ -26,18 +29,24 @@ from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.kernel.high_fds import new_epoll, raised_duplicate
 from utpsocket.protocol.times import NEVER
 
+# By feel: long enough not to occupy the processor, short enough not to delay a transfer much.
 _SLEEP_SECONDS: Final = 0.001
-_ONE: Final = struct.pack("=Q", 1)  # what an eventfd is written
-# As poll()'s, and EPOLLET; numbers, since select has them only where the system has epoll.
+# eventfd(2): this number is added to its counter.
+_ONE: Final = struct.pack("=Q", 1)
+# poll()'s numbers, and EPOLLET. Not taken from select, which has them only where the system has epoll.
 EPOLLIN: Final = 0x001
 EPOLLOUT: Final = 0x004
 EPOLLERR: Final = 0x008
 EPOLLHUP: Final = 0x010
 EPOLLRDHUP: Final = 0x2000
 EPOLLET: Final = 1 << 31
-_UNASKED: Final = 0x018  # EPOLLERR, HUP: poll() says them in any case
-_LEVEL_EVENTS: Final = 0x201F  # EPOLLIN, PRI, OUT, ERR, HUP, RDHUP: poll()'s numbers are the same
-MOST_EVENTS: Final = 256  # that are told at once
+# EPOLLERR and EPOLLHUP, which poll() reports whether they are asked for or not
+_UNASKED: Final = 0x018
+# EPOLLIN, PRI, OUT, ERR, HUP, RDHUP
+_LEVEL_EVENTS: Final = 0x201F
+# Events that one wait() returns; by feel.
+MOST_EVENTS: Final = 256
+# The largest int, of which poll(2) and epoll_wait(2) take the timeout, in ms.
 _LONGEST_MS: Final = 0x7FFFFFFF
 # struct epoll_event as (events, fd): packed on x86-64 only. epoll_ctl(2), linux/eventpoll.h
 _EVENT: Final = struct.Struct("=Ii4x" if platform.machine() in ("x86_64", "AMD64") else "=I4xi4x")
@@ -48,19 +57,16 @@ _epoll_wait: Final[Any] = getattr(_libc, "epoll_wait", None)
 
 
 class LevelPoller:
-    """select.epoll's interface over select.poll.
-
-    watchers   to whom what is told of an fd is told
-    """
+    """select.epoll's interface over select.poll."""
 
     def __init__(self) -> None:
         self._poll = native.poll()
-        self.watchers: Mapping[int, Any] = {}
-        self._events: dict[int, int] = {}
-        self._asked: dict[int, int] = {}  # of which poll() is asked what, now
-        self._is_due: dict[int, None] = {}  # whose levels are told once whatever is known of them, as epoll's are
-        self._asleep: dict[int, float] = {}  # fd: when to look again
-        self.hold: Hold | None = None  # of the thread that polls, if it is ours
+        self.watchers: Mapping[int, Any] = {}  # the object that handles an fd's events, by fd
+        self._events: dict[int, int] = {}  # registered by fd
+        self._asked: dict[int, int] = {}  # events that poll() is asked for at present, by fd
+        self._is_due: dict[int, None] = {}  # fds of which each level is to be reported once more, whatever is known
+        self._asleep: dict[int, float] = {}  # by fd: when to ask for it again, seconds of time.monotonic()
+        self.hold: Hold | None = None  # the polling thread's, if the engine has a thread of its own
 
     def register(self, fd: int, events: int) -> None:
         """As epoll.register()."""
@@ -69,7 +75,7 @@ class LevelPoller:
         self.modify(fd, events)
 
     def modify(self, fd: int, events: int) -> None:
-        """As epoll.modify(): wakes the fd."""
+        """As epoll.modify(): each level is reported once more."""
         self._events[fd] = events & _LEVEL_EVENTS
         self._asleep.pop(fd, None)
         self._asked.pop(fd, None)
@@ -78,24 +84,25 @@ class LevelPoller:
         self._is_due[fd] = None
 
     def unregister(self, fd: int) -> None:
-        """As epoll.unregister(); and done again where it, or register(), has failed half way."""
+        """As epoll.unregister(). It may be repeated where it, or register(), has failed half way."""
         try:
             self._poll.unregister(fd)
         except KeyError:
-            pass  # asleep
+            pass  # poll() is not asked for it at present
         self._asleep.pop(fd, None)
         self._asked.pop(fd, None)
         self._is_due.pop(fd, None)
         self._events.pop(fd, None)
 
     def _ask(self, now: float) -> None:
-        """Have poll() told of what each watcher does not know."""
+        """Ask poll() for what each watcher does not know yet."""
         for fd, at in list(self._asleep.items()):
             if at <= now:
                 del self._asleep[fd]
         for fd, events in self._events.items():
             known = 0 if fd in self._is_due else getattr(self.watchers.get(fd), "known_events", 0)
-            if fd in self._asleep or known & EPOLLHUP:  # which poll() says whether it is asked or not
+            # EPOLLHUP cannot be masked: once it is known, the fd is not asked for at all.
+            if fd in self._asleep or known & EPOLLHUP:
                 if self._asked.pop(fd, None) is not None:
                     self._poll.unregister(fd)
             elif self._asked.get(fd) != events & ~known:
@@ -133,7 +140,7 @@ class LevelPoller:
 
 
 class EpollSleep:
-    """The sleep of our thread in an epoll."""
+    """The engine's sleep in epoll_wait(2)."""
 
     __slots__ = ("_buffer", "_epoll", "_epoll_fd", "_events", "_sleep")
 
@@ -145,8 +152,11 @@ class EpollSleep:
         self._events = ctypes.byref(self._buffer)
 
     def wait(self, at: int) -> list[tuple[int, int]]:
-        """What there is by now, or until then, µs of the monotonic clock or NEVER, as (events, fd): up to MOST_EVENTS
-        of them.
+        """Sleep until there are events.
+
+        at   when to wake up at the latest: µs of the monotonic clock; NEVER; 0: do not sleep
+
+        Returns up to MOST_EVENTS (events, fd). Raises OSError as select.epoll.poll() does.
         """
         most_ms = 0
         if at == NEVER:
@@ -160,7 +170,8 @@ class EpollSleep:
             return [_EVENT.unpack_from(self._buffer)]
         if count > 1:
             return list(_EVENT.iter_unpack(memoryview(self._buffer)[: count * _EVENT.size]))
-        if count < 0:  # poll() raises why, but for EINTR; what it finds then is an edge, and told once
+        if count < 0:
+            # epoll.poll() fails likewise and raises; after EINTR it may find an edge, which is reported once only.
             return [(events, fd) for fd, events in self._epoll.poll(0, 1)]
         return []
 
@@ -170,16 +181,16 @@ def _ms(timeout: float) -> int:
 
 
 def sleep_until_ready(hold: Hold, fds: list[tuple[int, int]], timeout: float) -> None:
-    """Sleep until poll() would say something of one of these (fd, events), or `timeout` seconds; negative: for ever. It
-    may be for nothing.
+    """Sleep in poll(2) until one of these (fd, events) is ready, or for `timeout` seconds; negative: without a limit.
+    It may also return early.
     """
-    # As one char: every length of a ctypes array is a type, which is made, and left to the collector, each time.
+    # As one char: an array type of each length would be made each time, and be garbage for the collector.
     levels = ctypes.c_char.from_buffer(bytearray(b"".join(_POLLFD.pack(fd, events, 0) for fd, events in fds) + b"\0"))
     hold.sleep(_libc.poll, (ctypes.byref(levels), len(fds), _ms(timeout)))
 
 
 def polls(sock: Any, events: int) -> bool:
-    """Whether the kernel has one of these to say of this socket, or it was closed just now. Any thread."""
+    """Whether poll(2) reports one of these events of the socket, or it has been closed. Any thread."""
     fd = sock.fileno()
     if fd < 0:
         return True
@@ -189,16 +200,17 @@ def polls(sock: Any, events: int) -> bool:
 
 
 class WakeUp:
-    """What other threads pull to end the engine's sleep: an eventfd, or a pipe where there is none.
+    """With which other threads end the engine's sleep: an eventfd, or a pipe where there is none.
 
-    pull   wakes the engine: any thread. A partial() of a function in C, for native.in_one_step(); it raises
-           BlockingIOError where the pipe is full of wake-ups that nobody has read yet
+    fd     becomes readable
+    pull   wakes the engine. Any thread. A partial() of a function in C, for native.in_one_step(); it raises
+           BlockingIOError where the pipe is full of wake-ups that the engine has not read yet
     """
 
     __slots__ = ("_owners", "fd", "pull")
 
     def __init__(self) -> None:
-        # Objects own the fds from their first moment: an exception between two lines leaks none.
+        # An object owns each fd as soon as it is open, so that an exception of a signal handler leaks none.
         if hasattr(os, "eventfd"):
             fds: Any = iter(partial(os.eventfd, 0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), None)
             own = partial(FileIO, mode="r+")
@@ -219,20 +231,20 @@ class WakeUp:
         self.pull = partial(native.write, self._owners[-1].fileno(), word)
 
     def reset(self) -> None:
-        """The engine is awake."""
+        """Make `fd` unreadable again. The engine's thread, once it is awake."""
         try:
             native.read(self.fd, 4_096)
         except BlockingIOError:
             pass
 
     def close(self) -> None:
-        """Nobody will wake it any more."""
+        """Close the fds. `pull` must not be called any more."""
         for owner in self._owners:
             owner.close()
 
 
 def new_sleep(poller: Any, hold: Hold) -> Any:
-    """What the thread of this hold polls such a poller with."""
+    """An object with wait(), for the thread of this hold and a poller that new_poller() has made."""
     if isinstance(poller, LevelPoller):
         poller.hold = hold
         return poller
@@ -240,9 +252,10 @@ def new_sleep(poller: Any, hold: Hold) -> Any:
 
 
 class Watches:
-    """What epoll tells of which fd, and to whom.
+    """The fds that are registered with epoll, with the objects that handle their events.
 
-    is_for_any_thread   watch() need not be called by the engine's thread: the kernel looks after a sleeping epoll
+    by_fd               the handling object, by fd
+    is_for_any_thread   watch() may be called while the engine's thread sleeps: so it is with epoll, not with poll()
     """
 
     __slots__ = ("_epoll", "_events", "by_fd", "is_for_any_thread")
@@ -256,22 +269,24 @@ class Watches:
             epoll.watchers = self.by_fd
 
     def watch(self, fd: int, events: int, watcher: Any) -> None:
-        """Have epoll's events of an fd told to `watcher.on_event(mask)`."""
+        """Register an fd; its events are given to `watcher.on_event(mask)`. Raises OSError."""
         self.by_fd[fd] = watcher
         self._events[fd] = events
         try:
             self._epoll.register(fd, events)
-        except FileExistsError:  # the engine's thread, in ask_anew(), was faster than this one
+        except FileExistsError:  # the engine's thread has registered it meanwhile, in ask_anew()
             self._epoll.modify(fd, events)
 
     def rewatch(self, fd: int, events: int) -> None:
-        """Have epoll look at a watched fd anew: what it has said already it says again."""
+        """Change the events of a registered fd. What epoll has reported already it reports once more."""
         self._events[fd] = events
         self._epoll.modify(fd, events)
 
     def has(self, fd: int, events: int) -> bool:
-        """Whether epoll says that it watches this fd for these events, both being what they were. False: it cannot
-        tell. Any thread; not for edges, which it would tell again.
+        """Whether this fd is registered and open, as far as epoll can tell. Any thread. Not for EPOLLET: the events
+        would be reported again.
+
+        events   those that it was registered for
         """
         if not self.is_for_any_thread:
             return False
@@ -285,7 +300,7 @@ class Watches:
         return True
 
     def forget_fd(self, fd: int) -> None:
-        """The fd is about to be closed, and this is the last moment to call: then any thread may have its number."""
+        """Unregister an fd. To be called before it is closed: after that another thread may have the number."""
         if fd in self.by_fd:
             try:
                 self._epoll.unregister(fd)
@@ -295,8 +310,8 @@ class Watches:
             self._events.pop(fd, None)  # not there where a signal's handler has interrupted watch()
 
     def ask_anew(self) -> list[Any]:
-        """Have epoll say again whatever it has said, edges too. Returns the watchers of whom it will say nothing, as
-        their fds are not open any more, or it has no memory for them: they are forgotten here.
+        """Have epoll report all events once more, edges too. Returns the watchers whose fds cannot be registered any
+        more, since they are not open or the kernel has no memory; those are unregistered here.
         """
         lost = []
         for fd, events in list(self._events.items()):
@@ -320,9 +335,10 @@ def new_poller() -> Any:
 
 
 def occupy(robbed: Any) -> None:
-    """Put an epoll of nothing at the number of one that somebody else closed, if the number is free.
+    """Put an empty epoll under the number of one that the program has closed, if the number is free.
 
-    A thread that was about to sleep on it may still do so, and would take the events of the next with that number.
+    A thread that was about to sleep in the closed one may still do so, by its number. If that were the next engine's
+    epoll, the thread would take events away from it.
     """
     if native.epoll is None or not isinstance(robbed, native.epoll):
         return

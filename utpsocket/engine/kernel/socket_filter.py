@@ -1,11 +1,13 @@
-"""What the kernel drops for us while a port is flooded: a classic BPF program on the UDP socket.
+"""A classic BPF program on the UDP socket, by which the kernel drops datagrams while a port is flooded.
 
-Separate because it is written in another language. The program sees a datagram before it is queued, so what it drops
-takes no room in the receive buffer, wakes nobody and costs a fraction of a microsecond. It drops what is not uTP (too
-short, another version or type) and RESETs of no connection here; of SYNs, and of what carries no id known here, it lets
-a part through, drawn at random, since a first packet of an initiator's may be among them. Another part of SYNs that are
-large: our initiators repeat theirs so. Of sources that send many SYNs it lets a small part through: a source is known
-by a hash of its address and port, 12 bits.
+The program sees a datagram before it is queued. What it drops takes no room in the receive buffer, wakes no thread and
+costs a fraction of a microsecond. It drops
+
+    always       what is not uTP (too short, another version or type), and RESETs with no id that is known here
+    by chance    all but a part of the SYNs, and of other packets with no id that is known here; the part is drawn at
+                 random, since a first packet of a new connection may be among them
+    separately   large SYNs, with a part of their own: initiators of this library repeat their SYN that way
+    separately   SYNs of sources that send many; a source is known by a hash of its address and port, of 12 bits
 
 Offsets count from the UDP header, which is where a filter of a UDP socket begins.
 
@@ -21,12 +23,15 @@ from utpsocket.engine.interpreter.originals import ctypes, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.protocol.packet import HEADER_BYTES, LARGE_SYN_BYTES, SYN_BYTE, VERSION, PacketType
 
-EVERY: Final = 1 << 32  # of so many
+# A probability of 1, in parts of 2³², as BPF draws random numbers of 32 bits.
+EVERY: Final = 1 << 32
 _SOCKADDR_IN_BYTES: Final = 16
 _SO_ATTACH_FILTER: Final = 26
 _SO_DETACH_FILTER: Final = 27
 _UDP_BYTES: Final = 8
-_MOST_RANGES: Final = 256  # of ids: five instructions each; a kernel takes 4,096, and memory for fewer (optmem_max)
+# Ranges of ids, by feel. Each takes up to five instructions, of which Linux takes 4,096 (BPF_MAXINSNS), and fewer if
+# net.core.optmem_max is small.
+_MOST_RANGES: Final = 256
 _LOAD_LENGTH: Final = 0x80  # BPF_LD | BPF_W | BPF_LEN
 _LOAD_BYTE: Final = 0x30  # BPF_LD | BPF_B | BPF_ABS
 _LOAD_HALF: Final = 0x28  # BPF_LD | BPF_H | BPF_ABS
@@ -60,9 +65,9 @@ _PASS: Final = (_RETURN, 0, 0, _ALL)
 class Heavy(NamedTuple):
     """Sources that send many SYNs.
 
-    multiplier   of the hash, odd: drawn anew now and then, so that nobody can choose whose neighbour he is
+    multiplier   of the hash, odd; drawn anew now and then, so that no source can choose to have another's hash
     sources      their hashes, see source_hash()
-    of_every     so many SYNs of 2³² from these are let through
+    of_every     so many SYNs of 2³² from these pass
     """
 
     multiplier: int
@@ -78,11 +83,12 @@ def attach(
     heavy: Heavy,
     large_of_every: int = EVERY,
 ) -> bool:
-    """Have the kernel drop what the program says; False where it does not take it.
+    """Attach the program; False where the kernel does not take it.
 
-    ids              of connections here, as packets may carry them; None: any may be
-    syns_of_every    so many SYNs of 2³² are let through
+    ids              that packets of connections here may carry; None: packets with any id pass
+    syns_of_every    so many SYNs of 2³² pass
     strays_of_every  likewise, of packets with another id
+    heavy            sources that send many SYNs
     large_of_every   likewise, of SYNs of LARGE_SYN_BYTES and more
     """
     wanted = program(ids, syns_of_every, strays_of_every, heavy, large_of_every)
@@ -97,14 +103,14 @@ def attach(
 
 
 def source_hash(name: bytes, multiplier: int) -> int:
-    """The hash of a source, whose name the kernel wrote (struct sockaddr_in or sockaddr_in6), as the program has it."""
+    """The hash of a source's address (struct sockaddr_in or sockaddr_in6), as the program computes it."""
     address = name[4:8] if len(name) == _SOCKADDR_IN_BYTES else name[20:24]
     mixed = int.from_bytes(address, "big") ^ (name[2] << 8 | name[3])
     return (mixed * multiplier & 0xFFFFFFFF) >> (32 - _SOURCE_BITS)
 
 
 def detach(sock: Any) -> None:
-    """Let everything through again. Idempotent."""
+    """Remove the program, if there is one."""
     try:
         sock.setsockopt(stdlib.SOL_SOCKET, _SO_DETACH_FILTER, 0)
     except OSError:  # there is none
@@ -171,7 +177,7 @@ def program(
 
 
 def _part(of_every: int) -> list[Instruction]:
-    """Pass if the number drawn is below; the rest is dropped."""
+    """Pass if the random number in the accumulator is less, else drop."""
     if of_every >= EVERY:
         return [_PASS]
     return [(_IF_GREATER_EQUAL, 1, 0, max(0, of_every)), _PASS, _DROP]
@@ -189,8 +195,8 @@ def _ranges(ids: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def _search(ranges: list[tuple[int, int]]) -> list[Instruction | bool]:
-    """Whether the accumulator is in one of the ranges: True and False stand for where to go then. A tree, since a jump
-    that depends on something reaches over 255 instructions only, an unconditional one over all.
+    """Find the accumulator in one of the ranges: True and False stand for the jumps to the two outcomes. It is a binary
+    tree, since a conditional jump reaches over at most 255 instructions, an unconditional one over any number.
     """
     if not ranges:
         return [False]
@@ -203,7 +209,7 @@ def _search(ranges: list[tuple[int, int]]) -> list[Instruction | bool]:
 
 
 def _with_jumps(search: list[Instruction | bool], *, found_at: int, not_found_at: int) -> list[Instruction]:
-    """The search with jumps to what follows it, counted from its beginning."""
+    """The search with its outcomes replaced by jumps, to instructions counted from its beginning."""
     return [
         (_JUMP, 0, 0, (found_at if one else not_found_at) - index - 1) if isinstance(one, bool) else one
         for index, one in enumerate(search)

@@ -1,10 +1,10 @@
-"""The system calls that every byte passes through: without letting go of the GIL where ctypes can make them.
+"""recv(2), send(2), recvmsg(2) and sendmsg(2) of the data path, with the GIL held.
 
-Separate because of what it costs to let go. The socket module does so around every call, and an engine that wants the
-GIL back stands in line behind the program's own threads: up to one switch interval, 5 ms, per call. These calls never
-block, so nothing is won by letting go, and a thread that computes slows the engine down once per wake-up instead of
-three times per batch (docs/performance.md §9). Elsewhere, or with UTPSOCKET_KEEP_GIL=0, the socket module's own calls
-do the same. Both kinds return a negative errno where the socket module would raise.
+The socket module releases the GIL around every system call. To get it back, the engine's thread waits for a thread of
+the program that computes, up to one switch interval (5 ms) for each call. The calls here do not block, so nothing is
+gained by a release. With the GIL held, a thread that computes delays the engine once per wake-up instead of three times
+per batch (docs/performance.md §9). The calls are made by ctypes, on 64-bit Linux with a GIL; elsewhere, or with
+UTPSOCKET_KEEP_GIL=0, by the socket module. Both kinds return a negative errno where the socket module raises.
 
 Only the engine's thread calls. Sources: recvmsg(2), sendmsg(2), cmsg(3), Doc/library/ctypes.rst (PyDLL).
 """
@@ -23,11 +23,17 @@ from utpsocket.engine.kernel.mmsg import CONTROL_BYTES, NAME_BYTES, ROOM_BYTES, 
 
 _MSG_DONTWAIT: Final = 0x40
 _MSG_NOSIGNAL: Final = 0x4000
-_MAX_IOVECS: Final = 1_024  # UIO_MAXIOV
-_JOINED: Final = 256  # buffers: joining a run's costs no more than the kernel's walk over them
-_LARGE_BYTES: Final = 65_536  # a buffer that is not worth joining with what follows
-_NAME_BYTES: Final = 128  # sizeof(struct sockaddr_storage)
+# linux/uio.h UIO_MAXIOV
+_MAX_IOVECS: Final = 1_024
+# Buffers that are joined for one send(); copying them costs no more than an iovec for each.
+_JOINED: Final = 256
+# A first buffer of so many bytes is sent alone, without copying it; by feel.
+_LARGE_BYTES: Final = 65_536
+# sizeof(struct sockaddr_storage)
+_NAME_BYTES: Final = 128
+# Of ancillary data, more than any port asks for (udp.ANCILLARY_BYTES); by feel.
 _CONTROL_BYTES: Final = 256
+# Addresses, and sets of ancillary data, that are kept converted for each socket; by feel.
 _MOST_NAMES: Final = 4_096
 _CMSG: Final = struct.Struct("@Nii")
 _IPV4: Final = struct.Struct("=H2s4s8x")
@@ -37,12 +43,12 @@ _plain_overflow: Final = memoryview(bytearray(ROOM_BYTES))
 Ancillary = list[tuple[int, int, bytes]]
 Received = tuple[int, Any, int, Any]  # size or negative errno, ancillary data, flags, address
 Group = tuple[int, int, int, int, Any, Any]
-"""Equal datagrams of one sender, in slots that follow each other: the first's index, how many, the size of each but the
-last, the last's; their ancillary data and address."""
+"""Datagrams of equal size and source, in slots that follow each other: the first index, the count, the size of each but
+the last, the size of the last; their ancillary data and source address."""
 
 
 class PlainStream:
-    """Our end of a pair, through the socket module. Does not own it."""
+    """The engine's end of a socket pair, through the socket module. Does not own it."""
 
     __slots__ = ("_sock",)
 
@@ -76,7 +82,8 @@ class PlainDatagrams:
     def __init__(self, sock: Any, ancillary_bytes: int, peer: Any) -> None:
         self._sock = sock
         self._ancillary_bytes = ancillary_bytes
-        self._peer = peer  # if given, so it is said, and not as this socket's family would say it
+        # The address of a connected socket's peer as the program wrote it; None: the socket is not connected.
+        self._peer = peer
         self._overflow: dict[int, bytes] = {}
 
     def receive(self, room: memoryview) -> Received:
@@ -88,8 +95,8 @@ class PlainDatagrams:
         return size, ancillary, flags, addr if self._peer is None else self._peer
 
     def receive_many(self, room: memoryview, stride: int, most: int) -> int | list[Group]:
-        """Receive up to `most` datagrams into slots of `stride` bytes, and say what they are; or a negative errno.
-        See overflow() for what is longer than a slot.
+        """Receive up to `most` datagrams into slots of `stride` bytes. Returns their groups, or a negative errno. Of a
+        datagram longer than its slot, overflow() has the rest.
         """
         groups: list[Group] = []
         self._overflow.clear()
@@ -112,11 +119,11 @@ class PlainDatagrams:
         return groups
 
     def overflow(self, index: int, count: int) -> bytes:
-        """What the slot had no room for: the last `count` bytes of a datagram that receive_many() just received."""
+        """The last `count` bytes of a datagram just received, which its slot had no room for."""
         return self._overflow[index]
 
     def send(self, data: bytes | bytearray, start: int, stop: int, ancillary: Ancillary, addr: Any) -> int:
-        """Send data[start:stop]; 0 or the errno."""
+        """Send data[start:stop]. Returns 0 or the errno."""
         piece: Any = data if stop - start == len(data) else memoryview(data)[start:stop]
         try:
             if addr is None:
@@ -145,7 +152,7 @@ class _Msghdr(ctypes.Structure):
 
 
 def _keeps_gil() -> bool:
-    """Whether the calls can be made that way here: Linux's 64-bit layout of msghdr, and a GIL to keep."""
+    """Whether the calls can be made by ctypes: Linux's 64-bit layout of struct msghdr, and a GIL."""
     if sys.platform != "linux" or ctypes.sizeof(ctypes.c_void_p) != 8:
         return False
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
@@ -170,7 +177,7 @@ _bytearray_address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyBy
 
 @functools.cache
 def _array_type(length: int) -> Any:
-    """Made once: such a type takes long to make, and refers to itself, so that each would be left to the collector."""
+    """A ctypes array type. Kept, since it is slow to make, and refers to itself: only the collector could free it."""
     return ctypes.c_char * length
 
 
@@ -180,7 +187,7 @@ def _address(data: bytes | bytearray) -> int:
 
 
 class KeepingStream:
-    """As PlainStream, with the GIL kept."""
+    """As PlainStream, with the GIL held."""
 
     __slots__ = ("_fd",)
 
@@ -219,7 +226,7 @@ class KeepingStream:
 
 
 class KeepingDatagrams:
-    """As PlainDatagrams, with the GIL kept."""
+    """As PlainDatagrams, with the GIL held."""
 
     __slots__ = ("_ancillary_bytes", "_controls", "_fd", "_names", "_peer")
     can_send_many: ClassVar = True
@@ -229,7 +236,8 @@ class KeepingDatagrams:
         self._fd = sock.fileno()
         self._ancillary_bytes = min(ancillary_bytes, _CONTROL_BYTES)
         self._peer = peer
-        self._names: dict[Any, Any] = {}  # addresses as Python writes them, by those of the kernel and the reverse
+        # Both directions: addresses as the socket module has them by struct sockaddr, and the reverse.
+        self._names: dict[Any, Any] = {}
         self._controls: dict[tuple[tuple[int, int, bytes], ...], Any] = {}
 
     def receive(self, room: memoryview) -> Received:
@@ -274,8 +282,9 @@ class KeepingDatagrams:
     def receive_sifted(
         self, room: memoryview, stride: int, most: int, ids: set[int], plain_control_bytes: int
     ) -> int | tuple[int, list[Group], list[int], list[int]]:
-        """As receive_many(), but what no established connection can want is only named: how many were received, the
-        groups of the others, and the indices of SYNs and of the rest. See Inbound.noise().
+        """As receive_many(), without groups of datagrams that belong to no established connection. Returns how many
+        were received, the groups, the indices of SYNs, and those of the other datagrams without a group
+        (Inbound.noise()); or a negative errno.
         """
         room_at = _addressof(_c_char.from_buffer(room))
         control_bytes = min(self._ancillary_bytes, CONTROL_BYTES)
@@ -298,15 +307,17 @@ class KeepingDatagrams:
         return count, groups, syns, others
 
     def names(self, indices: list[int]) -> list[bytes]:
-        """Who sent these of what was just received, as the kernel writes it."""
+        """The source addresses of these datagrams that were just received, as the kernel writes them."""
         return _inbound.names(indices)
 
     def group(self, index: int) -> Group:
-        """One of what was just received."""
+        """One of the datagrams that were just received."""
         return self._groups(index, index + 1)[0]
 
     def answer(self, indices: list[int], data: bytearray) -> int:
-        """Send each piece of 20 bytes to the sender of one of these that were just received; how many left."""
+        """Send HEADER_BYTES of `data` to the source of each of these that were just received. Returns how many were
+        sent.
+        """
         return _inbound.answer(_answers, self._fd, indices, data)
 
     def overflow(self, index: int, count: int) -> memoryview:
@@ -375,8 +386,8 @@ class KeepingDatagrams:
         return 0 if _sendmsg(self._fd, _out_header_at, _MSG_DONTWAIT | _MSG_NOSIGNAL) >= 0 else _get_errno()
 
     def send_many(self, data: bytes | bytearray, start: int, segment: int, ancillary: Ancillary, addr: Any) -> int:
-        """Send what follows data[:start], a datagram for each `segment` bytes; how many left, or the first one's
-        negative errno.
+        """Send data[start:] in datagrams of `segment` bytes. Returns how many were sent, or the negative errno of the
+        first.
         """
         name: Any = b"" if addr is None else self._names.get(addr) or self._name(addr)
         control: Any = self._control(ancillary) if ancillary else b""
@@ -413,7 +424,7 @@ def _parsed(control: bytes) -> Ancillary:
     return ancillary
 
 
-# One of each will do: a call that keeps the GIL is over before another thread can make one.
+# All sockets share these: while the GIL is held no other thread can make a call.
 _in_name = ctypes.create_string_buffer(_NAME_BYTES)
 _in_control = ctypes.create_string_buffer(_CONTROL_BYTES)
 _in_iovec, _out_iovec = _Iovec(), _Iovec()

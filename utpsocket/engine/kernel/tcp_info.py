@@ -1,4 +1,4 @@
-"""What the kernel knows of a TCP connection (TCP_INFO), by the names that ConnectionStats has.
+"""TCP_INFO of a TCP connection, under the names of the fields of ConnectionStats.
 
 Any thread may call. Sources: tcp(7); Linux's include/uapi/linux/tcp.h, struct tcp_info, which only grows at its end.
 """
@@ -12,6 +12,7 @@ from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.protocol.states import State
 
+# More than is read below; getsockopt() returns what the kernel has.
 _MOST_BYTES: Final = 255
 _STATES: Final = {
     1: State.CONNECTED.value,
@@ -37,9 +38,9 @@ def read(tcp: Any) -> dict[str, Any]:
 
 
 def parse(info: bytes) -> dict[str, Any]:
-    """The same of the bytes; what an older kernel does not have is 0."""
+    """The same of the bytes of struct tcp_info. A field that an older kernel does not have is 0."""
     if not info or info[0] not in _STATES:
-        # Nothing is kept of a connection that is over; only its packets tell that there was one.
+        # TCP_CLOSE, before a connection and after it. Only the counter of packets (tcpi_segs_out) tells which.
         return {"state": State.CLOSED.value if _u32(info, 136) else "unconnected"}
     state = _STATES[info[0]]
     if state == "listening":

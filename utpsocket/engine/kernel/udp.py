@@ -1,8 +1,8 @@
-"""The kernel's UDP socket: runs in, runs out, don't-fragment, ICMP errors; and plain datagrams where it lacks those.
+"""A UDP socket: sends and receives runs of datagrams, sets don't-fragment and collects ICMP errors.
 
-Separate because it is the only place that knows what a kernel can do. UDP_SEGMENT sends a whole Transmit in one call
-and UDP_GRO receives a whole Run (docs/performance.md §2); a kernel or a path that refuses gets the same bytes in
-pieces, and is not asked again.
+What a kernel can do with UDP is known here alone. With UDP_SEGMENT (GSO) one call sends a whole Transmit, with UDP_GRO
+one call receives a whole Run (docs/performance.md §2). Where the kernel or the interface refuses UDP_SEGMENT, the same
+bytes are sent as single datagrams, and the port does not use UDP_SEGMENT any more.
 
 Only the engine's thread calls. Sources: udp(7), ip(7) IP_RECVERR, IP_MTU_DISCOVER, IP_PKTINFO; docs/protocol.md §10.
 """
@@ -31,8 +31,9 @@ _UDP_SEGMENT: Final = 103  # linux/udp.h
 _UDP_GRO: Final = 104
 _IP_MTU_DISCOVER: Final = 10  # linux/in.h
 _IPV6_MTU_DISCOVER: Final = 23
-_PMTUDISC_DONT: Final = 0  # may be fragmented on the way
-_PMTUDISC_PROBE: Final = 3  # don't-fragment set, and the kernel's own idea of the path ignored
+# ip(7) IP_MTU_DISCOVER: DF is clear, the packet may be fragmented; DF is set, whatever path MTU the kernel knows.
+_PMTUDISC_DONT: Final = 0
+_PMTUDISC_PROBE: Final = 3
 _IP_RECVERR: Final = 11
 _IPV6_RECVERR: Final = 25
 _IP_PKTINFO: Final = 8
@@ -47,35 +48,52 @@ PACKET_OPTIONS: Final[dict[tuple[int, int], int | None]] = {
     (stdlib.SOL_SOCKET, 36): None,  # SO_MARK
     (stdlib.SOL_SOCKET, stdlib.SO_DONTROUTE): None,
 }
-"""What is said of each packet, and by which kind of ancillary data for one packet alone; None: for all of a port."""
+"""Socket options about each packet that is sent, with the type of the ancillary data that sets one for a single packet;
+None: there is no such type, so the option is set for the whole port."""
 _MSG_ERRQUEUE: Final = 0x2000
 _SO_EE_ORIGIN_ICMP: Final = 2
 _SO_EE_ORIGIN_ICMP6: Final = 3
 _EXTENDED_ERROR: Final = struct.Struct("=IBBBBII")  # linux/errqueue.h struct sock_extended_err
 ANCILLARY_BYTES: Final = stdlib.CMSG_SPACE(4) + stdlib.CMSG_SPACE(20)
-WANTED_BUFFER_BYTES: Final = 4 << 20  # docs/performance.md §7: ask for 4 MiB, then look what was given
+# SO_RCVBUF and SO_SNDBUF that are asked for; the kernel may give less. docs/performance.md §7.
+WANTED_BUFFER_BYTES: Final = 4 << 20
 _INT_MAX: Final = 2**31 - 1
 _INT_BYTES: Final = 4
 _WILDCARDS: Final = ("0.0.0.0", "::")
 _SOURCE_V4: Final = struct.Struct("=I4s4s")  # struct in_pktinfo
 _SOURCE_V6: Final = struct.Struct("=16sI")  # struct in6_pktinfo
-_SLOT_BYTES: Final = 1_472  # what an Ethernet's packet carries; a path that proves larger ones gets larger slots
-_MOST_GRO_SLOTS: Final = 64  # each may turn out to hold 64 KiB after all
-_SO_MEMINFO: Final = 55  # linux/sock_diag.h: SK_MEMINFO_VARS words, of which SK_MEMINFO_DROPS
+# What a packet of 1,500 bytes carries over IPv4. A longer datagram makes the slots longer, up to ROOM_BYTES.
+_SLOT_BYTES: Final = 1_472
+# With UDP_GRO each slot may receive 64 KiB; by feel.
+_MOST_GRO_SLOTS: Final = 64
+# linux/sock_diag.h: SK_MEMINFO_VARS integers, of which SK_MEMINFO_DROPS is one
+_SO_MEMINFO: Final = 55
 _MEMINFO_WORDS: Final = 9
 _MEMINFO_DROPS: Final = 8
+# Datagrams for each receive of a flooded port; by feel.
 _MOST_SIFTED_SLOTS: Final = 128
+# A datagram of so many bytes that was received unmerged, and so many in a row, mean that the peer sends without GSO;
+# both by feel. Smaller ones are acks or interactive data, which nothing could be merged with.
 _LARGE_BYTES: Final = 1_000
 _LONE_IN_A_ROW: Final = 2
-_MSG_TRUNC: Final = int(stdlib.MSG_TRUNC)  # an IntFlag's & costs two microseconds
-# Met by an earlier datagram, all of them perhaps.
+# A plain int: `&` of an IntFlag takes 2 µs.
+_MSG_TRUNC: Final = int(stdlib.MSG_TRUNC)
+# With IP_RECVERR a call may fail with these for an error of an earlier datagram. ip(7)
 _STALE: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EMSGSIZE)
-_ROBBED: Final = (errno.EBADF, errno.ENOTSOCK)  # the program has closed every fd that it found
+# The fd number is not ours any more: the program has closed every fd that it found (os.closerange).
+_ROBBED: Final = (errno.EBADF, errno.ENOTSOCK)
 _OFFLOAD_REFUSED: Final = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
 
 
 class IcmpError:
-    """What an ICMP message, or the kernel itself, said about one datagram of ours."""
+    """An error that an ICMP message, or the kernel itself, reported of a datagram that this port has sent.
+
+    errno            as ip(7) IP_RECVERR or the failed call reports it
+    addr             where the datagram was sent
+    quoted           the first bytes of the datagram, at most 64
+    mtu_bytes        the largest UDP payload that fits, where EMSGSIZE came with an MTU; else 0
+    datagram_bytes   its size, where the call that sent it failed; 0 if that is not known
+    """
 
     __slots__ = ("addr", "datagram_bytes", "errno", "mtu_bytes", "quoted")
 
@@ -88,9 +106,11 @@ class IcmpError:
 
 
 class Noise:
-    """Datagrams that no established connection can want, where they lie: valid until any port receives again.
+    """Datagrams that belong to no established connection, in the slots that they were received into. Valid until any
+    port receives again.
 
-    syns, others   their indices
+    syns     the slots' indices of SYNs
+    others   the indices of all others
     """
 
     __slots__ = ("_port", "_room", "others", "syns")
@@ -102,12 +122,12 @@ class Noise:
         self.others = others
 
     def names(self, indices: list[int]) -> list[bytes]:
-        """Who sent these, as the kernel writes it."""
+        """The source addresses of these, as the kernel writes them (struct sockaddr_in, sockaddr_in6)."""
         names: list[bytes] = self._port._calls.names(indices)
         return names
 
     def heads(self, indices: list[int]) -> list[bytes]:
-        """The headers of these; of a shorter datagram, what happened to be behind it, too."""
+        """The first HEADER_BYTES of these slots. Behind a shorter datagram stands what the slot held before."""
         room, stride = self._room, self._port._slot_bytes
         return [room[index * stride : index * stride + HEADER_BYTES].tobytes() for index in indices]
 
@@ -120,26 +140,47 @@ class Noise:
         return Run(self._room[start : start + size], size, addr, local)
 
     def answer(self, indices: list[int], data: bytearray) -> None:
-        """Send each piece of 20 bytes to the sender of one of these."""
+        """Send to the source of each of these datagrams 20 bytes of `data`, in the same order."""
         port = self._port
         port.sent_calls += 1
         port.sent_datagrams += port._calls.answer(indices, data)
 
 
 class Port:
-    """One UDP socket. Takes ownership of `sock`, which is bound or connected.
+    """One UDP socket. It owns `sock`, which is bound or connected, and closes it.
 
-    Where `bound`, its address and namespace, is given, the caller waits in bind(): what only the engine's thread needs
-    is made and set when that thread first asks for any of it (_LATE).
+    Parameters of Port():
+        sock: a UDP socket, AF_INET or AF_INET6.
+        offload: use UDP_SEGMENT and UDP_GRO where the kernel has them.
+        buffer_bytes: SO_RCVBUF and SO_SNDBUF to ask for; 0: leave the kernel's defaults.
+        peer: the peer's address as the program wrote it, of a connected socket; None: as getpeername() says.
+        bound: (address, cookie of the network namespace), where the caller knows them. A bind() is then waiting, so
+            what only the engine's thread needs (_LATE) is made when that thread first uses it.
 
-    local           its own address as the kernel gives it
-    namespace       the network namespace it is in, see netns.py
-    peer            to whom it is connected; may be given in the words of another family's sockets
-    is_connected    to one peer: the kernel then filters strangers
-    is_gathering    datagrams come one by one, so use receive_many() instead of receive()
-    is_drained      nothing was left after the last receive_many()
-    errors          ICMP errors met while sending, for whoever owns the port to collect
-    pending         datagrams that the kernel would not take yet
+    Public attributes:
+        sock, fd, family: the socket, its number and its address family.
+        local: its own address as getsockname() gives it.
+        namespace: the cookie of its network namespace (netns.py).
+        peer: the address that it is connected to, or None.
+        is_connected: it has a peer, and the kernel drops datagrams of all others.
+        is_wildcard: it is bound to 0.0.0.0 or ::, and each datagram is received with its destination address.
+        is_gathering: datagrams arrive unmerged, so receive_many() is to be used instead of receive().
+        is_drained: the last receive_many() or receive_sifted() left nothing in the kernel's queue.
+        errors: ICMP and send errors since the owner last emptied the list.
+        pending: (datagram, ancillary data, address) that the kernel had no room for; flush() sends them.
+        receive_buffer_bytes: SO_RCVBUF as the kernel set it.
+        sent_calls, sent_datagrams, received_runs, received_datagrams, truncated_datagrams: counters.
+
+    Private attributes:
+        _calls: the system calls (syscalls.py).
+        _wanted: offload and buffer_bytes, until _prepare() needs them.
+        _has_gso, _has_gro: UDP_SEGMENT and UDP_GRO are in use.
+        _lone: large unmerged datagrams in a row, as receive() counts them.
+        _may_fragment: what IP_MTU_DISCOVER was last set for; None: not set yet.
+        _overhead: bytes of the IP and UDP headers, 28 or 48.
+        _plain_control_bytes: of the ancillary data that comes with each datagram that was not merged.
+        _segment_cmsg: ancillary data of UDP_SEGMENT, by segment size.
+        _slot_bytes: distance of the slots of receive_many().
     """
 
     __slots__ = (
@@ -201,7 +242,7 @@ class Port:
         self.is_connected = self.peer is not None
         self.is_wildcard = not self.is_connected and self.local[0] in _WILDCARDS
         if self.is_wildcard:
-            # The kernel notes where a datagram was sent to as it arrives.
+            # Set now and not in _prepare(): the kernel notes the destination address when a datagram arrives.
             if self.family == stdlib.AF_INET6:
                 self._option(stdlib.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
             else:
@@ -258,7 +299,14 @@ class Port:
     # ── in ──
 
     def receive(self, buffer: memoryview) -> Run | None:
-        """The next run, in `buffer` (at least 64 KiB), or None when there is none. Errors go to `errors`."""
+        """Receive the next run by one recvmsg(2).
+
+        Parameters:
+            buffer: writable, at least 64 KiB; the run's data is a part of it.
+        Returns: the run; an empty one if an error or a truncated datagram was read instead; None if there is none.
+        Raises: OSError where the fd is not this socket's any more. Other errors go to `errors`.
+        Source: udp(7) UDP_GRO.
+        """
         size, ancillary, flags, addr = self._calls.receive(buffer)
         if size < 0:
             if size == -errno.EAGAIN:
@@ -279,7 +327,16 @@ class Port:
         return Run(buffer[:size], stride, addr, local)
 
     def parse_ancillary(self, ancillary: Any, size: int) -> tuple[int, str | None]:
-        """From ancillary data: the size of each datagram in what was received, and the address it was sent to."""
+        """Read the ancillary data of a datagram.
+
+        Parameters:
+            ancillary: as socket.recvmsg() returns it.
+            size: bytes received.
+        Returns: the bytes of each datagram that was merged (UDP_GRO; `size` if none was), and the destination address
+            (IP_PKTINFO), with "%" and the interface's number if that is link-local; None: not told.
+        Raises: nothing.
+        Source: udp(7) UDP_GRO, ip(7) IP_PKTINFO, ipv6(7) IPV6_PKTINFO.
+        """
         stride, local = size, None
         for level, kind, data in ancillary:
             if kind == _UDP_GRO and level == stdlib.IPPROTO_UDP:
@@ -293,8 +350,14 @@ class Port:
         return stride, local
 
     def receive_many(self, arena: Arena) -> list[Run]:
-        """What waits, up to an iteration's worth, each datagram in a slot of its own; then look at is_drained. Errors
-        go to `errors`. Memory is taken from the arena.
+        """Receive what waits by one recvmmsg(2), each datagram into a slot of its own.
+
+        Parameters:
+            arena: the slots are taken from it.
+        Returns: the runs, at most MOST_IN datagrams (64 with UDP_GRO); none where nothing waits.
+        Raises: OSError where the fd is not this socket's any more. Other errors go to `errors`.
+        Next: is_drained tells whether more may wait.
+        Source: recvmmsg(2).
         """
         stride = self._slot_bytes
         room = arena.room(stride)
@@ -308,7 +371,7 @@ class Port:
         runs, longest, is_merged = self._runs(groups, room, arena)
         received = groups[-1][0] + groups[-1][1]
         arena.take(received * stride)
-        # Fewer than there was room for: the queue was empty. An error that cut it short comes with an event of its own.
+        # Fewer than there are slots: the queue was empty. If an error ended the call, epoll reports it (EPOLLERR).
         self.is_drained = received < most
         if is_merged or (self._has_gro and received == 1):
             self.is_gathering = False
@@ -318,10 +381,15 @@ class Port:
         return runs
 
     def receive_sifted(self, arena: Arena, ids: set[int]) -> tuple[list[Run], Noise]:
-        """As receive_many(), for a port that is flooded: what no established connection can want is kept apart, and
-        no more is done with it than to look at its first bytes. Only where can_sift.
+        """As receive_many(), for a port that is flooded: datagrams of no established connection are left in their
+        slots, and only their first bytes are looked at.
 
-        ids   of established connections, in the byte order of the wire read in the machine's
+        Parameters:
+            arena: the slots are taken from it.
+            ids: receiving ids of established connections: their two bytes in network order, read in the machine's.
+        Returns: the runs of established connections, and the other datagrams.
+        Raises: as receive_many().
+        Next: as receive_many(). To be called only if can_sift.
         """
         stride = self._slot_bytes
         room = arena.room(stride)
@@ -339,7 +407,7 @@ class Port:
         return runs, Noise(self, room, syns, others)
 
     def _runs(self, groups: list[Any], room: memoryview, arena: Arena) -> tuple[list[Run], int, bool]:
-        """What was received into slots; the longest datagram, and whether the kernel has merged any."""
+        """The runs among what was received into slots; the size of the longest datagram; whether any were merged."""
         stride = self._slot_bytes
         runs = []
         longest = 0
@@ -370,13 +438,19 @@ class Port:
         return bool(self._calls.can_sift) and not self.is_connected
 
     def tell_icmp(self, *, wanted: bool) -> None:
-        """Whether to be told of ICMP errors. Under a flood with false addresses each answer may make one."""
+        """Turn IP_RECVERR on or off. Under a flood from false addresses each answer may cause an ICMP error."""
         self._option(stdlib.IPPROTO_IP, _IP_RECVERR, int(wanted))
         if self.family == stdlib.AF_INET6:
             self._option(stdlib.IPPROTO_IPV6, _IPV6_RECVERR, int(wanted))
 
     def attach_sieve(self, ids: Iterable[int], *wanted: Any) -> None:
-        """Have the kernel drop datagrams before they are queued, as sieve.attach() says; nothing where it cannot."""
+        """Have the kernel drop datagrams before they are queued; without effect where it cannot.
+
+        Parameters:
+            ids: receiving ids of connections here; if the kernel has no memory for so many, all ids pass.
+            wanted: the other arguments of socket_filter.attach().
+        Raises: nothing.
+        """
         if not socket_filter.attach(self.sock, ids, *wanted):
             socket_filter.attach(self.sock, None, *wanted)
 
@@ -386,7 +460,7 @@ class Port:
 
     @property
     def kernel_drops(self) -> int:
-        """How many datagrams the kernel has dropped, by the sieve or for want of room, modulo 2³²."""
+        """Datagrams that the kernel has dropped, by the filter or because the buffer was full, modulo 2³²."""
         try:
             figures = self.sock.getsockopt(stdlib.SOL_SOCKET, _SO_MEMINFO, 4 * _MEMINFO_WORDS)
         except OSError as error:
@@ -397,7 +471,7 @@ class Port:
         )
 
     def _joined(self, room: memoryview, index: int, size: int) -> memoryview:
-        """A datagram, or several merged into one, that may be longer than its slot."""
+        """A datagram, or several merged ones, copied together if it is longer than its slot."""
         stride = self._slot_bytes
         slot = room[index * stride : index * stride + min(size, stride)]
         if size <= stride:
@@ -405,17 +479,21 @@ class Port:
         return memoryview(bytearray().join((slot, self._calls.overflow(index, size - stride))))
 
     def _empty(self, buffer: memoryview) -> Run:
-        """Something was read that is no datagram: ask again."""
+        """The run that stands for an error that was read: the caller asks again."""
         return Run(buffer[:0], 1, None)
 
     def _on_receive_error(self, error: int) -> None:
-        """A call that receives said this: an error of an earlier datagram's, unless the fd is not ours any more."""
+        """A receiving call failed: with the error of a datagram sent earlier, unless the fd is not ours any more."""
         if error in _ROBBED:
             raise OSError(error, os.strerror(error))
         self.read_errors()
 
     def read_errors(self) -> None:
-        """Move what the kernel's error queue holds to `errors`. ip(7) IP_RECVERR."""
+        """Move what the kernel's error queue holds to `errors`.
+
+        Raises: nothing.
+        Source: ip(7) IP_RECVERR, MSG_ERRQUEUE.
+        """
         while True:
             try:
                 quoted, ancillary, _, addr = self.sock.recvmsg(64, 512, _MSG_ERRQUEUE)
@@ -432,19 +510,28 @@ class Port:
     # ── out ──
 
     def option(self, level: int, name: int) -> bytes:
-        """An option as the kernel has it, an int."""
+        """An option's value, the bytes of an int. Raises OSError. getsockopt(2)"""
         value: bytes = self.sock.getsockopt(level, name, _INT_BYTES)
         return value
 
     def set_option(self, level: int, name: int, value: bytes) -> None:
-        """Set one that the kernel has found no fault with on another socket, nor does here but for lack of rights."""
+        """Set an option that the kernel has accepted from the same program on another socket. If the program has given
+        up the right to set it meanwhile, nothing is changed. Raises other OSErrors. setsockopt(2)
+        """
         try:
             self.sock.setsockopt(level, name, value)
         except PermissionError:
             pass  # the program may have given them up
 
     def source(self, local_ip: str) -> list[Any]:
-        """Ancillary data that makes a wildcard port's datagrams leave from `local_ip`, told as Run.local is."""
+        """Ancillary data that makes the datagrams of a wildcard port leave with this source address.
+
+        Parameters:
+            local_ip: as in Run.local.
+        Returns: ancillary data for send().
+        Raises: OSError where that is no address of the port's family.
+        Source: ip(7) IP_PKTINFO, ipv6(7) IPV6_PKTINFO.
+        """
         if self.family == stdlib.AF_INET6:
             host, scope = parted(local_ip)
             packed = _SOURCE_V6.pack(stdlib.inet_pton(stdlib.AF_INET6, host), scope)
@@ -454,13 +541,18 @@ class Port:
 
     @property
     def is_blocked(self) -> bool:
-        """The kernel's send buffer is full: nothing may be sent until flush() says True."""
+        """Whether the kernel's send buffer was full, so that send() only queues until flush() returns True."""
         return bool(self.pending)
 
     def send(self, transmit: Transmit, source: list[Any]) -> None:
-        """Put it on the wire, or keep a copy for flush() while the kernel takes no more: never lost here.
+        """Send a run of datagrams. What the kernel has no room for is copied to `pending`.
 
-        What the network says about it goes to `errors`.
+        Parameters:
+            transmit: datagrams of equal size (the last may be shorter), their address, and whether DF is to be set.
+            source: ancillary data of source(), or an empty list.
+        Raises: nothing; errors go to `errors`.
+        Next: flush() when epoll reports EPOLLOUT, if is_blocked.
+        Source: udp(7) UDP_SEGMENT; sendmmsg(2).
         """
         count = transmit.count
         self.sent_datagrams += count
@@ -502,7 +594,7 @@ class Port:
                 self._send_one(datagram, source, addr)
 
     def _send_many(self, transmit: Transmit, sent: int, source: list[Any], addr: object) -> None:
-        """All but the first `sent` datagrams, in as few calls as it takes."""
+        """Send all but the first `sent` datagrams by sendmmsg(2)."""
         data, segment = transmit.data, transmit.datagram_bytes
         while sent < transmit.count:
             count = 0
@@ -510,7 +602,7 @@ class Port:
                 self.sent_calls += 1
                 count = self._calls.send_many(data, sent * segment, segment, source, addr)
             if count <= 0:
-                # The next one failed, and alone it fares as any other.
+                # The next datagram failed: _send_one() finds the error, and deals with it.
                 self._send_one(bytes(data[sent * segment : (sent + 1) * segment]), source, addr)
                 count = 1
             sent += count
@@ -526,7 +618,9 @@ class Port:
             self._record_send_error(error, datagram, addr)
 
     def _sendmsg(self, data: bytes | bytearray, start: int, stop: int, ancillary: list[Any], addr: object) -> int:
-        """One system call; the errno, 0 for none. An error an earlier datagram met is collected and passed over."""
+        """Send one datagram, or one UDP_SEGMENT run; return the errno, 0 for none. An error of an earlier datagram is
+        collected, and the call is made again.
+        """
         for attempt in range(3):
             self.sent_calls += 1
             code: int = self._calls.send(data, start, stop, ancillary, addr)
@@ -535,22 +629,28 @@ class Port:
             if code == errno.EMSGSIZE:
                 if attempt:
                     return code
-                continue  # a router may have said so of an earlier one, which stays in the error queue: then it passes
+                # It may be an ICMP error about an earlier datagram, which the call has taken: then the next passes.
+                continue
             known = len(self.errors)
             self.read_errors()
             if len(self.errors) == known and code != errno.ECONNREFUSED:
                 return code
-        return 0  # three stale errors in a row: this datagram is as good as lost, and the errors tell why
+        # Three errors of earlier datagrams in a row: this one counts as lost, and `errors` has the reasons.
+        return 0
 
     def _record_send_error(self, error: int, datagram: bytes | bytearray, addr: object) -> None:
         if error == errno.EMSGSIZE:
-            # With IP_RECVERR the kernel would say so once more, of the next datagram, whatever its size.
+            # With IP_RECVERR the kernel reports it a second time, to the next call, unless it is read here.
             self.sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
         mtu_bytes = 0
         self.errors.append(IcmpError(error, addr or self.peer, bytes(datagram[:64]), mtu_bytes, len(datagram)))
 
     def flush(self) -> bool:
-        """Send what was kept; True when the port takes new datagrams again."""
+        """Send what `pending` holds.
+
+        Returns: True if nothing is left, and send() sends at once again; False if the kernel's buffer is still full.
+        Raises: nothing; errors go to `errors`.
+        """
         while self.pending:
             datagram, source, addr = self.pending[0]
             error = self._sendmsg(datagram, 0, len(datagram), source, addr)
@@ -569,13 +669,13 @@ class Port:
             self._option(stdlib.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, mode)
 
     def close(self) -> None:
-        """Give the port back to the kernel."""
+        """Close the socket."""
         self.sock.close()
 
     close_fds = close
 
     def detach_fds(self) -> None:
-        """Forget the fd, whose number is somebody else's by now."""
+        """Forget the fd without closing it: the number belongs to something else by now."""
         self.sock.detach()
 
 
@@ -594,6 +694,6 @@ _LATE: Final = frozenset(Port.__slots__) - {
 
 
 def parted(local_ip: str) -> tuple[str, int]:
-    """What Run.local says: the address, and the number of the interface where it is a link-local one, else 0."""
+    """The two parts of Run.local: the address, and the interface's number if the address is link-local, else 0."""
     host, _, scope = local_ip.partition("%")
     return host, int(scope or 0)
