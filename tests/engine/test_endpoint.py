@@ -19,6 +19,7 @@ import pytest
 
 import utpsocket
 from utpsocket.engine import running_engine, shutdown
+from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports.listener import MAX_HALF_OPEN
 from utpsocket.protocol import close_timers
 from utpsocket.protocol.packet import Packet, PacketType, decode, encode
@@ -112,11 +113,11 @@ def test_what_is_repeated_after_an_orderly_end_is_acked_again() -> None:
         wait_until_all_ended()  # and TIME_WAIT is over
         answers(udp)
         udp.send(packet(PacketType.DATA, 78, seq=1_001, ack=our_seq - 1 & 0xFFFF) + b"last words")
-        (again,) = map(decode, map(memoryview, answers(udp)))
+        (again,) = (decode(memoryview(each)) for each in answers(udp))
         assert again is not None
         assert (again.type, again.connection_id, again.ack16) == (PacketType.STATE, 77, 1_002)
         udp.send(packet(PacketType.DATA, 78, seq=1_003, ack=fin.seq16) + b"what never was")
-        (reset,) = map(decode, map(memoryview, answers(udp)))
+        (reset,) = (decode(memoryview(each)) for each in answers(udp))
         assert reset is not None
         assert reset.type == PacketType.RESET
 
@@ -173,7 +174,7 @@ def test_a_flood_of_spoofed_syns_leaves_transfers_running_and_memory_bounded() -
             expected.update(payload)
         assert digest.digest() == expected.digest()
         loop = running_engine()
-        assert loop is not None
+        assert isinstance(loop, Loop)
         assert engine_stats().faults == 0
         assert len(loop.channels) <= MAX_HALF_OPEN + 8
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 200_000
@@ -198,7 +199,7 @@ def test_what_ends_while_the_queue_of_accept_is_full_is_never_handed_over_alive(
             udp.send(packet(PacketType.SYN, number * 10, seq=1, ack=0))
             udp.recv(2_000)
         loop = running_engine()
-        assert loop is not None
+        assert isinstance(loop, Loop)
         (inside,) = (endpoint.listener for endpoint in loop.endpoints.values())
         assert inside is not None
         wait_for(lambda: inside.stats()["prepared"] > 0)

@@ -37,7 +37,7 @@ class Exit:
     def last(self) -> float:
         """How many seconds the exit took."""
         began = self.now
-        exit_flush.flush(self)  # type: ignore[arg-type]
+        exit_flush.flush(self)
         return self.now - began
 
 

@@ -115,6 +115,7 @@ def test_no_memory_in_the_kernel_is_no_end_of_file(
     assert isinstance(loop, Loop)
     left = dict.fromkeys(("send", "receive"), 3)
     for bridge in loop.channels.values():
+        assert isinstance(bridge, Bridge)
         bridge._stream = Forgetful(bridge._stream, code, left)
     payload = bytes(range(256)) * 8_000
     sender = threading.Thread(target=lambda: (client.sendall(payload), client.shutdown(socket.SHUT_WR)))
@@ -299,14 +300,15 @@ def test_an_engine_that_sleeps_is_woken_in_the_end(
     loop = running_engine()
     assert isinstance(loop, Loop)
     left = [OSError(code, "injected")] * 3
-    pull = loop._wake_up.pull
+    wake_up: Any = loop._wake_up
+    pull = wake_up.pull
 
     def failing_pull() -> None:
         if left:
             raise left.pop()
         pull()
 
-    loop._wake_up.pull = partial(failing_pull)
+    wake_up.pull = partial(failing_pull)
     assert loop.call(lambda _: "awake") == "awake"
     assert not left
 
@@ -473,7 +475,7 @@ def test_a_signal_handlers_timeout_is_no_sign_that_the_engines_fds_are_gone(monk
     engine = running_engine()
     assert isinstance(engine, Loop)
 
-    here, fstat = threading.get_ident(), loop_module.os.fstat
+    here, fstat = threading.get_ident(), vars(loop_module)["os"].fstat
 
     def interrupted(fd: int) -> object:
         if threading.get_ident() != here:
@@ -483,7 +485,7 @@ def test_a_signal_handlers_timeout_is_no_sign_that_the_engines_fds_are_gone(monk
     with client, server:
         with monkeypatch.context() as patched, pytest.raises(TimeoutError, match="handler"):
             patched.setattr(type(engine._watches), "has", lambda *_: False)  # what is looked at first raises none
-            patched.setattr(loop_module.os, "fstat", interrupted)
+            patched.setattr(vars(loop_module)["os"], "fstat", interrupted)
             engine.check_fds()
         client.sendall(b"still there")
         assert server.recv(100) == b"still there"

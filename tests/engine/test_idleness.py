@@ -7,7 +7,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -64,7 +64,7 @@ class Crowd:
             client.setblocking(False)
             client.connect_ex(self.listener.getsockname())
         deadline = time.monotonic() + WAIT_S
-        while not self.listener._utp.is_full:
+        while not cast("Any", self.listener)._utp.is_full:
             assert time.monotonic() < deadline
             time.sleep(0.001)
 

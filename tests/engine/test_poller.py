@@ -241,8 +241,8 @@ def test_an_fd_that_was_closed_meanwhile_is_told_and_is_no_exception() -> None:
     assert watches.ask_anew() == [gone]
     assert watches.ask_anew() == []
     poller.close()
-    for each in pairs:
-        for end in each:
+    for pair in pairs:
+        for end in pair:
             end.close()
 
 
@@ -320,7 +320,8 @@ def test_an_interrupted_wait_loses_no_edge(monkeypatch: pytest.MonkeyPatch) -> N
     reader, writer = os.pipe()
     with select.epoll() as epoll:
         epoll.register(reader, select.EPOLLIN | select.EPOLLET)
-        sleep = poller.EpollSleep(epoll, SimpleNamespace(sleep=lambda call, arguments: call(*arguments)))
+        hold: Any = SimpleNamespace(sleep=lambda call, arguments: call(*arguments))
+        sleep = poller.EpollSleep(epoll, hold)
         os.write(writer, b"x")
         monkeypatch.setattr(poller, "_epoll_wait", lambda *_: -1)
         assert sleep.wait(0) == [(select.EPOLLIN, reader)]

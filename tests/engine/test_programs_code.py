@@ -15,7 +15,7 @@ import traceback
 import weakref
 from _thread import get_ident
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -402,7 +402,7 @@ def test_a_hook_that_blocks_holds_nobody_up_and_eats_no_memory(monkeypatch: pyte
 def test_a_fault_just_before_the_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     told = Told()
     monkeypatch.setattr(sys, "excepthook", told)
-    monkeypatch.setattr(fault_reports, "start_thread", lambda *_: fail(engine()))  # no thread to be had
+    monkeypatch.setattr(fault_reports, "start_thread", lambda *_: fail(cast("Loop", engine())))  # no thread to be had
     loop = engine()
     loop.post(fail)
     loop.call(lambda loop: None)

@@ -12,6 +12,8 @@ import pytest
 
 import utpsocket
 from utpsocket.engine import running_engine
+from utpsocket.engine.channels.utp import Bridge
+from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports.send_grants import SendGrants
 from utpsocket.protocol.config import GRANT_BYTES
 from utpsocket.protocol.packet import HEADER_BYTES
@@ -189,8 +191,10 @@ def test_who_was_held_while_there_were_many_may_send_when_there_are_few() -> Non
         listener.accept()[0] as conn,
     ):
         loop = running_engine()
-        assert loop is not None
-        (bridge,) = (bridge for bridge in loop.channels.values() if bridge.grant_queue is not None)
+        assert isinstance(loop, Loop)
+        (bridge,) = (
+            each for each in loop.channels.values() if isinstance(each, Bridge) and each.grant_queue is not None
+        )
         bridge.connection.send.awaits_grant = True
         conn.settimeout(60)
         client.sendall(bytes(5_000))
@@ -232,7 +236,7 @@ def test_many_transfers_at_once_arrive_whole() -> None:
         senders[0].join()
     assert digests == [wanted] * (count - 1)
     loop = running_engine()
-    assert loop is not None and loop.faults == 0
+    assert isinstance(loop, Loop) and loop.faults == 0
 
 
 def test_what_is_left_of_a_grant_when_packets_have_grown_makes_no_packet_of_its_own() -> None:

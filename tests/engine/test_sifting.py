@@ -18,6 +18,7 @@ from utpsocket.engine import running_engine
 from utpsocket.engine.kernel.arena import Arena
 from utpsocket.engine.kernel.socket_filter import EVERY
 from utpsocket.engine.kernel.udp import Port
+from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports.flood import Flood
 from utpsocket.protocol import PacketType
 from utpsocket.protocol.packet import SYN_BYTE, encode
@@ -93,7 +94,7 @@ def test_who_repeats_a_syn_comes_in_where_no_small_one_does(monkeypatch: pytest.
     monkeypatch.setattr(Flood, "_tick", lambda *_: None)
     with utpsocket.create_server(("127.0.0.1", 0)) as listener:
         loop = running_engine()
-        assert loop is not None
+        assert isinstance(loop, Loop)
         (endpoint,) = (one for one in loop.endpoints.values() if one.listener is not None)
 
         def shut(loop: Any) -> None:
@@ -164,7 +165,7 @@ def test_a_flood_is_noticed_is_over_when_it_is_and_shuts_nobody_out(kind: str) -
         server = stack.enter_context(listener.accept()[0])
         peers = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(8)]
         loop = running_engine()
-        assert loop is not None
+        assert isinstance(loop, Loop)
         (endpoint,) = (one for one in loop.endpoints.values() if one.listener is not None)
         for peer in peers:
             peer.connect(listener.getsockname())

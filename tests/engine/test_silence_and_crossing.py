@@ -252,6 +252,7 @@ def test_a_peer_that_is_killed_is_noticed_by_who_only_reads(shares: bool) -> Non
         process = subprocess.Popen([sys.executable, "-c", KILLED, port], stdin=subprocess.PIPE)
         stack.callback(process.wait)
         stack.callback(process.kill)
+        assert process.stdin is not None
         stack.callback(process.stdin.close)
         server = stack.enter_context(listener.accept()[0])
         assert server.getsockopt(utpsocket.SOL_UTP, utpsocket.UTP_KEEPALIVE) == 1

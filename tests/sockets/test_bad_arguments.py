@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -258,14 +259,19 @@ def test_on_a_connected_socket(net: Net, operation: Operation) -> None:
 
 
 def test_unknown_families_and_types_are_refused_as_by_the_stdlib(net: Net) -> None:
-    for arguments in ((99, socket.SOCK_STREAM), (socket.AF_INET, 99), (socket.AF_INET, socket.SOCK_STREAM, 99)):
-        expected = outcome(lambda arguments=arguments: socket.socket(*arguments))
+    wrong: tuple[tuple[int, ...], ...] = (
+        (99, socket.SOCK_STREAM),
+        (socket.AF_INET, 99),
+        (socket.AF_INET, socket.SOCK_STREAM, 99),
+    )
+    for arguments in wrong:
+        expected = outcome(partial(socket.socket, *arguments))
         assert expected[0] == "OSError"
-        assert outcome(lambda arguments=arguments: net.module.socket(*arguments)) == expected
+        assert outcome(partial(net.module.socket, *arguments)) == expected
 
 
 @pytest.mark.parametrize("arguments", [(2.0,), (2, 1.0), (2, 1, 0.0), ("2",), (None,)])
-def test_numbers_of_a_family_and_type_are_integers(net: Net, arguments: tuple[object, ...]) -> None:
+def test_numbers_of_a_family_and_type_are_integers(net: Net, arguments: tuple[Any, ...]) -> None:
     expected = outcome(lambda: socket.socket(*arguments))
     assert expected[0] == "TypeError"
     assert outcome(lambda: net.module.socket(*arguments)) == expected

@@ -9,6 +9,8 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -30,7 +32,7 @@ SHORT_S = 0.05
 
 
 @pytest.fixture
-def full(net: Net) -> tuple[object, object, int]:
+def full(net: Net) -> tuple[Any, Any, int]:
     """-> (client that can send no more, its peer, bytes sent)."""
     client, server = net.pair()
     client.setblocking(False)
@@ -51,7 +53,7 @@ def test_receiving_times_out(net: Net, call: str) -> None:
     assert SHORT_S * 0.9 <= time.monotonic() - began < AT_ONCE_S
 
 
-def test_sending_times_out(net: Net, full: tuple) -> None:
+def test_sending_times_out(net: Net, full: tuple[Any, Any, int]) -> None:
     client, _, _ = full
     client.settimeout(SHORT_S)
     with pytest.raises(TimeoutError, match="^timed out$"):
@@ -64,7 +66,7 @@ def test_accept_times_out(net: Net) -> None:
     """And does not wait twice: a busy machine may let it wait longer now and then, but not every time."""
     listener = net.listener()
     listener.settimeout(0.5)
-    took_s = []
+    took_s: list[float] = []
     while not took_s or (min(took_s) >= 0.95 and len(took_s) < 10):
         began = time.monotonic()
         with pytest.raises(TimeoutError, match="^timed out$"):
@@ -77,7 +79,13 @@ def test_timeout_does_not_disturb_the_stream(net: Net) -> None:
     client, server = net.pair()
     client.settimeout(0.01)
     received = bytearray()
-    sender = net.spawn(lambda: [(time.sleep(0.005), server.sendall(bytes([i]))) for i in range(50)])
+
+    def send() -> None:
+        for number in range(50):
+            time.sleep(0.005)
+            server.sendall(bytes([number]))
+
+    sender = net.spawn(send)
     while len(received) < 50:
         try:
             received += client.recv(7)
@@ -118,7 +126,7 @@ def test_nonblocking_calls_say_eagain(net: Net) -> None:
         listener.accept()
 
 
-def test_full_socket_is_not_writable_until_the_peer_reads(net: Net, full: tuple) -> None:
+def test_full_socket_is_not_writable_until_the_peer_reads(net: Net, full: tuple[Any, Any, int]) -> None:
     client, server, sent = full
     assert not poll_mask(client) & OUT
     with raises_errno(errno.EAGAIN):
@@ -136,7 +144,7 @@ def test_full_socket_is_not_writable_until_the_peer_reads(net: Net, full: tuple)
     assert server.recv(4) == b"more"
 
 
-def test_a_socket_nobody_reads_takes_neither_nothing_nor_everything(full: tuple) -> None:
+def test_a_socket_nobody_reads_takes_neither_nothing_nor_everything(full: tuple[Any, Any, int]) -> None:
     assert 32 * 1024 < full[2] < 64 * 1024 * 1024
 
 
@@ -311,7 +319,13 @@ def test_a_signal_handler_that_raises_interrupts_recv(net: Net) -> None:
     earlier = signal.signal(signal.SIGUSR1, complain)
     try:
         main, is_ready = threading.main_thread(), threading.Event()
-        task = net.spawn(lambda: (is_ready.wait(), blocked(main), os.kill(os.getpid(), signal.SIGUSR1)))
+
+        def interrupt() -> None:
+            is_ready.wait()
+            blocked(main)
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+        task = net.spawn(interrupt)
         with pytest.raises(KeyboardInterrupt):
             is_ready.set()  # not before: where it comes early it must be caught too
             client.recv(10)
@@ -361,7 +375,7 @@ def test_edge_triggered_fin(net: Net) -> None:
         assert poller.poll(SHORT_S) == []
 
 
-def test_edge_triggered_writability_comes_back(net: Net, full: tuple) -> None:
+def test_edge_triggered_writability_comes_back(net: Net, full: tuple[Any, Any, int]) -> None:
     client, server, sent = full
     with select.epoll() as poller:
         poller.register(client, select.EPOLLOUT | select.EPOLLET)
@@ -430,13 +444,14 @@ def test_accepted_sockets_do_not_take_the_listener_timeout(net: Net) -> None:
 def test_settimeout_and_setblocking_agree(net: Net) -> None:
     sock = net.fresh()
     seen = []
-    for change in (
+    changes: tuple[Callable[[], object], ...] = (
         lambda: sock.setblocking(False),
         lambda: sock.setblocking(True),
         lambda: sock.settimeout(0),
         lambda: sock.settimeout(3),
         lambda: sock.settimeout(None),
-    ):
+    )
+    for change in changes:
         change()
         seen.append((sock.gettimeout(), sock.getblocking(), os.get_blocking(sock.fileno())))
     assert seen == [

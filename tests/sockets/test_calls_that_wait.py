@@ -46,7 +46,7 @@ def held_engine() -> Iterator[list[str]]:
 
     loop.post(hold)
     assert is_held.wait(WAIT_S)
-    Loop.call = noted  # type: ignore[assignment]
+    Loop.call = noted  # type: ignore[method-assign]
     try:
         yield called
     finally:
@@ -200,7 +200,7 @@ def test_calls_on_connecting_and_connected_sockets() -> None:
         def calls(done: list[str]) -> None:
             assert server.getpeername() == client.getsockname()
             done.append("getpeername")
-            assert client.getsockopt(utpsocket.SOL_UTP, utpsocket.UTP_INFO).state
+            assert client.getsockopt(utpsocket.SOL_UTP, utpsocket.UTP_INFO)
             done.append("UTP_INFO")
             for name in (stdlib.SO_SNDBUF, stdlib.SO_RCVBUF, stdlib.SO_KEEPALIVE):
                 client.setsockopt(stdlib.SOL_SOCKET, name, 65_536)
@@ -291,7 +291,7 @@ def no_wait_on(thread: int) -> Iterator[None]:
             raise AssertionError(f"waits for the engine: {command.__name__}")
         return original(self, command, *arguments, **named)
 
-    Loop.call = guarded  # type: ignore[assignment]
+    Loop.call = guarded  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -12,6 +12,8 @@ import struct
 import sys
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,10 @@ from .network import (
 )
 
 # -- half-close -----------------------------------------------------------------------------------------------
+
+
+def kind_of_outcome(operation: Callable[[], object]) -> str:
+    return outcome(operation)[0]
 
 
 def test_half_close_in_one_direction_then_the_other(net: Net) -> None:
@@ -142,7 +148,7 @@ def test_names_end_with_both_halves(net: Net, first: str) -> None:
     other.shutdown(socket.SHUT_WR)
     assert one.recv(1) == b""
     for sock in (one, other):
-        assert eventually(lambda sock=sock: outcome(sock.getpeername)[0], "OSError") == "OSError"
+        assert eventually(partial(kind_of_outcome, sock.getpeername), "OSError") == "OSError"
         with raises_errno(errno.ENOTCONN):
             sock.getpeername()
         with raises_errno(errno.ENOTCONN):
@@ -608,7 +614,7 @@ def test_what_was_closed_leaves_nothing_to_the_collector(net: Net) -> None:
     gc.collect()
     gc.disable()
     try:
-        found = []
+        found: list[int] = []
         while not found or (found[-1] and len(found) < 5):  # what a test before this one has left to a thread may come
             exchange()
             found.append(gc.collect())

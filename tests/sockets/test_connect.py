@@ -6,6 +6,7 @@ import errno
 import select
 import socket
 import time
+from typing import Any, cast
 
 import pytest
 
@@ -348,7 +349,7 @@ def test_closed_listener_refuses(net: Net) -> None:
 @requires_fds(1_000)
 def test_hundreds_are_refused_at_once(net: Net) -> None:
     """And none has to ask twice."""
-    repeated = []
+    repeated: list[int] = []
     while not repeated or (repeated[-1] >= 150 and len(repeated) < 5):  # so many are where the machine stood still
         bound = net.fresh()
         bound.bind(("127.0.0.1", 0))
@@ -507,7 +508,8 @@ def test_create_connection_all_errors(net: Net) -> None:
         net.module.create_connection(("localhost", net.refused_address()[1]), timeout=PATIENCE_S, all_errors=True)
     except TypeError:
         assert not hasattr(__import__("builtins"), "ExceptionGroup"), "3.11 and later take all_errors"
-    except Exception as error:
+    except Exception as raised:
+        error: Any = cast("Any", raised)
         assert type(error).__name__ == "ExceptionGroup"
         assert str(error).startswith("create_connection failed")
         assert {type(each) for each in error.exceptions} == {ConnectionRefusedError}

@@ -268,7 +268,7 @@ def test_with_few_fds_left(left: int, lowered: str, tmp_path: Path) -> None:
     assert run("utp", script, left, lowered) == run("tcp", script, left, lowered)
 
 
-ENVIRONMENTS = {
+ENVIRONMENTS: dict[str, Any] = {
     "thread": {},
     "process": {"UTPSOCKET_ENGINE": "process"},
     "poll": {"UTPSOCKET_POLLER": "poll"},

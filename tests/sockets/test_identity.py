@@ -10,6 +10,7 @@ import pickle
 import re
 import socket
 import weakref
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from .network import Net, outcome, raises_errno, receive_exactly
 
 def facts(sock: Any) -> dict[str, object]:
     """Everything that must be the same on both networks, ports and fds apart."""
-    names = [outcome(sock.getsockname), outcome(sock.getpeername)]
+    names: list[Any] = [outcome(sock.getsockname), outcome(sock.getpeername)]
     for index, (kind, value) in enumerate(names):
         if kind == "returned":
             names[index] = (value[0], bool(value[1]), *value[2:])
@@ -233,9 +234,9 @@ def test_protocol_of_an_adopted_fd(net: Net) -> None:
 def test_adopting_something_that_is_no_socket(net: Net) -> None:
     with open(os.devnull) as null:
         for fd in (null.fileno(), -1, 1 << 20):
-            expected = outcome(lambda fd=fd: socket.socket(fileno=fd))
+            expected = outcome(partial(socket.socket, fileno=fd))
             assert expected[0] in ("OSError", "ValueError")
-            assert outcome(lambda fd=fd: net.module.socket(fileno=fd)) == expected
+            assert outcome(partial(net.module.socket, fileno=fd)) == expected
     for wrong in ("3", 3.0):
         with pytest.raises(TypeError):
             net.module.socket(fileno=wrong)
@@ -263,7 +264,7 @@ def test_adopting_a_plain_socket_gives_a_plain_socket(net: Net) -> None:
 
 
 def test_subclass(net: Net) -> None:
-    class Counting(net.module.socket):
+    class Counting(net.module.socket):  # type: ignore[misc, name-defined]  # of either module
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             self.sent = 0
             super().__init__(*arguments, **keywords)
@@ -284,7 +285,7 @@ def test_subclass(net: Net) -> None:
 
 
 def test_subclass_of_a_listener_accepts_the_module_class(net: Net) -> None:
-    class Listening(net.module.socket):
+    class Listening(net.module.socket):  # type: ignore[misc, name-defined]  # of either module
         pass
 
     listener = net.own(Listening())
@@ -297,7 +298,7 @@ def test_subclass_of_a_listener_accepts_the_module_class(net: Net) -> None:
 def test_subclass_that_overrides_close(net: Net) -> None:
     closed = []
 
-    class Telling(net.module.socket):
+    class Telling(net.module.socket):  # type: ignore[misc, name-defined]  # of either module
         def close(self) -> None:
             closed.append(self.fileno())
             super().close()

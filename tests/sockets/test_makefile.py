@@ -25,10 +25,11 @@ from .network import PATIENCE_S, Net, receive_exactly
         ("rb", {"buffering": 10}, io.BufferedReader),
     ],
 )
-def test_kind_of_file(net: Net, mode: str, options: dict, kind: type) -> None:
+def test_kind_of_file(net: Net, mode: str, options: dict[str, int], kind: type) -> None:
     client, _ = net.pair()
     with client.makefile(mode, **options) as file:
-        assert type(file) is kind
+        found: type = type(file)
+        assert found is kind
         assert file.readable() == ("r" in mode)
         assert file.writable() == ("w" in mode)
         assert not file.closed

@@ -13,12 +13,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from utpsocket import SOL_UTP, UTP_INFO, monkey, stats
 from utpsocket.engine import running_engine
+from utpsocket.engine.channels.tcp import Relay
 from utpsocket.engine.loop import Loop
 from utpsocket.sockets import shim
 
@@ -388,11 +390,13 @@ def test_options_reach_a_living_connection(relayed: tuple[socket.socket, socket.
     loop = running_engine()
     if not isinstance(loop, Loop):
         pytest.skip("needs the engine in this process: the TCP socket is there")
-    [carried] = [relay.tcp for relay in loop.channels.values() if relay.identity.local == client.getsockname()]
+    [relay] = [each for each in loop.channels.values() if each.identity.local == client.getsockname()]
+    assert isinstance(relay, Relay)
+    carried = relay.tcp
     for option in (socket.TCP_NODELAY, socket.TCP_KEEPINTVL):
         client.setsockopt(socket.IPPROTO_TCP, option, 7)
         expected = client.getsockopt(socket.IPPROTO_TCP, option)
-        assert eventually(lambda option=option: carried.getsockopt(socket.IPPROTO_TCP, option), expected) == expected
+        assert eventually(partial(carried.getsockopt, socket.IPPROTO_TCP, option), expected) == expected
 
 
 def test_a_forked_child_goes_on(relayed: tuple[socket.socket, socket.socket]) -> None:

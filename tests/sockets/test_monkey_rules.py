@@ -96,7 +96,8 @@ def test_lists_and_function_must_all_agree() -> None:
 def test_rules_that_say_nothing_are_none() -> None:
     assert make_routes() is None
     assert make_routes(only="", listen="utp") is None
-    for wrong in ({"fallback": "udp"}, {"listen": "tcp"}):
+    wrongs: tuple[dict[str, Any], ...] = ({"fallback": "udp"}, {"listen": "tcp"})
+    for wrong in wrongs:
         with pytest.raises(ValueError):
             make_routes(**wrong)
 

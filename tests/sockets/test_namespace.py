@@ -8,6 +8,7 @@ import select
 import socket
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -166,7 +167,7 @@ def test_datagrams_and_streams_in_one_select(net: Net) -> None:
     datagram.bind(("127.0.0.1", 0))
     datagram.sendto(b"x", datagram.getsockname())
     server.sendall(b"y")
-    ready = set()
+    ready: set[Any] = set()
     while len(ready) < 2:
         ready |= set(select.select([client, datagram], [], [], PATIENCE_S)[0])
     assert ready == {client, datagram}

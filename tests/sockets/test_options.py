@@ -481,9 +481,10 @@ def test_every_option_is_set_and_read_as_tcps(net: Net, effect: options.Effect, 
     """Whatever it does: the same errors, and what was set is what is read."""
     sock = net.fresh() if state == "fresh" else net.pair()[state == "accepted"]
     for name in options.EFFECTS[effect].split():
-        option = LEVELS.get(name.partition("_")[0]), getattr(socket, name, None)
-        if None in option or name in DIFFERENT.split():
+        level, number = LEVELS.get(name.partition("_")[0]), getattr(socket, name, None)
+        if level is None or number is None or name in DIFFERENT.split():
             continue
+        option = level, int(number)
         with socket.socket() as plain:
             for value in (1, 5):
                 said = [outcome(lambda: one.setsockopt(*option, value)) for one in (plain, sock)]  # noqa: B023

@@ -103,7 +103,7 @@ def test_reuseport_shares_a_listening_port(net: Net) -> None:
     clients = [net.fresh() for _ in range(10)]
     for client in clients:
         client.connect(listeners[0].getsockname())
-    accepted = set()
+    accepted: set[Any] = set()
     import select
 
     while len(accepted) < len(clients):
@@ -282,7 +282,7 @@ def test_what_is_closed_after_the_kernel_has_called_it_taken_is_free(net: Net, m
         address = taken.getsockname()
         share_port = commands.share_port
 
-        def closing_first(*arguments: object, **named: object) -> object:
+        def closing_first(*arguments: Any, **named: Any) -> object:
             taken.close()
             return share_port(*arguments, **named)
 

@@ -303,6 +303,7 @@ def test_a_server_that_answers_and_ends(net: Net) -> None:
         sock.sendall(b"answer" * 50_000)
     """)
     process = net.python(script, stdout=subprocess.PIPE, env={"PYTHONWARNINGS": "ignore"})
+    assert process.stdout is not None
     port = int(process.stdout.readline())
     client = net.fresh()
     client.connect(("127.0.0.1", port))
@@ -326,6 +327,7 @@ def test_exit_with_nobody_reading_does_not_hang_for_ever(net: Net) -> None:
         script, listener.getsockname()[1], 65536, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env
     )
     server = net.accept(listener)
+    assert process.stdout is not None
     assert process.stdout.readline() == b"leaving\n"
     assert process.wait(PATIENCE_S) == 0
     assert server.recv(1)
@@ -345,6 +347,7 @@ def test_exit_with_a_slow_reader_does_not_last_as_long_as_it_reads(net: Net) -> 
     env = {"UTPSOCKET_EXIT_TIMEOUT": "2", "PYTHONWARNINGS": "ignore"}
     process = net.python(script, listener.getsockname()[1], 500 * 1024, stdout=subprocess.PIPE, env=env)
     server = net.accept(listener)
+    assert process.stdout is not None
     assert process.stdout.readline() == b"leaving\n"
     received = 0
     while process.poll() is None:
@@ -414,6 +417,7 @@ def test_the_peer_of_a_killed_process_is_told(net: Net) -> None:
     process = net.python(script, listener.getsockname()[1], 0, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     server = net.accept(listener)
     assert receive_exactly(server, 2) == b"hi"
+    assert process.stdout is not None
     assert process.stdout.read(1) == b"."
     process.kill()
     process.wait()
@@ -438,6 +442,7 @@ def test_leaving_a_program_is_quick(net: Net) -> None:
     env = {"UTPSOCKET_EXIT_FLUSH": "3600", "UTPSOCKET_EXIT_TIMEOUT": "3600", "PYTHONWARNINGS": "ignore"}
     process = net.python(script, listener.getsockname()[1], 0, stdout=subprocess.PIPE, env=env)
     server = net.accept(listener)
+    assert process.stdout is not None
     assert process.stdout.readline() == b".\n"
     server.sendall(b"go")
     assert process.wait(PATIENCE_S) == 0
@@ -457,6 +462,7 @@ def test_sockets_closed_by_a_finalizer_at_exit(net: Net) -> None:
     """)
     process = net.python(script, stderr=subprocess.PIPE)
     assert process.wait(PATIENCE_S) == 0
+    assert process.stderr is not None
     assert process.stderr.read() == b""
 
 
@@ -495,6 +501,7 @@ def test_daemonizing_after_listen(net: Net) -> None:
         sock.close()
     """)
     process = net.python(script, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={"PYTHONWARNINGS": "ignore"})
+    assert process.stdout is not None
     port = int(process.stdout.readline())
     assert process.wait(PATIENCE_S) == 0  # the process that called listen() is gone
     with net.module.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as client:
@@ -515,6 +522,7 @@ def test_daemonizing_before_listen(net: Net) -> None:
         sock.close()
     """)
     process = net.python(script, stdout=subprocess.PIPE, env={"PYTHONWARNINGS": "ignore"})
+    assert process.stdout is not None
     port = int(process.stdout.readline())
     with net.module.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as client:
         assert receive_all(client) == b"from the daemon"

@@ -173,7 +173,7 @@ def test_urgent_data(net: Net) -> None:
     assert eventually(lambda: _out_of_band(server), b"!") == b"!"
 
 
-def _out_of_band(sock: object) -> bytes:
+def _out_of_band(sock: Any) -> bytes:
     try:
         return sock.recv(1, socket.MSG_OOB)
     except OSError:
@@ -190,7 +190,7 @@ def test_low_water_mark_is_kept_by_poll(net: Net) -> None:
     assert eventually(lambda: bool(poll_mask(client) & 1), True)
 
 
-def _peek(sock: object) -> bytes:
+def _peek(sock: Any) -> bytes:
     try:
         return sock.recv(100, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:

@@ -141,8 +141,13 @@ def site(net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         yield address
 
 
+def connection_to(address: tuple[str, int]) -> http.client.HTTPConnection:
+    host, port = address
+    return http.client.HTTPConnection(host, port, timeout=PATIENCE_S)
+
+
 def test_http_download(net: Net, site: Any, tmp_path: Path) -> None:
-    connection = http.client.HTTPConnection(*site, timeout=PATIENCE_S)
+    connection = connection_to(site)
     with contextlib.closing(connection):
         connection.request("GET", "/file.bin")
         assert type(connection.sock) is net.module.socket
@@ -152,7 +157,7 @@ def test_http_download(net: Net, site: Any, tmp_path: Path) -> None:
 
 
 def test_http_keep_alive_and_post(net: Net, site: Any) -> None:
-    connection = http.client.HTTPConnection(*site, timeout=PATIENCE_S)
+    connection = connection_to(site)
     with contextlib.closing(connection):
         for number in range(20):
             body = b"%d " % number * 1000
@@ -167,7 +172,7 @@ def test_http_keep_alive_and_post(net: Net, site: Any) -> None:
 
 
 def test_http_chunked_upload(net: Net, site: Any) -> None:
-    connection = http.client.HTTPConnection(*site, timeout=PATIENCE_S)
+    connection = connection_to(site)
     with contextlib.closing(connection):
         body = os.urandom(300_000)
         connection.request("POST", "/", iter([body[:100_000], body[100_000:]]), {"Content-Length": "300000"})
@@ -181,7 +186,7 @@ def test_urllib(net: Net, site: Any, tmp_path: Path) -> None:
 
 
 def test_http_refused(net: Net) -> None:
-    connection = http.client.HTTPConnection(*net.refused_address(), timeout=PATIENCE_S)
+    connection = connection_to(net.refused_address())
     with pytest.raises(ConnectionRefusedError):
         connection.request("GET", "/")
 
@@ -190,7 +195,7 @@ def test_http_parallel_downloads(net: Net, site: Any, tmp_path: Path) -> None:
     expected = (tmp_path / "file.bin").read_bytes()
 
     def download() -> bool:
-        connection = http.client.HTTPConnection(*site, timeout=PATIENCE_S)
+        connection = connection_to(site)
         with contextlib.closing(connection):
             connection.request("GET", "/file.bin")
             return connection.getresponse().read() == expected
@@ -209,7 +214,7 @@ def test_wsgiref(net: Net) -> None:
         return [environ["REMOTE_ADDR"].encode(), b" ", environ["PATH_INFO"].encode()]
 
     with running(net, make_server("127.0.0.1", 0, application, handler_class=QuietWSGI)) as address:
-        connection = http.client.HTTPConnection(*address, timeout=PATIENCE_S)
+        connection = connection_to(address)
         with contextlib.closing(connection):
             connection.request("GET", "/path")
             assert connection.getresponse().read() == b"127.0.0.1 /path"
@@ -217,7 +222,7 @@ def test_wsgiref(net: Net) -> None:
 
 def test_xmlrpc(net: Net) -> None:
     server = xmlrpc.server.SimpleXMLRPCServer(("127.0.0.1", 0), logRequests=False)
-    server.register_function(pow)
+    server.register_function(lambda base, exponent: int(base**exponent), "pow")
     server.register_function(lambda text: text * 1000, "repeat")
     with running(net, server) as (host, port):
         with xmlrpc.client.ServerProxy(f"http://{host}:{port}") as proxy:

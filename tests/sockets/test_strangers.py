@@ -102,7 +102,7 @@ def test_strangers_in_the_way_of_a_connect_cost_a_retry(timeout: float | None, m
     listener = net.listener()
     strangers: list[Any] = []
     counts = [1_000, 1_000, 3]
-    connect_at_once = fd_pair.connect_at_once
+    connect_at_once = vars(fd_pair)["connect_at_once"]
 
     def after_strangers(fd: int, name: bytes) -> int:
         for _ in range(counts.pop(0) if counts else 0):

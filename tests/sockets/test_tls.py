@@ -359,6 +359,7 @@ def test_asyncio_start_tls(net: Net, tls: Contexts) -> None:
             protocol = asyncio.StreamReaderProtocol(reader)
             transport, _ = await loop.create_connection(lambda: protocol, sock=sock)
             secure = await loop.start_tls(transport, protocol, context, **options)
+            assert secure is not None
             return reader, asyncio.StreamWriter(secure, protocol, reader, loop)
 
         plain_client.setblocking(False)
@@ -392,7 +393,8 @@ def test_https(net: Net, tls: Contexts, tmp_path: Path) -> None:
     server.socket = tls.server.wrap_socket(server.socket, server_side=True)
     serving = net.spawn(server.serve_forever, 0.02)
     try:
-        connection = http.client.HTTPSConnection(*server.server_address, context=tls.client, timeout=PATIENCE_S)
+        host, port = server.socket.getsockname()
+        connection = http.client.HTTPSConnection(host, port, context=tls.client, timeout=PATIENCE_S)
         with contextlib.closing(connection):
             connection.request("GET", "/page")
             assert isinstance(connection.sock, ssl.SSLSocket)

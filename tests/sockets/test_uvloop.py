@@ -242,7 +242,7 @@ def test_tls(net: Net) -> None:
     async def main() -> None:
         async with serving(answer, ssl=server_context) as server:
             address = server.sockets[0].getsockname()
-            named = {"ssl": client_context, "server_hostname": "localhost"}
+            named: dict[str, Any] = {"ssl": client_context, "server_hostname": "localhost"}
             reader, writer = await asyncio.open_connection(*address, **named)
             assert ends(writer)[1] == address
             assert writer.get_extra_info("socket").family == socket.AF_INET
@@ -399,12 +399,13 @@ def test_what_transports_refuse_names_them_as_tcps_do(net: Net) -> None:
         client, protocol = await loop.create_connection(lambda: Noting([]), *server.sockets[0].getsockname())
         try:
             fd = client.get_extra_info("socket").fileno()
-            for call, *args in [
+            calls: list[tuple[Any, ...]] = [
                 (loop.add_reader, fd, print),
                 (loop.add_writer, fd, print),
                 (loop.remove_reader, fd),
                 (loop.remove_writer, fd),
-            ]:
+            ]
+            for call, *args in calls:
                 with pytest.raises(
                     RuntimeError, match=f"^File descriptor {fd} is used by transport <TCPTransport closed"
                 ):
@@ -427,12 +428,13 @@ def test_what_transports_refuse_names_them_as_tcps_do(net: Net) -> None:
             for transport in (client, ends[0].transport):
                 while "closed=True" not in repr(transport):
                     await asyncio.sleep(0.001)
-                for call, *args in [
+                calls = [
                     (transport.write, b"late"),
                     (transport.writelines, [b"late"]),
                     (transport.write_eof,),
                     (transport.set_write_buffer_limits,),
-                ]:
+                ]
+                for call, *args in calls:
                     with pytest.raises(
                         RuntimeError, match="^unable to perform operation on <TCPTransport closed=True "
                     ):
