@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from utpsocket.engine.ports.receive_shares import ReceiveShares
 from utpsocket.protocol.config import GRANT_BYTES
+from utpsocket.protocol.receivehalf import ReceiveHalf
 
 STOCK_BYTES = 212_992  # what Linux gives unasked
 MERGED_BYTES = 44 * 1_472
 
 
 class FakeBridge:
-    """What receive_shares.py looks at of a bridge."""
+    """What receive_shares.py looks at of a bridge, with the receiving half of a connection."""
 
     def __init__(self, cookie: int = 1) -> None:
-        self.connection: Any = self
-        self.receive = self
         self.cookie = cookie
-        self.share_bytes = 0
+        self.connection = self
+        self.receive = ReceiveHalf(0)
+
+    @property
+    def share_bytes(self) -> int:
+        return self.receive.share_bytes
 
 
 def test_one_whose_data_come_merged_may_fill_the_buffer() -> None:
