@@ -376,8 +376,12 @@ class Endpoint:
                 if not self.is_readable or datagrams >= _DATAGRAMS_PER_ITERATION:
                     break
                 continue
-            is_small = runs == 1 and len(before.data if before else b"") < _BULK_BYTES
-            if is_small and not self._expected_runs and not port.pending:
+            if (
+                runs == 1
+                and not self._expected_runs
+                and len(before.data if before else b"") < _BULK_BYTES
+                and not port.pending
+            ):
                 # Most likely there is no more, and a call that says so costs as much as a datagram. If there is, epoll
                 # says so again: it tells levels of this fd, but not while the port is blocked.
                 self.is_readable = False
