@@ -10,11 +10,14 @@ Any thread may call. Sources: CPython's Lib/socket.py; the data model's "__class
 
 from __future__ import annotations
 
+import gc
 from typing import Any, Final
 from weakref import KeyedRef
 
 from utpsocket.engine.interpreter import native
 from utpsocket.engine.interpreter.native import Socket
+from utpsocket.engine.interpreter.originals import os
+from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.integrations import pickling
 from utpsocket.sockets import shim
 from utpsocket.sockets.rules import Routes
@@ -43,6 +46,7 @@ _saved: dict[str, Any] = {}
 _identities: dict[int, Any] = {}
 _at_ends: dict[int, Any] = {}
 _references: dict[int, KeyedRef[int, Any]] = {}
+_collected: list[KeyedRef[int, Any]] = []  # cleared, of sockets whose finalizers have not run yet
 
 
 class _IdentityAttribute:
@@ -78,9 +82,45 @@ class _AtEndAttribute:
 
 
 def _forget(reference: KeyedRef[int, Any]) -> None:
-    _identities.pop(reference.key, None)
-    _references.pop(reference.key, None)
-    _at_ends.pop(reference.key, None)
+    """The weak reference to a socket is cleared: remove the entry. Of garbage in a cycle the collector clears the
+    references before it runs the finalizers, which use the socket and close it: then the entry stays until they are
+    done.
+    """
+    if _is_open(reference.key):
+        if _after_collection not in gc.callbacks:
+            gc.callbacks.append(_after_collection)
+        _collected.append(reference)
+    else:
+        _remove(reference)
+
+
+def _is_open(key: int) -> bool:
+    identity = getattr(_at_ends.get(key), "identity", None)
+    if identity is None:  # after close() or detach()
+        return False
+    try:
+        return bool(os.fstat(identity.user_fd).st_ino == identity.inode)
+    except OSError as error:  # closed
+        let_pass(error)
+        return False
+
+
+def _remove(reference: KeyedRef[int, Any]) -> None:
+    key = reference.key
+    if _references.get(key) is reference:  # else another socket has this id by now
+        _identities.pop(key, None)
+        _references.pop(key, None)
+        _at_ends.pop(key, None)
+
+
+def _after_collection(phase: str, _: dict[str, int]) -> None:
+    if phase != "stop":
+        return
+    for reference in [_collected.pop() for _ in range(len(_collected))]:
+        if _references.get(reference.key) is reference and _is_open(reference.key):
+            _collected.append(reference)  # a finalizer has stored the socket somewhere: it lives on
+        else:
+            _remove(reference)
 
 
 def is_applied() -> bool:
@@ -112,6 +152,8 @@ def restore() -> None:
     """Change the class back. uTP sockets that exist get a class of their own and go on."""
     if not _saved:
         return
+    if _after_collection in gc.callbacks and not _collected:
+        gc.callbacks.remove(_after_collection)
     known = [reference() for reference in list(_references.values())]
     survivors = [sock for sock in known if sock is not None and sock.fileno() >= 0]
     for name, member in _saved.items():
