@@ -311,6 +311,46 @@ def undescribed_slots(source: Source) -> Iterator[str]:
                         yield f"{source.path}:{node.lineno}: {node.name} does not say what {slot} is"
 
 
+def undescribed_fields(source: Source) -> Iterator[str]:
+    """The large classes of channels, ports and the loop: each field that __init__ sets has a comment beside or above
+    it, or stands in the docstring of the class.
+    """
+    if not source.path.startswith(("engine/channels/", "engine/ports/", "engine/loop.py")):
+        return
+    lines = source.text.split("\n")
+    for node in source.tree.body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        fields: dict[str, ast.stmt] = {}
+        for method in node.body:
+            if isinstance(method, ast.FunctionDef) and method.name == "__init__":
+                for statement in method.body:
+                    for name in _fields(statement):
+                        fields.setdefault(name, statement)
+        if len(fields) < LARGE_CLASS_SLOTS:
+            continue
+        words = set(re.findall(r"\w+", ast.get_docstring(node) or ""))
+        for name, statement in fields.items():
+            where = lines[statement.lineno - 1 : statement.end_lineno]
+            is_below = lines[statement.lineno - 2].strip().startswith("#")
+            if name not in words and not is_below and not any("#" in line for line in where):
+                yield f"{source.path}:{statement.lineno}: {node.name} does not say what {name} is"
+
+
+def _fields(statement: ast.stmt) -> Iterator[str]:
+    """The names of self's attributes that this statement sets."""
+    if isinstance(statement, ast.Assign):
+        targets = statement.targets
+    elif isinstance(statement, ast.AnnAssign):
+        targets = [statement.target]
+    else:
+        return
+    for target in targets:
+        for each in target.elts if isinstance(target, ast.Tuple) else [target]:
+            if isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name) and each.value.id == "self":
+                yield each.attr
+
+
 def replaceable_names(source: Source) -> Iterator[str]:
     if source.room in NEED_THE_MODULES or source.path in NEED_THE_MODULES_FILES:
         return
@@ -356,11 +396,19 @@ RULES: list[Callable[[Source], Iterator[str]]] = [
     no_introduction,
     vague_names,
     undescribed_slots,
+    undescribed_fields,
     replaceable_names,
     swallowed_handlers,
 ]
 
 SLOTS = tuple("abcdefgh")
+FIELDS = "".join(
+    (
+        "class A:\n    '''a is it'''\n    def __init__(self):\n        self.a = 0\n",
+        "        self.b = 0  # is described\n        # c is, too\n        self.c = 0\n",
+        *(f"        self.{each} = 0\n" for each in SLOTS[3:]),
+    )
+)
 INTRODUCED = '"""A module."""\n\nfrom __future__ import annotations\n\n'
 
 # A file that each rule must complain about, and how often: a rule that never fires proves nothing.
@@ -400,6 +448,8 @@ OFFENDERS = [
     (undescribed_slots, "protocol/x.py", f"class A:\n    '''b what it is'''\n    __slots__ = {SLOTS}\n", 7),
     (undescribed_slots, "protocol/x.py", f"class A:\n    __slots__ = {SLOTS[1:]}\n", 0),
     (undescribed_slots, "engine/x.py", f"class A:\n    __slots__ = {SLOTS}\n", 0),
+    (undescribed_fields, "engine/ports/x.py", FIELDS, 5),
+    (undescribed_fields, "engine/kernel/x.py", FIELDS, 0),
     (replaceable_names, "engine/x.py", "import os\nimport socket as stdlib\nf = open('x')\n", 3),
     (replaceable_names, "shim.py", "def f():\n    import threading\n", 1),
     (

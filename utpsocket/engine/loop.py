@@ -97,9 +97,9 @@ class Loop:
         self.namespace = 0
 
         # What the environment sets (docs/guide/tuning.md).
-        self.max_datagram_bytes = environment.value("UTPSOCKET_MAX_MTU", 0)
-        self.udp_buffer_bytes = environment.value("UTPSOCKET_UDP_BUFFER", WANTED_BUFFER_BYTES)
-        self.offload = environment.value("UTPSOCKET_OFFLOAD", True)
+        self.max_datagram_bytes = environment.value("UTPSOCKET_MAX_MTU", 0)  # 0: no limit but the path's
+        self.udp_buffer_bytes = environment.value("UTPSOCKET_UDP_BUFFER", WANTED_BUFFER_BYTES)  # of each UDP socket
+        self.offload = environment.value("UTPSOCKET_OFFLOAD", True)  # many datagrams in one call: UDP GSO and GRO
 
         # What it serves.
         self.endpoints: dict[int, Endpoint] = {}  # ports by key
@@ -118,7 +118,7 @@ class Loop:
         self.paths = PathCache()  # datagram sizes known to reach a peer
         self.connect_gate = ConnectGate()  # connects that are complete and not visible yet
         self.silent_destinations = SilentDestinations()  # where uTP had no answer and TCP had
-        self._time_waits = TimeWaits(self)
+        self._time_waits = TimeWaits(self)  # ports that wait for a late FIN
 
         # Figures (statistics.py), of the engine's whole life.
         self.initiated = self.accepted = 0  # connections over uTP
@@ -136,14 +136,15 @@ class Loop:
 
         # epoll, and how other threads interrupt it.
         self._gc_hold = garbage_collector.Hold()  # no garbage collection on this thread while it works
-        self._epoll = new_poller()
-        self._sleep = new_sleep(self._epoll, self._gc_hold)
+        self._epoll = new_poller()  # epoll, or what replaces it
+        self._sleep = new_sleep(self._epoll, self._gc_hold)  # waits for its events
         self._wake_up = WakeUp()  # an fd that other threads make readable
-        self._wake_fd = self._wake_up.fd
+        self._wake_fd = self._wake_up.fd  # its number
         self._wake_file = os.fstat(self._wake_fd)  # to tell whether the program has closed it: check_fds()
-        self._wake_event = EPOLLIN, self._wake_fd
+        self._wake_event = EPOLLIN, self._wake_fd  # what epoll tells then
         self._epoll.register(self._wake_fd, EPOLLIN)
         self._watches = watches = Watches(self._epoll)  # what on_event() is called of, by fd
+        # See Reactor.
         self.watch, self.rewatch, self.forget_fd = watches.watch, watches.rewatch, watches.forget_fd
         self.frees_ports_at_once = watches.is_for_any_thread  # poll() holds the files it sleeps on until it wakes up
         self._inbox = Inbox(self._wake_up)  # commands of other threads
@@ -152,16 +153,16 @@ class Loop:
         self.now = time.monotonic_ns() // 1_000  # µs, of this iteration
         self.owner: Any = None  # what it is done for: an exception costs it, faults.py
         self.command: Any = None  # the command that is carried out: an exception costs it as well
-        self._containment = Containment()
+        self._containment = Containment()  # counts exceptions that it does not help against
         self._fault: BaseException | None = None  # an exception that is not contained yet
 
         # What is to be done: in this iteration, or at a time.
-        self.timers: Timers[Bridge] = Timers()
-        self.call_at = self.timers.call_at
-        self._schedule = self.timers.schedule
+        self.timers: Timers[Bridge] = Timers()  # deadlines of connections, and calls
+        self.call_at = self.timers.call_at  # see Reactor
+        self._schedule = self.timers.schedule  # looked up once, as it is called for each flush
         self._dirty: dict[Bridge, None] = {}  # connections that something has happened to
-        self._readable_endpoints: dict[Endpoint, None] = {}
-        self._readable_bridges: dict[Bridge, None] = {}
+        self._readable_endpoints: dict[Endpoint, None] = {}  # ports to receive from
+        self._readable_bridges: dict[Bridge, None] = {}  # pairs to read from
         self._idle_only: dict[Bridge, int] = {}  # read when nothing else is to do, or at this time; the earliest first
         self._deferred_delivery: list[Bridge] = []  # delivered last, see _deliver_deferred()
         self._blocked: dict[BridgePort, None] = {}  # ports that could not send all
@@ -171,8 +172,8 @@ class Loop:
         self._thread_id = 0
         self._starting = allocate_lock()  # locked once a thread has begun: a second one ends at once
         self.is_begun = False  # start() has returned
-        self.is_alive = True
-        self._is_stopping = False
+        self.is_alive = True  # until the thread ends; then there is no answer any more
+        self._is_stopping = False  # the thread ends after this iteration
         self._fds_lost = False  # the program has closed our fds: none may be used any more
         self._is_asleep = False  # in the poller, or over: the thread uses no fd number
         self._has_ended = allocate_lock()  # unlocked by the thread's last act

@@ -103,16 +103,16 @@ class Attempt:
     is_flushed = True
 
     def __init__(self, loop: Engine, bridge: Bridge, wait_us: int) -> None:
-        self._loop = loop
-        self._bridge: Bridge | None = bridge
-        self.identity = bridge.identity
-        self.cookie = bridge.cookie
+        self._loop = loop  # the engine
+        self._bridge: Bridge | None = bridge  # until the attempt over uTP has ended
+        self.identity = bridge.identity  # see Channel
+        self.cookie = bridge.cookie  # see Channel
         self._engine_sock: Any = None  # the engine's end of the pair, once uTP has failed
         self._tcp: Any = None  # the TCP socket, while it connects
         self._tcp_errno = 0  # how TCP failed
         self._filler_bytes = 0  # of the gate's, not read yet
         self._relay: Relay | None = None  # what carries the connection, once TCP has connected
-        self._is_over = False
+        self._is_over = False  # connected, failed or withdrawn
         bridge.tcp_attempt = self
         is_silent = loop.silent_destinations.is_silent(self.identity.peer, now=loop.now)
         loop.call_at(loop.now + (0 if is_silent else wait_us), self._connect_tcp)

@@ -69,16 +69,16 @@ class _Flow:
     )
 
     def __init__(self) -> None:
-        self.pending = memoryview(b"")
+        self.pending = memoryview(b"")  # read from the source, and not written to the sink yet
         self.has_ended = False  # the source's end of file has been read
         self.is_stopped = False  # the sink takes no more: what comes is dropped
         self.stop_errno = 0  # what it said then
-        self.is_readable = True
-        self.is_writable = True
+        self.is_readable = True  # the source, until a call returns EAGAIN
+        self.is_writable = True  # the sink, likewise
         # The sink returned EAGAIN, for which TCP may also lack memory and make no event: register it with epoll anew.
         self.must_rewatch = False
         self.must_retry = False  # a call failed for a reason that makes no event
-        self.moved_bytes = 0
+        self.moved_bytes = 0  # read from the source since the beginning
 
     def pump(self, source: Any, sink: Any) -> bool:
         """Move what there is, at most _BYTES_PER_PUMP. Returns whether there may be more. Raises what source raises."""
@@ -202,17 +202,17 @@ class Relay:
     needs_no_notice = False
 
     def __init__(self, loop: Engine, identity: Identity, engine_sock: Any, tcp: Any) -> None:
-        self._loop = loop
+        self._loop = loop  # the engine
         self.identity = identity
-        self.cookie = identity.cookie
+        self.cookie = identity.cookie  # see Channel
         self.engine_sock = engine_sock
         self.tcp = tcp
         self.is_hung_up = False  # EPOLLHUP at the pair: no process has the user's fd
         self.has_tcp_error = False  # EPOLLERR at the TCP socket, whose SO_ERROR has not been read yet
         self._finish_when_drained = False  # the process ends: a FIN follows what was written, though the fd stays open
         self.flush_waiters: list[Any] = []  # called once is_flushed
-        self._from_user = _Flow()
-        self._from_peer = _Flow()
+        self._from_user = _Flow()  # from the pair to TCP
+        self._from_peer = _Flow()  # from TCP to the pair
         self._closed_with_unread = False  # the program closed with bytes unread
         self._has_shut_down = False  # TCP's FIN follows what was written
         self._sent_eof = False  # the program reads the end of file after what came before

@@ -266,8 +266,8 @@ class Bridge:
         self.finish_when_drained = False  # the process ends: a FIN follows what was written, though the fd stays open
 
         # What epoll has told and no call has disproved yet.
-        self.is_readable = False
-        self.is_writable = True
+        self.is_readable = False  # there is something to read, or the end
+        self.is_writable = True  # there is room
         self._has_unread_event = False  # an event has come since the last read
         self._may_have_ended = False  # EPOLLRDHUP: what is read may be followed by the end of file
         self._is_hung_up = False  # EPOLLHUP: no process has the user's fd

@@ -164,7 +164,7 @@ class Endpoint:
         # Its end.
         self.closing_claim: dict[str, object] = {}  # under CLAIM_KEY what closes the port: claim_closing()
         self.is_address_freed = False  # Loop.free_address(): an idle socket has taken the place of ours
-        self.is_closed = False
+        self.is_closed = False  # by Loop.close_claimed()
 
         # Receiving.
         self.is_readable = True  # there may be more to receive

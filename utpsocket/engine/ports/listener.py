@@ -145,12 +145,12 @@ class Listener:
     )
 
     def __init__(self, endpoint: ListeningPort, identity: Identity, name: bytes, backlog: int) -> None:
-        self.endpoint = endpoint
+        self.endpoint = endpoint  # the port that it listens at
         self.identity = identity  # of the listening socket; its settings are passed on to what it accepts
         self.inode = identity.inode  # as it is now: after an attempt that failed the socket has another
         self.name = name  # the abstract AF_UNIX name that the user's fd listens at
         self.backlog = backlog  # as listen() was given it
-        self.is_closed = False
+        self.is_closed = False  # close() was called, or the user's fd is closed
         self.has_stopped = False  # the program listens no more; any thread may set this
         self.tcp_listener: TcpHalf | None = None  # accepts TCP connections at the same port number
 
