@@ -1,15 +1,15 @@
-"""What processes know together of a socket that a fork has given each of them.
+"""The state of a socket that several processes have after a fork, in memory that they share.
 
-Separate because elsewhere an Identity is one process's. The kernel shares an fd between a parent and its child, and TCP
-keeps all that it knows of a socket there; what AF_UNIX does not know of it stands in the Identity, of which the child
-has a copy that grows old: the parent connects, listens, shuts down or is told how the connection ended, and the child
-must know, and the reverse. So before a fork every identity that the shim has given out moves into memory that the two
-processes share, and is read and written there from then on. Nothing of this costs anything where nobody forks.
+Parent and child share the fd, and over TCP the kernel keeps the whole state of the socket there. Over uTP the part of
+it that AF_UNIX does not know stands in the Identity, of which the child has a copy. Without more, that copy would go
+out of date when the parent connects, listens, shuts down or reads the connection's error, and the reverse. So before a
+fork every identity that the shim uses moves into shared memory, and is read and written there from then on. Where a
+program does not fork, this costs nothing.
 
-Options are written there once a process has set one, and read where their number has changed.
+Options are written there when a process sets one, and read when the count of changes has changed.
 
-Not shared is what one process alone can use: the engine's port, the fds. A process that puts another socket in the
-place of its fd parts from the others: their fd is still the old one, which is closed, in TCP's sense.
+What a single process can use is not shared: the engine's port, the fds. When a process puts another socket in the place
+of its fd, it leaves the shared state (part()): the others still have the old fd, which counts as closed.
 
 Any thread may call. Sources: mmap(2) MAP_SHARED; fork(2).
 """
@@ -40,20 +40,24 @@ _FLAGS: Final = (
     "is_unusable",
 )
 _ADDRESSES: Final = ("local", "peer", "bound")
-_ADDRESS_BYTES: Final = 80  # as fd_names.py writes them, of any length
-_TRIES: Final = 100  # to read an address, or options, that another process may be writing
-_OPTIONS_BYTES: Final = 2_048  # of memory that is only used where an option is set after the fork
-_OPTIONS_HEAD: Final = Struct("=II")  # twice how often they were set, odd while that is done; how many bytes they are
+# More than the longest address of fd_names.to_text(): 45 characters of IPv6, port, scope and flowinfo.
+_ADDRESS_BYTES: Final = 80
+# To read an address, or options, that another process may be writing; by feel.
+_TRIES: Final = 100
+# For the options of one socket, by feel. The kernel gives no memory before an option is set after the fork.
+_OPTIONS_BYTES: Final = 2_048
+# Twice the number of changes, odd during a change; the bytes that follow.
+_OPTIONS_HEAD: Final = Struct("=II")
 _SETTINGS: Final[Any] = vars(Identity)["settings"]
 _OPTIONS: Final[Any] = vars(Identity)["options"]
 _ROLES: Final = tuple(Role)
 
 take_notices: Callable[[], None] | None = None
-"""Where the engine is another process: what it has to say must be taken in before an identity is read."""
+"""Set where the engine is another process: handles the notices that have arrived, before an identity is read."""
 
 
 class _SharedOptions:
-    """The options of one socket in the memory that processes share, and how many changes of them this one knows."""
+    """The options of one socket in shared memory, and the count of changes that this process has read."""
 
     __slots__ = ("_count", "_memory")
 
@@ -62,7 +66,7 @@ class _SharedOptions:
         self._count = 0
 
     def write(self, options: Any) -> None:
-        """Tell the others. So many options that there is no room for them stay this process's own."""
+        """Write them for the other processes. If they take more than _OPTIONS_BYTES, nothing is written."""
         data = marshal.dumps(options)
         if len(data) > _OPTIONS_BYTES - _OPTIONS_HEAD.size:
             return
@@ -73,7 +77,7 @@ class _SharedOptions:
         _OPTIONS_HEAD.pack_into(self._memory, 0, self._count, len(data))
 
     def read(self) -> Any:
-        """The options where another process has set some since they were read here, else None."""
+        """The options, if another process has changed them since this one has read or written them; else None."""
         for _ in range(_TRIES):
             head = count, size = _OPTIONS_HEAD.unpack_from(self._memory)
             if count == self._count:
@@ -188,7 +192,7 @@ def noticed(name: str) -> Any:
 
 
 class CopiedIdentity(Identity):
-    """An identity of a socket that more than one process may hold, in the memory that they share."""
+    """An identity of a socket that more than one process may have, in memory that they share."""
 
     __slots__ = ()
 
@@ -228,11 +232,11 @@ class CopiedIdentity(Identity):
         self.become(Identity)
 
     def tell_options(self) -> None:
-        """This process has set an option."""
+        """Write the options for the other processes, since this one has set one."""
         self.shared_options.write((settings_form(_SETTINGS.__get__(self)), _OPTIONS.__get__(self)))
 
     def _catch_up(self) -> None:
-        """Another process may have set one."""
+        """Take over the options that another process has set."""
         found = self.shared_options.read()
         if found is not None:
             form, options = found
@@ -254,7 +258,9 @@ class CopiedIdentity(Identity):
 
 
 class DistantIdentity(Identity):
-    """An identity of a connection that another process's engine serves, of which only its name has told."""
+    """An identity of a connection that another process's engine serves, made from the name of the fd's peer alone. How
+    it ended is read from that engine's table (shared_errnos.py).
+    """
 
     __slots__ = ()
 
@@ -266,7 +272,7 @@ class DistantIdentity(Identity):
         return shared_errnos.untold(self.owner_pid, self.cookie)
 
     def _ignore(self, value: object) -> None:
-        """It is taken from where it is read."""
+        """Nothing is written: the table is that engine's."""
 
     is_after_eof = property(_is_after_eof, _ignore)
     error = property(_error, _ignore)
@@ -278,7 +284,7 @@ class DistantIdentity(Identity):
 
 
 def share(identities: Iterable[Identity]) -> None:
-    """Before a fork: whoever has a copy of these from now on will know what the others do. Raises OSError."""
+    """Move these identities into shared memory. To be called before a fork. Raises OSError."""
     alone = [it for it in identities if it.record is None and not isinstance(it, DistantIdentity)]
     if not alone:
         return

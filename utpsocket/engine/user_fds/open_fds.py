@@ -1,12 +1,11 @@
 """Which of the user's bound and listening sockets are still open, in any process.
 
-Separate because it is one trick: the last close of a listening AF_UNIX socket makes no event at the other side, for
-there is none. But an epoll registration ends exactly when the last copy of the fd is closed, in whatever process, and
-/proc shows the registrations (docs/sockets.md §10, T10). Where /proc is not mounted, as in a chroot, or not
-this process's to read, the kernel is asked by netlink, which takes longer. Where it does not answer that either, a
-close() in this process is believed.
+The close of a listening AF_UNIX socket makes no event, since there is no other end. But an epoll registration ends when
+the last duplicate of the fd is closed, in whatever process, and /proc/self/fdinfo shows the registrations of an epoll
+(docs/sockets.md §10, T10). Where /proc is not mounted, as in a chroot, or may not be read, the kernel is asked by
+sock_diag(7), which takes longer. Where that is not answered either, a close() in this process counts as the last.
 
-Any thread may call a HoldersWatch: what two may do at once are single operations of dicts, sets and lists.
+Any thread may call a HoldersWatch: two threads at once do only single operations of dicts, sets and lists.
 """
 
 from __future__ import annotations
@@ -25,25 +24,30 @@ from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.kernel.high_fds import give_back, new_epoll, with_room
 
+# A look at one socket reads the registrations of its whole epoll; by feel.
 _SOCKETS_PER_EPOLL: Final = 32
-_LOOKS_FOR_ROOM: Final = 2  # at full epolls, before there is another one
+# Full epolls that are searched for closed sockets before another epoll is made; by feel.
+_LOOKS_FOR_ROOM: Final = 2
 _NETLINK_SOCK_DIAG: Final = 4  # linux/netlink.h
 _NLM_F_REQUEST: Final = 1
 _SOCK_DIAG_BY_FAMILY: Final = 20  # linux/sock_diag.h
 _NETLINK_HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
 _DIAG_REQUEST: Final = struct.Struct("=BBHIIIII")  # linux/unix_diag.h struct unix_diag_req
-_ANY: Final = 0xFFFF_FFFF  # state, cookie
+# Of udiag_states and the cookie: all.
+_ANY: Final = 0xFFFF_FFFF
 _DIAG_BYTES: Final = 4_096
-_RECHECK_US: Final = 1_000_000  # the kernel is asked this often, while a listener lives on in others only, at most
-_RAREST_US: Final = 64_000_000  # and by an engine that nothing else wakes at least
+# While a listener is open in other processes only: looks are no closer together, and an engine that nothing else wakes
+# up looks at least so often. By feel.
+_RECHECK_US: Final = 1_000_000
+_RAREST_US: Final = 64_000_000
 
 
 Announce = Callable[[int, int, "list[int]", "list[int]"], None]
-"""Have another process learn() this."""
+"""Called with the arguments of learn(), which another process is to be given."""
 
 
 class _Group:
-    """An epoll, and the inodes of the sockets in it."""
+    """An epoll, and the inodes of the sockets that are registered in it."""
 
     __slots__ = ("epoll", "index", "inodes", "is_announced", "is_full")
 
@@ -51,40 +55,43 @@ class _Group:
         self.epoll = made
         self.index = index
         self.inodes: set[int] = set()
-        self.is_full = False  # and so not among those that are filled
-        self.is_announced = not index
+        self.is_full = False  # in HoldersWatch._full, not in _roomy
+        self.is_announced = not index  # the other process has its fd; the first one's from the start
 
 
 class HoldersWatch:
-    """Epolls that nobody waits for. /proc shows one as a whole, so each has a few sockets only: then a look costs the
-    same however many there are.
+    """Epolls whose registrations are read from /proc; no thread waits for their events. Each has at most
+    _SOCKETS_PER_EPOLL sockets, so that a look at one socket takes the same time however many there are.
 
-    Where the application registers and an engine in another process looks, each has one of these, over the same epolls:
-    the first is handed over at the start, each other one with the first socket that is in it.
+    With an engine in another process the application registers sockets, and the engine looks at them. Each of the two
+    has a HoldersWatch, over the same epolls: the first epoll's fd is sent at the start, each other one's together with
+    the first socket in it.
     """
 
     __slots__ = ("_announce", "_full", "_gone", "_groups", "_indices", "_roomy", "_where")
 
     def __init__(self, fd: int = -1, *, announce: Announce | None = None) -> None:
-        """`fd`: of the first epoll, that another process fills, and tells by learn(). `announce`: so does this one."""
+        """fd         of the first epoll, if another process registers the sockets and announces them; -1: this one does
+        announce   sends what is registered here to the engine's process; None: the engine is in this process
+        """
         self._announce = announce
         self._groups: dict[int, _Group] = {}  # by index
         self._indices = count()
         if epoll is not None:
             index = next(self._indices)
             self._groups[index] = _Group(new_epoll() if fd < 0 else epoll.fromfd(fd), index)
-        self._roomy = list(self._groups.values())  # the last is filled
-        self._full: deque[_Group] = deque()  # those that were full when last looked at, and some that are no more
-        self._where: dict[int, _Group] = {}  # by inode
-        self._gone: list[int] = []  # inodes of closed ones that the other process may remember
+        self._roomy = list(self._groups.values())  # not full; the next socket is put into the last
+        self._full: deque[_Group] = deque()  # full when last looked at; some have room again (is_full is False)
+        self._where: dict[int, _Group] = {}  # the epoll of a socket, by inode
+        self._gone: list[int] = []  # inodes of closed sockets that the other process may still have in _where
 
     @property
     def fds(self) -> list[int]:
-        """The epolls' own."""
+        """The epolls' fds."""
         return [int(group.epoll.fileno()) for group in list(self._groups.values()) if not group.epoll.closed]
 
     def watch(self, fd: int, inode: int = 0) -> None:
-        """Remember the socket behind this fd of the user's, and of this inode, if the caller knows it."""
+        """Register the user's socket of this fd, and of this inode, if the caller knows it. Raises OSError."""
         if not self._groups:
             return
         inode = inode or os.fstat(fd).st_ino
@@ -104,8 +111,12 @@ class HoldersWatch:
             pass
 
     def learn(self, inode: int, index: int, gone: list[int], fds: list[int]) -> None:
-        """This one is in that epoll, whose fd comes with the first, and those nobody will ask for. What is taken of
-        the fds is taken out of the list.
+        """Another process has registered a socket.
+
+        inode   the socket's
+        index   of the epoll that it is in
+        gone    inodes of sockets that are closed, and will not be asked for
+        fds     the epoll's, if this is its first socket; each is removed from the list once it is owned here
         """
         while fds:
             if index not in self._groups:
@@ -123,7 +134,7 @@ class HoldersWatch:
         while True:
             filled = self._roomy[-1:]
             if not filled and looks and self._full:
-                # What was full for longest may have lost most.
+                # Of the epoll that has been full for longest most sockets may be closed by now.
                 looks -= 1
                 try:
                     group = self._full.popleft()
@@ -139,7 +150,7 @@ class HoldersWatch:
                     group = _Group(new_epoll(), next(self._indices))
                 except OSError as error:
                     let_pass(error)
-                    return self._groups[0]  # no fd left: slower is better than not at all
+                    return self._groups[0]  # no fd left: more than _SOCKETS_PER_EPOLL, and a look takes longer
                 self._groups[group.index] = group
                 self._roomy.append(group)
             elif self._has_room(filled[0]):
@@ -153,7 +164,9 @@ class HoldersWatch:
                     pass  # another thread has
 
     def _has_room(self, group: _Group) -> bool:
-        """Nobody asks for some of its sockets any more: those that were bound, and then connected."""
+        """Whether the epoll has room, once closed sockets that were not asked for are removed, such as those that were
+        bound and then connected.
+        """
         if len(group.inodes) < _SOCKETS_PER_EPOLL:
             return True
         try:
@@ -170,7 +183,7 @@ class HoldersWatch:
         return len(group.inodes) < _SOCKETS_PER_EPOLL
 
     def _listing(self, group: _Group) -> bytes:
-        """What /proc says of an epoll's registrations. Raises OSError."""
+        """The registrations of an epoll as /proc shows them. Raises OSError. proc(5) fdinfo"""
         try:
             with with_room(partial(io.FileIO, f"/proc/self/fdinfo/{group.epoll.fileno()}")) as registrations:
                 return bytes(registrations.readall())
@@ -178,7 +191,7 @@ class HoldersWatch:
             give_back()
 
     def is_open(self, inode: int) -> bool:
-        """Whether any copy of a watched socket is open anywhere."""
+        """Whether any duplicate of a registered socket is open in any process. True if there is no fd to find out."""
         found = self._where.get(inode)
         wanted = b"ino:%x " % inode
         for group in list(self._groups.values()) if found is None else (found,):
@@ -188,10 +201,10 @@ class HoldersWatch:
             except OSError as error:
                 let_pass(error)
                 if error.errno in (errno.EMFILE, errno.ENFILE):
-                    return True  # nobody can tell now: whoever asks will ask again
+                    return True  # not known now: the caller asks again
                 if is_known(inode):
                     return True
-                break  # the other epolls would say as little
+                break  # the other epolls cannot be read either
             except ValueError:
                 return False  # closed: the engine has ended
         if found is not None and self._where.pop(inode, None) is not None:
@@ -202,13 +215,13 @@ class HoldersWatch:
         return False
 
     def close(self) -> None:
-        """Nobody will ask again."""
+        """Close the epolls."""
         for group in list(self._groups.values()):
             group.epoll.close()
 
 
 def is_known(inode: int) -> bool:
-    """Whether the kernel knows an AF_UNIX socket of that inode, in whatever process. sock_diag(7)"""
+    """Whether there is an AF_UNIX socket of that inode in any process. True if there is no fd to ask. sock_diag(7)"""
     request = _DIAG_REQUEST.pack(stdlib.AF_UNIX, 0, 0, _ANY, inode, 0, _ANY, _ANY)
     header = _NETLINK_HEADER.pack(_NETLINK_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0)
     try:
@@ -223,10 +236,11 @@ def is_known(inode: int) -> bool:
 
 
 class Rechecks:
-    """Sockets that were closed here and live on elsewhere, by the port's key and their inode.
+    """Sockets that were closed in this process and are open in others, by the port's key and their inode.
 
-    at   when to look again at the latest: after as long again as they have lived on. Whoever holds them may die unseen,
-         but mostly with connections, whose end wakes the engine, and then it looks sooner
+    at   when to look again at the latest, µs; None: there are none. The wait doubles, up to _RAREST_US, since the other
+    process
+         mostly ends together with connections, and their end wakes the engine, which then looks earlier
     """
 
     __slots__ = ("_may_at", "_since", "_waiting", "at")
@@ -237,18 +251,20 @@ class Rechecks:
         self.at: int | None = None
 
     def add(self, key: int, inode: int, *, now: int) -> None:
-        """Look at this one now and then."""
+        """Look at this socket from now on, first after _RECHECK_US."""
         if (key, inode) not in self._waiting:
             self._waiting.add((key, inode))
             self._since = now
             self.at = self._may_at = now + _RECHECK_US
 
     def hurry(self) -> None:
-        """One of them is closed, says the kernel: look at once."""
+        """The kernel has reported that one of them may be closed: due() returns them at once."""
         self._may_at = 0
 
     def due(self, now: int) -> list[tuple[int, int]]:
-        """Those to look at, now that the engine is awake; forget() what needs no further look."""
+        """The sockets to look at now, as (key, inode); none if the last look was less than _RECHECK_US ago. forget()
+        those that are closed.
+        """
         if self.at is None or now < self._may_at:
             return []
         self._may_at = now + _RECHECK_US
@@ -256,7 +272,7 @@ class Rechecks:
         return list(self._waiting)
 
     def forget(self, key: int, inode: int) -> None:
-        """It is closed everywhere."""
+        """Look at it no more: it is closed everywhere."""
         self._waiting.discard((key, inode))
         if not self._waiting:
             self.at = None

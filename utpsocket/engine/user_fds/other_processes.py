@@ -1,15 +1,15 @@
-"""A user's fd that only other processes hold: those that this one was forked into, or has started and given it to; and
-where this one was forked off, those that it was forked off by, and their others.
+"""Duplicates of a user's fd that only other processes have: children of this one, or relatives of a process that was
+forked off.
 
-Separate because another process's fds are the kernel's affair. A program in C, or a Python without this library, that
-was handed a connection (a CGI script's standard input, a forked worker's epoll) knows of a reset only what the kernel
-says, and that takes one byte written through the fd itself (reset.py). pidfd_getfd(2) lends it to whoever may trace
-the holder: the same user, and where Yama restricts that (ptrace_scope 1) an ancestor; root in any case. So only these
-are looked at, and none that has nothing to do with this one. Where it is not to be had, processes that know the library
-still find the errno in their table (shared_errnos.py).
+A program in C, or a Python without this library, may have inherited a connection (a CGI script's standard input, a
+forked worker's epoll). It learns of a reset only by what the kernel returns for the fd, and that takes one byte written
+through the fd itself (reset.py). pidfd_getfd(2) duplicates the fd of another process for a caller that may trace it:
+the same user; where Yama restricts that (ptrace_scope 1) only an ancestor; root in any case. So only these processes
+are searched. Where no duplicate can be had, processes with this library still find the errno in their table
+(shared_errnos.py).
 
-To look through the fds of many processes takes time, and whoever makes connections end could make us look again and
-again: a bounded part of the time is spent on it.
+To search the fds of many processes takes time, and a peer that resets many connections could cause one search after the
+other. So at most a tenth of the time is spent on it.
 
 Any thread may call. Sources: pidfd_getfd(2), ptrace(2) "/proc/sys/kernel/yama/ptrace_scope"; proc(5)
 /proc/pid/task/tid/children; sock_diag(7), linux/unix_diag.h.
@@ -39,14 +39,16 @@ _SHOW_PEER: Final = 4
 _PEER: Final = 2
 _ANY: Final = 0xFFFF_FFFF
 _PIDFD_GETFD: Final = 438  # on every architecture
+# Processes that one search visits; one part in so many of the time is for searches; unused time is saved up to this
+# bound. All by feel.
 _MOST_PROCESSES: Final = 1_024
-_SHARE: Final = 10  # one part in so many of the time is for looking
-_SAVED_NS: Final = 200_000_000  # of it, at most
+_SHARE: Final = 10
+_SAVED_NS: Final = 200_000_000
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class _Budget:
-    """Time for looking: what is not used is saved, up to a bound."""
+    """The time for searches, as in a token bucket."""
 
     def __init__(self) -> None:
         self._left_ns = _SAVED_NS
@@ -60,12 +62,13 @@ class _Budget:
         return self._left_ns > 0
 
     def spend(self, since_ns: int) -> None:
-        """It was spent from that moment until now."""
+        """A search has taken the time from `since_ns` (time.monotonic_ns()) until now."""
         self._left_ns -= time.monotonic_ns() - since_ns
 
 
 _budget: Final = _Budget()
-_parent_pid = 0  # of the process that this one was forked off by
+# The process that this one was forked off by; 0: it was not forked since this module was imported.
+_parent_pid = 0
 
 
 def _after_fork_in_child() -> None:
@@ -78,7 +81,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def peer_inode(fd: int) -> int:
-    """The inode of the socket at the other end of this AF_UNIX connection; 0 where the kernel does not say."""
+    """The inode of the socket at the other end of this AF_UNIX connection; 0 where the kernel does not answer."""
     inode = os.fstat(fd).st_ino
     request = _REQUEST.pack(stdlib.AF_UNIX, 0, 0, _ANY, inode, _SHOW_PEER, _ANY, _ANY)
     header = _NETLINK_HEADER.pack(_NETLINK_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0)
@@ -102,8 +105,8 @@ def peer_inode(fd: int) -> int:
 
 
 def borrowed(inode: int) -> Copy | None:
-    """A duplicate of the fd of another process that means the socket `inode`; None where none can be had. To be closed
-    at once, and then give_back() called.
+    """A duplicate of another process's fd of the socket `inode`; None where none can be had. The caller closes it soon,
+    and then calls high_fds.give_back().
     """
     if not inode or not _budget.is_left():
         return None
@@ -121,8 +124,8 @@ def borrowed(inode: int) -> Copy | None:
 
 
 def _relatives() -> Iterator[int]:
-    """The processes that this one has started, and theirs, as far as their parents live; the same of the process that
-    this one was forked off by, and that one.
+    """The descendants of this process, as far as their parents live; if this process was forked off and its parent
+    lives, that parent and its descendants.
     """
     waiting = [_parent_pid if _parent_pid and _parent_pid == os.getppid() else os.getpid()]
     for _ in range(_MOST_PROCESSES):
@@ -143,7 +146,7 @@ def _relatives() -> Iterator[int]:
 
 
 def _fds(pid: int, wanted: str) -> Iterator[int]:
-    """This process's fds of which /proc says this."""
+    """The fds of this process whose link in /proc reads `wanted`."""
     try:
         names = with_room(partial(os.listdir, f"/proc/{pid}/fd"))
     except OSError as error:
@@ -159,7 +162,7 @@ def _fds(pid: int, wanted: str) -> Iterator[int]:
 
 
 def _duplicate(pid: int, number: int, inode: int) -> Copy | None:
-    """The socket `inode` as that process has it under this number; None if it has it no more, or does not lend it."""
+    """A duplicate of that process's fd, if it still is the socket `inode`; None if not, or if it may not be had."""
     try:
         with with_room(lambda: copied(map(os.pidfd_open, (pid,)))) as process:
             lent: Copy | None = copied(iter(partial(_libc.syscall, _PIDFD_GETFD, process.fileno(), number, 0), -1))

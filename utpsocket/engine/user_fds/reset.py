@@ -1,7 +1,9 @@
-"""How the kernel is made to say ECONNRESET at the user's end of a pair.
+"""Make the kernel return ECONNRESET at the user's end of a pair.
 
-Separate because it is one trick, and whoever pumps a pair needs it: the kernel answers a close over unread bytes with
-ECONNRESET at the other end. Only the engine's thread calls. Sources: unix(7); docs/sockets.md §9.
+The kernel does so at one end of an AF_UNIX connection if the other end is closed while it holds unread bytes. So
+whatever carries a connection closes the engine's end with an unread byte in it. Only the engine's thread calls, but for
+fds_of() and, with an engine in another process, write_as_user() and refuse_as_user(). Sources: unix(7);
+docs/sockets.md §9.
 """
 
 from __future__ import annotations
@@ -23,21 +25,26 @@ from utpsocket.engine.kernel.high_fds import give_back, with_room
 from utpsocket.engine.user_fds import other_processes, shared_errnos
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 
+# Numbers that fds_of() tries where there is no /proc; by feel.
 _MOST_FDS_TRIED: Final = 4_096
 _POLLOUT: Final = 0x004
 _POLLHUP: Final = 0x010
 _READ_BYTES: Final = 65_536
-_ROOMY_BYTES: Final = 1 << 20  # of SO_SNDBUF: four times what the kernel counts for the largest part of one send
+# SO_SNDBUF: four times what the kernel counts for the largest part of one send.
+_ROOMY_BYTES: Final = 1 << 20
 deputy: Callable[[int, Identity, bool], bool] | None = None
-"""Where the user is another process, who does there what can be done only there: leave the byte at this end, perhaps
-refuse sends, and close a copy of it, which keeps the end open until then. It returns whether that process could be
-asked."""
+"""Set in an engine in a process of its own: asks the application's process to write the byte, and with True to refuse
+sends. That process gets a duplicate of the engine's end, which keeps the connection open until the byte is there, and
+closes it then. Called with the engine's fd, the identity and whether sends are refused; returns whether the process
+could be asked."""
 
 
 def record(identity: Identity, code: int, *, was_connecting: bool, is_after_eof: bool = False) -> None:
-    """Write down how the connection ended, for Python's calls: before the kernel says anything by the fd.
+    """Record how the connection ended, for the methods of class socket. Before the fd shows anything of it.
 
-    is_after_eof   the user has been told of the peer's end of file: that is what it receives, whatever came later
+    code             the errno
+    was_connecting   connect() has not succeeded yet
+    is_after_eof     the peer's end of file has been delivered: recv() goes on to return b"" in spite of the error
     """
     if not identity.is_over:
         identity.is_after_eof = is_after_eof
@@ -45,29 +52,29 @@ def record(identity: Identity, code: int, *, was_connecting: bool, is_after_eof:
         shared_errnos.write(identity.cookie, code, is_after_eof=is_after_eof)
         identity.error = code
         if was_connecting:
-            identity.role = Role.FAILED  # last: who sees this looks for the error
+            identity.role = Role.FAILED  # last: a thread that sees this reads the error
 
 
 def close_engine_sock(end: Any, identity: Identity, code: int) -> None:
-    """Close the engine's end of a user's pair. Nothing else does, but for an engine in a forked child.
+    """Close the engine's end of a user's pair. Every end is closed here, but for those that a forked child inherits.
 
-    code   the errno that the connection ended with. 0 only where the user has nothing more to learn: it has been told
-           of the peer's end of file after everything before it, or nobody holds its fd any more
+    code   the errno that the connection ended with. 0 only if the user need not learn of it: the end of file has been
+           delivered after all data, or the user's fd is closed in all processes
     """
     if code and end.fileno() >= 0:
         record(identity, code, was_connecting=identity.role is Role.CONNECTING)
         try:
             leave_unread_byte(end.fileno(), identity)
         except OSError as error:
-            let_pass(error)  # no fd for it, say: Python's calls find the errno all the same
+            let_pass(error)  # there is no fd for it, say: the methods of class socket find the errno in the identity
     end.close()
 
 
 def leave_unread_byte(engine_fd: int, identity: Identity) -> None:
-    """Make sure that our end holds a byte that we have not read, before it is closed.
+    """Make sure that the engine's end holds an unread byte before it is closed.
 
-    Where the user left none, write one as the user: through a duplicate of its fd, after making sure that the
-    number still means the same socket; or through one that a process lends which has it from this one
+    If the user has not left one there, one is written through a duplicate of the user's fd, after a check that the
+    number still is the same socket; or through a duplicate from another process that has inherited it
     (other_processes.py).
     """
     if unread_bytes(engine_fd):
@@ -79,7 +86,7 @@ def leave_unread_byte(engine_fd: int, identity: Identity) -> None:
 
 
 def refuse_sends(end: Any, identity: Identity) -> None:
-    """A send of the user's fails from now on, while it has still to receive: whoever waits to send is woken."""
+    """Have the user's sends fail from now on, also one that waits, while the user may still receive."""
     if unread_bytes(end.fileno()):
         deafen(end)
         _take_all_but_one(end)
@@ -90,13 +97,13 @@ def refuse_sends(end: Any, identity: Identity) -> None:
 
 
 def refuse_as_user(identity: Identity | None, end: Any) -> None:
-    """As refuse_sends(), with what can be done only in the user's process, or one that the user's was forked off or
-    started by.
+    """As refuse_sends(). In the user's process, or an ancestor of it.
 
-    A send that waits in the kernel fails once our end is deaf. But poll() says that the user's fd is writable only
-    while what it wrote, and we have not read, takes at most a quarter of its send buffer. So all of it is read but the
-    last byte, which stays for the close. The kernel counts that one with whatever was written at one go, which is more
-    than the quarter of a small buffer: the user, who sends nothing more, gets a large one.
+    A send that waits in the kernel fails once the engine's end is shut down for reading. But poll() reports the user's
+    fd as writable only while the unread bytes take at most a quarter of its send buffer. So all of them are read but
+    the last byte, which stays for the close. The kernel counts the whole piece that this byte was written with, which
+    may be more than a quarter of a small buffer. So the send buffer is enlarged, which has no other effect, as nothing
+    more is sent.
     """
     if not unread_bytes(end.fileno()):
         write_as_user(identity, end.fileno())
@@ -113,7 +120,7 @@ def _make_writable(user: Copy) -> None:
 
 
 def _take_all_but_one(end: Any) -> None:
-    """Read what the user wrote before our end was deaf, but for the last byte."""
+    """Read what the user has written, but for the last byte."""
     left = unread_bytes(end.fileno()) - 1
     try:
         while left > 0 and (data := end.recv(min(left, _READ_BYTES), stdlib.MSG_DONTWAIT)):
@@ -123,7 +130,7 @@ def _take_all_but_one(end: Any) -> None:
 
 
 def deafen(end: Any) -> None:
-    """Read no more of what the user writes."""
+    """Shut the engine's end down for reading: the user's sends fail with EPIPE. unix(7)"""
     try:
         end.shutdown(stdlib.SHUT_RD)
     except OSError as error:
@@ -131,23 +138,24 @@ def deafen(end: Any) -> None:
 
 
 def unread_bytes(fd: int) -> int:
-    """How much has come to this end of a pair and has not been read."""
+    """Unread bytes at this end of a pair. FIONREAD"""
     return int(unpack("=i", ioctl(fd, FIONREAD, pack("=i", 0)))[0])
 
 
 def write_as_user(identity: Identity | None, engine_fd: int) -> None:
-    """Write one byte into the user's fd, at the other end of this one. In the user's process, or one that the user's
-    was forked off or started by; the identity is this process's, if it has one.
+    """Write one byte into the user's fd, the other end of `engine_fd`. In the user's process, or an ancestor of it.
+
+    identity   this process's, if it has one
     """
     _with_user(identity, engine_fd, _send_byte)
 
 
 def _with_user(identity: Identity | None, engine_fd: int, act: Callable[[Copy], None]) -> None:
-    """Do this to a duplicate of the user's fd, or to one that is borrowed, if there is any."""
+    """Call act() with a duplicate of the user's fd, from this process or another, if there is one."""
     inode = 0 if identity is None else identity.inode
     if identity is not None and inode and _has_acted(identity.user_fd, inode, act):
         return
-    # The number is another socket's by now; a dup may live on under one nobody told us.
+    # The number is another socket's by now. There may be a duplicate under a number that is not known (os.dup).
     if (inode and _has_acted(_fd_of(inode), inode, act)) or _is_hung_up(engine_fd):
         return
     lent = other_processes.borrowed(inode or other_processes.peer_inode(engine_fd))
@@ -160,14 +168,14 @@ def _with_user(identity: Identity | None, engine_fd: int, act: Callable[[Copy], 
 
 
 def _is_hung_up(engine_fd: int) -> bool:
-    """Whether nobody holds the other end."""
+    """Whether the other end is closed in all processes."""
     poller = native.poll()
     poller.register(engine_fd, 0)
     return any(mask & _POLLHUP for _, mask in poller.poll(0))
 
 
 def _has_acted(fd: int, inode: int, act: Callable[[Copy], None]) -> bool:
-    """Do this to a duplicate of the socket `inode`, if `fd` still means it."""
+    """Call act() with a duplicate of `fd`, if that is the socket `inode`; whether it was."""
     if fd < 0:
         return False
     try:
@@ -179,7 +187,7 @@ def _has_acted(fd: int, inode: int, act: Callable[[Copy], None]) -> bool:
         return False
     try:
         try:
-            if os.fstat(user.fileno()).st_ino != inode:  # the number has come to mean another meanwhile
+            if os.fstat(user.fileno()).st_ino != inode:  # the number was used again between fstat() and dup()
                 return False
         except OSError as error:
             let_pass(error)
@@ -192,7 +200,7 @@ def _has_acted(fd: int, inode: int, act: Callable[[Copy], None]) -> bool:
 
 
 def _send_byte(user: Copy) -> None:
-    # Where the user has shut down writing this fails: only the recorded errno can tell it.
+    # This fails if the user has shut down writing. Then only the errno in the identity is left.
     user.send(b"!", stdlib.MSG_DONTWAIT | stdlib.MSG_NOSIGNAL)
 
 
@@ -202,7 +210,7 @@ def _duplicate(fd: int) -> Copy:
 
 
 def shut_down_as_user(identity: Identity) -> None:
-    """Shut down the user's listening fd, so that nobody waits in accept() for what will never come: it says EINVAL."""
+    """Shut down the user's listening fd: accept() that waits, and later ones, fail with EINVAL."""
     for fd in (identity.user_fd, _fd_of(identity.inode)):
         try:
             if fd < 0 or os.fstat(fd).st_ino != identity.inode:
@@ -226,7 +234,7 @@ def _fd_of(inode: int) -> int:
 
 
 def fds_of(inode: int) -> Iterator[int]:
-    """This process's fds that mean the socket `inode`. Any thread may call."""
+    """This process's fds of the socket `inode`. Any thread may call."""
     wanted = f"socket:[{inode}]"
     try:
         names = with_room(partial(os.listdir, "/proc/self/fd"))

@@ -1,13 +1,12 @@
-"""The errnos that connections ended with, where processes that were forked off can read them.
+"""The errnos that connections ended with, in memory that the engine's process shares with forked ones.
 
-Separate because three sides meet here: the engine writes, the process that it serves reads, and so does a worker that
-was forked and has accepted, or inherited, a connection. There the engine cannot make the kernel say ECONNRESET where it
-has no rights over the worker (reset.py, other_processes.py), and an end of file would be a lie. So each engine has a
-table in memory that its forks share, with a place for each connection by its cookie; a place is written before the
-user's fd is told, and the first who reads it takes the errno out, as SO_ERROR's. Two connections may want one place:
-then the later one has it.
+A worker that was forked may have accepted, or inherited, a connection that its parent's engine serves. Where the engine
+has no rights over the worker, it cannot make the kernel return ECONNRESET there (reset.py, other_processes.py), and the
+worker would read an end of file. So each engine has a table in shared memory, with a place for each connection, chosen
+by its cookie. The place is written before the user's fd shows the end. The first process that reads the errno clears
+it, as getsockopt(SO_ERROR) does. If two connections have the same place, the later one overwrites the earlier.
 
-A program that was exec'ed, or was sent its fd, has no such table, and believes the kernel.
+A program that was exec'ed, or received its fd by SCM_RIGHTS, has no such table: it sees what the kernel returns.
 
 Any thread may call. Sources: mmap(2) MAP_SHARED; memfd_create(2).
 """
@@ -20,18 +19,25 @@ from typing import Final
 
 from utpsocket.engine.interpreter.originals import ctypes, os
 
+# Connections that end before an errno is read; by feel.
 _PLACES: Final = 1 << 14
-_PLACE: Final = Struct("=QIB3x")  # cookie, errno, whether an end of file had come before
+# Cookie, errno, whether an end of file was delivered before.
+_PLACE: Final = Struct("=QIB3x")
 AFTER_EOF: Final = 12
-"""Where in a place that is: what is 0 there need not be asked further."""
+"""The offset of the last of these in a place: while the byte is 0, is_after_eof() is False."""
 TABLE_BYTES: Final = _PLACES * _PLACE.size
 
 _tables: dict[int, memoryview] = {}  # by the process id of the engine that writes it
-_serving_pid = 0  # of the engine that writes into this process's identities as well
+# The process id of the engine that serves this process, and so writes into its identities as well.
+_serving_pid = 0
 
 
 def begin(pid: int, fd: int = -1) -> None:
-    """An engine is about to serve this process, from here or, with the fd of a file of TABLE_BYTES, from that one."""
+    """An engine is about to serve this process.
+
+    pid   of the engine's process
+    fd    of a file from new_file(), which that process has as well; -1: the engine is in this process
+    """
     global _serving_pid
     if pid not in _tables:
         _tables[pid] = memoryview(mmap.mmap(-1, TABLE_BYTES)) if fd < 0 else _mapped(fd)
@@ -39,7 +45,7 @@ def begin(pid: int, fd: int = -1) -> None:
 
 
 def _mapped(fd: int) -> memoryview:
-    """The file's bytes. Not by class mmap, which keeps an fd of its own, one of the program's low numbers."""
+    """Map the file. Not by class mmap, which keeps a duplicate of the fd, under one of the program's low numbers."""
     map_file = ctypes.CDLL(None, use_errno=True).mmap
     map_file.restype = ctypes.c_void_p
     protection = mmap.PROT_READ | mmap.PROT_WRITE
@@ -50,13 +56,13 @@ def _mapped(fd: int) -> memoryview:
 
 
 def forget_in_child() -> None:
-    """After a fork, in the child: what the parent's engine says is read here from now on."""
+    """After a fork, in the child, which is not served any more: it reads the errnos from the tables."""
     global _serving_pid
     _serving_pid = 0
 
 
 def new_file() -> int:
-    """An fd for a table that an engine in another process is to share. Raises OSError."""
+    """An fd of a file for a table that is shared with an engine in another process. Raises OSError."""
     fd = os.memfd_create("utpsocket-outcomes", os.MFD_CLOEXEC)
     try:
         os.ftruncate(fd, TABLE_BYTES)
@@ -67,7 +73,7 @@ def new_file() -> int:
 
 
 def write(cookie: int, code: int, *, is_after_eof: bool = False) -> None:
-    """The connection has ended with this errno. In the engine's process, before it writes so into the identity."""
+    """Record that the connection has ended with this errno. In the engine's process, before the identity is written."""
     table = _tables.get(os.getpid())
     if table is not None and cookie:
         start = cookie % _PLACES * _PLACE.size
@@ -84,7 +90,7 @@ def is_taken(cookie: int) -> bool:
 
 
 def is_after_eof(pid: int, cookie: int) -> bool:
-    """Whether a connection of that engine's ended by an error after the peer's end of file."""
+    """Whether a connection that engine `pid` served ended with an error after the peer's end of file."""
     table = _tables.get(pid)
     if table is None or not cookie:
         return False
@@ -93,7 +99,7 @@ def is_after_eof(pid: int, cookie: int) -> bool:
 
 
 def place_of(pid: int, cookie: int) -> memoryview | None:
-    """The connection's, or another one's; None where this process has no table of that engine's."""
+    """The connection's place, which may have been overwritten by another's; None if this process lacks the table."""
     table = _tables.get(pid)
     if table is None or not cookie:
         return None
@@ -102,7 +108,7 @@ def place_of(pid: int, cookie: int) -> memoryview | None:
 
 
 def untold(pid: int, cookie: int) -> int:
-    """The errno that take() would find."""
+    """The errno that take() would return and clear; 0: none."""
     table = _tables.get(pid)
     if table is None or not cookie:
         return 0
@@ -111,8 +117,8 @@ def untold(pid: int, cookie: int) -> int:
 
 
 def take(pid: int, cookie: int) -> int:
-    """The errno that a connection of another process's engine ended with, once; 0: none that is known. Of this
-    process's engine it is only made known to all that it has been told.
+    """Read and clear the errno that a connection ended with. Returns 0 if there is none; also if the engine `pid`
+    serves this process, as the errno is in the identity then, and the place is only cleared for other processes.
     """
     table = _tables.get(pid)
     if table is None or not cookie:

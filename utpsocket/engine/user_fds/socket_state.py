@@ -1,7 +1,7 @@
-"""What a user's socket is over uTP, whichever fd, dup or Python object stands for it.
+"""The state of a user's uTP socket, shared by all fds, duplicates and Python objects of it.
 
-Separate because both the class socket and the engine hold it: the one writes what the application asked for, the other
-what became of it. Plain attributes, so that a process whose engine is elsewhere can fill them from messages.
+The class socket writes what the application has asked for, the engine what became of it. The attributes are plain
+values, so that an engine in another process can send them in messages.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.user_fds import shared_errnos
 from utpsocket.protocol.keepalive import NAT_KEEPALIVE_SECONDS
 
+# Subtracted from uTP's part of a small buffer: the socket pair takes a whole piece of the program's data, however small
+# its own buffer is.
 _PIECE_BYTES: Final = 1_600
 WRITTEN_BY_ENGINE: Final = (
     "role",
@@ -39,7 +41,7 @@ class Role(Enum):
 
 
 class Settings:
-    """Socket options that a connection is born with and that a listener passes on."""
+    """Socket options that a connection has from its beginning, and that it inherits from its listener."""
 
     __slots__ = (
         "congestion",
@@ -100,7 +102,7 @@ def settings_form(settings: Settings) -> tuple[Any, ...]:
 
 
 def settings_of(form: tuple[Any, ...]) -> Settings:
-    """The settings that settings_form() made plain."""
+    """The settings of which settings_form() has returned the values."""
     settings = Settings()
     for name, value in zip(Settings.__slots__, form, strict=True):
         setattr(settings, name, value)
@@ -125,10 +127,9 @@ def window_bytes(option_bytes: int) -> int:
 class Identity:
     """One uTP socket.
 
-    Written by the shim: family, inode, namespace, has_duplicates, user_fd, settings, routes, is_gated, shut_halves,
-    is_shut_down, is_told, is_unusable, endpoint, owner_pid, bound, is_port_chosen, is_port_new, claim, told_errno.
-    By the engine: role once connecting, error, is_over, is_after_eof, held, is_full, transport, ending; local and peer
-    of what a listener accepts.
+    While the engine serves a connection it writes WRITTEN_BY_ENGINE and `held`, and `peer` of what a listener accepts.
+    The shim writes the rest; of WRITTEN_BY_ENGINE it writes what bind(), connect() and listen() begin with, clears the
+    error when it is read, and all of it when the socket becomes unconnected again.
     """
 
     __slots__ = (
@@ -174,46 +175,53 @@ class Identity:
     )
 
     def __init__(self, family: int, settings: Settings | None = None) -> None:
-        self.family = family
-        self.cookie = 0
-        self.inode = 0
-        self.namespace = 0  # cookie of the network namespace it was made in, once bind() or connect() has asked
+        # Which socket it is.
+        self.family = family  # AF_INET or AF_INET6, though the fd is AF_UNIX
+        self.cookie = 0  # the number in the names of its pair, or of its listening socket; 0: it has none yet
+        self.inode = 0  # of the user's fd
+        self.user_fd = -1  # its number, as far as is known
         self.has_duplicates = False  # other fds may mean the same socket
-        self.user_fd = -1
+        self.namespace = 0  # cookie of its network namespace, once bind() or connect() has asked
+        self.owner_pid = 0  # the process that its engine runs in
+
+        # What the application has made of it.
         self.role = Role.UNCONNECTED
-        self.local: Address | None = None
-        self.bound: Address | None = None  # `local` as bind() left it; with port 0 once a chosen port is given up
-        self.is_port_chosen = False  # by the kernel: such a port goes when the connection ends
-        self.is_port_new = False  # bind() came after that end
-        self.claim: dict[str, str] | None = None  # of a connect() or listen() that has not come to its end
-        self.peer: Address | None = None
-        self.endpoint = 0  # key of the engine's endpoint this socket is bound to, 0 for none
-        self.error = 0  # errno the connection ended with, until the application has been told
-        self.told_errno = 0  # the same, once the application has been told
-        # the figures that its connection ended with, as plain values: utpsocket.info() asks for them
-        self.ending: tuple[Any, ...] | None = None
-        self.is_reset = False  # the peer (or an ICMP) ended it
-        self.is_over = False
-        self.is_after_eof = False  # ... by an error, and the peer's end of file had been told before
-        self.is_full = False  # of a listener: connections wait for room in the kernel's queue, which accept() makes
-        self.is_gated = False  # the fd's send buffer is still shrunk: restore it from the user's side
+        self.settings = settings or Settings()
+        self.options: dict[tuple[int, int], Any] = {}  # set by setsockopt(), by level and name
+        self.routes: Any = None  # utpsocket.sockets.rules.Routes: which connections are uTP's; None: all
+        self.bound_tcp: Any = None  # a TCP socket bound to the same address, until it is known which of the two is used
+        self.claim: dict[str, str] | None = None  # of a connect() or listen() that has not returned
         self.shut_halves = 0  # by shutdown(): 1 it receives no more, 2 it sends no more
         self.is_shut_down = False  # both, and whether it is closed is watched
-        self.held: deque[bytes] | None = None  # what has come after shutdown(SHUT_RD): it can be received all the same
         self.is_unusable = False  # Linux lets such a socket neither connect nor listen again
-        self.is_told = False  # connect() has said that the connection stands: Linux does so once
-        self.filler_bytes = 0
-        self.send_buffer_bytes = 0
-        self.owner_pid = 0  # the process whose engine serves it
-        # where processes that were forked off have a copy: the memory they share (forked_copies.py)
-        self.record: Any = None
-        self.shared_options: Any = None  # the options there
-        self.place: memoryview | None = None  # where another process's engine writes how it ends (shared_errnos.py)
-        self.settings = settings or Settings()
-        self.options: dict[tuple[int, int], Any] = {}
-        self.routes: Any = None  # utpsocket.sockets.rules.Routes: which connections are uTP's; None: all
-        self.bound_tcp: Any = None  # a TCP socket bound to our address, until it is known which of the two is wanted
+        self.is_told = False  # connect() has reported success: Linux does so once
+        self.is_gated = False  # the fd's send buffer is still shrunk; the shim restores it
+        self.filler_bytes = 0  # written into the pair, so that the fd is not writable before it is connected
+        self.send_buffer_bytes = 0  # what it is restored to
+
+        # Addresses.
+        self.local: Address | None = None
+        self.peer: Address | None = None
+        self.bound: Address | None = None  # `local` as bind() left it; with port 0 once a chosen port is given up
+        self.is_port_chosen = False  # by the kernel: such a port is released when the connection ends
+        self.is_port_new = False  # bind() was called after that end
+        self.endpoint = 0  # key of the engine's endpoint that it is bound to; 0: none
+
+        # How the connection goes, and how it ended.
         self.transport = "utp"  # what carries the connection: "tcp" after a fallback
+        self.is_full = False  # of a listener: connections wait for room in the kernel's queue, which accept() makes
+        self.held: deque[bytes] | None = None  # received after shutdown(SHUT_RD), which the user may read as over TCP
+        self.is_over = False
+        self.is_reset = False  # it ended by an error
+        self.error = 0  # the errno it ended with, until the application has read it
+        self.told_errno = 0  # the same, once the application has read it
+        self.is_after_eof = False  # it ended by an error, after the peer's end of file was delivered
+        self.ending: tuple[Any, ...] | None = None  # its last figures, the fields of ConnectionStats, for info()
+
+        # Where other processes have it, too.
+        self.record: Any = None  # shared memory, after a fork (forked_copies.py)
+        self.shared_options: Any = None  # the options there
+        self.place: memoryview | None = None  # where another process's engine writes the errno (shared_errnos.py)
 
     @property
     def kind(self) -> type[Identity]:

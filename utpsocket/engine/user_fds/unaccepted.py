@@ -1,7 +1,7 @@
-"""Connections that were reset before accept() took them.
+"""Connections that were reset before accept() returned them.
 
-Their sockets are still in the kernel's queue of accepts: there only the recorded errno can say that this is no end of
-file. Any thread.
+Their sockets are still in the queue of the listening AF_UNIX socket. When accept() returns one, only the errno that is
+kept here shows that the connection was reset and not closed. Any thread may call.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from utpsocket.engine.user_fds.socket_state import Identity
 
+# By feel.
 _MOST: Final = 1_024
 
 
 class ResetUnaccepted(OrderedDict[int, "Identity"]):
-    """By cookie, the oldest first; the oldest go when there are too many."""
+    """Identities by cookie, the oldest first. If there are more than _MOST, the oldest is dropped."""
 
     def remember(self, cookie: int, identity: Identity) -> None:
-        """It is over; if it was reset and nobody has accepted it yet, this is known until then."""
+        """Keep the identity of a connection that is over, if it was reset and has not been accepted."""
         if identity.error and identity.user_fd < 0:
             self[cookie] = identity
             if len(self) > _MOST:
