@@ -24,7 +24,7 @@ async def say(address: tuple[str, int], words: str) -> str:
     await asyncio.get_running_loop().sock_connect(sock, address)
     reader, writer = await asyncio.open_connection(sock=sock)
     writer.write(words.encode() + b"\n")
-    writer.write_eof()  # we have said everything; the server closes when it has, too
+    writer.write_eof()  # nothing more follows; the server closes when it has sent its answer
     answer = await reader.read()
     writer.close()
     await writer.wait_closed()

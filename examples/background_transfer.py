@@ -1,7 +1,7 @@
-"""A transfer that yields to everybody else, and what its sender can see of it while it runs.
+"""A transfer that gives way to other traffic, and what its sender can see of it while it runs.
 
-uTP backs off as soon as the queue on the path grows, before anybody's packets are lost, so a backup or an update may
-run while people work. info() is its TCP_INFO.
+uTP slows down as soon as the queue on the path grows, before packets are lost, so a backup or an update may run while
+people work. info() is its TCP_INFO.
 
 Run: python3 -m examples.background_transfer
 """

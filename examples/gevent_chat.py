@@ -1,6 +1,6 @@
-"""A chat room of greenlets: one process, one thread, as many talkers as you like, and every byte of it over uTP.
+"""A chat room of greenlets: one process, one thread, any number of participants, and every byte of it over uTP.
 
-Nothing below speaks of uTP but the second import: gevent's own server and sockets do what they always do.
+Only the hook below is about uTP: gevent's own server and sockets are used as ever.
 
 Run: python3 -m examples.gevent_chat        (needs gevent: pip install 'utpsocket[gevent]')
 """

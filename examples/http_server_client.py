@@ -1,4 +1,4 @@
-"""http.server and urllib over uTP without a word about it in their code: utpsocket.monkey replaces the sockets.
+"""http.server and urllib over uTP, with no change to their code: utpsocket.monkey replaces the sockets.
 
 Run: python3 -m examples.http_server_client
 """

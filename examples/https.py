@@ -1,7 +1,7 @@
 """TLS over uTP: https with the stdlib's http.server, http.client and ssl.
 
-The certificate is made for the occasion with the `openssl` program, or is yours: a PEM file with a private key and a
-certificate for localhost, which the client here trusts because it is given it.
+The certificate is made with the `openssl` program, or is given: a PEM file with a private key and a certificate for
+localhost, which the client here trusts since it gets the same file.
 
 Run: python3 -m examples.https [PEM]
 """
@@ -34,7 +34,7 @@ class Server(ThreadingHTTPServer):
 
     def get_request(self) -> tuple[ssl.SSLSocket, tuple[str, int]]:
         connection, peer = super().get_request()
-        # The handshake happens with the first read, in the handler's thread: a slow client holds up nobody else.
+        # The handshake happens with the first read, in the handler's thread: a slow client does not hold up others.
         return self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), peer
 
 
