@@ -9,7 +9,6 @@ Called by greenlets. Sources: gevent's socket.py and _socket3.py.
 
 from __future__ import annotations
 
-from types import FunctionType
 from typing import Any, Final
 
 import gevent.socket as gevents
@@ -20,6 +19,7 @@ from utpsocket.engine.interpreter.native import original
 from utpsocket.green.hooks import adapt_gevent_ssl
 from utpsocket.green.inner_sockets import GeventInside
 from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_KEEPALIVE, UTP_MAX_MTU, UTP_SHARE_PORT
+from utpsocket.sockets.functions import over_globals
 
 __all__ = ["SOL_UTP", "UTP_CONGESTION", "UTP_INFO", "UTP_KEEPALIVE", "UTP_MAX_MTU", "UTP_SHARE_PORT", "socket"]
 
@@ -32,10 +32,7 @@ STDLIBS: Final = ("create_server", "has_dualstack_ipv6")
 def _over_utp(function: Any) -> Any:
     """gevent's or the stdlib's function, making sockets of our class."""
     space = {**function.__globals__, "socket": socket, **_REBOUND}
-    rebound = FunctionType(function.__code__, space, function.__name__, function.__defaults__, function.__closure__)
-    rebound.__kwdefaults__ = function.__kwdefaults__
-    rebound.__doc__ = function.__doc__
-    return rebound
+    return over_globals(function, space)
 
 
 class _Inside(GeventInside):

@@ -79,7 +79,7 @@ import socket as stdlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from utpsocket import startup
 from utpsocket.engine import engine, environment
@@ -90,6 +90,9 @@ from utpsocket.monkey import host_names, in_place, library_hooks, single_module
 from utpsocket.monkey.single_module import Wrapped
 from utpsocket.sockets import functions
 from utpsocket.sockets.rules import Patterns, Routes, Where, from_environment, make_routes
+
+if TYPE_CHECKING:
+    from utpsocket.sockets.rules import Rules
 
 __all__ = [
     "Wrapped",
@@ -172,7 +175,7 @@ def patch_socket(
     Next: unpatch(), to undo it.
     Source: docs/guide/patching.md §2, §3; docs/sockets.md §5.
     """
-    rules = {
+    rules: Rules = {
         "where": where,
         "only": only,
         "exclude": exclude,
@@ -199,10 +202,12 @@ def patch_from_environment() -> None:
     patch_ssl()
 
 
-def _patch(rules: dict[str, Any]) -> None:
-    given = {name: rule for name, rule in rules.items() if rule is not None}
+def _patch(rules: Rules) -> None:
+    given = cast("Rules", {name: rule for name, rule in rules.items() if rule is not None})
     if given or not in_place.is_applied():
-        _follow(make_routes(**{**from_environment(), **given}))
+        merged = from_environment()
+        merged.update(given)
+        _follow(make_routes(**merged))
     in_place.apply()
     in_place.route(_routes)
     library_hooks.apply()

@@ -61,6 +61,18 @@ def _incoming(listener: StdlibSocket) -> Iterator[tuple[StdlibSocket, Any]]:
             return
 
 
+def over_globals(
+    function: FunctionType, space: dict[str, Any], defaults: tuple[Any, ...] | None = None
+) -> FunctionType:
+    """Copy a function: the same code with other globals, and with other defaults where they are given."""
+    if defaults is None:
+        defaults = function.__defaults__
+    copied = FunctionType(function.__code__, space, function.__name__, defaults, function.__closure__)
+    copied.__kwdefaults__ = function.__kwdefaults__
+    copied.__doc__ = function.__doc__
+    return copied
+
+
 def rebound(cls: Any) -> dict[str, Any]:
     """The standard library's functions of the names in REBOUND, with this class of sockets in them."""
     space: dict[str, Any] = dict(vars(stdlib))
@@ -74,9 +86,7 @@ def rebound(cls: Any) -> dict[str, Any]:
             # eventlet's originals belong to a second copy of the module, with another marker for "no timeout given".
             markers = {id(function.__globals__.get(_MARKER)): space[_MARKER]}
             defaults = tuple(markers.get(id(value), value) for value in function.__defaults__ or ())
-            copied = FunctionType(function.__code__, space, name, defaults, function.__closure__)
-            copied.__kwdefaults__ = function.__kwdefaults__
-            copied.__doc__ = function.__doc__
+            copied = over_globals(function, space, defaults)
             copied.__module__ = "utpsocket"
             space[name] = copied
     return {name: space[name] for name in REBOUND if name in space}

@@ -21,7 +21,7 @@ import ipaddress
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 from weakref import ref
 
 from utpsocket.engine import environment
@@ -161,6 +161,19 @@ class Routes:
         return any(hosts is not None and hosts.has_names for hosts in (self.only, self.exclude))
 
 
+if TYPE_CHECKING:
+
+    class Rules(TypedDict, total=False):
+        """The rules of a patch as programs and the environment write them; one that is None is not given."""
+
+        where: Where | None
+        only: Patterns | None
+        exclude: Patterns | None
+        fallback: str | None
+        fallback_delay: float | None
+        listen: str | None
+
+
 _AF_INET6: Final = 10
 _wheres: list[tuple[ref[Routes], Where]] = []
 
@@ -196,19 +209,19 @@ def make_routes(
     return routes
 
 
-def from_environment() -> dict[str, Any]:
+def from_environment() -> Rules:
     """The rules in the environment, as make_routes() takes them. Raises ValueError with the name of the variable."""
 
-    rules = {
+    rules: Rules = {
         "only": environment.value("UTPSOCKET_ONLY", None),
         "exclude": environment.value("UTPSOCKET_EXCEPT", None),
         "fallback": environment.value("UTPSOCKET_FALLBACK", None),
         "fallback_delay": environment.value("UTPSOCKET_FALLBACK_DELAY", None),
         "listen": environment.value("UTPSOCKET_LISTEN", None),
     }
-    for name, variable in (("only", "UTPSOCKET_ONLY"), ("exclude", "UTPSOCKET_EXCEPT")):
+    for patterns, variable in ((rules["only"], "UTPSOCKET_ONLY"), (rules["exclude"], "UTPSOCKET_EXCEPT")):
         try:
-            Hosts(rules[name] or "")
+            Hosts(patterns or "")
         except ValueError as error:
-            raise ValueError(f"{variable} is {rules[name]!r}: {error}") from None
+            raise ValueError(f"{variable} is {patterns!r}: {error}") from None
     return rules
