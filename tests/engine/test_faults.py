@@ -5,6 +5,7 @@ is tests/faults; here is a sample of it, and what it cannot say of itself.
 from __future__ import annotations
 
 import errno
+import inspect
 import select
 import socket
 import struct
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ import utpsocket
 from tests.faults import engine as faults
 from tests.faults import kernel, scenes
 from tests.sockets.network import eventually
-from utpsocket.engine import commands, fault_reports, flush, running_engine, shutdown
+from utpsocket.engine import command_queue, commands, fault_reports, flush, running_engine, shutdown
 from utpsocket.engine import loop as loop_module
 from utpsocket.engine.channels.tcp import Relay
 from utpsocket.engine.channels.utp import Bridge
@@ -279,6 +281,55 @@ def test_a_listener_whose_close_fails_leaves_no_port(
         listener.close()
     assert listener.fileno() == -1
     assert eventually(lambda: len(loop.endpoints), 0) == 0
+
+
+def test_a_port_whose_leaving_fails_is_left(reported: list[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for it, least of all the program whose engine is another process."""
+    with utpsocket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        error = RuntimeError("a defect")
+        failing(monkeypatch, commands, "_drop_holder", error)
+        loop, key = running_engine(), sock._utp.endpoint
+        assert isinstance(loop, Loop)
+        loop.post(commands.leave_port, key, sock._utp.inode)
+        loop.call(commands.barrier)
+        assert reported == [error]
+        assert eventually(lambda: key in loop.endpoints, False) is False
+
+
+CHANGE_NOTHING = {commands.has_port, commands.has_nothing_unsent}
+UNDO_THEMSELVES = {commands.allow_overlap}
+NO_COMMANDS = {commands.recheck_holders}  # called by the loop, at the end of an iteration
+
+
+def test_each_command_that_fails_half_way_is_done_again_or_undone() -> None:
+    """Or else an engine in another process, of whose commands nobody waits for the outcome, keeps what it half did."""
+    functions = {
+        function
+        for name, function in vars(commands).items()
+        if inspect.isfunction(function) and function.__module__ == commands.__name__ and not name.startswith("_")
+    }
+    known = {*command_queue.UNDO, *command_queue.REPEATABLE} | CHANGE_NOTHING | UNDO_THEMSELVES | NO_COMMANDS
+    assert functions <= known, sorted(function.__name__ for function in functions - known)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_ports_that_cannot_all_be_overlapped_are_not(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel would let any program of this machine bind a UDP socket over one of them."""
+    said: list[tuple[int, bool]] = []
+    error = KeyboardInterrupt()
+
+    def allow(endpoint: Any, is_open: bool) -> None:
+        if is_open and endpoint.key == number:
+            raise error
+        said.append((endpoint.key, is_open))
+
+    ports = [SimpleNamespace(key=key, holders={}, closing_claim={}) for key in range(2)]
+    fake = SimpleNamespace(at=lambda *_: ports, may_be_overlapped=lambda _: True, allow_overlap=allow)
+    monkeypatch.setattr(commands, "overlapping_ports", fake)
+    with pytest.raises(KeyboardInterrupt):
+        commands.allow_overlap(SimpleNamespace(bound=None), ("", 1))  # type: ignore[arg-type]
+    assert said[-2:] == [(0, False), (1, False)]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), SystemExit(3)])

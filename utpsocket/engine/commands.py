@@ -137,9 +137,14 @@ def allow_overlap(loop: Loop, local: Address, *, namespace: int = 0) -> list[int
             raise _error(errno.EAGAIN)  # it is being closed: free now, or in a moment
     if not all(map(overlapping_ports.may_be_overlapped, found)):
         return []
-    for endpoint in found:
-        overlapping_ports.allow_overlap(endpoint, True)
-    return [endpoint.key for endpoint in found]
+    try:
+        for endpoint in found:
+            overlapping_ports.allow_overlap(endpoint, True)
+        return [endpoint.key for endpoint in found]
+    except BaseException:
+        for endpoint in found:
+            overlapping_ports.allow_overlap(endpoint, False)
+        raise
 
 
 def end_overlap(loop: Loop, keys: list[int], key: int) -> None:
@@ -662,6 +667,8 @@ command_queue.REPEATABLE.update(
         on_accept,
         replace_holder,
         stop_listening,
+        leave_port,
+        end_overlap,
         drop_holders_of,
         close_port,
         end_listener,
@@ -671,6 +678,8 @@ command_queue.REPEATABLE.update(
         finish_all,
         unflushed,
         repeat_last_acks,
+        abort_unflushed,
+        on_held_received,
         has_open_sockets,
         connection_figures,
         channel_figures,
