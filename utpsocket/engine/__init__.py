@@ -1,7 +1,7 @@
-"""engine(): the process's engine. Born on first use, forgotten after a fork, flushed at exit.
+"""engine(): the process's engine. It is made on first use, dropped in a forked child, and flushed at exit.
 
-The engine is one thread that owns every UDP port and the far end of every user's fd: a thread of this process, or of
-one of its own where UTPSOCKET_ENGINE=process asks for it (helper/client.py). Any thread may call what is here.
+The engine is one thread that owns every UDP port and the engine's end of every user's socket pair. It is a thread of
+this process, or with UTPSOCKET_ENGINE=process of a process of its own (helper/client.py). Any thread may call.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from utpsocket.engine.helper.client import RemoteLoop
 
 _loop: Loop | RemoteLoop | None = None
-_first: dict[str, Loop | RemoteLoop] = {}  # the successor of no engine, as Loop.successor is of that one
+# The first engine, under the key "", as Loop.successor has the one that follows.
+_first: dict[str, Loop | RemoteLoop] = {}
 _is_hooked = False
 _is_over = False
 # Engines whose fds the program closed: their objects must not close those numbers again.
@@ -32,7 +33,7 @@ _lost_engines: list[Loop | RemoteLoop] = []
 
 
 def engine() -> Loop | RemoteLoop:
-    """The engine of this process, started if need be. Raises ENOMEM where it cannot be."""
+    """The engine of this process, started if need be. Raises ENOMEM where there can be no thread."""
     if _is_over:
         raise RuntimeError("the interpreter is ending, and the engine with it")
     loop = _loop
@@ -51,15 +52,15 @@ def _start(loop: Loop | RemoteLoop) -> None:
     except RuntimeError as error:
         if not native.is_main_interpreter():
             raise OSError(errno.ENOTSUP, f"utpsocket needs a thread in this interpreter: {error}") from error
-        # No thread to be had: one of the things that a kernel may be short of.
+        # There can be no thread: the errno for a kernel that is short of something.
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
 
 
 def _succeed(gone: Loop | RemoteLoop | None) -> Loop | RemoteLoop:
-    """The engine in the place of one that is gone. Several threads may come here at once: the first one's stands.
+    """Make an engine in the place of one that is gone. If several threads do so at once, the first one's is used.
 
-    Without a lock, which a signal's handler that raises could leave locked: what is made has no thread yet, and
-    dropped, it closes what it has.
+    There is no lock, which a signal handler that raises could leave locked. The other engines have no thread yet, and
+    close their fds when they are dropped.
     """
     global _loop
     _hook()
@@ -87,12 +88,12 @@ def _kind() -> type[Loop | RemoteLoop]:
 
 
 def running_engine() -> Loop | RemoteLoop | None:
-    """The engine if there is one that answers, never a new one."""
+    """The engine if there is one that was started, never a new one."""
     return _loop if _loop is not None and (_loop.is_begun or _loop.has_started) else None
 
 
 def serving_pid() -> int:
-    """The process in which this one's engine runs, or would."""
+    """The id of the process that this process's engine runs in, or would run in."""
     return os.getpid() if _loop is None else _loop.pid
 
 
@@ -102,7 +103,7 @@ def _hook() -> None:
         os.register_at_fork(
             before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
         )
-        _is_hooked = True  # last: a hook too many does no harm
+        _is_hooked = True  # last: hooks that are registered twice do no harm
 
 
 def _before_fork() -> None:
@@ -111,12 +112,12 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_parent() -> None:
-    if _loop is not None:  # perhaps since a hook of the program's, or another engine by now
+    if _loop is not None:  # a hook of the program may have made it meanwhile: release() checks the owner
         _loop.fd_lock.release()
 
 
 def _after_fork_in_child() -> None:
-    """Our copies of the engine's fds must go, or end of file and hang-up never come. docs/sockets.md §4."""
+    """Close the child's copies of the engine's fds: else there is no end of file and no hang-up. docs/sockets.md §4"""
     global _loop, _first
     loop, _loop, _first = _loop, None, {}
     fault_reports.forget()
@@ -131,8 +132,8 @@ _finalizer_pid = 0
 
 
 def _register_with_multiprocessing() -> None:
-    """multiprocessing's children leave through os._exit, past atexit; their own finalizers run, but those
-    registered before the child began are forgotten, so registration is per process.
+    """Register flush() with multiprocessing in its children. These end by os._exit(), without atexit, but call the
+    finalizers that were registered in the child.
     """
     global _finalizer_pid
     util = sys.modules.get("multiprocessing.util")
@@ -149,16 +150,16 @@ def _register_with_multiprocessing() -> None:
 
 
 def flush(seconds: float | None = None) -> int:
-    """Deliver what was written and end every connection with a FIN, as a kernel does after a process's end.
+    """Deliver what was written and end every connection with a FIN, as the kernel does after the end of a process.
 
-    Waits as long as peers make progress and at most `seconds` without any; says in a warning what was lost.
+    Waits while peers ack, and at most `seconds` without that (exit_flush.py). A ResourceWarning reports what was lost.
     Returns the bytes lost.
     """
     loop = running_engine()
     if loop is None or loop.caller_pid != os.getpid() or not loop.is_alive or not loop.check_fds():
         return 0
     waiting, lost_bytes = exit_flush.flush(loop, seconds)
-    fault_reports.finish()  # a fault just before the exit is told all the same
+    fault_reports.finish()  # faults just before the exit are reported, too
     if lost_bytes:
         warnings.warn(
             f"utpsocket: {lost_bytes} bytes on {waiting} connections did not reach their peers before exit",
@@ -169,7 +170,7 @@ def flush(seconds: float | None = None) -> int:
 
 
 def _at_exit() -> None:
-    """The end of the interpreter. One within the process must have no thread left, or the process is aborted."""
+    """The end of the interpreter. A subinterpreter must have no thread left, or CPython aborts the process."""
     global _is_over
     flush()
     if not native.is_main_interpreter():
@@ -178,8 +179,8 @@ def _at_exit() -> None:
         native.join_threads()
 
 
-# Now, and not with the first socket: what is registered first is called last, so whatever the program registers from
-# here on may still send. Kernel TCP goes on even longer.
+# At import, and not with the first socket: what is registered first is called last, so that functions which the program
+# registers later can still send.
 atexit.register(_at_exit)
 
 
@@ -188,7 +189,7 @@ def shutdown() -> None:
     global _loop, _first
     loop = _loop
     if loop is None:
-        high_fds.release()  # a socket prepares, an engine or none
+        high_fds.release()  # a socket has called prepare(), without an engine
         return
     if loop.has_started:
         flush()

@@ -1,7 +1,7 @@
-"""A command of another thread to the engine's, and the answer to it.
+"""Commands from other threads to the engine's thread, and their answers.
 
-Separate from loop.py because it is the one thing that two threads share: the one that asks makes it, the engine's
-carries it out, and whatever becomes of the engine it is answered once.
+A command is made by the thread that calls Loop.call() or Loop.post(), and carried out by the engine's thread. It is
+answered exactly once, also if the engine fails or ends.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from utpsocket.engine.interpreter.signal_errors import let_pass
 if TYPE_CHECKING:
     from utpsocket.engine.kernel.poller import WakeUp
 
-_MOST_ASIDE: Final = 64  # commands for which the engine need not wake up
+# Commands that may wait for the engine to wake up by itself; one more wakes it. By feel.
+_MOST_ASIDE: Final = 64
+# Tries to wake the engine while the kernel is short of memory, three seconds in all; by feel.
 _MOST_PULLS: Final = 3_000
 _PULL_AGAIN_SECONDS: Final = 0.001
 
 UNDO: Final[dict[Callable[..., Any], Callable[..., None]]] = {}
-"""What has to be done where one of these has failed: called with the loop, an errno, and the same arguments.
-commands.py says so of its own.
+"""By command, what undoes it where it has failed: called with the loop, an errno, and the command's arguments. Filled
+by commands.py and helper/port_commands.py.
 """
 REPEATABLE: Final[set[Callable[..., Any]]] = set()
-"""What is simply done again where it has failed half way, as close() and its like must not fail. Likewise."""
+"""Commands that are carried out once more where they have failed half way, since close() must not fail. Filled by
+commands.py."""
 
 
 class Answer:
@@ -43,13 +46,13 @@ class Answer:
         self._given.acquire()
 
     def give(self, value: Any, error: BaseException | None) -> None:
-        """Answer. Only the first one counts."""
+        """Give the answer. If there is one already, this one is ignored."""
         if self._given.locked():
             self._value, self._error = value, None if error is None else error.with_traceback(None)
             self._given.release()
 
     def wait(self) -> Any:
-        """Block until answered; return or raise what was given. The thread that asked."""
+        """Wait for the answer; return or raise it. Called by the thread that made the command."""
         self._given.acquire()
         if self._error is not None:
             raise _anew(self._error)
@@ -57,8 +60,8 @@ class Answer:
 
 
 def _anew(error: BaseException) -> BaseException:
-    """The same exception without a reference to it in the engine's thread, nor from it into that: what is raised takes
-    the program's frames along, and whoever lets go of it last lets go of all that is in them.
+    """A new exception of the same type and arguments. One that is raised refers to frames of the program, and the last
+    thread to drop it frees all objects in them; that must not be the engine's.
     """
     try:
         return type(error)(*error.args)
@@ -69,9 +72,8 @@ def _anew(error: BaseException) -> BaseException:
 class Command:
     """A function of commands.py and its arguments.
 
-    arguments   sockets among them are the engine's from now on: each is closed once, by whoever has it when something
-                fails
-    answer      None: nobody waits
+    arguments   sockets among them belong to the command from now on, and are closed if it fails
+    answer      None: no thread waits
     """
 
     __slots__ = ("_is_done", "_is_refused", "_value", "answer", "arguments", "function", "loop", "named")
@@ -94,9 +96,9 @@ class Command:
         self._value: Any = None
 
     def carry_out(self) -> None:
-        """Do it and answer. An OSError is an answer; whatever else is raised is the loop's to contain."""
+        """Carry it out and give the answer. An OSError is an answer; other exceptions are raised, for the loop."""
         if self._is_refused:
-            return  # by a fault that was met while it was still in the inbox
+            return  # after a fault of the engine while the command was in the inbox
         try:
             self._value = self.function(self.loop, *self.arguments, **self.named)
         except OSError as error:
@@ -107,7 +109,9 @@ class Command:
                 self.answer.give(self._value, None)
 
     def refuse(self, error: BaseException) -> None:
-        """It was not carried out, or not to its end: undo what was, and tell whoever asked. Idempotent."""
+        """It was not carried out, or not to its end: undo it, or carry it out again if it is REPEATABLE, and give the
+        answer. May be repeated.
+        """
         self._is_refused = True
         error_told: OSError | None = None
         if not self._is_done and self.function in REPEATABLE:
@@ -162,12 +166,12 @@ class Inbox:
             let_pass(error)
             if error.errno in faults.TRANSIENT:
                 self._wake()
-            # else it has been woken often enough, or sleeps no more
-        if self._has_ended:  # asked again: either we see that the thread has ended, or it sees the command
+            # else there are wake-ups enough that it has not read, or it has ended
+        if self._has_ended:  # read after the append: either this thread sees the end, or the engine's sees the command
             self.end()
 
     def _wake(self) -> None:
-        """Wake the engine where that has failed for no reason of its own: nobody else might for hours."""
+        """Wake the engine after a failure that passes. Without that it might sleep for hours."""
         for _ in range(_MOST_PULLS):
             try:
                 self._wake_up.pull()
@@ -179,7 +183,7 @@ class Inbox:
             return
 
     def end(self) -> None:
-        """The engine's thread has ended, and nobody else answers what is left. Any thread."""
+        """The engine's thread has ended: refuse the commands that are left. Any thread."""
         self._has_ended = True
         while True:
             try:

@@ -1,9 +1,8 @@
-"""The environment variables: what each may say, and what it says.
+"""The environment variables: their allowed values, and what they are set to.
 
-Separate because a value that cannot be read must be an error of the program's first call, which names the variable
-and the value, and never one on the engine's thread or at the exit. Whatever reads one asks here. check() reads them all
-and warns of names that are none. startup/sitecustomize.py alone reads one by itself: it runs before `socket` is
-loaded.
+A value that is not allowed raises an error in the program's first call, with the variable's name and value, and never
+on the engine's thread or at the exit. So all modules read variables here. check() reads all of them, and warns of
+unknown ones. Only startup/sitecustomize.py reads one by itself, since it runs before `socket` is loaded.
 
 Any thread may call.
 """
@@ -19,7 +18,8 @@ from typing import Any, Final
 from utpsocket.engine.interpreter.originals import os
 
 _PREFIX: Final = "UTPSOCKET_"
-_TOOLS: Final = ("UTPSOCKET_COMPAT_", "UTPSOCKET_TEST_")  # of what is beside the package
+# Of the tools beside the package, which are not checked.
+_TOOLS: Final = ("UTPSOCKET_COMPAT_", "UTPSOCKET_TEST_")
 _WORDS: Final[dict[str, bool]] = {
     **dict.fromkeys(("1", "yes", "true", "on"), True),
     **dict.fromkeys(("0", "no", "false", "off"), False),
@@ -32,7 +32,7 @@ _MULTIPLES: Final[dict[str, int]] = {
 
 
 class _Malformed(ValueError):
-    """The message says what it should be."""
+    """A value that is not allowed; the message is what it should be."""
 
 
 def _switch(text: str) -> bool:
@@ -93,7 +93,7 @@ _READERS: Final[dict[str, Callable[[str], Any]]] = {
 
 
 def value(name: str, default: Any) -> Any:
-    """What the variable says; `default` where it is not set, or empty. Raises ValueError, which names both."""
+    """The variable's value; `default` where it is not set, or empty. Raises ValueError with the name and the value."""
     text = os.environ.get(name, "").strip()
     if not text:
         return default
@@ -104,7 +104,9 @@ def value(name: str, default: Any) -> Any:
 
 
 def value_if_any(name: str, default: Any) -> Any:
-    """As value(), where it is too early or too late to raise: what cannot be read is the default. check() tells."""
+    """As value(), where it is too early or too late to raise: a value that is not allowed counts as the default.
+    check() raises the error.
+    """
     try:
         return value(name, default)
     except ValueError:
@@ -115,7 +117,7 @@ _told: set[str] = set()
 
 
 def check() -> None:
-    """Read them all, before an engine is made. Raises ValueError; warns once of a name that is none."""
+    """Read all variables, before an engine is made. Raises ValueError; warns once of each unknown name."""
     for name in _READERS:
         value(name, None)
     for name in os.environ:

@@ -1,7 +1,7 @@
-"""The end of an engine's life: what was written is delivered, as a kernel does after a process's end.
+"""Deliver what was written before an engine ends, as the kernel does after the end of a process.
 
-Separate because two may end an engine: the application at its exit, and an engine of its own process that has lost its
-application. Any thread but the engine's may call.
+Called by the application at its exit, and by an engine in a process of its own when its application has ended. Any
+thread but the engine's may call.
 """
 
 from __future__ import annotations
@@ -22,18 +22,23 @@ if TYPE_CHECKING:
             """Have it carry out a command; wait for what it returns."""
 
 
-# Without any progress, and without an answer; UTPSOCKET_EXIT_FLUSH sets another, 0 turns the flush off.
+# The longest wait without any progress; by feel. UTPSOCKET_EXIT_FLUSH sets another, 0 turns the flush off.
 DEFAULT_FLUSH_SECONDS: Final = 5.0
-DEFAULT_TOTAL_SECONDS: Final = 30.0  # however much progress there is; UTPSOCKET_EXIT_TIMEOUT sets another
+# The longest wait in all; by feel. UTPSOCKET_EXIT_TIMEOUT sets another.
+DEFAULT_TOTAL_SECONDS: Final = 30.0
+# Between looks at the connections; by feel.
 _POLL_SECONDS: Final = 0.002
 
 
 def flush(loop: Engine, seconds: float | None = None) -> tuple[int, int]:
-    """End every connection with a FIN after what was written, and wait as long as peers make progress: at most
-    `seconds` without any, and at most UTPSOCKET_EXIT_TIMEOUT altogether, or a peer that acks a packet now and then
-    could keep the process for as long as it likes. A peer that answers and does not read is waited for as well, for it
-    may read yet and TCP's kernel would go on, unless somebody has said how long to wait without progress. What has not
-    arrived by then is reset, so that no peer waits for it. Returns (connections not flushed, bytes lost).
+    """End every connection with a FIN behind what was written, and wait while peers ack.
+
+    The wait ends after `seconds` without progress, and after UTPSOCKET_EXIT_TIMEOUT in any case, since a peer that acks
+    a packet now and then could delay the exit without end. A peer that answers but does not read (its window is full)
+    is waited for as well, since it may read later, and the kernel would go on over TCP; but not if `seconds` or
+    UTPSOCKET_EXIT_FLUSH is given. Connections that are left are reset.
+
+    Returns (connections not flushed, bytes lost).
     """
     waits_for_readers = seconds is None and environment.value_if_any("UTPSOCKET_EXIT_FLUSH", None) is None
     if seconds is None:

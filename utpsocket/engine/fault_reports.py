@@ -1,8 +1,8 @@
-"""Reports of the engine's faults are made by a thread of their own.
+"""Faults of the engine are reported to sys.excepthook on a thread of their own.
 
-A program may put anything in place of sys.excepthook. On the engine's thread that code would hold up every connection
-of the process, for ever if it waits for one of them or for a lock whose owner does. So the engine hands the exception
-over and goes on. The thread is started when there is something to report, and ends when there is not.
+A program may set sys.excepthook to any function. On the engine's thread that would delay all connections of the
+process, and without end if it waits for one of them, or for a lock of a thread that does. So the engine leaves the
+exception here and goes on. The thread is started when there is something to report, and ends after that.
 
 Any thread may call.
 """
@@ -16,15 +16,18 @@ from typing import Final
 from utpsocket.engine.interpreter.native import allocate_lock, start_thread
 from utpsocket.engine.interpreter.originals import signal
 
-_MOST_REPORTS: Final = 64  # that wait: a hook that blocks must not make a fault that repeats eat the memory
-_FINISH_SECONDS: Final = 1.0  # for a hook that is at work already
+# Reports that wait, by feel; further ones are dropped, so that a hook that blocks does not use up the memory.
+_MOST_REPORTS: Final = 64
+# At the exit, for a hook that is running; by feel.
+_FINISH_SECONDS: Final = 1.0
 
 _reports: deque[BaseException] = deque()
-_busy = allocate_lock()  # held by the thread that works them off, or is about to
+# Held by the thread that reports, or is about to.
+_busy = allocate_lock()
 
 
 def report(error: BaseException) -> None:
-    """Have sys.excepthook told of an exception. Never blocks, never raises."""
+    """Have sys.excepthook called with an exception. Does not wait. Raises nothing. Any thread."""
     if len(_reports) < _MOST_REPORTS:
         _reports.append(error)
     _start()
@@ -35,7 +38,7 @@ def _start() -> None:
         try:
             start_thread(_run, b"utpsocket-faults")
         except Exception:
-            _busy.release()  # no thread to be had now: the next call tries again, or finish() does it
+            _busy.release()  # there can be no thread now: the next call tries again, or finish() reports
 
 
 def _run() -> None:
@@ -50,7 +53,7 @@ def _run() -> None:
 
 
 def finish() -> None:
-    """The process ends: what waits is done before this returns. A thread of the program's, never the engine's."""
+    """The process ends: report what waits before this returns. A thread of the program's, not the engine's."""
     if _busy.acquire(True, _FINISH_SECONDS):
         try:
             _work_off()
@@ -66,15 +69,15 @@ def _work_off() -> None:
 def _tell(error: BaseException) -> None:
     try:
         sys.excepthook(type(error), error, error.__traceback__)
-    except BaseException as worse:  # whatever the hook does, SystemExit included, it is no business of a thread of ours
+    except BaseException as worse:  # SystemExit included, which must not end a thread of ours
         try:
             sys.__excepthook__(type(worse), worse, worse.__traceback__)
         except BaseException:
-            pass  # there is nobody left to tell
+            pass  # there is no further way to report it
 
 
 def forget() -> None:
-    """After a fork, in the child: what waits is the parent's to do, and its thread is not here."""
+    """After a fork, in the child: the parent makes the reports that wait, and its thread does not exist here."""
     global _busy
     _busy = allocate_lock()
     _reports.clear()

@@ -1,10 +1,9 @@
-"""What an exception or an errno of the engine's own means, and to whom it is told.
+"""Faults: exceptions on the engine's thread, and errnos that say that the machine is short of something.
 
-Separate because every part of this room needs the same words. The rule: whatever is done on the engine's thread is done
-for an owner (a connection, a port, a listener, a command, a relay, an attempt), which Loop.owner names while it is
-done. An exception that comes out of it, whichever, costs that owner and nobody else: Loop calls owner.fail(errno), then
-believes nothing that it remembered of readiness and asks epoll anew. fail() is called again after it has failed
-itself half way.
+The rule: all that the engine's thread does, it does for an owner (a connection, a port, a listener, a command, a relay,
+an attempt), and Loop.owner is set to it meanwhile. Any exception ends that owner and no other: Loop calls
+owner.fail(error), then forgets what it remembered of readiness and asks epoll again. fail() is called again if it has
+failed itself half way.
 
 Only the engine's thread calls. Sources: errno(3), unix(7).
 """
@@ -22,20 +21,27 @@ TRANSIENT: Final = frozenset({errno.EINTR, errno.ENOBUFS, errno.ENOMEM})
 """Errnos that say nothing about a socket: the same call may succeed in a moment. None of them makes an event."""
 
 NO_ROOM: Final = TRANSIENT | {errno.EAGAIN}
-"""With these nothing was sent, and nothing is lost."""
+"""A send that fails with one of these has sent nothing, and may be repeated."""
 
-RETRY_US: Final = 1_000  # until a call that failed in this way is made again
+# Until a call that has failed with one of these is repeated, µs; by feel.
+RETRY_US: Final = 1_000
 
-_CAREFUL_TRIES: Final = 3  # an owner that cannot even be closed is left as it is
-_AT_ONCE: Final = 3  # faults that the thread does not rest after
-_REST_SECONDS: Final = 0.001  # whatever it is, it must not take the processor from all others
-_MOST_IN_ROW: Final = 1_000  # then something is wrong that costing owners does not mend
+# All by feel: calls of fail() of one owner, which is then left as it is; faults in a row without a pause, and the pause
+# after further ones, so that the engine does not occupy the processor; faults in a row after which the engine ends; and
+# faults while one of them is contained.
+_CAREFUL_TRIES: Final = 3
+_AT_ONCE: Final = 3
+_REST_SECONDS: Final = 0.001
+_MOST_IN_ROW: Final = 1_000
 _MOST_TRIES: Final = 10
+# Errnos that a program is given as they are (errno_of).
 _TOLD: Final = TRANSIENT | {errno.EMFILE, errno.ENFILE, errno.ENOSPC}
 
 
 def errno_of(error: BaseException) -> int:
-    """What a program is told that waits for a call of its own: a lack of something by its name, else ECONNABORTED."""
+    """The errno for a program's call that an exception of the engine has ended: that of a lack of memory, of fds or of
+    room, else ECONNABORTED.
+    """
     if isinstance(error, MemoryError):
         return errno.ENOMEM
     if isinstance(error, OSError) and error.errno in _TOLD:
@@ -44,7 +50,7 @@ def errno_of(error: BaseException) -> int:
 
 
 def told(error: BaseException) -> OSError:
-    """The OSError for whoever called, by whatever exception it came."""
+    """The OSError that a program's call raises for an exception of the engine's thread."""
     if isinstance(error, OSError) and error.errno not in (None, errno.EINTR):
         return error
     code = errno_of(error)
@@ -54,9 +60,9 @@ def told(error: BaseException) -> OSError:
 
 
 class Containment:
-    """How a fault is dealt with, and how often in vain.
+    """Ends the owners of faults, and counts faults in a row.
 
-    in_row   faults without an iteration between them that met none
+    in_row   faults without an iteration in between that had none
     """
 
     __slots__ = ("_tries", "in_row")
@@ -66,12 +72,12 @@ class Containment:
         self.in_row = 0
 
     def begin(self) -> None:
-        """A fault was met; or another one, while it was being contained."""
+        """There was a fault, perhaps while an earlier one was being contained."""
         self._tries += 1
         self.in_row += 1
 
     def cost(self, owners: set[Any], error: BaseException) -> bool:
-        """Have the owners pay. False: there is no hope for the thread."""
+        """End the owners. False: there were too many faults in a row, and the engine must end."""
         if self._tries > _MOST_TRIES or self.in_row > _MOST_IN_ROW:
             return False
         if self.in_row > _AT_ONCE:
@@ -83,12 +89,12 @@ class Containment:
         return True
 
     def end(self) -> None:
-        """It is contained."""
+        """The fault is contained."""
         self._tries = 0
 
 
 def carefully(call: Callable[..., object], *arguments: Any) -> None:
-    """One of several last acts: the next one is done whatever becomes of this."""
+    """Call it up to _CAREFUL_TRIES times until it raises nothing. Raises nothing itself."""
     for _ in range(_CAREFUL_TRIES):
         try:
             call(*arguments)

@@ -1,20 +1,20 @@
-"""An engine in a process of its own, as the application sees it: UTPSOCKET_ENGINE=process.
+"""The application's side of an engine in a process of its own: UTPSOCKET_ENGINE=process.
 
-Read engine/__init__.py and loop.py first. In the thread of an application's process the engine shares the GIL with it:
-every system call gives the GIL away, and a thread that computes keeps it for a switch interval (5 ms) before the engine
-has it back (docs/performance.md §9). In a process of its own nothing of the application's can hold the engine up. The
-pairs, their gates and names are the same; what differs is how the two speak, and who hears what:
+Read engine/__init__.py and loop.py first. An engine on a thread of the application's process shares the GIL with it: a
+thread that computes can delay the engine by a switch interval (5 ms) each time it wakes up (docs/performance.md §9). In
+a process of its own the application's threads cannot delay it. The socket pairs and their names are the same. Between
+the two processes there are two connections (messages.py):
 
-    requests    commands with plain arguments, and fds, over a socket pair (messages.py)
-    answers     read by a thread here that sleeps otherwise, and given to whoever asked
-    farewells   a byte left unread makes the kernel say ECONNRESET, and only this process can write it
-                (user_fds/reset.py): that thread does, and closes the copy of the engine's end that came with the wish
-    notices     what the engine writes into an identity, before it tells the user's fd. Nobody waits for them: they are
-                taken in when the shim reads the identity, so whoever was woken by its fd finds them there
+    requests    commands with plain arguments, and fds answers     on the same connection; read by a thread here, which
+    sleeps otherwise, and given to the thread that asked resets      likewise: a byte left unread makes the kernel
+    return ECONNRESET, and only this process can write it
+                (user_fds/reset.py). That thread does, and closes the duplicate of the engine's end that came along
+    notices     on the other one: what the engine writes into an identity, sent before the user's fd shows anything. No
+                thread waits for them. They are handled when the shim reads the identity, so that a thread which its fd
+                has woken finds them there
 
-Free-threaded CPython has no GIL that a computing thread could hold: there the thread starves only where the machine has
-fewer cores than busy threads, which is the kernel's to share out, and this module is of use only to keep the engine's
-work off the application's process. It relies on no GIL: shared are deques, dicts of whole operations, and a lock.
+Free-threaded CPython has no GIL. There this module only keeps the engine's work out of the application's process. It
+does not rely on the GIL: threads share deques and dicts, on which they do single operations, and a lock.
 
 Any thread may call what is here. Sources: docs/sockets.md §1, §4; posix_spawn(3), setsid(2), unix(7).
 """
@@ -62,13 +62,20 @@ from utpsocket.protocol import ConnectionStats, State
 from utpsocket.protocol.report import fields
 
 _POLLIN: Final = 0x001
+# The engine's own keys count up from less than 2⁴⁹. Keys that are chosen here have this bit set, and are random below
+# it.
 _KEY_BITS: Final = 60
-_END_SECONDS: Final = 1.0  # for a thread that takes notices: it may itself wait for an answer that will not come
+# For the lock of a thread that handles notices: it may itself wait for an answer that will not come. By feel.
+_END_SECONDS: Final = 1.0
+# Faults in a row after which the connection is given up, and the pause after each; by feel.
 _MOST_TRIES: Final = 10
 _TRY_AGAIN_SECONDS: Final = 0.001
-_HIGH_FD: Final = 1_024  # out of the numbers that select() can watch
-_CONTROL_FD: Final = 3  # of the new process
+# FD_SETSIZE: above the numbers that select() can watch.
+_HIGH_FD: Final = 1_024
+# The number of the control socket in the new process.
+_CONTROL_FD: Final = 3
 _system_random: Final = random.SystemRandom()
+# More than the longest notice, by feel.
 _NOTICE_BYTES: Final = 32 << 10
 _BOOT: Final = f"""
 import os, sys
@@ -81,14 +88,16 @@ package.__path__ = [sys.argv[1]]
 from utpsocket.engine.helper.server import main
 main({_CONTROL_FD})
 """
-"""The engine is nobody's child, so that a program that waits for its children never meets it, and of a session of its
-own, so that no terminal's signal does. The package's own __init__ would import what users touch."""
+"""The engine's process is started by a process that ends at once, so that it is no child of the program and wait() does
+not return it. It has a session of its own, so that it gets no signals from the terminal. utpsocket/__init__.py is not
+run there, since it imports the class socket."""
 
-_remote: RemoteLoop | None = None  # this process's, whose notices the identities below are waiting for
+# The engine of this process, if its thread runs.
+_remote: RemoteLoop | None = None
 
 
 class RemoteIdentity(Identity):
-    """An identity that an engine in another process writes into: reading it takes in the notices that have come."""
+    """An identity of which an engine in another process writes a part: to read that handles the notices first."""
 
     __slots__ = ()
 
@@ -105,7 +114,7 @@ class RemoteIdentity(Identity):
 
 
 class _Callback:
-    """In the place of an Answer: something to be called."""
+    """In the place of an Answer: calls a function when the answer comes."""
 
     __slots__ = ("_call",)
 
@@ -117,7 +126,7 @@ class _Callback:
 
 
 class _Figures:
-    """In the place of an Answer: what latest_figures() has asked for."""
+    """In the place of an Answer: for the figures that latest_figures() has asked for."""
 
     __slots__ = ("_cookie", "_loop")
 
@@ -130,48 +139,61 @@ class _Figures:
 
 
 def _no_figures(identity: Identity) -> tuple[Any, ...]:
-    """What is known here of a connection of which the engine has told nothing yet."""
+    """The figures of a connection for which the engine has not sent any yet."""
     state = State.SYN_SENT if identity.role is Role.CONNECTING else State.CONNECTED
     return fields(ConnectionStats(state=state.value, local=identity.local, peer=identity.peer))
 
 
 def _new_key() -> int:
-    """Of a port, and none of the engine's own."""
+    """A key for a port, different from all that the engine chooses."""
     return _system_random.getrandbits(_KEY_BITS) | 1 << _KEY_BITS
 
 
 class RemoteLoop:
-    """What of Loop the application's side uses, spoken over the wire. Raises OSError where no process can be had."""
+    """The methods of Loop that the application's side uses, carried out by an engine in another process.
+
+    Raises, when made: OSError where no process can be started.
+
+    caller_pid       the application's process
+    pid              the engine's process
+    fd_lock          held during a fork, and while fds are opened or closed here
+    holders_watch    the bound and listening sockets (open_fds.py); the engine's process looks at the same epolls
+    is_alive         the engine's process answers, as far as is known
+    is_begun         start() has returned
+    listened         port numbers that this process has listened at
+    successor        the engine that has taken this one's place, under the key ""
+    ledger           the ports that the engine has for this process (known_ports.py)
+    """
 
     def __init__(self) -> None:
         self.caller_pid = os.getpid()
         self.fd_lock = ForkLock()
         self.holders_watch = HoldersWatch(announce=self._announce)
         self.is_alive = True
-        self.listened: set[int] = set()  # at these port numbers this process has listened
-        self.successor: dict[str, Any] = {}  # the engine that took this one's place, once it was gone
-        self._serials = itertools.count(1)
-        self._answers: dict[int, Answer | _Callback | _Figures] = {}
-        self._served: dict[int, Identity] = {}  # by cookie: the engine will say when it is done with it
+        self.listened: set[int] = set()
+        self.successor: dict[str, Any] = {}
+        self._serials = itertools.count(1)  # of requests that are answered; 0: of those that are not
+        self._answers: dict[int, Answer | _Callback | _Figures] = {}  # that have not come yet, by serial
+        self._served: dict[int, Identity] = {}  # connections by cookie, until the notice RELEASED
         self.ledger = Ledger(self.holders_watch, lambda: list(self._served.values()))
-        self._figures: dict[int, tuple[Any, ...]] = {}  # by cookie, as last told
-        self._asked: set[int] = set()  # whose figures the engine has been asked for
-        self._known: WeakValueDictionary[int, Identity] = WeakValueDictionary()  # whatever it ever spoke of
+        self._figures: dict[int, tuple[Any, ...]] = {}  # the latest that the engine has sent, by cookie
+        self._asked: set[int] = set()  # cookies of connections for which newer figures have been asked
+        self._known: WeakValueDictionary[int, Identity] = WeakValueDictionary()  # all that were in a request, by cookie
         self._reset_unaccepted = ResetUnaccepted()
-        self._pending: deque[bytes] = deque()
-        self._taking = new_reentrant_lock()
-        self._reset_requests: deque[tuple[list[Any], int, bool]] = deque()
+        self._pending: deque[bytes] = deque()  # notices that were received and not handled yet
+        self._taking = new_reentrant_lock()  # held while notices are handled
+        self._reset_requests: deque[tuple[list[Any], int, bool]] = deque()  # engine's ends, cookie, whether sends fail
         self._message = b""  # of the engine's, as received
-        self._message_fds: list[int] = []  # that came with it,
-        self._message_ends: list[Any] = []  # and become these
-        self._tries = 0
+        self._message_fds: list[int] = []  # that came with it, and are not owned by an object yet
+        self._message_ends: list[Any] = []  # the objects that own the others
+        self._tries = 0  # faults in a row while the message was handled
         self._received: dict[int, list[bytes]] = {}  # parts of answers, by serial
-        self._helper_id = 0
-        self._is_stopping = False
-        self._has_ended = allocate_lock()
+        self._helper_id = 0  # identifier of the thread that reads the answers
+        self._is_stopping = False  # stop() was called: connections that are left were not reset
+        self._has_ended = allocate_lock()  # released when that thread ends
         self._has_ended.acquire()
-        self._hold = garbage_collector.Hold()
-        self._control, control = _socket_pair()
+        self._hold = garbage_collector.Hold()  # of that thread
+        self._control, control = _socket_pair()  # requests, answers, resets
         self._notices, notices = _socket_pair()
         try:
             self.pid = _spawn(self._control, control)
@@ -190,11 +212,14 @@ class RemoteLoop:
         self._control_file = os.fstat(self._control.fileno())
         self._requests = Requests(self._control, self._on_end)
         self._next_notice = partial(self._notices.recv, _NOTICE_BYTES, _socket.MSG_DONTWAIT)
-        self._starting = allocate_lock()
-        self.is_begun = False  # start() has returned
+        self._starting = allocate_lock()  # taken by the first thread that _run() is called on
+        self.is_begun = False
 
     def start(self) -> None:
-        """Start the thread that listens to the engine, once. Any thread, and again after an exception."""
+        """Start the thread that reads answers, if there is none yet. Any thread; may be repeated after an exception.
+
+        Raises: RuntimeError where there can be no thread.
+        """
         global _remote
         if not self.has_started:
             _remote = self
@@ -209,11 +234,11 @@ class RemoteLoop:
 
     @property
     def has_started(self) -> bool:
-        """Whether there is, or was, a thread that takes the answers. Any thread."""
+        """Whether there is, or was, a thread that reads answers. Any thread."""
         return self.is_begun or self._starting.locked()
 
     def discard(self) -> None:
-        """Never started, and not wanted: the process ends with its control socket."""
+        """Close an engine that was never started. Its process ends when the control socket is closed."""
         self._close()
 
     def _holders_fds(self) -> list[int]:
@@ -222,15 +247,29 @@ class RemoteLoop:
     # ── commands of other threads ──
 
     def post(self, command: Callable[..., object], *arguments: Any) -> None:
-        """Have the engine carry out a command soon."""
+        """Have the engine carry out a command, without waiting for it.
+
+        Parameters:
+            command: one of messages.COMMANDS.
+            arguments: its arguments, without the loop. Sockets among them are closed once they are sent.
+        Raises: OSError where the kernel has no memory for the message. An error of the command is not raised.
+        """
         self._request(0, command, arguments, {})
 
     def call(self, command: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Have the engine carry out a command; wait for what it returns or raises."""
+        """Have the engine carry out a command, and wait for it.
+
+        Parameters:
+            command, arguments: as in post().
+            named: keyword arguments, plain values.
+        Returns: what the command returns, a plain value; None on the thread that reads answers, which does not wait.
+        Raises: OSError of the command (faults.told()); ECONNABORTED if the engine's process ends first; RuntimeError
+            while the interpreter is ending.
+        """
         if sys.is_finalizing():
             raise RuntimeError("the interpreter is ending, and the thread that would take the answer with it")
         if get_ident() == self._helper_id:
-            # An audit hook, the one thing of the program's that runs on this thread: it cannot wait for itself.
+            # An audit hook of the program's may run on this thread, which would wait for itself.
             self.post(command, *arguments)
             return None
         answer, serial = Answer(), next(self._serials)
@@ -243,23 +282,37 @@ class RemoteLoop:
         return answer.wait()
 
     def perform(self, command: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """As call(): what a thread of this process could do by itself, the engine's process must do."""
+        """As call(). Loop.perform() carries the command out on the calling thread, which is not possible here."""
         return self.call(command, *arguments, **named)
 
     def tell(self, command: Callable[..., object], *arguments: Any) -> None:
-        """As Loop.tell(), which does it at once."""
+        """As post(). Loop.tell() carries the command out at once."""
         self.post(command, *arguments)
 
     def adopt_port(self, udp_sock: Any, local: Address, identity: Identity, *, reuse: bool, shares: bool) -> int:
-        """As the command, without waiting for the engine: the key is made up here."""
+        """A user's socket is bound: its UDP socket becomes a port of the engine's. Does not wait for the engine.
+
+        Parameters:
+            udp_sock: bound; the engine's from now on.
+            local: its address.
+            identity: the user's socket.
+            reuse: SO_REUSEADDR is set.
+            shares: UTP_SHARE_PORT is set.
+        Returns: the port's key, which is chosen here.
+        Raises: OSError as post(). Should the engine fail, the socket has failed, and its next call reports it.
+        """
         key = _new_key()
         self.ledger.add(key, local, identity, reuse=reuse, shares=shares)
         self.post(commands.adopt_port_as, key, udp_sock, identity, reuse, shares)
         return key
 
     def take_port(self, udp_sock: Any, local: Address, identity: Identity, *, reuse: bool, shares: bool) -> int:
-        """Have the engine bind a socket to an address that the kernel says is taken, by a port of ours, without waiting
-        for it. Returns the port's key; raises EADDRINUSE where it may not.
+        """Have the engine bind a user's socket to an address at which the kernel returned EADDRINUSE for a port of
+        ours. Does not wait for the engine.
+
+        Parameters: as adopt_port(), with a UDP socket that is not bound, in case the port is closed meanwhile.
+        Returns: the port's key.
+        Raises: EADDRINUSE where the address may not be shared; OSError as post().
         """
         key = self.judge(local, identity, reuse=reuse, shares=shares) or _new_key()
         self.ledger.add(key, local, identity, reuse=reuse, shares=shares)
@@ -267,7 +320,7 @@ class RemoteLoop:
         return key
 
     def judge(self, local: Address, identity: Identity, *, reuse: bool, shares: bool) -> int:
-        """See Ledger.judge(), by all that the engine has told by now."""
+        """Ledger.judge(), after the notices that have arrived."""
         self.take_notices()
         return self.ledger.judge(local, identity.namespace, reuse=reuse, shares=shares)
 
@@ -278,8 +331,10 @@ class RemoteLoop:
         self.post(port_commands.keep_port, key, udp_sock, inode, local, identity, reuse, shares, identity.namespace)
 
     def latest_figures(self, cookie: int) -> tuple[Any, ...]:
-        """The fields of this connection's ConnectionStats as the engine has last told, without waiting for it to tell
-        newer ones; it is asked for those. Raises ENOTCONN.
+        """The latest figures of a connection that the engine has sent. Newer ones are asked for, and not waited for.
+
+        Returns: the fields of ConnectionStats.
+        Raises: ENOTCONN if the engine serves no uTP connection of this cookie.
         """
         self.take_notices()
         identity = self._served.get(cookie)
@@ -293,17 +348,17 @@ class RemoteLoop:
         return self._figures.get(cookie) or _no_figures(identity)
 
     def on_figures(self, cookie: int, fields: tuple[Any, ...] | None) -> None:
-        """The engine has told them, or has no such connection."""
+        """The answer to latest_figures(); None: the engine has no such connection."""
         if fields is not None and cookie in self._served:
             self._figures[cookie] = fields
         self._asked.discard(cookie)
 
     def learn(self, identity: Identity) -> None:
-        """The application has changed what the engine knows of a socket."""
+        """Send the engine an identity that the shim has changed. Raises OSError as post()."""
         self._requests.put((0, messages.UPDATE, [messages.identity_form(identity)], {}), [], [])
 
     def _announce(self, inode: int, index: int, gone: list[int], fds: list[int]) -> None:
-        """Have the engine look for this socket among those of one epoll (open_fds.py)."""
+        """Tell the engine's process which epoll a socket is registered in (open_fds.py)."""
         self._requests.put((0, messages.WATCHED, [inode, index, gone], {}), fds, [])
 
     def _request(
@@ -345,7 +400,7 @@ class RemoteLoop:
     # ── what the engine says ──
 
     def take_notices(self) -> None:
-        """Write into identities what the engine has told of them by now, be it with its last breath."""
+        """Handle the notices that have arrived: write them into their identities. Any thread. Raises nothing."""
         if not self._take_all():
             self._on_end()
 
@@ -356,7 +411,7 @@ class RemoteLoop:
         try:
             has_ended = False
             try:
-                # One call in C for all of them: a signal's handler that raises must not lose any.
+                # One call in C for all of them: an exception of a signal handler must not lose any.
                 self._pending.extend(iter(self._next_notice, b""))
                 has_ended = True
             except OSError as error:
@@ -364,9 +419,9 @@ class RemoteLoop:
             pending = self._pending
             while pending:
                 first = pending[0]
-                self._take(*marshal.loads(first))  # which may come here again, and take it once more
+                self._take(*marshal.loads(first))  # may call this method again, which handles it once more
                 if pending and pending[0] is first:
-                    pending.popleft()  # last: a signal's handler may raise anywhere, and it is then taken again
+                    pending.popleft()  # last: after an exception of a signal handler it is handled again
             return not has_ended
         finally:
             self._taking.release()
@@ -397,12 +452,12 @@ class RemoteLoop:
                 setattr(known, name, Role(value) if name == "role" else value)
 
     def identity_of(self, cookie: int) -> Identity | None:
-        """Who has this cookie, if this engine serves it, or was reset before it was accepted."""
+        """The identity of this cookie, if the engine serves it, or it was reset before it was accepted. Any thread."""
         self.take_notices()
         return self._served.get(cookie) or self._reset_unaccepted.pop(cookie, None)
 
     def _run(self) -> None:
-        """Answers and farewells, in a thread of their own."""
+        """The thread that reads answers and requests for resets."""
         if not self._starting.acquire(False):
             return  # another call of start() has done it
         self._helper_id = get_ident()
@@ -412,7 +467,7 @@ class RemoteLoop:
             while self._tries < _MOST_TRIES:
                 try:
                     self._listen()
-                except BaseException:  # no memory, say: what has been received is read again
+                except BaseException:  # no memory, say: the received message is handled again
                     self._tries += 1
                     sleep(_TRY_AGAIN_SECONDS)
                     self._force_resets_aside()
@@ -426,7 +481,7 @@ class RemoteLoop:
             self._has_ended.release()
 
     def _listen(self) -> None:
-        """Until the engine ends."""
+        """Read and handle messages until the engine's process ends."""
         while True:
             if not self._message:
                 sleep_until_ready(self._hold, [(self._control.fileno(), _POLLIN)], -1.0)
@@ -457,7 +512,7 @@ class RemoteLoop:
                 self._message = b""
             else:
                 self._give(serial, *messages.whole(received))
-                self._message = b""  # last: should that fail, it is all done again
+                self._message = b""  # last: if that fails, all of it is repeated
                 self._received.pop(serial, None)
             self._tries = 0
 
@@ -467,15 +522,15 @@ class RemoteLoop:
             answer.give(value, (OSError(code, text) if code else RuntimeError(text)) if text else None)
 
     def _force_resets_aside(self) -> None:
-        """Whoever has the lock may be waiting for the very answer that comes next."""
+        """On another thread: the owner of a lock that is needed may be waiting for the next answer."""
         try:
             start_thread(self._force_resets, b"utpsocket-resets")
         except Exception:
-            pass  # no thread to be had: with the next farewell
+            pass  # there can be no thread now: they are done with the next one
 
     def _force_resets(self, *, wait: bool = True) -> bool:
-        """Connections broke. The copy of the engine's end is the last: closed over an unread byte it says so. False:
-        somebody has a lock that is needed, and need not be waited for.
+        """Do what FORCE_RESET messages have asked for. The duplicates of the engine's ends are the last ones, so that
+        their close, over an unread byte, resets the connections. False: another thread has a lock, and wait is False.
         """
         if not self.fd_lock.acquire(wait=wait) and not wait:
             return False
@@ -486,7 +541,7 @@ class RemoteLoop:
                 self.take_notices()
                 while self._reset_requests:
                     self._force_reset(*self._reset_requests[0])
-                    self._reset_requests.popleft()  # last: should that fail, it is all done again
+                    self._reset_requests.popleft()  # last: if that fails, it is repeated
             finally:
                 self._taking.release()
         finally:
@@ -506,7 +561,9 @@ class RemoteLoop:
     # ── endings ──
 
     def check_fds(self) -> bool:
-        """False when the program has closed every fd it did not know (os.closerange, as daemons do)."""
+        """Whether the control socket is still open. A daemon may have closed every fd (os.closerange); then False, and
+        is_alive is False from now on. Raises nothing.
+        """
         found = or_none(os.fstat, self._control.fileno())
         if found is not None and os.path.samestat(found, self._control_file):
             return True
@@ -516,7 +573,7 @@ class RemoteLoop:
         return False
 
     def stop(self) -> None:
-        """End the engine's process, once it has closed everything it owns."""
+        """End the engine's process without a flush, and wait until its end of the control socket is closed."""
         self._is_stopping = True
         self._requests.put((0, messages.STOP, [], {}), [], [])
         self._has_ended.acquire()
@@ -529,7 +586,7 @@ class RemoteLoop:
         self._close()
 
     def _on_end(self) -> None:
-        """The engine's process is gone, and with it every connection: whoever waits must hear of it."""
+        """The engine's process has ended, and its connections. Threads that wait for answers get ECONNABORTED."""
         self.is_alive = False
         self._take_all(_END_SECONDS)
         served, self._served = self._served, {}
@@ -554,7 +611,7 @@ class RemoteLoop:
 def _socket_pair() -> tuple[Any, Any]:
     ours, theirs = map(_raised, _socket.socketpair(_socket.AF_UNIX, messages.TYPE))
     for end in (ours, theirs):
-        end.setblocking(True)  # whatever the program has said by setdefaulttimeout()
+        end.setblocking(True)  # also where the program has called setdefaulttimeout()
     return ours, theirs
 
 
@@ -574,7 +631,7 @@ def _spawn(ours: Any, theirs: Any) -> int:
         raise OSError(errno.ENOENT, "UTPSOCKET_ENGINE=process needs sys.executable, and there is none")
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     command = [sys.executable, "-I", "-S", "-B", "-c", _BOOT, package, f"utpsocket engine of {os.getpid()}"]
-    starter = posix.posix_spawn(  # below os and subprocess, where gevent puts its own
+    starter = posix.posix_spawn(  # not os or subprocess, which gevent patches
         sys.executable,
         command,
         {**os.environ, fd_name_key.VARIABLE: fd_name_key.text()},
@@ -590,7 +647,7 @@ def _spawn(ours: Any, theirs: Any) -> int:
     try:
         posix.waitpid(starter, 0)
     except ChildProcessError:
-        pass  # the program has waited for it, or wants none of its children waited for
+        pass  # another thread has waited for it, or SIGCHLD is ignored
     hello = ours.recv(64)
     if not hello:
         raise OSError(errno.ECHILD, "the engine's process did not start")

@@ -1,12 +1,11 @@
-"""What this process knows of the ports that its engine, in another process, has for it.
+"""The ports that an engine in another process has for this one, as far as they are known here.
 
-Separate because a call on a socket that does not block cannot ask. Each port that a socket of ours was bound to stands
-here until the engine says that it is free, with the sockets that hold it; so whether another one may have the same
-address, or listen there, is judged here by the rules of commands.share_port(), and the engine is only told. It judges
-once more, and should it come to another end, as where another process was faster, the socket has failed: its next call
-says how.
+A call on a non-blocking socket must not wait for the engine. So each port that a socket of this process was bound to is
+listed here with its holders, until the engine has closed it. Whether another socket may share the address, or listen at
+it, is decided here by the rules of commands.share_port(), and the engine is only sent the request. It decides again. If
+it refuses, as it may where another process was first, the socket has failed, and its next call raises the error.
 
-Any thread may call: what two may do at once are single operations of dicts. Sources: commands.py, overlapping_ports.py.
+Any thread may call: two threads at once do only single operations of dicts. Sources: commands.py, overlapping_ports.py.
 """
 
 from __future__ import annotations
@@ -22,13 +21,20 @@ from utpsocket.engine.ports.overlapping_ports import WILDCARDS
 from utpsocket.engine.user_fds.open_fds import HoldersWatch, is_known
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 
-_MOST_CLOSED: Final = 32  # of one port; then it is looked whether they are open anywhere
+# Holders of one port that were closed here; more, and it is looked up which are open elsewhere. By feel.
+_MOST_CLOSED: Final = 32
 
 
 class KnownPort:
-    """A port of the engine's that sockets of ours were bound to.
+    """A port of the engine's that sockets of this process were bound to.
 
-    holders   by inode; None for one that was closed here, and may be open elsewhere
+    key         the engine's for it
+    local       its address
+    namespace   the cookie of its network namespace
+    reuse       all holders have set SO_REUSEADDR
+    shares      all holders have set UTP_SHARE_PORT
+    is_free     the engine has closed it
+    holders     identities of the bound sockets by inode; None for one that was closed here, and may be open elsewhere
     """
 
     __slots__ = ("holders", "is_free", "key", "local", "namespace", "reuse", "shares")
@@ -37,15 +43,16 @@ class KnownPort:
         self.key = key
         self.local = local
         self.namespace = namespace
-        self.reuse = self.shares = False  # what those who hold it have said
-        self.is_free = False  # the engine has closed it
+        self.reuse = self.shares = False
+        self.is_free = False
         self.holders: dict[int, Identity | None] = {}
 
 
 class Ledger:
-    """Of one engine in another process.
+    """The known ports of one engine.
 
-    served   the connections that it serves, by cookie
+    watch    tells which sockets are open
+    served   returns the identities of the connections that the engine serves
     """
 
     __slots__ = ("_by_key", "_served", "_watch")
@@ -67,7 +74,7 @@ class Ledger:
             self._open_holders(port)
 
     def note(self, command: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        """What a request that is about to be sent means to the ports."""
+        """Note what a request that is about to be sent changes in the ports."""
         if command is commands.release:
             key, inode = arguments
             port = self._by_key.get(key)
@@ -106,7 +113,9 @@ class Ledger:
             port.is_free = False
 
     def on_free(self, key: int) -> None:
-        """The engine has it no more; but it may have been asked to take it again meanwhile."""
+        """The engine has closed the port. It is kept here if it has holders: the engine may have been asked for it
+        again.
+        """
         port = self._by_key.get(key)
         if port is not None:
             port.is_free = True
@@ -119,9 +128,16 @@ class Ledger:
     # ── what may be done ──
 
     def judge(self, local: Address, namespace: int, *, reuse: bool, shares: bool) -> int:
-        """The key of the port of ours at this address, which the kernel says is taken and a socket may have all the
-        same; 0 where it may have a new one, over others' of which nothing but connections are left, or which are about
-        to be closed. Raises EADDRINUSE.
+        """Whether a socket may be bound to an address at which the kernel returned EADDRINUSE.
+
+        Parameters:
+            local: the address.
+            namespace: the cookie of the socket's network namespace.
+            reuse: SO_REUSEADDR is set.
+            shares: UTP_SHARE_PORT is set.
+        Returns: the key of the port that it shares; 0: a new port, which overlaps others of which only connections are
+            left, or which are about to be closed.
+        Raises: EADDRINUSE.
         """
         exact: KnownPort | None = None
         others: list[KnownPort] = []
@@ -146,7 +162,7 @@ class Ledger:
         return exact.key
 
     def check_listen(self, key: int, inode: int) -> None:
-        """Raise EADDRINUSE if another socket listens at the port."""
+        """Raise EADDRINUSE if another socket is listening at the port."""
         port = self._by_key.get(key)
         if port is not None and len(port.holders) > 1:
             others = [other for other, holder in list(port.holders.items()) if holder is not None and other != inode]
@@ -163,7 +179,7 @@ class Ledger:
         return list(port.holders.values())
 
     def _is_used(self, port: KnownPort) -> bool:
-        """Whether a program has a connection over it open."""
+        """Whether a connection over the port is open in any process."""
         return any(
             not identity.is_over
             and (identity.endpoint == port.key or _is_at(identity, port))

@@ -1,4 +1,4 @@
-"""What crosses between an application and an engine in a process of its own: plain values and fds.
+"""The messages between an application and an engine in a process of its own: plain values and fds.
 
 A request is one message (serial, command, arguments, named arguments), with the function of commands.py by its name.
 COMMANDS is the table of those that may be sent, and of how each argument travels. An answer carries the serial back; a
@@ -26,18 +26,29 @@ from utpsocket.engine.interpreter.originals import marshal
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.user_fds.socket_state import Identity, settings_form, settings_of
 
-TYPE: Final = getattr(stdlib, "SOCK_SEQPACKET", 0)  # whole messages, so that senders need no lock and readers no state
-MAX_MESSAGE_BYTES: Final = 64 << 10  # of a request; an answer that is longer comes in parts
-UPDATE: Final = "update"  # beside the commands: the identity has changed
-WATCHED: Final = "watched"  # beside the commands: which epoll has a socket, which the application has registered there
-STOP: Final = "stop"  # beside the commands: end without a flush
-ACCEPTED: Final = "accepted"  # a notice: a listener's connection is about to be accepted
-BOUND: Final = "bound"  # a notice: the engine has the port of this key,
-FREE: Final = "free"  # and has it no more
-RELEASED: Final = "released"  # a notice: there will be no more of this cookie
-FORCE_RESET: Final = 0  # the serial of no answer, but of a wish: write a byte as the user (user_fds/reset.py)
+# Keeps message boundaries, so that several threads may send without a lock, and a reader needs no buffer.
+TYPE: Final = getattr(stdlib, "SOCK_SEQPACKET", 0)
+# Of a request, by feel; a longer answer is sent in parts.
+MAX_MESSAGE_BYTES: Final = 64 << 10
 
-ENDS: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ENOTSOCK)  # of the other process
+# Requests beside the commands: the shim has changed an identity; a socket is registered in this epoll (open_fds.py);
+# end without a flush.
+UPDATE: Final = "update"
+WATCHED: Final = "watched"
+STOP: Final = "stop"
+
+# Notices beside the attributes of identities: a listener's connection is about to be accepted; the engine has opened,
+# or closed, the port of this key; the engine has released the identity of this cookie, and sends no more of it.
+ACCEPTED: Final = "accepted"
+BOUND: Final = "bound"
+FREE: Final = "free"
+RELEASED: Final = "released"
+
+# In the place of an answer's serial: a request to the application, to write a byte as the user (user_fds/reset.py).
+FORCE_RESET: Final = 0
+
+# Errnos of a socket whose other process has ended, or whose fd the program has closed.
+ENDS: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ENOTSOCK)
 
 _MAX_FDS: Final = 4
 _ANCILLARY_BYTES: Final = stdlib.CMSG_SPACE(4 * _MAX_FDS)
@@ -119,13 +130,13 @@ _SHIMS: Final = ("family", "cookie", "inode", "endpoint", "filler_bytes", "local
 
 
 def identity_form(identity: Identity) -> tuple[Any, ...]:
-    """What the shim has written, as far as an engine reads it."""
+    """The attributes that the shim writes and the engine reads, as plain values."""
     plain = {name: getattr(identity, name) for name in _SHIMS}
     return plain, settings_form(identity.settings), dict(identity.options)
 
 
 def fill(identity: Identity, form: tuple[Any, ...]) -> None:
-    """Write what identity_form() has read into another one."""
+    """Write the values that identity_form() has returned into another identity."""
     plain, settings, options = form
     for name, value in plain.items():
         setattr(identity, name, value)
@@ -134,9 +145,10 @@ def fill(identity: Identity, form: tuple[Any, ...]) -> None:
 
 
 def send(sock: Any, message: Any, fds: list[int] | tuple[int, ...] = (), sent: Callable[[], Any] | None = None) -> None:
-    """One message, with duplicates of these fds. Raises BlockingIOError where a non-blocking socket is full.
+    """Send one message, with duplicates of these fds. Raises OSError; BlockingIOError where a non-blocking socket is
+    full.
 
-    sent   a partial() of a function in C, called in one step with the sending
+    sent   a partial() of a function in C, called once the message is sent, with no line of Python in between
     """
     send_data(sock, marshal.dumps(message), fds, sent)
 
@@ -149,7 +161,7 @@ def send_data(
     *,
     flags: int = 0,
 ) -> None:
-    """The same of a message that has been made bytes of."""
+    """As send(), of a message that is bytes already."""
     ancillary = [(stdlib.SOL_SOCKET, stdlib.SCM_RIGHTS, array.array("i", fds))] if fds else []
     send_it = partial(sock.sendmsg, [data], ancillary, stdlib.MSG_NOSIGNAL | flags)
     if sent is None:
@@ -165,11 +177,13 @@ def receive(sock: Any) -> tuple[Any, list[int]] | None:
 
 
 def receive_raw(sock: Any) -> tuple[bytes, list[int]]:
-    """The same before anything is made of it, for read(): whoever fails to read it has it still. Empty at the end."""
+    """The bytes of the next message, for read(), and its fds; b"" at the end. The caller keeps the bytes until it has
+    handled the message, so that it can begin again after a fault.
+    """
     data, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE_BYTES, _ANCILLARY_BYTES, _CLOEXEC)
     try:
         return data, _fds(ancillary)
-    except BaseException:  # no memory, say: the message and its fds are nowhere else
+    except BaseException:  # no memory, say: tried once more, since the message would be lost
         return data, _fds(ancillary)
 
 
@@ -182,12 +196,12 @@ def _fds(ancillary: Any) -> list[int]:
 
 
 def read(data: bytes) -> Any:
-    """The message that receive_raw() has received."""
+    """The message of these bytes."""
     return marshal.loads(data)
 
 
 def parts(message: Any) -> Iterator[tuple[bytes, bool]]:
-    """An answer of any length as (bytes, whether more follow)."""
+    """An answer of any length, in parts: (bytes, whether more follow)."""
     data = marshal.dumps(message)
     step = MAX_MESSAGE_BYTES // 2
     for start in range(0, len(data), step):
@@ -195,5 +209,5 @@ def parts(message: Any) -> Iterator[tuple[bytes, bool]]:
 
 
 def whole(received: list[bytes]) -> Any:
-    """The answer whose parts these are."""
+    """The answer of these parts."""
     return marshal.loads(b"".join(received))

@@ -1,9 +1,8 @@
-"""Verbs of a caller who does not wait for its port: bind() to an address that a port of ours has, where the engine is
-another process.
+"""Commands for a bind() that does not wait: to an address that a port of ours has, with an engine in another process.
 
-Separate from commands.py, of which they are made, because the caller has judged already what they judge again
-(known_ports.py), and made up the port's key. It has sent a UDP socket along, not bound yet, in case the port is gone by
-now. Only the engine's thread calls.
+The caller has decided by what it knows (known_ports.py) that the address may be shared, and has chosen the port's key.
+Here that is decided again. The caller has sent a UDP socket along that is not bound, in case the port has been closed
+meanwhile. Only the engine's thread calls.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from utpsocket.engine.user_fds.socket_state import Identity, Role
 if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop
 
-_TRIES: Final = 3  # at a port that was held by nobody, and is closed by the first
+# At a port without holders, which the first try closes; by feel.
+_TRIES: Final = 3
 
 
 def take_port(
@@ -33,7 +33,9 @@ def take_port(
     shares: bool,
     namespace: int,
 ) -> None:
-    """A user's socket is bound to this address, to the port of that key if it is there. Raises EADDRINUSE."""
+    """Bind a user's socket to this address: to the port of that key if there is one, else to a new one. Raises
+    EADDRINUSE.
+    """
     found = 0
     for tries_left in reversed(range(_TRIES)):
         try:
@@ -46,7 +48,7 @@ def take_port(
         udp_sock.close()
         return
     if found:
-        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))  # of a port that the caller does not know
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))  # a port that the caller does not know has it
     way: list[int] = []
     try:
         if reuse:
@@ -71,7 +73,7 @@ def keep_port(
     shares: bool,
     namespace: int,
 ) -> None:
-    """The fd of a bound socket, until now `inode`, is another one: it has its port still, or again."""
+    """A bound socket has got another fd; its inode was `inode` before. It keeps its port, or is bound to it again."""
     if commands.replace_holder(loop, key, inode, identity):
         udp_sock.close()
     else:
@@ -79,7 +81,7 @@ def keep_port(
 
 
 def _undo(loop: Loop, code: int, key: int, *arguments: Any) -> None:
-    """It is not bound, and its next call says so."""
+    """The socket is not bound: its next call raises the error."""
     identity = next(argument for argument in arguments if isinstance(argument, Identity))
     commands.drop_holders_of(loop, identity.inode)
     if key not in loop.endpoints:

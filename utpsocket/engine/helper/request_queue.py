@@ -1,7 +1,7 @@
-"""Requests on their way to an engine in another process, which may be slow to read them: nobody waits for that.
+"""The queue of requests to an engine in another process, which may be slow to read them.
 
-Separate because it knows of no request what it says. While the kernel has room, a request leaves on the thread that
-makes it. What finds none waits in a queue, and whatever follows behind it, for a thread that ends with the queue.
+While the socket has room, a request is sent by the thread that makes it. A request that finds no room is put into a
+queue, and all that follow as well. A thread sends the queue, and ends when it is empty. So no caller waits for room.
 
 Any thread may call. Sources: unix(7) SCM_RIGHTS, ETOOMANYREFS.
 """
@@ -22,14 +22,17 @@ from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.kernel.high_fds import taken_over
 
-_LATER: Final = (errno.EAGAIN, errno.ETOOMANYREFS)  # the second: as many fds are under way as may be
+# The socket is full; as many fds are in flight as the process may have open. unix(7)
+_LATER: Final = (errno.EAGAIN, errno.ETOOMANYREFS)
+# By feel.
 _TRY_AGAIN_SECONDS: Final = 0.001
 
 
 class Requests:
-    """To one engine.
+    """The requests to one engine.
 
-    on_end   called when the engine is found to be gone, by whatever thread finds it
+    sock     the control socket
+    on_end   called by the thread that finds the engine's process gone
     """
 
     __slots__ = ("_on_end", "_queue", "_sending", "_sock")
@@ -43,11 +46,13 @@ class Requests:
     def put(
         self, request: tuple[Any, ...], fds: list[int], socks: list[Any], sent: Callable[[], Any] | None = None
     ) -> None:
-        """Send a request with duplicates of these fds, now or when there is room. Raises what sendmsg() raises of a
-        memory that is short.
+        """Send a request with duplicates of these fds, now or when there is room. Raises OSError where the kernel has
+        no memory for it.
 
-        socks   whose fds are among these, ours from now on: each is closed once it has been sent, or cannot be
-        sent    a partial() of a function in C, called in one step with the sending, or with the queueing
+        fds     to send
+        socks   sockets with fds among these, owned here from now on: each is closed once it is sent, or cannot be
+        sent    a partial() of a function in C, called as soon as the request is sent or queued, with no line of Python
+                in between
         """
         kept: list[Any] = []
         try:
@@ -55,7 +60,7 @@ class Requests:
             if not self._queue and self._is_sent(data, fds, sent):
                 _close(socks)
                 return
-            for sock in socks:  # which the caller may close, as it does where it is interrupted
+            for sock in socks:  # new objects own the fds, since the caller closes its own when it is interrupted
                 kept += taken_over(sock)
         except BaseException:
             _close(socks)
@@ -73,7 +78,7 @@ class Requests:
                 self._send_queue()
 
     def _is_sent(self, data: bytes, fds: list[int], sent: Callable[[], Any] | None) -> bool:
-        """False: there is no room."""
+        """Send a request; False if there is no room. Without effect if the engine's process is gone."""
         try:
             messages.send_data(self._sock, data, fds, sent, flags=stdlib.MSG_DONTWAIT)
         except OSError as error:
@@ -81,7 +86,7 @@ class Requests:
             if error.errno in _LATER:
                 return False
             if error.errno not in messages.ENDS:
-                raise  # no memory for it, say: the engine lives, and has not heard of it
+                raise  # no memory for it, say: the engine is alive, and has not received it
             self._on_end()
         return True
 
@@ -103,7 +108,7 @@ class Requests:
                             continue
                         self._on_end()
                     _close(socks)
-                    self._queue.popleft()  # last: whoever comes meanwhile stays behind it
+                    self._queue.popleft()  # last: requests that come meanwhile are queued behind it
             finally:
                 self._sending.release()
 

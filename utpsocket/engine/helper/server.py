@@ -1,10 +1,10 @@
-"""The engine's own process: the unchanged loop, and an application at the other end of a wire.
+"""The engine's side of an engine in a process of its own: the same Loop, and the application's requests.
 
-Read client.py and messages.py first: this is their other side. It lives until its application does not, and then for as
-long as another process has one of its sockets open, as a kernel would serve them. Then it delivers what was written, as
-at any exit, and ends. A death that asks nobody, by os._exit() or SIGKILL, is the same here.
+Read client.py and messages.py first. The process ends after its application: it goes on while another process has one
+of the sockets open, as the kernel would with TCP. Then it delivers what was written, as at any exit, and ends. An
+application that ends by os._exit() or SIGKILL makes no difference.
 
-The requests are read on the engine's own thread, like any other event; main() waits on the process's first one.
+The requests are read on the engine's thread, like any other event. main() waits on the process's first thread.
 Sources: docs/design.md §2; unix(7).
 """
 
@@ -34,12 +34,19 @@ from utpsocket.engine.user_fds import reset, shared_errnos
 from utpsocket.engine.user_fds.open_fds import HoldersWatch
 from utpsocket.engine.user_fds.socket_state import Identity, Role, Settings
 
+# By feel.
 _REQUESTS_PER_ITERATION: Final = 64
-_ORPHANS_SECONDS: Final = 0.05  # between looks whether another process still has sockets of a dead application's,
-_ORPHANS_MOST_SECONDS: Final = 2.0  # and after a while
-_HIGHEST_FD: Final = 16_384  # the kernel keeps a table as long
+# The application has ended: first and longest pause between looks whether another process has one of its sockets open;
+# by feel.
+_ORPHANS_SECONDS: Final = 0.05
+_ORPHANS_MOST_SECONDS: Final = 2.0
+# The kernel's table of fds is as long as the highest number; by feel.
+_HIGHEST_FD: Final = 16_384
+# Faults while one request is handled; by feel.
 _MOST_TRIES: Final = 3
-_MAX_BACKLOG: Final = 65_536  # notices that an application has not taken in: of ends that it does not ask about
+# Notices that the application has not read. It reads them when it uses a socket; more, and the oldest are dropped. By
+# feel.
+_MAX_BACKLOG: Final = 65_536
 
 
 def main(control_fd: int) -> None:
@@ -74,15 +81,15 @@ def main(control_fd: int) -> None:
 
 
 def _let_go_of_stderr() -> None:
-    """Whoever reads what the program says must find its end when it ends, not when its last packet is acked."""
+    """A process that reads the program's stderr must find its end when the program ends, not when this one does."""
     null_fd = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null_fd, 2)
     os.close(null_fd)
 
 
 def _closed_first(fd: int) -> Any:
-    """The same socket under a number higher than any other's: should the engine be killed, the kernel closes the
-    highest first, so that the application hears of it before it finds the end of its streams.
+    """The same socket under a higher number than any other. If the engine is killed, the kernel closes the highest
+    number first, so that the application learns of that before its connections show an end of file.
     """
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
@@ -94,7 +101,7 @@ def _closed_first(fd: int) -> Any:
 
 
 def _close_others(kept_fd: int) -> None:
-    """What was inheritable in the application is none of the engine's business."""
+    """Close the fds that were inherited from the application, but for the standard streams."""
     for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else map(str, range(_most_fds())):
         if int(name) > 2 and int(name) != kept_fd:
             try:
@@ -108,7 +115,7 @@ def _most_fds() -> int:
 
 
 class Outbox:
-    """Messages to the application, which may be slow to take them: it must not hold the engine up."""
+    """Messages to the application. Where it is slow to read them they are queued, so that the engine does not wait."""
 
     __slots__ = ("_backlog", "_loop", "_sock")
 
@@ -134,7 +141,7 @@ class Outbox:
         try:
             messages.send(self._sock, message, fds)
         except OSError as error:
-            return error.errno not in NO_ROOM  # else nobody is there any more
+            return error.errno not in NO_ROOM  # with any other error the application is gone
         return True
 
     def on_event(self, mask: int) -> None:
@@ -160,7 +167,11 @@ def _told(name: str) -> Any:
 
 
 class ServedIdentity(Identity):
-    """An identity whose shim is in the application's process, which hears of everything written here."""
+    """An identity of a socket in the application's process, which is sent each value that the engine writes.
+
+    is_known   the application has this identity; False for a listener's connection until it is about to be accepted
+    notices    the connection for notices
+    """
 
     __slots__ = ("is_known",)
 
@@ -178,11 +189,11 @@ class ServedIdentity(Identity):
     notices: ClassVar[Outbox]
 
     def __init__(self, family: int, settings: Settings | None = None) -> None:
-        self.is_known = False  # a listener's, until the application is about to accept it
+        self.is_known = False
         super().__init__(family, settings)
 
     def on_written(self, name: str, value: Any) -> None:
-        """Tell the application, before anything is done to its fd."""
+        """Send the application a value that was written, before its fd shows anything of it."""
         if self.is_known:
             self.notices.put((self.cookie, name, value.value if name == "role" else value))
         elif value is Role.CONNECTED:
@@ -190,7 +201,7 @@ class ServedIdentity(Identity):
             self.notices.put((self.cookie, messages.ACCEPTED, (self.transport, messages.identity_form(self))))
 
     def keep_ending(self, ending: tuple[Any, ...]) -> None:
-        """See Identity. The application is told by the notice that it is released: that is one less."""
+        """See Identity. It is sent with the notice RELEASED, which saves one notice."""
         _ENDING.__set__(self, ending)
 
     def __del__(self) -> None:
@@ -199,7 +210,7 @@ class ServedIdentity(Identity):
 
 
 class _Reply:
-    """In the place of an Answer: the one who asked is in another process."""
+    """In the place of an Answer: sends it to the application."""
 
     __slots__ = ("_serial", "_service")
 
@@ -212,11 +223,11 @@ class _Reply:
             code = error.errno or 0 if isinstance(error, OSError) else 0
             text = (getattr(error, "strerror", None) or repr(error)) if error is not None else ""
             self._service.answer(self._serial, (value, code, text))
-            self._serial = 0  # last: should that fail, it is all done again
+            self._serial = 0  # last: if sending fails, it is repeated
 
 
 class AnnouncedPorts(BoundPorts):
-    """The engine's ports by number, of which the application hears."""
+    """The engine's ports by number; the application is sent a notice of each that is opened or closed."""
 
     def __init__(self, notices: Outbox) -> None:
         super().__init__()
@@ -240,7 +251,7 @@ class AnnouncedPorts(BoundPorts):
 
 
 class Service:
-    """Carries out what the application asks for. Everything but wait() is the engine's thread's."""
+    """Carries out the application's requests. All but wait() is called on the engine's thread."""
 
     __slots__ = (
         "_by_inode",
@@ -261,10 +272,10 @@ class Service:
         self._outbox = Outbox(loop, Socket(fileno=os.dup(control.fileno())))  # its own number, for epoll
         self._by_inode: WeakValueDictionary[int, ServedIdentity] = WeakValueDictionary()
         self._must_flush = True
-        self._request = b""  # as received; whoever asked waits for its answer, whatever fails here
-        self._fds: list[int] = []  # that came with it,
-        self._socks: list[Any] = []  # and become these
-        self._tries = 0
+        self._request = b""  # as received, until it is a command: after a fault it is read again
+        self._fds: list[int] = []  # that came with it, and are not owned by an object yet
+        self._socks: list[Any] = []  # the objects that own the others
+        self._tries = 0  # faults while this request was read
         self._has_ended = allocate_lock()
         self._has_ended.acquire()
         control.setblocking(False)
@@ -273,11 +284,11 @@ class Service:
         reset.deputy = self._delegate
 
     def begin(self) -> None:
-        """Listen to the application."""
+        """Begin to read requests."""
         self._loop.watch(self._control.fileno(), EPOLLIN, self)
 
     def wait(self) -> bool:
-        """Block until the application is gone; whether what it wrote must still be delivered."""
+        """Wait until the application has ended or has sent STOP. Returns whether data is left to be delivered."""
         self._has_ended.acquire()
         return self._must_flush
 
@@ -291,7 +302,7 @@ class Service:
                     if error.errno in NO_ROOM:
                         return
                     if error.errno != errno.ECONNRESET:
-                        raise  # that says nothing of the application: fail() tries again, and else tells everybody
+                        raise  # the application may be alive: fail() tries again, or ends the engine
                 if not self._request:
                     self._end()
                     return
@@ -323,14 +334,14 @@ class Service:
             answer = _Reply(self, serial) if serial else None
             command = Command(self._loop, *self._plain(messages.crossing(name), arguments), named, answer)
             left: list[Any] = []
-            self._loop.command = command  # first: from here on whoever asked is answered
+            self._loop.command = command  # first: from here on the request is answered whatever fails
             self._request, self._socks, self._tries = b"", left, 0
             self._loop.carry_out()
             self._loop.owner = self
 
     def fail(self, error: BaseException) -> None:
-        """See faults.py: the request is read again. Where that is in vain the application would wait for ever, so the
-        engine ends, and everybody is told.
+        """See faults.py: the request is read again. If that fails, too, the application would wait for an answer
+        without end; so the engine ends, and all waiting threads get an error.
         """
         self._tries += 1
         if self._tries > _MOST_TRIES:
@@ -358,13 +369,13 @@ class Service:
         return crossing.command, tuple(real)
 
     def _identity(self, form: tuple[Any, ...]) -> ServedIdentity:
-        """The identity that the shim speaks of, as it is now."""
+        """The identity here of a socket in the application, with the values that the shim has sent."""
         plain = form[0]
         identity = self._loop.identity_of(plain["cookie"]) or self._by_inode.get(plain["inode"])
         if not isinstance(identity, ServedIdentity):
             identity = ServedIdentity(plain["family"])
             self._by_inode[plain["inode"]] = identity
-        identity.is_known = False  # what the shim writes is no news to it
+        identity.is_known = False  # no notices of the values that the shim has sent itself
         messages.fill(identity, form)
         identity.owner_pid = self._loop.pid
         identity.is_known = True
@@ -375,7 +386,7 @@ class Service:
             self._outbox.put((serial, part, has_more))
 
     def _delegate(self, engine_fd: int, identity: Identity, refuses: bool) -> bool:
-        """user_fds/reset.py: the application's process acts as the user, and closes the last copy of our end."""
+        """See user_fds/reset.py, `deputy`."""
         return self._has_ended.locked() and self._outbox.put_now(
             (messages.FORCE_RESET, identity.cookie, refuses), (engine_fd,)
         )
