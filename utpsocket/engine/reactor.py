@@ -17,43 +17,65 @@ if TYPE_CHECKING:
 class Reactor(Protocol):
     """The engine's thread, which alone calls this. Times are µs of the monotonic clock.
 
-    now        when this iteration began
-    owner      what the thread works for just now: an exception costs it (faults.py). Code that goes on to work for
-               another object sets it, and sets it back
-    pid        of the process that the engine runs in
-    is_alive   False once it is ending
-    fd_lock    held while fds are made that a fork must not copy half made
+    Source: docs/design.md §2.
     """
 
     now: int
+    """When this iteration began, µs."""
     owner: Any
+    """What the thread works for at present: an exception ends it (faults.py). Code that goes on to work for another
+    object sets it, and sets it back.
+    """
     pid: int
+    """The id of the process in which the engine runs."""
     is_alive: bool
+    """False once the engine is ending."""
     fd_lock: ForkLock
+    """Held while descriptors are made that a fork must not copy half made."""
 
     @property
     def call_at(self) -> Callable[[int, Callable[[], None]], None]:
-        """call_at(at, call): call once, in the first iteration that begins at `at` or later; at once if that is past.
+        """call_at(at, call): call once, in the first iteration that begins at `at` µs or later.
 
-        It cannot be cancelled: `call` looks whether it is still wanted. If it is a bound method, its object is the
+        It cannot be cancelled: `call` checks whether it is still wanted. If it is a bound method, its object is the
         owner.
+
+        Returns: the function call_at, which returns nothing.
+        Source: docs/design.md §2; docs/performance.md §10.
         """
 
     @property
     def watch(self) -> Callable[[int, int, Any], None]:
         """watch(fd, events, watcher): have watcher.on_event(mask) called for these events of epoll.
 
-        The watcher may have known_events: those need not be told again where epoll is replaced by poll(). Raises
-        OSError if epoll takes no more.
+        The watcher may have known_events: those need not be reported again where epoll is replaced by poll().
+
+        Returns: the function watch, which returns nothing, and raises OSError if epoll takes no more descriptors.
+        Next: rewatch(), forget_fd().
+        Source: epoll_ctl(2) EPOLL_CTL_ADD.
         """
 
     @property
     def rewatch(self) -> Callable[[int, int], None]:
-        """rewatch(fd, events): the same fd for other events. Edges that last are told anew."""
+        """rewatch(fd, events): watch the same descriptor for other events. States that last are reported anew.
+
+        Returns: the function rewatch, which returns nothing.
+        Source: epoll_ctl(2) EPOLL_CTL_MOD.
+        """
 
     @property
     def forget_fd(self) -> Callable[[int], None]:
-        """forget_fd(fd): no events of it any more. Call it before the fd is closed; idempotent."""
+        """forget_fd(fd): report no more events of it. To be called before it is closed; a second call does nothing.
+
+        Returns: the function forget_fd, which returns nothing.
+        Source: epoll_ctl(2) EPOLL_CTL_DEL.
+        """
 
     def mark_dirty(self, bridge: Any) -> None:
-        """Something has happened to this connection: deliver and send in this iteration."""
+        """Note that something has happened to a connection: it delivers and sends in this iteration.
+
+        Parameters:
+            bridge: the channel of the connection.
+        Raises: nothing.
+        Source: docs/design.md §2.
+        """
