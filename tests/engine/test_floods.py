@@ -118,10 +118,10 @@ class SiftingPort(SilentPort):
         super().__init__()
         self.syns_of_every: list[int] = []
 
-    def attach_sieve(self, ids: frozenset[int], syns: int, strays: int, heavy: object, large: int) -> None:
+    def attach_filter(self, ids: frozenset[int], syns: int, strays: int, heavy: object, large: int) -> None:
         self.syns_of_every.append(syns)
 
-    def tell_icmp(self, *, wanted: bool) -> None:
+    def report_icmp(self, *, wanted: bool) -> None:
         pass
 
 

@@ -468,7 +468,7 @@ class Wire(NamedTuple):
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     """A service in this process."""
-    monkeypatch.setattr(reset, "deputy", None)
+    monkeypatch.setattr(reset, "delegate", None)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     notices, _ = sockets = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(WAIT_S)

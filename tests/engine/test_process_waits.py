@@ -116,9 +116,9 @@ with utpsocket.socket() as unconnected:
     assert errno_of(unconnected.getsockopt, utpsocket.SOL_UTP, utpsocket.UTP_INFO) == "ENOTCONN"
 """,
     "a_port_that_another_process_was_faster_to_take": """
-from utpsocket.engine.helper.known_ports import Ledger
+from utpsocket.engine.helper.known_ports import KnownPorts
 
-Ledger.judge = lambda *_, **__: 0  # as if one of ours had it
+KnownPorts.check_bind = lambda *_, **__: 0  # as if one of ours had it
 with __import__("socket").socket(type=utpsocket.SOCK_DGRAM) as udp, utpsocket.socket() as sock:
     udp.bind(("127.0.0.1", 0))
     sock.setblocking(False)

@@ -119,8 +119,8 @@ def test_small_syns_are_kept_out_before_large_ones(monkeypatch: pytest.MonkeyPat
     class Told:
         kernel_drops = 0
 
-        def tell_icmp(self, *, wanted: bool) -> None: ...
-        def attach_sieve(self, ids: Any, syns: int, strays: int, heavy: Any, large: int) -> None:
+        def report_icmp(self, *, wanted: bool) -> None: ...
+        def attach_filter(self, ids: Any, syns: int, strays: int, heavy: Any, large: int) -> None:
             told.append((syns, large))
 
     class Somewhere:

@@ -15,7 +15,7 @@ from utpsocket.protocol import PacketType
 from utpsocket.protocol.packet import HEADER_BYTES, LARGE_SYN_BYTES, encode, pad
 
 HOSTS = ["127.0.0.1", "::1"]
-NOBODY = socket_filter.Heavy(1, frozenset(), 0)
+NOBODY = socket_filter.HeavySources(1, frozenset(), 0)
 
 
 @contextlib.contextmanager
@@ -102,7 +102,9 @@ def test_large_syns_are_another_part(large: int) -> None:
             assert len(passed(sender, receiver, [small_syn, large_syn[:-1]] * 10)) == (20 if syns else 0)
             found = len(passed(sender, receiver, [large_syn] * 1_000))
             assert abs(found / 1_000 - large / socket_filter.EVERY) < 0.1
-        heavy = socket_filter.Heavy(1, frozenset({socket_filter.source_hash(packed_name(sender.getsockname()), 1)}), 0)
+        heavy = socket_filter.HeavySources(
+            1, frozenset({socket_filter.source_hash(packed_name(sender.getsockname()), 1)}), 0
+        )
         assert socket_filter.attach(receiver, [1], socket_filter.EVERY, 0, heavy, socket_filter.EVERY)
         assert passed(sender, receiver, [small_syn, large_syn]) == []
 
@@ -116,7 +118,7 @@ def test_heavy_sources_are_told_from_the_others(host: str) -> None:
             other.connect(receiver.getsockname())
         hashes = [socket_filter.source_hash(packed_name(other.getsockname()), multiplier) for other in others]
         assert len(set(hashes)) > 50
-        heavy = socket_filter.Heavy(multiplier, frozenset(hashes[:30]), 0)
+        heavy = socket_filter.HeavySources(multiplier, frozenset(hashes[:30]), 0)
         assert socket_filter.attach(receiver, [1], socket_filter.EVERY, socket_filter.EVERY, heavy)
         for other, source in zip(others, hashes, strict=True):
             expected = [] if source in heavy.sources else [packet(PacketType.SYN, 9)]

@@ -121,7 +121,7 @@ class Command:
             except BaseException as again:
                 error = again
         if not self._is_done:
-            error_told = faults.told(error)
+            error_told = faults.to_os_error(error)
             undo = UNDO.get(self.function)
             if undo is not None:
                 undo(self.loop, error_told.errno or 0, *self.arguments)

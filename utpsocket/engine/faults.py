@@ -35,7 +35,7 @@ _REST_SECONDS: Final = 0.001
 _MOST_IN_ROW: Final = 1_000
 _MOST_TRIES: Final = 10
 # Errnos that a program is given as they are (errno_of).
-_TOLD: Final = TRANSIENT | {errno.EMFILE, errno.ENFILE, errno.ENOSPC}
+_REPORTED_AS_THEY_ARE: Final = TRANSIENT | {errno.EMFILE, errno.ENFILE, errno.ENOSPC}
 
 
 def errno_of(error: BaseException) -> int:
@@ -44,12 +44,12 @@ def errno_of(error: BaseException) -> int:
     """
     if isinstance(error, MemoryError):
         return errno.ENOMEM
-    if isinstance(error, OSError) and error.errno in _TOLD:
+    if isinstance(error, OSError) and error.errno in _REPORTED_AS_THEY_ARE:
         return int(error.errno) if error.errno != errno.EINTR else errno.ENOBUFS
     return errno.ECONNABORTED
 
 
-def told(error: BaseException) -> OSError:
+def to_os_error(error: BaseException) -> OSError:
     """The OSError that a program's call raises for an exception of the engine's thread."""
     if isinstance(error, OSError) and error.errno not in (None, errno.EINTR):
         return error

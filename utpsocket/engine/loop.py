@@ -223,7 +223,7 @@ class Loop:
         """Have the engine's thread carry out a command, and wait for it. Any other thread.
 
         Returns what the command returns. Raises its OSError; ECONNABORTED if the engine ends first; the OSError that an
-        exception of the engine's own amounts to (faults.told()); RuntimeError if the interpreter is ending.
+        exception of the engine's own amounts to (faults.to_os_error()); RuntimeError if the interpreter is ending.
         """
         if sys.is_finalizing():
             raise RuntimeError("the interpreter is ending, and the engine's thread with it")

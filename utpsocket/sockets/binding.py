@@ -43,7 +43,7 @@ def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: A
             try:
                 if sock.gettimeout() == 0:
                     return _take_known_port(sock, loop, identity, local, **named), local
-                loop.judge(local, identity, **named)  # a refusal that is known here does not wait for the engine
+                loop.check_bind(local, identity, **named)  # a refusal that is known here does not wait for the engine
             except OSError as error:
                 if is_last or error.errno != errno.EADDRINUSE:
                     raise
@@ -53,7 +53,7 @@ def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: A
             key = loop.perform(commands.share_port, local, identity, **named, namespace=namespace)
             if key:
                 if not isinstance(loop, Loop):
-                    loop.ledger.add(key, local, identity, **named)
+                    loop.known_ports.add(key, local, identity, **named)
                 return key, local
             way = loop.perform(commands.allow_overlap, local, namespace=namespace) if named["reuse"] else []
             if way:

@@ -313,7 +313,7 @@ def listen(sock: Any, identity: Identity, backlog: int) -> None:
         Socket.bind(sock, name)
         Socket.listen(sock, backlog)
         if not isinstance(loop, Loop) and sock.gettimeout() == 0:
-            loop.ledger.check_listen(identity.endpoint, identity.inode)
+            loop.known_ports.check_listen(identity.endpoint, identity.inode)
             identity.role = Role.LISTENING  # before the engine may report that it failed
             try:
                 loop.post(commands.listen_soon, identity.endpoint, identity, name, max(1, backlog), identity.bound_tcp)

@@ -199,7 +199,7 @@ class socket(StdlibSocket):
             return
         lifecycle.check_open(self)
         must_hear = options.set_option(self, identity, level, optname, value, *optlen)
-        identity.tell_options()
+        identity.share_options()
         if identity.cookie:
             # A buffer's new size holds for the next send() already; other options may take effect a moment later.
             at_once = (

@@ -35,7 +35,7 @@ from utpsocket.engine import commands
 from utpsocket.engine.command_queue import Answer
 from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.helper import messages, port_commands
-from utpsocket.engine.helper.known_ports import Ledger
+from utpsocket.engine.helper.known_ports import KnownPorts
 from utpsocket.engine.helper.messages import Argument
 from utpsocket.engine.helper.request_queue import Requests
 from utpsocket.engine.interpreter import garbage_collector
@@ -54,7 +54,7 @@ from utpsocket.engine.kernel import fd_name_key
 from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.kernel.poller import sleep_until_ready
 from utpsocket.engine.user_fds import forked_copies, reset, shared_errnos
-from utpsocket.engine.user_fds.forked_copies import noticed
+from utpsocket.engine.user_fds.forked_copies import after_notices
 from utpsocket.engine.user_fds.open_fds import HoldersWatch
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.engine.user_fds.unaccepted import ResetUnaccepted
@@ -102,15 +102,15 @@ class RemoteIdentity(Identity):
     __slots__ = ()
 
     # WRITTEN_BY_ENGINE
-    role = noticed("role")
-    error = noticed("error")
-    is_over = noticed("is_over")
-    is_reset = noticed("is_reset")
-    is_after_eof = noticed("is_after_eof")
-    transport = noticed("transport")
-    local = noticed("local")
-    is_full = noticed("is_full")
-    ending = noticed("ending")
+    role = after_notices("role")
+    error = after_notices("error")
+    is_over = after_notices("is_over")
+    is_reset = after_notices("is_reset")
+    is_after_eof = after_notices("is_after_eof")
+    transport = after_notices("transport")
+    local = after_notices("local")
+    is_full = after_notices("is_full")
+    ending = after_notices("ending")
 
 
 class _Callback:
@@ -162,7 +162,7 @@ class RemoteLoop:
     is_begun         start() has returned
     listened         port numbers that this process has listened at
     successor        the engine that has taken this one's place, under the key ""
-    ledger           the ports that the engine has for this process (known_ports.py)
+    known_ports      the ports that the engine has for this process (known_ports.py)
     """
 
     def __init__(self) -> None:
@@ -175,7 +175,7 @@ class RemoteLoop:
         self._serials = itertools.count(1)  # of requests that are answered; 0: of those that are not
         self._answers: dict[int, Answer | _Callback | _Figures] = {}  # that have not come yet, by serial
         self._served: dict[int, Identity] = {}  # connections by cookie, until the notice RELEASED
-        self.ledger = Ledger(self.holders_watch, lambda: list(self._served.values()))
+        self.known_ports = KnownPorts(self.holders_watch, lambda: list(self._served.values()))
         self._figures: dict[int, tuple[Any, ...]] = {}  # the latest that the engine has sent, by cookie
         self._asked: set[int] = set()  # cookies of connections for which newer figures have been asked
         self._known: WeakValueDictionary[int, Identity] = WeakValueDictionary()  # all that were in a request, by cookie
@@ -263,8 +263,8 @@ class RemoteLoop:
             command, arguments: as in post().
             named: keyword arguments, plain values.
         Returns: what the command returns, a plain value; None on the thread that reads answers, which does not wait.
-        Raises: OSError of the command (faults.told()); ECONNABORTED if the engine's process ends first; RuntimeError
-            while the interpreter is ending.
+        Raises: OSError of the command (faults.to_os_error()); ECONNABORTED if the engine's process ends first;
+            RuntimeError while the interpreter is ending.
         """
         if sys.is_finalizing():
             raise RuntimeError("the interpreter is ending, and the thread that would take the answer with it")
@@ -302,7 +302,7 @@ class RemoteLoop:
         Raises: OSError as post(). Should the engine fail, the socket has failed, and its next call reports it.
         """
         key = _new_key()
-        self.ledger.add(key, local, identity, reuse=reuse, shares=shares)
+        self.known_ports.add(key, local, identity, reuse=reuse, shares=shares)
         self.post(commands.adopt_port_as, key, udp_sock, identity, reuse, shares)
         return key
 
@@ -314,20 +314,20 @@ class RemoteLoop:
         Returns: the port's key.
         Raises: EADDRINUSE where the address may not be shared; OSError as post().
         """
-        key = self.judge(local, identity, reuse=reuse, shares=shares) or _new_key()
-        self.ledger.add(key, local, identity, reuse=reuse, shares=shares)
+        key = self.check_bind(local, identity, reuse=reuse, shares=shares) or _new_key()
+        self.known_ports.add(key, local, identity, reuse=reuse, shares=shares)
         self.post(port_commands.take_port, key, udp_sock, local, identity, reuse, shares, identity.namespace)
         return key
 
-    def judge(self, local: Address, identity: Identity, *, reuse: bool, shares: bool) -> int:
-        """Ledger.judge(), after the notices that have arrived."""
+    def check_bind(self, local: Address, identity: Identity, *, reuse: bool, shares: bool) -> int:
+        """KnownPorts.check_bind(), after the notices that have arrived."""
         self.take_notices()
-        return self.ledger.judge(local, identity.namespace, reuse=reuse, shares=shares)
+        return self.known_ports.check_bind(local, identity.namespace, reuse=reuse, shares=shares)
 
     def keep_port(self, udp_sock: Any, inode: int, identity: Identity, *, reuse: bool, shares: bool) -> None:
         """As commands.replace_holder(), without waiting; where the port is gone the socket gets it anew."""
         key, local = identity.endpoint, identity.bound
-        self.ledger.replace_holder(key, inode, identity)
+        self.known_ports.replace_holder(key, inode, identity)
         self.post(port_commands.keep_port, key, udp_sock, inode, local, identity, reuse, shares, identity.namespace)
 
     def latest_figures(self, cookie: int) -> tuple[Any, ...]:
@@ -364,7 +364,7 @@ class RemoteLoop:
     def _request(
         self, serial: int, command: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
     ) -> None:
-        self.ledger.note(command, arguments)
+        self.known_ports.note(command, arguments)
         plain: list[Any] = []
         socks: list[Any] = []
         sent = None
@@ -437,9 +437,9 @@ class RemoteLoop:
             identity.owner_pid = self.pid
             self._served[cookie] = self._known[cookie] = identity
         elif name == messages.BOUND:
-            self.ledger.on_bound(value)
+            self.known_ports.on_bound(value)
         elif name == messages.FREE:
-            self.ledger.on_free(value)
+            self.known_ports.on_free(value)
         elif name == messages.RELEASED:
             gone = self._served.pop(cookie, None)
             self._figures.pop(cookie, None)

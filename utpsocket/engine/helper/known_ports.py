@@ -48,7 +48,7 @@ class KnownPort:
         self.holders: dict[int, Identity | None] = {}
 
 
-class Ledger:
+class KnownPorts:
     """The known ports of one engine.
 
     watch    tells which sockets are open
@@ -127,7 +127,7 @@ class Ledger:
 
     # ── what may be done ──
 
-    def judge(self, local: Address, namespace: int, *, reuse: bool, shares: bool) -> int:
+    def check_bind(self, local: Address, namespace: int, *, reuse: bool, shares: bool) -> int:
         """Whether a socket may be bound to an address at which the kernel returned EADDRINUSE.
 
         Parameters:

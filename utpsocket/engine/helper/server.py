@@ -156,7 +156,7 @@ class Outbox:
 _ENDING: Final[Any] = vars(Identity)["ending"]
 
 
-def _told(name: str) -> Any:
+def _sent_when_written(name: str) -> Any:
     slot = getattr(Identity, name)
 
     def write(self: ServedIdentity, value: Any) -> None:
@@ -176,15 +176,15 @@ class ServedIdentity(Identity):
     __slots__ = ("is_known",)
 
     # WRITTEN_BY_ENGINE
-    role = _told("role")
-    error = _told("error")
-    is_over = _told("is_over")
-    is_reset = _told("is_reset")
-    is_after_eof = _told("is_after_eof")
-    transport = _told("transport")
-    local = _told("local")
-    is_full = _told("is_full")
-    ending = _told("ending")
+    role = _sent_when_written("role")
+    error = _sent_when_written("error")
+    is_over = _sent_when_written("is_over")
+    is_reset = _sent_when_written("is_reset")
+    is_after_eof = _sent_when_written("is_after_eof")
+    transport = _sent_when_written("transport")
+    local = _sent_when_written("local")
+    is_full = _sent_when_written("is_full")
+    ending = _sent_when_written("ending")
 
     notices: ClassVar[Outbox]
 
@@ -281,7 +281,7 @@ class Service:
         control.setblocking(False)
         ServedIdentity.notices = Outbox(loop, notices)
         loop.bound = AnnouncedPorts(ServedIdentity.notices)  # before there is any
-        reset.deputy = self._delegate
+        reset.delegate = self._delegate
 
     def begin(self) -> None:
         """Begin to read requests."""
@@ -386,7 +386,7 @@ class Service:
             self._outbox.put((serial, part, has_more))
 
     def _delegate(self, engine_fd: int, identity: Identity, refuses: bool) -> bool:
-        """See user_fds/reset.py, `deputy`."""
+        """See user_fds/reset.py, `delegate`."""
         return self._has_ended.locked() and self._outbox.put_now(
             (messages.FORCE_RESET, identity.cookie, refuses), (engine_fd,)
         )

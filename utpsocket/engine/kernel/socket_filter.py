@@ -62,7 +62,7 @@ _DROP: Final = (_RETURN, 0, 0, 0)
 _PASS: Final = (_RETURN, 0, 0, _ALL)
 
 
-class Heavy(NamedTuple):
+class HeavySources(NamedTuple):
     """Sources that send many SYNs.
 
     multiplier   of the hash, odd; drawn anew now and then, so that no source can choose to have another's hash
@@ -80,7 +80,7 @@ def attach(
     ids: Iterable[int] | None,
     syns_of_every: int,
     strays_of_every: int,
-    heavy: Heavy,
+    heavy: HeavySources,
     large_of_every: int = EVERY,
 ) -> bool:
     """Attach the program; False where the kernel does not take it.
@@ -118,7 +118,7 @@ def detach(sock: Any) -> None:
 
 
 def program(
-    ids: Iterable[int] | None, syns_of_every: int, strays_of_every: int, heavy: Heavy, large_of_every: int
+    ids: Iterable[int] | None, syns_of_every: int, strays_of_every: int, heavy: HeavySources, large_of_every: int
 ) -> list[Instruction]:
     """The program; see attach()."""
     large = [(_LOAD_WORD, 0, 0, _RANDOM), *_part(large_of_every)]

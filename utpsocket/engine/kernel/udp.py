@@ -75,13 +75,13 @@ _MOST_SIFTED_SLOTS: Final = 128
 # A datagram of so many bytes that was received unmerged, and so many in a row, mean that the peer sends without GSO;
 # both by feel. Smaller ones are acks or interactive data, which nothing could be merged with.
 _LARGE_BYTES: Final = 1_000
-_LONE_IN_A_ROW: Final = 2
+_UNMERGED_TO_GATHER: Final = 2
 # A plain int: `&` of an IntFlag takes 2 µs.
 _MSG_TRUNC: Final = int(stdlib.MSG_TRUNC)
 # With IP_RECVERR a call may fail with these for an error of an earlier datagram. ip(7)
 _STALE: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EMSGSIZE)
 # The fd number is not ours any more: the program has closed every fd that it found (os.closerange).
-_ROBBED: Final = (errno.EBADF, errno.ENOTSOCK)
+_FD_LOST: Final = (errno.EBADF, errno.ENOTSOCK)
 _OFFLOAD_REFUSED: Final = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
 
 
@@ -175,7 +175,7 @@ class Port:
         _calls: the system calls (syscalls.py).
         _wanted: offload and buffer_bytes, until _prepare() needs them.
         _has_gso, _has_gro: UDP_SEGMENT and UDP_GRO are in use.
-        _lone: large unmerged datagrams in a row, as receive() counts them.
+        _unmerged_in_a_row: large unmerged datagrams in a row, as receive() counts them.
         _may_fragment: what IP_MTU_DISCOVER was last set for; None: not set yet.
         _overhead: bytes of the IP and UDP headers, 28 or 48.
         _plain_control_bytes: of the ancillary data that comes with each datagram that was not merged.
@@ -187,7 +187,7 @@ class Port:
         "_calls",
         "_has_gro",
         "_has_gso",
-        "_lone",
+        "_unmerged_in_a_row",
         "_may_fragment",
         "_overhead",
         "_plain_control_bytes",
@@ -270,7 +270,7 @@ class Port:
         self._has_gro = offload and self._option(stdlib.IPPROTO_UDP, _UDP_GRO, 1)
         self.is_gathering = not self._has_gro
         self.is_drained = False
-        self._lone = 0
+        self._unmerged_in_a_row = 0
         self._slot_bytes = _SLOT_BYTES
         self._configure(buffer_bytes)
         ancillary_bytes = ANCILLARY_BYTES if self._has_gro or self.is_wildcard else 0
@@ -310,7 +310,7 @@ class Port:
         size, ancillary, flags, addr = self._calls.receive(buffer)
         if size < 0:
             if size == -errno.EAGAIN:
-                self._lone = 0
+                self._unmerged_in_a_row = 0
                 return None
             self._on_receive_error(-size)
             return self._empty(buffer)
@@ -320,8 +320,8 @@ class Port:
         stride, local = self.parse_ancillary(ancillary, size)
         if self._has_gro:
             # What is not merged comes from a peer without offload, or is small and rare: two in a row tell which.
-            self._lone = self._lone + 1 if stride == size >= _LARGE_BYTES else 0
-            self.is_gathering = self._lone >= _LONE_IN_A_ROW
+            self._unmerged_in_a_row = self._unmerged_in_a_row + 1 if stride == size >= _LARGE_BYTES else 0
+            self.is_gathering = self._unmerged_in_a_row >= _UNMERGED_TO_GATHER
         self.received_runs += 1
         self.received_datagrams += -(-size // stride) if stride != size else 1
         return Run(buffer[:size], stride, addr, local)
@@ -375,7 +375,7 @@ class Port:
         self.is_drained = received < most
         if is_merged or (self._has_gro and received == 1):
             self.is_gathering = False
-            self._lone = 0
+            self._unmerged_in_a_row = 0
         elif longest > stride:
             self._slot_bytes = min(longest + 7 & ~7, ROOM_BYTES)
         return runs
@@ -437,13 +437,13 @@ class Port:
         """Whether receive_sifted() works here."""
         return bool(self._calls.can_sift) and not self.is_connected
 
-    def tell_icmp(self, *, wanted: bool) -> None:
+    def report_icmp(self, *, wanted: bool) -> None:
         """Turn IP_RECVERR on or off. Under a flood from false addresses each answer may cause an ICMP error."""
         self._option(stdlib.IPPROTO_IP, _IP_RECVERR, int(wanted))
         if self.family == stdlib.AF_INET6:
             self._option(stdlib.IPPROTO_IPV6, _IPV6_RECVERR, int(wanted))
 
-    def attach_sieve(self, ids: Iterable[int], *wanted: Any) -> None:
+    def attach_filter(self, ids: Iterable[int], *wanted: Any) -> None:
         """Have the kernel drop datagrams before they are queued; without effect where it cannot.
 
         Parameters:
@@ -454,7 +454,7 @@ class Port:
         if not socket_filter.attach(self.sock, ids, *wanted):
             socket_filter.attach(self.sock, None, *wanted)
 
-    def detach_sieve(self) -> None:
+    def detach_filter(self) -> None:
         """Let everything through again."""
         socket_filter.detach(self.sock)
 
@@ -484,7 +484,7 @@ class Port:
 
     def _on_receive_error(self, error: int) -> None:
         """A receiving call failed: with the error of a datagram sent earlier, unless the fd is not ours any more."""
-        if error in _ROBBED:
+        if error in _FD_LOST:
             raise OSError(error, os.strerror(error))
         self.read_errors()
 
@@ -533,7 +533,7 @@ class Port:
         Source: ip(7) IP_PKTINFO, ipv6(7) IPV6_PKTINFO.
         """
         if self.family == stdlib.AF_INET6:
-            host, scope = parted(local_ip)
+            host, scope = split_scope(local_ip)
             packed = _SOURCE_V6.pack(stdlib.inet_pton(stdlib.AF_INET6, host), scope)
             return [(stdlib.IPPROTO_IPV6, _IPV6_PKTINFO, packed)]
         packed = _SOURCE_V4.pack(0, stdlib.inet_pton(stdlib.AF_INET, local_ip), bytes(4))
@@ -693,7 +693,7 @@ _LATE: Final = frozenset(Port.__slots__) - {
 }
 
 
-def parted(local_ip: str) -> tuple[str, int]:
+def split_scope(local_ip: str) -> tuple[str, int]:
     """The two parts of Run.local: the address, and the interface's number if the address is link-local, else 0."""
     host, _, scope = local_ip.partition("%")
     return host, int(scope or 0)

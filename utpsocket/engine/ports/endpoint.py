@@ -22,7 +22,7 @@ from utpsocket.engine.interpreter.originals import os, struct
 from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.kernel.poller import EPOLLIN, polls
 from utpsocket.engine.kernel.syscalls import packed_name
-from utpsocket.engine.kernel.udp import PACKET_OPTIONS, IcmpError, Port, parted
+from utpsocket.engine.kernel.udp import PACKET_OPTIONS, IcmpError, Port, split_scope
 from utpsocket.engine.ports import overlapping_ports
 from utpsocket.engine.ports.flood import Flood
 from utpsocket.engine.ports.listener import Listener
@@ -584,7 +584,7 @@ class Endpoint:
         identity.owner_pid = listener.identity.owner_pid
         identity.local = self.port.local
         if run.local is not None:
-            host, scope = parted(str(run.local))
+            host, scope = split_scope(str(run.local))
             identity.local = (host, *self.port.local[1:])
             if scope and run.addr[3]:  # type: ignore[index]
                 identity.local = (host, self.port.local[1], 0, scope)  # beside a global peer Linux' TCP tells none

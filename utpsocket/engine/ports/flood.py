@@ -32,7 +32,7 @@ from socket import htons
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from utpsocket.engine.interpreter.originals import os
-from utpsocket.engine.kernel.socket_filter import EVERY, SOURCES, Heavy, source_hash
+from utpsocket.engine.kernel.socket_filter import EVERY, SOURCES, HeavySources, source_hash
 from utpsocket.engine.kernel.syscalls import packed_name
 from utpsocket.protocol import Run, Transmit
 from utpsocket.protocol.packet import HEADER_BYTES, SYN_BYTE, decode
@@ -145,8 +145,8 @@ class Flood:
         self._noise_before = 0  # noise at its beginning, or at the last tick
         self._ids: set[int] | None = None  # see _wanted_ids(); None: to be made anew
 
-        # The filter.
-        self._sieve: tuple[frozenset[int], int, int, Heavy, int] | None = None  # its parameters, as the kernel has them
+        # The filter: its parameters, as the kernel has them.
+        self._sieve: tuple[frozenset[int], int, int, HeavySources, int] | None = None
         # Of EVERY datagrams so many are let in: small SYNs, large SYNs, strays.
         self._syns_of_every = self._large_of_every = self._strays_of_every = EVERY
         self._dropped_before = 0  # the kernel's count at the last tick
@@ -188,7 +188,7 @@ class Flood:
         self._syns_of_every = self._large_of_every = self._strays_of_every = EVERY
         self._draw_multiplier()
         self._busy_until = self._ticks + _BUSY_TICKS
-        port.tell_icmp(wanted=False)
+        port.report_icmp(wanted=False)
         self._dropped_before = port.kernel_drops
         self._set_sieve(endpoint)
         endpoint.loop.call_at(now + _TICK_US, lambda: self._tick(endpoint))
@@ -213,8 +213,8 @@ class Flood:
             self._since = endpoint.loop.now
             self._ids = self._sieve = None
             self._draw_multiplier()
-            port.detach_sieve()
-            port.tell_icmp(wanted=True)
+            port.detach_filter()
+            port.report_icmp(wanted=True)
             return
         self._ticks = ticks = self._ticks + 1
         known = len(self._heavy)
@@ -261,11 +261,11 @@ class Flood:
             syns = large = self._strays_of_every  # without a listener SYNs are strays
         elif listener.is_full:
             syns = large = _LEAST_PART  # none could come in
-        heavy = Heavy(self._multiplier, frozenset(self._heavy), _HEAVY_PART)
+        heavy = HeavySources(self._multiplier, frozenset(self._heavy), _HEAVY_PART)
         wanted = ids, syns, self._strays_of_every, heavy, large
         if wanted != self._sieve:
             self._sieve = wanted
-            endpoint.port.attach_sieve(*wanted)
+            endpoint.port.attach_filter(*wanted)
 
     def _wanted_ids(self, endpoint: FloodedPort) -> set[int]:
         """What packets of connections may carry: their ids, and their neighbours in a RESET."""

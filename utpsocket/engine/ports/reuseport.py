@@ -29,7 +29,7 @@ from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.kernel import netns
 from utpsocket.engine.kernel.high_fds import raise_fd, with_room
 from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLIN
-from utpsocket.engine.kernel.udp import Port, parted
+from utpsocket.engine.kernel.udp import Port, split_scope
 from utpsocket.protocol import Run
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ class ReuseportSockets:
             if is_mapped:
                 ours, theirs = (host.removeprefix(_MAPPED), port.local[1]), (addr[0].removeprefix(_MAPPED), addr[1])
             else:
-                name, scope = parted(host)
+                name, scope = split_scope(host)
                 ours = (prefix + name, port.local[1], 0, scope) if scope else (prefix + name, *port.local[1:])
                 theirs = (prefix + addr[0], *addr[1:])
             sock.bind(ours)

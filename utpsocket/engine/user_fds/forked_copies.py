@@ -179,7 +179,7 @@ def _shared_flag(name: str) -> Any:
     return property(read_latest if name in WRITTEN_BY_ENGINE else get, put)
 
 
-def noticed(name: str) -> Any:
+def after_notices(name: str) -> Any:
     """An attribute of an identity that an engine in another process writes: read after its notices."""
     slot = getattr(Identity, name)
 
@@ -215,9 +215,9 @@ class CopiedIdentity(Identity):
     peer = _shared("peer")
     bound = _shared("bound")
     # These are of use in the process of the engine alone.
-    transport = noticed("transport")
-    is_full = noticed("is_full")
-    ending = noticed("ending")
+    transport = after_notices("transport")
+    is_full = after_notices("is_full")
+    ending = after_notices("ending")
 
     def part(self) -> None:
         """Another socket is about to take this one's place, in this process."""
@@ -231,7 +231,7 @@ class CopiedIdentity(Identity):
         self.record = self.shared_options = None
         self.become(Identity)
 
-    def tell_options(self) -> None:
+    def share_options(self) -> None:
         """Write the options for the other processes, since this one has set one."""
         self.shared_options.write((settings_form(_SETTINGS.__get__(self)), _OPTIONS.__get__(self)))
 
@@ -269,7 +269,7 @@ class DistantIdentity(Identity):
         return place is not None and place[AFTER_EOF] != 0 and shared_errnos.is_after_eof(self.owner_pid, self.cookie)
 
     def _error(self) -> int:
-        return shared_errnos.untold(self.owner_pid, self.cookie)
+        return shared_errnos.peek(self.owner_pid, self.cookie)
 
     def _ignore(self, value: object) -> None:
         """Nothing is written: the table is that engine's."""

@@ -32,7 +32,7 @@ _POLLHUP: Final = 0x010
 _READ_BYTES: Final = 65_536
 # SO_SNDBUF: four times what the kernel counts for the largest part of one send.
 _ROOMY_BYTES: Final = 1 << 20
-deputy: Callable[[int, Identity, bool], bool] | None = None
+delegate: Callable[[int, Identity, bool], bool] | None = None
 """Set in an engine in a process of its own: asks the application's process to write the byte, and with True to refuse
 sends. That process gets a duplicate of the engine's end, which keeps the connection open until the byte is there, and
 closes it then. Called with the engine's fd, the identity and whether sends are refused; returns whether the process
@@ -79,8 +79,8 @@ def leave_unread_byte(engine_fd: int, identity: Identity) -> None:
     """
     if unread_bytes(engine_fd):
         return
-    if deputy is not None:
-        deputy(engine_fd, identity, False)
+    if delegate is not None:
+        delegate(engine_fd, identity, False)
     else:
         write_as_user(identity, engine_fd)
 
@@ -88,12 +88,12 @@ def leave_unread_byte(engine_fd: int, identity: Identity) -> None:
 def refuse_sends(end: Any, identity: Identity) -> None:
     """Have the user's sends fail from now on, also one that waits, while the user may still receive."""
     if unread_bytes(end.fileno()):
-        deafen(end)
+        shut_down_reading(end)
         _take_all_but_one(end)
-    if deputy is None:
+    if delegate is None:
         refuse_as_user(identity, end)
-    elif not deputy(end.fileno(), identity, True):
-        deafen(end)
+    elif not delegate(end.fileno(), identity, True):
+        shut_down_reading(end)
 
 
 def refuse_as_user(identity: Identity | None, end: Any) -> None:
@@ -107,7 +107,7 @@ def refuse_as_user(identity: Identity | None, end: Any) -> None:
     """
     if not unread_bytes(end.fileno()):
         write_as_user(identity, end.fileno())
-    deafen(end)
+    shut_down_reading(end)
     _take_all_but_one(end)
     _with_user(identity, end.fileno(), _make_writable)
 
@@ -129,7 +129,7 @@ def _take_all_but_one(end: Any) -> None:
         let_pass(error)
 
 
-def deafen(end: Any) -> None:
+def shut_down_reading(end: Any) -> None:
     """Shut the engine's end down for reading: the user's sends fail with EPIPE. unix(7)"""
     try:
         end.shutdown(stdlib.SHUT_RD)

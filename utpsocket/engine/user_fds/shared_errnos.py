@@ -107,7 +107,7 @@ def place_of(pid: int, cookie: int) -> memoryview | None:
     return table[start : start + _PLACE.size]
 
 
-def untold(pid: int, cookie: int) -> int:
+def peek(pid: int, cookie: int) -> int:
     """The errno that take() would return and clear; 0: none."""
     table = _tables.get(pid)
     if table is None or not cookie:

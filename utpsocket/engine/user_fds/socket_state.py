@@ -243,7 +243,7 @@ class Identity:
         is_given_up = self.role is not Role.UNCONNECTED and self.is_port_chosen and not self.is_port_new
         return self.is_bound and not is_given_up
 
-    def tell_options(self) -> None:
+    def share_options(self) -> None:
         """An option has been set: in the other processes, too."""
 
     def keep_ending(self, ending: tuple[Any, ...]) -> None:
