@@ -395,6 +395,48 @@ def test_every_command_of_the_shim_may_be_sent() -> None:
     assert asked - messages.COMMANDS.keys() == {"adopt_port", "has_port", "has_nothing_unsent", "follow_nodelay"}
 
 
+def test_notices_that_wait_are_sent_though_epoll_has_lost_their_fd() -> None:
+    """As it does where it has no memory for it."""
+
+    class Epoll:
+        now = 0
+
+        def __init__(self) -> None:
+            self.watched: dict[int, Any] = {}
+            self.due: list[tuple[int, Any]] = []
+
+        def watch(self, fd: int, events: int, watcher: Any) -> None:
+            self.watched[fd] = watcher
+
+        def forget_fd(self, fd: int) -> None:
+            self.watched.pop(fd, None)
+
+        def call_at(self, at: int, call: Any) -> None:
+            self.due.append((at, call))
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        loop = Epoll()
+        outbox = engine_server.Outbox(loop, ours)  # type: ignore[arg-type]
+        sent = 0
+        while not loop.watched:
+            outbox.put((sent, "role", "connected"))
+            sent += 1
+        loop.watched.clear()
+        outbox.fail(OSError(errno.ENOMEM, "no memory"))
+        [(at, call)] = loop.due
+        assert at > 0
+        call()
+        for _ in range(sent - 1):
+            assert theirs.recv(100)
+        loop.watched[ours.fileno()].on_event(0)
+        assert messages.read(theirs.recv(100)) == (sent - 1, "role", "connected")
+        assert not loop.watched
+        outbox.fail(OSError(errno.ENOMEM, "no memory"))  # with nothing to send
+        loop.due[-1][1]()
+        assert not loop.watched
+
+
 @pytest.mark.parametrize("kind", [RemoteIdentity, engine_server.ServedIdentity, CopiedIdentity])
 def test_an_identity_in_two_processes_reads_or_writes_each_attribute_of_the_engines_in_its_own_way(
     kind: type[Identity],

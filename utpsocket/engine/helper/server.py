@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 from utpsocket.engine import commands
 from utpsocket.engine.command_queue import Command
 from utpsocket.engine.exit_flush import flush
-from utpsocket.engine.faults import NO_ROOM
+from utpsocket.engine.faults import NO_ROOM, RETRY_US
 from utpsocket.engine.helper import messages
 from utpsocket.engine.helper.messages import Argument, Crossing
 from utpsocket.engine.interpreter.native import Socket, allocate_lock, sleep
@@ -151,6 +151,15 @@ class Outbox:
             backlog.popleft()
         if not backlog:
             self._loop.forget_fd(self._sock.fileno())
+
+    def fail(self, error: BaseException) -> None:
+        """See faults.py: where epoll has no memory for the fd, or sending has failed, it is tried again in a moment."""
+        self._loop.call_at(self._loop.now + RETRY_US, self._watch_again)
+
+    def _watch_again(self) -> None:
+        if self._backlog:
+            self._loop.forget_fd(self._sock.fileno())
+            self._loop.watch(self._sock.fileno(), EPOLLOUT, self)
 
 
 _ENDING: Final[Any] = vars(Identity)["ending"]
