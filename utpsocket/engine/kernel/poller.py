@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from functools import partial
 from io import FileIO
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from utpsocket.engine import environment
 from utpsocket.engine.interpreter import native
@@ -28,6 +28,18 @@ from utpsocket.engine.interpreter.originals import ctypes, os, platform, struct,
 from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.kernel.high_fds import new_epoll, raised_duplicate
 from utpsocket.protocol.times import NEVER
+
+if TYPE_CHECKING:
+
+    class Watcher(Protocol):
+        """Handles the events of an fd."""
+
+        def on_event(self, mask: int) -> None:
+            """epoll has reported these events."""
+
+        def fail(self, error: BaseException) -> None:
+            """The fd cannot be watched any more. See faults.py."""
+
 
 # By feel: long enough not to occupy the processor, short enough not to delay a transfer much.
 _SLEEP_SECONDS: Final = 0.001
@@ -61,7 +73,7 @@ class LevelPoller:
 
     def __init__(self) -> None:
         self._poll = native.poll()
-        self.watchers: Mapping[int, Any] = {}  # the object that handles an fd's events, by fd
+        self.watchers: Mapping[int, Watcher] = {}  # the object that handles an fd's events, by fd
         self._events: dict[int, int] = {}  # registered by fd
         self._asked: dict[int, int] = {}  # events that poll() is asked for at present, by fd
         self._is_due: dict[int, None] = {}  # fds of which each level is to be reported once more, whatever is known
@@ -264,11 +276,11 @@ class Watches:
         self._epoll = epoll
         self.is_for_any_thread = not isinstance(epoll, LevelPoller)
         self._events: dict[int, int] = {}
-        self.by_fd: dict[int, Any] = {}
+        self.by_fd: dict[int, Watcher] = {}
         if isinstance(epoll, LevelPoller):
             epoll.watchers = self.by_fd
 
-    def watch(self, fd: int, events: int, watcher: Any) -> None:
+    def watch(self, fd: int, events: int, watcher: Watcher) -> None:
         """Register an fd; its events are given to `watcher.on_event(mask)`. Raises OSError."""
         self.by_fd[fd] = watcher
         self._events[fd] = events
@@ -309,7 +321,7 @@ class Watches:
             self.by_fd.pop(fd, None)
             self._events.pop(fd, None)  # not there where a signal's handler has interrupted watch()
 
-    def ask_anew(self) -> list[Any]:
+    def ask_anew(self) -> list[Watcher]:
         """Have epoll report all events once more, edges too. Returns the watchers whose fds cannot be registered any
         more, since they are not open or the kernel has no memory; those are unregistered here.
         """

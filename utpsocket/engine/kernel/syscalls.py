@@ -435,5 +435,5 @@ if _keeps_gil():
     _inbound, _outbound = Inbound(_libc.recvmmsg), Outbound(_libc.sendmmsg)
     _answers = Answers(_libc.sendmmsg)
 
-Stream: Any = KeepingStream if _keeps_gil() else PlainStream
+Stream: Final[type[KeepingStream | PlainStream]] = KeepingStream if _keeps_gil() else PlainStream
 Datagrams: Any = KeepingDatagrams if _keeps_gil() else PlainDatagrams
