@@ -487,6 +487,10 @@ def test_a_fault_at_some_calls_of_the_engine_costs_one_connection() -> None:
         "_dial",
     )
     found = faults.points(quick=False)
+    for part in ("engine/channels/", "engine/kernel/", "engine/ports/", "protocol/"):
+        assert any(point.startswith(f"engine:{part}") for point in found), f"no point is in {part}"
+    for name in ("ctypes_recv", "ctypes_send", "ctypes_recvmsg"):
+        assert any(f":{name}#" in point for point in found), f"{name} is no point"
     chosen = [next(point for point in found if f":{name}#" in point) for name in wanted]
     report = faults.inject(chosen, lambda *_: None)
     assert (report.points, report.failures) == (len(wanted), [])

@@ -22,7 +22,7 @@ from utpsocket.engine.channels import utp
 from utpsocket.engine.interpreter import garbage_collector, native
 from utpsocket.engine.kernel import syscalls
 
-PACKAGE = str(Path(syscalls.__file__).parents[1]) + os.sep
+PACKAGE = str(Path(syscalls.__file__).parents[2]) + os.sep  # utpsocket/
 Site = tuple[str, int, str]  # file below the package, line, what is called there
 SYSTEM_CALLS = ("socket", "epoll", "poll", "posix", "fcntl")
 EXCEPTIONS: dict[str, Callable[[], BaseException]] = {
@@ -40,7 +40,10 @@ def is_error(name: str) -> bool:
 
 
 class Injector:
-    """Armed for one point at a time. The engine's thread runs profile(); the tester's arms and looks."""
+    """Armed for one point at a time. The engine's thread runs profile(); the tester's arms and looks.
+
+    To be made after calls.Calls: a call that ctypes makes is a site if it is the package that calls what stands here.
+    """
 
     def __init__(self) -> None:
         self.seen: Counter[Site] = Counter()

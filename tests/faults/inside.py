@@ -31,10 +31,10 @@ that are closed and have not ended yet."""
 class Inside:
     """Of the process in which this loop's thread runs."""
 
-    def __init__(self, loop: Any, injector: Injector) -> None:
+    def __init__(self, loop: Any) -> None:
         self._loop = loop
-        self._injector = injector
         self._calls = Calls(loop)
+        self._injector = Injector()
 
     def record(self) -> None:
         """Note every site from now on."""
@@ -115,7 +115,7 @@ def main(control_fd: int, name: bytes) -> None:
 
 
 def serve(loop: Any, name: bytes) -> None:
-    inside = Inside(loop, Injector())
+    inside = Inside(loop)
     with stdlib.socket(stdlib.AF_UNIX) as sock:
         sock.connect(name)
         lines = sock.makefile("rw")

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.faults.injector import Injector
 from tests.faults.innocents import INNOCENTS, MOST_WAIT_S, Innocents
 from tests.faults.inside import Inside, Outside, fds
 from tests.faults.scenes import PATIENCE_S, Play
@@ -46,7 +45,7 @@ class Stage:
             lambda: {os.getpid(), *(each.pid for each in (running_engine(),) if each is not None)}
         )
         self.loop: Any = running_engine()  # which the innocents have begun
-        self.inside: Any = outside or Inside(self.loop, Injector())
+        self.inside: Any = outside or Inside(self.loop)
         play = Play()
         if not play.ended(60) or play.victims or play.wrong:
             raise SystemExit(f"the play fails without any fault: {play.victims} {play.wrong}")
