@@ -444,7 +444,6 @@ class RemoteLoop:
             gone = self._served.pop(cookie, None)
             self._figures.pop(cookie, None)
             if gone is not None:
-                gone.ending = gone.ending or value
                 self._reset_unaccepted.remember(cookie, gone)
         else:
             known = self._known.get(cookie)

@@ -162,9 +162,6 @@ class Outbox:
             self._loop.watch(self._sock.fileno(), EPOLLOUT, self)
 
 
-_ENDING: Final[Any] = vars(Identity)["ending"]
-
-
 def _sent_when_written(name: str) -> Any:
     slot = getattr(Identity, name)
 
@@ -209,13 +206,9 @@ class ServedIdentity(Identity):
             self.is_known = True
             self.notices.put((self.cookie, messages.ACCEPTED, (self.transport, messages.identity_form(self))))
 
-    def keep_ending(self, ending: tuple[Any, ...]) -> None:
-        """See Identity. It is sent with the notice RELEASED, which saves one notice."""
-        _ENDING.__set__(self, ending)
-
     def __del__(self) -> None:
         if self.is_known:
-            self.notices.put((self.cookie, messages.RELEASED, _ENDING.__get__(self)))
+            self.notices.put((self.cookie, messages.RELEASED, None))
 
 
 class _Reply:

@@ -246,10 +246,6 @@ class Identity:
     def share_options(self) -> None:
         """An option has been set: in the other processes, too."""
 
-    def keep_ending(self, ending: tuple[Any, ...]) -> None:
-        """The connection is over, and its fd is probably closed: these are its last figures."""
-        self.ending = ending
-
     def become(self, kind: type[Identity]) -> None:
         """Have the attributes read and written as this subclass does it, from now on.
 
