@@ -1,6 +1,6 @@
 """A command's server in a child process of its own, and how such a server ends: by a signal, or when its stdin does.
 
-Separate because demo and perf both measure two processes, and neither may leave one behind.
+demo and perf use it: both measure two processes, and must not leave one behind.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ else until the client says "go" on the control connection: so connecting and agr
     server, control   {"ready": true}
     client, stream i  {"perf": 1, "stream": NAME, "number": i}
     server, control   {"open": true}                      every stream is here
-    client, control   {"go": true}                        the clock runs: whoever sends sends, then ends its streams
+    client, control   {"go": true}                        the clock runs: the sender sends, then ends its streams
     server, control   {"bytes": [...], "cpu_seconds": ..., "connections": [...]}, or {"error": ...}
 
 Neither side closes a stream before the report has arrived, so that both can still read the connections' statistics.

@@ -150,7 +150,7 @@ class Inbox:
         self._has_ended = False
 
     def put_aside(self, command: Command) -> None:
-        """Hand over, to be carried out when the engine's thread next wakes up, whatever for. Any thread."""
+        """Queue a command for when the engine's thread wakes up next, for any reason, without waking it. Any thread."""
         if len(self.commands) >= _MOST_ASIDE:
             self.put(command)
             return
@@ -159,7 +159,7 @@ class Inbox:
             self.end()
 
     def put(self, command: Command) -> None:
-        """Hand over. Any thread."""
+        """Queue a command, and wake the engine's thread. Any thread."""
         try:
             in_one_step(partial(self.commands.append, command), self._wake_up.pull)
         except OSError as error:

@@ -295,7 +295,7 @@ class Service:
         return self._must_flush
 
     def on_event(self, mask: int) -> None:
-        """Requests have come, or their end."""
+        """The control socket is readable: requests, or the end of file."""
         for _ in range(_REQUESTS_PER_ITERATION):
             if not self._request:
                 try:
