@@ -1,7 +1,8 @@
 """Statistics of connections, ports and the engine, as frozen snapshots.
 
-A snapshot has plain values and refers to nothing, so that it keeps no connection alive. Any thread may call. It is
-taken on the engine's thread, so that its figures are of one instant.
+A snapshot has plain values and refers to nothing, so that it keeps no connection alive. It is taken on the engine's
+thread, so that its figures are of one instant; but not that of a non-blocking socket, which does not wait for the
+engine. Any thread may call.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class EngineStats:
     received_bytes: int = 0
     """Bytes received and given to the programs' sockets."""
     sent_packets: int = 0
-    """Packets with data sent, each counted once."""
+    """Packets with data, and FINs, that were sent; with those that were sent again."""
     received_packets: int = 0
     """Packets with data received."""
     retransmitted_packets: int = 0

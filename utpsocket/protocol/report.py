@@ -61,7 +61,9 @@ class ConnectionStats:
     """
 
     state: str = "unconnected"
-    """`unconnected`, `listening`, `idle`, `syn_sent`, `syn_received`, `connected`, `time_wait` or `closed`."""
+    """`unconnected`, `listening`, `idle`, `syn_sent`, `syn_received`, `connected`, `time_wait` or `closed`. A
+    connection is `connected` until both sides have ended it, or it is reset.
+    """
     local: Address | None = None
     """Our address, as `getsockname()` gives it."""
     peer: Address | None = None
@@ -101,7 +103,7 @@ class ConnectionStats:
     unsent_bytes: int = 0
     """Bytes that the program has written and that have not been sent yet."""
     received_packets: int = 0
-    """Packets with data that were received."""
+    """Packets with data, and FINs, that were received; without those that had come before."""
     received_bytes: int = 0
     """Bytes in these packets."""
     delivered_bytes: int = 0
@@ -113,7 +115,7 @@ class ConnectionStats:
     tail_probes: int = 0
     """Probes sent for a lost end of a flight."""
     timeouts: int = 0
-    """Retransmission timeouts."""
+    """Retransmission timeouts; those of a SYN are not counted."""
     duplicate_packets: int = 0
     """Packets received that had come before."""
     dropped_packets: int = 0
