@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -289,9 +289,9 @@ def test_a_port_whose_leaving_fails_is_left(reported: list[BaseException], monke
         sock.bind(("127.0.0.1", 0))
         error = RuntimeError("a defect")
         failing(monkeypatch, commands, "_drop_holder", error)
-        loop, key = running_engine(), sock._utp.endpoint
+        loop, key = running_engine(), cast("Any", sock)._utp.endpoint
         assert isinstance(loop, Loop)
-        loop.post(commands.leave_port, key, sock._utp.inode)
+        loop.post(commands.leave_port, key, cast("Any", sock)._utp.inode)
         loop.call(commands.barrier)
         assert reported == [error]
         assert eventually(lambda: key in loop.endpoints, False) is False

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -168,7 +168,7 @@ class Knowing:
 def test_what_is_asked_for_anew_is_told_once_whatever_is_known() -> None:
     left, right = socket.socketpair()
     poller = LevelPoller()
-    poller.watchers = {left.fileno(): Knowing()}
+    poller.watchers = {left.fileno(): cast("Any", Knowing())}
     right.send(b"x")
     poller.register(left.fileno(), select.EPOLLIN)
     for _ in range(2):
@@ -235,7 +235,7 @@ def test_an_fd_that_was_closed_meanwhile_is_told_and_is_no_exception() -> None:
     watches = Watches(poller)
     pairs = [socket.socketpair() for _ in range(3)]
     for each, _ in pairs:
-        watches.watch(each.fileno(), select.EPOLLIN, each)
+        watches.watch(each.fileno(), select.EPOLLIN, cast("Any", each))
     gone = pairs[1][0]
     gone.close()
     assert watches.ask_anew() == [gone]
@@ -249,7 +249,7 @@ def test_an_fd_that_was_closed_meanwhile_is_told_and_is_no_exception() -> None:
 def test_a_watch_that_was_interrupted_is_forgotten() -> None:
     """By a signal's handler, after its first line."""
     watches = Watches(select.epoll())
-    watches.by_fd[7] = "whoever"
+    watches.by_fd[7] = cast("Any", "whoever")
     watches.forget_fd(7)
     assert not watches.by_fd
     watches._epoll.close()
@@ -274,7 +274,7 @@ def test_what_is_watched_while_the_engine_asks_anew_is_watched() -> None:
     watches = Watches(Epoll())
     one, other = socket.socketpair()
     with poller, one, other:
-        watches.watch(one.fileno(), select.EPOLLIN, "whoever")
+        watches.watch(one.fileno(), select.EPOLLIN, cast("Any", "whoever"))
         assert asked
         other.send(b"x")
         assert poller.poll(10) == [(one.fileno(), select.EPOLLIN)]
