@@ -15,102 +15,123 @@ from utpsocket.engine import running_engine
 from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports.send_grants import SendGrants
-from utpsocket.protocol.config import GRANT_BYTES
+from utpsocket.engine.user_fds.socket_state import Identity, Settings
+from utpsocket.protocol import Config, Connection
+from utpsocket.protocol.config import GRANT_BYTES, Workspace
 from utpsocket.protocol.packet import HEADER_BYTES
 from utpsocket.protocol.runs import packets_per_send
 
 MEMBERS = 20  # more than go without order
 MTU_BYTES = 1_400
 PAYLOAD_BYTES = MTU_BYTES - HEADER_BYTES
+PEER_WINDOW_BYTES = 4 << 20
+RTT_US = 100  # a short path, which is not paced
+CONFIG = Config(start_datagram_bytes=MTU_BYTES, max_datagram_bytes=MTU_BYTES)
 
 
-class FakeSend:
-    """What send_grants.py looks at of a sending half."""
+class Clock:
+    """The time of all connections of one test, µs."""
 
     def __init__(self) -> None:
-        self.flights = self
-        self.peer = self
-        self.mtu = self
-        self.controller = self
-        self.recovery = self
-        self.min_rtt_us = 100
-        self.lost_packets = 0
-        self.datagram_bytes = MTU_BYTES
-        self.window_bytes = 4 << 20
-        self.largest_window_bytes = 4 << 20
-        self.in_flight_bytes = 0
-        self.sent_offset = 0
-        self.unsent_bytes = 0
-        self.awaits_grant = False
-
-    def seed_window(self, window_bytes: int) -> None:
-        self.window_bytes = max(self.window_bytes, window_bytes)
-
-    @property
-    def queue(self) -> bool:
-        return self.in_flight_bytes > 0
+        self.now = 1_000_000
 
 
-class FakeBridge:
-    def __init__(self) -> None:
-        self.connection: Any = self
-        self.addr = ("192.0.2.1", 4_242)
-        self.send = FakeSend()
-        self.grant_queue: Any = None
+class Sender:
+    """A connection that has dialled, past its handshake, and what a port does for it: sends, and takes in acks."""
 
-    def transmit(self) -> list[FakeBridge]:
-        """As Endpoint.transmit() and Loop: sends all it may, then the lane counts."""
-        send = self.send
+    def __init__(self, grants: SendGrants, clock: Clock, cookie: int) -> None:
+        connection = Connection(CONFIG, Workspace(), ("192.0.2.1", 4_242), recv_id=2 * cookie, first_seq=1)
+        identity = Identity(socket.AF_INET, Settings())
+        identity.cookie = cookie
+        endpoint: Any = None  # nothing here asks it for anything
+        self.bridge = Bridge(connection, endpoint, identity, [])
+        self.send = connection.send
+        self.send.peer.on_window(PEER_WINDOW_BYTES)
+        self.send.controller.window_bytes = PEER_WINDOW_BYTES
+        self.send.recovery.on_rtt(RTT_US)
+        self._clock = clock
+        grants.join(self.bridge)
+        assert self.bridge.grant_queue is not None
+        self.grant_queue = self.bridge.grant_queue
+
+    def write(self, count: int) -> None:
+        """The program has written so many bytes more."""
+        self.send.buffer.make_room(count)
+        self.send.buffer.free_spans(count)
+        self.send.buffer.commit(count)
+
+    def emit(self, packets: int) -> bool:
+        """Send so many packets at most. Returns whether any has left."""
+        return self.send.next_flight(now=self._clock.now, max_segments=packets) is not None
+
+    def transmit(self) -> list[Bridge]:
+        """As Endpoint.transmit() and then the loop: all that may leave does, and the queue gives grants."""
+        self._clock.now += 1
+        send, sent_offset = self.send, self.send.sent_offset
         while True:
-            packets = self.grant_queue.packets(self)
-            if send.awaits_grant or not send.unsent_bytes:
+            packets = self.grant_queue.packets(self.bridge)
+            if send.awaits_grant and send.unsent_bytes and send.sent_offset != sent_offset:
                 break
-            count = min(packets * PAYLOAD_BYTES, send.unsent_bytes)
-            send.sent_offset += count
-            send.in_flight_bytes += count
-            send.unsent_bytes -= count
-        granted: list[FakeBridge] = self.grant_queue.after_transmit(self)
-        return granted
+            if not self.emit(packets):
+                break
+        return self.grant_queue.after_transmit(self.bridge)
 
     def ack(self) -> None:
-        self.send.in_flight_bytes = 0
+        """The peer has got everything that was sent, a round trip later."""
+        self._clock.now += RTT_US
+        self.send.on_ack(
+            self.send.flights.next_seq, self.send.peer.window_bytes, None, 0, -1, is_state=True, now=self._clock.now
+        )
+        assert not self.in_flight_bytes
+
+    @property
+    def in_flight_bytes(self) -> int:
+        return self.send.flights.in_flight_bytes
 
 
-def run(touched: list[FakeBridge]) -> None:
-    while touched:
-        touched += touched.pop(0).transmit()
+class Senders(list[Sender]):
+    """Connections to one address."""
 
+    def __init__(self, count: int) -> None:
+        self.grants = SendGrants()
+        clock = Clock()
+        super().__init__(Sender(self.grants, clock, cookie) for cookie in range(1, count + 1))
 
-def lane_of(members: int) -> tuple[SendGrants, list[FakeBridge]]:
-    send_grants = SendGrants()
-    bridges = [FakeBridge() for _ in range(members)]
-    for bridge in bridges:
-        send_grants.join(bridge)  # type: ignore[arg-type]
-    return send_grants, bridges
+    def run(self, touched: list[Sender]) -> None:
+        """These may have something to send; then those that get a grant by it."""
+        touched = list(touched)
+        while touched:
+            touched += self.of(touched.pop(0).transmit())
+
+    def of(self, bridges: list[Bridge]) -> list[Sender]:
+        return [next(each for each in self if each.bridge is bridge) for bridge in bridges]
+
+    def write(self, count: int) -> None:
+        for sender in self:
+            sender.write(count)
 
 
 def test_a_few_go_without_order() -> None:
-    _, bridges = lane_of(3)
-    assert not bridges[0].grant_queue.is_ordered
+    senders = Senders(3)
+    assert not senders[0].grant_queue.is_ordered
 
 
 def test_grants_are_of_a_burst_and_go_round() -> None:
-    _, bridges = lane_of(MEMBERS)
-    for bridge in bridges:
-        bridge.send.unsent_bytes = 4 * GRANT_BYTES
-    run(list(bridges))
-    started = [bridge for bridge in bridges if bridge.send.sent_offset]
+    senders = Senders(MEMBERS)
+    senders.write(4 * GRANT_BYTES)
+    senders.run(senders)
+    started = [sender for sender in senders if sender.send.sent_offset]
     assert 0 < len(started) < MEMBERS
     burst = 2 * packets_per_send(MTU_BYTES) * PAYLOAD_BYTES
-    assert {bridge.send.sent_offset for bridge in started} == {burst}
-    assert started == bridges[: len(started)]
+    assert {sender.send.sent_offset for sender in started} == {burst}
+    assert started == senders[: len(started)]
     turns = 0
-    while any(bridge.send.unsent_bytes for bridge in bridges):
-        in_flight = [bridge for bridge in bridges if bridge.send.in_flight_bytes]
+    while any(sender.send.unsent_bytes for sender in senders):
+        in_flight = [sender for sender in senders if sender.in_flight_bytes]
         assert in_flight, "everybody waits, and nobody would wake them"
         in_flight[0].ack()
-        run([in_flight[0]])
-        sent = [bridge.send.sent_offset for bridge in bridges]
+        senders.run([in_flight[0]])
+        sent = [sender.send.sent_offset for sender in senders]
         assert max(sent) - min(sent) <= 2 * burst
         turns += 1
     assert turns >= MEMBERS
@@ -118,69 +139,74 @@ def test_grants_are_of_a_burst_and_go_round() -> None:
 
 def test_a_grant_is_no_more_than_the_window_lets_out() -> None:
     """Or else many that grow at once would use, all together, what they were granted one by one."""
-    _, bridges = lane_of(MEMBERS)
-    for bridge in bridges:
-        bridge.send.unsent_bytes = 4 * GRANT_BYTES
-        bridge.send.window_bytes = 10 * PAYLOAD_BYTES
-    run(list(bridges))
-    assert [bridge.send.sent_offset for bridge in bridges] == [10 * PAYLOAD_BYTES] * MEMBERS
+    senders = Senders(MEMBERS)
+    senders.write(4 * GRANT_BYTES)
+    for sender in senders:
+        sender.send.controller.window_bytes = 10 * PAYLOAD_BYTES
+    senders.run(senders)
+    assert [sender.send.sent_offset for sender in senders] == [10 * PAYLOAD_BYTES] * MEMBERS
+    for sender in senders:
+        sender.send.controller.window_bytes = PEER_WINDOW_BYTES
+        sender.transmit()
+    assert [sender.send.sent_offset for sender in senders] == [10 * PAYLOAD_BYTES] * MEMBERS, "nothing is left of it"
 
 
 def test_more_is_under_way_than_was_promised_to_one_while_nothing_is_lost() -> None:
     """A receiver promises little before its program has read anything."""
-    _, bridges = lane_of(MEMBERS)
-    for bridge in bridges:
-        bridge.send.peer.largest_window_bytes = bridge.send.peer.window_bytes = 96 << 10
-        bridge.send.unsent_bytes = 4 * GRANT_BYTES
-    run(list(bridges))
+    senders = Senders(MEMBERS)
+    senders.write(4 * GRANT_BYTES)
+    for sender in senders:
+        sender.send.peer.largest_window_bytes = sender.send.peer.window_bytes = 96 << 10
+    senders.run(senders)
 
     def under_way() -> int:
-        return sum(bridge.send.in_flight_bytes for bridge in bridges)
+        return sum(sender.in_flight_bytes for sender in senders)
 
     def turns(count: int) -> None:
         for _ in range(count):
-            in_flight = next(bridge for bridge in bridges if bridge.send.in_flight_bytes)
+            in_flight = next(sender for sender in senders if sender.in_flight_bytes)
             in_flight.ack()
-            in_flight.send.unsent_bytes += GRANT_BYTES
-            run([in_flight])
+            in_flight.write(GRANT_BYTES)
+            senders.run([in_flight])
 
     assert under_way() <= 3 * (96 << 10)
     turns(60)
     assert under_way() >= 4 * (96 << 10)
-    for bridge in bridges:
-        bridge.send.lost_packets += 1
+    for sender in senders:
+        sender.send.lost_packets += 1
     turns(MEMBERS)
     assert under_way() <= 3 * (96 << 10)
 
 
-def test_a_short_message_does_not_wait() -> None:
-    _, bridges = lane_of(MEMBERS)
-    for bridge in bridges[1:]:
-        bridge.send.unsent_bytes = 4 * GRANT_BYTES
-    run(bridges[1:])
-    bridges[0].send.unsent_bytes = 100
-    run([bridges[0]])
-    assert bridges[0].send.sent_offset == 100
+def test_a_short_message_with_nothing_in_flight_does_not_wait() -> None:
+    senders = Senders(MEMBERS)
+    for sender in senders[1:]:
+        sender.write(4 * GRANT_BYTES)
+    senders.run(senders[1:])
+    senders[0].write(100)
+    senders.run([senders[0]])
+    assert senders[0].send.sent_offset == 100
+    senders[0].write(100)
+    senders.run([senders[0]])
+    assert senders[0].send.sent_offset == 100, "behind another that is not acked it does"
 
 
 def test_who_leaves_makes_room() -> None:
-    send_grants, bridges = lane_of(MEMBERS)
-    for bridge in bridges:
-        bridge.send.unsent_bytes = 4 * GRANT_BYTES
-    run(list(bridges))
-    first = bridges[0]
-    waiting = [bridge for bridge in bridges if not bridge.send.sent_offset]
-    following = send_grants.leave(first)  # type: ignore[arg-type]
-    assert following is not None and following in waiting
-    run([following])  # type: ignore[list-item]
+    senders = Senders(MEMBERS)
+    senders.write(4 * GRANT_BYTES)
+    senders.run(senders)
+    waiting = [sender for sender in senders if not sender.send.sent_offset]
+    following = senders.grants.leave(senders[0].bridge)
+    assert following is waiting[0].bridge
+    senders.run([waiting[0]])
     assert waiting[0].send.sent_offset
 
 
 def test_the_last_member_takes_the_lane_with_it() -> None:
-    send_grants, bridges = lane_of(2)
-    for bridge in bridges:
-        send_grants.leave(bridge)  # type: ignore[arg-type]
-    assert not send_grants._queues
+    senders = Senders(2)
+    for sender in senders:
+        senders.grants.leave(sender.bridge)
+    assert not senders.grants._queues
 
 
 def test_who_was_held_while_there_were_many_may_send_when_there_are_few() -> None:
@@ -240,76 +266,76 @@ def test_many_transfers_at_once_arrive_whole() -> None:
 
 
 def test_what_is_left_of_a_grant_when_packets_have_grown_makes_no_packet_of_its_own() -> None:
-    _, bridges = lane_of(MEMBERS)
-    send = bridges[0].send
-    send.window_bytes = 10 * PAYLOAD_BYTES
-    send.unsent_bytes = 4 * GRANT_BYTES
-    grant_queue = bridges[0].grant_queue
-    assert grant_queue.packets(bridges[0]) == 1 and send.awaits_grant
-    assert grant_queue.after_transmit(bridges[0]) == [bridges[0]]
-    send.sent_offset += 9 * PAYLOAD_BYTES
-    send.unsent_bytes -= 9 * PAYLOAD_BYTES
-    send.datagram_bytes += 8
-    assert not send.awaits_grant
-    grant_queue.packets(bridges[0])
-    assert send.awaits_grant, "one full packet is more than was granted"
-    send.awaits_grant = False
-    send.unsent_bytes = PAYLOAD_BYTES
-    assert grant_queue.packets(bridges[0]) == 1 and not send.awaits_grant, "the last one is not"
+    senders = Senders(MEMBERS)
+    for sender, written, waits in ((senders[0], 4 * GRANT_BYTES, True), (senders[1], 10 * PAYLOAD_BYTES, False)):
+        send, grant_queue = sender.send, sender.grant_queue
+        send.controller.window_bytes = 10 * PAYLOAD_BYTES
+        sender.write(written)
+        assert grant_queue.packets(sender.bridge) == 1 and send.awaits_grant
+        assert grant_queue.after_transmit(sender.bridge) == [sender.bridge]
+        assert sender.emit(9) and send.sent_offset == 9 * PAYLOAD_BYTES
+        send.mtu.datagram_bytes += 8
+        assert not send.awaits_grant
+        assert grant_queue.packets(sender.bridge) == 1
+        assert send.awaits_grant is waits, "one full packet is more than was granted, the last one is not"
 
 
-@pytest.mark.parametrize("min_rtt_us", [100, 50_000])
+@pytest.mark.parametrize("min_rtt_us", [RTT_US, 50_000])
 def test_a_window_that_lost_nothing_is_the_next_ones_too_on_a_short_path(min_rtt_us: int) -> None:
-    _, bridges = lane_of(MEMBERS)
+    senders = Senders(MEMBERS)
     small = 10 * PAYLOAD_BYTES
-    for bridge in bridges:
-        bridge.send.min_rtt_us = min_rtt_us
-        bridge.send.unsent_bytes = 4 * GRANT_BYTES
-        bridge.send.window_bytes = small
-    shown, following, lossy, last = bridges[:4]
-    shown.send.window_bytes = 40 * PAYLOAD_BYTES
-    run([shown, following])
-    sent = 40 * PAYLOAD_BYTES if min_rtt_us == 100 else small
-    assert [bridge.send.sent_offset for bridge in (shown, following)] == [40 * PAYLOAD_BYTES, sent]
+    senders.write(4 * GRANT_BYTES)
+    for sender in senders:
+        sender.send.recovery.min_rtt_us = min_rtt_us
+        sender.send.controller.window_bytes = small
+    shown, following, lossy, last = senders[:4]
+    shown.send.controller.window_bytes = large = 40 * PAYLOAD_BYTES
+
+    def windows(*some: Sender) -> list[int]:
+        return [sender.send.controller.window_bytes for sender in some]
+
+    senders.run([shown, following])
+    assert windows(shown, following) == [large, large if min_rtt_us == RTT_US else small]
+    if min_rtt_us == RTT_US:
+        assert [sender.send.sent_offset for sender in (shown, following)] == [large, large]
     lossy.send.lost_packets = 1
-    run([lossy, last])
-    assert [bridge.send.sent_offset for bridge in (lossy, last)] == [small, small], "a loss ends it"
+    senders.run([lossy, last])
+    assert windows(lossy, last) == [small, small], "a loss ends it"
 
 
 def test_a_turn_is_not_spent_on_what_little_window_is_left() -> None:
-    _, bridges = lane_of(MEMBERS)
-    send = bridges[0].send
-    send.window_bytes = 100 * PAYLOAD_BYTES
-    send.unsent_bytes = 4 * GRANT_BYTES
-    send.in_flight_bytes = 90 * PAYLOAD_BYTES
-    run([bridges[0]])
-    assert not send.sent_offset
-    bridges[0].ack()
-    run([bridges[0]])
-    assert send.sent_offset
+    senders = Senders(MEMBERS)
+    sender = senders[0]
+    sender.send.controller.window_bytes = 100 * PAYLOAD_BYTES
+    sender.write(90 * PAYLOAD_BYTES)
+    senders.run([sender])
+    assert sender.in_flight_bytes == 90 * PAYLOAD_BYTES
+    sender.write(4 * GRANT_BYTES)
+    assert sender.transmit() == []
+    sender.ack()
+    assert sender.transmit() == [sender.bridge]
 
 
 def test_a_grant_is_of_what_is_there_and_no_more() -> None:
     """Or else a thousand that each kept the rest of one could use them all at the same moment."""
-    _, bridges = lane_of(MEMBERS)
-    for bridge in bridges:
-        bridge.send.unsent_bytes = 20 * PAYLOAD_BYTES
-        run([bridge])
-        bridge.ack()
-    for bridge in bridges:
-        bridge.send.unsent_bytes = 20 * PAYLOAD_BYTES
-        bridge.transmit()
-    in_flight_bytes = sum(bridge.send.in_flight_bytes for bridge in bridges)
+    senders = Senders(MEMBERS)
+    for sender in senders:
+        sender.write(20 * PAYLOAD_BYTES)
+        senders.run([sender])
+        sender.ack()
+    senders.write(20 * PAYLOAD_BYTES)
+    for sender in senders:
+        sender.transmit()
+    in_flight_bytes = sum(sender.in_flight_bytes for sender in senders)
     assert in_flight_bytes == 0, "each asks, and is woken when it is its turn"
 
 
 def test_a_little_rest_goes_with_the_burst_before_it() -> None:
-    _, bridges = lane_of(MEMBERS)
+    senders = Senders(MEMBERS)
     burst = 2 * packets_per_send(MTU_BYTES)
-    for rest, first in ((0, burst), (5, burst + 5), (burst // 2, burst)):
-        bridge = bridges.pop()
-        bridge.send.unsent_bytes = (burst + rest) * PAYLOAD_BYTES
-        assert bridge.transmit() == [bridge]
-        bridge.transmit()
-        assert bridge.send.sent_offset == first * PAYLOAD_BYTES
-        bridge.ack()
+    for sender, rest, first in zip(senders, (0, 5, burst // 2), (burst, burst + 5, burst), strict=False):
+        sender.write((burst + rest) * PAYLOAD_BYTES)
+        assert sender.transmit() == [sender.bridge]
+        sender.transmit()
+        assert sender.send.sent_offset == first * PAYLOAD_BYTES
+        sender.ack()
