@@ -16,6 +16,8 @@ SUFFIXES = (".py", ".cjs", ".md", ".toml", ".sh", "")
 _SECTIONS = r"§\d+(?:(?:,| to| and|, and) §\d+)*"
 _CITATION = re.compile(rf"\bdocs/(?P<name>[a-z/-]+)\.md(?:,? (?P<sections>{_SECTIONS}))?")
 _LINK = re.compile(rf"\]\((?P<path>[^)#:]+\.md)\)(?: (?P<sections>{_SECTIONS}))?")
+# What follows a citation that reads like more sections, in a form that is not resolved: §1-4, §§ 2, §1/§2.
+_UNREAD = re.compile(r",? ?(?:§|[-–/] ?§?\d)")
 _LOST = re.compile(r"\b[A-Z][A-Z-]+\.md\b")
 _OURS = frozenset({"README.md", "RESULTS.md"})
 
@@ -51,11 +53,13 @@ def unresolved(document: Path, cited: str | None) -> Iterator[str]:
 
 
 def broken(path: Path) -> list[str]:
-    return [
-        f"{path.relative_to(ROOT)}: {why}"
-        for match in _CITATION.finditer(joined(path))
-        for why in unresolved(DOCS / f"{match['name']}.md", match["sections"])
-    ]
+    found: list[str] = []
+    text = joined(path)
+    for match in _CITATION.finditer(text):
+        found += unresolved(DOCS / f"{match['name']}.md", match["sections"])
+        if _UNREAD.match(text, match.end()):
+            found.append(f"{match[0]} goes on in a form that is not read: {text[match.end() :][:10]!r}")
+    return [f"{path.relative_to(ROOT)}: {why}" for why in found]
 
 
 def test_every_citation_leads_to_a_section() -> None:
@@ -98,6 +102,11 @@ def test_no_document_is_cited_that_is_not_here() -> None:
         ("see docs/protocol.md §99", True),
         ("see docs/protocol.md\n    # §1, §99.", True),
         ("see docs/nothing.md §1", True),
+        ("see docs/protocol.md §1, §2, RFC 9293 §99", False),
+        ("see docs/protocol.md §1-99", True),
+        ("see docs/protocol.md §1–99", True),
+        ("see docs/protocol.md §§ 99", True),
+        ("see docs/protocol.md §1/§99", True),
     ],
 )
 def test_the_test_sees(text: str, is_broken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
