@@ -119,10 +119,10 @@ def engine_stats() -> EngineStats:
 
 
 def connection_stats(cookie: int, *, waits: bool = True) -> ConnectionStats:
-    """The figures of the connection with this cookie. Raises ENOTCONN when this process's engine has none such.
+    """The figures of the connection with this cookie. Raises ENOTCONN if this process's engine has no such connection.
 
-    waits    for the engine, so that the figures belong together and are of now; else each is as it happens to be now,
-             or all as an engine in another process has last told, which it is asked to do anew
+    waits    wait for the engine, so that all figures are of one instant. Otherwise each is read as it is now; from an
+             engine in another process they are those that it has sent last, and new ones are asked for
     """
     loop = running_engine()
     if loop is None or not loop.is_alive:
@@ -178,7 +178,7 @@ info.__module__ = "utpsocket"
 
 
 def _living(identity: Identity, *, waits: bool) -> ConnectionStats | None:
-    """What the engine says of a connection; None where it serves none such any more."""
+    """The figures of a connection from the engine; None if it does not serve that connection any more."""
     loop = lifecycle.own_engine(identity)
     if loop is None or (not waits and not isinstance(loop, Loop) and identity.is_over):
         return None

@@ -257,7 +257,7 @@ def _transfer(
             report = read_line(answers, LONG_LINE_BYTES)
             seconds, cpu_seconds = time.monotonic() - started, time.process_time() - started_cpu
     except OSError:
-        # The receiver knows why it stopped; its reset is only how we notice.
+        # The reset shows only that the receiver has stopped; its report says why.
         words = _last_words(control, answers)
         if words is None:
             raise

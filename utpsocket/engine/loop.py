@@ -1,6 +1,6 @@
 """The engine's thread: epoll, timers, and the queue through which other threads have it do something.
 
-Whatever is done is done for an owner, and an exception costs that owner only: read faults.py for the rule.
+Everything is done for an owner, and an exception ends that owner only: faults.py has the rule.
 
 One iteration, always in this order (docs/design.md §2): read the clock once · commands of other threads, as many as
 there are · UDP ports that are readable, a bounded amount each · bridges that are readable · timers that are due · every
@@ -107,7 +107,7 @@ class Loop:
         self.bound = BoundPorts()  # by number: the ports that users have bound
         self._last_opened: Endpoint | None = None  # the port that a command in progress has opened
         self._reset_unaccepted = ResetUnaccepted()  # identities of connections that were reset in an accept queue
-        # No key of an engine before this one means a port of ours.
+        # Random, so that a key of an earlier engine does not fit a port of this one.
         self._keys = count(_system_random.getrandbits(48) + 1)
 
         # What connections share.
@@ -393,7 +393,7 @@ class Loop:
             self.carry_out()
 
     def carry_out(self) -> None:
-        """Carry out self.command. Whatever fails meanwhile, for whichever owner, the command is answered."""
+        """Carry out self.command. It is answered also if something fails meanwhile, for this owner or another."""
         self.owner = command = self.command
         command.carry_out()
         self.command = None
@@ -602,11 +602,11 @@ class Loop:
         self._dirty[bridge] = None
 
     def wake_listener(self, listener: Listener) -> None:
-        """A connection of its waits for the hand-over: try it in this iteration."""
+        """A connection of this listener waits for the hand-over: try it in this iteration."""
         self._listeners.setdefault(listener, self.now)
 
     def forget_listener(self, listener: Listener) -> None:
-        """It listens no more: nothing of it is to be done."""
+        """The listener has ended: drop what was to be done for it."""
         self._listeners.pop(listener, None)
 
     def wake_bridge(self, bridge: Bridge) -> None:

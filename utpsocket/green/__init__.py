@@ -15,16 +15,16 @@ its rules (only=, fallback=, ...) hold for what it hooks. A hook changes what ne
 they are, also after unhook_gevent() and unhook_eventlet(). gevent.server.StreamServer makes its connections with
 gevent's own class, so a server needs the hook.
 
-A hub is late by what others keep the interpreter's lock from it: while a hook is set, or the cooperative socket is
-imported, the engine works under a switch interval of 0.1 ms (utpsocket.engine.interpreter.switch_interval); between its
-turns the program has its own.
+A hub that waits for the interpreter's lock runs late. So while a hook is set, or the cooperative socket is imported,
+the switch interval is 0.1 ms whenever the engine works (utpsocket.engine.interpreter.switch_interval), and the
+program's own at all other times.
 
 What differs from TCP: close() with SO_LINGER and a time waits in the greenlet that closes, while TCP's blocks the hub;
 where gevent closes in the hub itself (another greenlet was waiting on the socket) it does not wait at all.
 
 Out of reach: `utpsocket.socket` in a greenlet blocks the hub as any socket that gevent does not know; use this one.
-TLS under eventlet by the hook alone: eventlet's SSL sockets are the stdlib's kin and would tell AF_UNIX names for
-addresses, so it takes utpsocket.monkey.patch_all().
+TLS under eventlet needs utpsocket.monkey.patch_all(): with the hook alone eventlet's SSL sockets, which are subclasses
+of the standard library's, would return AF_UNIX names as addresses.
 
 The names that need gevent are loaded when they are asked for. Sources: docs/sockets.md §5; gevent's _socket3.py and
 _socketcommon.py; eventlet's greenio/base.py.

@@ -1,3 +1,3 @@
-"""What carries one socket's bytes: over uTP, over TCP, or over whichever connects first."""
+"""What carries one socket's bytes: uTP, TCP, or the one of them that connects first."""
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class Channel(Protocol):
         """An exception came out of the work for this channel (faults.py): terminate() with the errno for it."""
 
     def forget_readiness(self) -> None:
-        """After an exception anywhere: ask the kernel and the timers anew, whatever was known."""
+        """After an exception anywhere: forget which fds are ready, and ask the kernel and the timers again."""
 
     def close_fds(self) -> None:
         """Close the fds without anything else: in a forked child, or at the end of the engine."""

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from utpsocket.engine.channels.tcp import Engine as RelaysEngine
 
     class Engine(RelaysEngine, Protocol):
-        """What of it knows of TCP."""
+        """What an attempt over TCP needs of the engine."""
 
         channels: dict[int, Channel]
         silent_destinations: SilentDestinations
@@ -287,7 +287,7 @@ class Attempt:
         callback()
 
     def sync_user_side(self) -> None:
-        """See Channel. A close is told by epoll."""
+        """See Channel. epoll reports a close."""
 
     def sync_network_side(self) -> None:
         """See Channel. Nothing arrives before the connection stands."""
@@ -302,7 +302,7 @@ class Attempt:
         """See Channel. As finish()."""
 
     def forget_readiness(self) -> None:
-        """See Channel. Its watchers are told anew by epoll."""
+        """See Channel. epoll reports the events to its watchers again."""
 
     def close_fds(self) -> None:
         """See Channel."""

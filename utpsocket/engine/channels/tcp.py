@@ -146,7 +146,7 @@ class _Watcher:
 
     @property
     def known_events(self) -> int:
-        """What need not be told again (poller.py)."""
+        """Events that are remembered, so that LevelPoller need not report them again."""
         incoming, outgoing = self._incoming, self._outgoing
         known = EPOLLIN | EPOLLRDHUP if incoming.is_readable or incoming.has_ended else 0
         if outgoing.is_writable or outgoing.is_stopped:
@@ -256,7 +256,7 @@ class Relay:
                 more = flow.pump(self.engine_sock, self.tcp)
             except OSError as error:
                 if error.errno != errno.ECONNRESET:
-                    raise  # that says nothing of the user: whatever it is, it is no end of file
+                    raise  # an error of ours, and no end of file: it must not look like a close by the user
                 # Once: the user closed with bytes unread; what it wrote still follows.
                 flow.has_ended = self._closed_with_unread
                 self._closed_with_unread = True
@@ -370,7 +370,7 @@ class Relay:
         self._close(reset=True, code=code)
 
     def forget_readiness(self) -> None:
-        """See Channel. Its watchers are told anew by epoll."""
+        """See Channel. epoll reports the events to its watchers again."""
 
     # ── commands ──
 

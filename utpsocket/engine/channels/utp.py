@@ -281,10 +281,10 @@ class Bridge:
         self._discards_received = False  # it reads no more (EPIPE): shut down, or closed
         self._has_recheck = False  # after shutdown() hid the close: a timer will look whether the fd is still open
 
-        # What it has been told.
-        self._sent_eof = False  # the end of file
-        self._refuses_sends = False  # that a send() fails, while there is still something to receive
-        self._sent_reset = False  # and the peer: a RESET outside of the connection, in terminate()
+        # What has been passed on.
+        self._sent_eof = False  # the end of file, to the user's fd
+        self._refuses_sends = False  # the user's send() fails already, while there is still something to receive
+        self._sent_reset = False  # a RESET to the peer, outside of the connection, in terminate()
 
         self._is_retrying = False  # a call that failed for lack of memory (TRANSIENT) is made again by a timer
 
@@ -335,7 +335,7 @@ class Bridge:
 
     @property
     def known_events(self) -> int:
-        """What need not be told again (poller.py)."""
+        """Events that are remembered, so that LevelPoller need not report them again."""
         known = EPOLLIN if self.is_readable or self._has_finished_input else 0
         if self.is_writable:
             known |= EPOLLOUT
@@ -472,7 +472,7 @@ class Bridge:
         self.connection.discard(now=now)
 
     def _check_unread_at_close(self) -> None:
-        """After a hang-up, where reading has not told: whether the user closed with bytes unread."""
+        """After a hang-up, if no read has shown it: find out whether the user closed with bytes unread."""
         if self.engine_sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR):
             self._closed_with_unread = True
 
@@ -721,7 +721,7 @@ class Bridge:
         refuse_sends(self.engine_sock, self.identity)
 
     def _propagate_close(self) -> None:
-        """The connection is over and everything that came has been delivered: the user's fd ends likewise."""
+        """The connection is over and everything received has been delivered: make the user's fd report its end."""
         error = self.close_errno or 0
         identity = self.identity
         if identity.ending is None and not self._is_hung_up:
@@ -767,7 +767,7 @@ class Bridge:
         """
         if not (code or self._sent_eof or self._is_hung_up):
             code = errno.ECONNABORTED
-        # Closed while epoll still knows it: should that fail, it is ours to close again.
+        # If the close fails, engine_sock is still set, so that it is closed again.
         engine_sock = self.engine_sock
         self.endpoint.loop.forget_fd(engine_sock.fileno())
         close_engine_sock(engine_sock, self.identity, code)

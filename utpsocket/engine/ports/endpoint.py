@@ -382,8 +382,8 @@ class Endpoint:
                 and len(before.data if before else b"") < _BULK_BYTES
                 and not port.pending
             ):
-                # Most likely there is no more, and a call that says so costs as much as a datagram. If there is, epoll
-                # says so again: it tells levels of this fd, but not while the port is blocked.
+                # Most likely there is no more, and a call to find that out costs as much as a datagram. If there is,
+                # epoll reports it again: this fd is level-triggered, except while the port is blocked.
                 self.is_readable = False
                 self._note_single_datagram()
                 break

@@ -72,7 +72,7 @@ class TcpListener:
 
     @property
     def known_events(self) -> int:
-        """What need not be told again (poller.py)."""
+        """Events that are remembered, so that LevelPoller need not report them again."""
         return EPOLLIN if self._waiting is not None or self._due_at is not None else 0
 
     def on_event(self, mask: int) -> None:

@@ -1,7 +1,7 @@
 """Make the kernel return ECONNRESET at the user's end of a pair.
 
 The kernel does so at one end of an AF_UNIX connection if the other end is closed while it holds unread bytes. So
-whatever carries a connection closes the engine's end with an unread byte in it. Only the engine's thread calls, but for
+a channel closes the engine's end with an unread byte in it. Only the engine's thread calls, but for
 fds_of() and, with an engine in another process, write_as_user() and refuse_as_user(). Sources: unix(7);
 docs/sockets.md §9.
 """

@@ -259,11 +259,11 @@ class Identity:
 
     @property
     def has_ended_after_eof(self) -> bool:
-        """is_after_eof, in whichever process."""
+        """is_after_eof, of this object or in the table that the engine's process shares (shared_errnos.py)."""
         return self.is_after_eof or shared_errnos.is_after_eof(self.owner_pid, self.cookie)
 
     def take_error(self) -> int:
-        """The errno the connection ended with, once, whichever process asks first: like SO_ERROR."""
+        """The errno that the connection ended with. The first process that asks takes it, as with SO_ERROR."""
         error, self.error = self.error, 0
         error = shared_errnos.take(self.owner_pid, self.cookie) or error
         self.told_errno = error or self.told_errno
