@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import errno
 import inspect
+import marshal
 import select
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,14 +21,16 @@ from typing import Any, cast
 import pytest
 
 import utpsocket
+from tests.faults import callers, kernel, scenes
 from tests.faults import engine as faults
-from tests.faults import kernel, scenes
 from tests.sockets.network import eventually
 from utpsocket.engine import command_queue, commands, fault_reports, flush, running_engine, shutdown
 from utpsocket.engine import loop as loop_module
 from utpsocket.engine.channels.tcp import Relay
 from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.helper import client as engine_client
+from utpsocket.engine.helper import messages
+from utpsocket.engine.helper.client import RemoteLoop
 from utpsocket.engine.interpreter import native
 from utpsocket.engine.interpreter.fork_lock import ForkLock
 from utpsocket.engine.kernel.high_fds import HighSocket
@@ -34,6 +38,7 @@ from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports import tcp_listener
 from utpsocket.engine.ports.endpoint import Endpoint
 from utpsocket.engine.ports.flood import Flood
+from utpsocket.engine.user_fds import forked_copies
 from utpsocket.protocol import Connection
 from utpsocket.sockets.rules import Routes
 
@@ -510,6 +515,52 @@ def test_no_stranger_is_met_where_a_scene_wants_tcp_alone() -> None:
             with utpsocket.socket() as sock, pytest.raises(OSError, match="in use"):
                 sock.bind(address)
     closed(*opened)
+
+
+@pytest.fixture
+def helper() -> Iterator[RemoteLoop]:
+    """An engine's process with a notice that has arrived, and no thread here."""
+    loop = RemoteLoop()
+    loop._pending.append(marshal.dumps((1, messages.RELEASED, None)))
+    yield loop
+    loop.discard()
+
+
+@pytest.mark.parametrize("with_opcodes", [False, True])
+def test_an_exception_while_notices_are_taken_leaves_their_lock_free(helper: RemoteLoop, with_opcodes: bool) -> None:
+    """Or every other thread that asks a socket of it anything waits for ever."""
+    number, is_over = 0, False
+    found: list[Any] = []
+    while not is_over:
+        number += 1
+        injection = callers.Injection(number, with_opcodes=with_opcodes)
+        with suppress(KeyboardInterrupt), injection.active():
+            helper.take_notices()
+        is_over = not injection.at
+        other = threading.Thread(
+            target=lambda: found.append(helper._taking.acquire(False) and helper._taking.release())
+        )
+        other.start()
+        other.join()
+        assert found.pop() is None, f"{number}: {injection.at}"
+    assert number > 10
+    assert not helper._pending
+
+
+def test_the_end_of_the_engines_process_waits_for_no_thread_that_takes_notices(
+    helper: RemoteLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may itself wait for an answer, which only the end gives."""
+    monkeypatch.setattr(forked_copies, "take_notices", helper.take_notices)
+    monkeypatch.setattr(engine_client, "_END_SECONDS", 0.01)
+    identity = engine_client.RemoteIdentity(socket.AF_INET)
+    helper._served[1] = identity
+    with helper._taking:
+        ending = threading.Thread(target=helper._on_end, daemon=True)
+        ending.start()
+        ending.join(10)
+        assert not ending.is_alive()
+    assert (identity.is_over, identity.error) == (True, errno.ECONNRESET)
 
 
 def test_system_calls_that_fail_for_a_second() -> None:

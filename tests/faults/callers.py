@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import gc
+import linecache
 import os
 import random
 import sys
@@ -106,7 +107,7 @@ class Injection:
         return self._on_line
 
     def _on_line(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if event in ("line", "opcode"):
+        if event in ("line", "opcode") and not leaves_with(frame):
             self.lines += 1
             if self.lines == self.number:
                 sys.settrace(None)
@@ -123,6 +124,16 @@ class Injection:
         frame, self._returning = self._returning, None
         if frame is not None:
             frame.clear()
+
+
+def leaves_with(frame: FrameType) -> bool:
+    """Whether the next instruction is one of those with which a `with` statement calls __exit__(). CPython shows their
+    line once more, and runs no handler between the block's last call and that one.
+    """
+    if not linecache.getline(frame.f_code.co_filename, frame.f_lineno or 0).lstrip().startswith("with "):
+        return False
+    _, entered, _ = next(lines for lines in frame.f_code.co_lines() if lines[2] == frame.f_lineno)
+    return frame.f_lasti >= entered
 
 
 def may_lose(case: Case, injection: Injection) -> bool:

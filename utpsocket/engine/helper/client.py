@@ -401,30 +401,28 @@ class RemoteLoop:
 
     def take_notices(self) -> None:
         """Handle the notices that have arrived: write them into their identities. Any thread. Raises nothing."""
-        if not self._take_all():
+        # After acquire() and before try, a signal handler may raise, and the lock is kept for ever. Not so with `with`.
+        with self._taking:
+            may_be_more = self._take_all()
+        if not may_be_more:
             self._on_end()
 
-    def _take_all(self, seconds: float = -1.0) -> bool:
-        """Whether there may be more to come."""
-        if not self._taking.acquire(True, seconds):
-            return True
+    def _take_all(self) -> bool:
+        """Whether there may be more to come. The caller has the lock."""
+        has_ended = False
         try:
-            has_ended = False
-            try:
-                # One call in C for all of them: an exception of a signal handler must not lose any.
-                self._pending.extend(iter(self._next_notice, b""))
-                has_ended = True
-            except OSError as error:
-                let_pass(error)  # no more of them now
-            pending = self._pending
-            while pending:
-                first = pending[0]
-                self._take(*marshal.loads(first))  # may call this method again, which handles it once more
-                if pending and pending[0] is first:
-                    pending.popleft()  # last: after an exception of a signal handler it is handled again
-            return not has_ended
-        finally:
-            self._taking.release()
+            # One call in C for all of them: an exception of a signal handler must not lose any.
+            self._pending.extend(iter(self._next_notice, b""))
+            has_ended = True
+        except OSError as error:
+            let_pass(error)  # no more of them now
+        pending = self._pending
+        while pending:
+            first = pending[0]
+            self._take(*marshal.loads(first))  # may call this method again, which handles it once more
+            if pending and pending[0] is first:
+                pending.popleft()  # last: after an exception of a signal handler it is handled again
+        return not has_ended
 
     def _take(self, cookie: int, name: str, value: Any) -> None:
         if name == messages.ACCEPTED:
@@ -587,7 +585,13 @@ class RemoteLoop:
     def _on_end(self) -> None:
         """The engine's process has ended, and its connections. Threads that wait for answers get ECONNABORTED."""
         self.is_alive = False
-        self._take_all(_END_SECONDS)
+        if self._taking.acquire(True, _END_SECONDS):
+            try:
+                self._take_all()
+            finally:
+                self._taking.release()
+        if forked_copies.take_notices == self.take_notices:
+            forked_copies.take_notices = None  # or a thread that has the lock, and waits, would be waited for below
         served, self._served = self._served, {}
         for identity in list(served.values()):
             if identity.role is Role.CONNECTING or not (identity.is_over or self._is_stopping):
