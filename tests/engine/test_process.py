@@ -35,32 +35,12 @@ WAIT_S = 120
 PRELUDE = """
 import errno, os, signal, struct, sys, threading, time
 import utpsocket
+from tests.conversation import errno_of, pair, until
 from utpsocket import stats
 from utpsocket.engine import engine, running_engine
 
-def pair():
-    with utpsocket.create_server(("127.0.0.1", 0)) as listener:
-        client = utpsocket.create_connection(listener.getsockname(), timeout=60)
-        server, _ = listener.accept()
-    client.settimeout(60)
-    server.settimeout(60)
-    return client, server
-
 def receive_all(sock):
     return b"".join(iter(lambda: sock.recv(1 << 16), b""))
-
-def errno_of(call, *arguments):
-    try:
-        call(*arguments)
-    except OSError as error:
-        return errno.errorcode.get(error.errno, type(error).__name__)
-    return None
-
-def until(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 print(engine().pid, flush=True)
 assert engine().pid != os.getpid()

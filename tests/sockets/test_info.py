@@ -22,30 +22,10 @@ WAIT_S = 120
 PRELUDE = """
 import asyncio, errno, os, signal, socket, struct, sys, threading, time, weakref
 import utpsocket
+from tests.conversation import errno_of, pair, until
 from utpsocket import info, monkey, stats
 
 L = ("127.0.0.1", 0)
-
-def pair():
-    with utpsocket.create_server(L) as listener:
-        client = utpsocket.create_connection(listener.getsockname(), timeout=60)
-        server, _ = listener.accept()
-    client.settimeout(60)
-    server.settimeout(60)
-    return client, server
-
-def errno_of(call, *arguments):
-    try:
-        call(*arguments)
-    except OSError as error:
-        return errno.errorcode.get(error.errno, type(error).__name__)
-    return None
-
-def until(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 def reset(sock):
     sock.setsockopt(utpsocket.SOL_SOCKET, utpsocket.SO_LINGER, struct.pack("ii", 1, 0))
