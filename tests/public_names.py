@@ -22,6 +22,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "utpsocket"
 # The file, and the public names that it defines; ALL are those in its __all__. Of a class its public methods too.
 ALL = ("__all__",)
 PUBLIC: dict[str, tuple[str, ...]] = {
+    "engine/channels/channel.py": ("Channel",),
+    "engine/ports/endpoint.py": ("Endpoint",),
     "engine/reactor.py": ("Reactor",),
     "green/cooperative.py": ("socket",),
     "green/hooks.py": ("hook_eventlet", "hook_gevent", "unhook_eventlet", "unhook_gevent"),

@@ -113,6 +113,8 @@ class Endpoint:
 
     What only the engine's thread needs is made when that thread first uses it (_MADE_ON_DEMAND), since any thread may
     make an endpoint.
+
+    Source: docs/design.md §6.
     """
 
     __slots__ = (
@@ -190,19 +192,35 @@ class Endpoint:
 
     @property
     def is_unused(self) -> bool:
-        """Whether no connection, holder or listener needs the port. Any thread."""
+        """Whether no connection, holder or listener needs the port. Any thread.
+
+        Returns: True or False.
+        Source: docs/design.md §6.
+        """
         return not self.bridges and not self.holders and self.listener is None
 
     @property
     def is_all_answered(self) -> bool:
-        """Whether no datagram at the port is unanswered. Any thread; in this order, as the engine's thread works on."""
+        """Whether no datagram at the port is unanswered. Any thread.
+
+        Returns: True or False.
+        Source: docs/sockets.md §3.
+        """
+        # In this order, as the engine's thread works on.
         return not (unread_bytes(self.port.fd) or self._is_receiving or self.bridges)
 
     def claim_closing(self, claim: object) -> bool:
-        """Take the right to close the port. Returns False if another claim has it, or there are holders. Any thread.
+        """Take the right to close the port. Any thread.
 
         A thread that adds a holder looks at closing_claim afterwards, as this looks at the holders after the claim: one
         of the two sees the other.
+
+        Parameters:
+            claim: an object of the caller's alone, BY_ENGINE for the engine's thread.
+        Returns: False if another claim has it, or there are holders.
+        Raises: nothing.
+        Next: Loop.close_claimed().
+        Source: docs/sockets.md §3.
         """
         if self.closing_claim.setdefault(CLAIM_KEY, claim) is not claim:
             return False
@@ -213,7 +231,11 @@ class Endpoint:
 
     @property
     def is_in_other_namespace(self) -> bool:
-        """Whether the port is in another network namespace than the engine's thread. Any thread."""
+        """Whether the port is in another network namespace than the engine's thread. Any thread.
+
+        Returns: True or False.
+        Source: network_namespaces(7).
+        """
         return self.port.namespace != self.loop.namespace
 
     # ── connections ──
@@ -270,7 +292,14 @@ class Endpoint:
         return bridge
 
     def apply_settings(self, bridge: Bridge, *, now: int) -> None:
-        """Have a connection follow the socket options of its identity: at its beginning, and whenever one is set."""
+        """Have a connection follow the socket options of its identity: at its beginning, and whenever one is set.
+
+        Parameters:
+            bridge: a connection of this port.
+            now: µs.
+        Raises: OSError where the kernel refuses an option of IP.
+        Source: socket(7); tcp(7); ip(7).
+        """
         settings, connection = bridge.identity.settings, bridge.connection
         connection.send.nodelay = settings.nodelay
         connection.send.user_timeout_us = settings.user_timeout_ms * 1_000
@@ -298,7 +327,16 @@ class Endpoint:
                 bridge.receive_buffer.apply_option(bridge.engine_sock, settings.receive_buffer_bytes)
 
     def dial(self, addr: Address, identity: Identity) -> Bridge:
-        """Open a connection from this port. Its SYN leaves in this iteration. Next: Bridge.attach()."""
+        """Open a connection from this port. Its SYN leaves in this iteration.
+
+        Parameters:
+            addr: the peer's address, as the kernel would report it.
+            identity: of the socket that connects.
+        Returns: the connection.
+        Raises: OSError where the kernel refuses an option of IP.
+        Next: Bridge.attach().
+        Source: BEP 29 "connection setup"; docs/protocol.md §2.
+        """
         recv_id, *spare_ids = self._fresh_ids(addr)
         bridge = self._new_bridge(addr, recv_id, identity, [], tuple(spare_ids))
         self.loop.send_grants.join(bridge)
@@ -323,7 +361,13 @@ class Endpoint:
         return ids[:_IDS_PER_DIAL]
 
     def forget(self, bridge: Bridge) -> None:
-        """The connection is over: take it out. See Bridge.remove(). Idempotent."""
+        """The connection is over: take it out. See Bridge.remove(). Idempotent.
+
+        Parameters:
+            bridge: a connection of this port. If it was the last that needed the port, the port closes.
+        Raises: nothing.
+        Source: docs/design.md §6; docs/protocol.md §12.
+        """
         connection = bridge.connection
         for any_id in bridge.recv_ids:
             self.bridges.pop((connection.addr, any_id), None)
@@ -343,12 +387,22 @@ class Endpoint:
         self.close_if_unused()
 
     def close_if_unused(self) -> None:
-        """Close the port if it is unused. Another thread may have done so."""
+        """Close the port if it is unused. Another thread may have done so.
+
+        Raises: nothing.
+        Source: docs/design.md §6.
+        """
         if self.is_unused:
             self.loop.close_endpoint(self)
 
     def leave_grants(self, bridge: Bridge) -> None:
-        """The connection has no more data to send. Idempotent."""
+        """The connection has no more data to send: another one may get a grant. Idempotent.
+
+        Parameters:
+            bridge: a connection of this port.
+        Raises: nothing.
+        Source: engine/ports/send_grants.py.
+        """
         following = self.loop.send_grants.leave(bridge)
         if following is not None:
             self.loop.mark_dirty(following)
@@ -358,6 +412,12 @@ class Endpoint:
     def receive(self, *, now: int) -> None:
         """Receive what there is, a bounded amount, and hand it to the connections. What they answer leaves later in the
         iteration. Afterwards is_readable tells whether there may be more.
+
+        Parameters:
+            now: µs.
+        Raises: nothing for what the network sends.
+        Next: transmit() for each connection that has been marked dirty.
+        Source: docs/design.md §4, §11.
         """
         port, arena = self.port, self.loop.arena
         self._is_receiving = True
@@ -441,8 +501,13 @@ class Endpoint:
         return count
 
     def handle_run(self, run: Run, *, now: int) -> None:
-        """Hand a run to its connection. GRO merges by addresses: a run of several connections is split first
-        (docs/performance.md §5).
+        """Hand a run to its connection. GRO merges by addresses: a run of several connections is split first.
+
+        Parameters:
+            run: datagrams of one sender.
+            now: µs.
+        Raises: nothing for what is in it.
+        Source: docs/design.md §4; docs/performance.md §5.
         """
         data = run.data
         if HEADER_BYTES <= len(data) <= run.stride or run.is_clean() or run.is_uniform():
@@ -466,7 +531,12 @@ class Endpoint:
     def handle_datagram(self, run: Run, packet: Packet | None = None, *, now: int) -> None:
         """As handle_run(), of a run of one datagram: any packet, or none of uTP's.
 
-        packet   what decode() made of it, if the caller had to decode it
+        Parameters:
+            run: the datagram.
+            packet: what decode() made of it, if the caller had to decode it.
+            now: µs.
+        Raises: nothing for what is in it.
+        Source: BEP 29 "connection_id"; docs/protocol.md §2, §4.
         """
         if packet is None:
             packet = decode(run.data)
@@ -599,7 +669,14 @@ class Endpoint:
         return bridge
 
     def source(self, run: Run) -> list[Any]:
-        """Ancillary data for an answer to what came to run.local."""
+        """The source address of an answer.
+
+        Parameters:
+            run: what is answered: the answer leaves with the address that it came to.
+        Returns: ancillary data for Port.send(); empty where the port is bound to one address.
+        Raises: nothing.
+        Source: ip(7) IP_PKTINFO; ipv6(7).
+        """
         return [] if run.local is None else self.port.source(str(run.local))
 
     def _answer_from_cache(self, run: Run, *, now: int) -> None:
@@ -610,7 +687,16 @@ class Endpoint:
             self.port.send(Transmit(run.addr, answer), self.source(run))
 
     def cached_answers(self, names: list[bytes], heads: list[bytes], *, now: int) -> bytearray:
-        """Put SYNs into the cache: their senders' names and their headers. Returns the answers, one after the other."""
+        """Put SYNs into the listener's cache.
+
+        Parameters:
+            names: their senders' addresses, as the kernel writes them.
+            heads: their headers, in the same order.
+            now: µs.
+        Returns: the answers, one after the other.
+        Raises: nothing.
+        Source: docs/protocol.md §3; engine/ports/syncache.py.
+        """
         listener = self.listener
         assert listener is not None
         answers = listener.cache.answer(names, heads, self._window_bytes(listener), now=now)
@@ -618,7 +704,12 @@ class Endpoint:
         return answers
 
     def dialed_names(self) -> set[bytes]:
-        """The addresses that are dialled from this port, as the kernel writes them."""
+        """The addresses that are dialled from this port.
+
+        Returns: addresses as the kernel writes them.
+        Raises: nothing.
+        Source: docs/protocol.md §14.
+        """
         return {packed_name(addr) for addr in self._outgoing}
 
     def _window_bytes(self, listener: Listener) -> int:
@@ -628,7 +719,15 @@ class Endpoint:
         return min(max(_LEAST_BUFFER_BYTES, receive_bytes), bytes_at_first)
 
     def is_cached(self, run: Run, syn_id: int) -> bool:
-        """Whether a SYN with this id from the run's sender is in the listener's cache."""
+        """Whether a SYN is in the listener's cache.
+
+        Parameters:
+            run: a datagram of its sender.
+            syn_id: the number that the SYN has as its connection id.
+        Returns: True or False; False without a listener.
+        Raises: nothing.
+        Source: engine/ports/syncache.py.
+        """
         cache = self.listener.cache if self.listener is not None else None
         return cache is not None and cache.rotates_at > 0 and cache.knows(packed_name(run.addr), syn_id)
 
@@ -653,7 +752,14 @@ class Endpoint:
         return bridge
 
     def return_to_cache(self, bridge: Bridge, *, now: int) -> None:
-        """Make an entry of the listener's cache of a half-open connection that was not handed over yet."""
+        """Make an entry of the listener's cache of a half-open connection that was not handed over yet.
+
+        Parameters:
+            bridge: the connection, which ends without a RESET.
+            now: µs.
+        Raises: nothing.
+        Source: docs/protocol.md §3; engine/ports/syncache.py.
+        """
         listener, connection = self.listener, bridge.connection
         if listener is not None:
             syn_seq, our_seq = connection.receive.ack, connection.send.flights.una_seq
@@ -687,13 +793,24 @@ class Endpoint:
     def fail(self, error: BaseException) -> None:
         """See faults.py: what was being received is lost, as any packet may be. After _FAULTS_BORNE in a row the port
         ends.
+
+        Parameters:
+            error: the exception that came out of the work for this port.
+        Raises: as end().
+        Source: docs/design.md §2.
         """
         self.faults += 1
         if self.faults > _FAULTS_BORNE:
             self.end(error)
 
     def end(self, error: BaseException) -> None:
-        """The port ends, and its connections with it. May be called again where it has failed itself."""
+        """The port ends, and its connections with it. May be called again where it has failed itself.
+
+        Parameters:
+            error: why. Each connection fails with it.
+        Raises: OSError where a system call of the end fails; then call it again.
+        Source: docs/design.md §2.
+        """
         if self.listener is not None:
             self.listener.end()
         for bridge in list(self.bridges.values()):
@@ -702,7 +819,13 @@ class Endpoint:
         self.loop.close_endpoint(self)
 
     def handle_errors(self, *, now: int) -> None:
-        """Hand ICMP errors and failed sends to the connections, by the packet that each quotes."""
+        """Hand ICMP errors and failed sends to the connections, by the packet that each quotes.
+
+        Parameters:
+            now: µs.
+        Raises: nothing.
+        Source: ip(7) IP_RECVERR; RFC 1122 §4.2.3.9; docs/protocol.md §10.
+        """
         loop = self.loop
         owner = loop.owner
         errors = self.port.errors
@@ -743,11 +866,14 @@ class Endpoint:
     def transmit(self, bridge: Bridge, *, now: int) -> None:
         """Send all packets of a connection that may leave now, in as few system calls as possible.
 
-        bridge   of this port
-        now      µs. Afterwards the connection's timeout_at() is to be read
-
-        Never raises for what the network does: a failed send is an error that the connection gets (handle_errors()).
         While the port is blocked (port.pending) nothing is sent.
+
+        Parameters:
+            bridge: a connection of this port.
+            now: µs.
+        Raises: nothing for what the network does: a failed send is an error that the connection gets (handle_errors()).
+        Next: the connection's timeout_at().
+        Source: docs/design.md §3, §4; docs/performance.md §2.
         """
         port, connection, source = self.port, bridge.connection, bridge.source
         send = connection.send
@@ -772,7 +898,14 @@ class Endpoint:
             self.handle_errors(now=now)
 
     def receive_for(self, bridge: Bridge, *, now: int) -> None:
-        """Receive what has come by now, for a command that must know it."""
+        """Receive what has come by now, for a command that must know it.
+
+        Parameters:
+            bridge: the connection that the command is about.
+            now: µs.
+        Raises: nothing for what the network sends.
+        Source: docs/sockets.md §3.
+        """
         for _ in range(_MOST_RECEIVES):  # each may leave off after the first small datagram
             self.receive(now=now)
             if not polls(self.port.sock, EPOLLIN):
@@ -781,7 +914,11 @@ class Endpoint:
             self.peers.receive(bridge.connection.addr)
 
     def end_time_waits(self) -> None:
-        """Too many private ports are in TIME_WAIT: end this one's."""
+        """Too many private ports are in TIME_WAIT: end this one's.
+
+        Raises: nothing.
+        Source: docs/protocol.md §12; engine/ports/time_wait.py.
+        """
         for bridge in list(self.bridges.values()):
             if bridge.connection.state is TIME_WAIT:
                 bridge.connection.abort()
