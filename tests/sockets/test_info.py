@@ -20,7 +20,7 @@ from utpsocket.engine.kernel import tcp_info
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 120
 PRELUDE = """
-import asyncio, errno, os, signal, socket, struct, sys, threading, time, weakref
+import asyncio, errno, os, select, signal, socket, struct, sys, threading, time, weakref
 import utpsocket
 from tests.conversation import errno_of, pair, until
 from utpsocket import info, monkey, stats
@@ -288,6 +288,33 @@ os.kill(pid, signal.SIGCONT)
 assert [each.state for each in found] == ["connected", "closed", "listening", "unconnected"], found
 assert found[0].peer == server.getsockname() and found[0].rtt_us
 assert found[1].outcome == "reset"
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + script],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "UTPSOCKET_ENGINE": "process"},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    assert not done.returncode and not done.stderr, done.stderr
+
+
+def test_figures_of_a_socket_that_does_not_block_are_not_from_before_it_was_connected() -> None:
+    """The figures from an engine in another process are those of the call before; the state is that of now."""
+    script = """
+listener = utpsocket.create_server(L)
+client = utpsocket.socket()
+client.setblocking(False)
+assert client.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+assert info(client).state in ("syn_sent", "connected")
+assert select.select([], [client], [], 60)[1]
+from utpsocket.engine import engine
+figures = engine()._figures
+until(lambda: figures)
+cookie = client._utp.cookie
+figures[cookie] = ("syn_sent", *figures[cookie][1:])  # as if it had been asked for a moment earlier
+assert info(client).state == "connected", info(client)
 """
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + script],

@@ -345,7 +345,10 @@ class RemoteLoop:
             serial = next(self._serials)
             self._answers[serial] = _Figures(self, cookie)
             self._request(serial, commands.connection_figures, (cookie,), {})
-        return self._figures.get(cookie) or _no_figures(identity)
+        found = self._figures.get(cookie)
+        if found is None or (found[0] == State.SYN_SENT.value and identity.role is Role.CONNECTED):
+            return _no_figures(identity)  # a notice has overtaken the figures
+        return found
 
     def on_figures(self, cookie: int, fields: tuple[Any, ...] | None) -> None:
         """The answer to latest_figures(); None: the engine has no such connection."""
