@@ -7,11 +7,13 @@ from __future__ import annotations
 import errno
 import inspect
 import marshal
+import os
 import select
 import socket
 import struct
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -38,7 +40,7 @@ from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports import tcp_listener
 from utpsocket.engine.ports.endpoint import Endpoint
 from utpsocket.engine.ports.flood import Flood
-from utpsocket.engine.user_fds import forked_copies
+from utpsocket.engine.user_fds import forked_copies, shared_errnos
 from utpsocket.protocol import Connection
 from utpsocket.sockets.rules import Routes
 
@@ -545,6 +547,25 @@ def test_an_exception_while_notices_are_taken_leaves_their_lock_free(helper: Rem
         assert found.pop() is None, f"{number}: {injection.at}"
     assert number > 10
     assert not helper._pending
+
+
+@pytest.mark.parametrize("make", [shared_errnos.new_file, engine_client._socket_pair])
+def test_an_exception_while_a_helpers_fds_are_made_leaves_none(make: Callable[[], Any]) -> None:
+    number, is_over = 0, False
+    before = set(os.listdir("/proc/self/fd"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        while not is_over:
+            number += 1
+            injection = callers.Injection(number)
+            with suppress(KeyboardInterrupt), injection.active():
+                made = make()
+                for each in made if isinstance(made, tuple) else (made,):
+                    each.close()
+            is_over, at = not injection.at, injection.at
+            injection.error.__traceback__ = None  # with what the frames held
+            assert set(os.listdir("/proc/self/fd")) == before, at
+    assert number > 3
 
 
 def test_the_end_of_the_engines_process_waits_for_no_thread_that_takes_notices(

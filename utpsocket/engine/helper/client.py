@@ -197,12 +197,9 @@ class RemoteLoop:
         self._notices, notices = _socket_pair()
         try:
             self.pid = _spawn(self._control, control)
-            outcomes_fd = shared_errnos.new_file()
-            try:
-                shared_errnos.begin(self.pid, outcomes_fd)
-                messages.send(self._control, None, [notices.fileno(), outcomes_fd, *self._holders_fds()])
-            finally:
-                os.close(outcomes_fd)
+            with shared_errnos.new_file() as outcomes:
+                shared_errnos.begin(self.pid, outcomes.fileno())
+                messages.send(self._control, None, [notices.fileno(), outcomes.fileno(), *self._holders_fds()])
         except BaseException:
             self._close()
             raise
@@ -622,13 +619,14 @@ def _socket_pair() -> tuple[Any, Any]:
 
 
 def _raised(sock: Any) -> Any:
+    duplicated = iter(partial(fcntl, sock.fileno(), F_DUPFD_CLOEXEC, _HIGH_FD), -1)
     try:
-        high = fcntl(sock.fileno(), F_DUPFD_CLOEXEC, _HIGH_FD)
+        raised = next(map(partial(Socket, -1, -1, -1), duplicated))  # one expression of C: no fd is without an owner
     except OSError as error:
         let_pass(error)
         return sock
     sock.close()
-    return Socket(fileno=high)
+    return raised
 
 
 def _spawn(ours: Any, theirs: Any) -> int:

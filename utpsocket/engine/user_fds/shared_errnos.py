@@ -14,10 +14,12 @@ Any thread may call. Sources: mmap(2) MAP_SHARED; memfd_create(2).
 from __future__ import annotations
 
 import mmap
+from functools import partial
+from itertools import repeat
 from struct import Struct
 from typing import Final
 
-from utpsocket.engine.interpreter.originals import ctypes, os
+from utpsocket.engine.interpreter.originals import ctypes, io, os
 
 # Connections that end before an errno is read; by feel.
 _PLACES: Final = 1 << 14
@@ -61,15 +63,17 @@ def forget_in_child() -> None:
     _serving_pid = 0
 
 
-def new_file() -> int:
-    """An fd of a file for a table that is shared with an engine in another process. Raises OSError."""
-    fd = os.memfd_create("utpsocket-outcomes", os.MFD_CLOEXEC)
+def new_file() -> io.FileIO:
+    """A file for a table that is shared with an engine in another process; the caller closes it. Raises OSError."""
+    # In one expression of C, after which the object owns the fd: a signal handler may raise between any two lines.
+    made = iter(partial(os.memfd_create, "utpsocket-outcomes", os.MFD_CLOEXEC), -1)
+    file = next(map(io.FileIO, made, repeat("r+")))
     try:
-        os.ftruncate(fd, TABLE_BYTES)
+        file.truncate(TABLE_BYTES)
     except BaseException:
-        os.close(fd)
+        file.close()
         raise
-    return fd
+    return file
 
 
 def write(cookie: int, code: int, *, is_after_eof: bool = False) -> None:
