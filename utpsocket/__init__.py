@@ -35,8 +35,8 @@ try:
 except ImportError as _error:
     raise ImportError(f"utpsocket needs ctypes: {_error}", name="utpsocket") from None
 
-from utpsocket.integrations import pickling as _passing
-from utpsocket.integrations import tls_hook as _teachssl
+from utpsocket.integrations import pickling as _pickling
+from utpsocket.integrations import tls_hook as _tls_hook
 from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_KEEPALIVE, UTP_MAX_MTU, UTP_SHARE_PORT
 from utpsocket.sockets.functions import REPLACEMENTS as _REPLACEMENTS
 from utpsocket.sockets.functions import incoming
@@ -50,8 +50,8 @@ else:
     from utpsocket.sockets.shim import socket
 
 globals().update(_REPLACEMENTS)
-_teachssl.install()
-_passing.install()
+_tls_hook.install()
+_pickling.install()
 
 __version__ = "0.1.0"
 __all__ = [
