@@ -11,6 +11,8 @@ import os
 import select
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -23,7 +25,7 @@ from typing import Any, cast
 import pytest
 
 import utpsocket
-from tests.faults import callers, kernel, scenes
+from tests.faults import callers, cases, kernel, scenes
 from tests.faults import engine as faults
 from tests.sockets.network import eventually
 from utpsocket.engine import command_queue, commands, fault_reports, flush, running_engine, shutdown
@@ -617,3 +619,47 @@ def test_a_signal_handlers_timeout_is_no_sign_that_the_engines_fds_are_gone(monk
         client.sendall(b"still there")
         assert server.recv(100) == b"still there"
         assert running_engine() is engine
+
+
+class Taken(cases.Bind):
+    """Whose port is taken, the first time, by the program that is given."""
+
+    made: int
+    take: Callable[[Any], object]
+    leave: Callable[[], object]
+
+    def prepare(self) -> None:
+        super().prepare()
+        Taken.made += 1
+        if Taken.made == 1:
+            Taken.take(self.address)
+
+    def close(self) -> None:
+        Taken.leave()
+        super().close()
+
+
+def test_a_case_whose_port_another_program_took_is_made_again() -> None:
+    """Bind releases a port that the kernel has chosen and binds it again."""
+    program = "import socket; sock = socket.socket(type=socket.SOCK_DGRAM); sock.bind({}); print(); input()"
+    takers = []
+
+    def take(address: Any) -> None:
+        command = [sys.executable, "-c", program.format(address)]
+        takers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert cast(Any, takers[0].stdout).readline() == "\n"
+
+    def leave() -> None:
+        while takers:
+            takers.pop().communicate("\n", timeout=PATIENCE_S)
+
+    Taken.made, Taken.take, Taken.leave = 0, staticmethod(take), staticmethod(leave)
+    assert callers.run_once(Taken, utpsocket, 0)[1] == ""
+    assert Taken.made == 2
+
+
+def test_a_case_whose_port_this_program_has_fails() -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as other:
+        Taken.made, Taken.take, Taken.leave = 0, staticmethod(other.bind), staticmethod(other.close)
+        assert "Address already in use" in callers.run_once(Taken, utpsocket, 0)[1]
+    assert Taken.made == 1

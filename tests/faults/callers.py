@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import errno
 import gc
 import linecache
 import os
@@ -163,7 +164,20 @@ def warm_up() -> None:
 def run_once(
     case_class: Callable[[Any], Case], module: Any, number: int, *, with_opcodes: bool = False, error: str = USUAL
 ) -> tuple[Injection, str]:
-    """What came of one injection: the injection, and what was wrong."""
+    """What came of one injection: the injection, and what was wrong. Once more where another program had taken the
+    port that the case had chosen.
+    """
+    while True:
+        injection, wrong, is_disturbed = _run(case_class, module, number, with_opcodes=with_opcodes, error=error)
+        if not is_disturbed:
+            return injection, wrong
+
+
+def _run(
+    case_class: Callable[[Any], Case], module: Any, number: int, *, with_opcodes: bool, error: str
+) -> tuple[Injection, str, bool]:
+    """Also whether the case could not be carried out, since its port was another program's."""
+    is_disturbed = False
     injection = Injection(number, with_opcodes=with_opcodes, error=error)
     case = case_class(module)
     wrong = ""
@@ -189,13 +203,16 @@ def run_once(
         assert loop is None or loop.is_alive, "the engine has ended"
     except BaseException as problem:
         wrong = wrong or f"{injection.at}: {type(problem).__name__}: {problem}"
+        if isinstance(problem, OSError) and problem.errno == errno.EADDRINUSE:
+            engine_pid = getattr(running_engine(), "pid", None) or os.getpid()
+            is_disturbed = inside.is_another_programs(getattr(case, "address", ("", 0))[1], {os.getpid(), engine_pid})
     finally:
         raised = injection.error.__traceback__ = None  # until now held, as by a program that catches and tries again
         try:
             case.close()
         except BaseException as problem:
             wrong = wrong or f"{injection.at}: {type(problem).__name__} in close(): {problem}"
-    return injection, wrong
+    return injection, wrong, is_disturbed
 
 
 def at_rest() -> int:

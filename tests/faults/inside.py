@@ -11,6 +11,7 @@ import json
 import os
 import socket as stdlib
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -145,6 +146,39 @@ def fds() -> tuple[int, int]:
         else:
             others += 1
     return others + max(0, kept - MOST_KEPT_FDS), ports
+
+
+def is_another_programs(port: int, pids: Iterable[int]) -> bool:
+    """Whether this port, over UDP or TCP, has sockets and none of them is of these processes'.
+
+    A case that releases a port which the kernel has chosen, to take it again, may find that the kernel has given it to
+    another program meanwhile.
+    """
+    held = _inodes_at(port)
+    return bool(held) and not any(held & _socket_inodes(pid) for pid in pids)
+
+
+def _inodes_at(port: int) -> set[str]:
+    found = set()
+    for table in ("udp", "udp6", "tcp", "tcp6"):
+        path = Path("/proc/net", table)
+        for line in path.read_text().splitlines()[1:] if path.exists() else ():
+            fields = line.split()
+            if int(fields[1].rpartition(":")[2], 16) == port and fields[9] != "0":
+                found.add(fields[9])
+    return found
+
+
+def _socket_inodes(pid: int) -> set[str]:
+    found = set()
+    for link in Path("/proc", str(pid), "fd").iterdir():
+        try:
+            target = os.readlink(link)
+        except OSError:
+            continue
+        if target.startswith("socket:["):
+            found.add(target[len("socket:[") : -1])
+    return found
 
 
 def socket_type(fd: int) -> int:
