@@ -570,6 +570,21 @@ def test_an_exception_while_a_helpers_fds_are_made_leaves_none(make: Callable[[]
     assert number > 3
 
 
+def test_an_engines_process_that_is_not_wanted_any_more_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """Its stderr is the program's, which was interrupted while it began."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, messages.TYPE)
+    silent, ended = socket.socketpair()
+    ours.shutdown(socket.SHUT_RD)  # as if closed, but for its POLLHUP when the process has ended
+    ended.close()
+    with ours, theirs, silent:
+        with pytest.raises(OSError, match="did not start"):
+            engine_client._spawn(silent, theirs)
+        poll = select.poll()
+        poll.register(ours, 0)
+        assert poll.poll(PATIENCE_S * 1_000)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_end_of_the_engines_process_waits_for_no_thread_that_takes_notices(
     helper: RemoteLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,7 +82,10 @@ import os, sys
 if os.fork():
     os._exit(0)
 os.setsid()
-os.write({_CONTROL_FD}, b"%d" % os.getpid())
+try:
+    os.write({_CONTROL_FD}, b"%d" % os.getpid())
+except OSError:
+    os._exit(0)
 sys.modules["utpsocket"] = package = type(os)("utpsocket")
 package.__path__ = [sys.argv[1]]
 from utpsocket.engine.helper.server import main
