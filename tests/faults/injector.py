@@ -84,7 +84,7 @@ class Injector:
             code = frame.f_code
             if caller is None or not code.co_filename.startswith((PACKAGE, __file__)):
                 return None
-            name = getattr(code, "co_qualname", code.co_name)
+            name = _qualname(frame)
             kind = "wrapped" if name in self._wrapped else "call"
         elif event == "c_call":
             caller = frame
@@ -151,6 +151,18 @@ class Injector:
         libc.recv = wrapped("ctypes_drain", libc.recv)
         libc.connect = wrapped("ctypes_connect", libc.connect)
         assert vars(utp)["native"] is native
+
+
+def _qualname(frame: FrameType) -> str:
+    """co_qualname of what this frame runs; before Python 3.11, which has none, of a method alone."""
+    code = frame.f_code
+    if hasattr(code, "co_qualname"):
+        return str(code.co_qualname)
+    if code.co_argcount and code.co_varnames[0] == "self":
+        for owner in type(frame.f_locals["self"]).__mro__:
+            if getattr(vars(owner).get(code.co_name), "__code__", None) is code:
+                return f"{owner.__qualname__}.{code.co_name}"
+    return code.co_name
 
 
 def _qualified(name: str) -> dict[str, Any]:
