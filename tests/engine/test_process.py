@@ -356,7 +356,7 @@ def test_the_table_of_commands_agrees_with_their_parameters(name: str) -> None:
         "identity": Argument.IDENTITY,
         "callback": Argument.CALLBACK,
         "claim": Argument.CLAIM,
-        **dict.fromkeys(("udp_sock", "engine_sock", "tcp_sock"), Argument.SOCK),
+        **dict.fromkeys(("udp_sock", "engine_sock", "tcp_sock", "reservation"), Argument.SOCK),
     }
     command, arguments, is_dialed = messages.COMMANDS[name]
     parameters = list(inspect.signature(command).parameters.values())[1:]

@@ -59,19 +59,28 @@ def adopt_port(
     shares: bool,
     key: int = 0,
     bound: tuple[Address, int] | None = None,
+    reservation: Any = None,
 ) -> int:
     """A user's socket is bound: its UDP socket becomes a port. Any thread. Returns the endpoint's key. Raises OSError.
 
-    udp_sock   bound
-    reuse      SO_REUSEADDR is set
-    shares     UTP_SHARE_PORT is set
-    key        to be known by; 0: a new one
-    bound      the socket's address and network namespace, if the caller knows them
+    udp_sock      bound, unless there is a reservation
+    reuse         SO_REUSEADDR is set
+    shares        UTP_SHARE_PORT is set
+    key           to be known by; 0: a new one
+    bound         the socket's address and network namespace, if the caller knows them
+    reservation   keeps the address for it (reuseport.py)
     """
-    endpoint = loop.new_endpoint(udp_sock, is_private=False, key=key, bound=bound)
+    try:
+        if reservation is not None and bound is None:
+            bound = reservation.getsockname(), netns.cookie(reservation)
+        endpoint = loop.new_endpoint(udp_sock, is_private=False, key=key, bound=bound)
+    except BaseException:
+        if reservation is not None:
+            reservation.close()
+        raise
     try:
         if is_shared(endpoint.port.sock):
-            endpoint.peers = ReuseportSockets(endpoint)
+            endpoint.peers = ReuseportSockets(endpoint, reservation)
         endpoint.holders[identity.inode] = identity
         endpoint.reuse, endpoint.shares_port = reuse, shares
         loop.publish(endpoint)
@@ -81,13 +90,17 @@ def adopt_port(
             _drop_holder(loop, endpoint, identity.inode)
         else:
             endpoint.port.close()
+            if reservation is not None:
+                reservation.close()
         raise
     return endpoint.key
 
 
-def adopt_port_as(loop: Loop, key: int, udp_sock: Any, identity: Identity, reuse: bool, shares: bool) -> None:
+def adopt_port_as(
+    loop: Loop, key: int, udp_sock: Any, identity: Identity, reuse: bool, shares: bool, reservation: Any = None
+) -> None:
     """As adopt_port(), of a caller that has chosen the key and does not wait."""
-    adopt_port(loop, udp_sock, identity, reuse=reuse, shares=shares, key=key)
+    adopt_port(loop, udp_sock, identity, reuse=reuse, shares=shares, key=key, reservation=reservation)
 
 
 def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, shares: bool, namespace: int = 0) -> int:
@@ -260,6 +273,12 @@ def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, bac
         _stop_listener(loop, endpoint, listener.inode)
     # At once: should the rest fail, what ends a listener finds it.
     listener = endpoint.listener = Listener(endpoint, identity, name, backlog)
+    if endpoint.peers is not None:
+        try:
+            endpoint.peers.join_group()
+        except OSError:
+            endpoint.listener = None
+            raise
     if tcp is not None:
         listener.tcp_listener = TcpListener(loop, listener)
         listener.tcp_listener.listen(tcp)
@@ -447,6 +466,8 @@ def stop_listening(loop: Loop, key: int, inode: int) -> None:
     endpoint = loop.endpoints.get(key)
     if endpoint is not None:
         _stop_listener(loop, endpoint, inode)
+        if endpoint.peers is not None:
+            endpoint.peers.leave_group(will_rejoin=True)
 
 
 def _drop_holder(loop: Loop, endpoint: Endpoint, inode: int) -> None:
@@ -457,6 +478,8 @@ def _drop_holder(loop: Loop, endpoint: Endpoint, inode: int) -> None:
         endpoint.holders.pop(inode, None)
         if not endpoint.bridges and endpoint.claim_closing(claim) and not loop.free_address(endpoint):
             endpoint.closing_claim.clear()
+        if endpoint.peers is not None and endpoint.bridges and not endpoint.holders:
+            endpoint.peers.leave_group()
     finally:
         loop.soon(close_port, endpoint.key, claim)
 

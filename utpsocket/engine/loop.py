@@ -695,6 +695,8 @@ class Loop:
         """
         if not self.frees_ports_at_once or not endpoint.is_all_answered or not idle_instead(endpoint.port.sock):
             return False
+        if endpoint.peers is not None:
+            endpoint.peers.close_reservation()
         endpoint.is_address_freed = True
         self.bound.discard(endpoint)
         return True
@@ -756,10 +758,10 @@ class Loop:
         self._wake_up.close()
 
     def _fd_owners(self) -> list[Any]:
-        ports = [endpoint.port for endpoint in list(self.endpoints.values())]
+        ports: list[Any] = [endpoint.port for endpoint in list(self.endpoints.values())]
         for endpoint in list(self.endpoints.values()):
             if endpoint.peers is not None:
-                ports += [peer.port for peer in list(endpoint.peers.by_addr.values())]
+                ports += [endpoint.peers, *(peer.port for peer in list(endpoint.peers.by_addr.values()))]
         return [*list(self.channels.values()), *self._all_listeners(), *ports]
 
     def _all_listeners(self) -> list[Listener]:

@@ -17,7 +17,7 @@ from utpsocket.engine.kernel import fd_names, netns
 from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.kernel.high_fds import raise_fd
 from utpsocket.engine.loop import Loop
-from utpsocket.engine.ports import overlapping_ports
+from utpsocket.engine.ports import overlapping_ports, reuseport
 from utpsocket.engine.user_fds.socket_state import Identity
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 UNBOUND: Final[dict[int, Address]] = {stdlib.AF_INET: ("0.0.0.0", 0), stdlib.AF_INET6: ("::", 0, 0, 0)}
 # For an address that a port which the engine is about to close still has; by feel.
 _BIND_TRIES: Final = 100
+_REUSEPORT: Final = (stdlib.SOL_SOCKET, stdlib.SO_REUSEPORT)
 
 
 def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: Any) -> tuple[int, Address]:
@@ -122,20 +123,31 @@ def _adopt_port(
     is_over: bool = False,
 ) -> tuple[int, Address]:
     """Bind a UDP socket to the address and give it to the engine."""
-    udp = udp_beside(sock, identity)
+    reservation = None
+    if not is_over and any(identity.options.get(_REUSEPORT, b"")):
+        reservation = reuseport.reserve(partial(udp_beside, sock, identity), address)
+    try:
+        udp = udp_beside(sock, identity)
+    except BaseException:
+        if reservation is not None:
+            reservation.close()
+        raise
     try:
         if is_over:
             overlapping_ports.bind_over(udp, address)
-        else:
+        elif reservation is None:
             udp.bind(address)
-        local: Address = udp.getsockname()
+        local: Address = (reservation or udp).getsockname()
         if identity.family == stdlib.AF_INET6 and local[0].startswith("ff"):
             raise _error(errno.EINVAL)  # TCP refuses a multicast address of IPv6, and not of IPv4
         if not isinstance(loop, Loop):
-            return loop.adopt_port(udp, local, identity, reuse=reuse, shares=shares), local
-        bound = local, identity.namespace
-        return loop.perform(commands.adopt_port, udp, identity, reuse=reuse, shares=shares, bound=bound), local
+            key = loop.adopt_port(udp, local, identity, reuse=reuse, shares=shares, reservation=reservation)
+            return key, local
+        named = {"reuse": reuse, "shares": shares, "bound": (local, identity.namespace), "reservation": reservation}
+        return loop.perform(commands.adopt_port, udp, identity, **named), local
     except BaseException as error:
+        if reservation is not None:
+            reservation.close()
         # Closed now, since the exception may be kept, and with it this frame. The engine closes what it has taken.
         if loop.is_alive and not is_errno(error):
             loop.tell(commands.drop_holders_of, identity.inode)

@@ -289,21 +289,24 @@ class RemoteLoop:
         """As post(). Loop.tell() carries the command out at once."""
         self.post(command, *arguments)
 
-    def adopt_port(self, udp_sock: Any, local: Address, identity: Identity, *, reuse: bool, shares: bool) -> int:
+    def adopt_port(
+        self, udp_sock: Any, local: Address, identity: Identity, *, reuse: bool, shares: bool, reservation: Any = None
+    ) -> int:
         """A user's socket is bound: its UDP socket becomes a port of the engine's. Does not wait for the engine.
 
         Parameters:
-            udp_sock: bound; the engine's from now on.
+            udp_sock: bound, unless there is a reservation; the engine's from now on.
             local: its address.
             identity: the user's socket.
             reuse: SO_REUSEADDR is set.
             shares: UTP_SHARE_PORT is set.
+            reservation: a socket that keeps the address for it (reuseport.py); the engine's as well.
         Returns: the port's key, which is chosen here.
         Raises: OSError as post(). Should the engine fail, the socket has failed, and its next call reports it.
         """
         key = _new_key()
         self.known_ports.add(key, local, identity, reuse=reuse, shares=shares)
-        self.post(commands.adopt_port_as, key, udp_sock, identity, reuse, shares)
+        self.post(commands.adopt_port_as, key, udp_sock, identity, reuse, shares, reservation)
         return key
 
     def take_port(self, udp_sock: Any, local: Address, identity: Identity, *, reuse: bool, shares: bool) -> int:

@@ -83,7 +83,7 @@ COMMANDS: Final[dict[str, Crossing]] = {
     row.command.__name__: row
     for row in (
         # Ports of sockets that are bound
-        Crossing(commands.adopt_port_as, (_PLAIN, _SOCK, _IDENTITY, _PLAIN, _PLAIN)),
+        Crossing(commands.adopt_port_as, (_PLAIN, _SOCK, _IDENTITY, _PLAIN, _PLAIN, _SOCK)),
         Crossing(commands.share_port, (_PLAIN, _IDENTITY)),
         Crossing(commands.allow_overlap, (_PLAIN,)),
         Crossing(commands.end_overlap, (_PLAIN, _PLAIN)),

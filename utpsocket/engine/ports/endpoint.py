@@ -342,10 +342,21 @@ class Endpoint:
         self.loop.send_grants.join(bridge)
         self._outgoing[addr] = bridge
         if self.peers is not None:
-            self.peers.join(bridge, self.port.local[0])
+            self._share(self.peers, bridge)
         bridge.connection.connect(now=self.loop.now, user_timeout_us=identity.settings.user_timeout_ms * 1_000)
         self.loop.initiated += 1
         return bridge
+
+    def _share(self, peers: ReuseportSockets, bridge: Bridge) -> None:
+        """A connection is dialed from a port that processes share."""
+        port, addr = self.port, bridge.connection.addr
+        peers.prepare_to_send()
+        peers.join(bridge, port.local[0])
+        if not overlapping_ports.listens(self):
+            peers.leave_group()
+        local = peers.local_of(addr)
+        if port.is_wildcard and local is not None:
+            bridge.source = port.source(local) + bridge.source
 
     def _fresh_ids(self, addr: Address) -> list[int]:
         """Random ids that with those beside them are not used with this peer. Each id's neighbour is the other

@@ -12,20 +12,33 @@ these sockets differ from the group in one of the two: an IPv4 peer's is an AF_I
 AF_INET, where the port itself is AF_INET6), an IPv6 peer's has the other IPV6_V6ONLY. Before Linux 6.13 a group that
 has never had a connected member is not compared with connected sockets at all, so each group is given one for a moment.
 
-Only the engine's thread calls. Sources: Linux net/ipv4/udp.c (udp4_lib_lookup2, udp_reuseport_add_sock),
-net/core/sock_reuseport.c (reuseport_has_conns); socket(7) SO_REUSEPORT.
+A port that does not listen takes no SYNs from those that do, as over TCP: it is no member that the kernel chooses.
+
+* Bound only: its UDP socket is not bound yet. Another one is, which keeps others from the address and is bound to an
+  interface that does not exist, so nothing comes to it (reserve()). listen() binds the first and closes the second.
+  Below port 1024, where that bind() may fail, it is bound at once, and connected to itself until it listens; not at a
+  wildcard address.
+* Dialing, or with connections of a listener that is closed: its UDP socket is connected to itself, which the kernel
+  chooses for nobody, and still sends (leave_group()). Of a wildcard address it is the loopback address, so each
+  datagram has to say its source; and once it listens again, it is no member, and gets the others' SYNs as well.
+
+Only the engine's thread calls, except for what says that any thread may. Sources: Linux net/ipv4/udp.c
+(udp4_lib_lookup2, udp_reuseport_add_sock, udp_lib_rehash), net/core/sock_reuseport.c (reuseport_has_conns,
+reuseport_select_sock), net/core/sock.c (sock_bindtoindex_locked); socket(7) SO_REUSEPORT; connect(2) AF_UNSPEC.
 """
 
 from __future__ import annotations
 
+import errno
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from utpsocket.engine.interpreter.native import Socket
-from utpsocket.engine.interpreter.originals import io
+from utpsocket.engine.interpreter.originals import ctypes, io, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.interpreter.signal_errors import let_pass, or_none, suppress_errnos
 from utpsocket.engine.kernel import netns
 from utpsocket.engine.kernel.high_fds import raise_fd, with_room
 from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLIN
@@ -35,6 +48,7 @@ from utpsocket.protocol import Run
 if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import Bridge
     from utpsocket.engine.kernel.arena import Arena
+    from utpsocket.engine.kernel.fd_names import Address
     from utpsocket.engine.reactor import Reactor
 
     class Engine(Reactor, Protocol):
@@ -55,6 +69,9 @@ if TYPE_CHECKING:
         def loop(self) -> Engine: ...
 
         @property
+        def bridges(self) -> Mapping[tuple[object, int], Bridge]: ...
+
+        @property
         def is_in_other_namespace(self) -> bool: ...
 
         def handle_run(self, run: Run, *, now: int) -> None:
@@ -73,6 +90,12 @@ _MAPPED: Final = "::ffff:"
 _TABLES: Final = ("/proc/net/udp", "/proc/net/udp6")
 _LOCAL, _REMOTE, _INODE = 1, 2, 9  # their columns
 _CHECKED_US: Final = 50_000  # how long what /proc told of other processes is used; by feel
+_SO_BINDTOIFINDEX: Final = 62  # asm-generic/socket.h
+_NO_INTERFACE: Final = 2**31 - 1  # Linux numbers interfaces from 1 on
+_FIRST_UNPRIVILEGED: Final = 1_024  # ip(7); below, a process that gives its rights up after bind() could not bind again
+_AF_UNSPEC_NAME: Final = bytes(16)  # struct sockaddr
+_LOOPBACK_OF_WILDCARD: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_connect: Final = ctypes.PyDLL(None, use_errno=True).connect
 
 
 def is_shared(sock: Any) -> bool:
@@ -84,6 +107,57 @@ def is_shared(sock: Any) -> bool:
     except OSError as error:
         let_pass(error)
         return False
+
+
+def reserve(make: Callable[[], Any], address: Any) -> Any:
+    """Keep an address for a socket with SO_REUSEPORT that is bound and does not listen: no other may have it that may
+    not share it, and nothing that is sent there comes to this one. Any thread.
+
+    Parameters:
+        make: makes a UDP socket with the options of the one that it is kept for.
+        address: as bind() is given it.
+    Returns: a bound socket; None where the kernel cannot do that, or the address is one that a later bind() could fail
+        at.
+    Raises: OSError as bind().
+    """
+    for is_first in (True, False):  # before bind() no SYN can come; but there IPv6 wants to find the interface
+        sock = make()
+        try:
+            if is_first and not _leave_interfaces(sock):
+                break
+            try:
+                sock.bind(address)
+            except OSError as error:
+                if is_first and error.errno == errno.ENODEV:
+                    sock.close()
+                    continue
+                raise
+            if sock.getsockname()[1] < _FIRST_UNPRIVILEGED or not (is_first or _leave_interfaces(sock)):
+                break
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+    sock.close()
+    return None
+
+
+def _leave_interfaces(sock: Any) -> bool:
+    try:
+        if _interface(sock):
+            return False
+        sock.setsockopt(stdlib.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_INTERFACE)
+    except OSError as error:
+        let_pass(error)
+        return False
+    return True
+
+
+def _interface(sock: Any) -> int:
+    """The number of the interface that a socket is bound to, by SO_BINDTODEVICE or by a link-local address; 0: none.
+    Raises OSError.
+    """
+    return int(sock.getsockopt(stdlib.SOL_SOCKET, _SO_BINDTOIFINDEX))
 
 
 class ReuseportSocket:
@@ -151,16 +225,103 @@ class ReuseportSockets:
     is_supported   whether the last one could be made: the kernel, or the limit of fds, may not let us
     """
 
-    __slots__ = ("_checked_at", "_endpoint", "_is_alone", "_lingering", "by_addr", "is_supported")
+    __slots__ = (
+        "_can_rejoin",
+        "_checked_at",
+        "_endpoint",
+        "_has_left",
+        "_is_alone",
+        "_lingering",
+        "_reservation",
+        "by_addr",
+        "is_supported",
+    )
 
-    def __init__(self, endpoint: SharedPort) -> None:
-        self._endpoint = endpoint
+    def __init__(self, endpoint: SharedPort, reservation: Any = None) -> None:
+        self._endpoint = endpoint  # the port
+        self._reservation = reservation  # of reserve(): the port's own socket is not bound until it is needed
+        self._has_left = False  # the port's socket is connected to itself
+        self._can_rejoin = reservation is not None  # the kernel knows that bind() has chosen the number: _disconnect()
         self.by_addr: dict[object, ReuseportSocket] = {}
-        self._lingering: OrderedDict[object, None] = OrderedDict()
+        self._lingering: OrderedDict[object, None] = OrderedDict()  # of these, peers without a connection, oldest first
         self.is_supported = True
-        self._is_alone = False
-        self._checked_at = 0
-        self._mark_group_connected()
+        self._is_alone = False  # what is_only_socket() last said
+        self._checked_at = 0  # and when, µs
+        if reservation is None:
+            self._mark_group_connected()
+            local = endpoint.port.local
+            if (
+                local[1] < _FIRST_UNPRIVILEGED
+                and not endpoint.port.is_wildcard
+                and or_none(_interface, endpoint.port.sock) == 0
+            ):
+                self._can_rejoin = True
+                self.leave_group(will_rejoin=True)
+
+    # ── the group ──
+
+    def join_group(self) -> None:
+        """The port listens: become a member of the group, which gets its share of the SYNs. Idempotent; any thread.
+        Raises OSError.
+        """
+        if self._reservation is not None and not self._has_left:
+            self._bind()
+            self.close_reservation()
+            self._mark_group_connected()
+        elif self._has_left:
+            _disconnect(self._endpoint.port.sock)
+            self._has_left = False
+            self.close_reservation()
+
+    def leave_group(self, *, will_rejoin: bool = False) -> None:
+        """The port does not listen, and has connections: get no share of the SYNs any more. Where that is not possible
+        the port stays a member. Idempotent; any thread.
+
+        will_rejoin   the program may have it listen again
+        """
+        by_addr, port = self.by_addr, self._endpoint.port
+        if self._has_left or (will_rejoin and not self._can_rejoin):
+            return
+        if not all(addr in by_addr for addr, _ in list(self._endpoint.bridges)):
+            return  # what is sent to these has to come to the port's own socket
+        host = port.local[0]
+        with suppress_errnos():
+            port.sock.connect((_LOOPBACK_OF_WILDCARD.get(host, host), *port.local[1:]))
+            self._has_left = True
+
+    def prepare_to_send(self) -> None:
+        """The port dials: bind its own socket. Idempotent. Raises OSError."""
+        if self._reservation is not None:
+            self._bind()
+            if not self._endpoint.port.is_wildcard:  # otherwise it keeps what leave_group() gives up
+                self.close_reservation()
+
+    def _bind(self) -> None:
+        port = self._endpoint.port
+        try:
+            port.sock.bind(port.local)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not port.sock.getsockname()[1]:
+                raise  # else it is bound: this was interrupted
+
+    def close_reservation(self) -> None:
+        """The address is kept for the port no more, or by its own socket. Idempotent; any thread."""
+        reservation, self._reservation = self._reservation, None
+        if reservation is not None:
+            reservation.close()
+
+    close_fds = close_reservation
+
+    def detach_fds(self) -> None:
+        """Forget the reservation's fd without closing it: the number belongs to something else by now."""
+        if self._reservation is not None:
+            self._reservation.detach()
+            self._reservation = None
+
+    def local_of(self, addr: object) -> str | None:
+        """The local address towards a peer that has a socket, in the form of Run.local."""
+        found = self.by_addr.get(addr)
+        return None if found is None else _local_host(found.port.local, self._endpoint.port.family)
 
     def _mark_group_connected(self) -> None:
         """Have the kernel know the group as one beside which there are connected sockets (before Linux 6.13)."""
@@ -220,6 +381,7 @@ class ReuseportSockets:
 
     def close(self) -> None:
         """The port is closed."""
+        self.close_reservation()
         for addr in list(self.by_addr):
             self.drop(addr)
 
@@ -237,6 +399,8 @@ class ReuseportSockets:
             self.is_supported = False
             return None
         try:
+            if host in _LOOPBACK_OF_WILDCARD:  # a dialed one
+                host = _local_host(sock.getsockname(), port.family)
             found = ReuseportSocket(endpoint, sock, addr, host if port.is_wildcard else None)
         except BaseException:
             sock.close()
@@ -267,7 +431,8 @@ class ReuseportSockets:
                 sock.setsockopt(stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY, only)
             sock.setblocking(False)
             if is_mapped:
-                ours, theirs = (host.removeprefix(_MAPPED), port.local[1]), (addr[0].removeprefix(_MAPPED), addr[1])
+                ours = ("0.0.0.0" if host == "::" else host.removeprefix(_MAPPED), port.local[1])
+                theirs = (addr[0].removeprefix(_MAPPED), addr[1])
             else:
                 name, scope = split_scope(host)
                 ours = (prefix + name, port.local[1], 0, scope) if scope else (prefix + name, *port.local[1:])
@@ -310,7 +475,15 @@ class ReuseportSockets:
         return self._is_alone
 
     def is_only_socket(self) -> bool:
-        """Whether no other socket is bound to the port now, by /proc/net/udp; False if that cannot be read."""
+        """Whether no other socket is bound to the port now, by /proc/net/udp; False if that cannot be read. Those that
+        are connected do not count.
+        """
+        own_socks = [sock for sock in (self._endpoint.port.sock, self._reservation) if sock is not None]
+        try:
+            own = {b"%d" % os.fstat(sock.fileno()).st_ino for sock in own_socks}
+        except OSError as error:
+            let_pass(error)
+            return False
         number = b":%04X" % self._endpoint.port.local[1]
         bound: set[bytes] = set()
         for path in _TABLES:
@@ -324,4 +497,24 @@ class ReuseportSockets:
                 let_pass(error)
                 if path == _TABLES[0]:
                     return False
-        return len(bound) <= 1
+        return bound <= own
+
+
+def _local_host(local: Address, family: int) -> str:
+    """The address of a peer's socket, in the form of Run.local of a port of this family."""
+    host = str(local[0])
+    if family == stdlib.AF_INET:
+        return host.removeprefix(_MAPPED)
+    if len(local) == 2:
+        return _MAPPED + host
+    return f"{host}%{local[3]}" if local[3] else host
+
+
+def _disconnect(sock: Any) -> None:
+    """Dissolve the association of a connected UDP socket. It keeps the port that bind() was told, and the address if
+    that is no wildcard; if it is one, the socket is in no group afterwards, and the kernel prefers it to the others.
+    Raises OSError.
+    """
+    if _connect(sock.fileno(), _AF_UNSPEC_NAME, len(_AF_UNSPEC_NAME)):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
