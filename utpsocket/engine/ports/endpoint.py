@@ -353,7 +353,7 @@ class Endpoint:
         peers.prepare_to_send()
         peers.join(bridge, port.local[0])
         if not overlapping_ports.listens(self):
-            peers.leave_group()
+            peers.leave_group(will_rejoin=len(self.holders) > 1)
         local = peers.local_of(addr)
         if port.is_wildcard and local is not None:
             bridge.source = port.source(local) + bridge.source
