@@ -192,7 +192,7 @@ if not child:
         "connected", client.getsockname(), client.getpeername(), 0)
     os._exit(0 if good else 1)
 assert os.waitpid(child, 0)[1] == 0
-assert info(client).sent_bytes == 100
+until(lambda: info(client).sent_bytes == 100)
 """,
     "tcp_sockets_of_a_patched_program": """
 with monkey.patched(exclude=["127.0.0.1"]):

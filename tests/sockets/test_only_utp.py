@@ -167,3 +167,17 @@ def test_options_of_our_own_work_or_say_why_not(net: Net) -> None:
             sock.setsockopt(module.SOL_UTP, module.UTP_CONGESTION, "ledbat")
         with pytest.raises(TypeError):
             sock.setsockopt(module.SOL_UTP, module.UTP_KEEPALIVE, None)
+
+
+def test_nothing_is_taken_once_the_end_has_been_reported(net: Net) -> None:
+    """The engine reports an end, and a moment later closes its end of the pair: here that moment lasts."""
+    client, server = net.pair()
+    client._utp.error = errno.ECONNRESET
+    assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+    for send in (client.send, client.sendall):
+        with raises_errno(errno.EPIPE):
+            send(b"x")
+    with raises_errno(errno.EPIPE):
+        client.sendmsg([b"x"])
+    client.close()
+    assert server.recv(1) == b""

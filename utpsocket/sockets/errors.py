@@ -130,9 +130,15 @@ def _refuse_unsupported(sock: Any, identity: Identity, flags: int) -> None:
 
 
 def before_send(sock: Any, identity: Identity, flags: int) -> None:
-    """Open the gate that a connect() has left closed (fd_pair.py). Refuse MSG_OOB: uTP has no urgent data."""
+    """Open the gate that a connect() has left closed (fd_pair.py). Refuse MSG_OOB: uTP has no urgent data.
+
+    Once the errno of the connection's end has been read nothing is taken any more, though the engine may be about to
+    close its end of the pair.
+    """
     if identity.is_gated and identity.role is Role.CONNECTED:
         fd_pair.open_gate(sock, identity)
+    if identity.told_errno:
+        raise lifecycle.os_error(errno.EPIPE)
     if flags and isinstance(flags, int) and _has(flags, _MSG_OOB):
         raise lifecycle.os_error(errno.EOPNOTSUPP)
 
