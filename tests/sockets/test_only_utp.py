@@ -180,4 +180,6 @@ def test_nothing_is_taken_once_the_end_has_been_reported(net: Net) -> None:
     with raises_errno(errno.EPIPE):
         client.sendmsg([b"x"])
     client.close()
+    with raises_errno(errno.EBADF):
+        client.send(b"x")
     assert server.recv(1) == b""

@@ -137,7 +137,7 @@ def before_send(sock: Any, identity: Identity, flags: int) -> None:
     """
     if identity.is_gated and identity.role is Role.CONNECTED:
         fd_pair.open_gate(sock, identity)
-    if identity.told_errno:
+    if identity.told_errno and sock.fileno() >= 0:  # the kernel says EBADF of one that is closed
         raise lifecycle.os_error(errno.EPIPE)
     if flags and isinstance(flags, int) and _has(flags, _MSG_OOB):
         raise lifecycle.os_error(errno.EOPNOTSUPP)
