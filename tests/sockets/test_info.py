@@ -249,13 +249,10 @@ asyncio.run(main())
 }
 
 
-@pytest.mark.parametrize("engine", ["thread", "process"])
-@pytest.mark.parametrize("name", CONVERSATIONS)
-def test_info(name: str, engine: str) -> None:
-    if "AF_INET6" in CONVERSATIONS[name] and not socket.has_ipv6:
-        pytest.skip("this interpreter has no IPv6")
+def run(script: str, engine: str) -> None:
+    """In a fresh interpreter."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PRELUDE + CONVERSATIONS[name]],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PRELUDE + script],
         env={**os.environ, "PYTHONPATH": str(ROOT), "UTPSOCKET_ENGINE": engine},
         capture_output=True,
         text=True,
@@ -263,6 +260,14 @@ def test_info(name: str, engine: str) -> None:
         check=False,
     )
     assert not done.returncode and not done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("engine", ["thread", "process"])
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_info(name: str, engine: str) -> None:
+    if "AF_INET6" in CONVERSATIONS[name] and not socket.has_ipv6:
+        pytest.skip("this interpreter has no IPv6")
+    run(CONVERSATIONS[name], engine)
 
 
 def test_a_socket_that_does_not_block_does_not_wait_for_the_engine() -> None:
@@ -289,15 +294,7 @@ assert [each.state for each in found] == ["connected", "closed", "listening", "u
 assert found[0].peer == server.getsockname() and found[0].rtt_us
 assert found[1].outcome == "reset"
 """
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + script],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "UTPSOCKET_ENGINE": "process"},
-        capture_output=True,
-        text=True,
-        timeout=WAIT_S,
-        check=False,
-    )
-    assert not done.returncode and not done.stderr, done.stderr
+    run(script, "process")
 
 
 def test_figures_of_a_socket_that_does_not_block_are_not_from_before_it_was_connected() -> None:
@@ -316,15 +313,7 @@ cookie = client._utp.cookie
 figures[cookie] = ("syn_sent", *figures[cookie][1:])  # as if it had been asked for a moment earlier
 assert info(client).state == "connected", info(client)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + script],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "UTPSOCKET_ENGINE": "process"},
-        capture_output=True,
-        text=True,
-        timeout=WAIT_S,
-        check=False,
-    )
-    assert not done.returncode and not done.stderr, done.stderr
+    run(script, "process")
 
 
 def test_it_is_frozen_and_has_a_sentence_for_each_field() -> None:
