@@ -100,7 +100,7 @@ def test_who_repeats_a_syn_comes_in_where_no_small_one_does(monkeypatch: pytest.
         def shut(loop: Any) -> None:
             endpoint.flood._start(endpoint, now=loop.now)
             endpoint.flood._syns_of_every = 0
-            endpoint.flood._set_sieve(endpoint)
+            endpoint.flood._set_filter(endpoint)
 
         loop.call(shut)
         if not endpoint.port.can_sift:

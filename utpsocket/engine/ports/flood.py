@@ -127,7 +127,7 @@ class Flood:
         "_noise_before",
         "_quiet_ticks",
         "_seen",
-        "_sieve",
+        "_filter",
         "_since",
         "_sources",
         "_strays",
@@ -146,7 +146,7 @@ class Flood:
         self._ids: set[int] | None = None  # see _wanted_ids(); None: to be made anew
 
         # The filter: its parameters, as the kernel has them.
-        self._sieve: tuple[frozenset[int], int, int, HeavySources, int] | None = None
+        self._filter: tuple[frozenset[int], int, int, HeavySources, int] | None = None
         # Of EVERY datagrams so many are let in: small SYNs, large SYNs, strays.
         self._syns_of_every = self._large_of_every = self._strays_of_every = EVERY
         self._dropped_before = 0  # the kernel's count at the last tick
@@ -190,7 +190,7 @@ class Flood:
         self._busy_until = self._ticks + _BUSY_TICKS
         port.report_icmp(wanted=False)
         self._dropped_before = port.kernel_drops
-        self._set_sieve(endpoint)
+        self._set_filter(endpoint)
         endpoint.loop.call_at(now + _TICK_US, lambda: self._tick(endpoint))
 
     def _draw_multiplier(self) -> None:
@@ -211,7 +211,7 @@ class Flood:
         if self._quiet_ticks >= _TICKS_TO_THE_END:
             self.is_on = False
             self._since = endpoint.loop.now
-            self._ids = self._sieve = None
+            self._ids = self._filter = None
             self._draw_multiplier()
             port.detach_filter()
             port.report_icmp(wanted=True)
@@ -249,10 +249,10 @@ class Flood:
         else:
             self._strays_of_every = min(EVERY, self._strays_of_every * 5 // 4)
         self._iterations = self._iterations_behind = self._strays = self._received_runs = 0
-        self._set_sieve(endpoint)
+        self._set_filter(endpoint)
         endpoint.loop.call_at(endpoint.loop.now + _TICK_US, lambda: self._tick(endpoint))
 
-    def _set_sieve(self, endpoint: FloodedPort) -> None:
+    def _set_filter(self, endpoint: FloodedPort) -> None:
         """Give the kernel the filter that is wanted now, unless it has it."""
         ids = frozenset(recv_id + near & 0xFFFF for _, recv_id in endpoint.bridges for near in (-1, 0, 1))
         listener = endpoint.listener
@@ -263,12 +263,12 @@ class Flood:
             syns = large = _LEAST_PART  # none could come in
         heavy = HeavySources(self._multiplier, frozenset(self._heavy), _HEAVY_PART)
         wanted = ids, syns, self._strays_of_every, heavy, large
-        if wanted != self._sieve:
-            self._sieve = wanted
+        if wanted != self._filter:
+            self._filter = wanted
             endpoint.port.attach_filter(*wanted)
 
     def _wanted_ids(self, endpoint: FloodedPort) -> set[int]:
-        """What packets of connections may carry: their ids, and their neighbours in a RESET."""
+        """What packets of connections may carry: their ids, and those beside them in a RESET."""
         ids = self._ids
         if ids is None:
             ids = self._ids = {htons(recv_id + near & 0xFFFF) for _, recv_id in endpoint.bridges for near in (-1, 0, 1)}
