@@ -835,7 +835,7 @@ class Bridge:
         identity = self.identity
         # not of one whose socket TCP has taken over, nor of one that was given up while it stood
         if identity.ending is None and self.cookie >= 0 and self.connection.state in (CLOSED, TIME_WAIT):
-            identity.ending = self.figures()  # before the engine forgets it: who asks finds the one or the other
+            identity.ending = self.figures()  # before the engine forgets it, so that info() always finds one
         self.other_side = None
         self.endpoint.forget(self)
         self.endpoint.loop.forget(self)  # last: should any of this fail, it can still be found, and is done again

@@ -18,8 +18,8 @@ A port that does not listen takes no SYNs from those that do, as over TCP: it is
   interface that does not exist, so nothing comes to it (reserve()). listen() binds the first and closes the second.
   Below port 1024, where that bind() may fail, it is bound at once, and connected to itself until it listens; not at a
   wildcard address.
-* Dialing, or with connections of a listener that is closed: its UDP socket is connected to itself, which the kernel
-  chooses for nobody, and still sends (leave_group()). Of a wildcard address it is the loopback address, so each
+* Dialing, or with connections of a listener that is closed: its UDP socket is connected to itself: the kernel
+  gives it no SYNs, and it still sends (leave_group()). Of a wildcard address it is the loopback address, so each
   datagram has to say its source; and once it listens again, it is no member, and gets the others' SYNs as well.
 
 Only the engine's thread calls, except for what says that any thread may. Sources: Linux net/ipv4/udp.c
