@@ -64,7 +64,7 @@ def _packets(flight: Flight) -> list[tuple[Any, ...]]:
             flight.sends,
             flight.state,
             flight.probe_bytes,
-            flight.is_whole,
+            flight.dont_fragment,
             flight.is_small and index == flight.count - 1,
         )
         for index, size in enumerate(sizes)

@@ -61,7 +61,7 @@ class Composer:
             compose(header, flight.seq, send.buffer.segments(flight.offset, size, flight.total_bytes)),
             datagram_bytes=size + len(header),
             count=flight.count,
-            may_fragment=not flight.is_whole,
+            may_fragment=not flight.dont_fragment,
             is_mtu_probe=flight.probe_bytes > 0,
         )
 
@@ -98,7 +98,7 @@ class Composer:
         return self._state(self._send.flights.next_seq, receive_ack, receive.sack(), now=now)
 
     def keepalive_probe(self, *, now: int) -> Transmit:
-        """DATA that the peer has acked before, so that it acks again if it lives (keepalive.py)."""
+        """DATA that the peer has acked before, so that it acks again if it is alive (keepalive.py)."""
         receive = self._receive
         window_bytes = receive.window_bytes
         header = encode(

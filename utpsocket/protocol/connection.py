@@ -243,11 +243,11 @@ class Connection:
             return memoryview(b"")
         return self.send.buffer.free_span()
 
-    def free_spans(self, most_bytes: int) -> list[memoryview]:
+    def free_spans(self, max_bytes: int) -> list[memoryview]:
         """free_span() and the memory that follows it in the stream, for a write of many bytes at once.
 
         Parameters:
-            most_bytes: as many bytes as will be written at most; the spans hold these or, if the send buffer has less
+            max_bytes: as many bytes as will be written at most; the spans hold these or, if the send buffer has less
                 room, fewer.
         Returns: memoryviews; none where free_span() is empty, else the first is free_span().
         Raises: nothing.
@@ -256,7 +256,7 @@ class Connection:
         """
         if self.send.is_finishing or self.state in (CLOSED, TIME_WAIT):
             return []
-        return self.send.buffer.free_spans(most_bytes)
+        return self.send.buffer.free_spans(max_bytes)
 
     def commit(self, count: int, *, more: bool = False) -> None:
         """The first `count` bytes of free_span(), or of free_spans(), have been written.
@@ -348,8 +348,8 @@ class Connection:
         """
         if self.state is SYN_SENT:
             self._handshake.withdraw_syns()
-        is_too_dear = self.state is SYN_RECEIVED and self.send.amplification_credit_bytes < EMPTY_PACKET_BYTES
-        if self.state not in (CLOSED, IDLE, SYN_SENT) and not is_too_dear:
+        exceeds_credit = self.state is SYN_RECEIVED and self.send.amplification_credit_bytes < EMPTY_PACKET_BYTES
+        if self.state not in (CLOSED, IDLE, SYN_SENT) and not exceeds_credit:
             self._handshake.pending_resets.append((self.send_id, self.send.flights.next_seq, self.receive.ack))
         self._close(error)
 
@@ -427,8 +427,8 @@ class Connection:
                 self._handle_packet(packet, now=now)
 
     def _handle_packet(self, packet: Packet, *, now: int) -> None:
-        """One packet: whether it is a part of this connection, which only the peer can send. If so, _accept() handles
-        it. This is the specification of what handle_run() does.
+        """Check whether one packet is of this connection's peer; if so, _accept() handles it. This is the specification
+        of what handle_run() does.
         """
         state = self.state
         if packet.type == SYN:
@@ -507,8 +507,9 @@ class Connection:
             self.close_if_finished(now=now)
 
     def _handle_other_id(self, packet: Packet, ack_next_seq: int) -> bool:
-        """A packet with another id than the one we receive under. Returns whether it belongs to this connection all the
-        same: its initiator took the answer to another SYN of its attempt than the last. If not, it has been dealt with.
+        """A packet with another id than recv_id. Returns whether it belongs to this connection all the same: its
+        initiator took the answer to another SYN of its attempt than the last. If not, the packet has been dropped, or a
+        RESET answers it.
         """
         handshake = self._handshake
         if self.send.is_peer_verified or packet.connection_id not in handshake.answered_ids:
@@ -642,13 +643,13 @@ class Connection:
         if is_withdrawn and (other_id := self._handshake.withdraw_id(packet.connection_id)) is not None:
             self._set_ids(other_id, (other_id - 1) & 0xFFFF)
             return
-        is_known = packet.connection_id in (self.recv_id, self.send_id)
-        is_believed = is_withdrawn or is_acceptable_ack(
+        has_our_id = packet.connection_id in (self.recv_id, self.send_id)
+        is_acceptable = is_withdrawn or is_acceptable_ack(
             packet.type, ack_next_seq, send.flights, is_peer_verified=send.is_peer_verified
         )
-        if is_known and not is_believed and self.state is CONNECTED:
-            is_believed = self._keepalive.check_doubtful_reset(self.receive.received_at, send.recovery.srtt_us, now=now)
-        if not is_known or not is_believed:
+        if has_our_id and not is_acceptable and self.state is CONNECTED:
+            is_acceptable = self._keepalive.check_doubtful_reset(receive.received_at, send.recovery.srtt_us, now=now)
+        if not has_our_id or not is_acceptable:
             self._dropped_packets += 1
             return
         waits_for_more = not receive.is_discarding and not receive.reassembly.is_finished
@@ -692,12 +693,12 @@ class Connection:
             return
         if is_quoted and self.state not in (CLOSED, IDLE):
             # The peer's port is closed, where the kernel of a TCP peer would send a RST.
-            both_said_all = self.send.fin_seq is not None and self.receive.reassembly.is_finished
-            self._close(0 if both_said_all or self.state is TIME_WAIT else errno.ECONNRESET)
+            both_finished = self.send.fin_seq is not None and self.receive.reassembly.is_finished
+            self._close(0 if both_finished or self.state is TIME_WAIT else errno.ECONNRESET)
 
     def handle_timeout(self, *, now: int) -> None:
-        """Do what is due: retransmissions, acks, probes, and to give up. To be called at timeout_at() or later; a call
-        before does nothing.
+        """Do what is due: retransmissions, acks, probes; or end the connection with ETIMEDOUT. To be called at
+        timeout_at() or later; a call before does nothing.
 
         Parameters:
             now: µs.
@@ -723,11 +724,11 @@ class Connection:
             return
         self.receive.on_time(now=now)
         if now >= self._close_timers.half_closed_probe_at:
-            poll_half_closed_probe = self._close_timers.poll_half_closed_probe(self.receive.received_at, now=now)
-            if poll_half_closed_probe is None:
+            is_probe_due = self._close_timers.poll_half_closed_probe(self.receive.received_at, now=now)
+            if is_probe_due is None:
                 self.abort(self.soft_errno or errno.ETIMEDOUT)
                 return
-            self._keepalive.is_probe_due |= poll_half_closed_probe
+            self._keepalive.is_probe_due |= is_probe_due
         if now >= self._handshake.handshake_ack_at:
             self._repeat_handshake_ack(now=now)
         if self.state is CONNECTED and now >= self._keepalive.next_at:
@@ -738,8 +739,8 @@ class Connection:
                 self.abort(self.soft_errno or errno.ETIMEDOUT)
 
     def _handle_other_timeout(self, *, now: int) -> bool:
-        """What is due in any state but CONNECTED. Returns whether what is due in that one may be due as well: a
-        connection whose SYN was answered repeats and acks what it may.
+        """What is due in any state but CONNECTED. Returns whether what is due in that one may be due as well: in
+        SYN_RECEIVED data is already retransmitted and acked.
         """
         handshake = self._handshake
         if self.state is SYN_SENT:
@@ -781,8 +782,8 @@ class Connection:
         if state is CONNECTED:
             send, receive = self.send, self.receive
             at = send.deadline()
-            handshake_ack_at, alive_at = self._handshake.handshake_ack_at, self._keepalive.next_at
-            for other_at in (receive.ack_at, receive.window_update_at, alive_at, handshake_ack_at):
+            handshake_ack_at, keepalive_at = self._handshake.handshake_ack_at, self._keepalive.next_at
+            for other_at in (receive.ack_at, receive.window_update_at, keepalive_at, handshake_ack_at):
                 if other_at < at:
                     at = other_at
             if receive.is_discarding:
@@ -802,7 +803,7 @@ class Connection:
     # ── what is to be done ──
 
     def poll_event(self) -> Event | None:
-        """Take the next event. Each is returned once: CONNECTED, if it comes to that, then CLOSED.
+        """Take the next event. Each is returned once: CONNECTED, if the handshake completes, then CLOSED.
 
         Returns: the event; None when there is none.
         Raises: nothing.
@@ -912,7 +913,8 @@ class Connection:
             return
         send = self.send
         if self._close_timers.reset_after_flush and (send.is_idle or send.is_peer_window_limited):
-            # Behind a closed window all will never be acked: the peer may be waiting until we read, and we never will.
+            # Behind a closed window the rest may never be acked: the peer's program may not read before we read, and we
+            # will not read again.
             self.abort(self._close_timers.reset_errno)
             return
         if not (send.is_finished and self.receive.reassembly.is_finished):

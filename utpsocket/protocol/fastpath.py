@@ -1,7 +1,7 @@
 """A whole run of DATA packets at once, or a lone ack, if nothing about it is special.
 
-These are shortcuts for most packets. They decide nothing: their effect is that of Connection._handle_packet() for each
-of the packets (tests/properties/test_batches.py). Whatever is not ordinary they leave to that function.
+These are shortcuts for most packets. Their effect is that of Connection._handle_packet() for each of the packets
+(tests/properties/test_batches.py); they leave to it whatever is not ordinary.
 
 Sources: docs/design.md §4 ("the path by packets is the specification").
 """

@@ -2,7 +2,7 @@
 
 A flight stands for consecutive packets that left together, so a window of a thousand packets is a few dozen objects. A
 partial ack, a selective ack or a loss cuts a flight in two and leaves the rest alone. recovery.py decides what is lost,
-sendhalf.py what may leave; this module keeps the books.
+sendhalf.py what may leave; this module only records it.
 
 The queue covers every packet in [una_seq, next_seq) exactly once, in order. Each flight is in flight, sacked (arrived,
 not yet acked) or lost (to be sent again).
@@ -69,13 +69,13 @@ class Flight:
     sends        how often they left
     is_small     whether the last packet is shorter than the packets of its time (Nagle)
     probe_bytes  size of the datagram where this is a path MTU probe, which is padded; else 0
-    is_whole     whether IP may not fragment them
+    dont_fragment   whether IP must not fragment them
     """
 
     __slots__ = (
         "count",
         "is_small",
-        "is_whole",
+        "dont_fragment",
         "last_payload_bytes",
         "offset",
         "payload_bytes",
@@ -103,7 +103,7 @@ class Flight:
         self.state = IN_FLIGHT
         self.is_small = False
         self.probe_bytes = 0
-        self.is_whole = False
+        self.dont_fragment = False
 
     @property
     def end_seq(self) -> int:
@@ -122,7 +122,7 @@ class Flight:
         front.sent_before_bytes = self.sent_before_bytes
         self.sent_before_bytes += front.total_bytes
         front.state = self.state
-        front.is_whole = self.is_whole
+        front.dont_fragment = self.dont_fragment
         self.seq += count
         self.count -= count
         self.offset += front.total_bytes
@@ -295,9 +295,9 @@ class Flights:
         highest = max(self.highest_sacked_seq, self.una_seq - 1)
         last = bisect_left(self._starts, ack_next_seq)
         is_alike = last > _MANY_FLIGHTS and not self.sacked_packets and not self.lost_packets and not self._resent
-        most = MAX_ACKED_ALIKE if is_alike else MAX_ACKED_FLIGHTS
-        if last > most:
-            last = most
+        max_flights = MAX_ACKED_ALIKE if is_alike else MAX_ACKED_FLIGHTS
+        if last > max_flights:
+            last = max_flights
             ack_next_seq = self._starts[last]
         elif last and queue[last - 1].end_seq > ack_next_seq:
             self._cut(last - 1, ack_next_seq - queue[last - 1].seq)
@@ -353,12 +353,12 @@ class Flights:
         """
         una_seq = self.una_seq
         sent = (1 << (self.next_seq - una_seq)) - 1
-        news = bits << (first_seq - una_seq) & sent & ~self.sacked_mask
-        if not news:
+        new_bits = bits << (first_seq - una_seq) & sent & ~self.sacked_mask
+        if not new_bits:
             return
         before_highest = self.highest_sacked_seq
         # The lowest bit first. Of all ways from one range of bits to the next str.find() is the fastest.
-        digits = bin(news)[:1:-1]
+        digits = bin(new_bits)[:1:-1]
         last = 0
         left = MAX_NEWLY_SACKED_FLIGHTS
         for _ in range(MAX_NEWLY_SACKED_RANGES):
@@ -373,11 +373,13 @@ class Flights:
             if not left:
                 last = end_seq - una_seq
                 break
-        self.sacked_mask |= news & ((1 << last) - 1)
+        self.sacked_mask |= new_bits & ((1 << last) - 1)
 
-    def _sack(self, seq: int, end_seq: int, before_highest: int, most: int, result: Acknowledged) -> tuple[int, int]:
-        """Mark the packets from seq to end_seq as sacked, but no more than `most` flights of them. Returns how many
-        flights they were, and the number behind the last.
+    def _sack(
+        self, seq: int, end_seq: int, before_highest: int, max_flights: int, result: Acknowledged
+    ) -> tuple[int, int]:
+        """Mark the packets from seq to end_seq as sacked, but no more than `max_flights` flights of them. Returns how
+        many flights they were, and the number behind the last.
         """
         queue = self.queue
         index = self._index(seq)
@@ -385,7 +387,7 @@ class Flights:
             self._cut(index, seq - queue[index].seq)
             index += 1
         first = index
-        while index < len(queue) and queue[index].seq < end_seq and index - first < most:
+        while index < len(queue) and queue[index].seq < end_seq and index - first < max_flights:
             flight = queue[index]
             if flight.end_seq > end_seq:
                 flight = self._cut(index, end_seq - flight.seq)

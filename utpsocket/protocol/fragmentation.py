@@ -39,14 +39,14 @@ def compose_pieces(header: bytes, seq: int, payload: bytes, datagram_bytes: int)
     datagram_bytes   as large as they may be
     """
     room = (datagram_bytes - HEADER_BYTES - _FIRST_LINK_BYTES) // _LINK_BYTES
-    most = max(1, min(MAX_EXTENSIONS - 1, room))
+    pieces_per_datagram = max(1, min(MAX_EXTENSIONS - 1, room))
     total = len(payload)
     offsets = range(0, total, PIECE_BYTES)
     start = with_bits_extension(header, EXTENSION_PIECE)
     datagrams = []
-    for first in range(0, len(offsets), most):
+    for first in range(0, len(offsets), pieces_per_datagram):
         links = [start]
-        group = offsets[first : first + most]
+        group = offsets[first : first + pieces_per_datagram]
         for offset in group:
             piece = payload[offset : offset + PIECE_BYTES]
             following = 0 if offset == group[-1] else EXTENSION_PIECE
@@ -63,12 +63,13 @@ class PieceAssembly:
     def __init__(self) -> None:
         self._partial: dict[int, tuple[bytearray, set[int]]] = {}  # payload, and offsets of the pieces that are there
 
-    def add(self, link: memoryview, next_seq: int, most_bytes: int) -> tuple[int, bytes] | None:
+    def add(self, link: memoryview, next_seq: int, max_payload_bytes: int) -> tuple[int, bytes] | None:
         """A piece arrived. Returns sequence number and payload of the packet that it completes; of a packet that has
         been received before, the number and no payload; else None.
 
-        next_seq     the first number that is not yet received in order
-        most_bytes   how long a payload may be
+        link                the content of the extension
+        next_seq            the first number that is not yet received in order
+        max_payload_bytes   how long a payload may be
         """
         if len(link) <= _HEAD.size:
             return None
@@ -78,7 +79,7 @@ class PieceAssembly:
             return None
         if seq < next_seq:
             return seq, b""
-        if total > most_bytes:
+        if total > max_payload_bytes:
             return None
         partial = self._partial.get(seq)
         if partial is None or len(partial[0]) != total:

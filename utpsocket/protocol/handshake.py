@@ -1,7 +1,7 @@
-"""How a connection comes about: SYNs and what counts as their answer; or the answer to a SYN and its repetitions.
+"""The handshake: an initiator's SYNs and what counts as their answer; an acceptor's SYN-ACK and its repetitions.
 
-It keeps times and ids, and decides about answers. Nothing of it matters once the connection stands, but for stray
-answers.
+It keeps times and ids, and decides about answers. Once the connection is established, only late answers to other SYNs
+of the same attempt still concern it.
 
 Facts about the peers (docs/protocol.md §2, §3). A SYN-ACK is a STATE whose seq_nr is the acceptor's next DATA. libutp
 does not answer a SYN that it has seen, so a lost SYN-ACK is repaired only by a SYN with another id. libtorrent answers
@@ -9,11 +9,12 @@ a repeated SYN with a second connection. We and the JS utp repeat the answer. So
 padded (packet.py), and if that is not answered, 0.5 s later sent under a fresh id. The first answer is taken; what the
 peer made of the other SYNs gets a RESET.
 
-The initiator's ack of the SYN-ACK is a STATE, which is not acked itself, so it may be lost unnoticed. An acceptor that
-speaks first would then wait for it for ever. So it is repeated until something comes that an acceptor sends only when
-it has received it. For libutp (answers_like_libutp) the repetition is an empty DATA: its acceptors send nothing before
-a first DATA, and they ack it, so that it is repeated no longer than necessary. Others drop an empty DATA, and would
-wait for its number for ever (librqbit): they get the STATE again, after doubled times as Linux's SYN-ACKs.
+The initiator's ack of the SYN-ACK is a STATE, which is not acked itself, so it may be lost unnoticed. An acceptor whose
+application sends first would then wait for it for ever. So it is repeated until something comes that an acceptor sends
+only when it has received it. For libutp (answers_like_libutp) the repetition is an empty DATA: its acceptors send
+nothing before a first DATA, and they ack it, so that it is repeated no longer than necessary. Others drop an empty
+DATA, and would wait for its number for ever (librqbit): they get the STATE again, after doubled times as Linux's
+SYN-ACKs.
 
 An acceptor repeats nothing by a timer of its own. To an address that may be forged it sends at most three times what
 came from there (RFC 9000 §8.1): that is the answer and one small packet. Each repeated SYN allows as much again. If the
@@ -30,8 +31,8 @@ connection. So of all connections that one attempt's SYNs have made only the one
 and none of an attempt that was given up. An initiator that gives up says so by a RESET.
 
 Simultaneous open: if both sides connect to each other and neither listens, the two SYNs cross. The one with the higher
-number stays, and the sender of the other one answers it as an acceptor does: one connection, and both have called
-connect().
+sequence number wins, and the sender of the other one answers it as an acceptor does: one connection, and both have
+called connect().
 
 BEP 29 "connection_id", "connection setup" (whose diagram is wrong about the SYN-ACK's number: docs/protocol.md §2).
 """
@@ -238,9 +239,9 @@ class Handshake:
                 self._resets_sent[used] = 1
                 self.pending_resets.append(((used + 1) & 0xFFFF, self.syn_seq + 1, 0))
         near = packet.seq16
-        held = sorted(self._early.values(), key=lambda entry: unwrap(entry[1].seq16, near))
+        in_order = sorted(self._early.values(), key=lambda entry: unwrap(entry[1].seq16, near))
         self._early = {}
-        return rtt_us, [early for _, early in held if early.connection_id == self.recv_id]
+        return rtt_us, [early for _, early in in_order if early.connection_id == self.recv_id]
 
     def withdraw_syns(self) -> None:
         """The attempt is given up: whatever the peer has made of our SYNs gets a RESET."""
@@ -282,8 +283,8 @@ class Handshake:
         )
 
     def loses_simultaneous_open_to(self, packet: Packet) -> bool:
-        """Whether of two SYNs that have crossed the peer's stays: its number is the higher one. Both sides see the same
-        two numbers, whatever is lost; ids would not do, since a SYN may be repeated under another one.
+        """Whether of two SYNs that have crossed the peer's wins: its sequence number is the higher one. Both sides see
+        the same two numbers, whatever is lost; ids would not do, since a SYN may be repeated under another one.
         """
         return packet.seq16 > self.syn_seq & 0xFFFF
 

@@ -1,4 +1,4 @@
-"""Idle connections: keepalives for the sake of NATs, and probes whether the peer is still there.
+"""Idle connections: keepalives for the sake of NATs, and probes that show whether the peer still exists.
 
 They are two timers, because they send different packets. A NAT may keep a mapping open only for what comes from inside
 (RFC 4787 REQ-6), so a keepalive is due whenever we have sent nothing for a while, whatever we have received.
@@ -55,8 +55,9 @@ class Probing:
 
 
 def default_probing(interval_us: int) -> Probing:
-    """How a peer is probed if the application has not set SO_KEEPALIVE, for this interval between keepalives. A path
-    that is down for a few minutes is outlived: with 29 s the first probe leaves after 58 s, and the end is 261 s later.
+    """How a peer is probed if the application has not set SO_KEEPALIVE, for this interval between keepalives. The
+    connection survives a path that is down for a few minutes: with an interval of 29 s the first probe leaves after
+    58 s of silence, and 261 s later the connection ends.
     """
     return Probing(_SILENT_INTERVALS * interval_us, interval_us, _UNANSWERED_PROBES)
 
@@ -137,7 +138,7 @@ class Keepalive:
         leave now, as a keepalive.
 
         received_at   when the peer's last packet came
-        is_idle       nothing is in flight or waits to be sent: otherwise retransmission finds out about the peer
+        is_idle       nothing is in flight or waits to be sent: otherwise retransmission shows whether the peer exists
         """
         if now >= self._reprobe_at:
             self._reprobe_at = NEVER

@@ -27,8 +27,8 @@ from utpsocket.protocol.times import NEVER
 # §9.
 MAX_TIMEOUTS: Final = 6
 # But not before so much time without progress, since on a short path six timeouts are over in 13 s. As long as Linux
-# repeats a packet: tcp_retries2 = 15 makes 924 s; RFC 1122 §4.2.3.5 demands 100 s. A suspended peer, or a path that is
-# down for some minutes, is so outlived.
+# repeats a packet: tcp_retries2 = 15 makes 924 s; RFC 1122 §4.2.3.5 demands 100 s. So the connection survives a peer
+# that is suspended, or a path that is down, for some minutes.
 GIVE_UP_AFTER_US: Final = 924_000_000
 # The same where the application has closed its last descriptor. Linux (tcp_orphan_retries(), tcp_probe_timer()) then
 # gives up 100 s after the last progress; and behind a closed window, whatever the peer answers, when the time between
@@ -97,7 +97,7 @@ class Outstanding:
     Acks:
     _duplicate_acks       plain duplicate acks in a row
     _is_sack_complete     what the last ack did not report as arrived has not arrived
-    _unfinished_ack       an ack of very many flights that is not yet worked off; else None
+    _unfinished_ack       an ack of very many flights that is not yet completely processed; else None
 
     Loss and congestion:
     _recovery_seq         losses of packets sent before this number have already reduced the window
@@ -197,8 +197,8 @@ class Outstanding:
 
     @property
     def has_unfinished_ack(self) -> bool:
-        """Whether an ack of very many flights is not yet worked off: on_timeout() is due, and nothing may leave
-        before.
+        """Whether an ack of very many flights is not yet completely processed: on_timeout() is due, and nothing may
+        leave before.
         """
         return self._unfinished_ack is not None
 
@@ -215,7 +215,7 @@ class Outstanding:
         for flight in self.flights.queue:
             flight.sends += 1  # Karn's algorithm: no round trip is taken from them
 
-    # ── what an ack means ──
+    # ── acks ──
 
     def on_ack(
         self,
@@ -465,7 +465,7 @@ class Outstanding:
                 reduces = is_congestion
             if (
                 flight.sends > 1
-                and not flight.is_whole
+                and not flight.dont_fragment
                 and flight.largest_payload_bytes + HEADER_BYTES > self.mtu.datagram_bytes
             ):
                 self._drops_fragments = True  # possibly
@@ -478,7 +478,7 @@ class Outstanding:
             self.controller.on_loss(now=now)
         return lost
 
-    # ── what time means ──
+    # ── timers ──
 
     def deadline(self) -> int:
         """When to call on_timeout(), perhaps in the past, or NEVER. Of all timers the earliest."""
@@ -560,8 +560,8 @@ class Outstanding:
         give_up_after_us = self.give_up_after_us
         if self._orphaned_at != NEVER and self.peer.window_bytes < self.mtu.datagram_bytes:
             give_up_after_us = ORPHAN_CLOSED_WINDOW_US
-        is_hopeless = self._unanswered_timeouts > MAX_TIMEOUTS and now - self._last_progress_at >= give_up_after_us
-        if is_hopeless and not self.user_timeout_us:
+        is_given_up = self._unanswered_timeouts > MAX_TIMEOUTS and now - self._last_progress_at >= give_up_after_us
+        if is_given_up and not self.user_timeout_us:
             return False
         if self.peer.window_bytes >= self.mtu.datagram_bytes:
             # Otherwise the packet is a zero-window probe, and a missing ack is no sign of congestion.
@@ -613,7 +613,7 @@ class Outstanding:
             # What IP may fragment passes all the same. The rest is lost, and not because of congestion.
             return (
                 0
-                if flight.is_whole and (flight.largest_payload_bytes > limit or flight.probe_bytes > highest)
+                if flight.dont_fragment and (flight.largest_payload_bytes > limit or flight.probe_bytes > highest)
                 else None
             )
 

@@ -3,8 +3,8 @@
 All sizes are datagrams (UDP payload) in bytes, and multiples of eight, so that the headers of a run can be read and
 written a column at a time (docs/performance.md §5).
 
-Only a datagram that IP must not fragment shows by its arrival that the path carries its size, so confirmed_bytes grows
-by probes alone. Until then packets of the starting size may be fragmented, so that any path carries them.
+A datagram that arrives shows that the path carries its size only if IP must not fragment it. So confirmed_bytes grows
+by probes alone, and until then packets of the starting size may be fragmented, so that any path carries them.
 
 A packet's boundaries are fixed once it is sent: uTP does not re-segment. Many paths drop fragments (RFC 8900 §3), so
 data in a packet that is too large for such a path could never be sent again. So the starting size is one that every
@@ -135,7 +135,7 @@ class PathMtu:
 
     def _next_size(self) -> int:
         if self.highest_bytes - self.confirmed_bytes < _DONE_WITHIN_BYTES:
-            self.highest_bytes = self._ceiling_bytes  # the path may be another by now: the search begins again
+            self.highest_bytes = self._ceiling_bytes  # the path may have changed: the search begins again
         if self.datagram_bytes <= self.confirmed_bytes:
             for step in _SEARCH_STEPS:
                 if self.confirmed_bytes < step < self.highest_bytes:

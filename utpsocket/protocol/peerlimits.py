@@ -12,7 +12,7 @@ from typing import Final
 
 from utpsocket.protocol.packet import MAX_SACK_BYTES
 
-FOREIGN_REORDER_PACKETS: Final = 900  # libtorrent holds about 950, libutp 1,024: docs/protocol.md §4, §7
+DEFAULT_REORDER_PACKETS: Final = 900  # libtorrent holds about 950, libutp 1,024: docs/protocol.md §4, §7
 # For a peer that has shown that it is an utpsocket: reassembly.MAX_OUT_OF_ORDER_PACKETS, less some for what it has not
 # acked yet.
 PROVEN_REORDER_PACKETS: Final = 8_000
@@ -50,7 +50,7 @@ class PeerLimits:
     def __init__(self) -> None:
         self.window_bytes = 0
         self.largest_window_bytes = 0
-        self.reorder_packets = FOREIGN_REORDER_PACKETS
+        self.reorder_packets = DEFAULT_REORDER_PACKETS
         self.sack_packets = 0
         self.reports_delay = False
         self.is_reorder_proven = False

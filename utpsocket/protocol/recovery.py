@@ -2,11 +2,11 @@
 
 It holds no packet and sends none: outstanding.py tells it what each ack newly covered, and asks it about each flight.
 
-A burst leaves at one instant, so "sent later" is decided by (time, sequence number). That a later packet has arrived is
-evidence of a loss. Three of them are proof where the path has never reordered (BEP 29 and every implementation:
-docs/protocol.md §9); where it has, only time is, as in RACK. A retransmission is judged by time alone, since its
-sequence number does not tell when it left. After a lost tail no later packet arrives: after two round trips a tail-loss
-probe makes the peer ack.
+A burst leaves at one instant, so "sent later" is decided by (time, sequence number). A packet may be lost if one that
+left later has arrived. Where the path has never reordered, three of these mark it as lost (BEP 29 and every
+implementation: docs/protocol.md §9); where it has, only time does, as in RACK. For a retransmission only time counts,
+since its sequence number does not show when it left. After a lost tail no later packet arrives: after two round trips a
+tail-loss probe makes the peer ack.
 
 Example: a round trip of 50 ms, its variance 5 ms. The retransmission timeout is 50 + max(100, 20) = 150 ms, which the
 least value makes 200 ms; a tail-loss probe leaves 100 + 10 + 10 = 120 ms after the last packet.
@@ -26,7 +26,7 @@ MAX_RTO_US: Final = 60_000_000  # RFC 6298 (2.5)
 INITIAL_RTO_US: Final = 1_000_000  # RFC 6298 (2.1)
 DUPLICATE_THRESHOLD: Final = 3  # BEP 29 "packet loss"; RFC 6675 DupThresh
 # How long libutp delays an ack: without this a path with a steady round trip would time out on it.
-_FOREIGN_ACK_DELAY_US: Final = 100_000
+_LIBUTP_ACK_DELAY_US: Final = 100_000
 _GRANULARITY_US: Final = 1_000  # of epoll_wait(2)'s timeout; RFC 6298's G
 # Most that variance adds to the time before a tail-loss probe. By feel: a lost last packet then costs two round trips
 # and 40 ms at most.
@@ -93,7 +93,7 @@ class Recovery:
         """Compute both timeouts anew: round trip or backoff have changed. They are read more often than they change."""
         base = INITIAL_RTO_US
         if self.srtt_us:
-            base = max(MIN_RTO_US, self.srtt_us + max(_FOREIGN_ACK_DELAY_US, 4 * self.rtt_var_us))
+            base = max(MIN_RTO_US, self.srtt_us + max(_LIBUTP_ACK_DELAY_US, 4 * self.rtt_var_us))
         rto_us = base << min(self.backoff, 16)
         if self.timeouts_since_rtt > self.backoff:
             # Karn's algorithm: if round trips have become longer than the timeout, every packet is sent again before
@@ -184,7 +184,7 @@ class Recovery:
         return min(self.srtt_us, self.reorder_steps * max(_GRANULARITY_US, self.min_rtt_us // 4))
 
     def on_later_arrival(self, sent_us: int, seq: int, *, now: int) -> None:
-        """A packet has arrived that left at the same time as this one or later; which one is not known."""
+        """A packet has arrived that left when this one did, or later; which packet it is is not known."""
         if (sent_us, seq) > (self.rack_sent_us, self.rack_seq):
             self.rack_sent_us, self.rack_seq, self.rack_rtt_us = sent_us, seq, now - sent_us
 

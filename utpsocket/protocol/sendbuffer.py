@@ -70,12 +70,12 @@ class SendBuffer:
         start = used % BLOCK_BYTES
         return self._blocks[-1][start : min(BLOCK_BYTES, start + free_bytes)]
 
-    def free_spans(self, most_bytes: int) -> list[memoryview]:
-        """free_span() and the memory that follows it, for `most_bytes` if so much is free. Next: commit(), which gives
+    def free_spans(self, max_bytes: int) -> list[memoryview]:
+        """free_span() and the memory that follows it, for `max_bytes` if so much is free. Next: commit(), which gives
         back the blocks that were not needed.
         """
         spans = [self.free_span()]
-        left = min(most_bytes, self.free_bytes) - len(spans[0])
+        left = min(max_bytes, self.free_bytes) - len(spans[0])
         while left > 0:
             block = self._pool.acquire()
             self._blocks.append(block)

@@ -129,7 +129,7 @@ class SendHalf(Outstanding):
     # ── what may leave ──
 
     def next_flight(self, *, now: int, max_segments: int) -> Flight | None:
-        """The next packets to send, or None when nothing may leave now. They are booked as sent when this returns.
+        """The next packets to send, or None when nothing may leave now. They count as sent when this returns.
 
         now            µs
         max_segments   how many packets at most
@@ -174,9 +174,9 @@ class SendHalf(Outstanding):
             if size <= 0:
                 return None
         peer_room = peer.window_bytes - flights.in_flight_bytes - flights.lost_bytes
-        worthwhile = min(unsent, peer.sws_threshold_bytes(size))
-        if peer_room < worthwhile and not flights.packets:
-            return self._next_window_probe(peer_room, worthwhile, now=now)
+        threshold_bytes = min(unsent, peer.sws_threshold_bytes(size))
+        if peer_room < threshold_bytes and not flights.packets:
+            return self._next_window_probe(peer_room, threshold_bytes, now=now)
         self._is_persisting = False
         window = self.controller.window_bytes
         room = max(window, size) - flights.in_flight_bytes
@@ -186,10 +186,9 @@ class SendHalf(Outstanding):
         elif room < unsent:
             self._window_limited_at = now
         room = min(room, (peer.reorder_packets - flights.packets) * size)
-        if room < worthwhile:
+        if room < threshold_bytes:
             return None
-        whole = _SENDS_PER_BURST * packets_per_send(mtu.datagram_bytes)
-        burst = min(whole, self._burst_packets(size, now=now))
+        burst = min(_SENDS_PER_BURST * packets_per_send(mtu.datagram_bytes), self._burst_packets(size, now=now))
         if not burst:
             return None
         is_new_burst = self._burst_at != now
@@ -198,16 +197,16 @@ class SendHalf(Outstanding):
             # in flight, so there is time to wait until a whole burst fits. Linux does the same: tcp_tso_win_divisor.
             return None
         self._burst_at = now
-        most = min(max_segments, burst)
+        max_packets = min(max_segments, burst)
         # A probe is a full packet, and another packet follows it, so that its loss is seen.
         if unsent > size and peer.reports_delay and self.is_peer_verified:
             before_probe = mtu.packets_before_probe(now=now)
             if not before_probe and size <= room:
                 return self._next_mtu_probe(size, now=now)
-            most = min(most, before_probe or 1)
+            max_packets = min(max_packets, before_probe or 1)
         full = min(unsent, room) // size
-        count, last_size = min(most, full), size
-        if full < most and full * size < unsent <= room and self._may_send_small():
+        count, last_size = min(max_packets, full), size
+        if full < max_packets and full * size < unsent <= room and self._may_send_small():
             count, last_size = full + 1, unsent - full * size
         elif is_peer_limited and not full and unsent > room:
             count, last_size = 1, room  # the peer's whole window is smaller than a segment
@@ -216,7 +215,7 @@ class SendHalf(Outstanding):
         mtu.packets_since_probe += count
         flight = Flight(flights.next_seq, count, size, last_size, self.sent_offset, now)
         flight.is_small = last_size < size
-        flight.is_whole = mtu.is_confirmed(mtu.datagram_bytes)
+        flight.dont_fragment = mtu.is_confirmed(mtu.datagram_bytes)
         self._add(flight, now=now)
         return flight
 
@@ -230,12 +229,12 @@ class SendHalf(Outstanding):
         size = min(size, probe_bytes - HEADER_BYTES - MIN_PADDING_BYTES)
         flight = Flight(self.flights.next_seq, 1, size, size, self.sent_offset, now)
         flight.probe_bytes = probe_bytes
-        flight.is_whole = True
+        flight.dont_fragment = True
         self._add(flight, now=now)
         return flight
 
     def _add(self, flight: Flight, *, now: int) -> None:
-        """Book a flight of new packets as sent."""
+        """Record a flight of new packets as sent."""
         if not self.flights.packets:
             self._rto_from_us = now
             self._last_progress_at = now
@@ -302,12 +301,12 @@ class SendHalf(Outstanding):
         self._add(flight, now=now)
         return flight
 
-    def _next_window_probe(self, peer_room: int, worthwhile: int, *, now: int) -> Flight | None:
+    def _next_window_probe(self, peer_room: int, threshold_bytes: int, *, now: int) -> Flight | None:
         """Nothing is in flight and the peer's window is closed: a zero-window probe if one is due, else wait for the
         persist timer. RFC 9293 §3.8.6.1.
 
-        peer_room    bytes that the peer's window holds, less than the next
-        worthwhile   bytes that are worth a packet (PeerLimits.sws_threshold_bytes)
+        peer_room         bytes that the peer's window holds, less than the next
+        threshold_bytes   as many bytes are worth a packet (PeerLimits.sws_threshold_bytes)
         """
         if not self._is_persisting:
             self._is_persisting = True
@@ -316,7 +315,7 @@ class SendHalf(Outstanding):
         if not self._persist_due:
             return None
         self._persist_due = self._is_persisting = False
-        size = max(1, min(peer_room, worthwhile))
+        size = max(1, min(peer_room, threshold_bytes))
         flight = Flight(self.flights.next_seq, 1, size, size, self.sent_offset, now)
         self._add(flight, now=now)
         return flight
@@ -332,19 +331,19 @@ class SendHalf(Outstanding):
             and self.amplification_credit_bytes < EMPTY_PACKET_BYTES + flight.last_payload_bytes
         ):
             return None
-        most = MAX_SEND_BYTES // (size + HEADER_BYTES)
-        count = min(flight.count, max_segments, most, self._burst_packets(size, now=now))
+        max_packets = MAX_SEND_BYTES // (size + HEADER_BYTES)
+        count = min(flight.count, max_segments, max_packets, self._burst_packets(size, now=now))
         if not count:
             return None
         if size and not self._resend_at_once:
-            # The pipe. What left before a packet that has arrived is not in flight any more, also where a peer's
-            # selective acks do not reach far enough to tell: the path keeps the order, or nearly.
-            since = flights.sent_bytes - self.recovery.rack_sent_through_bytes
-            on_its_way = min(flights.in_flight_bytes, since)
-            fit = (self.controller.window_bytes - on_its_way) // size
+            # RFC 6675's pipe. What left before a packet that has arrived is not on the path any more, also where a
+            # peer's selective acks do not reach far enough to report it: the path keeps the order, or nearly.
+            sent_since_bytes = flights.sent_bytes - self.recovery.rack_sent_through_bytes
+            pipe_bytes = min(flights.in_flight_bytes, sent_since_bytes)
+            fit = (self.controller.window_bytes - pipe_bytes) // size
             if fit < count:
                 self._window_limited_at = now
-            count = min(count, max(fit, 0 if on_its_way else 1))
+            count = min(count, max(fit, 0 if pipe_bytes else 1))
             if not count:
                 return None
         elif size:
@@ -354,7 +353,7 @@ class SendHalf(Outstanding):
             count = 1
         flight = flights.resent(flight, count, now=now)
         self._add_pieces(flight)
-        flight.is_whole = self.mtu.is_confirmed(size + HEADER_BYTES)
+        flight.dont_fragment = self.mtu.is_confirmed(size + HEADER_BYTES)
         self.resent_packets += count
         self._rto_from_us = now
         self._on_sent(count, flight.total_bytes, now=now)
@@ -386,7 +385,7 @@ class SendHalf(Outstanding):
         if flight.probe_bytes:
             # A path MTU probe without an ack for two round trips, and no later packet to show a loss: it was too large.
             flight.probe_bytes = 0
-            flight.is_whole = self.mtu.is_confirmed(flight.payload_bytes + HEADER_BYTES)
+            flight.dont_fragment = self.mtu.is_confirmed(flight.payload_bytes + HEADER_BYTES)
             self.mtu.on_probe_lost(now=now)
         flights.resent(flight, 1, now=now)
         self._add_pieces(flight)

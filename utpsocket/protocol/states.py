@@ -40,7 +40,7 @@ class Trigger(Enum):
 
     CONNECT = "the application called connect"
     SYN = "a SYN arrived"
-    SIMULTANEOUS_OPEN = "the SYNs crossed and the peer's stays, handled next"
+    SIMULTANEOUS_OPEN = "the SYNs crossed and the peer's wins: it is handled next"
     PEER_VERIFIED = "the peer acked a number that only it can know"
     BOTH_FINISHED = "both FINs are acked"
     ENDED = "TIME_WAIT is over"

@@ -1,4 +1,4 @@
-"""The timestamps of a packet: when the peer was last heard from, and what the two clocks tell about the delays.
+"""The timestamps of a packet: when the last one arrived, and the one-way delays in both directions.
 
 Sources: BEP 29 "timestamp_microseconds", "timestamp_difference_microseconds"; docs/protocol.md §6. Times µs.
 """

@@ -1,6 +1,6 @@
 """Congestion control: what a controller must do, and which controllers there are.
 
-A controller is told of acks, losses and timeouts and has a window in bytes. Each is a file here; the socket option
+A controller is called for acks, losses and timeouts and has a window in bytes. Each is a file here; the socket option
 UTP_CONGESTION chooses one by name, as TCP_CONGESTION does on Linux.
 """
 
@@ -66,7 +66,7 @@ class Controller(Protocol):
         ...
 
     def on_spurious_loss(self, *, now: int) -> None:
-        """The last loss or timeout was none, as an ack shows: undo what it did to the window. RFC 3522 §3.2."""
+        """An ack shows that the last loss or timeout was spurious: undo what it did to the window. RFC 3522 §3.2."""
         ...
 
     def seed_window(self, window_bytes: int) -> None:

@@ -1,8 +1,8 @@
 """LEDBAT: use the bandwidth that others leave, and step back when the path's queues grow.
 
 The window follows the queueing delay of our packets: the one-way delay that the peer measures, above the lowest one
-that it has measured. The difference of the two clocks cancels out. The controller is told that something was lost,
-never what.
+that it has measured. The difference of the two clocks cancels out. The controller learns that something was lost, not
+which packets.
 
 Where deployed implementations differ from the RFC it follows them (docs/protocol.md §11): the gain is libutp's; the
 base delay is the least of thirteen one-minute minima; slow start doubles the window in each round trip (as libtorrent;
@@ -207,9 +207,9 @@ class Ledbat:
         off_target_us = max(off_target_us, -TARGET_DELAY_US)
         # This ack's part of the gain of a round trip. The remainder of the division is kept: otherwise many small acks
         # would round the gain away, or up for one flow and down for another.
-        most = TARGET_DELAY_US * max(window, acked_bytes)
+        divisor = TARGET_DELAY_US * max(window, acked_bytes)
         gain_bytes, self._gain_remainder = divmod(
-            MAX_GAIN_BYTES * min(acked_bytes, window) * off_target_us + self._gain_remainder, most
+            MAX_GAIN_BYTES * min(acked_bytes, window) * off_target_us + self._gain_remainder, divisor
         )
         self.window_bytes = max(window + gain_bytes, self._min_window_bytes())
 
@@ -221,8 +221,9 @@ class Ledbat:
             # The window of one round trip ago has caused this queue and filled the path: go on from there.
             self.is_slow_start = False
             self._ssthresh_bytes = 0
-            ago = window * _CSS_GROWTH_DIVISOR // (_CSS_GROWTH_DIVISOR + 1) if self._is_conservative else window // 2
-            self.window_bytes = max(ago, self._min_window_bytes())
+            growth = _CSS_GROWTH_DIVISOR
+            before = window * growth // (growth + 1) if self._is_conservative else window // 2
+            self.window_bytes = max(before, self._min_window_bytes())
         elif (
             is_full and not self._is_conservative and queueing_us >= min(max(_MIN_QUEUE_US, rtt_us // 8), _MAX_QUEUE_US)
         ):
@@ -269,5 +270,5 @@ class Ledbat:
         self.window_bytes = max(self.window_bytes, segment_bytes)
 
     def _min_window_bytes(self) -> int:
-        """The least window but after a timeout."""
+        """The smallest window, except after a timeout."""
         return MIN_PACKETS * self._segment_bytes
