@@ -83,7 +83,7 @@ _MIN_MTU: Final = 576
 # 65,535 bytes of an IPv4 packet less the headers of IPv4 (20) and UDP (8).
 _MAX_UDP_PAYLOAD: Final = 65_507
 # As TCP_KEEPIDLE: MAX_TCP_KEEPIDLE of linux/tcp.h.
-_MOST_KEEPALIVE_SECONDS: Final = 32_767
+_MAX_KEEPALIVE_SECONDS: Final = 32_767
 # CPython's limit for getsockopt()'s buflen.
 MAX_OPTION_BYTES: Final = 1_024
 
@@ -308,8 +308,8 @@ def _set_utp(identity: Identity, name: int, value: Any) -> bool:
         settings.shares_port = shares
     elif name == UTP_KEEPALIVE:
         seconds = _number(value)
-        if not 0 <= seconds <= _MOST_KEEPALIVE_SECONDS:
-            raise OSError(errno.EINVAL, f"UTP_KEEPALIVE is from 0 to {_MOST_KEEPALIVE_SECONDS} seconds, not {seconds}")
+        if not 0 <= seconds <= _MAX_KEEPALIVE_SECONDS:
+            raise OSError(errno.EINVAL, f"UTP_KEEPALIVE is from 0 to {_MAX_KEEPALIVE_SECONDS} seconds, not {seconds}")
         settings.sign_of_life_seconds = seconds
         return True
     else:

@@ -28,7 +28,7 @@ _SOL_UDP: Final = 17
 _RECVERR: Final = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (socket.IPPROTO_IPV6, 25)}
 _TRACED: Final = 20_000
 _NAMES: Final = ("DATA", "FIN", "STATE", "RESET", "SYN")
-_GARBAGE_MOST: Final = 60
+_MAX_GARBAGE: Final = 60
 _REMEMBERED: Final = 40  # packets of each flow
 
 
@@ -271,7 +271,7 @@ class Relay:
             return bytes([data[0] & 0xF0 | dice.choice((0, 2, 7, 15))]) + data[1:]
         if sort == 1:
             return bytes([dice.randint(5, 15) << 4 | 1]) + data[1:]
-        return bytes([dice.randint(0, 255) & 0xFE]) + dice.randbytes(dice.randint(0, _GARBAGE_MOST))
+        return bytes([dice.randint(0, 255) & 0xFE]) + dice.randbytes(dice.randint(0, _MAX_GARBAGE))
 
     def step(self, now: float) -> None:
         """Send what is due; change the outer ports when it is time."""

@@ -28,8 +28,8 @@ _PATIENCE_FOR_EXCUSED: Final = 1.5  # where the plan explains why an end may hea
 _DRAIN_SECONDS: Final = 75.0  # TIME_WAIT after repeated FINs, and FIN_WAIT where a NAT has cut the connection off
 _ANSWER_SECONDS: Final = 120.0
 _STACKS_SECONDS: Final = 1.0  # until they are written
-_NOISE_MOST: Final = 6_000
-_MOST_RUNS: Final = 60  # of one process
+_MAX_NOISE: Final = 6_000
+_MAX_RUNS: Final = 60  # of one process
 
 
 @dataclass
@@ -104,7 +104,7 @@ class PartyProcess:
         self.process.send_signal(signal.SIGUSR1)
         time.sleep(_STACKS_SECONDS)
         self.read()
-        return self.noise.decode(errors="replace")[-_NOISE_MOST:]
+        return self.noise.decode(errors="replace")[-_MAX_NOISE:]
 
     def wait_ready(self) -> None:
         """Its first word says that it is ready."""
@@ -155,7 +155,7 @@ class Parties:
 
     def give_back(self, party: PartyProcess) -> None:
         party.runs += 1
-        if party.runs >= _MOST_RUNS:
+        if party.runs >= _MAX_RUNS:
             party.close()
         else:
             self._idle.setdefault(party.kind, []).append(party)
@@ -257,7 +257,7 @@ class Run:
         for role, party in (("client", self.client), ("server", self.server)):
             party.read()
             if party.noise:
-                causes.append(f"{role}: stderr: {party.noise.decode(errors='replace')[-_NOISE_MOST:]}")
+                causes.append(f"{role}: stderr: {party.noise.decode(errors='replace')[-_MAX_NOISE:]}")
         result = Result(plan.seed, evidence.total_bytes(), time.monotonic() - began, causes, evidence.phantoms)
         result.details = evidence.details
         if causes:

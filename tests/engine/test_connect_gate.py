@@ -70,7 +70,7 @@ def test_both_sides_come_to_light_in_one_step(
     for owner, name in (
         (Listener, "hand_over"),
         (ConnectGate, "open_due"),
-        (Listener, "watch_handed"),
+        (Listener, "watch_handed_over"),
         (Loop, "_wait"),
     ):
         looking(owner, name)

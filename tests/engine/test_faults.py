@@ -361,14 +361,14 @@ def test_an_engine_that_sleeps_is_woken_in_the_end(
     assert isinstance(loop, Loop)
     left = [OSError(code, "injected")] * 3
     wake_up: Any = loop._wake_up
-    pull = wake_up.pull
+    wake = wake_up.wake
 
-    def failing_pull() -> None:
+    def failing_wake() -> None:
         if left:
             raise left.pop()
-        pull()
+        wake()
 
-    wake_up.pull = partial(failing_pull)
+    wake_up.wake = partial(failing_wake)
     assert loop.call(lambda _: "awake") == "awake"
     assert not left
 

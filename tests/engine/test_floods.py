@@ -134,10 +134,10 @@ def test_the_kernel_drops_the_syns_that_a_full_backlog_has_no_room_for() -> None
     site.hear(HONEST, PacketType.STATE, 501, seq=2, ack=site.settle()[0].seq16 - 1)
     site.settle()
     assert site.listener.is_full
-    site.endpoint.flood.noise += 1_000
+    site.endpoint.flood.useless_datagrams += 1_000
     site.loop.pass_time(site.loop.now + 50_000)
     site.listener._ready.clear()  # accepted
-    site.endpoint.flood.noise += 1_000
+    site.endpoint.flood.useless_datagrams += 1_000
     site.loop.pass_time(site.loop.now + 50_000)
     open_part, full_part, open_again = port.syns_of_every
     assert open_part == open_again == EVERY

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("leaves_nothing_behind")
 
 WAIT_S = 60
 WATCHED_S = 0.5
-MOST_TURNS = 25  # of some hundred that a retry each 2 ms would take; what is repeated after half a second is among them
+MAX_TURNS = 25  # of some hundred that a retry each 2 ms would take; what is repeated after half a second is among them
 BACKLOG = 2
 CLIENTS = 3 * BACKLOG
 
@@ -45,7 +45,7 @@ def becomes_quiet(sleeps: list[float]) -> bool:
     """Whether the engine does nothing any more, once what has been sent is acked and the rest has settled."""
     for _ in range(40):
         before = len(sleeps)
-        if turns_while_nothing_happens() <= MOST_TURNS and len(sleeps) - before <= MOST_TURNS:
+        if turns_while_nothing_happens() <= MAX_TURNS and len(sleeps) - before <= MAX_TURNS:
             return True
     return False
 

@@ -220,7 +220,7 @@ def test_what_lives_on_elsewhere_is_looked_at_ever_more_rarely_by_an_engine_that
         now += second // 100
         looks += len(rechecks.due(now))
     assert looks - before in (9, 10)
-    rechecks.hurry()
+    rechecks.make_due()
     assert rechecks.due(now) == [(1, 2)]
     rechecks.forget(1, 2)
     assert rechecks.at is None

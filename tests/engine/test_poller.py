@@ -199,8 +199,8 @@ def test_a_wake_up_is_seen_once() -> None:
     wake_up = WakeUp()
     poller = LevelPoller()
     poller.register(wake_up.fd, 1)
-    wake_up.pull()
-    wake_up.pull()
+    wake_up.wake()
+    wake_up.wake()
     assert poller.poll(1, 10) == [(wake_up.fd, 1)]
     wake_up.reset()
     assert poller.poll(0.01, 10) == []
@@ -238,8 +238,8 @@ def test_an_fd_that_was_closed_meanwhile_is_told_and_is_no_exception() -> None:
         watches.watch(each.fileno(), select.EPOLLIN, cast("Any", each))
     gone = pairs[1][0]
     gone.close()
-    assert watches.ask_anew() == [gone]
-    assert watches.ask_anew() == []
+    assert watches.rearm_all() == [gone]
+    assert watches.rearm_all() == []
     poller.close()
     for pair in pairs:
         for end in pair:
@@ -264,7 +264,7 @@ def test_what_is_watched_while_the_engine_asks_anew_is_watched() -> None:
         def register(self, fd: int, events: int) -> None:
             if not asked:
                 asked.append(True)
-                watches.ask_anew()
+                watches.rearm_all()
             poller.register(fd, events)
 
         modify = staticmethod(lambda fd, events: poller.modify(fd, events))

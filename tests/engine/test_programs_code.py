@@ -389,14 +389,14 @@ def test_a_hook_that_blocks_holds_nobody_up_and_eats_no_memory(monkeypatch: pyte
     loop = engine()
     loop.post(fail)
     assert entered.wait(60)
-    for _ in range(2 * fault_reports._MOST_REPORTS):
+    for _ in range(2 * fault_reports._MAX_REPORTS):
         loop.post(fail)
         assert loop.call(lambda loop: 7) == 7
-    assert len(fault_reports._reports) == fault_reports._MOST_REPORTS
+    assert len(fault_reports._reports) == fault_reports._MAX_REPORTS
     may_go.set()
     assert fault_reports._busy.acquire(timeout=60)
     fault_reports._busy.release()
-    assert count == 1 + fault_reports._MOST_REPORTS
+    assert count == 1 + fault_reports._MAX_REPORTS
 
 
 def test_a_fault_just_before_the_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

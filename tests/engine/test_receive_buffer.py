@@ -13,7 +13,7 @@ from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES, Receive
 from utpsocket.engine.interpreter import native
 from utpsocket.protocol.receivehalf import ReceiveHalf
 
-MOST_BYTES = 3_774_873  # what a UDP buffer of 4 MiB is good for
+MAX_BYTES = 3_774_873  # what a UDP buffer of 4 MiB is good for
 ROUND_US = 100_000
 INITIAL_BYTES = 14_000  # a sender's first window
 
@@ -43,7 +43,7 @@ class Reader:
             if is_read:
                 self.user.recv(1 << 16)
         if self.room.is_growing:
-            self.room.on_delivered(taken, self.end, self.receive, MOST_BYTES, now=self.now)
+            self.room.on_delivered(taken, self.end, self.receive, MAX_BYTES, now=self.now)
         return taken
 
     @property
@@ -103,11 +103,11 @@ def test_what_nobody_reads_opens_no_window(reader: Reader) -> None:
 def test_a_sender_that_doubles_its_pace_is_never_held_back(reader: Reader, parts: int) -> None:
     """Slow start on a long path: whatever has come in a round trip comes twice in the next."""
     sent_bytes = INITIAL_BYTES
-    while sent_bytes < reader.window_bytes < MOST_BYTES:
+    while sent_bytes < reader.window_bytes < MAX_BYTES:
         for _ in range(parts):
             reader.take(sent_bytes // parts, after_us=ROUND_US // parts)
         sent_bytes *= 2
-    assert reader.window_bytes == MOST_BYTES
+    assert reader.window_bytes == MAX_BYTES
     assert not reader.room.is_growing
 
 

@@ -31,7 +31,7 @@ def drain(port: Port) -> list[Run]:
     arena = Arena()
     runs = []
     while True:
-        if port.is_gathering:
+        if port.uses_recvmmsg:
             runs += port.receive_many(arena)
             if port.is_drained:
                 return runs
@@ -193,23 +193,23 @@ def test_a_port_with_gro_finds_out_how_datagrams_come() -> None:
     receiver.close()
     merging, receiver = ports(offload=True)
     plain.sock.connect(receiver.local)
-    assert not receiver.is_gathering
+    assert not receiver.uses_recvmmsg
     for _ in range(3):
         plain.send(transmit(40), [])
         runs = drain(receiver)
         assert content(runs) == transmit(40).datagrams()
         assert len(runs) <= 3  # two alone, then all
-        assert receiver.is_gathering
+        assert receiver.uses_recvmmsg
         merging.send(transmit(40), [])
         runs = drain(receiver)
         assert content(runs) == transmit(40).datagrams()
         assert [run.count for run in runs] == [40]
-        assert not receiver.is_gathering
+        assert not receiver.uses_recvmmsg
         plain.send(transmit(1), [])
         merging.send(transmit(40), [])
         plain.send(transmit(1), [])
         assert content(drain(receiver)) == transmit(1).datagrams() + transmit(40).datagrams() + transmit(1).datagrams()
-        assert not receiver.is_gathering
+        assert not receiver.uses_recvmmsg
     for port in (plain, merging, receiver):
         port.close()
 

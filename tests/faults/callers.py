@@ -51,9 +51,9 @@ CASES = {**cases.CASES, **DROPS}
 PACKAGE = str(Path(utpsocket.__file__).parent)
 _SEED = int(os.environ.get("FAULT_SEED", "1"))
 _QUICK_POINTS = 350
-MOST_LINES = 5_000
+MAX_LINES = 5_000
 LEAK_S = 20.0
-MOST_LEAK_S = 120.0  # while the last of a connection is being repeated, as Linux gives a FIN 60 s
+MAX_LEAK_S = 120.0  # while the last of a connection is being repeated, as Linux gives a FIN 60 s
 SOME_OF = 7  # --quick takes each so many-th line
 TOGETHER = 40  # points between two looks at what is left over
 
@@ -217,7 +217,7 @@ def _run(
 
 def at_rest() -> int:
     """How many fds there are when every connection that was closed is over, ten times on end."""
-    deadline = time.monotonic() + MOST_LEAK_S
+    deadline = time.monotonic() + MAX_LEAK_S
     found, calm = fds(), 0
     while calm < 10 and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -232,7 +232,7 @@ def left_over(before: int) -> int:
     while True:
         gc.collect()
         now, closing = fds()
-        if now <= before or time.monotonic() - start > (MOST_LEAK_S if closing else LEAK_S):
+        if now <= before or time.monotonic() - start > (MAX_LEAK_S if closing else LEAK_S):
             return max(0, now - before)
         time.sleep(0.005)
 
@@ -242,7 +242,7 @@ def count(name: str, *, with_opcodes: bool, module: Any = utpsocket) -> int:
     injection, wrong = run_once(CASES[name], module, 0, with_opcodes=with_opcodes)
     if wrong:
         raise RuntimeError(f"{name} fails without any injection: {wrong}")
-    return min(injection.lines, MOST_LINES)
+    return min(injection.lines, MAX_LINES)
 
 
 def points(*, quick: bool) -> list[str]:

@@ -188,8 +188,8 @@ class Calls:
             return call
 
         native.read = wrapped(native.read, "eventfd.read")
-        pull = self._loop._wake_up.pull
-        self._loop._wake_up.pull = partial(wrapped(pull, "eventfd.write", any_thread=True))
+        wake = self._loop._wake_up.wake
+        self._loop._wake_up.wake = partial(wrapped(wake, "eventfd.write", any_thread=True))
         vars(high_fds)["fcntl"] = wrapped(vars(high_fds)["fcntl"], "dup")
         engines_os.fstat = wrapped(engines_os.fstat, "fstat")
         vars(reset)["ioctl"] = wrapped(vars(reset)["ioctl"], "ioctl")

@@ -26,12 +26,12 @@ from typing import Any
 from tests.faults.scenes import LOCAL, PATIENCE_S, Wrong, accepted, made
 
 INNOCENTS = 20
-MOST_WAIT_S = 1.0
+MAX_WAIT_S = 1.0
 MACHINES_SHARE = 2.0  # a second that the machine kept us waiting may cost so many
-MOST_PATIENCE_S = 8 * PATIENCE_S
+MAX_PATIENCE_S = 8 * PATIENCE_S
 PAUSE_S = 0.03
 RESTS = 5  # round trips' time to pause for: where the machine is busy they leave the play its part
-MOST_PAUSE_S = 0.3
+MAX_PAUSE_S = 0.3
 SIBLING_PAUSE_S = 0.005
 
 
@@ -59,7 +59,7 @@ class Speaker:
         self.worst_wait_s = max(self.worst_wait_s, took_s)
         self.rounds += 1
         self.sent_at = 0.0
-        self.next_at = now + max(pause_s, min(RESTS * took_s, MOST_PAUSE_S))
+        self.next_at = now + max(pause_s, min(RESTS * took_s, MAX_PAUSE_S))
 
 
 class Sibling(Speaker):
@@ -165,7 +165,7 @@ class Innocents:
         self.listener.listen(64)
         self.lock = threading.Lock()
         self.sibling = Sibling()
-        self._most_wait_s = MOST_WAIT_S
+        self._max_wait_s = MAX_WAIT_S
         self._machine = Machine(pids())
         self.all = [Innocent(self.listener) for _ in range(INNOCENTS)]
         self.wrong: list[str] = []
@@ -227,10 +227,10 @@ class Innocents:
             self.all += fresh
         return [f"innocent: {one.error}" for one in broken]
 
-    def begin(self, most_wait_s: float = MOST_WAIT_S) -> None:
+    def begin(self, max_wait_s: float = MAX_WAIT_S) -> None:
         """What they wait is counted from here on, and must not be more than this and what the machine owes."""
         with self.lock:
-            self._most_wait_s = most_wait_s
+            self._max_wait_s = max_wait_s
             self._machine.begin()
             for speaker in (self.sibling, *self.all):
                 speaker.begin()
@@ -241,10 +241,10 @@ class Innocents:
             now = time.monotonic()
             sibling_s = self.sibling.wait_s(now)
             longest_s = max((one.wait_s(now) for one in self.all if one.error is None), default=0.0)
-            if longest_s <= self._most_wait_s + sibling_s:
+            if longest_s <= self._max_wait_s + sibling_s:
                 return ""
             owed_s = self._machine.owes_s()
-            most_s = self._most_wait_s + MACHINES_SHARE * (sibling_s + owed_s)
+            most_s = self._max_wait_s + MACHINES_SHARE * (sibling_s + owed_s)
             waits = [wait_s for one in self.all if one.error is None and (wait_s := one.wait_s(now)) > most_s]
         if not waits:
             return ""
@@ -256,7 +256,7 @@ class Innocents:
     def is_over(self, patience_s: float, *, since: float) -> bool:
         """Whether somebody has waited for so long, and the machine cannot be why."""
         passed_s = time.monotonic() - since
-        return passed_s > patience_s and passed_s > min(MOST_PATIENCE_S, MACHINES_SHARE * self._machine.owes_s())
+        return passed_s > patience_s and passed_s > min(MAX_PATIENCE_S, MACHINES_SHARE * self._machine.owes_s())
 
     def stuck(self) -> str:
         """Wait until each has completed a round trip that began after this; "" or who did not, or was late."""

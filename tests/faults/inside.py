@@ -21,7 +21,7 @@ from utpsocket.engine.helper import client, server
 from utpsocket.engine.kernel import high_fds
 from utpsocket.protocol import State
 
-MOST_KEPT_FDS = high_fds._KEPT + 3  # and what they are duplicates of; two threads may add one at a time
+MAX_KEPT_FDS = high_fds._KEPT + 3  # and what they are duplicates of; two threads may add one at a time
 LIBC = ctypes.CDLL(None)
 ROOT = Path(__file__).resolve().parents[2]
 Census: TypeAlias = "tuple[int, int, int, int]"
@@ -145,7 +145,7 @@ def fds() -> tuple[int, int]:
             ports += 1
         else:
             others += 1
-    return others + max(0, kept - MOST_KEPT_FDS), ports
+    return others + max(0, kept - MAX_KEPT_FDS), ports
 
 
 def is_another_programs(port: int, pids: Iterable[int]) -> bool:

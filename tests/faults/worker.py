@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.faults.innocents import INNOCENTS, MOST_WAIT_S, Innocents
+from tests.faults.innocents import INNOCENTS, MAX_WAIT_S, Innocents
 from tests.faults.inside import Inside, Outside, fds
 from tests.faults.scenes import PATIENCE_S, Play
 from utpsocket import stats
@@ -31,7 +31,7 @@ HARMLESS_CALLS = ("udp.receive", "eventfd.read", "eventfd.write", "epoll_wait")
 COSTLY_CALLS = ("udp.send", "connect", "listen", "bind", "accept", "getsock", "setsock", "epoll_ctl", "dup", "fstat")
 BACKOFF = 2.0  # what was lost again and again is sent again in up to twice the time that it failed for
 SETTLE_S = 20.0
-MOST_SETTLE_S = 120.0  # while the last of a connection is being repeated, as Linux gives a FIN 60 s
+MAX_SETTLE_S = 120.0  # while the last of a connection is being repeated, as Linux gives a FIN 60 s
 USUAL_WAIT_S = 2.0
 
 
@@ -63,7 +63,7 @@ class Stage:
 
     def _at_rest(self) -> tuple[int, int]:
         """The fds that there are when every connection that was closed is over, twenty times on end."""
-        deadline = time.monotonic() + MOST_SETTLE_S
+        deadline = time.monotonic() + MAX_SETTLE_S
         found, calm = self._census(), 0
         while calm < 20:
             time.sleep(0.01)
@@ -80,7 +80,7 @@ class Stage:
             others, ports, closing = self._census()
             passed_s = time.monotonic() - start
             left = max(0, others - self.fds[0]), max(0, ports - self.fds[1])
-            if left == (0, 0) or passed_s > (MOST_SETTLE_S if closing else SETTLE_S):
+            if left == (0, 0) or passed_s > (MAX_SETTLE_S if closing else SETTLE_S):
                 return left
             if passed_s > USUAL_WAIT_S:
                 gc.collect()
@@ -96,7 +96,7 @@ class Stage:
     def inject(self, site: Any, occurrence: int, error: str) -> dict[str, Any]:
         """One exception, or errno, at one call."""
         self.inside.arm(site, occurrence, error)
-        return self._played(self.inside.disarm, most_victims=1, most_wait_s=MOST_WAIT_S)
+        return self._played(self.inside.disarm, max_victims=1, max_wait_s=MAX_WAIT_S)
 
     def fail_calls(self, call: str, error: str, seconds: float) -> dict[str, Any]:
         """A kind of system call, once or for some time."""
@@ -105,8 +105,8 @@ class Stage:
         is_others = call.startswith(COSTLY_CALLS)
         return self._played(
             self.inside.disarm_call,
-            most_victims=0 if is_harmless else 1_000 if seconds else 1,
-            most_wait_s=MOST_WAIT_S + BACKOFF * seconds,
+            max_victims=0 if is_harmless else 1_000 if seconds else 1,
+            max_wait_s=MAX_WAIT_S + BACKOFF * seconds,
             seconds=seconds,
             innocents_may_pay=not (is_harmless or is_others),
         )
@@ -115,15 +115,15 @@ class Stage:
         self,
         disarm: Callable[[], Any],
         *,
-        most_victims: int,
-        most_wait_s: float,
+        max_victims: int,
+        max_wait_s: float,
         seconds: float = 0.0,
         innocents_may_pay: bool = True,
     ) -> dict[str, Any]:
         """The play with what was armed, and what was wrong."""
         loop, innocents = self.loop, self.innocents
         innocents.wrong.clear()
-        innocents.begin(most_wait_s)
+        innocents.begin(max_wait_s)
         ends_at = time.monotonic() + seconds
         play, started_at = Play(), time.monotonic()
         while not play.ended(1) and not innocents.is_over(4 * PATIENCE_S, since=started_at):
@@ -138,7 +138,7 @@ class Stage:
         broken = innocents.heal()
         victims = play.victims + broken
         wrong = play.wrong + innocents.wrong
-        if len(victims) > most_victims or (broken and not innocents_may_pay):
+        if len(victims) > max_victims or (broken and not innocents_may_pay):
             wrong.append(f"{len(victims)} connections paid: {victims}")
         if len(innocents.all) == INNOCENTS and not late:
             others, ports = self._left_over()

@@ -23,8 +23,8 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
 KINDS: Final = ("syn", "syn_payload", "same_syn", "data", "state", "reset", "short", "garbage", "version")
-MOST_PER_SECOND: Final = 200_000
-MOST_SECONDS: Final = 30.0
+MAX_PER_SECOND: Final = 200_000
+MAX_SECONDS: Final = 30.0
 _STORE: Final = 8_192  # datagrams made beforehand
 _BATCH: Final = 32  # per sendmmsg
 _UDP_SEGMENT: Final = 103
@@ -173,8 +173,8 @@ def main() -> int:
     sent = flood(
         (given.host, given.port),
         kind=given.kind,
-        rate=min(given.rate, MOST_PER_SECOND),
-        seconds=min(given.seconds, MOST_SECONDS),
+        rate=min(given.rate, MAX_PER_SECOND),
+        seconds=min(given.seconds, MAX_SECONDS),
         sources=given.sources,
         seed=given.seed,
         merged=given.merged,

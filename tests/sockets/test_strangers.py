@@ -116,9 +116,11 @@ def test_strangers_in_the_way_of_a_connect_cost_a_retry(timeout: float | None, m
         return connect_at_once(fd, name)
 
     are_ours = iter([False, False, False])  # the next time there is room: three strangers, then our own
-    maker = fd_names.maker
+    peer_credentials = fd_names.peer_credentials
     monkeypatch.setattr(fd_pair, "connect_at_once", after_strangers)
-    monkeypatch.setattr(fd_names, "maker", lambda sock: maker(sock) if next(are_ours, True) else (0, 0))
+    monkeypatch.setattr(
+        fd_names, "peer_credentials", lambda sock: peer_credentials(sock) if next(are_ours, True) else (0, 0)
+    )
     client = net.fresh(timeout=timeout)
     if timeout == 0:
         with raises_errno(errno.EINPROGRESS):

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from utpsocket.engine.kernel.poller import WakeUp
 
 # Commands that may wait for the engine to wake up by itself; one more wakes it. By feel.
-_MOST_ASIDE: Final = 64
+_MAX_ASIDE: Final = 64
 # Tries to wake the engine while the kernel is short of memory, three seconds in all; by feel.
-_MOST_PULLS: Final = 3_000
-_PULL_AGAIN_SECONDS: Final = 0.001
+_MAX_WAKE_TRIES: Final = 3_000
+_WAKE_AGAIN_SECONDS: Final = 0.001
 
 UNDO: Final[dict[Callable[..., Any], Callable[..., None]]] = {}
 """By command, what undoes it where it has failed: called with the loop, an errno, and the command's arguments. Filled
@@ -151,7 +151,7 @@ class Inbox:
 
     def put_aside(self, command: Command) -> None:
         """Queue a command for when the engine's thread wakes up next, for any reason, without waking it. Any thread."""
-        if len(self.commands) >= _MOST_ASIDE:
+        if len(self.commands) >= _MAX_ASIDE:
             self.put(command)
             return
         self.commands.append(command)
@@ -161,7 +161,7 @@ class Inbox:
     def put(self, command: Command) -> None:
         """Queue a command, and wake the engine's thread. Any thread."""
         try:
-            in_one_step(partial(self.commands.append, command), self._wake_up.pull)
+            in_one_step(partial(self.commands.append, command), self._wake_up.wake)
         except OSError as error:
             let_pass(error)
             if error.errno in faults.TRANSIENT:
@@ -172,13 +172,13 @@ class Inbox:
 
     def _wake(self) -> None:
         """Wake the engine after a failure that passes. Without that it might sleep for hours."""
-        for _ in range(_MOST_PULLS):
+        for _ in range(_MAX_WAKE_TRIES):
             try:
-                self._wake_up.pull()
+                self._wake_up.wake()
             except OSError as error:
                 let_pass(error)
                 if error.errno in faults.TRANSIENT:
-                    sleep(_PULL_AGAIN_SECONDS)
+                    sleep(_WAKE_AGAIN_SECONDS)
                     continue
             return
 

@@ -55,7 +55,7 @@ def adopt_port(
     udp_sock: Any,
     identity: Identity,
     *,
-    reuse: bool,
+    reuse_address: bool,
     shares: bool,
     key: int = 0,
     bound: tuple[Address, int] | None = None,
@@ -64,7 +64,7 @@ def adopt_port(
     """A user's socket is bound: its UDP socket becomes a port. Any thread. Returns the endpoint's key. Raises OSError.
 
     udp_sock      bound, unless there is a reservation
-    reuse         SO_REUSEADDR is set
+    reuse_address   SO_REUSEADDR is set
     shares        UTP_SHARE_PORT is set
     key           to be known by; 0: a new one
     bound         the socket's address and network namespace, if the caller knows them
@@ -82,7 +82,7 @@ def adopt_port(
         if is_shared(endpoint.port.sock):
             endpoint.peers = ReuseportSockets(endpoint, reservation)
         endpoint.holders[identity.inode] = identity
-        endpoint.reuse, endpoint.shares_port = reuse, shares
+        endpoint.reuse_address, endpoint.shares_port = reuse_address, shares
         loop.publish(endpoint)
         loop.watch_port(endpoint)
     except BaseException:
@@ -97,13 +97,15 @@ def adopt_port(
 
 
 def adopt_port_as(
-    loop: Loop, key: int, udp_sock: Any, identity: Identity, reuse: bool, shares: bool, reservation: Any = None
+    loop: Loop, key: int, udp_sock: Any, identity: Identity, reuse_address: bool, shares: bool, reservation: Any = None
 ) -> None:
     """As adopt_port(), of a caller that has chosen the key and does not wait."""
-    adopt_port(loop, udp_sock, identity, reuse=reuse, shares=shares, key=key, reservation=reservation)
+    adopt_port(loop, udp_sock, identity, reuse_address=reuse_address, shares=shares, key=key, reservation=reservation)
 
 
-def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, shares: bool, namespace: int = 0) -> int:
+def share_port(
+    loop: Loop, local: Address, identity: Identity, *, reuse_address: bool, shares: bool, namespace: int = 0
+) -> int:
     """A user's socket is to be bound to an address that the kernel says is in use: share the port, if it is ours and
     may be shared. Any thread.
 
@@ -124,11 +126,11 @@ def share_port(loop: Loop, local: Address, identity: Identity, *, reuse: bool, s
         if any(overlapping_ports.listens(other) or other.holders for other in endpoint.overlapping):
             raise _error(errno.EADDRINUSE)
         is_listening = overlapping_ports.listens(endpoint)
-        if not is_shared and (is_listening or (is_used and not (reuse and endpoint.reuse))):
+        if not is_shared and (is_listening or (is_used and not (reuse_address and endpoint.reuse_address))):
             raise _error(errno.EADDRINUSE)
         if not _add_holder(endpoint, identity):
             raise _error(errno.EAGAIN)
-        endpoint.reuse, endpoint.shares_port = reuse, shares
+        endpoint.reuse_address, endpoint.shares_port = reuse_address, shares
         return endpoint.key
     if any(map(overlapping_ports.is_unneeded, overlapping_ports.at(loop.bound, local, namespace))):
         raise _error(errno.EAGAIN)  # free in a moment, as above
@@ -262,7 +264,7 @@ def listen_soon(loop: Loop, key: int, identity: Identity, name: bytes, backlog: 
 def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, backlog: int, tcp: Any) -> None:
     listener = endpoint.listener
     if endpoint.is_in_other_namespace:
-        netns.beside(endpoint.port.sock, _unix_socket).close()  # or raise now that it will not work
+        netns.make_in_namespace_of(endpoint.port.sock, _unix_socket).close()  # or raise now that it will not work
     if listener is not None and not listener.has_stopped:
         if listener.inode == identity.inode:
             listener.backlog = backlog

@@ -17,7 +17,7 @@ from utpsocket.engine.interpreter.native import allocate_lock, start_thread
 from utpsocket.engine.interpreter.originals import signal
 
 # Reports that wait, by feel; further ones are dropped, so that a hook that blocks does not use up the memory.
-_MOST_REPORTS: Final = 64
+_MAX_REPORTS: Final = 64
 # At the exit, for a hook that is running; by feel.
 _FINISH_SECONDS: Final = 1.0
 
@@ -28,7 +28,7 @@ _busy = allocate_lock()
 
 def report(error: BaseException) -> None:
     """Have sys.excepthook called with an exception. Does not wait. Raises nothing. Any thread."""
-    if len(_reports) < _MOST_REPORTS:
+    if len(_reports) < _MAX_REPORTS:
         _reports.append(error)
     _start()
 

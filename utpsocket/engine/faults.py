@@ -32,8 +32,8 @@ RETRY_US: Final = 1_000
 _CAREFUL_TRIES: Final = 3
 _AT_ONCE: Final = 3
 _REST_SECONDS: Final = 0.001
-_MOST_IN_ROW: Final = 1_000
-_MOST_TRIES: Final = 10
+_MAX_IN_ROW: Final = 1_000
+_MAX_TRIES: Final = 10
 # Errnos that a program is given as they are (errno_of).
 _REPORTED_AS_THEY_ARE: Final = TRANSIENT | {errno.EMFILE, errno.ENFILE, errno.ENOSPC}
 
@@ -78,7 +78,7 @@ class Containment:
 
     def cost(self, owners: set[Any], error: BaseException) -> bool:
         """End the owners. False: there were too many faults in a row, and the engine must end."""
-        if self._tries > _MOST_TRIES or self.in_row > _MOST_IN_ROW:
+        if self._tries > _MAX_TRIES or self.in_row > _MAX_IN_ROW:
             return False
         if self.in_row > _AT_ONCE:
             sleep(_REST_SECONDS)

@@ -32,7 +32,7 @@ from utpsocket.engine.interpreter.originals import os, random, signal, time
 from utpsocket.engine.interpreter.signal_errors import or_none
 from utpsocket.engine.kernel import netns
 from utpsocket.engine.kernel.arena import Arena
-from utpsocket.engine.kernel.high_fds import idle_instead, raise_fd
+from utpsocket.engine.kernel.high_fds import raise_fd, replace_with_idle
 from utpsocket.engine.kernel.poller import (
     EPOLLERR,
     EPOLLET,
@@ -289,7 +289,7 @@ class Loop:
         if not self._containment.cost({self.owner, self.command}, error):
             self._is_stopping = True  # _end() tells every socket
             return
-        lost = self._watches.ask_anew()
+        lost = self._watches.rearm_all()
         self._distrust_readiness()
         for watcher in lost:
             carefully(watcher.end if type(watcher) is Endpoint else watcher.fail, error)
@@ -493,7 +493,7 @@ class Loop:
             if self.connect_gate.held:
                 self.connect_gate.open_due(self.bound, self, now=now)
             for listener in due:
-                listener.watch_handed()
+                listener.watch_handed_over()
             if not self._dirty and self._deferred_delivery:
                 self._deliver_deferred(now)
             if not self._dirty:
@@ -553,7 +553,7 @@ class Loop:
             bridge.remove()
             return
         if connection.state is TIME_WAIT:
-            self._time_waits.settle(bridge)
+            self._time_waits.on_time_wait(bridge)
         self._schedule(bridge, connection.timeout_at())
 
     def _on_handshake_end(self, bridge: Bridge, now: int) -> None:
@@ -693,7 +693,7 @@ class Loop:
         The fd number stays, with an idle socket under it, since the engine's thread may be about to use the number; the
         port is closed later. Returns False if only the engine's thread can free it. Any thread.
         """
-        if not self.frees_ports_at_once or not endpoint.is_all_answered or not idle_instead(endpoint.port.sock):
+        if not self.frees_ports_at_once or not endpoint.is_all_answered or not replace_with_idle(endpoint.port.sock):
             return False
         if endpoint.peers is not None:
             endpoint.peers.close_reservation()

@@ -59,12 +59,12 @@ class Timers(Generic[_T]):
               stands for is kept, and found anew by the due_call() that has nothing to give.
     """
 
-    __slots__ = ("_calls", "_heap", "_most", "_order", "next_at")
+    __slots__ = ("_calls", "_heap", "_max_entries", "_order", "next_at")
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, _T]] = []
         self._calls: list[tuple[int, int, Callable[[], None]]] = []
-        self._most = _FEW  # entries in the heap before those that mean nothing are thrown out
+        self._max_entries = _FEW  # entries in the heap before those that mean nothing are thrown out
         self._order = 0  # of two at the same time, the one that came first
         self.next_at = NEVER
 
@@ -80,7 +80,7 @@ class Timers(Generic[_T]):
                 deadline.queued_at = at
                 self._order += 1
                 heapq.heappush(self._heap, (at, self._order, timed))
-                if len(self._heap) > self._most:
+                if len(self._heap) > self._max_entries:
                     self._throw_out()
 
     def _throw_out(self) -> None:
@@ -92,7 +92,7 @@ class Timers(Generic[_T]):
         heap = list(kept.values())
         heapq.heapify(heap)
         self._heap = heap
-        self._most = 2 * len(heap) + _FEW
+        self._max_entries = 2 * len(heap) + _FEW
 
     def call_at(self, at: int, call: Callable[[], None]) -> None:
         """Have due_call() return `call` at this time or soon after."""

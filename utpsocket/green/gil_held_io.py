@@ -18,7 +18,7 @@ IS_POSSIBLE: Final = syscalls.Stream is syscalls.KeepingStream
 _MSG_DONTWAIT: Final = 0x40
 _MSG_NOSIGNAL: Final = 0x4000
 # What an AF_UNIX socket takes at once.
-_MOST_BYTES: Final = 256 << 10
+_MAX_SEND_BYTES: Final = 256 << 10
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 _recv, _send = _libc.recv, _libc.send
@@ -41,6 +41,8 @@ def send(fd: int, data: Any) -> int:
     if type(data) is not bytes:
         view = memoryview(data)
         whole = view.obj
-        data = whole if type(whole) is bytes and view.nbytes == len(whole) else view.cast("B")[:_MOST_BYTES].tobytes()
+        data = (
+            whole if type(whole) is bytes and view.nbytes == len(whole) else view.cast("B")[:_MAX_SEND_BYTES].tobytes()
+        )
     count: int = _send(fd, data, len(data), _MSG_DONTWAIT | _MSG_NOSIGNAL)
     return count if count >= 0 else -ctypes.get_errno()

@@ -26,7 +26,7 @@ from utpsocket.sockets.rules import Routes
 _FIRST_SLEEP_SECONDS: Final = 0.001
 _LONGEST_SLEEP_SECONDS: Final = 0.02
 # A recv() of more than this is left to the class below: two copies would cost more than waiting for the lock; by feel.
-_MOST_BYTES: Final = 1 << 20
+_MAX_RECEIVE_BYTES: Final = 1 << 20
 
 
 class _Inside(shim.socket):
@@ -45,7 +45,7 @@ class _Inside(shim.socket):
 
     def recv(self, *args: Any, **kwargs: Any) -> bytes:
         """As utpsocket.socket.recv()."""
-        is_plain = len(args) == 1 and not kwargs and type(args[0]) is int and 0 < args[0] <= _MOST_BYTES
+        is_plain = len(args) == 1 and not kwargs and type(args[0]) is int and 0 < args[0] <= _MAX_RECEIVE_BYTES
         if is_plain and self._can_keep_gil():
             room = bytearray(args[0])
             with memoryview(room) as view:

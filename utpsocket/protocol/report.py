@@ -15,7 +15,7 @@ from utpsocket.protocol.states import CLOSED, TIME_WAIT, State
 class EventKind(Enum):
     """What has become of a connection."""
 
-    CONNECTED = "the handshake is complete: for an acceptor, the initiator has proved its address"
+    CONNECTED = "the handshake is complete: for an acceptor, the initiator is verified"
     CLOSED = "the connection is over; errno says why, 0 for an orderly end"
 
 

@@ -50,7 +50,7 @@ def _cookie_if_engines(made: Any, name: Any, listener: Identity) -> int | None:
     """The cookie of an accepted socket if its far end is the engine's. None if another process has connected to the
     listening name.
     """
-    maker_pid, _ = fd_names.maker(made)
+    maker_pid, _ = fd_names.peer_credentials(made)
     cookie = fd_names.cookie_of(name) if maker_pid == listener.owner_pid else None
     # A far end that this process has made, as the kernel says, is that of this process's engine.
     if (

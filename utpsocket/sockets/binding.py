@@ -56,7 +56,7 @@ def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: A
                 if not isinstance(loop, Loop):
                     loop.known_ports.add(key, local, identity, **named)
                 return key, local
-            way = loop.perform(commands.allow_overlap, local, namespace=namespace) if named["reuse"] else []
+            way = loop.perform(commands.allow_overlap, local, namespace=namespace) if named["reuse_address"] else []
             if way:
                 return _bind_over(sock, loop, identity, address, way)
         except BlockingIOError:  # it is free after the engine's next iteration
@@ -70,14 +70,14 @@ def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: A
 
 
 def _take_known_port(
-    sock: Any, loop: RemoteLoop, identity: Identity, local: Address, *, reuse: bool, shares: bool
+    sock: Any, loop: RemoteLoop, identity: Identity, local: Address, *, reuse_address: bool, shares: bool
 ) -> int:
     """The key of a port at this address, by what this process knows of the ports of an engine in another process."""
     udp = udp_beside(sock, identity)
     try:
         # By the cookie the engine reports a failure.
         identity.cookie = identity.cookie or fd_names.new_cookie()
-        return loop.take_port(udp, local, identity, reuse=reuse, shares=shares)
+        return loop.take_port(udp, local, identity, reuse_address=reuse_address, shares=shares)
     finally:
         udp.close()
 
@@ -95,8 +95,8 @@ def keep_port(sock: Any, loop: RemoteLoop, identity: Identity, inode: int) -> No
 
 def _sharing(identity: Identity) -> dict[str, bool]:
     """The socket's options about sharing a port."""
-    reuse = any(identity.options.get((stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR), b""))
-    return {"reuse": reuse, "shares": identity.settings.shares_port}
+    reuse_address = any(identity.options.get((stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR), b""))
+    return {"reuse_address": reuse_address, "shares": identity.settings.shares_port}
 
 
 def _bind_over(
@@ -106,7 +106,7 @@ def _bind_over(
     key = 0
     try:
         shares = identity.settings.shares_port
-        key, local = _adopt_port(sock, loop, identity, address, reuse=True, shares=shares, is_over=True)
+        key, local = _adopt_port(sock, loop, identity, address, reuse_address=True, shares=shares, is_over=True)
     finally:
         loop.perform(commands.end_overlap, way, key)
     return key, local
@@ -118,7 +118,7 @@ def _adopt_port(
     identity: Identity,
     address: Any,
     *,
-    reuse: bool,
+    reuse_address: bool,
     shares: bool,
     is_over: bool = False,
 ) -> tuple[int, Address]:
@@ -141,9 +141,16 @@ def _adopt_port(
         if identity.family == stdlib.AF_INET6 and local[0].startswith("ff"):
             raise _error(errno.EINVAL)  # TCP refuses a multicast address of IPv6, and not of IPv4
         if not isinstance(loop, Loop):
-            key = loop.adopt_port(udp, local, identity, reuse=reuse, shares=shares, reservation=reservation)
+            key = loop.adopt_port(
+                udp, local, identity, reuse_address=reuse_address, shares=shares, reservation=reservation
+            )
             return key, local
-        named = {"reuse": reuse, "shares": shares, "bound": (local, identity.namespace), "reservation": reservation}
+        named = {
+            "reuse_address": reuse_address,
+            "shares": shares,
+            "bound": (local, identity.namespace),
+            "reservation": reservation,
+        }
         return loop.perform(commands.adopt_port, udp, identity, **named), local
     except BaseException as error:
         if reservation is not None:
@@ -160,7 +167,7 @@ def udp_beside(sock: Any, identity: Identity) -> Any:
     """A new UDP socket with this socket's options, in its network namespace."""
     if not identity.namespace:
         identity.namespace = netns.cookie(sock)
-    return raise_fd(netns.made_beside(sock, identity.namespace, partial(options.udp_socket, identity)))
+    return raise_fd(netns.make_in_namespace(sock, identity.namespace, partial(options.udp_socket, identity)))
 
 
 def resolved(identity: Identity, address: Any) -> Address:

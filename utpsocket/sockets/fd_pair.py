@@ -54,7 +54,7 @@ def pair(sock: Any, identity: Identity) -> Any:
     is_elsewhere = False
     for _ in range(_TRIES):
         identity.cookie = fd_names.new_cookie()
-        listening = netns.beside(sock, make) if is_elsewhere else make()
+        listening = netns.make_in_namespace_of(sock, make) if is_elsewhere else make()
         try:
             engine_sock = _pair_at(
                 listening, fd, fd_names.encode(identity.cookie, identity.local, identity.peer, identity.owner_pid)
@@ -92,7 +92,9 @@ def _pair_at(listening: Any, fd: int, name: bytes) -> Any:
         raise OSError(code, os.strerror(code))
     while True:
         engine_sock = with_room(partial(_accepted, listening.fileno()))
-        if fd_names.maker(engine_sock)[0] == os.getpid():  # whichever user: a program may change that at any time
+        if (
+            fd_names.peer_credentials(engine_sock)[0] == os.getpid()
+        ):  # whichever user: a program may change that at any time
             return raise_fd(engine_sock)
         engine_sock.close()
 
@@ -121,4 +123,4 @@ def renew(sock: Any) -> None:
     AF_UNIX cannot.
     """
     there = netns.cookie(sock)
-    fd_swap.put(netns.made_beside(sock, there, partial(with_room, _unix_stream)), sock)
+    fd_swap.put(netns.make_in_namespace(sock, there, partial(with_room, _unix_stream)), sock)

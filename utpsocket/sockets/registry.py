@@ -76,11 +76,11 @@ def _identity_from_names(sock: Any) -> Identity | None:
         let_pass(error)
         name = None
     found = fd_names.decode(name)
-    if found is not None and fd_names.is_ours(name, fd_names.maker(sock)[1]):
+    if found is not None and fd_names.is_ours(name, fd_names.peer_credentials(sock)[1]):
         return _identity(*found)
     name = Socket.getsockname(sock)
     listening = fd_names.decode_listener(name)
-    if listening is not None and fd_names.is_ours(name, fd_names.maker(sock)[1]):
+    if listening is not None and fd_names.is_ours(name, fd_names.peer_credentials(sock)[1]):
         cookie, pid, local = listening
         identity = Identity(_family_of(local))
         identity.cookie, identity.owner_pid, identity.local = cookie, pid, local

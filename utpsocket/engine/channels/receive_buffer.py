@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 FIRST_WINDOW_BYTES: Final = 96 << 10
 # As setsockopt() is given it. With the window it is no more than tcp_rmem[1], 128 KiB, gives TCP.
 _FIRST_PAIR_BYTES: Final = 24 << 10
-_MOST_WINDOW_BYTES: Final = 4 << 20  # with the pair's buffer less than tcp_rmem[2], 6 MiB
+_MAX_WINDOW_BYTES: Final = 4 << 20  # with the pair's buffer less than tcp_rmem[2], 6 MiB
 # The kernel doubles it. If it held less than an iteration brings, the rest would have to be copied to wait.
-_MOST_PAIR_BYTES: Final = 512 << 10
+_MAX_PAIR_BYTES: Final = 512 << 10
 _PAIR_SHARE: Final = 4  # the pair's buffer is this part of the window
 # Times what was read in a round trip. A sender in slow start doubles in each, and what it knows of the window is
 # another round trip old.
 _GROWTH: Final = 4
-_LEAST_ROUND_US: Final = 100  # also where no round trip has been measured
-_MOST_ROUND_US: Final = 1_000_000  # the measure comes from what the peer sends, which may be anything
+_MIN_ROUND_US: Final = 100  # also where no round trip has been measured
+_MAX_ROUND_US: Final = 1_000_000  # the measure comes from what the peer sends, which may be anything
 # A pair holds so many times what setsockopt() was given: the kernel doubles that, and one more piece of up to half as
 # much gets in.
 _PAIR_OVERHEAD: Final = 3
@@ -71,7 +71,7 @@ class ReceiveBuffer:
         """TCP carries the connection from now on, and bounds what is held for a program that does not read."""
         if self.is_growing:
             self.is_growing = False
-            self._set_pair(engine_sock, _MOST_PAIR_BYTES)
+            self._set_pair(engine_sock, _MAX_PAIR_BYTES)
 
     def on_delivered(self, count: int, engine_sock: Any, receive: ReceiveHalf, most_bytes: int, *, now: int) -> None:
         """`count` bytes more were written to the pair. Once in a round trip the window and the pair's buffer may grow.
@@ -84,7 +84,7 @@ class ReceiveBuffer:
             return
         # A longer round trip is taken over slowly: a thread that was kept waiting measures one too, and much arrives.
         round_us = min(receive.round_trip_us, self._round_us * 5 // 4) if self._round_us else receive.round_trip_us
-        self._round_us = round_us = min(max(_LEAST_ROUND_US, round_us), _MOST_ROUND_US)
+        self._round_us = round_us = min(max(_MIN_ROUND_US, round_us), _MAX_ROUND_US)
         self._round_ends_at = now + round_us
         reassembly = receive.reassembly
         worthwhile = reassembly.capacity_bytes * 5 // 4
@@ -98,10 +98,10 @@ class ReceiveBuffer:
         window = FIRST_WINDOW_BYTES + _GROWTH * (read_bytes - begun_bytes)
         if window < worthwhile:
             return
-        most_bytes = min(_MOST_WINDOW_BYTES, most_bytes)
+        most_bytes = min(_MAX_WINDOW_BYTES, most_bytes)
         window = min(window, most_bytes)
         try:
-            self._set_pair(engine_sock, max(self._pair_bytes, min(_MOST_PAIR_BYTES, window // _PAIR_SHARE)))
+            self._set_pair(engine_sock, max(self._pair_bytes, min(_MAX_PAIR_BYTES, window // _PAIR_SHARE)))
         except OSError as error:
             if error.errno not in TRANSIENT:
                 raise

@@ -68,7 +68,7 @@ _KEY_BITS: Final = 60
 # For the lock of a thread that handles notices: it may itself wait for an answer that will not come. By feel.
 _END_SECONDS: Final = 1.0
 # Faults in a row after which the connection is given up, and the pause after each; by feel.
-_MOST_TRIES: Final = 10
+_MAX_TRIES: Final = 10
 _TRY_AGAIN_SECONDS: Final = 0.001
 # FD_SETSIZE: above the numbers that select() can watch.
 _HIGH_FD: Final = 1_024
@@ -290,7 +290,14 @@ class RemoteLoop:
         self.post(command, *arguments)
 
     def adopt_port(
-        self, udp_sock: Any, local: Address, identity: Identity, *, reuse: bool, shares: bool, reservation: Any = None
+        self,
+        udp_sock: Any,
+        local: Address,
+        identity: Identity,
+        *,
+        reuse_address: bool,
+        shares: bool,
+        reservation: Any = None,
     ) -> int:
         """A user's socket is bound: its UDP socket becomes a port of the engine's. Does not wait for the engine.
 
@@ -298,18 +305,18 @@ class RemoteLoop:
             udp_sock: bound, unless there is a reservation; the engine's from now on.
             local: its address.
             identity: the user's socket.
-            reuse: SO_REUSEADDR is set.
+            reuse_address: SO_REUSEADDR is set.
             shares: UTP_SHARE_PORT is set.
             reservation: a socket that keeps the address for it (reuseport.py); the engine's as well.
         Returns: the port's key, which is chosen here.
         Raises: OSError as post(). Should the engine fail, the socket has failed, and its next call reports it.
         """
         key = _new_key()
-        self.known_ports.add(key, local, identity, reuse=reuse, shares=shares)
-        self.post(commands.adopt_port_as, key, udp_sock, identity, reuse, shares, reservation)
+        self.known_ports.add(key, local, identity, reuse_address=reuse_address, shares=shares)
+        self.post(commands.adopt_port_as, key, udp_sock, identity, reuse_address, shares, reservation)
         return key
 
-    def take_port(self, udp_sock: Any, local: Address, identity: Identity, *, reuse: bool, shares: bool) -> int:
+    def take_port(self, udp_sock: Any, local: Address, identity: Identity, *, reuse_address: bool, shares: bool) -> int:
         """Have the engine bind a user's socket to an address at which the kernel returned EADDRINUSE for a port of
         ours. Does not wait for the engine.
 
@@ -317,21 +324,23 @@ class RemoteLoop:
         Returns: the port's key.
         Raises: EADDRINUSE where the address may not be shared; OSError as post().
         """
-        key = self.check_bind(local, identity, reuse=reuse, shares=shares) or _new_key()
-        self.known_ports.add(key, local, identity, reuse=reuse, shares=shares)
-        self.post(port_commands.take_port, key, udp_sock, local, identity, reuse, shares, identity.namespace)
+        key = self.check_bind(local, identity, reuse_address=reuse_address, shares=shares) or _new_key()
+        self.known_ports.add(key, local, identity, reuse_address=reuse_address, shares=shares)
+        self.post(port_commands.take_port, key, udp_sock, local, identity, reuse_address, shares, identity.namespace)
         return key
 
-    def check_bind(self, local: Address, identity: Identity, *, reuse: bool, shares: bool) -> int:
+    def check_bind(self, local: Address, identity: Identity, *, reuse_address: bool, shares: bool) -> int:
         """KnownPorts.check_bind(), after the notices that have arrived."""
         self.take_notices()
-        return self.known_ports.check_bind(local, identity.namespace, reuse=reuse, shares=shares)
+        return self.known_ports.check_bind(local, identity.namespace, reuse_address=reuse_address, shares=shares)
 
-    def keep_port(self, udp_sock: Any, inode: int, identity: Identity, *, reuse: bool, shares: bool) -> None:
+    def keep_port(self, udp_sock: Any, inode: int, identity: Identity, *, reuse_address: bool, shares: bool) -> None:
         """As commands.replace_holder(), without waiting; where the port is gone the socket gets it anew."""
         key, local = identity.endpoint, identity.bound
         self.known_ports.replace_holder(key, inode, identity)
-        self.post(port_commands.keep_port, key, udp_sock, inode, local, identity, reuse, shares, identity.namespace)
+        self.post(
+            port_commands.keep_port, key, udp_sock, inode, local, identity, reuse_address, shares, identity.namespace
+        )
 
     def latest_figures(self, cookie: int) -> tuple[Any, ...]:
         """The latest figures of a connection that the engine has sent. Newer ones are asked for, and not waited for.
@@ -467,7 +476,7 @@ class RemoteLoop:
         self._hold.enter()
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            while self._tries < _MOST_TRIES:
+            while self._tries < _MAX_TRIES:
                 try:
                     self._listen()
                 except BaseException:  # no memory, say: the received message is handled again

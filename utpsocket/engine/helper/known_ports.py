@@ -22,7 +22,7 @@ from utpsocket.engine.user_fds.open_fds import HoldersWatch, is_known
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 
 # Holders of one port that were closed here; more, and it is looked up which are open elsewhere. By feel.
-_MOST_CLOSED: Final = 32
+_MAX_CLOSED: Final = 32
 
 
 class KnownPort:
@@ -31,19 +31,19 @@ class KnownPort:
     key         the engine's for it
     local       its address
     namespace   the cookie of its network namespace
-    reuse       all holders have set SO_REUSEADDR
+    reuse_address   all holders have set SO_REUSEADDR
     shares      all holders have set UTP_SHARE_PORT
     is_free     the engine has closed it
     holders     identities of the bound sockets by inode; None for one that was closed here, and may be open elsewhere
     """
 
-    __slots__ = ("holders", "is_free", "key", "local", "namespace", "reuse", "shares")
+    __slots__ = ("holders", "is_free", "key", "local", "namespace", "reuse_address", "shares")
 
     def __init__(self, key: int, local: Address, namespace: int) -> None:
         self.key = key
         self.local = local
         self.namespace = namespace
-        self.reuse = self.shares = False
+        self.reuse_address = self.shares = False
         self.is_free = False
         self.holders: dict[int, Identity | None] = {}
 
@@ -64,13 +64,13 @@ class KnownPorts:
 
     # ── what has been asked of the engine ──
 
-    def add(self, key: int, local: Address, identity: Identity, *, reuse: bool, shares: bool) -> None:
+    def add(self, key: int, local: Address, identity: Identity, *, reuse_address: bool, shares: bool) -> None:
         """The socket is bound to the port of this key, alone or with others."""
         port = self._by_key.setdefault(key, KnownPort(key, local, identity.namespace))
-        port.reuse, port.shares = reuse, shares
+        port.reuse_address, port.shares = reuse_address, shares
         port.holders[identity.inode] = identity
         closed = [inode for inode, holder in list(port.holders.items()) if holder is None]
-        if len(closed) > _MOST_CLOSED:
+        if len(closed) > _MAX_CLOSED:
             self._open_holders(port)
 
     def note(self, command: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -127,13 +127,13 @@ class KnownPorts:
 
     # ── what may be done ──
 
-    def check_bind(self, local: Address, namespace: int, *, reuse: bool, shares: bool) -> int:
+    def check_bind(self, local: Address, namespace: int, *, reuse_address: bool, shares: bool) -> int:
         """Whether a socket may be bound to an address at which the kernel returned EADDRINUSE.
 
         Parameters:
             local: the address.
             namespace: the cookie of the socket's network namespace.
-            reuse: SO_REUSEADDR is set.
+            reuse_address: SO_REUSEADDR is set.
             shares: UTP_SHARE_PORT is set.
         Returns: the key of the port that it shares; 0: a new port, which overlaps others of which only connections are
             left, or which are about to be closed.
@@ -151,13 +151,13 @@ class KnownPorts:
         if (exact is None and not others) or any(self._open_holders(other) for other in others):
             raise _in_use()
         if exact is None:
-            if any(self._is_used(other) and not (reuse and other.reuse) for other in others):
+            if any(self._is_used(other) and not (reuse_address and other.reuse_address) for other in others):
                 raise _in_use()
             return 0
         holders = self._open_holders(exact)
         if not (shares and exact.shares):
             is_listening = any(holder is not None and holder.role is Role.LISTENING for holder in holders)
-            if is_listening or ((holders or self._is_used(exact)) and not (reuse and exact.reuse)):
+            if is_listening or ((holders or self._is_used(exact)) and not (reuse_address and exact.reuse_address)):
                 raise _in_use()
         return exact.key
 

@@ -29,7 +29,7 @@ def take_port(
     udp_sock: Any,
     local: Address,
     identity: Identity,
-    reuse: bool,
+    reuse_address: bool,
     shares: bool,
     namespace: int,
 ) -> None:
@@ -39,7 +39,9 @@ def take_port(
     found = 0
     for tries_left in reversed(range(_TRIES)):
         try:
-            found = commands.share_port(loop, local, identity, reuse=reuse, shares=shares, namespace=namespace)
+            found = commands.share_port(
+                loop, local, identity, reuse_address=reuse_address, shares=shares, namespace=namespace
+            )
             break
         except BlockingIOError:
             if not tries_left:
@@ -51,13 +53,13 @@ def take_port(
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))  # a port that the caller does not know has it
     way: list[int] = []
     try:
-        if reuse:
+        if reuse_address:
             way = commands.allow_overlap(loop, local, namespace=namespace)
         if way:
             overlapping_ports.bind_over(udp_sock, local)
         else:
             udp_sock.bind(local)
-        commands.adopt_port(loop, udp_sock, identity, reuse=reuse, shares=shares, key=key)
+        commands.adopt_port(loop, udp_sock, identity, reuse_address=reuse_address, shares=shares, key=key)
     finally:
         commands.end_overlap(loop, way, key)
 
@@ -69,7 +71,7 @@ def keep_port(
     inode: int,
     local: Address,
     identity: Identity,
-    reuse: bool,
+    reuse_address: bool,
     shares: bool,
     namespace: int,
 ) -> None:
@@ -77,7 +79,7 @@ def keep_port(
     if commands.replace_holder(loop, key, inode, identity):
         udp_sock.close()
     else:
-        take_port(loop, key, udp_sock, local, identity, reuse, shares, namespace)
+        take_port(loop, key, udp_sock, local, identity, reuse_address, shares, namespace)
 
 
 def _undo(loop: Loop, code: int, key: int, *arguments: Any) -> None:

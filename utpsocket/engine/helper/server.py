@@ -39,11 +39,11 @@ _REQUESTS_PER_ITERATION: Final = 64
 # The application has ended: first and longest pause between looks whether another process has one of its sockets open;
 # by feel.
 _ORPHANS_SECONDS: Final = 0.05
-_ORPHANS_MOST_SECONDS: Final = 2.0
+_MAX_ORPHANS_SECONDS: Final = 2.0
 # The kernel's table of fds is as long as the highest number; by feel.
 _HIGHEST_FD: Final = 16_384
 # Faults while one request is handled; by feel.
-_MOST_TRIES: Final = 3
+_MAX_TRIES: Final = 3
 # Notices that the application has not read. It reads them when it uses a socket; more, and the oldest are dropped. By
 # feel.
 _MAX_BACKLOG: Final = 65_536
@@ -52,8 +52,8 @@ _MAX_BACKLOG: Final = 65_536
 def main(control_fd: int) -> None:
     """Serve the application at the other end of this fd, and end the process."""
     _close_others(control_fd)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, max_fds = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max_fds, max_fds))
     os.chdir("/")
     control = Socket(fileno=control_fd)
     begin = messages.receive(control)
@@ -74,7 +74,7 @@ def main(control_fd: int) -> None:
             seconds = _ORPHANS_SECONDS
             while loop.call(commands.has_open_sockets):
                 sleep(seconds)
-                seconds = min(1.25 * seconds, _ORPHANS_MOST_SECONDS)
+                seconds = min(1.25 * seconds, _MAX_ORPHANS_SECONDS)
             flush(loop)
         loop.stop()
     os._exit(0)
@@ -91,9 +91,9 @@ def _closed_first(fd: int) -> Any:
     """The same socket under a higher number than any other. If the engine is killed, the kernel closes the highest
     number first, so that the application learns of that before its connections show an end of file.
     """
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    max_fds, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        high_fd = fcntl(fd, F_DUPFD_CLOEXEC, min(most, _HIGHEST_FD) - 1)
+        high_fd = fcntl(fd, F_DUPFD_CLOEXEC, min(max_fds, _HIGHEST_FD) - 1)
     except OSError:
         return Socket(fileno=fd)
     os.close(fd)
@@ -102,7 +102,7 @@ def _closed_first(fd: int) -> Any:
 
 def _close_others(kept_fd: int) -> None:
     """Close the fds that were inherited from the application, but for the standard streams."""
-    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else map(str, range(_most_fds())):
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else map(str, range(_max_fds())):
         if int(name) > 2 and int(name) != kept_fd:
             try:
                 os.close(int(name))
@@ -110,7 +110,7 @@ def _close_others(kept_fd: int) -> None:
                 pass
 
 
-def _most_fds() -> int:
+def _max_fds() -> int:
     return min(65_536, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
@@ -346,7 +346,7 @@ class Service:
         without end; so the engine ends, and all waiting threads get an error.
         """
         self._tries += 1
-        if self._tries > _MOST_TRIES:
+        if self._tries > _MAX_TRIES:
             self._must_flush = False
             self._end()
         else:

@@ -191,9 +191,9 @@ def in_one_step(*calls: Callable[[], Any]) -> list[Any]:
     return list(map(_call, calls))
 
 
-def made_instead(old: Any, family: int, kind: int, protocol: int = 0) -> Any:
-    """Close an old socket and open a new one without a release of the GIL in between. Only a thread that is within a
-    system call already could take the number first. Raises OSError.
+def replace_socket(old: Any, family: int, kind: int, protocol: int = 0) -> Any:
+    """Close an old socket and open a new one, which gets the same fd number, without a release of the GIL in between.
+    Only a thread that is within a system call already could get the number first. Raises OSError.
     """
     opened = iter(partial(_libc.socket, family, kind | SOCK_CLOEXEC, protocol), -1)
     owned = map(partial(Socket, family, kind, protocol), opened)

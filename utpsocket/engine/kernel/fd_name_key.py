@@ -1,4 +1,4 @@
-"""The tag in an abstract AF_UNIX name, which proves that a process of this program made the name.
+"""The tag in an abstract AF_UNIX name, which shows that a process of this program made the name.
 
 Any local user can read the names in /proc/net/unix and bind one that looks like ours. So a name carries a tag: a keyed
 hash of the name and of the effective user id of the process that made it.
@@ -61,16 +61,16 @@ def tag(name: bytes, uid: int) -> bytes:
     return b2a_base64(digest, newline=False).translate(_URL_SAFE)[:TAG_BYTES]
 
 
-def is_proof(proof: bytes, name: bytes, uid: int) -> bool:
+def is_valid_tag(given_tag: bytes, name: bytes, uid: int) -> bool:
     """Whether this is the tag of that name made by that user, and the user id is not refused."""
-    return uid in (0, os.geteuid(), os.getuid(), _first_uid) and hmac.compare_digest(proof, tag(name, uid))
+    return uid in (0, os.geteuid(), os.getuid(), _first_uid) and hmac.compare_digest(given_tag, tag(name, uid))
 
 
-def is_known_proof(proof: bytes, name: bytes) -> bool:
+def is_valid_tag_for_any_user(given_tag: bytes, name: bytes) -> bool:
     """Whether this is the tag of that name for any user id that is not refused. For callers that know from the kernel
     that a process of ours made the name.
     """
     euid = os.geteuid()
-    if hmac.compare_digest(proof, tag(name, euid)):
+    if hmac.compare_digest(given_tag, tag(name, euid)):
         return True
-    return any(hmac.compare_digest(proof, tag(name, uid)) for uid in {0, os.getuid(), _first_uid} - {euid})
+    return any(hmac.compare_digest(given_tag, tag(name, uid)) for uid in {0, os.getuid(), _first_uid} - {euid})

@@ -5,7 +5,7 @@ in an exec'ed child and to `ss -x` (docs/sockets.md §1). Any thread may call.
 
 A name reads `utp:<cookie>:<engine's pid>:<local>|<peer>#<tag>`, with addresses as 192.0.2.7:6881 and
 [fe80::1]:6881[%scope][/flowinfo]. A listening socket's own name has `*` for the peer. Any program can bind such a name;
-the tag proves that ours did (fd_name_key.py).
+the tag shows that ours did (fd_name_key.py).
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def encode(cookie: int, local: Address, peer: Address, pid: int) -> bytes:
     """The name of a pair's engine end; `pid`: of the engine's process."""
     if len(local) == len(peer) == 2:  # as to_text() has them
         return _tagged(f"\0utp:{cookie:x}:{pid}:{local[0]}:{local[1]}|{peer[0]}:{peer[1]}".encode())
-    who = f"{cookie:x}:{pid}:"
-    name = _PREFIX + f"{who}{to_text(local)}|{to_text(peer)}".encode()
+    prefix = f"{cookie:x}:{pid}:"
+    name = _PREFIX + f"{prefix}{to_text(local)}|{to_text(peer)}".encode()
     if len(name) > _MAX_BYTES:
-        name = _PREFIX + f"{who}{_short(local)}|{_short(peer)}".encode()
+        name = _PREFIX + f"{prefix}{_short(local)}|{_short(peer)}".encode()
     return _tagged(name)
 
 
@@ -53,7 +53,7 @@ def _tagged(name: bytes) -> bytes:
     return b"%b#%b" % (name, fd_name_key.tag(name, os.geteuid()))
 
 
-def maker(sock: Any) -> tuple[int, int]:
+def peer_credentials(sock: Any) -> tuple[int, int]:
     """(process id, effective user id) of the process that connected or listened at the other end of this AF_UNIX
     connection, as they were then; of a listening socket, of the process that called listen(). unix(7) SO_PEERCRED.
     """
@@ -65,10 +65,14 @@ def maker(sock: Any) -> tuple[int, int]:
 def is_ours(name: Any, uid: int | None) -> bool:
     """Whether the tag of a name that decode() or decode_listener() understands is right.
 
-    uid    of the process that bound it, from maker(); None where the kernel has shown already that it is one of ours
+    uid    of the process that bound it, from peer_credentials(); None where it is known to be a process of ours
     """
-    made, _, proof = name.rpartition(b"#")
-    return fd_name_key.is_known_proof(proof, made) if uid is None else fd_name_key.is_proof(proof, made, uid)
+    made, _, given_tag = name.rpartition(b"#")
+    return (
+        fd_name_key.is_valid_tag_for_any_user(given_tag, made)
+        if uid is None
+        else fd_name_key.is_valid_tag(given_tag, made, uid)
+    )
 
 
 def cookie_of(name: Any) -> int | None:

@@ -35,8 +35,8 @@ from utpsocket.engine.interpreter.native import (
     Socket,
     allocate_lock,
     epoll,
-    made_instead,
     poll,
+    replace_socket,
 )
 from utpsocket.engine.interpreter.originals import os, resource
 from utpsocket.engine.interpreter.originals import socket as stdlib
@@ -58,10 +58,10 @@ _KEPT_BELOW_LOW_LIMIT: Final = 4
 _LEFT_BELOW_LOW_LIMIT: Final = 16
 # Kept fds that are for connections that wait for accept() alone; by feel.
 _FOR_ACCEPT: Final = 2
-# Up to the first limit all numbers are looked at before each accept(); up to the second only while kept fds are
+# Up to the first limit all fd numbers are looked at before each accept(); up to the second only while kept fds are
 # missing; above it never, as it takes too long. Both by feel.
-_FEW: Final = 256
-_MOST_COUNTED: Final = 4_096
+_ALWAYS_COUNTED: Final = 256
+_MAX_COUNTED: Final = 4_096
 _POLLNVAL: Final = 0x020
 # For the lock around a raised limit, which is held for one system call; by feel.
 _LOCK_SECONDS: Final = 1.0
@@ -75,7 +75,7 @@ class HighSocket(Socket):  # type: ignore[misc]  # native's is Any
     def close(self) -> None:
         """Close it; if there are too few kept fds, its number becomes one of them."""
         model = _model
-        if len(_kept) < _most_kept and model is not None and self.fileno() >= 0 and _is_kept(model):
+        if len(_kept) < _max_kept and model is not None and self.fileno() >= 0 and _is_kept(model):
             try:
                 os.dup2(model.fileno(), self.fileno(), inheritable=False)
             except OSError as error:
@@ -96,7 +96,7 @@ class HighSocket(Socket):  # type: ignore[misc]  # native's is Any
 _kept: deque[HighSocket] = deque()
 _model: HighSocket | None = None  # what the kept fds are duplicates of
 _model_file: tuple[int, int] = (0, 0)
-_most_kept = _KEPT
+_max_kept = _KEPT
 _owed = 0  # kept fds that were closed for something else than a socket
 _raising = allocate_lock()
 _new: Final = partial(HighSocket, stdlib.AF_UNIX, stdlib.SOCK_DGRAM, 0)
@@ -145,7 +145,7 @@ def prepare() -> None:
         except OSError as error:
             let_pass(error)
             return
-        high.setblocking(False)  # a thread that meets a duplicate in the place of a closed socket must not wait in it
+        high.setblocking(False)  # a thread that uses a duplicate in the place of a closed socket must not block in it
         _model_file = found.st_dev, found.st_ino
         _model = high
         _keep_more(high, model.fileno())
@@ -176,11 +176,11 @@ def _floor(lowest_fd: int) -> int:
 
 
 def _keep_more(model: HighSocket, lowest_fd: int) -> None:
-    global _most_kept
+    global _max_kept
     floor = _floor(lowest_fd)
-    _most_kept = _KEPT if _limit() >= _LOW_LIMIT else _KEPT_BELOW_LOW_LIMIT
+    _max_kept = _KEPT if _limit() >= _LOW_LIMIT else _KEPT_BELOW_LOW_LIMIT
     try:
-        while len(_kept) < _most_kept:
+        while len(_kept) < _max_kept:
             _kept.append(_duplicate(model.fileno(), floor))
     except OSError as error:
         let_pass(error)
@@ -245,15 +245,15 @@ def raise_fd(sock: Any) -> Any:
     if isinstance(sock, HighSocket):
         return sock
     fd = sock.fileno()
-    is_quiet = sock.gettimeout() == 0
+    is_nonblocking = sock.gettimeout() == 0
     try:
         # Family, type and protocol are known, so that no system calls are made to find them.
-        own = partial(HighSocket, sock.family, sock.type | SOCK_NONBLOCK if is_quiet else sock.type, sock.proto)
+        own = partial(HighSocket, sock.family, sock.type | SOCK_NONBLOCK if is_nonblocking else sock.type, sock.proto)
         raised: Any = next(map(own, map(partial(fcntl, fd, F_DUPFD_CLOEXEC), (_HIGH_FD,))))
     except OSError as error:
         let_pass(error)
         raised = _raised_to_kept(sock)
-        is_quiet = False
+        is_nonblocking = False
     if raised is None:
         model = _model
         if model is not None and _is_kept(model):
@@ -262,21 +262,21 @@ def raise_fd(sock: Any) -> Any:
             return _raised_already(sock)  # under the same number, which is kept when it is closed
         sock.setblocking(False)
         return sock
-    if not is_quiet:
+    if not is_nonblocking:
         try:
             raised.setblocking(False)
         except BaseException:
             Socket.close(raised)
             raise
     sock.close()
-    if len(_kept) < _most_kept:
+    if len(_kept) < _max_kept:
         model = _model
         if model is not None and _is_kept(model):
             _keep_more(model, fd)
     return raised
 
 
-def idle_instead(sock: Any) -> bool:
+def replace_with_idle(sock: Any) -> bool:
     """Replace the open file under the socket's number by an unused socket, in one step (dup2): another thread may be
     about to use the number. False where that is not possible.
     """
@@ -295,7 +295,7 @@ def _raised_to_kept(sock: Any) -> HighSocket | None:
     """Move the socket to the number of a kept fd; None if there is none."""
     fd = sock.fileno()
     raised = _take_kept()
-    if raised is None or not _put(fd, raised):
+    if raised is None or not _dup_onto(fd, raised):
         if raised is not None:
             _kept.appendleft(raised)
         return None
@@ -307,15 +307,15 @@ def _raised_to_kept(sock: Any) -> HighSocket | None:
     return raised
 
 
-def _put(fd: int, kept: HighSocket) -> bool:
+def _dup_onto(fd: int, kept: HighSocket) -> bool:
     """Duplicate an fd to the number of a kept one (dup2). False: the limit is lower than that by now."""
-    put = partial(os.dup2, fd, kept.fileno(), False)
+    duplicate = partial(os.dup2, fd, kept.fileno(), False)
     try:
         try:
-            put()
+            duplicate()
         except OSError as error:
             let_pass(error)
-            _beyond_limit(put, kept.fileno() + 1)
+            _with_raised_limit(duplicate, kept.fileno() + 1)
     except BaseException as error:
         if isinstance(error, OSError) and error.errno is not None:
             return False  # and the number is still a kept one's
@@ -351,7 +351,7 @@ def with_room(make: Callable[[], _T], *, is_for_accept: bool = False) -> _T:
             _kept.appendleft(kept)
             continue
         try:
-            made = _made_instead(kept, make)
+            made = _make_in_place_of(kept, make)
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
@@ -360,26 +360,26 @@ def with_room(make: Callable[[], _T], *, is_for_accept: bool = False) -> _T:
             _owed += 1
             return made
         return _raised_already(made)  # type: ignore[no-any-return]
-    beyond: Any = _beyond_limit(make, limit + 1)
-    return _raised_already(beyond) if isinstance(beyond, Socket) else beyond  # type: ignore[no-any-return]
+    above: Any = _with_raised_limit(make, limit + 1)
+    return _raised_already(above) if isinstance(above, Socket) else above  # type: ignore[no-any-return]
 
 
-def _made_instead(kept: HighSocket, make: Callable[[], _T]) -> _T:
-    """Close a kept fd and call make(). Another thread may take the number in between, and it would be lost for good. So
-    a plain socket is made without a release of the GIL in between.
+def _make_in_place_of(kept: HighSocket, make: Callable[[], _T]) -> _T:
+    """Close a kept fd and call make(). Another thread may get the number in between, and the kept fd would be lost for
+    good. So a plain socket is made without a release of the GIL in between.
     """
     if isinstance(make, partial) and make.func is Socket and not make.keywords and SOCK_CLOEXEC:
-        return made_instead(kept, *make.args)  # type: ignore[no-any-return]
+        return replace_socket(kept, *make.args)  # type: ignore[no-any-return]
     Socket.close(kept)
     return make()
 
 
 def _is_last_number(limit: int) -> bool:
     """Whether the program has at most one number left, perhaps of an fd that it closed in order to accept."""
-    if limit > _MOST_COUNTED or (limit > _FEW and len(_kept) >= _most_kept):
+    if limit > _MAX_COUNTED or (limit > _ALWAYS_COUNTED and len(_kept) >= _max_kept):
         return False  # far from the limit, or there are too many to look at
     if _kept and _kept[0].fileno() >= limit:
-        return False  # lowered by now: raise_fd() takes the limit out of the way, or keeps others
+        return False  # lowered by now: raise_fd() raises the limit for a moment, or keeps others
     numbers = poll()
     for number in range(limit):
         numbers.register(number, 0)
@@ -415,15 +415,15 @@ def give_back() -> None:
             return
 
 
-def _beyond_limit(call: Callable[[], _T], least: int) -> _T:
-    """call() under a soft limit of at least so many. Raises EMFILE where the limit may not be raised."""
+def _with_raised_limit(call: Callable[[], _T], min_fds: int) -> _T:
+    """call() under a soft limit of at least `min_fds`. Raises EMFILE where the limit may not be raised."""
     if not _raising.acquire(True, _LOCK_SECONDS):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     try:
         soft, hard = before = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft == resource.RLIM_INFINITY:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        wanted = max(least, soft + _KEPT)
+        wanted = max(min_fds, soft + _KEPT)
         if hard != resource.RLIM_INFINITY:
             hard = max(hard, wanted)  # which only root may do
         try:

@@ -21,9 +21,9 @@ from utpsocket.protocol.packet import HEADER_BYTES, SYN_BYTE
 from utpsocket.protocol.runs import MAX_RUN_PACKETS
 
 # As many datagrams as one run may have.
-MOST_IN: Final = MAX_RUN_PACKETS
+MAX_DATAGRAMS_IN: Final = MAX_RUN_PACKETS
 # As many datagrams as a Transmit may have.
-MOST_OUT: Final = 64
+MAX_DATAGRAMS_OUT: Final = 64
 # A datagram, or several merged by UDP_GRO, is not longer.
 ROOM_BYTES: Final = 65_536
 # sizeof(struct sockaddr_in6) is 28; a multiple of 8 keeps what follows aligned.
@@ -41,7 +41,7 @@ _CONTROL_WORD: Final = 5  # of its eight long ones: msg_controllen
 _NAMELEN_AT: Final = 8
 _PKTINFO_INTERFACE_AT: Final = {32: 16, 40: 32}  # by the size of the ancillary data: in_pktinfo, in6_pktinfo
 # Addresses that may be refused in one call of Answers.send(), and column contents that are kept; both by feel.
-_MOST_REFUSED: Final = 8
+_MAX_REFUSED: Final = 8
 _LAYOUTS_KEPT: Final = 64
 _MSG_DONTWAIT: Final = 0x40
 _MSG_NOSIGNAL: Final = 0x4000
@@ -81,12 +81,12 @@ class Inbound:
     def __init__(self, recvmmsg: Any) -> None:
         recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
         self._recvmmsg = recvmmsg
-        records = bytearray(MOST_IN * _RECORD_BYTES)
-        self._overflow = bytearray(MOST_IN * ROOM_BYTES)  # the kernel gives no memory before it is written to
-        iovecs = bytearray(MOST_IN * 2 * _IOVEC.size)
-        headers = bytearray(MOST_IN * _HEADER_BYTES)
+        records = bytearray(MAX_DATAGRAMS_IN * _RECORD_BYTES)
+        self._overflow = bytearray(MAX_DATAGRAMS_IN * ROOM_BYTES)  # the kernel gives no memory before it is written to
+        iovecs = bytearray(MAX_DATAGRAMS_IN * 2 * _IOVEC.size)
+        headers = bytearray(MAX_DATAGRAMS_IN * _HEADER_BYTES)
         overflow_at = _address(self._overflow)
-        for index in range(MOST_IN):
+        for index in range(MAX_DATAGRAMS_IN):
             _IOVEC.pack_into(iovecs, 32 * index + 16, overflow_at + index * ROOM_BYTES, ROOM_BYTES)
         self._memory = records, iovecs, headers
         self._address = _address(headers)
@@ -117,36 +117,38 @@ class Inbound:
                 0,
                 0,
             )
-            for index in range(MOST_IN)
+            for index in range(MAX_DATAGRAMS_IN)
         )
 
-    def receive(self, fd: int, room_at: int, stride: int, most: int, name_bytes: int, control_bytes: int) -> int:
-        """Receive up to `most` datagrams into slots of `stride` bytes; how many, or -1 with ctypes' errno set."""
+    def receive(
+        self, fd: int, room_at: int, stride: int, max_datagrams: int, name_bytes: int, control_bytes: int
+    ) -> int:
+        """Receive up to `max_datagrams` into slots of `stride` bytes; how many, or -1 with ctypes' errno set."""
         layout = self._layouts.get((name_bytes, control_bytes))
         if layout is None:
             layout = self._layouts[name_bytes, control_bytes] = self._headers_for(name_bytes, control_bytes)
-        # What the last call wrote: sizes of names and of ancillary data are answers, too.
+        # Undo what the last call wrote: the sizes of names and of ancillary data are results as well.
         if self._layout[:2] != (name_bytes, control_bytes):
             self._headers[:] = layout
-            self._records[:] = bytes(MOST_IN * _RECORD_BYTES)
+            self._records[:] = bytes(MAX_DATAGRAMS_IN * _RECORD_BYTES)
         elif self._used and (name_bytes or control_bytes):
             used = self._used * _HEADER_BYTES
             self._headers[:used] = layout[:used]
             used = self._used * _RECORD_BYTES
             self._records[:used] = bytes(used)
         if self._layout[2] != stride:
-            self._slot_bytes[:] = array("Q", [stride]) * MOST_IN
+            self._slot_bytes[:] = array("Q", [stride]) * MAX_DATAGRAMS_IN
         self._layout = name_bytes, control_bytes, stride
-        place = room_at, stride, most
+        place = room_at, stride, max_datagrams
         if place != self._placed:
             self._placed = place
             bases = self._bases.get(place)
             if bases is None:
                 if len(self._bases) >= _LAYOUTS_KEPT:
                     self._bases.clear()
-                bases = self._bases[place] = array("Q", range(room_at, room_at + most * stride, stride))
-            self._slot_bases[:most] = bases
-        count: int = self._recvmmsg(fd, self._address, most, _MSG_DONTWAIT, None)
+                bases = self._bases[place] = array("Q", range(room_at, room_at + max_datagrams * stride, stride))
+            self._slot_bases[:max_datagrams] = bases
+        count: int = self._recvmmsg(fd, self._address, max_datagrams, _MSG_DONTWAIT, None)
         self._used = max(0, count)
         return count
 
@@ -179,7 +181,7 @@ class Inbound:
         start, stop = first * _RECORD_BYTES, count * _RECORD_BYTES
         return records[start:stop] == records[start : start + _RECORD_BYTES] * (count - first)
 
-    def noise(
+    def unmatched(
         self, count: int, room: memoryview, stride: int, ids: set[int], plain_control_bytes: int
     ) -> tuple[list[int], list[int]]:
         """Of the datagrams received last, the indices of those that belong to no established connection: SYNs, and
@@ -256,14 +258,14 @@ class Answers:
     def __init__(self, sendmmsg: Any) -> None:
         sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
         self._sendmmsg = sendmmsg
-        self._data = bytearray(MOST_IN * HEADER_BYTES)
+        self._data = bytearray(MAX_DATAGRAMS_IN * HEADER_BYTES)
         data_at = _address(self._data)
         self._iovecs = bytearray(
             b"".join(_IOVEC.pack(data_at + at, HEADER_BYTES) for at in range(0, len(self._data), 20))
         )
         iovecs_at = _address(self._iovecs)
         self._memory = bytearray(
-            b"".join(_HEADER.pack(0, 0, iovecs_at + 16 * index, 1, 0, 0, 0, 0) for index in range(MOST_IN))
+            b"".join(_HEADER.pack(0, 0, iovecs_at + 16 * index, 1, 0, 0, 0, 0) for index in range(MAX_DATAGRAMS_IN))
         )
         self._address = _address(self._memory)
         words = memoryview(self._memory).cast("Q")
@@ -288,13 +290,13 @@ class Answers:
         )
         control_sizes[:count] = array("Q", [control_bytes]) * count
         done = sent = refused = 0
-        while done < count and refused < _MOST_REFUSED:
-            left: int = self._sendmmsg(
+        while done < count and refused < _MAX_REFUSED:
+            sent_now: int = self._sendmmsg(
                 fd, self._address + done * _HEADER_BYTES, count - done, _MSG_DONTWAIT | _MSG_NOSIGNAL
             )
-            if left > 0:
-                done += left
-                sent += left
+            if sent_now > 0:
+                done += sent_now
+                sent += sent_now
             else:
                 if ctypes.get_errno() in (errno.EAGAIN, errno.ENOBUFS):
                     break
@@ -321,7 +323,7 @@ class Outbound:
     def __init__(self, sendmmsg: Any) -> None:
         sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
         self._sendmmsg = sendmmsg
-        iovecs, headers = bytearray(MOST_OUT * _IOVEC.size), bytearray(MOST_OUT * _HEADER_BYTES)
+        iovecs, headers = bytearray(MAX_DATAGRAMS_OUT * _IOVEC.size), bytearray(MAX_DATAGRAMS_OUT * _HEADER_BYTES)
         self._memory = iovecs, headers
         self._headers = memoryview(headers)
         self._address, self._iovecs = _address(headers), _address(iovecs)
@@ -342,19 +344,19 @@ class Outbound:
         control_bytes: int,
     ) -> int:
         """Send `size` bytes to one address, in datagrams of `segment` bytes. Returns how many datagrams were sent, at
-        most MOST_OUT; or -1 if the first one failed, with its errno in ctypes.get_errno().
+        most MAX_DATAGRAMS_OUT; or -1 if the first one failed, with its errno in ctypes.get_errno().
         """
         layout = name_at, name_bytes, control_at, control_bytes
         if layout != self._layout:
             self._layout = layout
             self._headers[:] = b"".join(
                 _HEADER.pack(name_at, name_bytes, self._iovecs + 16 * index, 1, control_at, control_bytes, 0, 0)
-                for index in range(MOST_OUT)
+                for index in range(MAX_DATAGRAMS_OUT)
             )
         if segment != self._segment:
             self._segment = segment
-            self._lengths[:] = array("Q", [segment]) * MOST_OUT
-        count = min(-(-size // segment), MOST_OUT)
+            self._lengths[:] = array("Q", [segment]) * MAX_DATAGRAMS_OUT
+        count = min(-(-size // segment), MAX_DATAGRAMS_OUT)
         self._bases[:count] = array("Q", range(data_at, data_at + count * segment, segment))
         last = size - (count - 1) * segment
         if last < segment:

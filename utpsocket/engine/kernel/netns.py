@@ -35,11 +35,11 @@ _probe: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_DGRAM, 0)
 def cookie(sock: Any) -> int:
     """The cookie of the socket's network namespace; 0 where the kernel has none, or the socket is closed."""
     try:
-        told = Socket.getsockopt(sock, stdlib.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE_BYTES)
+        value = Socket.getsockopt(sock, stdlib.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE_BYTES)
     except OSError as error:
         let_pass(error)
         return 0
-    return int.from_bytes(told, sys.byteorder)
+    return int.from_bytes(value, sys.byteorder)
 
 
 def cookie_here() -> int:
@@ -51,7 +51,7 @@ def cookie_here() -> int:
         here.close()
 
 
-def made_beside(sock: Any, there: int, make: Callable[[], Any]) -> Any:
+def make_in_namespace(sock: Any, there: int, make: Callable[[], Any]) -> Any:
     """make(), in the network namespace of `sock`. Raises EOPNOTSUPP if the thread may not enter that.
 
     there   the cookie of that namespace; 0: not known, and make() is called where the thread is
@@ -61,13 +61,15 @@ def made_beside(sock: Any, there: int, make: Callable[[], Any]) -> Any:
     if not there or there == cookie(made):
         return made
     made.close()
-    return beside(sock, make)
+    return make_in_namespace_of(sock, make)
 
 
-def beside(sock: Any, make: Callable[[], Any]) -> Any:
-    """As made_beside(), where `sock` is known to be in another namespace."""
+def make_in_namespace_of(sock: Any, make: Callable[[], Any]) -> Any:
+    """make(), in the network namespace of `sock`, which is known to be another one than the thread's. Raises
+    EOPNOTSUPP as make_in_namespace().
+    """
     try:
-        return _made_elsewhere(sock, make)
+        return _make_there(sock, make)
     except PermissionError as error:
         raise OSError(
             errno.EOPNOTSUPP,
@@ -76,7 +78,7 @@ def beside(sock: Any, make: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _made_elsewhere(sock: Any, make: Callable[[], Any]) -> Any:
+def _make_there(sock: Any, make: Callable[[], Any]) -> Any:
     here = with_room(_probe)
     fds: list[int] = []
     try:

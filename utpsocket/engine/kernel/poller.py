@@ -1,14 +1,14 @@
 """What the engine sleeps in: epoll, or where the system has none, the part of it that the engine uses, made of poll().
 
 The loop relies on edges: epoll reports a change once (EPOLLET), and the watcher remembers it. poll() reports levels,
-again at each call. LevelPoller makes the one of the other: after register() and modify() it reports each level once, as
-epoll does. Later it does not ask for what the watcher says that it remembers (`known_events`). A watcher without
+again at each call. LevelPoller makes edges of levels: after register() and modify() it reports each level once, as
+epoll does. Later it does not ask for events that the watcher remembers (`known_events`). A watcher without
 `known_events` is not looked at for _SLEEP_SECONDS after each event: otherwise a level that stays, such as a writable
 socket, would keep the thread busy.
 
 While the engine sleeps, the garbage collector's thresholds are the program's (garbage_collector.py).
 
-Only the engine's thread calls poll() and wait(); polls() and WakeUp.pull() any thread; the rest as with epoll. Sources:
+Only the engine's thread calls poll() and wait(); polls() and WakeUp.wake() any thread; the rest as with epoll. Sources:
 epoll(7), poll(2), eventfd(2).
 """
 
@@ -57,7 +57,7 @@ _UNASKED: Final = 0x018
 # EPOLLIN, PRI, OUT, ERR, HUP, RDHUP
 _LEVEL_EVENTS: Final = 0x201F
 # Events that one wait() returns; by feel.
-MOST_EVENTS: Final = 256
+MAX_EVENTS: Final = 256
 # The largest int, of which poll(2) and epoll_wait(2) take the timeout, in ms.
 _LONGEST_MS: Final = 0x7FFFFFFF
 # struct epoll_event as (events, fd): packed on x86-64 only. epoll_ctl(2), linux/eventpoll.h
@@ -107,7 +107,7 @@ class LevelPoller:
         self._events.pop(fd, None)
 
     def _ask(self, now: float) -> None:
-        """Ask poll() for what each watcher does not know yet."""
+        """Have poll() ask for the events that each watcher does not remember."""
         for fd, at in list(self._asleep.items()):
             if at <= now:
                 del self._asleep[fd]
@@ -144,7 +144,7 @@ class LevelPoller:
     def wait(self, at: int) -> list[tuple[int, int]]:
         """See EpollSleep.wait()."""
         seconds = -1.0 if at == NEVER else max(0.0, at / 1_000_000 - time.monotonic())
-        return [(mask, fd) for fd, mask in self.poll(seconds, MOST_EVENTS)]
+        return [(mask, fd) for fd, mask in self.poll(seconds, MAX_EVENTS)]
 
     def close(self) -> None:
         """As epoll.close()."""
@@ -160,7 +160,7 @@ class EpollSleep:
         self._epoll = epoll
         self._epoll_fd = epoll.fileno()
         self._sleep = hold.sleep
-        self._buffer = ctypes.create_string_buffer(_EVENT.size * MOST_EVENTS)
+        self._buffer = ctypes.create_string_buffer(_EVENT.size * MAX_EVENTS)
         self._events = ctypes.byref(self._buffer)
 
     def wait(self, at: int) -> list[tuple[int, int]]:
@@ -168,16 +168,16 @@ class EpollSleep:
 
         at   when to wake up at the latest: µs of the monotonic clock; NEVER; 0: do not sleep
 
-        Returns up to MOST_EVENTS (events, fd). Raises OSError as select.epoll.poll() does.
+        Returns up to MAX_EVENTS (events, fd). Raises OSError as select.epoll.poll() does.
         """
-        most_ms = 0
+        timeout_ms = 0
         if at == NEVER:
-            most_ms = -1
+            timeout_ms = -1
         elif at:
             left_us = at - time.monotonic_ns() // 1_000
             if left_us > 0:
-                most_ms = min(-(-left_us // 1_000), _LONGEST_MS)
-        count = self._sleep(_epoll_wait, (self._epoll_fd, self._events, MOST_EVENTS, most_ms))
+                timeout_ms = min(-(-left_us // 1_000), _LONGEST_MS)
+        count = self._sleep(_epoll_wait, (self._epoll_fd, self._events, MAX_EVENTS, timeout_ms))
         if count == 1:
             return [_EVENT.unpack_from(self._buffer)]
         if count > 1:
@@ -212,14 +212,14 @@ def polls(sock: Any, events: int) -> bool:
 
 
 class WakeUp:
-    """With which other threads end the engine's sleep: an eventfd, or a pipe where there is none.
+    """What other threads end the engine's sleep with: an eventfd, or a pipe where there is none.
 
     fd     becomes readable
-    pull   wakes the engine. Any thread. A partial() of a function in C, for native.in_one_step(); it raises
+    wake   wakes the engine. Any thread. A partial() of a function in C, for native.in_one_step(); it raises
            BlockingIOError where the pipe is full of wake-ups that the engine has not read yet
     """
 
-    __slots__ = ("_owners", "fd", "pull")
+    __slots__ = ("_owners", "fd", "wake")
 
     def __init__(self) -> None:
         # An object owns each fd as soon as it is open, so that an exception of a signal handler leaks none.
@@ -240,7 +240,7 @@ class WakeUp:
                 os.set_blocking(owner.fileno(), False)
             word = b"\0"
         self.fd = self._owners[0].fileno()
-        self.pull = partial(native.write, self._owners[-1].fileno(), word)
+        self.wake = partial(native.write, self._owners[-1].fileno(), word)
 
     def reset(self) -> None:
         """Make `fd` unreadable again. The engine's thread, once it is awake."""
@@ -250,7 +250,7 @@ class WakeUp:
             pass
 
     def close(self) -> None:
-        """Close the fds. `pull` must not be called any more."""
+        """Close the fds. `wake` must not be called any more."""
         for owner in self._owners:
             owner.close()
 
@@ -286,7 +286,7 @@ class Watches:
         self._events[fd] = events
         try:
             self._epoll.register(fd, events)
-        except FileExistsError:  # the engine's thread has registered it meanwhile, in ask_anew()
+        except FileExistsError:  # the engine's thread has registered it meanwhile, in rearm_all()
             self._epoll.modify(fd, events)
 
     def rewatch(self, fd: int, events: int) -> None:
@@ -321,9 +321,9 @@ class Watches:
             self.by_fd.pop(fd, None)
             self._events.pop(fd, None)  # not there where a signal's handler has interrupted watch()
 
-    def ask_anew(self) -> list[Watcher]:
-        """Have epoll report all events once more, edges too. Returns the watchers whose fds cannot be registered any
-        more, since they are not open or the kernel has no memory; those are unregistered here.
+    def rearm_all(self) -> list[Watcher]:
+        """Re-arm every registration: epoll reports all events once more, edges too. Returns the watchers whose fds
+        cannot be registered any more, since they are not open or the kernel has no memory; those are unregistered here.
         """
         lost = []
         for fd, events in list(self._events.items()):
@@ -346,15 +346,15 @@ def new_poller() -> Any:
     return new_epoll()
 
 
-def occupy(robbed: Any) -> None:
+def occupy(closed_epoll: Any) -> None:
     """Put an empty epoll under the number of one that the program has closed, if the number is free.
 
     A thread that was about to sleep in the closed one may still do so, by its number. If that were the next engine's
     epoll, the thread would take events away from it.
     """
-    if native.epoll is None or not isinstance(robbed, native.epoll):
+    if native.epoll is None or not isinstance(closed_epoll, native.epoll):
         return
-    number = robbed.fileno()
+    number = closed_epoll.fileno()
     empty = native.epoll()
     if empty.fileno() == number:
         _occupants.append(empty)

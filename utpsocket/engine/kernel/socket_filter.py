@@ -4,10 +4,10 @@ The program sees a datagram before it is queued. What it drops takes no room in 
 costs a fraction of a microsecond. It drops
 
     always       what is not uTP (too short, another version or type), and RESETs with no id that is known here
-    by chance    all but a part of the SYNs, and of other packets with no id that is known here; the part is drawn at
-                 random, since a first packet of a new connection may be among them
-    separately   large SYNs, with a part of their own: initiators of this library repeat their SYN that way
-    separately   SYNs of sources that send many; a source is known by a hash of its address and port, of 12 bits
+    at random    most of the SYNs, and of other packets with no id that is known here. Each passes with a set
+                 probability, since the first packet of a new connection may be among them
+    separately   large SYNs, with a probability of their own: initiators of this library repeat their SYN that way
+    separately   SYNs of sources that send many; a source is identified by a hash of its address and port, of 12 bits
 
 Offsets count from the UDP header, which is where a filter of a UDP socket begins.
 
@@ -31,7 +31,7 @@ _SO_DETACH_FILTER: Final = 27
 _UDP_BYTES: Final = 8
 # Ranges of ids, by feel. Each takes up to five instructions, of which Linux takes 4,096 (BPF_MAXINSNS), and fewer if
 # net.core.optmem_max is small.
-_MOST_RANGES: Final = 256
+_MAX_RANGES: Final = 256
 _LOAD_LENGTH: Final = 0x80  # BPF_LD | BPF_W | BPF_LEN
 _LOAD_BYTE: Final = 0x30  # BPF_LD | BPF_B | BPF_ABS
 _LOAD_HALF: Final = 0x28  # BPF_LD | BPF_H | BPF_ABS
@@ -131,7 +131,7 @@ def program(
     ]
     if heavy.sources:
         found = [(_LOAD_WORD, 0, 0, _RANDOM), *_part(heavy.of_every)]
-        search = _search(_ranges(heavy.sources)[:_MOST_RANGES])
+        search = _search(_ranges(heavy.sources)[:_MAX_RANGES])
         syn = [
             (_LOAD_BYTE, 0, 0, _NETWORK),
             (_AND, 0, 0, 0xF0),
@@ -160,7 +160,7 @@ def program(
         *syn,
     ]
     ranges = None if ids is None else _ranges(ids)
-    if ranges is None or len(ranges) > _MOST_RANGES:
+    if ranges is None or len(ranges) > _MAX_RANGES:
         return [*code, _PASS]
     search = _search(ranges)
     return [

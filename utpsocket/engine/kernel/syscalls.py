@@ -34,7 +34,7 @@ _NAME_BYTES: Final = 128
 # Of ancillary data, more than any port asks for (udp.ANCILLARY_BYTES); by feel.
 _CONTROL_BYTES: Final = 256
 # Addresses, and sets of ancillary data, that are kept converted for each socket; by feel.
-_MOST_NAMES: Final = 4_096
+_MAX_NAMES: Final = 4_096
 _CMSG: Final = struct.Struct("@Nii")
 _IPV4: Final = struct.Struct("=H2s4s8x")
 _IPV6: Final = struct.Struct("=H2s4s16sI")
@@ -77,7 +77,7 @@ class PlainDatagrams:
 
     __slots__ = ("_ancillary_bytes", "_overflow", "_peer", "_sock")
     can_send_many: ClassVar = False
-    can_sift: ClassVar = False
+    can_classify: ClassVar = False
 
     def __init__(self, sock: Any, ancillary_bytes: int, peer: Any) -> None:
         self._sock = sock
@@ -94,13 +94,13 @@ class PlainDatagrams:
             return -(error.errno or errno.EIO), (), 0, None
         return size, ancillary, flags, addr if self._peer is None else self._peer
 
-    def receive_many(self, room: memoryview, stride: int, most: int) -> int | list[Group]:
-        """Receive up to `most` datagrams into slots of `stride` bytes. Returns their groups, or a negative errno. Of a
+    def receive_many(self, room: memoryview, stride: int, max_datagrams: int) -> int | list[Group]:
+        """Receive up to `max_datagrams` into slots of `stride` bytes. Returns their groups, or a negative errno. Of a
         datagram longer than its slot, overflow() has the rest.
         """
         groups: list[Group] = []
         self._overflow.clear()
-        for index in range(most):
+        for index in range(max_datagrams):
             spans = room[index * stride : (index + 1) * stride], _plain_overflow
             try:
                 size, ancillary, _, addr = self._sock.recvmsg_into(spans, self._ancillary_bytes)
@@ -111,9 +111,9 @@ class PlainDatagrams:
             if size > stride:
                 self._overflow[index] = bytes(_plain_overflow[: size - stride])
             if groups:
-                first, count, usual, last, told, came_from = groups[-1]
-                if 0 < size <= usual == last and addr == came_from and ancillary == told:
-                    groups[-1] = first, count + 1, usual, size, told, came_from
+                first, count, usual, last, its_ancillary, its_addr = groups[-1]
+                if 0 < size <= usual == last and addr == its_addr and ancillary == its_ancillary:
+                    groups[-1] = first, count + 1, usual, size, its_ancillary, its_addr
                     continue
             groups.append((index, 1, size, size, ancillary, addr))
         return groups
@@ -230,7 +230,7 @@ class KeepingDatagrams:
 
     __slots__ = ("_ancillary_bytes", "_controls", "_fd", "_names", "_peer")
     can_send_many: ClassVar = True
-    can_sift: ClassVar = True
+    can_classify: ClassVar = True
 
     def __init__(self, sock: Any, ancillary_bytes: int, peer: Any) -> None:
         self._fd = sock.fileno()
@@ -252,15 +252,17 @@ class KeepingDatagrams:
         addr = self._peer
         if addr is None:
             name = _in_name.raw[: _in_header.namelen]
-            addr = self._names.get(name) or self._learn(name)
+            addr = self._names.get(name) or self._parse_name(name)
         length = _in_header.controllen
         return size, _parsed(_in_control.raw[:length]) if length else (), _in_header.flags, addr
 
-    def receive_many(self, room: memoryview, stride: int, most: int) -> int | list[Group]:
+    def receive_many(self, room: memoryview, stride: int, max_datagrams: int) -> int | list[Group]:
         """See PlainDatagrams.receive_many()."""
         room_at = _addressof(_c_char.from_buffer(room))
         name_bytes = 0 if self._peer is not None else NAME_BYTES
-        count = _inbound.receive(self._fd, room_at, stride, most, name_bytes, min(self._ancillary_bytes, CONTROL_BYTES))
+        count = _inbound.receive(
+            self._fd, room_at, stride, max_datagrams, name_bytes, min(self._ancillary_bytes, CONTROL_BYTES)
+        )
         if count < 0:
             return -_get_errno()
         return self._groups(0, count)
@@ -274,31 +276,31 @@ class KeepingDatagrams:
                 size,
                 last,
                 _parsed(control) if control else (),
-                peer if peer is not None else names.get(name) or self._learn(name),
+                peer if peer is not None else names.get(name) or self._parse_name(name),
             )
             for first, count, size, last, name, control in _inbound.groups(stop, start)
         ]
 
-    def receive_sifted(
-        self, room: memoryview, stride: int, most: int, ids: set[int], plain_control_bytes: int
+    def receive_classified(
+        self, room: memoryview, stride: int, max_datagrams: int, ids: set[int], plain_control_bytes: int
     ) -> int | tuple[int, list[Group], list[int], list[int]]:
         """As receive_many(), without groups of datagrams that belong to no established connection. Returns how many
         were received, the groups, the indices of SYNs, and those of the other datagrams without a group
-        (Inbound.noise()); or a negative errno.
+        (Inbound.unmatched()); or a negative errno.
         """
         room_at = _addressof(_c_char.from_buffer(room))
         control_bytes = min(self._ancillary_bytes, CONTROL_BYTES)
-        count = _inbound.receive(self._fd, room_at, stride, most, NAME_BYTES, control_bytes)
+        count = _inbound.receive(self._fd, room_at, stride, max_datagrams, NAME_BYTES, control_bytes)
         if count < 0:
             return -_get_errno()
-        syns, others = _inbound.noise(count, room, stride, ids, plain_control_bytes)
+        syns, others = _inbound.unmatched(count, room, stride, ids, plain_control_bytes)
         if not syns and not others:
             return count, self._groups(0, count), syns, others
         groups: list[Group] = []
-        noisy = {*syns, *others}
+        unmatched = {*syns, *others}
         start = -1
         for index in range(count + 1):
-            if index == count or index in noisy:
+            if index == count or index in unmatched:
                 if start >= 0:
                     groups += self._groups(start, index)
                     start = -1
@@ -324,7 +326,7 @@ class KeepingDatagrams:
         """See PlainDatagrams.overflow()."""
         return _inbound.overflow(index, count)
 
-    def _learn(self, name: bytes) -> Any:
+    def _parse_name(self, name: bytes) -> Any:
         """An address as the socket module writes it."""
         family = int.from_bytes(name[:2], sys.byteorder)
         addr: Any
@@ -335,7 +337,7 @@ class KeepingDatagrams:
             _, port, flow, host, scope = _IPV6.unpack_from(name)
             text = stdlib.inet_ntop(stdlib.AF_INET6, host)
             addr = (text, int.from_bytes(port, "big"), int.from_bytes(flow, "big"), scope)
-        if len(self._names) >= _MOST_NAMES:
+        if len(self._names) >= _MAX_NAMES:
             self._names.clear()
         self._names[name] = addr
         return addr
@@ -344,7 +346,7 @@ class KeepingDatagrams:
         """An address as the kernel reads it."""
         name = packed_name(addr)
         kept = _array_type(len(name)).from_buffer_copy(name)
-        if len(self._names) >= _MOST_NAMES:
+        if len(self._names) >= _MAX_NAMES:
             self._names.clear()
         self._names[addr] = kept
         return kept
@@ -357,7 +359,7 @@ class KeepingDatagrams:
                 (_CMSG.pack(_CMSG.size + len(data), level, kind) + data).ljust((_CMSG.size + len(data) + 7) & ~7, b"\0")
                 for level, kind, data in ancillary
             )
-            if len(self._controls) >= _MOST_NAMES:
+            if len(self._controls) >= _MAX_NAMES:
                 self._controls.clear()
             control = self._controls[key] = _array_type(len(raw)).from_buffer_copy(raw)
         return control

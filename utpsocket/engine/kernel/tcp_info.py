@@ -13,7 +13,7 @@ from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.protocol.states import State
 
 # More than is read below; getsockopt() returns what the kernel has.
-_MOST_BYTES: Final = 255
+_MAX_INFO_BYTES: Final = 255
 _STATES: Final = {
     1: State.CONNECTED.value,
     2: State.SYN_SENT.value,
@@ -33,7 +33,7 @@ _NEVER_MEASURED: Final = 0xFFFF_FFFF
 
 def read(tcp: Any) -> dict[str, Any]:
     """The fields of ConnectionStats that TCP_INFO answers, of a TCP socket. Raises OSError."""
-    info = Socket.getsockopt(tcp, stdlib.IPPROTO_TCP, stdlib.TCP_INFO, _MOST_BYTES)
+    info = Socket.getsockopt(tcp, stdlib.IPPROTO_TCP, stdlib.TCP_INFO, _MAX_INFO_BYTES)
     return parse(info)
 
 

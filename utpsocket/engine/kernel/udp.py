@@ -20,7 +20,7 @@ from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.kernel import socket_filter
 from utpsocket.engine.kernel.arena import ROOM_BYTES, Arena
 from utpsocket.engine.kernel.fd_names import Address
-from utpsocket.engine.kernel.mmsg import MOST_IN
+from utpsocket.engine.kernel.mmsg import MAX_DATAGRAMS_IN
 from utpsocket.engine.kernel.netns import cookie
 from utpsocket.engine.kernel.syscalls import Datagrams
 from utpsocket.protocol import Run, Transmit
@@ -65,17 +65,17 @@ _SOURCE_V6: Final = struct.Struct("=16sI")  # struct in6_pktinfo
 # What a packet of 1,500 bytes carries over IPv4. A longer datagram makes the slots longer, up to ROOM_BYTES.
 _SLOT_BYTES: Final = 1_472
 # With UDP_GRO each slot may receive 64 KiB; by feel.
-_MOST_GRO_SLOTS: Final = 64
+_MAX_GRO_SLOTS: Final = 64
 # linux/sock_diag.h: SK_MEMINFO_VARS integers, of which SK_MEMINFO_DROPS is one
 _SO_MEMINFO: Final = 55
 _MEMINFO_WORDS: Final = 9
 _MEMINFO_DROPS: Final = 8
 # Datagrams for each receive of a flooded port; by feel.
-_MOST_SIFTED_SLOTS: Final = 128
+_MAX_CLASSIFIED_SLOTS: Final = 128
 # A datagram of so many bytes that was received unmerged, and so many in a row, mean that the peer sends without GSO;
 # both by feel. Smaller ones are acks or interactive data, which nothing could be merged with.
 _LARGE_BYTES: Final = 1_000
-_UNMERGED_TO_GATHER: Final = 2
+_UNMERGED_BEFORE_RECVMMSG: Final = 2
 # A plain int: `&` of an IntFlag takes 2 µs.
 _MSG_TRUNC: Final = int(stdlib.MSG_TRUNC)
 # With IP_RECVERR a call may fail with these for an error of an earlier datagram. ip(7)
@@ -105,9 +105,9 @@ class IcmpError:
         self.datagram_bytes = datagram_bytes
 
 
-class Noise:
-    """Datagrams that belong to no established connection, in the slots that they were received into. Valid until any
-    port receives again.
+class UnmatchedDatagrams:
+    """Datagrams of one receive_classified() that belong to no established connection, in the slots that they were
+    received into. Valid until any port receives again.
 
     syns     the slots' indices of SYNs
     others   the indices of all others
@@ -164,8 +164,8 @@ class Port:
         peer: the address that it is connected to, or None.
         is_connected: it has a peer, and the kernel drops datagrams of all others.
         is_wildcard: it is bound to 0.0.0.0 or ::, and each datagram is received with its destination address.
-        is_gathering: datagrams arrive unmerged, so receive_many() is to be used instead of receive().
-        is_drained: the last receive_many() or receive_sifted() left nothing in the kernel's queue.
+        uses_recvmmsg: datagrams arrive unmerged, so receive_many() (recvmmsg) is to be used instead of receive().
+        is_drained: the last receive_many() or receive_classified() left nothing in the kernel's queue.
         errors: ICMP and send errors since the owner last emptied the list.
         pending: (datagram, ancillary data, address) that the kernel had no room for; flush() sends them.
         receive_buffer_bytes: SO_RCVBUF as the kernel set it.
@@ -199,7 +199,7 @@ class Port:
         "fd",
         "is_connected",
         "is_drained",
-        "is_gathering",
+        "uses_recvmmsg",
         "is_wildcard",
         "local",
         "namespace",
@@ -268,7 +268,7 @@ class Port:
         self.received_runs = self.received_datagrams = self.truncated_datagrams = 0
         self._has_gso = offload and self._option(stdlib.IPPROTO_UDP, _UDP_SEGMENT, 0)
         self._has_gro = offload and self._option(stdlib.IPPROTO_UDP, _UDP_GRO, 1)
-        self.is_gathering = not self._has_gro
+        self.uses_recvmmsg = not self._has_gro
         self.is_drained = False
         self._unmerged_in_a_row = 0
         self._slot_bytes = _SLOT_BYTES
@@ -296,7 +296,7 @@ class Port:
         if self.family == stdlib.AF_INET6:
             self._option(stdlib.IPPROTO_IPV6, _IPV6_RECVERR, 1)
 
-    # ── in ──
+    # ── receiving ──
 
     def receive(self, buffer: memoryview) -> Run | None:
         """Receive the next run by one recvmsg(2).
@@ -319,9 +319,9 @@ class Port:
             return self._empty(buffer)
         stride, local = self.parse_ancillary(ancillary, size)
         if self._has_gro:
-            # What is not merged comes from a peer without offload, or is small and rare: two in a row tell which.
+            # What is not merged comes from a peer without offload, or is small and rare: two in a row are the former.
             self._unmerged_in_a_row = self._unmerged_in_a_row + 1 if stride == size >= _LARGE_BYTES else 0
-            self.is_gathering = self._unmerged_in_a_row >= _UNMERGED_TO_GATHER
+            self.uses_recvmmsg = self._unmerged_in_a_row >= _UNMERGED_BEFORE_RECVMMSG
         self.received_runs += 1
         self.received_datagrams += -(-size // stride) if stride != size else 1
         return Run(buffer[:size], stride, addr, local)
@@ -333,7 +333,7 @@ class Port:
             ancillary: as socket.recvmsg() returns it.
             size: bytes received.
         Returns: the bytes of each datagram that was merged (UDP_GRO; `size` if none was), and the destination address
-            (IP_PKTINFO), with "%" and the interface's number if that is link-local; None: not told.
+            (IP_PKTINFO), with "%" and the interface's number if that is link-local; None: not in the data.
         Raises: nothing.
         Source: udp(7) UDP_GRO, ip(7) IP_PKTINFO, ipv6(7) IPV6_PKTINFO.
         """
@@ -354,15 +354,15 @@ class Port:
 
         Parameters:
             arena: the slots are taken from it.
-        Returns: the runs, at most MOST_IN datagrams (64 with UDP_GRO); none where nothing waits.
+        Returns: the runs, at most MAX_DATAGRAMS_IN datagrams (64 with UDP_GRO); none where nothing waits.
         Raises: OSError where the fd is not this socket's any more. Other errors go to `errors`.
         Next: is_drained tells whether more may wait.
         Source: recvmmsg(2).
         """
         stride = self._slot_bytes
         room = arena.room(stride)
-        most = min(_MOST_GRO_SLOTS if self._has_gro else MOST_IN, len(room) // stride)
-        groups = self._calls.receive_many(room, stride, most)
+        max_datagrams = min(_MAX_GRO_SLOTS if self._has_gro else MAX_DATAGRAMS_IN, len(room) // stride)
+        groups = self._calls.receive_many(room, stride, max_datagrams)
         if isinstance(groups, int):
             self.is_drained = groups == -errno.EAGAIN
             if not self.is_drained:
@@ -372,15 +372,15 @@ class Port:
         received = groups[-1][0] + groups[-1][1]
         arena.take(received * stride)
         # Fewer than there are slots: the queue was empty. If an error ended the call, epoll reports it (EPOLLERR).
-        self.is_drained = received < most
+        self.is_drained = received < max_datagrams
         if is_merged or (self._has_gro and received == 1):
-            self.is_gathering = False
+            self.uses_recvmmsg = False
             self._unmerged_in_a_row = 0
         elif longest > stride:
             self._slot_bytes = min(longest + 7 & ~7, ROOM_BYTES)
         return runs
 
-    def receive_sifted(self, arena: Arena, ids: set[int]) -> tuple[list[Run], Noise]:
+    def receive_classified(self, arena: Arena, ids: set[int]) -> tuple[list[Run], UnmatchedDatagrams]:
         """As receive_many(), for a port that is flooded: datagrams of no established connection are left in their
         slots, and only their first bytes are looked at.
 
@@ -389,22 +389,22 @@ class Port:
             ids: receiving ids of established connections: their two bytes in network order, read in the machine's.
         Returns: the runs of established connections, and the other datagrams.
         Raises: as receive_many().
-        Next: as receive_many(). To be called only if can_sift.
+        Next: as receive_many(). To be called only if can_classify.
         """
         stride = self._slot_bytes
         room = arena.room(stride)
-        most = min(_MOST_SIFTED_SLOTS, len(room) // stride)
-        found = self._calls.receive_sifted(room, stride, most, ids, self._plain_control_bytes)
+        max_datagrams = min(_MAX_CLASSIFIED_SLOTS, len(room) // stride)
+        found = self._calls.receive_classified(room, stride, max_datagrams, ids, self._plain_control_bytes)
         if isinstance(found, int):
             self.is_drained = found == -errno.EAGAIN
             if not self.is_drained:
                 self._on_receive_error(-found)
-            return [], Noise(self, room, [], [])
+            return [], UnmatchedDatagrams(self, room, [], [])
         received, groups, syns, others = found
         runs, _, _ = self._runs(groups, room, arena)
         arena.take(received * stride)
-        self.is_drained = received < most
-        return runs, Noise(self, room, syns, others)
+        self.is_drained = received < max_datagrams
+        return runs, UnmatchedDatagrams(self, room, syns, others)
 
     def _runs(self, groups: list[Any], room: memoryview, arena: Arena) -> tuple[list[Run], int, bool]:
         """The runs among what was received into slots; the size of the longest datagram; whether any were merged."""
@@ -433,9 +433,9 @@ class Port:
         return runs, longest, is_merged
 
     @property
-    def can_sift(self) -> bool:
-        """Whether receive_sifted() works here."""
-        return bool(self._calls.can_sift) and not self.is_connected
+    def can_classify(self) -> bool:
+        """Whether receive_classified() works here."""
+        return bool(self._calls.can_classify) and not self.is_connected
 
     def report_icmp(self, *, wanted: bool) -> None:
         """Turn IP_RECVERR on or off. Under a flood from false addresses each answer may cause an ICMP error."""
@@ -507,7 +507,7 @@ class Port:
                     if origin in (_SO_EE_ORIGIN_ICMP, _SO_EE_ORIGIN_ICMP6) or code == errno.EMSGSIZE:
                         self.errors.append(IcmpError(code, addr or self.peer, quoted, mtu_bytes, 0))
 
-    # ── out ──
+    # ── sending ──
 
     def option(self, level: int, name: int) -> bytes:
         """An option's value, the bytes of an int. Raises OSError. getsockopt(2)"""
@@ -521,7 +521,7 @@ class Port:
         try:
             self.sock.setsockopt(level, name, value)
         except PermissionError:
-            pass  # the program may have given them up
+            pass  # the program has given up the right
 
     def source(self, local_ip: str) -> list[Any]:
         """Ancillary data that makes the datagrams of a wildcard port leave with this source address.
@@ -570,13 +570,13 @@ class Port:
                 cmsg = [(stdlib.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("=H", segment))]
                 self._segment_cmsg[segment] = cmsg
             ancillary = cmsg + source if source else cmsg
-            most = packets_per_send(segment)
+            packets_per_call = packets_per_send(segment)
             while sent < count:
-                stop = min((sent + most) * segment, len(transmit.data))
+                stop = min((sent + packets_per_call) * segment, len(transmit.data))
                 error = self._sendmsg(transmit.data, sent * segment, stop, ancillary, addr)
                 if error:
                     break
-                sent += most
+                sent += packets_per_call
             if sent >= count:
                 return
             if error in NO_ROOM:

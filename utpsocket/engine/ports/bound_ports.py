@@ -22,10 +22,10 @@ class BoundPorts(dict[int, "dict[Endpoint, None]"]):
             at_number = self.setdefault(number, {})
             at_number[endpoint] = None
             if self.get(number) is at_number:
-                break  # else another thread has just thrown the empty dict away
+                break  # else another thread has just removed the empty dict
 
     def on_refused(self, key: int) -> None:
-        """A port with this key could not be made: an application in another process is told (helper/server.py)."""
+        """A port with this key could not be made. Nothing here; helper/server.py sends a notice to the application."""
 
     def discard(self, endpoint: Endpoint) -> None:
         """Take a port out: its address is free. Idempotent."""

@@ -3,8 +3,9 @@ them.
 
 Over TCP's loopback, what connect() has made can be accepted at once, and what accept() returns is connected at the
 other side too. So where the acceptor of a connect() is in this process, both become visible in one step, when the
-acceptor is handed over to its listener. That does not depend on a time: an acceptor whose initiator has not proved its
-address yet will be proven, or end. Any other connect() becomes visible at the end of the iteration.
+acceptor is handed over to its listener. That does not depend on a time: an acceptor whose initiator is not verified yet
+(it has not acked the SYN-ACK) will be verified, or end. Any other connect() becomes visible at the end of the
+iteration.
 
 In one step means without giving up the GIL in between. A program that runs without the GIL (C code, another process
 that the engine serves) sees the connect complete first, as with TCP.
@@ -75,7 +76,7 @@ class ConnectGate:
         return self._by_acceptor.get(key)
 
     def open_due(self, bound: BoundPorts, loop: Reactor, *, now: int) -> None:
-        """Make every held connect visible, but for those whose acceptor is in this process and not proven yet. At the
+        """Make every held connect visible, but for those whose acceptor is in this process and not verified yet. At the
         end of an iteration, after the hand-overs.
         """
         self.retry_at = None
@@ -83,7 +84,7 @@ class ConnectGate:
         for bridge in list(self.held):
             loop.owner = bridge
             if not bridge.is_gone:
-                if _has_unproven_acceptor(bridge, bound):
+                if _has_unverified_acceptor(bridge, bound):
                     self.hold(bridge)
                     continue
                 if not bridge.open_gate():
@@ -135,7 +136,7 @@ def may_be_reset(loop: Engine, cookie: int) -> bool:
     return is_waiting or owner is endpoint or owner is bridge or loop.channels.get(cookie) is not bridge
 
 
-def _has_unproven_acceptor(bridge: Bridge, bound: BoundPorts) -> bool:
-    """Whether the other side is in this process, and its initiator, this one, has not proved its address yet."""
+def _has_unverified_acceptor(bridge: Bridge, bound: BoundPorts) -> bool:
+    """Whether the other side is in this process, and its initiator, this one, is not verified yet."""
     acceptor = acceptor_of(bridge, bound)
     return acceptor is not None and acceptor.connection.state is State.SYN_RECEIVED

@@ -82,27 +82,27 @@ if TYPE_CHECKING:
 CLAIM_KEY: Final = "by"  # of Endpoint.closing_claim
 BY_ENGINE: Final = object()  # the claim of the engine's thread
 _AF_INET6: Final = 10
-_LEAST_BUFFER_BYTES: Final = 4_096  # of a connection, whatever SO_RCVBUF says: two large packets
+_MIN_BUFFER_BYTES: Final = 4_096  # of a connection, whatever SO_RCVBUF says: two large packets
 # Unacked and unsent data of a connection. With the pair's buffer about what TCP takes for a peer that reads nothing
 # (tcp_wmem[2] is 4 MiB).
 _SEND_BYTES: Final = 3 << 20
-_REMAINS_REMEMBERED: Final = 8_192  # connections that ended in order; some 300 bytes each
-_REMAINS_US: Final = 60_000_000  # as long as Linux' TIME_WAIT
+_MAX_TIME_WAIT_RECORDS: Final = 8_192  # connections that ended in order; some 300 bytes each
+_TIME_WAIT_RECORD_US: Final = 60_000_000  # as long as Linux' TIME_WAIT
 _IDS_PER_DIAL: Final = 4  # one, and spare ones for SYNs that are repeated with another id (handshake.py)
 _BULK_BYTES: Final = 512  # smaller datagrams are messages: they need no share of the receive buffer
 # A second run is asked for in so many iterations after one in which there was one; by feel.
 _EXPECTED_RUNS: Final = 16
 # So many iterations in a row with one small datagram each, and a second one is asked for; by feel.
 _MANY_SINGLE_DATAGRAM_ITERATIONS: Final = 8
-_MOST_RECEIVES: Final = 16  # of receive_for(): a flooded port always has more
+_MAX_RECEIVES: Final = 16  # of receive_for(): a flooded port always has more
 # In a row: a single datagram that causes an exception is met once, a port that is broken again and again.
-_FAULTS_BORNE: Final = 20
+_MAX_FAULTS_IN_ROW: Final = 20
 _RUNS_PER_ITERATION: Final = 8  # then other ports are read: half a megabyte in merged datagrams
 _DATAGRAMS_PER_ITERATION: Final = 512  # the same, where they come one by one
 _PACKET_KINDS: Final = tuple(PACKET_OPTIONS.values())
 _FRESH: Final = struct.Struct("=4H")
-_MADE_ON_DEMAND: Final = ("shares", "flood", "_outgoing", "resets", "remains")
-_by_default: Final = functools.lru_cache(16)(default_probing)
+_MADE_ON_DEMAND: Final = ("shares", "flood", "_outgoing", "resets", "time_wait_records")
+_cached_default_probing: Final = functools.lru_cache(16)(default_probing)
 
 
 class Endpoint:
@@ -141,9 +141,9 @@ class Endpoint:
         "overlapping",
         "peers",
         "port",
-        "remains",
+        "time_wait_records",
         "resets",
-        "reuse",
+        "reuse_address",
         "shares",
     )
 
@@ -158,7 +158,7 @@ class Endpoint:
         # The program's sockets that are bound to the port or listen at it, by inode. It is closed when none is left,
         # nor any connection.
         self.holders: dict[int, Identity] = {}
-        self.reuse = False  # every one of them has set SO_REUSEADDR
+        self.reuse_address = False  # every one of them has set SO_REUSEADDR
         self.shares_port = False  # every one of them has set UTP_SHARE_PORT
         self.peers: ReuseportSockets | None = None  # a UDP socket for each peer, where processes share the port
         self.overlapping: tuple[Endpoint, ...] = ()  # at the same number and another address: overlapping_ports.py
@@ -182,12 +182,12 @@ class Endpoint:
         if name not in _MADE_ON_DEMAND:
             raise AttributeError(name)
         # How much each connection may advertise of the socket's receive buffer.
-        self.shares = ReceiveShares(max(2 * _LEAST_BUFFER_BYTES, self.port.receive_buffer_bytes))
+        self.shares = ReceiveShares(max(2 * _MIN_BUFFER_BYTES, self.port.receive_buffer_bytes))
         self.flood = Flood()  # notices useless datagrams, and is another way to receive while there are many
         self._outgoing: dict[object, Bridge] = {}  # by address: the connection that was dialled last, until it is over
         self.resets = StatelessResets()  # answers to strays
         # When a connection ended and what is needed to ack its peer's FIN again, by address and receiving id.
-        self.remains: OrderedDict[tuple[object, int], tuple[int, TimeWaitRecord]] = OrderedDict()
+        self.time_wait_records: OrderedDict[tuple[object, int], tuple[int, TimeWaitRecord]] = OrderedDict()
         return getattr(self, name)
 
     @property
@@ -242,18 +242,18 @@ class Endpoint:
 
     def _config(self, settings: Settings, addr: object) -> Config:
         is_v4 = self.port.family != _AF_INET6 or (isinstance(addr, tuple) and addr[0].startswith("::ffff:"))
-        least = FLOOR_BYTES if is_v4 else FLOOR_IPV6_BYTES
+        floor_bytes = FLOOR_BYTES if is_v4 else FLOOR_IPV6_BYTES
         is_this_machine = is_v4 and isinstance(addr, tuple) and addr[0].removeprefix("::ffff:").startswith("127.")
         limit = self.loop.max_datagram_bytes or settings.max_datagram_bytes
-        most = self.shares.single_share_bytes
+        max_window_bytes = self.shares.single_share_bytes
         receive = window_bytes(settings.receive_buffer_bytes) or FIRST_WINDOW_BYTES
         send = window_bytes(settings.send_buffer_bytes) or _SEND_BYTES
         return Config(
-            start_datagram_bytes=START_IPV4_BYTES if is_this_machine else least,
-            min_datagram_bytes=least,
+            start_datagram_bytes=START_IPV4_BYTES if is_this_machine else floor_bytes,
+            min_datagram_bytes=floor_bytes,
             max_datagram_bytes=limit or (CEILING_IPV4_BYTES if is_v4 else CEILING_IPV6_BYTES),
-            receive_buffer_bytes=max(_LEAST_BUFFER_BYTES, min(receive, most)),
-            send_buffer_bytes=max(_LEAST_BUFFER_BYTES, send),
+            receive_buffer_bytes=max(_MIN_BUFFER_BYTES, min(receive, max_window_bytes)),
+            send_buffer_bytes=max(_MIN_BUFFER_BYTES, send),
             congestion=settings.congestion,
         )
 
@@ -268,9 +268,8 @@ class Endpoint:
     ) -> Bridge:
         config = self._config(identity.settings, addr)
         if spare_ids:
-            config.known_path = self.loop.paths.for_peer(
-                addr
-            )  # an acceptor's peers have a port each, and little in common
+            # Not an acceptor's: each of its peers has a port of its own, so the next connection is to another address.
+            config.known_path = self.loop.paths.for_peer(addr)
         connection = Connection(
             config,
             self.loop.workspace,
@@ -304,7 +303,7 @@ class Endpoint:
         connection.send.nodelay = settings.nodelay
         connection.send.user_timeout_us = settings.user_timeout_ms * 1_000
         sign_us = settings.sign_of_life_seconds * 1_000_000
-        probing = _by_default(sign_us) if sign_us else None
+        probing = _cached_default_probing(sign_us) if sign_us else None
         if settings.keepalive:
             asked = Probing(
                 settings.keepalive_idle_seconds * 1_000_000,
@@ -319,10 +318,10 @@ class Endpoint:
             connection.set_syn_retries(settings.syn_retries)
         apply_packet_options(bridge)
         if settings.send_buffer_bytes:
-            connection.send.buffer.capacity_bytes = max(_LEAST_BUFFER_BYTES, window_bytes(settings.send_buffer_bytes))
+            connection.send.buffer.capacity_bytes = max(_MIN_BUFFER_BYTES, window_bytes(settings.send_buffer_bytes))
         if settings.receive_buffer_bytes:
-            most = min(window_bytes(settings.receive_buffer_bytes), self.shares.single_share_bytes)
-            connection.receive.reassembly.resize(max(_LEAST_BUFFER_BYTES, most))
+            max_window_bytes = min(window_bytes(settings.receive_buffer_bytes), self.shares.single_share_bytes)
+            connection.receive.reassembly.resize(max(_MIN_BUFFER_BYTES, max_window_bytes))
             if bridge.engine_sock is not None:
                 bridge.receive_buffer.apply_option(bridge.engine_sock, settings.receive_buffer_bytes)
 
@@ -385,13 +384,13 @@ class Endpoint:
         self.flood.on_connections_changed()
         if self._outgoing.get(connection.addr) is bridge:
             del self._outgoing[connection.addr]
-        if not self.is_private and (remains := connection.time_wait_record()) is not None:
-            key = connection.addr, connection.recv_id
-            self.remains.pop(key, None)
-            self.remains[key] = self.loop.now, remains
-            oldest_at = self.loop.now - _REMAINS_US
-            while len(self.remains) > _REMAINS_REMEMBERED or next(iter(self.remains.values()))[0] < oldest_at:
-                self.remains.popitem(last=False)
+        if not self.is_private and (record := connection.time_wait_record()) is not None:
+            records, key = self.time_wait_records, (connection.addr, connection.recv_id)
+            records.pop(key, None)
+            records[key] = self.loop.now, record
+            oldest_at = self.loop.now - _TIME_WAIT_RECORD_US
+            while len(records) > _MAX_TIME_WAIT_RECORDS or next(iter(records.values()))[0] < oldest_at:
+                records.popitem(last=False)
         self.leave_grants(bridge)
         if self.peers is not None:
             self.peers.leave(bridge)
@@ -432,14 +431,14 @@ class Endpoint:
         """
         port, arena = self.port, self.loop.arena
         self._is_receiving = True
-        if self.flood.is_on and port.can_sift:
+        if self.flood.is_on and port.can_classify:
             self._receive_flood(now=now)
             return
-        noise = self.flood.noise
+        useless_before = self.flood.useless_datagrams
         before: Run | None = None  # not handled yet: if what follows continues it, they are handled as one run
         runs = datagrams = 0
         for runs in range(_RUNS_PER_ITERATION):
-            if port.is_gathering:
+            if port.uses_recvmmsg:
                 if before is not None:
                     self.handle_run(before, now=now)
                     before = None
@@ -481,7 +480,7 @@ class Endpoint:
         if port.errors:
             self.handle_errors(now=now)
         self.faults = 0
-        if self.flood.noise != noise:
+        if self.flood.useless_datagrams != useless_before:
             self.flood.check(self, now=now)
 
     def _receive_flood(self, *, now: int) -> None:
@@ -552,7 +551,7 @@ class Endpoint:
         if packet is None:
             packet = decode(run.data)
             if packet is None:
-                self.flood.noise += 1
+                self.flood.useless_datagrams += 1
                 self.dropped_datagrams += 1
                 return
         if self.overlapping and overlapping_ports.hand_on(self, packet, run, now=now):
@@ -567,7 +566,7 @@ class Endpoint:
             if bridge is None and packet.type == RESET:
                 bridge = self._bridge_of_reset(addr, connection_id)
             elif bridge is None and self.is_cached(run, connection_id - 1 & 0xFFFF):
-                bridge = self._accept_proven(packet, run, now=now)
+                bridge = self._accept_verified(packet, run, now=now)
                 if bridge is None:
                     self.dropped_datagrams += 1
                     return
@@ -577,15 +576,15 @@ class Endpoint:
             self.loop.mark_dirty(bridge)
             self.loop.owner = self
         elif packet.type != RESET:
-            ended_at, remains = self.remains.get((addr, connection_id), (0, None))
-            if remains is not None and now < ended_at + _REMAINS_US:
-                answer = remains.ack_repeated(packet, now=now)
+            ended_at, record = self.time_wait_records.get((addr, connection_id), (0, None))
+            if record is not None and now < ended_at + _TIME_WAIT_RECORD_US:
+                answer = record.ack_repeated(packet, now=now)
                 if answer is not None:
                     self.port.send(Transmit(addr, answer), self.source(run))
                     return
             self._reset_stray(packet, run, now=now)
         else:
-            self.flood.noise += 1
+            self.flood.useless_datagrams += 1
             self.dropped_datagrams += 1
 
     def _bridge_of_reset(self, addr: object, connection_id: int) -> Bridge | None:
@@ -602,7 +601,7 @@ class Endpoint:
         addr, recv_id = run.addr, packet.connection_id + 1 & 0xFFFF
         bridge = self.bridges.get((addr, recv_id))
         if bridge is not None:
-            self.flood.noise += 1
+            self.flood.useless_datagrams += 1
             if not bridge.connection.is_initiator:
                 return bridge
         listener = self.listener
@@ -616,15 +615,15 @@ class Endpoint:
             return None
         if is_full or bridge is not None:
             listener.refused_syns += 1
-            self.flood.noise += 1
+            self.flood.useless_datagrams += 1
             if bridge is None:
-                self.flood.noise += 1
+                self.flood.useless_datagrams += 1
                 self.dropped_datagrams += 1
             return bridge
         if self.is_cached(run, packet.connection_id) or listener.register_syns(now=now):
             self._answer_from_cache(run, now=now)
             return None
-        return self._accept_syn(run, recv_id, proves_itself=packet.ack16 == ACKS_SYN_ACK, now=now)
+        return self._accept_syn(run, recv_id, announces_ack=packet.ack16 == ACKS_SYN_ACK, now=now)
 
     def _handle_simultaneous_open(self, addr: object, packet: Packet, *, now: int) -> bool:
         """A SYN from an address that is just being dialled: simultaneous open (handshake.py). Returns False if it is
@@ -632,7 +631,7 @@ class Endpoint:
 
         Only without a listener: that makes a connection of each SYN, as other implementations do, and then there are
         two connections. And only at a port that bind() was called for, whose number the peer can know: at another one
-        the SYN is forged, and we would wait for a proof that never comes.
+        the SYN is forged, and its sender would never ack our SYN-ACK.
         """
         recv_id = packet.connection_id + 1 & 0xFFFF
         bridge = self._outgoing.get(addr)
@@ -652,7 +651,7 @@ class Endpoint:
         return True
 
     def _accept_syn(
-        self, run: Run, recv_id: int, first_seq: int = -1, *, proves_itself: bool = False, now: int
+        self, run: Run, recv_id: int, first_seq: int = -1, *, announces_ack: bool = False, now: int
     ) -> Bridge | None:
         listener, addr = self.listener, run.addr
         assert listener is not None
@@ -668,12 +667,12 @@ class Endpoint:
             host, scope = split_scope(str(run.local))
             identity.local = (host, *self.port.local[1:])
             if scope and run.addr[3]:  # type: ignore[index]
-                identity.local = (host, self.port.local[1], 0, scope)  # beside a global peer Linux' TCP tells none
+                identity.local = (host, self.port.local[1], 0, scope)  # with a global peer Linux' TCP returns no scope
         bridge = self._new_bridge(addr, recv_id, identity, self.source(run), first_seq=first_seq)
         if self.peers is not None:
             with self.loop.fd_lock:
                 self.peers.join(bridge, str(run.local or self.port.local[0]))
-        listener.on_syn(bridge, proves_itself=proves_itself, now=now)
+        listener.on_syn(bridge, announces_ack=announces_ack, now=now)
         self.loop.accepted += 1
         self.loop.wake_listener(listener)
         self.loop.owner = self
@@ -691,8 +690,8 @@ class Endpoint:
         return [] if run.local is None else self.port.source(str(run.local))
 
     def _answer_from_cache(self, run: Run, *, now: int) -> None:
-        """Answer a SYN from the listener's cache: it makes a connection once its sender has proved its address."""
-        self.flood.noise += 1
+        """Answer a SYN from the listener's cache: it makes a connection once its sender has acked the SYN-ACK."""
+        self.flood.useless_datagrams += 1
         answer = self.cached_answers([packed_name(run.addr)], [bytes(run.data[:HEADER_BYTES])], now=now)
         if not self.port.pending:
             self.port.send(Transmit(run.addr, answer), self.source(run))
@@ -727,7 +726,7 @@ class Endpoint:
         """What a new connection of the listener's would advertise."""
         receive_bytes = window_bytes(listener.identity.settings.receive_buffer_bytes) or FIRST_WINDOW_BYTES
         bytes_at_first = min(self.shares.initial_share_bytes(len(self.bridges)), WIRESHARK_WINDOW_BYTES)
-        return min(max(_LEAST_BUFFER_BYTES, receive_bytes), bytes_at_first)
+        return min(max(_MIN_BUFFER_BYTES, receive_bytes), bytes_at_first)
 
     def is_cached(self, run: Run, syn_id: int) -> bool:
         """Whether a SYN is in the listener's cache.
@@ -742,8 +741,8 @@ class Endpoint:
         cache = self.listener.cache if self.listener is not None else None
         return cache is not None and cache.rotates_at > 0 and cache.knows(packed_name(run.addr), syn_id)
 
-    def _accept_proven(self, packet: Packet, run: Run, *, now: int) -> Bridge | None:
-        """The connection of a SYN that was answered from the cache, if this packet proves that the answer arrived."""
+    def _accept_verified(self, packet: Packet, run: Run, *, now: int) -> Bridge | None:
+        """The connection of a SYN that was answered from the cache, if this packet acks that SYN-ACK."""
         listener = self.listener
         assert listener is not None
         name, syn_id = packed_name(run.addr), packet.connection_id - 1 & 0xFFFF
@@ -794,7 +793,7 @@ class Endpoint:
                 self._watch_cache(listener)
 
     def _reset_stray(self, packet: Packet, run: Run, *, now: int) -> None:
-        self.flood.noise += 1
+        self.flood.useless_datagrams += 1
         if self.peers is not None and not self.peers.may_reset(is_syn=packet.type == SYN):
             return
         reset = self.resets.to_stray(run.addr, packet, now=now)
@@ -802,8 +801,7 @@ class Endpoint:
             self.port.send(reset, self.source(run))
 
     def fail(self, error: BaseException) -> None:
-        """See faults.py: what was being received is lost, as any packet may be. After _FAULTS_BORNE in a row the port
-        ends.
+        """See faults.py: what was being received is lost, as any packet may be. After _MAX_FAULTS_IN_ROW the port ends.
 
         Parameters:
             error: the exception that came out of the work for this port.
@@ -811,7 +809,7 @@ class Endpoint:
         Source: docs/design.md §2.
         """
         self.faults += 1
-        if self.faults > _FAULTS_BORNE:
+        if self.faults > _MAX_FAULTS_IN_ROW:
             self.end(error)
 
     def end(self, error: BaseException) -> None:
@@ -888,7 +886,7 @@ class Endpoint:
         """
         port, connection, source = self.port, bridge.connection, bridge.source
         send = connection.send
-        most = self.loop.max_segments
+        max_segments = self.loop.max_segments
         grant_queue = bridge.grant_queue
         if grant_queue is not None and not grant_queue.is_ordered:
             # It may have been stopped when there were more connections, without anything to send, and so is not queued
@@ -898,10 +896,10 @@ class Endpoint:
         sent_offset = send.sent_offset
         while not port.pending:
             if grant_queue is not None:
-                most = min(grant_queue.packets(bridge), self.loop.max_segments)
+                max_segments = min(grant_queue.packets(bridge), self.loop.max_segments)
                 if send.awaits_grant and send.unsent_bytes and send.sent_offset != sent_offset:
                     break  # what needs no grant has left, and new data must wait
-            transmit = connection.poll_transmit(now=now, max_segments=most)
+            transmit = connection.poll_transmit(now=now, max_segments=max_segments)
             if transmit is None:
                 break
             port.send(transmit, source)
@@ -917,7 +915,7 @@ class Endpoint:
         Raises: nothing for what the network sends.
         Source: docs/sockets.md §3.
         """
-        for _ in range(_MOST_RECEIVES):  # each may leave off after the first small datagram
+        for _ in range(_MAX_RECEIVES):  # each may leave off after the first small datagram
             self.receive(now=now)
             if not polls(self.port.sock, EPOLLIN):
                 break

@@ -1,21 +1,22 @@
 """A port that is flooded: noticing it, and handling useless datagrams at the price of their first bytes.
 
-Useless ("noise") are SYNs that find no room, strays, and what is not uTP. None of what is here happens without a flood.
+Useless are SYNs that find no room, strays (packets of no connection), and what is not uTP. None of what is here happens
+without a flood.
 
-While there is one, the port is read in batches that are sorted before any object is made (kernel/mmsg.py): packets of
-established connections first, then those that may prove a SYN, then SYNs, which are answered together. ICMP errors are
-turned off: an answer to a false address may cause one each.
+While there is one, the port is read in batches that are classified before any object is made (kernel/mmsg.py): packets
+of established connections first, then those that may ack a SYN-ACK, then SYNs, which are answered together. ICMP errors
+are turned off: an answer to a false address may cause one each.
 
 The kernel drops what it can recognise (kernel/socket_filter.py), and most SYNs of a source that sends many of them. If
 the engine cannot keep up all the same, the filter lets fewer SYNs through, until established connections get what they
-are sent and proofs arrive: first fewer small SYNs, then, if that is not enough, fewer large ones. Our own initiators
-repeat their SYN as a large one, so their second one gets in, unless the flood is of large ones. Those of other
-implementations get in by chance, with the same probability each. Strays are limited likewise: answers to more than a
-few thousand a second help no peer.
+are sent and acks of SYN-ACKs arrive: first fewer small SYNs, then, if that is not enough, fewer large ones. Our own
+initiators repeat their SYN as a large one, so their second one gets in, unless the flood is of large ones. Those of
+other implementations get in by chance, with the same probability each. Strays are limited likewise: answers to more
+than a few thousand a second help no peer.
 
     Example. 100,000 SYNs a second from as many false addresses. After 200 useless datagrams within 100 ms the port is
-    in a flood. Every 50 ms the filter is adjusted: as long as most iterations end with datagrams left, the part of SYNs
-    that it lets through is halved, down to 1 in 1,024; once none does, it grows by an eighth, or doubles if no
+    in a flood. Every 50 ms the filter is adjusted: as long as most iterations end with datagrams left, the share of
+    SYNs that it lets through is halved, down to 1 in 1,024; once none does, it grows by an eighth, or doubles if no
     connection receives much. After 500 ms with fewer than 25 useless datagrams in 50 ms the flood is over, and the
     filter is removed.
 
@@ -39,7 +40,7 @@ from utpsocket.protocol.packet import HEADER_BYTES, SYN_BYTE, decode
 
 if TYPE_CHECKING:
     from utpsocket.engine.kernel.arena import Arena
-    from utpsocket.engine.kernel.udp import Noise, Port
+    from utpsocket.engine.kernel.udp import Port, UnmatchedDatagrams
     from utpsocket.engine.ports.listener import Listener
     from utpsocket.engine.ports.reuseport import ReuseportSockets
     from utpsocket.engine.ports.stateless_resets import StatelessResets
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
         def bridges(self) -> Mapping[tuple[object, int], object]: ...
 
         def handle_run(self, run: Run, *, now: int) -> None:
-            """Packets of one connection's, or of a stranger's."""
+            """Handle packets of one sender: of one connection, or strays."""
 
         def handle_datagram(self, run: Run, *, now: int) -> None:
             """One packet."""
@@ -85,16 +86,16 @@ if TYPE_CHECKING:
 
 # All by feel where nothing else is said; tests/hostile and tests/engine/test_floods.py show what they achieve.
 _WINDOW_US: Final = 100_000  # useless datagrams are counted over so long
-_NOISE_PER_WINDOW: Final = 200  # more is a flood: 2,000 a second cost a tenth of the thread
-_NOISE_WHEN_BEHIND: Final = 50  # the same if the port still has more: a thread without processor time sees no more
+_USELESS_PER_WINDOW: Final = 200  # more is a flood: 2,000 a second cost a tenth of the thread
+_USELESS_WHEN_BEHIND: Final = 50  # the same if the port still has more: a thread without processor time sees no more
 _TICK_US: Final = 50_000  # how often the filter is adjusted
 _TICKS_TO_THE_END: Final = 10  # so many quiet ones in a row, and the flood is over
-_QUIET_NOISE: Final = 25  # in one tick
+_QUIET_USELESS: Final = 25  # a tick with fewer useless datagrams is quiet
 _STRAYS_PER_TICK: Final = 250
 # With so many runs of connections in a tick there are data to protect: SYNs are let in again more slowly.
 _MANY_RUNS: Final = 4
 _BUSY_TICKS: Final = 100  # and for so long afterwards, since a connection that gets nothing through is not seen
-_LEAST_PART: Final = EVERY >> 10
+_MIN_PART: Final = EVERY >> 10
 # A source is heavy if it sends so many SYNs in one tick (120 a second, or more where only a part gets in), …
 _HEAVY_SYNS: Final = 6
 _HEAVY_MEANS: Final = 5  # … and so many times the mean of all sources, which does not happen by chance
@@ -109,7 +110,7 @@ _STRAYS_PER_BATCH: Final = 4  # are handled like any datagram, and perhaps answe
 class Flood:
     """Of one port.
 
-    noise   useless datagrams since the beginning
+    useless_datagrams   since the beginning
     is_on   whether the port is flooded
     """
 
@@ -124,7 +125,7 @@ class Flood:
         "_large_of_every",
         "_multiplier",
         "_names",
-        "_noise_before",
+        "_useless_before",
         "_quiet_ticks",
         "_seen",
         "_filter",
@@ -135,14 +136,14 @@ class Flood:
         "_syns_of_every",
         "_ticks",
         "is_on",
-        "noise",
+        "useless_datagrams",
     )
 
     def __init__(self) -> None:
-        self.noise = 0
+        self.useless_datagrams = 0
         self.is_on = False
-        self._since = 0  # µs: when the window began that noise is counted over
-        self._noise_before = 0  # noise at its beginning, or at the last tick
+        self._since = 0  # µs: when the window began that useless datagrams are counted over
+        self._useless_before = 0  # their number at its beginning, or at the last tick
         self._ids: set[int] | None = None  # see _wanted_ids(); None: to be made anew
 
         # The filter: its parameters, as the kernel has them.
@@ -173,17 +174,19 @@ class Flood:
         """After useless datagrams were received: begin the other way to receive if there were too many."""
         if self.is_on:
             return
-        noise, is_window_over = self.noise - self._noise_before, now - self._since > _WINDOW_US
-        if noise > _NOISE_PER_WINDOW or (is_window_over and noise > _NOISE_WHEN_BEHIND and endpoint.is_readable):
+        useless, is_window_over = self.useless_datagrams - self._useless_before, now - self._since > _WINDOW_US
+        if useless > _USELESS_PER_WINDOW or (
+            is_window_over and useless > _USELESS_WHEN_BEHIND and endpoint.is_readable
+        ):
             self._start(endpoint, now=now)
         elif is_window_over:
             self._since = now
-            self._noise_before = self.noise
+            self._useless_before = self.useless_datagrams
 
     def _start(self, endpoint: FloodedPort, *, now: int) -> None:
         port = endpoint.port
         self.is_on = True
-        self._noise_before = self.noise
+        self._useless_before = self.useless_datagrams
         self._quiet_ticks = self._iterations = self._iterations_behind = self._strays = 0
         self._syns_of_every = self._large_of_every = self._strays_of_every = EVERY
         self._draw_multiplier()
@@ -205,9 +208,9 @@ class Flood:
             return
         port = endpoint.port
         dropped = port.kernel_drops
-        noise = self.noise - self._noise_before + (dropped - self._dropped_before & 0xFFFFFFFF)
-        self._noise_before, self._dropped_before = self.noise, dropped
-        self._quiet_ticks = self._quiet_ticks + 1 if noise < _QUIET_NOISE else 0
+        useless = self.useless_datagrams - self._useless_before + (dropped - self._dropped_before & 0xFFFFFFFF)
+        self._useless_before, self._dropped_before = self.useless_datagrams, dropped
+        self._quiet_ticks = self._quiet_ticks + 1 if useless < _QUIET_USELESS else 0
         if self._quiet_ticks >= _TICKS_TO_THE_END:
             self.is_on = False
             self._since = endpoint.loop.now
@@ -236,16 +239,16 @@ class Flood:
         if len(self._heavy) > known:
             pass  # that may be enough
         elif self._iterations_behind * 2 > self._iterations:
-            if self._syns_of_every > _LEAST_PART:
-                self._syns_of_every = max(_LEAST_PART, self._syns_of_every // 2)
+            if self._syns_of_every > _MIN_PART:
+                self._syns_of_every = max(_MIN_PART, self._syns_of_every // 2)
             else:
-                self._large_of_every = max(_LEAST_PART, self._large_of_every // 2)
+                self._large_of_every = max(_MIN_PART, self._large_of_every // 2)
         elif not self._iterations_behind:
             more = 16 if ticks >= self._busy_until else 9
             self._syns_of_every = min(EVERY, self._syns_of_every * more // 8)
             self._large_of_every = min(EVERY, self._large_of_every * more // 8)
         if self._strays > _STRAYS_PER_TICK:
-            self._strays_of_every = max(_LEAST_PART, self._strays_of_every * _STRAYS_PER_TICK // self._strays)
+            self._strays_of_every = max(_MIN_PART, self._strays_of_every * _STRAYS_PER_TICK // self._strays)
         else:
             self._strays_of_every = min(EVERY, self._strays_of_every * 5 // 4)
         self._iterations = self._iterations_behind = self._strays = self._received_runs = 0
@@ -260,7 +263,7 @@ class Flood:
         if listener is None:
             syns = large = self._strays_of_every  # without a listener SYNs are strays
         elif listener.is_full:
-            syns = large = _LEAST_PART  # none could come in
+            syns = large = _MIN_PART  # none could come in
         heavy = HeavySources(self._multiplier, frozenset(self._heavy), _HEAVY_PART)
         wanted = ids, syns, self._strays_of_every, heavy, large
         if wanted != self._filter:
@@ -280,115 +283,120 @@ class Flood:
         datagrams = syns = received = 0
         self._iterations += 1
         while datagrams < _DATAGRAMS_PER_ITERATION:
-            runs, noise = port.receive_sifted(endpoint.loop.arena, self._wanted_ids(endpoint))
+            runs, unmatched = port.receive_classified(endpoint.loop.arena, self._wanted_ids(endpoint))
             for run in runs:
                 datagrams += run.count
                 for part in run.parts():
                     endpoint.handle_run(part, now=now)
-            if noise.others:
-                self._take_strays(endpoint, noise, now=now)
+            if unmatched.others:
+                self._take_strays(endpoint, unmatched, now=now)
             received += len(runs)
             self._received_runs += len(runs)
-            syns += len(noise.syns)
+            syns += len(unmatched.syns)
             if received and syns > _SYNS_BESIDE_DATA:
-                self.noise += len(noise.syns)
-                endpoint.dropped_datagrams += len(noise.syns)
-            elif noise.syns:
-                self._take_syns(endpoint, noise, now=now)
-            datagrams += len(noise.syns) + len(noise.others)
-            if port.is_drained or not (runs or noise.syns or noise.others):
+                self.useless_datagrams += len(unmatched.syns)
+                endpoint.dropped_datagrams += len(unmatched.syns)
+            elif unmatched.syns:
+                self._take_syns(endpoint, unmatched, now=now)
+            datagrams += len(unmatched.syns) + len(unmatched.others)
+            if port.is_drained or not (runs or unmatched.syns or unmatched.others):
                 endpoint.is_readable = not port.is_drained
                 return
         self._iterations_behind += 1
 
-    def _take_strays(self, endpoint: FloodedPort, noise: Noise, *, now: int) -> None:
+    def _take_strays(self, endpoint: FloodedPort, unmatched: UnmatchedDatagrams, *, now: int) -> None:
         cache = endpoint.listener.cache if endpoint.listener is not None else None
         left = _STRAYS_PER_BATCH
-        indices = noise.others
+        indices = unmatched.others
         self._strays += len(indices)
         if cache is not None and cache.rotates_at:
-            names, heads = noise.names(indices), noise.heads(indices)
+            names, heads = unmatched.names(indices), unmatched.heads(indices)
             for index, name, head in zip(indices, names, heads, strict=True):
                 if cache.knows(name, (head[2] << 8 | head[3]) - 1 & 0xFFFF):
-                    endpoint.handle_run(noise.run(index), now=now)
+                    endpoint.handle_run(unmatched.run(index), now=now)
                 elif left:
                     left -= 1
-                    endpoint.handle_run(noise.run(index), now=now)
+                    endpoint.handle_run(unmatched.run(index), now=now)
                 else:
-                    self.noise += 1
+                    self.useless_datagrams += 1
                     endpoint.dropped_datagrams += 1
             return
-        self._take_few(endpoint, indices, noise, now=now)
+        self._take_few(endpoint, indices, unmatched, now=now)
 
-    def _take_few(self, endpoint: FloodedPort, indices: list[int], noise: Noise, *, now: int) -> None:
+    def _take_few(self, endpoint: FloodedPort, indices: list[int], unmatched: UnmatchedDatagrams, *, now: int) -> None:
         for index in indices[:_STRAYS_PER_BATCH]:
-            endpoint.handle_run(noise.run(index), now=now)
+            endpoint.handle_run(unmatched.run(index), now=now)
         dropped = len(indices[_STRAYS_PER_BATCH:])
-        self.noise += dropped
+        self.useless_datagrams += dropped
         endpoint.dropped_datagrams += dropped
 
-    def _take_syns(self, endpoint: FloodedPort, noise: Noise, *, now: int) -> None:
-        indices = noise.syns
-        heads = noise.heads(indices)
+    def _take_syns(self, endpoint: FloodedPort, unmatched: UnmatchedDatagrams, *, now: int) -> None:
+        indices = unmatched.syns
+        heads = unmatched.heads(indices)
         # SYNs of connections that there are: repeated since our answer was lost, or by an attacker.
         known = [htons(head[2] << 8 | head[3]) in self._wanted_ids(endpoint) for head in heads]
         if True in known:
             self._take_few(
-                endpoint, [index for index, is_known in zip(indices, known, strict=True) if is_known], noise, now=now
+                endpoint,
+                [index for index, is_known in zip(indices, known, strict=True) if is_known],
+                unmatched,
+                now=now,
             )
             indices = [index for index, is_known in zip(indices, known, strict=True) if not is_known]
             heads = [head for head, is_known in zip(heads, known, strict=True) if not is_known]
         listener = endpoint.listener
         if listener is None:
             self._strays += len(indices)
-            self._refuse(endpoint, indices, heads, noise, now=now)
+            self._refuse(endpoint, indices, heads, unmatched, now=now)
         elif listener.is_full:
             listener.refused_syns += len(indices)
-            self.noise += len(indices)
+            self.useless_datagrams += len(indices)
         elif not listener.register_syns(len(indices), now=now):
             for index in indices:
-                endpoint.handle_run(noise.run(index), now=now)
+                endpoint.handle_run(unmatched.run(index), now=now)
         else:
-            self.noise += len(indices)
+            self.useless_datagrams += len(indices)
             if any(head[1] for head in heads):  # an extension: whether it is whole must be looked at
                 indices = [
                     index
                     for index, head in zip(indices, heads, strict=True)
-                    if not head[1] or decode(noise.run(index).data) is not None
+                    if not head[1] or decode(unmatched.run(index).data) is not None
                 ]
-                heads = noise.heads(indices)
-            names = noise.names(indices)
+                heads = unmatched.heads(indices)
+            names = unmatched.names(indices)
             self._count_sources(names)
             answers = endpoint.cached_answers(names, heads, now=now)
             if not endpoint.port.pending:
-                noise.answer(indices, answers)
+                unmatched.answer(indices, answers)
 
-    def _refuse(self, endpoint: FloodedPort, indices: list[int], heads: list[bytes], noise: Noise, *, now: int) -> None:
+    def _refuse(
+        self, endpoint: FloodedPort, indices: list[int], heads: list[bytes], unmatched: UnmatchedDatagrams, *, now: int
+    ) -> None:
         """SYNs without a listener, all but those of peers that are just being dialled (simultaneous open)."""
-        dials = endpoint.dialed_names()
-        names = noise.names(indices)
-        strangers = []
+        dialed = endpoint.dialed_names()
+        names = unmatched.names(indices)
+        strays = []
         left = _STRAYS_PER_BATCH
         for at, (index, name) in enumerate(zip(indices, names, strict=True)):
-            if name in dials:
-                endpoint.handle_run(noise.run(index), now=now)
+            if name in dialed:
+                endpoint.handle_run(unmatched.run(index), now=now)
             elif not heads[at][1]:
-                strangers.append(at)
+                strays.append(at)
             elif left:  # an extension: whether it is whole must be looked at, too
                 left -= 1
-                endpoint.handle_run(noise.run(index), now=now)
+                endpoint.handle_run(unmatched.run(index), now=now)
             else:
-                self.noise += 1
+                self.useless_datagrams += 1
                 endpoint.dropped_datagrams += 1
-        self.noise += len(strangers)
+        self.useless_datagrams += len(strays)
         if endpoint.peers is not None and not endpoint.peers.may_reset(is_syn=True):
             return
         answered, resets = endpoint.resets.to_syns(
-            [indices[at] for at in strangers], [names[at] for at in strangers], [heads[at] for at in strangers], now=now
+            [indices[at] for at in strays], [names[at] for at in strays], [heads[at] for at in strays], now=now
         )
-        endpoint.dropped_datagrams += len(strangers) - len(answered)
+        endpoint.dropped_datagrams += len(strays) - len(answered)
         if answered and not endpoint.port.pending:
-            noise.answer(answered, resets)
+            unmatched.answer(answered, resets)
 
     def _count_sources(self, names: list[bytes]) -> None:
         sources, known_names, multiplier = self._sources, self._names, self._multiplier
@@ -416,7 +424,7 @@ class Flood:
                     continue
                 if is_syn or not (is_known or (cache is not None and cache.knows(name, carried - 1 & 0xFFFF))):
                     if not left:
-                        self.noise += 1
+                        self.useless_datagrams += 1
                         endpoint.dropped_datagrams += 1
                         continue
                     left -= 1
@@ -425,9 +433,9 @@ class Flood:
             return
         if listener.is_full:
             listener.refused_syns += len(syns)
-            self.noise += len(syns)
+            self.useless_datagrams += len(syns)
         elif listener.register_syns(len(syns), now=now):
-            self.noise += len(syns)
+            self.useless_datagrams += len(syns)
             source = source_hash(name, self._multiplier)
             self._sources[source] = self._sources.get(source, 0) + len(syns)
             self._names[source] = name

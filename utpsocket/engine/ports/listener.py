@@ -4,19 +4,19 @@ The user's fd is a real listening AF_UNIX socket. For each incoming connection t
 whose name contains both addresses, so accept() is the kernel's in any process (docs/sockets.md §1). That is the
 hand-over.
 
-A connection is handed over when its initiator has proved its address: by a packet that acks our answer to its SYN.
-Since libutp sends no such packet before its first byte, and a server may be the first to send, it is also handed over a
-moment after its SYN without proof; but not if the SYN announces that a proof will follow (handshake.py).
+A connection is handed over when its initiator is verified: by a packet that acks the SYN-ACK. Since libutp sends no
+such packet before its first byte, and a server may be the first to send, it is also handed over a moment after its SYN
+without being verified; but not if the SYN announces that an ack will follow (handshake.py).
 
-If many are unproven, a flood of SYNs with false addresses is likely. Then SYNs make no connection, but an entry of the
-cache (syncache.py) until they are proven, and what has been unproven for a second becomes one. So false SYNs cannot
-take the place of true ones. The cost: while many are unproven, an initiator of libutp's that waits for the server to
-send first gets nothing until it sends itself, or until its first keepalive after 29 s; both are proofs. No program over
-libutp waits so, as its acceptors cannot send first either. To ask each initiator would be a second packet to every
-false address.
+If many are unverified, a flood of SYNs with false addresses is likely. Then a SYN makes no connection, but an entry of
+the cache (syncache.py), until its sender is verified; and a connection that has been unverified for a second becomes
+such an entry. So false SYNs cannot take the place of true ones. The cost: while many are unverified, an initiator of
+libutp's that waits for the server to send first gets nothing until it sends itself, or until its first keepalive after
+29 s; both are acks. No program over libutp waits so, as its acceptors cannot send first either. To ask each initiator
+would be a second packet to every false address.
 
     From SYN to accept(). on_syn() → on_handshake_end(), or 30 ms → prepare(): the engine's end of a pair is made →
-    hand_over(): it is connected to the user's fd → watch_handed(): epoll is asked for its events.
+    hand_over(): it is connected to the user's fd → watch_handed_over(): it is registered with epoll.
 
 Only the engine's thread calls. Sources: docs/protocol.md §3, §4.
 """
@@ -43,16 +43,16 @@ from utpsocket.engine.user_fds.socket_state import Identity, Role, half_buffer
 from utpsocket.protocol import State
 
 if TYPE_CHECKING:
-    from utpsocket.engine.channels.utp import ConnectGate as HeldGates
+    from utpsocket.engine.channels.utp import ConnectGate as BridgesConnectGate
     from utpsocket.engine.channels.utp import Engine as BridgesEngine
     from utpsocket.engine.kernel.udp import Port
     from utpsocket.engine.user_fds.open_fds import Rechecks
 
-    class ConnectGate(HeldGates, Protocol):
-        """Connects that are complete and not said yet (connect_gate.py)."""
+    class ConnectGate(BridgesConnectGate, Protocol):
+        """Connects that are complete and not visible yet (connect_gate.py)."""
 
         def initiator_of(self, acceptor: Bridge) -> Bridge | None:
-            """The connect that is to come to light with this acceptor's accept()."""
+            """The connect that becomes visible together with this acceptor's accept()."""
 
     class Engine(BridgesEngine, Protocol):
         """What of it hands connections over."""
@@ -85,7 +85,7 @@ if TYPE_CHECKING:
             """Close it if it is unused."""
 
         def return_to_cache(self, bridge: Bridge, *, now: int) -> None:
-            """Have the cache of SYNs keep it, and no connection."""
+            """Replace the connection by an entry of the cache of SYNs."""
 
     class TcpHalf(Protocol):
         """What accepts TCP at the same port number (tcp_listener.py)."""
@@ -103,12 +103,12 @@ if TYPE_CHECKING:
             """Forget the fds without closing them."""
 
 
-# How long after its SYN an unproven connection is handed over. A proof takes one round trip; a server that sends first
-# can wait this long. By feel.
-_PROOF_WAIT_US: Final = 30_000
-_FAULTS_BORNE: Final = 20  # exceptions in the work for a listener, before it ends
-MAX_HALF_OPEN: Final = 256  # unproven connections of one listener; beyond, SYNs go to the cache; by feel
-_FEW_HALF_OPEN: Final = 64  # beyond, unproven connections are not handed over; by feel
+# How long after its SYN an unverified connection is handed over. The ack of the SYN-ACK takes one round trip; a server
+# that sends first can wait this long. By feel.
+_VERIFICATION_WAIT_US: Final = 30_000
+_MAX_FAULTS: Final = 20  # exceptions in the work for a listener, before it ends
+MAX_HALF_OPEN: Final = 256  # unverified connections of one listener; beyond, SYNs go to the cache; by feel
+_FEW_HALF_OPEN: Final = 64  # beyond, unverified connections are not handed over; by feel
 # SYNs go to the cache for so long after there were MAX_HALF_OPEN, and on, while more than _FEW_HALF_OPEN come in that
 # time.
 _CACHING_US: Final = 1_000_000
@@ -118,20 +118,20 @@ class Listener:
     """One listening socket of the program.
 
     commands.listen() makes it and puts it on its port. Endpoint calls on_syn(), the loop prepare(), hand_over() and
-    watch_handed(); close() ends it.
+    watch_handed_over(); close() ends it.
     """
 
     __slots__ = (
         "_cached_syns",
         "_caching_until",
-        "_proof_announced",
+        "_ack_announced",
         "_faults",
         "_half_open",
-        "_handed",
+        "_unwatched",
         "_prepared",
         "_ready",
         "_retries",
-        "_unproven",
+        "_unverified",
         "backlog",
         "cache",
         "endpoint",
@@ -156,12 +156,12 @@ class Listener:
 
         # Incoming connections, by how far they have come.
         self.cache = SynCache()  # SYNs that are answered, and no connection yet
-        self._half_open = 0  # connections that are not proven
-        self._unproven: dict[Bridge, None] = {}  # of these, those that will be handed over all the same, oldest first
-        self._proof_announced: dict[Bridge, None] = {}  # of these, those that wait for their proof, oldest first
+        self._half_open = 0  # connections that are not verified
+        self._unverified: dict[Bridge, None] = {}  # of these, those that will be handed over all the same, oldest first
+        self._ack_announced: dict[Bridge, None] = {}  # of these, those whose SYN announces an ack, oldest first
         self._ready: deque[Bridge] = deque()  # to be handed over
         self._prepared: deque[tuple[Bridge, Any]] = deque()  # with the engine's end of their pair
-        self._handed: list[Bridge] = []  # handed over, and epoll has not been asked for their events yet
+        self._unwatched: list[Bridge] = []  # handed over, and not registered with epoll yet
         self._retries = Retries()  # when to hand over again, where accept()'s queue is full or there is no fd
 
         # See register_syns().
@@ -192,24 +192,24 @@ class Listener:
         self._cached_syns += syns
         return True
 
-    def on_syn(self, bridge: Bridge, *, proves_itself: bool, now: int) -> None:
+    def on_syn(self, bridge: Bridge, *, announces_ack: bool, now: int) -> None:
         """A SYN has made a connection, which is half-open until on_handshake_end().
 
-        proves_itself   the SYN announces that a proof of the address will follow
+        announces_ack   the SYN announces that its sender will ack the SYN-ACK
         """
         self._half_open += 1
         bridge.syn_received_at = now
-        if proves_itself:
-            self._proof_announced[bridge] = None
+        if announces_ack:
+            self._ack_announced[bridge] = None
         else:
-            self._unproven[bridge] = None
+            self._unverified[bridge] = None
 
     def on_handshake_end(self, bridge: Bridge) -> None:
-        """A half-open connection was proven, or has ended."""
+        """The initiator of a half-open connection is verified, or the connection has ended."""
         self._half_open -= 1
-        if bridge in self._unproven or bridge in self._proof_announced:
-            self._unproven.pop(bridge, None)
-            self._proof_announced.pop(bridge, None)
+        if bridge in self._unverified or bridge in self._ack_announced:
+            self._unverified.pop(bridge, None)
+            self._ack_announced.pop(bridge, None)
             if bridge.connection.state is State.CLOSED:
                 bridge.is_handed_over = True
             else:
@@ -223,14 +223,14 @@ class Listener:
         """
         next_at: int | None = None
         is_caching = now < self._caching_until + _CACHING_US
-        while self._unproven and self._half_open <= _FEW_HALF_OPEN and not is_caching:
-            bridge = next(iter(self._unproven))
-            if now < bridge.syn_received_at + _PROOF_WAIT_US:
-                next_at = bridge.syn_received_at + _PROOF_WAIT_US
+        while self._unverified and self._half_open <= _FEW_HALF_OPEN and not is_caching:
+            bridge = next(iter(self._unverified))
+            if now < bridge.syn_received_at + _VERIFICATION_WAIT_US:
+                next_at = bridge.syn_received_at + _VERIFICATION_WAIT_US
                 break
-            del self._unproven[bridge]
+            del self._unverified[bridge]
             self._ready.append(bridge)
-        if is_caching and (self._unproven or self._proof_announced):
+        if is_caching and (self._unverified or self._ack_announced):
             next_at = self._return_to_cache(now=now)
         ready = self._ready
         loop = self.endpoint.loop
@@ -248,9 +248,11 @@ class Listener:
         return next_at
 
     def _return_to_cache(self, *, now: int) -> int:
-        """Connections that have been unproven for long become entries of the cache. Returns when to look again, µs."""
+        """Replace connections that have been unverified for long by entries of the cache. Returns when to look again,
+        in µs.
+        """
         at = now + _CACHING_US
-        for waiting in (self._unproven, self._proof_announced):
+        for waiting in (self._unverified, self._ack_announced):
             for bridge in list(waiting):
                 if now < bridge.syn_received_at + _CACHING_US:
                     at = min(at, bridge.syn_received_at + _CACHING_US)
@@ -259,7 +261,7 @@ class Listener:
         return at
 
     def hand_over(self, *, now: int) -> int | None:
-        """Connect the prepared pairs to the user's fd, so that accept() returns them. Next: watch_handed().
+        """Connect the prepared pairs to the user's fd, so that accept() returns them. Next: watch_handed_over().
 
         Returns when to try again, in µs, or None. Where the connect() of one is in this process, it becomes visible in
         the same step (connect_gate.py).
@@ -285,21 +287,20 @@ class Listener:
                 return self._retries.next_at(now=now)
             if error:
                 self.is_closed = True
-                loop.rechecks.hurry()
+                loop.rechecks.make_due()
                 self._prepared.popleft()
                 engine_sock.close()
                 bridge.reset_unaccepted()
                 loop.mark_dirty(bridge)
                 return None
-            bridge.engine_sock = (
-                engine_sock  # at once: it is the user's connection now, and has to be closed in the one way
-            )
+            # At once: it is the user's connection now, and only the bridge may close it.
+            bridge.engine_sock = engine_sock
             bridge.is_handed_over = True
             self._prepared.popleft()
             bridge.attach(engine_sock)
             if self.identity.shut_halves:
                 bridge.inherit_shutdown(self.identity.shut_halves, now=now)
-            self._handed.append(bridge)
+            self._unwatched.append(bridge)
             self._retries.reset()
         loop.owner = self
         if self.identity.is_full:
@@ -318,11 +319,11 @@ class Listener:
         if self.tcp_listener is not None:
             self.tcp_listener.on_room()
 
-    def watch_handed(self) -> None:
-        """Have epoll tell events of what was handed over. Apart from hand_over(), since that call gives up the GIL."""
+    def watch_handed_over(self) -> None:
+        """Register with epoll what was handed over. Apart from hand_over(), since that call releases the GIL."""
         loop = self.endpoint.loop
-        while self._handed:
-            loop.owner = bridge = self._handed.pop()
+        while self._unwatched:
+            loop.owner = bridge = self._unwatched.pop()
             if bridge.engine_sock is not None:
                 loop.watch_bridge(bridge)
 
@@ -333,7 +334,7 @@ class Listener:
         try:
             make = partial(with_room, partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0), is_for_accept=True)
             if self.endpoint.is_in_other_namespace:
-                make = partial(netns.beside, self.endpoint.port.sock, make)
+                make = partial(netns.make_in_namespace_of, self.endpoint.port.sock, make)
             engine_sock = raise_fd(make())
             engine_sock.setblocking(False)
             engine_sock.bind(fd_names.encode(identity.cookie, identity.local, identity.peer, self.endpoint.loop.pid))
@@ -354,7 +355,7 @@ class Listener:
         self.cache.clear()
         if self.tcp_listener is not None:
             self.tcp_listener.close()
-        left = [bridge for bridge, _ in self._prepared] + [*self._ready, *self._unproven, *self._proof_announced]
+        left = [bridge for bridge, _ in self._prepared] + [*self._ready, *self._unverified, *self._ack_announced]
         for _, engine_sock in self._prepared:
             engine_sock.close()
         for bridge in left:
@@ -363,8 +364,8 @@ class Listener:
         # Last: should any of this fail, it is all done again.
         self._prepared.clear()
         self._ready.clear()
-        self._unproven.clear()
-        self._proof_announced.clear()
+        self._unverified.clear()
+        self._ack_announced.clear()
         return left
 
     def forget(self, bridge: Bridge) -> None:
@@ -372,8 +373,8 @@ class Listener:
         if bridge.syn_received_at:
             self.on_handshake_end(bridge)
             bridge.syn_received_at = 0
-        self._unproven.pop(bridge, None)
-        self._proof_announced.pop(bridge, None)
+        self._unverified.pop(bridge, None)
+        self._ack_announced.pop(bridge, None)
         if bridge in self._ready:
             self._ready.remove(bridge)
         for prepared in list(self._prepared):
@@ -383,9 +384,9 @@ class Listener:
                 self._prepared.remove(prepared)
 
     def fail(self, error: BaseException) -> None:
-        """See faults.py: what was being done is done again. After _FAULTS_BORNE the listener ends."""
+        """See faults.py: what was being done is done again. After _MAX_FAULTS the listener ends."""
         self._faults += 1
-        if self._faults > _FAULTS_BORNE or not self.endpoint.loop.is_alive:
+        if self._faults > _MAX_FAULTS or not self.endpoint.loop.is_alive:
             self.end()
 
     def end(self) -> None:
@@ -416,7 +417,7 @@ class Listener:
     def stats(self) -> dict[str, Any]:
         """Figures of this instant."""
         return {
-            "pending": len(self._ready) + len(self._unproven) + len(self._prepared),
+            "pending": len(self._ready) + len(self._unverified) + len(self._prepared),
             "prepared": len(self._prepared),
             "half_open": self._half_open,
             "cached_syns": len(self.cache),

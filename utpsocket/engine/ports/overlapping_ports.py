@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         overlapping: tuple[Any, ...]
         listener: Listener | None
         is_closed: bool
-        reuse: bool
+        reuse_address: bool
 
         @property
         def loop(self) -> Reactor: ...
@@ -51,13 +51,13 @@ if TYPE_CHECKING:
         def peers(self) -> object | None: ...
 
         @property
-        def remains(self) -> Mapping[tuple[object, int], object]: ...
+        def time_wait_records(self) -> Mapping[tuple[object, int], object]: ...
 
         def is_cached(self, run: Run, connection_id: int) -> bool:
             """Whether a SYN that is answered and no connection yet has this id."""
 
         def handle_run(self, run: Run, *, now: int) -> None:
-            """Packets of one connection's, or of a stranger's."""
+            """Handle packets of one sender: of one connection, or strays."""
 
         def handle_datagram(self, run: Run, packet: Packet | None = None, *, now: int) -> None:
             """One datagram; `packet`: what decode() made of it."""
@@ -80,7 +80,7 @@ def _overlaps(endpoint: OverlappingPort, local: Address, namespace: int) -> bool
 
 def may_be_overlapped(endpoint: OverlappingPort) -> bool:
     """Whether a port may be overlapped: only connections are left, and its sockets had set SO_REUSEADDR."""
-    return endpoint.reuse and not endpoint.holders and endpoint.peers is None and not listens(endpoint)
+    return endpoint.reuse_address and not endpoint.holders and endpoint.peers is None and not listens(endpoint)
 
 
 def listens(endpoint: OverlappingPort) -> bool:
@@ -140,13 +140,13 @@ def hand_on(endpoint: OverlappingPort, packet: Packet, run: Run, *, now: int) ->
 
 def _is_for(endpoint: OverlappingPort, packet: Packet, run: Run) -> bool:
     """Whether this is for a connection of this port's, or may begin one."""
-    addr, one, bridges = run.addr, packet.connection_id, endpoint.bridges
+    addr, id, bridges = run.addr, packet.connection_id, endpoint.bridges
     if packet.type == SYN:
-        return (addr, one + 1 & 0xFFFF) in bridges or listens(endpoint)
-    around = (one, one - 1 & 0xFFFF, one + 1 & 0xFFFF) if packet.type == RESET else (one,)
-    if any((addr, near) in bridges for near in around) or (addr, one) in endpoint.remains:
+        return (addr, id + 1 & 0xFFFF) in bridges or listens(endpoint)
+    around = (id, id - 1 & 0xFFFF, id + 1 & 0xFFFF) if packet.type == RESET else (id,)
+    if any((addr, near) in bridges for near in around) or (addr, id) in endpoint.time_wait_records:
         return True
-    return endpoint.is_cached(run, one - 1 & 0xFFFF)
+    return endpoint.is_cached(run, id - 1 & 0xFFFF)
 
 
 def _covers(other: OverlappingPort, run: Run) -> bool:
@@ -155,14 +155,14 @@ def _covers(other: OverlappingPort, run: Run) -> bool:
 
 
 def _address_of(endpoint: OverlappingPort) -> str:
-    """The address of a port as Run.local tells it."""
+    """The address of a port in the form of Run.local."""
     host, *rest = endpoint.port.local
     scope = rest[2] if len(rest) > 2 else 0
     return f"{host}%{scope}" if scope else str(host)
 
 
 def _readdressed(other: OverlappingPort, endpoint: OverlappingPort, run: Run) -> Run:
-    """The run as the other port would have received it: a wildcard port is told the local address."""
+    """The run as the other port would have received it: with the local address if that port is bound to a wildcard."""
     local = _address_of(endpoint) if other.port.is_wildcard else None
     handed = Run(run.data, run.stride, run.addr, local, run.datagram_bytes)
     handed.payload_views = run.payload_views

@@ -1,8 +1,8 @@
 """How large a datagram has reached a peer's address, for the next connections to it.
 
 It outlives any port of ours, since each connection that is dialled has a port of its own; it is kept as long as one
-connection to the address lives. The address includes the port number: behind another one there may be another program,
-whose buffer cuts large datagrams off.
+connection to the address exists. The address includes the port number: at another one there may be another program,
+which receives into a smaller buffer, so that large datagrams are truncated.
 
 Only the engine's thread calls. Source: RFC 8899 §3 (9).
 """

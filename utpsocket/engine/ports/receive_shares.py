@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 # A connection that has moved data in this epoch or the one before is active. By feel: some round trips of a local
 # network.
 _EPOCH_US: Final = 50_000
-_LEAST_BYTES: Final = 64 << 10  # with less, more iterations are needed than losses are saved: docs/performance.md §7
+_MIN_SHARE_BYTES: Final = (
+    64 << 10
+)  # with less, more iterations are needed than losses are saved: docs/performance.md §7
 _MERGED_BYTES: Final = 32 << 10  # a run of at least this size was merged by the kernel (GRO)
 _SURE_RUNS: Final = 8  # so many in a row, and the peer's datagrams come merged; by feel
 
@@ -44,7 +46,7 @@ class ReceiveShares:
         "_active",
         "_active_before",
         "_ends_at",
-        "_least_bytes",
+        "_min_share_bytes",
         "_merged_runs",
         "single_share_bytes",
         "budget_bytes",
@@ -54,14 +56,14 @@ class ReceiveShares:
         self.budget_bytes = budget_bytes = buffer_bytes // 2
         self.single_share_bytes = buffer_bytes * 9 // 10
         self._merged_runs = 0  # in a row, up to _SURE_RUNS
-        self._least_bytes = max(_LEAST_BYTES, min(GRANT_BYTES, budget_bytes // 8))
+        self._min_share_bytes = max(_MIN_SHARE_BYTES, min(GRANT_BYTES, budget_bytes // 8))
         self._ends_at = 0  # of the current epoch
         self._active: set[int] = set()  # cookies of the connections that moved data in this epoch
         self._active_before = 0  # how many did in the one before
 
     def initial_share_bytes(self, connections: int) -> int:
         """What a connection may advertise that has received nothing yet, with so many connections on this port."""
-        return max(self._least_bytes, self.budget_bytes // max(1, connections))
+        return max(self._min_share_bytes, self.budget_bytes // max(1, connections))
 
     def on_data(self, bridge: Bridge, run_bytes: int, *, now: int) -> None:
         """A run came for this connection: it is active, and may advertise what an active one may (receive.share_bytes).
@@ -80,4 +82,4 @@ class ReceiveShares:
             share_bytes = self.single_share_bytes
         else:
             share_bytes = self.budget_bytes // active
-        bridge.connection.receive.share_bytes = max(self._least_bytes, share_bytes)
+        bridge.connection.receive.share_bytes = max(self._min_share_bytes, share_bytes)

@@ -1,8 +1,8 @@
 """When to try again what makes no event: room in the kernel's accept queue, or a free fd number.
 
 Both halves of a listener need it (listener.py, tcp_listener.py). An accept() that is called in Python by a process that
-the engine serves tells the engine: expect_success(). Any other one does not, so the engine also tries whenever it wakes
-up for something else; and of itself, after as long again as it has waited, at most half a second.
+the engine serves sends the engine a command: expect_success(). Any other accept() does not, so the engine also tries
+whenever it wakes up for something else; and by a timer, after as long again as it has waited, at most half a second.
 
     Example, in ms since the first failure. Tried in vain at 0: again at 2 at the latest. In vain at 2, 4, 8 …: again at
     4, 8, 16 …. From 500 on, every 500. A queue from which nothing is taken so costs two calls a second.
@@ -16,8 +16,8 @@ from typing import Final
 
 from utpsocket.protocol.times import NEVER
 
-_LEAST_US: Final = 2_000  # by feel: a program that accepts in a loop takes less
-_MOST_US: Final = 500_000  # by feel: the longest that an accept() may wait for what is already there
+_MIN_WAIT_US: Final = 2_000  # by feel: a program that accepts in a loop takes less
+_MAX_WAIT_US: Final = 500_000  # by feel: the longest that an accept() may wait for what is already there
 
 
 class Retries:
@@ -33,8 +33,8 @@ class Retries:
         """It has failed. Returns when to try again at the latest."""
         if self._since is None:
             self._since = now
-        self._may_at = now + _LEAST_US
-        return now + max(_LEAST_US, min(now - self._since, _MOST_US))
+        self._may_at = now + _MIN_WAIT_US
+        return now + max(_MIN_WAIT_US, min(now - self._since, _MAX_WAIT_US))
 
     def is_due(self, *, now: int) -> bool:
         """Whether it may be tried before next_at(), now that the engine is awake."""

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from utpsocket.engine.reactor import Reactor
 
     class Engine(Reactor, Protocol):
-        """With memory to receive into, and what the environment says of UDP sockets."""
+        """With memory to receive into, and the environment variables about UDP sockets."""
 
         arena: Arena
         offload: bool
@@ -75,21 +75,21 @@ if TYPE_CHECKING:
         def is_in_other_namespace(self) -> bool: ...
 
         def handle_run(self, run: Run, *, now: int) -> None:
-            """Packets of one connection's, or of a stranger's."""
+            """Handle packets of one sender: of one connection, or strays."""
 
         def handle_errors(self, *, now: int) -> None:
-            """What ICMP has said of datagrams of ours."""
+            """Hand ICMP errors about our datagrams to the connections."""
 
 
 _RUNS_PER_ITERATION: Final = 8  # then other sockets are read
-_MOST_EARLY_DATAGRAMS: Final = 64  # that came between bind() and connect(), by feel
+_MAX_EARLY_DATAGRAMS: Final = 64  # that came between bind() and connect(), by feel
 # Sockets that are kept without a connection, so that what a peer repeats after the end comes to the process that had
 # the connection; by feel.
-_LINGERING: Final = 64
+_MAX_UNUSED: Final = 64
 _MAPPED: Final = "::ffff:"
 _TABLES: Final = ("/proc/net/udp", "/proc/net/udp6")
 _LOCAL, _REMOTE, _INODE = 1, 2, 9  # their columns
-_CHECKED_US: Final = 50_000  # how long what /proc told of other processes is used; by feel
+_CHECK_AGAIN_US: Final = 50_000  # how long what was read in /proc about other processes is used; by feel
 _SO_BINDTOIFINDEX: Final = 62  # asm-generic/socket.h
 _NO_INTERFACE: Final = 2**31 - 1  # Linux numbers interfaces from 1 on
 _FIRST_UNPRIVILEGED: Final = 1_024  # ip(7); below, a process that gives its rights up after bind() could not bind again
@@ -167,7 +167,7 @@ class ReuseportSocket:
 
     def __init__(self, endpoint: SharedPort, sock: Any, addr: object, local: str | None) -> None:
         self._endpoint = endpoint
-        self._local = local  # at a wildcard port: the local address, as the kernel would tell it with each datagram
+        self._local = local  # at a wildcard port: the local address, as IP_PKTINFO would give it for each datagram
         loop = endpoint.loop
         self.port = Port(sock, offload=loop.offload, buffer_bytes=loop.udp_buffer_bytes, peer=addr)
         self.bridges: set[Bridge] = set()
@@ -179,13 +179,13 @@ class ReuseportSocket:
         self.receive()
 
     def receive(self) -> None:
-        """Receive what there is, a bounded amount, and hand it to the port. epoll tells of the rest again."""
+        """Receive what there is, a bounded amount, and hand it to the port. epoll reports the rest again."""
         endpoint, port, local = self._endpoint, self.port, self._local
         loop = endpoint.loop
         arena, now = loop.arena, loop.now
         for _ in range(_RUNS_PER_ITERATION):
             runs: list[Run]
-            if port.is_gathering:
+            if port.uses_recvmmsg:
                 runs = [part for run in port.receive_many(arena) for part in run.parts()]
                 is_drained = port.is_drained
             else:
@@ -231,7 +231,7 @@ class ReuseportSockets:
         "_endpoint",
         "_has_left",
         "_is_alone",
-        "_lingering",
+        "_unused",
         "_reservation",
         "by_addr",
         "is_supported",
@@ -243,9 +243,9 @@ class ReuseportSockets:
         self._has_left = False  # the port's socket is connected to itself
         self._can_rejoin = reservation is not None  # the kernel knows that bind() has chosen the number: _disconnect()
         self.by_addr: dict[object, ReuseportSocket] = {}
-        self._lingering: OrderedDict[object, None] = OrderedDict()  # of these, peers without a connection, oldest first
+        self._unused: OrderedDict[object, None] = OrderedDict()  # of these, peers without a connection, oldest first
         self.is_supported = True
-        self._is_alone = False  # what is_only_socket() last said
+        self._is_alone = False  # what is_only_socket() last returned
         self._checked_at = 0  # and when, µs
         if reservation is None:
             self._mark_group_connected()
@@ -324,7 +324,7 @@ class ReuseportSockets:
         return None if found is None else _local_host(found.port.local, self._endpoint.port.family)
 
     def _mark_group_connected(self) -> None:
-        """Have the kernel know the group as one beside which there are connected sockets (before Linux 6.13)."""
+        """Make the kernel note that there are connected sockets at the group's address (before Linux 6.13)."""
         port = self._endpoint.port
         try:
             member = with_room(partial(Socket, port.family, stdlib.SOCK_DGRAM, 0))
@@ -351,7 +351,7 @@ class ReuseportSockets:
             found = self._open(addr, host)
             if found is None:
                 return
-        self._lingering.pop(addr, None)
+        self._unused.pop(addr, None)
         found.bridges.add(bridge)
 
     def leave(self, bridge: Bridge) -> None:
@@ -361,9 +361,9 @@ class ReuseportSockets:
         if found is not None and bridge in found.bridges:
             found.bridges.discard(bridge)
             if not found.bridges:
-                self._lingering[addr] = None
-                if len(self._lingering) > _LINGERING:
-                    self.drop(next(iter(self._lingering)))
+                self._unused[addr] = None
+                if len(self._unused) > _MAX_UNUSED:
+                    self.drop(next(iter(self._unused)))
 
     def receive(self, addr: object) -> None:
         """Receive what has come from this peer by now."""
@@ -373,7 +373,7 @@ class ReuseportSockets:
 
     def drop(self, addr: object) -> None:
         """Close this peer's socket."""
-        self._lingering.pop(addr, None)
+        self._unused.pop(addr, None)
         found = self.by_addr.pop(addr, None)
         if found is not None:
             self._endpoint.loop.forget_fd(found.port.sock.fileno())
@@ -392,7 +392,7 @@ class ReuseportSockets:
         try:
             make = partial(with_room, partial(self._connected, addr, host, early_datagrams))
             if endpoint.is_in_other_namespace:
-                make = partial(netns.beside, port.sock, make)
+                make = partial(netns.make_in_namespace_of, port.sock, make)
             sock = raise_fd(make())
         except OSError as error:
             let_pass(error)
@@ -439,7 +439,7 @@ class ReuseportSockets:
                 theirs = (prefix + addr[0], *addr[1:])
             sock.bind(ours)
             sock.connect(theirs)
-            while len(early_datagrams) < _MOST_EARLY_DATAGRAMS:
+            while len(early_datagrams) < _MAX_EARLY_DATAGRAMS:
                 try:
                     early_datagrams.append(sock.recvfrom(0xFFFF))
                 except BlockingIOError:
@@ -469,7 +469,7 @@ class ReuseportSockets:
         if self.is_supported and not is_syn:
             return True
         now = self._endpoint.loop.now
-        if not self._checked_at or now >= self._checked_at + _CHECKED_US:
+        if not self._checked_at or now >= self._checked_at + _CHECK_AGAIN_US:
             self._checked_at = now
             self._is_alone = self.is_only_socket()
         return self._is_alone
@@ -511,9 +511,9 @@ def _local_host(local: Address, family: int) -> str:
 
 
 def _disconnect(sock: Any) -> None:
-    """Dissolve the association of a connected UDP socket. It keeps the port that bind() was told, and the address if
-    that is no wildcard; if it is one, the socket is in no group afterwards, and the kernel prefers it to the others.
-    Raises OSError.
+    """Dissolve the association of a connected UDP socket. It keeps the port number that bind() was given, and the
+    address if that is no wildcard; if it is one, the socket is in no group afterwards, and the kernel prefers it to the
+    others. Raises OSError.
     """
     if _connect(sock.fileno(), _AF_UNSPEC_NAME, len(_AF_UNSPEC_NAME)):
         code = ctypes.get_errno()

@@ -102,8 +102,8 @@ class GrantQueue:
         "_grants",
         "_in_flight_bytes",
         "_max_in_flight_bytes",
-        "_proven_window_bytes",
-        "_promised_bytes",
+        "_lossless_window_bytes",
+        "_peer_window_bytes",
         "_waiting",
         "is_ordered",
     )
@@ -112,9 +112,10 @@ class GrantQueue:
         self.is_ordered = False
         self._grants: dict[Bridge, Grant] = {}  # of the connections that dialled it and are not over
         self._in_flight_bytes = 0  # of all members
-        self._promised_bytes = 0  # the largest window that the peer has advertised to a member: its buffer holds it
+        # The largest window that the peer has advertised to a member: its socket's buffer holds so much.
+        self._peer_window_bytes = 0
         self._max_in_flight_bytes = 0  # grants are given while less is in flight
-        self._proven_window_bytes = 0  # a congestion window that a member has used without a loss
+        self._lossless_window_bytes = 0  # a congestion window that a member has used without a loss
         self._waiting: dict[Bridge, None] = {}  # for a grant, first come first served
 
     @property
@@ -134,9 +135,9 @@ class GrantQueue:
         queued, and 1 is returned for what needs none.
         """
         send = bridge.connection.send
-        if send.peer.largest_window_bytes > self._promised_bytes:
-            self._promised_bytes = min(_MAX_IN_FLIGHT_BYTES, send.peer.largest_window_bytes)
-            self._max_in_flight_bytes = max(self._max_in_flight_bytes, self._promised_bytes)
+        if send.peer.largest_window_bytes > self._peer_window_bytes:
+            self._peer_window_bytes = min(_MAX_IN_FLIGHT_BYTES, send.peer.largest_window_bytes)
+            self._max_in_flight_bytes = max(self._max_in_flight_bytes, self._peer_window_bytes)
         grant = self._grants[bridge]
         left_bytes = grant.from_offset + grant.bytes - send.sent_offset
         if left_bytes > 0:
@@ -197,14 +198,14 @@ class GrantQueue:
         controller = send.controller
         if send.lost_packets != grant.lost_packets:
             grant.lost_packets = send.lost_packets
-            self._proven_window_bytes = 0
-            self._max_in_flight_bytes = max(self._promised_bytes, self._max_in_flight_bytes // 2)
+            self._lossless_window_bytes = 0
+            self._max_in_flight_bytes = max(self._peer_window_bytes, self._max_in_flight_bytes // 2)
             return
         self._max_in_flight_bytes = min(_MAX_IN_FLIGHT_BYTES, self._max_in_flight_bytes + _MORE_PER_GRANT_BYTES)
-        if controller.window_bytes >= self._proven_window_bytes:
-            self._proven_window_bytes = min(controller.window_bytes, GRANT_BYTES)
+        if controller.window_bytes >= self._lossless_window_bytes:
+            self._lossless_window_bytes = min(controller.window_bytes, GRANT_BYTES)
         elif 0 < send.recovery.min_rtt_us <= PACED_FROM_RTT_US:
-            controller.seed_window(self._proven_window_bytes)
+            controller.seed_window(self._lossless_window_bytes)
 
     def leave(self, bridge: Bridge) -> Bridge | None:
         """The connection has no new data any more. Returns the first one that waits: it may have a grant now."""

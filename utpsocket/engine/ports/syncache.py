@@ -1,13 +1,13 @@
 """SYNs that have been answered and are no connection yet: a few bytes each instead of objects ("SYN cache").
 
-A listener makes a connection of a SYN at once as long as few are unproven, since some servers send first. Beyond that a
-SYN is answered and noted here, and becomes a connection when a packet proves that its sender has our answer. A flood of
-SYNs from false addresses fills this cache only.
+A listener makes a connection of a SYN at once as long as few are unverified, since some servers send first. Beyond that
+a SYN is answered and noted here, and becomes a connection when a packet acks the SYN-ACK. A flood of SYNs from false
+addresses fills this cache only.
 
 Read this first. There are two generations. The young one takes what comes; when it is full, or 20 s old, it becomes the
-old one, and the old one is dropped as a whole. So nothing is ever sorted, and an entry lives at least as long as one
+old one, and the old one is dropped as a whole. So nothing is ever sorted, and an entry is kept at least as long as one
 generation takes to fill. Example: 32,768 entries at 90,000 SYNs a second, 0.36 s, which is more than the round trip
-that a proof takes.
+until the ack of the SYN-ACK arrives.
 
 Keys are bytes: the peer's address as the kernel writes it, and the connection id as the SYN has it, so nothing has to
 be converted. A SYN that is repeated gets the same answer.
@@ -23,7 +23,7 @@ from utpsocket.engine.interpreter.originals import os
 from utpsocket.protocol.packet import PacketType, encode
 
 GENERATION_ENTRIES: Final = 32_768  # by feel: two generations are 12 MB at most, and empty without a flood
-GENERATION_US: Final = 20_000_000  # by feel: an initiator that has sent no proof for so long repeats its SYN
+GENERATION_US: Final = 20_000_000  # by feel: an initiator that has sent no ack for so long repeats its SYN
 _ACK_SLACK: Final = 2  # our number less one, or less two: libutp's first keepalive (validation.py)
 
 
@@ -56,7 +56,7 @@ class SynCache:
             self.rotates_at = now + GENERATION_US
         young, old = self._young, self._old
         draws = os.urandom(2 * len(names))
-        # The difference is 0, "not known": a true one here confuses libktorrent.
+        # The timestamp difference is 0, "not known": libktorrent misreads a true one here (docs/protocol.md §6).
         template = encode(
             PacketType.STATE, 0, timestamp_us=now, difference_us=0, window_bytes=window_bytes, seq=0, ack=0
         )
@@ -83,7 +83,7 @@ class SynCache:
         self._young[key] = syn_seq16.to_bytes(2, "big") + our_seq16.to_bytes(2, "big")
 
     def check_ack(self, name: bytes, connection_id: int, ack16: int) -> tuple[int, int] | None:
-        """Whether a packet with this ack_nr proves that its sender, whose SYN had this id, has our answer.
+        """Whether a packet with this ack_nr acks our SYN-ACK to the SYN that had this id, which verifies its sender.
 
         Returns the SYN's sequence number and ours, or None. Next, once there is a connection: use().
         """

@@ -53,7 +53,7 @@ class TcpListener:
         self._tcp: Any = None
         self._waiting: Relay | None = None  # a connection that was accepted from TCP and not handed over yet
         self._retries = Retries()  # when to try again
-        self._due_at: int | None = None  # µs: when _let_in() is to be called
+        self._due_at: int | None = None  # µs: when _accept_due() is to be called; None: it need not be
 
     def listen(self, tcp: Any) -> None:
         """Listen with a bound TCP socket. This object takes it over in one step: to the caller it is closed from then
@@ -79,21 +79,21 @@ class TcpListener:
         """A connection came in. It is accepted by a timer, later in this iteration: if its connect() was called in this
         process, that is complete by then.
         """
-        self._let_in_at(self._loop.now)
+        self._schedule_accept(self._loop.now)
 
     def on_room(self) -> None:
         """The program has accepted a connection: hand over the one that waits."""
         if self._waiting is not None:
-            self._let_in_at(self._loop.now)
+            self._schedule_accept(self._loop.now)
 
-    def _let_in_at(self, at: int) -> None:
+    def _schedule_accept(self, at: int) -> None:
         if self._due_at is None or at < self._due_at:
-            self._loop.call_at(at, self._let_in)
+            self._loop.call_at(at, self._accept_due)
             self._due_at = at
 
-    def _let_in(self) -> None:
+    def _accept_due(self) -> None:
         if self._due_at is None or self._loop.now < self._due_at:
-            return  # a timer that was set for a later time, and _let_in() was called before
+            return  # a timer that was set for a later time, and _accept_due() was called before
         self._due_at = None
         for _ in range(_ACCEPTS_PER_ITERATION):
             if self._tcp is None:
@@ -111,9 +111,9 @@ class TcpListener:
                     continue  # the peer has reset it already
                 break
         else:
-            self._let_in_at(self._loop.now + 1)  # in the next iteration
+            self._schedule_accept(self._loop.now + 1)  # in the next iteration
             return
-        self._let_in_at(self._retries.next_at(now=self._loop.now))
+        self._schedule_accept(self._retries.next_at(now=self._loop.now))
 
     def fail(self, error: BaseException) -> None:
         """See faults.py: one connection is reset, and the listener goes on."""
@@ -122,7 +122,7 @@ class TcpListener:
             waiting.fail(error)
         if self._tcp is not None:
             self._due_at = None
-            self._let_in_at(self._retries.next_at(now=self._loop.now))
+            self._schedule_accept(self._retries.next_at(now=self._loop.now))
 
     def _accept(self) -> Relay:
         fd, peer = with_room(self._tcp._accept)
@@ -179,7 +179,7 @@ class TcpListener:
         self._loop.owner = relay
         try:
             relay.start()
-        except OSError as error:  # not the listener's: _let_in() would go on with the next connection
+        except OSError as error:  # not the listener's: _accept_due() would go on with the next connection
             relay.fail(error)
         self._loop.owner = self
         return True

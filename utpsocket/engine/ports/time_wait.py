@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         def bound(self) -> BoundPorts: ...
 
 
-_MOST_PRIVATE_PORTS: Final = 256  # by feel: a process may usually have 1,024 fds
+_MAX_PRIVATE_PORTS: Final = 256  # by feel: a process may usually have 1,024 fds
 
 
 class TimeWaits:
@@ -38,8 +38,10 @@ class TimeWaits:
         self._loop = loop
         self._private: dict[BridgePort, None] = {}  # private ports that wait for a late FIN only, the oldest first
 
-    def settle(self, bridge: Bridge) -> None:
-        """This connection is in TIME_WAIT. To be called whenever something has happened to it; idempotent."""
+    def on_time_wait(self, bridge: Bridge) -> None:
+        """This connection is in TIME_WAIT: end the wait where it is not needed, or where too many ports wait. To be
+        called whenever something has happened to the connection; idempotent.
+        """
         if bridge.connection.is_initiator and bridge.other_side is None:
             acceptor = acceptor_of(bridge, self._loop.bound)
             if acceptor is not None:
@@ -63,7 +65,7 @@ class TimeWaits:
     def _limit_private_ports(self, endpoint: BridgePort) -> None:
         """Note a private port that waits; each costs an fd, so the oldest may have to go."""
         self._private[endpoint] = None
-        if len(self._private) > _MOST_PRIVATE_PORTS:
+        if len(self._private) > _MAX_PRIVATE_PORTS:
             oldest = next(iter(self._private))
             del self._private[oldest]
             oldest.end_time_waits()

@@ -2,8 +2,8 @@
 later.
 
 If a UDP socket is closed with datagrams unread, they are gone without an answer: the kernel sent no ICMP error for
-them, as the socket was there. Their senders would repeat their SYN after a second. So the kernel is first told to put
-nothing more into the socket, and then each SYN in it is answered by a RESET.
+them, as the socket was there. Their senders would repeat their SYN after a second. So the socket is first connected to
+itself, which keeps further datagrams out of it, and then each SYN in it is answered by a RESET.
 
 Only the engine's thread calls; where a caller closes a port by itself, nothing is unread (Loop.free_address()).
 Sources: udp(7), connect(2).
@@ -24,7 +24,8 @@ from utpsocket.protocol.packet import SYN, decode
 if TYPE_CHECKING:
     from utpsocket.engine.ports.endpoint import Endpoint
 
-_MOST: Final = 1_000  # datagrams that are looked at; by feel: with more it is a flood, and the rest may ask again
+# Datagrams that are looked at. By feel: with more it is a flood, and the rest of the senders repeat their SYN.
+_MAX_DATAGRAMS: Final = 1_000
 _MERGED_BYTES: Final = 65_535  # of one datagram, or of several that UDP_GRO has made one of
 _LOOPBACK_OF_WILDCARD: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -46,12 +47,12 @@ def _is_left_to_others(endpoint: Endpoint) -> bool:
 def _refuse(endpoint: Endpoint) -> None:
     sock, port = endpoint.port.sock, endpoint.port
     _stop_receiving(sock, port.local)
-    for _ in range(_MOST):
+    for _ in range(_MAX_DATAGRAMS):
         try:
             data, ancillary, _, addr = sock.recvmsg(_MERGED_BYTES, ANCILLARY_BYTES, stdlib.MSG_DONTWAIT)
         except OSError as error:
             if error.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH):
-                continue  # met by an earlier datagram of ours
+                continue  # an ICMP error about an earlier datagram of ours
             return
         stride, local = port.parse_ancillary(ancillary, len(data))
         for start in range(0, len(data), max(1, stride)):
@@ -68,7 +69,7 @@ def _refuse(endpoint: Endpoint) -> None:
             try:
                 sock.sendmsg([reset.data], [] if local is None else port.source(local), 0, addr)
             except OSError:
-                pass  # it may ask again
+                pass  # its sender repeats the SYN
 
 
 def _stop_receiving(sock: Any, local: Any) -> None:

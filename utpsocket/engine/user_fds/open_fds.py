@@ -257,7 +257,7 @@ class Rechecks:
             self._since = now
             self.at = self._may_at = now + _RECHECK_US
 
-    def hurry(self) -> None:
+    def make_due(self) -> None:
         """The kernel has reported that one of them may be closed: due() returns them at once."""
         self._may_at = 0
 

@@ -41,7 +41,7 @@ _ANY: Final = 0xFFFF_FFFF
 _PIDFD_GETFD: Final = 438  # on every architecture
 # Processes that one search visits; one part in so many of the time is for searches; unused time is saved up to this
 # bound. All by feel.
-_MOST_PROCESSES: Final = 1_024
+_MAX_PROCESSES: Final = 1_024
 _SHARE: Final = 10
 _SAVED_NS: Final = 200_000_000
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -128,7 +128,7 @@ def _relatives() -> Iterator[int]:
     lives, that parent and its descendants.
     """
     waiting = [_parent_pid if _parent_pid and _parent_pid == os.getppid() else os.getpid()]
-    for _ in range(_MOST_PROCESSES):
+    for _ in range(_MAX_PROCESSES):
         if not waiting:
             return
         pid = waiting.pop()

@@ -26,7 +26,7 @@ from utpsocket.engine.user_fds import other_processes, shared_errnos
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 
 # Numbers that fds_of() tries where there is no /proc; by feel.
-_MOST_FDS_TRIED: Final = 4_096
+_MAX_FDS_TRIED: Final = 4_096
 _POLLOUT: Final = 0x004
 _POLLHUP: Final = 0x010
 _READ_BYTES: Final = 65_536
@@ -240,7 +240,7 @@ def fds_of(inode: int) -> Iterator[int]:
         names = with_room(partial(os.listdir, "/proc/self/fd"))
     except OSError as error:  # no /proc
         let_pass(error)
-        for number in range(_MOST_FDS_TRIED):
+        for number in range(_MAX_FDS_TRIED):
             try:
                 found = os.fstat(number)
                 if found.st_ino == inode and S_ISSOCK(found.st_mode):

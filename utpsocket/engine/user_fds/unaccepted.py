@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from utpsocket.engine.user_fds.socket_state import Identity
 
 # By feel.
-_MOST: Final = 1_024
+_MAX_REMEMBERED: Final = 1_024
 
 
 class ResetUnaccepted(OrderedDict[int, "Identity"]):
-    """Identities by cookie, the oldest first. If there are more than _MOST, the oldest is dropped."""
+    """Identities by cookie, the oldest first. If there are more than _MAX_REMEMBERED, the oldest is dropped."""
 
     def remember(self, cookie: int, identity: Identity) -> None:
         """Keep the identity of a connection that is over, if it was reset and has not been accepted."""
         if identity.error and identity.user_fd < 0:
             self[cookie] = identity
-            if len(self) > _MOST:
+            if len(self) > _MAX_REMEMBERED:
                 self.popitem(last=False)

@@ -331,7 +331,7 @@ class Introduction(asyncio.Protocol):
         sock = self._made(fileno=fd)
         try:
             identity: Identity | None = sock._utp
-            if identity is None or fd_names.maker(sock)[0] != self._owner_pid:
+            if identity is None or fd_names.peer_credentials(sock)[0] != self._owner_pid:
                 return None
             options.apply_send_buffer(sock, identity)
             return identity

@@ -53,7 +53,7 @@ def port_and_peers(host: str, target: str, peers: int) -> Iterator[tuple[Port, l
         except OSError:
             pytest.skip("no IPv6 here")
         port = Port(sock)
-        if not port.can_sift:
+        if not port.can_classify:
             pytest.skip("no recvmmsg here")
         yield port, made
 
@@ -65,12 +65,16 @@ def test_connections_come_first_and_every_syn_is_answered_from_where_it_was_sent
             peer.send(packet(PacketType.SYN, 10 + number))
             peer.send(packet(PacketType.DATA, 70, seq=1, payload=b"wanted"))
             peer.send(packet(PacketType.DATA, 900 + number))
-        runs, noise = port.receive_sifted(Arena(), {htons(70)})
+        runs, unmatched = port.receive_classified(Arena(), {htons(70)})
         assert port.is_drained
         assert [bytes(run.data[20:]) for run in runs] == [b"wanted"] * 3
-        assert [head[0] for head in noise.heads(noise.syns)] == [SYN_BYTE] * 3
-        assert [noise.run(index).data[3] for index in noise.others] == [900 + number & 0xFF for number in range(3)]
-        noise.answer(noise.syns, bytearray(b"".join(packet(PacketType.STATE, 10 + number) for number in range(3))))
+        assert [head[0] for head in unmatched.heads(unmatched.syns)] == [SYN_BYTE] * 3
+        assert [unmatched.run(index).data[3] for index in unmatched.others] == [
+            900 + number & 0xFF for number in range(3)
+        ]
+        unmatched.answer(
+            unmatched.syns, bytearray(b"".join(packet(PacketType.STATE, 10 + number) for number in range(3)))
+        )
         for number, peer in enumerate(peers):  # a connected socket takes nothing from another address
             assert peer.recv(100) == packet(PacketType.STATE, 10 + number)
 
@@ -82,8 +86,8 @@ def test_what_the_kernel_merged_is_not_taken_apart_by_its_first_bytes() -> None:
             peer.sendmsg([merged], [(socket.IPPROTO_UDP, 103, (20).to_bytes(2, "little"))])
         except OSError:
             pytest.skip("no UDP_SEGMENT here")
-        runs, noise = port.receive_sifted(Arena(), set())
-        assert sum(run.count for run in runs) + len(noise.syns) == 10
+        runs, unmatched = port.receive_classified(Arena(), set())
+        assert sum(run.count for run in runs) + len(unmatched.syns) == 10
 
 
 @pytest.mark.usefixtures("leaves_nothing_behind")
@@ -103,7 +107,7 @@ def test_who_repeats_a_syn_comes_in_where_no_small_one_does(monkeypatch: pytest.
             endpoint.flood._set_filter(endpoint)
 
         loop.call(shut)
-        if not endpoint.port.can_sift:
+        if not endpoint.port.can_classify:
             pytest.skip("the kernel has no sieve here")
         listener.settimeout(60)
         with utpsocket.create_connection(listener.getsockname(), timeout=60) as client, listener.accept()[0] as server:
@@ -136,7 +140,7 @@ def test_small_syns_are_kept_out_before_large_ones(monkeypatch: pytest.MonkeyPat
     def ticks(count: int, *, is_behind: bool) -> tuple[int, int]:
         for _ in range(count):
             flood._iterations, flood._iterations_behind = 10, 10 * is_behind
-            flood.noise += 1_000
+            flood.useless_datagrams += 1_000
             flood._tick(endpoint)
         return told[-1]
 
