@@ -1,16 +1,16 @@
 """One uTP connection, without sockets, clock, threads or randomness.
 
 Read this first: Connection is what the rest of the program uses of this package. It has four kinds of method. Getters
-tell its state. `handle_*` takes what came from the network and that time has passed. Plain verbs are what the
-application wants. `poll_*` and `timeout_at()` return what is to be done. After any `handle_*` or verb call, in this
-order:
+tell its state. `handle_*` takes what came from the network and that time has passed. connect(), commit(), finish() and
+others take what the application has done. `poll_*` and `timeout_at()` return what is to be done. After each call of the
+second and third kind, in this order:
 
     poll_event()       until None
     poll_delivery()    then delivered() with the number of bytes taken, 0 too
     poll_transmit()    until None; last, so that one ack covers everything that has been handled
     timeout_at()       when to call handle_timeout()
 
-Times are integer microseconds of one monotonic clock; `now` never decreases. No input from the network raises; a verb
+Times are integer microseconds of one monotonic clock; `now` never decreases. No input from the network raises; a call
 that the state does not allow raises RuntimeError.
 
 Sequence numbers are unbounded integers here; their 16-bit form exists in packet.py and runs.py only. What each
