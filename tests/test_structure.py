@@ -52,6 +52,8 @@ PURE_MODULES = frozenset(
 )
 # Third-party names that one module may import, each the extra of its name.
 EXTRAS = {"green/cooperative.py": {"gevent"}}
+# Type checkers bring these along; at run time nothing imports them.
+FOR_TYPE_CHECKERS = {"_typeshed", "typing_extensions"}
 
 LARGEST_FILE_LINES = 700  # of code: what explains it, or is blank, is free
 NO_CODE = {
@@ -152,6 +154,7 @@ class Import:
     line: int
     name: str
     at_module_level: bool
+    is_for_types: bool
 
     @property
     def top(self) -> str:
@@ -175,18 +178,26 @@ def imports(source: Source) -> Iterator[Import]:
         if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for inner in ast.walk(outer)
     }
+    type_nodes = {
+        id(inner)
+        for outer in ast.walk(tree)
+        if isinstance(outer, ast.If) and ast.unparse(outer.test) == "TYPE_CHECKING"
+        for statement in outer.body
+        for inner in ast.walk(statement)
+    }
     for node in ast.walk(tree):
         level = id(node) not in function_nodes
+        for_types = id(node) in type_nodes
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield Import(node.lineno, alias.name, level)
+                yield Import(node.lineno, alias.name, level, for_types)
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
             if node.level:
                 package = source.package.split(".")
                 module = ".".join([*package[: len(package) - node.level + 1], *filter(None, [module])])
             for alias in node.names:
-                yield Import(node.lineno, f"{module}.{alias.name}", level)
+                yield Import(node.lineno, f"{module}.{alias.name}", level, for_types)
 
 
 def impure_protocol(source: Source) -> Iterator[str]:
@@ -239,6 +250,8 @@ def looks_up(source: Source) -> Iterator[str]:
 def third_party(source: Source) -> Iterator[str]:
     allowed = sys.stdlib_module_names | {PACKAGE} | EXTRAS.get(source.path, set())
     for imported in imports(source):
+        if imported.is_for_types and imported.top in FOR_TYPE_CHECKERS:
+            continue
         if imported.at_module_level and imported.top not in allowed:
             yield f"{source.path}:{imported.line}: the library imports {imported.top}"
 
@@ -430,6 +443,8 @@ OFFENDERS = [
     (third_party, "cli/x.py", "import rich\nfrom tqdm import tqdm\nimport utpsocket\n", 2),
     (third_party, "green/cooperative.py", "import gevent\nimport greenlet\n", 1),
     (third_party, "shim.py", "def f():\n    import gevent\n", 0),
+    (third_party, "shim.py", "if TYPE_CHECKING:\n    import _typeshed\nelse:\n    import typing_extensions\n", 1),
+    (third_party, "shim.py", "if TYPE_CHECKING:\n    import gevent\n", 1),
     (vague_file_name, "engine/utils.py", "", 1),
     (too_long, "shim.py", "x = 1\n" * (LARGEST_FILE_LINES + 1), 1),
     (too_long, "shim.py", '"""Why."""\n\n# because\n' * LARGEST_FILE_LINES, 0),

@@ -23,6 +23,7 @@ from utpsocket.engine import running_engine
 from utpsocket.engine.channels.tcp import Relay
 from utpsocket.engine.loop import Loop
 from utpsocket.sockets import shim
+from utpsocket.sockets.rules import Rules
 
 from ..requirements import requires_ipv6
 from .network import (
@@ -424,7 +425,7 @@ def test_detached_and_taken_up_again(relayed: tuple[socket.socket, socket.socket
 # -- event loops ----------------------------------------------------------------------------------------------
 
 
-RULES: list[tuple[dict[str, str], str, str]] = [  # the rules, how a client of theirs gets there, and a plain one
+RULES: list[tuple[Rules, str, str]] = [  # the rules, how a client of theirs gets there, and a plain one
     ({"exclude": "127.0.0.1"}, "tcp", "tcp"),
     ({"listen": "both"}, "utp", "tcp"),
     ({"listen": "both", "only": "10.0.0.0/8"}, "tcp", "tcp"),
@@ -433,7 +434,7 @@ RULES: list[tuple[dict[str, str], str, str]] = [  # the rules, how a client of t
 
 @pytest.mark.parametrize("library", ["asyncio", "uvloop"])
 @pytest.mark.parametrize(("rules", "ours", "plain"), RULES)
-def test_an_event_loop_serves_by_the_rules(library: str, rules: dict[str, str], ours: str, plain: str) -> None:
+def test_an_event_loop_serves_by_the_rules(library: str, rules: Rules, ours: str, plain: str) -> None:
     seen: list[str | None] = []
     new_event_loop = pytest.importorskip(library).new_event_loop
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import select
 import socket
 import ssl
 import struct
 from collections.abc import Iterator
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from utpsocket import monkey
 from utpsocket.sockets import rules as rules_module
-from utpsocket.sockets.rules import Hosts, make_routes
+from utpsocket.sockets.rules import VARIABLES, Hosts, Rules, make_routes
 
 from ..requirements import localhost_families
 from .network import PATIENCE_S, raises_errno
@@ -100,6 +103,30 @@ def test_rules_that_say_nothing_are_none() -> None:
     for wrong in wrongs:
         with pytest.raises(ValueError):
             make_routes(**wrong)
+
+
+def test_the_rules_are_named_once_and_for_all() -> None:
+    """patch_all() shows them to help(); what else takes rules has their names and types from there."""
+    shown = {name: note for name, note in monkey.patch_all.__annotations__.items() if name != "return"}
+    assert shown.pop("children") == "bool | None"
+    assert shown == {name: note.__forward_arg__ for name, note in Rules.__annotations__.items()}
+    assert all(each.default is None for each in inspect.signature(monkey.patch_all).parameters.values())
+    assert VARIABLES.keys() == Rules.__annotations__.keys() - {"where"}
+
+
+@pytest.mark.parametrize("rules", [{"onyl": "x"}, {"only": "10.0.0.0/8", "onyl": None}])
+def test_a_rule_of_another_name_is_a_type_error(rules: dict[str, Any]) -> None:
+    module = ModuleType("program")
+    vars(module)["socket"] = socket
+    for call in (monkey.patch_all, monkey.patch_socket, partial(monkey.wrap_module, module), make_routes):
+        with pytest.raises(TypeError, match="onyl"):
+            call(**rules)
+    with pytest.raises(TypeError, match="onyl"), monkey.patched(**rules):
+        pass
+    with pytest.raises(TypeError, match="children"):
+        monkey.wrap_module(module, children=True)  # type: ignore[call-arg]
+    assert not monkey.is_patched()
+    assert vars(module)["socket"] is socket
 
 
 def test_wrong_rules_change_nothing() -> None:

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 
 from utpsocket import startup
-from utpsocket.sockets.rules import make_routes
+from utpsocket.sockets.rules import VARIABLES, make_routes
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     command = _command(arguments)
     if command is None:
         return _refuse("what shall be run? A script, -m module or -c code")
-    rules = {name: getattr(arguments, name) for name in startup.VARIABLES}
+    rules = {name: getattr(arguments, name) for name in VARIABLES}
     try:
         make_routes(**rules)
     except ValueError as error:

@@ -85,14 +85,21 @@ from utpsocket import startup
 from utpsocket.engine import engine, environment
 from utpsocket.engine.interpreter.native import Socket, original
 from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.integrations import tls_hook
 from utpsocket.monkey import host_names, in_place, library_hooks, single_module
 from utpsocket.monkey.single_module import Wrapped
 from utpsocket.sockets import functions
-from utpsocket.sockets.rules import Patterns, Routes, Where, from_environment, make_routes
+from utpsocket.sockets.rules import Patterns, Routes, Rules, Where, check_names, from_environment, make_routes
 
 if TYPE_CHECKING:
-    from utpsocket.sockets.rules import Rules
+    from typing_extensions import Unpack
+
+    class PatchOptions(Rules, total=False):
+        """The arguments of patch_all(), where they are documented, for the functions that take the same."""
+
+        children: bool | None
+
 
 __all__ = [
     "Wrapped",
@@ -142,47 +149,24 @@ def patch_all(
     Next: unpatch(), to undo it; transport() to see what carries a connection.
     Source: docs/guide/patching.md §2, §3.
     """
-    patch_socket(
-        where=where,
-        only=only,
-        exclude=exclude,
-        fallback=fallback,
-        fallback_delay=fallback_delay,
-        listen=listen,
-        children=children,
-    )
+    patch_socket(**locals())
     patch_ssl()
 
 
-def patch_socket(
-    *,
-    where: Where | None = None,
-    only: Patterns | None = None,
-    exclude: Patterns | None = None,
-    fallback: str | None = None,
-    fallback_delay: float | None = None,
-    listen: str | None = None,
-    children: bool | None = None,
-) -> None:
+def patch_socket(**rules: Unpack[PatchOptions]) -> None:
     """Change the class socket.socket in place: its AF_INET and AF_INET6 streams speak uTP from now on.
 
     It starts the engine's thread, since a thread cannot be started while the interpreter ends. A second call without
     rules changes nothing.
 
     Parameters:
-        where, only, exclude, fallback, fallback_delay, listen, children: as for patch_all().
+        rules: as for patch_all().
     Raises: ValueError for a rule that cannot be read; nothing is changed then.
     Next: unpatch(), to undo it.
     Source: docs/guide/patching.md §2, §3; docs/sockets.md §5.
     """
-    rules: Rules = {
-        "where": where,
-        "only": only,
-        "exclude": exclude,
-        "fallback": fallback,
-        "fallback_delay": fallback_delay,
-        "listen": listen,
-    }
+    children = rules.pop("children", None)
+    check_names(rules)
     _patch(rules)
     if environment.value("UTPSOCKET_PATCH", False) if children is None else children:
         startup.export_environment(rules)
@@ -302,7 +286,7 @@ def get_original(module: str, name: str | Iterable[str]) -> Any:
 
 
 @contextmanager
-def patched(**rules: Any) -> Iterator[None]:
+def patched(**rules: Unpack[PatchOptions]) -> Iterator[None]:
     """`with patched(): …`: the process is patched inside, and as before outside.
 
     Parameters:
@@ -325,7 +309,7 @@ def patched(**rules: Any) -> Iterator[None]:
             in_place.route(routes)
 
 
-def wrap_module(module: ModuleType | str, **rules: Any) -> Wrapped:
+def wrap_module(module: ModuleType | str, **rules: Unpack[Rules]) -> Wrapped:
     """Have one module use uTP, and no other: its global names for the module socket, the class and the functions that
     make sockets are bound to those of utpsocket.
 
@@ -343,7 +327,7 @@ def wrap_module(module: ModuleType | str, **rules: Any) -> Wrapped:
     return single_module.wrap(module, make_routes(**rules) if rules else None)
 
 
-def transport(sock: Any) -> str | None:
+def transport(sock: object) -> str | None:
     """Which protocol carries a socket's connection.
 
     Parameters:
@@ -355,15 +339,14 @@ def transport(sock: Any) -> str | None:
     """
     # gevent's and asyncio's sockets have another one inside, under `_sock`, and eventlet's under `fd`.
     held = (sock, getattr(sock, "_sock", None), getattr(sock, "fd", None))
-    inner = next((each for each in held if isinstance(each, Socket)), sock)
-    identity = getattr(inner, "_utp", None)
+    inner = next((each for each in held if isinstance(each, Socket)), None)
+    identity: Identity | None = getattr(sock if inner is None else inner, "_utp", None)
     if identity is not None:
-        carried: str = identity.transport
-        return carried
+        return identity.transport
+    if inner is None:
+        return None
     try:
         protocol = Socket.getsockopt(inner, stdlib.SOL_SOCKET, stdlib.SO_PROTOCOL)
-    except TypeError:
-        return None
     except OSError as error:
         let_pass(error)
         return None

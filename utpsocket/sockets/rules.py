@@ -19,16 +19,22 @@ from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast
 from weakref import ref
 
 from utpsocket.engine import environment
 
-# where(family, address, role) -> whether uTP carries it; role is "connect" or "listen".
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+# where(family, address, role) -> whether uTP carries it; role is "connect" or "listen". The address is the program's
+# object, as it was given to connect() or bind().
 Where = Callable[[int, Any, str], object]
 Patterns = str | Iterable[str]
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # RFC 8305 §5 has 250 ms between two attempts; the SYN-ACK of a lossy path may take a little longer.
 DEFAULT_FALLBACK_SECONDS: Final = 0.3
@@ -51,10 +57,10 @@ class _Entry:
     """One entry of a list. A field that is None matches anything."""
 
     name: str | None = None
-    network: ipaddress.IPv4Network | ipaddress.IPv6Network | None = None
+    network: IPNetwork | None = None
     port: int | None = None
 
-    def matches(self, names: set[str], numeric: Any, port: int) -> bool:
+    def matches(self, names: set[str], numeric: IPAddress | None, port: int) -> bool:
         if self.port is not None and self.port != port:
             return False
         if self.network is not None:
@@ -86,7 +92,7 @@ def _parse(text: str) -> _Entry:
     return _Entry(name=host.removeprefix("*").lstrip(".").rstrip("."), port=port)
 
 
-def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+def _network(text: str) -> IPNetwork | None:
     try:
         return ipaddress.ip_network(text, strict=False)
     except ValueError:
@@ -107,15 +113,15 @@ class Hosts:
         """Whether host names must be remembered for it."""
         return any(entry.name is not None for entry in self.entries)
 
-    def matches(self, address: Any) -> bool:
+    def matches(self, address: tuple[Any, ...]) -> bool:
         """Whether an address, written as by the socket module, is on the list."""
         host, port = str(address[0]), address[1]
         names = {host.rstrip(".").lower(), *_looked_up.get(host, ())}
         try:
-            numeric: Any = ipaddress.ip_address(host.partition("%")[0])
+            numeric: IPAddress | None = ipaddress.ip_address(host.partition("%")[0])
         except ValueError:
             numeric = None
-        mapped = getattr(numeric, "ipv4_mapped", None)
+        mapped: IPAddress | None = getattr(numeric, "ipv4_mapped", None)
         return any(entry.matches(names, mapped or numeric, port) for entry in self.entries)
 
 
@@ -138,7 +144,7 @@ class Routes:
     fallback_seconds: float = DEFAULT_FALLBACK_SECONDS
     listen: Literal["utp", "both"] = "utp"
 
-    def are_utp(self, family: int, address: Any, role: str) -> bool:
+    def are_utp(self, family: int, address: object, role: str) -> bool:
         """Whether uTP carries a connection to, or a listener at, this address. True for what is no address, for which
         the kernel gives its error.
         """
@@ -161,32 +167,42 @@ class Routes:
         return any(hosts is not None and hosts.has_names for hosts in (self.only, self.exclude))
 
 
-if TYPE_CHECKING:
+class Rules(TypedDict, total=False):
+    """The rules of a patch as programs and the environment write them; one that is None is not given."""
 
-    class Rules(TypedDict, total=False):
-        """The rules of a patch as programs and the environment write them; one that is None is not given."""
+    where: Where | None
+    only: Patterns | None
+    exclude: Patterns | None
+    fallback: str | None
+    fallback_delay: float | None
+    listen: str | None
 
-        where: Where | None
-        only: Patterns | None
-        exclude: Patterns | None
-        fallback: str | None
-        fallback_delay: float | None
-        listen: str | None
 
+VARIABLES: Final = {
+    "only": "UTPSOCKET_ONLY",
+    "exclude": "UTPSOCKET_EXCEPT",
+    "fallback": "UTPSOCKET_FALLBACK",
+    "fallback_delay": "UTPSOCKET_FALLBACK_DELAY",
+    "listen": "UTPSOCKET_LISTEN",
+}
+"""The rules that have an environment variable, and which. A function (`where`) has none."""
 
 _AF_INET6: Final = 10
 _wheres: list[tuple[ref[Routes], Where]] = []
 
 
-def make_routes(
-    where: Where | None = None,
-    only: Patterns | None = None,
-    exclude: Patterns | None = None,
-    fallback: str | None = None,
-    fallback_delay: float | None = None,
-    listen: str | None = None,
-) -> Routes | None:
+def check_names(rules: Mapping[str, object]) -> None:
+    """Raise TypeError for a keyword argument that is no rule."""
+    for name in rules:
+        if name not in Rules.__optional_keys__:
+            raise TypeError(f"{name!r} is no rule: {', '.join(sorted(Rules.__optional_keys__))}")
+
+
+def make_routes(**rules: Unpack[Rules]) -> Routes | None:
     """The Routes of these rules; None where no rule is given, so that everything is uTP's. Raises ValueError."""
+    check_names(rules)
+    where, only, exclude = rules.get("where"), rules.get("only"), rules.get("exclude")
+    fallback, fallback_delay, listen = rules.get("fallback"), rules.get("fallback_delay"), rules.get("listen")
     if fallback not in (None, "tcp"):
         raise ValueError(f"fallback must be 'tcp' or None, not {fallback!r}")
     if listen not in (None, "utp", "both"):
@@ -210,16 +226,9 @@ def make_routes(
 
 
 def from_environment() -> Rules:
-    """The rules in the environment, as make_routes() takes them. Raises ValueError with the name of the variable."""
-
-    rules: Rules = {
-        "only": environment.value("UTPSOCKET_ONLY", None),
-        "exclude": environment.value("UTPSOCKET_EXCEPT", None),
-        "fallback": environment.value("UTPSOCKET_FALLBACK", None),
-        "fallback_delay": environment.value("UTPSOCKET_FALLBACK_DELAY", None),
-        "listen": environment.value("UTPSOCKET_LISTEN", None),
-    }
-    for patterns, variable in ((rules["only"], "UTPSOCKET_ONLY"), (rules["exclude"], "UTPSOCKET_EXCEPT")):
+    """The rules in the environment. Raises ValueError with the name of the variable."""
+    rules = cast("Rules", {rule: environment.value(variable, None) for rule, variable in VARIABLES.items()})
+    for patterns, variable in ((rules["only"], VARIABLES["only"]), (rules["exclude"], VARIABLES["exclude"])):
         try:
             Hosts(patterns or "")
         except ValueError as error:

@@ -13,20 +13,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+
+from utpsocket.sockets.rules import VARIABLES
 
 FOLDER: Final = str(Path(__file__).resolve().parent)
-# The rules that have a variable, and which. A function (`where`) has none.
-VARIABLES: Final = {
-    "only": "UTPSOCKET_ONLY",
-    "exclude": "UTPSOCKET_EXCEPT",
-    "fallback": "UTPSOCKET_FALLBACK",
-    "fallback_delay": "UTPSOCKET_FALLBACK_DELAY",
-    "listen": "UTPSOCKET_LISTEN",
-}
 
 
-def environment(rules: Mapping[str, Any]) -> dict[str, str]:
+def environment(rules: Mapping[str, object]) -> dict[str, str]:
     """The variables that make a child interpreter patch itself; merge them into its environment.
 
     rules   as patch_all() takes them; one that is None leaves its variable as it is
@@ -35,16 +29,17 @@ def environment(rules: Mapping[str, Any]) -> dict[str, str]:
     made = {"UTPSOCKET_PATCH": "1", "PYTHONPATH": os.pathsep.join([FOLDER, *before])}
     for name, variable in VARIABLES.items():
         rule = rules.get(name)
-        if rule is not None:
-            is_list = isinstance(rule, Iterable) and not isinstance(rule, str)
-            made[variable] = ",".join(rule) if is_list else str(rule)
+        if isinstance(rule, Iterable) and not isinstance(rule, str):
+            made[variable] = ",".join(map(str, rule))
+        elif rule is not None:
+            made[variable] = str(rule)
     return made
 
 
 _before: dict[str, str | None] = {}
 
 
-def export_environment(rules: Mapping[str, Any]) -> None:
+def export_environment(rules: Mapping[str, object]) -> None:
     """Put the variables into this process's environment, which its children inherit."""
     for name, value in environment(rules).items():
         _before.setdefault(name, os.environ.get(name))
