@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Final
 
 from utpsocket.cli.child import Interrupts, ServerFailed, server_process, terminate_at_eof
 from utpsocket.cli.demo_download import Download, DownloadError, download
@@ -164,7 +164,7 @@ def transport_named(name: str) -> ModuleType:
     return utpsocket
 
 
-def as_json(result: Download) -> dict[str, Any]:
+def as_json(result: Download) -> dict[str, object]:
     """The object that --json prints. Its keys are stable."""
     return {
         "bytes": result.size_bytes,

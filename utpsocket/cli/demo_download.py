@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Final
+from typing import Final
 
-from utpsocket.cli.demo_server import FILE_NAME
+from utpsocket.cli.demo_server import FILE_NAME, Report
 
 # Read and hashed alternately, in pieces of this size. While one is hashed the sender may go on until the buffers are
 # full, a few MB, which is below 1 % of it. The default --size is a single piece.
@@ -156,15 +156,15 @@ def read_and_hash(
     return digest.digest()
 
 
-def report(connection: Connection) -> dict[str, Any]:
+def report(connection: Connection) -> Report:
     """The server's report on itself and this connection, which `Handler` documents."""
     connection.request("GET", "/report")
     response = connection.getresponse()
     body = response.read()
     try:
-        answer = json.loads(body)
-        if {"bytes", "cpu_seconds", "connection"} <= answer.keys():
-            return dict(answer)
+        answer: Report = json.loads(body)
+        if answer.keys() >= Report.__required_keys__:
+            return answer
     except (ValueError, AttributeError):
         pass
     raise DownloadError(f"not a demo server: {response.status} {response.reason[:40]!r}, its report is {body[:40]!r}")

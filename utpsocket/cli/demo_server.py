@@ -22,7 +22,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final, TypedDict, cast
+
+if TYPE_CHECKING:
+    from utpsocket.stats import ConnectionStats
 
 FILE_NAME: Final = "file"
 
@@ -36,6 +39,22 @@ IDLE_SECONDS: Final = 60
 # struct tcp_info of Linux's <linux/tcp.h>: eight bytes of flags, then 32-bit fields, of which these are by index.
 TCP_INFO: Final = struct.Struct("8x24I")
 TCP_INFO_SND_MSS, TCP_INFO_RTT, TCP_INFO_TOTAL_RETRANS = 2, 15, 23
+
+
+class ConnectionFigures(TypedDict):
+    """What the sender knows of a connection; None for what it does not."""
+
+    rtt_us: int | None
+    packet_bytes: int | None
+    retransmitted_packets: int | None
+
+
+class Report(TypedDict):
+    """The answer to `/report`."""
+
+    bytes: int
+    cpu_seconds: float
+    connection: ConnectionFigures
 
 
 @dataclass(frozen=True)
@@ -81,7 +100,9 @@ class Server(http.server.ThreadingHTTPServer):
             self.server_close()
             raise
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(
+        self, request: socket.socket | tuple[bytes, socket.socket], client_address: tuple[str | int, ...]
+    ) -> None:
         """Report in one line that a client has gone; a traceback only for other exceptions."""
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
@@ -102,7 +123,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         if self.path != "/report":
             super().do_GET()
             return
-        report = {
+        report: Report = {
             "bytes": self.server.served.size_bytes,
             "cpu_seconds": time.process_time(),
             "connection": connection_figures(self.connection, self.server.transport),
@@ -125,10 +146,15 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         """No access log: the client's progress is on the same terminal."""
 
 
-def connection_figures(connection: Any, transport: ModuleType) -> dict[str, int | None]:
-    """Round-trip time, packet size and retransmissions of `connection` as its sender sees them; None for unknown."""
+def utp_stats(connection: socket.socket, transport: ModuleType) -> ConnectionStats:
+    """The statistics of a uTP connection at this instant. Raises OSError."""
+    return cast("ConnectionStats", connection.getsockopt(transport.SOL_UTP, transport.UTP_INFO))
+
+
+def connection_figures(connection: socket.socket, transport: ModuleType) -> ConnectionFigures:
+    """Round-trip time, packet size and retransmissions of `connection` as its sender sees them."""
     if hasattr(transport, "UTP_INFO"):
-        info = connection.getsockopt(transport.SOL_UTP, transport.UTP_INFO)
+        info = utp_stats(connection, transport)
         return {
             "rtt_us": info.rtt_us,
             "packet_bytes": info.packet_bytes,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import socket
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Final
+from typing import Final
 
 from utpsocket.cli.child import Interrupts, ServerFailed, server_process, terminate_at_eof
 from utpsocket.cli.demo import LOOPBACK, note, transport_named
@@ -29,6 +30,8 @@ from utpsocket.cli.perf_server import (
     LONG_LINE_BYTES,
     OPEN_SECONDS,
     VERSION,
+    Json,
+    Lines,
     PerfError,
     Plan,
     Server,
@@ -180,7 +183,7 @@ class Measurement:
     seconds: float
     sender_cpu_seconds: float
     receiver_cpu_seconds: float
-    connections: list[dict[str, Any]]
+    connections: list[Json]
 
     @property
     def goodput_bytes_per_second(self) -> float:
@@ -222,11 +225,11 @@ def measure(host: str, port: int, plan: Plan, transport_name: str, begin: Callab
     transport = transport_named(transport_name)
     allow_fds(plan.parallel)
     with contextlib.ExitStack() as stack:
-        control = stack.enter_context(transport.create_connection((host, port), OPEN_SECONDS))
+        control: socket.socket = stack.enter_context(transport.create_connection((host, port), OPEN_SECONDS))
         answers = stack.enter_context(control.makefile("rb"))
         write_line(control, plan.line())
         read_line(answers)
-        streams = []
+        streams: list[socket.socket] = []
         for number in range(plan.parallel):
             stream = stack.enter_context(transport.create_connection((host, port), OPEN_SECONDS))
             write_line(stream, {"perf": VERSION, "stream": plan.name, "number": number})
@@ -241,7 +244,12 @@ def measure(host: str, port: int, plan: Plan, transport_name: str, begin: Callab
 
 
 def _transfer(
-    control: Any, answers: Any, streams: list[Any], plan: Plan, transport: ModuleType, update: Update
+    control: socket.socket,
+    answers: Lines,
+    streams: list[socket.socket],
+    plan: Plan,
+    transport: ModuleType,
+    update: Update,
 ) -> Measurement:
     started_cpu, started = time.process_time(), time.monotonic()
     write_line(control, {"go": True})
@@ -276,7 +284,7 @@ def _transfer(
     )
 
 
-def _last_words(control: Any, answers: Any) -> dict[str, Any] | None:
+def _last_words(control: socket.socket, answers: Lines) -> Json | None:
     try:
         control.settimeout(OPEN_SECONDS)
         return read_line(answers, LONG_LINE_BYTES)
@@ -284,7 +292,7 @@ def _last_words(control: Any, answers: Any) -> dict[str, Any] | None:
         return None
 
 
-def as_json(result: Measurement) -> dict[str, Any]:
+def as_json(result: Measurement) -> dict[str, object]:
     """The object that --json prints. Its keys are stable."""
     return {
         "transport": result.transport,

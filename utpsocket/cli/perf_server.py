@@ -26,9 +26,9 @@ import threading
 import time
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from utpsocket.cli.demo_server import connection_figures
+from utpsocket.cli.demo_server import connection_figures, utp_stats
 from utpsocket.cli.perf_streams import Limit, NotWhatWasSent, receive_all, send_all
 
 VERSION: Final = 1
@@ -40,6 +40,8 @@ LONG_LINE_BYTES: Final = 64 << 20
 OPEN_SECONDS: Final = 30.0
 BACKLOG: Final = 1_024
 SPARE_FDS: Final = 64
+# An object of JSON, as one side wrote it and the other reads it.
+Json = dict[str, Any]
 FDS_PER_STREAM: Final = 4  # the user's, the engine's, and one for the connection's own UDP port
 
 
@@ -56,7 +58,7 @@ class Plan:
     reverse: bool
     limit: Limit
 
-    def line(self) -> dict[str, Any]:
+    def line(self) -> Json:
         """As it is sent."""
         return {
             "perf": VERSION,
@@ -68,7 +70,7 @@ class Plan:
         }
 
     @classmethod
-    def read(cls, line: dict[str, Any]) -> Plan:
+    def read(cls, line: Json) -> Plan:
         """As it was received. Raises PerfError."""
         parallel, total_bytes, seconds = line.get("parallel"), line.get("bytes"), line.get("seconds")
         if (
@@ -81,12 +83,19 @@ class Plan:
         return cls(str(line["plan"]), parallel, bool(line.get("reverse")), Limit(total_bytes, seconds))
 
 
-def write_line(sock: socket.socket, line: dict[str, Any]) -> None:
+class Lines(Protocol):
+    """A socket's file, of which lines are read."""
+
+    def readline(self, limit_bytes: int = -1, /) -> bytes:
+        """Read up to the end of the next line, and no more than that many bytes."""
+
+
+def write_line(sock: socket.socket, line: Json) -> None:
     """Send one line of JSON."""
     sock.sendall(json.dumps(line).encode() + b"\n")
 
 
-def read_line(file: Any, limit_bytes: int = LINE_BYTES) -> dict[str, Any]:
+def read_line(file: Lines, limit_bytes: int = LINE_BYTES) -> Json:
     """Read one line of JSON from a socket's file. Raises PerfError."""
     text = file.readline(limit_bytes)
     try:
@@ -98,14 +107,14 @@ def read_line(file: Any, limit_bytes: int = LINE_BYTES) -> dict[str, Any]:
     raise PerfError(f"not a perf, or one that ended: {text[:40]!r}" if text else "the other side ended")
 
 
-def figures_of(streams: list[socket.socket], counts: list[int], transport: ModuleType) -> list[dict[str, Any]]:
+def figures_of(streams: list[socket.socket], counts: list[int], transport: ModuleType) -> list[Json]:
     """Each stream's bytes, and its connection's statistics where it has some to give."""
     found = []
     for stream, count in zip(streams, counts, strict=True):
-        figures: dict[str, Any] = {"bytes": count}
+        figures: Json = {"bytes": count}
         with contextlib.suppress(OSError):
             if hasattr(transport, "UTP_INFO"):
-                figures |= dataclasses.asdict(stream.getsockopt(transport.SOL_UTP, transport.UTP_INFO))  # type: ignore[call-overload]
+                figures |= dataclasses.asdict(utp_stats(stream, transport))
             else:
                 figures |= connection_figures(stream, transport)
         found.append(figures)
@@ -162,7 +171,7 @@ class Server:
             if not is_kept:
                 sock.close()
 
-    def _measure(self, control: socket.socket, file: Any, plan: Plan) -> None:
+    def _measure(self, control: socket.socket, file: Lines, plan: Plan) -> None:
         allow_fds(plan.parallel)
         arrivals = self._arrivals[plan.name] = queue.SimpleQueue()
         streams: dict[int, socket.socket] = {}
@@ -183,7 +192,7 @@ class Server:
             for stream in streams.values():
                 stream.close()
 
-    def _transfer(self, streams: list[socket.socket], plan: Plan) -> dict[str, Any]:
+    def _transfer(self, streams: list[socket.socket], plan: Plan) -> Json:
         for stream in streams:
             stream.settimeout(None)
         started_cpu = time.process_time()
