@@ -8,12 +8,13 @@ socket.gethostbyname() are wrapped, and what they answer is remembered. A functi
 from __future__ import annotations
 
 import socket as stdlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from utpsocket.sockets.rules import remember
 
-_originals: dict[str, Any] = {}
-_ours: dict[str, Any] = {}
+_originals: dict[str, Callable[..., object]] = {}
+_ours: dict[str, Callable[..., object]] = {}
 
 
 def apply() -> None:
@@ -22,14 +23,15 @@ def apply() -> None:
         return
     look_up, look_up_ipv4 = stdlib.getaddrinfo, stdlib.gethostbyname
 
-    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+    # The arguments are passed on as they were written: a library may have put another function there.
+    def getaddrinfo(host: bytes | str | None, *args: Any, **kwargs: Any) -> Sequence[object]:
         found = look_up(host, *args, **kwargs)
         if isinstance(host, str) and host:
             for answer in found:
                 remember(host, str(answer[4][0]))
         return found
 
-    def gethostbyname(hostname: Any, /) -> Any:
+    def gethostbyname(hostname: str, /) -> str:
         address = look_up_ipv4(hostname)
         if isinstance(hostname, str) and hostname:
             remember(hostname, address)
@@ -49,6 +51,6 @@ def restore() -> None:
     _originals.clear()
 
 
-def original(name: str) -> Any:
+def original(name: str) -> Callable[..., object] | None:
     """The function of the socket module that is wrapped now, or None."""
     return _originals.get(name)

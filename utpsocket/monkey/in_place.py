@@ -14,15 +14,17 @@ import gc
 from typing import Any, Final
 from weakref import KeyedRef
 
-from utpsocket.engine.interpreter import native
-from utpsocket.engine.interpreter.native import Socket
+from utpsocket.engine.interpreter.native import Socket, StdlibSocket
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.integrations import pickling
 from utpsocket.sockets import shim
+from utpsocket.sockets.closing import AtEnd
 from utpsocket.sockets.rules import Routes
 
-StdlibSocket: Any = native.StdlibSocket
+# The class as an object that gets attributes, of which type checkers do not know.
+_changed: Final[Any] = StdlibSocket
 _MISSING: Final = object()
 _NOT_METHODS: Final = {
     "__module__",
@@ -42,20 +44,22 @@ _NOT_METHODS: Final = {
 }
 _MEMBERS: Final = {name: member for name, member in vars(shim.socket).items() if name not in _NOT_METHODS}
 
-_saved: dict[str, Any] = {}
-_identities: dict[int, Any] = {}
-_at_ends: dict[int, Any] = {}
-_references: dict[int, KeyedRef[int, Any]] = {}
-_collected: list[KeyedRef[int, Any]] = []  # cleared, of sockets whose finalizers have not run yet
+Reference = KeyedRef[int, StdlibSocket]
+
+_saved: dict[str, object] = {}
+_identities: dict[int, Identity] = {}
+_at_ends: dict[int, AtEnd] = {}
+_references: dict[int, Reference] = {}
+_collected: list[Reference] = []  # cleared, of sockets whose finalizers have not run yet
 
 
 class _IdentityAttribute:
     """The attribute `_utp` of a class that has no slot for it."""
 
-    def __get__(self, sock: Any, owner: Any = None) -> Any:
+    def __get__(self, sock: StdlibSocket | None, owner: type | None = None) -> _IdentityAttribute | Identity | None:
         return self if sock is None else _identities.get(id(sock))
 
-    def __set__(self, sock: Any, identity: Any) -> None:
+    def __set__(self, sock: StdlibSocket, identity: Identity | None) -> None:
         key = id(sock)
         if identity is None:
             _identities.pop(key, None)
@@ -69,7 +73,7 @@ class _IdentityAttribute:
 class _AtEndAttribute:
     """The attribute `_at_end` of a class that has no slot for it."""
 
-    def __get__(self, sock: Any, owner: Any = None) -> Any:
+    def __get__(self, sock: StdlibSocket | None, owner: type | None = None) -> _AtEndAttribute | AtEnd:
         if sock is None:
             return self
         try:
@@ -77,11 +81,11 @@ class _AtEndAttribute:
         except KeyError:  # a socket that is not uTP's: as an attribute that was never set
             raise AttributeError("_at_end") from None
 
-    def __set__(self, sock: Any, at_end: Any) -> None:
+    def __set__(self, sock: StdlibSocket, at_end: AtEnd) -> None:
         _at_ends[id(sock)] = at_end
 
 
-def _forget(reference: KeyedRef[int, Any]) -> None:
+def _forget(reference: Reference) -> None:
     """The weak reference to a socket is cleared: remove the entry. Of garbage in a cycle the collector clears the
     references before it runs the finalizers, which use the socket and close it: then the entry stays until they are
     done.
@@ -105,7 +109,7 @@ def _is_open(key: int) -> bool:
         return False
 
 
-def _remove(reference: KeyedRef[int, Any]) -> None:
+def _remove(reference: Reference) -> None:
     key = reference.key
     if _references.get(key) is reference:  # else another socket has this id by now
         _identities.pop(key, None)
@@ -134,9 +138,9 @@ def apply() -> None:
         return
     for name in (*_MEMBERS, "_utp", "_at_end", "_routes"):
         _saved[name] = vars(StdlibSocket).get(name, _MISSING)
-    StdlibSocket._utp = _IdentityAttribute()
-    StdlibSocket._at_end = _AtEndAttribute()
-    StdlibSocket._routes = None
+    _changed._utp = _IdentityAttribute()
+    _changed._at_end = _AtEndAttribute()
+    _changed._routes = None
     for name, member in _MEMBERS.items():
         setattr(StdlibSocket, name, member)
     pickling.register_patched(StdlibSocket)
@@ -145,7 +149,7 @@ def apply() -> None:
 def route(routes: Routes | None) -> None:
     """Set the rules for sockets that are made from now on; None: all are uTP's."""
     if _saved:
-        StdlibSocket._routes = routes
+        _changed._routes = routes
 
 
 def restore() -> None:
@@ -172,12 +176,12 @@ def restore() -> None:
                 pass  # the class allows no such change: data still flows, addresses are AF_UNIX names
 
 
-_survivors: dict[type, type] = {}
+_survivors: dict[type[StdlibSocket], type[StdlibSocket]] = {}
 
 
-def _survivor(cls: Any) -> Any:
+def _survivor(cls: type[StdlibSocket]) -> type[StdlibSocket]:
     """The class for a uTP socket that goes on after the patch: the memory layout of `cls`, and our methods."""
-    made: Any = _survivors.get(cls)
+    made = _survivors.get(cls)
     if made is None:
         space = {
             "__slots__": (),
@@ -189,25 +193,26 @@ def _survivor(cls: Any) -> Any:
         if cls is StdlibSocket:
             made = type("socket", (StdlibSocket,), {**_MEMBERS, **space, "_routes": None})
         else:
-            made = type(cls)(cls.__name__, (cls, _survivor(StdlibSocket)), space)
+            metaclass: type[type] = type(cls)
+            made = metaclass(cls.__name__, (cls, _survivor(StdlibSocket)), space)
         _survivors[cls] = made
         pickling.register_patched(made)
     return made
 
 
-_original: Any = None
+_original: type[StdlibSocket] | None = None
 
 
-def original_class() -> Any:
+def original_class() -> type[StdlibSocket]:
     """A class whose sockets are the standard library's, patched or not: a stream is TCP's."""
     global _original
     if not _saved:
         return StdlibSocket
     if _original is None:
-        space: dict[str, Any] = {"__slots__": (), "__module__": "socket", "__doc__": StdlibSocket.__doc__, "_utp": None}
+        space: dict[str, object] = {"__slots__": (), "__module__": "socket", "__doc__": StdlibSocket.__doc__}
         for name in _MEMBERS:
             member = _saved[name]
             space[name] = getattr(Socket, name, None) if member is _MISSING else member
-        _original = type("socket", (StdlibSocket,), {name: member for name, member in space.items() if member})
-        _original._utp = None
+        space = {name: member for name, member in space.items() if member}
+        _original = type("socket", (StdlibSocket,), {**space, "_utp": None})
     return _original

@@ -21,7 +21,7 @@ class Wrapped:
     Source: docs/guide/patching.md §2.
     """
 
-    def __init__(self, module: ModuleType, names: dict[str, tuple[Any, Any]]) -> None:
+    def __init__(self, module: ModuleType, names: dict[str, tuple[object, object]]) -> None:
         self.module = module
         self._names = names
 
@@ -55,7 +55,7 @@ class _View(ModuleType):
         return sorted({*vars(self), *dir(stdlib)})
 
 
-def _view_of(cls: Any) -> ModuleType:
+def _view_of(cls: type[shim.socket]) -> ModuleType:
     view = _View("socket", stdlib.__doc__)
     vars(view).update(functions.rebound(cls), socket=cls)
     return view
@@ -63,11 +63,11 @@ def _view_of(cls: Any) -> ModuleType:
 
 def wrap(module: ModuleType, routes: Routes | None) -> Wrapped:
     """Bind the module's own names for the module socket, its class and its functions to uTP's. `routes`: the rules."""
-    cls: Any = shim.socket
+    cls: type[shim.socket] = shim.socket
     if routes is not None:
         cls = type("socket", (shim.socket,), {"__slots__": (), "__module__": "utpsocket", "_routes": routes})
     view = _view_of(cls)
-    ours: dict[int, Any] = {id(stdlib): view, id(StdlibSocket): cls, id(stdlib.socket): cls}
+    ours: dict[int, object] = {id(stdlib): view, id(StdlibSocket): cls, id(stdlib.socket): cls}
     for name in functions.REBOUND:
         if hasattr(stdlib, name) and name in vars(view):
             ours[id(getattr(stdlib, name))] = vars(view)[name]
