@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 __all__ = ["install_uvloop", "loop_class", "new_event_loop", "uninstall_uvloop"]
 
 
-def new_event_loop() -> Any:
+def new_event_loop() -> AbstractEventLoop:
     """Make a uvloop event loop whose connections and servers are uTP's. The process need not be patched.
 
     Returns: the loop, of the class that loop_class() returns.
@@ -31,10 +34,10 @@ def new_event_loop() -> Any:
     return loop_class()()
 
 
-_made_class: list[Any] = []
+_made_class: list[type[AbstractEventLoop]] = []
 
 
-def loop_class() -> Any:
+def loop_class() -> type[AbstractEventLoop]:
     """Get the class of which new_event_loop() makes its loops.
 
     Returns: a subclass of uvloop.Loop, always the same.

@@ -11,17 +11,34 @@ Called by greenlets and by the hub, on the hub's thread. Source: gevent's libev/
 from __future__ import annotations
 
 import time
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
 # Some ten connects. A timer of the hub is late by a few of such pieces at most; by feel.
 BURST_SECONDS: Final = 0.002
 
 
+class _Timer(Protocol):
+    def start(self, callback: Callable[[], None], /) -> object: ...
+
+
+class _EventLoop(Protocol):
+    def timer(self, after: float, *, ref: bool) -> _Timer: ...
+
+
+class Hub(Protocol):
+    """What is used of gevent's hub, which has no types."""
+
+    @property
+    def loop(self) -> _EventLoop:
+        """Its event loop."""
+
+
 class HubIteration:
     """The present iteration of one hub's event loop, as far as connects and accepts are concerned."""
 
-    def __init__(self, hub: Any) -> None:
+    def __init__(self, hub: Hub) -> None:
         self._began_at: float | None = None
         # Unlike callbacks, timers wait for the loop.
         self._timer = hub.loop.timer(0, ref=False)
@@ -41,10 +58,10 @@ class HubIteration:
         self._began_at = None
 
 
-_iterations: WeakKeyDictionary[Any, HubIteration] = WeakKeyDictionary()
+_iterations: WeakKeyDictionary[Hub, HubIteration] = WeakKeyDictionary()
 
 
-def begin_iteration(hub: Any) -> HubIteration:
+def begin_iteration(hub: Hub) -> HubIteration:
     """This hub's iteration, in which a connect or an accept is about to be made: it has begun now at the latest."""
     iteration = _iterations.get(hub)
     if iteration is None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 
@@ -29,14 +30,16 @@ class AfterImport:
             sys.meta_path.insert(0, self)
             for name in self.calls:
                 if is_being_imported(name):
-                    self._follow(sys.modules[name].__spec__)
+                    self._follow(name)
 
     def remove(self) -> None:
         """End watching."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         """As importlib.abc.MetaPathFinder: the spec that the other finders return, with a loader that calls back."""
         if name not in self.calls or name in self._finding:
             return None
@@ -45,12 +48,13 @@ class AfterImport:
             spec = importlib.util.find_spec(name)
         finally:
             self._finding.discard(name)
+        # Another finder's object, whose method is hidden for a time by an attribute of the same name.
         loader: Any = None if spec is None else spec.loader
         if not hasattr(loader, "exec_module"):
             return spec
         load = loader.exec_module
 
-        def exec_module(module: Any) -> None:
+        def exec_module(module: ModuleType) -> None:
             loader.exec_module = load
             load(module)
             self._call(name)
@@ -65,15 +69,17 @@ class AfterImport:
         if call is not None:
             call()
 
-    def _follow(self, spec: Any) -> None:
+    def _follow(self, name: str) -> None:
         """Call back at the end of an import that is under way: importlib clears `_initializing` of the spec then."""
+        spec = sys.modules[name].__spec__
+        assert spec is not None
 
         class _Followed(ModuleSpec):
-            def __setattr__(followed, name: str, value: Any) -> None:
-                super().__setattr__(name, value)
-                if name == "_initializing" and not value:
+            def __setattr__(followed, attribute: str, value: object) -> None:
+                super().__setattr__(attribute, value)
+                if attribute == "_initializing" and not value:
                     spec.__class__ = ModuleSpec
-                    self._call(spec.name)
+                    self._call(name)
 
         spec.__class__ = _Followed
 

@@ -8,37 +8,48 @@ Sources: CPython's Lib/multiprocessing/reduction.py; docs/sockets.md §5.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from multiprocessing import reduction
-from typing import Any
+from typing import Protocol
 
+from utpsocket.engine.interpreter.native import StdlibSocket
 from utpsocket.sockets import shim
 
+# A function that makes the socket in the other process, and its arguments.
+Reduced = tuple[Callable[..., StdlibSocket], tuple[object, ...]]
 
-def _rebuild(duplicate: Any) -> shim.socket:
+
+class _Duplicate(Protocol):
+    """What reduction.DupFd() returns: an object that can be pickled and has the descriptor in the other process."""
+
+    def detach(self) -> int: ...
+
+
+def _rebuild(duplicate: _Duplicate) -> shim.socket:
     return shim.socket(fileno=duplicate.detach())
 
 
-def _reduce(sock: Any) -> tuple[Any, tuple[Any]]:
+def _reduce(sock: StdlibSocket) -> Reduced:
     return _rebuild, (reduction.DupFd(sock.fileno()),)
 
 
-def _reduce_patched(sock: Any) -> tuple[Any, tuple[Any, ...]]:
-    if sock._utp is None:
-        reduced: tuple[Any, tuple[Any, ...]] = _stdlib_reduce(sock)
-        return reduced
+def _reduce_patched(sock: StdlibSocket) -> Reduced:
+    if getattr(sock, "_utp", None) is None:
+        return _stdlib_reduce(sock)
     return _reduce(sock)
 
 
-_stdlib_reduce: Any = getattr(reduction, "_reduce_socket", None)
+# None while the module is being imported; then nothing is registered.
+_stdlib_reduce: Callable[[StdlibSocket], Reduced] = getattr(reduction, "_reduce_socket", None)  # type: ignore[assignment]
 
 
-def register_patched(cls: Any) -> None:
+def register_patched(cls: type[StdlibSocket]) -> None:
     """Register a class that is no subclass of shim.socket and whose sockets may be uTP's."""
     if hasattr(reduction, "register"):
         reduction.register(cls, _reduce_patched)
 
 
-def unregister_patched(cls: Any) -> None:
+def unregister_patched(cls: type[StdlibSocket]) -> None:
     """Register the standard library's function for its class again."""
     if hasattr(reduction, "register"):
         reduction.register(cls, _stdlib_reduce)

@@ -17,10 +17,12 @@ from utpsocket.engine.interpreter.native import StdlibSocket, class_made_by
 from utpsocket.sockets import shim
 
 # Not a name for the class itself: gevent, which may patch ssl later, warns of modules that have one.
-_stdlibs: list[Any] = [made for made in ssl.SSLContext.__mro__ if made.__module__ == "ssl"]
+_stdlibs: list[type[ssl.SSLContext]] = [made for made in ssl.SSLContext.__mro__ if made.__module__ == "ssl"]
 
 if TYPE_CHECKING:
     from ssl import SSLSocket as _SSLSocket
+
+    from _typeshed import WriteableBuffer
 else:
     _SSLSocket = class_made_by(ssl, "SSLSocket", StdlibSocket)
     if _SSLSocket is None:
@@ -36,7 +38,7 @@ class SSLSocket(_SSLSocket, shim.socket):  # type: ignore[misc]  # both redefine
 
     __slots__ = ()
 
-    def read(self, len: int = 1024, buffer: Any = None) -> Any:
+    def read(self, len: int = 1024, buffer: WriteableBuffer | None = None) -> bytes:
         """As ssl.SSLSocket.read(). OpenSSL calls the kernel, which gives ECONNRESET once where the peer's end of file
         was followed by a reset. Over TCP that is the end of file.
         """
@@ -49,14 +51,15 @@ class SSLSocket(_SSLSocket, shim.socket):  # type: ignore[misc]  # both redefine
             return super().read(len, buffer)
 
     @classmethod
-    def _create(cls, sock: Any, *args: Any, **kwargs: Any) -> Any:
+    def _create(cls, sock: StdlibSocket, *args: object, **kwargs: object) -> ssl.SSLSocket:
         """As ssl.SSLSocket._create(), which wrap_socket() calls. eventlet changes the class of what it gets into a
         subclass of the standard library's. So its sockets, and sockets that are not uTP's, get the standard library's.
         """
-        made_by: Any = super()
+        made_by: Any = super()  # type checkers do not know of _create()
         if cls is SSLSocket and (getattr(sock, "_utp", None) is None or getattr(sock, "_wants_stdlib_ssl", False)):
             made_by = _SSLSocket
-        return made_by._create(sock, *args, **kwargs)
+        made: ssl.SSLSocket = made_by._create(sock, *args, **kwargs)
+        return made
 
 
 def is_installed() -> bool:

@@ -12,7 +12,7 @@ import importlib.util
 import os
 import sys
 from importlib.machinery import PathFinder
-from typing import Any
+from types import ModuleType
 
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
 _PACKAGE = os.path.dirname(_FOLDER)
@@ -28,8 +28,9 @@ def _is_wanted() -> bool:
     return is_wanted
 
 
-def _load(name: str, path: str, **where: Any) -> Any:
-    spec = importlib.util.spec_from_file_location(name, path, **where)
+def _load(name: str, path: str, package_folder: str | None = None) -> ModuleType:
+    folders = None if package_folder is None else [package_folder]
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
@@ -44,7 +45,7 @@ def _load(name: str, path: str, **where: Any) -> Any:
 def _patch() -> None:
     if "utpsocket" not in sys.modules:
         place = os.path.join(_PACKAGE, "__init__.py")
-        _load("utpsocket", place, submodule_search_locations=[_PACKAGE])
+        _load("utpsocket", place, _PACKAGE)
     from utpsocket import monkey
 
     monkey.patch_from_environment()
