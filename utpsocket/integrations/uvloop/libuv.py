@@ -15,7 +15,7 @@ import socket as stdlib
 import sys
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.integrations.uvloop.transports import (
     Bare,
@@ -27,21 +27,41 @@ from utpsocket.integrations.uvloop.transports import (
 )
 from utpsocket.sockets import to_tcp
 
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, AbstractServer, BaseProtocol
+    from asyncio import Transport as AnyTransport
+    from collections.abc import Sequence
+    from ssl import SSLContext
+    from typing import TypeGuard
+
+    from _typeshed import FileDescriptorLike, WriteableBuffer
+
+    from utpsocket.engine.interpreter.native import StdlibSocket
+    from utpsocket.engine.user_fds.socket_state import Identity
+    from utpsocket.integrations.uvloop.transports import UtpSocket
+
+    Factory = Callable[[], BaseProtocol]
+    Host = str | Sequence[str] | None
+    Connected = tuple[AnyTransport | None, BaseProtocol]
+else:
+    AbstractEventLoop = object
+
 _TLS_TIMES: Final = ("ssl_handshake_timeout", "ssl_shutdown_timeout")
 _ABOUT_ADDRESSES: Final = ("family", "proto", "flags", "local_addr")
 
 
-class Methods:
+class Methods(AbstractEventLoop):
     """The methods that differ from uvloop's. Every one calls uvloop's class by name and never super(), so that the
-    same functions serve uvloop.Loop changed in place.
+    same functions serve uvloop.Loop changed in place. What they do not look at is given to uvloop as it came; asyncio's
+    declarations list all of it.
     """
 
     # The class of the sockets of create_connection(host) and create_server(host), for uvloop.Loop changed in place.
-    _utp_class: Any = stdlib.socket
+    _utp_class: type[StdlibSocket] = stdlib.socket
 
-    async def create_connection(
-        self: Any, protocol_factory: Any, host: Any = None, port: Any = None, **named: Any
-    ) -> tuple[Any, Any]:
+    async def create_connection(  # type: ignore[override]
+        self, protocol_factory: Factory, host: str | None = None, port: int | str | None = None, **named: Any
+    ) -> Connected:
         """As asyncio's create_connection()."""
         base, made = _base(), self._utp_class
         sock = named.pop("sock", None)
@@ -55,9 +75,7 @@ class Methods:
             sock = await _connect(self, made, host, port, named)
             host = port = None
         elif has_address or not _is_utp(sock):
-            result: tuple[Any, Any] = await base.create_connection(
-                self, protocol_factory, host, port, sock=sock, **named
-            )
+            result: Connected = await base.create_connection(self, protocol_factory, host, port, sock=sock, **named)
             return result
         for name in _ABOUT_ADDRESSES:
             named.pop(name, None)
@@ -73,56 +91,61 @@ class Methods:
             raise
         return introduction.transport, introduction.protocol
 
-    async def connect_accepted_socket(self: Any, protocol_factory: Any, sock: Any, **named: Any) -> tuple[Any, Any]:
+    async def connect_accepted_socket(  # type: ignore[override]
+        self, protocol_factory: Factory, sock: StdlibSocket, **named: Any
+    ) -> Connected:
         """As asyncio's connect_accepted_socket()."""
         base = _base()
         if not _is_utp(sock):
-            result: tuple[Any, Any] = await base.connect_accepted_socket(self, protocol_factory, sock, **named)
+            result: Connected = await base.connect_accepted_socket(self, protocol_factory, sock, **named)
             return result
         introduction = Introduction(protocol_factory(), self._utp_class, identity=sock._utp)
         await base.connect_accepted_socket(self, lambda: introduction, Bare(sock), **named)
         return introduction.transport, introduction.protocol
 
-    async def create_server(
-        self: Any,
-        protocol_factory: Any,
-        host: Any = None,
-        port: Any = None,
+    async def create_server(  # type: ignore[override]
+        self,
+        protocol_factory: Factory,
+        host: Host = None,
+        port: int | str | None = None,
         *,
         family: int = stdlib.AF_UNSPEC,
         flags: int = stdlib.AI_PASSIVE,
-        sock: Any = None,
+        sock: StdlibSocket | None = None,
         backlog: int = 100,
         reuse_address: bool | None = None,
         reuse_port: bool | None = None,
         start_serving: bool = True,
         **named: Any,
-    ) -> Any:
+    ) -> AbstractServer:
         """As asyncio's create_server()."""
         base, made = _base(), self._utp_class
         is_by_address = sock is None and (host is not None or port is not None) and hasattr(made, "_utp")
         if not is_by_address and (not _is_utp(sock) or host is not None or port is not None):
             named |= {"family": family, "flags": flags, "sock": sock, "backlog": backlog, "reuse_port": reuse_port}
             named |= {"reuse_address": reuse_address, "start_serving": start_serving}
-            return await base.create_server(self, protocol_factory, host, port, **named)
+            served: AbstractServer = await base.create_server(self, protocol_factory, host, port, **named)
+            return served
         wanted = [name for name in _TLS_TIMES if named.get(name) is not None]
         if wanted and named.get("ssl") is None:
             raise ValueError(f"{wanted[0]} is only meaningful with ssl")
         if is_by_address:
             socks = await _bind(self, made, host, port, family, flags, reuse_address is not False, bool(reuse_port))
         else:
+            assert sock is not None
             socks = [sock]
         server = Server(self, backlog, made)
         try:
             while socks:
                 one = socks.pop(0)
-                if not _is_utp(one) or to_tcp.listens_over_tcp(one, one._utp):
+                identity: Identity | None = getattr(one, "_utp", None)
+                if not _is_utp(one) or identity is None or to_tcp.listens_over_tcp(one, identity):
                     part = base.create_server(
                         self, protocol_factory, sock=one, backlog=backlog, start_serving=False, **named
                     )
                     server.add(await part, None)
                     continue
-                introduce = _introducing(protocol_factory, made, one)
+                introduce = _introducing(protocol_factory, made, identity.owner_pid)
                 named_part = {"sock": Bare(one), "backlog": backlog, "start_serving": False} | named
                 server.add(await base.create_unix_server(self, introduce, **named_part), one)
             if start_serving:
@@ -134,53 +157,56 @@ class Methods:
             raise
         return server
 
-    def call_exception_handler(self: Any, context: dict[str, Any]) -> None:
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
         """As asyncio's call_exception_handler()."""
         _base().call_exception_handler(self, with_our_transport(context))
 
     # uvloop's own refuse a descriptor that a transport uses; these seven put the transport's name into the message.
 
-    async def sock_recv(self: Any, sock: Any, n: int) -> bytes:
+    async def sock_recv(self, sock: StdlibSocket, n: int) -> bytes:
         """As asyncio's sock_recv()."""
         with _worded_as_of_tcp():
             return bytes(await _base().sock_recv(self, sock, n))
 
-    async def sock_recv_into(self: Any, sock: Any, buf: Any) -> int:
+    async def sock_recv_into(self, sock: StdlibSocket, buf: WriteableBuffer) -> int:
         """As asyncio's sock_recv_into()."""
         with _worded_as_of_tcp():
             return int(await _base().sock_recv_into(self, sock, buf))
 
-    async def sock_accept(self: Any, sock: Any) -> tuple[Any, Any]:
+    async def sock_accept(self, sock: StdlibSocket) -> tuple[StdlibSocket, Any]:
         """As asyncio's sock_accept()."""
         with _worded_as_of_tcp():
             conn, address = await _base().sock_accept(self, sock)
         return conn, address
 
-    def add_reader(self: Any, fileobj: Any, callback: Any, *args: Any) -> None:
+    def add_reader(self, fileobj: FileDescriptorLike, callback: Callable[..., object], *args: object) -> None:
         """As asyncio's add_reader()."""
         with _worded_as_of_tcp():
             _base().add_reader(self, fileobj, callback, *args)
 
-    def add_writer(self: Any, fileobj: Any, callback: Any, *args: Any) -> None:
+    def add_writer(self, fileobj: FileDescriptorLike, callback: Callable[..., object], *args: object) -> None:
         """As asyncio's add_writer()."""
         with _worded_as_of_tcp():
             _base().add_writer(self, fileobj, callback, *args)
 
-    def remove_reader(self: Any, fileobj: Any) -> bool:
+    def remove_reader(self, fileobj: FileDescriptorLike) -> bool:
         """As asyncio's remove_reader()."""
         with _worded_as_of_tcp():
             return bool(_base().remove_reader(self, fileobj))
 
-    def remove_writer(self: Any, fileobj: Any) -> bool:
+    def remove_writer(self, fileobj: FileDescriptorLike) -> bool:
         """As asyncio's remove_writer()."""
         with _worded_as_of_tcp():
             return bool(_base().remove_writer(self, fileobj))
 
-    async def start_tls(self: Any, transport: Any, protocol: Any, sslcontext: Any, **named: Any) -> Any:
+    async def start_tls(  # type: ignore[override]
+        self, transport: AnyTransport, protocol: BaseProtocol, sslcontext: SSLContext, **named: Any
+    ) -> AnyTransport:
         """As asyncio's start_tls()."""
         base = _base()
         if not isinstance(transport, Transport):
-            return await base.start_tls(self, transport, protocol, sslcontext, **named)
+            made: AnyTransport = await base.start_tls(self, transport, protocol, sslcontext, **named)
+            return made
         inner = await base.start_tls(self, transport.inner, protocol, sslcontext, **named)
         return Transport(inner, transport.view)
 
@@ -199,20 +225,21 @@ class _worded_as_of_tcp:  # a context manager, named as contextlib's
 
 
 def _base() -> Any:
-    """uvloop's loop in C."""
+    """uvloop's loop in C. It takes what asyncio's declarations do not allow, a Bare for a socket among others."""
     return sys.modules["uvloop.loop"].Loop
 
 
-def _is_utp(sock: Any) -> bool:
+def _is_utp(sock: object) -> TypeGuard[UtpSocket]:
     return getattr(sock, "_utp", None) is not None
 
 
-def _introducing(protocol_factory: Any, made: Any, listener: Any) -> Callable[[], Introduction]:
-    owner_pid = listener._utp.owner_pid
+def _introducing(protocol_factory: Factory, made: type[StdlibSocket], owner_pid: int) -> Callable[[], Introduction]:
     return lambda: Introduction(protocol_factory(), made, owner_pid=owner_pid)
 
 
-async def _connect(loop: Any, made: Any, host: Any, port: Any, named: dict[str, Any]) -> Any:
+async def _connect(
+    loop: AbstractEventLoop, made: type[StdlibSocket], host: str | None, port: int | str | None, named: dict[str, Any]
+) -> StdlibSocket:
     """A socket connected to the first of the host's addresses that accepts; `named`: as for create_connection()."""
     kind = {name: named.get(name, 0) for name in ("family", "proto", "flags")} | {"type": stdlib.SOCK_STREAM}
     local_addr = named.get("local_addr")
@@ -246,14 +273,21 @@ async def _connect(loop: Any, made: Any, host: Any, port: Any, named: dict[str, 
 
 
 async def _bind(
-    loop: Any, made: Any, host: Any, port: Any, family: int, flags: int, reuse_address: bool, reuse_port: bool
-) -> list[Any]:
+    loop: AbstractEventLoop,
+    made: type[StdlibSocket],
+    host: Host,
+    port: int | str | None,
+    family: int,
+    flags: int,
+    reuse_address: bool,
+    reuse_port: bool,
+) -> list[StdlibSocket]:
     """A bound socket for each address of the hosts."""
     hosts = [None] if host == "" else [host] if isinstance(host, str) or not isinstance(host, Iterable) else list(host)
     infos: dict[Any, None] = {}
     for one in hosts:
         infos |= dict.fromkeys(await loop.getaddrinfo(one, port, family=family, type=stdlib.SOCK_STREAM, flags=flags))
-    socks: list[Any] = []
+    socks: list[StdlibSocket] = []
     try:
         for kind, type_, proto, _, address in infos:
             try:

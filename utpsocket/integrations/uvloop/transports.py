@@ -10,18 +10,27 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 from weakref import WeakValueDictionary
 
 from utpsocket import options
-from utpsocket.engine.interpreter.native import Socket
+from utpsocket.engine.interpreter.native import Socket, StdlibSocket
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel import fd_names
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.sockets import closing, lifecycle, registry
+
+if TYPE_CHECKING:
+    from _typeshed import HasFileno, ReadableBuffer
+
+    from utpsocket.engine.kernel.fd_names import Address
+    from utpsocket.sockets import shim
+
+    # Ours, or the standard library's while that is patched, with the same methods.
+    UtpSocket = shim.socket
 
 
 class Bare:
@@ -30,7 +39,7 @@ class Bare:
     family = stdlib.AF_UNIX
     type = stdlib.SOCK_STREAM
 
-    def __init__(self, sock: Any) -> None:
+    def __init__(self, sock: UtpSocket) -> None:
         self.sock = sock
         self._is_taken = False
 
@@ -38,24 +47,25 @@ class Bare:
         """The descriptor, which libuv uses from now on. A close() of the socket waits until libuv has closed it."""
         if not self._is_taken:
             self._is_taken = True
-            self.sock._io_refs += 1
-        return int(self.sock.fileno())
+            self.sock._io_refs += 1  # type: ignore[attr-defined]  # of socket.socket, of which type checkers do not know
+        return self.sock.fileno()
 
     def setblocking(self, flag: bool) -> None:
         """As socket.setblocking()."""
         self.sock.setblocking(flag)
 
-    def getsockname(self) -> Any:
+    def getsockname(self) -> bytes:
         """The abstract name; for a socket that does not listen yet the first byte of one.
 
         On Python 3.13 and later asyncio unlinks the paths of sockets, and uvloop tells an abstract name by this byte.
         """
-        return Socket.getsockname(self.sock) or b"\0"
+        name: bytes = Socket.getsockname(self.sock)
+        return name or b"\0"
 
     def close(self) -> None:
         """Note that libuv has closed the descriptor."""
         identity = self.sock._utp
-        if self.sock.fileno() >= 0:
+        if identity is not None and self.sock.fileno() >= 0:
             self.sock.detach()
             registry.unpin(identity)
             closing.after_close(identity, self.sock._acquire)
@@ -66,7 +76,7 @@ class Bare:
 class View:
     """get_extra_info("socket"): the uTP socket behind a transport, without methods that would take it from the loop."""
 
-    def __init__(self, bare: Any, identity: Identity, made: Any) -> None:
+    def __init__(self, bare: HasFileno, identity: Identity, made: type[StdlibSocket]) -> None:
         # uvloop's own view, which knows whether the descriptor is open.
         self._bare = bare
         self._identity = identity
@@ -89,29 +99,29 @@ class View:
 
     def fileno(self) -> int:
         """The fd, -1 once the transport is closed."""
-        return int(self._bare.fileno())
+        return self._bare.fileno()
 
-    def getsockname(self) -> Any:
+    def getsockname(self) -> Address:
         """The address of this end."""
         return self._identity.local or lifecycle.UNBOUND[self._identity.family]
 
-    def getpeername(self) -> Any:
+    def getpeername(self) -> Address:
         """The peer's address, also after the end; raises ENOTCONN for a listener."""
         if self._identity.peer is None:
             raise lifecycle.os_error(errno.ENOTCONN)
         return self._identity.peer
 
-    def getsockopt(self, *args: Any) -> Any:
+    def getsockopt(self, level: int, optname: int, /, *buflen: int) -> Any:
         """As socket.getsockopt()."""
         with self._borrowed() as sock:
-            return sock.getsockopt(*args)
+            return sock.getsockopt(level, optname, *buflen)
 
-    def setsockopt(self, *args: Any) -> None:
+    def setsockopt(self, level: int, optname: int, value: int | ReadableBuffer | None, /, *optlen: int) -> None:
         """As socket.setsockopt()."""
         with self._borrowed() as sock:
-            sock.setsockopt(*args)
+            sock.setsockopt(level, optname, value, *optlen)
 
-    def dup(self) -> Any:
+    def dup(self) -> StdlibSocket:
         """A socket for the program, with a duplicate of the descriptor."""
         with self._borrowed() as sock:
             copy = sock.dup()
@@ -130,12 +140,12 @@ class View:
         """0: transports do not block."""
         return 0
 
-    def settimeout(self, value: Any) -> None:
+    def settimeout(self, value: float | None) -> None:
         """Only 0."""
         if value != 0:
             raise ValueError("settimeout(): only 0 timeout is allowed on transport sockets")
 
-    def setblocking(self, flag: Any) -> None:
+    def setblocking(self, flag: bool) -> None:
         """Only False."""
         if flag:
             raise ValueError("setblocking(): transport sockets cannot be blocking")
@@ -147,17 +157,17 @@ class View:
             words += [f"raddr={self._identity.peer}"] if self._identity.peer else []
         return f"<utpsocket transport socket {', '.join(words)}>"
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Callable[..., NoReturn]:
         if not callable(getattr(stdlib.socket, name, None)):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-        def refuse(*args: Any, **named: Any) -> None:
+        def refuse(*args: object, **named: object) -> NoReturn:
             raise TypeError(f"transport sockets do not support {name}() method")
 
         return refuse
 
     @contextmanager
-    def _borrowed(self) -> Iterator[Any]:
+    def _borrowed(self) -> Iterator[StdlibSocket]:
         """A socket object over libuv's descriptor, for one call."""
         fd = self.fileno()
         if fd < 0:
@@ -168,6 +178,9 @@ class View:
         finally:
             sock.detach()
             registry.unpin(self._identity)
+
+
+Data = bytes | bytearray | memoryview
 
 
 class Transport(asyncio.Transport):
@@ -183,7 +196,7 @@ class Transport(asyncio.Transport):
         "view",
     )
 
-    def __init__(self, inner: Any, view: View) -> None:
+    def __init__(self, inner: asyncio.Transport, view: View) -> None:
         super().__init__()
         self.inner = inner
         self.view = view
@@ -215,7 +228,7 @@ class Transport(asyncio.Transport):
 
     # On a closed transport uvloop's own raise with the name of its transport; these put this class's name there.
 
-    def write(self, data: Any) -> None:
+    def write(self, data: Data) -> None:
         """As asyncio's."""
         try:
             self.inner.write(data)
@@ -223,7 +236,7 @@ class Transport(asyncio.Transport):
             word_as_of_tcp(error)
             raise
 
-    def writelines(self, list_of_data: Any) -> None:
+    def writelines(self, list_of_data: Iterable[Data]) -> None:
         """As asyncio's."""
         try:
             self.inner.writelines(list_of_data)
@@ -241,17 +254,17 @@ class Transport(asyncio.Transport):
 
     def can_write_eof(self) -> bool:
         """As asyncio's."""
-        return bool(self.inner.can_write_eof())
+        return self.inner.can_write_eof()
 
     def is_reading(self) -> bool:
         """As asyncio's."""
-        return bool(self.inner.is_reading())
+        return self.inner.is_reading()
 
-    def set_protocol(self, protocol: Any) -> None:
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """As asyncio's."""
         self.inner.set_protocol(protocol)
 
-    def get_protocol(self) -> Any:
+    def get_protocol(self) -> asyncio.BaseProtocol:
         """As asyncio's."""
         return self.inner.get_protocol()
 
@@ -265,9 +278,9 @@ class Transport(asyncio.Transport):
 
     def get_write_buffer_size(self) -> int:
         """As asyncio's."""
-        return int(self.inner.get_write_buffer_size())
+        return self.inner.get_write_buffer_size()
 
-    def get_write_buffer_limits(self) -> Any:
+    def get_write_buffer_limits(self) -> tuple[int, int]:
         """As asyncio's."""
         return self.inner.get_write_buffer_limits()
 
@@ -307,30 +320,38 @@ class Introduction(asyncio.Protocol):
     owner_pid   of the engine that serves the listening socket, for a connection that C code has accepted
     """
 
-    def __init__(self, protocol: Any, made: Any, *, identity: Identity | None = None, owner_pid: int = 0) -> None:
+    def __init__(
+        self,
+        protocol: asyncio.BaseProtocol,
+        made: type[StdlibSocket],
+        *,
+        identity: Identity | None = None,
+        owner_pid: int = 0,
+    ) -> None:
         self.protocol = protocol
         self.transport: Transport | None = None
         self._made = made
         self._identity = identity
         self._owner_pid = owner_pid
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Once per connection, and after a TLS handshake if there is one."""
-        bare = transport.get_extra_info("socket")
+        inner = cast("asyncio.Transport", transport)
+        bare: HasFileno = inner.get_extra_info("socket")
         identity = self._identity or self._accepted(bare.fileno())
         if identity is None:
-            transport.abort()  # another process of this machine has connected to the listening name
+            inner.abort()  # another process of this machine has connected to the listening name
             return
-        self.transport = Transport(transport, View(bare, identity, self._made))
+        self.transport = Transport(inner, View(bare, identity, self._made))
         options.set_option(None, identity, stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY, 1)  # as uvloop over TCP
         lifecycle.apply_options(identity, at_once=False, to_living=True, is_nodelay=True)
-        transport.set_protocol(self.protocol)
+        inner.set_protocol(self.protocol)
         self.protocol.connection_made(self.transport)
 
     def _accepted(self, fd: int) -> Identity | None:
         sock = self._made(fileno=fd)
         try:
-            identity: Identity | None = sock._utp
+            identity: Identity | None = getattr(sock, "_utp", None)
             if identity is None or fd_names.peer_credentials(sock)[0] != self._owner_pid:
                 return None
             options.apply_send_buffer(sock, identity)
@@ -344,32 +365,32 @@ class Introduction(asyncio.Protocol):
 class Server(asyncio.AbstractServer):
     """What create_server() returns: uvloop's servers, one for each listening socket, as one."""
 
-    def __init__(self, loop: Any, backlog: int, made: Any) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, backlog: int, made: type[StdlibSocket]) -> None:
         self._loop = loop
         self._backlog = backlog
         self._made = made
         # uvloop's server, and the uTP socket at which it listens; None for TCP.
-        self._parts: list[tuple[Any, Any]] = []
+        self._parts: list[tuple[asyncio.Server, UtpSocket | None]] = []
         self._is_closed = False
-        self._forever: Any = None
+        self._forever: asyncio.Future[None] | None = None
 
-    def add(self, server: Any, sock: Any) -> None:
+    def add(self, server: asyncio.Server, sock: UtpSocket | None) -> None:
         """Add a listening socket."""
         self._parts.append((server, sock))
 
     @property
-    def sockets(self) -> tuple[Any, ...]:
+    def sockets(self) -> tuple[StdlibSocket | View, ...]:
         """The listening sockets; none after close()."""
-        views: list[Any] = []
+        views: list[StdlibSocket | View] = []
         for server, sock in self._parts:
-            found = server.sockets
-            views += found if sock is None else (View(one, sock._utp, self._made) for one in found)
+            identity = None if sock is None else sock._utp
+            views += [one if identity is None else View(one, identity, self._made) for one in server.sockets]
         return tuple(views)
 
     def __repr__(self) -> str:
         return f"<Server sockets={list(self.sockets)!r}>"
 
-    def get_loop(self) -> Any:
+    def get_loop(self) -> asyncio.AbstractEventLoop:
         """As asyncio's."""
         return self._loop
 
@@ -382,7 +403,7 @@ class Server(asyncio.AbstractServer):
         if self._is_closed:
             raise RuntimeError(f"server {self!r} is closed")
         for server, sock in self._parts:
-            if sock is not None and sock._utp.role is Role.UNCONNECTED:
+            if sock is not None and sock._utp is not None and sock._utp.role is Role.UNCONNECTED:
                 sock.listen(self._backlog)
             await server.start_serving()
 
