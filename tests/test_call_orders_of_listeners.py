@@ -12,23 +12,38 @@ from compat.fuzz.compare import compare
 from compat.fuzz.machine import run
 from tests.test_call_orders import LISTENER
 
-SCRIPTS = {
-    "bind() that is refused leaves no address": LISTENER
-    + """
+REFUSED_BIND = """
 c = socket.socket()
 c.listen()
 a.shutdown(socket.SHUT_RD)
 a.bind(c.getsockname())
+"""
+# What was shut down before it listens, and the connection to it.
+SHUT = """
+a = socket.socket()
+a.shutdown(socket.SHUT_RDWR)
+"""
+CONNECTED = """
+a.listen()
+b = socket.socket()
+b.connect(a.getsockname())
+"""
+ANOTHER = """
+d = socket.socket()
+d.connect(a.getsockname())
+c, _ = a.accept()
+"""
+SCRIPTS = {
+    "bind() that is refused leaves no address": LISTENER
+    + REFUSED_BIND
+    + """
 a.getsockname()
 a.listen()
 a.getsockname()
 """,
     "but for that from which the socket is connected then": LISTENER
+    + REFUSED_BIND
     + """
-c = socket.socket()
-c.listen()
-a.shutdown(socket.SHUT_RD)
-a.bind(c.getsockname())
 patient(a)
 a.connect(NOWHERE)
 a.getsockname()
@@ -60,15 +75,10 @@ a.getsockname()
 a.listen()
 a.getsockname()
 """,
-    "shutdown() before listen(), and nobody accepts": """
-a = socket.socket()
-a.shutdown(socket.SHUT_RDWR)
-a.listen()
-b = socket.socket()
-b.connect(a.getsockname())
-d = socket.socket()
-d.connect(a.getsockname())
-c, _ = a.accept()
+    "shutdown() before listen(), and nobody accepts": SHUT
+    + CONNECTED
+    + ANOTHER
+    + """
 a.close()
 d.recv(5)
 d.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -80,16 +90,11 @@ b.recv(5)
 b.send(b"x")
 b.recv(5)
 """,
-    "or who has accepted is asked by close() for a reset": """
-a = socket.socket()
-a.shutdown(socket.SHUT_RDWR)
-a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-a.listen()
-b = socket.socket()
-b.connect(a.getsockname())
-d = socket.socket()
-d.connect(a.getsockname())
-c, _ = a.accept()
+    "or who has accepted is asked by close() for a reset": SHUT
+    + "a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)"
+    + CONNECTED
+    + ANOTHER
+    + """
 a.shutdown(socket.SHUT_RD)
 c.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 c.shutdown(socket.SHUT_RDWR)
@@ -98,23 +103,17 @@ b.recv(5)
 b.send(b"x")
 d.recv(5)
 """,
-    "or what is sent to it is answered by a reset": """
-a = socket.socket()
-a.shutdown(socket.SHUT_RDWR)
-a.listen()
-b = socket.socket()
-b.connect(a.getsockname())
+    "or what is sent to it is answered by a reset": SHUT
+    + CONNECTED
+    + """
 b.send(b"x")
 a.close()
 b.recv(5)
 b.recv(5)
 """,
-    "shutdown() before listen() of one half, and nobody accepts": """
-a = socket.socket()
-a.shutdown(socket.SHUT_RD)
-a.listen()
-b = socket.socket()
-b.connect(a.getsockname())
+    "shutdown() before listen() of one half, and nobody accepts": "a = socket.socket()\na.shutdown(socket.SHUT_RD)"
+    + CONNECTED
+    + """
 a.close()
 b.recv(5)
 c = socket.socket()
@@ -128,12 +127,10 @@ d.send(b"x")
 """,
 }
 
-DEAF = """
-a = socket.socket()
-a.shutdown(socket.SHUT_RD)
-a.listen()
-b = socket.socket()
-b.connect(a.getsockname())
+RECEIVES = (
+    "a = socket.socket()\na.shutdown(socket.SHUT_RD)"
+    + CONNECTED
+    + """
 b.send(b"xyz")
 c, _ = a.accept()
 c.recv(2)
@@ -146,6 +143,7 @@ b.recv(2)
 b.send(b"xyz")
 b.recv(2)
 """
+)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -167,7 +165,7 @@ def test_a_listener_that_was_shut_down_accepts_what_receives_all_the_same() -> N
     """FIONREAD and poll() cannot tell all of it: compat/fuzz/expected.py. A busy machine may let a timeout pass here or
     there, so what differs must do so several times.
     """
-    lines = [line for line in DEAF.splitlines() if line]
+    lines = [line for line in RECEIVES.splitlines() if line]
     for _ in range(5):
         tcp, utp = run(lines, "tcp", slowly=0.03), run(lines, "utp", slowly=0.03)
         if utp.results == tcp.results:

@@ -16,17 +16,14 @@ from tests.requirements import requires_ipv6
 
 from .network import MODULES, REPOSITORY
 
-PROGRAM = """
-import errno, os, resource, select, sys
-import {module} as module
-
-left, lowered = int(sys.argv[1]), sys.argv[2]
+# The soft limit of fds, before there is a socket.
+LIMITED = """
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 if lowered == "before":
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-listener = module.socket()
-listener.bind(("127.0.0.1", 0))
-listener.listen()
+"""
+# Until as many fds are left as the first argument says; and tell(), by which a call's outcome is noted.
+FILLING = """
 if lowered == "after":
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
 filling = []
@@ -46,9 +43,25 @@ def tell(name, call):
     except OSError as error:
         told.append((name, errno.errorcode.get(error.errno, str(error))))
         return None
-    told.append((name, value if isinstance(value, (bytes, bool)) else "done"))
+    told.append((name, value if isinstance(value, (bytes, bool, int, str)) else "done"))
     return value
 
+"""
+PROGRAM = (
+    """
+import errno, os, resource, select, sys
+import {module} as module
+
+left, lowered = int(sys.argv[1]), sys.argv[2]
+"""
+    + LIMITED
+    + """
+listener = module.socket()
+listener.bind(("127.0.0.1", 0))
+listener.listen()
+"""
+    + FILLING
+    + """
 def readable(sock):
     return bool(select.select([sock], [], [], 30)[0])
 
@@ -99,18 +112,20 @@ with module.create_connection(listener.getsockname()) as client:
     tell("connect", client.getpeername)
 print(told)
 """
+)
 
 # Two listeners, one of which nobody accepts from for a while; IPv6; a child with a table of its own; every way to make
 # a socket; and clients that are hung up on, one after the other, with the one fd kept in reserve for that.
-TWO_LISTENERS = """
+TWO_LISTENERS = (
+    """
 import errno, os, resource, select, socket, sys
 import {module} as module
 
 left, lowered, family = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 host = "127.0.0.1" if family == socket.AF_INET else "::1"
-_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-if lowered == "before":
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+"""
+    + LIMITED
+    + """
 listeners = []
 for _ in range(2):
     listener = module.socket(family)
@@ -120,28 +135,9 @@ for _ in range(2):
     listener.listen()
     listeners.append(listener)
 one, two = listeners
-if lowered == "after":
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
-filling = []
-try:
-    while True:
-        filling.append(os.dup(0))
-except OSError:
-    pass
-for _ in range(left):
-    os.close(filling.pop())
-
-told = []
-
-def tell(name, call):
-    try:
-        value = call()
-    except OSError as error:
-        told.append((name, errno.errorcode.get(error.errno, str(error))))
-        return None
-    told.append((name, value if isinstance(value, (bytes, bool, int, str)) else "done"))
-    return value
-
+"""
+    + FILLING
+    + """
 def readable(*socks):
     return str([sock in select.select(socks, [], [], 30)[0] for sock in socks])
 
@@ -198,6 +194,7 @@ with module.create_connection(two.getsockname()[:2]) as client:
     tell("connect", client.getpeername)
 print(told)
 """
+)
 
 # A server that hangs up politely on whom it cannot serve, under a limit that it may not raise.
 POLITE = """

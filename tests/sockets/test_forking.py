@@ -160,17 +160,22 @@ def test_closing_in_the_child_leaves_the_parent_alone(net: Net) -> None:
     net.accept(listener)
 
 
+def fork_and_close(gate: Gate, *socks: Any) -> int:
+    """A child that closes its copies of these sockets and lives until the gate opens."""
+
+    def close_all_and_stay() -> None:
+        for sock in socks:
+            sock.close()
+        gate.wait()
+
+    return fork(close_all_and_stay)
+
+
 def test_child_that_holds_nothing_does_not_keep_the_peer_open(net: Net) -> None:
     """The engine's own fds must not live on in a child: they would hide the end of file."""
     gate = net.own(Gate())
     client, server = net.pair()
-
-    def close_both_and_stay() -> None:
-        client.close()
-        server.close()
-        gate.wait()
-
-    pid = fork(close_both_and_stay)
+    pid = fork_and_close(gate, client, server)
     client.close()
     assert server.recv(1) == b""
     gate.open()
@@ -181,13 +186,7 @@ def test_reset_reaches_the_parent_although_an_idle_child_lives(net: Net) -> None
     """It is said by a close of the engine's: a copy in a child would put that off until the child ends."""
     gate = net.own(Gate())
     client, server = net.pair()
-
-    def close_both_and_stay() -> None:
-        client.close()
-        server.close()
-        gate.wait()
-
-    pid = fork(close_both_and_stay)
+    pid = fork_and_close(gate, client, server)
     net.reset(server)
     client.settimeout(PATIENCE_S)
     with raises_errno(errno.ECONNRESET):

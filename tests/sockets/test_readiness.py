@@ -103,22 +103,22 @@ def timed_out(net: Net) -> Any:
     return sock
 
 
-def shut_wr(net: Net) -> Any:
+def shut(net: Net, how: int) -> Any:
     client, _ = net.pair()
-    client.shutdown(socket.SHUT_WR)
+    client.shutdown(how)
     return client
+
+
+def shut_wr(net: Net) -> Any:
+    return shut(net, socket.SHUT_WR)
 
 
 def shut_rd(net: Net) -> Any:
-    client, _ = net.pair()
-    client.shutdown(socket.SHUT_RD)
-    return client
+    return shut(net, socket.SHUT_RD)
 
 
 def shut_both(net: Net) -> Any:
-    client, _ = net.pair()
-    client.shutdown(socket.SHUT_RDWR)
-    return client
+    return shut(net, socket.SHUT_RDWR)
 
 
 def fin_both_ways(net: Net) -> Any:
