@@ -138,7 +138,7 @@ def test_a_path_that_becomes_longer_is_believed(reader: Reader) -> None:
 def test_an_end_that_does_not_tell_what_is_unread_is_taken_for_full(
     reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "taken_bytes", lambda fd: -1)
+    monkeypatch.setattr(native, "unread_by_peer_bytes", lambda fd: -1)
     for _ in range(3):
         reader.take(24_000, after_us=ROUND_US)
     assert reader.window_bytes == FIRST_WINDOW_BYTES

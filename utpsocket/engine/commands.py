@@ -555,7 +555,7 @@ def sync_user_side(loop: Loop, cookie: int) -> None:
         channel.sync_user_side()
 
 
-def on_held_received(loop: Loop, cookie: int) -> None:
+def on_received_after_shutdown(loop: Loop, cookie: int) -> None:
     """The program has received bytes that were held for it after shutdown(SHUT_RD): there is room for more."""
     bridge = _bridge(loop, cookie)
     if bridge is not None:
@@ -704,7 +704,7 @@ command_queue.REPEATABLE.update(
         unflushed,
         repeat_last_acks,
         abort_unflushed,
-        on_held_received,
+        on_received_after_shutdown,
         has_open_sockets,
         connection_figures,
         channel_figures,

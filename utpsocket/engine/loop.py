@@ -742,7 +742,7 @@ class Loop:
             for listener in self._all_listeners():
                 carefully(listener.fail, ended)
             for channel in list(self.channels.values()):
-                if not channel.needs_no_notice:
+                if not channel.can_end_unnoticed:
                     carefully(channel.fail, ended)
             carefully(self._close_fds)
         self._is_asleep = True

@@ -81,7 +81,7 @@ def at_end(identity: Identity, count: int, flags: int) -> bytes:
     """What is received at the end of the stream. Raises where the connection ended with an errno that the kernel could
     not be made to give, or where connect() failed and has reported it.
     """
-    if identity.held:
+    if identity.received_after_shutdown:
         return lifecycle.receive_after_shutdown(identity, count, flags)
     code = 0 if identity.has_ended_after_eof else identity.take_error()
     if not code and identity.role is Role.FAILED and identity.is_told:

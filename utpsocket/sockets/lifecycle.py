@@ -362,24 +362,24 @@ def before_shutdown(sock: Any, identity: Identity, how: int) -> None:
 
 def receive_after_shutdown(identity: Identity, count: int, flags: int) -> bytes:
     """Take up to `count` of the bytes that came after shutdown(SHUT_RD), which the kernel does not keep."""
-    held = identity.held
-    if not held or not count:
+    kept = identity.received_after_shutdown
+    if not kept or not count:
         return b""
     if flags & stdlib.MSG_PEEK:
-        return b"".join(list(held))[:count]
+        return b"".join(list(kept))[:count]
     taken: list[bytes] = []
     while count:
         try:
-            piece = held.popleft()
+            piece = kept.popleft()
         except IndexError:
             break
         taken.append(piece[:count])
         if len(piece) > count:
-            held.appendleft(piece[count:])
+            kept.appendleft(piece[count:])
         count -= len(taken[-1])
     loop = own_engine(identity)
     if loop is not None:
-        loop.post(commands.on_held_received, identity.cookie)
+        loop.post(commands.on_received_after_shutdown, identity.cookie)
     return b"".join(taken)
 
 
@@ -427,7 +427,7 @@ def _renew(sock: Any, identity: Identity) -> None:
     identity.is_after_eof = False
     identity.is_shut_down = False
     identity.shut_halves = 0
-    identity.held = None
+    identity.received_after_shutdown = None
     identity.error = 0
     if identity.peer is not None and identity.local is not None and identity.bound == UNBOUND[identity.family]:
         # A bind() has succeeded and a later one failed: the address of the attempt is kept.

@@ -51,8 +51,8 @@ class Channel(Protocol):
         """
 
     @property
-    def needs_no_notice(self) -> bool:
-        """Whether neither the program nor the peer would notice if the channel ended now.
+    def can_end_unnoticed(self) -> bool:
+        """Whether the channel may end now without an errno for the program or a RESET for the peer.
 
         Returns: True or False.
         Source: docs/sockets.md §4.
@@ -67,7 +67,7 @@ class Channel(Protocol):
         """
 
     def figures(self) -> tuple[Any, ...]:
-        """What utpsocket.info() tells of the connection, at this instant.
+        """What utpsocket.info() returns about the connection, at this instant.
 
         Returns: the fields of ConnectionStats (protocol/report.py) in their order, as plain values.
         Raises: nothing.
@@ -78,7 +78,7 @@ class Channel(Protocol):
         """How far the delivery of what the program wrote has come, for the end of a process.
 
         Returns: whether the end of the process waits for this channel; bytes not acked; bytes acked since the
-            beginning; whether the peer lives and does not read. Over TCP "acked" is "taken by the kernel".
+            beginning; whether the peer is alive and does not read. Over TCP "acked" is "taken by the kernel".
         Raises: nothing.
         Source: docs/sockets.md §4.
         """
@@ -107,7 +107,8 @@ class Channel(Protocol):
         """
 
     def apply_options(self) -> None:
-        """The program has set socket options: what a living connection follows of identity.settings takes effect.
+        """The program has set socket options: those of identity.settings that an established connection can follow take
+        effect.
 
         Raises: OSError where the kernel refuses an option.
         Source: setsockopt(2); socket(7); tcp(7).
@@ -131,7 +132,7 @@ class Channel(Protocol):
     def terminate(self, code: int) -> None:
         """End at once in whatever state this is: the peer gets a RESET, the program the error.
 
-        May be called again where it has failed itself.
+        May be called again where terminate() itself has failed.
 
         Parameters:
             code: errno that the program's calls raise.

@@ -75,12 +75,12 @@ class SilentDestinations:
 
 
 class Attempt:
-    """One connect()'s try at TCP; the Channel of its socket once uTP has failed and before TCP has connected.
+    """The attempt of a connect() over TCP; the Channel of its socket once uTP has failed and before TCP has connected.
 
     bridge    of the attempt over uTP, which has the engine's end of the pair until it has failed
     wait_us   how long uTP is tried alone
 
-    It begins by itself after wait_us, or when the bridge calls take_over(). It ends in a Relay, which takes its place
+    It begins by a timer after wait_us, or when the bridge calls take_over(). It ends in a Relay, which takes its place
     in Loop.channels, in an error of connect(), or by withdraw().
     """
 
@@ -97,9 +97,9 @@ class Attempt:
         "identity",
     )
 
-    # What a channel is asked for, while nothing has been written yet that could be delivered.
+    # See Channel. Nothing can have been written while connecting.
     connection = None
-    is_user_fd_open = needs_no_notice = False
+    is_user_fd_open = can_end_unnoticed = False
     is_flushed = True
 
     def __init__(self, loop: Engine, bridge: Bridge, wait_us: int) -> None:
@@ -290,7 +290,7 @@ class Attempt:
         """See Channel. epoll reports a close."""
 
     def sync_network_side(self) -> None:
-        """See Channel. Nothing arrives before the connection stands."""
+        """See Channel. Nothing arrives before the connection is established."""
 
     def apply_options(self) -> None:
         """See Channel. The TCP socket was made with them."""
@@ -318,7 +318,7 @@ class Attempt:
 
 
 class _HangUpWatcher:
-    """The user's fd, while only TCP is tried: closed, or still there?"""
+    """Watches for the close of the user's fd, while only TCP is tried."""
 
     __slots__ = ("_attempt",)
 

@@ -1,8 +1,8 @@
-"""How much is held for a program that does not read: the window that its peer is promised, and the buffer of its pair.
+"""How much is kept for a program that does not read: the window that is advertised, and the buffer of its pair.
 
-A peer must not make us hold more for a program than TCP would, so both begin small. They grow with what the program
+A peer must not make us keep more for a program than TCP would, so both begin small. They grow with what the program
 reads within a round trip, as Linux' TCP does it: a sender in slow start doubles its rate in each round trip, so the
-window becomes a multiple of what was read in the last one. If SO_RCVBUF is set, that holds instead from the beginning.
+window becomes a multiple of what was read in the last one. If SO_RCVBUF is set, its value is used from the beginning.
 
     Example. The window is 96 KiB, the round trip 10 ms. In one the program reads 60 KiB: the window becomes 96 + 4 × 60
     = 336 KiB, the pair's buffer a quarter, 84 KiB. In the next it reads 80 KiB: 96 + 320 = 416 KiB is not a quarter
@@ -35,7 +35,7 @@ _PAIR_SHARE: Final = 4  # the pair's buffer is this part of the window
 # another round trip old.
 _GROWTH: Final = 4
 _MIN_ROUND_US: Final = 100  # also where no round trip has been measured
-_MAX_ROUND_US: Final = 1_000_000  # the measure comes from what the peer sends, which may be anything
+_MAX_ROUND_US: Final = 1_000_000  # the round trip is computed from the peer's timestamps, which may be anything
 # A pair holds so many times what setsockopt() was given: the kernel doubles that, and one more piece of up to half as
 # much gets in.
 _PAIR_OVERHEAD: Final = 3
@@ -73,41 +73,43 @@ class ReceiveBuffer:
             self.is_growing = False
             self._set_pair(engine_sock, _MAX_PAIR_BYTES)
 
-    def on_delivered(self, count: int, engine_sock: Any, receive: ReceiveHalf, most_bytes: int, *, now: int) -> None:
+    def on_delivered(
+        self, count: int, engine_sock: Any, receive: ReceiveHalf, max_window_bytes: int, *, now: int
+    ) -> None:
         """`count` bytes more were written to the pair. Once in a round trip the window and the pair's buffer may grow.
 
-        most_bytes   what the window must not exceed
-        now          µs
+        max_window_bytes   what the window must not exceed
+        now                µs
         """
-        self._delivered_bytes = taken_bytes = self._delivered_bytes + count
+        self._delivered_bytes = delivered_bytes = self._delivered_bytes + count
         if now < self._round_ends_at:
             return
-        # A longer round trip is taken over slowly: a thread that was kept waiting measures one too, and much arrives.
+        # A longer round trip is adopted slowly: a delay of this thread looks like one, and much arrives meanwhile.
         round_us = min(receive.round_trip_us, self._round_us * 5 // 4) if self._round_us else receive.round_trip_us
         self._round_us = round_us = min(max(_MIN_ROUND_US, round_us), _MAX_ROUND_US)
         self._round_ends_at = now + round_us
         reassembly = receive.reassembly
-        worthwhile = reassembly.capacity_bytes * 5 // 4
-        begun_bytes, self._read_bytes = self._read_bytes, taken_bytes
-        if FIRST_WINDOW_BYTES + _GROWTH * (taken_bytes - begun_bytes) < worthwhile:
+        min_window_bytes = reassembly.capacity_bytes * 5 // 4  # a smaller step is not worth a change
+        begun_bytes, self._read_bytes = self._read_bytes, delivered_bytes
+        if FIRST_WINDOW_BYTES + _GROWTH * (delivered_bytes - begun_bytes) < min_window_bytes:
             return
-        unread_bytes = native.taken_bytes(engine_sock.fileno())
+        unread_bytes = native.unread_by_peer_bytes(engine_sock.fileno())
         if unread_bytes < 0:
             unread_bytes = _PAIR_OVERHEAD * self._pair_bytes
-        self._read_bytes = read_bytes = max(0, taken_bytes - unread_bytes)
-        window = FIRST_WINDOW_BYTES + _GROWTH * (read_bytes - begun_bytes)
-        if window < worthwhile:
+        self._read_bytes = read_bytes = max(0, delivered_bytes - unread_bytes)
+        window_bytes = FIRST_WINDOW_BYTES + _GROWTH * (read_bytes - begun_bytes)
+        if window_bytes < min_window_bytes:
             return
-        most_bytes = min(_MAX_WINDOW_BYTES, most_bytes)
-        window = min(window, most_bytes)
+        max_window_bytes = min(_MAX_WINDOW_BYTES, max_window_bytes)
+        window_bytes = min(window_bytes, max_window_bytes)
         try:
-            self._set_pair(engine_sock, max(self._pair_bytes, min(_MAX_PAIR_BYTES, window // _PAIR_SHARE)))
+            self._set_pair(engine_sock, max(self._pair_bytes, min(_MAX_PAIR_BYTES, window_bytes // _PAIR_SHARE)))
         except OSError as error:
             if error.errno not in TRANSIENT:
                 raise
             return  # the kernel lacks memory: nothing grows in this round
-        reassembly.resize(window)
-        self.is_growing = window < most_bytes
+        reassembly.resize(window_bytes)
+        self.is_growing = window_bytes < max_window_bytes
 
     def _set_pair(self, engine_sock: Any, size: int) -> None:
         if size != self._pair_bytes:

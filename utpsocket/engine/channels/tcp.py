@@ -1,7 +1,8 @@
 """A connection that kernel TCP carries, and the program's fd: moves bytes both ways, and ends.
 
 Read utp.py first: the user's fd is one end of the same kind of AF_UNIX pair, so poll(), dup() and fork() make no
-difference. TCP does its own reliability here; what is left is two flows of bytes, two ends of file, and one error.
+difference. The kernel's TCP makes the bytes reliable; what is left is two flows of bytes, two ends of file, and one
+error.
 
     at the engine's end of the pair      at the TCP socket
     end of file                      →   shutdown(SHUT_WR)
@@ -10,7 +11,7 @@ difference. TCP does its own reliability here; what is left is two flows of byte
     close with an error              ←   an error, after everything that was received before it
 
 A close() with SO_LINGER waits until the kernel has the bytes, not until the peer has. Events of epoll are edges: one is
-remembered until a call has returned EAGAIN; a flow that stops before, since it has moved its share, asks epoll again.
+remembered until a call has returned EAGAIN; a flow that stops before, since it has moved its share, is re-armed.
 
 Only the engine's thread calls. Sources: docs/sockets.md §1, §9.
 """
@@ -72,7 +73,7 @@ class _Flow:
         self.pending = memoryview(b"")  # read from the source, and not written to the sink yet
         self.has_ended = False  # the source's end of file has been read
         self.is_stopped = False  # the sink takes no more: what comes is dropped
-        self.stop_errno = 0  # what it said then
+        self.stop_errno = 0  # the errno of that call
         self.is_readable = True  # the source, until a call returns EAGAIN
         self.is_writable = True  # the sink, likewise
         # The sink returned EAGAIN, for which TCP may also lack memory and make no event: register it with epoll anew.
@@ -199,7 +200,7 @@ class Relay:
     )
 
     connection = None
-    needs_no_notice = False
+    can_end_unnoticed = False
 
     def __init__(self, loop: Engine, identity: Identity, engine_sock: Any, tcp: Any) -> None:
         self._loop = loop  # the engine
@@ -219,7 +220,7 @@ class Relay:
         self._error = 0  # errno that TCP ended with
 
     def start(self) -> None:
-        """Both ends stand: carry bytes from now on."""
+        """Both sockets are there: carry bytes from now on."""
         user, peer = self._from_user, self._from_peer
         self._loop.watch(self.engine_sock.fileno(), _EVENTS, _Watcher(self, user, peer, is_user_side=True))
         self._loop.watch(self.tcp.fileno(), _EVENTS, _Watcher(self, peer, user, is_user_side=False))
@@ -230,7 +231,7 @@ class Relay:
         return self.tcp is None
 
     def pump(self) -> None:
-        """Move what there is, both ways, and say what has ended."""
+        """Move what there is, both ways, and pass on what has ended."""
         if self.is_over:
             return
         if self._pump_from_user() and not self.is_over:
@@ -263,9 +264,9 @@ class Relay:
                 continue
             break
         if flow.has_ended and not had_ended:
-            self._check_hang_up()  # a close says both at once, and one that resets must not send a FIN
+            self._check_hang_up()  # a close makes both events at once, and one that resets must not send a FIN
         if flow.is_stopped and not self._error:
-            # TCP takes no more: why, it says once, and what arrived before is still to be delivered.
+            # TCP takes no more. SO_ERROR gives the reason once. What arrived before is still to be delivered.
             pending = 0 if flow.stop_errno != errno.EPIPE else self.tcp.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
             self._error = pending or flow.stop_errno
             self._from_peer.is_readable = True
@@ -280,7 +281,7 @@ class Relay:
             flow.has_ended = True
             return False
         if flow.is_stopped and flow.stop_errno not in _READER_GONE:
-            raise OSError(flow.stop_errno, os.strerror(flow.stop_errno))  # what the user still waits for is lost
+            raise OSError(flow.stop_errno, os.strerror(flow.stop_errno))  # received bytes would be missing silently
         return more
 
     def _propagate_ends(self) -> None:
@@ -312,7 +313,7 @@ class Relay:
             self._release_waiters()
 
     def _try_shutdown(self, sock: Any) -> bool:
-        """Say that no more comes; False: not now."""
+        """shutdown(SHUT_WR). Returns False if it must be tried again."""
         try:
             sock.shutdown(stdlib.SHUT_WR)
         except OSError as error:
@@ -321,11 +322,11 @@ class Relay:
                 return False
             if error.errno != errno.ENOTCONN:
                 raise
-            # else the other side has gone already, and is about to say so
+            # else the other side has ended already, and its event follows
         return True
 
     def _report_error(self) -> None:
-        """The connection broke and everything that came before has been delivered: say it by the fd."""
+        """The connection broke and everything that came before has been delivered: report the errno at the user's fd."""
         error = self._error
         if self._sent_eof:
             if error == errno.ECONNRESET:
@@ -341,7 +342,7 @@ class Relay:
             code = errno.ECONNABORTED
         user = self._from_user
         if not user.has_ended or user.pending or user.is_stopped:
-            reset = True  # what the user wrote is not all with TCP: its peer must not take a FIN for the end of it
+            reset = True  # not all that the user wrote is in TCP's buffer: a FIN would make it look complete
         tcp, engine_sock = self.tcp, self.engine_sock
         if engine_sock is not None:
             self._loop.forget_fd(engine_sock.fileno())
@@ -375,7 +376,7 @@ class Relay:
     # ── commands ──
 
     def figures(self) -> tuple[Any, ...]:
-        """See Channel. What the kernel tells."""
+        """See Channel. From TCP_INFO."""
         identity, tcp = self.identity, self.tcp
         figures = {"state": State.CLOSED.value} if tcp is None else tcp_info.read(tcp)
         return fields(ConnectionStats(local=identity.local, peer=identity.peer, transport="tcp", **figures))

@@ -2,7 +2,7 @@
 
 Read this first. The program's fd ("the user's fd") is one end of an AF_UNIX stream pair; `engine_sock` is the other.
 What the program writes is read here, what is written here the program reads, and the kernel does blocking, polling, dup
-and fork. What happens on the connection is therefore told to the kernel in the pair's own terms (docs/sockets.md §1):
+and fork. So each event of the connection becomes an operation on the pair, and the reverse (docs/sockets.md §1):
 
     connecting                  the user's fd is unwritable: its send buffer is full of filler ("the gate")
     the peer's FIN              shutdown(SHUT_WR)
@@ -55,10 +55,10 @@ if TYPE_CHECKING:
         """Connects that are complete and not visible yet (ports/connect_gate.py)."""
 
         def hold(self, bridge: Bridge) -> None:
-            """This connect is complete: have it become visible."""
+            """This connect is complete: make it visible."""
 
     class Engine(Reactor, Protocol):
-        """What bridges ask of their engine (loop.py) beside what any part of it does."""
+        """What bridges use of their engine (loop.py) beside what Reactor declares."""
 
         holders_watch: HoldersWatch
 
@@ -69,10 +69,10 @@ if TYPE_CHECKING:
             """Have the bridge read its pair again in this iteration, or the next."""
 
         def watch_bridge(self, bridge: Bridge) -> None:
-            """The bridge has got the engine's end of its pair: have epoll tell it events."""
+            """The bridge has got the engine's end of its pair: register it with epoll."""
 
         def watch_room(self, bridge: Bridge, *, wanted: bool) -> None:
-            """Whether epoll is to tell when the pair has room again."""
+            """Whether epoll is to report when the pair has room again (EPOLLOUT)."""
 
         def flush_now(self, bridge: Bridge) -> None:
             """Deliver and send what a command has caused, before the command is answered."""
@@ -84,7 +84,7 @@ if TYPE_CHECKING:
         """What connections that were not accepted yet ask of their listener (ports/listener.py)."""
 
         def on_handshake_end(self, bridge: Bridge) -> None:
-            """The peer has proved its address, or the connection has ended before."""
+            """The peer is verified, or the connection has ended before."""
 
         def forget(self, bridge: Bridge) -> None:
             """The connection has ended by an exception."""
@@ -163,7 +163,7 @@ if TYPE_CHECKING:
             """End connections that are in TIME_WAIT."""
 
     class TcpAttempt(Protocol):
-        """A connect's try at TCP, beside uTP's or after it (race.py)."""
+        """The attempt of a connect over TCP, beside uTP's or after it (race.py)."""
 
         def on_connected(self) -> None:
             """uTP has connected: TCP is not needed."""
@@ -201,7 +201,7 @@ class Bridge:
         "_has_recheck",
         "_sent_reset",
         "_has_unread_event",
-        "_hung_up_by_us",
+        "_is_hup_from_shutdown",
         "_is_hung_up",
         "_is_retrying",
         "_may_have_ended",
@@ -256,22 +256,24 @@ class Bridge:
         self.grant_queue: GrantQueue | None = None  # of a connection that was dialled: ports/send_grants.py
         self.flush_waiters: list[Any] = []  # called once is_flushed
 
-        # Where it is in its life.
-        self.syn_received_at = 0  # µs; 0 once the peer has proved its address
+        # How far it has come.
+        self.syn_received_at = 0  # µs; 0 once the peer is verified
         self.is_handed_over = False  # accept() can return it, or has; of a connect(): from the beginning
         self.is_gated = False  # connect() has not succeeded: the user's fd is unwritable, and what is read is filler
         self._filler_bytes = -1  # of that filler, not read yet; -1: all of it
-        self.is_gone = False  # over; lists and timers that still have it must pass over it
+        self.is_gone = False  # over; lists and timers that still have it must skip it
         self.close_errno: int | None = None  # what the connection ended with, 0 for an orderly end; None: it goes on
         self.finish_when_drained = False  # the process ends: a FIN follows what was written, though the fd stays open
 
-        # What epoll has told and no call has disproved yet.
+        # What epoll has reported; remembered until a call returns EAGAIN.
         self.is_readable = False  # there is something to read, or the end
         self.is_writable = True  # there is room
         self._has_unread_event = False  # an event has come since the last read
         self._may_have_ended = False  # EPOLLRDHUP: what is read may be followed by the end of file
         self._is_hung_up = False  # EPOLLHUP: no process has the user's fd
-        self._hung_up_by_us = False  # but that is because inherit_shutdown() has shut both directions down
+        self._is_hup_from_shutdown = (
+            False  # EPOLLHUP comes from inherit_shutdown(), which has shut both directions down
+        )
         # More is unsent than can leave soon: it is read in an iteration without other events (Loop._idle_only).
         self.is_idle_only = False
 
@@ -279,7 +281,7 @@ class Bridge:
         self._has_finished_input = False  # its end of file has been read
         self._closed_with_unread = False  # it closed with bytes unread: the peer gets a RESET after what was written
         self._discards_received = False  # it reads no more (EPIPE): shut down, or closed
-        self._has_recheck = False  # after shutdown() hid the close: a timer will look whether the fd is still open
+        self._has_recheck = False  # after shutdown(), when a close makes no event: a timer will look for it
 
         # What has been passed on.
         self._sent_eof = False  # the end of file, to the user's fd
@@ -289,7 +291,7 @@ class Bridge:
         self._is_retrying = False  # a call that failed for lack of memory (TRANSIENT) is made again by a timer
 
     def attach(self, engine_sock: Any) -> None:
-        """Give it the engine's end of the pair, non-blocking; it is this object's to close from now on.
+        """Give it the engine's end of the pair, non-blocking; this object closes it from now on.
 
         Then Loop.watch_bridge().
         """
@@ -310,7 +312,7 @@ class Bridge:
         if halves & 2:
             self.engine_sock.shutdown(stdlib.SHUT_RD)
             self._has_finished_input = True
-            self._hung_up_by_us = halves == 3
+            self._is_hup_from_shutdown = halves == 3
             self.connection.finish(now=now)
             self.endpoint.loop.mark_dirty(self)
 
@@ -344,7 +346,7 @@ class Bridge:
         return known | EPOLLHUP if self._is_hung_up else known
 
     def poll_engine_sock(self) -> None:
-        """Take in now what epoll would tell in the next iteration."""
+        """Take in now what epoll would report in the next iteration."""
         poller = poll()
         poller.register(self.engine_fd, EPOLLIN | EPOLLRDHUP)
         for _, mask in poller.poll(0):
@@ -401,9 +403,9 @@ class Bridge:
                 return
 
     def _free_span_at_end(self, *, now: int) -> memoryview | None:
-        """Room for more in a full send buffer, where the user writes no more. A send() of its that waits for room must
-        return: there is room then, and what it wants to write is refused. So all is taken that it wrote before, which
-        is what the pair holds.
+        """Make room in a full send buffer once the user has shut down writing or closed. A send() in another thread or
+        process that waits for room in the pair must then return with an error, for which the pair must be drained. So
+        everything that the pair holds is read, beyond the buffer's capacity.
         """
         connection = self.connection
         if self._may_have_ended:
@@ -412,7 +414,7 @@ class Bridge:
             if span:
                 return span
         if self._is_hung_up:
-            self._hang_up_early(now=now)
+            self._on_close_before_drained(now=now)
         return None
 
     def _on_read_error(self, code: int, *, now: int) -> bool:
@@ -423,7 +425,7 @@ class Bridge:
         if code == errno.EAGAIN:
             if self._has_unread_event:
                 self._has_unread_event = False
-                self.endpoint.loop.watch_room(self, wanted=not self.is_writable)  # then let it say so again
+                self.endpoint.loop.watch_room(self, wanted=not self.is_writable)  # re-arms: an event since is reported
             self._on_drained(now=now)
         elif code in TRANSIENT:
             self._try_again_soon()
@@ -435,7 +437,7 @@ class Bridge:
         """The user has shut down writing, or has closed its fd."""
         self._has_unread_event = False
         self._has_finished_input = True
-        self.poll_engine_sock()  # a close says end of file and hang-up at once, and with linger must not send a FIN
+        self.poll_engine_sock()  # a close makes EPOLLHUP as well, and with SO_LINGER 0 must not send a FIN
         if self._is_hung_up and self.identity.settings.linger_seconds == 0 and not self._is_shut_down():
             return
         if not self._closed_with_unread:
@@ -459,10 +461,11 @@ class Bridge:
         if self.finish_when_drained:
             self.connection.finish(now=now)
 
-    def _hang_up_early(self, *, now: int) -> None:
+    def _on_close_before_drained(self, *, now: int) -> None:
         """The user's fd is closed, and what was written to it cannot all be read yet since the peer takes too little.
 
-        Whether the program left bytes unread is known already, and decides whether the peer gets a FIN or a RESET.
+        So what its close means for the peer is done before the end of file is read: a FIN after what was written, or a
+        RESET if the program left bytes unread.
         """
         self._check_unread_at_close()
         if self.identity.settings.linger_seconds == 0:
@@ -488,14 +491,14 @@ class Bridge:
             self.endpoint.loop.mark_dirty(self)
 
     def _is_shut_down(self) -> bool:
-        """Whether a hang-up is no close: the kernel reports one also after the program's shutdown(SHUT_RDWR), or
-        shutdown(SHUT_WR) after the peer's end of file. No event tells of the close itself then.
+        """Whether EPOLLHUP does not mean a close: the kernel reports it also after the program's shutdown(SHUT_RDWR),
+        or shutdown(SHUT_WR) after the peer's end of file. The close itself makes no event then.
         """
         identity = self.identity
         if not identity.is_shut_down:
             return False
         if identity.record is not None and is_known(identity.inode):
-            return True  # another process may have said so, which cannot have its fd watched
+            return True  # another process may have called shutdown(), and its fd is not in holders_watch
         return self.endpoint.loop.holders_watch.is_open(identity.inode)
 
     def _check_hang_up(self, *, now: int) -> None:
@@ -514,11 +517,11 @@ class Bridge:
                 self.endpoint.loop.call_at(now + _RECHECK_US, self._recheck)
             return
         self._check_unread_at_close()
-        if self._hung_up_by_us and not self._closed_with_unread:
+        if self._is_hup_from_shutdown and not self._closed_with_unread:
             # The next event is the user's close() or shutdown(), or the end of the accept queue, which sets ECONNRESET.
-            self._hung_up_by_us = False
+            self._is_hup_from_shutdown = False
             return
-        if self._closed_with_unread or identity.held:
+        if self._closed_with_unread or identity.received_after_shutdown:
             connection.reset_after_flush(now=now)
         linger = self.identity.settings.linger_seconds
         if linger == 0:
@@ -550,7 +553,9 @@ class Bridge:
     # ── from the connection ──
 
     def handle_events(self) -> None:
-        """Take the connection's events: that it stands, or how it ended. deliver() tells the program of the end."""
+        """Take the connection's events: that it is established, or how it ended. deliver() passes the end on to the
+        program.
+        """
         connection = self.connection
         while (event := connection.poll_event()) is not None:
             if event.kind is EventKind.CONNECTED:
@@ -562,7 +567,8 @@ class Bridge:
                 self.close_errno = event.errno if self.tcp_attempt is None else self.tcp_attempt.take_over(event.errno)
 
     def open_gate(self) -> bool:
-        """The connection stands: read the filler, and the user's fd becomes writable, by which connect() succeeds.
+        """The connection is established: read the filler, and the user's fd becomes writable, by which connect()
+        succeeds.
 
         Returns False if not all could be read (the kernel lacks memory): call again after RETRY_US.
         """
@@ -583,7 +589,7 @@ class Bridge:
         return True
 
     def open_gate_with(self, accepts: Callable[[], int]) -> int:
-        """As open_gate(), and without giving up the GIL in between also call `accepts`, the C function by which the
+        """As open_gate(), and without a release of the GIL in between also call `accepts`, the C function by which the
         accepted side becomes visible. Returns what that returns. open_gate() must follow.
         """
         identity = self.identity
@@ -606,13 +612,13 @@ class Bridge:
         if self.engine_sock is None:
             self._deliver_without_pair(now=now)
             return
-        room = self.receive_buffer
+        receive_buffer = self.receive_buffer
         while True:
             views = connection.poll_delivery()
             if not views:
                 break
             if self._discards_received:
-                self._hold_unreceived(views, now=now)
+                self._keep_after_shutdown(views, now=now)
                 break
             if not self.is_writable:
                 connection.delivered(0, now=now)
@@ -620,8 +626,8 @@ class Bridge:
                 return
             count = self._stream.send(views)
             if count >= 0:
-                if room.is_growing:
-                    room.on_delivered(
+                if receive_buffer.is_growing:
+                    receive_buffer.on_delivered(
                         count, self.engine_sock, connection.receive, self.endpoint.shares.single_share_bytes, now=now
                     )
                 connection.delivered(count, now=now)
@@ -633,7 +639,7 @@ class Bridge:
             if not self._send_eof():
                 return
         elif self._discards_received and connection.receive.reassembly.is_finished:
-            self._sent_eof = True  # shutdown(SHUT_RD) was as good
+            self._sent_eof = True  # not sent: after shutdown(SHUT_RD) the program reads one anyway
         if self.close_errno is not None:
             self._propagate_close()
 
@@ -685,9 +691,9 @@ class Bridge:
         self._sent_eof = True
         return True
 
-    def _hold_unreceived(self, views: list[memoryview], *, now: int) -> None:
-        """Bytes have come after shutdown(SHUT_RD). As with TCP a recv() returns them all the same, and if there is none
-        they fill the buffers. After SHUT_RDWR they are answered by a RESET.
+    def _keep_after_shutdown(self, views: list[memoryview], *, now: int) -> None:
+        """Bytes have come after shutdown(SHUT_RD). As with TCP a recv() still returns them, and if none is called they
+        fill the buffers. After SHUT_RDWR they are answered by a RESET.
         """
         connection = self.connection
         count = sum(map(len, views))
@@ -698,15 +704,15 @@ class Bridge:
         if self._is_hung_up or self.identity.shut_halves & 1 == 0:
             connection.delivered(count, now=now)  # no process can receive them
             return
-        held = self.identity.held
-        if held is None:
-            held = self.identity.held = deque()
+        kept = self.identity.received_after_shutdown
+        if kept is None:
+            kept = self.identity.received_after_shutdown = deque()
         room_bytes = (window_bytes(self.identity.settings.receive_buffer_bytes) or FIRST_WINDOW_BYTES) - sum(
-            map(len, list(held))
+            map(len, list(kept))
         )
         data = b"".join(views)[: max(0, room_bytes)]
         if data:
-            held.append(data)
+            kept.append(data)
         connection.delivered(len(data), now=now)
 
     def _refuse_sends(self) -> None:
@@ -729,10 +735,10 @@ class Bridge:
         if self._refuses_sends and shared_errnos.is_taken(self.cookie):
             # A send() has reported the errno: as with TCP only the end of file is left to receive.
             self._sent_eof = True
-            is_quiet = True
+            is_reported = True
         else:
-            is_quiet = error == errno.ECONNRESET and self._sent_eof and self._has_finished_input
-        if error and not is_quiet:
+            is_reported = error == errno.ECONNRESET and self._sent_eof and self._has_finished_input
+        if error and not is_reported:
             if error == errno.ECONNRESET and self._sent_eof:
                 error = errno.EPIPE  # of a send(); a recv() has its end of file. As over TCP
             if error == errno.EPIPE or not self._refuses_sends:
@@ -776,7 +782,7 @@ class Bridge:
             self.tcp_attempt.on_closed()
 
     def detach_engine_sock(self) -> Any:
-        """Give engine_sock away, open. The bridge is as if it were closed."""
+        """Return engine_sock, still open, to a new owner. To the bridge it counts as closed."""
         # Not engine_fd: if the socket is closed already, that number may be another's.
         self.endpoint.loop.forget_fd(self.engine_sock.fileno())
         engine_sock, self.engine_sock = self.engine_sock, None
@@ -833,12 +839,12 @@ class Bridge:
     def remove(self) -> None:
         """The connection is over and the user's fd is closed: leave the port, and the engine's dict."""
         identity = self.identity
-        # not of one whose socket TCP has taken over, nor of one that was given up while it stood
+        # Not if TCP has taken the socket over, nor if terminate() ended an established connection.
         if identity.ending is None and self.cookie >= 0 and self.connection.state in (CLOSED, TIME_WAIT):
             identity.ending = self.figures()  # before the engine forgets it, so that info() always finds one
         self.other_side = None
         self.endpoint.forget(self)
-        self.endpoint.loop.forget(self)  # last: should any of this fail, it can still be found, and is done again
+        self.endpoint.loop.forget(self)  # last: should any of this fail, the bridge is still found and removed again
 
     def release_waiters(self) -> None:
         """Call when_flushed()'s callbacks."""
@@ -852,7 +858,7 @@ class Bridge:
         return self.connection.figures(self.identity.local)
 
     def reset_unaccepted(self) -> None:
-        """Its listener has ended before accept() returned it: reset it, as TCP does."""
+        """The listener has ended before accept() returned this connection: reset it, as TCP does."""
         self.connection.abort()
         if self.engine_sock is not None:
             self._close_engine_sock(errno.ECONNRESET)
@@ -888,7 +894,7 @@ class Bridge:
             self.check_user_side(now=loop.now)
             loop.flush_now(self)
         elif self.identity.settings.linger_seconds == 0 and self.connection.state in (CONNECTED, SYN_RECEIVED):
-            # After shutdown(SHUT_RDWR), which the kernel tells our end as it tells the last close.
+            # After shutdown(SHUT_RDWR), which the kernel reports at our end as it reports the last close.
             self.connection.abort()
             loop.flush_now(self)
 
@@ -910,7 +916,7 @@ class Bridge:
         return self.engine_sock is not None and not self._is_hung_up
 
     @property
-    def needs_no_notice(self) -> bool:
+    def can_end_unnoticed(self) -> bool:
         """See Channel."""
         return self.engine_sock is None and (self.is_handed_over or self.connection.is_over)
 

@@ -105,7 +105,7 @@ COMMANDS: Final[dict[str, Crossing]] = {
         Crossing(commands.abort_connect_late, (_PLAIN,)),
         Crossing(commands.sync_user_side, (_PLAIN,)),
         Crossing(commands.sync_network_side, (_PLAIN,)),
-        Crossing(commands.on_held_received, (_PLAIN,)),
+        Crossing(commands.on_received_after_shutdown, (_PLAIN,)),
         Crossing(commands.when_flushed, (_PLAIN, Argument.CALLBACK)),
         Crossing(commands.apply, (_PLAIN,)),
         Crossing(commands.connection_figures, (_PLAIN,)),

@@ -166,7 +166,7 @@ def is_main_interpreter() -> bool:
     return bool(here() == main())
 
 
-def taken_bytes(fd: int) -> int:
+def unread_by_peer_bytes(fd: int) -> int:
     """Bytes that were written to an AF_UNIX socket and its peer has not read, with the kernel's overhead (TIOCOUTQ); -1
     if ioctl() fails. Without releasing the GIL.
     """

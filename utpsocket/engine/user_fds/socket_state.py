@@ -127,9 +127,9 @@ def window_bytes(option_bytes: int) -> int:
 class Identity:
     """One uTP socket.
 
-    While the engine serves a connection it writes WRITTEN_BY_ENGINE and `held`, and `peer` of what a listener accepts.
-    The shim writes the rest; of WRITTEN_BY_ENGINE it writes what bind(), connect() and listen() begin with, clears the
-    error when it is read, and all of it when the socket becomes unconnected again.
+    While the engine serves a connection it writes WRITTEN_BY_ENGINE and `received_after_shutdown`, and `peer` of what a
+    listener accepts. The shim writes the rest; of WRITTEN_BY_ENGINE it writes what bind(), connect() and listen() begin
+    with, clears the error when it is read, and all of it when the socket becomes unconnected again.
     """
 
     __slots__ = (
@@ -144,7 +144,7 @@ class Identity:
         "family",
         "filler_bytes",
         "has_duplicates",
-        "held",
+        "received_after_shutdown",
         "inode",
         "is_after_eof",
         "is_full",
@@ -210,7 +210,9 @@ class Identity:
         # How the connection goes, and how it ended.
         self.transport = "utp"  # what carries the connection: "tcp" after a fallback
         self.is_full = False  # of a listener: connections wait for room in the kernel's queue, which accept() makes
-        self.held: deque[bytes] | None = None  # received after shutdown(SHUT_RD), which the user may read as over TCP
+        self.received_after_shutdown: deque[bytes] | None = (
+            None  # received after shutdown(SHUT_RD), which the user may read as over TCP
+        )
         self.is_over = False
         self.is_reset = False  # it ended by an error
         self.error = 0  # the errno it ended with, until the application has read it
