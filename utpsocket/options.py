@@ -310,7 +310,7 @@ def _set_utp(identity: Identity, name: int, value: Any) -> bool:
         seconds = _number(value)
         if not 0 <= seconds <= _MAX_KEEPALIVE_SECONDS:
             raise OSError(errno.EINVAL, f"UTP_KEEPALIVE is from 0 to {_MAX_KEEPALIVE_SECONDS} seconds, not {seconds}")
-        settings.sign_of_life_seconds = seconds
+        settings.nat_keepalive_seconds = seconds
         return True
     else:
         raise _fail(errno.ENOPROTOOPT)
@@ -385,7 +385,7 @@ def _value(sock: Any, identity: Identity, level: int, name: int) -> bytes | None
         if name == UTP_SHARE_PORT:
             return _INT.pack(identity.settings.shares_port)
         if name == UTP_KEEPALIVE:
-            return _INT.pack(identity.settings.sign_of_life_seconds)
+            return _INT.pack(identity.settings.nat_keepalive_seconds)
         raise _fail(errno.ENOPROTOOPT)
     if level == _TCP and name == stdlib.TCP_INFO:
         return bytes([_tcp_state(sock, identity)]) + bytes(231)  # struct tcp_info: only the state has a meaning here

@@ -195,7 +195,7 @@ def _ended(identity: Identity) -> ConnectionStats:
     if ending is not None and identity.transport == "utp":
         stats = ConnectionStats(*ending)
         return replace(stats, state=State.CLOSED.value) if stats.state == State.TIME_WAIT.value else stats
-    code = identity.error or identity.told_errno
+    code = identity.error or identity.reported_errno
     local = identity.local or lifecycle.UNBOUND[identity.family]
     if identity.role is Role.UNCONNECTED and not code:
         return ConnectionStats(local=local)

@@ -14,7 +14,7 @@ import pytest
 import utpsocket
 from tests.engine.test_faults import OfBoth
 from utpsocket.engine import engine
-from utpsocket.engine.interpreter.garbage_collector import Hold
+from utpsocket.engine.interpreter.garbage_collector import CollectorPause
 from utpsocket.engine.kernel import poller
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports.retries import Retries
@@ -195,9 +195,9 @@ def test_while_nothing_happens_the_engine_sleeps(
     sleeps: list[float] = []
     original = poller.sleep_until_ready
 
-    def sleep_until_ready(hold: Hold, fds: list[tuple[int, int]], timeout: float) -> None:
+    def sleep_until_ready(pause: CollectorPause, fds: list[tuple[int, int]], timeout: float) -> None:
         sleeps.append(timeout)
-        original(hold, fds, timeout)
+        original(pause, fds, timeout)
 
     monkeypatch.setattr(poller, "sleep_until_ready", sleep_until_ready)
     socks = state()

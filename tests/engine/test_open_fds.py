@@ -121,7 +121,7 @@ class Elsewhere:
         self.messages += 1
         self.gone += len(gone)
         copies = [os.dup(fd) for fd in fds]
-        self.watch.learn(inode, index, gone, copies)
+        self.watch.on_announced(inode, index, gone, copies)
         assert not copies, "each is in a place where it will be closed"
 
 

@@ -274,7 +274,7 @@ def at_rest() -> tuple[int, int, int]:
     """The thresholds while the engine sleeps."""
     loop = engine()
     assert isinstance(loop, Loop)
-    while not loop._is_asleep or garbage_collector._holding:
+    while not loop._is_asleep or garbage_collector._pausing:
         pass
     return gc.get_threshold()
 
@@ -331,7 +331,7 @@ def test_the_end_of_the_engine_gives_the_thresholds_back(thresholds: tuple[int, 
     thresholds_at_work()
     shutdown()
     assert gc.get_threshold() == thresholds
-    assert not garbage_collector._holding
+    assert not garbage_collector._pausing
 
 
 # ── hooks ──

@@ -225,11 +225,11 @@ class ConnectRefused(Case):
     def check(self) -> None:
         codes: list[int] = []
 
-        def is_told() -> bool:
+        def has_ended() -> bool:
             codes.append(self.sock.connect_ex(self.address))
             return codes[-1] != errno.EALREADY
 
-        until(is_told)
+        until(has_ended)
         codes.append(self.sock.connect_ex(self.address))
         assert errno.ECONNREFUSED in codes, codes
         assert set(codes) <= {errno.ECONNREFUSED, errno.ECONNABORTED, errno.EALREADY}, codes

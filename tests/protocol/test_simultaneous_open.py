@@ -78,7 +78,7 @@ def test_an_answer_that_was_lost_is_said_again_and_no_other_syn_is_let_in() -> N
 
 def test_of_two_answers_the_peer_takes_either() -> None:
     for taken, other in ((501, 901), (901, 501)):
-        for is_told in (True, False):
+        for is_withdrawn in (True, False):
             wire = dialling(20_000)
             cross(wire, "SYN seq=1 id=500")
             wire.say()
@@ -86,7 +86,7 @@ def test_of_two_answers_the_peer_takes_either() -> None:
             cross(wire, "SYN seq=1 id=399")
             wire.say()
             assert wire.connection.recv_id == RECV_ID + 901
-            if is_told:  # what became of its other SYN is told to go
+            if is_withdrawn:  # a RESET withdraws its other SYN
                 wire.hear(f"RESET seq=2 ack=999 id={other - 901}")
             wire.hear(f"STATE seq=2 ack=0 id={RECV_ID + taken - wire.connection.recv_id}")
             assert wire.events() == ["CONNECTED"]

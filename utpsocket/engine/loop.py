@@ -135,9 +135,11 @@ class Loop:
         self.recheck_holders: Callable[[Loop], None] = lambda _: None  # that look; commands.watch_holder() sets it
 
         # epoll, and how other threads interrupt it.
-        self._gc_hold = garbage_collector.Hold()  # no garbage collection on this thread while it works
+        self._collector_pause = (
+            garbage_collector.CollectorPause()
+        )  # no garbage collection on this thread while it works
         self._epoll = new_poller()  # epoll, or what replaces it
-        self._sleep = new_sleep(self._epoll, self._gc_hold)  # waits for its events
+        self._sleep = new_sleep(self._epoll, self._collector_pause)  # waits for its events
         self._wake_up = WakeUp()  # an fd that other threads make readable
         self._wake_fd = self._wake_up.fd  # its number
         self._wake_file = os.fstat(self._wake_fd)  # to tell whether the program has closed it: check_fds()
@@ -188,12 +190,12 @@ class Loop:
         if not self.has_started:
             try:
                 self.namespace = netns.cookie_here()  # the thread's
-                self._gc_hold.begin()
+                self._collector_pause.begin()
                 start_thread(self._run, b"utpsocket")
                 self.is_begun = True
             except BaseException:
                 if not self._starting.locked():
-                    self._gc_hold.end()
+                    self._collector_pause.end()
                 raise
 
     @property
@@ -260,7 +262,7 @@ class Loop:
             return  # another call of start() has done it
         self._thread_id = get_ident()
         try:
-            self._gc_hold.enter()
+            self._collector_pause.enter()
             while not self._is_stopping:
                 try:
                     self._run_iterations()
@@ -746,7 +748,7 @@ class Loop:
                     carefully(channel.fail, ended)
             carefully(self._close_fds)
         self._is_asleep = True
-        for last in (self.channels.clear, self.endpoints.clear, self._inbox.end, self._gc_hold.end):
+        for last in (self.channels.clear, self.endpoints.clear, self._inbox.end, self._collector_pause.end):
             carefully(last)
         self._has_ended.release()
 

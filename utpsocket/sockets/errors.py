@@ -84,7 +84,7 @@ def at_end(identity: Identity, count: int, flags: int) -> bytes:
     if identity.received_after_shutdown:
         return lifecycle.receive_after_shutdown(identity, count, flags)
     code = 0 if identity.has_ended_after_eof else identity.take_error()
-    if not code and identity.role is Role.FAILED and identity.is_told:
+    if not code and identity.role is Role.FAILED and identity.is_connect_reported:
         code = errno.ENOTCONN
     if code:
         raise lifecycle.os_error(code)
@@ -137,7 +137,7 @@ def before_send(sock: Any, identity: Identity, flags: int) -> None:
     """
     if identity.is_gated and identity.role is Role.CONNECTED:
         fd_pair.open_gate(sock, identity)
-    if identity.told_errno and sock.fileno() >= 0:  # the kernel says EBADF of one that is closed
+    if identity.reported_errno and sock.fileno() >= 0:  # the kernel says EBADF of one that is closed
         raise lifecycle.os_error(errno.EPIPE)
     if flags and isinstance(flags, int) and _has(flags, _MSG_OOB):
         raise lifecycle.os_error(errno.EOPNOTSUPP)

@@ -128,12 +128,12 @@ def _connect_again(sock: Any, identity: Identity) -> int | None:
         code = poll_connect(sock, identity)
         if code == errno.EINPROGRESS:
             return errno.EALREADY
-        identity.is_told = True
+        identity.is_connect_reported = True
         return code
-    if role is Role.CONNECTED and not identity.is_told and not identity.is_over:
-        identity.is_told = True
+    if role is Role.CONNECTED and not identity.is_connect_reported and not identity.is_over:
+        identity.is_connect_reported = True
         return poll_connect(sock, identity)
-    if role is Role.CONNECTED and not identity.is_told and identity.is_reset:
+    if role is Role.CONNECTED and not identity.is_connect_reported and identity.is_reset:
         # No connect() has returned that the connection was established: this one returns how it ended. The next one may
         # begin anew.
         error = identity.take_error() or errno.ECONNABORTED
@@ -144,8 +144,8 @@ def _connect_again(sock: Any, identity: Identity) -> int | None:
         return errno.EISCONN
     if role is Role.FAILED:
         # A claim is left by a _renew() that was interrupted.
-        is_told = identity.is_told or identity.claim is not None
-        error = identity.take_error() or (0 if is_told else errno.ECONNABORTED)
+        is_connect_reported = identity.is_connect_reported or identity.claim is not None
+        error = identity.take_error() or (0 if is_connect_reported else errno.ECONNABORTED)
         release_chosen_port(identity)
         _renew(sock, identity)
         if error:
@@ -237,7 +237,7 @@ def _dial(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any, peer
     claim: dict[str, str] = {}
     try:
         identity.claim = claim
-        identity.ending, identity.told_errno = None, 0
+        identity.ending, identity.reported_errno = None, 0
         local = udp.getsockname()
         bound = identity.bound
         if bound is not None:
@@ -265,7 +265,7 @@ def _dial_port_0(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: An
     """connect() to port 0, to which UDP can send nothing: the attempt begins and is refused, as TCP's."""
     try:
         identity.claim = {_BY: "caller"}
-        identity.ending, identity.told_errno = None, 0
+        identity.ending, identity.reported_errno = None, 0
         local = udp.getsockname()
         udp.close()
         bound = identity.bound
@@ -394,7 +394,7 @@ def shut_down_unconnected(sock: Any, identity: Identity, how: int) -> None:
         let_pass(error)
     if identity.role is Role.UNCONNECTED:
         identity.shut_halves |= how + 1  # bits as the kernel's RCV_SHUTDOWN and SEND_SHUTDOWN
-    elif not identity.is_told:
+    elif not identity.is_connect_reported:
         identity.is_unusable = True
 
 
@@ -416,14 +416,14 @@ def _renew(sock: Any, identity: Identity) -> None:
     inode = identity.inode
     fd = sock.fileno()
     duplicates = _duplicates(identity, fd)
-    identity.part()
+    identity.unshare()
     registry.forget(identity)
     fd_pair.renew(sock)
     options.restore(sock, identity)
     registry.register(sock, identity)
     _replace(duplicates, fd)
     identity.transport = "utp"
-    identity.is_over = identity.is_reset = identity.is_gated = identity.is_told = False
+    identity.is_over = identity.is_reset = identity.is_gated = identity.is_connect_reported = False
     identity.is_after_eof = False
     identity.is_shut_down = False
     identity.shut_halves = 0

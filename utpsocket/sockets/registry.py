@@ -100,7 +100,7 @@ def _identity(cookie: int, pid: int, local: Address, peer: Address) -> Identity:
     identity.place = shared_errnos.place_of(pid, cookie)
     identity.local, identity.peer = local, peer
     identity.role = Role.CONNECTED
-    identity.is_told = True  # connect() has most likely returned before the descriptor was passed on
+    identity.is_connect_reported = True  # connect() has most likely returned before the descriptor was passed on
     return identity
 
 

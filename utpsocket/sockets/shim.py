@@ -431,7 +431,7 @@ class socket(StdlibSocket):
                 if code not in lifecycle.IN_PROGRESS:
                     # Without a timeout connect(2) itself has waited and reports the end. With one CPython waits and
                     # reads SO_ERROR, so that the next connect(2) still reports it.
-                    identity.is_told = is_kernels
+                    identity.is_connect_reported = is_kernels
                     if not code:
                         lifecycle.wait_for_acceptor(identity)
                     elif is_kernels:
@@ -477,13 +477,13 @@ class socket(StdlibSocket):
             lifecycle.shut_down_unconnected(self, identity, int(how))
             raise lifecycle.os_error(errno.ENOTCONN)
         if identity.role is Role.CONNECTING and lifecycle.abort_connecting(self, identity):
-            identity.is_told = True  # to TCP it is unconnected now: the next connect() is a new one
+            identity.is_connect_reported = True  # to TCP it is unconnected now: the next connect() is a new one
             return
         if identity.role is Role.CONNECTED:
             lifecycle.before_shutdown(self, identity, int(how))
         Socket.shutdown(self, how)
         if identity.role is Role.CONNECTED:
-            identity.is_told = True  # as after shutdown() of TCP, the next connect() gives EISCONN
+            identity.is_connect_reported = True  # as after shutdown() of TCP, the next connect() gives EISCONN
         if identity.role is Role.LISTENING and how != stdlib.SHUT_WR:
             accepting.stop_listening(self, identity)
 

@@ -326,7 +326,7 @@ class Relay:
         return True
 
     def _report_error(self) -> None:
-        """The connection broke and everything that came before has been delivered: report the errno at the user's fd."""
+        """The connection broke, and what was received before is delivered: report the errno at the user's fd."""
         error = self._error
         if self._sent_eof:
             if error == errno.ECONNRESET:

@@ -36,7 +36,7 @@ from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
 from utpsocket.engine.kernel.syscalls import Stream
 from utpsocket.engine.timers import Deadline
 from utpsocket.engine.user_fds import reset, shared_errnos
-from utpsocket.engine.user_fds.open_fds import is_known
+from utpsocket.engine.user_fds.open_fds import socket_exists
 from utpsocket.engine.user_fds.reset import close_engine_sock, record, refuse_sends
 from utpsocket.engine.user_fds.socket_state import Identity, Role, window_bytes
 from utpsocket.protocol import Connection, EventKind
@@ -497,7 +497,7 @@ class Bridge:
         identity = self.identity
         if not identity.is_shut_down:
             return False
-        if identity.record is not None and is_known(identity.inode):
+        if identity.record is not None and socket_exists(identity.inode):
             return True  # another process may have called shutdown(), and its fd is not in holders_watch
         return self.endpoint.loop.holders_watch.is_open(identity.inode)
 

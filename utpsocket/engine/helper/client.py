@@ -195,7 +195,7 @@ class RemoteLoop:
         self._is_stopping = False  # stop() was called: connections that are left were not reset
         self._has_ended = allocate_lock()  # released when that thread ends
         self._has_ended.acquire()
-        self._hold = garbage_collector.Hold()  # of that thread
+        self._collector_pause = garbage_collector.CollectorPause()  # of that thread
         self._control, control = _socket_pair()  # requests, answers, resets
         self._notices, notices = _socket_pair()
         try:
@@ -225,11 +225,11 @@ class RemoteLoop:
             _remote = self
             forked_copies.take_notices = self.take_notices
             try:
-                self._hold.begin()
+                self._collector_pause.begin()
                 start_thread(self._run, b"utpsocket")
                 self.is_begun = True
             except BaseException:
-                self._hold.end()
+                self._collector_pause.end()
                 raise
 
     @property
@@ -405,7 +405,7 @@ class RemoteLoop:
 
     def _introduced(self, identity: Identity, *, is_dialed: bool) -> Identity:
         if identity.record is None:
-            identity.become(RemoteIdentity)
+            identity.change_class(RemoteIdentity)
         if identity.cookie:
             self._known[identity.cookie] = identity
         if is_dialed:
@@ -446,7 +446,7 @@ class RemoteLoop:
             messages.fill(identity, form)
             identity.role = Role.CONNECTED
             identity.transport = transport
-            identity.is_told = True
+            identity.is_connect_reported = True
             identity.owner_pid = self.pid
             self._served[cookie] = self._known[cookie] = identity
         elif name == messages.BOUND:
@@ -473,7 +473,7 @@ class RemoteLoop:
         if not self._starting.acquire(False):
             return  # another call of start() has done it
         self._helper_id = get_ident()
-        self._hold.enter()
+        self._collector_pause.enter()
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             while self._tries < _MAX_TRIES:
@@ -489,14 +489,14 @@ class RemoteLoop:
             self._on_end()
             if self.check_fds():
                 self._close()
-            self._hold.end()
+            self._collector_pause.end()
             self._has_ended.release()
 
     def _listen(self) -> None:
         """Read and handle messages until the engine's process ends."""
         while True:
             if not self._message:
-                sleep_until_ready(self._hold, [(self._control.fileno(), _POLLIN)], -1.0)
+                sleep_until_ready(self._collector_pause, [(self._control.fileno(), _POLLIN)], -1.0)
                 try:
                     self._message, self._message_fds = messages.receive_raw(self._control)
                 except OSError as error:

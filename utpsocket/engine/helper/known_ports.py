@@ -18,7 +18,7 @@ from utpsocket.engine import commands
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.ports.overlapping_ports import WILDCARDS
-from utpsocket.engine.user_fds.open_fds import HoldersWatch, is_known
+from utpsocket.engine.user_fds.open_fds import HoldersWatch, socket_exists
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 
 # Holders of one port that were closed here; more, and it is looked up which are open elsewhere. By feel.
@@ -183,7 +183,7 @@ class KnownPorts:
         return any(
             not identity.is_over
             and (identity.endpoint == port.key or _is_at(identity, port))
-            and is_known(identity.inode)
+            and socket_exists(identity.inode)
             for identity in self._served()
         )
 

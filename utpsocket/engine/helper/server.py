@@ -314,7 +314,7 @@ class Service:
         serial, name, arguments, named = messages.read(self._request)
         if name == messages.WATCHED:
             inode, index, gone = arguments
-            self._loop.holders_watch.learn(inode, index, gone, self._fds)
+            self._loop.holders_watch.on_announced(inode, index, gone, self._fds)
             self._request = b""
             return
         while self._fds:

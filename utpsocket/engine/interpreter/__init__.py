@@ -1,3 +1,3 @@
-"""What the engine needs of CPython itself, and what it must not do to it."""
+"""What the engine uses of CPython itself: threads, the GIL, the garbage collector, forks, signals."""
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The lock between a fork and the engine's thread: a child must not inherit an fd that the engine is just opening.
 
 During a fork the program's own hooks run (os.register_at_fork()). Such a hook may close connections, or wait for a
-thread that does, and for that the engine must go on. So the lock is waited for at most _PATIENCE_SECONDS; after that
-both go on without it. Without such hooks it is held for microseconds. With one that waits, a child may inherit an fd
+thread that does, and for that the engine must go on. So a thread waits for the lock for at most _PATIENCE_SECONDS, and
+then goes on without it. Without such hooks it is held for microseconds. With one that waits, a child may inherit an fd
 that was just being opened; the alternative would be a deadlock.
 
 Any thread may call. Sources: CPython's Doc/library/os.rst, register_at_fork(): the order of the hooks.

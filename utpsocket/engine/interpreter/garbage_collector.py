@@ -19,7 +19,7 @@ another thread may have crossed the threshold there and left the collection to w
 there the sleep and the setting are one call in C, without bytecode in between; the collection then finds the thresholds
 out of reach.
 
-Only the thread that holds the collector off calls, except end_in_child(). Sources: CPython's Modules/gcmodule.c and
+Only the thread that pauses the collector calls, except end_in_child(). Sources: CPython's Modules/gcmodule.c and
 Python/gc.c, _PyObject_GC_Link(), _Py_RunGC(); Python/ceval_gil.c; Modules/_ctypes/callproc.c, ConvParam().
 """
 
@@ -45,12 +45,12 @@ _CAN_BE_TRACED: Final = sys.version_info >= (3, 12)  # threading.settrace_all_th
 _get_threshold, _set_threshold = gc.get_threshold, gc.set_threshold
 _is_enabled, _enable, _disable = gc.isenabled, gc.enable, gc.disable
 
-_holding: set[Hold] = set()
+_pausing: set[CollectorPause] = set()
 _programs: tuple[int, int, int] = gc.get_threshold()
 
 
-class Hold:
-    """Keeps the collector off one thread of ours."""
+class CollectorPause:
+    """Pauses the collector while one thread of ours works."""
 
     __slots__ = ()
 
@@ -58,7 +58,7 @@ class Hold:
         """From now on there are no automatic collections. Called by the thread that starts ours, so that its first
         steps are covered.
         """
-        _take(self, _get_threshold())
+        _pause(self, _get_threshold())
 
     def enter(self) -> None:
         """To be called first on the thread itself."""
@@ -68,35 +68,35 @@ class Hold:
 
     def end(self) -> None:
         """The thread ends: the thresholds are the program's again, unless another thread of ours works."""
-        _set_threshold(*self._let_go())
+        _set_threshold(*self._resume())
 
-    def _let_go(self) -> tuple[int, int, int]:
-        """Forget this hold; returns what the thresholds must be without it."""
-        _holding.discard(self)
+    def _resume(self) -> tuple[int, int, int]:
+        """End this pause. Returns what the thresholds must be without it."""
+        _pausing.discard(self)
         found = _get_threshold()  # not ours: the program has set them meanwhile
-        return _programs if found[0] == _OUT_OF_REACH and not _holding else found
+        return _programs if found[0] == _OUT_OF_REACH and not _pausing else found
 
     def sleep(self, wait: Callable[..., int], arguments: tuple[Any, ...]) -> int:
         """wait(*arguments), during which the thresholds are the program's. `wait` is a function of ctypes.CDLL without
         argtypes, and the arguments are ints and byref() objects: so nothing is allocated for the call.
         """
         global _programs
-        _holding.discard(self)  # as _let_go(), without a call: this is done in every iteration
+        _pausing.discard(self)  # as _resume(), inlined, since this is done in every iteration
         found = _get_threshold()
-        if found[0] == _OUT_OF_REACH and not _holding:
+        if found[0] == _OUT_OF_REACH and not _pausing:
             found = _programs
         result: int
         if _IS_ANY_THREADS:
             steps = (partial(_set_threshold, *found), partial(wait, *arguments), _get_threshold, _set_never)
             _, result, found, _ = map(_call, steps)
-            _take(self, found)
+            _pause(self, found)
         else:
             _set_threshold(*found)
             result = wait(*arguments)  # from here…
             was_enabled = _is_enabled()
             _disable()  # …to here nothing is allocated
-            found = _get_threshold()  # from here on as _take(), without a call
-            _holding.add(self)
+            found = _get_threshold()  # from here on as _pause(), without a call
+            _pausing.add(self)
             if found[0] != _OUT_OF_REACH:
                 _programs = found
             _set_threshold(_OUT_OF_REACH, _OUT_OF_REACH, _OUT_OF_REACH)
@@ -110,10 +110,10 @@ class Hold:
 _set_never: Final = partial(_set_threshold, *_NEVER)
 
 
-def _take(hold: Hold, found: tuple[int, int, int]) -> None:
-    """Remember the thresholds that were found, if they are the program's, and set ours."""
+def _pause(pause: CollectorPause, found: tuple[int, int, int]) -> None:
+    """Begin a pause: remember the thresholds that were found, if they are the program's, and set ours."""
     global _programs
-    _holding.add(hold)
+    _pausing.add(pause)
     if found[0] != _OUT_OF_REACH:
         _programs = found
     _set_threshold(*_NEVER)
@@ -129,6 +129,6 @@ def _end_tracing() -> None:
 
 def end_in_child() -> None:
     """After a fork, in the child, where no thread of ours goes on."""
-    _holding.clear()
+    _pausing.clear()
     if _get_threshold()[0] == _OUT_OF_REACH:
         _set_threshold(*_programs)

@@ -41,8 +41,8 @@ def original(module: str, name: str) -> Any:
 
 
 def class_made_by(module: Any, name: str, base: type[Any]) -> Any:
-    """The class of that name below `base` that a stdlib module made itself, whatever stands under the name by now;
-    None where there is none.
+    """The subclass of `base` of that name that a stdlib module made itself, whatever the name refers to by now; None
+    where there is none.
 
     eventlet imports stdlib modules a second time: the copy's functions have other globals.
     """
@@ -137,7 +137,7 @@ def _begin(run: Callable[[], object], name: bytes) -> None:
     try:
         _libc.prctl(_PR_SET_NAME, name, 0, 0, 0)
         if _start_joinable is None:
-            forgotten = _set_sentinel()  # released when the interpreter forgets the thread
+            forgotten = _set_sentinel()  # a lock that is released when the interpreter has removed the thread's state
             forgotten.acquire()
             _threads.append(forgotten.acquire)
     except BaseException:

@@ -17,8 +17,8 @@ _T = TypeVar("_T")
 
 
 def let_pass(error: OSError) -> None:
-    """Raise the error again if it is not a system call's. The first line of each `except OSError` that does not raise
-    in any case.
+    """Raise the error again if it is not a system call's. To be called first in each `except OSError` that does not
+    raise in any case.
     """
     if error.errno is None:
         raise error

@@ -20,7 +20,7 @@ from typing import Any, Final
 # much shorter interval would leave the engine little.
 SWITCH_SECONDS: Final = 0.0001
 
-# Names of the parts that want the short interval. Written by ask() and withdraw() alone.
+# Names of the modules that want the short interval. Written by ask() and withdraw() alone.
 askers: set[str] = set()
 # The program's interval, as begin() found it; 0 between iterations.
 _usual_seconds = 0.0

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from utpsocket.engine import environment
 from utpsocket.engine.interpreter import native
-from utpsocket.engine.interpreter.garbage_collector import Hold
+from utpsocket.engine.interpreter.garbage_collector import CollectorPause
 from utpsocket.engine.interpreter.originals import ctypes, os, platform, struct, time
 from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.kernel.high_fds import new_epoll, raised_duplicate
@@ -78,7 +78,7 @@ class LevelPoller:
         self._asked: dict[int, int] = {}  # events that poll() is asked for at present, by fd
         self._is_due: dict[int, None] = {}  # fds of which each level is to be reported once more, whatever is known
         self._asleep: dict[int, float] = {}  # by fd: when to ask for it again, seconds of time.monotonic()
-        self.hold: Hold | None = None  # the polling thread's, if the engine has a thread of its own
+        self.pause: CollectorPause | None = None  # the polling thread's, if the engine has a thread of its own
 
     def register(self, fd: int, events: int) -> None:
         """As epoll.register()."""
@@ -128,9 +128,9 @@ class LevelPoller:
             now = time.monotonic()
             self._ask(now)
             wait = min(until - now, _SLEEP_SECONDS) if self._asleep else until - now
-            if self.hold is not None:
+            if self.pause is not None:
                 levels = list(self._asked.items())
-                sleep_until_ready(self.hold, levels, -1.0 if wait == float("inf") else max(0.0, wait))
+                sleep_until_ready(self.pause, levels, -1.0 if wait == float("inf") else max(0.0, wait))
                 wait = 0.0
             found: list[tuple[int, int]] = self._poll.poll(None if wait == float("inf") else max(0.0, wait) * 1_000)
             if found or time.monotonic() >= until:
@@ -156,10 +156,10 @@ class EpollSleep:
 
     __slots__ = ("_buffer", "_epoll", "_epoll_fd", "_events", "_sleep")
 
-    def __init__(self, epoll: Any, hold: Hold) -> None:
+    def __init__(self, epoll: Any, pause: CollectorPause) -> None:
         self._epoll = epoll
         self._epoll_fd = epoll.fileno()
-        self._sleep = hold.sleep
+        self._sleep = pause.sleep
         self._buffer = ctypes.create_string_buffer(_EVENT.size * MAX_EVENTS)
         self._events = ctypes.byref(self._buffer)
 
@@ -192,13 +192,13 @@ def _ms(timeout: float) -> int:
     return -1 if timeout < 0 else min(_LONGEST_MS, math.ceil(timeout * 1_000))
 
 
-def sleep_until_ready(hold: Hold, fds: list[tuple[int, int]], timeout: float) -> None:
+def sleep_until_ready(pause: CollectorPause, fds: list[tuple[int, int]], timeout: float) -> None:
     """Sleep in poll(2) until one of these (fd, events) is ready, or for `timeout` seconds; negative: without a limit.
     It may also return early.
     """
     # As one char: an array type of each length would be made each time, and be garbage for the collector.
     levels = ctypes.c_char.from_buffer(bytearray(b"".join(_POLLFD.pack(fd, events, 0) for fd, events in fds) + b"\0"))
-    hold.sleep(_libc.poll, (ctypes.byref(levels), len(fds), _ms(timeout)))
+    pause.sleep(_libc.poll, (ctypes.byref(levels), len(fds), _ms(timeout)))
 
 
 def polls(sock: Any, events: int) -> bool:
@@ -255,12 +255,12 @@ class WakeUp:
             owner.close()
 
 
-def new_sleep(poller: Any, hold: Hold) -> Any:
-    """An object with wait(), for the thread of this hold and a poller that new_poller() has made."""
+def new_sleep(poller: Any, pause: CollectorPause) -> Any:
+    """An object with wait(), for the thread of this pause and a poller that new_poller() has made."""
     if isinstance(poller, LevelPoller):
-        poller.hold = hold
+        poller.pause = pause
         return poller
-    return EpollSleep(poller, hold)
+    return EpollSleep(poller, pause)
 
 
 class Watches:

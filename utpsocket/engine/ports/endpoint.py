@@ -302,8 +302,8 @@ class Endpoint:
         settings, connection = bridge.identity.settings, bridge.connection
         connection.send.nodelay = settings.nodelay
         connection.send.user_timeout_us = settings.user_timeout_ms * 1_000
-        sign_us = settings.sign_of_life_seconds * 1_000_000
-        probing = _cached_default_probing(sign_us) if sign_us else None
+        nat_keepalive_us = settings.nat_keepalive_seconds * 1_000_000
+        probing = _cached_default_probing(nat_keepalive_us) if nat_keepalive_us else None
         if settings.keepalive:
             asked = Probing(
                 settings.keepalive_idle_seconds * 1_000_000,
@@ -313,7 +313,7 @@ class Endpoint:
             )
             if probing is None or asked.ends_us < probing.ends_us:
                 probing = asked
-        connection.set_keepalive(sign_us, probing, now=now)
+        connection.set_keepalive(nat_keepalive_us, probing, now=now)
         if settings.syn_retries:
             connection.set_syn_retries(settings.syn_retries)
         apply_packet_options(bridge)
@@ -660,7 +660,7 @@ class Endpoint:
         identity.options = dict(listener.identity.options)
         identity.peer = addr  # type: ignore[assignment]  # the core passes addresses through as object
         identity.role = Role.CONNECTING
-        identity.is_told = True
+        identity.is_connect_reported = True
         identity.owner_pid = listener.identity.owner_pid
         identity.local = self.port.local
         if run.local is not None:

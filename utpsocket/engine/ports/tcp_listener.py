@@ -149,7 +149,7 @@ class TcpListener:
         identity.settings = listening.settings.copy()
         identity.options = dict(listening.options)
         identity.local, identity.peer = tcp.getsockname(), peer
-        identity.is_told = True
+        identity.is_connect_reported = True
         identity.owner_pid = self._loop.pid
         identity.transport = "tcp"
         return Relay(self._loop, identity, None, tcp)

@@ -1,3 +1,3 @@
-"""What is known of the users' file descriptors, in any process, and what is done to them."""
+"""The users' file descriptors: what is known of them, in this process and in others, and what is done to them."""
 
 from __future__ import annotations

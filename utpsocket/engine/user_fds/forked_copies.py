@@ -1,15 +1,15 @@
 """The state of a socket that several processes have after a fork, in memory that they share.
 
-Parent and child share the fd, and over TCP the kernel keeps the whole state of the socket there. Over uTP the part of
-it that AF_UNIX does not know stands in the Identity, of which the child has a copy. Without more, that copy would go
-out of date when the parent connects, listens, shuts down or reads the connection's error, and the reverse. So before a
-fork every identity that the shim uses moves into shared memory, and is read and written there from then on. Where a
-program does not fork, this costs nothing.
+Parent and child share the fd, and over TCP the kernel keeps the whole state of the socket there. Over uTP the state
+that AF_UNIX does not have is in the Identity, of which the child has a copy. Without more, that copy would go out of
+date when the parent connects, listens, shuts down or reads the connection's error, and the reverse. So before a fork
+every identity that the shim uses moves into shared memory, and is read and written there from then on. Where a program
+does not fork, this costs nothing.
 
 Options are written there when a process sets one, and read when the count of changes has changed.
 
 What a single process can use is not shared: the engine's port, the fds. When a process puts another socket in the place
-of its fd, it leaves the shared state (part()): the others still have the old fd, which counts as closed.
+of its fd, it leaves the shared state (unshare()): the others still have the old fd, which counts as closed.
 
 Any thread may call. Sources: mmap(2) MAP_SHARED; fork(2).
 """
@@ -36,7 +36,7 @@ _FLAGS: Final = (
     "is_port_new",
     "is_reset",
     "is_shut_down",
-    "is_told",
+    "is_connect_reported",
     "is_unusable",
 )
 _ADDRESSES: Final = ("local", "peer", "bound")
@@ -162,7 +162,7 @@ def _shared(name: str) -> Any:
 
 
 def _shared_flag(name: str) -> Any:
-    """The same, quickly: every recv() and send() asks for some."""
+    """The same for a flag, and faster, since every recv() and send() reads some."""
     offset = _places[name][1]
 
     def get(self: Identity) -> bool:
@@ -208,18 +208,18 @@ class CopiedIdentity(Identity):
     is_port_new = _shared_flag("is_port_new")
     is_reset = _shared_flag("is_reset")
     is_shut_down = _shared_flag("is_shut_down")
-    is_told = _shared_flag("is_told")
+    is_connect_reported = _shared_flag("is_connect_reported")
     is_unusable = _shared_flag("is_unusable")
     role = _shared("role")
     local = _shared("local")
     peer = _shared("peer")
     bound = _shared("bound")
-    # These are of use in the process of the engine alone.
+    # These are not shared: they are right in the process that the engine serves.
     transport = after_notices("transport")
     is_full = after_notices("is_full")
     ending = after_notices("ending")
 
-    def part(self) -> None:
+    def unshare(self) -> None:
         """Another socket is about to take this one's place, in this process."""
         record = self.record
         for name, (slot, read, _) in _FIELDS.items():
@@ -227,9 +227,9 @@ class CopiedIdentity(Identity):
         self._catch_up()
         self.role = Role.FAILED
         self.error = 0
-        self.is_told = self.is_over = True
+        self.is_connect_reported = self.is_over = True
         self.record = self.shared_options = None
-        self.become(Identity)
+        self.change_class(Identity)
 
     def share_options(self) -> None:
         """Write the options for the other processes, since this one has set one."""
@@ -265,7 +265,7 @@ class DistantIdentity(Identity):
     __slots__ = ()
 
     def _is_after_eof(self) -> bool:
-        place = self.place  # quickly: every recv() asks
+        place = self.place  # checked first, and fast, since every recv() asks
         return place is not None and place[AFTER_EOF] != 0 and shared_errnos.is_after_eof(self.owner_pid, self.cookie)
 
     def _error(self) -> int:
@@ -277,9 +277,9 @@ class DistantIdentity(Identity):
     is_after_eof = property(_is_after_eof, _ignore)
     error = property(_error, _ignore)
 
-    def part(self) -> None:
+    def unshare(self) -> None:
         """Another socket is about to take this one's place."""
-        self.become(Identity)
+        self.change_class(Identity)
         self.is_after_eof, self.error = False, 0
 
 
@@ -298,7 +298,7 @@ def share(identities: Iterable[Identity]) -> None:
             written[name] = getattr(identity, name)
             write(record, name, written[name])
         identity.record = record
-        identity.become(CopiedIdentity)
+        identity.change_class(CopiedIdentity)
         for name, (slot, _, write) in _FIELDS.items():
             value = slot.__get__(identity)
             if value is not written[name]:  # by the engine's thread, meanwhile

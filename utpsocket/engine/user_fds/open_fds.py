@@ -43,7 +43,7 @@ _RAREST_US: Final = 64_000_000
 
 
 Announce = Callable[[int, int, "list[int]", "list[int]"], None]
-"""Called with the arguments of learn(), which another process is to be given."""
+"""Called with the arguments that on_announced() is to be called with in the engine's process."""
 
 
 class _Group:
@@ -110,7 +110,7 @@ class HoldersWatch:
         except FileExistsError:
             pass
 
-    def learn(self, inode: int, index: int, gone: list[int], fds: list[int]) -> None:
+    def on_announced(self, inode: int, index: int, gone: list[int], fds: list[int]) -> None:
         """Another process has registered a socket.
 
         inode   the socket's
@@ -202,7 +202,7 @@ class HoldersWatch:
                 let_pass(error)
                 if error.errno in (errno.EMFILE, errno.ENFILE):
                     return True  # not known now: the caller asks again
-                if is_known(inode):
+                if socket_exists(inode):
                     return True
                 break  # the other epolls cannot be read either
             except ValueError:
@@ -220,7 +220,7 @@ class HoldersWatch:
             group.epoll.close()
 
 
-def is_known(inode: int) -> bool:
+def socket_exists(inode: int) -> bool:
     """Whether there is an AF_UNIX socket of that inode in any process. True if there is no fd to ask. sock_diag(7)"""
     request = _DIAG_REQUEST.pack(stdlib.AF_UNIX, 0, 0, _ANY, inode, 0, _ANY, _ANY)
     header = _NETLINK_HEADER.pack(_NETLINK_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0)
@@ -238,8 +238,7 @@ def is_known(inode: int) -> bool:
 class Rechecks:
     """Sockets that were closed in this process and are open in others, by the port's key and their inode.
 
-    at   when to look again at the latest, µs; None: there are none. The wait doubles, up to _RAREST_US, since the other
-    process
+    at   when to look again at the latest, µs; None: there are none. The wait doubles, up to _RAREST_US: another process
          mostly ends together with connections, and their end wakes the engine, which then looks earlier
     """
 

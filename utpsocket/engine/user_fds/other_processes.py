@@ -2,8 +2,8 @@
 forked off.
 
 A program in C, or a Python without this library, may have inherited a connection (a CGI script's standard input, a
-forked worker's epoll). It learns of a reset only by what the kernel returns for the fd, and that takes one byte written
-through the fd itself (reset.py). pidfd_getfd(2) duplicates the fd of another process for a caller that may trace it:
+forked worker's epoll). It sees a reset only if the kernel returns ECONNRESET for the fd, for which a byte must be
+written through that fd (reset.py). pidfd_getfd(2) duplicates the fd of another process for a caller that may trace it:
 the same user; where Yama restricts that (ptrace_scope 1) only an ancestor; root in any case. So only these processes
 are searched. Where no duplicate can be had, processes with this library still find the errno in their table
 (shared_errnos.py).
@@ -39,8 +39,8 @@ _SHOW_PEER: Final = 4
 _PEER: Final = 2
 _ANY: Final = 0xFFFF_FFFF
 _PIDFD_GETFD: Final = 438  # on every architecture
-# Processes that one search visits; one part in so many of the time is for searches; unused time is saved up to this
-# bound. All by feel.
+# Processes that one search visits; searches may take a tenth of the time; unused time is saved up to _SAVED_NS. All by
+# feel.
 _MAX_PROCESSES: Final = 1_024
 _SHARE: Final = 10
 _SAVED_NS: Final = 200_000_000
@@ -104,7 +104,7 @@ def peer_inode(fd: int) -> int:
     return 0
 
 
-def borrowed(inode: int) -> Copy | None:
+def duplicate_from_other_process(inode: int) -> Copy | None:
     """A duplicate of another process's fd of the socket `inode`; None where none can be had. The caller closes it soon,
     and then calls high_fds.give_back().
     """
@@ -124,8 +124,8 @@ def borrowed(inode: int) -> Copy | None:
 
 
 def _relatives() -> Iterator[int]:
-    """The descendants of this process, as far as their parents live; if this process was forked off and its parent
-    lives, that parent and its descendants.
+    """The process ids of this process's descendants whose parents exist; if this process was forked off and its parent
+    exists, those of the parent and of its descendants.
     """
     waiting = [_parent_pid if _parent_pid and _parent_pid == os.getppid() else os.getpid()]
     for _ in range(_MAX_PROCESSES):
@@ -165,13 +165,13 @@ def _duplicate(pid: int, number: int, inode: int) -> Copy | None:
     """A duplicate of that process's fd, if it still is the socket `inode`; None if not, or if it may not be had."""
     try:
         with with_room(lambda: copied(map(os.pidfd_open, (pid,)))) as process:
-            lent: Copy | None = copied(iter(partial(_libc.syscall, _PIDFD_GETFD, process.fileno(), number, 0), -1))
-        if lent is None or os.fstat(lent.fileno()).st_ino == inode:
-            return lent
+            duplicate: Copy | None = copied(iter(partial(_libc.syscall, _PIDFD_GETFD, process.fileno(), number, 0), -1))
+        if duplicate is None or os.fstat(duplicate.fileno()).st_ino == inode:
+            return duplicate
     except AttributeError:  # no pidfd_open()
         return None
     except OSError as error:
         let_pass(error)
         return None
-    lent.close()
+    duplicate.close()
     return None

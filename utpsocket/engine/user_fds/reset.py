@@ -58,7 +58,7 @@ def record(identity: Identity, code: int, *, was_connecting: bool, is_after_eof:
 def close_engine_sock(end: Any, identity: Identity, code: int) -> None:
     """Close the engine's end of a user's pair. Every end is closed here, but for those that a forked child inherits.
 
-    code   the errno that the connection ended with. 0 only if the user need not learn of it: the end of file has been
+    code   the errno that the connection ended with. 0 only if no errno is to be reported: the end of file has been
            delivered after all data, or the user's fd is closed in all processes
     """
     if code and end.fileno() >= 0:
@@ -158,12 +158,12 @@ def _with_user(identity: Identity | None, engine_fd: int, act: Callable[[Copy], 
     # The number is another socket's by now. There may be a duplicate under a number that is not known (os.dup).
     if (inode and _has_acted(_fd_of(inode), inode, act)) or _is_hung_up(engine_fd):
         return
-    lent = other_processes.borrowed(inode or other_processes.peer_inode(engine_fd))
-    if lent is not None:
+    duplicate = other_processes.duplicate_from_other_process(inode or other_processes.peer_inode(engine_fd))
+    if duplicate is not None:
         try:
-            act(lent)
+            act(duplicate)
         finally:
-            lent.close()
+            duplicate.close()
             give_back()
 
 

@@ -1,7 +1,7 @@
 """The errnos that connections ended with, in memory that the engine's process shares with forked ones.
 
 A worker that was forked may have accepted, or inherited, a connection that its parent's engine serves. Where the engine
-has no rights over the worker, it cannot make the kernel return ECONNRESET there (reset.py, other_processes.py), and the
+may not trace the worker, it cannot make the kernel return ECONNRESET there (reset.py, other_processes.py), and the
 worker would read an end of file. So each engine has a table in shared memory, with a place for each connection, chosen
 by its cookie. The place is written before the user's fd shows the end. The first process that reads the errno clears
 it, as getsockopt(SO_ERROR) does. If two connections have the same place, the later one overwrites the earlier.

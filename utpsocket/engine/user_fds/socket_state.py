@@ -1,7 +1,7 @@
 """The state of a user's uTP socket, shared by all fds, duplicates and Python objects of it.
 
-The class socket writes what the application has asked for, the engine what became of it. The attributes are plain
-values, so that an engine in another process can send them in messages.
+The class socket writes what the application has asked for, the engine how the connection goes and ends. The attributes
+are plain values, so that an engine in another process can send them in messages.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WRITTEN_BY_ENGINE: Final = (
 
 
 class Role(Enum):
-    """What the application has made of its socket."""
+    """What the application has done with its socket."""
 
     UNCONNECTED = "unconnected"
     LISTENING = "listening"
@@ -55,7 +55,7 @@ class Settings:
         "receive_buffer_bytes",
         "send_buffer_bytes",
         "shares_port",
-        "sign_of_life_seconds",
+        "nat_keepalive_seconds",
         "syn_retries",
         "user_timeout_ms",
     )
@@ -70,7 +70,7 @@ class Settings:
         self.keepalive_idle_seconds = 7_200  # tcp(7): tcp_keepalive_time, _intvl, _probes
         self.keepalive_interval_seconds = 75
         self.keepalive_count = 9
-        self.sign_of_life_seconds = NAT_KEEPALIVE_SECONDS  # 0: none
+        self.nat_keepalive_seconds = NAT_KEEPALIVE_SECONDS  # UTP_KEEPALIVE; 0: none
         self.syn_retries = 0  # 0: the default
         self.linger_seconds: int | None = None  # None: off; close() then returns at once
         self.user_timeout_ms = 0
@@ -88,7 +88,7 @@ class Settings:
         other.keepalive_idle_seconds = self.keepalive_idle_seconds
         other.keepalive_interval_seconds = self.keepalive_interval_seconds
         other.keepalive_count = self.keepalive_count
-        other.sign_of_life_seconds = self.sign_of_life_seconds
+        other.nat_keepalive_seconds = self.nat_keepalive_seconds
         other.syn_retries = self.syn_retries
         other.linger_seconds = self.linger_seconds
         other.user_timeout_ms = self.user_timeout_ms
@@ -110,16 +110,16 @@ def settings_of(form: tuple[Any, ...]) -> Settings:
 
 
 def half_buffer(option_bytes: int) -> int:
-    """What setsockopt() is given for one of the two buffers that share SO_SNDBUF or SO_RCVBUF, as getsockopt() says it:
-    one is the kernel's, of the pair, which doubles what it is given; the other is uTP's, of half of option_bytes too.
+    """What to give setsockopt() for the pair's buffer where getsockopt() is to return `option_bytes`. A socket has two
+    buffers in each direction, the pair's and uTP's, each of half of option_bytes; the kernel doubles what it is given.
     """
     return option_bytes // 4
 
 
 def window_bytes(option_bytes: int) -> int:
-    """What uTP's own of these two buffers holds; 0 for the default. More than half: with the pair's, which the kernel
-    counts with its bookkeeping, it is at most half as much again as TCP's. Of the smallest it is less, where a pair
-    takes a whole piece of the program's, however small its buffer is.
+    """The size of uTP's of these two buffers; 0 for the default. It is more than half of option_bytes, since the kernel
+    counts its bookkeeping in the pair's: both together are at most half as large again as TCP's. Of the smallest sizes
+    it is less, since a pair takes a whole piece of the program's data, however small its buffer is.
     """
     return option_bytes * 3 // 4 - _PIECE_BYTES if option_bytes else 0
 
@@ -154,7 +154,7 @@ class Identity:
         "is_port_new",
         "is_reset",
         "is_shut_down",
-        "is_told",
+        "is_connect_reported",
         "is_unusable",
         "local",
         "namespace",
@@ -169,7 +169,7 @@ class Identity:
         "settings",
         "shared_options",
         "shut_halves",
-        "told_errno",
+        "reported_errno",
         "transport",
         "user_fd",
     )
@@ -184,17 +184,18 @@ class Identity:
         self.namespace = 0  # cookie of its network namespace, once bind() or connect() has asked
         self.owner_pid = 0  # the process that its engine runs in
 
-        # What the application has made of it.
+        # What the application has done with it.
         self.role = Role.UNCONNECTED
         self.settings = settings or Settings()
         self.options: dict[tuple[int, int], Any] = {}  # set by setsockopt(), by level and name
         self.routes: Any = None  # utpsocket.sockets.rules.Routes: which connections are uTP's; None: all
         self.bound_tcp: Any = None  # a TCP socket bound to the same address, until it is known which of the two is used
-        self.claim: dict[str, str] | None = None  # of a connect() or listen() that has not returned
+        # Of a connect() or listen() that has not returned: whether the caller or the engine decides (commands.Claim).
+        self.claim: dict[str, str] | None = None
         self.shut_halves = 0  # by shutdown(): 1 it receives no more, 2 it sends no more
         self.is_shut_down = False  # both, and whether it is closed is watched
         self.is_unusable = False  # Linux lets such a socket neither connect nor listen again
-        self.is_told = False  # connect() has reported success: Linux does so once
+        self.is_connect_reported = False  # connect() has returned success, which Linux's does once
         self.is_gated = False  # the fd's send buffer is still shrunk; the shim restores it
         self.filler_bytes = 0  # written into the pair, so that the fd is not writable before it is connected
         self.send_buffer_bytes = 0  # what it is restored to
@@ -216,7 +217,7 @@ class Identity:
         self.is_over = False
         self.is_reset = False  # it ended by an error
         self.error = 0  # the errno it ended with, until the application has read it
-        self.told_errno = 0  # the same, once the application has read it
+        self.reported_errno = 0  # the same, once the application has read it
         self.is_after_eof = False  # it ended by an error, after the peer's end of file was delivered
         self.ending: tuple[Any, ...] | None = None  # its last figures, the fields of ConnectionStats, for info()
 
@@ -227,7 +228,7 @@ class Identity:
 
     @property
     def kind(self) -> type[Identity]:
-        """What the connections are that it accepts."""
+        """The class for the identities of connections that it accepts."""
         return type(self) if self.record is None else Identity
 
     @property
@@ -246,18 +247,18 @@ class Identity:
         return self.is_bound and not is_given_up
 
     def share_options(self) -> None:
-        """An option has been set: in the other processes, too."""
+        """An option has been set: write all options for other processes that share the socket. Nothing to do here."""
 
-    def become(self, kind: type[Identity]) -> None:
+    def change_class(self, kind: type[Identity]) -> None:
         """Have the attributes read and written as this subclass does it, from now on.
 
-        All subclasses that this is called with have the same slots. The object stays the one that the shim and the
-        engine refer to, and an attribute costs no indirection where no other process has a part in it.
+        All subclasses that this is called with have the same slots. The shim and the engine go on to refer to the same
+        object, and where the socket is not shared an attribute costs no indirection.
         """
         self.__class__ = kind
 
-    def part(self) -> None:
-        """Another socket is about to take this one's place, in this process."""
+    def unshare(self) -> None:
+        """Another socket is about to take this one's place in this process: stop sharing its state with others."""
 
     @property
     def has_ended_after_eof(self) -> bool:
@@ -268,5 +269,5 @@ class Identity:
         """The errno that the connection ended with. The first process that asks takes it, as with SO_ERROR."""
         error, self.error = self.error, 0
         error = shared_errnos.take(self.owner_pid, self.cookie) or error
-        self.told_errno = error or self.told_errno
+        self.reported_errno = error or self.reported_errno
         return error

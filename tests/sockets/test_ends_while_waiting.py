@@ -1,4 +1,4 @@
-"""A connection breaks while all buffers are full, both ways: whoever waits to send is told, although the program has
+"""A connection breaks while all buffers are full, both ways: a send() that waits returns, although the program has
 not read what came before.
 """
 
@@ -110,10 +110,10 @@ WAYS: list[Way] = [
     loop,
 ]
 CASES = [(way, FEW_BYTES) for way in WAYS] + [(with_timeout, 0), (poll, 0)]
-BY_KERNEL = (sendfile, below_the_class)  # which of the two errnos it says is not ours to choose
+BY_KERNEL = (sendfile, below_the_class)  # the kernel chooses which of the two errnos it is
 
 
-def until_told(way: Way, client: Any) -> int:
+def until_error(way: Way, client: Any) -> int:
     """The errno of the first that fails: what the peer makes room for as it closes may still be taken."""
     while True:
         try:
@@ -122,17 +122,17 @@ def until_told(way: Way, client: Any) -> int:
             return error.errno or 0
 
 
-def is_told(net: Net, way: Way, buffer_bytes: int) -> None:
+def check_that_it_returns(net: Net, way: Way, buffer_bytes: int) -> None:
     client, server = full(net, buffer_bytes)
-    waiting = net.spawn(until_told, way, client)
+    waiting = net.spawn(until_error, way, client)
     net.reset(server)
-    told = waiting.result()
-    assert told in ((errno.ECONNRESET, errno.EPIPE) if way in BY_KERNEL else (errno.ECONNRESET,)), told
+    code = waiting.result()
+    assert code in ((errno.ECONNRESET, errno.EPIPE) if way in BY_KERNEL else (errno.ECONNRESET,)), code
     client.setblocking(False)
     if way not in BY_KERNEL:
-        assert until_told(lambda sock: sock.send(b"x"), client) == errno.EPIPE
+        assert until_error(lambda sock: sock.send(b"x"), client) == errno.EPIPE
         client.settimeout(PATIENCE_S)
-        assert receive_all(client), "what came before is still there, and the error has been told"
+        assert receive_all(client), "what came before is still there, and the error has been reported"
 
 
 def names(case: object) -> str | None:
@@ -140,17 +140,17 @@ def names(case: object) -> str | None:
 
 
 @pytest.mark.parametrize(("way", "buffer_bytes"), CASES, ids=names)
-def test_a_reset_reaches_whoever_waits_to_send(net: Net, way: Way, buffer_bytes: int) -> None:
-    is_told(net, way, buffer_bytes)
+def test_a_reset_ends_a_send_that_waits(net: Net, way: Way, buffer_bytes: int) -> None:
+    check_that_it_returns(net, way, buffer_bytes)
 
 
 @pytest.mark.parametrize("net", ["utp"], indirect=True)
-def test_an_engine_in_a_process_says_so_as_well(net: Net) -> None:
+def test_so_with_an_engine_in_a_process(net: Net) -> None:
     script = f"""
-from {__name__} import CASES, Net, is_told, poll_after_a_fin
+from {__name__} import CASES, Net, check_that_it_returns, poll_after_a_fin
 for case in CASES:
     net = Net("utp")
-    is_told(net, *case)
+    check_that_it_returns(net, *case)
     net.close()
 net = Net("utp")
 poll_after_a_fin(net)
@@ -161,9 +161,9 @@ net.close()
 
 @pytest.mark.parametrize("buffer_bytes", [0, FEW_BYTES])
 @pytest.mark.parametrize("way", [with_timeout, blocking, poll], ids=names)
-def test_so_does_a_connection_given_up(net: Net, way: Way, buffer_bytes: int) -> None:
+def test_so_does_a_user_timeout(net: Net, way: Way, buffer_bytes: int) -> None:
     client, _ = full(net, buffer_bytes)
-    waiting = net.spawn(until_told, way, client)
+    waiting = net.spawn(until_error, way, client)
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 500)
     assert waiting.result() == errno.ETIMEDOUT
 
@@ -180,7 +180,7 @@ def poll_after_a_fin(net: Net) -> None:
     server.shutdown(socket.SHUT_WR)
     client.setblocking(False)
     fill_for_good(client)
-    waiting = net.spawn(until_told, poll, client)
+    waiting = net.spawn(until_error, poll, client)
     net.reset(server)
     assert waiting.result() in (errno.EPIPE, errno.ECONNRESET)
     client.settimeout(PATIENCE_S)
@@ -197,9 +197,9 @@ def test_all_who_wait_are_told(net: Net) -> None:
     client.settimeout(LONG_S)
 
     def write() -> int:
-        return until_told(lambda sock: sock.sendall(PART), client)
+        return until_error(lambda sock: sock.sendall(PART), client)
 
-    waiting = [net.spawn(write) for _ in range(4)] + [net.spawn(until_told, polled, client) for polled in (poll, edge)]
+    waiting = [net.spawn(write) for _ in range(4)] + [net.spawn(until_error, polled, client) for polled in (poll, edge)]
     net.reset(server)
     told = {task.result() for task in waiting}
     assert told <= {errno.ECONNRESET, errno.EPIPE}, told
@@ -213,7 +213,7 @@ def test_a_forked_process_is_told(net: Net, is_alone: bool) -> None:
     def wait() -> None:
         server.close()
         os.write(comes, b"!")
-        assert until_told(poll, client) in (errno.ECONNRESET, errno.EPIPE)
+        assert until_error(poll, client) in (errno.ECONNRESET, errno.EPIPE)
 
     pid = fork(wait)
     assert os.read(came, 1)
