@@ -77,7 +77,7 @@ def test_rules_are_named_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_name_that_is_none_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UTPSOCKET_UDP_BUFER", "4M")
-    monkeypatch.setattr(environment, "_told", set())
+    monkeypatch.setattr(environment, "_warned", set())
     with pytest.warns(RuntimeWarning, match="UTPSOCKET_UDP_BUFER is no variable of utpsocket's"):
         environment.check()
     environment.check()  # warnings are errors here

@@ -209,7 +209,7 @@ def test_if_the_thread_ends_everybody_is_told(reported: list[BaseException], mon
         assert connecting.connect_ex(mute.getsockname()) == errno.EINPROGRESS
         loop = running_engine()
         assert isinstance(loop, Loop)
-        failing(monkeypatch, loop, "_distrust_readiness", MemoryError(), times=100)
+        failing(monkeypatch, loop, "_forget_readiness", MemoryError(), times=100)
         with pytest.raises(OSError, match="Software caused"):
             loop.call(_fail)
         for sock in (client, server):

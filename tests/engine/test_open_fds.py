@@ -113,11 +113,11 @@ class Elsewhere:
 
     def __init__(self, watched: Watched) -> None:
         watched.watch.close()
-        watched.watch = HoldersWatch(announce=self._told)
+        watched.watch = HoldersWatch(announce=self._warned)
         self.watch = HoldersWatch(os.dup(watched.watch.fds[0]))
         self.messages = self.gone = 0
 
-    def _told(self, inode: int, index: int, gone: list[int], fds: list[int]) -> None:
+    def _warned(self, inode: int, index: int, gone: list[int], fds: list[int]) -> None:
         self.messages += 1
         self.gone += len(gone)
         copies = [os.dup(fd) for fd in fds]

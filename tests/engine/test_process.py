@@ -372,7 +372,7 @@ def test_every_command_of_the_shim_may_be_sent() -> None:
     package = ROOT / "utpsocket"
     for path in (*package.glob("sockets/*.py"), package / "stats.py", package / "engine" / "exit_flush.py"):
         asked.update(re.findall(r"\bcommands\.(?!py\b)([a-z_]+)", path.read_text()))
-    assert asked - messages.COMMANDS.keys() == {"adopt_port", "has_port", "has_nothing_unsent", "follow_nodelay"}
+    assert asked - messages.COMMANDS.keys() == {"adopt_port", "has_port", "has_nothing_unsent", "apply_nodelay"}
 
 
 def test_notices_that_wait_are_sent_though_epoll_has_lost_their_fd() -> None:
@@ -527,7 +527,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException, ti
     [
         ("read", MemoryError()),
         ("read", SystemExit(3)),
-        ("crossing", MemoryError()),
+        ("remote_command", MemoryError()),
         ("receive_raw", OSError(errno.ENOMEM, "")),
         ("send", OSError(errno.ENOBUFS, "")),
         ("send", MemoryError()),

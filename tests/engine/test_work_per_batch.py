@@ -357,7 +357,7 @@ def test_nodelay_is_followed_without_waking_the_engine(pair: Pair, monkeypatch: 
     assert engine().call(nodelays) == [False, False]
     for _ in range(100):  # but they are not heaped up
         pair.sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
-    assert commands.follow_nodelay in woken
+    assert commands.apply_nodelay in woken
 
     pair.sender.setblocking(False)
     while not engine().call(unsent_bytes):

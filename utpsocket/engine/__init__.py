@@ -57,10 +57,10 @@ def _start(loop: Loop | RemoteLoop) -> None:
 
 
 def _succeed(gone: Loop | RemoteLoop | None) -> Loop | RemoteLoop:
-    """Make an engine in the place of one that is gone. If several threads do so at once, the first one's is used.
+    """Make an engine in the place of one that has ended. If several threads do so at once, the first one's is used.
 
     There is no lock, which a signal handler that raises could leave locked. The other engines have no thread yet, and
-    close their fds when they are dropped.
+    their fds are closed here.
     """
     global _loop
     _hook()

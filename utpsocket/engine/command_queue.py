@@ -55,11 +55,11 @@ class Answer:
         """Wait for the answer; return or raise it. Called by the thread that made the command."""
         self._given.acquire()
         if self._error is not None:
-            raise _anew(self._error)
+            raise _copy_of(self._error)
         return self._value
 
 
-def _anew(error: BaseException) -> BaseException:
+def _copy_of(error: BaseException) -> BaseException:
     """A new exception of the same type and arguments. One that is raised refers to frames of the program, and the last
     thread to drop it frees all objects in them; that must not be the engine's.
     """
@@ -113,7 +113,7 @@ class Command:
         answer. May be repeated.
         """
         self._is_refused = True
-        error_told: OSError | None = None
+        os_error: OSError | None = None
         if not self._is_done and self.function in REPEATABLE:
             try:
                 self._value = self.function(self.loop, *self.arguments, **self.named)
@@ -121,15 +121,15 @@ class Command:
             except BaseException as again:
                 error = again
         if not self._is_done:
-            error_told = faults.to_os_error(error)
+            os_error = faults.to_os_error(error)
             undo = UNDO.get(self.function)
             if undo is not None:
-                undo(self.loop, error_told.errno or 0, *self.arguments)
+                undo(self.loop, os_error.errno or 0, *self.arguments)
             for argument in self.arguments:
                 if isinstance(argument, Socket):
                     argument.close()
         if self.answer is not None:
-            self.answer.give(self._value, error_told)
+            self.answer.give(self._value, os_error)
 
     def fail(self, error: BaseException) -> None:
         """See faults.py."""
@@ -149,7 +149,7 @@ class Inbox:
         self._wake_up = wake_up
         self._has_ended = False
 
-    def put_aside(self, command: Command) -> None:
+    def put_without_waking(self, command: Command) -> None:
         """Queue a command for when the engine's thread wakes up next, for any reason, without waking it. Any thread."""
         if len(self.commands) >= _MAX_ASIDE:
             self.put(command)
@@ -166,12 +166,12 @@ class Inbox:
             let_pass(error)
             if error.errno in faults.TRANSIENT:
                 self._wake()
-            # else there are wake-ups enough that it has not read, or it has ended
+            # else the pipe is full of wake-ups that it has not read yet, or it has ended
         if self._has_ended:  # read after the append: either this thread sees the end, or the engine's sees the command
             self.end()
 
     def _wake(self) -> None:
-        """Wake the engine after a failure that passes. Without that it might sleep for hours."""
+        """Wake the engine although the kernel is short of memory, by trying again: else it might sleep for hours."""
         for _ in range(_MAX_WAKE_TRIES):
             try:
                 self._wake_up.wake()

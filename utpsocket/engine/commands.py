@@ -8,8 +8,8 @@ of dicts, and leave the rest to the engine's thread (Loop.soon()). There is no l
 raises could leave locked.
 
 The arguments of a command are plain values, identities, callbacks, claims and sockets, so that it can also be sent to
-an engine in another process: helper/messages.py has the table of those that are, and of how each argument travels. What
-undoes a command that failed half way is said at the end of this file.
+an engine in another process: helper/messages.py has the table of those that are, and of how each argument is sent. The
+tables at the end of this file say what undoes a command that failed half way.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def end_overlap(loop: Loop, keys: list[int], key: int) -> None:
 
 
 def _is_open(bridge: Bridge) -> bool:
-    """Whether the user's fd of this connection is open, as the kernel says: an event of its close may be under way."""
+    """Whether the user's fd of this connection is open, by poll(2): the engine may not have handled its close yet."""
     engine_sock = bridge.engine_sock
     if engine_sock is None:
         return False
@@ -394,7 +394,7 @@ def _undo_listen_soon(loop: Loop, code: int, key: int, identity: Identity, *_: A
     identity.role = Role.FAILED
 
 
-def _terminate_half_done(loop: Loop, code: int, cookie: int, *_: Any) -> None:
+def _terminate_connection(loop: Loop, code: int, cookie: int, *_: Any) -> None:
     """A command about a connection has failed half way: the connection ends, since its state is not known."""
     channel = loop.channels.get(cookie)
     if channel is not None:
@@ -402,8 +402,8 @@ def _terminate_half_done(loop: Loop, code: int, cookie: int, *_: Any) -> None:
 
 
 def _undo_when_flushed(loop: Loop, code: int, cookie: int, callback: Callable[[], None]) -> None:
-    """As _terminate_half_done(), and the thread that waits is let go."""
-    _terminate_half_done(loop, code, cookie)
+    """As _terminate_connection(), and the callback is called, since a thread waits for it."""
+    _terminate_connection(loop, code, cookie)
     try:
         callback()
     except RuntimeError:
@@ -428,7 +428,7 @@ def release(loop: Loop, key: int, inode: int) -> bool:
     """A Python object over a bound or listening socket was closed. If no process has the socket open any more, it holds
     the port no more, which is closed once it is unused. Any thread.
 
-    Returns False if a process has it open; it is then looked at now and then (watch_holder()).
+    Returns False if a process has it open; it is then checked from time to time (watch_holder()).
     """
     endpoint = loop.endpoints.get(key)
     if endpoint is None:
@@ -444,13 +444,13 @@ def release(loop: Loop, key: int, inode: int) -> bool:
 
 
 def watch_holder(loop: Loop, key: int, inode: int) -> None:
-    """Look now and then whether this socket, which was closed here, is still open in any process."""
+    """Check from time to time whether this socket, which was closed here, is still open in any process."""
     loop.recheck_holders = recheck_holders
     loop.rechecks.add(key, inode, now=loop.now)
 
 
 def recheck_holders(loop: Loop) -> None:
-    """Look at those sockets that it is time for."""
+    """Check the sockets of watch_holder() for which it is time."""
     for key, inode in loop.rechecks.due(loop.now):
         if release(loop, key, inode):
             loop.rechecks.forget(key, inode)
@@ -492,7 +492,7 @@ def close_port(loop: Loop, key: int, claim: object) -> None:
     if endpoint is None:
         return
     if claim is not None and endpoint.closing_claim.get(CLAIM_KEY) is claim:
-        for bridge in list(endpoint.bridges.values()):  # a SYN that came in the very moment
+        for bridge in list(endpoint.bridges.values()):  # a SYN that arrived after the claim
             bridge.reset_unaccepted()
             loop.mark_dirty(bridge)
             loop.flush_now(bridge)
@@ -556,7 +556,7 @@ def sync_user_side(loop: Loop, cookie: int) -> None:
 
 
 def on_received_after_shutdown(loop: Loop, cookie: int) -> None:
-    """The program has received bytes that were held for it after shutdown(SHUT_RD): there is room for more."""
+    """The program has received bytes that were kept for it after shutdown(SHUT_RD): there is room for more."""
     bridge = _bridge(loop, cookie)
     if bridge is not None:
         loop.flush_now(bridge)
@@ -579,7 +579,7 @@ def when_flushed(loop: Loop, cookie: int, callback: Callable[[], None]) -> None:
 
 
 def apply(loop: Loop, cookie: int) -> None:
-    """The program has set socket options of a living connection."""
+    """The program has set socket options of an established connection."""
     channel = loop.channels.get(cookie)
     if channel is not None:
         channel.apply_options()
@@ -591,7 +591,7 @@ def has_nothing_unsent(loop: Loop, cookie: int) -> bool:
     return bridge is not None and not bridge.connection.send.unsent_bytes
 
 
-def follow_nodelay(loop: Loop, cookie: int) -> None:
+def apply_nodelay(loop: Loop, cookie: int) -> None:
     """The program has set TCP_NODELAY while nothing was unsent: cheaper than apply()."""
     bridge = _bridge(loop, cookie)
     if bridge is None:
@@ -610,7 +610,7 @@ def finish_all(loop: Loop) -> None:
 
 def unflushed(loop: Loop) -> tuple[int, int, int, int]:
     """How far the end of the process has come: (connections not flushed, bytes not acked on them, bytes acked so far,
-    connections not flushed as their peer lives and does not read).
+    connections not flushed as their peer is alive and does not read).
     """
     waiting = lost_bytes = acked_bytes = unread = 0
     for channel in loop.channels.values():
@@ -678,12 +678,12 @@ command_queue.UNDO.update(
         listen_soon: _undo_listen_soon,
         dial_private: _undo_dial,
         dial_from: _undo_dial,
-        abort_connect: _terminate_half_done,
-        abort_connect_late: _terminate_half_done,
-        sync_user_side: _terminate_half_done,
-        sync_network_side: _terminate_half_done,
+        abort_connect: _terminate_connection,
+        abort_connect_late: _terminate_connection,
+        sync_user_side: _terminate_connection,
+        sync_network_side: _terminate_connection,
         when_flushed: _undo_when_flushed,
-        apply: _terminate_half_done,
+        apply: _terminate_connection,
     }
 )
 command_queue.REPEATABLE.update(
@@ -699,7 +699,7 @@ command_queue.REPEATABLE.update(
         end_listener,
         watch_holder,
         barrier,
-        follow_nodelay,
+        apply_nodelay,
         finish_all,
         unflushed,
         repeat_last_acks,

@@ -21,7 +21,7 @@ class Totals:
         self.retransmitted_packets = 0
 
     def add(self, connection: Connection) -> None:
-        """Count a connection's figures in."""
+        """Add a connection's figures."""
         send, receive = connection.send, connection.receive
         self.sent_packets += send.sent_packets
         self.sent_bytes += send.sent_offset
@@ -30,7 +30,7 @@ class Totals:
         self.retransmitted_packets += send.resent_packets
 
     def copy(self) -> Totals:
-        """The same sums, to go on from."""
+        """A copy, to which the connections that exist can be added."""
         other = Totals()
         for name in self.__slots__:
             setattr(other, name, getattr(self, name))

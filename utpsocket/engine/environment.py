@@ -32,7 +32,7 @@ _MULTIPLES: Final[dict[str, int]] = {
 
 
 class _Malformed(ValueError):
-    """A value that is not allowed; the message is what it should be."""
+    """A value that is not allowed; the message says which ones are."""
 
 
 def _switch(text: str) -> bool:
@@ -113,7 +113,7 @@ def value_if_any(name: str, default: Any) -> Any:
         return default
 
 
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
 def check() -> None:
@@ -121,6 +121,6 @@ def check() -> None:
     for name in _READERS:
         value(name, None)
     for name in os.environ:
-        if name.startswith(_PREFIX) and name not in _READERS and not name.startswith(_TOOLS) and name not in _told:
-            _told.add(name)
+        if name.startswith(_PREFIX) and name not in _READERS and not name.startswith(_TOOLS) and name not in _warned:
+            _warned.add(name)
             warnings.warn(f"{name} is no variable of utpsocket's", RuntimeWarning, stacklevel=2)

@@ -36,7 +36,7 @@ def flush(loop: Engine, seconds: float | None = None) -> tuple[int, int]:
     The wait ends after `seconds` without progress, and after UTPSOCKET_EXIT_TIMEOUT in any case, since a peer that acks
     a packet now and then could delay the exit without end. A peer that answers but does not read (its window is full)
     is waited for as well, since it may read later, and the kernel would go on over TCP; but not if `seconds` or
-    UTPSOCKET_EXIT_FLUSH is given. Connections that are left are reset.
+    UTPSOCKET_EXIT_FLUSH is given. Connections that are not flushed by then are reset.
 
     Returns (connections not flushed, bytes lost).
     """

@@ -1,7 +1,7 @@
 """Faults of the engine are reported to sys.excepthook on a thread of their own.
 
 A program may set sys.excepthook to any function. On the engine's thread that would delay all connections of the
-process, and without end if it waits for one of them, or for a lock of a thread that does. So the engine leaves the
+process, and without end if it waits for one of them, or for a lock of a thread that does. So the engine queues the
 exception here and goes on. The thread is started when there is something to report, and ends after that.
 
 Any thread may call.
@@ -45,7 +45,7 @@ def _run() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are for the program's own threads
     while True:
         try:
-            _work_off()
+            _report_all()
         finally:
             _busy.release()
         if not _reports or not _busy.acquire(False):
@@ -56,17 +56,17 @@ def finish() -> None:
     """The process ends: report what waits before this returns. A thread of the program's, not the engine's."""
     if _busy.acquire(True, _FINISH_SECONDS):
         try:
-            _work_off()
+            _report_all()
         finally:
             _busy.release()
 
 
-def _work_off() -> None:
+def _report_all() -> None:
     while _reports:
-        _tell(_reports.popleft())
+        _call_excepthook(_reports.popleft())
 
 
-def _tell(error: BaseException) -> None:
+def _call_excepthook(error: BaseException) -> None:
     try:
         sys.excepthook(type(error), error, error.__traceback__)
     except BaseException as worse:  # SystemExit included, which must not end a thread of ours

@@ -2,8 +2,7 @@
 
 The rule: all that the engine's thread does, it does for an owner (a connection, a port, a listener, a command, a relay,
 an attempt), and Loop.owner is set to it meanwhile. Any exception ends that owner and no other: Loop calls
-owner.fail(error), then forgets what it remembered of readiness and asks epoll again. fail() is called again if it has
-failed itself half way.
+owner.fail(error), then forgets which fds were ready and re-arms epoll. If fail() raises, it is called again.
 
 Only the engine's thread calls. Sources: errno(3), unix(7).
 """
@@ -29,9 +28,9 @@ RETRY_US: Final = 1_000
 # All by feel: calls of fail() of one owner, which is then left as it is; faults in a row without a pause, and the pause
 # after further ones, so that the engine does not occupy the processor; faults in a row after which the engine ends; and
 # faults while one of them is contained.
-_CAREFUL_TRIES: Final = 3
-_AT_ONCE: Final = 3
-_REST_SECONDS: Final = 0.001
+_CALL_TRIES: Final = 3
+_FAULTS_WITHOUT_PAUSE: Final = 3
+_PAUSE_SECONDS: Final = 0.001
 _MAX_IN_ROW: Final = 1_000
 _MAX_TRIES: Final = 10
 # Errnos that a program is given as they are (errno_of).
@@ -76,16 +75,16 @@ class Containment:
         self._tries += 1
         self.in_row += 1
 
-    def cost(self, owners: set[Any], error: BaseException) -> bool:
-        """End the owners. False: there were too many faults in a row, and the engine must end."""
+    def end_owners(self, owners: set[Any], error: BaseException) -> bool:
+        """Call fail() of each owner. Returns False if there were too many faults in a row: the engine must end."""
         if self._tries > _MAX_TRIES or self.in_row > _MAX_IN_ROW:
             return False
-        if self.in_row > _AT_ONCE:
-            sleep(_REST_SECONDS)
+        if self.in_row > _FAULTS_WITHOUT_PAUSE:
+            sleep(_PAUSE_SECONDS)
         for owner in owners:
             fail = getattr(owner, "fail", None)
             if fail is not None:
-                carefully(fail, error)
+                retry_call(fail, error)
         return True
 
     def end(self) -> None:
@@ -93,9 +92,9 @@ class Containment:
         self._tries = 0
 
 
-def carefully(call: Callable[..., object], *arguments: Any) -> None:
-    """Call it up to _CAREFUL_TRIES times until it raises nothing. Raises nothing itself."""
-    for _ in range(_CAREFUL_TRIES):
+def retry_call(call: Callable[..., object], *arguments: Any) -> None:
+    """Call it until it raises nothing, at most _CALL_TRIES times. Raises nothing itself."""
+    for _ in range(_CALL_TRIES):
         try:
             call(*arguments)
         except BaseException:

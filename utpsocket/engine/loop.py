@@ -1,4 +1,4 @@
-"""The engine's thread: epoll, timers, and the queue through which other threads have it do something.
+"""The engine's thread: epoll, timers, and the queue of commands from other threads.
 
 Everything is done for an owner, and an exception ends that owner only: faults.py has the rule.
 
@@ -24,7 +24,7 @@ from utpsocket.engine.channels.race import SilentDestinations
 from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.command_queue import Answer, Command, Inbox
 from utpsocket.engine.ended_totals import Totals
-from utpsocket.engine.faults import Containment, carefully
+from utpsocket.engine.faults import Containment, retry_call
 from utpsocket.engine.interpreter import garbage_collector, switch_interval
 from utpsocket.engine.interpreter.fork_lock import ForkLock
 from utpsocket.engine.interpreter.native import allocate_lock, get_ident, sleep, start_thread
@@ -130,9 +130,9 @@ class Loop:
         # Users' fds in other processes.
         shared_errnos.begin(self.pid)
         self.fd_lock = ForkLock()  # held while fds are made that a fork must not copy half made
-        self.holders_watch = HoldersWatch()  # tells whether any process has a socket open
+        self.holders_watch = HoldersWatch()  # finds out whether any process has a socket open
         self.rechecks = Rechecks()  # sockets that were closed here and may be open elsewhere, and when to look again
-        self.recheck_holders: Callable[[Loop], None] = lambda _: None  # that look; commands.watch_holder() sets it
+        self.recheck_holders: Callable[[Loop], None] = lambda _: None  # does so; commands.watch_holder() sets it
 
         # epoll, and how other threads interrupt it.
         self._collector_pause = (
@@ -143,7 +143,7 @@ class Loop:
         self._wake_up = WakeUp()  # an fd that other threads make readable
         self._wake_fd = self._wake_up.fd  # its number
         self._wake_file = os.fstat(self._wake_fd)  # to tell whether the program has closed it: check_fds()
-        self._wake_event = EPOLLIN, self._wake_fd  # what epoll tells then
+        self._wake_event = EPOLLIN, self._wake_fd  # what epoll reports then
         self._epoll.register(self._wake_fd, EPOLLIN)
         self._watches = watches = Watches(self._epoll)  # what on_event() is called of, by fd
         # See Reactor.
@@ -153,9 +153,9 @@ class Loop:
 
         # The work in progress.
         self.now = time.monotonic_ns() // 1_000  # µs, of this iteration
-        self.owner: Any = None  # what it is done for: an exception costs it, faults.py
-        self.command: Any = None  # the command that is carried out: an exception costs it as well
-        self._containment = Containment()  # counts exceptions that it does not help against
+        self.owner: Any = None  # what it is done for: an exception ends it, faults.py
+        self.command: Any = None  # the command that is carried out: an exception is its answer
+        self._containment = Containment()  # ends owners, and counts exceptions in a row
         self._fault: BaseException | None = None  # an exception that is not contained yet
 
         # What is to be done: in this iteration, or at a time.
@@ -163,7 +163,7 @@ class Loop:
         self.call_at = self.timers.call_at  # see Reactor
         self._schedule = self.timers.schedule  # looked up once, as it is called for each flush
         self._dirty: dict[Bridge, None] = {}  # connections that something has happened to
-        self._readable_endpoints: dict[Endpoint, None] = {}  # ports to receive from
+        self._readable_endpoints: dict[Endpoint, None] = {}  # ports to receive from in this iteration
         self._readable_bridges: dict[Bridge, None] = {}  # pairs to read from
         self._idle_only: dict[Bridge, int] = {}  # read when nothing else is to do, or at this time; the earliest first
         self._deferred_delivery: list[Bridge] = []  # delivered last, see _deliver_deferred()
@@ -174,11 +174,11 @@ class Loop:
         self._thread_id = 0
         self._starting = allocate_lock()  # locked once a thread has begun: a second one ends at once
         self.is_begun = False  # start() has returned
-        self.is_alive = True  # until the thread ends; then there is no answer any more
+        self.is_alive = True  # False once the thread ends: then nothing is answered any more
         self._is_stopping = False  # the thread ends after this iteration
         self._fds_lost = False  # the program has closed our fds: none may be used any more
         self._is_asleep = False  # in the poller, or over: the thread uses no fd number
-        self._has_ended = allocate_lock()  # unlocked by the thread's last act
+        self._has_ended = allocate_lock()  # unlocked when the thread ends
         self._has_ended.acquire()
         self.successor: dict[str, Any] = {}  # under "": the engine that took this one's place
 
@@ -217,9 +217,9 @@ class Loop:
         """
         self._inbox.put(Command(self, command, arguments, {}, None))
 
-    def put_aside(self, command: Callable[..., object], *arguments: Any) -> None:
-        """As post(), but the thread is not woken: it is carried out when it next wakes up for anything. Any thread."""
-        self._inbox.put_aside(Command(self, command, arguments, {}, None))
+    def post_without_waking(self, command: Callable[..., object], *arguments: Any) -> None:
+        """As post(), but the thread is not woken: it carries the command out when it next wakes up. Any thread."""
+        self._inbox.put_without_waking(Command(self, command, arguments, {}, None))
 
     def call(self, command: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Have the engine's thread carry out a command, and wait for it. Any other thread.
@@ -230,7 +230,7 @@ class Loop:
         if sys.is_finalizing():
             raise RuntimeError("the interpreter is ending, and the engine's thread with it")
         if get_ident() == self._thread_id:
-            # An audit hook, the one thing of the program's that runs on this thread: it cannot wait for itself.
+            # The caller is an audit hook, the only code of the program's on this thread, which cannot wait for itself.
             self.post(lambda loop: command(loop, *arguments, **named))
             return None
         answer = Answer()
@@ -246,7 +246,7 @@ class Loop:
 
     # As perform(), where the result is not needed: an engine in another process is then not waited for
     # (helper/client.py).
-    tell = perform
+    perform_or_post = perform
 
     def soon(self, command: Callable[..., object], *arguments: Any) -> None:
         """As post(); the engine's own thread does it at once. Any thread."""
@@ -288,19 +288,19 @@ class Loop:
         self._containment.begin()
         self.faults += 1
         fault_reports.report(error)
-        if not self._containment.cost({self.owner, self.command}, error):
-            self._is_stopping = True  # _end() tells every socket
+        if not self._containment.end_owners({self.owner, self.command}, error):
+            self._is_stopping = True  # _end() ends every socket with an errno
             return
         lost = self._watches.rearm_all()
-        self._distrust_readiness()
+        self._forget_readiness()
         for watcher in lost:
-            carefully(watcher.end if type(watcher) is Endpoint else watcher.fail, error)
+            retry_call(watcher.end if type(watcher) is Endpoint else watcher.fail, error)
         self.owner = self.command = self._fault = None
         self._containment.end()
 
-    def _distrust_readiness(self) -> None:
-        """After an exception: events may have been lost, and loops left half way through what they had taken. So epoll
-        is asked again about every fd, and every connection, port and listener is worked on in the next iteration.
+    def _forget_readiness(self) -> None:
+        """After an exception: events may have been lost, and lists may have been processed half way. So every fd counts
+        as ready, and every connection, port and listener is worked on in the next iteration.
         """
         self._deferred_delivery = []
         self.timers.clear()
@@ -363,7 +363,7 @@ class Loop:
                 if mask & (EPOLLIN | EPOLLERR):
                     self._readable_endpoints[source] = None
                 if mask & (EPOLLERR | EPOLLOUT):
-                    self._on_port_trouble(source, mask, now)
+                    self._on_port_event(source, mask, now)
             elif type(source) is Bridge:
                 source.on_event(mask)
                 if source.is_readable:
@@ -415,7 +415,7 @@ class Loop:
                 if when < at:
                     at = when
         self._is_asleep = True
-        if self._fds_lost:  # asked after the line above: check_fds may have trusted it
+        if self._fds_lost:  # read after the line above: check_fds() may have seen _is_asleep and closed the fds
             return []
         events: list[tuple[int, int]] = self._sleep.wait(at)
         self._is_asleep = False
@@ -444,9 +444,9 @@ class Loop:
         """Read bridges that have enough unsent: all if the engine is idle, else the first whose time has come. Without
         that a program that writes before it reads, like its peer, would wait for ever on a busy engine.
         """
-        lazy = self._idle_only
-        for bridge in list(lazy) if is_idle else [bridge for bridge in islice(lazy, 1) if lazy[bridge] <= now]:
-            del lazy[bridge]
+        waiting = self._idle_only
+        for bridge in list(waiting) if is_idle else [bridge for bridge in islice(waiting, 1) if waiting[bridge] <= now]:
+            del waiting[bridge]
             self._read_bridge(bridge, now, is_due=True)
 
     def _read_bridge(self, bridge: Bridge, now: int, *, is_due: bool) -> None:
@@ -470,7 +470,7 @@ class Loop:
 
     def _flush_dirty(self, now: int) -> None:
         """Every dirty connection delivers and sends; then accepted connections are handed over and connects complete,
-        both sides of a connection without giving up the GIL in between.
+        both sides of a connection without a release of the GIL in between.
         """
         while True:
             while self._dirty:
@@ -504,10 +504,10 @@ class Loop:
 
     def _deliver_deferred(self, now: int) -> None:
         """Deliver what needs no ack now, last: the program's thread waits for the GIL as soon as it has its bytes, and
-        the engine gives it up right after this, when it sleeps.
+        the engine releases it right after this, when it sleeps.
         """
-        late, self._deferred_delivery = self._deferred_delivery, []
-        for bridge in late:
+        deferred, self._deferred_delivery = self._deferred_delivery, []
+        for bridge in deferred:
             if bridge.is_gone:
                 continue
             self.owner = bridge
@@ -540,8 +540,8 @@ class Loop:
                 self._dirty[granted] = None
         if endpoint.port.pending and endpoint not in self._blocked:
             self._blocked[endpoint] = None
-            # Not always: every datagram that has left would wake us. An edge: ENOBUFS comes from elsewhere than the
-            # socket, which goes on calling itself writable.
+            # Only while blocked: otherwise every datagram that has left would wake us. EPOLLET: after ENOBUFS, which
+            # comes from elsewhere than the socket's buffer, the socket is writable all the time.
             self.rewatch(endpoint.port.fd, _PORT_EVENTS | EPOLLOUT | EPOLLET)
         if connection.events:
             bridge.handle_events()
@@ -559,7 +559,7 @@ class Loop:
         self._schedule(bridge, connection.timeout_at())
 
     def _on_handshake_end(self, bridge: Bridge, now: int) -> None:
-        """A half-open connection was proven, or ended."""
+        """The initiator of a half-open connection is verified, or the connection has ended."""
         bridge.syn_received_at = 0
         acceptors = self.endpoints.get(bridge.endpoint.key)
         listener = None if acceptors is None else acceptors.listener
@@ -576,8 +576,8 @@ class Loop:
             listener.end()
             listener.endpoint.close_if_unused()
 
-    def _on_port_trouble(self, endpoint: Endpoint, mask: int, now: int) -> None:
-        """epoll says that a port has errors to be read, or may send again."""
+    def _on_port_event(self, endpoint: Endpoint, mask: int, now: int) -> None:
+        """epoll reports that a port has errors to be read (EPOLLERR), or may send again (EPOLLOUT)."""
         if mask & EPOLLERR:
             endpoint.port.read_errors()
             endpoint.handle_errors(now=now)
@@ -627,14 +627,14 @@ class Loop:
             self.owner = before
 
     def watch_bridge(self, bridge: Bridge) -> None:
-        """The bridge has got the engine's end of its pair: have epoll tell it events."""
+        """The bridge has got the engine's end of its pair: register it with epoll."""
         self.watch(bridge.engine_fd, _BRIDGE_EVENTS, bridge)
         self._readable_bridges[bridge] = None
         self._dirty[bridge] = None
 
     def watch_room(self, bridge: Bridge, *, wanted: bool) -> None:
-        """Whether epoll is to tell when the pair has room again. Only while the bridge waits for it: otherwise every
-        recv() of the program would wake the engine.
+        """Whether epoll is to report when the pair has room again (EPOLLOUT). Only while the bridge waits for it:
+        otherwise every recv() of the program would wake the engine.
         """
         self.rewatch(bridge.engine_fd, _BRIDGE_EVENTS | EPOLLOUT if wanted else _BRIDGE_EVENTS)
 
@@ -670,7 +670,7 @@ class Loop:
         return endpoint
 
     def publish(self, endpoint: Endpoint) -> None:
-        """Others may find the port by its key and, if a user has bound it, by its number. Any thread."""
+        """Enter the port in the tables, by its key and, if a user has bound it, by its number. Any thread."""
         self.endpoints[endpoint.key] = endpoint
         if not endpoint.is_private:
             self.bound.add(endpoint)
@@ -737,19 +737,19 @@ class Loop:
         self._has_ended.release()
 
     def _end(self) -> None:
-        """The thread's last act, whatever ended it: every socket it served fails, and every command is answered."""
+        """The end of the thread, whatever ended it: sockets that it served fail, and commands are answered."""
         self.is_alive = False
         if not self._fds_lost:
             ended = RuntimeError("the engine has ended")
             for listener in self._all_listeners():
-                carefully(listener.fail, ended)
+                retry_call(listener.fail, ended)
             for channel in list(self.channels.values()):
                 if not channel.can_end_unnoticed:
-                    carefully(channel.fail, ended)
-            carefully(self._close_fds)
+                    retry_call(channel.fail, ended)
+            retry_call(self._close_fds)
         self._is_asleep = True
         for last in (self.channels.clear, self.endpoints.clear, self._inbox.end, self._collector_pause.end):
-            carefully(last)
+            retry_call(last)
         self._has_ended.release()
 
     def _close_fds(self) -> None:

@@ -1,4 +1,4 @@
-"""What channels and ports may ask of the engine's thread: the time, events, timers, and to be worked on.
+"""What channels and ports use of the engine's thread: the time, events, timers, and mark_dirty().
 
 Types alone. Loop (loop.py) is the one Reactor of the library; tests make others, without a thread or with a clock of
 their own. A module that needs more of its engine than this declares a Protocol of its own that extends this one (the
@@ -23,8 +23,8 @@ class Reactor(Protocol):
     now: int
     """When this iteration began, µs."""
     owner: Any
-    """What the thread works for at present: an exception ends it (faults.py). Code that goes on to work for another
-    object sets it, and sets it back.
+    """The object for which the thread works at present: an exception ends it (faults.py). Code that goes on to work for
+    another object sets it, and sets it back.
     """
     pid: int
     """The id of the process in which the engine runs."""

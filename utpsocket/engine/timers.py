@@ -1,16 +1,16 @@
 """When the engine has to wake up by itself: the connections' deadlines, and calls at a time.
 
 A deadline moves with nearly every packet, and almost always to a later time. So a connection has one entry in the heap
-(docs/performance.md §10): a later deadline is only noted, and when the entry's time comes, the connection is put back
-for the rest. An earlier one makes another entry, and the old one means nothing from then on.
+(docs/performance.md §10): a later deadline is only noted, and when the entry's time comes, the connection is queued
+again for the later one. An earlier deadline makes another entry, and the old one is stale from then on.
 
     Example, in ms. A packet leaves at 0, to be repeated at 1,000: the connection is queued at 1,000. Acks move the
     deadline to 1,050, 1,100, … 1,900, and the heap is not touched. At 1,000 the entry is popped, and one for 1,900 is
-    pushed. If a delayed ack is due at 1,020 then, another entry is pushed, and the one of 1,900 is passed over later.
+    pushed. If a delayed ack is due at 1,020 then, another entry is pushed, and the one of 1,900 is skipped later.
 
-Entries that mean nothing, and those of connections that are over, are thrown out when they are more than half: a
-handshake may take half a minute, and a connection that ended long before would be kept for so long, and looked at by
-every garbage collection.
+Stale entries, and those of connections that are over, are dropped when they are more than half: a handshake may take
+half a minute, and a connection that ended long before would be kept for so long, and visited by every garbage
+collection.
 
 Only the engine's thread calls. Times: µs of the monotonic clock.
 """
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T", bound="Timed")
 
-_FEW: Final = 64  # entries that are not worth a look, by feel: some 10 KB
+_KEPT_ENTRIES: Final = 64  # so many are never searched for stale ones; by feel: some 10 KB
 
 
 class Deadline:
@@ -64,7 +64,7 @@ class Timers(Generic[_T]):
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, _T]] = []
         self._calls: list[tuple[int, int, Callable[[], None]]] = []
-        self._max_entries = _FEW  # entries in the heap before those that mean nothing are thrown out
+        self._max_entries = _KEPT_ENTRIES  # entries in the heap before stale ones are dropped
         self._order = 0  # of two at the same time, the one that came first
         self.next_at = NEVER
 
@@ -81,9 +81,9 @@ class Timers(Generic[_T]):
                 self._order += 1
                 heapq.heappush(self._heap, (at, self._order, timed))
                 if len(self._heap) > self._max_entries:
-                    self._throw_out()
+                    self._drop_stale_entries()
 
-    def _throw_out(self) -> None:
+    def _drop_stale_entries(self) -> None:
         kept: dict[_T, tuple[int, int, _T]] = {}
         for entry in self._heap:
             at, _, timed = entry
@@ -92,7 +92,7 @@ class Timers(Generic[_T]):
         heap = list(kept.values())
         heapq.heapify(heap)
         self._heap = heap
-        self._max_entries = 2 * len(heap) + _FEW
+        self._max_entries = 2 * len(heap) + _KEPT_ENTRIES
 
     def call_at(self, at: int, call: Callable[[], None]) -> None:
         """Have due_call() return `call` at this time or soon after."""
@@ -122,7 +122,7 @@ class Timers(Generic[_T]):
         return due
 
     def due_call(self, now: int) -> Callable[[], None] | None:
-        """The next call whose time has come, or None. One by one: what fails must not take others with it."""
+        """The next call whose time has come, or None. One by one, so that an exception of one does not lose others."""
         if self._calls and self._calls[0][0] <= now:
             return heapq.heappop(self._calls)[2]
         at = self._heap[0][0] if self._heap else NEVER

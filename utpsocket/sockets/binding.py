@@ -157,7 +157,7 @@ def _adopt_port(
             reservation.close()
         # Closed now, since the exception may be kept, and with it this frame. The engine closes what it has taken.
         if loop.is_alive and not is_errno(error):
-            loop.tell(commands.drop_holders_of, identity.inode)
+            loop.perform_or_post(commands.drop_holders_of, identity.inode)
         if not loop.is_alive or not isinstance(loop, Loop) or not loop.perform(commands.has_port, udp):
             udp.close()
         raise

@@ -99,13 +99,13 @@ class AtEnd:
             raise
 
 
-def _deliver(tell: Callable[..., Any], command: Callable[..., object], *arguments: Any) -> Any:
+def _deliver(send: Callable[..., Any], command: Callable[..., object], *arguments: Any) -> Any:
     """Give the engine a command, and once more where it failed, for lack of memory say. close() itself cannot fail: the
     descriptor is closed.
     """
     for _ in range(2):
         try:
-            return tell(command, *arguments)
+            return send(command, *arguments)
         except OSError as error:
             let_pass(error)
     return _UNDELIVERED

@@ -76,7 +76,7 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
             identity.endpoint = 0
             identity.local, identity.bound = before
             if loop.is_alive:
-                loop.tell(commands.drop_holders_of, identity.inode)
+                loop.perform_or_post(commands.drop_holders_of, identity.inode)
         elif isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             # Nothing was bound. Linux forgets the address of a closed TCP socket before it finds the new one in use,
             # and keeps the old port for getsockname().
@@ -290,7 +290,7 @@ def release_chosen_port(identity: Identity) -> None:
         return
     loop = own_engine(identity)
     if loop is not None:
-        loop.tell(commands.leave_port, identity.endpoint, identity.inode)
+        loop.perform_or_post(commands.leave_port, identity.endpoint, identity.inode)
     assert identity.bound is not None
     host = identity.bound[0]
     is_any = host == UNBOUND[identity.family][0]
@@ -599,7 +599,7 @@ def apply_options(identity: Identity, *, at_once: bool, to_living: bool, is_node
     loop = own_engine(identity)
     if loop is not None:
         if not isinstance(loop, Loop):
-            loop.learn(identity)
+            loop.send_update(identity)
         if to_living:
             follow(loop, identity.cookie, at_once=at_once, is_nodelay=is_nodelay)
 
@@ -611,7 +611,7 @@ def follow(loop: Loop | RemoteLoop, cookie: int, *, at_once: bool, is_nodelay: b
     if at_once:
         loop.call(commands.apply, cookie)
     elif is_nodelay and isinstance(loop, Loop) and commands.has_nothing_unsent(loop, cookie):
-        loop.put_aside(commands.follow_nodelay, cookie)
+        loop.post_without_waking(commands.apply_nodelay, cookie)
     else:
         loop.post(commands.apply, cookie)
 

@@ -285,8 +285,8 @@ class RemoteLoop:
         """As call(). Loop.perform() carries the command out on the calling thread, which is not possible here."""
         return self.call(command, *arguments, **named)
 
-    def tell(self, command: Callable[..., object], *arguments: Any) -> None:
-        """As post(). Loop.tell() carries the command out at once."""
+    def perform_or_post(self, command: Callable[..., object], *arguments: Any) -> None:
+        """As post(). Loop.perform_or_post() carries the command out at once."""
         self.post(command, *arguments)
 
     def adopt_port(
@@ -368,7 +368,7 @@ class RemoteLoop:
             self._figures[cookie] = fields
         self._asked.discard(cookie)
 
-    def learn(self, identity: Identity) -> None:
+    def send_update(self, identity: Identity) -> None:
         """Send the engine an identity that the shim has changed. Raises OSError as post()."""
         self._requests.put((0, messages.UPDATE, [messages.identity_form(identity)], {}), [], [])
 
@@ -383,12 +383,12 @@ class RemoteLoop:
         plain: list[Any] = []
         socks: list[Any] = []
         sent = None
-        crossing = messages.crossing(command.__name__)
-        for argument, value in zip(crossing.arguments, arguments, strict=False):
+        remote_command = messages.remote_command(command.__name__)
+        for argument, value in zip(remote_command.arguments, arguments, strict=False):
             if argument is Argument.PLAIN:
                 plain.append(value)
             elif argument is Argument.IDENTITY:
-                plain.append(messages.identity_form(self._introduced(value, is_dialed=crossing.is_dialed)))
+                plain.append(messages.identity_form(self._registered(value, is_dialed=remote_command.is_dialed)))
             elif argument is Argument.CALLBACK:
                 plain.append(next(self._serials))
                 self._answers[plain[-1]] = _Callback(value)
@@ -403,7 +403,7 @@ class RemoteLoop:
         fds = [sock.fileno() for sock in socks]
         self._requests.put((serial, command.__name__, plain, named), fds, socks, sent)
 
-    def _introduced(self, identity: Identity, *, is_dialed: bool) -> Identity:
+    def _registered(self, identity: Identity, *, is_dialed: bool) -> Identity:
         if identity.record is None:
             identity.change_class(RemoteIdentity)
         if identity.cookie:
@@ -482,7 +482,7 @@ class RemoteLoop:
                 except BaseException:  # no memory, say: the received message is handled again
                     self._tries += 1
                     sleep(_TRY_AGAIN_SECONDS)
-                    self._force_resets_aside()
+                    self._force_resets_in_thread()
                 else:
                     break
         finally:
@@ -514,7 +514,7 @@ class RemoteLoop:
                 self._reset_requests.append((self._message_ends, *rest))
                 self._message, self._message_ends = b"", []
                 if not self._force_resets(wait=False):
-                    self._force_resets_aside()
+                    self._force_resets_in_thread()
                 self._tries = 0
                 continue
             part, has_more = rest
@@ -533,7 +533,7 @@ class RemoteLoop:
         if answer is not None:
             answer.give(value, (OSError(code, text) if code else RuntimeError(text)) if text else None)
 
-    def _force_resets_aside(self) -> None:
+    def _force_resets_in_thread(self) -> None:
         """On another thread: the owner of a lock that is needed may be waiting for the next answer."""
         try:
             start_thread(self._force_resets, b"utpsocket-resets")

@@ -65,7 +65,7 @@ class Argument(Enum):
     CLAIM = "as None: the engine has the claim from the moment the message is sent"
 
 
-class Crossing(NamedTuple):
+class RemoteCommand(NamedTuple):
     """A command that may be sent to an engine in another process."""
 
     command: Callable[..., Any]
@@ -79,49 +79,49 @@ _PLAIN: Final = Argument.PLAIN
 _IDENTITY: Final = Argument.IDENTITY
 _SOCK: Final = Argument.SOCK
 
-COMMANDS: Final[dict[str, Crossing]] = {
+COMMANDS: Final[dict[str, RemoteCommand]] = {
     row.command.__name__: row
     for row in (
         # Ports of sockets that are bound
-        Crossing(commands.adopt_port_as, (_PLAIN, _SOCK, _IDENTITY, _PLAIN, _PLAIN, _SOCK)),
-        Crossing(commands.share_port, (_PLAIN, _IDENTITY)),
-        Crossing(commands.allow_overlap, (_PLAIN,)),
-        Crossing(commands.end_overlap, (_PLAIN, _PLAIN)),
-        Crossing(commands.replace_holder, (_PLAIN, _PLAIN, _IDENTITY)),
-        Crossing(commands.drop_holders_of, (_PLAIN,)),
-        Crossing(commands.leave_port, (_PLAIN, _PLAIN)),
-        Crossing(commands.release, (_PLAIN, _PLAIN)),
-        Crossing(port_commands.take_port, (_PLAIN, _SOCK, _PLAIN, _IDENTITY, _PLAIN, _PLAIN, _PLAIN)),
-        Crossing(port_commands.keep_port, (_PLAIN, _SOCK, _PLAIN, _PLAIN, _IDENTITY, _PLAIN, _PLAIN, _PLAIN)),
+        RemoteCommand(commands.adopt_port_as, (_PLAIN, _SOCK, _IDENTITY, _PLAIN, _PLAIN, _SOCK)),
+        RemoteCommand(commands.share_port, (_PLAIN, _IDENTITY)),
+        RemoteCommand(commands.allow_overlap, (_PLAIN,)),
+        RemoteCommand(commands.end_overlap, (_PLAIN, _PLAIN)),
+        RemoteCommand(commands.replace_holder, (_PLAIN, _PLAIN, _IDENTITY)),
+        RemoteCommand(commands.drop_holders_of, (_PLAIN,)),
+        RemoteCommand(commands.leave_port, (_PLAIN, _PLAIN)),
+        RemoteCommand(commands.release, (_PLAIN, _PLAIN)),
+        RemoteCommand(port_commands.take_port, (_PLAIN, _SOCK, _PLAIN, _IDENTITY, _PLAIN, _PLAIN, _PLAIN)),
+        RemoteCommand(port_commands.keep_port, (_PLAIN, _SOCK, _PLAIN, _PLAIN, _IDENTITY, _PLAIN, _PLAIN, _PLAIN)),
         # Listeners
-        Crossing(commands.listen, (_PLAIN, _IDENTITY, _PLAIN, _PLAIN, _SOCK)),
-        Crossing(commands.listen_soon, (_PLAIN, _IDENTITY, _PLAIN, _PLAIN, _SOCK)),
-        Crossing(commands.on_accept, (_PLAIN,)),
-        Crossing(commands.stop_listening, (_PLAIN, _PLAIN)),
+        RemoteCommand(commands.listen, (_PLAIN, _IDENTITY, _PLAIN, _PLAIN, _SOCK)),
+        RemoteCommand(commands.listen_soon, (_PLAIN, _IDENTITY, _PLAIN, _PLAIN, _SOCK)),
+        RemoteCommand(commands.on_accept, (_PLAIN,)),
+        RemoteCommand(commands.stop_listening, (_PLAIN, _PLAIN)),
         # Connections, by cookie but for the first two
-        Crossing(commands.dial_private, (_SOCK, _IDENTITY, _SOCK, _PLAIN, Argument.CLAIM), is_dialed=True),
-        Crossing(commands.dial_from, (_PLAIN, _PLAIN, _IDENTITY, _SOCK, _PLAIN, Argument.CLAIM), is_dialed=True),
-        Crossing(commands.abort_connect, (_PLAIN,)),
-        Crossing(commands.abort_connect_late, (_PLAIN,)),
-        Crossing(commands.sync_user_side, (_PLAIN,)),
-        Crossing(commands.sync_network_side, (_PLAIN,)),
-        Crossing(commands.on_received_after_shutdown, (_PLAIN,)),
-        Crossing(commands.when_flushed, (_PLAIN, Argument.CALLBACK)),
-        Crossing(commands.apply, (_PLAIN,)),
-        Crossing(commands.connection_figures, (_PLAIN,)),
-        Crossing(commands.channel_figures, (_PLAIN,)),
+        RemoteCommand(commands.dial_private, (_SOCK, _IDENTITY, _SOCK, _PLAIN, Argument.CLAIM), is_dialed=True),
+        RemoteCommand(commands.dial_from, (_PLAIN, _PLAIN, _IDENTITY, _SOCK, _PLAIN, Argument.CLAIM), is_dialed=True),
+        RemoteCommand(commands.abort_connect, (_PLAIN,)),
+        RemoteCommand(commands.abort_connect_late, (_PLAIN,)),
+        RemoteCommand(commands.sync_user_side, (_PLAIN,)),
+        RemoteCommand(commands.sync_network_side, (_PLAIN,)),
+        RemoteCommand(commands.on_received_after_shutdown, (_PLAIN,)),
+        RemoteCommand(commands.when_flushed, (_PLAIN, Argument.CALLBACK)),
+        RemoteCommand(commands.apply, (_PLAIN,)),
+        RemoteCommand(commands.connection_figures, (_PLAIN,)),
+        RemoteCommand(commands.channel_figures, (_PLAIN,)),
         # The engine as a whole
-        Crossing(commands.barrier),
-        Crossing(commands.finish_all),
-        Crossing(commands.unflushed),
-        Crossing(commands.abort_unflushed),
-        Crossing(commands.repeat_last_acks),
-        Crossing(commands.snapshot),
+        RemoteCommand(commands.barrier),
+        RemoteCommand(commands.finish_all),
+        RemoteCommand(commands.unflushed),
+        RemoteCommand(commands.abort_unflushed),
+        RemoteCommand(commands.repeat_last_acks),
+        RemoteCommand(commands.snapshot),
     )
 }
 
 
-def crossing(name: str) -> Crossing:
+def remote_command(name: str) -> RemoteCommand:
     """The command of this name. Raises KeyError where it is none that may be sent."""
     return COMMANDS[name]
 

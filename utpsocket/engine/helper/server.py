@@ -23,7 +23,7 @@ from utpsocket.engine.command_queue import Command
 from utpsocket.engine.exit_flush import flush
 from utpsocket.engine.faults import NO_ROOM, RETRY_US
 from utpsocket.engine.helper import messages
-from utpsocket.engine.helper.messages import Argument, Crossing
+from utpsocket.engine.helper.messages import Argument, RemoteCommand
 from utpsocket.engine.interpreter.native import Socket, allocate_lock, sleep
 from utpsocket.engine.interpreter.originals import os, resource
 from utpsocket.engine.kernel.poller import EPOLLIN, EPOLLOUT
@@ -61,7 +61,7 @@ def main(control_fd: int) -> None:
         notices_fd, outcomes_fd, *holders_fds = begin[1]
         shared_errnos.begin(os.getpid(), outcomes_fd)
         os.close(outcomes_fd)
-        notices = _closed_first(notices_fd)
+        notices = _with_highest_number(notices_fd)
         loop = Loop()
         if holders_fds:
             loop.holders_watch.close()
@@ -70,7 +70,7 @@ def main(control_fd: int) -> None:
         service = Service(loop, control, notices)
         loop.call(lambda _: service.begin())
         if service.wait():
-            _let_go_of_stderr()
+            _close_stderr()
             seconds = _ORPHANS_SECONDS
             while loop.call(commands.has_open_sockets):
                 sleep(seconds)
@@ -80,14 +80,14 @@ def main(control_fd: int) -> None:
     os._exit(0)
 
 
-def _let_go_of_stderr() -> None:
+def _close_stderr() -> None:
     """A process that reads the program's stderr must find its end when the program ends, not when this one does."""
     null_fd = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null_fd, 2)
     os.close(null_fd)
 
 
-def _closed_first(fd: int) -> Any:
+def _with_highest_number(fd: int) -> Any:
     """The same socket under a higher number than any other. If the engine is killed, the kernel closes the highest
     number first, so that the application learns of that before its connections show an end of file.
     """
@@ -334,7 +334,7 @@ class Service:
             self._request = b""
         else:
             answer = _Reply(self, serial) if serial else None
-            command = Command(self._loop, *self._plain(messages.crossing(name), arguments), named, answer)
+            command = Command(self._loop, *self._plain(messages.remote_command(name), arguments), named, answer)
             left: list[Any] = []
             self._loop.command = command  # first: from here on the request is answered whatever fails
             self._request, self._socks, self._tries = b"", left, 0
@@ -355,11 +355,11 @@ class Service:
     def _serve_again(self) -> None:
         self.on_event(0)
 
-    def _plain(self, crossing: Crossing, arguments: list[Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    def _plain(self, remote_command: RemoteCommand, arguments: list[Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """The command, and its arguments as they were before they were sent."""
         left = iter(self._socks)
         real: list[Any] = []
-        for argument, value in zip(crossing.arguments, arguments, strict=False):
+        for argument, value in zip(remote_command.arguments, arguments, strict=False):
             if argument is Argument.IDENTITY:
                 real.append(self._identity(value))
             elif argument is Argument.CALLBACK:
@@ -368,7 +368,7 @@ class Service:
                 real.append(next(left))
             else:
                 real.append(value)
-        return crossing.command, tuple(real)
+        return remote_command.command, tuple(real)
 
     def _identity(self, form: tuple[Any, ...]) -> ServedIdentity:
         """The identity here of a socket in the application, with the values that the shim has sent."""
