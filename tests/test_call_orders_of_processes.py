@@ -41,6 +41,28 @@ h1.do("a.listen()")
 h1.do("a.accept()")
 h1.do("a.shutdown(socket.SHUT_WR)")
 """,
+    "also after a shutdown()": """
+a = socket.socket()
+h1 = fork()
+a.shutdown(socket.SHUT_RD)
+a.listen(-1)
+h1.do("a.connect(a.getsockname())")
+h1.do("a.connect_ex(a.getsockname())")
+b = socket.socket()
+b.connect(a.getsockname())
+""",
+    "that it has connected at the second attempt": LISTENER
+    + """
+b = socket.socket()
+patient(b)
+h1 = fork()
+b.connect(NOWHERE)
+b.connect(a.getsockname())
+h1.do("b.connect(a.getsockname())")
+c, _ = a.accept()
+b.send(b"x")
+c.recv(5)
+""",
     "that it was refused": LISTENER
     + """
 b = socket.socket()

@@ -454,6 +454,65 @@ def test_child_listens_and_the_parent_dials(net: Net) -> None:
         os.close(writing)
 
 
+@pytest.mark.parametrize("again", ["listens", "connects"])
+def test_child_cannot_connect_a_socket_that_its_parent_uses_again(net: Net, again: str) -> None:
+    listener, sock = net.listener(), net.fresh()
+    gate = Gate()
+
+    def connect() -> None:
+        gate.wait()
+        for _ in range(2):
+            with raises_errno(errno.EISCONN):
+                sock.connect(listener.getsockname())
+        assert sock.connect_ex(listener.getsockname()) == errno.EISCONN
+
+    pid = fork(connect)
+    if again == "listens":
+        with raises_errno(errno.ENOTCONN):
+            sock.shutdown(socket.SHUT_RD)
+        sock.listen()
+    else:
+        with raises_errno(errno.ECONNREFUSED):
+            sock.connect(net.refused_address())
+        sock.connect(listener.getsockname())
+    gate.open()
+    assert wait_child(pid) == 0
+    gate.close()
+    listener.settimeout(PATIENCE_S if again == "connects" else 0)
+    if again == "connects":
+        net.accept(listener)  # of the parent: the child has made none
+        listener.settimeout(0)
+    with raises_errno(errno.EAGAIN):
+        listener.accept()
+
+
+def test_child_may_connect_where_its_parent_has_failed(net: Net) -> None:
+    listener, sock = net.listener(), net.fresh()
+    ready, done = Gate(), Gate()
+
+    def connect() -> None:
+        ready.wait()
+        sock.connect(listener.getsockname())
+        ready.open()
+        done.wait()
+        net.flush()
+
+    pid = fork(connect)
+    with raises_errno(errno.ECONNREFUSED):
+        sock.connect(net.refused_address())
+    ready.open()
+    net.accept(listener)
+    ready.wait()
+    with raises_errno(errno.EISCONN):  # one socket, and the child has connected it
+        sock.connect(listener.getsockname())
+    with raises_errno(errno.EINVAL):
+        sock.listen()
+    done.open()
+    assert wait_child(pid) == 0
+    ready.close()
+    done.close()
+
+
 def test_child_uses_inherited_and_own_sockets_together(net: Net) -> None:
     client, server = net.pair()
     listener = net.listener()

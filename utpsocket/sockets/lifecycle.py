@@ -90,7 +90,9 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
 
     `quietly`: errors of a malformed address have the text of connect_ex().
     """
-    if sock.fileno() >= 0 and (identity.is_unusable or identity.role is not _UNCONNECTED):
+    if sock.fileno() >= 0 and (
+        identity.is_unusable or identity.role is not _UNCONNECTED or identity.former is not None
+    ):
         code = _connect_again(sock, identity)
         if code is not None:
             return code
@@ -141,6 +143,8 @@ def _connect_again(sock: Any, identity: Identity) -> int | None:
         _renew(sock, identity)
         return error
     if role is Role.CONNECTED or role is Role.LISTENING:
+        return errno.EISCONN
+    if identity.is_used_elsewhere:
         return errno.EISCONN
     if role is Role.FAILED:
         # A claim is left by a _renew() that was interrupted.
@@ -248,6 +252,7 @@ def _dial(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any, peer
         if identity.routes is not None and identity.routes.fallback:
             fallback_us = int(identity.routes.fallback_seconds * 1_000_000)
         identity.role = _CONNECTING
+        identity.on_used()
         if not is_apart:
             udp.close()
             loop.post(commands.dial_from, identity.endpoint, peer, identity, engine_sock, fallback_us, claim)
@@ -274,6 +279,7 @@ def _dial_port_0(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: An
         identity.local, identity.peer, identity.owner_pid = local, UNBOUND[identity.family], loop.pid
         engine_sock = fd_pair.pair(sock, identity)
         identity.role = Role.CONNECTING
+        identity.on_used()
         reset.close_engine_sock(engine_sock, identity, errno.ECONNREFUSED)
         identity.claim = None
     except BaseException:
@@ -323,6 +329,7 @@ def listen(sock: Any, identity: Identity, backlog: int) -> None:
         else:
             loop.perform(commands.listen, identity.endpoint, identity, name, max(1, backlog), identity.bound_tcp)
             identity.role = Role.LISTENING
+        identity.on_used()
         identity.bound_tcp = None
         identity.claim = None
         if not isinstance(loop, Loop):

@@ -271,7 +271,7 @@ class socket(StdlibSocket):
         lifecycle.check_open(self)
         if identity.role is Role.LISTENING:
             Socket.listen(self, backlog)
-        elif identity.role is not Role.UNCONNECTED:
+        elif identity.role is not Role.UNCONNECTED or identity.is_used_elsewhere:
             raise lifecycle.os_error(errno.EINVAL)
         else:
             if not identity.endpoint and identity.bound_tcp is None:

@@ -9,7 +9,8 @@ does not fork, this costs nothing.
 Options are written there when a process sets one, and read when the count of changes has changed.
 
 What a single process can use is not shared: the engine's port, the fds. When a process puts another socket in the place
-of its fd, it leaves the shared state (unshare()): the others still have the old fd, which counts as closed.
+of its fd, it leaves the shared state (unshare()): the others still have the old fd, which counts as closed. What
+remains shared is whether one of them has begun to listen or to connect with another socket (Former).
 
 Any thread may call. Sources: mmap(2) MAP_SHARED; fork(2).
 """
@@ -40,6 +41,7 @@ _FLAGS: Final = (
     "is_unusable",
 )
 _ADDRESSES: Final = ("local", "peer", "bound")
+_USED_INODE: Final = "used_inode"  # see Former; no attribute of an identity
 # More than the longest address of fd_names.to_text(): 45 characters of IPv6, port, scope and flowinfo.
 _ADDRESS_BYTES: Final = 80
 # To read an address, or options, that another process may be writing; by feel.
@@ -126,6 +128,7 @@ def _write_address(record: Any, name: str, value: fd_names.Address | None) -> No
 
 
 _FORMATS: Final = {
+    _USED_INODE: "Q",
     **_NUMBERS,
     **dict.fromkeys(_FLAGS, "?"),
     "role": "B",
@@ -143,7 +146,8 @@ for _name, _format in _FORMATS.items():
         _reads, _writes = _read_role, _write_role
     elif _name in _ADDRESSES:
         _reads, _writes = _read_address, _write_address
-    _FIELDS[_name] = (getattr(Identity, _name), _reads, _writes)
+    if _name != _USED_INODE:
+        _FIELDS[_name] = (getattr(Identity, _name), _reads, _writes)
 
 
 def _shared(name: str) -> Any:
@@ -191,6 +195,30 @@ def after_notices(name: str) -> Any:
     return property(get, slot.__set__)
 
 
+class Former:
+    """A socket that several processes had, once one of them has put another one in its place. Over TCP it is one socket
+    all the time: when a process listens or connects with its own, no other one can connect.
+    """
+
+    __slots__ = ("_record",)
+
+    def __init__(self, record: Any) -> None:
+        self._record = record
+
+    def on_used(self, inode: int) -> None:
+        """The socket with this inode, in the place of this one, listens or connects."""
+        _write_number(self._record, _USED_INODE, inode)
+
+    def on_unused(self, inode: int) -> None:
+        """It does so no more."""
+        if _read_number(self._record, _USED_INODE) == inode:
+            _write_number(self._record, _USED_INODE, 0)
+
+    def is_used_by_another(self, inode: int) -> bool:
+        """Whether some socket in its place does, but for the one with this inode."""
+        return _read_number(self._record, _USED_INODE) not in (0, inode)
+
+
 class CopiedIdentity(Identity):
     """An identity of a socket that more than one process may have, in memory that they share."""
 
@@ -221,6 +249,7 @@ class CopiedIdentity(Identity):
 
     def unshare(self) -> None:
         """Another socket is about to take this one's place, in this process."""
+        super().unshare()
         record = self.record
         for name, (slot, read, _) in _FIELDS.items():
             slot.__set__(self, read(record, name))
@@ -229,7 +258,13 @@ class CopiedIdentity(Identity):
         self.error = 0
         self.is_connect_reported = self.is_over = True
         self.record = self.shared_options = None
+        self.former = Former(record)
         self.change_class(Identity)
+
+    @property
+    def is_used_elsewhere(self) -> bool:
+        """Also if another process has left the shared state, and this one has not."""
+        return Former(self.record).is_used_by_another(self.inode) or super().is_used_elsewhere
 
     def share_options(self) -> None:
         """Write the options for the other processes, since this one has set one."""
