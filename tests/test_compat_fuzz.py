@@ -459,6 +459,52 @@ def test_what_a_deaf_listener_accepts_is_deaf() -> None:
         assert (without_expected(lines, found) is not None) == is_expected
 
 
+HAS = ("None", "raises ConnectionRefusedError ECONNREFUSED")
+SHUT_DOWN = [*ITSELF[:2], "a.shutdown(socket.SHUT_RDWR)", "a.settimeout(0)", ITSELF[2]]
+DEAD = [*PAIR, "a.close()", "c.close()", "d = socket.socket()"]
+OWN_PEERS = {
+    # lines, the socket, what TCP and uTP say, and whether it must differ
+    "bound to the address that another socket had": (
+        [*DEAD, "d.bind(b.getsockname())", "d.connect(b.getsockname())"],
+        "d",
+        HAS,
+        True,
+    ),
+    "or a socket that was accepted had": (
+        [*DEAD, "d.bind(a.getsockname())", "d.connect(c.getsockname())"],
+        "d",
+        HAS,
+        True,
+    ),
+    "bound elsewhere": ([*DEAD, 'd.bind(("127.0.0.1", 0))', "d.connect(b.getsockname())"], "d", HAS, False),
+    "bound to nothing": (
+        ["b = socket.socket()", DEAD[-1], "d.bind(b.getsockname())", "d.connect(b.getsockname())"],
+        "d",
+        HAS,
+        False,
+    ),
+    "accepted there": ([*PAIR, "c.connect(a.getsockname())"], "c", HAS, False),
+    "send() tells of it": ([*SHUT_DOWN, "fill(a)"], "a", ("raises BrokenPipeError EPIPE", HAS[1]), True),
+    "recv() does": ([*SHUT_DOWN, "a.recvfrom(5)"], "a", ("(b'', None)", HAS[1]), True),
+    "in a second thread": (
+        [*SHUT_DOWN, 'meanwhile("a.recv(5)", "a.send(b\'x\')")'],
+        "a",
+        ("('thread', b'', 'here', 1)", f"('thread', '{HAS[1]}', 'here', 'raises BrokenPipeError EPIPE')"),
+        True,
+    ),
+    "not of another socket": ([*SHUT_DOWN, "b.recv(5)"], "b", ("b''", HAS[1]), False),
+    "nor of a later attempt": ([*SHUT_DOWN, "a.connect(NOWHERE)", "a.recv(5)"], "a", ("b''", HAS[1]), False),
+    "nor another error": ([*SHUT_DOWN, "a.recv(5)"], "a", ("b''", "raises ConnectionResetError ECONNRESET"), False),
+}
+
+
+@pytest.mark.parametrize("name", OWN_PEERS)
+def test_who_is_connected_to_itself(name: str) -> None:
+    lines, socket, (tcp, utp), is_expected = OWN_PEERS[name]
+    found = Difference(Kind(comparing.call_of(lines[-1]), tcp, utp), len(lines) - 1, socket)
+    assert (without_expected(lines, found) is not None) == is_expected
+
+
 def test_who_has_shut_down_both_halves_does_not_hear_of_it_first() -> None:
     lines, _, must, _ = NARROW["who has shut down both"]
     for socket, is_expected in (("b", True), ("c", False)):

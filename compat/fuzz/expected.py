@@ -85,6 +85,27 @@ class Case:
                 return True
         return False
 
+    def have_one_address(self, name: str, other: str) -> bool:
+        """Whether these are one socket, or one was bound to the address that the other had, or where that was accepted.
+        What is accepted has a listener's address, but no port of its own.
+        """
+        pairs = []
+        has_address: set[str] = set()
+        for line in self.lines:
+            made = re.search(r"(\w), _ = (\w)\.accept\(|(\w)\.bind\((\w)\.getsockname", line)
+            if made is not None and name not in made.groups()[:2] and (made[2] or made[4]) in has_address:
+                pairs.append({made[1] or made[3], made[2] or made[4]})
+            has_address |= set(re.findall(r"(\w)(?:\.(?:bind|connect|connect_ex|listen)\(|, _ = )", line))
+        same = {name}
+        for _ in pairs:
+            same = same.union(*(pair for pair in pairs if pair & same))
+        return other in same
+
+    def last_connects_to(self, name: str, target: str) -> bool:
+        """Whether the last connect() of this socket, before the line that differs, was to the other one's address."""
+        all_of_it = [line for line in self.lines[:-1] if re.search(rf"\b{name}\.connect(?:_ex)?\(", line)]
+        return bool(all_of_it) and f"({target}.getsockname" in all_of_it[-1]
+
     def is_listener(self, name: str) -> bool:
         """Whether this socket has listened."""
         return any(re.search(rf"\b{name}\.listen\(", line) for line in self.lines)
@@ -168,20 +189,25 @@ def _is_corked(case: Case, name: str) -> bool:
     return "recv" in case.kind.call and utp.startswith("b'") and (tcp in _NOTHING_THERE or utp.startswith(tcp[:-1]))
 
 
-def _is_own_peer(case: Case, name: str) -> bool:
+def _is_own_peer(case: Case, name: str, target: str) -> bool:
     """Whether TCP has connected a socket to itself, and uTP has been refused; one that does not block hears of it by
-    SO_ERROR.
+    SO_ERROR, or by the next call.
     """
-    tcp, utp = case.kind.tcp, case.kind.utp
-    if case.kind.call == "getsockopt(SO_ERROR)":
-        return case.is_of(name) and (tcp, utp) == ("0", "111")
-    if re.search(rf"\b{name}\.connect(?:_ex)?\({name}\.getsockname", case.line) is None:
+    if not case.have_one_address(name, target):
         return False
+    tcp, utp = case.kind.tcp, case.kind.utp
+    if re.search(rf"\b{name}\.connect(?:_ex)?\({target}\.getsockname", case.line) is None:
+        return case.is_of(name) and case.last_connects_to(name, target) and _is_told_of_refusal(tcp, utp)
     if _is_look(case.kind):
         return case.is_of(name) and "HUP" not in _flags(tcp) and "HUP" in _flags(utp)
     if case.kind.call.startswith("meanwhile"):
         return utp.replace(repr(_REFUSED[0]), "None") == tcp
     return tcp in (*_CONNECTED, *_ABORTED) and utp in _REFUSED
+
+
+def _is_told_of_refusal(tcp: str, utp: str) -> bool:
+    """Whether only uTP says that an attempt was refused, of a call that came after it."""
+    return (tcp, utp) == ("0", "111") or ("ECONNREFUSED" in utp and "ECONNREFUSED" not in tcp)
 
 
 def _is_shut_elsewhere(case: Case, name: str) -> bool:
@@ -447,7 +473,7 @@ EXPECTED: Final = (
         _is_corked,
     ),
     Expected(
-        r"(\w)\.connect(?:_ex)?\(\1\.getsockname",
+        r"(\w)\.connect(?:_ex)?\((\w)\.getsockname",
         "a TCP socket may be connected to itself: both SYNs are the one. uTP's two directions have different ids",
         _is_own_peer,
     ),
