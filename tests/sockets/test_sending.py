@@ -289,6 +289,19 @@ def test_writes_after_the_peer_reset_do_not_kill_the_process(net: Net) -> None:
     assert eventually(write, True)
 
 
+def test_what_listens_after_a_refused_attempt_sends_as_any_listener(net: Net) -> None:
+    sock = net.fresh()
+    with raises_errno(errno.ECONNREFUSED):
+        sock.connect(net.refused_address())
+    sock.listen()
+    with raises_errno(errno.EPIPE):
+        sock.send(b"x")
+    sock.settimeout(0.01)
+    for send in (sock.send, sock.sendall, lambda data: sock.sendmsg([data])):
+        with pytest.raises(TimeoutError):  # poll() says never that it is writable
+            send(b"x")
+
+
 def test_a_peer_that_reads_nothing_holds_up_ten_mebibytes(net: Net) -> None:
     """CPython's own tests of sendfile() take them for more than all buffers on the way."""
     client, _server = net.pair()

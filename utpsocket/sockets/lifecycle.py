@@ -315,6 +315,7 @@ def listen(sock: Any, identity: Identity, backlog: int) -> None:
     loop = engine()
     try:
         identity.claim = {_BY: "caller"}
+        identity.ending, identity.reported_errno = None, 0
         name = fd_names.encode_listener(identity.cookie, identity.local, identity.owner_pid)
         Socket.bind(sock, name)
         Socket.listen(sock, backlog)
