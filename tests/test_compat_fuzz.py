@@ -11,7 +11,7 @@ from compat import __main__ as compat
 from compat.fuzz import compare as comparing
 from compat.fuzz.compare import Difference, Kind, compare, examine, shorten
 from compat.fuzz.expected import EXPECTED, without_expected
-from compat.fuzz.machine import run
+from compat.fuzz.machine import Trace, run
 from compat.fuzz.sequences import sequence
 
 PAIR = [
@@ -489,7 +489,7 @@ OWN_PEERS = {
     "in a second thread": (
         [*SHUT_DOWN, 'meanwhile("a.recv(5)", "a.send(b\'x\')")'],
         "a",
-        ("('thread', b'', 'here', 1)", f"('thread', '{HAS[1]}', 'here', 'raises BrokenPipeError EPIPE')"),
+        ("b''", HAS[1]),
         True,
     ),
     "not of another socket": ([*SHUT_DOWN, "b.recv(5)"], "b", ("b''", HAS[1]), False),
@@ -503,6 +503,52 @@ def test_who_is_connected_to_itself(name: str) -> None:
     lines, socket, (tcp, utp), is_expected = OWN_PEERS[name]
     found = Difference(Kind(comparing.call_of(lines[-1]), tcp, utp), len(lines) - 1, socket)
     assert (without_expected(lines, found) is not None) == is_expected
+
+
+def test_of_two_calls_at_a_time_it_is_one_that_differs() -> None:
+    lines = [*PAIR, 'meanwhile("b.send(b\'x\')", "c.shutdown(socket.SHUT_WR)")']
+    looks: list[dict[str, str]] = [{} for _ in lines]
+    tcp = Trace([*[None] * 6, ("thread", 1, "here", None)], looks)
+    for utp, told in (
+        (("thread", 0, "here", None), (Kind("send", "1", "0"), "b")),
+        (("thread", 1, "here", 5), (Kind("shutdown", "None", "5"), "c")),
+        (("thread", 0, "here", 5), (Kind("shutdown", "None", "5"), "c")),
+        ("hangs", (Kind("meanwhile(send, shutdown)", "('thread', 1, 'here', None)", "hangs"), "")),
+    ):
+        found = comparing.first_difference(lines, tcp, Trace([*[None] * 6, utp], looks))
+        assert found is not None and (found.kind, found.socket) == told
+    results = run(lines, "utp", slowly=0.03).results
+    assert results[-1] == ("thread", 1, "here", None)  # a number of bytes, and no port
+
+
+def test_a_reset_that_is_told_late_is_so_to_a_second_call_too() -> None:
+    both = 'meanwhile("c.sendall(bytes(10000))", "{}.shutdown(socket.SHUT_WR)")'
+    for socket, tcp, utp, is_expected in (
+        ("c", "raises OSError ENOTCONN", "None", True),
+        ("c", "None", "raises OSError ENOTCONN", False),
+        ("b", "raises OSError ENOTCONN", "None", False),
+    ):
+        lines = [*FULL, "b.shutdown(socket.SHUT_RDWR)", both.format(socket)]
+        found = Difference(Kind("shutdown", tcp, utp), len(lines) - 1, socket)
+        assert (without_expected(lines, found) is not None) == is_expected
+    alone = [*FULL, "b.shutdown(socket.SHUT_RDWR)", "c.shutdown(socket.SHUT_WR)"]
+    found = Difference(Kind("shutdown", "raises OSError ENOTCONN", "None"), len(alone) - 1, "c")
+    assert without_expected(alone, found) is None
+
+
+def test_a_child_does_not_keep_what_was_connected_anew() -> None:
+    lines = [*PAIR[:3], "d = socket.socket()", "b = socket.socket()", "b.connect(NOWHERE)", "h1 = fork()"]
+    lines += ["b.connect(a.getsockname())", PAIR[5], "b.close()"]
+    kind = (LOOK + "close", "OUT, 0 unread", "IN|OUT|RDHUP, 0 unread")
+    for fewer, socket, is_expected in (
+        (lines, "c", True),
+        (lines, "d", False),
+        ([line for line in lines if "NOWHERE" not in line], "c", False),  # of which the child has the same
+        ([*lines[:6], *lines[7:9], "h1 = fork()", lines[9]], "c", False),
+    ):
+        found = Difference(Kind(*kind), len(fewer) - 1, socket)
+        assert (without_expected(fewer, found) is not None) == is_expected, fewer
+    assert without_expected(lines, Difference(Kind(kind[0], kind[2], kind[1]), len(lines) - 1, "c")) is None
 
 
 def test_who_has_shut_down_both_halves_does_not_hear_of_it_first() -> None:

@@ -12,6 +12,8 @@ from compat.fuzz.sequences import sequence
 _SLOW_S: Final = 0.03
 _CONFIRMATIONS: Final = 2
 _ASSIGNED: Final = re.compile(r"^\w+(, _)? = ")
+_MEANWHILE: Final = re.compile(r"meanwhile\(\"(.*)\", \"(.*)\"\)$")
+_RESULT_OF_MEANWHILE: Final = (1, 3)  # the thread's, and that of the call here
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def first_difference(lines: list[str], tcp: Trace, utp: Trace) -> Difference | N
             return None
         ours, theirs = utp.results[index], tcp.results[index]
         if ours != theirs:
-            return Difference(Kind(call_of(line), _text(theirs), _text(ours)), index, _socket_of(line))
+            expression, theirs, ours = _of_two(line, theirs, ours)
+            return Difference(Kind(call_of(expression), _text(theirs), _text(ours)), index, _socket_of(expression))
         if tcp.looks[index] != utp.looks[index]:
             names = sorted(set(tcp.looks[index]) | set(utp.looks[index]))
             for name in names:
@@ -78,6 +81,19 @@ def first_difference(lines: list[str], tcp: Trace, utp: Trace) -> Difference | N
                 if a != b:
                     return Difference(Kind(f"poll after {call_of(line)}", a, b), index, name)
     return None
+
+
+def _of_two(line: str, tcp: Any, utp: Any) -> tuple[str, Any, Any]:
+    """Of two calls at the same time the one that differs, the call here if both do; and what it says. Other lines stay
+    as they are.
+    """
+    both = _MEANWHILE.match(line)
+    if both is not None and isinstance(tcp, tuple) and isinstance(utp, tuple):
+        for number in (1, 0):
+            at = _RESULT_OF_MEANWHILE[number]
+            if tcp[at] != utp[at]:
+                return both[number + 1], tcp[at], utp[at]
+    return line, tcp, utp
 
 
 def _socket_of(line: str) -> str:

@@ -112,6 +112,8 @@ class _Run:
     def _normal(self, value: Any) -> Any:
         """Ports by the order in which they were first seen."""
         if isinstance(value, tuple):
+            if value[:1] == ("thread",):
+                return ("thread", *(self._normal(part) for part in value[1:]))
             if len(value) in (2, 4) and isinstance(value[0], str) and isinstance(value[1], int) and value[1]:
                 number = self._ports.setdefault(value[1], f"port{len(self._ports) + 1}")
                 return (value[0], number, *value[2:])
