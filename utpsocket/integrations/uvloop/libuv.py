@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     Factory = Callable[[], BaseProtocol]
     Host = str | Sequence[str] | None
     Connected = tuple[AnyTransport | None, BaseProtocol]
+    Info = tuple[int, int, int, str, tuple[object, ...]]
 else:
     AbstractEventLoop = object
 
@@ -157,7 +158,7 @@ class Methods(AbstractEventLoop):
             raise
         return server
 
-    def call_exception_handler(self, context: dict[str, Any]) -> None:
+    def call_exception_handler(self, context: dict[str, object]) -> None:
         """As asyncio's call_exception_handler()."""
         _base().call_exception_handler(self, with_our_transport(context))
 
@@ -173,7 +174,7 @@ class Methods(AbstractEventLoop):
         with _worded_as_of_tcp():
             return int(await _base().sock_recv_into(self, sock, buf))
 
-    async def sock_accept(self, sock: StdlibSocket) -> tuple[StdlibSocket, Any]:
+    async def sock_accept(self, sock: StdlibSocket) -> tuple[StdlibSocket, object]:
         """As asyncio's sock_accept()."""
         with _worded_as_of_tcp():
             conn, address = await _base().sock_accept(self, sock)
@@ -284,7 +285,7 @@ async def _bind(
 ) -> list[StdlibSocket]:
     """A bound socket for each address of the hosts."""
     hosts = [None] if host == "" else [host] if isinstance(host, str) or not isinstance(host, Iterable) else list(host)
-    infos: dict[Any, None] = {}
+    infos: dict[Info, None] = {}
     for one in hosts:
         infos |= dict.fromkeys(await loop.getaddrinfo(one, port, family=family, type=stdlib.SOCK_STREAM, flags=flags))
     socks: list[StdlibSocket] = []

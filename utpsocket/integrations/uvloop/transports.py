@@ -306,7 +306,7 @@ def word_as_of_tcp(error: RuntimeError) -> None:
     error.args = tuple(as_of_tcp(word) if isinstance(word, str) else word for word in error.args)
 
 
-def with_our_transport(context: dict[str, Any]) -> dict[str, Any]:
+def with_our_transport(context: dict[str, object]) -> dict[str, object]:
     """The context for a loop's exception handler, with the program's transport in the place of uvloop's."""
     found = _transports.get(id(context.get("transport")))
     if found is None:
