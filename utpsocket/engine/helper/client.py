@@ -5,15 +5,17 @@ thread that computes can delay the engine by a switch interval (5 ms) each time 
 a process of its own the application's threads cannot delay it. The socket pairs and their names are the same. Between
 the two processes there are two connections (messages.py):
 
-    requests    commands with plain arguments, and fds answers     on the same connection; read by a thread here, which
-    sleeps otherwise, and given to the thread that asked resets      likewise: a byte left unread makes the kernel
-    return ECONNRESET, and only this process can write it
-                (user_fds/reset.py). That thread does, and closes the duplicate of the engine's end that came along
-    notices     on the other one: what the engine writes into an identity, sent before the user's fd shows anything. No
-                thread waits for them. They are handled when the shim reads the identity, so that a thread which its fd
-                has woken finds them there
+    requests    on the first: commands with plain arguments, and fds
+    answers     on the first, in the other direction; read by a thread here, which sleeps otherwise, and given to the
+                thread that made the request
+    resets      likewise: a byte left unread makes the kernel return ECONNRESET, and only this process can write it
+                (user_fds/reset.py). The same thread writes it, and closes the duplicate of the engine's end that came
+                with the message
+    notices     on the second: what the engine writes into an identity, sent before the user's fd shows anything. No
+                thread waits for them. They are handled when the shim reads the identity, so that a thread that is woken
+                by the fd sees them
 
-Free-threaded CPython has no GIL. There this module only keeps the engine's work out of the application's process. It
+Free-threaded CPython has no GIL. There this module only moves the engine's work out of the application's process. It
 does not rely on the GIL: threads share deques and dicts, on which they do single operations, and a lock.
 
 Any thread may call what is here. Sources: docs/sockets.md §1, §4; posix_spawn(3), setsid(2), unix(7).
@@ -100,7 +102,7 @@ _remote: RemoteLoop | None = None
 
 
 class RemoteIdentity(Identity):
-    """An identity of which an engine in another process writes a part: to read that handles the notices first."""
+    """An identity of which an engine in another process writes some attributes: reading one handles notices first."""
 
     __slots__ = ()
 
@@ -181,7 +183,7 @@ class RemoteLoop:
         self.known_ports = KnownPorts(self.holders_watch, lambda: list(self._served.values()))
         self._figures: dict[int, tuple[Any, ...]] = {}  # the latest that the engine has sent, by cookie
         self._asked: set[int] = set()  # cookies of connections for which newer figures have been asked
-        self._known: WeakValueDictionary[int, Identity] = WeakValueDictionary()  # all that were in a request, by cookie
+        self._known: WeakValueDictionary[int, Identity] = WeakValueDictionary()  # all that were sent, by cookie
         self._reset_unaccepted = ResetUnaccepted()
         self._pending: deque[bytes] = deque()  # notices that were received and not handled yet
         self._taking = new_reentrant_lock()  # held while notices are handled
@@ -412,11 +414,11 @@ class RemoteLoop:
             self._served[identity.cookie] = identity
         return identity
 
-    # ── what the engine says ──
+    # ── messages of the engine ──
 
     def take_notices(self) -> None:
         """Handle the notices that have arrived: write them into their identities. Any thread. Raises nothing."""
-        # After acquire() and before try, a signal handler may raise, and the lock is kept for ever. Not so with `with`.
+        # With `with`: between acquire() and try a signal handler may raise, and the lock would stay locked.
         with self._taking:
             may_be_more = self._take_all()
         if not may_be_more:
@@ -434,7 +436,7 @@ class RemoteLoop:
         pending = self._pending
         while pending:
             first = pending[0]
-            self._take(*marshal.loads(first))  # may call this method again, which handles it once more
+            self._take(*marshal.loads(first))  # may call this method again, which handles `first` once more
             if pending and pending[0] is first:
                 pending.popleft()  # last: after an exception of a signal handler it is handled again
         return not has_ended
@@ -534,11 +536,13 @@ class RemoteLoop:
             answer.give(value, (OSError(code, text) if code else RuntimeError(text)) if text else None)
 
     def _force_resets_in_thread(self) -> None:
-        """On another thread: the owner of a lock that is needed may be waiting for the next answer."""
+        """_force_resets() on another thread: the thread that has the lock may be waiting for an answer that this thread
+        has to read.
+        """
         try:
             start_thread(self._force_resets, b"utpsocket-resets")
         except Exception:
-            pass  # there can be no thread now: they are done with the next one
+            pass  # there can be no thread now: they are done with the next message
 
     def _force_resets(self, *, wait: bool = True) -> bool:
         """Do what FORCE_RESET messages have asked for. The duplicates of the engine's ends are the last ones, so that

@@ -1,4 +1,4 @@
-"""The ports that an engine in another process has for this one, as far as they are known here.
+"""The ports that an engine in another process has for this process, as far as they are known here.
 
 A call on a non-blocking socket must not wait for the engine. So each port that a socket of this process was bound to is
 listed here with its holders, until the engine has closed it. Whether another socket may share the address, or listen at
@@ -62,7 +62,7 @@ class KnownPorts:
         self._served = served
         self._by_key: dict[int, KnownPort] = {}
 
-    # ── what has been asked of the engine ──
+    # ── requests to the engine ──
 
     def add(self, key: int, local: Address, identity: Identity, *, reuse_address: bool, shares: bool) -> None:
         """The socket is bound to the port of this key, alone or with others."""
@@ -104,7 +104,7 @@ class KnownPorts:
             port.holders.pop(inode, None)
             self._forget_if_free(port)
 
-    # ── what the engine says ──
+    # ── notices of the engine ──
 
     def on_bound(self, key: int) -> None:
         """The engine has the port."""
@@ -125,7 +125,7 @@ class KnownPorts:
         if port.is_free and not any(holder is not None for holder in list(port.holders.values())):
             self._by_key.pop(port.key, None)
 
-    # ── what may be done ──
+    # ── decisions ──
 
     def check_bind(self, local: Address, namespace: int, *, reuse_address: bool, shares: bool) -> int:
         """Whether a socket may be bound to an address at which the kernel returned EADDRINUSE.

@@ -1,8 +1,8 @@
 """The messages between an application and an engine in a process of its own: plain values and fds.
 
 A request is one message (serial, command, arguments, named arguments), with the function of commands.py by its name.
-COMMANDS is the table of those that may be sent, and of how each argument travels. An answer carries the serial back; a
-notice carries what the engine has written into an identity. Answers and named arguments are plain values.
+COMMANDS is the table of those that may be sent, and of how each argument is sent. An answer has the serial of its
+request; a notice has what the engine has written into an identity. Answers and named arguments are plain values.
 
 marshal, and never pickle: a message can name a command and no other code. The socket pairs are private and inherited,
 and both ends run this same file.
@@ -56,7 +56,7 @@ _CLOEXEC: Final = getattr(stdlib, "MSG_CMSG_CLOEXEC", 0x40000000)
 
 
 class Argument(Enum):
-    """How an argument of a command travels."""
+    """How an argument of a command is sent."""
 
     PLAIN = "as it is"
     IDENTITY = "as identity_form() of it"

@@ -1,7 +1,7 @@
 """Commands for a bind() that does not wait: to an address that a port of ours has, with an engine in another process.
 
 The caller has decided by what it knows (known_ports.py) that the address may be shared, and has chosen the port's key.
-Here that is decided again. The caller has sent a UDP socket along that is not bound, in case the port has been closed
+Here that is decided again. With the command comes a UDP socket that is not bound, in case the port has been closed
 meanwhile. Only the engine's thread calls.
 """
 
@@ -51,17 +51,17 @@ def take_port(
         return
     if found:
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))  # a port that the caller does not know has it
-    way: list[int] = []
+    overlapped: list[int] = []
     try:
         if reuse_address:
-            way = commands.allow_overlap(loop, local, namespace=namespace)
-        if way:
+            overlapped = commands.allow_overlap(loop, local, namespace=namespace)
+        if overlapped:
             overlapping_ports.bind_over(udp_sock, local)
         else:
             udp_sock.bind(local)
         commands.adopt_port(loop, udp_sock, identity, reuse_address=reuse_address, shares=shares, key=key)
     finally:
-        commands.end_overlap(loop, way, key)
+        commands.end_overlap(loop, overlapped, key)
 
 
 def keep_port(

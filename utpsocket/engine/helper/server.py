@@ -1,8 +1,8 @@
 """The engine's side of an engine in a process of its own: the same Loop, and the application's requests.
 
-Read client.py and messages.py first. The process ends after its application: it goes on while another process has one
-of the sockets open, as the kernel would with TCP. Then it delivers what was written, as at any exit, and ends. An
-application that ends by os._exit() or SIGKILL makes no difference.
+Read client.py and messages.py first. When the application has ended, this process goes on while another process has one
+of the sockets open, as the kernel would with TCP. Then it delivers what was written, as at any exit, and ends. It makes
+no difference whether the application ends by os._exit() or SIGKILL.
 
 The requests are read on the engine's thread, like any other event. main() waits on the process's first thread.
 Sources: docs/design.md §2; unix(7).
@@ -81,7 +81,7 @@ def main(control_fd: int) -> None:
 
 
 def _close_stderr() -> None:
-    """A process that reads the program's stderr must find its end when the program ends, not when this one does."""
+    """Close stderr: a process that reads the program's must see end of file when the program ends, not this one."""
     null_fd = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null_fd, 2)
     os.close(null_fd)
@@ -89,7 +89,7 @@ def _close_stderr() -> None:
 
 def _with_highest_number(fd: int) -> Any:
     """The same socket under a higher number than any other. If the engine is killed, the kernel closes the highest
-    number first, so that the application learns of that before its connections show an end of file.
+    number first, so that the application can see that before its connections show an end of file.
     """
     max_fds, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
@@ -173,7 +173,7 @@ def _sent_when_written(name: str) -> Any:
 
 
 class ServedIdentity(Identity):
-    """An identity of a socket in the application's process, which is sent each value that the engine writes.
+    """An identity of a socket in the application's process; each value that the engine writes is sent there.
 
     is_known   the application has this identity; False for a listener's connection until it is about to be accepted
     notices    the connection for notices
