@@ -119,12 +119,15 @@ class Effect(Enum):
     """
 
     PAIR = "the kernel does it on the user's fd, for C code too"
-    UTP = "uTP does what TCP does, on a living connection from then on"
+    UTP = "uTP does what TCP does, on an established connection from then on"
     PACKETS = "in each packet from then on, on an accepted socket too"
     PORT = "of the UDP port: before bind() or connect(); later only where the port is the connection's own"
-    BIRTH = "of the UDP port: before bind() or connect(), later without effect"
-    ANSWER = "only read"
+    BEFORE_BIND = "of the UDP port: before bind() or connect(), later without effect"
+    READ_ONLY = "only read"
     NONE = "remembered, without effect"
+    # Earlier names of these two, which are the same members.
+    BIRTH = BEFORE_BIND
+    ANSWER = READ_ONLY
 
 
 EFFECTS: Final[dict[Effect, str]] = {
@@ -133,7 +136,7 @@ EFFECTS: Final[dict[Effect, str]] = {
         TCP_KEEPCNT TCP_USER_TIMEOUT TCP_SYNCNT UTP_KEEPALIVE UTP_MAX_MTU UTP_CONGESTION UTP_SHARE_PORT""",
     Effect.PACKETS: "IP_TOS IP_TTL IPV6_TCLASS IPV6_UNICAST_HOPS",
     Effect.PORT: "SO_PRIORITY SO_MARK SO_DONTROUTE",
-    Effect.BIRTH: """SO_BINDTODEVICE SO_REUSEPORT IPV6_V6ONLY IP_TRANSPARENT IP_FREEBIND IP_OPTIONS IP_UNICAST_IF
+    Effect.BEFORE_BIND: """SO_BINDTODEVICE SO_REUSEPORT IPV6_V6ONLY IP_TRANSPARENT IP_FREEBIND IP_OPTIONS IP_UNICAST_IF
         IP_LOCAL_PORT_RANGE IP_MULTICAST_IF IP_MULTICAST_LOOP IP_MULTICAST_TTL IP_ADD_MEMBERSHIP IP_DROP_MEMBERSHIP
         IP_ADD_SOURCE_MEMBERSHIP IP_DROP_SOURCE_MEMBERSHIP IP_BLOCK_SOURCE IP_UNBLOCK_SOURCE IP_HDRINCL IP_RECVERR
         IP_RECVOPTS IP_RETOPTS IP_RECVRETOPTS IP_RECVTOS IP_RECVTTL IP_PKTINFO IP_RECVORIGDSTADDR IPV6_DONTFRAG
@@ -141,8 +144,8 @@ EFFECTS: Final[dict[Effect, str]] = {
         IPV6_MULTICAST_LOOP IPV6_NEXTHOP IPV6_PKTINFO IPV6_RECVDSTOPTS IPV6_RECVHOPLIMIT IPV6_RECVHOPOPTS
         IPV6_RECVPATHMTU IPV6_RECVPKTINFO IPV6_RECVRTHDR IPV6_RECVTCLASS IPV6_RECVERR IPV6_RTHDR IPV6_RTHDRDSTOPTS
         IPV6_CHECKSUM""",
-    Effect.ANSWER: """SO_ACCEPTCONN SO_DOMAIN SO_ERROR SO_PROTOCOL SO_TYPE SO_SNDLOWAT SO_PEERCRED SO_PEERSEC TCP_INFO
-        TCP_MAXSEG IPV6_PATHMTU UTP_INFO""",
+    Effect.READ_ONLY: """SO_ACCEPTCONN SO_DOMAIN SO_ERROR SO_PROTOCOL SO_TYPE SO_SNDLOWAT SO_PEERCRED SO_PEERSEC
+        TCP_INFO TCP_MAXSEG IPV6_PATHMTU UTP_INFO""",
     # A UDP socket has nothing of the kind, or the engine has its own way (MTU, checksums, the pace of acks).
     Effect.NONE: """SO_BROADCAST SO_DEBUG SO_OOBINLINE SO_INCOMING_CPU SO_PASSCRED SO_PASSSEC SO_PASSPIDFD
         SO_BINDTOIFINDEX SO_ORIGINAL_DST SO_USELOOPBACK SO_SETFIB SO_EXCLUSIVEADDRUSE SO_RTABLE SO_USER_COOKIE
@@ -190,7 +193,7 @@ def udp_socket(identity: Identity) -> Any:
 
 
 def set_option(sock: Any, identity: Identity, level: int, name: int, value: Any, *optlen: Any) -> bool:
-    """setsockopt() of a uTP socket. Returns whether the engine must be told where there is a connection.
+    """setsockopt() of a uTP socket. Returns whether the engine must apply the option, where there is a connection.
 
     Raises what TCP's setsockopt() raises for this level, name and value.
     """
@@ -224,7 +227,7 @@ def set_option(sock: Any, identity: Identity, level: int, name: int, value: Any,
 
 
 def _apply(sock: Any, identity: Identity, level: int, name: int) -> bool:
-    """Put the option into the socket's settings. Returns whether the engine must be told."""
+    """Put the option into the socket's settings. Returns whether the engine must apply it."""
     settings = identity.settings
     value = identity.options[level, name]
     number = _INT.unpack_from(value)[0] if len(value) >= _INT.size else 0
@@ -281,7 +284,7 @@ def apply_send_buffer(sock: Any, identity: Identity) -> None:
 
 
 def _set_utp(identity: Identity, name: int, value: Any) -> bool:
-    """Set an option of the level SOL_UTP. Returns whether the engine must be told where there is a connection. Raises
+    """Set an option of the level SOL_UTP. Returns whether the engine must apply it, where there is a connection. Raises
     with the reason where the option would have no effect.
     """
     settings = identity.settings

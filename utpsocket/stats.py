@@ -190,7 +190,7 @@ def _living(identity: Identity, *, waits: bool) -> ConnectionStats | None:
 
 
 def _ended(identity: Identity) -> ConnectionStats:
-    """What is left of a connection, or of an attempt, and of what has never been one."""
+    """The state and last figures of a connection or an attempt that has ended, or of a socket that never had one."""
     ending = identity.ending
     if ending is not None and identity.transport == "utp":
         stats = ConnectionStats(*ending)
@@ -220,7 +220,7 @@ def _carried_by_tcp(identity: Identity, *, waits: bool) -> ConnectionStats:
 
 
 def _of_tcp(sock: Any) -> ConnectionStats:
-    """Of a TCP socket, as the kernel tells."""
+    """Of a TCP socket, by TCP_INFO."""
     if (
         Socket.family.__get__(sock) not in (stdlib.AF_INET, stdlib.AF_INET6)
         or Socket.getsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_TYPE) != stdlib.SOCK_STREAM

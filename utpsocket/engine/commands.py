@@ -286,8 +286,8 @@ def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, bac
         listener.tcp_listener.listen(tcp)
 
 
-# Of a connect() that is posted while a signal's handler may raise: the engine enters itself before it dials, the caller
-# enters itself to take the connect() back, and the first entry stands (dict.setdefault()). None: it is not taken back.
+# Of a connect() that is posted, since a signal's handler may raise at any time: the engine enters its name before it
+# dials, the caller its own to cancel the connect(). dict.setdefault() keeps the first entry. None: nothing cancels it.
 Claim: TypeAlias = "dict[str, str] | None"
 CLAIMED_BY_ENGINE: Final = ("by", "engine")
 
@@ -330,7 +330,7 @@ def dial_from(
 
 
 def _claim_for_engine(claim: Claim) -> bool:
-    """Claim the connect() for the engine. Returns False if its caller has taken it back."""
+    """Claim the connect() for the engine. Returns False if its caller has cancelled it."""
     return claim is None or claim.setdefault(*CLAIMED_BY_ENGINE) == CLAIMED_BY_ENGINE[1]
 
 

@@ -55,8 +55,8 @@ class Deadline:
 class Timers(Generic[_T]):
     """Of one engine.
 
-    next_at   when something may be due, NEVER for nothing. Perhaps too early, never too late: it is set before what it
-              stands for is kept, and found anew by the due_call() that has nothing to give.
+    next_at   when something may be due, NEVER for nothing. Perhaps too early, never too late: it is lowered before an
+              entry is added, and computed anew when due_call() returns None
     """
 
     __slots__ = ("_calls", "_heap", "_max_entries", "_order", "next_at")

@@ -1,3 +1,3 @@
-"""What a program touches: class socket, the functions around it, and what they say to the engine."""
+"""What a program uses: class socket, the functions around it, and their calls to the engine."""
 
 from __future__ import annotations

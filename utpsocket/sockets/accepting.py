@@ -39,14 +39,14 @@ def accept(sock: Any, identity: Identity, made: Any) -> tuple[bytes, int]:
         if identity.is_full:
             _report_room(identity)
         name: Any = Socket.getpeername(made)
-        cookie = _cookie_if_engines(made, name, identity)
+        cookie = _cookie_if_made_by_engine(made, name, identity)
         if cookie is not None:
             options.inherit(made, identity)
             return name, cookie
         Socket.close(made)
 
 
-def _cookie_if_engines(made: Any, name: Any, listener: Identity) -> int | None:
+def _cookie_if_made_by_engine(made: Any, name: Any, listener: Identity) -> int | None:
     """The cookie of an accepted socket if its far end is the engine's. None if another process has connected to the
     listening name.
     """
@@ -122,12 +122,12 @@ def _reset_queue(sock: Any, listener: Identity) -> None:
     while (waiting := accepted_at_once(sock.fileno())) is not None:
         try:
             name: Any = Socket.getpeername(waiting)
-            cookie = _cookie_if_engines(waiting, name, listener)
+            cookie = _cookie_if_made_by_engine(waiting, name, listener)
             identity = None if cookie is None else registry.identify_accepted(waiting, name, cookie, listener.owner_pid)
             # Before the engine sees the close, which without SO_LINGER would be an end of file.
             if identity is not None:
                 identity.settings.linger_seconds = 0
-                lifecycle.apply_options(identity, at_once=False, to_living=False, is_nodelay=False)
+                lifecycle.apply_options(identity, at_once=False, to_connection=False, is_nodelay=False)
         finally:
             Socket.close(waiting)
         if identity is not None:

@@ -30,7 +30,9 @@ _REUSEPORT: Final = (stdlib.SOL_SOCKET, stdlib.SO_REUSEPORT)
 
 
 def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: Any) -> tuple[int, Address]:
-    """Get the UDP port at this address: the key of the engine's endpoint, and the address as the kernel gives it."""
+    """Bind to the UDP port at this address, a new one or one that is shared. Returns the key of the engine's endpoint,
+    and the address as the kernel gives it.
+    """
     named = _sharing(identity)
     is_last = False
     for _ in range(_BIND_TRIES):
@@ -56,9 +58,11 @@ def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: A
                 if not isinstance(loop, Loop):
                     loop.known_ports.add(key, local, identity, **named)
                 return key, local
-            way = loop.perform(commands.allow_overlap, local, namespace=namespace) if named["reuse_address"] else []
-            if way:
-                return _bind_over(sock, loop, identity, address, way)
+            overlapped = (
+                loop.perform(commands.allow_overlap, local, namespace=namespace) if named["reuse_address"] else []
+            )
+            if overlapped:
+                return _bind_over(sock, loop, identity, address, overlapped)
         except BlockingIOError:  # it is free after the engine's next iteration
             if isinstance(loop, Loop) and (sock.gettimeout() != 0 or not loop.frees_ports_at_once):
                 loop.call(commands.barrier)
@@ -72,8 +76,10 @@ def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: A
 def _take_known_port(
     sock: Any, loop: RemoteLoop, identity: Identity, local: Address, *, reuse_address: bool, shares: bool
 ) -> int:
-    """The key of a port at this address, by what this process knows of the ports of an engine in another process."""
-    udp = udp_beside(sock, identity)
+    """Have an engine in another process bind the socket to a port that it has at this address, as this process knows.
+    Returns the port's key. Does not wait.
+    """
+    udp = new_udp_socket(sock, identity)
     try:
         # By the cookie the engine reports a failure.
         identity.cookie = identity.cookie or fd_names.new_cookie()
@@ -86,7 +92,7 @@ def keep_port(sock: Any, loop: RemoteLoop, identity: Identity, inode: int) -> No
     """Keep the port of a bound non-blocking socket whose descriptor, until now `inode`, was replaced; take it again
     where the connection that has ended released it.
     """
-    udp = udp_beside(sock, identity)
+    udp = new_udp_socket(sock, identity)
     try:
         loop.keep_port(udp, inode, identity, **_sharing(identity))
     finally:
@@ -100,7 +106,7 @@ def _sharing(identity: Identity) -> dict[str, bool]:
 
 
 def _bind_over(
-    sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: Any, way: list[int]
+    sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: Any, overlapped: list[int]
 ) -> tuple[int, Address]:
     """As _adopt_port(), over closed ports of ours that overlap (engine/ports/overlapping_ports.py)."""
     key = 0
@@ -108,7 +114,7 @@ def _bind_over(
         shares = identity.settings.shares_port
         key, local = _adopt_port(sock, loop, identity, address, reuse_address=True, shares=shares, is_over=True)
     finally:
-        loop.perform(commands.end_overlap, way, key)
+        loop.perform(commands.end_overlap, overlapped, key)
     return key, local
 
 
@@ -125,9 +131,9 @@ def _adopt_port(
     """Bind a UDP socket to the address and give it to the engine."""
     reservation = None
     if not is_over and any(identity.options.get(_REUSEPORT, b"")):
-        reservation = reuseport.reserve(partial(udp_beside, sock, identity), address)
+        reservation = reuseport.reserve(partial(new_udp_socket, sock, identity), address)
     try:
-        udp = udp_beside(sock, identity)
+        udp = new_udp_socket(sock, identity)
     except BaseException:
         if reservation is not None:
             reservation.close()
@@ -163,7 +169,7 @@ def _adopt_port(
         raise
 
 
-def udp_beside(sock: Any, identity: Identity) -> Any:
+def new_udp_socket(sock: Any, identity: Identity) -> Any:
     """A new UDP socket with this socket's options, in its network namespace."""
     if not identity.namespace:
         identity.namespace = netns.cookie(sock)

@@ -1,4 +1,4 @@
-"""What follows the close of a uTP socket's descriptor: the engine is told what the kernel does not show it.
+"""What follows the close of a uTP socket's descriptor: the engine gets a command where the kernel shows it nothing.
 
 It is done when the descriptor is closed already, by close(), or by the end of the socket object where close() was not
 called; also if it is interrupted. Any thread may call. Sources: socket(7) SO_LINGER.
@@ -29,7 +29,7 @@ def block(lock: Any, seconds: float) -> None:
 def after_close(
     identity: Identity, acquire: Callable[[Any, float], object] | None = block, *, is_blocking: bool = True
 ) -> None:
-    """Tell the engine of a close that the kernel does not show it: of a bound or listening socket, or with SO_LINGER.
+    """Report a close to the engine that the kernel does not show it: of a bound or listening socket, or with SO_LINGER.
 
     acquire        waits for a lock, for at most SO_LINGER's seconds; None: wait for nothing
     is_blocking    whether the socket may wait for the engine; SO_LINGER waits in any case
@@ -77,8 +77,8 @@ def after_close(
 
 
 class AtEnd:
-    """An attribute of a socket object, which ends after it: where close() was not called, the C class's finalizer has
-    closed the descriptor by then.
+    """An attribute of a socket object, which is finalized after it: where close() was not called, the C class's
+    finalizer has closed the descriptor by then.
 
     identity   None after close() or detach()
     """

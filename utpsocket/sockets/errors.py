@@ -1,7 +1,6 @@
 """TCP's errors where AF_UNIX gives others: errnos of the calls that move data, and arguments that TCP refuses.
 
-Any thread may call. Sources:
-docs/sockets.md §2, §9; tcp(7), unix(7).
+Any thread may call. Sources: docs/sockets.md §2, §9; tcp(7), unix(7).
 """
 
 from __future__ import annotations
@@ -137,7 +136,7 @@ def before_send(sock: Any, identity: Identity, flags: int) -> None:
     """
     if identity.is_gated and identity.role is Role.CONNECTED:
         fd_pair.open_gate(sock, identity)
-    if identity.reported_errno and sock.fileno() >= 0:  # the kernel says EBADF of one that is closed
+    if identity.reported_errno and sock.fileno() >= 0:  # on a closed one the kernel's send() gives EBADF
         raise lifecycle.os_error(errno.EPIPE)
     if flags and isinstance(flags, int) and _has(flags, _MSG_OOB):
         raise lifecycle.os_error(errno.EOPNOTSUPP)

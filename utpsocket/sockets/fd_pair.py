@@ -22,10 +22,11 @@ from utpsocket.engine.kernel.high_fds import raise_fd, with_room
 from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.sockets import fd_swap
 
-# What a program writes ahead of the engine: with little of it, a thread that keeps the GIL busy stalls the writer too.
+# How much a program can write before the engine reads: with a small buffer the writer waits for the engine, which waits
+# for the GIL where another thread computes. By feel.
 _USER_BUFFER_BYTES: Final = 256 << 10
-# An engine in its own process never waits for that thread, only the writer does: more per wait then, as with TCP.
-_FAR_BUFFER_BYTES: Final = 512 << 10
+# An engine in its own process does not wait for the GIL, only the writer does: so it writes more each time. By feel.
+_REMOTE_BUFFER_BYTES: Final = 512 << 10
 _unix_stream: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM)
 _unix_listener: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM | SOCK_NONBLOCK)
 # Other processes would have to fill a queue under each of so many random names; by feel.
@@ -109,7 +110,7 @@ def _accepted(listening_fd: int) -> Any:
 
 def user_buffer_bytes(identity: Identity) -> int:
     """What setsockopt(SO_SNDBUF) is given for the descriptor where the program has not set the option."""
-    return _USER_BUFFER_BYTES if identity.owner_pid == os.getpid() else _FAR_BUFFER_BYTES
+    return _USER_BUFFER_BYTES if identity.owner_pid == os.getpid() else _REMOTE_BUFFER_BYTES
 
 
 def open_gate(sock: Any, identity: Identity) -> None:

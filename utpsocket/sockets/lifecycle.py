@@ -80,13 +80,13 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
         elif isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             # Nothing was bound. Linux forgets the address of a closed TCP socket before it finds the new one in use,
             # and keeps the old port for getsockname().
-            identity.local = _left_of(identity.local, None)
+            identity.local = _local_after_end(identity.local, None)
             identity.bound = identity.bound and UNBOUND[identity.family]
         raise
 
 
 def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> int:
-    """Begin to connect, or return how the attempt under way stands: EINPROGRESS, EALREADY, an errno, or 0.
+    """Begin to connect, or return the state of the attempt under way: EINPROGRESS, EALREADY, an errno, or 0.
 
     `quietly`: errors of a malformed address have the text of connect_ex().
     """
@@ -99,7 +99,7 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
     if identity.claim is not None:
         finish_interrupted(sock, identity)
     loop = engine()
-    udp = binding.udp_beside(sock, identity)
+    udp = binding.new_udp_socket(sock, identity)
     try:
         is_from_group = identity.bound is not None and _is_multicast_or_broadcast(identity.family, identity.bound[0])
         if identity.bound is not None and not is_from_group:
@@ -209,11 +209,11 @@ def _is_multicast_or_broadcast(family: int, host: str) -> bool:
 
 def _udp_of_route(udp: Any, identity: Identity) -> Any:
     """The UDP socket for a connect() of a socket that is bound to a multicast or broadcast address. TCP connects from
-    the address of the route, with the same port. `udp` is connected and so has the route's address; it is closed. Where
-    the port is in use there, which TCP would share, the kernel chooses one.
+    the address that the route chooses, with the same port. `udp` is connected, so its address is that one; it is
+    closed. Where the port is in use there, which TCP would share, the kernel chooses one.
     """
     assert identity.bound is not None
-    own = binding.udp_beside(udp, identity)
+    own = binding.new_udp_socket(udp, identity)
     try:
         host = udp.getsockname()[0]
         try:
@@ -440,12 +440,12 @@ def _renew(sock: Any, identity: Identity) -> None:
     if identity.peer is not None and identity.local is not None and identity.bound == UNBOUND[identity.family]:
         # A bind() has succeeded and a later one failed: the address of the attempt is kept.
         identity.bound = (identity.local[0], 0, *identity.local[2:])
-    identity.local = _left_of(identity.local, identity.bound)
+    identity.local = _local_after_end(identity.local, identity.bound)
     identity.peer = None
     # A new one, since reports of the engine about the old one may still come.
     identity.cookie = fd_names.new_cookie() if identity.endpoint else 0
     if identity.endpoint:
-        _hold_again(sock, identity, inode)
+        _keep_port(sock, identity, inode)
     identity.role = Role.UNCONNECTED
     identity.claim = None
 
@@ -465,7 +465,7 @@ def _replace(duplicates: list[int], fd: int) -> None:
             continue  # another thread has closed it
 
 
-def _left_of(local: Address | None, bound: Address | None) -> Address | None:
+def _local_after_end(local: Address | None, bound: Address | None) -> Address | None:
     """What getsockname() returns after a connection's end: as over TCP the port too, though it may be released."""
     if local is None or (bound is not None and bound[1]):
         return bound
@@ -493,7 +493,7 @@ def become_unconnected(sock: Any, identity: Identity) -> None:
         _renew(sock, identity)
 
 
-def _hold_again(sock: Any, identity: Identity, inode: int) -> None:
+def _keep_port(sock: Any, identity: Identity, inode: int) -> None:
     """Keep the port of a bound socket, or bind it again: the connection that has ended may have released it."""
     loop = engine()
     loop.holders_watch.watch(sock.fileno(), identity.inode)
@@ -508,9 +508,9 @@ def _hold_again(sock: Any, identity: Identity, inode: int) -> None:
 
 
 def poll_connect(sock: Any, identity: Identity) -> int:
-    """How a connection attempt stands: EINPROGRESS, 0, or its errno, which is returned once."""
+    """The state of a connection attempt: EINPROGRESS, 0, or its errno, which is returned once."""
     if identity.owner_pid != serving_pid() and identity.role is Role.CONNECTING:
-        # Another process's engine makes the connection: the kernel shows what came of it.
+        # Another process's engine makes the connection: poll(2) shows how it ended.
         poller = poll()
         poller.register(sock.fileno(), _POLLOUT)
         for _, mask in poller.poll(0):
@@ -560,7 +560,7 @@ def _is_hung_up(sock: Any, identity: Identity) -> bool:
 
 
 def sync_network_side(sock: Any, identity: Identity) -> None:
-    """Have the engine handle what has arrived, if that may be a reset, so that the caller learns of it. For a
+    """Have the engine handle what has arrived, if that may be a reset, so that the caller's next call reports it. For a
     non-blocking socket nothing is done, since that would wait for the engine.
     """
     loop = own_engine(identity)
@@ -592,7 +592,7 @@ def _abort_at_once(sock: Any, identity: Identity, loop: Loop | RemoteLoop) -> No
         fresh, engine_sock = _socket.socketpair(stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0)
     except OSError as error:
         let_pass(error)
-        return  # no descriptor is left: it happens when the engine gets to the command
+        return  # no descriptor is left: the reset happens when the engine carries out the command
     fresh.send(b"!")
     engine_sock.close()  # with a byte unread: the other end gets ECONNRESET (unix(7))
     duplicates = _duplicates(identity, sock.fileno())
@@ -602,13 +602,13 @@ def _abort_at_once(sock: Any, identity: Identity, loop: Loop | RemoteLoop) -> No
     _replace(duplicates, sock.fileno())
 
 
-def apply_options(identity: Identity, *, at_once: bool, to_living: bool, is_nodelay: bool) -> None:
+def apply_options(identity: Identity, *, at_once: bool, to_connection: bool, is_nodelay: bool) -> None:
     """Give the engine changed options and apply them to the connection, before this returns or soon after."""
     loop = own_engine(identity)
     if loop is not None:
         if not isinstance(loop, Loop):
             loop.send_update(identity)
-        if to_living:
+        if to_connection:
             follow(loop, identity.cookie, at_once=at_once, is_nodelay=is_nodelay)
 
 

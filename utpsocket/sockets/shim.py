@@ -91,7 +91,7 @@ class socket(StdlibSocket):
             high_fds.prepare()
         identity = Identity(int(wanted))
         identity.routes = self._routes
-        _become(self, identity)
+        _attach_identity(self, identity)
         registry.register(self, identity)
 
     # ── identity ──
@@ -198,7 +198,7 @@ class socket(StdlibSocket):
             Socket.setsockopt(self, level, optname, value, *optlen)
             return
         lifecycle.check_open(self)
-        must_hear = options.set_option(self, identity, level, optname, value, *optlen)
+        must_notify_engine = options.set_option(self, identity, level, optname, value, *optlen)
         identity.share_options()
         if identity.cookie:
             # A buffer's new size holds for the next send() already; other options may take effect a moment later.
@@ -210,7 +210,7 @@ class socket(StdlibSocket):
             lifecycle.apply_options(
                 identity,
                 at_once=at_once,
-                to_living=must_hear or identity.transport == "tcp",
+                to_connection=must_notify_engine or identity.transport == "tcp",
                 is_nodelay=level == stdlib.IPPROTO_TCP and optname == stdlib.TCP_NODELAY,
             )
 
@@ -326,7 +326,7 @@ class socket(StdlibSocket):
             _plain_init(sock, stdlib.AF_UNIX, stdlib.SOCK_STREAM, self.proto, sock.fileno())
             accepted = registry.identify_accepted(sock, name, cookie, identity.owner_pid)
             if made is socket or hasattr(made, "_utp"):  # else the patch was undone while this waited
-                _become(sock, accepted)
+                _attach_identity(sock, accepted)
             if stdlib.getdefaulttimeout() is None and self.gettimeout():
                 sock.setblocking(True)
             return sock, accepted.peer
@@ -335,7 +335,7 @@ class socket(StdlibSocket):
             raise
 
     def connect(self, address: Any, /) -> None:
-        """Connect to a peer, and wait until the connection stands unless the socket has a timeout of 0.
+        """Connect to a peer, and wait until the connection is established unless the socket has a timeout of 0.
 
         Over uTP: the peer must speak uTP at that UDP port. A connect() without an answer is given up after 63 s;
         settimeout(), SO_SNDTIMEO and TCP_SYNCNT change that. A socket whose connect() has failed may try again.
@@ -867,8 +867,8 @@ def _copied_at_end(identity: Identity, args: Any, kwargs: Any) -> int:
     return len(data)
 
 
-def _become(sock: Any, identity: Identity) -> None:
-    """Make the object stand for this uTP socket."""
+def _attach_identity(sock: Any, identity: Identity) -> None:
+    """Make the socket object one of this uTP socket."""
     sock._at_end = closing.AtEnd(identity)
     sock._utp = identity
 
@@ -882,7 +882,7 @@ def _adopt(sock: Any, family: int, type: int, proto: int, fileno: int) -> None:
         if Socket.family.__get__(sock) == stdlib.AF_UNIX:
             identity = registry.identity_of_fd(sock)
             if identity is not None:
-                _become(sock, identity)
+                _attach_identity(sock, identity)
                 identity.has_duplicates |= identity.user_fd not in (-1, sock.fileno())
                 identity.user_fd = sock.fileno()
                 registry.unpin(identity)

@@ -127,7 +127,7 @@ class UnmatchedDatagrams:
         return names
 
     def heads(self, indices: list[int]) -> list[bytes]:
-        """The first HEADER_BYTES of these slots. Behind a shorter datagram stands what the slot held before."""
+        """The first HEADER_BYTES of these slots. After a shorter datagram come bytes that were in the slot before."""
         room, stride = self._room, self._port._slot_bytes
         return [room[index * stride : index * stride + HEADER_BYTES].tobytes() for index in indices]
 
@@ -479,7 +479,7 @@ class Port:
         return memoryview(bytearray().join((slot, self._calls.overflow(index, size - stride))))
 
     def _empty(self, buffer: memoryview) -> Run:
-        """The run that stands for an error that was read: the caller asks again."""
+        """An empty run, returned where an error was read: the caller is to receive again."""
         return Run(buffer[:0], 1, None)
 
     def _on_receive_error(self, error: int) -> None:

@@ -344,7 +344,7 @@ class Introduction(asyncio.Protocol):
             return
         self.transport = Transport(inner, View(bare, identity, self._made))
         options.set_option(None, identity, stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY, 1)  # as uvloop over TCP
-        lifecycle.apply_options(identity, at_once=False, to_living=True, is_nodelay=True)
+        lifecycle.apply_options(identity, at_once=False, to_connection=True, is_nodelay=True)
         inner.set_protocol(self.protocol)
         self.protocol.connection_made(self.transport)
 
