@@ -15,7 +15,7 @@ import pytest
 from tests.test_cli import TRANSPORTS, eventually, marked, processes_with, run, running
 from utpsocket.cli import main, perf
 from utpsocket.cli.perf_server import PerfError, Plan, Server
-from utpsocket.cli.perf_streams import CALL_BYTES, PATTERN, PATTERN_BYTES, Limit, NotWhatWasSent, receive_all, send_all
+from utpsocket.cli.perf_streams import CALL_BYTES, PATTERN, PATTERN_BYTES, DataMismatch, Limit, receive_all, send_all
 
 __all__ = ["marked"]  # a fixture
 
@@ -177,7 +177,7 @@ def test_a_stream_that_does_not_come_is_reported_by_the_server(monkeypatch: pyte
     with server.listener, socket.create_connection(("127.0.0.1", server.port)) as control:
         control.sendall(json.dumps(Plan("x", 1, False, Limit(1, None)).line()).encode() + b"\n")
         accepted, _ = server.listener.accept()
-        server._greet(accepted)
+        server._handle_connection(accepted)
         with control.makefile("rb") as answers:
             assert [json.loads(line) for line in answers] == [{"ready": True}, {"error": "0 of 1 streams arrived"}]
 
@@ -236,7 +236,7 @@ def test_a_wrong_byte_is_seen(wrong: Callable[[bytes], bytes], parallel: int) ->
         for ours, _ in pairs:
             ours.sendall(wrong(PATTERN[:1000]))
             ours.shutdown(socket.SHUT_WR)
-        with pytest.raises(NotWhatWasSent):
+        with pytest.raises(DataMismatch):
             receive_all([theirs for _, theirs in pairs], lambda _: None)
     finally:
         for ours, theirs in pairs:

@@ -17,7 +17,7 @@ import trustme
 
 import utpsocket.monkey
 from utpsocket import loops
-from utpsocket.integrations.uvloop.transports import Bare
+from utpsocket.integrations.uvloop.transports import UnixStreamAdapter
 from utpsocket.sockets import shim
 from utpsocket.stats import engine_stats
 
@@ -660,7 +660,7 @@ def test_uvloop_imported_after_the_patch_is_changed_as_well() -> None:
 def test_a_socket_that_is_going_to_listen_has_a_name_that_nobody_unlinks() -> None:
     """What uvloop does with it on Python 3.13 and later, whatever the Python here."""
     with shim.socket() as sock:
-        name = Bare(sock).getsockname()
+        name = UnixStreamAdapter(sock).getsockname()
     assert name[0] in (0, "\0")
 
 

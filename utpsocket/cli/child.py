@@ -89,7 +89,7 @@ def server_process(*command: str) -> Iterator[int]:
         try:
             child.wait(CHILD_ENDS_SECONDS)
         except BaseException as error:
-            # Too slow, or Ctrl-C once more: nothing may be left behind.
+            # Too slow, or a second Ctrl-C: the child must not be left behind.
             child.kill()
             child.wait()
             if not isinstance(error, subprocess.TimeoutExpired):

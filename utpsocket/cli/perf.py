@@ -1,4 +1,4 @@
-"""`perf`: how fast bytes go from one process to another over uTP, and what it costs; in the manner of iperf.
+"""`perf`: how fast bytes go from one process to another over uTP, and the CPU time that it takes; like iperf.
 
     perf loopback            a server in a child process, measured from this one
     perf server              on one machine, until Ctrl-C
@@ -40,7 +40,7 @@ from utpsocket.cli.perf_server import (
     read_line,
     write_line,
 )
-from utpsocket.cli.perf_streams import Limit, NotWhatWasSent, Update, receive_all, send_all
+from utpsocket.cli.perf_streams import DataMismatch, Limit, Update, receive_all, send_all
 from utpsocket.cli.progress import Progress
 from utpsocket.cli.quantities import printable, read_size, show_rate, show_time
 
@@ -208,7 +208,7 @@ def measure_and_show(host: str, port: int, arguments: argparse.Namespace) -> int
                 return lambda counts: progress.update(sum(counts))
 
             result = measure(host, port, plan, arguments.transport, begin)
-    except (OSError, PerfError, NotWhatWasSent) as error:
+    except (OSError, PerfError, DataMismatch) as error:
         note(f"perf: {host} port {port} over {arguments.transport}: {error or type(error).__name__}")
         return 1
     shown = json.dumps(as_json(result)) if arguments.json else as_table(result)
@@ -219,8 +219,9 @@ def measure_and_show(host: str, port: int, arguments: argparse.Namespace) -> int
 def measure(host: str, port: int, plan: Plan, transport_name: str, begin: Callable[[], Update]) -> Measurement:
     """Carry out `plan` against the server at this address.
 
-    begin   is called when the bytes are about to flow; what it returns is told how many have on each stream
-    Raises OSError, PerfError, NotWhatWasSent.
+    begin   is called when the transfer is about to begin; what it returns is called with the bytes on each stream so
+            far
+    Raises OSError, PerfError, DataMismatch.
     """
     transport = transport_named(transport_name)
     allow_fds(plan.parallel)
@@ -266,14 +267,14 @@ def _transfer(
             seconds, cpu_seconds = time.monotonic() - started, time.process_time() - started_cpu
     except OSError:
         # The reset shows only that the receiver has stopped; its report says why.
-        words = _last_words(control, answers)
-        if words is None:
+        final_report = _final_report(control, answers)
+        if final_report is None:
             raise
-        report = words
+        report = final_report
     if "error" in report:
         raise PerfError(f"the server says: {report['error']}")
     if report["bytes"] != counts:
-        raise NotWhatWasSent(f"{sum(counts):,} bytes here, {sum(report['bytes']):,} there")
+        raise DataMismatch(f"{sum(counts):,} bytes here, {sum(report['bytes']):,} there")
     return Measurement(
         transport="utp" if hasattr(transport, "UTP_INFO") else "tcp",
         total_bytes=sum(counts),
@@ -284,7 +285,7 @@ def _transfer(
     )
 
 
-def _last_words(control: socket.socket, answers: Lines) -> Json | None:
+def _final_report(control: socket.socket, answers: Lines) -> Json | None:
     try:
         control.settimeout(OPEN_SECONDS)
         return read_line(answers, LONG_LINE_BYTES)

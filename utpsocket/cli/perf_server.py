@@ -29,7 +29,7 @@ from types import ModuleType
 from typing import Any, Final, Protocol
 
 from utpsocket.cli.demo_server import connection_figures, utp_stats
-from utpsocket.cli.perf_streams import Limit, NotWhatWasSent, receive_all, send_all
+from utpsocket.cli.perf_streams import DataMismatch, Limit, receive_all, send_all
 
 VERSION: Final = 1
 # A longer line is none of this protocol's; by feel.
@@ -145,13 +145,13 @@ class Server:
         """Accept until an exception (KeyboardInterrupt) ends it."""
         while True:
             sock, _ = self.listener.accept()
-            threading.Thread(target=self._greet, args=(sock,), daemon=True).start()
+            threading.Thread(target=self._handle_connection, args=(sock,), daemon=True).start()
 
     def close(self) -> None:
         """Stop listening."""
         self.listener.close()
 
-    def _greet(self, sock: socket.socket) -> None:
+    def _handle_connection(self, sock: socket.socket) -> None:
         """Read a new connection's first line and do what it says."""
         is_kept = False
         try:
@@ -204,7 +204,7 @@ class Server:
                     stream.recv(1)  # the client closes when it has everything
             else:
                 counts = receive_all(streams, lambda _: None)
-        except (OSError, NotWhatWasSent) as error:
+        except (OSError, DataMismatch) as error:
             return {"error": str(error) or type(error).__name__}
         cpu_seconds = time.process_time() - started_cpu
         connections = figures_of(streams, counts, self._transport) if plan.reverse else []

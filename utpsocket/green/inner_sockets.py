@@ -3,8 +3,8 @@
 This module imports neither library, since a hook may be set while they are being imported. Both wrap a non-blocking
 socket and wait for its descriptor by themselves, so that the descriptor does nearly everything (docs/design.md §5).
 What can still block is close() with SO_LINGER. Calls into the engine block for the 50 to 100 µs that its thread needs.
-recv() and send() keep the interpreter's lock (gil_held_io.py); what they get other than bytes is left to the class
-below.
+recv() and send() keep the interpreter's lock (gil_held_io.py); where they get an error or the end of the stream, the
+base class's method is called.
 
 Called by the hub's thread. Sources: gevent's _socket3.py, eventlet's greenio/base.py.
 """
@@ -25,7 +25,7 @@ from utpsocket.sockets.rules import Routes
 # How long a greenlet sleeps between two looks at a lock; by feel.
 _FIRST_SLEEP_SECONDS: Final = 0.001
 _LONGEST_SLEEP_SECONDS: Final = 0.02
-# A recv() of more than this is left to the class below: two copies would cost more than waiting for the lock; by feel.
+# A recv() of more than this calls the base class's: two copies would cost more than waiting for the lock; by feel.
 _MAX_RECEIVE_BYTES: Final = 1 << 20
 
 

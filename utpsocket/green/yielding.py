@@ -1,4 +1,4 @@
-"""Bursts of connects and accepts give way to the rest of the hub.
+"""Bursts of connects and accepts yield to the rest of the hub.
 
 A uTP connect or accept is a dozen small system calls, and after each the engine's thread may have the interpreter's
 lock first: for a tenth of a millisecond, or for three. gevent runs 50 greenlets that are due, or accepts 100
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
-# Some ten connects. A timer of the hub is late by a few of such pieces at most; by feel.
+# Some ten connects. A timer of the hub is late by a few such bursts at most; by feel.
 BURST_SECONDS: Final = 0.002
 
 

@@ -1,3 +1,3 @@
-"""Libraries that have to be told of uTP sockets: ssl, multiprocessing, uvloop."""
+"""Libraries that need changes to accept uTP sockets: ssl, multiprocessing, uvloop."""
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def _after_collection(phase: str, _: dict[str, int]) -> None:
         return
     for reference in [_collected.pop() for _ in range(len(_collected))]:
         if _references.get(reference.key) is reference and _is_open(reference.key):
-            _collected.append(reference)  # a finalizer has stored the socket somewhere: it lives on
+            _collected.append(reference)  # a finalizer has stored a reference to the socket, which goes on
         else:
             _remove(reference)
 

@@ -2,8 +2,8 @@
 
 Where the package is installed, utpsocket.pth beside it runs this; elsewhere it is found on a PYTHONPATH that has this
 folder. It removes its own folder from sys.path and runs the sitecustomize that it hides, so that the program finds both
-as without it. The package is loaded when `socket` is imported and not before, so that it costs next to nothing to other
-interpreters; and by its place on disk, since it need not be on the program's sys.path.
+as without it. The package is loaded when `socket` is imported and not before, so that other interpreters are hardly
+slowed down; and by its place on disk, since it need not be on the program's sys.path.
 """
 
 from __future__ import annotations

@@ -18,12 +18,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.integrations.uvloop.transports import (
-    Bare,
-    Introduction,
+    InitialProtocol,
     Server,
     Transport,
+    UnixStreamAdapter,
+    put_tcp_name,
     with_our_transport,
-    word_as_of_tcp,
 )
 from utpsocket.sockets import to_tcp
 
@@ -84,13 +84,13 @@ class Methods(AbstractEventLoop):
             if not _is_utp(sock):  # the patch's rules send this address to TCP
                 result = await base.create_connection(self, protocol_factory, sock=sock, **named)
                 return result
-            introduction = Introduction(protocol_factory(), made, identity=sock._utp)
-            await base.create_unix_connection(self, lambda: introduction, sock=Bare(sock), **named)
+            initial = InitialProtocol(protocol_factory(), made, identity=sock._utp)
+            await base.create_unix_connection(self, lambda: initial, sock=UnixStreamAdapter(sock), **named)
         except BaseException:
             if is_ours and sock.fileno() >= 0:
                 sock.close()
             raise
-        return introduction.transport, introduction.protocol
+        return initial.transport, initial.protocol
 
     async def connect_accepted_socket(  # type: ignore[override]
         self, protocol_factory: Factory, sock: StdlibSocket, **named: Any
@@ -100,9 +100,9 @@ class Methods(AbstractEventLoop):
         if not _is_utp(sock):
             result: Connected = await base.connect_accepted_socket(self, protocol_factory, sock, **named)
             return result
-        introduction = Introduction(protocol_factory(), self._utp_class, identity=sock._utp)
-        await base.connect_accepted_socket(self, lambda: introduction, Bare(sock), **named)
-        return introduction.transport, introduction.protocol
+        initial = InitialProtocol(protocol_factory(), self._utp_class, identity=sock._utp)
+        await base.connect_accepted_socket(self, lambda: initial, UnixStreamAdapter(sock), **named)
+        return initial.transport, initial.protocol
 
     async def create_server(  # type: ignore[override]
         self,
@@ -146,9 +146,9 @@ class Methods(AbstractEventLoop):
                     )
                     server.add(await part, None)
                     continue
-                introduce = _introducing(protocol_factory, made, identity.owner_pid)
-                named_part = {"sock": Bare(one), "backlog": backlog, "start_serving": False} | named
-                server.add(await base.create_unix_server(self, introduce, **named_part), one)
+                factory = _initial_protocol_factory(protocol_factory, made, identity.owner_pid)
+                named_part = {"sock": UnixStreamAdapter(one), "backlog": backlog, "start_serving": False} | named
+                server.add(await base.create_unix_server(self, factory, **named_part), one)
             if start_serving:
                 await server.start_serving()
         except BaseException:
@@ -166,38 +166,38 @@ class Methods(AbstractEventLoop):
 
     async def sock_recv(self, sock: StdlibSocket, n: int) -> bytes:
         """As asyncio's sock_recv()."""
-        with _worded_as_of_tcp():
+        with _errors_with_tcp_name():
             return bytes(await _base().sock_recv(self, sock, n))
 
     async def sock_recv_into(self, sock: StdlibSocket, buf: WriteableBuffer) -> int:
         """As asyncio's sock_recv_into()."""
-        with _worded_as_of_tcp():
+        with _errors_with_tcp_name():
             return int(await _base().sock_recv_into(self, sock, buf))
 
     async def sock_accept(self, sock: StdlibSocket) -> tuple[StdlibSocket, object]:
         """As asyncio's sock_accept()."""
-        with _worded_as_of_tcp():
+        with _errors_with_tcp_name():
             conn, address = await _base().sock_accept(self, sock)
         return conn, address
 
     def add_reader(self, fileobj: FileDescriptorLike, callback: Callable[..., object], *args: object) -> None:
         """As asyncio's add_reader()."""
-        with _worded_as_of_tcp():
+        with _errors_with_tcp_name():
             _base().add_reader(self, fileobj, callback, *args)
 
     def add_writer(self, fileobj: FileDescriptorLike, callback: Callable[..., object], *args: object) -> None:
         """As asyncio's add_writer()."""
-        with _worded_as_of_tcp():
+        with _errors_with_tcp_name():
             _base().add_writer(self, fileobj, callback, *args)
 
     def remove_reader(self, fileobj: FileDescriptorLike) -> bool:
         """As asyncio's remove_reader()."""
-        with _worded_as_of_tcp():
+        with _errors_with_tcp_name():
             return bool(_base().remove_reader(self, fileobj))
 
     def remove_writer(self, fileobj: FileDescriptorLike) -> bool:
         """As asyncio's remove_writer()."""
-        with _worded_as_of_tcp():
+        with _errors_with_tcp_name():
             return bool(_base().remove_writer(self, fileobj))
 
     async def start_tls(  # type: ignore[override]
@@ -212,8 +212,8 @@ class Methods(AbstractEventLoop):
         return Transport(inner, transport.view)
 
 
-class _worded_as_of_tcp:  # a context manager, named as contextlib's
-    """Give a RuntimeError that uvloop raises inside the text that it has over TCP."""
+class _errors_with_tcp_name:  # a context manager, named as contextlib's
+    """Put TCP's name of the transport into the text of a RuntimeError that uvloop raises inside."""
 
     __slots__ = ()
 
@@ -222,11 +222,11 @@ class _worded_as_of_tcp:  # a context manager, named as contextlib's
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if isinstance(error, RuntimeError):
-            word_as_of_tcp(error)
+            put_tcp_name(error)
 
 
 def _base() -> Any:
-    """uvloop's loop in C. It takes what asyncio's declarations do not allow, a Bare for a socket among others."""
+    """uvloop's loop in C. It takes what asyncio's declarations do not allow, a UnixStreamAdapter for a socket among others."""
     return sys.modules["uvloop.loop"].Loop
 
 
@@ -234,8 +234,10 @@ def _is_utp(sock: object) -> TypeGuard[UtpSocket]:
     return getattr(sock, "_utp", None) is not None
 
 
-def _introducing(protocol_factory: Factory, made: type[StdlibSocket], owner_pid: int) -> Callable[[], Introduction]:
-    return lambda: Introduction(protocol_factory(), made, owner_pid=owner_pid)
+def _initial_protocol_factory(
+    protocol_factory: Factory, made: type[StdlibSocket], owner_pid: int
+) -> Callable[[], InitialProtocol]:
+    return lambda: InitialProtocol(protocol_factory(), made, owner_pid=owner_pid)
 
 
 async def _connect(

@@ -1,7 +1,8 @@
 """uTP sockets used by uvloop: what libuv gets, and what the program gets.
 
-libuv gets a `Bare` AF_UNIX stream. The program's protocol gets a `Transport` whose addresses and socket are uTP's. An
-`Introduction` is the first protocol of a transport; it puts the program's own in its place.
+libuv gets a `UnixStreamAdapter`, which looks like an AF_UNIX stream. The program's protocol gets a `Transport` whose
+addresses and socket are uTP's. An `InitialProtocol` is the first protocol of a transport; it puts the program's own in
+its place.
 
 A transport is used on its loop's thread only. Sources: uvloop 0.23, handles/ and pseudosock.pyx; docs/sockets.md §5.
 """
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     UtpSocket = shim.socket
 
 
-class Bare:
+class UnixStreamAdapter:
     """A uTP socket as the AF_UNIX stream that it is to the kernel, with the methods that uvloop calls."""
 
     family = stdlib.AF_UNIX
@@ -57,7 +58,8 @@ class Bare:
     def getsockname(self) -> bytes:
         """The abstract name; for a socket that does not listen yet the first byte of one.
 
-        On Python 3.13 and later asyncio unlinks the paths of sockets, and uvloop tells an abstract name by this byte.
+        On Python 3.13 and later asyncio unlinks the paths of sockets, and uvloop recognizes an abstract name by this
+        byte.
         """
         name: bytes = Socket.getsockname(self.sock)
         return name or b"\0"
@@ -76,9 +78,9 @@ class Bare:
 class View:
     """get_extra_info("socket"): the uTP socket behind a transport, without methods that would take it from the loop."""
 
-    def __init__(self, bare: HasFileno, identity: Identity, made: type[StdlibSocket]) -> None:
+    def __init__(self, uvloop_sock: HasFileno, identity: Identity, made: type[StdlibSocket]) -> None:
         # uvloop's own view, which knows whether the descriptor is open.
-        self._bare = bare
+        self._uvloop_sock = uvloop_sock
         self._identity = identity
         self._made = made
 
@@ -99,7 +101,7 @@ class View:
 
     def fileno(self) -> int:
         """The fd, -1 once the transport is closed."""
-        return self._bare.fileno()
+        return self._uvloop_sock.fileno()
 
     def getsockname(self) -> Address:
         """The address of this end."""
@@ -188,7 +190,7 @@ class Transport(asyncio.Transport):
 
     __slots__ = (
         "__weakref__",
-        "_has_told_socket",
+        "_has_returned_socket",
         "inner",
         "is_closing",
         "pause_reading",
@@ -200,7 +202,7 @@ class Transport(asyncio.Transport):
         super().__init__()
         self.inner = inner
         self.view = view
-        self._has_told_socket = False
+        self._has_returned_socket = False
         _transports[id(inner)] = self
         for name in ("is_closing", "pause_reading", "resume_reading"):
             setattr(self, name, getattr(inner, name))
@@ -208,9 +210,9 @@ class Transport(asyncio.Transport):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """As of an asyncio transport over TCP."""
         if name == "socket":
-            if not self._has_told_socket and self.view.fileno() < 0:
+            if not self._has_returned_socket and self.view.fileno() < 0:
                 return None  # as uvloop's, which makes its view at the first call
-            self._has_told_socket = True
+            self._has_returned_socket = True
             return self.view
         if name == "sockname":
             return self.view.getsockname()
@@ -233,7 +235,7 @@ class Transport(asyncio.Transport):
         try:
             self.inner.write(data)
         except RuntimeError as error:
-            word_as_of_tcp(error)
+            put_tcp_name(error)
             raise
 
     def writelines(self, list_of_data: Iterable[Data]) -> None:
@@ -241,7 +243,7 @@ class Transport(asyncio.Transport):
         try:
             self.inner.writelines(list_of_data)
         except RuntimeError as error:
-            word_as_of_tcp(error)
+            put_tcp_name(error)
             raise
 
     def write_eof(self) -> None:
@@ -249,7 +251,7 @@ class Transport(asyncio.Transport):
         try:
             self.inner.write_eof()
         except RuntimeError as error:
-            word_as_of_tcp(error)
+            put_tcp_name(error)
             raise
 
     def can_write_eof(self) -> bool:
@@ -273,7 +275,7 @@ class Transport(asyncio.Transport):
         try:
             self.inner.set_write_buffer_limits(high, low)
         except RuntimeError as error:
-            word_as_of_tcp(error)
+            put_tcp_name(error)
             raise
 
     def get_write_buffer_size(self) -> int:
@@ -289,21 +291,21 @@ class Transport(asyncio.Transport):
         return getattr(self.inner, name)
 
     def __repr__(self) -> str:
-        return as_of_tcp(repr(self.inner))
+        return with_tcp_name(repr(self.inner))
 
 
 # By the id of uvloop's own transport, which each of them refers to.
 _transports: WeakValueDictionary[int, Transport] = WeakValueDictionary()
 
 
-def as_of_tcp(text: str) -> str:
+def with_tcp_name(text: str) -> str:
     """A message of uvloop's about one of its transports, in the form that it has for TCP's."""
     return text.replace("UnixTransport", "TCPTransport")
 
 
-def word_as_of_tcp(error: RuntimeError) -> None:
+def put_tcp_name(error: RuntimeError) -> None:
     """The same for an exception of uvloop's, with its traceback."""
-    error.args = tuple(as_of_tcp(word) if isinstance(word, str) else word for word in error.args)
+    error.args = tuple(with_tcp_name(word) if isinstance(word, str) else word for word in error.args)
 
 
 def with_our_transport(context: dict[str, object]) -> dict[str, object]:
@@ -311,10 +313,10 @@ def with_our_transport(context: dict[str, object]) -> dict[str, object]:
     found = _transports.get(id(context.get("transport")))
     if found is None:
         return context
-    return context | {"transport": found, "message": as_of_tcp(str(context.get("message")))}
+    return context | {"transport": found, "message": with_tcp_name(str(context.get("message")))}
 
 
-class Introduction(asyncio.Protocol):
+class InitialProtocol(asyncio.Protocol):
     """The first protocol of a transport: wraps it, then puts the program's own protocol in its place.
 
     owner_pid   of the engine that serves the listening socket, for a connection that C code has accepted
@@ -337,12 +339,12 @@ class Introduction(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Once per connection, and after a TLS handshake if there is one."""
         inner = cast("asyncio.Transport", transport)
-        bare: HasFileno = inner.get_extra_info("socket")
-        identity = self._identity or self._accepted(bare.fileno())
+        uvloop_sock: HasFileno = inner.get_extra_info("socket")
+        identity = self._identity or self._accepted(uvloop_sock.fileno())
         if identity is None:
             inner.abort()  # another process of this machine has connected to the listening name
             return
-        self.transport = Transport(inner, View(bare, identity, self._made))
+        self.transport = Transport(inner, View(uvloop_sock, identity, self._made))
         options.set_option(None, identity, stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY, 1)  # as uvloop over TCP
         lifecycle.apply_options(identity, at_once=False, to_connection=True, is_nodelay=True)
         inner.set_protocol(self.protocol)
