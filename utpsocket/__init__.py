@@ -25,8 +25,8 @@ if _sys.version_info < (3, 10):
     raise ImportError(f"utpsocket needs Python 3.10 or later; this is {_sys.version.split()[0]}", name="utpsocket")
 if not _sys.platform.startswith(("linux", "android")):
     raise ImportError(
-        f"utpsocket needs Linux so far: {_sys.platform} has no abstract AF_UNIX names, by which a file descriptor tells"
-        " in any process which uTP socket it is",
+        f"utpsocket needs Linux so far: {_sys.platform} has no abstract AF_UNIX names, by which any process knows which"
+        " uTP socket a file descriptor is",
         name="utpsocket",
     )
 try:

@@ -64,8 +64,8 @@ SO_REUSEPORT for that, by which the kernel spreads a port's datagrams over sever
 UTP_KEEPALIVE: Final = 5
 """After how many seconds without a packet to the peer one is sent, an int, 0 to 32,767, else EINVAL; 0 for none, 29 at
 first, as libutp. It keeps the mappings of NATs open. A peer that has gone is noticed by what comes back (ICMP, RESET),
-or because it does not answer for ten times as long. SO_KEEPALIVE with shorter times makes that sooner, and probes also
-where this is 0. It may be set at any time.
+or because it does not answer for eleven times as long. SO_KEEPALIVE with shorter times makes that sooner, and probes
+also where this is 0. It may be set at any time.
 """
 
 # IP_BIND_ADDRESS_NO_PORT of linux/in.h, which is left out: a UDP port must be there when bind() returns.

@@ -182,7 +182,10 @@ FACTS = [
     ("guide/tuning", f"up to {mib(receive_buffer._MAX_WINDOW_BYTES)} MiB"),
     ("guide/tuning", f"grows along, up to {kib(receive_buffer._MAX_PAIR_BYTES)} KiB"),
     ("guide/tuning", f"{mib(endpoint._SEND_BYTES)} MiB | 1.5"),
-    ("guide/tuning", f"{kib(fd_pair._USER_BUFFER_BYTES)} KiB; {kib(fd_pair._REMOTE_BUFFER_BYTES)} KiB with the engine in"),
+    (
+        "guide/tuning",
+        f"{kib(fd_pair._USER_BUFFER_BYTES)} KiB; {kib(fd_pair._REMOTE_BUFFER_BYTES)} KiB with the engine in",
+    ),
     ("guide/tuning", f"1.5 · *n* − {number(socket_state._PIECE_BYTES)} bytes"),
     ("guide/tuning", {4: "up to four packets that are shorter than full"}[sendhalf._SMALL_PACKETS]),
     ("guide/tuning", f"15 minutes ({seconds(outstanding.GIVE_UP_AFTER_US)} s)"),

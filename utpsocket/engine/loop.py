@@ -142,7 +142,7 @@ class Loop:
         self._sleep = new_sleep(self._epoll, self._collector_pause)  # waits for its events
         self._wake_up = WakeUp()  # an fd that other threads make readable
         self._wake_fd = self._wake_up.fd  # its number
-        self._wake_file = os.fstat(self._wake_fd)  # to tell whether the program has closed it: check_fds()
+        self._wake_file = os.fstat(self._wake_fd)  # to find out whether the program has closed it: check_fds()
         self._wake_event = EPOLLIN, self._wake_fd  # what epoll reports then
         self._epoll.register(self._wake_fd, EPOLLIN)
         self._watches = watches = Watches(self._epoll)  # what on_event() is called of, by fd

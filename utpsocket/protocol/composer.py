@@ -82,8 +82,8 @@ class Composer:
         return Transmit(self._addr, data, datagram_bytes=segment, count=count, may_fragment=True)
 
     def syn_ack(self, *, now: int) -> Transmit:
-        """The answer to a SYN. It is the same each time, whatever has been sent since: it tells where our stream
-        begins.
+        """The answer to a SYN. Its sequence number is the same each time, whatever has been sent since: it is where our
+        stream begins.
         """
         return self._state(self._send.flights.una_seq, self._receive.ack, b"", now=now)
 

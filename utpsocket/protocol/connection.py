@@ -1,7 +1,7 @@
 """One uTP connection, without sockets, clock, threads or randomness.
 
 Read this first: Connection is what the rest of the program uses of this package. It has four kinds of method. Getters
-tell its state. `handle_*` takes what came from the network and that time has passed. connect(), commit(), finish() and
+return its state. `handle_*` take what came from the network, or that time has passed. connect(), commit(), finish() and
 others take what the application has done. `poll_*` and `timeout_at()` return what is to be done. After each call of the
 second and third kind, in this order:
 

@@ -21,9 +21,9 @@ came from there (RFC 9000 §8.1): that is the answer and one small packet. Each 
 small packet is lost and the initiator, which has its answer, sends nothing, it is repeated only when the initiator's
 first packet comes: a libutp's keepalive after 29 s, or our initiators' repeated ack.
 
-A DATA that acks our SYN may have overtaken the STATE, or the STATE is lost; only the STATE tells where the stream
-begins. So such a DATA is kept, and taken for the beginning only when it comes again: what is retransmitted first is the
-oldest.
+A DATA that acks our SYN may have overtaken the STATE, or the STATE is lost; only the STATE has the number at which the
+stream begins. So such a DATA is kept, and taken for the beginning only when it comes again: what is retransmitted first
+is the oldest.
 
 Our initiators always ack the SYN-ACK, and their SYNs say so by a mark: ack_nr, which means nothing in a SYN, and which
 other implementations set to 0 and do not read. An acceptor of ours then waits for that ack before it reports the
@@ -209,8 +209,8 @@ class Handshake:
         return packet.ack16 == self.syn_seq & 0xFFFF
 
     def accept_syn_data(self, packet: Packet, *, now: int) -> bool:
-        """Whether this packet, for which answers_our_syn() is true, tells where the peer's stream begins. If not, it is
-        kept.
+        """Whether the peer's stream begins with the number of this packet, for which answers_our_syn() is true. If that
+        is not known, the packet is kept.
         """
         if packet.type == PacketType.STATE:
             return True

@@ -160,10 +160,11 @@ class Keepalive:
         return now >= self.sent_at + self._interval_us
 
     def check_doubtful_reset(self, received_at: int, rtt_us: int, *, now: int) -> bool:
-        """A RESET came with a right id and a wrong ack. It may be ethereum/utp's, which acks nothing, or an attacker's,
-        who has guessed the 16 bits of an id. As in RFC 5961 §3.2 the peer is probed. If the connection is there, the
-        peer acks, and the RESET is ignored; if not, the peer answers by another RESET. That one ends the connection if
-        it comes when there has been enough time for an ack. Returns whether this RESET ends the connection.
+        """A RESET came with a right id and a wrong ack. It may be ethereum/utp's, which acks nothing, or be sent by an
+        attacker that has guessed the 16 bits of an id. As in RFC 5961 §3.2 the peer is probed. If the connection is
+        there, the peer acks, and the RESET is ignored; if not, the peer answers by another RESET. That one ends the
+        connection if it comes when there has been enough time for an ack. Returns whether this RESET ends the
+        connection.
         """
         wait_us = DOUBTFUL_RESET_US + 2 * rtt_us
         if received_at < self._doubtful_reset_at:

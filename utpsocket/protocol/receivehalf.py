@@ -1,9 +1,9 @@
 """The direction from the peer to us: what arrived, when an ack is due, and the window that we advertise.
 
 The engine handles all packets that have come before it asks for an ack (docs/design.md §2), so one ack covers a batch.
-It is due at once where it tells the sender something that it waits for: a packet behind a hole, a hole that is filled,
-a duplicate, a FIN, or the second packet in order. The ack of a lone packet waits for MAX_ACK_DELAY_US, since a
-program's answer carries it without a packet of its own.
+It is due at once where the sender waits for it: after a packet behind a hole, a hole that is filled, a duplicate, a
+FIN, or the second packet in order. The ack of a lone packet waits for MAX_ACK_DELAY_US, since a program's answer
+carries it without a packet of its own.
 
 Sources: docs/protocol.md §7, §8, §12; RFC 9293 §3.8.6.2.2 (silly windows), RFC 5681 §4.2 (when to ack).
 """

@@ -1,6 +1,6 @@
 """Round trips, the retransmission timeout, and when a packet counts as lost.
 
-It holds no packet and sends none: outstanding.py tells it what each ack newly covered, and asks it about each flight.
+It has no packets and sends none: outstanding.py passes in what each ack newly covered, and asks it about each flight.
 
 A burst leaves at one instant, so "sent later" is decided by (time, sequence number). A packet may be lost if one that
 left later has arrived. Where the path has never reordered, three of these mark it as lost (BEP 29 and every

@@ -149,8 +149,8 @@ class Run:
         return [self.data[i : i + self.datagram_bytes] for i in range(0, len(self.data), self.stride)]
 
     def is_uniform(self) -> bool:
-        """Whether all headers agree in type, version, extension and connection id, so that the first tells which
-        connection all are for. May be False although they do: if the stride is not a multiple of eight.
+        """Whether all headers agree in type, version, extension and connection id, so that all are for the connection
+        of the first. May be False although they do: if the stride is not a multiple of eight.
         """
         uniform = self._uniform
         if uniform is None:

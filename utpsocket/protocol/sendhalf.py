@@ -374,7 +374,7 @@ class SendHalf(Outstanding):
         return flight if flight is not None and flight.seq >= self.flights.una_seq else None
 
     def _next_tail_probe(self, *, now: int) -> Flight | None:
-        """The last packet again as a tail-loss probe: its ack tells whether the packets before it have arrived. RFC
+        """The last packet again as a tail-loss probe: its ack shows whether the packets before it have arrived. RFC
         8985 §7.3.
         """
         self._tail_probe_due = False

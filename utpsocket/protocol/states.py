@@ -1,7 +1,7 @@
 """The states of a connection as data: which trigger leads from which state to which.
 
-They tell whether there is a connection. How far each direction of the stream has got, FINs included, belongs to its
-half (sendhalf.py, receivehalf.py), so there are fewer states than TCP has. BEP 29's diagram is wrong about the
+They say whether there is a connection. How far each direction of the stream has got, FINs included, belongs to its half
+(sendhalf.py, receivehalf.py), so there are fewer states than TCP has. BEP 29's diagram is wrong about the
 SYN-ACK's sequence number (docs/protocol.md §2), and does not show most of the rest.
 """
 

@@ -1,4 +1,4 @@
-"""Whether a packet is our peer's, and what a RESET ends: rules against attackers off the path, who can only guess.
+"""Whether a packet is our peer's, and what a RESET ends: rules against attackers off the path, which can only guess.
 
 Sources: docs/protocol.md §4; RFC 5961 §3 and §5.2, which have the same rules for TCP.
 """

@@ -44,7 +44,7 @@ class Channel(Protocol):
 
     @property
     def is_user_fd_open(self) -> bool:
-        """Whether any process has the user's fd open, as far as the events so far tell.
+        """Whether any process has the user's fd open, as far as the events so far show.
 
         Returns: True or False.
         Source: docs/sockets.md §1, §4.

@@ -181,7 +181,7 @@ if TYPE_CHECKING:
 # With so much unsent, reading more from the program can wait: it would leave the processor's cache before it is sent.
 # By feel: about what a core has for itself.
 _ENOUGH_UNSENT_BYTES: Final = 512 << 10
-# How often it is looked whether a socket that was shut down is closed, of which no event tells. By feel.
+# How often a socket that was shut down is checked for a close, which makes no event then. By feel.
 _RECHECK_US: Final = 1_000_000
 
 

@@ -51,7 +51,7 @@ class KnownPort:
 class KnownPorts:
     """The known ports of one engine.
 
-    watch    tells which sockets are open
+    watch    finds out which sockets are open
     served   returns the identities of the connections that the engine serves
     """
 

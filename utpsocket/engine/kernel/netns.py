@@ -4,7 +4,7 @@ A socket belongs to the network namespace that its thread was in when it made th
 one at any time (unshare(2), setns(2)). So the thread that made the user's socket, the thread that calls now and the
 engine's thread may be in three. Abstract AF_UNIX names and UDP ports exist in one namespace each. Therefore every
 socket that is made for a user's socket is made in the namespace of that one. To enter it takes CAP_SYS_ADMIN; without
-that there is an OSError that says so.
+that an OSError is raised, with that reason in its text.
 
 Any thread may call. Sources: network_namespaces(7), setns(2); socket(7) SO_NETNS_COOKIE; linux/sockios.h SIOCGSKNS.
 """

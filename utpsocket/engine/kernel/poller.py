@@ -295,7 +295,7 @@ class Watches:
         self._epoll.modify(fd, events)
 
     def has(self, fd: int, events: int) -> bool:
-        """Whether this fd is registered and open, as far as epoll can tell. Any thread. Not for EPOLLET: the events
+        """Whether this fd is registered and open, as far as epoll knows. Any thread. Not for EPOLLET: the events
         would be reported again.
 
         events   those that it was registered for

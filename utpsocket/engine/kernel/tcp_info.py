@@ -40,7 +40,7 @@ def read(tcp: Any) -> dict[str, Any]:
 def parse(info: bytes) -> dict[str, Any]:
     """The same of the bytes of struct tcp_info. A field that an older kernel does not have is 0."""
     if not info or info[0] not in _STATES:
-        # TCP_CLOSE, before a connection and after it. Only the counter of packets (tcpi_segs_out) tells which.
+        # TCP_CLOSE, before a connection or after it: after it the counter of packets (tcpi_segs_out) is not 0.
         return {"state": State.CLOSED.value if _u32(info, 136) else "unconnected"}
     state = _STATES[info[0]]
     if state == "listening":

@@ -356,7 +356,7 @@ class Port:
             arena: the slots are taken from it.
         Returns: the runs, at most MAX_DATAGRAMS_IN datagrams (64 with UDP_GRO); none where nothing waits.
         Raises: OSError where the fd is not this socket's any more. Other errors go to `errors`.
-        Next: is_drained tells whether more may wait.
+        Next: is_drained is False if more may wait.
         Source: recvmmsg(2).
         """
         stride = self._slot_bytes

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from utpsocket.engine.reactor import Reactor
 
     class Engine(Protocol):
-        """What tells whether a reset may have come. Looked at by any thread."""
+        """What may_be_reset() reads, on any thread."""
 
         @property
         def channels(self) -> Mapping[int, Channel]: ...

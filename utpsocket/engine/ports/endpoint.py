@@ -421,7 +421,7 @@ class Endpoint:
 
     def receive(self, *, now: int) -> None:
         """Receive what there is, a bounded amount, and hand it to the connections. What they answer leaves later in the
-        iteration. Afterwards is_readable tells whether there may be more.
+        iteration. Afterwards is_readable is True if there may be more.
 
         Parameters:
             now: µs.

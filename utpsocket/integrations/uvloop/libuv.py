@@ -226,7 +226,7 @@ class _errors_with_tcp_name:  # a context manager, named as contextlib's
 
 
 def _base() -> Any:
-    """uvloop's loop in C. It takes what asyncio's declarations do not allow, a UnixStreamAdapter for a socket among others."""
+    """uvloop's loop in C. It takes what asyncio's declarations do not allow, such as a UnixStreamAdapter."""
     return sys.modules["uvloop.loop"].Loop
 
 
