@@ -1,6 +1,6 @@
-"""One small web application, as WSGI and as ASGI, and one client that puts a server through its paces.
+"""One small web application, as WSGI and as ASGI, and one client that tries all of a server's features.
 
-Separate because a dozen servers are shown to do the same: what differs between their scenarios is the server.
+A dozen servers are tested with these two: only the server differs between their scenarios.
 """
 
 from __future__ import annotations

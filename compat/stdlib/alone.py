@@ -1,4 +1,4 @@
-"""What differed beside everything else is run again alone, and what it does there counts.
+"""Runs again, in processes of their own, the tests that differed when everything ran at once; that result counts.
 
 Tests have time limits, and sleep until "it must have happened by now": on a busy machine some differ once, as others do
 over TCP. So each that differed gets some rounds in processes of its own, over both transports alternately. It is the
@@ -6,7 +6,7 @@ same after all if it is as it should be over uTP as often as over TCP; once less
 module that left something behind, or got into trouble outside of its tests, is run again as a whole: it is good after
 all if it is in every round.
 
-Separate because several commands compare so: stdlib, gevent and suites.
+Used by the commands stdlib, gevent and suites.
 """
 
 from __future__ import annotations

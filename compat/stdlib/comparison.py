@@ -1,6 +1,6 @@
 """Modules over both transports, several at a time: as they run beside each other, then what differed again alone.
 
-Separate because two commands compare so: stdlib and gevent.
+Used by the commands stdlib and gevent.
 """
 
 from __future__ import annotations

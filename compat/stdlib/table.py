@@ -1,8 +1,8 @@
 """The markdown table of RESULTS.md: one section per interpreter, written by runs and checked by CI.
 
-Separate because it outlives a run: a run of some modules replaces their rows and keeps the others', and CI asks whether
-what it has seen agrees with what is written. Counts of tests differ between releases and machines and times between
-any two runs, so only names are compared: which modules there are, and which tests are different.
+A run of some modules replaces their rows and keeps the others', and CI asks whether what it has seen agrees with what
+is written. Counts of tests differ between releases and machines and times between any two runs, so only names are
+compared: which modules there are, and which tests are different.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Site:
         self.endpoint = Endpoint(self.loop, 1, self.port, is_private=False)  # type: ignore[arg-type]
         self.listener = self.endpoint.listener = Listener(self.endpoint, Identity(socket.AF_INET), b"", backlog)
 
-    def hear(
+    def receive(
         self, addr: tuple[str, int], type: PacketType, id: int, *, seq: int, ack: int = 0, data: bytes = b""
     ) -> None:
         header = encode(type, id, timestamp_us=1, difference_us=0, window_bytes=1 << 20, seq=seq, ack=ack)
@@ -75,7 +75,7 @@ class Site:
     def flood(self, count: int, first: int = 0) -> list[Packet]:
         for number in range(first, first + count):
             host = f"127.{number >> 16}.{number >> 8 & 0xFF}.{number & 0xFF}"
-            self.hear((host, 7), PacketType.SYN, number & 0xFFFF, seq=number & 0xFFFF)
+            self.receive((host, 7), PacketType.SYN, number & 0xFFFF, seq=number & 0xFFFF)
         return self.settle()
 
     def bridge(self, addr: tuple[str, int], recv_id: int) -> Any:
@@ -88,7 +88,7 @@ class Site:
 
     def answered(self, id: int, seq: int) -> Packet:
         """An honest SYN, and its answer."""
-        self.hear(HONEST, PacketType.SYN, id, seq=seq)
+        self.receive(HONEST, PacketType.SYN, id, seq=seq)
         (answer,) = self.settle()
         assert (answer.type, answer.connection_id, answer.ack16) == (PacketType.STATE, id, seq)
         return answer
@@ -101,11 +101,11 @@ def test_whoever_proves_where_he_is_comes_in_whatever_came_before() -> None:
     assert len(site.endpoint.bridges) == MAX_HALF_OPEN
     assert len(site.listener.cache) <= 2 * GENERATION_ENTRIES
     answer = site.answered(500, 65_535)
-    site.hear(HONEST, PacketType.STATE, 501, seq=0, ack=answer.seq16 - 1)
+    site.receive(HONEST, PacketType.STATE, 501, seq=0, ack=answer.seq16 - 1)
     bridge = site.bridge(HONEST, 501)
     assert bridge.connection.state is State.CONNECTED
     assert site.settle() == []
-    site.hear(HONEST, PacketType.DATA, 501, seq=0, ack=answer.seq16 - 1, data=b"hello")
+    site.receive(HONEST, PacketType.DATA, 501, seq=0, ack=answer.seq16 - 1, data=b"hello")
     assert bridge.connection.poll_delivery() == [b"hello"]
 
 
@@ -130,8 +130,8 @@ def test_the_kernel_drops_the_syns_that_a_full_backlog_has_no_room_for() -> None
     site = Site(backlog=0)
     site.port = site.endpoint.port = port = SiftingPort()  # type: ignore[assignment]
     site.endpoint.flood._start(site.endpoint, now=site.loop.now)
-    site.hear(HONEST, PacketType.SYN, 500, seq=1)
-    site.hear(HONEST, PacketType.STATE, 501, seq=2, ack=site.settle()[0].seq16 - 1)
+    site.receive(HONEST, PacketType.SYN, 500, seq=1)
+    site.receive(HONEST, PacketType.STATE, 501, seq=2, ack=site.settle()[0].seq16 - 1)
     site.settle()
     assert site.listener.is_full
     site.endpoint.flood.useless_datagrams += 1_000
@@ -148,10 +148,10 @@ def test_data_is_a_proof_and_one_that_is_ahead_waits_for_what_is_missing() -> No
     site = Site()
     site.crowd()
     answer = site.answered(500, 20)
-    site.hear(HONEST, PacketType.DATA, 501, seq=22, ack=answer.seq16 - 1, data=b"world")
+    site.receive(HONEST, PacketType.DATA, 501, seq=22, ack=answer.seq16 - 1, data=b"world")
     connection = site.bridge(HONEST, 501).connection
     assert connection.poll_delivery() == []
-    site.hear(HONEST, PacketType.DATA, 501, seq=21, ack=answer.seq16 - 1, data=b"hello ")
+    site.receive(HONEST, PacketType.DATA, 501, seq=21, ack=answer.seq16 - 1, data=b"hello ")
     assert b"".join(connection.poll_delivery()) == b"hello world"
 
 
@@ -160,9 +160,9 @@ def test_a_repeated_syn_is_answered_alike_before_and_after_its_proof() -> None:
     site.crowd()
     first = site.answered(500, 20)
     assert site.answered(500, 20).seq16 == first.seq16
-    site.hear(HONEST, PacketType.STATE, 501, seq=21, ack=first.seq16 - 1)
+    site.receive(HONEST, PacketType.STATE, 501, seq=21, ack=first.seq16 - 1)
     site.settle()
-    site.hear(HONEST, PacketType.SYN, 500, seq=20)
+    site.receive(HONEST, PacketType.SYN, 500, seq=20)
     assert [packet.seq16 for packet in site.settle()] in ([], [first.seq16])
     assert len(site.endpoint.bridges) == MAX_HALF_OPEN + 1
 
@@ -171,11 +171,11 @@ def test_a_late_proof_makes_no_second_connection() -> None:
     site = Site()
     site.crowd()
     answer = site.answered(500, 20)
-    site.hear(HONEST, PacketType.STATE, 501, seq=21, ack=answer.seq16 - 1)
-    site.hear(HONEST, PacketType.RESET, 501, seq=21, ack=answer.seq16 - 1)
+    site.receive(HONEST, PacketType.STATE, 501, seq=21, ack=answer.seq16 - 1)
+    site.receive(HONEST, PacketType.RESET, 501, seq=21, ack=answer.seq16 - 1)
     site.settle()
     assert site.bridge(HONEST, 501) is None
-    site.hear(HONEST, PacketType.STATE, 501, seq=21, ack=answer.seq16 - 1)
+    site.receive(HONEST, PacketType.STATE, 501, seq=21, ack=answer.seq16 - 1)
     assert site.bridge(HONEST, 501) is None
 
 
@@ -184,7 +184,7 @@ def test_a_guess_makes_no_connection_and_no_reset() -> None:
     site.crowd()
     answer = site.answered(500, 20)
     for wrong in (1, 2, 100, -3):
-        site.hear(HONEST, PacketType.DATA, 501, seq=21, ack=answer.seq16 + wrong & 0xFFFF, data=b"x")
+        site.receive(HONEST, PacketType.DATA, 501, seq=21, ack=answer.seq16 + wrong & 0xFFFF, data=b"x")
     assert site.bridge(HONEST, 501) is None
     assert site.settle() == []
 
@@ -194,7 +194,7 @@ def test_who_reads_bep_29s_diagram_comes_in_too() -> None:
     site = Site()
     site.crowd()
     answer = site.answered(500, 20)
-    site.hear(HONEST, PacketType.DATA, 501, seq=21, ack=answer.seq16, data=b"x")
+    site.receive(HONEST, PacketType.DATA, 501, seq=21, ack=answer.seq16, data=b"x")
     bridge = site.bridge(HONEST, 501)
     assert bridge is not None
     assert bridge.connection.send.flights.next_seq & 0xFFFF == answer.seq16 + 1 & 0xFFFF
@@ -206,17 +206,17 @@ def test_while_the_backlog_is_full_nobody_comes_in_and_later_he_does() -> None:
     answer = site.answered(500, 20)
     waiting = next(iter(site.endpoint.bridges.values()))
     site.listener._ready.append(waiting)
-    site.hear(HONEST, PacketType.DATA, 501, seq=21, ack=answer.seq16 - 1, data=b"x")
+    site.receive(HONEST, PacketType.DATA, 501, seq=21, ack=answer.seq16 - 1, data=b"x")
     assert site.bridge(HONEST, 501) is None
     assert site.settle() == []
     site.listener._ready.clear()
-    site.hear(HONEST, PacketType.DATA, 501, seq=21, ack=answer.seq16 - 1, data=b"x")
+    site.receive(HONEST, PacketType.DATA, 501, seq=21, ack=answer.seq16 - 1, data=b"x")
     assert site.bridge(HONEST, 501).connection.state is State.CONNECTED
 
 
 def test_what_is_unproven_for_long_gives_its_place_up_and_may_still_come_in() -> None:
     site = Site()
-    site.hear(HONEST, PacketType.SYN, 500, seq=20)
+    site.receive(HONEST, PacketType.SYN, 500, seq=20)
     (answer,) = site.settle()
     site.flood(MAX_HALF_OPEN + 100)
     assert site.bridge(HONEST, 501) is not None
@@ -224,7 +224,7 @@ def test_what_is_unproven_for_long_gives_its_place_up_and_may_still_come_in() ->
     site.listener.prepare(now=site.loop.now)
     assert site.settle() == []
     assert len(site.endpoint.bridges) == 0
-    site.hear(HONEST, PacketType.STATE, 501, seq=21, ack=answer.seq16 - 1)
+    site.receive(HONEST, PacketType.STATE, 501, seq=21, ack=answer.seq16 - 1)
     assert site.bridge(HONEST, 501).connection.state is State.CONNECTED
 
 
@@ -238,7 +238,7 @@ def test_after_a_flood_all_is_given_back_and_syns_make_connections_again() -> No
     site.listener.prepare(now=site.loop.now)
     site.settle()
     site.loop.now += 1_000_000
-    site.hear(HONEST, PacketType.SYN, 500, seq=20)
+    site.receive(HONEST, PacketType.SYN, 500, seq=20)
     assert site.bridge(HONEST, 501).connection.state is State.SYN_RECEIVED
     site.loop.pass_time(started + 3 * GENERATION_US)
     assert len(site.listener.cache) == 0
@@ -251,7 +251,7 @@ def test_many_who_dial_at_the_same_moment_all_come_in() -> None:
     for number in range(1_000):
         addr = (f"127.0.{number >> 8}.{number & 0xFF}", 7)
         ack = answers[number].seq16 - 1 & 0xFFFF
-        site.hear(addr, PacketType.STATE, number + 1, seq=number + 1, ack=ack)
+        site.receive(addr, PacketType.STATE, number + 1, seq=number + 1, ack=ack)
     assert site.listener.stats()["half_open"] == 1_000
     site.settle()
     assert site.listener.stats()["half_open"] == 0

@@ -266,11 +266,11 @@ def test_a_batch_is_one_flight_and_one_ack_ends_it() -> None:
     for _ in range(8):  # the window opens, on a path too short to be paced
         wire.transmits.clear()
         wire.write_bytes(40_000)
-        wire.say()
+        wire.send()
         packets = send.flights.next_seq - send.flights.una_seq
         assert 1 <= len(send.flights.queue) <= len(wire.transmits)
         wire.wait(SHORT_RTT_US)
-        wire.hear(f"STATE seq=1 ack={send.flights.next_seq - 4_001}")
+        wire.receive(f"STATE seq=1 ack={send.flights.next_seq - 4_001}")
         assert not send.flights.queue
     assert packets >= 20 * len(wire.transmits)
 
@@ -278,12 +278,12 @@ def test_a_batch_is_one_flight_and_one_ack_ends_it() -> None:
 def test_a_run_of_acks_ends_what_the_last_of_them_covers() -> None:
     wire = Wire.initiator(4_000)
     wire.write_bytes(5_000)
-    wire.say()
+    wire.send()
     packets = wire.connection.send.flights.next_seq - wire.connection.send.flights.una_seq
     wire.wait(RTT_US)
-    wire.hear_run(*(f"STATE seq=1 ack={ack}" for ack in range(1, packets + 1)))
+    wire.receive_run(*(f"STATE seq=1 ack={ack}" for ack in range(1, packets + 1)))
     assert not wire.connection.send.flights.queue
-    assert wire.say() == []
+    assert wire.send() == []
 
 
 def test_a_question_and_its_answer_are_two_datagrams(pair: Pair) -> None:

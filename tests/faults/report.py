@@ -1,4 +1,4 @@
-"""What a run of injected faults came to. Separate because every family of cases gives one."""
+"""The result of a run of injected faults, which every family of cases returns."""
 
 from __future__ import annotations
 

@@ -45,11 +45,11 @@ class Victim:
             send.controller.window_bytes = 1 << 30
             wire.write_bytes(sizes[index % len(sizes)])
             connection.poll_transmit(now=wire.at, max_segments=64)
-        wire.say()
+        wire.send()
         wire.wait(1_000)
         self.steps.clear()
 
-    def hear(self, line: str) -> None:
+    def receive(self, line: str) -> None:
         """A packet arrives; and the engine's turns that it makes necessary."""
         datagram = memoryview(self.wire.write(line))
         run = Run(datagram, len(datagram), "peer")
@@ -74,7 +74,7 @@ class Victim:
         """A STATE, a millisecond after the last packet."""
         self.wire.now += 1_000
         sack = f" sack={bits.to_bytes(252, 'little').hex()}" if bits or is_full else ""
-        self.hear(f"STATE seq=1 ack={ack} wnd={window} {words}{sack}")
+        self.receive(f"STATE seq=1 ack={ack} wnd={window} {words}{sack}")
 
     def pass_time(self, microseconds: int) -> None:
         """Nothing is heard for so long."""
@@ -172,7 +172,7 @@ def strays() -> Victim:
     for turn in range(600):
         victim.wire.now += 1_000
         seq = chance.randrange(1, 9_000)
-        victim.hear(
+        victim.receive(
             (
                 f"SYN seq={turn % 3} wnd=0",
                 f"RESET seq={seq} ack={9_000 + turn} wnd=0",

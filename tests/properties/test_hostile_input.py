@@ -15,7 +15,7 @@ from utpsocket.protocol import Config, Connection, PacketType, Run, State, Works
 RECEIVE_BYTES = 20_000
 
 
-def hear(connection: Connection, datagrams: bytes, stride: int, now: int) -> None:
+def receive(connection: Connection, datagrams: bytes, stride: int, now: int) -> None:
     connection.handle_run(Run(memoryview(bytearray(datagrams)), stride, ADDR), now=now)
 
 
@@ -27,7 +27,7 @@ def test_any_bytes_in_any_state(runs: list[tuple[bytes, int]]) -> None:
     waiting.poll_transmit(now=0, max_segments=1)
     for connection in (idle, waiting, connected(buffer_bytes=RECEIVE_BYTES)):
         for number, (content, stride) in enumerate(runs):
-            hear(connection, content, stride, 30_000 + number)
+            receive(connection, content, stride, 30_000 + number)
             connection._check()
         while connection.poll_transmit(now=40_000, max_segments=64) is not None:
             pass
@@ -45,7 +45,7 @@ def test_a_peer_that_is_never_read_fills_no_more_than_the_window(packets: list[t
         reassembly = connection.receive.reassembly
         kind = PacketType.FIN if is_fin and ahead > 30 else PacketType.DATA
         datagram = packet(kind, seq=reassembly.next_seq + ahead, ack=OUR_SEQ, payload=bytes(size))
-        hear(connection, datagram, len(datagram), 30_000)
+        receive(connection, datagram, len(datagram), 30_000)
         if is_polled:
             connection.poll_delivery()
             connection.delivered(0, now=30_000)
@@ -62,7 +62,7 @@ def test_tiny_packets_in_any_order_cost_bounded_memory() -> None:
             ahead = 2 * (number % 2_000) + 1 if number % 2 else 0
             seq = connection.receive.reassembly.next_seq + ahead
             datagram = packet(PacketType.DATA, seq=seq, ack=OUR_SEQ, payload=b"x")
-            hear(connection, datagram, len(datagram), 30_000 + number)
+            receive(connection, datagram, len(datagram), 30_000 + number)
             connection.poll_delivery()
             connection.delivered(0, now=30_000 + number)
         current, _ = tracemalloc.get_traced_memory()
@@ -82,7 +82,7 @@ def test_a_flood_of_syns_costs_nothing_but_their_connections() -> None:
             connection = Connection(config, workspace, ADDR, recv_id=100, first_seq=number)
             syn = bytearray(packet(PacketType.SYN, seq=PEER_SEQ, ack=0))
             syn[2:4] = (99).to_bytes(2, "big")
-            hear(connection, bytes(syn), len(syn), 1_000)
+            receive(connection, bytes(syn), len(syn), 1_000)
             assert connection.poll_transmit(now=1_000, max_segments=64) is not None
             half_open.append(connection)
         current, _ = tracemalloc.get_traced_memory()

@@ -61,7 +61,7 @@ class Sender:
             self.send.controller.window_bytes = 1 << 30
             wire.write_bytes(size)
             assert wire.connection.poll_transmit(now=wire.at, max_segments=64) is not None
-        wire.say()
+        wire.send()
         assert len(self.send.flights.queue) == PACKETS
         wire.wait(1_000)
 
@@ -74,7 +74,7 @@ class Sender:
         datagram = self.packet(ack, bits, full=full)
         return lines_run(lambda: self._take(datagram))
 
-    def hear(self, line: str) -> int:
+    def receive(self, line: str) -> int:
         """The same of any packet."""
         datagram = self.wire.write(line)
         return lines_run(lambda: self._take(datagram))
@@ -114,7 +114,7 @@ def test_alternating_sacks_cost_what_is_new_in_them(sender: Sender) -> None:
     lines = [sender.ack(0, EVEN if turn % 2 else ODD & ((1 << SACK_BITS) - 1)) for turn in range(200)]
     assert max(lines) < NEWS_LINES
     assert sum(lines) < SACK_BITS * LINES_PER_PACKET
-    assert max(lines[150:]) < REPEATED_LINES, "by then all has been said"
+    assert max(lines[150:]) < REPEATED_LINES, "by then nothing is new"
     sender.send._check()
 
 
@@ -164,7 +164,7 @@ def test_one_ack_of_all_and_one_sack_of_as_many_as_it_can_name(sender: Sender) -
 
 def sack(sender: Sender, bits: int) -> None:
     for _ in range(SACK_BITS // 16 + 1):
-        sender.wire.hear_bytes_only(sender.packet(0, bits))
+        sender.wire.receive_bytes_unchecked(sender.packet(0, bits))
 
 
 def time_out(sender: Sender) -> None:
@@ -219,10 +219,10 @@ def test_an_ack_that_is_worked_through_in_parts_means_the_same(base: int, monkey
         sack(sender, ((1 << 500) - 1) << 1_000)
         sender.wire.now += 5_000
         resent, lost = sender.send.resent_packets, sender.send.lost_packets
-        sender.wire.hear_bytes(sender.packet(1_700, 0b1011))
-        sender.wire.hear_bytes(sender.packet(1_690, 0))  # it was overtaken
+        sender.wire.receive_bytes(sender.packet(1_700, 0b1011))
+        sender.wire.receive_bytes(sender.packet(1_690, 0))  # it was overtaken
         if is_overtaken:
-            sender.wire.hear_bytes(sender.packet(1_800, 0b1011))
+            sender.wire.receive_bytes(sender.packet(1_800, 0b1011))
         sender.follow_ups()
         send = sender.send
         send._check()
@@ -245,9 +245,9 @@ def test_an_ack_that_is_worked_through_in_parts_means_the_same(base: int, monkey
 def test_a_fin_acked_by_an_ack_of_very_many_ends_the_connection(base: int) -> None:
     sender = Sender(base)
     sender.connection.finish(now=sender.wire.at)
-    sender.wire.say()
-    sender.wire.hear("FIN seq=1 ack=0")
-    sender.wire.say()
+    sender.wire.send()
+    sender.wire.receive("FIN seq=1 ack=0")
+    sender.wire.send()
     sender.ack(PACKETS + 1, 0)
     assert sender.wire.events() == []
     sender.follow_ups()
@@ -292,7 +292,7 @@ def test_whatever_a_peer_says_a_thousand_times_a_second(base: int) -> None:
             line = f"RESET seq={chance.getrandbits(16)} ack={PACKETS + 100 + chance.getrandbits(14)} wnd=0"
         else:
             line = f"{kind} seq={1 + chance.randrange(3)} {words}{sack_word}"
-        lines.append(sender.hear(line))
+        lines.append(sender.receive(line))
         sender.connection.delivered(sender.connection.receive.reassembly.ready_bytes, now=sender.wire.at)
         follow_ups += sender.follow_ups()
         acked = max(acked, sender.send.flights.una_seq - sender.send.flights.next_seq + PACKETS)
@@ -305,9 +305,9 @@ def test_tiny_packets_behind_a_hole_cost_little_when_it_is_filled(base: int) -> 
     """8,000 of a byte each, which 3.4 ms were not enough for; what they held is one piece then, and not 8,000."""
     wire = Wire.initiator(base)
     for seq in range(2, 8_002):
-        wire.hear_bytes_only(wire.write(f"DATA seq={seq} ack=0 len=1"))
+        wire.receive_bytes_unchecked(wire.write(f"DATA seq={seq} ack=0 len=1"))
     last = wire.write("DATA seq=1 ack=0 len=1")
-    assert lines_run(lambda: wire.hear_bytes_only(last)) < REPEATED_LINES
+    assert lines_run(lambda: wire.receive_bytes_unchecked(last)) < REPEATED_LINES
     assert len(wire.connection.poll_delivery()) == 2
     assert wire.connection.receive.reassembly.next_seq == wire.connection.receive.ack + 1
     assert wire.connection.receive.reassembly.ready_bytes == 8_001
@@ -320,7 +320,7 @@ def test_many_flights_acked_at_once_are_as_many_acked_one_by_one(monkeypatch: py
     def sums(least: int, seed: int) -> list[tuple[int, ...]]:
         monkeypatch.setattr("utpsocket.protocol.flights._MANY_FLIGHTS", least)
         chance = random.Random(seed)
-        flights, offset, told = Flights(7), 0, []
+        flights, offset, results = Flights(7), 0, []
         for at in range(400):
             count, size = chance.choice((1, 1, 1, 2, 40)), 1_000
             last_size = chance.choice((size, size, 1 + chance.randrange(size)))
@@ -334,9 +334,9 @@ def test_many_flights_acked_at_once_are_as_many_acked_one_by_one(monkeypatch: py
                 result = Acknowledged()
                 flights.acknowledge(chance.randint(flights.una_seq, flights.next_seq), result)
                 flights._check()
-                told.append(tuple(getattr(result, name) for name in Acknowledged.__slots__))
-                told.append((flights.in_flight_bytes, flights.small_packets, len(flights.queue)))
-        return told
+                results.append(tuple(getattr(result, name) for name in Acknowledged.__slots__))
+                results.append((flights.in_flight_bytes, flights.small_packets, len(flights.queue)))
+        return results
 
     for seed in range(30):
         assert sums(8, seed) == sums(1 << 30, seed)

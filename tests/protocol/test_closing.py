@@ -14,30 +14,30 @@ def test_fin_follows_all_data_and_consumes_a_number(base: int) -> None:
     wire = Wire.initiator(base)
     wire.write_bytes(1_480)
     wire.finish()
-    assert wire.say() == ["DATA seq=1..2 ack=0 len=1380+100", "FIN seq=3 ack=0"]
-    wire.hear("STATE seq=1 ack=3")
+    assert wire.send() == ["DATA seq=1..2 ack=0 len=1380+100", "FIN seq=3 ack=0"]
+    wire.receive("STATE seq=1 ack=3")
     assert wire.connection.is_flushed
     assert wire.state is State.CONNECTED, "half-closed: the peer may still speak"
-    wire.hear("DATA seq=1 ack=3 data=answer")
+    wire.receive("DATA seq=1 ack=3 data=answer")
     assert wire.read_bytes() == b"answer"
-    wire.hear("FIN seq=2 ack=3")
-    assert wire.say() == ["STATE seq=4 ack=2"], "after our FIN, our STATEs carry its number plus one"
+    wire.receive("FIN seq=2 ack=3")
+    assert wire.send() == ["STATE seq=4 ack=2"], "after our FIN, our STATEs carry its number plus one"
     assert wire.connection.has_eof
     assert wire.events() == ["CLOSED 0"]
 
 
 def test_the_peer_may_finish_first_and_still_listen(base: int) -> None:
     wire = Wire.initiator(base)
-    wire.hear("FIN seq=1 ack=0")
-    assert wire.say() == ["STATE seq=1 ack=1"], "a FIN is acked at once"
+    wire.receive("FIN seq=1 ack=0")
+    assert wire.send() == ["STATE seq=1 ack=1"], "a FIN is acked at once"
     assert wire.connection.has_eof
     wire.write_bytes(100)
-    assert wire.say() == ["DATA seq=1 ack=1 len=100"]
-    wire.hear("STATE seq=2 ack=1")  # libutp: FIN's number plus one
-    wire.hear("STATE seq=1 ack=1")  # libtorrent: FIN's number
+    assert wire.send() == ["DATA seq=1 ack=1 len=100"]
+    wire.receive("STATE seq=2 ack=1")  # libutp: FIN's number plus one
+    wire.receive("STATE seq=1 ack=1")  # libtorrent: FIN's number
     wire.finish()
-    assert wire.say() == ["FIN seq=2 ack=1"]
-    wire.hear("STATE seq=2 ack=2", "STATE seq=2 ack=2")
+    assert wire.send() == ["FIN seq=2 ack=1"]
+    wire.receive("STATE seq=2 ack=2", "STATE seq=2 ack=2")
     assert wire.events() == ["CLOSED 0"]
 
 
@@ -45,41 +45,41 @@ def test_fin_is_repeated_until_acked(base: int) -> None:
     wire = Wire.initiator(base)
     wire.write_bytes(10)
     wire.finish()
-    wire.say()
-    wire.hear("STATE seq=1 ack=1")
-    said = wire.wait(1_000_000)
-    assert len(said) >= 3
-    assert {line.split(" ", 1)[1] for line in said} == {"FIN seq=2 ack=0"}
-    wire.hear("STATE seq=1 ack=2")
+    wire.send()
+    wire.receive("STATE seq=1 ack=1")
+    sent = wire.wait(1_000_000)
+    assert len(sent) >= 3
+    assert {line.split(" ", 1)[1] for line in sent} == {"FIN seq=2 ack=0"}
+    wire.receive("STATE seq=1 ack=2")
     assert wire.wait(4_900_000) == []
 
 
 def test_fin_ahead_of_data_is_kept_sacked_and_delivered_in_order(base: int) -> None:
     wire = Wire.initiator(base)
-    wire.hear("FIN seq=3 ack=0", "DATA seq=2 ack=0 data=b")
-    assert wire.say() == ["STATE seq=1 ack=0 sack=03000000"]
+    wire.receive("FIN seq=3 ack=0", "DATA seq=2 ack=0 data=b")
+    assert wire.send() == ["STATE seq=1 ack=0 sack=03000000"]
     assert not wire.connection.has_eof
-    wire.hear("DATA seq=1 ack=0 data=a")
+    wire.receive("DATA seq=1 ack=0 data=a")
     assert not wire.connection.has_eof, "there is something left to read"
     assert wire.read_bytes() == b"ab"
     assert wire.connection.has_eof
-    assert wire.say() == ["STATE seq=1 ack=3"]
+    assert wire.send() == ["STATE seq=1 ack=3"]
 
 
 def test_data_beyond_a_fin_is_nobodys(base: int) -> None:
     wire = Wire.initiator(base)
-    wire.hear("DATA seq=5 ack=0 data=no", "FIN seq=2 ack=0", "DATA seq=3 ack=0 data=no", "DATA seq=1 ack=0 data=yes")
+    wire.receive("DATA seq=5 ack=0 data=no", "FIN seq=2 ack=0", "DATA seq=3 ack=0 data=no", "DATA seq=1 ack=0 data=yes")
     assert wire.read_bytes() == b"yes"
     assert wire.connection.has_eof
-    wire.say()
-    wire.hear("DATA seq=3 ack=0 data=no", "FIN seq=4 ack=0")
+    wire.send()
+    wire.receive("DATA seq=3 ack=0 data=no", "FIN seq=4 ack=0")
     assert wire.read_bytes() == b""
 
 
 def test_fin_with_payload_delivers_it(base: int) -> None:
     """libutp does, libtorrent ignores it; we never send it."""
     wire = Wire.initiator(base)
-    wire.hear("FIN seq=1 ack=0 data=last")
+    wire.receive("FIN seq=1 ack=0 data=last")
     assert wire.read_bytes() == b"last"
     assert wire.connection.has_eof
 
@@ -87,13 +87,13 @@ def test_fin_with_payload_delivers_it(base: int) -> None:
 def test_a_late_fin_is_acked_again_for_a_while(base: int) -> None:
     wire = Wire.initiator(base)
     wire.finish()
-    wire.say()
-    wire.hear("FIN seq=1 ack=1")
-    assert wire.say() == ["STATE seq=2 ack=1"]
+    wire.send()
+    wire.receive("FIN seq=1 ack=1")
+    assert wire.send() == ["STATE seq=2 ack=1"]
     assert wire.state is State.TIME_WAIT
     wire.wait(400_000)
-    wire.hear("FIN seq=1 ack=1")
-    assert wire.say() == ["STATE seq=2 ack=1"]
+    wire.receive("FIN seq=1 ack=1")
+    assert wire.send() == ["STATE seq=2 ack=1"]
     wire.wait(4_000_000)
     assert wire.state is State.CLOSED
     assert wire.connection.errno == 0
@@ -103,16 +103,16 @@ def test_a_late_fin_is_acked_again_for_a_while(base: int) -> None:
 def test_while_the_peer_repeats_itself_it_is_waited_for(base: int) -> None:
     """Its timeout doubles; forgotten, we would answer DATA by a RESET that looks as if bytes had been lost."""
     wire = Wire.initiator(base)
-    wire.hear("DATA seq=1 ack=0 data=last")
+    wire.receive("DATA seq=1 ack=0 data=last")
     wire.read_bytes()
     wire.finish()
-    wire.say()
-    wire.hear("FIN seq=2 ack=1")
-    wire.say()
+    wire.send()
+    wire.receive("FIN seq=2 ack=1")
+    wire.send()
     for wait_us in (200_000, 400_000, 800_000, 1_600_000):
         wire.wait(wait_us)
-        wire.hear("DATA seq=1 ack=1 data=last")
-        assert wire.say() == ["STATE seq=2 ack=2"]
+        wire.receive("DATA seq=1 ack=1 data=last")
+        assert wire.send() == ["STATE seq=2 ack=2"]
     wire.wait(10_000_000)
     assert wire.connection.is_over
     assert wire.connection.errno == 0
@@ -124,8 +124,8 @@ def test_a_reset_that_acks_our_fin_is_a_clean_close(base: int, ack: int) -> None
     wire = Wire.initiator(base)
     wire.connection.discard(now=wire.at)
     wire.finish()
-    assert wire.say() == ["FIN seq=1 ack=0"]
-    wire.hear(f"RESET seq=5 ack={ack}")
+    assert wire.send() == ["FIN seq=1 ack=0"]
+    wire.receive(f"RESET seq=5 ack={ack}")
     assert wire.events() == ["CLOSED 0"]
 
 
@@ -134,8 +134,8 @@ def test_a_reset_is_no_clean_close_while_somebody_waits_for_an_answer(base: int)
     wire = Wire.initiator(base)
     wire.write_bytes(10)
     wire.finish()
-    wire.say()
-    wire.hear("STATE seq=1 ack=2", "DATA seq=1 ack=2 data=half", "RESET seq=2 ack=2")
+    wire.send()
+    wire.receive("STATE seq=1 ack=2", "DATA seq=1 ack=2 data=half", "RESET seq=2 ack=2")
     assert wire.events() == [f"CLOSED {errno.ECONNRESET}"]
     assert wire.read_bytes() == b"half", "what came before is still there"
 
@@ -145,8 +145,8 @@ def test_a_reset_that_does_not_ack_our_fin_is_a_loss(base: int) -> None:
     wire.write_bytes(10)
     wire.connection.discard(now=wire.at)
     wire.finish()
-    wire.say()
-    wire.hear("RESET seq=2 ack=1")
+    wire.send()
+    wire.receive("RESET seq=2 ack=1")
     assert wire.events() == [f"CLOSED {errno.ECONNRESET}"]
 
 
@@ -155,9 +155,9 @@ def test_a_fin_that_nobody_acks_is_given_up_quietly(base: int) -> None:
     wire = Wire.initiator(base)
     wire.connection.discard(now=wire.at)
     wire.finish()
-    assert wire.say() == ["FIN seq=1 ack=0"]
-    said = wire.wait(30_000_000)
-    assert 5 <= len(said) <= 9
+    assert wire.send() == ["FIN seq=1 ack=0"]
+    sent = wire.wait(30_000_000)
+    assert 5 <= len(sent) <= 9
     assert wire.state is State.CONNECTED
     wire.wait(30_000_000)
     assert wire.events() == ["CLOSED 0"]
@@ -170,12 +170,12 @@ def test_before_a_fin_libutp_must_hear_data(base: int) -> None:
         wire.connect()
         if not answer_first:
             wire.finish()
-        wire.say()
+        wire.send()
         wire.wait(RTT_US)
-        wire.hear("STATE seq=1 ack=0 diff=0")
+        wire.receive("STATE seq=1 ack=0 diff=0")
         wire.finish()
-        assert [line for line in wire.say() if not line.startswith("STATE")] == ["DATA seq=1 ack=0", "FIN seq=2 ack=0"]
-        wire.hear("STATE seq=1 ack=2")
+        assert [line for line in wire.send() if not line.startswith("STATE")] == ["DATA seq=1 ack=0", "FIN seq=2 ack=0"]
+        wire.receive("STATE seq=1 ack=2")
         assert wire.connection.is_flushed
 
 
@@ -185,11 +185,11 @@ def test_data_for_nobody_is_answered_by_reset_after_what_we_wrote_has_arrived(ba
     wire.write_bytes(10)
     wire.connection.discard(now=wire.at)
     wire.finish()
-    assert wire.say() == ["DATA seq=1 ack=0 len=10", "FIN seq=2 ack=0"]
-    wire.hear("DATA seq=1 ack=0 data=unwanted")
+    assert wire.send() == ["DATA seq=1 ack=0 len=10", "FIN seq=2 ack=0"]
+    wire.receive("DATA seq=1 ack=0 data=unwanted")
     assert wire.state is State.CONNECTED
-    wire.hear("STATE seq=2 ack=1")
-    assert wire.say()[-1].startswith("RESET")
+    wire.receive("STATE seq=2 ack=1")
+    assert wire.send()[-1].startswith("RESET")
     assert wire.connection.is_over
 
 
@@ -199,21 +199,21 @@ def test_data_for_nobody_fills_the_window_meanwhile(base: int) -> None:
     wire.write_bytes(10)
     wire.connection.discard(now=wire.at)
     wire.finish()
-    wire.say()
+    wire.send()
     before_bytes = wire.last_window
-    wire.hear("DATA seq=1 ack=0 data=unwanted")
+    wire.receive("DATA seq=1 ack=0 data=unwanted")
     wire.wait(200_000)
     assert wire.last_window == before_bytes - len("unwanted")
 
 
 def test_a_fin_held_when_reading_ended_still_counts(base: int) -> None:
     wire = Wire.initiator(base)
-    wire.hear("FIN seq=2 ack=0")
-    wire.say()
+    wire.receive("FIN seq=2 ack=0")
+    wire.send()
     wire.finish()
-    wire.say()
+    wire.send()
     wire.connection.receive.discard()
-    wire.hear("DATA seq=1 ack=1", "FIN seq=2 ack=1")
+    wire.receive("DATA seq=1 ack=1", "FIN seq=2 ack=1")
     assert wire.connection.receive.reassembly.is_finished
 
 
@@ -223,8 +223,8 @@ def test_a_closed_half_open_peer_is_waited_for_a_minute(base: int) -> None:
     wire.write_bytes(10)
     wire.connection.discard(now=wire.at)
     wire.finish()
-    wire.say()
-    wire.hear("STATE seq=1 ack=2")
+    wire.send()
+    wire.receive("STATE seq=1 ack=2")
     wire.wait(59_000_000)
     assert wire.state is State.CONNECTED
     assert [line.split()[1] for line in wire.wait(2_000_000)] == ["RESET"]
@@ -236,22 +236,22 @@ def test_connect_then_close_before_the_answer(base: int) -> None:
     wire.connect()
     wire.write_bytes(10)
     wire.finish()
-    assert wire.say() == ["SYN seq=0 ack=0"]
+    assert wire.send() == ["SYN seq=0 ack=0"]
     wire.wait(RTT_US)
-    wire.hear("STATE seq=1 ack=0")
-    assert wire.say() == ["DATA seq=1 ack=0 len=10", "FIN seq=2 ack=0"]
+    wire.receive("STATE seq=1 ack=0")
+    assert wire.send() == ["DATA seq=1 ack=0 len=10", "FIN seq=2 ack=0"]
 
 
 def test_who_gives_up_before_the_answer_withdraws_every_syn(base: int) -> None:
     """The acceptor may have answered, and would take a connection for real that nobody has."""
     wire = Wire(base, spare_ids=(RECV_ID + 100, RECV_ID + 200))
     wire.connect()
-    wire.say()
+    wire.send()
     wire.wait(2_000_000)  # repeated, and again under a fresh id
     wire.connection.abort()
     assert not wire.connection.is_over
-    said = wire.say()
-    assert [line.split()[:2] for line in said] == [["RESET", "seq=1"]] * 2
+    sent = wire.send()
+    assert [line.split()[:2] for line in sent] == [["RESET", "seq=1"]] * 2
     ids = [transmit.data[2] << 8 | transmit.data[3] for transmit in wire.transmits[-2:]]
     assert ids == [RECV_ID + 1, RECV_ID + 101]
     assert wire.connection.is_over
@@ -261,5 +261,5 @@ def test_who_gives_up_before_the_first_syn_has_left_says_nothing(base: int) -> N
     wire = Wire(base)
     wire.connect()
     wire.connection.abort()
-    assert wire.say() == []
+    assert wire.send() == []
     assert wire.connection.is_over

@@ -16,25 +16,25 @@ def test_initiator_sends_one_bare_state_on_the_answer(base: int) -> None:
     """§3: it proves our address to acceptors of our kind and harms nobody."""
     wire = Wire(base)
     wire.connect()
-    assert wire.say() == ["SYN seq=0 ack=0"]
+    assert wire.send() == ["SYN seq=0 ack=0"]
     assert int.from_bytes(wire.last[2:4], "big") == RECV_ID
     assert wire.last_window == 0x380000, "a SYN says our window, as far as Wireshark believes it"
     wire.wait(RTT_US)
-    wire.hear("STATE seq=1 ack=0")
+    wire.receive("STATE seq=1 ack=0")
     assert wire.events() == ["CONNECTED"]
-    assert wire.say() == ["STATE seq=1 ack=0"]
+    assert wire.send() == ["STATE seq=1 ack=0"]
     assert int.from_bytes(wire.last[2:4], "big") == RECV_ID + 1
-    assert wire.say() == []
+    assert wire.send() == []
 
 
 def test_state_never_consumes_a_number(base: int) -> None:
     """§2: the SYN-ACK's seq is the acceptor's next DATA, so its DATA has the same one."""
     wire = Wire.initiator(base)
-    wire.hear("DATA seq=1 ack=0 data=hello", "DATA seq=2 ack=0 data=,you")
+    wire.receive("DATA seq=1 ack=0 data=hello", "DATA seq=2 ack=0 data=,you")
     assert wire.read_bytes() == b"hello,you"
-    assert wire.say() == ["STATE seq=1 ack=2"]
+    assert wire.send() == ["STATE seq=1 ack=2"]
     wire.write_bytes(10)
-    assert wire.say() == ["DATA seq=1 ack=2 len=10"]
+    assert wire.send() == ["DATA seq=1 ack=2 len=10"]
 
 
 def test_acceptor_answers_with_a_bare_state_and_is_connected_by_proof(base: int) -> None:
@@ -43,7 +43,7 @@ def test_acceptor_answers_with_a_bare_state_and_is_connected_by_proof(base: int)
     assert wire.events() == []
     assert int.from_bytes(wire.last[2:4], "big") == RECV_ID - 1
     wire.wait(RTT_US)
-    wire.hear("DATA seq=1 ack=0 data=hi")
+    wire.receive("DATA seq=1 ack=0 data=hi")
     assert wire.events() == ["CONNECTED"]
     assert wire.read_bytes() == b"hi"
 
@@ -57,19 +57,19 @@ def test_a_repeated_syn_leaves_the_round_trip_unknown(base: int) -> None:
     """Karn: nobody knows which one was answered."""
     wire = Wire(base)
     wire.connect()
-    wire.say()
+    wire.send()
     assert wire.wait(1_100_000) == ["1000 SYN seq=0 ack=0"]
-    wire.hear("STATE seq=1 ack=0")
+    wire.receive("STATE seq=1 ack=0")
     assert wire.connection.stats().rtt_us == 0
 
 
 def test_syn_is_repeated_and_given_up(base: int) -> None:
-    """§9: first after 1 s, doubled, six tries; in the end what an acceptor may have made of them is told to go."""
+    """§9: first after 1 s, doubled, six tries; in the end a RESET ends what an acceptor may have made of them."""
     wire = Wire(base)
     wire.connect()
-    assert wire.say() == ["SYN seq=0 ack=0"]
-    said = [line.split()[:2] for line in wire.wait(64_000_000)]
-    assert said == [[time, "SYN"] for time in ("1000", "3000", "7000", "15000", "31000")] + [["63000", "RESET"]]
+    assert wire.send() == ["SYN seq=0 ack=0"]
+    sent = [line.split()[:2] for line in wire.wait(64_000_000)]
+    assert sent == [[time, "SYN"] for time in ("1000", "3000", "7000", "15000", "31000")] + [["63000", "RESET"]]
     assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
     assert wire.connection.timeout_at() is None
 
@@ -80,50 +80,50 @@ def test_syns_are_repeated_as_often_as_is_said(base: int, retries: int, seconds:
     wire = Wire(base)
     wire.connection.set_syn_retries(retries)
     wire.connect()
-    wire.say()
-    said = wire.wait(seconds * 1_000_000 - 1)
-    assert len(said) == retries
+    wire.send()
+    sent = wire.wait(seconds * 1_000_000 - 1)
+    assert len(sent) == retries
     assert wire.events() == []
     wire.wait(1)
     assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
 
 
 def test_a_lost_answer_of_a_silent_acceptor_costs_a_second_and_a_half(base: int) -> None:
-    """§2: libutp stays silent on a SYN it has seen; a fresh id gets a fresh answer, and the ghost is told to go."""
+    """§2: libutp ignores a SYN it has seen; a fresh id gets a fresh answer, and the other connection a RESET."""
     wire = Wire(base, spare_ids=(RECV_ID + 100, RECV_ID + 200))
     assert wire.connection.recv_ids == (RECV_ID, RECV_ID + 100, RECV_ID + 200)
     wire.connect()
-    assert wire.say() == ["SYN seq=0 ack=0"]
+    assert wire.send() == ["SYN seq=0 ack=0"]
     assert wire.wait(1_400_000) == ["1000 SYN seq=0 ack=0"]
     assert wire.connection.recv_id == RECV_ID
     assert wire.wait(200_000) == ["1500 SYN seq=0 ack=0"]
     assert wire.connection.recv_id == RECV_ID + 100
-    wire.hear("STATE seq=500 ack=0")
+    wire.receive("STATE seq=500 ack=0")
     assert wire.events() == ["CONNECTED"]
-    reset, state = wire.say()
+    reset, state = wire.send()
     assert reset.startswith("RESET seq=1 ") and reset.endswith(" id=+1")
     assert state == "STATE seq=1 ack=499"
     assert set(wire.connection.recv_ids) == {RECV_ID, RECV_ID + 100}
     # Its late answer, or its keepalives, are answered by RESET: a few times.
     for _ in range(5):
-        wire.hear("STATE seq=30 ack=0 id=-100")
-    assert wire.say() == ["RESET seq=1 ack=30 id=+0"] * 3
+        wire.receive("STATE seq=30 ack=0 id=-100")
+    assert wire.send() == ["RESET seq=1 ack=30 id=+0"] * 3
     assert wire.state is State.CONNECTED
 
 
 def test_the_answer_of_an_earlier_syn_is_as_good(base: int) -> None:
-    """§2: whichever answer comes first is taken, what the other SYN made is told to go."""
+    """§2: whichever answer comes first is taken, what the other SYN made gets a RESET."""
     wire = Wire(base, spare_ids=(RECV_ID + 100,))
     wire.connect()
-    wire.say()
+    wire.send()
     wire.wait(1_600_000)
     assert wire.connection.recv_id == RECV_ID + 100
-    wire.hear("STATE seq=1 ack=0 id=-100")
+    wire.receive("STATE seq=1 ack=0 id=-100")
     assert wire.connection.recv_id == RECV_ID
-    said = wire.say()
-    assert said[0].startswith("RESET seq=1 ") and said[0].endswith(" id=+101")
-    assert said[1:] == ["STATE seq=1 ack=0"]
-    wire.hear("DATA seq=1 ack=0 data=ok")
+    sent = wire.send()
+    assert sent[0].startswith("RESET seq=1 ") and sent[0].endswith(" id=+101")
+    assert sent[1:] == ["STATE seq=1 ack=0"]
+    wire.receive("DATA seq=1 ack=0 data=ok")
     assert wire.read_bytes() == b"ok"
 
 
@@ -133,7 +133,7 @@ def test_a_syn_that_is_repeated_is_large_and_means_the_same(base: int) -> None:
     """
     wire = Wire(base, spare_ids=(RECV_ID + 100,))
     wire.connect()
-    assert wire.say() == ["SYN seq=0 ack=0"]
+    assert wire.send() == ["SYN seq=0 ack=0"]
     first = wire.last
     assert wire.wait(1_400_000) == ["1000 SYN seq=0 ack=0"]
     second, transmit = wire.last, wire.transmits[-1]
@@ -148,14 +148,14 @@ def test_a_syn_that_is_repeated_is_large_and_means_the_same(base: int) -> None:
     assert sizes == [HEADER_BYTES, LARGE_SYN_BYTES] + [HEADER_BYTES] * (SYN_TRIES - 1)
     assert (first[0], first[2:4], first[16:]) == (second[0], second[2:4], second[16:HEADER_BYTES])
     other = Wire(base)
-    other.hear_bytes(second)
+    other.receive_bytes(second)
     assert other.connection.state is State.SYN_RECEIVED
 
 
 def test_without_spare_ids_the_same_syn_is_repeated(base: int) -> None:
     wire = Wire(base)
     wire.connect()
-    wire.say()
+    wire.send()
     assert [line.split()[0] for line in wire.wait(4_000_000)] == ["1000", "3000"]
     assert wire.connection.recv_id == RECV_ID
 
@@ -163,10 +163,10 @@ def test_without_spare_ids_the_same_syn_is_repeated(base: int) -> None:
 def test_a_withdrawn_syn_ends_the_half_open_connection_it_made(base: int) -> None:
     """The RESET of an initiator that never saw our answer cannot ack our number; it knows its own."""
     wire = Wire.acceptor(base, is_peer_verified=False)
-    wire.hear("RESET seq=1 ack=777 id=recv")
+    wire.receive("RESET seq=1 ack=777 id=recv")
     assert wire.events() == [f"CLOSED {errno.ECONNRESET}"]
     blind = Wire.acceptor(base, is_peer_verified=False)
-    blind.hear("RESET seq=3 ack=777 id=recv")
+    blind.receive("RESET seq=3 ack=777 id=recv")
     assert blind.state is State.SYN_RECEIVED
 
 
@@ -174,32 +174,34 @@ def test_a_second_answer_with_another_number_replaces_the_first(base: int) -> No
     """§2: libtorrent then made a second connection and forgot the first."""
     wire = Wire(base)
     wire.connect()
-    wire.say()
+    wire.send()
     wire.wait(1_100_000)
-    wire.hear("STATE seq=1 ack=0", "STATE seq=20001 ack=0")
-    assert wire.say()[-1] == "STATE seq=1 ack=20000"
-    wire.hear("DATA seq=20001 ack=0 data=second")
+    wire.receive("STATE seq=1 ack=0", "STATE seq=20001 ack=0")
+    assert wire.send()[-1] == "STATE seq=1 ack=20000"
+    wire.receive("DATA seq=20001 ack=0 data=second")
     assert wire.read_bytes() == b"second"
 
 
 def test_a_second_answer_is_no_news_once_data_came_or_when_the_syn_was_not_repeated(base: int) -> None:
     wire = Wire.initiator(base)
-    wire.hear("STATE seq=20001 ack=0", "DATA seq=1 ack=0 data=first")
+    wire.receive("STATE seq=20001 ack=0", "DATA seq=1 ack=0 data=first")
     assert wire.read_bytes() == b"first"
     again = Wire(base)
     again.connect()
-    again.say()
+    again.send()
     again.wait(1_100_000)
-    again.hear("STATE seq=1 ack=0", "DATA seq=1 ack=0 data=first", "STATE seq=20001 ack=0", "DATA seq=2 ack=0 data=+")
+    again.receive(
+        "STATE seq=1 ack=0", "DATA seq=1 ack=0 data=first", "STATE seq=20001 ack=0", "DATA seq=2 ack=0 data=+"
+    )
     assert again.read_bytes() == b"first+"
 
 
 def test_a_state_after_data_on_its_way_is_no_second_answer(base: int) -> None:
     wire = Wire(base)
     wire.connect()
-    wire.say()
+    wire.send()
     wire.wait(1_100_000)
-    wire.hear("STATE seq=1 ack=0", "STATE seq=12 ack=0", "DATA seq=1 ack=0 data=first")
+    wire.receive("STATE seq=1 ack=0", "STATE seq=12 ack=0", "DATA seq=1 ack=0 data=first")
     assert wire.read_bytes() == b"first"
 
 
@@ -207,20 +209,20 @@ def test_a_repeated_syn_is_answered_identically_but_not_at_any_rate(base: int) -
     """§2: the same STATE, even when DATA has gone out since, or the initiator would skip that DATA."""
     wire = Wire.acceptor(base, is_peer_verified=False)
     wire.write_bytes(5)
-    assert wire.say() == ["DATA seq=1 ack=0 len=5"]
-    wire.hear("SYN seq=0")
-    assert wire.say() == [], "too soon after the answer"
+    assert wire.send() == ["DATA seq=1 ack=0 len=5"]
+    wire.receive("SYN seq=0")
+    assert wire.send() == [], "too soon after the answer"
     wire.wait(150_000)
-    wire.hear("SYN seq=0", "SYN seq=0", "SYN seq=0")
-    assert wire.say() == ["STATE seq=1 ack=0"]
+    wire.receive("SYN seq=0", "SYN seq=0", "SYN seq=0")
+    assert wire.send() == ["STATE seq=1 ack=0"]
 
 
 def test_another_syn_under_the_same_id_is_dropped(base: int) -> None:
     """Ids repeat (libutp's rand() is unseeded): a stranger's SYN must not disturb a connection."""
     wire = Wire.acceptor(base)
     wire.wait(1_000_000)
-    wire.hear("SYN seq=900")
-    assert wire.say() == []
+    wire.receive("SYN seq=900")
+    assert wire.send() == []
     assert wire.connection.stats().dropped_packets == 1
 
 
@@ -229,25 +231,25 @@ def test_the_proof_is_repeated_until_the_acceptor_shows_that_it_has_it(base: int
     acceptor = Wire.acceptor(base, is_peer_verified=False)
     assert acceptor.wait(30_000_000) == []
     wire = Wire.initiator(base, is_known=False)
-    said = wire.wait(60_000_000)
-    assert [line.split()[0] for line in said] == ["220", "620", "1420", "3020", "6220", "12620", "25420"]
-    assert {line.split(" ", 1)[1] for line in said} == {"STATE seq=1 ack=0"}
+    sent = wire.wait(60_000_000)
+    assert [line.split()[0] for line in sent] == ["220", "620", "1420", "3020", "6220", "12620", "25420"]
+    assert {line.split(" ", 1)[1] for line in sent} == {"STATE seq=1 ack=0"}
     again = Wire.initiator(base, is_known=False)
-    again.hear("STATE seq=1 ack=0")  # as an acceptor of an older kind asks
-    assert again.say() == ["STATE seq=1 ack=0"]
+    again.receive("STATE seq=1 ack=0")  # as an acceptor of an older kind asks
+    assert again.send() == ["STATE seq=1 ack=0"]
 
 
 def test_what_only_a_proven_acceptor_says_ends_the_proofs(base: int) -> None:
     """A second packet, or an ack. The first packet may come before the proof."""
     wire = Wire.initiator(base, is_known=False)
-    wire.hear("DATA seq=1 ack=0 data=hello")
+    wire.receive("DATA seq=1 ack=0 data=hello")
     assert wire.wait(300_000) == ["30 STATE seq=1 ack=1", "220 STATE seq=1 ack=1"]
-    wire.hear("DATA seq=2 ack=0 data=again")
+    wire.receive("DATA seq=2 ack=0 data=again")
     assert wire.wait(30_000_000) == ["330 STATE seq=1 ack=2"]
     writer = Wire.initiator(base, is_known=False)
     writer.write_bytes(10)
-    writer.say()
-    writer.hear("STATE seq=1 ack=1")
+    writer.send()
+    writer.receive("STATE seq=1 ack=1")
     assert writer.wait(30_000_000) == []
 
 
@@ -255,17 +257,17 @@ def test_to_the_family_of_libutp_the_repeated_proof_is_empty_data(base: int) -> 
     """§3: libutp's acceptor can neither speak nor hear a FIN before a first DATA; its answer tells no difference."""
     wire = Wire(base)
     wire.connect()
-    wire.say()
+    wire.send()
     wire.wait(RTT_US)
-    wire.hear("STATE seq=1 ack=0 diff=0")
-    assert wire.say() == ["STATE seq=1 ack=0"]
-    said = wire.wait(1_000_000)
-    assert said[0] == "220 DATA seq=1 ack=0"
-    assert {line.split(" ", 1)[1] for line in said} == {"DATA seq=1 ack=0"}
-    wire.hear("STATE seq=1 ack=1")
+    wire.receive("STATE seq=1 ack=0 diff=0")
+    assert wire.send() == ["STATE seq=1 ack=0"]
+    sent = wire.wait(1_000_000)
+    assert sent[0] == "220 DATA seq=1 ack=0"
+    assert {line.split(" ", 1)[1] for line in sent} == {"DATA seq=1 ack=0"}
+    wire.receive("STATE seq=1 ack=1")
     assert wire.wait(30_000_000) == []
     wire.write_bytes(5)
-    assert wire.say() == ["DATA seq=2 ack=0 len=5"]
+    assert wire.send() == ["DATA seq=2 ack=0 len=5"]
 
 
 def test_the_answer_tells_no_time_difference(base: int) -> None:
@@ -273,7 +275,7 @@ def test_the_answer_tells_no_time_difference(base: int) -> None:
     wire = Wire.acceptor(base, is_peer_verified=False)
     assert wire.last[8:12] == bytes(4)
     wire.write_bytes(5)
-    wire.say()
+    wire.send()
     assert wire.last[8:12] == bytes(4)
 
 
@@ -284,14 +286,14 @@ def test_a_half_open_connection_times_out(base: int) -> None:
     assert wire.state is State.SYN_RECEIVED
     wire.wait(2_000)
     assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
-    assert wire.say() == []
+    assert wire.send() == []
 
 
 def test_a_silent_initiators_first_keepalive_is_proof_enough(base: int) -> None:
     """§7: its ack is one too low, and still only who saw our number can say it."""
     wire = Wire.acceptor(base, is_peer_verified=False)
     wire.wait(29_000_000)
-    wire.hear("STATE seq=1 ack=-1")
+    wire.receive("STATE seq=1 ack=-1")
     assert wire.events() == ["CONNECTED"]
 
 
@@ -299,11 +301,11 @@ def test_a_silent_initiators_first_keepalive_is_proof_enough(base: int) -> None:
 def test_only_an_ack_of_our_syn_under_our_id_answers_it(base: int, first: str) -> None:
     wire = Wire(base)
     wire.connect()
-    wire.say()
-    wire.hear(first)
+    wire.send()
+    wire.receive(first)
     assert wire.state is State.SYN_SENT
-    assert wire.say() == []
-    wire.hear("STATE seq=1 ack=0")
+    assert wire.send() == []
+    wire.receive("STATE seq=1 ack=0")
     assert wire.state is State.CONNECTED
 
 
@@ -311,23 +313,23 @@ def test_data_that_overtook_the_answer_waits_for_it(base: int) -> None:
     """Only the STATE says where the stream begins: DATA 2 alone would hide DATA 1 for ever."""
     wire = Wire(base)
     wire.connect()
-    wire.say()
-    wire.hear("DATA seq=2 ack=0 data=two", "DATA seq=1 ack=0 data=one")
+    wire.send()
+    wire.receive("DATA seq=2 ack=0 data=two", "DATA seq=1 ack=0 data=one")
     assert wire.state is State.SYN_SENT
-    wire.hear("STATE seq=1 ack=0")
+    wire.receive("STATE seq=1 ack=0")
     assert wire.read_bytes() == b"onetwo"
-    assert wire.say() == ["STATE seq=1 ack=2"]
+    assert wire.send() == ["STATE seq=1 ack=2"]
 
 
 def test_data_that_comes_again_is_an_answer(base: int) -> None:
     """§2: any type that acks our SYN is accepted (libtorrent); what is sent again first is the oldest."""
     wire = Wire(base)
     wire.connect()
-    wire.say()
-    wire.hear("DATA seq=1 ack=0 data=one", "DATA seq=2 ack=0 data=two", "DATA seq=1 ack=0 data=one")
+    wire.send()
+    wire.receive("DATA seq=1 ack=0 data=one", "DATA seq=2 ack=0 data=two", "DATA seq=1 ack=0 data=one")
     assert wire.state is State.SYN_SENT, "the network may have doubled it"
     wire.wait(500_000)
-    wire.hear("DATA seq=1 ack=0 data=one")
+    wire.receive("DATA seq=1 ack=0 data=one")
     assert wire.events() == ["CONNECTED"]
     assert wire.read_bytes() == b"onetwo"
 
@@ -335,10 +337,10 @@ def test_data_that_comes_again_is_an_answer(base: int) -> None:
 def test_early_data_is_held_in_bounds(base: int) -> None:
     wire = Wire(base)
     wire.connect()
-    wire.say()
+    wire.send()
     for number in range(1, 200):
-        wire.hear(f"DATA seq={number} ack=0 len=1000")
-    wire.hear("STATE seq=1 ack=0")
+        wire.receive(f"DATA seq={number} ack=0 len=1000")
+    wire.receive("STATE seq=1 ack=0")
     assert len(wire.read_bytes()) == 8_000
 
 
@@ -346,18 +348,18 @@ def test_a_reset_refuses(base: int) -> None:
     for words in ("id=recv", "id=send"):
         wire = Wire(base)
         wire.connect()
-        wire.say()
-        wire.hear(f"RESET seq=99 ack=0 {words}")
+        wire.send()
+        wire.receive(f"RESET seq=99 ack=0 {words}")
         assert wire.events() == [f"CLOSED {errno.ECONNREFUSED}"]
-        assert wire.say() == []
+        assert wire.send() == []
 
 
 @pytest.mark.parametrize("blind", ["RESET seq=0 ack=1", "RESET seq=0 ack=-1", "RESET seq=0 ack=0 id=+7"])
 def test_a_guessed_reset_refuses_nothing(base: int, blind: str) -> None:
     wire = Wire(base)
     wire.connect()
-    wire.say()
-    wire.hear(blind)
+    wire.send()
+    wire.receive(blind)
     assert wire.state is State.SYN_SENT
 
 
@@ -365,8 +367,8 @@ def test_extension_2_on_the_answer_is_skipped(base: int) -> None:
     """§5: Transmission's SYN-ACKs carry it."""
     wire = Wire(base)
     wire.connect()
-    wire.say()
-    wire.hear("STATE seq=1 ack=0 ext=2:0000000000000000")
+    wire.send()
+    wire.receive("STATE seq=1 ack=0 ext=2:0000000000000000")
     assert wire.state is State.CONNECTED
 
 
@@ -374,17 +376,17 @@ def test_a_syn_that_says_no_window_means_nothing_by_it(base: int) -> None:
     """§2: libtorrent and librqbit send 0."""
     wire = Wire(base)
     wire.our_base = (base - 1) & 0xFFFF
-    wire.hear("SYN seq=0 wnd=0")
-    assert wire.say() == ["STATE seq=1 ack=0"]
+    wire.receive("SYN seq=0 wnd=0")
+    assert wire.send() == ["STATE seq=1 ack=0"]
     wire.write_bytes(10)
-    assert wire.say() == ["DATA seq=1 ack=0 len=10"]
+    assert wire.send() == ["DATA seq=1 ack=0 len=10"]
 
 
 def test_icmp_says_why_nobody_answers(base: int) -> None:
     for error in (errno.ECONNREFUSED, errno.EHOSTUNREACH):
         wire = Wire(base)
         wire.connect()
-        wire.say()
+        wire.send()
         wire.connection.handle_icmp(
             error, quoted_seq16=(base + 1) & 0xFFFF, mtu_bytes=0, datagram_bytes=20, now=wire.at
         )

@@ -18,10 +18,10 @@ def sender(base: int, packets: int) -> Wire:
     """That many full packets are under way, one round trip ago."""
     wire = Wire.initiator(base)
     wire.write_bytes(packets * 1_380)
-    wire.say()
+    wire.send()
     wire.wait(RTT_US)
     assert wire.connection.stats().sent_packets == packets
-    wire.say()
+    wire.send()
     return wire
 
 
@@ -31,37 +31,37 @@ def texts(lines: list[str]) -> list[str]:
 
 def test_three_sacked_above_are_loss_and_two_are_not_yet(base: int) -> None:
     wire = sender(base, 10)
-    wire.hear("STATE seq=1 ack=0 sack=03")
-    assert wire.say() == []
-    wire.hear("STATE seq=1 ack=0 sack=07")
-    assert wire.say() == ["DATA seq=1 ack=0 len=1380"]
+    wire.receive("STATE seq=1 ack=0 sack=03")
+    assert wire.send() == []
+    wire.receive("STATE seq=1 ack=0 sack=07")
+    assert wire.send() == ["DATA seq=1 ack=0 len=1380"]
     assert wire.connection.stats().lost_packets == 1
 
 
 def test_each_packet_leaves_again_once_per_round(base: int) -> None:
     wire = sender(base, 10)
-    wire.hear("STATE seq=1 ack=0 sack=07", "STATE seq=1 ack=0 sack=0f", "STATE seq=1 ack=0 sack=1f")
-    assert wire.say() == ["DATA seq=1 ack=0 len=1380"]
-    wire.hear("STATE seq=1 ack=0 sack=3f", "STATE seq=1 ack=0 sack=7f")
-    assert wire.say() == []
+    wire.receive("STATE seq=1 ack=0 sack=07", "STATE seq=1 ack=0 sack=0f", "STATE seq=1 ack=0 sack=1f")
+    assert wire.send() == ["DATA seq=1 ack=0 len=1380"]
+    wire.receive("STATE seq=1 ack=0 sack=3f", "STATE seq=1 ack=0 sack=7f")
+    assert wire.send() == []
 
 
 def test_three_plain_duplicates_where_the_peer_sends_no_sack(base: int) -> None:
     wire = sender(base, 10)
-    wire.hear("STATE seq=1 ack=1", "STATE seq=1 ack=1", "STATE seq=1 ack=1")
-    assert wire.say() == []
-    wire.hear("STATE seq=1 ack=1")
-    assert wire.say() == ["DATA seq=2 ack=0 len=1380"]
+    wire.receive("STATE seq=1 ack=1", "STATE seq=1 ack=1", "STATE seq=1 ack=1")
+    assert wire.send() == []
+    wire.receive("STATE seq=1 ack=1")
+    assert wire.send() == ["DATA seq=2 ack=0 len=1380"]
 
 
 def test_the_next_hole_follows_the_repaired_one_without_new_duplicates(base: int) -> None:
     """NewReno's partial ack, by time: what left before a packet that was acked is lost. RFC 8985."""
     wire = sender(base, 10)
-    wire.hear(*["STATE seq=1 ack=1"] * 4)
-    assert wire.say() == ["DATA seq=2 ack=0 len=1380"]
+    wire.receive(*["STATE seq=1 ack=1"] * 4)
+    assert wire.send() == ["DATA seq=2 ack=0 len=1380"]
     wire.wait(RTT_US)
-    wire.hear("STATE seq=1 ack=6")
-    assert [*wire.say(), *texts(wire.wait(10_000))] == ["DATA seq=7 ack=0 len=1380"]
+    wire.receive("STATE seq=1 ack=6")
+    assert [*wire.send(), *texts(wire.wait(10_000))] == ["DATA seq=7 ack=0 len=1380"]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_the_next_hole_follows_the_repaired_one_without_new_duplicates(base: int
 def test_what_is_no_duplicate(base: int, line: str) -> None:
     wire = sender(base, 10)
     for number in range(8):
-        wire.hear(
+        wire.receive(
             line.replace("900000", str(2_000_000 + number)).replace("seq=1 ack=0 len", f"seq={number + 1} ack=0 len")
         )
     assert wire.connection.stats().lost_packets == 0
@@ -85,38 +85,38 @@ def test_what_is_no_duplicate(base: int, line: str) -> None:
 def test_where_packets_were_reordered_only_time_is_loss(base: int) -> None:
     """RACK: a packet that came late, not lost, teaches patience."""
     wire = sender(base, 10)
-    wire.hear("STATE seq=1 ack=0 sack=01", "STATE seq=1 ack=2")
-    wire.hear("STATE seq=1 ack=2 sack=07")
-    assert wire.say() == [], "three above, but this path reorders"
-    said = wire.wait(10_000)
-    assert texts(said) == ["DATA seq=3 ack=0 len=1380"]
-    assert 1 <= float(said[0].split()[0]) - wire.now / 1000 + 10 <= 6, "a quarter of the round trip later"
+    wire.receive("STATE seq=1 ack=0 sack=01", "STATE seq=1 ack=2")
+    wire.receive("STATE seq=1 ack=2 sack=07")
+    assert wire.send() == [], "three above, but this path reorders"
+    sent = wire.wait(10_000)
+    assert texts(sent) == ["DATA seq=3 ack=0 len=1380"]
+    assert 1 <= float(sent[0].split()[0]) - wire.now / 1000 + 10 <= 6, "a quarter of the round trip later"
 
 
 def test_one_congestion_cut_per_round_trip(base: int) -> None:
     wire = sender(base, 10)
     before = wire.connection.stats().cwnd_bytes
-    wire.hear("STATE seq=1 ack=0 sack=0e")
+    wire.receive("STATE seq=1 ack=0 sack=0e")
     after = wire.connection.stats().cwnd_bytes
     assert after == before // 2
-    wire.hear("STATE seq=1 ack=0 sack=fe", "STATE seq=1 ack=3 sack=0e")
+    wire.receive("STATE seq=1 ack=0 sack=fe", "STATE seq=1 ack=3 sack=0e")
     assert wire.connection.stats().lost_packets == 2
     assert wire.connection.stats().cwnd_bytes >= after
 
 
 def test_the_first_retransmission_does_not_wait_for_the_window(base: int) -> None:
     wire = sender(base, 10)
-    wire.hear("STATE seq=1 ack=0 sack=07")
+    wire.receive("STATE seq=1 ack=0 sack=07")
     stats = wire.connection.stats()
     assert stats.in_flight_bytes > stats.cwnd_bytes
-    assert wire.say() == ["DATA seq=1 ack=0 len=1380"]
+    assert wire.send() == ["DATA seq=1 ack=0 len=1380"]
 
 
 def test_a_silent_tail_is_probed_after_two_round_trips(base: int) -> None:
     wire = sender(base, 4)
-    wire.hear("STATE seq=1 ack=3")
-    said = wire.wait(60_000)
-    assert texts(said) == ["DATA seq=4 ack=0 len=1380"]
+    wire.receive("STATE seq=1 ack=3")
+    sent = wire.wait(60_000)
+    assert texts(sent) == ["DATA seq=4 ack=0 len=1380"]
     assert wire.connection.stats().tail_probes == 1
     assert wire.connection.stats().timeouts == 0
 
@@ -147,15 +147,15 @@ def test_the_timeout_is_doubled_and_ends_in_giving_up(base: int) -> None:
     """RFC 1122 §4.2.3.5: not before 100 s; here when Linux does."""
     wire = Wire.initiator(base)
     wire.write_bytes(100)
-    wire.say()
-    said = wire.wait(GIVE_UP_AFTER_US)
+    wire.send()
+    sent = wire.wait(GIVE_UP_AFTER_US)
     assert wire.events() == []
-    said += wire.wait(MAX_RTO_US)
-    times = [float(line.split()[0]) for line in said]
+    sent += wire.wait(MAX_RTO_US)
+    times = [float(line.split()[0]) for line in sent]
     gaps = [round(after - before) for before, after in pairwise(times)]
     assert gaps[:5] == [200, 400, 800, 1600, 3200]
     assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
-    assert texts(said)[-1] == "RESET seq=2 ack=0"
+    assert texts(sent)[-1] == "RESET seq=2 ack=0"
 
 
 def test_what_nobody_holds_any_more_is_given_up_sooner(base: int) -> None:
@@ -164,7 +164,7 @@ def test_what_nobody_holds_any_more_is_given_up_sooner(base: int) -> None:
     wire.write_bytes(100)
     wire.finish()
     wire.connection.discard(now=wire.at)
-    wire.say()
+    wire.send()
     wire.wait(ORPHAN_GIVE_UP_AFTER_US)
     assert wire.state is State.CONNECTED
     wire.wait(MAX_RTO_US)
@@ -176,7 +176,7 @@ def test_a_user_timeout_replaces_the_count(base: int) -> None:
     wire = Wire.initiator(base)
     wire.connection.send.user_timeout_us = 2_000_000
     wire.write_bytes(100)
-    wire.say()
+    wire.send()
     wire.wait(1_999_000)
     assert wire.state is State.CONNECTED
     wire.wait(2_000)
@@ -187,15 +187,15 @@ def test_a_measured_round_trip_ends_the_backoff(base: int) -> None:
     """RFC 6298 §5, Karn and Partridge: an ack of what was sent again says that the path lives, not how long."""
     wire = Wire.initiator(base)
     wire.write_bytes(100)
-    wire.say()
+    wire.send()
     wire.wait(2_000_000)
     grown_us = wire.connection.stats().rto_us
     assert grown_us > 400_000
-    wire.hear("STATE seq=1 ack=1")
+    wire.receive("STATE seq=1 ack=1")
     assert wire.connection.stats().rto_us == min(grown_us, 3_000_000)
     wire.write_bytes(100)
-    wire.say()
-    wire.hear("STATE seq=1 ack=2")
+    wire.send()
+    wire.receive("STATE seq=1 ack=2")
     assert wire.connection.stats().rto_us == 200_000
 
 
@@ -205,9 +205,9 @@ def test_round_trips_that_outgrow_the_timeout_are_measured_in_the_end(base: int)
     timeouts = []
     for number in range(1, 13):
         wire.write_bytes(100)
-        wire.say()
+        wire.send()
         wire.wait(500_000)
-        wire.hear(f"STATE seq=1 ack={number}")
+        wire.receive(f"STATE seq=1 ack={number}")
         timeouts.append(wire.connection.stats().timeouts)
     assert 0 < timeouts[0] <= timeouts[-1] == timeouts[2]
 
@@ -217,9 +217,9 @@ def test_a_retransmitted_packet_measures_no_round_trip(base: int) -> None:
     wire = Wire.initiator(base)
     before = wire.connection.stats().rtt_us
     wire.write_bytes(100)
-    wire.say()
+    wire.send()
     wire.wait(700_000)
-    wire.hear("STATE seq=1 ack=1")
+    wire.receive("STATE seq=1 ack=1")
     assert wire.connection.stats().rtt_us == before
 
 
@@ -228,9 +228,9 @@ def test_a_timeout_resends_the_first_and_believes_in_the_youngest(base: int) -> 
     wire = sender(base, 10)
     wire.connection.handle_timeout(now=wire.at)
     wire.wait(80_000)  # tail probe
-    wire.say()
-    said = wire.wait(250_000)
-    assert texts(said)[0] == "DATA seq=1 ack=0 len=1380"
+    wire.send()
+    sent = wire.wait(250_000)
+    assert texts(sent)[0] == "DATA seq=1 ack=0 len=1380"
     assert wire.connection.stats().cwnd_bytes == 1_380
 
 
@@ -238,11 +238,11 @@ def test_a_retransmission_that_was_needless_is_undone_once(base: int) -> None:
     """RFC 3522: the ack came too soon to be the retransmission's."""
     wire = sender(base, 10)
     before = wire.connection.stats().cwnd_bytes
-    wire.hear("STATE seq=1 ack=0 sack=07")
+    wire.receive("STATE seq=1 ack=0 sack=07")
     assert wire.connection.stats().cwnd_bytes < before
-    assert wire.say() == ["DATA seq=1 ack=0 len=1380"]
+    assert wire.send() == ["DATA seq=1 ack=0 len=1380"]
     wire.wait(1_000)
-    wire.hear("STATE seq=1 ack=4")
+    wire.receive("STATE seq=1 ack=4")
     assert wire.connection.stats().cwnd_bytes >= before
 
 
@@ -250,11 +250,11 @@ def test_an_early_ack_proves_nothing_where_the_peer_has_heard_the_retransmission
     """A peer that acks once for all that waited in its socket's buffer takes longer than the path does."""
     wire = sender(base, 10)
     before = wire.connection.stats().cwnd_bytes
-    wire.hear("STATE seq=1 ack=0 sack=07")
-    assert wire.say() == ["DATA seq=1 ack=0 len=1380"]
+    wire.receive("STATE seq=1 ack=0 sack=07")
+    assert wire.send() == ["DATA seq=1 ack=0 len=1380"]
     resent_at = wire.at
     wire.wait(1_000)
-    wire.hear(f"STATE seq=1 ack=4 ts={resent_at + 700 & 0xFFFFFFFF} diff=700")
+    wire.receive(f"STATE seq=1 ack=4 ts={resent_at + 700 & 0xFFFFFFFF} diff=700")
     assert wire.connection.stats().cwnd_bytes < before
     assert not wire.connection.send.recovery.has_reordered
 
@@ -264,17 +264,17 @@ def test_an_empty_sack_says_that_all_it_reaches_is_missing(base: int) -> None:
     wire = sender(base, 10)
     wire.connection.send.controller.window_bytes = 200_000
     wire.write_bytes(60 * 1_380)
-    wire.say()
+    wire.send()
     wire.wait(RTT_US)
-    wire.hear("STATE seq=1 ack=10")
+    wire.receive("STATE seq=1 ack=10")
     before = wire.connection.stats().cwnd_bytes
-    wire.hear("STATE seq=1 ack=10 sack=00000000")
+    wire.receive("STATE seq=1 ack=10 sack=00000000")
     stats = wire.connection.stats()
     assert stats.lost_packets == 31 and stats.cwnd_bytes == before // 2
-    wire.hear("STATE seq=1 ack=10 sack=00000000")
-    assert wire.connection.stats().lost_packets == 31, "said twice, it is no more"
-    said = [*wire.say(), *texts(wire.wait(RTT_US // 2))]
-    assert said[0].startswith("DATA seq=11") and wire.connection.stats().retransmitted_packets == 31
+    wire.receive("STATE seq=1 ack=10 sack=00000000")
+    assert wire.connection.stats().lost_packets == 31, "reported twice, it is no more"
+    sent = [*wire.send(), *texts(wire.wait(RTT_US // 2))]
+    assert sent[0].startswith("DATA seq=11") and wire.connection.stats().retransmitted_packets == 31
 
 
 @pytest.mark.parametrize(("sack", "packets"), [("00" * 252, 60), ("00000000", 30), ("", 60)])
@@ -283,9 +283,9 @@ def test_other_empty_sacks_say_nothing(base: int, sack: str, packets: int) -> No
     wire = sender(base, 10)
     wire.connection.send.controller.window_bytes = 200_000
     wire.write_bytes(packets * 1_380)
-    wire.say()
+    wire.send()
     wire.wait(RTT_US)
-    wire.hear("STATE seq=1 ack=10", f"STATE seq=1 ack=10 sack={sack}")
+    wire.receive("STATE seq=1 ack=10", f"STATE seq=1 ack=10 sack={sack}")
     assert wire.connection.stats().lost_packets == 0
 
 
@@ -294,12 +294,12 @@ def test_what_waited_behind_a_hole_measures_no_round_trip(base: int) -> None:
     wire = Wire.initiator(base)
     before = wire.connection.stats().rtt_us
     wire.write_bytes(3_000)
-    wire.say()
+    wire.send()
     wire.wait(20_000_000)
-    wire.hear("STATE seq=1 ack=3")
-    wire.say()
+    wire.receive("STATE seq=1 ack=3")
+    wire.send()
     assert wire.connection.stats().rtt_us == before
     wire.write_bytes(100)
-    wire.say()
-    wire.hear("STATE seq=1 ack=4")
+    wire.send()
+    wire.receive("STATE seq=1 ack=4")
     assert wire.connection.send.recovery.rto_us < 500_000

@@ -17,11 +17,11 @@ SIZE = 1_400
 def paced(base: int) -> Wire:
     """More to send than may leave at once, on a path where that is spread."""
     wire = Wire.initiator(base)
-    wire.hear("STATE seq=1 ack=0 wnd=1000000")
+    wire.receive("STATE seq=1 ack=0 wnd=1000000")
     controller = wire.connection.send.controller
     controller.window_bytes, controller.is_slow_start = WINDOW_BYTES, False
     wire.write_bytes(WINDOW_BYTES)
-    wire.say()
+    wire.send()
     return wire
 
 
@@ -37,7 +37,7 @@ def test_what_was_due_while_the_thread_was_kept_waiting_leaves_when_it_runs(base
     punctual.wait(late_us)
     late.now += late_us
     late.connection.handle_timeout(now=late.at)
-    late.say()
+    late.send()
     assert sent_bytes(late) >= sent_bytes(punctual) * 9 // 10
     assert sent_bytes(late) <= WINDOW_BYTES
 

@@ -18,15 +18,15 @@ from utpsocket.protocol.pathmtu import FLOOR_BYTES, FLOOR_IPV6_BYTES, SEARCH_AGA
 def ack_everything(wire: Wire) -> None:
     """The peer has all that was sent."""
     wire.wait(RTT_US)
-    wire.hear(f"STATE seq=1 ack={wire.connection.send.flights.next_seq - 1 - wire.base}")
-    wire.say()
+    wire.receive(f"STATE seq=1 ack={wire.connection.send.flights.next_seq - 1 - wire.base}")
+    wire.send()
 
 
 def bulk(base: int, **options: Any) -> Wire:
     """An initiator with much to send, at the moment its first probe has left."""
     wire = Wire.initiator(base, config=Config(**options))
     wire.write_bytes(200_000)
-    wire.say()
+    wire.send()
     for _ in range(4):
         if any(transmit.is_mtu_probe for transmit in wire.transmits):
             break
@@ -52,7 +52,7 @@ def test_a_probe_is_surrounded_by_other_packets(base: int) -> None:
     wire = Wire.initiator(base)
     for _ in range(40):
         wire.write_bytes(1_380)
-        wire.say()
+        wire.send()
         ack_everything(wire)
     assert not any(transmit.is_mtu_probe for transmit in wire.transmits)
 
@@ -61,10 +61,10 @@ def test_small_packets_prove_nothing(base: int) -> None:
     wire = Wire.initiator(base)
     for _ in range(40):
         wire.write_bytes(700)
-        wire.say()
+        wire.send()
         ack_everything(wire)
     wire.write_bytes(1_380)
-    wire.say()
+    wire.send()
     assert wire.transmits[-1].may_fragment
 
 
@@ -74,9 +74,9 @@ def test_emsgsize_is_a_probes_result_and_its_data_leaves_at_once(base: int) -> N
     seq16 = int.from_bytes(probe.data[16:18], "big")
     before = wire.connection.stats().cwnd_bytes
     wire.connection.handle_icmp(errno.EMSGSIZE, quoted_seq16=seq16, mtu_bytes=1_420, datagram_bytes=1_472, now=wire.at)
-    said = wire.wait(5_000)
+    sent = wire.wait(5_000)
     seq = (seq16 - base) & 0xFFFF
-    assert f"DATA seq={seq} ack=0 len={1_400 - 20}" in said[0], "the same payload, without the padding"
+    assert f"DATA seq={seq} ack=0 len={1_400 - 20}" in sent[0], "the same payload, without the padding"
     again = next(transmit for transmit in wire.transmits[::-1] if transmit.data[16:18] == probe.data[16:18])
     assert not again.is_mtu_probe and again.data[20:] == probe.data[-len(again.data) + 20 :]
     assert wire.connection.stats().cwnd_bytes == before, "no congestion"
@@ -151,7 +151,7 @@ def test_full_size_is_reached_within_a_few_round_trips(base: int) -> None:
     wire = Wire.initiator(base, config=Config(start_datagram_bytes=FLOOR_BYTES))
     wire.write_bytes(200_000)
     assert wire.connection.stats().cwnd_bytes == 13_800
-    wire.say()
+    wire.send()
     assert not any(transmit.is_mtu_probe for transmit in wire.transmits), "the peer may be one that takes it for data"
     for _ in range(4):
         ack_everything(wire)
@@ -163,11 +163,11 @@ def test_a_peer_that_tells_no_delay_is_sent_no_extension(base: int) -> None:
     """docs/protocol.md §5: the JS utp takes extensions of DATA for payload; §6: and never measures a delay."""
     wire = Wire.initiator(base, config=Config(start_datagram_bytes=FLOOR_BYTES))
     wire.write_bytes(200_000)
-    wire.say()
+    wire.send()
     for _ in range(6):
         wire.wait(RTT_US)
-        wire.hear(f"STATE seq=1 ack={wire.connection.send.flights.next_seq - 1 - wire.base} diff=0")
-        wire.say()
+        wire.receive(f"STATE seq=1 ack={wire.connection.send.flights.next_seq - 1 - wire.base} diff=0")
+        wire.send()
     assert not any(transmit.is_mtu_probe for transmit in wire.transmits)
 
 
@@ -271,16 +271,16 @@ def test_pieces_that_are_none_are_passed_over(base: int) -> None:
         "000100f900016161",
         "00010000000061",
     ):
-        wire.hear(f"STATE seq=1 ack=0 ext=126:{link}")
+        wire.receive(f"STATE seq=1 ack=0 ext=126:{link}")
     for seq in range(40):
-        wire.hear(f"STATE seq=1 ack=0 ext=126:{(wire.peer_base + 1 + seq) & 0xFFFF:04x}0000ffff" + "61" * 249)
+        wire.receive(f"STATE seq=1 ack=0 ext=126:{(wire.peer_base + 1 + seq) & 0xFFFF:04x}0000ffff" + "61" * 249)
     assert wire.read_bytes() == b""
     first = (wire.peer_base + 1) & 0xFFFF
-    wire.hear(f"STATE seq=1 ack=0 ext=126:{first:04x}0000000568656c6c6f")
+    wire.receive(f"STATE seq=1 ack=0 ext=126:{first:04x}0000000568656c6c6f")
     assert wire.read_bytes() == b"hello"
-    assert wire.say() == ["STATE seq=1 ack=1"]
-    wire.hear(f"STATE seq=1 ack=0 ext=126:{first:04x}0000000568656c6c6f")
-    assert wire.say() == ["STATE seq=1 ack=1"], "a duplicate is acked again"
+    assert wire.send() == ["STATE seq=1 ack=1"]
+    wire.receive(f"STATE seq=1 ack=0 ext=126:{first:04x}0000000568656c6c6f")
+    assert wire.send() == ["STATE seq=1 ack=1"], "a duplicate is acked again"
 
 
 def test_the_packet_itself_leaves_with_its_pieces(base: int) -> None:
@@ -288,7 +288,7 @@ def test_the_packet_itself_leaves_with_its_pieces(base: int) -> None:
     wire = bulk(base)
     ack_everything(wire)
     wire.write_bytes(3_000)
-    wire.say()
+    wire.send()
     sent = len(wire.transmits)
     wire.wait(20_000_000)
     again = wire.transmits[sent:]
@@ -309,9 +309,9 @@ def test_a_lone_probes_silence_is_no_timeout(base: int) -> None:
     wire.wait(RTT_US)
     if ahead:
         bits = (1 << ahead) - 1
-        wire.hear(f"STATE seq=1 ack={before_probe} sack=" + bits.to_bytes((ahead + 31) // 32 * 4, "little").hex())
+        wire.receive(f"STATE seq=1 ack={before_probe} sack=" + bits.to_bytes((ahead + 31) // 32 * 4, "little").hex())
     else:
-        wire.hear(f"STATE seq=1 ack={before_probe}")
+        wire.receive(f"STATE seq=1 ack={before_probe}")
     cwnd = wire.connection.stats().cwnd_bytes
     wire.wait(100_000)
     assert wire.connection.stats().timeouts == 0
@@ -383,7 +383,7 @@ def test_what_one_connection_has_proven_another_to_the_same_peer_uses(base: int)
     ack_everything(first)
     assert known.confirmed_bytes == first.connection.stats().packet_bytes == 1_472
     late.write_bytes(200_000)
-    late.say()
+    late.send()
     assert len(late.transmits[-1].datagrams()[0]) == 1_472
     assert not late.transmits[-1].may_fragment
     for _ in range(4):

@@ -164,30 +164,30 @@ def test_a_lost_syn_ack_costs_a_second(first_seq: int) -> None:
     assert 1_000_000 <= pair.a.application.connected_at - simulator.start_us <= 1_100_000
 
 
-# ── habits: who has them is said in each test ──
+# ── habits: each test names the implementations that have them ──
 
 
 def test_a_first_data_that_acks_the_answers_own_number(base: int) -> None:
     """rust-utp and the first implementation of all read BEP 29's diagram: the SYN-ACK has a number of its own."""
     wire = Wire.acceptor(base, is_peer_verified=False)
     wire.wait(RTT_US)
-    wire.hear("DATA seq=1 ack=1 data=hello")
+    wire.receive("DATA seq=1 ack=1 data=hello")
     assert wire.events() == ["CONNECTED"]
     assert wire.read_bytes() == b"hello"
     wire.write_bytes(10)
-    assert wire.say() == ["DATA seq=2 ack=1 len=10"]
-    wire.hear("STATE seq=2 ack=2")
+    assert wire.send() == ["DATA seq=2 ack=1 len=10"]
+    wire.receive("STATE seq=2 ack=2")
     assert wire.connection.is_flushed
 
 
 def test_an_ack_of_our_greeting_is_not_taken_for_that_habit(base: int) -> None:
     wire = Wire.acceptor(base, is_peer_verified=False)
     wire.write_bytes(5)
-    assert wire.say() == ["DATA seq=1 ack=0 len=5"]
-    wire.hear("DATA seq=1 ack=1 data=hello")
+    assert wire.send() == ["DATA seq=1 ack=0 len=5"]
+    wire.receive("DATA seq=1 ack=1 data=hello")
     assert wire.connection.is_flushed
     wire.write_bytes(10)
-    assert wire.say() == ["DATA seq=2 ack=1 len=10"]
+    assert wire.send() == ["DATA seq=2 ack=1 len=10"]
 
 
 @pytest.mark.parametrize("words", ["id=recv", "id=send"])
@@ -195,10 +195,10 @@ def test_resets_that_ack_nothing_end_a_connection_that_is_silent(base: int, word
     """ethereum/utp sends ack 0 and any seq, in answer to each packet of ours: one half a second later is believed."""
     wire = Wire.initiator(base)
     wire.write_bytes(100)
-    wire.say()
+    wire.send()
     started = wire.now
     for _ in range(40):
-        wire.hear(f"RESET seq=31000 ack=20000 {words}")
+        wire.receive(f"RESET seq=31000 ack=20000 {words}")
         if wire.state is not State.CONNECTED:
             break
         while not wire.wait(50_000):
@@ -210,15 +210,15 @@ def test_resets_that_ack_nothing_end_a_connection_that_is_silent(base: int, word
 def test_an_idle_connection_is_asked_whether_such_a_reset_was_its_peers(base: int) -> None:
     wire = Wire.initiator(base)
     wire.write_bytes(10)
-    wire.say()
-    wire.hear("STATE seq=1 ack=1")
+    wire.send()
+    wire.receive("STATE seq=1 ack=1")
     wire.wait(20_000_000)
-    wire.hear("RESET seq=31000 ack=20000")
-    assert wire.say() == ["DATA seq=1 ack=0 len=1"]
+    wire.receive("RESET seq=31000 ack=20000")
+    assert wire.send() == ["DATA seq=1 ack=0 len=1"]
     wire.wait(RTT_US)
-    wire.hear("RESET seq=31001 ack=20000")
+    wire.receive("RESET seq=31001 ack=20000")
     assert [line.split(" ", 1)[1] for line in wire.wait(1_000_000)] == ["DATA seq=1 ack=0 len=1"]
-    wire.hear("RESET seq=31002 ack=20000")
+    wire.receive("RESET seq=31002 ack=20000")
     assert wire.events() == [f"CLOSED {errno.ECONNRESET}"]
 
 
@@ -226,16 +226,16 @@ def test_such_resets_end_no_connection_whose_peer_answers(base: int) -> None:
     """Whoever guesses an id, 65,536 of them, brings about two small questions a second, and no more."""
     wire = Wire.initiator(base)
     wire.write_bytes(10)
-    wire.say()
-    wire.hear("STATE seq=1 ack=1")
+    wire.send()
+    wire.receive("STATE seq=1 ack=1")
     asked = 0
     for _ in range(200):
-        wire.hear("RESET seq=31000 ack=20000")
-        said = wire.wait(RTT_US)
-        said += wire.say()
-        asked += len(said)
-        if said:
-            wire.hear("STATE seq=1 ack=1")
+        wire.receive("RESET seq=31000 ack=20000")
+        sent = wire.wait(RTT_US)
+        sent += wire.send()
+        asked += len(sent)
+        if sent:
+            wire.receive("STATE seq=1 ack=1")
         wire.wait(30_000)
     assert wire.state is State.CONNECTED
     assert 10 <= asked <= 20
@@ -244,11 +244,11 @@ def test_such_resets_end_no_connection_whose_peer_answers(base: int) -> None:
 def test_a_refusal_that_acks_nothing_must_come_twice(base: int) -> None:
     wire = Wire(base)
     wire.connect()
-    wire.say()
-    wire.hear("RESET seq=31000 ack=20000", "RESET seq=31001 ack=20000")
+    wire.send()
+    wire.receive("RESET seq=31000 ack=20000", "RESET seq=31001 ack=20000")
     assert wire.state is State.SYN_SENT
     wire.wait(1_000_000)
-    wire.hear("RESET seq=31002 ack=20000")
+    wire.receive("RESET seq=31002 ack=20000")
     assert wire.events() == [f"CLOSED {errno.ECONNREFUSED}"]
 
 
@@ -256,20 +256,20 @@ def half_closed(base: int) -> Wire:
     wire = Wire.initiator(base)
     wire.write_bytes(10)
     wire.finish()
-    assert wire.say() == ["DATA seq=1 ack=0 len=10", "FIN seq=2 ack=0"]
+    assert wire.send() == ["DATA seq=1 ack=0 len=10", "FIN seq=2 ack=0"]
     wire.wait(RTT_US)
-    wire.hear("STATE seq=1 ack=2")
+    wire.receive("STATE seq=1 ack=2")
     return wire
 
 
 def test_a_peer_that_forgot_us_with_our_fin_is_found_out(base: int) -> None:
     """Transmission 3.00, ethereum/utp and rust-utp never send their own FIN: recv() would wait for ever. That is no end
-    of file: nobody said that there is no more.
+    of file: no FIN has come.
     """
     wire = half_closed(base)
     (question,) = wire.wait(5_000_000)
     assert question.endswith("DATA seq=2 ack=0 len=1")
-    wire.hear("RESET seq=9 ack=2 id=send")
+    wire.receive("RESET seq=9 ack=2 id=send")
     assert wire.events() == [f"CLOSED {errno.ECONNRESET}"]
     assert not wire.connection.has_eof
 
@@ -286,12 +286,12 @@ def test_a_peer_that_answers_is_waited_for_as_long_as_it_takes(base: int) -> Non
     wire = half_closed(base)
     asked = 0
     for _ in range(3_600):
-        asked += (said := len(wire.wait(1_000_000)))
-        if said:
-            wire.hear("STATE seq=1 ack=2")
+        asked += (sent := len(wire.wait(1_000_000)))
+        if sent:
+            wire.receive("STATE seq=1 ack=2")
     assert wire.state is State.CONNECTED
     assert asked < 40
-    wire.hear("DATA seq=1 ack=2 data=answer", "FIN seq=2 ack=2")
+    wire.receive("DATA seq=1 ack=2 data=answer", "FIN seq=2 ack=2")
     assert wire.read_bytes() == b"answer"
     assert wire.events() == ["CLOSED 0"]
 
@@ -306,7 +306,7 @@ class LibutpAcceptor:
         self.acked = 0
         self.got_fin = False
 
-    def hear(self, lines: list[str]) -> None:
+    def receive(self, lines: list[str]) -> None:
         for line in lines:
             kind, *words = line[line.index(" ") + 1 :].split() if line[0].isdigit() else line.split()
             seq = int(words[0].split("=")[1].split("..")[0])
@@ -316,25 +316,25 @@ class LibutpAcceptor:
                 continue
             self.acked = seq
             self.got_fin = kind == "FIN"
-            self.wire.hear(f"STATE seq=1 ack={seq}")
+            self.wire.receive(f"STATE seq=1 ack={seq}")
             if self.greeting:
-                self.wire.hear(f"DATA seq=1 ack={seq} data={self.greeting}")
+                self.wire.receive(f"DATA seq=1 ack={seq} data={self.greeting}")
                 self.greeting = ""
 
 
 def to_libutp(base: int) -> Wire:
     wire = Wire(base)
     wire.connect()
-    wire.say()
+    wire.send()
     wire.wait(RTT_US)
-    wire.hear("STATE seq=1 ack=0 diff=0")
+    wire.receive("STATE seq=1 ack=0 diff=0")
     return wire
 
 
 def test_libutps_acceptor_may_speak_first(base: int) -> None:
     wire = to_libutp(base)
     peer = LibutpAcceptor(wire, greeting="welcome")
-    peer.hear(wire.say() + wire.wait(1_000_000))
+    peer.receive(wire.send() + wire.wait(1_000_000))
     assert wire.read_bytes() == b"welcome"
 
 
@@ -342,7 +342,7 @@ def test_libutps_acceptor_hears_a_close_without_data(base: int) -> None:
     wire = to_libutp(base)
     peer = LibutpAcceptor(wire)
     wire.finish()
-    peer.hear(wire.say())
+    peer.receive(wire.send())
     assert peer.got_fin
     assert wire.connection.is_flushed
 
@@ -350,23 +350,23 @@ def test_libutps_acceptor_hears_a_close_without_data(base: int) -> None:
 def test_librqbit_never_gets_empty_data(base: int) -> None:
     """It drops them unacked, and would wait for their number for ever. Its answer tells a time difference."""
     wire = Wire.initiator(base, is_known=False)
-    said = wire.wait(70_000_000)
-    assert said
-    assert all("STATE" in line for line in said)
+    sent = wire.wait(70_000_000)
+    assert sent
+    assert all("STATE" in line for line in sent)
     wire.finish()
-    assert wire.say() == ["FIN seq=1 ack=0"]
+    assert wire.send() == ["FIN seq=1 ack=0"]
 
 
 def test_wireshark_takes_all_of_a_short_connection_for_utp(base: int) -> None:
-    """Its dissector's bt-utp.max_window_size is 0x380000 unless told."""
+    """Its dissector's bt-utp.max_window_size is 0x380000 by default."""
     wire = Wire.initiator(base)
     for seq in range(1, 200):
-        wire.hear(f"DATA seq={seq} ack=0 len=1000")
+        wire.receive(f"DATA seq={seq} ack=0 len=1000")
         wire.read_bytes()
-        wire.say()
+        wire.send()
     assert all(int.from_bytes(transmit.data[12:16], "big") <= 0x380000 for transmit in wire.transmits)
     wire.connection.receive.received_bytes = 17 << 20
-    wire.hear("DATA seq=200 ack=0 len=1000", "DATA seq=201 ack=0 len=1000")
+    wire.receive("DATA seq=200 ack=0 len=1000", "DATA seq=201 ack=0 len=1000")
     wire.read_bytes()
-    wire.say()
+    wire.send()
     assert wire.last_window > 0x380000, "who receives much may need more"

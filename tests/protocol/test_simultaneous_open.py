@@ -14,7 +14,7 @@ def dialling(base: int) -> Wire:
     wire = Wire(base)
     wire.peer_base = base
     wire.connect()
-    assert wire.say() == ["SYN seq=0 ack=0"]
+    assert wire.send() == ["SYN seq=0 ack=0"]
     return wire
 
 
@@ -32,13 +32,13 @@ def test_the_lower_number_answers_as_an_acceptor() -> None:
     cross(wire, "SYN seq=1 id=500")
     assert wire.state is State.SYN_RECEIVED
     assert wire.connection.recv_id == RECV_ID + 501
-    assert wire.say() == ["STATE seq=1 ack=1"]
-    wire.hear("STATE seq=2 ack=0")
+    assert wire.send() == ["STATE seq=1 ack=1"]
+    wire.receive("STATE seq=2 ack=0")
     assert wire.events() == ["CONNECTED"]
     assert wire.state is State.CONNECTED
     wire.write_bytes(5)
-    assert wire.say() == ["DATA seq=1 ack=1 len=5"]
-    wire.hear("DATA seq=2 ack=1 data=hello")
+    assert wire.send() == ["DATA seq=1 ack=1 len=5"]
+    wire.receive("DATA seq=2 ack=1 data=hello")
     assert wire.read_bytes() == b"hello"
 
 
@@ -46,10 +46,10 @@ def test_the_higher_number_waits_for_its_answer() -> None:
     wire = dialling(20_000)
     cross(wire, "SYN seq=-1 id=500")
     assert wire.state is State.SYN_SENT
-    assert wire.say() == []
-    wire.hear("STATE seq=0 ack=0")
+    assert wire.send() == []
+    wire.receive("STATE seq=0 ack=0")
     assert wire.events() == ["CONNECTED"]
-    assert wire.say() == ["STATE seq=1 ack=-1"]
+    assert wire.send() == ["STATE seq=1 ack=-1"]
 
 
 def test_the_comparison_is_the_same_on_both_sides_across_the_wrap() -> None:
@@ -63,15 +63,15 @@ def test_the_comparison_is_the_same_on_both_sides_across_the_wrap() -> None:
 def test_an_answer_that_was_lost_is_said_again_and_no_other_syn_is_let_in() -> None:
     wire = dialling(20_000)
     cross(wire, "SYN seq=1 id=500")
-    wire.say()
+    wire.send()
     wire.wait(1_000_000)
     cross(wire, "SYN seq=1 id=-1")
-    assert wire.say() == ["STATE seq=1 ack=1"]
+    assert wire.send() == ["STATE seq=1 ack=1"]
     wire.wait(500_000)
     cross(wire, "SYN seq=1 id=399")  # the same peer, which has begun again under another id
-    assert wire.say() == ["STATE seq=1 ack=1"]
+    assert wire.send() == ["STATE seq=1 ack=1"]
     assert not cross(wire, "SYN seq=2 id=5")
-    wire.hear("STATE seq=2 ack=0")
+    wire.receive("STATE seq=2 ack=0")
     assert wire.events() == ["CONNECTED"]
     assert wire.connection.recv_id == RECV_ID + 901
 
@@ -81,24 +81,24 @@ def test_of_two_answers_the_peer_takes_either() -> None:
         for is_withdrawn in (True, False):
             wire = dialling(20_000)
             cross(wire, "SYN seq=1 id=500")
-            wire.say()
+            wire.send()
             wire.wait(500_000)
             cross(wire, "SYN seq=1 id=399")
-            wire.say()
+            wire.send()
             assert wire.connection.recv_id == RECV_ID + 901
             if is_withdrawn:  # a RESET withdraws its other SYN
-                wire.hear(f"RESET seq=2 ack=999 id={other - 901}")
-            wire.hear(f"STATE seq=2 ack=0 id={RECV_ID + taken - wire.connection.recv_id}")
+                wire.receive(f"RESET seq=2 ack=999 id={other - 901}")
+            wire.receive(f"STATE seq=2 ack=0 id={RECV_ID + taken - wire.connection.recv_id}")
             assert wire.events() == ["CONNECTED"]
             assert wire.connection.recv_id == RECV_ID + taken
-            wire.hear("DATA seq=2 ack=0 data=hello")
+            wire.receive("DATA seq=2 ack=0 data=hello")
             assert wire.read_bytes() == b"hello"
 
 
 def test_who_never_proves_itself_is_given_up() -> None:
     wire = dialling(20_000)
     cross(wire, "SYN seq=1 id=500")
-    wire.say()
+    wire.send()
     wire.wait(64_000_000)
     assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
 
@@ -106,7 +106,7 @@ def test_who_never_proves_itself_is_given_up() -> None:
 def test_a_connect_has_no_more_patience_for_it_than_otherwise() -> None:
     wire = Wire(20_000)
     wire.connection.connect(now=wire.at, user_timeout_us=2_000_000)
-    wire.say()
+    wire.send()
     cross(wire, f"SYN seq={1 - 7} id=500")
     assert wire.state is State.SYN_RECEIVED
     wire.wait(2_000_000)
@@ -118,6 +118,6 @@ def test_what_does_not_cross_is_left_to_others() -> None:
     assert not cross(wire, "SYN seq=0 id=500"), "our own, or a draw"
     assert cross(wire, "SYN seq=1 id=500")
     assert not cross(wire, "SYN seq=2 id=900"), "another dialling of the same peer's"
-    wire.hear("STATE seq=2 ack=0")
+    wire.receive("STATE seq=2 ack=0")
     assert not cross(wire, "SYN seq=1 id=500"), "settled"
     assert wire.state is State.CONNECTED

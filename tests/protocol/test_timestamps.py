@@ -1,4 +1,4 @@
-"""docs/protocol.md §6 and §11: what time means, also when it is told by somebody who lies."""
+"""docs/protocol.md §6 and §11: what timestamps mean, also false ones."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def stamps(datagram: bytes) -> tuple[int, int]:
 def test_timestamps_are_the_clocks_lowest_32_bits(base: int) -> None:
     wire = Wire.initiator(base, first_now=(7 << 32) + 5)
     wire.write_bytes(10)
-    wire.say()
+    wire.send()
     assert stamps(wire.last)[0] == RTT_US + 5
 
 
 def test_a_retransmission_is_stamped_anew(base: int) -> None:
     wire = Wire.initiator(base)
     wire.write_bytes(10)
-    wire.say()
+    wire.send()
     first = stamps(wire.last)[0]
     wire.wait(100_000)
     assert stamps(wire.last)[0] > first + 40_000
@@ -36,17 +36,17 @@ def test_a_retransmission_is_stamped_anew(base: int) -> None:
 
 def test_the_difference_is_frozen_at_receipt(base: int) -> None:
     wire = Wire.initiator(base)
-    wire.hear(f"DATA seq=1 ack=0 len=9 ts={wire.at - 12_345}")
+    wire.receive(f"DATA seq=1 ack=0 len=9 ts={wire.at - 12_345}")
     wire.wait(9_000)
-    wire.hear("DATA seq=2 ack=0 len=9 ts=0")  # a zero is no timestamp
-    wire.say()
+    wire.receive("DATA seq=2 ack=0 len=9 ts=0")  # a zero is no timestamp
+    wire.send()
     assert stamps(wire.last)[1] == 12_345
 
 
 def test_the_difference_is_modular(base: int) -> None:
     wire = Wire.initiator(base)
-    wire.hear(f"DATA seq=1 ack=0 len=9 ts={wire.at + 1}", "DATA seq=2 ack=0 len=9 ts=" + str(wire.at + 1))
-    wire.say()
+    wire.receive(f"DATA seq=1 ack=0 len=9 ts={wire.at + 1}", "DATA seq=2 ack=0 len=9 ts=" + str(wire.at + 1))
+    wire.send()
     assert stamps(wire.last)[1] == 0xFFFFFFFF
 
 
@@ -55,12 +55,12 @@ def test_no_sample_is_no_sample_for_ever(base: int, difference: int) -> None:
     """A peer that never gives a delay is driven by loss alone: slow start goes on."""
     wire = Wire.initiator(base)
     wire.write_bytes(400_000)
-    wire.say()
+    wire.send()
     for _ in range(5):
         wire.wait(RTT_US)
         ack = wire.connection.send.flights.next_seq - 1 - wire.base
-        wire.hear(f"STATE seq=1 ack={ack} diff={difference}")
-        wire.say()
+        wire.receive(f"STATE seq=1 ack={ack} diff={difference}")
+        wire.send()
     stats = wire.connection.stats()
     assert stats.queueing_delay_us == 0
     assert stats.cwnd_bytes > 100_000
@@ -71,12 +71,12 @@ def test_a_crafted_difference_harms_only_its_sender(base: int, crafted: int) -> 
     """§4: libutp's HEAD aborts on one that is 2**31 from the base."""
     wire = Wire.initiator(base)
     wire.write_bytes(100_000)
-    wire.say()
+    wire.send()
     for number in range(1, 12):
         wire.wait(RTT_US)
         ack = min(number, wire.connection.stats().sent_packets)
-        wire.hear(f"STATE seq=1 ack={ack} diff={crafted if number % 2 else 5_000} ts={crafted}")
-        wire.say()
+        wire.receive(f"STATE seq=1 ack={ack} diff={crafted if number % 2 else 5_000} ts={crafted}")
+        wire.send()
     assert wire.connection.stats().cwnd_bytes >= 1_380
 
 

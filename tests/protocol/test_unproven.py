@@ -22,10 +22,10 @@ def test_one_small_packet(base: int) -> None:
     wire = Wire.acceptor(base, is_peer_verified=False)
     wire.write_bytes(5_000)
     wire.finish()
-    assert wire.say() == ["DATA seq=1 ack=0 len=48"]
+    assert wire.send() == ["DATA seq=1 ack=0 len=48"]
     assert wire.wait(70_000_000) == []
     wire.connection.abort()
-    assert wire.say() == []
+    assert wire.send() == []
     assert sent_bytes(wire) <= 3 * SYN_BYTES
 
 
@@ -38,15 +38,15 @@ def test_never_more_than_three_times_what_was_heard(base: int, written: int, end
     wire.write_bytes(written)
     for heard in range(1, syns + 1):
         if heard > 1:
-            wire.hear("SYN seq=0")
-        wire.say()
+            wire.receive("SYN seq=0")
+        wire.send()
         assert sent_bytes(wire) <= 3 * SYN_BYTES * heard
         wire.wait(5_000_000)
         assert sent_bytes(wire) <= 3 * SYN_BYTES * heard
-        wire.hear("DATA seq=1 ack=77 data=guessed", "RESET seq=9 ack=9")
+        wire.receive("DATA seq=1 ack=77 data=guessed", "RESET seq=9 ack=9")
     for verb in ending.split():
         getattr(wire.connection, verb)(**({} if verb == "abort" else {"now": wire.at}))
-        wire.say()
+        wire.send()
         wire.wait(1_000_000)
     wire.wait(70_000_000)
     assert sent_bytes(wire) <= 3 * SYN_BYTES * syns
@@ -55,45 +55,45 @@ def test_never_more_than_three_times_what_was_heard(base: int, written: int, end
 def test_a_repeated_syn_pays_for_the_greeting_again(base: int) -> None:
     wire = Wire.acceptor(base, is_peer_verified=False)
     wire.write_bytes(30)
-    assert wire.say() == ["DATA seq=1 ack=0 len=30"]
+    assert wire.send() == ["DATA seq=1 ack=0 len=30"]
     assert wire.wait(3_000_000) == []
-    wire.hear("SYN seq=0")
-    assert wire.say() == ["STATE seq=1 ack=0", "DATA seq=1 ack=0 len=30"]
+    wire.receive("SYN seq=0")
+    assert wire.send() == ["STATE seq=1 ack=0", "DATA seq=1 ack=0 len=30"]
 
 
 def test_the_proof_lets_the_rest_go(base: int) -> None:
     wire = Wire.acceptor(base, is_peer_verified=False)
     wire.write_bytes(48 + 3 * 1_380)
-    assert wire.say() == ["DATA seq=1 ack=0 len=48"]
+    assert wire.send() == ["DATA seq=1 ack=0 len=48"]
     wire.wait(RTT_US)
-    wire.hear("STATE seq=1 ack=0")
-    assert wire.say() == ["DATA seq=2..4 ack=0 len=1380"]
+    wire.receive("STATE seq=1 ack=0")
+    assert wire.send() == ["DATA seq=2..4 ack=0 len=1380"]
     wire.finish()
-    assert wire.say() == ["FIN seq=5 ack=0"]
+    assert wire.send() == ["FIN seq=5 ack=0"]
 
 
 def test_a_server_that_greets_first_reaches_an_initiator_that_never_speaks(base: int) -> None:
     """libutp's initiator sends nothing after the SYN-ACK until its application does, but it acks."""
     wire = Wire.acceptor(base, is_peer_verified=False)
     wire.write_bytes(30)
-    assert wire.say() == ["DATA seq=1 ack=0 len=30"]
+    assert wire.send() == ["DATA seq=1 ack=0 len=30"]
     wire.wait(RTT_US)
-    wire.hear("STATE seq=1 ack=1")
+    wire.receive("STATE seq=1 ack=1")
     assert wire.state is State.CONNECTED
 
 
 def test_a_guessed_ack_proves_nothing(base: int) -> None:
     wire = Wire.acceptor(base, is_peer_verified=False)
     for ack in (-2, -3, 2, 3, 100, -30_000):
-        wire.hear(f"DATA seq=1 ack={ack} data=spoof")
+        wire.receive(f"DATA seq=1 ack={ack} data=spoof")
     assert wire.state is State.SYN_RECEIVED
-    assert wire.say() == []
+    assert wire.send() == []
     assert wire.read_bytes() == b""
 
 
 def test_empty_data_promotes_an_acceptor(base: int) -> None:
     """§3: what an initiator sends to libutp, where nothing else would let it speak."""
     wire = Wire.acceptor(base, is_peer_verified=False)
-    wire.hear("DATA seq=1 ack=0")
+    wire.receive("DATA seq=1 ack=0")
     assert wire.state is State.CONNECTED
     assert wire.wait(20_000) == ["10 STATE seq=1 ack=1"]

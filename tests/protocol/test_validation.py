@@ -27,9 +27,9 @@ def test_what_is_not_utp_has_no_side_effect(base: int, datagram: bytes) -> None:
     wire = Wire.initiator(base)
     before = wire.connection.timeout_at()
     if datagram:
-        wire.hear_bytes(datagram)
+        wire.receive_bytes(datagram)
         assert wire.connection.stats().dropped_packets == 1
-    assert wire.say() == []
+    assert wire.send() == []
     assert wire.connection.timeout_at() == before
     assert wire.state is State.CONNECTED
 
@@ -40,8 +40,8 @@ def test_ack_is_within_three_of_what_is_under_way(base: int, ack: int, is_believ
     wire = Wire.initiator(base)
     for _ in range(2):
         wire.write_bytes(10)
-        wire.say()
-    wire.hear("STATE seq=1 ack=1", f"STATE seq=1 ack={ack} wnd=77")
+        wire.send()
+    wire.receive("STATE seq=1 ack=1", f"STATE seq=1 ack={ack} wnd=77")
     assert wire.connection.stats().dropped_packets == (not is_believed)
 
 
@@ -49,34 +49,34 @@ def test_data_may_be_overtaken_by_as_many_acks_as_packets_were_under_way(base: i
     """RFC 5961 §5.2: or reordering in two directions at once would lose what arrived."""
     wire = Wire.initiator(base)
     wire.write_bytes(13_800)
-    wire.say()
+    wire.send()
     wire.wait(RTT_US)
     assert wire.connection.stats().sent_packets == 10
-    wire.hear("STATE seq=1 ack=10", "DATA seq=1 ack=0 data=late")
+    wire.receive("STATE seq=1 ack=10", "DATA seq=1 ack=0 data=late")
     assert wire.read_bytes() == b"late"
-    wire.hear("DATA seq=2 ack=-5 data=spoof", "DATA seq=2 ack=11 data=spoof")
+    wire.receive("DATA seq=2 ack=-5 data=spoof", "DATA seq=2 ack=11 data=spoof")
     assert wire.read_bytes() == b""
 
 
 def test_old_data_is_acked_again_once_per_batch(base: int) -> None:
     wire = Wire.initiator(base)
-    wire.hear("DATA seq=1 ack=0 data=one", "DATA seq=2 ack=0 data=two")
-    assert wire.say() == ["STATE seq=1 ack=2"]
-    wire.hear("DATA seq=1 ack=0 data=one", "DATA seq=2 ack=0 data=two", "DATA seq=1 ack=0 data=one")
-    assert wire.say() == ["STATE seq=1 ack=2"]
+    wire.receive("DATA seq=1 ack=0 data=one", "DATA seq=2 ack=0 data=two")
+    assert wire.send() == ["STATE seq=1 ack=2"]
+    wire.receive("DATA seq=1 ack=0 data=one", "DATA seq=2 ack=0 data=two", "DATA seq=1 ack=0 data=one")
+    assert wire.send() == ["STATE seq=1 ack=2"]
     assert wire.read_bytes() == b"onetwo"
 
 
 def test_what_lies_beyond_the_reorder_window_is_dropped(base: int) -> None:
     wire = Wire.initiator(base)
-    wire.hear("DATA seq=8194 ack=0 data=far", "DATA seq=30000 ack=0 data=far")
-    assert wire.say() == ["STATE seq=1 ack=0"]
+    wire.receive("DATA seq=8194 ack=0 data=far", "DATA seq=30000 ack=0 data=far")
+    assert wire.send() == ["STATE seq=1 ack=0"]
     assert wire.connection.stats().dropped_packets == 2
 
 
 def test_another_connection_id_is_not_for_us(base: int) -> None:
     wire = Wire.initiator(base)
-    wire.hear("DATA seq=1 ack=0 data=no id=send", "DATA seq=1 ack=0 data=no id=-1", "STATE seq=1 ack=0 id=9")
+    wire.receive("DATA seq=1 ack=0 data=no id=send", "DATA seq=1 ack=0 data=no id=-1", "STATE seq=1 ack=0 id=9")
     assert wire.read_bytes() == b""
     assert wire.connection.stats().dropped_packets == 3
 
@@ -87,18 +87,18 @@ def test_a_reset_is_believed_by_its_id_and_its_ack(base: int, words: str, ack: i
     """Its seq is random in libutp and libtorrent. 3 is the number our STATEs carry: a RESET acks what offended."""
     wire = Wire.initiator(base)
     wire.write_bytes(2_760)
-    assert wire.say() == ["DATA seq=1..2 ack=0 len=1380"]
-    wire.hear(f"RESET seq=31000 ack={ack} {words}")
+    assert wire.send() == ["DATA seq=1..2 ack=0 len=1380"]
+    wire.receive(f"RESET seq=31000 ack={ack} {words}")
     assert wire.events() == [f"CLOSED {errno.ECONNRESET}"]
-    assert wire.say() == [], "a RESET is never answered"
+    assert wire.send() == [], "a RESET is never answered"
 
 
 @pytest.mark.parametrize("blind", ["ack=4", "ack=-5", "ack=20000", "ack=0 id=9", "ack=0 id=-1"])
 def test_a_guessed_reset_is_dropped(base: int, blind: str) -> None:
     wire = Wire.initiator(base)
     wire.write_bytes(2_760)
-    wire.say()
-    wire.hear(f"RESET seq=1 {blind}")
+    wire.send()
+    wire.receive(f"RESET seq=1 {blind}")
     assert wire.state is State.CONNECTED
     assert wire.connection.stats().dropped_packets == 1
 
@@ -108,7 +108,7 @@ def test_the_reset_of_a_peer_that_forgot_us_is_believed(base: int) -> None:
     wire = Wire.initiator(base)
     wire.connection.set_keepalive(29_000_000, now=wire.at)
     assert wire.wait(30_000_000) == ["29020 STATE seq=1 ack=-1"]
-    wire.hear("RESET seq=0 ack=1 id=send")
+    wire.receive("RESET seq=0 ack=1 id=send")
     assert wire.events() == [f"CLOSED {errno.ECONNRESET}"]
 
 
@@ -116,20 +116,20 @@ def test_our_reset_says_what_the_peer_expects(base: int) -> None:
     """libtorrent checks its seq."""
     wire = Wire.initiator(base)
     wire.write_bytes(10)
-    wire.say()
-    wire.hear("DATA seq=1 ack=0 data=x")
+    wire.send()
+    wire.receive("DATA seq=1 ack=0 data=x")
     wire.connection.abort()
-    assert wire.say() == ["RESET seq=2 ack=1"]
+    assert wire.send() == ["RESET seq=2 ack=1"]
     assert wire.connection.is_over
-    wire.hear("DATA seq=2 ack=0 data=x", "RESET seq=1 ack=1")
-    assert wire.say() == []
+    wire.receive("DATA seq=2 ack=0 data=x", "RESET seq=1 ack=1")
+    assert wire.send() == []
 
 
 def test_nothing_is_reneged_on_by_old_acks(base: int) -> None:
     """An ack that was overtaken changes neither what is acked nor the window."""
     wire = Wire.initiator(base)
     wire.write_bytes(2_760)
-    wire.say()
-    wire.hear("STATE seq=1 ack=2 wnd=500000", "STATE seq=1 ack=1 wnd=7")
+    wire.send()
+    wire.receive("STATE seq=1 ack=2 wnd=500000", "STATE seq=1 ack=1 wnd=7")
     stats = wire.connection.stats()
     assert (stats.acked_bytes, stats.peer_window_bytes) == (2_760, 500_000)

@@ -1,7 +1,7 @@
-"""A connection and a peer that says what a test writes: a packet trace that is run.
+"""A connection and a peer that sends what a test writes: a packet trace that is run.
 
-    wire.hear("DATA seq=1 ack=0 data=hello")        the peer sends this
-    assert wire.say() == ["STATE seq=1 ack=1"]      and this is the answer
+    wire.receive("DATA seq=1 ack=0 data=hello")      the connection receives this
+    assert wire.send() == ["STATE seq=1 ack=1"]      and sends this
 
 Numbers are relative: an initiator's SYN is 0 and its first DATA 1; a SYN-ACK says seq=1, the acceptor's first DATA.
 So a trace reads the same wherever the sixteen bits begin, and every trace is run from the middle and across the wrap.
@@ -45,15 +45,13 @@ class Wire:
 
     @classmethod
     def initiator(cls, base: int, *, is_known: bool = True, **options: object) -> Wire:
-        """SYN is out and answered, after one round trip; and the acceptor, unless told otherwise, has somehow shown
-        that it knows that.
-        """
+        """The SYN was answered after one round trip; is_known: the acceptor has shown that our ack of that arrived."""
         wire = cls(base, **options)  # type: ignore[arg-type]
         wire.connect()
-        assert wire.say() == ["SYN seq=0 ack=0"]
+        assert wire.send() == ["SYN seq=0 ack=0"]
         wire.wait(RTT_US)
-        wire.hear("STATE seq=1 ack=0")
-        assert wire.say() == ["STATE seq=1 ack=0"]
+        wire.receive("STATE seq=1 ack=0")
+        assert wire.send() == ["STATE seq=1 ack=0"]
         assert wire.events() == ["CONNECTED"]
         if is_known:
             wire.connection._handshake.handshake_ack_at = NEVER
@@ -61,15 +59,15 @@ class Wire:
 
     @classmethod
     def acceptor(cls, base: int, *, is_peer_verified: bool = True, **options: object) -> Wire:
-        """A SYN has come and been answered, and answered again by the STATE that proves the initiator."""
+        """A SYN has come and been answered, and the STATE that verifies the initiator has come too."""
         wire = cls(base, **options)  # type: ignore[arg-type]
         wire.our_base = (base - 1) & 0xFFFF
-        wire.hear("SYN seq=0")
-        assert wire.say() == ["STATE seq=1 ack=0"]
+        wire.receive("SYN seq=0")
+        assert wire.send() == ["STATE seq=1 ack=0"]
         if is_peer_verified:
             wire.wait(RTT_US)
-            wire.hear("STATE seq=1 ack=0")
-            assert wire.say() == []
+            wire.receive("STATE seq=1 ack=0")
+            assert wire.send() == []
             assert wire.events() == ["CONNECTED"]
         return wire
 
@@ -84,37 +82,37 @@ class Wire:
         return self.first_now + self.now
 
     def wait(self, microseconds: int) -> list[str]:
-        """Let time pass, with every timer on time; returns what was said meanwhile, each with its time in ms."""
+        """Let time pass, with every timer on time; returns what was sent meanwhile, each with its time in ms."""
         end = self.now + microseconds
-        said: list[str] = []
+        sent: list[str] = []
         for _ in range(10_000):
             deadline = self.connection.timeout_at()
             if deadline is None or deadline - self.first_now > end:
                 break
             self.now = max(self.now, deadline - self.first_now)
             self.connection.handle_timeout(now=self.at)
-            said += [f"{self.now / 1000:g} {line}" for line in self.say()]
+            sent += [f"{self.now / 1000:g} {line}" for line in self.send()]
         else:
             raise AssertionError("a deadline that does not move")
         self.now = end
-        return said
+        return sent
 
     # ── the peer ──
 
-    def hear(self, *lines: str) -> None:
+    def receive(self, *lines: str) -> None:
         """The peer's packets arrive, each a run of its own."""
         for line in lines:
-            self.hear_bytes(self.write(line))
+            self.receive_bytes(self.write(line))
 
-    def hear_bytes(self, datagram: bytes) -> None:
-        self.hear_bytes_only(datagram)
+    def receive_bytes(self, datagram: bytes) -> None:
+        self.receive_bytes_unchecked(datagram)
         self.connection._check()
 
-    def hear_bytes_only(self, datagram: bytes) -> None:
-        """Without a look at the invariants, which cost as much as there is to look at."""
+    def receive_bytes_unchecked(self, datagram: bytes) -> None:
+        """Without a check of the invariants, which takes the longer the more there is to check."""
         self.connection.handle_run(Run(memoryview(bytearray(datagram)), max(1, len(datagram)), "peer"), now=self.at)
 
-    def hear_run(self, *lines: str) -> None:
+    def receive_run(self, *lines: str) -> None:
         """The peer's packets arrive in one run: of equal size but the last."""
         datagrams = [self.write(line) for line in lines]
         run = Run(memoryview(bytearray(b"".join(datagrams))), len(datagrams[0]), "peer")
@@ -159,21 +157,21 @@ class Wire:
 
     # ── the connection ──
 
-    def say(self, max_segments: int = 64) -> list[str]:
+    def send(self, max_segments: int = 64) -> list[str]:
         """All that leaves now; DATA that continues DATA is one line, however pacing cut it."""
-        said: list[str] = []
+        sent: list[str] = []
         while (transmit := self.connection.poll_transmit(now=self.at, max_segments=max_segments)) is not None:
             line = self.read(transmit)
-            before = _DATA.fullmatch(said[-1]) if said else None
+            before = _DATA.fullmatch(sent[-1]) if sent else None
             after = _DATA.fullmatch(line)
             if before and after and int(before["last"] or before["first"]) + 1 == int(after["first"]):
                 if (before["ack"], before["len"]) == (after["ack"], after["len"]):
                     last = after["last"] or after["first"]
                     line = f"DATA seq={before['first']}..{last} ack={after['ack']} len={after['len']}"
-                    said.pop()
-            said.append(line)
+                    sent.pop()
+            sent.append(line)
         self.connection._check()
-        return said
+        return sent
 
     def read(self, transmit: Transmit) -> str:
         """A transmit as a line: seq=1..3 for several packets, len= of all but the last and of the last if shorter."""
@@ -187,7 +185,7 @@ class Wire:
         first = unwrap((packet.seq16 - self.our_base) & 0xFFFF, 0)
         ack = unwrap((packet.ack16 - self.peer_base) & 0xFFFF, 0)
         if packet.type == PacketType.SYN:
-            assert packet.ack16 == ACKS_SYN_ACK  # and nothing else: 0 to whoever reads a trace
+            assert packet.ack16 == ACKS_SYN_ACK  # which a trace shows as 0
             ack = 0
         kind = PacketType(packet.type).name
         seq = str(first) if transmit.count == 1 else f"{first}..{first + transmit.count - 1}"
@@ -212,10 +210,10 @@ class Wire:
         return int.from_bytes(self.last[12:16], "big")
 
     def events(self) -> list[str]:
-        said = []
+        names = []
         while (event := self.connection.poll_event()) is not None:
-            said.append(event.kind.name if event.kind is EventKind.CONNECTED else f"CLOSED {event.errno}")
-        return said
+            names.append(event.kind.name if event.kind is EventKind.CONNECTED else f"CLOSED {event.errno}")
+        return names
 
     def write_bytes(self, count: int, *, more: bool = False) -> None:
         """The application writes."""
