@@ -627,7 +627,7 @@ def test_every_result_is_tcps(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RESULTS)
-def test_every_call_says_what_tcps_says(name: str) -> None:
+def test_every_call_returns_what_tcps_returns(name: str) -> None:
     """A busy machine may let a timeout pass here or there, so what differs must do so several times."""
     lines = [line for line in RESULTS[name].splitlines() if line]
     for _ in range(5):

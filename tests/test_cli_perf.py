@@ -129,7 +129,7 @@ def test_addresses_are_read(text: str, address: tuple[str, int]) -> None:
     assert perf.read_address(text) == address
 
 
-def test_a_bad_address_says_what_one_looks_like() -> None:
+def test_a_bad_address_shows_what_one_looks_like() -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="HOST:PORT"):
         perf.read_address("localhost")
 

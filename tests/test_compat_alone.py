@@ -154,7 +154,7 @@ def test_a_suite_may_be_too_long_to_be_run_again() -> None:
 
 
 @pytest.mark.parametrize(("fails_in", "status"), [({1}, 0), ({1, 7}, 1)])
-def test_the_command_says_what_was_only_under_load(
+def test_the_command_reports_what_was_only_under_load(
     fails_in: set[int],
     status: int,
     tmp_path: Path,

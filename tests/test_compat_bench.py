@@ -161,7 +161,7 @@ def test_a_failed_measurement_is_status_1(monkeypatch: pytest.MonkeyPatch, capsy
     assert [(found["median"], found["causes"]) for found in rows] == [(2.0, []), (None, ["it fell over"])]
 
 
-def test_a_peer_that_cannot_be_set_up_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_cannot_be_set_up_reports_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def unavailable(subject: str) -> None:
         if subject == "aioquic":
             raise provision.Unavailable("no network")

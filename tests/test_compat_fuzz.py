@@ -551,7 +551,7 @@ def test_a_child_does_not_keep_what_was_connected_anew() -> None:
     assert without_expected(lines, Difference(Kind(kind[0], kind[2], kind[1]), len(lines) - 1, "c")) is None
 
 
-def test_who_has_shut_down_both_halves_does_not_hear_of_it_first() -> None:
+def test_a_socket_that_was_shut_down_does_not_see_it_first() -> None:
     lines, _, must, _ = NARROW["who has shut down both"]
     for socket, is_expected in (("b", True), ("c", False)):
         found = Difference(Kind(*must[1]), len(lines) - 1, socket)
@@ -587,7 +587,7 @@ def test_the_table_is_no_wider_than_its_reasons() -> None:
 
 
 @pytest.mark.parametrize("reason", ["how much fits", "an AF_UNIX socket that was", "the kernel says ERR"])
-def test_the_table_speaks_of_one_socket(reason: str) -> None:
+def test_the_table_is_about_one_socket(reason: str) -> None:
     lines, socket, must, _ = NARROW[reason]
     other = {"b": "c", "c": "b"}[socket]
     found = Difference(Kind(*must[0]), len(lines) - 1, other)

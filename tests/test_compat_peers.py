@@ -229,13 +229,13 @@ class TestChildren:
             deaf.process.kill()
         assert deaf.process.returncode is not None
 
-    def test_an_early_end_is_told_with_its_last_words(self) -> None:
+    def test_an_early_end_is_reported_with_the_last_lines(self) -> None:
         with Children() as children:
             child = children.start("short", [sys.executable, "-c", "raise SystemExit('no such road')"])
             with pytest.raises(ChildFailed, match=r"short: ended \(1\) without 'port' \(no such road\)"):
                 child.expect("port", deadline=time.monotonic() + 100)
 
-    def test_what_a_child_wrote_is_told_with_the_failure(self) -> None:
+    def test_what_a_child_wrote_is_reported_with_the_failure(self) -> None:
         script = "import sys, time; sys.stderr.write('bridge lost\\n'); print('{}', flush=True); time.sleep(600)"
         with pytest.raises(CaseFailed) as caught, Children() as children:
             child = children.start("side", [sys.executable, "-c", script])

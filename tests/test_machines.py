@@ -82,7 +82,7 @@ def test_the_copy_has_what_is_new_and_no_caches(tmp_path: Path) -> None:
     assert not (tmp_path / "copy" / ".cache").exists()
 
 
-def test_the_seed_of_the_order_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_seed_of_the_order_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with contextlib.ExitStack() as cleanup:
         made = machines.random_order(argparse.Namespace(seed=77), cleanup)
     assert "--seed 77" in capsys.readouterr().out

@@ -243,7 +243,7 @@ class Witness(Stub):
         self.seen.append(replace(self.outcome))
 
 
-def test_giving_up_a_connection_says_to_the_peer_that_nothing_follows() -> None:
+def test_giving_up_a_connection_resets_it_at_the_peer() -> None:
     """The conductor may give up one end alone, where the other one's program does not know yet who has come: that one
     reads what there was, and the end of file. Not before, though, and not without the rest.
     """

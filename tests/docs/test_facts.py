@@ -224,7 +224,7 @@ def test_every_variable_that_is_named_is_one() -> None:
     assert names - set(environment._READERS) == set()
 
 
-def test_each_option_is_in_the_group_that_the_guide_says() -> None:
+def test_each_option_is_in_the_group_of_the_guide() -> None:
     text = (DOCS / "guide" / "use.md").read_text("utf-8").partition("## 4. ")[2].partition("\n## ")[0]
     groups = {
         name: set(names.split()) for name, names in ((each.name, options.EFFECTS[each]) for each in options.Effect)

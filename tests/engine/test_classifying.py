@@ -91,7 +91,7 @@ def test_what_the_kernel_merged_is_not_taken_apart_by_its_first_bytes() -> None:
 
 
 @pytest.mark.usefixtures("leaves_nothing_behind")
-def test_who_repeats_a_syn_comes_in_where_no_small_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repeated_syn_comes_in_where_no_small_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 90,000 SYNs a second a port that is behind can look at one in a hundred, say: 97 of 100 honest initiators
     would not be among them in three seconds. What repeats itself as a large one is.
     """
@@ -161,7 +161,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.usefixtures("leaves_nothing_behind")
 @pytest.mark.parametrize("kind", ["syn", "data", "reset", "garbage"])
-def test_a_flood_is_noticed_is_over_when_it_is_and_shuts_nobody_out(kind: str) -> None:
+def test_a_flood_is_noticed_and_ends_and_keeps_no_client_out(kind: str) -> None:
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(utpsocket.create_server(("127.0.0.1", 0)))
         listener.settimeout(60)

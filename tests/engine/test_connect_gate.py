@@ -146,7 +146,7 @@ def test_a_connect_is_complete_when_it_can_be_accepted_however_long_that_takes(
         accepted[0].close()
 
 
-def test_nobody_watches_a_clock_while_a_connect_waits_for_its_acceptor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connect_that_waits_for_its_acceptor_needs_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine sleeps until the proof comes."""
     with utpsocket.create_server(("127.0.0.1", 0)) as listener, utpsocket.socket() as client:
         loop = engine()

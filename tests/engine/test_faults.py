@@ -164,7 +164,7 @@ class Forgetful:
 @pytest.mark.parametrize(
     ("owner", "name"), [(Loop, "open_endpoint"), (Endpoint, "dial"), (Bridge, "attach"), (Loop, "watch_bridge")]
 )
-def test_a_connect_whose_command_fails_is_told(
+def test_a_connect_whose_command_fails_raises(
     owner: Any, name: str, timeout: float | None, reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with utpsocket.create_server(("127.0.0.1", 0)) as listener:
@@ -185,7 +185,7 @@ def test_a_connect_whose_command_fails_is_told(
 
 @pytest.mark.parametrize("kind", [MemoryError, OSError])
 @pytest.mark.parametrize("name", ["new_endpoint", "publish", "watch_port"])
-def test_a_bind_that_fails_is_told_and_leaves_no_port(
+def test_a_bind_that_fails_raises_and_leaves_no_port(
     name: str, kind: type[Exception], reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with utpsocket.socket() as sock:
@@ -199,7 +199,9 @@ def test_a_bind_that_fails_is_told_and_leaves_no_port(
         assert len(loop.endpoints) == 1
 
 
-def test_if_the_thread_ends_everybody_is_told(reported: list[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_the_thread_ends_every_socket_gets_an_errno(
+    reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
     client, server = pair()
     listener = utpsocket.create_server(("127.0.0.1", 0))
     connecting = utpsocket.socket()
@@ -244,7 +246,9 @@ def test_a_connection_whose_last_step_fails_leaves_no_port(
     assert not loop.channels
 
 
-def test_who_cannot_be_let_in_over_tcp_is_reset(reported: list[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tcp_connection_that_cannot_be_accepted_is_reset(
+    reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An end of file would say that there is nothing to read."""
     with OfBoth() as listener, socket.socket() as refused, socket.socket() as client:
         listener.bind(("127.0.0.1", 0))
@@ -386,7 +390,7 @@ def test_a_connection_that_is_half_made_leaves_nothing(
         assert (len(loop.endpoints), len(loop.channels)) == (1, 0)
 
 
-def test_a_fork_lock_that_a_fault_kept_is_nobodys() -> None:
+def test_a_fork_lock_that_a_fault_kept_can_be_acquired() -> None:
     """Else each connection to come would wait for it in vain, for half a second at a time."""
     lock = ForkLock()
     assert lock._lock.acquire(False)  # and whoever did was not to say so any more
@@ -570,7 +574,7 @@ def test_an_exception_while_a_helpers_fds_are_made_leaves_none(make: Callable[[]
     assert number > 3
 
 
-def test_an_engines_process_that_is_not_wanted_any_more_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_engines_process_that_is_not_wanted_any_more_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     """Its stderr is the program's, which was interrupted while it began."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, messages.TYPE)
     silent, ended = socket.socketpair()

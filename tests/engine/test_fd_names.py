@@ -35,7 +35,7 @@ def test_addresses_survive(address: fd_names.Address) -> None:
 @pytest.mark.parametrize(
     "name", [b"", b"\0other", b"\0utp:", b"\0utp:1:2:x|y", b"\0utp:1:2:=!|=!#", b"\0utp:1:2:[::1|x#", "text", None]
 )
-def test_other_names_are_nobodys(name: object) -> None:
+def test_other_names_are_not_ours(name: object) -> None:
     assert fd_names.decode(name) is None
 
 

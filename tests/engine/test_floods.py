@@ -94,7 +94,7 @@ class Site:
         return answer
 
 
-def test_whoever_proves_where_he_is_comes_in_whatever_came_before() -> None:
+def test_an_initiator_that_is_verified_comes_in_whatever_came_before() -> None:
     site = Site()
     answers = site.flood(80_000)
     assert len(answers) == 80_000  # one each, and none is larger than the SYN
@@ -189,7 +189,7 @@ def test_a_guess_makes_no_connection_and_no_reset() -> None:
     assert site.settle() == []
 
 
-def test_who_reads_bep_29s_diagram_comes_in_too() -> None:
+def test_an_initiator_that_follows_bep_29s_diagram_comes_in_too() -> None:
     """rust-utp's first DATA acks the answer's own number, and waits for the one behind it."""
     site = Site()
     site.crowd()
@@ -200,7 +200,7 @@ def test_who_reads_bep_29s_diagram_comes_in_too() -> None:
     assert bridge.connection.send.flights.next_seq & 0xFFFF == answer.seq16 + 1 & 0xFFFF
 
 
-def test_while_the_backlog_is_full_nobody_comes_in_and_later_he_does() -> None:
+def test_while_the_backlog_is_full_no_connection_comes_in_and_later_it_does() -> None:
     site = Site(backlog=0)
     site.crowd()
     answer = site.answered(500, 20)
@@ -245,7 +245,7 @@ def test_after_a_flood_all_is_given_back_and_syns_make_connections_again() -> No
     assert site.loop.calls == []
 
 
-def test_many_who_dial_at_the_same_moment_all_come_in() -> None:
+def test_many_that_connect_at_the_same_moment_all_come_in() -> None:
     site = Site()
     answers = {packet.connection_id: packet for packet in site.flood(1_000)}
     for number in range(1_000):

@@ -172,7 +172,7 @@ class Traffic:
                 self._resumes[number] = self.moved_bytes + PAUSE_BYTES
 
 
-def test_who_pauses_has_its_share_beside_those_who_never_do() -> None:
+def test_a_sender_that_pauses_has_its_share_beside_those_that_never_do() -> None:
     """Where it has the share of any, a burst takes as long as the other 30 take for one each."""
     traffic = Traffic()
     try:

@@ -97,7 +97,7 @@ def test_a_failed_connect_looks_at_its_own_port(
     assert left == ports, "the port that it had opened is closed"
 
 
-def test_listeners_that_nobody_dials_have_no_part_in_a_turn(stack: ExitStack, calls: Calls) -> None:
+def test_idle_listeners_cost_nothing_in_an_iteration(stack: ExitStack, calls: Calls) -> None:
     listeners = [bound(stack) for _ in range(MANY)]
     for listener in listeners:
         listener.listen()

@@ -79,7 +79,7 @@ def test_room_is_used_again(watched: Watched) -> None:
     assert len(watched.watch.fds) == epolls
 
 
-def test_what_nobody_asks_for_takes_no_room_for_ever(watched: Watched) -> None:
+def test_closed_sockets_that_are_not_asked_for_make_room(watched: Watched) -> None:
     """Sockets that are bound, and then connect: the port is theirs no more, and nobody looks whether they are open."""
     for _ in range(10):
         watched.add(open_fds._SOCKETS_PER_EPOLL)
@@ -163,7 +163,7 @@ def test_room_is_used_again_that_another_process_asks_about(watched: Watched, el
     assert len(watched.watch._where) <= len(watched.watch.fds) * open_fds._SOCKETS_PER_EPOLL
 
 
-def test_what_another_process_need_not_remember_it_is_told(watched: Watched, elsewhere: Elsewhere) -> None:
+def test_another_process_is_sent_the_closed_sockets(watched: Watched, elsewhere: Elsewhere) -> None:
     """Sockets that are bound, and then connect: nobody ever asks for them."""
     for _ in range(20):
         watched.add(open_fds._SOCKETS_PER_EPOLL)
@@ -172,7 +172,7 @@ def test_what_another_process_need_not_remember_it_is_told(watched: Watched, els
     assert len(elsewhere.watch._where) <= 3 * open_fds._SOCKETS_PER_EPOLL
 
 
-def test_what_could_not_be_told_is_told_the_next_time(watched: Watched) -> None:
+def test_an_announcement_that_failed_is_repeated_the_next_time(watched: Watched) -> None:
     told = []
 
     def announce(inode: int, index: int, gone: list[int], fds: list[int]) -> None:

@@ -53,7 +53,7 @@ def next_is_accepted(listener: Any) -> None:
                 listener.accept()
 
 
-def test_who_says_that_he_proves_himself_is_seen_after_the_proof_only(listener: Any) -> None:
+def test_a_syn_that_announces_an_ack_is_handed_over_after_the_ack_only(listener: Any) -> None:
     """A foreign one that came later is handed over first, a moment after its SYN."""
     with socket.socket(type=socket.SOCK_DGRAM) as udp:
         udp.connect(listener.getsockname())

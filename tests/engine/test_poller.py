@@ -165,7 +165,7 @@ class Knowing:
     known_events = select.EPOLLIN
 
 
-def test_what_is_asked_for_anew_is_told_once_whatever_is_known() -> None:
+def test_a_rearmed_level_is_reported_once_whatever_is_known() -> None:
     left, right = socket.socketpair()
     poller = LevelPoller()
     poller.watchers = {left.fileno(): cast("Any", Knowing())}
@@ -180,7 +180,7 @@ def test_what_is_asked_for_anew_is_told_once_whatever_is_known() -> None:
     right.close()
 
 
-def test_what_was_told_sleeps_a_little_and_is_told_again(own_time: None) -> None:
+def test_a_reported_level_is_reported_again_after_a_pause(own_time: None) -> None:
     left, right = socket.socketpair()
     poller = LevelPoller()
     poller.register(left.fileno(), 1)
@@ -229,7 +229,7 @@ def test_what_failed_half_way_is_done_again(own_time: None) -> None:
     right.close()
 
 
-def test_an_fd_that_was_closed_meanwhile_is_told_and_is_no_exception() -> None:
+def test_an_fd_that_was_closed_meanwhile_is_reported_without_an_exception() -> None:
     """Which would end the engine: it asks anew after a fault, and would meet it again each time."""
     poller = select.epoll()
     watches = Watches(poller)
@@ -296,7 +296,7 @@ for _ in range(200):
 """
 
 
-def test_who_asks_for_the_peer_knows_of_its_reset_behind_data() -> None:
+def test_getpeername_notices_a_reset_behind_data() -> None:
     """Of one in ten, both were unread, and of the port's two datagrams one was taken."""
     environment = {**os.environ, "UTPSOCKET_POLLER": "poll"}
     command = [sys.executable, "-c", RESET_BEHIND_DATA]

@@ -375,7 +375,7 @@ def test_a_fault_is_reported_by_another_thread(
     fault_reports._busy.release()
 
 
-def test_a_hook_that_blocks_holds_nobody_up_and_eats_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hook_that_blocks_delays_nothing_and_uses_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     entered, may_go = threading.Event(), threading.Event()
     count = 0
 
@@ -399,7 +399,7 @@ def test_a_hook_that_blocks_holds_nobody_up_and_eats_no_memory(monkeypatch: pyte
     assert count == 1 + fault_reports._MAX_REPORTS
 
 
-def test_a_fault_just_before_the_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_just_before_the_end_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     told = Told()
     monkeypatch.setattr(sys, "excepthook", told)
     monkeypatch.setattr(fault_reports, "start_thread", lambda *_: fail(cast("Loop", engine())))  # no thread to be had
@@ -429,7 +429,7 @@ def test_a_trace_function_put_on_all_threads_leaves_the_engines(kind: str) -> No
 # ── last references ──
 
 
-def test_an_error_that_the_program_is_told_is_not_the_engines() -> None:
+def test_an_exception_that_the_program_gets_is_not_the_engines_own() -> None:
     """What is raised takes the program's frames along, with all that is in them."""
     with utpsocket.socket() as first, utpsocket.socket() as second:
         first.bind(("127.0.0.1", 0))

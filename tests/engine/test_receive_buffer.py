@@ -91,7 +91,7 @@ def test_an_end_that_is_no_socket_any_more_is_not_taken_for_that(reader: Reader)
         reader.take(100_000, after_us=ROUND_US)
 
 
-def test_what_nobody_reads_opens_no_window(reader: Reader) -> None:
+def test_unread_bytes_open_no_window(reader: Reader) -> None:
     held_bytes = 0
     for _ in range(100):
         held_bytes += reader.take(8_192, after_us=ROUND_US // 10, is_read=False)
@@ -111,14 +111,14 @@ def test_a_sender_that_doubles_its_pace_is_never_held_back(reader: Reader, parts
     assert not reader.room.is_growing
 
 
-def test_who_is_sent_little_gets_little(reader: Reader) -> None:
+def test_a_slow_sender_gets_a_small_window(reader: Reader) -> None:
     """However much it becomes in the long run."""
     for _ in range(1_000):
         reader.take(8_192, after_us=ROUND_US // 2)
     assert reader.window_bytes < 2 * FIRST_WINDOW_BYTES
 
 
-def test_one_long_round_trip_is_not_believed(reader: Reader) -> None:
+def test_one_long_round_trip_changes_little(reader: Reader) -> None:
     """It looks like that where a thread of this machine's was kept waiting."""
     reader.told_us = 1_000
     for count in range(500):
@@ -127,7 +127,7 @@ def test_one_long_round_trip_is_not_believed(reader: Reader) -> None:
     assert reader.window_bytes < 2 * FIRST_WINDOW_BYTES
 
 
-def test_a_path_that_becomes_longer_is_believed(reader: Reader) -> None:
+def test_a_path_that_becomes_longer_is_adopted(reader: Reader) -> None:
     for told_us in (1_000, ROUND_US):
         reader.told_us = told_us
         for _ in range(100):

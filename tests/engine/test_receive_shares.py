@@ -59,7 +59,7 @@ def test_one_that_has_moved_nothing_for_two_epochs_has_no_part() -> None:
     assert bridges[0].share_bytes == buffer_bytes // 2
 
 
-def test_nobody_is_promised_less_than_is_worth_a_turn() -> None:
+def test_no_share_is_smaller_than_a_grant() -> None:
     shares = ReceiveShares(STOCK_BYTES)
     assert shares.initial_share_bytes(1_000) == 64 << 10
     assert ReceiveShares(8 << 20).initial_share_bytes(1_000) == GRANT_BYTES

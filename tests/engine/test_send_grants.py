@@ -191,7 +191,7 @@ def test_a_short_message_with_nothing_in_flight_does_not_wait() -> None:
     assert senders[0].send.sent_offset == 100, "behind another that is not acked it does"
 
 
-def test_who_leaves_makes_room() -> None:
+def test_a_connection_that_leaves_makes_room() -> None:
     senders = Senders(MEMBERS)
     senders.write(4 * GRANT_BYTES)
     senders.run(senders)
@@ -209,7 +209,7 @@ def test_the_last_member_takes_the_lane_with_it() -> None:
     assert not senders.grants._queues
 
 
-def test_who_was_held_while_there_were_many_may_send_when_there_are_few() -> None:
+def test_a_connection_that_waited_among_many_may_send_among_few() -> None:
     """Its last ack came when the others had gone: nobody else wakes it."""
     with (
         utpsocket.create_server(("127.0.0.1", 0)) as listener,

@@ -240,7 +240,7 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("shares", [False, True], ids=["its only connection", "others live"])
-def test_a_peer_that_is_killed_is_noticed_by_who_only_reads(shares: bool) -> None:
+def test_a_killed_peer_is_noticed_by_a_program_that_only_reads(shares: bool) -> None:
     """Its kernel says so when our sign of life comes: after 29 s, or what the option says."""
     with utpsocket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
         assert listener.getsockopt(utpsocket.SOL_UTP, utpsocket.UTP_KEEPALIVE) == 29

@@ -50,7 +50,7 @@ def test_all_sources_together_have_a_limit() -> None:
     assert sum(refused(resets, f"127.0.1.{host}", 400, now=SECOND_US) for host in range(100)) == PER_SECOND
 
 
-def test_a_repeated_syn_is_refused_again_and_a_flight_is_told_once() -> None:
+def test_a_repeated_syn_is_refused_again_and_a_flight_once() -> None:
     resets = StatelessResets()
     addr = ("127.0.0.1", 7)
     for _ in range(3):

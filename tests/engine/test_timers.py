@@ -33,7 +33,7 @@ def test_what_is_over_is_not_kept_until_its_old_deadlines() -> None:
     assert sum(one() is not None for one in kept) < 200
 
 
-def test_who_waits_is_told_once_at_its_time_whoever_else_is_over() -> None:
+def test_a_deadline_is_due_once_whichever_others_are_over() -> None:
     chance = random.Random(1)
     timers: Timers[Waiting] = Timers()
     waiting: dict[Waiting, int] = {}

@@ -265,7 +265,7 @@ def test_one_that_is_too_long_fails_alone() -> None:
     receiver.close()
 
 
-def test_what_a_router_says_of_an_earlier_datagram_is_not_the_next_ones() -> None:
+def test_an_icmp_error_of_an_earlier_datagram_is_not_the_next_ones() -> None:
     """The kernel tells whichever call comes first after the message, before the error queue was read perhaps."""
     sender, receiver = ports(offload=False)
 
@@ -292,7 +292,7 @@ def test_what_a_router_says_of_an_earlier_datagram_is_not_the_next_ones() -> Non
     receiver.close()
 
 
-def test_many_to_nobody_are_icmp_errors_and_not_lost_in_silence() -> None:
+def test_many_datagrams_to_a_closed_port_are_icmp_errors() -> None:
     sender, receiver = ports(offload=False)
     receiver.close()
     sender.send(transmit(5), [])
@@ -302,7 +302,7 @@ def test_many_to_nobody_are_icmp_errors_and_not_lost_in_silence() -> None:
     sender.close()
 
 
-def test_nobody_there_is_an_icmp_error() -> None:
+def test_a_closed_port_is_an_icmp_error() -> None:
     sender, receiver = ports(offload=True)
     receiver.close()
     sender.send(transmit(1), [])

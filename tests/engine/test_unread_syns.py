@@ -91,9 +91,7 @@ def listening(family: int, host: str, *, shared: bool = False) -> tuple[utpsocke
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(("family", "host", "peer_host"), WILDCARDS)
-def test_a_syn_that_nobody_has_read_when_its_listener_closes(
-    family: int, host: str, peer_host: str, shared: bool
-) -> None:
+def test_an_unread_syn_when_its_listener_closes(family: int, host: str, peer_host: str, shared: bool) -> None:
     listener, port = listening(family, host, shared=shared)
     with listener, socket.socket(family, socket.SOCK_DGRAM) as peer:
         peer.settimeout(60)
@@ -104,7 +102,7 @@ def test_a_syn_that_nobody_has_read_when_its_listener_closes(
         assert is_refused(peer, 7)
 
 
-def test_a_syn_that_nobody_has_read_when_the_listener_of_a_shared_port_closes() -> None:
+def test_an_unread_syn_when_the_listener_of_a_shared_port_closes() -> None:
     """Another process has the port, too: it serves whoever asks again, so there is no refusal."""
     listener, port = listening(socket.AF_INET, "127.0.0.1", shared=True)
     with ExitStack() as sockets:
@@ -134,7 +132,7 @@ def test_a_syn_that_nobody_has_read_when_the_listener_of_a_shared_port_closes() 
 
 
 @pytest.mark.parametrize(("family", "host", "peer_host"), WILDCARDS)
-def test_a_syn_that_nobody_has_read_when_the_engine_closes_the_port(family: int, host: str, peer_host: str) -> None:
+def test_an_unread_syn_when_the_engine_closes_the_port(family: int, host: str, peer_host: str) -> None:
     """Somebody has connected and nobody accepted, so that it is the engine who closes the port."""
     listener, port = listening(family, host)
     with listener, socket.socket(family, socket.SOCK_DGRAM) as first, socket.socket(family, socket.SOCK_DGRAM) as peer:
@@ -196,7 +194,7 @@ def test_a_syn_whose_listener_closes_as_it_is_asked(monkeypatch: pytest.MonkeyPa
         assert is_refused(peer, 7)
 
 
-def test_a_new_client_when_nobody_accepted_the_one_before() -> None:
+def test_a_new_client_when_the_one_before_was_not_accepted() -> None:
     """As asyncio's tests do: not a second later, when the SYN is repeated, unless the machine is so busy."""
     late = 0
     for _ in range(ROUNDS):

@@ -265,7 +265,7 @@ def test_an_acker_that_dropped_what_it_had_said_it_holds(base: int) -> None:
     sender.send._check()
 
 
-def test_whatever_a_peer_says_a_thousand_times_a_second(base: int) -> None:
+def test_whatever_a_peer_sends_a_thousand_times_a_second(base: int) -> None:
     """All that a peer can say, at random: no packet costs more than what an ack may, and the mean is a fifth of it."""
     sender = Sender(base)
     chance = random.Random(7)

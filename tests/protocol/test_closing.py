@@ -66,7 +66,7 @@ def test_fin_ahead_of_data_is_kept_sacked_and_delivered_in_order(base: int) -> N
     assert wire.send() == ["STATE seq=1 ack=3"]
 
 
-def test_data_beyond_a_fin_is_nobodys(base: int) -> None:
+def test_data_beyond_a_fin_is_dropped(base: int) -> None:
     wire = Wire.initiator(base)
     wire.receive("DATA seq=5 ack=0 data=no", "FIN seq=2 ack=0", "DATA seq=3 ack=0 data=no", "DATA seq=1 ack=0 data=yes")
     assert wire.read_bytes() == b"yes"
@@ -129,7 +129,7 @@ def test_a_reset_that_acks_our_fin_is_a_clean_close(base: int, ack: int) -> None
     assert wire.events() == ["CLOSED 0"]
 
 
-def test_a_reset_is_no_clean_close_while_somebody_waits_for_an_answer(base: int) -> None:
+def test_a_reset_is_no_clean_close_while_the_application_waits_for_data(base: int) -> None:
     """A request was written and half-closed; what would have been the answer is cut off."""
     wire = Wire.initiator(base)
     wire.write_bytes(10)
@@ -150,7 +150,7 @@ def test_a_reset_that_does_not_ack_our_fin_is_a_loss(base: int) -> None:
     assert wire.events() == [f"CLOSED {errno.ECONNRESET}"]
 
 
-def test_a_fin_that_nobody_acks_is_given_up_quietly(base: int) -> None:
+def test_a_fin_that_is_never_acked_is_given_up_quietly(base: int) -> None:
     """§3: some ignore a FIN that no data came before. Not too soon, or an outage costs the peer its end of file."""
     wire = Wire.initiator(base)
     wire.connection.discard(now=wire.at)
@@ -163,7 +163,7 @@ def test_a_fin_that_nobody_acks_is_given_up_quietly(base: int) -> None:
     assert wire.events() == ["CLOSED 0"]
 
 
-def test_before_a_fin_libutp_must_hear_data(base: int) -> None:
+def test_before_a_fin_libutp_must_receive_data(base: int) -> None:
     """§3: its acceptor drops a FIN that no DATA came before, an empty one will do."""
     for answer_first in (True, False):
         wire = Wire(base)
@@ -179,7 +179,7 @@ def test_before_a_fin_libutp_must_hear_data(base: int) -> None:
         assert wire.connection.is_flushed
 
 
-def test_data_for_nobody_is_answered_by_reset_after_what_we_wrote_has_arrived(base: int) -> None:
+def test_data_after_a_close_is_answered_by_reset_after_what_we_wrote_has_arrived(base: int) -> None:
     """As TCP after close(), but nothing written is lost by it."""
     wire = Wire.initiator(base)
     wire.write_bytes(10)
@@ -193,7 +193,7 @@ def test_data_for_nobody_is_answered_by_reset_after_what_we_wrote_has_arrived(ba
     assert wire.connection.is_over
 
 
-def test_data_for_nobody_fills_the_window_meanwhile(base: int) -> None:
+def test_data_after_a_close_fills_the_window_meanwhile(base: int) -> None:
     """Or a fast sender gets rid of everything before it learns that nobody reads."""
     wire = Wire.initiator(base, config=Config(receive_buffer_bytes=1 << 20))
     wire.write_bytes(10)
@@ -242,7 +242,7 @@ def test_connect_then_close_before_the_answer(base: int) -> None:
     assert wire.send() == ["DATA seq=1 ack=0 len=10", "FIN seq=2 ack=0"]
 
 
-def test_who_gives_up_before_the_answer_withdraws_every_syn(base: int) -> None:
+def test_giving_up_before_the_answer_withdraws_every_syn(base: int) -> None:
     """The acceptor may have answered, and would take a connection for real that nobody has."""
     wire = Wire(base, spare_ids=(RECV_ID + 100, RECV_ID + 200))
     wire.connect()
@@ -257,7 +257,7 @@ def test_who_gives_up_before_the_answer_withdraws_every_syn(base: int) -> None:
     assert wire.connection.is_over
 
 
-def test_who_gives_up_before_the_first_syn_has_left_says_nothing(base: int) -> None:
+def test_giving_up_before_the_first_syn_has_left_sends_nothing(base: int) -> None:
     wire = Wire(base)
     wire.connect()
     wire.connection.abort()

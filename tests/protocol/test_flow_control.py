@@ -94,7 +94,7 @@ def test_an_opened_window_is_said_again_until_data_comes(base: int) -> None:
     assert wire.wait(100_000_000) == []
 
 
-def test_a_small_buffer_says_half_of_it(base: int) -> None:
+def test_a_small_buffer_advertises_from_half_of_it_on(base: int) -> None:
     wire = small(base, 2_000)
     wire.receive("DATA seq=1 ack=0 len=1900")
     assert wire.wait(20_000) == ["30 STATE seq=1 ack=1"]
@@ -281,7 +281,7 @@ def test_a_window_hardly_larger_than_a_segment_is_used(base: int) -> None:
     assert wire.send() == [], "a large buffer that is nearly full is waited for"
 
 
-def test_a_window_that_never_changes_is_believed_anew_with_each_ack(base: int) -> None:
+def test_a_window_that_never_changes_counts_anew_with_each_ack(base: int) -> None:
     """§7: some peers say a constant."""
     wire = Wire.initiator(base)
     wire.receive("STATE seq=1 ack=0 wnd=2760")

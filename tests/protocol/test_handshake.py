@@ -239,7 +239,7 @@ def test_the_proof_is_repeated_until_the_acceptor_shows_that_it_has_it(base: int
     assert again.send() == ["STATE seq=1 ack=0"]
 
 
-def test_what_only_a_proven_acceptor_says_ends_the_proofs(base: int) -> None:
+def test_what_an_acceptor_sends_only_when_verified_ends_the_repeated_acks(base: int) -> None:
     """A second packet, or an ack. The first packet may come before the proof."""
     wire = Wire.initiator(base, is_known=False)
     wire.receive("DATA seq=1 ack=0 data=hello")
@@ -372,7 +372,7 @@ def test_extension_2_on_the_answer_is_skipped(base: int) -> None:
     assert wire.state is State.CONNECTED
 
 
-def test_a_syn_that_says_no_window_means_nothing_by_it(base: int) -> None:
+def test_a_syn_with_window_0_does_not_close_the_window(base: int) -> None:
     """§2: libtorrent and librqbit send 0."""
     wire = Wire(base)
     wire.our_base = (base - 1) & 0xFFFF
@@ -382,7 +382,7 @@ def test_a_syn_that_says_no_window_means_nothing_by_it(base: int) -> None:
     assert wire.send() == ["DATA seq=1 ack=0 len=10"]
 
 
-def test_icmp_says_why_nobody_answers(base: int) -> None:
+def test_an_icmp_error_is_the_errno_where_no_answer_comes(base: int) -> None:
     for error in (errno.ECONNREFUSED, errno.EHOSTUNREACH):
         wire = Wire(base)
         wire.connect()

@@ -14,7 +14,7 @@ def texts(sent: list[str]) -> list[str]:
     return [line.split(" ", 1)[1] for line in sent]
 
 
-def test_an_idle_connection_says_a_state_with_an_ack_one_too_low(base: int) -> None:
+def test_an_idle_connection_sends_a_state_with_an_ack_one_too_low(base: int) -> None:
     wire = Wire.initiator(base)
     wire.connection.set_keepalive(EVERY_US, now=wire.at)
     sent = wire.wait(90_000_000)
@@ -150,7 +150,7 @@ def test_an_answer_starts_the_count_and_the_silence_anew(base: int) -> None:
     assert len(wire.wait(1)) == 1
 
 
-def test_whatever_the_peer_says_is_life(base: int) -> None:
+def test_any_packet_of_the_peer_shows_that_it_is_alive(base: int) -> None:
     wire = Wire.initiator(base)
     wire.connection.set_keepalive(0, PROBING, now=wire.at)
     for _ in range(5):

@@ -158,7 +158,7 @@ def test_the_timeout_is_doubled_and_ends_in_giving_up(base: int) -> None:
     assert texts(sent)[-1] == "RESET seq=2 ack=0"
 
 
-def test_what_nobody_holds_any_more_is_given_up_sooner(base: int) -> None:
+def test_an_orphaned_connection_is_given_up_sooner(base: int) -> None:
     """RFC 1122's 100 s all the same: as Linux (tcp_orphan_retries), whose process may have ended long ago."""
     wire = Wire.initiator(base)
     wire.write_bytes(100)
@@ -223,7 +223,7 @@ def test_a_retransmitted_packet_measures_no_round_trip(base: int) -> None:
     assert wire.connection.stats().rtt_us == before
 
 
-def test_a_timeout_resends_the_first_and_believes_in_the_youngest(base: int) -> None:
+def test_a_timeout_resends_the_first_and_takes_the_youngest_for_in_flight(base: int) -> None:
     """RFC 8985 §6.3: what left a moment ago may still arrive."""
     wire = sender(base, 10)
     wire.connection.handle_timeout(now=wire.at)
@@ -246,7 +246,7 @@ def test_a_retransmission_that_was_needless_is_undone_once(base: int) -> None:
     assert wire.connection.stats().cwnd_bytes >= before
 
 
-def test_an_early_ack_proves_nothing_where_the_peer_has_heard_the_retransmission(base: int) -> None:
+def test_an_early_ack_is_not_spurious_where_the_peer_has_the_retransmission(base: int) -> None:
     """A peer that acks once for all that waited in its socket's buffer takes longer than the path does."""
     wire = sender(base, 10)
     before = wire.connection.stats().cwnd_bytes
@@ -259,7 +259,7 @@ def test_an_early_ack_proves_nothing_where_the_peer_has_heard_the_retransmission
     assert not wire.connection.send.recovery.has_reordered
 
 
-def test_an_empty_sack_says_that_all_it_reaches_is_missing(base: int) -> None:
+def test_an_empty_sack_means_that_all_within_its_reach_is_missing(base: int) -> None:
     """libutp's reach 30 packets beyond the hole, and it sends one only when it holds something: which lies further."""
     wire = sender(base, 10)
     wire.connection.send.controller.window_bytes = 200_000

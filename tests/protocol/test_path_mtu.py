@@ -392,7 +392,7 @@ def test_what_one_connection_has_proven_another_to_the_same_peer_uses(base: int)
     assert Wire.initiator(base, config=Config(known_path=known)).connection.stats().packet_bytes == 1_472
 
 
-def test_what_is_known_binds_nobody_who_found_out_otherwise() -> None:
+def test_a_known_size_is_not_used_where_it_was_found_too_large() -> None:
     known = KnownPath()
     known.confirmed_bytes = 1_472
     assert PathMtu(1_400, 1_440, known).datagram_bytes == 1_400, "this one may not send so much"

@@ -331,14 +331,14 @@ def to_libutp(base: int) -> Wire:
     return wire
 
 
-def test_libutps_acceptor_may_speak_first(base: int) -> None:
+def test_libutps_acceptor_may_send_first(base: int) -> None:
     wire = to_libutp(base)
     peer = LibutpAcceptor(wire, greeting="welcome")
     peer.receive(wire.send() + wire.wait(1_000_000))
     assert wire.read_bytes() == b"welcome"
 
 
-def test_libutps_acceptor_hears_a_close_without_data(base: int) -> None:
+def test_libutps_acceptor_receives_a_close_without_data(base: int) -> None:
     wire = to_libutp(base)
     peer = LibutpAcceptor(wire)
     wire.finish()

@@ -95,7 +95,7 @@ def test_of_two_answers_the_peer_takes_either() -> None:
             assert wire.read_bytes() == b"hello"
 
 
-def test_who_never_proves_itself_is_given_up() -> None:
+def test_a_peer_that_is_never_verified_is_given_up() -> None:
     wire = dialling(20_000)
     cross(wire, "SYN seq=1 id=500")
     wire.send()

@@ -32,7 +32,7 @@ def test_one_small_packet(base: int) -> None:
 @pytest.mark.parametrize("written", [0, 1, 20, 47, 5_000])
 @pytest.mark.parametrize("ending", ["", "finish", "abort", "discard", "finish abort"])
 @pytest.mark.parametrize("syns", [1, 2, 5])
-def test_never_more_than_three_times_what_was_heard(base: int, written: int, ending: str, syns: int) -> None:
+def test_never_more_than_three_times_what_was_received(base: int, written: int, ending: str, syns: int) -> None:
     """RFC 9000 §8.1, as IP counts: answers, greeting, its repetitions, FIN and RESET together."""
     wire = Wire.acceptor(base, is_peer_verified=False)
     wire.write_bytes(written)
@@ -72,7 +72,7 @@ def test_the_proof_lets_the_rest_go(base: int) -> None:
     assert wire.send() == ["FIN seq=5 ack=0"]
 
 
-def test_a_server_that_greets_first_reaches_an_initiator_that_never_speaks(base: int) -> None:
+def test_a_server_that_sends_first_reaches_an_initiator_that_sends_nothing(base: int) -> None:
     """libutp's initiator sends nothing after the SYN-ACK until its application does, but it acks."""
     wire = Wire.acceptor(base, is_peer_verified=False)
     wire.write_bytes(30)

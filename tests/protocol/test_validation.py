@@ -83,7 +83,7 @@ def test_another_connection_id_is_not_for_us(base: int) -> None:
 
 @pytest.mark.parametrize("words", ["id=recv", "id=send"])
 @pytest.mark.parametrize("ack", [0, -1, 1, 2, 3])
-def test_a_reset_is_believed_by_its_id_and_its_ack(base: int, words: str, ack: int) -> None:
+def test_a_reset_is_accepted_by_its_id_and_its_ack(base: int, words: str, ack: int) -> None:
     """Its seq is random in libutp and libtorrent. 3 is the number our STATEs carry: a RESET acks what offended."""
     wire = Wire.initiator(base)
     wire.write_bytes(2_760)
@@ -103,7 +103,7 @@ def test_a_guessed_reset_is_dropped(base: int, blind: str) -> None:
     assert wire.connection.stats().dropped_packets == 1
 
 
-def test_the_reset_of_a_peer_that_forgot_us_is_believed(base: int) -> None:
+def test_the_reset_of_a_peer_that_forgot_the_connection_is_accepted(base: int) -> None:
     """Half-open: the peer was restarted; our keepalive is answered by a RESET that acks its number."""
     wire = Wire.initiator(base)
     wire.connection.set_keepalive(29_000_000, now=wire.at)
@@ -112,7 +112,7 @@ def test_the_reset_of_a_peer_that_forgot_us_is_believed(base: int) -> None:
     assert wire.events() == [f"CLOSED {errno.ECONNRESET}"]
 
 
-def test_our_reset_says_what_the_peer_expects(base: int) -> None:
+def test_our_reset_has_the_numbers_that_the_peer_expects(base: int) -> None:
     """libtorrent checks its seq."""
     wire = Wire.initiator(base)
     wire.write_bytes(10)

@@ -140,7 +140,7 @@ def told(module: str) -> dict[Case, Any]:
 
 @requires_ipv6
 @pytest.mark.parametrize("name", CASES)
-def test_who_is_at_both_ends(name: str) -> None:
+def test_the_addresses_of_both_ends(name: str) -> None:
     case = CASES[name]
     assert told(MODULES["utp"])[case] == told(MODULES["tcp"])[case]
 

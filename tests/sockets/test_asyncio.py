@@ -218,7 +218,7 @@ def test_sock_connect_cancelled(net: Net) -> None:
     run(main())
 
 
-def test_sock_recv_told_of_a_reset(net: Net) -> None:
+def test_sock_recv_raises_for_a_reset(net: Net) -> None:
     async def main() -> None:
         client, server = net.pair()
         client.setblocking(False)
@@ -313,7 +313,7 @@ class Recording(asyncio.Protocol):
         self.lost.set_result(error)
 
 
-def test_transport_told_of_the_end(net: Net) -> None:
+def test_connection_lost_is_called_at_the_end(net: Net) -> None:
     async def main() -> None:
         client, server = net.pair()
         client.setblocking(False)
@@ -326,7 +326,7 @@ def test_transport_told_of_the_end(net: Net) -> None:
     run(main())
 
 
-def test_transport_told_of_a_reset(net: Net) -> None:
+def test_connection_lost_is_called_for_a_reset(net: Net) -> None:
     async def main() -> None:
         client, server = net.pair()
         client.setblocking(False)

@@ -144,7 +144,7 @@ def test_full_socket_is_not_writable_until_the_peer_reads(net: Net, full: tuple[
     assert server.recv(4) == b"more"
 
 
-def test_a_socket_nobody_reads_takes_neither_nothing_nor_everything(full: tuple[Any, Any, int]) -> None:
+def test_an_unread_socket_takes_neither_nothing_nor_everything(full: tuple[Any, Any, int]) -> None:
     assert 32 * 1024 < full[2] < 64 * 1024 * 1024
 
 
@@ -259,7 +259,7 @@ def test_waiting_in_select_poll_epoll_is_woken(net: Net, wait: str, event: str) 
     assert task.result() is True
 
 
-def test_accept_blocks_until_somebody_connects(net: Net) -> None:
+def test_accept_blocks_until_a_client_connects(net: Net) -> None:
     listener = net.listener()
     waiting = net.spawn(net.accept, listener)
     blocked(waiting.thread)
@@ -352,7 +352,7 @@ def test_edge_triggered_connect_wakes_once_and_stays_quiet(net: Net) -> None:
         assert poller.poll(SHORT_S) == []
 
 
-def test_edge_triggered_arrival_is_told_for_each_arrival(net: Net) -> None:
+def test_edge_triggered_arrival_is_reported_for_each_arrival(net: Net) -> None:
     client, server = net.pair()
     client.setblocking(False)
     with select.epoll() as poller:

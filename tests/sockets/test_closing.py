@@ -235,7 +235,7 @@ def test_last_bytes_before_closing_with_unread_data_may_be_read_or_reset(net: Ne
 
 @pytest.mark.parametrize("shuts_down", [False, True])
 @pytest.mark.parametrize("how", ["unread", "linger", "both"])
-def test_breaking_off_where_nobody_takes_what_was_written(net: Net, how: str, shuts_down: bool) -> None:
+def test_breaking_off_where_what_was_written_is_not_read(net: Net, how: str, shuts_down: bool) -> None:
     """All buffers are full, so much of it never left: it goes, the peer is reset at once, and nothing stays behind."""
     listener, client = net.listener(), net.fresh()
     for sock, option in ((listener, socket.SO_RCVBUF), (client, socket.SO_SNDBUF)):
@@ -331,7 +331,7 @@ def test_close_of_a_fresh_a_bound_and_a_listening_socket(net: Net) -> None:
         assert sock.fileno() == -1
 
 
-def test_who_asks_for_the_peer_knows_of_its_reset(net: Net) -> None:
+def test_getpeername_notices_a_reset(net: Net) -> None:
     """Also of one that was made just now by close() in this process, of a connection not yet accepted."""
     for _ in range(10):
         client, server = net.pair()
@@ -653,7 +653,7 @@ def test_a_reset_after_the_end_of_file_is_no_error_of_what_came_before(net: Net,
 
 
 @pytest.mark.parametrize("made", ["fresh", "listener", "accepted"])
-def test_what_is_left_open_is_told_where_it_was_let_go(net: Net, made: str) -> None:
+def test_a_socket_left_open_is_warned_of_where_it_was_dropped(net: Net, made: str) -> None:
     if made == "accepted":
         listener = net.listener()
         net.fresh().connect(listener.getsockname())
@@ -687,7 +687,7 @@ def test_where_warnings_are_errors_what_is_left_open_is_closed_all_the_same(
         os.fstat(fd)
 
 
-def test_what_is_left_open_at_the_end_of_the_program_is_told_too(net: Net) -> None:
+def test_a_socket_left_open_at_the_end_of_the_program_is_warned_of_too(net: Net) -> None:
     code = "import warnings; warnings.simplefilter('always'); sock = socket.socket(); print(repr(sock), flush=True)"
     process = net.python(code, stdout=-1, stderr=-1)
     name, told = process.communicate(timeout=PATIENCE_S)

@@ -74,7 +74,7 @@ def test_what_connect_made_is_there_to_be_accepted(net: Net) -> None:
         assert net.own(server).getpeername() == address == client.getsockname()
 
 
-def test_who_was_accepted_may_send(net: Net) -> None:
+def test_an_accepted_socket_may_send(net: Net) -> None:
     """The other way round: when accept() returns, the connect that did not wait is complete."""
     listener = net.listener()
     for _ in range(50):
@@ -326,7 +326,7 @@ def test_a_connect_that_failed_leaves_nothing_to_receive_from(net: Net, call: st
 
 
 @pytest.mark.parametrize("host", ["255.255.255.255", "224.0.0.1", "239.1.2.3"])
-def test_nobody_is_at_the_address_of_many(net: Net, host: str) -> None:
+def test_broadcast_and_multicast_addresses_are_unreachable(net: Net, host: str) -> None:
     with raises_errno(errno.ENETUNREACH):
         net.fresh().connect((host, 9))
     assert net.fresh().connect_ex((host, 9)) == errno.ENETUNREACH

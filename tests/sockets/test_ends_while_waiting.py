@@ -187,11 +187,11 @@ def poll_after_a_fin(net: Net) -> None:
     assert len(receive_all(client)) == 9_000
 
 
-def test_a_reset_behind_an_end_of_file_not_yet_told(net: Net) -> None:
+def test_a_reset_behind_an_end_of_file_not_yet_read(net: Net) -> None:
     poll_after_a_fin(net)
 
 
-def test_all_who_wait_are_told(net: Net) -> None:
+def test_every_send_that_waits_returns(net: Net) -> None:
     """Some write while others poll()."""
     client, server = full(net, FEW_BYTES)
     client.settimeout(LONG_S)
@@ -206,7 +206,7 @@ def test_all_who_wait_are_told(net: Net) -> None:
 
 
 @pytest.mark.parametrize("is_alone", [False, True])
-def test_a_forked_process_is_told(net: Net, is_alone: bool) -> None:
+def test_a_send_in_a_forked_process_returns(net: Net, is_alone: bool) -> None:
     client, server = full(net, 0 if is_alone else FEW_BYTES)
     came, comes = os.pipe()
 

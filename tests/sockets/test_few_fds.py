@@ -296,7 +296,7 @@ def test_two_listeners_and_few_fds_left(
     [("thread", "before"), ("thread", "after"), ("poll", "before"), ("poll", "after"), ("process", "after")],
 )
 @pytest.mark.parametrize("limit", [32, 64, 256])
-def test_a_server_at_its_limit_hangs_up_on_everybody_else(
+def test_a_server_at_its_limit_closes_all_other_connections(
     limit: int, lowered: str, environment: str, tmp_path: Path
 ) -> None:
     """`lowered`: the limit, which the server may not raise, before or after the first socket is made. There is always

@@ -96,7 +96,7 @@ def test_a_finalizer_meets_the_same_socket() -> None:
 
 
 @pytest.mark.usefixtures("transport")
-def test_what_nobody_closed_is_warned_of_by_its_addresses() -> None:
+def test_what_was_not_closed_is_warned_of_by_its_addresses() -> None:
     owner = Owner(lambda sock: None)
     owner.connect()
     expected = {f"unclosed {sock!r}" for sock in (owner.listener, owner.sock, owner.peer)}
@@ -118,7 +118,7 @@ def test_a_finalizer_that_closes_with_a_linger_of_zero_resets() -> None:
 
 
 @pytest.mark.usefixtures("transport")
-def test_what_nobody_closed_resets_with_a_linger_of_zero() -> None:
+def test_what_was_not_closed_resets_with_a_linger_of_zero() -> None:
     with pytest.warns(ResourceWarning):
         peer = connected(lambda sock: None, socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
     with peer, pytest.raises(ConnectionResetError):

@@ -134,7 +134,7 @@ class SlowEpoll:
 
 @pytest.mark.parametrize("net", ["utp"], indirect=True)
 @pytest.mark.parametrize("error", [Stop(), OSError(errno.ENOSPC, "no room for another watch")], ids=["Stop", "ENOSPC"])
-def test_the_fd_of_a_bind_that_failed_is_nobodys_until_the_engine_has_forgotten_it(
+def test_the_fd_of_a_bind_that_failed_is_not_reused_until_the_engine_has_forgotten_it(
     error: Exception, net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the next port gets its number, and is forgotten in its place."""

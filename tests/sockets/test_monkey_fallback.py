@@ -118,7 +118,7 @@ def connected(mode: str, address: Any, family: int = socket.AF_INET) -> socket.s
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_where_nobody_speaks_utp_it_is_tcp(mode: str, tcp_listener: socket.socket, falling_back: None) -> None:
+def test_where_no_peer_speaks_utp_it_is_tcp(mode: str, tcp_listener: socket.socket, falling_back: None) -> None:
     before = stats.engine_stats()
     client = connected(mode, tcp_listener.getsockname())
     server, peer = tcp_listener.accept()
@@ -142,7 +142,7 @@ def test_where_nobody_speaks_utp_it_is_tcp(mode: str, tcp_listener: socket.socke
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_where_somebody_speaks_utp_it_is_utp(mode: str, falling_back: None) -> None:
+def test_where_a_peer_speaks_utp_it_is_utp(mode: str, falling_back: None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         with connected(mode, listener.getsockname()) as client:
             server, _ = listener.accept()
@@ -153,7 +153,7 @@ def test_where_somebody_speaks_utp_it_is_utp(mode: str, falling_back: None) -> N
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_where_nobody_listens_at_all_it_is_refused(mode: str, falling_back: None) -> None:
+def test_where_nothing_listens_at_all_it_is_refused(mode: str, falling_back: None) -> None:
     with one_number() as (udp, _):
         udp.connect(udp.getsockname())
         with raises_errno(errno.ECONNREFUSED):
@@ -575,7 +575,7 @@ def test_a_full_backlog_keeps_the_rest_waiting(both: None) -> None:
             client.close()
 
 
-def test_nobody_accepts_and_the_listener_closes(both: None) -> None:
+def test_nothing_is_accepted_and_the_listener_closes(both: None) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     with monkey.get_original("socket", "create_connection")(listener.getsockname()) as client:
         client.settimeout(PATIENCE_S)

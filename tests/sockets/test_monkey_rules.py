@@ -208,7 +208,7 @@ def test_it_stays_non_blocking(tcp_listener: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("edge", [0, select.EPOLLET], ids=["level", "edge"])
-def test_who_polled_it_before_still_does(tcp_listener: socket.socket, edge: int) -> None:
+def test_what_polled_it_before_still_does(tcp_listener: socket.socket, edge: int) -> None:
     events = select.EPOLLIN | select.EPOLLOUT | edge
     with monkey.patched(exclude="127.0.0.1"), select.epoll() as first, select.epoll() as second:
         with socket.socket() as client, socket.socket() as bystander:

@@ -312,7 +312,7 @@ def test_a_server_that_answers_and_ends(net: Net) -> None:
     assert process.wait(PATIENCE_S) == 0
 
 
-def test_exit_with_nobody_reading_does_not_hang_for_ever(net: Net) -> None:
+def test_exit_with_a_peer_that_does_not_read_does_not_hang_for_ever(net: Net) -> None:
     listener = net.listener()
     script = SEND + code("""
         sock.setblocking(False)
@@ -410,7 +410,7 @@ def test_kernel_kills_with_sigpipe_when_the_program_asks_for_it(net: Net) -> Non
     assert process.wait(PATIENCE_S) == -signal.SIGPIPE
 
 
-def test_the_peer_of_a_killed_process_is_told(net: Net) -> None:
+def test_the_peer_of_a_killed_process_reads_the_end(net: Net) -> None:
     """TCP: the kernel sends FIN for the dead; uTP: the kernel says that the port is gone, of a datagram to it."""
     listener = net.listener()
     script = SEND + "sock.sendall(b'hi'); sys.stdout.write('.'); sys.stdout.flush(); sys.stdin.read()"

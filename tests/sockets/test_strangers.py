@@ -81,7 +81,7 @@ def test_a_true_name_proves_nothing_in_another_users_hands() -> None:
     assert accepted_from(name, NOBODY) == (socket.AF_UNIX, name, name)
 
 
-def test_who_connects_to_a_listener_of_ours_is_not_accepted() -> None:
+def test_a_stranger_that_connects_to_a_listener_of_ours_is_not_accepted() -> None:
     net = Net("utp")
     listener = net.listener()
     name = raw_name(listener, "getsockname")

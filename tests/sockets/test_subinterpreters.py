@@ -74,7 +74,7 @@ def test_an_interpreter_with_a_lock_of_its_own_ends(net: Net) -> None:
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="this interpreter lets them have sockets")
-def test_an_isolated_interpreter_says_why_it_cannot_have_sockets() -> None:
+def test_an_isolated_interpreter_raises_with_the_reason_why_it_has_no_sockets() -> None:
     net = Net("utp")
     try:
         told = net.python(PREAMBLE + REFUSED, stdout=-1).communicate(timeout=PATIENCE_S)[0].decode()

@@ -220,7 +220,7 @@ def over_tcp(told: Callable[[Net], tuple[str, object]]) -> tuple[str, object]:
         reference.close()
 
 
-def test_truncation_is_told(net: Net, tls: Contexts) -> None:
+def test_truncation_is_reported(net: Net, tls: Contexts) -> None:
     """The peer's connection ends without TLS' own goodbye: for some versions of OpenSSL and Python an end of file."""
 
     def told(network: Net) -> tuple[str, object]:

@@ -302,7 +302,7 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
     await close(writer)
 
 
-def test_a_port_where_nobody_listens_refuses(net: Net) -> None:
+def test_a_port_without_a_listener_refuses(net: Net) -> None:
     address = net.refused_address()
 
     async def main() -> None:
@@ -354,7 +354,7 @@ class Noting(asyncio.Protocol):
         self.ended.set_result(error)
 
 
-def test_transports_speak_of_themselves_as_tcps_do(net: Net) -> None:
+def test_transports_have_tcps_name_in_messages(net: Net) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         contexts: list[Any] = []
@@ -449,7 +449,7 @@ def test_what_transports_refuse_names_them_as_tcps_do(net: Net) -> None:
 
 
 @pytest.mark.parametrize("call", ["recv", "sendall", "connect", "shutdown", "makefile", "detach"])
-def test_a_transports_socket_says_what_it_does_not_do(net: Net, call: str) -> None:
+def test_a_transports_socket_refuses_what_asyncios_refuses(net: Net, call: str) -> None:
     async def main() -> None:
         async with serving() as server:
             _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
@@ -463,7 +463,7 @@ def test_a_transports_socket_says_what_it_does_not_do(net: Net, call: str) -> No
     run_over(net, main, connections=1)
 
 
-def test_a_peers_reset_is_told(net: Net) -> None:
+def test_a_peers_reset_is_reported(net: Net) -> None:
     async def rude(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         sock = writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -608,7 +608,7 @@ def test_a_loop_of_our_own_needs_no_patch() -> None:
     assert socket.socket.__module__ == "socket" and not hasattr(socket.socket, "_utp")
 
 
-def test_a_stranger_who_finds_the_listening_name_is_turned_away() -> None:
+def test_a_stranger_that_finds_the_listening_name_is_turned_away() -> None:
     met: list[Any] = []
 
     async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -657,7 +657,7 @@ def test_uvloop_imported_after_the_patch_is_changed_as_well() -> None:
     assert (ran.stdout, ran.stderr) == ("1 1\n", "")
 
 
-def test_a_socket_that_is_going_to_listen_has_a_name_that_nobody_unlinks() -> None:
+def test_a_socket_that_is_going_to_listen_has_a_name_that_is_not_unlinked() -> None:
     """What uvloop does with it on Python 3.13 and later, whatever the Python here."""
     with shim.socket() as sock:
         name = UnixStreamAdapter(sock).getsockname()

@@ -192,5 +192,5 @@ def told(module: str, where: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("where", ["here", "no /proc", "chroot", "nobody"])
-def test_who_has_a_copy_of_a_socket_has_the_socket(where: str) -> None:
+def test_a_process_with_a_copy_of_a_socket_has_the_socket(where: str) -> None:
     assert told(MODULES["utp"], where) == told(MODULES["tcp"], where)
