@@ -290,8 +290,8 @@ class Host:
         packet = decode(memoryview(datagram))
         if packet is None or packet.type in (PacketType.SYN, PacketType.RESET):
             return
-        remains = self.connection.time_wait_record()
-        answer = None if remains is None else remains.ack_repeated(packet, now=now)
+        record = self.connection.time_wait_record()
+        answer = None if record is None else record.ack_repeated(packet, now=now)
         if answer is not None:
             self.to_peer.put(Burst(self, self.peer, [answer], may_fragment=False), now=now)
             return
