@@ -124,4 +124,4 @@ def renew(sock: Any) -> None:
     AF_UNIX cannot.
     """
     there = netns.cookie(sock)
-    fd_swap.put(netns.make_in_namespace(sock, there, partial(with_room, _unix_stream)), sock)
+    fd_swap.replace(netns.make_in_namespace(sock, there, partial(with_room, _unix_stream)), sock)

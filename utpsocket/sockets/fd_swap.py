@@ -30,7 +30,7 @@ _EVENT: Final = struct.Struct("=IQ" if platform.machine() == "x86_64" else "@IQ"
 _libc: Final = ctypes.CDLL(None)
 
 
-def put(fresh: Any, sock: Any) -> None:
+def replace(fresh: Any, sock: Any) -> None:
     """Make the descriptor of `sock` refer to `fresh`, inheritable, blocking and registered with epolls as it was, and
     close `fresh`. The caller must change what the Python object knows.
     """

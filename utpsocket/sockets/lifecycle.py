@@ -597,7 +597,7 @@ def _abort_at_once(sock: Any, identity: Identity, loop: Loop | RemoteLoop) -> No
     engine_sock.close()  # with a byte unread: the other end gets ECONNRESET (unix(7))
     duplicates = _duplicates(identity, sock.fileno())
     registry.forget(identity)
-    fd_swap.put(fresh, sock)
+    fd_swap.replace(fresh, sock)
     registry.register(sock, identity)
     _replace(duplicates, sock.fileno())
 

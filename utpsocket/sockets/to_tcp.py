@@ -138,7 +138,7 @@ def become_tcp(sock: Any, identity: Identity) -> None:
     except BaseException:
         tcp.close()
         raise
-    fd_swap.put(tcp, sock)
+    fd_swap.replace(tcp, sock)
     proto = Socket.proto.__get__(sock)
     registry.forget(identity)
     sock._utp = None

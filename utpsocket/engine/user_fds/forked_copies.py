@@ -159,10 +159,10 @@ def _shared(name: str) -> Any:
             take_notices()
         return read(self.record, name)
 
-    def put(self: Identity, value: Any) -> None:
+    def write_shared(self: Identity, value: Any) -> None:
         write(self.record, name, value)
 
-    return property(get, put)
+    return property(get, write_shared)
 
 
 def _shared_flag(name: str) -> Any:
@@ -177,10 +177,10 @@ def _shared_flag(name: str) -> Any:
             take_notices()
         return bool(self.record[offset])
 
-    def put(self: Identity, value: bool) -> None:
+    def write_flag(self: Identity, value: bool) -> None:
         self.record[offset] = value
 
-    return property(read_latest if name in WRITTEN_BY_ENGINE else get, put)
+    return property(read_latest if name in WRITTEN_BY_ENGINE else get, write_flag)
 
 
 def after_notices(name: str) -> Any:
