@@ -97,18 +97,18 @@ def missing_in_function(function: Function, *, over_utp: bool) -> Iterator[str]:
     if order != [name for name in SECTIONS if name in found]:
         yield f"its sections are in the order {', '.join(order)}"
     is_property = "property" in decorators(function)
-    told = documented_parameters(found.get("Parameters", ""))
+    documented = documented_parameters(found.get("Parameters", ""))
     wanted = parameters(function)
     for name, annotation in wanted.items():
-        if name and name not in told:
+        if name and name not in documented:
             yield f"no parameter {name}"
         elif name and annotation is not None and re.match(r"(int|float)\b", ast.unparse(annotation)):
-            if not UNITS.search(told[name]):
+            if not UNITS.search(documented[name]):
                 yield f"parameter {name} has no unit"
-    if "" in wanted and not told:
+    if "" in wanted and not documented:
         yield "no parameters"
     if "" not in wanted:
-        for name in told.keys() - wanted.keys():
+        for name in documented.keys() - wanted.keys():
             yield f"there is no parameter {name}"
     returns_nothing = function.returns is not None and ast.unparse(function.returns) == "None"
     if not returns_nothing and "Returns" not in found:

@@ -209,14 +209,14 @@ def test_what_is_sent_is_what_is_expected(parallel: int) -> None:
         target=lambda: counts.append(send_all([ours for ours, _ in pairs], Limit(total_bytes, None), lambda _: None))
     )
     sender.start()
-    told: list[int] = []
-    counts.append(receive_all([theirs for _, theirs in pairs], lambda counts: told.append(sum(counts))))
+    totals: list[int] = []
+    counts.append(receive_all([theirs for _, theirs in pairs], lambda counts: totals.append(sum(counts))))
     sender.join()
     for ours, theirs in pairs:
         ours.close()
         theirs.close()
     assert counts == [[total_bytes // parallel] * parallel] * 2
-    assert told[-1] == total_bytes
+    assert totals[-1] == total_bytes
 
 
 @pytest.mark.parametrize("parallel", [1, 2])

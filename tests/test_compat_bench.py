@@ -321,8 +321,8 @@ def test_the_chart_is_that_of_its_data(tmp_path: Path) -> None:
 def test_the_table_beside_it_is_that_of_its_data() -> None:
     text = (BENCH / "RESULTS.md").read_text("utf-8")
     lines = [[cell.strip() for cell in line.split("|")[2:5]] for line in text.splitlines() if line.count("|") == 8]
-    told = [cells for cells in lines if cells[0] in subjects.SUBJECTS]
-    assert told == [
+    rows_shown = [cells for cells in lines if cells[0] in subjects.SUBJECTS]
+    assert rows_shown == [
         [each["subject"], f"{table._number(each['median'])} {each['unit']}", "–".join(map(table._number, span(each)))]
         for each in RESULT["rows"]
     ]
@@ -347,13 +347,13 @@ TOLD = {
 @pytest.mark.parametrize(("document", "count"), [("README.md", 6), ("utpsocket/docs/performance.md", 7)])
 def test_the_figures_in_the_documents_are_those_of_the_data(document: str, count: int) -> None:
     medians = {(each["case"], each["subject"]): f"{each['median']:,.0f}" for each in RESULT["rows"]}
-    told = [
+    rows_shown = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in (ROOT / document).read_text("utf-8").splitlines()
         if line.startswith("| ") and line.split("|")[1].strip() in TOLD
     ]
-    assert len(told) == count
-    for name, *cells in told:
+    assert len(rows_shown) == count
+    for name, *cells in rows_shown:
         wanted = [
             medians.get((TOLD[name], who), "") for who in ("utpsocket", "tcp", "utp-native", "libtorrent", "aioquic")
         ]

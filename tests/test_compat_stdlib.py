@@ -337,14 +337,14 @@ def test_the_table_must_know_what_was_seen() -> None:
 def test_the_table_in_the_tree_lists_what_is_expected() -> None:
     """Each difference that the tables tell of is one of expectations.py, and every such entry is told of somewhere."""
     results = Path(modules.__file__).with_name("RESULTS.md")
-    told: set[str] = set()
+    listed: set[str] = set()
     for minor in range(10, 20):
         written = table.read(results, f"3.{minor}") or table.Table()
         assert [test for test in written.expected if expectation(test, (3, minor)) is None] == []
-        told |= set(written.expected)
+        listed |= set(written.expected)
     steady = [entry for entry in EXPECTED if not entry.sometimes]
     assert steady
-    assert [entry.tests for entry in steady if not any(fnmatchcase(test, entry.tests) for test in told)] == []
+    assert [entry.tests for entry in steady if not any(fnmatchcase(test, entry.tests) for test in listed)] == []
 
 
 def test_the_command_prints_one_json_object(

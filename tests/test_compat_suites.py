@@ -316,13 +316,13 @@ def test_a_part_of_a_suite_is_no_row_of_the_table(tmp_path: Path) -> None:
 def test_each_expected_difference_is_one_of_the_table() -> None:
     """Each difference that the table tells of is one of expectations.py, and every such entry but a race is told of."""
     results = Path(command.__file__).with_name("RESULTS.md")
-    told: set[str] = set()
+    listed: set[str] = set()
     for minor in range(10, 20):
         written = table.read(results, f"3.{minor}", command.LAYOUT) or table.Table()
         assert [test for test in written.expected if expectation(test, (3, minor), EXPECTED) is None] == []
-        told |= set(written.expected)
+        listed |= set(written.expected)
     steady = [entry for entry in EXPECTED if not entry.sometimes]
-    assert [entry.tests for entry in steady if not any(entry.covers(test, (3, 11)) for test in told)] == []
+    assert [entry.tests for entry in steady if not any(entry.covers(test, (3, 11)) for test in listed)] == []
 
 
 def test_a_library_that_cannot_be_had_is_said_and_fails(

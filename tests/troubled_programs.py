@@ -52,8 +52,8 @@ def wrong_answer(port: int) -> None:
 
 def tell_pid_of_child(port: int) -> None:
     ask(port)
-    with open("child") as file, open(os.environ["TROUBLED_PROGRAMS_PID"], "w") as told:
-        told.write(file.read())
+    with open("child") as file, open(os.environ["TROUBLED_PROGRAMS_PID"], "w") as word:
+        word.write(file.read())
 
 
 SCENARIOS = [

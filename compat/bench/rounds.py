@@ -62,14 +62,14 @@ def _measure(row: Row, seconds: float) -> None:
     except (Failed, OSError) as error:
         cause = (str(error) or type(error).__name__) + getattr(error, "written", "")
         row.causes.append(cause)
-        told = f"FAILED: {cause}"
+        shown = f"FAILED: {cause}"
     else:
         row.samples.append(sample)
-        told = _told(sample, row.unit)
-    print(f"  {row.case:23}{row.subject:18}{told}   [{time.monotonic() - began:.1f} s]", file=sys.stderr, flush=True)
+        shown = _figures(sample, row.unit)
+    print(f"  {row.case:23}{row.subject:18}{shown}   [{time.monotonic() - began:.1f} s]", file=sys.stderr, flush=True)
 
 
-def _told(sample: Sample, unit: str) -> str:
+def _figures(sample: Sample, unit: str) -> str:
     figures = [f"{sample.value:12,.1f} {unit}"]
     if sample.cpu_seconds_per_gb is not None:
         figures.append(f"{sample.cpu_seconds_per_gb:.2f} CPU s/GB")

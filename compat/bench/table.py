@@ -91,22 +91,22 @@ def _number(value: float) -> str:
 
 def _remarks(row: Row) -> str:
     """The further figures that say something at a glance."""
-    told = []
+    parts = []
     jain, p50_us, timeouts = row.more("jain"), row.more("p50_us"), row.more("timeouts")
     if jain is not None:
-        told.append(f"Jain {jain:.3f}")
+        parts.append(f"Jain {jain:.3f}")
     if p50_us is not None:
-        told.append(f"p50 {p50_us:.0f} µs")
+        parts.append(f"p50 {p50_us:.0f} µs")
     if timeouts:
-        told.append(f"{timeouts:.0f} timeouts")
+        parts.append(f"{timeouts:.0f} timeouts")
     if row.case.startswith("idle") and row.samples:
-        told.append(
+        parts.append(
             f"{row.more('connections'):,.0f} connections; fds {row.more('fds_listener'):.2g} and "
             f"{row.more('fds_dialer'):.2g} (dialer)"
         )
     if row.case.startswith("nonblocking_calls"):
         figures = ((name, row.more(f"{name}_us") or 0, row.more(f"{name}_worst_us") or 0) for name in CALLS)
-        told += [f"{name} {_number(median)} (worst {_number(worst)})" for name, median, worst in figures]
+        parts += [f"{name} {_number(median)} (worst {_number(worst)})" for name, median, worst in figures]
     if row.causes:
-        told.append(f"{len(row.causes)} of {len(row.causes) + len(row.samples)} failed: {row.causes[0]}")
-    return ", ".join(told)
+        parts.append(f"{len(row.causes)} of {len(row.causes) + len(row.samples)} failed: {row.causes[0]}")
+    return ", ".join(parts)

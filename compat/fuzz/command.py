@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         for finding in each(examine, [(options.seed, number) for number in chosen]):
             findings.append(finding)
             if finding.difference is not None:
-                print(_told(finding), file=sys.stderr)
+                print(_describe(finding), file=sys.stderr)
             if time.monotonic() > told_at + _PROGRESS_S:
                 told_at = time.monotonic()
                 print(f"[{len(findings)}/{options.runs}]", file=sys.stderr)
@@ -56,14 +56,14 @@ def main(argv: list[str]) -> int:
         which = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
         print(f"\n{len(numbers):5} {kind.call}: TCP {kind.tcp}, uTP {kind.utp}   (sequences {which})", file=sys.stderr)
         print("".join(f"        {line}\n" for line in script), end="", file=sys.stderr)
-    told = f"{report['differ']} differ, {report['expected']} as they must"
-    print(f"{options.runs} sequences of seed {options.seed}: {told}", file=sys.stderr)
+    summary = f"{report['differ']} differ, {report['expected']} as they must"
+    print(f"{options.runs} sequences of seed {options.seed}: {summary}", file=sys.stderr)
     if options.json:
         print(json.dumps(report, indent=1))
     return 1 if found else 0
 
 
-def _told(finding: Finding) -> str:
+def _describe(finding: Finding) -> str:
     assert finding.difference is not None
     kind = finding.difference.kind
     return f"sequence {finding.number}: {kind.call}: TCP {kind.tcp}, uTP {kind.utp}"

@@ -57,9 +57,9 @@ def _posted(environ: dict[str, Any]) -> bytes:
 async def asgi(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """The same for event loops."""
     while scope["type"] == "lifespan":
-        told = (await receive())["type"]
-        await send({"type": f"{told}.complete"})
-        if told == "lifespan.shutdown":
+        event_type = (await receive())["type"]
+        await send({"type": f"{event_type}.complete"})
+        if event_type == "lifespan.shutdown":
             return
     path = scope["path"]
     posted = b""

@@ -49,13 +49,13 @@ def judge(evidence: Evidence) -> list[str]:
         known = len(causes)
         _judge_connection(evidence, number, connection)
         if len(causes) > known:
-            evidence.details += _told(evidence, number)
+            evidence.details += _outcomes(evidence, number)
     if not evidence.hangs:
         _judge_ghosts(evidence)
     return causes
 
 
-def _told(evidence: Evidence, number: int) -> list[str]:
+def _outcomes(evidence: Evidence, number: int) -> list[str]:
     """Both ends' outcomes, times from the beginning of the run."""
     lines = []
     for role, end in (("client", evidence.client), ("server", evidence.server)):
@@ -167,7 +167,7 @@ def _judge_direction(
 ) -> None:
     if reader["received"] > writer["sent"]:
         causes.append(f"connection {number}: {role} read {reader['received']}, but only {writer['sent']} were sent")
-    # As over TCP an error is told once: where send() has it, recv() only says that there is no more.
+    # As over TCP an error is raised once: where send() has raised it, recv() only returns the end of file.
     was_told = bool(reader["write_error"]) and bool(reasons)
     if not reader["abandoned_at"] and not was_told:
         _judge_false_end(number, role, reader, writer, causes)

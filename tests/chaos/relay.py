@@ -213,8 +213,8 @@ class Relay:
         verdict, due = self._judge(flow, way, kind, data, now)
         flow.last.append((now, way, data[:20], len(data), verdict))
         if self.traces and len(self.trace) < _TRACED:
-            told = verdict or str([f"{(at - now) * 1e3:.0f}ms" for at, _ in due])
-            self.trace.append(self._note(flow, way, data[:20], len(data), now, told))
+            outcome = verdict or str([f"{(at - now) * 1e3:.0f}ms" for at, _ in due])
+            self.trace.append(self._note(flow, way, data[:20], len(data), now, outcome))
         if kind == RESET and verdict:
             flow.lost_resets[way] += 1
         for at, what in due:

@@ -118,17 +118,17 @@ def test_a_repeated_syn_comes_in_where_no_small_one_does(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("is_busy", [True, False])
 def test_small_syns_are_kept_out_before_large_ones(monkeypatch: pytest.MonkeyPatch, is_busy: bool) -> None:
-    told: list[tuple[int, int]] = []
+    counts: list[tuple[int, int]] = []
 
-    class Told:
+    class RecordingPort:
         kernel_drops = 0
 
         def report_icmp(self, *, wanted: bool) -> None: ...
         def attach_filter(self, ids: Any, syns: int, strays: int, heavy: Any, large: int) -> None:
-            told.append((syns, large))
+            counts.append((syns, large))
 
     class Somewhere:
-        port, listener, bridges, is_closed = Told(), SimpleNamespace(is_full=False), (), False
+        port, listener, bridges, is_closed = RecordingPort(), SimpleNamespace(is_full=False), (), False
         loop = SimpleNamespace(now=0, call_at=lambda at, call: None)
 
     endpoint: Any = Somewhere()
@@ -142,9 +142,9 @@ def test_small_syns_are_kept_out_before_large_ones(monkeypatch: pytest.MonkeyPat
             flood._iterations, flood._iterations_behind = 10, 10 * is_behind
             flood.useless_datagrams += 1_000
             flood._tick(endpoint)
-        return told[-1]
+        return counts[-1]
 
-    assert told[-1] == (EVERY, EVERY)
+    assert counts[-1] == (EVERY, EVERY)
     assert ticks(1, is_behind=True) == (EVERY // 2, EVERY)
     assert ticks(9, is_behind=True) == (EVERY >> 10, EVERY)
     assert ticks(1, is_behind=True) == (EVERY >> 10, EVERY // 2)

@@ -100,17 +100,17 @@ def test_a_fault_costs_one_connection(
 ) -> None:
     pairs = [pair() for _ in range(6)]
     failing(monkeypatch, Connection, "poll_delivery", error)
-    told = []
+    problems = []
     for client, _ in pairs:
         client.send(b"hello")
     for client, server in pairs:
         try:
             assert server.recv(5) == b"hello"
         except OSError as problem:
-            told.append(problem.errno)
+            problems.append(problem.errno)
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
-    assert told == [errno.ECONNABORTED]
+    assert problems == [errno.ECONNABORTED]
     assert reported == [error]
     for sockets in pairs:
         closed(*sockets)
@@ -171,9 +171,9 @@ def test_a_connect_whose_command_fails_raises(
         failing(monkeypatch, owner, name, MemoryError())
         with utpsocket.socket() as client:
             client.settimeout(timeout)
-            with pytest.raises(OSError, match="Cannot allocate") as told:
+            with pytest.raises(OSError, match="Cannot allocate") as caught:
                 client.connect(listener.getsockname())
-            assert told.value.errno == errno.ENOMEM
+            assert caught.value.errno == errno.ENOMEM
             if timeout is not None:  # the kernel's connect() has not said yet how the attempt ended
                 with pytest.raises(ConnectionAbortedError):
                     client.connect(listener.getsockname())

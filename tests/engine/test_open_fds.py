@@ -173,11 +173,11 @@ def test_another_process_is_sent_the_closed_sockets(watched: Watched, elsewhere:
 
 
 def test_an_announcement_that_failed_is_repeated_the_next_time(watched: Watched) -> None:
-    told = []
+    reported = []
 
     def announce(inode: int, index: int, gone: list[int], fds: list[int]) -> None:
-        told.append((index, len(fds)))
-        if len(told) == open_fds._SOCKETS_PER_EPOLL + 1:
+        reported.append((index, len(fds)))
+        if len(reported) == open_fds._SOCKETS_PER_EPOLL + 1:
             raise OSError(12, "Cannot allocate memory")
 
     watched.watch.close()
@@ -186,7 +186,7 @@ def test_an_announcement_that_failed_is_repeated_the_next_time(watched: Watched)
     with pytest.raises(OSError, match="memory"):
         watched.add(1)
     watched.watch.watch(watched.sockets[-1].fileno())
-    assert told == [(0, 0)] * open_fds._SOCKETS_PER_EPOLL + [(1, 1)] * 2
+    assert reported == [(0, 0)] * open_fds._SOCKETS_PER_EPOLL + [(1, 1)] * 2
 
 
 def test_an_address_in_use_is_found_by_its_number() -> None:

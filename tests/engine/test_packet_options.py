@@ -29,11 +29,11 @@ class Onlooker:
     """A relay that remembers the TTL and TOS of the last datagram of either direction."""
 
     def __init__(self, family: int, host: str, options: tuple[int, ...], server: Any) -> None:
-        level, _, _, *told = options
+        level, _, _, *following = options
         self.faces = [socket.socket(family, socket.SOCK_DGRAM) for _ in range(2)]
         for face in self.faces:
             face.bind((host, 0))
-            for option in told:
+            for option in following:
                 face.setsockopt(level, option, 1)
         self.seen: list[list[int]] = [[], []]
         self._peers = [None, server]

@@ -565,8 +565,8 @@ with utpsocket.create_server(("127.0.0.1", 0)) as listener:
         server, _ = listener.accept()
         server.settimeout(60)
         server.send(b"x")
-        told = errno_of(server.recv, 1), server.recv(1)
-        os._exit(0 if told == ("ECONNRESET", b"") else 1)
+        got = errno_of(server.recv, 1), server.recv(1)
+        os._exit(0 if got == ("ECONNRESET", b"") else 1)
     client = utpsocket.create_connection(listener.getsockname(), timeout=60)
 assert client.recv(1) == b"x"
 client.setsockopt(1, 13, struct.pack("ii", 1, 0))  # SO_LINGER

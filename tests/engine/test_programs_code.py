@@ -139,7 +139,7 @@ class Logs(Cycle):
         seen.add(get_ident())
         assert lock.acquire(timeout=60), "deadlock"
         lock.release()
-sys.unraisablehook = lambda told: (print(told.exc_value), os._exit(1))
+sys.unraisablehook = lambda hook: (print(hook.exc_value), os._exit(1))
 gc.set_threshold(30)
 def work():
     with utpsocket.create_connection(server) as sock:
@@ -337,7 +337,7 @@ def test_the_end_of_the_engine_gives_the_thresholds_back(thresholds: tuple[int, 
 # ── hooks ──
 
 
-class Told:
+class ExceptHook:
     """A sys.excepthook, and the threads that called it."""
 
     def __init__(self, then: BaseException | None = None) -> None:
@@ -362,15 +362,15 @@ def fail(_: Loop) -> None:
 def test_a_fault_is_reported_by_another_thread(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], then: BaseException | None
 ) -> None:
-    told = Told(then)
-    monkeypatch.setattr(sys, "excepthook", told)
+    reported = ExceptHook(then)
+    monkeypatch.setattr(sys, "excepthook", reported)
     loop = engine()
     for _ in range(3):
         loop.post(fail)
-        assert told.was_called.acquire(timeout=60)
+        assert reported.was_called.acquire(timeout=60)
         assert loop.call(lambda loop: 7) == 7
-    assert loop.call(lambda loop: get_ident()) not in told.threads
-    assert [type(error) for error in told.errors] == [ZeroDivisionError] * 3
+    assert loop.call(lambda loop: get_ident()) not in reported.threads
+    assert [type(error) for error in reported.errors] == [ZeroDivisionError] * 3
     assert fault_reports._busy.acquire(timeout=60)  # nobody writes any more
     fault_reports._busy.release()
 
@@ -400,15 +400,15 @@ def test_a_hook_that_blocks_delays_nothing_and_uses_bounded_memory(monkeypatch: 
 
 
 def test_a_fault_just_before_the_end_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = Told()
-    monkeypatch.setattr(sys, "excepthook", told)
+    reported = ExceptHook()
+    monkeypatch.setattr(sys, "excepthook", reported)
     monkeypatch.setattr(fault_reports, "start_thread", lambda *_: fail(cast("Loop", engine())))  # no thread to be had
     loop = engine()
     loop.post(fail)
     loop.call(lambda loop: None)
-    assert not told.errors
+    assert not reported.errors
     shutdown()
-    assert [type(error) for error in told.errors] == [ZeroDivisionError]
+    assert [type(error) for error in reported.errors] == [ZeroDivisionError]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="settrace_all_threads() is of 3.12")

@@ -22,7 +22,7 @@ def packet(type: PacketType, connection_id: int) -> Packet:
 def refused(resets: StatelessResets, host: str, count: int, *, now: int) -> int:
     """How many of so many SYNs of one host, a port each, are answered, one by one and as a batch alike."""
     half = count // 2
-    told = sum(
+    sent_count = sum(
         resets.to_stray((host, 1_000 + number), packet(PacketType.SYN, number), now=now) is not None
         for number in range(half)
     )
@@ -30,7 +30,7 @@ def refused(resets: StatelessResets, host: str, count: int, *, now: int) -> int:
     names = [packed_name((host, 1_000 + number)) for number in numbers]
     answered, data = resets.to_syns(numbers, names, [datagram(PacketType.SYN, number) for number in numbers], now=now)
     assert len(data) == 20 * len(answered)
-    return told + len(answered)
+    return sent_count + len(answered)
 
 
 def test_hundreds_are_refused_at_the_same_instant() -> None:

@@ -142,6 +142,6 @@ def test_ancillary_data_goes_and_comes(kind: Any) -> None:
         room = memoryview(bytearray(ROOM))
         size, ancillary, _, _ = receiver.receive(room)
         assert bytes(room[:size]) == b"12345678abcdefgh!"
-        told = {(level, kind): data for level, kind, data in ancillary}
-        assert told[socket.IPPROTO_UDP, 104] == (8).to_bytes(4, "little")
-        assert told[socket.IPPROTO_IP, 8][4:8] == socket.inet_aton("127.0.0.1")
+        control = {(level, kind): data for level, kind, data in ancillary}
+        assert control[socket.IPPROTO_UDP, 104] == (8).to_bytes(4, "little")
+        assert control[socket.IPPROTO_IP, 8][4:8] == socket.inet_aton("127.0.0.1")

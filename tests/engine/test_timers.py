@@ -38,7 +38,7 @@ def test_a_deadline_is_due_once_whichever_others_are_over() -> None:
     timers: Timers[Waiting] = Timers()
     waiting: dict[Waiting, int] = {}
     now = 0
-    told = 0
+    due_count = 0
     for _ in range(5_000):
         bridge = Waiting() if not waiting or chance.random() < 0.4 else chance.choice(list(waiting))
         at = now + chance.choice((50, 5_000, 500_000))
@@ -51,8 +51,8 @@ def test_a_deadline_is_due_once_whichever_others_are_over() -> None:
         now += chance.randrange(300)
         due = timers.due(now)
         assert sorted(map(id, due)) == sorted(id(bridge) for bridge, at in waiting.items() if at <= now)
-        told += len(due)
+        due_count += len(due)
         for bridge in due:
             del waiting[bridge]
-    assert told > 500
+    assert due_count > 500
     assert len(timers._heap) <= 2 * len(waiting) + 64

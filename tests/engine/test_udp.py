@@ -266,10 +266,10 @@ def test_one_that_is_too_long_fails_alone() -> None:
 
 
 def test_an_icmp_error_of_an_earlier_datagram_is_not_the_next_ones() -> None:
-    """The kernel tells whichever call comes first after the message, before the error queue was read perhaps."""
+    """The kernel returns it from the first call after the ICMP message, which may be before the error queue is read."""
     sender, receiver = ports(offload=False)
 
-    class Told:
+    class WithPendingError:
         """The port's socket, when a message has just come that a datagram was too large."""
 
         def __init__(self, sock: socket.SocketType) -> None:
@@ -284,7 +284,7 @@ def test_an_icmp_error_of_an_earlier_datagram_is_not_the_next_ones() -> None:
         def __getattr__(self, name: str) -> object:
             return getattr(self.sock, name)
 
-    sender._calls = PlainDatagrams(Told(sender.sock), 0, sender.peer)
+    sender._calls = PlainDatagrams(WithPendingError(sender.sock), 0, sender.peer)
     sender.send(transmit(1), [])
     assert content(drain(receiver)) == transmit(1).datagrams()
     assert sender.errors == []

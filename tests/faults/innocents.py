@@ -98,7 +98,7 @@ class Innocent(Speaker):
         for sock in (self.client, self.server):
             sock.setblocking(False)
         self.error: str | None = None
-        self.told = ""  # which of the ends was
+        self.error_end = ""  # "client" or "server": the end that raised `error`
         self._awaited = 0
 
     def close(self) -> None:
@@ -203,9 +203,9 @@ class Innocents:
         except BlockingIOError:
             pass
         except OSError as problem:
-            one.error, one.told = repr(problem), "server" if call == one.on_server else "client"
+            one.error, one.error_end = repr(problem), "server" if call == one.on_server else "client"
         except Wrong as problem:
-            one.error, one.told = str(problem), "server" if call == one.on_server else "client"
+            one.error, one.error_end = str(problem), "server" if call == one.on_server else "client"
             self.wrong.append(f"innocent: {problem}")
 
     def heal(self) -> list[str]:
@@ -213,8 +213,8 @@ class Innocents:
         with self.lock:
             broken = [one for one in self.all if one.error is not None]
             for one in broken:
-                # Both ends must be told, and each of them once.
-                self.wrong += told(one)
+                # Both ends must raise, and each of them once.
+                self.wrong += other_end_is_wrong(one)
                 one.close()
                 self.all.remove(one)
         fresh = []
@@ -273,18 +273,19 @@ class Innocents:
         return self.late()
 
 
-def told(one: Innocent) -> list[str]:
+def other_end_is_wrong(one: Innocent) -> list[str]:
+    """What is wrong with the end that has not raised yet: it must raise too."""
     for name, sock in (("client", one.client), ("server", one.server)):
-        if name == one.told:
+        if name == one.error_end:
             continue
         sock.settimeout(PATIENCE_S)
         try:
             while sock.recv(65_536):
                 pass
             if one.error != "a false end of file":
-                return [f"innocent: the {name}'s end was told a false end of file ({one.error})"]
+                return [f"innocent: the {name}'s end got a false end of file ({one.error})"]
         except TimeoutError:
-            return [f"innocent: the {name}'s end was told nothing ({one.error})"]
+            return [f"innocent: the {name}'s end got no error ({one.error})"]
         except OSError:
             pass
     return []

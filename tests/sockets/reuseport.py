@@ -103,7 +103,7 @@ class Site:
     def ask_all(self, killed: int, outcome: Outcome) -> None:
         for connection, pid in list(self.served_by.items()):
             try:
-                told = self.ask(connection)
+                answered_by = self.ask(connection)
             except OSError as error:
                 outcome.broken += 1
                 if pid != killed or isinstance(error, TimeoutError):
@@ -111,8 +111,8 @@ class Site:
                 del self.served_by[connection]
                 connection.close()
             else:
-                if told != pid or pid == killed:
-                    outcome.wrong.append(f"served by {pid}, answered by {told}, {killed} was killed")
+                if answered_by != pid or pid == killed:
+                    outcome.wrong.append(f"served by {pid}, answered by {answered_by}, {killed} was killed")
 
     def close(self) -> None:
         for connection in self.served_by:

@@ -26,8 +26,8 @@ module = importlib.import_module(sys.argv[1])
 def full(name, port):  # (host,) or (host, flow label, device)
     return (name[0], port, name[1], stdlib.if_nametoindex(name[2])) if len(name) > 1 else (name[0], port)
 
-def address(told):
-    return (told[0], "port" if told[1] else 0, *told[2:])
+def address(name):
+    return (name[0], "port" if name[1] else 0, *name[2:])
 
 def bound(family, name):
     sock = module.socket(family)
@@ -36,37 +36,37 @@ def bound(family, name):
 
 def case(listen, dial, source):
     family = stdlib.AF_INET6 if ":" in listen[0] else stdlib.AF_INET
-    told = []
+    results = []
     listener = bound(family, listen)
     listener.listen()
     listener.settimeout(30)
-    told.append(address(listener.getsockname()))
+    results.append(address(listener.getsockname()))
     client = bound(family, source) if source else module.socket(family)
     client.settimeout(30)
     if source:
-        told.append(address(client.getsockname()))
+        results.append(address(client.getsockname()))
     client.connect(full(dial, listener.getsockname()[1]))
     server, peer = listener.accept()
     server.settimeout(30)
     client.sendall(b"ping")
     server.sendall(server.recv(4))
-    told.append(client.recv(4))
+    results.append(client.recv(4))
     for each in (client.getsockname(), client.getpeername(), server.getsockname(), server.getpeername(), peer):
-        told.append(address(each))
+        results.append(address(each))
     assert client.getsockname()[1] == peer[1]
     for sock in (client, server):
-        told.append(sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_BINDTODEVICE, 16))
+        results.append(sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_BINDTODEVICE, 16))
     where = server.getsockname()
     for sock in (client, server):
         sock.close()
     try:
         another = module.socket(family)
         another.bind((where[0], 0, *where[2:]))
-        told.append(address(another.getsockname()))
+        results.append(address(another.getsockname()))
     finally:
         another.close()
         listener.close()
-    return told
+    return results
 
 for one in ast.literal_eval(sys.argv[2]):
     try:
@@ -132,7 +132,7 @@ CASES: dict[str, Case] = {  # where the listener is, what is dialed, where the c
 
 
 @cache
-def told(module: str) -> dict[Case, Any]:
+def results(module: str) -> dict[Case, Any]:
     """What each case comes to, in a program that plays them all."""
     output = run_in_a_network(FIND_OUT, module, repr(list(CASES.values())), setup=ROUTES, timeout_s=150)
     return dict(map(ast.literal_eval, output.splitlines()))
@@ -142,7 +142,7 @@ def told(module: str) -> dict[Case, Any]:
 @pytest.mark.parametrize("name", CASES)
 def test_the_addresses_of_both_ends(name: str) -> None:
     case = CASES[name]
-    assert told(MODULES["utp"])[case] == told(MODULES["tcp"])[case]
+    assert results(MODULES["utp"])[case] == results(MODULES["tcp"])[case]
 
 
 @pytest.mark.parametrize("host", ["127.255.255.255", "255.255.255.255", "224.0.0.1"])

@@ -59,12 +59,12 @@ def compare(
     assert in_essence(outcome(lambda: operation(sock))) == expected
 
 
-def in_essence(told: tuple[str, object]) -> tuple[str, object]:
+def in_essence(result: tuple[str, object]) -> tuple[str, object]:
     """Without the words for a wrong number of arguments: a method in Python counts them otherwise than one in C."""
     return (
         ("TypeError", "arguments")
-        if re.search(r"argument.* (given|missing)|missing .* argument", str(told[1]))
-        else told
+        if re.search(r"argument.* (given|missing)|missing .* argument", str(result[1]))
+        else result
     )
 
 

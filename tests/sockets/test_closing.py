@@ -665,9 +665,11 @@ def test_a_socket_left_open_is_warned_of_where_it_was_dropped(net: Net, made: st
             sock.listen()
     name, fd = repr(sock), sock.fileno()
     line = sys._getframe().f_lineno + 2
-    with pytest.warns(ResourceWarning) as told:
+    with pytest.warns(ResourceWarning) as reported:
         del sock
-    assert [(str(each.message), each.filename, each.lineno) for each in told] == [(f"unclosed {name}", __file__, line)]
+    assert [(str(each.message), each.filename, each.lineno) for each in reported] == [
+        (f"unclosed {name}", __file__, line)
+    ]
     with pytest.raises(OSError):
         os.fstat(fd)
 
@@ -675,14 +677,14 @@ def test_a_socket_left_open_is_warned_of_where_it_was_dropped(net: Net, made: st
 def test_where_warnings_are_errors_what_is_left_open_is_closed_all_the_same(
     net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[object] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda hook: told.append((repr(hook.exc_value), type(hook.object))))
+    reported: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda hook: reported.append((repr(hook.exc_value), type(hook.object))))
     sock = net.module.socket()
     name, fd = repr(sock), sock.fileno()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         del sock
-    assert told == [(f"ResourceWarning({f'unclosed {name}'!r})", net.module.socket)]
+    assert reported == [(f"ResourceWarning({f'unclosed {name}'!r})", net.module.socket)]
     with pytest.raises(OSError):
         os.fstat(fd)
 
@@ -690,5 +692,5 @@ def test_where_warnings_are_errors_what_is_left_open_is_closed_all_the_same(
 def test_a_socket_left_open_at_the_end_of_the_program_is_warned_of_too(net: Net) -> None:
     code = "import warnings; warnings.simplefilter('always'); sock = socket.socket(); print(repr(sock), flush=True)"
     process = net.python(code, stdout=-1, stderr=-1)
-    name, told = process.communicate(timeout=PATIENCE_S)
-    assert re.match(rf"<?sys>?:\d: ResourceWarning: unclosed {re.escape(name.decode().strip())}\n", told.decode())
+    name, reported = process.communicate(timeout=PATIENCE_S)
+    assert re.match(rf"<?sys>?:\d: ResourceWarning: unclosed {re.escape(name.decode().strip())}\n", reported.decode())

@@ -302,10 +302,10 @@ def test_close_in_another_thread_while_connecting(net: Net) -> None:
         attempt = net.spawn(client.connect, net.silent_address())
         time.sleep(0.05)  # until it waits, most likely: before that the same is raised
         client.close()
-        kind, told = outcome(attempt.result)
+        kind, details = outcome(attempt.result)
         if kind != "TimeoutError":
             break
-    assert (kind, told) == ("OSError", (errno.EBADF, "[Errno 9] Bad file descriptor"))
+    assert (kind, details) == ("OSError", (errno.EBADF, "[Errno 9] Bad file descriptor"))
 
 
 def test_connect_ex_of_a_closed_socket(net: Net) -> None:

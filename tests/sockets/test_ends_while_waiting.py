@@ -201,8 +201,8 @@ def test_every_send_that_waits_returns(net: Net) -> None:
 
     waiting = [net.spawn(write) for _ in range(4)] + [net.spawn(until_error, polled, client) for polled in (poll, edge)]
     net.reset(server)
-    told = {task.result() for task in waiting}
-    assert told <= {errno.ECONNRESET, errno.EPIPE}, told
+    errnos = {task.result() for task in waiting}
+    assert errnos <= {errno.ECONNRESET, errno.EPIPE}, errnos
 
 
 @pytest.mark.parametrize("is_alone", [False, True])

@@ -35,15 +35,15 @@ except OSError:
 for _ in range(left):
     os.close(filling.pop())
 
-told = []
+results = []
 
 def tell(name, call):
     try:
         value = call()
     except OSError as error:
-        told.append((name, errno.errorcode.get(error.errno, str(error))))
+        results.append((name, errno.errorcode.get(error.errno, str(error))))
         return None
-    told.append((name, value if isinstance(value, (bytes, bool, int, str)) else "done"))
+    results.append((name, value if isinstance(value, (bytes, bool, int, str)) else "done"))
     return value
 
 """
@@ -92,7 +92,7 @@ if clients:
         tell("accept", listener.accept)
     os.close(filling.pop())
     accepted = new("accept", listener.accept)  # with the one reserved for hanging up politely
-    told.append(accepted is not None and accepted[1] == clients[0].getsockname())
+    results.append(accepted is not None and accepted[1] == clients[0].getsockname())
     accepted[0].close()
     tell("recv", lambda: clients[0].recv(1))
     new("dup", clients[0].dup)
@@ -110,7 +110,7 @@ while filling:
     os.close(filling.pop())
 with module.create_connection(listener.getsockname()) as client:
     tell("connect", client.getpeername)
-print(told)
+print(results)
 """
 )
 
@@ -169,7 +169,7 @@ if clients:
         os.close(filling.pop())
         listener = listeners[(number + 1) % 2]
         accepted, name = listener.accept()
-        told.append(name == client.getsockname())
+        results.append(name == client.getsockname())
         accepted.close()
         tell("recv", lambda: client.recv(1))
         filling.append(os.dup(0))
@@ -186,13 +186,13 @@ if clients:
             accepted.close()
             os._exit(0)
         tell("recv", lambda: client.recv(10))
-        told.append(os.waitpid(child, 0)[1])
+        results.append(os.waitpid(child, 0)[1])
         tell("recv", lambda: client.recv(10))
 while filling:
     os.close(filling.pop())
 with module.create_connection(two.getsockname()[:2]) as client:
     tell("connect", client.getpeername)
-print(told)
+print(results)
 """
 )
 
@@ -203,12 +203,12 @@ import {module} as module
 
 clients, limit, lowered = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 program = "import sys\\nsys.path[:] = " + repr(sys.path) + "\\nimport {module} as module" + '''
-address, told = ("127.0.0.1", int(input())), {}
+address, results = ("127.0.0.1", int(input())), {}
 socks = [module.create_connection(address, 60) for _ in range(int(sys.argv[1]))]
 for sock in socks:
     data = sock.recv(10)
-    told[data] = told.get(data, 0) + 1
-print(told.pop(b"hello"), told.pop(b""), told)
+    results[data] = results.get(data, 0) + 1
+print(results.pop(b"hello"), results.pop(b""), results)
 '''
 child = subprocess.Popen(
     [sys.executable, "-c", program, str(clients)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -303,13 +303,13 @@ def test_a_server_at_its_limit_closes_all_other_connections(
     one connection to be accepted, with the fd that the server closes for that.
     """
     clients = limit + 20
-    told, expected = ast.literal_eval(
+    results, expected = ast.literal_eval(
         run("utp", tmp_path / "polite.py", clients, limit, lowered, program=POLITE, **ENVIRONMENTS[environment])
         .strip()
         .replace("] [", "], [")
     )
-    assert told == expected
-    served, refused, _ = told
+    assert results == expected
+    served, refused, _ = results
     assert int(served) >= limit // 5  # each costs two fds
     assert int(served) + int(refused) == clients
 

@@ -22,16 +22,16 @@ def unshare():
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 def in_a_thread(function, *arguments):
-    told = []
+    results = []
     def run():
         try:
-            told.append(function(*arguments))
+            results.append(function(*arguments))
         except BaseException as error:
-            told.append(repr(error))
+            results.append(repr(error))
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(100)
-    return told[0] if told else "hangs"
+    return results[0] if results else "hangs"
 
 def exchange(listener, client):
     client.settimeout(30)
@@ -41,10 +41,10 @@ def exchange(listener, client):
     server.settimeout(30)
     client.sendall(b"ping")
     server.sendall(server.recv(4))
-    told = client.recv(4), peer == client.getsockname()
+    results = client.recv(4), peer == client.getsockname()
     client.close()
     server.close()
-    return told
+    return results
 
 def listener(port=0, options=()):
     made = module.socket()
@@ -61,16 +61,16 @@ with listener() as first:
     def elsewhere():
         unshare()
         with listener(port) as second:
-            told = [exchange(second, module.socket()), exchange(second, module.socket())]
+            results = [exchange(second, module.socket()), exchange(second, module.socket())]
             again = module.socket()
             try:
                 again.bind(("127.0.0.1", port))
             except OSError as error:
-                told.append(errno.errorcode[error.errno])
+                results.append(errno.errorcode[error.errno])
             again.close()
         with listener(options=[module.SO_REUSEPORT]) as shared:
-            told.append(exchange(shared, module.socket()))
-        return told
+            results.append(exchange(shared, module.socket()))
+        return results
 
     print(repr(("in a thread elsewhere", in_a_thread(elsewhere))))
 
@@ -128,8 +128,8 @@ thread.join()
 
 
 def test_a_socket_belongs_to_the_namespace_in_which_it_was_made() -> None:
-    told = {net: run_in_a_network(PROGRAM, module).splitlines() for net, module in MODULES.items()}
-    assert list(map(ast.literal_eval, told["utp"])) == list(map(ast.literal_eval, told["tcp"]))
+    results = {net: run_in_a_network(PROGRAM, module).splitlines() for net, module in MODULES.items()}
+    assert list(map(ast.literal_eval, results["utp"])) == list(map(ast.literal_eval, results["tcp"]))
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="needs the number of setresuid()")

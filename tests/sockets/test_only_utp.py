@@ -65,17 +65,17 @@ def test_a_strangers_connection_to_the_listener_is_dropped(net: Net) -> None:
     with raw(listener) as plain:
         name = plain.getsockname()
 
-    told, telling = os.pipe()
+    connected_fd, signal_fd = os.pipe()
 
     def intrude() -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger:
             stranger.connect(name)
-            os.write(telling, b"connected")
+            os.write(signal_fd, b"connected")
             assert stranger.recv(1) == b""
 
     pid = fork(intrude)
-    os.close(telling)
-    with open(told, "rb") as word:
+    os.close(signal_fd)
+    with open(connected_fd, "rb") as word:
         assert word.read(9) == b"connected"
     client = net.fresh()
 

@@ -123,12 +123,12 @@ def main(method):
     process.start()
     name = server.getsockname()
     client.sendall(b"hello")
-    told = ours.recv()
+    seen = ours.recv()
     server.close()
     received = b"".join(iter(lambda: client.recv(100), b""))
     process.join(60)
     assert received == b"from the child: hello", received
-    assert told == (name, int(socket.AF_INET), True), told
+    assert seen == (name, int(socket.AF_INET), True), seen
     assert process.exitcode == 0, process.exitcode
     client.close()
     print("good")

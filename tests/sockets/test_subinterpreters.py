@@ -77,8 +77,8 @@ def test_an_interpreter_with_a_lock_of_its_own_ends(net: Net) -> None:
 def test_an_isolated_interpreter_raises_with_the_reason_why_it_has_no_sockets() -> None:
     net = Net("utp")
     try:
-        told = net.python(PREAMBLE + REFUSED, stdout=-1).communicate(timeout=PATIENCE_S)[0].decode()
+        output = net.python(PREAMBLE + REFUSED, stdout=-1).communicate(timeout=PATIENCE_S)[0].decode()
         why = "needs ctypes" if sys.version_info >= (3, 12) else "needs a thread in this interpreter"
-        assert f"utpsocket {why}" in told
+        assert f"utpsocket {why}" in output
     finally:
         net.close()

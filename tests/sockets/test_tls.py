@@ -212,10 +212,10 @@ def test_orderly_end_of_the_session(net: Net, tls: Contexts) -> None:
     assert plain_server.recv(100) == b"plain again"
 
 
-def over_tcp(told: Callable[[Net], tuple[str, object]]) -> tuple[str, object]:
+def over_tcp(over: Callable[[Net], tuple[str, object]]) -> tuple[str, object]:
     reference = Net("tcp")
     try:
-        return told(reference)
+        return over(reference)
     finally:
         reference.close()
 
@@ -223,13 +223,13 @@ def over_tcp(told: Callable[[Net], tuple[str, object]]) -> tuple[str, object]:
 def test_truncation_is_reported(net: Net, tls: Contexts) -> None:
     """The peer's connection ends without TLS' own goodbye: for some versions of OpenSSL and Python an end of file."""
 
-    def told(network: Net) -> tuple[str, object]:
+    def over(network: Net) -> tuple[str, object]:
         client, server = wrapped(network, tls, suppress_ragged_eofs=False)
         server.close()
         return outcome(lambda: client.recv(10))
 
-    expected = over_tcp(told)
-    assert told(net) == expected
+    expected = over_tcp(over)
+    assert over(net) == expected
     assert expected[0] == "SSLEOFError" or expected == ("returned", b"")
 
 
@@ -244,13 +244,13 @@ def test_truncation_is_an_end_of_file_by_default(net: Net, tls: Contexts) -> Non
 def test_reset_during_the_session(net: Net, tls: Contexts) -> None:
     """What recv makes of it (an error, or an end of file) depends on the versions of OpenSSL and Python."""
 
-    def told(network: Net) -> tuple[str, object]:
+    def over(network: Net) -> tuple[str, object]:
         client, server = wrapped(network, tls)
         network.reset(server)
         return outcome(lambda: client.recv(10))
 
-    expected = over_tcp(told)
-    assert told(net) == expected
+    expected = over_tcp(over)
+    assert over(net) == expected
     assert expected in [
         ("returned", b""),
         ("ConnectionResetError", (errno.ECONNRESET, "[Errno 104] Connection reset by peer")),

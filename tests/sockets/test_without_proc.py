@@ -37,12 +37,12 @@ def serves(sock, address):
     client = dialed(address)
     server, _ = sock.accept()
     server.sendall(b"served")
-    told = client.recv(10)
+    received = client.recv(10)
     client.close()
     server.settimeout(30)
-    told += server.recv(1)  # so that TIME_WAIT is the client's
+    received += server.recv(1)  # so that TIME_WAIT is the client's
     server.close()
-    return told
+    return received
 
 def bind(address):
     with module.socket() as another:
@@ -54,9 +54,9 @@ def bind(address):
 
 def last_copy(copy, address):
     copy.settimeout(30)
-    told = [bind(address), serves(copy, address), copy.getsockname() == address]
+    results = [bind(address), serves(copy, address), copy.getsockname() == address]
     copy.close()
-    return [*told, bind(address)]
+    return [*results, bind(address)]
 
 def a_duplicate():
     first = listener()
@@ -117,9 +117,9 @@ def a_forked_child():
             os._exit(0)
     first.close()
     with dialed(address) as client:
-        told = [client.recv(10)]
+        results = [client.recv(10)]
     os.waitpid(pid, 0)
-    return told
+    return results
 
 def an_executed_child():
     first = listener()
@@ -173,7 +173,7 @@ HIDDEN = 'mount -t tmpfs none /proc && mount -t tmpfs none /sys && exec "$@"'
 
 
 @cache
-def told(module: str, where: str) -> dict[str, object]:
+def results(module: str, where: str) -> dict[str, object]:
     if os.geteuid() != 0 or not shutil.which("unshare"):
         pytest.skip("needs root: mount namespaces and chroot()")
     prefix = ["unshare", "--mount", "sh", "-c", HIDDEN, "sh"] if where == "no /proc" else []
@@ -193,4 +193,4 @@ def told(module: str, where: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("where", ["here", "no /proc", "chroot", "nobody"])
 def test_a_process_with_a_copy_of_a_socket_has_the_socket(where: str) -> None:
-    assert told(MODULES["utp"], where) == told(MODULES["tcp"], where)
+    assert results(MODULES["utp"], where) == results(MODULES["tcp"], where)
