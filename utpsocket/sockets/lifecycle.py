@@ -91,7 +91,7 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
     `quietly`: errors of a malformed address have the text of connect_ex().
     """
     if sock.fileno() >= 0 and (
-        identity.is_unusable or identity.role is not _UNCONNECTED or identity.former is not None
+        identity.is_unusable or identity.role is not _UNCONNECTED or identity.replaced is not None
     ):
         code = _connect_again(sock, identity)
         if code is not None:

@@ -10,7 +10,7 @@ Options are written there when a process sets one, and read when the count of ch
 
 What a single process can use is not shared: the engine's port, the fds. When a process puts another socket in the place
 of its fd, it leaves the shared state (unshare()): the others still have the old fd, which counts as closed. What
-remains shared is whether one of them has begun to listen or to connect with another socket (Former).
+remains shared is whether one of them has begun to listen or to connect with another socket (ReplacedSocket).
 
 Any thread may call. Sources: mmap(2) MAP_SHARED; fork(2).
 """
@@ -41,7 +41,7 @@ _FLAGS: Final = (
     "is_unusable",
 )
 _ADDRESSES: Final = ("local", "peer", "bound")
-_USED_INODE: Final = "used_inode"  # see Former; no attribute of an identity
+_USED_INODE: Final = "used_inode"  # see ReplacedSocket; no attribute of an identity
 # More than the longest address of fd_names.to_text(): 45 characters of IPv6, port, scope and flowinfo.
 _ADDRESS_BYTES: Final = 80
 # To read an address, or options, that another process may be writing; by feel.
@@ -195,7 +195,7 @@ def after_notices(name: str) -> Any:
     return property(get, slot.__set__)
 
 
-class Former:
+class ReplacedSocket:
     """A socket that several processes had, once one of them has put another one in its place. Over TCP it is one socket
     all the time: when a process listens or connects with its own, no other one can connect.
     """
@@ -206,16 +206,16 @@ class Former:
         self._record = record
 
     def on_used(self, inode: int) -> None:
-        """The socket with this inode, in the place of this one, listens or connects."""
+        """The socket with this inode, which has replaced this one in some process, listens or connects."""
         _write_number(self._record, _USED_INODE, inode)
 
     def on_unused(self, inode: int) -> None:
-        """It does so no more."""
+        """It no longer listens or connects."""
         if _read_number(self._record, _USED_INODE) == inode:
             _write_number(self._record, _USED_INODE, 0)
 
     def is_used_by_another(self, inode: int) -> bool:
-        """Whether some socket in its place does, but for the one with this inode."""
+        """Whether a socket that has replaced this one, other than that with this inode, listens or connects."""
         return _read_number(self._record, _USED_INODE) not in (0, inode)
 
 
@@ -258,13 +258,13 @@ class CopiedIdentity(Identity):
         self.error = 0
         self.is_connect_reported = self.is_over = True
         self.record = self.shared_options = None
-        self.former = Former(record)
+        self.replaced = ReplacedSocket(record)
         self.change_class(Identity)
 
     @property
     def is_used_elsewhere(self) -> bool:
         """Also if another process has left the shared state, and this one has not."""
-        return Former(self.record).is_used_by_another(self.inode) or super().is_used_elsewhere
+        return ReplacedSocket(self.record).is_used_by_another(self.inode) or super().is_used_elsewhere
 
     def share_options(self) -> None:
         """Write the options for the other processes, since this one has set one."""

@@ -143,7 +143,7 @@ class Identity:
         "error",
         "family",
         "filler_bytes",
-        "former",
+        "replaced",
         "has_duplicates",
         "received_after_shutdown",
         "inode",
@@ -224,7 +224,8 @@ class Identity:
 
         # Where other processes have it, too.
         self.record: Any = None  # shared memory, after a fork (forked_copies.py)
-        self.former: Any = None  # forked_copies.Former: the socket in whose place this one is, which others have still
+        # forked_copies.ReplacedSocket: the socket that this one has replaced in this process only, or None
+        self.replaced: Any = None
         self.shared_options: Any = None  # the options there
         self.place: memoryview | None = None  # where another process's engine writes the errno (shared_errnos.py)
 
@@ -261,20 +262,20 @@ class Identity:
 
     def unshare(self) -> None:
         """Another socket is about to take this one's place in this process: stop sharing its state with others."""
-        if self.former is not None:
-            self.former.on_unused(self.inode)
+        if self.replaced is not None:
+            self.replaced.on_unused(self.inode)
 
     def on_used(self) -> None:
-        """It listens now, or connects: the processes that have the socket in whose place it is learn of that."""
-        if self.former is not None:
-            self.former.on_used(self.inode)
+        """It listens now, or connects: noted for the processes that still have the socket it replaced."""
+        if self.replaced is not None:
+            self.replaced.on_used(self.inode)
 
     @property
     def is_used_elsewhere(self) -> bool:
         """Whether another process listens or is connected with another socket in this one's place. Over TCP this one
         would be in use.
         """
-        return self.former is not None and bool(self.former.is_used_by_another(self.inode))
+        return self.replaced is not None and bool(self.replaced.is_used_by_another(self.inode))
 
     @property
     def has_ended_after_eof(self) -> bool:
