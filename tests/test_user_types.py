@@ -78,6 +78,7 @@ Mine().twice("text")  # E: arg-type
 """
 OURS = """
 import utpsocket
+from utpsocket import loops, monkey
 
 def figures(sock: utpsocket.socket) -> utpsocket.ConnectionStats:
     sock.setsockopt(utpsocket.SOL_UTP, utpsocket.UTP_MAX_MTU, 1200)
@@ -102,6 +103,25 @@ with utpsocket.create_server(("", 0)) as listener:
     utpsocket.incoming("listener")  # E: arg-type
     utpsocket.info()  # E: call-arg
     utpsocket.info(3)  # E: arg-type
+
+def where(family: int, address: tuple[str, int], role: str) -> bool:
+    return role == "connect"
+
+monkey.patch_all(where=where, only=["10.0.0.0/8"], fallback="tcp", children=True)
+monkey.patch_all(onyl="10.0.0.0/8")  # E: call-arg
+monkey.patch_all(only=10)  # E: arg-type
+monkey.patch_socket(where=where, fallback_delay=0.5, children=True)
+monkey.patch_socket(onyl="10.0.0.0/8")  # E: call-arg
+monkey.patch_socket(fallback_delay="soon")  # E: arg-type
+with monkey.patched(listen="both", children=False):
+    pass
+with monkey.patched(listen=3):  # E: arg-type
+    pass
+monkey.wrap_module("program", exclude="127.0.0.1").undo()
+monkey.wrap_module("program", children=True)  # E: call-arg
+carried: str = monkey.transport(utpsocket.socket())  # E: assignment
+loops.new_event_loop().run_forever()
+loops.new_event_loop().run_for_ever()  # E: attr-defined
 """
 
 
