@@ -149,6 +149,19 @@ def test_an_unread_syn_when_the_engine_closes_the_port(family: int, host: str, p
         assert is_refused(first, 5)
 
 
+def refused_where_the_listener_closes(has_begun: threading.Event, is_closed: threading.Event) -> None:
+    """While the engine has begun with a SYN and waits for `is_closed`."""
+    listener, port = listening(socket.AF_INET, "127.0.0.1")
+    with listener, socket.socket(type=socket.SOCK_DGRAM) as peer:
+        peer.settimeout(60)
+        peer.connect(("127.0.0.1", port))
+        send_syn(peer, 7)
+        assert has_begun.wait(60)
+        listener.close()
+        is_closed.set()
+        assert is_refused(peer, 7)
+
+
 def test_a_syn_that_is_just_becoming_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read, and not known as a connection yet: the interpreter may give its lock to another thread in between."""
     admit = Endpoint._accept_syn
@@ -160,15 +173,7 @@ def test_a_syn_that_is_just_becoming_a_connection(monkeypatch: pytest.MonkeyPatc
         return admit(endpoint, *arguments, **named)
 
     monkeypatch.setattr(Endpoint, "_accept_syn", admit_late)
-    listener, port = listening(socket.AF_INET, "127.0.0.1")
-    with listener, socket.socket(type=socket.SOCK_DGRAM) as peer:
-        peer.settimeout(60)
-        peer.connect(("127.0.0.1", port))
-        send_syn(peer, 7)
-        assert is_read.wait(60)
-        listener.close()
-        is_closed.set()
-        assert is_refused(peer, 7)
+    refused_where_the_listener_closes(is_read, is_closed)
 
 
 def test_a_syn_whose_listener_closes_as_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,15 +188,7 @@ def test_a_syn_whose_listener_closes_as_it_is_asked(monkeypatch: pytest.MonkeyPa
         return bool(is_full(listener))
 
     monkeypatch.setattr(Listener, "is_full", property(is_full_later))
-    listener, port = listening(socket.AF_INET, "127.0.0.1")
-    with listener, socket.socket(type=socket.SOCK_DGRAM) as peer:
-        peer.settimeout(60)
-        peer.connect(("127.0.0.1", port))
-        send_syn(peer, 7)
-        assert is_asked.wait(60)
-        listener.close()
-        is_closed.set()
-        assert is_refused(peer, 7)
+    refused_where_the_listener_closes(is_asked, is_closed)
 
 
 def test_a_new_client_when_the_one_before_was_not_accepted() -> None:

@@ -16,6 +16,15 @@ def small(base: int, capacity: int) -> Wire:
     return Wire.initiator(base, config=Config(receive_buffer_bytes=capacity))
 
 
+def full(base: int) -> Wire:
+    """With a buffer of ten packets, which have come."""
+    wire = small(base, 14_000)
+    for number in range(1, 11):
+        wire.receive(f"DATA seq={number} ack=0 len=1400")
+    wire.send()
+    return wire
+
+
 def test_the_window_is_what_is_free_with_held_bytes_subtracted(base: int) -> None:
     wire = small(base, 100_000)
     wire.receive("DATA seq=1 ack=0 len=1000", "DATA seq=3 ack=0 len=500")
@@ -66,10 +75,7 @@ def test_a_hole_is_filled_though_the_buffer_has_become_smaller_than_what_is_held
 
 
 def test_a_closed_window_that_opens_is_said_at_once(base: int) -> None:
-    wire = small(base, 14_000)
-    for number in range(1, 11):
-        wire.receive(f"DATA seq={number} ack=0 len=1400")
-    wire.send()
+    wire = full(base)
     assert wire.last_window == 0
     wire.read_bytes(1_000)
     assert wire.send() == [], "a silly little window"
@@ -82,10 +88,7 @@ def test_a_closed_window_that_opens_is_said_at_once(base: int) -> None:
 
 def test_an_opened_window_is_said_again_until_data_comes(base: int) -> None:
     """Only libutp and we probe a closed window: a lost update would leave the others waiting for ever."""
-    wire = small(base, 14_000)
-    for number in range(1, 11):
-        wire.receive(f"DATA seq={number} ack=0 len=1400")
-    wire.send()
+    wire = full(base)
     wire.read_bytes()
     assert wire.send() == ["STATE seq=1 ack=10"]
     assert [line.split()[0] for line in wire.wait(5_000_000)] == ["1020", "3020"]

@@ -160,6 +160,15 @@ def test_closing_in_the_child_leaves_the_parent_alone(net: Net) -> None:
     net.accept(listener)
 
 
+def greeted(net: Net, listener: Any) -> Any:
+    """A client whose worker has received its bytes and answered."""
+    client = net.fresh(timeout=PATIENCE_S)
+    client.connect(listener.getsockname())
+    client.sendall(b"hello")
+    assert client.recv(1) == b"x"
+    return client
+
+
 def fork_and_close(gate: Gate, *socks: Any) -> int:
     """A child that closes its copies of these sockets and lives until the gate opens."""
 
@@ -312,11 +321,7 @@ def test_reset_reaches_the_worker_that_has_accepted(net: Net, asks: str) -> None
         gate.wait()
 
     pid = fork(work)
-    client = net.fresh(timeout=PATIENCE_S)
-    client.connect(listener.getsockname())
-    client.sendall(b"hello")
-    assert client.recv(1) == b"x"
-    net.reset(client)
+    net.reset(greeted(net, listener))
     gate.open()
     assert wait_child(pid) == 0
 
@@ -384,11 +389,7 @@ def test_reset_reaches_the_epoll_of_the_worker_that_has_accepted(net: Net) -> No
             os.read(sock.fileno(), 1)
 
     pid = fork(work)
-    client = net.fresh(timeout=PATIENCE_S)
-    client.connect(listener.getsockname())
-    client.sendall(b"hello")
-    assert client.recv(1) == b"x"
-    net.reset(client)
+    net.reset(greeted(net, listener))
     assert wait_child(pid) == 0
 
 

@@ -329,21 +329,6 @@ def test_send_gives_the_errno_of_a_refused_connect(net: Net) -> None:
         sock.send(b"x")
 
 
-def test_send_after_the_peer_closed_everything_ends_in_epipe(net: Net) -> None:
-    client, server = net.pair()
-    server.close()
-    assert client.recv(1) == b""
-
-    def send_until_error() -> int:
-        try:
-            client.send(b"x")
-        except OSError as error:
-            return error.errno or 0
-        return 0
-
-    assert eventually(send_until_error, errno.EPIPE) == errno.EPIPE
-
-
 def test_listener_neither_sends_nor_receives(net: Net) -> None:
     listener = net.listener()
     with raises_errno(errno.ENOTCONN):
