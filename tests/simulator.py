@@ -57,6 +57,7 @@ __all__ = [
     "transfer",
 ]
 
+PEER = ("192.0.2.1", 9)
 START_US = 1_000_000
 WRAP_SEQ = 65_500  # every simulation also runs from here: a few packets later the 16 bits wrap
 
@@ -220,7 +221,7 @@ class Host:
         self.max_segments = max_segments
         self.timer_us = timer_us
         self.connection = Connection(
-            config or Config(), workspace or Workspace(), "peer", recv_id=recv_id, first_seq=first_seq
+            config or Config(), workspace or Workspace(), PEER, recv_id=recv_id, first_seq=first_seq
         )
         self.peer: Host
         self.to_peer: Node
@@ -263,7 +264,7 @@ class Host:
             whole = b"".join(datagrams[start:end]) if end - start > 1 else datagrams[start]
             if size:
                 # Writable and then wiped, as the engine's receive buffer is: a view kept too long would show it.
-                self.connection.handle_run(Run(memoryview(whole), size, "peer"), now=now)
+                self.connection.handle_run(Run(memoryview(whole), size, PEER), now=now)
             start = end
 
     def step(self, *, now: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, replace
-from typing import Any
 
 from utpsocket.engine import commands, running_engine
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket
@@ -19,7 +18,7 @@ from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.kernel import tcp_info
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.user_fds.socket_state import Identity, Role
-from utpsocket.protocol import ConnectionStats, State
+from utpsocket.protocol import Address, ConnectionStats, State
 from utpsocket.protocol.report import outcome
 from utpsocket.sockets import lifecycle
 
@@ -35,7 +34,7 @@ class PortStats:
     Source: docs/design.md §6.
     """
 
-    local: object
+    local: Address
     """Its address, as socket.getsockname() writes it."""
     connections: int
     """How many connections it has."""
@@ -112,10 +111,12 @@ def engine_stats() -> EngineStats:
     loop = running_engine()
     if loop is None or not loop.is_alive:
         return EngineStats()
-    figures = loop.call(commands.snapshot)
-    figures["ports"] = tuple(PortStats(**port) for port in figures["ports"])
-    figures["connections"] = tuple(ConnectionStats(*fields) for fields in figures["connections"])
-    return EngineStats(**figures)
+    figures, ports, connections = loop.call(commands.snapshot)
+    return EngineStats(
+        **figures,
+        ports=tuple(PortStats(**port) for port in ports),
+        connections=tuple(ConnectionStats(*fields) for fields in connections),
+    )
 
 
 def connection_stats(cookie: int, *, waits: bool = True) -> ConnectionStats:
@@ -155,26 +156,32 @@ def info(sock: StdlibSocket) -> ConnectionStats:
     Raises: OSError: EBADF of a closed socket, EOPNOTSUPP of one that is neither uTP nor TCP. TypeError otherwise.
     Source: tcp(7) TCP_INFO; docs/guide/use.md §5.
     """
-    if not isinstance(sock, Socket):
-        sock = getattr(sock, "_sock", sock)
-        if not isinstance(sock, Socket):
-            raise TypeError(f"info() needs a socket, not {type(sock).__name__}")
-    lifecycle.check_open(sock)
-    identity: Identity | None = getattr(sock, "_utp", None)
+    inner = _inner(sock)
+    lifecycle.check_open(inner)
+    identity: Identity | None = getattr(inner, "_utp", None)
     if identity is None:
-        return _of_tcp(sock)
+        return _of_tcp(inner)
     if identity.transport == "tcp":
-        return _carried_by_tcp(identity, waits=sock.gettimeout() != 0)
+        return _carried_by_tcp(identity, waits=inner.gettimeout() != 0)
     if identity.role is Role.LISTENING:
         return ConnectionStats("listening", identity.local)
     if identity.role is not Role.UNCONNECTED:
-        found = _living(identity, waits=sock.gettimeout() != 0)
+        found = _living(identity, waits=inner.gettimeout() != 0)
         if found is not None:
             return found
     return _ended(identity)
 
 
 info.__module__ = "utpsocket"
+
+
+def _inner(sock: object) -> Socket:
+    """The socket itself, or what it has inside."""
+    if not isinstance(sock, Socket):
+        sock = getattr(sock, "_sock", sock)
+        if not isinstance(sock, Socket):
+            raise TypeError(f"info() needs a socket, not {type(sock).__name__}")
+    return sock
 
 
 def _living(identity: Identity, *, waits: bool) -> ConnectionStats | None:
@@ -219,7 +226,7 @@ def _carried_by_tcp(identity: Identity, *, waits: bool) -> ConnectionStats:
     return _ended(identity)
 
 
-def _of_tcp(sock: Any) -> ConnectionStats:
+def _of_tcp(sock: Socket) -> ConnectionStats:
     """Of a TCP socket, by TCP_INFO."""
     if (
         Socket.family.__get__(sock) not in (stdlib.AF_INET, stdlib.AF_INET6)

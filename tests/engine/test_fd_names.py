@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from utpsocket.engine.kernel import fd_names
+from utpsocket.protocol import Address
 
 FULL = "1111:2222:3333:4444:5555:6666:7777:8888"
 
@@ -21,7 +22,7 @@ FULL = "1111:2222:3333:4444:5555:6666:7777:8888"
         ("::ffff:192.0.2.1", 80, 0, 0),
     ],
 )
-def test_addresses_survive(address: fd_names.Address) -> None:
+def test_addresses_survive(address: Address) -> None:
     others = [address] if len(address) == 4 and address[2] else [address, (FULL, 65_535, 0, 0)]
     for other in others:
         name = fd_names.encode((1 << 63) - 1, address, other, 1 << 22)

@@ -214,7 +214,9 @@ def test_what_failed_half_way_is_done_again(own_time: None) -> None:
     poller = LevelPoller()
     poller.register(left.fileno(), 1)
     assert poller.poll(1, 10) == [(left.fileno(), 1)]
-    real, poller._poll = poller._poll, Failing(poller._poll)
+    real = poller._poll
+    failing: Any = Failing(real)
+    poller._poll = failing
     with pytest.raises(MemoryError):
         poller.poll(1, 10)
     with pytest.raises(MemoryError):
@@ -232,7 +234,7 @@ def test_what_failed_half_way_is_done_again(own_time: None) -> None:
 def test_an_fd_that_was_closed_meanwhile_is_reported_without_an_exception() -> None:
     """Which would end the engine: it asks anew after a fault, and would meet it again each time."""
     poller = select.epoll()
-    watches = Watches(poller)
+    watches: Watches[Any] = Watches(poller)
     pairs = [socket.socketpair() for _ in range(3)]
     for each, _ in pairs:
         watches.watch(each.fileno(), select.EPOLLIN, cast("Any", each))
@@ -248,7 +250,7 @@ def test_an_fd_that_was_closed_meanwhile_is_reported_without_an_exception() -> N
 
 def test_a_watch_that_was_interrupted_is_forgotten() -> None:
     """By a signal's handler, after its first line."""
-    watches = Watches(select.epoll())
+    watches: Watches[Any] = Watches(select.epoll())
     watches.by_fd[7] = cast("Any", "whoever")
     watches.forget_fd(7)
     assert not watches.by_fd
@@ -271,7 +273,8 @@ def test_what_is_watched_while_the_engine_asks_anew_is_watched() -> None:
 
     asked: list[bool] = []
     poller = select.epoll()
-    watches = Watches(Epoll())
+    asking: Any = Epoll()
+    watches: Watches[Any] = Watches(asking)
     one, other = socket.socketpair()
     with poller, one, other:
         watches.watch(one.fileno(), select.EPOLLIN, cast("Any", "whoever"))

@@ -15,6 +15,8 @@ from utpsocket.engine.kernel.syscalls import PlainDatagrams
 from utpsocket.engine.kernel.udp import Port
 from utpsocket.protocol import Run, Transmit
 
+ANYWHERE = ("192.0.2.1", 9)  # of a connected socket: not used
+
 
 def ports(*, offload: bool) -> tuple[Port, Port]:
     """A connected port and the one it sends to."""
@@ -50,7 +52,10 @@ def content(runs: list[Run]) -> list[bytes]:
 def transmit(count: int, segment: int = 1_400, last: int = 1_400) -> Transmit:
     sizes = [segment] * (count - 1) + [last]
     return Transmit(
-        None, b"".join(bytes([number]) * size for number, size in enumerate(sizes)), datagram_bytes=segment, count=count
+        ANYWHERE,
+        b"".join(bytes([number]) * size for number, size in enumerate(sizes)),
+        datagram_bytes=segment,
+        count=count,
     )
 
 
@@ -96,7 +101,7 @@ def test_a_kernel_that_refuses_offload_is_asked_once() -> None:
         def __getattr__(self, name: str) -> object:
             return getattr(self.sock, name)
 
-    refusing = Refusing(sender.sock)
+    refusing: Any = Refusing(sender.sock)
     sender._calls = PlainDatagrams(refusing, 0, sender.peer)
     for _ in range(3):
         sender.send(transmit(4), [])
@@ -124,7 +129,7 @@ def test_a_full_kernel_keeps_datagrams_for_later() -> None:
         def __getattr__(self, name: str) -> object:
             return getattr(self.sock, name)
 
-    full = Full(sender.sock)
+    full: Any = Full(sender.sock)
     sender._calls = PlainDatagrams(full, 0, sender.peer)
     sent = transmit(3)
     sender.send(sent, [])
@@ -167,7 +172,7 @@ def test_datagrams_of_other_senders_and_lengths_are_runs_of_their_own(offload: b
         assert {run.local for run in runs} == {"127.0.0.1"}
         ports = {one.getsockname()[1], other.getsockname()[1]}
         assert {run.addr for run in runs} == {("127.0.0.1", port) for port in ports}
-        came_from = [run.addr[1] for run in runs for _ in range(run.count)]  # type: ignore[index]
+        came_from = [run.addr[1] for run in runs for _ in range(run.count)]
         assert came_from == [sender.getsockname()[1] for sender, data in sent if data]
         # The first two tell a port with GRO that they come one by one.
         expected = [4, 1, 2, 1, 1, 1, 1, 1, 1]
@@ -238,7 +243,8 @@ def test_a_kernel_that_takes_a_part_keeps_the_rest_for_later() -> None:
         def send(self, *arguments: Any) -> int:
             return errno.EAGAIN if self.is_full else self.calls.send(*arguments)
 
-    narrow = sender._calls = Narrow(sender._calls)
+    narrow: Any = Narrow(sender._calls)
+    sender._calls = narrow
     sent = transmit(12, last=300)
     sender.send(sent, [])
     assert sender.is_blocked
@@ -257,7 +263,7 @@ def test_a_kernel_that_takes_a_part_keeps_the_rest_for_later() -> None:
 def test_one_that_is_too_long_fails_alone() -> None:
     """EMSGSIZE is a result of that datagram, not of those behind it."""
     sender, receiver = ports(offload=False)
-    whole = Transmit(None, bytes(65_508 + 10), datagram_bytes=65_508, count=2)
+    whole = Transmit(ANYWHERE, bytes(65_508 + 10), datagram_bytes=65_508, count=2)
     sender.send(whole, [])
     assert [(error.errno, error.datagram_bytes) for error in sender.errors] == [(errno.EMSGSIZE, 65_508)]
     assert content(drain(receiver)) == [bytes(10)]
@@ -284,7 +290,8 @@ def test_an_icmp_error_of_an_earlier_datagram_is_not_the_next_ones() -> None:
         def __getattr__(self, name: str) -> object:
             return getattr(self.sock, name)
 
-    sender._calls = PlainDatagrams(WithPendingError(sender.sock), 0, sender.peer)
+    pending: Any = WithPendingError(sender.sock)
+    sender._calls = PlainDatagrams(pending, 0, sender.peer)
     sender.send(transmit(1), [])
     assert content(drain(receiver)) == transmit(1).datagrams()
     assert sender.errors == []

@@ -45,7 +45,7 @@ class Work:
 
     def __init__(self, sender_port: int, receiver_port: int) -> None:
         stats: EngineStats = engine_stats()
-        ports: dict[int, PortStats] = {port.local[1]: port for port in stats.ports}  # type: ignore[index]
+        ports: dict[int, PortStats] = {port.local[1]: port for port in stats.ports}
         self.sender, self.receiver = ports[sender_port], ports[receiver_port]
         self.figures = {
             "wakeups": stats.wakeups,
@@ -172,7 +172,8 @@ def test_a_bulk_transfer_works_by_the_batch(pair: Pair, monkeypatch: pytest.Monk
 
     def count_calls(loop: Loop) -> None:
         for bridge in bridges_of(loop):
-            bridge._stream = Counted(bridge._stream, calls)
+            counted: Any = Counted(bridge._stream, calls)
+            bridge._stream = counted
 
     monkeypatch.setattr(SendHalf, "on_ack", counted_on_ack)
     engine().call(count_calls)

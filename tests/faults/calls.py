@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from utpsocket.engine.interpreter import native
+from utpsocket.engine.interpreter import libc, native
 from utpsocket.engine.interpreter.originals import os as engines_os
 from utpsocket.engine.kernel import high_fds, poller, syscalls
 from utpsocket.engine.user_fds import reset
@@ -148,7 +148,6 @@ class Calls:
             owner = getattr(syscalls, memory, None)
             if owner is not None and hasattr(owner, name):
                 setattr(owner, name, wrapped(getattr(owner, name), kind))
-        libc: Any = native._libc
         libc.recv = wrapped(libc.recv, "", "pair.drain")
         libc.connect = wrapped(libc.connect, "", "pair.connect")
 

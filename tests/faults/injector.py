@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from utpsocket.engine.channels import utp
-from utpsocket.engine.interpreter import garbage_collector, native
+from utpsocket.engine.interpreter import garbage_collector, libc, native
 from utpsocket.engine.kernel import syscalls
 
 PACKAGE = str(Path(syscalls.__file__).parents[2]) + os.sep  # utpsocket/
@@ -147,7 +147,6 @@ class Injector:
             if hasattr(syscalls, memory):
                 owner = getattr(syscalls, memory)
                 setattr(owner, name, wrapped(f"ctypes{name}", getattr(owner, name)))
-        libc: Any = native._libc
         libc.recv = wrapped("ctypes_drain", libc.recv)
         libc.connect = wrapped("ctypes_connect", libc.connect)
         assert vars(utp)["native"] is native

@@ -16,6 +16,7 @@ from utpsocket.protocol import Config, Connection, Run, State, Workspace
 from utpsocket.protocol.keepalive import Probing
 from utpsocket.protocol.packet import encode
 
+PEER = ("192.0.2.1", 9)
 RECEIVE_BYTES = 20_000
 SEND_BYTES = 30_000
 _OVERDRAFT_BYTES = 4_096
@@ -122,7 +123,7 @@ def run_program(content: bytes) -> int:
 
 
 def _hostile(tape: Tape, kind: int) -> int:
-    connection = Connection(_config(), Workspace(), "peer", recv_id=100, first_seq=65_530, spare_ids=(200, 300))
+    connection = Connection(_config(), Workspace(), PEER, recv_id=100, first_seq=65_530, spare_ids=(200, 300))
     subject = Subject(connection)
     now = 1_000_000
     packets = 0
@@ -131,19 +132,19 @@ def _hostile(tape: Tape, kind: int) -> int:
         subject.step(tape, now=now)
         if kind == 2:
             answer = _packet(2, 100, 0, 5, 1_000_000, 65_520, 65_530)
-            connection.handle_run(Run(memoryview(answer), len(answer), "peer"), now=now)
+            connection.handle_run(Run(memoryview(answer), len(answer), PEER), now=now)
     for _ in range(_STEPS):
         if tape.is_at_end:
             break
         what = tape.byte() % 16
         if what < 7:
             datagram = _drawn_packet(tape, connection)
-            connection.handle_run(Run(memoryview(bytearray(datagram)), len(datagram), "peer"), now=now)
+            connection.handle_run(Run(memoryview(bytearray(datagram)), len(datagram), PEER), now=now)
             packets += 1
         elif what == 7:
             junk = tape.raw(1 + tape.byte() % 60)
             if junk:
-                connection.handle_run(Run(memoryview(bytearray(junk)), len(junk), "peer"), now=now)
+                connection.handle_run(Run(memoryview(bytearray(junk)), len(junk), PEER), now=now)
                 packets += 1
         elif what == 8:
             packets += _drawn_run(tape, connection, now=now)
@@ -239,7 +240,7 @@ def _drawn_run(tape: Tape, connection: Connection, *, now: int) -> int:
     )
     if tape.byte() % 3 == 0:
         run = run[: len(run) - tape.byte() % (size + 20)]
-    connection.handle_run(Run(memoryview(bytearray(run)), size + 20, "peer"), now=now)
+    connection.handle_run(Run(memoryview(bytearray(run)), size + 20, PEER), now=now)
     return count
 
 
@@ -247,8 +248,8 @@ def _honest(tape: Tape) -> int:
     """Two ends, and a network that may drop, double, delay and disturb, but not forge."""
     workspace = Workspace()
     ends = [
-        Subject(Connection(_config(), workspace, "b", recv_id=100, first_seq=65_530)),
-        Subject(Connection(_config(), workspace, "a", recv_id=101, first_seq=3)),
+        Subject(Connection(_config(), workspace, PEER, recv_id=100, first_seq=65_530)),
+        Subject(Connection(_config(), workspace, PEER, recv_id=101, first_seq=3)),
     ]
     now = 1_000_000
     ends[0].connection.connect(now=now)
@@ -269,7 +270,7 @@ def _honest(tape: Tape) -> int:
                 size = len(arriving[0])
                 same = next((index for index, other in enumerate(arriving) if len(other) != size), len(arriving))
                 run = bytearray(b"".join(arriving[:same]))
-                subject.connection.handle_run(Run(memoryview(run), size, ""), now=now)
+                subject.connection.handle_run(Run(memoryview(run), size, PEER), now=now)
                 del arriving[:same]
         elif what == 5 and here:
             del here[tape.byte() % len(here)]

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final
 
 from tests.hostile.registry import Case, Measured, case
-from tests.protocol.wire import Wire
+from tests.protocol.wire import PEER, Wire
 from utpsocket.protocol import Config, Run
 
 PACKETS: Final = 4_000
@@ -52,7 +52,7 @@ class Victim:
     def receive(self, line: str) -> None:
         """A packet arrives; and the engine's turns that it makes necessary."""
         datagram = memoryview(self.wire.write(line))
-        run = Run(datagram, len(datagram), "peer")
+        run = Run(datagram, len(datagram), PEER)
         self._step(lambda: self.connection.handle_run(run, now=self.wire.at))
         self.follow_ups()
         if ready_bytes := self.connection.receive.reassembly.ready_bytes:

@@ -19,7 +19,7 @@ from utpsocket.protocol.packet import encode
 OUR_SEQ = 65_530
 PEER_SEQ = 65_520
 RECV_ID = 100
-ADDR = "peer"
+ADDR = ("192.0.2.1", 9)
 STAMPS = st.sampled_from([5, 6, 55, 300, 301, 9_000, 0, 0xFFFFFFFF, 0x90000000])
 
 

@@ -124,7 +124,7 @@ def test_a_run_is_clean_only_if_its_headers_differ_in_nothing_but_seq(
     joined = bytearray(b"".join(datagrams))
     for _ in range(data.draw(st.integers(0, 2))):
         joined[data.draw(st.integers(0, len(joined) - 1))] ^= data.draw(st.sampled_from([0, 1, 16, 255]))
-    run = Run(memoryview(bytes(joined)), stride, "x")
+    run = Run(memoryview(bytes(joined)), stride, ("192.0.2.1", 9))
     assert run.count == count
     cut = [bytes(datagram) for datagram in run.datagrams()]
     assert [len(datagram) for datagram in cut] == sizes

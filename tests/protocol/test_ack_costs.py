@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.hostile import acks
-from tests.protocol.wire import Wire
+from tests.protocol.wire import PEER, Wire
 from utpsocket.protocol import Config, Run
 from utpsocket.protocol.flights import MAX_NEWLY_SACKED_FLIGHTS, Acknowledged, Flight, Flights, FlightState
 from utpsocket.protocol.packet import MAX_EXTENSIONS, decode
@@ -81,7 +81,7 @@ class Sender:
 
     def _take(self, datagram: bytes) -> None:
         wire, connection = self.wire, self.wire.connection
-        connection.handle_run(Run(memoryview(datagram), len(datagram), "peer"), now=wire.at)
+        connection.handle_run(Run(memoryview(datagram), len(datagram), PEER), now=wire.at)
         connection.poll_transmit(now=wire.at, max_segments=64)  # one of what is lost
         connection.timeout_at()
 

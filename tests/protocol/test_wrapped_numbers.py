@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.protocol.wire import RTT_US, Wire
+from tests.protocol.wire import PEER, RTT_US, Wire
 from utpsocket.protocol import Run
 from utpsocket.protocol.fragmentation import compose_pieces
 
@@ -32,7 +32,7 @@ def receive_many(wire: Wire, first: int, count: int, timestamp_of: Callable[[Wir
         wire.now += STEP_US * len(seqs)
         head = template[:4] + timestamp_of(wire).to_bytes(4, "big") + template[8:16]
         data = b"".join(head + (seq0 + seq & 0xFFFF).to_bytes(2, "big") + template[18:] for seq in seqs)
-        wire.connection.handle_run(Run(memoryview(data), len(template), "peer"), now=wire.at)
+        wire.connection.handle_run(Run(memoryview(data), len(template), PEER), now=wire.at)
         assert wire.read_bytes() == b"data" * len(seqs)
         wire.connection.poll_transmit(now=wire.at, max_segments=1)
     assert wire.connection.receive.received_packets == before + count
@@ -85,7 +85,7 @@ def test_reordering_is_no_age(base: int) -> None:
     for seq in range(gap + 1, gap + 8_000):
         wire.now += STEP_US
         held = memoryview(wire.write(f"DATA seq={seq & 0xFFFF} ack=0 data=held ts={clock(wire)}"))
-        wire.connection.handle_run(Run(held, len(held), "peer"), now=wire.at)
+        wire.connection.handle_run(Run(held, len(held), PEER), now=wire.at)
     wire.send()
     assert receive_late(wire, gap, sent_us, data="gaps") == b"gaps" + b"held" * 7_999
     receive_many(wire, gap + 8_000, 100)
@@ -161,7 +161,7 @@ def receive_ack(wire: Wire, seq: int, sent_us: int, kind: str = "STATE", more: s
     """The peer has our packet of this number and all before it."""
     ack = seq - wire.our_base & 0xFFFF
     packet = memoryview(wire.write(f"{kind} seq=2 ack={ack} ts={sent_us & 0xFFFFFFFF} {more}"))
-    wire.connection.handle_run(Run(packet, len(packet), "peer"), now=wire.at)
+    wire.connection.handle_run(Run(packet, len(packet), PEER), now=wire.at)
 
 
 def sender(base: int, **options: Any) -> Wire:

@@ -20,6 +20,7 @@ from utpsocket.protocol import NEVER, Config, Connection, EventKind, PacketType,
 from utpsocket.protocol.handshake import ACKS_SYN_ACK
 from utpsocket.protocol.packet import decode, unwrap
 
+PEER = ("192.0.2.1", 9)
 RECV_ID = 4_000
 _DATA = re.compile(r"DATA seq=(?P<first>\d+)(\.\.(?P<last>\d+))? ack=(?P<ack>-?\d+) len=(?P<len>\d+)")
 RTT_US = 20_000
@@ -37,7 +38,7 @@ class Wire:
         self.first_now = first_now
         self.now = 0
         self.connection = Connection(
-            config or Config(), Workspace(), "peer", recv_id=RECV_ID, first_seq=base, spare_ids=spare_ids
+            config or Config(), Workspace(), PEER, recv_id=RECV_ID, first_seq=base, spare_ids=spare_ids
         )
         self.transmits: list[Transmit] = []
 
@@ -110,12 +111,12 @@ class Wire:
 
     def receive_bytes_unchecked(self, datagram: bytes) -> None:
         """Without a check of the invariants, which takes the longer the more there is to check."""
-        self.connection.handle_run(Run(memoryview(bytearray(datagram)), max(1, len(datagram)), "peer"), now=self.at)
+        self.connection.handle_run(Run(memoryview(bytearray(datagram)), max(1, len(datagram)), PEER), now=self.at)
 
     def receive_run(self, *lines: str) -> None:
         """The peer's packets arrive in one run: of equal size but the last."""
         datagrams = [self.write(line) for line in lines]
-        run = Run(memoryview(bytearray(b"".join(datagrams))), len(datagrams[0]), "peer")
+        run = Run(memoryview(bytearray(b"".join(datagrams))), len(datagrams[0]), PEER)
         self.connection.handle_run(run, now=self.at)
         self.connection._check()
 
@@ -177,7 +178,7 @@ class Wire:
         """A transmit as a line: seq=1..3 for several packets, len= of all but the last and of the last if shorter."""
         datagrams = transmit.datagrams()
         self.transmits.append(
-            Transmit("peer", b"".join(datagrams), datagram_bytes=transmit.datagram_bytes, count=transmit.count)
+            Transmit(PEER, b"".join(datagrams), datagram_bytes=transmit.datagram_bytes, count=transmit.count)
         )
         self.transmits[-1].may_fragment, self.transmits[-1].is_mtu_probe = transmit.may_fragment, transmit.is_mtu_probe
         packet = decode(memoryview(datagrams[0]))

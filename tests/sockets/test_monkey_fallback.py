@@ -394,6 +394,7 @@ def test_options_reach_a_living_connection(relayed: tuple[socket.socket, socket.
     [relay] = [each for each in loop.channels.values() if each.identity.local == client.getsockname()]
     assert isinstance(relay, Relay)
     carried = relay.tcp
+    assert carried is not None
     for option in (socket.TCP_NODELAY, socket.TCP_KEEPINTVL):
         client.setsockopt(socket.IPPROTO_TCP, option, 7)
         expected = client.getsockopt(socket.IPPROTO_TCP, option)

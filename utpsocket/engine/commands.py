@@ -27,7 +27,6 @@ from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.kernel import netns
-from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.kernel.high_fds import raise_fd
 from utpsocket.engine.kernel.poller import EPOLLHUP
 from utpsocket.engine.loop import Loop
@@ -36,9 +35,11 @@ from utpsocket.engine.ports.endpoint import CLAIM_KEY, Endpoint
 from utpsocket.engine.ports.listener import Listener
 from utpsocket.engine.ports.reuseport import ReuseportSockets, is_shared
 from utpsocket.engine.ports.tcp_listener import TcpListener
+from utpsocket.engine.statistics import EngineFigures, PortFigures
 from utpsocket.engine.user_fds import reset
 from utpsocket.engine.user_fds.socket_state import Identity, Role
-from utpsocket.protocol import State
+from utpsocket.protocol import Address, State
+from utpsocket.protocol.report import Figures
 
 _REPEATED_LAST_ACKS: Final = 2  # with the first one that is three; by feel
 
@@ -307,7 +308,9 @@ def dial_private(
         return
     with loop.fd_lock:
         endpoint = loop.open_endpoint(udp_sock, is_private=True)
-        _dial(loop, endpoint, endpoint.port.peer, identity, engine_sock, fallback_us)
+        peer = endpoint.port.peer
+        assert peer is not None
+        _dial(loop, endpoint, peer, identity, engine_sock, fallback_us)
 
 
 def dial_from(
@@ -648,7 +651,7 @@ def has_open_sockets(loop: Loop) -> bool:
     return any(loop.holders_watch.is_open(inode) for inode in holders)
 
 
-def connection_figures(loop: Loop, cookie: int) -> tuple[Any, ...]:
+def connection_figures(loop: Loop, cookie: int) -> Figures:
     """The fields of this connection's ConnectionStats. Raises ENOTCONN."""
     channel = loop.channels.get(cookie)
     if channel is None or channel.connection is None:
@@ -656,7 +659,7 @@ def connection_figures(loop: Loop, cookie: int) -> tuple[Any, ...]:
     return channel.figures()
 
 
-def channel_figures(loop: Loop, cookie: int) -> tuple[Any, ...]:
+def channel_figures(loop: Loop, cookie: int) -> Figures:
     """The same, also where TCP carries the bytes."""
     channel = loop.channels.get(cookie)
     if channel is None:
@@ -664,7 +667,7 @@ def channel_figures(loop: Loop, cookie: int) -> tuple[Any, ...]:
     return channel.figures()
 
 
-def snapshot(loop: Loop) -> dict[str, Any]:
+def snapshot(loop: Loop) -> tuple[EngineFigures, list[PortFigures], list[Figures]]:
     """The engine's figures of this instant, as plain values."""
     return statistics.of_engine(loop)
 

@@ -13,7 +13,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final, Literal, TypeAlias, TypeVar, overload
 
 from utpsocket.engine.interpreter.originals import os
 
@@ -72,7 +72,12 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return read
 
 
-_READERS: Final[dict[str, Callable[[str], Any]]] = {
+Value: TypeAlias = str | bool | int | float
+_T = TypeVar("_T", str, bool, int, float)
+_TextName: TypeAlias = Literal["UTPSOCKET_EXCEPT", "UTPSOCKET_FALLBACK", "UTPSOCKET_LISTEN", "UTPSOCKET_ONLY"]
+_SecondsName: TypeAlias = Literal["UTPSOCKET_EXIT_FLUSH", "UTPSOCKET_FALLBACK_DELAY"]
+
+_READERS: Final[dict[str, Callable[[str], Value]]] = {
     "UTPSOCKET_ENGINE": _one_of("thread", "process"),
     "UTPSOCKET_EXCEPT": str,
     "UTPSOCKET_EXIT_FLUSH": _seconds,
@@ -92,7 +97,15 @@ _READERS: Final[dict[str, Callable[[str], Any]]] = {
 }
 
 
-def value(name: str, default: Any) -> Any:
+@overload
+def value(name: _TextName, default: None) -> str | None: ...
+@overload
+def value(name: _SecondsName, default: None) -> float | None: ...
+@overload
+def value(name: str, default: None) -> Value | None: ...
+@overload
+def value(name: str, default: _T) -> _T: ...
+def value(name: str, default: Value | None) -> Value | None:
     """The variable's value; `default` where it is not set, or empty. Raises ValueError with the name and the value."""
     text = os.environ.get(name, "").strip()
     if not text:
@@ -103,7 +116,11 @@ def value(name: str, default: Any) -> Any:
         raise ValueError(f"{name} is {text!r}, not {error}") from None
 
 
-def value_if_any(name: str, default: Any) -> Any:
+@overload
+def value_if_any(name: str, default: None) -> Value | None: ...
+@overload
+def value_if_any(name: str, default: _T) -> _T: ...
+def value_if_any(name: str, default: Value | None) -> Value | None:
     """As value(), where it is too early or too late to raise: a value that is not allowed counts as the default.
     check() raises the error.
     """

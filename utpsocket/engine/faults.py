@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from utpsocket.engine.interpreter.native import sleep
 from utpsocket.engine.interpreter.originals import os
@@ -75,7 +75,7 @@ class Containment:
         self._tries += 1
         self.in_row += 1
 
-    def end_owners(self, owners: set[Any], error: BaseException) -> bool:
+    def end_owners(self, owners: set[object], error: BaseException) -> bool:
         """Call fail() of each owner. Returns False if there were too many faults in a row: the engine must end."""
         if self._tries > _MAX_TRIES or self.in_row > _MAX_IN_ROW:
             return False
@@ -92,7 +92,7 @@ class Containment:
         self._tries = 0
 
 
-def retry_call(call: Callable[..., object], *arguments: Any) -> None:
+def retry_call(call: Callable[..., object], *arguments: object) -> None:
     """Call it until it raises nothing, at most _CALL_TRIES times. Raises nothing itself."""
     for _ in range(_CALL_TRIES):
         try:

@@ -66,9 +66,23 @@ from utpsocket.protocol.states import SYN_RECEIVED, TIME_WAIT
 
 if TYPE_CHECKING:
     from collections import deque
+    from typing import Protocol
 
     from utpsocket.engine.channels.channel import Channel
     from utpsocket.engine.channels.utp import BridgePort
+    from utpsocket.engine.interpreter.native import Socket
+    from utpsocket.engine.reactor import Watcher
+    from utpsocket.protocol import Address
+
+    class FdOwner(Protocol):
+        """What has fds that the engine closes at its end."""
+
+        def close_fds(self) -> None:
+            """Close them."""
+
+        def detach_fds(self) -> None:
+            """Forget them without closing them: they are closed, or another's by now."""
+
 
 _BRIDGE_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLET
 _PORT_EVENTS: Final = EPOLLIN | EPOLLERR  # levels, not edges: a port need not be emptied in one iteration
@@ -145,7 +159,8 @@ class Loop:
         self._wake_file = os.fstat(self._wake_fd)  # to find out whether the program has closed it: check_fds()
         self._wake_event = EPOLLIN, self._wake_fd  # what epoll reports then
         self._epoll.register(self._wake_fd, EPOLLIN)
-        self._watches = watches = Watches(self._epoll)  # what on_event() is called of, by fd
+        watches: Watches[Watcher | Endpoint] = Watches(self._epoll)
+        self._watches = watches  # what on_event() is called of, by fd
         # See Reactor.
         self.watch, self.rewatch, self.forget_fd = watches.watch, watches.rewatch, watches.forget_fd
         self.frees_ports_at_once = watches.is_for_any_thread  # poll() holds the files it sleeps on until it wakes up
@@ -153,8 +168,8 @@ class Loop:
 
         # The work in progress.
         self.now = time.monotonic_ns() // 1_000  # µs, of this iteration
-        self.owner: Any = None  # what it is done for: an exception ends it, faults.py
-        self.command: Any = None  # the command that is carried out: an exception is its answer
+        self.owner: object = None  # what it is done for: an exception ends it, faults.py
+        self.command: Command | None = None  # the command that is carried out: an exception is its answer
         self._containment = Containment()  # ends owners, and counts exceptions in a row
         self._fault: BaseException | None = None  # an exception that is not contained yet
 
@@ -180,7 +195,8 @@ class Loop:
         self._is_asleep = False  # in the poller, or over: the thread uses no fd number
         self._has_ended = allocate_lock()  # unlocked when the thread ends
         self._has_ended.acquire()
-        self.successor: dict[str, Any] = {}  # under "": the engine that took this one's place
+        # Under "": the engine that took this one's place, a Loop or what helper/client.py has instead.
+        self.successor: dict[str, Any] = {}
 
     def start(self) -> None:
         """Start the thread, unless there is one. Any thread, and again after an exception has interrupted it.
@@ -294,7 +310,7 @@ class Loop:
         lost = self._watches.rearm_all()
         self._forget_readiness()
         for watcher in lost:
-            retry_call(watcher.end if type(watcher) is Endpoint else watcher.fail, error)
+            retry_call(watcher.end if isinstance(watcher, Endpoint) else watcher.fail, error)
         self.owner = self.command = self._fault = None
         self._containment.end()
 
@@ -397,6 +413,7 @@ class Loop:
     def carry_out(self) -> None:
         """Carry out self.command. It is answered also if something fails meanwhile, for this owner or another."""
         self.owner = command = self.command
+        assert command is not None
         command.carry_out()
         self.command = None
 
@@ -417,7 +434,7 @@ class Loop:
         self._is_asleep = True
         if self._fds_lost:  # read after the line above: check_fds() may have seen _is_asleep and closed the fds
             return []
-        events: list[tuple[int, int]] = self._sleep.wait(at)
+        events = self._sleep.wait(at)
         self._is_asleep = False
         if self._wake_event in events:
             events.remove(self._wake_event)
@@ -644,7 +661,7 @@ class Loop:
         if self.channels.get(channel.cookie) is channel:
             del self.channels[channel.cookie]
 
-    def open_endpoint(self, sock: Any, *, is_private: bool) -> Endpoint:
+    def open_endpoint(self, sock: Socket, *, is_private: bool) -> Endpoint:
         """Make a port of a UDP socket, bound or connected, and receive from it. Raises OSError.
 
         is_private   it is for one connection of a socket that was not bound
@@ -654,7 +671,9 @@ class Loop:
         self.watch_port(endpoint)
         return endpoint
 
-    def new_endpoint(self, sock: Any, *, is_private: bool, key: int = 0, bound: Any = None) -> Endpoint:
+    def new_endpoint(
+        self, sock: Socket, *, is_private: bool, key: int = 0, bound: tuple[Address, int] | None = None
+    ) -> Endpoint:
         """Make a port of a UDP socket. Next: publish(), then watch_port(). Any thread. Raises OSError.
 
         key     to be known by; 0: a new one
@@ -679,7 +698,7 @@ class Loop:
         """Receive from the port. Any thread."""
         self.watch_from_anywhere(endpoint.port.fd, _PORT_EVENTS, endpoint)
 
-    def watch_from_anywhere(self, fd: int, events: int, watcher: Any) -> None:
+    def watch_from_anywhere(self, fd: int, events: int, watcher: Watcher | Endpoint) -> None:
         """As watch(), of an fd that is not watched yet. Any thread; raises ECONNABORTED if the engine has ended."""
         if self._watches.is_for_any_thread or get_ident() == self._thread_id:
             try:
@@ -759,8 +778,8 @@ class Loop:
         self.holders_watch.close()
         self._wake_up.close()
 
-    def _fd_owners(self) -> list[Any]:
-        ports: list[Any] = [endpoint.port for endpoint in list(self.endpoints.values())]
+    def _fd_owners(self) -> list[FdOwner]:
+        ports: list[FdOwner] = [endpoint.port for endpoint in list(self.endpoints.values())]
         for endpoint in list(self.endpoints.values()):
             if endpoint.peers is not None:
                 ports += [endpoint.peers, *(peer.port for peer in list(endpoint.peers.by_addr.values()))]

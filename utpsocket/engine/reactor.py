@@ -1,4 +1,4 @@
-"""What channels and ports use of the engine's thread: the time, events, timers, and mark_dirty().
+"""What channels and ports use of the engine's thread: the time, events and timers.
 
 Types alone. Loop (loop.py) is the one Reactor of the library; tests make others, without a thread or with a clock of
 their own. A module that needs more of its engine than this declares a Protocol of its own that extends this one (the
@@ -8,10 +8,22 @@ classes Engine in channels/ and ports/).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from utpsocket.engine.interpreter.fork_lock import ForkLock
+
+
+class Watcher(Protocol):
+    """Handles the events of an fd. Where epoll is replaced by poll(), `known_events` is asked for as well, if there is
+    such an attribute: events that need not be reported again.
+    """
+
+    def on_event(self, mask: int) -> None:
+        """epoll has reported these events."""
+
+    def fail(self, error: BaseException) -> None:
+        """The fd cannot be watched any more. See faults.py."""
 
 
 class Reactor(Protocol):
@@ -22,7 +34,7 @@ class Reactor(Protocol):
 
     now: int
     """When this iteration began, µs."""
-    owner: Any
+    owner: object
     """The object for which the thread works at present: an exception ends it (faults.py). Code that goes on to work for
     another object sets it, and sets it back.
     """
@@ -45,10 +57,8 @@ class Reactor(Protocol):
         """
 
     @property
-    def watch(self) -> Callable[[int, int, Any], None]:
+    def watch(self) -> Callable[[int, int, Watcher], None]:
         """watch(fd, events, watcher): have watcher.on_event(mask) called for these events of epoll.
-
-        The watcher may have known_events: those need not be reported again where epoll is replaced by poll().
 
         Returns: the function watch, which returns nothing, and raises OSError if epoll takes no more descriptors.
         Next: rewatch(), forget_fd().
@@ -69,13 +79,4 @@ class Reactor(Protocol):
 
         Returns: the function forget_fd, which returns nothing.
         Source: epoll_ctl(2) EPOLL_CTL_DEL.
-        """
-
-    def mark_dirty(self, bridge: Any) -> None:
-        """Note that something has happened to a connection: it delivers and sends in this iteration.
-
-        Parameters:
-            bridge: the channel of the connection.
-        Raises: nothing.
-        Source: docs/design.md §2.
         """

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any, Final
 
+from utpsocket.engine.interpreter import libc
 from utpsocket.engine.kernel import syscalls
 
 IS_POSSIBLE: Final = syscalls.Stream is syscalls.KeepingStream
@@ -20,11 +21,7 @@ _MSG_NOSIGNAL: Final = 0x4000
 # What an AF_UNIX socket takes at once.
 _MAX_SEND_BYTES: Final = 256 << 10
 
-_libc = ctypes.PyDLL(None, use_errno=True)
-_recv, _send = _libc.recv, _libc.send
-_recv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_send.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int)
-_recv.restype = _send.restype = ctypes.c_ssize_t
+_recv, _send = libc.recv, libc.send
 _char = ctypes.c_char
 
 
@@ -32,7 +29,7 @@ def receive_into(fd: int, room: memoryview) -> int:
     """Receive into `room`, which must be writable and not empty. Returns how many bytes, 0 at the end of the stream, or
     a negative errno.
     """
-    count: int = _recv(fd, ctypes.addressof(_char.from_buffer(room)), room.nbytes, _MSG_DONTWAIT)
+    count = _recv(fd, ctypes.addressof(_char.from_buffer(room)), room.nbytes, _MSG_DONTWAIT)
     return count if count >= 0 else -ctypes.get_errno()
 
 
@@ -44,5 +41,5 @@ def send(fd: int, data: Any) -> int:
         data = (
             whole if type(whole) is bytes and view.nbytes == len(whole) else view.cast("B")[:_MAX_SEND_BYTES].tobytes()
         )
-    count: int = _send(fd, data, len(data), _MSG_DONTWAIT | _MSG_NOSIGNAL)
+    count = _send(fd, data, len(data), _MSG_DONTWAIT | _MSG_NOSIGNAL)
     return count if count >= 0 else -ctypes.get_errno()

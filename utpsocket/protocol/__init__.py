@@ -14,12 +14,13 @@ from utpsocket.protocol.config import Config, Workspace
 from utpsocket.protocol.connection import Connection, ConnectionStats, Event, EventKind
 from utpsocket.protocol.flights import Flight
 from utpsocket.protocol.packet import Packet, PacketType
-from utpsocket.protocol.runs import Run, Transmit
+from utpsocket.protocol.runs import Address, Run, Transmit
 from utpsocket.protocol.states import State
 from utpsocket.protocol.times import NEVER
 
 __all__ = [
     "NEVER",
+    "Address",
     "Config",
     "Connection",
     "ConnectionStats",

@@ -15,7 +15,7 @@ from utpsocket.protocol.fragmentation import compose_pieces
 from utpsocket.protocol.handshake import ACKS_SYN_ACK
 from utpsocket.protocol.packet import DATA, FIN, HEADER_BYTES, LARGE_SYN_BYTES, RESET, STATE, SYN, encode, pad
 from utpsocket.protocol.receivehalf import ReceiveHalf
-from utpsocket.protocol.runs import Transmit, compose
+from utpsocket.protocol.runs import Address, Transmit, compose
 from utpsocket.protocol.sendhalf import SendHalf
 
 _KEEPALIVE_PROBE: Final = b"\0"  # never read: its place in the stream has been filled before
@@ -29,7 +29,7 @@ class Composer:
 
     __slots__ = ("_addr", "_receive", "_send", "send_id")
 
-    def __init__(self, addr: object, send: SendHalf, receive: ReceiveHalf) -> None:
+    def __init__(self, addr: Address, send: SendHalf, receive: ReceiveHalf) -> None:
         self._addr = addr
         self._send = send
         self._receive = receive

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from utpsocket.protocol import fastpath
 from utpsocket.protocol.close_timers import CloseTimers, TimeWaitRecord
@@ -35,8 +35,8 @@ from utpsocket.protocol.handshake import Handshake
 from utpsocket.protocol.keepalive import Keepalive, Probing
 from utpsocket.protocol.packet import DATA, FIN, HEADER_BYTES, RESET, STATE, SYN, Packet, decode, unwrap
 from utpsocket.protocol.receivehalf import ReceiveHalf
-from utpsocket.protocol.report import Address, ConnectionStats, Event, EventKind, figures
-from utpsocket.protocol.runs import Run, Transmit
+from utpsocket.protocol.report import ConnectionStats, Event, EventKind, Figures, figures
+from utpsocket.protocol.runs import Address, Run, Transmit
 from utpsocket.protocol.sendhalf import EMPTY_PACKET_BYTES, SendHalf
 from utpsocket.protocol.states import CLOSED, CONNECTED, IDLE, SYN_RECEIVED, SYN_SENT, TIME_WAIT, TRANSITIONS, Trigger
 from utpsocket.protocol.times import NEVER, TIMESTAMP_MASK
@@ -61,7 +61,7 @@ class Connection:
 
     Arguments of the constructor:
     config, workspace   tuning, and the memory that the connections of one thread share
-    addr                the peer's address; any object, returned as it is in every Transmit
+    addr                the peer's address, returned as it is in every Transmit
     recv_id             connection id of the packets that we receive: 16 random bits; an acceptor's: the SYN's id + 1
     first_seq           our first sequence number: 16 random bits
     spare_ids           further recv_ids for an initiator, used if its first SYN is not answered (handshake.py). Packets
@@ -113,7 +113,7 @@ class Connection:
         self,
         config: Config,
         workspace: Workspace,
-        addr: object,
+        addr: Address,
         *,
         recv_id: int,
         first_seq: int,
@@ -198,7 +198,7 @@ class Connection:
         """
         return ConnectionStats(*self.figures())
 
-    def figures(self, local: Address | None = None) -> tuple[Any, ...]:
+    def figures(self, local: Address | None = None) -> Figures:
         """The figures of this instant as plain values.
 
         Parameters:

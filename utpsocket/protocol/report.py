@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from utpsocket.protocol.receivehalf import ReceiveHalf
+from utpsocket.protocol.runs import Address
 from utpsocket.protocol.sendhalf import SendHalf
 from utpsocket.protocol.states import CLOSED, TIME_WAIT, State
 
@@ -30,8 +31,6 @@ class Event:
     kind: EventKind
     errno: int = 0
 
-
-Address: TypeAlias = "tuple[str, int] | tuple[str, int, int, int]"
 
 _OUTCOMES: Final = {
     0: "closed",
@@ -124,15 +123,49 @@ class ConnectionStats:
     """Packets too old to be of this round of sequence numbers."""
 
 
+Figures: TypeAlias = tuple[
+    str,  # state
+    Address | None,  # local
+    Address | None,  # peer
+    str,  # transport
+    str,  # outcome
+    int,  # errno
+    int,  # rtt_us
+    int,  # min_rtt_us
+    int,  # rto_us
+    int,  # queueing_delay_us
+    int,  # cwnd_bytes
+    int,  # peer_window_bytes
+    int,  # our_window_bytes
+    int,  # in_flight_bytes
+    int,  # packet_bytes
+    int,  # sent_packets
+    int,  # sent_bytes
+    int,  # acked_bytes
+    int,  # unsent_bytes
+    int,  # received_packets
+    int,  # received_bytes
+    int,  # delivered_bytes
+    int,  # retransmitted_packets
+    int,  # lost_packets
+    int,  # tail_probes
+    int,  # timeouts
+    int,  # duplicate_packets
+    int,  # dropped_packets
+    int,  # late_packets
+]
+"""The fields of a ConnectionStats as plain values, in their order: ConnectionStats(*figures)."""
+
+
 def figures(
     state: State,
     code: int,
     local: Address | None,
-    peer: object,
+    peer: Address,
     send: SendHalf,
     receive: ReceiveHalf,
     dropped: int,
-) -> tuple[Any, ...]:
+) -> Figures:
     """The fields of a connection's ConnectionStats, in their order.
 
     code     the errno that the connection ended with, 0 for none
@@ -172,6 +205,6 @@ def figures(
     )
 
 
-def fields(stats: ConnectionStats) -> tuple[Any, ...]:
+def fields(stats: ConnectionStats) -> Figures:
     """Its fields as plain values, in their order: ConnectionStats(*fields(stats)) is the same again."""
     return tuple(getattr(stats, name) for name in ConnectionStats.__slots__)

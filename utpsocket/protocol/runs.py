@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from typing import Final
+from typing import Final, TypeAlias
 
 from utpsocket.protocol.packet import HEADER_BYTES, SEQ_MASK, STATE, VERSION
 
@@ -21,6 +21,9 @@ MAX_SEND_PACKETS: Final = 64  # datagrams of one system call with GSO: UDP_MAX_S
 MAX_RUN_PACKETS: Final = 256
 
 _SEQ: Final = struct.Struct(">H")
+
+Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
+"""An IPv4 or IPv6 address with its port, as the socket module has them. The protocol only compares it."""
 
 
 def packets_per_send(size: int) -> int:
@@ -81,7 +84,7 @@ class Run:
     __slots__ = ("_clean", "_uniform", "addr", "data", "datagram_bytes", "local", "payload_views", "stride")
 
     def __init__(
-        self, data: memoryview, stride: int, addr: object, local: object = None, datagram_bytes: int = 0
+        self, data: memoryview, stride: int, addr: Address, local: str | None = None, datagram_bytes: int = 0
     ) -> None:
         self.data = data
         self.stride = stride
@@ -248,7 +251,7 @@ class Transmit:
 
     def __init__(
         self,
-        addr: object,
+        addr: Address,
         data: bytes | bytearray,
         *,
         datagram_bytes: int = 0,

@@ -14,11 +14,11 @@ from utpsocket.engine import commands
 from utpsocket.engine.interpreter.originals import _socket, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel import fd_names, netns
-from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.kernel.high_fds import raise_fd
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports import overlapping_ports, reuseport
 from utpsocket.engine.user_fds.socket_state import Identity
+from utpsocket.protocol import Address
 
 if TYPE_CHECKING:
     from utpsocket.engine.helper.client import RemoteLoop

@@ -19,12 +19,12 @@ from utpsocket.engine.interpreter.originals import _socket, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import let_pass, suppress_errnos
 from utpsocket.engine.kernel import fd_names
-from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.kernel.high_fds import with_room
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports.connect_gate import may_be_reset
 from utpsocket.engine.user_fds import reset
 from utpsocket.engine.user_fds.socket_state import Identity, Role
+from utpsocket.protocol import Address
 from utpsocket.sockets import binding, fd_pair, fd_swap, registry
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.kernel import fd_names
-from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.user_fds import forked_copies, shared_errnos
 from utpsocket.engine.user_fds.socket_state import Identity, Role
+from utpsocket.protocol import Address
 
 _by_inode: WeakValueDictionary[int, Identity] = WeakValueDictionary()
 # Of detached descriptors, for which there is no Python object: by inode.

@@ -18,7 +18,7 @@ import sys
 from typing import Any, Final
 
 from utpsocket import options, stats
-from utpsocket.engine.interpreter.native import Socket, StdlibSocket, duplicated, poll
+from utpsocket.engine.interpreter.native import Socket, StdlibSocket, accept_fd, duplicated, poll
 from utpsocket.engine.interpreter.originals import os, time
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel import fd_names, high_fds
@@ -287,8 +287,8 @@ class socket(StdlibSocket):
         """_accept() -> (integer fd, address info): the next incoming connection's bare fd."""
         identity = self._utp
         if identity is None:
-            fd, name = Socket._accept(self)
-            return int(fd), name
+            fd, name = accept_fd(self)
+            return fd, name
         raw = Socket.__new__(Socket)
         try:
             found = fd_names.decode(accepting.accept(self, identity, raw)[0])

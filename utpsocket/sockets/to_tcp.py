@@ -82,6 +82,7 @@ def listens_over_tcp(sock: Any, identity: Identity) -> bool:
 
 def _bind_tcp_again(identity: Identity) -> None:
     """Bind another TCP socket to the port, in the place of one that is closed. Raises OSError."""
+    assert identity.local is not None
     tcp = raise_fd(tcp_socket(identity))
     try:
         try:

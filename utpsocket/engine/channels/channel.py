@@ -13,11 +13,12 @@ Only the engine's thread calls.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from utpsocket.engine.user_fds.socket_state import Identity
     from utpsocket.protocol import Connection
+    from utpsocket.protocol.report import Figures
 
 
 class Channel(Protocol):
@@ -66,7 +67,7 @@ class Channel(Protocol):
         Source: docs/sockets.md §4; socket(7) SO_LINGER.
         """
 
-    def figures(self) -> tuple[Any, ...]:
+    def figures(self) -> Figures:
         """What utpsocket.info() returns about the connection, at this instant.
 
         Returns: the fields of ConnectionStats (protocol/report.py) in their order, as plain values.

@@ -18,7 +18,7 @@ from __future__ import annotations
 import errno
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from utpsocket.engine.channels.tcp import Relay
 from utpsocket.engine.channels.tcp_socket import tcp_socket
@@ -30,13 +30,16 @@ from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLOUT
 from utpsocket.engine.user_fds.reset import close_engine_sock, record
 from utpsocket.engine.user_fds.socket_state import Role
 from utpsocket.protocol import ConnectionStats, State
-from utpsocket.protocol.report import fields
+from utpsocket.protocol.report import Figures, fields
 
 if TYPE_CHECKING:
     from utpsocket.engine.channels.channel import Channel
     from utpsocket.engine.channels.tcp import Engine as RelaysEngine
+    from utpsocket.engine.channels.utp import Engine as BridgesEngine
+    from utpsocket.engine.interpreter.native import Socket
+    from utpsocket.protocol import Address
 
-    class Engine(RelaysEngine, Protocol):
+    class Engine(RelaysEngine, BridgesEngine, Protocol):
         """What an attempt over TCP needs of the engine."""
 
         channels: dict[int, Channel]
@@ -56,20 +59,20 @@ class SilentDestinations:
     __slots__ = ("_until",)
 
     def __init__(self) -> None:
-        self._until: OrderedDict[Any, int] = OrderedDict()
+        self._until: OrderedDict[Address | None, int] = OrderedDict()
 
-    def note(self, address: Any, *, now: int) -> None:
+    def note(self, address: Address | None, *, now: int) -> None:
         """TCP has connected there while uTP had no answer yet."""
         self._until[address] = now + _SILENCE_US
         self._until.move_to_end(address)
         if len(self._until) > _SILENT_REMEMBERED:
             self._until.popitem(last=False)
 
-    def forget(self, address: Any) -> None:
+    def forget(self, address: Address | None) -> None:
         """uTP had an answer there."""
         self._until.pop(address, None)
 
-    def is_silent(self, address: Any, *, now: int) -> bool:
+    def is_silent(self, address: Address | None, *, now: int) -> bool:
         """Whether uTP is likely to get no answer there now."""
         return self._until.get(address, 0) > now
 
@@ -107,8 +110,8 @@ class Attempt:
         self._bridge: Bridge | None = bridge  # until the attempt over uTP has ended
         self.identity = bridge.identity  # see Channel
         self.cookie = bridge.cookie  # see Channel
-        self._engine_sock: Any = None  # the engine's end of the pair, once uTP has failed
-        self._tcp: Any = None  # the TCP socket, while it connects
+        self._engine_sock: Socket | None = None  # the engine's end of the pair, once uTP has failed
+        self._tcp: Socket | None = None  # the TCP socket, while it connects
         self._tcp_errno = 0  # how TCP failed
         self._filler_bytes = 0  # of the gate's, not read yet
         self._relay: Relay | None = None  # what carries the connection, once TCP has connected
@@ -136,8 +139,8 @@ class Attempt:
         if self._tcp_errno:
             self.withdraw()
             return self._tcp_errno
-        self._take_engine_sock(bridge)
-        self._loop.watch(self._engine_sock.fileno(), EPOLLRDHUP | EPOLLHUP | EPOLLET, _HangUpWatcher(self))
+        engine_sock = self._take_engine_sock(bridge)
+        self._loop.watch(engine_sock.fileno(), EPOLLRDHUP | EPOLLHUP | EPOLLET, _HangUpWatcher(self))
         self._loop.owner, owner = self, self._loop.owner
         self._connect_tcp()
         self._loop.owner = owner
@@ -149,6 +152,7 @@ class Attempt:
         if self._is_over or self._tcp is not None or self._tcp_errno:
             return
         identity = self.identity
+        assert identity.peer is not None
         with self._loop.fd_lock:
             try:
                 self._tcp = tcp = raise_fd(tcp_socket(identity))
@@ -163,7 +167,7 @@ class Attempt:
         else:
             self._on_tcp_failed(code)
 
-    def _bind_tcp(self, tcp: Any) -> None:
+    def _bind_tcp(self, tcp: Socket) -> None:
         """Bind to the address that getsockname() returns, with its port number if that is free for TCP too."""
         local = self.identity.local
         assert local is not None
@@ -185,21 +189,22 @@ class Attempt:
             return
         if mask & EPOLLHUP:
             return  # not connected yet: the kernel reports this of a fresh socket
-        self._start_relay()
+        self._start_relay(tcp)
 
-    def _start_relay(self) -> None:
-        tcp, bridge, identity, loop = self._tcp, self._bridge, self.identity, self._loop
+    def _start_relay(self, tcp: Socket) -> None:
+        bridge, engine_sock, identity, loop = self._bridge, self._engine_sock, self.identity, self._loop
         if bridge is not None:
             loop.silent_destinations.note(identity.peer, now=loop.now)
-            self._take_engine_sock(bridge)
+            engine_sock = self._take_engine_sock(bridge)
             bridge.connection.abort()
             loop.mark_dirty(bridge)
+        assert engine_sock is not None
         loop.forget_fd(tcp.fileno())
-        loop.forget_fd(self._engine_sock.fileno())
+        loop.forget_fd(engine_sock.fileno())
         identity.transport = "tcp"
         identity.local = tcp.getsockname()
         self._filler_bytes = identity.filler_bytes
-        relay = Relay(loop, identity, self._engine_sock, tcp)
+        relay = Relay(loop, identity, engine_sock, tcp)
         self._is_over = True
         self._tcp = self._engine_sock = None
         loop.owner = self._relay = loop.channels[relay.cookie] = relay
@@ -207,7 +212,7 @@ class Attempt:
         identity.role = Role.CONNECTED
         self._open_gate()
 
-    def _take_engine_sock(self, bridge: Bridge) -> None:
+    def _take_engine_sock(self, bridge: Bridge) -> Socket:
         """Take the engine's end of the pair from the bridge, which ends; this is the socket's channel from now on."""
         channels, cookie = self._loop.channels, self.cookie
         channels[-cookie] = bridge  # until it is gone, which takes no longer than this iteration
@@ -216,11 +221,13 @@ class Attempt:
         engine_sock = bridge.detach_engine_sock()
         bridge.receive_buffer.use_largest(engine_sock)
         self._engine_sock, self._bridge, bridge.tcp_attempt = engine_sock, None, None
+        return engine_sock
 
     def _open_gate(self) -> None:
         relay = self._relay
         if relay is None or relay.is_over:
             return
+        assert relay.engine_sock is not None
         self._filler_bytes = drain_filler(relay.engine_sock.fileno(), self._filler_bytes)
         if self._filler_bytes:
             self._loop.call_at(self._loop.now + RETRY_US, self._open_gate)
@@ -273,7 +280,7 @@ class Attempt:
 
     # ── commands ──
 
-    def figures(self) -> tuple[Any, ...]:
+    def figures(self) -> Figures:
         """See Channel."""
         identity = self.identity
         return fields(ConnectionStats(State.SYN_SENT.value, identity.local, identity.peer, "tcp"))

@@ -14,10 +14,11 @@ Only the engine's thread calls. Sources: Linux' tcp_rcv_space_adjust() and tcp_r
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from utpsocket.engine.faults import TRANSIENT
 from utpsocket.engine.interpreter import native
+from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.user_fds.socket_state import half_buffer
 
@@ -57,7 +58,7 @@ class ReceiveBuffer:
         self._round_us = 0  # how long a round is: a round trip
         self._round_ends_at = 0  # µs
 
-    def apply_option(self, engine_sock: Any, asked_bytes: int) -> None:
+    def apply_option(self, engine_sock: Socket, asked_bytes: int) -> None:
         """Give the pair the buffer that SO_RCVBUF asks for; with 0, which stands for unset, a small one that grows.
 
         Call at the beginning and whenever the option is set. asked_bytes   as getsockopt(SO_RCVBUF) returns it
@@ -67,14 +68,14 @@ class ReceiveBuffer:
             engine_sock, half_buffer(asked_bytes) if asked_bytes else max(_FIRST_PAIR_BYTES, self._pair_bytes)
         )
 
-    def use_largest(self, engine_sock: Any) -> None:
+    def use_largest(self, engine_sock: Socket) -> None:
         """TCP carries the connection from now on, and bounds what is held for a program that does not read."""
         if self.is_growing:
             self.is_growing = False
             self._set_pair(engine_sock, _MAX_PAIR_BYTES)
 
     def on_delivered(
-        self, count: int, engine_sock: Any, receive: ReceiveHalf, max_window_bytes: int, *, now: int
+        self, count: int, engine_sock: Socket, receive: ReceiveHalf, max_window_bytes: int, *, now: int
     ) -> None:
         """`count` bytes more were written to the pair. Once in a round trip the window and the pair's buffer may grow.
 
@@ -111,7 +112,7 @@ class ReceiveBuffer:
         reassembly.resize(window_bytes)
         self.is_growing = window_bytes < max_window_bytes
 
-    def _set_pair(self, engine_sock: Any, size: int) -> None:
+    def _set_pair(self, engine_sock: Socket, size: int) -> None:
         if size != self._pair_bytes:
             engine_sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, size)
             self._pair_bytes = size

@@ -20,19 +20,20 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from utpsocket.engine.channels.tcp_socket import apply_options
 from utpsocket.engine.faults import RETRY_US, TRANSIENT
-from utpsocket.engine.interpreter.native import poll
+from utpsocket.engine.interpreter.native import Socket, poll
 from utpsocket.engine.interpreter.originals import os, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel import tcp_info
 from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from utpsocket.engine.kernel.tcp_info import TcpFigures
 from utpsocket.engine.user_fds.reset import close_engine_sock, record
 from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.protocol import ConnectionStats, State
-from utpsocket.protocol.report import fields
+from utpsocket.protocol.report import Figures, fields
 
 if TYPE_CHECKING:
     from utpsocket.engine.channels.channel import Channel
@@ -81,7 +82,7 @@ class _Flow:
         self.must_retry = False  # a call failed for a reason that makes no event
         self.moved_bytes = 0  # read from the source since the beginning
 
-    def pump(self, source: Any, sink: Any) -> bool:
+    def pump(self, source: Socket, sink: Socket) -> bool:
         """Move what there is, at most _BYTES_PER_PUMP. Returns whether there may be more. Raises what source raises."""
         budget = _BYTES_PER_PUMP
         while budget > 0:
@@ -110,7 +111,7 @@ class _Flow:
                 return False
         return True
 
-    def _push(self, sink: Any) -> bool:
+    def _push(self, sink: Socket) -> bool:
         """Write what is pending; whether all of it went."""
         while self.pending:
             if self.is_stopped:
@@ -202,16 +203,16 @@ class Relay:
     connection = None
     can_end_unnoticed = False
 
-    def __init__(self, loop: Engine, identity: Identity, engine_sock: Any, tcp: Any) -> None:
+    def __init__(self, loop: Engine, identity: Identity, engine_sock: Socket | None, tcp: Socket) -> None:
         self._loop = loop  # the engine
         self.identity = identity
         self.cookie = identity.cookie  # see Channel
         self.engine_sock = engine_sock
-        self.tcp = tcp
+        self.tcp: Socket | None = tcp
         self.is_hung_up = False  # EPOLLHUP at the pair: no process has the user's fd
         self.has_tcp_error = False  # EPOLLERR at the TCP socket, whose SO_ERROR has not been read yet
         self._finish_when_drained = False  # the process ends: a FIN follows what was written, though the fd stays open
-        self.flush_waiters: list[Any] = []  # called once is_flushed
+        self.flush_waiters: list[Callable[[], None]] = []  # called once is_flushed
         self._from_user = _Flow()  # from the pair to TCP
         self._from_peer = _Flow()  # from TCP to the pair
         self._closed_with_unread = False  # the program closed with bytes unread
@@ -222,6 +223,7 @@ class Relay:
     def start(self) -> None:
         """Both sockets are there: carry bytes from now on."""
         user, peer = self._from_user, self._from_peer
+        assert self.engine_sock is not None and self.tcp is not None
         self._loop.watch(self.engine_sock.fileno(), _EVENTS, _Watcher(self, user, peer, is_user_side=True))
         self._loop.watch(self.tcp.fileno(), _EVENTS, _Watcher(self, peer, user, is_user_side=False))
 
@@ -232,16 +234,17 @@ class Relay:
 
     def pump(self) -> None:
         """Move what there is, both ways, and pass on what has ended."""
-        if self.is_over:
+        engine_sock, tcp = self.engine_sock, self.tcp
+        if engine_sock is None or tcp is None:
             return
-        if self._pump_from_user() and not self.is_over:
-            self._loop.rewatch(self.engine_sock.fileno(), _EVENTS)
-        if not self.is_over and self._pump_from_peer():
-            self._loop.rewatch(self.tcp.fileno(), _EVENTS)
+        if self._pump_from_user(engine_sock, tcp) and not self.is_over:
+            self._loop.rewatch(engine_sock.fileno(), _EVENTS)
+        if not self.is_over and self._pump_from_peer(engine_sock, tcp):
+            self._loop.rewatch(tcp.fileno(), _EVENTS)
         if not self.is_over:
-            self._propagate_ends()
+            self._propagate_ends(engine_sock, tcp)
         user, peer = self._from_user, self._from_peer
-        for flow, sink in ((user, self.tcp), (peer, self.engine_sock)):
+        for flow, sink in ((user, tcp), (peer, engine_sock)):
             if flow.must_rewatch and not self.is_over:
                 flow.must_rewatch = False
                 self._loop.rewatch(sink.fileno(), _EVENTS)
@@ -249,12 +252,12 @@ class Relay:
             user.must_retry = peer.must_retry = False
             self._loop.call_at(self._loop.now + RETRY_US, self.pump)
 
-    def _pump_from_user(self) -> bool:
+    def _pump_from_user(self, engine_sock: Socket, tcp: Socket) -> bool:
         flow = self._from_user
         had_ended = flow.has_ended
         while True:
             try:
-                more = flow.pump(self.engine_sock, self.tcp)
+                more = flow.pump(engine_sock, tcp)
             except OSError as error:
                 if error.errno != errno.ECONNRESET:
                     raise  # an error of ours, and no end of file: it must not look like a close by the user
@@ -264,18 +267,20 @@ class Relay:
                 continue
             break
         if flow.has_ended and not had_ended:
-            self._check_hang_up()  # a close makes both events at once, and one that resets must not send a FIN
+            self._check_hang_up(
+                engine_sock
+            )  # a close makes both events at once, and one that resets must not send a FIN
         if flow.is_stopped and not self._error:
             # TCP takes no more. SO_ERROR gives the reason once. What arrived before is still to be delivered.
-            pending = 0 if flow.stop_errno != errno.EPIPE else self.tcp.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
+            pending = 0 if flow.stop_errno != errno.EPIPE else tcp.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
             self._error = pending or flow.stop_errno
             self._from_peer.is_readable = True
         return more
 
-    def _pump_from_peer(self) -> bool:
+    def _pump_from_peer(self, engine_sock: Socket, tcp: Socket) -> bool:
         flow = self._from_peer
         try:
-            more = flow.pump(self.tcp, self.engine_sock)
+            more = flow.pump(tcp, engine_sock)
         except OSError as error:
             self._error = self._error or error.errno or errno.ECONNRESET
             flow.has_ended = True
@@ -284,7 +289,7 @@ class Relay:
             raise OSError(flow.stop_errno, os.strerror(flow.stop_errno))  # received bytes would be missing silently
         return more
 
-    def _propagate_ends(self) -> None:
+    def _propagate_ends(self, engine_sock: Socket, tcp: Socket) -> None:
         """Ends of file, errors and closes, once the bytes before them are through."""
         user, peer = self._from_user, self._from_peer
         if user.is_stopped and not (peer.is_readable or peer.pending or peer.must_retry):
@@ -295,24 +300,24 @@ class Relay:
                 self._close(reset=self._closed_with_unread or self.identity.settings.linger_seconds == 0)
                 return
             if not self._has_shut_down:
-                self._has_shut_down = self._try_shutdown(self.tcp)
+                self._has_shut_down = self._try_shutdown(tcp)
         elif self._finish_when_drained and not user.is_readable and not user.pending and not self._has_shut_down:
-            self._has_shut_down = self._try_shutdown(self.tcp)
+            self._has_shut_down = self._try_shutdown(tcp)
         if peer.has_ended and not peer.pending:
             if self.has_tcp_error and not self._error:
-                self._error = self.tcp.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
+                self._error = tcp.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
             if self._error:
                 self._report_error()
                 return
             if not self._sent_eof:
-                self._sent_eof = self._try_shutdown(self.engine_sock)
+                self._sent_eof = self._try_shutdown(engine_sock)
             if user.has_ended and not user.pending and self._sent_eof:
                 self._close(reset=False)
                 return
         if self.flush_waiters and self.is_flushed:
             self._release_waiters()
 
-    def _try_shutdown(self, sock: Any) -> bool:
+    def _try_shutdown(self, sock: Socket) -> bool:
         """shutdown(SHUT_WR). Returns False if it must be tried again."""
         try:
             sock.shutdown(stdlib.SHUT_WR)
@@ -375,10 +380,10 @@ class Relay:
 
     # ── commands ──
 
-    def figures(self) -> tuple[Any, ...]:
+    def figures(self) -> Figures:
         """See Channel. From TCP_INFO."""
         identity, tcp = self.identity, self.tcp
-        figures = {"state": State.CLOSED.value} if tcp is None else tcp_info.read(tcp)
+        figures: TcpFigures = {"state": State.CLOSED.value} if tcp is None else tcp_info.read(tcp)
         return fields(ConnectionStats(local=identity.local, peer=identity.peer, transport="tcp", **figures))
 
     def abort(self) -> None:
@@ -392,7 +397,8 @@ class Relay:
 
     def apply_options(self) -> None:
         """See Channel."""
-        apply_options(self.tcp, self.identity)
+        if self.tcp is not None:
+            apply_options(self.tcp, self.identity)
 
     def finish(self) -> None:
         """See Channel."""
@@ -412,9 +418,9 @@ class Relay:
             flow.is_readable = flow.is_writable = True
         self.pump()
 
-    def _check_hang_up(self) -> None:
+    def _check_hang_up(self, engine_sock: Socket) -> None:
         poller = poll()
-        poller.register(self.engine_sock.fileno(), EPOLLRDHUP)
+        poller.register(engine_sock.fileno(), EPOLLRDHUP)
         self.is_hung_up = self.is_hung_up or any(mask & EPOLLHUP for _, mask in poller.poll(0))
 
     @property

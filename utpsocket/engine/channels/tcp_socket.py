@@ -8,7 +8,7 @@ Any thread may call. Sources: docs/sockets.md §8; tcp(7), socket(7).
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import socket as stdlib
@@ -21,14 +21,14 @@ _DOUBLED: Final = {(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF), (stdlib.SOL_SOCKET, st
 _INT: Final = struct.Struct("=i")
 
 
-def tcp_socket(identity: Identity) -> Any:
+def tcp_socket(identity: Identity) -> Socket:
     """A kernel TCP socket with the options that this uTP socket was given."""
     tcp = with_room(partial(Socket, identity.family, stdlib.SOCK_STREAM, 0))
     apply_options(tcp, identity)
     return tcp
 
 
-def apply_options(tcp: Any, identity: Identity) -> None:
+def apply_options(tcp: Socket, identity: Identity) -> None:
     """Give a TCP socket the options remembered for a uTP one: each was tried on TCP when it was set."""
     for (level, name), value in list(identity.options.items()):
         if (level, name) in _DOUBLED:  # they read back as twice what was asked for

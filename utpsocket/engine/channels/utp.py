@@ -24,12 +24,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from ctypes import get_errno
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES, ReceiveBuffer
 from utpsocket.engine.faults import NO_ROOM, RETRY_US, TRANSIENT, errno_of
 from utpsocket.engine.interpreter import native
-from utpsocket.engine.interpreter.native import poll
+from utpsocket.engine.interpreter.native import Socket, poll
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
@@ -46,10 +46,12 @@ from utpsocket.protocol.states import CLOSED, CONNECTED, SYN_RECEIVED, SYN_SENT,
 
 if TYPE_CHECKING:
     from utpsocket.engine.channels.channel import Channel
+    from utpsocket.engine.kernel.syscalls import Ancillary, AnyStream
     from utpsocket.engine.kernel.udp import Port
     from utpsocket.engine.reactor import Reactor
     from utpsocket.engine.user_fds.open_fds import HoldersWatch
-    from utpsocket.protocol import Transmit
+    from utpsocket.protocol import Address, Transmit
+    from utpsocket.protocol.report import Figures
 
     class ConnectGate(Protocol):
         """Connects that are complete and not visible yet (ports/connect_gate.py)."""
@@ -64,6 +66,9 @@ if TYPE_CHECKING:
 
         @property
         def connect_gate(self) -> ConnectGate: ...
+
+        def mark_dirty(self, bridge: Bridge) -> None:
+            """Something has happened to the connection: it delivers and sends in this iteration."""
 
         def wake_bridge(self, bridge: Bridge) -> None:
             """Have the bridge read its pair again in this iteration, or the next."""
@@ -126,7 +131,7 @@ if TYPE_CHECKING:
         is_private: bool
 
         @property
-        def bridges(self) -> Mapping[Any, Bridge]: ...
+        def bridges(self) -> Mapping[tuple[Address, int], Bridge]: ...
 
         @property
         def loop(self) -> Engine: ...
@@ -233,7 +238,7 @@ class Bridge:
         "tcp_attempt",
     )
 
-    def __init__(self, connection: Connection, endpoint: BridgePort, identity: Identity, source: list[Any]) -> None:
+    def __init__(self, connection: Connection, endpoint: BridgePort, identity: Identity, source: Ancillary) -> None:
         # What it joins.
         self.connection = connection
         self.endpoint = endpoint  # the port that its datagrams leave by
@@ -246,15 +251,15 @@ class Bridge:
         self.other_side: Bridge | None = None
 
         # The engine's end of the pair: None before the hand-over to a listener, and once it is closed.
-        self.engine_sock: Any = None
+        self.engine_sock: Socket | None = None
         self.engine_fd = -1  # its number
-        self._stream: Any = None  # its system calls (kernel/syscalls.py)
+        self._stream: AnyStream  # its system calls (kernel/syscalls.py), once there has been one
         self.receive_buffer = ReceiveBuffer()  # how much it may hold for a program that does not read
 
         # What is kept for it by the loop's other parts.
         self.deadline = Deadline()  # timers.py
         self.grant_queue: GrantQueue | None = None  # of a connection that was dialled: ports/send_grants.py
-        self.flush_waiters: list[Any] = []  # called once is_flushed
+        self.flush_waiters: list[Callable[[], None]] = []  # called once is_flushed
 
         # How far it has come.
         self.syn_received_at = 0  # µs; 0 once the peer is verified
@@ -290,7 +295,7 @@ class Bridge:
 
         self._is_retrying = False  # a call that failed for lack of memory (TRANSIENT) is made again by a timer
 
-    def attach(self, engine_sock: Any) -> None:
+    def attach(self, engine_sock: Socket) -> None:
         """Give it the engine's end of the pair, non-blocking; this object closes it from now on.
 
         Then Loop.watch_bridge().
@@ -306,11 +311,13 @@ class Bridge:
 
         halves   1: it receives no more, 2: it sends no more, 3: both
         """
+        engine_sock = self.engine_sock
+        assert engine_sock is not None
         self.identity.shut_halves = halves
         if halves & 1:
-            self.engine_sock.shutdown(stdlib.SHUT_WR)
+            engine_sock.shutdown(stdlib.SHUT_WR)
         if halves & 2:
-            self.engine_sock.shutdown(stdlib.SHUT_RD)
+            engine_sock.shutdown(stdlib.SHUT_RD)
             self._has_finished_input = True
             self._is_hup_from_shutdown = halves == 3
             self.connection.finish(now=now)
@@ -476,6 +483,7 @@ class Bridge:
 
     def _check_unread_at_close(self) -> None:
         """After a hang-up, if no read has shown it: find out whether the user closed with bytes unread."""
+        assert self.engine_sock is not None
         if self.engine_sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR):
             self._closed_with_unread = True
 
@@ -588,7 +596,7 @@ class Bridge:
             self.endpoint.loop.wake_bridge(self)
         return True
 
-    def open_gate_with(self, accepts: Callable[[], int]) -> int:
+    def open_gate_with(self, accepts: partial[int]) -> int:
         """As open_gate(), and without a release of the GIL in between also call `accepts`, the C function by which the
         accepted side becomes visible. Returns what that returns. open_gate() must follow.
         """
@@ -679,6 +687,7 @@ class Bridge:
 
     def _send_eof(self) -> bool:
         """Let the program read the end of file after what came before. Returns False if it has to be tried again."""
+        assert self.engine_sock is not None
         try:
             self.engine_sock.shutdown(stdlib.SHUT_WR)
         except OSError as error:
@@ -760,6 +769,7 @@ class Bridge:
 
     def _drain(self) -> None:
         """Read what is left, which would make the close a reset, and let no send() write more."""
+        assert self.engine_sock is not None
         try:
             self.engine_sock.shutdown(stdlib.SHUT_RD)
             while self.engine_sock.recv(65_536):
@@ -775,17 +785,20 @@ class Bridge:
             code = errno.ECONNABORTED
         # If the close fails, engine_sock is still set, so that it is closed again.
         engine_sock = self.engine_sock
+        assert engine_sock is not None
         self.endpoint.loop.forget_fd(engine_sock.fileno())
         close_engine_sock(engine_sock, self.identity, code)
         self.detach_engine_sock()
         if self.tcp_attempt is not None:
             self.tcp_attempt.on_closed()
 
-    def detach_engine_sock(self) -> Any:
+    def detach_engine_sock(self) -> Socket:
         """Return engine_sock, still open, to a new owner. To the bridge it counts as closed."""
+        engine_sock = self.engine_sock
+        assert engine_sock is not None
         # Not engine_fd: if the socket is closed already, that number may be another's.
-        self.endpoint.loop.forget_fd(self.engine_sock.fileno())
-        engine_sock, self.engine_sock = self.engine_sock, None
+        self.endpoint.loop.forget_fd(engine_sock.fileno())
+        self.engine_sock = None
         self.is_handed_over = True
         self.is_readable = False
         self.engine_fd = -1
@@ -853,7 +866,7 @@ class Bridge:
 
     # ── commands ──
 
-    def figures(self) -> tuple[Any, ...]:
+    def figures(self) -> Figures:
         """See Channel."""
         return self.connection.figures(self.identity.local)
 

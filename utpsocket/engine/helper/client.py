@@ -53,15 +53,14 @@ from utpsocket.engine.interpreter.native import (
 from utpsocket.engine.interpreter.originals import _socket, marshal, os, posix, random, signal
 from utpsocket.engine.interpreter.signal_errors import let_pass, or_none
 from utpsocket.engine.kernel import fd_name_key
-from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.kernel.poller import sleep_until_ready
 from utpsocket.engine.user_fds import forked_copies, reset, shared_errnos
 from utpsocket.engine.user_fds.forked_copies import after_notices
 from utpsocket.engine.user_fds.open_fds import HoldersWatch
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.engine.user_fds.unaccepted import ResetUnaccepted
-from utpsocket.protocol import ConnectionStats, State
-from utpsocket.protocol.report import fields
+from utpsocket.protocol import Address, ConnectionStats, State
+from utpsocket.protocol.report import Figures, fields
 
 _POLLIN: Final = 0x001
 # The engine's own keys count up from less than 2⁴⁹. Keys that are chosen here have this bit set, and are random below
@@ -143,7 +142,7 @@ class _Figures:
         self._loop.on_figures(self._cookie, None if error is not None else value)
 
 
-def _no_figures(identity: Identity) -> tuple[Any, ...]:
+def _no_figures(identity: Identity) -> Figures:
     """The figures of a connection for which the engine has not sent any yet."""
     state = State.SYN_SENT if identity.role is Role.CONNECTING else State.CONNECTED
     return fields(ConnectionStats(state=state.value, local=identity.local, peer=identity.peer))
@@ -181,7 +180,7 @@ class RemoteLoop:
         self._answers: dict[int, Answer | _Callback | _Figures] = {}  # that have not come yet, by serial
         self._served: dict[int, Identity] = {}  # connections by cookie, until the notice RELEASED
         self.known_ports = KnownPorts(self.holders_watch, lambda: list(self._served.values()))
-        self._figures: dict[int, tuple[Any, ...]] = {}  # the latest that the engine has sent, by cookie
+        self._figures: dict[int, Figures] = {}  # the latest that the engine has sent, by cookie
         self._asked: set[int] = set()  # cookies of connections for which newer figures have been asked
         self._known: WeakValueDictionary[int, Identity] = WeakValueDictionary()  # all that were sent, by cookie
         self._reset_unaccepted = ResetUnaccepted()
@@ -344,7 +343,7 @@ class RemoteLoop:
             port_commands.keep_port, key, udp_sock, inode, local, identity, reuse_address, shares, identity.namespace
         )
 
-    def latest_figures(self, cookie: int) -> tuple[Any, ...]:
+    def latest_figures(self, cookie: int) -> Figures:
         """The latest figures of a connection that the engine has sent. Newer ones are asked for, and not waited for.
 
         Returns: the fields of ConnectionStats.
@@ -364,7 +363,7 @@ class RemoteLoop:
             return _no_figures(identity)  # a notice has overtaken the figures
         return found
 
-    def on_figures(self, cookie: int, fields: tuple[Any, ...] | None) -> None:
+    def on_figures(self, cookie: int, fields: Figures | None) -> None:
         """The answer to latest_figures(); None: the engine has no such connection."""
         if fields is not None and cookie in self._served:
             self._figures[cookie] = fields

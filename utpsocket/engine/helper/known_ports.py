@@ -16,10 +16,10 @@ from typing import Any, Final
 
 from utpsocket.engine import commands
 from utpsocket.engine.interpreter.originals import os
-from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.ports.overlapping_ports import WILDCARDS
 from utpsocket.engine.user_fds.open_fds import HoldersWatch, socket_exists
 from utpsocket.engine.user_fds.socket_state import Identity, Role
+from utpsocket.protocol import Address
 
 # Holders of one port that were closed here; more, and it is looked up which are open elsewhere. By feel.
 _MAX_CLOSED: Final = 32

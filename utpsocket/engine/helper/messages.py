@@ -144,7 +144,7 @@ def fill(identity: Identity, form: tuple[Any, ...]) -> None:
     identity.options = options
 
 
-def send(sock: Any, message: Any, fds: list[int] | tuple[int, ...] = (), sent: Callable[[], Any] | None = None) -> None:
+def send(sock: Any, message: Any, fds: list[int] | tuple[int, ...] = (), sent: partial[object] | None = None) -> None:
     """Send one message, with duplicates of these fds. Raises OSError; BlockingIOError where a non-blocking socket is
     full.
 
@@ -157,7 +157,7 @@ def send_data(
     sock: Any,
     data: bytes,
     fds: list[int] | tuple[int, ...] = (),
-    sent: Callable[[], Any] | None = None,
+    sent: partial[object] | None = None,
     *,
     flags: int = 0,
 ) -> None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine import command_queue, commands
 from utpsocket.engine.interpreter.originals import os
-from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.ports import overlapping_ports
 from utpsocket.engine.user_fds.socket_state import Identity, Role
+from utpsocket.protocol import Address
 
 if TYPE_CHECKING:
     from utpsocket.engine.loop import Loop

@@ -44,7 +44,7 @@ class Requests:
         self._sending = allocate_lock()
 
     def put(
-        self, request: tuple[Any, ...], fds: list[int], socks: list[Any], sent: Callable[[], Any] | None = None
+        self, request: tuple[Any, ...], fds: list[int], socks: list[Any], sent: partial[object] | None = None
     ) -> None:
         """Send a request with duplicates of these fds, now or when there is room. Raises OSError where the kernel has
         no memory for it.
@@ -77,7 +77,7 @@ class Requests:
             except RuntimeError:  # the interpreter ends, and there is no thread to be had: then this one waits
                 self._send_queue()
 
-    def _is_sent(self, data: bytes, fds: list[int], sent: Callable[[], Any] | None) -> bool:
+    def _is_sent(self, data: bytes, fds: list[int], sent: partial[object] | None) -> bool:
         """Send a request; False if there is no room. Without effect if the engine's process is gone."""
         try:
             messages.send_data(self._sock, data, fds, sent, flags=stdlib.MSG_DONTWAIT)

@@ -12,17 +12,19 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from fcntl import F_GETFL, F_SETFL, fcntl
 from functools import partial
 from io import FileIO
 from operator import itemgetter
 from termios import FIONREAD, TIOCOUTQ
-from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from utpsocket.engine.interpreter import libc
 from utpsocket.engine.interpreter.originals import _socket, ctypes, os, posix
 
+_T = TypeVar("_T")
 _MODULES = {"_thread": _thread, "select": select, "socket": socket, "time": time}
 
 
@@ -40,7 +42,7 @@ def original(module: str, name: str) -> Any:
     return getattr(_MODULES[module], name)
 
 
-def class_made_by(module: Any, name: str, base: type[Any]) -> Any:
+def class_made_by(module: ModuleType, name: str, base: type[_T]) -> type[_T] | None:
     """The subclass of `base` of that name that a stdlib module made itself, whatever the name refers to by now; None
     where there is none.
 
@@ -55,7 +57,7 @@ def class_made_by(module: Any, name: str, base: type[Any]) -> Any:
     return None
 
 
-Socket: Any = _socket.socket
+Socket: TypeAlias = _socket.socket
 """The C class that socket.socket derives from. gevent and eventlet do not replace it."""
 
 if TYPE_CHECKING:
@@ -64,17 +66,18 @@ else:
     StdlibSocket = class_made_by(socket, "socket", Socket)
     """The stdlib's class socket.socket, also where gevent or eventlet have put theirs under that name."""
 
-start_new_thread = original("_thread", "start_new_thread")
-get_ident = original("_thread", "get_ident")
-allocate_lock = original("_thread", "allocate_lock")
-new_reentrant_lock = original("_thread", "RLock")
+start_new_thread: Callable[[Callable[..., object], tuple[object, ...]], int] = original("_thread", "start_new_thread")
+get_ident: Callable[[], int] = original("_thread", "get_ident")
+allocate_lock: Callable[[], _thread.LockType] = original("_thread", "allocate_lock")
+new_reentrant_lock: Callable[[], _thread.RLock] = original("_thread", "RLock")
 read, write = posix.read, posix.write  # below os, where eventlet puts its own
-sleep = original("time", "sleep")
+sleep: Callable[[float], None] = original("time", "sleep")
+epoll: type[select.epoll] | None
 try:
     epoll = original("select", "epoll")  # gevent and eventlet delete it from the module
 except AttributeError:
     epoll = None
-poll = original("select", "poll")
+poll: Callable[[], select.poll] = original("select", "poll")
 
 try:
     # glibc loads it when a thread ends, and aborts where it is not found, as after a chroot(), or has no fd for that.
@@ -82,34 +85,29 @@ try:
 except OSError:
     pass
 
-_libc = ctypes.PyDLL(None, use_errno=True)
-_libc.recv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_libc.recv.restype = ctypes.c_ssize_t
-_libc.send.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int)
-_libc.send.restype = ctypes.c_ssize_t
-_libc.connect.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-_libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 _MSG_DONTWAIT = 0x40
 _O_NONBLOCK = os.O_NONBLOCK
 _AF_UNIX, _SOCK_STREAM = socket.AF_UNIX, socket.SOCK_STREAM
 SOCK_CLOEXEC = int(getattr(socket, "SOCK_CLOEXEC", 0))
 SOCK_NONBLOCK = int(socket.SOCK_NONBLOCK)
+accept_fd: Callable[[Socket], tuple[int, Any]] = vars(Socket)["_accept"]
+"""The C class's _accept(), of which typeshed does not know: returns the new fd, and the peer's address."""
 _dropped = ctypes.create_string_buffer(1 << 16)
 
 
-def receiving(fd: int, count: int) -> Callable[[], int]:
+def receiving(fd: int, count: int) -> partial[int]:
     """A call that receives and drops up to `count` bytes without releasing the GIL, for in_one_step(); it returns how
     many, 0 or less for none.
     """
-    return partial(_libc.recv, fd, _dropped, min(count, len(_dropped)), _MSG_DONTWAIT)
+    return partial(libc.recv, fd, _dropped, min(count, len(_dropped)), _MSG_DONTWAIT)
 
 
-def connecting(fd: int, name: bytes) -> Callable[[], int]:
+def connecting(fd: int, name: bytes) -> partial[int]:
     """A call that connects a non-blocking AF_UNIX socket to an abstract name without releasing the GIL, for
     in_one_step(). It returns -1 where it fails, with the errno in ctypes.get_errno(). unix(7).
     """
     address = int(_AF_UNIX).to_bytes(2, sys.byteorder) + name
-    return partial(_libc.connect, fd, address, len(address))
+    return partial(libc.connect, fd, address, len(address))
 
 
 _PR_SET_NAME = 15
@@ -135,7 +133,7 @@ def start_thread(run: Callable[[], object], name: bytes) -> None:
 
 def _begin(run: Callable[[], object], name: bytes) -> None:
     try:
-        _libc.prctl(_PR_SET_NAME, name, 0, 0, 0)
+        libc.prctl(_PR_SET_NAME, name, 0, 0, 0)
         if _start_joinable is None:
             forgotten = _set_sentinel()  # a lock that is released when the interpreter has removed the thread's state
             forgotten.acquire()
@@ -159,11 +157,9 @@ def forget_threads() -> None:
 def is_main_interpreter() -> bool:
     """Whether this is the process's main interpreter, and not a subinterpreter, such as mod_wsgi makes."""
     try:
-        here, main = _libc.PyInterpreterState_Get, _libc.PyInterpreterState_Main
-    except AttributeError:  # its symbols are not among the global ones
+        return libc.this_interpreter() == libc.main_interpreter()
+    except OSError:  # its symbols are not among the global ones
         return True
-    here.restype = main.restype = ctypes.c_void_p
-    return bool(here() == main())
 
 
 def unread_by_peer_bytes(fd: int) -> int:
@@ -171,33 +167,34 @@ def unread_by_peer_bytes(fd: int) -> int:
     if ioctl() fails. Without releasing the GIL.
     """
     answer = ctypes.c_int(0)
-    return -1 if _libc.ioctl(fd, TIOCOUTQ, ctypes.byref(answer)) else answer.value
+    return -1 if libc.ioctl(fd, TIOCOUTQ, ctypes.byref(answer)) else answer.value
 
 
 def unread_bytes(fd: int) -> int:
     """The bytes of a UDP socket's next datagram (FIONREAD), 0 where there is none. Without releasing the GIL."""
     answer = ctypes.c_int(0)
-    return 0 if _libc.ioctl(fd, FIONREAD, ctypes.byref(answer)) else answer.value
+    return 0 if libc.ioctl(fd, FIONREAD, ctypes.byref(answer)) else answer.value
 
 
-_call: Any = partial.__call__
-_first: Any = itemgetter(0)
+_call: Callable[[partial[Any]], Any] = partial.__call__
+_first: Callable[[tuple[int, Any]], int] = itemgetter(0)
 
 
-def in_one_step(*calls: Callable[[], Any]) -> list[Any]:
+def in_one_step(*calls: partial[Any]) -> list[Any]:
     """What these calls return, made one after the other in C: no signal's handler runs between two of them, as it may
     between any two lines, and an exception of one leaves out the rest. The calls must be partial() of functions in C.
     """
     return list(map(_call, calls))
 
 
-def replace_socket(old: Any, family: int, kind: int, protocol: int = 0) -> Any:
+def replace_socket(old: Socket, family: int, kind: int, protocol: int = 0) -> Socket:
     """Close an old socket and open a new one, which gets the same fd number, without a release of the GIL in between.
     Only a thread that is within a system call already could get the number first. Raises OSError.
     """
-    opened = iter(partial(_libc.socket, family, kind | SOCK_CLOEXEC, protocol), -1)
+    opened = iter(partial(libc.socket, family, kind | SOCK_CLOEXEC, protocol), -1)
     owned = map(partial(Socket, family, kind, protocol), opened)
-    made = in_one_step(partial(old.detach), partial(_libc.close, old.fileno()), partial(next, owned, None))[2]
+    steps = partial(old.detach), partial(libc.close, old.fileno()), partial(next, owned, None)
+    made: Socket | None = in_one_step(*steps)[2]
     if made is None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return made
@@ -208,7 +205,7 @@ def connect_at_once(fd: int, name: bytes) -> int:
     the errno, or 0. unix(7).
     """
     address = int(_AF_UNIX).to_bytes(2, sys.byteorder) + name
-    connect = partial(_libc.connect, fd, address, len(address))
+    connect = partial(libc.connect, fd, address, len(address))
     flags = fcntl(fd, F_GETFL)
     if flags & _O_NONBLOCK:
         return ctypes.get_errno() if connect() else 0
@@ -218,21 +215,21 @@ def connect_at_once(fd: int, name: bytes) -> int:
     return ctypes.get_errno() if failed else 0
 
 
-def accepted(listener: Any, made: Any = None) -> Any:
+def accepted(listener: Socket, made: Socket | None = None) -> Socket:
     """Accept a connection of a listening AF_UNIX socket. There is no line of Python between accept4(2) and the object
     that owns the fd, so that an exception of a signal handler loses none. Raises OSError.
 
     made   a socket object without an fd, which is to own it; None: a new one
     """
-    return _owning(map(_first, iter(partial(Socket._accept, listener), None)), made)
+    return _owning(map(_first, iter(partial(accept_fd, listener), None)), made)
 
 
-def accepted_at_once(fd: int, flags: int = 0) -> Any:
+def accepted_at_once(fd: int, flags: int = 0) -> Socket | None:
     """Accept a connection of a listening AF_UNIX socket without releasing the GIL. The listener must be non-blocking,
     or shut down. None where there is no connection, with the errno in ctypes.get_errno(). `flags`: SOCK_NONBLOCK.
     """
     made = Socket.__new__(Socket)
-    fds = iter(partial(_libc.accept4, fd, None, None, SOCK_CLOEXEC | flags), -1)
+    fds = iter(partial(libc.accept4, fd, None, None, SOCK_CLOEXEC | flags), -1)
     own = partial(Socket.__init__, made, _AF_UNIX, _SOCK_STREAM | flags, 0)
     return made if next(map(own, fds), False) is None else None
 
@@ -244,32 +241,40 @@ class Copy(FileIO):
 
     def send(self, data: bytes, flags: int) -> int:
         """As send(2), without releasing the GIL; less than 0 where it fails."""
-        return int(_libc.send(self.fileno(), data, len(data), flags))
+        return libc.send(self.fileno(), data, len(data), flags)
 
     def shutdown(self, how: int) -> int:
         """As shutdown(2); less than 0 where it fails."""
-        return int(_libc.shutdown(self.fileno(), how))
+        return libc.shutdown(self.fileno(), how)
 
     def set_option(self, level: int, name: int, value: int) -> int:
         """As setsockopt(2) of an int; less than 0 where it fails."""
         number = ctypes.c_int(value)
-        return int(_libc.setsockopt(self.fileno(), level, name, ctypes.byref(number), ctypes.sizeof(number)))
+        return libc.setsockopt(self.fileno(), level, name, ctypes.byref(number), ctypes.sizeof(number))
 
     # In place of the C class's finalizer, which would issue a ResourceWarning where an exception has prevented close().
     __del__ = FileIO.close
 
 
-def copied(fds: Iterable[int]) -> Any:
+_new_copy: partial[Copy] = partial(Copy, mode="r+")
+
+
+def copied(fds: Iterable[int]) -> Copy | None:
     """A Copy that owns the first fd of an iterator in C that opens it; None if the iterator is empty."""
-    return next(map(partial(Copy, mode="r+"), fds), None)
+    return next(map(_new_copy, fds), None)
 
 
-def duplicated(fd: int, made: Any = None) -> Any:
+def copy_of(fds: Iterable[int]) -> Copy:
+    """The same of an iterator that is not empty."""
+    return next(map(_new_copy, fds))
+
+
+def duplicated(fd: int, made: Socket | None = None) -> Socket:
     """A duplicate of an AF_UNIX socket's fd, owned as accepted() says."""
     return _owning(map(_socket.dup, (fd,)), made)
 
 
-def _owning(fds: Any, made: Any) -> Any:
+def _owning(fds: Iterator[int], made: Socket | None) -> Socket:
     if made is None:
         made = Socket.__new__(Socket)
     next(map(partial(Socket.__init__, made, _AF_UNIX, _SOCK_STREAM, 0), fds))

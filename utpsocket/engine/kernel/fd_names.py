@@ -11,11 +11,12 @@ the tag shows that ours did (fd_name_key.py).
 from __future__ import annotations
 
 import base64
-from typing import Any, Final
+from typing import Final
 
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import os, socket, struct
 from utpsocket.engine.kernel import fd_name_key
+from utpsocket.protocol import Address
 
 _HEAD: Final = b"\0utp"
 _PREFIX: Final = _HEAD + b":"
@@ -23,9 +24,6 @@ _MAX_BYTES: Final = 108 - 1 - fd_name_key.TAG_BYTES  # of sun_path, without "#" 
 _SHORT: Final = struct.Struct("!16sHI")
 _SCOPE_BYTES: Final = 4
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
-
-Address = tuple[str, int] | tuple[str, int, int, int]
-"""As the socket module writes AF_INET and AF_INET6 addresses."""
 
 
 def new_cookie() -> int:
@@ -53,7 +51,7 @@ def _tagged(name: bytes) -> bytes:
     return b"%b#%b" % (name, fd_name_key.tag(name, os.geteuid()))
 
 
-def peer_credentials(sock: Any) -> tuple[int, int]:
+def peer_credentials(sock: Socket) -> tuple[int, int]:
     """(process id, effective user id) of the process that connected or listened at the other end of this AF_UNIX
     connection, as they were then; of a listening socket, of the process that called listen(). unix(7) SO_PEERCRED.
     """
@@ -62,7 +60,7 @@ def peer_credentials(sock: Any) -> tuple[int, int]:
     return pid, uid
 
 
-def is_ours(name: Any, uid: int | None) -> bool:
+def is_ours(name: bytes, uid: int | None) -> bool:
     """Whether the tag of a name that decode() or decode_listener() understands is right.
 
     uid    of the process that bound it, from peer_credentials(); None where it is known to be a process of ours
@@ -75,12 +73,14 @@ def is_ours(name: Any, uid: int | None) -> bool:
     )
 
 
-def cookie_of(name: Any) -> int | None:
+def cookie_of(name: object) -> int | None:
     """The cookie of a name made by encode() or encode_listener(), None for any other."""
+    if not isinstance(name, bytes):
+        return None
     try:
         head, cookie, _ = name.split(b":", 2)
         return int(cookie, 16) if head == _HEAD else None
-    except (TypeError, ValueError):
+    except ValueError:
         return None
 
 

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from utpsocket.engine.interpreter.native import (
     SOCK_CLOEXEC,
@@ -41,6 +41,10 @@ from utpsocket.engine.interpreter.native import (
 from utpsocket.engine.interpreter.originals import os, resource
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import let_pass, or_none
+
+if TYPE_CHECKING:
+    from utpsocket.engine.interpreter.originals import select
+    from utpsocket.protocol import Address
 
 _T = TypeVar("_T")
 # FD_SETSIZE: select() cannot watch this number and those above.
@@ -67,10 +71,15 @@ _POLLNVAL: Final = 0x020
 _LOCK_SECONDS: Final = 1.0
 
 
-class HighSocket(Socket):  # type: ignore[misc]  # native's is Any
+class HighSocket(Socket):
     """A socket under one of the engine's numbers."""
 
     __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        def _accept(self) -> tuple[int, Address]:
+            """The C class's, of which typeshed does not know."""
 
     def close(self) -> None:
         """Close it; if there are too few kept fds, its number becomes one of them."""
@@ -229,14 +238,14 @@ def raised_duplicate(fd: int) -> Iterable[int]:
     return map(partial(fcntl, fd, F_DUPFD_CLOEXEC), (floor,))
 
 
-def new_epoll() -> Any:
+def new_epoll() -> select.epoll:
     """An epoll on a raised number."""
     assert epoll is not None
     with epoll() as low:
         return next(map(epoll.fromfd, raised_duplicate(low.fileno())))
 
 
-def raise_fd(sock: Any) -> Any:
+def raise_fd(sock: Socket) -> Socket:
     """Move a socket to a high number and make it non-blocking.
 
     Returns a new object that owns it; `sock` is closed. Where there is no such number, the socket stays where it is:
@@ -249,7 +258,7 @@ def raise_fd(sock: Any) -> Any:
     try:
         # Family, type and protocol are known, so that no system calls are made to find them.
         own = partial(HighSocket, sock.family, sock.type | SOCK_NONBLOCK if is_nonblocking else sock.type, sock.proto)
-        raised: Any = next(map(own, map(partial(fcntl, fd, F_DUPFD_CLOEXEC), (_HIGH_FD,))))
+        raised: HighSocket | None = next(map(own, map(partial(fcntl, fd, F_DUPFD_CLOEXEC), (_HIGH_FD,))))
     except OSError as error:
         let_pass(error)
         raised = _raised_to_kept(sock)
@@ -276,7 +285,7 @@ def raise_fd(sock: Any) -> Any:
     return raised
 
 
-def replace_with_idle(sock: Any) -> bool:
+def replace_with_idle(sock: Socket) -> bool:
     """Replace the open file under the socket's number by an unused socket, in one step (dup2): another thread may be
     about to use the number. False where that is not possible.
     """
@@ -291,7 +300,7 @@ def replace_with_idle(sock: Any) -> bool:
     return True
 
 
-def _raised_to_kept(sock: Any) -> HighSocket | None:
+def _raised_to_kept(sock: Socket) -> HighSocket | None:
     """Move the socket to the number of a kept fd; None if there is none."""
     fd = sock.fileno()
     raised = _take_kept()
@@ -300,7 +309,7 @@ def _raised_to_kept(sock: Any) -> HighSocket | None:
             _kept.appendleft(raised)
         return None
     try:
-        raised.__init__(fileno=raised.fileno())  # type: ignore[misc]  # it is of another family now
+        Socket.__init__(raised, fileno=raised.fileno())  # it is of another family now
     except BaseException:
         Socket.close(raised)
         raise
@@ -359,9 +368,9 @@ def with_room(make: Callable[[], _T], *, is_for_accept: bool = False) -> _T:
         if not isinstance(made, Socket):
             _owed += 1
             return made
-        return _raised_already(made)  # type: ignore[no-any-return]
-    above: Any = _with_raised_limit(make, limit + 1)
-    return _raised_already(above) if isinstance(above, Socket) else above  # type: ignore[no-any-return]
+        return _raised_already(made)  # type: ignore[return-value]  # of a socket: a socket
+    above = _with_raised_limit(make, limit + 1)
+    return _raised_already(above) if isinstance(above, Socket) else above  # type: ignore[return-value]
 
 
 def _make_in_place_of(kept: HighSocket, make: Callable[[], _T]) -> _T:
@@ -369,7 +378,7 @@ def _make_in_place_of(kept: HighSocket, make: Callable[[], _T]) -> _T:
     good. So a plain socket is made without a release of the GIL in between.
     """
     if isinstance(make, partial) and make.func is Socket and not make.keywords and SOCK_CLOEXEC:
-        return replace_socket(kept, *make.args)  # type: ignore[no-any-return]
+        return replace_socket(kept, *make.args)  # type: ignore[return-value]
     Socket.close(kept)
     return make()
 
@@ -386,16 +395,16 @@ def _is_last_number(limit: int) -> bool:
     return len([number for number, mask in numbers.poll(0) if mask == _POLLNVAL]) < 2
 
 
-def taken_over(sock: Any) -> Iterator[HighSocket]:
+def taken_over(sock: Socket) -> Iterator[HighSocket]:
     """An iterator over one object, which owns the same socket under the same number from then on; the old object is
     closed. If that was closed already, the iterator is empty.
     """
     return map(_new, iter(sock.detach, -1))
 
 
-def _raised_already(made: Any) -> Any:
+def _raised_already(made: Socket) -> HighSocket:
     raised = next(taken_over(made))
-    raised.__init__(fileno=raised.fileno())  # type: ignore[misc]  # it is of another family
+    Socket.__init__(raised, fileno=raised.fileno())  # it is of another family
     raised.setblocking(False)
     return raised
 

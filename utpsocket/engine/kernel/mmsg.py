@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import errno
 from array import array
-from typing import Any, Final
+from typing import Final, TypeAlias
 
+from utpsocket.engine.interpreter import libc
 from utpsocket.engine.interpreter.originals import ctypes, struct
 from utpsocket.protocol.packet import HEADER_BYTES, SYN_BYTE
 from utpsocket.protocol.runs import MAX_RUN_PACKETS
@@ -46,7 +47,7 @@ _LAYOUTS_KEPT: Final = 64
 _MSG_DONTWAIT: Final = 0x40
 _MSG_NOSIGNAL: Final = 0x4000
 
-Raw = tuple[int, int, int, int, bytes, bytes]
+Raw: TypeAlias = tuple[int, int, int, int, bytes, bytes]
 """Datagrams of equal size and source, in slots that follow each other: the first index, the count, the size of each but
 the last, the size of the last (which may be shorter); the source address and the ancillary data that they share."""
 
@@ -78,9 +79,8 @@ class Inbound:
         "_used",
     )
 
-    def __init__(self, recvmmsg: Any) -> None:
-        recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
-        self._recvmmsg = recvmmsg
+    def __init__(self) -> None:
+        self._recvmmsg = libc.recvmmsg
         records = bytearray(MAX_DATAGRAMS_IN * _RECORD_BYTES)
         self._overflow = bytearray(MAX_DATAGRAMS_IN * ROOM_BYTES)  # the kernel gives no memory before it is written to
         iovecs = bytearray(MAX_DATAGRAMS_IN * 2 * _IOVEC.size)
@@ -148,7 +148,7 @@ class Inbound:
                     self._bases.clear()
                 bases = self._bases[place] = array("Q", range(room_at, room_at + max_datagrams * stride, stride))
             self._slot_bases[:max_datagrams] = bases
-        count: int = self._recvmmsg(fd, self._address, max_datagrams, _MSG_DONTWAIT, None)
+        count = self._recvmmsg(fd, self._address, max_datagrams, _MSG_DONTWAIT, None)
         self._used = max(0, count)
         return count
 
@@ -255,9 +255,8 @@ class Answers:
 
     __slots__ = ("_address", "_columns", "_data", "_iovecs", "_memory", "_sendmmsg")
 
-    def __init__(self, sendmmsg: Any) -> None:
-        sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
-        self._sendmmsg = sendmmsg
+    def __init__(self) -> None:
+        self._sendmmsg = libc.sendmmsg
         self._data = bytearray(MAX_DATAGRAMS_IN * HEADER_BYTES)
         data_at = _address(self._data)
         self._iovecs = bytearray(
@@ -291,7 +290,7 @@ class Answers:
         control_sizes[:count] = array("Q", [control_bytes]) * count
         done = sent = refused = 0
         while done < count and refused < _MAX_REFUSED:
-            sent_now: int = self._sendmmsg(
+            sent_now = self._sendmmsg(
                 fd, self._address + done * _HEADER_BYTES, count - done, _MSG_DONTWAIT | _MSG_NOSIGNAL
             )
             if sent_now > 0:
@@ -320,9 +319,8 @@ class Outbound:
         "_sendmmsg",
     )
 
-    def __init__(self, sendmmsg: Any) -> None:
-        sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
-        self._sendmmsg = sendmmsg
+    def __init__(self) -> None:
+        self._sendmmsg = libc.sendmmsg
         iovecs, headers = bytearray(MAX_DATAGRAMS_OUT * _IOVEC.size), bytearray(MAX_DATAGRAMS_OUT * _HEADER_BYTES)
         self._memory = iovecs, headers
         self._headers = memoryview(headers)
@@ -361,7 +359,7 @@ class Outbound:
         last = size - (count - 1) * segment
         if last < segment:
             self._lengths[count - 1] = last
-            sent: int = self._sendmmsg(fd, self._address, count, _MSG_DONTWAIT | _MSG_NOSIGNAL)
+            sent = self._sendmmsg(fd, self._address, count, _MSG_DONTWAIT | _MSG_NOSIGNAL)
             self._lengths[count - 1] = segment
         else:
             sent = self._sendmmsg(fd, self._address, count, _MSG_DONTWAIT | _MSG_NOSIGNAL)

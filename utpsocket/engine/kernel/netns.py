@@ -16,23 +16,24 @@ import sys
 from collections.abc import Callable
 from fcntl import ioctl
 from functools import partial
-from typing import Any, Final
+from typing import Final, TypeVar
 
+from utpsocket.engine.interpreter import libc
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import ctypes, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.kernel.high_fds import give_back, with_room
 
+_S = TypeVar("_S", bound=Socket)
 _SO_NETNS_COOKIE: Final = 71  # Linux 5.14
 _COOKIE_BYTES: Final = 8
 _SIOCGSKNS: Final = 0x894C
 _CLONE_NEWNET: Final = 0x4000_0000
-_libc: Final = ctypes.CDLL(None, use_errno=True)
 _probe: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_DGRAM, 0)
 
 
-def cookie(sock: Any) -> int:
+def cookie(sock: Socket) -> int:
     """The cookie of the socket's network namespace; 0 where the kernel has none, or the socket is closed."""
     try:
         value = Socket.getsockopt(sock, stdlib.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE_BYTES)
@@ -51,7 +52,7 @@ def cookie_here() -> int:
         here.close()
 
 
-def make_in_namespace(sock: Any, there: int, make: Callable[[], Any]) -> Any:
+def make_in_namespace(sock: Socket, there: int, make: Callable[[], _S]) -> _S:
     """make(), in the network namespace of `sock`. Raises EOPNOTSUPP if the thread may not enter that.
 
     there   the cookie of that namespace; 0: not known, and make() is called where the thread is
@@ -64,7 +65,7 @@ def make_in_namespace(sock: Any, there: int, make: Callable[[], Any]) -> Any:
     return make_in_namespace_of(sock, make)
 
 
-def make_in_namespace_of(sock: Any, make: Callable[[], Any]) -> Any:
+def make_in_namespace_of(sock: Socket, make: Callable[[], _S]) -> _S:
     """make(), in the network namespace of `sock`, which is known to be another one than the thread's. Raises
     EOPNOTSUPP as make_in_namespace().
     """
@@ -78,7 +79,7 @@ def make_in_namespace_of(sock: Any, make: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _make_there(sock: Any, make: Callable[[], Any]) -> Any:
+def _make_there(sock: Socket, make: Callable[[], _S]) -> _S:
     here = with_room(_probe)
     fds: list[int] = []
     try:
@@ -97,6 +98,6 @@ def _make_there(sock: Any, make: Callable[[], Any]) -> Any:
 
 
 def _enter(fd: int) -> None:
-    if _libc.setns(fd, _CLONE_NEWNET):
+    if libc.setns(fd, _CLONE_NEWNET):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

@@ -19,10 +19,10 @@ from collections.abc import Mapping
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from functools import partial
 from io import FileIO
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
 
 from utpsocket.engine import environment
-from utpsocket.engine.interpreter import native
+from utpsocket.engine.interpreter import libc, native
 from utpsocket.engine.interpreter.garbage_collector import CollectorPause
 from utpsocket.engine.interpreter.originals import ctypes, os, platform, struct, time
 from utpsocket.engine.interpreter.signal_errors import let_pass
@@ -30,16 +30,13 @@ from utpsocket.engine.kernel.high_fds import new_epoll, raised_duplicate
 from utpsocket.protocol.times import NEVER
 
 if TYPE_CHECKING:
+    from utpsocket.engine.interpreter.originals import select
 
-    class Watcher(Protocol):
-        """Handles the events of an fd."""
+    Epoll: TypeAlias = select.epoll
+    Poller: TypeAlias = "Epoll | LevelPoller"
+    """What new_poller() makes."""
 
-        def on_event(self, mask: int) -> None:
-            """epoll has reported these events."""
-
-        def fail(self, error: BaseException) -> None:
-            """The fd cannot be watched any more. See faults.py."""
-
+_W = TypeVar("_W")
 
 # By feel: long enough not to occupy the processor, short enough not to delay a transfer much.
 _SLEEP_SECONDS: Final = 0.001
@@ -63,9 +60,8 @@ _LONGEST_MS: Final = 0x7FFFFFFF
 # struct epoll_event as (events, fd): packed on x86-64 only. epoll_ctl(2), linux/eventpoll.h
 _EVENT: Final = struct.Struct("=Ii4x" if platform.machine() in ("x86_64", "AMD64") else "=I4xi4x")
 _POLLFD: Final = struct.Struct("=ihh")
-_occupants: list[Any] = []
-_libc: Final = ctypes.CDLL(None)
-_epoll_wait: Final[Any] = getattr(_libc, "epoll_wait", None)
+_occupants: list[Epoll] = []
+_epoll_wait: Final = libc.epoll_wait
 
 
 class LevelPoller:
@@ -73,7 +69,7 @@ class LevelPoller:
 
     def __init__(self) -> None:
         self._poll = native.poll()
-        self.watchers: Mapping[int, Watcher] = {}  # the object that handles an fd's events, by fd
+        self.watchers: Mapping[int, object] = {}  # the object that handles an fd's events, by fd
         self._events: dict[int, int] = {}  # registered by fd
         self._asked: dict[int, int] = {}  # events that poll() is asked for at present, by fd
         self._is_due: dict[int, None] = {}  # fds of which each level is to be reported once more, whatever is known
@@ -156,7 +152,7 @@ class EpollSleep:
 
     __slots__ = ("_buffer", "_epoll", "_epoll_fd", "_events", "_sleep")
 
-    def __init__(self, epoll: Any, pause: CollectorPause) -> None:
+    def __init__(self, epoll: Epoll, pause: CollectorPause) -> None:
         self._epoll = epoll
         self._epoll_fd = epoll.fileno()
         self._sleep = pause.sleep
@@ -198,10 +194,10 @@ def sleep_until_ready(pause: CollectorPause, fds: list[tuple[int, int]], timeout
     """
     # As one char: an array type of each length would be made each time, and be garbage for the collector.
     levels = ctypes.c_char.from_buffer(bytearray(b"".join(_POLLFD.pack(fd, events, 0) for fd, events in fds) + b"\0"))
-    pause.sleep(_libc.poll, (ctypes.byref(levels), len(fds), _ms(timeout)))
+    pause.sleep(libc.poll, (ctypes.byref(levels), len(fds), _ms(timeout)))
 
 
-def polls(sock: Any, events: int) -> bool:
+def polls(sock: native.Socket, events: int) -> bool:
     """Whether poll(2) reports one of these events of the socket, or it has been closed. Any thread."""
     fd = sock.fileno()
     if fd < 0:
@@ -224,7 +220,7 @@ class WakeUp:
     def __init__(self) -> None:
         # An object owns each fd as soon as it is open, so that an exception of a signal handler leaks none.
         if hasattr(os, "eventfd"):
-            fds: Any = iter(partial(os.eventfd, 0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), None)
+            fds = iter(partial(os.eventfd, 0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), None)
             own = partial(FileIO, mode="r+")
             with next(map(own, fds)) as low:
                 self._owners = [next(map(own, raised_duplicate(low.fileno())))]
@@ -255,7 +251,7 @@ class WakeUp:
             owner.close()
 
 
-def new_sleep(poller: Any, pause: CollectorPause) -> Any:
+def new_sleep(poller: Poller, pause: CollectorPause) -> LevelPoller | EpollSleep:
     """An object with wait(), for the thread of this pause and a poller that new_poller() has made."""
     if isinstance(poller, LevelPoller):
         poller.pause = pause
@@ -263,7 +259,7 @@ def new_sleep(poller: Any, pause: CollectorPause) -> Any:
     return EpollSleep(poller, pause)
 
 
-class Watches:
+class Watches(Generic[_W]):
     """The fds that are registered with epoll, with the objects that handle their events.
 
     by_fd               the handling object, by fd
@@ -272,15 +268,15 @@ class Watches:
 
     __slots__ = ("_epoll", "_events", "by_fd", "is_for_any_thread")
 
-    def __init__(self, epoll: Any) -> None:
+    def __init__(self, epoll: Poller) -> None:
         self._epoll = epoll
         self.is_for_any_thread = not isinstance(epoll, LevelPoller)
         self._events: dict[int, int] = {}
-        self.by_fd: dict[int, Watcher] = {}
+        self.by_fd: dict[int, _W] = {}
         if isinstance(epoll, LevelPoller):
             epoll.watchers = self.by_fd
 
-    def watch(self, fd: int, events: int, watcher: Watcher) -> None:
+    def watch(self, fd: int, events: int, watcher: _W) -> None:
         """Register an fd; its events are given to `watcher.on_event(mask)`. Raises OSError."""
         self.by_fd[fd] = watcher
         self._events[fd] = events
@@ -321,7 +317,7 @@ class Watches:
             self.by_fd.pop(fd, None)
             self._events.pop(fd, None)  # not there where a signal's handler has interrupted watch()
 
-    def rearm_all(self) -> list[Watcher]:
+    def rearm_all(self) -> list[_W]:
         """Re-arm every registration: epoll reports all events once more, edges too. Returns the watchers whose fds
         cannot be registered any more, since they are not open or the kernel has no memory; those are unregistered here.
         """
@@ -339,14 +335,14 @@ class Watches:
         return [watcher for watcher in lost if watcher is not None]
 
 
-def new_poller() -> Any:
+def new_poller() -> Poller:
     """epoll; or its stand-in where there is none, or where UTPSOCKET_POLLER=poll asks for it."""
     if native.epoll is None or environment.value_if_any("UTPSOCKET_POLLER", "epoll") == "poll":
         return LevelPoller()
     return new_epoll()
 
 
-def occupy(closed_epoll: Any) -> None:
+def occupy(closed_epoll: Poller) -> None:
     """Put an empty epoll under the number of one that the program has closed, if the number is free.
 
     A thread that was about to sleep in the closed one may still do so, by its number. If that were the next engine's

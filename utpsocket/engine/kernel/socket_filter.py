@@ -17,8 +17,9 @@ Only the engine's thread calls. Sources: socket(7) SO_ATTACH_FILTER; Linux, Docu
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import ctypes, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.protocol.packet import HEADER_BYTES, LARGE_SYN_BYTES, SYN_BYTE, VERSION, PacketType
@@ -76,7 +77,7 @@ class HeavySources(NamedTuple):
 
 
 def attach(
-    sock: Any,
+    sock: Socket,
     ids: Iterable[int] | None,
     syns_of_every: int,
     strays_of_every: int,
@@ -109,7 +110,7 @@ def source_hash(name: bytes, multiplier: int) -> int:
     return (mixed * multiplier & 0xFFFFFFFF) >> (32 - _SOURCE_BITS)
 
 
-def detach(sock: Any) -> None:
+def detach(sock: Socket) -> None:
     """Remove the program, if there is one."""
     try:
         sock.setsockopt(stdlib.SOL_SOCKET, _SO_DETACH_FILTER, 0)

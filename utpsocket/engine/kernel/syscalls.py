@@ -14,12 +14,16 @@ from __future__ import annotations
 import errno
 import functools
 import sys
-from typing import Any, ClassVar, Final
+from collections.abc import Sequence
+from typing import ClassVar, Final, Literal, TypeAlias
 
 from utpsocket.engine import environment
+from utpsocket.engine.interpreter import libc
+from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import ctypes, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel.mmsg import CONTROL_BYTES, NAME_BYTES, ROOM_BYTES, Answers, Inbound, Outbound
+from utpsocket.protocol import Address
 
 _MSG_DONTWAIT: Final = 0x40
 _MSG_NOSIGNAL: Final = 0x4000
@@ -39,10 +43,15 @@ _CMSG: Final = struct.Struct("@Nii")
 _IPV4: Final = struct.Struct("=H2s4s8x")
 _IPV6: Final = struct.Struct("=H2s4s16sI")
 _plain_overflow: Final = memoryview(bytearray(ROOM_BYTES))
+# Where nothing was received.
+NO_ADDRESS: Final[Address] = ("", 0)
 
-Ancillary = list[tuple[int, int, bytes]]
-Received = tuple[int, Any, int, Any]  # size or negative errno, ancillary data, flags, address
-Group = tuple[int, int, int, int, Any, Any]
+Ancillary: TypeAlias = list[tuple[int, int, bytes]]
+"""Ancillary data as the socket module has it: level, type and data of each."""
+ReceivedAncillary: TypeAlias = Sequence[tuple[int, int, bytes]]
+Received: TypeAlias = tuple[int, ReceivedAncillary, int, Address]
+"""Of one datagram: its size or a negative errno, ancillary data, flags, address."""
+Group: TypeAlias = tuple[int, int, int, int, ReceivedAncillary, Address]
 """Datagrams of equal size and source, in slots that follow each other: the first index, the count, the size of each but
 the last, the size of the last; their ancillary data and source address."""
 
@@ -52,22 +61,22 @@ class PlainStream:
 
     __slots__ = ("_sock",)
 
-    def __init__(self, sock: Any) -> None:
+    def __init__(self, sock: Socket) -> None:
         self._sock = sock
 
     def receive(self, spans: list[memoryview]) -> int:
         """Read into `spans`, one after the other; how many bytes, 0 at the end of file, or a negative errno."""
         try:
             if len(spans) == 1:
-                return int(self._sock.recv_into(spans[0]))
-            return int(self._sock.recvmsg_into(spans)[0])
+                return self._sock.recv_into(spans[0])
+            return self._sock.recvmsg_into(spans)[0]
         except OSError as error:
             return -(error.errno or errno.EIO)
 
     def send(self, views: list[memoryview]) -> int:
         """Write as much of `views` as there is room for; how many bytes, or a negative errno."""
         try:
-            return int(self._sock.sendmsg(views if len(views) <= _MAX_IOVECS else views[:_MAX_IOVECS]))
+            return self._sock.sendmsg(views if len(views) <= _MAX_IOVECS else views[:_MAX_IOVECS])
         except OSError as error:
             return -(error.errno or errno.EIO)
 
@@ -76,10 +85,10 @@ class PlainDatagrams:
     """A UDP socket, through the socket module. Does not own it."""
 
     __slots__ = ("_ancillary_bytes", "_overflow", "_peer", "_sock")
-    can_send_many: ClassVar = False
-    can_classify: ClassVar = False
+    can_send_many: ClassVar[Literal[False]] = False
+    can_classify: ClassVar[Literal[False]] = False
 
-    def __init__(self, sock: Any, ancillary_bytes: int, peer: Any) -> None:
+    def __init__(self, sock: Socket, ancillary_bytes: int, peer: Address | None) -> None:
         self._sock = sock
         self._ancillary_bytes = ancillary_bytes
         # The address of a connected socket's peer as the program wrote it; None: the socket is not connected.
@@ -91,7 +100,7 @@ class PlainDatagrams:
         try:
             size, ancillary, flags, addr = self._sock.recvmsg_into((room,), self._ancillary_bytes)
         except OSError as error:
-            return -(error.errno or errno.EIO), (), 0, None
+            return -(error.errno or errno.EIO), (), 0, NO_ADDRESS
         return size, ancillary, flags, addr if self._peer is None else self._peer
 
     def receive_many(self, room: memoryview, stride: int, max_datagrams: int) -> int | list[Group]:
@@ -122,9 +131,9 @@ class PlainDatagrams:
         """The last `count` bytes of a datagram just received, which its slot had no room for."""
         return self._overflow[index]
 
-    def send(self, data: bytes | bytearray, start: int, stop: int, ancillary: Ancillary, addr: Any) -> int:
+    def send(self, data: bytes | bytearray, start: int, stop: int, ancillary: Ancillary, addr: Address | None) -> int:
         """Send data[start:stop]. Returns 0 or the errno."""
-        piece: Any = data if stop - start == len(data) else memoryview(data)[start:stop]
+        piece: bytes | bytearray | memoryview = data if stop - start == len(data) else memoryview(data)[start:stop]
         try:
             if addr is None:
                 self._sock.sendmsg((piece,), ancillary)
@@ -157,33 +166,25 @@ def _keeps_gil() -> bool:
         return False
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         return False
-    return bool(environment.value_if_any("UTPSOCKET_KEEP_GIL", True))
+    return environment.value_if_any("UTPSOCKET_KEEP_GIL", True)
 
 
-_libc = ctypes.PyDLL(None, use_errno=True)
 _c_char = ctypes.c_char
 _addressof = ctypes.addressof
 _get_errno = ctypes.get_errno
-_recv, _send, _recvmsg, _sendmsg = _libc.recv, _libc.send, _libc.recvmsg, _libc.sendmsg
-for _call in (_recv, _send):
-    _call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    _call.restype = ctypes.c_ssize_t
-for _call in (_recvmsg, _sendmsg):
-    _call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
-    _call.restype = ctypes.c_ssize_t
-_bytes_address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyBytes_AsString", ctypes.pythonapi))
-_bytearray_address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyByteArray_AsString", ctypes.pythonapi))
+_recv, _send, _recvmsg, _sendmsg = libc.recv, libc.send, libc.recvmsg, libc.sendmsg
+_bytes_address, _bytearray_address = libc.bytes_address, libc.bytearray_address
+_Buffer: TypeAlias = ctypes.Array[ctypes.c_char]
 
 
 @functools.cache
-def _array_type(length: int) -> Any:
+def _array_type(length: int) -> type[_Buffer]:
     """A ctypes array type. Kept, since it is slow to make, and refers to itself: only the collector could free it."""
     return ctypes.c_char * length
 
 
 def _address(data: bytes | bytearray) -> int:
-    at: int = _bytes_address(data) if type(data) is bytes else _bytearray_address(data)
-    return at
+    return _bytes_address(data) if isinstance(data, bytes) else _bytearray_address(data)
 
 
 class KeepingStream:
@@ -191,7 +192,7 @@ class KeepingStream:
 
     __slots__ = ("_fd",)
 
-    def __init__(self, sock: Any) -> None:
+    def __init__(self, sock: Socket) -> None:
         self._fd = sock.fileno()
 
     def receive(self, spans: list[memoryview]) -> int:
@@ -222,23 +223,24 @@ class KeepingStream:
         else:
             data = b"".join(views if len(views) <= _JOINED else views[:_JOINED])
             count = _send(self._fd, _bytes_address(data), len(data), _MSG_DONTWAIT | _MSG_NOSIGNAL)
-        return int(count) if count >= 0 else -_get_errno()
+        return count if count >= 0 else -_get_errno()
 
 
 class KeepingDatagrams:
     """As PlainDatagrams, with the GIL held."""
 
-    __slots__ = ("_ancillary_bytes", "_controls", "_fd", "_names", "_peer")
-    can_send_many: ClassVar = True
-    can_classify: ClassVar = True
+    __slots__ = ("_addresses", "_ancillary_bytes", "_controls", "_fd", "_names", "_peer")
+    can_send_many: ClassVar[Literal[True]] = True
+    can_classify: ClassVar[Literal[True]] = True
 
-    def __init__(self, sock: Any, ancillary_bytes: int, peer: Any) -> None:
+    def __init__(self, sock: Socket, ancillary_bytes: int, peer: Address | None) -> None:
         self._fd = sock.fileno()
         self._ancillary_bytes = min(ancillary_bytes, _CONTROL_BYTES)
         self._peer = peer
-        # Both directions: addresses as the socket module has them by struct sockaddr, and the reverse.
-        self._names: dict[Any, Any] = {}
-        self._controls: dict[tuple[tuple[int, int, bytes], ...], Any] = {}
+        # Addresses as the socket module has them by struct sockaddr, and the reverse.
+        self._addresses: dict[bytes, Address] = {}
+        self._names: dict[Address, _Buffer] = {}
+        self._controls: dict[tuple[tuple[int, int, bytes], ...], _Buffer] = {}
 
     def receive(self, room: memoryview) -> Received:
         """See PlainDatagrams.receive()."""
@@ -248,11 +250,11 @@ class KeepingDatagrams:
         _in_header.controllen = self._ancillary_bytes
         size = _recvmsg(self._fd, _in_header_at, _MSG_DONTWAIT)
         if size < 0:
-            return -_get_errno(), (), 0, None
+            return -_get_errno(), (), 0, NO_ADDRESS
         addr = self._peer
         if addr is None:
             name = _in_name.raw[: _in_header.namelen]
-            addr = self._names.get(name) or self._parse_name(name)
+            addr = self._addresses.get(name) or self._parse_name(name)
         length = _in_header.controllen
         return size, _parsed(_in_control.raw[:length]) if length else (), _in_header.flags, addr
 
@@ -268,7 +270,7 @@ class KeepingDatagrams:
         return self._groups(0, count)
 
     def _groups(self, start: int, stop: int) -> list[Group]:
-        names, peer = self._names, self._peer
+        addresses, peer = self._addresses, self._peer
         return [
             (
                 first,
@@ -276,7 +278,7 @@ class KeepingDatagrams:
                 size,
                 last,
                 _parsed(control) if control else (),
-                peer if peer is not None else names.get(name) or self._parse_name(name),
+                peer if peer is not None else addresses.get(name) or self._parse_name(name),
             )
             for first, count, size, last, name, control in _inbound.groups(stop, start)
         ]
@@ -326,10 +328,10 @@ class KeepingDatagrams:
         """See PlainDatagrams.overflow()."""
         return _inbound.overflow(index, count)
 
-    def _parse_name(self, name: bytes) -> Any:
+    def _parse_name(self, name: bytes) -> Address:
         """An address as the socket module writes it."""
         family = int.from_bytes(name[:2], sys.byteorder)
-        addr: Any
+        addr: Address
         if family == stdlib.AF_INET:
             _, port, host = _IPV4.unpack_from(name)
             addr = (stdlib.inet_ntop(stdlib.AF_INET, host), int.from_bytes(port, "big"))
@@ -337,12 +339,12 @@ class KeepingDatagrams:
             _, port, flow, host, scope = _IPV6.unpack_from(name)
             text = stdlib.inet_ntop(stdlib.AF_INET6, host)
             addr = (text, int.from_bytes(port, "big"), int.from_bytes(flow, "big"), scope)
-        if len(self._names) >= _MAX_NAMES:
-            self._names.clear()
-        self._names[name] = addr
+        if len(self._addresses) >= _MAX_NAMES:
+            self._addresses.clear()
+        self._addresses[name] = addr
         return addr
 
-    def _name(self, addr: Any) -> Any:
+    def _name(self, addr: Address) -> _Buffer:
         """An address as the kernel reads it."""
         name = packed_name(addr)
         kept = _array_type(len(name)).from_buffer_copy(name)
@@ -351,7 +353,7 @@ class KeepingDatagrams:
         self._names[addr] = kept
         return kept
 
-    def _control(self, ancillary: Ancillary) -> Any:
+    def _control(self, ancillary: Ancillary) -> _Buffer:
         key = tuple(ancillary)
         control = self._controls.get(key)
         if control is None:
@@ -364,7 +366,7 @@ class KeepingDatagrams:
             control = self._controls[key] = _array_type(len(raw)).from_buffer_copy(raw)
         return control
 
-    def send(self, data: bytes | bytearray, start: int, stop: int, ancillary: Ancillary, addr: Any) -> int:
+    def send(self, data: bytes | bytearray, start: int, stop: int, ancillary: Ancillary, addr: Address | None) -> int:
         """See PlainDatagrams.send()."""
         if addr is None and not ancillary:
             count = _send(self._fd, _address(data) + start, stop - start, _MSG_DONTWAIT | _MSG_NOSIGNAL)
@@ -387,26 +389,28 @@ class KeepingDatagrams:
             _out_header.controllen = 0
         return 0 if _sendmsg(self._fd, _out_header_at, _MSG_DONTWAIT | _MSG_NOSIGNAL) >= 0 else _get_errno()
 
-    def send_many(self, data: bytes | bytearray, start: int, segment: int, ancillary: Ancillary, addr: Any) -> int:
+    def send_many(
+        self, data: bytes | bytearray, start: int, segment: int, ancillary: Ancillary, addr: Address | None
+    ) -> int:
         """Send data[start:] in datagrams of `segment` bytes. Returns how many were sent, or the negative errno of the
         first.
         """
-        name: Any = b"" if addr is None else self._names.get(addr) or self._name(addr)
-        control: Any = self._control(ancillary) if ancillary else b""
+        name = None if addr is None else self._names.get(addr) or self._name(addr)
+        control = self._control(ancillary) if ancillary else None
         count = _outbound.send(
             self._fd,
             _address(data) + start,
             len(data) - start,
             segment,
-            _addressof(name) if name else 0,
-            len(name),
-            _addressof(control) if control else 0,
-            len(control),
+            0 if name is None else _addressof(name),
+            0 if name is None else len(name),
+            0 if control is None else _addressof(control),
+            0 if control is None else len(control),
         )
         return count if count >= 0 else -_get_errno()
 
 
-def packed_name(addr: Any) -> bytes:
+def packed_name(addr: Address) -> bytes:
     """An address as the kernel writes it, struct sockaddr_in or sockaddr_in6."""
     port = int(addr[1]).to_bytes(2, "big")
     if len(addr) == 2:
@@ -434,8 +438,9 @@ _in_header = _Msghdr(_addressof(_in_name), 0, _addressof(_in_iovec), 1, _address
 _out_header = _Msghdr(None, 0, _addressof(_out_iovec), 1, None, 0, 0)
 _in_header_at, _out_header_at = _addressof(_in_header), _addressof(_out_header)
 if _keeps_gil():
-    _inbound, _outbound = Inbound(_libc.recvmmsg), Outbound(_libc.sendmmsg)
-    _answers = Answers(_libc.sendmmsg)
+    _inbound, _outbound, _answers = Inbound(), Outbound(), Answers()
 
-Stream: Final[type[KeepingStream | PlainStream]] = KeepingStream if _keeps_gil() else PlainStream
-Datagrams: Any = KeepingDatagrams if _keeps_gil() else PlainDatagrams
+AnyStream: TypeAlias = KeepingStream | PlainStream
+AnyDatagrams: TypeAlias = KeepingDatagrams | PlainDatagrams
+Stream: Final[type[AnyStream]] = KeepingStream if _keeps_gil() else PlainStream
+Datagrams: Final[type[AnyDatagrams]] = KeepingDatagrams if _keeps_gil() else PlainDatagrams

@@ -6,7 +6,7 @@ Any thread may call. Sources: tcp(7); Linux's include/uapi/linux/tcp.h, struct t
 from __future__ import annotations
 
 from struct import Struct
-from typing import Any, Final
+from typing import Final, TypedDict
 
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import socket as stdlib
@@ -31,13 +31,35 @@ _U64: Final = Struct("=Q")
 _NEVER_MEASURED: Final = 0xFFFF_FFFF
 
 
-def read(tcp: Any) -> dict[str, Any]:
-    """The fields of ConnectionStats that TCP_INFO answers, of a TCP socket. Raises OSError."""
+class TcpFigures(TypedDict, total=False):
+    """The fields of ConnectionStats that TCP_INFO answers."""
+
+    state: str
+    rto_us: int
+    packet_bytes: int
+    in_flight_bytes: int
+    lost_packets: int
+    rtt_us: int
+    cwnd_bytes: int
+    retransmitted_packets: int
+    acked_bytes: int
+    received_bytes: int
+    unsent_bytes: int
+    min_rtt_us: int
+    received_packets: int
+    sent_packets: int
+    sent_bytes: int
+    peer_window_bytes: int
+    our_window_bytes: int
+
+
+def read(tcp: Socket) -> TcpFigures:
+    """The figures of a TCP socket. Raises OSError."""
     info = Socket.getsockopt(tcp, stdlib.IPPROTO_TCP, stdlib.TCP_INFO, _MAX_INFO_BYTES)
     return parse(info)
 
 
-def parse(info: bytes) -> dict[str, Any]:
+def parse(info: bytes) -> TcpFigures:
     """The same of the bytes of struct tcp_info. A field that an older kernel does not have is 0."""
     if not info or info[0] not in _STATES:
         # TCP_CLOSE, before a connection or after it: after it the counter of packets (tcpi_segs_out) is not 0.

@@ -14,16 +14,25 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from utpsocket.engine.faults import NO_ROOM
-from utpsocket.engine.interpreter.originals import os, struct
+from utpsocket.engine.interpreter import libc
+from utpsocket.engine.interpreter.native import Socket
+from utpsocket.engine.interpreter.originals import ctypes, os, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.kernel import socket_filter
 from utpsocket.engine.kernel.arena import ROOM_BYTES, Arena
-from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.kernel.mmsg import MAX_DATAGRAMS_IN
 from utpsocket.engine.kernel.netns import cookie
-from utpsocket.engine.kernel.syscalls import Datagrams
-from utpsocket.protocol import Run, Transmit
+from utpsocket.engine.kernel.syscalls import (
+    NO_ADDRESS,
+    Ancillary,
+    AnyDatagrams,
+    Datagrams,
+    Group,
+    KeepingDatagrams,
+    ReceivedAncillary,
+)
+from utpsocket.protocol import Address, Run, Transmit
 from utpsocket.protocol.packet import HEADER_BYTES
 from utpsocket.protocol.runs import packets_per_send
 
@@ -82,6 +91,7 @@ _MSG_TRUNC: Final = int(stdlib.MSG_TRUNC)
 _STALE: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EMSGSIZE)
 # The fd number is not ours any more: the program has closed every fd that it found (os.closerange).
 _FD_LOST: Final = (errno.EBADF, errno.ENOTSOCK)
+_AF_UNSPEC_NAME: Final = bytes(16)  # struct sockaddr
 _OFFLOAD_REFUSED: Final = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
 
 
@@ -89,7 +99,7 @@ class IcmpError:
     """An error that an ICMP message, or the kernel itself, reported of a datagram that this port has sent.
 
     errno            as ip(7) IP_RECVERR or the failed call reports it
-    addr             where the datagram was sent
+    addr             where the datagram was sent; None: not known
     quoted           the first bytes of the datagram, at most 64
     mtu_bytes        the largest UDP payload that fits, where EMSGSIZE came with an MTU; else 0
     datagram_bytes   its size, where the call that sent it failed; 0 if that is not known
@@ -97,7 +107,7 @@ class IcmpError:
 
     __slots__ = ("addr", "datagram_bytes", "errno", "mtu_bytes", "quoted")
 
-    def __init__(self, error: int, addr: object, quoted: bytes, mtu_bytes: int, datagram_bytes: int) -> None:
+    def __init__(self, error: int, addr: Address | None, quoted: bytes, mtu_bytes: int, datagram_bytes: int) -> None:
         self.errno = error
         self.addr = addr
         self.quoted = quoted
@@ -113,18 +123,20 @@ class UnmatchedDatagrams:
     others   the indices of all others
     """
 
-    __slots__ = ("_port", "_room", "others", "syns")
+    __slots__ = ("_calls", "_port", "_room", "others", "syns")
 
-    def __init__(self, port: Port, room: memoryview, syns: list[int], others: list[int]) -> None:
+    def __init__(
+        self, port: Port, calls: KeepingDatagrams, room: memoryview, syns: list[int], others: list[int]
+    ) -> None:
         self._port = port
+        self._calls = calls
         self._room = room
         self.syns = syns
         self.others = others
 
     def names(self, indices: list[int]) -> list[bytes]:
         """The source addresses of these, as the kernel writes them (struct sockaddr_in, sockaddr_in6)."""
-        names: list[bytes] = self._port._calls.names(indices)
-        return names
+        return self._calls.names(indices)
 
     def heads(self, indices: list[int]) -> list[bytes]:
         """The first HEADER_BYTES of these slots. After a shorter datagram come bytes that were in the slot before."""
@@ -134,7 +146,7 @@ class UnmatchedDatagrams:
     def run(self, index: int) -> Run:
         """One of them as a run."""
         port = self._port
-        _, _, size, _, ancillary, addr = port._calls.group(index)
+        _, _, size, _, ancillary, addr = self._calls.group(index)
         _, local = port.parse_ancillary(ancillary, 0) if ancillary else (0, None)
         start = index * port._slot_bytes
         return Run(self._room[start : start + size], size, addr, local)
@@ -143,7 +155,7 @@ class UnmatchedDatagrams:
         """Send to the source of each of these datagrams 20 bytes of `data`, in the same order."""
         port = self._port
         port.sent_calls += 1
-        port.sent_datagrams += port._calls.answer(indices, data)
+        port.sent_datagrams += self._calls.answer(indices, data)
 
 
 class Port:
@@ -216,11 +228,11 @@ class Port:
 
     def __init__(
         self,
-        sock: Any,
+        sock: Socket,
         *,
         offload: bool = True,
         buffer_bytes: int = WANTED_BUFFER_BYTES,
-        peer: Any = None,
+        peer: Address | None = None,
         bound: tuple[Address, int] | None = None,
     ) -> None:
         self.sock = sock
@@ -228,7 +240,7 @@ class Port:
         self.family = sock.family
         self._wanted = offload, buffer_bytes
         self.local: Address
-        self.peer: Any
+        self.peer: Address | None
         if bound is not None:
             self.local, self.namespace = bound
             self.peer = None
@@ -251,18 +263,19 @@ class Port:
             sock.setblocking(False)
             self._prepare()
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         if name not in _LATE:
             raise AttributeError(name)
         self._prepare()
-        return getattr(self, name)
+        found: object = getattr(self, name)
+        return found
 
     def _prepare(self) -> None:
         offload, buffer_bytes = self._wanted
         self._overhead = 48 if self.family == stdlib.AF_INET6 else 28
-        self.pending: list[tuple[bytes | bytearray, list[Any], object]] = []
+        self.pending: list[tuple[bytes | bytearray, Ancillary, Address | None]] = []
         self._may_fragment: bool | None = None
-        self._segment_cmsg: dict[int, list[Any]] = {}
+        self._segment_cmsg: dict[int, Ancillary] = {}
         self.errors: list[IcmpError] = []
         self.sent_calls = self.sent_datagrams = 0
         self.received_runs = self.received_datagrams = self.truncated_datagrams = 0
@@ -276,7 +289,7 @@ class Port:
         ancillary_bytes = ANCILLARY_BYTES if self._has_gro or self.is_wildcard else 0
         pktinfo_bytes = _SOURCE_V6.size if self.family == stdlib.AF_INET6 else _SOURCE_V4.size
         self._plain_control_bytes = stdlib.CMSG_SPACE(pktinfo_bytes) if self.is_wildcard else 0
-        self._calls = Datagrams(self.sock, ancillary_bytes, self.peer)
+        self._calls: AnyDatagrams = Datagrams(self.sock, ancillary_bytes, self.peer)
 
     def _option(self, level: int, name: int, value: int) -> bool:
         try:
@@ -326,7 +339,7 @@ class Port:
         self.received_datagrams += -(-size // stride) if stride != size else 1
         return Run(buffer[:size], stride, addr, local)
 
-    def parse_ancillary(self, ancillary: Any, size: int) -> tuple[int, str | None]:
+    def parse_ancillary(self, ancillary: ReceivedAncillary, size: int) -> tuple[int, str | None]:
         """Read the ancillary data of a datagram.
 
         Parameters:
@@ -391,22 +404,24 @@ class Port:
         Raises: as receive_many().
         Next: as receive_many(). To be called only if can_classify.
         """
+        calls = self._calls
+        assert calls.can_classify
         stride = self._slot_bytes
         room = arena.room(stride)
         max_datagrams = min(_MAX_CLASSIFIED_SLOTS, len(room) // stride)
-        found = self._calls.receive_classified(room, stride, max_datagrams, ids, self._plain_control_bytes)
+        found = calls.receive_classified(room, stride, max_datagrams, ids, self._plain_control_bytes)
         if isinstance(found, int):
             self.is_drained = found == -errno.EAGAIN
             if not self.is_drained:
                 self._on_receive_error(-found)
-            return [], UnmatchedDatagrams(self, room, [], [])
+            return [], UnmatchedDatagrams(self, calls, room, [], [])
         received, groups, syns, others = found
         runs, _, _ = self._runs(groups, room, arena)
         arena.take(received * stride)
         self.is_drained = received < max_datagrams
-        return runs, UnmatchedDatagrams(self, room, syns, others)
+        return runs, UnmatchedDatagrams(self, calls, room, syns, others)
 
-    def _runs(self, groups: list[Any], room: memoryview, arena: Arena) -> tuple[list[Run], int, bool]:
+    def _runs(self, groups: list[Group], room: memoryview, arena: Arena) -> tuple[list[Run], int, bool]:
         """The runs among what was received into slots; the size of the longest datagram; whether any were merged."""
         stride = self._slot_bytes
         runs = []
@@ -435,7 +450,7 @@ class Port:
     @property
     def can_classify(self) -> bool:
         """Whether receive_classified() works here."""
-        return bool(self._calls.can_classify) and not self.is_connected
+        return self._calls.can_classify and not self.is_connected
 
     def report_icmp(self, *, wanted: bool) -> None:
         """Turn IP_RECVERR on or off. Under a flood from false addresses each answer may cause an ICMP error."""
@@ -480,7 +495,7 @@ class Port:
 
     def _empty(self, buffer: memoryview) -> Run:
         """An empty run, returned where an error was read: the caller is to receive again."""
-        return Run(buffer[:0], 1, None)
+        return Run(buffer[:0], 1, NO_ADDRESS)
 
     def _on_receive_error(self, error: int) -> None:
         """A receiving call failed: with the error of a datagram sent earlier, unless the fd is not ours any more."""
@@ -511,8 +526,7 @@ class Port:
 
     def option(self, level: int, name: int) -> bytes:
         """An option's value, the bytes of an int. Raises OSError. getsockopt(2)"""
-        value: bytes = self.sock.getsockopt(level, name, _INT_BYTES)
-        return value
+        return self.sock.getsockopt(level, name, _INT_BYTES)
 
     def set_option(self, level: int, name: int, value: bytes) -> None:
         """Set an option that the kernel has accepted from the same program on another socket. If the program has given
@@ -523,7 +537,7 @@ class Port:
         except PermissionError:
             pass  # the program has given up the right
 
-    def source(self, local_ip: str) -> list[Any]:
+    def source(self, local_ip: str) -> Ancillary:
         """Ancillary data that makes the datagrams of a wildcard port leave with this source address.
 
         Parameters:
@@ -544,7 +558,7 @@ class Port:
         """Whether the kernel's send buffer was full, so that send() only queues until flush() returns True."""
         return bool(self.pending)
 
-    def send(self, transmit: Transmit, source: list[Any]) -> None:
+    def send(self, transmit: Transmit, source: Ancillary) -> None:
         """Send a run of datagrams. What the kernel has no room for is copied to `pending`.
 
         Parameters:
@@ -587,27 +601,30 @@ class Port:
             elif error != errno.EMSGSIZE:
                 self._record_send_error(error, transmit.datagrams()[sent], addr)
                 return
-        if self._calls.can_send_many:
-            self._send_many(transmit, sent, source, addr)
+        calls = self._calls
+        if calls.can_send_many:
+            self._send_many(calls, transmit, sent, source, addr)
         else:
             for datagram in transmit.datagrams()[sent:]:
                 self._send_one(datagram, source, addr)
 
-    def _send_many(self, transmit: Transmit, sent: int, source: list[Any], addr: object) -> None:
+    def _send_many(
+        self, calls: KeepingDatagrams, transmit: Transmit, sent: int, source: Ancillary, addr: Address | None
+    ) -> None:
         """Send all but the first `sent` datagrams by sendmmsg(2)."""
         data, segment = transmit.data, transmit.datagram_bytes
         while sent < transmit.count:
             count = 0
             if not self.pending:
                 self.sent_calls += 1
-                count = self._calls.send_many(data, sent * segment, segment, source, addr)
+                count = calls.send_many(data, sent * segment, segment, source, addr)
             if count <= 0:
                 # The next datagram failed: _send_one() finds the error, and deals with it.
                 self._send_one(bytes(data[sent * segment : (sent + 1) * segment]), source, addr)
                 count = 1
             sent += count
 
-    def _send_one(self, datagram: bytes | bytearray, source: list[Any], addr: object) -> None:
+    def _send_one(self, datagram: bytes | bytearray, source: Ancillary, addr: Address | None) -> None:
         if self.pending:
             self.pending.append((datagram, source, addr))
             return
@@ -617,13 +634,15 @@ class Port:
         elif error:
             self._record_send_error(error, datagram, addr)
 
-    def _sendmsg(self, data: bytes | bytearray, start: int, stop: int, ancillary: list[Any], addr: object) -> int:
+    def _sendmsg(
+        self, data: bytes | bytearray, start: int, stop: int, ancillary: Ancillary, addr: Address | None
+    ) -> int:
         """Send one datagram, or one UDP_SEGMENT run; return the errno, 0 for none. An error of an earlier datagram is
         collected, and the call is made again.
         """
         for attempt in range(3):
             self.sent_calls += 1
-            code: int = self._calls.send(data, start, stop, ancillary, addr)
+            code = self._calls.send(data, start, stop, ancillary, addr)
             if code not in _STALE:
                 return code
             if code == errno.EMSGSIZE:
@@ -638,7 +657,7 @@ class Port:
         # Three errors of earlier datagrams in a row: this one counts as lost, and `errors` has the reasons.
         return 0
 
-    def _record_send_error(self, error: int, datagram: bytes | bytearray, addr: object) -> None:
+    def _record_send_error(self, error: int, datagram: bytes | bytearray, addr: Address | None) -> None:
         if error == errno.EMSGSIZE:
             # With IP_RECVERR the kernel reports it a second time, to the next call, unless it is read here.
             self.sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
@@ -667,6 +686,18 @@ class Port:
         self._option(stdlib.IPPROTO_IP, _IP_MTU_DISCOVER, mode)
         if self.family == stdlib.AF_INET6:
             self._option(stdlib.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, mode)
+
+    def disconnect(self) -> None:
+        """Dissolve the association of a socket that the owner has connected after bind(). It keeps the port that bind()
+        was told, and the address if that is no wildcard; if it is one, the socket is in no group of SO_REUSEPORT
+        afterwards, and the kernel prefers it to the others.
+
+        Raises: OSError.
+        Source: connect(2) AF_UNSPEC.
+        """
+        if libc.connect(self.fd, _AF_UNSPEC_NAME, len(_AF_UNSPEC_NAME)):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
 
     def close(self) -> None:
         """Close the socket."""

@@ -24,11 +24,12 @@ from utpsocket.protocol import State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any, Protocol
+    from typing import Protocol
 
     from utpsocket.engine.channels.channel import Channel
     from utpsocket.engine.ports.bound_ports import BoundPorts
     from utpsocket.engine.reactor import Reactor
+    from utpsocket.protocol import Address
 
     class Engine(Protocol):
         """What may_be_reset() reads, on any thread."""
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
         @property
         def bound(self) -> BoundPorts: ...
         @property
-        def owner(self) -> Any: ...
+        def owner(self) -> object: ...
 
 
 _MAPPED = "::ffff:"
@@ -55,7 +56,7 @@ class ConnectGate:
 
     def __init__(self) -> None:
         self.held: dict[Bridge, None] = {}
-        self._by_acceptor: dict[object, Bridge] = {}
+        self._by_acceptor: dict[tuple[Address, int, int], Bridge] = {}
         self.retry_at: int | None = None
 
     def hold(self, bridge: Bridge) -> None:
@@ -93,9 +94,9 @@ class ConnectGate:
             del self.held[bridge]
 
 
-def _unmapped(addr: object) -> object:
+def _unmapped(addr: Address) -> Address:
     """An address in the form that both sides have in common: IPv4 also if one of them is an IPv6 socket."""
-    return (addr[0].removeprefix(_MAPPED), addr[1]) if isinstance(addr, tuple) else addr
+    return addr[0].removeprefix(_MAPPED), addr[1]
 
 
 def acceptor_of(bridge: Bridge, bound: BoundPorts) -> Bridge | None:

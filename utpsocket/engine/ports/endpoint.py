@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, final
 
 from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES
 from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.interpreter.native import unread_bytes
 from utpsocket.engine.interpreter.originals import os, struct
-from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.kernel.poller import EPOLLIN, polls
 from utpsocket.engine.kernel.syscalls import packed_name
 from utpsocket.engine.kernel.udp import PACKET_OPTIONS, IcmpError, Port, split_scope
@@ -31,7 +30,7 @@ from utpsocket.engine.ports.reuseport import ReuseportSockets
 from utpsocket.engine.ports.stateless_resets import StatelessResets
 from utpsocket.engine.ports.syncache import syn_of
 from utpsocket.engine.user_fds.socket_state import Identity, Role, Settings, window_bytes
-from utpsocket.protocol import Config, Connection, Run, Transmit
+from utpsocket.protocol import Address, Config, Connection, Run, Transmit
 from utpsocket.protocol.close_timers import TimeWaitRecord
 from utpsocket.protocol.handshake import ACKS_SYN_ACK
 from utpsocket.protocol.keepalive import Probing, default_probing
@@ -49,24 +48,23 @@ from utpsocket.protocol.times import NEVER
 
 if TYPE_CHECKING:
     from utpsocket.engine.channels.channel import Channel
-    from utpsocket.engine.kernel.arena import Arena
+    from utpsocket.engine.kernel.syscalls import Ancillary
     from utpsocket.engine.ports.listener import Engine as ListenersEngine
+    from utpsocket.engine.ports.overlapping_ports import OverlappingPort
     from utpsocket.engine.ports.path_cache import PathCache
+    from utpsocket.engine.ports.reuseport import Engine as PeersEngine
     from utpsocket.engine.ports.send_grants import SendGrants
     from utpsocket.protocol import Workspace
 
-    class Engine(ListenersEngine, Protocol):
+    class Engine(ListenersEngine, PeersEngine, Protocol):
         """What a port's parts and connections use of their engine, which has many ports."""
 
-        arena: Arena
         channels: dict[int, Channel]
         send_grants: SendGrants
         paths: PathCache
         workspace: Workspace
         max_datagram_bytes: int
         max_segments: int
-        udp_buffer_bytes: int
-        offload: bool
         namespace: int
         wakeups: int
         initiated: int
@@ -105,6 +103,7 @@ _MADE_ON_DEMAND: Final = ("shares", "flood", "_outgoing", "resets", "time_wait_r
 _cached_default_probing: Final = functools.lru_cache(16)(default_probing)
 
 
+@final
 class Endpoint:
     """A UDP port of ours and its connections.
 
@@ -152,7 +151,7 @@ class Endpoint:
         self.key = key  # in Loop.endpoints
         self.port = port  # the UDP socket (kernel/udp.py)
         self.is_private = is_private  # it is for one connection, of a socket that bind() was not called on
-        self.bridges: dict[tuple[object, int], Bridge] = {}  # connections by the peer's address and our receiving id
+        self.bridges: dict[tuple[Address, int], Bridge] = {}  # connections by the peer's address and our receiving id
         self.listener: Listener | None = None  # takes incoming connections; None: they are refused
 
         # The program's sockets that are bound to the port or listen at it, by inode. It is closed when none is left,
@@ -161,7 +160,7 @@ class Endpoint:
         self.reuse_address = False  # every one of them has set SO_REUSEADDR
         self.shares_port = False  # every one of them has set UTP_SHARE_PORT
         self.peers: ReuseportSockets | None = None  # a UDP socket for each peer, where processes share the port
-        self.overlapping: tuple[Endpoint, ...] = ()  # at the same number and another address: overlapping_ports.py
+        self.overlapping: tuple[OverlappingPort, ...] = ()  # at the same number and another address
 
         # Its end.
         self.closing_claim: dict[str, object] = {}  # under CLAIM_KEY what closes the port: claim_closing()
@@ -178,16 +177,16 @@ class Endpoint:
         self.dropped_datagrams = 0  # a figure: what was of no use
         self.faults = 0  # exceptions since it last received without one
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         if name not in _MADE_ON_DEMAND:
             raise AttributeError(name)
         # How much each connection may advertise of the socket's receive buffer.
         self.shares = ReceiveShares(max(2 * _MIN_BUFFER_BYTES, self.port.receive_buffer_bytes))
         self.flood = Flood()  # notices useless datagrams, and is another way to receive while there are many
-        self._outgoing: dict[object, Bridge] = {}  # by address: the connection that was dialled last, until it is over
+        self._outgoing: dict[Address, Bridge] = {}  # by address: the connection that was dialled last, until it is over
         self.resets = StatelessResets()  # answers to strays
         # When a connection ended and what is needed to ack its peer's FIN again, by address and receiving id.
-        self.time_wait_records: OrderedDict[tuple[object, int], tuple[int, TimeWaitRecord]] = OrderedDict()
+        self.time_wait_records: OrderedDict[tuple[Address, int], tuple[int, TimeWaitRecord]] = OrderedDict()
         return getattr(self, name)
 
     @property
@@ -240,7 +239,7 @@ class Endpoint:
 
     # ── connections ──
 
-    def _config(self, settings: Settings, addr: object) -> Config:
+    def _config(self, settings: Settings, addr: Address) -> Config:
         is_v4 = self.port.family != _AF_INET6 or (isinstance(addr, tuple) and addr[0].startswith("::ffff:"))
         floor_bytes = FLOOR_BYTES if is_v4 else FLOOR_IPV6_BYTES
         is_this_machine = is_v4 and isinstance(addr, tuple) and addr[0].removeprefix("::ffff:").startswith("127.")
@@ -259,10 +258,10 @@ class Endpoint:
 
     def _new_bridge(
         self,
-        addr: object,
+        addr: Address,
         recv_id: int,
         identity: Identity,
-        source: list[Any],
+        source: Ancillary,
         spare_ids: tuple[int, ...] = (),
         first_seq: int = -1,
     ) -> Bridge:
@@ -587,7 +586,7 @@ class Endpoint:
             self.flood.useless_datagrams += 1
             self.dropped_datagrams += 1
 
-    def _bridge_of_reset(self, addr: object, connection_id: int) -> Bridge | None:
+    def _bridge_of_reset(self, addr: Address, connection_id: int) -> Bridge | None:
         """A RESET may carry the id that we send with instead of the one that we receive with."""
         found = None
         for near in (-1, 1):
@@ -625,7 +624,7 @@ class Endpoint:
             return None
         return self._accept_syn(run, recv_id, announces_ack=packet.ack16 == ACKS_SYN_ACK, now=now)
 
-    def _handle_simultaneous_open(self, addr: object, packet: Packet, *, now: int) -> bool:
+    def _handle_simultaneous_open(self, addr: Address, packet: Packet, *, now: int) -> bool:
         """A SYN from an address that is just being dialled: simultaneous open (handshake.py). Returns False if it is
         none.
 
@@ -658,27 +657,27 @@ class Endpoint:
         identity = listener.identity.kind(listener.identity.family, listener.identity.settings.copy())
         identity.cookie = int.from_bytes(os.urandom(8), "big") >> 1
         identity.options = dict(listener.identity.options)
-        identity.peer = addr  # type: ignore[assignment]  # the core passes addresses through as object
+        identity.peer = addr
         identity.role = Role.CONNECTING
         identity.is_connect_reported = True
         identity.owner_pid = listener.identity.owner_pid
         identity.local = self.port.local
         if run.local is not None:
-            host, scope = split_scope(str(run.local))
+            host, scope = split_scope(run.local)
             identity.local = (host, *self.port.local[1:])
-            if scope and run.addr[3]:  # type: ignore[index]
+            if scope and len(addr) == 4 and addr[3]:
                 identity.local = (host, self.port.local[1], 0, scope)  # with a global peer Linux' TCP returns no scope
         bridge = self._new_bridge(addr, recv_id, identity, self.source(run), first_seq=first_seq)
         if self.peers is not None:
             with self.loop.fd_lock:
-                self.peers.join(bridge, str(run.local or self.port.local[0]))
+                self.peers.join(bridge, run.local or self.port.local[0])
         listener.on_syn(bridge, announces_ack=announces_ack, now=now)
         self.loop.accepted += 1
         self.loop.wake_listener(listener)
         self.loop.owner = self
         return bridge
 
-    def source(self, run: Run) -> list[Any]:
+    def source(self, run: Run) -> Ancillary:
         """The source address of an answer.
 
         Parameters:
@@ -687,7 +686,7 @@ class Endpoint:
         Raises: nothing.
         Source: ip(7) IP_PKTINFO; ipv6(7).
         """
-        return [] if run.local is None else self.port.source(str(run.local))
+        return [] if run.local is None else self.port.source(run.local)
 
     def _answer_from_cache(self, run: Run, *, now: int) -> None:
         """Answer a SYN from the listener's cache: it makes a connection once its sender has acked the SYN-ACK."""
@@ -859,6 +858,8 @@ class Endpoint:
         if packet is None:
             if self.is_private and self.bridges:
                 return next(iter(self.bridges.values())), None
+            return None, None
+        if error.addr is None:
             return None, None
         candidates = (packet.connection_id - 1, packet.connection_id + 1, packet.connection_id)
         for recv_id in candidates:

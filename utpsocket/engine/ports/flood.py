@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from socket import htons
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.kernel.socket_filter import EVERY, SOURCES, HeavySources, source_hash
@@ -39,17 +39,12 @@ from utpsocket.protocol import Run, Transmit
 from utpsocket.protocol.packet import HEADER_BYTES, SYN_BYTE, decode
 
 if TYPE_CHECKING:
-    from utpsocket.engine.kernel.arena import Arena
+    from utpsocket.engine.kernel.syscalls import Ancillary
     from utpsocket.engine.kernel.udp import Port, UnmatchedDatagrams
     from utpsocket.engine.ports.listener import Listener
-    from utpsocket.engine.ports.reuseport import ReuseportSockets
+    from utpsocket.engine.ports.reuseport import Engine, ReuseportSockets
     from utpsocket.engine.ports.stateless_resets import StatelessResets
-    from utpsocket.engine.reactor import Reactor
-
-    class Engine(Reactor, Protocol):
-        """With memory to receive into."""
-
-        arena: Arena
+    from utpsocket.protocol import Address
 
     class FloodedPort(Protocol):
         """What of a port (endpoint.py) is used here."""
@@ -66,7 +61,7 @@ if TYPE_CHECKING:
         def loop(self) -> Engine: ...
 
         @property
-        def bridges(self) -> Mapping[tuple[object, int], object]: ...
+        def bridges(self) -> Mapping[tuple[Address, int], object]: ...
 
         def handle_run(self, run: Run, *, now: int) -> None:
             """Handle packets of one sender: of one connection, or strays."""
@@ -77,7 +72,7 @@ if TYPE_CHECKING:
         def cached_answers(self, names: list[bytes], heads: list[bytes], *, now: int) -> bytearray:
             """Answers to SYNs that become no connection yet."""
 
-        def source(self, run: Run) -> list[Any]:
+        def source(self, run: Run) -> Ancillary:
             """Ancillary data for an answer to this run."""
 
         def dialed_names(self) -> set[bytes]:

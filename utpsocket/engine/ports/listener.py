@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from ctypes import get_errno
 from errno import EAGAIN
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.faults import NO_ROOM
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import Engine as BridgesEngine
     from utpsocket.engine.kernel.udp import Port
     from utpsocket.engine.user_fds.open_fds import Rechecks
+    from utpsocket.protocol import Address
 
     class ConnectGate(BridgesConnectGate, Protocol):
         """Connects that are complete and not visible yet (connect_gate.py)."""
@@ -76,7 +77,7 @@ if TYPE_CHECKING:
         def loop(self) -> Engine: ...
 
         @property
-        def bridges(self) -> Mapping[tuple[object, int], Bridge]: ...
+        def bridges(self) -> Mapping[tuple[Address, int], Bridge]: ...
 
         @property
         def is_in_other_namespace(self) -> bool: ...
@@ -160,7 +161,7 @@ class Listener:
         self._unverified: dict[Bridge, None] = {}  # of these, those that will be handed over all the same, oldest first
         self._ack_announced: dict[Bridge, None] = {}  # of these, those whose SYN announces an ack, oldest first
         self._ready: deque[Bridge] = deque()  # to be handed over
-        self._prepared: deque[tuple[Bridge, Any]] = deque()  # with the engine's end of their pair
+        self._prepared: deque[tuple[Bridge, Socket]] = deque()  # with the engine's end of their pair
         self._unwatched: list[Bridge] = []  # handed over, and not registered with epoll yet
         self._retries = Retries()  # when to hand over again, where accept()'s queue is full or there is no fd
 
@@ -327,10 +328,10 @@ class Listener:
             if bridge.engine_sock is not None:
                 loop.watch_bridge(bridge)
 
-    def new_engine_sock(self, identity: Identity) -> Any:
+    def new_engine_sock(self, identity: Identity) -> Socket | None:
         """The engine's end of a pair, named after both addresses and not connected yet; None if no fd is left."""
         assert identity.local is not None and identity.peer is not None
-        engine_sock: Any = None
+        engine_sock: Socket | None = None
         try:
             make = partial(with_room, partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0), is_for_accept=True)
             if self.endpoint.is_in_other_namespace:
@@ -414,7 +415,7 @@ class Listener:
         for _, engine_sock in self._prepared:
             engine_sock.detach()
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, int]:
         """Figures of this instant."""
         return {
             "pending": len(self._ready) + len(self._unverified) + len(self._prepared),

@@ -16,15 +16,15 @@ net/ipv4/udp.c (udp_lib_get_port, compute_score), net/ipv4/inet_connection_sock.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import suppress_errnos
-from utpsocket.engine.kernel.fd_names import Address
-from utpsocket.protocol import Run
+from utpsocket.protocol import Address, Run
 from utpsocket.protocol.packet import RESET, SYN, Packet
 
 if TYPE_CHECKING:
+    from utpsocket.engine.interpreter.native import Socket
     from utpsocket.engine.kernel.udp import Port
     from utpsocket.engine.ports.listener import Listener
     from utpsocket.engine.reactor import Reactor
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         """What of a port (endpoint.py) is looked at here."""
 
         port: Port
-        overlapping: tuple[Any, ...]
+        overlapping: tuple[OverlappingPort, ...]
         listener: Listener | None
         is_closed: bool
         reuse_address: bool
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         def loop(self) -> Reactor: ...
 
         @property
-        def bridges(self) -> Mapping[tuple[object, int], object]: ...
+        def bridges(self) -> Mapping[tuple[Address, int], object]: ...
 
         @property
         def holders(self) -> Mapping[int, object]: ...
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
         def peers(self) -> object | None: ...
 
         @property
-        def time_wait_records(self) -> Mapping[tuple[object, int], object]: ...
+        def time_wait_records(self) -> Mapping[tuple[Address, int], object]: ...
 
         def is_cached(self, run: Run, connection_id: int) -> bool:
             """Whether a SYN that is answered and no connection yet has this id."""
@@ -99,7 +99,7 @@ def allow_overlap(endpoint: OverlappingPort, is_open: bool) -> None:
         endpoint.port.sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, is_open)
 
 
-def bind_over(udp_sock: Any, address: Any) -> None:
+def bind_over(udp_sock: Socket, address: Address) -> None:
     """Bind a UDP socket to an address that overlaps ports, after allow_overlap() of each. Raises OSError."""
     udp_sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, True)
     udp_sock.bind(address)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from weakref import WeakValueDictionary
 
+from utpsocket.protocol import Address
 from utpsocket.protocol.pathmtu import KnownPath
 
 
@@ -20,9 +21,9 @@ class PathCache:
     __slots__ = ("_known",)
 
     def __init__(self) -> None:
-        self._known: WeakValueDictionary[object, KnownPath] = WeakValueDictionary()
+        self._known: WeakValueDictionary[Address, KnownPath] = WeakValueDictionary()
 
-    def for_peer(self, addr: object) -> KnownPath:
+    def for_peer(self, addr: Address) -> KnownPath:
         """What is known of the path to this peer; for a new connection's Config."""
         known = self._known.get(addr)
         if known is None:

@@ -24,7 +24,7 @@ A port that does not listen takes no SYNs from those that do, as over TCP: it is
 
 Only the engine's thread calls, except for what says that any thread may. Sources: Linux net/ipv4/udp.c
 (udp4_lib_lookup2, udp_reuseport_add_sock, udp_lib_rehash), net/core/sock_reuseport.c (reuseport_has_conns,
-reuseport_select_sock), net/core/sock.c (sock_bindtoindex_locked); socket(7) SO_REUSEPORT; connect(2) AF_UNSPEC.
+reuseport_select_sock), net/core/sock.c (sock_bindtoindex_locked); socket(7) SO_REUSEPORT; connect(2).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ import errno
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from utpsocket.engine.interpreter.native import Socket
-from utpsocket.engine.interpreter.originals import ctypes, io, os
+from utpsocket.engine.interpreter.originals import io, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import let_pass, or_none, suppress_errnos
 from utpsocket.engine.kernel import netns
@@ -48,8 +48,8 @@ from utpsocket.protocol import Run
 if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import Bridge
     from utpsocket.engine.kernel.arena import Arena
-    from utpsocket.engine.kernel.fd_names import Address
     from utpsocket.engine.reactor import Reactor
+    from utpsocket.protocol import Address
 
     class Engine(Reactor, Protocol):
         """With memory to receive into, and the environment variables about UDP sockets."""
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
         def loop(self) -> Engine: ...
 
         @property
-        def bridges(self) -> Mapping[tuple[object, int], Bridge]: ...
+        def bridges(self) -> Mapping[tuple[Address, int], Bridge]: ...
 
         @property
         def is_in_other_namespace(self) -> bool: ...
@@ -93,12 +93,10 @@ _CHECK_AGAIN_US: Final = 50_000  # how long what was read in /proc about other p
 _SO_BINDTOIFINDEX: Final = 62  # asm-generic/socket.h
 _NO_INTERFACE: Final = 2**31 - 1  # Linux numbers interfaces from 1 on
 _FIRST_UNPRIVILEGED: Final = 1_024  # ip(7); below, a process that gives its rights up after bind() could not bind again
-_AF_UNSPEC_NAME: Final = bytes(16)  # struct sockaddr
 _LOOPBACK_OF_WILDCARD: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-_connect: Final = ctypes.PyDLL(None, use_errno=True).connect
 
 
-def is_shared(sock: Any) -> bool:
+def is_shared(sock: Socket) -> bool:
     """Whether other processes may bind the same address."""
     try:
         return bool(sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEPORT))
@@ -109,7 +107,7 @@ def is_shared(sock: Any) -> bool:
         return False
 
 
-def reserve(make: Callable[[], Any], address: Any) -> Any:
+def reserve(make: Callable[[], Socket], address: Address) -> Socket | None:
     """Keep an address for a socket with SO_REUSEPORT that is bound and does not listen: no other may have it that may
     not share it, and nothing that is sent there comes to this one. Any thread.
 
@@ -142,7 +140,7 @@ def reserve(make: Callable[[], Any], address: Any) -> Any:
     return None
 
 
-def _leave_interfaces(sock: Any) -> bool:
+def _leave_interfaces(sock: Socket) -> bool:
     try:
         if _interface(sock):
             return False
@@ -153,7 +151,7 @@ def _leave_interfaces(sock: Any) -> bool:
     return True
 
 
-def _interface(sock: Any) -> int:
+def _interface(sock: Socket) -> int:
     """The number of the interface that a socket is bound to, by SO_BINDTODEVICE or by a link-local address; 0: none.
     Raises OSError.
     """
@@ -165,7 +163,7 @@ class ReuseportSocket:
 
     __slots__ = ("_endpoint", "_local", "bridges", "port")
 
-    def __init__(self, endpoint: SharedPort, sock: Any, addr: object, local: str | None) -> None:
+    def __init__(self, endpoint: SharedPort, sock: Socket, addr: Address, local: str | None) -> None:
         self._endpoint = endpoint
         self._local = local  # at a wildcard port: the local address, as IP_PKTINFO would give it for each datagram
         loop = endpoint.loop
@@ -214,7 +212,7 @@ class ReuseportSocket:
     def fail(self, error: BaseException) -> None:
         """See faults.py: the socket is closed, and the kernel delivers what comes to the group."""
         peers = self._endpoint.peers
-        if peers is not None:
+        if peers is not None and self.port.peer is not None:
             peers.drop(self.port.peer)
 
 
@@ -237,13 +235,13 @@ class ReuseportSockets:
         "is_supported",
     )
 
-    def __init__(self, endpoint: SharedPort, reservation: Any = None) -> None:
+    def __init__(self, endpoint: SharedPort, reservation: Socket | None = None) -> None:
         self._endpoint = endpoint  # the port
         self._reservation = reservation  # of reserve(): the port's own socket is not bound until it is needed
         self._has_left = False  # the port's socket is connected to itself
-        self._can_rejoin = reservation is not None  # the kernel knows that bind() has chosen the number: _disconnect()
-        self.by_addr: dict[object, ReuseportSocket] = {}
-        self._unused: OrderedDict[object, None] = OrderedDict()  # of these, peers without a connection, oldest first
+        self._can_rejoin = reservation is not None  # the kernel knows that bind() has chosen the number: disconnect()
+        self.by_addr: dict[Address, ReuseportSocket] = {}
+        self._unused: OrderedDict[Address, None] = OrderedDict()  # of these, peers without a connection, oldest first
         self.is_supported = True
         self._is_alone = False  # what is_only_socket() last returned
         self._checked_at = 0  # and when, µs
@@ -269,7 +267,7 @@ class ReuseportSockets:
             self.close_reservation()
             self._mark_group_connected()
         elif self._has_left:
-            _disconnect(self._endpoint.port.sock)
+            self._endpoint.port.disconnect()
             self._has_left = False
             self.close_reservation()
 
@@ -318,7 +316,7 @@ class ReuseportSockets:
             self._reservation.detach()
             self._reservation = None
 
-    def local_of(self, addr: object) -> str | None:
+    def local_of(self, addr: Address) -> str | None:
         """The local address towards a peer that has a socket, in the form of Run.local."""
         found = self.by_addr.get(addr)
         return None if found is None else _local_host(found.port.local, self._endpoint.port.family)
@@ -345,7 +343,7 @@ class ReuseportSockets:
 
     def join(self, bridge: Bridge, host: str) -> None:
         """A connection begins. host: the local address that its packets are sent to, in the form of Run.local."""
-        addr: Any = bridge.connection.addr
+        addr = bridge.connection.addr
         found = self.by_addr.get(addr)
         if found is None:
             found = self._open(addr, host)
@@ -365,13 +363,13 @@ class ReuseportSockets:
                 if len(self._unused) > _MAX_UNUSED:
                     self.drop(next(iter(self._unused)))
 
-    def receive(self, addr: object) -> None:
+    def receive(self, addr: Address) -> None:
         """Receive what has come from this peer by now."""
         found = self.by_addr.get(addr)
         if found is not None:
             found.receive()
 
-    def drop(self, addr: object) -> None:
+    def drop(self, addr: Address) -> None:
         """Close this peer's socket."""
         self._unused.pop(addr, None)
         found = self.by_addr.pop(addr, None)
@@ -385,10 +383,10 @@ class ReuseportSockets:
         for addr in list(self.by_addr):
             self.drop(addr)
 
-    def _open(self, addr: Any, host: str) -> ReuseportSocket | None:
+    def _open(self, addr: Address, host: str) -> ReuseportSocket | None:
         endpoint = self._endpoint
         loop, port = endpoint.loop, endpoint.port
-        early_datagrams: list[tuple[bytes, Any]] = []
+        early_datagrams: list[tuple[bytes, Address]] = []
         try:
             make = partial(with_room, partial(self._connected, addr, host, early_datagrams))
             if endpoint.is_in_other_namespace:
@@ -412,7 +410,7 @@ class ReuseportSockets:
             loop.call_at(loop.now, partial(self._take, early_datagrams, host if port.is_wildcard else None))
         return found
 
-    def _connected(self, addr: Any, host: str, early_datagrams: list[tuple[bytes, Any]]) -> Any:
+    def _connected(self, addr: Address, host: str, early_datagrams: list[tuple[bytes, Address]]) -> Socket:
         """A socket at the port's address, connected to the peer. What came to it before goes to early_datagrams."""
         port = self._endpoint.port
         is_v4 = port.family == stdlib.AF_INET
@@ -449,14 +447,14 @@ class ReuseportSockets:
             raise
         return sock
 
-    def _take(self, early_datagrams: list[tuple[bytes, Any]], local: str | None) -> None:
+    def _take(self, early_datagrams: list[tuple[bytes, Address]], local: str | None) -> None:
         """Handle what came to a socket, from any address, between its bind() and connect()."""
         endpoint = self._endpoint
         for datagram, addr in early_datagrams:
             if endpoint.is_closed or not datagram:
                 continue
             if endpoint.port.family == stdlib.AF_INET:
-                came_from: Any = (addr[0].removeprefix(_MAPPED), addr[1])
+                came_from: Address = (addr[0].removeprefix(_MAPPED), addr[1])
             else:
                 came_from = addr if len(addr) == 4 else (_MAPPED + addr[0], addr[1], 0, 0)
             endpoint.handle_run(Run(memoryview(datagram), len(datagram), came_from, local), now=endpoint.loop.now)
@@ -508,13 +506,3 @@ def _local_host(local: Address, family: int) -> str:
     if len(local) == 2:
         return _MAPPED + host
     return f"{host}%{local[3]}" if local[3] else host
-
-
-def _disconnect(sock: Any) -> None:
-    """Dissolve the association of a connected UDP socket. It keeps the port number that bind() was given, and the
-    address if that is no wildcard; if it is one, the socket is in no group afterwards, and the kernel prefers it to the
-    others. Raises OSError.
-    """
-    if _connect(sock.fileno(), _AF_UNSPEC_NAME, len(_AF_UNSPEC_NAME)):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))

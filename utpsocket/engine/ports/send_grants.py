@@ -32,6 +32,7 @@ from utpsocket.protocol.runs import packets_per_send
 
 if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import Bridge
+    from utpsocket.protocol import Address
     from utpsocket.protocol.sendhalf import SendHalf
 
 _SENDS_PER_GRANT: Final = 2  # full system calls
@@ -49,7 +50,7 @@ class SendGrants:
     __slots__ = ("_queues",)
 
     def __init__(self) -> None:
-        self._queues: dict[object, GrantQueue] = {}
+        self._queues: dict[Address, GrantQueue] = {}
 
     def join(self, bridge: Bridge) -> None:
         """A connection dials: it is a member of its address's queue, bridge.grant_queue, until leave()."""

@@ -10,7 +10,7 @@ Only the engine's thread calls. Sources: docs/protocol.md §4; libutp's RST_INFO
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from utpsocket.engine.interpreter.originals import struct
 from utpsocket.protocol import PacketType, Transmit
@@ -18,7 +18,7 @@ from utpsocket.protocol.packet import Packet, encode
 from utpsocket.protocol.states import State
 
 if TYPE_CHECKING:
-    from utpsocket.protocol import Connection
+    from utpsocket.protocol import Address, Connection
 
 _REMEMBERED: Final = 1_000  # strays that were answered: as many as in libutp's RST_INFO table
 _AGAIN_US: Final = 10_000_000  # for so long they are not answered again: its lifetime there
@@ -38,13 +38,13 @@ class StatelessResets:
     __slots__ = ("_allowance", "_allowance_of", "_second", "_answered", "sent")
 
     def __init__(self) -> None:
-        self._answered: OrderedDict[tuple[object, int], int] = OrderedDict()
+        self._answered: OrderedDict[tuple[Address, int], int] = OrderedDict()
         self._second = 0  # the current one
         self._allowance = 0  # RESETs that may still be sent in it
-        self._allowance_of: dict[object, int] = {}  # the same for each host that got one in it
+        self._allowance_of: dict[str | bytes, int] = {}  # the same for each host that got one in it
         self.sent = 0
 
-    def _take_allowance(self, host: object, *, now: int) -> bool:
+    def _take_allowance(self, host: str | bytes, *, now: int) -> bool:
         """Take one RESET from the allowance of this second. Returns False if there is none left for this host."""
         second = now // 1_000_000
         if second != self._second:
@@ -59,7 +59,7 @@ class StatelessResets:
         self.sent += 1
         return True
 
-    def to_stray(self, addr: Any, packet: Packet, *, now: int) -> Transmit | None:
+    def to_stray(self, addr: Address, packet: Packet, *, now: int) -> Transmit | None:
         """The RESET in answer to a packet of no connection: its id as received, ack_nr = its seq_nr, seq_nr = its
         ack_nr + 1, which is what its sender expects. None if it was answered already, or the rate is exceeded.
         """

@@ -8,7 +8,7 @@ Only the engine's thread calls, but any may make one. Sources: docs/sockets.md Â
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from utpsocket.engine.channels.tcp import LINGER_ZERO, NO_LINGER, Relay
 from utpsocket.engine.faults import NO_ROOM
@@ -22,13 +22,16 @@ from utpsocket.engine.user_fds.socket_state import Role
 
 if TYPE_CHECKING:
     from utpsocket.engine.channels.race import Engine as RacesEngine
+    from utpsocket.engine.kernel.high_fds import HighSocket
+    from utpsocket.engine.reactor import Watcher
+    from utpsocket.protocol import Address
 
     class Engine(RacesEngine, Protocol):
         """What of it accepts TCP."""
 
         tcp_accepted: int
 
-        def watch_from_anywhere(self, fd: int, events: int, watcher: Any) -> None:
+        def watch_from_anywhere(self, fd: int, events: int, watcher: Watcher) -> None:
             """As watch(), of an fd that is not watched yet. Any thread."""
 
     from utpsocket.engine.ports.listener import Listener
@@ -50,12 +53,12 @@ class TcpListener:
     def __init__(self, loop: Engine, listener: Listener) -> None:
         self._loop = loop
         self._listener = listener
-        self._tcp: Any = None
+        self._tcp: HighSocket | None = None
         self._waiting: Relay | None = None  # a connection that was accepted from TCP and not handed over yet
         self._retries = Retries()  # when to try again
         self._due_at: int | None = None  # Âµs: when _accept_due() is to be called; None: it need not be
 
-    def listen(self, tcp: Any) -> None:
+    def listen(self, tcp: Socket) -> None:
         """Listen with a bound TCP socket. This object takes it over in one step: to the caller it is closed from then
         on, and where something fails later, the engine's thread closes it with the listener. Any thread.
 
@@ -66,9 +69,9 @@ class TcpListener:
         tcp.listen(self._listener.backlog)
         tcp.setblocking(False)
         family, proto = tcp.family, tcp.proto
-        self._tcp = next(taken_over(raise_fd(tcp)))
-        self._tcp.__init__(family, stdlib.SOCK_STREAM, proto, self._tcp.fileno())
-        self._loop.watch_from_anywhere(self._tcp.fileno(), _EVENTS, self)
+        self._tcp = taken = next(taken_over(raise_fd(tcp)))
+        Socket.__init__(taken, family, stdlib.SOCK_STREAM, proto, taken.fileno())
+        self._loop.watch_from_anywhere(taken.fileno(), _EVENTS, self)
 
     @property
     def known_events(self) -> int:
@@ -96,12 +99,13 @@ class TcpListener:
             return  # a timer that was set for a later time, and _accept_due() was called before
         self._due_at = None
         for _ in range(_ACCEPTS_PER_ITERATION):
-            if self._tcp is None:
+            listening = self._tcp
+            if listening is None:
                 return
             try:
                 if self._waiting is None:
                     with self._loop.fd_lock:
-                        self._waiting = self._accept()
+                        self._waiting = self._accept(listening)
                 if not self._hand_over(self._waiting):
                     break
             except BlockingIOError:
@@ -124,8 +128,8 @@ class TcpListener:
             self._due_at = None
             self._schedule_accept(self._retries.next_at(now=self._loop.now))
 
-    def _accept(self) -> Relay:
-        fd, peer = with_room(self._tcp._accept)
+    def _accept(self, listening: HighSocket) -> Relay:
+        fd, peer = with_room(listening._accept)
         try:
             tcp = Socket(fileno=fd)
         except BaseException:
@@ -141,7 +145,7 @@ class TcpListener:
             tcp.close()
             raise
 
-    def _relay(self, tcp: Any, peer: Any) -> Relay:
+    def _relay(self, tcp: Socket, peer: Address) -> Relay:
         listening = self._listener.identity
         tcp.setblocking(False)
         identity = listening.kind(listening.family)

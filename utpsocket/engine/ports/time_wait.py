@@ -16,10 +16,10 @@ from utpsocket.protocol.states import CLOSED, TIME_WAIT
 
 if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import Bridge, BridgePort
+    from utpsocket.engine.channels.utp import Engine as BridgesEngine
     from utpsocket.engine.ports.bound_ports import BoundPorts
-    from utpsocket.engine.reactor import Reactor
 
-    class Engine(Reactor, Protocol):
+    class Engine(BridgesEngine, Protocol):
         """With the ports that users have bound."""
 
         @property

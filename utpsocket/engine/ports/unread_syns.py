@@ -12,7 +12,7 @@ Sources: udp(7), connect(2).
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from utpsocket.engine.interpreter.native import unread_bytes
 from utpsocket.engine.interpreter.originals import socket as stdlib
@@ -22,7 +22,9 @@ from utpsocket.protocol import Run
 from utpsocket.protocol.packet import SYN, decode
 
 if TYPE_CHECKING:
+    from utpsocket.engine.interpreter.native import Socket
     from utpsocket.engine.ports.endpoint import Endpoint
+    from utpsocket.protocol import Address
 
 # Datagrams that are looked at. By feel: with more it is a flood, and the rest of the senders repeat their SYN.
 _MAX_DATAGRAMS: Final = 1_000
@@ -72,7 +74,7 @@ def _refuse(endpoint: Endpoint) -> None:
                 pass  # its sender repeats the SYN
 
 
-def _stop_receiving(sock: Any, local: Any) -> None:
+def _stop_receiving(sock: Socket, local: Address) -> None:
     """Connect the socket to itself: the kernel gives it nothing more from others, and answers them by ICMP."""
     try:
         sock.connect((_LOOPBACK_OF_WILDCARD.get(local[0], local[0]), *local[1:]))

@@ -27,6 +27,7 @@ from utpsocket.engine.kernel import fd_names
 from utpsocket.engine.user_fds import shared_errnos
 from utpsocket.engine.user_fds.shared_errnos import AFTER_EOF
 from utpsocket.engine.user_fds.socket_state import WRITTEN_BY_ENGINE, Identity, Role, Settings, settings_form
+from utpsocket.protocol import Address
 
 _NUMBERS: Final = {"cookie": "Q", "owner_pid": "q", "error": "i", "shut_halves": "B", "send_buffer_bytes": "i"}
 _FLAGS: Final = (
@@ -111,7 +112,7 @@ def _write_role(record: Any, name: str, value: Role) -> None:
     _write_number(record, name, _ROLES.index(value))
 
 
-def _read_address(record: Any, name: str) -> fd_names.Address | None:
+def _read_address(record: Any, name: str) -> Address | None:
     for _ in range(_TRIES):
         text = _read_number(record, name).rstrip(b"\0").decode()
         if not text:
@@ -123,7 +124,7 @@ def _read_address(record: Any, name: str) -> fd_names.Address | None:
     return None
 
 
-def _write_address(record: Any, name: str, value: fd_names.Address | None) -> None:
+def _write_address(record: Any, name: str, value: Address | None) -> None:
     _write_number(record, name, b"" if value is None else fd_names.to_text(value).encode())
 
 

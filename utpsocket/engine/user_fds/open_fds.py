@@ -16,13 +16,16 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from itertools import count
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from utpsocket.engine.interpreter.native import Socket, epoll
 from utpsocket.engine.interpreter.originals import io, os, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.kernel.high_fds import give_back, new_epoll, with_room
+
+if TYPE_CHECKING:
+    from utpsocket.engine.interpreter.originals import select
 
 # A look at one socket reads the registrations of its whole epoll; by feel.
 _SOCKETS_PER_EPOLL: Final = 32
@@ -51,7 +54,7 @@ class _Group:
 
     __slots__ = ("epoll", "index", "inodes", "is_announced", "is_full")
 
-    def __init__(self, made: Any, index: int) -> None:
+    def __init__(self, made: select.epoll, index: int) -> None:
         self.epoll = made
         self.index = index
         self.inodes: set[int] = set()
@@ -88,7 +91,7 @@ class HoldersWatch:
     @property
     def fds(self) -> list[int]:
         """The epolls' fds."""
-        return [int(group.epoll.fileno()) for group in list(self._groups.values()) if not group.epoll.closed]
+        return [group.epoll.fileno() for group in list(self._groups.values()) if not group.epoll.closed]
 
     def watch(self, fd: int, inode: int = 0) -> None:
         """Register the user's socket of this fd, and of this inode, if the caller knows it. Raises OSError."""
@@ -120,6 +123,7 @@ class HoldersWatch:
         """
         while fds:
             if index not in self._groups:
+                assert epoll is not None
                 self._groups[index] = _Group(epoll.fromfd(fds[0]), index)
             else:
                 os.close(fds[0])

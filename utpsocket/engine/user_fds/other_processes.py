@@ -22,8 +22,9 @@ from contextlib import closing
 from functools import partial
 from typing import Final
 
-from utpsocket.engine.interpreter.native import Copy, Socket, copied
-from utpsocket.engine.interpreter.originals import ctypes, io, os, struct, time
+from utpsocket.engine.interpreter import libc
+from utpsocket.engine.interpreter.native import Copy, Socket, copied, copy_of
+from utpsocket.engine.interpreter.originals import io, os, struct, time
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.kernel.high_fds import give_back, with_room
@@ -38,13 +39,11 @@ _ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr: length, type
 _SHOW_PEER: Final = 4
 _PEER: Final = 2
 _ANY: Final = 0xFFFF_FFFF
-_PIDFD_GETFD: Final = 438  # on every architecture
 # Processes that one search visits; searches may take a tenth of the time; unused time is saved up to _SAVED_NS. All by
 # feel.
 _MAX_PROCESSES: Final = 1_024
 _SHARE: Final = 10
 _SAVED_NS: Final = 200_000_000
-_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class _Budget:
@@ -164,8 +163,8 @@ def _fds(pid: int, wanted: str) -> Iterator[int]:
 def _duplicate(pid: int, number: int, inode: int) -> Copy | None:
     """A duplicate of that process's fd, if it still is the socket `inode`; None if not, or if it may not be had."""
     try:
-        with with_room(lambda: copied(map(os.pidfd_open, (pid,)))) as process:
-            duplicate: Copy | None = copied(iter(partial(_libc.syscall, _PIDFD_GETFD, process.fileno(), number, 0), -1))
+        with with_room(lambda: copy_of(map(os.pidfd_open, (pid,)))) as process:
+            duplicate = copied(iter(partial(libc.pidfd_getfd, process.fileno(), number, 0), -1))
         if duplicate is None or os.fstat(duplicate.fileno()).st_ino == inode:
             return duplicate
     except AttributeError:  # no pidfd_open()

@@ -206,7 +206,7 @@ def _send_byte(user: Copy) -> None:
 
 def _duplicate(fd: int) -> Copy:
     """A duplicate, even if the program has used up its fds."""
-    return with_room(lambda: native.copied(map(os.dup, (fd,))))  # type: ignore[no-any-return]
+    return with_room(lambda: native.copy_of(map(os.dup, (fd,))))
 
 
 def shut_down_as_user(identity: Identity) -> None:

@@ -19,6 +19,7 @@ from itertools import repeat
 from struct import Struct
 from typing import Final
 
+from utpsocket.engine.interpreter import libc
 from utpsocket.engine.interpreter.originals import ctypes, io, os
 
 # Connections that end before an errno is read; by feel.
@@ -48,11 +49,8 @@ def begin(pid: int, fd: int = -1) -> None:
 
 def _mapped(fd: int) -> memoryview:
     """Map the file. Not by class mmap, which keeps a duplicate of the fd, under one of the program's low numbers."""
-    map_file = ctypes.CDLL(None, use_errno=True).mmap
-    map_file.restype = ctypes.c_void_p
-    protection = mmap.PROT_READ | mmap.PROT_WRITE
-    address = map_file(None, ctypes.c_size_t(TABLE_BYTES), protection, mmap.MAP_SHARED, fd, ctypes.c_long(0))
-    if address == ctypes.c_void_p(-1).value:
+    address = libc.mmap(None, TABLE_BYTES, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+    if address is None or address == ctypes.c_void_p(-1).value:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return memoryview((ctypes.c_char * TABLE_BYTES).from_address(address)).cast("B")
 

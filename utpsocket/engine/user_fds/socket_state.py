@@ -10,9 +10,10 @@ from collections import deque
 from enum import Enum
 from typing import Any, Final
 
-from utpsocket.engine.kernel.fd_names import Address
 from utpsocket.engine.user_fds import shared_errnos
+from utpsocket.protocol import Address
 from utpsocket.protocol.keepalive import NAT_KEEPALIVE_SECONDS
+from utpsocket.protocol.report import Figures
 
 # Subtracted from uTP's part of a small buffer: the socket pair takes a whole piece of the program's data, however small
 # its own buffer is.
@@ -220,7 +221,7 @@ class Identity:
         self.error = 0  # the errno it ended with, until the application has read it
         self.reported_errno = 0  # the same, once the application has read it
         self.is_after_eof = False  # it ended by an error, after the peer's end of file was delivered
-        self.ending: tuple[Any, ...] | None = None  # its last figures, the fields of ConnectionStats, for info()
+        self.ending: Figures | None = None  # its last figures, the fields of ConnectionStats, for info()
 
         # Where other processes have it, too.
         self.record: Any = None  # shared memory, after a fork (forked_copies.py)

@@ -27,7 +27,7 @@ from utpsocket.sockets import closing, lifecycle, registry
 if TYPE_CHECKING:
     from _typeshed import HasFileno, ReadableBuffer
 
-    from utpsocket.engine.kernel.fd_names import Address
+    from utpsocket.protocol import Address
     from utpsocket.sockets import shim
 
     # Ours, or the standard library's while that is patched, with the same methods.
