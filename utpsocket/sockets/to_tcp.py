@@ -35,6 +35,7 @@ _OPTION_BYTES: Final = 64
 def bind(sock: Any, identity: Identity, address: Any) -> None:
     """bind() under rules: a UDP port, a TCP socket, or both at one port number. Raises what bind() of TCP raises."""
     routes = identity.routes
+    assert routes is not None
     if not routes.are_utp(identity.family, address, "listen"):
         bound_tcp = tcp_socket(identity)
         try:
@@ -103,6 +104,7 @@ def connects_over_tcp(sock: Any, identity: Identity, address: Any) -> bool:
     """Let the socket become a TCP socket, bound as before, if this connect() goes over TCP; whether it is one."""
     if identity.role not in (Role.UNCONNECTED, Role.FAILED) or sock.fileno() < 0:
         return False
+    assert identity.routes is not None
     if not identity.routes.are_utp(identity.family, address, "connect"):
         become_tcp(sock, identity)
         return True
@@ -134,6 +136,7 @@ def become_tcp(sock: Any, identity: Identity) -> None:
             if any(value):
                 tcp.setsockopt(stdlib.SOL_SOCKET, name, value)
         if identity.endpoint and not tcp.getsockname()[1]:
+            assert identity.local is not None
             tcp.bind(identity.local)
         timeout, is_blocking = Socket.gettimeout(sock), os.get_blocking(fd)
     except BaseException:

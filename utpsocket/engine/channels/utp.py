@@ -733,6 +733,7 @@ class Bridge:
         if self.close_errno != errno.ECONNRESET or not self.connection.receive.reassembly.is_finished:
             shared_errnos.write(self.cookie, self.close_errno)
             self.identity.error = self.close_errno
+        assert self.engine_sock is not None
         refuse_sends(self.engine_sock, self.identity)
 
     def _propagate_close(self) -> None:

@@ -20,14 +20,27 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterable
 from struct import Struct
-from typing import Any, Final
+from types import MemberDescriptorType
+from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.interpreter.originals import marshal
 from utpsocket.engine.kernel import fd_names
 from utpsocket.engine.user_fds import shared_errnos
 from utpsocket.engine.user_fds.shared_errnos import AFTER_EOF
-from utpsocket.engine.user_fds.socket_state import WRITTEN_BY_ENGINE, Identity, Role, Settings, settings_form
+from utpsocket.engine.user_fds.socket_state import (
+    WRITTEN_BY_ENGINE,
+    Identity,
+    Options,
+    Role,
+    Settings,
+    SettingsForm,
+    settings_form,
+)
 from utpsocket.protocol import Address
+
+if TYPE_CHECKING:
+    from utpsocket.engine.user_fds.socket_state import SharedOptions
+
 
 _NUMBERS: Final = {"cookie": "Q", "owner_pid": "q", "error": "i", "shut_halves": "B", "send_buffer_bytes": "i"}
 _FLAGS: Final = (
@@ -51,8 +64,8 @@ _TRIES: Final = 100
 _OPTIONS_BYTES: Final = 2_048
 # Twice the number of changes, odd during a change; the bytes that follow.
 _OPTIONS_HEAD: Final = Struct("=II")
-_SETTINGS: Final[Any] = vars(Identity)["settings"]
-_OPTIONS: Final[Any] = vars(Identity)["options"]
+_SETTINGS: Final[MemberDescriptorType] = vars(Identity)["settings"]
+_OPTIONS: Final[MemberDescriptorType] = vars(Identity)["options"]
 _ROLES: Final = tuple(Role)
 
 take_notices: Callable[[], None] | None = None
@@ -68,7 +81,7 @@ class _SharedOptions:
         self._memory = memory
         self._count = 0
 
-    def write(self, options: Any) -> None:
+    def write(self, options: tuple[SettingsForm, Options]) -> None:
         """Write them for the other processes. If they take more than _OPTIONS_BYTES, nothing is written."""
         data = marshal.dumps(options)
         if len(data) > _OPTIONS_BYTES - _OPTIONS_HEAD.size:
@@ -79,7 +92,7 @@ class _SharedOptions:
         self._count = being_written + 1
         _OPTIONS_HEAD.pack_into(self._memory, 0, self._count, len(data))
 
-    def read(self) -> Any:
+    def read(self) -> tuple[SettingsForm, Options] | None:
         """The options, if another process has changed them since this one has read or written them; else None."""
         for _ in range(_TRIES):
             head = count, size = _OPTIONS_HEAD.unpack_from(self._memory)
@@ -89,30 +102,31 @@ class _SharedOptions:
             if count & 1 or _OPTIONS_HEAD.unpack_from(self._memory) != head:
                 continue
             self._count = count
-            return marshal.loads(data)
+            found: tuple[SettingsForm, Options] = marshal.loads(data)
+            return found
         return None
 
 
-def _read_number(record: Any, name: str) -> Any:
+def _read_number(record: memoryview, name: str) -> Any:  # an int, a bool or bytes, as _FORMATS says
     struct, offset = _places[name]
     return struct.unpack_from(record, offset)[0]
 
 
-def _write_number(record: Any, name: str, value: Any) -> None:
+def _write_number(record: memoryview, name: str, value: object) -> None:
     struct, offset = _places[name]
     struct.pack_into(record, offset, value)
 
 
-def _read_role(record: Any, name: str) -> Role:
+def _read_role(record: memoryview, name: str) -> Role:
     number: int = _read_number(record, name)
     return _ROLES[number]
 
 
-def _write_role(record: Any, name: str, value: Role) -> None:
+def _write_role(record: memoryview, name: str, value: Role) -> None:
     _write_number(record, name, _ROLES.index(value))
 
 
-def _read_address(record: Any, name: str) -> Address | None:
+def _read_address(record: memoryview, name: str) -> Address | None:
     for _ in range(_TRIES):
         text = _read_number(record, name).rstrip(b"\0").decode()
         if not text:
@@ -124,7 +138,7 @@ def _read_address(record: Any, name: str) -> Address | None:
     return None
 
 
-def _write_address(record: Any, name: str, value: Address | None) -> None:
+def _write_address(record: memoryview, name: str, value: Address | None) -> None:
     _write_number(record, name, b"" if value is None else fd_names.to_text(value).encode())
 
 
@@ -135,32 +149,36 @@ _FORMATS: Final = {
     "role": "B",
     **dict.fromkeys(_ADDRESSES, f"{_ADDRESS_BYTES}s"),
 }
-_FIELDS: Final[dict[str, tuple[Any, Callable[[Any, str], Any], Callable[[Any, str, Any], None]]]] = {}
+# Of each attribute: its slot, and what reads and writes it in a record. Each has a type of its own.
+_FIELDS: Final[
+    dict[str, tuple[MemberDescriptorType, Callable[[memoryview, str], Any], Callable[[memoryview, str, Any], None]]]
+] = {}
 _places: Final[dict[str, tuple[Struct, int]]] = {}
 _size = 0
 for _name, _format in _FORMATS.items():
     _places[_name] = (Struct(f"={_format}"), _size)
     _size += _places[_name][0].size
-    _reads: Callable[[Any, str], Any] = _read_number
-    _writes: Callable[[Any, str, Any], None] = _write_number
     if _name == "role":
-        _reads, _writes = _read_role, _write_role
+        _FIELDS[_name] = getattr(Identity, _name), _read_role, _write_role
     elif _name in _ADDRESSES:
-        _reads, _writes = _read_address, _write_address
-    if _name != _USED_INODE:
-        _FIELDS[_name] = (getattr(Identity, _name), _reads, _writes)
+        _FIELDS[_name] = getattr(Identity, _name), _read_address, _write_address
+    elif _name != _USED_INODE:
+        _FIELDS[_name] = getattr(Identity, _name), _read_number, _write_number
+
+
+# What follows returns properties, which stand in the place of attributes: type checkers are to see those.
 
 
 def _shared(name: str) -> Any:
     _, read, write = _FIELDS[name]
     is_engines = name in WRITTEN_BY_ENGINE
 
-    def get(self: Identity) -> Any:
+    def get(self: CopiedIdentity) -> object:
         if is_engines and take_notices is not None:
             take_notices()
         return read(self.record, name)
 
-    def write_shared(self: Identity, value: Any) -> None:
+    def write_shared(self: CopiedIdentity, value: object) -> None:
         write(self.record, name, value)
 
     return property(get, write_shared)
@@ -170,15 +188,15 @@ def _shared_flag(name: str) -> Any:
     """The same for a flag, and faster, since every recv() and send() reads some."""
     offset = _places[name][1]
 
-    def get(self: Identity) -> bool:
+    def get(self: CopiedIdentity) -> bool:
         return bool(self.record[offset])
 
-    def read_latest(self: Identity) -> bool:
+    def read_latest(self: CopiedIdentity) -> bool:
         if take_notices is not None:
             take_notices()
         return bool(self.record[offset])
 
-    def write_flag(self: Identity, value: bool) -> None:
+    def write_flag(self: CopiedIdentity, value: bool) -> None:
         self.record[offset] = value
 
     return property(read_latest if name in WRITTEN_BY_ENGINE else get, write_flag)
@@ -186,12 +204,13 @@ def _shared_flag(name: str) -> Any:
 
 def after_notices(name: str) -> Any:
     """An attribute of an identity that an engine in another process writes: read after its notices."""
-    slot = getattr(Identity, name)
+    slot: MemberDescriptorType = getattr(Identity, name)
 
-    def get(self: Identity) -> Any:
+    def get(self: Identity) -> object:
         if take_notices is not None:
             take_notices()
-        return slot.__get__(self)
+        found: object = slot.__get__(self)
+        return found
 
     return property(get, slot.__set__)
 
@@ -203,7 +222,7 @@ class ReplacedSocket:
 
     __slots__ = ("_record",)
 
-    def __init__(self, record: Any) -> None:
+    def __init__(self, record: memoryview) -> None:
         self._record = record
 
     def on_used(self, inode: int) -> None:
@@ -217,13 +236,16 @@ class ReplacedSocket:
 
     def is_used_by_another(self, inode: int) -> bool:
         """Whether a socket that has replaced this one, other than that with this inode, listens or connects."""
-        return _read_number(self._record, _USED_INODE) not in (0, inode)
+        used_inode: int = _read_number(self._record, _USED_INODE)
+        return used_inode not in (0, inode)
 
 
 class CopiedIdentity(Identity):
     """An identity of a socket that more than one process may have, in memory that they share."""
 
     __slots__ = ()
+    record: memoryview
+    shared_options: SharedOptions
 
     cookie = _shared("cookie")
     owner_pid = _shared("owner_pid")
@@ -258,9 +280,10 @@ class CopiedIdentity(Identity):
         self.role = Role.FAILED
         self.error = 0
         self.is_connect_reported = self.is_over = True
-        self.record = self.shared_options = None
         self.replaced = ReplacedSocket(record)
         self.change_class(Identity)
+        alone: Identity = self
+        alone.record = alone.shared_options = None
 
     @property
     def is_used_elsewhere(self) -> bool:
@@ -283,11 +306,13 @@ class CopiedIdentity(Identity):
 
     def _latest_settings(self) -> Settings:
         self._catch_up()
-        return _SETTINGS.__get__(self)  # type: ignore[no-any-return]
+        found: Settings = _SETTINGS.__get__(self)
+        return found
 
-    def _latest_options(self) -> dict[tuple[int, int], Any]:
+    def _latest_options(self) -> Options:
         self._catch_up()
-        return _OPTIONS.__get__(self)  # type: ignore[no-any-return]
+        found: Options = _OPTIONS.__get__(self)
+        return found
 
     settings = property(_latest_settings)
     options = property(_latest_options, _OPTIONS.__set__)

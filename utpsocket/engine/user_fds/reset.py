@@ -14,10 +14,10 @@ from functools import partial
 from stat import S_ISSOCK
 from struct import pack, unpack
 from termios import FIONREAD
-from typing import Any, Final
+from typing import Final
 
 from utpsocket.engine.interpreter import native
-from utpsocket.engine.interpreter.native import Copy
+from utpsocket.engine.interpreter.native import Copy, Socket
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import let_pass
@@ -55,7 +55,7 @@ def record(identity: Identity, code: int, *, was_connecting: bool, is_after_eof:
             identity.role = Role.FAILED  # last: a thread that sees this reads the error
 
 
-def close_engine_sock(end: Any, identity: Identity, code: int) -> None:
+def close_engine_sock(end: Socket, identity: Identity, code: int) -> None:
     """Close the engine's end of a user's pair. Every end is closed here, but for those that a forked child inherits.
 
     code   the errno that the connection ended with. 0 only if no errno is to be reported: the end of file has been
@@ -85,7 +85,7 @@ def leave_unread_byte(engine_fd: int, identity: Identity) -> None:
         write_as_user(identity, engine_fd)
 
 
-def refuse_sends(end: Any, identity: Identity) -> None:
+def refuse_sends(end: Socket, identity: Identity) -> None:
     """Have the user's sends fail from now on, also one that waits, while the user may still receive."""
     if unread_bytes(end.fileno()):
         shut_down_reading(end)
@@ -96,7 +96,7 @@ def refuse_sends(end: Any, identity: Identity) -> None:
         shut_down_reading(end)
 
 
-def refuse_as_user(identity: Identity | None, end: Any) -> None:
+def refuse_as_user(identity: Identity | None, end: Socket) -> None:
     """As refuse_sends(). In the user's process, or an ancestor of it.
 
     A send that waits in the kernel fails once the engine's end is shut down for reading. But poll() reports the user's
@@ -119,7 +119,7 @@ def _make_writable(user: Copy) -> None:
         user.set_option(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, _ROOMY_BYTES)
 
 
-def _take_all_but_one(end: Any) -> None:
+def _take_all_but_one(end: Socket) -> None:
     """Read what the user has written, but for the last byte."""
     left = unread_bytes(end.fileno()) - 1
     try:
@@ -129,7 +129,7 @@ def _take_all_but_one(end: Any) -> None:
         let_pass(error)
 
 
-def shut_down_reading(end: Any) -> None:
+def shut_down_reading(end: Socket) -> None:
     """Shut the engine's end down for reading: the user's sends fail with EPIPE. unix(7)"""
     try:
         end.shutdown(stdlib.SHUT_RD)

@@ -8,12 +8,57 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from utpsocket.engine.user_fds import shared_errnos
 from utpsocket.protocol import Address
 from utpsocket.protocol.keepalive import NAT_KEEPALIVE_SECONDS
 from utpsocket.protocol.report import Figures
+
+if TYPE_CHECKING:
+    from utpsocket.engine.interpreter.native import Socket
+
+    class Routes(Protocol):
+        """Rules of a patched program (sockets/rules.py)."""
+
+        @property
+        def fallback(self) -> str | None: ...
+
+        @property
+        def fallback_seconds(self) -> float: ...
+
+        @property
+        def listen(self) -> str: ...
+
+        def are_utp(self, family: int, address: object, role: str) -> bool:
+            """Whether uTP carries a connection to, or a listener at, this address."""
+
+    class ReplacedSocket(Protocol):
+        """A socket that several processes had, and that was replaced in one of them (forked_copies.py)."""
+
+        def on_used(self, inode: int) -> None:
+            """The socket with this inode listens or connects."""
+
+        def on_unused(self, inode: int) -> None:
+            """It does so no more."""
+
+        def is_used_by_another(self, inode: int) -> bool:
+            """Whether a socket with another inode does."""
+
+    class SharedOptions(Protocol):
+        """The options of a socket that several processes have (forked_copies.py)."""
+
+        def write(self, options: tuple[SettingsForm, Options]) -> None:
+            """Write them for the other processes."""
+
+        def read(self) -> tuple[SettingsForm, Options] | None:
+            """The options, if another process has changed them."""
+
+
+SettingsForm: TypeAlias = tuple[int | str | None, ...]
+"""The values of Settings.__slots__, in that order."""
+Options: TypeAlias = dict[tuple[int, int], bytes]
+"""Values of socket options, by level and name, as getsockopt() returns them."""
 
 # Subtracted from uTP's part of a small buffer: the socket pair takes a whole piece of the program's data, however small
 # its own buffer is.
@@ -97,12 +142,12 @@ class Settings:
         return other
 
 
-def settings_form(settings: Settings) -> tuple[Any, ...]:
+def settings_form(settings: Settings) -> SettingsForm:
     """Settings as plain values."""
     return tuple(getattr(settings, name) for name in Settings.__slots__)
 
 
-def settings_of(form: tuple[Any, ...]) -> Settings:
+def settings_of(form: SettingsForm) -> Settings:
     """The settings of which settings_form() has returned the values."""
     settings = Settings()
     for name, value in zip(Settings.__slots__, form, strict=True):
@@ -189,9 +234,10 @@ class Identity:
         # What the application has done with it.
         self.role = Role.UNCONNECTED
         self.settings = settings or Settings()
-        self.options: dict[tuple[int, int], Any] = {}  # set by setsockopt(), by level and name
-        self.routes: Any = None  # utpsocket.sockets.rules.Routes: which connections are uTP's; None: all
-        self.bound_tcp: Any = None  # a TCP socket bound to the same address, until it is known which of the two is used
+        self.options: Options = {}  # set by setsockopt(), by level and name
+        self.routes: Routes | None = None  # which connections are uTP's; None: all
+        # A TCP socket bound to the same address, until it is known which of the two is used.
+        self.bound_tcp: Socket | None = None
         # Of a connect() or listen() that has not returned: whether the caller or the engine decides (commands.Claim).
         self.claim: dict[str, str] | None = None
         self.shut_halves = 0  # by shutdown(): 1 it receives no more, 2 it sends no more
@@ -224,10 +270,9 @@ class Identity:
         self.ending: Figures | None = None  # its last figures, the fields of ConnectionStats, for info()
 
         # Where other processes have it, too.
-        self.record: Any = None  # shared memory, after a fork (forked_copies.py)
-        # forked_copies.ReplacedSocket: the socket that this one has replaced in this process only, or None
-        self.replaced: Any = None
-        self.shared_options: Any = None  # the options there
+        self.record: memoryview | None = None  # shared memory, after a fork (forked_copies.py)
+        self.replaced: ReplacedSocket | None = None  # the socket that this one has replaced in this process only
+        self.shared_options: SharedOptions | None = None  # the options there
         self.place: memoryview | None = None  # where another process's engine writes the errno (shared_errnos.py)
 
     @property
@@ -276,7 +321,7 @@ class Identity:
         """Whether another process listens or is connected with another socket in this one's place. Over TCP this one
         would be in use.
         """
-        return self.replaced is not None and bool(self.replaced.is_used_by_another(self.inode))
+        return self.replaced is not None and self.replaced.is_used_by_another(self.inode)
 
     @property
     def has_ended_after_eof(self) -> bool:
