@@ -51,6 +51,9 @@ class Restless:
     def on_event(self, mask: int) -> None:
         """Nothing is to be done."""
 
+    def fail(self, error: BaseException) -> None:
+        """It cannot be watched any more."""
+
 
 def test_what_was_left_for_a_quiet_moment_is_read_where_none_comes() -> None:
     reading, writing = os.pipe()

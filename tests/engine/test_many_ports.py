@@ -111,5 +111,7 @@ def test_idle_listeners_cost_nothing_in_an_iteration(stack: ExitStack, calls: Ca
     client.sendall(b"question")
     assert server.recv(8) == b"question"
     assert 0 < calls.prepared < MANY
-    loop.call(lambda loop: loop.wake_listener(next(iter(loop.bound[listeners[0].getsockname()[1]])).listener))
+    first = next(iter(loop.bound[listeners[0].getsockname()[1]])).listener
+    assert first is not None
+    loop.call(lambda loop: loop.wake_listener(first))
     assert not loop.call(lambda loop: dict(loop._listeners))

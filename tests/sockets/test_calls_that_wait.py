@@ -46,7 +46,7 @@ def held_engine() -> Iterator[list[str]]:
 
     loop.post(hold)
     assert is_held.wait(WAIT_S)
-    Loop.call = noted  # type: ignore[method-assign]
+    Loop.call = noted  # type: ignore[assignment, method-assign]
     try:
         yield called
     finally:
@@ -291,7 +291,7 @@ def no_wait_on(thread: int) -> Iterator[None]:
             raise AssertionError(f"waits for the engine: {command.__name__}")
         return original(self, command, *arguments, **named)
 
-    Loop.call = guarded  # type: ignore[method-assign]
+    Loop.call = guarded  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:

@@ -10,53 +10,63 @@ import errno
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from utpsocket.engine import faults
 from utpsocket.engine.interpreter.native import Socket, allocate_lock, in_one_step, sleep
 from utpsocket.engine.interpreter.signal_errors import let_pass
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from utpsocket.engine.kernel.poller import WakeUp
 
+    class Receiver(Protocol):
+        """What an answer is given to: an Answer, or what stands in its place (helper/)."""
+
+        def give(self, value: object, error: BaseException | None) -> None:
+            """Give what the command returned, or raised."""
+
+
+_T = TypeVar("_T")
 # Commands that may wait for the engine to wake up by itself; one more wakes it. By feel.
 _MAX_ASIDE: Final = 64
 # Tries to wake the engine while the kernel is short of memory, three seconds in all; by feel.
 _MAX_WAKE_TRIES: Final = 3_000
 _WAKE_AGAIN_SECONDS: Final = 0.001
 
-UNDO: Final[dict[Callable[..., Any], Callable[..., None]]] = {}
+UNDO: Final[dict[Callable[..., object], Callable[..., None]]] = {}
 """By command, what undoes it where it has failed: called with the loop, an errno, and the command's arguments. Filled
 by commands.py and helper/port_commands.py.
 """
-REPEATABLE: Final[set[Callable[..., Any]]] = set()
+REPEATABLE: Final[set[Callable[..., object]]] = set()
 """Commands that are carried out once more where they have failed half way, since close() must not fail. Filled by
 commands.py."""
 
 
-class Answer:
+class Answer(Generic[_T]):
     """What a command returned or raised, for the thread that waits for it."""
 
     __slots__ = ("_error", "_given", "_value")
 
     def __init__(self) -> None:
         self._error: BaseException | None = None
-        self._value: Any = None
+        self._value: object = None
         self._given = allocate_lock()
         self._given.acquire()
 
-    def give(self, value: Any, error: BaseException | None) -> None:
+    def give(self, value: object, error: BaseException | None) -> None:
         """Give the answer. If there is one already, this one is ignored."""
         if self._given.locked():
             self._value, self._error = value, None if error is None else error.with_traceback(None)
             self._given.release()
 
-    def wait(self) -> Any:
+    def wait(self) -> _T:
         """Wait for the answer; return or raise it. Called by the thread that made the command."""
         self._given.acquire()
         if self._error is not None:
             raise _copy_of(self._error)
-        return self._value
+        return self._value  # type: ignore[return-value]  # what the command returns: Loop.call()
 
 
 def _copy_of(error: BaseException) -> BaseException:
@@ -81,10 +91,10 @@ class Command:
     def __init__(
         self,
         loop: object,
-        function: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        named: dict[str, Any],
-        answer: Any,
+        function: Callable[..., object],
+        arguments: tuple[object, ...],
+        named: dict[str, object],
+        answer: Receiver | None,
     ) -> None:
         self.loop = loop
         self.function = function
@@ -93,7 +103,7 @@ class Command:
         self.answer = answer
         self._is_done = False
         self._is_refused = False
-        self._value: Any = None
+        self._value: object = None
 
     def carry_out(self) -> None:
         """Carry it out and give the answer. An OSError is an answer; other exceptions are raised, for the loop."""

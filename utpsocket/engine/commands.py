@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from utpsocket.engine import command_queue, statistics
 from utpsocket.engine.channels.race import Attempt
@@ -53,14 +53,14 @@ def _error(code: int) -> OSError:
 
 def adopt_port(
     loop: Loop,
-    udp_sock: Any,
+    udp_sock: Socket,
     identity: Identity,
     *,
     reuse_address: bool,
     shares: bool,
     key: int = 0,
     bound: tuple[Address, int] | None = None,
-    reservation: Any = None,
+    reservation: Socket | None = None,
 ) -> int:
     """A user's socket is bound: its UDP socket becomes a port. Any thread. Returns the endpoint's key. Raises OSError.
 
@@ -98,7 +98,13 @@ def adopt_port(
 
 
 def adopt_port_as(
-    loop: Loop, key: int, udp_sock: Any, identity: Identity, reuse_address: bool, shares: bool, reservation: Any = None
+    loop: Loop,
+    key: int,
+    udp_sock: Socket,
+    identity: Identity,
+    reuse_address: bool,
+    shares: bool,
+    reservation: Socket | None = None,
 ) -> None:
     """As adopt_port(), of a caller that has chosen the key and does not wait."""
     adopt_port(loop, udp_sock, identity, reuse_address=reuse_address, shares=shares, key=key, reservation=reservation)
@@ -224,7 +230,7 @@ def drop_holders_of(loop: Loop, inode: int) -> None:
             _drop_holder(loop, endpoint, inode)
 
 
-def has_port(loop: Loop, udp_sock: Any) -> bool:
+def has_port(loop: Loop, udp_sock: Socket) -> bool:
     """Whether this UDP socket has been published as a port's. Then only the engine's thread may close it: a new socket
     may get its fd number at once, which that thread has yet to forget. Any thread.
     """
@@ -242,7 +248,7 @@ def leave_port(loop: Loop, key: int, inode: int) -> None:
         _drop_holder(loop, endpoint, inode)
 
 
-def listen(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, tcp_sock: Any = None) -> None:
+def listen(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, tcp_sock: Socket | None = None) -> None:
     """A user's socket listens. Any thread. Raises EADDRINUSE if another one listens at the port already.
 
     key        of its port
@@ -257,12 +263,14 @@ def listen(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, 
         raise
 
 
-def listen_soon(loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, tcp_sock: Any = None) -> None:
+def listen_soon(
+    loop: Loop, key: int, identity: Identity, name: bytes, backlog: int, tcp_sock: Socket | None = None
+) -> None:
     """As listen(), of a caller that does not wait and has the port for itself."""
     listen(loop, key, identity, name, backlog, tcp_sock)
 
 
-def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, backlog: int, tcp: Any) -> None:
+def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, backlog: int, tcp: Socket | None) -> None:
     listener = endpoint.listener
     if endpoint.is_in_other_namespace:
         netns.make_in_namespace_of(endpoint.port.sock, _unix_socket).close()  # or raise now that it will not work
@@ -294,7 +302,7 @@ CLAIMED_BY_ENGINE: Final = ("by", "engine")
 
 
 def dial_private(
-    loop: Loop, udp_sock: Any, identity: Identity, engine_sock: Any, fallback_us: int = -1, claim: Claim = None
+    loop: Loop, udp_sock: Socket, identity: Identity, engine_sock: Socket, fallback_us: int = -1, claim: Claim = None
 ) -> None:
     """connect() of a socket that is not bound: from a UDP socket of its own. Raises OSError.
 
@@ -318,7 +326,7 @@ def dial_from(
     key: int,
     peer: Address,
     identity: Identity,
-    engine_sock: Any,
+    engine_sock: Socket,
     fallback_us: int = -1,
     claim: Claim = None,
 ) -> None:
@@ -338,7 +346,7 @@ def _claim_for_engine(claim: Claim) -> bool:
 
 
 def _dial(
-    loop: Loop, endpoint: Endpoint, peer: Address, identity: Identity, engine_sock: Any, fallback_us: int
+    loop: Loop, endpoint: Endpoint, peer: Address, identity: Identity, engine_sock: Socket, fallback_us: int
 ) -> None:
     engine_sock.setblocking(False)
     bridge = endpoint.dial(peer, identity)
@@ -350,25 +358,37 @@ def _dial(
         Attempt(loop, bridge, fallback_us)
 
 
-def _undo_dial(loop: Loop, code: int, *arguments: Any) -> None:
+def _undo_dial_private(
+    loop: Loop, code: int, udp_sock: Socket, identity: Identity, engine_sock: Socket, *_: object
+) -> None:
     """The connect() fails with this errno before its SYN has left."""
-    identity = next(argument for argument in arguments if isinstance(argument, Identity))
+    _undo_dial(loop, code, identity, engine_sock)
+    loop.close_opened()
+
+
+def _undo_dial_from(
+    loop: Loop, code: int, key: int, peer: Address, identity: Identity, engine_sock: Socket, *_: object
+) -> None:
+    """As _undo_dial_private(), of a socket that is bound to the port `key`."""
+    _undo_dial(loop, code, identity, engine_sock)
+    endpoint = loop.endpoints.get(key)
+    if endpoint is not None and identity.inode in endpoint.holders:
+        _drop_holder(loop, endpoint, identity.inode)
+    loop.close_opened()
+
+
+def _undo_dial(loop: Loop, code: int, identity: Identity, engine_sock: Socket) -> None:
     bridge = _bridge(loop, identity.cookie)
     if bridge is not None:
         if bridge.tcp_attempt is not None:
             bridge.tcp_attempt.withdraw()
         bridge.terminate(code)
     reset.record(identity, code, was_connecting=True)
-    engine_sock = arguments[3 if isinstance(arguments[0], int) else 2]
     if engine_sock.fileno() >= 0:
         reset.close_engine_sock(engine_sock, identity, code)
-    endpoint = loop.endpoints.get(arguments[0]) if isinstance(arguments[0], int) else None
-    if endpoint is not None and identity.inode in endpoint.holders:
-        _drop_holder(loop, endpoint, identity.inode)
-    loop.close_opened()
 
 
-def _undo_bind(loop: Loop, code: int, *arguments: Any) -> None:
+def _undo_bind(loop: Loop, code: int, *arguments: object) -> None:
     """The user's socket is not bound: the port that was made for it is closed."""
     identity = next(argument for argument in arguments if isinstance(argument, Identity))
     drop_holders_of(loop, identity.inode)
@@ -381,14 +401,14 @@ def _undo_share(loop: Loop, code: int, local: Address, identity: Identity) -> No
             _drop_holder(loop, endpoint, identity.inode)
 
 
-def _undo_listen(loop: Loop, code: int, key: int, identity: Identity, *_: Any) -> None:
+def _undo_listen(loop: Loop, code: int, key: int, identity: Identity, *_: object) -> None:
     """The user's socket does not listen: it is bound, as before."""
     endpoint = loop.endpoints.get(key)
     if endpoint is not None and identity.role is not Role.LISTENING:
         _stop_listener(loop, endpoint, identity.inode)
 
 
-def _undo_listen_soon(loop: Loop, code: int, key: int, identity: Identity, *_: Any) -> None:
+def _undo_listen_soon(loop: Loop, code: int, key: int, identity: Identity, *_: object) -> None:
     """The user's socket does not listen, and accept() fails with this errno."""
     endpoint = loop.endpoints.get(key)
     if endpoint is not None:
@@ -397,7 +417,7 @@ def _undo_listen_soon(loop: Loop, code: int, key: int, identity: Identity, *_: A
     identity.role = Role.FAILED
 
 
-def _terminate_connection(loop: Loop, code: int, cookie: int, *_: Any) -> None:
+def _terminate_connection(loop: Loop, code: int, cookie: int, *_: object) -> None:
     """A command about a connection has failed half way: the connection ends, since its state is not known."""
     channel = loop.channels.get(cookie)
     if channel is not None:
@@ -679,8 +699,8 @@ command_queue.UNDO.update(
         share_port: _undo_share,
         listen: _undo_listen,
         listen_soon: _undo_listen_soon,
-        dial_private: _undo_dial,
-        dial_from: _undo_dial,
+        dial_private: _undo_dial_private,
+        dial_from: _undo_dial_from,
         abort_connect: _terminate_connection,
         abort_connect_late: _terminate_connection,
         sync_user_side: _terminate_connection,

@@ -6,7 +6,7 @@ thread but the engine's may call.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from utpsocket.engine import commands, environment
 from utpsocket.engine.interpreter.native import sleep
@@ -14,11 +14,16 @@ from utpsocket.engine.interpreter.originals import time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeVar
+
+    from utpsocket.engine.loop import Loop
+
+    _T = TypeVar("_T")
 
     class Engine(Protocol):
         """In a thread of this process, or in a process of its own."""
 
-        def call(self, command: Callable[..., Any], *arguments: Any) -> Any:
+        def call(self, command: Callable[[Loop], _T]) -> _T:
             """Have it carry out a command; wait for what it returns."""
 
 

@@ -17,7 +17,7 @@ import errno
 import sys
 from collections.abc import Callable
 from itertools import count, islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 from utpsocket.engine import environment, fault_reports
 from utpsocket.engine.channels.race import SilentDestinations
@@ -84,6 +84,8 @@ if TYPE_CHECKING:
             """Forget them without closing them: they are closed, or another's by now."""
 
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 _BRIDGE_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLET
 _PORT_EVENTS: Final = EPOLLIN | EPOLLERR  # levels, not edges: a port need not be emptied in one iteration
 # After ENOBUFS, which makes no event, a port sends again after so long. By feel: a queue of the kernel's drains in it.
@@ -225,7 +227,7 @@ class Loop:
 
     # ── commands of other threads ──
 
-    def post(self, command: Callable[..., object], *arguments: Any) -> None:
+    def post(self, command: Callable[..., object], *arguments: object) -> None:
         """Have the engine's thread carry out a command soon, without waiting for it. Any thread.
 
         command     a function of commands.py; called with the loop and the arguments
@@ -233,11 +235,11 @@ class Loop:
         """
         self._inbox.put(Command(self, command, arguments, {}, None))
 
-    def post_without_waking(self, command: Callable[..., object], *arguments: Any) -> None:
+    def post_without_waking(self, command: Callable[..., object], *arguments: object) -> None:
         """As post(), but the thread is not woken: it carries the command out when it next wakes up. Any thread."""
         self._inbox.put_without_waking(Command(self, command, arguments, {}, None))
 
-    def call(self, command: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    def call(self, command: Callable[Concatenate[Loop, _P], _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
         """Have the engine's thread carry out a command, and wait for it. Any other thread.
 
         Returns what the command returns. Raises its OSError; ECONNABORTED if the engine ends first; the OSError that an
@@ -248,12 +250,12 @@ class Loop:
         if get_ident() == self._thread_id:
             # The caller is an audit hook, the only code of the program's on this thread, which cannot wait for itself.
             self.post(lambda loop: command(loop, *arguments, **named))
-            return None
-        answer = Answer()
+            return None  # type: ignore[return-value]
+        answer: Answer[_T] = Answer()
         self._inbox.put(Command(self, command, arguments, named, answer))
         return answer.wait()
 
-    def perform(self, command: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    def perform(self, command: Callable[Concatenate[Loop, _P], _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
         """Carry out a command about ports on the calling thread, which so does not wait for the engine's. Any thread.
 
         Only commands that say so: they use single operations of dicts and leave the rest to soon().
@@ -264,7 +266,7 @@ class Loop:
     # (helper/client.py).
     perform_or_post = perform
 
-    def soon(self, command: Callable[..., object], *arguments: Any) -> None:
+    def soon(self, command: Callable[..., object], *arguments: object) -> None:
         """As post(); the engine's own thread does it at once. Any thread."""
         if get_ident() == self._thread_id:
             command(self, *arguments)

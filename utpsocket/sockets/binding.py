@@ -151,13 +151,15 @@ def _adopt_port(
                 udp, local, identity, reuse_address=reuse_address, shares=shares, reservation=reservation
             )
             return key, local
-        named = {
-            "reuse_address": reuse_address,
-            "shares": shares,
-            "bound": (local, identity.namespace),
-            "reservation": reservation,
-        }
-        return loop.perform(commands.adopt_port, udp, identity, **named), local
+        return loop.perform(
+            commands.adopt_port,
+            udp,
+            identity,
+            reuse_address=reuse_address,
+            shares=shares,
+            bound=(local, identity.namespace),
+            reservation=reservation,
+        ), local
     except BaseException as error:
         if reservation is not None:
             reservation.close()

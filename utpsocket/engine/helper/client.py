@@ -30,7 +30,7 @@ from collections import deque
 from collections.abc import Callable
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 from utpsocket.engine import commands
@@ -62,6 +62,14 @@ from utpsocket.engine.user_fds.unaccepted import ResetUnaccepted
 from utpsocket.protocol import Address, ConnectionStats, State
 from utpsocket.protocol.report import Figures, fields
 
+if TYPE_CHECKING:
+    from typing import Concatenate
+
+    from utpsocket.engine.command_queue import Receiver
+    from utpsocket.engine.loop import Loop
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 _POLLIN: Final = 0x001
 # The engine's own keys count up from less than 2⁴⁹. Keys that are chosen here have this bit set, and are random below
 # it.
@@ -125,7 +133,7 @@ class _Callback:
     def __init__(self, call: Callable[[], object]) -> None:
         self._call = call
 
-    def give(self, value: Any, error: BaseException | None) -> None:
+    def give(self, value: object, error: BaseException | None) -> None:
         self._call()
 
 
@@ -138,7 +146,7 @@ class _Figures:
         self._loop = loop
         self._cookie = cookie
 
-    def give(self, value: Any, error: BaseException | None) -> None:
+    def give(self, value: Any, error: BaseException | None) -> None:  # what connection_figures() returns
         self._loop.on_figures(self._cookie, None if error is not None else value)
 
 
@@ -175,9 +183,9 @@ class RemoteLoop:
         self.holders_watch = HoldersWatch(announce=self._announce)
         self.is_alive = True
         self.listened: set[int] = set()
-        self.successor: dict[str, Any] = {}
+        self.successor: dict[str, Any] = {}  # a RemoteLoop, or a Loop
         self._serials = itertools.count(1)  # of requests that are answered; 0: of those that are not
-        self._answers: dict[int, Answer | _Callback | _Figures] = {}  # that have not come yet, by serial
+        self._answers: dict[int, Receiver] = {}  # that have not come yet, by serial
         self._served: dict[int, Identity] = {}  # connections by cookie, until the notice RELEASED
         self.known_ports = KnownPorts(self.holders_watch, lambda: list(self._served.values()))
         self._figures: dict[int, Figures] = {}  # the latest that the engine has sent, by cookie
@@ -186,10 +194,12 @@ class RemoteLoop:
         self._reset_unaccepted = ResetUnaccepted()
         self._pending: deque[bytes] = deque()  # notices that were received and not handled yet
         self._taking = new_reentrant_lock()  # held while notices are handled
-        self._reset_requests: deque[tuple[list[Any], int, bool]] = deque()  # engine's ends, cookie, whether sends fail
+        self._reset_requests: deque[tuple[list[Socket], int, bool]] = (
+            deque()
+        )  # engine's ends, cookie, whether sends fail
         self._message = b""  # of the engine's, as received
         self._message_fds: list[int] = []  # that came with it, and are not owned by an object yet
-        self._message_ends: list[Any] = []  # the objects that own the others
+        self._message_ends: list[Socket] = []  # the objects that own the others
         self._tries = 0  # faults in a row while the message was handled
         self._received: dict[int, list[bytes]] = {}  # parts of answers, by serial
         self._helper_id = 0  # identifier of the thread that reads the answers
@@ -247,7 +257,7 @@ class RemoteLoop:
 
     # ── commands of other threads ──
 
-    def post(self, command: Callable[..., object], *arguments: Any) -> None:
+    def post(self, command: Callable[..., object], *arguments: object) -> None:
         """Have the engine carry out a command, without waiting for it.
 
         Parameters:
@@ -257,7 +267,7 @@ class RemoteLoop:
         """
         self._request(0, command, arguments, {})
 
-    def call(self, command: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    def call(self, command: Callable[Concatenate[Loop, _P], _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
         """Have the engine carry out a command, and wait for it.
 
         Parameters:
@@ -272,8 +282,9 @@ class RemoteLoop:
         if get_ident() == self._helper_id:
             # An audit hook of the program's may run on this thread, which would wait for itself.
             self.post(command, *arguments)
-            return None
-        answer, serial = Answer(), next(self._serials)
+            return None  # type: ignore[return-value]
+        answer: Answer[_T] = Answer()
+        serial = next(self._serials)
         self._answers[serial] = answer
         try:
             self._request(serial, command, arguments, named)
@@ -282,23 +293,23 @@ class RemoteLoop:
             raise
         return answer.wait()
 
-    def perform(self, command: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    def perform(self, command: Callable[Concatenate[Loop, _P], _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
         """As call(). Loop.perform() carries the command out on the calling thread, which is not possible here."""
         return self.call(command, *arguments, **named)
 
-    def perform_or_post(self, command: Callable[..., object], *arguments: Any) -> None:
+    def perform_or_post(self, command: Callable[..., object], *arguments: object) -> None:
         """As post(). Loop.perform_or_post() carries the command out at once."""
         self.post(command, *arguments)
 
     def adopt_port(
         self,
-        udp_sock: Any,
+        udp_sock: Socket,
         local: Address,
         identity: Identity,
         *,
         reuse_address: bool,
         shares: bool,
-        reservation: Any = None,
+        reservation: Socket | None = None,
     ) -> int:
         """A user's socket is bound: its UDP socket becomes a port of the engine's. Does not wait for the engine.
 
@@ -317,7 +328,9 @@ class RemoteLoop:
         self.post(commands.adopt_port_as, key, udp_sock, identity, reuse_address, shares, reservation)
         return key
 
-    def take_port(self, udp_sock: Any, local: Address, identity: Identity, *, reuse_address: bool, shares: bool) -> int:
+    def take_port(
+        self, udp_sock: Socket, local: Address, identity: Identity, *, reuse_address: bool, shares: bool
+    ) -> int:
         """Have the engine bind a user's socket to an address at which the kernel returned EADDRINUSE for a port of
         ours. Does not wait for the engine.
 
@@ -335,7 +348,7 @@ class RemoteLoop:
         self.take_notices()
         return self.known_ports.check_bind(local, identity.namespace, reuse_address=reuse_address, shares=shares)
 
-    def keep_port(self, udp_sock: Any, inode: int, identity: Identity, *, reuse_address: bool, shares: bool) -> None:
+    def keep_port(self, udp_sock: Socket, inode: int, identity: Identity, *, reuse_address: bool, shares: bool) -> None:
         """As commands.replace_holder(), without waiting; where the port is gone the socket gets it anew."""
         key, local = identity.endpoint, identity.bound
         self.known_ports.replace_holder(key, inode, identity)
@@ -378,11 +391,11 @@ class RemoteLoop:
         self._requests.put((0, messages.WATCHED, [inode, index, gone], {}), fds, [])
 
     def _request(
-        self, serial: int, command: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
+        self, serial: int, command: Callable[..., object], arguments: tuple[Any, ...], named: dict[str, Any]
     ) -> None:
         self.known_ports.note(command, arguments)
-        plain: list[Any] = []
-        socks: list[Any] = []
+        plain: list[object] = []
+        socks: list[Socket] = []
         sent = None
         remote_command = messages.remote_command(command.__name__)
         for argument, value in zip(remote_command.arguments, arguments, strict=False):
@@ -391,8 +404,9 @@ class RemoteLoop:
             elif argument is Argument.IDENTITY:
                 plain.append(messages.identity_form(self._registered(value, is_dialed=remote_command.is_dialed)))
             elif argument is Argument.CALLBACK:
-                plain.append(next(self._serials))
-                self._answers[plain[-1]] = _Callback(value)
+                called_at = next(self._serials)
+                plain.append(called_at)
+                self._answers[called_at] = _Callback(value)
             elif argument is Argument.CLAIM:
                 plain.append(None)
                 sent = partial(value.setdefault, *commands.CLAIMED_BY_ENGINE)
@@ -440,7 +454,7 @@ class RemoteLoop:
                 pending.popleft()  # last: after an exception of a signal handler it is handled again
         return not has_ended
 
-    def _take(self, cookie: int, name: str, value: Any) -> None:
+    def _take(self, cookie: int, name: str, value: Any) -> None:  # the value is of a type that the name tells
         if name == messages.ACCEPTED:
             transport, form = value
             identity: Identity = RemoteIdentity(form[0]["family"])
@@ -529,7 +543,7 @@ class RemoteLoop:
                 self._received.pop(serial, None)
             self._tries = 0
 
-    def _give(self, serial: int, value: Any, code: int, text: str) -> None:
+    def _give(self, serial: int, value: object, code: int, text: str) -> None:
         answer = self._answers.pop(serial, None)
         if answer is not None:
             answer.give(value, (OSError(code, text) if code else RuntimeError(text)) if text else None)
@@ -563,7 +577,7 @@ class RemoteLoop:
             self.fd_lock.release()
         return True
 
-    def _force_reset(self, ends: list[Any], cookie: int, refuses: bool) -> None:
+    def _force_reset(self, ends: list[Socket], cookie: int, refuses: bool) -> None:
         identity = self._known.get(cookie)
         for end in ends:
             if end.fileno() >= 0:
@@ -629,14 +643,14 @@ class RemoteLoop:
         self.holders_watch.close()
 
 
-def _socket_pair() -> tuple[Any, Any]:
+def _socket_pair() -> tuple[Socket, Socket]:
     ours, theirs = map(_raised, _socket.socketpair(_socket.AF_UNIX, messages.TYPE))
     for end in (ours, theirs):
         end.setblocking(True)  # also where the program has called setdefaulttimeout()
     return ours, theirs
 
 
-def _raised(sock: Any) -> Any:
+def _raised(sock: Socket) -> Socket:
     duplicated = iter(partial(fcntl, sock.fileno(), F_DUPFD_CLOEXEC, _HIGH_FD), -1)
     try:
         raised = next(map(partial(Socket, -1, -1, -1), duplicated))  # one expression of C: no fd is without an owner
@@ -647,7 +661,7 @@ def _raised(sock: Any) -> Any:
     return raised
 
 
-def _spawn(ours: Any, theirs: Any) -> int:
+def _spawn(ours: Socket, theirs: Socket) -> int:
     """Start the engine's process with one end of the control pair; returns its pid."""
     if not sys.executable:
         raise OSError(errno.ENOENT, "UTPSOCKET_ENGINE=process needs sys.executable, and there is none")

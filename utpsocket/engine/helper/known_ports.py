@@ -73,8 +73,8 @@ class KnownPorts:
         if len(closed) > _MAX_CLOSED:
             self._open_holders(port)
 
-    def note(self, command: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        """Note what a request that is about to be sent changes in the ports."""
+    def note(self, command: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+        """Note what a request that is about to be sent changes in the ports. The arguments are the command's."""
         if command is commands.release:
             key, inode = arguments
             port = self._by_key.get(key)

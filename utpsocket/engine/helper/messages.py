@@ -17,14 +17,18 @@ import errno
 from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypedDict
 
 from utpsocket.engine import commands
 from utpsocket.engine.helper import port_commands
-from utpsocket.engine.interpreter.native import in_one_step
+from utpsocket.engine.interpreter.native import Socket, in_one_step
 from utpsocket.engine.interpreter.originals import marshal
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.user_fds.socket_state import Identity, settings_form, settings_of
+from utpsocket.engine.user_fds.socket_state import Identity, Options, SettingsForm, settings_form, settings_of
+from utpsocket.protocol import Address
+
+if TYPE_CHECKING:
+    from utpsocket.engine.kernel.syscalls import ReceivedAncillary
 
 # Keeps message boundaries, so that several threads may send without a lock, and a reader needs no buffer.
 TYPE: Final = getattr(stdlib, "SOCK_SEQPACKET", 0)
@@ -68,7 +72,7 @@ class Argument(Enum):
 class RemoteCommand(NamedTuple):
     """A command that may be sent to an engine in another process."""
 
-    command: Callable[..., Any]
+    command: Callable[..., object]
     # Those passed by position, without the loop. The last ones may be left out where the command has defaults.
     arguments: tuple[Argument, ...] = ()
     # Its identity's connection is served from now on, until the notice RELEASED.
@@ -126,16 +130,40 @@ def remote_command(name: str) -> RemoteCommand:
     return COMMANDS[name]
 
 
-_SHIMS: Final = ("family", "cookie", "inode", "endpoint", "filler_bytes", "local", "peer")
+class PlainIdentity(TypedDict):
+    """The attributes of an identity that the shim writes and the engine reads."""
+
+    family: int
+    cookie: int
+    inode: int
+    endpoint: int
+    filler_bytes: int
+    local: Address | None
+    peer: Address | None
 
 
-def identity_form(identity: Identity) -> tuple[Any, ...]:
+IdentityForm: TypeAlias = tuple[PlainIdentity, SettingsForm, Options]
+Request: TypeAlias = tuple[int, str, list[Any], dict[str, Any]]
+"""Serial, name of the command, arguments and named arguments, which are of the types of that command."""
+AnswerForm: TypeAlias = tuple[object, int, str]
+"""What the command returned; where it raised, the errno and the text."""
+
+
+def identity_form(identity: Identity) -> IdentityForm:
     """The attributes that the shim writes and the engine reads, as plain values."""
-    plain = {name: getattr(identity, name) for name in _SHIMS}
+    plain: PlainIdentity = {
+        "family": identity.family,
+        "cookie": identity.cookie,
+        "inode": identity.inode,
+        "endpoint": identity.endpoint,
+        "filler_bytes": identity.filler_bytes,
+        "local": identity.local,
+        "peer": identity.peer,
+    }
     return plain, settings_form(identity.settings), dict(identity.options)
 
 
-def fill(identity: Identity, form: tuple[Any, ...]) -> None:
+def fill(identity: Identity, form: IdentityForm) -> None:
     """Write the values that identity_form() has returned into another identity."""
     plain, settings, options = form
     for name, value in plain.items():
@@ -144,17 +172,20 @@ def fill(identity: Identity, form: tuple[Any, ...]) -> None:
     identity.options = options
 
 
-def send(sock: Any, message: Any, fds: list[int] | tuple[int, ...] = (), sent: partial[object] | None = None) -> None:
+def send(
+    sock: Socket, message: object, fds: list[int] | tuple[int, ...] = (), sent: partial[object] | None = None
+) -> None:
     """Send one message, with duplicates of these fds. Raises OSError; BlockingIOError where a non-blocking socket is
     full.
 
     sent   a partial() of a function in C, called once the message is sent, with no line of Python in between
     """
-    send_data(sock, marshal.dumps(message), fds, sent)
+    data = marshal.dumps(message)  # type: ignore[arg-type]  # the senders see to it that these are plain values
+    send_data(sock, data, fds, sent)
 
 
 def send_data(
-    sock: Any,
+    sock: Socket,
     data: bytes,
     fds: list[int] | tuple[int, ...] = (),
     sent: partial[object] | None = None,
@@ -170,13 +201,13 @@ def send_data(
         in_one_step(send_it, sent)
 
 
-def receive(sock: Any) -> tuple[Any, list[int]] | None:
+def receive(sock: Socket) -> tuple[Any, list[int]] | None:
     """The next message and its fds, which are the caller's now; None at the end."""
     data, fds = receive_raw(sock)
     return (marshal.loads(data), fds) if data else None
 
 
-def receive_raw(sock: Any) -> tuple[bytes, list[int]]:
+def receive_raw(sock: Socket) -> tuple[bytes, list[int]]:
     """The bytes of the next message, for read(), and its fds; b"" at the end. The caller keeps the bytes until it has
     handled the message, so that it can begin again after a fault.
     """
@@ -187,7 +218,7 @@ def receive_raw(sock: Any) -> tuple[bytes, list[int]]:
         return data, _fds(ancillary)
 
 
-def _fds(ancillary: Any) -> list[int]:
+def _fds(ancillary: ReceivedAncillary) -> list[int]:
     fds = array.array("i")
     for level, kind, rights in ancillary:
         if (level, kind) == (stdlib.SOL_SOCKET, stdlib.SCM_RIGHTS):
@@ -196,18 +227,19 @@ def _fds(ancillary: Any) -> list[int]:
 
 
 def read(data: bytes) -> Any:
-    """The message of these bytes."""
+    """The message of these bytes: a request, a part of an answer, or a notice."""
     return marshal.loads(data)
 
 
-def parts(message: Any) -> Iterator[tuple[bytes, bool]]:
+def parts(message: object) -> Iterator[tuple[bytes, bool]]:
     """An answer of any length, in parts: (bytes, whether more follow)."""
-    data = marshal.dumps(message)
+    data = marshal.dumps(message)  # type: ignore[arg-type]  # as in send()
     step = MAX_MESSAGE_BYTES // 2
     for start in range(0, len(data), step):
         yield data[start : start + step], start + step < len(data)
 
 
-def whole(received: list[bytes]) -> Any:
+def whole(received: list[bytes]) -> AnswerForm:
     """The answer of these parts."""
-    return marshal.loads(b"".join(received))
+    answer: AnswerForm = marshal.loads(b"".join(received))
+    return answer

@@ -8,9 +8,10 @@ meanwhile. Only the engine's thread calls.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from utpsocket.engine import command_queue, commands
+from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.ports import overlapping_ports
 from utpsocket.engine.user_fds.socket_state import Identity, Role
@@ -26,7 +27,7 @@ _TRIES: Final = 3
 def take_port(
     loop: Loop,
     key: int,
-    udp_sock: Any,
+    udp_sock: Socket,
     local: Address,
     identity: Identity,
     reuse_address: bool,
@@ -67,7 +68,7 @@ def take_port(
 def keep_port(
     loop: Loop,
     key: int,
-    udp_sock: Any,
+    udp_sock: Socket,
     inode: int,
     local: Address,
     identity: Identity,
@@ -82,7 +83,7 @@ def keep_port(
         take_port(loop, key, udp_sock, local, identity, reuse_address, shares, namespace)
 
 
-def _undo(loop: Loop, code: int, key: int, *arguments: Any) -> None:
+def _undo(loop: Loop, code: int, key: int, *arguments: object) -> None:
     """The socket is not bound: its next call raises the error."""
     identity = next(argument for argument in arguments if isinstance(argument, Identity))
     commands.drop_holders_of(loop, identity.inode)

@@ -12,11 +12,11 @@ import errno
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.helper import messages
-from utpsocket.engine.interpreter.native import allocate_lock, in_one_step, sleep, start_thread
+from utpsocket.engine.interpreter.native import Socket, allocate_lock, in_one_step, sleep, start_thread
 from utpsocket.engine.interpreter.originals import marshal, signal
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import let_pass
@@ -37,14 +37,14 @@ class Requests:
 
     __slots__ = ("_on_end", "_queue", "_sending", "_sock")
 
-    def __init__(self, sock: Any, on_end: Callable[[], object]) -> None:
+    def __init__(self, sock: Socket, on_end: Callable[[], object]) -> None:
         self._sock = sock
         self._on_end = on_end
-        self._queue: deque[tuple[bytes, list[int], list[Any]]] = deque()
+        self._queue: deque[tuple[bytes, list[int], list[Socket]]] = deque()
         self._sending = allocate_lock()
 
     def put(
-        self, request: tuple[Any, ...], fds: list[int], socks: list[Any], sent: partial[object] | None = None
+        self, request: messages.Request, fds: list[int], socks: list[Socket], sent: partial[object] | None = None
     ) -> None:
         """Send a request with duplicates of these fds, now or when there is room. Raises OSError where the kernel has
         no memory for it.
@@ -54,7 +54,7 @@ class Requests:
         sent    a partial() of a function in C, called as soon as the request is sent or queued, with no line of Python
                 in between
         """
-        kept: list[Any] = []
+        kept: list[Socket] = []
         try:
             data = marshal.dumps(request)
             if not self._queue and self._is_sent(data, fds, sent):
@@ -113,6 +113,6 @@ class Requests:
                 self._sending.release()
 
 
-def _close(socks: list[Any]) -> None:
+def _close(socks: list[Socket]) -> None:
     for sock in socks:
         sock.close()

@@ -87,7 +87,7 @@ def _close_stderr() -> None:
     os.close(null_fd)
 
 
-def _with_highest_number(fd: int) -> Any:
+def _with_highest_number(fd: int) -> Socket:
     """The same socket under a higher number than any other. If the engine is killed, the kernel closes the highest
     number first, so that the application can see that before its connections show an end of file.
     """
@@ -119,7 +119,7 @@ class Outbox:
 
     __slots__ = ("_backlog", "_loop", "_sock")
 
-    def __init__(self, loop: Loop, sock: Any) -> None:
+    def __init__(self, loop: Loop, sock: Socket) -> None:
         self._loop = loop
         self._sock = sock
         self._backlog: deque[object] = deque(maxlen=_MAX_BACKLOG)
@@ -165,7 +165,7 @@ class Outbox:
 def _sent_when_written(name: str) -> Any:
     slot = getattr(Identity, name)
 
-    def write(self: ServedIdentity, value: Any) -> None:
+    def write(self: ServedIdentity, value: object) -> None:
         slot.__set__(self, value)
         self.on_written(name, value)
 
@@ -198,10 +198,10 @@ class ServedIdentity(Identity):
         self.is_known = False
         super().__init__(family, settings)
 
-    def on_written(self, name: str, value: Any) -> None:
+    def on_written(self, name: str, value: object) -> None:
         """Send the application a value that was written, before its fd shows anything of it."""
         if self.is_known:
-            self.notices.put((self.cookie, name, value.value if name == "role" else value))
+            self.notices.put((self.cookie, name, value.value if isinstance(value, Role) else value))
         elif value is Role.CONNECTED:
             self.is_known = True
             self.notices.put((self.cookie, messages.ACCEPTED, (self.transport, messages.identity_form(self))))
@@ -220,7 +220,7 @@ class _Reply:
         self._service = service
         self._serial = serial
 
-    def give(self, value: Any, error: BaseException | None) -> None:
+    def give(self, value: object, error: BaseException | None) -> None:
         if self._serial:
             code = error.errno or 0 if isinstance(error, OSError) else 0
             text = (getattr(error, "strerror", None) or repr(error)) if error is not None else ""
@@ -268,7 +268,7 @@ class Service:
         "_tries",
     )
 
-    def __init__(self, loop: Loop, control: Any, notices: Any) -> None:
+    def __init__(self, loop: Loop, control: Socket, notices: Socket) -> None:
         self._loop = loop
         self._control = control
         self._outbox = Outbox(loop, Socket(fileno=os.dup(control.fileno())))  # its own number, for epoll
@@ -276,7 +276,7 @@ class Service:
         self._must_flush = True
         self._request = b""  # as received, until it is a command: after a fault it is read again
         self._fds: list[int] = []  # that came with it, and are not owned by an object yet
-        self._socks: list[Any] = []  # the objects that own the others
+        self._socks: list[Socket] = []  # the objects that own the others
         self._tries = 0  # faults while this request was read
         self._has_ended = allocate_lock()
         self._has_ended.acquire()
@@ -335,7 +335,7 @@ class Service:
         else:
             answer = _Reply(self, serial) if serial else None
             command = Command(self._loop, *self._plain(messages.remote_command(name), arguments), named, answer)
-            left: list[Any] = []
+            left: list[Socket] = []
             self._loop.command = command  # first: from here on the request is answered whatever fails
             self._request, self._socks, self._tries = b"", left, 0
             self._loop.carry_out()
@@ -355,10 +355,12 @@ class Service:
     def _serve_again(self) -> None:
         self.on_event(0)
 
-    def _plain(self, remote_command: RemoteCommand, arguments: list[Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    def _plain(
+        self, remote_command: RemoteCommand, arguments: list[Any]
+    ) -> tuple[Callable[..., object], tuple[object, ...]]:
         """The command, and its arguments as they were before they were sent."""
         left = iter(self._socks)
-        real: list[Any] = []
+        real: list[object] = []
         for argument, value in zip(remote_command.arguments, arguments, strict=False):
             if argument is Argument.IDENTITY:
                 real.append(self._identity(value))
@@ -370,7 +372,7 @@ class Service:
                 real.append(value)
         return remote_command.command, tuple(real)
 
-    def _identity(self, form: tuple[Any, ...]) -> ServedIdentity:
+    def _identity(self, form: messages.IdentityForm) -> ServedIdentity:
         """The identity here of a socket in the application, with the values that the shim has sent."""
         plain = form[0]
         identity = self._loop.identity_of(plain["cookie"]) or self._by_inode.get(plain["inode"])
@@ -383,7 +385,7 @@ class Service:
         identity.is_known = True
         return identity
 
-    def answer(self, serial: int, answer: tuple[Any, int, str]) -> None:
+    def answer(self, serial: int, answer: messages.AnswerForm) -> None:
         for part, has_more in list(messages.parts(answer)):
             self._outbox.put((serial, part, has_more))
 

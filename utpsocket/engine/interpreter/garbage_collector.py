@@ -39,7 +39,7 @@ _OUT_OF_REACH: Final = 2_011_983_647
 _NEVER: Final = (_OUT_OF_REACH, _OUT_OF_REACH, _OUT_OF_REACH)
 # On 3.12 a collection that is due runs in the next thread that executes bytecode.
 _IS_ANY_THREADS: Final = sys.version_info[:2] == (3, 12)
-_call: Final[Any] = getattr(operator, "call", None)  # 3.11
+_call: Final[Any] = getattr(operator, "call", None)  # 3.11; returns what the function that it calls returns
 _CAN_BE_TRACED: Final = sys.version_info >= (3, 12)  # threading.settrace_all_threads()
 
 _get_threshold, _set_threshold = gc.get_threshold, gc.set_threshold
@@ -76,7 +76,7 @@ class CollectorPause:
         found = _get_threshold()  # not ours: the program has set them meanwhile
         return _programs if found[0] == _OUT_OF_REACH and not _pausing else found
 
-    def sleep(self, wait: Callable[..., int], arguments: tuple[Any, ...]) -> int:
+    def sleep(self, wait: Callable[..., int], arguments: tuple[object, ...]) -> int:
         """wait(*arguments), during which the thresholds are the program's. `wait` is a function of ctypes.CDLL without
         argtypes, and the arguments are ints and byref() objects: so nothing is allocated for the call.
         """

@@ -90,7 +90,7 @@ _O_NONBLOCK = os.O_NONBLOCK
 _AF_UNIX, _SOCK_STREAM = socket.AF_UNIX, socket.SOCK_STREAM
 SOCK_CLOEXEC = int(getattr(socket, "SOCK_CLOEXEC", 0))
 SOCK_NONBLOCK = int(socket.SOCK_NONBLOCK)
-accept_fd: Callable[[Socket], tuple[int, Any]] = vars(Socket)["_accept"]
+accept_fd: Callable[[Socket], tuple[int, object]] = vars(Socket)["_accept"]
 """The C class's _accept(), of which typeshed does not know: returns the new fd, and the peer's address."""
 _dropped = ctypes.create_string_buffer(1 << 16)
 
@@ -176,8 +176,9 @@ def unread_bytes(fd: int) -> int:
     return 0 if libc.ioctl(fd, FIONREAD, ctypes.byref(answer)) else answer.value
 
 
+# Of calls that return whatever they return.
 _call: Callable[[partial[Any]], Any] = partial.__call__
-_first: Callable[[tuple[int, Any]], int] = itemgetter(0)
+_first: Callable[[tuple[int, object]], int] = itemgetter(0)
 
 
 def in_one_step(*calls: partial[Any]) -> list[Any]:

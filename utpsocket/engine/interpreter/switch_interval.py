@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final, TypeVar
 
 # A thread that has released the GIL gets it back in about twice this time. Each exchange takes some 20 µs of it, so a
 # much shorter interval would leave the engine little.
@@ -38,7 +38,10 @@ def withdraw(asker: str) -> None:
         end()
 
 
-def during(work: Callable[[Any], None], argument: Any) -> None:
+_T = TypeVar("_T")
+
+
+def during(work: Callable[[_T], None], argument: _T) -> None:
     """Do the work of an iteration under the short interval. To be called only if there are askers."""
     begin()
     try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 from utpsocket.engine.faults import NO_ROOM
 from utpsocket.engine.interpreter import libc
@@ -458,14 +458,22 @@ class Port:
         if self.family == stdlib.AF_INET6:
             self._option(stdlib.IPPROTO_IPV6, _IPV6_RECVERR, int(wanted))
 
-    def attach_filter(self, ids: Iterable[int], *wanted: Any) -> None:
+    def attach_filter(
+        self,
+        ids: Iterable[int],
+        syns_of_every: int,
+        strays_of_every: int,
+        heavy: socket_filter.HeavySources,
+        large_of_every: int,
+    ) -> None:
         """Have the kernel drop datagrams before they are queued; without effect where it cannot.
 
         Parameters:
             ids: receiving ids of connections here; if the kernel has no memory for so many, all ids pass.
-            wanted: the other arguments of socket_filter.attach().
+            syns_of_every, strays_of_every, heavy, large_of_every: as socket_filter.attach() has them.
         Raises: nothing.
         """
+        wanted = syns_of_every, strays_of_every, heavy, large_of_every
         if not socket_filter.attach(self.sock, ids, *wanted):
             socket_filter.attach(self.sock, None, *wanted)
 
