@@ -9,7 +9,8 @@ Called by greenlets. Sources: gevent's socket.py and _socket3.py.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final
 
 import gevent.socket as gevents
 import gevent.ssl  # noqa: F401  # its sockets must be able to stand on ours before it wraps one
@@ -21,6 +22,9 @@ from utpsocket.green.inner_sockets import GeventInside
 from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_KEEPALIVE, UTP_MAX_MTU, UTP_SHARE_PORT
 from utpsocket.sockets.functions import over_globals
 
+if TYPE_CHECKING:
+    from utpsocket.protocol import Address
+
 __all__ = ["SOL_UTP", "UTP_CONGESTION", "UTP_INFO", "UTP_KEEPALIVE", "UTP_MAX_MTU", "UTP_SHARE_PORT", "socket"]
 
 # Functions of gevent.socket that make a socket.
@@ -29,7 +33,7 @@ GEVENTS: Final = ("create_connection", "fromfd", "socketpair")
 STDLIBS: Final = ("create_server", "has_dualstack_ipv6")
 
 
-def _over_utp(function: Any) -> Any:
+def _over_utp(function: FunctionType) -> FunctionType:
     """gevent's or the stdlib's function, making sockets of our class."""
     space = {**function.__globals__, "socket": socket, **_REBOUND}
     return over_globals(function, space)
@@ -62,7 +66,7 @@ class socket(gevents.socket):  # type: ignore[misc]  # gevent ships few types
 
     _gevent_sock_class = _Inside
 
-    def accept(self) -> tuple[Any, Any]:
+    def accept(self) -> tuple[socket, Address]:
         """accept() -> (socket object, address info)
 
         Wait for an incoming connection and take it; other greenlets run meanwhile.
@@ -74,11 +78,11 @@ class socket(gevents.socket):  # type: ignore[misc]  # gevent ships few types
         Next: recv() and send() on the new socket; accept() again.
         Source: accept(2); gevent.socket.socket.accept().
         """
-        accepted: tuple[Any, Any] = _accept(self)
+        accepted: tuple[socket, Address] = _accept(self)
         return accepted
 
 
-_REBOUND: dict[str, Any] = {}
+_REBOUND: dict[str, FunctionType] = {}
 _accept: Final = _over_utp(gevents.socket.accept)
 for _name in (*GEVENTS, *STDLIBS):
     _REBOUND[_name] = _over_utp(getattr(gevents, _name) if _name in GEVENTS else original("socket", _name))

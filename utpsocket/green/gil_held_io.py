@@ -10,7 +10,7 @@ Called by the hub's thread, for sockets that do not block. Sources: recv(2), sen
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Final
+from typing import Final
 
 from utpsocket.engine.interpreter import libc
 from utpsocket.engine.kernel import syscalls
@@ -33,7 +33,7 @@ def receive_into(fd: int, room: memoryview) -> int:
     return count if count >= 0 else -ctypes.get_errno()
 
 
-def send(fd: int, data: Any) -> int:
+def send(fd: int, data: bytes | bytearray | memoryview) -> int:
     """Send bytes, or the first of them. Returns how many, or a negative errno."""
     if type(data) is not bytes:
         view = memoryview(data)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import sys
 from typing import Any, Final
+from weakref import ReferenceType
 
 from utpsocket.engine.interpreter import switch_interval
+from utpsocket.engine.interpreter.native import Socket, StdlibSocket
 from utpsocket.green.inner_sockets import EventletInside, GeventInside
 
 # Where gevent.socket.socket is defined.
@@ -21,7 +23,7 @@ _EVENTLET: Final = "eventlet.greenio.base"
 _NEEDS_SSL: Final = "utpsocket.green.cooperative"
 
 # By module: the class that was there before. gevent.ssl's is never removed.
-_saved: dict[str, Any] = {}
+_saved: dict[str, type[Socket]] = {}
 
 
 def hook_gevent() -> None:
@@ -71,7 +73,7 @@ def hook_eventlet() -> None:
     if _EVENTLET in _saved:
         return
     __import__(_EVENTLET)
-    module: Any = sys.modules[_EVENTLET]
+    module: Any = sys.modules[_EVENTLET]  # it has no types
     _saved[_EVENTLET] = module._original_socket
     module._original_socket = EventletInside
     switch_interval.ask(_EVENTLET)
@@ -86,13 +88,13 @@ def unhook_eventlet() -> None:
     before = _saved.pop(_EVENTLET, None)
     if before is not None:
         switch_interval.withdraw(_EVENTLET)
-        module: Any = sys.modules[_EVENTLET]
+        module: Any = sys.modules[_EVENTLET]  # it has no types
         module._original_socket = before
 
 
-def adapt_gevent_ssl(base: Any) -> None:
+def adapt_gevent_ssl(base: type[Socket]) -> None:
     """Derive gevent.ssl's inner sockets from `base`. gevent does this itself once, when gevent.ssl is imported."""
-    module: Any = sys.modules.get(_GEVENT_SSL)
+    module: Any = sys.modules.get(_GEVENT_SSL)  # it has no types
     if module is None or not hasattr(module, "_contextawaresock"):
         return
     gevents_own = _saved.setdefault(_GEVENT_SSL, module._contextawaresock)
@@ -100,10 +102,12 @@ def adapt_gevent_ssl(base: Any) -> None:
         module._contextawaresock = gevents_own
         return
 
-    class _contextawaresock(base):  # type: ignore[misc]  # chosen at run time
+    class _contextawaresock(base):  # type: ignore[misc, valid-type]  # chosen at run time
         __slots__ = ("_sslsock",)
 
-        def __init__(self, family: int, type: int, proto: int, fileno: int | None, sslsocket_wref: Any) -> None:
+        def __init__(
+            self, family: int, type: int, proto: int, fileno: int | None, sslsocket_wref: ReferenceType[StdlibSocket]
+        ) -> None:
             super().__init__(family, type, proto, fileno)
             self._sslsock = sslsocket_wref
 

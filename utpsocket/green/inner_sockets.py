@@ -14,13 +14,18 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket
 from utpsocket.green import gil_held_io
 from utpsocket.green.yielding import begin_iteration
 from utpsocket.sockets import errors, lifecycle, shim
 from utpsocket.sockets.rules import Routes
+
+if TYPE_CHECKING:
+    from utpsocket.engine.interpreter.arguments import GivenAddress, ReadableBuffer
+    from utpsocket.protocol import Address
+    from utpsocket.sockets.closing import Lock
 
 # How long a greenlet sleeps between two looks at a lock; by feel.
 _FIRST_SLEEP_SECONDS: Final = 0.001
@@ -43,7 +48,7 @@ class _Inside(shim.socket):
         """Whether the next call may keep the interpreter's lock: the socket is uTP's and does not block."""
         return gil_held_io.IS_POSSIBLE and self._utp is not None and self.gettimeout() == 0
 
-    def recv(self, *args: Any, **kwargs: Any) -> bytes:
+    def recv(self, *args: int, **kwargs: object) -> bytes:
         """As utpsocket.socket.recv()."""
         is_plain = len(args) == 1 and not kwargs and type(args[0]) is int and 0 < args[0] <= _MAX_RECEIVE_BYTES
         if is_plain and self._can_keep_gil():
@@ -69,7 +74,7 @@ class _Inside(shim.socket):
                 raise lifecycle.os_error(errno.EAGAIN)
         return shim.socket.recv_into(self, *args, **kwargs)
 
-    def send(self, data: Any, flags: int = 0, /) -> int:
+    def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
         """As utpsocket.socket.send()."""
         if not flags and isinstance(data, (bytes, bytearray, memoryview)) and len(data) and self._can_keep_gil():
             assert self._utp is not None
@@ -87,7 +92,7 @@ class GeventInside(_Inside):
 
     __slots__ = ()
 
-    def connect_ex(self, address: Any, /) -> int:
+    def connect_ex(self, address: GivenAddress, /) -> int:
         """As utpsocket.socket.connect_ex(). gevent calls it where the caller may wait, and connect() where not."""
         import gevent
 
@@ -97,7 +102,7 @@ class GeventInside(_Inside):
                 gevent.sleep(0)
         return shim.socket.connect_ex(self, address)
 
-    def _accept(self) -> tuple[int, Any]:
+    def _accept(self) -> tuple[int, Address]:
         """_accept() -> (integer fd, address info). EAGAIN when enough has been accepted in this iteration of the hub:
         gevent accepts until then, and goes on in the next iteration.
         """
@@ -108,7 +113,7 @@ class GeventInside(_Inside):
                 raise lifecycle.os_error(errno.EAGAIN)
         return shim.socket._accept(self)
 
-    def _acquire(self, lock: Any, seconds: float) -> None:
+    def _acquire(self, lock: Lock, seconds: float) -> None:
         import gevent
 
         # The hub cannot wait. The engine delivers all the same.
@@ -130,14 +135,14 @@ class EventletInside(_Inside):
 
     _wants_stdlib_ssl = True
 
-    def accept(self) -> tuple[Any, Any]:
+    def accept(self) -> tuple[StdlibSocket, Address | None]:
         """accept() -> (socket object, address info): the next incoming connection, of this class too."""
         if self._utp is None:
             return shim.socket.accept(self)
         fd, peer = self._accept()
         return type(self)(self.family, self.type, self.proto, fileno=fd), peer
 
-    def _acquire(self, lock: Any, seconds: float) -> None:
+    def _acquire(self, lock: Lock, seconds: float) -> None:
         import eventlet
         from greenlet import getcurrent
 
@@ -145,7 +150,7 @@ class EventletInside(_Inside):
             _acquire_sleeping(lock, seconds, eventlet.sleep)
 
 
-def _acquire_sleeping(lock: Any, seconds: float, sleep: Callable[[float], object]) -> None:
+def _acquire_sleeping(lock: Lock, seconds: float, sleep: Callable[[float], object]) -> None:
     """Wait for a native lock by trying it at growing intervals.
 
     To be woken instead, the engine would have to reach a hub from another thread, which gevent and eventlet do in
