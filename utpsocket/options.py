@@ -11,10 +11,11 @@ Sources: socket(7), tcp(7), ip(7), ipv6(7); docs/protocol.md §7, §11; docs/soc
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from contextlib import closing
 from enum import Enum
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from utpsocket.engine.interpreter.native import SOCK_NONBLOCK, Socket, poll
 from utpsocket.engine.interpreter.originals import os, struct
@@ -25,6 +26,9 @@ from utpsocket.engine.kernel.udp import PACKET_OPTIONS
 from utpsocket.engine.user_fds.socket_state import Identity, Role, half_buffer
 from utpsocket.protocol.congestion import CONTROLLERS
 from utpsocket.sockets import fd_pair
+
+if TYPE_CHECKING:
+    from utpsocket.engine.interpreter.arguments import OptionValue, ReadableBuffer
 
 __all__ = [
     "EFFECTS",
@@ -87,7 +91,7 @@ _MAX_KEEPALIVE_SECONDS: Final = 32_767
 # CPython's limit for getsockopt()'s buflen.
 MAX_OPTION_BYTES: Final = 1_024
 
-_UDP: Final[dict[int, Any]] = {
+_UDP: Final[dict[int, Callable[[], Socket]]] = {
     family: partial(Socket, family, stdlib.SOCK_DGRAM | SOCK_NONBLOCK, 0)
     for family in (stdlib.AF_INET, stdlib.AF_INET6)
 }
@@ -175,7 +179,7 @@ def _fail(code: int) -> OSError:
     return OSError(code, os.strerror(code))
 
 
-def udp_socket(identity: Identity) -> Any:
+def udp_socket(identity: Identity) -> Socket:
     """A new non-blocking UDP socket with those options of this uTP socket that are the UDP port's."""
     udp = with_room(_UDP[identity.family])
     if not identity.options:
@@ -192,7 +196,7 @@ def udp_socket(identity: Identity) -> Any:
     return udp
 
 
-def set_option(sock: Any, identity: Identity, level: int, name: int, value: Any, *optlen: Any) -> bool:
+def set_option(sock: Socket, identity: Identity, level: int, name: int, value: OptionValue, *optlen: int) -> bool:
     """setsockopt() of a uTP socket. Returns whether the engine must apply the option, where there is a connection.
 
     Raises what TCP's setsockopt() raises for this level, name and value.
@@ -206,8 +210,8 @@ def set_option(sock: Any, identity: Identity, level: int, name: int, value: Any,
     is_v6 = identity.family == stdlib.AF_INET6
     if is_v6 and (level, name) == (stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY) and identity.has_port:
         raise _fail(errno.EINVAL)  # too late once a port is bound: ipv6(7)
-    is_flag = level == _TCP and name == stdlib.TCP_NODELAY and type(value) is int and not optlen
-    read_back = _nodelay.get((identity.family, value)) if is_flag else None
+    nodelay = value if level == _TCP and name == stdlib.TCP_NODELAY and type(value) is int and not optlen else None
+    read_back = None if nodelay is None else _nodelay.get((identity.family, nodelay))
     if read_back is None:
         with closing(with_room(partial(Socket, identity.family, stdlib.SOCK_STREAM, 0))) as reference_tcp:
             if (level, name) == _TOS:
@@ -220,13 +224,13 @@ def set_option(sock: Any, identity: Identity, level: int, name: int, value: Any,
                 identity.options.pop(_PRIORITY, None)
                 identity.options |= {_TOS: b"", _PRIORITY: reference_tcp.getsockopt(*_PRIORITY, MAX_OPTION_BYTES)}
             read_back = reference_tcp.getsockopt(level, name, MAX_OPTION_BYTES)
-        if is_flag and value in (0, 1):
-            _nodelay[identity.family, value] = read_back
+        if nodelay in (0, 1):
+            _nodelay[identity.family, nodelay] = read_back
     identity.options[level, name] = read_back
     return _apply(sock, identity, level, name)
 
 
-def _apply(sock: Any, identity: Identity, level: int, name: int) -> bool:
+def _apply(sock: Socket, identity: Identity, level: int, name: int) -> bool:
     """Put the option into the socket's settings. Returns whether the engine must apply it."""
     settings = identity.settings
     value = identity.options[level, name]
@@ -259,20 +263,20 @@ def _apply(sock: Any, identity: Identity, level: int, name: int) -> bool:
     return True
 
 
-def inherit(raw: Any, identity: Identity) -> None:
+def inherit(raw: Socket, identity: Identity) -> None:
     """Set on an accepted descriptor the listener's options that the kernel does not hand on between AF_UNIX sockets."""
     apply_send_buffer(raw, identity)
     restore(raw, identity)
 
 
-def restore(raw: Any, identity: Identity) -> None:
+def restore(raw: Socket, identity: Identity) -> None:
     """Set on a new AF_UNIX descriptor the options that were set on the one before and that the kernel carries out."""
     for (level, name), value in identity.options.items():
         if level == _SOCKET and name in _PAIR_OPTIONS:
             Socket.setsockopt(raw, level, name, value)
 
 
-def apply_send_buffer(sock: Any, identity: Identity) -> None:
+def apply_send_buffer(sock: Socket, identity: Identity) -> None:
     """Set SO_SNDBUF of the user's descriptor: now, or when the gate opens, since a larger buffer would open it at once
     (docs/sockets.md §1).
     """
@@ -283,7 +287,7 @@ def apply_send_buffer(sock: Any, identity: Identity) -> None:
         Socket.setsockopt(sock, _SOCKET, stdlib.SO_SNDBUF, half)
 
 
-def _set_utp(identity: Identity, name: int, value: Any) -> bool:
+def _set_utp(identity: Identity, name: int, value: OptionValue) -> bool:
     """Set an option of the level SOL_UTP. Returns whether the engine must apply it, where there is a connection. Raises
     with the reason where the option would have no effect.
     """
@@ -297,7 +301,7 @@ def _set_utp(identity: Identity, name: int, value: Any) -> bool:
             raise OSError(errno.EISCONN, "UTP_MAX_MTU is set before connect() or listen()")
         settings.max_datagram_bytes = number
     elif name == UTP_CONGESTION:
-        congestion = bytes(memoryview(_INT.pack(value) if isinstance(value, int) else value))
+        congestion = bytes(_buffer(_INT.pack(value) if isinstance(value, int) else value))
         text = congestion.partition(b"\0")[0].decode("ascii", "replace")
         if text not in CONTROLLERS:  # ENOENT as for TCP_CONGESTION
             raise OSError(errno.ENOENT, f"no congestion control is named {text!r}; there is {', '.join(CONTROLLERS)}")
@@ -320,24 +324,29 @@ def _set_utp(identity: Identity, name: int, value: Any) -> bool:
     return False
 
 
-def _number(value: Any) -> int:
+def _buffer(value: ReadableBuffer | None) -> memoryview:
+    """An option's bytes. Raises TypeError for None."""
+    return memoryview(value)  # type: ignore[arg-type]
+
+
+def _number(value: OptionValue) -> int:
     """An option's int, in either of the forms that setsockopt() takes."""
     if isinstance(value, int):
         return int(value)
-    data = memoryview(value)
+    data = _buffer(value)
     if data.nbytes < _INT.size:
         raise _fail(errno.EINVAL)
     return int(_INT.unpack_from(data)[0])
 
 
-def connect_seconds(sock: Any) -> float | None:
+def connect_seconds(sock: Socket) -> float | None:
     """SO_SNDTIMEO in seconds: how long a connect() without a timeout waits. None: without an end."""
     value = Socket.getsockopt(sock, _SOCKET, _SO_SNDTIMEO, _TIMEVAL.size)
     seconds, microseconds = _TIMEVAL.unpack(value)
     return seconds + microseconds / 1_000_000 if seconds or microseconds else None
 
 
-def get_option(sock: Any, identity: Identity, level: int, name: int, *buflen: int) -> Any:
+def get_option(sock: Socket, identity: Identity, level: int, name: int, *buflen: int) -> int | bytes:
     """getsockopt() of a uTP socket: an int, or bytes where `buflen` is given and not 0. Raises what TCP's raises."""
     if level == _SOCKET and name in _PAIR_OPTIONS:
         return Socket.getsockopt(sock, level, name, *buflen)
@@ -352,10 +361,11 @@ def get_option(sock: Any, identity: Identity, level: int, name: int, *buflen: in
         return value[:length]
     if len(value) < _INT.size:
         raise _fail(errno.EINVAL)
-    return _INT.unpack_from(value)[0]
+    number: int = _INT.unpack_from(value)[0]
+    return number
 
 
-def _bind_to_scope(reference_tcp: Any, identity: Identity) -> None:
+def _bind_to_scope(reference_tcp: Socket, identity: Identity) -> None:
     """A TCP socket with a link-local address at either end is bound to that interface."""
     for address in (identity.peer, identity.local):
         if address is not None and len(address) == 4 and address[3]:
@@ -366,7 +376,7 @@ def _bind_to_scope(reference_tcp: Any, identity: Identity) -> None:
             return
 
 
-def _tcp_state(sock: Any, identity: Identity) -> int:
+def _tcp_state(sock: Socket, identity: Identity) -> int:
     """The first byte of TCP_INFO: the state that a TCP socket would be in. After shutdown(SHUT_RD) the kernel does not
     show any more whether the peer has sent its FIN.
     """
@@ -378,7 +388,7 @@ def _tcp_state(sock: Any, identity: Identity) -> int:
     return _TCP_ENDINGS[identity.shut_halves & 2 > 0, is_at_end]
 
 
-def _value(sock: Any, identity: Identity, level: int, name: int) -> bytes | None:
+def _value(sock: Socket, identity: Identity, level: int, name: int) -> bytes | None:
     """The value of an option that was set or that is uTP's own; None: a new TCP socket gives the value."""
     if level == SOL_UTP:
         if name == UTP_CONGESTION:

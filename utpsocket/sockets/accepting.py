@@ -8,11 +8,11 @@ is checked, since any process of this machine can connect to that socket. Any th
 from __future__ import annotations
 
 import errno
-from typing import Any, Final
+from typing import Final
 
 from utpsocket import options
 from utpsocket.engine import commands, running_engine
-from utpsocket.engine.interpreter.native import Socket, accepted, accepted_at_once, poll
+from utpsocket.engine.interpreter.native import Socket, StdlibSocket, accepted, accepted_at_once, poll
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.kernel import fd_names
 from utpsocket.engine.loop import Loop
@@ -24,7 +24,7 @@ _POLLIN: Final = 0x001
 _POLLRDHUP: Final = 0x2000
 
 
-def accept(sock: Any, identity: Identity, made: Any) -> tuple[bytes, int]:
+def accept(sock: StdlibSocket, identity: Identity, made: Socket) -> tuple[bytes, int]:
     """The next incoming connection: `made`, a socket object without an fd, then has one. Returns the name of the
     engine's end of it, and its cookie.
     """
@@ -38,7 +38,7 @@ def accept(sock: Any, identity: Identity, made: Any) -> tuple[bytes, int]:
             raise
         if identity.is_full:
             _report_room(identity)
-        name: Any = Socket.getpeername(made)
+        name: bytes = Socket.getpeername(made)
         cookie = _cookie_if_made_by_engine(made, name, identity)
         if cookie is not None:
             options.inherit(made, identity)
@@ -46,7 +46,7 @@ def accept(sock: Any, identity: Identity, made: Any) -> tuple[bytes, int]:
         Socket.close(made)
 
 
-def _cookie_if_made_by_engine(made: Any, name: Any, listener: Identity) -> int | None:
+def _cookie_if_made_by_engine(made: Socket, name: bytes, listener: Identity) -> int | None:
     """The cookie of an accepted socket if its far end is the engine's. None if another process has connected to the
     listening name.
     """
@@ -70,7 +70,7 @@ def _report_room(identity: Identity) -> None:
         loop.post(commands.on_accept, identity.endpoint)
 
 
-def _accept_any(sock: Any, made: Any) -> None:
+def _accept_any(sock: StdlibSocket, made: Socket) -> None:
     """accept4(2) of a listening AF_UNIX socket. After shutdown() it gives EAGAIN for ever on a non-blocking one, while
     poll() reports it readable; this raises EINVAL as TCP does.
     """
@@ -90,7 +90,7 @@ def _accept_any(sock: Any, made: Any) -> None:
         raise
 
 
-def _wait_readable(sock: Any, seconds: float) -> int:
+def _wait_readable(sock: StdlibSocket, seconds: float) -> int:
     poller = poll()
     fd = sock.fileno()
     if fd < 0:
@@ -100,7 +100,7 @@ def _wait_readable(sock: Any, seconds: float) -> int:
     return int(found[0][1]) if found else 0
 
 
-def stop_listening(sock: Any, identity: Identity) -> None:
+def stop_listening(sock: StdlibSocket, identity: Identity) -> None:
     """The listening descriptor was shut down: new connections are refused, and those that wait are reset."""
     loop = running_engine()
     if loop is None or loop.pid != identity.owner_pid:
@@ -115,13 +115,13 @@ def stop_listening(sock: Any, identity: Identity) -> None:
     lifecycle.become_unconnected(sock, identity)
 
 
-def _reset_queue(sock: Any, listener: Identity) -> None:
+def _reset_queue(sock: StdlibSocket, listener: Identity) -> None:
     """Reset the connections that wait for accept(), one by one: the descriptor may be open in another process, which
     would keep the queue.
     """
     while (waiting := accepted_at_once(sock.fileno())) is not None:
         try:
-            name: Any = Socket.getpeername(waiting)
+            name: bytes = Socket.getpeername(waiting)
             cookie = _cookie_if_made_by_engine(waiting, name, listener)
             identity = None if cookie is None else registry.identify_accepted(waiting, name, cookie, listener.owner_pid)
             # Before the engine sees the close, which without SO_LINGER would be an end of file.

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import errno
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from utpsocket import options
 from utpsocket.engine import commands
+from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import _socket, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel import fd_names, netns
@@ -22,6 +23,7 @@ from utpsocket.protocol import Address
 
 if TYPE_CHECKING:
     from utpsocket.engine.helper.client import RemoteLoop
+    from utpsocket.engine.interpreter.arguments import GivenAddress
 
 UNBOUND: Final[dict[int, Address]] = {stdlib.AF_INET: ("0.0.0.0", 0), stdlib.AF_INET6: ("::", 0, 0, 0)}
 # For an address that a port which the engine is about to close still has; by feel.
@@ -29,7 +31,7 @@ _BIND_TRIES: Final = 100
 _REUSEPORT: Final = (stdlib.SOL_SOCKET, stdlib.SO_REUSEPORT)
 
 
-def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: Any) -> tuple[int, Address]:
+def take_port(sock: Socket, loop: Loop | RemoteLoop, identity: Identity, address: GivenAddress) -> tuple[int, Address]:
     """Bind to the UDP port at this address, a new one or one that is shared. Returns the key of the engine's endpoint,
     and the address as the kernel gives it.
     """
@@ -74,7 +76,7 @@ def take_port(sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: A
 
 
 def _take_known_port(
-    sock: Any, loop: RemoteLoop, identity: Identity, local: Address, *, reuse_address: bool, shares: bool
+    sock: Socket, loop: RemoteLoop, identity: Identity, local: Address, *, reuse_address: bool, shares: bool
 ) -> int:
     """Have an engine in another process bind the socket to a port that it has at this address, as this process knows.
     Returns the port's key. Does not wait.
@@ -88,7 +90,7 @@ def _take_known_port(
         udp.close()
 
 
-def keep_port(sock: Any, loop: RemoteLoop, identity: Identity, inode: int) -> None:
+def keep_port(sock: Socket, loop: RemoteLoop, identity: Identity, inode: int) -> None:
     """Keep the port of a bound non-blocking socket whose descriptor, until now `inode`, was replaced; take it again
     where the connection that has ended released it.
     """
@@ -106,7 +108,7 @@ def _sharing(identity: Identity) -> dict[str, bool]:
 
 
 def _bind_over(
-    sock: Any, loop: Loop | RemoteLoop, identity: Identity, address: Any, overlapped: list[int]
+    sock: Socket, loop: Loop | RemoteLoop, identity: Identity, address: GivenAddress, overlapped: list[int]
 ) -> tuple[int, Address]:
     """As _adopt_port(), over closed ports of ours that overlap (engine/ports/overlapping_ports.py)."""
     key = 0
@@ -119,10 +121,10 @@ def _bind_over(
 
 
 def _adopt_port(
-    sock: Any,
+    sock: Socket,
     loop: Loop | RemoteLoop,
     identity: Identity,
-    address: Any,
+    address: GivenAddress,
     *,
     reuse_address: bool,
     shares: bool,
@@ -171,15 +173,16 @@ def _adopt_port(
         raise
 
 
-def new_udp_socket(sock: Any, identity: Identity) -> Any:
+def new_udp_socket(sock: Socket, identity: Identity) -> Socket:
     """A new UDP socket with this socket's options, in its network namespace."""
     if not identity.namespace:
         identity.namespace = netns.cookie(sock)
     return raise_fd(netns.make_in_namespace(sock, identity.namespace, partial(options.udp_socket, identity)))
 
 
-def resolved(identity: Identity, address: Any) -> Address:
+def resolved(identity: Identity, address: GivenAddress) -> Address:
     """The numeric form of an address that bind() has understood."""
+    assert isinstance(address, tuple)
     host, port = address[0], int(address[1])
     if not host:
         unbound = UNBOUND[identity.family]
@@ -187,8 +190,8 @@ def resolved(identity: Identity, address: Any) -> Address:
     if isinstance(host, str) and host.isascii():
         # getaddrinfo() would load the IDNA codec for a str, even for digits.
         host = host.encode()
-    found: Any = _socket.getaddrinfo(host, port, identity.family, stdlib.SOCK_DGRAM)[0][4]
-    return found  # type: ignore[no-any-return]
+    found = _socket.getaddrinfo(host, port, identity.family, stdlib.SOCK_DGRAM)[0][4]
+    return found  # type: ignore[return-value]  # (int, bytes) where Python has no IPv6
 
 
 def is_errno(error: BaseException) -> bool:

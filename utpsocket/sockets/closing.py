@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final, ParamSpec, Protocol, TypeVar
 
 from utpsocket.engine import commands, running_engine
 from utpsocket.engine.interpreter.native import allocate_lock
@@ -20,14 +20,24 @@ from utpsocket.engine.user_fds.socket_state import Identity, Role
 # What _deliver() returns where it failed; false.
 _UNDELIVERED: Final = ()
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
-def block(lock: Any, seconds: float) -> None:
+
+class Lock(Protocol):
+    """A lock of the interpreter's own."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1, /) -> bool:
+        """Take it, or wait for it; whether it was taken."""
+
+
+def block(lock: Lock, seconds: float) -> None:
     """Wait until the lock is released, for `seconds` at most."""
     lock.acquire(True, seconds)
 
 
 def after_close(
-    identity: Identity, acquire: Callable[[Any, float], object] | None = block, *, is_blocking: bool = True
+    identity: Identity, acquire: Callable[[Lock, float], object] | None = block, *, is_blocking: bool = True
 ) -> None:
     """Report a close to the engine that the kernel does not show it: of a bound or listening socket, or with SO_LINGER.
 
@@ -99,13 +109,13 @@ class AtEnd:
             raise
 
 
-def _deliver(send: Callable[..., Any], command: Callable[..., object], *arguments: Any) -> Any:
+def _deliver(send: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | tuple[()]:
     """Give the engine a command, and once more where it failed, for lack of memory say. close() itself cannot fail: the
     descriptor is closed.
     """
     for _ in range(2):
         try:
-            return send(command, *arguments)
+            return send(*args, **kwargs)
         except OSError as error:
             let_pass(error)
     return _UNDELIVERED

@@ -8,15 +8,29 @@ from __future__ import annotations
 import errno
 from contextlib import closing
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from utpsocket.engine.interpreter.native import Socket, allocate_lock
+from utpsocket.engine.interpreter.native import Socket, StdlibSocket, allocate_lock
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import let_pass
 from utpsocket.engine.kernel.high_fds import with_room
 from utpsocket.engine.user_fds import reset
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.sockets import fd_pair, lifecycle
+
+if TYPE_CHECKING:
+    from utpsocket.engine.interpreter.arguments import Ancillary, GivenAddress, Named, Positional
+    from utpsocket.sockets.closing import Lock
+
+    class _CanWait(Protocol):
+        """What is needed of the class in shim.py to wait as it does."""
+
+        def fileno(self) -> int: ...
+
+        def gettimeout(self) -> float | None: ...
+
+        def _acquire(self, lock: Lock, seconds: float) -> None: ...
+
 
 # No datagram is that large: the kernel checks the address, then refuses with EMSGSIZE.
 TOO_LARGE: Final = bytes(65_536)
@@ -37,14 +51,14 @@ _ANCILLARY: Final = (1, 2, 36, 37, 61, 65)
 _well_formed: set[str] = set()
 
 
-def is_at_end(sock: Any, identity: Identity) -> bool:
+def is_at_end(sock: StdlibSocket, identity: Identity) -> bool:
     """Whether a connection that broke after the peer's end of file has nothing more to receive. recv() of the kernel
     would give ECONNRESET there, and clear the error that poll() and send() must still report.
     """
     return bool(identity.error) and sock.fileno() >= 0 and not reset.unread_bytes(sock.fileno())
 
 
-def discarding(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+def discarding(args: Positional, kwargs: Named) -> Positional:
     """The arguments of recv_into() or recvfrom_into() with another buffer where MSG_TRUNC is given: TCP discards the
     bytes and leaves the caller's buffer as it was (tcp(7)), AF_UNIX fills it.
     """
@@ -91,8 +105,8 @@ def at_end(identity: Identity, count: int, flags: int) -> bytes:
 
 
 def with_checked_flags(
-    sock: Any, identity: Identity, args: tuple[Any, ...], index: int, kwargs: dict[str, Any] | None = None
-) -> tuple[Any, ...]:
+    sock: _CanWait, identity: Identity, args: Positional, index: int, kwargs: Named | None = None
+) -> Positional:
     """The arguments of a receiving call, whose flags are at this index or given by name. Raises for flags that ask for
     what uTP does not have. MSG_WAITALL is removed where the connection has ended: nothing more comes, and the kernel
     would clear the error that is still to be reported.
@@ -109,7 +123,7 @@ def with_checked_flags(
     return args
 
 
-def _refuse_unsupported(sock: Any, identity: Identity, flags: int) -> None:
+def _refuse_unsupported(sock: _CanWait, identity: Identity, flags: int) -> None:
     """Raise for MSG_OOB and MSG_ERRQUEUE. uTP has no urgent data, for which the kernel itself gives EINVAL while there
     is a connection. uTP has no error queue: it is empty, for which TCP gives EAGAIN at once on any socket, and with a
     timeout CPython tries again until that has passed. AF_UNIX would return data of the stream.
@@ -128,7 +142,7 @@ def _refuse_unsupported(sock: Any, identity: Identity, flags: int) -> None:
         raise lifecycle.os_error(errno.EINVAL)
 
 
-def before_send(sock: Any, identity: Identity, flags: int) -> None:
+def before_send(sock: StdlibSocket, identity: Identity, flags: int) -> None:
     """Open the gate that a connect() has left closed (fd_pair.py). Refuse MSG_OOB: uTP has no urgent data.
 
     Once the errno of the connection's end has been read nothing is taken any more, though the engine may be about to
@@ -142,7 +156,7 @@ def before_send(sock: Any, identity: Identity, flags: int) -> None:
         raise lifecycle.os_error(errno.EOPNOTSUPP)
 
 
-def send_error(sock: Any, identity: Identity, error: OSError) -> OSError:
+def send_error(sock: StdlibSocket, identity: Identity, error: OSError) -> OSError:
     """The error that send() of TCP gives where that of AF_UNIX gives this one."""
     if error.errno == errno.ENOTCONN:
         return lifecycle.os_error(errno.EPIPE)
@@ -155,7 +169,7 @@ def send_error(sock: Any, identity: Identity, error: OSError) -> OSError:
     return error
 
 
-def check_address(family: int, method: str, *args: Any) -> None:
+def check_address(family: int, method: str, *args: object) -> None:
     """Raise what this method raises for a malformed address. The C class decides, by a UDP socket and a datagram that
     is too large to be sent; once for each address, since programs that use sendto() on a stream repeat it.
     """
@@ -173,7 +187,7 @@ def check_address(family: int, method: str, *args: Any) -> None:
             _well_formed.add(call)
 
 
-def check_bind(family: int, address: Any, *, is_open: bool) -> None:
+def check_bind(family: int, address: GivenAddress, *, is_open: bool) -> None:
     """Raise what bind() finds wrong with an address, for a socket that cannot be bound. A UDP socket that is bound
     already decides, in the same order: it cannot be bound again either.
     """
@@ -188,7 +202,7 @@ def check_bind(family: int, address: Any, *, is_open: bool) -> None:
                 raise
 
 
-def check_connect(family: int, method: str, address: Any) -> None:
+def check_connect(family: int, method: str, address: GivenAddress) -> None:
     """Raise what connect() or connect_ex() finds wrong with an address or a host name, for a socket that does not begin
     to connect.
     """
@@ -201,7 +215,7 @@ def check_connect(family: int, method: str, address: Any) -> None:
             let_pass(error)  # an error of connecting says nothing about the address
 
 
-def check_ancillary(identity: Identity, ancdata: Any) -> None:
+def check_ancillary(identity: Identity, ancdata: Ancillary) -> None:
     """Raise what sendmsg() raises for malformed ancillary data. The C class decides, by an unconnected socket."""
     with closing(with_room(partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_DGRAM))) as reference_udp:
         try:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import errno
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-from utpsocket.engine.interpreter.native import SOCK_NONBLOCK, Socket, accepted_at_once, connect_at_once
+from utpsocket.engine.interpreter.native import SOCK_NONBLOCK, Socket, StdlibSocket, accepted_at_once, connect_at_once
 from utpsocket.engine.interpreter.originals import ctypes, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel import fd_names, netns
@@ -37,7 +37,7 @@ _LISTEN_BACKLOG: Final = 16
 _FILLER: Final = bytes(8_192)
 
 
-def pair(sock: Any, identity: Identity) -> Any:
+def pair(sock: StdlibSocket, identity: Identity) -> Socket:
     """Connect the user's descriptor to a new socket of the engine, with the gate closed. Returns the engine's socket.
 
     A listening AF_UNIX socket is made for this moment, so that the user's descriptor stays the same. Its name is what
@@ -74,15 +74,15 @@ def pair(sock: Any, identity: Identity) -> Any:
     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
-def _fill_send_buffer(sock: Any) -> int:
+def _fill_send_buffer(sock: StdlibSocket) -> int:
     """Close the gate: fill the user's send buffer. Returns how many bytes that took."""
     try:
-        return int(Socket.send(sock, _FILLER, stdlib.MSG_DONTWAIT))
+        return Socket.send(sock, _FILLER, stdlib.MSG_DONTWAIT)
     except BrokenPipeError:
         return 0  # shut down before it was connected: it needs no gate, since nothing can be sent
 
 
-def _pair_at(listening: Any, fd: int, name: bytes) -> Any:
+def _pair_at(listening: Socket, fd: int, name: bytes) -> Socket | None:
     """Connect the descriptor to a listening socket of this name and accept it. None where others fill the queue."""
     listening.bind(name)
     listening.listen(_LISTEN_BACKLOG)
@@ -100,7 +100,7 @@ def _pair_at(listening: Any, fd: int, name: bytes) -> Any:
         engine_sock.close()
 
 
-def _accepted(listening_fd: int) -> Any:
+def _accepted(listening_fd: int) -> Socket:
     engine_sock = accepted_at_once(listening_fd, SOCK_NONBLOCK)
     if engine_sock is None:
         code = ctypes.get_errno()
@@ -113,13 +113,13 @@ def user_buffer_bytes(identity: Identity) -> int:
     return _USER_BUFFER_BYTES if identity.owner_pid == os.getpid() else _REMOTE_BUFFER_BYTES
 
 
-def open_gate(sock: Any, identity: Identity) -> None:
+def open_gate(sock: StdlibSocket, identity: Identity) -> None:
     """Set the send buffer of the user's descriptor to its proper size, once the connection is established."""
     Socket.setsockopt(sock, stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, identity.send_buffer_bytes)
     identity.is_gated = False  # last: if this is interrupted it is done again
 
 
-def renew(sock: Any) -> None:
+def renew(sock: StdlibSocket) -> None:
     """Put a new AF_UNIX socket in the place of the user's descriptor: TCP can connect again after a failed attempt,
     AF_UNIX cannot.
     """

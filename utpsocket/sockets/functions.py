@@ -11,10 +11,13 @@ import os
 import socket as stdlib
 from collections.abc import Iterator
 from types import FunctionType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from utpsocket.engine.interpreter.native import StdlibSocket, original
 from utpsocket.sockets import shim
+
+if TYPE_CHECKING:
+    from utpsocket.protocol import Address
 
 _MARKER: Final = "_GLOBAL_DEFAULT_TIMEOUT"
 # Names that stand for the standard library's function with our class in it. Those that this interpreter lacks are left
@@ -29,7 +32,7 @@ REBOUND: Final = (
 )
 
 
-def incoming(listener: StdlibSocket) -> Iterator[tuple[StdlibSocket, Any]]:
+def incoming(listener: StdlibSocket) -> Iterator[tuple[StdlibSocket, Address]]:
     """Yield incoming connections one by one: `for conn, address in utpsocket.incoming(listener): …`.
 
     The iteration waits as accept() does. It ends when the listener is closed or shut down. A shutdown() wakes it; a
@@ -51,7 +54,7 @@ def incoming(listener: StdlibSocket) -> Iterator[tuple[StdlibSocket, Any]]:
 incoming.__module__ = "utpsocket"
 
 
-def _incoming(listener: StdlibSocket) -> Iterator[tuple[StdlibSocket, Any]]:
+def _incoming(listener: StdlibSocket) -> Iterator[tuple[StdlibSocket, Address]]:
     while listener.fileno() >= 0:
         try:
             yield listener.accept()
@@ -62,7 +65,7 @@ def _incoming(listener: StdlibSocket) -> Iterator[tuple[StdlibSocket, Any]]:
 
 
 def over_globals(
-    function: FunctionType, space: dict[str, Any], defaults: tuple[Any, ...] | None = None
+    function: FunctionType, space: dict[str, object], defaults: tuple[object, ...] | None = None
 ) -> FunctionType:
     """Copy a function: the same code with other globals, and with other defaults where they are given."""
     if defaults is None:
@@ -73,9 +76,9 @@ def over_globals(
     return copied
 
 
-def rebound(cls: Any) -> dict[str, Any]:
+def rebound(cls: type[StdlibSocket]) -> dict[str, object]:
     """The standard library's functions of the names in REBOUND, with this class of sockets in them."""
-    space: dict[str, Any] = dict(vars(stdlib))
+    space: dict[str, object] = dict(vars(stdlib))
     space["socket"] = cls
     for name in REBOUND:
         try:

@@ -10,11 +10,11 @@ import errno
 import sys
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from utpsocket import options
 from utpsocket.engine import commands, engine, running_engine, serving_pid
-from utpsocket.engine.interpreter.native import Socket, poll
+from utpsocket.engine.interpreter.native import Socket, StdlibSocket, poll
 from utpsocket.engine.interpreter.originals import _socket, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import let_pass, suppress_errnos
@@ -29,6 +29,7 @@ from utpsocket.sockets import binding, fd_pair, fd_swap, registry
 
 if TYPE_CHECKING:
     from utpsocket.engine.helper.client import RemoteLoop
+    from utpsocket.engine.interpreter.arguments import GivenAddress
 
 _UNCONNECTED: Final = Role.UNCONNECTED
 _CONNECTING: Final = Role.CONNECTING
@@ -48,13 +49,13 @@ def os_error(code: int) -> OSError:
     return OSError(code, os.strerror(code))
 
 
-def check_open(sock: Any) -> None:
+def check_open(sock: Socket) -> None:
     """Raise EBADF for a closed socket."""
     if sock.fileno() < 0:
         raise os_error(errno.EBADF)
 
 
-def bind(sock: Any, identity: Identity, address: Any) -> None:
+def bind(sock: StdlibSocket, identity: Identity, address: GivenAddress) -> None:
     """bind(): a UDP socket is bound, with the kernel's errors, and becomes the engine's port."""
     finish_interrupted(sock, identity)
     before = identity.local, identity.bound
@@ -62,6 +63,7 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
     key = 0
     try:
         key, local = binding.take_port(sock, loop, identity, address)
+        assert isinstance(address, tuple)
         loop.holders_watch.watch(sock.fileno(), identity.inode)
         identity.local = identity.bound = local
         identity.is_port_chosen = not int(address[1])
@@ -85,7 +87,7 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
         raise
 
 
-def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> int:
+def connect(sock: StdlibSocket, identity: Identity, address: GivenAddress, *, quietly: bool) -> int:
     """Begin to connect, or return the state of the attempt under way: EINPROGRESS, EALREADY, an errno, or 0.
 
     `quietly`: errors of a malformed address have the text of connect_ex().
@@ -117,11 +119,12 @@ def connect(sock: Any, identity: Identity, address: Any, *, quietly: bool) -> in
     if code:
         udp.close()
         return code
+    assert peer is not None
     _dial(sock, identity, loop, udp, peer, is_apart=is_from_group or not identity.endpoint)
     return errno.EINPROGRESS
 
 
-def _connect_again(sock: Any, identity: Identity) -> int | None:
+def _connect_again(sock: StdlibSocket, identity: Identity) -> int | None:
     """What connect() returns for a socket that is, or was, connecting, connected or listening; None if it may begin."""
     if identity.is_unusable:
         return errno.EINVAL
@@ -157,7 +160,9 @@ def _connect_again(sock: Any, identity: Identity) -> int | None:
     return None
 
 
-def _connect_udp(udp: Any, identity: Identity, address: Any, *, quietly: bool) -> tuple[int, Any]:
+def _connect_udp(
+    udp: Socket, identity: Identity, address: GivenAddress, *, quietly: bool
+) -> tuple[int, Address | None]:
     """Connect the UDP socket to the peer: 0 and the peer's address, or the errno for which TCP's connect() fails at
     once.
     """
@@ -185,7 +190,7 @@ def _connect_udp(udp: Any, identity: Identity, address: Any, *, quietly: bool) -
     return errno.ENETUNREACH if _is_multicast(identity.family, peer[0]) else 0, peer
 
 
-def _bind_source(udp: Any, bound: Address) -> None:
+def _bind_source(udp: Socket, bound: Address) -> None:
     """Bind the UDP socket to the host of a bound socket: the kernel checks whether the two addresses of a connection go
     together, and completes the one by the other.
     """
@@ -207,7 +212,7 @@ def _is_multicast_or_broadcast(family: int, host: str) -> bool:
         return int(reference_udp.connect_ex((host, _ANY_PORT))) != errno.EACCES
 
 
-def _udp_of_route(udp: Any, identity: Identity) -> Any:
+def _udp_of_route(udp: Socket, identity: Identity) -> Socket:
     """The UDP socket for a connect() of a socket that is bound to a multicast or broadcast address. TCP connects from
     the address that the route chooses, with the same port. `udp` is connected, so its address is that one; it is
     closed. Where the port is in use there, which TCP would share, the kernel chooses one.
@@ -230,7 +235,9 @@ def _udp_of_route(udp: Any, identity: Identity) -> Any:
     return own
 
 
-def _dial(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any, peer: Address, *, is_apart: bool) -> None:
+def _dial(
+    sock: StdlibSocket, identity: Identity, loop: Loop | RemoteLoop, udp: Socket, peer: Address, *, is_apart: bool
+) -> None:
     """Pair the user's descriptor with the engine and have the engine connect. `udp` is connected to `peer` and given to
     the engine, or closed. `is_apart`: the connection uses it; else it uses the bound port, and `udp` has only served to
     find the addresses.
@@ -266,7 +273,7 @@ def _dial(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any, peer
         raise
 
 
-def _dial_port_0(sock: Any, identity: Identity, loop: Loop | RemoteLoop, udp: Any) -> None:
+def _dial_port_0(sock: StdlibSocket, identity: Identity, loop: Loop | RemoteLoop, udp: Socket) -> None:
     """connect() to port 0, to which UDP can send nothing: the attempt begins and is refused, as TCP's."""
     try:
         identity.claim = {_BY: "caller"}
@@ -304,7 +311,7 @@ def release_chosen_port(identity: Identity) -> None:
     identity.bound = None if is_any else (host, 0, *identity.bound[2:])
 
 
-def listen(sock: Any, identity: Identity, backlog: int) -> None:
+def listen(sock: StdlibSocket, identity: Identity, backlog: int) -> None:
     """Listen at the bound port: the user's descriptor in the kernel, the engine for uTP, and for TCP if bound."""
     finish_interrupted(sock, identity)
     halves = identity.shut_halves
@@ -342,7 +349,7 @@ def listen(sock: Any, identity: Identity, backlog: int) -> None:
         raise
 
 
-def finish_interrupted(sock: Any, identity: Identity) -> None:
+def finish_interrupted(sock: StdlibSocket, identity: Identity) -> None:
     """Bring an interrupted connect() or listen() to an end: it goes on if the engine has begun, else it is undone.
 
     The call that was interrupted does this, and so does the next one, since the first may be interrupted here too.
@@ -355,7 +362,7 @@ def finish_interrupted(sock: Any, identity: Identity) -> None:
     identity.claim = None
 
 
-def before_shutdown(sock: Any, identity: Identity, how: int) -> None:
+def before_shutdown(sock: StdlibSocket, identity: Identity, how: int) -> None:
     """Note that the user's descriptor is about to be shut down, which may look to the engine like a close."""
     identity.shut_halves |= how + 1
     is_reset_by_close = identity.settings.linger_seconds == 0 and identity.shut_halves & 2
@@ -391,7 +398,7 @@ def receive_after_shutdown(identity: Identity, count: int, flags: int) -> bytes:
     return b"".join(taken)
 
 
-def shut_down_unconnected(sock: Any, identity: Identity, how: int) -> None:
+def shut_down_unconnected(sock: StdlibSocket, identity: Identity, how: int) -> None:
     """shutdown() of a socket that is not connected, which fails and has effect all the same, as over TCP: poll() and
     send() behave as shut down, also when the socket is connected later, and so do the sockets that it accepts. Between
     the end of a connection and the connect() that would report it, it leaves a socket that cannot be used any more.
@@ -413,7 +420,7 @@ def _is_multicast(family: int, host: str) -> bool:
     return packed[-4] >> 4 == 0xE if packed.startswith(_MAPPED) else packed[0] == 0xFF
 
 
-def _renew(sock: Any, identity: Identity) -> None:
+def _renew(sock: StdlibSocket, identity: Identity) -> None:
     """Put a new AF_UNIX socket under the descriptor, unconnected: after a failed attempt, and after an undone one.
 
     If this is interrupted the socket has a claim, or has failed, and the next call does it again.
@@ -473,7 +480,7 @@ def _local_after_end(local: Address | None, bound: Address | None) -> Address | 
     return (host, local[1]) if len(local) == 2 else (host, local[1], 0, 0)
 
 
-def disconnect(sock: Any, identity: Identity) -> None:
+def disconnect(sock: StdlibSocket, identity: Identity) -> None:
     """Make a socket unconnected whose connect() has waited and failed, as connect(2) does."""
     try:
         release_chosen_port(identity)
@@ -483,7 +490,7 @@ def disconnect(sock: Any, identity: Identity) -> None:
         identity.claim = None  # no descriptor is left, for example: the next connect() does it
 
 
-def become_unconnected(sock: Any, identity: Identity) -> None:
+def become_unconnected(sock: StdlibSocket, identity: Identity) -> None:
     """Make a listener that was shut down able to listen or connect again, as TCP's; an AF_UNIX socket that has listened
     cannot. The queue of accept() ends with the old socket. Duplicates in other processes still refer to that one: their
     accept() gives EINVAL.
@@ -493,7 +500,7 @@ def become_unconnected(sock: Any, identity: Identity) -> None:
         _renew(sock, identity)
 
 
-def _keep_port(sock: Any, identity: Identity, inode: int) -> None:
+def _keep_port(sock: StdlibSocket, identity: Identity, inode: int) -> None:
     """Keep the port of a bound socket, or bind it again: the connection that has ended may have released it."""
     loop = engine()
     loop.holders_watch.watch(sock.fileno(), identity.inode)
@@ -503,11 +510,12 @@ def _keep_port(sock: Any, identity: Identity, inode: int) -> None:
         commands.replace_holder, identity.endpoint, inode, identity
     ):
         bound, identity.endpoint = identity.bound, 0
+        assert bound is not None
         identity.claim = None
         bind(sock, identity, bound)
 
 
-def poll_connect(sock: Any, identity: Identity) -> int:
+def poll_connect(sock: StdlibSocket, identity: Identity) -> int:
     """The state of a connection attempt: EINPROGRESS, 0, or its errno, which is returned once."""
     if identity.owner_pid != serving_pid() and identity.role is Role.CONNECTING:
         # Another process's engine makes the connection: poll(2) shows how it ended.
@@ -550,7 +558,7 @@ def wait_for_acceptor(identity: Identity) -> None:
         loop.call(commands.barrier)
 
 
-def _is_hung_up(sock: Any, identity: Identity) -> bool:
+def _is_hung_up(sock: StdlibSocket, identity: Identity) -> bool:
     fd = sock.fileno()
     if fd < 0 or identity.shut_halves == _BOTH_HALVES:
         return False  # another thread has closed it, or it was shut down before it was connecting
@@ -559,7 +567,7 @@ def _is_hung_up(sock: Any, identity: Identity) -> bool:
     return bool(poller.poll(0))
 
 
-def sync_network_side(sock: Any, identity: Identity) -> None:
+def sync_network_side(sock: StdlibSocket, identity: Identity) -> None:
     """Have the engine handle what has arrived, if that may be a reset, so that the caller's next call reports it. For a
     non-blocking socket nothing is done, since that would wait for the engine.
     """
@@ -570,7 +578,7 @@ def sync_network_side(sock: Any, identity: Identity) -> None:
         loop.call(commands.sync_network_side, identity.cookie)
 
 
-def abort_connecting(sock: Any, identity: Identity) -> bool:
+def abort_connecting(sock: StdlibSocket, identity: Identity) -> bool:
     """End the connection attempt, as shutdown() of either half does over TCP. False if it has ended already."""
     loop = own_engine(identity)
     if loop is not None and sock.gettimeout() == 0:
@@ -579,7 +587,7 @@ def abort_connecting(sock: Any, identity: Identity) -> bool:
     return loop is not None and bool(loop.call(commands.abort_connect, identity.cookie))
 
 
-def _abort_at_once(sock: Any, identity: Identity, loop: Loop | RemoteLoop) -> None:
+def _abort_at_once(sock: StdlibSocket, identity: Identity, loop: Loop | RemoteLoop) -> None:
     """The same without waiting for the engine: the user's descriptor is replaced by one that was reset."""
     loop.post(commands.abort_connect_late, identity.cookie)
     if not isinstance(loop, Loop):
@@ -632,7 +640,7 @@ def own_engine(identity: Identity) -> Loop | RemoteLoop | None:
     return loop if loop.pid == identity.owner_pid else None
 
 
-def take_error(sock: Any, identity: Identity) -> int:
+def take_error(sock: StdlibSocket, identity: Identity) -> int:
     """SO_ERROR: the errno of the failed attempt or connection, once, then 0."""
     if identity.role is Role.CONNECTING:
         code = poll_connect(sock, identity)

@@ -6,7 +6,6 @@ call. Sources: docs/sockets.md §1 "Names".
 
 from __future__ import annotations
 
-from typing import Any
 from weakref import WeakValueDictionary
 
 from utpsocket.engine import running_engine
@@ -24,7 +23,7 @@ _by_inode: WeakValueDictionary[int, Identity] = WeakValueDictionary()
 _pinned: dict[int, Identity] = {}
 
 
-def register(sock: Any, identity: Identity) -> None:
+def register(sock: Socket, identity: Identity) -> None:
     """Note that this descriptor is that socket."""
     fd = sock.fileno()
     identity.user_fd = fd
@@ -32,7 +31,7 @@ def register(sock: Any, identity: Identity) -> None:
     _by_inode[identity.inode] = identity
 
 
-def identify_accepted(sock: Any, name: bytes, cookie: int, pid: int) -> Identity:
+def identify_accepted(sock: Socket, name: bytes, cookie: int, pid: int) -> Identity:
     """The Identity of a descriptor that was accepted and whose far end has this name of ours.
 
     cookie   the cookie in the name
@@ -49,7 +48,7 @@ def identify_accepted(sock: Any, name: bytes, cookie: int, pid: int) -> Identity
     return identity
 
 
-def identity_of_fd(sock: Any) -> Identity | None:
+def identity_of_fd(sock: Socket) -> Identity | None:
     """The Identity of a Python socket over an AF_UNIX descriptor; None for an AF_UNIX socket that is not uTP's.
 
     First by the inode, which stays the same over dup() and detach(); then by the kernel's names, which stay the same
@@ -69,7 +68,7 @@ def identity_of_fd(sock: Any) -> Identity | None:
     return identity
 
 
-def _identity_from_names(sock: Any) -> Identity | None:
+def _identity_from_names(sock: Socket) -> Identity | None:
     try:
         name = Socket.getpeername(sock)
     except OSError as error:

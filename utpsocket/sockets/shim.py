@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from utpsocket import options, stats
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket, accept_fd, duplicated, poll
@@ -26,6 +26,21 @@ from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.sockets import accepting, closing, errors, lifecycle, registry, to_tcp
 from utpsocket.sockets.rules import Routes
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from typing_extensions import Self
+
+    from utpsocket.engine.interpreter.arguments import (
+        Ancillary,
+        GivenAddress,
+        Named,
+        OptionValue,
+        Positional,
+        ReadableBuffer,
+    )
+    from utpsocket.protocol import Address
+
 _STREAM_FAMILIES: Final = (stdlib.AF_INET, stdlib.AF_INET6)
 _TYPE_FLAGS: Final = getattr(stdlib, "SOCK_NONBLOCK", 0) | getattr(stdlib, "SOCK_CLOEXEC", 0)
 _INT_MAX: Final = 2**31 - 1
@@ -34,7 +49,7 @@ _POLLOUT: Final = 0x004
 _TIMED_OUT: Final = ("timed out",)
 
 
-def _is_stream(family: Any, type: Any, proto: Any) -> bool:
+def _is_stream(family: object, type: int, proto: object) -> bool:
     return (
         isinstance(family, int)
         and isinstance(proto, int)
@@ -110,7 +125,7 @@ class socket(StdlibSocket):
         family: stdlib.AddressFamily = _converted(number, stdlib.AddressFamily)
         return family
 
-    def getsockname(self) -> Any:
+    def getsockname(self) -> Address | Any:
         """The address of this end.
 
         Over uTP: the address of the UDP port. Before bind(), listen() or connect() it is the one of all addresses with
@@ -126,7 +141,7 @@ class socket(StdlibSocket):
         lifecycle.check_open(self)
         return identity.local or lifecycle.UNBOUND[identity.family]
 
-    def getpeername(self) -> Any:
+    def getpeername(self) -> Address | Any:
         """The address of the other end.
 
         Over uTP: the UDP address of the peer. A blocking socket may wait for the engine's thread, so that a reset that
@@ -177,7 +192,7 @@ class socket(StdlibSocket):
             return stats.connection_stats(identity.cookie, waits=self.gettimeout() != 0)
         return options.get_option(self, identity, level, optname, *buflen)
 
-    def setsockopt(self, level: int, optname: int, value: Any, /, *optlen: Any) -> None:
+    def setsockopt(self, level: int, optname: int, value: OptionValue, /, *optlen: int) -> None:
         """Set a socket option.
 
         Over uTP: a TCP socket of the kernel decides whether the option and its value are accepted, with its errors.
@@ -216,7 +231,7 @@ class socket(StdlibSocket):
 
     # ── lifecycle ──
 
-    def bind(self, address: Any, /) -> None:
+    def bind(self, address: GivenAddress, /) -> None:
         """Bind the socket to an address of this machine.
 
         Over uTP: the port is a UDP port. SO_REUSEADDR does what it does for TCP, though both are UDP sockets; sockets
@@ -248,7 +263,7 @@ class socket(StdlibSocket):
             self, identity, address
         )
 
-    def listen(self, backlog: Any = 128, /) -> None:
+    def listen(self, backlog: int = 128, /) -> None:
         """Have the socket take incoming connections.
 
         Over uTP: at the bound UDP port, or at a free one of all addresses where bind() was not called. Called again, it
@@ -283,12 +298,11 @@ class socket(StdlibSocket):
                 return
             lifecycle.listen(self, identity, int(backlog))
 
-    def _accept(self) -> tuple[int, Any]:
+    def _accept(self) -> tuple[int, Address]:
         """_accept() -> (integer fd, address info): the next incoming connection's bare fd."""
         identity = self._utp
         if identity is None:
-            fd, name = accept_fd(self)
-            return fd, name
+            return accept_fd(self)
         raw = Socket.__new__(Socket)
         try:
             found = fd_names.decode(accepting.accept(self, identity, raw)[0])
@@ -296,9 +310,9 @@ class socket(StdlibSocket):
         except BaseException:
             Socket.close(raw)  # closed now, since the exception may be kept, and with it this frame
             raise
-        return int(raw.detach()), found[3]
+        return raw.detach(), found[3]
 
-    def accept(self) -> tuple[Any, Any]:
+    def accept(self) -> tuple[StdlibSocket, Address | None]:
         """accept() -> (socket object, address info)
 
         Wait for an incoming connection and take it.
@@ -317,7 +331,7 @@ class socket(StdlibSocket):
         if identity is None:
             return _stdlib_accept(self)
         is_patched = hasattr(StdlibSocket, "_utp")
-        made: Any = StdlibSocket if is_patched and not isinstance(self, socket) else socket
+        made = StdlibSocket if is_patched and not isinstance(self, socket) else socket
         sock = made.__new__(made)  # owns the fd from its first moment
         try:
             if made is socket:
@@ -334,7 +348,7 @@ class socket(StdlibSocket):
             Socket.close(sock)  # closed now, since the exception may be kept, and with it this frame
             raise
 
-    def connect(self, address: Any, /) -> None:
+    def connect(self, address: GivenAddress, /) -> None:
         """Connect to a peer, and wait until the connection is established unless the socket has a timeout of 0.
 
         Over uTP: the peer must speak uTP at that UDP port. A connect() without an answer is given up after 63 s;
@@ -367,7 +381,7 @@ class socket(StdlibSocket):
         if code:
             raise lifecycle.os_error(code)
 
-    def connect_ex(self, address: Any, /) -> int:
+    def connect_ex(self, address: GivenAddress, /) -> int:
         """Connect as connect() does, and return an errno where that raises an OSError of the connection.
 
         Over uTP: as connect().
@@ -381,9 +395,9 @@ class socket(StdlibSocket):
         """
         identity = self._utp
         if identity is None:
-            return int(Socket.connect_ex(self, address))
+            return Socket.connect_ex(self, address)
         if identity.routes is not None and to_tcp.connects_over_tcp(self, identity, address):
-            return int(Socket.connect_ex(self, address))
+            return Socket.connect_ex(self, address)
         if self.fileno() < 0 or identity.role is not _UNCONNECTED:
             self._check_connect(identity, "connect_ex", address)
             if self.fileno() < 0:
@@ -403,7 +417,7 @@ class socket(StdlibSocket):
                 return errno.EAGAIN
         return code
 
-    def _check_connect(self, identity: Identity, method: str, address: Any) -> None:
+    def _check_connect(self, identity: Identity, method: str, address: GivenAddress) -> None:
         """Raise what is wrong with the address, which is checked first even where the socket cannot connect. The
         address of the attempt under way, which event loops pass again, is not checked again.
         """
@@ -412,7 +426,7 @@ class socket(StdlibSocket):
 
     def _waits(self, code: int) -> bool:
         """Whether connect() waits for the end of the attempt. For one that was under way only without a timeout."""
-        timeout: float | None = self.gettimeout()
+        timeout = self.gettimeout()
         return timeout is None or (timeout > 0 and code != errno.EALREADY)
 
     def _wait_connected(self, identity: Identity, begun: int) -> int:
@@ -452,7 +466,7 @@ class socket(StdlibSocket):
         poller.register(self.fileno(), _POLLOUT)
         return bool(poller.poll(None if timeout is None else max(0, timeout) * 1_000))
 
-    def shutdown(self, how: Any, /) -> None:
+    def shutdown(self, how: int, /) -> None:
         """Shut down one half of the connection or both.
 
         Over uTP: SHUT_WR sends a FIN after everything that was written, and the peer receives an end of file. SHUT_RD
@@ -487,11 +501,11 @@ class socket(StdlibSocket):
         if identity.role is Role.LISTENING and how != stdlib.SHUT_WR:
             accepting.stop_listening(self, identity)
 
-    def _acquire(self, lock: Any, seconds: float) -> None:
+    def _acquire(self, lock: closing.Lock, seconds: float) -> None:
         """Wait until the lock is released, for `seconds` at most. A subclass for green threads waits in its way."""
         closing.block(lock, seconds)
 
-    def _real_close(self, _ss: Any = Socket) -> None:
+    def _real_close(self, _ss: object = Socket) -> None:
         identity = self._utp
         if identity is None:
             Socket.close(self)
@@ -504,7 +518,7 @@ class socket(StdlibSocket):
             raise
         self._at_end.identity = None
 
-    def dup(self) -> Any:
+    def dup(self) -> Self:
         """dup() -> socket object
 
         Make a second socket object with a duplicate of the descriptor, which is not inheritable.
@@ -518,10 +532,10 @@ class socket(StdlibSocket):
         if self._utp is None:
             return _stdlib_dup(self)
         self._utp.has_duplicates = True
-        made: Any = type(self)
+        made = type(self)
         sock = made.__new__(made)  # owns the fd from its first moment
         duplicated(self.fileno(), sock)
-        sock.__init__(self.family, self.type, self.proto, fileno=sock.fileno())
+        made.__init__(sock, self.family, self.type, self.proto, fileno=sock.fileno())
         sock.settimeout(self.gettimeout())
         return sock
 
@@ -541,14 +555,19 @@ class socket(StdlibSocket):
         if identity is not None and self.fileno() >= 0:
             registry.pin(identity)
             self._at_end.identity = None
-        return int(Socket.detach(self))
+        return Socket.detach(self)
 
     # No __del__: it would run before the C class's finalizer, and if a signal's handler raised at its first instruction
     # the descriptor would stay open. _at_end does what is to be done, since it ends after the object.
 
     # ── data ──
 
-    def recv(self, *args: Any, **kwargs: Any) -> bytes:
+    # The six methods that receive have the same shape, and it is written out in each: one function around the C class's
+    # method would be one more call in Python for each recv(), and where the class is patched for each recvfrom() of a
+    # UDP socket. What they share beside that is in errors.py. Arguments go to the C class as they were written, which
+    # checks them; where they are of several types they are Any.
+
+    def recv(self, *args: int, **kwargs: object) -> bytes:
         """Receive bytes of the stream.
 
         Over uTP: as over TCP. An end of file comes after all that the peer sent before its FIN, and only then.
@@ -564,13 +583,13 @@ class socket(StdlibSocket):
         """
         identity = self._utp
         if identity is None:
-            return bytes(Socket.recv(self, *args, **kwargs))
+            return Socket.recv(self, *args, **kwargs)
         if len(args) > 1 and args[0]:
             args = errors.with_checked_flags(self, identity, args, 1)
         if identity.is_after_eof and args and args[0] >= 0 and errors.is_at_end(self, identity):
             return b""
         try:
-            data: bytes = Socket.recv(self, *args, **kwargs)
+            data = Socket.recv(self, *args, **kwargs)
         except OSError as error:
             if errors.is_end_of_file(identity, error):
                 return b""
@@ -600,7 +619,7 @@ class socket(StdlibSocket):
         if identity is not None and identity.is_after_eof and errors.is_at_end(self, identity):
             return 0
         try:
-            count: int = Socket.recv_into(self, *args, **kwargs)
+            count = Socket.recv_into(self, *args, **kwargs)
         except OSError as error:
             if identity is None:
                 raise
@@ -611,7 +630,7 @@ class socket(StdlibSocket):
             return _copied_at_end(identity, args, kwargs)
         return count
 
-    def recvfrom(self, *args: Any, **kwargs: Any) -> tuple[bytes, Any]:
+    def recvfrom(self, *args: int, **kwargs: object) -> tuple[bytes, Address | None]:
         """Receive bytes, and the address that they came from.
 
         Over uTP: as recv(); the address is None, as for any stream.
@@ -643,7 +662,7 @@ class socket(StdlibSocket):
             data = errors.at_end(identity, args[0], args[1] if len(args) > 1 else 0)
         return data, None
 
-    def recvfrom_into(self, *args: Any, **kwargs: Any) -> tuple[int, Any]:
+    def recvfrom_into(self, *args: Any, **kwargs: Any) -> tuple[int, Address | None]:
         """Receive bytes into a buffer, and the address that they came from.
 
         Over uTP: as recv_into(); the address is None, as for any stream.
@@ -676,7 +695,7 @@ class socket(StdlibSocket):
             count = _copied_at_end(identity, args, kwargs)
         return count, None
 
-    def recvmsg(self, *args: Any, **kwargs: Any) -> tuple[bytes, list[Any], int, Any]:
+    def recvmsg(self, *args: int, **kwargs: object) -> tuple[bytes, list[tuple[int, int, bytes]], int, Address | None]:
         """Receive bytes and ancillary data.
 
         Over uTP: as recv(). There is never ancillary data, and the address is None, as for any stream.
@@ -709,7 +728,9 @@ class socket(StdlibSocket):
             data = errors.at_end(identity, args[0], args[2] if len(args) > 2 else 0)
         return data, [], flags, None
 
-    def recvmsg_into(self, *args: Any, **kwargs: Any) -> tuple[int, list[Any], int, Any]:
+    def recvmsg_into(
+        self, *args: Any, **kwargs: object
+    ) -> tuple[int, list[tuple[int, int, bytes]], int, Address | None]:
         """Receive bytes into several buffers, and ancillary data.
 
         Over uTP: as recv(). There is never ancillary data, and the address is None, as for any stream.
@@ -747,7 +768,7 @@ class socket(StdlibSocket):
                 count += part
         return count, [], flags, None
 
-    def send(self, data: Any, flags: int = 0, /) -> int:
+    def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
         """Send bytes, or the first of them.
 
         Over uTP: what was taken waits in the buffers until it is acknowledged, as over TCP; it is delivered also after
@@ -765,14 +786,14 @@ class socket(StdlibSocket):
         """
         identity = self._utp
         if identity is None:
-            return int(Socket.send(self, data, flags))
+            return Socket.send(self, data, flags)
         errors.before_send(self, identity, flags)
         try:
-            return int(Socket.send(self, data, flags))
+            return Socket.send(self, data, flags)
         except OSError as error:
             raise errors.send_error(self, identity, error) from None
 
-    def sendall(self, data: Any, flags: int = 0, /) -> None:
+    def sendall(self, data: ReadableBuffer, flags: int = 0, /) -> None:
         """Send all bytes.
 
         Over uTP: as send(), again until all is taken. It returns when the buffers have all of it, not when it has
@@ -794,7 +815,7 @@ class socket(StdlibSocket):
         except OSError as error:
             raise errors.send_error(self, identity, error) from None
 
-    def sendto(self, data: Any, *args: Any) -> int:
+    def sendto(self, data: ReadableBuffer, *args: Any) -> int:
         """sendto(data[, flags], address) -> count
 
         Send bytes, or the first of them, to an address.
@@ -810,12 +831,19 @@ class socket(StdlibSocket):
         Source: sendto(2); Python's socket.sendto().
         """
         if self._utp is None:
-            return int(Socket.sendto(self, data, *args))
+            return Socket.sendto(self, data, *args)
         errors.check_address(self.family, "sendto", errors.TOO_LARGE if 1 <= len(args) <= 2 else data, *args)
         flags = args[0] if len(args) == 2 else 0
         return socket.send(self, data, flags)
 
-    def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None, /) -> int:
+    def sendmsg(
+        self,
+        buffers: Iterable[ReadableBuffer],
+        ancdata: Ancillary = (),
+        flags: int = 0,
+        address: GivenAddress | None = None,
+        /,
+    ) -> int:
         """Send the bytes of several buffers, or the first of them, with ancillary data.
 
         Over uTP: as send(). Ancillary data is checked and dropped, since uTP carries none; the form of the address is
@@ -832,7 +860,7 @@ class socket(StdlibSocket):
         """
         identity = self._utp
         if identity is None:
-            return int(Socket.sendmsg(self, buffers, ancdata, flags, *(() if address is None else (address,))))
+            return Socket.sendmsg(self, buffers, ancdata, flags, *(() if address is None else (address,)))
         if ancdata != () and ancdata != []:
             ancdata = list(ancdata) if hasattr(ancdata, "__iter__") else ancdata
             errors.check_ancillary(identity, ancdata)
@@ -840,7 +868,7 @@ class socket(StdlibSocket):
             errors.check_address(self.family, "sendmsg", [errors.TOO_LARGE], (), 0, address)
         errors.before_send(self, identity, flags)
         try:
-            return int(Socket.sendmsg(self, buffers, (), flags))
+            return Socket.sendmsg(self, buffers, (), flags)
         except OSError as error:
             raise errors.send_error(self, identity, error) from None
 
@@ -853,12 +881,12 @@ _stdlib_accept: Final = StdlibSocket.accept
 _stdlib_dup: Final = StdlibSocket.dup
 
 
-def _asks_for_bytes(args: Any, kwargs: Any) -> bool:
+def _asks_for_bytes(args: Positional, kwargs: Named) -> bool:
     """Whether recv_into()'s or recvfrom_into()'s buffer has room, so that 0 means the end of the stream."""
     return bool(len(args[0] if args else kwargs["buffer"]))
 
 
-def _copied_at_end(identity: Identity, args: Any, kwargs: Any) -> int:
+def _copied_at_end(identity: Identity, args: Positional, kwargs: Named) -> int:
     """recv_into() or recvfrom_into() at the end of the stream, where bytes that came after SHUT_RD may wait."""
     view = memoryview(args[0] if args else kwargs["buffer"]).cast("B")
     count = (args[1] if len(args) > 1 else kwargs.get("nbytes", 0)) or len(view)
@@ -867,13 +895,13 @@ def _copied_at_end(identity: Identity, args: Any, kwargs: Any) -> int:
     return len(data)
 
 
-def _attach_identity(sock: Any, identity: Identity) -> None:
+def _attach_identity(sock: socket, identity: Identity) -> None:
     """Make the socket object one of this uTP socket."""
     sock._at_end = closing.AtEnd(identity)
     sock._utp = identity
 
 
-def _adopt(sock: Any, family: int, type: int, proto: int, fileno: int) -> None:
+def _adopt(sock: socket, family: int, type: int, proto: int, fileno: int) -> None:
     """Initialize a socket object over an existing descriptor: uTP's, if the registry or the kernel's names say so."""
     if family in (-1, stdlib.AF_UNIX, *_STREAM_FAMILIES):
         # The C class must be given AF_UNIX where the descriptor is such: with another family it would read addresses

@@ -14,11 +14,11 @@ Any thread may call. Sources: docs/sockets.md §8; dup(2), socket(7).
 from __future__ import annotations
 
 import errno
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from utpsocket.engine import commands, running_engine
 from utpsocket.engine.channels.tcp_socket import apply_options, tcp_socket
-from utpsocket.engine.interpreter.native import Socket
+from utpsocket.engine.interpreter.native import Socket, StdlibSocket
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel.high_fds import raise_fd
@@ -26,13 +26,16 @@ from utpsocket.engine.loop import Loop
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.sockets import fd_swap, lifecycle, registry
 
+if TYPE_CHECKING:
+    from utpsocket.engine.interpreter.arguments import GivenAddress
+
 # To find a port number that is free for UDP and for TCP; by feel.
 _PAIR_TRIES: Final = 64
 _PAIR_OPTIONS: Final = (stdlib.SO_RCVTIMEO, stdlib.SO_SNDTIMEO, stdlib.SO_RCVLOWAT)
 _OPTION_BYTES: Final = 64
 
 
-def bind(sock: Any, identity: Identity, address: Any) -> None:
+def bind(sock: StdlibSocket, identity: Identity, address: GivenAddress) -> None:
     """bind() under rules: a UDP port, a TCP socket, or both at one port number. Raises what bind() of TCP raises."""
     routes = identity.routes
     assert routes is not None
@@ -50,24 +53,27 @@ def bind(sock: Any, identity: Identity, address: Any) -> None:
         lifecycle.bind(sock, identity, address)
 
 
-def _bind_both(sock: Any, identity: Identity, address: Any) -> None:
+def _bind_both(sock: StdlibSocket, identity: Identity, address: GivenAddress) -> None:
     for _ in range(_PAIR_TRIES):
         bound_tcp = raise_fd(tcp_socket(identity))
         try:
             bound_tcp.bind(address)
             identity.bound_tcp = bound_tcp
+            assert isinstance(address, tuple)
             lifecycle.bind(sock, identity, (address[0], *bound_tcp.getsockname()[1:]))
             return
         except BaseException as error:
             bound_tcp.close()
             if not identity.endpoint:  # else listen() finds the closed one, and binds another
                 identity.bound_tcp = None
-            if not isinstance(error, OSError) or error.errno != errno.EADDRINUSE or address[1]:
+            if not isinstance(error, OSError) or error.errno != errno.EADDRINUSE:
+                raise
+            if not isinstance(address, tuple) or address[1]:
                 raise
     raise lifecycle.os_error(errno.EADDRINUSE)
 
 
-def listens_over_tcp(sock: Any, identity: Identity) -> bool:
+def listens_over_tcp(sock: StdlibSocket, identity: Identity) -> bool:
     """Whether listen() is TCP's: then the socket is TCP's by now. One that is to listen over both has its TCP socket
     still, or again where a listen() that failed has closed it.
     """
@@ -100,7 +106,7 @@ def _bind_tcp_again(identity: Identity) -> None:
         raise
 
 
-def connects_over_tcp(sock: Any, identity: Identity, address: Any) -> bool:
+def connects_over_tcp(sock: StdlibSocket, identity: Identity, address: GivenAddress) -> bool:
     """Let the socket become a TCP socket, bound as before, if this connect() goes over TCP; whether it is one."""
     if identity.role not in (Role.UNCONNECTED, Role.FAILED) or sock.fileno() < 0:
         return False
@@ -110,6 +116,7 @@ def connects_over_tcp(sock: Any, identity: Identity, address: Any) -> bool:
         return True
     if identity.bound_tcp is not None:
         local = identity.local
+        assert local is not None
         drop_bound_tcp(identity)
         if not identity.endpoint:
             lifecycle.bind(sock, identity, local)
@@ -123,7 +130,7 @@ def drop_bound_tcp(identity: Identity) -> None:
         bound_tcp.close()
 
 
-def become_tcp(sock: Any, identity: Identity) -> None:
+def become_tcp(sock: StdlibSocket, identity: Identity) -> None:
     """Put a kernel TCP socket in the descriptor's place. Raises OSError where the bound address is not free for TCP."""
     fd = sock.fileno()
     tcp, identity.bound_tcp = identity.bound_tcp, None
@@ -145,7 +152,7 @@ def become_tcp(sock: Any, identity: Identity) -> None:
     fd_swap.replace(tcp, sock)
     proto = Socket.proto.__get__(sock)
     registry.forget(identity)
-    sock._utp = None
+    sock._utp = None  # type: ignore[attr-defined]  # of the class in shim.py, which imports this
     Socket.__init__(sock, identity.family, stdlib.SOCK_STREAM, proto, fd)
     Socket.settimeout(sock, timeout)
     os.set_blocking(fd, is_blocking)

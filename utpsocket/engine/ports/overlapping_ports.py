@@ -24,6 +24,7 @@ from utpsocket.protocol import Address, Run
 from utpsocket.protocol.packet import RESET, SYN, Packet
 
 if TYPE_CHECKING:
+    from utpsocket.engine.interpreter.arguments import GivenAddress
     from utpsocket.engine.interpreter.native import Socket
     from utpsocket.engine.kernel.udp import Port
     from utpsocket.engine.ports.listener import Listener
@@ -99,7 +100,7 @@ def allow_overlap(endpoint: OverlappingPort, is_open: bool) -> None:
         endpoint.port.sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, is_open)
 
 
-def bind_over(udp_sock: Socket, address: Address) -> None:
+def bind_over(udp_sock: Socket, address: GivenAddress) -> None:
     """Bind a UDP socket to an address that overlaps ports, after allow_overlap() of each. Raises OSError."""
     udp_sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEADDR, True)
     udp_sock.bind(address)

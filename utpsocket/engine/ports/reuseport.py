@@ -47,6 +47,7 @@ from utpsocket.protocol import Run
 
 if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import Bridge
+    from utpsocket.engine.interpreter.arguments import GivenAddress
     from utpsocket.engine.kernel.arena import Arena
     from utpsocket.engine.reactor import Reactor
     from utpsocket.protocol import Address
@@ -107,7 +108,7 @@ def is_shared(sock: Socket) -> bool:
         return False
 
 
-def reserve(make: Callable[[], Socket], address: Address) -> Socket | None:
+def reserve(make: Callable[[], Socket], address: GivenAddress) -> Socket | None:
     """Keep an address for a socket with SO_REUSEPORT that is bound and does not listen: no other may have it that may
     not share it, and nothing that is sent there comes to this one. Any thread.
 

@@ -345,7 +345,8 @@ class InitialProtocol(asyncio.Protocol):
             inner.abort()  # another process of this machine has connected to the listening name
             return
         self.transport = Transport(inner, View(uvloop_sock, identity, self._made))
-        options.set_option(None, identity, stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY, 1)  # as uvloop over TCP
+        # As uvloop over TCP. This option asks nothing of the descriptor.
+        options.set_option(None, identity, stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY, 1)  # type: ignore[arg-type]
         lifecycle.apply_options(identity, at_once=False, to_connection=True, is_nodelay=True)
         inner.set_protocol(self.protocol)
         self.protocol.connection_made(self.transport)
