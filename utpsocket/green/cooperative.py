@@ -23,7 +23,7 @@ from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_KEEPALIVE, 
 from utpsocket.sockets.functions import over_globals
 
 if TYPE_CHECKING:
-    from utpsocket.protocol import Address
+    pass
 
 __all__ = ["SOL_UTP", "UTP_CONGESTION", "UTP_INFO", "UTP_KEEPALIVE", "UTP_MAX_MTU", "UTP_SHARE_PORT", "socket"]
 
@@ -66,7 +66,7 @@ class socket(gevents.socket):  # type: ignore[misc]  # gevent ships few types
 
     _gevent_sock_class = _Inside
 
-    def accept(self) -> tuple[socket, Address]:
+    def accept(self) -> tuple[socket, object]:
         """accept() -> (socket object, address info)
 
         Wait for an incoming connection and take it; other greenlets run meanwhile.
@@ -78,7 +78,7 @@ class socket(gevents.socket):  # type: ignore[misc]  # gevent ships few types
         Next: recv() and send() on the new socket; accept() again.
         Source: accept(2); gevent.socket.socket.accept().
         """
-        accepted: tuple[socket, Address] = _accept(self)
+        accepted: tuple[socket, object] = _accept(self)
         return accepted
 
 

@@ -24,7 +24,6 @@ from utpsocket.sockets.rules import Routes
 
 if TYPE_CHECKING:
     from utpsocket.engine.interpreter.arguments import GivenAddress, ReadableBuffer
-    from utpsocket.protocol import Address
     from utpsocket.sockets.closing import Lock
 
 # How long a greenlet sleeps between two looks at a lock; by feel.
@@ -102,7 +101,7 @@ class GeventInside(_Inside):
                 gevent.sleep(0)
         return shim.socket.connect_ex(self, address)
 
-    def _accept(self) -> tuple[int, Address]:
+    def _accept(self) -> tuple[int, object]:
         """_accept() -> (integer fd, address info). EAGAIN when enough has been accepted in this iteration of the hub:
         gevent accepts until then, and goes on in the next iteration.
         """
@@ -135,7 +134,7 @@ class EventletInside(_Inside):
 
     _wants_stdlib_ssl = True
 
-    def accept(self) -> tuple[StdlibSocket, Address | None]:
+    def accept(self) -> tuple[StdlibSocket, object]:
         """accept() -> (socket object, address info): the next incoming connection, of this class too."""
         if self._utp is None:
             return shim.socket.accept(self)

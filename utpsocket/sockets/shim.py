@@ -298,7 +298,7 @@ class socket(StdlibSocket):
                 return
             lifecycle.listen(self, identity, int(backlog))
 
-    def _accept(self) -> tuple[int, Address]:
+    def _accept(self) -> tuple[int, object]:
         """_accept() -> (integer fd, address info): the next incoming connection's bare fd."""
         identity = self._utp
         if identity is None:
@@ -312,7 +312,7 @@ class socket(StdlibSocket):
             raise
         return raw.detach(), found[3]
 
-    def accept(self) -> tuple[StdlibSocket, Address | None]:
+    def accept(self) -> tuple[StdlibSocket, object]:
         """accept() -> (socket object, address info)
 
         Wait for an incoming connection and take it.
