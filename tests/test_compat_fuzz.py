@@ -169,7 +169,13 @@ NARROW = {
         "c",
         [
             ("in a child: recv", "b''", "raises ConnectionResetError ECONNRESET"),
+            (
+                "in a child: recv",
+                "raises ConnectionRefusedError ECONNREFUSED",
+                "raises ConnectionResetError ECONNRESET",
+            ),
             ("in a child: send", "raises ConnectionResetError ECONNRESET", "raises BrokenPipeError EPIPE"),
+            ("in a child: sendall", "raises ConnectionRefusedError ECONNREFUSED", "raises BrokenPipeError EPIPE"),
             ("in a child: connect", "raises OSError EINVAL", "raises OSError EISCONN"),
             ("in a child: shutdown", "raises OSError ENOTCONN", "None"),
         ],
@@ -186,11 +192,21 @@ NARROW = {
         "c",
         [
             ("getsockopt(SO_ERROR)", "0", "104"),
+            ("getsockopt(SO_ERROR)", "0", "32"),
+            ("recvfrom", "(b'', None)", "raises ConnectionRefusedError ECONNREFUSED"),
+            (
+                "connect",
+                "raises ConnectionAbortedError ECONNABORTED",
+                "raises ConnectionRefusedError ECONNREFUSED",
+            ),
             ("recv", "b''", "raises ConnectionResetError ECONNRESET"),
             ("connect", "raises OSError EISCONN", "None"),
         ],
         [
             ("getsockopt(SO_ERROR)", "104", "0"),
+            ("getsockopt(SO_ERROR)", "0", "103"),
+            ("recv", "b''", "raises BrokenPipeError EPIPE"),
+            ("send", "1", "raises ConnectionResetError ECONNRESET"),
             ("connect", "None", "raises OSError EISCONN"),
             ("in a child: recv", "b''", "raises BrokenPipeError EPIPE"),
             ("recv", "b'x'", "raises ConnectionResetError ECONNRESET"),
@@ -201,6 +217,7 @@ NARROW = {
         "a",
         [
             ("in a child: recv", "b''", "raises OSError ENOTCONN"),
+            ("in a child: recv", "raises OSError ENOTCONN", "b''"),
             ("in a child: send", "raises BrokenPipeError EPIPE", "raises TimeoutError"),
             ("in a child: shutdown", "raises OSError ENOTCONN", "None"),
         ],

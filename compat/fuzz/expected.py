@@ -106,6 +106,11 @@ class Case:
         all_of_it = [line for line in self.lines[:-1] if re.search(rf"\b{name}\.connect(?:_ex)?\(", line)]
         return bool(all_of_it) and f"({target}.getsockname" in all_of_it[-1]
 
+    def has_shut_both(self, name: str) -> bool:
+        """Whether both halves of this socket were shut down."""
+        halves = {how for line in self.lines for how in re.findall(rf"\b{name}\.shutdown\(socket\.SHUT_(\w+)", line)}
+        return "RDWR" in halves or halves == {"RD", "WR"}
+
     def is_listener(self, name: str) -> bool:
         """Whether this socket has listened."""
         return any(re.search(rf"\b{name}\.listen\(", line) for line in self.lines)
@@ -150,6 +155,7 @@ _NOT_CONNECTED: Final = ("raises OSError ENOTCONN", "raises BrokenPipeError EPIP
 _CONNECTED: Final = ("None", "0", "raises BlockingIOError EINPROGRESS", "115", "raises OSError EISCONN", "106")
 _REFUSED: Final = ("raises ConnectionRefusedError ECONNREFUSED", "111", "raises ConnectionAbortedError ECONNABORTED")
 _ABORTED: Final = ("raises ConnectionAbortedError ECONNABORTED", "103")  # after shutdown()
+_NO_BYTES: Final = ("b''", "(b''", "0", "(0,")
 _SMALL_BACKLOG: Final = r"\.listen\((?:0|1|-1|5)\)"
 
 
@@ -248,12 +254,12 @@ def _is_untold(case: Case, holder: str, name: str) -> bool:
         return False
     call, tcp, utp = case.kind.call, case.kind.tcp, case.kind.utp
     if call == "in a child: recv":
-        return (tcp, utp) == ("b''", "raises ConnectionResetError ECONNRESET")
+        return tcp in ("b''", _REFUSED[0]) and utp == "raises ConnectionResetError ECONNRESET"
     if call == "poll after in a child: recv":
         return _flags(tcp) - _flags(utp) == {"ERR"} and _flags(utp) < _flags(tcp)
     if call.startswith("in a child: send"):
-        return (tcp, utp) == ("raises ConnectionResetError ECONNRESET", "raises BrokenPipeError EPIPE")
-    others = ("None", "raises OSError EINVAL", *_REFUSED)
+        return tcp in ("raises ConnectionResetError ECONNRESET", _REFUSED[0]) and utp == "raises BrokenPipeError EPIPE"
+    others = ("None", "raises OSError EINVAL", "raises BlockingIOError EINPROGRESS", *_REFUSED)
     if call == "in a child: shutdown":
         return not case.is_listener(name) and (tcp, utp) == ("raises OSError ENOTCONN", "None")
     return call == "in a child: connect" and tcp in others and utp == "raises OSError EISCONN"
@@ -265,14 +271,18 @@ def _is_taken(case: Case, holder: str, name: str) -> bool:
     """
     if not any(line.startswith(f"{holder} = start(") for line in case.lines) or not case.is_of(name):
         return False
-    twice = (
-        ("0", "104"),
-        ("b''", "raises ConnectionResetError ECONNRESET"),
-        ("raises BrokenPipeError EPIPE", "raises ConnectionResetError ECONNRESET"),
-        ("raises OSError EISCONN", "None"),
-        ("106", "0"),
-    )
-    return not case.kind.call.startswith("in a child: ") and (case.kind.tcp, case.kind.utp) in twice
+    call, tcp, utp = case.kind.call, case.kind.tcp, case.kind.utp
+    if call.startswith("in a child: "):
+        return False
+    errors = ("raises ConnectionResetError ECONNRESET", _REFUSED[0])
+    if call == "getsockopt(SO_ERROR)":
+        return tcp == "0" and utp in ("104", "111", "32")
+    if call.startswith("send"):
+        return tcp == "raises BrokenPipeError EPIPE" and utp in errors
+    if call.startswith("recv"):
+        return tcp.startswith(_NO_BYTES) and utp in errors
+    once = ("raises OSError EISCONN", "None"), ("106", "0"), (_ABORTED[0], _REFUSED[0]), (_ABORTED[1], _REFUSED[1])
+    return (tcp, utp) in once
 
 
 def _is_replaced(case: Case, holder: str, name: str) -> bool:
@@ -303,6 +313,8 @@ def _is_replaced(case: Case, holder: str, name: str) -> bool:
         return False
     if utp in (*_NOT_CONNECTED, "raises TimeoutError", "raises OSError EISCONN"):
         return True
+    if call == "in a child: recv" and utp == "b''":
+        return again and tcp in _NOT_CONNECTED  # that of the first attempt has ended
     return (call, tcp, utp) in (
         ("in a child: getsockopt", "0", "1"),
         ("in a child: shutdown", "raises OSError ENOTCONN", "None"),
@@ -396,7 +408,9 @@ def _is_unprobed(case: Case, name: str) -> bool:
     """
     tcp, utp = _flags(case.kind.tcp), _flags(case.kind.utp)
     is_full = any("fill(" in line for line in case.lines)
-    if not (is_full and _is_look(case.kind) and _unread(case.kind.tcp) == _unread(case.kind.utp)):
+    if not (is_full and case.has_shut_both(name)):
+        return False
+    if not (_is_look(case.kind) and _unread(case.kind.tcp) == _unread(case.kind.utp)):
         return False
     is_known = utp < tcp or (tcp < utp and not case.is_of(name))
     return is_known and "ERR" in tcp ^ utp and tcp ^ utp <= {"OUT", "ERR", "HUP", "RDHUP"}
@@ -513,7 +527,7 @@ EXPECTED: Final = (
         is_at_once=True,
     ),
     Expected(
-        r"(h\d)\.do\(\"(\w)\.(?:recv|getsockopt|shutdown)",
+        r"(h\d)\.do\(\"(\w)\.(?:recv|send|getsockopt|shutdown)",
         "a program that was started takes the error of a connection from the kernel, or shuts it down, and nobody "
         "tells the process that it was made in",
         _is_taken,
@@ -569,7 +583,7 @@ EXPECTED: Final = (
         _is_late_reset,
     ),
     Expected(
-        r"(\w)\.shutdown\(socket\.SHUT_RDWR\)",
+        r"(\w)\.shutdown\(",
         "who has shut down both halves answers what still comes by a reset: TCP where its closed window is probed, uTP "
         "where there is room, and of a pair that is full the kernel says so when somebody has received",
         _is_unprobed,
