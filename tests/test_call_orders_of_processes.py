@@ -187,6 +187,20 @@ b.recv(10)
 b.recv(10)
 b.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 """,
+    "nor is a program's, where the parent has closed": LISTENER
+    + """
+b = socket.socket()
+b.connect(a.getsockname())
+c, _ = a.accept()
+c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+h1 = start()
+c.close()
+h1.do("c.send(b'x')")
+h1.do("c.shutdown(socket.SHUT_RDWR)")
+b.recv(5)
+b.recv(5)
+b.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+""",
     "an option that is set after the fork": """
 a = socket.socket()
 a.listen()

@@ -15,7 +15,21 @@ from pathlib import Path
 
 import pytest
 
-from .network import MODULES, PATIENCE_S, REPOSITORY, Net, fork, receive_all, receive_exactly, wait_child
+from .network import (
+    ERR,
+    HUP,
+    MODULES,
+    PATIENCE_S,
+    REPOSITORY,
+    RESET_ON_CLOSE,
+    Net,
+    eventually,
+    fork,
+    poll_mask,
+    receive_all,
+    receive_exactly,
+    wait_child,
+)
 
 MEBIBYTE = 1 << 20
 
@@ -70,6 +84,26 @@ def test_an_executed_child_adopts_an_inherited_listener(net: Net) -> None:
     client.connect(listener.getsockname())
     assert receive_all(client) == repr((listener.getsockname(), client.getsockname())).encode()
     assert process.wait(PATIENCE_S) == 0
+
+
+def test_an_executed_child_that_shuts_down_both_halves_has_not_closed(net: Net) -> None:
+    """Where a close sends a RESET."""
+    client, server = net.pair()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    script = code("""
+        import sys
+        sock = socket.socket(fileno=int(sys.argv[1]))
+        sock.sendall(b"goodbye")
+        sock.shutdown(socket.SHUT_RDWR)
+        sys.stdin.read()
+    """)
+    process = net.python(script, server.fileno(), pass_fds=[server.fileno()], stdin=subprocess.PIPE)
+    server.close()
+    assert receive_all(client) == b"goodbye"
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(PATIENCE_S) == 0
+    assert eventually(lambda: poll_mask(client) & (ERR | HUP), ERR | HUP) == ERR | HUP
 
 
 def test_an_executed_child_does_not_inherit_what_it_was_not_given(net: Net) -> None:

@@ -504,7 +504,9 @@ class Bridge:
         """
         identity = self.identity
         if not identity.is_shut_down:
-            return False
+            # Nor does shutdown() by a program that was started, or by C code, tell of itself. It matters where a close
+            # sends a RESET.
+            return identity.settings.linger_seconds == 0 and identity.inode > 0 and socket_exists(identity.inode)
         if identity.record is not None and socket_exists(identity.inode):
             return True  # another process may have called shutdown(), and its fd is not in holders_watch
         return self.endpoint.loop.holders_watch.is_open(identity.inode)
