@@ -383,7 +383,9 @@ def swallowed_handlers(source: Source) -> Iterator[str]:
     for node in ast.walk(source.tree):
         if isinstance(node, ast.ExceptHandler) and node.type is not None and _names(node.type, "OSError"):
             inside = [each for statement in node.body for each in ast.walk(statement)]
-            passes = any(isinstance(each, ast.Raise) or _names(each, "let_pass", "refuse", "tell") for each in inside)
+            passes = any(
+                isinstance(each, ast.Raise) or _names(each, "reraise_handler_error", "refuse") for each in inside
+            )
             if not passes:
                 yield f"{source.path}:{node.lineno}: does not let pass what a signal's handler raises: signal_errors.py"
         elif isinstance(node, ast.Call) and _names(node.func, "suppress"):
@@ -476,7 +478,7 @@ OFFENDERS = [
     (replaceable_names, "green/x.py", "import os\n", 0),
     (swallowed_handlers, "shim.py", "try:\n    f()\nexcept (OSError, ValueError):\n    pass\n", 1),
     (swallowed_handlers, "shim.py", "with contextlib.suppress(OSError):\n    f()\n", 1),
-    (swallowed_handlers, "shim.py", "try:\n    f()\nexcept OSError as error:\n    let_pass(error)\n", 0),
+    (swallowed_handlers, "shim.py", "try:\n    f()\nexcept OSError as error:\n    reraise_handler_error(error)\n", 0),
     (swallowed_handlers, "cli/x.py", "try:\n    f()\nexcept OSError:\n    pass\n", 0),
 ]
 

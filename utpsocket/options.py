@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from utpsocket.engine.interpreter.native import SOCK_NONBLOCK, Socket, poll
 from utpsocket.engine.interpreter.originals import os, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel.high_fds import with_room
 from utpsocket.engine.kernel.udp import PACKET_OPTIONS
 from utpsocket.engine.user_fds.socket_state import Identity, Role, half_buffer
@@ -372,7 +372,7 @@ def _bind_to_scope(reference_tcp: Socket, identity: Identity) -> None:
             try:
                 reference_tcp.setsockopt(_SOCKET, stdlib.SO_BINDTODEVICE, stdlib.if_indextoname(address[3]).encode())
             except OSError as error:
-                let_pass(error)  # the interface is no longer there
+                reraise_handler_error(error)  # the interface is no longer there
             return
 
 

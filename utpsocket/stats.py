@@ -14,7 +14,7 @@ from utpsocket.engine import commands, running_engine
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel import tcp_info
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.user_fds.socket_state import Identity, Role
@@ -162,11 +162,11 @@ def info(sock: StdlibSocket) -> ConnectionStats:
     if identity is None:
         return _of_tcp(inner)
     if identity.transport == "tcp":
-        return _carried_by_tcp(identity, waits=inner.gettimeout() != 0)
+        return _stats_over_tcp(identity, waits=inner.gettimeout() != 0)
     if identity.role is Role.LISTENING:
         return ConnectionStats("listening", identity.local)
     if identity.role is not Role.UNCONNECTED:
-        found = _living(identity, waits=inner.gettimeout() != 0)
+        found = _stats_from_engine(identity, waits=inner.gettimeout() != 0)
         if found is not None:
             return found
     return _ended(identity)
@@ -184,7 +184,7 @@ def _inner(sock: object) -> Socket:
     return sock
 
 
-def _living(identity: Identity, *, waits: bool) -> ConnectionStats | None:
+def _stats_from_engine(identity: Identity, *, waits: bool) -> ConnectionStats | None:
     """The figures of a connection from the engine; None if it does not serve that connection any more."""
     loop = lifecycle.own_engine(identity)
     if loop is None or (not waits and not isinstance(loop, Loop) and identity.is_over):
@@ -192,7 +192,7 @@ def _living(identity: Identity, *, waits: bool) -> ConnectionStats | None:
     try:
         return connection_stats(identity.cookie, waits=waits)
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
         return None
 
 
@@ -212,7 +212,7 @@ def _ended(identity: Identity) -> ConnectionStats:
     return ConnectionStats(state.value, local, identity.peer, identity.transport)
 
 
-def _carried_by_tcp(identity: Identity, *, waits: bool) -> ConnectionStats:
+def _stats_over_tcp(identity: Identity, *, waits: bool) -> ConnectionStats:
     """Of a connection that fell back to TCP, whose TCP socket is the engine's."""
     loop = lifecycle.own_engine(identity)
     if loop is not None and not identity.is_over:
@@ -222,7 +222,7 @@ def _carried_by_tcp(identity: Identity, *, waits: bool) -> ConnectionStats:
             if isinstance(loop, Loop):
                 return ConnectionStats(*commands.channel_figures(loop, identity.cookie))
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
     return _ended(identity)
 
 
@@ -237,6 +237,6 @@ def _of_tcp(sock: Socket) -> ConnectionStats:
     try:
         peer = Socket.getpeername(sock)
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
         peer = None
     return ConnectionStats(local=Socket.getsockname(sock), peer=peer, transport="tcp", **tcp_info.read(sock))

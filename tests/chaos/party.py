@@ -384,7 +384,7 @@ _TELL: Final = "import faulthandler, signal\nfaulthandler.register(signal.SIGUSR
 def main() -> None:
     faulthandler.enable()
     exec(_TELL, {})
-    engine_client._BOOT = _TELL + engine_client._BOOT  # type: ignore[misc]
+    engine_client._BOOT_SCRIPT = _TELL + engine_client._BOOT_SCRIPT  # type: ignore[misc]
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints is noise on stderr, which fails the run
     party = Party()

@@ -16,7 +16,7 @@ import pytest
 import utpsocket
 from utpsocket.engine import running_engine
 from utpsocket.engine.kernel.arena import Arena
-from utpsocket.engine.kernel.socket_filter import EVERY
+from utpsocket.engine.kernel.socket_filter import PROBABILITY_ONE
 from utpsocket.engine.kernel.udp import Port
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports.flood import Flood
@@ -68,7 +68,7 @@ def test_connections_come_first_and_every_syn_is_answered_from_where_it_was_sent
         runs, unmatched = port.receive_classified(Arena(), {htons(70)})
         assert port.is_drained
         assert [bytes(run.data[20:]) for run in runs] == [b"wanted"] * 3
-        assert [head[0] for head in unmatched.heads(unmatched.syns)] == [SYN_BYTE] * 3
+        assert [header[0] for header in unmatched.headers(unmatched.syns)] == [SYN_BYTE] * 3
         assert [unmatched.run(index).data[3] for index in unmatched.others] == [
             900 + number & 0xFF for number in range(3)
         ]
@@ -103,7 +103,7 @@ def test_a_repeated_syn_comes_in_where_no_small_one_does(monkeypatch: pytest.Mon
 
         def shut(loop: Any) -> None:
             endpoint.flood._start(endpoint, now=loop.now)
-            endpoint.flood._syns_of_every = 0
+            endpoint.flood._syn_probability = 0
             endpoint.flood._set_filter(endpoint)
 
         loop.call(shut)
@@ -144,11 +144,11 @@ def test_small_syns_are_kept_out_before_large_ones(monkeypatch: pytest.MonkeyPat
             flood._tick(endpoint)
         return counts[-1]
 
-    assert counts[-1] == (EVERY, EVERY)
-    assert ticks(1, is_behind=True) == (EVERY // 2, EVERY)
-    assert ticks(9, is_behind=True) == (EVERY >> 10, EVERY)
-    assert ticks(1, is_behind=True) == (EVERY >> 10, EVERY // 2)
-    assert ticks(100, is_behind=False) == (EVERY, EVERY)
+    assert counts[-1] == (PROBABILITY_ONE, PROBABILITY_ONE)
+    assert ticks(1, is_behind=True) == (PROBABILITY_ONE // 2, PROBABILITY_ONE)
+    assert ticks(9, is_behind=True) == (PROBABILITY_ONE >> 10, PROBABILITY_ONE)
+    assert ticks(1, is_behind=True) == (PROBABILITY_ONE >> 10, PROBABILITY_ONE // 2)
+    assert ticks(100, is_behind=False) == (PROBABILITY_ONE, PROBABILITY_ONE)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

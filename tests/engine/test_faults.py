@@ -254,7 +254,7 @@ def test_a_tcp_connection_that_cannot_be_accepted_is_reset(
     with OfBoth() as listener, socket.socket() as refused, socket.socket() as client:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        failing(monkeypatch, tcp_listener, "raise_fd", MemoryError())
+        failing(monkeypatch, tcp_listener, "move_to_high_fd", MemoryError())
         for sock in (refused, client, listener):
             sock.settimeout(PATIENCE_S)
         with pytest.raises(ConnectionResetError):  # connect() says so itself where the reset is there first

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.fuzz.test_endpoint import SilentLoop, SilentPort
-from utpsocket.engine.kernel.socket_filter import EVERY
+from utpsocket.engine.kernel.socket_filter import PROBABILITY_ONE
 from utpsocket.engine.ports.endpoint import Endpoint
 from utpsocket.engine.ports.listener import MAX_HALF_OPEN, Listener
 from utpsocket.engine.ports.send_grants import SendGrants
@@ -116,10 +116,10 @@ class SiftingPort(SilentPort):
 
     def __init__(self) -> None:
         super().__init__()
-        self.syns_of_every: list[int] = []
+        self.syn_probability: list[int] = []
 
     def attach_filter(self, ids: frozenset[int], syns: int, strays: int, heavy: object, large: int) -> None:
-        self.syns_of_every.append(syns)
+        self.syn_probability.append(syns)
 
     def report_icmp(self, *, wanted: bool) -> None:
         pass
@@ -139,9 +139,9 @@ def test_the_kernel_drops_the_syns_that_a_full_backlog_has_no_room_for() -> None
     site.listener._ready.clear()  # accepted
     site.endpoint.flood.useless_datagrams += 1_000
     site.loop.pass_time(site.loop.now + 50_000)
-    open_part, full_part, open_again = port.syns_of_every
-    assert open_part == open_again == EVERY
-    assert full_part <= EVERY // 1_000
+    open_probability, full_probability, open_again = port.syn_probability
+    assert open_probability == open_again == PROBABILITY_ONE
+    assert full_probability <= PROBABILITY_ONE // 1_000
 
 
 def test_data_is_a_proof_and_one_that_is_ahead_waits_for_what_is_missing() -> None:

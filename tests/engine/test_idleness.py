@@ -87,8 +87,8 @@ def test_a_full_backlog_costs_nothing(kind: str) -> None:
 def test_accept_makes_room_for_the_next_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without any clock: nothing is tried again of itself."""
     monkeypatch.setattr(Retries, "next_at", lambda retries, *, now: now + 3_600_000_000)
-    monkeypatch.setattr(Retries, "is_due", lambda retries, *, now: retries._may_at == 0)
-    monkeypatch.setattr(Retries, "expect_success", lambda retries: setattr(retries, "_may_at", 0))
+    monkeypatch.setattr(Retries, "is_due", lambda retries, *, now: retries._allowed_at == 0)
+    monkeypatch.setattr(Retries, "expect_success", lambda retries: setattr(retries, "_allowed_at", 0))
     crowd = Crowd(kind)
     for _ in range(BACKLOG + 2):  # one more than the kernel's queue takes
         server, _ = crowd.listener.accept()

@@ -267,7 +267,7 @@ def thresholds_at_work() -> tuple[int, int, int]:
 
 
 def is_out_of_reach() -> bool:
-    return thresholds_at_work()[0] == garbage_collector._OUT_OF_REACH
+    return thresholds_at_work()[0] == garbage_collector._NEVER_REACHED
 
 
 def at_rest() -> tuple[int, int, int]:

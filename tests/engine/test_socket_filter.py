@@ -48,7 +48,7 @@ def packet(type: PacketType, connection_id: int, payload: bytes = b"") -> bytes:
 @pytest.mark.parametrize("host", HOSTS)
 def test_what_is_not_utp_is_dropped_and_connections_are_received(host: str) -> None:
     with path(host) as (sender, receiver):
-        assert socket_filter.attach(receiver, [70, 71, 72, 500], socket_filter.EVERY, 0, NOBODY)
+        assert socket_filter.attach(receiver, [70, 71, 72, 500], socket_filter.PROBABILITY_ONE, 0, NOBODY)
         bad = [b"", b"\x01", bytes(19), packet(PacketType.DATA, 70)[:19], b"\x42" + bytes(30), b"\x51" + bytes(30)]
         strays = [packet(PacketType.DATA, 69, b"x"), packet(PacketType.STATE, 501), packet(PacketType.RESET, 7)]
         good = [
@@ -68,7 +68,7 @@ def test_what_is_not_utp_is_dropped_and_connections_are_received(host: str) -> N
 def test_every_id_is_found(count: int) -> None:
     ids = sorted(random.Random(count).sample(range(0, 65_536, 2), count))
     with path("127.0.0.1") as (sender, receiver):
-        assert socket_filter.attach(receiver, ids, socket_filter.EVERY, 0, NOBODY)
+        assert socket_filter.attach(receiver, ids, socket_filter.PROBABILITY_ONE, 0, NOBODY)
         good = [packet(PacketType.DATA, one) for one in ids]
         wrong = [packet(PacketType.DATA, one + 1) for one in ids]
         assert passed(sender, receiver, good + wrong) == good
@@ -82,30 +82,33 @@ def test_with_too_many_connections_strays_pass_as_well() -> None:
 
 
 @pytest.mark.parametrize(
-    ("syns", "strays"), [(socket_filter.EVERY // 2, socket_filter.EVERY), (0, socket_filter.EVERY // 2)]
+    ("syns", "strays"),
+    [(socket_filter.PROBABILITY_ONE // 2, socket_filter.PROBABILITY_ONE), (0, socket_filter.PROBABILITY_ONE // 2)],
 )
 def test_a_part_is_drawn(syns: int, strays: int) -> None:
     with path("127.0.0.1") as (sender, receiver):
         assert socket_filter.attach(receiver, [1], syns, strays, NOBODY)
         for type, part in ((PacketType.SYN, syns), (PacketType.DATA, strays)):
             found = len(passed(sender, receiver, [packet(type, 9)] * 1_000))
-            assert abs(found / 1_000 - part / socket_filter.EVERY) < 0.1  # six standard deviations
+            assert abs(found / 1_000 - part / socket_filter.PROBABILITY_ONE) < 0.1  # six standard deviations
 
 
-@pytest.mark.parametrize("large", [0, socket_filter.EVERY // 2, socket_filter.EVERY])
+@pytest.mark.parametrize("large", [0, socket_filter.PROBABILITY_ONE // 2, socket_filter.PROBABILITY_ONE])
 def test_large_syns_are_another_part(large: int) -> None:
     small_syn = packet(PacketType.SYN, 9)
     large_syn = pad(small_syn, LARGE_SYN_BYTES - HEADER_BYTES)
     with path("127.0.0.1") as (sender, receiver):
-        for syns in (0, socket_filter.EVERY):
+        for syns in (0, socket_filter.PROBABILITY_ONE):
             assert socket_filter.attach(receiver, [1], syns, 0, NOBODY, large)
             assert len(passed(sender, receiver, [small_syn, large_syn[:-1]] * 10)) == (20 if syns else 0)
             found = len(passed(sender, receiver, [large_syn] * 1_000))
-            assert abs(found / 1_000 - large / socket_filter.EVERY) < 0.1
+            assert abs(found / 1_000 - large / socket_filter.PROBABILITY_ONE) < 0.1
         heavy = socket_filter.HeavySources(
             1, frozenset({socket_filter.source_hash(packed_name(sender.getsockname()), 1)}), 0
         )
-        assert socket_filter.attach(receiver, [1], socket_filter.EVERY, 0, heavy, socket_filter.EVERY)
+        assert socket_filter.attach(
+            receiver, [1], socket_filter.PROBABILITY_ONE, 0, heavy, socket_filter.PROBABILITY_ONE
+        )
         assert passed(sender, receiver, [small_syn, large_syn]) == []
 
 
@@ -119,7 +122,7 @@ def test_heavy_sources_are_distinguished_from_the_others(host: str) -> None:
         hashes = [socket_filter.source_hash(packed_name(other.getsockname()), multiplier) for other in others]
         assert len(set(hashes)) > 50
         heavy = socket_filter.HeavySources(multiplier, frozenset(hashes[:30]), 0)
-        assert socket_filter.attach(receiver, [1], socket_filter.EVERY, socket_filter.EVERY, heavy)
+        assert socket_filter.attach(receiver, [1], socket_filter.PROBABILITY_ONE, socket_filter.PROBABILITY_ONE, heavy)
         for other, source in zip(others, hashes, strict=True):
             expected = [] if source in heavy.sources else [packet(PacketType.SYN, 9)]
             assert passed(other, receiver, [packet(PacketType.SYN, 9)]) == expected

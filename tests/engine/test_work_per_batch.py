@@ -378,9 +378,9 @@ def test_a_socket_is_raised_by_one_duplication_where_there_are_high_numbers(
     taken: list[bool] = []
     monkeypatch.setattr(high_fds, "_take_kept", lambda: taken.append(True))
     low = Socket(socket.AF_INET, socket.SOCK_DGRAM)
-    with contextlib.closing(high_fds.raise_fd(low)) as raised:
-        assert raised.fileno() >= high_fds._HIGH_FD
-        assert (raised.family, raised.type, raised.proto) == (low.family, low.type, low.proto)
+    with contextlib.closing(high_fds.move_to_high_fd(low)) as moved:
+        assert moved.fileno() >= high_fds._HIGH_FD
+        assert (moved.family, moved.type, moved.proto) == (low.family, low.type, low.proto)
         assert low.fileno() < 0
         assert not taken
 

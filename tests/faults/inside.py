@@ -82,9 +82,11 @@ class Outside:
         self._listener.listen(1)
         name = self._listener.getsockname()
         end = "from utpsocket.engine.helper.server import main"
-        assert end in client._BOOT
-        boot = client._BOOT.replace(end, f"sys.path.insert(0, {str(ROOT)!r})\nfrom tests.faults.inside import main")
-        client._BOOT = boot.replace("main(3)", f"main(3, {name!r})")  # type: ignore[misc]
+        assert end in client._BOOT_SCRIPT
+        boot = client._BOOT_SCRIPT.replace(
+            end, f"sys.path.insert(0, {str(ROOT)!r})\nfrom tests.faults.inside import main"
+        )
+        client._BOOT_SCRIPT = boot.replace("main(3)", f"main(3, {name!r})")  # type: ignore[misc]
         self._lines: Any = None
 
     def __getattr__(self, name: str) -> Any:

@@ -67,7 +67,7 @@ def _succeed(gone: Loop | RemoteLoop | None) -> Loop | RemoteLoop:
     environment.check()
     place = _first if gone is None else gone.successor
     high_fds.prepare()
-    kind: Callable[[], Loop | RemoteLoop] = _kind()
+    kind: Callable[[], Loop | RemoteLoop] = _loop_class()
     made = high_fds.with_room(kind)
     loop = place.setdefault("", made)
     if loop is not made:
@@ -78,7 +78,7 @@ def _succeed(gone: Loop | RemoteLoop | None) -> Loop | RemoteLoop:
     return loop
 
 
-def _kind() -> type[Loop | RemoteLoop]:
+def _loop_class() -> type[Loop | RemoteLoop]:
     if environment.value("UTPSOCKET_ENGINE", "thread") == "thread":
         return Loop
     # Imported here, since most programs never need it.

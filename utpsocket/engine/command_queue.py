@@ -13,8 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from utpsocket.engine import faults
-from utpsocket.engine.interpreter.native import Socket, allocate_lock, in_one_step, sleep
-from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.interpreter.native import Socket, allocate_lock, call_uninterrupted, sleep
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 # Commands that may wait for the engine to wake up by itself; one more wakes it. By feel.
-_MAX_ASIDE: Final = 64
+_MAX_POSTED_WITHOUT_WAKING: Final = 64
 # Tries to wake the engine while the kernel is short of memory, three seconds in all; by feel.
 _MAX_WAKE_TRIES: Final = 3_000
 _WAKE_AGAIN_SECONDS: Final = 0.001
@@ -161,7 +161,7 @@ class Inbox:
 
     def put_without_waking(self, command: Command) -> None:
         """Queue a command for when the engine's thread wakes up next, for any reason, without waking it. Any thread."""
-        if len(self.commands) >= _MAX_ASIDE:
+        if len(self.commands) >= _MAX_POSTED_WITHOUT_WAKING:
             self.put(command)
             return
         self.commands.append(command)
@@ -171,10 +171,10 @@ class Inbox:
     def put(self, command: Command) -> None:
         """Queue a command, and wake the engine's thread. Any thread."""
         try:
-            in_one_step(partial(self.commands.append, command), self._wake_up.wake)
+            call_uninterrupted(partial(self.commands.append, command), self._wake_up.wake)
         except OSError as error:
-            let_pass(error)
-            if error.errno in faults.TRANSIENT:
+            reraise_handler_error(error)
+            if error.errno in faults.TRANSIENT_ERRNOS:
                 self._wake()
             # else the pipe is full of wake-ups that it has not read yet, or it has ended
         if self._has_ended:  # read after the append: either this thread sees the end, or the engine's sees the command
@@ -186,8 +186,8 @@ class Inbox:
             try:
                 self._wake_up.wake()
             except OSError as error:
-                let_pass(error)
-                if error.errno in faults.TRANSIENT:
+                reraise_handler_error(error)
+                if error.errno in faults.TRANSIENT_ERRNOS:
                     sleep(_WAKE_AGAIN_SECONDS)
                     continue
             return

@@ -25,9 +25,9 @@ from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.interpreter.native import Socket, poll
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel import netns
-from utpsocket.engine.kernel.high_fds import raise_fd
+from utpsocket.engine.kernel.high_fds import move_to_high_fd
 from utpsocket.engine.kernel.poller import EPOLLHUP
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports import overlapping_ports
@@ -196,7 +196,7 @@ def _is_open(bridge: Bridge) -> bool:
     except ValueError:
         return False  # closed by now
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
         return False  # likewise
 
 
@@ -351,7 +351,7 @@ def _dial(
     engine_sock.setblocking(False)
     bridge = endpoint.dial(peer, identity)
     bridge.is_handed_over = bridge.is_gated = True
-    bridge.engine_sock = raise_fd(engine_sock)  # at once: from here on only the bridge closes it
+    bridge.engine_sock = move_to_high_fd(engine_sock)  # at once: from here on only the bridge closes it
     bridge.attach(bridge.engine_sock)
     loop.watch_bridge(bridge)
     if fallback_us >= 0:

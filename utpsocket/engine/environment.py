@@ -20,7 +20,7 @@ from utpsocket.engine.interpreter.originals import os
 _PREFIX: Final = "UTPSOCKET_"
 # Of the tools beside the package, which are not checked.
 _TOOLS: Final = ("UTPSOCKET_COMPAT_", "UTPSOCKET_TEST_")
-_WORDS: Final[dict[str, bool]] = {
+_BOOLEANS: Final[dict[str, bool]] = {
     **dict.fromkeys(("1", "yes", "true", "on"), True),
     **dict.fromkeys(("0", "no", "false", "off"), False),
 }
@@ -37,7 +37,7 @@ class _Malformed(ValueError):
 
 def _switch(text: str) -> bool:
     try:
-        return _WORDS[text.lower()]
+        return _BOOLEANS[text.lower()]
     except KeyError:
         raise _Malformed("1 or 0 (or yes, no, true, false, on, off)") from None
 

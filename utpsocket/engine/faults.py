@@ -16,10 +16,10 @@ from typing import Final
 from utpsocket.engine.interpreter.native import sleep
 from utpsocket.engine.interpreter.originals import os
 
-TRANSIENT: Final = frozenset({errno.EINTR, errno.ENOBUFS, errno.ENOMEM})
+TRANSIENT_ERRNOS: Final = frozenset({errno.EINTR, errno.ENOBUFS, errno.ENOMEM})
 """Errnos that say nothing about a socket: the same call may succeed in a moment. None of them makes an event."""
 
-NO_ROOM: Final = TRANSIENT | {errno.EAGAIN}
+NO_ROOM_ERRNOS: Final = TRANSIENT_ERRNOS | {errno.EAGAIN}
 """A send that fails with one of these has sent nothing, and may be repeated."""
 
 # Until a call that has failed with one of these is repeated, µs; by feel.
@@ -34,7 +34,7 @@ _PAUSE_SECONDS: Final = 0.001
 _MAX_IN_ROW: Final = 1_000
 _MAX_TRIES: Final = 10
 # Errnos that a program is given as they are (errno_of).
-_REPORTED_AS_THEY_ARE: Final = TRANSIENT | {errno.EMFILE, errno.ENFILE, errno.ENOSPC}
+_REPORTED_AS_THEY_ARE: Final = TRANSIENT_ERRNOS | {errno.EMFILE, errno.ENFILE, errno.ENOSPC}
 
 
 def errno_of(error: BaseException) -> int:

@@ -32,7 +32,7 @@ from utpsocket.engine.interpreter.originals import os, random, signal, time
 from utpsocket.engine.interpreter.signal_errors import or_none
 from utpsocket.engine.kernel import netns
 from utpsocket.engine.kernel.arena import Arena
-from utpsocket.engine.kernel.high_fds import raise_fd, replace_with_idle
+from utpsocket.engine.kernel.high_fds import move_to_high_fd, replace_with_idle
 from utpsocket.engine.kernel.poller import (
     EPOLLERR,
     EPOLLET,
@@ -681,12 +681,12 @@ class Loop:
         key     to be known by; 0: a new one
         bound   its address and network namespace, if they are known; they need not be asked for then
         """
-        raised = raise_fd(sock)
+        moved = move_to_high_fd(sock)
         try:
-            port = Port(raised, offload=self.offload, buffer_bytes=self.udp_buffer_bytes, bound=bound)
+            port = Port(moved, offload=self.offload, buffer_bytes=self.udp_buffer_bytes, bound=bound)
             endpoint = Endpoint(self, key or next(self._keys), port, is_private=is_private)
         except BaseException:
-            raised.close()
+            moved.close()
             raise
         return endpoint
 

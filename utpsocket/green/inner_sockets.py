@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # How long a greenlet sleeps between two looks at a lock; by feel.
 _FIRST_SLEEP_SECONDS: Final = 0.001
-_LONGEST_SLEEP_SECONDS: Final = 0.02
+_MAX_SLEEP_SECONDS: Final = 0.02
 # A recv() of more than this calls the base class's: two copies would cost more than waiting for the lock; by feel.
 _MAX_RECEIVE_BYTES: Final = 1 << 20
 
@@ -159,4 +159,4 @@ def _acquire_sleeping(lock: Lock, seconds: float, sleep: Callable[[float], objec
     pause_seconds = _FIRST_SLEEP_SECONDS
     while not lock.acquire(False) and time.monotonic() < deadline:
         sleep(pause_seconds)
-        pause_seconds = min(2 * pause_seconds, _LONGEST_SLEEP_SECONDS)
+        pause_seconds = min(2 * pause_seconds, _MAX_SLEEP_SECONDS)

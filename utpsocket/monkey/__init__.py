@@ -84,7 +84,7 @@ from typing import TYPE_CHECKING, Any, cast
 from utpsocket import startup
 from utpsocket.engine import engine, environment
 from utpsocket.engine.interpreter.native import Socket, original
-from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.integrations import tls_hook
 from utpsocket.monkey import host_names, in_place, library_hooks, single_module
@@ -348,6 +348,6 @@ def transport(sock: object) -> str | None:
     try:
         protocol = Socket.getsockopt(inner, stdlib.SOL_SOCKET, stdlib.SO_PROTOCOL)
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
         return None
     return "tcp" if protocol == stdlib.IPPROTO_TCP else None

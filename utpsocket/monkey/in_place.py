@@ -16,7 +16,7 @@ from weakref import KeyedRef
 
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket
 from utpsocket.engine.interpreter.originals import os
-from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.integrations import pickling
 from utpsocket.sockets import shim
@@ -105,7 +105,7 @@ def _is_open(key: int) -> bool:
     try:
         return bool(os.fstat(identity.user_fd).st_ino == identity.inode)
     except OSError as error:  # closed
-        let_pass(error)
+        reraise_handler_error(error)
         return False
 
 

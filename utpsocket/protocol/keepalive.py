@@ -45,7 +45,7 @@ class Probing:
     user_timeout_us: int = 0
 
     @property
-    def ends_us(self) -> int:
+    def max_silence_us(self) -> int:
         """How much silence ends the connection."""
         return (
             max(self.idle_us, self.user_timeout_us)

@@ -24,7 +24,7 @@ _BURST_US: Final = 1_000  # docs/design.md §4; Linux's TCP also sends 1 ms of i
 _CREDIT_US: Final = 4_000
 # On a busy machine the thread may come much later. Then more may follow at once, but no more than this part of a round
 # trip (one half). By feel.
-_LATE_SHARE: Final = 2
+_LATE_RTT_DIVISOR: Final = 2
 _MIN_BURST_PACKETS: Final = 2  # receivers ack every second packet: RFC 5681 §4.2
 
 
@@ -66,7 +66,7 @@ class Pacer:
         """A burst was due so long ago, and nothing but this machine has delayed it: the path's queues have had that
         time to drain, so more may leave now.
         """
-        self._credit_us = max(_CREDIT_US, min(late_us, rtt_us // _LATE_SHARE))
+        self._credit_us = max(_CREDIT_US, min(late_us, rtt_us // _LATE_RTT_DIVISOR))
 
     def on_sent(self, count: int, total_bytes: int, bytes_per_rtt: int, rtt_us: int, *, now: int) -> None:
         """`count` packets with `total_bytes` of payload left."""

@@ -168,7 +168,7 @@ class PathMtu:
             if self._failed_probes >= _MAX_PROBES:
                 if size == self._likely_bytes:
                     self._likely_bytes = 0
-                self._lower(size - 8, now=now)
+                self._lower_highest(size - 8, now=now)
 
     def on_too_big(self, datagram_bytes: int, carries_bytes: int, *, now: int) -> bool:
         """The kernel, or a router by ICMP, says that a datagram does not pass. Returns whether a size has changed.
@@ -186,17 +186,17 @@ class PathMtu:
             return False
         if self.probe_bytes > limit:
             self.probe_bytes = 0
-        self._lower(limit, now=now)
+        self._lower_highest(limit, now=now)
         return True
 
     def on_black_hole(self, *, now: int) -> None:
         """Packets of the size in use are lost again and again: back to the floor. RFC 8899 §4.3."""
         if self.datagram_bytes > self.floor_bytes:
-            self._lower(self.datagram_bytes - 8, now=now)
+            self._lower_highest(self.datagram_bytes - 8, now=now)
             self.datagram_bytes = self.confirmed_bytes = self.floor_bytes
             self.probe_bytes = 0
 
-    def _lower(self, highest: int, *, now: int) -> None:
+    def _lower_highest(self, highest: int, *, now: int) -> None:
         """No size above `highest` passes."""
         self._failed_probes = 0
         self.highest_bytes = max(self.floor_bytes, highest & ~7)

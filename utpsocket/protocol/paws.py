@@ -8,7 +8,7 @@ packet was 57,344 packets further back, or earlier. Any time between those two s
 and however much it reorders.
 
 An ack can be late as well: it would ack packets that are in flight now, and their sender would forget them. A valid ack
-names at most PROVEN_REORDER_PACKETS (peerlimits.py) beyond the first that is not acked, so the same holds for the times
+names at most LARGE_REORDER_PACKETS (peerlimits.py) beyond the first that is not acked, so the same holds for the times
 at which acks were sent.
 
 Decisions. The peer's timestamp is noted every MARK_PACKETS that came in order. What was sent before the last mark but

@@ -22,7 +22,7 @@ _OVERDRAFT_BYTES: Final = 4_096
 _SMALL_PIECE_BYTES: Final = 16_384
 # Payloads that are smaller on average are joined when a hole is filled: to handle each costs more than to copy it. By
 # feel.
-_TINY_BYTES: Final = 256
+_JOINED_BELOW_BYTES: Final = 256
 
 
 class Insertion(Enum):
@@ -179,7 +179,7 @@ class Reassembly:
                 self.is_finished = True
             self.out_of_order_bytes -= total_bytes
             self.ready_bytes += total_bytes
-            if total_bytes < count * _TINY_BYTES:
+            if total_bytes < count * _JOINED_BELOW_BYTES:
                 payloads = [b"".join(payloads)]
             self._ready += [memoryview(payload) for payload in payloads if payload]
         self._mask = mask >> (count + 1)

@@ -15,7 +15,7 @@ from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import _socket, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel import fd_names, netns
-from utpsocket.engine.kernel.high_fds import raise_fd
+from utpsocket.engine.kernel.high_fds import move_to_high_fd
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports import overlapping_ports, reuseport
 from utpsocket.engine.user_fds.socket_state import Identity
@@ -177,7 +177,7 @@ def new_udp_socket(sock: Socket, identity: Identity) -> Socket:
     """A new UDP socket with this socket's options, in its network namespace."""
     if not identity.namespace:
         identity.namespace = netns.cookie(sock)
-    return raise_fd(netns.make_in_namespace(sock, identity.namespace, partial(options.udp_socket, identity)))
+    return move_to_high_fd(netns.make_in_namespace(sock, identity.namespace, partial(options.udp_socket, identity)))
 
 
 def resolved(identity: Identity, address: GivenAddress) -> Address:

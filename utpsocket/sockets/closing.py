@@ -13,7 +13,7 @@ from typing import Final, ParamSpec, Protocol, TypeVar
 from utpsocket.engine import commands, running_engine
 from utpsocket.engine.interpreter.native import allocate_lock
 from utpsocket.engine.interpreter.originals import os
-from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 
@@ -117,5 +117,5 @@ def _deliver(send: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T 
         try:
             return send(*args, **kwargs)
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
     return _UNDELIVERED

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket, allocate_lock
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel.high_fds import with_room
 from utpsocket.engine.user_fds import reset
 from utpsocket.engine.user_fds.socket_state import Identity, Role
@@ -212,7 +212,7 @@ def check_connect(family: int, method: str, address: GivenAddress) -> None:
         except stdlib.gaierror:
             raise
         except OSError as error:
-            let_pass(error)  # an error of connecting says nothing about the address
+            reraise_handler_error(error)  # an error of connecting says nothing about the address
 
 
 def check_ancillary(identity: Identity, ancdata: Ancillary) -> None:

@@ -18,7 +18,7 @@ from utpsocket.engine.interpreter.native import SOCK_NONBLOCK, Socket, StdlibSoc
 from utpsocket.engine.interpreter.originals import ctypes, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel import fd_names, netns
-from utpsocket.engine.kernel.high_fds import raise_fd, with_room
+from utpsocket.engine.kernel.high_fds import move_to_high_fd, with_room
 from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.sockets import fd_swap
 
@@ -96,7 +96,7 @@ def _pair_at(listening: Socket, fd: int, name: bytes) -> Socket | None:
         if (
             fd_names.peer_credentials(engine_sock)[0] == os.getpid()
         ):  # whichever user: a program may change that at any time
-            return raise_fd(engine_sock)
+            return move_to_high_fd(engine_sock)
         engine_sock.close()
 
 

@@ -19,7 +19,7 @@ from typing import Final
 from utpsocket.engine import running_engine
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket
 from utpsocket.engine.interpreter.originals import ctypes, io, os, platform, struct
-from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel.high_fds import give_back, with_room
 
 _EPOLL_CTL_ADD: Final = 1
@@ -61,5 +61,5 @@ def _registrations(fd: int) -> Iterator[tuple[int, int, int]]:
             if found is not None:
                 yield epoll_fd, int(found[1], 16), int(found[2], 16)
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
             continue

@@ -17,7 +17,7 @@ from utpsocket.engine import commands, engine, running_engine, serving_pid
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket, poll
 from utpsocket.engine.interpreter.originals import _socket, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.interpreter.signal_errors import let_pass, suppress_errnos
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error, suppress_errnos
 from utpsocket.engine.kernel import fd_names
 from utpsocket.engine.kernel.high_fds import with_room
 from utpsocket.engine.loop import Loop
@@ -185,7 +185,7 @@ def _connect_udp(
     try:
         peer = udp.getpeername()
     except OSError as error:  # port 0, to which a UDP socket can be connected
-        let_pass(error)
+        reraise_handler_error(error)
         return errno.ECONNREFUSED, None
     return errno.ENETUNREACH if _is_multicast(identity.family, peer[0]) else 0, peer
 
@@ -406,7 +406,7 @@ def shut_down_unconnected(sock: StdlibSocket, identity: Identity, how: int) -> N
     try:
         Socket.shutdown(sock, how)
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
     if identity.role is Role.UNCONNECTED:
         identity.shut_halves |= how + 1  # bits as the kernel's RCV_SHUTDOWN and SEND_SHUTDOWN
     elif not identity.is_connect_reported:
@@ -468,7 +468,7 @@ def _replace(duplicates: list[int], fd: int) -> None:
         try:
             os.dup2(fd, other, inheritable=os.get_inheritable(other))
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
             continue  # another thread has closed it
 
 
@@ -486,7 +486,7 @@ def disconnect(sock: StdlibSocket, identity: Identity) -> None:
         release_chosen_port(identity)
         _renew(sock, identity)
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
         identity.claim = None  # no descriptor is left, for example: the next connect() does it
 
 
@@ -599,7 +599,7 @@ def _abort_at_once(sock: StdlibSocket, identity: Identity, loop: Loop | RemoteLo
     try:
         fresh, engine_sock = _socket.socketpair(stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0)
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
         return  # no descriptor is left: the reset happens when the engine carries out the command
     fresh.send(b"!")
     engine_sock.close()  # with a byte unread: the other end gets ECONNRESET (unix(7))

@@ -12,7 +12,7 @@ from utpsocket.engine import running_engine
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel import fd_names
 from utpsocket.engine.user_fds import forked_copies, shared_errnos
 from utpsocket.engine.user_fds.socket_state import Identity, Role
@@ -57,7 +57,7 @@ def identity_of_fd(sock: Socket) -> Identity | None:
     try:
         inode = os.fstat(sock.fileno()).st_ino
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
         return None
     identity = _by_inode.get(inode)
     if identity is not None:
@@ -72,7 +72,7 @@ def _identity_from_names(sock: Socket) -> Identity | None:
     try:
         name = Socket.getpeername(sock)
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
         name = None
     found = fd_names.decode(name)
     if found is not None and fd_names.is_ours(name, fd_names.peer_credentials(sock)[1]):
@@ -94,9 +94,9 @@ def _identity(cookie: int, pid: int, local: Address, peer: Address) -> Identity:
     served = loop.identity_of(cookie) if loop is not None and loop.pid == pid else None
     if served is not None:
         return served
-    identity = forked_copies.DistantIdentity(_family_of(local))
+    identity = forked_copies.IdentityFromName(_family_of(local))
     identity.cookie, identity.owner_pid = cookie, pid
-    identity.place = shared_errnos.place_of(pid, cookie)
+    identity.errno_slot = shared_errnos.slot_of(pid, cookie)
     identity.local, identity.peer = local, peer
     identity.role = Role.CONNECTED
     identity.is_connect_reported = True  # connect() has most likely returned before the descriptor was passed on
@@ -111,7 +111,7 @@ def _before_fork() -> None:
     try:
         forked_copies.share(list(_by_inode.values()))
     except OSError as error:  # no memory: neither process will see what the other does to the sockets they share
-        let_pass(error)
+        reraise_handler_error(error)
 
 
 def _after_fork_in_child() -> None:

@@ -21,7 +21,7 @@ from utpsocket.engine.channels.tcp_socket import apply_options, tcp_socket
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.kernel.high_fds import raise_fd
+from utpsocket.engine.kernel.high_fds import move_to_high_fd
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.sockets import fd_swap, lifecycle, registry
@@ -55,7 +55,7 @@ def bind(sock: StdlibSocket, identity: Identity, address: GivenAddress) -> None:
 
 def _bind_both(sock: StdlibSocket, identity: Identity, address: GivenAddress) -> None:
     for _ in range(_PAIR_TRIES):
-        bound_tcp = raise_fd(tcp_socket(identity))
+        bound_tcp = move_to_high_fd(tcp_socket(identity))
         try:
             bound_tcp.bind(address)
             identity.bound_tcp = bound_tcp
@@ -90,7 +90,7 @@ def listens_over_tcp(sock: StdlibSocket, identity: Identity) -> bool:
 def _bind_tcp_again(identity: Identity) -> None:
     """Bind another TCP socket to the port, in the place of one that is closed. Raises OSError."""
     assert identity.local is not None
-    tcp = raise_fd(tcp_socket(identity))
+    tcp = move_to_high_fd(tcp_socket(identity))
     try:
         try:
             tcp.bind(identity.local)

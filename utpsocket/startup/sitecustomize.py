@@ -57,7 +57,7 @@ def _patch() -> None:
         exit_table.register()
 
 
-def _run_the_hidden_one() -> None:
+def _run_hidden_sitecustomize() -> None:
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _FOLDER]
     spec = PathFinder.find_spec("sitecustomize")
     if spec is not None and spec.loader is not None:
@@ -74,4 +74,4 @@ if _is_wanted():
         del sys.modules["utpsocket_import_hook"]
         _after_import.AfterImport({"socket": _patch}).install()
 if __name__ == "sitecustomize":
-    _run_the_hidden_one()
+    _run_hidden_sitecustomize()

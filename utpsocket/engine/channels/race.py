@@ -25,7 +25,7 @@ from utpsocket.engine.channels.tcp_socket import tcp_socket
 from utpsocket.engine.channels.utp import Bridge, drain_filler
 from utpsocket.engine.faults import RETRY_US, errno_of
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.kernel.high_fds import raise_fd
+from utpsocket.engine.kernel.high_fds import move_to_high_fd
 from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLOUT, EPOLLRDHUP
 from utpsocket.engine.user_fds.reset import close_engine_sock, record
 from utpsocket.engine.user_fds.socket_state import Role
@@ -155,7 +155,7 @@ class Attempt:
         assert identity.peer is not None
         with self._loop.fd_lock:
             try:
-                self._tcp = tcp = raise_fd(tcp_socket(identity))
+                self._tcp = tcp = move_to_high_fd(tcp_socket(identity))
             except OSError as error:
                 self._on_tcp_failed(error.errno or errno.EMFILE)
                 return

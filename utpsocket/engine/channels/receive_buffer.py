@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from utpsocket.engine.faults import TRANSIENT
+from utpsocket.engine.faults import TRANSIENT_ERRNOS
 from utpsocket.engine.interpreter import native
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import socket as stdlib
@@ -106,7 +106,7 @@ class ReceiveBuffer:
         try:
             self._set_pair(engine_sock, max(self._pair_bytes, min(_MAX_PAIR_BYTES, window_bytes // _PAIR_SHARE)))
         except OSError as error:
-            if error.errno not in TRANSIENT:
+            if error.errno not in TRANSIENT_ERRNOS:
                 raise
             return  # the kernel lacks memory: nothing grows in this round
         reassembly.resize(window_bytes)

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from utpsocket.engine.channels.tcp_socket import apply_options
-from utpsocket.engine.faults import RETRY_US, TRANSIENT
+from utpsocket.engine.faults import RETRY_US, TRANSIENT_ERRNOS
 from utpsocket.engine.interpreter.native import Socket, poll
 from utpsocket.engine.interpreter.originals import os, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
@@ -96,7 +96,7 @@ class _Flow:
                 self.is_readable = False
                 return False
             except OSError as error:
-                if error.errno not in TRANSIENT:
+                if error.errno not in TRANSIENT_ERRNOS:
                     raise
                 self.must_retry = True
                 return False
@@ -126,7 +126,7 @@ class _Flow:
                     self.must_rewatch = True
                     return False
                 except OSError as error:
-                    if error.errno in TRANSIENT:
+                    if error.errno in TRANSIENT_ERRNOS:
                         self.must_retry = True
                         return False
                     self.is_stopped = True
@@ -322,7 +322,7 @@ class Relay:
         try:
             sock.shutdown(stdlib.SHUT_WR)
         except OSError as error:
-            if error.errno in TRANSIENT:
+            if error.errno in TRANSIENT_ERRNOS:
                 self._from_user.must_retry = True
                 return False
             if error.errno != errno.ENOTCONN:

@@ -13,7 +13,7 @@ from typing import Final
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.originals import struct
-from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel.high_fds import with_room
 from utpsocket.engine.user_fds.socket_state import Identity
 
@@ -36,4 +36,4 @@ def apply_options(tcp: Socket, identity: Identity) -> None:
         try:
             tcp.setsockopt(level, name, value)
         except OSError as error:
-            let_pass(error)  # one that can be set in another state only, such as IPV6_V6ONLY after bind()
+            reraise_handler_error(error)  # one that can be set in another state only, such as IPV6_V6ONLY after bind()

@@ -27,7 +27,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES, ReceiveBuffer
-from utpsocket.engine.faults import NO_ROOM, RETRY_US, TRANSIENT, errno_of
+from utpsocket.engine.faults import NO_ROOM_ERRNOS, RETRY_US, TRANSIENT_ERRNOS, errno_of
 from utpsocket.engine.interpreter import native
 from utpsocket.engine.interpreter.native import Socket, poll
 from utpsocket.engine.interpreter.originals import os
@@ -293,7 +293,7 @@ class Bridge:
         self._refuses_sends = False  # the user's send() fails already, while there is still something to receive
         self._sent_reset = False  # a RESET to the peer, outside of the connection, in terminate()
 
-        self._is_retrying = False  # a call that failed for lack of memory (TRANSIENT) is made again by a timer
+        self._is_retrying = False  # a call that failed for lack of memory (TRANSIENT_ERRNOS) is made again by a timer
 
     def attach(self, engine_sock: Socket) -> None:
         """Give it the engine's end of the pair, non-blocking; this object closes it from now on.
@@ -434,7 +434,7 @@ class Bridge:
                 self._has_unread_event = False
                 self.endpoint.loop.watch_room(self, wanted=not self.is_writable)  # re-arms: an event since is reported
             self._on_drained(now=now)
-        elif code in TRANSIENT:
+        elif code in TRANSIENT_ERRNOS:
             self._try_again_soon()
         else:
             raise OSError(code, os.strerror(code))  # EBADF: the program has closed every fd that it found
@@ -451,7 +451,7 @@ class Bridge:
             self.connection.finish(now=now)
 
     def _try_again_soon(self) -> None:
-        """A call at engine_sock failed for lack of memory or the like (TRANSIENT): no event will follow, so a timer."""
+        """A call at engine_sock failed with one of TRANSIENT_ERRNOS: no event will follow, so a timer repeats it."""
         if not self._is_retrying:
             self._is_retrying = True
             loop = self.endpoint.loop
@@ -609,7 +609,7 @@ class Bridge:
             self._filler_bytes = identity.filler_bytes
         is_connected = partial(setattr, identity, "role", Role.CONNECTED)
         drains = native.receiving(self.engine_fd, self._filler_bytes)
-        _, count, code = native.in_one_step(is_connected, drains, accepts)
+        _, count, code = native.call_uninterrupted(is_connected, drains, accepts)
         if count > 0:
             self._filler_bytes -= count
         return int(code)
@@ -677,7 +677,7 @@ class Bridge:
         if code == errno.ECONNRESET:  # the user closed with bytes unread
             self._closed_with_unread = True
             self.is_readable = True
-        elif code in TRANSIENT:
+        elif code in TRANSIENT_ERRNOS:
             self.connection.delivered(0, now=now)
             self._try_again_soon()
             return False
@@ -693,7 +693,7 @@ class Bridge:
         try:
             self.engine_sock.shutdown(stdlib.SHUT_WR)
         except OSError as error:
-            if error.errno in TRANSIENT:
+            if error.errno in TRANSIENT_ERRNOS:
                 self._try_again_soon()
                 return False
             if error.errno != errno.ENOTCONN:
@@ -969,7 +969,7 @@ def drain_filler(engine_fd: int, remaining_bytes: int) -> int:
     """
     while remaining_bytes > 0:
         count = native.receiving(engine_fd, remaining_bytes)()
-        if count < 0 and get_errno() in NO_ROOM:
+        if count < 0 and get_errno() in NO_ROOM_ERRNOS:
             return remaining_bytes
         if count <= 0:
             return 0  # the user has closed it

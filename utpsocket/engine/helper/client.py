@@ -35,7 +35,7 @@ from weakref import WeakValueDictionary
 
 from utpsocket.engine import commands
 from utpsocket.engine.command_queue import Answer
-from utpsocket.engine.faults import NO_ROOM
+from utpsocket.engine.faults import NO_ROOM_ERRNOS
 from utpsocket.engine.helper import messages, port_commands
 from utpsocket.engine.helper.known_ports import KnownPorts
 from utpsocket.engine.helper.messages import Argument
@@ -51,7 +51,7 @@ from utpsocket.engine.interpreter.native import (
     start_thread,
 )
 from utpsocket.engine.interpreter.originals import _socket, marshal, os, posix, random, signal
-from utpsocket.engine.interpreter.signal_errors import let_pass, or_none
+from utpsocket.engine.interpreter.signal_errors import or_none, reraise_handler_error
 from utpsocket.engine.kernel import fd_name_key
 from utpsocket.engine.kernel.poller import sleep_until_ready
 from utpsocket.engine.user_fds import forked_copies, reset, shared_errnos
@@ -86,7 +86,7 @@ _CONTROL_FD: Final = 3
 _system_random: Final = random.SystemRandom()
 # More than the longest notice, by feel.
 _NOTICE_BYTES: Final = 32 << 10
-_BOOT: Final = f"""
+_BOOT_SCRIPT: Final = f"""
 import os, sys
 if os.fork():
     os._exit(0)
@@ -445,7 +445,7 @@ class RemoteLoop:
             self._pending.extend(iter(self._next_notice, b""))
             has_ended = True
         except OSError as error:
-            let_pass(error)  # no more of them now
+            reraise_handler_error(error)  # no more of them now
         pending = self._pending
         while pending:
             first = pending[0]
@@ -515,8 +515,8 @@ class RemoteLoop:
                 try:
                     self._message, self._message_fds = messages.receive_raw(self._control)
                 except OSError as error:
-                    let_pass(error)
-                    if error.errno in NO_ROOM:
+                    reraise_handler_error(error)
+                    if error.errno in NO_ROOM_ERRNOS:
                         sleep(_TRY_AGAIN_SECONDS)
                         continue
                 if not self._message:
@@ -538,12 +538,12 @@ class RemoteLoop:
                 self._received[serial] = received
                 self._message = b""
             else:
-                self._give(serial, *messages.whole(received))
+                self._deliver_answer(serial, *messages.whole(received))
                 self._message = b""  # last: if that fails, all of it is repeated
                 self._received.pop(serial, None)
             self._tries = 0
 
-    def _give(self, serial: int, value: object, code: int, text: str) -> None:
+    def _deliver_answer(self, serial: int, value: object, code: int, text: str) -> None:
         answer = self._answers.pop(serial, None)
         if answer is not None:
             answer.give(value, (OSError(code, text) if code else RuntimeError(text)) if text else None)
@@ -632,7 +632,7 @@ class RemoteLoop:
             if identity.role is Role.CONNECTING:
                 identity.role = Role.FAILED
         for serial in list(self._answers):
-            self._give(serial, None, errno.ECONNABORTED, "the engine's process has ended")
+            self._deliver_answer(serial, None, errno.ECONNABORTED, "the engine's process has ended")
 
     def _close(self) -> None:
         global _remote
@@ -644,21 +644,21 @@ class RemoteLoop:
 
 
 def _socket_pair() -> tuple[Socket, Socket]:
-    ours, theirs = map(_raised, _socket.socketpair(_socket.AF_UNIX, messages.TYPE))
+    ours, theirs = map(_at_high_fd, _socket.socketpair(_socket.AF_UNIX, messages.TYPE))
     for end in (ours, theirs):
         end.setblocking(True)  # also where the program has called setdefaulttimeout()
     return ours, theirs
 
 
-def _raised(sock: Socket) -> Socket:
+def _at_high_fd(sock: Socket) -> Socket:
     duplicated = iter(partial(fcntl, sock.fileno(), F_DUPFD_CLOEXEC, _HIGH_FD), -1)
     try:
-        raised = next(map(partial(Socket, -1, -1, -1), duplicated))  # one expression of C: no fd is without an owner
+        moved = next(map(partial(Socket, -1, -1, -1), duplicated))  # one expression of C: no fd is without an owner
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
         return sock
     sock.close()
-    return raised
+    return moved
 
 
 def _spawn(ours: Socket, theirs: Socket) -> int:
@@ -666,7 +666,7 @@ def _spawn(ours: Socket, theirs: Socket) -> int:
     if not sys.executable:
         raise OSError(errno.ENOENT, "UTPSOCKET_ENGINE=process needs sys.executable, and there is none")
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    command = [sys.executable, "-I", "-S", "-B", "-c", _BOOT, package, f"utpsocket engine of {os.getpid()}"]
+    command = [sys.executable, "-I", "-S", "-B", "-c", _BOOT_SCRIPT, package, f"utpsocket engine of {os.getpid()}"]
     starter = posix.posix_spawn(  # not os or subprocess, which gevent patches
         sys.executable,
         command,

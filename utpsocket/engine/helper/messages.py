@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypedDict
 
 from utpsocket.engine import commands
 from utpsocket.engine.helper import port_commands
-from utpsocket.engine.interpreter.native import Socket, in_one_step
+from utpsocket.engine.interpreter.native import Socket, call_uninterrupted
 from utpsocket.engine.interpreter.originals import marshal
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.user_fds.socket_state import Identity, Options, SettingsForm, settings_form, settings_of
@@ -52,7 +52,7 @@ RELEASED: Final = "released"
 FORCE_RESET: Final = 0
 
 # Errnos of a socket whose other process has ended, or whose fd the program has closed.
-ENDS: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ENOTSOCK)
+ENDED_ERRNOS: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ENOTSOCK)
 
 _MAX_FDS: Final = 4
 _ANCILLARY_BYTES: Final = stdlib.CMSG_SPACE(4 * _MAX_FDS)
@@ -198,7 +198,7 @@ def send_data(
     if sent is None:
         send_it()
     else:
-        in_one_step(send_it, sent)
+        call_uninterrupted(send_it, sent)
 
 
 def receive(sock: Socket) -> tuple[Any, list[int]] | None:

@@ -14,16 +14,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from utpsocket.engine.faults import NO_ROOM
+from utpsocket.engine.faults import NO_ROOM_ERRNOS
 from utpsocket.engine.helper import messages
-from utpsocket.engine.interpreter.native import Socket, allocate_lock, in_one_step, sleep, start_thread
+from utpsocket.engine.interpreter.native import Socket, allocate_lock, call_uninterrupted, sleep, start_thread
 from utpsocket.engine.interpreter.originals import marshal, signal
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel.high_fds import taken_over
 
 # The socket is full; as many fds are in flight as the process may have open. unix(7)
-_LATER: Final = (errno.EAGAIN, errno.ETOOMANYREFS)
+_RETRY_ERRNOS: Final = (errno.EAGAIN, errno.ETOOMANYREFS)
 # By feel.
 _TRY_AGAIN_SECONDS: Final = 0.001
 
@@ -70,7 +70,7 @@ class Requests:
         if sent is None:
             queue()
         else:
-            in_one_step(queue, sent)
+            call_uninterrupted(queue, sent)
         if not self._sending.locked():
             try:
                 start_thread(self._run, b"utpsocket-queue")
@@ -82,10 +82,10 @@ class Requests:
         try:
             messages.send_data(self._sock, data, fds, sent, flags=stdlib.MSG_DONTWAIT)
         except OSError as error:
-            let_pass(error)
-            if error.errno in _LATER:
+            reraise_handler_error(error)
+            if error.errno in _RETRY_ERRNOS:
                 return False
-            if error.errno not in messages.ENDS:
+            if error.errno not in messages.ENDED_ERRNOS:
                 raise  # no memory for it, say: the engine is alive, and has not received it
             self._on_end()
         return True
@@ -102,8 +102,8 @@ class Requests:
                     try:
                         messages.send_data(self._sock, data, fds)
                     except OSError as error:
-                        let_pass(error)
-                        if error.errno in _LATER or error.errno in NO_ROOM:
+                        reraise_handler_error(error)
+                        if error.errno in _RETRY_ERRNOS or error.errno in NO_ROOM_ERRNOS:
                             sleep(_TRY_AGAIN_SECONDS)
                             continue
                         self._on_end()

@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 from utpsocket.engine import commands
 from utpsocket.engine.command_queue import Command
 from utpsocket.engine.exit_flush import flush
-from utpsocket.engine.faults import NO_ROOM, RETRY_US
+from utpsocket.engine.faults import NO_ROOM_ERRNOS, RETRY_US
 from utpsocket.engine.helper import messages
 from utpsocket.engine.helper.messages import Argument, RemoteCommand
 from utpsocket.engine.interpreter.native import Socket, allocate_lock, sleep
@@ -41,7 +41,7 @@ _REQUESTS_PER_ITERATION: Final = 64
 _ORPHANS_SECONDS: Final = 0.05
 _MAX_ORPHANS_SECONDS: Final = 2.0
 # The kernel's table of fds is as long as the highest number; by feel.
-_HIGHEST_FD: Final = 16_384
+_MAX_FD: Final = 16_384
 # Faults while one request is handled; by feel.
 _MAX_TRIES: Final = 3
 # Notices that the application has not read. It reads them when it uses a socket; more, and the oldest are dropped. By
@@ -93,7 +93,7 @@ def _with_highest_number(fd: int) -> Socket:
     """
     max_fds, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        high_fd = fcntl(fd, F_DUPFD_CLOEXEC, min(max_fds, _HIGHEST_FD) - 1)
+        high_fd = fcntl(fd, F_DUPFD_CLOEXEC, min(max_fds, _MAX_FD) - 1)
     except OSError:
         return Socket(fileno=fd)
     os.close(fd)
@@ -141,7 +141,7 @@ class Outbox:
         try:
             messages.send(self._sock, message, fds)
         except OSError as error:
-            return error.errno not in NO_ROOM  # with any other error the application is gone
+            return error.errno not in NO_ROOM_ERRNOS  # with any other error the application is gone
         return True
 
     def on_event(self, mask: int) -> None:
@@ -301,7 +301,7 @@ class Service:
                 try:
                     self._request, self._fds = messages.receive_raw(self._control)
                 except OSError as error:
-                    if error.errno in NO_ROOM:
+                    if error.errno in NO_ROOM_ERRNOS:
                         return
                     if error.errno != errno.ECONNRESET:
                         raise  # the application may be alive: fail() tries again, or ends the engine

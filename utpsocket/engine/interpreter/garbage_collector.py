@@ -3,11 +3,11 @@
 CPython collects in the thread that allocates the object which exceeds the threshold, and runs finalizers there: an
 object's __del__, a weakref's callback, gc.callbacks. A finalizer that uses a socket of ours, as rpyc's proxies do,
 would wait on the engine's thread for the engine. One that takes a lock, as any logging call does, may wait for a thread
-that waits for the engine. So while the engine's thread works, the collector's thresholds are set to _OUT_OF_REACH, and
+that waits for the engine. So while the engine's thread works, the collector's thresholds are set to _NEVER_REACHED, and
 while it sleeps they have the program's values. The count of objects goes on: what is due meanwhile is collected by the
 next thread of the program that allocates.
 
-Thresholds are used and not gc.disable(), because they can be distinguished: at _OUT_OF_REACH they are ours. What the
+Thresholds are used and not gc.disable(), because they can be distinguished: at _NEVER_REACHED they are ours. What the
 program enables, disables or sets meanwhile is thus noticed and left as it is. If the program sets a threshold of ours
 that it has read before, the next iteration corrects that.
 
@@ -35,8 +35,8 @@ from typing import Any, Final
 from utpsocket.engine.interpreter.originals import ctypes
 
 # Fits a C int; an arbitrary number that no program would choose.
-_OUT_OF_REACH: Final = 2_011_983_647
-_NEVER: Final = (_OUT_OF_REACH, _OUT_OF_REACH, _OUT_OF_REACH)
+_NEVER_REACHED: Final = 2_011_983_647
+_NEVER: Final = (_NEVER_REACHED, _NEVER_REACHED, _NEVER_REACHED)
 # On 3.12 a collection that is due runs in the next thread that executes bytecode.
 _IS_ANY_THREADS: Final = sys.version_info[:2] == (3, 12)
 _call: Final[Any] = getattr(operator, "call", None)  # 3.11; returns what the function that it calls returns
@@ -74,7 +74,7 @@ class CollectorPause:
         """End this pause. Returns what the thresholds must be without it."""
         _pausing.discard(self)
         found = _get_threshold()  # not ours: the program has set them meanwhile
-        return _programs if found[0] == _OUT_OF_REACH and not _pausing else found
+        return _programs if found[0] == _NEVER_REACHED and not _pausing else found
 
     def sleep(self, wait: Callable[..., int], arguments: tuple[object, ...]) -> int:
         """wait(*arguments), during which the thresholds are the program's. `wait` is a function of ctypes.CDLL without
@@ -83,7 +83,7 @@ class CollectorPause:
         global _programs
         _pausing.discard(self)  # as _resume(), inlined, since this is done in every iteration
         found = _get_threshold()
-        if found[0] == _OUT_OF_REACH and not _pausing:
+        if found[0] == _NEVER_REACHED and not _pausing:
             found = _programs
         result: int
         if _IS_ANY_THREADS:
@@ -97,9 +97,9 @@ class CollectorPause:
             _disable()  # …to here nothing is allocated
             found = _get_threshold()  # from here on as _pause(), without a call
             _pausing.add(self)
-            if found[0] != _OUT_OF_REACH:
+            if found[0] != _NEVER_REACHED:
                 _programs = found
-            _set_threshold(_OUT_OF_REACH, _OUT_OF_REACH, _OUT_OF_REACH)
+            _set_threshold(_NEVER_REACHED, _NEVER_REACHED, _NEVER_REACHED)
             if was_enabled:
                 _enable()
         if _CAN_BE_TRACED:
@@ -114,7 +114,7 @@ def _pause(pause: CollectorPause, found: tuple[int, int, int]) -> None:
     """Begin a pause: remember the thresholds that were found, if they are the program's, and set ours."""
     global _programs
     _pausing.add(pause)
-    if found[0] != _OUT_OF_REACH:
+    if found[0] != _NEVER_REACHED:
         _programs = found
     _set_threshold(*_NEVER)
 
@@ -130,5 +130,5 @@ def _end_tracing() -> None:
 def end_in_child() -> None:
     """After a fork, in the child, where no thread of ours goes on."""
     _pausing.clear()
-    if _get_threshold()[0] == _OUT_OF_REACH:
+    if _get_threshold()[0] == _NEVER_REACHED:
         _set_threshold(*_programs)

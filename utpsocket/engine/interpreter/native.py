@@ -96,15 +96,15 @@ _dropped = ctypes.create_string_buffer(1 << 16)
 
 
 def receiving(fd: int, count: int) -> partial[int]:
-    """A call that receives and drops up to `count` bytes without releasing the GIL, for in_one_step(); it returns how
-    many, 0 or less for none.
+    """A call for call_uninterrupted(): receives and drops up to `count` bytes and keeps the GIL. Returns how many, 0 or
+    less for none.
     """
     return partial(libc.recv, fd, _dropped, min(count, len(_dropped)), _MSG_DONTWAIT)
 
 
 def connecting(fd: int, name: bytes) -> partial[int]:
     """A call that connects a non-blocking AF_UNIX socket to an abstract name without releasing the GIL, for
-    in_one_step(). It returns -1 where it fails, with the errno in ctypes.get_errno(). unix(7).
+    call_uninterrupted(). It returns -1 where it fails, with the errno in ctypes.get_errno(). unix(7).
     """
     address = int(_AF_UNIX).to_bytes(2, sys.byteorder) + name
     return partial(libc.connect, fd, address, len(address))
@@ -181,7 +181,7 @@ _call: Callable[[partial[Any]], Any] = partial.__call__
 _first: Callable[[tuple[int, object]], int] = itemgetter(0)
 
 
-def in_one_step(*calls: partial[Any]) -> list[Any]:
+def call_uninterrupted(*calls: partial[Any]) -> list[Any]:
     """What these calls return, made one after the other in C: no signal's handler runs between two of them, as it may
     between any two lines, and an exception of one leaves out the rest. The calls must be partial() of functions in C.
     """
@@ -195,7 +195,7 @@ def replace_socket(old: Socket, family: int, kind: int, protocol: int = 0) -> So
     opened = iter(partial(libc.socket, family, kind | SOCK_CLOEXEC, protocol), -1)
     owned = map(partial(Socket, family, kind, protocol), opened)
     steps = partial(old.detach), partial(libc.close, old.fileno()), partial(next, owned, None)
-    made: Socket | None = in_one_step(*steps)[2]
+    made: Socket | None = call_uninterrupted(*steps)[2]
     if made is None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return made
@@ -210,7 +210,7 @@ def connect_at_once(fd: int, name: bytes) -> int:
     flags = fcntl(fd, F_GETFL)
     if flags & _O_NONBLOCK:
         return ctypes.get_errno() if connect() else 0
-    _, failed, _ = in_one_step(
+    _, failed, _ = call_uninterrupted(
         partial(fcntl, fd, F_SETFL, flags | _O_NONBLOCK), connect, partial(fcntl, fd, F_SETFL, flags)
     )
     return ctypes.get_errno() if failed else 0

@@ -16,7 +16,7 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 
-def let_pass(error: OSError) -> None:
+def reraise_handler_error(error: OSError) -> None:
     """Raise the error again if it is not a system call's. To be called first in each `except OSError` that does not
     raise in any case.
     """
@@ -29,7 +29,7 @@ def or_none(call: Callable[..., _T], *arguments: object) -> _T | None:
     try:
         return call(*arguments)
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
         return None
 
 

@@ -4,10 +4,10 @@ own.
 Over TCP connect() opens no fd and accept() one. Over uTP they also open a UDP socket, the engine's ends of pairs, and
 some fds for a moment. So a few fds are kept open in advance, duplicates of one socket that is not used:
 
-    raise_fd()    moves a socket to a high number, or if the limit allows none, to the number of a kept fd (dup2). The
-                  program's low number is free again, and the program has as many left as over TCP
-    with_room()   opens something when no number is left, after closing a kept fd
-    close()       of a raised socket leaves a kept fd under its number, until there are enough again
+    move_to_high_fd()   moves a socket to a high number, or if the limit allows none, to the number of a kept fd (dup2).
+                        The program's low number is free again, and the program has as many left as over TCP
+    with_room()         opens something when no number is left, after closing a kept fd
+    close()             of a moved socket leaves a kept fd under its number, until there are enough again
 
 New ones are made only while the program is far from its limit (RLIMIT_NOFILE); if that is low, a few just below it. The
 last two are for connections that wait for accept(): over TCP a program at its limit can close an fd and then accept a
@@ -40,7 +40,7 @@ from utpsocket.engine.interpreter.native import (
 )
 from utpsocket.engine.interpreter.originals import os, resource
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.interpreter.signal_errors import let_pass, or_none
+from utpsocket.engine.interpreter.signal_errors import or_none, reraise_handler_error
 
 if TYPE_CHECKING:
     from utpsocket.engine.interpreter.originals import select
@@ -54,7 +54,7 @@ _AFTER_STREAMS: Final = 3
 # Fds kept: two for each of eight connect(), one for each of eight accept(), and eight that are open for a moment.
 _KEPT: Final = 32
 # Kept fds begin so far above the lowest free number; by feel.
-_FAR: Final = 64
+_KEPT_DISTANCE_FDS: Final = 64
 # Under a limit of less than this, _KEPT would be too large a share: then fewer are kept, and the program has at least
 # so many numbers below them. All by feel.
 _LOW_LIMIT: Final = 128
@@ -88,14 +88,14 @@ class HighSocket(Socket):
             try:
                 os.dup2(model.fileno(), self.fileno(), inheritable=False)
             except OSError as error:
-                let_pass(error)  # the limit is lower than the number by now
+                reraise_handler_error(error)  # the limit is lower than the number by now
             else:
                 _kept.append(_owner(iter(self.detach, -1)))
                 return
         try:
             Socket.close(self)
         except OSError as error:
-            let_pass(error)  # close(2): the fd is closed, whatever the error
+            reraise_handler_error(error)  # close(2): the fd is closed, whatever the error
 
     # In place of the C class's finalizer, which would issue a ResourceWarning about a socket that is not the program's.
     # A function in C, so that no signal handler runs within it.
@@ -145,14 +145,14 @@ def prepare() -> None:
     try:
         model = Socket(stdlib.AF_UNIX, stdlib.SOCK_DGRAM)
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
         return
     with closing(model):
         found = os.fstat(model.fileno())
         try:
             high = _duplicate(model.fileno(), _floor(model.fileno()))
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
             return
         high.setblocking(False)  # a thread that uses a duplicate in the place of a closed socket must not block in it
         _model_file = found.st_dev, found.st_ino
@@ -180,7 +180,7 @@ def _floor(lowest_fd: int) -> int:
     if limit >= _HIGH_FD + 4 * _KEPT:
         return _HIGH_FD
     if limit >= _LOW_LIMIT:
-        return lowest_fd + _FAR
+        return lowest_fd + _KEPT_DISTANCE_FDS
     return max(limit - _KEPT_BELOW_LOW_LIMIT - 1, lowest_fd + _LEFT_BELOW_LOW_LIMIT)
 
 
@@ -192,7 +192,7 @@ def _keep_more(model: HighSocket, lowest_fd: int) -> None:
         while len(_kept) < _max_kept:
             _kept.append(_duplicate(model.fileno(), floor))
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
 
 
 def _keep_usable(model: HighSocket, lowest_fd: int) -> None:
@@ -229,7 +229,7 @@ def _take_kept(left: int = _FOR_ACCEPT) -> HighSocket | None:
     return None
 
 
-def raised_duplicate(fd: int) -> Iterable[int]:
+def high_duplicate(fd: int) -> Iterable[int]:
     """An iterator over one duplicate: above select()'s range where the limit allows that, and never under the number of
     a standard stream, where a daemon may put its log. The duplicate is made when the iterator is asked for it, so that
     an object can own it at once (_owner()).
@@ -239,13 +239,13 @@ def raised_duplicate(fd: int) -> Iterable[int]:
 
 
 def new_epoll() -> select.epoll:
-    """An epoll on a raised number."""
+    """An epoll with a high number."""
     assert epoll is not None
     with epoll() as low:
-        return next(map(epoll.fromfd, raised_duplicate(low.fileno())))
+        return next(map(epoll.fromfd, high_duplicate(low.fileno())))
 
 
-def raise_fd(sock: Socket) -> Socket:
+def move_to_high_fd(sock: Socket) -> Socket:
     """Move a socket to a high number and make it non-blocking.
 
     Returns a new object that owns it; `sock` is closed. Where there is no such number, the socket stays where it is:
@@ -258,31 +258,31 @@ def raise_fd(sock: Socket) -> Socket:
     try:
         # Family, type and protocol are known, so that no system calls are made to find them.
         own = partial(HighSocket, sock.family, sock.type | SOCK_NONBLOCK if is_nonblocking else sock.type, sock.proto)
-        raised: HighSocket | None = next(map(own, map(partial(fcntl, fd, F_DUPFD_CLOEXEC), (_HIGH_FD,))))
+        moved: HighSocket | None = next(map(own, map(partial(fcntl, fd, F_DUPFD_CLOEXEC), (_HIGH_FD,))))
     except OSError as error:
-        let_pass(error)
-        raised = _raised_to_kept(sock)
+        reraise_handler_error(error)
+        moved = _moved_to_kept_fd(sock)
         is_nonblocking = False
-    if raised is None:
+    if moved is None:
         model = _model
         if model is not None and _is_kept(model):
             _keep_usable(model, fd)
         if len(_kept) < _FOR_ACCEPT:
-            return _raised_already(sock)  # under the same number, which is kept when it is closed
+            return _as_high_socket(sock)  # under the same number, which is kept when it is closed
         sock.setblocking(False)
         return sock
     if not is_nonblocking:
         try:
-            raised.setblocking(False)
+            moved.setblocking(False)
         except BaseException:
-            Socket.close(raised)
+            Socket.close(moved)
             raise
     sock.close()
     if len(_kept) < _max_kept:
         model = _model
         if model is not None and _is_kept(model):
             _keep_more(model, fd)
-    return raised
+    return moved
 
 
 def replace_with_idle(sock: Socket) -> bool:
@@ -295,25 +295,25 @@ def replace_with_idle(sock: Socket) -> bool:
     try:
         os.dup2(model.fileno(), sock.fileno(), inheritable=False)
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
         return False  # the limit is lower than the number by now
     return True
 
 
-def _raised_to_kept(sock: Socket) -> HighSocket | None:
+def _moved_to_kept_fd(sock: Socket) -> HighSocket | None:
     """Move the socket to the number of a kept fd; None if there is none."""
     fd = sock.fileno()
-    raised = _take_kept()
-    if raised is None or not _dup_onto(fd, raised):
-        if raised is not None:
-            _kept.appendleft(raised)
+    moved = _take_kept()
+    if moved is None or not _dup_onto(fd, moved):
+        if moved is not None:
+            _kept.appendleft(moved)
         return None
     try:
-        Socket.__init__(raised, fileno=raised.fileno())  # it is of another family now
+        Socket.__init__(moved, fileno=moved.fileno())  # it is of another family now
     except BaseException:
-        Socket.close(raised)
+        Socket.close(moved)
         raise
-    return raised
+    return moved
 
 
 def _dup_onto(fd: int, kept: HighSocket) -> bool:
@@ -323,7 +323,7 @@ def _dup_onto(fd: int, kept: HighSocket) -> bool:
         try:
             duplicate()
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
             _with_raised_limit(duplicate, kept.fileno() + 1)
     except BaseException as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -368,9 +368,9 @@ def with_room(make: Callable[[], _T], *, is_for_accept: bool = False) -> _T:
         if not isinstance(made, Socket):
             _owed += 1
             return made
-        return _raised_already(made)  # type: ignore[return-value]  # of a socket: a socket
+        return _as_high_socket(made)  # type: ignore[return-value]  # of a socket: a socket
     above = _with_raised_limit(make, limit + 1)
-    return _raised_already(above) if isinstance(above, Socket) else above  # type: ignore[return-value]
+    return _as_high_socket(above) if isinstance(above, Socket) else above  # type: ignore[return-value]
 
 
 def _make_in_place_of(kept: HighSocket, make: Callable[[], _T]) -> _T:
@@ -388,7 +388,7 @@ def _is_last_number(limit: int) -> bool:
     if limit > _MAX_COUNTED or (limit > _ALWAYS_COUNTED and len(_kept) >= _max_kept):
         return False  # far from the limit, or there are too many to look at
     if _kept and _kept[0].fileno() >= limit:
-        return False  # lowered by now: raise_fd() raises the limit for a moment, or keeps others
+        return False  # lowered by now: move_to_high_fd() raises the limit for a moment, or keeps others
     numbers = poll()
     for number in range(limit):
         numbers.register(number, 0)
@@ -402,11 +402,11 @@ def taken_over(sock: Socket) -> Iterator[HighSocket]:
     return map(_new, iter(sock.detach, -1))
 
 
-def _raised_already(made: Socket) -> HighSocket:
-    raised = next(taken_over(made))
-    Socket.__init__(raised, fileno=raised.fileno())  # it is of another family
-    raised.setblocking(False)
-    return raised
+def _as_high_socket(made: Socket) -> HighSocket:
+    moved = next(taken_over(made))
+    Socket.__init__(moved, fileno=moved.fileno())  # it is of another family
+    moved.setblocking(False)
+    return moved
 
 
 def give_back() -> None:
@@ -420,7 +420,7 @@ def give_back() -> None:
         try:
             _kept.append(_duplicate(model.fileno(), 0))
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
             return
 
 

@@ -22,7 +22,7 @@ from utpsocket.engine.interpreter import libc
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import ctypes, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel.high_fds import give_back, with_room
 
 _S = TypeVar("_S", bound=Socket)
@@ -38,7 +38,7 @@ def cookie(sock: Socket) -> int:
     try:
         value = Socket.getsockopt(sock, stdlib.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE_BYTES)
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
         return 0
     return int.from_bytes(value, sys.byteorder)
 

@@ -25,8 +25,8 @@ from utpsocket.engine import environment
 from utpsocket.engine.interpreter import libc, native
 from utpsocket.engine.interpreter.garbage_collector import CollectorPause
 from utpsocket.engine.interpreter.originals import ctypes, os, platform, struct, time
-from utpsocket.engine.interpreter.signal_errors import let_pass
-from utpsocket.engine.kernel.high_fds import new_epoll, raised_duplicate
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
+from utpsocket.engine.kernel.high_fds import high_duplicate, new_epoll
 from utpsocket.protocol.times import NEVER
 
 if TYPE_CHECKING:
@@ -50,13 +50,13 @@ EPOLLHUP: Final = 0x010
 EPOLLRDHUP: Final = 0x2000
 EPOLLET: Final = 1 << 31
 # EPOLLERR and EPOLLHUP, which poll() reports whether they are asked for or not
-_UNASKED: Final = 0x018
+_ALWAYS_REPORTED: Final = 0x018
 # EPOLLIN, PRI, OUT, ERR, HUP, RDHUP
 _LEVEL_EVENTS: Final = 0x201F
 # Events that one wait() returns; by feel.
 MAX_EVENTS: Final = 256
 # The largest int, of which poll(2) and epoll_wait(2) take the timeout, in ms.
-_LONGEST_MS: Final = 0x7FFFFFFF
+_MAX_TIMEOUT_MS: Final = 0x7FFFFFFF
 # struct epoll_event as (events, fd): packed on x86-64 only. epoll_ctl(2), linux/eventpoll.h
 _EVENT: Final = struct.Struct("=Ii4x" if platform.machine() in ("x86_64", "AMD64") else "=I4xi4x")
 _POLLFD: Final = struct.Struct("=ihh")
@@ -133,7 +133,7 @@ class LevelPoller:
                 break
         for fd, mask in found[:limit]:
             self._is_due.pop(fd, None)
-            if mask & _UNASKED or not hasattr(self.watchers.get(fd), "known_events"):
+            if mask & _ALWAYS_REPORTED or not hasattr(self.watchers.get(fd), "known_events"):
                 self._asleep[fd] = time.monotonic() + _SLEEP_SECONDS
         return found[:limit]
 
@@ -172,7 +172,7 @@ class EpollSleep:
         elif at:
             left_us = at - time.monotonic_ns() // 1_000
             if left_us > 0:
-                timeout_ms = min(-(-left_us // 1_000), _LONGEST_MS)
+                timeout_ms = min(-(-left_us // 1_000), _MAX_TIMEOUT_MS)
         count = self._sleep(_epoll_wait, (self._epoll_fd, self._events, MAX_EVENTS, timeout_ms))
         if count == 1:
             return [_EVENT.unpack_from(self._buffer)]
@@ -185,7 +185,7 @@ class EpollSleep:
 
 
 def _ms(timeout: float) -> int:
-    return -1 if timeout < 0 else min(_LONGEST_MS, math.ceil(timeout * 1_000))
+    return -1 if timeout < 0 else min(_MAX_TIMEOUT_MS, math.ceil(timeout * 1_000))
 
 
 def sleep_until_ready(pause: CollectorPause, fds: list[tuple[int, int]], timeout: float) -> None:
@@ -211,7 +211,7 @@ class WakeUp:
     """What other threads end the engine's sleep with: an eventfd, or a pipe where there is none.
 
     fd     becomes readable
-    wake   wakes the engine. Any thread. A partial() of a function in C, for native.in_one_step(); it raises
+    wake   wakes the engine. Any thread. A partial() of a function in C, for native.call_uninterrupted(); it raises
            BlockingIOError where the pipe is full of wake-ups that the engine has not read yet
     """
 
@@ -223,14 +223,14 @@ class WakeUp:
             fds = iter(partial(os.eventfd, 0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), None)
             own = partial(FileIO, mode="r+")
             with next(map(own, fds)) as low:
-                self._owners = [next(map(own, raised_duplicate(low.fileno())))]
+                self._owners = [next(map(own, high_duplicate(low.fileno())))]
             word = _ONE
         else:
             reader, writer = os.pipe()
             with FileIO(reader, "r") as low, FileIO(writer, "w") as low_writer:
                 self._owners = [
-                    FileIO(next(iter(raised_duplicate(low.fileno()))), "r"),
-                    FileIO(next(iter(raised_duplicate(low_writer.fileno()))), "w"),
+                    FileIO(next(iter(high_duplicate(low.fileno()))), "r"),
+                    FileIO(next(iter(high_duplicate(low_writer.fileno()))), "w"),
                 ]
             for owner in self._owners:
                 os.set_blocking(owner.fileno(), False)
@@ -303,7 +303,7 @@ class Watches(Generic[_W]):
         except ValueError:
             return False
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
             return False
         return True
 
@@ -313,7 +313,7 @@ class Watches(Generic[_W]):
             try:
                 self._epoll.unregister(fd)
             except OSError as error:
-                let_pass(error)
+                reraise_handler_error(error)
             self.by_fd.pop(fd, None)
             self._events.pop(fd, None)  # not there where a signal's handler has interrupted watch()
 
@@ -329,7 +329,7 @@ class Watches(Generic[_W]):
                 except FileNotFoundError:
                     self._epoll.register(fd, events)
             except OSError as error:
-                let_pass(error)
+                reraise_handler_error(error)
                 lost.append(self.by_fd.get(fd))
                 self.forget_fd(fd)
         return [watcher for watcher in lost if watcher is not None]

@@ -25,7 +25,7 @@ from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.protocol.packet import HEADER_BYTES, LARGE_SYN_BYTES, SYN_BYTE, VERSION, PacketType
 
 # A probability of 1, in parts of 2³², as BPF draws random numbers of 32 bits.
-EVERY: Final = 1 << 32
+PROBABILITY_ONE: Final = 1 << 32
 _SOCKADDR_IN_BYTES: Final = 16
 _SO_ATTACH_FILTER: Final = 26
 _SO_DETACH_FILTER: Final = 27
@@ -68,31 +68,31 @@ class HeavySources(NamedTuple):
 
     multiplier   of the hash, odd; drawn anew now and then, so that no source can choose to have another's hash
     sources      their hashes, see source_hash()
-    of_every     so many SYNs of 2³² from these pass
+    probability  so many SYNs of 2³² from these pass
     """
 
     multiplier: int
     sources: frozenset[int]
-    of_every: int
+    probability: int
 
 
 def attach(
     sock: Socket,
     ids: Iterable[int] | None,
-    syns_of_every: int,
-    strays_of_every: int,
+    syn_probability: int,
+    stray_probability: int,
     heavy: HeavySources,
-    large_of_every: int = EVERY,
+    large_syn_probability: int = PROBABILITY_ONE,
 ) -> bool:
     """Attach the program; False where the kernel does not take it.
 
-    ids              that packets of connections here may carry; None: packets with any id pass
-    syns_of_every    so many SYNs of 2³² pass
-    strays_of_every  likewise, of packets with another id
-    heavy            sources that send many SYNs
-    large_of_every   likewise, of SYNs of LARGE_SYN_BYTES and more
+    ids                     that packets of connections here may carry; None: packets with any id pass
+    syn_probability         so many SYNs of 2³² pass
+    stray_probability       likewise, of packets with another id
+    heavy                   sources that send many SYNs
+    large_syn_probability   likewise, of SYNs of LARGE_SYN_BYTES and more
     """
-    wanted = program(ids, syns_of_every, strays_of_every, heavy, large_of_every)
+    wanted = program(ids, syn_probability, stray_probability, heavy, large_syn_probability)
     code = b"".join(_INSTRUCTION.pack(*one) for one in wanted)
     memory = ctypes.create_string_buffer(code, len(code))
     argument = _PROGRAM.pack(len(code) // _INSTRUCTION.size, ctypes.addressof(memory))
@@ -119,19 +119,23 @@ def detach(sock: Socket) -> None:
 
 
 def program(
-    ids: Iterable[int] | None, syns_of_every: int, strays_of_every: int, heavy: HeavySources, large_of_every: int
+    ids: Iterable[int] | None,
+    syn_probability: int,
+    stray_probability: int,
+    heavy: HeavySources,
+    large_syn_probability: int,
 ) -> list[Instruction]:
     """The program; see attach()."""
-    large = [(_LOAD_WORD, 0, 0, _RANDOM), *_part(large_of_every)]
+    large = [(_LOAD_WORD, 0, 0, _RANDOM), *_pass_with_probability(large_syn_probability)]
     syn = [
         (_LOAD_LENGTH, 0, 0, 0),
         (_IF_GREATER_EQUAL, 0, len(large), _UDP_BYTES + LARGE_SYN_BYTES),
         *large,
         (_LOAD_WORD, 0, 0, _RANDOM),
-        *_part(syns_of_every),
+        *_pass_with_probability(syn_probability),
     ]
     if heavy.sources:
-        found = [(_LOAD_WORD, 0, 0, _RANDOM), *_part(heavy.of_every)]
+        found = [(_LOAD_WORD, 0, 0, _RANDOM), *_pass_with_probability(heavy.probability)]
         search = _search(_ranges(heavy.sources)[:_MAX_RANGES])
         syn = [
             (_LOAD_BYTE, 0, 0, _NETWORK),
@@ -173,15 +177,15 @@ def program(
         (_IF_EQUAL, 0, 1, PacketType.RESET << 4 | VERSION),
         _DROP,
         (_LOAD_WORD, 0, 0, _RANDOM),
-        *_part(strays_of_every),
+        *_pass_with_probability(stray_probability),
     ]
 
 
-def _part(of_every: int) -> list[Instruction]:
+def _pass_with_probability(probability: int) -> list[Instruction]:
     """Pass if the random number in the accumulator is less, else drop."""
-    if of_every >= EVERY:
+    if probability >= PROBABILITY_ONE:
         return [_PASS]
-    return [(_IF_GREATER_EQUAL, 1, 0, max(0, of_every)), _PASS, _DROP]
+    return [(_IF_GREATER_EQUAL, 1, 0, max(0, probability)), _PASS, _DROP]
 
 
 def _ranges(ids: Iterable[int]) -> list[tuple[int, int]]:

@@ -13,12 +13,12 @@ import errno
 from collections.abc import Iterable
 from typing import Final
 
-from utpsocket.engine.faults import NO_ROOM
+from utpsocket.engine.faults import NO_ROOM_ERRNOS
 from utpsocket.engine.interpreter import libc
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import ctypes, os, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel import socket_filter
 from utpsocket.engine.kernel.arena import ROOM_BYTES, Arena
 from utpsocket.engine.kernel.mmsg import MAX_DATAGRAMS_IN
@@ -88,7 +88,7 @@ _UNMERGED_BEFORE_RECVMMSG: Final = 2
 # A plain int: `&` of an IntFlag takes 2 µs.
 _MSG_TRUNC: Final = int(stdlib.MSG_TRUNC)
 # With IP_RECVERR a call may fail with these for an error of an earlier datagram. ip(7)
-_STALE: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EMSGSIZE)
+_STALE_ERRNOS: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EMSGSIZE)
 # The fd number is not ours any more: the program has closed every fd that it found (os.closerange).
 _FD_LOST: Final = (errno.EBADF, errno.ENOTSOCK)
 _AF_UNSPEC_NAME: Final = bytes(16)  # struct sockaddr
@@ -138,7 +138,7 @@ class UnmatchedDatagrams:
         """The source addresses of these, as the kernel writes them (struct sockaddr_in, sockaddr_in6)."""
         return self._calls.names(indices)
 
-    def heads(self, indices: list[int]) -> list[bytes]:
+    def headers(self, indices: list[int]) -> list[bytes]:
         """The first HEADER_BYTES of these slots. After a shorter datagram come bytes that were in the slot before."""
         room, stride = self._room, self._port._slot_bytes
         return [room[index * stride : index * stride + HEADER_BYTES].tobytes() for index in indices]
@@ -249,7 +249,7 @@ class Port:
             try:
                 self.peer = peer or sock.getpeername()
             except OSError as error:
-                let_pass(error)
+                reraise_handler_error(error)
                 self.peer = None
         self.is_connected = self.peer is not None
         self.is_wildcard = not self.is_connected and self.local[0] in _WILDCARDS
@@ -295,7 +295,7 @@ class Port:
         try:
             self.sock.setsockopt(level, name, value)
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
             return False
         return True
 
@@ -487,7 +487,7 @@ class Port:
         try:
             figures = self.sock.getsockopt(stdlib.SOL_SOCKET, _SO_MEMINFO, 4 * _MEMINFO_WORDS)
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
             return 0
         return (
             _INT.unpack_from(figures, 4 * _MEMINFO_DROPS)[0] & 0xFFFFFFFF if len(figures) == 4 * _MEMINFO_WORDS else 0
@@ -521,7 +521,7 @@ class Port:
             try:
                 quoted, ancillary, _, addr = self.sock.recvmsg(64, 512, _MSG_ERRQUEUE)
             except OSError as error:
-                let_pass(error)
+                reraise_handler_error(error)
                 return
             for _, kind, data in ancillary:
                 if kind in (_IP_RECVERR, _IPV6_RECVERR) and len(data) >= _EXTENDED_ERROR.size:
@@ -601,7 +601,7 @@ class Port:
                 sent += packets_per_call
             if sent >= count:
                 return
-            if error in NO_ROOM:
+            if error in NO_ROOM_ERRNOS:
                 self.pending += [(datagram, source, addr) for datagram in transmit.datagrams()[sent:]]
                 return
             if error in _OFFLOAD_REFUSED:
@@ -637,7 +637,7 @@ class Port:
             self.pending.append((datagram, source, addr))
             return
         error = self._sendmsg(datagram, 0, len(datagram), source, addr)
-        if error in NO_ROOM:
+        if error in NO_ROOM_ERRNOS:
             self.pending.append((datagram, source, addr))
         elif error:
             self._record_send_error(error, datagram, addr)
@@ -651,7 +651,7 @@ class Port:
         for attempt in range(3):
             self.sent_calls += 1
             code = self._calls.send(data, start, stop, ancillary, addr)
-            if code not in _STALE:
+            if code not in _STALE_ERRNOS:
                 return code
             if code == errno.EMSGSIZE:
                 if attempt:
@@ -681,7 +681,7 @@ class Port:
         while self.pending:
             datagram, source, addr = self.pending[0]
             error = self._sendmsg(datagram, 0, len(datagram), source, addr)
-            if error in NO_ROOM:
+            if error in NO_ROOM_ERRNOS:
                 return False
             del self.pending[0]
             if error:

@@ -310,7 +310,7 @@ class Endpoint:
                 settings.keepalive_count,
                 settings.user_timeout_ms * 1_000,
             )
-            if probing is None or asked.ends_us < probing.ends_us:
+            if probing is None or asked.max_silence_us < probing.max_silence_us:
                 probing = asked
         connection.set_keepalive(nat_keepalive_us, probing, now=now)
         if settings.syn_retries:
@@ -695,12 +695,12 @@ class Endpoint:
         if not self.port.pending:
             self.port.send(Transmit(run.addr, answer), self.source(run))
 
-    def cached_answers(self, names: list[bytes], heads: list[bytes], *, now: int) -> bytearray:
+    def cached_answers(self, names: list[bytes], headers: list[bytes], *, now: int) -> bytearray:
         """Put SYNs into the listener's cache.
 
         Parameters:
             names: their senders' addresses, as the kernel writes them.
-            heads: their headers, in the same order.
+            headers: their headers, in the same order.
             now: µs.
         Returns: the answers, one after the other.
         Raises: nothing.
@@ -708,7 +708,7 @@ class Endpoint:
         """
         listener = self.listener
         assert listener is not None
-        answers = listener.cache.answer(names, heads, self._window_bytes(listener), now=now)
+        answers = listener.cache.answer(names, headers, self._window_bytes(listener), now=now)
         self._watch_cache(listener)
         return answers
 

@@ -33,7 +33,7 @@ from socket import htons
 from typing import TYPE_CHECKING, Final, Protocol
 
 from utpsocket.engine.interpreter.originals import os
-from utpsocket.engine.kernel.socket_filter import EVERY, SOURCES, HeavySources, source_hash
+from utpsocket.engine.kernel.socket_filter import PROBABILITY_ONE, SOURCES, HeavySources, source_hash
 from utpsocket.engine.kernel.syscalls import packed_name
 from utpsocket.protocol import Run, Transmit
 from utpsocket.protocol.packet import HEADER_BYTES, SYN_BYTE, decode
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
         def handle_datagram(self, run: Run, *, now: int) -> None:
             """One packet."""
 
-        def cached_answers(self, names: list[bytes], heads: list[bytes], *, now: int) -> bytearray:
+        def cached_answers(self, names: list[bytes], headers: list[bytes], *, now: int) -> bytearray:
             """Answers to SYNs that become no connection yet."""
 
         def source(self, run: Run) -> Ancillary:
@@ -90,11 +90,11 @@ _STRAYS_PER_TICK: Final = 250
 # With so many runs of connections in a tick there are data to protect: SYNs are let in again more slowly.
 _MANY_RUNS: Final = 4
 _BUSY_TICKS: Final = 100  # and for so long afterwards, since a connection that gets nothing through is not seen
-_MIN_PART: Final = EVERY >> 10
+_MIN_PROBABILITY: Final = PROBABILITY_ONE >> 10
 # A source is heavy if it sends so many SYNs in one tick (120 a second, or more where only a part gets in), …
 _HEAVY_SYNS: Final = 6
 _HEAVY_MEANS: Final = 5  # … and so many times the mean of all sources, which does not happen by chance
-_HEAVY_PART: Final = EVERY >> 7  # of a heavy source's SYNs are let in
+_HEAVY_PROBABILITY: Final = PROBABILITY_ONE >> 7  # of a heavy source's SYNs are let in
 _HASHED_TICKS: Final = 40  # then another multiplier is drawn for the sources' hashes
 _SYNS_BESIDE_DATA: Final = 256  # are answered in an iteration in which connections have received
 _LOOKED_AT: Final = 32  # SYNs of a batch, for heavy sources
@@ -117,7 +117,7 @@ class Flood:
         "_ids",
         "_iterations",
         "_iterations_behind",
-        "_large_of_every",
+        "_large_syn_probability",
         "_multiplier",
         "_names",
         "_useless_before",
@@ -127,8 +127,8 @@ class Flood:
         "_since",
         "_sources",
         "_strays",
-        "_strays_of_every",
-        "_syns_of_every",
+        "_stray_probability",
+        "_syn_probability",
         "_ticks",
         "is_on",
         "useless_datagrams",
@@ -143,8 +143,8 @@ class Flood:
 
         # The filter: its parameters, as the kernel has them.
         self._filter: tuple[frozenset[int], int, int, HeavySources, int] | None = None
-        # Of EVERY datagrams so many are let in: small SYNs, large SYNs, strays.
-        self._syns_of_every = self._large_of_every = self._strays_of_every = EVERY
+        # With these probabilities, in parts of PROBABILITY_ONE, a datagram is let in.
+        self._syn_probability = self._large_syn_probability = self._stray_probability = PROBABILITY_ONE
         self._dropped_before = 0  # the kernel's count at the last tick
 
         # Sources of many SYNs, by a hash of their address.
@@ -183,7 +183,7 @@ class Flood:
         self.is_on = True
         self._useless_before = self.useless_datagrams
         self._quiet_ticks = self._iterations = self._iterations_behind = self._strays = 0
-        self._syns_of_every = self._large_of_every = self._strays_of_every = EVERY
+        self._syn_probability = self._large_syn_probability = self._stray_probability = PROBABILITY_ONE
         self._draw_multiplier()
         self._busy_until = self._ticks + _BUSY_TICKS
         port.report_icmp(wanted=False)
@@ -234,18 +234,18 @@ class Flood:
         if len(self._heavy) > known:
             pass  # that may be enough
         elif self._iterations_behind * 2 > self._iterations:
-            if self._syns_of_every > _MIN_PART:
-                self._syns_of_every = max(_MIN_PART, self._syns_of_every // 2)
+            if self._syn_probability > _MIN_PROBABILITY:
+                self._syn_probability = max(_MIN_PROBABILITY, self._syn_probability // 2)
             else:
-                self._large_of_every = max(_MIN_PART, self._large_of_every // 2)
+                self._large_syn_probability = max(_MIN_PROBABILITY, self._large_syn_probability // 2)
         elif not self._iterations_behind:
             more = 16 if ticks >= self._busy_until else 9
-            self._syns_of_every = min(EVERY, self._syns_of_every * more // 8)
-            self._large_of_every = min(EVERY, self._large_of_every * more // 8)
+            self._syn_probability = min(PROBABILITY_ONE, self._syn_probability * more // 8)
+            self._large_syn_probability = min(PROBABILITY_ONE, self._large_syn_probability * more // 8)
         if self._strays > _STRAYS_PER_TICK:
-            self._strays_of_every = max(_MIN_PART, self._strays_of_every * _STRAYS_PER_TICK // self._strays)
+            self._stray_probability = max(_MIN_PROBABILITY, self._stray_probability * _STRAYS_PER_TICK // self._strays)
         else:
-            self._strays_of_every = min(EVERY, self._strays_of_every * 5 // 4)
+            self._stray_probability = min(PROBABILITY_ONE, self._stray_probability * 5 // 4)
         self._iterations = self._iterations_behind = self._strays = self._received_runs = 0
         self._set_filter(endpoint)
         endpoint.loop.call_at(endpoint.loop.now + _TICK_US, lambda: self._tick(endpoint))
@@ -254,13 +254,13 @@ class Flood:
         """Give the kernel the filter that is wanted now, unless it has it."""
         ids = frozenset(recv_id + near & 0xFFFF for _, recv_id in endpoint.bridges for near in (-1, 0, 1))
         listener = endpoint.listener
-        syns, large = self._syns_of_every, self._large_of_every
+        syns, large = self._syn_probability, self._large_syn_probability
         if listener is None:
-            syns = large = self._strays_of_every  # without a listener SYNs are strays
+            syns = large = self._stray_probability  # without a listener SYNs are strays
         elif listener.is_full:
-            syns = large = _MIN_PART  # none could come in
-        heavy = HeavySources(self._multiplier, frozenset(self._heavy), _HEAVY_PART)
-        wanted = ids, syns, self._strays_of_every, heavy, large
+            syns = large = _MIN_PROBABILITY  # none could come in
+        heavy = HeavySources(self._multiplier, frozenset(self._heavy), _HEAVY_PROBABILITY)
+        wanted = ids, syns, self._stray_probability, heavy, large
         if wanted != self._filter:
             self._filter = wanted
             endpoint.port.attach_filter(*wanted)
@@ -305,9 +305,9 @@ class Flood:
         indices = unmatched.others
         self._strays += len(indices)
         if cache is not None and cache.rotates_at:
-            names, heads = unmatched.names(indices), unmatched.heads(indices)
-            for index, name, head in zip(indices, names, heads, strict=True):
-                if cache.knows(name, (head[2] << 8 | head[3]) - 1 & 0xFFFF):
+            names, headers = unmatched.names(indices), unmatched.headers(indices)
+            for index, name, header in zip(indices, names, headers, strict=True):
+                if cache.knows(name, (header[2] << 8 | header[3]) - 1 & 0xFFFF):
                     endpoint.handle_run(unmatched.run(index), now=now)
                 elif left:
                     left -= 1
@@ -327,9 +327,9 @@ class Flood:
 
     def _take_syns(self, endpoint: FloodedPort, unmatched: UnmatchedDatagrams, *, now: int) -> None:
         indices = unmatched.syns
-        heads = unmatched.heads(indices)
+        headers = unmatched.headers(indices)
         # SYNs of connections that there are: repeated since our answer was lost, or by an attacker.
-        known = [htons(head[2] << 8 | head[3]) in self._wanted_ids(endpoint) for head in heads]
+        known = [htons(header[2] << 8 | header[3]) in self._wanted_ids(endpoint) for header in headers]
         if True in known:
             self._take_few(
                 endpoint,
@@ -338,11 +338,11 @@ class Flood:
                 now=now,
             )
             indices = [index for index, is_known in zip(indices, known, strict=True) if not is_known]
-            heads = [head for head, is_known in zip(heads, known, strict=True) if not is_known]
+            headers = [header for header, is_known in zip(headers, known, strict=True) if not is_known]
         listener = endpoint.listener
         if listener is None:
             self._strays += len(indices)
-            self._refuse(endpoint, indices, heads, unmatched, now=now)
+            self._refuse(endpoint, indices, headers, unmatched, now=now)
         elif listener.is_full:
             listener.refused_syns += len(indices)
             self.useless_datagrams += len(indices)
@@ -351,21 +351,27 @@ class Flood:
                 endpoint.handle_run(unmatched.run(index), now=now)
         else:
             self.useless_datagrams += len(indices)
-            if any(head[1] for head in heads):  # an extension: whether it is whole must be looked at
+            if any(header[1] for header in headers):  # an extension: whether it is whole must be looked at
                 indices = [
                     index
-                    for index, head in zip(indices, heads, strict=True)
-                    if not head[1] or decode(unmatched.run(index).data) is not None
+                    for index, header in zip(indices, headers, strict=True)
+                    if not header[1] or decode(unmatched.run(index).data) is not None
                 ]
-                heads = unmatched.heads(indices)
+                headers = unmatched.headers(indices)
             names = unmatched.names(indices)
             self._count_sources(names)
-            answers = endpoint.cached_answers(names, heads, now=now)
+            answers = endpoint.cached_answers(names, headers, now=now)
             if not endpoint.port.pending:
                 unmatched.answer(indices, answers)
 
     def _refuse(
-        self, endpoint: FloodedPort, indices: list[int], heads: list[bytes], unmatched: UnmatchedDatagrams, *, now: int
+        self,
+        endpoint: FloodedPort,
+        indices: list[int],
+        headers: list[bytes],
+        unmatched: UnmatchedDatagrams,
+        *,
+        now: int,
     ) -> None:
         """SYNs without a listener, all but those of peers that are just being dialled (simultaneous open)."""
         dialed = endpoint.dialed_names()
@@ -375,7 +381,7 @@ class Flood:
         for at, (index, name) in enumerate(zip(indices, names, strict=True)):
             if name in dialed:
                 endpoint.handle_run(unmatched.run(index), now=now)
-            elif not heads[at][1]:
+            elif not headers[at][1]:
                 strays.append(at)
             elif left:  # an extension: whether it is whole must be looked at, too
                 left -= 1
@@ -387,7 +393,7 @@ class Flood:
         if endpoint.peers is not None and not endpoint.peers.may_reset(is_syn=True):
             return
         answered, resets = endpoint.resets.to_syns(
-            [indices[at] for at in strays], [names[at] for at in strays], [heads[at] for at in strays], now=now
+            [indices[at] for at in strays], [names[at] for at in strays], [headers[at] for at in strays], now=now
         )
         endpoint.dropped_datagrams += len(strays) - len(answered)
         if answered and not endpoint.port.pending:
@@ -410,12 +416,12 @@ class Flood:
         syns: list[bytes] = []
         for datagram in run.datagrams():
             if len(datagram) >= HEADER_BYTES:
-                head = datagram[:HEADER_BYTES].tobytes()
-                carried = head[2] << 8 | head[3]
-                is_syn = head[0] == SYN_BYTE
+                header = datagram[:HEADER_BYTES].tobytes()
+                carried = header[2] << 8 | header[3]
+                is_syn = header[0] == SYN_BYTE
                 is_known = htons(carried) in self._wanted_ids(endpoint)
-                if is_syn and not head[1] and listener is not None and not is_known:
-                    syns.append(head)
+                if is_syn and not header[1] and listener is not None and not is_known:
+                    syns.append(header)
                     continue
                 if is_syn or not (is_known or (cache is not None and cache.knows(name, carried - 1 & 0xFFFF))):
                     if not left:
@@ -439,5 +445,5 @@ class Flood:
                 transmit = Transmit(addr, answers, datagram_bytes=HEADER_BYTES, count=len(syns))
                 endpoint.port.send(transmit, endpoint.source(run))
         else:
-            for head in syns:
-                endpoint.handle_datagram(Run(memoryview(head), HEADER_BYTES, addr, run.local), now=now)
+            for header in syns:
+                endpoint.handle_datagram(Run(memoryview(header), HEADER_BYTES, addr, run.local), now=now)

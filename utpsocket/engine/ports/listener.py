@@ -31,11 +31,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from utpsocket.engine.channels.utp import Bridge
-from utpsocket.engine.faults import NO_ROOM
+from utpsocket.engine.faults import NO_ROOM_ERRNOS
 from utpsocket.engine.interpreter.native import Socket, connecting
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel import fd_names, netns
-from utpsocket.engine.kernel.high_fds import raise_fd, with_room
+from utpsocket.engine.kernel.high_fds import move_to_high_fd, with_room
 from utpsocket.engine.ports.retries import Retries
 from utpsocket.engine.ports.syncache import SynCache
 from utpsocket.engine.user_fds import reset
@@ -283,7 +283,7 @@ class Listener:
                 # From now on accept() calls commands.on_accept(). It may have made room just before: try again.
                 self.identity.is_full = True
                 continue
-            if error in NO_ROOM:
+            if error in NO_ROOM_ERRNOS:
                 loop.owner = self
                 return self._retries.next_at(now=now)
             if error:
@@ -336,7 +336,7 @@ class Listener:
             make = partial(with_room, partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0), is_for_accept=True)
             if self.endpoint.is_in_other_namespace:
                 make = partial(netns.make_in_namespace_of, self.endpoint.port.sock, make)
-            engine_sock = raise_fd(make())
+            engine_sock = move_to_high_fd(make())
             engine_sock.setblocking(False)
             engine_sock.bind(fd_names.encode(identity.cookie, identity.local, identity.peer, self.endpoint.loop.pid))
         except OSError:

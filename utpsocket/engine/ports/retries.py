@@ -23,29 +23,29 @@ _MAX_WAIT_US: Final = 500_000  # by feel: the longest that an accept() may wait 
 class Retries:
     """Of one thing that is tried again and again."""
 
-    __slots__ = ("_may_at", "_since")
+    __slots__ = ("_allowed_at", "_since")
 
     def __init__(self) -> None:
         self._since: int | None = None  # when it first failed; None: it has not
-        self._may_at = NEVER  # from when on it may be tried as soon as the engine is awake
+        self._allowed_at = NEVER  # from when on it may be tried as soon as the engine is awake
 
     def next_at(self, *, now: int) -> int:
         """It has failed. Returns when to try again at the latest."""
         if self._since is None:
             self._since = now
-        self._may_at = now + _MIN_WAIT_US
+        self._allowed_at = now + _MIN_WAIT_US
         return now + max(_MIN_WAIT_US, min(now - self._since, _MAX_WAIT_US))
 
     def is_due(self, *, now: int) -> bool:
         """Whether it may be tried before next_at(), now that the engine is awake."""
-        return now >= self._may_at
+        return now >= self._allowed_at
 
     def expect_success(self) -> None:
         """Something has happened by which it is likely to succeed now: is_due() from here on, if it is waited for."""
-        if self._may_at != NEVER:
-            self._may_at = 0
+        if self._allowed_at != NEVER:
+            self._allowed_at = 0
 
     def reset(self) -> None:
         """It has succeeded: the next failure counts as the first."""
         self._since = None
-        self._may_at = NEVER
+        self._allowed_at = NEVER

@@ -38,9 +38,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import io, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.interpreter.signal_errors import let_pass, or_none, suppress_errnos
+from utpsocket.engine.interpreter.signal_errors import or_none, reraise_handler_error, suppress_errnos
 from utpsocket.engine.kernel import netns
-from utpsocket.engine.kernel.high_fds import raise_fd, with_room
+from utpsocket.engine.kernel.high_fds import move_to_high_fd, with_room
 from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLIN
 from utpsocket.engine.kernel.udp import Port, split_scope
 from utpsocket.protocol import Run
@@ -104,7 +104,7 @@ def is_shared(sock: Socket) -> bool:
     except AttributeError:
         return False
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
         return False
 
 
@@ -147,7 +147,7 @@ def _leave_interfaces(sock: Socket) -> bool:
             return False
         sock.setsockopt(stdlib.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_INTERFACE)
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
         return False
     return True
 
@@ -328,7 +328,7 @@ class ReuseportSockets:
         try:
             member = with_room(partial(Socket, port.family, stdlib.SOCK_DGRAM, 0))
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
             return
         try:
             member.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEPORT, 1)
@@ -338,7 +338,7 @@ class ReuseportSockets:
             member.bind(port.local)
             member.connect(port.local)
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
         finally:
             member.close()
 
@@ -392,9 +392,9 @@ class ReuseportSockets:
             make = partial(with_room, partial(self._connected, addr, host, early_datagrams))
             if endpoint.is_in_other_namespace:
                 make = partial(netns.make_in_namespace_of, port.sock, make)
-            sock = raise_fd(make())
+            sock = move_to_high_fd(make())
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
             self.is_supported = False
             return None
         try:
@@ -481,7 +481,7 @@ class ReuseportSockets:
         try:
             own = {b"%d" % os.fstat(sock.fileno()).st_ino for sock in own_socks}
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
             return False
         number = b":%04X" % self._endpoint.port.local[1]
         bound: set[bytes] = set()
@@ -493,7 +493,7 @@ class ReuseportSockets:
                         if columns[_LOCAL].endswith(number) and columns[_REMOTE].endswith(b":0000"):
                             bound.add(columns[_INODE])
             except OSError as error:
-                let_pass(error)
+                reraise_handler_error(error)
                 if path == _TABLES[0]:
                     return False
         return bound <= own

@@ -78,19 +78,19 @@ class StatelessResets:
         return Transmit(addr, _reset(packet.connection_id, packet.ack16 + 1, packet.seq16, now=now))
 
     def to_syns(
-        self, indices: list[int], names: list[bytes], heads: list[bytes], *, now: int
+        self, indices: list[int], names: list[bytes], headers: list[bytes], *, now: int
     ) -> tuple[list[int], bytearray]:
         """Answers to SYNs at a port without a listener.
 
-        names, heads   the SYNs' senders and headers; `indices` are the caller's numbers of them
+        names, headers   the SYNs' senders and headers; `indices` are the caller's numbers of them
         Returns the numbers of those to answer, and their RESETs, one after the other.
         """
         answered: list[int] = []
         resets = bytearray()
-        for index, name, head in zip(indices, names, heads, strict=True):
+        for index, name, header in zip(indices, names, headers, strict=True):
             if self._take_allowance(name[_HOST_OF_NAME], now=now):
                 answered.append(index)
-                connection_id, seq, ack = _NUMBERS.unpack(head)
+                connection_id, seq, ack = _NUMBERS.unpack(header)
                 resets += _reset(connection_id, ack + 1, seq, now=now)
         return answered, resets
 

@@ -43,10 +43,10 @@ class SynCache:
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
 
-    def answer(self, names: list[bytes], heads: list[bytes], window_bytes: int, *, now: int) -> bytearray:
+    def answer(self, names: list[bytes], headers: list[bytes], window_bytes: int, *, now: int) -> bytearray:
         """Note SYNs, and return the answers to them, one after the other, 20 bytes each.
 
-        names, heads   their senders' addresses as the kernel writes them, and their headers
+        names, headers   their senders' addresses as the kernel writes them, and their headers
         window_bytes   to be advertised
         now            µs
         """
@@ -63,8 +63,8 @@ class SynCache:
         kind, middle = template[:2], template[4:16]
         answers: list[bytes] = []
         at = 0
-        for name, head in zip(names, heads, strict=True):
-            connection_id, seq = head[2:4], head[16:18]
+        for name, header in zip(names, headers, strict=True):
+            connection_id, seq = header[2:4], header[16:18]
             key = name + connection_id
             entry = young.get(key) or old.get(key)
             if entry is None or entry[:2] != seq:

@@ -11,11 +11,11 @@ import errno
 from typing import TYPE_CHECKING, Final, Protocol
 
 from utpsocket.engine.channels.tcp import LINGER_ZERO, NO_LINGER, Relay
-from utpsocket.engine.faults import NO_ROOM
+from utpsocket.engine.faults import NO_ROOM_ERRNOS
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import os, random
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.kernel.high_fds import give_back, raise_fd, taken_over, with_room
+from utpsocket.engine.kernel.high_fds import give_back, move_to_high_fd, taken_over, with_room
 from utpsocket.engine.kernel.poller import EPOLLET, EPOLLIN
 from utpsocket.engine.ports.retries import Retries
 from utpsocket.engine.user_fds.socket_state import Role
@@ -69,7 +69,7 @@ class TcpListener:
         tcp.listen(self._listener.backlog)
         tcp.setblocking(False)
         family, proto = tcp.family, tcp.proto
-        self._tcp = taken = next(taken_over(raise_fd(tcp)))
+        self._tcp = taken = next(taken_over(move_to_high_fd(tcp)))
         Socket.__init__(taken, family, stdlib.SOCK_STREAM, proto, taken.fileno())
         self._loop.watch_from_anywhere(taken.fileno(), _EVENTS, self)
 
@@ -111,7 +111,7 @@ class TcpListener:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno not in _NO_FD and error.errno not in NO_ROOM:
+                if error.errno not in _NO_FD and error.errno not in NO_ROOM_ERRNOS:
                     continue  # the peer has reset it already
                 break
         else:
@@ -136,7 +136,7 @@ class TcpListener:
             os.close(fd)
             raise
         try:
-            tcp = raise_fd(tcp)
+            tcp = move_to_high_fd(tcp)
             give_back()
             relay = self._relay(tcp, peer)
             tcp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, NO_LINGER)
@@ -171,7 +171,7 @@ class TcpListener:
             # From now on accept() calls commands.on_accept(). It may have made room just before: try again.
             self._listener.identity.is_full = True
             code = relay.engine_sock.connect_ex(self._listener.name)
-        if code in NO_ROOM:
+        if code in NO_ROOM_ERRNOS:
             return False
         if code:
             self.close()  # the user's fd is closed

@@ -318,7 +318,7 @@ class CopiedIdentity(Identity):
     options = property(_latest_options, _OPTIONS.__set__)
 
 
-class DistantIdentity(Identity):
+class IdentityFromName(Identity):
     """An identity of a connection that another process's engine serves, made from the name of the fd's peer alone. How
     it ended is read from that engine's table (shared_errnos.py).
     """
@@ -326,8 +326,8 @@ class DistantIdentity(Identity):
     __slots__ = ()
 
     def _is_after_eof(self) -> bool:
-        place = self.place  # checked first, and fast, since every recv() asks
-        return place is not None and place[AFTER_EOF] != 0 and shared_errnos.is_after_eof(self.owner_pid, self.cookie)
+        slot = self.errno_slot  # checked first, and fast, since every recv() asks
+        return slot is not None and slot[AFTER_EOF] != 0 and shared_errnos.is_after_eof(self.owner_pid, self.cookie)
 
     def _error(self) -> int:
         return shared_errnos.peek(self.owner_pid, self.cookie)
@@ -346,7 +346,7 @@ class DistantIdentity(Identity):
 
 def share(identities: Iterable[Identity]) -> None:
     """Move these identities into shared memory. To be called before a fork. Raises OSError."""
-    alone = [it for it in identities if it.record is None and not isinstance(it, DistantIdentity)]
+    alone = [it for it in identities if it.record is None and not isinstance(it, IdentityFromName)]
     if not alone:
         return
     memory = memoryview(mmap.mmap(-1, len(alone) * _size))

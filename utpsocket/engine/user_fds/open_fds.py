@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from utpsocket.engine.interpreter.native import Socket, epoll
 from utpsocket.engine.interpreter.originals import io, os, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel.high_fds import give_back, new_epoll, with_room
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _DIAG_BYTES: Final = 4_096
 # While a listener is open in other processes only: looks are no closer together, and an engine that nothing else wakes
 # up looks at least so often. By feel.
 _RECHECK_US: Final = 1_000_000
-_RAREST_US: Final = 64_000_000
+_MAX_RECHECK_US: Final = 64_000_000
 
 
 Announce = Callable[[int, int, "list[int]", "list[int]"], None]
@@ -153,7 +153,7 @@ class HoldersWatch:
                 try:
                     group = _Group(new_epoll(), next(self._indices))
                 except OSError as error:
-                    let_pass(error)
+                    reraise_handler_error(error)
                     return self._groups[0]  # no fd left: more than _SOCKETS_PER_EPOLL, and a look takes longer
                 self._groups[group.index] = group
                 self._roomy.append(group)
@@ -176,7 +176,7 @@ class HoldersWatch:
         try:
             listing = self._listing(group)
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
             return False
         for inode in list(group.inodes):
             if b"ino:%x " % inode not in listing:
@@ -203,7 +203,7 @@ class HoldersWatch:
                 if wanted in self._listing(group):
                     return True
             except OSError as error:
-                let_pass(error)
+                reraise_handler_error(error)
                 if error.errno in (errno.EMFILE, errno.ENFILE):
                     return True  # not known now: the caller asks again
                 if socket_exists(inode):
@@ -234,7 +234,7 @@ def socket_exists(inode: int) -> bool:
             kernel.send(header + request)  # it answers before this returns
             answer = kernel.recv(_DIAG_BYTES)
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
         return error.errno in (errno.EMFILE, errno.ENFILE)
     return bool(_NETLINK_HEADER.unpack_from(answer)[1] == _SOCK_DIAG_BY_FAMILY)  # else an error: ENOENT
 
@@ -242,15 +242,15 @@ def socket_exists(inode: int) -> bool:
 class Rechecks:
     """Sockets that were closed in this process and are open in others, by the port's key and their inode.
 
-    at   when to look again at the latest, µs; None: there are none. The wait doubles, up to _RAREST_US: another process
-         mostly ends together with connections, and their end wakes the engine, which then looks earlier
+    at   when to look again at the latest, µs; None: there are none. The wait doubles, up to _MAX_RECHECK_US: another
+         process mostly ends together with connections, and their end wakes the engine, which then looks earlier
     """
 
-    __slots__ = ("_may_at", "_since", "_waiting", "at")
+    __slots__ = ("_allowed_at", "_since", "_waiting", "at")
 
     def __init__(self) -> None:
         self._waiting: set[tuple[int, int]] = set()
-        self._may_at = self._since = 0
+        self._allowed_at = self._since = 0
         self.at: int | None = None
 
     def add(self, key: int, inode: int, *, now: int) -> None:
@@ -258,20 +258,20 @@ class Rechecks:
         if (key, inode) not in self._waiting:
             self._waiting.add((key, inode))
             self._since = now
-            self.at = self._may_at = now + _RECHECK_US
+            self.at = self._allowed_at = now + _RECHECK_US
 
     def make_due(self) -> None:
         """The kernel has reported that one of them may be closed: due() returns them at once."""
-        self._may_at = 0
+        self._allowed_at = 0
 
     def due(self, now: int) -> list[tuple[int, int]]:
         """The sockets to look at now, as (key, inode); none if the last look was less than _RECHECK_US ago. forget()
         those that are closed.
         """
-        if self.at is None or now < self._may_at:
+        if self.at is None or now < self._allowed_at:
             return []
-        self._may_at = now + _RECHECK_US
-        self.at = now + max(_RECHECK_US, min(now - self._since, _RAREST_US))
+        self._allowed_at = now + _RECHECK_US
+        self.at = now + max(_RECHECK_US, min(now - self._since, _MAX_RECHECK_US))
         return list(self._waiting)
 
     def forget(self, key: int, inode: int) -> None:

@@ -26,7 +26,7 @@ from utpsocket.engine.interpreter import libc
 from utpsocket.engine.interpreter.native import Copy, Socket, copied, copy_of
 from utpsocket.engine.interpreter.originals import io, os, struct, time
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel.high_fds import give_back, with_room
 
 _NETLINK_SOCK_DIAG: Final = 4  # linux/netlink.h
@@ -39,24 +39,24 @@ _ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr: length, type
 _SHOW_PEER: Final = 4
 _PEER: Final = 2
 _ANY: Final = 0xFFFF_FFFF
-# Processes that one search visits; searches may take a tenth of the time; unused time is saved up to _SAVED_NS. All by
-# feel.
+# Processes that one search visits; searches may take a tenth of the time, and unused time is saved up to _MAX_SAVED_NS.
+# All by feel.
 _MAX_PROCESSES: Final = 1_024
-_SHARE: Final = 10
-_SAVED_NS: Final = 200_000_000
+_TIME_DIVISOR: Final = 10
+_MAX_SAVED_NS: Final = 200_000_000
 
 
 class _Budget:
     """The time for searches, as in a token bucket."""
 
     def __init__(self) -> None:
-        self._left_ns = _SAVED_NS
+        self._left_ns = _MAX_SAVED_NS
         self._at_ns = 0
 
-    def is_left(self) -> bool:
+    def has_time_left(self) -> bool:
         """Whether there is some now."""
         now = time.monotonic_ns()
-        self._left_ns = min(_SAVED_NS, self._left_ns + (now - self._at_ns) // _SHARE)
+        self._left_ns = min(_MAX_SAVED_NS, self._left_ns + (now - self._at_ns) // _TIME_DIVISOR)
         self._at_ns = now
         return self._left_ns > 0
 
@@ -90,7 +90,7 @@ def peer_inode(fd: int) -> int:
             kernel.send(header + request)  # it answers before this returns
             answer = kernel.recv(4_096)
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
         return 0
     if len(answer) < _NETLINK_HEADER.size or _NETLINK_HEADER.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:
         return 0
@@ -107,7 +107,7 @@ def duplicate_from_other_process(inode: int) -> Copy | None:
     """A duplicate of another process's fd of the socket `inode`; None where none can be had. The caller closes it soon,
     and then calls high_fds.give_back().
     """
-    if not inode or not _budget.is_left():
+    if not inode or not _budget.has_time_left():
         return None
     since_ns = time.monotonic_ns()
     try:
@@ -138,7 +138,7 @@ def _relatives() -> Iterator[int]:
                 with with_room(partial(io.FileIO, f"/proc/{pid}/task/{thread}/children")) as children:
                     waiting += map(int, children.readall().split())
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
             continue  # it has ended, or there is no /proc
         finally:
             give_back()
@@ -149,14 +149,14 @@ def _fds(pid: int, wanted: str) -> Iterator[int]:
     try:
         names = with_room(partial(os.listdir, f"/proc/{pid}/fd"))
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
         return
     for name in names:
         try:
             if os.readlink(f"/proc/{pid}/fd/{name}") == wanted:
                 yield int(name)
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
             continue
 
 
@@ -170,7 +170,7 @@ def _duplicate(pid: int, number: int, inode: int) -> Copy | None:
     except AttributeError:  # no pidfd_open()
         return None
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
         return None
     duplicate.close()
     return None

@@ -20,7 +20,7 @@ from utpsocket.engine.interpreter import native
 from utpsocket.engine.interpreter.native import Copy, Socket
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.interpreter.signal_errors import let_pass
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel.high_fds import give_back, with_room
 from utpsocket.engine.user_fds import other_processes, shared_errnos
 from utpsocket.engine.user_fds.socket_state import Identity, Role
@@ -31,7 +31,7 @@ _POLLOUT: Final = 0x004
 _POLLHUP: Final = 0x010
 _READ_BYTES: Final = 65_536
 # SO_SNDBUF: four times what the kernel counts for the largest part of one send.
-_ROOMY_BYTES: Final = 1 << 20
+_ENLARGED_SNDBUF_BYTES: Final = 1 << 20
 delegate: Callable[[int, Identity, bool], bool] | None = None
 """Set in an engine in a process of its own: asks the application's process to write the byte, and with True to refuse
 sends. That process gets a duplicate of the engine's end, which keeps the connection open until the byte is there, and
@@ -66,7 +66,9 @@ def close_engine_sock(end: Socket, identity: Identity, code: int) -> None:
         try:
             leave_unread_byte(end.fileno(), identity)
         except OSError as error:
-            let_pass(error)  # there is no fd for it, say: the methods of class socket find the errno in the identity
+            reraise_handler_error(
+                error
+            )  # there is no fd for it, say: the methods of class socket find the errno in the identity
     end.close()
 
 
@@ -116,7 +118,7 @@ def _make_writable(user: Copy) -> None:
     poller = native.poll()
     poller.register(user.fileno(), _POLLOUT)
     if not poller.poll(0):
-        user.set_option(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, _ROOMY_BYTES)
+        user.set_option(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, _ENLARGED_SNDBUF_BYTES)
 
 
 def _take_all_but_one(end: Socket) -> None:
@@ -126,7 +128,7 @@ def _take_all_but_one(end: Socket) -> None:
         while left > 0 and (data := end.recv(min(left, _READ_BYTES), stdlib.MSG_DONTWAIT)):
             left -= len(data)
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
 
 
 def shut_down_reading(end: Socket) -> None:
@@ -134,7 +136,7 @@ def shut_down_reading(end: Socket) -> None:
     try:
         end.shutdown(stdlib.SHUT_RD)
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
 
 
 def unread_bytes(fd: int) -> int:
@@ -183,14 +185,14 @@ def _has_acted(fd: int, inode: int, act: Callable[[Copy], None]) -> bool:
             return False
         user = _duplicate(fd)
     except OSError as error:
-        let_pass(error)
+        reraise_handler_error(error)
         return False
     try:
         try:
             if os.fstat(user.fileno()).st_ino != inode:  # the number was used again between fstat() and dup()
                 return False
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
             return False
         act(user)
     finally:
@@ -217,13 +219,13 @@ def shut_down_as_user(identity: Identity) -> None:
                 continue
             user = _duplicate(fd)
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
             continue
         try:
             if os.fstat(user.fileno()).st_ino == identity.inode and user.shutdown(stdlib.SHUT_RDWR) >= 0:
                 return
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
         finally:
             user.close()
             give_back()
@@ -239,14 +241,14 @@ def fds_of(inode: int) -> Iterator[int]:
     try:
         names = with_room(partial(os.listdir, "/proc/self/fd"))
     except OSError as error:  # no /proc
-        let_pass(error)
+        reraise_handler_error(error)
         for number in range(_MAX_FDS_TRIED):
             try:
                 found = os.fstat(number)
                 if found.st_ino == inode and S_ISSOCK(found.st_mode):
                     yield number
             except OSError as error:
-                let_pass(error)
+                reraise_handler_error(error)
                 continue
         return
     for name in names:
@@ -254,5 +256,5 @@ def fds_of(inode: int) -> Iterator[int]:
             if os.readlink(f"/proc/self/fd/{name}") == wanted:
                 yield int(name)
         except OSError as error:
-            let_pass(error)
+            reraise_handler_error(error)
             continue

@@ -2,9 +2,9 @@
 
 A worker that was forked may have accepted, or inherited, a connection that its parent's engine serves. Where the engine
 may not trace the worker, it cannot make the kernel return ECONNRESET there (reset.py, other_processes.py), and the
-worker would read an end of file. So each engine has a table in shared memory, with a place for each connection, chosen
-by its cookie. The place is written before the user's fd shows the end. The first process that reads the errno clears
-it, as getsockopt(SO_ERROR) does. If two connections have the same place, the later one overwrites the earlier.
+worker would read an end of file. So each engine has a table in shared memory, with a slot for each connection, chosen
+by its cookie. The slot is written before the user's fd shows the end. The first process that reads the errno clears
+it, as getsockopt(SO_ERROR) does. If two connections have the same slot, the later one overwrites the earlier.
 
 A program that was exec'ed, or received its fd by SCM_RIGHTS, has no such table: it sees what the kernel returns.
 
@@ -23,12 +23,12 @@ from utpsocket.engine.interpreter import libc
 from utpsocket.engine.interpreter.originals import ctypes, io, os
 
 # Connections that end before an errno is read; by feel.
-_PLACES: Final = 1 << 14
+_SLOTS: Final = 1 << 14
 # Cookie, errno, whether an end of file was delivered before.
-_PLACE: Final = Struct("=QIB3x")
+_SLOT: Final = Struct("=QIB3x")
 AFTER_EOF: Final = 12
-"""The offset of the last of these in a place: while the byte is 0, is_after_eof() is False."""
-TABLE_BYTES: Final = _PLACES * _PLACE.size
+"""The offset of the last of these in a slot: while the byte is 0, is_after_eof() is False."""
+TABLE_BYTES: Final = _SLOTS * _SLOT.size
 
 _tables: dict[int, memoryview] = {}  # by the process id of the engine that writes it
 # The process id of the engine that serves this process, and so writes into its identities as well.
@@ -78,8 +78,8 @@ def write(cookie: int, code: int, *, is_after_eof: bool = False) -> None:
     """Record that the connection has ended with this errno. In the engine's process, before the identity is written."""
     table = _tables.get(os.getpid())
     if table is not None and cookie:
-        start = cookie % _PLACES * _PLACE.size
-        table[start : start + _PLACE.size] = _PLACE.pack(cookie, code, is_after_eof)
+        start = cookie % _SLOTS * _SLOT.size
+        table[start : start + _SLOT.size] = _SLOT.pack(cookie, code, is_after_eof)
 
 
 def is_taken(cookie: int) -> bool:
@@ -87,7 +87,7 @@ def is_taken(cookie: int) -> bool:
     table = _tables.get(os.getpid())
     if table is None:
         return False
-    found, code, _ = _PLACE.unpack_from(table, cookie % _PLACES * _PLACE.size)
+    found, code, _ = _SLOT.unpack_from(table, cookie % _SLOTS * _SLOT.size)
     return bool(found == cookie and not code)
 
 
@@ -96,17 +96,17 @@ def is_after_eof(pid: int, cookie: int) -> bool:
     table = _tables.get(pid)
     if table is None or not cookie:
         return False
-    found, _, after_eof = _PLACE.unpack_from(table, cookie % _PLACES * _PLACE.size)
+    found, _, after_eof = _SLOT.unpack_from(table, cookie % _SLOTS * _SLOT.size)
     return found == cookie and bool(after_eof)
 
 
-def place_of(pid: int, cookie: int) -> memoryview | None:
-    """The connection's place, which may have been overwritten by another's; None if this process lacks the table."""
+def slot_of(pid: int, cookie: int) -> memoryview | None:
+    """The connection's slot, which may have been overwritten by another's; None if this process lacks the table."""
     table = _tables.get(pid)
     if table is None or not cookie:
         return None
-    start = cookie % _PLACES * _PLACE.size
-    return table[start : start + _PLACE.size]
+    start = cookie % _SLOTS * _SLOT.size
+    return table[start : start + _SLOT.size]
 
 
 def peek(pid: int, cookie: int) -> int:
@@ -114,20 +114,20 @@ def peek(pid: int, cookie: int) -> int:
     table = _tables.get(pid)
     if table is None or not cookie:
         return 0
-    found, code, _ = _PLACE.unpack_from(table, cookie % _PLACES * _PLACE.size)
+    found, code, _ = _SLOT.unpack_from(table, cookie % _SLOTS * _SLOT.size)
     return int(code) if found == cookie else 0
 
 
 def take(pid: int, cookie: int) -> int:
     """Read and clear the errno that a connection ended with. Returns 0 if there is none; also if the engine `pid`
-    serves this process, as the errno is in the identity then, and the place is only cleared for other processes.
+    serves this process, as the errno is in the identity then, and the slot is only cleared for other processes.
     """
     table = _tables.get(pid)
     if table is None or not cookie:
         return 0
-    start = cookie % _PLACES * _PLACE.size
-    found, code, after_eof = _PLACE.unpack_from(table, start)
+    start = cookie % _SLOTS * _SLOT.size
+    found, code, after_eof = _SLOT.unpack_from(table, start)
     if found != cookie:
         return 0
-    table[start : start + _PLACE.size] = _PLACE.pack(cookie, 0, after_eof)
+    table[start : start + _SLOT.size] = _SLOT.pack(cookie, 0, after_eof)
     return int(code) if pid != _serving_pid else 0

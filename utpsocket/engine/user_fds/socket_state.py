@@ -208,7 +208,7 @@ class Identity:
         "options",
         "owner_pid",
         "peer",
-        "place",
+        "errno_slot",
         "record",
         "role",
         "routes",
@@ -273,7 +273,7 @@ class Identity:
         self.record: memoryview | None = None  # shared memory, after a fork (forked_copies.py)
         self.replaced: ReplacedSocket | None = None  # the socket that this one has replaced in this process only
         self.shared_options: SharedOptions | None = None  # the options there
-        self.place: memoryview | None = None  # where another process's engine writes the errno (shared_errnos.py)
+        self.errno_slot: memoryview | None = None  # where another process's engine writes the errno (shared_errnos.py)
 
     @property
     def kind(self) -> type[Identity]:

@@ -375,7 +375,7 @@ class Server(asyncio.AbstractServer):
         # uvloop's server, and the uTP socket at which it listens; None for TCP.
         self._parts: list[tuple[asyncio.Server, UtpSocket | None]] = []
         self._is_closed = False
-        self._forever: asyncio.Future[None] | None = None
+        self._serving_future: asyncio.Future[None] | None = None
 
     def add(self, server: asyncio.Server, sock: UtpSocket | None) -> None:
         """Add a listening socket."""
@@ -412,26 +412,26 @@ class Server(asyncio.AbstractServer):
 
     async def serve_forever(self) -> None:
         """Serve until this coroutine is cancelled; the server is then closed."""
-        if self._forever is not None:
+        if self._serving_future is not None:
             raise RuntimeError(f"server {self!r} is already being awaited on serve_forever()")
         await self.start_serving()
-        self._forever = self._loop.create_future()
+        self._serving_future = self._loop.create_future()
         try:
-            await self._forever
+            await self._serving_future
         except asyncio.CancelledError:
             self.close()
             await self.wait_closed()
             raise
         finally:
-            self._forever = None
+            self._serving_future = None
 
     def close(self) -> None:
         """End listening. Connections go on."""
         self._is_closed = True
         for server, _ in self._parts:
             server.close()
-        if self._forever is not None and not self._forever.done():
-            self._forever.cancel()
+        if self._serving_future is not None and not self._serving_future.done():
+            self._serving_future.cancel()
 
     async def wait_closed(self) -> None:
         """As uvloop's: wait until the last connection has ended."""
