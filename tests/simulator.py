@@ -175,7 +175,7 @@ class Application:
                 taken += len(view)
                 if self.read_at_most and taken == self.read_at_most:
                     break
-            connection.delivered(taken, now=now)
+            connection.finish_delivery(taken, now=now)
             self.received += taken
             self.last_received_at = now
         while self.written < self.total:

@@ -172,11 +172,11 @@ def test_a_connect_that_waits_for_its_acceptor_needs_no_timer(monkeypatch: pytes
         assert loop.wakeups - turns[0] <= 20  # at most the proof is repeated
         may_go_on.set()
 
-        def hand_on(loop: Loop) -> None:
+        def forward_datagram(loop: Loop) -> None:
             for endpoint, run in kept:
                 original(endpoint, run, now=loop.now)
 
-        loop.call(hand_on)
+        loop.call(forward_datagram)
         assert select.select([], [client], [], WAIT_S)[1]
         listener.setblocking(False)
         listener.accept()[0].close()

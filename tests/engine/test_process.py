@@ -545,7 +545,7 @@ def test_no_memory_in_the_engines_process_costs_no_answer(
         answer = messages.receive(service.ours)
         assert answer is not None
         (found, part, has_more), _ = answer
-        assert (found, has_more, messages.whole([part])[1]) == (serial, False, errno.ENOTCONN)
+        assert (found, has_more, messages.join_parts([part])[1]) == (serial, False, errno.ENOTCONN)
 
 
 def test_where_nothing_can_be_read_the_engine_ends(service: Wire, monkeypatch: pytest.MonkeyPatch) -> None:

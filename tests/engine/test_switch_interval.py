@@ -38,12 +38,12 @@ def settled_interval() -> float:
             seen.append(sys.getswitchinterval())
             return super().__len__() > 0
 
-    askers, switch_interval.askers = switch_interval.askers, Spy(switch_interval.askers)
+    requesters, switch_interval.requesters = switch_interval.requesters, Spy(switch_interval.requesters)
     try:
         interval_at_work()
         interval_at_work()
     finally:
-        switch_interval.askers = askers
+        switch_interval.requesters = requesters
     return max(seen)
 
 
@@ -52,7 +52,7 @@ def test_without_an_asker_the_interval_is_the_programs(usual_seconds: float) -> 
 
 
 def test_it_is_short_during_a_turn_and_no_longer(usual_seconds: float) -> None:
-    switch_interval.ask("a test")
+    switch_interval.request("a test")
     assert interval_at_work() == pytest.approx(SWITCH_SECONDS)
     assert settled_interval() == usual_seconds
     switch_interval.withdraw("a test")
@@ -60,7 +60,7 @@ def test_it_is_short_during_a_turn_and_no_longer(usual_seconds: float) -> None:
 
 
 def test_what_the_program_sets_stays(usual_seconds: float) -> None:
-    switch_interval.ask("a test")
+    switch_interval.request("a test")
 
     def set_it(loop: Loop) -> None:
         sys.setswitchinterval(0.003)  # as another thread may in the middle of a turn
@@ -72,7 +72,7 @@ def test_what_the_program_sets_stays(usual_seconds: float) -> None:
 
 
 def test_a_child_forked_in_the_middle_of_a_turn_has_the_usual_interval(usual_seconds: float) -> None:
-    switch_interval.ask("a test")
+    switch_interval.request("a test")
     engine().call(lambda loop: None)
     switch_interval.begin()  # as the engine's thread, which the child will not have
     try:

@@ -211,7 +211,10 @@ def waiting_ports(loop: Any) -> int:
     time that is set: where packets were lost that may be a minute, as with TCP. On the engine's thread.
     """
     return sum(
-        1 + (0 if endpoint.peers is None else len(endpoint.peers.by_addr))  # a connection's own beside a shared port
+        1
+        + (
+            0 if endpoint.reuseport_sockets is None else len(endpoint.reuseport_sockets.by_addr)
+        )  # a connection's own beside a shared port
         for endpoint in loop.endpoints.values()
         if endpoint.bridges
         and not endpoint.holders

@@ -99,7 +99,7 @@ class Subject:
     def read(self, most: int, *, now: int) -> bytes:
         views = self.connection.poll_delivery()
         content = b"".join(map(bytes, views))[:most]
-        self.connection.delivered(len(content), now=now)
+        self.connection.finish_delivery(len(content), now=now)
         return content
 
     def write(self, content: bytes) -> int:

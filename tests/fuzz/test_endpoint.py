@@ -107,7 +107,7 @@ def test_any_program_is_survived(program: list[tuple[Any, ...]]) -> None:
             at = bridge.connection.timeout_at()
             if at is not None and at <= loop.now:
                 bridge.connection.handle_timeout(now=loop.now)
-            bridge.connection.delivered(0, now=loop.now)
+            bridge.connection.finish_delivery(0, now=loop.now)
             endpoint.transmit(bridge, now=loop.now)
             bridge.connection._check()
         assert len(endpoint.bridges) <= 3 * MAX_HALF_OPEN

@@ -56,7 +56,7 @@ class Victim:
         self._step(lambda: self.connection.handle_run(run, now=self.wire.at))
         self.follow_ups()
         if ready_bytes := self.connection.receive.reassembly.ready_bytes:
-            self.connection.delivered(ready_bytes, now=self.wire.at)
+            self.connection.finish_delivery(ready_bytes, now=self.wire.at)
 
     def follow_ups(self) -> None:
         """Whatever is due now."""

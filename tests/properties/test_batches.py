@@ -170,7 +170,7 @@ def live(
         ready = sum(map(len, views))
         read = int(ready * instant.read)
         said.append(b"".join(map(bytes, views))[:read])
-        connection.delivered(read, now=now)
+        connection.finish_delivery(read, now=now)
         left = instant.written
         while left and (span := connection.free_span()):
             piece = min(left, len(span))

@@ -48,7 +48,7 @@ def test_a_peer_that_is_never_read_fills_no_more_than_the_window(packets: list[t
         receive(connection, datagram, len(datagram), 30_000)
         if is_polled:
             connection.poll_delivery()
-            connection.delivered(0, now=30_000)
+            connection.finish_delivery(0, now=30_000)
         connection._check()
         assert reassembly.ready_bytes + reassembly.out_of_order_bytes <= RECEIVE_BYTES + 4_096
 
@@ -64,7 +64,7 @@ def test_tiny_packets_in_any_order_cost_bounded_memory() -> None:
             datagram = packet(PacketType.DATA, seq=seq, ack=OUR_SEQ, payload=b"x")
             receive(connection, datagram, len(datagram), 30_000 + number)
             connection.poll_delivery()
-            connection.delivered(0, now=30_000 + number)
+            connection.finish_delivery(0, now=30_000 + number)
         current, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

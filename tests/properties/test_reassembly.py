@@ -66,7 +66,7 @@ def test_reassembly_is_the_naive_stream(steps: list[tuple[str, int, int]], capac
         else:
             taken = min(number, reassembly.ready_bytes)
         model.delivered += b"".join(map(bytes, reassembly.ready()))[:taken]
-        reassembly.delivered(taken)
+        reassembly.finish_delivery(taken)
         received[:] = bytes(64)
         reassembly._check()
         assert reassembly.next_seq == model.next_seq
@@ -105,7 +105,7 @@ def test_fin_anywhere_ends_the_stream_once(order: list[int], fin: int, payload: 
             size = payload if number == fin else 5
             reassembly.insert(FIRST + number, memoryview(bytes([number]) * size), is_fin=number == fin)
             reassembly._check()
-    assert reassembly.is_finished
+    assert reassembly.is_fin_reached
     assert reassembly.next_seq == FIRST + fin + 1
     expected = b"".join(bytes([number]) * 5 for number in range(fin)) + bytes([fin]) * payload
     assert b"".join(map(bytes, reassembly.ready())) == expected

@@ -251,7 +251,7 @@ def test_a_fin_acked_by_an_ack_of_very_many_ends_the_connection(base: int) -> No
     sender.ack(PACKETS + 1, 0)
     assert sender.wire.events() == []
     sender.follow_ups()
-    assert sender.send.is_finished and sender.wire.events() == ["CLOSED 0"]
+    assert sender.send.is_fin_acked and sender.wire.events() == ["CLOSED 0"]
 
 
 def test_an_acker_that_dropped_what_it_had_said_it_holds(base: int) -> None:
@@ -293,7 +293,7 @@ def test_whatever_a_peer_sends_a_thousand_times_a_second(base: int) -> None:
         else:
             line = f"{kind} seq={1 + chance.randrange(3)} {words}{sack_word}"
         lines.append(sender.receive(line))
-        sender.connection.delivered(sender.connection.receive.reassembly.ready_bytes, now=sender.wire.at)
+        sender.connection.finish_delivery(sender.connection.receive.reassembly.ready_bytes, now=sender.wire.at)
         follow_ups += sender.follow_ups()
         acked = max(acked, sender.send.flights.una_seq - sender.send.flights.next_seq + PACKETS)
     assert max(lines + follow_ups) < NEWS_LINES

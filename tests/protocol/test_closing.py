@@ -214,7 +214,7 @@ def test_a_fin_held_when_reading_ended_still_counts(base: int) -> None:
     wire.send()
     wire.connection.receive.discard()
     wire.receive("DATA seq=1 ack=1", "FIN seq=2 ack=1")
-    assert wire.connection.receive.reassembly.is_finished
+    assert wire.connection.receive.reassembly.is_fin_reached
 
 
 def test_a_closed_half_open_peer_is_waited_for_a_minute(base: int) -> None:

@@ -50,7 +50,7 @@ def test_tiny_packets_cost_no_more_than_they_hold(base: int) -> None:
     wire = small(base, 50_000)
     for number in range(1, 5_001):
         wire.receive(f"DATA seq={number} ack=0 len=1")
-        wire.connection.delivered(0, now=wire.at)
+        wire.connection.finish_delivery(0, now=wire.at)
     assert len(wire.connection.poll_delivery()) <= 2
     assert len(wire.read_bytes()) == 5_000
 

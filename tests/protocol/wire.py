@@ -229,7 +229,7 @@ class Wire:
     def read_bytes(self, most: int = 1 << 30) -> bytes:
         """The application reads."""
         content = b"".join(map(bytes, self.connection.poll_delivery()))[:most]
-        self.connection.delivered(len(content), now=self.at)
+        self.connection.finish_delivery(len(content), now=self.at)
         return content
 
     def finish(self) -> None:

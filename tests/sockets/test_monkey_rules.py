@@ -88,12 +88,12 @@ def test_lists_and_function_must_all_agree() -> None:
 
     rules = make_routes(where=where, only="10.0.0.0/8", exclude="10.9.0.0/16")
     assert rules is not None
-    assert rules.are_utp(2, ("10.1.1.1", 5), "connect")
-    assert not rules.are_utp(2, ("10.1.1.1", 5), "listen")
-    assert not rules.are_utp(2, ("10.9.1.1", 5), "connect")
-    assert not rules.are_utp(2, ("11.1.1.1", 5), "connect")
+    assert rules.chooses_utp(2, ("10.1.1.1", 5), "connect")
+    assert not rules.chooses_utp(2, ("10.1.1.1", 5), "listen")
+    assert not rules.chooses_utp(2, ("10.9.1.1", 5), "connect")
+    assert not rules.chooses_utp(2, ("11.1.1.1", 5), "connect")
     assert asked == [(2, ("10.1.1.1", 5), "connect"), (2, ("10.1.1.1", 5), "listen")]
-    assert rules.are_utp(2, "no address", "connect")  # the kernel has the words for that
+    assert rules.chooses_utp(2, "no address", "connect")  # the kernel has the words for that
 
 
 def test_rules_that_say_nothing_are_none() -> None:
@@ -148,7 +148,7 @@ def test_the_environment_is_read_where_nothing_is_given(monkeypatch: pytest.Monk
         assert rules is not None
         assert (rules.fallback, rules.fallback_seconds, rules.listen) == ("tcp", 0.05, "both")
         assert [
-            rules.are_utp(2, (host, 1), "connect") for host in ("10.1.0.1", "10.8.0.1", "10.9.0.1", "11.0.0.1")
+            rules.chooses_utp(2, (host, 1), "connect") for host in ("10.1.0.1", "10.8.0.1", "10.9.0.1", "11.0.0.1")
         ] == [
             True,
             False,
@@ -296,7 +296,7 @@ def test_host_names_count_by_what_was_looked_up() -> None:
         with socket.create_connection(("localhost", port)) as client:  # which connects to a number
             assert monkey.transport(client) == "tcp"
         tcp_listener.accept()[0].close()
-        assert rules_module.make_routes(exclude="other.example").are_utp(2, ("127.0.0.1", port), "connect")  # type: ignore[union-attr]
+        assert rules_module.make_routes(exclude="other.example").chooses_utp(2, ("127.0.0.1", port), "connect")  # type: ignore[union-attr]
     assert "utpsocket" not in socket.getaddrinfo.__module__
 
 

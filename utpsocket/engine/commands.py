@@ -4,8 +4,8 @@ OSError.
 The functions here run on the engine's thread, by Loop.call() or Loop.post(); sockets among their arguments belong to
 the engine from then on. Those of ports that sockets are bound to say "any thread": they run on the caller's by
 Loop.perform(), so that bind(), listen() and close() wait for no other thread. These read and write by single operations
-of dicts, and leave the rest to the engine's thread (Loop.soon()). There is no lock, which a signal's handler that
-raises could leave locked.
+of dicts, and leave the rest to the engine's thread (Loop.run_or_post()). There is no lock, which a signal's handler
+that raises could leave locked.
 
 The arguments of a command are plain values, identities, callbacks, claims and sockets, so that it can also be sent to
 an engine in another process: helper/messages.py has the table of those that are, and of how each argument is sent. The
@@ -81,7 +81,7 @@ def adopt_port(
         raise
     try:
         if is_shared(endpoint.port.sock):
-            endpoint.peers = ReuseportSockets(endpoint, reservation)
+            endpoint.reuseport_sockets = ReuseportSockets(endpoint, reservation)
         endpoint.holders[identity.inode] = identity
         endpoint.reuse_address, endpoint.shares_port = reuse_address, shares
         loop.publish(endpoint)
@@ -243,7 +243,7 @@ def leave_port(loop: Loop, key: int, inode: int) -> None:
     if endpoint is None:
         return
     if inode not in endpoint.holders and endpoint.closing_claim:
-        loop.soon(close_port, key, endpoint.closing_claim.get(CLAIM_KEY))  # it was interrupted
+        loop.run_or_post(close_port, key, endpoint.closing_claim.get(CLAIM_KEY))  # it was interrupted
     else:
         _drop_holder(loop, endpoint, inode)
 
@@ -284,9 +284,9 @@ def _listen(loop: Loop, endpoint: Endpoint, identity: Identity, name: bytes, bac
         _stop_listener(loop, endpoint, listener.inode)
     # At once: should the rest fail, what ends a listener finds it.
     listener = endpoint.listener = Listener(endpoint, identity, name, backlog)
-    if endpoint.peers is not None:
+    if endpoint.reuseport_sockets is not None:
         try:
-            endpoint.peers.join_group()
+            endpoint.reuseport_sockets.join_group()
         except OSError:
             endpoint.listener = None
             raise
@@ -457,10 +457,10 @@ def release(loop: Loop, key: int, inode: int) -> bool:
     if endpoint is None:
         return True
     if inode not in endpoint.holders and endpoint.closing_claim:
-        loop.soon(close_port, key, endpoint.closing_claim.get(CLAIM_KEY))  # it was interrupted
+        loop.run_or_post(close_port, key, endpoint.closing_claim.get(CLAIM_KEY))  # it was interrupted
         return True
     if loop.holders_watch.is_open(inode):
-        loop.soon(watch_holder, key, inode)
+        loop.run_or_post(watch_holder, key, inode)
         return False
     _drop_holder(loop, endpoint, inode)
     return True
@@ -491,8 +491,8 @@ def stop_listening(loop: Loop, key: int, inode: int) -> None:
     endpoint = loop.endpoints.get(key)
     if endpoint is not None:
         _stop_listener(loop, endpoint, inode)
-        if endpoint.peers is not None:
-            endpoint.peers.leave_group(will_rejoin=True)
+        if endpoint.reuseport_sockets is not None:
+            endpoint.reuseport_sockets.leave_group(will_rejoin=True)
 
 
 def _drop_holder(loop: Loop, endpoint: Endpoint, inode: int) -> None:
@@ -503,10 +503,10 @@ def _drop_holder(loop: Loop, endpoint: Endpoint, inode: int) -> None:
         endpoint.holders.pop(inode, None)
         if not endpoint.bridges and endpoint.claim_closing(claim) and not loop.free_address(endpoint):
             endpoint.closing_claim.clear()
-        if endpoint.peers is not None and endpoint.bridges and not endpoint.holders:
-            endpoint.peers.leave_group()
+        if endpoint.reuseport_sockets is not None and endpoint.bridges and not endpoint.holders:
+            endpoint.reuseport_sockets.leave_group()
     finally:
-        loop.soon(close_port, endpoint.key, claim)
+        loop.run_or_post(close_port, endpoint.key, claim)
 
 
 def close_port(loop: Loop, key: int, claim: object) -> None:
@@ -529,7 +529,7 @@ def _stop_listener(loop: Loop, endpoint: Endpoint, inode: int) -> None:
     listener = endpoint.listener
     if listener is not None and listener.inode == inode:
         listener.has_stopped = True
-        loop.soon(end_listener, listener)
+        loop.run_or_post(end_listener, listener)
 
 
 def end_listener(loop: Loop, listener: Listener) -> None:

@@ -258,7 +258,7 @@ class Loop:
     def perform(self, command: Callable[Concatenate[Loop, _P], _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
         """Carry out a command about ports on the calling thread, which so does not wait for the engine's. Any thread.
 
-        Only commands that say so: they use single operations of dicts and leave the rest to soon().
+        Only commands that say so: they use single operations of dicts and leave the rest to run_or_post().
         """
         return command(self, *arguments, **named)
 
@@ -266,7 +266,7 @@ class Loop:
     # (helper/client.py).
     perform_or_post = perform
 
-    def soon(self, command: Callable[..., object], *arguments: object) -> None:
+    def run_or_post(self, command: Callable[..., object], *arguments: object) -> None:
         """As post(); the engine's own thread does it at once. Any thread."""
         if get_ident() == self._thread_id:
             command(self, *arguments)
@@ -360,8 +360,8 @@ class Loop:
         self.owner = None
         events = self._wait()
         if not self._fds_lost:
-            if switch_interval.askers:
-                switch_interval.during(self._work, events)
+            if switch_interval.requesters:
+                switch_interval.run_with_short_interval(self._work, events)
             else:
                 self._work(events)
             self._containment.in_row = 0
@@ -542,9 +542,9 @@ class Loop:
             bridge.handle_events()
         receive = connection.receive
         reassembly = receive.reassembly
-        if reassembly.ready_bytes and not reassembly.is_finished and receive.ack_at > now:
+        if reassembly.ready_bytes and not reassembly.is_fin_reached and receive.ack_at > now:
             self._deferred_delivery.append(bridge)
-        elif reassembly.ready_bytes or reassembly.is_finished or bridge.close_errno is not None:
+        elif reassembly.ready_bytes or reassembly.is_fin_reached or bridge.close_errno is not None:
             bridge.deliver(now=now)
         if bridge.is_readable and not bridge.is_idle_only and bridge.wants_read:
             self._readable_bridges[bridge] = None
@@ -718,8 +718,8 @@ class Loop:
         """
         if not self.frees_ports_at_once or not endpoint.is_all_answered or not replace_with_idle(endpoint.port.sock):
             return False
-        if endpoint.peers is not None:
-            endpoint.peers.close_reservation()
+        if endpoint.reuseport_sockets is not None:
+            endpoint.reuseport_sockets.close_reservation()
         endpoint.is_address_freed = True
         self.bound.discard(endpoint)
         return True
@@ -742,8 +742,8 @@ class Loop:
         self._blocked.pop(endpoint, None)
         self.forget_fd(endpoint.port.sock.fileno())
         unread_syns.close_port(endpoint)
-        if endpoint.peers is not None:
-            endpoint.peers.close()
+        if endpoint.reuseport_sockets is not None:
+            endpoint.reuseport_sockets.close()
         self.bound.discard(endpoint)
         self.endpoints.pop(endpoint.key, None)
         endpoint.is_closed = True  # last: should any of this fail, it is all done again
@@ -783,8 +783,9 @@ class Loop:
     def _fd_owners(self) -> list[FdOwner]:
         ports: list[FdOwner] = [endpoint.port for endpoint in list(self.endpoints.values())]
         for endpoint in list(self.endpoints.values()):
-            if endpoint.peers is not None:
-                ports += [endpoint.peers, *(peer.port for peer in list(endpoint.peers.by_addr.values()))]
+            sockets = endpoint.reuseport_sockets
+            if sockets is not None:
+                ports += [sockets, *(peer.port for peer in list(sockets.by_addr.values()))]
         return [*list(self.channels.values()), *self._all_listeners(), *ports]
 
     def _all_listeners(self) -> list[Listener]:

@@ -88,7 +88,7 @@ for _name in (*GEVENTS, *STDLIBS):
     _REBOUND[_name] = _over_utp(getattr(gevents, _name) if _name in GEVENTS else original("socket", _name))
 globals().update(_REBOUND)
 adapt_gevent_ssl(GeventInside)
-switch_interval.ask(__name__)
+switch_interval.request(__name__)
 
 
 def __getattr__(name: str) -> Any:

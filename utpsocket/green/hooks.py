@@ -42,7 +42,7 @@ def hook_gevent() -> None:
     module = sys.modules[_GEVENT]
     _saved[_GEVENT] = module.socket._gevent_sock_class
     module.socket._gevent_sock_class = GeventInside
-    switch_interval.ask(_GEVENT)
+    switch_interval.request(_GEVENT)
     adapt_gevent_ssl(GeventInside)
 
 
@@ -76,7 +76,7 @@ def hook_eventlet() -> None:
     module: Any = sys.modules[_EVENTLET]  # it has no types
     _saved[_EVENTLET] = module._original_socket
     module._original_socket = EventletInside
-    switch_interval.ask(_EVENTLET)
+    switch_interval.request(_EVENTLET)
 
 
 def unhook_eventlet() -> None:

@@ -171,17 +171,17 @@ def restore() -> None:
         kind = type(sock)
         if not isinstance(vars(kind).get("_utp"), _IdentityAttribute):
             try:
-                sock.__class__ = _survivor(kind)
+                sock.__class__ = _class_after_patch(kind)
             except TypeError:
                 pass  # the class allows no such change: data still flows, addresses are AF_UNIX names
 
 
-_survivors: dict[type[StdlibSocket], type[StdlibSocket]] = {}
+_classes_after_patch: dict[type[StdlibSocket], type[StdlibSocket]] = {}
 
 
-def _survivor(cls: type[StdlibSocket]) -> type[StdlibSocket]:
+def _class_after_patch(cls: type[StdlibSocket]) -> type[StdlibSocket]:
     """The class for a uTP socket that goes on after the patch: the memory layout of `cls`, and our methods."""
-    made = _survivors.get(cls)
+    made = _classes_after_patch.get(cls)
     if made is None:
         space = {
             "__slots__": (),
@@ -194,8 +194,8 @@ def _survivor(cls: type[StdlibSocket]) -> type[StdlibSocket]:
             made = type("socket", (StdlibSocket,), {**_MEMBERS, **space, "_routes": None})
         else:
             metaclass: type[type] = type(cls)
-            made = metaclass(cls.__name__, (cls, _survivor(StdlibSocket)), space)
-        _survivors[cls] = made
+            made = metaclass(cls.__name__, (cls, _class_after_patch(StdlibSocket)), space)
+        _classes_after_patch[cls] = made
         pickling.register_patched(made)
     return made
 

@@ -1,7 +1,7 @@
 """The uTP protocol without input and output: no sockets, clock, threads or randomness.
 
 connection.py's Connection is given what came from the network (`handle_run`, `handle_icmp`), that time has passed
-(`handle_timeout`), and what the application wants (`connect`, `free_span` and `commit`, `delivered`, `finish`,
+(`handle_timeout`), and what the application wants (`connect`, `free_span` and `commit`, `finish_delivery`, `finish`,
 `discard`, `abort`). It returns what is to be done (`poll_event`, `poll_delivery`, `poll_transmit`, `timeout_at`). Its
 module's docstring has the contract.
 

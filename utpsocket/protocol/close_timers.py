@@ -128,7 +128,7 @@ class CloseTimers:
     @property
     def _is_half_closed(self) -> bool:
         receive = self._receive
-        return self._send.is_finished and not receive.reassembly.is_finished and not receive.is_discarding
+        return self._send.is_fin_acked and not receive.reassembly.is_fin_reached and not receive.is_discarding
 
     def poll_half_closed_probe(self, received_at: int, *, now: int) -> bool | None:
         """What to do at half_closed_probe_at. Returns whether a probe must leave now; None: give the peer up, since
@@ -157,7 +157,7 @@ class CloseTimers:
             return NEVER
         if self.reset_after_flush:
             return self.closed_at + ABORT_FLUSH_US
-        return self.closed_at + FIN_WAIT_US if self._send.is_finished else NEVER
+        return self.closed_at + FIN_WAIT_US if self._send.is_fin_acked else NEVER
 
     def is_fin_ignored(self, *, now: int) -> bool:
         """Whether an initiator has repeated a FIN that follows no data for so long that it should count as acked:
@@ -167,7 +167,7 @@ class CloseTimers:
         return (
             now >= self.closed_at + UNACKED_FIN_US
             and send.fin_seq is not None
-            and not send.is_finished
+            and not send.is_fin_acked
             and not send.sent_offset
             and self._receive.is_discarding
         )

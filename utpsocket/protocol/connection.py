@@ -6,7 +6,7 @@ others take what the application has done. `poll_*` and `timeout_at()` return wh
 second and third kind, in this order:
 
     poll_event()       until None
-    poll_delivery()    then delivered() with the number of bytes taken, 0 too
+    poll_delivery()    then finish_delivery() with the number of bytes taken, 0 too
     poll_transmit()    until None; last, so that one ack covers everything that has been handled
     timeout_at()       when to call handle_timeout()
 
@@ -164,7 +164,7 @@ class Connection:
         Returns: True or False.
         Source: BEP 29 "type".
         """
-        return self.receive.reassembly.is_finished and not self.receive.reassembly.ready_bytes
+        return self.receive.reassembly.is_fin_reached and not self.receive.reassembly.ready_bytes
 
     @property
     def is_flushed(self) -> bool:
@@ -176,7 +176,7 @@ class Connection:
         """
         if self.state in (CLOSED, TIME_WAIT):
             return True
-        return self.send.is_finished if self.send.is_finishing else self.send.is_idle
+        return self.send.is_fin_acked if self.send.is_finishing else self.send.is_idle
 
     def time_wait_record(self) -> TimeWaitRecord | None:
         """What to keep for a minute after forgetting the connection, to ack what the peer repeats.
@@ -185,7 +185,7 @@ class Connection:
         Raises: nothing.
         Source: docs/protocol.md §12.
         """
-        if self.errno or not self.receive.reassembly.is_finished or self._close_timers.time_wait_at == NEVER:
+        if self.errno or not self.receive.reassembly.is_fin_reached or self._close_timers.time_wait_at == NEVER:
             return None
         return TimeWaitRecord(self.send_id, self.send.flights.next_seq & 0xFFFF, self.receive.ack & 0xFFFF)
 
@@ -272,18 +272,18 @@ class Connection:
         self.send.buffer.commit(count)
         self.send.has_more = more
 
-    def delivered(self, count: int, *, now: int) -> None:
+    def finish_delivery(self, count: int, *, now: int) -> None:
         """The application has taken the first `count` bytes of what poll_delivery() returned.
 
         Parameters:
             count: bytes; what is left is copied, so that the memory of received datagrams may be used again: call
-                delivered(0) even if nothing was taken.
+                finish_delivery(0) even if nothing was taken.
             now: µs.
         Raises: nothing.
         Next: poll_transmit(), since a window update may be due.
         Source: RFC 9293 §3.8.6.2.2.
         """
-        self.receive.delivered(count, now=now)
+        self.receive.finish_delivery(count, now=now)
 
     def finish(self, *, now: int) -> None:
         """The application writes no more (shutdown(SHUT_WR)): our FIN follows the last byte. A second call does
@@ -399,7 +399,7 @@ class Connection:
         the same effect at once (fastpath.py). What is not acceptable is dropped and counted.
 
         Parameters:
-            run: may be used until this returns; payload is borrowed from it until delivered().
+            run: may be used until this returns; payload is borrowed from it until finish_delivery().
             packet: what decode() has made of the run, if that is one datagram and the caller had to decode it.
             now: µs.
         Raises: nothing.
@@ -652,7 +652,7 @@ class Connection:
         if not has_our_id or not is_acceptable:
             self._dropped_packets += 1
             return
-        waits_for_more = not receive.is_discarding and not receive.reassembly.is_finished
+        waits_for_more = not receive.is_discarding and not receive.reassembly.is_fin_reached
         is_clean = is_clean_close(ack_next_seq, send.fin_seq, is_all_acked=send.is_idle, waits_for_more=waits_for_more)
         self._close(0 if is_clean else errno.ECONNRESET)
 
@@ -693,7 +693,7 @@ class Connection:
             return
         if is_quoted and self.state not in (CLOSED, IDLE):
             # The peer's port is closed, where the kernel of a TCP peer would send a RST.
-            both_finished = self.send.fin_seq is not None and self.receive.reassembly.is_finished
+            both_finished = self.send.fin_seq is not None and self.receive.reassembly.is_fin_reached
             self._close(0 if both_finished or self.state is TIME_WAIT else errno.ECONNRESET)
 
     def handle_timeout(self, *, now: int) -> None:
@@ -814,9 +814,9 @@ class Connection:
     def poll_delivery(self) -> list[memoryview]:
         """The bytes to deliver to the application, in the order of the stream.
 
-        Returns: views of received datagrams' memory, none if there is nothing; valid until delivered().
+        Returns: views of received datagrams' memory, none if there is nothing; valid until finish_delivery().
         Raises: nothing.
-        Next: delivered(), before any other call.
+        Next: finish_delivery(), before any other call.
         Source: docs/design.md §3.
         """
         return self.receive.reassembly.ready()
@@ -917,7 +917,7 @@ class Connection:
             # will not read again.
             self.abort(self._close_timers.reset_errno)
             return
-        if not (send.is_finished and self.receive.reassembly.is_finished):
+        if not (send.is_fin_acked and self.receive.reassembly.is_fin_reached):
             self._close_timers.watch_half_closed(now=now)
             return
         self._transition(Trigger.BOTH_FINISHED)

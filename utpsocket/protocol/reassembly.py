@@ -1,6 +1,6 @@
 """Bytes that arrived: in order and ready for the application, or behind a hole and kept.
 
-Payloads in order stay views of the datagrams that they came in until delivered(), which copies what is left over.
+Payloads in order stay views of the datagrams that they came in until finish_delivery(), which copies what is left over.
 Payloads behind a hole are copied at once, since the memory of the datagrams is about to be used again.
 
 The bit mask of the packets behind a hole is the selective ack itself: bit 0 stands for next_seq + 1, which is ack + 2.
@@ -49,7 +49,7 @@ class Reassembly:
     out_of_order_bytes   received behind a hole
     delivered_bytes  delivered in all
     fin_seq          sequence number of the peer's FIN, None before it has come
-    is_finished      the FIN and everything before it have come; ready bytes may still wait
+    is_fin_reached   the FIN and everything before it have come; ready bytes may still wait
 
     _ready           the payloads that are ready
     _own_pieces      how many of these, from the first on, are copies of ours; the rest is borrowed
@@ -67,7 +67,7 @@ class Reassembly:
         "capacity_bytes",
         "delivered_bytes",
         "fin_seq",
-        "is_finished",
+        "is_fin_reached",
         "next_seq",
         "out_of_order_bytes",
         "ready_bytes",
@@ -78,7 +78,7 @@ class Reassembly:
         self.capacity_bytes = capacity_bytes
         self._advertised_end_offset = 0
         self.fin_seq: int | None = None
-        self.is_finished = False
+        self.is_fin_reached = False
         self.ready_bytes = 0
         self.out_of_order_bytes = 0
         self.delivered_bytes = 0
@@ -131,7 +131,9 @@ class Reassembly:
         ahead = seq - self.next_seq
         if ahead < 0 or (ahead and self._mask >> (ahead - 1) & 1):
             return DUPLICATE
-        if self.is_finished or (self.fin_seq is not None and (seq > self.fin_seq or (is_fin and seq != self.fin_seq))):
+        if self.is_fin_reached or (
+            self.fin_seq is not None and (seq > self.fin_seq or (is_fin and seq != self.fin_seq))
+        ):
             return OUT_OF_WINDOW
         size = len(payload)
         if not ahead:
@@ -161,7 +163,7 @@ class Reassembly:
 
     def _accept(self, payload: memoryview) -> None:
         if self.next_seq == self.fin_seq:
-            self.is_finished = True
+            self.is_fin_reached = True
         self.next_seq += 1
         if payload:
             self._ready.append(payload)
@@ -176,7 +178,7 @@ class Reassembly:
             total_bytes = sum(map(len, payloads))
             self.next_seq += count
             if self.fin_seq is not None and self.next_seq > self.fin_seq:
-                self.is_finished = True
+                self.is_fin_reached = True
             self.out_of_order_bytes -= total_bytes
             self.ready_bytes += total_bytes
             if total_bytes < count * _JOINED_BELOW_BYTES:
@@ -185,10 +187,10 @@ class Reassembly:
         self._mask = mask >> (count + 1)
 
     def ready(self) -> list[memoryview]:
-        """The payloads that may be delivered now, in order. Next: delivered()."""
+        """The payloads that may be delivered now, in order. Next: finish_delivery()."""
         return self._ready
 
-    def delivered(self, count: int) -> None:
+    def finish_delivery(self, count: int) -> None:
         """The application took the first `count` bytes. The rest is copied, so that nothing is borrowed any more."""
         self.ready_bytes -= count
         self.delivered_bytes += count
@@ -223,7 +225,7 @@ class Reassembly:
         self._mask = 0
         self.ready_bytes = 0
         self.out_of_order_bytes = 0
-        if not self.is_finished:
+        if not self.is_fin_reached:
             self.fin_seq = None  # a FIN behind a hole is forgotten as well: it is not acked, so it comes again
 
     def _check(self) -> None:

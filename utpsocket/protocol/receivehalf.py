@@ -111,7 +111,7 @@ class ReceiveHalf:
         window = reassembly.window_bytes
         if window < _SEGMENT_BYTES and window < reassembly.capacity_bytes // 2:
             return 0
-        return self._bounded(window)
+        return self._limit_window(window)
 
     @property
     def round_trip_us(self) -> int:
@@ -124,7 +124,7 @@ class ReceiveHalf:
             else 0
         )
 
-    def _bounded(self, window: int) -> int:
+    def _limit_window(self, window: int) -> int:
         """The window, but no more than this connection's share and Wireshark's limit."""
         if window > self.share_bytes:
             window = self.share_bytes
@@ -184,13 +184,13 @@ class ReceiveHalf:
         elif self.ack_at == NEVER:
             self.ack_at = now + MAX_ACK_DELAY_US
 
-    def delivered(self, count: int, *, now: int) -> None:
+    def finish_delivery(self, count: int, *, now: int) -> None:
         """The application took `count` bytes. An ack is due at once if a closed window has opened, or if the window has
         grown by half the buffer: a sender that knows only of a little room sends in small steps.
         """
         reassembly = self.reassembly
-        reassembly.delivered(count)
-        advertised, window = self._advertised_bytes, self._bounded(reassembly.window_bytes)
+        reassembly.finish_delivery(count)
+        advertised, window = self._advertised_bytes, self._limit_window(reassembly.window_bytes)
         grown = window - advertised
         half = min(reassembly.capacity_bytes, self.share_bytes) // 2
         was_closed = advertised < _WINDOW_UPDATE_BYTES and grown >= min(half, _WINDOW_UPDATE_BYTES)

@@ -102,7 +102,7 @@ class SendHalf(Outstanding):
         return _SENDS_PER_BURST * packets_per_send(size) * (size - HEADER_BYTES)
 
     @property
-    def is_finished(self) -> bool:
+    def is_fin_acked(self) -> bool:
         """Whether our FIN is acked, and so everything before it."""
         return self.fin_seq is not None and self.flights.una_seq > self.fin_seq
 

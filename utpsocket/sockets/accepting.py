@@ -12,7 +12,7 @@ from typing import Final
 
 from utpsocket import options
 from utpsocket.engine import commands, running_engine
-from utpsocket.engine.interpreter.native import Socket, StdlibSocket, accepted, accepted_at_once, poll
+from utpsocket.engine.interpreter.native import Socket, StdlibSocket, accept_keeping_gil, accepted, poll
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.kernel import fd_names
 from utpsocket.engine.loop import Loop
@@ -119,7 +119,7 @@ def _reset_queue(sock: StdlibSocket, listener: Identity) -> None:
     """Reset the connections that wait for accept(), one by one: the descriptor may be open in another process, which
     would keep the queue.
     """
-    while (waiting := accepted_at_once(sock.fileno())) is not None:
+    while (waiting := accept_keeping_gil(sock.fileno())) is not None:
         try:
             name: bytes = Socket.getpeername(waiting)
             cookie = _cookie_if_made_by_engine(waiting, name, listener)

@@ -63,7 +63,9 @@ def after_close(
             is_closed = _deliver(loop.perform, commands.release, identity.endpoint, identity.inode)
             if is_closed and acquire and is_blocking and isinstance(loop, Loop):
                 endpoint = loop.endpoints.get(identity.endpoint)
-                has_more = identity.routes is not None or (endpoint is not None and endpoint.peers is not None)
+                has_more = identity.routes is not None or (
+                    endpoint is not None and endpoint.reuseport_sockets is not None
+                )
                 if endpoint is not None and (has_more or not endpoint.is_address_freed) and not endpoint.holders:
                     _deliver(loop.call, commands.barrier)
         return

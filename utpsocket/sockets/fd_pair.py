@@ -14,7 +14,7 @@ import errno
 from functools import partial
 from typing import Final
 
-from utpsocket.engine.interpreter.native import SOCK_NONBLOCK, Socket, StdlibSocket, accepted_at_once, connect_at_once
+from utpsocket.engine.interpreter.native import SOCK_NONBLOCK, Socket, StdlibSocket, accept_keeping_gil, connect_at_once
 from utpsocket.engine.interpreter.originals import ctypes, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel import fd_names, netns
@@ -101,7 +101,7 @@ def _pair_at(listening: Socket, fd: int, name: bytes) -> Socket | None:
 
 
 def _accepted(listening_fd: int) -> Socket:
-    engine_sock = accepted_at_once(listening_fd, SOCK_NONBLOCK)
+    engine_sock = accept_keeping_gil(listening_fd, SOCK_NONBLOCK)
     if engine_sock is None:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

@@ -144,7 +144,7 @@ class Routes:
     fallback_seconds: float = DEFAULT_FALLBACK_SECONDS
     listen: Literal["utp", "both"] = "utp"
 
-    def are_utp(self, family: int, address: object, role: str) -> bool:
+    def chooses_utp(self, family: int, address: object, role: str) -> bool:
         """Whether uTP carries a connection to, or a listener at, this address. True for what is no address, for which
         the kernel gives its error.
         """

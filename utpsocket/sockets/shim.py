@@ -613,7 +613,7 @@ class socket(StdlibSocket):
         """
         identity = self._utp
         if identity is not None and (kwargs or len(args) > 2):
-            if _asks_for_bytes(args, kwargs):
+            if _has_buffer_room(args, kwargs):
                 args = errors.with_checked_flags(self, identity, args, 2, kwargs)
             args = errors.discarding(args, kwargs)
         if identity is not None and identity.is_after_eof and errors.is_at_end(self, identity):
@@ -626,7 +626,7 @@ class socket(StdlibSocket):
             if errors.is_end_of_file(identity, error):
                 return 0
             raise errors.receive_error(identity, error) from None
-        if not count and identity is not None and _asks_for_bytes(args, kwargs):
+        if not count and identity is not None and _has_buffer_room(args, kwargs):
             return _copied_at_end(identity, args, kwargs)
         return count
 
@@ -691,7 +691,7 @@ class socket(StdlibSocket):
             raise errors.receive_error(identity, error) from None
         if identity is None:
             return count, address
-        if not count and _asks_for_bytes(args, kwargs):
+        if not count and _has_buffer_room(args, kwargs):
             count = _copied_at_end(identity, args, kwargs)
         return count, None
 
@@ -881,7 +881,7 @@ _stdlib_accept: Final = StdlibSocket.accept
 _stdlib_dup: Final = StdlibSocket.dup
 
 
-def _asks_for_bytes(args: Positional, kwargs: Named) -> bool:
+def _has_buffer_room(args: Positional, kwargs: Named) -> bool:
     """Whether recv_into()'s or recvfrom_into()'s buffer has room, so that 0 means the end of the stream."""
     return bool(len(args[0] if args else kwargs["buffer"]))
 

@@ -39,7 +39,7 @@ def bind(sock: StdlibSocket, identity: Identity, address: GivenAddress) -> None:
     """bind() under rules: a UDP port, a TCP socket, or both at one port number. Raises what bind() of TCP raises."""
     routes = identity.routes
     assert routes is not None
-    if not routes.are_utp(identity.family, address, "listen"):
+    if not routes.chooses_utp(identity.family, address, "listen"):
         bound_tcp = tcp_socket(identity)
         try:
             bound_tcp.bind(address)
@@ -111,7 +111,7 @@ def connects_over_tcp(sock: StdlibSocket, identity: Identity, address: GivenAddr
     if identity.role not in (Role.UNCONNECTED, Role.FAILED) or sock.fileno() < 0:
         return False
     assert identity.routes is not None
-    if not identity.routes.are_utp(identity.family, address, "connect"):
+    if not identity.routes.chooses_utp(identity.family, address, "connect"):
         become_tcp(sock, identity)
         return True
     if identity.bound_tcp is not None:

@@ -146,7 +146,7 @@ if TYPE_CHECKING:
         def shares(self) -> ReceiveShares: ...
 
         @property
-        def peers(self) -> object | None:
+        def reuseport_sockets(self) -> object | None:
             """A UDP socket for each peer, where processes share the port (ports/reuseport.py)."""
 
         def transmit(self, bridge: Bridge, *, now: int) -> None:
@@ -276,9 +276,8 @@ class Bridge:
         self._has_unread_event = False  # an event has come since the last read
         self._may_have_ended = False  # EPOLLRDHUP: what is read may be followed by the end of file
         self._is_hung_up = False  # EPOLLHUP: no process has the user's fd
-        self._is_hup_from_shutdown = (
-            False  # EPOLLHUP comes from inherit_shutdown(), which has shut both directions down
-        )
+        # EPOLLHUP comes from inherit_shutdown(), which has shut both directions down.
+        self._is_hup_from_shutdown = False
         # More is unsent than can leave soon: it is read in an iteration without other events (Loop._idle_only).
         self.is_idle_only = False
 
@@ -631,7 +630,7 @@ class Bridge:
                 self._keep_after_shutdown(views, now=now)
                 break
             if not self.is_writable:
-                connection.delivered(0, now=now)
+                connection.finish_delivery(0, now=now)
                 self._refuse_sends()
                 return
             count = self._stream.send(views)
@@ -640,7 +639,7 @@ class Bridge:
                     receive_buffer.on_delivered(
                         count, self.engine_sock, connection.receive, self.endpoint.shares.single_share_bytes, now=now
                     )
-                connection.delivered(count, now=now)
+                connection.finish_delivery(count, now=now)
                 if not connection.receive.reassembly.ready_bytes:
                     break
             elif not self._on_write_error(-count, now=now):
@@ -648,7 +647,7 @@ class Bridge:
         if connection.has_eof and not self._sent_eof:
             if not self._send_eof():
                 return
-        elif self._discards_received and connection.receive.reassembly.is_finished:
+        elif self._discards_received and connection.receive.reassembly.is_fin_reached:
             self._sent_eof = True  # not sent: after shutdown(SHUT_RD) the program reads one anyway
         if self.close_errno is not None:
             self._propagate_close()
@@ -659,9 +658,9 @@ class Bridge:
         if self.is_handed_over or connection.state is CLOSED:
             views = connection.poll_delivery()
             if views:
-                connection.delivered(sum(map(len, views)), now=now)
+                connection.finish_delivery(sum(map(len, views)), now=now)
         else:
-            connection.delivered(0, now=now)
+            connection.finish_delivery(0, now=now)
         if connection.state is TIME_WAIT:
             # Both FINs are acked, which they were not yet when the program sent its own.
             self.identity.is_over = True
@@ -670,7 +669,7 @@ class Bridge:
         """Writing to the pair has failed with this errno. Returns whether to go on."""
         if code == errno.EAGAIN:
             self.is_writable = False
-            self.connection.delivered(0, now=now)
+            self.connection.finish_delivery(0, now=now)
             self.endpoint.loop.watch_room(self, wanted=True)
             self._refuse_sends()
             return False
@@ -678,7 +677,7 @@ class Bridge:
             self._closed_with_unread = True
             self.is_readable = True
         elif code in TRANSIENT_ERRNOS:
-            self.connection.delivered(0, now=now)
+            self.connection.finish_delivery(0, now=now)
             self._try_again_soon()
             return False
         elif code == errno.EPIPE:  # the user reads no more
@@ -709,11 +708,11 @@ class Bridge:
         connection = self.connection
         count = sum(map(len, views))
         if self._has_finished_input and self.identity.shut_halves & 1:
-            connection.delivered(count, now=now)
+            connection.finish_delivery(count, now=now)
             connection.reset_after_flush(errno.ECONNRESET, now=now)
             return
         if self._is_hung_up or self.identity.shut_halves & 1 == 0:
-            connection.delivered(count, now=now)  # no process can receive them
+            connection.finish_delivery(count, now=now)  # no process can receive them
             return
         kept = self.identity.received_after_shutdown
         if kept is None:
@@ -724,7 +723,7 @@ class Bridge:
         data = b"".join(views)[: max(0, room_bytes)]
         if data:
             kept.append(data)
-        connection.delivered(len(data), now=now)
+        connection.finish_delivery(len(data), now=now)
 
     def _refuse_sends(self) -> None:
         """The connection has ended by an error, but there is still something to receive: a send() must fail already."""
@@ -732,7 +731,7 @@ class Bridge:
             return
         self._refuses_sends = True
         # If the peer's FIN came before its RESET, a send() raises EPIPE.
-        if self.close_errno != errno.ECONNRESET or not self.connection.receive.reassembly.is_finished:
+        if self.close_errno != errno.ECONNRESET or not self.connection.receive.reassembly.is_fin_reached:
             shared_errnos.write(self.cookie, self.close_errno)
             self.identity.error = self.close_errno
         assert self.engine_sock is not None

@@ -538,7 +538,7 @@ class RemoteLoop:
                 self._received[serial] = received
                 self._message = b""
             else:
-                self._deliver_answer(serial, *messages.whole(received))
+                self._deliver_answer(serial, *messages.join_parts(received))
                 self._message = b""  # last: if that fails, all of it is repeated
                 self._received.pop(serial, None)
             self._tries = 0

@@ -239,7 +239,7 @@ def parts(message: object) -> Iterator[tuple[bytes, bool]]:
         yield data[start : start + step], start + step < len(data)
 
 
-def whole(received: list[bytes]) -> AnswerForm:
+def join_parts(received: list[bytes]) -> AnswerForm:
     """The answer of these parts."""
     answer: AnswerForm = marshal.loads(b"".join(received))
     return answer

@@ -129,11 +129,11 @@ class Outbox:
         """Send now, or as soon as there is room. The engine's thread."""
         if self._backlog:
             self._backlog.append(message)
-        elif not self.put_now(message):
+        elif not self.send_now(message):
             self._loop.watch(self._sock.fileno(), EPOLLOUT, self)
             self._backlog.append(message)
 
-    def put_now(self, message: object, fds: tuple[int, ...] = ()) -> bool:
+    def send_now(self, message: object, fds: tuple[int, ...] = ()) -> bool:
         """Send now; False where there is no room."""
         return not self._backlog and self._is_sent(message, fds)
 
@@ -175,11 +175,11 @@ def _sent_when_written(name: str) -> Any:
 class ServedIdentity(Identity):
     """An identity of a socket in the application's process; each value that the engine writes is sent there.
 
-    is_known   the application has this identity; False for a listener's connection until it is about to be accepted
-    notices    the connection for notices
+    sends_notices   the application has this identity; not so for a listener's connection until it is to be accepted
+    notices         the connection for notices
     """
 
-    __slots__ = ("is_known",)
+    __slots__ = ("sends_notices",)
 
     # WRITTEN_BY_ENGINE
     role = _sent_when_written("role")
@@ -195,19 +195,19 @@ class ServedIdentity(Identity):
     notices: ClassVar[Outbox]
 
     def __init__(self, family: int, settings: Settings | None = None) -> None:
-        self.is_known = False
+        self.sends_notices = False
         super().__init__(family, settings)
 
     def on_written(self, name: str, value: object) -> None:
         """Send the application a value that was written, before its fd shows anything of it."""
-        if self.is_known:
+        if self.sends_notices:
             self.notices.put((self.cookie, name, value.value if isinstance(value, Role) else value))
         elif value is Role.CONNECTED:
-            self.is_known = True
+            self.sends_notices = True
             self.notices.put((self.cookie, messages.ACCEPTED, (self.transport, messages.identity_form(self))))
 
     def __del__(self) -> None:
-        if self.is_known:
+        if self.sends_notices:
             self.notices.put((self.cookie, messages.RELEASED, None))
 
 
@@ -379,10 +379,10 @@ class Service:
         if not isinstance(identity, ServedIdentity):
             identity = ServedIdentity(plain["family"])
             self._by_inode[plain["inode"]] = identity
-        identity.is_known = False  # no notices of the values that the shim has sent itself
+        identity.sends_notices = False  # no notices of the values that the shim has sent itself
         messages.fill(identity, form)
         identity.owner_pid = self._loop.pid
-        identity.is_known = True
+        identity.sends_notices = True
         return identity
 
     def answer(self, serial: int, answer: messages.AnswerForm) -> None:
@@ -391,7 +391,7 @@ class Service:
 
     def _delegate(self, engine_fd: int, identity: Identity, refuses: bool) -> bool:
         """See user_fds/reset.py, `delegate`."""
-        return self._has_ended.locked() and self._outbox.put_now(
+        return self._has_ended.locked() and self._outbox.send_now(
             (messages.FORCE_RESET, identity.cookie, refuses), (engine_fd,)
         )
 

@@ -225,7 +225,7 @@ def accepted(listener: Socket, made: Socket | None = None) -> Socket:
     return _owning(map(_first, iter(partial(accept_fd, listener), None)), made)
 
 
-def accepted_at_once(fd: int, flags: int = 0) -> Socket | None:
+def accept_keeping_gil(fd: int, flags: int = 0) -> Socket | None:
     """Accept a connection of a listening AF_UNIX socket without releasing the GIL. The listener must be non-blocking,
     or shut down. None where there is no connection, with the errno in ctypes.get_errno(). `flags`: SOCK_NONBLOCK.
     """

@@ -6,7 +6,7 @@ ready makes fifty such calls in a row, and needs 250 ms for work of a few millis
 that, it asks for a shorter interval. The switch interval belongs to the whole process, so it is set when the work of an
 iteration begins, and set back when it ends, before the engine sleeps.
 
-ask() and withdraw() may be called by any thread, the rest by the engine's. Sources: sys.setswitchinterval();
+request() and withdraw() may be called by any thread, the rest by the engine's. Sources: sys.setswitchinterval();
 CPython's Python/ceval_gil.c, take_gil(), which reads the interval anew for each time it waits.
 """
 
@@ -20,29 +20,29 @@ from typing import Final, TypeVar
 # much shorter interval would leave the engine little.
 SWITCH_SECONDS: Final = 0.0001
 
-# Names of the modules that want the short interval. Written by ask() and withdraw() alone.
-askers: set[str] = set()
+# Names of the modules that want the short interval. Written by request() and withdraw() alone.
+requesters: set[str] = set()
 # The program's interval, as begin() found it; 0 between iterations.
 _usual_seconds = 0.0
 
 
-def ask(asker: str) -> None:
-    """Have the engine work under the short interval, until every asker has withdrawn."""
-    askers.add(asker)
+def request(requester: str) -> None:
+    """Have the engine work under the short interval, until every requester has withdrawn."""
+    requesters.add(requester)
 
 
-def withdraw(asker: str) -> None:
-    """This asker does not need it any more. May be repeated. After the last the program's interval is set at once."""
-    askers.discard(asker)
-    if not askers:
+def withdraw(requester: str) -> None:
+    """This requester needs it no more. May be repeated. After the last one the program's interval is set at once."""
+    requesters.discard(requester)
+    if not requesters:
         end()
 
 
 _T = TypeVar("_T")
 
 
-def during(work: Callable[[_T], None], argument: _T) -> None:
-    """Do the work of an iteration under the short interval. To be called only if there are askers."""
+def run_with_short_interval(work: Callable[[_T], None], argument: _T) -> None:
+    """Do the work of an iteration under the short interval. To be called only if there are requesters."""
     begin()
     try:
         work(argument)
@@ -53,7 +53,7 @@ def during(work: Callable[[_T], None], argument: _T) -> None:
 def begin() -> None:
     """An iteration's work begins."""
     global _usual_seconds
-    if askers:
+    if requesters:
         usual_seconds = sys.getswitchinterval()
         if usual_seconds > SWITCH_SECONDS:
             _usual_seconds = usual_seconds

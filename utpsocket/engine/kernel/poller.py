@@ -102,7 +102,7 @@ class LevelPoller:
         self._is_due.pop(fd, None)
         self._events.pop(fd, None)
 
-    def _ask(self, now: float) -> None:
+    def _update_events(self, now: float) -> None:
         """Have poll() ask for the events that each watcher does not remember."""
         for fd, at in list(self._asleep.items()):
             if at <= now:
@@ -122,7 +122,7 @@ class LevelPoller:
         until = time.monotonic() + timeout if timeout >= 0 else float("inf")
         while True:
             now = time.monotonic()
-            self._ask(now)
+            self._update_events(now)
             wait = min(until - now, _SLEEP_SECONDS) if self._asleep else until - now
             if self.pause is not None:
                 levels = list(self._asked.items())

@@ -126,7 +126,7 @@ def may_be_reset(loop: Engine, cookie: int) -> bool:
     if not isinstance(bridge, Bridge) or bridge.connection.state is State.CLOSED:
         return True
     endpoint = bridge.endpoint
-    if not bridge.connection.is_initiator or endpoint.peers is not None:
+    if not bridge.connection.is_initiator or endpoint.reuseport_sockets is not None:
         return True
     acceptor = acceptor_of(bridge, loop.bound)
     if acceptor is not None:

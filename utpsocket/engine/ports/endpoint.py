@@ -138,7 +138,7 @@ class Endpoint:
         "listener",
         "loop",
         "overlapping",
-        "peers",
+        "reuseport_sockets",
         "port",
         "time_wait_records",
         "resets",
@@ -159,7 +159,8 @@ class Endpoint:
         self.holders: dict[int, Identity] = {}
         self.reuse_address = False  # every one of them has set SO_REUSEADDR
         self.shares_port = False  # every one of them has set UTP_SHARE_PORT
-        self.peers: ReuseportSockets | None = None  # a UDP socket for each peer, where processes share the port
+        # A UDP socket for each peer, where processes share the port.
+        self.reuseport_sockets: ReuseportSockets | None = None
         self.overlapping: tuple[OverlappingPort, ...] = ()  # at the same number and another address
 
         # Its end.
@@ -339,20 +340,20 @@ class Endpoint:
         bridge = self._new_bridge(addr, recv_id, identity, [], tuple(spare_ids))
         self.loop.send_grants.join(bridge)
         self._outgoing[addr] = bridge
-        if self.peers is not None:
-            self._share(self.peers, bridge)
+        if self.reuseport_sockets is not None:
+            self._share(self.reuseport_sockets, bridge)
         bridge.connection.connect(now=self.loop.now, user_timeout_us=identity.settings.user_timeout_ms * 1_000)
         self.loop.initiated += 1
         return bridge
 
-    def _share(self, peers: ReuseportSockets, bridge: Bridge) -> None:
+    def _share(self, sockets: ReuseportSockets, bridge: Bridge) -> None:
         """A connection is dialed from a port that processes share."""
         port, addr = self.port, bridge.connection.addr
-        peers.prepare_to_send()
-        peers.join(bridge, port.local[0])
+        sockets.prepare_to_send()
+        sockets.join(bridge, port.local[0])
         if not overlapping_ports.listens(self):
-            peers.leave_group(will_rejoin=len(self.holders) > 1)
-        local = peers.local_of(addr)
+            sockets.leave_group(will_rejoin=len(self.holders) > 1)
+        local = sockets.local_of(addr)
         if port.is_wildcard and local is not None:
             bridge.source = port.source(local) + bridge.source
 
@@ -391,8 +392,8 @@ class Endpoint:
             while len(records) > _MAX_TIME_WAIT_RECORDS or next(iter(records.values()))[0] < oldest_at:
                 records.popitem(last=False)
         self.leave_grants(bridge)
-        if self.peers is not None:
-            self.peers.leave(bridge)
+        if self.reuseport_sockets is not None:
+            self.reuseport_sockets.leave(bridge)
         self.close_if_unused()
 
     def close_if_unused(self) -> None:
@@ -529,7 +530,7 @@ class Endpoint:
                     self.shares.on_data(bridge, len(run.data), now=now)
                 self.loop.mark_dirty(bridge)
                 return
-            if self.overlapping and overlapping_ports.hand_on_run(self, run, now=now):
+            if self.overlapping and overlapping_ports.forward_run(self, run, now=now):
                 return
         if self.flood.is_on and len(run.data) > run.datagram_bytes:
             self.flood.take_merged(self, run, now=now)
@@ -553,7 +554,7 @@ class Endpoint:
                 self.flood.useless_datagrams += 1
                 self.dropped_datagrams += 1
                 return
-        if self.overlapping and overlapping_ports.hand_on(self, packet, run, now=now):
+        if self.overlapping and overlapping_ports.forward_datagram(self, packet, run, now=now):
             return
         addr, connection_id = run.addr, packet.connection_id
         if packet.type == SYN:
@@ -668,9 +669,9 @@ class Endpoint:
             if scope and len(addr) == 4 and addr[3]:
                 identity.local = (host, self.port.local[1], 0, scope)  # with a global peer Linux' TCP returns no scope
         bridge = self._new_bridge(addr, recv_id, identity, self.source(run), first_seq=first_seq)
-        if self.peers is not None:
+        if self.reuseport_sockets is not None:
             with self.loop.fd_lock:
-                self.peers.join(bridge, run.local or self.port.local[0])
+                self.reuseport_sockets.join(bridge, run.local or self.port.local[0])
         listener.on_syn(bridge, announces_ack=announces_ack, now=now)
         self.loop.accepted += 1
         self.loop.wake_listener(listener)
@@ -793,7 +794,7 @@ class Endpoint:
 
     def _reset_stray(self, packet: Packet, run: Run, *, now: int) -> None:
         self.flood.useless_datagrams += 1
-        if self.peers is not None and not self.peers.may_reset(is_syn=packet.type == SYN):
+        if self.reuseport_sockets is not None and not self.reuseport_sockets.may_reset(is_syn=packet.type == SYN):
             return
         reset = self.resets.to_stray(run.addr, packet, now=now)
         if reset is not None:
@@ -920,8 +921,8 @@ class Endpoint:
             self.receive(now=now)
             if not polls(self.port.sock, EPOLLIN):
                 break
-        if self.peers is not None:
-            self.peers.receive(bridge.connection.addr)
+        if self.reuseport_sockets is not None:
+            self.reuseport_sockets.receive(bridge.connection.addr)
 
     def end_time_waits(self) -> None:
         """Too many private ports are in TIME_WAIT: end this one's.

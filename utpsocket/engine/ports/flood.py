@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
         port: Port
         listener: Listener | None
-        peers: ReuseportSockets | None
+        reuseport_sockets: ReuseportSockets | None
         resets: StatelessResets
         dropped_datagrams: int
         is_closed: bool
@@ -390,7 +390,7 @@ class Flood:
                 self.useless_datagrams += 1
                 endpoint.dropped_datagrams += 1
         self.useless_datagrams += len(strays)
-        if endpoint.peers is not None and not endpoint.peers.may_reset(is_syn=True):
+        if endpoint.reuseport_sockets is not None and not endpoint.reuseport_sockets.may_reset(is_syn=True):
             return
         answered, resets = endpoint.resets.to_syns(
             [indices[at] for at in strays], [names[at] for at in strays], [headers[at] for at in strays], now=now

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
         def holders(self) -> Mapping[int, object]: ...
 
         @property
-        def peers(self) -> object | None: ...
+        def reuseport_sockets(self) -> object | None: ...
 
         @property
         def time_wait_records(self) -> Mapping[tuple[Address, int], object]: ...
@@ -81,7 +81,9 @@ def _overlaps(endpoint: OverlappingPort, local: Address, namespace: int) -> bool
 
 def may_be_overlapped(endpoint: OverlappingPort) -> bool:
     """Whether a port may be overlapped: only connections are left, and its sockets had set SO_REUSEADDR."""
-    return endpoint.reuse_address and not endpoint.holders and endpoint.peers is None and not listens(endpoint)
+    return (
+        endpoint.reuse_address and not endpoint.holders and endpoint.reuseport_sockets is None and not listens(endpoint)
+    )
 
 
 def listens(endpoint: OverlappingPort) -> bool:
@@ -115,7 +117,7 @@ def join(bound: Mapping[int, Mapping[_P, None]], endpoint: OverlappingPort) -> N
             other.overlapping += (endpoint,)
 
 
-def hand_on_run(endpoint: OverlappingPort, run: Run, *, now: int) -> bool:
+def forward_run(endpoint: OverlappingPort, run: Run, *, now: int) -> bool:
     """Hand a run on to the overlapping port whose connection it is for. Returns False if there is none."""
     data = run.data
     key = run.addr, data[2] << 8 | data[3]
@@ -127,7 +129,7 @@ def hand_on_run(endpoint: OverlappingPort, run: Run, *, now: int) -> bool:
     return False
 
 
-def hand_on(endpoint: OverlappingPort, packet: Packet, run: Run, *, now: int) -> bool:
+def forward_datagram(endpoint: OverlappingPort, packet: Packet, run: Run, *, now: int) -> bool:
     """Hand a datagram on to the overlapping port that it is for. Returns False if it is this port's."""
     if _is_for(endpoint, packet, run):
         return False

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
         port: Port
         is_closed: bool
-        peers: ReuseportSockets | None
+        reuseport_sockets: ReuseportSockets | None
 
         @property
         def loop(self) -> Engine: ...
@@ -212,9 +212,9 @@ class ReuseportSocket:
 
     def fail(self, error: BaseException) -> None:
         """See faults.py: the socket is closed, and the kernel delivers what comes to the group."""
-        peers = self._endpoint.peers
-        if peers is not None and self.port.peer is not None:
-            peers.drop(self.port.peer)
+        sockets = self._endpoint.reuseport_sockets
+        if sockets is not None and self.port.peer is not None:
+            sockets.drop(self.port.peer)
 
 
 class ReuseportSockets:

@@ -42,8 +42,8 @@ def close_port(endpoint: Endpoint) -> None:
 
 def _is_left_to_others(endpoint: Endpoint) -> bool:
     """Whether other processes have the port as well: one of them answers a SYN that is repeated."""
-    peers = endpoint.peers
-    return peers is not None and not (unread_bytes(endpoint.port.fd) and peers.is_only_socket())
+    sockets = endpoint.reuseport_sockets
+    return sockets is not None and not (unread_bytes(endpoint.port.fd) and sockets.is_only_socket())
 
 
 def _refuse(endpoint: Endpoint) -> None:
@@ -63,7 +63,7 @@ def _refuse(endpoint: Endpoint) -> None:
             if packet is None or packet.type != SYN:
                 continue
             run = Run(datagram, len(datagram), addr, local)
-            if overlapping_ports.hand_on(endpoint, packet, run, now=endpoint.loop.now):
+            if overlapping_ports.forward_datagram(endpoint, packet, run, now=endpoint.loop.now):
                 continue
             reset = endpoint.resets.to_stray(addr, packet, now=endpoint.loop.now)
             if reset is None:

@@ -155,10 +155,10 @@ def write_as_user(identity: Identity | None, engine_fd: int) -> None:
 def _with_user(identity: Identity | None, engine_fd: int, act: Callable[[Copy], None]) -> None:
     """Call act() with a duplicate of the user's fd, from this process or another, if there is one."""
     inode = 0 if identity is None else identity.inode
-    if identity is not None and inode and _has_acted(identity.user_fd, inode, act):
+    if identity is not None and inode and _act_as_user(identity.user_fd, inode, act):
         return
     # The number is another socket's by now. There may be a duplicate under a number that is not known (os.dup).
-    if (inode and _has_acted(_fd_of(inode), inode, act)) or _is_hung_up(engine_fd):
+    if (inode and _act_as_user(_fd_of(inode), inode, act)) or _is_hung_up(engine_fd):
         return
     duplicate = other_processes.duplicate_from_other_process(inode or other_processes.peer_inode(engine_fd))
     if duplicate is not None:
@@ -176,7 +176,7 @@ def _is_hung_up(engine_fd: int) -> bool:
     return any(mask & _POLLHUP for _, mask in poller.poll(0))
 
 
-def _has_acted(fd: int, inode: int, act: Callable[[Copy], None]) -> bool:
+def _act_as_user(fd: int, inode: int, act: Callable[[Copy], None]) -> bool:
     """Call act() with a duplicate of `fd`, if that is the socket `inode`; whether it was."""
     if fd < 0:
         return False

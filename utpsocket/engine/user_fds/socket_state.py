@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         @property
         def listen(self) -> str: ...
 
-        def are_utp(self, family: int, address: object, role: str) -> bool:
+        def chooses_utp(self, family: int, address: object, role: str) -> bool:
             """Whether uTP carries a connection to, or a listener at, this address."""
 
     class ReplacedSocket(Protocol):
@@ -259,9 +259,8 @@ class Identity:
         # How the connection goes, and how it ended.
         self.transport = "utp"  # what carries the connection: "tcp" after a fallback
         self.is_full = False  # of a listener: connections wait for room in the kernel's queue, which accept() makes
-        self.received_after_shutdown: deque[bytes] | None = (
-            None  # received after shutdown(SHUT_RD), which the user may read as over TCP
-        )
+        # What was received after shutdown(SHUT_RD), which the user may read as over TCP.
+        self.received_after_shutdown: deque[bytes] | None = None
         self.is_over = False
         self.is_reset = False  # it ended by an error
         self.error = 0  # the errno it ended with, until the application has read it
