@@ -2,7 +2,7 @@
 
 Only the standard library is needed to start: the first run makes the environment below `.cache/tests/` and installs the
 package and pyproject.toml's dependency group `test` into it; later runs find it by the hash of pyproject.toml and start
-at once. A changed pyproject.toml is a new environment, and the old one is removed once nobody runs in it.
+at once. A changed pyproject.toml is a new environment, and the old one is removed once no process runs in it.
 
     python3 -m tests                    the whole suite: 5 to 10 minutes
     python3 -m tests --quick            a part of it that takes a minute
@@ -130,7 +130,7 @@ def build(environment: Path) -> None:
 
 
 def remove_superseded(environment: Path) -> None:
-    """Remove this interpreter's environments for an earlier pyproject.toml, unless somebody runs in them."""
+    """Remove this interpreter's environments for an earlier pyproject.toml, unless a process runs in them."""
     for other in CACHE.glob(f"{interpreter_prefix()}*.lock"):
         if other == lock_of(environment):
             continue

@@ -18,8 +18,8 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, databas
 settings.load_profile("repeatable")
 
 
-# urllib asks the proxy of this machine, if it has one, for servers on 127.0.0.1 too, unless it is told. For what the
-# tests start as well; the tests that use the package index have the proxy still.
+# urllib asks the proxy of this machine, if it has one, for servers on 127.0.0.1 too, unless no_proxy excludes them. For
+# what the tests start as well; the tests that use the package index have the proxy still.
 for _name in ("no_proxy", "NO_PROXY"):
     os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "127.0.0.1", "::1", "localhost"]))
 

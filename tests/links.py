@@ -1,6 +1,6 @@
 """What a datagram passes on its way: links, wrapped by links. See simulator.py, which is to be read first.
 
-Each takes what follows it as `then`, and tells the sending host of every datagram it drops, so that the host can tell a
+Each takes what follows it as `then`, and reports every datagram that it drops to the sending host, which so can tell a
 retransmission with a cause from one without.
 """
 
@@ -215,13 +215,13 @@ class Bottleneck:
 
 class Mtu:
     """Carries datagrams of at most `size` bytes of UDP payload. Larger ones are fragmented where they may be; else
-    they vanish, and with `tells` the sender learns of it as from its own kernel.
+    they vanish, and with `reports` the sender learns of it as from its own kernel.
     """
 
-    def __init__(self, then: Node, size: int, *, tells: bool = False, fragments: bool = True) -> None:
+    def __init__(self, then: Node, size: int, *, reports: bool = False, fragments: bool = True) -> None:
         self._then = then
         self.size = size
-        self.tells = tells
+        self.reports = reports
         self.fragments = fragments
         self.too_large = 0
 
@@ -237,7 +237,7 @@ class Mtu:
                 continue
             self.too_large += 1
             burst.source.dropped(datagram)
-            if self.tells:
+            if self.reports:
                 burst.source.too_big(datagram, self.size, now=now)
         if kept:
             self._then.put(burst.of(kept), now=now)

@@ -71,7 +71,7 @@ class Surrounding:
 
 @dataclass(frozen=True)
 class Machine:
-    """One kind of computer: how to make it of this one, and the part of the suite that could tell the difference."""
+    """One kind of computer: how to make it of this one, and the part of the suite on which that may have an effect."""
 
     what: str
     part: Sequence[str]
@@ -154,7 +154,7 @@ def c_locale(options: argparse.Namespace, cleanup: contextlib.ExitStack) -> Surr
 
 
 def proxy(options: argparse.Namespace, cleanup: contextlib.ExitStack) -> Surrounding:
-    """At a port where nobody can listen, so that what asks it fails."""
+    """At a port where nothing listens, so that what connects there fails."""
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     names = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
     return Surrounding(environment={**kept, **dict.fromkeys(names, "http://127.0.0.1:1")})

@@ -616,7 +616,7 @@ b.recv(5)
 b.close()
 """,
 }
-"""Of which FIONREAD and poll() cannot tell all: compat/fuzz/expected.py."""
+"""Which FIONREAD and poll() do not fully report: compat/fuzz/expected.py."""
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -335,7 +335,7 @@ def test_the_table_must_know_what_was_seen() -> None:
 
 
 def test_the_table_in_the_tree_lists_what_is_expected() -> None:
-    """Each difference that the tables tell of is one of expectations.py, and every such entry is told of somewhere."""
+    """Each difference that the tables list is one of expectations.py, and every such entry is listed somewhere."""
     results = Path(modules.__file__).with_name("RESULTS.md")
     listed: set[str] = set()
     for minor in range(10, 20):

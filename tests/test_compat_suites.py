@@ -314,7 +314,7 @@ def test_a_part_of_a_suite_is_no_row_of_the_table(tmp_path: Path) -> None:
 
 
 def test_each_expected_difference_is_one_of_the_table() -> None:
-    """Each difference that the table tells of is one of expectations.py, and every such entry but a race is told of."""
+    """Each difference that the table lists is one of expectations.py, and every such entry but a race is listed."""
     results = Path(command.__file__).with_name("RESULTS.md")
     listed: set[str] = set()
     for minor in range(10, 20):

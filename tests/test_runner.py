@@ -73,7 +73,7 @@ def test_without_venv_it_says_how_to_get_it(
 def test_without_network_it_says_so_and_tries_again_next_time(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`python3 -m venv DIRECTORY` makes an environment here whose pip reaches nobody."""
+    """`python3 -m venv DIRECTORY` makes an environment here whose pip reaches no server."""
     pip = script(checkout / "pip", "echo Could not find a version that satisfies the requirement hatchling", "exit 1")
     venv = script(checkout / "python3", 'mkdir -p "$3/bin"', f'cp {shlex.quote(pip)} "$3/bin/python"')
     monkeypatch.setattr(sys, "executable", venv)
@@ -130,7 +130,7 @@ def test_an_older_python_can_read_what_it_is_given_first(path: str) -> None:
 
 @pytest.mark.parametrize("module", ["tests", "tests.machines", "tests.chaos", "utpsocket", "compat"])
 def test_an_older_python_gets_a_sentence(module: str) -> None:
-    """What `python3 -m` does with the name of a package, told that it is Python 3.9."""
+    """What `python3 -m` does with the name of a package, on a Python that claims to be 3.9."""
     ran = subprocess.run(
         [sys.executable, "-c", f"{OLDER}runpy._run_module_as_main({module!r})"],
         cwd=runner.ROOT,

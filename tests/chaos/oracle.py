@@ -149,7 +149,7 @@ def _judge_false_end(
     if reader["end"] != "eof":
         return
     if writer is None or not writer["finish_at"] or reader["end_at"] < writer["finish_at"] - _CLOCKS_AGREE:
-        causes.append(f"connection {number}: {role} read an end of file that nobody had said")
+        causes.append(f"connection {number}: {role} read an end of file that was not sent")
     elif reader["received"] != writer["sent"]:
         causes.append(
             f"connection {number}: {role} read an end of file after {reader['received']} of {writer['sent']} bytes"
@@ -201,7 +201,7 @@ def _judge_ghosts(evidence: Evidence) -> None:
         if len(theirs) > len(mine):
             evidence.causes.append(f"{where}: {len(theirs)} connections were accepted of {len(mine)} that were tried")
         if theirs and not any(flow.passed.get(("to_server", kind)) for kind in (DATA, FIN, STATE)):
-            evidence.causes.append(f"{where}: a connection was accepted though nobody proved to be there")
+            evidence.causes.append(f"{where}: a connection was accepted from an unverified address")
         reasons = [outcome for outcome in mine if _may_be_nameless(evidence, flow, outcome)]
         if len(nameless) > len(reasons):
             evidence.causes.append(f"{where}: {len(nameless)} connections without a name, {len(reasons)} with a reason")
@@ -209,7 +209,7 @@ def _judge_ghosts(evidence: Evidence) -> None:
     known = [outer for flow in evidence.relay.flows for outer in flow.outers]
     for outcome in evidence.server["outcomes"]:
         if not any(_is_at(outcome["peer"], outer) for outer in known):
-            evidence.causes.append(f"a connection was accepted from {outcome['peer']}, where nobody is")
+            evidence.causes.append(f"a connection was accepted from {outcome['peer']}, where no client is")
         if outcome["connection"] < 0 and outcome["received"]:
             evidence.causes.append(f"a connection without a name brought {outcome['received']} bytes")
 

@@ -115,7 +115,7 @@ class Path:
     outages: list[Outage]
     drops: list[tuple[str, int, int]]
     rebinds: list[float]
-    rebind_tells: bool
+    rebind_sends_icmp: bool
     is_batching: bool
 
     @property

@@ -55,7 +55,7 @@ class Flow:
     bad_until: dict[str, float] = field(default_factory=dict)
     free_at: dict[str, float] = field(default_factory=dict)
     cut_at: float | None = None
-    answered_at: float = float("inf")  # when the client was first told that its SYN had arrived
+    answered_at: float = float("inf")  # when the client first got an answer to its SYN
     resets: dict[str, list[float]] = field(default_factory=lambda: {"to_server": [], "to_client": []})
     lost_resets: dict[str, int] = field(default_factory=lambda: {"to_server": 0, "to_client": 0})
     pending: int = 0
@@ -103,16 +103,16 @@ class Relay:
         self.poller.register(sock.fileno(), select.POLLIN)
         return sock
 
-    def _retire(self, sock: Any, *, tells: bool) -> None:
-        """Nothing is taken there any more; whoever sends to it is told so by ICMP, or not."""
+    def _retire(self, sock: Any, *, sends_icmp: bool) -> None:
+        """Nothing is taken there any more; a sender gets an ICMP error, or nothing."""
         if self._by_fd.pop(sock.fileno(), None) is not None:
             self.poller.unregister(sock.fileno())
             self._old.append(sock)
-        if tells:
+        if sends_icmp:
             _refuse(sock)
 
     def end_silence(self) -> None:
-        """A NAT that has forgotten a mapping in silence tells so from now on: nobody need wait for his timeouts."""
+        """A NAT that has dropped a mapping in silence sends ICMP errors from now on: no end need wait for its timeouts."""
         for sock in self._old:
             _refuse(sock)
 
@@ -155,7 +155,7 @@ class Relay:
                 self._handle(flow, way, data[at : at + size], now)
 
     def _hear_clients(self, front: Any) -> None:
-        """A client's port is closed: once all is sent that it said, its outer port tells the server the same."""
+        """A client's port is closed: once all that it sent has left, its outer port is closed towards the server."""
         number, sock, _ = front
         while (client := _refused(sock)) is not None:
             flow = self._by_client.pop((number, client), None)
@@ -164,7 +164,7 @@ class Relay:
                 self._closing.append(flow)
 
     def _hear_server(self, flow: Flow) -> None:
-        """The server's port is closed: once all is sent that it said, the front tells every client the same."""
+        """The server's port is closed: once all that it sent has left, the front is closed towards every client."""
         while (server := _refused(flow.outer)) is not None:
             if server[:2] == flow.server[:2] and flow.front not in self._closing_fronts:
                 self._closing_fronts.append(flow.front)
@@ -172,11 +172,11 @@ class Relay:
     def _refuse_closed(self, now: float) -> None:
         for flow in [flow for flow in self._closing if not flow.pending]:
             self._closing.remove(flow)
-            self._retire(flow.outer, tells=True)
+            self._retire(flow.outer, sends_icmp=True)
             self._remark(f"flow {flow.number}: the client's port is closed", now)
         for front in list(self._closing_fronts):
             if front.fileno() in self._by_fd and not any(flow.pending for flow in self.flows if flow.front is front):
-                self._retire(front, tells=True)
+                self._retire(front, sends_icmp=True)
                 self._remark("the server's port is closed", now)
 
     def _remark(self, text: str, now: float) -> None:
@@ -328,7 +328,7 @@ class Relay:
         for flow in self.flows:
             if flow.outer.fileno() not in self._by_fd:
                 continue
-            self._retire(flow.outer, tells=self.path.rebind_tells)
+            self._retire(flow.outer, sends_icmp=self.path.rebind_sends_icmp)
             flow.outer = self._socket()
             flow.outers.append(flow.outer.getsockname())
             flow.cut_at = now

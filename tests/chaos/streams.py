@@ -1,4 +1,4 @@
-"""What the connections carry: bytes that tell by themselves of which stream and which offset they are.
+"""What the connections carry: bytes that show by themselves of which stream and which offset they are.
 
 One pseudo-random block, repeated without end; each stream begins somewhere else in it. A byte that is lost, repeated or
 another stream's is noticed at once, and where the wrong bytes belong can be looked up.

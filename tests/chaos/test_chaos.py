@@ -110,8 +110,8 @@ def test_the_oracle_accepts_what_is_right() -> None:
     [
         ({}, {"received": 9}, "end of file after 9 of 10"),
         ({}, {"received": 11}, "read 11, but only 10 were sent"),
-        ({}, {"end_at": 2.0}, "an end of file that nobody had said"),
-        ({"finish_at": 0.0}, {}, "an end of file that nobody had said"),
+        ({}, {"end_at": 2.0}, "an end of file that was not sent"),
+        ({"finish_at": 0.0}, {}, "an end of file that was not sent"),
         ({}, {"end": "error", "read_error": "ECONNRESET"}, "recv(): ECONNRESET for no reason"),
         ({"break_at": 5.5}, {"end": "error", "read_error": "ECONNRESET"}, "recv(): ECONNRESET for no reason"),
         ({"sent": 8, "wrote_all": False}, {"received": 8}, "sent 8 of 10"),
@@ -147,8 +147,8 @@ class LateFlow(OneFlow):
         (CLIENT, [GHOST], OneFlow, "1 connections without a name, 0 with a reason"),
         (GAVE_UP, [GHOST], OneFlow, ""),
         (GAVE_UP, [GHOST], LateFlow, "1 connections without a name, 0 with a reason"),
-        (GAVE_UP, [GHOST], UnprovenFlow, "accepted though nobody proved"),
-        (GAVE_UP, [{**GHOST, "peer": ("127.0.0.1", 1)}], OneFlow, "where nobody is"),
+        (GAVE_UP, [GHOST], UnprovenFlow, "from an unverified address"),
+        (GAVE_UP, [{**GHOST, "peer": ("127.0.0.1", 1)}], OneFlow, "where no client is"),
         (GAVE_UP, [{**GHOST, "received": 3}], OneFlow, "brought 3 bytes"),
     ],
 )
@@ -256,7 +256,7 @@ def test_giving_up_a_connection_resets_it_at_the_peer() -> None:
     client = {**client, "finish_at": known.finish_at, "closed_at": known.abandoned_at + 1}
     server = {**SERVER, "end_at": known.abandoned_at + 0.1, "finish_at": 0.0}
     assert verdict(client, server) == []
-    assert "nobody had said" in verdict(client, {**server, "end_at": known.abandoned_at - 0.1})[0]
+    assert "was not sent" in verdict(client, {**server, "end_at": known.abandoned_at - 0.1})[0]
     assert "after 9 of 10" in verdict(client, {**server, "received": 9})[0]
 
 

@@ -87,7 +87,7 @@ def convert(_app: Any, _what: str, _name: str, _about: Any, _options: Any, lines
 
 
 def add_contents(_app: Any, name: str, source: list[str]) -> None:
-    """Sphinx wants to be told which pages there are: those that the first one links to, in its order."""
+    """Sphinx needs a list of the pages: those that the first one links to, in its order."""
     if name == root_doc:
         pages = re.findall(r"\]\(([\w/-]+)\.md\)", source[0])
         source[0] += "\n".join(["", "```{toctree}", ":hidden:", "", *pages, "```", ""])

@@ -76,7 +76,7 @@ def wait_until_all_ended() -> None:
 
 @pytest.mark.parametrize("says", [b"", b"hi", b"x" * 5_000])
 def test_one_syn_is_answered_by_three_times_as_much_and_no_more(says: bytes) -> None:
-    """Its sender may be somebody else's address. The server speaks first, and closes."""
+    """Its source address may be forged. The server sends first, and closes."""
     with utpsocket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as udp:
         listener.settimeout(30)
         udp.connect(listener.getsockname())
@@ -189,7 +189,7 @@ def test_a_flood_of_spoofed_syns_leaves_transfers_running_and_memory_bounded() -
 
 
 def test_what_ends_while_the_queue_of_accept_is_full_is_never_handed_over_alive() -> None:
-    """Nothing would ever tell the application of such a connection's end."""
+    """The application would never learn of such a connection's end."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(utpsocket.create_server(("127.0.0.1", 0), backlog=2))
         peers = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(6)]
@@ -215,7 +215,7 @@ def test_what_ends_while_the_queue_of_accept_is_full_is_never_handed_over_alive(
 
 
 def test_the_last_ack_is_said_again_at_exit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is there to answer a repeated FIN when the process has ended."""
+    """Nothing answers a repeated FIN when the process has ended."""
     monkeypatch.setattr(close_timers, "TIME_WAIT_US", 3_600_000_000)
     with utpsocket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as udp:
         udp.connect(listener.getsockname())

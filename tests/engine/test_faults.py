@@ -1,5 +1,5 @@
-"""A fault costs its owner and nobody else, and whoever waits is told: engine/faults.py. The tool that tries every call
-is tests/faults; here is a sample of it, and what it cannot say of itself.
+"""A fault ends its owner and nothing else, and calls that wait for it raise: engine/faults.py. The tool that tries every
+call is tests/faults; here is a sample of it, and what the tool does not cover.
 """
 
 from __future__ import annotations
@@ -286,7 +286,7 @@ def test_a_close_that_lingers_cannot_fail(
 def test_a_listener_whose_close_fails_leaves_no_port(
     reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is the program's own thread that has no memory then, and is told."""
+    """It is the program's own thread that has no memory then, and its call raises."""
     listener = utpsocket.create_server(("127.0.0.1", 0))
     loop = running_engine()
     assert isinstance(loop, Loop)
@@ -298,7 +298,7 @@ def test_a_listener_whose_close_fails_leaves_no_port(
 
 
 def test_a_port_whose_leaving_fails_is_left(reported: list[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for it, least of all the program whose engine is another process."""
+    """No call waits for it, least of all one of a program whose engine is another process."""
     with utpsocket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         error = RuntimeError("a defect")
@@ -317,7 +317,7 @@ NO_COMMANDS = {commands.recheck_holders}  # called by the loop, at the end of an
 
 
 def test_each_command_that_fails_half_way_is_done_again_or_undone() -> None:
-    """Or else an engine in another process, of whose commands nobody waits for the outcome, keeps what it half did."""
+    """Or else an engine in another process, where no call waits for a command's outcome, keeps what it half did."""
     functions = {
         function
         for name, function in vars(commands).items()
@@ -476,7 +476,7 @@ def test_a_size_that_is_none_is_an_error_of_the_first_call(
 def test_a_fault_beside_the_copy_of_a_users_fd_leaves_none(
     name: str, reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By which a reset is told: what the fixture counts is the test."""
+    """By which a reset is reported: what the fixture counts is the test."""
     client, server = pair()
     failing(monkeypatch, native.Copy, name, MemoryError())
     server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
@@ -511,7 +511,7 @@ def test_a_fault_at_some_calls_of_the_engine_costs_one_connection() -> None:
 
 
 def test_no_stranger_is_met_where_a_scene_wants_tcp_alone() -> None:
-    """Else a client that may fall back connects to whoever listens at that UDP port, and the scene waits for ever."""
+    """Else a client that may fall back connects to another listener at that UDP port, and the scene waits for ever."""
     opened: list[Any] = []
     with utpsocket.create_server(("127.0.0.1", 0)) as stranger:
         addresses = [stranger.getsockname(), ("127.0.0.1", 0)]

@@ -1,4 +1,4 @@
-"""Names that tell who is at the other end survive the kernel's limit of 108 bytes."""
+"""Names that identify the other end survive the kernel's limit of 108 bytes."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_an_initiator_that_is_verified_comes_in_whatever_came_before() -> None:
 
 
 class SiftingPort(SilentPort):
-    """One whose kernel is told what to drop."""
+    """One with a filter in the kernel."""
 
     kernel_drops = 0
 
@@ -126,7 +126,7 @@ class SiftingPort(SilentPort):
 
 
 def test_the_kernel_drops_the_syns_that_a_full_backlog_has_no_room_for() -> None:
-    """And takes them again in the twentieth of a second in which somebody accepts."""
+    """And takes them again in the twentieth of a second in which accept() is called."""
     site = Site(backlog=0)
     site.port = site.endpoint.port = port = SiftingPort()  # type: ignore[assignment]
     site.endpoint.flood._start(site.endpoint, now=site.loop.now)

@@ -96,7 +96,7 @@ def test_accept_makes_room_for_the_next_one(kind: str, monkeypatch: pytest.Monke
     crowd.close()
 
 
-# ── what goes on for long while nobody does anything ──
+# ── what goes on for long while the program does nothing ──
 
 
 def connection() -> tuple[Any, Any]:

@@ -80,7 +80,7 @@ def test_room_is_used_again(watched: Watched) -> None:
 
 
 def test_closed_sockets_that_are_not_asked_for_make_room(watched: Watched) -> None:
-    """Sockets that are bound, and then connect: the port is theirs no more, and nobody looks whether they are open."""
+    """Sockets that are bound, and then connect: they have the port no more, and are not looked up."""
     for _ in range(10):
         watched.add(open_fds._SOCKETS_PER_EPOLL)
         watched.close()
@@ -153,7 +153,7 @@ def test_another_process_knows_where_to_look(watched: Watched, elsewhere: Elsewh
 
 
 def test_room_is_used_again_that_another_process_asks_about(watched: Watched, elsewhere: Elsewhere) -> None:
-    """Whoever registers is not told what is closed, and finds out when it needs room: a few looks for each 32."""
+    """No event reports that a registered socket is closed; it is looked up when room is needed: a few for each 32."""
     for _ in range(10):
         watched.add(MANY)
         inodes = watched.close()
@@ -164,7 +164,7 @@ def test_room_is_used_again_that_another_process_asks_about(watched: Watched, el
 
 
 def test_another_process_is_sent_the_closed_sockets(watched: Watched, elsewhere: Elsewhere) -> None:
-    """Sockets that are bound, and then connect: nobody ever asks for them."""
+    """Sockets that are bound, and then connect: they are never looked up."""
     for _ in range(20):
         watched.add(open_fds._SOCKETS_PER_EPOLL)
         watched.close()

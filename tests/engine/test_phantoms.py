@@ -64,7 +64,7 @@ def test_a_syn_that_announces_an_ack_is_handed_over_after_the_ack_only(listener:
 
 
 def test_an_attempt_that_timed_out_is_never_accepted(switch: Switch, listener: Any) -> None:
-    """The round trip is longer than the patience: the answer comes when nobody waits for it any more."""
+    """The round trip is longer than the patience: the answer comes when the attempt has ended."""
     switch.peers[1] = listener.getsockname()
     client = utpsocket.socket()
     client.settimeout(0.05)

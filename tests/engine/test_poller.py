@@ -143,7 +143,7 @@ def test_an_address_is_free_after_its_close(poller: str) -> None:
 
 
 class Clock:
-    """Time that passes by a tenth of a millisecond with each look: what sleeps one is told again at the tenth."""
+    """Time that passes by a tenth of a millisecond with each look: a sleep of one returns at the tenth."""
 
     def __init__(self) -> None:
         self._now = 100.0
@@ -160,7 +160,7 @@ def own_time(leaves_nothing_behind: None, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 class Knowing:
-    """A watcher that says to know all there is to be told."""
+    """A watcher that claims to remember every event."""
 
     known_events = select.EPOLLIN
 

@@ -123,7 +123,7 @@ with utpsocket.socket() as listener:
     listener.settimeout(10)
     listener.listen()
     with utpsocket.create_connection(listener.getsockname(), timeout=10) as client, listener.accept()[0] as server:
-        time.sleep(0.05)  # in which nobody tells anything
+        time.sleep(0.05)  # in which no notice comes
         server.settimeout(10)
         client.send(b"x")
         assert server.recv(1) == b"x"
@@ -553,7 +553,7 @@ def test_where_nothing_can_be_read_the_engine_ends(service: Wire, monkeypatch: p
     failing(monkeypatch, "read", MemoryError(), 1_000)
     messages.send(service.ours, (1, "has_open_sockets", [], {}))
     made = service.service
-    assert not made.wait()  # and nothing is flushed: the application lives, and is told
+    assert not made.wait()  # and nothing is flushed: the application goes on, and gets the error
     made._has_ended.release()
 
 

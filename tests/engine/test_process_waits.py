@@ -128,7 +128,7 @@ with __import__("socket").socket(type=utpsocket.SOCK_DGRAM) as udp, utpsocket.so
     with utpsocket.socket() as sock:
         sock.setblocking(False)
         sock.bind(udp.getsockname())
-        if errno_of(sock.listen) != "EINVAL":  # it has been told already
+        if errno_of(sock.listen) != "EINVAL":  # the error has been raised already
             until(lambda: errno_of(sock.accept) == "EADDRINUSE")
 """,
     "many_calls_while_it_reads_nothing": """

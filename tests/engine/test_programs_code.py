@@ -371,7 +371,7 @@ def test_a_fault_is_reported_by_another_thread(
         assert loop.call(lambda loop: 7) == 7
     assert loop.call(lambda loop: get_ident()) not in reported.threads
     assert [type(error) for error in reported.errors] == [ZeroDivisionError] * 3
-    assert fault_reports._busy.acquire(timeout=60)  # nobody writes any more
+    assert fault_reports._busy.acquire(timeout=60)  # no report is being written any more
     fault_reports._busy.release()
 
 

@@ -1,4 +1,4 @@
-"""Many connections to one peer's port: who may send, and that nobody waits for ever."""
+"""Many connections to one peer's port: which may send, and that none waits for ever."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_grants_are_of_a_burst_and_go_round() -> None:
     turns = 0
     while any(sender.send.unsent_bytes for sender in senders):
         in_flight = [sender for sender in senders if sender.in_flight_bytes]
-        assert in_flight, "everybody waits, and nobody would wake them"
+        assert in_flight, "all wait, and nothing would wake them"
         in_flight[0].ack()
         senders.run([in_flight[0]])
         sent = [sender.send.sent_offset for sender in senders]
@@ -210,7 +210,7 @@ def test_the_last_member_takes_the_lane_with_it() -> None:
 
 
 def test_a_connection_that_waited_among_many_may_send_among_few() -> None:
-    """Its last ack came when the others had gone: nobody else wakes it."""
+    """Its last ack came when the others had gone: nothing else wakes it."""
     with (
         utpsocket.create_server(("127.0.0.1", 0)) as listener,
         utpsocket.create_connection(listener.getsockname()) as client,

@@ -25,7 +25,7 @@ SECONDS = 60.0
 
 
 class Switch:
-    """Two faces: what comes in at one leaves at the other, towards whoever spoke there last. May be held or cut."""
+    """Two faces: what comes in at one leaves at the other, to the address that sent there last. May be held or cut."""
 
     def __init__(self) -> None:
         self.faces = [socket.socket(type=socket.SOCK_DGRAM) for _ in range(2)]
@@ -51,7 +51,7 @@ class Switch:
                 return packet
 
     def put(self, side: int, datagram: bytes) -> None:
-        """Send to whoever speaks at this face."""
+        """Send to the address that sent to this face last."""
         self.faces[side].sendto(datagram, self.peers[side])
 
     def pass_on(self) -> None:
@@ -70,7 +70,7 @@ class Switch:
                     self.put(1 - side, datagram)
 
     def cut(self) -> None:
-        """Nothing passes any more, and nobody says so."""
+        """Nothing passes any more, without an ICMP error."""
         if self._thread.is_alive():
             self._stop.send(b"x")
             self._thread.join()
@@ -215,7 +215,7 @@ def test_a_bound_port_that_neither_listens_nor_dials_refuses(switch: Switch) -> 
 
 
 def test_a_close_while_the_crossing_is_undecided_leaves_nothing(switch: Switch) -> None:
-    """The one who yielded has answered and is closed before the proof: the other is told by a RESET."""
+    """The side that yielded has answered and is closed before it is verified: the other gets a RESET."""
     one, other = dial(switch.addresses[0]), dial(switch.addresses[1])
     with other:
         syns = [switch.take(side) for side in (0, 1)]

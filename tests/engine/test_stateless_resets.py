@@ -1,4 +1,4 @@
-"""Who is told by a RESET that nothing is there: everybody, until there are so many that it serves nobody."""
+"""RESETs for packets of no connection: one for each, until there are too many of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deadlines: each is told once, at its time, and whoever is over is not kept until it would have come."""
+"""Deadlines: each is due once, at its time, and a cancelled one does not keep its owner in memory until then."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 On TCP's terms: what a send over UDP meets (no route, a firewall's EPERM, no buffers) costs no connection that stands,
 as it costs none of TCP's: the packet is lost, and sent again. A lack of memory or buffers at the pair costs nobody
-anything but time. Where a connection does pay, it is told an errno, and both its ends are; an end of file is only ever
+anything but time. Where a connection does end, both its ends get an errno; an end of file is only ever
 the peer's own. A point reads `kernel:<call>:<once or second>:<errno>`.
 
 Separate from engine.py, which has the points that are lines of code; both use worker.py.

@@ -1,6 +1,6 @@
 """The play during which a fault is injected: ten scenes, each of one connection or socket, which may end in an OSError.
 
-What must not happen in them, whatever is injected: that one waits for ever, or is told a false end of file, or what is
+What must not happen in them, whatever is injected: that one waits for ever, or reads a false end of file, or what is
 no OSError; or that several pay for one fault.
 """
 
@@ -39,7 +39,7 @@ class Wrong(Exception):
 
 
 class Lost(Exception):
-    """Several connections of one scene, or one of several, with what each was told."""
+    """Several connections of one scene, or one of several, with what each call raised."""
 
     def __init__(self, errors: list[OSError]) -> None:
         super().__init__(*errors)
@@ -149,7 +149,7 @@ def carry(sender: Any, receiver: Any, count: int) -> None:
     if len(got) != count and not error:
         raise Wrong(f"a false end of file: {len(got)} of {count} bytes, and the sender knows nothing")
     if len(got) != count:
-        raise Wrong(f"a false end of file: {len(got)} of {count} bytes; the sender was told {error[0]!r}")
+        raise Wrong(f"a false end of file: {len(got)} of {count} bytes; the sender got {error[0]!r}")
     if error:
         raise error[0]
 
@@ -183,7 +183,7 @@ def scene_reset(opened: list[Any]) -> None:
             pass
     except ConnectionResetError:
         return
-    raise Wrong("a reset was told as an end of file")
+    raise Wrong("a reset was reported as an end of file")
 
 
 def scene_unread(opened: list[Any]) -> None:
@@ -303,7 +303,7 @@ def hello(client: Any, server: Any) -> None:
 
 
 def losses(call: Callable[..., Any], *arguments: Any) -> list[OSError]:
-    """The errno that a connection was told, if it was."""
+    """The errno that a connection's call raised, if one did."""
     try:
         if call(*arguments) == b"":
             raise Wrong("a false end of file")
@@ -379,7 +379,7 @@ class Play:
             except Wrong as problem:
                 self.wrong.append(f"{scene.__name__}: {problem}")
             except BaseException as problem:
-                self.wrong.append(f"{scene.__name__} was told {problem!r}, which is no OSError")
+                self.wrong.append(f"{scene.__name__} got {problem!r}, which is no OSError")
 
     def ended(self, seconds: float) -> bool:
         self._thread.join(seconds)

@@ -1,6 +1,6 @@
 """The attacker: datagrams of one kind at a given rate, from many addresses of 127.0.0.0/8 or many ports of ::1.
 
-A process of its own, so that what it costs is not charged to whom it attacks. sendmmsg(2) and a store of datagrams made
+A process of its own, so that its cost is not counted as the victim's. sendmmsg(2) and a store of datagrams made
 beforehand: otherwise Python would be the bottleneck. Rate and duration are bounded.
 
     python3 -m tests.hostile.flooder 127.0.0.1 PORT --kind syn --rate 90000 --seconds 3
@@ -66,7 +66,7 @@ def datagram(kind: str, draw: random.Random) -> bytes:
 
 
 def sockets(address: tuple[str, int], sources: int, draw: random.Random) -> list[socket.socket]:
-    """So many sources, connected to whom is flooded; what comes back stays in their small buffers."""
+    """So many sources, connected to the flooded port; what comes back stays in their small buffers."""
     made = []
     is_v6 = ":" in address[0]
     for _ in range(sources):

@@ -64,7 +64,7 @@ def aftermath(rate: int) -> Measured:
         time.sleep(1.0)
         after = server.figures()
         if visit(server.address, timeout=3.0) > 3.0:
-            return Measured(1.0, "nobody gets in")
+            return Measured(1.0, "no client gets in")
     used = after["cpu_seconds"] - before["cpu_seconds"]
     return Measured(used, f"{after['wakeups'] - before['wakeups']} wake-ups, {after['rss_bytes'] >> 20} MiB resident")
 

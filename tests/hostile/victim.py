@@ -1,4 +1,4 @@
-"""Whom the cases attack: a server of the plainest kind in a process of its own, and those who use it honestly.
+"""What the cases attack: a server of the plainest kind in a process of its own, and its ordinary clients.
 
 The first byte of a connection says what its client wants: S, take everything; E, send everything back. A line on
 standard input is answered by the figures of this instant.

@@ -23,7 +23,7 @@ from utpsocket.protocol.packet import MAX_EXTENSIONS, decode
 PACKETS = 4_000
 SACK_BITS = 2_016
 REPEATED_LINES = 400  # an ack that says nothing new, and what leaves upon it
-NEWS_LINES = 3_000  # one that says as much as one is believed
+NEWS_LINES = 3_000  # one that acks as much as one may
 LINES_PER_PACKET = 150  # of whatever becomes of it until it is acked
 
 

@@ -194,7 +194,7 @@ def test_data_after_a_close_is_answered_by_reset_after_what_we_wrote_has_arrived
 
 
 def test_data_after_a_close_fills_the_window_meanwhile(base: int) -> None:
-    """Or a fast sender gets rid of everything before it learns that nobody reads."""
+    """Or a fast sender gets rid of everything before it learns that nothing is read."""
     wire = Wire.initiator(base, config=Config(receive_buffer_bytes=1 << 20))
     wire.write_bytes(10)
     wire.connection.discard(now=wire.at)
@@ -218,7 +218,7 @@ def test_a_fin_held_when_reading_ended_still_counts(base: int) -> None:
 
 
 def test_a_closed_half_open_peer_is_waited_for_a_minute(base: int) -> None:
-    """As Linux' tcp_fin_timeout: nobody reads here, and the peer never finishes."""
+    """As Linux' tcp_fin_timeout: the socket is closed here, and the peer never finishes."""
     wire = Wire.initiator(base)
     wire.write_bytes(10)
     wire.connection.discard(now=wire.at)
@@ -243,7 +243,7 @@ def test_connect_then_close_before_the_answer(base: int) -> None:
 
 
 def test_giving_up_before_the_answer_withdraws_every_syn(base: int) -> None:
-    """The acceptor may have answered, and would take a connection for real that nobody has."""
+    """The acceptor may have answered, and would keep a connection that does not exist here."""
     wire = Wire(base, spare_ids=(RECV_ID + 100, RECV_ID + 200))
     wire.connect()
     wire.send()

@@ -13,12 +13,12 @@ from utpsocket.protocol.packet import HEADER_BYTES, LARGE_SYN_BYTES, decode
 
 
 def test_initiator_sends_one_bare_state_on_the_answer(base: int) -> None:
-    """§3: it proves our address to acceptors of our kind and harms nobody."""
+    """§3: it verifies our address for acceptors of our kind and is harmless to others."""
     wire = Wire(base)
     wire.connect()
     assert wire.send() == ["SYN seq=0 ack=0"]
     assert int.from_bytes(wire.last[2:4], "big") == RECV_ID
-    assert wire.last_window == 0x380000, "a SYN says our window, as far as Wireshark believes it"
+    assert wire.last_window == 0x380000, "a SYN carries our window, up to what Wireshark accepts"
     wire.wait(RTT_US)
     wire.receive("STATE seq=1 ack=0")
     assert wire.events() == ["CONNECTED"]
@@ -54,7 +54,7 @@ def test_the_round_trip_is_measured_by_the_handshake(base: int) -> None:
 
 
 def test_a_repeated_syn_leaves_the_round_trip_unknown(base: int) -> None:
-    """Karn: nobody knows which one was answered."""
+    """Karn: it is unknown which one was answered."""
     wire = Wire(base)
     wire.connect()
     wire.send()
@@ -254,7 +254,7 @@ def test_what_an_acceptor_sends_only_when_verified_ends_the_repeated_acks(base: 
 
 
 def test_to_the_family_of_libutp_the_repeated_proof_is_empty_data(base: int) -> None:
-    """§3: libutp's acceptor can neither speak nor hear a FIN before a first DATA; its answer tells no difference."""
+    """§3: libutp's acceptor can neither send nor take a FIN before a first DATA; its answer reports no delay."""
     wire = Wire(base)
     wire.connect()
     wire.send()

@@ -48,7 +48,7 @@ def test_the_first_probe_is_the_ceiling_and_follows_sixteen_packets(base: int) -
 
 
 def test_a_probe_is_surrounded_by_other_packets(base: int) -> None:
-    """Its loss would tell nothing, and cost a timeout."""
+    """Its loss would show nothing, and cost a timeout."""
     wire = Wire.initiator(base)
     for _ in range(40):
         wire.write_bytes(1_380)
@@ -92,13 +92,13 @@ def test_icmp_that_quotes_nothing_of_ours_is_ignored(base: int) -> None:
 
 
 @pytest.mark.parametrize("first_seq", [1, WRAP_SEQ])
-@pytest.mark.parametrize("tells", [False, True])
+@pytest.mark.parametrize("reports", [False, True])
 @pytest.mark.parametrize("carries", [1_472, 1_430, 1_280, 900, 576])
-def test_the_search_ends_within_sixteen_bytes(carries: int, tells: bool, first_seq: int) -> None:
+def test_the_search_ends_within_sixteen_bytes(carries: int, reports: bool, first_seq: int) -> None:
     simulator = Simulator(3)
 
     def direction() -> Mtu:
-        return Mtu(Delay(simulator, 5_000), carries, tells=tells)
+        return Mtu(Delay(simulator, 5_000), carries, reports=reports)
 
     there = direction()
     pair = Pair(
@@ -119,14 +119,14 @@ def test_the_search_ends_within_sixteen_bytes(carries: int, tells: bool, first_s
 
 
 @pytest.mark.parametrize("first_seq", [1, WRAP_SEQ])
-@pytest.mark.parametrize("tells", [False, True])
+@pytest.mark.parametrize("reports", [False, True])
 @pytest.mark.parametrize("carries", [1_472, 1_464, 1_372, 1_232, 972, 548])
-def test_where_fragments_are_dropped_nothing_is_stuck_for_its_size(carries: int, tells: bool, first_seq: int) -> None:
+def test_where_fragments_are_dropped_nothing_is_stuck_for_its_size(carries: int, reports: bool, first_seq: int) -> None:
     """RFC 8900 §3. What is too large for the path and sent once could never be sent again."""
     simulator = Simulator(3)
 
     def direction() -> Mtu:
-        return Mtu(Delay(simulator, 5_000), carries, tells=tells, fragments=False)
+        return Mtu(Delay(simulator, 5_000), carries, reports=reports, fragments=False)
 
     there = direction()
     pair = Pair(
@@ -213,9 +213,11 @@ def test_a_black_hole_is_found_and_left() -> None:
 
 
 @pytest.mark.parametrize("first_seq", [1, WRAP_SEQ])
-@pytest.mark.parametrize("tells", [False, True])
+@pytest.mark.parametrize("reports", [False, True])
 @pytest.mark.parametrize("carries", [1_464, 1_372, 972, 548])
-def test_what_left_before_the_path_became_narrower_arrives_in_pieces(carries: int, tells: bool, first_seq: int) -> None:
+def test_what_left_before_the_path_became_narrower_arrives_in_pieces(
+    carries: int, reports: bool, first_seq: int
+) -> None:
     """Its boundaries are fixed, the path carries no such packet, and drops fragments."""
     simulator = Simulator(4)
     link = path(simulator, delay_us=5_000, rate_bits=30_000_000)
@@ -231,7 +233,7 @@ def test_what_left_before_the_path_became_narrower_arrives_in_pieces(carries: in
     simulator.run(lambda: pair.b.application.received > 1_000_000)
     assert pair.a.connection.stats().packet_bytes == 1_472
     narrowed_at = simulator.now
-    pair.a.to_peer = Mtu(link, carries, tells=tells, fragments=False)
+    pair.a.to_peer = Mtu(link, carries, reports=reports, fragments=False)
     assert simulator.run(lambda: pair.b.application.received > 1_500_000)
     assert simulator.now - narrowed_at < 3_500_000, "as long as TCP takes to find a black hole, and less than giving up"
     assert simulator.run(lambda: pair.is_over)
@@ -400,7 +402,7 @@ def test_a_known_size_is_not_used_where_it_was_found_too_large() -> None:
     assert mtu.datagram_bytes == other.datagram_bytes == 1_472
     mtu.on_black_hole(now=1)
     assert (mtu.datagram_bytes, known.confirmed_bytes) == (FLOOR_BYTES, 0)
-    assert other.datagram_bytes == 1_472, "its own packets will tell it"
+    assert other.datagram_bytes == 1_472, "its own packets will show it"
     known.confirmed_bytes = 1_472
     mtu.adopt_known()
     assert mtu.datagram_bytes == FLOOR_BYTES, "no second time"

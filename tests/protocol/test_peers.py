@@ -192,7 +192,7 @@ def test_an_ack_of_our_greeting_is_not_taken_for_that_habit(base: int) -> None:
 
 @pytest.mark.parametrize("words", ["id=recv", "id=send"])
 def test_resets_that_ack_nothing_end_a_connection_that_is_silent(base: int, words: str) -> None:
-    """ethereum/utp sends ack 0 and any seq, in answer to each packet of ours: one half a second later is believed."""
+    """ethereum/utp sends ack 0 and any seq, in answer to each packet of ours: one half a second later counts."""
     wire = Wire.initiator(base)
     wire.write_bytes(100)
     wire.send()
@@ -223,7 +223,7 @@ def test_an_idle_connection_is_asked_whether_such_a_reset_was_its_peers(base: in
 
 
 def test_such_resets_end_no_connection_whose_peer_answers(base: int) -> None:
-    """Whoever guesses an id, 65,536 of them, brings about two small questions a second, and no more."""
+    """An attacker that tries all 65,536 ids causes two small probes a second, and no more."""
     wire = Wire.initiator(base)
     wire.write_bytes(10)
     wire.send()
@@ -348,7 +348,7 @@ def test_libutps_acceptor_receives_a_close_without_data(base: int) -> None:
 
 
 def test_librqbit_never_gets_empty_data(base: int) -> None:
-    """It drops them unacked, and would wait for their number for ever. Its answer tells a time difference."""
+    """It drops them unacked, and would wait for their number for ever. Its answer reports a delay."""
     wire = Wire.initiator(base, is_known=False)
     sent = wire.wait(70_000_000)
     assert sent

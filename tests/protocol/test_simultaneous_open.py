@@ -1,4 +1,4 @@
-"""docs/protocol.md §14: two SYNs cross and neither side listens. One connection, to whoever drew the higher number."""
+"""docs/protocol.md §14: two SYNs cross and neither side listens. One connection, that of the higher number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def dialling(base: int) -> Wire:
 
 
 def cross(wire: Wire, line: str) -> bool:
-    """The peer's SYN, as the endpoint hands it over where nobody listens."""
+    """The peer's SYN, as the endpoint hands it over where no socket listens."""
     packet = decode(memoryview(wire.write(line)))
     assert packet is not None
     is_taken = wire.connection.handle_simultaneous_open(packet, now=wire.at)

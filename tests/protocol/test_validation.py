@@ -1,4 +1,4 @@
-"""docs/protocol.md §1 and §4: what is believed, from whom."""
+"""docs/protocol.md §1 and §4: which packets are accepted, and from which peer."""
 
 from __future__ import annotations
 

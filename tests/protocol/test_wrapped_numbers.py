@@ -175,7 +175,7 @@ def sender(base: int, **options: Any) -> Wire:
 @pytest.mark.parametrize("first_now", [10_000_000, (1 << 32) - 300_000])
 @pytest.mark.parametrize("late", ["STATE", "STATE sack=ffffffff", "DATA data=late"])
 def test_an_ack_a_turn_late_acks_nothing(base: int, first_now: int, late: str) -> None:
-    """It would free what is still on its way, and nobody could ever send it again."""
+    """It would free what is still on its way, which could never be sent again."""
     wire = sender(base, first_now=first_now)
     sent_us = clock(wire) + 5
     send_many(wire, TURN)

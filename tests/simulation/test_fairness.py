@@ -19,7 +19,7 @@ def test_every_scene_is_as_reviewed(index: int) -> None:
 def test_the_table_shows_what_ledbat_promises() -> None:
     rows = SNAPSHOT.read_text(encoding="utf-8").splitlines()[1:]
     alone = rows[0].split()
-    assert int(alone[-2]) >= 95, "it fills what nobody else wants"
+    assert int(alone[-2]) >= 95, "it fills what no other flow uses"
     assert int(alone[-6]) <= 110, "with no more delay than its target"
     yielding = next(line for line in rows if line.startswith("utp (0), reno"))
     assert float(yielding.split()[7]) < 10, "and steps back from a TCP that comes later"

@@ -1,8 +1,8 @@
 """A receiver like libutp with the system's socket buffer: it drops what overflows, acks once for all it finds, and
 its selective acks reach 30 packets.
 
-Where the loss of a burst is not told from its delay, or a hole wider than the acks reach is waited for, each costs a
-timeout: 16 MiB took 6.8 s over loopback, and up to 69 % left twice.
+Where the loss of a burst is not distinguished from its delay, or a hole wider than the acks reach is waited for, each
+costs a timeout: 16 MiB took 6.8 s over loopback, and up to 69 % left twice.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ class Net:
     # -- addresses ----------------------------------------------------------------------------------------
 
     def refused_address(self, family: int = socket.AF_INET) -> Any:
-        """An address of this machine where nobody listens until the test ends: its port is held by a TCP socket that
+        """An address of this machine where no socket listens until the test ends: its port is held by a TCP socket that
         does not listen, or by a UDP socket that is connected to itself and so takes nothing from others.
         """
         if self.name == "tcp":
@@ -242,7 +242,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
         await asyncio.wait_for(main, PATIENCE_S)
         if handlers := asyncio.all_tasks() - {asyncio.current_task()}:
             _, unfinished = await asyncio.wait(handlers, timeout=PATIENCE_S)
-            assert not unfinished, f"not told of the end: {unfinished}"
+            assert not unfinished, f"did not see the end: {unfinished}"
 
     asyncio.run(to_the_end())
 

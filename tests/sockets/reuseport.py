@@ -3,7 +3,7 @@
     python3 -m tests.sockets.reuseport socket|utpsocket [ADDRESS [BOUND [KILLS [CONNECTIONS [PAUSE_SECONDS]]]]]
 
 Before and after each kill every connection is asked which process serves it: only those of the killed one may break.
-It prints what happened to whom, and ends with 1 if anything did to another.
+It prints what happened to the connections of each worker, and ends with 1 if others were affected.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def family_of(host: str) -> int:
 
 
 def work(module: Any, host: str, port: int) -> None:
-    """A worker: tells every peer who it is, once for each byte."""
+    """A worker: sends its process id to every peer, once for each byte."""
     listener = module.socket(family_of(host))
     listener.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEPORT, 1)
     listener.bind((host, port))

@@ -231,7 +231,7 @@ def test_on_a_fresh_socket(net: Net, operation: Operation, error: type[BaseExcep
     ids=[case[0] for case in OPERATIONS if case[2] in (OSError, None)],
 )
 def test_on_a_closed_socket(net: Net, operation: Operation) -> None:
-    """Only calls whose arguments are right: which of two mistakes is told first is nobody's business."""
+    """Only calls whose arguments are right: which of two mistakes is reported first is not compared."""
     plain, sock = socket.socket(), net.fresh()
     plain.close()
     sock.close()

@@ -29,7 +29,7 @@ LOCALHOST = ("127.0.0.1", 0)
 
 @contextmanager
 def held_engine() -> Iterator[list[str]]:
-    """The engine's thread does nothing while this lasts. Yields the names of the commands that somebody called."""
+    """The engine's thread does nothing while this lasts. Yields the names of the commands that were called."""
     loop = engine()
     assert isinstance(loop, Loop)
     is_held, may_go_on = threading.Event(), threading.Event()

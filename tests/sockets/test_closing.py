@@ -140,7 +140,7 @@ def test_shutdown_of_a_connection_the_peer_reset(net: Net, how: int) -> None:
 
 @pytest.mark.parametrize("first", ["client", "server"])
 def test_names_end_with_both_halves(net: Net, first: str) -> None:
-    """Whoever ends first, and although both fds are open still: the connection is over, for both sides."""
+    """Whichever side ends first, and although both fds are open still: the connection is over, for both sides."""
     client, server = net.pair()
     one, other = (client, server) if first == "client" else (server, client)
     one.shutdown(socket.SHUT_WR)
@@ -514,7 +514,7 @@ def test_linger_time_waits_for_delivery(net: Net) -> None:
 
 
 def test_linger_time_ends(net: Net) -> None:
-    """Nobody reads: close() gives up after the time it was given."""
+    """The peer does not read: close() gives up after the time it was given."""
     client, server = net.pair()
     client.setblocking(False)
     fill_for_good(client)

@@ -142,7 +142,7 @@ def test_nonblocking_connect_raises_einprogress(net: Net) -> None:
 
 
 def test_connect_again_once_connected(net: Net) -> None:
-    """Linux: the first connect after a non-blocking one tells that it worked, the next says EISCONN."""
+    """Linux: the first connect after a non-blocking one reports success, the next raises EISCONN."""
     listener = net.listener()
     client = net.fresh()
     client.setblocking(False)
@@ -235,7 +235,7 @@ def test_refused_connect_ex(net: Net) -> None:
 
 
 def test_refused_socket_may_try_again(net: Net) -> None:
-    """POSIX leaves it open; on Linux the same socket connects once somebody listens."""
+    """POSIX leaves it open; on Linux the same socket connects once a socket listens there."""
     client = net.fresh()
     with pytest.raises(ConnectionRefusedError):
         client.connect(net.refused_address())
@@ -584,7 +584,7 @@ def test_ipv4_and_ipv6_share_a_port_number(net: Net) -> None:
         try:
             four.bind(("127.0.0.1", six.getsockname()[1]))
             break
-        except OSError as error:  # somebody else's: the kernel chose the port for IPv6 only
+        except OSError as error:  # in use: the kernel chose the port for IPv6 only
             assert error.errno == errno.EADDRINUSE
     for listener in (four, six):
         listener.listen()

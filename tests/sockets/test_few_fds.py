@@ -114,7 +114,7 @@ print(results)
 """
 )
 
-# Two listeners, one of which nobody accepts from for a while; IPv6; a child with a table of its own; every way to make
+# Two listeners, one of which is not accepted from for a while; IPv6; a child with a table of its own; every way to make
 # a socket; and clients that are hung up on, one after the other, with the one fd kept in reserve for that.
 TWO_LISTENERS = (
     """
@@ -196,7 +196,7 @@ print(results)
 """
 )
 
-# A server that hangs up politely on whom it cannot serve, under a limit that it may not raise.
+# A server that closes the connections which it cannot serve, under a limit that it may not raise.
 POLITE = """
 import errno, os, resource, select, subprocess, sys
 import {module} as module

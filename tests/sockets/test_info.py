@@ -147,7 +147,7 @@ assert end_of(late) == ("closed", "refused", errno.ECONNREFUSED)
 with utpsocket.create_server(L) as listener:
     for one in (sock, late):
         one.setblocking(True)
-        if one is late:  # which has not been told by connect(): as TCP's
+        if one is late:  # which connect() has not reported: as TCP's
             assert one.connect_ex(listener.getsockname()) == errno.ECONNABORTED
         one.connect(listener.getsockname())
         assert end_of(one) == ("connected", "", 0), info(one)

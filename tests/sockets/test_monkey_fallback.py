@@ -176,7 +176,7 @@ def test_utp_has_its_moment_first() -> None:
 
 
 def test_a_uTP_answer_after_tcps_refusal_still_counts(falling_back: None) -> None:
-    """TCP is refused, uTP has not answered yet: whoever answers has the connection."""
+    """TCP is refused, uTP has not answered yet: the one that answers has the connection."""
     with socket.create_server(("127.0.0.1", 0)) as target:
         with socket.socket(type=socket.SOCK_DGRAM) as relay, socket.socket() as client:
             relay.bind(("127.0.0.1", 0))

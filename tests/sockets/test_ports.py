@@ -276,7 +276,7 @@ def test_same_four_addresses_twice(net: Net) -> None:
 
 
 def test_what_is_closed_after_the_kernel_has_called_it_taken_is_free(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    """bind() asks who has the address, and nobody has it any more."""
+    """bind() looks up the sockets that have the address: none has it any more."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind((own_loopback(), 0))
         address = taken.getsockname()

@@ -26,7 +26,7 @@ PAIRS = [
 
 
 def quiet_port() -> int:
-    """A port number that nobody has at any address, and that the kernel gives to nobody who does not ask for it."""
+    """A port number that is free at every address, and that the kernel does not choose by itself."""
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
         port = random.randrange(lowest // 2, lowest)

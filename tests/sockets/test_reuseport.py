@@ -1,4 +1,4 @@
-"""A port that processes share by SO_REUSEPORT: a connection stays with its process, whoever comes and goes."""
+"""A port that processes share by SO_REUSEPORT: a connection stays with its process, whichever others come and go."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ sys.stdin.readline()
 
 
 def test_ten_live_connections_do_not_notice_a_second_process(net: Net) -> None:
-    """Nor does whoever connects while the second is bound and does not listen yet."""
+    """Nor does a client that connects while the second is bound and does not listen yet."""
     module = importlib.import_module(MODULES[net.name])
     with module.socket() as listener:
         listener.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_REUSEPORT, 1)
