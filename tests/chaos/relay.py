@@ -112,7 +112,7 @@ class Relay:
             _refuse(sock)
 
     def end_silence(self) -> None:
-        """A NAT that has dropped a mapping in silence sends ICMP errors from now on: no end need wait for its timeouts."""
+        """A NAT that has dropped a mapping in silence sends ICMP errors from now on: no end must wait for a timeout."""
         for sock in self._old:
             _refuse(sock)
 

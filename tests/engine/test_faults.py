@@ -1,5 +1,5 @@
-"""A fault ends its owner and nothing else, and calls that wait for it raise: engine/faults.py. The tool that tries every
-call is tests/faults; here is a sample of it, and what the tool does not cover.
+"""A fault ends its owner and nothing else, and calls that wait for it raise: engine/faults.py. The tool that tries
+every call is tests/faults; here is a sample of it, and what the tool does not cover.
 """
 
 from __future__ import annotations
