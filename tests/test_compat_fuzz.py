@@ -468,7 +468,7 @@ def test_what_a_listener_accepts_that_can_send_nothing_leaves_no_byte() -> None:
         assert (without_expected(lines, found) is not None) == is_expected
 
 
-def test_what_a_deaf_listener_accepts_is_deaf() -> None:
+def test_what_a_listener_after_shut_rd_accepts_receives_nothing() -> None:
     lines = [PAIR[0], "a.shutdown(socket.SHUT_RD)", *PAIR[2:5], 'b.send(b"x")', PAIR[5], "c.recv(5)"]
     must = NARROW["an AF_UNIX socket that was"][2][0]
     for socket, is_expected in (("c", True), ("b", False)):
@@ -516,7 +516,7 @@ OWN_PEERS = {
 
 
 @pytest.mark.parametrize("name", OWN_PEERS)
-def test_who_is_connected_to_itself(name: str) -> None:
+def test_a_socket_that_is_connected_to_itself(name: str) -> None:
     lines, socket, (tcp, utp), is_expected = OWN_PEERS[name]
     found = Difference(Kind(comparing.call_of(lines[-1]), tcp, utp), len(lines) - 1, socket)
     assert (without_expected(lines, found) is not None) == is_expected

@@ -236,7 +236,7 @@ def test_ids_begin_with_the_librarys_name(library: str, node: str, module: str, 
     assert child.test_name(library, node, module) == name
 
 
-def test_ids_do_not_tell_where_the_process_worked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_do_not_contain_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     node = f"tests/test_b.py::test_path[{tmp_path}/tests/test_b.py]"
     assert child.test_name("mylib", node, "tests.test_b") == "mylib.test_b.test_path[./tests/test_b.py]"

@@ -188,7 +188,7 @@ def test_a_flood_of_spoofed_syns_leaves_transfers_running_and_memory_bounded() -
             conn.close()
 
 
-def test_what_ends_while_the_queue_of_accept_is_full_is_never_handed_over_alive() -> None:
+def test_a_connection_that_ends_while_the_accept_queue_is_full_is_not_handed_over_as_open() -> None:
     """The application would never learn of such a connection's end."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(utpsocket.create_server(("127.0.0.1", 0), backlog=2))

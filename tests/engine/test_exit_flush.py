@@ -56,7 +56,7 @@ def test_a_silent_peer_is_given_up_soon(ending: Exit) -> None:
     assert ending.is_aborted
 
 
-def test_a_peer_that_lives_is_waited_for_until_its_program_reads(ending: Exit) -> None:
+def test_a_peer_that_answers_is_waited_for_until_its_program_reads(ending: Exit) -> None:
     """TCP's kernel would go on, and the program may only be busy."""
     ending.is_unread = True
     ending.is_flushed_at = ending.now + 20

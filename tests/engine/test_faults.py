@@ -297,7 +297,9 @@ def test_a_listener_whose_close_fails_leaves_no_port(
     assert eventually(lambda: len(loop.endpoints), 0) == 0
 
 
-def test_a_port_whose_leaving_fails_is_left(reported: list[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_is_left_although_the_command_fails(
+    reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No call waits for it, least of all one of a program whose engine is another process."""
     with utpsocket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -510,7 +512,7 @@ def test_a_fault_at_some_calls_of_the_engine_costs_one_connection() -> None:
     assert (report.points, report.failures) == (len(wanted), [])
 
 
-def test_no_stranger_is_met_where_a_scene_wants_tcp_alone() -> None:
+def test_a_scene_of_tcp_alone_meets_no_other_listener() -> None:
     """Else a client that may fall back connects to another listener at that UDP port, and the scene waits for ever."""
     opened: list[Any] = []
     with utpsocket.create_server(("127.0.0.1", 0)) as stranger:

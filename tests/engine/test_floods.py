@@ -179,7 +179,7 @@ def test_a_late_proof_makes_no_second_connection() -> None:
     assert site.bridge(HONEST, 501) is None
 
 
-def test_a_guess_makes_no_connection_and_no_reset() -> None:
+def test_a_guessed_ack_makes_no_connection_and_no_reset() -> None:
     site = Site()
     site.crowd()
     answer = site.answered(500, 20)

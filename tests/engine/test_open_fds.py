@@ -204,7 +204,7 @@ def test_an_address_in_use_is_found_by_its_number() -> None:
     assert not loop.bound
 
 
-def test_what_lives_on_elsewhere_is_looked_at_ever_more_rarely_by_an_engine_that_sleeps() -> None:
+def test_sockets_open_in_other_processes_are_rechecked_ever_more_rarely() -> None:
     second = 1_000_000
     rechecks, now, looks = Rechecks(), 0, 0
     rechecks.add(1, 2, now=now)

@@ -135,7 +135,7 @@ def test_a_path_that_becomes_longer_is_adopted(reader: Reader) -> None:
     assert reader.window_bytes >= 2 * 200_000
 
 
-def test_an_end_that_does_not_tell_what_is_unread_is_taken_for_full(
+def test_a_pair_with_an_unknown_number_of_unread_bytes_is_taken_for_full(
     reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "unread_by_peer_bytes", lambda fd: -1)

@@ -23,7 +23,7 @@ class FakeBridge:
         return self.receive.share_bytes
 
 
-def test_one_whose_data_come_merged_may_fill_the_buffer() -> None:
+def test_a_connection_with_merged_data_may_fill_the_buffer() -> None:
     shares, bridge = ReceiveShares(STOCK_BYTES), FakeBridge()
     for _ in range(8):
         assert bridge.share_bytes <= STOCK_BYTES // 2
@@ -31,7 +31,7 @@ def test_one_whose_data_come_merged_may_fill_the_buffer() -> None:
     assert STOCK_BYTES // 2 < bridge.share_bytes < STOCK_BYTES
 
 
-def test_one_whose_data_come_packet_by_packet_leaves_room_for_what_each_costs_the_kernel() -> None:
+def test_a_connection_with_unmerged_data_leaves_room_for_the_kernels_bookkeeping() -> None:
     shares, bridge = ReceiveShares(STOCK_BYTES), FakeBridge()
     for _ in range(8):
         shares.on_data(bridge, MERGED_BYTES, now=1)  # type: ignore[arg-type]

@@ -151,15 +151,15 @@ def test_a_grant_is_no_more_than_the_window_lets_out() -> None:
     assert [sender.send.sent_offset for sender in senders] == [10 * PAYLOAD_BYTES] * MEMBERS, "nothing is left of it"
 
 
-def test_more_is_under_way_than_was_promised_to_one_while_nothing_is_lost() -> None:
-    """A receiver promises little before its program has read anything."""
+def test_without_losses_more_is_in_flight_than_one_window() -> None:
+    """A receiver advertises little before its program has read anything."""
     senders = Senders(MEMBERS)
     senders.write(4 * GRANT_BYTES)
     for sender in senders:
         sender.send.peer.largest_window_bytes = sender.send.peer.window_bytes = 96 << 10
     senders.run(senders)
 
-    def under_way() -> int:
+    def in_flight() -> int:
         return sum(sender.in_flight_bytes for sender in senders)
 
     def turns(count: int) -> None:
@@ -169,13 +169,13 @@ def test_more_is_under_way_than_was_promised_to_one_while_nothing_is_lost() -> N
             in_flight.write(GRANT_BYTES)
             senders.run([in_flight])
 
-    assert under_way() <= 3 * (96 << 10)
+    assert in_flight() <= 3 * (96 << 10)
     turns(60)
-    assert under_way() >= 4 * (96 << 10)
+    assert in_flight() >= 4 * (96 << 10)
     for sender in senders:
         sender.send.lost_packets += 1
     turns(MEMBERS)
-    assert under_way() <= 3 * (96 << 10)
+    assert in_flight() <= 3 * (96 << 10)
 
 
 def test_a_short_message_with_nothing_in_flight_does_not_wait() -> None:

@@ -126,7 +126,7 @@ def test_keepalive_finds_a_vanished_peer(switch: Switch, side: str) -> None:
             assert caught.value.errno == errno.ETIMEDOUT
 
 
-def test_keepalive_leaves_a_living_peer_alone(switch: Switch) -> None:
+def test_keepalive_does_not_end_a_peer_that_answers(switch: Switch) -> None:
     """Both sides ask; several rounds of questions pass and the connection still carries bytes. An answer may
     be two seconds late, as where the machine stands still.
     """

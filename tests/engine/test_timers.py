@@ -19,7 +19,7 @@ class Waiting:
         self.is_gone = False
 
 
-def test_what_is_over_is_not_kept_until_its_old_deadlines() -> None:
+def test_an_owner_that_has_ended_is_not_kept_until_its_deadlines() -> None:
     """A connection that lived for a tenth of a second was kept for 31, for the handshake that might have failed."""
     timers: Timers[Waiting] = Timers()
     kept = []
@@ -33,7 +33,7 @@ def test_what_is_over_is_not_kept_until_its_old_deadlines() -> None:
     assert sum(one() is not None for one in kept) < 200
 
 
-def test_a_deadline_is_due_once_whichever_others_are_over() -> None:
+def test_a_deadline_is_due_once_whichever_others_are_cancelled() -> None:
     chance = random.Random(1)
     timers: Timers[Waiting] = Timers()
     waiting: dict[Waiting, int] = {}

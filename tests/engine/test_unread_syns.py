@@ -176,8 +176,8 @@ def test_a_syn_that_is_just_becoming_a_connection(monkeypatch: pytest.MonkeyPatc
     refused_where_the_listener_closes(is_read, is_closed)
 
 
-def test_a_syn_whose_listener_closes_as_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether it has room, to which a listener that is closed says no."""
+def test_a_syn_whose_listener_closes_while_is_full_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener that is closed counts as full."""
     is_full = vars(Listener)["is_full"].fget
     assert is_full is not None
     is_asked, is_closed = threading.Event(), threading.Event()

@@ -85,7 +85,9 @@ def test_memory_stays_within_the_window(packets: list[tuple[int, int]]) -> None:
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 20_000))
-def test_what_was_promised_is_taken_however_small_the_buffer_becomes(missing: int, behind: int, capacity: int) -> None:
+def test_what_was_advertised_is_taken_however_small_the_buffer_becomes(
+    missing: int, behind: int, capacity: int
+) -> None:
     reassembly = Reassembly(FIRST, 1_000 * (missing + behind))
     packets = [memoryview(bytes([number]) * 1_000) for number in range(missing + behind)]
     for number in range(missing, missing + behind):

@@ -383,8 +383,8 @@ def test_a_chain_of_extensions_is_read_for_a_few_links(base: int) -> None:
 
 
 @pytest.mark.parametrize("trace", [acks.timeouts, acks.reneging], ids=["timeouts", "reneging"])
-def test_time_and_broken_promises_in_turn(trace: Callable[[], acks.Victim], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was judged before the peer took its word back is not walked through as a whole to be judged again."""
+def test_timeouts_and_reneging_in_turn(trace: Callable[[], acks.Victim], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flights judged before the peer reneged (RFC 2018 §8) are not all visited again."""
     lines: list[int] = []
     step = acks.Victim._step
     monkeypatch.setattr(

@@ -270,7 +270,7 @@ def test_to_the_family_of_libutp_the_repeated_proof_is_empty_data(base: int) -> 
     assert wire.send() == ["DATA seq=2 ack=0 len=5"]
 
 
-def test_the_answer_tells_no_time_difference(base: int) -> None:
+def test_the_syn_ack_reports_no_delay(base: int) -> None:
     """libktorrent takes a true one for the delay of a packet of its own, and waits for hours on the first loss."""
     wire = Wire.acceptor(base, is_peer_verified=False)
     assert wire.last[8:12] == bytes(4)
@@ -289,7 +289,7 @@ def test_a_half_open_connection_times_out(base: int) -> None:
     assert wire.send() == []
 
 
-def test_a_silent_initiators_first_keepalive_is_proof_enough(base: int) -> None:
+def test_a_silent_initiators_first_keepalive_verifies_it(base: int) -> None:
     """§7: its ack is one too low, and still only who saw our number can say it."""
     wire = Wire.acceptor(base, is_peer_verified=False)
     wire.wait(29_000_000)

@@ -66,7 +66,7 @@ def test_a_peers_keepalive_means_nothing_to_the_sender(base: int) -> None:
     assert wire.send() == []
 
 
-def test_by_default_a_silent_peer_is_asked_and_given_up_after_minutes(base: int) -> None:
+def test_by_default_a_silent_peer_is_probed_and_given_up_after_minutes(base: int) -> None:
     wire = Wire.initiator(base)
     start_s = wire.now // 1_000_000
     wire.connection.set_keepalive(EVERY_US, default_probing(EVERY_US), now=wire.at)
@@ -107,7 +107,7 @@ def questions(sent: list[str]) -> list[str]:
     return [line for line in sent if "DATA" in line]
 
 
-def test_a_dead_peer_is_asked_so_often_and_then_given_up(base: int) -> None:
+def test_a_peer_that_does_not_answer_is_probed_so_often_and_then_given_up(base: int) -> None:
     """tcp(7): TCP_KEEPIDLE of silence, TCP_KEEPCNT questions, TCP_KEEPINTVL apart; then ETIMEDOUT, and a RESET."""
     wire = Wire.initiator(base)
     start_ms = wire.now // 1_000
@@ -185,7 +185,7 @@ def test_a_user_timeout_takes_the_place_of_the_count(base: int) -> None:
     assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
 
 
-def test_without_questions_silence_is_no_reason_to_end(base: int) -> None:
+def test_without_probes_silence_ends_no_connection(base: int) -> None:
     wire = Wire.initiator(base)
     wire.connection.set_keepalive(0, None, now=wire.at)
     assert wire.wait(86_400_000_000) == []

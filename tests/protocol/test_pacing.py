@@ -62,7 +62,7 @@ def test_the_pace_is_kept_however_seldom_the_thread_runs(every_us: int) -> None:
     assert 0.9 <= sent / (ROUND_BYTES * 100 * every_us / LONG_RTT_US) <= 1.1
 
 
-def test_one_who_had_nothing_to_send_has_saved_nothing() -> None:
+def test_time_without_data_to_send_earns_no_burst() -> None:
     pacer = Pacer()
     pace(pacer, 1_000_000)
     assert pace(pacer, 9_000_000) <= ROUND_BYTES * 6_000 // LONG_RTT_US

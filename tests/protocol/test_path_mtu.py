@@ -159,7 +159,7 @@ def test_full_size_is_reached_within_a_few_round_trips(base: int) -> None:
     assert wire.connection.stats().packet_bytes == 1_472
 
 
-def test_a_peer_that_tells_no_delay_is_sent_no_extension(base: int) -> None:
+def test_a_peer_that_reports_no_delay_is_sent_no_extension(base: int) -> None:
     """docs/protocol.md §5: the JS utp takes extensions of DATA for payload; §6: and never measures a delay."""
     wire = Wire.initiator(base, config=Config(start_datagram_bytes=FLOOR_BYTES))
     wire.write_bytes(200_000)

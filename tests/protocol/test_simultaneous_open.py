@@ -103,7 +103,7 @@ def test_a_peer_that_is_never_verified_is_given_up() -> None:
     assert wire.events() == [f"CLOSED {errno.ETIMEDOUT}"]
 
 
-def test_a_connect_has_no_more_patience_for_it_than_otherwise() -> None:
+def test_a_simultaneous_open_does_not_extend_the_time_limit_of_connect() -> None:
     wire = Wire(20_000)
     wire.connection.connect(now=wire.at, user_timeout_us=2_000_000)
     wire.send()

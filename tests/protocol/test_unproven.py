@@ -82,7 +82,7 @@ def test_a_server_that_sends_first_reaches_an_initiator_that_sends_nothing(base:
     assert wire.state is State.CONNECTED
 
 
-def test_a_guessed_ack_proves_nothing(base: int) -> None:
+def test_a_guessed_ack_verifies_nothing(base: int) -> None:
     wire = Wire.acceptor(base, is_peer_verified=False)
     for ack in (-2, -3, 2, 3, 100, -30_000):
         wire.receive(f"DATA seq=1 ack={ack} data=spoof")

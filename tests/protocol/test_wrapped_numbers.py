@@ -125,7 +125,7 @@ CLOCKS: dict[str, Callable[[Wire], int]] = {
 
 
 @pytest.mark.parametrize("name", CLOCKS)
-def test_whatever_the_peers_clock_tells_its_data_is_taken(name: str) -> None:
+def test_whatever_the_peers_clock_shows_its_data_is_taken(name: str) -> None:
     """Refused is only what might be of another age; other clocks' times are given up before they refuse anything."""
     wire = Wire.initiator(20_000)
     receive_many(wire, 1, 16_000, CLOCKS[name])
@@ -206,7 +206,7 @@ def test_acks_by_a_clock_that_was_set_back_count_after_a_second(base: int, back_
 
 
 @pytest.mark.parametrize("name", CLOCKS)
-def test_whatever_the_peers_clock_tells_its_acks_are_taken(name: str) -> None:
+def test_whatever_the_peers_clock_shows_its_acks_are_taken(name: str) -> None:
     wire = sender(20_000)
     send_many(wire, 16_000, CLOCKS[name])
     wire.now += 5_000_000

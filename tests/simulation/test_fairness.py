@@ -16,7 +16,7 @@ def test_every_scene_is_as_reviewed(index: int) -> None:
     assert row(*SCENES[index]) == lines[1 + index]
 
 
-def test_the_table_shows_what_ledbat_promises() -> None:
+def test_the_table_agrees_with_the_aims_of_ledbat() -> None:
     rows = SNAPSHOT.read_text(encoding="utf-8").splitlines()[1:]
     alone = rows[0].split()
     assert int(alone[-2]) >= 95, "it fills what no other flow uses"

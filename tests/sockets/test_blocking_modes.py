@@ -171,7 +171,7 @@ def test_one_thread_writes_a_megabyte_and_then_reads_it(net: Net) -> None:
     assert received == payload
 
 
-def test_many_one_byte_sends_before_anybody_reads(net: Net) -> None:
+def test_many_one_byte_sends_before_any_is_read(net: Net) -> None:
     client, server = net.pair()
     client.settimeout(PATIENCE_S)
     payload = os.urandom(5000)

@@ -37,7 +37,7 @@ def so_error(sock: object) -> int:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("timeout", [None, PATIENCE_S], ids=["blocking", "timeout"])
-def test_connect_and_talk(net: Net, family: int, timeout: float | None) -> None:
+def test_connect_send_and_receive(net: Net, family: int, timeout: float | None) -> None:
     listener = net.listener(family)
     client = net.fresh(family, timeout=timeout)
     assert client.connect(listener.getsockname()) is None
@@ -184,7 +184,7 @@ def test_nonblocking_refused(net: Net) -> None:
         assert so_error(client) == errno.ECONNREFUSED
 
 
-def test_connect_ex_tells_why_a_nonblocking_connect_failed(net: Net) -> None:
+def test_connect_ex_returns_why_a_nonblocking_connect_failed(net: Net) -> None:
     address = net.refused_address()
     client = net.fresh()
     client.setblocking(False)

@@ -191,7 +191,7 @@ def test_child_that_holds_nothing_does_not_keep_the_peer_open(net: Net) -> None:
     assert wait_child(pid) == 0
 
 
-def test_reset_reaches_the_parent_although_an_idle_child_lives(net: Net) -> None:
+def test_reset_reaches_the_parent_although_an_idle_child_runs(net: Net) -> None:
     """It is said by a close of the engine's: a copy in a child would put that off until the child ends."""
     gate = net.own(Gate())
     client, server = net.pair()
@@ -204,7 +204,7 @@ def test_reset_reaches_the_parent_although_an_idle_child_lives(net: Net) -> None
     assert wait_child(pid) == 0
 
 
-def test_port_is_free_although_a_child_lives(net: Net) -> None:
+def test_port_is_free_although_a_child_runs(net: Net) -> None:
     gate = net.own(Gate())
     listener = net.listener(host=own_loopback())
     address = listener.getsockname()

@@ -146,7 +146,7 @@ def test_the_port_of_a_listener_is_free_afterwards() -> None:
 
 
 @pytest.mark.usefixtures("transport")
-def test_a_descriptor_that_a_finalizer_detaches_lives_on() -> None:
+def test_a_descriptor_that_a_finalizer_detaches_stays_open() -> None:
     """Of a socket object that a finalizer saves the C finalizer closes the descriptor a moment later."""
     saved: list[int] = []
     with connected(lambda sock: saved.append(sock.detach())) as peer, socket.socket(fileno=saved[0]) as sock:

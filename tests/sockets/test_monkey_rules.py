@@ -227,7 +227,7 @@ def test_what_polled_it_before_still_does(tcp_listener: socket.socket, edge: int
                     poller.unregister(client)
 
 
-def test_a_file_made_before_lives_on(tcp_listener: socket.socket) -> None:
+def test_a_file_made_before_still_works(tcp_listener: socket.socket) -> None:
     with monkey.patched(exclude="127.0.0.1"):
         client = socket.socket()
         file = client.makefile("rwb")

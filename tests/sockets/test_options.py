@@ -311,7 +311,7 @@ def test_tcp_nodelay_and_cork_do_not_lose_data(net: Net) -> None:
     assert eventually(lambda: server.recv(10, socket.MSG_PEEK), b"ab") == b"ab"
 
 
-def test_keepalive_of_a_living_peer_disturbs_nothing(net: Net) -> None:
+def test_keepalive_of_a_peer_that_answers_disturbs_nothing(net: Net) -> None:
     client, server = net.pair()
     client.setsockopt(SOL, socket.SO_KEEPALIVE, 1)
     client.setsockopt(TCP, socket.TCP_KEEPIDLE, 1)

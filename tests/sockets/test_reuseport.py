@@ -45,7 +45,7 @@ sys.stdin.readline()
 """
 
 
-def test_ten_live_connections_do_not_notice_a_second_process(net: Net) -> None:
+def test_a_second_process_does_not_disturb_ten_open_connections(net: Net) -> None:
     """Nor does a client that connects while the second is bound and does not listen yet."""
     module = importlib.import_module(MODULES[net.name])
     with module.socket() as listener:

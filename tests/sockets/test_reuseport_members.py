@@ -164,7 +164,7 @@ def test_a_socket_that_dials_gets_none(make_site: Any, bound: str, host: str) ->
 
 
 @places
-def test_a_closed_listener_gets_none_while_its_connections_live_on(make_site: Any, bound: str, host: str) -> None:
+def test_a_closed_listener_gets_none_while_its_connections_are_open(make_site: Any, bound: str, host: str) -> None:
     site = make_site(bound, host)
     closed = site.listen()
     pairs = [(site.connect(), site.stack.enter_context(closed.accept()[0])) for _ in range(2)]

@@ -345,13 +345,15 @@ BUFFERS += [(8_192, 8_192), (16_384, 16_384), (1 << 20, 1 << 20)]
 
 @pytest.mark.parametrize(("send_buffer", "receive_buffer"), BUFFERS)
 @pytest.mark.parametrize("net", ["utp"], indirect=True)
-def test_a_silent_reader_costs_about_as_much_as_over_tcp(net: Net, send_buffer: int, receive_buffer: int) -> None:
+def test_a_program_that_does_not_read_costs_about_as_much_as_over_tcp(
+    net: Net, send_buffer: int, receive_buffer: int
+) -> None:
     check_what_is_held(net, send_buffer, receive_buffer)
 
 
 @pytest.mark.parametrize("piece_bytes", [1_024, 2_048, 3_000, 4_096, 5_000])
 @pytest.mark.parametrize("net", ["utp"], indirect=True)
-def test_a_silent_reader_of_pieces(net: Net, piece_bytes: int) -> None:
+def test_a_program_that_does_not_read_pieces(net: Net, piece_bytes: int) -> None:
     """What of them fits into small buffers is more or less; TCP takes one that has begun."""
     check_what_is_held(net, 4_096, 4_096, piece_bytes=piece_bytes)
 
