@@ -461,19 +461,19 @@ class Port:
     def attach_filter(
         self,
         ids: Iterable[int],
-        syns_of_every: int,
-        strays_of_every: int,
+        syn_probability: int,
+        stray_probability: int,
         heavy: socket_filter.HeavySources,
-        large_of_every: int,
+        large_syn_probability: int,
     ) -> None:
         """Have the kernel drop datagrams before they are queued; without effect where it cannot.
 
         Parameters:
             ids: receiving ids of connections here; if the kernel has no memory for so many, all ids pass.
-            syns_of_every, strays_of_every, heavy, large_of_every: as socket_filter.attach() has them.
+            syn_probability, stray_probability, heavy, large_syn_probability: as socket_filter.attach() has them.
         Raises: nothing.
         """
-        wanted = syns_of_every, strays_of_every, heavy, large_of_every
+        wanted = syn_probability, stray_probability, heavy, large_syn_probability
         if not socket_filter.attach(self.sock, ids, *wanted):
             socket_filter.attach(self.sock, None, *wanted)
 
