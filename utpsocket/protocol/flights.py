@@ -38,7 +38,7 @@ _MAX_CHECKED_FLIGHTS: Final = 256
 _MAX_SKIPPED_FLIGHTS: Final = 64
 # Fewer flights that are acked at once are summed up one by one as quickly. By feel.
 _MANY_FLIGHTS: Final = 8
-_is_small: Final = attrgetter("is_small")
+_is_small: Final[Callable[[Flight], bool]] = attrgetter("is_small")
 
 
 class FlightState(Enum):

@@ -20,11 +20,14 @@ each), and the bytes. Sources: BEP 29 "extension"; docs/protocol.md §5, §10.
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from utpsocket.protocol.packet import EXTENSION_PIECE, HEADER_BYTES, MAX_EXTENSIONS, unwrap, with_bits_extension
 
-_HEAD: Final = struct.Struct(">HHH")
+if TYPE_CHECKING:
+    from utpsocket.protocol.packet import Layout
+
+_HEAD: Final[Layout[tuple[int, int, int]]] = struct.Struct(">HHH")
 PIECE_BYTES: Final = 249  # what the one-byte length of an extension leaves
 _LINK_BYTES: Final = 2 + _HEAD.size + PIECE_BYTES
 _FIRST_LINK_BYTES: Final = 10

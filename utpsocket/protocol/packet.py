@@ -11,7 +11,31 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Protocol, TypeAlias, TypeVar
+
+    _Bytes: TypeAlias = bytes | bytearray | memoryview
+    _Fields_co = TypeVar("_Fields_co", covariant=True)
+
+    class Layout(Protocol[_Fields_co]):
+        """A struct.Struct with the types of its fields, which are Any to type checkers otherwise."""
+
+        @property
+        def size(self) -> int: ...
+
+        def pack(self, *fields: object) -> bytes: ...
+
+        def pack_into(self, buffer: bytearray | memoryview, offset: int, *fields: object) -> None: ...
+
+        def unpack(self, data: _Bytes, /) -> _Fields_co: ...
+
+        def unpack_from(self, buffer: _Bytes, offset: int = 0) -> _Fields_co: ...
+
+        def iter_unpack(self, data: _Bytes, /) -> Iterator[_Fields_co]: ...
+
 
 HEADER_BYTES: Final = 20  # BEP 29 "header format"
 VERSION: Final = 1  # BEP 29 "version"
@@ -30,8 +54,9 @@ MAX_PADDING_BYTES: Final = 10 + 257 * _MAX_PADDING_LINKS
 LARGE_SYN_BYTES: Final = 1_000
 MAX_SACK_BYTES: Final = 252  # the largest multiple of four that an extension's length, one byte, can be
 
-_HEADER: Final = struct.Struct(">BBHIIIHH")
-HEADER_FIELDS: Final = struct.Struct(">2xHIIIHH")  # from the connection id on: the first header of a clean run
+_HEADER: Final[Layout[tuple[int, int, int, int, int, int, int, int]]] = struct.Struct(">BBHIIIHH")
+# From the connection id on: the first header of a clean run.
+HEADER_FIELDS: Final[Layout[tuple[int, int, int, int, int, int]]] = struct.Struct(">2xHIIIHH")
 SEQ_MASK: Final = 0xFFFF
 
 

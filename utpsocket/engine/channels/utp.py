@@ -608,10 +608,12 @@ class Bridge:
             self._filler_bytes = identity.filler_bytes
         is_connected = partial(setattr, identity, "role", Role.CONNECTED)
         drains = native.receiving(self.engine_fd, self._filler_bytes)
+        count: int
+        code: int
         _, count, code = native.call_uninterrupted(is_connected, drains, accepts)
         if count > 0:
             self._filler_bytes -= count
-        return int(code)
+        return code
 
     def deliver(self, *, now: int) -> None:
         """Move what has arrived in order to the user's fd as far as the kernel takes it, then the end of file or the

@@ -11,19 +11,22 @@ the tag shows that ours did (fd_name_key.py).
 from __future__ import annotations
 
 import base64
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import os, socket, struct
 from utpsocket.engine.kernel import fd_name_key
 from utpsocket.protocol import Address
 
+if TYPE_CHECKING:
+    from utpsocket.protocol.packet import Layout
+
 _HEAD: Final = b"\0utp"
 _PREFIX: Final = _HEAD + b":"
 _MAX_BYTES: Final = 108 - 1 - fd_name_key.TAG_BYTES  # of sun_path, without "#" and the tag
-_SHORT: Final = struct.Struct("!16sHI")
+_SHORT: Final[Layout[tuple[bytes, int, int]]] = struct.Struct("!16sHI")
 _SCOPE_BYTES: Final = 4
-_CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
+_CREDENTIALS: Final[Layout[tuple[int, int, int]]] = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 
 def new_cookie() -> int:
@@ -132,8 +135,8 @@ def from_text(text: str) -> Address:
     """The address that to_text() or _short() has written. Raises ValueError."""
     if text.startswith("="):
         packed = base64.urlsafe_b64decode(text[1:] + "==")
-        host, port, scope = _SHORT.unpack(packed if len(packed) == _SHORT.size else packed + bytes(_SCOPE_BYTES))
-        return socket.inet_ntop(socket.AF_INET6, host), port, 0, scope
+        packed_host, port, index = _SHORT.unpack(packed if len(packed) == _SHORT.size else packed + bytes(_SCOPE_BYTES))
+        return socket.inet_ntop(socket.AF_INET6, packed_host), port, 0, index
     if not text.startswith("["):
         host, _, number = text.rpartition(":")
         return host, int(number)

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import errno
 from array import array
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from utpsocket.engine.interpreter import libc
 from utpsocket.engine.interpreter.originals import ctypes, struct
 from utpsocket.protocol.packet import HEADER_BYTES, SYN_BYTE
 from utpsocket.protocol.runs import MAX_RUN_PACKETS
+
+if TYPE_CHECKING:
+    from utpsocket.protocol.packet import Layout
 
 # As many datagrams as one run may have.
 MAX_DATAGRAMS_IN: Final = MAX_RUN_PACKETS
@@ -35,8 +38,8 @@ _RECORD_BYTES: Final = NAME_BYTES + CONTROL_BYTES
 _HEADER: Final = struct.Struct("@QI4xQQQQi4xI4x")  # struct mmsghdr: name, iovecs, control, flags; its datagram's size
 _HEADER_BYTES: Final = 64
 _IOVEC: Final = struct.Struct("@QQ")
-_NAMELEN: Final = struct.Struct("@8xI")
-_CONTROLLEN: Final = struct.Struct("@40xQ")
+_NAMELEN: Final[Layout[tuple[int]]] = struct.Struct("@8xI")
+_CONTROLLEN: Final[Layout[tuple[int]]] = struct.Struct("@40xQ")
 _SIZE_WORD: Final = 14  # of a header's sixteen: msg_len
 _CONTROL_WORD: Final = 5  # of its eight long ones: msg_controllen
 _NAMELEN_AT: Final = 8

@@ -15,7 +15,7 @@ import errno
 import functools
 import sys
 from collections.abc import Sequence
-from typing import ClassVar, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias
 
 from utpsocket.engine import environment
 from utpsocket.engine.interpreter import libc
@@ -24,6 +24,9 @@ from utpsocket.engine.interpreter.originals import ctypes, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel.mmsg import CONTROL_BYTES, NAME_BYTES, ROOM_BYTES, Answers, Inbound, Outbound
 from utpsocket.protocol import Address
+
+if TYPE_CHECKING:
+    from utpsocket.protocol.packet import Layout
 
 _MSG_DONTWAIT: Final = 0x40
 _MSG_NOSIGNAL: Final = 0x4000
@@ -39,9 +42,9 @@ _NAME_BYTES: Final = 128
 _CONTROL_BYTES: Final = 256
 # Addresses, and sets of ancillary data, that are kept converted for each socket; by feel.
 _MAX_NAMES: Final = 4_096
-_CMSG: Final = struct.Struct("@Nii")
-_IPV4: Final = struct.Struct("=H2s4s8x")
-_IPV6: Final = struct.Struct("=H2s4s16sI")
+_CMSG: Final[Layout[tuple[int, int, int]]] = struct.Struct("@Nii")
+_IPV4: Final[Layout[tuple[int, bytes, bytes]]] = struct.Struct("=H2s4s8x")
+_IPV6: Final[Layout[tuple[int, bytes, bytes, bytes, int]]] = struct.Struct("=H2s4s16sI")
 _plain_overflow: Final = memoryview(bytearray(ROOM_BYTES))
 # Where nothing was received.
 NO_ADDRESS: Final[Address] = ("", 0)
@@ -97,6 +100,7 @@ class PlainDatagrams:
 
     def receive(self, room: memoryview) -> Received:
         """As socket.recvmsg_into(), with a negative errno for the size where that raises."""
+        addr: Address
         try:
             size, ancillary, flags, addr = self._sock.recvmsg_into((room,), self._ancillary_bytes)
         except OSError as error:
@@ -107,6 +111,7 @@ class PlainDatagrams:
         """Receive up to `max_datagrams` into slots of `stride` bytes. Returns their groups, or a negative errno. Of a
         datagram longer than its slot, overflow() has the rest.
         """
+        addr: Address
         groups: list[Group] = []
         self._overflow.clear()
         for index in range(max_datagrams):
@@ -146,6 +151,8 @@ class PlainDatagrams:
 
 class _Iovec(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+    base: int | None
+    length: int
 
 
 class _Msghdr(ctypes.Structure):
@@ -158,6 +165,13 @@ class _Msghdr(ctypes.Structure):
         ("controllen", ctypes.c_size_t),
         ("flags", ctypes.c_int),
     )
+    name: int | None
+    namelen: int
+    iov: int | None
+    iovlen: int
+    control: int | None
+    controllen: int
+    flags: int
 
 
 def _keeps_gil() -> bool:

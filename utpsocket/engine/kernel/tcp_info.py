@@ -6,11 +6,14 @@ Any thread may call. Sources: tcp(7); Linux's include/uapi/linux/tcp.h, struct t
 from __future__ import annotations
 
 from struct import Struct
-from typing import Final, TypedDict
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.protocol.states import State
+
+if TYPE_CHECKING:
+    from utpsocket.protocol.packet import Layout
 
 # More than is read below; getsockopt() returns what the kernel has.
 _MAX_INFO_BYTES: Final = 255
@@ -26,8 +29,8 @@ _STATES: Final = {
     10: "listening",
     11: State.CONNECTED.value,
 }
-_U32: Final = Struct("=I")
-_U64: Final = Struct("=Q")
+_U32: Final[Layout[tuple[int]]] = Struct("=I")
+_U64: Final[Layout[tuple[int]]] = Struct("=Q")
 _NEVER_MEASURED: Final = 0xFFFF_FFFF
 
 
@@ -90,8 +93,8 @@ def parse(info: bytes) -> TcpFigures:
 
 
 def _u32(info: bytes, offset: int) -> int:
-    return int(_U32.unpack_from(info, offset)[0]) if len(info) >= offset + 4 else 0
+    return _U32.unpack_from(info, offset)[0] if len(info) >= offset + 4 else 0
 
 
 def _u64(info: bytes, offset: int) -> int:
-    return int(_U64.unpack_from(info, offset)[0]) if len(info) >= offset + 8 else 0
+    return _U64.unpack_from(info, offset)[0] if len(info) >= offset + 8 else 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from utpsocket.engine.faults import NO_ROOM_ERRNOS
 from utpsocket.engine.interpreter import libc
@@ -35,6 +35,9 @@ from utpsocket.engine.kernel.syscalls import (
 from utpsocket.protocol import Address, Run, Transmit
 from utpsocket.protocol.packet import HEADER_BYTES
 from utpsocket.protocol.runs import packets_per_send
+
+if TYPE_CHECKING:
+    from utpsocket.protocol.packet import Layout
 
 _UDP_SEGMENT: Final = 103  # linux/udp.h
 _UDP_GRO: Final = 104
@@ -62,7 +65,9 @@ None: there is no such type, so the option is set for the whole port."""
 _MSG_ERRQUEUE: Final = 0x2000
 _SO_EE_ORIGIN_ICMP: Final = 2
 _SO_EE_ORIGIN_ICMP6: Final = 3
-_EXTENDED_ERROR: Final = struct.Struct("=IBBBBII")  # linux/errqueue.h struct sock_extended_err
+_EXTENDED_ERROR: Final[Layout[tuple[int, int, int, int, int, int, int]]] = struct.Struct(
+    "=IBBBBII"
+)  # linux/errqueue.h struct sock_extended_err
 ANCILLARY_BYTES: Final = stdlib.CMSG_SPACE(4) + stdlib.CMSG_SPACE(20)
 # SO_RCVBUF and SO_SNDBUF that are asked for; the kernel may give less. docs/performance.md §7.
 WANTED_BUFFER_BYTES: Final = 4 << 20
@@ -517,6 +522,7 @@ class Port:
         Raises: nothing.
         Source: ip(7) IP_RECVERR, MSG_ERRQUEUE.
         """
+        addr: Address | None
         while True:
             try:
                 quoted, ancillary, _, addr = self.sock.recvmsg(64, 512, _MSG_ERRQUEUE)
@@ -718,7 +724,7 @@ class Port:
         self.sock.detach()
 
 
-_INT: Final = struct.Struct("=i")
+_INT: Final[Layout[tuple[int]]] = struct.Struct("=i")
 _LATE: Final = frozenset(Port.__slots__) - {
     "_wanted",
     "family",

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from utpsocket.engine.ports.reuseport import Engine as PeersEngine
     from utpsocket.engine.ports.send_grants import SendGrants
     from utpsocket.protocol import Workspace
+    from utpsocket.protocol.packet import Layout
 
     class Engine(ListenersEngine, PeersEngine, Protocol):
         """What a port's parts and connections use of their engine, which has many ports."""
@@ -98,7 +99,7 @@ _MAX_FAULTS_IN_ROW: Final = 20
 _RUNS_PER_ITERATION: Final = 8  # then other ports are read: half a megabyte in merged datagrams
 _DATAGRAMS_PER_ITERATION: Final = 512  # the same, where they come one by one
 _PACKET_KINDS: Final = tuple(PACKET_OPTIONS.values())
-_FRESH: Final = struct.Struct("=4H")
+_FRESH: Final[Layout[tuple[int, int, int, int]]] = struct.Struct("=4H")
 _MADE_ON_DEMAND: Final = ("shares", "flood", "_outgoing", "resets", "time_wait_records")
 _cached_default_probing: Final = functools.lru_cache(16)(default_probing)
 

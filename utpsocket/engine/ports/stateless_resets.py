@@ -19,11 +19,13 @@ from utpsocket.protocol.states import State
 
 if TYPE_CHECKING:
     from utpsocket.protocol import Address, Connection
+    from utpsocket.protocol.packet import Layout
 
 _REMEMBERED: Final = 1_000  # strays that were answered: as many as in libutp's RST_INFO table
 _AGAIN_US: Final = 10_000_000  # for so long they are not answered again: its lifetime there
 _HOST_OF_NAME: Final = slice(4, 24)  # of a struct sockaddr_in6, as an IPv4 one's has nothing but zeros behind the host
-_NUMBERS: Final = struct.Struct(">2xH12xHH")  # of a header: connection id, seq_nr, ack_nr
+# Of a header: connection id, seq_nr, ack_nr.
+_NUMBERS: Final[Layout[tuple[int, int, int]]] = struct.Struct(">2xH12xHH")
 # By feel: a RESET is no larger than what it answers, so we amplify nothing.
 PER_SOURCE_AND_SECOND: Final = 1_000
 PER_SECOND: Final = 5_000
