@@ -12,6 +12,16 @@ from compat.fuzz.compare import compare
 from compat.fuzz.machine import run
 from tests.test_call_orders import LISTENER
 
+RESET_UNACCEPTED = """
+a = socket.socket()
+a.listen()
+b = socket.socket()
+b.connect(a.getsockname())
+b.send(b"abc")
+b.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+b.close()
+"""
+
 REFUSED_BIND = """
 c = socket.socket()
 c.listen()
@@ -123,6 +133,50 @@ d = socket.socket()
 d.connect(c.getsockname())
 c.close()
 d.recv(5)
+d.send(b"x")
+""",
+    "what was reset before accept()": RESET_UNACCEPTED
+    + """
+d, _ = a.accept()
+state(d)
+d.getpeername()
+d.recv(3)
+d.recv(3, socket.MSG_PEEK)
+d.recv(3)
+d.send(b"x")
+d.recv(3)
+d.close()
+""",
+    "by way of a duplicate, and then connected anew": RESET_UNACCEPTED
+    + """
+d = a.dup()
+e, _ = d.accept()
+f = e.dup()
+e.connect(a.getsockname())
+e.connect(a.getsockname())
+f.getpeername()
+d, _ = a.accept()
+""",
+    "and another process is told": RESET_UNACCEPTED
+    + """
+d, _ = a.accept()
+h1 = start()
+h1.do("d.recv(10)")
+h1.do("d.recv(10)")
+h1.do("polled(d)")
+""",
+    "or accepts it": RESET_UNACCEPTED
+    + """
+h1 = fork()
+h1.do("[(polled(d), d.recv(10), d.recv(0), polled(d)) for d in a.accept()[:1]]")
+h1.do("a.accept()")
+""",
+    "after an end of file": RESET_UNACCEPTED.replace("b.close", "b.shutdown(socket.SHUT_WR)\nb.close")
+    + """
+d, _ = a.accept()
+d.recv(10)
+d.recv(10)
+d.send(b"x")
 d.send(b"x")
 """,
 }

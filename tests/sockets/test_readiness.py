@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import os
 import select
 import socket
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
+
+from utpsocket.sockets import fd_pair
 
 from .network import (
     ERR,
@@ -24,6 +29,7 @@ from .network import (
     poll_mask,
     raises_errno,
     readable,
+    receive_exactly,
 )
 
 DEAD = IN | OUT | ERR | HUP | RDHUP
@@ -86,6 +92,20 @@ def peer_reset_with_unread(net: Net) -> Any:
     readable(client)
     net.reset(server)
     return client
+
+
+def reset_before_accept(net: Net, data: bytes = b"") -> Any:
+    listener = net.listener()
+    client = net.fresh()
+    client.connect(listener.getsockname())
+    client.sendall(data)
+    net.reset(client)
+    net.fresh().connect(listener.getsockname())  # when this stands, the reset has come
+    return net.accept(listener)
+
+
+def reset_before_accept_with_unread(net: Net) -> Any:
+    return reset_before_accept(net, b"abc")
 
 
 def refused(net: Net) -> Any:
@@ -158,6 +178,8 @@ STATES: list[tuple[State, int]] = [
     (peer_closed, IN | OUT | RDHUP),
     (peer_reset, DEAD),
     (peer_reset_with_unread, DEAD),
+    (reset_before_accept, DEAD),
+    (reset_before_accept_with_unread, DEAD),
     (refused, DEAD),
     (timed_out, DEAD),
     (shut_wr, OUT),
@@ -167,6 +189,7 @@ STATES: list[tuple[State, int]] = [
     (listening, 0),
     (listening_with_one_pending, IN),
 ]
+resets = pytest.mark.parametrize("state", [peer_reset, reset_before_accept])
 every_state = pytest.mark.parametrize(("state", "mask"), STATES, ids=[state.__name__ for state, _ in STATES])
 
 
@@ -248,8 +271,9 @@ def test_after_peer_fin_sending_works(net: Net) -> None:
     assert received == b"still here"
 
 
-def test_reset_is_reported_once_then_end_of_file(net: Net) -> None:
-    sock = peer_reset(net)
+@resets
+def test_reset_is_reported_once_then_end_of_file(net: Net, state: State) -> None:
+    sock = state(net)
     readable(sock)
     with raises_errno(errno.ECONNRESET):
         sock.recv(10)
@@ -257,8 +281,9 @@ def test_reset_is_reported_once_then_end_of_file(net: Net) -> None:
     assert sock.recv(10) == b""
 
 
-def test_reset_after_data_lets_the_data_be_read_first(net: Net) -> None:
-    sock = peer_reset_with_unread(net)
+@pytest.mark.parametrize("state", [peer_reset_with_unread, reset_before_accept_with_unread])
+def test_reset_after_data_lets_the_data_be_read_first(net: Net, state: State) -> None:
+    sock = state(net)
     assert eventually_polls(sock, DEAD) == describe(DEAD)
     assert sock.recv(10) == b"abc"
     with raises_errno(errno.ECONNRESET):
@@ -266,15 +291,34 @@ def test_reset_after_data_lets_the_data_be_read_first(net: Net) -> None:
     assert sock.recv(10) == b""
 
 
-def test_reset_is_reported_to_peek(net: Net) -> None:
-    sock = peer_reset(net)
+@pytest.mark.parametrize("sizes", [[1] * 200, [150_000]], ids=["many", "large"])
+def test_what_came_before_a_reset_moves_with_it(sizes: list[int]) -> None:
+    """To the socket that takes the place of one that was reset before accept()."""
+    data = bytes(range(250)) * 600
+    sender, receiver = socket.socketpair()
+    with sender, receiver:
+        sent = 0
+        for size in sizes:
+            sender.sendall(data[sent : sent + size])
+            sent += size
+        with closing(fd_pair.reset_socket(received_from=receiver)) as moved:
+            assert describe(poll_mask(moved)) == describe(DEAD)
+            assert receive_exactly(moved, sent) == data[:sent]
+            with raises_errno(errno.ECONNRESET):
+                moved.recv(10)
+
+
+@resets
+def test_reset_is_reported_to_peek(net: Net, state: State) -> None:
+    sock = state(net)
     readable(sock)
     with raises_errno(errno.ECONNRESET):
         sock.recv(10, socket.MSG_PEEK)
 
 
-def test_send_after_reset(net: Net) -> None:
-    sock = peer_reset(net)
+@resets
+def test_send_after_reset(net: Net, state: State) -> None:
+    sock = state(net)
     assert eventually_polls(sock, DEAD) == describe(DEAD)
     with raises_errno(errno.ECONNRESET):
         sock.send(b"x")
@@ -282,14 +326,36 @@ def test_send_after_reset(net: Net) -> None:
         sock.send(b"x")
 
 
-def test_so_error_after_reset_is_cleared_by_reading_it(net: Net) -> None:
-    sock = peer_reset(net)
+@resets
+def test_so_error_after_reset_is_cleared_by_reading_it(net: Net, state: State) -> None:
+    sock = state(net)
     assert eventually_polls(sock, DEAD) == describe(DEAD)
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
     assert sock.recv(10) == b""
     with raises_errno(errno.EPIPE):
         sock.send(b"x")
+
+
+@resets
+def test_a_reset_is_reported_to_those_that_have_the_descriptor_alone(net: Net, state: State) -> None:
+    """Such as a program in C that was started with it."""
+    sock = state(net)
+    assert eventually_polls(sock, DEAD) == describe(DEAD)
+    with raises_errno(errno.ECONNRESET):
+        os.read(sock.fileno(), 10)
+    assert os.read(sock.fileno(), 10) == b""
+
+
+def test_a_reset_reaches_a_descriptor_that_code_in_c_has_accepted(net: Net) -> None:
+    listener = net.listener()
+    client = net.fresh()
+    client.connect(listener.getsockname())
+    with os.fdopen(ctypes.CDLL(None).accept(listener.fileno(), None, None)) as accepted_in_c:
+        net.reset(client)
+        assert eventually_polls(accepted_in_c, DEAD) == describe(DEAD)
+        with raises_errno(errno.ECONNRESET):
+            os.read(accepted_in_c.fileno(), 10)
 
 
 def test_reset_after_local_shut_wr_is_reported(net: Net) -> None:

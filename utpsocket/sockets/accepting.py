@@ -16,8 +16,9 @@ from utpsocket.engine.interpreter.native import Socket, StdlibSocket, accept_kee
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.kernel import fd_names
 from utpsocket.engine.loop import Loop
+from utpsocket.engine.user_fds import shared_errnos
 from utpsocket.engine.user_fds.socket_state import Identity, Role
-from utpsocket.sockets import closing, lifecycle, registry
+from utpsocket.sockets import closing, fd_pair, lifecycle, registry
 from utpsocket.sockets.lifecycle import check_open, os_error, own_engine
 
 _POLLIN: Final = 0x001
@@ -41,6 +42,8 @@ def accept(sock: StdlibSocket, identity: Identity, made: Socket) -> tuple[bytes,
         name: bytes = Socket.getpeername(made)
         cookie = _cookie_if_made_by_engine(made, name, identity)
         if cookie is not None:
+            if shared_errnos.peek(identity.owner_pid, cookie):
+                fd_pair.show_reset(made, name)
             options.inherit(made, identity)
             return name, cookie
         Socket.close(made)

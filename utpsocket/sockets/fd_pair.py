@@ -14,11 +14,20 @@ import errno
 from functools import partial
 from typing import Final
 
-from utpsocket.engine.interpreter.native import SOCK_NONBLOCK, Socket, StdlibSocket, accept_keeping_gil, connect_at_once
-from utpsocket.engine.interpreter.originals import ctypes, os
+from utpsocket.engine.interpreter.native import (
+    SOCK_NONBLOCK,
+    Socket,
+    StdlibSocket,
+    accept_keeping_gil,
+    connect_at_once,
+    poll,
+)
+from utpsocket.engine.interpreter.originals import _socket, ctypes, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel import fd_names, netns
 from utpsocket.engine.kernel.high_fds import move_to_high_fd, with_room
+from utpsocket.engine.user_fds import reset
 from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.sockets import fd_swap
 
@@ -33,6 +42,10 @@ _unix_listener: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM | SOC
 _TRIES: Final = 1_000
 # Room for other processes' connections to the name before ours; by feel.
 _LISTEN_BACKLOG: Final = 16
+_POLLERR: Final = 0x008
+_POLLHUP: Final = 0x010
+# Of what was received and not read, for one call.
+_MOVED_BYTES: Final = 65_536
 # More than the smallest send buffer takes.
 _FILLER: Final = bytes(8_192)
 
@@ -125,3 +138,56 @@ def renew(sock: StdlibSocket) -> None:
     """
     there = netns.cookie(sock)
     fd_swap.replace(netns.make_in_namespace(sock, there, partial(with_room, _unix_stream)), sock)
+
+
+def reset_socket(name: bytes = b"", received_from: Socket | None = None) -> Socket:
+    """An AF_UNIX socket that was reset: recv() gives ECONNRESET, and poll() reports it. Raises OSError.
+
+    name            of its other end, if that has one
+    received_from   a descriptor whose unread bytes are moved to the new one first
+    """
+    fresh, other_end = with_room(partial(_socket.socketpair, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0))
+    try:
+        if name:
+            other_end.bind(name)
+        if received_from is not None:
+            _move_unread(received_from, other_end)
+        fresh.send(b"!")
+    except BaseException:
+        fresh.close()
+        raise
+    finally:
+        other_end.close()  # with a byte unread: the first end gets ECONNRESET (unix(7))
+    return fresh
+
+
+def _move_unread(sock: Socket, to: Socket) -> None:
+    """Move what the descriptor has received, and nothing of it where not all may fit. Raises OSError."""
+    left = reset.unread_bytes(sock.fileno())
+    to.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, 2 * left)  # the kernel doubles it, and counts its bookkeeping
+    if to.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF) < 2 * left:
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+    while left > 0 and (data := Socket.recv(sock, min(left, _MOVED_BYTES), stdlib.MSG_DONTWAIT)):
+        to.sendall(data)
+        left -= len(data)
+
+
+def show_reset(sock: Socket, name: bytes) -> None:
+    """Have the kernel report that an accepted connection was reset before. The engine could not leave an unread byte at
+    its end (user_fds/reset.py): no process had the descriptor yet. So another socket takes its place.
+
+    sock   of which there are no duplicates yet
+    name   of the engine's end
+    """
+    poller = poll()
+    poller.register(sock.fileno(), 0)
+    mask = sum(mask for _, mask in poller.poll(0))
+    try:
+        if mask & _POLLHUP:
+            if not mask & _POLLERR:
+                fd_swap.replace(reset_socket(name, sock), sock)
+        else:  # the engine closes its end once all has been delivered
+            Socket.send(sock, b"!", stdlib.MSG_DONTWAIT | stdlib.MSG_NOSIGNAL)
+            Socket.shutdown(sock, stdlib.SHUT_WR)
+    except OSError as error:
+        reraise_handler_error(error)  # no fd is left, say: recv() and send() find the errno in the identity

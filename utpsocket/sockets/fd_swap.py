@@ -17,7 +17,7 @@ from functools import partial
 from typing import Final
 
 from utpsocket.engine import running_engine
-from utpsocket.engine.interpreter.native import Socket, StdlibSocket
+from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import ctypes, io, os, platform, struct
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel.high_fds import give_back, with_room
@@ -30,7 +30,7 @@ _EVENT: Final = struct.Struct("=IQ" if platform.machine() == "x86_64" else "@IQ"
 _libc: Final = ctypes.CDLL(None)
 
 
-def replace(fresh: Socket, sock: StdlibSocket) -> None:
+def replace(fresh: Socket, sock: Socket) -> None:
     """Make the descriptor of `sock` refer to `fresh`, inheritable, blocking and registered with epolls as it was, and
     close `fresh`. The caller must change what the Python object knows.
     """

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from utpsocket import options
 from utpsocket.engine import commands, engine, running_engine, serving_pid
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket, poll
-from utpsocket.engine.interpreter.originals import _socket, os
+from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error, suppress_errnos
 from utpsocket.engine.kernel import fd_names
@@ -597,12 +597,10 @@ def _abort_at_once(sock: StdlibSocket, identity: Identity, loop: Loop | RemoteLo
     identity.error = errno.ECONNRESET
     identity.role = Role.FAILED
     try:
-        fresh, engine_sock = _socket.socketpair(stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0)
+        fresh = fd_pair.reset_socket()
     except OSError as error:
         reraise_handler_error(error)
         return  # no descriptor is left: the reset happens when the engine carries out the command
-    fresh.send(b"!")
-    engine_sock.close()  # with a byte unread: the other end gets ECONNRESET (unix(7))
     duplicates = _duplicates(identity, sock.fileno())
     registry.forget(identity)
     fd_swap.replace(fresh, sock)

@@ -157,10 +157,13 @@ def _with_user(identity: Identity | None, engine_fd: int, act: Callable[[Copy], 
     inode = 0 if identity is None else identity.inode
     if identity is not None and inode and _act_as_user(identity.user_fd, inode, act):
         return
-    # The number is another socket's by now. There may be a duplicate under a number that is not known (os.dup).
-    if (inode and _act_as_user(_fd_of(inode), inode, act)) or _is_hung_up(engine_fd):
+    if _is_hung_up(engine_fd):
         return
-    duplicate = other_processes.duplicate_from_other_process(inode or other_processes.peer_inode(engine_fd))
+    # The number is another socket's by now, or it is not known: after os.dup(), or accept() in C.
+    inode = inode or other_processes.peer_inode(engine_fd)
+    if inode and _act_as_user(_fd_of(inode), inode, act):
+        return
+    duplicate = other_processes.duplicate_from_other_process(inode)
     if duplicate is not None:
         try:
             act(duplicate)
