@@ -615,6 +615,43 @@ d.close()
 b.recv(5)
 b.close()
 """,
+    "what came after SHUT_RD is received before the reset that followed": PAIR
+    + """
+b.shutdown(socket.SHUT_RD)
+c.send(b"xyz")
+c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+c.close()
+b.recv(2, socket.MSG_PEEK)
+b.recv(2)
+b.recv_into(bytearray(2))
+b.recv(2)
+b.recv(2)
+b.send(b"x")
+""",
+    "and once, though a child was forked before": PAIR
+    + """
+b.shutdown(socket.SHUT_RD)
+c.send(b"xyz")
+b.recv(1)
+h1 = fork()
+b.recv(5)
+h1.do("b.recv(5)")
+""",
+    "a socket that was shut down and then connected receives": LISTENER
+    + """
+b = socket.socket()
+b.shutdown(socket.SHUT_RDWR)
+b.connect(a.getsockname())
+c, _ = a.accept()
+c.send(b"xyz")
+b.recv(2)
+b.recv(2)
+c.send(b"xyz")
+c.close()
+b.recv(5)
+b.recv(5)
+b.send(b"x")
+""",
 }
 """Which FIONREAD and poll() do not fully report: compat/fuzz/expected.py."""
 

@@ -71,9 +71,9 @@ def discarding(args: Positional, kwargs: Named) -> Positional:
 
 
 def is_end_of_file(identity: Identity, error: OSError) -> bool:
-    """Whether recv() of TCP returns no bytes where that of AF_UNIX gives this error."""
+    """Whether recv() of TCP gives what at_end() does where that of AF_UNIX gives this error."""
     if error.errno == errno.ECONNRESET:
-        return identity.has_ended_after_eof
+        return identity.has_ended_after_eof or bool(identity.received_after_shutdown)
     return (
         error.errno in (errno.EINVAL, errno.ENOTCONN)
         and identity.role is Role.UNCONNECTED

@@ -118,6 +118,7 @@ def _after_fork_in_child() -> None:
     for identity in list(_by_inode.values()):
         identity.endpoint = 0  # it is the parent's engine that has it
         identity.claim = None
+        identity.received_after_shutdown = None  # it is the parent's: received here as well, it would be received twice
 
 
 if hasattr(os, "register_at_fork"):

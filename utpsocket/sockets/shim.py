@@ -591,9 +591,9 @@ class socket(StdlibSocket):
         try:
             data = Socket.recv(self, *args, **kwargs)
         except OSError as error:
-            if errors.is_end_of_file(identity, error):
-                return b""
-            raise errors.receive_error(identity, error) from None
+            if not errors.is_end_of_file(identity, error):
+                raise errors.receive_error(identity, error) from None
+            data = b""
         if not data and args[0]:
             return errors.at_end(identity, args[0], args[1] if len(args) > 1 else 0)
         return data
@@ -623,9 +623,9 @@ class socket(StdlibSocket):
         except OSError as error:
             if identity is None:
                 raise
-            if errors.is_end_of_file(identity, error):
-                return 0
-            raise errors.receive_error(identity, error) from None
+            if not errors.is_end_of_file(identity, error):
+                raise errors.receive_error(identity, error) from None
+            count = 0
         if not count and identity is not None and _has_buffer_room(args, kwargs):
             return _copied_at_end(identity, args, kwargs)
         return count
@@ -653,9 +653,9 @@ class socket(StdlibSocket):
         except OSError as error:
             if identity is None:
                 raise
-            if errors.is_end_of_file(identity, error):
-                return b"", None
-            raise errors.receive_error(identity, error) from None
+            if not errors.is_end_of_file(identity, error):
+                raise errors.receive_error(identity, error) from None
+            data, address = b"", None
         if identity is None:
             return data, address
         if not data and args[0]:
@@ -686,9 +686,9 @@ class socket(StdlibSocket):
         except OSError as error:
             if identity is None:
                 raise
-            if errors.is_end_of_file(identity, error):
-                return 0, None
-            raise errors.receive_error(identity, error) from None
+            if not errors.is_end_of_file(identity, error):
+                raise errors.receive_error(identity, error) from None
+            count, address = 0, None
         if identity is None:
             return count, address
         if not count and _has_buffer_room(args, kwargs):
@@ -719,9 +719,9 @@ class socket(StdlibSocket):
         except OSError as error:
             if identity is None:
                 raise
-            if errors.is_end_of_file(identity, error):
-                return b"", [], 0, None
-            raise errors.receive_error(identity, error) from None
+            if not errors.is_end_of_file(identity, error):
+                raise errors.receive_error(identity, error) from None
+            data, flags = b"", 0
         if identity is None:
             return data, ancillary, flags, address
         if not data and args[0]:
@@ -754,9 +754,9 @@ class socket(StdlibSocket):
         except OSError as error:
             if identity is None:
                 raise
-            if errors.is_end_of_file(identity, error):
-                return 0, [], 0, None
-            raise errors.receive_error(identity, error) from None
+            if not errors.is_end_of_file(identity, error):
+                raise errors.receive_error(identity, error) from None
+            count, flags = 0, 0
         if identity is None:
             return count, ancillary, flags, address
         if not count and any(map(len, args[0])):
