@@ -447,10 +447,16 @@ def _is_late_reset(case: Case, name: str) -> bool:
     return _flags(utp) < _flags(tcp) and _flags(tcp) - _flags(utp) <= {"OUT", "ERR", "HUP", "RDHUP"}
 
 
-def _is_held(case: Case, name: str) -> bool:
-    """Whether only FIONREAD of the socket that was shut down differs, or of what it has accepted, and uTP's is less."""
+def _is_held(case: Case, name: str, how: str) -> bool:
+    """Whether only FIONREAD of the socket that was shut down differs, or of what it has accepted, and uTP's is less.
+    One that was shut down both ways receives where it was connected afterwards; else it answers by a reset.
+    """
     tcp, utp = case.kind.tcp, case.kind.utp
-    if not (case.is_of(name) or case.was_accepted_from(name)):
+    if how == "RDWR":
+        order = rf"\b{name}\.shutdown\(socket\.SHUT_RDWR\).*\b{name}\.connect"
+        if not case.is_of(name) or not re.search(order, "\n".join(case.lines), re.DOTALL):
+            return False
+    elif not (case.is_of(name) or case.was_accepted_from(name)):
         return False
     if case.kind.call == "unread":
         return utp.isdecimal() and (tcp == "many" or (tcp.isdecimal() and int(utp) < int(tcp)))
@@ -601,7 +607,7 @@ EXPECTED: Final = (
         _is_still_coming,
     ),
     Expected(
-        r"(\w)\.shutdown\(socket\.SHUT_RD\)",
+        r"(\w)\.shutdown\(socket\.SHUT_(RD|RDWR)\)",
         "an AF_UNIX socket that was shut down for receiving takes nothing more: what comes then is held for recv(), "
         "and FIONREAD does not count it",
         _is_held,
