@@ -583,6 +583,14 @@ def test_only_the_address_of_a_connection_that_has_ended_is_kept() -> None:
         assert (without_expected(fewer, found) is not None) == is_expected
 
 
+def test_what_was_shut_down_both_ways_receives_if_it_is_connected_afterwards() -> None:
+    shut = "b.shutdown(socket.SHUT_RDWR)"
+    for lines, is_expected in (([*PAIR[:4], shut, *PAIR[4:]], True), ([*PAIR, shut], False)):
+        kind = Kind(LOOK + "send", "IN|OUT|HUP|RDHUP, 1 unread", "IN|OUT|HUP|RDHUP, 0 unread")
+        found = Difference(kind, len(lines), "b")
+        assert (without_expected([*lines, 'c.send(b"x")'], found) is not None) == is_expected
+
+
 def test_a_buffer_grows_unless_the_program_has_set_it() -> None:
     asked = "c.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)"
     for name, is_expected in (("b", True), ("c", False), ("a", True)):
