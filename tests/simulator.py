@@ -398,7 +398,7 @@ class Pair:
         return all(host.connection.state in (State.TIME_WAIT, State.CLOSED) for host in self.hosts)
 
     def finish(self, *, limit_us: int = 3_600_000_000) -> None:
-        """Connect and run until both sides have said and heard everything; assert that they have."""
+        """Connect and run until both sides have sent and received everything; assert that they have."""
         self.connect()
         assert self.simulator.run(lambda: self.is_over, limit_us=limit_us), "nothing happens any more"
         for host in self.hosts:

@@ -20,7 +20,7 @@ import time
 from typing import Any
 
 
-def say(message: dict[str, Any]) -> None:
+def emit(message: dict[str, Any]) -> None:
     print(json.dumps(message), flush=True)
 
 
@@ -48,7 +48,7 @@ class Orders:
     def report(self, report: dict[str, Any]) -> None:
         """Say it, then stay until the end of input: the other side may still need this one."""
         self._is_reported = True
-        say({"report": report})
+        emit({"report": report})
         self._is_over.wait()
 
 

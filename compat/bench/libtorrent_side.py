@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 import libtorrent as lt
-from agreement import Orders, Watch, say
+from agreement import Orders, Watch, emit
 from libtorrent_session import listening_port, session
 
 LOOPBACK = "127.0.0.1"
@@ -44,8 +44,8 @@ def main(role: str, settings_text: str) -> None:
     torrent = running.add_torrent(parameters)
     if role == "listen":
         wait_until_whole(torrent)
-        say({"port": port})
-    say({"ready": True})
+        emit({"port": port})
+    emit({"ready": True})
     orders.wait_for("go")
     if role == "listen":
         watch = Watch()

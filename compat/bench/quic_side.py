@@ -18,7 +18,7 @@ import sys
 import time
 from typing import Any
 
-from agreement import Orders, Watch, say
+from agreement import Orders, Watch, emit
 from aioquic.asyncio import connect, serve
 from aioquic.quic.configuration import QuicConfiguration
 from cryptography import x509
@@ -67,11 +67,11 @@ async def listen(settings: dict[str, Any], orders: Orders) -> dict[str, Any]:
         configuration=configuration(is_client=False),
         stream_handler=lambda reader, writer: first.set_result((reader, writer)),
     )
-    say({"port": server._transport.get_extra_info("sockname")[1]})
+    emit({"port": server._transport.get_extra_info("sockname")[1]})
     # A stream exists for its listener from its first byte on: one is sent before the clock starts.
     reader, writer = await first
     await reader.readexactly(1)
-    say({"ready": True})
+    emit({"ready": True})
     await asyncio.to_thread(orders.wait_for, "go")
     watch = Watch()
     received = 0
@@ -88,7 +88,7 @@ async def dial(settings: dict[str, Any], orders: Orders) -> dict[str, Any]:
     async with connect(LOOPBACK, settings["port"], configuration=configuration(is_client=True)) as client:
         reader, writer = await client.create_stream()
         writer.write(b"!")
-        say({"ready": True})
+        emit({"ready": True})
         await asyncio.to_thread(orders.wait_for, "go")
         watch = Watch()
         if settings["kind"] == "bulk":

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from compat.bench.agreement import Orders, Watch, say
+from compat.bench.agreement import Orders, Watch, emit
 from utpsocket.cli.perf_server import allow_fds, figures_of
 from utpsocket.cli.perf_streams import Limit, receive_all, send_all
 
@@ -45,7 +45,7 @@ class Side:
 
     def listen(self) -> socket.socket:
         listener: socket.socket = self.transport.create_server((LOOPBACK, 0), backlog=BACKLOG)
-        say({"port": listener.getsockname()[1]})
+        emit({"port": listener.getsockname()[1]})
         return listener
 
     def dial(self) -> socket.socket:
@@ -60,7 +60,7 @@ class Side:
 
     def start(self) -> Watch:
         """Say that all is ready, and wait for the sign to begin."""
-        say({"ready": True})
+        emit({"ready": True})
         self.orders.wait_for("go")
         return Watch()
 
@@ -249,7 +249,7 @@ def idle_connect(side: Side) -> dict[str, Any]:
     before = usage()
     streams += [side.dial() for _ in range(side.parallel)]
     took = watch.stop()
-    say({"opened": len(streams)})
+    emit({"opened": len(streams)})
     side.orders.wait_for("stop")
     return {**took, **growth(before), "open": len(streams)}
 
@@ -261,7 +261,7 @@ def idle_listen(side: Side) -> dict[str, Any]:
     before = usage()
     streams += [side.accept(listener) for _ in range(side.parallel)]
     took = watch.stop()
-    say({"opened": len(streams)})
+    emit({"opened": len(streams)})
     side.orders.wait_for("stop")
     return {**took, **growth(before), "open": len(streams)}
 

@@ -32,7 +32,7 @@ def start(
     children: Children, subject: str, role: str, settings: dict[str, Any], environment: dict[str, str] | None = None
 ) -> Child:
     """Start `subject` as "listen" or "connect"."""
-    # The measurement is over when a side is told to end: nobody waits for what it might still have to say.
+    # The measurement is over when a side is ordered to end: what it might still report is not waited for.
     variables = {"UTPSOCKET_EXIT_FLUSH": "0", **(environment or {})}
     if subject in MODULES:
         command = [sys.executable, "-m", "compat.bench.stream_side"]

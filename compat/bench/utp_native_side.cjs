@@ -24,7 +24,7 @@ function later () {
   return promise
 }
 
-function say (message) {
+function emit (message) {
   process.stdout.write(JSON.stringify(message) + '\n')
 }
 
@@ -46,11 +46,11 @@ class Watch {
 
 function report (figures) {
   reported = true
-  say({ report: figures })
+  emit({ report: figures })
 }
 
 async function start () {
-  say({ ready: true })
+  emit({ ready: true })
   await heard.go
   return new Watch()
 }
@@ -166,7 +166,7 @@ function main () {
     server.on('error', fail)
     server.listen(0, LOOPBACK, () => {
       setBuffers(server)
-      say({ port: server.address().port })
+      emit({ port: server.address().port })
     })
     LISTEN[settings.kind](server).catch(fail)
   } else {

@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from compat.peers.stream import end_with_standard_input, say, set_keepalive
+from compat.peers.stream import end_with_standard_input, emit, set_keepalive
 
 PROTOCOL: Final = b"\x13BitTorrent protocol"
 BLOCK_BYTES: Final = 16 << 10  # what everybody requests; larger requests are refused (BEP 3)
@@ -295,7 +295,7 @@ def bdecode(data: bytes, at: int = 0) -> tuple[Any, int]:
 
 def wait_for_the_runner() -> None:
     """Until it says a line, having looked at the other side."""
-    say({"waiting": True})
+    emit({"waiting": True})
     os.read(0, 4096)
 
 
@@ -310,7 +310,7 @@ class Side:
         if way == "listen":
             family = self._module.AF_INET6 if ":" in address[0] else self._module.AF_INET
             self._listener = self._module.create_server(address, family=family)
-            say({"port": self._listener.getsockname()[1]})
+            emit({"port": self._listener.getsockname()[1]})
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[Wire]:
@@ -355,7 +355,7 @@ class Side:
                 wait_for_the_runner()
                 wire.half_close()
                 report["ended"] = wire.end()
-            say({"report": {**report, "seconds": time.monotonic() - started}})
+            emit({"report": {**report, "seconds": time.monotonic() - started}})
             while os.read(0, 4096):
                 pass
         return report
@@ -370,12 +370,12 @@ class Side:
                         wire,
                         self.meta,
                         self.path,
-                        lambda sent: say({"served": sent}),
+                        lambda sent: emit({"served": sent}),
                         pause_seconds=pause_seconds,
                     )
-                say({"left": True})
+                emit({"left": True})
             except (EOFError, OSError, ProtocolError) as error:
-                say({"failed": f"{type(error).__name__}: {error}"})
+                emit({"failed": f"{type(error).__name__}: {error}"})
             if self._listener is None:
                 return
 
@@ -395,7 +395,7 @@ def main(argv: list[str] | None = None) -> int:
         Side(meta, Path(path), way, (host, port), settings).fetch()
     except Exception as error:
         failed = f"{type(error).__name__}: {error}"
-        say({"report": {"error": failed, "ended": None, "seconds": time.monotonic() - started}})
+        emit({"report": {"error": failed, "ended": None, "seconds": time.monotonic() - started}})
         return 1
     return 0
 

@@ -25,7 +25,7 @@ LOOK_SECONDS = 0.05
 LEAVE_SECONDS = 5.0
 
 
-def say(message: dict[str, Any]) -> None:
+def emit(message: dict[str, Any]) -> None:
     print(json.dumps(message), flush=True)
 
 
@@ -110,14 +110,14 @@ def watch(running: Any, torrent: Any, *, until_finished: bool) -> dict[str, Any]
             if address not in peers:
                 is_utp = bool(peer.flags & UTP_SOCKET)
                 peers[address] = {"address": address, "client": client_name(peer.client), "utp": is_utp}
-                say({"peer": peers[address]})
+                emit({"peer": peers[address]})
         for seen in came_and_went(running):
             if seen["address"] not in peers:
                 peers[seen["address"]] = seen
-                say({"peer": seen})
+                emit({"peer": seen})
                 absent.add(seen["address"])
         for address in absent - present:
-            say({"gone": address})
+            emit({"gone": address})
         status = torrent.status()
         if until_finished and status.is_seeding and peers:
             break
@@ -153,10 +153,10 @@ def main(arguments: list[str]) -> int:
     torrent = running.add_torrent(parameters)
     while role == "seed" and not torrent.status().is_seeding:
         time.sleep(0.02)
-    say({"port": our_port})
+    emit({"port": our_port})
     if port:
         torrent.connect_peer((host, int(port[0])))
-    say({"report": watch(running, torrent, until_finished=role == "leech")})
+    emit({"report": watch(running, torrent, until_finished=role == "leech")})
     leave(torrent)
     return 0
 

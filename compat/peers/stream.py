@@ -247,7 +247,7 @@ class Initiator:
     def idle(self) -> None:
         for round_ in range(2):
             if round_:
-                say({"event": "idle"})
+                emit({"event": "idle"})
                 time.sleep(self.header["idle_seconds"])
             self.stream.put_seeded(self.bytes, seed=self.seed + 2 + round_)
             self.stream.take(self.bytes)
@@ -266,7 +266,7 @@ class Initiator:
     def vanish(self) -> None:
         self.stream.put_seeded(self.bytes, seed=self.seed)
         self.stream.take(self.bytes)
-        say({"waiting": True})
+        emit({"waiting": True})
         self.stream.take_all()
 
     def endless(self) -> None:
@@ -274,7 +274,7 @@ class Initiator:
         self.stream.take_all()
 
 
-def say(message: dict[str, Any]) -> None:
+def emit(message: dict[str, Any]) -> None:
     print(json.dumps(message, default=str), flush=True)
 
 
@@ -282,14 +282,14 @@ def listen(settings: dict[str, Any]) -> int:
     module = importlib.import_module(settings.get("module", "utpsocket"))
     with module.create_server(("127.0.0.1", settings.get("port", 0))) as listener:
         _set_buffers(module, listener, settings)
-        say({"port": listener.getsockname()[1]})
+        emit({"port": listener.getsockname()[1]})
         sock, _ = listener.accept()
     started = time.monotonic()
     stream = Stream(sock)
 
     def conversation() -> None:
         header = stream.line()
-        say({"event": "header", "case": header["case"]})
+        emit({"event": "header", "case": header["case"]})
         getattr(Acceptor(stream, header, module), header["case"])()
 
     return _converse(stream, conversation, module, settings, started)
@@ -305,7 +305,7 @@ def connect(address: tuple[str, int], header: dict[str, Any], settings: dict[str
         _set_buffers(module, sock, settings)
         sock.settimeout(30.0)
         sock.connect(address)
-        say({"event": "connected"})
+        emit({"event": "connected"})
         stream.put_line(header)
         getattr(Initiator(stream, header, module), header["case"])()
 
@@ -332,7 +332,7 @@ def _converse(
         "seconds": time.monotonic() - started,
         "stats": stats,
     }
-    say({"report": report})
+    emit({"report": report})
     return 1 if error else 0
 
 

@@ -58,7 +58,7 @@ class Journal:
         self._tcp_calls = 0
         sys.addaudithook(self._count)
 
-    def say(self, **event: Any) -> None:
+    def write(self, **event: Any) -> None:
         tally.append_line(self._events, json.dumps(event))
 
     def begin(self, name: str) -> None:
@@ -68,7 +68,7 @@ class Journal:
         identity = name if number == 1 else f"{name}#{number}"
         self._current = {"end": identity, "status": None, "why": "", "seconds": 0.0}
         self._current |= {"tcp": self._tcp_sockets, "tcp_calls": self._tcp_calls}
-        self.say(start=identity)
+        self.write(start=identity)
         self._current["seconds"] = _perf_counter()
 
     def end(self) -> None:
@@ -83,7 +83,7 @@ class Journal:
             "tcp_calls": self._tcp_calls - self._current["tcp_calls"],
             "utp": tally.connections_made(),
         }
-        self.say(**self._current | ended)
+        self.write(**self._current | ended)
         self._current = {}
 
     def note(self, name: str, status: str, text: str) -> None:
@@ -251,7 +251,7 @@ def begin(request: dict[str, Any]) -> tuple[Journal, str]:
     """
     network = "private" if request["private_network"] and enter_private_network() else "shared"
     journal = Journal(request["events"])
-    journal.say(network=network)
+    journal.write(network=network)
     # A copy of stderr: tests and their runners put other files in its place.
     log = os.fdopen(os.dup(2), "w")
     faulthandler.enable(log)
@@ -270,7 +270,7 @@ def finish(request: dict[str, Any], journal: Journal) -> None:
         gc.collect()
         held["utp"] = over_utp.left_over()
         over_utp.shut_down()
-    journal.say(finished=leftovers() | held, utp=made)
+    journal.write(finished=leftovers() | held, utp=made)
 
 
 def main(request: dict[str, Any]) -> None:
@@ -283,7 +283,7 @@ def main(request: dict[str, Any]) -> None:
     try:
         suite = chosen(load(request["module"]), request)
     except unittest.SkipTest as reason:
-        journal.say(skipped_module=str(reason))
+        journal.write(skipped_module=str(reason))
         suite = unittest.TestSuite()
     suite.run(Recorder(journal))
     finish(request, journal)

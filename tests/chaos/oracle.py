@@ -108,7 +108,7 @@ def _judge_connection(evidence: Evidence, number: int, connection: Connection) -
         return
     if server is None:
         if not reasons:
-            causes.append(f"connection {number}: no server ever had it, and the client heard nothing of that")
+            causes.append(f"connection {number}: no server ever had it, and the client got no error")
         if not (reasons and client["write_error"]):
             _judge_false_end(number, "client", client, None, causes)
         return
@@ -186,8 +186,8 @@ def _judge_direction(
 
 
 def _judge_ghosts(evidence: Evidence) -> None:
-    """accept() may give only what a client's connect() made: its initiator has proved that it is there, and has said
-    who it is or has a reason to say nothing.
+    """accept() may give only what a client's connect() made: its initiator's address was verified, and it has sent its
+    number, or has a reason for sending nothing.
     """
     for flow in evidence.relay.flows:
         mine = [outcome for outcome in evidence.client["outcomes"] if _is_at(outcome["local"], flow.client)]

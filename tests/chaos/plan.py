@@ -120,7 +120,7 @@ class Path:
 
     @property
     def forgets(self) -> bool:
-        """Whether an end may never hear that its connection was cut off, but by its own timeouts."""
+        """Whether an end may learn only by its own timeouts that its connection was cut off."""
         return bool(self.rebinds)
 
     @property

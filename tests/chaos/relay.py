@@ -1,7 +1,7 @@
 """The path between the two processes: a NAT that delays, loses, repeats, reorders and forgets as the plan says.
 
 A *front* stands for one listener of the server's; each client address at a front is a *flow* with an outer port of its
-own, from which the server hears it. Decisions come from the run's seed, one generator per flow and direction.
+own, from which it sends to the server. Decisions come from the run's seed, one generator per flow and direction.
 
 A NAT passes on what ICMP says. The relay can only say it itself, by a port that refuses: where the client's is closed
 the flow's outer port is made to, and where the server's is, the front. Such a socket is not closed but connected to

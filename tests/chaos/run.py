@@ -24,7 +24,7 @@ from tests.chaos.relay import Relay
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 _STATUS_EVERY: Final = 0.25
 _PATIENCE: Final = 15.0  # without any progress on a path that is good again, beside twice its longest outage
-_PATIENCE_FOR_EXCUSED: Final = 1.5  # where the plan explains why an end may hear nothing more
+_PATIENCE_FOR_EXCUSED: Final = 1.5  # where the plan explains why an end may receive nothing more
 _DRAIN_SECONDS: Final = 75.0  # TIME_WAIT after repeated FINs, and FIN_WAIT where a NAT has cut the connection off
 _ANSWER_SECONDS: Final = 120.0
 _STACKS_SECONDS: Final = 1.0  # until they are written

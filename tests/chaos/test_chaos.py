@@ -217,7 +217,7 @@ class Joins:
 
 
 class Silent(Stub):
-    """An accepted connection of which nothing is heard until it is shut down."""
+    """An accepted connection that reports nothing until it is shut down."""
 
     def __init__(self, close: Callable[[], None]) -> None:
         self.is_read, self.is_shut = threading.Event(), threading.Event()

@@ -84,9 +84,9 @@ def test_one_syn_is_answered_by_three_times_as_much_and_no_more(says: bytes) -> 
         server, _ = listener.accept()
         server.sendall(says)
         server.close()
-        heard = answers(udp, 4.0)  # longer than the first repetitions of whatever is repeated
-        assert heard
-        assert sum(len(datagram) + 28 for datagram in heard) <= 3 * (20 + 28)
+        received = answers(udp, 4.0)  # longer than the first repetitions of whatever is repeated
+        assert received
+        assert sum(len(datagram) + 28 for datagram in received) <= 3 * (20 + 28)
         udp.send(packet(PacketType.RESET, 78, seq=1_001, ack=0))  # the SYN is withdrawn
         wait_until_all_ended()
 

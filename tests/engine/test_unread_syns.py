@@ -1,4 +1,4 @@
-"""Who asks to come in while a port closes hears so at once: by a RESET, or by ICMP as of any closed port."""
+"""A SYN that comes while a port closes is refused at once: by a RESET, or by ICMP as by any closed port."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def prove(peer: socket.socket, connection_id: int) -> None:
 
 
 def is_refused(peer: socket.socket, connection_id: int) -> bool:
-    """Whether the peer hears of a refusal, by whom ever."""
+    """Whether the peer gets a refusal, in either way."""
     while True:
         try:
             packet = decode(memoryview(peer.recv(2_000)))

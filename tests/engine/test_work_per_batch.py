@@ -242,7 +242,7 @@ def test_without_offload_a_bulk_transfer_works_by_the_batch(
 
 
 def test_a_run_of_acks_leads_to_one_look_at_what_may_leave(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:
-    """However many datagrams one wake-up brings for a connection, it is asked once what it has to say."""
+    """However many datagrams one wake-up brings for a connection, it is polled once for what it has to send."""
     asked: list[int] = []
     settle_one = Loop._flush_channel
 

@@ -447,7 +447,7 @@ class Timeouts(Pair):
 
 
 class Options(Pair):
-    """Of a connection: what the engine hears, and what the kernel of the pair answers."""
+    """Of a connection: what the engine receives, and what the kernel answers for the pair."""
 
     OPTIONS = (
         (stdlib.SOL_SOCKET, stdlib.SO_KEEPALIVE, 1),
@@ -540,7 +540,7 @@ class Incoming(Accept):
     def call(self) -> None:
         connections = iter(getattr(self.module, "incoming", lambda listener: iter(listener.accept, None))(self.target))
         self.own(next(connections)[0])
-        if hasattr(connections, "close"):  # what a generator raises as it is dropped is heard by nobody
+        if hasattr(connections, "close"):  # what a generator raises as it is dropped reaches no caller
             connections.close()
 
 

@@ -1,4 +1,4 @@
-"""Sockets that nobody closes: the end of the last object does, and what is raised in its finalizers is heard by nobody.
+"""Sockets that are not closed: the end of the last object closes them; what its finalizers raise reaches no caller.
 
 Separate from cases.py because nothing is called in them.
 """
@@ -33,7 +33,7 @@ class Drop(Case):
         return False
 
     def check(self) -> None:
-        """What is raised in a finalizer is heard by nobody."""
+        """What is raised in a finalizer reaches no caller."""
         assert not self._is_open()
         until(lambda: outcome(lambda: address_is_free(self.module, self.address)) is None)
 

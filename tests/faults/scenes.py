@@ -81,7 +81,7 @@ def accepted(opened: list[Any], listener: Any, client: Any) -> tuple[Any, Any]:
 
 def only_for_tcp(make: Callable[[], Any], opened: list[Any]) -> Any:
     """What this makes, a TCP socket at a port that the kernel chooses, where uTP is refused by ICMP, whatever other
-    programs of this machine do meanwhile: a UDP socket has the port, and hears nobody but itself.
+    programs of this machine do meanwhile: a UDP socket has the port, and receives only from itself.
     """
     while True:
         tcp = make()
@@ -280,7 +280,7 @@ def scene_backlog(opened: list[Any]) -> None:
             server, name = listener.accept()
             opened.append(server)
             server.settimeout(PATIENCE_S)
-            if name in waiting:  # else its client has heard of its end before
+            if name in waiting:  # else its client has seen its end before
                 pairs.append((waiting.pop(name), server))
         for name, client in list(waiting.items()):
             if client.fileno() in ready:

@@ -77,7 +77,7 @@ class Victim:
         self.receive(f"STATE seq=1 ack={ack} wnd={window} {words}{sack}")
 
     def pass_time(self, microseconds: int) -> None:
-        """Nothing is heard for so long."""
+        """Nothing arrives for so long."""
         self.wire.now += microseconds
         self.follow_ups()
 

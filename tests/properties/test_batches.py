@@ -1,6 +1,6 @@
 """Batch invariance: how datagrams are cut into runs, and bursts into transmits, is invisible. docs/design.md §4.
 
-One connection hears a script of datagrams as runs as long as they come, others the same in other pieces; after each
+One connection receives a script of datagrams as runs as long as they come, others the same in other pieces; after each
 instant all must be in equal state and have said the same.
 """
 

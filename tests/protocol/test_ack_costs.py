@@ -266,7 +266,7 @@ def test_an_acker_that_dropped_what_it_had_said_it_holds(base: int) -> None:
 
 
 def test_whatever_a_peer_sends_a_thousand_times_a_second(base: int) -> None:
-    """All that a peer can say, at random: no packet costs more than what an ack may, and the mean is a fifth of it."""
+    """All that a peer can send, at random: no packet costs more than what an ack may, and the mean is a fifth of it."""
     sender = Sender(base)
     chance = random.Random(7)
     acked = received = 0

@@ -285,7 +285,7 @@ def test_a_window_hardly_larger_than_a_segment_is_used(base: int) -> None:
 
 
 def test_a_window_that_never_changes_counts_anew_with_each_ack(base: int) -> None:
-    """§7: some peers say a constant."""
+    """§7: some peers advertise a constant."""
     wire = Wire.initiator(base)
     wire.receive("STATE seq=1 ack=0 wnd=2760")
     wire.write_bytes(13_800)

@@ -290,7 +290,7 @@ def test_a_half_open_connection_times_out(base: int) -> None:
 
 
 def test_a_silent_initiators_first_keepalive_verifies_it(base: int) -> None:
-    """§7: its ack is one too low, and still only who saw our number can say it."""
+    """§7: its ack is one too low, and still only a peer that has seen our number can send it."""
     wire = Wire.acceptor(base, is_peer_verified=False)
     wire.wait(29_000_000)
     wire.receive("STATE seq=1 ack=-1")

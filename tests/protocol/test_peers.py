@@ -297,7 +297,7 @@ def test_a_peer_that_answers_is_waited_for_as_long_as_it_takes(base: int) -> Non
 
 
 class LibutpAcceptor:
-    """What of libutp's acceptor differs: it hears a FIN and says data only after a first DATA. Just enough of it."""
+    """What of libutp's acceptor differs: it takes a FIN and sends data only after a first DATA. Just enough of it."""
 
     def __init__(self, wire: Wire, greeting: str = "") -> None:
         self.wire = wire

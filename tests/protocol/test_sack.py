@@ -26,7 +26,7 @@ def test_it_is_as_long_as_needed_in_words_of_four_bytes(base: int) -> None:
     assert len(line.split("sack=")[1]) == 2 * 252
     wire.receive("DATA seq=3000 ack=0 data=x")
     (line,) = wire.send()
-    assert len(line.split("sack=")[1]) == 2 * 252, "what no bit can say is held all the same"
+    assert len(line.split("sack=")[1]) == 2 * 252, "what no bit can report is kept all the same"
     assert wire.connection.stats().received_packets == 3
 
 

@@ -36,13 +36,13 @@ def test_never_more_than_three_times_what_was_received(base: int, written: int, 
     """RFC 9000 §8.1, as IP counts: answers, greeting, its repetitions, FIN and RESET together."""
     wire = Wire.acceptor(base, is_peer_verified=False)
     wire.write_bytes(written)
-    for heard in range(1, syns + 1):
-        if heard > 1:
+    for syn_count in range(1, syns + 1):
+        if syn_count > 1:
             wire.receive("SYN seq=0")
         wire.send()
-        assert sent_bytes(wire) <= 3 * SYN_BYTES * heard
+        assert sent_bytes(wire) <= 3 * SYN_BYTES * syn_count
         wire.wait(5_000_000)
-        assert sent_bytes(wire) <= 3 * SYN_BYTES * heard
+        assert sent_bytes(wire) <= 3 * SYN_BYTES * syn_count
         wire.receive("DATA seq=1 ack=77 data=guessed", "RESET seq=9 ack=9")
     for verb in ending.split():
         getattr(wire.connection, verb)(**({} if verb == "abort" else {"now": wire.at}))

@@ -1,6 +1,6 @@
 """Addresses that need more than a host and a port: link-local ones with their scope, and sources that are none.
 
-What TCP and uTP say of each case is compared, in a network namespace with two devices.
+What TCP and uTP return in each case is compared, in a network namespace with two devices.
 """
 
 from __future__ import annotations

@@ -296,7 +296,7 @@ def test_shutdown_while_connecting_gives_up(net: Net, how: int) -> None:
 
 
 def test_close_in_another_thread_while_connecting(net: Net) -> None:
-    """It hears of it when its time is over. A busy machine may let that pass before the close: then there is more."""
+    """It raises when its time is over. A busy machine may let that pass before the close: then there is more."""
     for timeout in (0.3, 3.0, 30.0):
         client = net.fresh(timeout=timeout)
         attempt = net.spawn(client.connect, net.silent_address())
@@ -333,7 +333,7 @@ def test_broadcast_and_multicast_addresses_are_unreachable(net: Net, host: str) 
 
 
 def test_a_bound_socket_that_dials_itself_is_not_kept_waiting(net: Net) -> None:
-    """TCP connects it to itself, which uTP cannot; what matters is that it hears of it."""
+    """TCP connects it to itself, which uTP cannot; what matters is that it gets an error."""
     client = net.fresh(timeout=PATIENCE_S)
     client.bind(("127.0.0.1", 0))
     assert client.connect_ex(client.getsockname()) in (0, errno.ECONNREFUSED)

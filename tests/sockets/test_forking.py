@@ -394,7 +394,7 @@ def test_reset_reaches_the_epoll_of_the_worker_that_has_accepted(net: Net) -> No
 
 
 def test_end_of_file_is_none_the_less_one_in_a_worker(net: Net) -> None:
-    """Also where another process has sent our FIN, so that the connection is over when the worker hears of its end."""
+    """Also where another process has sent our FIN, so that the connection is over when the worker sees its end."""
     client, server = net.pair()
     gate, ready = net.own(Gate()), net.own(Gate())
 

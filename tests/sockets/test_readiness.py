@@ -1,4 +1,4 @@
-"""What poll, select and epoll say in every state of a socket's life, and what recv, send and SO_ERROR add."""
+"""What poll, select and epoll report in every state of a socket, and what recv, send and SO_ERROR add."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_poll_after_shut_wr_then_peer_reset(net: Net) -> None:
     assert eventually(lambda: describe(poll_mask(sock)), describe(DEAD), timeout_s=1) == describe(DEAD)
 
 
-# -- what the calls say in those states -----------------------------------------------------------------------
+# -- what the calls return in those states -----------------------------------------------------------------------
 
 
 def test_fresh_socket_is_not_connected(net: Net) -> None:

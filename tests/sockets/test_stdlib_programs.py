@@ -268,24 +268,24 @@ class Files(socketserver.StreamRequestHandler):
     module: Any
     stored: list[bytes]
 
-    def say(self, text: str) -> None:
+    def reply(self, text: str) -> None:
         self.wfile.write(text.encode() + b"\r\n")
 
     def handle(self) -> None:
-        self.say("220 hello")
+        self.reply("220 hello")
         transfer: Any = None
         for line in self.rfile:
             verb, _, argument = line.decode().strip().partition(" ")
             if verb == "PASV":
                 transfer = self.module.create_server((self.connection.getsockname()[0], 0))
                 host, port = transfer.getsockname()
-                self.say(f"227 ok ({host.replace('.', ',')},{port >> 8},{port & 255})")
+                self.reply(f"227 ok ({host.replace('.', ',')},{port >> 8},{port & 255})")
             elif verb == "PORT":
                 numbers = argument.split(",")
                 transfer = (".".join(numbers[:4]), int(numbers[4]) * 256 + int(numbers[5]))
-                self.say("200 ok")
+                self.reply("200 ok")
             elif verb in ("RETR", "STOR"):
-                self.say("150 coming")
+                self.reply("150 coming")
                 if isinstance(transfer, tuple):
                     data = self.module.create_connection(transfer)
                 else:
@@ -293,12 +293,12 @@ class Files(socketserver.StreamRequestHandler):
                     transfer.close()
                 with data:
                     self.stored.append(receive_all(data)) if verb == "STOR" else data.sendall(self.content)
-                self.say("226 done")
+                self.reply("226 done")
             elif verb == "QUIT":
-                self.say("221 bye")
+                self.reply("221 bye")
                 return
             else:
-                self.say("331 password" if verb == "USER" else "230 ok" if verb == "PASS" else "200 ok")
+                self.reply("331 password" if verb == "USER" else "230 ok" if verb == "PASS" else "200 ok")
 
 
 def test_ftplib_passive_and_active(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:

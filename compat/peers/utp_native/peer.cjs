@@ -15,7 +15,7 @@ const BLOCK_BYTES = 1 << 20
 const CHUNK_BYTES = 64 << 10
 const CLOSE_TIMEOUT_MS = 20000 // for libutp to have its FIN acknowledged after both directions ended
 
-function say (message) {
+function emit (message) {
   process.stdout.write(JSON.stringify(message) + '\n')
 }
 
@@ -223,7 +223,7 @@ const CLIENT = {
   async idle (stream, header) {
     for (let round = 0; round < 2; round++) {
       if (round) {
-        say({ event: 'idle' })
+        emit({ event: 'idle' })
         await new Promise((resolve) => setTimeout(resolve, header.idle_seconds * 1000))
       }
       await stream.putSeeded(header.bytes, header.seed + 2 + round)
@@ -241,7 +241,7 @@ const CLIENT = {
   async vanish (stream, header) {
     await stream.putSeeded(header.bytes, header.seed)
     await stream.take(header.bytes)
-    say({ waiting: true })
+    emit({ waiting: true })
     await stream.takeAll()
   },
   async endless (stream, header) {
@@ -281,27 +281,27 @@ function listen (settings) {
     const stream = new Stream(conn)
     converse(stream, async () => {
       const header = await stream.line()
-      say({ event: 'header', case: header.case })
+      emit({ event: 'header', case: header.case })
       await SERVER[header.case](stream, header)
     }, started)
   })
-  server.on('error', (error) => { say({ error: String(error) }); process.exit(2) })
+  server.on('error', (error) => { emit({ error: String(error) }); process.exit(2) })
   server.listen(settings.port || 0, '127.0.0.1', () => {
     setBuffers(server, settings)
-    say({ port: server.address().port })
+    emit({ port: server.address().port })
   })
 }
 
 function connect (host, port, header, settings) {
   const socket = utp({ allowHalfOpen: true })
-  socket.on('error', (error) => { say({ error: String(error) }); process.exit(2) })
+  socket.on('error', (error) => { emit({ error: String(error) }); process.exit(2) })
   socket.bind(0, '127.0.0.1')
   setBuffers(socket, settings)
   const started = process.hrtime.bigint()
   const stream = new Stream(socket.connect(port, host))
   converse(stream, async () => {
     await stream.putLine(header)
-    say({ event: 'connected' })
+    emit({ event: 'connected' })
     await CLIENT[header.case](stream, header)
   }, started)
 }

@@ -118,11 +118,11 @@ class Postgres(socketserver.StreamRequestHandler):
             self.wfile.flush()
             size, code = struct.unpack("!II", self.rfile.read(8))
         self.rfile.read(size - 8)
-        self.say(b"R", struct.pack("!I", 0))
+        self.reply(b"R", struct.pack("!I", 0))
         for name, value in (("server_version", "16.0"), ("client_encoding", "UTF8"), ("integer_datetimes", "on")):
-            self.say(b"S", f"{name}\0{value}\0".encode())
-        self.say(b"K", struct.pack("!II", 1, 2))
-        self.say(b"Z", b"I")
+            self.reply(b"S", f"{name}\0{value}\0".encode())
+        self.reply(b"K", struct.pack("!II", 1, 2))
+        self.reply(b"Z", b"I")
         while kind := self.rfile.read(1):
             body = self.rfile.read(struct.unpack("!I", self.rfile.read(4))[0] - 4)
             if kind == b"X":
@@ -132,35 +132,37 @@ class Postgres(socketserver.StreamRequestHandler):
 
     def answer(self, kind: bytes, body: bytes) -> None:
         if kind == b"Q" and body.startswith((b"begin", b"commit", b"BEGIN", b"COMMIT")):
-            self.say(b"C", body.split(b"\0")[0].upper() + b"\0")
+            self.reply(b"C", body.split(b"\0")[0].upper() + b"\0")
         elif kind == b"Q" or kind == b"E":
             if kind == b"Q":
                 self.describe()
             for number in range(self.ROWS):
                 fields = [str(number).encode(), f"row {number}".encode()]
-                self.say(b"D", struct.pack("!H", 2) + b"".join(struct.pack("!I", len(each)) + each for each in fields))
-            self.say(b"C", b"SELECT %d\0" % self.ROWS)
+                self.reply(
+                    b"D", struct.pack("!H", 2) + b"".join(struct.pack("!I", len(each)) + each for each in fields)
+                )
+            self.reply(b"C", b"SELECT %d\0" % self.ROWS)
         elif kind == b"P":
-            self.say(b"1", b"")
+            self.reply(b"1", b"")
         elif kind == b"B":
-            self.say(b"2", b"")
+            self.reply(b"2", b"")
         elif kind == b"C":
-            self.say(b"3", b"")
+            self.reply(b"3", b"")
         elif kind == b"D":
             if body[:1] == b"S":
-                self.say(b"t", struct.pack("!H", 0))
+                self.reply(b"t", struct.pack("!H", 0))
             self.describe()
         if kind in b"QS":
-            self.say(b"Z", b"I")
+            self.reply(b"Z", b"I")
 
     def describe(self) -> None:
         columns = b"".join(
             name + b"\0" + struct.pack("!IHIhih", 0, 0, kind, size, -1, 0)
             for name, kind, size in ((b"number", self.INTEGER, 4), (b"text", self.TEXT, -1))
         )
-        self.say(b"T", struct.pack("!H", 2) + columns)
+        self.reply(b"T", struct.pack("!H", 2) + columns)
 
-    def say(self, kind: bytes, body: bytes) -> None:
+    def reply(self, kind: bytes, body: bytes) -> None:
         self.wfile.write(kind + struct.pack("!I", len(body) + 4) + body)
         if kind == b"Z":
             self.wfile.flush()

@@ -37,7 +37,7 @@ def publish_with_paho(port: int) -> None:
 
     from paho.mqtt.client import CallbackAPIVersion, Client, MQTTv311
 
-    heard: queue.Queue[tuple[str, bytes]] = queue.Queue()
+    received_messages: queue.Queue[tuple[str, bytes]] = queue.Queue()
 
     def client(name: str) -> Any:
         made = Client(CallbackAPIVersion.VERSION2, name, protocol=MQTTv311)
@@ -52,16 +52,16 @@ def publish_with_paho(port: int) -> None:
     reader = client("reader")
     subscribed = threading.Event()
     reader.on_subscribe = lambda *_: subscribed.set()
-    reader.on_message = lambda _, __, message: heard.put((message.topic, message.payload))
+    reader.on_message = lambda _, __, message: received_messages.put((message.topic, message.payload))
     reader.subscribe([("noise/#", 2), ("left/#", 1)])
     assert subscribed.wait(15)
     writer = client("writer")
     for number in range(MESSAGES):
         writer.publish(f"noise/{number}", noise(3_000, number), qos=number % 3).wait_for_publish(15)
-    got = dict(heard.get(timeout=15) for _ in range(MESSAGES))
+    got = dict(received_messages.get(timeout=15) for _ in range(MESSAGES))
     assert got == {f"noise/{number}": noise(3_000, number) for number in range(MESSAGES)}
     writer._sock_close()  # a writer that dies without a word
-    assert heard.get(timeout=15) == ("left/writer", b"gone")
+    assert received_messages.get(timeout=15) == ("left/writer", b"gone")
     writer.loop_stop()
     reader.disconnect()
     reader.loop_stop()
@@ -74,11 +74,11 @@ class Nats(socketserver.StreamRequestHandler):
     guard = threading.Lock()
 
     def handle(self) -> None:
-        self.say(b'INFO {"server_id":"s","version":"2.0.0","max_payload":1048576,"headers":true}\r\n')
+        self.reply(b'INFO {"server_id":"s","version":"2.0.0","max_payload":1048576,"headers":true}\r\n')
         while line := self.rfile.readline().split():
             verb = line[0].upper()
             if verb == b"PING":
-                self.say(b"PONG\r\n")
+                self.reply(b"PONG\r\n")
             elif verb == b"SUB":
                 with self.guard:
                     self.subscriptions.setdefault(line[1], []).append((self, line[-1]))
@@ -94,9 +94,9 @@ class Nats(socketserver.StreamRequestHandler):
                     ]
                 for connection, number in known:
                     head = b"MSG %s %s%s %d\r\n" % (line[1], number, answer_to, len(payload) - 2)
-                    connection.say(head + payload)
+                    connection.reply(head + payload)
 
-    def say(self, data: bytes) -> None:
+    def reply(self, data: bytes) -> None:
         self.wfile.write(data)
 
 
@@ -142,17 +142,17 @@ class Stomp(socketserver.BaseRequestHandler):
                 verb, *lines = head.decode().split("\n")
                 headers = dict(line.split(":", 1) for line in lines)
                 if verb in ("CONNECT", "STOMP"):
-                    self.say("CONNECTED", {"version": "1.2", "heart-beat": "0,0"})
+                    self.reply("CONNECTED", {"version": "1.2", "heart-beat": "0,0"})
                 elif verb == "SUBSCRIBE":
                     subscriptions[headers["destination"]] = headers["id"]
                 elif verb == "SEND":
                     count += 1
                     facts = {"subscription": subscriptions[headers["destination"]], "message-id": str(count)}
-                    self.say("MESSAGE", facts | {"destination": headers["destination"]}, body)
+                    self.reply("MESSAGE", facts | {"destination": headers["destination"]}, body)
                 if "receipt" in headers:
-                    self.say("RECEIPT", {"receipt-id": headers["receipt"]})
+                    self.reply("RECEIPT", {"receipt-id": headers["receipt"]})
 
-    def say(self, verb: str, headers: dict[str, str], body: bytes = b"") -> None:
+    def reply(self, verb: str, headers: dict[str, str], body: bytes = b"") -> None:
         lines = "".join(f"{name}:{value}\n" for name, value in headers.items())
         self.request.sendall(f"{verb}\n{lines}\n".encode() + body + b"\0")
 
@@ -168,14 +168,14 @@ def use_stomp(port: int) -> None:
 
     import stomp
 
-    heard: queue.Queue[Any] = queue.Queue()
+    received_messages: queue.Queue[Any] = queue.Queue()
 
     class Listener(stomp.ConnectionListener):
         def on_message(self, frame: Any) -> None:
-            heard.put(("message", frame.body))
+            received_messages.put(("message", frame.body))
 
         def on_receipt(self, frame: Any) -> None:
-            heard.put(("receipt", frame.headers["receipt-id"]))
+            received_messages.put(("receipt", frame.headers["receipt-id"]))
 
     connection = stomp.Connection12([(HOST, port)])
     connection.set_listener("", Listener())
@@ -183,10 +183,10 @@ def use_stomp(port: int) -> None:
     connection.subscribe("/queue/noise", id="1")
     for number in range(MESSAGES):
         connection.send("/queue/noise", noise(2_000, number).hex())
-    received = [heard.get(timeout=15) for _ in range(MESSAGES)]
+    received = [received_messages.get(timeout=15) for _ in range(MESSAGES)]
     assert received == [("message", noise(2_000, number).hex()) for number in range(MESSAGES)]
     connection.disconnect(receipt="bye")
-    assert heard.get(timeout=15) == ("receipt", "bye")
+    assert received_messages.get(timeout=15) == ("receipt", "bye")
 
 
 def serve_irc(ready: Ready) -> None:
@@ -202,7 +202,7 @@ def chat_on_irc(port: int) -> None:
     import irc.client
 
     reactor = irc.client.Reactor()
-    heard: list[tuple[str, str]] = []
+    received_messages: list[tuple[str, str]] = []
     joined: set[str] = set()
     people = {name: reactor.server().connect(HOST, port, name) for name in ("ann", "bob")}
 
@@ -216,16 +216,16 @@ def chat_on_irc(port: int) -> None:
                 people["ann"].privmsg("#utp", f"line {number}")
 
     def on_pubmsg(connection: Any, event: Any) -> None:
-        heard.append((event.source.nick, event.arguments[0]))
+        received_messages.append((event.source.nick, event.arguments[0]))
 
     reactor.add_global_handler("welcome", on_welcome)
     reactor.add_global_handler("endofnames", on_namreply)
     reactor.add_global_handler("pubmsg", on_pubmsg)
     for _ in range(150):
         reactor.process_once(0.1)
-        if len(heard) == 10:
+        if len(received_messages) == 10:
             break
-    assert heard == [("ann", f"line {number}") for number in range(10)], heard
+    assert received_messages == [("ann", f"line {number}") for number in range(10)], received_messages
     for connection in people.values():
         connection.quit()
 

@@ -503,8 +503,8 @@ class Bridge:
         """
         identity = self.identity
         if not identity.is_shut_down:
-            # Nor does shutdown() by a program that was started, or by C code, tell of itself. It matters where a close
-            # sends a RESET.
+            # is_shut_down is False after a shutdown() by a program that was started, or by C code. It matters where a
+            # close sends a RESET: the socket still exists then.
             return identity.settings.linger_seconds == 0 and identity.inode > 0 and socket_exists(identity.inode)
         if identity.record is not None and socket_exists(identity.inode):
             return True  # another process may have called shutdown(), and its fd is not in holders_watch

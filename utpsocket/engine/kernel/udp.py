@@ -702,9 +702,9 @@ class Port:
             self._option(stdlib.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, mode)
 
     def disconnect(self) -> None:
-        """Dissolve the association of a socket that the owner has connected after bind(). It keeps the port that bind()
-        was told, and the address if that is no wildcard; if it is one, the socket is in no group of SO_REUSEPORT
-        afterwards, and the kernel prefers it to the others.
+        """Dissolve the association of a socket that the owner has connected after bind(). It keeps the port of bind(),
+        and the address if that is no wildcard; if it is one, the socket is in no group of SO_REUSEPORT afterwards, and
+        the kernel prefers it to the others.
 
         Raises: OSError.
         Source: connect(2) AF_UNSPEC.

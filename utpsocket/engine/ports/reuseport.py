@@ -20,7 +20,7 @@ A port that does not listen takes no SYNs from those that do, as over TCP: it is
   wildcard address.
 * Dialing, or with connections of a listener that is closed: its UDP socket is connected to itself: the kernel
   gives it no SYNs, and it still sends (leave_group()). Of a wildcard address it is the loopback address, so each
-  datagram has to say its source; and once it listens again, it is no member, and gets the others' SYNs as well.
+  datagram has to carry its source; and once it listens again, it is no member, and gets the others' SYNs as well.
 
 Only the engine's thread calls, except for what says that any thread may. Sources: Linux net/ipv4/udp.c
 (udp4_lib_lookup2, udp_reuseport_add_sock, udp_lib_rehash), net/core/sock_reuseport.c (reuseport_has_conns,

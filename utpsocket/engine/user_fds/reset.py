@@ -66,9 +66,8 @@ def close_engine_sock(end: Socket, identity: Identity, code: int) -> None:
         try:
             leave_unread_byte(end.fileno(), identity)
         except OSError as error:
-            reraise_handler_error(
-                error
-            )  # there is no fd for it, say: the methods of class socket find the errno in the identity
+            # There is no fd for it, say: the methods of class socket find the errno in the identity
+            reraise_handler_error(error)
     end.close()
 
 
