@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from compat.peers.stream import end_with_standard_input, emit, set_keepalive
+from compat.peers.stream import emit, end_with_standard_input, set_keepalive
 
 PROTOCOL: Final = b"\x13BitTorrent protocol"
 BLOCK_BYTES: Final = 16 << 10  # what everybody requests; larger requests are refused (BEP 3)
