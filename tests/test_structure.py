@@ -126,6 +126,37 @@ LAYERS = (
 )
 
 
+# How many lines of a file have Any: each for what really is anything, with the reason beside it or evident. Others need
+# the type that they have.
+ANY_LINES = {
+    "__init__.py": 1,
+    "cli/perf_server.py": 1,
+    "engine/helper/client.py": 4,
+    "engine/helper/known_ports.py": 1,
+    "engine/helper/messages.py": 3,
+    "engine/helper/server.py": 2,
+    "engine/interpreter/arguments.py": 3,
+    "engine/interpreter/garbage_collector.py": 1,
+    "engine/interpreter/native.py": 3,
+    "engine/loop.py": 1,
+    "engine/user_fds/forked_copies.py": 5,
+    "green/__init__.py": 1,
+    "green/cooperative.py": 1,
+    "green/hooks.py": 3,
+    "green/inner_sockets.py": 1,
+    "integrations/import_hook.py": 1,
+    "integrations/tls.py": 1,
+    "integrations/uvloop/libuv.py": 6,
+    "integrations/uvloop/transports.py": 3,
+    "monkey/__init__.py": 1,
+    "monkey/host_names.py": 1,
+    "monkey/in_place.py": 1,
+    "monkey/single_module.py": 1,
+    "sockets/rules.py": 2,
+    "sockets/shim.py": 7,
+}
+
+
 @dataclass(frozen=True)
 class Source:
     """A parsed file; `path` is relative to the package, with slashes."""
@@ -393,6 +424,12 @@ def swallowed_handlers(source: Source) -> Iterator[str]:
                 yield f"{source.path}:{node.lineno}: suppresses what a signal's handler raises: signal_errors.py"
 
 
+def unexplained_any(source: Source) -> Iterator[str]:
+    lines = {node.lineno for node in ast.walk(source.tree) if isinstance(node, ast.Name) and node.id == "Any"}
+    if len(lines) > ANY_LINES.get(source.path, 0):
+        yield f"{source.path}: Any on lines {sorted(lines)}, where {ANY_LINES.get(source.path, 0)} are explained"
+
+
 def _names(tree: ast.AST, *names: str) -> bool:
     """Whether one of these names is used in it."""
     return any(
@@ -414,6 +451,7 @@ RULES: list[Callable[[Source], Iterator[str]]] = [
     undescribed_fields,
     replaceable_names,
     swallowed_handlers,
+    unexplained_any,
 ]
 
 SLOTS = tuple("abcdefgh")
@@ -480,6 +518,10 @@ OFFENDERS = [
     (swallowed_handlers, "shim.py", "with contextlib.suppress(OSError):\n    f()\n", 1),
     (swallowed_handlers, "shim.py", "try:\n    f()\nexcept OSError as error:\n    reraise_handler_error(error)\n", 0),
     (swallowed_handlers, "cli/x.py", "try:\n    f()\nexcept OSError:\n    pass\n", 0),
+    (unexplained_any, "sockets/x.py", "from typing import Any\ndef f(a: Any) -> None: ...\n", 1),
+    (unexplained_any, "sockets/x.py", "from typing import Any\n# Any thread may call.\n", 0),
+    (unexplained_any, "cli/perf_server.py", "Json = dict[str, Any]\n", 0),
+    (unexplained_any, "cli/perf_server.py", "Json = dict[str, Any]\nline: Any = 0\n", 1),
 ]
 
 

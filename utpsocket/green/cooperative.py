@@ -10,7 +10,7 @@ Called by greenlets. Sources: gevent's socket.py and _socket3.py.
 from __future__ import annotations
 
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import gevent.socket as gevents
 import gevent.ssl  # noqa: F401  # its sockets must be able to stand on ours before it wraps one
@@ -21,9 +21,6 @@ from utpsocket.green.hooks import adapt_gevent_ssl
 from utpsocket.green.inner_sockets import GeventInside
 from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_KEEPALIVE, UTP_MAX_MTU, UTP_SHARE_PORT
 from utpsocket.sockets.functions import over_globals
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["SOL_UTP", "UTP_CONGESTION", "UTP_INFO", "UTP_KEEPALIVE", "UTP_MAX_MTU", "UTP_SHARE_PORT", "socket"]
 

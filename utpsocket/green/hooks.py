@@ -73,7 +73,7 @@ def hook_eventlet() -> None:
     if _EVENTLET in _saved:
         return
     __import__(_EVENTLET)
-    module: Any = sys.modules[_EVENTLET]  # it has no types
+    module: Any = sys.modules[_EVENTLET]  # a library without types
     _saved[_EVENTLET] = module._original_socket
     module._original_socket = EventletInside
     switch_interval.request(_EVENTLET)
@@ -88,13 +88,13 @@ def unhook_eventlet() -> None:
     before = _saved.pop(_EVENTLET, None)
     if before is not None:
         switch_interval.withdraw(_EVENTLET)
-        module: Any = sys.modules[_EVENTLET]  # it has no types
+        module: Any = sys.modules[_EVENTLET]  # a library without types
         module._original_socket = before
 
 
 def adapt_gevent_ssl(base: type[Socket]) -> None:
     """Derive gevent.ssl's inner sockets from `base`. gevent does this itself once, when gevent.ssl is imported."""
-    module: Any = sys.modules.get(_GEVENT_SSL)  # it has no types
+    module: Any = sys.modules.get(_GEVENT_SSL)  # a library without types
     if module is None or not hasattr(module, "_contextawaresock"):
         return
     gevents_own = _saved.setdefault(_GEVENT_SSL, module._contextawaresock)

@@ -149,7 +149,7 @@ def patch_all(
     Next: unpatch(), to undo it; transport() to see what carries a connection.
     Source: docs/guide/patching.md §2, §3.
     """
-    patch_socket(**locals())
+    patch_socket(**locals())  # the arguments, by their names
     patch_ssl()
 
 

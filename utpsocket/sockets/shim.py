@@ -125,7 +125,7 @@ class socket(StdlibSocket):
         family: stdlib.AddressFamily = _converted(number, stdlib.AddressFamily)
         return family
 
-    def getsockname(self) -> Address | Any:
+    def getsockname(self) -> Address | Any:  # Any: of a socket of another family
         """The address of this end.
 
         Over uTP: the address of the UDP port. Before bind(), listen() or connect() it is the one of all addresses with
@@ -141,7 +141,7 @@ class socket(StdlibSocket):
         lifecycle.check_open(self)
         return identity.local or lifecycle.UNBOUND[identity.family]
 
-    def getpeername(self) -> Address | Any:
+    def getpeername(self) -> Address | Any:  # likewise
         """The address of the other end.
 
         Over uTP: the UDP address of the peer. A blocking socket may wait for the engine's thread, so that a reset that
@@ -163,7 +163,7 @@ class socket(StdlibSocket):
             raise lifecycle.os_error(errno.ENOTCONN)
         return identity.peer
 
-    def getsockopt(self, level: int, optname: int, /, *buflen: int) -> Any:
+    def getsockopt(self, level: int, optname: int, /, *buflen: int) -> Any:  # typeshed's overloads know int and bytes
         """Read a socket option.
 
         Over uTP: the answer is a TCP socket's of the same settings; utpsocket.options.EFFECTS says what each option
