@@ -160,7 +160,7 @@ def test_room_is_used_again_that_another_process_asks_about(watched: Watched, el
         assert not any(map(elsewhere.watch.is_open, inodes))
     assert len(watched.watch.fds) <= 2 * MANY // open_fds._SOCKETS_PER_EPOLL
     assert len(elsewhere.watch.fds) <= len(watched.watch.fds)
-    assert len(watched.watch._where) <= len(watched.watch.fds) * open_fds._SOCKETS_PER_EPOLL
+    assert len(watched.watch._group_by_inode) <= len(watched.watch.fds) * open_fds._SOCKETS_PER_EPOLL
 
 
 def test_another_process_is_sent_the_closed_sockets(watched: Watched, elsewhere: Elsewhere) -> None:
@@ -169,7 +169,7 @@ def test_another_process_is_sent_the_closed_sockets(watched: Watched, elsewhere:
         watched.add(open_fds._SOCKETS_PER_EPOLL)
         watched.close()
     assert len(watched.watch.fds) == 1
-    assert len(elsewhere.watch._where) <= 3 * open_fds._SOCKETS_PER_EPOLL
+    assert len(elsewhere.watch._group_by_inode) <= 3 * open_fds._SOCKETS_PER_EPOLL
 
 
 def test_an_announcement_that_failed_is_repeated_the_next_time(watched: Watched) -> None:

@@ -64,12 +64,12 @@ def adopt_port(
 ) -> int:
     """A user's socket is bound: its UDP socket becomes a port. Any thread. Returns the endpoint's key. Raises OSError.
 
-    udp_sock      bound, unless there is a reservation
+    udp_sock        bound, unless there is a reservation
     reuse_address   SO_REUSEADDR is set
-    shares        UTP_SHARE_PORT is set
-    key           to be known by; 0: a new one
-    bound         the socket's address and network namespace, if the caller knows them
-    reservation   keeps the address for it (reuseport.py)
+    shares          UTP_SHARE_PORT is set
+    key             to be known by; 0: a new one
+    bound           the socket's address and network namespace, if the caller knows them
+    reservation     keeps the address for it (reuseport.py)
     """
     try:
         if reservation is not None and bound is None:

@@ -80,11 +80,11 @@ class Connection:
     receive       the direction from the peer to us
 
     Its parts:
-    _handshake       SYNs, their answers, and the ids of both
-    _composer        writes the packets
-    _keepalive       keepalives and keepalive probes
-    _close_timers    how long the end may take
-    _piece_assembly  pieces of packets that were too large for the path; None until the first one comes
+    _handshake         SYNs, their answers, and the ids of both
+    _composer          writes the packets
+    _keepalive         keepalives and keepalive probes
+    _close_timers      how long the end may take
+    _piece_assembly    pieces of packets that were too large for the path; None until the first one comes
     _dropped_packets   packets that were not acceptable
 
     Source: BEP 29 "overview"; docs/design.md §3.

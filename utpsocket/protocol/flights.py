@@ -58,18 +58,18 @@ LOST: Final = FlightState.LOST
 class Flight:
     """Consecutive packets of equal size sent together.
 
-    seq          of the first packet
-    count        how many packets
-    state        in flight, sacked or lost; all packets of a flight are alike
-    payload_bytes   of each packet but the last, which has `last_payload_bytes`
-    total_bytes  payload of all packets together
-    offset       of the first byte in the stream
-    sent_us      when they last left
-    sent_before_bytes  payload of all packets, old and new, that left before them
-    sends        how often they left
-    is_small     whether the last packet is shorter than the packets of its time (Nagle)
-    probe_bytes  size of the datagram where this is a path MTU probe, which is padded; else 0
-    dont_fragment   whether IP must not fragment them
+    seq                 of the first packet
+    count               how many packets
+    state               in flight, sacked or lost; all packets of a flight are alike
+    payload_bytes       of each packet but the last, which has `last_payload_bytes`
+    total_bytes         payload of all packets together
+    offset              of the first byte in the stream
+    sent_us             when they last left
+    sent_before_bytes   payload of all packets, old and new, that left before them
+    sends               how often they left
+    is_small            whether the last packet is shorter than the packets of its time (Nagle)
+    probe_bytes         size of the datagram where this is a path MTU probe, which is padded; else 0
+    dont_fragment       whether IP must not fragment them
     """
 
     __slots__ = (
@@ -184,16 +184,16 @@ class Flights:
     An ack costs what is new in it: a packet is sacked once, is lost once per transmission and sent again once per loss,
     and each of these finds its flight by bisection. What was reported before is found by one comparison of bit masks.
 
-    queue              the flights in order of sequence numbers
-    una_seq            the first packet that is not acked
-    next_seq           the next new packet
-    sacked_mask        the packets that are sacked; bit 0 stands for una_seq
+    queue                the flights in order of sequence numbers
+    una_seq              the first packet that is not acked
+    next_seq             the next new packet
+    sacked_mask          the packets that are sacked; bit 0 stands for una_seq
     highest_sacked_seq   the highest packet that was ever sacked, -1 for none
     in_flight_bytes, sacked_bytes, lost_bytes   payload of the flights of each state
     sacked_packets, lost_packets   packets of the flights of these states
-    small_packets      packets in the queue that are not full (Nagle)
-    sent_bytes         payload of all packets that ever left, retransmissions too
-    max_outstanding    most packets that were in the queue at a time: so far behind may a valid ack be
+    small_packets        packets in the queue that are not full (Nagle)
+    sent_bytes           payload of all packets that ever left, retransmissions too
+    max_outstanding      most packets that were in the queue at a time: so far behind may a valid ack be
 
     _starts            the first numbers of the flights in the queue, for bisection
     _loss_checked_seq  in the queue's order the first packet that left once only and is not known to be lost

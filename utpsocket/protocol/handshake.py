@@ -75,31 +75,31 @@ _MAX_ANSWERED_IDS: Final = 8  # of one attempt: ours uses four ids; by feel
 class Handshake:
     """The time before the peer is verified, on either side. Times µs.
 
-    due_at       when a SYN or handle_timeout() is due, NEVER when the handshake is complete
-    give_up_at   when the attempt ends in any case (TCP_USER_TIMEOUT)
-    recv_id      the id of our last SYN, or the acceptor's
-    syn_seq      our SYN's number, before our first DATA's
-    peer_syn_seq16   an acceptor's: the number of the SYN that made it, -1 for an initiator
-    syn_tries    how many SYNs leave, those under fresh ids not counted
-    is_syn_large   whether the SYN that left last is to be padded: a repetition that a small one under a fresh id
-                   follows
-    pending_resets   (connection_id, seq, ack) of RESETs that are due
-    handshake_ack_at   when an initiator's ack of the SYN-ACK is repeated, unless the acceptor shows that it has come
-    answered_ids   an acceptor's recv_ids: of a SYN, and of its repetitions under fresh ids
+    due_at                when a SYN or handle_timeout() is due, NEVER when the handshake is complete
+    give_up_at            when the attempt ends in any case (TCP_USER_TIMEOUT)
+    recv_id               the id of our last SYN, or the acceptor's
+    syn_seq               our SYN's number, before our first DATA's
+    peer_syn_seq16        an acceptor's: the number of the SYN that made it, -1 for an initiator
+    syn_tries             how many SYNs leave, those under fresh ids not counted
+    is_syn_large          whether the SYN that left last is to be padded: a repetition that a small one under a fresh id
+                          follows
+    pending_resets        (connection_id, seq, ack) of RESETs that are due
+    handshake_ack_at      when an initiator's ack of the SYN-ACK is repeated, unless the acceptor shows that it has come
+    answered_ids          an acceptor's recv_ids: of a SYN, and of its repetitions under fresh ids
     answers_like_libutp   the SYN-ACK carried no timestamp difference, as none of libutp's family does
 
-    _spare_ids     fresh ids that are left
-    _used_ids      ids of the SYNs that have left
-    _try_count     how many SYNs have left, those under fresh ids not counted
-    _syn_count     with them
-    _next_try_at   when the next of the first kind leaves
-    _is_new_id_next   before it, one under a fresh id
-    _early         (time of arrival, packet) by number: what came before the SYN-ACK
+    _spare_ids                fresh ids that are left
+    _used_ids                 ids of the SYNs that have left
+    _try_count                how many SYNs have left, those under fresh ids not counted
+    _syn_count                with them
+    _next_try_at              when the next of the first kind leaves
+    _is_new_id_next           before it, one under a fresh id
+    _early                    (time of arrival, packet) by number: what came before the SYN-ACK
     _syns_at_doubtful_reset   _syn_count when a RESET came that acked something else
-    _handshake_acks   how often the SYN-ACK has been acked
-    _resets_sent   how many RESETs the connection of an abandoned SYN has got, by its id
-    _answers       how often an acceptor has sent its SYN-ACK
-    _answered_at   when it last did
+    _handshake_acks           how often the SYN-ACK has been acked
+    _resets_sent              how many RESETs the connection of an abandoned SYN has got, by its id
+    _answers                  how often an acceptor has sent its SYN-ACK
+    _answered_at              when it last did
     """
 
     __slots__ = (

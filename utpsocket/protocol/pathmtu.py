@@ -52,12 +52,12 @@ class KnownPath:
 class PathMtu:
     """The datagram size in use, and the search for a larger one.
 
-    datagram_bytes    the size to send now
-    confirmed_bytes   the largest that has arrived unfragmentable
-    probe_bytes       the size of the probe in flight, 0 for none
-    floor_bytes       what every path is taken to carry
-    highest_bytes     the largest size that is not known to be too large
-    known             what other connections to the same peer have confirmed; None: there are none
+    datagram_bytes        the size to send now
+    confirmed_bytes       the largest that has arrived unfragmentable
+    probe_bytes           the size of the probe in flight, 0 for none
+    floor_bytes           what every path is taken to carry
+    highest_bytes         the largest size that is not known to be too large
+    known                 what other connections to the same peer have confirmed; None: there are none
     packets_since_probe   packets of the size in use that left since the last probe; written by SendHalf
 
     _ceiling_bytes    what is never exceeded

@@ -43,18 +43,18 @@ OUT_OF_WINDOW: Final = Insertion.OUT_OF_WINDOW
 class Reassembly:
     """The incoming byte stream.
 
-    next_seq         the first sequence number that is not yet received in order
-    capacity_bytes   most bytes that are kept for the application
-    ready_bytes      received in order and not delivered
+    next_seq             the first sequence number that is not yet received in order
+    capacity_bytes       most bytes that are kept for the application
+    ready_bytes          received in order and not delivered
     out_of_order_bytes   received behind a hole
-    delivered_bytes  delivered in all
-    fin_seq          sequence number of the peer's FIN, None before it has come
-    is_fin_reached   the FIN and everything before it have come; ready bytes may still wait
+    delivered_bytes      delivered in all
+    fin_seq              sequence number of the peer's FIN, None before it has come
+    is_fin_reached       the FIN and everything before it have come; ready bytes may still wait
 
-    _ready           the payloads that are ready
-    _own_pieces      how many of these, from the first on, are copies of ours; the rest is borrowed
-    _out_of_order    copies of the payloads behind a hole, by sequence number
-    _mask            bit 0 stands for next_seq + 1: which these are
+    _ready                   the payloads that are ready
+    _own_pieces              how many of these, from the first on, are copies of ours; the rest is borrowed
+    _out_of_order            copies of the payloads behind a hole, by sequence number
+    _mask                    bit 0 stands for next_seq + 1: which these are
     _advertised_end_offset   where in the stream the window ended before it was made smaller, 0 if it never was
     """
 

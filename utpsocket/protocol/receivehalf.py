@@ -41,23 +41,23 @@ _CAPABILITY_SACK_AT_PACKETS: Final = (16, 256, 4_096)
 class ReceiveHalf:
     """The direction from the peer to us. Times µs; a time `_at` is NEVER while there is none.
 
-    reassembly         bytes received, in order or not
-    paws               refuses packets from 65,536 packets ago
-    received_at        when the last acceptable packet came
-    is_discarding      the application has closed its socket and will not read again
-    ack_at             when an ack must leave
-    unacked_packets    packets received since the last ack left
-    difference_us      our clock less the timestamp of the last packet, at its receipt; sent back to the peer. 0: none
-                       yet
+    reassembly           bytes received, in order or not
+    paws                 refuses packets from 65,536 packets ago
+    received_at          when the last acceptable packet came
+    is_discarding        the application has closed its socket and will not read again
+    ack_at               when an ack must leave
+    unacked_packets      packets received since the last ack left
+    difference_us        our clock less the timestamp of the last packet, at its receipt; sent back to the peer. 0: none
+                         yet
     peer_difference_us   the same as measured by the peer, from its last packet; 0: none
-    share_bytes        this connection's share of the UDP socket's buffer (engine/ports/receive_shares.py): no more is
-                       advertised
-    window_update_at   when the announcement of an opened window is repeated, unless data comes before
+    share_bytes          this connection's share of the UDP socket's buffer (engine/ports/receive_shares.py): no more is
+                         advertised
+    window_update_at     when the announcement of an opened window is repeated, unless data comes before
     received_packets, received_bytes, duplicate_packets, out_of_window_packets   for figures
 
-    _advertised_bytes      the window in the last packet that left
+    _advertised_bytes        the window in the last packet that left
     _packets_at_last_state   received_packets when the last STATE left
-    _window_updates_left   how often that announcement is still repeated
+    _window_updates_left     how often that announcement is still repeated
     """
 
     __slots__ = (

@@ -41,18 +41,18 @@ _MAX_REORDER_STEPS: Final = 16
 class Recovery:
     """Round trips, timeouts, losses. Times µs.
 
-    srtt_us, rtt_var_us   smoothed round trip and its variance, 0 before the first sample. RFC 6298 §2
+    srtt_us, rtt_var_us       smoothed round trip and its variance, 0 before the first sample. RFC 6298 §2
     min_rtt_us, latest_rtt_us   the shortest sample and the last
-    rto_us             retransmission timeout with its backoff. BEP 29 "timeouts", RFC 6298 §2, §5.5
-    probe_timeout_us   how long after the last packet a tail-loss probe leaves. RFC 8985 §7.2: two round trips and the
-                       delay of an ack; here also the variance, or a busy machine would be probed
-    backoff            timeouts in a row
-    timeouts_since_rtt   timeouts since a round trip was last measured
-    rack_sent_us, rack_seq   of the packet that left last of all that have arrived, -1 before the first
-    rack_rtt_us        its round trip
+    rto_us                    retransmission timeout with its backoff. BEP 29 "timeouts", RFC 6298 §2, §5.5
+    probe_timeout_us          how long after the last packet a tail-loss probe leaves. RFC 8985 §7.2: two round trips
+                              and the delay of an ack; here also the variance, or a busy machine would be probed
+    backoff                   timeouts in a row
+    timeouts_since_rtt        timeouts since a round trip was last measured
+    rack_sent_us, rack_seq    of the packet that left last of all that have arrived, -1 before the first
+    rack_rtt_us               its round trip
     rack_sent_through_bytes   payload of all that had left when that packet had
-    has_reordered      the path has delivered a packet after one that left later
-    reorder_steps      length of the reordering window, in quarters of the shortest round trip
+    has_reordered             the path has delivered a packet after one that left later
+    reorder_steps             length of the reordering window, in quarters of the shortest round trip
     """
 
     __slots__ = (

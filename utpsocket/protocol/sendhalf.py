@@ -39,21 +39,25 @@ _UNVERIFIED_BYTES: Final = 48
 class SendHalf(Outstanding):
     """The direction from us to the peer. Times µs. Its slots, beside those of Outstanding:
 
-    pacer               when the next burst may leave
-    has_more            the application has written more than has been read from it, so a packet that is not full may
-                        wait
-    nodelay             TCP_NODELAY: packets that are not full never wait
-    is_finishing        finish() was called: our FIN follows the last byte
-    fin_seq             sequence number of our FIN, None before it is sent
+    pacer                        when the next burst may leave
+    has_more                     the application has written more than has been read from it, so a packet that is not
+                                 full may wait
+    nodelay                      TCP_NODELAY: packets that are not full never wait
+    is_finishing                 finish() was called: our FIN follows the last byte
+    fin_seq                      sequence number of our FIN, None before it is sent
     amplification_credit_bytes   of IP packets that may leave before the peer is verified. docs/protocol.md §3
-    must_open_with_data   the peer, a libutp, ignores everything, a FIN too, before a first DATA, which may be empty
-    is_opening_due      that DATA must leave now, although nothing was written
-    awaits_grant        new data must wait: too many connections send to this peer (engine/ports/send_grants.py)
-    flight_to_split     a packet that has just left and must be followed by its pieces, see poll_pieces(); else None
-    _burst_at           when new data last left, -1 never. More may leave at that time even if the window is nearly full
-    sent_packets        DATA and FIN packets that left, for figures; with retransmissions
-    resent_packets      retransmissions among them
-    tail_probes         tail-loss probes among those
+    must_open_with_data          the peer, a libutp, ignores everything, a FIN too, before a first DATA, which may be
+                                 empty
+    is_opening_due               that DATA must leave now, although nothing was written
+    awaits_grant                 new data must wait: too many connections send to this peer
+                                 (engine/ports/send_grants.py)
+    flight_to_split              a packet that has just left and must be followed by its pieces, see poll_pieces(); else
+                                 None
+    _burst_at                    when new data last left, -1 never. More may leave at that time even if the window is
+                                 nearly full
+    sent_packets                 DATA and FIN packets that left, for figures; with retransmissions
+    resent_packets               retransmissions among them
+    tail_probes                  tail-loss probes among those
     """
 
     __slots__ = (

@@ -189,7 +189,7 @@ class RemoteLoop:
         self._served: dict[int, Identity] = {}  # connections by cookie, until the notice RELEASED
         self.known_ports = KnownPorts(self.holders_watch, lambda: list(self._served.values()))
         self._figures: dict[int, Figures] = {}  # the latest that the engine has sent, by cookie
-        self._asked: set[int] = set()  # cookies of connections for which newer figures have been asked
+        self._requested_figures: set[int] = set()  # cookies of connections
         self._known: WeakValueDictionary[int, Identity] = WeakValueDictionary()  # all that were sent, by cookie
         self._reset_unaccepted = ResetUnaccepted()
         self._pending: deque[bytes] = deque()  # notices that were received and not handled yet
@@ -357,7 +357,7 @@ class RemoteLoop:
         )
 
     def latest_figures(self, cookie: int) -> Figures:
-        """The latest figures of a connection that the engine has sent. Newer ones are asked for, and not waited for.
+        """The latest figures of a connection that the engine has sent. Newer ones are requested, and not waited for.
 
         Returns: the fields of ConnectionStats.
         Raises: ENOTCONN if the engine serves no uTP connection of this cookie.
@@ -366,8 +366,8 @@ class RemoteLoop:
         identity = self._served.get(cookie)
         if identity is None or identity.transport != "utp":
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
-        if cookie not in self._asked:
-            self._asked.add(cookie)
+        if cookie not in self._requested_figures:
+            self._requested_figures.add(cookie)
             serial = next(self._serials)
             self._answers[serial] = _Figures(self, cookie)
             self._request(serial, commands.connection_figures, (cookie,), {})
@@ -380,14 +380,14 @@ class RemoteLoop:
         """The answer to latest_figures(); None: the engine has no such connection."""
         if fields is not None and cookie in self._served:
             self._figures[cookie] = fields
-        self._asked.discard(cookie)
+        self._requested_figures.discard(cookie)
 
     def send_update(self, identity: Identity) -> None:
         """Send the engine an identity that the shim has changed. Raises OSError as post()."""
         self._requests.put((0, messages.UPDATE, [messages.identity_form(identity)], {}), [], [])
 
     def _announce(self, inode: int, index: int, gone: list[int], fds: list[int]) -> None:
-        """Tell the engine's process which epoll a socket is registered in (open_fds.py)."""
+        """Send the engine's process the number of the epoll in which a socket is registered (open_fds.py)."""
         self._requests.put((0, messages.WATCHED, [inode, index, gone], {}), fds, [])
 
     def _request(
@@ -454,7 +454,7 @@ class RemoteLoop:
                 pending.popleft()  # last: after an exception of a signal handler it is handled again
         return not has_ended
 
-    def _take(self, cookie: int, name: str, value: Any) -> None:  # the value is of a type that the name tells
+    def _take(self, cookie: int, name: str, value: Any) -> None:  # the value's type depends on the name
         if name == messages.ACCEPTED:
             transport, form = value
             identity: Identity = RemoteIdentity(form[0]["family"])

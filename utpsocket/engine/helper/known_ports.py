@@ -28,13 +28,14 @@ _MAX_CLOSED: Final = 32
 class KnownPort:
     """A port of the engine's that sockets of this process were bound to.
 
-    key         the engine's for it
-    local       its address
-    namespace   the cookie of its network namespace
+    key             the engine's for it
+    local           its address
+    namespace       the cookie of its network namespace
     reuse_address   all holders have set SO_REUSEADDR
-    shares      all holders have set UTP_SHARE_PORT
-    is_free     the engine has closed it
-    holders     identities of the bound sockets by inode; None for one that was closed here, and may be open elsewhere
+    shares          all holders have set UTP_SHARE_PORT
+    is_free         the engine has closed it
+    holders         identities of the bound sockets by inode; None for one that was closed here, and may be open
+                    elsewhere
     """
 
     __slots__ = ("holders", "is_free", "key", "local", "namespace", "reuse_address", "shares")

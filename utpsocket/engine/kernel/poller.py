@@ -71,7 +71,7 @@ class LevelPoller:
         self._poll = native.poll()
         self.watchers: Mapping[int, object] = {}  # the object that handles an fd's events, by fd
         self._events: dict[int, int] = {}  # registered by fd
-        self._asked: dict[int, int] = {}  # events that poll() is asked for at present, by fd
+        self._registered_events: dict[int, int] = {}  # events registered with poll() at present, by fd
         self._is_due: dict[int, None] = {}  # fds of which each level is to be reported once more, whatever is known
         self._asleep: dict[int, float] = {}  # by fd: when to ask for it again, seconds of time.monotonic()
         self.pause: CollectorPause | None = None  # the polling thread's, if the engine has a thread of its own
@@ -86,9 +86,9 @@ class LevelPoller:
         """As epoll.modify(): each level is reported once more."""
         self._events[fd] = events & _LEVEL_EVENTS
         self._asleep.pop(fd, None)
-        self._asked.pop(fd, None)
+        self._registered_events.pop(fd, None)
         self._poll.register(fd, self._events[fd])
-        self._asked[fd] = self._events[fd]
+        self._registered_events[fd] = self._events[fd]
         self._is_due[fd] = None
 
     def unregister(self, fd: int) -> None:
@@ -98,7 +98,7 @@ class LevelPoller:
         except KeyError:
             pass  # poll() is not asked for it at present
         self._asleep.pop(fd, None)
-        self._asked.pop(fd, None)
+        self._registered_events.pop(fd, None)
         self._is_due.pop(fd, None)
         self._events.pop(fd, None)
 
@@ -111,11 +111,11 @@ class LevelPoller:
             known = 0 if fd in self._is_due else getattr(self.watchers.get(fd), "known_events", 0)
             # EPOLLHUP cannot be masked: once it is known, the fd is not asked for at all.
             if fd in self._asleep or known & EPOLLHUP:
-                if self._asked.pop(fd, None) is not None:
+                if self._registered_events.pop(fd, None) is not None:
                     self._poll.unregister(fd)
-            elif self._asked.get(fd) != events & ~known:
+            elif self._registered_events.get(fd) != events & ~known:
                 self._poll.register(fd, events & ~known)
-                self._asked[fd] = events & ~known
+                self._registered_events[fd] = events & ~known
 
     def poll(self, timeout: float, limit: int) -> list[tuple[int, int]]:
         """As epoll.poll(): `timeout` in seconds, negative for ever; at most `limit` events."""
@@ -125,7 +125,7 @@ class LevelPoller:
             self._update_events(now)
             wait = min(until - now, _SLEEP_SECONDS) if self._asleep else until - now
             if self.pause is not None:
-                levels = list(self._asked.items())
+                levels = list(self._registered_events.items())
                 sleep_until_ready(self.pause, levels, -1.0 if wait == float("inf") else max(0.0, wait))
                 wait = 0.0
             found: list[tuple[int, int]] = self._poll.poll(None if wait == float("inf") else max(0.0, wait) * 1_000)

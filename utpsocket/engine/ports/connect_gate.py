@@ -7,7 +7,7 @@ acceptor is handed over to its listener. That does not depend on a time: an acce
 (it has not acked the SYN-ACK) will be verified, or end. Any other connect() becomes visible at the end of the
 iteration.
 
-In one step means without giving up the GIL in between. A program that runs without the GIL (C code, another process
+In one step means without a release of the GIL in between. A program that runs without the GIL (C code, another process
 that the engine serves) sees the connect complete first, as with TCP.
 
 Only the engine's thread calls, except for may_be_reset().

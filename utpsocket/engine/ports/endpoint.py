@@ -740,7 +740,7 @@ class Endpoint:
         Source: engine/ports/syncache.py.
         """
         cache = self.listener.cache if self.listener is not None else None
-        return cache is not None and cache.rotates_at > 0 and cache.knows(packed_name(run.addr), syn_id)
+        return cache is not None and cache.rotates_at > 0 and cache.contains(packed_name(run.addr), syn_id)
 
     def _accept_verified(self, packet: Packet, run: Run, *, now: int) -> Bridge | None:
         """The connection of a SYN that was answered from the cache, if this packet acks that SYN-ACK."""

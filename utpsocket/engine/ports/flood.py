@@ -106,7 +106,7 @@ class Flood:
     """Of one port.
 
     useless_datagrams   since the beginning
-    is_on   whether the port is flooded
+    is_on               whether the port is flooded
     """
 
     __slots__ = (
@@ -307,7 +307,7 @@ class Flood:
         if cache is not None and cache.rotates_at:
             names, headers = unmatched.names(indices), unmatched.headers(indices)
             for index, name, header in zip(indices, names, headers, strict=True):
-                if cache.knows(name, (header[2] << 8 | header[3]) - 1 & 0xFFFF):
+                if cache.contains(name, (header[2] << 8 | header[3]) - 1 & 0xFFFF):
                     endpoint.handle_run(unmatched.run(index), now=now)
                 elif left:
                     left -= 1
@@ -423,7 +423,7 @@ class Flood:
                 if is_syn and not header[1] and listener is not None and not is_known:
                     syns.append(header)
                     continue
-                if is_syn or not (is_known or (cache is not None and cache.knows(name, carried - 1 & 0xFFFF))):
+                if is_syn or not (is_known or (cache is not None and cache.contains(name, carried - 1 & 0xFFFF))):
                     if not left:
                         self.useless_datagrams += 1
                         endpoint.dropped_datagrams += 1

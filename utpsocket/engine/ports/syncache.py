@@ -104,7 +104,7 @@ class SynCache:
         key = name + connection_id.to_bytes(2, "big")
         self._young[key] = (self._young.get(key) or self._old[key]) + b"\x01"
 
-    def knows(self, name: bytes, connection_id: int) -> bool:
+    def contains(self, name: bytes, connection_id: int) -> bool:
         """Whether a SYN with this id is kept."""
         key = name + connection_id.to_bytes(2, "big")
         return key in self._young or key in self._old

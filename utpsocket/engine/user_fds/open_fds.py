@@ -58,7 +58,7 @@ class _Group:
         self.epoll = made
         self.index = index
         self.inodes: set[int] = set()
-        self.is_full = False  # in HoldersWatch._full, not in _roomy
+        self.is_full = False  # in HoldersWatch._full, not in _not_full
         self.is_announced = not index  # the other process has its fd; the first one's from the start
 
 
@@ -71,7 +71,7 @@ class HoldersWatch:
     the first socket in it.
     """
 
-    __slots__ = ("_announce", "_full", "_gone", "_groups", "_indices", "_roomy", "_where")
+    __slots__ = ("_announce", "_full", "_gone", "_groups", "_indices", "_not_full", "_group_by_inode")
 
     def __init__(self, fd: int = -1, *, announce: Announce | None = None) -> None:
         """fd         of the first epoll, if another process registers the sockets and announces them; -1: this one does
@@ -83,10 +83,10 @@ class HoldersWatch:
         if epoll is not None:
             index = next(self._indices)
             self._groups[index] = _Group(new_epoll() if fd < 0 else epoll.fromfd(fd), index)
-        self._roomy = list(self._groups.values())  # not full; the next socket is put into the last
+        self._not_full = list(self._groups.values())  # not full; the next socket is put into the last
         self._full: deque[_Group] = deque()  # full when last looked at; some have room again (is_full is False)
-        self._where: dict[int, _Group] = {}  # the epoll of a socket, by inode
-        self._gone: list[int] = []  # inodes of closed sockets that the other process may still have in _where
+        self._group_by_inode: dict[int, _Group] = {}  # the epoll that a socket is in
+        self._gone: list[int] = []  # inodes of closed sockets that the other process may still have in _group_by_inode
 
     @property
     def fds(self) -> list[int]:
@@ -98,7 +98,7 @@ class HoldersWatch:
         if not self._groups:
             return
         inode = inode or os.fstat(fd).st_ino
-        group = self._where.get(inode)
+        group = self._group_by_inode.get(inode)
         if group is None:
             group = self._with_room()
             if self._announce is not None:
@@ -107,7 +107,7 @@ class HoldersWatch:
                 group.is_announced = True
                 self._gone = self._gone[len(gone) :]
             group.inodes.add(inode)
-            self._where[inode] = group
+            self._group_by_inode[inode] = group
         try:
             group.epoll.register(fd, 0)
         except FileExistsError:
@@ -129,14 +129,14 @@ class HoldersWatch:
                 os.close(fds[0])
             del fds[0]
         for other in gone:
-            self._where.pop(other, None)
+            self._group_by_inode.pop(other, None)
         if index in self._groups:
-            self._where[inode] = self._groups[index]
+            self._group_by_inode[inode] = self._groups[index]
 
     def _with_room(self) -> _Group:
         looks = _LOOKS_FOR_ROOM
         while True:
-            filled = self._roomy[-1:]
+            filled = self._not_full[-1:]
             if not filled and looks and self._full:
                 # Of the epoll that has been full for longest most sockets may be closed by now.
                 looks -= 1
@@ -146,7 +146,7 @@ class HoldersWatch:
                     continue  # another thread has taken it
                 if group.is_full and self._has_room(group):
                     group.is_full = False
-                    self._roomy.append(group)
+                    self._not_full.append(group)
                 elif group.is_full:
                     self._full.append(group)
             elif not filled:
@@ -156,14 +156,14 @@ class HoldersWatch:
                     reraise_handler_error(error)
                     return self._groups[0]  # no fd left: more than _SOCKETS_PER_EPOLL, and a look takes longer
                 self._groups[group.index] = group
-                self._roomy.append(group)
+                self._not_full.append(group)
             elif self._has_room(filled[0]):
                 return filled[0]
             else:
                 filled[0].is_full = True
                 self._full.append(filled[0])
                 try:
-                    self._roomy.remove(filled[0])
+                    self._not_full.remove(filled[0])
                 except ValueError:
                     pass  # another thread has
 
@@ -181,7 +181,7 @@ class HoldersWatch:
         for inode in list(group.inodes):
             if b"ino:%x " % inode not in listing:
                 group.inodes.discard(inode)
-                self._where.pop(inode, None)
+                self._group_by_inode.pop(inode, None)
                 if self._announce is not None:
                     self._gone.append(inode)
         return len(group.inodes) < _SOCKETS_PER_EPOLL
@@ -196,7 +196,7 @@ class HoldersWatch:
 
     def is_open(self, inode: int) -> bool:
         """Whether any duplicate of a registered socket is open in any process. True if there is no fd to find out."""
-        found = self._where.get(inode)
+        found = self._group_by_inode.get(inode)
         wanted = b"ino:%x " % inode
         for group in list(self._groups.values()) if found is None else (found,):
             try:
@@ -211,11 +211,11 @@ class HoldersWatch:
                 break  # the other epolls cannot be read either
             except ValueError:
                 return False  # closed: the engine has ended
-        if found is not None and self._where.pop(inode, None) is not None:
+        if found is not None and self._group_by_inode.pop(inode, None) is not None:
             found.inodes.discard(inode)
             if found.is_full:
                 found.is_full = False
-                self._roomy.insert(0, found)
+                self._not_full.insert(0, found)
         return False
 
     def close(self) -> None:

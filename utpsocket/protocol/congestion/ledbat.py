@@ -104,18 +104,18 @@ class Ledbat:
     window_bytes      the congestion window
     is_slow_start     whether it doubles, or grows by a quarter, in each round trip
 
-    _segment_bytes    payload of a full packet
-    _is_conservative  slow start has seen a queue (RFC 9406)
+    _segment_bytes        payload of a full packet
+    _is_conservative      slow start has seen a queue (RFC 9406)
     _conservative_since   when it did
-    _ssthresh_bytes   slow start after a timeout ends at this window; 0: there was none
-    _before_reduction   window_bytes, is_slow_start and _ssthresh_bytes before the last loss or timeout; None: none to
-                        undo
-    _base             base delay of our packets
-    _peer_base_delay  base delay of the peer's packets
-    _current_delays_us   the last three samples above the base delay
-    _drift_us         how far the clocks have drifted in this period, which ends at _drift_ends_at
-    _drift_penalty_us   added to the queueing delay for the drift of the last period
-    _gain_remainder   rest of the last division of the gain
+    _ssthresh_bytes       slow start after a timeout ends at this window; 0: there was none
+    _before_reduction     window_bytes, is_slow_start and _ssthresh_bytes before the last loss or timeout; None: none to
+                          undo
+    _base                 base delay of our packets
+    _peer_base_delay      base delay of the peer's packets
+    _current_delays_us    the last three samples above the base delay
+    _drift_us             how far the clocks have drifted in this period, which ends at _drift_ends_at
+    _drift_penalty_us     added to the queueing delay for the drift of the last period
+    _gain_remainder       rest of the last division of the gain
     """
 
     __slots__ = (
