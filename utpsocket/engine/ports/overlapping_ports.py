@@ -6,7 +6,7 @@ their port, and the kernel lets another one overlap it only if both have SO_REUS
 have it set for that moment only: longer, and other programs could take our datagrams.
 
 From then on the kernel delivers what is sent to the single address to the port that is bound to it, whichever of the
-two the packet is for. So a packet that is not for a port may be for the one it overlaps, and is handed on. Each sends
+two the packet is for. So a packet that is not for a port may be for the one it overlaps, and is forwarded. Each sends
 by its own socket.
 
 is_unneeded(), allow_overlap(), bind_over() and join(): any thread. The rest: the engine's only. Sources: Linux
@@ -110,7 +110,7 @@ def bind_over(udp_sock: Socket, address: GivenAddress) -> None:
 
 
 def join(bound: Mapping[int, Mapping[_P, None]], endpoint: OverlappingPort) -> None:
-    """A port was bound to an address that overlaps others: hand packets on between them from now on."""
+    """A port was bound to an address that overlaps others: forward packets between them from now on."""
     for other in at(bound, endpoint.port.local, endpoint.port.namespace):
         if other is not endpoint and other not in endpoint.overlapping:
             endpoint.overlapping += (other,)
@@ -118,7 +118,7 @@ def join(bound: Mapping[int, Mapping[_P, None]], endpoint: OverlappingPort) -> N
 
 
 def forward_run(endpoint: OverlappingPort, run: Run, *, now: int) -> bool:
-    """Hand a run on to the overlapping port whose connection it is for. Returns False if there is none."""
+    """Forward a run to the overlapping port whose connection it is for. Returns False if there is none."""
     data = run.data
     key = run.addr, data[2] << 8 | data[3]
     for other in endpoint.overlapping:
@@ -130,7 +130,7 @@ def forward_run(endpoint: OverlappingPort, run: Run, *, now: int) -> bool:
 
 
 def forward_datagram(endpoint: OverlappingPort, packet: Packet, run: Run, *, now: int) -> bool:
-    """Hand a datagram on to the overlapping port that it is for. Returns False if it is this port's."""
+    """Forward a datagram to the overlapping port that it is for. Returns False if it is this port's."""
     if _is_for(endpoint, packet, run):
         return False
     for other in endpoint.overlapping:
