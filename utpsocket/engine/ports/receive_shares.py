@@ -5,7 +5,7 @@ advertise; if a thousand each advertised that, they would lose whole bursts and 
 (docs/performance.md §7). So those that move data share the buffer in equal parts. Those that have been idle may
 advertise what each has if all became active at the same time; with its first burst such a one counts as active.
 
-    Example. The kernel gave 8 MiB (it doubles the 4 MiB that were asked for). Half of it, 4 MiB, is advertised in all: a
+    Example. The kernel gave 8 MiB (it doubles the 4 MiB that were asked for). Half of it, 4 MiB, is advertised: a
     datagram takes up to twice its payload with the kernel's bookkeeping. 10 connections have moved data in the last 50
     to 100 ms: 419,430 bytes each. 1,000 have: 4,194 bytes would be each one's part, but the least is 147,456 (144 KiB).
     A single one: 4 MiB, or 7.2 MiB after eight large merged datagrams in a row, which take hardly more than their
