@@ -89,7 +89,7 @@ class Outstanding:
 
     Counted and set from outside:
     sent_offset        offset in the stream of the first byte that was never sent
-    is_peer_verified   whether the peer has acked one of our numbers; else its address may be forged. docs/protocol.md §3
+    is_peer_verified   whether the peer has acked a number of ours; else its address may be forged. docs/protocol.md §3
     user_timeout_us    TCP_USER_TIMEOUT; 0: MAX_TIMEOUTS and give_up_after_us decide
     give_up_after_us   how long without progress before the peer is given up
     lost_packets, timeouts   for figures
