@@ -87,21 +87,24 @@ NEED_THE_MODULES_FILES = frozenset(
 
 # What programs run by themselves, or only the engine's thread does: no signal's handler runs there.
 WITHOUT_HANDLERS = ("cli",)
-WITHOUT_HANDLERS_FILES = frozenset(  # uvloop's are asyncio's callbacks, native.py has it as it is imported
-    {
-        "engine/channels/race.py",
-        "engine/channels/receive_buffer.py",
-        "engine/channels/tcp.py",
-        "engine/channels/utp.py",
-        "engine/helper/server.py",
-        "engine/interpreter/native.py",
-        "engine/kernel/socket_filter.py",
-        "engine/kernel/syscalls.py",
-        "engine/ports/listener.py",
-        "engine/ports/tcp_listener.py",
-        "engine/ports/unread_syns.py",
-        "integrations/uvloop/libuv.py",
-    }
+WITHOUT_HANDLERS_FILES = (
+    frozenset(  # uvloop's are asyncio's callbacks, libc.py and native.py have it as they are imported
+        {
+            "engine/channels/race.py",
+            "engine/channels/receive_buffer.py",
+            "engine/channels/tcp.py",
+            "engine/channels/utp.py",
+            "engine/helper/server.py",
+            "engine/interpreter/libc.py",
+            "engine/interpreter/native.py",
+            "engine/kernel/socket_filter.py",
+            "engine/kernel/syscalls.py",
+            "engine/ports/listener.py",
+            "engine/ports/tcp_listener.py",
+            "engine/ports/unread_syns.py",
+            "integrations/uvloop/libuv.py",
+        }
+    )
 )
 
 # From the ground up: what a file may import is in its own layer or in one that is named before. The longest prefix
@@ -155,6 +158,9 @@ ANY_LINES = {
     "sockets/rules.py": 2,
     "sockets/shim.py": 7,
 }
+
+# What makes functions of libraries: engine/interpreter/libc.py alone declares those.
+CTYPES_LIBRARIES = frozenset({"CDLL", "PyDLL", "CFUNCTYPE", "PYFUNCTYPE", "pythonapi"})
 
 
 @dataclass(frozen=True)
@@ -285,6 +291,13 @@ def third_party(source: Source) -> Iterator[str]:
             continue
         if imported.at_module_level and imported.top not in allowed:
             yield f"{source.path}:{imported.line}: the library imports {imported.top}"
+
+
+def another_library(source: Source) -> Iterator[str]:
+    if source.path != "engine/interpreter/libc.py":
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Attribute) and node.attr in CTYPES_LIBRARIES:
+                yield f"{source.path}:{node.lineno}: {node.attr}: functions of libraries are declared in libc.py"
 
 
 def vague_file_name(source: Source) -> Iterator[str]:
@@ -452,6 +465,7 @@ RULES: list[Callable[[Source], Iterator[str]]] = [
     replaceable_names,
     swallowed_handlers,
     unexplained_any,
+    another_library,
 ]
 
 SLOTS = tuple("abcdefgh")
@@ -517,6 +531,8 @@ OFFENDERS = [
     (swallowed_handlers, "shim.py", "try:\n    f()\nexcept (OSError, ValueError):\n    pass\n", 1),
     (swallowed_handlers, "shim.py", "with contextlib.suppress(OSError):\n    f()\n", 1),
     (swallowed_handlers, "shim.py", "try:\n    f()\nexcept OSError as error:\n    reraise_handler_error(error)\n", 0),
+    (another_library, "green/x.py", "a = ctypes.PyDLL(None)\nb = ctypes.CDLL(None).recv\n", 2),
+    (another_library, "engine/interpreter/libc.py", "a = ctypes.PyDLL(None)\n", 0),
     (swallowed_handlers, "cli/x.py", "try:\n    f()\nexcept OSError:\n    pass\n", 0),
     (unexplained_any, "sockets/x.py", "from typing import Any\ndef f(a: Any) -> None: ...\n", 1),
     (unexplained_any, "sockets/x.py", "from typing import Any\n# Any thread may call.\n", 0),

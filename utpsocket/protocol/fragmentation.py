@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 from utpsocket.protocol.packet import EXTENSION_PIECE, HEADER_BYTES, MAX_EXTENSIONS, unwrap, with_bits_extension
 
 if TYPE_CHECKING:
-    from utpsocket.protocol.packet import Layout
+    from utpsocket.protocol.layout import Layout
 
 _HEAD: Final[Layout[tuple[int, int, int]]] = struct.Struct(">HHH")
 PIECE_BYTES: Final = 249  # what the one-byte length of an extension leaves

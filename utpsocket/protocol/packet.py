@@ -14,28 +14,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Protocol, TypeAlias, TypeVar
-
-    _Bytes: TypeAlias = bytes | bytearray | memoryview
-    _Fields_co = TypeVar("_Fields_co", covariant=True)
-
-    class Layout(Protocol[_Fields_co]):
-        """A struct.Struct with the types of its fields, which are Any to type checkers otherwise."""
-
-        @property
-        def size(self) -> int: ...
-
-        def pack(self, *fields: object) -> bytes: ...
-
-        def pack_into(self, buffer: bytearray | memoryview, offset: int, *fields: object) -> None: ...
-
-        def unpack(self, data: _Bytes, /) -> _Fields_co: ...
-
-        def unpack_from(self, buffer: _Bytes, offset: int = 0) -> _Fields_co: ...
-
-        def iter_unpack(self, data: _Bytes, /) -> Iterator[_Fields_co]: ...
-
+    from utpsocket.protocol.layout import Layout
 
 HEADER_BYTES: Final = 20  # BEP 29 "header format"
 VERSION: Final = 1  # BEP 29 "version"

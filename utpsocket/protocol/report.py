@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 from dataclasses import dataclass
 from enum import Enum
@@ -123,6 +124,8 @@ class ConnectionStats:
     """Packets too old to be of this round of sequence numbers."""
 
 
+_FIELDS: Final = tuple(field.name for field in dataclasses.fields(ConnectionStats))
+
 Figures: TypeAlias = tuple[
     str,  # state
     Address | None,  # local
@@ -207,4 +210,4 @@ def figures(
 
 def fields(stats: ConnectionStats) -> Figures:
     """Its fields as plain values, in their order: ConnectionStats(*fields(stats)) is the same again."""
-    return tuple(getattr(stats, name) for name in ConnectionStats.__slots__)
+    return tuple(getattr(stats, name) for name in _FIELDS)

@@ -17,8 +17,9 @@ from functools import partial
 from typing import Final
 
 from utpsocket.engine import running_engine
+from utpsocket.engine.interpreter import libc
 from utpsocket.engine.interpreter.native import Socket
-from utpsocket.engine.interpreter.originals import ctypes, io, os, platform, struct
+from utpsocket.engine.interpreter.originals import io, os, platform, struct
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel.high_fds import give_back, with_room
 
@@ -27,7 +28,6 @@ _EPOLL_CTL_ADD: Final = 1
 _FIRST_FDS: Final = 128
 _EVENTPOLL: Final = "anon_inode:[eventpoll]"
 _EVENT: Final = struct.Struct("=IQ" if platform.machine() == "x86_64" else "@IQ")  # packed on x86-64 alone
-_libc: Final = ctypes.CDLL(None)
 
 
 def replace(fresh: Socket, sock: Socket) -> None:
@@ -43,7 +43,7 @@ def replace(fresh: Socket, sock: Socket) -> None:
         fresh.close()
     os.set_blocking(fd, is_blocking)
     for epoll_fd, events, data in registrations:
-        _libc.epoll_ctl(epoll_fd, _EPOLL_CTL_ADD, fd, _EVENT.pack(events, data))
+        libc.epoll_ctl(epoll_fd, _EPOLL_CTL_ADD, fd, _EVENT.pack(events, data))
 
 
 def _registrations(fd: int) -> Iterator[tuple[int, int, int]]:

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     ByFd: TypeAlias = Callable[[int, Pointer, int, int], int]
     Messages: TypeAlias = Callable[[int, Pointer, int], int]
 
+try:
+    # glibc loads it when a thread ends, and aborts where it is not found, as after a chroot(), or has no fd for that.
+    ctypes.CDLL("libgcc_s.so.1")
+except OSError:
+    pass
+
 _keeping = ctypes.PyDLL(None, use_errno=True)
 _interpreter = ctypes.PyDLL(None)  # likewise, of functions that do not set errno
 _releasing = ctypes.CDLL(None, use_errno=True)
@@ -85,6 +91,7 @@ main_interpreter: Callable[[], int] = _declared(_interpreter, "PyInterpreterStat
 
 # ── with the GIL released ──
 
+epoll_ctl: Callable[[int, int, int, Pointer], int] = _declared(_releasing, "epoll_ctl", _int, _int, _int, _pointer)
 setns: Callable[[int, int], int] = _declared(_releasing, "setns", _int, _int)
 mmap: Callable[[Pointer, int, int, int, int, int], int | None] = _declared(
     _releasing, "mmap", _pointer, _size, _int, _int, _int, ctypes.c_long, result=_pointer

@@ -79,12 +79,6 @@ except AttributeError:
     epoll = None
 poll: Callable[[], select.poll] = original("select", "poll")
 
-try:
-    # glibc loads it when a thread ends, and aborts where it is not found, as after a chroot(), or has no fd for that.
-    ctypes.CDLL("libgcc_s.so.1")
-except OSError:
-    pass
-
 _MSG_DONTWAIT = 0x40
 _O_NONBLOCK = os.O_NONBLOCK
 _AF_UNIX, _SOCK_STREAM = socket.AF_UNIX, socket.SOCK_STREAM

@@ -19,7 +19,7 @@ from utpsocket.engine.kernel import fd_name_key
 from utpsocket.protocol import Address
 
 if TYPE_CHECKING:
-    from utpsocket.protocol.packet import Layout
+    from utpsocket.protocol.layout import Layout
 
 _HEAD: Final = b"\0utp"
 _PREFIX: Final = _HEAD + b":"

@@ -22,7 +22,7 @@ from utpsocket.protocol.packet import HEADER_BYTES, SYN_BYTE
 from utpsocket.protocol.runs import MAX_RUN_PACKETS
 
 if TYPE_CHECKING:
-    from utpsocket.protocol.packet import Layout
+    from utpsocket.protocol.layout import Layout
 
 # As many datagrams as one run may have.
 MAX_DATAGRAMS_IN: Final = MAX_RUN_PACKETS

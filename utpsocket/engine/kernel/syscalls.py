@@ -26,7 +26,7 @@ from utpsocket.engine.kernel.mmsg import CONTROL_BYTES, NAME_BYTES, ROOM_BYTES, 
 from utpsocket.protocol import Address
 
 if TYPE_CHECKING:
-    from utpsocket.protocol.packet import Layout
+    from utpsocket.protocol.layout import Layout
 
 _MSG_DONTWAIT: Final = 0x40
 _MSG_NOSIGNAL: Final = 0x4000

@@ -13,7 +13,7 @@ from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.protocol.states import State
 
 if TYPE_CHECKING:
-    from utpsocket.protocol.packet import Layout
+    from utpsocket.protocol.layout import Layout
 
 # More than is read below; getsockopt() returns what the kernel has.
 _MAX_INFO_BYTES: Final = 255

@@ -37,7 +37,7 @@ from utpsocket.protocol.packet import HEADER_BYTES
 from utpsocket.protocol.runs import packets_per_send
 
 if TYPE_CHECKING:
-    from utpsocket.protocol.packet import Layout
+    from utpsocket.protocol.layout import Layout
 
 _UDP_SEGMENT: Final = 103  # linux/udp.h
 _UDP_GRO: Final = 104

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from utpsocket.engine.ports.reuseport import Engine as PeersEngine
     from utpsocket.engine.ports.send_grants import SendGrants
     from utpsocket.protocol import Workspace
-    from utpsocket.protocol.packet import Layout
+    from utpsocket.protocol.layout import Layout
 
     class Engine(ListenersEngine, PeersEngine, Protocol):
         """What a port's parts and connections use of their engine, which has many ports."""

@@ -19,7 +19,7 @@ from utpsocket.protocol.states import State
 
 if TYPE_CHECKING:
     from utpsocket.protocol import Address, Connection
-    from utpsocket.protocol.packet import Layout
+    from utpsocket.protocol.layout import Layout
 
 _REMEMBERED: Final = 1_000  # strays that were answered: as many as in libutp's RST_INFO table
 _AGAIN_US: Final = 10_000_000  # for so long they are not answered again: its lifetime there
