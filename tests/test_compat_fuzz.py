@@ -218,6 +218,7 @@ NARROW = {
         [
             ("in a child: recv", "b''", "raises OSError ENOTCONN"),
             ("in a child: recv", "raises OSError ENOTCONN", "b''"),
+            ("in a child: recv", "raises TimeoutError", "raises ConnectionResetError ECONNRESET"),
             ("in a child: send", "raises BrokenPipeError EPIPE", "raises TimeoutError"),
             ("in a child: shutdown", "raises OSError ENOTCONN", "None"),
         ],

@@ -299,7 +299,7 @@ def _is_replaced(case: Case, holder: str, name: str) -> bool:
     )
     own = [line for line in case.lines[begun:] if not line.startswith("h")]
     again = any(re.search(rf"{its}\.(connect|listen)", line) for line in own)
-    attempts = sum(re.search(rf"{its}\.connect", line) is not None for line in case.lines)
+    attempts = sum(re.search(rf"{its}(\.connect|, _ = )", line) is not None for line in case.lines)
     if _is_look(case.kind):
         was_shut = any(re.search(rf"{its}\.shutdown\(", line) for line in case.lines)
         causes = {
@@ -313,8 +313,8 @@ def _is_replaced(case: Case, holder: str, name: str) -> bool:
         return False
     if utp in (*_NOT_CONNECTED, "raises TimeoutError", "raises OSError EISCONN"):
         return True
-    if call == "in a child: recv" and utp == "b''":
-        return again and tcp in _NOT_CONNECTED  # that of the first attempt has ended
+    if call == "in a child: recv" and utp in ("b''", "raises ConnectionResetError ECONNRESET"):
+        return again and tcp in (*_NOT_CONNECTED, *_NOTHING_THERE)  # that of the first attempt has ended
     return (call, tcp, utp) in (
         ("in a child: getsockopt", "0", "1"),
         ("in a child: shutdown", "raises OSError ENOTCONN", "None"),
