@@ -217,6 +217,7 @@ NARROW = {
         "a",
         [
             ("in a child: recv", "b''", "raises OSError ENOTCONN"),
+            (LOOK + "in a child: shutdown", "IN|OUT|HUP|RDHUP, 0 unread", "OUT|HUP, 0 unread"),
             ("in a child: recv", "raises OSError ENOTCONN", "b''"),
             ("in a child: recv", "raises TimeoutError", "raises ConnectionResetError ECONNRESET"),
             ("in a child: send", "raises BrokenPipeError EPIPE", "raises TimeoutError"),
@@ -560,6 +561,7 @@ def test_a_child_does_not_keep_what_was_connected_anew() -> None:
     kind = (LOOK + "close", "OUT, 0 unread", "IN|OUT|RDHUP, 0 unread")
     for fewer, socket, is_expected in (
         (lines, "c", True),
+        ([*lines[:5], "b.listen()", lines[6], "b.shutdown(socket.SHUT_RD)", *lines[7:]], "c", True),
         (lines, "d", False),
         ([line for line in lines if "NOWHERE" not in line], "c", False),  # of which the child has the same
         ([*lines[:6], *lines[7:9], "h1 = fork()", lines[9]], "c", False),

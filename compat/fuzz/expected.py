@@ -111,6 +111,20 @@ class Case:
         halves = {how for line in self.lines for how in re.findall(rf"\b{name}\.shutdown\(socket\.SHUT_(\w+)", line)}
         return "RDWR" in halves or halves == {"RD", "WR"}
 
+    def was_replaced(self, name: str, lines: slice) -> bool:
+        """Whether some process has put another socket in the place of this one, at these lines: of a listener that it
+        has shut down, where one listens that was shut down, and for another attempt to connect.
+        """
+        past: set[str] = set()
+        numbers = range(len(self.lines))[lines]
+        for index, line in enumerate(self.lines):
+            for call in re.findall(rf"\b{name}(\.listen|\.shutdown|\.connect|, _ = )", line):
+                causes = {".shutdown": {".listen"}, ".listen": {".shutdown"}, ".connect": {".connect", ", _ = "}}
+                if index in numbers and causes.get(call, set()) & past:
+                    return True
+                past.add(call)
+        return False
+
     def is_listener(self, name: str) -> bool:
         """Whether this socket has listened."""
         return any(re.search(rf"\b{name}\.listen\(", line) for line in self.lines)
@@ -292,29 +306,18 @@ def _is_replaced(case: Case, holder: str, name: str) -> bool:
     begun = next((index for index, line in enumerate(case.lines) if line.startswith(f"{holder} = ")), None)
     if begun is None or not case.is_of(name):
         return False
-    its = rf"\b{name}"
     call, tcp, utp = case.kind.call, case.kind.tcp, case.kind.utp
-    is_shut = any(re.search(rf"{its}\.shutdown\(", line) for line in case.lines[:-1]) and any(
-        re.search(rf"{its}\.(shutdown|listen)\(", line) for line in case.lines[begun:-1]
-    )
-    own = [line for line in case.lines[begun:] if not line.startswith("h")]
-    again = any(re.search(rf"{its}\.(connect|listen)", line) for line in own)
-    attempts = sum(re.search(rf"{its}(\.connect|, _ = )", line) is not None for line in case.lines)
     if _is_look(case.kind):
-        was_shut = any(re.search(rf"{its}\.shutdown\(", line) for line in case.lines)
-        causes = {
-            "connect": attempts > 1 or was_shut,
-            "listen": was_shut,
-            "shutdown": case.is_listener(name) and is_shut,
-        }
-        is_cause = causes.get(call.removeprefix("poll after in a child: ").removesuffix("_ex"), False)
-        return is_cause and "HUP" in _flags(utp) and _unread(utp) == 0
-    if not call.startswith("in a child: ") or not ((case.is_listener(name) and is_shut) or (again and attempts > 1)):
+        cause = re.fullmatch(r"poll after in a child: (connect(?:_ex)?|listen|shutdown)", call)
+        if cause is None or "HUP" not in _flags(utp) or _unread(utp):
+            return False
+        return case.was_replaced(name, slice(begun, -1 if cause[1] == "shutdown" else None))
+    if not call.startswith("in a child: ") or not case.was_replaced(name, slice(begun, -1)):
         return False
     if utp in (*_NOT_CONNECTED, "raises TimeoutError", "raises OSError EISCONN"):
         return True
     if call == "in a child: recv" and utp in ("b''", "raises ConnectionResetError ECONNRESET"):
-        return again and tcp in (*_NOT_CONNECTED, *_NOTHING_THERE)  # that of the first attempt has ended
+        return tcp in (*_NOT_CONNECTED, *_NOTHING_THERE)  # that of the first attempt has ended
     return (call, tcp, utp) in (
         ("in a child: getsockopt", "0", "1"),
         ("in a child: shutdown", "raises OSError ENOTCONN", "None"),
@@ -341,8 +344,7 @@ def _is_not_kept(case: Case, holder: str) -> bool:
     is_peer = any(re.match(rf"{case.socket}\.connect(_ex)?\({name}\.", line) for line in case.lines)
     if is_replaced and is_peer and {"ERR", "HUP"} <= utp - tcp:
         return True
-    is_again = len(connects) > 1 and connects[-1] > begun
-    return is_again and any(
+    return case.was_replaced(name, slice(begun, None)) and any(
         re.match(rf"{name}\.connect(_ex)?\((\w)\.", case.lines[index])
         and case.was_accepted_from(case.lines[index].partition("(")[2][0])
         for index in connects
