@@ -230,6 +230,22 @@ NARROW = {
             (LOOK + "in a child: recv", "OUT|HUP, 0 unread", "IN|OUT|HUP|RDHUP, 0 unread"),
         ],
     ),
+    "what a child connects": (
+        [
+            *[*PAIR, "c.close()", "h1 = fork()", "b.connect(NOWHERE)", "b.shutdown(socket.SHUT_RDWR)"],
+            *['h1.do("b.connect(a.getsockname())")', "b.getpeername()"],
+        ],
+        "b",
+        [
+            ("getpeername", "('127.0.0.1', 'port')", "raises OSError ENOTCONN"),
+            ("getsockname", "('127.0.0.1', 'port')", "('0.0.0.0', 'port')"),
+        ],
+        [
+            ("getpeername", "('127.0.0.1', 'port')", "raises OSError EBADF"),
+            ("getsockname", "('127.0.0.1', 'port')", "raises OSError EBADF"),
+            ("send", "1", "raises BrokenPipeError EPIPE"),
+        ],
+    ),
     "a port is of": (
         ["a = socket.socket()", "h1 = fork()", "a.bind(('127.0.0.1', 0))", 'h1.do("a.listen()")'],
         "a",
