@@ -280,7 +280,8 @@ def apply_send_buffer(sock: Socket, identity: Identity) -> None:
     """Set SO_SNDBUF of the user's descriptor: now, or when the gate opens, since a larger buffer would open it at once
     (docs/sockets.md §1).
     """
-    half = half_buffer(identity.settings.send_buffer_bytes) or fd_pair.user_buffer_bytes(identity)
+    set_bytes = identity.settings.send_buffer_bytes
+    half = (half_buffer(set_bytes) if set_bytes else 0) or fd_pair.user_buffer_bytes(identity)
     if identity.is_gated:
         identity.send_buffer_bytes = half
     else:

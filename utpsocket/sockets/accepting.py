@@ -39,6 +39,7 @@ def accept(sock: StdlibSocket, identity: Identity, made: Socket) -> tuple[bytes,
             raise
         if identity.is_full:
             _report_room(identity)
+        # Of another process's socket it may be "", which has no cookie.
         name: bytes = Socket.getpeername(made)
         cookie = _cookie_if_made_by_engine(made, name, identity)
         if cookie is not None:

@@ -78,7 +78,7 @@ def is_ours(name: bytes, uid: int | None) -> bool:
 
 def cookie_of(name: object) -> int | None:
     """The cookie of a name made by encode() or encode_listener(), None for any other."""
-    if not isinstance(name, bytes):
+    if type(name) is not bytes:
         return None
     try:
         head, cookie, _ = name.split(b":", 2)
