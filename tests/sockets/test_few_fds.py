@@ -330,6 +330,7 @@ try:
 except OSError:
     pass
 duplicate, taken, made = ctypes.PyDLL(None).dup, [], []
+how = {"is_for_accept": True, "takes_programs": False}
 
 def take(*_):
     taken.append(duplicate(0))
@@ -337,7 +338,7 @@ def take(*_):
 for _ in range(3):
     sys.setprofile(take)
     try:
-        made.append(high_fds.with_room(partial(Socket, socket.AF_UNIX, socket.SOCK_STREAM, 0), is_for_accept=True))
+        made.append(high_fds.with_room(partial(Socket, socket.AF_UNIX, socket.SOCK_STREAM, 0), **how))
     finally:
         sys.setprofile(None)
 print(len(made), {*taken})

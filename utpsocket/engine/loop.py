@@ -48,6 +48,7 @@ from utpsocket.engine.kernel.poller import (
 )
 from utpsocket.engine.kernel.udp import WANTED_BUFFER_BYTES, Port
 from utpsocket.engine.ports import unread_syns
+from utpsocket.engine.ports.accept_queue import AcceptQueue
 from utpsocket.engine.ports.bound_ports import BoundPorts
 from utpsocket.engine.ports.connect_gate import ConnectGate
 from utpsocket.engine.ports.endpoint import BY_ENGINE, Endpoint
@@ -787,6 +788,10 @@ class Loop:
             if sockets is not None:
                 ports += [sockets, *(peer.port for peer in list(sockets.by_addr.values()))]
         return [*list(self.channels.values()), *self._all_listeners(), *ports]
+
+    def accept_queues(self) -> list[AcceptQueue]:
+        """Those of all listeners."""
+        return [listener.accept_queue for listener in self._all_listeners()]
 
     def _all_listeners(self) -> list[Listener]:
         listeners = [endpoint.listener for endpoint in list(self.endpoints.values())]

@@ -9,10 +9,18 @@ some fds for a moment. So a few fds are kept open in advance, duplicates of one 
     with_room()         opens something when no number is left, after closing a kept fd
     close()             of a moved socket leaves a kept fd under its number, until there are enough again
 
-New ones are made only while the program is far from its limit (RLIMIT_NOFILE); if that is low, a few just below it. The
-last two are for connections that wait for accept(): over TCP a program at its limit can close an fd and then accept a
-connection, and so it must be here. Where no kept fd can be used, because the limit was lowered below their numbers or
-they are used up, the limit is raised during the call, if the hard limit or CAP_SYS_RESOURCE allows it.
+New ones are made only while the program is far from its limit (RLIMIT_NOFILE); if that is low, a few just below it.
+Where no kept fd can be used, because the limit was lowered below their numbers or they are used up, the limit is raised
+during the call, if the hard limit or CAP_SYS_RESOURCE allows it.
+
+The last ones are for connections that wait for accept(): over TCP a program at its limit can close an fd and then
+accept a connection, and so it must be here. Such a connection takes two numbers for good, one for the program and one
+for the engine, and where the program closes it at once, since it can serve no more, both are free again. So that there
+always is one to be accepted (ports/accept_queue.py):
+
+    The program's last number is not taken, and others only as long as each connection that waits finds one.
+    A kept fd is taken only if no connection waits at that listener.
+    A number that becomes free again is kept, until there is one for each listener, and one more.
 
 A signal handler may raise between any two lines. So an object owns each fd from the call that opens it on.
 
@@ -60,8 +68,8 @@ _KEPT_DISTANCE_FDS: Final = 64
 _LOW_LIMIT: Final = 128
 _KEPT_BELOW_LOW_LIMIT: Final = 4
 _LEFT_BELOW_LOW_LIMIT: Final = 16
-# Kept fds that are for connections that wait for accept() alone; by feel.
-_FOR_ACCEPT: Final = 2
+# Kept fds that are for connections that wait for accept() alone, at least; by feel.
+_MIN_FOR_ACCEPT: Final = 2
 # Up to the first limit all fd numbers are looked at before each accept(); up to the second only while kept fds are
 # missing; above it never, as it takes too long. Both by feel.
 _ALWAYS_COUNTED: Final = 256
@@ -84,7 +92,8 @@ class HighSocket(Socket):
     def close(self) -> None:
         """Close it; if there are too few kept fds, its number becomes one of them."""
         model = _model
-        if len(_kept) < _max_kept and model is not None and self.fileno() >= 0 and _is_kept(model):
+        most = _for_accept if type(self) is _UnmovedSocket else max(_for_accept, _max_kept)
+        if len(_kept) < most and model is not None and self.fileno() >= 0 and _is_kept(model):
             try:
                 os.dup2(model.fileno(), self.fileno(), inheritable=False)
             except OSError as error:
@@ -102,10 +111,19 @@ class HighSocket(Socket):
     __del__ = Socket.close
 
 
+class _UnmovedSocket(HighSocket):
+    """A socket that could not be moved: its number is the program's again when it is closed, unless kept fds for
+    accept() are missing.
+    """
+
+    __slots__ = ()
+
+
 _kept: deque[HighSocket] = deque()
 _model: HighSocket | None = None  # what the kept fds are duplicates of
 _model_file: tuple[int, int] = (0, 0)
 _max_kept = _KEPT
+_for_accept = _MIN_FOR_ACCEPT  # kept fds that are for connections that wait for accept() alone
 _owed = 0  # kept fds that were closed for something else than a socket
 _raising = allocate_lock()
 _new: Final = partial(HighSocket, stdlib.AF_UNIX, stdlib.SOCK_DGRAM, 0)
@@ -216,9 +234,9 @@ def _is_kept(sock: HighSocket) -> bool:
     return found is not None and (found.st_dev, found.st_ino) == _model_file
 
 
-def _take_kept(left: int = _FOR_ACCEPT) -> HighSocket | None:
-    """Take a kept fd out, unless only `left` remain."""
-    while len(_kept) > left:
+def _take_kept(*, is_for_accept: bool = False) -> HighSocket | None:
+    """Take a kept fd out; only for accept() one of the last."""
+    while len(_kept) > (0 if is_for_accept else _for_accept):
         try:
             kept = _kept.pop()
         except IndexError:
@@ -248,8 +266,8 @@ def new_epoll() -> select.epoll:
 def move_to_high_fd(sock: Socket) -> Socket:
     """Move a socket to a high number and make it non-blocking.
 
-    Returns a new object that owns it; `sock` is closed. Where there is no such number, the socket stays where it is:
-    the result is then `sock` itself, or an object that keeps the number when it is closed. Raises OSError.
+    Returns a new object that owns it; `sock` is closed. Where there is no such number, the new object has the same one.
+    Raises OSError.
     """
     if isinstance(sock, HighSocket):
         return sock
@@ -267,10 +285,7 @@ def move_to_high_fd(sock: Socket) -> Socket:
         model = _model
         if model is not None and _is_kept(model):
             _keep_usable(model, fd)
-        if len(_kept) < _FOR_ACCEPT:
-            return _as_high_socket(sock)  # under the same number, which is kept when it is closed
-        sock.setblocking(False)
-        return sock
+        return _as_high_socket(sock, _UnmovedSocket)  # under the same number
     if not is_nonblocking:
         try:
             moved.setblocking(False)
@@ -333,27 +348,26 @@ def _dup_onto(fd: int, kept: HighSocket) -> bool:
     return True
 
 
-def with_room(make: Callable[[], _T], *, is_for_accept: bool = False) -> _T:
+def with_room(make: Callable[[], _T], *, is_for_accept: bool = False, takes_programs: bool = True) -> _T:
     """Call make(); if it fails with EMFILE, close a kept fd and call it again.
 
-    make            a call that opens one fd, perhaps only while it runs, and leaves none open where it fails
-    is_for_accept   the fd is for a connection that waits for accept(): it may have any kept fd, and does not take the
-                    program's last number
+    make             a call that opens one fd, perhaps only while it runs, and leaves none open where it fails
+    is_for_accept    the fd is for a connection that waits for accept(): it may have any kept fd, and stays open
+    takes_programs   the fd may have a number that the program has left; False: only a kept fd's
 
     Returns what make() returns; a socket that was made with a kept fd's number does not block. Raises what make()
     raises. Once the fd is closed, and was no socket: give_back().
     """
     global _owed
-    if not is_for_accept or not _is_last_number(_limit()):
+    if takes_programs:
         try:
             return make()
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
     limit = _limit()
-    left = 0 if is_for_accept else _FOR_ACCEPT
     for _ in range(_KEPT):
-        kept = _take_kept(left)
+        kept = _take_kept(is_for_accept=is_for_accept)
         if kept is None:
             break
         if kept.fileno() >= limit:
@@ -361,12 +375,14 @@ def with_room(make: Callable[[], _T], *, is_for_accept: bool = False) -> _T:
             continue
         try:
             made = _make_in_place_of(kept, make)
-        except OSError as error:
-            if error.errno != errno.EMFILE:
-                raise
-            continue  # another thread has taken the number
-        if not isinstance(made, Socket):
+        except BaseException as error:
             _owed += 1
+            give_back()
+            if isinstance(error, OSError) and error.errno == errno.EMFILE:
+                continue  # another thread has taken the number
+            raise
+        if not isinstance(made, Socket):
+            _owed += not is_for_accept
             return made
         return _as_high_socket(made)  # type: ignore[return-value]  # of a socket: a socket
     above = _with_raised_limit(make, limit + 1)
@@ -383,27 +399,65 @@ def _make_in_place_of(kept: HighSocket, make: Callable[[], _T]) -> _T:
     return make()
 
 
-def _is_last_number(limit: int) -> bool:
-    """Whether the program has at most one number left, perhaps of an fd that it closed in order to accept."""
+def free_count() -> int | None:
+    """How many numbers the program has left; None where these are many, or too many would have to be looked at."""
+    limit = _limit()
     if limit > _MAX_COUNTED or (limit > _ALWAYS_COUNTED and len(_kept) >= _max_kept):
-        return False  # far from the limit, or there are too many to look at
+        return None
     if _kept and _kept[0].fileno() >= limit:
-        return False  # lowered by now: move_to_high_fd() raises the limit for a moment, or keeps others
+        return None  # lowered by now: move_to_high_fd() raises the limit for a moment, or keeps others
     numbers = poll()
     for number in range(limit):
         numbers.register(number, 0)
-    return len([number for number, mask in numbers.poll(0) if mask == _POLLNVAL]) < 2
+    return len([number for number, mask in numbers.poll(0) if mask == _POLLNVAL])
 
 
-def taken_over(sock: Socket) -> Iterator[HighSocket]:
+def kept_count() -> int:
+    """How many kept fds there are."""
+    return len(_kept)
+
+
+def missing_for_accept(listener_count: int) -> int:
+    """How many kept fds are missing for accept(): each listener needs one, and one goes with the program's last number.
+    0 where the limit may be raised in place of them.
+    """
+    global _for_accept
+    _for_accept = max(_MIN_FOR_ACCEPT, min(listener_count + 1, _KEPT))
+    missing = _for_accept - len(_kept)
+    if missing <= 0:
+        return 0
+    try:
+        _with_raised_limit(_nothing, _limit() + 1)
+    except OSError as error:
+        reraise_handler_error(error)
+        return missing
+    return 0
+
+
+def _nothing() -> None:
+    """What is done under a raised limit to find out whether it may be raised."""
+
+
+def keep_for_accept() -> None:
+    """Keep fds under numbers of the program's until there are those for accept()."""
+    model = _model
+    try:
+        while len(_kept) < _for_accept and model is not None and _is_kept(model):
+            _kept.append(_duplicate(model.fileno(), _AFTER_STREAMS))
+    except OSError as error:
+        reraise_handler_error(error)
+
+
+def taken_over(sock: Socket, kind: type[HighSocket] | None = None) -> Iterator[HighSocket]:
     """An iterator over one object, which owns the same socket under the same number from then on; the old object is
     closed. If that was closed already, the iterator is empty.
     """
-    return map(_new, iter(sock.detach, -1))
+    kind = kind or (type(sock) if isinstance(sock, HighSocket) else HighSocket)
+    return map(partial(kind, stdlib.AF_UNIX, stdlib.SOCK_DGRAM, 0), iter(sock.detach, -1))
 
 
-def _as_high_socket(made: Socket) -> HighSocket:
-    moved = next(taken_over(made))
+def _as_high_socket(made: Socket, kind: type[HighSocket] = HighSocket) -> HighSocket:
+    moved = next(taken_over(made, kind))
     Socket.__init__(moved, fileno=moved.fileno())  # it is of another family
     moved.setblocking(False)
     return moved
@@ -417,6 +471,8 @@ def give_back() -> None:
     model = _model
     while _owed > 0 and model is not None and _is_kept(model):
         _owed -= 1
+        if len(_kept) >= _max_kept:
+            continue  # close() has kept others
         try:
             _kept.append(_duplicate(model.fileno(), 0))
         except OSError as error:

@@ -35,7 +35,8 @@ from utpsocket.engine.faults import NO_ROOM_ERRNOS
 from utpsocket.engine.interpreter.native import Socket, connecting
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel import fd_names, netns
-from utpsocket.engine.kernel.high_fds import move_to_high_fd, with_room
+from utpsocket.engine.kernel.high_fds import move_to_high_fd
+from utpsocket.engine.ports.accept_queue import AcceptQueue
 from utpsocket.engine.ports.retries import Retries
 from utpsocket.engine.ports.syncache import SynCache
 from utpsocket.engine.user_fds import reset
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from utpsocket.engine.channels.utp import ConnectGate as BridgesConnectGate
     from utpsocket.engine.channels.utp import Engine as BridgesEngine
     from utpsocket.engine.kernel.udp import Port
+    from utpsocket.engine.ports.accept_queue import Engine as CountsEngine
     from utpsocket.engine.user_fds.open_fds import Rechecks
     from utpsocket.protocol import Address
 
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
         def initiator_of(self, acceptor: Bridge) -> Bridge | None:
             """The connect that becomes visible together with this acceptor's accept()."""
 
-    class Engine(BridgesEngine, Protocol):
+    class Engine(BridgesEngine, CountsEngine, Protocol):
         """What of it hands connections over."""
 
         rechecks: Rechecks
@@ -90,6 +92,10 @@ if TYPE_CHECKING:
 
     class TcpHalf(Protocol):
         """What accepts TCP at the same port number (tcp_listener.py)."""
+
+        @property
+        def is_waiting(self) -> bool:
+            """Whether it waits for room in the kernel's queue of accepts, or for an fd number."""
 
         def on_room(self) -> None:
             """The kernel's queue of accepts may have room again."""
@@ -133,6 +139,7 @@ class Listener:
         "_ready",
         "_retries",
         "_unverified",
+        "accept_queue",
         "backlog",
         "cache",
         "endpoint",
@@ -163,6 +170,7 @@ class Listener:
         self._ready: deque[Bridge] = deque()  # to be handed over
         self._prepared: deque[tuple[Bridge, Socket]] = deque()  # with the engine's end of their pair
         self._unwatched: list[Bridge] = []  # handed over, and not registered with epoll yet
+        self.accept_queue = AcceptQueue(endpoint.loop, identity, self._prepared)  # what waits for accept()
         self._retries = Retries()  # when to hand over again, where accept()'s queue is full or there is no fd
 
         # See register_syns().
@@ -242,6 +250,7 @@ class Listener:
             else:
                 engine_sock = self.new_engine_sock(bridge.identity)
                 if engine_sock is None:
+                    loop.owner = self
                     return self._retries.next_at(now=now)
                 self._prepared.append((bridge, engine_sock))
             ready.popleft()
@@ -298,21 +307,22 @@ class Listener:
             bridge.engine_sock = engine_sock
             bridge.is_handed_over = True
             self._prepared.popleft()
+            self.accept_queue.add(bridge.cookie)
             bridge.attach(engine_sock)
             if self.identity.shut_halves:
                 bridge.inherit_shutdown(self.identity.shut_halves, now=now)
             self._unwatched.append(bridge)
-            self._retries.reset()
+            self._retries.on_progress()
         loop.owner = self
-        if self.identity.is_full:
-            self.identity.is_full = False
         if not self._ready:
+            if self.identity.is_full and (self.tcp_listener is None or not self.tcp_listener.is_waiting):
+                self.identity.is_full = False
             self._retries.reset()
         return None
 
     def may_retry(self, *, now: int) -> bool:
         """Whether hand_over() may be tried before its time, now that the engine is awake for something else."""
-        return self._retries.is_due(now=now)
+        return self._retries.is_due(now=now) or self.accept_queue.may_have_number()
 
     def on_room(self) -> None:
         """The program has accepted a connection while others waited for room: hand over again."""
@@ -329,11 +339,15 @@ class Listener:
                 loop.watch_bridge(bridge)
 
     def new_engine_sock(self, identity: Identity) -> Socket | None:
-        """The engine's end of a pair, named after both addresses and not connected yet; None if no fd is left."""
+        """The engine's end of a pair, named after both addresses and not connected yet; None if there is no fd number
+        for it now: then accept() calls commands.on_accept().
+        """
         assert identity.local is not None and identity.peer is not None
         engine_sock: Socket | None = None
         try:
-            make = partial(with_room, partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0), is_for_accept=True)
+            make = self.accept_queue.with_number(partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0))
+            if make is None:
+                return None
             if self.endpoint.is_in_other_namespace:
                 make = partial(netns.make_in_namespace_of, self.endpoint.port.sock, make)
             engine_sock = move_to_high_fd(make())
@@ -342,6 +356,7 @@ class Listener:
         except OSError:
             if engine_sock is not None:
                 engine_sock.close()
+            self.identity.is_full = True
             return None
         if identity.settings.receive_buffer_bytes:
             # The pair's buffer in that direction is the sender's. The kernel doubles what it is given.

@@ -45,6 +45,10 @@ class Retries:
         if self._allowed_at != NEVER:
             self._allowed_at = 0
 
+    def on_progress(self) -> None:
+        """Some of it has succeeded: the next failure counts as the first, and what is left still waits to be tried."""
+        self._since = None
+
     def reset(self) -> None:
         """It has succeeded: the next failure counts as the first."""
         self._since = None

@@ -15,7 +15,7 @@ from utpsocket.engine.faults import NO_ROOM_ERRNOS
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import os, random
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.kernel.high_fds import give_back, move_to_high_fd, taken_over, with_room
+from utpsocket.engine.kernel.high_fds import move_to_high_fd, taken_over
 from utpsocket.engine.kernel.poller import EPOLLET, EPOLLIN
 from utpsocket.engine.ports.retries import Retries
 from utpsocket.engine.user_fds.socket_state import Role
@@ -48,13 +48,14 @@ class TcpListener:
     listener   the uTP half, which has the backlog and the settings
     """
 
-    __slots__ = ("_due_at", "_listener", "_loop", "_retries", "_tcp", "_waiting")
+    __slots__ = ("_due_at", "_lacks_number", "_listener", "_loop", "_retries", "_tcp", "_waiting")
 
     def __init__(self, loop: Engine, listener: Listener) -> None:
         self._loop = loop
         self._listener = listener
         self._tcp: HighSocket | None = None
         self._waiting: Relay | None = None  # a connection that was accepted from TCP and not handed over yet
+        self._lacks_number = False  # the next connection waits for fd numbers in the kernel's queue
         self._retries = Retries()  # when to try again
         self._due_at: int | None = None  # µs: when _accept_due() is to be called; None: it need not be
 
@@ -84,9 +85,14 @@ class TcpListener:
         """
         self._schedule_accept(self._loop.now)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a connection waits for room in the kernel's queue of accepts, or for an fd number."""
+        return self._waiting is not None or self._lacks_number
+
     def on_room(self) -> None:
         """The program has accepted a connection: hand over the one that waits."""
-        if self._waiting is not None:
+        if self.is_waiting:
             self._schedule_accept(self._loop.now)
 
     def _schedule_accept(self, at: int) -> None:
@@ -104,8 +110,12 @@ class TcpListener:
                 return
             try:
                 if self._waiting is None:
+                    self._lacks_number = False
                     with self._loop.fd_lock:
                         self._waiting = self._accept(listening)
+                if self._waiting is None:
+                    self._lacks_number = True
+                    break
                 if not self._hand_over(self._waiting):
                     break
             except BlockingIOError:
@@ -113,6 +123,7 @@ class TcpListener:
             except OSError as error:
                 if error.errno not in _NO_FD and error.errno not in NO_ROOM_ERRNOS:
                     continue  # the peer has reset it already
+                self._lacks_number = self._waiting is None
                 break
         else:
             self._schedule_accept(self._loop.now + 1)  # in the next iteration
@@ -128,8 +139,12 @@ class TcpListener:
             self._due_at = None
             self._schedule_accept(self._retries.next_at(now=self._loop.now))
 
-    def _accept(self, listening: HighSocket) -> Relay:
-        fd, peer = with_room(listening._accept)
+    def _accept(self, listening: HighSocket) -> Relay | None:
+        # One for the TCP connection, one for the engine's end of the pair.
+        accept = self._listener.accept_queue.with_number(listening._accept, count=2)
+        if accept is None:
+            return None
+        fd, peer = accept()
         try:
             tcp = Socket(fileno=fd)
         except BaseException:
@@ -137,7 +152,6 @@ class TcpListener:
             raise
         try:
             tcp = move_to_high_fd(tcp)
-            give_back()
             relay = self._relay(tcp, peer)
             tcp.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, NO_LINGER)
             return relay
@@ -177,6 +191,7 @@ class TcpListener:
             self.close()  # the user's fd is closed
             return True
         self._retries.reset()
+        self._listener.accept_queue.add(relay.cookie)
         self._loop.tcp_accepted += 1
         # From here on an exception is the relay's own; there is no call between these two lines that could raise one.
         self._waiting = None
