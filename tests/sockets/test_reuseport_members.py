@@ -79,10 +79,17 @@ def check_talk(one: Any, other: Any) -> None:
 
 
 @contextmanager
-def holder(site: Site, program: str) -> Iterator[Any]:
+def holder(site: Site, program: str, *arguments: str, **variables: str) -> Iterator[Any]:
     """Another process that runs this program with a socket of the port, until the context ends."""
-    command = [sys.executable, "-c", HOLDER + program, site.module.__name__, site.bound, str(site.port)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True) as process:
+    command = [sys.executable, "-c", HOLDER + program, site.module.__name__, site.bound, str(site.port), *arguments]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+        env={**os.environ, **variables},
+    ) as process:
         assert process.stdout is not None
         site.port = int(process.stdout.readline())
         yield process
@@ -97,6 +104,26 @@ sock.bind((bound, port))
 print(sock.getsockname()[1], flush=True)
 """
 WAIT = "sys.stdin.readline()"
+IS_REFUSED = """
+import errno, select
+address = (sys.argv[4], int(sys.argv[5]))
+sock.setblocking(False)
+assert sock.connect_ex(address) in (errno.EINPROGRESS, errno.ECONNREFUSED)
+select.select([], [sock], [])
+assert sock.connect_ex(address) in (errno.ECONNREFUSED, errno.EINPROGRESS)
+assert sock.getsockname()[1] == port
+print("refused", flush=True)
+sys.stdin.readline()
+sock.setblocking(True)
+sock.listen(50)
+print("listens", flush=True)
+"""
+BESIDE_A_LISTENER = """
+listener = module.socket(sock.family)
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+listener.bind((bound, port))
+listener.listen(1)
+"""
 
 
 @places
@@ -116,6 +143,38 @@ def test_nor_one_of_another_process(make_site: Any, bound: str, host: str) -> No
     site = make_site(bound, host)
     with holder(site, WAIT):
         site.check_all_come_to(site.listen())
+
+
+@places
+@pytest.mark.parametrize("engine", ["thread", "process"])
+def test_nor_one_whose_connect_was_refused(net: Net, make_site: Any, bound: str, host: str, engine: str) -> None:
+    """A non-blocking one is bound again without waiting for the engine."""
+    site = make_site(bound, host)
+    listener = site.listen()
+    refused = net.refused_address(family_of(host))
+    is_mapped = ":" in bound and ":" not in host
+    refused_host = "::ffff:" + refused[0] if is_mapped else refused[0]
+    with holder(site, IS_REFUSED + WAIT, refused_host, str(refused[1]), UTPSOCKET_ENGINE=engine) as process:
+        assert process.stdout.readline() == "refused\n"
+        site.check_all_come_to(listener)
+        listener.close()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "listens\n"
+        for _ in range(CONNECTS):
+            site.connect()
+
+
+@pytest.mark.parametrize("engine", ["thread", "process"])
+def test_one_whose_connect_was_refused_stays_bound_beside_a_listener(net: Net, make_site: Any, engine: str) -> None:
+    site = make_site("127.0.0.1", "127.0.0.1")
+    site.bind()
+    refused = map(str, net.refused_address())
+    with holder(site, BESIDE_A_LISTENER + IS_REFUSED, *refused, UTPSOCKET_ENGINE=engine) as process:
+        assert process.stdout.readline() == "refused\n"
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "listens\n"
 
 
 def test_nor_one_that_a_forked_child_holds(make_site: Any) -> None:

@@ -14,6 +14,7 @@ from utpsocket.engine import commands
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import _socket, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel import fd_names, netns
 from utpsocket.engine.kernel.high_fds import move_to_high_fd
 from utpsocket.engine.loop import Loop
@@ -95,10 +96,27 @@ def keep_port(sock: Socket, loop: RemoteLoop, identity: Identity, inode: int) ->
     where the connection that has ended released it.
     """
     udp = new_udp_socket(sock, identity)
+    reservation = None
     try:
-        loop.keep_port(udp, inode, identity, **_sharing(identity))
+        assert identity.bound is not None
+        try:
+            reservation = _reserve(sock, identity, identity.bound)
+        except OSError as error:
+            reraise_handler_error(error)  # the engine decides whether the socket is bound
+        loop.keep_port(udp, inode, identity, **_sharing(identity), reservation=reservation)
     finally:
         udp.close()
+        if reservation is not None:
+            reservation.close()
+
+
+def _reserve(sock: Socket, identity: Identity, address: GivenAddress) -> Socket | None:
+    """What keeps the address for a socket with SO_REUSEPORT until that listens or dials (reuseport.py). Raises OSError
+    as bind().
+    """
+    if not any(identity.options.get(_REUSEPORT, b"")):
+        return None
+    return reuseport.reserve(partial(new_udp_socket, sock, identity), address)
 
 
 def _sharing(identity: Identity) -> dict[str, bool]:
@@ -131,9 +149,7 @@ def _adopt_port(
     is_over: bool = False,
 ) -> tuple[int, Address]:
     """Bind a UDP socket to the address and give it to the engine."""
-    reservation = None
-    if not is_over and any(identity.options.get(_REUSEPORT, b"")):
-        reservation = reuseport.reserve(partial(new_udp_socket, sock, identity), address)
+    reservation = None if is_over else _reserve(sock, identity, address)
     try:
         udp = new_udp_socket(sock, identity)
     except BaseException:

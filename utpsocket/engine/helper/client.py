@@ -348,12 +348,30 @@ class RemoteLoop:
         self.take_notices()
         return self.known_ports.check_bind(local, identity.namespace, reuse_address=reuse_address, shares=shares)
 
-    def keep_port(self, udp_sock: Socket, inode: int, identity: Identity, *, reuse_address: bool, shares: bool) -> None:
+    def keep_port(
+        self,
+        udp_sock: Socket,
+        inode: int,
+        identity: Identity,
+        *,
+        reuse_address: bool,
+        shares: bool,
+        reservation: Socket | None,
+    ) -> None:
         """As commands.replace_holder(), without waiting; where the port is gone the socket gets it anew."""
-        key, local = identity.endpoint, identity.bound
+        key, local, namespace = identity.endpoint, identity.bound, identity.namespace
         self.known_ports.replace_holder(key, inode, identity)
         self.post(
-            port_commands.keep_port, key, udp_sock, inode, local, identity, reuse_address, shares, identity.namespace
+            port_commands.keep_port,
+            key,
+            udp_sock,
+            inode,
+            local,
+            identity,
+            reuse_address,
+            shares,
+            namespace,
+            reservation,
         )
 
     def latest_figures(self, cookie: int) -> Figures:

@@ -96,7 +96,7 @@ COMMANDS: Final[dict[str, RemoteCommand]] = {
         RemoteCommand(commands.leave_port, (_PLAIN, _PLAIN)),
         RemoteCommand(commands.release, (_PLAIN, _PLAIN)),
         RemoteCommand(port_commands.take_port, (_PLAIN, _SOCK, _PLAIN, _IDENTITY, _PLAIN, _PLAIN, _PLAIN)),
-        RemoteCommand(port_commands.keep_port, (_PLAIN, _SOCK, _PLAIN, _PLAIN, _IDENTITY, _PLAIN, _PLAIN, _PLAIN)),
+        RemoteCommand(port_commands.keep_port, (_PLAIN, _SOCK, _PLAIN, _PLAIN, _IDENTITY, *(_PLAIN,) * 3, _SOCK)),
         # Listeners
         RemoteCommand(commands.listen, (_PLAIN, _IDENTITY, _PLAIN, _PLAIN, _SOCK)),
         RemoteCommand(commands.listen_soon, (_PLAIN, _IDENTITY, _PLAIN, _PLAIN, _SOCK)),

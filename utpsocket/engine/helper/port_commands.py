@@ -75,10 +75,18 @@ def keep_port(
     reuse_address: bool,
     shares: bool,
     namespace: int,
+    reservation: Socket | None,
 ) -> None:
-    """A bound socket has got another fd; its inode was `inode` before. It keeps its port, or is bound to it again."""
+    """A bound socket has got another fd; its inode was `inode` before. It keeps its port, or is bound to it again.
+
+    reservation   keeps the address for it where processes share that (ports/reuseport.py)
+    """
     if commands.replace_holder(loop, key, inode, identity):
         udp_sock.close()
+        if reservation is not None:
+            reservation.close()
+    elif reservation is not None:
+        commands.adopt_port_as(loop, key, udp_sock, identity, reuse_address, shares, reservation)
     else:
         take_port(loop, key, udp_sock, local, identity, reuse_address, shares, namespace)
 
