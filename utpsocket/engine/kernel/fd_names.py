@@ -47,6 +47,8 @@ def encode(cookie: int, local: Address, peer: Address, pid: int) -> bytes:
 
 def encode_listener(cookie: int, local: Address, pid: int) -> bytes:
     """The name of a user's listening socket; `pid`: of the engine's process."""
+    if not local[2:]:  # as to_text() has it
+        return _tagged(f"\0utp:{cookie:x}:{pid}:{local[0]}:{local[1]}|*".encode())
     return _tagged(_PREFIX + f"{cookie:x}:{pid}:{to_text(local)}|*".encode())
 
 
