@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from compat.bench import costs
 from compat.bench.busy import BUSY_PER_CPU, as_many_as_usual, busy_processes
 from compat.bench.pair import pair
 from compat.bench.sample import Sample
@@ -289,6 +290,20 @@ ALL: Final = (
         OURS,
         busy_transfer,
         reference=("bulk", "utpsocket"),
+    ),
+    Case(
+        "message_cost",
+        "µs",
+        "CPU of the costlier engine for 1 byte there and back (tcp: of the caller)",
+        OURS,
+        costs.message_cost,
+    ),
+    Case(
+        "run_cost",
+        "µs",
+        "CPU of both engines for a run of 41 packets, 59.5 KB (tcp: of both callers)",
+        OURS,
+        costs.run_cost,
     ),
     Case(
         "to_libutp",

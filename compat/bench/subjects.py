@@ -35,7 +35,7 @@ def start(
     # The measurement is over when a side is ordered to end: what it might still report is not waited for.
     variables = {"UTPSOCKET_EXIT_FLUSH": "0", **(environment or {})}
     if subject in MODULES:
-        command = [sys.executable, "-m", "compat.bench.stream_side"]
+        command = [sys.executable, "-m", f"compat.bench.{settings.get('side', 'stream_side')}"]
         settings = {**settings, "module": MODULES[subject]}
         variables["UTPSOCKET_ENGINE"] = "process" if subject == IN_A_PROCESS else "thread"
     elif subject in ("aioquic", "libtorrent"):

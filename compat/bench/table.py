@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compat.bench import cases
+from compat.bench import cases, costs
 from compat.bench.sample import Row, ratio
 from compat.bench.stream_side import CALLS
 from compat.peers.children import REPOSITORY
@@ -107,6 +107,11 @@ def _remarks(row: Row) -> str:
     if row.case.startswith("nonblocking_calls"):
         figures = ((name, row.more(f"{name}_us") or 0, row.more(f"{name}_worst_us") or 0) for name in CALLS)
         parts += [f"{name} {_number(median)} (worst {_number(worst)})" for name, median, worst in figures]
+    if row.case.endswith("_cost"):
+        names = sorted({name for sample in row.samples for name in sample.more})
+        parts += costs.remarks({name: row.more(name) for name in names})
+        if row.case == "run_cost" and row.subject != "tcp":
+            parts += [f"prototype {costs.PROTOTYPE_US:.3g}", *costs.remarks(dict(costs.PROTOTYPE))]
     if row.causes:
         parts.append(f"{len(row.causes)} of {len(row.causes) + len(row.samples)} failed: {row.causes[0]}")
     return ", ".join(parts)

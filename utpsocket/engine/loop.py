@@ -169,6 +169,9 @@ class Loop:
         self.frees_ports_at_once = watches.is_for_any_thread  # poll() holds the files it sleeps on until it wakes up
         self._inbox = Inbox(self._wake_up)  # commands of other threads
 
+        # Does one iteration. A measurement may put its own steps here (compat/bench/meter.py).
+        self.iteration: Callable[[], None] = self._iterate
+
         # The work in progress.
         self.now = time.monotonic_ns() // 1_000  # µs, of this iteration
         self.owner: object = None  # what it is done for: an exception ends it, faults.py
@@ -298,7 +301,7 @@ class Loop:
             if self._fault is not None:
                 self._contain(self._fault)
             else:
-                self._iterate()
+                self.iteration()
 
     def _contain(self, error: BaseException) -> None:
         """An exception came out of the last iteration: its owner ends (faults.py). Called again if it fails itself."""
