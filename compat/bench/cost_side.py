@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from compat.bench.meter import Meter
 from compat.bench.stream_side import Side, receive_exactly
+
 _CALL_BYTES: Final = 256 << 10
 # Before anything is measured: past slow start and past the search for the packet size.
 _WARM_UP_TRIPS: Final = 300

@@ -12,12 +12,13 @@ import sys
 import threading
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import utpsocket as socket
+from compat.bench.meter import Meter
 from tests.protocol.wire import RTT_US, Wire
 from utpsocket.engine import commands, engine
 from utpsocket.engine.channels.utp import Bridge
@@ -304,6 +305,36 @@ def test_a_question_and_its_answer_are_two_datagrams(pair: Pair) -> None:
     assert trips <= done["sends"] <= 1.5 * trips
     assert trips <= done["acks"] <= 1.5 * trips
     assert done["wakeups"] <= 10 * trips
+
+
+def calls_of(meter_kind: str, work: Callable[[], None]) -> dict[str, float]:
+    meter = Meter(meter_kind)
+    meter.attach()
+    try:
+        work()
+    finally:
+        figures = meter.detach()
+    return figures
+
+
+def test_a_round_trip_costs_few_calls(pair: Pair) -> None:
+    """The fast path of a lone message. Both engines are one here: its calls for both sides, in however many iterations
+    the kernel's turns make of it. Measured: 132 of Python's and 101 of C's, in four; 286 and 177 before there was that
+    path. The best of three tries, since on a busy machine what waits for its ack is repeated.
+    """
+    trips = 50
+
+    def talk() -> None:
+        for _ in range(trips):
+            pair.sender.sendall(b"?")
+            assert pair.receiver.recv(1) == b"?"
+            pair.receiver.sendall(b"!")
+            assert pair.sender.recv(1) == b"!"
+
+    talk()
+    tries = [calls_of("calls", talk) for _ in range(3)]
+    assert min(each["python_calls"] for each in tries) / trips <= 140
+    assert min(each["c_calls"] for each in tries) / trips <= 115
 
 
 class Calls:

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from tests.properties.states import state_of
 from utpsocket.protocol import Config, Connection, PacketType, Run, State, Workspace, paws
+from utpsocket.protocol.outstanding import Outstanding
 from utpsocket.protocol.packet import encode
+from utpsocket.protocol.sendhalf import SendHalf
 
 OUR_SEQ = 65_530
 PEER_SEQ = 65_520
@@ -23,14 +25,14 @@ ADDR = ("192.0.2.1", 9)
 STAMPS = st.sampled_from([5, 6, 55, 300, 301, 9_000, 0, 0xFFFFFFFF, 0x90000000])
 
 
-def connected(*, buffer_bytes: int = 200_000) -> Connection:
+def connected(*, buffer_bytes: int = 200_000, rtt_us: int = 20_000) -> Connection:
     """An initiator whose SYN was just answered."""
     config = Config(receive_buffer_bytes=buffer_bytes, send_buffer_bytes=1_000_000)
     connection = Connection(config, Workspace(), ADDR, recv_id=RECV_ID, first_seq=OUR_SEQ)
     connection.connect(now=1_000)
     assert connection.poll_transmit(now=1_000, max_segments=1) is not None
     answer = packet(PacketType.STATE, seq=PEER_SEQ, ack=OUR_SEQ)
-    connection.handle_run(Run(memoryview(answer), len(answer), ADDR), now=21_000)
+    connection.handle_run(Run(memoryview(answer), len(answer), ADDR), now=1_000 + rtt_us)
     assert connection.state is State.CONNECTED
     connection.poll_event()
     return connection
@@ -178,7 +180,10 @@ def live(
             connection.commit(piece)
             written += piece
             left -= piece
+        is_last = False
         while (transmit := connection.poll_transmit(now=now, max_segments=max_segments)) is not None:
+            assert not is_last
+            is_last = transmit.is_last
             assert transmit.count <= max_segments
             said += [(datagram, transmit.may_fragment, transmit.is_mtu_probe) for datagram in transmit.datagrams()]
         connection._check()
@@ -209,6 +214,9 @@ def cut_anywhere(script: list[Instant], longest: int, buffer_bytes: int, gap_byt
     single = live(connected(buffer_bytes=buffer_bytes), script, 1, 64)
     plain = live(connected(buffer_bytes=buffer_bytes), script, 1, 64, PlainRun)
     spaced = live(connected(buffer_bytes=buffer_bytes), script, 64, 64, Run, gap_bytes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SendHalf, "next_flight", SendHalf._next_flight)
+        assert whole == live(connected(buffer_bytes=buffer_bytes), script, 1, 64, PlainRun)
     assert whole == pieces
     assert whole == spaced
     assert whole == single
@@ -243,3 +251,74 @@ def test_a_bulk_sender_sends_the_same_in_any_pieces(steps: list[tuple[int, int]]
         return live(connection, script, 64, most)
 
     assert run(64) == run(max_segments)
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[Instant]:
+    """Messages there and back, one or a few at a time: what the shortcuts for a lone packet are for. Now and then
+    something is special: an ack of less or of more, a closed window, a repetition, an empty timestamp, a FIN.
+    """
+    seq, acked, sent = PEER_SEQ, 0, 0
+    result = []
+    for _ in range(draw(st.integers(2, 12))):
+        acked = draw(st.sampled_from([sent, sent, sent, sent, max(0, sent - 1), acked, sent + 1]))
+        window = draw(st.sampled_from([100_000] * 6 + [1_000, 0]))
+        stamp = draw(STAMPS)
+        datagrams = []
+        for kind in draw(
+            st.lists(st.sampled_from(["data"] * 5 + ["state", "again", "fin", "full"]), min_size=0, max_size=2)
+        ):
+            size = 1_380 if kind == "full" else draw(st.integers(1, 40))
+            payload = bytes([seq & 255]) * size
+            if kind in ("data", "full"):
+                datagrams.append(
+                    packet(PacketType.DATA, seq=seq, ack=OUR_SEQ + acked, payload=payload, window=window, at=stamp)
+                )
+                seq += 1
+            elif kind == "again":
+                datagrams.append(
+                    packet(PacketType.DATA, seq=seq - 1, ack=OUR_SEQ + acked, payload=payload, window=window, at=stamp)
+                )
+            else:
+                which = PacketType.STATE if kind == "state" else PacketType.FIN
+                datagrams.append(packet(which, seq=seq, ack=OUR_SEQ + acked, window=window, at=stamp))
+        written = draw(st.sampled_from([0, 1, 1, 1, 100, 1_380, 3_000]))
+        after_us = draw(st.sampled_from([50, 50, 2_000, 20_000, 400_000]))
+        result.append(Instant(after_us, datagrams, written, draw(st.sampled_from([1.0, 1.0, 0.5]))))
+        sent += -(-written // 1_380)
+    return result
+
+
+@settings(max_examples=200)
+@given(conversations(), st.booleans(), st.sampled_from([2, 16, paws.MARK_PACKETS]), st.sampled_from([50, 50, 20_000]))
+def test_a_lone_packet_is_handled_and_sent_as_any_other(
+    script: list[Instant], nodelay: bool, mark_packets: int, rtt_us: int
+) -> None:
+    def talk(kind: type[Run]) -> list[object]:
+        connection = connected(rtt_us=rtt_us)
+        connection.send.nodelay = nodelay
+        return live(connection, script, 1, 64, kind)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paws, "MARK_PACKETS", mark_packets)
+        short = talk(Run)
+        patch.setattr(SendHalf, "next_flight", SendHalf._next_flight)
+        assert short == talk(PlainRun)
+
+
+def test_a_conversation_takes_the_shortcuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the test above would compare the long way with itself."""
+    longer: list[str] = []
+    connection = connected(rtt_us=50)
+    for owner, name in ((SendHalf, "_next_flight"), (Outstanding, "on_ack"), (Connection, "_handle_packet")):
+        monkeypatch.setattr(owner, name, lambda *_, name=name, **__: longer.append(name))
+    script = [
+        Instant(50, [packet(PacketType.DATA, seq=PEER_SEQ + at, ack=OUR_SEQ + at, payload=b"!")], 1, 1.0)
+        for at in range(20)
+    ]
+    script.append(Instant(50, [packet(PacketType.STATE, seq=PEER_SEQ + 20, ack=OUR_SEQ + 20)], 0, 1.0))
+    said = live(connection, script, 1, 64)
+    assert longer == []
+    assert connection.send.is_all_acked and connection.send.sent_packets == 20
+    assert connection.receive.received_packets == 20
+    assert said

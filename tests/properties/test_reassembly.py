@@ -65,7 +65,7 @@ def test_reassembly_is_the_naive_stream(steps: list[tuple[str, int, int]], capac
             taken = 0
         else:
             taken = min(number, reassembly.ready_bytes)
-        model.delivered += b"".join(map(bytes, reassembly.ready()))[:taken]
+        model.delivered += b"".join(map(bytes, reassembly.ready))[:taken]
         reassembly.finish_delivery(taken)
         received[:] = bytes(64)
         reassembly._check()
@@ -73,7 +73,7 @@ def test_reassembly_is_the_naive_stream(steps: list[tuple[str, int, int]], capac
         held = [seq for seq in model.packets if seq > model.next_seq]
         assert reassembly.sack_bits == sum(1 << (seq - model.next_seq - 1) for seq in held)
         assert model.stream().startswith(bytes(model.delivered))
-        assert bytes(model.delivered) + b"".join(map(bytes, reassembly.ready())) == model.stream()
+        assert bytes(model.delivered) + b"".join(map(bytes, reassembly.ready)) == model.stream()
 
 
 @given(st.lists(st.tuples(st.integers(0, 3 * MAX_OUT_OF_ORDER_PACKETS), st.integers(0, 3_000)), max_size=200))
@@ -110,4 +110,4 @@ def test_fin_anywhere_ends_the_stream_once(order: list[int], fin: int, payload: 
     assert reassembly.is_fin_reached
     assert reassembly.next_seq == FIRST + fin + 1
     expected = b"".join(bytes([number]) * 5 for number in range(fin)) + bytes([fin]) * payload
-    assert b"".join(map(bytes, reassembly.ready())) == expected
+    assert b"".join(map(bytes, reassembly.ready)) == expected

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count, islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 from utpsocket.engine import environment, fault_reports
@@ -28,7 +29,7 @@ from utpsocket.engine.faults import Containment, retry_call
 from utpsocket.engine.interpreter import garbage_collector, switch_interval
 from utpsocket.engine.interpreter.fork_lock import ForkLock
 from utpsocket.engine.interpreter.native import allocate_lock, get_ident, sleep, start_thread
-from utpsocket.engine.interpreter.originals import os, random, signal, time
+from utpsocket.engine.interpreter.originals import os, signal, time
 from utpsocket.engine.interpreter.signal_errors import or_none
 from utpsocket.engine.kernel import netns
 from utpsocket.engine.kernel.arena import Arena
@@ -63,7 +64,7 @@ from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.engine.user_fds.unaccepted import ResetUnaccepted
 from utpsocket.protocol import Workspace
 from utpsocket.protocol.runs import MAX_RUN_PACKETS
-from utpsocket.protocol.states import SYN_RECEIVED, TIME_WAIT
+from utpsocket.protocol.states import CLOSED, SYN_RECEIVED, TIME_WAIT
 
 if TYPE_CHECKING:
     from collections import deque
@@ -98,7 +99,9 @@ _IDLE_ONLY_US: Final = 10_000
 _SLEEP_CHECKS: Final = 2_000
 _SLEEP_CHECK_SECONDS: Final = 0.000_5
 
-_system_random: Final = random.SystemRandom()
+# What waits for nothing but the end of TIME_WAIT ends together with others, in one iteration; by feel.
+_ENDS_EVERY_US: Final = 50_000
+_fd_of: Final = itemgetter(1)  # of an event
 
 
 class Loop:
@@ -125,7 +128,7 @@ class Loop:
         self._last_opened: Endpoint | None = None  # the port that a command in progress has opened
         self._reset_unaccepted = ResetUnaccepted()  # identities of connections that were reset in an accept queue
         # Random, so that a key of an earlier engine does not fit a port of this one.
-        self._keys = count(_system_random.getrandbits(48) + 1)
+        self._keys = count(int.from_bytes(os.urandom(6), "big") + 1)
 
         # What connections share.
         self.workspace = Workspace()  # memory that packets are composed in
@@ -375,11 +378,11 @@ class Loop:
         self.wakeups += 1
         by_fd = self._watches.by_fd  # Endpoint, Bridge, or whatever has on_event()
         # Before anything is closed and its fd reused.
-        sources = [(source, mask) for mask, fd in events if (source := by_fd.get(fd)) is not None]
+        sources = [*map(by_fd.get, map(_fd_of, events))]
         queue = self._inbox.commands
         if queue:
             self._carry_out(queue)
-        for source, mask in sources:
+        for source, (mask, _) in zip(sources, events, strict=True):
             self.owner = source
             if type(source) is Endpoint:
                 if mask & (EPOLLIN | EPOLLERR):
@@ -388,25 +391,24 @@ class Loop:
                     self._on_port_event(source, mask, now)
             elif type(source) is Bridge:
                 source.on_event(mask)
-                if source.is_readable:
+                if source.is_readable and not source.is_gated:
                     self._readable_bridges[source] = None
                 if mask & EPOLLOUT or source.engine_sock is None:
                     self._dirty[source] = None
-            else:
+            elif source is not None:
                 source.on_event(mask)
         if self._readable_endpoints:
             self._read_ports(now)
         if self._idle_only:
             self._read_idle_only(now, is_idle=not events)
         if self._readable_bridges:
-            self._read_bridges(now)
+            bridges, self._readable_bridges = self._readable_bridges, {}
+            self._read_bridges(bridges, now, is_due=False)
         if self._blocked:
             self._flush_ports()
-        if self.timers.next_at <= now:
+        if self.timers.next_at <= now or self.rechecks.at is not None:
             self._fire_timers(now)
         self.owner = None
-        if self.rechecks.at is not None:
-            self.recheck_holders(self)
         self._flush_dirty(now)
 
     def _carry_out(self, queue: deque[Command]) -> None:
@@ -458,29 +460,26 @@ class Loop:
             if endpoint.is_readable:
                 self._readable_endpoints[endpoint] = None
 
-    def _read_bridges(self, now: int) -> None:
-        bridges, self._readable_bridges = self._readable_bridges, {}
-        for bridge in bridges:
-            self._read_bridge(bridge, now, is_due=False)
-
     def _read_idle_only(self, now: int, *, is_idle: bool) -> None:
         """Read bridges that have enough unsent: all if the engine is idle, else the first whose time has come. Without
         that a program that writes before it reads, like its peer, would wait for ever on a busy engine.
         """
         waiting = self._idle_only
-        for bridge in list(waiting) if is_idle else [bridge for bridge in islice(waiting, 1) if waiting[bridge] <= now]:
+        due = list(waiting) if is_idle else [bridge for bridge in islice(waiting, 1) if waiting[bridge] <= now]
+        for bridge in due:
             del waiting[bridge]
-            self._read_bridge(bridge, now, is_due=True)
+        self._read_bridges(due, now, is_due=True)
 
-    def _read_bridge(self, bridge: Bridge, now: int, *, is_due: bool) -> None:
-        self.owner = bridge
-        bridge.is_idle_only = False
-        bridge.read_user(now=now, is_due=is_due)
-        self._dirty[bridge] = None
-        if bridge.is_idle_only:
-            self._idle_only.setdefault(bridge, now + _IDLE_ONLY_US)
-        elif bridge.wants_read:
-            self._readable_bridges[bridge] = None
+    def _read_bridges(self, bridges: Iterable[Bridge], now: int, *, is_due: bool) -> None:
+        for bridge in bridges:
+            self.owner = bridge
+            bridge.is_idle_only = False
+            bridge.read_user(now=now, is_due=is_due)
+            self._dirty[bridge] = None
+            if bridge.is_idle_only:
+                self._idle_only.setdefault(bridge, now + _IDLE_ONLY_US)
+            elif bridge.is_readable and bridge.wants_read:
+                self._readable_bridges[bridge] = None
 
     def _fire_timers(self, now: int) -> None:
         for bridge in self.timers.due(now):
@@ -490,6 +489,9 @@ class Loop:
         while (call := self.timers.due_call(now)) is not None:
             self.owner = getattr(call, "__self__", None)
             call()
+        if self.rechecks.at is not None:
+            self.owner = None
+            self.recheck_holders(self)
 
     def _flush_dirty(self, now: int) -> None:
         """Every dirty connection delivers and sends; then accepted connections are handed over and connects complete,
@@ -503,27 +505,35 @@ class Loop:
                         self.owner = bridge
                         self._flush_channel(bridge, now)
                 self.owner = None
+            if self._listeners or self.connect_gate.held:
+                self._hand_over_due(now)
+            if not self._dirty:
+                if self._deferred_delivery:
+                    self._deliver_deferred(now)
+                if not self._dirty:
+                    break
+        if self.arena.used:
+            self.arena.reset()
+
+    def _hand_over_due(self, now: int) -> None:
+        due: list[Listener] = []
+        if self._listeners:
             due = [one for one, when in self._listeners.items() if when <= now or one.may_retry(now=now)]
-            if due:
-                with self.fd_lock:
-                    for listener in due:
-                        self.owner = listener
-                        again_at = listener.prepare(now=now)
-                        self._listeners.pop(listener, None)
-                        if again_at is not None:
-                            self._listeners[listener] = again_at
+        if due:
+            with self.fd_lock:
                 for listener in due:
                     self.owner = listener
-                    self._hand_over(listener, now)
-            if self.connect_gate.held:
-                self.connect_gate.open_due(self.bound, self, now=now)
+                    again_at = listener.prepare(now=now)
+                    self._listeners.pop(listener, None)
+                    if again_at is not None:
+                        self._listeners[listener] = again_at
             for listener in due:
-                listener.watch_handed_over()
-            if not self._dirty and self._deferred_delivery:
-                self._deliver_deferred(now)
-            if not self._dirty:
-                break
-        self.arena.reset()
+                self.owner = listener
+                self._hand_over(listener, now)
+        if self.connect_gate.held:
+            self.connect_gate.open_due(self.bound, self, now=now)
+        for listener in due:
+            listener.watch_handed_over()
 
     def _deliver_deferred(self, now: int) -> None:
         """Deliver what needs no ack now, last: the program's thread waits for the GIL as soon as it has its bytes, and
@@ -538,7 +548,7 @@ class Loop:
             if bridge.connection.receive.ack_at <= now:
                 self._dirty[bridge] = None
 
-    def _flush_channel(self, bridge: Bridge, now: int) -> None:
+    def _flush_channel(self, bridge: Bridge, now: int) -> None:  # noqa: C901  # each of its parts would be one call more
         connection = bridge.connection
         if bridge.syn_received_at and connection.state is not SYN_RECEIVED:
             self._on_handshake_end(bridge, now)
@@ -546,11 +556,15 @@ class Loop:
             bridge.handle_events()
         receive = connection.receive
         reassembly = receive.reassembly
-        if reassembly.ready_bytes and not reassembly.is_fin_reached and receive.ack_at > now:
+        is_delivered = bridge.is_handed_over and bridge.engine_sock is None and not reassembly.ready_bytes
+        if is_delivered:  # the program's fd is closed
+            pass
+        elif reassembly.ready_bytes and not reassembly.is_fin_reached and receive.ack_at > now:
             self._deferred_delivery.append(bridge)
         elif reassembly.ready_bytes or reassembly.is_fin_reached or bridge.close_errno is not None:
             bridge.deliver(now=now)
-        if bridge.is_readable and not bridge.is_idle_only and bridge.wants_read:
+            is_delivered = True
+        if bridge.is_readable and not (bridge.is_idle_only or bridge.is_gated) and bridge.wants_read:
             self._readable_bridges[bridge] = None
         endpoint = bridge.endpoint
         endpoint.transmit(bridge, now=now)
@@ -558,8 +572,9 @@ class Loop:
             bridge.is_idle_only = False
             self._idle_only.pop(bridge, None)
             self._readable_bridges[bridge] = None
-        if bridge.grant_queue is not None:
-            for granted in bridge.grant_queue.after_transmit(bridge):
+        grant_queue = bridge.grant_queue
+        if grant_queue is not None and (grant_queue.is_ordered or grant_queue.waiting):
+            for granted in grant_queue.after_transmit(bridge):
                 self._dirty[granted] = None
         if endpoint.port.pending and endpoint not in self._blocked:
             self._blocked[endpoint] = None
@@ -568,18 +583,36 @@ class Loop:
             self.rewatch(endpoint.port.fd, _PORT_EVENTS | EPOLLOUT | EPOLLET)
         if connection.events:
             bridge.handle_events()
-        if bridge.close_errno is not None:
+            is_delivered = False
+        if bridge.close_errno is not None and not is_delivered:
             bridge.deliver(now=now)
         if bridge.flush_waiters and bridge.is_flushed:
             bridge.release_waiters()
-        if bridge.engine_sock is None and bridge.is_finished:
+        at, deadline = connection.timeout_at(), bridge.deadline
+        if connection.state in (TIME_WAIT, CLOSED):
+            if self._end_channel(bridge):
+                return
+            if at is not None:
+                at = -(-at // _ENDS_EVERY_US) * _ENDS_EVERY_US
+        queued_at = deadline.queued_at
+        if at is not None and queued_at is not None and at >= queued_at:
+            deadline.at = at  # as _schedule() would: nearly always it is later than the one before
+        else:
+            self._schedule(bridge, at)
+
+    def _end_channel(self, bridge: Bridge) -> bool:
+        """Both FINs are acked, or the connection is closed. Returns whether nothing of it is left."""
+        connection = bridge.connection
+        if bridge.engine_sock is None and connection.is_over:
             bridge.is_gone = True
             self.totals.add(connection)
             bridge.remove()
-            return
+            return True
         if connection.state is TIME_WAIT:
+            if bridge.engine_sock is None:
+                bridge.identity.is_over = True
             self._time_waits.on_time_wait(bridge)
-        self._schedule(bridge, connection.timeout_at())
+        return False
 
     def _on_handshake_end(self, bridge: Bridge, now: int) -> None:
         """The initiator of a half-open connection is verified, or the connection has ended."""
@@ -652,7 +685,8 @@ class Loop:
     def watch_bridge(self, bridge: Bridge) -> None:
         """The bridge has got the engine's end of its pair: register it with epoll."""
         self.watch(bridge.engine_fd, _BRIDGE_EVENTS, bridge)
-        self._readable_bridges[bridge] = None
+        if not bridge.is_gated:
+            self._readable_bridges[bridge] = None
         self._dirty[bridge] = None
 
     def watch_room(self, bridge: Bridge, *, wanted: bool) -> None:

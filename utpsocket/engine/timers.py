@@ -39,7 +39,7 @@ _KEPT_ENTRIES: Final = 64  # so many are never searched for stale ones; by feel:
 
 
 class Deadline:
-    """The deadline of one connection. Only Timers writes here.
+    """The deadline of one connection. Only Timers writes here, and the loop where schedule() would do no more.
 
     at          when handle_timeout() is to be called; None: never
     queued_at   the time of its entry in the heap, which is not later; None: it has none

@@ -38,29 +38,31 @@ class Composer:
     def flight(self, flight: Flight, *, now: int) -> Transmit:
         """DATA packets, or our FIN."""
         send, receive = self._send, self._receive
-        window_bytes = receive.window_bytes
-        is_fin = flight.seq == send.fin_seq
+        reassembly = receive.reassembly
+        # With packets behind a hole the ack in it is not the last word: the peer needs a selective ack.
+        window_bytes = receive.window_bytes if reassembly.sack_bits else receive.take_ack()
         header = encode(
-            FIN if is_fin else DATA,
+            FIN if flight.seq == send.fin_seq else DATA,
             self.send_id,
             timestamp_us=now,
             difference_us=receive.difference_us,
             window_bytes=window_bytes,
             seq=flight.seq,
-            ack=receive.ack,
+            ack=reassembly.next_seq - 1,
         )
-        if not receive.reassembly.has_out_of_order:
-            receive.on_ack_sent(window_bytes)
-        if not flight.total_bytes:
+        total_bytes = flight.total_bytes
+        if not total_bytes:
             return Transmit(self._addr, header)
-        size = flight.payload_bytes if flight.count > 1 else flight.last_payload_bytes
+        count = flight.count
+        size = flight.payload_bytes if count > 1 else flight.last_payload_bytes
         if flight.probe_bytes:
             header = pad(header, flight.probe_bytes - HEADER_BYTES - size)
+        payloads = send.buffer.segments(flight.offset, size, total_bytes)
         return Transmit(
             self._addr,
-            compose(header, flight.seq, send.buffer.segments(flight.offset, size, flight.total_bytes)),
+            compose(header, flight.seq, payloads) if count > 1 else header + payloads[0],
             datagram_bytes=size + len(header),
-            count=flight.count,
+            count=count,
             may_fragment=not flight.dont_fragment,
             is_mtu_probe=flight.probe_bytes > 0,
         )
@@ -92,8 +94,8 @@ class Composer:
         low.
         """
         receive = self._receive
-        receive_ack = receive.ack
-        if is_keepalive and not receive.unacked_packets and not receive.reassembly.has_out_of_order:
+        receive_ack = receive.reassembly.next_seq - 1
+        if is_keepalive and not receive.unacked_packets and not receive.reassembly.sack_bits:
             receive_ack -= 1
         return self._state(self._send.flights.next_seq, receive_ack, receive.sack(), now=now)
 
@@ -116,19 +118,16 @@ class Composer:
 
     def _state(self, seq: int, ack: int, sack: bytes, *, now: int) -> Transmit:
         receive = self._receive
-        window_bytes = receive.window_bytes
         header = encode(
             STATE,
             self.send_id,
             timestamp_us=now,
             difference_us=receive.difference_us,
-            window_bytes=window_bytes,
+            window_bytes=receive.take_ack(is_state=True),
             seq=seq,
             ack=ack,
             sack=sack,
         )
-        receive.on_ack_sent(window_bytes)
-        receive.on_state_sent()
         return Transmit(self._addr, header)
 
     def syn(self, recv_id: int, syn_seq: int, *, is_large: bool = False, now: int) -> Transmit:

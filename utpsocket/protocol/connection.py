@@ -299,7 +299,8 @@ class Connection:
             self.send.is_finishing = True
             self.send.has_more = False
             self._close_timers.closed_at = now
-            self.close_if_finished(now=now)
+            if self._close_timers.reset_after_flush:
+                self.close_if_finished(now=now)
 
     def discard(self, *, now: int) -> None:
         """The application has closed its socket and reads no more. What was written is still sent. If received bytes
@@ -408,18 +409,25 @@ class Connection:
         """
         if self.state is CONNECTED:
             if run.is_clean():
-                if fastpath.handle(self.send, self.receive, self.recv_id, run, now=now):
+                data = run.data
+                if (
+                    fastpath.handle_lone(self.send, self.receive, self.recv_id, data, now=now)
+                    if len(data) <= run.stride
+                    else fastpath.handle(self.send, self.receive, self.recv_id, run, now=now)
+                ):
                     if self.send.is_finishing:
                         self.close_if_finished(now=now)
                     return
-            elif run.is_bare_ack() and fastpath.handle_ack(self.send, self.receive, self.recv_id, run, now=now):
+            elif run.is_bare_ack() and fastpath.handle_ack(
+                self.send, self.receive, self.recv_id, self._handshake.syn_seq, run, now=now
+            ):
                 if self.send.is_finishing or self.receive.is_discarding:
                     self.close_if_finished(now=now)
                 return
         if packet is not None:
             self._handle_packet(packet, now=now)
             return
-        for datagram in run.datagrams():
+        for datagram in run.datagrams() if len(run.data) > run.stride else (run.data,):
             packet = decode(datagram)
             if packet is None:
                 self._dropped_packets += 1
@@ -464,7 +472,7 @@ class Connection:
         seq = -1
         if packet.type in (DATA, FIN):
             seq = unwrap(packet.seq16, receive.reassembly.next_seq)
-            if receive.drop_if_wrapped(seq, packet.timestamp_us, now=now):
+            if receive.paws.is_armed and receive.drop_if_wrapped(seq, packet.timestamp_us, now=now):
                 return
         self._accept(packet, ack_next_seq, seq, now=now)
 
@@ -781,11 +789,20 @@ class Connection:
         state = self.state
         if state is CONNECTED:
             send, receive = self.send, self.receive
-            at = send.deadline()
-            handshake_ack_at, keepalive_at = self._handshake.handshake_ack_at, self._keepalive.next_at
-            for other_at in (receive.ack_at, receive.window_update_at, keepalive_at, handshake_ack_at):
-                if other_at < at:
-                    at = other_at
+            if send.flights.queue or send.is_persisting or send.closed_since != NEVER:
+                at = send.deadline()
+            else:
+                at = send.paced_until
+            if receive.ack_at < at:
+                at = receive.ack_at
+            if receive.window_update_at < at:
+                at = receive.window_update_at
+            other_at = self._keepalive.next_at
+            if other_at < at:
+                at = other_at
+            other_at = self._handshake.handshake_ack_at
+            if other_at < at:
+                at = other_at
             if receive.is_discarding:
                 at = min(at, self._close_timers.abort_at())
             elif send.fin_seq is not None:
@@ -819,7 +836,7 @@ class Connection:
         Next: finish_delivery(), before any other call.
         Source: docs/design.md §3.
         """
-        return self.receive.reassembly.ready()
+        return self.receive.reassembly.ready
 
     def poll_transmit(self, *, now: int, max_segments: int) -> Transmit | None:
         """Take the next datagrams to send to addr, with one system call if possible.
@@ -846,27 +863,44 @@ class Connection:
                 if (recv_id := handshake.next_syn(now=now)) is None:
                     return None
                 self._set_ids(recv_id, (recv_id + 1) & 0xFFFF)
-                return composer.syn(recv_id, handshake.syn_seq, is_large=handshake.is_syn_large, now=now)
+                transmit = composer.syn(recv_id, handshake.syn_seq, is_large=handshake.is_syn_large, now=now)
+                transmit.is_last = handshake.due_at > now
+                return transmit
             if state is SYN_RECEIVED:
                 return self._poll_unverified(now=now)
             if state is not TIME_WAIT:
                 return None
-        if receive.ack_at <= now and receive.reassembly.has_out_of_order:
+        if receive.ack_at <= now and receive.reassembly.sack_bits:
             return self._transmit_state(now=now)  # data cannot carry a selective ack
         if state is CONNECTED:
-            if self.send.flight_to_split is not None and (flight := self.send.poll_pieces()) is not None:
+            send = self.send
+            if send.flight_to_split is not None and (flight := send.poll_pieces()) is not None:
                 return composer.pieces(flight, now=now)
-            flight = self.send.next_flight(now=now, max_segments=max_segments)
+            flight = send.next_flight(now=now, max_segments=max_segments)
             if flight is not None:
                 self._keepalive.sent_at = now
-                return composer.flight(flight, now=now)
+                transmit = composer.flight(flight, now=now)
+                transmit.is_last = (
+                    send.sent_offset == send.buffer.end_offset
+                    and send.closed_since == NEVER
+                    and send.paced_until == NEVER
+                    and receive.ack_at > now
+                    and not send.flights.lost_packets
+                    and (not send.is_finishing or send.fin_seq is not None)
+                    and not send.is_opening_due
+                    and not self._keepalive.is_probe_due
+                    and send.flight_to_split is None
+                )
+                return transmit
         if self._keepalive.is_probe_due:
             self._keepalive.is_probe_due = False
             if self.send.is_all_acked:  # else the probe would carry the sequence number of data that is in flight
                 self._keepalive.sent_at = now
                 return composer.keepalive_probe(now=now)
         if receive.ack_at <= now:
-            return self._transmit_state(now=now)
+            transmit = self._transmit_state(now=now)
+            transmit.is_last = True
+            return transmit
         return None
 
     def _poll_unverified(self, *, now: int) -> Transmit | None:
@@ -917,7 +951,9 @@ class Connection:
             # will not read again.
             self.abort(self._close_timers.reset_errno)
             return
-        if not (send.is_fin_acked and self.receive.reassembly.is_fin_reached):
+        if send.fin_seq is None or send.flights.una_seq <= send.fin_seq:
+            return
+        if not self.receive.reassembly.is_fin_reached:
             self._close_timers.watch_half_closed(now=now)
             return
         self._transition(Trigger.BOTH_FINISHED)

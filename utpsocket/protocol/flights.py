@@ -326,6 +326,15 @@ class Flights:
                 break
             self._resent.popleft()
 
+    def acknowledge_lone(self, flight: Flight) -> None:
+        """acknowledge() of `flight`, where it is all that the queue holds, and left once."""
+        if flight.is_small:
+            self.small_packets -= 1
+        self.in_flight_bytes -= flight.total_bytes
+        self.queue.clear()
+        self._starts.clear()
+        self.una_seq = self.next_seq
+
     def _acknowledge_many(self, gone: list[Flight], ack_next_seq: int, result: Acknowledged) -> None:
         """acknowledge() for flights that were all sent once and in their order: each sum is the difference of two
         ends.

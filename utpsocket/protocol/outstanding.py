@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from utpsocket.protocol.congestion import Controller
-from utpsocket.protocol.flights import SACKED, Acknowledged, Flight, Flights, LostAt
+from utpsocket.protocol.flights import IN_FLIGHT, SACKED, Acknowledged, Flight, Flights, LostAt
 from utpsocket.protocol.packet import HEADER_BYTES, MAX_SACK_BYTES
 from utpsocket.protocol.pathmtu import PathMtu
 from utpsocket.protocol.paws import Paws
@@ -94,6 +94,12 @@ class Outstanding:
     give_up_after_us   how long without progress before the peer is given up
     lost_packets, timeouts   for figures
 
+    What may be due:
+    is_persisting     nothing is in flight and the peer's window is closed: the persist timer runs
+    tail_probe_due    a tail-loss probe is
+    paced_until       when pacing lets out the next burst
+    closed_since      since when nothing but the peer's closed window has kept data back
+
     Acks:
     _duplicate_acks       plain duplicate acks in a row
     _is_sack_complete     what the last ack did not report as arrived has not arrived
@@ -110,51 +116,47 @@ class Outstanding:
     Timers:
     _rto_from_us          when the retransmission timeout or the persist timer began
     _loss_check_at        when the next packet counts as lost
-    _paced_until          when pacing lets out the next burst
     _last_sent_us         when the last packet left
     _last_progress_at     when something was last newly acked
     _unanswered_timeouts  timeouts in a row without an ack
     _tail_probed          a tail-loss probe has left, or is due, since the last progress
-    _tail_probe_due       it is due
-    _is_persisting        nothing is in flight and the peer's window is closed
     _persist_due          a zero-window probe is due
-    _closed_since         since when nothing but the peer's closed window has kept data back
     _orphaned_at          when the application closed its last descriptor
     """
 
     __slots__ = (
-        "_closed_since",
         "_drops_fragments",
         "_duplicate_acks",
         "_is_forgetting_sacks",
-        "_is_persisting",
         "_is_sack_complete",
         "_last_progress_at",
         "_last_sent_us",
         "_loss_check_at",
         "_lost_through_us",
         "_orphaned_at",
-        "_paced_until",
         "_persist_due",
         "_recovery_seq",
         "_resend_at_once",
         "_rto_from_us",
-        "_tail_probe_due",
         "_tail_probed",
         "_unanswered_timeouts",
         "_unfinished_ack",
         "_window_limited_at",
         "buffer",
+        "closed_since",
         "controller",
         "flights",
         "give_up_after_us",
         "is_peer_verified",
+        "is_persisting",
         "lost_packets",
         "mtu",
+        "paced_until",
         "paws",
         "peer",
         "recovery",
         "sent_offset",
+        "tail_probe_due",
         "timeouts",
         "user_timeout_us",
     )
@@ -181,13 +183,13 @@ class Outstanding:
         self._rto_from_us = 0
         self._unanswered_timeouts = 0
         self._resend_at_once = False
-        self._is_persisting = False
+        self.is_persisting = False
         self._persist_due = False
         self._orphaned_at = NEVER
-        self._closed_since = NEVER
-        self._paced_until = NEVER
+        self.closed_since = NEVER
+        self.paced_until = NEVER
         self._loss_check_at = NEVER
-        self._tail_probe_due = False
+        self.tail_probe_due = False
         self._tail_probed = False
         self._lost_through_us = -1
         self._is_forgetting_sacks = False
@@ -263,7 +265,7 @@ class Outstanding:
         )
         if ack_next_seq >= flights.una_seq:  # the window of an ack that was overtaken is out of date
             peer.on_window(window_bytes)
-            if was_closed or self._closed_since != NEVER:
+            if was_closed or self.closed_since != NEVER:
                 self._on_window_after_closed(window_bytes, was_closed=was_closed)
         if self._unfinished_ack is not None:
             self._unfinished_ack.on_ack(ack_next_seq, sacked_bits, delay_us, echo_us)
@@ -289,12 +291,65 @@ class Outstanding:
             self._on_duplicate_ack(now=now)
         return acknowledged.packets > 0
 
+    def on_ack_of_lone(self, ack_next_seq: int, window_bytes: int, delay_us: int, *, is_state: bool, now: int) -> bool:
+        """on_ack() of an ack, without a selective ack, of the one packet that is in flight. Returns False if anything
+        about that is special; then nothing has been done.
+        """
+        flights, recovery, peer, queue = self.flights, self.recovery, self.peer, self.flights.queue
+        if len(queue) != 1 or ack_next_seq != flights.next_seq:
+            return False
+        flight, datagram_bytes = queue[0], self.mtu.datagram_bytes
+        if (
+            flight.count > 1
+            or flight.sends > 1
+            or flight.state is not IN_FLIGHT
+            or flight.probe_bytes
+            or flights.highest_sacked_seq >= flights.una_seq
+            or recovery.backoff
+            or peer.window_bytes < datagram_bytes
+            or window_bytes < datagram_bytes
+            or self.closed_since != NEVER
+            or self._lost_through_us >= 0
+            or self._unfinished_ack is not None
+        ):
+            return False
+        self._is_sack_complete = is_state and peer.sack_packets > 0
+        peer.window_bytes = window_bytes
+        if window_bytes > peer.largest_window_bytes:
+            peer.largest_window_bytes = window_bytes
+        in_flight_bytes, sent_us = flights.in_flight_bytes, flight.sent_us
+        flights.acknowledge_lone(flight)
+        self.buffer.release(self.sent_offset)
+        self._duplicate_acks = self._unanswered_timeouts = 0
+        rtt_us = now - sent_us
+        recovery.on_rtt(rtt_us)
+        if sent_us > recovery.rack_sent_us or (sent_us == recovery.rack_sent_us and flight.seq > recovery.rack_seq):
+            recovery.rack_sent_us, recovery.rack_seq, recovery.rack_rtt_us = sent_us, flight.seq, rtt_us
+            recovery.rack_sent_through_bytes = flight.sent_before_bytes + flight.total_bytes
+        self._rto_from_us = self._last_progress_at = now
+        self._tail_probed = False
+        self._loss_check_at = NEVER
+        controller = self.controller
+        if delay_us:
+            peer.reports_delay = True
+            controller.on_delay(delay_us, now=now)
+        if flight.total_bytes:
+            controller.on_ack(
+                flight.total_bytes,
+                in_flight_bytes=in_flight_bytes,
+                is_limited=self._window_limited_at >= sent_us,
+                rtt_us=recovery.latest_rtt_us,
+                sent_us=sent_us,
+                now=now,
+            )
+        return True
+
     def _on_window_after_closed(self, window_bytes: int, *, was_closed: bool) -> None:
-        """The peer advertised this window; it was closed by the last ack, or has been since _closed_since."""
+        """The peer advertised this window; it was closed by the last ack, or has been since closed_since."""
         if was_closed and window_bytes >= self.mtu.datagram_bytes:
             self.recovery.on_window_open()
-        if self._closed_since != NEVER and not self._is_window_closed:
-            self._closed_since = NEVER
+        if self.closed_since != NEVER and not self._is_window_closed:
+            self.closed_since = NEVER
 
     def _on_duplicate_ack(self, *, now: int) -> None:
         """A duplicate ack without a selective ack: the third in a row means that the first packet is lost. RFC 5681
@@ -482,36 +537,46 @@ class Outstanding:
 
     def deadline(self) -> int:
         """When to call on_timeout(), perhaps in the past, or NEVER. Of all timers the earliest."""
-        at = self._paced_until
         if self._unfinished_ack is not None:
             return self._last_progress_at  # in the past: at once
-        if self.flights.queue:
-            other_at = self._rto_from_us + self._rto_us()
-            if other_at < at:
-                at = other_at
+        at = self.paced_until
+        flights, recovery = self.flights, self.recovery
+        if flights.queue or self.is_persisting:
+            # As _rto_us(), without a call.
+            rto_us = recovery.rto_us
+            if rto_us > MAX_PERSIST_US and self.peer.window_bytes < self.mtu.datagram_bytes:
+                rto_us = MAX_PERSIST_US
+            if self._rto_from_us + rto_us < at:
+                at = self._rto_from_us + rto_us
+        if flights.queue:
             if self._loss_check_at < at:
                 at = self._loss_check_at
-            if self.user_timeout_us:
-                at = min(at, self._last_progress_at + self.user_timeout_us)
-            if self._may_probe_tail():
-                other_at = self._last_sent_us + self.recovery.probe_timeout_us
-                if other_at < at:
-                    at = other_at
-        elif self._is_persisting:
-            at = min(at, self._rto_from_us + self._rto_us())
-        if self._closed_since != NEVER:
+            if self.user_timeout_us and self._last_progress_at + self.user_timeout_us < at:
+                at = self._last_progress_at + self.user_timeout_us
+            probe_at = self._last_sent_us + recovery.probe_timeout_us
+            # As _may_probe_tail(), without a call.
+            if probe_at < at and not (
+                self._tail_probed
+                or not self.is_peer_verified
+                or recovery.srtt_us <= 0
+                or recovery.timeouts_since_rtt
+                or flights.lost_packets
+                or flights.sacked_packets
+            ):
+                at = probe_at
+        if self.closed_since != NEVER:
             at = min(at, self._closed_for_too_long_at())
         return at
 
     def _closed_for_too_long_at(self) -> int:
-        """When the peer is given up because its window has been closed since _closed_since, though it answers
+        """When the peer is given up because its window has been closed since closed_since, though it answers
         probes.
         """
         at = NEVER
         if self.user_timeout_us:
-            at = self._closed_since + self.user_timeout_us  # as Linux does since 5.11: tcp_probe_timer()
+            at = self.closed_since + self.user_timeout_us  # as Linux does since 5.11: tcp_probe_timer()
         if self._orphaned_at != NEVER:
-            at = min(at, max(self._closed_since, self._orphaned_at) + ORPHAN_CLOSED_WINDOW_US)
+            at = min(at, max(self.closed_since, self._orphaned_at) + ORPHAN_CLOSED_WINDOW_US)
         return at
 
     def on_timeout(self, *, now: int) -> bool:
@@ -520,10 +585,10 @@ class Outstanding:
         if self._unfinished_ack is not None:
             self._finish_ack(self._unfinished_ack, now=now)
             return True
-        if self._closed_since != NEVER and now >= self._closed_for_too_long_at():
+        if self.closed_since != NEVER and now >= self._closed_for_too_long_at():
             return False
         if not flights.packets:
-            if self._is_persisting and now >= self._rto_from_us + self._rto_us():
+            if self.is_persisting and now >= self._rto_from_us + self._rto_us():
                 self._persist_due = True
                 self._rto_from_us = now
                 self.recovery.on_timeout()
@@ -534,7 +599,7 @@ class Outstanding:
             return False
         is_out_of_time = now >= self._rto_from_us + self._rto_us()
         if self._may_probe_tail() and (is_out_of_time or now >= self._last_sent_us + self.recovery.probe_timeout_us):
-            self._tail_probe_due = self._tail_probed = True
+            self.tail_probe_due = self._tail_probed = True
             self._rto_from_us = now  # RFC 8985 §7.3: the timeout counts from the probe
         elif is_out_of_time:
             return self._on_retransmission_timeout(now=now)
@@ -587,15 +652,15 @@ class Outstanding:
 
     def _may_probe_tail(self) -> bool:
         """Whether a tail-loss probe is of use: everything is in flight, and none has left since the last progress."""
-        flights = self.flights
-        return (
-            not self._tail_probed
-            and self.is_peer_verified
-            and bool(flights.queue)
-            and self.recovery.srtt_us > 0
-            and not self.recovery.timeouts_since_rtt
-            and not flights.lost_packets
-            and not flights.sacked_packets
+        flights, recovery = self.flights, self.recovery
+        return not (
+            self._tail_probed
+            or not self.is_peer_verified
+            or not flights.queue
+            or recovery.srtt_us <= 0
+            or recovery.timeouts_since_rtt
+            or flights.lost_packets
+            or flights.sacked_packets
         )
 
     def on_too_big(self, datagram_bytes: int, carries_bytes: int, *, now: int) -> None:

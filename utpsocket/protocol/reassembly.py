@@ -10,7 +10,9 @@ Sources: BEP 29 "selective ack"; docs/protocol.md §4, §7.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from enum import Enum
+from itertools import accumulate
 from typing import Final
 
 # How many packets behind a hole are kept at most: it bounds what a flood of tiny packets costs. Eight times libutp's.
@@ -50,27 +52,28 @@ class Reassembly:
     delivered_bytes      delivered in all
     fin_seq              sequence number of the peer's FIN, None before it has come
     is_fin_reached       the FIN and everything before it have come; ready bytes may still wait
+    ready                the payloads that may be delivered now, in order
+    sack_bits            the packets behind a hole; bit 0 stands for next_seq + 1, which is ack + 2. BEP 29 "selective
+                         ack"
 
-    _ready                   the payloads that are ready
-    _own_pieces              how many of these, from the first on, are copies of ours; the rest is borrowed
+    _own_pieces              how many of `ready`, from the first on, are copies of ours; the rest is borrowed
     _out_of_order            copies of the payloads behind a hole, by sequence number
-    _mask                    bit 0 stands for next_seq + 1: which these are
     _advertised_end_offset   where in the stream the window ended before it was made smaller, 0 if it never was
     """
 
     __slots__ = (
         "_advertised_end_offset",
-        "_mask",
         "_out_of_order",
         "_own_pieces",
-        "_ready",
         "capacity_bytes",
         "delivered_bytes",
         "fin_seq",
         "is_fin_reached",
         "next_seq",
         "out_of_order_bytes",
+        "ready",
         "ready_bytes",
+        "sack_bits",
     )
 
     def __init__(self, next_seq: int, capacity_bytes: int) -> None:
@@ -82,15 +85,16 @@ class Reassembly:
         self.ready_bytes = 0
         self.out_of_order_bytes = 0
         self.delivered_bytes = 0
-        self._ready: list[memoryview] = []
+        self.ready: list[memoryview] = []
         self._own_pieces = 0
         self._out_of_order: dict[int, bytes] = {}
-        self._mask = 0
+        self.sack_bits = 0
 
     @property
     def window_bytes(self) -> int:
         """The free part of the buffer, bytes behind a hole subtracted: what may be advertised. docs/protocol.md §7."""
-        return max(0, self.capacity_bytes - self.ready_bytes - self.out_of_order_bytes)
+        window = self.capacity_bytes - self.ready_bytes - self.out_of_order_bytes
+        return window if window > 0 else 0
 
     @property
     def room_bytes(self) -> int:
@@ -113,23 +117,18 @@ class Reassembly:
     @property
     def has_out_of_order(self) -> bool:
         """Whether there are packets behind a hole: acks then carry a selective ack."""
-        return self._mask != 0
-
-    @property
-    def sack_bits(self) -> int:
-        """The packets behind a hole; bit 0 stands for ack + 2. BEP 29 "selective ack"."""
-        return self._mask
+        return self.sack_bits != 0
 
     def append_run(self, count: int, payloads: list[memoryview], total_bytes: int) -> None:
         """`count` packets arrived in order, with none behind a hole: the caller has checked."""
         self.next_seq += count
-        self._ready += payloads
+        self.ready += payloads
         self.ready_bytes += total_bytes
 
     def insert(self, seq: int, payload: memoryview, *, is_fin: bool) -> Insertion:
         """One packet arrived, in any order. Returns what became of it."""
         ahead = seq - self.next_seq
-        if ahead < 0 or (ahead and self._mask >> (ahead - 1) & 1):
+        if ahead < 0 or (ahead and self.sack_bits >> (ahead - 1) & 1):
             return DUPLICATE
         if self.is_fin_reached or (
             self.fin_seq is not None and (seq > self.fin_seq or (is_fin and seq != self.fin_seq))
@@ -142,7 +141,8 @@ class Reassembly:
             if is_fin:
                 self._set_fin(seq)
             self._accept(payload)
-            self._take_contiguous()
+            if self.sack_bits:
+                self._take_contiguous()
             return IN_ORDER
         if ahead > MAX_OUT_OF_ORDER_PACKETS or size > self.room_bytes:
             return OUT_OF_WINDOW
@@ -150,28 +150,28 @@ class Reassembly:
             self._set_fin(seq)
         self._out_of_order[seq] = bytes(payload)
         self.out_of_order_bytes += size
-        self._mask |= 1 << (ahead - 1)
+        self.sack_bits |= 1 << (ahead - 1)
         return OUT_OF_ORDER
 
     def _set_fin(self, fin_seq: int) -> None:
         """The stream ends with this number: packets beyond are dropped."""
         self.fin_seq = fin_seq
-        if self._mask >> max(0, fin_seq - self.next_seq):
+        if self.sack_bits >> max(0, fin_seq - self.next_seq):
             for seq in [seq for seq in self._out_of_order if seq > fin_seq]:
                 self.out_of_order_bytes -= len(self._out_of_order.pop(seq))
-            self._mask &= (1 << max(0, fin_seq - self.next_seq)) - 1
+            self.sack_bits &= (1 << max(0, fin_seq - self.next_seq)) - 1
 
     def _accept(self, payload: memoryview) -> None:
         if self.next_seq == self.fin_seq:
             self.is_fin_reached = True
         self.next_seq += 1
         if payload:
-            self._ready.append(payload)
+            self.ready.append(payload)
             self.ready_bytes += len(payload)
 
     def _take_contiguous(self) -> None:
         """next_seq has moved by one, so bit 0 stands for next_seq itself: take over what follows without a hole."""
-        mask, held = self._mask, self._out_of_order
+        mask, held = self.sack_bits, self._out_of_order
         count = (~mask & (mask + 1)).bit_length() - 1  # ones at its end
         if count:
             payloads = list(map(held.pop, range(self.next_seq, self.next_seq + count)))
@@ -183,26 +183,22 @@ class Reassembly:
             self.ready_bytes += total_bytes
             if total_bytes < count * _JOINED_BELOW_BYTES:
                 payloads = [b"".join(payloads)]
-            self._ready += [memoryview(payload) for payload in payloads if payload]
-        self._mask = mask >> (count + 1)
-
-    def ready(self) -> list[memoryview]:
-        """The payloads that may be delivered now, in order. Next: finish_delivery()."""
-        return self._ready
+            self.ready += [memoryview(payload) for payload in payloads if payload]
+        self.sack_bits = mask >> (count + 1)
 
     def finish_delivery(self, count: int) -> None:
         """The application took the first `count` bytes. The rest is copied, so that nothing is borrowed any more."""
-        self.ready_bytes -= count
         self.delivered_bytes += count
-        if not self.ready_bytes:
-            self._ready = []
+        self.ready_bytes = ready_bytes = self.ready_bytes - count
+        if not ready_bytes:
+            self.ready = []
             self._own_pieces = 0
             return
-        left = self._ready
-        taken = 0
-        while count >= len(left[taken]):
-            count -= len(left[taken])
-            taken += 1
+        left = self.ready
+        ends = [*accumulate(map(len, left))]
+        taken = bisect_right(ends, count)
+        if taken:
+            count -= ends[taken - 1]
         own = left[taken : self._own_pieces]
         borrowed = left[max(taken, self._own_pieces) :]
         if count:
@@ -214,15 +210,15 @@ class Reassembly:
             if own and len(own[-1]) < _SMALL_PIECE_BYTES:
                 borrowed.insert(0, own.pop())
             own.append(memoryview(b"".join(borrowed)))
-        self._ready = own
+        self.ready = own
         self._own_pieces = len(own)
 
     def clear(self) -> None:
         """Forget all content: the application will not read it."""
-        self._ready = []
+        self.ready = []
         self._own_pieces = 0
         self._out_of_order.clear()
-        self._mask = 0
+        self.sack_bits = 0
         self.ready_bytes = 0
         self.out_of_order_bytes = 0
         if not self.is_fin_reached:
@@ -230,10 +226,10 @@ class Reassembly:
 
     def _check(self) -> None:
         """Invariants, for tests and the simulator."""
-        assert self.ready_bytes == sum(map(len, self._ready))
+        assert self.ready_bytes == sum(map(len, self.ready))
         assert self.out_of_order_bytes == sum(map(len, self._out_of_order.values()))
-        assert self._mask == sum(1 << (seq - self.next_seq - 1) for seq in self._out_of_order)
+        assert self.sack_bits == sum(1 << (seq - self.next_seq - 1) for seq in self._out_of_order)
         assert self.out_of_order_bytes + self.ready_bytes <= self._limit_bytes + _OVERDRAFT_BYTES
         assert len(self._out_of_order) <= MAX_OUT_OF_ORDER_PACKETS
-        assert self._own_pieces <= len(self._ready)
+        assert self._own_pieces <= len(self.ready)
         assert self._own_pieces <= 2 + 2 * self._limit_bytes // _SMALL_PIECE_BYTES

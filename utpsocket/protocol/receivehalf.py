@@ -108,10 +108,12 @@ class ReceiveHalf:
     def window_bytes(self) -> int:
         """The window to advertise now. BEP 29 "wnd_size"; RFC 9293 §3.8.6.2.2."""
         reassembly = self.reassembly
-        window = reassembly.window_bytes
-        if window < _SEGMENT_BYTES and window < reassembly.capacity_bytes // 2:
+        window = reassembly.capacity_bytes - reassembly.ready_bytes - reassembly.out_of_order_bytes
+        if window < _SEGMENT_BYTES and (window <= 0 or window < reassembly.capacity_bytes // 2):
             return 0
-        return self._limit_window(window)
+        if window > self.share_bytes:
+            window = self.share_bytes
+        return self._limit_window(window) if window > WIRESHARK_WINDOW_BYTES else window
 
     @property
     def round_trip_us(self) -> int:
@@ -152,10 +154,25 @@ class ReceiveHalf:
         self.reassembly.append_run(count, payloads, total_bytes)
         self._in_order(count, now=now)
 
+    def on_lone(self, payload: memoryview, payload_bytes: int, *, now: int) -> None:
+        """on_run() of one packet."""
+        reassembly = self.reassembly
+        self.received_packets += 1
+        self.received_bytes += payload_bytes
+        self.window_update_at = NEVER
+        reassembly.next_seq += 1
+        reassembly.ready.append(payload)
+        reassembly.ready_bytes += payload_bytes
+        self.unacked_packets = unacked_packets = self.unacked_packets + 1
+        if unacked_packets >= _ACK_EVERY_PACKETS:
+            self.ack_at = now
+        elif self.ack_at == NEVER:
+            self.ack_at = now + MAX_ACK_DELAY_US
+
     def on_packet(self, seq: int, payload: memoryview, timestamp_us: int, *, is_fin: bool, now: int) -> None:
         """A DATA or FIN packet arrived."""
         reassembly = self.reassembly
-        had_out_of_order = reassembly.has_out_of_order
+        had_out_of_order = reassembly.sack_bits != 0
         insertion = reassembly.insert(seq, payload, is_fin=is_fin)
         if insertion is DUPLICATE:
             self.duplicate_packets += 1
@@ -188,11 +205,17 @@ class ReceiveHalf:
         """The application took `count` bytes. An ack is due at once if a closed window has opened, or if the window has
         grown by half the buffer: a sender that knows only of a little room sends in small steps.
         """
-        reassembly = self.reassembly
+        reassembly, share_bytes = self.reassembly, self.share_bytes
         reassembly.finish_delivery(count)
-        advertised, window = self._advertised_bytes, self._limit_window(reassembly.window_bytes)
+        capacity_bytes = reassembly.capacity_bytes
+        window = capacity_bytes - reassembly.ready_bytes - reassembly.out_of_order_bytes
+        if window < 0:
+            window = 0
+        if window > share_bytes or window > WIRESHARK_WINDOW_BYTES:
+            window = self._limit_window(window)
+        advertised = self._advertised_bytes
         grown = window - advertised
-        half = min(reassembly.capacity_bytes, self.share_bytes) // 2
+        half = (capacity_bytes if capacity_bytes < share_bytes else share_bytes) // 2
         was_closed = advertised < _WINDOW_UPDATE_BYTES and grown >= min(half, _WINDOW_UPDATE_BYTES)
         if grown >= half or was_closed:
             self.ack_at = now
@@ -222,15 +245,29 @@ class ReceiveHalf:
                 return bytes(MAX_SACK_BYTES)
         return b""
 
+    def take_ack(self, *, is_state: bool = False) -> int:
+        """A packet with our latest ack leaves: returns the window in it. As window_bytes and on_ack_sent().
+
+        is_state   it is a STATE with our sack()
+        """
+        if is_state:
+            self._packets_at_last_state = self.received_packets
+        reassembly = self.reassembly
+        window = reassembly.capacity_bytes - reassembly.ready_bytes - reassembly.out_of_order_bytes
+        if window < _SEGMENT_BYTES or window > WIRESHARK_WINDOW_BYTES:
+            window = self.window_bytes
+        elif window > self.share_bytes:
+            window = self.share_bytes
+        self.ack_at = NEVER
+        self.unacked_packets = 0
+        self._advertised_bytes = window
+        return window
+
     def on_ack_sent(self, window_bytes: int) -> None:
         """A packet with our latest ack and this window leaves."""
         self.ack_at = NEVER
         self.unacked_packets = 0
         self._advertised_bytes = window_bytes
-
-    def on_state_sent(self) -> None:
-        """The packet of on_ack_sent() was a STATE with our sack()."""
-        self._packets_at_last_state = self.received_packets
 
     def discard(self) -> None:
         """The application will not read again: forget what it has not read."""

@@ -91,33 +91,47 @@ class Recovery:
 
     def _update_timeouts(self) -> None:
         """Compute both timeouts anew: round trip or backoff have changed. They are read more often than they change."""
-        base = INITIAL_RTO_US
-        if self.srtt_us:
-            base = max(MIN_RTO_US, self.srtt_us + max(_LIBUTP_ACK_DELAY_US, 4 * self.rtt_var_us))
-        rto_us = base << min(self.backoff, 16)
+        srtt_us, base = self.srtt_us, INITIAL_RTO_US
+        if srtt_us:
+            spread_us = 4 * self.rtt_var_us
+            base = srtt_us + (spread_us if spread_us > _LIBUTP_ACK_DELAY_US else _LIBUTP_ACK_DELAY_US)
+            if base < MIN_RTO_US:
+                base = MIN_RTO_US
+        rto_us = base << min(self.backoff, 16) if self.backoff else base
         if self.timeouts_since_rtt > self.backoff:
             # Karn's algorithm: if round trips have become longer than the timeout, every packet is sent again before
             # its ack comes, so none is ever measured. So the timeout stays as long as it has grown until one is
             # measured.
             rto_us = max(rto_us, min(base << min(self.timeouts_since_rtt, 16), _MAX_UNMEASURED_RTO_US))
-        self.rto_us = rto_us = min(MAX_RTO_US, rto_us)
-        if self.srtt_us:
-            margin_us = min(max(_GRANULARITY_US, 2 * self.rtt_var_us), _MAX_PROBE_MARGIN_US)
-            self.probe_timeout_us = min(2 * self.srtt_us + MAX_ACK_DELAY_US + margin_us, rto_us)
+        if rto_us > MAX_RTO_US:
+            rto_us = MAX_RTO_US
+        self.rto_us = rto_us
+        if srtt_us:
+            margin_us = 2 * self.rtt_var_us
+            if margin_us < _GRANULARITY_US:
+                margin_us = _GRANULARITY_US
+            elif margin_us > _MAX_PROBE_MARGIN_US:
+                margin_us = _MAX_PROBE_MARGIN_US
+            probe_us = 2 * srtt_us + MAX_ACK_DELAY_US + margin_us
+            self.probe_timeout_us = probe_us if probe_us < rto_us else rto_us
 
     def on_rtt(self, rtt_us: int) -> None:
         """A round trip was measured, of a packet that was sent once only (Karn's algorithm). RFC 6298 §2."""
-        rtt_us = max(1, rtt_us)
+        if rtt_us < 1:
+            rtt_us = 1
         self.latest_rtt_us = rtt_us
         self.timeouts_since_rtt = 0
-        if not self.srtt_us:
+        srtt_us = self.srtt_us
+        if not srtt_us:
             self.srtt_us = rtt_us
             self.rtt_var_us = rtt_us // 2
             self.min_rtt_us = rtt_us
             self._update_timeouts()
             return
-        self.rtt_var_us += (abs(self.srtt_us - rtt_us) - self.rtt_var_us) // 4
-        self.srtt_us = max(1, self.srtt_us + (rtt_us - self.srtt_us) // 8)
+        change_us = rtt_us - srtt_us
+        self.rtt_var_us += ((change_us if change_us >= 0 else -change_us) - self.rtt_var_us) // 4
+        srtt_us += change_us // 8
+        self.srtt_us = srtt_us if srtt_us > 1 else 1
         if rtt_us < self.min_rtt_us:
             self.min_rtt_us = rtt_us
         self._update_timeouts()

@@ -33,11 +33,10 @@ def packets_per_send(size: int) -> int:
 
 def _big_endian_sequence_numbers() -> array[int]:
     """Every 16-bit number in order as it stands on the wire, and once more the first ones: a run may wrap."""
-    numbers = array("H", range(0x10000))
-    numbers.extend(range(MAX_RUN_PACKETS))
-    if struct.pack("=H", 1) != struct.pack(">H", 1):
-        numbers.byteswap()
-    return numbers
+    numbers = bytearray(2 * 0x10000)
+    numbers[0::2] = b"".join([bytes((high,)) * 256 for high in range(256)])
+    numbers[1::2] = bytes(range(256)) * 256
+    return array("H", bytes(numbers + numbers[: 2 * MAX_RUN_PACKETS]))
 
 
 _STATE_BYTE: Final = STATE << 4 | VERSION
@@ -175,7 +174,13 @@ class Run:
         """
         clean = self._clean
         if clean is None:
-            clean = self._clean = self._looks_clean()
+            data = self.data
+            length = len(data)
+            if length <= HEADER_BYTES or data[0] != VERSION or data[1]:
+                clean = False
+            else:
+                clean = length <= self.stride or self._looks_clean()
+            self._clean = clean
         return clean
 
     def is_bare_ack(self) -> bool:
@@ -184,12 +189,9 @@ class Run:
         return len(data) == HEADER_BYTES and data[0] == _STATE_BYTE and not data[1]
 
     def _looks_clean(self) -> bool:
+        """Of more than one datagram, the first of which is DATA without extensions."""
         data = self.data
         length, stride = len(data), self.stride
-        if length <= HEADER_BYTES or data[0] != VERSION or data[1]:
-            return False
-        if length <= stride:
-            return True
         if stride % 8:
             return False
         count = -(-length // stride)
@@ -245,9 +247,10 @@ class Transmit:
     count            how many datagrams
     may_fragment     whether IP may fragment them: don't-fragment is off for sizes that are not confirmed for the path
     is_mtu_probe     whether this is a path MTU probe: then EMSGSIZE is its result and no error
+    is_last          nothing else may leave now: the next poll_transmit() would return None. May be False all the same
     """
 
-    __slots__ = ("addr", "count", "data", "datagram_bytes", "is_mtu_probe", "may_fragment")
+    __slots__ = ("addr", "count", "data", "datagram_bytes", "is_last", "is_mtu_probe", "may_fragment")
 
     def __init__(
         self,
@@ -265,6 +268,7 @@ class Transmit:
         self.count = count
         self.may_fragment = may_fragment
         self.is_mtu_probe = is_mtu_probe
+        self.is_last = False
 
     def datagrams(self) -> list[bytes]:
         """The datagrams one by one, copied, for a port that cannot send them with one system call."""

@@ -16,19 +16,19 @@ _POOLED_BLOCKS: Final = 256
 class BlockPool:
     """Blocks for every connection of one thread."""
 
-    __slots__ = ("_free",)
+    __slots__ = ("free",)
 
     def __init__(self) -> None:
-        self._free: list[memoryview] = []
+        self.free: list[memoryview] = []  # for reuse
 
     def acquire(self) -> memoryview:
         """A writable block of BLOCK_BYTES, its content undefined."""
-        return self._free.pop() if self._free else memoryview(bytearray(BLOCK_BYTES))
+        return self.free.pop() if self.free else memoryview(bytearray(BLOCK_BYTES))
 
     def release(self, block: memoryview) -> None:
         """Give a block back; no view of it may be used afterwards."""
-        if len(self._free) < _POOLED_BLOCKS:
-            self._free.append(block)
+        if len(self.free) < _POOLED_BLOCKS:
+            self.free.append(block)
 
 
 class SendBuffer:
@@ -61,14 +61,16 @@ class SendBuffer:
 
     def free_span(self) -> memoryview:
         """Memory for the next bytes, in one piece; empty when the buffer is full. Next: commit()."""
-        free_bytes = self.free_bytes
-        if not free_bytes:
+        free_bytes = self.capacity_bytes - self.end_offset + self.acked_offset
+        if free_bytes <= 0:
             return memoryview(b"")
         used = self.end_offset - self._base_offset
         if used == len(self._blocks) * BLOCK_BYTES:
-            self._blocks.append(self._pool.acquire())
+            free = self._pool.free
+            self._blocks.append(free.pop() if free else self._pool.acquire())
         start = used % BLOCK_BYTES
-        return self._blocks[-1][start : min(BLOCK_BYTES, start + free_bytes)]
+        stop = start + free_bytes
+        return self._blocks[-1][start : stop if stop < BLOCK_BYTES else BLOCK_BYTES]
 
     def free_spans(self, max_bytes: int) -> list[memoryview]:
         """free_span() and the memory that follows it, for `max_bytes` if so much is free. Next: commit(), which gives
@@ -76,8 +78,9 @@ class SendBuffer:
         """
         spans = [self.free_span()]
         left = min(max_bytes, self.free_bytes) - len(spans[0])
+        free = self._pool.free
         while left > 0:
-            block = self._pool.acquire()
+            block = free.pop() if free else self._pool.acquire()
             self._blocks.append(block)
             spans.append(block[: min(left, BLOCK_BYTES)])
             left -= BLOCK_BYTES
@@ -97,16 +100,22 @@ class SendBuffer:
         """The peer has everything before `offset`."""
         self.acked_offset = offset
         if offset == self.end_offset:
-            self._release_all()
+            if len(self._blocks) == 1:  # as _release_all()
+                self._pool.release(self._blocks.pop())
+                self._base_offset = offset
+            else:
+                self._release_all()
             return
         while offset >= self._base_offset + BLOCK_BYTES:
             self._pool.release(self._blocks.pop(0))
             self._base_offset += BLOCK_BYTES
 
     def _release_all(self) -> None:
-        for block in self._blocks:
-            self._pool.release(block)
-        self._blocks.clear()
+        blocks = self._blocks
+        if blocks:
+            for block in blocks:
+                self._pool.release(block)
+            blocks.clear()
         self._base_offset = self.end_offset
 
     def clear(self) -> None:

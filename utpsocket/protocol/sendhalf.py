@@ -139,21 +139,69 @@ class SendHalf(Outstanding):
         max_segments   how many packets at most
         Next: Composer.flight(), then call again until None.
         """
-        if self._paced_until < now:
-            self.pacer.on_late_timer(now - self._paced_until, self.recovery.srtt_us)
-        self._paced_until = NEVER
+        flights, unsent = self.flights, self.buffer.end_offset - self.sent_offset
+        if (
+            self.paced_until != NEVER
+            or flights.lost_packets
+            or self.tail_probe_due
+            or self._unfinished_ack is not None
+            or not self.is_peer_verified
+        ):
+            return self._next_flight(now=now, max_segments=max_segments)
+        if not unsent:
+            if self.is_finishing or self.is_opening_due:
+                return self._next_flight(now=now, max_segments=max_segments)
+            self.closed_since = NEVER
+            return None
+        mtu = self.mtu
+        size = mtu.datagram_bytes - HEADER_BYTES
+        if unsent > size or self.awaits_grant or self.recovery.min_rtt_us > PACED_FROM_RTT_US:
+            return self._next_flight(now=now, max_segments=max_segments)
+        # A lone message. Where every limit has room for it, the limits need not be known more exactly; where packets
+        # that are not full must wait (Nagle), or a larger size is known, it is not decided here.
+        in_flight_bytes, peer, window = flights.in_flight_bytes, self.peer, self.controller.window_bytes
+        is_small = unsent < size
+        if (
+            unsent > peer.window_bytes - in_flight_bytes
+            or (unsent > window - in_flight_bytes and in_flight_bytes)
+            or (peer.reorder_packets - flights.next_seq + flights.una_seq) * size < unsent
+            or (is_small and (self.has_more or not (self.nodelay or flights.small_packets < _SMALL_PACKETS)))
+            or (mtu.known is not None and mtu.known.confirmed_bytes > mtu.confirmed_bytes)
+        ):
+            return self._next_flight(now=now, max_segments=max_segments)
+        self.is_persisting = False
+        self.closed_since = NEVER  # as the call after this one, which finds nothing unsent
+        self._burst_at = now
+        mtu.packets_since_probe += 1
+        flight = Flight(flights.next_seq, 1, size, unsent, self.sent_offset, now)
+        flight.is_small = is_small
+        flight.dont_fragment = mtu.floor_bytes < mtu.datagram_bytes <= mtu.confirmed_bytes
+        if flights.next_seq == flights.una_seq:
+            self._rto_from_us = self._last_progress_at = now
+        self._tail_probed = False
+        flights.add(flight)
+        self.sent_offset += unsent
+        self._last_sent_us = now
+        self.sent_packets += 1
+        return flight
+
+    def _next_flight(self, *, now: int, max_segments: int) -> Flight | None:
+        """next_flight(), for whatever may leave: its specification."""
+        if self.paced_until < now:
+            self.pacer.on_late_timer(now - self.paced_until, self.recovery.srtt_us)
+        self.paced_until = NEVER
         flights = self.flights
         if self._unfinished_ack is not None:
             return None  # what counts as lost may be acked by the rest of that ack
         if flights.lost_packets:
             return self._next_retransmission(now=now, max_segments=max_segments)
-        if self._tail_probe_due:
+        if self.tail_probe_due:
             return self._next_tail_probe(now=now)
         if not self.is_peer_verified and self.sent_packets:
             return None
         unsent = self.buffer.end_offset - self.sent_offset
         if not unsent:
-            self._closed_since = NEVER
+            self.closed_since = NEVER
             return self._next_fin(now=now) if self.is_finishing or self.is_opening_due else None
         if self.awaits_grant:
             return None
@@ -181,7 +229,7 @@ class SendHalf(Outstanding):
         threshold_bytes = min(unsent, peer.sws_threshold_bytes(size))
         if peer_room < threshold_bytes and not flights.packets:
             return self._next_window_probe(peer_room, threshold_bytes, now=now)
-        self._is_persisting = False
+        self.is_persisting = False
         window = self.controller.window_bytes
         room = max(window, size) - flights.in_flight_bytes
         is_peer_limited = peer_room < room
@@ -263,7 +311,7 @@ class SendHalf(Outstanding):
         return 2 * window if self.controller.is_slow_start else window + window // 4
 
     def _burst_packets(self, size: int, *, now: int) -> int:
-        """How many packets of `size` bytes of payload pacing lets out now; 0: none before _paced_until.
+        """How many packets of `size` bytes of payload pacing lets out now; 0: none before paced_until.
 
         A path whose shortest round trip is below PACED_FROM_RTT_US is not paced: there many small bursts cost more time
         than they save.
@@ -272,7 +320,7 @@ class SendHalf(Outstanding):
             return MAX_RUN_PACKETS
         packets = self.pacer.packets(size, self._paced_bytes(), self.recovery.srtt_us, now=now)
         if not packets:
-            self._paced_until = self.pacer.ready_at
+            self.paced_until = self.pacer.ready_at
             self._window_limited_at = now
         return packets
 
@@ -312,13 +360,13 @@ class SendHalf(Outstanding):
         peer_room         bytes that the peer's window holds, less than the next
         threshold_bytes   as many bytes are worth a packet (PeerLimits.sws_threshold_bytes)
         """
-        if not self._is_persisting:
-            self._is_persisting = True
+        if not self.is_persisting:
+            self.is_persisting = True
             self._rto_from_us = now
-            self._closed_since = min(self._closed_since, now)
+            self.closed_since = min(self.closed_since, now)
         if not self._persist_due:
             return None
-        self._persist_due = self._is_persisting = False
+        self._persist_due = self.is_persisting = False
         size = max(1, min(peer_room, threshold_bytes))
         flight = Flight(self.flights.next_seq, 1, size, size, self.sent_offset, now)
         self._add(flight, now=now)
@@ -381,7 +429,7 @@ class SendHalf(Outstanding):
         """The last packet again as a tail-loss probe: its ack shows whether the packets before it have arrived. RFC
         8985 §7.3.
         """
-        self._tail_probe_due = False
+        self.tail_probe_due = False
         flights = self.flights
         flight = flights.last_in_flight()
         if flight is None:
@@ -405,8 +453,8 @@ class SendHalf(Outstanding):
             self.flights = Flights(self.flights.next_seq)
         self.buffer.clear()
         self.sent_offset = self.buffer.end_offset
-        self._paced_until = self._loss_check_at = self._closed_since = NEVER
-        self._is_persisting = self._is_forgetting_sacks = False
+        self.paced_until = self._loss_check_at = self.closed_since = NEVER
+        self.is_persisting = self._is_forgetting_sacks = False
         self._unfinished_ack = None
         self._lost_through_us = -1
         self.flight_to_split = None

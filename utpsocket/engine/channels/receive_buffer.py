@@ -86,8 +86,14 @@ class ReceiveBuffer:
         if now < self._round_ends_at:
             return
         # A longer round trip is adopted slowly: a delay of this thread looks like one, and much arrives meanwhile.
-        round_us = min(receive.round_trip_us, self._round_us * 5 // 4) if self._round_us else receive.round_trip_us
-        self._round_us = round_us = min(max(_MIN_ROUND_US, round_us), _MAX_ROUND_US)
+        round_us, usual_us = receive.round_trip_us, self._round_us
+        if usual_us and round_us > usual_us * 5 // 4:
+            round_us = usual_us * 5 // 4
+        if round_us < _MIN_ROUND_US:
+            round_us = _MIN_ROUND_US
+        elif round_us > _MAX_ROUND_US:
+            round_us = _MAX_ROUND_US
+        self._round_us = round_us
         self._round_ends_at = now + round_us
         reassembly = receive.reassembly
         min_window_bytes = reassembly.capacity_bytes * 5 // 4  # a smaller step is not worth a change

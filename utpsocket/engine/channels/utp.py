@@ -109,6 +109,7 @@ if TYPE_CHECKING:
         """The order among connections to one peer's port (ports/send_grants.py)."""
 
         is_ordered: bool
+        waiting: dict[Bridge, None]
 
         @property
         def has_members(self) -> bool:
@@ -370,16 +371,15 @@ class Bridge:
         if self.is_gated or self.engine_sock is None or connection.state not in (CONNECTED, SYN_RECEIVED):
             self.is_readable = self.is_readable and self.engine_sock is not None
             return
-        # Whole bursts: the few packets of a rest would cost iterations of both engines as well.
-        burst_bytes = connection.send.burst_bytes
-        budget = burst_bytes - connection.send.unsent_bytes % burst_bytes
-        is_flowing = False
+        send = connection.send
+        budget = 0
+        is_flowing = is_counting = False
         while self.is_readable:
-            unsent_bytes = connection.send.unsent_bytes
+            unsent_bytes = send.buffer.end_offset - send.sent_offset
             if unsent_bytes > _ENOUGH_UNSENT_BYTES and not is_due:
                 self.is_idle_only = True
                 return
-            if unsent_bytes >= GRANT_BYTES and connection.send.awaits_grant and not is_flowing:
+            if unsent_bytes >= GRANT_BYTES and send.awaits_grant and not is_flowing:
                 return  # enough for its next grant
             if self._has_finished_input:
                 self._check_hang_up(now=now)
@@ -400,12 +400,21 @@ class Bridge:
             is_flowing = count >= len(span) and count == sum(map(len, spans))
             connection.commit(count, more=is_flowing)
             if not is_flowing and not self._may_have_ended:
-                self._on_drained(now=now)  # what comes next makes a new edge: no need to ask the kernel again
+                # What comes next makes a new edge: no need to ask the kernel again.
+                self.is_readable = False
+                if self.finish_when_drained:
+                    connection.finish(now=now)
                 return
+            if not is_flowing:
+                continue  # behind it there is the end
+            if not is_counting:
+                is_counting = True
+                # Whole bursts: the few packets of a rest would cost iterations of both engines as well.
+                budget = send.burst_bytes - unsent_bytes % send.burst_bytes
             budget -= count
             # While it waits for a grant one block more is read: if the program wrote no more than that, the last packet
             # is a short one, which need not wait.
-            if budget <= (-BLOCK_BYTES if is_flowing and connection.send.awaits_grant else 0):
+            if budget <= (-BLOCK_BYTES if send.awaits_grant else 0):
                 return
 
     def _free_span_at_end(self, *, now: int) -> memoryview | None:
@@ -566,7 +575,8 @@ class Bridge:
         program.
         """
         connection = self.connection
-        while (event := connection.poll_event()) is not None:
+        while connection.events:
+            event = connection.events.pop(0)  # as poll_event()
             if event.kind is EventKind.CONNECTED:
                 if self.tcp_attempt is not None:
                     self.tcp_attempt.on_connected()
@@ -623,11 +633,9 @@ class Bridge:
         if self.engine_sock is None:
             self._deliver_without_pair(now=now)
             return
-        receive_buffer = self.receive_buffer
-        while True:
+        receive_buffer, reassembly = self.receive_buffer, connection.receive.reassembly
+        while reassembly.ready_bytes:
             views = connection.poll_delivery()
-            if not views:
-                break
             if self._discards_received:
                 self._keep_after_shutdown(views, now=now)
                 break
@@ -642,15 +650,14 @@ class Bridge:
                         count, self.engine_sock, connection.receive, self.endpoint.shares.single_share_bytes, now=now
                     )
                 connection.finish_delivery(count, now=now)
-                if not connection.receive.reassembly.ready_bytes:
-                    break
             elif not self._on_write_error(-count, now=now):
                 return
-        if connection.has_eof and not self._sent_eof:
-            if not self._send_eof():
-                return
-        elif self._discards_received and connection.receive.reassembly.is_fin_reached:
-            self._sent_eof = True  # not sent: after shutdown(SHUT_RD) the program reads one anyway
+        if reassembly.is_fin_reached:
+            if not self._sent_eof and not reassembly.ready_bytes:
+                if not self._send_eof():
+                    return
+            elif self._discards_received:
+                self._sent_eof = True  # not sent: after shutdown(SHUT_RD) the program reads one anyway
         if self.close_errno is not None:
             self._propagate_close()
 
@@ -792,7 +799,7 @@ class Bridge:
         assert engine_sock is not None
         self.endpoint.loop.forget_fd(engine_sock.fileno())
         close_engine_sock(engine_sock, self.identity, code)
-        self.detach_engine_sock()
+        self._let_go_of_engine_sock()
         if self.tcp_attempt is not None:
             self.tcp_attempt.on_closed()
 
@@ -802,11 +809,14 @@ class Bridge:
         assert engine_sock is not None
         # Not engine_fd: if the socket is closed already, that number may be another's.
         self.endpoint.loop.forget_fd(engine_sock.fileno())
+        self._let_go_of_engine_sock()
+        return engine_sock
+
+    def _let_go_of_engine_sock(self) -> None:
         self.engine_sock = None
         self.is_handed_over = True
         self.is_readable = False
         self.engine_fd = -1
-        return engine_sock
 
     def close_fds(self) -> None:
         """See Channel."""

@@ -41,7 +41,7 @@ class ForkLock:
             self._owner = me  # an exception between acquire() and the assignment: the lock has no owner
         return bool(self._owner == me)
 
-    def release(self) -> None:
+    def release(self, *_: object) -> None:
         """Release the lock, if this thread has it."""
         me = get_ident()
         if self._owner == me:
@@ -54,8 +54,4 @@ class ForkLock:
                 self._owner = me
                 raise
 
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
+    __enter__, __exit__ = acquire, release

@@ -22,37 +22,40 @@ _STRIDES_KEPT: Final = 4
 
 
 class Arena:
-    """Views given out are valid until reset()."""
+    """Views given out are valid until reset().
 
-    __slots__ = ("_chunk", "_first", "_payloads", "_used")
+    used   bytes of the present chunk that are taken; 0 where there is nothing to reset
+    """
+
+    __slots__ = ("_chunk", "_first", "_payloads", "used")
 
     def __init__(self) -> None:
         self._first = self._chunk = memoryview(bytearray(_CHUNK_BYTES))
         # Slices of the first chunk, one for the payload of each slot, by stride and size of the slots.
         self._payloads: dict[tuple[int, int], list[memoryview]] = {}
-        self._used = 0
+        self.used = 0
 
     def room(self, stride: int = 1) -> memoryview:
         """At least ROOM_BYTES of free memory that begins at a multiple of `stride`, behind what was taken last if that
         chunk has so much left. Then call take().
         """
-        self._used += -self._used % stride
-        if self._used > _CHUNK_BYTES - ROOM_BYTES:
+        if stride > 1:
+            self.used += -self.used % stride
+        if self.used > _CHUNK_BYTES - ROOM_BYTES:
             self._chunk = memoryview(bytearray(_CHUNK_BYTES))
-            self._used = 0
-        return self._chunk[self._used :]
+            self.used = 0
+        return self._chunk[self.used :]
 
     def take(self, count: int) -> None:
         """The first `count` bytes of room() are in use."""
-        self._used += count
+        self.used += count
 
     def slots(self, run: Run, start: int) -> list[memoryview] | None:
-        """Slices of the payloads of the run's datagrams, which begin at room()[start]. They are made once for each
-        size, since slicing costs more than anything else that is done with them. None where the run is not in the
-        first chunk, or not at a multiple of its stride.
+        """Slices of the payloads of the run's datagrams, the first of which begins at byte `start` of the present
+        chunk, as `used` counts. They are made once for each size, since slicing costs more than anything else that is
+        done with them. None where the run is not in the first chunk, or not at a multiple of its stride.
         """
         stride, size = run.stride, run.datagram_bytes
-        start += self._used
         if self._chunk is not self._first or start < 0 or start % stride:
             return None
         payloads = self._payloads.get((stride, size))
@@ -66,11 +69,11 @@ class Arena:
 
     def last(self, count: int) -> memoryview | None:
         """The `count` bytes taken last, or None where they are not contiguous."""
-        if count > self._used:
+        if count > self.used:
             return None
-        return self._chunk[self._used - count : self._used]
+        return self._chunk[self.used - count : self.used]
 
     def reset(self) -> None:
         """Nothing taken is in use any more."""
-        self._used = 0
+        self.used = 0
         self._chunk = self._first

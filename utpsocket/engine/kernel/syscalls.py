@@ -270,7 +270,10 @@ class KeepingDatagrams:
             name = _in_name.raw[: _in_header.namelen]
             addr = self._addresses.get(name) or self._parse_name(name)
         length = _in_header.controllen
-        return size, _parsed(_in_control.raw[:length]) if length else (), _in_header.flags, addr
+        if not length:
+            return size, (), _in_header.flags, addr
+        control: bytes = _in_control[:length]  # type: ignore[assignment]  # bytes, of an array of char
+        return size, _known_controls.get(control) or _keep_parsed(control), _in_header.flags, addr
 
     def receive_many(self, room: memoryview, stride: int, max_datagrams: int) -> int | list[Group]:
         """See PlainDatagrams.receive_many()."""
@@ -382,10 +385,10 @@ class KeepingDatagrams:
 
     def send(self, data: bytes | bytearray, start: int, stop: int, ancillary: Ancillary, addr: Address | None) -> int:
         """See PlainDatagrams.send()."""
+        at = (_bytes_address(data) if isinstance(data, bytes) else _bytearray_address(data)) + start
         if addr is None and not ancillary:
-            count = _send(self._fd, _address(data) + start, stop - start, _MSG_DONTWAIT | _MSG_NOSIGNAL)
-            return 0 if count >= 0 else _get_errno()
-        _out_iovec.base = _address(data) + start
+            return 0 if _send(self._fd, at, stop - start, _MSG_DONTWAIT | _MSG_NOSIGNAL) >= 0 else _get_errno()
+        _out_iovec.base = at
         _out_iovec.length = stop - start
         if addr is None:
             _out_header.name = None
@@ -441,6 +444,17 @@ def _parsed(control: bytes) -> Ancillary:
         whole, level, kind = _CMSG.unpack_from(control, at)
         ancillary.append((level, kind, control[at + _CMSG.size : at + whole]))
         at += whole + 7 & ~7
+    return ancillary
+
+
+_known_controls: Final[dict[bytes, Ancillary]] = {}
+
+
+def _keep_parsed(control: bytes) -> Ancillary:
+    """_parsed(), which is kept: the same comes with nearly every datagram."""
+    if len(_known_controls) >= _MAX_NAMES:
+        _known_controls.clear()
+    ancillary = _known_controls[control] = _parsed(control)
     return ancillary
 
 

@@ -10,8 +10,8 @@ Only the engine's thread calls. Sources: udp(7), ip(7) IP_RECVERR, IP_MTU_DISCOV
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from utpsocket.engine.faults import NO_ROOM_ERRNOS
 from utpsocket.engine.interpreter import libc
@@ -34,6 +34,7 @@ from utpsocket.engine.kernel.syscalls import (
 )
 from utpsocket.protocol import Address, Run, Transmit
 from utpsocket.protocol.packet import HEADER_BYTES
+from utpsocket.protocol.pathmtu import FLOOR_BYTES
 from utpsocket.protocol.runs import packets_per_send
 
 if TYPE_CHECKING:
@@ -193,14 +194,17 @@ class Port:
         _wanted: offload and buffer_bytes, until _prepare() needs them.
         _has_gso, _has_gro: UDP_SEGMENT and UDP_GRO are in use.
         _unmerged_in_a_row: large unmerged datagrams in a row, as receive() counts them.
-        _may_fragment: what IP_MTU_DISCOVER was last set for; None: not set yet.
+        _may_fragment: what IP_MTU_DISCOVER was last set for; None: not set yet. What every path carries leaves without
+            asking, so that acks between data do not set it to and fro.
         _overhead: bytes of the IP and UDP headers, 28 or 48.
         _plain_control_bytes: of the ancillary data that comes with each datagram that was not merged.
         _segment_cmsg: ancillary data of UDP_SEGMENT, by segment size.
+        _ancillary, _told: the ancillary data that receive() last had, and what is in it.
         _slot_bytes: distance of the slots of receive_many().
     """
 
     __slots__ = (
+        "_ancillary",
         "_calls",
         "_has_gro",
         "_has_gso",
@@ -210,6 +214,7 @@ class Port:
         "_plain_control_bytes",
         "_segment_cmsg",
         "_slot_bytes",
+        "_told",
         "_wanted",
         "errors",
         "family",
@@ -230,6 +235,7 @@ class Port:
         "sock",
         "truncated_datagrams",
     )
+    _knows_gso: ClassVar = False  # the kernel has shown that it knows UDP_SEGMENT
 
     def __init__(
         self,
@@ -281,10 +287,12 @@ class Port:
         self.pending: list[tuple[bytes | bytearray, Ancillary, Address | None]] = []
         self._may_fragment: bool | None = None
         self._segment_cmsg: dict[int, Ancillary] = {}
+        self._ancillary: Sequence[tuple[int, int, bytes]] = []
+        self._told: tuple[int, str | None] = 0, None
         self.errors: list[IcmpError] = []
         self.sent_calls = self.sent_datagrams = 0
         self.received_runs = self.received_datagrams = self.truncated_datagrams = 0
-        self._has_gso = offload and self._option(stdlib.IPPROTO_UDP, _UDP_SEGMENT, 0)
+        self._has_gso = offload and self._kernel_has_gso()
         self._has_gro = offload and self._option(stdlib.IPPROTO_UDP, _UDP_GRO, 1)
         self.uses_recvmmsg = not self._has_gro
         self.is_drained = False
@@ -304,15 +312,26 @@ class Port:
             return False
         return True
 
+    def _kernel_has_gso(self) -> bool:
+        """Whether the kernel knows UDP_SEGMENT. It is not asked again once it does."""
+        if not Port._knows_gso and self._option(stdlib.IPPROTO_UDP, _UDP_SEGMENT, 0):
+            Port._knows_gso = True
+        return Port._knows_gso
+
     def _configure(self, buffer_bytes: int) -> None:
+        options = [(stdlib.IPPROTO_IP, _IP_RECVERR, 1)]
+        if self.family == stdlib.AF_INET6:
+            options.append((stdlib.IPPROTO_IPV6, _IPV6_RECVERR, 1))
         if buffer_bytes:
             wanted = min(buffer_bytes, _INT_MAX)
-            self._option(stdlib.SOL_SOCKET, stdlib.SO_RCVBUF, wanted)
-            self._option(stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, wanted)
+            options.append((stdlib.SOL_SOCKET, stdlib.SO_RCVBUF, wanted))
+            options.append((stdlib.SOL_SOCKET, stdlib.SO_SNDBUF, wanted))
+        for level, name, value in options:
+            try:
+                self.sock.setsockopt(level, name, value)
+            except OSError as error:
+                reraise_handler_error(error)
         self.receive_buffer_bytes = self.sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_RCVBUF)
-        self._option(stdlib.IPPROTO_IP, _IP_RECVERR, 1)
-        if self.family == stdlib.AF_INET6:
-            self._option(stdlib.IPPROTO_IPV6, _IPV6_RECVERR, 1)
 
     # ── receiving ──
 
@@ -326,16 +345,22 @@ class Port:
         Source: udp(7) UDP_GRO.
         """
         size, ancillary, flags, addr = self._calls.receive(buffer)
-        if size < 0:
+        if size <= 0 or flags & _MSG_TRUNC:
             if size == -errno.EAGAIN:
                 self._unmerged_in_a_row = 0
                 return None
-            self._on_receive_error(-size)
+            if size < 0:
+                self._on_receive_error(-size)
+            else:
+                self.truncated_datagrams += 1
             return self._empty(buffer)
-        if flags & _MSG_TRUNC or not size:
-            self.truncated_datagrams += 1
-            return self._empty(buffer)
-        stride, local = self.parse_ancillary(ancillary, size)
+        stride, local = size, None
+        if ancillary:
+            if ancillary is not self._ancillary:  # nearly always the same as before, and then the same object
+                self._ancillary, self._told = ancillary, self.parse_ancillary(ancillary, 0)
+            stride, local = self._told
+            if not stride:
+                stride = size
         if self._has_gro:
             # What is not merged comes from a peer without offload, or is small and rare: two in a row are the former.
             self._unmerged_in_a_row = self._unmerged_in_a_row + 1 if stride == size >= _LARGE_BYTES else 0
@@ -444,7 +469,7 @@ class Port:
             elif size:
                 run = Run(room[first * stride : (first + count - 1) * stride + last], stride, addr, local, size)
                 if count > 1:
-                    run.payload_views = arena.slots(run, first * stride)
+                    run.payload_views = arena.slots(run, arena.used + first * stride)
                 runs.append(run)
             else:
                 self.truncated_datagrams += 1
@@ -584,11 +609,18 @@ class Port:
         """
         count = transmit.count
         self.sent_datagrams += count
-        if transmit.may_fragment is not self._may_fragment:
+        if transmit.may_fragment is not self._may_fragment and len(transmit.data) > FLOOR_BYTES:
             self._fragment(transmit.may_fragment)
         addr = None if self.is_connected else transmit.addr
         if count == 1:
-            self._send_one(transmit.data, source, addr)
+            data = transmit.data
+            if self.pending:
+                self.pending.append((data, source, addr))
+                return
+            self.sent_calls += 1
+            error = self._calls.send(data, 0, len(data), source, addr)
+            if error:
+                self._on_send_error(error, data, source, addr)
             return
         sent = 0
         if self._has_gso:
@@ -642,7 +674,15 @@ class Port:
         if self.pending:
             self.pending.append((datagram, source, addr))
             return
-        error = self._sendmsg(datagram, 0, len(datagram), source, addr)
+        self.sent_calls += 1
+        error = self._calls.send(datagram, 0, len(datagram), source, addr)
+        if error:
+            self._on_send_error(error, datagram, source, addr)
+
+    def _on_send_error(self, error: int, datagram: bytes | bytearray, source: Ancillary, addr: Address | None) -> None:
+        """Sending this datagram has failed with this errno."""
+        if error in _STALE_ERRNOS:
+            error = self._send_again(error, datagram, 0, len(datagram), source, addr)
         if error in NO_ROOM_ERRNOS:
             self.pending.append((datagram, source, addr))
         elif error:
@@ -651,14 +691,23 @@ class Port:
     def _sendmsg(
         self, data: bytes | bytearray, start: int, stop: int, ancillary: Ancillary, addr: Address | None
     ) -> int:
-        """Send one datagram, or one UDP_SEGMENT run; return the errno, 0 for none. An error of an earlier datagram is
+        """Send one datagram, or one UDP_SEGMENT run; return the errno, 0 for none."""
+        self.sent_calls += 1
+        code = self._calls.send(data, start, stop, ancillary, addr)
+        return self._send_again(code, data, start, stop, ancillary, addr) if code in _STALE_ERRNOS else code
+
+    def _send_again(
+        self, code: int, data: bytes | bytearray, start: int, stop: int, ancillary: Ancillary, addr: Address | None
+    ) -> int:
+        """_sendmsg() after the call has failed with this errno, perhaps an error of an earlier datagram: that is
         collected, and the call is made again.
         """
         for attempt in range(3):
-            self.sent_calls += 1
-            code = self._calls.send(data, start, stop, ancillary, addr)
-            if code not in _STALE_ERRNOS:
-                return code
+            if attempt:
+                self.sent_calls += 1
+                code = self._calls.send(data, start, stop, ancillary, addr)
+                if code not in _STALE_ERRNOS:
+                    return code
             if code == errno.EMSGSIZE:
                 if attempt:
                     return code

@@ -247,8 +247,11 @@ class Endpoint:
         is_this_machine = is_v4 and isinstance(addr, tuple) and addr[0].removeprefix("::ffff:").startswith("127.")
         limit = self.loop.max_datagram_bytes or settings.max_datagram_bytes
         max_window_bytes = self.shares.single_share_bytes
-        receive = window_bytes(settings.receive_buffer_bytes) or FIRST_WINDOW_BYTES
-        send = window_bytes(settings.send_buffer_bytes) or _SEND_BYTES
+        receive, send = FIRST_WINDOW_BYTES, _SEND_BYTES
+        if settings.receive_buffer_bytes:
+            receive = window_bytes(settings.receive_buffer_bytes) or FIRST_WINDOW_BYTES
+        if settings.send_buffer_bytes:
+            send = window_bytes(settings.send_buffer_bytes) or _SEND_BYTES
         return Config(
             start_datagram_bytes=START_IPV4_BYTES if is_this_machine else floor_bytes,
             min_datagram_bytes=floor_bytes,
@@ -283,7 +286,7 @@ class Endpoint:
         if not spare_ids:
             self.loop.owner = bridge  # of a connection that a SYN makes: no command is its owner
         connection.receive.share_bytes = self.shares.initial_share_bytes(len(self.bridges))
-        bridge.recv_ids = connection.recv_ids  # the connection's own list shrinks once it has chosen
+        bridge.recv_ids = (recv_id, *spare_ids)  # the connection's own list shrinks once it has chosen
         self.loop.channels[bridge.cookie] = bridge  # first: should the rest fail, it is found there and forgotten
         for any_id in bridge.recv_ids:
             self.bridges[addr, any_id] = bridge
@@ -317,7 +320,8 @@ class Endpoint:
         connection.set_keepalive(nat_keepalive_us, probing, now=now)
         if settings.syn_retries:
             connection.set_syn_retries(settings.syn_retries)
-        apply_packet_options(bridge)
+        if bridge.identity.options:
+            apply_packet_options(bridge)
         if settings.send_buffer_bytes:
             connection.send.buffer.capacity_bytes = max(_MIN_BUFFER_BYTES, window_bytes(settings.send_buffer_bytes))
         if settings.receive_buffer_bytes:
@@ -392,7 +396,8 @@ class Endpoint:
             oldest_at = self.loop.now - _TIME_WAIT_RECORD_US
             while len(records) > _MAX_TIME_WAIT_RECORDS or next(iter(records.values()))[0] < oldest_at:
                 records.popitem(last=False)
-        self.leave_grants(bridge)
+        if bridge.grant_queue is not None:
+            self.leave_grants(bridge)
         if self.reuseport_sockets is not None:
             self.reuseport_sockets.leave(bridge)
         self.close_if_unused()
@@ -437,11 +442,11 @@ class Endpoint:
             return
         useless_before = self.flood.useless_datagrams
         before: Run | None = None  # not handled yet: if what follows continues it, they are handled as one run
-        runs = datagrams = 0
+        runs = datagrams = before_start = 0
         for runs in range(_RUNS_PER_ITERATION):
             if port.uses_recvmmsg:
                 if before is not None:
-                    self.handle_run(before, now=now)
+                    self._handle_received(before, before_start, now=now)
                     before = None
                 datagrams += self._receive_many(now=now)
                 if not self.is_readable or datagrams >= _DATAGRAMS_PER_ITERATION:
@@ -464,25 +469,31 @@ class Endpoint:
                 break
             if not run.data:
                 continue
-            arena.take(len(run.data))
+            start = arena.used  # where it lies
+            arena.used += len(run.data)
             if before is not None:
                 data = arena.last(len(before.data) + len(run.data)) if run.continues(before) else None
                 if data is not None:
                     run = Run(data, run.stride, run.addr, run.local)
+                    start = before_start
                 else:
-                    self.handle_run(before, now=now)
-            before = run
-            if len(run.data) > run.stride:
-                run.payload_views = arena.slots(run, -len(run.data))
+                    self._handle_received(before, before_start, now=now)
+            before, before_start = run, start
         self._expected_runs = _EXPECTED_RUNS if runs > 1 else (self._expected_runs or 1) - 1
         if before is not None:
-            self.handle_run(before, now=now)
+            self._handle_received(before, before_start, now=now)
         self._is_receiving = False
         if port.errors:
             self.handle_errors(now=now)
         self.faults = 0
         if self.flood.useless_datagrams != useless_before:
             self.flood.check(self, now=now)
+
+    def _handle_received(self, run: Run, start: int, *, now: int) -> None:
+        """handle_run() of what lies at byte `start` of the arena."""
+        if len(run.data) > run.stride:
+            run.payload_views = self.loop.arena.slots(run, start)
+        self.handle_run(run, now=now)
 
     def _receive_flood(self, *, now: int) -> None:
         self.flood.receive(self, now=now)
@@ -673,9 +684,9 @@ class Endpoint:
         if self.reuseport_sockets is not None:
             with self.loop.fd_lock:
                 self.reuseport_sockets.join(bridge, run.local or self.port.local[0])
-        listener.on_syn(bridge, announces_ack=announces_ack, now=now)
         self.loop.accepted += 1
-        self.loop.wake_listener(listener)
+        if listener.on_syn(bridge, announces_ack=announces_ack, now=now):
+            self.loop.wake_listener(listener)
         self.loop.owner = self
         return bridge
 
@@ -906,6 +917,8 @@ class Endpoint:
             if transmit is None:
                 break
             port.send(transmit, source)
+            if transmit.is_last:
+                break
         if port.errors:
             self.handle_errors(now=now)
 

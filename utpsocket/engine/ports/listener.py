@@ -201,8 +201,9 @@ class Listener:
         self._cached_syns += syns
         return True
 
-    def on_syn(self, bridge: Bridge, *, announces_ack: bool, now: int) -> None:
-        """A SYN has made a connection, which is half-open until on_handshake_end().
+    def on_syn(self, bridge: Bridge, *, announces_ack: bool, now: int) -> bool:
+        """A SYN has made a connection, which is half-open until on_handshake_end(). Returns whether there is something
+        for prepare() to do before.
 
         announces_ack   the SYN announces that its sender will ack the SYN-ACK
         """
@@ -212,6 +213,7 @@ class Listener:
             self._ack_announced[bridge] = None
         else:
             self._unverified[bridge] = None
+        return not announces_ack or now < self._caching_until + _CACHING_US
 
     def on_handshake_end(self, bridge: Bridge) -> None:
         """The initiator of a half-open connection is verified, or the connection has ended."""

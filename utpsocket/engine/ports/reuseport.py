@@ -196,7 +196,7 @@ class ReuseportSocket:
                     continue
                 arena.take(len(run.data))
                 if len(run.data) > run.stride:
-                    run.payload_views = arena.slots(run, -len(run.data))
+                    run.payload_views = arena.slots(run, arena.used - len(run.data))
                 runs = [run]
             for run in runs:
                 run.local = local

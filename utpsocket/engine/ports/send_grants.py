@@ -97,6 +97,7 @@ class GrantQueue:
     """Of one peer's address.
 
     is_ordered   there are so many connections that packets() must be asked before new data is sent
+    waiting      connections that wait for a grant, first come first served
     """
 
     __slots__ = (
@@ -105,8 +106,8 @@ class GrantQueue:
         "_max_in_flight_bytes",
         "_lossless_window_bytes",
         "_peer_window_bytes",
-        "_waiting",
         "is_ordered",
+        "waiting",
     )
 
     def __init__(self) -> None:
@@ -117,7 +118,7 @@ class GrantQueue:
         self._peer_window_bytes = 0
         self._max_in_flight_bytes = 0  # grants are given while less is in flight
         self._lossless_window_bytes = 0  # a congestion window that a member has used without a loss
-        self._waiting: dict[Bridge, None] = {}  # for a grant, first come first served
+        self.waiting: dict[Bridge, None] = {}
 
     @property
     def has_members(self) -> bool:
@@ -150,21 +151,22 @@ class GrantQueue:
         # A short message with nothing in flight before it needs no grant.
         send.awaits_grant = bool(send.flights.queue) or send.unsent_bytes > send.mtu.datagram_bytes
         if send.awaits_grant and send.unsent_bytes:
-            self._waiting[bridge] = None
+            self.waiting[bridge] = None
         return 1  # what is to be sent again
 
     def after_transmit(self, bridge: Bridge) -> list[Bridge]:
-        """After each flush of a member: count what it has in flight, and give grants.
+        """After each flush of a member, while is_ordered or there are `waiting`: count what it has in flight, and give
+        grants.
 
         Returns the connections that have got one: Loop.mark_dirty() them.
         """
-        if not (self.is_ordered or self._waiting):
+        if not (self.is_ordered or self.waiting):
             return _NONE
         self._update_in_flight(bridge)
         granted: list[Bridge] = []
-        while self._waiting and (self._in_flight_bytes < self._max_in_flight_bytes or not self.is_ordered):
-            following = next(iter(self._waiting))
-            del self._waiting[following]
+        while self.waiting and (self._in_flight_bytes < self._max_in_flight_bytes or not self.is_ordered):
+            following = next(iter(self.waiting))
+            del self.waiting[following]
             send = following.connection.send
             size = send.mtu.datagram_bytes
             grant = self._grants[following]
@@ -213,8 +215,8 @@ class GrantQueue:
         self._in_flight_bytes -= self._grants.pop(bridge).in_flight_bytes
         self.is_ordered = len(self._grants) > _UNORDERED_MEMBERS
         bridge.connection.send.awaits_grant = False
-        self._waiting.pop(bridge, None)
-        return next(iter(self._waiting), None)
+        self.waiting.pop(bridge, None)
+        return next(iter(self.waiting), None)
 
     def _update_in_flight(self, bridge: Bridge) -> None:
         in_flight_bytes = bridge.connection.send.flights.in_flight_bytes

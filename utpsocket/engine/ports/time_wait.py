@@ -51,7 +51,8 @@ class TimeWaits:
             self._end(bridge)
             self._end(other)
         if bridge.engine_sock is None:
-            bridge.endpoint.leave_grants(bridge)
+            if bridge.grant_queue is not None:
+                bridge.endpoint.leave_grants(bridge)
             if bridge.endpoint.is_private:
                 self._limit_private_ports(bridge.endpoint)
 

@@ -160,9 +160,10 @@ class Ledbat:
         """See Controller.on_delay. A jump of half the range is a crafted or broken sample, and begins a new base
         delay.
         """
-        self._current_delays_us.append(min(self._base.add(delay_us, now=now), HALF_TIMESTAMP >> 1))
-        if len(self._current_delays_us) > _CURRENT_SAMPLES:
-            del self._current_delays_us[0]
+        above_us, samples = self._base.add(delay_us, now=now), self._current_delays_us
+        samples.append(above_us if above_us < HALF_TIMESTAMP >> 1 else HALF_TIMESTAMP >> 1)
+        if len(samples) > _CURRENT_SAMPLES:
+            del samples[0]
 
     def on_peer_delay(self, delay_us: int, *, now: int) -> None:
         """See Controller.on_peer_delay. As libutp does it.
@@ -171,15 +172,17 @@ class Ledbat:
         take longer and longer. So the base delay of our packets is raised by as much. If it runs away faster than
         clocks do, a penalty is added to the queueing delay.
         """
-        before_us = self._peer_base_delay.value_us
-        self._peer_base_delay.add(delay_us, now=now)
+        base = self._peer_base_delay
+        before_us = base.value_us
+        base.add(delay_us, now=now)
         if before_us < 0:
             self._drift_ends_at = now + _DRIFT_PERIOD_US
             return
-        fall_us = (before_us - self._peer_base_delay.value_us) & TIMESTAMP_MASK
-        if 0 < fall_us < HALF_TIMESTAMP and fall_us <= 10_000 and self._base.value_us >= 0:
-            self._base.shift(fall_us)
-            self._drift_us += fall_us
+        if base.value_us != before_us:
+            fall_us = (before_us - base.value_us) & TIMESTAMP_MASK
+            if fall_us <= 10_000 and self._base.value_us >= 0:
+                self._base.shift(fall_us)
+                self._drift_us += fall_us
         if now >= self._drift_ends_at:
             self._drift_ends_at = now + _DRIFT_PERIOD_US
             self._drift_penalty_us = max(0, self._drift_us - _MAX_DRIFT_US) // 7
@@ -193,12 +196,15 @@ class Ledbat:
         self, acked_bytes: int, *, in_flight_bytes: int, is_limited: bool, rtt_us: int, sent_us: int, now: int
     ) -> None:
         """See Controller.on_ack. RFC 6817 §2.4.2."""
-        queueing_us = self.queueing_delay_us
+        if self.is_slow_start and sent_us < self._conservative_since:
+            return  # older packets were sent with the larger window
+        delays_us = self._current_delays_us
+        queueing_us = min(delays_us) + self._drift_penalty_us if delays_us else 0
         if rtt_us and queueing_us > rtt_us:
             queueing_us = rtt_us  # the queueing delay is a part of the round trip
         window = self.window_bytes
         if self.is_slow_start:
-            if sent_us >= self._conservative_since:  # older packets were sent with the larger window
+            if is_limited or queueing_us >= _MIN_QUEUE_US:
                 self._slow_start(acked_bytes, queueing_us, is_limited=is_limited, rtt_us=rtt_us, now=now)
             return
         off_target_us = TARGET_DELAY_US - queueing_us
