@@ -3,20 +3,28 @@
 To pickle a socket is a TypeError, as for the standard library's. Only multiprocessing's ForkingPickler, which passes
 the descriptor along, may do it. In the other process the kernel's names show which uTP socket the descriptor is.
 
+multiprocessing takes as long to import as a part of ours and is seldom used, so our classes are registered with it when
+the program imports it, and not before.
+
 Sources: CPython's Lib/multiprocessing/reduction.py; docs/sockets.md §5.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from multiprocessing import reduction
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 from utpsocket.engine.interpreter.native import StdlibSocket
+from utpsocket.integrations.import_hook import AfterImport, is_being_imported
 from utpsocket.sockets import shim
 
 # A function that makes the socket in the other process, and its arguments.
 Reduced = tuple[Callable[..., StdlibSocket], tuple[object, ...]]
+
+_MODULE: Final = "multiprocessing.reduction"
+_reducers: Final[dict[Any, Callable[[Any], Reduced]]] = {}  # of what is registered, or will be
+_watch: Final = AfterImport({})
 
 
 class _Duplicate(Protocol):
@@ -30,34 +38,48 @@ def _rebuild(duplicate: _Duplicate) -> shim.socket:
 
 
 def _reduce(sock: StdlibSocket) -> Reduced:
-    return _rebuild, (reduction.DupFd(sock.fileno()),)
+    return _rebuild, (sys.modules[_MODULE].DupFd(sock.fileno()),)
 
 
 def _reduce_patched(sock: StdlibSocket) -> Reduced:
     if getattr(sock, "_utp", None) is None:
-        return _stdlib_reduce(sock)
+        reduced: Reduced = sys.modules[_MODULE]._reduce_socket(sock)
+        return reduced
     return _reduce(sock)
 
 
-# None while the module is being imported; then nothing is registered.
-_stdlib_reduce: Callable[[StdlibSocket], Reduced] = getattr(reduction, "_reduce_socket", None)  # type: ignore[assignment]
+def _register(cls: Any, reducer: Callable[[Any], Reduced]) -> None:
+    _reducers[cls] = reducer
+    if _is_complete():
+        _register_all()
+    elif _MODULE not in _watch.calls:
+        _watch.calls[_MODULE] = _register_all
+        _watch.install()
+
+
+def _is_complete() -> bool:
+    return _MODULE in sys.modules and not is_being_imported(_MODULE)
+
+
+def _register_all() -> None:
+    module: Any = sys.modules[_MODULE]
+    for cls, reducer in _reducers.items():
+        module.register(cls, reducer)
 
 
 def register_patched(cls: type[StdlibSocket]) -> None:
     """Register a class that is no subclass of shim.socket and whose sockets may be uTP's."""
-    if hasattr(reduction, "register"):
-        reduction.register(cls, _reduce_patched)
+    _register(cls, _reduce_patched)
 
 
 def unregister_patched(cls: type[StdlibSocket]) -> None:
     """Register the standard library's function for its class again."""
-    if hasattr(reduction, "register"):
-        reduction.register(cls, _stdlib_reduce)
+    _reducers.pop(cls, None)
+    if _is_complete():
+        module: Any = sys.modules[_MODULE]
+        module.register(cls, module._reduce_socket)
 
 
 def install() -> None:
-    """Register our class with multiprocessing, if its module is complete: one that is being imported while the process
-    is patched registers its own class later. A second call does nothing.
-    """
-    if hasattr(reduction, "register"):
-        reduction.register(shim.socket, _reduce)
+    """Register our class with multiprocessing, at once or when it is imported. A second call does nothing."""
+    _register(shim.socket, _reduce)

@@ -50,7 +50,7 @@ from utpsocket.engine.interpreter.native import (
     sleep,
     start_thread,
 )
-from utpsocket.engine.interpreter.originals import _socket, marshal, os, posix, random, signal
+from utpsocket.engine.interpreter.originals import _socket, marshal, os, posix, signal
 from utpsocket.engine.interpreter.signal_errors import or_none, reraise_handler_error
 from utpsocket.engine.kernel import fd_name_key
 from utpsocket.engine.kernel.poller import sleep_until_ready
@@ -83,7 +83,6 @@ _TRY_AGAIN_SECONDS: Final = 0.001
 _HIGH_FD: Final = 1_024
 # The number of the control socket in the new process.
 _CONTROL_FD: Final = 3
-_system_random: Final = random.SystemRandom()
 # More than the longest notice, by feel.
 _NOTICE_BYTES: Final = 32 << 10
 _BOOT_SCRIPT: Final = f"""
@@ -158,7 +157,7 @@ def _no_figures(identity: Identity) -> Figures:
 
 def _new_key() -> int:
     """A key for a port, different from all that the engine chooses."""
-    return _system_random.getrandbits(_KEY_BITS) | 1 << _KEY_BITS
+    return int.from_bytes(os.urandom(8), "big") >> 64 - _KEY_BITS | 1 << _KEY_BITS
 
 
 class RemoteLoop:

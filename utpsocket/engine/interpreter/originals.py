@@ -15,15 +15,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import _socket as _socket
     import ctypes as ctypes
-    import hmac as hmac
     import io as io
     import marshal as marshal
     import os as os
     import platform as platform
     import posix as posix
-    import random as random
     import resource as resource
-    import secrets as secrets
     import select as select
     import signal as signal
     import socket as socket
@@ -41,15 +38,12 @@ else:
 
     _socket = _copy("_socket")
     ctypes = _copy("ctypes")
-    hmac = _copy("hmac")
     io = _copy("io")
     marshal = _copy("marshal")
     os = _copy("os")
     platform = _copy("platform")
     posix = _copy("posix")
-    random = _copy("random")
     resource = _copy("resource")
-    secrets = _copy("secrets")
     select = _copy("select")
     signal = _copy("signal")
     socket = _copy("socket")
@@ -59,15 +53,12 @@ else:
 COPIED = (
     "_socket",
     "ctypes",
-    "hmac",
     "io",
     "marshal",
     "os",
     "platform",
     "posix",
-    "random",
     "resource",
-    "secrets",
     "select",
     "signal",
     "socket",

@@ -19,11 +19,16 @@ Any thread may call. Sources: unix(7) SO_PEERCRED, "Abstract sockets"; RFC 7693 
 
 from __future__ import annotations
 
+from _operator import _compare_digest as compare_digest
 from binascii import b2a_base64
-from hashlib import blake2s
 from typing import Final
 
-from utpsocket.engine.interpreter.originals import hmac, os
+from utpsocket.engine.interpreter.originals import os
+
+try:
+    from _blake2 import blake2s  # without OpenSSL's library, which hashlib and hmac load
+except ImportError:
+    from hashlib import blake2s
 
 VARIABLE: Final = "UTPSOCKET_SECRET"
 # Eight bytes in base 64, without padding: names must fit in sun_path (108 bytes).
@@ -63,7 +68,7 @@ def tag(name: bytes, uid: int) -> bytes:
 
 def is_valid_tag(given_tag: bytes, name: bytes, uid: int) -> bool:
     """Whether this is the tag of that name made by that user, and the user id is not refused."""
-    return uid in (0, os.geteuid(), os.getuid(), _first_uid) and hmac.compare_digest(given_tag, tag(name, uid))
+    return uid in (0, os.geteuid(), os.getuid(), _first_uid) and compare_digest(given_tag, tag(name, uid))
 
 
 def is_valid_tag_for_any_user(given_tag: bytes, name: bytes) -> bool:
@@ -71,6 +76,6 @@ def is_valid_tag_for_any_user(given_tag: bytes, name: bytes) -> bool:
     that a process of ours made the name.
     """
     euid = os.geteuid()
-    if hmac.compare_digest(given_tag, tag(name, euid)):
+    if compare_digest(given_tag, tag(name, euid)):
         return True
-    return any(hmac.compare_digest(given_tag, tag(name, uid)) for uid in {0, os.getuid(), _first_uid} - {euid})
+    return any(compare_digest(given_tag, tag(name, uid)) for uid in {0, os.getuid(), _first_uid} - {euid})

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 from array import array
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from utpsocket.engine.interpreter import libc
@@ -55,7 +56,7 @@ Raw: TypeAlias = tuple[int, int, int, int, bytes, bytes]
 the last, the size of the last (which may be shorter); the source address and the ancillary data that they share."""
 
 
-def _address(buffer: bytearray) -> int:
+def _address(buffer: bytearray | mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
@@ -85,7 +86,8 @@ class Inbound:
     def __init__(self) -> None:
         self._recvmmsg = libc.recvmmsg
         records = bytearray(MAX_DATAGRAMS_IN * _RECORD_BYTES)
-        self._overflow = bytearray(MAX_DATAGRAMS_IN * ROOM_BYTES)  # the kernel gives no memory before it is written to
+        # Not a bytearray, all of whose 16 MiB would be written to. Of this the kernel gives as much as is used.
+        self._overflow = mmap(-1, MAX_DATAGRAMS_IN * ROOM_BYTES, MAP_PRIVATE | MAP_ANONYMOUS)
         iovecs = bytearray(MAX_DATAGRAMS_IN * 2 * _IOVEC.size)
         headers = bytearray(MAX_DATAGRAMS_IN * _HEADER_BYTES)
         overflow_at = _address(self._overflow)

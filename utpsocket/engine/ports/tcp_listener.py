@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from utpsocket.engine.channels.tcp import LINGER_ZERO, NO_LINGER, Relay
 from utpsocket.engine.faults import NO_ROOM_ERRNOS
 from utpsocket.engine.interpreter.native import Socket
-from utpsocket.engine.interpreter.originals import os, random
+from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel.high_fds import move_to_high_fd, taken_over
 from utpsocket.engine.kernel.poller import EPOLLET, EPOLLIN
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 _EVENTS: Final = EPOLLIN | EPOLLET
 _NO_FD: Final = (errno.EMFILE, errno.ENFILE)
 _ACCEPTS_PER_ITERATION: Final = 64  # then other work is done; by feel
-_system_random: Final = random.SystemRandom()
 
 
 class TcpListener:
@@ -163,7 +162,7 @@ class TcpListener:
         listening = self._listener.identity
         tcp.setblocking(False)
         identity = listening.kind(listening.family)
-        identity.cookie = _system_random.getrandbits(63)
+        identity.cookie = int.from_bytes(os.urandom(8), "big") >> 1
         identity.settings = listening.settings.copy()
         identity.options = dict(listening.options)
         identity.local, identity.peer = tcp.getsockname(), peer
