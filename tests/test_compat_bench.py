@@ -13,12 +13,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from compat.bench import cases, chart, command, goals, rounds, subjects, table
+import utpsocket
+from compat.bench import cases, chart, command, costs, goals, meter, rounds, subjects, table
 from compat.bench.busy import busy_processes
 from compat.bench.sample import Row, Sample, ratio
 from compat.bench.stream_side import jain
 from compat.peers import provision
 from compat.peers.children import ChildFailed
+from utpsocket.engine import engine
 
 ROOT = Path(__file__).resolve().parent.parent
 ROW_KEYS = ["case", "subject", "median", "min", "max", "unit", "ratio_to_tcp", "cpu_seconds_per_gb", "rounds", "causes"]
@@ -51,7 +53,8 @@ def test_the_quick_run(tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     result = json.loads(ran.stdout)
-    assert list(result) == ["machine", "rows"]
+    assert list(result) == ["machine", "build", "rows"]
+    assert result["build"] in ("pure", "compiled")
     assert {"cpus", "kernel", "python", "commit"} <= result["machine"].keys()
     measured = [(found["case"], found["subject"]) for found in result["rows"]]
     assert measured == [(case, subject) for case in cases.QUICK for subject in rounds.QUICK_SUBJECTS]
@@ -93,6 +96,40 @@ def test_busy_processes_are_gone_when_the_sample_is_taken() -> None:
         assert cases.transfer("tcp", 0.1).value > 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert cases.transfer("utpsocket", 0.1, busy=1).value > 0
+
+
+@pytest.mark.parametrize(
+    ("case", "sides"), [("message_cost", ("dialer", "listener")), ("run_cost", ("sender", "receiver"))]
+)
+def test_costs_are_measured_by_part(case: str, sides: tuple[str, str]) -> None:
+    ours, tcps = (cases.BY_NAME[case].take(subject, 0.1) for subject in ("utpsocket", "tcp"))
+    for side in sides:
+        figures = {name.removeprefix(f"{side}_"): value for name, value in ours.more.items() if name.startswith(side)}
+        parts = {"receive_us", "send_us", "bookkeeping_us"} | ({"pair_read_us"} if side != "receiver" else {"check_us"})
+        assert parts | {"work_us", "wait_us", "caller_us", "iterations", "python_calls", "c_calls"} <= figures.keys()
+        assert min(figures[name] for name in ("work_us", "wait_us", "caller_us", "python_calls")) > 0
+        assert sum(figures[name] for name in figures if name in costs.PART_NAMES) == pytest.approx(figures["work_us"])
+        assert tcps.more[f"{side}_caller_us"] > 0
+    told = table.markdown([Row(case, "utpsocket", "µs", [ours]), Row(case, "tcp", "µs", [tcps])], table.machine(), 1)
+    assert told.count("bookkeeping") == (4 if case == "run_cost" else 2)  # the prototype's as well
+
+
+def test_a_meter_leaves_nothing_behind() -> None:
+    """What it put in place of the library's functions is taken out again, and the engine goes its usual way."""
+    with utpsocket.create_server(("127.0.0.1", 0)) as listener:
+        with utpsocket.create_connection(listener.getsockname()) as client, listener.accept()[0] as server:
+            for kind in meter.KINDS:
+                before = [getattr(owner, name) for owner, name, _ in engine().call(lambda loop: [*meter._places(loop)])]
+                measured = meter.Meter(kind)
+                measured.attach()
+                client.sendall(b"?")
+                assert server.recv(1) == b"?"
+                figures = measured.detach()
+                assert figures["work_us"] > 0 and figures["iterations"] > 0
+                assert [
+                    getattr(owner, name) for owner, name, _ in engine().call(lambda loop: [*meter._places(loop)])
+                ] == before
+                assert engine().call(lambda loop: loop.iteration) == engine().call(lambda loop: loop._iterate)
 
 
 @pytest.mark.parametrize(("subject", "fds"), [("utpsocket", (2.0, 3.0)), ("tcp", (1.0, 1.0))])

@@ -59,7 +59,11 @@ def main(argv: list[str]) -> int:
     text = table.markdown(rows, machine, count)
     if options.table:
         options.table.write_text(text, encoding="utf-8")
-    result = {"machine": machine, "rows": [row.json(table.ratio_to_tcp(row, rows)) for row in rows]}
+    result = {
+        "machine": machine,
+        "build": table.build(),
+        "rows": [row.json(table.ratio_to_tcp(row, rows)) for row in rows],
+    }
     if options.chart:
         status = _draw(result, options.chart) or status
     if options.json:

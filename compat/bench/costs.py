@@ -27,6 +27,9 @@ PROTOTYPE: Final = {
     "receiver_bookkeeping_us": 1.0,
 }
 PROTOTYPE_US: Final = sum(PROTOTYPE.values())
+PART_NAMES: Final = frozenset(
+    f"{part}_us" for part in ("pair_read", "compose", "send", "receive", "check", "pair_write", "bookkeeping")
+)
 _SENDERS: Final = ("pair_read", "compose", "send", "receive")
 _RECEIVERS: Final = ("receive", "check", "pair_write", "send")
 _MESSAGE_PARTS: Final = ("pair_read", "compose", "send", "receive", "check", "pair_write")

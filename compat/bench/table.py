@@ -13,6 +13,7 @@ from compat.bench import cases, costs
 from compat.bench.sample import Row, ratio
 from compat.bench.stream_side import CALLS
 from compat.peers.children import REPOSITORY
+from utpsocket.protocol import connection
 
 
 def machine() -> dict[str, Any]:
@@ -25,6 +26,11 @@ def machine() -> dict[str, Any]:
         "commit": _commit(),
         "load_before": round(os.getloadavg()[0], 2),
     }
+
+
+def build() -> str:
+    """Which build of the library is measured."""
+    return "pure" if (connection.__file__ or "").endswith(".py") else "compiled"
 
 
 def _cpu_model() -> str:
