@@ -30,7 +30,7 @@ class FakeBridge:
     def __init__(self) -> None:
         self.is_idle_only = True
         self.is_enough = True
-        self.wants_read = False
+        self.is_readable = self.wants_read = False
         self.reads: list[int] = []
 
     def read_user(self, *, now: int, is_due: bool) -> None:

@@ -592,7 +592,7 @@ class Loop:
         if connection.state in (TIME_WAIT, CLOSED):
             if self._end_channel(bridge):
                 return
-            if at is not None:
+            if at is not None and at != receive.ack_at:
                 at = -(-at // _ENDS_EVERY_US) * _ENDS_EVERY_US
         queued_at = deadline.queued_at
         if at is not None and queued_at is not None and at >= queued_at:
