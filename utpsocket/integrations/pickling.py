@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from utpsocket.engine.interpreter.native import StdlibSocket
 from utpsocket.integrations.import_hook import AfterImport, is_being_imported
@@ -23,7 +23,7 @@ from utpsocket.sockets import shim
 Reduced = tuple[Callable[..., StdlibSocket], tuple[object, ...]]
 
 _MODULE: Final = "multiprocessing.reduction"
-_reducers: Final[dict[Any, Callable[[Any], Reduced]]] = {}  # of what is registered, or will be
+_reducers: Final[dict[type, Callable[[StdlibSocket], Reduced]]] = {}  # of what is registered, or will be
 _watch: Final = AfterImport({})
 
 
@@ -48,7 +48,7 @@ def _reduce_patched(sock: StdlibSocket) -> Reduced:
     return _reduce(sock)
 
 
-def _register(cls: Any, reducer: Callable[[Any], Reduced]) -> None:
+def _register(cls: type, reducer: Callable[[StdlibSocket], Reduced]) -> None:
     _reducers[cls] = reducer
     if _is_complete():
         _register_all()
@@ -62,9 +62,10 @@ def _is_complete() -> bool:
 
 
 def _register_all() -> None:
-    module: Any = sys.modules[_MODULE]
+    from multiprocessing import reduction
+
     for cls, reducer in _reducers.items():
-        module.register(cls, reducer)
+        reduction.register(cls, reducer)
 
 
 def register_patched(cls: type[StdlibSocket]) -> None:
@@ -76,8 +77,9 @@ def unregister_patched(cls: type[StdlibSocket]) -> None:
     """Register the standard library's function for its class again."""
     _reducers.pop(cls, None)
     if _is_complete():
-        module: Any = sys.modules[_MODULE]
-        module.register(cls, module._reduce_socket)
+        from multiprocessing import reduction
+
+        reduction.register(cls, reduction._reduce_socket)  # type: ignore[attr-defined]
 
 
 def install() -> None:

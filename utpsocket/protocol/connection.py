@@ -881,15 +881,7 @@ class Connection:
                 self._keepalive.sent_at = now
                 transmit = composer.flight(flight, now=now)
                 transmit.is_last = (
-                    send.sent_offset == send.buffer.end_offset
-                    and send.closed_since == NEVER
-                    and send.paced_until == NEVER
-                    and receive.ack_at > now
-                    and not send.flights.lost_packets
-                    and (not send.is_finishing or send.fin_seq is not None)
-                    and not send.is_opening_due
-                    and not self._keepalive.is_probe_due
-                    and send.flight_to_split is None
+                    receive.ack_at > now and not self._keepalive.is_probe_due and send.has_nothing_to_send
                 )
                 return transmit
         if self._keepalive.is_probe_due:
@@ -899,7 +891,7 @@ class Connection:
                 return composer.keepalive_probe(now=now)
         if receive.ack_at <= now:
             transmit = self._transmit_state(now=now)
-            transmit.is_last = True
+            transmit.is_last = self.send.has_nothing_to_send
             return transmit
         return None
 

@@ -111,6 +111,22 @@ class SendHalf(Outstanding):
         return self.fin_seq is not None and self.flights.una_seq > self.fin_seq
 
     @property
+    def has_nothing_to_send(self) -> bool:
+        """Whether next_flight() and poll_pieces() would return None, whatever the time is, and change nothing. May be
+        False all the same.
+        """
+        return (
+            self.sent_offset == self.buffer.end_offset
+            and not self.flights.lost_packets
+            and not self.tail_probe_due
+            and (not self.is_finishing or self.fin_seq is not None)
+            and not self.is_opening_due
+            and self.flight_to_split is None
+            and self.paced_until == NEVER
+            and self.closed_since == NEVER
+        )
+
+    @property
     def is_peer_window_limited(self) -> bool:
         """Whether bytes wait because the peer's window has no room for a packet."""
         return self.unsent_bytes > 0 and self.peer.window_bytes < self.mtu.datagram_bytes
