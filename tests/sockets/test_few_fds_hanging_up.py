@@ -170,6 +170,7 @@ child.wait()
         {"listeners": 2},
         {"listeners": 5},
         {"threads": 3},
+        {"shuts_down": True},
     ],
     ids=lambda kind: " ".join(f"{name} {value}" for name, value in kind.items()) or "plain",
 )

@@ -22,13 +22,15 @@ from utpsocket.engine.interpreter.native import Socket, epoll
 from utpsocket.engine.interpreter.originals import io, os, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
-from utpsocket.engine.kernel.high_fds import give_back, new_epoll, with_room
+from utpsocket.engine.kernel.high_fds import give_back, high_duplicate, new_epoll, with_room
 
 if TYPE_CHECKING:
     from utpsocket.engine.interpreter.originals import select
 
 # A look at one socket reads the registrations of its whole epoll; by feel.
 _SOCKETS_PER_EPOLL: Final = 32
+# Of a list of registrations that are read at once; a socket's line takes about 80 bytes.
+_LISTING_BYTES: Final = 16_384
 # Full epolls that are searched for closed sockets before another epoll is made; by feel.
 _LOOKS_FOR_ROOM: Final = 2
 _NETLINK_SOCK_DIAG: Final = 4  # linux/netlink.h
@@ -52,7 +54,7 @@ Announce = Callable[[int, int, "list[int]", "list[int]"], None]
 class _Group:
     """An epoll, and the inodes of the sockets that are registered in it."""
 
-    __slots__ = ("epoll", "index", "inodes", "is_announced", "is_full")
+    __slots__ = ("epoll", "index", "inodes", "is_announced", "is_full", "listing")
 
     def __init__(self, made: select.epoll, index: int) -> None:
         self.epoll = made
@@ -60,6 +62,24 @@ class _Group:
         self.inodes: set[int] = set()
         self.is_full = False  # in HoldersWatch._full, not in _not_full
         self.is_announced = not index  # the other process has its fd; the first one's from the start
+        self.listing = self._opened_listing()  # its registrations, which the kernel lists anew for each read at 0
+
+    def _opened_listing(self) -> io.FileIO | None:
+        """Opened once, so that no fd number is needed to look: a program at its limit may have none left, and that may
+        be because of sockets that it has closed. None where it cannot be opened now.
+        """
+        try:
+            with io.FileIO(f"/proc/self/fdinfo/{self.epoll.fileno()}") as low:
+                return next(map(io.FileIO, high_duplicate(low.fileno())))
+        except OSError as error:
+            reraise_handler_error(error)
+            return None
+
+    def close(self) -> None:
+        """Close the epoll."""
+        self.epoll.close()
+        if self.listing is not None:
+            self.listing.close()
 
 
 class HoldersWatch:
@@ -188,8 +208,14 @@ class HoldersWatch:
 
     def _listing(self, group: _Group) -> bytes:
         """The registrations of an epoll as /proc shows them. Raises OSError. proc(5) fdinfo"""
+        path = f"/proc/self/fdinfo/{group.epoll.fileno()}"
+        if group.listing is not None:
+            parts = [b""]
+            while part := os.pread(group.listing.fileno(), _LISTING_BYTES, sum(map(len, parts))):
+                parts.append(part)
+            return b"".join(parts)
         try:
-            with with_room(partial(io.FileIO, f"/proc/self/fdinfo/{group.epoll.fileno()}")) as registrations:
+            with with_room(partial(io.FileIO, path)) as registrations:
                 return bytes(registrations.readall())
         finally:
             give_back()
@@ -221,7 +247,7 @@ class HoldersWatch:
     def close(self) -> None:
         """Close the epolls."""
         for group in list(self._groups.values()):
-            group.epoll.close()
+            group.close()
 
 
 def socket_exists(inode: int) -> bool:
