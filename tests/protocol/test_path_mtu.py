@@ -11,8 +11,9 @@ from tests.protocol.wire import RTT_US, Wire
 from tests.simulator import WRAP_SEQ, Application, Delay, Mtu, Pair, Simulator, path
 from utpsocket.protocol import Config
 from utpsocket.protocol.fragmentation import PieceAssembly, compose_pieces
+from utpsocket.protocol.known_path import KnownPath
 from utpsocket.protocol.packet import MAX_PADDING_BYTES, MIN_PADDING_BYTES, decode, encode, pad
-from utpsocket.protocol.pathmtu import FLOOR_BYTES, FLOOR_IPV6_BYTES, SEARCH_AGAIN_US, KnownPath, PathMtu
+from utpsocket.protocol.pathmtu import FLOOR_BYTES, FLOOR_IPV6_BYTES, SEARCH_AGAIN_US, PathMtu
 
 
 def ack_everything(wire: Wire) -> None:

@@ -269,9 +269,11 @@ class Loop:
         """
         return command(self, *arguments, **named)
 
-    # As perform(), where the result is not needed: an engine in another process is then not waited for
-    # (helper/client.py).
-    perform_or_post = perform
+    def perform_or_post(self, command: Callable[..., object], *arguments: object) -> None:
+        """As perform(), where the result is not needed: an engine in another process is then not waited for
+        (helper/client.py). Any thread.
+        """
+        command(self, *arguments)
 
     def run_or_post(self, command: Callable[..., object], *arguments: object) -> None:
         """As post(); the engine's own thread does it at once. Any thread."""

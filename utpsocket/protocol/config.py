@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from utpsocket.protocol.congestion import CONTROLLERS
+from utpsocket.protocol.known_path import KnownPath
 from utpsocket.protocol.packet import HEADER_BYTES
-from utpsocket.protocol.pathmtu import CEILING_IPV4_BYTES, FLOOR_BYTES, START_IPV4_BYTES, KnownPath, PathMtu
+from utpsocket.protocol.pathmtu import CEILING_IPV4_BYTES, FLOOR_BYTES, START_IPV4_BYTES, PathMtu
 from utpsocket.protocol.sendbuffer import BlockPool, SendBuffer
 from utpsocket.protocol.sendhalf import SendHalf
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from utpsocket.protocol.known_path import KnownPath
 from utpsocket.protocol.packet import MAX_PADDING_BYTES
 
 FLOOR_BYTES: Final = 544  # 576, which every IPv4 host takes (RFC 791), less 28 of headers, down to a multiple of eight
@@ -35,18 +36,6 @@ _WAIT_FOR_PACKETS: Final = 16
 _NO_PROBE_SOON: Final = 1 << 30  # more packets than one flight has
 # Sizes that are tried before the ceiling: most tunnels carry them.
 _SEARCH_STEPS: Final = (FLOOR_IPV6_BYTES, START_IPV4_BYTES)
-
-
-class KnownPath:
-    """What the connections to one peer have found out together. RFC 8899 §3 (9): they share a confirmed size.
-
-    confirmed_bytes   the largest that travelled unfragmentable, 0: none yet
-    """
-
-    __slots__ = ("__weakref__", "confirmed_bytes")
-
-    def __init__(self) -> None:
-        self.confirmed_bytes = 0
 
 
 class PathMtu:

@@ -102,7 +102,8 @@ class Attempt:
 
     # See Channel. Nothing can have been written while connecting.
     connection = None
-    is_user_fd_open = can_end_unnoticed = False
+    is_user_fd_open = False
+    can_end_unnoticed = False
     is_flushed = True
 
     def __init__(self, loop: Engine, bridge: Bridge, wait_us: int) -> None:

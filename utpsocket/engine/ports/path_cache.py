@@ -12,7 +12,7 @@ from __future__ import annotations
 from weakref import WeakValueDictionary
 
 from utpsocket.protocol import Address
-from utpsocket.protocol.pathmtu import KnownPath
+from utpsocket.protocol.known_path import KnownPath
 
 
 class PathCache:

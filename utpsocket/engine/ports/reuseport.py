@@ -309,7 +309,9 @@ class ReuseportSockets:
         if reservation is not None:
             reservation.close()
 
-    close_fds = close_reservation
+    def close_fds(self) -> None:
+        """As close_reservation()."""
+        self.close_reservation()
 
     def detach_fds(self) -> None:
         """Forget the reservation's fd without closing it: the number belongs to something else by now."""
