@@ -51,7 +51,9 @@ PURE_MODULES = frozenset(
     }
 )
 # Third-party names that one module may import, each the extra of its name.
-EXTRAS = {"green/cooperative.py": {"gevent"}}
+EXTRAS = {"green/cooperative.py": {"gevent"}, "_compile.py": {"hatchling"}}
+# In C, and below everything: what of it is pure, protocol/ may use.
+NATIVE = f"{PACKAGE}._native"
 # Type checkers bring these along; at run time nothing imports them.
 FOR_TYPE_CHECKERS = {"_typeshed", "typing_extensions"}
 
@@ -78,6 +80,8 @@ NEED_THE_MODULES = ("protocol", "cli", "monkey", "green", "startup")
 NEED_THE_MODULES_FILES = frozenset(
     {
         "__init__.py",
+        "_compile.py",
+        "_pure.py",
         "sockets/functions.py",
         "integrations/uvloop/libuv.py",
         "engine/interpreter/originals.py",
@@ -110,6 +114,7 @@ WITHOUT_HANDLERS_FILES = (
 # From the ground up: what a file may import is in its own layer or in one that is named before. The longest prefix
 # counts.
 LAYERS = (
+    ("_compile.py", "_pure.py"),
     ("protocol/",),
     ("engine/interpreter/",),
     ("engine/environment.py", "engine/faults.py", "engine/reactor.py", "engine/timers.py"),
@@ -241,7 +246,7 @@ def impure_protocol(source: Source) -> Iterator[str]:
     if source.room != "protocol":
         return
     for imported in imports(source):
-        ours = imported.name.startswith(f"{PACKAGE}.protocol")
+        ours = imported.name.startswith(f"{PACKAGE}.protocol") or imported.name == NATIVE
         pure = imported.top in PURE_MODULES or imported.name.startswith("collections.")
         if not ours and not pure:
             yield f"{source.path}:{imported.line}: protocol/ imports {imported.name}"
@@ -251,7 +256,7 @@ def engine_looking_up(source: Source) -> Iterator[str]:
     if source.room != "engine":
         return
     for imported in imports(source):
-        below = imported.name.startswith((f"{PACKAGE}.protocol", f"{PACKAGE}.engine"))
+        below = imported.name.startswith((f"{PACKAGE}.protocol", f"{PACKAGE}.engine", NATIVE))
         if imported.top == PACKAGE and not below:
             yield f"{source.path}:{imported.line}: engine/ imports {imported.name}, which is what users touch"
 
@@ -268,7 +273,9 @@ def layer(path: str) -> int:
 
 
 def file_of(name: str) -> str | None:
-    """The file of this package that an imported name is, or is in."""
+    """The file of this package that an imported name is, or is in; None for NATIVE."""
+    if name == NATIVE:
+        return None
     parts = name.split(".")[1:]
     for count in range(len(parts), -1, -1):
         for path in ("/".join([*parts[:count], "__init__.py"]), "/".join(parts[:count]) + ".py"):

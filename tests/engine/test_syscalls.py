@@ -10,15 +10,21 @@ from typing import Any
 import pytest
 
 from utpsocket.engine.kernel import syscalls
+from utpsocket.engine.kernel.native_calls import NativeDatagrams, NativeStream
 from utpsocket.engine.kernel.syscalls import KeepingDatagrams, KeepingStream, PlainDatagrams, PlainStream
+from utpsocket.protocol.build import IS_COMPILED
 
 from ..requirements import IPV6
 
-pytestmark = pytest.mark.skipif(not syscalls._keeps_gil(), reason="needs 64-bit Linux and a GIL")
+pytestmark = pytest.mark.skipif(not syscalls.keeps_gil(), reason="needs 64-bit Linux and a GIL")
 ROOM = 200
 
 
-@pytest.fixture(params=[PlainStream, KeepingStream])
+STREAMS = [PlainStream, KeepingStream, *([NativeStream] if IS_COMPILED else [])]
+DATAGRAMS = [PlainDatagrams, KeepingDatagrams, *([NativeDatagrams] if IS_COMPILED else [])]
+
+
+@pytest.fixture(params=STREAMS)
 def stream(request: pytest.FixtureRequest) -> Iterator[tuple[Any, socket.socket]]:
     """A stream, non-blocking, and its other end."""
     ours, theirs = socket.socketpair()
@@ -81,7 +87,7 @@ def test_a_full_stream_takes_no_more(stream: tuple[Any, socket.socket]) -> None:
     assert count == -errno.EAGAIN
 
 
-@pytest.mark.parametrize("kind", [PlainDatagrams, KeepingDatagrams])
+@pytest.mark.parametrize("kind", DATAGRAMS)
 @pytest.mark.parametrize("family", [socket.AF_INET, IPV6])
 @pytest.mark.parametrize("is_connected", [True, False])
 def test_datagrams(kind: Any, family: int, is_connected: bool) -> None:
@@ -111,7 +117,7 @@ def test_datagrams(kind: Any, family: int, is_connected: bool) -> None:
         assert ours.send(bytes(70_000), 0, 70_000, [], addr) == errno.EMSGSIZE
 
 
-@pytest.mark.parametrize("kind", [PlainDatagrams, KeepingDatagrams])
+@pytest.mark.parametrize("kind", DATAGRAMS)
 def test_a_peer_is_called_as_was_said(kind: Any) -> None:
     """Who is connected on an IPv4 socket beside a port of both families is known by an IPv6 address."""
     with socket.socket(type=socket.SOCK_DGRAM) as left, socket.socket(type=socket.SOCK_DGRAM) as right:
@@ -128,7 +134,7 @@ def test_a_peer_is_called_as_was_said(kind: Any) -> None:
         assert [group[5] for group in ours.receive_many(room, 100, 4)] == [peer]
 
 
-@pytest.mark.parametrize("kind", [PlainDatagrams, KeepingDatagrams])
+@pytest.mark.parametrize("kind", DATAGRAMS)
 def test_ancillary_data_goes_and_comes(kind: Any) -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as left, socket.socket(type=socket.SOCK_DGRAM) as right:
         for sock in (left, right):

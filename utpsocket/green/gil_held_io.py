@@ -15,7 +15,7 @@ from typing import Final
 from utpsocket.engine.interpreter import libc
 from utpsocket.engine.kernel import syscalls
 
-IS_POSSIBLE: Final = syscalls.Stream is syscalls.KeepingStream
+IS_POSSIBLE: Final = syscalls.keeps_gil()
 _MSG_DONTWAIT: Final = 0x40
 _MSG_NOSIGNAL: Final = 0x4000
 # What an AF_UNIX socket takes at once.

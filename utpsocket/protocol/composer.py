@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from utpsocket.protocol import runs
 from utpsocket.protocol.flights import Flight
 from utpsocket.protocol.fragmentation import compose_pieces
 from utpsocket.protocol.handshake import ACKS_SYN_ACK
@@ -57,6 +58,17 @@ class Composer:
         size = flight.payload_bytes if count > 1 else flight.last_payload_bytes
         if flight.probe_bytes:
             header = pad(header, flight.probe_bytes - HEADER_BYTES - size)
+        if count > 1 and runs.SENDS_SPANS:
+            transmit = Transmit(
+                self._addr,
+                b"",
+                datagram_bytes=size + HEADER_BYTES,
+                count=count,
+                may_fragment=not flight.dont_fragment,
+            )
+            spans = send.buffer.spans(flight.offset, total_bytes)
+            transmit.lend(header, flight.seq, spans, flight.last_payload_bytes + HEADER_BYTES)
+            return transmit
         payloads = send.buffer.segments(flight.offset, size, total_bytes)
         return Transmit(
             self._addr,

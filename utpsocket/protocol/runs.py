@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from utpsocket.protocol.packet import HEADER_BYTES, SEQ_MASK, STATE, VERSION
@@ -19,6 +20,11 @@ MAX_SEND_PACKETS: Final = 64  # datagrams of one system call with GSO: UDP_MAX_S
 # Datagrams in one run: what four system calls receive with GRO, so that what is done per run is done a quarter as
 # often.
 MAX_RUN_PACKETS: Final = 256
+
+# What check_run() finds in the headers of a run.
+UNIFORM: Final = 1  # they agree in type, version, extension and connection id
+CLEAN: Final = 2  # and are DATA without extensions that differ in nothing but timestamps and consecutive numbers
+ONE_TIME: Final = 4  # UNIFORM, and the timestamps are equal
 
 _SEQ: Final = struct.Struct(">H")
 
@@ -67,6 +73,52 @@ def compose(header: bytes, seq: int, payloads: list[memoryview]) -> bytes | byte
     return datagrams
 
 
+def check_run_in_python(data: memoryview, stride: int) -> int:
+    """What the headers of two or more datagrams have in common, one every `stride` bytes: some of UNIFORM, CLEAN and
+    ONE_TIME. A run may be found to have less in common than it has: if the stride is not a multiple of eight, or if a
+    timestamp is 0 and others are not.
+    """
+    length = len(data)
+    count = -(-length // stride)
+    if stride % 8 or length - (count - 1) * stride < HEADER_BYTES or stride < HEADER_BYTES:
+        return 0
+    header = data[:HEADER_BYTES].tobytes()
+    words = data[: length & ~7]
+    longs = words.cast("Q")
+    found = UNIFORM | ONE_TIME
+    if longs[0 :: stride // 8].tobytes() != header[:8] * count:
+        found = UNIFORM
+        halves_of_longs = words.cast("I")
+        if halves_of_longs[0 :: stride // 4].tobytes() != header[:4] * count:
+            return 0
+        if 0 in halves_of_longs[1 :: stride // 4]:  # no time: not all can be treated alike
+            return found
+    if header[0] != VERSION or header[1] or count > MAX_RUN_PACKETS:
+        return found
+    if longs[1 :: stride // 8].tobytes() != header[8:16] * count:
+        return found
+    halves = data[: length & ~1].cast("H")
+    seq16 = header[16] << 8 | header[17]
+    if halves[8 :: stride // 2].tobytes() != _SEQ_COLUMN_BYTES[2 * seq16 : 2 * (seq16 + count)]:
+        return found
+    if halves[9 :: stride // 2].tobytes() != header[18:] * count:
+        return found
+    return found | CLEAN
+
+
+check_run: Callable[[memoryview, int], int]
+SENDS_SPANS: bool
+"""Whether flights of several packets leave as Transmit.spans: the compiled build's C code sends them so."""
+try:
+    from utpsocket import _native
+
+    check_run = _native.check_run
+    SENDS_SPANS = True
+except ImportError:
+    check_run = check_run_in_python
+    SENDS_SPANS = False
+
+
 class Run:
     """Datagrams of one sender that arrived together, one behind the other: of one recvmsg(2) with GRO, or recvmmsg(2).
 
@@ -77,10 +129,10 @@ class Run:
     datagram_bytes   size of each datagram but the last, which may be shorter and ends the data; the rest of each stride
                      is not used. `stride` unless given: they lie back to back
     payload_views    views of the payloads of full datagrams, if the owner of the memory has them; else None
-    _clean, _uniform   what is_clean() and is_uniform() have found, None before they are asked
+    _found           what check_run() has found, -1 before it is asked
     """
 
-    __slots__ = ("_clean", "_uniform", "addr", "data", "datagram_bytes", "local", "payload_views", "stride")
+    __slots__ = ("_found", "addr", "data", "datagram_bytes", "local", "payload_views", "stride")
 
     def __init__(
         self, data: memoryview, stride: int, addr: Address, local: str | None = None, datagram_bytes: int = 0
@@ -90,8 +142,7 @@ class Run:
         self.addr = addr
         self.local = local
         self.datagram_bytes = datagram_bytes or stride
-        self._uniform: bool | None = None
-        self._clean: bool | None = None
+        self._found = -1
         self.payload_views: list[memoryview] | None = None
 
     def continues(self, previous: Run) -> bool:
@@ -150,80 +201,43 @@ class Run:
         """The datagrams one by one."""
         return [self.data[i : i + self.datagram_bytes] for i in range(0, len(self.data), self.stride)]
 
+    def _in_common(self) -> int:
+        """What check_run() finds, asked once."""
+        found = self._found
+        if found < 0:
+            found = self._found = check_run(self.data, self.stride)
+        return found
+
     def is_uniform(self) -> bool:
         """Whether all headers agree in type, version, extension and connection id, so that all are for the connection
         of the first. May be False although they do: if the stride is not a multiple of eight.
         """
-        uniform = self._uniform
-        if uniform is None:
-            count = self.count
-            if count == 1:
-                uniform = len(self.data) >= HEADER_BYTES
-            elif self.stride % 8 or len(self.data) - (count - 1) * self.stride < HEADER_BYTES:
-                uniform = False
-            else:
-                words = self.data[: len(self.data) & ~7].cast("I")[0 :: self.stride // 4]
-                uniform = words.tobytes() == bytes(self.data[0:4]) * count
-            self._uniform = uniform
-        return uniform
+        length = len(self.data)
+        return length >= HEADER_BYTES if length <= self.stride else self._in_common() & UNIFORM != 0
 
     def is_clean(self) -> bool:
         """Whether these are DATA packets without extensions whose headers differ in nothing but timestamps and
         consecutive sequence numbers, so that the first header, count and timestamps() are all that is to know. A single
         one must have a payload. May be False although they are: if the stride is not a multiple of eight.
         """
-        clean = self._clean
-        if clean is None:
-            data = self.data
-            length = len(data)
-            if length <= HEADER_BYTES or data[0] != VERSION or data[1]:
-                clean = False
-            else:
-                clean = length <= self.stride or self._looks_clean()
-            self._clean = clean
-        return clean
+        data = self.data
+        length = len(data)
+        if length > self.stride:
+            return self._in_common() & CLEAN != 0
+        return length > HEADER_BYTES and data[0] == VERSION and not data[1]
 
     def is_bare_ack(self) -> bool:
         """Whether this is one STATE without extension."""
         data = self.data
         return len(data) == HEADER_BYTES and data[0] == _STATE_BYTE and not data[1]
 
-    def _looks_clean(self) -> bool:
-        """Of more than one datagram, the first of which is DATA without extensions."""
-        data = self.data
-        length, stride = len(data), self.stride
-        if stride % 8:
-            return False
-        count = -(-length // stride)
-        if length - (count - 1) * stride < HEADER_BYTES or count > MAX_RUN_PACKETS:
-            return False
-        header = data[:HEADER_BYTES].tobytes()
-        words = data[: length & ~7]
-        longs = words.cast("Q")
-        if longs[0 :: stride // 8].tobytes() != header[:8] * count:
-            if words.cast("I")[0 :: stride // 4].tobytes() != header[:4] * count:
-                return False
-            if 0 in words.cast("I")[1 :: stride // 4]:  # no time: not all can be treated alike
-                return False
-        self._uniform = True
-        if longs[1 :: stride // 8].tobytes() != header[8:16] * count:
-            return False
-        halves = data[: length & ~1].cast("H")
-        seq16 = header[16] << 8 | header[17]
-        if halves[8 :: stride // 2].tobytes() != _SEQ_COLUMN_BYTES[2 * seq16 : 2 * (seq16 + count)]:
-            return False
-        return halves[9 :: stride // 2].tobytes() == header[18:] * count
-
     def timestamps(self) -> array[int] | None:
         """The timestamps of a clean run's packets; None if all are equal to the first header's."""
         stride = self.stride
-        if len(self.data) <= stride:
+        if len(self.data) <= stride or self._in_common() & ONE_TIME:
             return None
         words = self.data[: len(self.data) & ~3].cast("I")
-        column = words[1 :: stride // 4].tobytes()
-        if column == column[:4] * (len(column) // 4):
-            return None
-        stamps = array("I", column)
+        stamps = array("I", words[1 :: stride // 4].tobytes())
         if struct.pack("=H", 1) != struct.pack(">H", 1):
             stamps.byteswap()
         return stamps
@@ -242,15 +256,32 @@ class Transmit:
     """Datagrams on their way out, back to back.
 
     addr             where to send them, as the socket module has it
-    data             their bytes
+    data             their bytes; empty while `spans` has the payload and compose() has not been called
     datagram_bytes   size of each datagram but the last, which may be shorter; 0 if there is only one
     count            how many datagrams
     may_fragment     whether IP may fragment them: don't-fragment is off for sizes that are not confirmed for the path
     is_mtu_probe     whether this is a path MTU probe: then EMSGSIZE is its result and no error
     is_last          nothing else may leave now: the next poll_transmit() would return None. May be False all the same
+    spans            the send buffer's memory that has the payloads, one behind the other, if it was not copied; else
+                     None. Then also:
+    header           of the first packet
+    seq              its sequence number; the others have the following ones
+    last_bytes       size of the last datagram
     """
 
-    __slots__ = ("addr", "count", "data", "datagram_bytes", "is_last", "is_mtu_probe", "may_fragment")
+    __slots__ = (
+        "addr",
+        "count",
+        "data",
+        "datagram_bytes",
+        "header",
+        "is_last",
+        "is_mtu_probe",
+        "last_bytes",
+        "may_fragment",
+        "seq",
+        "spans",
+    )
 
     def __init__(
         self,
@@ -269,10 +300,28 @@ class Transmit:
         self.may_fragment = may_fragment
         self.is_mtu_probe = is_mtu_probe
         self.is_last = False
+        self.spans: list[memoryview] | None = None
+
+    def lend(self, header: bytes, seq: int, spans: list[memoryview], last_bytes: int) -> None:
+        """Have the payloads stay where they are. The parameters are the attributes of these names."""
+        self.header = header
+        self.seq = seq
+        self.spans = spans
+        self.last_bytes = last_bytes
+
+    def compose(self) -> bytes | bytearray:
+        """`data`, copied from the spans if that has not been done."""
+        if not self.data and self.spans is not None:
+            whole = memoryview(b"".join(self.spans))
+            size = self.datagram_bytes - HEADER_BYTES
+            payloads = [whole[start : start + size] for start in range(0, self.count * size, size)]
+            payloads[-1] = payloads[-1][: self.last_bytes - HEADER_BYTES]
+            self.data = compose(self.header, self.seq, payloads)
+        return self.data
 
     def datagrams(self) -> list[bytes]:
         """The datagrams one by one, copied, for a port that cannot send them with one system call."""
-        whole = bytes(self.data)
+        whole = bytes(self.compose())
         if self.count == 1:
             return [whole]
         return [whole[i : i + self.datagram_bytes] for i in range(0, len(whole), self.datagram_bytes)]

@@ -154,6 +154,20 @@ class SendBuffer:
             position += size
         return segments
 
+    def spans(self, offset: int, total_bytes: int) -> list[memoryview]:
+        """Views of `total_bytes`, at least 1, from `offset` on, one for each block that they lie in. Valid until they
+        are acked.
+        """
+        start = offset - self._base_offset
+        stop = start + total_bytes
+        first, last = start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES
+        start -= first * BLOCK_BYTES
+        stop -= last * BLOCK_BYTES
+        blocks = self._blocks
+        if first == last:
+            return [blocks[first][start:stop]]
+        return [blocks[first][start:], *blocks[first + 1 : last], blocks[last][:stop]]
+
     def _check(self) -> None:
         """Invariants, for tests and the simulator."""
         assert self.acked_offset <= self.end_offset

@@ -32,8 +32,8 @@ from utpsocket.engine.interpreter import native
 from utpsocket.engine.interpreter.native import Socket, poll
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.kernel.native_calls import Stream
 from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
-from utpsocket.engine.kernel.syscalls import Stream
 from utpsocket.engine.timers import Deadline
 from utpsocket.engine.user_fds import reset, shared_errnos
 from utpsocket.engine.user_fds.open_fds import socket_exists
@@ -46,7 +46,8 @@ from utpsocket.protocol.states import CLOSED, CONNECTED, SYN_RECEIVED, SYN_SENT,
 
 if TYPE_CHECKING:
     from utpsocket.engine.channels.channel import Channel
-    from utpsocket.engine.kernel.syscalls import Ancillary, AnyStream
+    from utpsocket.engine.kernel.native_calls import AnyStream
+    from utpsocket.engine.kernel.syscalls import Ancillary
     from utpsocket.engine.kernel.udp import Port
     from utpsocket.engine.reactor import Reactor
     from utpsocket.engine.user_fds.open_fds import HoldersWatch

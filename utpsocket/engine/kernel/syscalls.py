@@ -6,6 +6,8 @@ gained by a release. With the GIL held, a thread that computes delays the engine
 per batch (docs/performance.md §9). The calls are made by ctypes, on 64-bit Linux with a GIL; elsewhere, or with
 UTPSOCKET_KEEP_GIL=0, by the socket module. Both kinds return a negative errno where the socket module raises.
 
+The compiled build calls utpsocket/_native.c in place of ctypes (native_calls.py).
+
 Only the engine's thread calls. Sources: recvmsg(2), sendmsg(2), cmsg(3), Doc/library/ctypes.rst (PyDLL).
 """
 
@@ -41,7 +43,7 @@ _NAME_BYTES: Final = 128
 # Of ancillary data, more than any port asks for (udp.ANCILLARY_BYTES); by feel.
 _CONTROL_BYTES: Final = 256
 # Addresses, and sets of ancillary data, that are kept converted for each socket; by feel.
-_MAX_NAMES: Final = 4_096
+MAX_NAMES: Final = 4_096
 _CMSG: Final[Layout[tuple[int, int, int]]] = struct.Struct("@Nii")
 _IPV4: Final[Layout[tuple[int, bytes, bytes]]] = struct.Struct("=H2s4s8x")
 _IPV6: Final[Layout[tuple[int, bytes, bytes, bytes, int]]] = struct.Struct("=H2s4s16sI")
@@ -174,7 +176,7 @@ class _Msghdr(ctypes.Structure):
     flags: int
 
 
-def _keeps_gil() -> bool:
+def keeps_gil() -> bool:
     """Whether the calls can be made by ctypes: Linux's 64-bit layout of struct msghdr, and a GIL."""
     if sys.platform != "linux" or ctypes.sizeof(ctypes.c_void_p) != 8:
         return False
@@ -273,7 +275,7 @@ class KeepingDatagrams:
         if not length:
             return size, (), _in_header.flags, addr
         control: bytes = _in_control[:length]  # type: ignore[assignment]  # bytes, of an array of char
-        return size, _known_controls.get(control) or _keep_parsed(control), _in_header.flags, addr
+        return size, known_controls.get(control) or keep_parsed(control), _in_header.flags, addr
 
     def receive_many(self, room: memoryview, stride: int, max_datagrams: int) -> int | list[Group]:
         """See PlainDatagrams.receive_many()."""
@@ -356,7 +358,7 @@ class KeepingDatagrams:
             _, port, flow, host, scope = _IPV6.unpack_from(name)
             text = stdlib.inet_ntop(stdlib.AF_INET6, host)
             addr = (text, int.from_bytes(port, "big"), int.from_bytes(flow, "big"), scope)
-        if len(self._addresses) >= _MAX_NAMES:
+        if len(self._addresses) >= MAX_NAMES:
             self._addresses.clear()
         self._addresses[name] = addr
         return addr
@@ -365,7 +367,7 @@ class KeepingDatagrams:
         """An address as the kernel reads it."""
         name = packed_name(addr)
         kept = _array_type(len(name)).from_buffer_copy(name)
-        if len(self._names) >= _MAX_NAMES:
+        if len(self._names) >= MAX_NAMES:
             self._names.clear()
         self._names[addr] = kept
         return kept
@@ -374,11 +376,8 @@ class KeepingDatagrams:
         key = tuple(ancillary)
         control = self._controls.get(key)
         if control is None:
-            raw = b"".join(
-                (_CMSG.pack(_CMSG.size + len(data), level, kind) + data).ljust((_CMSG.size + len(data) + 7) & ~7, b"\0")
-                for level, kind, data in ancillary
-            )
-            if len(self._controls) >= _MAX_NAMES:
+            raw = packed_control(ancillary)
+            if len(self._controls) >= MAX_NAMES:
                 self._controls.clear()
             control = self._controls[key] = _array_type(len(raw)).from_buffer_copy(raw)
         return control
@@ -427,6 +426,14 @@ class KeepingDatagrams:
         return count if count >= 0 else -_get_errno()
 
 
+def packed_control(ancillary: Ancillary) -> bytes:
+    """Ancillary data as the kernel reads it: cmsg(3)."""
+    return b"".join(
+        (_CMSG.pack(_CMSG.size + len(data), level, kind) + data).ljust((_CMSG.size + len(data) + 7) & ~7, b"\0")
+        for level, kind, data in ancillary
+    )
+
+
 def packed_name(addr: Address) -> bytes:
     """An address as the kernel writes it, struct sockaddr_in or sockaddr_in6."""
     port = int(addr[1]).to_bytes(2, "big")
@@ -447,14 +454,15 @@ def _parsed(control: bytes) -> Ancillary:
     return ancillary
 
 
-_known_controls: Final[dict[bytes, Ancillary]] = {}
+known_controls: Final[dict[bytes, Ancillary]] = {}
+"""Ancillary data that has been received, by what the kernel wrote."""
 
 
-def _keep_parsed(control: bytes) -> Ancillary:
-    """_parsed(), which is kept: the same comes with nearly every datagram."""
-    if len(_known_controls) >= _MAX_NAMES:
-        _known_controls.clear()
-    ancillary = _known_controls[control] = _parsed(control)
+def keep_parsed(control: bytes) -> Ancillary:
+    """known_controls[control], made first. It is kept: the same comes with nearly every datagram."""
+    if len(known_controls) >= MAX_NAMES:
+        known_controls.clear()
+    ancillary = known_controls[control] = _parsed(control)
     return ancillary
 
 
@@ -465,10 +473,5 @@ _in_iovec, _out_iovec = _Iovec(), _Iovec()
 _in_header = _Msghdr(_addressof(_in_name), 0, _addressof(_in_iovec), 1, _addressof(_in_control), 0, 0)
 _out_header = _Msghdr(None, 0, _addressof(_out_iovec), 1, None, 0, 0)
 _in_header_at, _out_header_at = _addressof(_in_header), _addressof(_out_header)
-if _keeps_gil():
+if keeps_gil():
     _inbound, _outbound, _answers = Inbound(), Outbound(), Answers()
-
-AnyStream: TypeAlias = KeepingStream | PlainStream
-AnyDatagrams: TypeAlias = KeepingDatagrams | PlainDatagrams
-Stream: Final[type[AnyStream]] = KeepingStream if _keeps_gil() else PlainStream
-Datagrams: Final[type[AnyDatagrams]] = KeepingDatagrams if _keeps_gil() else PlainDatagrams

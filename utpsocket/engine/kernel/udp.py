@@ -22,20 +22,14 @@ from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel import socket_filter
 from utpsocket.engine.kernel.arena import ROOM_BYTES, Arena
 from utpsocket.engine.kernel.mmsg import MAX_DATAGRAMS_IN
+from utpsocket.engine.kernel.native_calls import AnyDatagrams, Datagrams, NativeDatagrams
 from utpsocket.engine.kernel.netns import cookie
-from utpsocket.engine.kernel.syscalls import (
-    NO_ADDRESS,
-    Ancillary,
-    AnyDatagrams,
-    Datagrams,
-    Group,
-    KeepingDatagrams,
-    ReceivedAncillary,
-)
+from utpsocket.engine.kernel.syscalls import NO_ADDRESS, Ancillary, Group, KeepingDatagrams, ReceivedAncillary
 from utpsocket.protocol import Address, Run, Transmit
+from utpsocket.protocol.build import IS_COMPILED
 from utpsocket.protocol.packet import HEADER_BYTES
 from utpsocket.protocol.pathmtu import FLOOR_BYTES
-from utpsocket.protocol.runs import packets_per_send
+from utpsocket.protocol.runs import MAX_SEND_PACKETS, packets_per_send
 
 if TYPE_CHECKING:
     from utpsocket.protocol.layout import Layout
@@ -173,7 +167,8 @@ class Port:
         buffer_bytes: SO_RCVBUF and SO_SNDBUF to ask for; 0: leave the kernel's defaults.
         peer: the peer's address as the program wrote it, of a connected socket; None: as getpeername() says.
         bound: (address, cookie of the network namespace), where the caller knows them. A bind() is then waiting, so
-            what only the engine's thread needs (_LATE) is made when that thread first uses it.
+            what only the engine's thread needs (_LATE) is made when that thread first uses it. In the compiled build it
+            is made at once: that takes little there, and compiled code does not ask __getattr__().
 
     Public attributes:
         sock, fd, family: the socket, its number and its address family.
@@ -272,6 +267,7 @@ class Port:
                 self._option(stdlib.IPPROTO_IP, _IP_PKTINFO, 1)
         if bound is None:
             sock.setblocking(False)
+        if bound is None or IS_COMPILED:
             self._prepare()
 
     def __getattr__(self, name: str) -> object:
@@ -622,14 +618,12 @@ class Port:
             if error:
                 self._on_send_error(error, data, source, addr)
             return
-        sent = 0
+        sent = self._send_spans(transmit, source, addr)
+        if sent >= count:
+            return
         if self._has_gso:
             segment = transmit.datagram_bytes
-            cmsg = self._segment_cmsg.get(segment)
-            if cmsg is None:
-                cmsg = [(stdlib.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("=H", segment))]
-                self._segment_cmsg[segment] = cmsg
-            ancillary = cmsg + source if source else cmsg
+            ancillary = self._gso_ancillary(segment, source)
             packets_per_call = packets_per_send(segment)
             while sent < count:
                 stop = min((sent + packets_per_call) * segment, len(transmit.data))
@@ -653,6 +647,37 @@ class Port:
         else:
             for datagram in transmit.datagrams()[sent:]:
                 self._send_one(datagram, source, addr)
+
+    def _gso_ancillary(self, segment: int, source: Ancillary) -> Ancillary:
+        """Ancillary data of a UDP_SEGMENT run."""
+        cmsg = self._segment_cmsg.get(segment)
+        if cmsg is None:
+            cmsg = [(stdlib.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("=H", segment))]
+            self._segment_cmsg[segment] = cmsg
+        return cmsg + source if source else cmsg
+
+    def _send_spans(self, transmit: Transmit, source: Ancillary, addr: Address | None) -> int:
+        """Send a run whose payload was not copied, if it is one. Returns how many datagrams have left: what fails is
+        copied, to be sent again, and the error is looked at then.
+        """
+        spans, calls = transmit.spans, self._calls
+        if spans is None:
+            return 0
+        segment, count = transmit.datagram_bytes, transmit.count
+        has_gso = self._has_gso
+        sent = 0
+        if not self.pending and isinstance(calls, NativeDatagrams):
+            ancillary = self._gso_ancillary(segment, source) if has_gso else source
+            packets_per_call = packets_per_send(segment) if has_gso else MAX_SEND_PACKETS
+            while sent < count:
+                self.sent_calls += 1
+                code = calls.send_spans(transmit, spans, sent, min(packets_per_call, count - sent), ancillary, addr)
+                if code <= 0:
+                    break
+                sent += code
+        if sent < count:
+            transmit.compose()
+        return sent
 
     def _send_many(
         self, calls: KeepingDatagrams, transmit: Transmit, sent: int, source: Ancillary, addr: Address | None
@@ -766,7 +791,9 @@ class Port:
         """Close the socket."""
         self.sock.close()
 
-    close_fds = close
+    def close_fds(self) -> None:
+        """As close()."""
+        self.close()
 
     def detach_fds(self) -> None:
         """Forget the fd without closing it: the number belongs to something else by now."""
@@ -774,17 +801,30 @@ class Port:
 
 
 _INT: Final[Layout[tuple[int]]] = struct.Struct("=i")
-_LATE: Final = frozenset(Port.__slots__) - {
-    "_wanted",
-    "family",
-    "fd",
-    "is_connected",
-    "is_wildcard",
-    "local",
-    "namespace",
-    "peer",
-    "sock",
-}
+_LATE: Final = frozenset(
+    {
+        "_calls",
+        "_has_gro",
+        "_has_gso",
+        "_may_fragment",
+        "_overhead",
+        "_plain_control_bytes",
+        "_segment_cmsg",
+        "_slot_bytes",
+        "_unmerged_in_a_row",
+        "errors",
+        "is_drained",
+        "is_gathering",
+        "pending",
+        "receive_buffer_bytes",
+        "received_datagrams",
+        "received_runs",
+        "sent_calls",
+        "sent_datagrams",
+        "truncated_datagrams",
+    }
+)
+"""What _prepare() makes."""
 
 
 def split_scope(local_ip: str) -> tuple[str, int]:

@@ -31,6 +31,7 @@ from utpsocket.engine.ports.stateless_resets import StatelessResets
 from utpsocket.engine.ports.syncache import syn_of
 from utpsocket.engine.user_fds.socket_state import Identity, Role, Settings, window_bytes
 from utpsocket.protocol import Address, Config, Connection, Run, Transmit
+from utpsocket.protocol.build import IS_COMPILED
 from utpsocket.protocol.close_timers import TimeWaitRecord
 from utpsocket.protocol.handshake import ACKS_SYN_ACK
 from utpsocket.protocol.keepalive import Probing, default_probing
@@ -112,7 +113,8 @@ class Endpoint:
     that may have something to send; dial() opens a connection, a listener takes incoming ones.
 
     What only the engine's thread needs is made when that thread first uses it (_MADE_ON_DEMAND), since any thread may
-    make an endpoint.
+    make an endpoint. In the compiled build it is made at once: that takes little there, and compiled code does not ask
+    __getattr__().
 
     Source: docs/design.md §6.
     """
@@ -178,10 +180,16 @@ class Endpoint:
         self._is_cache_watched = False  # a timer will drop old entries of the listener's cache of SYNs
         self.dropped_datagrams = 0  # a figure: what was of no use
         self.faults = 0  # exceptions since it last received without one
+        if IS_COMPILED:
+            self._prepare()
 
     def __getattr__(self, name: str) -> object:
         if name not in _MADE_ON_DEMAND:
             raise AttributeError(name)
+        self._prepare()
+        return getattr(self, name)
+
+    def _prepare(self) -> None:
         # How much each connection may advertise of the socket's receive buffer.
         self.shares = ReceiveShares(max(2 * _MIN_BUFFER_BYTES, self.port.receive_buffer_bytes))
         self.flood = Flood()  # notices useless datagrams, and is another way to receive while there are many
@@ -189,7 +197,6 @@ class Endpoint:
         self.resets = StatelessResets()  # answers to strays
         # When a connection ended and what is needed to ack its peer's FIN again, by address and receiving id.
         self.time_wait_records: OrderedDict[tuple[Address, int], tuple[int, TimeWaitRecord]] = OrderedDict()
-        return getattr(self, name)
 
     @property
     def is_unused(self) -> bool:

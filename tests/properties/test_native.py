@@ -1,0 +1,454 @@
+"""_native.c does what its twins in Python do, on random input, and takes no wrong argument.
+
+Where the compiled build is not installed the file is compiled here. test_the_address_sanitizer_finds_nothing() runs all
+the rest once more on a module that is compiled with gcc's AddressSanitizer and UndefinedBehaviorSanitizer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.machinery
+import importlib.util
+import itertools
+import os
+import random
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from utpsocket.engine.kernel import native_calls, syscalls
+from utpsocket.engine.kernel.native_calls import NativeDatagrams, NativeStream
+from utpsocket.engine.kernel.syscalls import KeepingDatagrams, KeepingStream
+from utpsocket.protocol.build import IS_COMPILED
+from utpsocket.protocol.packet import HEADER_BYTES, PacketType, encode
+from utpsocket.protocol.runs import MAX_RUN_PACKETS, Transmit, check_run_in_python
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "utpsocket" / "_native.c"
+GIVEN = "UTPSOCKET_TEST_NATIVE"  # a module that is compiled already
+COMPILER = shutil.which("cc") or shutil.which("gcc")
+WAIT_S = 200
+UDP_SEGMENT, UDP_GRO, IP_PKTINFO = 103, 104, 8
+WRONG = (TypeError, ValueError, OverflowError, BufferError)
+
+pytestmark = [
+    pytest.mark.skipif(not syscalls.keeps_gil(), reason="needs 64-bit Linux and a GIL"),
+    pytest.mark.skipif(not IS_COMPILED and COMPILER is None, reason="needs the program cc"),
+    pytest.mark.skipif(
+        not IS_COMPILED and not Path(sysconfig.get_path("include"), "Python.h").exists(),
+        reason="needs the file Python.h",
+    ),
+]
+several = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+def compiled(folder: Path, *flags: str) -> Path:
+    assert COMPILER is not None
+    made = folder / f"_native{importlib.machinery.EXTENSION_SUFFIXES[0]}"
+    include = f"-I{sysconfig.get_path('include')}"
+    command = [COMPILER, "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
+    command += ["-Wno-missing-field-initializers", *flags, include, str(SOURCE), "-o", str(made)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return made
+
+
+def loaded(path: Path) -> Any:
+    loader = importlib.machinery.ExtensionFileLoader("utpsocket._native", str(path))
+    spec = importlib.util.spec_from_file_location("utpsocket._native", path, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    if GIVEN in os.environ:
+        return loaded(Path(os.environ[GIVEN]))
+    if IS_COMPILED:
+        from utpsocket import _native
+
+        return _native
+    return loaded(compiled(tmp_path_factory.mktemp("native"), "-O2"))
+
+
+@pytest.fixture
+def kinds(native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NativeStream and NativeDatagrams use that module."""
+    monkeypatch.setattr(native_calls, "_native", native, raising=False)
+
+
+# ── headers ──
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> tuple[bytes, int]:
+    """Datagrams that are nearly a clean run, and their stride."""
+    chance = random.Random(draw(st.integers(0, 2**32)))
+    stride = draw(st.sampled_from([20, 24, 32, 40, 48, 72, 104, 21, 28, 36]))
+    count = draw(st.one_of(st.integers(2, 12), st.sampled_from([64, 255, 256, 257, 300])))
+    seq = draw(st.sampled_from([0, 1, 0xFFFE, 0xFFFF, 1000, 0x7FFF]))
+    times = draw(st.sampled_from([(7, 7), (1, 9), (0, 0), (0, 1)]))
+    datagrams = bytearray()
+    for index in range(count):
+        header = encode(
+            PacketType.DATA,
+            9,
+            timestamp_us=chance.choice(times),
+            difference_us=2,
+            window_bytes=3,
+            seq=seq + index,
+            ack=5,
+        )
+        datagrams += header + chance.randbytes(stride - HEADER_BYTES)
+    datagrams = datagrams[: len(datagrams) - draw(st.integers(0, stride - 1))]
+    for _ in range(draw(st.integers(0, 2))):
+        at = draw(st.integers(0, count - 1)) * stride + draw(st.integers(0, HEADER_BYTES))
+        if at < len(datagrams):
+            datagrams[at] ^= draw(st.sampled_from([0, 1, 16, 255]))
+    return bytes(datagrams), stride
+
+
+@several
+@given(run=runs())
+def test_headers_are_found_to_have_the_same_in_common(native: Any, run: tuple[bytes, int]) -> None:
+    data, stride = run
+    found = native.check_run(memoryview(data), stride)
+    assert found == check_run_in_python(memoryview(data), stride)
+    assert found == native.check_run(memoryview(bytearray(data)), stride)
+
+
+@several
+@given(data=st.binary(min_size=1, max_size=400), stride=st.integers(1, 80))
+def test_headers_of_no_uniform_run_are_found_to_have_the_same_in_common(native: Any, data: bytes, stride: int) -> None:
+    if len(data) > stride:
+        assert native.check_run(memoryview(data), stride) == check_run_in_python(memoryview(data), stride)
+
+
+def test_headers_of_every_length_of_a_run_are_found_to_have_the_same_in_common(native: Any) -> None:
+    whole = b"".join(
+        encode(PacketType.DATA, 9, timestamp_us=1, difference_us=2, window_bytes=3, seq=0xFFF0 + index, ack=5) + b"1234"
+        for index in range(MAX_RUN_PACKETS + 2)
+    )
+    for length in [*range(25, 200), *range(24 * MAX_RUN_PACKETS - 30, len(whole) + 1)]:
+        data = memoryview(whole)[:length]
+        assert native.check_run(data, 24) == check_run_in_python(data, 24), length
+
+
+# ── streams ──
+
+
+@contextlib.contextmanager
+def streams() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    for each in (ours, theirs):
+        each.setblocking(False)
+    with ours, theirs:
+        yield ours, theirs
+
+
+@several
+@given(
+    written=st.lists(st.binary(min_size=1, max_size=300), max_size=5),
+    sizes=st.lists(st.lists(st.integers(1, 200), min_size=1, max_size=6), min_size=1, max_size=5),
+    is_closed=st.booleans(),
+)
+def test_streams_are_read_alike(kinds: None, written: list[bytes], sizes: list[list[int]], is_closed: bool) -> None:
+    with streams() as (ours, theirs), streams() as (twins, twins_theirs):
+        for piece in written:
+            theirs.send(piece)
+            twins_theirs.send(piece)
+        if is_closed:
+            theirs.shutdown(socket.SHUT_WR)
+            twins_theirs.shutdown(socket.SHUT_WR)
+        stream, twin = NativeStream(ours), KeepingStream(twins)
+        read, twins_read = bytearray(), bytearray()
+        for each in [*sizes, [4_000]]:
+            buffers = [bytearray(size) for size in each]
+            twins_buffers = [bytearray(size) for size in each]
+            count = stream.receive([memoryview(buffer) for buffer in buffers])
+            twins_count = twin.receive([memoryview(buffer) for buffer in twins_buffers])
+            # The twin makes a call for each span, and so may be told an error or the end in the next call only.
+            assert count == twins_count
+            if count > 0:
+                read += b"".join(buffers)[:count]
+                twins_read += b"".join(twins_buffers)[:count]
+        assert read == twins_read
+
+
+@several
+@given(
+    pieces=st.lists(st.binary(min_size=1, max_size=90), min_size=1, max_size=8),
+    repeated=st.sampled_from([1, 1, 1, 40, 300]),
+    cut=st.integers(0, 89),
+    is_writable=st.booleans(),
+)
+def test_streams_are_written_alike(
+    kinds: None, pieces: list[bytes], repeated: int, cut: int, is_writable: bool
+) -> None:
+    views = [memoryview(bytearray(piece) if is_writable else piece) for piece in pieces * repeated]
+    views[0] = views[0][min(cut, len(views[0]) - 1) :]
+    whole = b"".join(views)
+    with streams() as (ours, theirs), streams() as (twins, twins_theirs):
+        count = NativeStream(ours).send(views)
+        twins_count = KeepingStream(twins).send(views)
+        assert 0 < count <= len(whole)
+        assert 0 < twins_count <= len(whole)
+        assert theirs.recv(1 << 20) == whole[:count]
+        assert twins_theirs.recv(1 << 20) == whole[:twins_count]
+        assert (count == len(whole)) == (len(views) <= 1_024)
+
+
+def test_streams_fail_alike(kinds: None) -> None:
+    codes = []
+    for kind in (NativeStream, KeepingStream):
+        with streams() as (ours, theirs):
+            stream = kind(ours)
+            found = [stream.receive([memoryview(bytearray(9))])]
+            while stream.send([memoryview(bytes(50_000))] * 2) > 0:
+                pass
+            found.append(stream.send([memoryview(b"more")]))
+            theirs.close()
+            found += [stream.receive([memoryview(bytearray(9))]), stream.send([memoryview(b"more")])]
+            found += [stream.receive([memoryview(bytearray(9))])]
+        found += [stream.send([memoryview(b"more")]), stream.receive([memoryview(bytearray(9))])]
+        codes.append(found)
+    assert codes[0] == codes[1]
+    assert -errno.EBADF in codes[0]
+
+
+# ── datagrams ──
+
+
+@contextlib.contextmanager
+def datagram_sockets(*, is_merging: bool = False) -> Iterator[tuple[socket.socket, socket.socket]]:
+    with socket.socket(type=socket.SOCK_DGRAM) as left, socket.socket(type=socket.SOCK_DGRAM) as right:
+        for sock in (left, right):
+            sock.bind(("127.0.0.1", 0))
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        if is_merging:
+            right.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+            right.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        yield left, right
+
+
+@several
+@given(
+    payload=st.binary(max_size=600),
+    edges=st.tuples(st.integers(0, 600), st.integers(0, 600)),
+    room=st.integers(1, 700),
+    ancillary_bytes=st.sampled_from([0, 8, 24, 30, 100, 1_000]),
+    is_connected=st.booleans(),
+    is_writable=st.booleans(),
+)
+def test_datagrams_go_and_come_alike(
+    kinds: None,
+    payload: bytes,
+    edges: tuple[int, int],
+    room: int,
+    ancillary_bytes: int,
+    is_connected: bool,
+    is_writable: bool,
+) -> None:
+    start, stop = sorted(min(edge, len(payload)) for edge in edges)
+    data = bytearray(payload) if is_writable else payload
+    with datagram_sockets(is_merging=True) as (left, right):
+        addr, came_from = right.getsockname(), left.getsockname()
+        if is_connected:
+            left.connect(addr)
+            right.connect(came_from)
+        results = []
+        for kind in (NativeDatagrams, KeepingDatagrams):
+            sender = kind(left, 0, addr if is_connected else None)
+            receiver = kind(right, ancillary_bytes, came_from if is_connected else None)
+            buffer = memoryview(bytearray(room))
+            found: list[object] = [receiver.receive(buffer)[0]]
+            segment = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", 100))] if stop - start > 100 else []
+            found.append(sender.send(data, start, stop, segment, None if is_connected else addr))
+            size, ancillary, flags, told = receiver.receive(buffer)
+            found += [size, list(ancillary), flags, told, bytes(buffer)]
+            results.append(found)
+        assert results[0] == results[1]
+
+
+@st.composite
+def flights(draw: st.DrawFn) -> dict[str, Any]:
+    count = draw(st.integers(1, 40))
+    size = draw(st.integers(1, 120))
+    last = draw(st.integers(1, size))
+    total = (count - 1) * size + last
+    whole = random.Random(draw(st.integers(0, 99))).randbytes(total)
+    cuts = sorted(draw(st.lists(st.integers(0, total), max_size=5)))
+    edges = [0, *cuts, total]
+    return {
+        "count": count,
+        "size": size,
+        "last": last,
+        "whole": whole,
+        "spans": [memoryview(whole)[a:b] for a, b in itertools.pairwise(edges)],
+        "first": draw(st.integers(0, count - 1)),
+        "seq": draw(st.sampled_from([0, 5, 0xFFFF, 0x1FFFE, 1 << 40])),
+    }
+
+
+@several
+@given(flight=flights(), has_gso=st.booleans(), is_connected=st.booleans())
+def test_a_run_leaves_as_it_is_composed(kinds: None, flight: dict[str, Any], has_gso: bool, is_connected: bool) -> None:
+    header = encode(PacketType.DATA, 9, timestamp_us=1, difference_us=2, window_bytes=3, seq=flight["seq"], ack=5)
+    with datagram_sockets() as (left, right):
+        addr = None if is_connected else right.getsockname()
+        if is_connected:
+            left.connect(right.getsockname())
+        datagram_bytes = HEADER_BYTES + flight["size"]
+        transmit = Transmit(right.getsockname(), b"", datagram_bytes=datagram_bytes, count=flight["count"])
+        transmit.lend(header, flight["seq"], flight["spans"], HEADER_BYTES + flight["last"])
+        ancillary = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", datagram_bytes))] if has_gso else []
+        first, count = flight["first"], flight["count"]
+        calls = NativeDatagrams(left, 0, right.getsockname() if is_connected else None)
+        assert calls.send_spans(transmit, flight["spans"], first, count - first, ancillary, addr) == count - first
+        received = [right.recv(70_000) for _ in range(count - first)]
+        assert not transmit.data
+        assert received == transmit.datagrams()[first:]
+        # The twin sends the same copied together.
+        twin = KeepingDatagrams(left, 0, right.getsockname() if is_connected else None)
+        assert twin.send_many(transmit.data, first * datagram_bytes, datagram_bytes, [], addr) == count - first
+        assert received == [right.recv(70_000) for _ in range(count - first)]
+
+
+def test_a_run_that_the_kernel_refuses_says_why(kinds: None) -> None:
+    with datagram_sockets() as (left, right):
+        header = encode(PacketType.DATA, 9, timestamp_us=1, difference_us=2, window_bytes=3, seq=1, ack=5)
+        transmit = Transmit(right.getsockname(), b"", datagram_bytes=HEADER_BYTES + 60_000, count=2)
+        spans = [memoryview(bytes(120_000))]
+        transmit.lend(header, 1, spans, HEADER_BYTES + 60_000)
+        calls = NativeDatagrams(left, 0, None)
+        segment = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", 60_020))]
+        assert calls.send_spans(transmit, spans, 0, 2, segment, right.getsockname()) == -errno.EMSGSIZE
+        left.close()
+    assert calls.send_spans(transmit, spans, 0, 2, segment, ("127.0.0.1", 9)) == -errno.EBADF
+
+
+# ── wrong arguments ──
+
+
+def view(data: bytes) -> memoryview:
+    return memoryview(data)
+
+
+numbers = st.sampled_from([-(2**70), -(2**40), -1, 0, 1, 7, 20, 2**31 - 1, 2**31, 2**40, 2**62, 2**63, 2**64, 2**70])
+objects: st.SearchStrategy[Any] = st.one_of(
+    numbers,
+    st.none(),
+    st.booleans(),
+    st.just("text"),
+    st.just(3.5),
+    st.binary(max_size=40),
+    st.binary(max_size=40).map(bytearray),
+    st.binary(max_size=40).map(view),
+    st.binary(min_size=4, max_size=40).map(lambda data: memoryview(data)[::2]),
+    st.lists(st.binary(max_size=40).map(view), max_size=70),
+    st.lists(st.one_of(st.none(), numbers, st.binary(max_size=9)), min_size=1, max_size=3),
+    st.tuples(st.binary(max_size=9)),
+)
+
+
+def no_fd() -> int:
+    """A number that is no descriptor, so that a call which is not refused changes nothing."""
+    return 1 << 30
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    name=st.sampled_from(["receive", "send", "receive_datagram", "send_datagram", "send_run", "check_run"]),
+    data=st.data(),
+)
+def test_no_argument_makes_it_do_anything_but_raise_or_return(native: Any, name: str, data: st.DataObject) -> None:
+    function = getattr(native, name)
+    wanted = {"receive": 2, "send": 2, "receive_datagram": 4, "send_datagram": 6, "send_run": 11, "check_run": 2}[name]
+    given_count = data.draw(st.sampled_from([wanted, wanted, wanted, wanted, 0, wanted - 1, wanted + 1]))
+    arguments: list[Any] = [data.draw(objects) for _ in range(given_count)]
+    is_for_no_socket = data.draw(st.sampled_from([True, True, True, False]))
+    if name != "check_run" and arguments and is_for_no_socket:
+        arguments[0] = no_fd()
+    elif name != "check_run" and arguments and isinstance(arguments[0], int):
+        arguments[0] = -1
+    try:
+        function(*arguments)
+    except WRONG:
+        pass
+
+
+def test_what_lies_beyond_a_buffer_is_refused(native: Any) -> None:
+    header = bytes(HEADER_BYTES)
+    spans = [memoryview(bytes(10)), memoryview(bytes(10))]
+    fd = no_fd()
+    assert native.send_run(fd, header, 1, spans, 0, 10, 2, 10, None, None, True) == -errno.EBADF
+    for arguments in (
+        (fd, header, 1, spans, 1, 10, 2, 10, None, None, True),
+        (fd, header, 1, spans, 0, 10, 2, 11, None, None, True),
+        (fd, header, 1, spans, 0, 10, 3, 1, None, None, True),
+        (fd, header, 1, spans, 0, 10, 65, 1, None, None, True),
+        (fd, header, 1, spans, 0, 10, 0, 1, None, None, True),
+        (fd, header, 1, spans, 2**62, 2**62, 2, 2**62, None, None, True),
+        (fd, header[1:], 1, spans, 0, 10, 2, 10, None, None, True),
+        (fd, header, 1, [*spans, None], 0, 10, 2, 10, None, None, True),
+    ):
+        with pytest.raises(WRONG):
+            native.send_run(*arguments)
+    assert native.send_datagram(fd, bytes(5), 0, 5, None, None) == errno.EBADF
+    for start, stop in ((0, 6), (6, 6), (4, 3), (-1, 2), (2**63, 2**63)):
+        with pytest.raises(WRONG):
+            native.send_datagram(fd, bytes(5), start, stop, None, None)
+    for wrong in (memoryview(bytes(5)), bytes(5), None):  # not writable
+        with pytest.raises(WRONG):
+            native.receive(fd, [wrong])
+        with pytest.raises(WRONG):
+            native.receive_datagram(fd, wrong, 0, None)
+    released = memoryview(bytearray(9))
+    released.release()
+    with pytest.raises(ValueError):
+        native.receive(fd, [released])
+    with pytest.raises(ValueError):
+        native.send(fd, [released])
+
+
+# ── sanitizers ──
+
+
+def test_the_address_sanitizer_finds_nothing(tmp_path: Path) -> None:
+    if GIVEN in os.environ:
+        pytest.skip("needs the module without it")
+    if COMPILER is None:
+        pytest.skip("needs the program cc")
+    asked = subprocess.run([COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True, check=False)
+    library = asked.stdout.strip()
+    if asked.returncode or not os.path.isabs(library):
+        pytest.skip("needs the library libasan.so")
+    made = compiled(tmp_path, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(Path(__file__).resolve())]
+    environment = {
+        **os.environ,
+        GIVEN: str(made),
+        "LD_PRELOAD": library,
+        # The interpreter itself leaves memory behind at its end; and its own allocator would hide what goes beyond.
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONMALLOC": "malloc",
+    }
+    ran = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=WAIT_S, check=False
+    )
+    assert ran.returncode == 0, f"{ran.stdout}\n{ran.stderr}"
+    assert "1 skipped" in ran.stdout, "all the rest has run"

@@ -1,0 +1,440 @@
+/* What the compiled build does in C: the system calls of the data path with the GIL held, and the two loops over the
+   packets of a run.
+
+   Each function has a twin in Python, which is its specification: tests/properties/test_native.py compares the two.
+
+       receive, send                      KeepingStream                       engine/kernel/syscalls.py
+       receive_datagram, send_datagram    KeepingDatagrams                    engine/kernel/syscalls.py
+       send_run                           compose(), then KeepingDatagrams    protocol/runs.py
+       check_run                          check_run_in_python()               protocol/runs.py
+
+   Rules. Nothing here keeps state between two calls, and nothing is parsed but what check_run() compares. All memory
+   that a call reads or writes belongs to an object that its caller holds, and every offset is compared with the object's
+   size first: a wrong argument is a ValueError. No call blocks, so the GIL is kept (docs/performance.md §9), which also
+   means that no other thread can resize a buffer meanwhile. A call that fails returns the errno, negative where a count
+   is returned otherwise; only wrong arguments and lack of memory raise. */
+
+#define _GNU_SOURCE
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <errno.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+enum {
+    MAX_IOVECS = 1024,      /* linux/uio.h UIO_MAXIOV */
+    MAX_SEND_PACKETS = 64,  /* protocol/runs.py */
+    MAX_SPANS = 64,         /* pieces of a send buffer that one run lies in; by feel, a run needs 2 */
+    MAX_RUN_IOVECS = 2 * MAX_SEND_PACKETS + MAX_SPANS, /* each packet a header and a payload; each span ends one more */
+    MAX_RUN_PACKETS = 256,  /* protocol/runs.py */
+    HEADER_BYTES = 20,      /* BEP 29 "header format" */
+    VERSION = 1,            /* of a DATA packet the first byte: BEP 29 "version", "type" */
+    CONTROL_BYTES = 256,    /* of ancillary data, more than any port asks for (udp.ANCILLARY_BYTES); by feel */
+};
+
+/* What check_run() returns, as protocol/runs.py has it. */
+enum { UNIFORM = 1, CLEAN = 2, ONE_TIME = 4 };
+
+/* ── arguments ── */
+
+static int
+wrong_count(const char *function, Py_ssize_t count, Py_ssize_t wanted)
+{
+    if (count == wanted)
+        return 0;
+    PyErr_Format(PyExc_TypeError, "%s() takes %zd arguments, not %zd", function, wanted, count);
+    return -1;
+}
+
+/* A small number that is not negative; -1 with an exception. */
+static Py_ssize_t
+number(PyObject *object)
+{
+    Py_ssize_t value = PyLong_AsSsize_t(object);
+    if (value < 0 && !PyErr_Occurred())
+        PyErr_SetString(PyExc_ValueError, "a negative number");
+    return value < 0 ? -1 : value;
+}
+
+/* An fd; -1 with an exception. */
+static int
+descriptor(PyObject *object)
+{
+    Py_ssize_t value = number(object);
+    if (value > INT_MAX) {
+        PyErr_SetString(PyExc_ValueError, "no file descriptor");
+        return -1;
+    }
+    return (int)value;
+}
+
+/* The memory of a bytes-like object, which the caller's reference keeps and nothing resizes while the GIL is held. */
+static int
+memory(PyObject *object, int is_writable, struct iovec *found)
+{
+    Py_buffer buffer;
+    if (PyObject_GetBuffer(object, &buffer, is_writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0)
+        return -1;
+    found->iov_base = buffer.buf;
+    found->iov_len = (size_t)buffer.len;
+    PyBuffer_Release(&buffer);
+    return 0;
+}
+
+/* The memory of each member of a list, of the first `most` of them; how many there are, -1 with an exception. */
+static Py_ssize_t
+memories(PyObject *list, int is_writable, struct iovec *found, Py_ssize_t most)
+{
+    if (!PyList_CheckExact(list)) {
+        PyErr_SetString(PyExc_TypeError, "a list is needed");
+        return -1;
+    }
+    Py_ssize_t count = PyList_GET_SIZE(list);
+    if (count > most)
+        count = most;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *each = PyList_GET_ITEM(list, i);
+#ifdef _Py_MEMORYVIEW_RELEASED
+        /* The usual case without a call: a view of bytes that lie together. */
+        if (PyMemoryView_Check(each)) {
+            const PyMemoryViewObject *view = (PyMemoryViewObject *)each;
+            if (!(view->flags & _Py_MEMORYVIEW_RELEASED) && (view->flags & _Py_MEMORYVIEW_C) &&
+                !(is_writable && view->view.readonly)) {
+                found[i].iov_base = view->view.buf;
+                found[i].iov_len = (size_t)view->view.len;
+                continue;
+            }
+        }
+#endif
+        if (memory(each, is_writable, &found[i]) < 0)
+            return -1;
+    }
+    return count;
+}
+
+/* A bytes object, or None for nothing. */
+static int
+bytes_or_none(PyObject *object, struct iovec *found)
+{
+    if (object == Py_None) {
+        found->iov_base = NULL;
+        found->iov_len = 0;
+        return 0;
+    }
+    if (!PyBytes_Check(object)) {
+        PyErr_SetString(PyExc_TypeError, "bytes or None is needed");
+        return -1;
+    }
+    found->iov_base = PyBytes_AS_STRING(object);
+    found->iov_len = (size_t)PyBytes_GET_SIZE(object);
+    return 0;
+}
+
+/* ── streams ── */
+
+PyDoc_STRVAR(receive_doc, "receive(fd, spans: list[memoryview]) -> int\n\n\
+Read into the spans, one after the other. Returns the count, 0 at the end of file, or a negative errno.");
+
+static PyObject *
+receive(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct iovec spans[MAX_SPANS];
+    if (wrong_count("receive", nargs, 2) < 0)
+        return NULL;
+    int fd = descriptor(args[0]);
+    Py_ssize_t count = fd < 0 ? -1 : memories(args[1], 1, spans, MAX_SPANS);
+    if (count < 0)
+        return NULL;
+    ssize_t received;
+    if (count == 1)
+        received = recv(fd, spans[0].iov_base, spans[0].iov_len, MSG_DONTWAIT);
+    else {
+        struct msghdr message = {.msg_iov = spans, .msg_iovlen = (size_t)count};
+        received = recvmsg(fd, &message, MSG_DONTWAIT);
+    }
+    return PyLong_FromSsize_t(received < 0 ? -errno : received);
+}
+
+PyDoc_STRVAR(send_doc, "send(fd, views: list[memoryview]) -> int\n\n\
+Write as much of the views as there is room for. Returns the count, or a negative errno.");
+
+static PyObject *
+send_views(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct iovec views[MAX_IOVECS];
+    if (wrong_count("send", nargs, 2) < 0)
+        return NULL;
+    int fd = descriptor(args[0]);
+    Py_ssize_t count = fd < 0 ? -1 : memories(args[1], 0, views, MAX_IOVECS);
+    if (count < 0)
+        return NULL;
+    ssize_t sent;
+    if (count == 1)
+        sent = send(fd, views[0].iov_base, views[0].iov_len, MSG_DONTWAIT | MSG_NOSIGNAL);
+    else {
+        struct msghdr message = {.msg_iov = views, .msg_iovlen = (size_t)count};
+        sent = sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    }
+    return PyLong_FromSsize_t(sent < 0 ? -errno : sent);
+}
+
+/* ── datagrams, in ── */
+
+PyDoc_STRVAR(receive_datagram_doc, "receive_datagram(fd, room: memoryview, ancillary_bytes: int, wants_name: bool)\n\n\
+recvmsg(2). Returns (size, ancillary data, flags, source address), the second and the last as the kernel writes them;\n\
+the address is empty if it is not wanted. (-errno, b'', 0, b'') if it fails.");
+
+static PyObject *
+receive_datagram(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct sockaddr_storage name;
+    union { char bytes[CONTROL_BYTES]; struct cmsghdr aligned; } control;
+    struct iovec room;
+    if (wrong_count("receive_datagram", nargs, 4) < 0)
+        return NULL;
+    int fd = descriptor(args[0]);
+    if (fd < 0 || memory(args[1], 1, &room) < 0)
+        return NULL;
+    Py_ssize_t ancillary_bytes = number(args[2]);
+    if (ancillary_bytes < 0)
+        return NULL;
+    int wants_name = PyObject_IsTrue(args[3]);
+    if (wants_name < 0)
+        return NULL;
+    struct msghdr message = {
+        .msg_name = wants_name ? &name : NULL,
+        .msg_namelen = wants_name ? sizeof name : 0,
+        .msg_iov = &room,
+        .msg_iovlen = 1,
+        .msg_control = ancillary_bytes ? control.bytes : NULL,
+        .msg_controllen = ancillary_bytes < CONTROL_BYTES ? (size_t)ancillary_bytes : CONTROL_BYTES,
+    };
+    ssize_t size = recvmsg(fd, &message, MSG_DONTWAIT);
+    if (size < 0)
+        return Py_BuildValue("(iyiy)", -errno, "", 0, "");
+    /* The kernel never writes more than it was given room for. */
+    size_t control_bytes = message.msg_controllen < CONTROL_BYTES ? message.msg_controllen : CONTROL_BYTES;
+    size_t name_bytes = !wants_name ? 0 : message.msg_namelen < sizeof name ? message.msg_namelen : sizeof name;
+    return Py_BuildValue("(ny#iy#)", (Py_ssize_t)size, control.bytes, (Py_ssize_t)control_bytes, message.msg_flags,
+                         (char *)&name, (Py_ssize_t)name_bytes);
+}
+
+/* ── datagrams, out ── */
+
+PyDoc_STRVAR(send_datagram_doc, "send_datagram(fd, data, start, stop, control: bytes | None, name: bytes | None) -> int\n\n\
+Send data[start:stop] by one sendmsg(2), with this ancillary data, to this address, both as the kernel reads them.\n\
+Returns 0 or the errno.");
+
+static PyObject *
+send_datagram(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct iovec data, control, name;
+    if (wrong_count("send_datagram", nargs, 6) < 0)
+        return NULL;
+    int fd = descriptor(args[0]);
+    if (fd < 0 || memory(args[1], 0, &data) < 0)
+        return NULL;
+    Py_ssize_t start = number(args[2]), stop = start < 0 ? -1 : number(args[3]);
+    if (stop < 0 || bytes_or_none(args[4], &control) < 0 || bytes_or_none(args[5], &name) < 0)
+        return NULL;
+    if (start > stop || (size_t)stop > data.iov_len) {
+        PyErr_SetString(PyExc_ValueError, "beyond the data");
+        return NULL;
+    }
+    data.iov_base = (char *)data.iov_base + start;
+    data.iov_len = (size_t)(stop - start);
+    ssize_t sent;
+    if (control.iov_len || name.iov_len) {
+        struct msghdr message = {
+            .msg_name = name.iov_base,
+            .msg_namelen = (socklen_t)name.iov_len,
+            .msg_iov = &data,
+            .msg_iovlen = 1,
+            .msg_control = control.iov_base,
+            .msg_controllen = control.iov_len,
+        };
+        sent = sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    }
+    else
+        sent = send(fd, data.iov_base, data.iov_len, MSG_DONTWAIT | MSG_NOSIGNAL);
+    return PyLong_FromLong(sent < 0 ? errno : 0);
+}
+
+/* Write a sequence number into a header: BEP 29 "seq_nr". */
+static void
+put_seq(unsigned char *header, unsigned long seq)
+{
+    header[16] = (unsigned char)(seq >> 8);
+    header[17] = (unsigned char)seq;
+}
+
+PyDoc_STRVAR(send_run_doc, "send_run(fd, header, seq, spans, offset, payload_bytes, count, last_bytes, control, name, \
+is_merged) -> int\n\n\
+Send `count` packets: each a copy of the header with the next sequence number, and the next payload_bytes of the spans,\n\
+the last packet last_bytes of them. The spans are one memory in pieces, and the first payload begins `offset` bytes into\n\
+it. The payload is not copied by us. is_merged: by one sendmsg(2), whose ancillary data must have UDP_SEGMENT; else by\n\
+sendmmsg(2). Returns how many packets have left, or a negative errno if none has.");
+
+static PyObject *
+send_run(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct iovec control, name, spans[MAX_SPANS], pieces[MAX_RUN_IOVECS];
+    struct mmsghdr messages[MAX_SEND_PACKETS];
+    unsigned char headers[MAX_SEND_PACKETS][HEADER_BYTES];
+    if (wrong_count("send_run", nargs, 11) < 0)
+        return NULL;
+    int fd = descriptor(args[0]);
+    if (fd < 0)
+        return NULL;
+    if (!PyBytes_Check(args[1]) || PyBytes_GET_SIZE(args[1]) != HEADER_BYTES) {
+        PyErr_SetString(PyExc_ValueError, "no header");
+        return NULL;
+    }
+    unsigned long seq = PyLong_AsUnsignedLongMask(args[2]);
+    if (seq == (unsigned long)-1 && PyErr_Occurred())
+        return NULL;
+    Py_ssize_t span_count = memories(args[3], 0, spans, MAX_SPANS);
+    if (span_count < 0)
+        return NULL;
+    Py_ssize_t offset = number(args[4]), payload_bytes = offset < 0 ? -1 : number(args[5]);
+    Py_ssize_t count = payload_bytes < 0 ? -1 : number(args[6]), last_bytes = count < 0 ? -1 : number(args[7]);
+    if (last_bytes < 0 || bytes_or_none(args[8], &control) < 0 || bytes_or_none(args[9], &name) < 0)
+        return NULL;
+    int is_merged = PyObject_IsTrue(args[10]);
+    if (is_merged < 0)
+        return NULL;
+    if (!count || count > MAX_SEND_PACKETS) {
+        PyErr_SetString(PyExc_ValueError, "too many packets, or none");
+        return NULL;
+    }
+    Py_ssize_t span = 0, piece = 0;
+    size_t at = (size_t)offset;  /* within spans[span] */
+    for (Py_ssize_t i = 0; i < count; i++) {
+        Py_ssize_t first = piece;
+        memcpy(headers[i], PyBytes_AS_STRING(args[1]), HEADER_BYTES);
+        put_seq(headers[i], seq + (unsigned long)i);
+        pieces[piece++] = (struct iovec){headers[i], HEADER_BYTES};
+        size_t left = (size_t)(i + 1 < count ? payload_bytes : last_bytes);
+        while (left) {
+            while (span < span_count && at >= spans[span].iov_len)
+                at -= spans[span++].iov_len;
+            if (span == span_count) {
+                PyErr_SetString(PyExc_ValueError, "beyond the spans");
+                return NULL;
+            }
+            size_t size = spans[span].iov_len - at;
+            if (size > left)
+                size = left;
+            /* Cannot be more: each span has one end, and what ends elsewhere ends a payload. */
+            if (piece == MAX_RUN_IOVECS) {
+                PyErr_SetString(PyExc_ValueError, "too many pieces");
+                return NULL;
+            }
+            pieces[piece++] = (struct iovec){(char *)spans[span].iov_base + at, size};
+            at += size;
+            left -= size;
+        }
+        if (!is_merged)
+            messages[i].msg_hdr = (struct msghdr){
+                .msg_name = name.iov_base,
+                .msg_namelen = (socklen_t)name.iov_len,
+                .msg_iov = &pieces[first],
+                .msg_iovlen = (size_t)(piece - first),
+                .msg_control = control.iov_base,
+                .msg_controllen = control.iov_len,
+            };
+    }
+    if (!is_merged) {
+        int sent = sendmmsg(fd, messages, (unsigned)count, MSG_DONTWAIT | MSG_NOSIGNAL);
+        return PyLong_FromLong(sent < 0 ? -errno : sent);
+    }
+    struct msghdr message = {
+        .msg_name = name.iov_base,
+        .msg_namelen = (socklen_t)name.iov_len,
+        .msg_iov = pieces,
+        .msg_iovlen = (size_t)piece,
+        .msg_control = control.iov_base,
+        .msg_controllen = control.iov_len,
+    };
+    ssize_t sent = sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    return PyLong_FromSsize_t(sent < 0 ? -errno : count);
+}
+
+/* ── headers ── */
+
+PyDoc_STRVAR(check_run_doc, "check_run(data, stride: int) -> int\n\n\
+What the headers of the datagrams in `data`, one every `stride` bytes, have in common. See protocol/runs.py.");
+
+static PyObject *
+check_run(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct iovec data;
+    if (wrong_count("check_run", nargs, 2) < 0 || memory(args[0], 0, &data) < 0)
+        return NULL;
+    Py_ssize_t stride = number(args[1]);
+    if (stride < 0)
+        return NULL;
+    if (!stride) {
+        PyErr_SetString(PyExc_ValueError, "no stride");
+        return NULL;
+    }
+    size_t length = data.iov_len, step = (size_t)stride;
+    if (!length || step % 8 || step < HEADER_BYTES || (length - 1) % step + 1 < HEADER_BYTES)
+        return PyLong_FromLong(0);
+    const unsigned char *first = data.iov_base;
+    int found = UNIFORM | CLEAN | ONE_TIME;
+    if (first[0] != VERSION || first[1] || (length - 1) / step >= MAX_RUN_PACKETS)
+        found &= ~CLEAN;
+    unsigned seq = (unsigned)first[16] << 8 | first[17];
+    for (size_t at = step; at < length; at += step) {
+        const unsigned char *header = first + at;
+        if (memcmp(header, first, 4))
+            return PyLong_FromLong(0);
+        seq = (seq + 1) & 0xFFFF;
+        if (memcmp(header + 4, first + 4, 4)) {
+            found &= ~ONE_TIME;
+            /* No time: the packets cannot all be treated alike. */
+            if (!(header[4] | header[5] | header[6] | header[7]) || !(first[4] | first[5] | first[6] | first[7]))
+                found &= ~CLEAN;
+        }
+        if (memcmp(header + 8, first + 8, 8) || header[16] != seq >> 8 || header[17] != (seq & 0xFF) ||
+            memcmp(header + 18, first + 18, 2))
+            found &= ~CLEAN;
+    }
+    return PyLong_FromLong(found);
+}
+
+static PyMethodDef functions[] = {
+    {"receive", (PyCFunction)(void (*)(void))receive, METH_FASTCALL, receive_doc},
+    {"send", (PyCFunction)(void (*)(void))send_views, METH_FASTCALL, send_doc},
+    {"receive_datagram", (PyCFunction)(void (*)(void))receive_datagram, METH_FASTCALL, receive_datagram_doc},
+    {"send_datagram", (PyCFunction)(void (*)(void))send_datagram, METH_FASTCALL, send_datagram_doc},
+    {"send_run", (PyCFunction)(void (*)(void))send_run, METH_FASTCALL, send_run_doc},
+    {"check_run", (PyCFunction)(void (*)(void))check_run, METH_FASTCALL, check_run_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {
+#ifdef Py_mod_multiple_interpreters
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "utpsocket._native",
+    .m_doc = "What the compiled build does in C: see utpsocket/_native.c.",
+    .m_size = 0,
+    .m_methods = functions,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC
+PyInit__native(void)
+{
+    return PyModuleDef_Init(&definition);
+}

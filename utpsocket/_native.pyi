@@ -1,0 +1,25 @@
+# Types of _native.c, which has the documentation.
+
+def receive(fd: int, spans: list[memoryview], /) -> int: ...
+def send(fd: int, views: list[memoryview], /) -> int: ...
+def receive_datagram(
+    fd: int, room: memoryview, ancillary_bytes: int, wants_name: bool, /
+) -> tuple[int, bytes, int, bytes]: ...
+def send_datagram(
+    fd: int, data: bytes | bytearray, start: int, stop: int, control: bytes | None, name: bytes | None, /
+) -> int: ...
+def send_run(
+    fd: int,
+    header: bytes,
+    seq: int,
+    spans: list[memoryview],
+    offset: int,
+    payload_bytes: int,
+    count: int,
+    last_bytes: int,
+    control: bytes | None,
+    name: bytes | None,
+    is_merged: bool,
+    /,
+) -> int: ...
+def check_run(data: memoryview, stride: int, /) -> int: ...
