@@ -6,6 +6,7 @@ at once. A changed pyproject.toml is a new environment, and the old one is remov
 
     python3 -m tests                    the whole suite: 5 to 10 minutes
     python3 -m tests --quick            a part of it that takes a minute
+    python3 -m tests --compiled         first: what follows in a compiled copy of this tree below `.cache/tests/`
     python3 -m tests -k echo            pytest's own arguments: python3 -m tests --tool pytest --help
     python3 -m tests --tool ruff check  any other tool of that environment
     python3 -m tests.machines --help    a part of the suite without IPv6, as another user, with few file descriptors ...
@@ -49,6 +50,11 @@ def main(arguments: Sequence[str]) -> int:
     if list(arguments) in (["-h"], ["--help"]):
         print(__doc__)
         return 0
+    if arguments[:1] == ["--compiled"]:
+        try:
+            in_the_copy(arguments[1:])
+        except CannotPrepare as problem:
+            return complain(str(problem))
     if arguments[:1] == ["--tool"]:
         if len(arguments) < 2:
             return complain("--tool needs the name of a tool: python3 -m tests --tool ruff check")
@@ -120,7 +126,8 @@ def build(environment: Path) -> None:
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     installed = captured([*install, "pip>=25.1"])  # the first that knows dependency groups
     if not installed.returncode:
-        installed = captured([*install, "-e", ".", "--group", "test"])
+        # Never compiled: an editable installation is pure, and would only fetch what compiling needs.
+        installed = captured([*install, "-e", ".", "--group", "test"], UTPSOCKET_COMPILE="0")
     if installed.returncode:
         raise CannotPrepare(
             f"pip could not install the test dependencies:\n{indented(installed.stdout)}\n"
@@ -143,6 +150,74 @@ def remove_superseded(environment: Path) -> None:
             shutil.rmtree(other.with_suffix(""), ignore_errors=True)
 
 
+def in_the_copy(arguments: Sequence[str]) -> NoReturn:
+    """Run the tests in a copy of this tree that is compiled in place, with an environment of its own: whatever is run
+    there, and from wherever, finds the compiled build, and this tree stays pure.
+    """
+    copy = CACHE / f"compiled-{interpreter_prefix()}copy"
+    copy.mkdir(parents=True, exist_ok=True)
+    lock = os.open(lock_of(copy), os.O_RDWR | os.O_CREAT, 0o644)
+    os.set_inheritable(lock, True)
+    wanted = mirrored_files()
+    stamp = copy / ".cache" / "compiled"
+    content = fingerprint(wanted)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    while not stamp.exists() or stamp.read_text() != content:
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not stamp.exists() or stamp.read_text() != content:
+            mirror(wanted, copy)
+            compile_in_place(copy)
+            stamp.write_text(content, "utf-8")
+        fcntl.flock(lock, fcntl.LOCK_SH)
+    os.chdir(copy)
+    os.execv(sys.executable, [sys.executable, "-m", "tests", *arguments])
+
+
+def mirrored_files() -> list[str]:
+    """What the copy has: all that git knows or would add, or without git all but caches."""
+    from tests.machines import files_of_tree
+
+    return files_of_tree(ROOT)
+
+
+def fingerprint(names: Sequence[str]) -> str:
+    whole = hashlib.sha256()
+    for name in names:
+        whole.update(f"{name}\0".encode() + hashlib.sha256((ROOT / name).read_bytes()).digest())
+    return whole.hexdigest()
+
+
+def mirror(names: Sequence[str], copy: Path) -> None:
+    """Make the copy's files these. What has not changed keeps its time, so that it is not compiled again."""
+    for path in copy.rglob("*"):
+        place = path.relative_to(copy)
+        if path.is_file() and place.parts[0] not in (".cache", "build") and place.as_posix() not in names:
+            path.unlink()
+    for name in names:
+        target = copy / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.is_file() or target.read_bytes() != (ROOT / name).read_bytes():
+            shutil.copy2(ROOT / name, target, follow_symlinks=False)
+
+
+def compile_in_place(copy: Path) -> None:
+    note(f"compiling {copy.relative_to(ROOT)} (whenever a source file has changed; some minutes the first time) ...")
+    compiler = [sys.executable, "-m", "tests", "--tool", "utpsocket._compile"]
+    ran = subprocess.run(
+        compiler,
+        cwd=copy,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if ran.returncode:
+        raise CannotPrepare(f"the compiled build could not be made:\n{indented(ran.stdout[-4_000:])}")
+
+
 def become(command: Sequence[str]) -> NoReturn:
     """Replace this process by `command` in the repository's root, so that signals and its status are its own."""
     os.chdir(ROOT)
@@ -152,10 +227,11 @@ def become(command: Sequence[str]) -> NoReturn:
     os.execve(command[0], list(command), variables)
 
 
-def captured(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def captured(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
         cwd=ROOT,
+        env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

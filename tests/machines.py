@@ -48,7 +48,7 @@ NEEDS_FDS = r"needs \d+ file descriptors"
 # Reasons for skipping a test that have nothing to do with the machine: what this interpreter or the index lacks.
 LACKING_ANYWHERE = (
     r"could not import |no (gevent|eventlet|openssl|pip)\b|needs (64-bit|os\.|the )|not in this |this interpreter |"
-    r"\S+ is of 3\.|libtorrent cannot be set up"
+    r"\S+ is of 3\.|libtorrent cannot be set up|needs the (pure|compiled) build"
 )
 
 
@@ -275,20 +275,25 @@ def is_login() -> bool:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0] <= LOGIN_FDS
 
 
-def copy_of_tree(target: Path) -> None:
+def files_of_tree(root: Path) -> list[str]:
     """What git knows and what is new, without what is ignored; everything but caches where there is no git."""
-    listing = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
-        names = subprocess.run(listing, check=True, capture_output=True, text=True).stdout.split("\0")
+        listed = subprocess.run(listing, check=True, capture_output=True, text=True).stdout.split("\0")
+        names = [name for name in listed if name]
     except (OSError, subprocess.CalledProcessError):
-        shutil.copytree(
-            ROOT, target, ignore=shutil.ignore_patterns(".git", ".cache", ".venv", "__pycache__", ".*_cache")
-        )
-        return
-    for name in filter(None, names):
-        if (ROOT / name).exists():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target / name, follow_symlinks=False)
+        names = []
+    if not names:  # no git, or a copy in a folder that git ignores
+        left_out = re.compile(r"\.git|\.cache|\.venv|__pycache__|\..*_cache|build")
+        paths = [path.relative_to(root) for path in root.rglob("*") if not path.is_dir()]
+        names = [path.as_posix() for path in paths if not any(map(left_out.fullmatch, path.parts))]
+    return sorted(name for name in names if (root / name).is_file())
+
+
+def copy_of_tree(target: Path) -> None:
+    for name in files_of_tree(ROOT):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target / name, follow_symlinks=False)
 
 
 SOCKET_CALL = {"x86_64": 41, "aarch64": 198}  # the number of socket() by architecture

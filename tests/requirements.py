@@ -11,6 +11,7 @@ import socket
 import pytest
 
 from tests.machines import NO_IPV6
+from utpsocket.protocol.build import IS_COMPILED
 
 
 def has_ipv6(address: str = "::1") -> bool:
@@ -39,6 +40,12 @@ IPV6 = pytest.param(socket.AF_INET6, marks=requires_ipv6)  # in a list of addres
 def requires_fds(count: int) -> pytest.MarkDecorator:
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return pytest.mark.skipif(allowed < count, reason=f"needs {count} file descriptors, {allowed} are allowed")
+
+
+# What looks into functions by a profile hook, replaces what compiled code has bound, or puts another object in the
+# place of one whose type compiled code checks.
+requires_pure = pytest.mark.skipif(IS_COMPILED, reason="needs the pure build")
+requires_compiled = pytest.mark.skipif(not IS_COMPILED, reason="needs the compiled build")
 
 
 def localhost_families() -> list[int]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -15,19 +17,26 @@ import pytest
 
 import utpsocket
 
+from .requirements import requires_compiled
+
 ROOT = Path(__file__).resolve().parent.parent
 WAIT_S = 120
+COMPILE_S = 1_000  # on a busy machine, where nothing is made in advance
 PYTHONS = range(10, 15)
+FOR_THE_BUILD = {"utpsocket/_compile.py", "utpsocket/_native.c"}
 
 needs_hatchling = pytest.mark.skipif(
     importlib.util.find_spec("hatchling") is None, reason="needs hatchling, of the group test"
 )
 
 
-def build(source: Path, target: str, folder: Path) -> Path:
-    """The archive that hatchling makes of this tree."""
+def build(source: Path, target: str, folder: Path, **variables: str) -> Path:
+    """The archive that hatchling makes of this tree; the pure build unless `variables` say otherwise."""
     command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(folder)]
-    ran = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    environment = {**os.environ, "UTPSOCKET_COMPILE": "0", **variables}
+    ran = subprocess.run(
+        command, cwd=source, env=environment, capture_output=True, text=True, timeout=COMPILE_S, check=False
+    )
     assert ran.returncode == 0, ran.stderr
     (made,) = folder.iterdir()
     return made
@@ -50,8 +59,8 @@ def test_the_wheel_has_the_package_its_documents_and_types_and_nothing_else(arch
     wanted = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "utpsocket").rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
-    }
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".pyc", ".so")
+    } - FOR_THE_BUILD
     assert {"utpsocket/py.typed", "utpsocket/docs/index.md", "utpsocket/docs/guide/use.md"} <= wanted
     metadata = {name for name in names if re.match(r"utpsocket-[^/]+\.dist-info/", name)}
     assert names - metadata == wanted - {"utpsocket/startup/utpsocket.pth"} | {"utpsocket.pth"}
@@ -68,6 +77,7 @@ def test_the_source_archive_has_all_that_the_tests_need(archives: tuple[Path, Pa
         "tests/__main__.py",
         "compat/__main__.py",
         "examples/echo.py",
+        *FOR_THE_BUILD,
     ):
         assert wanted in names
     assert not any(name.startswith((".cache", ".git/", ".ci")) for name in names)
@@ -124,3 +134,37 @@ def test_the_version_stands_in_one_place() -> None:
     text = (ROOT / "pyproject.toml").read_text("utf-8")
     assert 'dynamic = ["version"]' in text
     assert not re.search(r"^version\s*=", text, re.MULTILINE)
+
+
+@needs_hatchling
+@requires_compiled
+@pytest.mark.timeout(2 * COMPILE_S)
+def test_a_compiled_wheel_runs_in_a_fresh_environment(tmp_path: Path) -> None:
+    """`python3 -m tests --compiled` has compiled the same source into ROOT/build."""
+    wheel = build(ROOT, "wheel", tmp_path / "wheel", UTPSOCKET_COMPILE="1", UTPSOCKET_COMPILE_WORK=str(ROOT / "build"))
+    tag = sysconfig.get_config_var("SOABI").split("-")[1]
+    assert f"-cp{tag}-cp{tag}-" in wheel.name
+    names = zipfile.ZipFile(wheel).namelist()
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    assert {f"utpsocket/_native{suffix}", f"utpsocket__mypyc{suffix}", f"utpsocket/engine/loop{suffix}"} <= {*names}
+    assert {"utpsocket/engine/loop.py", "utpsocket.pth"} <= {*names}, "the pure build lies beside it"
+    assert not {*names} & FOR_THE_BUILD
+    home = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", str(home)], check=True, timeout=WAIT_S)
+    python = str(home / "bin" / "python")
+    install = [python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    subprocess.run([*install, str(wheel)], check=True, timeout=WAIT_S)
+    for variables, kind in (({}, "compiled"), ({"UTPSOCKET_PURE": "1"}, "pure")):
+        environment = {**os.environ, **variables}
+
+        def said(*arguments: str, environment: dict[str, str] = environment) -> str:
+            command = [python, "-m", "utpsocket", *arguments]
+            ran = subprocess.run(
+                command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WAIT_S, check=False
+            )
+            assert ran.returncode == 0, ran.stderr
+            return ran.stdout
+
+        assert f"({kind};" in said("--version")
+        result = json.loads(said("demo", "--size", "8M", "--json"))
+        assert (result["build"], result["sha256_ok"]) == (kind, True)

@@ -35,6 +35,7 @@ try:
 except ImportError as _error:
     raise ImportError(f"utpsocket needs ctypes: {_error}", name="utpsocket") from None
 
+from utpsocket import _pure as _pure  # first: it decides which build the modules after it are imported from
 from utpsocket.integrations import pickling as _pickling
 from utpsocket.integrations import tls_hook as _tls_hook
 from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_KEEPALIVE, UTP_MAX_MTU, UTP_SHARE_PORT

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import utpsocket
-from tests.requirements import requires_ipv6
+from tests.requirements import requires_ipv6, requires_pure
 from utpsocket.engine import engine
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports.connect_gate import ConnectGate
@@ -35,6 +35,7 @@ def has(sock: Any, event: int) -> bool:
     return any(mask & event for _, mask in poller.poll(0))
 
 
+@requires_pure
 @pytest.mark.parametrize(
     ("family", "host", "to"),
     [

@@ -19,7 +19,7 @@ from utpsocket.engine.interpreter.originals import os
 
 _PREFIX: Final = "UTPSOCKET_"
 # Of the tools beside the package, which are not checked.
-_TOOLS: Final = ("UTPSOCKET_COMPAT_", "UTPSOCKET_TEST_")
+_TOOLS: Final = ("UTPSOCKET_COMPAT_", "UTPSOCKET_COMPILE", "UTPSOCKET_TEST_")
 _BOOLEANS: Final[dict[str, bool]] = {
     **dict.fromkeys(("1", "yes", "true", "on"), True),
     **dict.fromkeys(("0", "no", "false", "off"), False),
@@ -91,6 +91,7 @@ _READERS: Final[dict[str, Callable[[str], Value]]] = {
     "UTPSOCKET_ONLY": str,
     "UTPSOCKET_PATCH": _switch,
     "UTPSOCKET_POLLER": _one_of("epoll", "poll"),
+    "UTPSOCKET_PURE": _switch,
     "UTPSOCKET_SECRET": str,
     "UTPSOCKET_STATS": _switch_or_pid,
     "UTPSOCKET_UDP_BUFFER": _size,
