@@ -22,9 +22,11 @@ from typing import Any
 
 import pytest
 
+import utpsocket
 from utpsocket.cli import INTERRUPTED, demo, main, quantities
 from utpsocket.cli.demo_server import BLOCK_BYTES, Server, make_file
 from utpsocket.cli.progress import Progress
+from utpsocket.protocol.build import BUILD
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "UTPSOCKET_TEST_MARK"  # an environment variable by which a test finds the processes it caused
@@ -36,6 +38,7 @@ DEMO_KEYS = [
     "retransmitted_packets",
     "packet_bytes",
     "rtt_us",
+    "build",
     "cpu_seconds",
 ]
 TRANSPORTS = ["tcp", "utp"]
@@ -417,3 +420,11 @@ def test_a_server_that_cannot_start_is_status_1(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys, "executable", "/bin/false")
     arguments = argparse.Namespace(size=1, transport="tcp", json=False)
     assert demo.run_both(arguments) == 1
+
+
+def test_version_says_which_build_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"utpsocket {utpsocket.__version__} ({BUILD}; CPython 3.")

@@ -19,6 +19,7 @@ from utpsocket.engine.kernel import tcp_info
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.protocol import Address, ConnectionStats, State
+from utpsocket.protocol.build import BUILD
 from utpsocket.protocol.report import outcome
 from utpsocket.sockets import lifecycle
 
@@ -97,6 +98,8 @@ class EngineStats:
     """The ports that are open now."""
     connections: tuple[ConnectionStats, ...] = ()
     """The connections that exist now."""
+    build: str = BUILD
+    """Which build of utpsocket runs here: `compiled` or `pure`."""
 
 
 def engine_stats() -> EngineStats:

@@ -10,10 +10,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import platform
 import signal
 import sys
 from collections.abc import Sequence
 from typing import Final
+
+import utpsocket
+from utpsocket.protocol.build import BUILD
 
 COMMANDS: Final = {
     "demo": "download a file with http.client from http.server in another process, both over uTP",
@@ -22,6 +26,12 @@ COMMANDS: Final = {
 }
 
 INTERRUPTED: Final = 128 + signal.SIGINT  # what a shell reports for a program that Ctrl-C ended
+
+
+def _version() -> str:
+    return (
+        f"utpsocket {utpsocket.__version__} ({BUILD}; {platform.python_implementation()} {platform.python_version()})"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="\n".join(["commands:", *(f"  {name:<10}{about}" for name, about in COMMANDS.items())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    chooser.add_argument("--version", action="version", version=_version(), help="version, build and interpreter")
     chooser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="one of those below")
     chooser.add_argument("arguments", metavar="...", nargs=argparse.REMAINDER, help="COMMAND --help lists them")
     chosen = chooser.parse_args(argv)

@@ -27,6 +27,7 @@ from utpsocket.cli.demo_download import Download, DownloadError, download
 from utpsocket.cli.demo_server import Server, make_file
 from utpsocket.cli.progress import Progress
 from utpsocket.cli.quantities import printable, read_size, show_rate, show_size, show_time
+from utpsocket.protocol.build import BUILD
 
 LOOPBACK: Final = "127.0.0.1"
 
@@ -174,6 +175,7 @@ def as_json(result: Download) -> dict[str, object]:
         "retransmitted_packets": result.retransmitted_packets,
         "packet_bytes": result.packet_bytes,
         "rtt_us": result.rtt_us,
+        "build": BUILD,
         "cpu_seconds": {
             "server": round(result.server_cpu_seconds, 3),
             "client": round(result.client_cpu_seconds, 3),
@@ -186,6 +188,7 @@ def as_table(result: Download, transport: str) -> str:
     unknown = "unknown"
     rows = {
         "transport": transport,
+        "build": BUILD,
         "bytes": f"{result.size_bytes:,}",
         "seconds": f"{result.seconds:.3f}",
         "goodput": show_rate(result.goodput_bytes_per_second),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, TypeAlias
 
+from utpsocket.protocol.build import BUILD
 from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.runs import Address
 from utpsocket.protocol.sendhalf import SendHalf
@@ -122,6 +123,8 @@ class ConnectionStats:
     """Packets of the peer that were refused."""
     late_packets: int = 0
     """Packets too old to be of this round of sequence numbers."""
+    build: str = BUILD
+    """Which build of utpsocket runs here: `compiled` or `pure`."""
 
 
 _FIELDS: Final = tuple(field.name for field in dataclasses.fields(ConnectionStats))
