@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import socket as stdlib
 import threading
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -67,6 +69,10 @@ class Inside:
         """It fails no more. How often it has."""
         self._calls.disarm()
         return self._calls.fired
+
+    def kinds(self) -> dict[str, int]:
+        """How many fds there are of each kind, and connections in each state."""
+        return dict(self._loop.call(kinds))
 
     def census(self) -> Census:
         """At one moment of the engine's."""
@@ -148,6 +154,34 @@ def fds() -> tuple[int, int]:
         else:
             others += 1
     return others + max(0, kept - MAX_KEPT_FDS), ports
+
+
+def kinds(loop: Any) -> Counter[str]:
+    """By kind, the open fds, and by state, what the engine has: to say what it is that is left over. On the engine's
+    thread.
+    """
+    found = Counter(each for name in os.listdir("/proc/self/fd") if (each := kind_of(name)))
+    for channel in list(loop.channels.values()):
+        state = "TCP" if channel.connection is None else channel.connection.state.name
+        ends = "pair closed" if channel.engine_sock is None else "pair open"
+        closed = ", closed by the program" if getattr(channel, "_is_hung_up", False) else ""
+        found[f"{type(channel).__name__} {state}, {ends}{closed}"] += 1
+    return found
+
+
+def kind_of(fd: str) -> str:
+    """What the fd is, as /proc and the kernel tell: an epoll, or a socket of some family and type. "": it is closed."""
+    try:
+        target = os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
+    if not target.startswith("socket:"):
+        return re.sub(r"\d+", "N", target)
+    if target == f"socket:[{high_fds._model_file[1]}]":
+        return "kept"
+    value, size = ctypes.c_int(-1), ctypes.c_uint(4)
+    LIBC.getsockopt(int(fd), stdlib.SOL_SOCKET, stdlib.SO_DOMAIN, ctypes.byref(value), ctypes.byref(size))
+    return f"socket of family {value.value} and type {socket_type(int(fd))}"
 
 
 def is_another_programs(port: int, pids: Iterable[int]) -> bool:

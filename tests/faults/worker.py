@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,7 @@ class Stage:
         if not play.ended(60) or play.victims or play.wrong:
             raise SystemExit(f"the play fails without any fault: {play.victims} {play.wrong}")
         self.fds = self._at_rest()
+        self.kinds = Counter(self.inside.kinds())  # to say of what there is more, where something is left over
 
     def _census(self) -> tuple[int, int, int]:
         """How many fds that are no ports, and ports that are more than waiting, there are in all; and how many
@@ -143,7 +145,8 @@ class Stage:
         if len(innocents.all) == INNOCENTS and not late:
             others, ports = self._left_over()
             if others or ports:
-                wrong.append(f"fds leaked: {others} and {ports} UDP ports")
+                more = dict(Counter(self.inside.kinds()) - self.kinds)
+                wrong.append(f"fds leaked: {others} and {ports} UDP ports; more than at first: {more}")
         return {
             "has_fired": bool(has_fired),
             "wrong": wrong + [late] * bool(late),
