@@ -63,7 +63,7 @@ listener.listen()
     + FILLING
     + """
 def readable(sock):
-    return bool(select.select([sock], [], [], 30)[0])
+    return bool(select.select([sock], [], [], 90)[0])
 
 kept = []
 
@@ -75,7 +75,7 @@ def new(name, call):
 
 clients = []
 while sock := new("socket", module.socket):
-    sock.settimeout(30)
+    sock.settimeout(90)
     if len(clients) == 3:  # one of them is a server as well
         tell("bind", lambda: sock.bind(("127.0.0.1", 0)))
         tell("listen", sock.listen)
@@ -102,7 +102,7 @@ if clients:
         (server, _), client = listener.accept(), clients[1]
         server.sendall(b"hello")
         tell("recv", lambda: client.recv(5))
-        client.settimeout(30)
+        client.settimeout(90)
         server.setsockopt(1, 13, b"\\1\\0\\0\\0\\0\\0\\0\\0")  # SO_LINGER: reset
         server.close()
         tell("recv", lambda: client.recv(5))
@@ -139,11 +139,11 @@ one, two = listeners
     + FILLING
     + """
 def readable(*socks):
-    return str([sock in select.select(socks, [], [], 30)[0] for sock in socks])
+    return str([sock in select.select(socks, [], [], 90)[0] for sock in socks])
 
 clients = []
 while sock := tell("socket", lambda: module.socket(family)):
-    sock.settimeout(20)
+    sock.settimeout(90)
     clients.append(sock)
     tell("connect", lambda: sock.connect(listeners[len(clients) % 2].getsockname()))
 for name, call in (
@@ -176,7 +176,7 @@ if clients:
     os.close(filling.pop())
     os.close(filling.pop())
     with module.socket(family) as client:
-        client.settimeout(20)
+        client.settimeout(90)
         tell("connect", lambda: client.connect(one.getsockname()))
         child = os.fork()
         if not child:
@@ -203,8 +203,9 @@ import {module} as module
 
 clients, limit, lowered = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 program = "import sys\\nsys.path[:] = " + repr(sys.path) + "\\nimport {module} as module" + '''
+print(flush=True)
 address, results = ("127.0.0.1", int(input())), {}
-socks = [module.create_connection(address, 60) for _ in range(int(sys.argv[1]))]
+socks = [module.create_connection(address, 90) for _ in range(int(sys.argv[1]))]
 for sock in socks:
     data = sock.recv(10)
     results[data] = results.get(data, 0) + 1
@@ -223,9 +224,10 @@ if lowered == "before":
     listener = module.create_server(("127.0.0.1", 0), backlog=128)
 reserve = os.open("/dev/null", os.O_RDONLY)
 print(listener.getsockname()[1], file=child.stdin, flush=True)
+child.stdout.readline()  # it has begun, which takes long on a busy machine
 served, refused = [], 0
 while len(served) + refused < clients:
-    assert select.select([listener], [], [], 30)[0], f"not readable after {len(served)} and {refused}"
+    assert select.select([listener], [], [], 90)[0], f"not readable after {len(served)} and {refused}"
     try:
         served.append(listener.accept()[0])
         served[-1].send(b"hello")
@@ -249,7 +251,7 @@ def run(name: str, script: Path, *arguments: object, program: str = PROGRAM, **e
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -257,6 +259,7 @@ def run(name: str, script: Path, *arguments: object, program: str = PROGRAM, **e
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_NOFILE as Linux has it")
+@pytest.mark.timeout(480)
 @pytest.mark.parametrize("lowered", ["before", "after"])
 @pytest.mark.parametrize("left", range(9))
 def test_with_few_fds_left(left: int, lowered: str, tmp_path: Path) -> None:
@@ -274,7 +277,7 @@ ENVIRONMENTS: dict[str, Any] = {
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_NOFILE as Linux has it")
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 @pytest.mark.parametrize("lowered", ["before", "after"])
 @pytest.mark.parametrize("family", [socket.AF_INET, pytest.param(socket.AF_INET6, marks=requires_ipv6)])
 @pytest.mark.parametrize(
@@ -290,6 +293,7 @@ def test_two_listeners_and_few_fds_left(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_NOFILE as Linux has it")
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("environment", "lowered"),
     # As another user the server may not be able to start the engine's process.

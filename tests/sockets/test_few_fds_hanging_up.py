@@ -33,7 +33,7 @@ import utpsocket
 told, socks = {}, []
 host, *ports = input().split()
 for number in range(int(sys.argv[1])):
-    socks.append(utpsocket.create_connection((host, int(ports[number // 8 % len(ports)])), 60))
+    socks.append(utpsocket.create_connection((host, int(ports[number // 8 % len(ports)])), 90))
 print(flush=True)
 for sock in socks:
     data = sock.recv(5)
@@ -124,7 +124,7 @@ def turn():
                 accept(number)
     else:
         number = chance.choice([number for number in range(len(listeners)) if waiting[number]])
-        assert is_readable(listeners[number], 30), f"not readable after {len(served)}, {closed} and {refused}"
+        assert is_readable(listeners[number], 90), f"not readable after {len(served)}, {closed} and {refused}"
         accept(number)
 
 def serve():
