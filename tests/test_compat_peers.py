@@ -26,6 +26,7 @@ from compat.peers.children import ChildFailed, Children
 from compat.peers.impairment import Impairment, Lane
 from compat.peers.relay import Relay, arguments_for
 from compat.peers.stream import seeded_blocks
+from tests.sockets.network import own_loopback
 
 SIZE = 1000
 
@@ -106,8 +107,9 @@ def relay_for(request: pytest.FixtureRequest) -> Iterator[Callable[..., Relay]]:
 
 
 def udp_socket() -> socket.socket:
+    """At an address of this process alone: nothing comes there that is meant for who had the port before."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.bind(("127.0.0.1", 0))
+    sock.bind((own_loopback(), 0))
     sock.settimeout(60)
     return sock
 

@@ -15,6 +15,8 @@ from utpsocket.engine.loop import Loop
 from utpsocket.engine.user_fds import open_fds
 from utpsocket.engine.user_fds.open_fds import HoldersWatch, Rechecks
 
+from ..sockets.network import own_loopback
+
 pytestmark = [
     pytest.mark.usefixtures("leaves_nothing_behind"),
     pytest.mark.skipif(not os.path.isdir("/proc/self/fdinfo"), reason="epoll's registrations are read from /proc"),
@@ -191,7 +193,8 @@ def test_an_announcement_that_failed_is_repeated_the_next_time(watched: Watched)
 
 def test_an_address_in_use_is_found_by_its_number() -> None:
     with utpsocket.socket() as first, utpsocket.socket() as second:
-        first.bind(("127.0.0.1", 0))
+        host = own_loopback()
+        first.bind((host, 0))
         loop = engine()
         assert isinstance(loop, Loop)
         assert [len(at_number) for at_number in loop.bound.values()] == [1]
@@ -199,7 +202,7 @@ def test_an_address_in_use_is_found_by_its_number() -> None:
             second.bind(first.getsockname())
         number = first.getsockname()[1]
     with utpsocket.socket() as again:
-        again.bind(("127.0.0.1", number))
+        again.bind((host, number))
         assert list(loop.bound) == [number]
     assert not loop.bound
 

@@ -100,11 +100,12 @@ def test_connections_that_tcp_carries(poller: str) -> None:
 # Of each kind so many times, while the engine sleeps on the port that is closed: who comes next finds its address free.
 REBOUND = """
 import socket, sys, time, utpsocket
+from tests.sockets.network import quiet_port
 from utpsocket.engine import running_engine, shutdown
 TIMES = 40
 def closed(is_blocking, listens):
     sock = utpsocket.socket()
-    sock.bind(("127.0.0.1", 0))
+    sock.bind(("127.0.0.1", quiet_port()))  # which no other program is given meanwhile
     if listens:
         sock.listen()
     sock.setblocking(is_blocking)

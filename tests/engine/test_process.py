@@ -36,6 +36,7 @@ PRELUDE = """
 import errno, os, signal, struct, sys, threading, time
 import utpsocket
 from tests.conversation import errno_of, pair, until
+from tests.sockets.network import own_loopback
 from utpsocket import stats
 from utpsocket.engine import engine, running_engine
 
@@ -189,7 +190,7 @@ until(lambda: errno_of(client.send, b"x") in ("ECONNRESET", "EPIPE"))
 """,
     "refused": """
 with utpsocket.socket() as free:
-    free.bind(("127.0.0.1", 0))
+    free.bind((own_loopback(), 0))
     address = free.getsockname()
 sock = utpsocket.socket()
 assert errno_of(sock.connect, address) == "ECONNREFUSED"
@@ -209,7 +210,7 @@ with utpsocket.socket(type=utpsocket.SOCK_DGRAM) as mute:
     assert errno_of(patient.connect, mute.getsockname()) == "ETIMEDOUT"
 """,
     "address_in_use_until_the_last_copy_is_closed": """
-listener = utpsocket.create_server(("127.0.0.1", 0), reuse_port=False)
+listener = utpsocket.create_server((own_loopback(), 0), reuse_port=False)
 address = listener.getsockname()
 other = utpsocket.socket()
 assert errno_of(other.bind, address) == "EADDRINUSE"

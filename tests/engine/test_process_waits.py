@@ -11,7 +11,7 @@ from .test_process import PASSED, talk
 
 CONVERSATIONS = {
     "ports_that_ours_have_or_had": """
-L = ("127.0.0.1", 0)
+L = (own_loopback(), 0)
 
 def fresh(reuse=False, share=False):
     sock = utpsocket.socket()

@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 LOOPBACK = ("127.0.0.1", 0)
+PID = os.getpid()
+# As own_loopback() has it: a port that is closed there stays free for this process.
+OWN_LOOPBACK = (f"127.{1 + PID // 65536 % 254}.{PID // 256 % 256}.{1 + PID % 256 % 254}", 0)
 BODY = bytes(range(256)) * 400
 
 
@@ -165,7 +169,7 @@ def cooperative(order: str) -> dict[str, Any]:
     from utpsocket.green import create_connection, create_server
 
     answer: dict[str, Any] = {}
-    server = create_server(LOOPBACK)
+    server = create_server(OWN_LOOPBACK)
     address = server.getsockname()
     accepted = gevent.spawn(server.accept)
     client = create_connection(address)
@@ -347,12 +351,12 @@ def ruled(order: str) -> dict[str, Any]:
     import socket as stdlib
 
     with stdlib.socket() as probe:
-        probe.bind(LOOPBACK)
+        probe.bind(OWN_LOOPBACK)
         excluded = probe.getsockname()
     patch(order)
     from utpsocket import monkey
 
-    monkey.patch_all(exclude=f"127.0.0.1:{excluded[1]}")
+    monkey.patch_all(exclude=f"{excluded[0]}:{excluded[1]}")
     import gevent
     from gevent import socket
 

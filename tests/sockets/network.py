@@ -15,6 +15,7 @@ import contextlib
 import errno
 import importlib
 import os
+import random
 import select
 import socket
 import struct
@@ -186,6 +187,24 @@ def own_loopback() -> str:
     """
     pid = os.getpid()
     return f"127.{1 + pid // 65536 % 254}.{pid // 256 % 256}.{1 + pid % 256 % 254}"
+
+
+def quiet_port() -> int:
+    """A port number that is free at every address, and that the kernel does not choose by itself."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(lowest // 2, lowest)
+        try:
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                for family in (socket.AF_INET, socket.AF_INET6) if socket.has_ipv6 else (socket.AF_INET,):
+                    with contextlib.closing(socket.socket(family, kind)) as sock:
+                        sock.bind(("", port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                continue
+            if family == socket.AF_INET:
+                raise
+        return port
 
 
 def end_process(process: subprocess.Popen[bytes]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ..requirements import has_ipv6
-from .network import PATIENCE_S, Net, raises_errno, run
+from .network import PATIENCE_S, Net, own_loopback, raises_errno, run
 
 pytestmark = pytest.mark.usefixtures("patch_stdlib")
 
@@ -35,7 +35,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 @contextlib.asynccontextmanager
 async def echo_server(net: Net, *, by_sock: bool) -> AsyncIterator[Any]:
     where: dict[str, Any] = (
-        {"sock": net.module.create_server(("127.0.0.1", 0))} if by_sock else {"host": "127.0.0.1", "port": 0}
+        {"sock": net.module.create_server((own_loopback(), 0))} if by_sock else {"host": own_loopback(), "port": 0}
     )
     server = await asyncio.start_server(echo, **where)
     try:

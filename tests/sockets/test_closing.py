@@ -27,6 +27,7 @@ from .network import (
     eventually,
     fill_for_good,
     outcome,
+    own_loopback,
     raises_errno,
     readable,
     receive_all,
@@ -386,7 +387,7 @@ def test_raw_duplicate_keeps_the_connection_open(net: Net) -> None:
 
 
 def test_duplicate_of_a_listener_goes_on_listening(net: Net) -> None:
-    listener = net.listener()
+    listener = net.listener(host=own_loopback())
     address = listener.getsockname()
     copy = net.own(listener.dup())
     listener.close()
@@ -591,7 +592,7 @@ def test_accept_with_a_timeout_is_woken_by_shutdown(net: Net) -> None:
 
 
 def test_shutdown_of_a_listener_ends_listening(net: Net) -> None:
-    listener = net.listener()
+    listener = net.listener(host=own_loopback())
     address = listener.getsockname()
     listener.shutdown(socket.SHUT_RDWR)
     with raises_errno(errno.EINVAL):

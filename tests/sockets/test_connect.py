@@ -23,6 +23,7 @@ from .network import (
     Net,
     eventually_polls,
     outcome,
+    own_loopback,
     poll_mask,
     raises_errno,
     readable,
@@ -340,7 +341,7 @@ def test_a_bound_socket_that_dials_itself_is_not_kept_waiting(net: Net) -> None:
 
 
 def test_closed_listener_refuses(net: Net) -> None:
-    listener = net.listener()
+    listener = net.listener(host=own_loopback())
     address = listener.getsockname()
     listener.close()
     assert net.fresh().connect_ex(address) == errno.ECONNREFUSED

@@ -268,7 +268,7 @@ def test_worker_that_waits_in_select(net: Net) -> None:
 
 
 def test_parent_closes_the_listener_and_the_child_goes_on_accepting(net: Net) -> None:
-    listener = net.listener()
+    listener = net.listener(host=own_loopback())
     address = listener.getsockname()
     pid = fork(lambda: serve_one(listener))
     listener.close()

@@ -16,7 +16,7 @@ import pytest
 
 from utpsocket import monkey
 
-from .network import PATIENCE_S
+from .network import PATIENCE_S, own_loopback
 
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
@@ -134,7 +134,7 @@ def test_the_port_of_a_listener_is_free_afterwards() -> None:
         sock.close()
 
     owner = Owner(close)
-    owner.sock = socket.create_server(("127.0.0.1", 0))
+    owner.sock = socket.create_server((own_loopback(), 0))
     address = owner.sock.getsockname()
     del owner
     gc.collect()

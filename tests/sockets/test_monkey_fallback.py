@@ -254,7 +254,7 @@ def test_options_come_along(tcp_listener: socket.socket, falling_back: None) -> 
 
 def test_a_second_attempt_after_a_refusal(falling_back: None) -> None:
     with monkey.get_original("socket", "socket")() as probe, socket.socket() as client:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((own_loopback(), 0))
         with raises_errno(errno.ECONNREFUSED):
             client.connect(probe.getsockname())
         probe.listen()
@@ -609,7 +609,7 @@ def test_a_forked_worker_accepts_both(both: None) -> None:
 def test_both_and_fallback_by_the_class_alone() -> None:
     """The rules are the patched class's: utpsocket.socket knows none."""
     with monkey.patched(listen="both", fallback="tcp"), shim.socket() as plain:
-        plain.bind(("127.0.0.1", 0))
+        plain.bind((own_loopback(), 0))
         plain.listen()
         with raises_errno(errno.ECONNREFUSED):
             monkey.get_original("socket", "create_connection")(plain.getsockname())

@@ -21,7 +21,7 @@ from utpsocket.sockets import rules as rules_module
 from utpsocket.sockets.rules import VARIABLES, Hosts, Rules, make_routes
 
 from ..requirements import localhost_families
-from .network import PATIENCE_S, raises_errno
+from .network import PATIENCE_S, own_loopback, raises_errno
 
 TIMED = struct.pack("ll", 7, 0)
 
@@ -332,10 +332,10 @@ def test_a_listener_that_the_rules_send_to_tcp() -> None:
 
 
 def test_a_tcp_port_in_use_is_known_at_bind(tcp_listener: socket.socket) -> None:
-    with monkey.patched(exclude="127.0.0.1"), socket.socket() as second:
+    with monkey.patched(exclude="127.0.0.0/8"), socket.socket() as second:
         with raises_errno(errno.EADDRINUSE):
             second.bind(tcp_listener.getsockname())
-        second.bind(("127.0.0.1", 0))
+        second.bind((own_loopback(), 0))
         free = second.getsockname()
     with socket.socket() as third:  # nothing holds the port after close()
         third.bind(free)

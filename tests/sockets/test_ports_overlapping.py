@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import random
 import socket
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +11,7 @@ import pytest
 import utpsocket
 
 from ..requirements import requires_ipv6
-from .network import PATIENCE_S, Net, loopback, raises_errno, receive_exactly
+from .network import PATIENCE_S, Net, loopback, quiet_port, raises_errno, receive_exactly
 
 BULK = bytes(range(256)) * 2_048
 PAIRS = [
@@ -23,24 +20,6 @@ PAIRS = [
     pytest.param(socket.AF_INET6, "::1", "::", id="address-then-all-v6", marks=requires_ipv6),
     pytest.param(socket.AF_INET6, "::", "::1", id="all-then-address-v6", marks=requires_ipv6),
 ]
-
-
-def quiet_port() -> int:
-    """A port number that is free at every address, and that the kernel does not choose by itself."""
-    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    while True:
-        port = random.randrange(lowest // 2, lowest)
-        try:
-            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-                for family in (socket.AF_INET, socket.AF_INET6) if socket.has_ipv6 else (socket.AF_INET,):
-                    with contextlib.closing(socket.socket(family, kind)) as sock:
-                        sock.bind(("", port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                continue
-            if family == socket.AF_INET:
-                raise
-        return port
 
 
 def bound(net: Net, family: int, host: str, port: int, *, reuse: bool = True) -> Any:
