@@ -102,7 +102,7 @@ def mypyc_extensions(work: Path) -> list[Any]:
     dependencies = [(each.path, each.include_dirs, each.internal) for each in needed]
     extensions: list[Any] = build.mypycify(
         paths,
-        opt_level=os.environ.get("UTPSOCKET_OPT", "2"),
+        opt_level=_optimization(),
         debug_level="1",
         target_dir=str(work),
         group_name=LIBRARY,
@@ -122,6 +122,27 @@ def _without_type_blocks(tree: Any) -> None:
             statement.body[0].is_unreachable = True
 
 
+def _optimization() -> str:
+    """gcc's -O: 2; a test build may ask for less."""
+    return os.environ.get("UTPSOCKET_COMPILE_OPT", "2")
+
+
+def _keep_objects(compiler: Any, work: Path) -> None:
+    """Have a C compiler of setuptools, which compiles every file each time, pass over those whose object file is newer
+    than their source and than every header that mypyc has written.
+    """
+    compiles = compiler._compile
+    headers = [header.stat().st_mtime for header in work.rglob("*.h")]
+
+    def compile_if_needed(object_name: str, source: str, *rest: Any) -> None:
+        made = Path(object_name)
+        newest = max([*headers, Path(source).stat().st_mtime])
+        if not made.exists() or made.stat().st_mtime <= newest:
+            compiles(object_name, source, *rest)
+
+    compiler._compile = compile_if_needed
+
+
 def compile_into(target: Path, work: Path) -> list[Path]:
     """Compile everything. Returns the files, which lie in `target` as they lie in site-packages."""
     before = os.getcwd()
@@ -133,9 +154,17 @@ def compile_into(target: Path, work: Path) -> list[Path]:
         extensions = mypyc_extensions(work)
         extensions.append(Extension("utpsocket._native", ["utpsocket/_native.c"], extra_compile_args=C_FLAGS))
         command: Any = Distribution({"name": "utpsocket", "ext_modules": extensions}).get_command_obj("build_ext")
-        command.build_lib, command.build_temp = str(target), str(work)
+        # Optimized differently, it is another object file.
+        command.build_lib, command.build_temp = str(target), str(work / f"objects-{_optimization()}")
         command.parallel = os.cpu_count() or 1
         command.ensure_finalized()
+        builds = command.build_extensions
+
+        def build_extensions() -> None:
+            _keep_objects(command.compiler, work)
+            builds()
+
+        command.build_extensions = build_extensions
         command.run()
     finally:
         os.chdir(before)
