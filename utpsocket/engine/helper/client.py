@@ -96,12 +96,20 @@ except OSError:
     os._exit(0)
 sys.modules["utpsocket"] = package = type(os)("utpsocket")
 package.__path__ = [sys.argv[1]]
+import utpsocket._pure
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+shared = PathFinder.find_spec("utpsocket__mypyc", [os.path.dirname(sys.argv[1])])
+if shared is not None:
+    sys.modules[shared.name] = module_from_spec(shared)
+    shared.loader.exec_module(sys.modules[shared.name])
 from utpsocket.engine.helper.server import main
 main({_CONTROL_FD})
 """
 """The engine's process is started by a process that ends at once, so that it is no child of the program and wait() does
 not return it. It has a session of its own, so that it gets no signals from the terminal. utpsocket/__init__.py is not
-run there, since it imports the class socket."""
+run there, since it imports the class socket. The library that compiled modules share lies beside the package, in a
+folder that is not on sys.path there."""
 
 # The engine of this process, if its thread runs.
 _remote: RemoteLoop | None = None
