@@ -228,6 +228,33 @@ os._exit(0)
 """
 
 
+# While a thread of the program's handles what the engine's process has reported, other threads wait for it.
+NOTICES = """
+server = echo_server()
+inside = set()
+def look(phase, info):
+    frame = sys._getframe()
+    while frame:
+        if frame.f_code.co_name in ("_take_all", "_force_all_resets"):
+            inside.add(frame.f_code.co_name)
+        frame = frame.f_back
+    seen.add(get_ident())
+gc.callbacks.append(look)
+gc.set_threshold(1)
+def work():
+    for _ in range(20):
+        with utpsocket.create_connection(server) as sock:
+            talk(sock)
+threads = [threading.Thread(target=work) for _ in range(2)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert seen and not inside, inside
+assert gc.isenabled()
+print("fine")
+os._exit(0)
+"""
+
+
 def run(program: str, **environment: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + program],
@@ -247,6 +274,10 @@ def run(program: str, **environment: str) -> None:
 )
 def test_no_finalizer_runs_on_a_thread_of_ours(program: str, environment: dict[str, str]) -> None:
     run(program, **environment)
+
+
+def test_no_finalizer_runs_while_other_threads_wait_for_a_lock_of_ours() -> None:
+    run(NOTICES, UTPSOCKET_ENGINE="process")
 
 
 # ── the collector is the program's again ──

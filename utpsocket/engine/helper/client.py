@@ -456,9 +456,7 @@ class RemoteLoop:
 
     def take_notices(self) -> None:
         """Handle the notices that have arrived: write them into their identities. Any thread. Raises nothing."""
-        # With `with`: between acquire() and try a signal handler may raise, and the lock would stay locked.
-        with self._taking:
-            may_be_more = self._take_all()
+        may_be_more = garbage_collector.call_locked(self._taking, self._take_all)
         if not may_be_more:
             self._on_end()
 
@@ -586,21 +584,25 @@ class RemoteLoop:
         """Do what FORCE_RESET messages have asked for. The duplicates of the engine's ends are the last ones, so that
         their close, over an unread byte, resets the connections. False: another thread has a lock, and wait is False.
         """
+        force_all = self._force_all_resets  # before the lock is acquired: what is made with it might begin a collection
         if not self.fd_lock.acquire(wait=wait) and not wait:
             return False
         try:
             if not self._taking.acquire(wait):
                 return False
             try:
-                self.take_notices()
-                while self._reset_requests:
-                    self._force_reset(*self._reset_requests[0])
-                    self._reset_requests.popleft()  # last: if that fails, it is repeated
+                garbage_collector.call_locked(self._taking, force_all)
             finally:
                 self._taking.release()
         finally:
             self.fd_lock.release()
         return True
+
+    def _force_all_resets(self) -> None:
+        self.take_notices()
+        while self._reset_requests:
+            self._force_reset(*self._reset_requests[0])
+            self._reset_requests.popleft()  # last: if that fails, it is repeated
 
     def _force_reset(self, ends: list[Socket], cookie: int, refuses: bool) -> None:
         identity = self._known.get(cookie)
@@ -642,9 +644,10 @@ class RemoteLoop:
     def _on_end(self) -> None:
         """The engine's process has ended, and its connections. Threads that wait for answers get ECONNABORTED."""
         self.is_alive = False
+        take_all = self._take_all  # before the lock is acquired, as in _force_resets()
         if self._taking.acquire(True, _END_SECONDS):
             try:
-                self._take_all()
+                garbage_collector.call_locked(self._taking, take_all)
             finally:
                 self._taking.release()
         if forked_copies.take_notices == self.take_notices:

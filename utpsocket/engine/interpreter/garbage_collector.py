@@ -19,8 +19,9 @@ another thread may have crossed the threshold there and left the collection to w
 there the sleep and the setting are one call in C, without bytecode in between; the collection then finds the thresholds
 out of reach.
 
-Only the thread that pauses the collector calls, except end_in_child(). Sources: CPython's Modules/gcmodule.c and
-Python/gc.c, _PyObject_GC_Link(), _Py_RunGC(); Python/ceval_gil.c; Modules/_ctypes/callproc.c, ConvParam().
+Only the thread that pauses the collector calls, except call_locked() and end_in_child(). Sources: CPython's
+Modules/gcmodule.c and Python/gc.c, _PyObject_GC_Link(), _Py_RunGC(); Python/ceval_gil.c; Modules/_ctypes/callproc.c,
+ConvParam().
 """
 
 from __future__ import annotations
@@ -30,10 +31,14 @@ import operator
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from utpsocket.engine.interpreter.originals import ctypes
 
+if TYPE_CHECKING:
+    from _thread import RLock
+
+_T = TypeVar("_T")
 # Fits a C int; an arbitrary number that no program would choose.
 _NEVER_REACHED: Final = 2_011_983_647
 _NEVER: Final = (_NEVER_REACHED, _NEVER_REACHED, _NEVER_REACHED)
@@ -47,6 +52,8 @@ _is_enabled, _enable, _disable = gc.isenabled, gc.enable, gc.disable
 
 _pausing: set[CollectorPause] = set()
 _programs: tuple[int, int, int] = gc.get_threshold()
+_locked: list[RLock] = []  # one for each call of call_locked() that runs
+_is_enabling_due = False  # the last of them enables the collector, which it was when they began
 
 
 class CollectorPause:
@@ -80,7 +87,7 @@ class CollectorPause:
         """wait(*arguments), during which the thresholds are the program's. `wait` is a function of ctypes.CDLL without
         argtypes, and the arguments are ints and byref() objects: so nothing is allocated for the call.
         """
-        global _programs
+        global _programs, _is_enabling_due
         _pausing.discard(self)  # as _resume(), inlined, since this is done in every iteration
         found = _get_threshold()
         if found[0] == _NEVER_REACHED and not _pausing:
@@ -101,10 +108,37 @@ class CollectorPause:
                 _programs = found
             _set_threshold(_NEVER_REACHED, _NEVER_REACHED, _NEVER_REACHED)
             if was_enabled:
-                _enable()
+                if _locked:
+                    _is_enabling_due = True
+                else:
+                    _enable()
         if _CAN_BE_TRACED:
             _end_tracing()
         return result
+
+
+def call_locked(lock: RLock, function: Callable[[], _T]) -> _T:
+    """function() with the lock, and without automatic collections until the lock is released: a finalizer might wait
+    for a thread that waits for this lock. Any thread. Returns what the function returns; raises what it raises.
+
+    Disabled before the lock is acquired, as a collection that is due runs a few instructions later on CPython 3.12, and
+    until it is released, as lock.__exit__() gets a tuple of arguments. The last thread that leaves enables the
+    collector again: neither another thread nor a signal handler gets in between its last three lines. If the program
+    calls gc.disable() in another thread meanwhile, that is without effect.
+    """
+    global _is_enabling_due
+    try:
+        _locked.append(lock)
+        if _is_enabled():
+            _is_enabling_due = True
+            _disable()
+        with lock:
+            return function()
+    finally:
+        del _locked[-1:]  # it may be empty in a process that a signal handler has forked meanwhile
+        if _is_enabling_due and not _locked:
+            _is_enabling_due = False
+            _enable()
 
 
 _set_never: Final = partial(_set_threshold, *_NEVER)
@@ -129,6 +163,11 @@ def _end_tracing() -> None:
 
 def end_in_child() -> None:
     """After a fork, in the child, where no thread of ours goes on."""
+    global _is_enabling_due
     _pausing.clear()
+    _locked.clear()
+    if _is_enabling_due:
+        _is_enabling_due = False
+        _enable()
     if _get_threshold()[0] == _NEVER_REACHED:
         _set_threshold(*_programs)
