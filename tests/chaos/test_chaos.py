@@ -22,6 +22,7 @@ from tests.chaos.relay import Flow, Relay
 from tests.chaos.run import ROOT, Parties
 from tests.chaos.sides import End, Outcome, Progress
 from tests.chaos.streams import Stream
+from tests.requirements import requires_pure
 
 
 def test_a_seed_is_a_run() -> None:
@@ -295,6 +296,7 @@ def test_a_connection_accepted_while_the_run_ends_is_given_up_and_waited_for(mon
     assert all(outcome["abandoned_at"] and outcome["closed_at"] for outcome in answer["outcomes"])
 
 
+@requires_pure
 def test_a_hang_explains_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was last on the wire, what both sides were doing, and where the threads of an engine's process are."""
 

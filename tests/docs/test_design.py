@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.documents import DOCS, ROOT, documents, rows, without_code
+from tests.requirements import requires_pure
 from utpsocket.protocol.states import TRANSITIONS, State
 
 PACKAGE = ROOT / "utpsocket"
@@ -137,6 +138,7 @@ def has_gro() -> bool:
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="the engine's thread ends whatever profiles it")
 @pytest.mark.skipif(not has_gro(), reason="without GRO datagrams are received in another way")
+@requires_pure
 def test_the_code_goes_the_way_that_the_walks_say() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", _RECORD],

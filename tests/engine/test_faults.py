@@ -27,6 +27,7 @@ import pytest
 import utpsocket
 from tests.faults import callers, cases, kernel, scenes
 from tests.faults import engine as faults
+from tests.requirements import requires_pure
 from tests.sockets.network import eventually
 from utpsocket.engine import command_queue, commands, fault_reports, flush, running_engine, shutdown
 from utpsocket.engine import loop as loop_module
@@ -200,6 +201,7 @@ def test_a_bind_that_fails_raises_and_leaves_no_port(
         assert len(loop.endpoints) == 1
 
 
+@requires_pure
 def test_if_the_thread_ends_every_socket_gets_an_errno(
     reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:

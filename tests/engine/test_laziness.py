@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import utpsocket
+from tests.requirements import requires_pure
 from utpsocket.engine import engine
 from utpsocket.engine.kernel.poller import EPOLLIN
 from utpsocket.engine.loop import _IDLE_ONLY_US, Loop
@@ -78,6 +79,7 @@ def test_what_was_left_for_a_quiet_moment_is_read_where_none_comes() -> None:
     os.close(writing)
 
 
+@requires_pure
 def test_an_engine_without_a_moment_to_itself_reads_one_after_the_other() -> None:
     first, second = FakeBridge(), FakeBridge()
     loop = loop_with(first, second)
@@ -87,6 +89,7 @@ def test_an_engine_without_a_moment_to_itself_reads_one_after_the_other() -> Non
     assert set(loop._dirty) == {first, second}
 
 
+@requires_pure
 def test_an_idle_engine_reads_all_at_once() -> None:
     first, second = FakeBridge(), FakeBridge()
     loop_with(first, second)._read_idle_only(7, is_idle=True)

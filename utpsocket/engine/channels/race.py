@@ -142,7 +142,8 @@ class Attempt:
             return self._tcp_errno
         engine_sock = self._take_engine_sock(bridge)
         self._loop.watch(engine_sock.fileno(), EPOLLRDHUP | EPOLLHUP | EPOLLET, _HangUpWatcher(self))
-        self._loop.owner, owner = self, self._loop.owner
+        owner = self._loop.owner
+        self._loop.owner = self
         self._connect_tcp()
         self._loop.owner = owner
         return 0
