@@ -120,7 +120,8 @@ class _Flow:
                 return False
             else:
                 try:
-                    self.pending = self.pending[sink.send(self.pending) :]
+                    count = sink.send(self.pending)
+                    self.pending = self.pending[count:]
                 except BlockingIOError:
                     self.is_writable = False
                     self.must_rewatch = True
