@@ -431,6 +431,8 @@ class ReuseportSockets:
             if family == stdlib.AF_INET6:
                 sock.setsockopt(stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY, only)
             sock.setblocking(False)
+            ours: Address
+            theirs: Address
             if is_mapped:
                 ours = ("0.0.0.0" if host == "::" else host.removeprefix(_MAPPED), port.local[1])
                 theirs = (addr[0].removeprefix(_MAPPED), addr[1])
