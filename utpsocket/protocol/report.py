@@ -127,7 +127,8 @@ class ConnectionStats:
     """Which build of utpsocket runs here: `compiled` or `pure`."""
 
 
-_FIELDS: Final = tuple(field.name for field in dataclasses.fields(ConnectionStats))
+# Without `build`, which is the same for all connections of a process.
+_FIELDS: Final = tuple(field.name for field in dataclasses.fields(ConnectionStats) if field.name != "build")
 
 Figures: TypeAlias = tuple[
     str,  # state
@@ -160,7 +161,7 @@ Figures: TypeAlias = tuple[
     int,  # dropped_packets
     int,  # late_packets
 ]
-"""The fields of a ConnectionStats as plain values, in their order: ConnectionStats(*figures)."""
+"""The fields of a ConnectionStats but `build` as plain values, in their order: ConnectionStats(*figures)."""
 
 
 def figures(
@@ -212,5 +213,5 @@ def figures(
 
 
 def fields(stats: ConnectionStats) -> Figures:
-    """Its fields as plain values, in their order: ConnectionStats(*fields(stats)) is the same again."""
+    """Its fields but `build` as plain values, in their order: ConnectionStats(*fields(stats)) is the same again."""
     return tuple(getattr(stats, name) for name in _FIELDS)
