@@ -1,8 +1,9 @@
 """Makes the compiled build: most of protocol/ and engine/ by mypyc, _native.c by a C compiler. Not a part of wheels.
 
-hatchling calls CompileHook for each wheel that is made (pyproject.toml). Where there is no C compiler, or compiling
-fails, the wheel is the pure one; the environment variable UTPSOCKET_COMPILE=1 makes that an error, UTPSOCKET_COMPILE=0
-makes the pure wheel everywhere. An editable installation is always pure.
+hatchling calls CompileHook for each wheel that is made (pyproject.toml). It compiles where the environment variable
+UTPSOCKET_COMPILE is 1, and then it is an error if that fails, or `auto`: then the wheel is the pure one where there is
+no C compiler or compiling fails. Otherwise the wheel is pure, as long as not all tests pass on the compiled build. An
+editable installation is always pure.
 
     python3 -m utpsocket._compile        compile in place, for `python3 -m tests --compiled`, which runs it on a copy
 
@@ -54,7 +55,8 @@ __file__ from it.
 """
 WORK: Final = "UTPSOCKET_COMPILE_WORK"
 """A folder for what lies between source and result, which is used again where the source has not changed."""
-NO: Final = ("0", "no", "false", "off")
+NO: Final = ("", "0", "no", "false", "off")
+AUTO: Final = "auto"
 C_FLAGS: Final = [
     "-O2",
     "-g0",
@@ -176,11 +178,11 @@ def _wanted() -> str:
 
 
 def _may_compile() -> bool:
-    """Whether there is a C compiler, this is CPython with a GIL, and nobody has said no."""
+    """Whether it is wanted, this is CPython with a GIL, and for `auto` whether there is a C compiler."""
     if _wanted() in NO or platform.python_implementation() != "CPython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
         return False
     compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
-    return _wanted() != "" or shutil.which(compiler) is not None
+    return _wanted() != AUTO or shutil.which(compiler) is not None
 
 
 class CompileHook(BuildHookInterface[Any]):
@@ -201,7 +203,7 @@ class CompileHook(BuildHookInterface[Any]):
         try:
             made = compile_into(target, Path(os.environ.get(WORK) or Path(self._folder.name, "work")))
         except (Exception, SystemExit) as error:  # mypyc ends the process where it cannot go on
-            if _wanted() != "":
+            if _wanted() != AUTO:
                 raise
             self.app.display_warning(f"not compiled, so the wheel has the pure build: {error}")
             return

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 _REMEMBERED: Final = 1_000  # strays that were answered: as many as in libutp's RST_INFO table
 _AGAIN_US: Final = 10_000_000  # for so long they are not answered again: its lifetime there
-_HOST_OF_NAME: Final = slice(4, 24)  # of a struct sockaddr_in6, as an IPv4 one's has nothing but zeros behind the host
+# The host in a struct sockaddr_in6; an IPv4 one has nothing but zeros behind its host.
+_HOST_START: Final = 4
+_HOST_STOP: Final = 24
 # Of a header: connection id, seq_nr, ack_nr.
 _NUMBERS: Final[Layout[tuple[int, int, int]]] = struct.Struct(">2xH12xHH")
 # By feel: a RESET is no larger than what it answers, so we amplify nothing.
@@ -90,7 +92,7 @@ class StatelessResets:
         answered: list[int] = []
         resets = bytearray()
         for index, name, header in zip(indices, names, headers, strict=True):
-            if self._take_allowance(name[_HOST_OF_NAME], now=now):
+            if self._take_allowance(name[_HOST_START:_HOST_STOP], now=now):
                 answered.append(index)
                 connection_id, seq, ack = _NUMBERS.unpack(header)
                 resets += _reset(connection_id, ack + 1, seq, now=now)
