@@ -204,16 +204,7 @@ def mirror(names: Sequence[str], copy: Path) -> None:
 def compile_in_place(copy: Path) -> None:
     note(f"compiling {copy.relative_to(ROOT)} (whenever a source file has changed; some minutes the first time) ...")
     compiler = [sys.executable, "-m", "tests", "--tool", "utpsocket._compile"]
-    ran = subprocess.run(
-        compiler,
-        cwd=copy,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    ran = captured(compiler, copy)
     if ran.returncode:
         raise CannotPrepare(f"the compiled build could not be made:\n{indented(ran.stdout[-4_000:])}")
 
@@ -227,10 +218,10 @@ def become(command: Sequence[str]) -> NoReturn:
     os.execve(command[0], list(command), variables)
 
 
-def captured(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
+def captured(command: Sequence[str], folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
-        cwd=ROOT,
+        cwd=folder,
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
