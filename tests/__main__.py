@@ -141,7 +141,7 @@ def remove_superseded(environment: Path) -> None:
     for other in CACHE.glob(f"{interpreter_prefix()}*.lock"):
         if other == lock_of(environment):
             continue
-        with open(other, "w") as lock:
+        with open(other, "w", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -162,10 +162,10 @@ def in_the_copy(arguments: Sequence[str]) -> NoReturn:
     stamp = copy / ".cache" / "compiled"
     content = fingerprint(wanted)
     fcntl.flock(lock, fcntl.LOCK_SH)
-    while not stamp.exists() or stamp.read_text() != content:
+    while not stamp.exists() or stamp.read_text(encoding="utf-8") != content:
         fcntl.flock(lock, fcntl.LOCK_UN)
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not stamp.exists() or stamp.read_text() != content:
+        if not stamp.exists() or stamp.read_text(encoding="utf-8") != content:
             mirror(wanted, copy)
             compile_in_place(copy)
             stamp.write_text(content, "utf-8")

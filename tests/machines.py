@@ -87,7 +87,7 @@ def another_hosts_file(text: str) -> Callable[[argparse.Namespace, contextlib.Ex
         needs_namespace("--mount")
         needs_program("mount")
         hosts = Path(cleanup.enter_context(tempfile.TemporaryDirectory()), "hosts")
-        hosts.write_text(text)
+        hosts.write_text(text, encoding="utf-8")
         hosts.chmod(0o644)
         hosts.parent.chmod(0o755)
         script = 'mount --bind "$0" /etc/hosts && exec "$@"'

@@ -65,7 +65,7 @@ def test_the_quick_run(tmp_path: Path) -> None:
         assert 0 < found["min"] <= found["median"] <= found["max"]
         assert found["ratio_to_tcp"] > 0
         assert (found["cpu_seconds_per_gb"] is not None) == (found["case"] == "bulk")
-    written = (tmp_path / "table.md").read_text()
+    written = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert written.count("| utpsocket |") == len(cases.QUICK)
     assert "| bulk vs kernel TCP | ≥ 0.4 |" in ran.stderr
     assert "round 2 of 2" in ran.stderr

@@ -92,7 +92,7 @@ def test_the_command_prints_one_object(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_script_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = tmp_path / "script"
-    script.write_text("\n".join([*PAIR, 'b.send(b"x", socket.MSG_OOB)']))
+    script.write_text("\n".join([*PAIR, 'b.send(b"x", socket.MSG_OOB)']), encoding="utf-8")
     assert compat.main(["fuzz", "--replay", str(script)]) == 1
     assert capsys.readouterr().out.rstrip().endswith("^ differ")
 

@@ -177,7 +177,10 @@ class TestRelay:
             client_address, relay_address = client.getsockname(), relay.address
             relay.close_captures()
         assert list(read_pcap(pcap)) == [(client_address, relay_address, syn)]
-        assert trace.read_text().split(maxsplit=1)[1] == "-> SYN   id=1 seq=5 ack=0 wnd=4 t=2 d=3 len=0  TWICE\n"
+        assert (
+            trace.read_text(encoding="utf-8").split(maxsplit=1)[1]
+            == "-> SYN   id=1 seq=5 ack=0 wnd=4 t=2 d=3 len=0  TWICE\n"
+        )
 
     def test_as_a_process_it_ends_with_its_standard_input(self) -> None:
         road = Impairment(loss=0.25, duplicate=0.5, reorder=0.125, reorder_us=1, delay_us=2000, jitter_us=3000)

@@ -63,7 +63,7 @@ def test_what_a_server_forked_ends_with_it(
 ) -> None:
     monkeypatch.setenv("TROUBLED_PROGRAMS_PID", str(tmp_path / "pid"))
     assert run_scenario(TROUBLED["leaves a child"], environment).status == "pass"
-    pid = int((tmp_path / "pid").read_text())
+    pid = int((tmp_path / "pid").read_text(encoding="utf-8"))
     # It is killed; a busy machine may take its time to let it end.
     assert eventually(lambda: state_of(pid) in ("gone", "Z", "X"), True)
 
@@ -71,7 +71,7 @@ def test_what_a_server_forked_ends_with_it(
 def state_of(pid: int) -> str:
     """A process's, as /proc has it."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")[2][0]
     except OSError:
         return "gone"
 
@@ -105,7 +105,10 @@ class TestProvision:
         assert provision.normal("Zope.Interface") == provision.normal("zope_interface") == "zope-interface"
 
     def test_every_package_of_a_scenario_is_pinned(self) -> None:
-        pinned = {provision.normal(line.partition("==")[0]) for line in provision.PINS.read_text().splitlines()}
+        pinned = {
+            provision.normal(line.partition("==")[0])
+            for line in provision.PINS.read_text(encoding="utf-8").splitlines()
+        }
         wanted = {provision.normal(package) for each in every_scenario().values() for package in each.packages}
         assert wanted - pinned == set()
 
@@ -145,7 +148,7 @@ class TestCommand:
         assert [row["status"] for row in rows] == ["pass", "skip"]
         assert set(rows[0]) == {"name", "version", "status", "utp_connections", "seconds", "cause"}
         assert "1 passed, 0 failed, 1 skipped" in printed.err
-        assert f"| cannot be had |  | skip | 0 | {rows[1]['cause']} |" in table.read_text()
+        assert f"| cannot be had |  | skip | 0 | {rows[1]['cause']} |" in table.read_text(encoding="utf-8")
         assert compat.main(["programs", "good"]) == 0
 
     def test_list_and_wrong_names(self, capsys: pytest.CaptureFixture[str]) -> None:

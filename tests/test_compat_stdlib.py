@@ -297,10 +297,10 @@ SAME = Verdict("test_y", over_tcp=5, same=5, slow={"test_y.T.test": "1 s: so wha
 
 def test_the_table_stands_between_its_interpreters_markers(tmp_path: Path) -> None:
     manual = tmp_path / "RESULTS.md"
-    manual.write_text("before\n")
+    manual.write_text("before\n", encoding="utf-8")
     for feature in ("3.11", "3.13", "3.11"):
         table.write(manual, feature, found(DIFFERS, SAME))
-    text = manual.read_text()
+    text = manual.read_text(encoding="utf-8")
     assert text.startswith("before\n\n<!-- compat stdlib 3.11: begin -->\n")
     assert text.count("compat stdlib 3.11: begin") == text.count("compat stdlib 3.13: end") == 1
     assert "| `test_x` | 3 | 2 | 2 | 1 | 1 | 3 |" in text

@@ -115,12 +115,12 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setenv("COMPAT_STDLIB_STAND_IN", "1")
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     (tmp_path / "files" / "tests").mkdir(parents=True)
-    (tmp_path / "files" / "tests" / "data.txt").write_text("data")
+    (tmp_path / "files" / "tests" / "data.txt").write_text("data", encoding="utf-8")
     library = Library("mylib", "1.0", (), ("tests",))
     provided = Provided(sys.executable, tmp_path / "files")
 
     def write(text: str) -> None:
-        (tmp_path / "files" / "tests" / "test_it.py").write_text(text)
+        (tmp_path / "files" / "tests" / "test_it.py").write_text(text, encoding="utf-8")
 
     def walk() -> command._Walk:
         return command._Walk(library, provided, argparse.Namespace(match=[], runs=1))
@@ -171,7 +171,7 @@ def test_what_differs_under_load_only_counts_as_it_is_alone(
     suite: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = suite.folder / "runs"
-    runs.write_text("")
+    runs.write_text("", encoding="utf-8")
     monkeypatch.setattr(command, "ALONE_ROUNDS", 1)
     monkeypatch.setenv("SUITES_TEST_RUNS", str(runs))
     suite.write(LOADED)
@@ -185,7 +185,7 @@ def test_what_differs_under_load_only_counts_as_it_is_alone(
 def test_one_test_alone_does_not_import_the_modules_of_others(suite: SimpleNamespace) -> None:
     suite.write("from pathlib import Path; Path('imported').touch()")
     suite.provided.files.joinpath("tests", "test_other.py").write_text(
-        "from pathlib import Path\n\ndef test_that():\n    assert not Path('imported').exists()\n"
+        "from pathlib import Path\n\ndef test_that():\n    assert not Path('imported').exists()\n", encoding="utf-8"
     )
     run = suite.walk()._run("tcp", ("mylib.test_other.test_tha[t]",))
     assert {name: outcome.status for name, outcome in run.tests.items()} == {"mylib.test_other.test_that": "pass"}
@@ -244,7 +244,7 @@ def test_ids_do_not_contain_the_working_directory(tmp_path: Path, monkeypatch: p
 
 def test_interpreters_with_a_pythonpath_of_their_own_are_patched_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "x.pth").write_text(provision.INHERITED)
+    (tmp_path / "site" / "x.pth").write_text(provision.INHERITED, encoding="utf-8")
     program = f"import site, sys; site.addsitedir({str(tmp_path / 'site')!r}); print(sys.path[0], sys.path[-1])"
 
     def ends_of_path(**named: str) -> list[str]:
@@ -270,7 +270,7 @@ def test_debians_sources_come_through_lists_of_their_own(tmp_path: Path, monkeyp
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     apt = tmp_path / "apt-get"
-    apt.write_text(APT)
+    apt.write_text(APT, encoding="utf-8")
     apt.chmod(0o755)
     keys = tmp_path / "keys.gpg"
     monkeypatch.setattr(provision, "DEBIAN_KEYS", keys)
@@ -278,10 +278,12 @@ def test_debians_sources_come_through_lists_of_their_own(tmp_path: Path, monkeyp
         provision._download_from_debian("python-mylib=1.0-1", tmp_path)
     keys.touch()
     provision._download_from_debian("python-mylib=1.0-1", tmp_path)
-    assert (tmp_path / "sources").read_text() == f"deb-src [signed-by={keys}] some://archive/ trixie main\n"
+    assert (tmp_path / "sources").read_text(
+        encoding="utf-8"
+    ) == f"deb-src [signed-by={keys}] some://archive/ trixie main\n"
     assert (tmp_path / "mylib_1.0.orig.tar.gz").exists()
     assert not (tmp_path / "apt").exists()
-    asked, updated, asked_again, own_update, source = (tmp_path / "calls").read_text().splitlines()
+    asked, updated, asked_again, own_update, source = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
     assert (asked, updated) == (asked_again, "update -qq")
     assert f"Dir::State::Lists={tmp_path}/apt/lists" in own_update
     assert source.endswith("source --download-only --tar-only python-mylib=1.0-1")
@@ -299,7 +301,7 @@ def test_the_json_and_the_table_name_the_version(
     keys = {"name", "version", "tests", "over_tcp", "same", "expected", "unexpected", "utp_connections", "seconds"}
     assert keys <= set(found["suites"][0])
     assert found["unexpected"] == []
-    text = results.read_text()
+    text = results.read_text(encoding="utf-8")
     assert "| `mylib` | 1.0 | 1 | 1 |" in text
     written = table.read(results, table.feature_version(sys.version), command.LAYOUT)
     assert written is not None
@@ -340,7 +342,7 @@ def test_a_library_that_cannot_be_had_is_said_and_fails(
 def test_every_library_is_pinned_and_the_quick_ones_exist() -> None:
     assert [library.name for library in select(QUICK)] == list(QUICK)
     for library in LIBRARIES:
-        pins = (PINS / f"{library.name}.txt").read_text().splitlines()
+        pins = (PINS / f"{library.name}.txt").read_text(encoding="utf-8").splitlines()
         assert f"{library.name}=={library.version}" in pins
 
 

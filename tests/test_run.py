@@ -41,7 +41,7 @@ def run(*arguments: str, cwd: Path | None = None, **variables: str) -> subproces
 
 def script(folder: Path, source: str) -> str:
     path = folder / "script.py"
-    path.write_text(source)
+    path.write_text(source, encoding="utf-8")
     return str(path)
 
 
@@ -73,7 +73,7 @@ print('sitecustomize' in sys.modules)
 @pytest.mark.parametrize("how", ["script", "module", "code", "folder"])
 def test_a_program_sees_what_it_sees_without(how: str, tmp_path: Path) -> None:
     path = script(tmp_path, SEEN_BY_A_PROGRAM)
-    (tmp_path / "__main__.py").write_text(SEEN_BY_A_PROGRAM)
+    (tmp_path / "__main__.py").write_text(SEEN_BY_A_PROGRAM, encoding="utf-8")
     program = {
         "script": [path],
         "module": ["-m", "script"],
@@ -105,7 +105,7 @@ def test_what_cannot_be_run(missing: list[str]) -> None:
 
 
 def test_a_sitecustomize_of_the_programs_own_is_run(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import builtins; builtins.theirs = __file__")
+    (tmp_path / "sitecustomize.py").write_text("import builtins; builtins.theirs = __file__", encoding="utf-8")
     ran = run("-c", "print(theirs)", PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, f"{tmp_path}/sitecustomize.py\n", "")
 
@@ -178,7 +178,7 @@ def test_pip_answers() -> None:
 
 
 def test_the_stdlibs_web_server_serves_until_interrupted(tmp_path: Path) -> None:
-    (tmp_path / "page").write_text("over uTP")
+    (tmp_path / "page").write_text("over uTP", encoding="utf-8")
     with started("--stats", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(tmp_path)) as server:
         assert server.stdout is not None
         found = re.match(r"Serving HTTP on 127.0.0.1 port (\d+) ", server.stdout.readline())
@@ -199,7 +199,7 @@ def test_the_stdlibs_web_server_serves_until_interrupted(tmp_path: Path) -> None
 
 def test_rules_reach_the_program_and_what_it_starts(tmp_path: Path) -> None:
     """By options or by variables: a server of both transports, asked over each by a client that falls back."""
-    (tmp_path / "page").write_text("over either")
+    (tmp_path / "page").write_text("over either", encoding="utf-8")
     client = (
         "import sys, urllib.request; from utpsocket import monkey, stats\n"
         "print(urllib.request.urlopen(sys.argv[1], timeout=100).read().decode())\n"

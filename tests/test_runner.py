@@ -19,7 +19,7 @@ from tests import __main__ as runner
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository of next to nothing, which the runner takes for its own."""
-    (tmp_path / "pyproject.toml").write_text('[project]\nname = "nothing"\nversion = "1"\n')
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "nothing"\nversion = "1"\n', encoding="utf-8")
     monkeypatch.setattr(runner, "ROOT", tmp_path)
     monkeypatch.setattr(runner, "CACHE", tmp_path / ".cache" / "tests")
     return tmp_path
@@ -28,7 +28,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_another_pyproject_is_another_environment(checkout: Path) -> None:
     before = runner.environment_name()
     assert runner.environment_name() == before
-    (checkout / "pyproject.toml").write_text('[project]\nname = "nothing"\nversion = "2"\n')
+    (checkout / "pyproject.toml").write_text('[project]\nname = "nothing"\nversion = "2"\n', encoding="utf-8")
     assert runner.environment_name() != before
 
 
@@ -49,13 +49,13 @@ def test_an_earlier_environment_of_this_interpreter_is_removed(checkout: Path) -
     earlier = runner.CACHE / runner.environment_name()
     earlier.mkdir()
     runner.lock_of(earlier).touch()
-    (checkout / "pyproject.toml").write_text('[project]\nname = "nothing"\nversion = "2"\n')
+    (checkout / "pyproject.toml").write_text('[project]\nname = "nothing"\nversion = "2"\n', encoding="utf-8")
     runner.remove_superseded(runner.CACHE / runner.environment_name())
     assert not earlier.exists()
 
 
 def script(path: Path, *lines: str) -> str:
-    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]), encoding="utf-8")
     path.chmod(0o755)
     return str(path)
 

@@ -82,7 +82,8 @@ def test_nothing_is_loaded_until_a_socket_is_needed(python: Path) -> None:
 def test_it_reaches_whatever_the_program_starts(python: Path, tmp_path: Path) -> None:
     """spawn, forkserver, a process pool, subprocess: all find the variable in their environment."""
     path = tmp_path / "script.py"
-    path.write_text(f"""
+    path.write_text(
+        f"""
 import concurrent.futures, json, multiprocessing, subprocess, sys
 
 def ask(_=None):
@@ -108,7 +109,9 @@ if __name__ == "__main__":
     command = [sys.executable, "-c", {TRANSPORT!r}]
     found["subprocess"] = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     print(json.dumps(found))
-""")
+""",
+        encoding="utf-8",
+    )
     found = json.loads(output_of(python, str(path), UTPSOCKET_PATCH="1"))
     assert found == {
         "itself": "utp",

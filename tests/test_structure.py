@@ -740,10 +740,51 @@ def called_in_slices(text: str) -> list[str]:
 def test_no_bound_of_a_slice_is_a_call_that_matters(folder: str) -> None:
     for path in sorted((ROOT / PACKAGE / folder).glob("**/*.py" if folder == "protocol" else "*.py")):
         if path.name != "mmsg.py":  # ctypes: interpreted
-            assert not called_in_slices(path.read_text()), path
+            assert not called_in_slices(path.read_text(encoding="utf-8")), path
 
 
 def test_a_call_in_a_slice_is_seen() -> None:
     assert called_in_slices("left = data[sock.send(data) :]") == ["sock.send(data)"]
     assert called_in_slices("left = data[: len(data) - (n := 1)]") == ["(n := 1)"]
     assert called_in_slices("left = data[: min(count, len(data))]") == []
+
+
+# ── files of text ──
+
+
+def read_without_an_encoding(text: str) -> list[str]:
+    """The calls that open a text file in the locale's encoding, which is ASCII under LC_ALL=C."""
+    return [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and _wants_an_encoding(node) and not _names_an_encoding(node)
+    ]
+
+
+def _wants_an_encoding(call: ast.Call) -> bool:
+    if isinstance(call.func, ast.Attribute):
+        return call.func.attr in ("read_text", "write_text")
+    if not (isinstance(call.func, ast.Name) and call.func.id == "open"):
+        return False
+    modes = [*call.args[1:2], *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+    return not any(isinstance(mode, ast.Constant) and "b" in str(mode.value) for mode in modes)
+
+
+def _names_an_encoding(call: ast.Call) -> bool:
+    by_position = {"read_text": 1, "write_text": 2, "open": 4}[getattr(call.func, "attr", "open")]
+    return len(call.args) >= by_position or any(keyword.arg in ("encoding", None) for keyword in call.keywords)
+
+
+@pytest.mark.parametrize("folder", [PACKAGE, "tests", "compat", "examples"])
+def test_every_text_file_is_opened_with_its_encoding(folder: str) -> None:
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        assert not read_without_an_encoding(path.read_text(encoding="utf-8")), path
+
+
+def test_a_text_file_without_an_encoding_is_seen() -> None:
+    assert read_without_an_encoding("path.read_text()\nopen(name)\nopen(name, 'w')") == [
+        "path.read_text()",
+        "open(name)",
+        "open(name, 'w')",
+    ]
+    assert not read_without_an_encoding("open(name, 'rb')\nopen(0, mode='wb')\nPath(n).write_text(t, encoding='utf-8')")

@@ -128,7 +128,7 @@ loops.new_event_loop().run_for_ever()  # E: attr-defined
 def checked(folder: Path, programs: dict[str, str]) -> dict[str, set[tuple[int, str]]]:
     """What mypy --strict says of these programs: (line, code of the error) by name."""
     for name, text in programs.items():
-        (folder / f"{name}.py").write_text(text)
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
     ran = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--config-file", "", "."],
         cwd=folder,

@@ -38,7 +38,7 @@ def touch_nothing(port: int) -> None:
 
 def serve_in_a_child(ready: Ready) -> None:
     """Leaves a process that would outlive a careless runner."""
-    with open("child", "w") as file:
+    with open("child", "w", encoding="utf-8") as file:
         pid = os.fork()
         if pid == 0:
             threading.Event().wait()
@@ -52,7 +52,10 @@ def wrong_answer(port: int) -> None:
 
 def tell_pid_of_child(port: int) -> None:
     ask(port)
-    with open("child") as file, open(os.environ["TROUBLED_PROGRAMS_PID"], "w") as word:
+    with (
+        open("child", encoding="utf-8") as file,
+        open(os.environ["TROUBLED_PROGRAMS_PID"], "w", encoding="utf-8") as word,
+    ):
         word.write(file.read())
 
 

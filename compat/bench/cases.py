@@ -188,7 +188,7 @@ def idle(subject: str, seconds: float, *, connections: int) -> Sample:
 
 def kernel_slab_bytes() -> int:
     """What the kernel's own objects take, on the whole machine."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("Slab:"):
             return int(line.split()[1]) * 1024
     return 0

@@ -268,7 +268,7 @@ def idle_listen(side: Side) -> dict[str, Any]:
 
 def usage() -> dict[str, int]:
     """Resident bytes and open fds of this process."""
-    resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    resident_pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return {"rss": resident_pages * os.sysconf("SC_PAGE_SIZE"), "fds": len(os.listdir("/proc/self/fd"))}
 
 

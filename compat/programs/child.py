@@ -61,7 +61,7 @@ def open_tcp_sockets() -> int:
     inodes = set()
     for path in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
         if os.path.exists(path):
-            with open(path) as table:
+            with open(path, encoding="utf-8") as table:
                 inodes |= {f"socket:[{line.split()[9]}]" for line in list(table)[1:]}
     count = 0
     for fd in os.listdir("/proc/self/fd"):

@@ -41,7 +41,7 @@ class Environment:
                     except Unavailable as error:
                         self.missing[package] = str(error)
             installed = self._installed() | set(wanted) - set(self.missing)
-            self._record.write_text(json.dumps(sorted(installed)))
+            self._record.write_text(json.dumps(sorted(installed)), encoding="utf-8")
 
     def _install_together(self, packages: list[str]) -> bool:
         """At the pinned versions or, where this Python has not all of those, at any."""
@@ -63,7 +63,7 @@ class Environment:
         return found
 
     def _installed(self) -> set[str]:
-        return set(json.loads(self._record.read_text())) if self._record.exists() else set()
+        return set(json.loads(self._record.read_text(encoding="utf-8"))) if self._record.exists() else set()
 
     def _pip(self, packages: list[str], *, pinned: bool) -> None:
         pip = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--prefer-binary"]

@@ -32,7 +32,7 @@ def cache_folder(version: str) -> Path:
 def load(folder: Path, module: str) -> ModuleRun | None:
     """The module's kept baseline, or None."""
     try:
-        kept = json.loads((folder / f"{module}.json").read_text())
+        kept = json.loads((folder / f"{module}.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     kept["tests"] = {identity: Outcome(**record) for identity, record in kept["tests"].items()}
@@ -43,5 +43,5 @@ def keep(folder: Path, run: ModuleRun) -> None:
     """Write the module's baseline, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f"{run.module}.{os.getpid()}.draft"
-    draft.write_text(json.dumps(asdict(run)))
+    draft.write_text(json.dumps(asdict(run)), encoding="utf-8")
     draft.replace(folder / f"{run.module}.json")

@@ -226,7 +226,7 @@ def leftovers() -> dict[str, Any]:
     for table in ("udp", "udp6"):
         path = Path("/proc/self/net", table)
         if path.exists():
-            udp_ports += sum(row.split()[9] in inodes for row in path.read_text().splitlines()[1:])
+            udp_ports += sum(row.split()[9] in inodes for row in path.read_text(encoding="utf-8").splitlines()[1:])
     threads = len(os.listdir("/proc/self/task")) - _gevent_pool_threads()
     return {"fds": dict(kinds), "threads": threads, "udp_ports": udp_ports}
 
@@ -310,4 +310,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "--list":
         print(json.dumps({"version": sys.version, "info": sys.version_info[:3], "modules": available_modules()}))
     else:
-        main(json.loads(Path(sys.argv[1]).read_text()))
+        main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -128,8 +128,8 @@ class _Attempt:
         modules = folder / "modules"
         modules.mkdir()
         if task.source:
-            (modules / f"{task.module}.py").write_text(task.source)
-        (folder / "request").write_text(json.dumps(self._request()))
+            (modules / f"{task.module}.py").write_text(task.source, encoding="utf-8")
+        (folder / "request").write_text(json.dumps(self._request()), encoding="utf-8")
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [task.python, "-m", task.child, str(folder / "request")],

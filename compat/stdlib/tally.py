@@ -46,7 +46,7 @@ def report(path: str) -> None:
 
 def total(path: Path) -> int:
     """The sum of what was written to `path`."""
-    return sum(map(int, path.read_text().split())) if path.exists() else 0
+    return sum(map(int, path.read_text(encoding="utf-8").split())) if path.exists() else 0
 
 
 def _replace_exit(path: str) -> None:

@@ -123,4 +123,4 @@ def main(request: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     os.environ.pop("COMPAT_STDLIB_CHILD", None)
-    main(json.loads(Path(sys.argv[1]).read_text()))
+    main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

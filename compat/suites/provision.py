@@ -74,7 +74,7 @@ def provide(library: Library) -> Provided:
 
     folder = built(f"suite-{library.name}-{library.version}", pins, build)
     (site_packages,) = folder.glob("venv/lib/python*/site-packages")
-    (site_packages / "compat_suites.pth").write_text(INHERITED)
+    (site_packages / "compat_suites.pth").write_text(INHERITED, encoding="utf-8")
     return Provided(str(folder / "venv" / "bin" / "python"), folder / "files")
 
 
@@ -87,7 +87,7 @@ def _download_from_debian(package: str, folder: Path) -> None:
     for kind in ("lists", "cache/archives"):
         (state / kind / "partial").mkdir(parents=True)
     sources = state / "sources.list"
-    sources.write_text(f"deb-src [signed-by={DEBIAN_KEYS}] {archive} {DEBIAN_RELEASE} main\n")
+    sources.write_text(f"deb-src [signed-by={DEBIAN_KEYS}] {archive} {DEBIAN_RELEASE} main\n", encoding="utf-8")
     places = {
         "Dir::Etc::SourceList": sources,
         "Dir::Etc::SourceParts": "-",

@@ -72,7 +72,7 @@ def has_ended(pid: int) -> bool:
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
         try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):
             return True
         if state == "Z":
@@ -372,7 +372,7 @@ def test_every_command_of_the_shim_may_be_sent() -> None:
     asked: set[str] = set()
     package = ROOT / "utpsocket"
     for path in (*package.glob("sockets/*.py"), package / "stats.py", package / "engine" / "exit_flush.py"):
-        asked.update(re.findall(r"\bcommands\.(?!py\b)([a-z_]+)", path.read_text()))
+        asked.update(re.findall(r"\bcommands\.(?!py\b)([a-z_]+)", path.read_text(encoding="utf-8")))
     assert asked - messages.COMMANDS.keys() == {"adopt_port", "has_port", "has_nothing_unsent", "apply_nodelay"}
 
 

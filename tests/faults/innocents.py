@@ -148,9 +148,9 @@ class Machine:
         found = {}
         for pid in self._pids:
             for name in glob.glob(f"/proc/{pid}/task/*/schedstat"):
-                with contextlib.suppress(OSError, IndexError), open(name) as file:
+                with contextlib.suppress(OSError, IndexError), open(name, encoding="utf-8") as file:
                     found[name] = int(file.read().split()[1]) / 1e9
-        with contextlib.suppress(OSError, IndexError), open("/proc/stat") as file:
+        with contextlib.suppress(OSError, IndexError), open("/proc/stat", encoding="utf-8") as file:
             found["steal"] = int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
         return found
 

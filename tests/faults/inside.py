@@ -198,7 +198,7 @@ def _inodes_at(port: int) -> set[str]:
     found = set()
     for table in ("udp", "udp6", "tcp", "tcp6"):
         path = Path("/proc/net", table)
-        for line in path.read_text().splitlines()[1:] if path.exists() else ():
+        for line in path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else ():
             fields = line.split()
             if int(fields[1].rpartition(":")[2], 16) == port and fields[9] != "0":
                 found.add(fields[9])

@@ -56,7 +56,7 @@ class Journal:
         self._path = Path(path) if path else None
         self._done: dict[str, tuple[bool, str]] = {}
         if self._path is not None and self._path.exists():
-            for line in self._path.read_text().splitlines():
+            for line in self._path.read_text(encoding="utf-8").splitlines():
                 point, has_fired, cause = json.loads(line)
                 self._done[point] = has_fired, cause
 

@@ -108,7 +108,8 @@ def serve(host: str, backlog: int, accepts: bool) -> None:
             "address": listener.getsockname()[:2],
             "taken_bytes": taken[0],
             "cpu_seconds": times.ru_utime + times.ru_stime,
-            "rss_bytes": int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
+            "rss_bytes": int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+            * os.sysconf("SC_PAGE_SIZE"),
             "fds": len(os.listdir("/proc/self/fd")),
             "threads": len(os.listdir("/proc/self/task")),
         }

@@ -127,7 +127,7 @@ def _udp_inodes() -> set[str]:
     inodes = set()
     for table in ("/proc/net/udp", "/proc/net/udp6"):
         if os.path.exists(table):
-            with open(table) as lines:
+            with open(table, encoding="utf-8") as lines:
                 inodes |= {line.split()[9] for line in lines}
     return inodes
 

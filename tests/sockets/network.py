@@ -191,7 +191,7 @@ def own_loopback() -> str:
 
 def quiet_port() -> int:
     """A port number that is free at every address, and that the kernel does not choose by itself."""
-    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="utf-8").split()[0])
     while True:
         port = random.randrange(lowest // 2, lowest)
         try:

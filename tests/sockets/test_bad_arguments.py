@@ -205,7 +205,7 @@ OPERATIONS: list[tuple[str, Operation, type[BaseException] | None]] = [
     ("settimeout_huge", lambda s: s.settimeout(1e400), OverflowError),
     ("connect_two_arguments", lambda s: s.connect("127.0.0.1", 80), TypeError),
     ("bind_no_argument", lambda s: s.bind(), TypeError),
-    ("sendfile_text_mode", lambda s: s.sendfile(open(__file__)), ValueError),
+    ("sendfile_text_mode", lambda s: s.sendfile(open(__file__, encoding="utf-8")), ValueError),
     ("makefile_bad_mode", lambda s: s.makefile("x"), ValueError),
     ("makefile_unbuffered_text", lambda s: s.makefile("r", buffering=0), ValueError),
     ("setsockopt_text", lambda s: s.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, "1"), TypeError),

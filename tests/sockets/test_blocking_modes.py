@@ -190,7 +190,7 @@ def blocked(thread: threading.Thread) -> None:
     """Return when the thread has most likely reached its system call."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
-        with open(f"/proc/self/task/{thread.native_id}/stat") as stat:
+        with open(f"/proc/self/task/{thread.native_id}/stat", encoding="utf-8") as stat:
             if stat.read().rpartition(")")[2].split()[0] == "S":
                 time.sleep(0.01)
                 return

@@ -422,7 +422,7 @@ def test_detach_leaves_the_connection_alone(net: Net) -> None:
 def test_replacing_the_fd_closes_the_connection(net: Net) -> None:
     """dup2 over the fd is a close too: the kernel counts, not the object."""
     client, server = net.pair()
-    with open(os.devnull) as null:
+    with open(os.devnull, encoding="utf-8") as null:
         os.dup2(null.fileno(), client.fileno())
     assert server.recv(1) == b""
     os.close(client.detach())

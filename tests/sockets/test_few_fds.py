@@ -244,7 +244,7 @@ child.wait()
 
 def run(name: str, script: Path, *arguments: object, program: str = PROGRAM, **environment: str) -> str:
     source = program.replace("{module}", MODULES[name])
-    script.write_text(f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n{source}")
+    script.write_text(f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n{source}", encoding="utf-8")
     done: Any = subprocess.run(
         [sys.executable, script, *map(str, arguments)],
         env={**os.environ, **environment},

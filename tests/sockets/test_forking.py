@@ -641,7 +641,7 @@ os._exit(0)
 def test_what_the_program_does_just_before_a_fork_may_need_the_network(name: str, engine: str, tmp_path: Path) -> None:
     """os.register_at_fork(before=…), two threads at once."""
     script = tmp_path / "hook.py"
-    script.write_text(HOOK.format(path=str(REPOSITORY), module=MODULES[name]))
+    script.write_text(HOOK.format(path=str(REPOSITORY), module=MODULES[name]), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, script],
         env={**os.environ, "UTPSOCKET_ENGINE": engine},

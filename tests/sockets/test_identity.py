@@ -232,7 +232,7 @@ def test_protocol_of_an_adopted_fd(net: Net) -> None:
 
 
 def test_adopting_something_that_is_no_socket(net: Net) -> None:
-    with open(os.devnull) as null:
+    with open(os.devnull, encoding="utf-8") as null:
         for fd in (null.fileno(), -1, 1 << 20):
             expected = outcome(partial(socket.socket, fileno=fd))
             assert expected[0] in ("OSError", "ValueError")

@@ -333,7 +333,7 @@ with socket.create_server(('127.0.0.1', 0)) as listener:
 
 def test_what_cannot_be_hooked_is_warned_of(tmp_path: os.PathLike[str]) -> None:
     """A library past the patch, here a stand-in of its name, is met when it comes, before and after."""
-    (tmp_path / "uvloop.py").write_text("")  # type: ignore[operator]
+    (tmp_path / "uvloop.py").write_text("", encoding="utf-8")  # type: ignore[operator]
     for order in ("import uvloop; monkey.patch_all()", "monkey.patch_all(); import uvloop"):
         python(f"""
 import sys, warnings

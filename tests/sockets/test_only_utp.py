@@ -31,7 +31,7 @@ def test_the_fd_is_a_local_stream(net: Net) -> None:
 
 def test_the_engines_thread_has_a_name(net: Net) -> None:
     net.pair()
-    assert "utpsocket\n" in [comm.read_text() for comm in Path("/proc/self/task").glob("*/comm")]
+    assert "utpsocket\n" in [comm.read_text(encoding="utf-8") for comm in Path("/proc/self/task").glob("*/comm")]
 
 
 def test_no_tcp_socket_is_involved(net: Net) -> None:
@@ -39,7 +39,7 @@ def test_no_tcp_socket_is_involved(net: Net) -> None:
     ports = {f":{sock.getsockname()[1]:04X} " for sock in (client, server)}
     # By inode: another's TCP port, or one that lingers in TIME_WAIT (inode 0), may have the same number.
     ours = {target[len("socket:[") : -1] for target in open_descriptors().values() if target.startswith("socket:[")}
-    with open("/proc/net/udp") as udp, open("/proc/net/tcp") as tcp:
+    with open("/proc/net/udp", encoding="utf-8") as udp, open("/proc/net/tcp", encoding="utf-8") as tcp:
         assert any(port in line for line in udp for port in ports)
         assert not any(port in line and line.split()[9] in ours for line in tcp for port in ports)
 

@@ -175,7 +175,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_multiprocessing_passes_sockets(net: Net, method: str, tmp_path: Path) -> None:
     script = tmp_path / "passing.py"
-    script.write_text(MULTIPROCESSING.replace("{module}", MODULES[net.name]))
+    script.write_text(MULTIPROCESSING.replace("{module}", MODULES[net.name]), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, script, method],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
@@ -212,7 +212,7 @@ def test_multiprocessing_child_ends_right_after_sending(net: Net, method: str, h
     """Such children leave through os._exit, after multiprocessing's own finalizers only."""
     listener = net.listener()
     script = tmp_path / "sending.py"
-    script.write_text(CHILD_SENDS.replace("{module}", MODULES[net.name]))
+    script.write_text(CHILD_SENDS.replace("{module}", MODULES[net.name]), encoding="utf-8")
     process = subprocess.Popen(
         [sys.executable, script, method, how, str(listener.getsockname()[1])],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},

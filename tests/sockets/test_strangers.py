@@ -77,7 +77,7 @@ def test_a_true_name_proves_nothing_in_another_users_hands() -> None:
     name = raw_name(client, "getpeername")
     net.close()
     assert fd_names.decode(name) is not None
-    eventually(lambda: os.fsdecode(name[1:]) in Path("/proc/net/unix").read_text(), False)
+    eventually(lambda: os.fsdecode(name[1:]) in Path("/proc/net/unix").read_text(encoding="utf-8"), False)
     assert accepted_from(name, NOBODY) == (socket.AF_UNIX, name, name)
 
 

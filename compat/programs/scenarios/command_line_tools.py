@@ -29,9 +29,9 @@ def use_httpie(port: int) -> None:
     Path("posted").write_bytes(noise(200_000))
     base = ["http", "--ignore-stdin", "--check-status", "--body", "--output"]
     assert main([*base, "hello", f"http://{HOST}:{port}/hello?httpie"]) == 0
-    assert Path("hello").read_text().strip() == f"hello httpie from {HOST}"
+    assert Path("hello").read_text(encoding="utf-8").strip() == f"hello httpie from {HOST}"
     assert main([*base, "digest", "POST", f"http://{HOST}:{port}/digest", "@posted"]) == 0
-    assert Path("digest").read_text().strip() == digest(noise(200_000))
+    assert Path("digest").read_text(encoding="utf-8").strip() == digest(noise(200_000))
     assert main(["http", "--ignore-stdin", "--download", "--output", "stream", f"http://{HOST}:{port}/stream"]) == 0
     assert Path("stream").read_bytes() == b"".join(STREAMED)
     assert main([*base, "nothing", f"http://{HOST}:{port}/nowhere"]) == 4
@@ -92,7 +92,9 @@ def use_twine(port: int) -> None:
 def serve_pproxy_and_web(ready: Ready) -> None:
     import pproxy
 
-    threading.Thread(target=serve_web, args=(lambda port: Path("web").write_text(str(port)),), daemon=True).start()
+    threading.Thread(
+        target=serve_web, args=(lambda port: Path("web").write_text(str(port), encoding="utf-8"),), daemon=True
+    ).start()
 
     async def main() -> None:
         server = pproxy.Server(f"http+socks4+socks5://{HOST}:0")
@@ -107,7 +109,7 @@ def go_through_pproxy(port: int) -> None:
     """One port that speaks three proxies' languages."""
     import requests
 
-    web_port = int(Path("web").read_text())
+    web_port = int(Path("web").read_text(encoding="utf-8"))
     for scheme in ("http", "socks4", "socks5"):
         with requests.Session() as session:
             session.proxies = {"http": f"{scheme}://{HOST}:{port}"}
@@ -143,7 +145,7 @@ def serve_supervisor(ready: Ready) -> None:
     with socket.create_server((HOST, 0)) as probe:
         port = probe.getsockname()[1]
     text = SUPERVISED.format(folder=os.getcwd(), host=HOST, port=port, python=sys.executable)
-    Path("supervisord.conf").write_text(text)
+    Path("supervisord.conf").write_text(text, encoding="utf-8")
 
     def announce() -> None:
         while True:

@@ -158,7 +158,7 @@ def serve_twisted_tls(ready: Ready) -> None:
             self.sendLine(line[::-1])
 
     certificate.issue()
-    with open(certificate.IDENTITY) as file:
+    with open(certificate.IDENTITY, encoding="utf-8") as file:
         identity = ssl.PrivateCertificate.loadPEM(file.read())
     port = reactor.listenSSL(0, Factory.forProtocol(Reverse), identity.options(), interface=HOST)
     ready(port.getHost().port)

@@ -232,7 +232,7 @@ def serve_socks_and_web(ready: Ready) -> None:
 
     web = Server((HOST, 0), wsgi)
     web.prepare()
-    Path("web").write_text(str(web.bind_addr[1]))
+    Path("web").write_text(str(web.bind_addr[1]), encoding="utf-8")
     threading.Thread(target=web.serve, daemon=True).start()
     server = socketserver.ThreadingTCPServer((HOST, 0), SocksServer)
     ready(server.server_address[1])
@@ -243,7 +243,7 @@ def go_through_socks(port: int) -> None:
     import requests
     import socks
 
-    web_port = int(Path("web").read_text())
+    web_port = int(Path("web").read_text(encoding="utf-8"))
     sock = socks.socksocket()
     sock.set_proxy(socks.SOCKS5, HOST, port)
     sock.settimeout(20)
@@ -265,7 +265,7 @@ def serve_proxy_and_web(ready: Ready) -> None:
 
     web = Server((HOST, 0), wsgi)
     web.prepare()
-    Path("web").write_text(str(web.bind_addr[1]))
+    Path("web").write_text(str(web.bind_addr[1]), encoding="utf-8")
     threading.Thread(target=web.serve, daemon=True).start()
     arguments = ["--hostname", HOST, "--port", "0", "--num-workers", "1", "--num-acceptors", "1", "--threadless"]
     with proxy.Proxy([*arguments, "--log-level", "w"]) as running:
@@ -279,7 +279,7 @@ def go_through_proxy(port: int) -> None:
 
     import requests
 
-    web_port = int(Path("web").read_text())
+    web_port = int(Path("web").read_text(encoding="utf-8"))
     base = f"http://{HOST}:{web_port}"
     with requests.Session() as session:
         session.proxies = {"http": f"http://{HOST}:{port}"}

@@ -138,7 +138,7 @@ service Shop {
 def _thrift() -> Any:
     import thriftpy2
 
-    Path("shop.thrift").write_text(THRIFT)
+    Path("shop.thrift").write_text(THRIFT, encoding="utf-8")
     return thriftpy2.load("shop.thrift", module_name="shop_thrift")
 
 
