@@ -114,6 +114,17 @@ def test_costs_are_measured_by_part(case: str, sides: tuple[str, str]) -> None:
     assert told.count("bookkeeping") == (4 if case == "run_cost" else 2)  # the prototype's as well
 
 
+@pytest.mark.parametrize("subject", ["utpsocket", "tcp"])
+@pytest.mark.parametrize("case", ["paused_alone", "paused_beside_bulk", "paused_against_bulk"])
+def test_messages_with_pauses_are_timed_alone_and_beside_bulk(case: str, subject: str) -> None:
+    sample = cases.BY_NAME[case].take(subject, 0.1)
+    assert 0 < sample.value <= sample.more["p99_ms"]
+    assert ("bulk_mb_per_second" in sample.more) == (case != "paused_alone")
+    told = table.markdown([Row(case, subject, "ms", [sample])], table.machine(), 1)
+    assert "p99" in told
+    assert ("MB/s" in told) == (case != "paused_alone")
+
+
 def test_a_meter_leaves_nothing_behind() -> None:
     """What it put in place of the library's functions is taken out again, and the engine goes its usual way."""
     with utpsocket.create_server(("127.0.0.1", 0)) as listener:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from compat.bench import costs
 from compat.bench.busy import BUSY_PER_CPU, as_many_as_usual, busy_processes
 from compat.bench.pair import pair
+from compat.bench.paused import BULK_CONNECTIONS, paused
 from compat.bench.sample import Sample
 from compat.bench.stream_side import CALLS
 from compat.bench.subjects import IN_A_PROCESS
@@ -229,6 +230,27 @@ ALL: Final = (
         "1,024 bytes there and back",
         ("utpsocket", "tcp", "utp-native", "aioquic"),
         functools.partial(pingpong, size=1024),
+    ),
+    Case(
+        "paused_alone",
+        "ms",
+        "1 byte there and back, one every 2 ms: the median",
+        ("utpsocket", IN_A_PROCESS, "tcp"),
+        functools.partial(paused, parallel=0),
+    ),
+    Case(
+        "paused_beside_bulk",
+        "ms",
+        "the same, and four connections of the two processes send bulk",
+        ("utpsocket", IN_A_PROCESS, "tcp"),
+        functools.partial(paused, parallel=BULK_CONNECTIONS),
+    ),
+    Case(
+        "paused_against_bulk",
+        "ms",
+        "the same, and the bulk comes from the process that answers",
+        ("utpsocket", IN_A_PROCESS, "tcp"),
+        functools.partial(paused, parallel=BULK_CONNECTIONS, kind="received"),
     ),
     Case("setup", "connections/s", "connect, 1 byte there and back, close", OURS, setup),
     Case(

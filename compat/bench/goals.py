@@ -56,9 +56,12 @@ def _cpu(rows: Rows) -> float | None:
     return row.cpu_seconds_per_gb if row else None
 
 
-def _idle(rows: Rows) -> float | None:
-    row = rows.get(("idle", "utpsocket"))
-    return row.median if row else None
+def _median(case: str) -> Callable[[Rows], float | None]:
+    def figure(rows: Rows) -> float | None:
+        row = rows.get((case, "utpsocket"))
+        return row.median if row else None
+
+    return figure
 
 
 ALL: Final = (
@@ -73,11 +76,13 @@ ALL: Final = (
     Goal("stock UDP buffer, timeouts", None, 0, _more("stock_buffer", "timeouts")),
     Goal("ping-pong 1 B vs TCP", 0.4, None, _against("pingpong_1", "tcp")),
     Goal("ping-pong 1 KB vs TCP", 0.4, None, _against("pingpong_1k", "tcp")),
+    Goal("1 B every 2 ms, alone, p50 in ms", None, 0.3, _median("paused_alone")),
+    Goal("1 B every 2 ms, beside 4 bulk connections, p50 in ms", None, 1.5, _median("paused_beside_bulk")),
     Goal("connect + echo + close vs TCP", 0.4, None, _against("setup", "tcp")),
     Goal("what a busy machine leaves of bulk vs what it leaves of TCP", 1, None, _share_beside_busy),
     Goal("1,000 connections together vs one", 0.6, None, _against("parallel_1000", "utpsocket", of="parallel_1")),
     Goal("1,000 connections, Jain index", 0.9, None, _more("parallel_1000", "jain")),
-    Goal("idle connection's end, bytes", None, 9_000, _idle),
+    Goal("idle connection's end, bytes", None, 9_000, _median("idle")),
     Goal("idle connection's end, fds of the listener", None, 2, _more("idle", "fds_listener")),
     Goal("idle connection's end, fds of the dialer", None, 2, _more("idle", "fds_dialer")),
     Goal(

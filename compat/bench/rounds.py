@@ -70,7 +70,7 @@ def _measure(row: Row, seconds: float) -> None:
 
 
 def _figures(sample: Sample, unit: str) -> str:
-    figures = [f"{sample.value:12,.1f} {unit}"]
+    figures = [f"{sample.value:12,.{1 if sample.value >= 100 else 3}f} {unit}"]
     if sample.cpu_seconds_per_gb is not None:
         figures.append(f"{sample.cpu_seconds_per_gb:.2f} CPU s/GB")
     figures += [f"{name} {value:,.4g}" for name, value in sample.more.items()]

@@ -103,6 +103,10 @@ def _remarks(row: Row) -> str:
         parts.append(f"Jain {jain:.3f}")
     if p50_us is not None:
         parts.append(f"p50 {p50_us:.0f} µs")
+    if row.case.startswith("paused"):
+        parts.append(f"p99 {_number(row.more('p99_ms') or 0)} ms")
+        if (rate := row.more("bulk_mb_per_second")) is not None:
+            parts.append(f"bulk {_number(rate)} MB/s")
     if timeouts:
         parts.append(f"{timeouts:.0f} timeouts")
     if row.case.startswith("idle") and row.samples:
