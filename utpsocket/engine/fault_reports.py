@@ -14,7 +14,6 @@ from collections import deque
 from typing import Final
 
 from utpsocket.engine.interpreter.native import allocate_lock, start_thread
-from utpsocket.engine.interpreter.originals import signal
 
 # Reports that wait, by feel; further ones are dropped, so that a hook that blocks does not use up the memory.
 _MAX_REPORTS: Final = 64
@@ -42,7 +41,6 @@ def _start() -> None:
 
 
 def _run() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are for the program's own threads
     while True:
         try:
             _report_all()

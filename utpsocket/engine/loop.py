@@ -29,7 +29,7 @@ from utpsocket.engine.faults import Containment, retry_call
 from utpsocket.engine.interpreter import garbage_collector, switch_interval
 from utpsocket.engine.interpreter.fork_lock import ForkLock
 from utpsocket.engine.interpreter.native import allocate_lock, get_ident, sleep, start_thread
-from utpsocket.engine.interpreter.originals import os, signal, time
+from utpsocket.engine.interpreter.originals import os, time
 from utpsocket.engine.interpreter.signal_errors import or_none
 from utpsocket.engine.kernel import netns
 from utpsocket.engine.kernel.arena import Arena
@@ -299,9 +299,6 @@ class Loop:
             self._end()
 
     def _run_iterations(self) -> None:
-        # Signals belong to the program's own threads. Here they would interrupt calls (EINTR), or end the process
-        # (SIGPIPE, by a byte that is written as the user).
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while not self._is_stopping:
             if self._fault is not None:
                 self._contain(self._fault)

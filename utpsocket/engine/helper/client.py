@@ -512,7 +512,6 @@ class RemoteLoop:
             return  # another call of start() has done it
         self._helper_id = get_ident()
         self._collector_pause.enter()
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             while self._tries < _MAX_TRIES:
                 try:

@@ -17,7 +17,7 @@ from typing import Final
 from utpsocket.engine.faults import NO_ROOM_ERRNOS
 from utpsocket.engine.helper import messages
 from utpsocket.engine.interpreter.native import Socket, allocate_lock, call_uninterrupted, sleep, start_thread
-from utpsocket.engine.interpreter.originals import marshal, signal
+from utpsocket.engine.interpreter.originals import marshal
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel.high_fds import taken_over
@@ -73,7 +73,7 @@ class Requests:
             call_uninterrupted(queue, sent)
         if not self._sending.locked():
             try:
-                start_thread(self._run, b"utpsocket-queue")
+                start_thread(self._send_queue, b"utpsocket-queue")
             except RuntimeError:  # the interpreter ends, and there is no thread to be had: then this one waits
                 self._send_queue()
 
@@ -89,10 +89,6 @@ class Requests:
                 raise  # no memory for it, say: the engine is alive, and has not received it
             self._on_end()
         return True
-
-    def _run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        self._send_queue()
 
     def _send_queue(self) -> None:
         while self._queue and self._sending.acquire(False):

@@ -82,6 +82,11 @@ prctl: Callable[[int, Pointer, int, int, int], int] = _declared(
     _keeping, "prctl", _int, _pointer, _ulong, _ulong, _ulong
 )
 
+sigfillset: Callable[[Pointer], int] = _declared(_keeping, "sigfillset", _pointer)
+pthread_sigmask: Callable[[int, Pointer, Pointer], int] = _declared(
+    _keeping, "pthread_sigmask", _int, _pointer, _pointer
+)
+
 bytes_address: Callable[[bytes], int] = _declared(_interpreter, "PyBytes_AsString", ctypes.py_object, result=_pointer)
 bytearray_address: Callable[[bytearray], int] = _declared(
     _interpreter, "PyByteArray_AsString", ctypes.py_object, result=_pointer

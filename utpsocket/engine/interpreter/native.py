@@ -17,6 +17,7 @@ from fcntl import F_GETFL, F_SETFL, fcntl
 from functools import partial
 from io import FileIO
 from operator import itemgetter
+from signal import SIG_BLOCK, SIG_SETMASK
 from termios import FIONREAD, TIOCOUTQ
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -105,6 +106,9 @@ def connecting(fd: int, name: bytes) -> partial[int]:
 
 
 _PR_SET_NAME = 15
+_SIGSET_BYTES = 128
+_all_signals = ctypes.create_string_buffer(_SIGSET_BYTES)
+libc.sigfillset(_all_signals)
 _THREADS_REMEMBERED = 64
 try:
     _start_joinable = original("_thread", "start_joinable_thread")  # 3.13
@@ -115,14 +119,33 @@ _threads: deque[Callable[[], object]] = deque(maxlen=_THREADS_REMEMBERED)  # eac
 
 
 def start_thread(run: Callable[[], object], name: bytes) -> None:
-    """Start a thread of ours; `name`: at most 15 bytes, which ps -L and top -H show. Raises RuntimeError where there
-    can be none.
+    """Start a thread of ours, in which every signal is blocked: they are for the program's own threads. Here they would
+    interrupt calls (EINTR), or end the process (SIGPIPE, by a byte that is written as the user).
+
+    name   at most 15 bytes, which ps -L and top -H show
+
+    Raises RuntimeError where there can be no thread.
+
+    A new thread has the signal mask of the one that starts it, and the kernel may choose it for a signal as long as it
+    has blocked none. CPython's main thread looks for a signal that another thread has received when it next takes the
+    GIL, and never does if its next system call sleeps. So they are blocked before there is a thread, which cannot do so
+    itself in time. Source: pthread_create(3), signal(7).
     """
     begin = partial(_begin, run, name)
+    before = ctypes.create_string_buffer(_SIGSET_BYTES)
+    libc.pthread_sigmask(SIG_BLOCK, None, before)
+    block, unblock = (partial(libc.pthread_sigmask, SIG_SETMASK, mask, None) for mask in (_all_signals, before))
     if _start_joinable is None:
-        start_new_thread(begin, ())
+        start = partial(start_new_thread, begin, ())
     else:
-        _threads.append(_start_joinable(begin, daemon=True).join)
+        start = partial(_start_joinable, begin, daemon=True)
+    try:
+        _, started, _ = call_uninterrupted(block, start, unblock)
+    except BaseException:
+        unblock()
+        raise
+    if _start_joinable is not None:
+        _threads.append(started.join)
 
 
 def _begin(run: Callable[[], object], name: bytes) -> None:
