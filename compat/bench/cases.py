@@ -11,18 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from compat.bench import costs
+from compat.bench import costs, imports
 from compat.bench.busy import BUSY_PER_CPU, as_many_as_usual, busy_processes
 from compat.bench.pair import pair
 from compat.bench.paused import BULK_CONNECTIONS, paused
 from compat.bench.sample import Sample
 from compat.bench.stream_side import CALLS
-from compat.bench.subjects import IN_A_PROCESS
+from compat.bench.subjects import EARLIER, IN_A_PROCESS, MODULES, PURE, UTPSOCKET
 from compat.peers.bittorrent import Metainfo
 from compat.peers.children import Failed
 from compat.peers.stream import seeded_blocks
 
-OURS: Final = ("utpsocket", "tcp")
+OURS: Final = (UTPSOCKET, "tcp")
+BUILDS: Final = (UTPSOCKET, PURE, "tcp")
+TREES: Final = (UTPSOCKET, PURE, EARLIER, "tcp")
 MB_PER_SECOND: Final = "MB/s"
 QUIC_BYTES_PER_SECOND: Final = 8_000_000  # what it is given for each second of a measurement: about what it carries
 TORRENT_BYTES_PER_SECOND: Final = 192_000_000
@@ -69,7 +71,7 @@ def transfer(
     if subject == "libtorrent":
         return torrent(seconds)
     settings |= {"kind": kind, "seconds": seconds, "bytes": int(QUIC_BYTES_PER_SECOND * seconds)}
-    environment = ours_only if subject == "utpsocket" else None
+    environment = ours_only if MODULES.get(subject) == "utpsocket" else None
     with pair(listener or subject, subject, settings, environment=environment) as both, busy_processes(busy):
         received, sent = both.measure_until_received() if subject == "aioquic" else both.measure()
     if kind == "both":
@@ -81,7 +83,7 @@ def transfer(
         if total_bytes != sent.get("bytes", total_bytes):
             raise Failed(f"{sent['bytes']} bytes were sent, {total_bytes} arrived")
     more = {name: received[name] for name in ("jain",) if name in received and settings.get("parallel", 1) > 1}
-    if subject == "utpsocket" and "timeouts" in sent:
+    if subject in (UTPSOCKET, PURE) and "timeouts" in sent:
         more["timeouts"] = sent["timeouts"]
     # The busy thread's own CPU time is nobody's cost of a transfer, and an engine's process reports none of its own.
     is_unknown = settings.get("hog") or subject == IN_A_PROCESS
@@ -132,6 +134,22 @@ def pingpong(subject: str, seconds: float, *, size: int) -> Sample:
     with pair(subject, subject, {"kind": "pingpong", "seconds": seconds, "size": size}) as both:
         _, dialed = both.measure()
     return Sample(dialed["count"] / elapsed(dialed), None, {name: dialed[name] for name in ("p50_us", "p99_us")})
+
+
+def keepalive(subject: str, seconds: float, *, parallel: int, answer: int) -> Sample:
+    """Requests and answers over so many connections, one at a time on each."""
+    settings = {
+        "side": "keepalive_side",
+        "kind": "keepalive",
+        "seconds": seconds,
+        "parallel": parallel,
+        "answer": answer,
+    }
+    with pair(subject, subject, settings) as both:
+        accepted, dialed = both.measure()
+    more = {name: dialed[name] for name in ("p50_us", "p99_us")}
+    more["cpu_us"] = (accepted["cpu_seconds"] + dialed["cpu_seconds"]) * 1e6 / dialed["count"]
+    return Sample(dialed["count"] / elapsed(dialed), None, more)
 
 
 def setup(subject: str, seconds: float) -> Sample:
@@ -200,9 +218,19 @@ def _parallel(count: int) -> Case:
         f"parallel_{count}",
         MB_PER_SECOND,
         f"bulk on {count:,} connections at once, all together" if count > 1 else "bulk on one, to compare with many",
-        OURS,
+        TREES if count in (1, 1_000) else OURS,
         functools.partial(long_transfer if count >= 1_000 else transfer, parallel=count),
         reference=None if count == 1 else ("parallel_1", "utpsocket"),
+    )
+
+
+def _keepalive(connections: int, answer: int = 100) -> Case:
+    return Case(
+        f"keepalive_{connections}" + ("" if answer == 100 else f"_{answer // 1000}k"),
+        "requests/s",
+        f"requests of 100 bytes over {connections:,} open connections, answers of {answer:,}; asyncio streams",
+        TREES if (connections, answer) == (20, 100) else BUILDS,
+        functools.partial(keepalive, parallel=connections, answer=answer),
     )
 
 
@@ -211,7 +239,7 @@ ALL: Final = (
         "bulk",
         MB_PER_SECOND,
         "one connection, one way, 256 KiB at a time",
-        ("utpsocket", IN_A_PROCESS, "tcp", "utp-native", "libtorrent", "aioquic"),
+        (UTPSOCKET, IN_A_PROCESS, PURE, EARLIER, "tcp", "utp-native", "libtorrent", "aioquic"),
         transfer,
     ),
     Case(
@@ -221,7 +249,7 @@ ALL: Final = (
         "pingpong_1",
         "round trips/s",
         "1 byte there and back",
-        ("utpsocket", IN_A_PROCESS, "tcp", "utp-native", "aioquic"),
+        (UTPSOCKET, IN_A_PROCESS, PURE, EARLIER, "tcp", "utp-native", "aioquic"),
         functools.partial(pingpong, size=1),
     ),
     Case(
@@ -235,14 +263,14 @@ ALL: Final = (
         "paused_alone",
         "ms",
         "1 byte there and back, one every 2 ms: the median",
-        ("utpsocket", IN_A_PROCESS, "tcp"),
+        (UTPSOCKET, IN_A_PROCESS, PURE, "tcp"),
         functools.partial(paused, parallel=0),
     ),
     Case(
         "paused_beside_bulk",
         "ms",
         "the same, and four connections of the two processes send bulk",
-        ("utpsocket", IN_A_PROCESS, "tcp"),
+        (UTPSOCKET, IN_A_PROCESS, PURE, "tcp"),
         functools.partial(paused, parallel=BULK_CONNECTIONS),
     ),
     Case(
@@ -252,7 +280,9 @@ ALL: Final = (
         ("utpsocket", IN_A_PROCESS, "tcp"),
         functools.partial(paused, parallel=BULK_CONNECTIONS, kind="received"),
     ),
-    Case("setup", "connections/s", "connect, 1 byte there and back, close", OURS, setup),
+    Case("setup", "connections/s", "connect, 1 byte there and back, close", TREES, setup),
+    *(_keepalive(connections) for connections in (1, 20, 200, 1000)),
+    *(_keepalive(connections, 20_000) for connections in (20, 200)),
     Case(
         "nonblocking_calls",
         "µs",
@@ -272,7 +302,7 @@ ALL: Final = (
         "idle",
         "B",
         "memory of an idle connection's end, Python's and the kernel's",
-        OURS,
+        TREES,
         functools.partial(idle, connections=IDLE_CONNECTIONS),
     ),
     Case(
@@ -287,7 +317,7 @@ ALL: Final = (
         "no_offload",
         MB_PER_SECOND,
         "bulk without GSO and GRO",
-        OURS,
+        TREES,
         functools.partial(transfer, ours_only={"UTPSOCKET_OFFLOAD": "0"}),
     ),
     Case(
@@ -309,7 +339,7 @@ ALL: Final = (
         "bulk_busy",
         MB_PER_SECOND,
         f"bulk beside {BUSY_PER_CPU} busy processes for each CPU",
-        OURS,
+        BUILDS,
         busy_transfer,
         reference=("bulk", "utpsocket"),
     ),
@@ -317,15 +347,23 @@ ALL: Final = (
         "message_cost",
         "µs",
         "CPU of the costlier engine for 1 byte there and back (tcp: of the caller)",
-        OURS,
+        BUILDS,
         costs.message_cost,
     ),
     Case(
         "run_cost",
         "µs",
         "CPU of both engines for a run of 41 packets, 59.5 KB (tcp: of both callers)",
-        OURS,
+        BUILDS,
         costs.run_cost,
+    ),
+    Case("import", "ms", "CPU of `import utpsocket` (tcp: of `import asyncio`)", TREES, imports.import_cost),
+    Case(
+        "patched_child",
+        "ms",
+        "CPU that a child of a patched program pays for the patch (tcp: `import asyncio`)",
+        BUILDS,
+        imports.patched_child,
     ),
     Case(
         "to_libutp",

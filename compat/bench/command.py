@@ -24,6 +24,10 @@ QUICK_SECONDS: Final = 0.3
 def main(argv: list[str]) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
+    if options.against and not (options.against / "utpsocket" / "__init__.py").is_file():
+        parser.error(f"no utpsocket in {options.against}")
+    if subjects.EARLIER in (options.subjects or ()) and not options.against:
+        parser.error(f"{subjects.EARLIER} needs --against")
     if options.earlier and not options.chart:
         parser.error("--from has no use without --chart")
     unknown = [name for name in options.cases if name not in cases.BY_NAME]
@@ -37,14 +41,18 @@ def main(argv: list[str]) -> int:
             print(f"{case.name:24}{case.about} ({case.unit}): {', '.join(case.subjects)}", file=sys.stderr)
         return 0
     names = options.cases or (cases.QUICK if options.quick else tuple(cases.BY_NAME))
-    wanted = options.subjects or (rounds.QUICK_SUBJECTS if options.quick else subjects.SUBJECTS)
+    wanted = options.subjects or (rounds.QUICK_SUBJECTS if options.quick else _usual_subjects(options.against))
     count = options.rounds or (QUICK_ROUNDS if options.quick else DEFAULT_ROUNDS)
     seconds = options.seconds or (QUICK_SECONDS if options.quick else DEFAULT_SECONDS)
 
     if options.earlier:
         return _draw(json.loads(options.earlier.read_text(encoding="utf-8")), options.chart)
     machine = table.machine()
-    rows = rounds.planned(names, wanted)
+    if options.against:
+        subjects.measure_against(options.against)
+        machine["against"] = table.commit(options.against)
+    compared = goals.keys(table.build(), is_beside_earlier=bool(options.against)) if options.goals_only else None
+    rows = rounds.planned(names, wanted, compared)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -62,7 +70,7 @@ def main(argv: list[str]) -> int:
     result = {
         "machine": machine,
         "build": table.build(),
-        "rows": [row.json(table.ratio_to_tcp(row, rows)) for row in rows],
+        "rows": [row.json(table.tcps(row, rows)) for row in rows],
     }
     if options.chart:
         status = _draw(result, options.chart) or status
@@ -70,9 +78,15 @@ def main(argv: list[str]) -> int:
         print(json.dumps(result))
     people = sys.stderr if options.json else sys.stdout
     print(text, file=people)
-    if options.goals:
-        print(goals.table(rows), file=people)
+    if options.goals or options.goals_only:
+        print(goals.table(rows, table.build()), file=people)
     return status
+
+
+def _usual_subjects(against: Path | None) -> list[str]:
+    """All that differ from one another here."""
+    left_out = {subjects.PURE if table.build() == "pure" else "", "" if against else subjects.EARLIER}
+    return [subject for subject in subjects.SUBJECTS if subject not in left_out]
 
 
 def _draw(result: dict[str, Any], path: Path) -> int:
@@ -102,6 +116,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--subjects", nargs="+", metavar="NAME", help=f"of {', '.join(subjects.SUBJECTS)}")
     parser.add_argument("--quick", action="store_true", help="a few cases against TCP only, in half a minute")
     parser.add_argument("--goals", action="store_true", help="print the project's goals and what this run obtained")
+    parser.add_argument(
+        "--goals-only", action="store_true", help="the same, and measure nothing but what the goals compare"
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="TREE",
+        help=f"a checkout of an earlier commit, measured in the same rounds as {subjects.EARLIER}",
+    )
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the result there, in Markdown")
     parser.add_argument("--chart", type=Path, metavar="FILE.svg", help="draw it there")
     parser.add_argument(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from compat.bench import cases, subjects
@@ -18,8 +18,11 @@ from compat.peers.children import Failed
 QUICK_SUBJECTS: Final = ("utpsocket", "tcp")
 
 
-def planned(names: Sequence[str], wanted: Sequence[str]) -> list[Row]:
-    """The rows to measure: these cases for these subjects, and the rows that ours are compared with."""
+def planned(names: Sequence[str], wanted: Sequence[str], only: Collection[tuple[str, str]] | None = None) -> list[Row]:
+    """The rows to measure: these cases for these subjects, and the rows that ours are compared with.
+
+    only   no others than these, as case and subject
+    """
     keys: dict[tuple[str, str], None] = {}
     for name in names:
         case = cases.BY_NAME[name]
@@ -27,6 +30,8 @@ def planned(names: Sequence[str], wanted: Sequence[str]) -> list[Row]:
         if mine and case.reference and "utpsocket" in mine:
             keys[case.reference] = None
         keys.update(((name, subject), None) for subject in mine)
+    if only is not None:
+        keys = {key: None for key in keys if key in only}
     order = {case.name: place for place, case in enumerate(cases.ALL)}
     found = sorted(keys, key=lambda key: (order[key[0]], cases.BY_NAME[key[0]].subjects.index(key[1])))
     return [Row(name, subject, cases.BY_NAME[name].unit) for name, subject in found]

@@ -39,6 +39,12 @@ class Row:
         known = [sample.cpu_seconds_per_gb for sample in self.samples if sample.cpu_seconds_per_gb is not None]
         return statistics.median(known) if known else None
 
+    def cpu_ratio(self, tcps: Row | None) -> float | None:
+        """CPU time per GB over that of TCP."""
+        if tcps is None or self.cpu_seconds_per_gb is None or not tcps.cpu_seconds_per_gb:
+            return None
+        return self.cpu_seconds_per_gb / tcps.cpu_seconds_per_gb
+
     def more(self, name: str) -> float | None:
         """The median of one of the further figures; for `timeouts` the sum, since one is one too many."""
         known = [sample.more[name] for sample in self.samples if name in sample.more]
@@ -46,7 +52,7 @@ class Row:
             return None
         return sum(known) if name == "timeouts" else statistics.median(known)
 
-    def json(self, ratio_to_tcp: float | None) -> dict[str, Any]:
+    def json(self, tcps: Row | None) -> dict[str, Any]:
         """With the keys docs/commands.md has, and some more."""
         values = [sample.value for sample in self.samples]
         names = sorted({name for sample in self.samples for name in sample.more})
@@ -57,8 +63,9 @@ class Row:
             "min": rounded(min(values, default=None)),
             "max": rounded(max(values, default=None)),
             "unit": self.unit,
-            "ratio_to_tcp": rounded(ratio_to_tcp),
+            "ratio_to_tcp": rounded(ratio(self, tcps)),
             "cpu_seconds_per_gb": rounded(self.cpu_seconds_per_gb),
+            "cpu_ratio_to_tcp": rounded(self.cpu_ratio(tcps)),
             "rounds": len(values),
             "causes": self.causes,
             **{name: rounded(self.more(name)) for name in names},

@@ -9,13 +9,45 @@ from pathlib import Path
 from typing import Any, Final
 
 from compat.peers import provision
-from compat.peers.children import Child, Children
+from compat.peers.children import REPOSITORY, Child, Children
 
 AIOQUIC_VERSION: Final = "1.7.2"
 HERE: Final = Path(__file__).resolve().parent
+UTPSOCKET: Final = "utpsocket"
 IN_A_PROCESS: Final = "utpsocket-process"  # the engine in a process of its own
-MODULES: Final = {"utpsocket": "utpsocket", IN_A_PROCESS: "utpsocket", "tcp": "socket"}
-SUBJECTS: Final = ("utpsocket", IN_A_PROCESS, "tcp", "aioquic", "libtorrent", "utp-native")
+PURE: Final = "utpsocket-pure"  # where a compiled build is measured: the pure one of the same files
+EARLIER: Final = "utpsocket-earlier"  # of the tree that --against names
+MODULES: Final = {**dict.fromkeys((UTPSOCKET, IN_A_PROCESS, PURE, EARLIER), "utpsocket"), "tcp": "socket"}
+SUBJECTS: Final = (UTPSOCKET, IN_A_PROCESS, PURE, EARLIER, "tcp", "aioquic", "libtorrent", "utp-native")
+
+# The side's own code is always this tree's; only the package that it measures comes from elsewhere.
+_FROM_TREE: Final = """
+import runpy, sys
+tree, side = sys.argv.pop(1), sys.argv.pop(1)
+sys.path.insert(0, tree)
+import utpsocket
+sys.path.remove(tree)
+runpy.run_module(side, run_name="__main__", alter_sys=True)
+"""
+_trees: dict[str, Path] = {}
+
+
+def measure_against(path: Path) -> None:
+    """Have EARLIER be the utpsocket of that tree."""
+    _trees[EARLIER] = path.resolve()
+
+
+def tree(subject: str) -> Path:
+    """The folder that has the subject's package."""
+    return _trees.get(subject, REPOSITORY)
+
+
+def variables(subject: str) -> dict[str, str]:
+    """The environment of a process that measures one of MODULES."""
+    found = {"UTPSOCKET_ENGINE": "process" if subject == IN_A_PROCESS else "thread"}
+    if subject == PURE:
+        found["UTPSOCKET_PURE"] = "1"
+    return found
 
 
 def prepare(subject: str) -> None:
@@ -26,6 +58,8 @@ def prepare(subject: str) -> None:
         provision.libtorrent()
     elif subject == "utp-native":
         provision.utp_native()
+    elif subject == EARLIER and EARLIER not in _trees:
+        raise provision.Unavailable("--against does not say where it is")
 
 
 def start(
@@ -33,18 +67,21 @@ def start(
 ) -> Child:
     """Start `subject` as "listen" or "connect"."""
     # The measurement is over when a side is ordered to end: what it might still report is not waited for.
-    variables = {"UTPSOCKET_EXIT_FLUSH": "0", **(environment or {})}
+    given = {"UTPSOCKET_EXIT_FLUSH": "0", **(environment or {})}
     if subject in MODULES:
-        command = [sys.executable, "-m", f"compat.bench.{settings.get('side', 'stream_side')}"]
+        side = f"compat.bench.{settings.get('side', 'stream_side')}"
+        command = [sys.executable, "-m", side]
+        if subject in _trees:
+            command = [sys.executable, "-c", _FROM_TREE, str(_trees[subject]), side]
         settings = {**settings, "module": MODULES[subject]}
-        variables["UTPSOCKET_ENGINE"] = "process" if subject == IN_A_PROCESS else "thread"
+        given |= variables(subject)
     elif subject in ("aioquic", "libtorrent"):
         if subject == "aioquic":
             command = [str(provision.environment_with("aioquic", AIOQUIC_VERSION)), str(HERE / "quic_side.py")]
         else:
             command = [str(provision.libtorrent()), str(HERE / "libtorrent_side.py")]
-        variables["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent / "peers")])
+        given["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent / "peers")])
     else:
         command = [provision.node(), str(HERE / "utp_native_side.cjs")]
-        variables["NODE_PATH"] = str(provision.utp_native())
-    return children.start(f"{subject} {role}", [*command, role, json.dumps(settings)], environment=variables)
+        given["NODE_PATH"] = str(provision.utp_native())
+    return children.start(f"{subject} {role}", [*command, role, json.dumps(settings)], environment=given)

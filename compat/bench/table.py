@@ -23,7 +23,7 @@ def machine() -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "commit": _commit(),
+        "commit": commit(REPOSITORY),
         "load_before": round(os.getloadavg()[0], 2),
     }
 
@@ -40,9 +40,9 @@ def _cpu_model() -> str:
     return platform.machine()
 
 
-def _commit() -> str:
-    """The commit that was measured, with a + where the library's files differ from it; "" outside of a clone."""
-    git = ["git", "-C", str(REPOSITORY)]
+def commit(tree: Path) -> str:
+    """The commit that a tree is of, with a + where the library's files differ from it; "" outside of a clone."""
+    git = ["git", "-C", str(tree)]
     try:
         name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
         changes = subprocess.run(
@@ -53,11 +53,11 @@ def _commit() -> str:
     return name.strip() + ("+" if changes.strip() else "")
 
 
-def ratio_to_tcp(row: Row, rows: Sequence[Row]) -> float | None:
-    """This row's median over TCP's in the same case."""
+def tcps(row: Row, rows: Sequence[Row]) -> Row | None:
+    """TCP's row of the same case."""
     for other in rows:
         if (other.case, other.subject) == (row.case, "tcp"):
-            return ratio(row, other)
+            return other
     return None
 
 
@@ -75,7 +75,7 @@ def markdown(rows: Sequence[Row], machine: dict[str, Any], rounds: int) -> str:
             lines.append(f"| {about} | {row.subject} | – | | | | {row.causes[0] if row.causes else ''} |")
             continue
         values = [sample.value for sample in row.samples]
-        share = None if row.subject == "tcp" else ratio_to_tcp(row, rows)
+        share = None if row.subject == "tcp" else ratio(row, tcps(row, rows))
         cells = [
             about,
             row.subject,
