@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -227,3 +228,24 @@ def test_sockets_open_in_other_processes_are_rechecked_ever_more_rarely() -> Non
     assert rechecks.due(now) == [(1, 2)]
     rechecks.forget(1, 2)
     assert rechecks.at is None
+
+
+def test_only_a_socket_that_cannot_be_made_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of a call on it is no lack of file descriptors, whatever its number: nobody has that socket any more."""
+
+    class Failing(socket.socket):
+        def send(self, *_: Any) -> int:
+            raise OSError(errno.EMFILE, "injected")
+
+    def none_left(*_: Any) -> None:
+        raise OSError(errno.EMFILE, "injected")
+
+    ours, theirs = socket.socketpair()
+    inode = os.fstat(ours.fileno()).st_ino
+    with ours, theirs:
+        assert open_fds.socket_exists(inode)
+        monkeypatch.setattr(open_fds, "Socket", none_left)
+        assert open_fds.socket_exists(inode)
+    assert open_fds.socket_exists(inode)
+    monkeypatch.setattr(open_fds, "Socket", Failing)
+    assert not open_fds.socket_exists(inode)

@@ -255,13 +255,18 @@ def socket_exists(inode: int) -> bool:
     request = _DIAG_REQUEST.pack(stdlib.AF_UNIX, 0, 0, _ANY, inode, 0, _ANY, _ANY)
     header = _NETLINK_HEADER.pack(_NETLINK_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0)
     try:
-        with closing(with_room(partial(Socket, stdlib.AF_NETLINK, stdlib.SOCK_RAW, _NETLINK_SOCK_DIAG))) as kernel:
+        kernel = with_room(partial(Socket, stdlib.AF_NETLINK, stdlib.SOCK_RAW, _NETLINK_SOCK_DIAG))
+    except OSError as error:
+        reraise_handler_error(error)
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    try:
+        with closing(kernel):
             kernel.settimeout(0)
             kernel.send(header + request)  # it answers before this returns
             answer = kernel.recv(_DIAG_BYTES)
     except OSError as error:
         reraise_handler_error(error)
-        return error.errno in (errno.EMFILE, errno.ENFILE)
+        return False
     return bool(_NETLINK_HEADER.unpack_from(answer)[1] == _SOCK_DIAG_BY_FAMILY)  # else an error: ENOENT
 
 
