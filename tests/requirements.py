@@ -42,10 +42,18 @@ def requires_fds(count: int) -> pytest.MarkDecorator:
     return pytest.mark.skipif(allowed < count, reason=f"needs {count} file descriptors, {allowed} are allowed")
 
 
-# What looks into functions by a profile hook, replaces what compiled code has bound, or puts another object in the
-# place of one whose type compiled code checks.
+# What looks into functions by a profile hook, or puts another object in the place of one whose type compiled code
+# checks.
 requires_pure = pytest.mark.skipif(IS_COMPILED, reason="needs the pure build")
 requires_compiled = pytest.mark.skipif(not IS_COMPILED, reason="needs the compiled build")
+
+
+def replaces(what: str) -> pytest.MarkDecorator:
+    """A test that puts something in the place of what compiled code calls: it calls the function that it was compiled
+    with, whatever the class or module has under that name. What is called by interpreted code, such as
+    engine/commands.py, can be replaced in both builds.
+    """
+    return pytest.mark.skipif(IS_COMPILED, reason=f"needs the pure build: it replaces {what}")
 
 
 def localhost_families() -> list[int]:

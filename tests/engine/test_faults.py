@@ -27,7 +27,7 @@ import pytest
 import utpsocket
 from tests.faults import callers, cases, kernel, scenes
 from tests.faults import engine as faults
-from tests.requirements import requires_pure
+from tests.requirements import replaces
 from tests.sockets.network import eventually
 from utpsocket.engine import command_queue, commands, fault_reports, flush, running_engine, shutdown
 from utpsocket.engine import loop as loop_module
@@ -39,12 +39,14 @@ from utpsocket.engine.helper.client import RemoteLoop
 from utpsocket.engine.interpreter import native
 from utpsocket.engine.interpreter.fork_lock import ForkLock
 from utpsocket.engine.kernel.high_fds import HighSocket
+from utpsocket.engine.kernel.native_calls import Stream
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports import tcp_listener
 from utpsocket.engine.ports.endpoint import Endpoint
 from utpsocket.engine.ports.flood import Flood
 from utpsocket.engine.user_fds import forked_copies, shared_errnos
 from utpsocket.protocol import Connection
+from utpsocket.protocol.build import IS_COMPILED
 from utpsocket.sockets.rules import Routes
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing_behind")
@@ -96,11 +98,18 @@ def closed(*socks: Any) -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError(), SystemExit(3), KeyboardInterrupt(), RuntimeError("a defect")])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        pytest.param(Connection, "poll_delivery", marks=replaces("Connection.poll_delivery()")),
+        (Stream, "send"),
+    ],
+)
 def test_a_fault_costs_one_connection(
-    error: BaseException, reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
+    owner: Any, name: str, error: BaseException, reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = [pair() for _ in range(6)]
-    failing(monkeypatch, Connection, "poll_delivery", error)
+    failing(monkeypatch, owner, name, error)
     problems = []
     for client, _ in pairs:
         client.send(b"hello")
@@ -201,7 +210,7 @@ def test_a_bind_that_fails_raises_and_leaves_no_port(
         assert len(loop.endpoints) == 1
 
 
-@requires_pure
+@replaces("Loop._forget_readiness()")
 def test_if_the_thread_ends_every_socket_gets_an_errno(
     reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,6 +359,7 @@ def test_ports_that_cannot_all_be_overlapped_are_not(number: int, monkeypatch: p
     assert said[-2:] == [(0, False), (1, False)]
 
 
+@replaces("Loop.carry_out()")
 @pytest.mark.parametrize("error", [MemoryError(), SystemExit(3)])
 def test_a_command_that_is_just_being_taken_is_answered(
     error: BaseException, reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
@@ -382,6 +392,7 @@ def test_an_engine_that_sleeps_is_woken_in_the_end(
     assert not left
 
 
+@replaces("Flood.on_connections_changed()")
 def test_a_connection_that_is_half_made_leaves_nothing(
     reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -493,34 +504,55 @@ def test_a_fault_beside_the_copy_of_a_users_fd_leaves_none(
     closed(client)
 
 
+PARTS = ["engine/channels/", "engine/kernel/", "engine/ports/", "protocol/"]
+CALLS = ["ctypes_recv", "ctypes_send", "ctypes_recvmsg"]
+OWNERS = ["Bridge.deliver", "Endpoint.receive", "Listener.hand_over", "TcpListener._hand_over", "Retries.reset"]
+OWNERS += ["Relay.pump", "_dial"]
+if IS_COMPILED:  # no hook sees what compiled code calls but for what is interpreted
+    PARTS = ["engine/interpreter/", "engine/kernel/", "engine/commands"]
+    CALLS = ["NativeStream.receive", "NativeStream.send", "NativeDatagrams.receive", "NativeDatagrams.send_spans"]
+    OWNERS = [
+        *CALLS,
+        "Identity.__init__",
+        "move_to_high_fd",
+        "Watches.watch",
+        "Totals.add",
+        "close_engine_sock",
+        "_dial",
+    ]
+
+
 def test_a_fault_at_some_calls_of_the_engine_costs_one_connection() -> None:
     """A handful of tests.faults' points: one for each kind of owner."""
-    wanted = (
-        "Bridge.deliver",
-        "Endpoint.receive",
-        "Listener.hand_over",
-        "TcpListener._hand_over",
-        "Retries.reset",
-        "Relay.pump",
-        "_dial",
-    )
     found = faults.points(quick=False)
-    for part in ("engine/channels/", "engine/kernel/", "engine/ports/", "protocol/"):
+    for part in PARTS:
         assert any(point.startswith(f"engine:{part}") for point in found), f"no point is in {part}"
-    for name in ("ctypes_recv", "ctypes_send", "ctypes_recvmsg"):
+    for name in CALLS:
         assert any(f":{name}#" in point for point in found), f"{name} is no point"
-    chosen = [next(point for point in found if f":{name}#" in point) for name in wanted]
-    report = faults.inject(chosen, lambda *_: None)
+    wanted = [next(point for point in found if f":{name}#" in point) for name in OWNERS]
+    report = faults.inject(wanted, lambda *_: None)
     assert (report.points, report.failures) == (len(wanted), [])
+
+
+def two_listeners_at_one_port() -> tuple[socket.socket, utpsocket.socket]:
+    """Of TCP and of uTP. Other programs have ports, too."""
+    while True:
+        taken = socket.create_server(("127.0.0.1", 0))
+        try:
+            return taken, utpsocket.create_server(taken.getsockname())
+        except OSError as problem:
+            taken.close()
+            assert problem.errno == errno.EADDRINUSE
 
 
 def test_a_scene_of_tcp_alone_meets_no_other_listener() -> None:
     """Else a client that may fall back connects to another listener at that UDP port, and the scene waits for ever."""
     opened: list[Any] = []
-    with utpsocket.create_server(("127.0.0.1", 0)) as stranger:
-        addresses = [stranger.getsockname(), ("127.0.0.1", 0)]
-        listener = scenes.only_for_tcp(lambda: socket.create_server(addresses.pop(0)), opened)
-        assert not addresses
+    taken, stranger = two_listeners_at_one_port()
+    with stranger:
+        made = [taken]
+        listener = scenes.only_for_tcp(lambda: made.pop() if made else socket.create_server(("127.0.0.1", 0)), opened)
+        assert not made
         assert listener.getsockname() != stranger.getsockname()
         for address in (listener.getsockname(), scenes.nobody(opened)):
             with utpsocket.socket() as client, pytest.raises(ConnectionRefusedError):

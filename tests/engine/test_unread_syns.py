@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import utpsocket
+from tests.requirements import replaces
 from utpsocket.engine import commands, engine
 from utpsocket.engine.ports.endpoint import Endpoint
 from utpsocket.engine.ports.listener import Listener
@@ -162,6 +163,7 @@ def refused_where_the_listener_closes(has_begun: threading.Event, is_closed: thr
         assert is_refused(peer, 7)
 
 
+@replaces("Endpoint._accept_syn()")
 def test_a_syn_that_is_just_becoming_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read, and not known as a connection yet: the interpreter may give its lock to another thread in between."""
     admit = Endpoint._accept_syn
@@ -176,6 +178,7 @@ def test_a_syn_that_is_just_becoming_a_connection(monkeypatch: pytest.MonkeyPatc
     refused_where_the_listener_closes(is_read, is_closed)
 
 
+@replaces("Listener.is_full")
 def test_a_syn_whose_listener_closes_while_is_full_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """A listener that is closed counts as full."""
     is_full = vars(Listener)["is_full"].fget
