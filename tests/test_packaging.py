@@ -11,7 +11,9 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -23,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WAIT_S = 120
 COMPILE_S = 1_000  # on a busy machine, where nothing is made in advance
 PYTHONS = range(10, 15)
+NO_COMPILER = "/nonexistent/cc"
 FOR_THE_BUILD = {"utpsocket/_compile.py", "utpsocket/_native.c"}
 
 needs_hatchling = pytest.mark.skipif(
@@ -31,9 +34,10 @@ needs_hatchling = pytest.mark.skipif(
 
 
 def build(source: Path, target: str, folder: Path, **variables: str) -> Path:
-    """The archive that hatchling makes of this tree; the pure build unless `variables` say otherwise."""
+    """The archive that hatchling makes of this tree."""
     command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(folder)]
-    environment = {**os.environ, "UTPSOCKET_COMPILE": "0", **variables}
+    environment = {**os.environ, **variables}
+    environment.pop("UTPSOCKET_COMPILE", None)  # what happens without it is what is tested
     ran = subprocess.run(
         command, cwd=source, env=environment, capture_output=True, text=True, timeout=COMPILE_S, check=False
     )
@@ -44,13 +48,15 @@ def build(source: Path, target: str, folder: Path, **variables: str) -> Path:
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(the source archive, the wheel that is made of what is in it)."""
+    """(the source archive, the wheel that is made of what is in it where there is no compiler)."""
     folder = tmp_path_factory.mktemp("archives")
     sdist = build(ROOT, "sdist", folder / "sdist")
     with tarfile.open(sdist) as opened:
         opened.extractall(folder / "source", filter="data")
     (source,) = (folder / "source").iterdir()
-    return sdist, build(source, "wheel", folder / "wheel")
+    wheel = build(source, "wheel", folder / "wheel", CC=NO_COMPILER)
+    assert wheel.name.endswith("-py3-none-any.whl")
+    return sdist, wheel
 
 
 @needs_hatchling
@@ -137,11 +143,56 @@ def test_the_version_stands_in_one_place() -> None:
 
 
 @needs_hatchling
+@pytest.mark.parametrize(
+    ("value", "compiles", "may_fail"),
+    [(None, True, True), ("auto", True, True), ("1", True, False), ("0", False, True), ("off", False, True)],
+)
+def test_a_wheel_is_compiled_unless_that_fails_or_is_not_wanted(
+    value: str | None, compiles: bool, may_fail: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from utpsocket import _compile
+
+    def fail(*_: object) -> list[Path]:
+        raise SystemExit("mypyc cannot go on")
+
+    monkeypatch.delenv("UTPSOCKET_COMPILE", raising=False)
+    if value is not None:
+        monkeypatch.setenv("UTPSOCKET_COMPILE", value)
+    monkeypatch.setattr(_compile, "_has_compiler", lambda: True)
+    hook = _compile.CompileHook(str(ROOT), {}, cast("Any", None), cast("Any", None), "", "wheel")
+    assert hook.dependencies() == (_compile.REQUIRED if compiles else [])
+    monkeypatch.setattr(_compile, "compile_into", lambda target, work: [target / "utpsocket" / "_native.so"])
+    for version, has_it in (("standard", compiles), ("editable", False)):
+        data: dict[str, Any] = {"force_include": {}, "pure_python": True}
+        hook.initialize(version, data)
+        assert [*data["force_include"].values()] == (["utpsocket/_native.so"] if has_it else [])
+        assert data["pure_python"] is not has_it
+        hook.finalize(version, data, "")
+    monkeypatch.setattr(_compile, "compile_into", fail)
+    with nullcontext() if may_fail else pytest.raises(SystemExit):
+        hook.initialize("standard", data)
+    assert data == {"force_include": {}, "pure_python": True}
+    hook.finalize("standard", data, "")
+    monkeypatch.setattr(_compile, "_has_compiler", lambda: False)
+    assert hook.dependencies() == ([] if may_fail else _compile.REQUIRED), "which says by itself what is missing"
+
+
+@needs_hatchling
+def test_what_cannot_be_read_is_no_wish_to_compile_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from utpsocket import _compile
+
+    monkeypatch.setenv("UTPSOCKET_COMPILE", "perhaps")
+    hook = _compile.CompileHook(str(ROOT), {}, cast("Any", None), cast("Any", None), "", "wheel")
+    with pytest.raises(ValueError, match="UTPSOCKET_COMPILE='perhaps'"):
+        hook.dependencies()
+
+
+@needs_hatchling
 @requires_compiled
 @pytest.mark.timeout(2 * COMPILE_S)
 def test_a_compiled_wheel_runs_in_a_fresh_environment(tmp_path: Path) -> None:
     """`python3 -m tests --compiled` has compiled the same source into ROOT/build."""
-    wheel = build(ROOT, "wheel", tmp_path / "wheel", UTPSOCKET_COMPILE="1", UTPSOCKET_COMPILE_WORK=str(ROOT / "build"))
+    wheel = build(ROOT, "wheel", tmp_path / "wheel", UTPSOCKET_COMPILE_WORK=str(ROOT / "build"))
     tag = sysconfig.get_config_var("SOABI").split("-")[1]
     assert f"-cp{tag}-cp{tag}-" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()

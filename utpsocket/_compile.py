@@ -1,9 +1,8 @@
 """Makes the compiled build: most of protocol/ and engine/ by mypyc, _native.c by a C compiler. Not a part of wheels.
 
-hatchling calls CompileHook for each wheel that is made (pyproject.toml). It compiles where the environment variable
-UTPSOCKET_COMPILE is 1, and then it is an error if that fails, or `auto`: then the wheel is the pure one where there is
-no C compiler or compiling fails. Otherwise the wheel is pure, as long as not all tests pass on the compiled build. An
-editable installation is always pure.
+hatchling calls CompileHook for each wheel that is made (pyproject.toml). It compiles where it can: without a C compiler
+or Python's headers, or where compiling fails, the wheel is the pure one. With UTPSOCKET_COMPILE=1 in the environment
+such a failure is an error, with UTPSOCKET_COMPILE=0 the wheel is always pure. An editable installation is, too.
 
     python3 -m utpsocket._compile        compile in place, for `python3 -m tests --compiled`, which runs it on a copy
 
@@ -55,8 +54,8 @@ __file__ from it.
 """
 WORK: Final = "UTPSOCKET_COMPILE_WORK"
 """A folder for what lies between source and result, which is used again where the source has not changed."""
-NO: Final = ("", "0", "no", "false", "off")
-AUTO: Final = "auto"
+YES: Final = ("1", "yes", "true", "on")
+NO: Final = ("0", "no", "false", "off")
 C_FLAGS: Final = [
     "-O2",
     "-g0",
@@ -173,16 +172,25 @@ def compile_into(target: Path, work: Path) -> list[Path]:
     return sorted(target.rglob(f"*{sysconfig.get_config_var('EXT_SUFFIX')}"))
 
 
-def _wanted() -> str:
-    return os.environ.get("UTPSOCKET_COMPILE", "").strip().lower()
+def _wanted() -> bool | None:
+    """What UTPSOCKET_COMPILE says; None: to compile where it can be done."""
+    value = os.environ.get("UTPSOCKET_COMPILE", "").strip().lower()
+    if value not in ("", "auto", *YES, *NO):
+        raise ValueError(f"UTPSOCKET_COMPILE={value!r}: 1 compiles, 0 does not, auto (or unset) compiles where it can")
+    return True if value in YES else False if value in NO else None
 
 
 def _may_compile() -> bool:
-    """Whether it is wanted, this is CPython with a GIL, and for `auto` whether there is a C compiler."""
-    if _wanted() in NO or platform.python_implementation() != "CPython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+    """Whether it is wanted, this is CPython with a GIL, and, unless it is demanded, there is what C code needs."""
+    wanted = _wanted()
+    if wanted is False or platform.python_implementation() != "CPython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
         return False
-    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
-    return _wanted() != AUTO or shutil.which(compiler) is not None
+    return wanted is True or _has_compiler()
+
+
+def _has_compiler() -> bool:
+    words = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()
+    return shutil.which(words[0]) is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
 class CompileHook(BuildHookInterface[Any]):
@@ -203,7 +211,7 @@ class CompileHook(BuildHookInterface[Any]):
         try:
             made = compile_into(target, Path(os.environ.get(WORK) or Path(self._folder.name, "work")))
         except (Exception, SystemExit) as error:  # mypyc ends the process where it cannot go on
-            if _wanted() != AUTO:
+            if _wanted() is True:
                 raise
             self.app.display_warning(f"not compiled, so the wheel has the pure build: {error}")
             return
