@@ -56,3 +56,21 @@ def test_a_deadline_is_due_once_whichever_others_are_cancelled() -> None:
             del waiting[bridge]
     assert due_count > 500
     assert len(timers._heap) <= 2 * len(waiting) + 64
+
+
+def test_a_due_call_comes_with_the_object_whose_fault_its_exception_is() -> None:
+    """Nothing may fail between the two: a call that is popped and not made would be lost, and blamed on nobody."""
+
+    class Owner:
+        def act(self) -> None: ...
+
+    owner = Owner()
+    timers: Timers[Waiting] = Timers()
+    timers.call_at(20, owner.act)
+    timers.call_at(10, lambda: None)
+    assert timers.due_call(5) is None
+    first, second = timers.due_call(20), timers.due_call(20)
+    assert first is not None
+    assert first[1] is None
+    assert second == (owner.act, owner)
+    assert timers.due_call(20) is None

@@ -485,8 +485,8 @@ class Loop:
             self.owner = bridge
             bridge.connection.handle_timeout(now=now)
             self._dirty[bridge] = None
-        while (call := self.timers.due_call(now)) is not None:
-            self.owner = getattr(call, "__self__", None)
+        while (due_call := self.timers.due_call(now)) is not None:
+            call, self.owner = due_call
             call()
         if self.rechecks.at is not None:
             self.owner = None

@@ -63,7 +63,7 @@ class Timers(Generic[_T]):
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, _T]] = []
-        self._calls: list[tuple[int, int, Callable[[], None]]] = []
+        self._calls: list[tuple[int, int, tuple[Callable[[], None], object]]] = []
         self._max_entries = _KEPT_ENTRIES  # entries in the heap before stale ones are dropped
         self._order = 0  # of two at the same time, the one that came first
         self.next_at = NEVER
@@ -95,11 +95,13 @@ class Timers(Generic[_T]):
         self._max_entries = 2 * len(heap) + _KEPT_ENTRIES
 
     def call_at(self, at: int, call: Callable[[], None]) -> None:
-        """Have due_call() return `call` at this time or soon after."""
+        """Have due_call() return `call` at this time or soon after. Its owner (faults.py) is the object whose method
+        it is.
+        """
         if at < self.next_at:
             self.next_at = at
         self._order += 1
-        heapq.heappush(self._calls, (at, self._order, call))
+        heapq.heappush(self._calls, (at, self._order, (call, getattr(call, "__self__", None))))
 
     def due(self, now: int) -> list[_T]:
         """What has reached its deadline, each once; schedule() it again afterwards."""
@@ -121,8 +123,10 @@ class Timers(Generic[_T]):
                 heap = self._heap  # which may be another now
         return due
 
-    def due_call(self, now: int) -> Callable[[], None] | None:
-        """The next call whose time has come, or None. One by one, so that an exception of one does not lose others."""
+    def due_call(self, now: int) -> tuple[Callable[[], None], object] | None:
+        """The next call whose time has come and its owner, or None. One by one, so that an exception of one does not
+        lose others; and nothing can fail between here and the owner's being known.
+        """
         if self._calls and self._calls[0][0] <= now:
             return heapq.heappop(self._calls)[2]
         at = self._heap[0][0] if self._heap else NEVER
