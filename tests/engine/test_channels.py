@@ -7,6 +7,7 @@ import socket
 import pytest
 
 import utpsocket
+from tests.requirements import replaces
 from tests.sockets.network import eventually
 from utpsocket.engine import engine, running_engine, shutdown
 from utpsocket.engine.channels.race import Attempt
@@ -48,6 +49,7 @@ def test_a_socket_that_falls_back_to_tcp_has_one_channel_under_its_cookie() -> N
         shutdown()
 
 
+@replaces("Attempt._take_engine_sock()")
 def test_what_a_connect_leaves_over_utp_is_found_beside_the_attempt_over_tcp() -> None:
     """Until it is over it has to be served, though its socket is TCP's: by the negative of the cookie."""
     at_take_over: list[list[tuple[int, str]]] = []
@@ -69,6 +71,7 @@ def test_what_a_connect_leaves_over_utp_is_found_beside_the_attempt_over_tcp() -
     assert [sorted(each) for each in at_take_over] == [[(-1, "Bridge"), (1, "Attempt")]]
 
 
+@replaces("Connection.handle_timeout()")
 def test_neither_side_waits_for_a_late_fin_where_an_engine_has_both_whichever_ports_it_announces(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import utpsocket
+from tests.requirements import replaces
 from utpsocket.engine import running_engine
 from utpsocket.engine.kernel.arena import Arena
 from utpsocket.engine.kernel.socket_filter import PROBABILITY_ONE
@@ -90,6 +91,7 @@ def test_what_the_kernel_merged_is_not_taken_apart_by_its_first_bytes() -> None:
         assert sum(run.count for run in runs) + len(unmatched.syns) == 10
 
 
+@replaces("Flood._tick()")
 @pytest.mark.usefixtures("leaves_nothing_behind")
 def test_a_repeated_syn_comes_in_where_no_small_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 90,000 SYNs a second a port that is behind can look at one in a hundred, say: 97 of 100 honest initiators
@@ -116,6 +118,7 @@ def test_a_repeated_syn_comes_in_where_no_small_one_does(monkeypatch: pytest.Mon
         assert endpoint.port.kernel_drops == 1
 
 
+@replaces("Port")
 @pytest.mark.parametrize("is_busy", [True, False])
 def test_small_syns_are_kept_out_before_large_ones(monkeypatch: pytest.MonkeyPatch, is_busy: bool) -> None:
     counts: list[tuple[int, int]] = []

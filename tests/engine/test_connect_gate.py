@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import utpsocket
-from tests.requirements import requires_ipv6, requires_pure
+from tests.requirements import replaces, requires_ipv6, requires_pure
 from utpsocket.engine import engine
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports.connect_gate import ConnectGate
@@ -123,6 +123,7 @@ class Held:
             self.is_long.set()
 
 
+@replaces("Endpoint.receive()")
 @pytest.mark.parametrize("timeout", [None, WAIT_S])
 def test_a_connect_is_complete_when_it_can_be_accepted_however_long_that_takes(
     timeout: float | None, monkeypatch: pytest.MonkeyPatch
@@ -147,6 +148,7 @@ def test_a_connect_is_complete_when_it_can_be_accepted_however_long_that_takes(
         accepted[0].close()
 
 
+@replaces("Endpoint.handle_run()")
 def test_a_connect_that_waits_for_its_acceptor_needs_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine sleeps until the proof comes."""
     with utpsocket.create_server(("127.0.0.1", 0)) as listener, utpsocket.socket() as client:
@@ -183,6 +185,7 @@ def test_a_connect_that_waits_for_its_acceptor_needs_no_timer(monkeypatch: pytes
         listener.accept()[0].close()
 
 
+@replaces("Endpoint.receive()")
 def test_a_connect_is_complete_though_its_acceptor_is_gone_before_its_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     with utpsocket.create_server(("127.0.0.1", 0)) as listener, utpsocket.socket() as client:
         held = Held(monkeypatch, listener)

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import utpsocket
+from tests.requirements import replaces
 from utpsocket.engine import running_engine, shutdown
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports.listener import MAX_HALF_OPEN
@@ -214,6 +215,7 @@ def test_a_connection_that_ends_while_the_accept_queue_is_full_is_not_handed_ove
                     assert conn.recv(1) == b""
 
 
+@replaces("TIME_WAIT_US")
 def test_the_last_ack_is_said_again_at_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing answers a repeated FIN when the process has ended."""
     monkeypatch.setattr(close_timers, "TIME_WAIT_US", 3_600_000_000)

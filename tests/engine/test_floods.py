@@ -6,8 +6,12 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from tests.fuzz.test_endpoint import SilentLoop, SilentPort
+import pytest
+
+from tests.fuzz.test_endpoint import SilentLoop, silent_port
+from tests.requirements import replaces
 from utpsocket.engine.kernel.socket_filter import PROBABILITY_ONE
+from utpsocket.engine.kernel.udp import Port
 from utpsocket.engine.ports.endpoint import Endpoint
 from utpsocket.engine.ports.listener import MAX_HALF_OPEN, Listener
 from utpsocket.engine.ports.send_grants import SendGrants
@@ -46,7 +50,7 @@ class Site:
     """A listening port without kernel and thread."""
 
     def __init__(self, backlog: int = 1_000) -> None:
-        self.loop, self.port = VirtualLoop(), SilentPort()
+        self.loop, (self.port, self.calls) = VirtualLoop(), silent_port()
         self.endpoint = Endpoint(self.loop, 1, self.port, is_private=False)  # type: ignore[arg-type]
         self.listener = self.endpoint.listener = Listener(self.endpoint, Identity(socket.AF_INET), b"", backlog)
 
@@ -67,8 +71,8 @@ class Site:
             self.endpoint.transmit(bridge, now=self.loop.now)
             if bridge.connection.is_over:
                 self.endpoint.forget(bridge)
-        sent, self.port.sent = self.port.sent, []
-        packets = [decode(memoryview(one)) for transmit in sent for one in transmit.datagrams()]
+        sent, self.calls.sent = self.calls.sent, []
+        packets = [decode(memoryview(one)) for datagrams in sent for one in datagrams]
         assert None not in packets
         return [packet for packet in packets if packet is not None]
 
@@ -109,26 +113,17 @@ def test_an_initiator_that_is_verified_comes_in_whatever_came_before() -> None:
     assert bridge.connection.poll_delivery() == [b"hello"]
 
 
-class SiftingPort(SilentPort):
-    """One with a filter in the kernel."""
-
-    kernel_drops = 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.syn_probability: list[int] = []
-
-    def attach_filter(self, ids: frozenset[int], syns: int, strays: int, heavy: object, large: int) -> None:
-        self.syn_probability.append(syns)
-
-    def report_icmp(self, *, wanted: bool) -> None:
-        pass
-
-
-def test_the_kernel_drops_the_syns_that_a_full_backlog_has_no_room_for() -> None:
+@replaces("Port.attach_filter()")
+def test_the_kernel_drops_the_syns_that_a_full_backlog_has_no_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """And takes them again in the twentieth of a second in which accept() is called."""
+    syn_probability: list[int] = []
+
+    def attach_filter(port: Port, ids: frozenset[int], syns: int, strays: int, heavy: object, large: int) -> None:
+        syn_probability.append(syns)
+
+    monkeypatch.setattr(Port, "attach_filter", attach_filter)
+    monkeypatch.setattr(Port, "kernel_drops", 0)
     site = Site(backlog=0)
-    site.port = site.endpoint.port = port = SiftingPort()  # type: ignore[assignment]
     site.endpoint.flood._start(site.endpoint, now=site.loop.now)
     site.receive(HONEST, PacketType.SYN, 500, seq=1)
     site.receive(HONEST, PacketType.STATE, 501, seq=2, ack=site.settle()[0].seq16 - 1)
@@ -139,7 +134,7 @@ def test_the_kernel_drops_the_syns_that_a_full_backlog_has_no_room_for() -> None
     site.listener._ready.clear()  # accepted
     site.endpoint.flood.useless_datagrams += 1_000
     site.loop.pass_time(site.loop.now + 50_000)
-    open_probability, full_probability, open_again = port.syn_probability
+    open_probability, full_probability, open_again = syn_probability
     assert open_probability == open_again == PROBABILITY_ONE
     assert full_probability <= PROBABILITY_ONE // 1_000
 

@@ -13,6 +13,7 @@ import pytest
 
 import utpsocket
 from tests.engine.test_faults import OfBoth
+from tests.requirements import replaces
 from utpsocket.engine import engine
 from utpsocket.engine.interpreter.garbage_collector import CollectorPause
 from utpsocket.engine.kernel import poller
@@ -83,6 +84,7 @@ def test_a_full_backlog_costs_nothing(kind: str) -> None:
     crowd.close()
 
 
+@replaces("Retries.next_at()")
 @pytest.mark.parametrize("kind", ["utp", "tcp"])
 def test_accept_makes_room_for_the_next_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without any clock: nothing is tried again of itself."""

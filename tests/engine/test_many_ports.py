@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import utpsocket
+from tests.requirements import replaces
 from utpsocket.engine import commands, engine
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports.endpoint import Endpoint
@@ -97,6 +98,7 @@ def test_a_failed_connect_looks_at_its_own_port(
     assert left == ports, "the port that it had opened is closed"
 
 
+@replaces("Listener.prepare()")
 def test_idle_listeners_cost_nothing_in_an_iteration(stack: ExitStack, calls: Calls) -> None:
     listeners = [bound(stack) for _ in range(MANY)]
     for listener in listeners:
