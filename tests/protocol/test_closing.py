@@ -8,6 +8,7 @@ import pytest
 
 from tests.protocol.wire import RECV_ID, RTT_US, Wire
 from utpsocket.protocol import Config, State
+from utpsocket.protocol.receivehalf import FIN_ACK_DELAY_US
 
 
 def test_fin_follows_all_data_and_consumes_a_number(base: int) -> None:
@@ -29,7 +30,9 @@ def test_fin_follows_all_data_and_consumes_a_number(base: int) -> None:
 def test_the_peer_may_finish_first_and_still_listen(base: int) -> None:
     wire = Wire.initiator(base)
     wire.receive("FIN seq=1 ack=0")
-    assert wire.send() == ["STATE seq=1 ack=1"], "a FIN is acked at once"
+    assert wire.send() == [], "our own FIN may follow at once, with the ack"
+    assert wire.wait(FIN_ACK_DELAY_US - 1) == []
+    assert wire.wait(1) == ["21 STATE seq=1 ack=1"]
     assert wire.connection.has_eof
     wire.write_bytes(100)
     assert wire.send() == ["DATA seq=1 ack=1 len=100"]
@@ -39,6 +42,70 @@ def test_the_peer_may_finish_first_and_still_listen(base: int) -> None:
     assert wire.send() == ["FIN seq=2 ack=1"]
     wire.receive("STATE seq=2 ack=2", "STATE seq=2 ack=2")
     assert wire.events() == ["CLOSED 0"]
+
+
+def test_a_fin_in_answer_to_a_fin_is_one_packet(base: int) -> None:
+    """What a program sends that closes when it has read the end of file."""
+    wire = Wire.initiator(base)
+    wire.receive("FIN seq=1 ack=0")
+    assert wire.send() == []
+    wire.finish()
+    assert wire.send() == ["FIN seq=1 ack=1"]
+    wire.receive("STATE seq=2 ack=1")
+    assert wire.events() == ["CLOSED 0"]
+    assert wire.state is State.TIME_WAIT
+
+
+@pytest.mark.parametrize("has_discarded", [False, True])
+def test_a_fin_after_ours_is_acked_at_once(base: int, has_discarded: bool) -> None:
+    """No packet of ours is to come that could carry the ack."""
+    wire = Wire.initiator(base)
+    if has_discarded:
+        wire.connection.discard(now=wire.first_now + wire.now)
+    wire.finish()
+    assert wire.send() == ["FIN seq=1 ack=0"]
+    wire.receive("FIN seq=1 ack=1")
+    assert wire.send() == ["STATE seq=2 ack=1"]
+
+
+def test_a_fin_that_is_a_second_packet_is_acked_at_once(base: int) -> None:
+    wire = Wire.initiator(base)
+    wire.receive("DATA seq=1 ack=0 data=a", "FIN seq=2 ack=0")
+    assert wire.send() == ["STATE seq=1 ack=2"]
+
+
+def in_time_wait(base: int) -> Wire:
+    wire = Wire.initiator(base)
+    wire.finish()
+    wire.send()
+    wire.receive("FIN seq=1 ack=1")
+    assert wire.send() == ["STATE seq=2 ack=1"]
+    assert wire.state is State.TIME_WAIT
+    return wire
+
+
+def test_time_wait_that_must_end_early_ends_without_a_reset_where_the_peer_has_our_last_ack(base: int) -> None:
+    wire = in_time_wait(base)
+    wire.wait(4 * RTT_US)
+    wire.connection.end_time_wait(now=wire.first_now + wire.now)
+    assert wire.state is State.CLOSED
+    assert wire.send() == []
+
+
+@pytest.mark.parametrize("is_ack_lost", [False, True])
+def test_time_wait_that_must_end_early_ends_with_a_reset_where_the_last_ack_may_be_lost(
+    base: int, is_ack_lost: bool
+) -> None:
+    wire = in_time_wait(base)
+    wire.wait(RTT_US)
+    if is_ack_lost:
+        wire.wait(200_000)
+        wire.receive("FIN seq=1 ack=1")
+        wire.send()
+        wire.wait(4 * RTT_US)
+    wire.connection.end_time_wait(now=wire.first_now + wire.now)
+    assert wire.state is State.CLOSED
+    assert [line.split()[0] for line in wire.send()] == ["RESET"]
 
 
 def test_fin_is_repeated_until_acked(base: int) -> None:

@@ -364,6 +364,22 @@ class Connection:
         """
         self._close(errno.ETIMEDOUT)
 
+    def end_time_wait(self, *, now: int) -> None:
+        """End TIME_WAIT before its time: with a RESET if the peer may not have our last ack. Does nothing in any other
+        state.
+
+        Parameters:
+            now: µs.
+        Raises: nothing.
+        Next: poll_transmit().
+        Source: docs/protocol.md §12.
+        """
+        if self.state is TIME_WAIT:
+            if self._close_timers.has_peer_last_ack(now=now):
+                self.close_silently()
+            else:
+                self.abort()
+
     def set_syn_retries(self, times: int) -> None:
         """Set how often the SYN is repeated before the connection attempt is given up with ETIMEDOUT.
 
@@ -508,7 +524,10 @@ class Connection:
             # What is discarded still fills the window. So its sender cannot send more than that until our RESET, which
             # waits until what we wrote has been acked, ends the connection.
             is_fin = packet.type == FIN
-            receive.on_packet(seq, packet.payload, packet.timestamp_us, is_fin=is_fin, now=now)
+            is_finishing = send.is_finishing or receive.is_discarding
+            receive.on_packet(
+                seq, packet.payload, packet.timestamp_us, is_fin=is_fin, is_finishing=is_finishing, now=now
+            )
             if self.state is TIME_WAIT:
                 self._close_timers.start_time_wait(now=now)
         if send.is_finishing or receive.is_discarding:

@@ -2,8 +2,8 @@
 
 The engine handles all packets that have come before it asks for an ack (docs/design.md §2), so one ack covers a batch.
 It is due at once where the sender waits for it: after a packet behind a hole, a hole that is filled, a duplicate, a
-FIN, or the second packet in order. The ack of a lone packet waits for MAX_ACK_DELAY_US, since a program's answer
-carries it without a packet of its own.
+FIN after ours, or the second packet in order. The ack of a lone packet waits for MAX_ACK_DELAY_US, since a program's
+answer carries it without a packet of its own; that of a FIN for FIN_ACK_DELAY_US, since our FIN does.
 
 Sources: docs/protocol.md §7, §8, §12; RFC 9293 §3.8.6.2.2 (silly windows), RFC 5681 §4.2 (when to ack).
 """
@@ -18,6 +18,9 @@ from utpsocket.protocol.reassembly import DUPLICATE, IN_ORDER, OUT_OF_ORDER, OUT
 from utpsocket.protocol.times import MAX_ACK_DELAY_US, NEVER, TIMESTAMP_MASK
 
 _ACK_EVERY_PACKETS: Final = 2  # RFC 5681 §4.2
+# How long the ack of a FIN waits for our own FIN. By feel: a program that reads the end of file closes within some ten
+# µs, and a program that waits for the end of its connection (SO_LINGER, the end of a process) waits for this.
+FIN_ACK_DELAY_US: Final = 1_000
 # A full packet's payload on Ethernet. Less room than this, or than half of a small buffer, is advertised as 0: RFC 9293
 # §3.8.6.2.2.
 _SEGMENT_BYTES: Final = 1_452
@@ -169,8 +172,13 @@ class ReceiveHalf:
         elif self.ack_at == NEVER:
             self.ack_at = now + MAX_ACK_DELAY_US
 
-    def on_packet(self, seq: int, payload: memoryview, timestamp_us: int, *, is_fin: bool, now: int) -> None:
-        """A DATA or FIN packet arrived."""
+    def on_packet(
+        self, seq: int, payload: memoryview, timestamp_us: int, *, is_fin: bool, is_finishing: bool = True, now: int
+    ) -> None:
+        """A DATA or FIN packet arrived.
+
+        is_finishing   the application has finished its direction: no FIN of ours is to come that could carry the ack
+        """
         reassembly = self.reassembly
         had_out_of_order = reassembly.sack_bits != 0
         insertion = reassembly.insert(seq, payload, is_fin=is_fin)
@@ -185,9 +193,12 @@ class ReceiveHalf:
         self.received_packets += 1
         self.received_bytes += len(payload)
         self.window_update_at = NEVER
-        if insertion is OUT_OF_ORDER or had_out_of_order or is_fin:
+        if insertion is OUT_OF_ORDER or had_out_of_order or (is_fin and is_finishing):
             self.unacked_packets += 1
             self.ack_at = now
+        elif is_fin:
+            self._in_order(1, now=now)
+            self.ack_at = min(self.ack_at, now + FIN_ACK_DELAY_US)
         else:
             self._in_order(1, now=now)
         if insertion is IN_ORDER:

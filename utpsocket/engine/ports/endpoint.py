@@ -953,7 +953,7 @@ class Endpoint:
         """
         for bridge in list(self.bridges.values()):
             if bridge.connection.state is TIME_WAIT:
-                bridge.connection.abort()
+                bridge.connection.end_time_wait(now=self.loop.now)
                 self.loop.mark_dirty(bridge)
 
 
