@@ -186,14 +186,23 @@ def udp_socket(identity: Identity) -> Socket:
         return udp
     try:
         for (level, name), value in identity.options.items():
-            if (level, name) == _BIND_ADDRESS_NO_PORT:
-                continue
-            if level in _UDP_LEVELS or (level == _SOCKET and name in _UDP_SOCKET_OPTIONS):
+            if _is_of_port(level, name):
                 udp.setsockopt(level, name, value)
     except BaseException:
         udp.close()
         raise
     return udp
+
+
+def _is_of_port(level: int, name: int) -> bool:
+    if level == _SOCKET:
+        return name in _UDP_SOCKET_OPTIONS
+    return level in _UDP_LEVELS and (level, name) != _BIND_ADDRESS_NO_PORT
+
+
+def has_options_of_port(identity: Identity) -> bool:
+    """Whether the program has set an option that udp_socket() sets on the UDP socket."""
+    return any(_is_of_port(level, name) for level, name in identity.options)
 
 
 def set_option(sock: Socket, identity: Identity, level: int, name: int, value: OptionValue, *optlen: int) -> bool:

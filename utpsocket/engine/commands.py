@@ -306,7 +306,7 @@ def dial_private(
 ) -> None:
     """connect() of a socket that is not bound: from a UDP socket of its own. Raises OSError.
 
-    udp_sock      bound by the kernel and connected to the peer
+    udp_sock      bound by the kernel and connected to the peer, non-blocking
     engine_sock   the engine's end of the pair, whose gate is closed
     fallback_us   try TCP as well after so long without an answer; negative: never
     """
@@ -315,7 +315,10 @@ def dial_private(
         engine_sock.close()
         return
     with loop.fd_lock:
-        endpoint = loop.open_endpoint(udp_sock, is_private=True)
+        known = None
+        if identity.local is not None and identity.peer is not None and identity.namespace:
+            known = identity.local, identity.peer, identity.namespace
+        endpoint = loop.open_endpoint(udp_sock, is_private=True, connected=known)
         peer = endpoint.port.peer
         assert peer is not None
         _dial(loop, endpoint, peer, identity, engine_sock, fallback_us)
@@ -348,7 +351,8 @@ def _claim_for_engine(claim: Claim) -> bool:
 def _dial(
     loop: Loop, endpoint: Endpoint, peer: Address, identity: Identity, engine_sock: Socket, fallback_us: int
 ) -> None:
-    engine_sock.setblocking(False)
+    if engine_sock.gettimeout() != 0:
+        engine_sock.setblocking(False)
     bridge = endpoint.dial(peer, identity)
     bridge.is_handed_over = bridge.is_gated = True
     bridge.engine_sock = move_to_high_fd(engine_sock)  # at once: from here on only the bridge closes it

@@ -53,6 +53,7 @@ from utpsocket.engine.ports.accept_queue import AcceptQueue
 from utpsocket.engine.ports.bound_ports import BoundPorts
 from utpsocket.engine.ports.connect_gate import ConnectGate
 from utpsocket.engine.ports.endpoint import BY_ENGINE, Endpoint
+from utpsocket.engine.ports.idle_sockets import IdleSockets
 from utpsocket.engine.ports.listener import Listener
 from utpsocket.engine.ports.path_cache import PathCache
 from utpsocket.engine.ports.send_grants import SendGrants
@@ -138,6 +139,7 @@ class Loop:
         self.paths = PathCache()  # datagram sizes known to reach a peer
         self.connect_gate = ConnectGate()  # connects that are complete and not visible yet
         self.silent_destinations = SilentDestinations()  # where uTP had no answer and TCP had
+        self.idle_sockets = IdleSockets(self)  # UDP sockets for the next connects
         self._time_waits = TimeWaits(self)  # ports that wait for a late FIN
 
         # Figures (statistics.py), of the engine's whole life.
@@ -700,27 +702,39 @@ class Loop:
         if self.channels.get(channel.cookie) is channel:
             del self.channels[channel.cookie]
 
-    def open_endpoint(self, sock: Socket, *, is_private: bool) -> Endpoint:
+    def open_endpoint(
+        self, sock: Socket, *, is_private: bool, connected: tuple[Address, Address, int] | None = None
+    ) -> Endpoint:
         """Make a port of a UDP socket, bound or connected, and receive from it. Raises OSError.
 
         is_private   it is for one connection of a socket that was not bound
+        connected    its address, its peer's and its network namespace, if they are known and it does not block
         """
-        endpoint = self._last_opened = self.new_endpoint(sock, is_private=is_private)
+        endpoint = self._last_opened = self.new_endpoint(sock, is_private=is_private, connected=connected)
         self.publish(endpoint)
         self.watch_port(endpoint)
         return endpoint
 
     def new_endpoint(
-        self, sock: Socket, *, is_private: bool, key: int = 0, bound: tuple[Address, int] | None = None
+        self,
+        sock: Socket,
+        *,
+        is_private: bool,
+        key: int = 0,
+        bound: tuple[Address, int] | None = None,
+        connected: tuple[Address, Address, int] | None = None,
     ) -> Endpoint:
         """Make a port of a UDP socket. Next: publish(), then watch_port(). Any thread. Raises OSError.
 
-        key     to be known by; 0: a new one
-        bound   its address and network namespace, if they are known; they need not be asked for then
+        key         to be known by; 0: a new one
+        bound       its address and network namespace, if they are known; they need not be asked for then
+        connected   see open_endpoint()
         """
         moved = move_to_high_fd(sock)
         try:
-            port = Port(moved, offload=self.offload, buffer_bytes=self.udp_buffer_bytes, bound=bound)
+            port = Port(
+                moved, offload=self.offload, buffer_bytes=self.udp_buffer_bytes, bound=bound, connected=connected
+            )
             endpoint = Endpoint(self, key or next(self._keys), port, is_private=is_private)
         except BaseException:
             moved.close()
@@ -778,12 +792,16 @@ class Loop:
         self._time_waits.discard(endpoint)
         self._blocked.pop(endpoint, None)
         self.forget_fd(endpoint.port.sock.fileno())
-        unread_syns.close_port(endpoint)
+        is_kept = endpoint.has_ended_in_order and self.idle_sockets.may_keep(endpoint.port)
+        if not is_kept:
+            unread_syns.close_port(endpoint)
         if endpoint.reuseport_sockets is not None:
             endpoint.reuseport_sockets.close()
         self.bound.discard(endpoint)
         self.endpoints.pop(endpoint.key, None)
-        endpoint.is_closed = True  # last: should any of this fail, it is all done again
+        endpoint.is_closed = True  # should any of this fail, it is all done again
+        if is_kept:
+            self.idle_sockets.put(endpoint.port)  # after that, since a connect() may take it at once
 
     # ── endings ──
 
@@ -823,7 +841,7 @@ class Loop:
             sockets = endpoint.reuseport_sockets
             if sockets is not None:
                 ports += [sockets, *(peer.port for peer in list(sockets.by_addr.values()))]
-        return [*list(self.channels.values()), *self._all_listeners(), *ports]
+        return [*list(self.channels.values()), *self._all_listeners(), *ports, self.idle_sockets]
 
     def accept_queues(self) -> list[AcceptQueue]:
         """Those of all listeners."""

@@ -16,7 +16,7 @@ from utpsocket.engine.interpreter.originals import _socket, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel import fd_names, netns
-from utpsocket.engine.kernel.high_fds import move_to_high_fd
+from utpsocket.engine.kernel.high_fds import HighSocket, UdpSocket, move_to_high_fd
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports import overlapping_ports, reuseport
 from utpsocket.engine.user_fds.socket_state import Identity
@@ -189,11 +189,27 @@ def _adopt_port(
         raise
 
 
-def new_udp_socket(sock: Socket, identity: Identity) -> Socket:
+def new_udp_socket(sock: Socket, identity: Identity, kind: type[HighSocket] = HighSocket) -> Socket:
     """A new UDP socket with this socket's options, in its network namespace."""
     if not identity.namespace:
         identity.namespace = netns.cookie(sock)
-    return move_to_high_fd(netns.make_in_namespace(sock, identity.namespace, partial(options.udp_socket, identity)))
+    made = netns.make_in_namespace(sock, identity.namespace, partial(options.udp_socket, identity))
+    return move_to_high_fd(made, kind)
+
+
+def udp_socket_to_connect(sock: Socket, identity: Identity, loop: Loop | RemoteLoop) -> Socket:
+    """The same for connect(): one that another connection has had, if there is one that is as a new one would be."""
+    if identity.bound is not None or not isinstance(loop, Loop) or options.has_options_of_port(identity):
+        return new_udp_socket(sock, identity)
+    if not identity.namespace:
+        identity.namespace = netns.cookie(sock)
+    kept = loop.idle_sockets.take(identity.family, identity.namespace)
+    if kept is not None:
+        return kept
+    udp = new_udp_socket(sock, identity, UdpSocket)
+    if isinstance(udp, UdpSocket):
+        udp.owner = udp.prepared = None
+    return udp
 
 
 def resolved(identity: Identity, address: GivenAddress) -> Address:

@@ -101,7 +101,7 @@ def connect(sock: StdlibSocket, identity: Identity, address: GivenAddress, *, qu
     if identity.claim is not None:
         finish_interrupted(sock, identity)
     loop = engine()
-    udp = binding.new_udp_socket(sock, identity)
+    udp = binding.udp_socket_to_connect(sock, identity, loop)
     try:
         is_from_group = identity.bound is not None and _is_multicast_or_broadcast(identity.family, identity.bound[0])
         if identity.bound is not None and not is_from_group:

@@ -119,6 +119,20 @@ class _UnmovedSocket(HighSocket):
     __slots__ = ()
 
 
+class UdpSocket(HighSocket):
+    """A UDP socket without options of the program's, which after its connection may be another's
+    (ports/idle_sockets.py). Whoever makes one sets the attributes.
+
+    owner      the user and group that made it, as the kernel knows them; None: not asked yet
+    prepared   what kernel/udp.py has found and set; None: nothing yet
+    """
+
+    __slots__ = ("owner", "prepared")
+
+    owner: tuple[int, int] | None
+    prepared: tuple[tuple[bool, int], bool, int] | None
+
+
 _kept: deque[HighSocket] = deque()
 _model: HighSocket | None = None  # what the kept fds are duplicates of
 _model_file: tuple[int, int] = (0, 0)
@@ -263,8 +277,17 @@ def new_epoll() -> select.epoll:
         return next(map(epoll.fromfd, high_duplicate(low.fileno())))
 
 
-def move_to_high_fd(sock: Socket) -> Socket:
+def is_far_from_limit(fd: int) -> bool:
+    """Whether this number, which the kernel has chosen as the lowest free one in its range, is in the lower half: the
+    program has many left.
+    """
+    return fd < _limit() // 2
+
+
+def move_to_high_fd(sock: Socket, kind: type[HighSocket] = HighSocket) -> Socket:
     """Move a socket to a high number and make it non-blocking.
+
+    kind   the class of the new object, if there is such a number
 
     Returns a new object that owns it; `sock` is closed. Where there is no such number, the new object has the same one.
     Raises OSError.
@@ -275,7 +298,7 @@ def move_to_high_fd(sock: Socket) -> Socket:
     is_nonblocking = sock.gettimeout() == 0
     try:
         # Family, type and protocol are known, so that no system calls are made to find them.
-        own = partial(HighSocket, sock.family, sock.type | SOCK_NONBLOCK if is_nonblocking else sock.type, sock.proto)
+        own = partial(kind, sock.family, sock.type | SOCK_NONBLOCK if is_nonblocking else sock.type, sock.proto)
         moved: HighSocket | None = next(map(own, map(partial(fcntl, fd, F_DUPFD_CLOEXEC), (_HIGH_FD,))))
     except OSError as error:
         reraise_handler_error(error)

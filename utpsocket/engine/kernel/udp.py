@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from utpsocket.engine.faults import NO_ROOM_ERRNOS
 from utpsocket.engine.interpreter import libc
-from utpsocket.engine.interpreter.native import Socket
+from utpsocket.engine.interpreter.native import Socket, receiving
 from utpsocket.engine.interpreter.originals import ctypes, os, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel import socket_filter
 from utpsocket.engine.kernel.arena import ROOM_BYTES, Arena
+from utpsocket.engine.kernel.high_fds import UdpSocket
 from utpsocket.engine.kernel.mmsg import MAX_DATAGRAMS_IN
 from utpsocket.engine.kernel.native_calls import AnyDatagrams, Datagrams, NativeDatagrams
 from utpsocket.engine.kernel.netns import cookie
+from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLIN, polls
 from utpsocket.engine.kernel.syscalls import NO_ADDRESS, Ancillary, Group, KeepingDatagrams, ReceivedAncillary
 from utpsocket.protocol import Address, Run, Transmit
 from utpsocket.protocol.build import IS_COMPILED
@@ -85,6 +87,8 @@ _MAX_CLASSIFIED_SLOTS: Final = 128
 # both by feel. Smaller ones are acks or interactive data, which nothing could be merged with.
 _LARGE_BYTES: Final = 1_000
 _UNMERGED_BEFORE_RECVMMSG: Final = 2
+# Datagrams that are left when a connection is over, at most; by feel.
+_MAX_DROPPED: Final = 64
 # A plain int: `&` of an IntFlag takes 2 µs.
 _MSG_TRUNC: Final = int(stdlib.MSG_TRUNC)
 # With IP_RECVERR a call may fail with these for an error of an earlier datagram. ip(7)
@@ -166,6 +170,8 @@ class Port:
         offload: use UDP_SEGMENT and UDP_GRO where the kernel has them.
         buffer_bytes: SO_RCVBUF and SO_SNDBUF to ask for; 0: leave the kernel's defaults.
         peer: the peer's address as the program wrote it, of a connected socket; None: as getpeername() says.
+        connected: (own address, peer's, cookie of the network namespace), of a connected socket, where the caller knows
+            them. The socket does not block then.
         bound: (address, cookie of the network namespace), where the caller knows them. A bind() is then waiting, so
             what only the engine's thread needs (_LATE) is made when that thread first uses it. In the compiled build it
             is made at once: that takes little there, and compiled code does not ask __getattr__().
@@ -186,7 +192,8 @@ class Port:
 
     Private attributes:
         _calls: the system calls (syscalls.py).
-        _wanted: offload and buffer_bytes, until _prepare() needs them.
+        _wanted: offload and buffer_bytes, for _prepare().
+        _is_altered: an option was changed after _prepare().
         _has_gso, _has_gro: UDP_SEGMENT and UDP_GRO are in use.
         _unmerged_in_a_row: large unmerged datagrams in a row, as receive() counts them.
         _may_fragment: what IP_MTU_DISCOVER was last set for; None: not set yet. What every path carries leaves without
@@ -203,6 +210,7 @@ class Port:
         "_calls",
         "_has_gro",
         "_has_gso",
+        "_is_altered",
         "_unmerged_in_a_row",
         "_may_fragment",
         "_overhead",
@@ -239,17 +247,21 @@ class Port:
         offload: bool = True,
         buffer_bytes: int = WANTED_BUFFER_BYTES,
         peer: Address | None = None,
+        connected: tuple[Address, Address, int] | None = None,
         bound: tuple[Address, int] | None = None,
     ) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.family = sock.family
         self._wanted = offload, buffer_bytes
+        self._is_altered = False
         self.local: Address
         self.peer: Address | None
         if bound is not None:
             self.local, self.namespace = bound
             self.peer = None
+        elif connected is not None:
+            self.local, self.peer, self.namespace = connected
         else:
             self.local, self.namespace = sock.getsockname(), cookie(sock)
             try:
@@ -265,7 +277,7 @@ class Port:
                 self._option(stdlib.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
             else:
                 self._option(stdlib.IPPROTO_IP, _IP_PKTINFO, 1)
-        if bound is None:
+        if bound is None and connected is None:
             sock.setblocking(False)
         if bound is None or IS_COMPILED:
             self._prepare()
@@ -289,12 +301,18 @@ class Port:
         self.sent_calls = self.sent_datagrams = 0
         self.received_runs = self.received_datagrams = self.truncated_datagrams = 0
         self._has_gso = offload and self._kernel_has_gso()
-        self._has_gro = offload and self._option(stdlib.IPPROTO_UDP, _UDP_GRO, 1)
+        sock = self.sock
+        if isinstance(sock, UdpSocket) and sock.prepared is not None:
+            _, self._has_gro, self.receive_buffer_bytes = sock.prepared
+        else:
+            self._has_gro = offload and self._option(stdlib.IPPROTO_UDP, _UDP_GRO, 1)
+            self._configure(buffer_bytes)
+            if isinstance(sock, UdpSocket):
+                sock.prepared = self._wanted, self._has_gro, self.receive_buffer_bytes
         self.uses_recvmmsg = not self._has_gro
         self.is_drained = False
         self._unmerged_in_a_row = 0
         self._slot_bytes = _SLOT_BYTES
-        self._configure(buffer_bytes)
         ancillary_bytes = ANCILLARY_BYTES if self._has_gro or self.is_wildcard else 0
         pktinfo_bytes = _SOURCE_V6.size if self.family == stdlib.AF_INET6 else _SOURCE_V4.size
         self._plain_control_bytes = stdlib.CMSG_SPACE(pktinfo_bytes) if self.is_wildcard else 0
@@ -480,6 +498,7 @@ class Port:
 
     def report_icmp(self, *, wanted: bool) -> None:
         """Turn IP_RECVERR on or off. Under a flood from false addresses each answer may cause an ICMP error."""
+        self._is_altered = True
         self._option(stdlib.IPPROTO_IP, _IP_RECVERR, int(wanted))
         if self.family == stdlib.AF_INET6:
             self._option(stdlib.IPPROTO_IPV6, _IPV6_RECVERR, int(wanted))
@@ -499,6 +518,7 @@ class Port:
             syn_probability, stray_probability, heavy, large_syn_probability: as socket_filter.attach() has them.
         Raises: nothing.
         """
+        self._is_altered = True
         wanted = syn_probability, stray_probability, heavy, large_syn_probability
         if not socket_filter.attach(self.sock, ids, *wanted):
             socket_filter.attach(self.sock, None, *wanted)
@@ -567,6 +587,7 @@ class Port:
         """Set an option that the kernel has accepted from the same program on another socket. If the program has given
         up the right to set it meanwhile, nothing is changed. Raises other OSErrors. setsockopt(2)
         """
+        self._is_altered = True
         try:
             self.sock.setsockopt(level, name, value)
         except PermissionError:
@@ -770,10 +791,33 @@ class Port:
 
     def _fragment(self, may_fragment: bool) -> None:
         self._may_fragment = may_fragment
+        self._is_altered = True
         mode = _PMTUDISC_DONT if may_fragment else _PMTUDISC_PROBE
         self._option(stdlib.IPPROTO_IP, _IP_MTU_DISCOVER, mode)
         if self.family == stdlib.AF_INET6:
             self._option(stdlib.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, mode)
+
+    def become_unconnected(self) -> bool:
+        """Make the socket of a connection that is over as a new one is, but for the options that _prepare() has set:
+        unconnected, bound to nothing, nothing unread, no error pending.
+
+        Returns: False if it cannot be made so, or if another option was changed: then close().
+        Raises: nothing.
+        Source: connect(2) AF_UNSPEC.
+        """
+        sock = self.sock
+        if self._is_altered or self.pending or libc.connect(self.fd, _AF_UNSPEC_NAME, len(_AF_UNSPEC_NAME)):
+            return False
+        if polls(sock, EPOLLIN | EPOLLERR):
+            drop = receiving(self.fd, 1)
+            for _ in range(_MAX_DROPPED):
+                if drop() < 0 and ctypes.get_errno() == errno.EAGAIN:
+                    break
+            self.read_errors()
+            if polls(sock, EPOLLIN | EPOLLERR):
+                return False
+        host, number = sock.getsockname()[:2]
+        return host in _WILDCARDS and not number
 
     def disconnect(self) -> None:
         """Dissolve the association of a socket that the owner has connected after bind(). It keeps the port of bind(),

@@ -44,7 +44,7 @@ from utpsocket.protocol.pathmtu import (
     START_IPV4_BYTES,
 )
 from utpsocket.protocol.receivehalf import WIRESHARK_WINDOW_BYTES
-from utpsocket.protocol.states import TIME_WAIT
+from utpsocket.protocol.states import CLOSED, TIME_WAIT
 from utpsocket.protocol.times import NEVER
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ class Endpoint:
         "dropped_datagrams",
         "faults",
         "flood",
+        "has_ended_in_order",
         "holders",
         "is_closed",
         "shares_port",
@@ -170,6 +171,7 @@ class Endpoint:
         self.closing_claim: dict[str, object] = {}  # under CLAIM_KEY what closes the port: claim_closing()
         self.is_address_freed = False  # Loop.free_address(): an idle socket has taken the place of ours
         self.is_closed = False  # by Loop.close_claimed()
+        self.has_ended_in_order = False  # it was a connection's own, and that did not end with an error
 
         # Receiving.
         self.is_readable = True  # there may be more to receive
@@ -396,7 +398,11 @@ class Endpoint:
         self.flood.on_connections_changed()
         if self._outgoing.get(connection.addr) is bridge:
             del self._outgoing[connection.addr]
-        if not self.is_private and (record := connection.time_wait_record()) is not None:
+        if self.is_private:
+            is_in_order = connection.state is CLOSED and not connection.errno
+            # An identity of another class is one that processes share, or of a program in another process.
+            self.has_ended_in_order = is_in_order and type(bridge.identity) is Identity
+        elif (record := connection.time_wait_record()) is not None:
             records, key = self.time_wait_records, (connection.addr, connection.recv_id)
             records.pop(key, None)
             records[key] = self.loop.now, record

@@ -1,0 +1,137 @@
+"""UDP sockets of connections that are over, kept for the next connect().
+
+A connection that was dialled without bind() has a UDP socket of its own. To make one takes twelve system calls, a third
+of what connect() and the end of the connection need: socket(2), a high number, five options, epoll. So the socket of a
+connection that has ended in order is kept for a while, and the next connect() takes it.
+
+No program can tell it from a new one. It is unconnected, bound to nothing, has nothing unread and no error pending; all
+of that is asked of the kernel (Port.become_unconnected()). Only sockets that had no option of the program's, and of
+which the engine has changed no option since, are kept (kernel/high_fds.py, UdpSocket). It is given to a connect() only
+if a new one would be in the same network namespace and have the same owner, which firewalls and routes may depend on.
+
+Sources: connect(2) AF_UNSPEC; udp(7); socket(7) SO_NETNS_COOKIE.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from utpsocket.engine.interpreter.originals import os
+from utpsocket.engine.kernel.high_fds import UdpSocket, is_far_from_limit
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from utpsocket.engine.kernel.udp import Port
+    from utpsocket.engine.reactor import Reactor
+
+    class Engine(Reactor, Protocol):
+        """What is used of the engine."""
+
+        namespace: int
+        offload: bool
+        udp_buffer_bytes: int
+
+
+# The ends of TIME_WAIT come in batches, one in 50 ms (loop.py): enough for 1,280 connections in a second.
+_MAX_SOCKETS: Final = 64
+# A socket that was not used for so long is closed, so that a program that does not connect any more has its descriptors
+# back. By feel.
+_KEPT_US: Final = 1_000_000
+
+
+class IdleSockets:
+    """Of one engine. take() may be called by any thread, the rest by the engine's alone."""
+
+    __slots__ = ("_expired_at", "_loop", "_sockets")
+
+    def __init__(self, loop: Engine) -> None:
+        self._loop = loop
+        # With the time from which on each is unused; the one that was used last is taken first.
+        self._sockets: dict[int, deque[tuple[int, UdpSocket]]] = {}
+        self._expired_at = 0  # when expire() is called next; 0: never
+
+    def take(self, family: int, namespace: int) -> UdpSocket | None:
+        """A socket of this family in this network namespace, as the calling thread would make it; None if there is
+        none. It belongs to the caller.
+        """
+        sockets, loop = self._sockets.get(family), self._loop
+        if not sockets or namespace != loop.namespace:
+            return None
+        try:
+            _, sock = sockets.pop()
+        except IndexError:
+            return None  # another thread was first
+        wanted = loop.offload, loop.udp_buffer_bytes
+        if sock.prepared is not None and sock.prepared[0] == wanted and sock.owner == (os.geteuid(), os.getegid()):
+            return sock
+        sock.close()
+        return None
+
+    def may_keep(self, port: Port) -> bool:
+        """Whether put() is likely to keep the socket of this port, which was a connection's own."""
+        loop = self._loop
+        if not isinstance(port.sock, UdpSocket) or not loop.is_alive:
+            return False
+        return port.namespace != 0 and port.namespace == loop.namespace and is_far_from_limit(port.fd)
+
+    def put(self, port: Port) -> None:
+        """Keep the socket of a port that is closed but for that, or close it."""
+        sock = port.sock
+        assert isinstance(sock, UdpSocket)
+        sockets = self._sockets.setdefault(port.family, deque())
+        if len(sockets) >= _MAX_SOCKETS or not port.become_unconnected():
+            port.close()
+            return
+        if sock.owner is None:
+            found = os.fstat(port.fd)
+            sock.owner = found.st_uid, found.st_gid
+        sockets.append((self._loop.now, sock))
+        if not self._expired_at:
+            self._expire_at(self._loop.now + _KEPT_US)
+
+    def _expire_at(self, at: int) -> None:
+        self._expired_at = at
+        self._loop.call_at(at, self.expire)
+
+    def expire(self) -> None:
+        """Close what has been unused for _KEPT_US."""
+        self._expired_at = 0
+        until = self._loop.now - _KEPT_US
+        oldest = 0
+        for sockets in self._sockets.values():
+            while sockets:
+                try:
+                    entry = sockets.popleft()
+                except IndexError:
+                    break  # another thread has taken the last one
+                if entry[0] > until:
+                    sockets.appendleft(entry)
+                    oldest = min(oldest or entry[0], entry[0])
+                    break
+                entry[1].close()
+        if oldest:
+            self._expire_at(oldest + _KEPT_US)
+
+    def fail(self, error: BaseException) -> None:
+        """See faults.py."""
+        self.close_fds()
+
+    def close_fds(self) -> None:
+        """Close all of them."""
+        for sockets in self._sockets.values():
+            while sockets:
+                try:
+                    sockets.pop()[1].close()
+                except IndexError:
+                    break  # as above
+
+    def detach_fds(self) -> None:
+        """Forget all of them without closing them."""
+        for sockets in self._sockets.values():
+            while sockets:
+                try:
+                    sockets.pop()[1].detach()
+                except IndexError:
+                    break  # as above
