@@ -337,7 +337,10 @@ class socket(StdlibSocket):
             if made is socket:
                 sock._utp = None
             name, cookie = accepting.accept(self, identity, sock)
-            _plain_init(sock, stdlib.AF_UNIX, stdlib.SOCK_STREAM, self.proto, sock.fileno())
+            if self.proto:
+                _plain_init(sock, stdlib.AF_UNIX, stdlib.SOCK_STREAM, self.proto, sock.fileno())
+            else:  # what else StdlibSocket.__init__() does; the C class's part, a system call, is done
+                sock._io_refs, sock._closed = 0, False  # type: ignore[attr-defined]
             accepted = registry.identify_accepted(sock, name, cookie, identity.owner_pid)
             if made is socket or hasattr(made, "_utp"):  # else the patch was undone while this waited
                 _attach_identity(sock, accepted)

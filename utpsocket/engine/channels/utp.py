@@ -205,6 +205,7 @@ class Bridge:
         "_discards_received",
         "_filler_bytes",
         "_has_finished_input",
+        "_has_read_all",
         "_has_recheck",
         "_sent_reset",
         "_has_unread_event",
@@ -285,6 +286,8 @@ class Bridge:
 
         # What the program has done.
         self._has_finished_input = False  # its end of file has been read
+        # The end of file was read after the hang-up: a close with bytes unread would have been an error before that.
+        self._has_read_all = False
         self._closed_with_unread = False  # it closed with bytes unread: the peer gets a RESET after what was written
         self._discards_received = False  # it reads no more (EPIPE): shut down, or closed
         self._has_recheck = False  # after shutdown(), when a close makes no event: a timer will look for it
@@ -453,7 +456,9 @@ class Bridge:
         """The user has shut down writing, or has closed its fd."""
         self._has_unread_event = False
         self._has_finished_input = True
-        self.poll_engine_sock()  # a close makes EPOLLHUP as well, and with SO_LINGER 0 must not send a FIN
+        self._has_read_all = self._is_hung_up
+        if not self._is_hung_up:
+            self.poll_engine_sock()  # a close makes EPOLLHUP as well, and with SO_LINGER 0 must not send a FIN
         if self._is_hung_up and self.identity.settings.linger_seconds == 0 and not self._is_shut_down():
             return
         if not self._closed_with_unread:
@@ -528,14 +533,15 @@ class Bridge:
         connection = self.connection
         identity = self.identity
         if self._is_shut_down():
-            self._is_hung_up = False
+            self._is_hung_up = self._has_read_all = False
             if not self._closed_with_unread:
                 connection.finish(now=now)
             if not self._has_recheck:
                 self._has_recheck = True
                 self.endpoint.loop.call_at(now + _RECHECK_US, self._recheck)
             return
-        self._check_unread_at_close()
+        if not self._has_read_all:
+            self._check_unread_at_close()
         if self._is_hup_from_shutdown and not self._closed_with_unread:
             # The next event is the user's close() or shutdown(), or the end of the accept queue, which sets ECONNRESET.
             self._is_hup_from_shutdown = False

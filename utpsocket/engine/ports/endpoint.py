@@ -522,7 +522,8 @@ class Endpoint:
         )
         self._single_datagram_iteration = iteration
         if self._single_datagram_iterations >= _MANY_SINGLE_DATAGRAM_ITERATIONS:
-            self._expected_runs = _EXPECTED_RUNS
+            self._single_datagram_iterations = 0
+            self._expected_runs = 2  # in the next iteration, and on only if there is a second run then
 
     def _receive_many(self, *, now: int) -> int:
         """Receive datagrams that the kernel does not merge. Returns how many there were."""

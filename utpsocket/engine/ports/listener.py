@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.faults import NO_ROOM_ERRNOS
-from utpsocket.engine.interpreter.native import Socket, connecting
+from utpsocket.engine.interpreter.native import SOCK_NONBLOCK, Socket, connecting
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel import fd_names, netns
 from utpsocket.engine.kernel.high_fds import move_to_high_fd
@@ -119,6 +119,9 @@ _FEW_HALF_OPEN: Final = 64  # beyond, unverified connections are not handed over
 # SYNs go to the cache for so long after there were MAX_HALF_OPEN, and on, while more than _FEW_HALF_OPEN come in that
 # time.
 _CACHING_US: Final = 1_000_000
+
+
+_new_engine_sock: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM | SOCK_NONBLOCK, 0)
 
 
 class Listener:
@@ -347,13 +350,12 @@ class Listener:
         assert identity.local is not None and identity.peer is not None
         engine_sock: Socket | None = None
         try:
-            make = self.accept_queue.with_number(partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM, 0))
+            make = self.accept_queue.with_number(_new_engine_sock)
             if make is None:
                 return None
             if self.endpoint.is_in_other_namespace:
                 make = partial(netns.make_in_namespace_of, self.endpoint.port.sock, make)
             engine_sock = move_to_high_fd(make())
-            engine_sock.setblocking(False)
             engine_sock.bind(fd_names.encode(identity.cookie, identity.local, identity.peer, self.endpoint.loop.pid))
         except OSError:
             if engine_sock is not None:
