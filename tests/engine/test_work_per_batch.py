@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import socket as stdlib_socket
 import sys
 import threading
 import tracemalloc
@@ -368,6 +369,26 @@ def test_a_run_costs_few_calls(pair: Pair) -> None:
     done = calls_of(lambda: pair.transfer(BULK_BYTES))
     assert done["python_calls"] / runs <= 150
     assert done["c_calls"] / runs <= 150
+
+
+def test_small_datagrams_of_many_peers_are_received_in_one_iteration() -> None:
+    """The kernel merges none of them, so the bound on runs, which is one on bulk, must leave room for them."""
+    count = 40
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
+        address = listener.getsockname()
+        kinds = stdlib_socket.AF_INET, stdlib_socket.SOCK_DGRAM
+        peers = [stack.enter_context(stdlib_socket.socket(*kinds)) for _ in range(count)]
+
+        def send_and_receive(loop: Loop) -> int:
+            (endpoint,) = (each for each in loop.endpoints.values() if each.port.local[1] == address[1])
+            for peer in peers:
+                peer.sendto(bytes(20), address)
+            before = endpoint.port.received_runs
+            endpoint._expected_runs = 1  # more than one
+            endpoint.receive(now=loop.now)
+            return endpoint.port.received_runs - before
+
+        assert engine().call(send_and_receive) == count
 
 
 class Calls:

@@ -97,7 +97,9 @@ _MANY_SINGLE_DATAGRAM_ITERATIONS: Final = 8
 _MAX_RECEIVES: Final = 16  # of receive_for(): a flooded port always has more
 # In a row: a single datagram that causes an exception is met once, a port that is broken again and again.
 _MAX_FAULTS_IN_ROW: Final = 20
-_RUNS_PER_ITERATION: Final = 8  # then other ports are read: half a megabyte in merged datagrams
+# Then other ports are read: half a megabyte in merged datagrams, or so many small ones.
+_BYTES_PER_ITERATION: Final = 450_000
+_RUNS_PER_ITERATION: Final = 64
 _DATAGRAMS_PER_ITERATION: Final = 512  # the same, where they come one by one
 _PACKET_KINDS: Final = tuple(PACKET_OPTIONS.values())
 _FRESH: Final[Layout[tuple[int, int, int, int]]] = struct.Struct("=4H")
@@ -455,7 +457,7 @@ class Endpoint:
             return
         useless_before = self.flood.useless_datagrams
         before: Run | None = None  # not handled yet: if what follows continues it, they are handled as one run
-        runs = datagrams = before_start = 0
+        runs = datagrams = before_start = received_bytes = 0
         for runs in range(_RUNS_PER_ITERATION):
             if port.uses_recvmmsg:
                 if before is not None:
@@ -483,7 +485,9 @@ class Endpoint:
             if not run.data:
                 continue
             start = arena.used  # where it lies
-            arena.used += len(run.data)
+            size = len(run.data)
+            arena.used += size
+            received_bytes += size
             if before is not None:
                 data = arena.last(len(before.data) + len(run.data)) if run.continues(before) else None
                 if data is not None:
@@ -492,6 +496,8 @@ class Endpoint:
                 else:
                     self._handle_received(before, before_start, now=now)
             before, before_start = run, start
+            if received_bytes >= _BYTES_PER_ITERATION:
+                break
         self._expected_runs = _EXPECTED_RUNS if runs > 1 else (self._expected_runs or 1) - 1
         if before is not None:
             self._handle_received(before, before_start, now=now)
