@@ -121,6 +121,42 @@ def test_a_silent_tail_is_probed_after_two_round_trips(base: int) -> None:
     assert wire.connection.stats().timeouts == 0
 
 
+@pytest.mark.parametrize("rtt_us", [70_000, 150_000, 400_000, 1_200_000])
+def test_round_trips_that_have_become_longer_are_soon_measured(base: int, rtt_us: int) -> None:
+    """A packet that was sent twice gives no sample: were each of them probed for, there would never be one. So each
+    probe makes the next one wait for longer.
+    """
+    wire = Wire.initiator(base)
+    probes = []
+    for number in range(1, 41):
+        before = wire.connection.stats().tail_probes
+        wire.write_bytes(100)
+        assert wire.send() == [f"DATA seq={number} ack=0 len=100"]
+        wire.wait(RTT_US if number <= 10 else rtt_us)
+        wire.receive(f"STATE seq=1 ack={number}")
+        probes.append(wire.connection.stats().tail_probes - before)
+    assert probes[:10] == [0] * 10
+    assert sum(probes[10:]) <= 8
+    assert probes[20:] == [0] * 20
+    assert wire.connection.send.recovery.srtt_us > rtt_us // 2
+
+
+def test_a_single_probe_does_not_lengthen_the_timeout(base: int) -> None:
+    """It may have been for a loss: then the next one is as soon as a round trip has been measured."""
+    wire = sender(base, 4)
+    recovery = wire.connection.send.recovery
+    wire.receive("STATE seq=1 ack=3")
+    rto_us, probe_timeout_us = recovery.rto_us, recovery.probe_timeout_us
+    assert texts(wire.wait(60_000)) == ["DATA seq=4 ack=0 len=1380"]
+    assert (recovery.rto_us, recovery.probe_timeout_us) == (rto_us, 2 * probe_timeout_us)
+    wire.receive("STATE seq=1 ack=4")
+    wire.write_bytes(100)
+    wire.send()
+    wire.wait(RTT_US)
+    wire.receive("STATE seq=1 ack=5")
+    assert recovery.probe_timeout_us <= probe_timeout_us
+
+
 @pytest.mark.parametrize("rtt_us", [20_000, 100_000, 350_000])
 @pytest.mark.parametrize("first_seq", [1, WRAP_SEQ])
 def test_a_lost_last_packet_costs_two_round_trips_and_50_ms(rtt_us: int, first_seq: int) -> None:

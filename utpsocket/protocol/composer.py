@@ -42,6 +42,8 @@ class Composer:
         reassembly = receive.reassembly
         # With packets behind a hole the ack in it is not the last word: the peer needs a selective ack.
         window_bytes = receive.window_bytes if reassembly.sack_bits else receive.take_ack()
+        if receive.unanswered_at:
+            receive.on_late_answer(now=now)
         header = encode(
             FIN if flight.seq == send.fin_seq else DATA,
             self.send_id,

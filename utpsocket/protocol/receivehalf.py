@@ -2,8 +2,8 @@
 
 The engine handles all packets that have come before it asks for an ack (docs/design.md §2), so one ack covers a batch.
 It is due at once where the sender waits for it: after a packet behind a hole, a hole that is filled, a duplicate, a
-FIN after ours, or the second packet in order. The ack of a lone packet waits for MAX_ACK_DELAY_US, since a program's
-answer carries it without a packet of its own; that of a FIN for FIN_ACK_DELAY_US, since our FIN does.
+FIN after ours, or the second packet in order. The ack of a lone packet waits for ACK_DELAY_US, since a program's answer
+carries it without a packet of its own; that of a FIN for FIN_ACK_DELAY_US, since our FIN does.
 
 Sources: docs/protocol.md §7, §8, §12; RFC 9293 §3.8.6.2.2 (silly windows), RFC 5681 §4.2 (when to ack).
 """
@@ -15,7 +15,7 @@ from typing import Final
 from utpsocket.protocol.packet import MAX_SACK_BYTES, sack_bytes
 from utpsocket.protocol.paws import Paws
 from utpsocket.protocol.reassembly import DUPLICATE, IN_ORDER, OUT_OF_ORDER, OUT_OF_WINDOW, Reassembly
-from utpsocket.protocol.times import MAX_ACK_DELAY_US, NEVER, TIMESTAMP_MASK
+from utpsocket.protocol.times import ACK_DELAY_US, NEVER, TIMESTAMP_MASK
 
 _ACK_EVERY_PACKETS: Final = 2  # RFC 5681 §4.2
 # How long the ack of a FIN waits for our own FIN. By feel: a program that reads the end of file closes within some ten
@@ -36,6 +36,9 @@ _NO_SAMPLE: Final = 0
 # been received that a larger window may be of use; by feel.
 WIRESHARK_WINDOW_BYTES: Final = 0x380000
 _LARGE_WINDOW_AFTER_BYTES: Final = 16 << 20
+# The most that an ack waits for a program that is known to answer late: libutp's delay of all acks, for which every
+# implementation's retransmission timeout has room.
+_LONGEST_ACK_DELAY_US: Final = 100_000
 # After how many received packets a selective ack without a bit is sent, see sack(). By feel: early enough for a short
 # transfer, and thrice, since each may be lost.
 _CAPABILITY_SACK_AT_PACKETS: Final = (16, 256, 4_096)
@@ -49,6 +52,8 @@ class ReceiveHalf:
     received_at          when the last acceptable packet came
     is_discarding        the application has closed its socket and will not read again
     ack_at               when an ack must leave
+    ack_delay_us         how long the ack of a lone packet waits for data that can carry it
+    unanswered_at        when a lone packet came whose ack has left without data, until data leaves; 0: none
     unacked_packets      packets received since the last ack left
     difference_us        our clock less the timestamp of the last packet, at its receipt; sent back to the peer. 0: none
                          yet
@@ -68,6 +73,7 @@ class ReceiveHalf:
         "_packets_at_last_state",
         "_window_updates_left",
         "ack_at",
+        "ack_delay_us",
         "difference_us",
         "duplicate_packets",
         "is_discarding",
@@ -80,6 +86,7 @@ class ReceiveHalf:
         "received_packets",
         "share_bytes",
         "unacked_packets",
+        "unanswered_at",
         "window_update_at",
     )
 
@@ -89,6 +96,8 @@ class ReceiveHalf:
         self.is_discarding = False
         self.received_at = 0
         self.ack_at = NEVER
+        self.ack_delay_us = ACK_DELAY_US
+        self.unanswered_at = 0
         self.difference_us = _NO_SAMPLE
         self.peer_difference_us = _NO_SAMPLE
         self.share_bytes = capacity_bytes
@@ -170,7 +179,7 @@ class ReceiveHalf:
         if unacked_packets >= _ACK_EVERY_PACKETS:
             self.ack_at = now
         elif self.ack_at == NEVER:
-            self.ack_at = now + MAX_ACK_DELAY_US
+            self.ack_at = now + self.ack_delay_us
 
     def on_packet(
         self, seq: int, payload: memoryview, timestamp_us: int, *, is_fin: bool, is_finishing: bool = True, now: int
@@ -205,12 +214,12 @@ class ReceiveHalf:
             self.paws.on_in_order(reassembly.next_seq, timestamp_us, now=now)
 
     def _in_order(self, count: int, *, now: int) -> None:
-        """Packets in order: an ack is due now for two of them, or in MAX_ACK_DELAY_US for one."""
+        """Packets in order: an ack is due now for two of them, or in ack_delay_us for one."""
         self.unacked_packets += count
         if self.unacked_packets >= _ACK_EVERY_PACKETS:
             self.ack_at = now
         elif self.ack_at == NEVER:
-            self.ack_at = now + MAX_ACK_DELAY_US
+            self.ack_at = now + self.ack_delay_us
 
     def finish_delivery(self, count: int, *, now: int) -> None:
         """The application took `count` bytes. An ack is due at once if a closed window has opened, or if the window has
@@ -263,6 +272,9 @@ class ReceiveHalf:
         """
         if is_state:
             self._packets_at_last_state = self.received_packets
+            if self.unacked_packets == 1:
+                self.unanswered_at = self.received_at
+                self.ack_delay_us = ACK_DELAY_US  # if it was longer, it was too short all the same
         reassembly = self.reassembly
         window = reassembly.capacity_bytes - reassembly.ready_bytes - reassembly.out_of_order_bytes
         if window < _SEGMENT_BYTES or window > WIRESHARK_WINDOW_BYTES:
@@ -273,6 +285,15 @@ class ReceiveHalf:
         self.unacked_packets = 0
         self._advertised_bytes = window
         return window
+
+    def on_late_answer(self, *, now: int) -> None:
+        """Data leaves, too late to carry the ack of a lone packet: the next one's waits for longer if data that takes
+        as long can then carry it.
+        """
+        took_us = now - self.unanswered_at
+        self.unanswered_at = 0
+        if took_us <= _LONGEST_ACK_DELAY_US:
+            self.ack_delay_us = min(max(2 * took_us, ACK_DELAY_US), _LONGEST_ACK_DELAY_US)
 
     def on_ack_sent(self, window_bytes: int) -> None:
         """A packet with our latest ack and this window leaves."""

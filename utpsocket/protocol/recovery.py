@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Final
 
 from utpsocket.protocol.flights import Acknowledged, Flight
-from utpsocket.protocol.times import HALF_TIMESTAMP, MAX_ACK_DELAY_US, TIMESTAMP_MASK
+from utpsocket.protocol.times import ACK_DELAY_US, HALF_TIMESTAMP, TIMESTAMP_MASK
 
 MIN_RTO_US: Final = 200_000  # Linux's TCP_RTO_MIN; libutp has 1 s, libtorrent 500 ms, librqbit 200 ms
 MAX_RTO_US: Final = 60_000_000  # RFC 6298 (2.5)
@@ -48,6 +48,7 @@ class Recovery:
                               and the delay of an ack; here also the variance, or a busy machine would be probed
     backoff                   timeouts in a row
     timeouts_since_rtt        timeouts since a round trip was last measured
+    probes_since_rtt          tail-loss probes since then
     rack_sent_us, rack_seq    of the packet that left last of all that have arrived, -1 before the first
     rack_rtt_us               its round trip
     rack_sent_through_bytes   payload of all that had left when that packet had
@@ -61,6 +62,7 @@ class Recovery:
         "latest_rtt_us",
         "min_rtt_us",
         "probe_timeout_us",
+        "probes_since_rtt",
         "rack_rtt_us",
         "rack_sent_through_bytes",
         "rack_sent_us",
@@ -79,6 +81,7 @@ class Recovery:
         self.latest_rtt_us = 0
         self.backoff = 0
         self.timeouts_since_rtt = 0
+        self.probes_since_rtt = 0
         self.rack_sent_us = -1
         self.rack_seq = -1
         self.rack_rtt_us = 0
@@ -103,6 +106,11 @@ class Recovery:
             # its ack comes, so none is ever measured. So the timeout stays as long as it has grown until one is
             # measured.
             rto_us = max(rto_us, min(base << min(self.timeouts_since_rtt, 16), _MAX_UNMEASURED_RTO_US))
+        probes = self.probes_since_rtt
+        if probes > 1:
+            # Karn's algorithm again: each packet is probed for before its ack comes. A single probe may have been for a
+            # loss.
+            rto_us = max(rto_us, min(base << min(probes - 1, 16), _MAX_UNMEASURED_RTO_US))
         if rto_us > MAX_RTO_US:
             rto_us = MAX_RTO_US
         self.rto_us = rto_us
@@ -112,7 +120,9 @@ class Recovery:
                 margin_us = _GRANULARITY_US
             elif margin_us > _MAX_PROBE_MARGIN_US:
                 margin_us = _MAX_PROBE_MARGIN_US
-            probe_us = 2 * srtt_us + MAX_ACK_DELAY_US + margin_us
+            probe_us = 2 * srtt_us + ACK_DELAY_US + margin_us
+            if probes:
+                probe_us <<= min(probes, 16)
             self.probe_timeout_us = probe_us if probe_us < rto_us else rto_us
 
     def on_rtt(self, rtt_us: int) -> None:
@@ -121,11 +131,16 @@ class Recovery:
             rtt_us = 1
         self.latest_rtt_us = rtt_us
         self.timeouts_since_rtt = 0
-        srtt_us = self.srtt_us
-        if not srtt_us:
+        srtt_us, probes = self.srtt_us, self.probes_since_rtt
+        if probes:
+            self.probes_since_rtt = 0
+        if not srtt_us or (probes > 1 and rtt_us > 2 * srtt_us):
+            # The first one; or round trips have become so long that the average of before says nothing about them (RFC
+            # 6298 §5.7).
             self.srtt_us = rtt_us
             self.rtt_var_us = rtt_us // 2
-            self.min_rtt_us = rtt_us
+            if not srtt_us or rtt_us < self.min_rtt_us:
+                self.min_rtt_us = rtt_us
             self._update_timeouts()
             return
         change_us = rtt_us - srtt_us
@@ -140,6 +155,11 @@ class Recovery:
         """A retransmission timeout ran out."""
         self.backoff += 1
         self.timeouts_since_rtt += 1
+        self._update_timeouts()
+
+    def on_tail_probe(self) -> None:
+        """A tail-loss probe leaves: the next one of packets whose round trip is not measured waits twice as long."""
+        self.probes_since_rtt += 1
         self._update_timeouts()
 
     def on_progress(self) -> None:

@@ -459,6 +459,7 @@ class SendHalf(Outstanding):
         self._add_pieces(flight)
         self.resent_packets += 1
         self.tail_probes += 1
+        self.recovery.on_tail_probe()
         self._rto_from_us = now
         self._on_sent(1, flight.total_bytes, now=now)
         return flight

@@ -15,5 +15,5 @@ NEVER: Final = 1 << 62
 TIMESTAMP_MASK: Final = 0xFFFFFFFF
 HALF_TIMESTAMP: Final = 0x80000000
 # How long the ack of a lone packet waits for data that can carry it, and so how much longer a tail-loss probe waits for
-# an ack. By feel: far below RFC 9293 §3.8.6.3's 500 ms, and long enough for a program to answer.
-MAX_ACK_DELAY_US: Final = 10_000
+# an ack. By feel: far below RFC 9293 §3.8.6.3's 500 ms, and long enough for most programs to answer.
+ACK_DELAY_US: Final = 10_000
