@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterator
-from importlib.machinery import EXTENSION_SUFFIXES
-from itertools import accumulate
-from types import ModuleType
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
-
-from utpsocket.protocol.build import IS_COMPILED
 
 # The same examples on every machine and in every run: a failure is a change's fault, never the dice's.
 # `--hypothesis-profile=default` throws them anew.
@@ -34,46 +27,6 @@ for _name in ("no_proxy", "NO_PROXY"):
 # A shell has what it starts in the background ignore Ctrl-C, and whatever that starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-# What the compiled build does not let a test do; each is tested on the pure build.
-NOT_COMPILED = "needs the pure build: "
-# Not where the library itself has given an object of another class of its own: that is a fault of the compiled build.
-_REFUSED = re.compile(
-    r"^utpsocket\S* object expected; got (?!utpsocket)|interpreted classes cannot inherit from compiled"
-)
-
-
-def is_compiled(owner: object) -> bool:
-    """Whether this is a compiled class or module of ours, whose functions compiled code calls whatever is put in their
-    place.
-    """
-    if isinstance(owner, str):
-        return any(is_compiled(sys.modules.get(name)) for name in accumulate(owner.split("."), "{}.{}".format))
-    module = sys.modules.get(owner.__module__) if isinstance(owner, type) else owner
-    if not isinstance(module, ModuleType) or not module.__name__.startswith("utpsocket."):
-        return False
-    return str(module.__file__).endswith(tuple(EXTENSION_SUFFIXES))
-
-
-if IS_COMPILED:
-    _setattr = pytest.MonkeyPatch.setattr
-
-    def _replace(patch: pytest.MonkeyPatch, target: Any, *arguments: Any, **named: Any) -> None:
-        if is_compiled(target):
-            pytest.skip(f"{NOT_COMPILED}it replaces a part of {getattr(target, '__name__', target)}")
-        _setattr(patch, target, *arguments, **named)
-
-    pytest.MonkeyPatch.setattr = _replace  # type: ignore[assignment, method-assign]
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_pyfunc_call() -> Generator[None, object, object]:
-        try:
-            return (yield)
-        except TypeError as error:
-            if _REFUSED.search(str(error)):
-                pytest.skip(f"{NOT_COMPILED}{error}")
-            raise
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.requirements import replaces
 from utpsocket.engine.ports.receive_shares import ReceiveShares
 from utpsocket.protocol.config import GRANT_BYTES
 from utpsocket.protocol.receivehalf import ReceiveHalf
@@ -23,6 +24,7 @@ class FakeBridge:
         return self.receive.share_bytes
 
 
+@replaces("Bridge")
 def test_a_connection_with_merged_data_may_fill_the_buffer() -> None:
     shares, bridge = ReceiveShares(STOCK_BYTES), FakeBridge()
     for _ in range(8):
@@ -31,6 +33,7 @@ def test_a_connection_with_merged_data_may_fill_the_buffer() -> None:
     assert STOCK_BYTES // 2 < bridge.share_bytes < STOCK_BYTES
 
 
+@replaces("Bridge")
 def test_a_connection_with_unmerged_data_leaves_room_for_the_kernels_bookkeeping() -> None:
     shares, bridge = ReceiveShares(STOCK_BYTES), FakeBridge()
     for _ in range(8):
@@ -39,6 +42,7 @@ def test_a_connection_with_unmerged_data_leaves_room_for_the_kernels_bookkeeping
     assert bridge.share_bytes == STOCK_BYTES // 2
 
 
+@replaces("Bridge")
 def test_those_that_move_data_share() -> None:
     buffer_bytes = 8 << 20
     shares, bridges = ReceiveShares(buffer_bytes), [FakeBridge(cookie) for cookie in range(4)]
@@ -48,6 +52,7 @@ def test_those_that_move_data_share() -> None:
     assert [bridge.share_bytes for bridge in bridges] == [buffer_bytes // 8] * 4
 
 
+@replaces("Bridge")
 def test_one_that_has_moved_nothing_for_two_epochs_has_no_part() -> None:
     buffer_bytes = 8 << 20
     shares, bridges = ReceiveShares(buffer_bytes), [FakeBridge(cookie) for cookie in range(4)]

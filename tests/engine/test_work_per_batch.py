@@ -21,7 +21,7 @@ import pytest
 import utpsocket as socket
 from compat.bench.meter import Meter
 from tests.protocol.wire import RTT_US, Wire
-from tests.requirements import requires_fds
+from tests.requirements import replaces, requires_fds
 from utpsocket.engine import commands, engine
 from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.command_queue import Command, Inbox
@@ -244,6 +244,7 @@ def test_without_offload_a_bulk_transfer_works_by_the_batch(
     assert done["acks"] <= done["wakeups"] + 1
 
 
+@replaces("Loop._flush_channel()")
 def test_a_run_of_acks_leads_to_one_look_at_what_may_leave(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:
     """However many datagrams one wake-up brings for a connection, it is polled once for what it has to send."""
     asked: list[int] = []
@@ -418,6 +419,7 @@ def test_a_turn_in_which_nothing_happens_costs_few_calls(pair: Pair) -> None:
     assert made / done < 45
 
 
+@replaces("Inbox.put()")
 def test_nodelay_is_followed_without_waking_the_engine(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most programs set it on each connection: one turn in eight of a short one. What it changes is how the next write
     leaves, and that wakes the engine up; but what is held back already must be looked at.

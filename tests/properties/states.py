@@ -43,14 +43,23 @@ def state_of(thing: Any) -> Any:
         return [state_of(item) for item in thing]
     if isinstance(thing, dict):
         return {key: state_of(value) for key, value in thing.items()}
-    if hasattr(type(thing), "__slots__"):
-        return _slots(thing)
-    return repr(type(thing))
+    return _slots(thing) if _names(type(thing)) else repr(type(thing))
 
 
 def _slots(thing: Any) -> dict[str, Any]:
-    names = {name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())}
-    return {name: state_of(getattr(thing, name)) for name in sorted(names - _NOT_STATE)}
+    found = {name: state_of(getattr(thing, name)) for name in sorted(_names(type(thing)) - _NOT_STATE)}
+    assert found, "every class here has slots"
+    return found
+
+
+def _names(kind: type) -> set[str]:
+    """The names of its attributes. Compiled classes have no __slots__; mypyc keeps the names for pickle."""
+    return {
+        name
+        for each in kind.__mro__
+        for name in vars(each).get("__slots__", ()) or vars(each).get("__mypyc_attrs__", ())
+        if name != "__dict__"
+    }
 
 
 def _packets(flight: Flight) -> list[tuple[Any, ...]]:

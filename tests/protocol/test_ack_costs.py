@@ -16,6 +16,7 @@ import pytest
 
 from tests.hostile import acks
 from tests.protocol.wire import PEER, Wire
+from tests.requirements import replaces
 from utpsocket.protocol import Config, Run
 from utpsocket.protocol.flights import MAX_NEWLY_SACKED_FLIGHTS, Acknowledged, Flight, Flights, FlightState
 from utpsocket.protocol.packet import MAX_EXTENSIONS, decode
@@ -210,6 +211,7 @@ def test_one_ack_of_all_whatever_became_of_them(base: int, before: str, sizes: t
     assert sender.send.is_idle
 
 
+@replaces("MAX_ACKED_FLIGHTS")
 def test_an_ack_that_is_worked_through_in_parts_means_the_same(base: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing leaves again meanwhile, though much of what it acks is as good as lost."""
 
@@ -315,6 +317,7 @@ def test_tiny_packets_behind_a_hole_cost_little_when_it_is_filled(base: int) -> 
     wire.connection._check()
 
 
+@replaces("_MANY_FLIGHTS")
 def test_many_flights_acked_at_once_are_as_many_acked_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of random flights, with probes and short packets among them: the same figures, whichever way is taken."""
 
