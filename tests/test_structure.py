@@ -117,7 +117,7 @@ LAYERS = (
     ("_compile.py", "_pure.py"),
     ("protocol/",),
     ("engine/interpreter/",),
-    ("engine/environment.py", "engine/faults.py", "engine/reactor.py", "engine/timers.py"),
+    ("engine/environment.py", "engine/faults.py", "engine/reactor.py", "engine/timers.py", "engine/turns.py"),
     ("engine/kernel/",),
     ("engine/user_fds/",),
     ("engine/channels/",),

@@ -46,6 +46,7 @@ COMPILED: Final = (
     "engine/command_queue.py",
     "engine/loop.py",
     "engine/timers.py",
+    "engine/turns.py",
 )
 """What mypyc compiles, below utpsocket/, but for INTERPRETED."""
 LIBRARY: Final = "utpsocket"

@@ -14,7 +14,8 @@ import utpsocket
 from tests.requirements import requires_pure
 from utpsocket.engine import engine
 from utpsocket.engine.kernel.poller import EPOLLIN
-from utpsocket.engine.loop import _IDLE_ONLY_US, Loop
+from utpsocket.engine.loop import Loop
+from utpsocket.engine.turns import IDLE_ONLY_US, Turns
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing_behind")
 
@@ -41,7 +42,8 @@ class FakeBridge:
 
 def loop_with(*bridges: Any) -> Loop:
     loop = object.__new__(Loop)
-    loop._idle_only = dict.fromkeys(bridges, _IDLE_ONLY_US)
+    loop.turns = Turns(loop)
+    loop.turns.idle_only = dict.fromkeys(bridges, IDLE_ONLY_US)
     loop._readable_bridges, loop._dirty = {}, {}
     return loop
 
@@ -83,17 +85,19 @@ def test_what_was_left_for_a_quiet_moment_is_read_where_none_comes() -> None:
 def test_an_engine_without_a_moment_to_itself_reads_one_after_the_other() -> None:
     first, second = FakeBridge(), FakeBridge()
     loop = loop_with(first, second)
-    for now in range(0, 3 * _IDLE_ONLY_US, _IDLE_ONLY_US // 2):
-        loop._read_idle_only(now, is_idle=False)
-    assert (first.reads, second.reads) == ([_IDLE_ONLY_US], [_IDLE_ONLY_US + _IDLE_ONLY_US // 2])
+    for now in range(0, 3 * IDLE_ONLY_US, IDLE_ONLY_US // 2):
+        loop.turns.read_idle_only(now=now, is_idle=False)
+    assert (first.reads, second.reads) == ([IDLE_ONLY_US], [IDLE_ONLY_US + IDLE_ONLY_US // 2])
     assert set(loop._dirty) == {first, second}
 
 
 @requires_pure
-def test_an_idle_engine_reads_all_at_once() -> None:
+def test_an_idle_engine_reads_one_after_the_other_at_once() -> None:
     first, second = FakeBridge(), FakeBridge()
-    loop_with(first, second)._read_idle_only(7, is_idle=True)
-    assert (first.reads, second.reads) == ([7], [7])
+    loop = loop_with(first, second)
+    for now in (7, 8):
+        loop.turns.read_idle_only(now=now, is_idle=True)
+    assert (first.reads, second.reads) == ([7], [8])
 
 
 class Traffic:

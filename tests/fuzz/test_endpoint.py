@@ -16,6 +16,7 @@ from utpsocket.engine.kernel.udp import IcmpError, Port
 from utpsocket.engine.ports.endpoint import Endpoint
 from utpsocket.engine.ports.listener import MAX_HALF_OPEN, Listener
 from utpsocket.engine.ports.stateless_resets import PER_SECOND
+from utpsocket.engine.turns import Turns
 from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.protocol import Address, PacketType, Run, State, Workspace
 from utpsocket.protocol.packet import Packet, decode, encode
@@ -77,6 +78,7 @@ class SilentLoop:
         self.initiated = self.accepted = 0
         self.touched: dict[Any, None] = {}
         self.owner: Any = None
+        self.turns: Turns[Any, Any] = Turns(cast("Any", self))
 
     def mark_dirty(self, bridge: Any) -> None:
         self.touched[bridge] = None

@@ -5,8 +5,9 @@ Everything is done for an owner, and an exception ends that owner only: faults.p
 One iteration, always in this order (docs/design.md §2): read the clock once · commands of other threads, as many as
 there are · UDP ports that are readable, a bounded amount each · bridges that are readable · timers that are due · every
 dirty connection: deliver, transmit until None, read its next deadline · hand over incoming connections · sleep until
-the earliest deadline. It follows from the order that one ack covers a batch of packets, and that a connect() becomes
-visible together with the accept() that belongs to it.
+the earliest deadline. In each of these steps bulk comes last, and does no more than its turn allows (turns.py). It
+follows from the order that one ack covers a batch of packets, and that a connect() becomes visible together with the
+accept() that belongs to it.
 
 Everything here is called by the engine's thread alone, except what says that any thread may call it.
 """
@@ -15,8 +16,8 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable, Iterable
-from itertools import count, islice
+from collections.abc import Callable
+from itertools import count
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
@@ -26,6 +27,7 @@ from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.command_queue import Answer, Command, Inbox
 from utpsocket.engine.ended_totals import Totals
 from utpsocket.engine.faults import Containment, retry_call
+from utpsocket.engine.fd_owners import fd_owners, listeners
 from utpsocket.engine.interpreter import garbage_collector, switch_interval
 from utpsocket.engine.interpreter.fork_lock import ForkLock
 from utpsocket.engine.interpreter.native import allocate_lock, get_ident, sleep, start_thread
@@ -59,6 +61,7 @@ from utpsocket.engine.ports.path_cache import PathCache
 from utpsocket.engine.ports.send_grants import SendGrants
 from utpsocket.engine.ports.time_wait import TimeWaits
 from utpsocket.engine.timers import Timers
+from utpsocket.engine.turns import IDLE_ONLY_US, TURN_BYTES, UNLIMITED_BYTES, Turns
 from utpsocket.engine.user_fds import shared_errnos
 from utpsocket.engine.user_fds.open_fds import HoldersWatch, Rechecks
 from utpsocket.engine.user_fds.socket_state import Identity
@@ -69,22 +72,12 @@ from utpsocket.protocol.states import CLOSED, SYN_RECEIVED, TIME_WAIT
 
 if TYPE_CHECKING:
     from collections import deque
-    from typing import Protocol
 
     from utpsocket.engine.channels.channel import Channel
     from utpsocket.engine.channels.utp import BridgePort
     from utpsocket.engine.interpreter.native import Socket
     from utpsocket.engine.reactor import Watcher
     from utpsocket.protocol import Address
-
-    class FdOwner(Protocol):
-        """What has fds that the engine closes at its end."""
-
-        def close_fds(self) -> None:
-            """Close them."""
-
-        def detach_fds(self) -> None:
-            """Forget them without closing them: they are closed, or another's by now."""
 
 
 _P = ParamSpec("_P")
@@ -93,9 +86,6 @@ _BRIDGE_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLET
 _PORT_EVENTS: Final = EPOLLIN | EPOLLERR  # levels, not edges: a port need not be emptied in one iteration
 # After ENOBUFS, which makes no event, a port sends again after so long. By feel: a queue of the kernel's drains in it.
 _BLOCKED_US: Final = 1_000
-# A bridge with enough unsent is read after so long even if the engine is never idle: one burst in 10 ms is far slower
-# than any program writes, so what was read before has left by then.
-_IDLE_ONLY_US: Final = 10_000
 # How long check_fds() waits for the thread to be asleep, where it uses no fd number: a second in all, by feel.
 _SLEEP_CHECKS: Final = 2_000
 _SLEEP_CHECK_SECONDS: Final = 0.000_5
@@ -191,7 +181,7 @@ class Loop:
         self._dirty: dict[Bridge, None] = {}  # connections that something has happened to
         self._readable_endpoints: dict[Endpoint, None] = {}  # ports to receive from in this iteration
         self._readable_bridges: dict[Bridge, None] = {}  # pairs to read from
-        self._idle_only: dict[Bridge, int] = {}  # read when nothing else is to do, or at this time; the earliest first
+        self.turns: Turns[Endpoint, Bridge] = Turns(self)  # the same of what has a lot
         self._deferred_delivery: list[Bridge] = []  # delivered last, see _deliver_deferred()
         self._blocked: dict[BridgePort, None] = {}  # ports that could not send all
         self._listeners: dict[Listener, int] = {}  # those with something to do, and when; no others
@@ -400,11 +390,10 @@ class Loop:
                 source.on_event(mask)
         if self._readable_endpoints:
             self._read_ports(now)
-        if self._idle_only:
-            self._read_idle_only(now, is_idle=not events)
         if self._readable_bridges:
-            bridges, self._readable_bridges = self._readable_bridges, {}
-            self._read_bridges(bridges, now, is_due=False)
+            self._read_bridges(now)
+        if self.turns.endpoints or self.turns.readable or self.turns.idle_only:
+            self._read_bulk(now, is_idle=not events)
         if self._blocked:
             self._flush_ports()
         if self.timers.next_at <= now or self.rechecks.at is not None:
@@ -427,7 +416,16 @@ class Loop:
         self.command = None
 
     def _wait(self) -> list[tuple[int, int]]:
-        if self._readable_endpoints or self._readable_bridges or self._idle_only or self._inbox.commands:
+        turns = self.turns
+        if (
+            self._readable_endpoints
+            or self._readable_bridges
+            or turns.idle_only
+            or turns.endpoints
+            or turns.readable
+            or turns.dirty
+            or self._inbox.commands
+        ):
             at = 0
         else:
             at = self.timers.next_at
@@ -455,32 +453,57 @@ class Loop:
         for endpoint in endpoints:
             if endpoint.is_closed or endpoint.is_address_freed:
                 continue
-            self.owner = endpoint
+            if endpoint.bulk_until > now:
+                self.turns.endpoints[endpoint] = None
+                continue
+            self.owner = endpoint  # as receive_from()
             endpoint.is_readable = True
             endpoint.receive(now=now)
             if endpoint.is_readable:
                 self._readable_endpoints[endpoint] = None
 
-    def _read_idle_only(self, now: int, *, is_idle: bool) -> None:
-        """Read bridges that have enough unsent: all if the engine is idle, else the first whose time has come. Without
-        that a program that writes before it reads, like its peer, would wait for ever on a busy engine.
-        """
-        waiting = self._idle_only
-        due = list(waiting) if is_idle else [bridge for bridge in islice(waiting, 1) if waiting[bridge] <= now]
-        for bridge in due:
-            del waiting[bridge]
-        self._read_bridges(due, now, is_due=True)
+    def receive_from(self, endpoint: Endpoint, now: int) -> None:
+        """See turns.Engine."""
+        self.owner = endpoint
+        endpoint.is_readable = True
+        endpoint.receive(now=now)
+        if endpoint.is_readable:
+            self._readable_endpoints[endpoint] = None
 
-    def _read_bridges(self, bridges: Iterable[Bridge], now: int, *, is_due: bool) -> None:
+    def _read_bridges(self, now: int) -> None:
+        bridges, self._readable_bridges = self._readable_bridges, {}
         for bridge in bridges:
-            self.owner = bridge
+            if bridge.bulk_until > now:
+                self.turns.readable[bridge] = None
+                continue
+            self.owner = bridge  # as read_from()
             bridge.is_idle_only = False
-            bridge.read_user(now=now, is_due=is_due)
+            bridge.read_user(now=now, is_due=False)
             self._dirty[bridge] = None
             if bridge.is_idle_only:
-                self._idle_only.setdefault(bridge, now + _IDLE_ONLY_US)
+                self.turns.idle_only.setdefault(bridge, now + IDLE_ONLY_US)
             elif bridge.is_readable and bridge.wants_read:
                 self._readable_bridges[bridge] = None
+
+    def read_from(self, bridge: Bridge, now: int, *, is_due: bool) -> None:
+        """See turns.Engine."""
+        self.owner = bridge
+        bridge.is_idle_only = False
+        bridge.read_user(now=now, is_due=is_due)
+        self._dirty[bridge] = None
+        if bridge.is_idle_only:
+            self.turns.idle_only.setdefault(bridge, now + IDLE_ONLY_US)
+        elif bridge.is_readable and bridge.wants_read:
+            self._readable_bridges[bridge] = None
+
+    def _read_bulk(self, now: int, *, is_idle: bool) -> None:
+        """What is small has been received and read: it is delivered and sent before bulk is received and read."""
+        if self._dirty:
+            self._flush_small(now)
+        self.turns.receive(now=now)
+        self.turns.read(now=now)
+        if self.turns.idle_only:
+            self.turns.read_idle_only(now=now, is_idle=is_idle)
 
     def _fire_timers(self, now: int) -> None:
         for bridge in self.timers.due(now):
@@ -495,16 +518,24 @@ class Loop:
             self.recheck_holders(self)
 
     def _flush_dirty(self, now: int) -> None:
-        """Every dirty connection delivers and sends; then accepted connections are handed over and connects complete,
-        both sides of a connection without a release of the GIL in between.
+        """Every dirty connection delivers and sends, bulk last and no more than its turn allows (turns.py); then
+        accepted connections are handed over and connects complete, both sides of a connection without a release of the
+        GIL in between.
         """
+        turns = self.turns
+        turns.left_bytes = TURN_BYTES if turns.bulk_until > now and len(self.channels) > 1 else UNLIMITED_BYTES
         while True:
             while self._dirty:
+                if turns.bulk_until > now:
+                    self._flush_small(now)
                 dirty, self._dirty = self._dirty, {}
                 for bridge in dirty:
-                    if not bridge.is_gone:
+                    if not (bridge.is_gone or (bridge.bulk_until > now and turns.put_off(bridge))):
                         self.owner = bridge
                         self._flush_channel(bridge, now)
+                self.owner = None
+            if turns.dirty:
+                turns.send(now=now)
                 self.owner = None
             if self._listeners or self.connect_gate.held:
                 self._hand_over_due(now)
@@ -513,8 +544,24 @@ class Loop:
                     self._deliver_deferred(now)
                 if not self._dirty:
                     break
+        turns.left_bytes = UNLIMITED_BYTES
         if self.arena.used:
             self.arena.reset()
+
+    def _flush_small(self, now: int) -> None:
+        """Dirty connections that are not bulk deliver and send, before others are read from."""
+        for bridge in [each for each in self._dirty if each.bulk_until <= now]:
+            self._dirty.pop(bridge, None)
+            if not bridge.is_gone:
+                self.owner = bridge
+                self._flush_channel(bridge, now)
+        if self._deferred_delivery:
+            self._deliver_deferred(now)
+
+    def flush(self, bridge: Bridge, now: int) -> None:
+        """See turns.Engine."""
+        self.owner = bridge
+        self._flush_channel(bridge, now)
 
     def _hand_over_due(self, now: int) -> None:
         due: list[Listener] = []
@@ -571,7 +618,7 @@ class Loop:
         endpoint.transmit(bridge, now=now)
         if bridge.is_idle_only and not bridge.has_enough_unsent:
             bridge.is_idle_only = False
-            self._idle_only.pop(bridge, None)
+            self.turns.idle_only.pop(bridge, None)
             self._readable_bridges[bridge] = None
         grant_queue = bridge.grant_queue
         if grant_queue is not None and (grant_queue.is_ordered or grant_queue.waiting):
@@ -789,6 +836,7 @@ class Loop:
     def close_claimed(self, endpoint: Endpoint) -> None:
         """Close a port whose closing is claimed."""
         self._readable_endpoints.pop(endpoint, None)
+        self.turns.endpoints.pop(endpoint, None)
         self._time_waits.discard(endpoint)
         self._blocked.pop(endpoint, None)
         self.forget_fd(endpoint.port.sock.fileno())
@@ -817,7 +865,7 @@ class Loop:
         self.is_alive = False
         if not self._fds_lost:
             ended = RuntimeError("the engine has ended")
-            for listener in self._all_listeners():
+            for listener in listeners(self.endpoints):
                 retry_call(listener.fail, ended)
             for channel in list(self.channels.values()):
                 if not channel.can_end_unnoticed:
@@ -829,27 +877,15 @@ class Loop:
         self._has_ended.release()
 
     def _close_fds(self) -> None:
-        for owner in self._fd_owners():
+        for owner in (*fd_owners(self.channels, self.endpoints), self.idle_sockets):
             owner.close_fds()
         self._epoll.close()
         self.holders_watch.close()
         self._wake_up.close()
 
-    def _fd_owners(self) -> list[FdOwner]:
-        ports: list[FdOwner] = [endpoint.port for endpoint in list(self.endpoints.values())]
-        for endpoint in list(self.endpoints.values()):
-            sockets = endpoint.reuseport_sockets
-            if sockets is not None:
-                ports += [sockets, *(peer.port for peer in list(sockets.by_addr.values()))]
-        return [*list(self.channels.values()), *self._all_listeners(), *ports, self.idle_sockets]
-
     def accept_queues(self) -> list[AcceptQueue]:
         """Those of all listeners."""
-        return [listener.accept_queue for listener in self._all_listeners()]
-
-    def _all_listeners(self) -> list[Listener]:
-        listeners = [endpoint.listener for endpoint in list(self.endpoints.values())]
-        return [listener for listener in listeners if listener is not None]
+        return [listener.accept_queue for listener in listeners(self.endpoints)]
 
     def identity_of(self, cookie: int) -> Identity | None:
         """The identity with this cookie, if the engine serves it or has reset it before it was accepted. Any thread."""
@@ -858,7 +894,7 @@ class Loop:
 
     def _detach_fds(self) -> None:
         """Forget every fd without closing it: they are closed."""
-        for owner in self._fd_owners():
+        for owner in (*fd_owners(self.channels, self.endpoints), self.idle_sockets):
             owner.detach_fds()
 
     def abandon_in_child(self) -> None:

@@ -132,6 +132,12 @@ class SendHalf(Outstanding):
         return self.unsent_bytes > 0 and self.peer.window_bytes < self.mtu.datagram_bytes
 
     @property
+    def has_room(self) -> bool:
+        """Whether bytes are unsent and both windows have room for a packet: most likely one may leave."""
+        room_bytes = min(self.peer.window_bytes, self.controller.window_bytes) - self.flights.in_flight_bytes
+        return self.sent_offset < self.buffer.end_offset and room_bytes >= self.mtu.datagram_bytes
+
+    @property
     def is_idle(self) -> bool:
         """Whether all bytes written are acked."""
         return self.buffer.acked_offset == self.buffer.end_offset

@@ -216,6 +216,7 @@ class Bridge:
         "_refuses_sends",
         "_sent_eof",
         "_stream",
+        "bulk_until",
         "close_errno",
         "connection",
         "cookie",
@@ -263,6 +264,7 @@ class Bridge:
         self.deadline = Deadline()  # timers.py
         self.grant_queue: GrantQueue | None = None  # of a connection that was dialled: ports/send_grants.py
         self.flush_waiters: list[Callable[[], None]] = []  # called once is_flushed
+        self.bulk_until = 0  # it counts as bulk until this time, µs (turns.py)
 
         # How far it has come.
         self.syn_received_at = 0  # µs; 0 once the peer is verified
@@ -281,7 +283,7 @@ class Bridge:
         self._is_hung_up = False  # EPOLLHUP: no process has the user's fd
         # EPOLLHUP comes from inherit_shutdown(), which has shut both directions down.
         self._is_hup_from_shutdown = False
-        # More is unsent than can leave soon: it is read in an iteration without other events (Loop._idle_only).
+        # More is unsent than can leave soon: it is read in an iteration without other events (Turns.idle_only).
         self.is_idle_only = False
 
         # What the program has done.

@@ -29,6 +29,7 @@ from utpsocket.engine.ports.receive_shares import ReceiveShares
 from utpsocket.engine.ports.reuseport import ReuseportSockets
 from utpsocket.engine.ports.stateless_resets import StatelessResets
 from utpsocket.engine.ports.syncache import syn_of
+from utpsocket.engine.turns import BULK_BYTES
 from utpsocket.engine.user_fds.socket_state import Identity, Role, Settings, window_bytes
 from utpsocket.protocol import Address, Config, Connection, Run, Transmit
 from utpsocket.protocol.build import IS_COMPILED
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from utpsocket.engine.ports.path_cache import PathCache
     from utpsocket.engine.ports.reuseport import Engine as PeersEngine
     from utpsocket.engine.ports.send_grants import SendGrants
+    from utpsocket.engine.turns import Turns
     from utpsocket.protocol import Workspace
     from utpsocket.protocol.layout import Layout
 
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
         channels: dict[int, Channel]
         send_grants: SendGrants
         paths: PathCache
+        turns: Turns[Endpoint, Bridge]
         workspace: Workspace
         max_datagram_bytes: int
         max_segments: int
@@ -89,7 +92,7 @@ _SEND_BYTES: Final = 3 << 20
 _MAX_TIME_WAIT_RECORDS: Final = 8_192  # connections that ended in order; some 300 bytes each
 _TIME_WAIT_RECORD_US: Final = 60_000_000  # as long as Linux' TIME_WAIT
 _IDS_PER_DIAL: Final = 4  # one, and spare ones for SYNs that are repeated with another id (handshake.py)
-_BULK_BYTES: Final = 512  # smaller datagrams are messages: they need no share of the receive buffer
+_DATA_BYTES: Final = 512  # smaller datagrams are messages: they need no share of the receive buffer
 # A second run is asked for in so many iterations after one in which there was one; by feel.
 _EXPECTED_RUNS: Final = 16
 # So many iterations in a row with one small datagram each, and a second one is asked for; by feel.
@@ -129,6 +132,7 @@ class Endpoint:
         "_single_datagram_iteration",
         "_single_datagram_iterations",
         "bridges",
+        "bulk_until",
         "closing_claim",
         "dropped_datagrams",
         "faults",
@@ -177,6 +181,7 @@ class Endpoint:
 
         # Receiving.
         self.is_readable = True  # there may be more to receive
+        self.bulk_until = 0  # it counts as bulk until this time, µs (turns.py)
         self._is_receiving = False  # something was read and not handled yet; also after an exception meanwhile
         self._expected_runs = 0  # in so many iterations more a second run is asked for
         self._single_datagram_iteration = 0  # the last iteration that found one small datagram (Loop.wakeups)
@@ -470,7 +475,7 @@ class Endpoint:
             if (
                 runs == 1
                 and not self._expected_runs
-                and len(before.data if before else b"") < _BULK_BYTES
+                and len(before.data if before else b"") < _DATA_BYTES
                 and not port.pending
             ):
                 # Most likely there is no more, and a call to find that out costs as much as a datagram. If there is,
@@ -558,8 +563,14 @@ class Endpoint:
                 self.loop.owner = bridge
                 bridge.connection.handle_run(run, now=now)
                 self.loop.owner = self
-                if run.datagram_bytes >= _BULK_BYTES:
-                    self.shares.on_data(bridge, len(run.data), now=now)
+                if run.datagram_bytes >= _DATA_BYTES:
+                    run_bytes = len(run.data)
+                    turns = self.loop.turns
+                    turns.left_bytes -= run_bytes
+                    if run_bytes >= BULK_BYTES:
+                        turns.on_bulk(bridge, now=now)
+                        self.bulk_until = bridge.bulk_until
+                    self.shares.on_data(bridge, run_bytes, now=now)
                 self.loop.mark_dirty(bridge)
                 return
             if self.overlapping and overlapping_ports.forward_run(self, run, now=now):
@@ -918,9 +929,9 @@ class Endpoint:
         Next: the connection's timeout_at().
         Source: docs/design.md §3, §4; docs/performance.md §2.
         """
-        port, connection, source = self.port, bridge.connection, bridge.source
+        port, connection, source, loop = self.port, bridge.connection, bridge.source, self.loop
         send = connection.send
-        max_segments = self.loop.max_segments
+        max_segments = loop.max_segments
         grant_queue = bridge.grant_queue
         if grant_queue is not None and not grant_queue.is_ordered:
             # It may have been stopped when there were more connections, without anything to send, and so is not queued
@@ -930,13 +941,22 @@ class Endpoint:
         sent_offset = send.sent_offset
         while not port.pending:
             if grant_queue is not None:
-                max_segments = min(grant_queue.packets(bridge), self.loop.max_segments)
+                max_segments = min(grant_queue.packets(bridge), loop.max_segments)
                 if send.awaits_grant and send.unsent_bytes and send.sent_offset != sent_offset:
                     break  # what needs no grant has left, and new data must wait
             transmit = connection.poll_transmit(now=now, max_segments=max_segments)
             if transmit is None:
                 break
             port.send(transmit, source)
+            if transmit.count > 1:
+                sent_bytes = transmit.count * transmit.datagram_bytes
+                turns = loop.turns
+                turns.left_bytes -= sent_bytes
+                if sent_bytes >= BULK_BYTES:
+                    turns.on_bulk(bridge, now=now)
+                    if turns.left_bytes <= 0 and not transmit.is_last and send.has_room:
+                        turns.dirty[bridge] = None
+                        break
             if transmit.is_last:
                 break
         if port.errors:
