@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import socket as _stdlib
 import sys as _sys
+from importlib import import_module as _import_module
 from socket import *  # noqa: F403  # a drop-in namespace: whatever this interpreter's module offers
 from typing import TYPE_CHECKING, Any
 
@@ -41,12 +42,13 @@ from utpsocket.integrations import tls_hook as _tls_hook
 from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_KEEPALIVE, UTP_MAX_MTU, UTP_SHARE_PORT
 from utpsocket.sockets.functions import REPLACEMENTS as _REPLACEMENTS
 from utpsocket.sockets.functions import incoming
-from utpsocket.stats import ConnectionStats, info
 
 if TYPE_CHECKING:
     # To a type checker the class and its functions are the standard library's own, as are their arguments and results:
     # `import utpsocket as socket` changes no type of a program.
     from socket import socket as socket
+
+    from utpsocket.stats import ConnectionStats, info
 else:
     from utpsocket.sockets.shim import socket
 
@@ -68,14 +70,21 @@ __all__ = [
     "info",
     "socket",
 ]
+# Loaded when they are used, as they need the engine (docs/design.md §15).
+_OF_STATS = ("ConnectionStats", "info")
 
 
 if not TYPE_CHECKING:  # which shall see a name that is misspelled
 
     def __getattr__(name: str) -> Any:
-        """Names that the standard library's module has beside its __all__, also private ones, which programs use."""
+        """utpsocket.stats and its names, which are loaded when they are used; and names that the standard library's
+        module has beside its __all__, also private ones, which programs use.
+        """
+        if name == "stats" or name in _OF_STATS:
+            stats = _import_module("utpsocket.stats")
+            return stats if name == "stats" else getattr(stats, name)
         return getattr(_stdlib, name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *dir(_stdlib)})
+    return sorted({*globals(), *_OF_STATS, *dir(_stdlib)})

@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass, replace
 
-from utpsocket.engine import commands, running_engine
+from utpsocket.engine import commands
+from utpsocket.engine.current import running_engine
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib

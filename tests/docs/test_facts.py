@@ -36,7 +36,7 @@ from utpsocket.protocol import (
     validation,
 )
 from utpsocket.protocol.congestion import CONTROLLERS, ledbat
-from utpsocket.sockets import fd_pair, rules
+from utpsocket.sockets import fd_pair, option_calls, rules
 
 
 def number(value: float) -> str:
@@ -171,8 +171,8 @@ FACTS = [
     ("design", f"is bounded: {number(endpoint._BYTES_PER_ITERATION)} bytes, {endpoint._RUNS_PER_ITERATION} runs or"),
     ("design", f"runs or {endpoint._DATAGRAMS_PER_ITERATION} single datagrams"),
     ("guide/use", f"fails with `TimeoutError` (`ETIMEDOUT`) after {GIVE_UP} s"),
-    ("guide/use", f"{options._MIN_MTU} to {number(options._MAX_UDP_PAYLOAD)}"),
-    ("guide/use", f"at most {number(options._MAX_KEEPALIVE_SECONDS)}; {keepalive.NAT_KEEPALIVE_SECONDS} at first"),
+    ("guide/use", f"{option_calls._MIN_MTU} to {number(option_calls._MAX_UDP_PAYLOAD)}"),
+    ("guide/use", f"at most {number(option_calls._MAX_KEEPALIVE_SECONDS)}; {keepalive.NAT_KEEPALIVE_SECONDS} at first"),
     ("guide/use", f"there is {', '.join(f'`b{name!r}`' for name in CONTROLLERS)}".replace("'", '"')),
     ("guide/patching", f"`fallback_delay={rules.DEFAULT_FALLBACK_SECONDS}`"),
     ("guide/green", f"a switch interval of {switch_interval.SWITCH_SECONDS * 1_000:g} ms"),

@@ -89,7 +89,9 @@ def main(order: str) -> list[str]:
     original = socket.socket
     prepare(order)
     from utpsocket import monkey  # noqa: F401  # importing it is not patching: ssl has learned of uTP sockets by it
+    from utpsocket.sockets import shim
 
+    shim.load()  # until then os.chroot() is not the standard library's
     before, settings_before = snapshot(), settings()
     patch_and_use()
     patch_and_use(exclude="db.internal", fallback="tcp", listen="both", children=True)

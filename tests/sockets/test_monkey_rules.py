@@ -18,7 +18,8 @@ import pytest
 
 from utpsocket import monkey
 from utpsocket.sockets import rules as rules_module
-from utpsocket.sockets.rules import VARIABLES, Hosts, Rules, make_routes
+from utpsocket.sockets.host_lists import Hosts
+from utpsocket.sockets.rules import VARIABLES, Rules, make_routes
 
 from ..requirements import localhost_families
 from .network import PATIENCE_S, own_loopback, raises_errno

@@ -1,17 +1,20 @@
 """Call a function right after a module has been imported.
 
-This file imports no other of ours, since utpsocket/startup/sitecustomize.py loads it by its path in interpreters that
-may never need the package. Any thread may call. Sources: CPython's Doc/library/importlib.rst.
+This file imports no other of ours, and of the standard library only what every interpreter has loaded, since
+utpsocket/startup/sitecustomize.py loads it by its path in interpreters that may never need the package. Any thread may
+call. Sources: CPython's Doc/library/importlib.rst.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+
+TYPE_CHECKING = False  # type checkers know the name
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import ModuleType
+    from typing import Any
 
 
 class AfterImport:
@@ -43,6 +46,8 @@ class AfterImport:
         """As importlib.abc.MetaPathFinder: the spec that the other finders return, with a loader that calls back."""
         if name not in self.calls or name in self._finding:
             return None
+        import importlib.util  # here, since many interpreters never import what is watched
+
         self._finding.add(name)
         try:
             spec = importlib.util.find_spec(name)

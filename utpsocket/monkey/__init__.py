@@ -82,18 +82,19 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from utpsocket import startup
-from utpsocket.engine import engine, environment
+from utpsocket.engine import environment
 from utpsocket.engine.interpreter.native import Socket, original
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
-from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.integrations import tls_hook
 from utpsocket.monkey import host_names, in_place, library_hooks, single_module
 from utpsocket.monkey.single_module import Wrapped
-from utpsocket.sockets import functions
+from utpsocket.sockets import functions, shim
 from utpsocket.sockets.rules import Patterns, Routes, Rules, Where, check_names, from_environment, make_routes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from utpsocket.engine.user_fds.socket_state import Identity
 
     class PatchOptions(Rules, total=False):
         """The arguments of patch_all(), where they are documented, for the functions that take the same."""
@@ -170,6 +171,9 @@ def patch_socket(**rules: Unpack[PatchOptions]) -> None:
     _patch(rules)
     if environment.value("UTPSOCKET_PATCH", False) if children is None else children:
         startup.export_environment(rules)
+    shim.load()
+    from utpsocket.engine.current import engine  # which patch_from_environment() does not need
+
     engine()
 
 

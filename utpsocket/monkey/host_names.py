@@ -11,8 +11,6 @@ import socket as stdlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from utpsocket.sockets.rules import remember
-
 _originals: dict[str, Callable[..., object]] = {}
 _ours: dict[str, Callable[..., object]] = {}
 
@@ -21,6 +19,8 @@ def apply() -> None:
     """Remember what socket.getaddrinfo() and socket.gethostbyname() answer. Idempotent."""
     if _originals:
         return
+    from utpsocket.sockets.host_lists import remember  # loaded by the rule with the name, and by no other patch
+
     look_up, look_up_ipv4 = stdlib.getaddrinfo, stdlib.gethostbyname
 
     # The arguments are passed on as they were written: a library may have put another function there.

@@ -11,17 +11,19 @@ Any thread may call. Sources: CPython's Lib/socket.py; the data model's "__class
 from __future__ import annotations
 
 import gc
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import KeyedRef
 
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
-from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.integrations import pickling
 from utpsocket.sockets import shim
-from utpsocket.sockets.closing import AtEnd
-from utpsocket.sockets.rules import Routes
+
+if TYPE_CHECKING:
+    from utpsocket.engine.user_fds.socket_state import Identity
+    from utpsocket.sockets.closing import AtEnd
+    from utpsocket.sockets.rules import Routes
 
 # The class as an object that gets attributes, of which type checkers do not know.
 _changed: Final[Any] = StdlibSocket

@@ -10,15 +10,15 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from utpsocket import options
-from utpsocket.engine import commands, running_engine
+from utpsocket.engine import commands
+from utpsocket.engine.current import running_engine
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket, accept_keeping_gil, accepted, poll
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.kernel import fd_names
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.user_fds import shared_errnos
 from utpsocket.engine.user_fds.socket_state import Identity, Role
-from utpsocket.sockets import closing, fd_pair, lifecycle, registry
+from utpsocket.sockets import closing, fd_pair, lifecycle, option_calls, registry
 from utpsocket.sockets.lifecycle import check_open, os_error, own_engine
 
 _POLLIN: Final = 0x001
@@ -45,7 +45,7 @@ def accept(sock: StdlibSocket, identity: Identity, made: Socket) -> tuple[bytes,
         if cookie is not None:
             if shared_errnos.peek(identity.owner_pid, cookie):
                 fd_pair.show_reset(made, name)
-            options.inherit(made, identity)
+            option_calls.inherit(made, identity)
             return name, cookie
         Socket.close(made)
 

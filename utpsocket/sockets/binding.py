@@ -9,7 +9,6 @@ import errno
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from utpsocket import options
 from utpsocket.engine import commands
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import _socket, os
@@ -21,6 +20,7 @@ from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports import overlapping_ports, reuseport
 from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.protocol import Address
+from utpsocket.sockets import option_calls
 
 if TYPE_CHECKING:
     from utpsocket.engine.helper.client import RemoteLoop
@@ -193,13 +193,13 @@ def new_udp_socket(sock: Socket, identity: Identity, kind: type[HighSocket] = Hi
     """A new UDP socket with this socket's options, in its network namespace."""
     if not identity.namespace:
         identity.namespace = netns.cookie(sock)
-    made = netns.make_in_namespace(sock, identity.namespace, partial(options.udp_socket, identity))
+    made = netns.make_in_namespace(sock, identity.namespace, partial(option_calls.udp_socket, identity))
     return move_to_high_fd(made, kind)
 
 
 def udp_socket_to_connect(sock: Socket, identity: Identity, loop: Loop | RemoteLoop) -> Socket:
     """The same for connect(): one that another connection has had, if there is one that is as a new one would be."""
-    if identity.bound is not None or not isinstance(loop, Loop) or options.has_options_of_port(identity):
+    if identity.bound is not None or not isinstance(loop, Loop) or option_calls.has_options_of_port(identity):
         return new_udp_socket(sock, identity)
     if not identity.namespace:
         identity.namespace = netns.cookie(sock)

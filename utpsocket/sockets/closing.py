@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import Final, ParamSpec, Protocol, TypeVar
 
-from utpsocket.engine import commands, running_engine
+from utpsocket.engine import commands
+from utpsocket.engine.current import running_engine
 from utpsocket.engine.interpreter.native import allocate_lock
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error

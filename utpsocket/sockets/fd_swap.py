@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
-from utpsocket.engine import running_engine
+from utpsocket.engine.current import running_engine
 from utpsocket.engine.interpreter import libc
 from utpsocket.engine.interpreter.native import Socket
-from utpsocket.engine.interpreter.originals import io, os, platform, struct
+from utpsocket.engine.interpreter.originals import io, os, struct
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel.high_fds import give_back, with_room
 
@@ -27,7 +27,7 @@ _EPOLL_CTL_ADD: Final = 1
 # Event loops open their epoll early; by feel.
 _FIRST_FDS: Final = 128
 _EVENTPOLL: Final = "anon_inode:[eventpoll]"
-_EVENT: Final = struct.Struct("=IQ" if platform.machine() == "x86_64" else "@IQ")  # packed on x86-64 alone
+_EVENT: Final = struct.Struct("=IQ" if os.uname().machine == "x86_64" else "@IQ")  # packed on x86-64 alone
 
 
 def replace(fresh: Socket, sock: Socket) -> None:

@@ -12,8 +12,8 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from utpsocket import options
-from utpsocket.engine import commands, engine, running_engine, serving_pid
+from utpsocket.engine import commands
+from utpsocket.engine.current import engine, running_engine, serving_pid
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket, poll
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
@@ -25,7 +25,7 @@ from utpsocket.engine.ports.connect_gate import may_be_reset
 from utpsocket.engine.user_fds import reset
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.protocol import Address
-from utpsocket.sockets import binding, fd_pair, fd_swap, registry
+from utpsocket.sockets import binding, fd_pair, fd_swap, option_calls, registry
 
 if TYPE_CHECKING:
     from utpsocket.engine.helper.client import RemoteLoop
@@ -434,7 +434,7 @@ def _renew(sock: StdlibSocket, identity: Identity) -> None:
     identity.unshare()
     registry.forget(identity)
     fd_pair.renew(sock)
-    options.restore(sock, identity)
+    option_calls.restore(sock, identity)
     registry.register(sock, identity)
     _replace(duplicates, fd)
     identity.transport = "utp"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from weakref import WeakValueDictionary
 
-from utpsocket.engine import running_engine
+from utpsocket.engine.current import running_engine
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
@@ -107,22 +107,20 @@ def _family_of(address: Address) -> int:
     return int(stdlib.AF_INET6 if len(address) == 4 else stdlib.AF_INET)
 
 
-def _before_fork() -> None:
+def before_fork() -> None:
+    """A fork begins (shim.py has registered it)."""
     try:
         forked_copies.share(list(_by_inode.values()))
     except OSError as error:  # no memory: neither process will see what the other does to the sockets they share
         reraise_handler_error(error)
 
 
-def _after_fork_in_child() -> None:
+def after_fork_in_child() -> None:
+    """This process has just been forked."""
     for identity in list(_by_inode.values()):
         identity.endpoint = 0  # it is the parent's engine that has it
         identity.claim = None
         identity.received_after_shutdown = None  # it is the parent's: received here as well, it would be received twice
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
 
 
 def forget(identity: Identity) -> None:

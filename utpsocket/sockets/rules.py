@@ -1,26 +1,13 @@
 """Which connections of a patched program go over uTP and which stay on TCP.
 
-The rules are about addresses and need no sockets. The grammar is NO_PROXY's, as curl, urllib and requests read it:
-entries with commas or blanks between them, each
+The rules are about addresses and need no sockets. host_lists.py has the grammar of lists of hosts.
 
-    example.com  .example.com  *.example.com    this host and every host below it
-    192.0.2.7  ::1  [::1]                       this address
-    192.0.2.0/24  2001:db8::/32                 every address in this network
-    *                                           everything
-
-and each but a network may end in `:port`; `*:6881` is any host at that port. An address is compared as the program
-gave it to connect() or bind(), and by the host names it was looked up under (utpsocket.monkey.host_names), since most
-programs resolve before they connect.
-
-Any thread may call. Sources: curl(1) --noproxy; CPython's urllib.request.proxy_bypass_environment; requests' CIDR.
+Any thread may call.
 """
 
 from __future__ import annotations
 
-import ipaddress
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast
 from weakref import ref
 
@@ -29,103 +16,17 @@ from utpsocket.engine import environment
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from utpsocket.sockets.host_lists import Hosts
+
 # where(family, address, role) -> whether uTP carries it; role is "connect" or "listen". The address is the program's
 # object, as it was given to connect() or bind().
 Where = Callable[[int, Any, str], object]
 Patterns = str | Iterable[str]
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # RFC 8305 §5 has 250 ms between two attempts; the SYN-ACK of a lossy path may take a little longer.
 DEFAULT_FALLBACK_SECONDS: Final = 0.3
-# By feel.
-_NAMES_REMEMBERED: Final = 4_096
-_looked_up: OrderedDict[str, set[str]] = OrderedDict()
 
 
-def remember(name: str, address: str) -> None:
-    """Note that this host name was looked up and this address was an answer."""
-    names = _looked_up.setdefault(address, set())
-    _looked_up.move_to_end(address)
-    names.add(name.rstrip(".").lower())
-    if len(_looked_up) > _NAMES_REMEMBERED:
-        _looked_up.popitem(last=False)
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One entry of a list. A field that is None matches anything."""
-
-    name: str | None = None
-    network: IPNetwork | None = None
-    port: int | None = None
-
-    def matches(self, names: set[str], numeric: IPAddress | None, port: int) -> bool:
-        if self.port is not None and self.port != port:
-            return False
-        if self.network is not None:
-            return numeric is not None and numeric.version == self.network.version and numeric in self.network
-        if self.name is None:
-            return True
-        suffix = f".{self.name}"
-        return any(name == self.name or name.endswith(suffix) for name in names)
-
-
-def _parse(text: str) -> _Entry:
-    host, port = text.strip().lower(), None
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    network = _network(bare)
-    if network is not None:
-        return _Entry(network=network)
-    if ":" in host:
-        host, _, digits = host.rpartition(":")
-        if not digits.isdecimal() or not 0 < int(digits) < 65_536:
-            raise ValueError(f"neither host, network nor host:port: {text!r}")
-        port = int(digits)
-        network = _network(host.strip("[]"))
-        if network is not None:
-            return _Entry(network=network, port=port)
-    if "/" in host or host.startswith("["):
-        raise ValueError(f"not a network: {text!r}")
-    if host in ("*", ""):
-        return _Entry(port=port)
-    return _Entry(name=host.removeprefix("*").lstrip(".").rstrip("."), port=port)
-
-
-def _network(text: str) -> IPNetwork | None:
-    try:
-        return ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        return None
-
-
-class Hosts:
-    """A list in NO_PROXY's grammar. Raises ValueError for an entry that cannot be read."""
-
-    __slots__ = ("entries",)
-
-    def __init__(self, patterns: Patterns) -> None:
-        given = [patterns] if isinstance(patterns, str) else list(patterns)
-        self.entries = [_parse(entry) for text in given for entry in text.replace(",", " ").split()]
-
-    @property
-    def has_names(self) -> bool:
-        """Whether host names must be remembered for it."""
-        return any(entry.name is not None for entry in self.entries)
-
-    def matches(self, address: tuple[Any, ...]) -> bool:
-        """Whether an address, written as by the socket module, is on the list."""
-        host, port = str(address[0]), address[1]
-        names = {host.rstrip(".").lower(), *_looked_up.get(host, ())}
-        try:
-            numeric: IPAddress | None = ipaddress.ip_address(host.partition("%")[0])
-        except ValueError:
-            numeric = None
-        mapped: IPAddress | None = getattr(numeric, "ipv4_mapped", None)
-        return any(entry.matches(names, mapped or numeric, port) for entry in self.entries)
-
-
-@dataclass(frozen=True)
 class Routes:
     """The rules of a patch.
 
@@ -137,12 +38,21 @@ class Routes:
     listen            "both": listeners accept uTP and TCP at one port number
     """
 
-    where: Where | None = None
-    only: Hosts | None = None
-    exclude: Hosts | None = None
-    fallback: Literal["tcp"] | None = None
-    fallback_seconds: float = DEFAULT_FALLBACK_SECONDS
-    listen: Literal["utp", "both"] = "utp"
+    def __init__(
+        self,
+        where: Where | None = None,
+        only: Hosts | None = None,
+        exclude: Hosts | None = None,
+        fallback: Literal["tcp"] | None = None,
+        fallback_seconds: float = DEFAULT_FALLBACK_SECONDS,
+        listen: Literal["utp", "both"] = "utp",
+    ) -> None:
+        self.where = where
+        self.only = only
+        self.exclude = exclude
+        self.fallback = fallback
+        self.fallback_seconds = fallback_seconds
+        self.listen = listen
 
     def chooses_utp(self, family: int, address: object, role: str) -> bool:
         """Whether uTP carries a connection to, or a listener at, this address. True for what is no address, for which
@@ -211,8 +121,8 @@ def make_routes(**rules: Unpack[Rules]) -> Routes | None:
         return None
     routes = Routes(
         where=where,
-        only=Hosts(only) if only else None,
-        exclude=Hosts(exclude) if exclude else None,
+        only=_hosts(only),
+        exclude=_hosts(exclude),
         fallback="tcp" if fallback else None,
         fallback_seconds=DEFAULT_FALLBACK_SECONDS if fallback_delay is None else max(0.0, fallback_delay),
         listen="both" if listen == "both" else "utp",
@@ -225,12 +135,20 @@ def make_routes(**rules: Unpack[Rules]) -> Routes | None:
     return routes
 
 
+def _hosts(patterns: Patterns | None) -> Hosts | None:
+    if not patterns:
+        return None
+    from utpsocket.sockets.host_lists import Hosts  # with ipaddress, which a patch without a list does not need
+
+    return Hosts(patterns)
+
+
 def from_environment() -> Rules:
     """The rules in the environment. Raises ValueError with the name of the variable."""
     rules = cast("Rules", {rule: environment.value(variable, None) for rule, variable in VARIABLES.items()})
     for patterns, variable in ((rules["only"], VARIABLES["only"]), (rules["exclude"], VARIABLES["exclude"])):
         try:
-            Hosts(patterns or "")
+            _hosts(patterns)
         except ValueError as error:
             raise ValueError(f"{variable} is {patterns!r}: {error}") from None
     return rules

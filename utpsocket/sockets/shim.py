@@ -17,20 +17,22 @@ import errno
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from utpsocket import options, stats
+from utpsocket import options
+from utpsocket.engine.interpreter.fork_lock import ForkLock
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket, accept_fd, duplicated, poll
 from utpsocket.engine.interpreter.originals import os, time
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.kernel import fd_names, high_fds
-from utpsocket.engine.user_fds.socket_state import Identity, Role
-from utpsocket.sockets import accepting, closing, errors, lifecycle, registry, to_tcp
-from utpsocket.sockets.rules import Routes
+from utpsocket.engine.interpreter.signal_errors import or_none
+from utpsocket.engine.kernel import fd_name_key
+from utpsocket.sockets import before_chroot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from typing_extensions import Self
 
+    # These are loaded by load().
+    from utpsocket import stats
     from utpsocket.engine.interpreter.arguments import (
         Ancillary,
         GivenAddress,
@@ -39,14 +41,18 @@ if TYPE_CHECKING:
         Positional,
         ReadableBuffer,
     )
+    from utpsocket.engine.kernel import fd_names, high_fds
+    from utpsocket.engine.user_fds.socket_state import Identity, Role
     from utpsocket.protocol import Address
+    from utpsocket.sockets import accepting, closing, errors, lifecycle, option_calls, registry, to_tcp
+    from utpsocket.sockets.rules import Routes
 
 _STREAM_FAMILIES: Final = (stdlib.AF_INET, stdlib.AF_INET6)
 _TYPE_FLAGS: Final = getattr(stdlib, "SOCK_NONBLOCK", 0) | getattr(stdlib, "SOCK_CLOEXEC", 0)
 _INT_MAX: Final = 2**31 - 1
-_UNCONNECTED: Final = Role.UNCONNECTED
 _POLLOUT: Final = 0x004
 _TIMED_OUT: Final = ("timed out",)
+_UNCONNECTED: Role  # a copy of Role.UNCONNECTED, set by load()
 
 
 def _is_stream(family: object, type: int, proto: object) -> bool:
@@ -99,6 +105,8 @@ class socket(StdlibSocket):
         if not isinstance(kind, int) or not _is_stream(wanted, kind, number):
             _plain_init(self, family, type, proto, None)
             return
+        if not _is_loaded:
+            load()
         _plain_init(self, stdlib.AF_UNIX, kind, 0, None)
         if number:
             _plain_init(self, stdlib.AF_UNIX, kind, number, self.fileno())  # socket(2) would refuse the number
@@ -182,7 +190,7 @@ class socket(StdlibSocket):
         identity = self._utp
         if identity is None:
             return Socket.getsockopt(self, level, optname, *buflen)
-        if buflen and not 0 <= buflen[0] <= options.MAX_OPTION_BYTES:
+        if buflen and not 0 <= buflen[0] <= option_calls.MAX_OPTION_BYTES:
             return Socket.getsockopt(self, level, optname, *buflen)  # raises with CPython's wording
         lifecycle.check_open(self)
         if (level, optname) == (stdlib.SOL_SOCKET, stdlib.SO_ERROR):
@@ -190,7 +198,7 @@ class socket(StdlibSocket):
             return error.to_bytes(4, sys.byteorder)[: buflen[0]] if buflen and buflen[0] else error
         if (level, optname) == (options.SOL_UTP, options.UTP_INFO):
             return stats.connection_stats(identity.cookie, waits=self.gettimeout() != 0)
-        return options.get_option(self, identity, level, optname, *buflen)
+        return option_calls.get_option(self, identity, level, optname, *buflen)
 
     def setsockopt(self, level: int, optname: int, value: OptionValue, /, *optlen: int) -> None:
         """Set a socket option.
@@ -213,7 +221,7 @@ class socket(StdlibSocket):
             Socket.setsockopt(self, level, optname, value, *optlen)
             return
         lifecycle.check_open(self)
-        must_notify_engine = options.set_option(self, identity, level, optname, value, *optlen)
+        must_notify_engine = option_calls.set_option(self, identity, level, optname, value, *optlen)
         identity.share_options()
         if identity.cookie:
             # A buffer's new size holds for the next send() already; other options may take effect a moment later.
@@ -440,7 +448,7 @@ class socket(StdlibSocket):
         # A duplicate may have made the fd a blocking one, whatever this object's timeout is.
         is_kernels = timeout is None or os.get_blocking(self.fileno())
         if is_kernels:
-            timeout = options.connect_seconds(self)
+            timeout = option_calls.connect_seconds(self)
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if self._wait_writable(None if deadline is None else deadline - time.monotonic()):
@@ -876,6 +884,56 @@ class socket(StdlibSocket):
             raise errors.send_error(self, identity, error) from None
 
 
+# ── what is loaded with the first uTP socket ──
+
+# A fork waits until it is loaded: the child would have no thread that goes on, and each import would wait for it. The
+# seconds are by feel: loading takes 0.03, and 1 where Python must compile the files.
+_loading: Final = ForkLock(10)
+_is_loaded = False
+
+
+def load() -> None:
+    """Import what only uTP sockets need: the rest of this folder and the engine. A second call does nothing.
+
+    Called by patch_all(), or when the first uTP socket is made, by the thread that makes it. So nothing is imported
+    later, on the engine's thread or after a chroot().
+    """
+    global accepting, closing, errors, fd_names, high_fds, lifecycle, option_calls, registry, stats, to_tcp
+    global Identity, Role, _UNCONNECTED, _is_loaded
+    with _loading:
+        from utpsocket import stats
+        from utpsocket.engine.kernel import fd_names, high_fds
+        from utpsocket.engine.user_fds.socket_state import Identity, Role
+        from utpsocket.sockets import accepting, closing, errors, lifecycle, option_calls, registry, to_tcp
+
+        _UNCONNECTED = Role.UNCONNECTED
+        _is_loaded = True
+        before_chroot.restore()
+
+
+def _before_fork() -> None:
+    _loading.acquire()
+    if _is_loaded:
+        registry.before_fork()
+
+
+def _after_fork_in_child() -> None:
+    _loading.release()
+    if _is_loaded:
+        registry.after_fork_in_child()
+
+
+# At import, so that hooks which the program registers later are called before ours, as before they were.
+os.register_at_fork(before=_before_fork, after_in_parent=_loading.release, after_in_child=_after_fork_in_child)
+before_chroot.replace(load)
+
+
+def _has_name_of_ours(sock: Socket) -> bool:
+    """Whether an AF_UNIX socket may be uTP's, by the kernel's names of its two ends."""
+    names = or_none(Socket.getsockname, sock), or_none(Socket.getpeername, sock)
+    return any(isinstance(name, bytes) and name.startswith(fd_name_key.NAME_HEAD) for name in names)
+
+
 # ── what the methods share: functions, which serve the standard library's class too where it is patched in place ──
 
 _converted: Final = stdlib._intenum_converter  # type: ignore[attr-defined]  # as the standard library's property
@@ -910,7 +968,9 @@ def _adopt(sock: socket, family: int, type: int, proto: int, fileno: int) -> Non
         # The C class must be given AF_UNIX where the descriptor is such: with another family it would read addresses
         # past their end. Only the kernel knows what the descriptor is, so it is asked first.
         _plain_init(sock, -1, -1, -1, fileno)
-        if Socket.family.__get__(sock) == stdlib.AF_UNIX:
+        if Socket.family.__get__(sock) == stdlib.AF_UNIX and (_is_loaded or _has_name_of_ours(sock)):
+            if not _is_loaded:
+                load()
             identity = registry.identity_of_fd(sock)
             if identity is not None:
                 _attach_identity(sock, identity)

@@ -16,8 +16,9 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
-from utpsocket.engine import commands, running_engine
+from utpsocket.engine import commands
 from utpsocket.engine.channels.tcp_socket import apply_options, tcp_socket
+from utpsocket.engine.current import running_engine
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Final
 
 from utpsocket.sockets.rules import VARIABLES
 
-FOLDER: Final = str(Path(__file__).resolve().parent)
+FOLDER: Final = os.path.dirname(os.path.realpath(__file__))
 
 
 def environment(rules: Mapping[str, object]) -> dict[str, str]:

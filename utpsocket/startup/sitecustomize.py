@@ -3,16 +3,21 @@
 Where the package is installed, utpsocket.pth beside it runs this; elsewhere it is found on a PYTHONPATH that has this
 folder. It removes its own folder from sys.path and runs the sitecustomize that it hides, so that the program finds both
 as without it. The package is loaded when `socket` is imported and not before, so that other interpreters are hardly
-slowed down; and by its place on disk, since it need not be on the program's sys.path.
+slowed down; and by its place on disk, since it need not be on the program's sys.path. Importing importlib.util would
+take longer than all of this: its functions are taken from where they are made.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
+from importlib._bootstrap import module_from_spec
+from importlib._bootstrap_external import spec_from_file_location
 from importlib.machinery import PathFinder
-from types import ModuleType
+
+TYPE_CHECKING = False  # type checkers know the name
+if TYPE_CHECKING:
+    from types import ModuleType
 
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
 _PACKAGE = os.path.dirname(_FOLDER)
@@ -30,9 +35,9 @@ def _is_wanted() -> bool:
 
 def _load(name: str, path: str, package_folder: str | None = None) -> ModuleType:
     folders = None if package_folder is None else [package_folder]
-    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)
+    spec = spec_from_file_location(name, path, submodule_search_locations=folders)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = module_from_spec(spec)
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
@@ -61,7 +66,7 @@ def _run_hidden_sitecustomize() -> None:
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _FOLDER]
     spec = PathFinder.find_spec("sitecustomize")
     if spec is not None and spec.loader is not None:
-        module = importlib.util.module_from_spec(spec)
+        module = module_from_spec(spec)
         sys.modules["sitecustomize"] = module
         spec.loader.exec_module(module)
 

@@ -1,6 +1,6 @@
 """The application's side of an engine in a process of its own: UTPSOCKET_ENGINE=process.
 
-Read engine/__init__.py and loop.py first. An engine on a thread of the application's process shares the GIL with it: a
+Read engine/current.py and loop.py first. An engine on a thread of the application's process shares the GIL with it: a
 thread that computes can delay the engine by a switch interval (5 ms) each time it wakes up (docs/performance.md §9). In
 a process of its own the application's threads cannot delay it. The socket pairs and their names are the same. Between
 the two processes there are two connections (messages.py):
@@ -28,7 +28,6 @@ import itertools
 import sys
 from collections import deque
 from collections.abc import Callable
-from fcntl import F_DUPFD_CLOEXEC, fcntl
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
@@ -50,7 +49,7 @@ from utpsocket.engine.interpreter.native import (
     sleep,
     start_thread,
 )
-from utpsocket.engine.interpreter.originals import _socket, marshal, os, posix, signal
+from utpsocket.engine.interpreter.originals import _socket, fcntl, marshal, os, posix, signal
 from utpsocket.engine.interpreter.signal_errors import or_none, reraise_handler_error
 from utpsocket.engine.kernel import fd_name_key
 from utpsocket.engine.kernel.poller import sleep_until_ready
@@ -678,7 +677,7 @@ def _socket_pair() -> tuple[Socket, Socket]:
 
 
 def _at_high_fd(sock: Socket) -> Socket:
-    duplicated = iter(partial(fcntl, sock.fileno(), F_DUPFD_CLOEXEC, _HIGH_FD), -1)
+    duplicated = iter(partial(fcntl.fcntl, sock.fileno(), fcntl.F_DUPFD_CLOEXEC, _HIGH_FD), -1)
     try:
         moved = next(map(partial(Socket, -1, -1, -1), duplicated))  # one expression of C: no fd is without an owner
     except OSError as error:

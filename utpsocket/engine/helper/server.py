@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable
-from fcntl import F_DUPFD_CLOEXEC, fcntl
 from functools import partial
 from typing import Any, ClassVar, Final
 from weakref import WeakValueDictionary
@@ -25,7 +24,7 @@ from utpsocket.engine.faults import NO_ROOM_ERRNOS, RETRY_US
 from utpsocket.engine.helper import messages
 from utpsocket.engine.helper.messages import Argument, RemoteCommand
 from utpsocket.engine.interpreter.native import Socket, allocate_lock, sleep
-from utpsocket.engine.interpreter.originals import os, resource
+from utpsocket.engine.interpreter.originals import fcntl, os, resource
 from utpsocket.engine.kernel.poller import EPOLLIN, EPOLLOUT
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports.bound_ports import BoundPorts
@@ -93,7 +92,7 @@ def _with_highest_number(fd: int) -> Socket:
     """
     max_fds, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        high_fd = fcntl(fd, F_DUPFD_CLOEXEC, min(max_fds, _MAX_FD) - 1)
+        high_fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, min(max_fds, _MAX_FD) - 1)
     except OSError:
         return Socket(fileno=fd)
     os.close(fd)

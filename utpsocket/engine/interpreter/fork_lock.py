@@ -21,21 +21,22 @@ _PATIENCE_SECONDS: Final = 0.5
 class ForkLock:
     """Held while fds come and go, by the engine's thread in a with statement, and by a thread that forks."""
 
-    __slots__ = ("_lock", "_owner")
+    __slots__ = ("_lock", "_owner", "_patience_seconds")
 
-    def __init__(self) -> None:
+    def __init__(self, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         self._lock = allocate_lock()
+        self._patience_seconds = patience_seconds
         self._owner: int = 0  # the identifier of the thread that holds it; 0: none
 
     def acquire(self, *, wait: bool = True) -> bool:
         """Take the lock; returns whether this thread has it. Called by a thread that forks, and by the engine's.
 
-        wait   for at most _PATIENCE_SECONDS; False: not at all
+        wait   for at most `patience_seconds`; False: not at all
         """
         me = get_ident()
         if self._owner == me:
             return True  # an exception has kept this thread from releasing it
-        if self._lock.acquire(wait, _PATIENCE_SECONDS if wait else -1):
+        if self._lock.acquire(wait, self._patience_seconds if wait else -1):
             self._owner = me
         elif wait and not self._owner:
             self._owner = me  # an exception between acquire() and the assignment: the lock has no owner

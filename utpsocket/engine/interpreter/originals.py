@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import _socket as _socket
     import ctypes as ctypes
+    import fcntl as fcntl
     import io as io
     import marshal as marshal
     import os as os
-    import platform as platform
     import posix as posix
     import resource as resource
     import select as select
@@ -38,10 +38,10 @@ else:
 
     _socket = _copy("_socket")
     ctypes = _copy("ctypes")
+    fcntl = _copy("fcntl")
     io = _copy("io")
     marshal = _copy("marshal")
     os = _copy("os")
-    platform = _copy("platform")
     posix = _copy("posix")
     resource = _copy("resource")
     select = _copy("select")
@@ -53,10 +53,10 @@ else:
 COPIED = (
     "_socket",
     "ctypes",
+    "fcntl",
     "io",
     "marshal",
     "os",
-    "platform",
     "posix",
     "resource",
     "select",

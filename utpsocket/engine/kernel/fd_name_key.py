@@ -3,10 +3,10 @@
 Any local user can read the names in /proc/net/unix and bind one that looks like ours. So a name carries a tag: a keyed
 hash of the name and of the effective user id of the process that made it.
 
-The key is made when this module is first imported. A fork inherits it with its memory, an exec'ed child and an engine
-in a process of its own with the environment variable UTPSOCKET_SECRET, which only the same user (and root) can read.
-A process that gets one of our fds from elsewhere, by SCM_RIGHTS, and was not started by ours, sees a plain AF_UNIX
-socket unless it is given the same variable.
+The key is made when this module is first imported, which `import utpsocket` does. A fork inherits it with its memory,
+an exec'ed child and an engine in a process of its own with the environment variable UTPSOCKET_SECRET, which only the
+same user (and root) can read. A process that gets one of our fds from elsewhere, by SCM_RIGHTS, and was not started by
+ours, sees a plain AF_UNIX socket unless it is given the same variable.
 
 The user id is compared with the one that the kernel has recorded of the other end (SO_PEERCRED). So a tag that another
 user has copied from a name that is no longer in use does not fit a socket of theirs. User ids other than root's, our
@@ -30,6 +30,8 @@ try:
 except ImportError:
     from hashlib import blake2s
 
+NAME_HEAD: Final = b"\0utp"
+"""What a name of ours begins with (fd_names.py)."""
 VARIABLE: Final = "UTPSOCKET_SECRET"
 # Eight bytes in base 64, without padding: names must fit in sun_path (108 bytes).
 TAG_BYTES: Final = 11

@@ -21,7 +21,7 @@ from utpsocket.protocol import Address
 if TYPE_CHECKING:
     from utpsocket.protocol.layout import Layout
 
-_HEAD: Final = b"\0utp"
+_HEAD: Final = fd_name_key.NAME_HEAD
 _PREFIX: Final = _HEAD + b":"
 _MAX_BYTES: Final = 108 - 1 - fd_name_key.TAG_BYTES  # of sun_path, without "#" and the tag
 _SHORT: Final[Layout[tuple[bytes, int, int]]] = struct.Struct("!16sHI")

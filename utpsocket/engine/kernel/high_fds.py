@@ -33,7 +33,6 @@ import errno
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from fcntl import F_DUPFD_CLOEXEC, fcntl
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -46,7 +45,7 @@ from utpsocket.engine.interpreter.native import (
     poll,
     replace_socket,
 )
-from utpsocket.engine.interpreter.originals import os, resource
+from utpsocket.engine.interpreter.originals import fcntl, os, resource
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import or_none, reraise_handler_error
 
@@ -151,7 +150,7 @@ def _owner(fds: Iterable[int]) -> HighSocket:
 
 
 def _duplicate(fd: int, floor: int) -> HighSocket:
-    return _owner(map(partial(fcntl, fd, F_DUPFD_CLOEXEC), (floor,)))
+    return _owner(map(partial(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC), (floor,)))
 
 
 def _limit() -> int:
@@ -267,7 +266,7 @@ def high_duplicate(fd: int) -> Iterable[int]:
     an object can own it at once (_owner()).
     """
     floor = _HIGH_FD if _limit() >= _HIGH_FD + 4 * _KEPT else _AFTER_STREAMS
-    return map(partial(fcntl, fd, F_DUPFD_CLOEXEC), (floor,))
+    return map(partial(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC), (floor,))
 
 
 def new_epoll() -> select.epoll:
@@ -299,7 +298,7 @@ def move_to_high_fd(sock: Socket, kind: type[HighSocket] = HighSocket) -> Socket
     try:
         # Family, type and protocol are known, so that no system calls are made to find them.
         own = partial(kind, sock.family, sock.type | SOCK_NONBLOCK if is_nonblocking else sock.type, sock.proto)
-        moved: HighSocket | None = next(map(own, map(partial(fcntl, fd, F_DUPFD_CLOEXEC), (_HIGH_FD,))))
+        moved: HighSocket | None = next(map(own, map(partial(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC), (_HIGH_FD,))))
     except OSError as error:
         reraise_handler_error(error)
         moved = _moved_to_kept_fd(sock)

@@ -14,13 +14,12 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
-from fcntl import ioctl
 from functools import partial
 from typing import Final, TypeVar
 
 from utpsocket.engine.interpreter import libc
 from utpsocket.engine.interpreter.native import Socket
-from utpsocket.engine.interpreter.originals import ctypes, os
+from utpsocket.engine.interpreter.originals import ctypes, fcntl, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel.high_fds import give_back, with_room
@@ -83,7 +82,7 @@ def _make_there(sock: Socket, make: Callable[[], _S]) -> _S:
     here = with_room(_probe)
     fds: list[int] = []
     try:
-        fds.extend(with_room(partial(ioctl, each.fileno(), _SIOCGSKNS)) for each in (here, sock))
+        fds.extend(with_room(partial(fcntl.ioctl, each.fileno(), _SIOCGSKNS)) for each in (here, sock))
         back, there = fds
         _enter(there)
         try:

@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from fcntl import F_DUPFD_CLOEXEC, fcntl
 from functools import partial
-from io import FileIO
 from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
 
 from utpsocket.engine import environment
 from utpsocket.engine.interpreter import libc, native
 from utpsocket.engine.interpreter.garbage_collector import CollectorPause
-from utpsocket.engine.interpreter.originals import ctypes, os, platform, struct, time
+from utpsocket.engine.interpreter.originals import ctypes, fcntl, io, os, struct, time
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel.high_fds import high_duplicate, new_epoll
 from utpsocket.protocol.times import NEVER
@@ -58,7 +56,7 @@ MAX_EVENTS: Final = 256
 # The largest int, of which poll(2) and epoll_wait(2) take the timeout, in ms.
 _MAX_TIMEOUT_MS: Final = 0x7FFFFFFF
 # struct epoll_event as (events, fd): packed on x86-64 only. epoll_ctl(2), linux/eventpoll.h
-_EVENT: Final = struct.Struct("=Ii4x" if platform.machine() in ("x86_64", "AMD64") else "=I4xi4x")
+_EVENT: Final = struct.Struct("=Ii4x" if os.uname().machine in ("x86_64", "AMD64") else "=I4xi4x")
 _POLLFD: Final = struct.Struct("=ihh")
 _occupants: list[Epoll] = []
 _epoll_wait: Final = libc.epoll_wait
@@ -221,16 +219,16 @@ class WakeUp:
         # An object owns each fd as soon as it is open, so that an exception of a signal handler leaks none.
         if hasattr(os, "eventfd"):
             fds = iter(partial(os.eventfd, 0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), None)
-            own = partial(FileIO, mode="r+")
+            own = partial(io.FileIO, mode="r+")
             with next(map(own, fds)) as low:
                 self._owners = [next(map(own, high_duplicate(low.fileno())))]
             word = _ONE
         else:
             reader, writer = os.pipe()
-            with FileIO(reader, "r") as low, FileIO(writer, "w") as low_writer:
+            with io.FileIO(reader, "r") as low, io.FileIO(writer, "w") as low_writer:
                 self._owners = [
-                    FileIO(next(iter(high_duplicate(low.fileno()))), "r"),
-                    FileIO(next(iter(high_duplicate(low_writer.fileno()))), "w"),
+                    io.FileIO(next(iter(high_duplicate(low.fileno()))), "r"),
+                    io.FileIO(next(iter(high_duplicate(low_writer.fileno()))), "w"),
                 ]
             for owner in self._owners:
                 os.set_blocking(owner.fileno(), False)
@@ -355,7 +353,7 @@ def occupy(closed_epoll: Poller) -> None:
     if empty.fileno() == number:
         _occupants.append(empty)
         return
-    found = fcntl(empty.fileno(), F_DUPFD_CLOEXEC, number)
+    found = fcntl.fcntl(empty.fileno(), fcntl.F_DUPFD_CLOEXEC, number)
     if found != number:
         os.close(found)
     empty.close()

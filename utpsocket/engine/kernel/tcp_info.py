@@ -5,11 +5,11 @@ Any thread may call. Sources: tcp(7); Linux's include/uapi/linux/tcp.h, struct t
 
 from __future__ import annotations
 
-from struct import Struct
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.interpreter.originals import socket as stdlib
+from utpsocket.engine.interpreter.originals import struct
 from utpsocket.protocol.states import State
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ _STATES: Final = {
     10: "listening",
     11: State.CONNECTED.value,
 }
-_U32: Final[Layout[tuple[int]]] = Struct("=I")
-_U64: Final[Layout[tuple[int]]] = Struct("=Q")
+_U32: Final[Layout[tuple[int]]] = struct.Struct("=I")
+_U64: Final[Layout[tuple[int]]] = struct.Struct("=Q")
 _NEVER_MEASURED: Final = 0xFFFF_FFFF
 
 

@@ -29,10 +29,10 @@ Only the engine's thread calls.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from socket import htons
 from typing import TYPE_CHECKING, Final, Protocol
 
 from utpsocket.engine.interpreter.originals import os
+from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel.socket_filter import PROBABILITY_ONE, SOURCES, HeavySources, source_hash
 from utpsocket.engine.kernel.syscalls import packed_name
 from utpsocket.protocol import Run, Transmit
@@ -80,6 +80,7 @@ if TYPE_CHECKING:
 
 
 # All by feel where nothing else is said; tests/hostile and tests/engine/test_floods.py show what they achieve.
+_htons: Final = stdlib.htons
 _WINDOW_US: Final = 100_000  # useless datagrams are counted over so long
 _USELESS_PER_WINDOW: Final = 200  # more is a flood: 2,000 a second cost a tenth of the thread
 _USELESS_WHEN_BEHIND: Final = 50  # the same if the port still has more: a thread without processor time sees no more
@@ -269,7 +270,9 @@ class Flood:
         """What packets of connections may carry: their ids, and those beside them in a RESET."""
         ids = self._ids
         if ids is None:
-            ids = self._ids = {htons(recv_id + near & 0xFFFF) for _, recv_id in endpoint.bridges for near in (-1, 0, 1)}
+            ids = self._ids = {
+                _htons(recv_id + near & 0xFFFF) for _, recv_id in endpoint.bridges for near in (-1, 0, 1)
+            }
         return ids
 
     def receive(self, endpoint: FloodedPort, *, now: int) -> None:
@@ -329,7 +332,7 @@ class Flood:
         indices = unmatched.syns
         headers = unmatched.headers(indices)
         # SYNs of connections that there are: repeated since our answer was lost, or by an attacker.
-        known = [htons(header[2] << 8 | header[3]) in self._wanted_ids(endpoint) for header in headers]
+        known = [_htons(header[2] << 8 | header[3]) in self._wanted_ids(endpoint) for header in headers]
         if True in known:
             self._take_few(
                 endpoint,
@@ -419,7 +422,7 @@ class Flood:
                 header = datagram[:HEADER_BYTES].tobytes()
                 carried = header[2] << 8 | header[3]
                 is_syn = header[0] == SYN_BYTE
-                is_known = htons(carried) in self._wanted_ids(endpoint)
+                is_known = _htons(carried) in self._wanted_ids(endpoint)
                 if is_syn and not header[1] and listener is not None and not is_known:
                     syns.append(header)
                     continue

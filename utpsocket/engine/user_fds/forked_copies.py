@@ -19,11 +19,10 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterable
-from struct import Struct
 from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Final
 
-from utpsocket.engine.interpreter.originals import marshal
+from utpsocket.engine.interpreter.originals import marshal, struct
 from utpsocket.engine.kernel import fd_names
 from utpsocket.engine.user_fds import shared_errnos
 from utpsocket.engine.user_fds.shared_errnos import AFTER_EOF
@@ -63,7 +62,7 @@ _TRIES: Final = 100
 # For the options of one socket, by feel. The kernel gives no memory before an option is set after the fork.
 _OPTIONS_BYTES: Final = 2_048
 # Twice the number of changes, odd during a change; the bytes that follow.
-_OPTIONS_HEAD: Final = Struct("=II")
+_OPTIONS_HEAD: Final = struct.Struct("=II")
 _SETTINGS: Final[MemberDescriptorType] = vars(Identity)["settings"]
 _OPTIONS: Final[MemberDescriptorType] = vars(Identity)["options"]
 _ROLES: Final = tuple(Role)
@@ -153,10 +152,10 @@ _FORMATS: Final = {
 _FIELDS: Final[
     dict[str, tuple[MemberDescriptorType, Callable[[memoryview, str], Any], Callable[[memoryview, str, Any], None]]]
 ] = {}
-_places: Final[dict[str, tuple[Struct, int]]] = {}
+_places: Final[dict[str, tuple[struct.Struct, int]]] = {}
 _size = 0
 for _name, _format in _FORMATS.items():
-    _places[_name] = (Struct(f"={_format}"), _size)
+    _places[_name] = (struct.Struct(f"={_format}"), _size)
     _size += _places[_name][0].size
     if _name == "role":
         _FIELDS[_name] = getattr(Identity, _name), _read_role, _write_role

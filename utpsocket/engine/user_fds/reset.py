@@ -9,16 +9,14 @@ docs/sockets.md §9.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from fcntl import ioctl
 from functools import partial
 from stat import S_ISSOCK
-from struct import pack, unpack
 from termios import FIONREAD
 from typing import Final
 
 from utpsocket.engine.interpreter import native
 from utpsocket.engine.interpreter.native import Copy, Socket
-from utpsocket.engine.interpreter.originals import os
+from utpsocket.engine.interpreter.originals import fcntl, os, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel.high_fds import give_back, with_room
@@ -140,7 +138,7 @@ def shut_down_reading(end: Socket) -> None:
 
 def unread_bytes(fd: int) -> int:
     """Unread bytes at this end of a pair. FIONREAD"""
-    return int(unpack("=i", ioctl(fd, FIONREAD, pack("=i", 0)))[0])
+    return int(struct.unpack("=i", fcntl.ioctl(fd, FIONREAD, struct.pack("=i", 0)))[0])
 
 
 def write_as_user(identity: Identity | None, engine_fd: int) -> None:

@@ -16,16 +16,15 @@ from __future__ import annotations
 import mmap
 from functools import partial
 from itertools import repeat
-from struct import Struct
 from typing import Final
 
 from utpsocket.engine.interpreter import libc
-from utpsocket.engine.interpreter.originals import ctypes, io, os
+from utpsocket.engine.interpreter.originals import ctypes, io, os, struct
 
 # Connections that end before an errno is read; by feel.
 _SLOTS: Final = 1 << 14
 # Cookie, errno, whether an end of file was delivered before.
-_SLOT: Final = Struct("=QIB3x")
+_SLOT: Final = struct.Struct("=QIB3x")
 AFTER_EOF: Final = 12
 """The offset of the last of these in a slot: while the byte is 0, is_after_eof() is False."""
 TABLE_BYTES: Final = _SLOTS * _SLOT.size

@@ -16,13 +16,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 from weakref import WeakValueDictionary
 
-from utpsocket import options
 from utpsocket.engine.interpreter.native import Socket, StdlibSocket
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel import fd_names
 from utpsocket.engine.user_fds.socket_state import Identity, Role
-from utpsocket.sockets import closing, lifecycle, registry
+from utpsocket.sockets import closing, lifecycle, option_calls, registry
 
 if TYPE_CHECKING:
     from _typeshed import HasFileno, ReadableBuffer
@@ -346,7 +345,7 @@ class InitialProtocol(asyncio.Protocol):
             return
         self.transport = Transport(inner, View(uvloop_sock, identity, self._made))
         # As uvloop over TCP. This option asks nothing of the descriptor.
-        options.set_option(None, identity, stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY, 1)  # type: ignore[arg-type]
+        option_calls.set_option(None, identity, stdlib.IPPROTO_TCP, stdlib.TCP_NODELAY, 1)  # type: ignore[arg-type]
         lifecycle.apply_options(identity, at_once=False, to_connection=True, is_nodelay=True)
         inner.set_protocol(self.protocol)
         self.protocol.connection_made(self.transport)
@@ -357,7 +356,7 @@ class InitialProtocol(asyncio.Protocol):
             identity: Identity | None = getattr(sock, "_utp", None)
             if identity is None or fd_names.peer_credentials(sock)[0] != self._owner_pid:
                 return None
-            options.apply_send_buffer(sock, identity)
+            option_calls.apply_send_buffer(sock, identity)
             return identity
         finally:
             sock.detach()
