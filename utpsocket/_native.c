@@ -1,5 +1,5 @@
-/* What the compiled build does in C: the system calls of the data path with the GIL held, and the two loops over the
-   packets of a run.
+/* What the compiled build does in C: the system calls of the data path with the GIL held, those of a connect()'s socket
+   pair, and the two loops over the packets of a run.
 
    Each function has a twin in Python, which is its specification: tests/properties/test_native.py compares the two.
 
@@ -7,22 +7,27 @@
        receive_datagram, send_datagram    KeepingDatagrams                    engine/kernel/syscalls.py
        send_run                           compose(), then KeepingDatagrams    protocol/runs.py
        check_run                          check_run_in_python()               protocol/runs.py
+       connect_pair                       _pair_at()                          sockets/fd_pair.py
 
    Rules. Nothing here keeps state between two calls, and nothing is parsed but what check_run() compares. All memory
    that a call reads or writes belongs to an object that its caller holds, and every offset is compared with the object's
    size first: a wrong argument is a ValueError. No call blocks, so the GIL is kept (docs/performance.md §9), which also
    means that no other thread can resize a buffer meanwhile. A call that fails returns the errno, negative where a count
-   is returned otherwise; only wrong arguments and lack of memory raise. */
+   is returned otherwise; only wrong arguments and lack of memory raise, and connect_pair(), an OSError. */
 
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 enum {
     MAX_IOVECS = 1024,      /* linux/uio.h UIO_MAXIOV */
@@ -32,6 +37,7 @@ enum {
     MAX_RUN_PACKETS = 256,  /* protocol/runs.py */
     HEADER_BYTES = 20,      /* BEP 29 "header format" */
     VERSION = 1,            /* of a DATA packet the first byte: BEP 29 "version", "type" */
+    LISTEN_BACKLOG = 16,    /* sockets/fd_pair.py */
     CONTROL_BYTES = 256,    /* of ancillary data, more than any port asks for (udp.ANCILLARY_BYTES); by feel */
 };
 
@@ -407,7 +413,104 @@ check_run(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     return PyLong_FromLong(found);
 }
 
+/* ── pairs ── */
+
+PyDoc_STRVAR(connect_pair_doc, "connect_pair(fd, name: bytes, pid, lowest) -> int\n\n\
+Connect an AF_UNIX socket to a listening one that is made for this moment, and accept the connection. Returns the other\n\
+end, non-blocking, under a number from `lowest` on. Raises OSError; the socket is not connected then, but for EMFILE.\n\n\
+name   abstract, of the other end\n\
+pid    of the calling process: what others have connected to the name is closed");
+
+/* The connection that this process has made; -1. */
+static int
+accept_own(int listening, pid_t pid)
+{
+    for (;;) {
+        struct ucred credentials;
+        socklen_t size = sizeof credentials;
+        int accepted = accept4(listening, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        if (accepted < 0)
+            return -1;
+        if (getsockopt(accepted, SOL_SOCKET, SO_PEERCRED, &credentials, &size) == 0 && credentials.pid == pid)
+            return accepted;
+        close(accepted);
+    }
+}
+
+/* connect(2) without waiting for room in the queue, of a socket that may block. */
+static int
+connect_at_once(int fd, const struct sockaddr_un *address, socklen_t size)
+{
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0)
+        return -1;
+    if (flags & O_NONBLOCK)
+        return connect(fd, (const struct sockaddr *)address, size);
+    if (fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
+        return -1;
+    int failed = connect(fd, (const struct sockaddr *)address, size);
+    int code = errno;
+    fcntl(fd, F_SETFL, flags);
+    errno = code;
+    return failed;
+}
+
+static PyObject *
+connect_pair(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct sockaddr_un address;
+    struct iovec name;
+    if (wrong_count("connect_pair", nargs, 4) < 0)
+        return NULL;
+    int fd = descriptor(args[0]);
+    if (fd < 0 || bytes_or_none(args[1], &name) < 0)
+        return NULL;
+    Py_ssize_t pid = number(args[2]);
+    int lowest = pid < 0 ? -1 : descriptor(args[3]);
+    if (lowest < 0)
+        return NULL;
+    if (name.iov_len < 2 || name.iov_len > sizeof address.sun_path || *(const char *)name.iov_base != '\0') {
+        PyErr_SetString(PyExc_ValueError, "no abstract name");
+        return NULL;
+    }
+    address.sun_family = AF_UNIX;
+    memcpy(address.sun_path, name.iov_base, name.iov_len);
+    socklen_t size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + name.iov_len);
+
+    int result = -1;
+    int reserved = -1;
+    int listening = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (listening < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    /* The number is taken before the sockets are connected, since what fails afterwards cannot be undone. */
+    if (bind(listening, (struct sockaddr *)&address, size) == 0 && listen(listening, LISTEN_BACKLOG) == 0 &&
+        (reserved = fcntl(listening, F_DUPFD_CLOEXEC, lowest)) >= 0 && connect_at_once(fd, &address, size) == 0) {
+        int accepted = accept_own(listening, (pid_t)pid);
+        if (accepted < 0) {
+            close(reserved); /* the program's last number was taken meanwhile: this one is as good */
+            reserved = -1;
+            result = accept_own(listening, (pid_t)pid);
+        }
+        else {
+            result = dup3(accepted, reserved, O_CLOEXEC);
+            if (result >= 0)
+                reserved = -1;
+            close(accepted);
+        }
+    }
+    int code = errno;
+    if (reserved >= 0)
+        close(reserved);
+    close(listening);
+    if (result < 0) {
+        errno = code;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return PyLong_FromLong(result);
+}
+
 static PyMethodDef functions[] = {
+    {"connect_pair", (PyCFunction)(void (*)(void))connect_pair, METH_FASTCALL, connect_pair_doc},
     {"receive", (PyCFunction)(void (*)(void))receive, METH_FASTCALL, receive_doc},
     {"send", (PyCFunction)(void (*)(void))send_views, METH_FASTCALL, send_doc},
     {"receive_datagram", (PyCFunction)(void (*)(void))receive_datagram, METH_FASTCALL, receive_datagram_doc},

@@ -195,7 +195,7 @@ FACTS = [
     ("differences-from-tcp", f"given up after {GIVE_UP} s"),
     ("differences-from-tcp", f"{high_fds._KEPT} are kept open in advance"),
     ("differences-from-tcp", f"waits {seconds(outstanding.ORPHAN_CLOSED_WINDOW_US)} s for a window"),
-    ("differences-from-tcp", f"numbered from {number(high_fds._HIGH_FD)} up"),
+    ("differences-from-tcp", f"numbered from {number(high_fds.HIGH_FD)} up"),
 ]
 
 

@@ -460,13 +460,13 @@ def test_a_socket_is_raised_by_one_duplication_where_there_are_high_numbers(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kept fd is for when there are none: to take it and to make another would be five system calls more."""
-    if high_fds._limit() < 2 * high_fds._HIGH_FD:
+    if high_fds._limit() < 2 * high_fds.HIGH_FD:
         pytest.skip("needs 2000 file descriptors, for numbers above those that select() can watch")
     taken: list[bool] = []
     monkeypatch.setattr(high_fds, "_take_kept", lambda: taken.append(True))
     low = Socket(socket.AF_INET, socket.SOCK_DGRAM)
     with contextlib.closing(high_fds.move_to_high_fd(low)) as moved:
-        assert moved.fileno() >= high_fds._HIGH_FD
+        assert moved.fileno() >= high_fds.HIGH_FD
         assert (moved.family, moved.type, moved.proto) == (low.family, low.type, low.proto)
         assert low.fileno() < 0
         assert not taken

@@ -27,12 +27,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from utpsocket.engine.kernel import native_calls, syscalls
+from tests.conftest import open_descriptors
+from utpsocket.engine.kernel import high_fds, native_calls, syscalls
 from utpsocket.engine.kernel.native_calls import NativeDatagrams, NativeStream
 from utpsocket.engine.kernel.syscalls import KeepingDatagrams, KeepingStream
 from utpsocket.protocol.build import IS_COMPILED
 from utpsocket.protocol.packet import HEADER_BYTES, PacketType, encode
 from utpsocket.protocol.runs import MAX_RUN_PACKETS, Transmit, check_run_in_python
+from utpsocket.sockets import fd_pair
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "utpsocket" / "_native.c"
@@ -344,6 +346,77 @@ def test_a_run_that_the_kernel_refuses_says_why(kinds: None) -> None:
 # ── wrong arguments ──
 
 
+# ── pairs ──
+
+
+def in_c(native: Any, fd: int, name: bytes) -> socket.socket:
+    return socket.socket(fileno=native.connect_pair(fd, name, os.getpid(), high_fds.HIGH_FD))
+
+
+def in_python(native: Any, fd: int, name: bytes) -> Any:
+    with contextlib.closing(fd_pair._unix_listener()) as listening:
+        made = fd_pair._pair_at(listening, fd, name)
+        assert made is not None
+        return made
+
+
+WAYS = pytest.mark.parametrize("connect", [in_c, in_python])
+
+
+@WAYS
+@pytest.mark.parametrize("is_blocking", [True, False])
+def test_pairs_are_made_alike(native: Any, connect: Any, is_blocking: bool) -> None:
+    high_fds.prepare()
+    name = b"\0utp-test:" + os.urandom(8)
+    before = open_descriptors()
+    with socket.socket(socket.AF_UNIX) as user:
+        user.setblocking(is_blocking)
+        with contextlib.closing(connect(native, user.fileno(), name)) as engine_sock:
+            assert set(open_descriptors()) - set(before) == {user.fileno(), engine_sock.fileno()}
+            assert engine_sock.fileno() >= high_fds.HIGH_FD
+            assert not os.get_inheritable(engine_sock.fileno())
+            assert not os.get_blocking(engine_sock.fileno())
+            assert os.get_blocking(user.fileno()) is is_blocking
+            assert user.getpeername() == engine_sock.getsockname() == name
+            assert user.getsockname() == engine_sock.getpeername() == ""
+            user.sendall(b"there")
+            assert engine_sock.recv(9) == b"there"
+            engine_sock.send(b"back")
+            assert user.recv(9) == b"back"
+        assert user.recv(9) == b""
+
+
+@WAYS
+def test_pairs_that_cannot_be_made_fail_alike(native: Any, connect: Any) -> None:
+    before = open_descriptors()
+    name = b"\0utp-test:" + os.urandom(8)
+    with socket.socket(socket.AF_UNIX) as other, socket.socket(socket.AF_UNIX) as user:
+        other.bind(name)
+        with pytest.raises(OSError) as caught:
+            connect(native, user.fileno(), name)
+        assert caught.value.errno == errno.EADDRINUSE
+    with socket.socket() as tcp:
+        with pytest.raises(OSError) as caught:
+            connect(native, tcp.fileno(), name)
+        assert caught.value.errno in (errno.EAFNOSUPPORT, errno.EINVAL)
+    assert open_descriptors() == before
+
+
+def test_a_pair_is_not_made_with_a_stranger(native: Any) -> None:
+    """What another process has connected to the name is closed: here one is made out to be another's by its pid."""
+    before = open_descriptors()
+    with socket.socket(socket.AF_UNIX) as user:
+        with pytest.raises(BlockingIOError):  # no connection of that process
+            native.connect_pair(user.fileno(), b"\0utp-test:" + os.urandom(8), os.getpid() + 1, high_fds.HIGH_FD)
+    assert open_descriptors() == before
+
+
+def test_a_pair_needs_an_abstract_name(native: Any) -> None:
+    for name in (b"", b"\0", b"path", b"\0" + bytes(108), None, "\0name"):
+        with pytest.raises(WRONG):
+            native.connect_pair(no_fd(), name, os.getpid(), high_fds.HIGH_FD)
+
+
 def view(data: bytes) -> memoryview:
     return memoryview(data)
 
@@ -365,6 +438,17 @@ objects: st.SearchStrategy[Any] = st.one_of(
 )
 
 
+ARGUMENTS = {
+    "receive": 2,
+    "send": 2,
+    "receive_datagram": 4,
+    "send_datagram": 6,
+    "send_run": 11,
+    "check_run": 2,
+    "connect_pair": 4,
+}
+
+
 def no_fd() -> int:
     """A number that is no descriptor, so that a call which is not refused changes nothing."""
     return 1 << 30
@@ -372,12 +456,12 @@ def no_fd() -> int:
 
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
-    name=st.sampled_from(["receive", "send", "receive_datagram", "send_datagram", "send_run", "check_run"]),
+    name=st.sampled_from(list(ARGUMENTS)),
     data=st.data(),
 )
 def test_no_argument_makes_it_do_anything_but_raise_or_return(native: Any, name: str, data: st.DataObject) -> None:
     function = getattr(native, name)
-    wanted = {"receive": 2, "send": 2, "receive_datagram": 4, "send_datagram": 6, "send_run": 11, "check_run": 2}[name]
+    wanted = ARGUMENTS[name]
     given_count = data.draw(st.sampled_from([wanted, wanted, wanted, wanted, 0, wanted - 1, wanted + 1]))
     arguments: list[Any] = [data.draw(objects) for _ in range(given_count)]
     is_for_no_socket = data.draw(st.sampled_from([True, True, True, False]))
@@ -389,6 +473,8 @@ def test_no_argument_makes_it_do_anything_but_raise_or_return(native: Any, name:
         function(*arguments)
     except WRONG:
         pass
+    except OSError:
+        assert name == "connect_pair"
 
 
 def test_what_lies_beyond_a_buffer_is_refused(native: Any) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from utpsocket.engine.interpreter.native import (
     SOCK_NONBLOCK,
@@ -26,10 +26,14 @@ from utpsocket.engine.interpreter.originals import _socket, ctypes, os
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel import fd_names, netns
-from utpsocket.engine.kernel.high_fds import move_to_high_fd, with_room
+from utpsocket.engine.kernel.high_fds import HIGH_FD, HighSocket, move_to_high_fd, with_room
 from utpsocket.engine.user_fds import reset
 from utpsocket.engine.user_fds.socket_state import Identity
+from utpsocket.protocol.build import IS_COMPILED
 from utpsocket.sockets import fd_swap
+
+if TYPE_CHECKING or IS_COMPILED:
+    from utpsocket import _native
 
 # How much a program can write before the engine reads: with a small buffer the writer waits for the engine, which waits
 # for the GIL where another thread computes. By feel.
@@ -38,6 +42,7 @@ _USER_BUFFER_BYTES: Final = 256 << 10
 _REMOTE_BUFFER_BYTES: Final = 512 << 10
 _unix_stream: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM)
 _unix_listener: Final = partial(Socket, stdlib.AF_UNIX, stdlib.SOCK_STREAM | SOCK_NONBLOCK)
+_new_engine_sock: Final = partial(HighSocket, stdlib.AF_UNIX, stdlib.SOCK_STREAM | SOCK_NONBLOCK, 0)
 # Other processes would have to fill a queue under each of so many random names; by feel.
 _TRIES: Final = 1_000
 # Room for other processes' connections to the name before ours; by feel.
@@ -66,13 +71,17 @@ def pair(sock: StdlibSocket, identity: Identity) -> Socket:
     fd = sock.fileno()
     make = partial(with_room, _unix_listener)
     is_elsewhere = False
+    engine_sock: Socket | None = None
     for _ in range(_TRIES):
         identity.cookie = fd_names.new_cookie()
+        name = fd_names.encode(identity.cookie, identity.local, identity.peer, identity.owner_pid)
+        if IS_COMPILED and not is_elsewhere:
+            engine_sock = _pair_in_c(sock, name)
+            if engine_sock is not None:
+                break
         listening = netns.make_in_namespace_of(sock, make) if is_elsewhere else make()
         try:
-            engine_sock = _pair_at(
-                listening, fd, fd_names.encode(identity.cookie, identity.local, identity.peer, identity.owner_pid)
-            )
+            engine_sock = _pair_at(listening, fd, name)
         except ConnectionRefusedError:
             if is_elsewhere or netns.cookie(listening) == netns.cookie(sock):
                 raise
@@ -81,10 +90,12 @@ def pair(sock: StdlibSocket, identity: Identity) -> Socket:
         finally:
             listening.close()
         if engine_sock is not None:
-            identity.filler_bytes = _fill_send_buffer(sock)
-            identity.is_gated = True
-            return engine_sock
-    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            break
+    if engine_sock is None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    identity.filler_bytes = _fill_send_buffer(sock)
+    identity.is_gated = True
+    return engine_sock
 
 
 def _fill_send_buffer(sock: StdlibSocket) -> int:
@@ -93,6 +104,21 @@ def _fill_send_buffer(sock: StdlibSocket) -> int:
         return Socket.send(sock, _FILLER, stdlib.MSG_DONTWAIT)
     except BrokenPipeError:
         return 0  # shut down before it was connected: it needs no gate, since nothing can be sent
+
+
+def _pair_in_c(sock: StdlibSocket, name: bytes) -> Socket | None:
+    """As _pair_at(), in one call of C. None if it is not possible so, for whatever reason."""
+    try:
+        made = iter(partial(_native.connect_pair, sock.fileno(), name, os.getpid(), HIGH_FD), None)
+        return next(map(_new_engine_sock, made))
+    except OSError as error:
+        reraise_handler_error(error)
+        try:
+            Socket.getpeername(sock)
+        except OSError as unconnected:
+            reraise_handler_error(unconnected)
+            return None
+        raise
 
 
 def _pair_at(listening: Socket, fd: int, name: bytes) -> Socket | None:

@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     from utpsocket.protocol import Address
 
 _T = TypeVar("_T")
-# FD_SETSIZE: select() cannot watch this number and those above.
-_HIGH_FD: Final = 1_024
+HIGH_FD: Final = 1_024
+"""FD_SETSIZE: select() cannot watch this number and those above."""
 # 0 to 2 are for the standard streams, also where the program was started without them.
 _AFTER_STREAMS: Final = 3
 # Fds kept: two for each of eight connect(), one for each of eight accept(), and eight that are open for a moment.
@@ -208,8 +208,8 @@ def _floor(lowest_fd: int) -> int:
     fails, and none are kept.
     """
     limit = _limit()
-    if limit >= _HIGH_FD + 4 * _KEPT:
-        return _HIGH_FD
+    if limit >= HIGH_FD + 4 * _KEPT:
+        return HIGH_FD
     if limit >= _LOW_LIMIT:
         return lowest_fd + _KEPT_DISTANCE_FDS
     return max(limit - _KEPT_BELOW_LOW_LIMIT - 1, lowest_fd + _LEFT_BELOW_LOW_LIMIT)
@@ -265,7 +265,7 @@ def high_duplicate(fd: int) -> Iterable[int]:
     a standard stream, where a daemon may put its log. The duplicate is made when the iterator is asked for it, so that
     an object can own it at once (_owner()).
     """
-    floor = _HIGH_FD if _limit() >= _HIGH_FD + 4 * _KEPT else _AFTER_STREAMS
+    floor = HIGH_FD if _limit() >= HIGH_FD + 4 * _KEPT else _AFTER_STREAMS
     return map(partial(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC), (floor,))
 
 
@@ -298,7 +298,7 @@ def move_to_high_fd(sock: Socket, kind: type[HighSocket] = HighSocket) -> Socket
     try:
         # Family, type and protocol are known, so that no system calls are made to find them.
         own = partial(kind, sock.family, sock.type | SOCK_NONBLOCK if is_nonblocking else sock.type, sock.proto)
-        moved: HighSocket | None = next(map(own, map(partial(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC), (_HIGH_FD,))))
+        moved: HighSocket | None = next(map(own, map(partial(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC), (HIGH_FD,))))
     except OSError as error:
         reraise_handler_error(error)
         moved = _moved_to_kept_fd(sock)
