@@ -109,7 +109,7 @@ def _is_of_port(level: int, name: int) -> bool:
 
 def has_options_of_port(identity: Identity) -> bool:
     """Whether the program has set an option that udp_socket() sets on the UDP socket."""
-    return any(_is_of_port(level, name) for level, name in identity.options)
+    return bool(identity.options) and any(_is_of_port(level, name) for level, name in identity.options)
 
 
 def set_option(sock: Socket, identity: Identity, level: int, name: int, value: OptionValue, *optlen: int) -> bool:

@@ -6,7 +6,8 @@ call. Sources: docs/sockets.md §1 "Names".
 
 from __future__ import annotations
 
-from weakref import WeakValueDictionary
+from typing import Final
+from weakref import ref
 
 from utpsocket.engine.current import running_engine
 from utpsocket.engine.interpreter.native import Socket
@@ -18,7 +19,11 @@ from utpsocket.engine.user_fds import forked_copies, shared_errnos
 from utpsocket.engine.user_fds.socket_state import Identity, Role
 from utpsocket.protocol import Address
 
-_by_inode: WeakValueDictionary[int, Identity] = WeakValueDictionary()
+# Dead references are left until there are as many as live ones, and _MIN_ENTRIES: a WeakValueDictionary costs each
+# socket four calls of Python's, one of them on whatever thread drops the identity.
+_by_inode: dict[int, ref[Identity]] = {}
+_MIN_ENTRIES: Final = 256  # by feel: some 30 KB
+_max_entries = _MIN_ENTRIES
 # Of detached descriptors, for which there is no Python object: by inode.
 _pinned: dict[int, Identity] = {}
 
@@ -28,7 +33,25 @@ def register(sock: Socket, identity: Identity) -> None:
     fd = sock.fileno()
     identity.user_fd = fd
     identity.inode = os.fstat(fd).st_ino
-    _by_inode[identity.inode] = identity
+    _by_inode[identity.inode] = ref(identity)
+    if len(_by_inode) > _max_entries:
+        _drop_dead()
+
+
+def _drop_dead() -> None:
+    """Take dead references out, by single operations of the dict, as any thread may use it meanwhile."""
+    global _max_entries
+    for inode, entry in list(_by_inode.items()):
+        if entry() is None:
+            taken = _by_inode.pop(inode, None)
+            if taken is not None and taken() is not None:
+                _by_inode.setdefault(inode, taken)  # of a new socket with the same inode
+    _max_entries = 2 * len(_by_inode) + _MIN_ENTRIES
+
+
+def _registered() -> list[Identity]:
+    found = [entry() for entry in list(_by_inode.values())]
+    return [identity for identity in found if identity is not None]
 
 
 def identify_accepted(sock: Socket, name: bytes, cookie: int, pid: int) -> Identity:
@@ -59,7 +82,8 @@ def identity_of_fd(sock: Socket) -> Identity | None:
     except OSError as error:
         reraise_handler_error(error)
         return None
-    identity = _by_inode.get(inode)
+    entry = _by_inode.get(inode)
+    identity = None if entry is None else entry()
     if identity is not None:
         return identity
     identity = _identity_from_names(sock)
@@ -110,14 +134,14 @@ def _family_of(address: Address) -> int:
 def before_fork() -> None:
     """A fork begins (shim.py has registered it)."""
     try:
-        forked_copies.share(list(_by_inode.values()))
+        forked_copies.share(_registered())
     except OSError as error:  # no memory: neither process will see what the other does to the sockets they share
         reraise_handler_error(error)
 
 
 def after_fork_in_child() -> None:
     """This process has just been forked."""
-    for identity in list(_by_inode.values()):
+    for identity in _registered():
         identity.endpoint = 0  # it is the parent's engine that has it
         identity.claim = None
         identity.received_after_shutdown = None  # it is the parent's: received here as well, it would be received twice
