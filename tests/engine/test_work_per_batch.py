@@ -343,8 +343,8 @@ def test_a_round_trip_costs_few_calls(pair: Pair) -> None:
 
 @requires_fds(300)  # at a limit of 256 all numbers are counted before each accept()
 def test_a_short_connection_costs_few_calls() -> None:
-    """Connect, one byte there and back, close, at both ends. Measured: 866 of Python's and 560 of C's; 1,257 and 682
-    before what need not be asked, made or visited was left out.
+    """Connect, one byte there and back, close, at both ends. Measured: 850 of Python's and 545 of C's, 9.5 iterations;
+    1,257 and 682 before what need not be asked, made or visited was left out.
     """
     count = 20
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -358,8 +358,9 @@ def test_a_short_connection_costs_few_calls() -> None:
 
         connect_and_echo()
         tries = [calls_of(connect_and_echo) for _ in range(3)]
-    assert min(each["python_calls"] for each in tries) / count <= 950
-    assert min(each["c_calls"] for each in tries) / count <= 640
+    assert min(each["python_calls"] for each in tries) / count <= 920
+    assert min(each["c_calls"] for each in tries) / count <= 620
+    assert min(each["iterations"] for each in tries) / count <= 13
 
 
 def test_a_run_costs_few_calls(pair: Pair) -> None:

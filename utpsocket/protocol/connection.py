@@ -55,6 +55,10 @@ AMPLIFICATION_CREDIT_BYTES: Final = 3 * EMPTY_PACKET_BYTES
 # firewall's rule refuses.
 _CONNECT_ERRORS: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM)
 
+# Events do not change, so that all connections have the same.
+_IS_CONNECTED: Final = Event(EventKind.CONNECTED)
+_IS_CLOSED: Final = Event(EventKind.CLOSED)
+
 
 class Connection:
     """A uTP connection. The module's docstring says in which order to call its methods.
@@ -557,7 +561,7 @@ class Connection:
         if send.timeouts:
             send.on_late_verification()
         self._transition(Trigger.PEER_VERIFIED)
-        self.events.append(Event(EventKind.CONNECTED))
+        self.events.append(_IS_CONNECTED)
 
     def _handle_pieces(self, pieces: list[memoryview], timestamp_us: int, *, now: int) -> None:
         """Pieces of packets that were too large for the path (fragmentation.py). A packet that they complete is handled
@@ -651,7 +655,7 @@ class Connection:
         self.receive.start(packet.seq16)
         self.receive.ack_at = now  # verifies our address for the acceptor
         self._transition(Trigger.PEER_VERIFIED)
-        self.events.append(Event(EventKind.CONNECTED))
+        self.events.append(_IS_CONNECTED)
         return [packet, *early]
 
     def _handle_repeated_syn_ack(self, packet: Packet, *, now: int) -> None:
@@ -881,7 +885,8 @@ class Connection:
             if state is SYN_SENT:
                 if (recv_id := handshake.next_syn(now=now)) is None:
                     return None
-                self._set_ids(recv_id, (recv_id + 1) & 0xFFFF)
+                if recv_id != self.recv_id:
+                    self._set_ids(recv_id, (recv_id + 1) & 0xFFFF)
                 transmit = composer.syn(recv_id, handshake.syn_seq, is_large=handshake.is_syn_large, now=now)
                 transmit.is_last = handshake.due_at > now
                 return transmit
@@ -969,7 +974,7 @@ class Connection:
             return
         self._transition(Trigger.BOTH_FINISHED)
         self._close_timers.start_time_wait(now=now)
-        self.events.append(Event(EventKind.CLOSED))
+        self.events.append(_IS_CLOSED)
 
     def _close(self, error: int) -> None:
         """End the connection for another reason than both FINs: with this errno, 0 for none."""
@@ -979,7 +984,7 @@ class Connection:
                 self._release(0)
             return
         self._transition(Trigger.FAILED)
-        self.events.append(Event(EventKind.CLOSED, error))
+        self.events.append(Event(EventKind.CLOSED, error) if error else _IS_CLOSED)
         self._release(error)
 
     def _release(self, error: int) -> None:

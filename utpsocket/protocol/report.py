@@ -127,6 +127,8 @@ class ConnectionStats:
     """Which build of utpsocket runs here: `compiled` or `pure`."""
 
 
+# The values of an Enum are a property in Python.
+_STATES: Final = {state: state.value for state in State}
 # Without `build`, which is the same for all connections of a process.
 _FIELDS: Final = tuple(field.name for field in dataclasses.fields(ConnectionStats) if field.name != "build")
 
@@ -180,7 +182,7 @@ def figures(
     """
     recovery, controller = send.recovery, send.controller
     return (
-        state.value,
+        _STATES[state],
         local,
         peer,
         "utp",

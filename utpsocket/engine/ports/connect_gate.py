@@ -139,5 +139,8 @@ def may_be_reset(loop: Engine, cookie: int) -> bool:
 
 def _has_unverified_acceptor(bridge: Bridge, bound: BoundPorts) -> bool:
     """Whether the other side is in this process, and its initiator, this one, is not verified yet."""
+    peer = bridge.identity.peer
+    if peer is None or peer[1] not in bound:
+        return False
     acceptor = acceptor_of(bridge, bound)
     return acceptor is not None and acceptor.connection.state is State.SYN_RECEIVED

@@ -42,7 +42,8 @@ class TimeWaits:
         """This connection is in TIME_WAIT: end the wait where it is not needed, or where too many ports wait. To be
         called whenever something has happened to the connection; idempotent.
         """
-        if bridge.connection.is_initiator and bridge.other_side is None:
+        peer = bridge.identity.peer
+        if bridge.connection.is_initiator and bridge.other_side is None and peer and peer[1] in self._loop.bound:
             acceptor = acceptor_of(bridge, self._loop.bound)
             if acceptor is not None:
                 bridge.other_side, acceptor.other_side = acceptor, bridge

@@ -46,27 +46,27 @@ class _BaseDelay:
     """The lowest one-way delay of the last minutes, of 32-bit times that wrap.
 
     value_us          the base delay, -1 before the first sample
-    _minima           the lowest of each of the last minutes
-    _minute_ends_at   when the last of these is complete
+    minima           the lowest of each of the last minutes
+    minute_ends_at   when the last of these is complete
     """
 
-    __slots__ = ("_minima", "_minute_ends_at", "value_us")
+    __slots__ = ("minima", "minute_ends_at", "value_us")
 
     def __init__(self) -> None:
-        self._minima: list[int] = []
-        self._minute_ends_at = 0
+        self.minima: list[int] = []
+        self.minute_ends_at = 0
         self.value_us = -1
 
     def add(self, delay_us: int, *, now: int) -> int:
         """Take a sample. Returns how much it is above the base delay, 0 if it is the new one."""
-        minima = self._minima
+        minima = self.minima
         if not minima:
             minima.append(delay_us)
-            self._minute_ends_at = now + _MINUTE_US
+            self.minute_ends_at = now + _MINUTE_US
             self.value_us = delay_us
             return 0
-        if now >= self._minute_ends_at:
-            self._minute_ends_at = now + _MINUTE_US
+        if now >= self.minute_ends_at:
+            self.minute_ends_at = now + _MINUTE_US
             minima.append(delay_us)
             del minima[:-_BASE_MINUTES]
             self._recompute()
@@ -80,21 +80,21 @@ class _BaseDelay:
 
     def changes_base(self, delay_us: int) -> bool:
         """Whether add() of this sample would change anything before the minute ends. May return True needlessly."""
-        lowest = self._minima[-1] if self._minima else delay_us
+        lowest = self.minima[-1] if self.minima else delay_us
         # A quarter, so that a sample that is somewhat longer is no jump of half the range either.
         quarter = HALF_TIMESTAMP >> 1
         return (delay_us - lowest) & TIMESTAMP_MASK >= quarter or (delay_us - self.value_us) & TIMESTAMP_MASK >= quarter
 
     def _recompute(self) -> None:
-        lowest = self._minima[0]
-        for delay_us in self._minima:
+        lowest = self.minima[0]
+        for delay_us in self.minima:
             if (delay_us - lowest) & TIMESTAMP_MASK >= HALF_TIMESTAMP:
                 lowest = delay_us
         self.value_us = lowest
 
     def shift(self, by_us: int) -> None:
         """The clocks have drifted apart by this much: correct all minima."""
-        self._minima = [(delay_us + by_us) & TIMESTAMP_MASK for delay_us in self._minima]
+        self.minima = [(delay_us + by_us) & TIMESTAMP_MASK for delay_us in self.minima]
         self.value_us = (self.value_us + by_us) & TIMESTAMP_MASK
 
 
@@ -173,7 +173,14 @@ class Ledbat:
         clocks do, a penalty is added to the queueing delay.
         """
         base = self._peer_base_delay
-        before_us = base.value_us
+        before_us, minima = base.value_us, base.minima
+        if (
+            now < base.minute_ends_at
+            and now < self._drift_ends_at
+            and (delay_us - minima[-1]) & TIMESTAMP_MASK < HALF_TIMESTAMP
+            and (delay_us - before_us) & TIMESTAMP_MASK < HALF_TIMESTAMP
+        ):
+            return  # as nearly always: above the base delay, and add() would do nothing
         base.add(delay_us, now=now)
         if before_us < 0:
             self._drift_ends_at = now + _DRIFT_PERIOD_US
