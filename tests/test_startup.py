@@ -22,7 +22,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("installed") / "environment"
     venv.create(folder, with_pip=False, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
-    (packages / "utpsocket").symlink_to(ROOT / "utpsocket")
+    for path in [ROOT / "utpsocket", *ROOT.glob("utpsocket__mypyc.*.so")]:  # the latter with the compiled build
+        (packages / path.name).symlink_to(path)
     (packages / "utpsocket.pth").write_bytes((ROOT / PTH).read_bytes())
     return folder / "bin" / "python"
 
