@@ -41,6 +41,7 @@ BULK_BYTES = 32 * MB
 CALL_BYTES = 256 << 10
 BATCH_BYTES = 64 << 10
 SHORT_RTT_US = 1_000
+UDP_SEGMENT = 103  # udp(7)
 
 
 class Work:
@@ -391,6 +392,28 @@ def test_small_datagrams_of_many_peers_are_received_in_one_iteration() -> None:
             return endpoint.port.received_runs - before
 
         assert engine().call(send_and_receive) == count
+
+
+@pytest.mark.parametrize(("sizes", "at_once"), [([1_452, 1_452, 900], 1), ([1_452, 1_452, 1_452], 2), ([20], 1)])
+def test_after_the_end_of_a_message_no_more_is_asked_for(sizes: list[int], at_once: int) -> None:
+    """Nearly always there is no more: that call would be the second one of each message."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
+        address = listener.getsockname()
+        kinds = stdlib_socket.AF_INET, stdlib_socket.SOCK_DGRAM
+        peers = [stack.enter_context(stdlib_socket.socket(*kinds)) for _ in range(2)]
+
+        def send_and_receive(loop: Loop) -> int:
+            (endpoint,) = (each for each in loop.endpoints.values() if each.port.local[1] == address[1])
+            endpoint.receive(now=loop.now)  # turns UDP_GRO on
+            for peer in peers:
+                options = [(stdlib_socket.IPPROTO_UDP, UDP_SEGMENT, max(sizes).to_bytes(2, sys.byteorder))]
+                peer.sendmsg([bytes(sum(sizes))], options, 0, address)
+            before = endpoint.port.received_runs
+            endpoint._expected_runs = 0
+            endpoint.receive(now=loop.now)
+            return endpoint.port.received_runs - before
+
+        assert engine().call(send_and_receive) == at_once
 
 
 class Calls:

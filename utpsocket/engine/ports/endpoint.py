@@ -475,11 +475,12 @@ class Endpoint:
             if (
                 runs == 1
                 and not self._expected_runs
-                and len(before.data if before else b"") < _DATA_BYTES
+                and (before is None or len(before.data) < _DATA_BYTES or before.last_bytes < before.datagram_bytes)
                 and not port.pending
             ):
-                # Most likely there is no more, and a call to find that out costs as much as a datagram. If there is,
-                # epoll reports it again: this fd is level-triggered, except while the port is blocked.
+                # A message, or the end of one: most likely there is no more, and a call to find that out costs as much
+                # as a datagram. If there is, epoll reports it again: this fd is level-triggered, except while the port
+                # is blocked.
                 self.is_readable = False
                 self._note_single_datagram()
                 break
