@@ -17,9 +17,11 @@ import socket as stdlib
 import time
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from utpsocket.engine.interpreter import libc, native
+from utpsocket.engine.interpreter.originals import fcntl
 from utpsocket.engine.interpreter.originals import os as engines_os
 from utpsocket.engine.kernel import high_fds, poller, syscalls
 from utpsocket.engine.user_fds import reset
@@ -189,9 +191,10 @@ class Calls:
         native.read = wrapped(native.read, "eventfd.read")
         wake = self._loop._wake_up.wake
         self._loop._wake_up.wake = partial(wrapped(wake, "eventfd.write", any_thread=True))
-        vars(high_fds)["fcntl"] = wrapped(vars(high_fds)["fcntl"], "dup")
         engines_os.fstat = wrapped(engines_os.fstat, "fstat")
-        vars(reset)["ioctl"] = wrapped(vars(reset)["ioctl"], "ioctl")
+        for module, name, kind in ((high_fds, "fcntl", "dup"), (reset, "ioctl", "ioctl")):  # in these modules alone
+            replaced = {**vars(fcntl), name: wrapped(getattr(fcntl, name), kind)}
+            vars(module)["fcntl"] = SimpleNamespace(**replaced)
 
     def _wrap_poller(self) -> None:
         calls, original = self, self._loop._watches._epoll
