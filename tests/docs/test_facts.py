@@ -12,7 +12,7 @@ from utpsocket.engine import environment, exit_flush
 from utpsocket.engine.channels import receive_buffer
 from utpsocket.engine.interpreter import switch_interval
 from utpsocket.engine.kernel import high_fds
-from utpsocket.engine.ports import endpoint, listener, send_grants, stateless_resets
+from utpsocket.engine.ports import connection_config, endpoint, listener, send_grants, stateless_resets
 from utpsocket.engine.user_fds import socket_state
 from utpsocket.green import yielding
 from utpsocket.protocol import (
@@ -138,7 +138,7 @@ FACTS = [
     ("protocol", "again in pieces of 249 bytes"),
     ("protocol", f"Target: {ms(ledbat.TARGET_DELAY_US)} ms of queueing delay"),
     ("protocol", f"at most {number(ledbat.MAX_GAIN_BYTES)} bytes × (target"),
-    ("protocol", {3: "the last three samples"}[ledbat._CURRENT_SAMPLES]),
+    ("protocol", {3: "the last three samples"}[sum("_sample" in name for name in ledbat.Ledbat.__slots__)]),
     ("protocol", {13: "thirteen one-minute minima"}[ledbat._BASE_MINUTES]),
     ("protocol", {2: "Least window: two packets."}[ledbat.MIN_PACKETS]),
     ("protocol", {10: "Slow start begins with ten packets"}[ledbat.INITIAL_PACKETS]),
@@ -183,7 +183,7 @@ FACTS = [
     ("guide/tuning", f"{kib(receive_buffer.FIRST_WINDOW_BYTES)} KiB at first"),
     ("guide/tuning", f"up to {mib(receive_buffer._MAX_WINDOW_BYTES)} MiB"),
     ("guide/tuning", f"grows along, up to {kib(receive_buffer._MAX_PAIR_BYTES)} KiB"),
-    ("guide/tuning", f"{mib(endpoint._SEND_BYTES)} MiB | 1.5"),
+    ("guide/tuning", f"{mib(connection_config._SEND_BYTES)} MiB | 1.5"),
     (
         "guide/tuning",
         f"{kib(fd_pair._USER_BUFFER_BYTES)} KiB; {kib(fd_pair._REMOTE_BUFFER_BYTES)} KiB with the engine in",

@@ -43,7 +43,6 @@ from utpsocket.engine.kernel.native_calls import Stream
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports import tcp_listener
 from utpsocket.engine.ports.endpoint import Endpoint
-from utpsocket.engine.ports.flood import Flood
 from utpsocket.engine.user_fds import forked_copies, shared_errnos
 from utpsocket.protocol import Connection
 from utpsocket.protocol.build import IS_COMPILED
@@ -400,7 +399,7 @@ def test_a_connection_that_is_half_made_leaves_nothing(
     with utpsocket.create_server(("127.0.0.1", 0)) as listener, utpsocket.socket() as client:
         loop = running_engine()
         assert isinstance(loop, Loop)
-        failing(monkeypatch, Flood, "on_connections_changed", MemoryError())
+        failing(monkeypatch, Endpoint, "_on_connections_changed", MemoryError())
         assert client.connect_ex(listener.getsockname()) == errno.ENOMEM
         assert loop.is_alive
         assert (len(loop.endpoints), len(loop.channels)) == (1, 0)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.requirements import requires_pure
 from utpsocket.engine.kernel import udp
 from utpsocket.engine.kernel.arena import Arena
 from utpsocket.engine.kernel.syscalls import PlainDatagrams
@@ -294,7 +295,7 @@ def test_an_icmp_error_of_an_earlier_datagram_is_not_the_next_ones() -> None:
     sender._calls = PlainDatagrams(pending, 0, sender.peer)
     sender.send(transmit(1), [])
     assert content(drain(receiver)) == transmit(1).datagrams()
-    assert sender.errors == []
+    assert not sender.errors
     sender.close()
     receiver.close()
 
@@ -317,3 +318,17 @@ def test_a_closed_port_is_an_icmp_error() -> None:
     assert [error.errno for error in sender.errors] == [errno.ECONNREFUSED]
     assert sender.errors[0].quoted[:20] == bytes(20)
     sender.close()
+
+
+@requires_pure
+def test_whatever_a_port_is_asked_for_first_it_has() -> None:
+    """What only the engine's thread needs is made when that thread first uses any of it."""
+    names = [name for name in Port.__slots__ if name != "_wanted"]
+    for name in names:
+        sock = socket.SocketType(type=socket.SOCK_DGRAM)
+        sock.bind(("127.0.0.1", 0))
+        port = Port(sock, bound=(sock.getsockname(), 0))
+        try:
+            getattr(port, name)
+        finally:
+            port.close()

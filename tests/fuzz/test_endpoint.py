@@ -125,7 +125,7 @@ def test_any_program_is_survived(program: list[tuple[Any, ...]]) -> None:
         if step[0] == "pause":
             loop.now += step[1]
         elif step[0] == "icmp":
-            port.errors.append(IcmpError(step[3], step[1], step[2], step[4], step[4]))
+            port.errors += (IcmpError(step[3], step[1], step[2], step[4], step[4]),)
             endpoint.handle_errors(now=loop.now)
         else:
             data = memoryview(b"".join(step[2]))

@@ -42,7 +42,8 @@ def on_peer_delay(controller: Ledbat, delay_us: int, *, now: int) -> None:
 
 def state(controller: Ledbat) -> Any:
     bases = [
-        (each.value_us, each.minima, each.minute_ends_at) for each in (controller._base, controller._peer_base_delay)
+        (each.value_us, each.lowest_us, each.minima, each.minute_ends_at)
+        for each in (controller._base, controller._peer_base_delay)
     ]
     return bases, controller._drift_us, controller._drift_ends_at, controller._drift_penalty_us
 

@@ -84,6 +84,6 @@ def _of_port(endpoint: Endpoint) -> PortFigures:
         "received_runs": port.received_runs,
         "dropped_datagrams": endpoint.dropped_datagrams,
         "truncated_datagrams": port.truncated_datagrams,
-        "sent_resets": endpoint.resets.sent,
+        "sent_resets": endpoint.sent_resets,
         "receive_buffer_bytes": port.receive_buffer_bytes,
     }

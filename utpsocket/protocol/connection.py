@@ -79,7 +79,7 @@ class Connection:
     send_id       connection id of the packets that we send
     errno         why the connection ended; 0 while it lasts, and if it ended in order
     soft_errno    the last ICMP error that does not end a connection, reported if it then times out; 0 if there was none
-    events        those that poll_event() has not returned yet. A list, since it is smaller than a deque
+    events        those that poll_event() has not returned yet. A tuple, since an empty one takes no memory
     send          the direction from us to the peer
     receive       the direction from the peer to us
 
@@ -87,7 +87,8 @@ class Connection:
     _handshake         SYNs, their answers, and the ids of both
     _composer          writes the packets
     _keepalive         keepalives and keepalive probes
-    _close_timers      how long the end may take
+    _close_timers      how long the end may take; None until the application has closed a direction, or the peer has
+                       made us end the connection
     _piece_assembly    pieces of packets that were too large for the path; None until the first one comes
     _dropped_packets   packets that were not acceptable
 
@@ -136,8 +137,8 @@ class Connection:
         self._composer = Composer(addr, self.send, self.receive)
         self._keepalive = Keepalive()
         self._piece_assembly: PieceAssembly | None = None
-        self._close_timers = CloseTimers(self.send, self.receive)
-        self.events: list[Event] = []
+        self._close_timers: CloseTimers | None = None
+        self.events: tuple[Event, ...] = ()
         self._dropped_packets = 0
 
     # ── getters ──
@@ -189,7 +190,10 @@ class Connection:
         Raises: nothing.
         Source: docs/protocol.md §12.
         """
-        if self.errno or not self.receive.reassembly.is_fin_reached or self._close_timers.time_wait_at == NEVER:
+        closing = self._close_timers
+        if self.errno or not self.receive.reassembly.is_fin_reached or closing is None:
+            return None
+        if closing.time_wait_at == NEVER:
             return None
         return TimeWaitRecord(self.send_id, self.send.flights.next_seq & 0xFFFF, self.receive.ack & 0xFFFF)
 
@@ -302,8 +306,9 @@ class Connection:
         if not self.send.is_finishing:
             self.send.is_finishing = True
             self.send.has_more = False
-            self._close_timers.closed_at = now
-            if self._close_timers.reset_after_flush:
+            closing = self._closing()
+            closing.closed_at = now
+            if closing.reset_after_flush:
                 self.close_if_finished(now=now)
 
     def discard(self, *, now: int) -> None:
@@ -319,11 +324,12 @@ class Connection:
         Source: RFC 2525 §2.17; docs/protocol.md §12.
         """
         if not self.receive.is_discarding:
+            closing = self._closing()
             if self.receive.reassembly.ready_bytes or self.receive.reassembly.has_out_of_order:
-                self._close_timers.reset_after_flush = True
+                closing.reset_after_flush = True
             self.receive.discard()
             self.send.orphan(now=now)
-            self._close_timers.closed_at = now
+            closing.closed_at = now
             self.close_if_finished(now=now)
 
     def reset_after_flush(self, error: int = 0, *, now: int) -> None:
@@ -337,7 +343,8 @@ class Connection:
         Next: poll_event(), poll_transmit().
         Source: RFC 2525 §2.17.
         """
-        self._close_timers.reset_after_flush, self._close_timers.reset_errno = True, error
+        closing = self._closing()
+        closing.reset_after_flush, closing.reset_errno = True, error
         self.close_if_finished(now=now)
 
     def abort(self, error: int = 0) -> None:
@@ -355,7 +362,7 @@ class Connection:
             self._handshake.withdraw_syns()
         exceeds_credit = self.state is SYN_RECEIVED and self.send.amplification_credit_bytes < EMPTY_PACKET_BYTES
         if self.state not in (CLOSED, IDLE, SYN_SENT) and not exceeds_credit:
-            self._handshake.pending_resets.append((self.send_id, self.send.flights.next_seq, self.receive.ack))
+            self._handshake.add_reset(self.send_id, self.send.flights.next_seq, self.receive.ack)
         self._close(error)
 
     def close_silently(self) -> None:
@@ -379,7 +386,7 @@ class Connection:
         Source: docs/protocol.md §12.
         """
         if self.state is TIME_WAIT:
-            if self._close_timers.has_peer_last_ack(now=now):
+            if self._closing().has_peer_last_ack(now=now):
                 self.close_silently()
             else:
                 self.abort()
@@ -524,7 +531,7 @@ class Connection:
             self._handle_pieces(packet.pieces, packet.timestamp_us, now=now)
         if packet.type in (DATA, FIN):
             if receive.is_discarding and seq >= receive.reassembly.next_seq and packet.payload:
-                self._close_timers.reset_after_flush = True
+                self._closing().reset_after_flush = True
             # What is discarded still fills the window. So its sender cannot send more than that until our RESET, which
             # waits until what we wrote has been acked, ends the connection.
             is_fin = packet.type == FIN
@@ -533,7 +540,7 @@ class Connection:
                 seq, packet.payload, packet.timestamp_us, is_fin=is_fin, is_finishing=is_finishing, now=now
             )
             if self.state is TIME_WAIT:
-                self._close_timers.start_time_wait(now=now)
+                self._closing().start_time_wait(now=now)
         if send.is_finishing or receive.is_discarding:
             self.close_if_finished(now=now)
 
@@ -561,7 +568,7 @@ class Connection:
         if send.timeouts:
             send.on_late_verification()
         self._transition(Trigger.PEER_VERIFIED)
-        self.events.append(_IS_CONNECTED)
+        self.events += (_IS_CONNECTED,)
 
     def _handle_pieces(self, pieces: list[memoryview], timestamp_us: int, *, now: int) -> None:
         """Pieces of packets that were too large for the path (fragmentation.py). A packet that they complete is handled
@@ -576,7 +583,7 @@ class Connection:
             if joined is None or receive.drop_if_wrapped(joined[0], timestamp_us, now=now):
                 continue
             if receive.is_discarding and joined[0] >= reassembly.next_seq:
-                self._close_timers.reset_after_flush = True
+                self._closing().reset_after_flush = True
             receive.on_packet(joined[0], memoryview(joined[1]), timestamp_us, is_fin=False, now=now)
 
     def _handle_syn(self, packet: Packet, *, now: int) -> None:
@@ -655,7 +662,7 @@ class Connection:
         self.receive.start(packet.seq16)
         self.receive.ack_at = now  # verifies our address for the acceptor
         self._transition(Trigger.PEER_VERIFIED)
-        self.events.append(_IS_CONNECTED)
+        self.events += (_IS_CONNECTED,)
         return [packet, *early]
 
     def _handle_repeated_syn_ack(self, packet: Packet, *, now: int) -> None:
@@ -747,15 +754,16 @@ class Connection:
         if not send.on_timeout(now=now):
             self.abort(self.soft_errno or errno.ETIMEDOUT)
             return
-        if self.is_initiator and self._close_timers.is_fin_ignored(now=now):
+        closing = self._close_timers
+        if closing is not None and self.is_initiator and closing.is_fin_ignored(now=now):
             self._close(0)
             return
-        if now >= self._close_timers.abort_at():
+        if closing is not None and now >= closing.abort_at():
             self.abort()
             return
         self.receive.on_time(now=now)
-        if now >= self._close_timers.half_closed_probe_at:
-            is_probe_due = self._close_timers.poll_half_closed_probe(self.receive.received_at, now=now)
+        if closing is not None and now >= closing.half_closed_probe_at:
+            is_probe_due = closing.poll_half_closed_probe(self.receive.received_at, now=now)
             if is_probe_due is None:
                 self.abort(self.soft_errno or errno.ETIMEDOUT)
                 return
@@ -781,7 +789,7 @@ class Connection:
             if now < handshake.due_at:
                 return True
             self._close(errno.ETIMEDOUT)
-        elif self.state is TIME_WAIT and now >= self._close_timers.time_wait_at:
+        elif self.state is TIME_WAIT and now >= self._closing().time_wait_at:
             self._transition(Trigger.ENDED)
             self._release(0)
         return False
@@ -827,15 +835,15 @@ class Connection:
             if other_at < at:
                 at = other_at
             if receive.is_discarding:
-                at = min(at, self._close_timers.abort_at())
+                at = min(at, self._closing().abort_at())
             elif send.fin_seq is not None:
-                at = min(at, self._close_timers.half_closed_probe_at)
+                at = min(at, self._closing().half_closed_probe_at)
         elif state is SYN_SENT:
             at = min(self._handshake.due_at, self._handshake.give_up_at)
         elif state is SYN_RECEIVED:
             at = min(self.send.deadline(), self.receive.ack_at, self._handshake.due_at)
         elif state is TIME_WAIT:
-            at = min(self._close_timers.time_wait_at, self.receive.ack_at)
+            at = min(self._closing().time_wait_at, self.receive.ack_at)
         else:
             return None
         return at if at < NEVER else None
@@ -849,7 +857,10 @@ class Connection:
         Raises: nothing.
         Source: docs/design.md §3.
         """
-        return self.events.pop(0) if self.events else None
+        if not self.events:
+            return None
+        first, self.events = self.events[0], self.events[1:]
+        return first
 
     def poll_delivery(self) -> list[memoryview]:
         """The bytes to deliver to the application, in the order of the stream.
@@ -878,7 +889,7 @@ class Connection:
         """
         composer, handshake = self._composer, self._handshake
         if handshake.pending_resets:
-            connection_id, seq, ack = handshake.pending_resets.pop(0)
+            connection_id, seq, ack = handshake.take_reset()
             return composer.reset(connection_id, seq, ack, now=now)
         state, receive = self.state, self.receive
         if state is not CONNECTED:
@@ -961,20 +972,25 @@ class Connection:
         """
         if self.state is not CONNECTED:
             return
-        send = self.send
-        if self._close_timers.reset_after_flush and (send.is_idle or send.is_peer_window_limited):
+        send, closing = self.send, self._closing()
+        if closing.reset_after_flush and (send.is_idle or send.is_peer_window_limited):
             # Behind a closed window the rest may never be acked: the peer's program may not read before we read, and we
             # will not read again.
-            self.abort(self._close_timers.reset_errno)
+            self.abort(closing.reset_errno)
             return
         if send.fin_seq is None or send.flights.una_seq <= send.fin_seq:
             return
         if not self.receive.reassembly.is_fin_reached:
-            self._close_timers.watch_half_closed(now=now)
+            closing.watch_half_closed(now=now)
             return
         self._transition(Trigger.BOTH_FINISHED)
-        self._close_timers.start_time_wait(now=now)
-        self.events.append(_IS_CLOSED)
+        closing.start_time_wait(now=now)
+        self.events += (_IS_CLOSED,)
+
+    def _closing(self) -> CloseTimers:
+        if self._close_timers is None:
+            self._close_timers = CloseTimers(self.send, self.receive)
+        return self._close_timers
 
     def _close(self, error: int) -> None:
         """End the connection for another reason than both FINs: with this errno, 0 for none."""
@@ -984,7 +1000,7 @@ class Connection:
                 self._release(0)
             return
         self._transition(Trigger.FAILED)
-        self.events.append(Event(EventKind.CLOSED, error) if error else _IS_CLOSED)
+        self.events += (Event(EventKind.CLOSED, error) if error else _IS_CLOSED,)
         self._release(error)
 
     def _release(self, error: int) -> None:

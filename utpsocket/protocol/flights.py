@@ -198,8 +198,9 @@ class Flights:
     _starts            the first numbers of the flights in the queue, for bisection
     _loss_checked_seq  in the queue's order the first packet that left once only and is not known to be lost
     _resent            (sent_us, seq, end_seq) of what was sent again, in the order in which it left. An entry is out of
-                       date once its packets have left again or arrived
-    _lost_seqs         a heap of the first numbers of lost flights, some out of date
+                       date once its packets have left again or arrived. None where there is none, since an empty deque
+                       takes 600 bytes
+    _lost_seqs         a heap of the first numbers of lost flights, some out of date; None while nothing is lost
     _probe_seq         the last path MTU probe, -1 for none
     """
 
@@ -228,8 +229,8 @@ class Flights:
         self.queue: list[Flight] = []
         self._starts: list[int] = []
         self._loss_checked_seq = next_seq
-        self._resent: deque[tuple[int, int, int]] = deque()
-        self._lost_seqs: list[int] = []
+        self._resent: deque[tuple[int, int, int]] | None = None
+        self._lost_seqs: list[int] | None = None
         self._probe_seq = -1
         self.una_seq = next_seq
         self.next_seq = next_seq
@@ -283,8 +284,18 @@ class Flights:
         self.queue.insert(index, front)
         self._starts.insert(index + 1, flight.seq)
         if flight.state is LOST:
-            heappush(self._lost_seqs, flight.seq)
+            self._push_lost(flight.seq)
         return front
+
+    def _push_lost(self, seq: int) -> None:
+        if self._lost_seqs is None:
+            self._lost_seqs = []
+        heappush(self._lost_seqs, seq)
+
+    def _append_resent(self, flight: Flight) -> None:
+        if self._resent is None:
+            self._resent = deque()
+        self._resent.append((flight.sent_us, flight.seq, flight.end_seq))
 
     def acknowledge(self, ack_next_seq: int, result: Acknowledged) -> None:
         """The peer has everything before `ack_next_seq`, which lies in [una_seq, next_seq]. Adds to `result` what is
@@ -321,10 +332,14 @@ class Flights:
         del queue[:last], self._starts[:last]
         self.sacked_mask >>= ack_next_seq - self.una_seq
         self.una_seq = ack_next_seq
-        for _ in range(min(len(self._resent), MAX_ACKED_FLIGHTS)):
-            if self._resent[0][2] > ack_next_seq:
-                break
-            self._resent.popleft()
+        again = self._resent
+        if again is not None:
+            for _ in range(min(len(again), MAX_ACKED_FLIGHTS)):
+                if again[0][2] > ack_next_seq:
+                    break
+                again.popleft()
+            if not again:
+                self._resent = None
 
     def acknowledge_lone(self, flight: Flight) -> None:
         """acknowledge() of `flight`, where it is all that the queue holds, and left once."""
@@ -422,12 +437,12 @@ class Flights:
     def _lose(self, flight: Flight) -> None:
         """Mark a flight that is in flight as lost."""
         if not self.lost_packets:
-            self._lost_seqs.clear()
+            self._lost_seqs = None
         flight.state = LOST
         self.in_flight_bytes -= flight.total_bytes
         self.lost_bytes += flight.total_bytes
         self.lost_packets += flight.count
-        heappush(self._lost_seqs, flight.seq)
+        self._push_lost(flight.seq)
 
     def lose(self, lost_at: Callable[[Flight], int | None], *, now: int) -> tuple[list[Flight], int | None]:
         """Mark as lost every flight in flight for which lost_at() returns a time that has come; None stands for never.
@@ -515,6 +530,7 @@ class Flights:
     def _lose_resent(self, lost_at: LostAt, reported_seq: int, lost: list[Flight], *, now: int) -> int | None:
         """lose_overdue() for what was sent again."""
         queue, again = self.queue, self._resent
+        assert again is not None
         beyond: list[tuple[int, int, int]] = []  # entries beyond reported_seq: they stay, and the next is looked at
         while again and len(beyond) < _MAX_SKIPPED_FLIGHTS:
             sent_us, seq, end_seq = again.popleft()
@@ -563,18 +579,21 @@ class Flights:
                     self.sacked_packets -= flight.count
                     self.in_flight_bytes += flight.total_bytes
                     if flight.sends > 1:
-                        self._resent.append((flight.sent_us, flight.seq, flight.end_seq))
+                        self._append_resent(flight)
                 looked_at = flight.end_seq - una_seq
             self.sacked_mask = mask >> looked_at << looked_at
         if self.sacked_mask:
             return False
-        self._resent = deque(sorted(self._resent))
+        if self._resent is not None:
+            self._resent = deque(sorted(self._resent))
         self.highest_sacked_seq = -1
         return True
 
     def first_lost(self) -> Flight | None:
         """The lost flight with the lowest number, or None."""
         seqs = self._lost_seqs
+        if seqs is None:
+            return None
         while seqs:
             seq = seqs[0]
             if self.una_seq <= seq < self.next_seq:
@@ -582,6 +601,7 @@ class Flights:
                 if flight.state is LOST and flight.seq == seq:
                     return flight
             heappop(seqs)
+        self._lost_seqs = None
         return None
 
     def resent(self, flight: Flight, count: int, *, now: int) -> Flight:
@@ -599,7 +619,7 @@ class Flights:
         flight.sends += 1
         flight.sent_before_bytes = self.sent_bytes
         self.sent_bytes += flight.total_bytes
-        self._resent.append((now, flight.seq, flight.end_seq))
+        self._append_resent(flight)
         return flight
 
     def last_in_flight(self) -> Flight | None:
@@ -627,13 +647,13 @@ class Flights:
             if flight.state is SACKED:
                 mask |= ((1 << flight.count) - 1) << (flight.seq - self.una_seq)
             elif flight.state is LOST:
-                assert flight.seq in self._lost_seqs
+                assert self._lost_seqs is not None and flight.seq in self._lost_seqs
             elif flight.sends == 1:
                 assert flight.seq >= self._loss_checked_seq
             else:
                 assert any(
                     first <= flight.seq and flight.end_seq <= end and sent_us == flight.sent_us
-                    for sent_us, first, end in self._resent
+                    for sent_us, first, end in self._resent or ()
                 )
         assert seq == self.next_seq
         assert self._starts == [flight.seq for flight in self.queue]

@@ -94,10 +94,11 @@ class Handshake:
     _syn_count                with them
     _next_try_at              when the next of the first kind leaves
     _is_new_id_next           before it, one under a fresh id
-    _early                    (time of arrival, packet) by number: what came before the SYN-ACK
+    _early                    (time of arrival, packet) by number: what came before the SYN-ACK; None for nothing
     _syns_at_doubtful_reset   _syn_count when a RESET came that acked something else
     _handshake_acks           how often the SYN-ACK has been acked
-    _resets_sent              how many RESETs the connection of an abandoned SYN has got, by its id
+    _resets_sent              how many RESETs the connection of an abandoned SYN has got, by its id; None if there is
+                              none
     _answers                  how often an acceptor has sent its SYN-ACK
     _answered_at              when it last did
     """
@@ -136,12 +137,12 @@ class Handshake:
         self.due_at = NEVER
         self.give_up_at = NEVER
         self.handshake_ack_at = NEVER
-        self.answered_ids: list[int] = []
+        self.answered_ids: tuple[int, ...] = ()
         self.answers_like_libutp = False
-        self.pending_resets: list[tuple[int, int, int]] = []
-        self._spare_ids = list(spare_ids)
-        self._used_ids: list[int] = []
-        self._resets_sent: dict[int, int] = {}
+        self.pending_resets: tuple[tuple[int, int, int], ...] = ()
+        self._spare_ids = tuple(spare_ids)
+        self._used_ids: tuple[int, ...] = ()
+        self._resets_sent: dict[int, int] | None = None
         self._try_count = 0
         self._syn_count = 0
         self._syns_at_doubtful_reset = 0
@@ -151,7 +152,7 @@ class Handshake:
         self._handshake_acks = 0
         self._answers = 0
         self._answered_at = 0
-        self._early: dict[int, tuple[int, Packet]] = {}
+        self._early: dict[int, tuple[int, Packet]] | None = None
 
     @property
     def recv_ids(self) -> tuple[int, ...]:
@@ -177,7 +178,7 @@ class Handshake:
         self._syn_count += 1
         if self._is_new_id_next:
             self._is_new_id_next = False
-            self.recv_id = self._spare_ids.pop(0)
+            self.recv_id, self._spare_ids = self._spare_ids[0], self._spare_ids[1:]
             self.due_at = self._next_try_at
         else:
             self._next_try_at = now + min(SYN_RTO_US << self._try_count, _MAX_SYN_RTO_US)
@@ -185,7 +186,7 @@ class Handshake:
             self._is_new_id_next = self._try_count > 1 and bool(self._spare_ids)
             self.due_at = now + NEW_ID_AFTER_US if self._is_new_id_next else self._next_try_at
         if self.recv_id not in self._used_ids:
-            self._used_ids.append(self.recv_id)
+            self._used_ids += (self.recv_id,)
         return self.recv_id
 
     def answers_our_syn(self, packet: Packet) -> bool:
@@ -215,14 +216,17 @@ class Handshake:
         if packet.type == PacketType.STATE:
             return True
         seq16 = packet.seq16
-        known = self._early.get(seq16)
+        if self._early is None:
+            self._early = {}
+        early = self._early
+        known = early.get(seq16)
         if known is None:
-            if len(self._early) < _MAX_EARLY_PACKETS:
+            if len(early) < _MAX_EARLY_PACKETS:
                 packet.payload = memoryview(bytes(packet.payload))  # the datagram's memory will be used again
                 packet.sack = None
-                self._early[seq16] = now, packet
+                early[seq16] = now, packet
             return False
-        is_oldest = all(unwrap(other, seq16) >= seq16 for other in self._early)
+        is_oldest = all(unwrap(other, seq16) >= seq16 for other in early)
         return is_oldest and now - known[0] >= _RETRANSMITTED_AFTER_US
 
     def on_syn_ack(self, packet: Packet, *, now: int) -> tuple[int, list[Packet]]:
@@ -233,21 +237,34 @@ class Handshake:
         self.recv_id = packet.connection_id
         self.due_at = NEVER
         self.answers_like_libutp = packet.type == PacketType.STATE and not packet.difference_us
-        self._spare_ids.clear()
+        self._spare_ids = ()
         for used in self._used_ids:
             if used != self.recv_id:
+                if self._resets_sent is None:
+                    self._resets_sent = {}
                 self._resets_sent[used] = 1
-                self.pending_resets.append(((used + 1) & 0xFFFF, self.syn_seq + 1, 0))
+                self.add_reset((used + 1) & 0xFFFF, self.syn_seq + 1, 0)
+        if self._early is None:
+            return rtt_us, []
         near = packet.seq16
         in_order = sorted(self._early.values(), key=lambda entry: unwrap(entry[1].seq16, near))
-        self._early = {}
+        self._early = None
         return rtt_us, [early for _, early in in_order if early.connection_id == self.recv_id]
 
     def withdraw_syns(self) -> None:
         """The attempt is given up: whatever the peer has made of our SYNs gets a RESET."""
         for used in self._used_ids:
-            self.pending_resets.append(((used + 1) & 0xFFFF, self.syn_seq + 1, 0))
-        self._used_ids.clear()
+            self.add_reset((used + 1) & 0xFFFF, self.syn_seq + 1, 0)
+        self._used_ids = ()
+
+    def add_reset(self, connection_id: int, seq: int, ack: int) -> None:
+        """A RESET with these values is due."""
+        self.pending_resets += ((connection_id, seq, ack),)
+
+    def take_reset(self) -> tuple[int, int, int]:
+        """The first of pending_resets, which leaves now."""
+        first, self.pending_resets = self.pending_resets[0], self.pending_resets[1:]
+        return first
 
     def schedule_handshake_ack(self, rto_us: int, *, now: int) -> None:
         """The ack of the SYN-ACK leaves now: set handshake_ack_at for its repetition.
@@ -263,12 +280,14 @@ class Handshake:
         """Whether the packet belongs to a connection that the peer has made of another SYN of this attempt. If so, a
         RESET answers it, a few times. docs/protocol.md §4.
         """
+        if self._resets_sent is None:
+            return False
         sent = self._resets_sent.get(packet.connection_id)
         if sent is None:
             return False
         if packet.type != PacketType.RESET and sent <= _RESETS_PER_ID:
             self._resets_sent[packet.connection_id] = sent + 1
-            self.pending_resets.append((packet.connection_id, packet.ack16 + 1, packet.seq16))
+            self.add_reset(packet.connection_id, packet.ack16 + 1, packet.seq16)
         return True
 
     def is_second_syn_ack(self, packet: Packet, next_seq: int) -> bool:
@@ -296,7 +315,7 @@ class Handshake:
         self.due_at = min(now + HALF_OPEN_US, self.give_up_at)
         self._answered_at = now
         self._answers = 1
-        self.answered_ids.append((packet.connection_id + 1) & 0xFFFF)
+        self.answered_ids += ((packet.connection_id + 1) & 0xFFFF,)
 
     def note_repeated_syn(self, packet: Packet, *, now: int) -> bool:
         """The SYN may have come again, perhaps under a fresh id. Returns whether to answer it: if it is the same, and
@@ -308,7 +327,7 @@ class Handshake:
         if recv_id not in self.answered_ids:
             if len(self.answered_ids) >= _MAX_ANSWERED_IDS:
                 return False
-            self.answered_ids.append(recv_id)
+            self.answered_ids += (recv_id,)
         self._answered_at = now
         self._answers += 1
         self.due_at = min(now + HALF_OPEN_US, self.give_up_at)
@@ -318,7 +337,9 @@ class Handshake:
         """The initiator has withdrawn the SYN with this id, since it took the answer to another one, or gave up.
         Returns the recv_id of another SYN that was answered, None if there is none.
         """
-        self.answered_ids = [recv_id for recv_id in self.answered_ids if id not in (recv_id, (recv_id - 1) & 0xFFFF)]
+        self.answered_ids = tuple(
+            [recv_id for recv_id in self.answered_ids if id not in (recv_id, (recv_id - 1) & 0xFFFF)]
+        )
         return self.answered_ids[-1] if self.answered_ids else None
 
     def on_peer_verified(self, packet: Packet, *, now: int) -> int:

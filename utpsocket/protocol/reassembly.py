@@ -57,7 +57,8 @@ class Reassembly:
                          ack"
 
     _own_pieces              how many of `ready`, from the first on, are copies of ours; the rest is borrowed
-    _out_of_order            copies of the payloads behind a hole, by sequence number
+    _out_of_order            copies of the payloads behind a hole, by sequence number; None without any, since an
+                             empty dict keeps the memory for as many as it has held
     _advertised_end_offset   where in the stream the window ended before it was made smaller, 0 if it never was
     """
 
@@ -87,7 +88,7 @@ class Reassembly:
         self.delivered_bytes = 0
         self.ready: list[memoryview] = []
         self._own_pieces = 0
-        self._out_of_order: dict[int, bytes] = {}
+        self._out_of_order: dict[int, bytes] | None = None
         self.sack_bits = 0
 
     @property
@@ -148,6 +149,8 @@ class Reassembly:
             return OUT_OF_WINDOW
         if is_fin:
             self._set_fin(seq)
+        if self._out_of_order is None:
+            self._out_of_order = {}
         self._out_of_order[seq] = bytes(payload)
         self.out_of_order_bytes += size
         self.sack_bits |= 1 << (ahead - 1)
@@ -157,8 +160,11 @@ class Reassembly:
         """The stream ends with this number: packets beyond are dropped."""
         self.fin_seq = fin_seq
         if self.sack_bits >> max(0, fin_seq - self.next_seq):
-            for seq in [seq for seq in self._out_of_order if seq > fin_seq]:
-                self.out_of_order_bytes -= len(self._out_of_order.pop(seq))
+            held = self._out_of_order
+            assert held is not None
+            for seq in [seq for seq in held if seq > fin_seq]:
+                self.out_of_order_bytes -= len(held.pop(seq))
+            self._out_of_order = held or None
             self.sack_bits &= (1 << max(0, fin_seq - self.next_seq)) - 1
 
     def _accept(self, payload: memoryview) -> None:
@@ -174,7 +180,10 @@ class Reassembly:
         mask, held = self.sack_bits, self._out_of_order
         count = (~mask & (mask + 1)).bit_length() - 1  # ones at its end
         if count:
+            assert held is not None
             payloads = list(map(held.pop, range(self.next_seq, self.next_seq + count)))
+            if not held:
+                self._out_of_order = None
             total_bytes = sum(map(len, payloads))
             self.next_seq += count
             if self.fin_seq is not None and self.next_seq > self.fin_seq:
@@ -217,7 +226,7 @@ class Reassembly:
         """Forget all content: the application will not read it."""
         self.ready = []
         self._own_pieces = 0
-        self._out_of_order.clear()
+        self._out_of_order = None
         self.sack_bits = 0
         self.ready_bytes = 0
         self.out_of_order_bytes = 0
@@ -227,9 +236,10 @@ class Reassembly:
     def _check(self) -> None:
         """Invariants, for tests and the simulator."""
         assert self.ready_bytes == sum(map(len, self.ready))
-        assert self.out_of_order_bytes == sum(map(len, self._out_of_order.values()))
-        assert self.sack_bits == sum(1 << (seq - self.next_seq - 1) for seq in self._out_of_order)
+        held = self._out_of_order or {}
+        assert self.out_of_order_bytes == sum(map(len, held.values()))
+        assert self.sack_bits == sum(1 << (seq - self.next_seq - 1) for seq in held)
         assert self.out_of_order_bytes + self.ready_bytes <= self._limit_bytes + _OVERDRAFT_BYTES
-        assert len(self._out_of_order) <= MAX_OUT_OF_ORDER_PACKETS
+        assert len(held) <= MAX_OUT_OF_ORDER_PACKETS and self._out_of_order != {}
         assert self._own_pieces <= len(self.ready)
         assert self._own_pieces <= 2 + 2 * self._limit_bytes // _SMALL_PIECE_BYTES

@@ -39,7 +39,6 @@ _UNVERIFIED_BYTES: Final = 48
 class SendHalf(Outstanding):
     """The direction from us to the peer. Times µs. Its slots, beside those of Outstanding:
 
-    pacer                        when the next burst may leave
     has_more                     the application has written more than has been read from it, so a packet that is not
                                  full may wait
     nodelay                      TCP_NODELAY: packets that are not full never wait
@@ -55,6 +54,7 @@ class SendHalf(Outstanding):
                                  None
     _burst_at                    when new data last left, -1 never. More may leave at that time even if the window is
                                  nearly full
+    _pacer                       when the next burst may leave; None until that is asked, on a path that is paced
     sent_packets                 DATA and FIN packets that left, for figures; with retransmissions
     resent_packets               retransmissions among them
     tail_probes                  tail-loss probes among those
@@ -62,6 +62,7 @@ class SendHalf(Outstanding):
 
     __slots__ = (
         "_burst_at",
+        "_pacer",
         "amplification_credit_bytes",
         "awaits_grant",
         "fin_seq",
@@ -71,7 +72,6 @@ class SendHalf(Outstanding):
         "is_opening_due",
         "must_open_with_data",
         "nodelay",
-        "pacer",
         "resent_packets",
         "sent_packets",
         "tail_probes",
@@ -79,7 +79,7 @@ class SendHalf(Outstanding):
 
     def __init__(self, first_seq: int, buffer: SendBuffer, controller: Controller, mtu: PathMtu) -> None:
         super().__init__(first_seq, buffer, controller, mtu)
-        self.pacer = Pacer()
+        self._pacer: Pacer | None = None
         self.has_more = False
         self.nodelay = False
         self.is_finishing = False
@@ -210,7 +210,7 @@ class SendHalf(Outstanding):
     def _next_flight(self, *, now: int, max_segments: int) -> Flight | None:
         """next_flight(), for whatever may leave: its specification."""
         if self.paced_until < now:
-            self.pacer.on_late_timer(now - self.paced_until, self.recovery.srtt_us)
+            self._paced().on_late_timer(now - self.paced_until, self.recovery.srtt_us)
         self.paced_until = NEVER
         flights = self.flights
         if self._unfinished_ack is not None:
@@ -323,7 +323,12 @@ class SendHalf(Outstanding):
         self._last_sent_us = now
         self.sent_packets += count
         if self.recovery.min_rtt_us > PACED_FROM_RTT_US:
-            self.pacer.on_sent(count, total_bytes, self._paced_bytes(), self.recovery.srtt_us, now=now)
+            self._paced().on_sent(count, total_bytes, self._paced_bytes(), self.recovery.srtt_us, now=now)
+
+    def _paced(self) -> Pacer:
+        if self._pacer is None:
+            self._pacer = Pacer()
+        return self._pacer
 
     def _paced_bytes(self) -> int:
         """Bytes that pacing lets out in one round trip: more than the congestion window, so that the window is what
@@ -340,9 +345,10 @@ class SendHalf(Outstanding):
         """
         if self.recovery.min_rtt_us <= PACED_FROM_RTT_US:
             return MAX_RUN_PACKETS
-        packets = self.pacer.packets(size, self._paced_bytes(), self.recovery.srtt_us, now=now)
+        pacer = self._paced()
+        packets = pacer.packets(size, self._paced_bytes(), self.recovery.srtt_us, now=now)
         if not packets:
-            self.paced_until = self.pacer.ready_at
+            self.paced_until = pacer.ready_at
             self._window_limited_at = now
         return packets
 

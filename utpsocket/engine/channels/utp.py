@@ -160,6 +160,9 @@ if TYPE_CHECKING:
         def leave_grants(self, bridge: Bridge) -> None:
             """The connection has no more data to send."""
 
+        def drop_spare_ids(self, bridge: Bridge) -> None:
+            """The peer has answered a SYN: the ids of SYNs that have not left are free again."""
+
         def receive_for(self, bridge: Bridge, *, now: int) -> None:
             """Receive what has come by now."""
 
@@ -263,7 +266,7 @@ class Bridge:
         # What is kept for it by the loop's other parts.
         self.deadline = Deadline()  # timers.py
         self.grant_queue: GrantQueue | None = None  # of a connection that was dialled: ports/send_grants.py
-        self.flush_waiters: list[Callable[[], None]] = []  # called once is_flushed
+        self.flush_waiters: tuple[Callable[[], None], ...] = ()  # called once is_flushed
         self.bulk_until = 0  # it counts as bulk until this time, µs (turns.py)
 
         # How far it has come.
@@ -585,8 +588,10 @@ class Bridge:
         """
         connection = self.connection
         while connection.events:
-            event = connection.events.pop(0)  # as poll_event()
+            event, connection.events = connection.events[0], connection.events[1:]  # as poll_event()
             if event.kind is EventKind.CONNECTED:
+                if connection.is_initiator:
+                    self.endpoint.drop_spare_ids(self)
                 if self.tcp_attempt is not None:
                     self.tcp_attempt.on_connected()
                 if self.is_gated:
@@ -885,7 +890,8 @@ class Bridge:
     def release_waiters(self) -> None:
         """Call when_flushed()'s callbacks."""
         while self.flush_waiters:
-            self.flush_waiters.pop()()
+            callback, self.flush_waiters = self.flush_waiters[-1], self.flush_waiters[:-1]
+            callback()
 
     # ── commands ──
 
@@ -916,7 +922,7 @@ class Bridge:
         if self.is_gone:
             callback()
             return
-        self.flush_waiters.append(callback)
+        self.flush_waiters += (callback,)
         self._read_again()
 
     def _read_again(self) -> None:

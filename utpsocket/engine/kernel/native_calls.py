@@ -20,6 +20,7 @@ from utpsocket.engine.kernel.syscalls import (
     Received,
     keep_parsed,
     keeps_gil,
+    known_addresses,
     known_controls,
     packed_control,
     packed_name,
@@ -52,14 +53,8 @@ class NativeStream:
 class NativeDatagrams(KeepingDatagrams):
     """As KeepingDatagrams, by _native.c where it is called for each run."""
 
-    __slots__ = ("_packed_controls", "_packed_names")
+    __slots__ = ()
     can_send_many: ClassVar[Literal[True]] = True
-
-    def __init__(self, sock: Socket, ancillary_bytes: int, peer: Address | None) -> None:
-        super().__init__(sock, ancillary_bytes, peer)
-        # As the kernel reads them: addresses, and ancillary data.
-        self._packed_names: dict[Address, bytes] = {}
-        self._packed_controls: dict[tuple[tuple[int, int, bytes], ...], bytes] = {}
 
     def receive(self, room: memoryview) -> Received:
         """See PlainDatagrams.receive()."""
@@ -68,13 +63,13 @@ class NativeDatagrams(KeepingDatagrams):
         if size < 0:
             return size, (), 0, NO_ADDRESS
         if peer is None:
-            peer = self._addresses.get(name) or self._parse_name(name)
+            peer = known_addresses.get(name) or self._parse_name(name)
         return size, (known_controls.get(control) or keep_parsed(control)) if control else (), flags, peer
 
     def send(self, data: bytes | bytearray, start: int, stop: int, ancillary: Ancillary, addr: Address | None) -> int:
         """See PlainDatagrams.send()."""
         control = self._packed_control(ancillary) if ancillary else None
-        name = None if addr is None else self._packed_names.get(addr) or self._packed_name(addr)
+        name = None if addr is None else _packed_names.get(addr) or self._packed_name(addr)
         return _native.send_datagram(self._fd, data, start, stop, control, name)
 
     def send_spans(
@@ -101,26 +96,30 @@ class NativeDatagrams(KeepingDatagrams):
             count,
             last,
             self._packed_control(ancillary) if ancillary else None,
-            None if addr is None else self._packed_names.get(addr) or self._packed_name(addr),
+            None if addr is None else _packed_names.get(addr) or self._packed_name(addr),
             bool(ancillary) and ancillary[0][0] == _IPPROTO_UDP,
         )
 
     def _packed_name(self, addr: Address) -> bytes:
-        if len(self._packed_names) >= MAX_NAMES:
-            self._packed_names.clear()
-        name = self._packed_names[addr] = packed_name(addr)
+        if len(_packed_names) >= MAX_NAMES:
+            _packed_names.clear()
+        name = _packed_names[addr] = packed_name(addr)
         return name
 
     def _packed_control(self, ancillary: Ancillary) -> bytes:
         key = tuple(ancillary)
-        control = self._packed_controls.get(key)
+        control = _packed_controls.get(key)
         if control is None:
-            if len(self._packed_controls) >= MAX_NAMES:
-                self._packed_controls.clear()
-            control = self._packed_controls[key] = packed_control(ancillary)
+            if len(_packed_controls) >= MAX_NAMES:
+                _packed_controls.clear()
+            control = _packed_controls[key] = packed_control(ancillary)
         return control
 
 
+_packed_names: Final[dict[Address, bytes]] = {}
+"""Addresses as the kernel reads them."""
+_packed_controls: Final[dict[tuple[tuple[int, int, bytes], ...], bytes]] = {}
+"""Ancillary data as the kernel reads it."""
 _IPPROTO_UDP: Final = 17
 
 AnyStream: TypeAlias = NativeStream | KeepingStream | PlainStream

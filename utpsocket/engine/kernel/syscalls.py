@@ -245,7 +245,7 @@ class KeepingStream:
 class KeepingDatagrams:
     """As PlainDatagrams, with the GIL held."""
 
-    __slots__ = ("_addresses", "_ancillary_bytes", "_controls", "_fd", "_names", "_peer")
+    __slots__ = ("_ancillary_bytes", "_fd", "_peer")
     can_send_many: ClassVar[Literal[True]] = True
     can_classify: ClassVar[Literal[True]] = True
 
@@ -253,10 +253,6 @@ class KeepingDatagrams:
         self._fd = sock.fileno()
         self._ancillary_bytes = min(ancillary_bytes, _CONTROL_BYTES)
         self._peer = peer
-        # Addresses as the socket module has them by struct sockaddr, and the reverse.
-        self._addresses: dict[bytes, Address] = {}
-        self._names: dict[Address, _Buffer] = {}
-        self._controls: dict[tuple[tuple[int, int, bytes], ...], _Buffer] = {}
 
     def receive(self, room: memoryview) -> Received:
         """See PlainDatagrams.receive()."""
@@ -270,7 +266,7 @@ class KeepingDatagrams:
         addr = self._peer
         if addr is None:
             name = _in_name.raw[: _in_header.namelen]
-            addr = self._addresses.get(name) or self._parse_name(name)
+            addr = known_addresses.get(name) or self._parse_name(name)
         length = _in_header.controllen
         if not length:
             return size, (), _in_header.flags, addr
@@ -289,7 +285,7 @@ class KeepingDatagrams:
         return self._groups(0, count)
 
     def _groups(self, start: int, stop: int) -> list[Group]:
-        addresses, peer = self._addresses, self._peer
+        addresses, peer = known_addresses, self._peer
         return [
             (
                 first,
@@ -358,28 +354,28 @@ class KeepingDatagrams:
             _, port, flow, host, scope = _IPV6.unpack_from(name)
             text = stdlib.inet_ntop(stdlib.AF_INET6, host)
             addr = (text, int.from_bytes(port, "big"), int.from_bytes(flow, "big"), scope)
-        if len(self._addresses) >= MAX_NAMES:
-            self._addresses.clear()
-        self._addresses[name] = addr
+        if len(known_addresses) >= MAX_NAMES:
+            known_addresses.clear()
+        known_addresses[name] = addr
         return addr
 
     def _name(self, addr: Address) -> _Buffer:
         """An address as the kernel reads it."""
         name = packed_name(addr)
         kept = _array_type(len(name)).from_buffer_copy(name)
-        if len(self._names) >= MAX_NAMES:
-            self._names.clear()
-        self._names[addr] = kept
+        if len(_names) >= MAX_NAMES:
+            _names.clear()
+        _names[addr] = kept
         return kept
 
     def _control(self, ancillary: Ancillary) -> _Buffer:
         key = tuple(ancillary)
-        control = self._controls.get(key)
+        control = _controls.get(key)
         if control is None:
             raw = packed_control(ancillary)
-            if len(self._controls) >= MAX_NAMES:
-                self._controls.clear()
-            control = self._controls[key] = _array_type(len(raw)).from_buffer_copy(raw)
+            if len(_controls) >= MAX_NAMES:
+                _controls.clear()
+            control = _controls[key] = _array_type(len(raw)).from_buffer_copy(raw)
         return control
 
     def send(self, data: bytes | bytearray, start: int, stop: int, ancillary: Ancillary, addr: Address | None) -> int:
@@ -393,7 +389,7 @@ class KeepingDatagrams:
             _out_header.name = None
             _out_header.namelen = 0
         else:
-            name = self._names.get(addr) or self._name(addr)
+            name = _names.get(addr) or self._name(addr)
             _out_header.name = _addressof(name)
             _out_header.namelen = len(name)
         if ancillary:
@@ -411,7 +407,7 @@ class KeepingDatagrams:
         """Send data[start:] in datagrams of `segment` bytes. Returns how many were sent, or the negative errno of the
         first.
         """
-        name = None if addr is None else self._names.get(addr) or self._name(addr)
+        name = None if addr is None else _names.get(addr) or self._name(addr)
         control = self._control(ancillary) if ancillary else None
         count = _outbound.send(
             self._fd,
@@ -454,6 +450,12 @@ def _parsed(control: bytes) -> Ancillary:
     return ancillary
 
 
+known_addresses: Final[dict[bytes, Address]] = {}
+"""Addresses as the socket module has them, by struct sockaddr."""
+_names: Final[dict[Address, _Buffer]] = {}
+"""The reverse."""
+_controls: Final[dict[tuple[tuple[int, int, bytes], ...], _Buffer]] = {}
+"""Ancillary data as the kernel reads it."""
 known_controls: Final[dict[bytes, Ancillary]] = {}
 """Ancillary data that has been received, by what the kernel wrote."""
 

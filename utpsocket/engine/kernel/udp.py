@@ -186,7 +186,8 @@ class Port:
         uses_recvmmsg: datagrams arrive unmerged, so receive_many() (recvmmsg) is to be used instead of receive().
         is_drained: the last receive_many() or receive_classified() left nothing in the kernel's queue.
         errors: ICMP and send errors since the owner last emptied the list.
-        pending: (datagram, ancillary data, address) that the kernel had no room for; flush() sends them.
+        pending: (datagram, ancillary data, address) that the kernel had no room for; flush() sends them. None: there
+            are none.
         receive_buffer_bytes: SO_RCVBUF as the kernel set it.
         sent_calls, sent_datagrams, received_runs, received_datagrams, truncated_datagrams: counters.
 
@@ -200,7 +201,6 @@ class Port:
             asking, so that acks between data do not set it to and fro.
         _overhead: bytes of the IP and UDP headers, 28 or 48.
         _plain_control_bytes: of the ancillary data that comes with each datagram that was not merged.
-        _segment_cmsg: ancillary data of UDP_SEGMENT, by segment size.
         _ancillary, _told: the ancillary data that receive() last had, and what is in it.
         _slot_bytes: distance of the slots of receive_many().
     """
@@ -215,7 +215,6 @@ class Port:
         "_may_fragment",
         "_overhead",
         "_plain_control_bytes",
-        "_segment_cmsg",
         "_slot_bytes",
         "_told",
         "_wanted",
@@ -292,12 +291,11 @@ class Port:
     def _prepare(self) -> None:
         offload, buffer_bytes = self._wanted
         self._overhead = 48 if self.family == stdlib.AF_INET6 else 28
-        self.pending: list[tuple[bytes | bytearray, Ancillary, Address | None]] = []
+        self.pending: list[tuple[bytes | bytearray, Ancillary, Address | None]] | None = None
         self._may_fragment: bool | None = None
-        self._segment_cmsg: dict[int, Ancillary] = {}
-        self._ancillary: Sequence[tuple[int, int, bytes]] = []
+        self._ancillary: Sequence[tuple[int, int, bytes]] = ()
         self._told: tuple[int, str | None] = 0, None
-        self.errors: list[IcmpError] = []
+        self.errors: tuple[IcmpError, ...] = ()
         self.sent_calls = self.sent_datagrams = 0
         self.received_runs = self.received_datagrams = self.truncated_datagrams = 0
         self._has_gso = offload and self._kernel_has_gso()
@@ -575,7 +573,7 @@ class Port:
                     code, origin, _, _, _, info, _ = _EXTENDED_ERROR.unpack_from(data)
                     mtu_bytes = max(0, info - self._overhead) if code == errno.EMSGSIZE else 0
                     if origin in (_SO_EE_ORIGIN_ICMP, _SO_EE_ORIGIN_ICMP6) or code == errno.EMSGSIZE:
-                        self.errors.append(IcmpError(code, addr or self.peer, quoted, mtu_bytes, 0))
+                        self.errors += (IcmpError(code, addr or self.peer, quoted, mtu_bytes, 0),)
 
     # ── sending ──
 
@@ -632,7 +630,7 @@ class Port:
         if count == 1:
             data = transmit.data
             if self.pending:
-                self.pending.append((data, source, addr))
+                self._wait_for_room([data], source, addr)
                 return
             self.sent_calls += 1
             error = self._calls.send(data, 0, len(data), source, addr)
@@ -655,7 +653,7 @@ class Port:
             if sent >= count:
                 return
             if error in NO_ROOM_ERRNOS:
-                self.pending += [(datagram, source, addr) for datagram in transmit.datagrams()[sent:]]
+                self._wait_for_room(transmit.datagrams()[sent:], source, addr)
                 return
             if error in _OFFLOAD_REFUSED:
                 self._has_gso = False
@@ -671,10 +669,10 @@ class Port:
 
     def _gso_ancillary(self, segment: int, source: Ancillary) -> Ancillary:
         """Ancillary data of a UDP_SEGMENT run."""
-        cmsg = self._segment_cmsg.get(segment)
+        cmsg = _segment_cmsg.get(segment)
         if cmsg is None:
             cmsg = [(stdlib.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("=H", segment))]
-            self._segment_cmsg[segment] = cmsg
+            _segment_cmsg[segment] = cmsg
         return cmsg + source if source else cmsg
 
     def _send_spans(self, transmit: Transmit, source: Ancillary, addr: Address | None) -> int:
@@ -716,9 +714,14 @@ class Port:
                 count = 1
             sent += count
 
+    def _wait_for_room(self, datagrams: Sequence[bytes | bytearray], source: Ancillary, addr: Address | None) -> None:
+        if self.pending is None:
+            self.pending = []
+        self.pending += [(datagram, source, addr) for datagram in datagrams]
+
     def _send_one(self, datagram: bytes | bytearray, source: Ancillary, addr: Address | None) -> None:
         if self.pending:
-            self.pending.append((datagram, source, addr))
+            self._wait_for_room([datagram], source, addr)
             return
         self.sent_calls += 1
         error = self._calls.send(datagram, 0, len(datagram), source, addr)
@@ -730,7 +733,7 @@ class Port:
         if error in _STALE_ERRNOS:
             error = self._send_again(error, datagram, 0, len(datagram), source, addr)
         if error in NO_ROOM_ERRNOS:
-            self.pending.append((datagram, source, addr))
+            self._wait_for_room([datagram], source, addr)
         elif error:
             self._record_send_error(error, datagram, addr)
 
@@ -771,7 +774,7 @@ class Port:
             # With IP_RECVERR the kernel reports it a second time, to the next call, unless it is read here.
             self.sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
         mtu_bytes = 0
-        self.errors.append(IcmpError(error, addr or self.peer, bytes(datagram[:64]), mtu_bytes, len(datagram)))
+        self.errors += (IcmpError(error, addr or self.peer, bytes(datagram[:64]), mtu_bytes, len(datagram)),)
 
     def flush(self) -> bool:
         """Send what `pending` holds.
@@ -785,6 +788,8 @@ class Port:
             if error in NO_ROOM_ERRNOS:
                 return False
             del self.pending[0]
+            if not self.pending:
+                self.pending = None
             if error:
                 self._record_send_error(error, datagram, addr)
         return True
@@ -844,21 +849,23 @@ class Port:
         self.sock.detach()
 
 
+_segment_cmsg: Final[dict[int, Ancillary]] = {}
+"""Ancillary data of UDP_SEGMENT, by segment size."""
 _INT: Final[Layout[tuple[int]]] = struct.Struct("=i")
 _LATE: Final = frozenset(
     {
+        "_ancillary",
         "_calls",
         "_has_gro",
         "_has_gso",
         "_may_fragment",
         "_overhead",
         "_plain_control_bytes",
-        "_segment_cmsg",
         "_slot_bytes",
+        "_told",
         "_unmerged_in_a_row",
         "errors",
         "is_drained",
-        "is_gathering",
         "pending",
         "receive_buffer_bytes",
         "received_datagrams",
@@ -866,6 +873,7 @@ _LATE: Final = frozenset(
         "sent_calls",
         "sent_datagrams",
         "truncated_datagrams",
+        "uses_recvmmsg",
     }
 )
 """What _prepare() makes."""

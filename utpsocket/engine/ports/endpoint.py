@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final, Protocol, final
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, final
 
 from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES
 from utpsocket.engine.channels.utp import Bridge
@@ -21,29 +21,24 @@ from utpsocket.engine.interpreter.native import unread_bytes
 from utpsocket.engine.interpreter.originals import os, struct
 from utpsocket.engine.kernel.poller import EPOLLIN, polls
 from utpsocket.engine.kernel.syscalls import packed_name
-from utpsocket.engine.kernel.udp import PACKET_OPTIONS, IcmpError, Port, split_scope
+from utpsocket.engine.kernel.udp import IcmpError, Port, split_scope
 from utpsocket.engine.ports import overlapping_ports
+from utpsocket.engine.ports.connection_config import MIN_BUFFER_BYTES, connection_config
 from utpsocket.engine.ports.flood import Flood
 from utpsocket.engine.ports.listener import Listener
+from utpsocket.engine.ports.packet_options import apply_packet_options
 from utpsocket.engine.ports.receive_shares import ReceiveShares
 from utpsocket.engine.ports.reuseport import ReuseportSockets
 from utpsocket.engine.ports.stateless_resets import StatelessResets
 from utpsocket.engine.ports.syncache import syn_of
 from utpsocket.engine.turns import BULK_BYTES
-from utpsocket.engine.user_fds.socket_state import Identity, Role, Settings, window_bytes
-from utpsocket.protocol import Address, Config, Connection, Run, Transmit
+from utpsocket.engine.user_fds.socket_state import Identity, Role, window_bytes
+from utpsocket.protocol import Address, Connection, Run, Transmit
 from utpsocket.protocol.build import IS_COMPILED
 from utpsocket.protocol.close_timers import TimeWaitRecord
 from utpsocket.protocol.handshake import ACKS_SYN_ACK
 from utpsocket.protocol.keepalive import Probing, default_probing
 from utpsocket.protocol.packet import HEADER_BYTES, RESET, SYN, Packet, decode
-from utpsocket.protocol.pathmtu import (
-    CEILING_IPV4_BYTES,
-    CEILING_IPV6_BYTES,
-    FLOOR_BYTES,
-    FLOOR_IPV6_BYTES,
-    START_IPV4_BYTES,
-)
 from utpsocket.protocol.receivehalf import WIRESHARK_WINDOW_BYTES
 from utpsocket.protocol.states import CLOSED, TIME_WAIT
 from utpsocket.protocol.times import NEVER
@@ -84,11 +79,6 @@ if TYPE_CHECKING:
 
 CLAIM_KEY: Final = "by"  # of Endpoint.closing_claim
 BY_ENGINE: Final = object()  # the claim of the engine's thread
-_AF_INET6: Final = 10
-_MIN_BUFFER_BYTES: Final = 4_096  # of a connection, whatever SO_RCVBUF says: two large packets
-# Unacked and unsent data of a connection. With the pair's buffer about what TCP takes for a peer that reads nothing
-# (tcp_wmem[2] is 4 MiB).
-_SEND_BYTES: Final = 3 << 20
 _MAX_TIME_WAIT_RECORDS: Final = 8_192  # connections that ended in order; some 300 bytes each
 _TIME_WAIT_RECORD_US: Final = 60_000_000  # as long as Linux' TIME_WAIT
 _IDS_PER_DIAL: Final = 4  # one, and spare ones for SYNs that are repeated with another id (handshake.py)
@@ -104,9 +94,10 @@ _MAX_FAULTS_IN_ROW: Final = 20
 _BYTES_PER_ITERATION: Final = 450_000
 _RUNS_PER_ITERATION: Final = 64
 _DATAGRAMS_PER_ITERATION: Final = 512  # the same, where they come one by one
-_PACKET_KINDS: Final = tuple(PACKET_OPTIONS.values())
 _FRESH: Final[Layout[tuple[int, int, int, int]]] = struct.Struct("=4H")
-_MADE_ON_DEMAND: Final = ("shares", "flood", "_outgoing", "resets", "time_wait_records")
+_MADE_ON_DEMAND: Final = ("shares",)
+_NO_SOURCE: Final[Ancillary] = []
+_TimeWaitRecords: TypeAlias = OrderedDict[tuple[Address, int], tuple[int, TimeWaitRecord]]
 _cached_default_probing: Final = functools.lru_cache(16)(default_probing)
 
 
@@ -119,24 +110,26 @@ class Endpoint:
 
     What only the engine's thread needs is made when that thread first uses it (_MADE_ON_DEMAND), since any thread may
     make an endpoint. In the compiled build it is made at once: that takes little there, and compiled code does not ask
-    __getattr__().
+    __getattr__(). What a port for one connection hardly ever needs is None until it is used, in both builds.
 
     Source: docs/design.md §6.
     """
 
     __slots__ = (
         "_expected_runs",
+        "_flood",
         "_is_cache_watched",
         "_is_receiving",
         "_outgoing",
+        "_resets",
         "_single_datagram_iteration",
         "_single_datagram_iterations",
+        "_time_wait_records",
         "bridges",
         "bulk_until",
         "closing_claim",
         "dropped_datagrams",
         "faults",
-        "flood",
         "has_ended_in_order",
         "holders",
         "is_closed",
@@ -150,8 +143,6 @@ class Endpoint:
         "overlapping",
         "reuseport_sockets",
         "port",
-        "time_wait_records",
-        "resets",
         "reuse_address",
         "shares",
     )
@@ -189,6 +180,14 @@ class Endpoint:
         self._is_cache_watched = False  # a timer will drop old entries of the listener's cache of SYNs
         self.dropped_datagrams = 0  # a figure: what was of no use
         self.faults = 0  # exceptions since it last received without one
+        self._flood: Flood | None = (
+            None  # notices useless datagrams, and is another way to receive while there are many
+        )
+        # By address the connection that was dialled last, until it is over; not of a private port.
+        self._outgoing: dict[Address, Bridge] | None = None if is_private else {}
+        self._resets: StatelessResets | None = None  # answers to strays
+        # When a connection ended and what is needed to ack its peer's FIN again, by address and receiving id.
+        self._time_wait_records: _TimeWaitRecords | None = None if is_private else OrderedDict()
         if IS_COMPILED:
             self._prepare()
 
@@ -200,12 +199,47 @@ class Endpoint:
 
     def _prepare(self) -> None:
         # How much each connection may advertise of the socket's receive buffer.
-        self.shares = ReceiveShares(max(2 * _MIN_BUFFER_BYTES, self.port.receive_buffer_bytes))
-        self.flood = Flood()  # notices useless datagrams, and is another way to receive while there are many
-        self._outgoing: dict[Address, Bridge] = {}  # by address: the connection that was dialled last, until it is over
-        self.resets = StatelessResets()  # answers to strays
-        # When a connection ended and what is needed to ack its peer's FIN again, by address and receiving id.
-        self.time_wait_records: OrderedDict[tuple[Address, int], tuple[int, TimeWaitRecord]] = OrderedDict()
+        self.shares = ReceiveShares(max(2 * MIN_BUFFER_BYTES, self.port.receive_buffer_bytes))
+
+    @property
+    def flood(self) -> Flood:
+        """What notices useless datagrams, and is another way to receive while there are many.
+
+        Returns: the same one each time.
+        Source: docs/protocol.md §3; engine/ports/flood.py.
+        """
+        if self._flood is None:
+            self._flood = Flood()
+        return self._flood
+
+    @property
+    def resets(self) -> StatelessResets:
+        """The answers to strays.
+
+        Returns: the same object each time.
+        Source: docs/protocol.md §4; engine/ports/stateless_resets.py.
+        """
+        if self._resets is None:
+            self._resets = StatelessResets()
+        return self._resets
+
+    @property
+    def sent_resets(self) -> int:
+        """How many RESETs have left beside any connection.
+
+        Returns: a figure.
+        Source: docs/protocol.md §4.
+        """
+        return 0 if self._resets is None else self._resets.sent
+
+    @property
+    def time_wait_records(self) -> _TimeWaitRecords:
+        """When a connection ended and what is needed to ack its peer's FIN again, by address and receiving id.
+
+        Returns: what there is of the last minute.
+        Source: docs/protocol.md §12.
+        """
+        return self._time_wait_records or OrderedDict()
 
     @property
     def is_unused(self) -> bool:
@@ -257,26 +291,6 @@ class Endpoint:
 
     # ── connections ──
 
-    def _config(self, settings: Settings, addr: Address) -> Config:
-        is_v4 = self.port.family != _AF_INET6 or (isinstance(addr, tuple) and addr[0].startswith("::ffff:"))
-        floor_bytes = FLOOR_BYTES if is_v4 else FLOOR_IPV6_BYTES
-        is_this_machine = is_v4 and isinstance(addr, tuple) and addr[0].removeprefix("::ffff:").startswith("127.")
-        limit = self.loop.max_datagram_bytes or settings.max_datagram_bytes
-        max_window_bytes = self.shares.single_share_bytes
-        receive, send = FIRST_WINDOW_BYTES, _SEND_BYTES
-        if settings.receive_buffer_bytes:
-            receive = window_bytes(settings.receive_buffer_bytes) or FIRST_WINDOW_BYTES
-        if settings.send_buffer_bytes:
-            send = window_bytes(settings.send_buffer_bytes) or _SEND_BYTES
-        return Config(
-            start_datagram_bytes=START_IPV4_BYTES if is_this_machine else floor_bytes,
-            min_datagram_bytes=floor_bytes,
-            max_datagram_bytes=limit or (CEILING_IPV4_BYTES if is_v4 else CEILING_IPV6_BYTES),
-            receive_buffer_bytes=max(_MIN_BUFFER_BYTES, min(receive, max_window_bytes)),
-            send_buffer_bytes=max(_MIN_BUFFER_BYTES, send),
-            congestion=settings.congestion,
-        )
-
     def _new_bridge(
         self,
         addr: Address,
@@ -286,7 +300,7 @@ class Endpoint:
         spare_ids: tuple[int, ...] = (),
         first_seq: int = -1,
     ) -> Bridge:
-        config = self._config(identity.settings, addr)
+        config = connection_config(self, identity.settings, addr)
         if spare_ids:
             # Not an acceptor's: each of its peers has a port of its own, so the next connection is to another address.
             config.known_path = self.loop.paths.for_peer(addr)
@@ -306,9 +320,28 @@ class Endpoint:
         self.loop.channels[bridge.cookie] = bridge  # first: should the rest fail, it is found there and forgotten
         for any_id in bridge.recv_ids:
             self.bridges[addr, any_id] = bridge
-        self.flood.on_connections_changed()
+        self._on_connections_changed()
         self.apply_settings(bridge, now=self.loop.now)
         return bridge
+
+    def _on_connections_changed(self) -> None:
+        if self._flood is not None:
+            self._flood.on_connections_changed()
+
+    def drop_spare_ids(self, bridge: Bridge) -> None:
+        """The peer has answered a SYN of this connection: no packet can carry the ids of SYNs that have not left.
+
+        Parameters:
+            bridge: a connection of this port, which was dialled.
+        Raises: nothing.
+        Source: docs/protocol.md §2.
+        """
+        kept, addr = bridge.connection.recv_ids, bridge.connection.addr
+        for any_id in bridge.recv_ids:
+            if any_id not in kept and self.bridges.get((addr, any_id)) is bridge:
+                del self.bridges[addr, any_id]
+        bridge.recv_ids = kept
+        self._on_connections_changed()
 
     def apply_settings(self, bridge: Bridge, *, now: int) -> None:
         """Have a connection follow the socket options of its identity: at its beginning, and whenever one is set.
@@ -339,10 +372,10 @@ class Endpoint:
         if bridge.identity.options:
             apply_packet_options(bridge)
         if settings.send_buffer_bytes:
-            connection.send.buffer.capacity_bytes = max(_MIN_BUFFER_BYTES, window_bytes(settings.send_buffer_bytes))
+            connection.send.buffer.capacity_bytes = max(MIN_BUFFER_BYTES, window_bytes(settings.send_buffer_bytes))
         if settings.receive_buffer_bytes:
             max_window_bytes = min(window_bytes(settings.receive_buffer_bytes), self.shares.single_share_bytes)
-            connection.receive.reassembly.resize(max(_MIN_BUFFER_BYTES, max_window_bytes))
+            connection.receive.reassembly.resize(max(MIN_BUFFER_BYTES, max_window_bytes))
             if bridge.engine_sock is not None:
                 bridge.receive_buffer.apply_option(bridge.engine_sock, settings.receive_buffer_bytes)
 
@@ -358,9 +391,10 @@ class Endpoint:
         Source: BEP 29 "connection setup"; docs/protocol.md §2.
         """
         recv_id, *spare_ids = self._fresh_ids(addr)
-        bridge = self._new_bridge(addr, recv_id, identity, [], tuple(spare_ids))
+        bridge = self._new_bridge(addr, recv_id, identity, _NO_SOURCE, tuple(spare_ids))
         self.loop.send_grants.join(bridge)
-        self._outgoing[addr] = bridge
+        if self._outgoing is not None:
+            self._outgoing[addr] = bridge
         if self.reuseport_sockets is not None:
             self._share(self.reuseport_sockets, bridge)
         bridge.connection.connect(now=self.loop.now, user_timeout_us=identity.settings.user_timeout_ms * 1_000)
@@ -402,15 +436,16 @@ class Endpoint:
         connection = bridge.connection
         for any_id in bridge.recv_ids:
             self.bridges.pop((connection.addr, any_id), None)
-        self.flood.on_connections_changed()
-        if self._outgoing.get(connection.addr) is bridge:
+        self._on_connections_changed()
+        if self._outgoing is not None and self._outgoing.get(connection.addr) is bridge:
             del self._outgoing[connection.addr]
+        records = self._time_wait_records
         if self.is_private:
             is_in_order = connection.state is CLOSED and not connection.errno
             # An identity of another class is one that processes share, or of a program in another process.
             self.has_ended_in_order = is_in_order and type(bridge.identity) is Identity
-        elif (record := connection.time_wait_record()) is not None:
-            records, key = self.time_wait_records, (connection.addr, connection.recv_id)
+        elif records is not None and (record := connection.time_wait_record()) is not None:
+            key = connection.addr, connection.recv_id
             records.pop(key, None)
             records[key] = self.loop.now, record
             oldest_at = self.loop.now - _TIME_WAIT_RECORD_US
@@ -457,10 +492,11 @@ class Endpoint:
         """
         port, arena = self.port, self.loop.arena
         self._is_receiving = True
-        if self.flood.is_on and port.can_classify:
-            self._receive_flood(now=now)
+        flood = self._flood
+        if flood is not None and flood.is_on and port.can_classify:
+            self._receive_flood(flood, now=now)
             return
-        useless_before = self.flood.useless_datagrams
+        useless_before = 0 if flood is None else flood.useless_datagrams
         before: Run | None = None  # not handled yet: if what follows continues it, they are handled as one run
         runs = datagrams = before_start = received_bytes = 0
         for runs in range(_RUNS_PER_ITERATION):
@@ -511,8 +547,8 @@ class Endpoint:
         if port.errors:
             self.handle_errors(now=now)
         self.faults = 0
-        if self.flood.useless_datagrams != useless_before:
-            self.flood.check(self, now=now)
+        if self._flood is not None and self._flood.useless_datagrams != useless_before:
+            self._flood.check(self, now=now)
 
     def _handle_received(self, run: Run, start: int, *, now: int) -> None:
         """handle_run() of what lies at byte `start` of the arena."""
@@ -520,8 +556,8 @@ class Endpoint:
             run.payload_views = self.loop.arena.slots(run, start)
         self.handle_run(run, now=now)
 
-    def _receive_flood(self, *, now: int) -> None:
-        self.flood.receive(self, now=now)
+    def _receive_flood(self, flood: Flood, *, now: int) -> None:
+        flood.receive(self, now=now)
         if self.port.errors:
             self.handle_errors(now=now)
         self._is_receiving = False
@@ -576,8 +612,8 @@ class Endpoint:
                 return
             if self.overlapping and overlapping_ports.forward_run(self, run, now=now):
                 return
-        if self.flood.is_on and len(run.data) > run.datagram_bytes:
-            self.flood.take_merged(self, run, now=now)
+        if self._flood is not None and self._flood.is_on and len(run.data) > run.datagram_bytes:
+            self._flood.take_merged(self, run, now=now)
             return
         for datagram in run.datagrams():
             self.handle_datagram(Run(datagram, len(datagram), run.addr, run.local), now=now)
@@ -678,8 +714,8 @@ class Endpoint:
         the SYN is forged, and its sender would never ack our SYN-ACK.
         """
         recv_id = packet.connection_id + 1 & 0xFFFF
-        bridge = self._outgoing.get(addr)
-        if bridge is None or self.is_private or self.bridges.get((addr, recv_id), bridge) is not bridge:
+        bridge = None if self._outgoing is None else self._outgoing.get(addr)
+        if bridge is None or self.bridges.get((addr, recv_id), bridge) is not bridge:
             return False
         connection = bridge.connection
         self.loop.owner = bridge
@@ -690,7 +726,7 @@ class Endpoint:
         if connection.recv_id not in bridge.recv_ids:
             bridge.recv_ids = (*bridge.recv_ids, connection.recv_id)
             self.bridges[addr, connection.recv_id] = bridge
-            self.flood.on_connections_changed()
+            self._on_connections_changed()
         self.loop.mark_dirty(bridge)
         return True
 
@@ -731,7 +767,7 @@ class Endpoint:
         Raises: nothing.
         Source: ip(7) IP_PKTINFO; ipv6(7).
         """
-        return [] if run.local is None else self.port.source(run.local)
+        return _NO_SOURCE if run.local is None else self.port.source(run.local)
 
     def _answer_from_cache(self, run: Run, *, now: int) -> None:
         """Answer a SYN from the listener's cache: it makes a connection once its sender has acked the SYN-ACK."""
@@ -764,13 +800,13 @@ class Endpoint:
         Raises: nothing.
         Source: docs/protocol.md §14.
         """
-        return {packed_name(addr) for addr in self._outgoing}
+        return {packed_name(addr) for addr in self._outgoing or ()}
 
     def _window_bytes(self, listener: Listener) -> int:
         """What a new connection of the listener's would advertise."""
         receive_bytes = window_bytes(listener.identity.settings.receive_buffer_bytes) or FIRST_WINDOW_BYTES
         bytes_at_first = min(self.shares.initial_share_bytes(len(self.bridges)), WIRESHARK_WINDOW_BYTES)
-        return min(max(_MIN_BUFFER_BYTES, receive_bytes), bytes_at_first)
+        return min(max(MIN_BUFFER_BYTES, receive_bytes), bytes_at_first)
 
     def is_cached(self, run: Run, syn_id: int) -> bool:
         """Whether a SYN is in the listener's cache.
@@ -881,9 +917,9 @@ class Endpoint:
         """
         loop = self.loop
         owner = loop.owner
-        errors = self.port.errors
-        while errors:
-            error = errors.pop(0)
+        port = self.port
+        while port.errors:
+            error, port.errors = port.errors[0], port.errors[1:]
             bridge, seq16 = self._quoted(error)
             if bridge is None:
                 continue
@@ -989,21 +1025,3 @@ class Endpoint:
             if bridge.connection.state is TIME_WAIT:
                 bridge.connection.end_time_wait(now=self.loop.now)
                 self.loop.mark_dirty(bridge)
-
-
-def apply_packet_options(bridge: Bridge) -> None:
-    """Socket options of IP, such as TOS: set on a private port's socket, otherwise sent along with each datagram."""
-    options = bridge.identity.options
-    if options.keys().isdisjoint(PACKET_OPTIONS):
-        return
-    endpoint = bridge.endpoint
-    ancillary = []
-    for (level, name), kind in PACKET_OPTIONS.items():
-        value = options.get((level, name))
-        if value is None or endpoint.port.option(level, name) == value:
-            continue
-        if endpoint.is_private:
-            endpoint.port.set_option(level, name, value)
-        elif kind is not None:
-            ancillary.append((level, kind, bytes(value)))
-    bridge.source = [each for each in bridge.source if each[1] not in _PACKET_KINDS] + ancillary

@@ -52,13 +52,15 @@ if TYPE_CHECKING:
         port: Port
         listener: Listener | None
         reuseport_sockets: ReuseportSockets | None
-        resets: StatelessResets
         dropped_datagrams: int
         is_closed: bool
         is_readable: bool
 
         @property
         def loop(self) -> Engine: ...
+
+        @property
+        def resets(self) -> StatelessResets: ...
 
         @property
         def bridges(self) -> Mapping[tuple[Address, int], object]: ...

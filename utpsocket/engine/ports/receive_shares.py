@@ -44,6 +44,7 @@ class ReceiveShares:
 
     __slots__ = (
         "_active",
+        "_active_alone",
         "_active_before",
         "_ends_at",
         "_min_share_bytes",
@@ -56,9 +57,10 @@ class ReceiveShares:
         self.budget_bytes = budget_bytes = buffer_bytes // 2
         self.single_share_bytes = buffer_bytes * 9 // 10
         self._merged_runs = 0  # in a row, up to _SURE_RUNS
-        self._min_share_bytes = max(_MIN_SHARE_BYTES, min(GRANT_BYTES, budget_bytes // 8))
+        self._min_share_bytes = max(_MIN_SHARE_BYTES, min(GRANT_BYTES, budget_bytes // 8))  # each one's
         self._ends_at = 0  # of the current epoch
-        self._active: set[int] = set()  # cookies of the connections that moved data in this epoch
+        self._active: set[int] | None = None  # cookies of the connections that moved data in this epoch; None for one
+        self._active_alone: int | None = None  # or none: then this is its cookie, None for none
         self._active_before = 0  # how many did in the one before
 
     def initial_share_bytes(self, connections: int) -> int:
@@ -73,11 +75,20 @@ class ReceiveShares:
         """
         self._merged_runs = min(_SURE_RUNS, self._merged_runs + 1) if run_bytes >= _MERGED_BYTES else 0
         if now >= self._ends_at:
-            self._active_before = len(self._active) if now < self._ends_at + _EPOCH_US else 0
-            self._active.clear()
+            active = len(self._active) if self._active is not None else int(self._active_alone is not None)
+            self._active_before = active if now < self._ends_at + _EPOCH_US else 0
+            self._active = self._active_alone = None
             self._ends_at = now + _EPOCH_US
-        self._active.add(bridge.cookie)
-        active = max(len(self._active), self._active_before)
+        active = self._active_before
+        if self._active is not None:
+            self._active.add(bridge.cookie)
+            active = max(len(self._active), active)
+        elif self._active_alone is None or self._active_alone == bridge.cookie:
+            self._active_alone = bridge.cookie
+            active = active or 1
+        else:
+            self._active = {self._active_alone, bridge.cookie}
+            active = max(2, active)
         if active == 1 and self._merged_runs == _SURE_RUNS:
             share_bytes = self.single_share_bytes
         else:

@@ -207,7 +207,7 @@ class ReuseportSocket:
             for error in port.errors:
                 error.addr = port.peer
             endpoint.port.errors += port.errors
-            port.errors.clear()
+            port.errors = ()
             endpoint.handle_errors(now=now)
 
     def fail(self, error: BaseException) -> None:

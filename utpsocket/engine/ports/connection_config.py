@@ -1,0 +1,67 @@
+"""What a new connection is made with, by the socket's options, its port and its peer's address.
+
+Only the engine's thread calls. Source: socket(7); docs/protocol.md §10.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES
+from utpsocket.engine.user_fds.socket_state import Settings, window_bytes
+from utpsocket.protocol import Address, Config
+from utpsocket.protocol.pathmtu import (
+    CEILING_IPV4_BYTES,
+    CEILING_IPV6_BYTES,
+    FLOOR_BYTES,
+    FLOOR_IPV6_BYTES,
+    START_IPV4_BYTES,
+)
+
+if TYPE_CHECKING:
+    from utpsocket.engine.kernel.udp import Port
+    from utpsocket.engine.ports.receive_shares import ReceiveShares
+
+    class Engine(Protocol):
+        """What is used of the port's engine."""
+
+        max_datagram_bytes: int
+
+    class ConnectionPort(Protocol):
+        """What is used of the port (endpoint.py)."""
+
+        port: Port
+        shares: ReceiveShares
+
+        @property
+        def loop(self) -> Engine: ...
+
+
+MIN_BUFFER_BYTES: Final = 4_096
+"""Of a connection, whatever SO_RCVBUF says: two large packets."""
+# Unacked and unsent data of a connection. With the pair's buffer about what TCP takes for a peer that reads nothing
+# (tcp_wmem[2] is 4 MiB).
+_SEND_BYTES: Final = 3 << 20
+_AF_INET6: Final = 10
+
+
+def connection_config(endpoint: ConnectionPort, settings: Settings, addr: Address) -> Config:
+    """The tuning of a connection of this port to this address."""
+    is_v4 = endpoint.port.family != _AF_INET6 or (isinstance(addr, tuple) and addr[0].startswith("::ffff:"))
+    floor_bytes = FLOOR_BYTES if is_v4 else FLOOR_IPV6_BYTES
+    is_this_machine = is_v4 and isinstance(addr, tuple) and addr[0].removeprefix("::ffff:").startswith("127.")
+    limit = endpoint.loop.max_datagram_bytes or settings.max_datagram_bytes
+    max_window_bytes = endpoint.shares.single_share_bytes
+    receive, send = FIRST_WINDOW_BYTES, _SEND_BYTES
+    if settings.receive_buffer_bytes:
+        receive = window_bytes(settings.receive_buffer_bytes) or FIRST_WINDOW_BYTES
+    if settings.send_buffer_bytes:
+        send = window_bytes(settings.send_buffer_bytes) or _SEND_BYTES
+    return Config(
+        start_datagram_bytes=START_IPV4_BYTES if is_this_machine else floor_bytes,
+        min_datagram_bytes=floor_bytes,
+        max_datagram_bytes=limit or (CEILING_IPV4_BYTES if is_v4 else CEILING_IPV6_BYTES),
+        receive_buffer_bytes=max(MIN_BUFFER_BYTES, min(receive, max_window_bytes)),
+        send_buffer_bytes=max(MIN_BUFFER_BYTES, send),
+        congestion=settings.congestion,
+    )
