@@ -13,7 +13,7 @@ import pytest
 import utpsocket
 from tests.engine.test_work_per_batch import engine_held
 from tests.requirements import requires_pure
-from utpsocket.engine import engine
+from utpsocket.engine import engine, turns
 from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.kernel.udp import Port
 from utpsocket.engine.loop import Loop
@@ -115,7 +115,8 @@ def wait_readable(sock: Any) -> None:
 
 
 @pytest.fixture
-def crowd() -> Iterator[Crowd]:
+def crowd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crowd]:
+    monkeypatch.setattr(turns, "BULK_US", FOR_EVER)
     with contextlib.ExitStack() as stack:
         yield Crowd(stack)
 
