@@ -188,7 +188,7 @@ class Flow:
     """Stands for a bridge or a port that always has more."""
 
     is_gone = is_closed = is_address_freed = is_idle_only = False
-    only_sends = is_readable = wants_read = True
+    is_readable = wants_read = True
 
     def __init__(self, loop: Scheduled, name: str, size_bytes: int) -> None:
         self._loop, self.name, self.size_bytes = loop, name, size_bytes
@@ -196,11 +196,12 @@ class Flow:
         self.end_offset = 0
         self.close_errno = None
         reassembly = SimpleNamespace(ready_bytes=0, is_fin_reached=False)
+        half = SimpleNamespace(reassembly=reassembly, ack_at=FOR_EVER)
         self.connection = SimpleNamespace(
             state=CONNECTED,
             events=(),
             send=SimpleNamespace(buffer=self),
-            receive=SimpleNamespace(reassembly=reassembly),
+            receive=half,
         )
 
     def move(self) -> None:
@@ -210,6 +211,9 @@ class Flow:
 
     def receive(self, *, now: int) -> None:
         self.move()
+
+    def deliver(self, *, now: int) -> None:
+        """To a program that waits for it."""
 
     def read_user(self, *, now: int, is_due: bool) -> None:
         self.move()
@@ -231,11 +235,15 @@ class Scheduled(Loop):
         self._listeners, self.channels = {}, dict.fromkeys(range(len(flows)))  # type: ignore[assignment]
         self.connect_gate = self.arena = self  # type: ignore[assignment]
         self.held = self.used = 0
+        self.pid, self.caller_pid = 1, 1
+        self.delivers = False  # what is small has come from the network
 
     def _flush_channel(self, flow: Any, now: int) -> None:
         flow.move()
         if flow.bulk_until:
             self.turns.put_off(flow)
+        elif self.delivers:
+            self._deferred_delivery.append(flow)
 
     def receive(self) -> list[str]:
         self._readable_endpoints = dict.fromkeys(self.flows)
@@ -253,6 +261,16 @@ class Scheduled(Loop):
         self._flush_dirty(1)
         return self._take()
 
+    def iterate(self) -> list[str]:
+        """All steps, up to the next iteration."""
+        self._dirty = dict.fromkeys(self.flows)
+        self._readable_bridges = dict.fromkeys(self.flows)
+        self._read_bridges(1)
+        self._read_bulk(1, is_idle=False)
+        self._flush_dirty(1)
+        self._wait()
+        return self._take()
+
     def _bulk(self) -> list[str]:
         self._read_bulk(1, is_idle=False)
         return self._take()
@@ -268,3 +286,20 @@ def test_small_ones_come_first_and_large_ones_take_turns(step: str) -> None:
     iterations = [getattr(loop, step)() for _ in range(6)]
     assert [served[:2] for served in iterations] == 6 * [["small 1", "small 4"]]
     assert [served[2:] for served in iterations] == 3 * [["large 0"], ["large 2", "large 3"]]
+
+
+@pytest.mark.parametrize("is_own_process", [True, False])
+def test_bulk_waits_every_other_time_for_a_program_that_has_got_a_message(
+    is_own_process: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message comes in each iteration. The program needs the GIL of its own process alone."""
+    loop = Scheduled(TURN_BYTES, 1)
+    loop._fds_lost, loop._wake_event = False, (0, -1)
+    loop._sleep = SimpleNamespace(wait=lambda at: [])  # type: ignore[assignment]
+    loop.caller_pid = 1 if is_own_process else 2
+    loop.delivers = True
+    monkeypatch.setattr("utpsocket.engine.loop.sleep", lambda seconds: loop.served.append("sleep"))
+    iterations = [loop.iterate() for _ in range(6)]
+    bulk_moves = ["large 0" in served for served in iterations]
+    assert bulk_moves == ([False, True] * 3 if is_own_process else [True] * 6)
+    assert [served[-1] == "sleep" for served in iterations] == 6 * [is_own_process]

@@ -61,7 +61,7 @@ from utpsocket.engine.ports.path_cache import PathCache
 from utpsocket.engine.ports.send_grants import SendGrants
 from utpsocket.engine.ports.time_wait import TimeWaits
 from utpsocket.engine.timers import Timers
-from utpsocket.engine.turns import IDLE_ONLY_US, TURN_BYTES, UNLIMITED_BYTES, Turns
+from utpsocket.engine.turns import IDLE_ONLY_US, TURN_BYTES, UNLIMITED_BYTES, YIELD_SECONDS, Turns
 from utpsocket.engine.user_fds import shared_errnos
 from utpsocket.engine.user_fds.open_fds import HoldersWatch, Rechecks
 from utpsocket.engine.user_fds.socket_state import Identity
@@ -438,6 +438,10 @@ class Loop:
             for when in self._listeners.values():
                 if when < at:
                     at = when
+        if turns.has_delivered:
+            turns.has_delivered = turns.is_yielding = False
+            if not at:
+                sleep(YIELD_SECONDS)
         self._is_asleep = True
         if self._fds_lost:  # read after the line above: check_fds() may have seen _is_asleep and closed the fds
             return []
@@ -500,6 +504,8 @@ class Loop:
         """What is small has been received and read: it is delivered and sent before bulk is received and read."""
         if self._dirty:
             self._flush_small(now)
+        if self.turns.begin_yield():
+            return
         self.turns.receive(now=now)
         self.turns.read(now=now)
         if self.turns.idle_only:
@@ -534,7 +540,7 @@ class Loop:
                         self.owner = bridge
                         self._flush_channel(bridge, now)
                 self.owner = None
-            if turns.dirty:
+            if turns.dirty and not turns.is_yielding:
                 turns.send(now=now)
                 self.owner = None
             if self._listeners or self.connect_gate.held:
@@ -588,6 +594,8 @@ class Loop:
         the engine releases it right after this, when it sleeps.
         """
         deferred, self._deferred_delivery = self._deferred_delivery, []
+        if self.turns.bulk_until > now and self.pid == self.caller_pid:
+            self.turns.has_delivered = True
         for bridge in deferred:
             if bridge.is_gone:
                 continue

@@ -9,6 +9,10 @@ iterations, before each of which the engine looks for what has come meanwhile.
     Meanwhile the program writes one byte on a fifth connection. In the next iteration that byte is read and sent, then
     256 kB of the second one.
 
+A program's thread that has got a message needs the GIL, and an engine that goes from one iteration to the next without
+sleeping gives it none: it takes the GIL again before the thread has woken up. So once a message was delivered beside
+bulk, the iteration ends without bulk, and the engine sleeps for YIELD_SECONDS.
+
 What is small may become bulk in the middle of an iteration: so a connection that was quiet may move as much as it has
 before its turn is counted. Linux' fq schedules likewise: a flow that was empty comes before the others, each of which
 may send a quantum in its turn (tc-fq(8), RFC 8290 §4.2).
@@ -84,6 +88,9 @@ PORT_TURN_BYTES: Final = 16 << 10
 UNLIMITED_BYTES: Final = 1 << 62
 # In one call. By feel: more than most programs write as one message.
 BULK_BYTES: Final = 32 << 10
+# How long the engine lets go of the GIL then. A thread that was waiting for it needs some 20 µs to wake up, and the
+# kernel makes at least 50 µs of this (prctl(2) PR_SET_TIMERSLACK).
+YIELD_SECONDS: Final = 0.000_02
 # By feel. Without it the short breaks in which bulk waits for acks would bring it to the front.
 BULK_US: Final = 10_000
 # A bridge with enough unsent is read after so long even if the engine is never idle: one burst in 10 ms is far slower
@@ -101,14 +108,31 @@ class Turns(Generic[_P, _C]):
     dirty        connections that may send
     idle_only    bridges with enough unsent: they are read when nothing else is to do, or at this time; the earliest
                  first
+    has_delivered   a program of this process has got a message in this iteration, beside bulk
+    is_yielding     bulk waits in this iteration, so that this program gets the GIL
+    _has_yielded    so it was when bulk's turn came last
     """
 
-    __slots__ = ("_engine", "bulk_until", "dirty", "endpoints", "idle_only", "left_bytes", "readable")
+    __slots__ = (
+        "_engine",
+        "_has_yielded",
+        "bulk_until",
+        "dirty",
+        "endpoints",
+        "has_delivered",
+        "idle_only",
+        "is_yielding",
+        "left_bytes",
+        "readable",
+    )
 
     def __init__(self, engine: Engine[_P, _C]) -> None:
         self._engine = engine
         self.bulk_until = 0
         self.left_bytes = UNLIMITED_BYTES
+        self.has_delivered = False
+        self.is_yielding = False
+        self._has_yielded = False
         self.endpoints: dict[_P, None] = {}
         self.readable: dict[_C, None] = {}
         self.dirty: dict[_C, None] = {}
@@ -117,6 +141,13 @@ class Turns(Generic[_P, _C]):
     def on_bulk(self, bridge: _C, *, now: int) -> None:
         """This connection has moved BULK_BYTES at once."""
         bridge.bulk_until = self.bulk_until = now + BULK_US
+
+    def begin_yield(self) -> bool:
+        """Bulk's turn has come. Returns whether it waits for one iteration more, for a program that has just got a
+        message; not twice in a row.
+        """
+        self.is_yielding = self._has_yielded = self.has_delivered and not self._has_yielded
+        return self.is_yielding
 
     def put_off(self, bridge: _C) -> bool:
         """Have a connection that is bulk wait for its turn. False if it must not wait: more has happened to it than
