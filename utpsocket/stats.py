@@ -8,7 +8,7 @@ engine. Any thread may call.
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from utpsocket.engine import commands
 from utpsocket.engine.current import running_engine
@@ -29,8 +29,7 @@ __all__ = ["ConnectionStats", "EngineStats", "PortStats", "engine_stats", "info"
 _TRIES = 100
 
 
-@dataclass(frozen=True, slots=True)
-class PortStats:
+class PortStats(NamedTuple):
     """The figures of one UDP port at one instant. Counts begin when the port is opened.
 
     Source: docs/design.md §6.
@@ -60,8 +59,7 @@ class PortStats:
     """The UDP socket's receive buffer, bytes, as the kernel has granted it."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
+class EngineStats(NamedTuple):
     """The figures of this process's engine at one instant. Counts begin when the engine starts; bytes are payload.
 
     Source: docs/design.md §2.
@@ -205,7 +203,7 @@ def _ended(identity: Identity) -> ConnectionStats:
     ending = identity.ending
     if ending is not None and identity.transport == "utp":
         stats = ConnectionStats(*ending)
-        return replace(stats, state=State.CLOSED.value) if stats.state == State.TIME_WAIT.value else stats
+        return stats._replace(state=State.CLOSED.value) if stats.state == State.TIME_WAIT.value else stats
     code = identity.error or identity.reported_errno
     local = identity.local or lifecycle.UNBOUND[identity.family]
     if identity.role is Role.UNCONNECTED and not code:

@@ -26,7 +26,6 @@ The initiator speaks first (libutp's acceptor cannot), a line of JSON: `{"case",
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import importlib
 import json
@@ -348,7 +347,8 @@ def _connection_stats(module: Any, sock: Any) -> dict[str, Any] | None:
     """What the socket says about itself, where it is a uTP socket that still can."""
     try:
         stats = sock.getsockopt(module.SOL_UTP, module.UTP_INFO)
-        return dataclasses.asdict(stats)
+        fields: dict[str, Any] = stats._asdict()
+        return fields
     except (AttributeError, OSError, TypeError):
         return None
 

@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import utpsocket
@@ -358,7 +358,7 @@ class Party:
         held = self.drain(drain_seconds)
         answer.update(held=held, baseline=self.baseline, drained_in=time.monotonic() - began, threads_alive=alive)
         if held["connections"]:
-            answer["left"] = [asdict(one) for one in stats.engine_stats().connections]
+            answer["left"] = [one._asdict() for one in stats.engine_stats().connections]
         return answer
 
     def dump(self, half: Half) -> dict[str, Any]:
@@ -368,7 +368,7 @@ class Party:
         frames = sys._current_frames()
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         return {
-            "engine": asdict(stats.engine_stats()),
+            "engine": stats.engine_stats()._asdict(),
             "outcomes": [outcome.as_dict() for outcome in half.outcomes],
             "stuck": half.status()["stuck"],
             "stacks": [

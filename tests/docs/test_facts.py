@@ -244,4 +244,4 @@ def test_every_figure_of_a_connection_is_explained() -> None:
     text = (DOCS / "guide" / "use.md").read_text("utf-8").partition("## 5. ")[2].partition("\n## ")[0]
     table = without_code(text).partition("| field | meaning |")[2]
     named = {name for row in rows("head\n" + table.strip()) for name in re.findall(r"\w+", row[0])}
-    assert named == set(stats.ConnectionStats.__slots__)
+    assert named == set(stats.ConnectionStats._fields)

@@ -5,7 +5,6 @@ Each conversation runs in a fresh interpreter, with the engine in a thread and i
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 import subprocess
@@ -318,12 +317,12 @@ assert info(client).state == "connected", info(client)
 
 def test_it_is_frozen_and_has_a_sentence_for_each_field() -> None:
     stats = utpsocket.ConnectionStats()
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         stats.state = "connected"  # type: ignore[misc]
     lines = (
         (ROOT / "utpsocket/protocol/report.py").read_text("utf-8").partition("class ConnectionStats")[2].splitlines()
     )
-    for name in utpsocket.ConnectionStats.__slots__:
+    for name in utpsocket.ConnectionStats._fields:
         index = next(number for number, line in enumerate(lines) if line.startswith(f"    {name}: "))
         text = lines[index + 1]
         assert text.startswith('    """'), name

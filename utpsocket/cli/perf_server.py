@@ -17,7 +17,6 @@ Neither side closes a stream before the report has arrived, so that both can sti
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import queue
 import resource
@@ -114,7 +113,7 @@ def figures_of(streams: list[socket.socket], counts: list[int], transport: Modul
         figures: Json = {"bytes": count}
         with contextlib.suppress(OSError):
             if hasattr(transport, "UTP_INFO"):
-                figures |= dataclasses.asdict(utp_stats(stream, transport))
+                figures |= utp_stats(stream, transport)._asdict()
             else:
                 figures |= connection_figures(stream, transport)
         found.append(figures)

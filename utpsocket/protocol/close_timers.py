@@ -5,7 +5,6 @@ Sources: docs/protocol.md §3, §12; tcp(7) tcp_fin_timeout.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from utpsocket.protocol.packet import Packet, PacketType, encode
@@ -37,7 +36,6 @@ ABORT_FLUSH_US: Final = 1_000_000
 UNACKED_FIN_US: Final = 31_000_000
 
 
-@dataclass(frozen=True, slots=True)
 class TimeWaitRecord:
     """What is kept for a minute of a connection that ended in order: enough to ack what the peer repeats because our
     last acks were lost. A RESET in answer would make its application think that data was lost.
@@ -47,9 +45,12 @@ class TimeWaitRecord:
     ack       the last number that we received, its lower 16 bits
     """
 
-    send_id: int
-    seq: int
-    ack: int
+    __slots__ = ("ack", "send_id", "seq")
+
+    def __init__(self, send_id: int, seq: int, ack: int) -> None:
+        self.send_id = send_id
+        self.seq = seq
+        self.ack = ack
 
     def ack_repeated(self, packet: Packet, *, now: int) -> bytes | None:
         """The ack of a DATA or FIN that we had received; None for any other packet."""

@@ -6,7 +6,6 @@ connection had its own (docs/design.md §4, docs/performance.md §8). Both outli
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from utpsocket.protocol.congestion import CONTROLLERS
@@ -31,7 +30,6 @@ class Workspace:
         self.blocks = BlockPool()
 
 
-@dataclass(slots=True)
 class Config:
     """What a connection is made with. Datagrams are UDP payload.
 
@@ -44,13 +42,33 @@ class Config:
     known_path             what other connections to the same peer have found out about the path; None: nothing
     """
 
-    start_datagram_bytes: int = START_IPV4_BYTES
-    max_datagram_bytes: int = CEILING_IPV4_BYTES
-    min_datagram_bytes: int = FLOOR_BYTES
-    receive_buffer_bytes: int = 4 << 20
-    send_buffer_bytes: int = 4 << 20
-    congestion: str = "ledbat"
-    known_path: KnownPath | None = None
+    __slots__ = (
+        "congestion",
+        "known_path",
+        "max_datagram_bytes",
+        "min_datagram_bytes",
+        "receive_buffer_bytes",
+        "send_buffer_bytes",
+        "start_datagram_bytes",
+    )
+
+    def __init__(
+        self,
+        start_datagram_bytes: int = START_IPV4_BYTES,
+        max_datagram_bytes: int = CEILING_IPV4_BYTES,
+        min_datagram_bytes: int = FLOOR_BYTES,
+        receive_buffer_bytes: int = 4 << 20,
+        send_buffer_bytes: int = 4 << 20,
+        congestion: str = "ledbat",
+        known_path: KnownPath | None = None,
+    ) -> None:
+        self.start_datagram_bytes = start_datagram_bytes
+        self.max_datagram_bytes = max_datagram_bytes
+        self.min_datagram_bytes = min_datagram_bytes
+        self.receive_buffer_bytes = receive_buffer_bytes
+        self.send_buffer_bytes = send_buffer_bytes
+        self.congestion = congestion
+        self.known_path = known_path
 
     def new_send_half(self, workspace: Workspace, first_seq: int) -> SendHalf:
         """Make the sending half of a connection.

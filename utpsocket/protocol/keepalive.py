@@ -15,7 +15,6 @@ TCP_USER_TIMEOUT.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from utpsocket.protocol.times import NEVER
@@ -29,7 +28,6 @@ _SILENT_INTERVALS: Final = 2
 _UNANSWERED_PROBES: Final = 9  # Linux's default of TCP_KEEPCNT
 
 
-@dataclass(frozen=True, slots=True)
 class Probing:
     """When a silent peer is probed, and when it is given up. Times µs.
 
@@ -39,10 +37,23 @@ class Probing:
     user_timeout_us   if not 0, so much silence ends it instead, after one probe at least: TCP_USER_TIMEOUT
     """
 
-    idle_us: int
-    interval_us: int
-    count: int
-    user_timeout_us: int = 0
+    __slots__ = ("count", "idle_us", "interval_us", "user_timeout_us")
+
+    def __init__(self, idle_us: int, interval_us: int, count: int, user_timeout_us: int = 0) -> None:
+        self.idle_us = idle_us
+        self.interval_us = interval_us
+        self.count = count
+        self.user_timeout_us = user_timeout_us
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Probing) and self._times == other._times
+
+    def __hash__(self) -> int:
+        return hash(self._times)
+
+    @property
+    def _times(self) -> tuple[int, int, int, int]:
+        return self.idle_us, self.interval_us, self.count, self.user_timeout_us
 
     @property
     def max_silence_us(self) -> int:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
-from dataclasses import dataclass
 from enum import Enum
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from utpsocket.protocol.build import BUILD
 from utpsocket.protocol.receivehalf import ReceiveHalf
@@ -22,8 +20,7 @@ class EventKind(Enum):
     CLOSED = "the connection is over; errno says why, 0 for an orderly end"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """What poll_event() returns.
 
     kind    what has happened
@@ -51,8 +48,7 @@ def outcome(code: int) -> str:
     return _OUTCOMES.get(code, "failed")
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionStats:
+class ConnectionStats(NamedTuple):
     """A socket's state, its addresses, and the figures of its connection, at one instant.
 
     Bytes are payload of the stream and packets are uTP packets, unless a field says otherwise. Times are microseconds.
@@ -129,9 +125,6 @@ class ConnectionStats:
 
 # The values of an Enum are a property in Python.
 _STATES: Final = {state: state.value for state in State}
-# Without `build`, which is the same for all connections of a process.
-_FIELDS: Final = tuple(field.name for field in dataclasses.fields(ConnectionStats) if field.name != "build")
-
 Figures: TypeAlias = tuple[
     str,  # state
     Address | None,  # local
@@ -216,4 +209,4 @@ def figures(
 
 def fields(stats: ConnectionStats) -> Figures:
     """Its fields but `build` as plain values, in their order: ConnectionStats(*fields(stats)) is the same again."""
-    return tuple(getattr(stats, name) for name in _FIELDS)
+    return stats[:-1]
