@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,6 +67,32 @@ def test_a_reset_is_never_answered() -> None:
         udp.connect(listener.getsockname())
         udp.send(packet(PacketType.RESET, 77, seq=1_000, ack=2_000))
         assert answers(udp) == []
+
+
+def test_ids_of_a_connect_and_those_beside_them_are_in_no_use() -> None:
+    """Each id's neighbour is the other direction's. Nearly all are used here, and the first and the last are neighbours
+    too.
+    """
+    peer = ("127.0.0.1", 9)
+
+    def drawn(loop: Loop) -> list[list[int]]:
+        (endpoint,) = loop.endpoints.values()
+        used: Any = dict.fromkeys((peer, each) for each in range(40, 65_500))
+        before, endpoint.bridges = endpoint.bridges, used
+        try:
+            return [endpoint._fresh_ids(peer) for _ in range(20)]
+        finally:
+            endpoint.bridges = before
+
+    with utpsocket.create_server(("127.0.0.1", 0)):
+        loop = running_engine()
+        assert isinstance(loop, Loop)
+        for ids in loop.call(drawn):
+            assert len(ids) == 4
+            taken = {*ids, *range(40, 65_500)}
+            for one in ids:
+                assert taken.isdisjoint({(one + 1) & 0xFFFF, (one - 1) & 0xFFFF}), ids
+                assert not 40 <= one < 65_500
 
 
 def wait_until_all_ended() -> None:

@@ -242,9 +242,10 @@ def closing_connections(loop: Any) -> int:
 
 def waiting_ports(loop: Any) -> int:
     """How many ports are left only to connections in TIME_WAIT, for a late FIN of the peer's, and will be closed at a
-    time that is set: where packets were lost that may be a minute, as with TCP. On the engine's thread.
+    time that is set: where packets were lost that may be a minute, as with TCP. And the UDP sockets that are kept for
+    the next connects. On the engine's thread.
     """
-    return sum(
+    return len(loop.idle_sockets) + sum(
         1
         + (
             0 if endpoint.reuseport_sockets is None else len(endpoint.reuseport_sockets.by_addr)

@@ -420,9 +420,12 @@ class Endpoint:
         ids: list[int] = []
         while len(ids) < _IDS_PER_DIAL:
             for one in _FRESH.unpack(os.urandom(_FRESH.size)):
-                around = {one, one - 1 & 0xFFFF, one + 1 & 0xFFFF}
-                if around.isdisjoint(ids) and not (bridges and any((addr, near) in bridges for near in around)):
-                    ids.append(one)
+                for other in ids:
+                    if one - other + 1 & 0xFFFF <= 2:
+                        break
+                else:
+                    if not (bridges and any((addr, one + by & 0xFFFF) in bridges for by in (-1, 0, 1))):
+                        ids.append(one)
         return ids[:_IDS_PER_DIAL]
 
     def forget(self, bridge: Bridge) -> None:

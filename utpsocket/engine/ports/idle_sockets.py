@@ -52,6 +52,9 @@ class IdleSockets:
         self._sockets: dict[int, deque[tuple[int, UdpSocket]]] = {}
         self._expired_at = 0  # when expire() is called next; 0: never
 
+    def __len__(self) -> int:
+        return sum(map(len, self._sockets.values()))
+
     def take(self, family: int, namespace: int) -> UdpSocket | None:
         """A socket of this family in this network namespace, as the calling thread would make it; None if there is
         none. It belongs to the caller.
