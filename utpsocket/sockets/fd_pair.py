@@ -132,9 +132,8 @@ def _pair_at(listening: Socket, fd: int, name: bytes) -> Socket | None:
         raise OSError(code, os.strerror(code))
     while True:
         engine_sock = with_room(partial(_accepted, listening.fileno()))
-        if (
-            fd_names.peer_credentials(engine_sock)[0] == os.getpid()
-        ):  # whichever user: a program may change that at any time
+        # Whichever user: a program may change that at any time.
+        if fd_names.peer_credentials(engine_sock)[0] == os.getpid():
             return move_to_high_fd(engine_sock)
         engine_sock.close()
 

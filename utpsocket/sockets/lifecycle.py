@@ -39,6 +39,8 @@ _BOTH_HALVES: Final = 3
 _BY: Final = commands.CLAIMED_BY_ENGINE[0]
 # A port for connect() of a UDP socket, to which nothing is sent.
 _ANY_PORT: Final = 9
+# Of multicast addresses as getpeername() writes them, and of a few others.
+_STARTS_OF_MULTICAST: Final = ("22", "23", "ff", "::ffff:2")
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 UNBOUND: Final = binding.UNBOUND
 IN_PROGRESS: Final = (errno.EINPROGRESS, errno.EALREADY)
@@ -187,7 +189,8 @@ def _connect_udp(
     except OSError as error:  # port 0, to which a UDP socket can be connected
         reraise_handler_error(error)
         return errno.ECONNREFUSED, None
-    return errno.ENETUNREACH if _is_multicast(identity.family, peer[0]) else 0, peer
+    may_be_multicast = peer[0].startswith(_STARTS_OF_MULTICAST)
+    return errno.ENETUNREACH if may_be_multicast and _is_multicast(identity.family, peer[0]) else 0, peer
 
 
 def _bind_source(udp: Socket, bound: Address) -> None:
