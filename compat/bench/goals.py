@@ -78,8 +78,7 @@ def _share_beside_busy(rows: Rows, ours: str) -> float | None:
 
 
 def _in_a_process(rows: Rows, ours: str) -> float | None:
-    del ours
-    return ratio(rows.get(("hog", IN_A_PROCESS)), rows.get(("hog", "tcp")))
+    return ratio(rows.get(("hog", IN_A_PROCESS)), rows.get(("hog", "tcp"))) if ours == UTPSOCKET else None
 
 
 def _keepalive(connections: int, answer: str = "") -> Goal:
