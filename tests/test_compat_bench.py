@@ -97,6 +97,8 @@ def test_requests_over_open_connections(subject: str, connections: int, answer: 
     sample = cases.keepalive(subject, 0.1, parallel=connections, answer=answer)
     assert sample.value > 0 and sample.more["cpu_us"] > 0
     assert 0 < sample.more["p50_us"] <= sample.more["p99_us"]
+    told = table.markdown([Row("keepalive_1", subject, "requests/s", [sample])], table.machine(), 1)
+    assert f"CPU {table._number(sample.more['cpu_us'])} µs each" in told
 
 
 def test_what_an_import_costs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,8 @@ def _remarks(row: Row) -> str:
         parts.append(f"p99 {_number(row.more('p99_ms') or 0)} ms")
         if (rate := row.more("bulk_mb_per_second")) is not None:
             parts.append(f"bulk {_number(rate)} MB/s")
+    if (cpu_us := row.more("cpu_us")) is not None:
+        parts.append(f"CPU {_number(cpu_us)} µs each")
     if timeouts:
         parts.append(f"{timeouts:.0f} timeouts")
     if row.case.startswith("idle") and row.samples:
