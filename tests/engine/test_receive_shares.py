@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.requirements import replaces
-from utpsocket.engine.ports.receive_shares import ReceiveShares
+from utpsocket.engine.ports.receive_shares import BACKLOG_BYTES, BACKLOG_US, MIN_ADVERTISED_BYTES, ReceiveShares
 from utpsocket.protocol.config import GRANT_BYTES
 from utpsocket.protocol.receivehalf import ReceiveHalf
 
@@ -68,3 +68,72 @@ def test_no_share_is_smaller_than_a_grant() -> None:
     shares = ReceiveShares(STOCK_BYTES)
     assert shares.initial_share_bytes(1_000) == 64 << 10
     assert ReceiveShares(8 << 20).initial_share_bytes(1_000) == GRANT_BYTES
+
+
+class Crowd:
+    """Four connections with bulk at one port."""
+
+    buffer_bytes = 8 << 20
+
+    def __init__(self) -> None:
+        self.shares = ReceiveShares(self.buffer_bytes)
+        self.bridges = [FakeBridge(cookie) for cookie in range(4)]
+        self.advertised_bytes(now=0)
+
+    def advertised_bytes(self, *, now: int) -> int:
+        """Data comes for each of them: what they advertise in all then."""
+        for bridge in self.bridges:
+            self.shares.on_data(bridge, MERGED_BYTES, now=now)  # type: ignore[arg-type]
+        return sum(bridge.share_bytes for bridge in self.bridges)
+
+
+@replaces("Bridge")
+def test_while_the_engine_limits_the_rate_less_is_advertised_until_the_queue_is_short() -> None:
+    crowd = Crowd()
+    before = crowd.advertised_bytes(now=0)
+    assert before == crowd.buffer_bytes // 2
+    advertised = []
+    for now in range(BACKLOG_US, 20 * BACKLOG_US, 500):
+        queued_bytes = crowd.advertised_bytes(now=now)  # all of it waits here
+        if queued_bytes > 3 * MIN_ADVERTISED_BYTES // 2:
+            crowd.shares.on_backlog(queued_bytes, now=now)
+        advertised.append(queued_bytes)
+    assert advertised == sorted(advertised, reverse=True)
+    assert MIN_ADVERTISED_BYTES <= advertised[-1] <= 3 * MIN_ADVERTISED_BYTES // 2
+    later = [crowd.advertised_bytes(now=now) for now in range(20 * BACKLOG_US, 2_000_000, 10_000)]
+    assert later == sorted(later)
+    assert later[-1] == before
+
+
+@replaces("Bridge")
+def test_no_backlog_makes_the_windows_too_small() -> None:
+    crowd = Crowd()
+    for now in range(BACKLOG_US, 100 * BACKLOG_US, 500):
+        crowd.advertised_bytes(now=now)
+        crowd.shares.on_backlog(crowd.buffer_bytes, now=now)
+    assert crowd.advertised_bytes(now=now) == MIN_ADVERTISED_BYTES
+    small = ReceiveShares(STOCK_BYTES)
+    for now in range(BACKLOG_US, 100 * BACKLOG_US, 500):
+        small.on_backlog(BACKLOG_BYTES, now=now)
+        small.on_data(crowd.bridges[0], MERGED_BYTES, now=now)  # type: ignore[arg-type]
+    assert crowd.bridges[0].share_bytes == STOCK_BYTES // 2
+
+
+@replaces("Bridge")
+def test_a_queue_that_is_emptied_now_and_then_is_no_backlog() -> None:
+    """Bursts come that are longer than what is received in an iteration."""
+    crowd = Crowd()
+    for now in range(1_000, 1_000_000, 1_000):
+        crowd.shares.on_backlog(2 * BACKLOG_BYTES, now=now)
+        crowd.shares.on_drained(now=now + 500)
+        assert crowd.advertised_bytes(now=now + 500) == crowd.buffer_bytes // 2
+
+
+@replaces("Bridge")
+def test_what_comes_while_the_engine_pauses_is_no_backlog() -> None:
+    """It pauses every 20 ms, and works off in 3 ms what has come."""
+    crowd = Crowd()
+    for pause in range(20_000, 1_000_000, 20_000):
+        for now in range(pause, pause + 3_000, 500):
+            crowd.shares.on_backlog(2 * BACKLOG_BYTES, now=now)
+            assert crowd.advertised_bytes(now=now) == crowd.buffer_bytes // 2

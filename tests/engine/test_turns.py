@@ -212,6 +212,9 @@ class Flow:
     def receive(self, *, now: int) -> None:
         self.move()
 
+    def note_backlog(self, *, now: int) -> None:
+        self._loop.backlogs.append(self.name)
+
     def deliver(self, *, now: int) -> None:
         """To a program that waits for it."""
 
@@ -224,6 +227,7 @@ class Scheduled(Loop):
 
     def __init__(self, *sizes: int) -> None:
         self.served: list[str] = []
+        self.backlogs: list[str] = []  # ports that were not emptied
         flows: Any = [
             Flow(self, f"{'large' if size >= BULK_BYTES else 'small'} {i}", size) for i, size in enumerate(sizes)
         ]
@@ -286,6 +290,7 @@ def test_small_ones_come_first_and_large_ones_take_turns(step: str) -> None:
     iterations = [getattr(loop, step)() for _ in range(6)]
     assert [served[:2] for served in iterations] == 6 * [["small 1", "small 4"]]
     assert [served[2:] for served in iterations] == 3 * [["large 0"], ["large 2", "large 3"]]
+    assert loop.backlogs == (3 * ["large 0", "large 2", "large 3"] if step == "receive" else [])
 
 
 @pytest.mark.parametrize("is_own_process", [True, False])

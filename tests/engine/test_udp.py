@@ -332,3 +332,13 @@ def test_whatever_a_port_is_asked_for_first_it_has() -> None:
             getattr(port, name)
         finally:
             port.close()
+
+
+def test_what_waits_to_be_received_is_known() -> None:
+    sender, receiver = ports(offload=True)
+    with contextlib.closing(sender), contextlib.closing(receiver):
+        assert receiver.queued_bytes == 0
+        sender.send(transmit(40), [])
+        assert receiver.queued_bytes >= 40 * 1_400
+        drain(receiver)
+        assert receiver.queued_bytes == 0

@@ -473,6 +473,7 @@ class Loop:
         endpoint.receive(now=now)
         if endpoint.is_readable:
             self._readable_endpoints[endpoint] = None
+        endpoint.note_backlog(now=now)
 
     def _read_bridges(self, now: int) -> None:
         bridges, self._readable_bridges = self._readable_bridges, {}

@@ -77,9 +77,10 @@ _SOURCE_V6: Final = struct.Struct("=16sI")  # struct in6_pktinfo
 _SLOT_BYTES: Final = 1_472
 # With UDP_GRO each slot may receive 64 KiB; by feel.
 _MAX_GRO_SLOTS: Final = 64
-# linux/sock_diag.h: SK_MEMINFO_VARS integers, of which SK_MEMINFO_DROPS is one
+# linux/sock_diag.h: SK_MEMINFO_VARS integers, and their indices
 _SO_MEMINFO: Final = 55
 _MEMINFO_WORDS: Final = 9
+_MEMINFO_RMEM_ALLOC: Final = 0
 _MEMINFO_DROPS: Final = 8
 # Datagrams for each receive of a flooded port; by feel.
 _MAX_CLASSIFIED_SLOTS: Final = 128
@@ -528,14 +529,20 @@ class Port:
     @property
     def kernel_drops(self) -> int:
         """Datagrams that the kernel has dropped, by the filter or because the buffer was full, modulo 2³²."""
+        return self._memory_figure(_MEMINFO_DROPS)
+
+    @property
+    def queued_bytes(self) -> int:
+        """What waits to be received, with the kernel's bookkeeping; 0 where the kernel does not say."""
+        return self._memory_figure(_MEMINFO_RMEM_ALLOC)
+
+    def _memory_figure(self, index: int) -> int:
         try:
             figures = self.sock.getsockopt(stdlib.SOL_SOCKET, _SO_MEMINFO, 4 * _MEMINFO_WORDS)
         except OSError as error:
             reraise_handler_error(error)
             return 0
-        return (
-            _INT.unpack_from(figures, 4 * _MEMINFO_DROPS)[0] & 0xFFFFFFFF if len(figures) == 4 * _MEMINFO_WORDS else 0
-        )
+        return _INT.unpack_from(figures, 4 * index)[0] & 0xFFFFFFFF if len(figures) == 4 * _MEMINFO_WORDS else 0
 
     def _joined(self, room: memoryview, index: int, size: int) -> memoryview:
         """A datagram, or several merged ones, copied together if it is longer than its slot."""

@@ -553,6 +553,20 @@ class Endpoint:
         if self._flood is not None and self._flood.useless_datagrams != useless_before:
             self._flood.check(self, now=now)
 
+    def note_backlog(self, *, now: int) -> None:
+        """After receive(), where bulk comes. If there is more each time, less is advertised, so that the packets of
+        other connections need not wait behind it in the kernel's queue.
+
+        Parameters:
+            now: µs.
+        Raises: nothing.
+        Source: engine/ports/receive_shares.py.
+        """
+        if not self.is_readable:
+            self.shares.on_drained(now=now)
+        elif len(self.bridges) > 1:
+            self.shares.on_backlog(self.port.queued_bytes, now=now)
+
     def _handle_received(self, run: Run, start: int, *, now: int) -> None:
         """handle_run() of what lies at byte `start` of the arena."""
         if len(run.data) > run.stride:

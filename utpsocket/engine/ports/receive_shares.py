@@ -11,6 +11,10 @@ advertise what each has if all became active at the same time; with its first bu
     A single one: 4 MiB, or 7.2 MiB after eight large merged datagrams in a row, which take hardly more than their
     payload.
 
+Where this engine limits the rate, and not the path, all that is advertised waits in that buffer, and a message of
+another connection behind it. So if there is more than was received for BACKLOG_US, a quarter less is advertised, and
+again after the same time, until the queue is short; and a quarter more in each epoch in which there was none.
+
 Only the engine's thread calls. Times: µs.
 """
 
@@ -31,6 +35,16 @@ _MIN_SHARE_BYTES: Final = (
 )  # with less, more iterations are needed than losses are saved: docs/performance.md §7
 _MERGED_BYTES: Final = 32 << 10  # a run of at least this size was merged by the kernel (GRO)
 _SURE_RUNS: Final = 8  # so many in a row, and the peer's datagrams come merged; by feel
+# More than this waits in the kernel's queue although as much was received as may be in an iteration: a backlog. It is
+# about half a millisecond's work.
+BACKLOG_BYTES: Final = 512 << 10
+# If a backlog lasts so long, this engine is what limits the rate; by feel: after a pause of some ms it has worked off
+# what came meanwhile.
+BACKLOG_US: Final = 5_000
+# Between two signs of one backlog; by feel: some iterations.
+_SAME_BACKLOG_US: Final = 2_000
+_CHANGE: Final = 4  # each time what is advertised in all falls, or rises, by this part of it (a quarter)
+MIN_ADVERTISED_BYTES: Final = 1 << 20
 
 
 class ReceiveShares:
@@ -46,7 +60,10 @@ class ReceiveShares:
         "_active",
         "_active_alone",
         "_active_before",
+        "_backlog_at",
+        "_backlog_since",
         "_ends_at",
+        "_limit_bytes",
         "_min_share_bytes",
         "_merged_runs",
         "single_share_bytes",
@@ -62,6 +79,10 @@ class ReceiveShares:
         self._active: set[int] | None = None  # cookies of the connections that moved data in this epoch; None for one
         self._active_alone: int | None = None  # or none: then this is its cookie, None for none
         self._active_before = 0  # how many did in the one before
+        self._limit_bytes = buffer_bytes  # what they may advertise together, less if there is a backlog
+        self._backlog_at = self._backlog_since = (
+            0  # its last sign; since when it lasts, or when less was advertised last
+        )
 
     def initial_share_bytes(self, connections: int) -> int:
         """What a connection may advertise that has received nothing yet, with so many connections on this port."""
@@ -79,6 +100,8 @@ class ReceiveShares:
             self._active_before = active if now < self._ends_at + _EPOCH_US else 0
             self._active = self._active_alone = None
             self._ends_at = now + _EPOCH_US
+            if now > self._backlog_at + _EPOCH_US:
+                self._limit_bytes = min(self._limit_bytes + self._limit_bytes // _CHANGE, 2 * self.budget_bytes)
         active = self._active_before
         if self._active is not None:
             self._active.add(bridge.cookie)
@@ -90,7 +113,26 @@ class ReceiveShares:
             self._active = {self._active_alone, bridge.cookie}
             active = max(2, active)
         if active == 1 and self._merged_runs == _SURE_RUNS:
-            share_bytes = self.single_share_bytes
+            share_bytes = min(self.single_share_bytes, self._limit_bytes)
         else:
-            share_bytes = self.budget_bytes // active
+            share_bytes = min(self.budget_bytes, self._limit_bytes) // active
         bridge.connection.receive.share_bytes = max(self._min_share_bytes, share_bytes)
+
+    def on_drained(self, *, now: int) -> None:
+        """All was received."""
+        self._backlog_since = now
+
+    def on_backlog(self, queued_bytes: int, *, now: int) -> None:
+        """As much was received as may be in an iteration, and so many bytes are left.
+
+        now   µs
+        """
+        if queued_bytes < BACKLOG_BYTES:
+            return
+        if now > self._backlog_at + _SAME_BACKLOG_US:
+            self._backlog_since = now
+        self._backlog_at = now
+        if now >= self._backlog_since + BACKLOG_US:
+            self._backlog_since = now
+            fewer_bytes = min(self._limit_bytes, self.budget_bytes) * (_CHANGE - 1) // _CHANGE
+            self._limit_bytes = max(min(MIN_ADVERTISED_BYTES, self.budget_bytes), fewer_bytes)
