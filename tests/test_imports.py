@@ -31,6 +31,8 @@ ALLOWED = {
 }
 # The same of a patched child that imports socket.
 ALLOWED_IN_A_CHILD = {
+    "contextlib": "patched() (monkey/__init__.py)",
+    "importlib.util": "socket is found by it when it is imported (integrations/import_hook.py)",
     "gc": "the table of patched sockets (monkey/in_place.py)",
     "math": "environment variables (engine/environment.py)",
     "re": "the same",
