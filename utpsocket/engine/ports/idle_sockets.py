@@ -42,14 +42,18 @@ _KEPT_US: Final = 1_000_000
 
 
 class IdleSockets:
-    """Of one engine. take() may be called by any thread, the rest by the engine's alone."""
+    """Of one engine. take() may be called by any thread, the rest by the engine's alone.
 
-    __slots__ = ("_expired_at", "_loop", "_sockets")
+    kept_us   how long an unused socket is kept
+    """
+
+    __slots__ = ("_expired_at", "_loop", "_sockets", "kept_us")
 
     def __init__(self, loop: Engine) -> None:
         self._loop = loop
         # With the time from which on each is unused; the one that was used last is taken first.
         self._sockets: dict[int, deque[tuple[int, UdpSocket]]] = {}
+        self.kept_us = _KEPT_US
         self._expired_at = 0  # when expire() is called next; 0: never
 
     def __len__(self) -> int:
@@ -92,16 +96,16 @@ class IdleSockets:
             sock.owner = found.st_uid, found.st_gid
         sockets.append((self._loop.now, sock))
         if not self._expired_at:
-            self._expire_at(self._loop.now + _KEPT_US)
+            self._expire_at(self._loop.now + self.kept_us)
 
     def _expire_at(self, at: int) -> None:
         self._expired_at = at
         self._loop.call_at(at, self.expire)
 
     def expire(self) -> None:
-        """Close what has been unused for _KEPT_US."""
+        """Close what has been unused for kept_us."""
         self._expired_at = 0
-        until = self._loop.now - _KEPT_US
+        until = self._loop.now - self.kept_us
         oldest = 0
         for sockets in self._sockets.values():
             while sockets:
@@ -115,7 +119,7 @@ class IdleSockets:
                     break
                 entry[1].close()
         if oldest:
-            self._expire_at(oldest + _KEPT_US)
+            self._expire_at(oldest + self.kept_us)
 
     def fail(self, error: BaseException) -> None:
         """See faults.py."""
