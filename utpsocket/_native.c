@@ -8,12 +8,17 @@
        send_run                           compose(), then KeepingDatagrams    protocol/runs.py
        check_run                          check_run_in_python()               protocol/runs.py
        connect_pair                       _pair_at()                          sockets/fd_pair.py
+       read_fields                        read_fields_in_python()             protocol/packet.py
+       compose_lone                       compose_lone_in_python()            protocol/packet.py
+       epoll_wait                         libc.epoll_wait                     engine/interpreter/libc.py
 
-   Rules. Nothing here keeps state between two calls, and nothing is parsed but what check_run() compares. All memory
+   Rules. Nothing here keeps state between two calls, and nothing is parsed but what check_run() and
+   read_fields() read. All memory
    that a call reads or writes belongs to an object that its caller holds, and every offset is compared with the object's
-   size first: a wrong argument is a ValueError. No call blocks, so the GIL is kept (docs/performance.md §9), which also
-   means that no other thread can resize a buffer meanwhile. A call that fails returns the errno, negative where a count
-   is returned otherwise; only wrong arguments and lack of memory raise, and connect_pair(), an OSError. */
+   size first: a wrong argument is a ValueError. No call but epoll_wait() blocks, so the GIL is kept
+   (docs/performance.md §9), which also means that no other thread can resize a buffer meanwhile. A call that fails
+   returns the errno, negative where a count is returned otherwise; only wrong arguments and lack of memory raise, and
+   connect_pair(), an OSError. */
 
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
@@ -24,6 +29,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/un.h>
@@ -90,6 +96,24 @@ memory(PyObject *object, int is_writable, struct iovec *found)
     return 0;
 }
 
+/* As memory(), the usual case without a call: a view of bytes that lie together. */
+static inline int
+view_memory(PyObject *object, int is_writable, struct iovec *found)
+{
+#ifdef _Py_MEMORYVIEW_RELEASED
+    if (PyMemoryView_Check(object)) {
+        const PyMemoryViewObject *view = (PyMemoryViewObject *)object;
+        if (!(view->flags & _Py_MEMORYVIEW_RELEASED) && (view->flags & _Py_MEMORYVIEW_C) &&
+            !(is_writable && view->view.readonly)) {
+            found->iov_base = view->view.buf;
+            found->iov_len = (size_t)view->view.len;
+            return 0;
+        }
+    }
+#endif
+    return memory(object, is_writable, found);
+}
+
 /* The memory of each member of a list, of the first `most` of them; how many there are, -1 with an exception. */
 static Py_ssize_t
 memories(PyObject *list, int is_writable, struct iovec *found, Py_ssize_t most)
@@ -102,20 +126,7 @@ memories(PyObject *list, int is_writable, struct iovec *found, Py_ssize_t most)
     if (count > most)
         count = most;
     for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *each = PyList_GET_ITEM(list, i);
-#ifdef _Py_MEMORYVIEW_RELEASED
-        /* The usual case without a call: a view of bytes that lie together. */
-        if (PyMemoryView_Check(each)) {
-            const PyMemoryViewObject *view = (PyMemoryViewObject *)each;
-            if (!(view->flags & _Py_MEMORYVIEW_RELEASED) && (view->flags & _Py_MEMORYVIEW_C) &&
-                !(is_writable && view->view.readonly)) {
-                found[i].iov_base = view->view.buf;
-                found[i].iov_len = (size_t)view->view.len;
-                continue;
-            }
-        }
-#endif
-        if (memory(each, is_writable, &found[i]) < 0)
+        if (view_memory(PyList_GET_ITEM(list, i), is_writable, &found[i]) < 0)
             return -1;
     }
     return count;
@@ -137,6 +148,44 @@ bytes_or_none(PyObject *object, struct iovec *found)
     found->iov_base = PyBytes_AS_STRING(object);
     found->iov_len = (size_t)PyBytes_GET_SIZE(object);
     return 0;
+}
+
+/* ── sleeping ── */
+
+PyDoc_STRVAR(epoll_wait_doc, "epoll_wait(epoll_fd, buffer, max_events, timeout_ms) -> int\n\n\
+epoll_wait(2), with the GIL released. Writes struct epoll_event into the buffer. Returns how many, or -1.\n\
+It allocates nothing that the garbage collector counts: see engine/interpreter/garbage_collector.py.");
+
+static PyObject *
+wait_for_events(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (wrong_count("epoll_wait", nargs, 4) < 0)
+        return NULL;
+    int fd = descriptor(args[0]);
+    Py_ssize_t most = fd < 0 ? -1 : number(args[2]);
+    if (most < 0)
+        return NULL;
+    long timeout_ms = PyLong_AsLong(args[3]);
+    if (timeout_ms == -1 && PyErr_Occurred())
+        return NULL;
+    if (timeout_ms < -1 || timeout_ms > INT_MAX) {
+        PyErr_SetString(PyExc_ValueError, "no timeout");
+        return NULL;
+    }
+    Py_buffer buffer;
+    if (PyObject_GetBuffer(args[1], &buffer, PyBUF_WRITABLE) < 0)
+        return NULL;
+    if (!most || most > buffer.len / (Py_ssize_t)sizeof(struct epoll_event)) {
+        PyBuffer_Release(&buffer);
+        PyErr_SetString(PyExc_ValueError, "beyond the buffer");
+        return NULL;
+    }
+    int count;
+    Py_BEGIN_ALLOW_THREADS
+    count = epoll_wait(fd, buffer.buf, (int)most, (int)timeout_ms);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&buffer);
+    return PyLong_FromLong(count);
 }
 
 /* ── streams ── */
@@ -189,6 +238,36 @@ send_views(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 
 /* ── datagrams, in ── */
 
+/* A tuple of these objects, which it takes over; NULL if one of them is NULL. */
+static PyObject *
+tuple_of(PyObject **objects, Py_ssize_t count)
+{
+    PyObject *tuple = PyTuple_New(count);
+    int is_whole = tuple != NULL;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        is_whole = is_whole && objects[i] != NULL;
+        if (tuple != NULL)
+            PyTuple_SET_ITEM(tuple, i, objects[i]);
+        else
+            Py_XDECREF(objects[i]);
+    }
+    if (!is_whole)
+        Py_CLEAR(tuple);
+    return tuple;
+}
+
+static PyObject *
+received(ssize_t size, const char *control, size_t control_bytes, int flags, const char *name, size_t name_bytes)
+{
+    PyObject *objects[] = {
+        PyLong_FromSsize_t(size),
+        PyBytes_FromStringAndSize(control, (Py_ssize_t)control_bytes),
+        PyLong_FromLong(flags),
+        PyBytes_FromStringAndSize(name, (Py_ssize_t)name_bytes),
+    };
+    return tuple_of(objects, 4);
+}
+
 PyDoc_STRVAR(receive_datagram_doc, "receive_datagram(fd, room: memoryview, ancillary_bytes: int, wants_name: bool)\n\n\
 recvmsg(2). Returns (size, ancillary data, flags, source address), the second and the last as the kernel writes them;\n\
 the address is empty if it is not wanted. (-errno, b'', 0, b'') if it fails.");
@@ -202,7 +281,7 @@ receive_datagram(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     if (wrong_count("receive_datagram", nargs, 4) < 0)
         return NULL;
     int fd = descriptor(args[0]);
-    if (fd < 0 || memory(args[1], 1, &room) < 0)
+    if (fd < 0 || view_memory(args[1], 1, &room) < 0)
         return NULL;
     Py_ssize_t ancillary_bytes = number(args[2]);
     if (ancillary_bytes < 0)
@@ -220,12 +299,11 @@ receive_datagram(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     };
     ssize_t size = recvmsg(fd, &message, MSG_DONTWAIT);
     if (size < 0)
-        return Py_BuildValue("(iyiy)", -errno, "", 0, "");
+        return received(-errno, NULL, 0, 0, NULL, 0);
     /* The kernel never writes more than it was given room for. */
     size_t control_bytes = message.msg_controllen < CONTROL_BYTES ? message.msg_controllen : CONTROL_BYTES;
     size_t name_bytes = !wants_name ? 0 : message.msg_namelen < sizeof name ? message.msg_namelen : sizeof name;
-    return Py_BuildValue("(ny#iy#)", (Py_ssize_t)size, control.bytes, (Py_ssize_t)control_bytes, message.msg_flags,
-                         (char *)&name, (Py_ssize_t)name_bytes);
+    return received(size, control.bytes, control_bytes, message.msg_flags, (char *)&name, name_bytes);
 }
 
 /* ── datagrams, out ── */
@@ -509,6 +587,91 @@ connect_pair(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     return PyLong_FromLong(result);
 }
 
+static uint32_t
+read_uint32(const unsigned char *at)
+{
+    return (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
+}
+
+static void
+write_uint32(unsigned char *at, unsigned long long value)
+{
+    at[0] = (unsigned char)(value >> 24);
+    at[1] = (unsigned char)(value >> 16);
+    at[2] = (unsigned char)(value >> 8);
+    at[3] = (unsigned char)value;
+}
+
+PyDoc_STRVAR(read_fields_doc, "read_fields(datagram) -> tuple[int, ...]\n\n\
+The fields of the header that it begins with. See protocol/packet.py.");
+
+static PyObject *
+read_fields(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct iovec data;
+    if (wrong_count("read_fields", nargs, 1) < 0 || view_memory(args[0], 0, &data) < 0)
+        return NULL;
+    if (data.iov_len < HEADER_BYTES) {
+        PyErr_SetString(PyExc_ValueError, "no header");
+        return NULL;
+    }
+    const unsigned char *header = data.iov_base;
+    PyObject *objects[] = {
+        PyLong_FromLong(header[2] << 8 | header[3]),
+        PyLong_FromUnsignedLong(read_uint32(header + 4)),
+        PyLong_FromUnsignedLong(read_uint32(header + 8)),
+        PyLong_FromUnsignedLong(read_uint32(header + 12)),
+        PyLong_FromLong(header[16] << 8 | header[17]),
+        PyLong_FromLong(header[18] << 8 | header[19]),
+    };
+    return tuple_of(objects, 6);
+}
+
+PyDoc_STRVAR(compose_lone_doc, "compose_lone(connection_id, timestamp_us, difference_us, window_bytes, seq, ack, memory, \
+start, stop) -> bytes\n\n\
+A DATA packet with the payload memory[start:stop]. See protocol/packet.py.");
+
+static PyObject *
+compose_lone(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct iovec data;
+    unsigned long long numbers[6];
+    if (wrong_count("compose_lone", nargs, 9) < 0)
+        return NULL;
+    for (int i = 0; i < 6; i++) {
+        numbers[i] = PyLong_AsUnsignedLongLongMask(args[i]);
+        if (numbers[i] == (unsigned long long)-1 && PyErr_Occurred())
+            return NULL;
+    }
+    if (numbers[0] > 0xFFFF) {
+        PyErr_SetString(PyExc_ValueError, "no connection id");
+        return NULL;
+    }
+    Py_ssize_t start = number(args[7]), stop = start < 0 ? -1 : number(args[8]);
+    if (stop < 0 || view_memory(args[6], 0, &data) < 0)
+        return NULL;
+    if (start > stop || (size_t)stop > data.iov_len) {
+        PyErr_SetString(PyExc_ValueError, "beyond the memory");
+        return NULL;
+    }
+    PyObject *datagram = PyBytes_FromStringAndSize(NULL, HEADER_BYTES + stop - start);
+    if (datagram == NULL)
+        return NULL;
+    unsigned char *header = (unsigned char *)PyBytes_AS_STRING(datagram);
+    header[0] = VERSION;
+    header[1] = 0;
+    header[2] = (unsigned char)(numbers[0] >> 8);
+    header[3] = (unsigned char)numbers[0];
+    write_uint32(header + 4, numbers[1]);
+    write_uint32(header + 8, numbers[2]);
+    write_uint32(header + 12, numbers[3] < 0xFFFFFFFF ? numbers[3] : 0xFFFFFFFF);
+    put_seq(header, (unsigned long)numbers[4]);
+    header[18] = (unsigned char)(numbers[5] >> 8);
+    header[19] = (unsigned char)numbers[5];
+    memcpy(header + HEADER_BYTES, (char *)data.iov_base + start, (size_t)(stop - start));
+    return datagram;
+}
+
 static PyMethodDef functions[] = {
     {"connect_pair", (PyCFunction)(void (*)(void))connect_pair, METH_FASTCALL, connect_pair_doc},
     {"receive", (PyCFunction)(void (*)(void))receive, METH_FASTCALL, receive_doc},
@@ -517,6 +680,9 @@ static PyMethodDef functions[] = {
     {"send_datagram", (PyCFunction)(void (*)(void))send_datagram, METH_FASTCALL, send_datagram_doc},
     {"send_run", (PyCFunction)(void (*)(void))send_run, METH_FASTCALL, send_run_doc},
     {"check_run", (PyCFunction)(void (*)(void))check_run, METH_FASTCALL, check_run_doc},
+    {"read_fields", (PyCFunction)(void (*)(void))read_fields, METH_FASTCALL, read_fields_doc},
+    {"epoll_wait", (PyCFunction)(void (*)(void))wait_for_events, METH_FASTCALL, epoll_wait_doc},
+    {"compose_lone", (PyCFunction)(void (*)(void))compose_lone, METH_FASTCALL, compose_lone_doc},
     {NULL, NULL, 0, NULL},
 };
 

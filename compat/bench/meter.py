@@ -145,18 +145,24 @@ def _places(loop: Loop) -> Iterator[tuple[Any, str, str]]:
     """Functions whose calls make up a part, where they are looked up."""
     yield SendBuffer, "segments", "compose"
     yield composer, "compose", "compose"
+    yield composer, "compose_lone", "compose"
     yield runs.Run, "is_clean", "check"
     for channel in loop.channels.values():
         if isinstance(channel, Bridge) and channel._stream is not None:
             for name, part in _STREAM.items():
-                yield type(channel._stream), name, part
+                yield *_place(channel._stream, name), part
             break
     for endpoint in loop.endpoints.values():
-        kind = type(endpoint.port._calls)
+        calls = endpoint.port._calls
         for name, part in _DATAGRAMS.items():
-            if hasattr(kind, name):
-                yield kind, name, part
+            if hasattr(calls, name):
+                yield *_place(calls, name), part
         break
+
+
+def _place(calls: Any, name: str) -> tuple[Any, str]:
+    """Where a method of this object is looked up: in its class, or in the compiled build the C function in it."""
+    return (calls, f"_{name}") if hasattr(calls, f"_{name}") else (type(calls), name)
 
 
 @functools.cache

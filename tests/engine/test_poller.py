@@ -7,12 +7,13 @@ import select
 import socket
 import subprocess
 import sys
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from utpsocket.engine.interpreter.garbage_collector import CollectorPause
 from utpsocket.engine.kernel import poller
+from utpsocket.engine.kernel.epoll_sleep import EpollSleep
 from utpsocket.engine.kernel.poller import LevelPoller, WakeUp, Watches
 
 TALK = """
@@ -319,15 +320,18 @@ class Failing:
 
 
 @pytest.mark.skipif(not hasattr(select, "epoll"), reason="Linux")
-def test_an_interrupted_wait_loses_no_edge(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_wait_loses_no_edge() -> None:
     """EINTR as epoll_wait(2) has it: what is found when it is asked why is as good as what it finds itself."""
     reader, writer = os.pipe()
     with select.epoll() as epoll:
         epoll.register(reader, select.EPOLLIN | select.EPOLLET)
-        hold: Any = SimpleNamespace(sleep=lambda call, arguments: call(*arguments))
-        sleep = poller.EpollSleep(epoll, hold)
+        pause = CollectorPause()
+        sleep = EpollSleep(epoll, pause)
         os.write(writer, b"x")
-        monkeypatch.setattr(poller, "_epoll_wait", lambda *_: -1)
-        assert sleep.wait(0) == [(select.EPOLLIN, reader)]
+        sleep.call = lambda *_: -1
+        try:
+            assert sleep.wait(0) == [(select.EPOLLIN, reader)]
+        finally:
+            pause.end()
     os.close(reader)
     os.close(writer)

@@ -23,7 +23,8 @@ from typing import Any
 from utpsocket.engine.interpreter import libc, native
 from utpsocket.engine.interpreter.originals import fcntl
 from utpsocket.engine.interpreter.originals import os as engines_os
-from utpsocket.engine.kernel import high_fds, poller, syscalls
+from utpsocket.engine.kernel import high_fds, syscalls
+from utpsocket.engine.kernel.epoll_sleep import EpollSleep
 from utpsocket.engine.user_fds import reset
 
 LIBC = ctypes.CDLL(None)
@@ -208,10 +209,12 @@ class Calls:
                 return getattr(original, name)
 
         self._loop._watches._epoll = Faulty()
-        wait = poller._epoll_wait
+        sleep = self._loop._sleep
+        if not isinstance(sleep, EpollSleep):
+            return
+        wait = sleep.call
 
         def epoll_wait(*arguments: Any) -> Any:
             return -1 if calls._call == "epoll_wait" and calls._error("epoll_wait") else wait(*arguments)
 
-        if wait is not None:
-            poller._epoll_wait = epoll_wait  # type: ignore[misc]
+        sleep.call = epoll_wait

@@ -22,6 +22,7 @@ from tests.faults.injector import Injector
 from utpsocket.engine.helper import client, server
 from utpsocket.engine.kernel import high_fds
 from utpsocket.protocol import State
+from utpsocket.protocol.times import NEVER
 
 MAX_KEPT_FDS = high_fds._KEPT + 3  # and what they are duplicates of; two threads may add one at a time
 LIBC = ctypes.CDLL(None)
@@ -257,7 +258,7 @@ def waiting_ports(loop: Any) -> int:
         and all(
             bridge.connection.state is State.TIME_WAIT
             and bridge.engine_sock is None
-            and bridge.deadline.queued_at is not None
+            and bridge.deadline.queued_at != NEVER
             for bridge in endpoint.bridges.values()
         )
     )

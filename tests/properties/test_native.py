@@ -7,12 +7,14 @@ the rest once more on a module that is compiled with gcc's AddressSanitizer and 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import importlib.machinery
 import importlib.util
 import itertools
 import os
 import random
+import select
 import shutil
 import socket
 import struct
@@ -28,11 +30,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import open_descriptors
+from utpsocket.engine.interpreter import libc
 from utpsocket.engine.kernel import high_fds, native_calls, syscalls
+from utpsocket.engine.kernel.epoll_sleep import EVENT
 from utpsocket.engine.kernel.native_calls import NativeDatagrams, NativeStream
 from utpsocket.engine.kernel.syscalls import KeepingDatagrams, KeepingStream
 from utpsocket.protocol.build import IS_COMPILED
-from utpsocket.protocol.packet import HEADER_BYTES, PacketType, encode
+from utpsocket.protocol.packet import (
+    HEADER_BYTES,
+    PacketType,
+    compose_lone_in_python,
+    decode,
+    encode,
+    read_fields_in_python,
+)
 from utpsocket.protocol.runs import MAX_RUN_PACKETS, Transmit, check_run_in_python
 from utpsocket.sockets import fd_pair
 
@@ -147,6 +158,57 @@ def test_headers_of_every_length_of_a_run_are_found_to_have_the_same_in_common(n
     for length in [*range(25, 200), *range(24 * MAX_RUN_PACKETS - 30, len(whole) + 1)]:
         data = memoryview(whole)[:length]
         assert native.check_run(data, 24) == check_run_in_python(data, 24), length
+
+
+@several
+@given(datagram=st.binary(min_size=HEADER_BYTES, max_size=60), is_writable=st.booleans())
+def test_a_header_is_read_alike(native: Any, datagram: bytes, is_writable: bool) -> None:
+    data = memoryview(bytearray(datagram) if is_writable else datagram)
+    found = native.read_fields(data)
+    assert found == read_fields_in_python(data)
+    packet = decode(memoryview(b"\1\0" + datagram[2:]))
+    assert packet is not None
+    fields = packet.connection_id, packet.timestamp_us, packet.difference_us, packet.window_bytes
+    assert found == (*fields, packet.seq16, packet.ack16)
+
+
+unbounded = st.one_of(st.integers(0, 2**62), st.sampled_from([0, 1, 0xFFFF, 0x10000, 2**32 - 1, 2**32, 2**63, 2**64]))
+
+
+@several
+@given(
+    connection_id=st.integers(0, 0xFFFF),
+    numbers=st.tuples(unbounded, unbounded, unbounded, unbounded, st.one_of(unbounded, st.just(-1))),
+    memory=st.binary(max_size=1_500),
+    edges=st.tuples(st.integers(0, 1_500), st.integers(0, 1_500)),
+    is_writable=st.booleans(),
+)
+def test_a_lone_packet_is_composed_alike(
+    native: Any,
+    connection_id: int,
+    numbers: tuple[int, int, int, int, int],
+    memory: bytes,
+    edges: tuple[int, int],
+    is_writable: bool,
+) -> None:
+    timestamp_us, difference_us, window_bytes, seq, ack = numbers
+    window_bytes &= (1 << 63) - 1
+    start, stop = sorted(min(edge, len(memory)) for edge in edges)
+    arguments = connection_id, timestamp_us, difference_us, window_bytes, seq, ack
+    view = memoryview(bytearray(memory) if is_writable else memory)
+    datagram = native.compose_lone(*arguments, view, start, stop)
+    assert type(datagram) is bytes
+    assert datagram == compose_lone_in_python(*arguments, view, start, stop)
+    header = encode(
+        PacketType.DATA,
+        connection_id,
+        timestamp_us=timestamp_us,
+        difference_us=difference_us,
+        window_bytes=window_bytes,
+        seq=seq,
+        ack=ack,
+    )
+    assert datagram == header + memory[start:stop]
 
 
 # ── streams ──
@@ -343,6 +405,31 @@ def test_a_run_that_the_kernel_refuses_says_why(kinds: None) -> None:
     assert calls.send_spans(transmit, spans, 0, 2, segment, ("127.0.0.1", 9)) == -errno.EBADF
 
 
+# ── sleeping ──
+
+
+@several
+@given(ready=st.lists(st.booleans(), max_size=6), most=st.integers(1, 8))
+def test_events_are_waited_for_alike(native: Any, ready: list[bool], most: int) -> None:
+    with contextlib.ExitStack() as stack:
+        poller = stack.enter_context(select.epoll())
+        for is_ready in ready:
+            left, right = socket.socketpair()
+            stack.enter_context(left)
+            stack.enter_context(right)
+            if is_ready:
+                right.send(b"x")
+            poller.register(left, select.EPOLLIN)
+        size = EVENT.size * most
+        buffer, twins = bytearray(size), bytearray(size)
+        count = native.epoll_wait(poller.fileno(), buffer, most, 0)
+        address = ctypes.byref(ctypes.c_char.from_buffer(twins))
+        assert count == libc.epoll_wait(poller.fileno(), address, most, 0) == min(sum(ready), most)
+        if sum(ready) <= most:  # else each call reports others
+            assert set(EVENT.iter_unpack(buffer)) == set(EVENT.iter_unpack(twins))
+    assert native.epoll_wait(no_fd(), bytearray(16), 1, 0) == -1
+
+
 # ── wrong arguments ──
 
 
@@ -446,6 +533,9 @@ ARGUMENTS = {
     "send_run": 11,
     "check_run": 2,
     "connect_pair": 4,
+    "read_fields": 1,
+    "compose_lone": 9,
+    "epoll_wait": 4,
 }
 
 
@@ -465,9 +555,10 @@ def test_no_argument_makes_it_do_anything_but_raise_or_return(native: Any, name:
     given_count = data.draw(st.sampled_from([wanted, wanted, wanted, wanted, 0, wanted - 1, wanted + 1]))
     arguments: list[Any] = [data.draw(objects) for _ in range(given_count)]
     is_for_no_socket = data.draw(st.sampled_from([True, True, True, False]))
-    if name != "check_run" and arguments and is_for_no_socket:
+    is_system_call = name not in ("check_run", "compose_lone", "read_fields")
+    if is_system_call and arguments and is_for_no_socket:
         arguments[0] = no_fd()
-    elif name != "check_run" and arguments and isinstance(arguments[0], int):
+    elif is_system_call and arguments and isinstance(arguments[0], int):
         arguments[0] = -1
     try:
         function(*arguments)
@@ -503,6 +594,21 @@ def test_what_lies_beyond_a_buffer_is_refused(native: Any) -> None:
             native.receive(fd, [wrong])
         with pytest.raises(WRONG):
             native.receive_datagram(fd, wrong, 0, None)
+    assert len(native.compose_lone(1, 2, 3, 4, 5, 6, memoryview(bytes(5)), 0, 5)) == HEADER_BYTES + 5
+    for start, stop in ((0, 6), (6, 6), (4, 3), (-1, 2), (2**63, 2**63)):
+        with pytest.raises(WRONG):
+            native.compose_lone(1, 2, 3, 4, 5, 6, memoryview(bytes(5)), start, stop)
+    with pytest.raises(WRONG):
+        native.compose_lone(1 << 16, 2, 3, 4, 5, 6, memoryview(bytes(5)), 0, 5)
+    for wrong_arguments in ((bytearray(16), 2, 0), (bytearray(11), 1, 0), (bytearray(16), 0, 0), (bytes(16), 1, 0)):
+        with pytest.raises(WRONG):
+            native.epoll_wait(fd, *wrong_arguments)
+    for timeout_ms in (-2, 2**31, 2**70):
+        with pytest.raises(WRONG):
+            native.epoll_wait(fd, bytearray(16), 1, timeout_ms)
+    for short in (bytes(HEADER_BYTES - 1), b""):
+        with pytest.raises(WRONG):
+            native.read_fields(memoryview(short))
     released = memoryview(bytearray(9))
     released.release()
     with pytest.raises(ValueError):

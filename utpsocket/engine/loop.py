@@ -18,7 +18,6 @@ import errno
 import sys
 from collections.abc import Callable
 from itertools import count
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 from utpsocket.engine import environment, fault_reports
@@ -69,6 +68,7 @@ from utpsocket.engine.user_fds.unaccepted import ResetUnaccepted
 from utpsocket.protocol import Workspace
 from utpsocket.protocol.runs import MAX_RUN_PACKETS
 from utpsocket.protocol.states import CLOSED, SYN_RECEIVED, TIME_WAIT
+from utpsocket.protocol.times import NEVER
 
 if TYPE_CHECKING:
     from collections import deque
@@ -92,7 +92,7 @@ _SLEEP_CHECK_SECONDS: Final = 0.000_5
 
 # What waits for nothing but the end of TIME_WAIT ends together with others, in one iteration; by feel.
 _ENDS_EVERY_US: Final = 50_000
-_fd_of: Final = itemgetter(1)  # of an event
+_monotonic_ns: Final = time.monotonic_ns
 
 
 class Loop:
@@ -155,10 +155,13 @@ class Loop:
         self._wake_up = WakeUp()  # an fd that other threads make readable
         self._wake_fd = self._wake_up.fd  # its number
         self._wake_file = os.fstat(self._wake_fd)  # to find out whether the program has closed it: check_fds()
-        self._wake_event = EPOLLIN, self._wake_fd  # what epoll reports then
+        # What epoll reports then. Any: as two ints the compiled build would make a tuple of them for each comparison.
+        self._wake_event: Any = EPOLLIN, self._wake_fd
         self._epoll.register(self._wake_fd, EPOLLIN)
         watches: Watches[Watcher | Endpoint] = Watches(self._epoll)
-        self._watches = watches  # what on_event() is called of, by fd
+        self._watches = watches  # what on_event() is called of
+        # The same by fd: Endpoint, Bridge, or whatever has on_event().
+        self._by_fd: dict[int, Watcher | Endpoint] = watches.by_fd
         # See Reactor.
         self.watch, self.rewatch, self.forget_fd = watches.watch, watches.rewatch, watches.forget_fd
         self.frees_ports_at_once = watches.is_for_any_thread  # poll() holds the files it sleeps on until it wakes up
@@ -168,7 +171,7 @@ class Loop:
         self.iteration: Callable[[], None] = self._iterate
 
         # The work in progress.
-        self.now = time.monotonic_ns() // 1_000  # µs, of this iteration
+        self.now = _monotonic_ns() // 1_000  # µs, of this iteration
         self.owner: object = None  # what it is done for: an exception ends it, faults.py
         self.command: Command | None = None  # the command that is carried out: an exception is its answer
         self._containment = Containment()  # ends owners, and counts exceptions in a row
@@ -177,7 +180,6 @@ class Loop:
         # What is to be done: in this iteration, or at a time.
         self.timers: Timers[Bridge] = Timers()  # deadlines of connections, and calls
         self.call_at = self.timers.call_at  # see Reactor
-        self._schedule = self.timers.schedule  # looked up once, as it is called for each flush
         self._dirty: dict[Bridge, None] = {}  # connections that something has happened to
         self._readable_endpoints: dict[Endpoint, None] = {}  # ports to receive from in this iteration
         self._readable_bridges: dict[Bridge, None] = {}  # pairs to read from
@@ -364,16 +366,20 @@ class Loop:
                 self._work(events)
             self._containment.in_row = 0
 
-    def _work(self, events: list[tuple[int, int]]) -> None:
-        self.now = now = time.monotonic_ns() // 1_000
+    def _work(self, events: list[tuple[int, int]]) -> None:  # noqa: C901  # its parts would be calls
+        self.now = now = _monotonic_ns() // 1_000
         self.wakeups += 1
-        by_fd = self._watches.by_fd  # Endpoint, Bridge, or whatever has on_event()
-        # Before anything is closed and its fd reused.
-        sources = [*map(by_fd.get, map(_fd_of, events))]
+        by_fd = self._by_fd
         queue = self._inbox.commands
-        if queue:
-            self._carry_out(queue)
-        for source, (mask, _) in zip(sources, events, strict=True):
+        if queue or len(events) > 1:
+            by_fd = {}
+            for _, fd in events:  # before one is closed and its number is used again
+                if fd in self._by_fd:
+                    by_fd[fd] = self._by_fd[fd]
+            if queue:
+                self._carry_out(queue)
+        for mask, fd in events:
+            source = by_fd.get(fd)
             self.owner = source
             if type(source) is Endpoint:
                 if mask & (EPOLLIN | EPOLLERR):
@@ -624,6 +630,7 @@ class Loop:
         if bridge.is_readable and not (bridge.is_idle_only or bridge.is_gated) and bridge.wants_read:
             self._readable_bridges[bridge] = None
         endpoint = bridge.endpoint
+        assert type(endpoint) is Endpoint  # so the compiled build calls it without looking it up
         endpoint.transmit(bridge, now=now)
         if bridge.is_idle_only and not bridge.has_enough_unsent:
             bridge.is_idle_only = False
@@ -645,17 +652,16 @@ class Loop:
             bridge.deliver(now=now)
         if bridge.flush_waiters and bridge.is_flushed:
             bridge.release_waiters()
-        at, deadline = connection.timeout_at(), bridge.deadline
+        at, deadline = connection.next_timeout_at(), bridge.deadline
         if connection.state in (TIME_WAIT, CLOSED):
             if self._end_channel(bridge):
                 return
-            if at is not None and at != receive.ack_at:
+            if at != NEVER and at != receive.ack_at:
                 at = -(-at // _ENDS_EVERY_US) * _ENDS_EVERY_US
-        queued_at = deadline.queued_at
-        if at is not None and queued_at is not None and at >= queued_at:
-            deadline.at = at  # as _schedule() would: nearly always it is later than the one before
+        if at >= deadline.queued_at:
+            deadline.at = at  # as schedule() would: nearly always it is later than the one before
         else:
-            self._schedule(bridge, at)
+            self.timers.schedule(bridge, at)
 
     def _end_channel(self, bridge: Bridge) -> bool:
         """Both FINs are acked, or the connection is closed. Returns whether nothing of it is left."""

@@ -41,15 +41,15 @@ _KEPT_ENTRIES: Final = 64  # so many are never searched for stale ones; by feel:
 class Deadline:
     """The deadline of one connection. Only Timers writes here, and the loop where schedule() would do no more.
 
-    at          when handle_timeout() is to be called; None: never
-    queued_at   the time of its entry in the heap, which is not later; None: it has none
+    at          when handle_timeout() is to be called, or NEVER
+    queued_at   the time of its entry in the heap, which is not later; NEVER: it has none
     """
 
     __slots__ = ("at", "queued_at")
 
     def __init__(self) -> None:
-        self.at: int | None = None
-        self.queued_at: int | None = None
+        self.at = NEVER
+        self.queued_at = NEVER
 
 
 class Timers(Generic[_T]):
@@ -68,20 +68,18 @@ class Timers(Generic[_T]):
         self._order = 0  # of two at the same time, the one that came first
         self.next_at = NEVER
 
-    def schedule(self, timed: _T, at: int | None) -> None:
-        """Its deadline is `at`, whatever it was before; None: it has none. due() returns it then."""
+    def schedule(self, timed: _T, at: int) -> None:
+        """Its deadline is `at`, or NEVER, whatever it was before. due() returns it then."""
         deadline = timed.deadline
         deadline.at = at
-        if at is not None:
-            queued_at = deadline.queued_at
-            if queued_at is None or at < queued_at:
-                if at < self.next_at:
-                    self.next_at = at
-                deadline.queued_at = at
-                self._order += 1
-                heapq.heappush(self._heap, (at, self._order, timed))
-                if len(self._heap) > self._max_entries:
-                    self._drop_stale_entries()
+        if at < deadline.queued_at:
+            if at < self.next_at:
+                self.next_at = at
+            deadline.queued_at = at
+            self._order += 1
+            heapq.heappush(self._heap, (at, self._order, timed))
+            if len(self._heap) > self._max_entries:
+                self._drop_stale_entries()
 
     def _drop_stale_entries(self) -> None:
         kept: dict[_T, tuple[int, int, _T]] = {}
@@ -112,9 +110,9 @@ class Timers(Generic[_T]):
             deadline = timed.deadline
             if deadline.queued_at != entry_at:
                 continue
-            deadline.queued_at = None
+            deadline.queued_at = NEVER
             at = deadline.at
-            if at is None or timed.is_gone:
+            if timed.is_gone:
                 continue
             if at <= now:
                 due.append(timed)

@@ -14,9 +14,21 @@ from utpsocket.protocol import runs
 from utpsocket.protocol.flights import Flight
 from utpsocket.protocol.fragmentation import compose_pieces
 from utpsocket.protocol.handshake import ACKS_SYN_ACK
-from utpsocket.protocol.packet import DATA, FIN, HEADER_BYTES, LARGE_SYN_BYTES, RESET, STATE, SYN, encode, pad
+from utpsocket.protocol.packet import (
+    DATA,
+    FIN,
+    HEADER_BYTES,
+    LARGE_SYN_BYTES,
+    RESET,
+    STATE,
+    SYN,
+    compose_lone,
+    encode,
+    pad,
+)
 from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.runs import Address, Transmit, compose
+from utpsocket.protocol.sendbuffer import BLOCK_BYTES
 from utpsocket.protocol.sendhalf import SendHalf
 
 _KEEPALIVE_PROBE: Final = b"\0"  # never read: its place in the stream has been filled before
@@ -44,6 +56,24 @@ class Composer:
         window_bytes = receive.window_bytes if reassembly.sack_bits else receive.take_ack()
         if receive.unanswered_at:
             receive.on_late_answer(now=now)
+        count, size = flight.count, flight.last_payload_bytes
+        if count == 1 and size and not flight.probe_bytes:
+            block, start = send.buffer.locate(flight.offset)
+            if start + size <= BLOCK_BYTES:
+                data = compose_lone(
+                    self.send_id,
+                    now,
+                    receive.difference_us,
+                    window_bytes,
+                    flight.seq,
+                    reassembly.next_seq - 1,
+                    block,
+                    start,
+                    start + size,
+                )
+                return Transmit(
+                    self._addr, data, datagram_bytes=HEADER_BYTES + size, may_fragment=not flight.dont_fragment
+                )
         header = encode(
             FIN if flight.seq == send.fin_seq else DATA,
             self.send_id,
@@ -56,8 +86,8 @@ class Composer:
         total_bytes = flight.total_bytes
         if not total_bytes:
             return Transmit(self._addr, header)
-        count = flight.count
-        size = flight.payload_bytes if count > 1 else flight.last_payload_bytes
+        if count > 1:
+            size = flight.payload_bytes
         if flight.probe_bytes:
             header = pad(header, flight.probe_bytes - HEADER_BYTES - size)
         if count > 1 and runs.SENDS_SPANS:

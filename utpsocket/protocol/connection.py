@@ -817,6 +817,16 @@ class Connection:
         Raises: nothing.
         Source: docs/design.md §3.
         """
+        at = self.next_timeout_at()
+        return at if at < NEVER else None
+
+    def next_timeout_at(self) -> int:
+        """timeout_at(), with NEVER (times.py) for None: what an engine that asks for it after every batch can compare.
+
+        Returns: µs, perhaps in the past; NEVER while nothing is waited for.
+        Raises: nothing.
+        Source: docs/design.md §3.
+        """
         state = self.state
         if state is CONNECTED:
             send, receive = self.send, self.receive
@@ -845,8 +855,8 @@ class Connection:
         elif state is TIME_WAIT:
             at = min(self._closing().time_wait_at, self.receive.ack_at)
         else:
-            return None
-        return at if at < NEVER else None
+            return NEVER
+        return at if at < NEVER else NEVER
 
     # ── what is to be done ──
 

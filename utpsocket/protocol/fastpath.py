@@ -8,12 +8,12 @@ Sources: docs/design.md §4 ("the path by packets is the specification").
 
 from __future__ import annotations
 
-from utpsocket.protocol.packet import HEADER_BYTES, HEADER_FIELDS, unwrap
+from utpsocket.protocol.packet import HEADER_BYTES, read_fields, unwrap
 from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.runs import Run
 from utpsocket.protocol.sendhalf import SendHalf
 from utpsocket.protocol.times import TIMESTAMP_MASK
-from utpsocket.protocol.timestamps import NO_SAMPLES, on_run_timestamps, on_timestamps
+from utpsocket.protocol.timestamps import UNKNOWN_DIFFERENCE_US, on_run_timestamps, on_timestamps
 from utpsocket.protocol.validation import ACK_SLACK
 
 
@@ -22,7 +22,7 @@ def handle(send: SendHalf, receive: ReceiveHalf, recv_id: int, run: Run, *, now:
     packet by packet; then nothing has been done.
     """
     data = run.data
-    connection_id, timestamp_us, difference_us, window_bytes, seq16, ack16 = HEADER_FIELDS.unpack_from(data)
+    connection_id, timestamp_us, difference_us, window_bytes, seq16, ack16 = read_fields(data)
     reassembly, paws = receive.reassembly, receive.paws
     count = run.count
     last_bytes = run.last_bytes
@@ -66,7 +66,7 @@ def handle(send: SendHalf, receive: ReceiveHalf, recv_id: int, run: Run, *, now:
 
 def handle_lone(send: SendHalf, receive: ReceiveHalf, recv_id: int, data: memoryview, *, now: int) -> bool:
     """handle() of a clean run of one packet."""
-    connection_id, timestamp_us, difference_us, window_bytes, seq16, ack16 = HEADER_FIELDS.unpack_from(data)
+    connection_id, timestamp_us, difference_us, window_bytes, seq16, ack16 = read_fields(data)
     reassembly, paws, ack_paws, flights = receive.reassembly, receive.paws, send.paws, send.flights
     next_seq, una_seq = reassembly.next_seq, flights.una_seq
     payload_bytes = len(data) - HEADER_BYTES
@@ -93,7 +93,7 @@ def handle_lone(send: SendHalf, receive: ReceiveHalf, recv_id: int, data: memory
     if timestamp_us:
         receive.difference_us = peer_delay_us = (now - timestamp_us) & TIMESTAMP_MASK
         send.controller.on_peer_delay(peer_delay_us, now=now)
-    receive.peer_difference_us = delay_us = 0 if difference_us in NO_SAMPLES else difference_us
+    receive.peer_difference_us = delay_us = 0 if difference_us == UNKNOWN_DIFFERENCE_US else difference_us
     if flights.queue or ack_next_seq != una_seq or window_bytes != send.peer.window_bytes:
         if not send.on_ack_of_lone(ack_next_seq, window_bytes, delay_us, is_state=False, now=now):
             echo_us = (timestamp_us - delay_us) & TIMESTAMP_MASK if delay_us else -1
@@ -109,7 +109,7 @@ def handle_ack(send: SendHalf, receive: ReceiveHalf, recv_id: int, syn_seq: int,
 
     syn_seq   of our SYN: an ack of that may be its repeated answer
     """
-    connection_id, timestamp_us, difference_us, window_bytes, _, ack16 = HEADER_FIELDS.unpack_from(run.data)
+    connection_id, timestamp_us, difference_us, window_bytes, _, ack16 = read_fields(run.data)
     flights = send.flights
     una_seq = flights.una_seq
     ack_next_seq = una_seq + ((ack16 - una_seq + 0x8000) & 0xFFFF) - 0x7FFF  # unwrap(), and one more

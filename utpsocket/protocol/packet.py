@@ -10,8 +10,11 @@ Sources: BEP 29 "header format", "extension", "selective ack"; docs/protocol.md 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from utpsocket.protocol.native import native_or
 
 if TYPE_CHECKING:
     from utpsocket.protocol.layout import Layout
@@ -34,9 +37,17 @@ LARGE_SYN_BYTES: Final = 1_000
 MAX_SACK_BYTES: Final = 252  # the largest multiple of four that an extension's length, one byte, can be
 
 _HEADER: Final[Layout[tuple[int, int, int, int, int, int, int, int]]] = struct.Struct(">BBHIIIHH")
-# From the connection id on: the first header of a clean run.
-HEADER_FIELDS: Final[Layout[tuple[int, int, int, int, int, int]]] = struct.Struct(">2xHIIIHH")
+# From the connection id on.
+_HEADER_FIELDS: Final[Layout[tuple[int, int, int, int, int, int]]] = struct.Struct(">2xHIIIHH")
 SEQ_MASK: Final = 0xFFFF
+
+HeaderFields: TypeAlias = tuple[int, int, int, int, int, int]
+"""Of a header the connection id, timestamp_us, difference_us, window_bytes, seq16 and ack16, as Packet has them."""
+read_fields_in_python: Final[Callable[[memoryview], HeaderFields]] = _HEADER_FIELDS.unpack_from
+"""The fields of the header that a datagram of at least HEADER_BYTES begins with."""
+read_fields: Final[Callable[[memoryview], HeaderFields]] = native_or(read_fields_in_python, "read_fields")
+"""The same; in the compiled build by C."""
+_pack_header: Final = _HEADER.pack
 
 
 class PacketType(IntEnum):
@@ -153,7 +164,7 @@ def encode(
     """A packet without payload, or the header of a packet with payload. Of `seq` and `ack`, which may be unbounded, the
     lowest 16 bits are written, of the times the lowest 32. BEP 29 "header format", "timestamp_microseconds".
     """
-    header = _HEADER.pack(
+    header = _pack_header(
         type << 4 | VERSION,
         EXTENSION_SACK if sack else 0,
         connection_id,
@@ -166,6 +177,37 @@ def encode(
     if not sack:
         return header
     return header + bytes((0, len(sack))) + sack
+
+
+def compose_lone_in_python(
+    connection_id: int,
+    timestamp_us: int,
+    difference_us: int,
+    window_bytes: int,
+    seq: int,
+    ack: int,
+    memory: memoryview,
+    start: int,
+    stop: int,
+) -> bytes:
+    """A DATA packet: what encode() makes, then memory[start:stop]."""
+    header = _pack_header(
+        VERSION,
+        0,
+        connection_id,
+        timestamp_us & 0xFFFFFFFF,
+        difference_us & 0xFFFFFFFF,
+        window_bytes if window_bytes < 0xFFFFFFFF else 0xFFFFFFFF,
+        seq & SEQ_MASK,
+        ack & SEQ_MASK,
+    )
+    return header + memory[start:stop]
+
+
+compose_lone: Final[Callable[[int, int, int, int, int, int, memoryview, int, int], bytes]] = native_or(
+    compose_lone_in_python, "compose_lone"
+)
+"""The same; in the compiled build by C."""
 
 
 def with_bits_extension(header: bytes, following: int) -> bytes:

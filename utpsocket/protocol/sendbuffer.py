@@ -70,6 +70,8 @@ class SendBuffer:
             self._blocks.append(free.pop() if free else self._pool.acquire())
         start = used % BLOCK_BYTES
         stop = start + free_bytes
+        if not start and stop >= BLOCK_BYTES:
+            return self._blocks[-1]
         return self._blocks[-1][start : stop if stop < BLOCK_BYTES else BLOCK_BYTES]
 
     def free_spans(self, max_bytes: int) -> list[memoryview]:
@@ -122,6 +124,11 @@ class SendBuffer:
         """Forget all bytes: the connection is over."""
         self.acked_offset = self.end_offset
         self._release_all()
+
+    def locate(self, offset: int) -> tuple[memoryview, int]:
+        """The block that has the byte at `offset`, and where in it the byte lies."""
+        start = offset - self._base_offset
+        return self._blocks[start // BLOCK_BYTES], start % BLOCK_BYTES
 
     def segments(self, offset: int, segment_bytes: int, total_bytes: int) -> list[memoryview]:
         """`total_bytes` from `offset` on, in pieces of `segment_bytes`, the last one perhaps shorter. They are views,

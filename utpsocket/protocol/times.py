@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Final
 
-# Later than any time there will be: 146,000 years. Still an integer, so that min() and < need no case for it.
-NEVER: Final = 1 << 62
+# Later than any time there will be: 73,000 years. Still an integer, so that min() and < need no case for it; and one
+# below 2⁶², which the compiled build compares without making an object.
+NEVER: Final = 1 << 61
 TIMESTAMP_MASK: Final = 0xFFFFFFFF
 HALF_TIMESTAMP: Final = 0x80000000
 # How long the ack of a lone packet waits for data that can carry it, and so how much longer a tail-loss probe waits for

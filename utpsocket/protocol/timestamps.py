@@ -12,7 +12,8 @@ from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.sendhalf import SendHalf
 from utpsocket.protocol.times import TIMESTAMP_MASK
 
-NO_SAMPLES: Final = (0, 0x7FFFFFFF)  # docs/protocol.md §6
+# A timestamp difference that means "none", as 0 does. docs/protocol.md §6
+UNKNOWN_DIFFERENCE_US: Final = 0x7FFFFFFF
 
 
 def on_timestamps(send: SendHalf, receive: ReceiveHalf, timestamp_us: int, difference_us: int, *, now: int) -> int:
@@ -21,7 +22,7 @@ def on_timestamps(send: SendHalf, receive: ReceiveHalf, timestamp_us: int, diffe
     if timestamp_us:
         receive.difference_us = delay_us = (now - timestamp_us) & TIMESTAMP_MASK
         send.controller.on_peer_delay(delay_us, now=now)
-    receive.peer_difference_us = peer_difference_us = 0 if difference_us in NO_SAMPLES else difference_us
+    receive.peer_difference_us = peer_difference_us = 0 if difference_us == UNKNOWN_DIFFERENCE_US else difference_us
     return peer_difference_us
 
 

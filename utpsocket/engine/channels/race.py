@@ -20,9 +20,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
+from utpsocket.engine.channels.gate import drain_filler
 from utpsocket.engine.channels.tcp import Relay
 from utpsocket.engine.channels.tcp_socket import tcp_socket
-from utpsocket.engine.channels.utp import Bridge, drain_filler
+from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.faults import RETRY_US, errno_of
 from utpsocket.engine.interpreter.originals import socket as stdlib
 from utpsocket.engine.kernel.high_fds import move_to_high_fd

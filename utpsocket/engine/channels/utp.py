@@ -22,17 +22,17 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable, Mapping
-from ctypes import get_errno
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
+from utpsocket.engine.channels.gate import drain_filler
 from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES, ReceiveBuffer
-from utpsocket.engine.faults import NO_ROOM_ERRNOS, RETRY_US, TRANSIENT_ERRNOS, errno_of
+from utpsocket.engine.faults import RETRY_US, TRANSIENT_ERRNOS, errno_of
 from utpsocket.engine.interpreter import native
 from utpsocket.engine.interpreter.native import Socket, poll
 from utpsocket.engine.interpreter.originals import os
 from utpsocket.engine.interpreter.originals import socket as stdlib
-from utpsocket.engine.kernel.native_calls import Stream
+from utpsocket.engine.kernel.native_calls import NativeStream, Stream
 from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from utpsocket.engine.timers import Deadline
 from utpsocket.engine.user_fds import reset, shared_errnos
@@ -40,6 +40,7 @@ from utpsocket.engine.user_fds.open_fds import socket_exists
 from utpsocket.engine.user_fds.reset import close_engine_sock, record, refuse_sends
 from utpsocket.engine.user_fds.socket_state import Identity, Role, window_bytes
 from utpsocket.protocol import Connection, EventKind
+from utpsocket.protocol.build import IS_COMPILED
 from utpsocket.protocol.config import GRANT_BYTES
 from utpsocket.protocol.sendbuffer import BLOCK_BYTES
 from utpsocket.protocol.states import CLOSED, CONNECTED, SYN_RECEIVED, SYN_SENT, TIME_WAIT
@@ -368,7 +369,7 @@ class Bridge:
         for _, mask in poller.poll(0):
             self.on_event(mask)
 
-    def read_user(self, *, now: int, is_due: bool) -> None:
+    def read_user(self, *, now: int, is_due: bool) -> None:  # noqa: C901  # its parts would be calls
         """Move what the program wrote into the connection's send buffer, as far as there is room.
 
         now      µs
@@ -397,7 +398,11 @@ class Bridge:
             if not span:
                 return
             spans = connection.free_spans(budget) if is_flowing else [span]
-            count = self._stream.receive(spans)
+            stream = self._stream
+            if IS_COMPILED and isinstance(stream, NativeStream):  # then it is called without looking it up
+                count = stream.receive(spans)
+            else:
+                count = stream.receive(spans)
             if count <= 0:
                 connection.commit(0)
                 if count and not self._on_read_error(-count, now=now):
@@ -649,7 +654,7 @@ class Bridge:
             return
         receive_buffer, reassembly = self.receive_buffer, connection.receive.reassembly
         while reassembly.ready_bytes:
-            views = connection.poll_delivery()
+            views = reassembly.ready  # as poll_delivery()
             if self._discards_received:
                 self._keep_after_shutdown(views, now=now)
                 break
@@ -657,7 +662,8 @@ class Bridge:
                 connection.finish_delivery(0, now=now)
                 self._refuse_sends()
                 return
-            count = self._stream.send(views)
+            stream = self._stream
+            count = stream.send(views) if IS_COMPILED and isinstance(stream, NativeStream) else stream.send(views)  # noqa: RUF034
             if count >= 0:
                 if receive_buffer.is_growing:
                     receive_buffer.on_delivered(
@@ -983,21 +989,3 @@ class Bridge:
         if self.connection.state not in (CONNECTED, SYN_RECEIVED) or self.is_flushed:
             return False, 0, acked_bytes, False
         return True, send.buffer.end_offset - acked_bytes, acked_bytes, send.waits_for_reader
-
-
-def drain_filler(engine_fd: int, remaining_bytes: int) -> int:
-    """Read the filler of a gate: without it the user's fd is writable.
-
-    Returns how many bytes of it are left; call again until none is, before anything that the program writes is read.
-
-    The GIL is kept: a thread that waits for this fd must not run before the accept() that belongs to the connect() can
-    return.
-    """
-    while remaining_bytes > 0:
-        count = native.receiving(engine_fd, remaining_bytes)()
-        if count < 0 and get_errno() in NO_ROOM_ERRNOS:
-            return remaining_bytes
-        if count <= 0:
-            return 0  # the user has closed it
-        remaining_bytes -= count
-    return 0

@@ -47,12 +47,16 @@ _IS_ANY_THREADS: Final = sys.version_info[:2] == (3, 12)
 _call: Final[Any] = getattr(operator, "call", None)  # 3.11; returns what the function that it calls returns
 _CAN_BE_TRACED: Final = sys.version_info >= (3, 12)  # threading.settrace_all_threads()
 
-_get_threshold, _set_threshold = gc.get_threshold, gc.set_threshold
-_is_enabled, _enable, _disable = gc.isenabled, gc.enable, gc.disable
+_get_threshold: Final = gc.get_threshold
+_set_threshold: Final = gc.set_threshold
+_is_enabled: Final = gc.isenabled
+_enable: Final = gc.enable
+_disable: Final = gc.disable
+_set_never: Final = partial(_set_threshold, *_NEVER)
 
-_pausing: set[CollectorPause] = set()
+_pausing: Final[set[CollectorPause]] = set()
 _programs: tuple[int, int, int] = gc.get_threshold()
-_locked: list[RLock] = []  # one for each call of call_locked() that runs
+_locked: Final[list[RLock]] = []  # one for each call of call_locked() that runs
 _is_enabling_due = False  # the last of them enables the collector, which it was when they began
 
 
@@ -139,9 +143,6 @@ def call_locked(lock: RLock, function: Callable[[], _T]) -> _T:
         if _is_enabling_due and not _locked:
             _is_enabling_due = False
             _enable()
-
-
-_set_never: Final = partial(_set_threshold, *_NEVER)
 
 
 def _pause(pause: CollectorPause, found: tuple[int, int, int]) -> None:

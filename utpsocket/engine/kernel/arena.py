@@ -39,6 +39,8 @@ class Arena:
         """At least ROOM_BYTES of free memory that begins at a multiple of `stride`, behind what was taken last if that
         chunk has so much left. Then call take().
         """
+        if not self.used:
+            return self._chunk
         if stride > 1:
             self.used += -self.used % stride
         if self.used > _CHUNK_BYTES - ROOM_BYTES:

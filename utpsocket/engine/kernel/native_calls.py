@@ -6,13 +6,15 @@ Only the engine's thread calls. Sources: recvmsg(2), sendmsg(2), sendmmsg(2), cm
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias
+from collections.abc import Callable
+from typing import ClassVar, Final, Literal, TypeAlias, final
 
 from utpsocket.engine.interpreter.native import Socket
 from utpsocket.engine.kernel.syscalls import (
     MAX_NAMES,
     NO_ADDRESS,
     Ancillary,
+    Group,
     KeepingDatagrams,
     KeepingStream,
     PlainDatagrams,
@@ -29,48 +31,67 @@ from utpsocket.protocol import Address, Transmit
 from utpsocket.protocol.build import IS_COMPILED
 from utpsocket.protocol.packet import HEADER_BYTES
 
-if TYPE_CHECKING or IS_COMPILED:
+if IS_COMPILED:
     from utpsocket import _native
 
 
+@final
 class NativeStream:
     """As KeepingStream, by _native.c."""
 
-    __slots__ = ("_fd",)
+    __slots__ = ("_fd", "_receive", "_send")
 
     def __init__(self, sock: Socket) -> None:
         self._fd = sock.fileno()
+        # Attributes, so that a measurement may put its own in their place (compat/bench/meter.py).
+        self._receive: Callable[[int, list[memoryview]], int] = _native.receive
+        self._send: Callable[[int, list[memoryview]], int] = _native.send
 
     def receive(self, spans: list[memoryview]) -> int:
         """See PlainStream.receive()."""
-        return _native.receive(self._fd, spans)
+        return self._receive(self._fd, spans)
 
     def send(self, views: list[memoryview]) -> int:
         """See PlainStream.send()."""
-        return _native.send(self._fd, views)
+        return self._send(self._fd, views)
 
 
-class NativeDatagrams(KeepingDatagrams):
-    """As KeepingDatagrams, by _native.c where it is called for each run."""
+@final
+class NativeDatagrams:
+    """As KeepingDatagrams, by _native.c where it is called for each run. It leaves the rest to the same socket's
+    KeepingDatagrams: a compiled class has no interpreted one as its base.
+    """
 
-    __slots__ = ()
+    __slots__ = ("_ancillary_bytes", "_fd", "_keeping", "_peer", "_receive", "_send")
     can_send_many: ClassVar[Literal[True]] = True
+    can_classify: ClassVar[Literal[True]] = True
+
+    def __init__(self, sock: Socket, ancillary_bytes: int, peer: Address | None) -> None:
+        self._keeping = KeepingDatagrams(sock, ancillary_bytes, peer)
+        self._fd = sock.fileno()
+        self._ancillary_bytes = ancillary_bytes
+        self._peer = peer
+        # Attributes, as NativeStream's.
+        self._receive: Callable[[int, memoryview, int, bool], tuple[int, bytes, int, bytes]] = _native.receive_datagram
+        self._send: Callable[[int, bytes | bytearray, int, int, bytes | None, bytes | None], int] = (
+            _native.send_datagram
+        )
 
     def receive(self, room: memoryview) -> Received:
         """See PlainDatagrams.receive()."""
         peer = self._peer
-        size, control, flags, name = _native.receive_datagram(self._fd, room, self._ancillary_bytes, peer is None)
+        size, control, flags, name = self._receive(self._fd, room, self._ancillary_bytes, peer is None)
         if size < 0:
             return size, (), 0, NO_ADDRESS
         if peer is None:
-            peer = known_addresses.get(name) or self._parse_name(name)
+            peer = known_addresses.get(name) or self._keeping.parse_name(name)
         return size, (known_controls.get(control) or keep_parsed(control)) if control else (), flags, peer
 
     def send(self, data: bytes | bytearray, start: int, stop: int, ancillary: Ancillary, addr: Address | None) -> int:
         """See PlainDatagrams.send()."""
         control = self._packed_control(ancillary) if ancillary else None
         name = None if addr is None else _packed_names.get(addr) or self._packed_name(addr)
-        return _native.send_datagram(self._fd, data, start, stop, control, name)
+        return self._send(self._fd, data, start, stop, control, name)
 
     def send_spans(
         self,
@@ -100,6 +121,38 @@ class NativeDatagrams(KeepingDatagrams):
             bool(ancillary) and ancillary[0][0] == _IPPROTO_UDP,
         )
 
+    def receive_many(self, room: memoryview, stride: int, max_datagrams: int) -> int | list[Group]:
+        """See PlainDatagrams.receive_many()."""
+        return self._keeping.receive_many(room, stride, max_datagrams)
+
+    def receive_classified(
+        self, room: memoryview, stride: int, max_datagrams: int, ids: set[int], plain_control_bytes: int
+    ) -> int | tuple[int, list[Group], list[int], list[int]]:
+        """See KeepingDatagrams.receive_classified()."""
+        return self._keeping.receive_classified(room, stride, max_datagrams, ids, plain_control_bytes)
+
+    def names(self, indices: list[int]) -> list[bytes]:
+        """See KeepingDatagrams.names()."""
+        return self._keeping.names(indices)
+
+    def group(self, index: int) -> Group:
+        """See KeepingDatagrams.group()."""
+        return self._keeping.group(index)
+
+    def answer(self, indices: list[int], data: bytearray) -> int:
+        """See KeepingDatagrams.answer()."""
+        return self._keeping.answer(indices, data)
+
+    def overflow(self, index: int, count: int) -> memoryview:
+        """See PlainDatagrams.overflow()."""
+        return self._keeping.overflow(index, count)
+
+    def send_many(
+        self, data: bytes | bytearray, start: int, segment: int, ancillary: Ancillary, addr: Address | None
+    ) -> int:
+        """See KeepingDatagrams.send_many()."""
+        return self._keeping.send_many(data, start, segment, ancillary, addr)
+
     def _packed_name(self, addr: Address) -> bytes:
         if len(_packed_names) >= MAX_NAMES:
             _packed_names.clear()
@@ -123,7 +176,9 @@ _packed_controls: Final[dict[tuple[tuple[int, int, bytes], ...], bytes]] = {}
 _IPPROTO_UDP: Final = 17
 
 AnyStream: TypeAlias = NativeStream | KeepingStream | PlainStream
-AnyDatagrams: TypeAlias = KeepingDatagrams | PlainDatagrams
+GatheringDatagrams: TypeAlias = NativeDatagrams | KeepingDatagrams
+"""Those that receive, and send, many datagrams by one call."""
+AnyDatagrams: TypeAlias = GatheringDatagrams | PlainDatagrams
 Stream: Final[type[AnyStream]] = PlainStream if not keeps_gil() else NativeStream if IS_COMPILED else KeepingStream
 Datagrams: Final[type[AnyDatagrams]] = (
     PlainDatagrams if not keeps_gil() else NativeDatagrams if IS_COMPILED else KeepingDatagrams

@@ -24,6 +24,7 @@ from utpsocket.engine.interpreter import libc, native
 from utpsocket.engine.interpreter.garbage_collector import CollectorPause
 from utpsocket.engine.interpreter.originals import ctypes, fcntl, io, os, struct, time
 from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
+from utpsocket.engine.kernel.epoll_sleep import MAX_EVENTS, MAX_TIMEOUT_MS, EpollSleep
 from utpsocket.engine.kernel.high_fds import high_duplicate, new_epoll
 from utpsocket.protocol.times import NEVER
 
@@ -51,15 +52,8 @@ EPOLLET: Final = 1 << 31
 _ALWAYS_REPORTED: Final = 0x018
 # EPOLLIN, PRI, OUT, ERR, HUP, RDHUP
 _LEVEL_EVENTS: Final = 0x201F
-# Events that one wait() returns; by feel.
-MAX_EVENTS: Final = 256
-# The largest int, of which poll(2) and epoll_wait(2) take the timeout, in ms.
-_MAX_TIMEOUT_MS: Final = 0x7FFFFFFF
-# struct epoll_event as (events, fd): packed on x86-64 only. epoll_ctl(2), linux/eventpoll.h
-_EVENT: Final = struct.Struct("=Ii4x" if os.uname().machine in ("x86_64", "AMD64") else "=I4xi4x")
 _POLLFD: Final = struct.Struct("=ihh")
 _occupants: list[Epoll] = []
-_epoll_wait: Final = libc.epoll_wait
 
 
 class LevelPoller:
@@ -145,45 +139,8 @@ class LevelPoller:
         self._events.clear()
 
 
-class EpollSleep:
-    """The engine's sleep in epoll_wait(2)."""
-
-    __slots__ = ("_buffer", "_epoll", "_epoll_fd", "_events", "_sleep")
-
-    def __init__(self, epoll: Epoll, pause: CollectorPause) -> None:
-        self._epoll = epoll
-        self._epoll_fd = epoll.fileno()
-        self._sleep = pause.sleep
-        self._buffer = ctypes.create_string_buffer(_EVENT.size * MAX_EVENTS)
-        self._events = ctypes.byref(self._buffer)
-
-    def wait(self, at: int) -> list[tuple[int, int]]:
-        """Sleep until there are events.
-
-        at   when to wake up at the latest: µs of the monotonic clock; NEVER; 0: do not sleep
-
-        Returns up to MAX_EVENTS (events, fd). Raises OSError as select.epoll.poll() does.
-        """
-        timeout_ms = 0
-        if at == NEVER:
-            timeout_ms = -1
-        elif at:
-            left_us = at - time.monotonic_ns() // 1_000
-            if left_us > 0:
-                timeout_ms = min(-(-left_us // 1_000), _MAX_TIMEOUT_MS)
-        count = self._sleep(_epoll_wait, (self._epoll_fd, self._events, MAX_EVENTS, timeout_ms))
-        if count == 1:
-            return [_EVENT.unpack_from(self._buffer)]
-        if count > 1:
-            return list(_EVENT.iter_unpack(memoryview(self._buffer)[: count * _EVENT.size]))
-        if count < 0:
-            # epoll.poll() fails likewise and raises; after EINTR it may find an edge, which is reported once only.
-            return [(events, fd) for fd, events in self._epoll.poll(0, 1)]
-        return []
-
-
 def _ms(timeout: float) -> int:
-    return -1 if timeout < 0 else min(_MAX_TIMEOUT_MS, math.ceil(timeout * 1_000))
+    return -1 if timeout < 0 else min(MAX_TIMEOUT_MS, math.ceil(timeout * 1_000))
 
 
 def sleep_until_ready(pause: CollectorPause, fds: list[tuple[int, int]], timeout: float) -> None:

@@ -266,7 +266,7 @@ class KeepingDatagrams:
         addr = self._peer
         if addr is None:
             name = _in_name.raw[: _in_header.namelen]
-            addr = known_addresses.get(name) or self._parse_name(name)
+            addr = known_addresses.get(name) or self.parse_name(name)
         length = _in_header.controllen
         if not length:
             return size, (), _in_header.flags, addr
@@ -293,7 +293,7 @@ class KeepingDatagrams:
                 size,
                 last,
                 _parsed(control) if control else (),
-                peer if peer is not None else addresses.get(name) or self._parse_name(name),
+                peer if peer is not None else addresses.get(name) or self.parse_name(name),
             )
             for first, count, size, last, name, control in _inbound.groups(stop, start)
         ]
@@ -343,8 +343,8 @@ class KeepingDatagrams:
         """See PlainDatagrams.overflow()."""
         return _inbound.overflow(index, count)
 
-    def _parse_name(self, name: bytes) -> Address:
-        """An address as the socket module writes it."""
+    def parse_name(self, name: bytes) -> Address:
+        """An address as the socket module writes it, of the kernel's struct sockaddr. It is kept in known_addresses."""
         family = int.from_bytes(name[:2], sys.byteorder)
         addr: Address
         if family == stdlib.AF_INET:

@@ -23,10 +23,10 @@ from utpsocket.engine.kernel import socket_filter
 from utpsocket.engine.kernel.arena import ROOM_BYTES, Arena
 from utpsocket.engine.kernel.high_fds import UdpSocket
 from utpsocket.engine.kernel.mmsg import MAX_DATAGRAMS_IN
-from utpsocket.engine.kernel.native_calls import AnyDatagrams, Datagrams, NativeDatagrams
+from utpsocket.engine.kernel.native_calls import AnyDatagrams, Datagrams, GatheringDatagrams, NativeDatagrams
 from utpsocket.engine.kernel.netns import cookie
 from utpsocket.engine.kernel.poller import EPOLLERR, EPOLLIN, polls
-from utpsocket.engine.kernel.syscalls import NO_ADDRESS, Ancillary, Group, KeepingDatagrams, ReceivedAncillary
+from utpsocket.engine.kernel.syscalls import NO_ADDRESS, Ancillary, Group, ReceivedAncillary
 from utpsocket.protocol import Address, Run, Transmit
 from utpsocket.protocol.build import IS_COMPILED
 from utpsocket.protocol.packet import HEADER_BYTES
@@ -131,7 +131,7 @@ class UnmatchedDatagrams:
     __slots__ = ("_calls", "_port", "_room", "others", "syns")
 
     def __init__(
-        self, port: Port, calls: KeepingDatagrams, room: memoryview, syns: list[int], others: list[int]
+        self, port: Port, calls: GatheringDatagrams, room: memoryview, syns: list[int], others: list[int]
     ) -> None:
         self._port = port
         self._calls = calls
@@ -357,7 +357,11 @@ class Port:
         Raises: OSError where the fd is not this socket's any more. Other errors go to `errors`.
         Source: udp(7) UDP_GRO.
         """
-        size, ancillary, flags, addr = self._calls.receive(buffer)
+        calls = self._calls
+        if IS_COMPILED and isinstance(calls, NativeDatagrams):  # then it is called without looking it up
+            size, ancillary, flags, addr = calls.receive(buffer)
+        else:
+            size, ancillary, flags, addr = calls.receive(buffer)
         if size <= 0 or flags & _MSG_TRUNC:
             if size == -errno.EAGAIN:
                 self._unmerged_in_a_row = 0
@@ -619,7 +623,7 @@ class Port:
         """Whether the kernel's send buffer was full, so that send() only queues until flush() returns True."""
         return bool(self.pending)
 
-    def send(self, transmit: Transmit, source: Ancillary) -> None:
+    def send(self, transmit: Transmit, source: Ancillary) -> None:  # noqa: C901  # a lone datagram's part would be a call
         """Send a run of datagrams. What the kernel has no room for is copied to `pending`.
 
         Parameters:
@@ -640,7 +644,11 @@ class Port:
                 self._wait_for_room([data], source, addr)
                 return
             self.sent_calls += 1
-            error = self._calls.send(data, 0, len(data), source, addr)
+            calls = self._calls
+            if IS_COMPILED and isinstance(calls, NativeDatagrams):  # as in receive()
+                error = calls.send(data, 0, len(data), source, addr)
+            else:
+                error = calls.send(data, 0, len(data), source, addr)
             if error:
                 self._on_send_error(error, data, source, addr)
             return
@@ -706,7 +714,7 @@ class Port:
         return sent
 
     def _send_many(
-        self, calls: KeepingDatagrams, transmit: Transmit, sent: int, source: Ancillary, addr: Address | None
+        self, calls: GatheringDatagrams, transmit: Transmit, sent: int, source: Ancillary, addr: Address | None
     ) -> None:
         """Send all but the first `sent` datagrams by sendmmsg(2)."""
         data, segment = transmit.data, transmit.datagram_bytes

@@ -24,6 +24,7 @@ from __future__ import annotations
 from array import array
 from typing import Final
 
+from utpsocket.protocol.congestion.controller import Controller
 from utpsocket.protocol.times import HALF_TIMESTAMP, TIMESTAMP_MASK
 
 TARGET_DELAY_US: Final = 100_000  # queueing delay LEDBAT steers to. RFC 6817 §2.5; libutp's default
@@ -107,7 +108,7 @@ class _BaseDelay:
         self.value_us = (self.value_us + by_us) & TIMESTAMP_MASK
 
 
-class Ledbat:
+class Ledbat(Controller):
     """The default controller. See Controller for its methods.
 
     window_bytes      the congestion window
@@ -143,8 +144,6 @@ class Ledbat:
         "_sample3_us",
         "_segment_bytes",
         "_ssthresh_bytes",
-        "is_slow_start",
-        "window_bytes",
     )
 
     def __init__(self, segment_bytes: int) -> None:
