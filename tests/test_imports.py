@@ -197,3 +197,28 @@ with utpsocket.socket() as sock:
 assert pickle.loads(pickle.dumps(stats)) == stats
 """
     assert output_of(START, program, flags=("-S", "-W", "ignore")) == ""
+
+
+@pytest.mark.parametrize("name", ["stats", "engine.interpreter.garbage_collector", "sockets.to_tcp"])
+def test_what_was_interrupted_is_loaded_again(name: str) -> None:
+    """By what a signal's handler has raised."""
+    program = f"""
+import utpsocket
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "utpsocket.{name}":
+            sys.meta_path.remove(self)
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting())
+try:
+    utpsocket.socket()
+except KeyboardInterrupt:
+    print("interrupted")
+with utpsocket.create_server(("127.0.0.1", 0)) as listener:
+    with utpsocket.create_connection(listener.getsockname()) as client, listener.accept()[0] as server:
+        client.sendall(b"some bytes")
+        print(len(server.recv(10)))
+"""
+    assert output_of(START, program) == "interrupted\n10\n"
