@@ -18,7 +18,7 @@ from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.kernel.udp import Port
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports.endpoint import Endpoint
-from utpsocket.engine.turns import BULK_BYTES, TURN_BYTES, Turns
+from utpsocket.engine.turns import BULK_BYTES, QUIET_TURN_BYTES, TURN_BYTES, Turns
 from utpsocket.protocol import Run, Transmit
 from utpsocket.protocol.states import CONNECTED
 
@@ -60,7 +60,7 @@ class Crowd:
     def mark(self) -> None:
         """LARGE and their ports are bulk from now on, however long this machine takes."""
         ends = [end for both in self.large for end in both]
-        self.loop.turns.bulk_until = FOR_EVER
+        self.loop.turns.bulk_until = self.loop.turns.small_until = FOR_EVER
         for bridge in map(self.bridge_of, ends):
             bridge.bulk_until = bridge.endpoint.bulk_until = FOR_EVER  # type: ignore[attr-defined]
 
@@ -117,6 +117,7 @@ def wait_readable(sock: Any) -> None:
 @pytest.fixture
 def crowd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crowd]:
     monkeypatch.setattr(turns, "BULK_US", FOR_EVER)
+    monkeypatch.setattr(turns, "SMALL_US", FOR_EVER)
     with contextlib.ExitStack() as stack:
         yield Crowd(stack)
 
@@ -233,7 +234,7 @@ class Scheduled(Loop):
         ]
         self.flows = flows
         self.turns, self.owner = Turns(self), None
-        self.turns.bulk_until = FOR_EVER
+        self.turns.bulk_until = self.turns.small_until = FOR_EVER
         self._dirty, self._readable_endpoints, self._readable_bridges = {}, {}, {}
         self._deferred_delivery = []
         self._listeners, self.channels = {}, dict.fromkeys(range(len(flows)))  # type: ignore[assignment]
@@ -244,7 +245,7 @@ class Scheduled(Loop):
 
     def _flush_channel(self, flow: Any, now: int) -> None:
         flow.move()
-        if flow.bulk_until:
+        if flow.bulk_until and self.turns.small_until:  # it always has more than its turn allows
             self.turns.put_off(flow)
         elif self.delivers:
             self._deferred_delivery.append(flow)
@@ -308,3 +309,12 @@ def test_bulk_waits_every_other_time_for_a_program_that_has_got_a_message(
     bulk_moves = ["large 0" in served for served in iterations]
     assert bulk_moves == ([False, True] * 3 if is_own_process else [True] * 6)
     assert [served[-1] == "sleep" for served in iterations] == 6 * [is_own_process]
+
+
+@pytest.mark.parametrize("step", ["receive", "read", "send"])
+def test_turns_are_longer_where_nothing_small_is_served(step: str) -> None:
+    loop = Scheduled(*5 * [QUIET_TURN_BYTES // 4])
+    loop.turns.small_until = 0
+    served = getattr(loop, step)()
+    assert served == [f"large {number}" for number in range(5 if step == "send" else 4)]
+    assert getattr(loop, step)()[0] == ("large 0" if step == "send" else "large 4")

@@ -511,12 +511,7 @@ class Loop:
         """What is small has been received and read: it is delivered and sent before bulk is received and read."""
         if self._dirty:
             self._flush_small(now)
-        if self.turns.begin_yield():
-            return
-        self.turns.receive(now=now)
-        self.turns.read(now=now)
-        if self.turns.idle_only:
-            self.turns.read_idle_only(now=now, is_idle=is_idle)
+        self.turns.receive_and_read(now=now, is_idle=is_idle)
 
     def _fire_timers(self, now: int) -> None:
         for bridge in self.timers.due(now):
@@ -536,14 +531,15 @@ class Loop:
         GIL in between.
         """
         turns = self.turns
-        turns.left_bytes = TURN_BYTES if turns.bulk_until > now and len(self.channels) > 1 else UNLIMITED_BYTES
+        is_shared = turns.small_until > now and turns.bulk_until > now and len(self.channels) > 1
+        turns.left_bytes = TURN_BYTES if is_shared else UNLIMITED_BYTES
         while True:
             while self._dirty:
                 if turns.bulk_until > now:
                     self._flush_small(now)
                 dirty, self._dirty = self._dirty, {}
                 for bridge in dirty:
-                    if not (bridge.is_gone or (bridge.bulk_until > now and turns.put_off(bridge))):
+                    if not (bridge.is_gone or (is_shared and bridge.bulk_until > now and turns.put_off(bridge))):
                         self.owner = bridge
                         self._flush_channel(bridge, now)
                 self.owner = None
@@ -563,7 +559,7 @@ class Loop:
 
     def _flush_small(self, now: int) -> None:
         """Dirty connections that are not bulk deliver and send, before others are read from."""
-        for bridge in [each for each in self._dirty if each.bulk_until <= now]:
+        for bridge in self.turns.small_of(self._dirty, now=now):
             self._dirty.pop(bridge, None)
             if not bridge.is_gone:
                 self.owner = bridge

@@ -3,7 +3,8 @@
 A message must not wait until other connections have moved megabytes. So a connection or a port that has just moved
 BULK_BYTES at once counts as bulk for BULK_US (its `bulk_until`). In each step of an iteration bulk comes last. All of
 bulk together may move TURN_BYTES there, in the order in which they have waited; the others' turn comes in the next
-iterations, before each of which the engine looks for what has come meanwhile.
+iterations, before each of which the engine looks for what has come meanwhile. Where nothing else was served for
+SMALL_US turns are longer (QUIET_TURN_BYTES).
 
     Example. Four connections have 700 kB each to send. The first sends 256 kB in this iteration, and comes last then.
     Meanwhile the program writes one byte on a fifth connection. In the next iteration that byte is read and sent, then
@@ -22,6 +23,7 @@ Only the engine's thread calls.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
@@ -82,6 +84,10 @@ if TYPE_CHECKING:
 
 # In one step of an iteration: what a connection reads and sends there if it is the only one (SendHalf.burst_bytes).
 TURN_BYTES: Final = 256 << 10
+# Where nothing small was served for SMALL_US so much is received and read, and sending has no bound: short iterations
+# cost bulk more acks. Both by feel.
+QUIET_TURN_BYTES: Final = 4 << 20
+SMALL_US: Final = 200_000
 # Received from the ports that carry bulk: so much for each that waits, if that is more. Each is reported again by every
 # epoll_wait(2), which must cost little beside the work; by feel.
 PORT_TURN_BYTES: Final = 16 << 10
@@ -101,13 +107,14 @@ IDLE_ONLY_US: Final = 10_000
 class Turns(Generic[_P, _C]):
     """Bulk of one engine that waits for its turn, and how much it may still do.
 
-    bulk_until   the latest of all ports' and connections'; after that nothing is bulk
-    left_bytes   what may still be moved in this step; whatever moves many bytes subtracts them
-    endpoints    ports to receive from, in order
-    readable     pairs to read from
-    dirty        connections that may send
-    idle_only    bridges with enough unsent: they are read when nothing else is to do, or at this time; the earliest
-                 first
+    bulk_until      the latest of all ports' and connections'; after that nothing is bulk
+    small_until     something small was served beside bulk, so turns are short until this time
+    left_bytes      what may still be moved in this step; whatever moves many bytes subtracts them
+    endpoints       ports to receive from, in order
+    readable        pairs to read from
+    dirty           connections that may send
+    idle_only       bridges with enough unsent: they are read when nothing else is to do, or at this time; the earliest
+                    first
     has_delivered   a program of this process has got a message in this iteration, beside bulk
     is_yielding     bulk waits in this iteration, so that this program gets the GIL
     _has_yielded    so it was when bulk's turn came last
@@ -124,11 +131,13 @@ class Turns(Generic[_P, _C]):
         "is_yielding",
         "left_bytes",
         "readable",
+        "small_until",
     )
 
     def __init__(self, engine: Engine[_P, _C]) -> None:
         self._engine = engine
         self.bulk_until = 0
+        self.small_until = 0
         self.left_bytes = UNLIMITED_BYTES
         self.has_delivered = False
         self.is_yielding = False
@@ -141,6 +150,17 @@ class Turns(Generic[_P, _C]):
     def on_bulk(self, bridge: _C, *, now: int) -> None:
         """This connection has moved BULK_BYTES at once."""
         bridge.bulk_until = self.bulk_until = now + BULK_US
+
+    def small_of(self, bridges: Iterable[_C], *, now: int) -> list[_C]:
+        """Those that are not bulk, which are served now."""
+        small = [bridge for bridge in bridges if bridge.bulk_until <= now]
+        if small:
+            self.small_until = now + SMALL_US
+        return small
+
+    def turn_bytes(self, *, now: int) -> int:
+        """How much bulk is received or read in a step."""
+        return TURN_BYTES if self.small_until > now else QUIET_TURN_BYTES
 
     def begin_yield(self) -> bool:
         """Bulk's turn has come. Returns whether it waits for one iteration more, for a program that has just got a
@@ -166,10 +186,19 @@ class Turns(Generic[_P, _C]):
         self.dirty[bridge] = None
         return True
 
+    def receive_and_read(self, *, now: int, is_idle: bool) -> None:
+        """What comes after all that is small."""
+        if self.begin_yield():
+            return
+        self.receive(now=now)
+        self.read(now=now)
+        if self.idle_only:
+            self.read_idle_only(now=now, is_idle=is_idle)
+
     def receive(self, *, now: int) -> None:
         """From ports, a turn."""
         waiting = self.endpoints
-        self.left_bytes = max(TURN_BYTES, len(waiting) * PORT_TURN_BYTES)
+        self.left_bytes = max(self.turn_bytes(now=now), len(waiting) * PORT_TURN_BYTES)
         while waiting and self.left_bytes > 0:
             endpoint = next(iter(waiting))
             del waiting[endpoint]
@@ -179,7 +208,7 @@ class Turns(Generic[_P, _C]):
 
     def read(self, *, now: int) -> None:
         """From programs, a turn."""
-        waiting, left_bytes = self.readable, TURN_BYTES
+        waiting, left_bytes = self.readable, self.turn_bytes(now=now)
         while waiting and left_bytes > 0:
             bridge = next(iter(waiting))
             del waiting[bridge]
