@@ -44,7 +44,6 @@ from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports import tcp_listener
 from utpsocket.engine.ports.endpoint import Endpoint
 from utpsocket.engine.user_fds import forked_copies, shared_errnos
-from utpsocket.protocol import Connection
 from utpsocket.protocol.build import IS_COMPILED
 from utpsocket.sockets.rules import Routes
 
@@ -104,21 +103,11 @@ if IS_COMPILED:
 
 
 @pytest.mark.parametrize("error", [MemoryError(), SystemExit(3), KeyboardInterrupt(), RuntimeError("a defect")])
-@pytest.mark.parametrize(
-    ("owner", "name"),
-    [
-        pytest.param(Connection, "poll_delivery", marks=replaces("Connection.poll_delivery()")),
-        (SENDS, "send"),
-    ],
-)
 def test_a_fault_costs_one_connection(
-    owner: Any, name: str, error: BaseException, reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
+    error: BaseException, reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if owner is SENDS:  # which a stream of the compiled build looks up when it is made
-        failing(monkeypatch, owner, name, error)
+    failing(monkeypatch, SENDS, "send", error)  # a stream of the compiled build looks it up when it is made
     pairs = [pair() for _ in range(6)]
-    if owner is not SENDS:
-        failing(monkeypatch, owner, name, error)
     problems = []
     for client, _ in pairs:
         client.send(b"hello")
