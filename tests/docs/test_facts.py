@@ -7,6 +7,7 @@ import re
 import pytest
 
 from tests.docs.documents import DOCS, rows, without_code
+from tests.properties.states import attribute_names
 from utpsocket import options, stats
 from utpsocket.engine import environment, exit_flush
 from utpsocket.engine.channels import receive_buffer
@@ -138,7 +139,7 @@ FACTS = [
     ("protocol", "again in pieces of 249 bytes"),
     ("protocol", f"Target: {ms(ledbat.TARGET_DELAY_US)} ms of queueing delay"),
     ("protocol", f"at most {number(ledbat.MAX_GAIN_BYTES)} bytes × (target"),
-    ("protocol", {3: "the last three samples"}[sum("_sample" in name for name in ledbat.Ledbat.__slots__)]),
+    ("protocol", {3: "the last three samples"}[sum("_sample" in name for name in attribute_names(ledbat.Ledbat))]),
     ("protocol", {13: "thirteen one-minute minima"}[ledbat._BASE_MINUTES]),
     ("protocol", {2: "Least window: two packets."}[ledbat.MIN_PACKETS]),
     ("protocol", {10: "Slow start begins with ten packets"}[ledbat.INITIAL_PACKETS]),

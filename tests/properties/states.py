@@ -43,16 +43,16 @@ def state_of(thing: Any) -> Any:
         return [state_of(item) for item in thing]
     if isinstance(thing, dict):
         return {key: state_of(value) for key, value in thing.items()}
-    return _slots(thing) if _names(type(thing)) else repr(type(thing))
+    return _slots(thing) if attribute_names(type(thing)) else repr(type(thing))
 
 
 def _slots(thing: Any) -> dict[str, Any]:
-    found = {name: state_of(getattr(thing, name)) for name in sorted(_names(type(thing)) - _NOT_STATE)}
+    found = {name: state_of(getattr(thing, name)) for name in sorted(attribute_names(type(thing)) - _NOT_STATE)}
     assert found, "every class here has slots"
     return found
 
 
-def _names(kind: type) -> set[str]:
+def attribute_names(kind: type) -> set[str]:
     """The names of its attributes. Compiled classes have no __slots__; mypyc keeps the names for pickle."""
     return {
         name
