@@ -117,6 +117,7 @@ def test_strangers_in_the_way_of_a_connect_cost_a_retry(timeout: float | None, m
 
     are_ours = iter([False, False, False])  # the next time there is room: three strangers, then our own
     peer_credentials = fd_names.peer_credentials
+    monkeypatch.setattr(fd_pair, "_pair_in_c", lambda *_: None)  # whose calls cannot be replaced; this is what follows
     monkeypatch.setattr(fd_pair, "connect_at_once", after_strangers)
     monkeypatch.setattr(
         fd_names, "peer_credentials", lambda sock: peer_credentials(sock) if next(are_ours, True) else (0, 0)
