@@ -15,7 +15,7 @@ sleeping gives it none: it takes the GIL again before the thread has woken up. S
 bulk, the iteration ends without bulk, and the engine sleeps for YIELD_SECONDS.
 
 What is small may become bulk in the middle of an iteration: so a connection that was quiet may move as much as it has
-before its turn is counted. Linux' fq schedules likewise: a flow that was empty comes before the others, each of which
+before its turn is counted. Linux's fq schedules likewise: a flow that was empty comes before the others, each of which
 may send a quantum in its turn (tc-fq(8), RFC 8290 §4.2).
 
 Only the engine's thread calls.

@@ -1,7 +1,7 @@
 """How much is kept for a program that does not read: the window that is advertised, and the buffer of its pair.
 
 A peer must not make us keep more for a program than TCP would, so both begin small. They grow with what the program
-reads within a round trip, as Linux' TCP does it: a sender in slow start doubles its rate in each round trip, so the
+reads within a round trip, as Linux's TCP does it: a sender in slow start doubles its rate in each round trip, so the
 window becomes a multiple of what was read in the last one. If SO_RCVBUF is set, its value is used from the beginning.
 
     Example. The window is 96 KiB, the round trip 10 ms. In one the program reads 60 KiB: the window becomes 96 + 4 × 60
@@ -9,7 +9,7 @@ window becomes a multiple of what was read in the last one. If SO_RCVBUF is set,
     more than 336, so nothing changes. It reads 200 KiB: 896 KiB. At 4 MiB, or what the port's receive buffer allows
     a single connection (ports/receive_shares.py), growing ends.
 
-Only the engine's thread calls. Sources: Linux' tcp_rcv_space_adjust() and tcp_rmem; unix(7).
+Only the engine's thread calls. Sources: Linux's tcp_rcv_space_adjust() and tcp_rmem; unix(7).
 """
 
 from __future__ import annotations

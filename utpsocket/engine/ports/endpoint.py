@@ -80,7 +80,7 @@ if TYPE_CHECKING:
 CLAIM_KEY: Final = "by"  # of Endpoint.closing_claim
 BY_ENGINE: Final = object()  # the claim of the engine's thread
 _MAX_TIME_WAIT_RECORDS: Final = 8_192  # connections that ended in order; some 300 bytes each
-_TIME_WAIT_RECORD_US: Final = 60_000_000  # as long as Linux' TIME_WAIT
+_TIME_WAIT_RECORD_US: Final = 60_000_000  # as long as Linux's TIME_WAIT
 _IDS_PER_DIAL: Final = 4  # one, and spare ones for SYNs that are repeated with another id (handshake.py)
 _DATA_BYTES: Final = 512  # smaller datagrams are messages: they need no share of the receive buffer
 # A second run is asked for in so many iterations after one in which there was one; by feel.
@@ -764,7 +764,7 @@ class Endpoint:
             host, scope = split_scope(run.local)
             identity.local = (host, *self.port.local[1:])
             if scope and len(addr) == 4 and addr[3]:
-                identity.local = (host, self.port.local[1], 0, scope)  # with a global peer Linux' TCP returns no scope
+                identity.local = (host, self.port.local[1], 0, scope)  # with a global peer Linux's TCP returns no scope
         bridge = self._new_bridge(addr, recv_id, identity, self.source(run), first_seq=first_seq)
         if self.reuseport_sockets is not None:
             with self.loop.fd_lock:
