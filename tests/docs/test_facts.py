@@ -36,7 +36,7 @@ from utpsocket.protocol import (
     times,
     validation,
 )
-from utpsocket.protocol.congestion import CONTROLLERS, ledbat
+from utpsocket.protocol.congestion import CONTROLLERS, base_delay, ledbat, queueing_delay
 from utpsocket.sockets import fd_pair, option_calls, rules
 
 
@@ -140,11 +140,14 @@ FACTS = [
     ("protocol", f"Target: {ms(ledbat.TARGET_DELAY_US)} ms of queueing delay"),
     ("protocol", f"at most {number(ledbat.MAX_GAIN_BYTES)} bytes × (target"),
     ("protocol", {3: "the last three samples"}[sum("_sample" in name for name in attribute_names(ledbat.Ledbat))]),
-    ("protocol", {13: "thirteen one-minute minima"}[ledbat._BASE_MINUTES]),
+    ("protocol", {13: "thirteen one-minute minima"}[base_delay.BASE_MINUTES]),
     ("protocol", {2: "Least window: two packets."}[ledbat.MIN_PACKETS]),
     ("protocol", {10: "Slow start begins with ten packets"}[ledbat.INITIAL_PACKETS]),
     ("protocol", {4: "by a quarter per round trip (RFC 9406)"}[ledbat._CSS_GROWTH_DIVISOR]),
-    ("protocol", f"more than {ms(ledbat._MAX_DRIFT_US)} ms in {seconds(ledbat._DRIFT_PERIOD_US)} s, a seventh"),
+    (
+        "protocol",
+        f"more than {ms(queueing_delay.MAX_DRIFT_US)} ms in {seconds(queueing_delay.DRIFT_PERIOD_US)} s, a seventh",
+    ),
     ("protocol", f"is longer than {ms(pacing.PACED_FROM_RTT_US)} ms, a burst is about {ms(pacing._BURST_US)} ms"),
     ("protocol", f"{seconds(close_timers.TIME_WAIT_US)} s or 1.5 timeouts"),
     ("protocol", f"known to be lost, {seconds(close_timers.MAX_TIME_WAIT_US)} s at most"),

@@ -1,4 +1,4 @@
-"""Ledbat.on_peer_delay() returns early where a sample changes nothing: it must do the same as without that."""
+"""DelayController.on_peer_delay() returns early where a sample changes nothing: it must do the same as without that."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utpsocket.protocol.congestion import ledbat
+from utpsocket.protocol.congestion import queueing_delay
 from utpsocket.protocol.congestion.ledbat import Ledbat
 from utpsocket.protocol.times import TIMESTAMP_MASK
 
@@ -27,7 +27,7 @@ def on_peer_delay(controller: Ledbat, delay_us: int, *, now: int) -> None:
     before_us = base.value_us
     base.add(delay_us, now=now)
     if before_us < 0:
-        controller._drift_ends_at = now + ledbat._DRIFT_PERIOD_US
+        controller._drift_ends_at = now + queueing_delay.DRIFT_PERIOD_US
         return
     if base.value_us != before_us:
         fall_us = (before_us - base.value_us) & TIMESTAMP_MASK
@@ -35,8 +35,8 @@ def on_peer_delay(controller: Ledbat, delay_us: int, *, now: int) -> None:
             own.shift(fall_us)
             controller._drift_us += fall_us
     if now >= controller._drift_ends_at:
-        controller._drift_ends_at = now + ledbat._DRIFT_PERIOD_US
-        controller._drift_penalty_us = max(0, controller._drift_us - ledbat._MAX_DRIFT_US) // 7
+        controller._drift_ends_at = now + queueing_delay.DRIFT_PERIOD_US
+        controller._drift_penalty_us = max(0, controller._drift_us - queueing_delay.MAX_DRIFT_US) // 7
         controller._drift_us = 0
 
 

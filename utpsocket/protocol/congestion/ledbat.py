@@ -21,11 +21,9 @@ Sources: RFC 6817 §2.4.2, §3.1.1, appendix A.2 (clock skew); RFC 9406 §4.2; B
 
 from __future__ import annotations
 
-from array import array
 from typing import Final
 
-from utpsocket.protocol.congestion.controller import Controller
-from utpsocket.protocol.times import HALF_TIMESTAMP, TIMESTAMP_MASK
+from utpsocket.protocol.congestion.queueing_delay import NO_SAMPLE, DelayController
 
 TARGET_DELAY_US: Final = 100_000  # queueing delay LEDBAT steers to. RFC 6817 §2.5; libutp's default
 MAX_GAIN_BYTES: Final = 3_000  # most growth or shrinkage per round trip: libutp MAX_CWND_INCREASE_BYTES_PER_RTT
@@ -36,79 +34,9 @@ MIN_PACKETS: Final = 2  # RFC 6817 MIN_CWND
 _CSS_GROWTH_DIVISOR: Final = 4  # growth of conservative slow start, after the first sign of a queue: RFC 9406 §4.2
 _MIN_QUEUE_US: Final = 4_000  # RFC 9406 MIN_RTT_THRESH: less is noise
 _MAX_QUEUE_US: Final = 16_000  # RFC 9406 MAX_RTT_THRESH
-_BASE_MINUTES: Final = 13  # libutp DELAY_BASE_HISTORY
-_MINUTE_US: Final = 60_000_000
-# For the last three samples, libutp CUR_DELAY_SIZE, until there are so many: more than any sample.
-_NO_SAMPLE: Final = 1 << 32
-# A peer whose clock runs away by more than this per period may do so to get more bandwidth. Both are libutp's.
-_MAX_DRIFT_US: Final = 200_000
-_DRIFT_PERIOD_US: Final = 5_000_000
 
 
-class _BaseDelay:
-    """The lowest one-way delay of the last minutes, of 32-bit times that wrap.
-
-    value_us          the base delay, -1 before the first sample
-    lowest_us         the lowest of this minute
-    minute_ends_at    when that is complete
-    minima            the lowest of each of the minutes before it; None in the first one
-    """
-
-    __slots__ = ("lowest_us", "minima", "minute_ends_at", "value_us")
-
-    def __init__(self) -> None:
-        self.lowest_us = 0
-        self.minima: array[int] | None = None
-        self.minute_ends_at = 0
-        self.value_us = -1
-
-    def add(self, delay_us: int, *, now: int) -> int:
-        """Take a sample. Returns how much it is above the base delay, 0 if it is the new one."""
-        if self.value_us < 0:
-            self.lowest_us = self.value_us = delay_us
-            self.minute_ends_at = now + _MINUTE_US
-            return 0
-        if now >= self.minute_ends_at:
-            self.minute_ends_at = now + _MINUTE_US
-            self._begin_minute(delay_us)
-        elif (delay_us - self.lowest_us) & TIMESTAMP_MASK >= HALF_TIMESTAMP:
-            self.lowest_us = delay_us
-        above_us = (delay_us - self.value_us) & TIMESTAMP_MASK
-        if above_us >= HALF_TIMESTAMP:
-            self.value_us = delay_us
-            return 0
-        return above_us
-
-    def changes_base(self, delay_us: int) -> bool:
-        """Whether add() of this sample would change anything before the minute ends. May return True needlessly."""
-        lowest = self.lowest_us if self.value_us >= 0 else delay_us
-        # A quarter, so that a sample that is somewhat longer is no jump of half the range either.
-        quarter = HALF_TIMESTAMP >> 1
-        return (delay_us - lowest) & TIMESTAMP_MASK >= quarter or (delay_us - self.value_us) & TIMESTAMP_MASK >= quarter
-
-    def _begin_minute(self, delay_us: int) -> None:
-        """The first sample of a minute: the lowest of the last one is complete, and that of the oldest is forgotten."""
-        minima = self.minima
-        if minima is None:
-            self.minima = minima = array("I")
-        minima.append(self.lowest_us)
-        if len(minima) >= _BASE_MINUTES:
-            del minima[0]
-        self.lowest_us = lowest = delay_us
-        for other_us in minima:
-            if (other_us - lowest) & TIMESTAMP_MASK >= HALF_TIMESTAMP:
-                lowest = other_us
-        self.value_us = lowest
-
-    def shift(self, by_us: int) -> None:
-        """The clocks have drifted apart by this much: correct all minima."""
-        if self.minima is not None:
-            self.minima = array("I", [(delay_us + by_us) & TIMESTAMP_MASK for delay_us in self.minima])
-        self.lowest_us = (self.lowest_us + by_us) & TIMESTAMP_MASK
-        self.value_us = (self.value_us + by_us) & TIMESTAMP_MASK
-
-
-class Ledbat(Controller):
+class Ledbat(DelayController):
     """The default controller. See Controller for its methods.
 
     window_bytes      the congestion window
@@ -120,33 +48,20 @@ class Ledbat(Controller):
     _ssthresh_bytes       slow start after a timeout ends at this window; 0: there was none
     _before_reduction     window_bytes, is_slow_start and _ssthresh_bytes before the last loss or timeout; None: none to
                           undo
-    _base                 base delay of our packets
-    _peer_base_delay      base delay of the peer's packets
-    _sample1_us, _sample2_us, _sample3_us   the last three samples above the base delay, the newest first; _NO_SAMPLE
-                          where there are not so many
-    _drift_us             how far the clocks have drifted in this period, which ends at _drift_ends_at
-    _drift_penalty_us     added to the queueing delay for the drift of the last period
     _gain_remainder       rest of the last division of the gain
     """
 
     __slots__ = (
-        "_base",
         "_before_reduction",
         "_conservative_since",
-        "_drift_ends_at",
-        "_drift_penalty_us",
-        "_drift_us",
         "_gain_remainder",
         "_is_conservative",
-        "_peer_base_delay",
-        "_sample1_us",
-        "_sample2_us",
-        "_sample3_us",
         "_segment_bytes",
         "_ssthresh_bytes",
     )
 
     def __init__(self, segment_bytes: int) -> None:
+        super().__init__()
         self._segment_bytes = segment_bytes
         self.window_bytes = max(INITIAL_PACKETS * segment_bytes, _MIN_INITIAL_WINDOW_BYTES)
         self.is_slow_start = True
@@ -154,62 +69,7 @@ class Ledbat(Controller):
         self._conservative_since = 0
         self._ssthresh_bytes = 0
         self._before_reduction: tuple[int, bool, int] | None = None
-        self._base = _BaseDelay()
-        self._peer_base_delay = _BaseDelay()
-        self._sample1_us = self._sample2_us = self._sample3_us = _NO_SAMPLE
-        self._drift_us = 0
-        self._drift_ends_at = 0
-        self._drift_penalty_us = 0
         self._gain_remainder = 0
-
-    @property
-    def queueing_delay_us(self) -> int:
-        """The least of the last three samples above the base delay; 0 without samples."""
-        least_us = min(self._sample1_us, self._sample2_us, self._sample3_us)
-        return least_us + self._drift_penalty_us if least_us < _NO_SAMPLE else 0
-
-    def on_delay(self, delay_us: int, *, now: int) -> None:
-        """See Controller.on_delay. A jump of half the range is a crafted or broken sample, and begins a new base
-        delay.
-        """
-        above_us = self._base.add(delay_us, now=now)
-        self._sample3_us = self._sample2_us
-        self._sample2_us = self._sample1_us
-        self._sample1_us = above_us if above_us < HALF_TIMESTAMP >> 1 else HALF_TIMESTAMP >> 1
-
-    def on_peer_delay(self, delay_us: int, *, now: int) -> None:
-        """See Controller.on_peer_delay. As libutp does it.
-
-        When the base delay of the peer's packets falls, its clock runs faster than ours, so that our packets seem to
-        take longer and longer. So the base delay of our packets is raised by as much. If it runs away faster than
-        clocks do, a penalty is added to the queueing delay.
-        """
-        base = self._peer_base_delay
-        before_us = base.value_us
-        if (
-            now < base.minute_ends_at
-            and now < self._drift_ends_at
-            and (delay_us - base.lowest_us) & TIMESTAMP_MASK < HALF_TIMESTAMP
-            and (delay_us - before_us) & TIMESTAMP_MASK < HALF_TIMESTAMP
-        ):
-            return  # as nearly always: above the base delay, and add() would do nothing
-        base.add(delay_us, now=now)
-        if before_us < 0:
-            self._drift_ends_at = now + _DRIFT_PERIOD_US
-            return
-        if base.value_us != before_us:
-            fall_us = (before_us - base.value_us) & TIMESTAMP_MASK
-            if fall_us <= 10_000 and self._base.value_us >= 0:
-                self._base.shift(fall_us)
-                self._drift_us += fall_us
-        if now >= self._drift_ends_at:
-            self._drift_ends_at = now + _DRIFT_PERIOD_US
-            self._drift_penalty_us = max(0, self._drift_us - _MAX_DRIFT_US) // 7
-            self._drift_us = 0
-
-    def changes_base(self, delay_us: int) -> bool:
-        """See Controller.changes_base."""
-        return self._peer_base_delay.changes_base(delay_us)
 
     def on_ack(
         self, acked_bytes: int, *, in_flight_bytes: int, is_limited: bool, rtt_us: int, sent_us: int, now: int
@@ -222,7 +82,7 @@ class Ledbat(Controller):
             queueing_us = self._sample2_us
         if self._sample3_us < queueing_us:
             queueing_us = self._sample3_us
-        queueing_us = queueing_us + self._drift_penalty_us if queueing_us < _NO_SAMPLE else 0
+        queueing_us = queueing_us + self._drift_penalty_us if queueing_us < NO_SAMPLE else 0
         if rtt_us and queueing_us > rtt_us:
             queueing_us = rtt_us  # the queueing delay is a part of the round trip
         window = self.window_bytes
@@ -245,7 +105,7 @@ class Ledbat(Controller):
     def _slow_start(self, acked_bytes: int, queueing_us: int, *, is_limited: bool, rtt_us: int, now: int) -> None:
         """Slow start, which RFC 6817 does not define: see the module's docstring."""
         window = self.window_bytes
-        is_full = self._sample3_us < _NO_SAMPLE
+        is_full = self._sample3_us < NO_SAMPLE
         if queueing_us >= TARGET_DELAY_US * 3 // 4:
             # The window of one round trip ago has caused this queue and filled the path: go on from there.
             self.is_slow_start = False
