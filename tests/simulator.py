@@ -359,13 +359,14 @@ class Pair:
         config: Config | None = None,
         max_segments: int = MAX_RUN_PACKETS,
         timer_us: int = 1,
+        host: type[Host] = Host,
     ) -> None:
         if first_seq is None:
             first_seq = WRAP_SEQ
         chance = simulator.random
         recv_id = chance.randrange(0x10000)
         self.simulator = simulator
-        self.a = Host(
+        self.a = host(
             simulator,
             a,
             recv_id=recv_id,
@@ -374,7 +375,7 @@ class Pair:
             max_segments=max_segments,
             timer_us=timer_us,
         )
-        self.b = Host(
+        self.b = host(
             simulator,
             b,
             recv_id=(recv_id + 1) & 0xFFFF,
