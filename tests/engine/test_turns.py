@@ -18,7 +18,7 @@ from utpsocket.engine.channels.utp import Bridge
 from utpsocket.engine.kernel.udp import Port
 from utpsocket.engine.loop import Loop
 from utpsocket.engine.ports.endpoint import Endpoint
-from utpsocket.engine.turns import BULK_BYTES, QUIET_TURN_BYTES, TURN_BYTES, Turns
+from utpsocket.engine.turns import BULK_BYTES, BULK_US, QUIET_TURN_BYTES, TURN_BYTES, Turns
 from utpsocket.protocol import Run, Transmit
 from utpsocket.protocol.states import CONNECTED
 
@@ -318,3 +318,45 @@ def test_turns_are_longer_where_nothing_small_is_served(step: str) -> None:
     served = getattr(loop, step)()
     assert served == [f"large {number}" for number in range(5 if step == "send" else 4)]
     assert getattr(loop, step)()[0] == ("large 0" if step == "send" else "large 4")
+
+
+@pytest.mark.parametrize("waiting", [0, 200])
+def test_what_waits_for_many_grants_is_bulk_until_its_own_comes(waiting: int) -> None:
+    """As long as grants take half a millisecond each. Else each of a thousand would count as small then."""
+    loop = Scheduled(TURN_BYTES)
+    loop.turns.small_until = 0
+    (flow,) = loop.flows
+    loop.turns.on_bulk(flow, now=0, waiting=waiting)
+    granted_at = BULK_US + waiting * 500
+    assert loop.turns.small_of([flow], now=granted_at) == ([] if waiting else [flow])
+    assert bool(loop.turns.small_until) is not bool(waiting)
+
+
+def test_the_engine_knows_how_many_wait_for_grants(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = 24  # more than go without grants
+    on_bulk, told = Turns.on_bulk, []
+
+    def watched(self: Any, bridge: Any, *, now: int, waiting: int = 0) -> None:
+        told.append(waiting)
+        on_bulk(self, bridge, now=now, waiting=waiting)
+
+    monkeypatch.setattr(Turns, "on_bulk", watched)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(utpsocket.create_server(("127.0.0.1", 0), backlog=many))
+        dialers, accepted = [], []
+        for _ in range(many):
+            dialers.append(stack.enter_context(utpsocket.create_connection(listener.getsockname())))
+            accepted.append(stack.enter_context(listener.accept()[0]))
+        with engine_held():
+            for end in dialers:
+                end.setblocking(False)
+                fill(end)
+        for end in accepted:
+            end.setblocking(False)
+        while max(told, default=0) <= many // 2:  # slow start comes first
+            select.select(accepted, [], [], 60)
+            for end in accepted:
+                drain(end)
+            for end in dialers:
+                fill(end)
+    assert max(told) < many

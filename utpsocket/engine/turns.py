@@ -1,10 +1,10 @@
 """How much those connections that have a lot may do in one iteration.
 
 A message must not wait until other connections have moved megabytes. So a connection or a port that has just moved
-BULK_BYTES at once counts as bulk for BULK_US (its `bulk_until`). In each step of an iteration bulk comes last. All of
-bulk together may move TURN_BYTES there, in the order in which they have waited; the others' turn comes in the next
-iterations, before each of which the engine looks for what has come meanwhile. Where nothing else was served for
-SMALL_US turns are longer (QUIET_TURN_BYTES).
+BULK_BYTES at once counts as bulk for BULK_US (its `bulk_until`), and longer if others' grants come before its next one
+(ports/send_grants.py). In each step of an iteration bulk comes last. All of bulk together may move TURN_BYTES there, in
+the order in which they have waited; the others' turn comes in the next iterations, before each of which the engine
+looks for what has come meanwhile. Where nothing else was served for SMALL_US turns are longer (QUIET_TURN_BYTES).
 
     Example. Four connections have 700 kB each to send. The first sends 256 kB in this iteration, and comes last then.
     Meanwhile the program writes one byte on a fifth connection. In the next iteration that byte is read and sent, then
@@ -99,6 +99,9 @@ BULK_BYTES: Final = 32 << 10
 YIELD_SECONDS: Final = 0.000_02
 # By feel. Without it the short breaks in which bulk waits for acks would bring it to the front.
 BULK_US: Final = 10_000
+# Longer for each connection that gets a grant before it does: a grant takes 0.2 to 1 ms on loopback. Without it each of
+# a thousand connections with bulk would count as small when its grant comes, and have turns shortened.
+GRANT_US: Final = 1_000
 # A bridge with enough unsent is read after so long even if the engine is never idle: one burst in 10 ms is far slower
 # than any program writes, so what was read before has left by then.
 IDLE_ONLY_US: Final = 10_000
@@ -147,9 +150,15 @@ class Turns(Generic[_P, _C]):
         self.dirty: dict[_C, None] = {}
         self.idle_only: dict[_C, int] = {}
 
-    def on_bulk(self, bridge: _C, *, now: int) -> None:
-        """This connection has moved BULK_BYTES at once."""
-        bridge.bulk_until = self.bulk_until = now + BULK_US
+    def on_bulk(self, bridge: _C, *, now: int, waiting: int = 0) -> None:
+        """This connection has moved BULK_BYTES at once.
+
+        now       µs
+        waiting   so many others have to send before it does again
+        """
+        bridge.bulk_until = until = now + BULK_US + waiting * GRANT_US
+        if until > self.bulk_until:
+            self.bulk_until = until
 
     def small_of(self, bridges: Iterable[_C], *, now: int) -> list[_C]:
         """Those that are not bulk, which are served now."""

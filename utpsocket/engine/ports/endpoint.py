@@ -1007,7 +1007,7 @@ class Endpoint:
                 turns = loop.turns
                 turns.left_bytes -= sent_bytes
                 if sent_bytes >= BULK_BYTES:
-                    turns.on_bulk(bridge, now=now)
+                    turns.on_bulk(bridge, now=now, waiting=0 if grant_queue is None else len(grant_queue.waiting))
                     if turns.left_bytes <= 0 and not transmit.is_last and send.has_room:
                         turns.dirty[bridge] = None
                         break
