@@ -39,7 +39,15 @@ except ImportError as _error:
 from utpsocket import _pure as _pure  # first: it decides which build the modules after it are imported from
 from utpsocket.integrations import pickling as _pickling
 from utpsocket.integrations import tls_hook as _tls_hook
-from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_KEEPALIVE, UTP_MAX_MTU, UTP_SHARE_PORT
+from utpsocket.options import (
+    SOL_UTP,
+    UTP_CONGESTION,
+    UTP_INFO,
+    UTP_KEEPALIVE,
+    UTP_MAX_MTU,
+    UTP_SHARE_PORT,
+    UTP_TARGET_DELAY,
+)
 from utpsocket.sockets.functions import REPLACEMENTS as _REPLACEMENTS
 from utpsocket.sockets.functions import incoming
 
@@ -66,6 +74,7 @@ __all__ = [
     "UTP_KEEPALIVE",
     "UTP_MAX_MTU",
     "UTP_SHARE_PORT",
+    "UTP_TARGET_DELAY",
     "incoming",
     "info",
     "socket",

@@ -17,6 +17,7 @@ __all__ = [
     "UTP_KEEPALIVE",
     "UTP_MAX_MTU",
     "UTP_SHARE_PORT",
+    "UTP_TARGET_DELAY",
     "Effect",
 ]
 
@@ -34,8 +35,9 @@ UTP_MAX_MTU: Final = 2
 """
 
 UTP_CONGESTION: Final = 3
-"""The name of the congestion controller, bytes, as TCP_CONGESTION's: b"ledbat". ENOENT for an unknown name. Set it
-before connect() or listen(); later it is EISCONN.
+"""The name of the congestion controller, bytes: b"ledbat", b"cubic" or b"reno". ENOENT for an unknown name. It may be
+set at any time; what a listener accepts has the listener's. TCP_CONGESTION is the same option, so it takes these names
+and no others: b"cubic" is uTP's CUBIC, and what the kernel has of its own, such as b"bbr", is ENOENT.
 """
 
 UTP_SHARE_PORT: Final = 4
@@ -49,6 +51,11 @@ UTP_KEEPALIVE: Final = 5
 first, as libutp. It keeps the mappings of NATs open. A peer that has gone is noticed by what comes back (ICMP, RESET),
 or because it does not answer for eleven times as long. SO_KEEPALIVE with shorter times makes that sooner, and probes
 also where this is 0. It may be set at any time.
+"""
+
+UTP_TARGET_DELAY: Final = 6
+"""The queueing delay that LEDBAT keeps to, an int, µs, 1,000 to 100,000, else EINVAL; 0, the default, is the
+controller's own. CUBIC and Reno have no such thing. It may be set at any time.
 """
 
 
@@ -73,7 +80,8 @@ class Effect(Enum):
 EFFECTS: Final[dict[Effect, str]] = {
     Effect.PAIR: "SO_RCVTIMEO SO_SNDTIMEO SO_RCVLOWAT SO_PEEK_OFF",
     Effect.UTP: """SO_KEEPALIVE SO_LINGER SO_RCVBUF SO_SNDBUF SO_REUSEADDR TCP_NODELAY TCP_KEEPIDLE TCP_KEEPINTVL
-        TCP_KEEPCNT TCP_USER_TIMEOUT TCP_SYNCNT UTP_KEEPALIVE UTP_MAX_MTU UTP_CONGESTION UTP_SHARE_PORT""",
+        TCP_KEEPCNT TCP_USER_TIMEOUT TCP_SYNCNT TCP_CONGESTION UTP_KEEPALIVE UTP_MAX_MTU UTP_CONGESTION UTP_SHARE_PORT
+        UTP_TARGET_DELAY""",
     Effect.PACKETS: "IP_TOS IP_TTL IPV6_TCLASS IPV6_UNICAST_HOPS",
     Effect.PORT: "SO_PRIORITY SO_MARK SO_DONTROUTE",
     Effect.BEFORE_BIND: """SO_BINDTODEVICE SO_REUSEPORT IPV6_V6ONLY IP_TRANSPARENT IP_FREEBIND IP_OPTIONS IP_UNICAST_IF
@@ -90,7 +98,7 @@ EFFECTS: Final[dict[Effect, str]] = {
     Effect.NONE: """SO_BROADCAST SO_DEBUG SO_OOBINLINE SO_INCOMING_CPU SO_PASSCRED SO_PASSSEC SO_PASSPIDFD
         SO_BINDTOIFINDEX SO_ORIGINAL_DST SO_USELOOPBACK SO_SETFIB SO_EXCLUSIVEADDRUSE SO_RTABLE SO_USER_COOKIE
         SO_HA_EMU SO_J1939_ERRQUEUE SO_J1939_FILTER SO_J1939_PROMISC SO_J1939_SEND_PRIO SO_VM_SOCKETS_BUFFER_MAX_SIZE
-        SO_VM_SOCKETS_BUFFER_MIN_SIZE SO_VM_SOCKETS_BUFFER_SIZE TCP_CONGESTION TCP_CORK TCP_DEFER_ACCEPT TCP_FASTOPEN
+        SO_VM_SOCKETS_BUFFER_MIN_SIZE SO_VM_SOCKETS_BUFFER_SIZE TCP_CORK TCP_DEFER_ACCEPT TCP_FASTOPEN
         TCP_LINGER2 TCP_NOTSENT_LOWAT TCP_QUICKACK TCP_WINDOW_CLAMP TCP_MD5SIG TCP_MD5SIG_EXT TCP_THIN_LINEAR_TIMEOUTS
         TCP_THIN_DUPACK TCP_REPAIR TCP_REPAIR_QUEUE TCP_QUEUE_SEQ TCP_REPAIR_OPTIONS TCP_TIMESTAMP TCP_CC_INFO
         TCP_SAVE_SYN TCP_SAVED_SYN TCP_REPAIR_WINDOW TCP_FASTOPEN_CONNECT TCP_ULP TCP_FASTOPEN_KEY

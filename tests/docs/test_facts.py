@@ -36,7 +36,7 @@ from utpsocket.protocol import (
     times,
     validation,
 )
-from utpsocket.protocol.congestion import CONTROLLERS, base_delay, ledbat, queueing_delay
+from utpsocket.protocol.congestion import CONTROLLERS, base_delay, controller, ledbat, queueing_delay, slow_start
 from utpsocket.sockets import fd_pair, option_calls, rules
 
 
@@ -141,9 +141,9 @@ FACTS = [
     ("protocol", f"at most {number(ledbat.MAX_GAIN_BYTES)} bytes × (target"),
     ("protocol", {3: "the last three samples"}[sum("_sample" in name for name in attribute_names(ledbat.Ledbat))]),
     ("protocol", {13: "thirteen one-minute minima"}[base_delay.BASE_MINUTES]),
-    ("protocol", {2: "Least window: two packets."}[ledbat.MIN_PACKETS]),
-    ("protocol", {10: "Slow start begins with ten packets"}[ledbat.INITIAL_PACKETS]),
-    ("protocol", {4: "by a quarter per round trip (RFC 9406)"}[ledbat._CSS_GROWTH_DIVISOR]),
+    ("protocol", {2: "Least window: two packets."}[controller.MIN_PACKETS]),
+    ("protocol", {10: "Slow start begins with ten packets"}[controller.INITIAL_PACKETS]),
+    ("protocol", {4: "by a quarter per round trip (RFC 9406)"}[slow_start.CSS_GROWTH_DIVISOR]),
     (
         "protocol",
         f"more than {ms(queueing_delay.MAX_DRIFT_US)} ms in {seconds(queueing_delay.DRIFT_PERIOD_US)} s, a seventh",

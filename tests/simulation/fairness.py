@@ -2,69 +2,24 @@
 
     python -m tests.simulation.fairness [--write]
 
-`reno` is a controller as TCP's, to stand for the traffic that LEDBAT is to yield to.
+`reno` is a flow with TCP's controller, which stands for the traffic that LEDBAT is to yield to.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from tests.simulator import Application, Bottleneck, Delay, Pair, Simulator
 from utpsocket.protocol import Config
+from utpsocket.protocol.congestion import DEFAULT_CONTROLLER
 
 SNAPSHOT = Path(__file__).with_name("fairness.txt")
 HEADING = (
     "flows (start s)          Mbit/s   rtt ms  queue ms  share of each            jain  mean delay  p95 delay  used\n"
 )
 SECONDS = 60
-
-
-class Reno:
-    """TCP's additive increase, multiplicative decrease, in the controller's clothes."""
-
-    def __init__(self, segment_bytes: int) -> None:
-        self._segment_bytes = segment_bytes
-        self._threshold = 1 << 40
-        self.window_bytes = 10 * segment_bytes
-        self.queueing_delay_us = 0
-
-    @property
-    def is_slow_start(self) -> bool:
-        return self.window_bytes < self._threshold
-
-    def on_delay(self, delay_us: int, *, now: int) -> None:
-        pass
-
-    def on_peer_delay(self, delay_us: int, *, now: int) -> None:
-        pass
-
-    def changes_base(self, delay_us: int) -> bool:
-        return False
-
-    def on_ack(
-        self, acked_bytes: int, *, in_flight_bytes: int, is_limited: bool, rtt_us: int, sent_us: int, now: int
-    ) -> None:
-        if is_limited:
-            step = acked_bytes if self.is_slow_start else self._segment_bytes * acked_bytes // self.window_bytes
-            self.window_bytes += step
-
-    def on_loss(self, *, now: int) -> None:
-        self.window_bytes = self._threshold = max(self.window_bytes // 2, 2 * self._segment_bytes)
-
-    def on_timeout(self, *, now: int) -> None:
-        self._threshold = max(self.window_bytes // 2, 2 * self._segment_bytes)
-        self.window_bytes = self._segment_bytes
-
-    def on_spurious_loss(self, *, now: int) -> None:
-        pass
-
-    def seed_window(self, window_bytes: int) -> None:
-        pass
-
-    def on_segment_size(self, segment_bytes: int) -> None:
-        self._segment_bytes = segment_bytes
+CONTROLLER_OF = {"utp": DEFAULT_CONTROLLER, "reno": "reno"}
 
 
 # (kind, start in seconds) of each flow; rate; RTT; queue
@@ -97,12 +52,9 @@ def row(flows: list[tuple[str, int]], rate_bits: int, rtt_us: int, queue_us: int
             back,
             a=Application(1 << 40, writes=1, expects=2),
             b=Application(0, writes=2, expects=1),
-            config=Config(receive_buffer_bytes=4 << 20),
+            config=Config(receive_buffer_bytes=4 << 20, congestion=CONTROLLER_OF[kind]),
             timer_us=1_000,
         )
-        if kind == "reno":
-            send: Any = pair.a.connection.send
-            send.controller = Reno(1_380)
         pairs.append(pair)
     waiting = sorted(zip([start for _, start in flows], range(len(flows)), strict=True))
     for start, index in waiting:

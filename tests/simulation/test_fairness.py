@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.requirements import replaces
 from tests.simulation.fairness import HEADING, SCENES, SNAPSHOT, row
 
-INDEXES = [
-    pytest.param(index, marks=replaces("the congestion controller") if "reno" in dict(SCENES[index][0]) else ())
-    for index in range(len(SCENES))
-]
 
-
-@pytest.mark.parametrize("index", INDEXES)
+@pytest.mark.parametrize("index", range(len(SCENES)))
 def test_every_scene_is_as_reviewed(index: int) -> None:
     """`python -m tests.simulation.fairness --write` renews the table."""
     lines = SNAPSHOT.read_text(encoding="utf-8").splitlines()

@@ -156,8 +156,11 @@ def test_options_of_our_own_work_or_say_why_not(net: Net) -> None:
         code, reason = refusal(sock, "UTP_MAX_MTU", 1_000)
         assert code == errno.EISCONN and reason == "UTP_MAX_MTU is set before connect() or listen()"
     for sock in (net.fresh(), *net.pair()):
-        code, reason = refusal(sock, "UTP_CONGESTION", b"cubic")
-        assert code == errno.ENOENT and reason is not None and "'cubic'" in reason and "ledbat" in reason
+        code, reason = refusal(sock, "UTP_CONGESTION", b"bbr")
+        assert code == errno.ENOENT and reason is not None and "'bbr'" in reason and "ledbat" in reason
+        for outside in (999, 100_001, -1):
+            code, reason = refusal(sock, "UTP_TARGET_DELAY", outside)
+            assert code == errno.EINVAL and reason is not None and str(outside) in reason
         sock.setsockopt(module.SOL_UTP, module.UTP_CONGESTION, b"ledbat\0")
         assert refusal(sock, "UTP_CONGESTION", 5)[0] == errno.ENOENT
         assert refusal(sock, "UTP_KEEPALIVE", -1)[0] == errno.EINVAL
@@ -167,6 +170,31 @@ def test_options_of_our_own_work_or_say_why_not(net: Net) -> None:
             sock.setsockopt(module.SOL_UTP, module.UTP_CONGESTION, "ledbat")
         with pytest.raises(TypeError):
             sock.setsockopt(module.SOL_UTP, module.UTP_KEEPALIVE, None)
+
+
+def test_the_congestion_controller_is_chosen_at_any_time(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = net.module
+    level, name, target = module.SOL_UTP, module.UTP_CONGESTION, module.UTP_TARGET_DELAY
+    default = net.fresh().getsockopt(level, name, 16).decode()
+    client, server = net.pair()
+    assert module.info(client).congestion == module.info(server).congestion == default
+    client.setsockopt(level, name, b"cubic")
+    client.setsockopt(level, target, 20_000)
+    client.sendall(b"x")
+    assert server.recv(1) == b"x"
+    assert client.getsockopt(level, name, 16) == b"cubic"
+    assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == b"cubic"
+    assert client.getsockopt(level, target) == 20_000
+    assert module.info(client).congestion == "cubic"
+    assert module.info(server).congestion == default
+    listener = net.listener()
+    listener.setsockopt(level, name, b"reno")
+    net.fresh().connect(listener.getsockname())
+    with listener.accept()[0] as accepted:
+        assert module.info(accepted).congestion == "reno"
+    assert module.info(net.fresh()).congestion == ""
+    monkeypatch.setenv("UTPSOCKET_CONGESTION", "reno")
+    assert net.fresh().getsockopt(level, name, 16) == b"reno"
 
 
 def test_nothing_is_taken_once_the_end_has_been_reported(net: Net) -> None:

@@ -283,12 +283,39 @@ def test_tcp_maxseg_of_a_connection(net: Net) -> None:
 
 def test_tcp_congestion(net: Net) -> None:
     for sock in (net.fresh(), net.pair()[0]):
-        name = sock.getsockopt(TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
-        assert name.isalpha()
+        padded = sock.getsockopt(TCP, socket.TCP_CONGESTION, 100)
+        assert len(padded) == 16 and padded[-1] == 0  # TCP_CA_NAME_MAX
+        name = padded.rstrip(b"\0")
+        assert name and sock.getsockopt(TCP, socket.TCP_CONGESTION, 3) == name[:3]
         sock.setsockopt(TCP, socket.TCP_CONGESTION, name)
         assert sock.getsockopt(TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == name
         with raises_errno(errno.ENOENT):
             sock.setsockopt(TCP, socket.TCP_CONGESTION, b"no such thing")
+        with raises_errno(errno.EINVAL):
+            sock.setsockopt(TCP, socket.TCP_CONGESTION, b"")
+        with raises_errno(errno.ENOENT):
+            sock.setsockopt(TCP, socket.TCP_CONGESTION, 5)
+        with pytest.raises(TypeError):
+            sock.setsockopt(TCP, socket.TCP_CONGESTION, "reno")
+        assert sock.getsockopt(TCP, socket.TCP_CONGESTION, 16) == padded
+
+
+def test_tcp_congestion_takes_effect_at_any_time(net: Net) -> None:
+    """Reno is in every kernel, and any process may choose it."""
+    listener = net.listener()
+    listener.setsockopt(TCP, socket.TCP_CONGESTION, b"reno\0 and what follows")
+    early = net.fresh()
+    early.setsockopt(TCP, socket.TCP_CONGESTION, b"reno")
+    early.connect(listener.getsockname())
+    accepted = listener.accept()[0]
+    late, _ = net.pair()
+    late.setsockopt(TCP, socket.TCP_CONGESTION, b"reno")
+    with accepted:
+        for sock in (listener, early, accepted, late):
+            assert sock.getsockopt(TCP, socket.TCP_CONGESTION, 16) == b"reno".ljust(16, b"\0")
+        early.sendall(b"x")
+        assert accepted.recv(1) == b"x"
+    late.sendall(b"x" * 100_000)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _target_delay(text: str) -> float:
+    seconds = _seconds(text)
+    if not MIN_TARGET_DELAY_US <= seconds * 1_000_000 <= MAX_TARGET_DELAY_US:
+        raise _Malformed("a number of seconds from 0.001 to 0.1")
+    return seconds
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in words:
@@ -76,8 +83,13 @@ Value: TypeAlias = str | bool | int | float
 _T = TypeVar("_T", str, bool, int, float)
 _TextName: TypeAlias = Literal["UTPSOCKET_EXCEPT", "UTPSOCKET_FALLBACK", "UTPSOCKET_LISTEN", "UTPSOCKET_ONLY"]
 _SecondsName: TypeAlias = Literal["UTPSOCKET_EXIT_FLUSH", "UTPSOCKET_FALLBACK_DELAY"]
+# As utpsocket.protocol.congestion has them, which is not loaded where only this module is.
+_CONTROLLERS: Final = ("ledbat", "cubic", "reno")
+MIN_TARGET_DELAY_US: Final = 1_000  # by feel: clocks and timers are not much better
+MAX_TARGET_DELAY_US: Final = 100_000  # RFC 6817 §2.5: no more than 100 ms
 
 _READERS: Final[dict[str, Callable[[str], Value]]] = {
+    "UTPSOCKET_CONGESTION": _one_of(*_CONTROLLERS),
     "UTPSOCKET_ENGINE": _one_of("thread", "process"),
     "UTPSOCKET_EXCEPT": str,
     "UTPSOCKET_EXIT_FLUSH": _seconds,
@@ -94,6 +106,7 @@ _READERS: Final[dict[str, Callable[[str], Value]]] = {
     "UTPSOCKET_PURE": _switch,
     "UTPSOCKET_SECRET": str,
     "UTPSOCKET_STATS": _switch_or_pid,
+    "UTPSOCKET_TARGET_DELAY": _target_delay,
     "UTPSOCKET_UDP_BUFFER": _size,
 }
 

@@ -66,6 +66,7 @@ from utpsocket.engine.user_fds.open_fds import HoldersWatch, Rechecks
 from utpsocket.engine.user_fds.socket_state import Identity
 from utpsocket.engine.user_fds.unaccepted import ResetUnaccepted
 from utpsocket.protocol import Workspace
+from utpsocket.protocol.congestion import DEFAULT_CONTROLLER
 from utpsocket.protocol.runs import MAX_RUN_PACKETS
 from utpsocket.protocol.states import CLOSED, SYN_RECEIVED, TIME_WAIT
 from utpsocket.protocol.times import NEVER
@@ -109,6 +110,9 @@ class Loop:
 
         # What the environment sets (docs/guide/tuning.md).
         self.max_datagram_bytes = environment.value("UTPSOCKET_MAX_MTU", 0)  # 0: no limit but the path's
+        self.congestion = environment.value("UTPSOCKET_CONGESTION", DEFAULT_CONTROLLER)  # of sockets with none set
+        # Of sockets without UTP_TARGET_DELAY, µs; 0: the congestion controller's own.
+        self.target_delay_us = round(environment.value("UTPSOCKET_TARGET_DELAY", 0.0) * 1_000_000)
         self.udp_buffer_bytes = environment.value("UTPSOCKET_UDP_BUFFER", WANTED_BUFFER_BYTES)  # of each UDP socket
         self.offload = environment.value("UTPSOCKET_OFFLOAD", True)  # many datagrams in one call: UDP GSO and GRO
 

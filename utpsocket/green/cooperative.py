@@ -19,10 +19,27 @@ from utpsocket.engine.interpreter import switch_interval
 from utpsocket.engine.interpreter.native import original
 from utpsocket.green.hooks import adapt_gevent_ssl
 from utpsocket.green.inner_sockets import GeventInside
-from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_INFO, UTP_KEEPALIVE, UTP_MAX_MTU, UTP_SHARE_PORT
+from utpsocket.options import (
+    SOL_UTP,
+    UTP_CONGESTION,
+    UTP_INFO,
+    UTP_KEEPALIVE,
+    UTP_MAX_MTU,
+    UTP_SHARE_PORT,
+    UTP_TARGET_DELAY,
+)
 from utpsocket.sockets.functions import over_globals
 
-__all__ = ["SOL_UTP", "UTP_CONGESTION", "UTP_INFO", "UTP_KEEPALIVE", "UTP_MAX_MTU", "UTP_SHARE_PORT", "socket"]
+__all__ = [
+    "SOL_UTP",
+    "UTP_CONGESTION",
+    "UTP_INFO",
+    "UTP_KEEPALIVE",
+    "UTP_MAX_MTU",
+    "UTP_SHARE_PORT",
+    "UTP_TARGET_DELAY",
+    "socket",
+]
 
 # Functions of gevent.socket that make a socket.
 GEVENTS: Final = ("create_connection", "fromfd", "socketpair")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from utpsocket.protocol.congestion import CONTROLLERS
+from utpsocket.protocol.congestion import CONTROLLERS, DEFAULT_CONTROLLER
 from utpsocket.protocol.known_path import KnownPath
 from utpsocket.protocol.packet import HEADER_BYTES
 from utpsocket.protocol.pathmtu import CEILING_IPV4_BYTES, FLOOR_BYTES, START_IPV4_BYTES, PathMtu
@@ -39,6 +39,7 @@ class Config:
     receive_buffer_bytes   most bytes kept for the application, and so the window: SO_RCVBUF
     send_buffer_bytes      most bytes taken from the application and not acked: SO_SNDBUF
     congestion             a name of CONTROLLERS: UTP_CONGESTION
+    target_delay_us        queueing delay to keep to, µs; 0: the controller's own. UTP_TARGET_DELAY
     known_path             what other connections to the same peer have found out about the path; None: nothing
     """
 
@@ -50,6 +51,7 @@ class Config:
         "receive_buffer_bytes",
         "send_buffer_bytes",
         "start_datagram_bytes",
+        "target_delay_us",
     )
 
     def __init__(
@@ -59,8 +61,9 @@ class Config:
         min_datagram_bytes: int = FLOOR_BYTES,
         receive_buffer_bytes: int = 4 << 20,
         send_buffer_bytes: int = 4 << 20,
-        congestion: str = "ledbat",
+        congestion: str = DEFAULT_CONTROLLER,
         known_path: KnownPath | None = None,
+        target_delay_us: int = 0,
     ) -> None:
         self.start_datagram_bytes = start_datagram_bytes
         self.max_datagram_bytes = max_datagram_bytes
@@ -69,6 +72,7 @@ class Config:
         self.send_buffer_bytes = send_buffer_bytes
         self.congestion = congestion
         self.known_path = known_path
+        self.target_delay_us = target_delay_us
 
     def new_send_half(self, workspace: Workspace, first_seq: int) -> SendHalf:
         """Make the sending half of a connection.
@@ -81,6 +85,6 @@ class Config:
         return SendHalf(
             first_seq,
             SendBuffer(workspace.blocks, self.send_buffer_bytes),
-            CONTROLLERS[self.congestion](mtu.datagram_bytes - HEADER_BYTES),
+            CONTROLLERS[self.congestion](mtu.datagram_bytes - HEADER_BYTES, self.target_delay_us),
             mtu,
         )

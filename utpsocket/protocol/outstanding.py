@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from utpsocket.protocol.congestion import Controller
+from utpsocket.protocol.congestion import CONTROLLERS, Controller
 from utpsocket.protocol.flights import IN_FLIGHT, SACKED, Acknowledged, Flight, Flights, LostAt
 from utpsocket.protocol.packet import HEADER_BYTES, MAX_SACK_BYTES
 from utpsocket.protocol.pathmtu import PathMtu
@@ -208,6 +208,18 @@ class Outstanding:
         """The application has closed its last descriptor: what is left must be sent in bounded time."""
         self.give_up_after_us = ORPHAN_GIVE_UP_AFTER_US
         self._orphaned_at = now
+
+    def control_congestion(self, name: str, target_delay_us: int) -> None:
+        """Have another congestion controller go on where the present one is, or the same one with another target.
+
+        name              of CONTROLLERS
+        target_delay_us   0: the controller's own
+        """
+        kind, old = CONTROLLERS[name], self.controller
+        new = kind(old.segment_bytes, target_delay_us)
+        if new.NAME != old.NAME or new.target_delay_us != old.target_delay_us:
+            new.take_over(old)
+            self.controller = new
 
     def on_late_verification(self) -> None:
         """The peer is verified only now, after timeouts. Before, packets may have stayed without an ack for want of

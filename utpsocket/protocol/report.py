@@ -119,6 +119,10 @@ class ConnectionStats(NamedTuple):
     """Packets of the peer that were refused."""
     late_packets: int = 0
     """Packets too old to be of this round of sequence numbers."""
+    congestion: str = ""
+    """Name of the congestion controller, as `UTP_CONGESTION` and `TCP_CONGESTION` take it. Empty where there is no
+    connection.
+    """
     build: str = BUILD
     """Which build of utpsocket runs here: `compiled` or `pure`."""
 
@@ -155,6 +159,7 @@ Figures: TypeAlias = tuple[
     int,  # duplicate_packets
     int,  # dropped_packets
     int,  # late_packets
+    str,  # congestion
 ]
 """The fields of a ConnectionStats but `build` as plain values, in their order: ConnectionStats(*figures)."""
 
@@ -204,6 +209,7 @@ def figures(
         receive.duplicate_packets,
         dropped + receive.out_of_window_packets,
         receive.paws.refused_packets + send.paws.refused_packets,
+        controller.NAME,
     )
 
 

@@ -15,6 +15,7 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from utpsocket.engine.environment import MAX_TARGET_DELAY_US, MIN_TARGET_DELAY_US, value_if_any
 from utpsocket.engine.interpreter.native import SOCK_NONBLOCK, Socket, poll
 from utpsocket.engine.interpreter.originals import os, struct
 from utpsocket.engine.interpreter.originals import socket as stdlib
@@ -22,8 +23,8 @@ from utpsocket.engine.interpreter.signal_errors import reraise_handler_error
 from utpsocket.engine.kernel.high_fds import with_room
 from utpsocket.engine.kernel.udp import PACKET_OPTIONS
 from utpsocket.engine.user_fds.socket_state import Identity, Role, half_buffer
-from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_KEEPALIVE, UTP_MAX_MTU, UTP_SHARE_PORT
-from utpsocket.protocol.congestion import CONTROLLERS
+from utpsocket.options import SOL_UTP, UTP_CONGESTION, UTP_KEEPALIVE, UTP_MAX_MTU, UTP_SHARE_PORT, UTP_TARGET_DELAY
+from utpsocket.protocol.congestion import CONTROLLERS, DEFAULT_CONTROLLER
 from utpsocket.sockets import fd_pair
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ _MIN_MTU: Final = 576
 _MAX_UDP_PAYLOAD: Final = 65_507
 # As TCP_KEEPIDLE: MAX_TCP_KEEPIDLE of linux/tcp.h.
 _MAX_KEEPALIVE_SECONDS: Final = 32_767
+# TCP_CA_NAME_MAX of linux/tcp.h: a name with at least one NUL.
+_NAME_BYTES: Final = 16
 # CPython's limit for getsockopt()'s buflen.
 MAX_OPTION_BYTES: Final = 1_024
 
@@ -123,6 +126,8 @@ def set_option(sock: Socket, identity: Identity, level: int, name: int, value: O
         Socket.setsockopt(sock, level, name, value, *optlen)
         identity.options[level, name] = Socket.getsockopt(sock, level, name, MAX_OPTION_BYTES)  # for inherit()
         return False
+    if level == _TCP and name == stdlib.TCP_CONGESTION and isinstance(value, (int, bytes, bytearray, memoryview)):
+        return _set_congestion(identity, value)
     is_v6 = identity.family == stdlib.AF_INET6
     if is_v6 and (level, name) == (stdlib.IPPROTO_IPV6, stdlib.IPV6_V6ONLY) and identity.has_port:
         raise _fail(errno.EINVAL)  # too late once a port is bound: ipv6(7)
@@ -144,6 +149,16 @@ def set_option(sock: Socket, identity: Identity, level: int, name: int, value: O
             _nodelay[identity.family, nodelay] = read_back
     identity.options[level, name] = read_back
     return _apply(sock, identity, level, name)
+
+
+def _set_congestion(identity: Identity, value: OptionValue) -> bool:
+    """TCP_CONGESTION. The names are those of uTP's controllers, also on a socket that TCP will carry: of these the
+    kernel has some (tcp_socket.py).
+    """
+    name = _controller_name(value)
+    identity.settings.congestion = name
+    identity.options[_TCP, stdlib.TCP_CONGESTION] = name.encode().ljust(_NAME_BYTES, b"\0")
+    return True
 
 
 def _apply(sock: Socket, identity: Identity, level: int, name: int) -> bool:
@@ -218,13 +233,15 @@ def _set_utp(identity: Identity, name: int, value: OptionValue) -> bool:
             raise OSError(errno.EISCONN, "UTP_MAX_MTU is set before connect() or listen()")
         settings.max_datagram_bytes = number
     elif name == UTP_CONGESTION:
-        congestion = bytes(_buffer(_INT.pack(value) if isinstance(value, int) else value))
-        text = congestion.partition(b"\0")[0].decode("ascii", "replace")
-        if text not in CONTROLLERS:  # ENOENT as for TCP_CONGESTION
-            raise OSError(errno.ENOENT, f"no congestion control is named {text!r}; there is {', '.join(CONTROLLERS)}")
-        if is_connected and text != settings.congestion:
-            raise OSError(errno.EISCONN, "UTP_CONGESTION is set before connect() or listen()")
-        settings.congestion = text
+        settings.congestion = _controller_name(value)
+        return True
+    elif name == UTP_TARGET_DELAY:
+        number = _number(value)
+        if number and not MIN_TARGET_DELAY_US <= number <= MAX_TARGET_DELAY_US:
+            reason = f"UTP_TARGET_DELAY is 0 or from {MIN_TARGET_DELAY_US} to {MAX_TARGET_DELAY_US} µs, not {number}"
+            raise OSError(errno.EINVAL, reason)
+        settings.target_delay_us = number
+        return True
     elif name == UTP_SHARE_PORT:
         shares = _number(value) != 0
         if shares != settings.shares_port and (identity.endpoint or identity.role is not Role.UNCONNECTED):
@@ -239,6 +256,23 @@ def _set_utp(identity: Identity, name: int, value: OptionValue) -> bool:
     else:
         raise _fail(errno.ENOPROTOOPT)
     return False
+
+
+def _controller_name(value: OptionValue) -> str:
+    """The name of a congestion controller in TCP_CONGESTION's form: at most 15 bytes, up to the first NUL. tcp(7)"""
+    data = bytes(_buffer(_INT.pack(value) if isinstance(value, int) else value))
+    if not data:
+        raise _fail(errno.EINVAL)
+    text = data[: _NAME_BYTES - 1].partition(b"\0")[0].decode("ascii", "replace")
+    if text not in CONTROLLERS:
+        raise OSError(errno.ENOENT, f"no congestion control is named {text!r}; there is {', '.join(CONTROLLERS)}")
+    return text
+
+
+def _congestion(identity: Identity) -> bytes:
+    """The name of the congestion controller that the socket has or will have."""
+    name = identity.settings.congestion or value_if_any("UTPSOCKET_CONGESTION", DEFAULT_CONTROLLER)
+    return name.encode()
 
 
 def _buffer(value: ReadableBuffer | None) -> memoryview:
@@ -309,7 +343,9 @@ def _value(sock: Socket, identity: Identity, level: int, name: int) -> bytes | N
     """The value of an option that was set or that is uTP's own; None: a new TCP socket gives the value."""
     if level == SOL_UTP:
         if name == UTP_CONGESTION:
-            return identity.settings.congestion.encode()
+            return _congestion(identity)
+        if name == UTP_TARGET_DELAY:
+            return _INT.pack(identity.settings.target_delay_us)
         if name == UTP_MAX_MTU:
             return _INT.pack(identity.settings.max_datagram_bytes)
         if name == UTP_SHARE_PORT:
@@ -319,6 +355,8 @@ def _value(sock: Socket, identity: Identity, level: int, name: int) -> bytes | N
         raise _fail(errno.ENOPROTOOPT)
     if level == _TCP and name == stdlib.TCP_INFO:
         return bytes([_tcp_state(sock, identity)]) + bytes(231)  # struct tcp_info: only the state has a meaning here
+    if level == _TCP and name == stdlib.TCP_CONGESTION and identity.transport == "utp":
+        return _congestion(identity).ljust(_NAME_BYTES, b"\0")
     if level == _TCP and name == stdlib.TCP_MAXSEG and identity.role is Role.CONNECTED:
         return _INT.pack(_SEGMENT_BYTES)
     value = identity.options.get((level, name))

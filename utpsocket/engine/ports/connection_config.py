@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from utpsocket.engine.channels.receive_buffer import FIRST_WINDOW_BYTES
 from utpsocket.engine.user_fds.socket_state import Settings, window_bytes
-from utpsocket.protocol import Address, Config
+from utpsocket.protocol import Address, Config, Connection
 from utpsocket.protocol.pathmtu import (
     CEILING_IPV4_BYTES,
     CEILING_IPV6_BYTES,
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         """What is used of the port's engine."""
 
         max_datagram_bytes: int
+        congestion: str
+        target_delay_us: int
 
     class ConnectionPort(Protocol):
         """What is used of the port (endpoint.py)."""
@@ -63,5 +65,14 @@ def connection_config(endpoint: ConnectionPort, settings: Settings, addr: Addres
         max_datagram_bytes=limit or (CEILING_IPV4_BYTES if is_v4 else CEILING_IPV6_BYTES),
         receive_buffer_bytes=max(MIN_BUFFER_BYTES, min(receive, max_window_bytes)),
         send_buffer_bytes=max(MIN_BUFFER_BYTES, send),
-        congestion=settings.congestion,
+        congestion=settings.congestion or endpoint.loop.congestion,
+        target_delay_us=settings.target_delay_us or endpoint.loop.target_delay_us,
+    )
+
+
+def control_congestion(endpoint: ConnectionPort, settings: Settings, connection: Connection) -> None:
+    """Have a connection follow UTP_CONGESTION and UTP_TARGET_DELAY."""
+    loop = endpoint.loop
+    connection.send.control_congestion(
+        settings.congestion or loop.congestion, settings.target_delay_us or loop.target_delay_us
     )

@@ -23,7 +23,7 @@ from utpsocket.engine.kernel.poller import EPOLLIN, polls
 from utpsocket.engine.kernel.syscalls import packed_name
 from utpsocket.engine.kernel.udp import IcmpError, Port, split_scope
 from utpsocket.engine.ports import overlapping_ports
-from utpsocket.engine.ports.connection_config import MIN_BUFFER_BYTES, connection_config
+from utpsocket.engine.ports.connection_config import MIN_BUFFER_BYTES, connection_config, control_congestion
 from utpsocket.engine.ports.flood import Flood
 from utpsocket.engine.ports.listener import Listener
 from utpsocket.engine.ports.packet_options import apply_packet_options
@@ -64,6 +64,8 @@ if TYPE_CHECKING:
         turns: Turns[Endpoint, Bridge]
         workspace: Workspace
         max_datagram_bytes: int
+        congestion: str
+        target_delay_us: int
         max_segments: int
         namespace: int
         wakeups: int
@@ -367,6 +369,8 @@ class Endpoint:
             if probing is None or asked.max_silence_us < probing.max_silence_us:
                 probing = asked
         connection.set_keepalive(nat_keepalive_us, probing, now=now)
+        if settings.congestion or settings.target_delay_us:
+            control_congestion(self, settings, connection)
         if settings.syn_retries:
             connection.set_syn_retries(settings.syn_retries)
         if bridge.identity.options:

@@ -103,6 +103,7 @@ class Settings:
         "shares_port",
         "nat_keepalive_seconds",
         "syn_retries",
+        "target_delay_us",
         "user_timeout_ms",
     )
 
@@ -120,7 +121,8 @@ class Settings:
         self.syn_retries = 0  # 0: the default
         self.linger_seconds: int | None = None  # None: off; close() then returns at once
         self.user_timeout_ms = 0
-        self.congestion = "ledbat"
+        self.congestion = ""  # a name of CONTROLLERS; empty: the default
+        self.target_delay_us = 0  # 0: the default
 
     def copy(self) -> Settings:
         """The same settings for another connection."""
@@ -139,6 +141,7 @@ class Settings:
         other.linger_seconds = self.linger_seconds
         other.user_timeout_ms = self.user_timeout_ms
         other.congestion = self.congestion
+        other.target_delay_us = self.target_delay_us
         return other
 
 

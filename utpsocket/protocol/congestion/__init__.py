@@ -1,15 +1,19 @@
 """Congestion control: what a controller must do, and which controllers there are.
 
-A controller is called for acks, losses and timeouts and has a window in bytes. Each is a file here; the socket option
-UTP_CONGESTION chooses one by name, as TCP_CONGESTION does on Linux.
+A controller is called for acks, losses and timeouts and has a window in bytes. Each is a file here; the socket options
+UTP_CONGESTION and TCP_CONGESTION choose one by name.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from utpsocket.protocol.congestion.controller import Controller
+from utpsocket.protocol.congestion.cubic import Cubic
 from utpsocket.protocol.congestion.ledbat import Ledbat
+from utpsocket.protocol.congestion.reno import Reno
 
-__all__ = ["CONTROLLERS", "Controller"]
+__all__ = ["CONTROLLERS", "DEFAULT_CONTROLLER", "Controller"]
 
-# By the name that UTP_CONGESTION takes.
-CONTROLLERS: dict[str, type[Ledbat]] = {"ledbat": Ledbat}
+CONTROLLERS: Final[dict[str, type[Controller]]] = {controller.NAME: controller for controller in (Ledbat, Cubic, Reno)}
+DEFAULT_CONTROLLER: Final = Ledbat.NAME

@@ -5,18 +5,44 @@ A base class and no Protocol: the compiled build calls the methods of a class th
 
 from __future__ import annotations
 
+from typing import ClassVar, Final
+
+INITIAL_PACKETS: Final = 10  # RFC 6928
+# The same in bytes, where packets begin small and will soon be larger: ten packets of 1,380 bytes.
+_MIN_INITIAL_WINDOW_BYTES: Final = 13_800
+MIN_PACKETS: Final = 2  # RFC 6817 MIN_CWND; the least ssthresh of RFC 5681 §3.1
+
 
 class Controller:
     """What the sending half uses of a congestion controller. Bytes are payload, times µs.
 
-    window_bytes    how much may be in flight
-    is_slow_start   whether pacing should leave room for a window that doubles
+    NAME               what UTP_CONGESTION and TCP_CONGESTION call it
+    window_bytes       how much may be in flight
+    is_slow_start      whether pacing should leave room for a window that doubles
+    segment_bytes      payload of a full packet
+    target_delay_us    the queueing delay to keep to (UTP_TARGET_DELAY), where the controller has such a thing
     """
 
-    __slots__ = ("is_slow_start", "window_bytes")
+    __slots__ = ("is_slow_start", "segment_bytes", "target_delay_us", "window_bytes")
 
-    window_bytes: int
-    is_slow_start: bool
+    NAME: ClassVar[str] = ""
+
+    def __init__(self, segment_bytes: int, target_delay_us: int = 0) -> None:
+        self.segment_bytes = segment_bytes
+        self.target_delay_us = target_delay_us
+        self.window_bytes = max(INITIAL_PACKETS * segment_bytes, _MIN_INITIAL_WINDOW_BYTES)
+        self.is_slow_start = True
+
+    def take_over(self, other: Controller) -> None:
+        """Go on where another controller of the same connection is: with its window, and out of slow start if it
+        is.
+        """
+        self.window_bytes = other.window_bytes
+        self.is_slow_start = other.is_slow_start
+
+    def _min_window_bytes(self) -> int:
+        """The smallest window, except after a timeout."""
+        return MIN_PACKETS * self.segment_bytes
 
     @property
     def queueing_delay_us(self) -> int:
@@ -74,4 +100,5 @@ class Controller:
 
     def on_segment_size(self, segment_bytes: int) -> None:
         """Full packets now carry this much payload."""
-        raise NotImplementedError
+        self.segment_bytes = segment_bytes
+        self.window_bytes = max(self.window_bytes, segment_bytes)

@@ -43,13 +43,28 @@ class DelayController(Controller):
         "_sample3_us",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, segment_bytes: int, target_delay_us: int = 0) -> None:
+        super().__init__(segment_bytes, target_delay_us)
         self._base = BaseDelay()
         self._peer_base_delay = BaseDelay()
         self._sample1_us = self._sample2_us = self._sample3_us = NO_SAMPLE
         self._drift_us = 0
         self._drift_ends_at = 0
         self._drift_penalty_us = 0
+
+    def take_over(self, other: Controller) -> None:
+        """See Controller.take_over. What was measured is kept."""
+        super().take_over(other)
+        if isinstance(other, DelayController):
+            self._base, self._peer_base_delay = other._base, other._peer_base_delay
+            self._sample1_us, self._sample2_us, self._sample3_us = (
+                other._sample1_us,
+                other._sample2_us,
+                other._sample3_us,
+            )
+            self._drift_us = other._drift_us
+            self._drift_ends_at = other._drift_ends_at
+            self._drift_penalty_us = other._drift_penalty_us
 
     @property
     def queueing_delay_us(self) -> int:

@@ -1,0 +1,250 @@
+"""Congestion controllers one by one: acks and losses go in, the window comes out. No connection, no network."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from utpsocket.engine import environment
+from utpsocket.protocol import Config, Workspace
+from utpsocket.protocol.congestion import CONTROLLERS, DEFAULT_CONTROLLER, Controller
+
+SEGMENT = 1_000
+RTT_US = 50_000
+BASE_US = 5_000
+
+
+class Path:
+    """Acks of a path, for one controller. The window is always used up."""
+
+    def __init__(self, controller: Controller, rtt_us: int = RTT_US) -> None:
+        self.controller = controller
+        self.rtt_us = rtt_us
+        self.now = 1_000_000
+
+    def round_trip(self, queueing_us: int = 0, *, acks: int = 10, is_limited: bool = True) -> int:
+        """The acks of one window, over one round trip. Returns by how much the window has changed."""
+        controller = self.controller
+        before = controller.window_bytes
+        rtt_us = self.rtt_us + queueing_us
+        for _ in range(acks):
+            self.now += rtt_us // acks
+            controller.on_delay(BASE_US + queueing_us, now=self.now)
+            controller.on_ack(
+                before // acks,
+                in_flight_bytes=before,
+                is_limited=is_limited,
+                rtt_us=rtt_us,
+                sent_us=self.now - rtt_us,
+                now=self.now,
+            )
+        return controller.window_bytes - before
+
+    def leave_slow_start(self, window_bytes: int) -> None:
+        self.controller.on_loss(now=self.now)
+        self.controller.window_bytes = window_bytes
+
+
+def path(name: str, window_bytes: int = 0, rtt_us: int = RTT_US) -> Path:
+    made = Path(CONTROLLERS[name](SEGMENT), rtt_us)
+    made.round_trip(acks=3)
+    if window_bytes:
+        made.leave_slow_start(window_bytes)
+    return made
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+class TestAny:
+    def test_slow_start_doubles_the_window(self, name: str) -> None:
+        made = Path(CONTROLLERS[name](SEGMENT))
+        first = made.controller.window_bytes
+        assert first == 13_800
+        assert made.round_trip() == first
+        assert made.round_trip() == 2 * first
+
+    def test_a_window_that_is_not_used_up_does_not_grow(self, name: str) -> None:
+        for made in (path(name), path(name, 50_000)):
+            assert made.round_trip(is_limited=False) == 0
+
+    def test_a_loss_ends_slow_start_and_leaves_two_packets_at_least(self, name: str) -> None:
+        made = path(name)
+        before = made.controller.window_bytes
+        made.controller.on_loss(now=made.now)
+        assert before // 2 <= made.controller.window_bytes <= before * 7 // 10
+        assert not made.controller.is_slow_start
+        for _ in range(20):
+            made.controller.on_loss(now=made.now)
+        assert made.controller.window_bytes == 2 * SEGMENT
+
+    def test_a_timeout_leaves_one_packet_and_begins_slow_start(self, name: str) -> None:
+        made = path(name, 50_000)
+        made.controller.on_timeout(now=made.now)
+        assert made.controller.window_bytes == SEGMENT and made.controller.is_slow_start
+        made.controller.on_timeout(now=made.now)
+        for _ in range(4):
+            made.round_trip(acks=2)
+        assert made.controller.window_bytes == 16 * SEGMENT
+        for _ in range(6):
+            made.round_trip()
+        assert not made.controller.is_slow_start, "it ends at the window to which the loss would have reduced it"
+
+    def test_a_loss_that_was_none_is_undone(self, name: str) -> None:
+        for loses in ("on_loss", "on_timeout"):
+            made = path(name)
+            before = made.controller.window_bytes, made.controller.is_slow_start
+            getattr(made.controller, loses)(now=made.now)
+            made.controller.on_spurious_loss(now=made.now)
+            assert (made.controller.window_bytes, made.controller.is_slow_start) == before
+            made.controller.on_spurious_loss(now=made.now)
+            assert made.controller.window_bytes == before[0]
+
+    def test_another_one_goes_on_where_it_was(self, name: str) -> None:
+        made = path(DEFAULT_CONTROLLER, 50_000)
+        made.round_trip(20_000)
+        window_bytes = made.controller.window_bytes
+        controller = CONTROLLERS[name](SEGMENT)
+        controller.take_over(made.controller)
+        assert controller.window_bytes == window_bytes and not controller.is_slow_start
+        assert controller.queueing_delay_us == 20_000
+        made.controller = controller
+        made.round_trip(20_000)
+        assert abs(controller.window_bytes - window_bytes) < 5_000
+
+
+def test_a_connection_is_made_with_the_controller_and_changes_it() -> None:
+    send = Config(congestion="reno").new_send_half(Workspace(), 1)
+    assert send.controller.NAME == "reno"
+    reno = send.controller
+    send.control_congestion("reno", 0)
+    assert send.controller is reno
+    send.controller.window_bytes = 77_777
+    send.control_congestion("ledbat", 0)
+    assert (send.controller.NAME, send.controller.window_bytes) == ("ledbat", 77_777)
+    assert send.controller.target_delay_us == 100_000
+    send.control_congestion("ledbat", 20_000)
+    assert (send.controller.window_bytes, send.controller.target_delay_us) == (77_777, 20_000)
+
+
+def test_the_environment_knows_the_same_names() -> None:
+    assert set(environment._CONTROLLERS) == set(CONTROLLERS)
+    assert all(name == controller.NAME and len(name) < 16 for name, controller in CONTROLLERS.items())
+
+
+# ── LEDBAT: RFC 6817 ──
+
+
+@pytest.mark.parametrize(("queueing_us", "change"), [(0, 3_000), (40_000, 1_800), (100_000, 0), (130_000, -900)])
+def test_ledbat_follows_the_queueing_delay(queueing_us: int, change: int) -> None:
+    """docs/protocol.md §11, and the example of ledbat.py."""
+    made = path("ledbat", 100_000)
+    made.round_trip(0)
+    made.round_trip(queueing_us)
+    made.controller.window_bytes = 100_000
+    assert made.round_trip(queueing_us) == pytest.approx(change, abs=60)
+
+
+def test_ledbat_keeps_to_the_target_that_is_set() -> None:
+    made = Path(CONTROLLERS["ledbat"](SEGMENT, 20_000))
+    made.round_trip()
+    made.leave_slow_start(100_000)
+    assert made.round_trip(15_000) > 0
+    assert made.round_trip(30_000) < 0
+
+
+# ── Reno: RFC 5681 ──
+
+
+def test_reno_grows_by_one_packet_per_round_trip_and_halves() -> None:
+    made = path("reno", 100_000)
+    assert made.round_trip() == pytest.approx(SEGMENT, abs=20)
+    made.controller.window_bytes = 100_000
+    made.controller.on_loss(now=made.now)
+    assert made.controller.window_bytes == 50_000
+
+
+def test_reno_does_not_heed_queues_once_slow_start_is_over() -> None:
+    made = path("reno", 100_000)
+    assert made.round_trip(300_000) == pytest.approx(SEGMENT, abs=20)
+
+
+# ── HyStart++: RFC 9406 ──
+
+
+@pytest.mark.parametrize("name", ["reno", "cubic"])
+def test_hystart_grows_by_a_quarter_where_round_trips_grow_and_ends_after_five_rounds(name: str) -> None:
+    made = path(name)
+    for _ in range(2):
+        made.round_trip()
+    before = made.controller.window_bytes
+    made.round_trip(10_000)
+    rounds = 0
+    while made.controller.is_slow_start and rounds < 10:
+        made.round_trip(10_000 + 1_000 * rounds)
+        rounds += 1
+    assert 4 <= rounds <= 7
+    assert made.controller.window_bytes < 2 * before * 1.25**7
+
+
+def test_hystart_goes_on_doubling_where_it_was_noise() -> None:
+    made = path("reno")
+    for queueing_us in (0, 0, 10_000, 0, 0):
+        made.round_trip(queueing_us)
+    before = made.controller.window_bytes
+    assert made.round_trip() == pytest.approx(before, rel=0.01)
+
+
+# ── CUBIC: RFC 9438 ──
+
+
+def test_cubic_leaves_seven_tenths_and_is_back_after_k_seconds() -> None:
+    """The example of cubic.py: ∛(30 / 0.4) = 4.2 s."""
+    made = path("cubic", 100_000, 200_000)
+    made.controller.on_loss(now=made.now)
+    assert made.controller.window_bytes == 70_000
+    began = made.now
+    windows = []
+    while made.now - began < 8_400_000:
+        made.round_trip()
+        windows.append(made.controller.window_bytes)
+    assert windows == sorted(windows), "it never shrinks without a loss"
+    at_k = windows[len(windows) // 2]
+    assert at_k == pytest.approx(100_000, rel=0.04)
+    growth = [after - before for before, after in pairwise(windows)]
+    middle = sum(growth[len(growth) // 2 - 3 : len(growth) // 2 + 3])
+    assert sum(growth[:6]) > middle < sum(growth[-6:]), "concave, flat, convex"
+
+
+def test_cubic_grows_as_reno_where_that_is_faster() -> None:
+    """RFC 9438 §4.3: a small window."""
+    made = path("cubic", 10_000)
+    made.controller.on_loss(now=made.now)
+    before = made.controller.window_bytes
+    for _ in range(10):
+        made.round_trip()
+    assert made.controller.window_bytes - before >= 10 * SEGMENT * 9 // 17 - 500
+
+
+def test_cubic_does_not_count_time_in_which_the_window_was_not_used_up() -> None:
+    """RFC 9438 §4.2: otherwise it would jump after a pause."""
+    made = path("cubic", 100_000)
+    made.controller.on_loss(now=made.now)
+    made.round_trip()
+    before = made.controller.window_bytes
+    made.now += 60_000_000
+    assert made.round_trip() < 0.1 * before
+
+
+def test_cubic_makes_room_for_others() -> None:
+    """RFC 9438 §4.7: it lost something before it was back, so it aims lower, at 70,000 × 17 / 20 bytes."""
+    made = path("cubic", 100_000, 200_000)
+    made.controller.on_loss(now=made.now)
+    made.controller.on_loss(now=made.now)
+    assert made.controller.window_bytes == 49_000
+    windows = []
+    for _ in range(30):
+        made.round_trip()
+        windows.append(made.controller.window_bytes)
+    growth = [after - before for before, after in pairwise(windows)]
+    slowest = growth.index(min(growth))
+    assert windows[slowest] == pytest.approx(59_500, rel=0.05)
