@@ -4,7 +4,9 @@
     --flows utp,libutp@30 --plot out.svg      libutp joins; drawn
     --flows 'utp,cubic<@10-50' --rate 20M/1M  a TCP flow the other way, whose direction has 1 Mbit/s
     --flows utp --set 30:delay=80ms           the path becomes longer
-    --quick                                   two minutes of it, judged: for CI
+    --case alone shallow --subjects utp,libutp  cases with goals, for several kinds of flows in turn
+    --cases                                   all of them, half an hour for each subject
+    --quick                                   two minutes, judged: for CI
 
 Only the standard library is needed, unless libutp or libtorrent are asked for. Exit status 0: done, and every goal that
 was asked about is met; or skipped, with the reason on standard error and as "skipped" in the JSON. 1: failed, or a goal
@@ -22,12 +24,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.linklab import flows, report
-from tests.linklab.lab import Lab, LabFailed, available_tcp, reason_to_skip
+from tests.linklab import flows, report, rounds
+from tests.linklab.cases import CASES, EVERY, QUICK, Case
+from tests.linklab.flows import ROOT
+from tests.linklab.lab import Lab, LabFailed, available_tcp, reason_to_skip, remaining_processes
 from tests.linklab.link import READERS, Way, read_both, read_change
 
 DEFAULTS = {"rate": "20M", "delay": "25ms", "queue": "500ms", "loss": "0", "jitter": "0us"}
 DEFAULT_SECONDS = 60.0
+SHOWN_RESULTS = rounds.RESULTS.relative_to(ROOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,18 +61,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, help="of losses and jitter")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    judged = parser.add_argument_group("cases with goals")
+    judged.add_argument("--case", nargs="+", choices=[*EVERY], default=[], metavar="NAME", help=", ".join(EVERY))
+    judged.add_argument("--cases", action="store_true", help="all of the table")
+    judged.add_argument("--quick", action="store_true", help="the lab itself, utp alone, and TCP that joins it")
+    judged.add_argument("--subjects", type=_subjects, default=["utp"], metavar="KIND,…", help="kinds of flows (utp)")
+    judged.add_argument("--rounds", type=int, default=1, metavar="N", help="so often (1)")
+    judged.add_argument("--rows", type=Path, metavar="FILE", help="append each run's row to this file at once")
+    judged.add_argument("--from", type=Path, nargs="+", metavar="FILE", dest="files", help="read rows, run nothing")
+    judged.add_argument(
+        "--table", type=Path, nargs="?", const=rounds.RESULTS, metavar="FILE", help=f"write a table ({SHOWN_RESULTS})"
+    )
     given = parser.parse_args(arguments)
-    if not given.flows:
-        parser.error("--flows is missing")
+    cases = [EVERY[name] for name in given.case] + [*CASES.values()] * given.cases + [*QUICK] * given.quick
+    if sum(map(bool, (given.flows, cases, given.files))) != 1:
+        parser.error("one of --flows, --case, --cases, --quick and --from is needed")
+    if given.files:
+        return _show_rows(rounds.read_rows(given.files), given)
     signal.signal(signal.SIGTERM, _end)
     reason = reason_to_skip()
     if reason:
         return _skip(reason, given.json)
+    if cases:
+        return _run_cases(cases, given)
     try:
         return _run(given)
     except LabFailed as failure:
         _note(str(failure))
         return 1
+
+
+def _run_cases(cases: Sequence[Case], given: argparse.Namespace) -> int:
+    from compat.peers.provision import Unavailable  # what is installed for libutp and libtorrent
+
+    rows = []
+    try:
+        for row in rounds.run_rows(cases, given.subjects, given.rounds, given.utpsocket or str(ROOT), _note):
+            rows.append(row)
+            if given.rows:
+                with given.rows.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+    except Unavailable as problem:
+        return _skip(str(problem), given.json)
+    remaining = remaining_processes()
+    if remaining:
+        _note(f"processes remain: {remaining}")
+    return _show_rows(rows, given) or bool(remaining)
+
+
+def _show_rows(rows: list[rounds.Row], given: argparse.Namespace) -> int:
+    if given.table:
+        given.table.write_text(rounds.as_table(rows), "utf-8")
+    if given.json:
+        print(json.dumps({"cases": rows}))
+    elif given.files and not given.table:
+        print("\n".join(map(rounds.as_text, rows)))
+    statuses = [row["status"] for row in rows]
+    missed, failed = statuses.count("missed"), statuses.count("failed")
+    _note(f"{statuses.count('met')} runs met their goals, {missed} missed one, {failed} failed")
+    return 1 if missed or failed else 0
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -124,6 +176,13 @@ def _seconds(text: str) -> float:
     if not 0 < seconds <= 86_400:
         raise ValueError
     return seconds
+
+
+def _subjects(text: str) -> list[str]:
+    kinds = [flow.kind for flow in flows.read_flows(text)]
+    if text.split(",") != kinds:
+        raise argparse.ArgumentTypeError(f"{text!r} are not kinds of flows such as utp,utp:ledbat++,libutp")
+    return kinds
 
 
 def _tree(text: str) -> str:

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,10 @@ PRIORITY_VARIABLE: Final = "LINKLAB_PRIORITY"
 """Where it is 0, nothing runs at real-time priority."""
 SOURCE: Final = Path(__file__).resolve().parent / "emulator.c"
 MEMORY_FOLDER: Final = Path("/dev/shm")
+
+
+MARK_VARIABLE: Final = "LINKLAB_MARK"
+"""In the environment of each process of a lab, by which remaining_processes() finds them."""
 
 
 class LabUnavailable(Exception):
@@ -86,6 +91,21 @@ def reason_to_skip() -> str:
         return str(problem)
 
 
+def remaining_processes(mark: str | None = None) -> set[int]:
+    """Those that this process's labs, or those of this mark, have started and that still run.
+
+    Nothing else can remain of a lab: only they hold its namespaces, and with these its devices.
+    """
+    wanted = f"{MARK_VARIABLE}={mark or _MARK}".encode()
+    found = set()
+    for folder in Path("/proc").iterdir():
+        # It may have ended, or be another user's.
+        with contextlib.suppress(OSError):
+            if folder.name.isdigit() and wanted in (folder / "environ").read_bytes().split(b"\0"):
+                found.add(int(folder.name))
+    return found - {os.getpid()}
+
+
 def available_tcp() -> frozenset[str]:
     """The congestion controls that this kernel's TCP has at hand."""
     try:
@@ -93,6 +113,9 @@ def available_tcp() -> frozenset[str]:
     except OSError:
         return frozenset()
     return frozenset(text.split())
+
+
+_MARK: Final = os.environ.get(MARK_VARIABLE) or uuid.uuid4().hex
 
 
 class Lab:
@@ -125,6 +148,7 @@ class Lab:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
+                env={**os.environ, MARK_VARIABLE: _MARK},
                 # Ctrl-C is this process's affair.
                 start_new_session=True,
             )
@@ -157,7 +181,7 @@ class Lab:
                 stdin=subprocess.PIPE,
                 stdout=stdout,
                 stderr=stderr,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, **(environment or {}), MARK_VARIABLE: _MARK},
                 start_new_session=True,
             )
         self._programs.append(program)
