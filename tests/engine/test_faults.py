@@ -390,7 +390,7 @@ def test_an_engine_that_sleeps_is_woken_in_the_end(
     assert not left
 
 
-@replaces("Flood.on_connections_changed()")
+@replaces("Endpoint.apply_settings()")
 def test_a_connection_that_is_half_made_leaves_nothing(
     reported: list[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -398,7 +398,7 @@ def test_a_connection_that_is_half_made_leaves_nothing(
     with utpsocket.create_server(("127.0.0.1", 0)) as listener, utpsocket.socket() as client:
         loop = running_engine()
         assert isinstance(loop, Loop)
-        failing(monkeypatch, Endpoint, "_on_connections_changed", MemoryError())
+        failing(monkeypatch, Endpoint, "apply_settings", MemoryError())
         assert client.connect_ex(listener.getsockname()) == errno.ENOMEM
         assert loop.is_alive
         assert (len(loop.endpoints), len(loop.channels)) == (1, 0)

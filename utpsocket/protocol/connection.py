@@ -33,7 +33,19 @@ from utpsocket.protocol.config import Config, Workspace
 from utpsocket.protocol.fragmentation import PieceAssembly
 from utpsocket.protocol.handshake import Handshake
 from utpsocket.protocol.keepalive import Keepalive, Probing
-from utpsocket.protocol.packet import DATA, FIN, HEADER_BYTES, RESET, STATE, SYN, Packet, decode, unwrap
+from utpsocket.protocol.packet import (
+    DATA,
+    DATA_BYTE,
+    FIN,
+    HEADER_BYTES,
+    RESET,
+    STATE,
+    STATE_BYTE,
+    SYN,
+    Packet,
+    decode,
+    unwrap,
+)
 from utpsocket.protocol.receivehalf import ReceiveHalf
 from utpsocket.protocol.report import ConnectionStats, Event, EventKind, Figures, figures
 from utpsocket.protocol.runs import Address, Run, Transmit
@@ -435,19 +447,25 @@ class Connection:
         Source: BEP 29 "header format"; docs/design.md §4.
         """
         if self.state is CONNECTED:
-            if run.is_clean():
-                data = run.data
-                if (
-                    fastpath.handle_lone(self.send, self.receive, self.recv_id, data, now=now)
-                    if len(data) <= run.stride
-                    else fastpath.handle(self.send, self.receive, self.recv_id, run, now=now)
-                ):
-                    if self.send.is_finishing:
-                        self.close_if_finished(now=now)
-                    return
-            elif run.is_bare_ack() and fastpath.handle_ack(
-                self.send, self.receive, self.recv_id, self._handshake.syn_seq, run, now=now
-            ):
+            data = run.data
+            data_bytes = len(data)
+            if data_bytes > run.stride:
+                is_handled = run.is_clean() and fastpath.handle(self.send, self.receive, self.recv_id, run, now=now)
+            elif data_bytes < HEADER_BYTES or data[1]:  # nothing of uTP, or with an extension
+                is_handled = False
+            elif data[0] == DATA_BYTE:
+                is_handled = data_bytes > HEADER_BYTES and fastpath.handle_lone(
+                    self.send, self.receive, self.recv_id, data, now=now
+                )
+            else:
+                is_handled = (
+                    data[0] == STATE_BYTE
+                    and data_bytes == HEADER_BYTES
+                    and fastpath.handle_ack(
+                        self.send, self.receive, self.recv_id, self._handshake.syn_seq, data, now=now
+                    )
+                )
+            if is_handled:
                 if self.send.is_finishing or self.receive.is_discarding:
                     self.close_if_finished(now=now)
                 return
@@ -844,16 +862,18 @@ class Connection:
             other_at = self._handshake.handshake_ack_at
             if other_at < at:
                 at = other_at
-            if receive.is_discarding:
-                at = min(at, self._closing().abort_at())
-            elif send.fin_seq is not None:
-                at = min(at, self._closing().half_closed_probe_at)
+            closing = self._close_timers
+            if closing is not None:
+                if receive.is_discarding:
+                    at = min(at, closing.abort_at())
+                elif send.fin_seq is not None:
+                    at = min(at, closing.half_closed_probe_at)
         elif state is SYN_SENT:
             at = min(self._handshake.due_at, self._handshake.give_up_at)
         elif state is SYN_RECEIVED:
             at = min(self.send.deadline(), self.receive.ack_at, self._handshake.due_at)
-        elif state is TIME_WAIT:
-            at = min(self._closing().time_wait_at, self.receive.ack_at)
+        elif state is TIME_WAIT and (closing := self._close_timers) is not None:
+            at = min(closing.time_wait_at, self.receive.ack_at)
         else:
             return NEVER
         return at if at < NEVER else NEVER
@@ -882,7 +902,7 @@ class Connection:
         """
         return self.receive.reassembly.ready
 
-    def poll_transmit(self, *, now: int, max_segments: int) -> Transmit | None:
+    def poll_transmit(self, *, now: int, max_segments: int) -> Transmit | None:  # noqa: C901  # its parts would be calls
         """Take the next datagrams to send to addr, with one system call if possible.
 
         RESETs first, then a selective ack if one is due, lost packets, new data, and last a bare ack. A closed window
@@ -917,18 +937,30 @@ class Connection:
                 return None
         if receive.ack_at <= now and receive.reassembly.sack_bits:
             return self._transmit_state(now=now)  # data cannot carry a selective ack
+        is_all_sent = False
         if state is CONNECTED:
             send = self.send
             if send.flight_to_split is not None and (flight := send.poll_pieces()) is not None:
                 return composer.pieces(flight, now=now)
-            flight = send.next_flight(now=now, max_segments=max_segments)
-            if flight is not None:
-                self._keepalive.sent_at = now
-                transmit = composer.flight(flight, now=now)
-                transmit.is_last = (
-                    receive.ack_at > now and not self._keepalive.is_probe_due and send.has_nothing_to_send
-                )
-                return transmit
+            if (  # as not send.has_nothing_to_send, without a call
+                send.sent_offset != send.buffer.end_offset
+                or send.flights.lost_packets
+                or send.tail_probe_due
+                or (send.is_finishing and send.fin_seq is None)
+                or send.is_opening_due
+                or send.paced_until != NEVER
+                or send.closed_since != NEVER
+            ):
+                flight = send.next_flight(now=now, max_segments=max_segments)
+                if flight is not None:
+                    self._keepalive.sent_at = now
+                    transmit = composer.flight(flight, now=now)
+                    transmit.is_last = (
+                        receive.ack_at > now and not self._keepalive.is_probe_due and send.has_nothing_to_send
+                    )
+                    return transmit
+            else:
+                is_all_sent = True
         if self._keepalive.is_probe_due:
             self._keepalive.is_probe_due = False
             if self.send.is_all_acked:  # else the probe would carry the sequence number of data that is in flight
@@ -936,7 +968,7 @@ class Connection:
                 return composer.keepalive_probe(now=now)
         if receive.ack_at <= now:
             transmit = self._transmit_state(now=now)
-            transmit.is_last = self.send.has_nothing_to_send
+            transmit.is_last = is_all_sent or self.send.has_nothing_to_send
             return transmit
         return None
 
@@ -982,7 +1014,9 @@ class Connection:
         """
         if self.state is not CONNECTED:
             return
-        send, closing = self.send, self._closing()
+        send, closing = self.send, self._close_timers
+        if closing is None:
+            closing = self._closing()
         if closing.reset_after_flush and (send.is_idle or send.is_peer_window_limited):
             # Behind a closed window the rest may never be acked: the peer's program may not read before we read, and we
             # will not read again.

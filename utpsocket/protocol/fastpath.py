@@ -104,12 +104,12 @@ def handle_lone(send: SendHalf, receive: ReceiveHalf, recv_id: int, data: memory
     return True
 
 
-def handle_ack(send: SendHalf, receive: ReceiveHalf, recv_id: int, syn_seq: int, run: Run, *, now: int) -> bool:
+def handle_ack(send: SendHalf, receive: ReceiveHalf, recv_id: int, syn_seq: int, data: memoryview, *, now: int) -> bool:
     """Handle a lone STATE without extensions. Returns False as handle().
 
     syn_seq   of our SYN: an ack of that may be its repeated answer
     """
-    connection_id, timestamp_us, difference_us, window_bytes, _, ack16 = read_fields(run.data)
+    connection_id, timestamp_us, difference_us, window_bytes, _, ack16 = read_fields(data)
     flights = send.flights
     una_seq = flights.una_seq
     ack_next_seq = una_seq + ((ack16 - una_seq + 0x8000) & 0xFFFF) - 0x7FFF  # unwrap(), and one more

@@ -62,7 +62,10 @@ class PacketType(IntEnum):
 
 # The same as plain integers: looked up and compared several times faster than members of an Enum.
 DATA, FIN, STATE, RESET, SYN = map(int, PacketType)
-SYN_BYTE: Final = SYN << 4 | VERSION  # the first byte of a SYN
+# The first byte of each.
+DATA_BYTE: Final = DATA << 4 | VERSION
+STATE_BYTE: Final = STATE << 4 | VERSION
+SYN_BYTE: Final = SYN << 4 | VERSION
 
 
 class Packet:

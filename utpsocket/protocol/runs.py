@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from utpsocket.protocol.packet import HEADER_BYTES, SEQ_MASK, STATE, VERSION
+from utpsocket.protocol.packet import DATA_BYTE, HEADER_BYTES, SEQ_MASK, VERSION
 
 MAX_SEND_BYTES: Final = 65_507  # what one system call sends over UDP: 65,535 less 28 of headers, with GSO too
 MAX_SEND_PACKETS: Final = 64  # datagrams of one system call with GSO: UDP_MAX_SEGMENTS of Linux before 6.9
@@ -45,7 +45,6 @@ def _big_endian_sequence_numbers() -> array[int]:
     return array("H", bytes(numbers + numbers[: 2 * MAX_RUN_PACKETS]))
 
 
-_STATE_BYTE: Final = STATE << 4 | VERSION
 _SEQ_COLUMN: Final = memoryview(_big_endian_sequence_numbers())
 _SEQ_COLUMN_BYTES: Final = _SEQ_COLUMN.tobytes()
 
@@ -224,12 +223,7 @@ class Run:
         length = len(data)
         if length > self.stride:
             return self._in_common() & CLEAN != 0
-        return length > HEADER_BYTES and data[0] == VERSION and not data[1]
-
-    def is_bare_ack(self) -> bool:
-        """Whether this is one STATE without extension."""
-        data = self.data
-        return len(data) == HEADER_BYTES and data[0] == _STATE_BYTE and not data[1]
+        return length > HEADER_BYTES and data[0] == DATA_BYTE and not data[1]
 
     def timestamps(self) -> array[int] | None:
         """The timestamps of a clean run's packets; None if all are equal to the first header's."""

@@ -103,7 +103,11 @@ class SendBuffer:
         self.acked_offset = offset
         if offset == self.end_offset:
             if len(self._blocks) == 1:  # as _release_all()
-                self._pool.release(self._blocks.pop())
+                free = self._pool.free
+                if len(free) < _POOLED_BLOCKS:
+                    free.append(self._blocks.pop())
+                else:
+                    self._blocks.pop()
                 self._base_offset = offset
             else:
                 self._release_all()

@@ -394,7 +394,9 @@ class Bridge:
             if self._has_finished_input:
                 self._check_hang_up(now=now)
                 return
-            span = connection.free_span() or self._free_span_at_end(now=now)
+            span = None if send.is_finishing else send.buffer.free_span()  # as connection.free_span(), without a call
+            if not span:
+                span = self._free_span_at_end(now=now)
             if not span:
                 return
             spans = connection.free_spans(budget) if is_flowing else [span]
@@ -404,7 +406,8 @@ class Bridge:
             else:
                 count = stream.receive(spans)
             if count <= 0:
-                connection.commit(0)
+                send.buffer.commit(0)
+                send.has_more = False
                 if count and not self._on_read_error(-count, now=now):
                     return
                 if not count:
@@ -412,7 +415,8 @@ class Bridge:
                 continue
             self._has_unread_event = False
             is_flowing = count >= len(span) and count == sum(map(len, spans))
-            connection.commit(count, more=is_flowing)
+            send.buffer.commit(count)  # as connection.commit(), without a call
+            send.has_more = is_flowing
             if not is_flowing and not self._may_have_ended:
                 # What comes next makes a new edge: no need to ask the kernel again.
                 self.is_readable = False

@@ -24,13 +24,14 @@ _STRIDES_KEPT: Final = 4
 class Arena:
     """Views given out are valid until reset().
 
-    used   bytes of the present chunk that are taken; 0 where there is nothing to reset
+    chunk   the piece of memory that is taken from at present
+    used    bytes of it that are taken; 0 where there is nothing to reset
     """
 
-    __slots__ = ("_chunk", "_first", "_payloads", "used")
+    __slots__ = ("_first", "_payloads", "chunk", "used")
 
     def __init__(self) -> None:
-        self._first = self._chunk = memoryview(bytearray(_CHUNK_BYTES))
+        self._first = self.chunk = memoryview(bytearray(_CHUNK_BYTES))
         # Slices of the first chunk, one for the payload of each slot, by stride and size of the slots.
         self._payloads: dict[tuple[int, int], list[memoryview]] = {}
         self.used = 0
@@ -40,13 +41,13 @@ class Arena:
         chunk has so much left. Then call take().
         """
         if not self.used:
-            return self._chunk
+            return self.chunk
         if stride > 1:
             self.used += -self.used % stride
         if self.used > _CHUNK_BYTES - ROOM_BYTES:
-            self._chunk = memoryview(bytearray(_CHUNK_BYTES))
+            self.chunk = memoryview(bytearray(_CHUNK_BYTES))
             self.used = 0
-        return self._chunk[self.used :]
+        return self.chunk[self.used :]
 
     def take(self, count: int) -> None:
         """The first `count` bytes of room() are in use."""
@@ -58,7 +59,7 @@ class Arena:
         done with them. None where the run is not in the first chunk, or not at a multiple of its stride.
         """
         stride, size = run.stride, run.datagram_bytes
-        if self._chunk is not self._first or start < 0 or start % stride:
+        if self.chunk is not self._first or start < 0 or start % stride:
             return None
         payloads = self._payloads.get((stride, size))
         if payloads is None:
@@ -73,9 +74,9 @@ class Arena:
         """The `count` bytes taken last, or None where they are not contiguous."""
         if count > self.used:
             return None
-        return self._chunk[self.used - count : self.used]
+        return self.chunk[self.used - count : self.used]
 
     def reset(self) -> None:
         """Nothing taken is in use any more."""
         self.used = 0
-        self._chunk = self._first
+        self.chunk = self._first

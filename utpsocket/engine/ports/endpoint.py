@@ -322,13 +322,10 @@ class Endpoint:
         self.loop.channels[bridge.cookie] = bridge  # first: should the rest fail, it is found there and forgotten
         for any_id in bridge.recv_ids:
             self.bridges[addr, any_id] = bridge
-        self._on_connections_changed()
-        self.apply_settings(bridge, now=self.loop.now)
-        return bridge
-
-    def _on_connections_changed(self) -> None:
         if self._flood is not None:
             self._flood.on_connections_changed()
+        self.apply_settings(bridge, now=self.loop.now)
+        return bridge
 
     def drop_spare_ids(self, bridge: Bridge) -> None:
         """The peer has answered a SYN of this connection: no packet can carry the ids of SYNs that have not left.
@@ -343,7 +340,8 @@ class Endpoint:
             if any_id not in kept and self.bridges.get((addr, any_id)) is bridge:
                 del self.bridges[addr, any_id]
         bridge.recv_ids = kept
-        self._on_connections_changed()
+        if self._flood is not None:
+            self._flood.on_connections_changed()
 
     def apply_settings(self, bridge: Bridge, *, now: int) -> None:
         """Have a connection follow the socket options of its identity: at its beginning, and whenever one is set.
@@ -443,7 +441,8 @@ class Endpoint:
         connection = bridge.connection
         for any_id in bridge.recv_ids:
             self.bridges.pop((connection.addr, any_id), None)
-        self._on_connections_changed()
+        if self._flood is not None:
+            self._flood.on_connections_changed()
         if self._outgoing is not None and self._outgoing.get(connection.addr) is bridge:
             del self._outgoing[connection.addr]
         records = self._time_wait_records
@@ -487,7 +486,7 @@ class Endpoint:
 
     # ── from the network ──
 
-    def receive(self, *, now: int) -> None:
+    def receive(self, *, now: int) -> None:  # noqa: C901  # its parts would be calls
         """Receive what there is, a bounded amount, and hand it to the connections. What they answer leaves later in the
         iteration. Afterwards is_readable is True if there may be more.
 
@@ -525,9 +524,18 @@ class Endpoint:
                 # as a datagram. If there is, epoll reports it again: this fd is level-triggered, except while the port
                 # is blocked.
                 self.is_readable = False
-                self._note_single_datagram()
+                # Small datagrams come in many iterations in a row, as in a flood of SYNs: then more are asked for at
+                # once.
+                iteration = self.loop.wakeups
+                in_a_row = self._single_datagram_iterations + 1
+                if iteration != self._single_datagram_iteration + 1:
+                    in_a_row = 0
+                elif in_a_row >= _MANY_SINGLE_DATAGRAM_ITERATIONS:
+                    in_a_row = 0
+                    self._expected_runs = 2  # in the next iteration, and on only if there is a second run then
+                self._single_datagram_iteration, self._single_datagram_iterations = iteration, in_a_row
                 break
-            run = port.receive(arena.room())
+            run = port.receive(arena.room() if arena.used else arena.chunk)
             if run is None:
                 self.is_readable = False
                 break
@@ -549,7 +557,9 @@ class Endpoint:
                 break
         self._expected_runs = _EXPECTED_RUNS if runs > 1 else (self._expected_runs or 1) - 1
         if before is not None:
-            self._handle_received(before, before_start, now=now)
+            if len(before.data) > before.stride:  # as _handle_received(), without a call
+                before.payload_views = arena.slots(before, before_start)
+            self.handle_run(before, now=now)
         self._is_receiving = False
         if port.errors:
             self.handle_errors(now=now)
@@ -582,17 +592,6 @@ class Endpoint:
         if self.port.errors:
             self.handle_errors(now=now)
         self._is_receiving = False
-
-    def _note_single_datagram(self) -> None:
-        """Small datagrams come in many iterations in a row, as in a flood of SYNs: then more are asked for at once."""
-        iteration = self.loop.wakeups
-        self._single_datagram_iterations = (
-            self._single_datagram_iterations + 1 if iteration == self._single_datagram_iteration + 1 else 0
-        )
-        self._single_datagram_iteration = iteration
-        if self._single_datagram_iterations >= _MANY_SINGLE_DATAGRAM_ITERATIONS:
-            self._single_datagram_iterations = 0
-            self._expected_runs = 2  # in the next iteration, and on only if there is a second run then
 
     def _receive_many(self, *, now: int) -> int:
         """Receive datagrams that the kernel does not merge. Returns how many there were."""
@@ -747,7 +746,8 @@ class Endpoint:
         if connection.recv_id not in bridge.recv_ids:
             bridge.recv_ids = (*bridge.recv_ids, connection.recv_id)
             self.bridges[addr, connection.recv_id] = bridge
-            self._on_connections_changed()
+            if self._flood is not None:
+                self._flood.on_connections_changed()
         self.loop.mark_dirty(bridge)
         return True
 
